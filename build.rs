@@ -1,0 +1,2 @@
+//! Builds the C++ shim of the embedded runtime.
+fn main() {}

@@ -1,0 +1,135 @@
+//! The only unit of memory: a count of bytes that parses as people type it and prints as llama.cpp prints it.
+
+use std::fmt;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A number of bytes. Serialised as an integer, never rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Bytes(pub u64);
+
+/// One MiB: 2^20 bytes.
+pub const MIB: u64 = 1 << 20;
+/// One GiB: 2^30 bytes.
+pub const GIB: u64 = 1 << 30;
+
+impl Bytes {
+    /// `n` MiB.
+    pub const fn mib(n: u64) -> Self {
+        Self(n * MIB)
+    }
+
+    /// The count in MiB, for display and ratios only.
+    #[expect(clippy::cast_precision_loss, reason = "a display value")]
+    pub fn in_mib(self) -> f64 {
+        self.0 as f64 / MIB as f64
+    }
+
+    /// The sum, or `None` past 2^64.
+    pub fn checked_add(self, other: Self) -> Option<Self> {
+        self.0.checked_add(other.0).map(Self)
+    }
+
+    /// The difference, at least zero.
+    #[must_use]
+    pub const fn saturating_sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
+    /// Rounded up to a multiple of `alignment`, which must be a power of two (ggml: `GGML_PAD`).
+    #[must_use]
+    pub const fn padded(self, alignment: u64) -> Self {
+        Self((self.0 + alignment - 1) & !(alignment - 1))
+    }
+}
+
+impl Add for Bytes {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+}
+
+impl AddAssign for Bytes {
+    fn add_assign(&mut self, other: Self) {
+        self.0 += other.0;
+    }
+}
+
+impl Sum for Bytes {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(Self(0), |a, b| a + b)
+    }
+}
+
+/// MiB below 1 GiB, else GiB, with two decimals.
+impl fmt::Display for Bytes {
+    #[expect(clippy::cast_precision_loss, reason = "a display value")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 < GIB {
+            f.pad(&format!("{:.2} MiB", self.in_mib()))
+        } else {
+            f.pad(&format!("{:.2} GiB", self.0 as f64 / GIB as f64))
+        }
+    }
+}
+
+/// A size that cannot be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is not a size: write it as 97G or 97GiB (2^30), 97GB (10^9), 24576M, 0.5G, or plain bytes")]
+pub struct ParseBytesError(String);
+
+/// `97G` and `97GiB` are 97·2^30, `97GB` is 97·10^9 (llama.cpp users write MiB = 2^20).
+impl FromStr for Bytes {
+    type Err = ParseBytesError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || ParseBytesError(text.to_string());
+        let trimmed = text.trim();
+        let binary = match trimmed.char_indices().next_back() {
+            Some((at, 'k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T')) => {
+                format!("{}{}iB", &trimmed[..at], trimmed[at..].to_uppercase())
+            }
+            _ => trimmed.to_string(),
+        };
+        let parsed = byte_unit::Byte::parse_str(&binary, true).map_err(|_| refuse())?;
+        Ok(Self(parsed.as_u64()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_parse_as_the_contract_says() {
+        for (text, bytes) in [
+            ("97G", 97 * GIB),
+            ("97GiB", 97 * GIB),
+            ("97GB", 97_000_000_000),
+            ("24576M", 24 * GIB),
+            ("0.5G", GIB / 2),
+            ("12345", 12345),
+            ("81079m", 81079 * MIB),
+            ("0", 0),
+        ] {
+            assert_eq!(text.parse::<Bytes>().map(|b| b.0), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in ["", "G", "-1G", "1.5.2G", "12 bananas", "99999999999T"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn padding_rounds_up() {
+        assert_eq!(Bytes(1).padded(128), Bytes(128));
+        assert_eq!(Bytes(128).padded(128), Bytes(128));
+    }
+}

@@ -1,0 +1,1 @@
+//! The check document: what a command line would do.

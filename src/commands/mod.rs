@@ -1,0 +1,80 @@
+//! One file a command: load, compute, render. [I/O]
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use anyhow::Context as _;
+
+use crate::cli::{Command, Format, Global};
+
+/// How a command ended when nothing went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0.
+    Yes,
+    /// Exit code 1: a real no (does not fit, outside tolerance, expectation not met).
+    No,
+}
+
+/// Where the answer goes and how it is written.
+#[derive(Debug)]
+pub struct Output {
+    /// The options of every command.
+    pub global: Global,
+}
+
+impl Output {
+    /// Writes the answer: to the file of `-o`, or to standard output. A broken pipe is success.
+    pub fn answer(&self, text: &str) -> anyhow::Result<()> {
+        let mut text = text.to_string();
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        if let Some(path) = &self.global.output {
+            return std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()));
+        }
+        match anstream::stdout().write_all(text.as_bytes()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("cannot write to standard output"),
+        }
+    }
+
+    /// Writes a document as JSON.
+    pub fn json(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.answer(&serde_json::to_string_pretty(document)?)
+    }
+
+    /// Says something to the person, on standard error; silent with `-q`.
+    pub fn say(&self, text: &str) {
+        if !self.global.quiet {
+            let mut line = String::new();
+            let _ = writeln!(line, "{text}");
+            let _ = anstream::stderr().write_all(line.as_bytes());
+        }
+    }
+
+    /// The format asked for.
+    pub fn format(&self) -> Format {
+        self.global.format()
+    }
+}
+
+/// Runs the command that was typed.
+pub fn run(command: Command, _output: &Output) -> anyhow::Result<Outcome> {
+    match command {}
+}
+
+/// Prints an error and what caused it, strangers' text escaped, then a hint where one is known.
+pub fn print_error(error: &anyhow::Error) {
+    let chain: Vec<String> =
+        error.chain().map(|cause| crate::escape::terminal(&cause.to_string()).into_owned()).collect();
+    let _ = writeln!(anstream::stderr(), "error: {}", chain.join(": "));
+    if let Some(hint) = hint(error) {
+        let _ = writeln!(anstream::stderr(), "hint: {}", crate::escape::terminal(&hint));
+    }
+}
+
+/// What to try after an error, where the error knows.
+fn hint(_error: &anyhow::Error) -> Option<String> {
+    None
+}

@@ -1,0 +1,1 @@
+//! One GGUF header from bytes: bounded, checked, nothing trusted.

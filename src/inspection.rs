@@ -1,0 +1,1 @@
+//! The inspect document: what a model is, in numbers.

@@ -1,0 +1,26 @@
+//! The `moeplan` program: parse, run, print the error chain and hints, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use moeplan::cli::{Cli, Color};
+use moeplan::commands::{self, Outcome, Output};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.global.color {
+        Color::Auto => {}
+        Color::Always => anstream::ColorChoice::Always.write_global(),
+        Color::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    let output = Output { global: cli.global };
+    match commands::run(cli.command, &output) {
+        Ok(Outcome::Yes) => ExitCode::SUCCESS,
+        Ok(Outcome::No) => ExitCode::from(1),
+        Err(error) => {
+            commands::print_error(&error);
+            ExitCode::from(2)
+        }
+    }
+}

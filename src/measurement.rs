@@ -1,0 +1,1 @@
+//! A measurement and its comparison with a prediction.

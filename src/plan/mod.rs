@@ -1,0 +1,1 @@
+//! Choosing a placement for a budget, and the command that gives it.

@@ -1,0 +1,1 @@
+//! Rendering: the same tables as text and Markdown. Renderers never compute.

@@ -1,0 +1,1 @@
+//! Running llama.cpp: the embedded engine in a child process. [I/O]

@@ -1,0 +1,1 @@
+//! Header-faithful GGUF files of known models: holes, random weights, tiny siblings.
