@@ -1,6 +1,32 @@
 //! What can be typed: one clap definition; each command's own flags are beside its code in `commands/`.
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand, ValueEnum};
+
+/// llama.cpp's short flags of several letters, and the long names that clap knows them by.
+const SHORT_FLAGS: [(&str, &str); 7] = [
+    ("-ub", "--ubatch-size"),
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-np", "--parallel"),
+    ("-fa", "--flash-attn"),
+    ("-lm", "--load-mode"),
+    ("-ot", "--override-tensor"),
+];
+
+/// The words of a command line with llama.cpp's short flags made long; what follows `--` is left alone.
+pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut rest_is_verbatim = false;
+    words
+        .into_iter()
+        .map(|word| {
+            rest_is_verbatim |= word == "--";
+            let known = SHORT_FLAGS.iter().find(|(short, _)| !rest_is_verbatim && word == *short);
+            known.map_or(word, |(_, long)| OsString::from(long))
+        })
+        .collect()
+}
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, Parser)]
@@ -69,3 +95,22 @@ pub enum Color {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn short_flags_become_long_ones_up_to_the_double_dash() {
+        let words = ["moeplan", "plan", "-ub", "2048", "--", "llama-server", "-ub", "1"].map(OsString::from);
+        let long = long_flags(words);
+        assert_eq!(long[2], "--ubatch-size");
+        assert_eq!(long[6], "-ub");
+    }
+}
