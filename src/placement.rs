@@ -1,6 +1,11 @@
 //! llama.cpp's law of placement: the buffer of every tensor for a launch on a machine.
 
+use std::collections::BTreeMap;
+
 use crate::bytes::Bytes;
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::run::RunConfig;
 
 /// A kind of buffer of llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,4 +40,29 @@ pub struct Placement {
     pub layers: Vec<Option<u16>>,
     /// `Machine::devices` that take part, in llama.cpp's order (after `--device`, `-sm none`).
     pub devices: Vec<u16>,
+}
+
+/// Why llama.cpp would not load the model so, or moeplan cannot say.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `--device` or an override names a device that the machine does not have.
+    #[error("`{flag}` names `{name}`, which this machine does not have; known: {known}")]
+    UnknownDevice {
+        /// The flag.
+        flag: String,
+        /// What it names.
+        name: String,
+        /// What could be named, comma separated.
+        known: String,
+    },
+}
+
+/// Where llama.cpp b11434 puts every tensor of `model` on `machine` for `run`.
+pub fn place(_model: &Model, _machine: &Machine, _run: &RunConfig) -> Result<Placement, Error> {
+    Ok(Placement { copies: Vec::new(), layers: Vec::new(), devices: Vec::new() })
+}
+
+/// Model bytes by memory-table key (`CUDA0`, `Host`, `CPU_REPACK`): each tensor padded to its buffer's alignment.
+pub fn model_bytes(_placement: &Placement, _model: &Model, _machine: &Machine) -> BTreeMap<String, Bytes> {
+    BTreeMap::new()
 }
