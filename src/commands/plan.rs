@@ -1,17 +1,17 @@
 //! `moeplan plan`: the launch that fits a budget.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context as _;
 
-use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::commands::machine::MachineArgs;
 use crate::commands::{Outcome, Output, load};
-use crate::gguf::GgmlType;
 use crate::model::Model;
 use crate::plan::solver::Strategy;
 use crate::plan::{self, ContextChoice, Plan, Request, Turn, rule_file};
 use crate::report;
-use crate::run::{FlashAttn, LoadMode, Override, RunConfig};
+use crate::run::Override;
 
 /// Find the placement that fits a budget, and print the command for it.
 #[derive(Debug, clap::Args)]
@@ -42,25 +42,25 @@ pub struct PlanOptions {
     pub ctx_size: Option<ContextChoice>,
     /// Logical batch size (llama.cpp: -b).
     #[arg(short = 'b', long, value_name = "N")]
-    pub batch_size: Option<u32>,
+    pub batch_size: Option<String>,
     /// Physical batch size (llama.cpp: -ub; moeplan also takes `-ub`).
     #[arg(long, value_name = "N")]
-    pub ubatch_size: Option<u32>,
+    pub ubatch_size: Option<String>,
     /// Type of the K cache (llama.cpp: -ctk).
-    #[arg(long, value_name = "TYPE", value_parser = cache_type)]
-    pub cache_type_k: Option<GgmlType>,
+    #[arg(long, value_name = "TYPE")]
+    pub cache_type_k: Option<String>,
     /// Type of the V cache (llama.cpp: -ctv).
-    #[arg(long, value_name = "TYPE", value_parser = cache_type)]
-    pub cache_type_v: Option<GgmlType>,
+    #[arg(long, value_name = "TYPE")]
+    pub cache_type_v: Option<String>,
     /// Slots of the server (llama.cpp: -np) [default: 1].
     #[arg(long, value_name = "N")]
-    pub parallel: Option<u32>,
+    pub parallel: Option<String>,
     /// Flash attention (llama.cpp: -fa).
-    #[arg(long, value_name = "on|off|auto", value_parser = flash_attn)]
-    pub flash_attn: Option<FlashAttn>,
+    #[arg(long, value_name = "on|off|auto")]
+    pub flash_attn: Option<String>,
     /// How the file is read (llama.cpp: -lm).
-    #[arg(long, value_name = "MODE", value_parser = load_mode)]
-    pub load_mode: Option<LoadMode>,
+    #[arg(long, value_name = "MODE")]
+    pub load_mode: Option<String>,
     /// Your own overrides, tried first (llama.cpp: -ot).
     #[arg(long, value_name = "PATTERN=BUFFER,…", action = clap::ArgAction::Append)]
     pub override_tensor: Vec<String>,
@@ -100,40 +100,17 @@ fn context_choice(text: &str) -> Result<ContextChoice, String> {
     }
 }
 
-fn cache_type(text: &str) -> Result<GgmlType, String> {
-    const ALLOWED: [&str; 9] = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];
-    let known = ALLOWED.contains(&text).then(|| GgmlType::from_name(text)).flatten();
-    known.ok_or_else(|| format!("llama.cpp's cache types are {}", ALLOWED.join(", ")))
-}
-
-fn flash_attn(text: &str) -> Result<FlashAttn, String> {
-    match text {
-        "on" => Ok(FlashAttn::On),
-        "off" => Ok(FlashAttn::Off),
-        "auto" => Ok(FlashAttn::Auto),
-        _ => Err("write on, off or auto".to_string()),
-    }
-}
-
-fn load_mode(text: &str) -> Result<LoadMode, String> {
-    LoadMode::from_name(text).ok_or_else(|| "write auto, none, mmap, mlock, mmap+mlock or dio".to_string())
-}
-
 impl PlanOptions {
     /// What the options mean for `model`.
     pub fn request(&self, model: &Model) -> anyhow::Result<Request> {
-        let mut run = RunConfig::default();
-        run.overrides = self.overrides(model)?;
-        set(&mut run.n_batch, self.batch_size);
-        set(&mut run.n_ubatch, self.ubatch_size);
+        let parsed = crate::run::parse::command(&self.words(), &BTreeMap::new())?;
+        let mut run = parsed.run;
         if self.batch_size.is_none() {
             run.n_batch = run.n_batch.max(run.n_ubatch);
         }
-        set(&mut run.type_k, self.cache_type_k);
-        set(&mut run.type_v, self.cache_type_v);
-        set(&mut run.flash_attn, self.flash_attn);
-        set(&mut run.load_mode, self.load_mode);
-        run.n_parallel = self.parallel;
+        if let Some(name) = &self.rules {
+            run.overrides.extend(rule_overrides(name, model)?);
+        }
         Ok(Request {
             run,
             context: self.ctx_size.unwrap_or(ContextChoice::Turn),
@@ -143,31 +120,36 @@ impl PlanOptions {
         })
     }
 
-    /// The user's overrides: `-ot`, then the rule file.
-    fn overrides(&self, model: &Model) -> anyhow::Result<Vec<Override>> {
-        let mut overrides = Vec::new();
-        for value in &self.override_tensor {
-            overrides.extend(crate::run::parse::overrides(value, "-ot")?);
+    /// The options that are llama.cpp's own, as the command line they would be.
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["llama-server".to_string()];
+        for (flag, value) in [
+            ("-b", &self.batch_size),
+            ("-ub", &self.ubatch_size),
+            ("-ctk", &self.cache_type_k),
+            ("-ctv", &self.cache_type_v),
+            ("-np", &self.parallel),
+            ("-fa", &self.flash_attn),
+            ("-lm", &self.load_mode),
+        ] {
+            words.extend(value.iter().flat_map(|value| [flag.to_string(), value.clone()]));
         }
-        if let Some(name) = &self.rules {
-            let built_in = rule_file::BUILT_IN.iter().find(|(known, _)| known == name).map(|(_, text)| (*text).to_string());
-            let text = match built_in {
-                Some(text) => text,
-                None => std::fs::read_to_string(name).with_context(|| {
-                    let known: Vec<&str> = rule_file::BUILT_IN.iter().map(|(name, _)| *name).collect();
-                    format!("--rules `{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
-                })?,
-            };
-            overrides.extend(rule_file::overrides(&rule_file::parse(name, &text)?, model));
-        }
-        Ok(overrides)
+        words.extend(self.override_tensor.iter().flat_map(|value| ["-ot".to_string(), value.clone()]));
+        words
     }
 }
 
-fn set<T>(place: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *place = value;
-    }
+/// The overrides of a built-in rule set or a rule file.
+fn rule_overrides(name: &str, model: &Model) -> anyhow::Result<Vec<Override>> {
+    let built_in = rule_file::BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_string());
+    let text = match built_in {
+        Some(text) => text,
+        None => std::fs::read_to_string(name).with_context(|| {
+            let known: Vec<&str> = rule_file::BUILT_IN.iter().map(|(name, _)| *name).collect();
+            format!("--rules `{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
+        })?,
+    };
+    Ok(rule_file::overrides(&rule_file::parse(name, &text)?, model))
 }
 
 /// Loads the model and makes the plan.
@@ -196,6 +178,3 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     }
     Ok(if plan.check.fits { Outcome::Yes } else { Outcome::No })
 }
-
-/// The margin kept free where nothing was measured: the contract's 256 MiB.
-pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);

@@ -12,7 +12,6 @@ use serde::Serialize;
 use crate::bytes::Bytes;
 use crate::checkup::Checkup;
 use crate::machine::Machine;
-use crate::memory;
 use crate::model::Model;
 use crate::placement::{self, Buffer};
 use crate::rules::Role;
@@ -146,7 +145,7 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         ContextChoice::Max => largest_context(&problem, &run)?,
     };
     let candidate = problem.solve(&run)?;
-    let args = run::args::arguments(&candidate.run);
+    let args = run::args::args(&candidate.run);
     replay(model, path, machine, &args, &candidate)?;
     let command = shlex::try_join(["llama-server", "-m", path].into_iter().chain(args.iter().map(String::as_str)))
         .unwrap_or_default();
@@ -233,11 +232,6 @@ fn expert_split(model: &Model, machine: &Machine, candidate: &Candidate) -> Expe
     split.blocks_with_experts_on_host = on_host.len();
     split.blocks_with_experts = blocks.len();
     split
-}
-
-/// The smallest number of bytes a device could be given for the plan to fit: what it takes now plus the margin.
-pub fn needed(plan: &Plan, device: &str) -> Bytes {
-    plan.check.memory.get(device).map_or(Bytes(0), memory::MemoryBreakdown::total) + plan.margin
 }
 
 #[cfg(test)]
