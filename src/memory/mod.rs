@@ -1,7 +1,9 @@
 //! Memory by device, in llama.cpp's words: predicted here, measured in `runtime`, one type for both.
 
 pub mod caches;
+pub mod compute;
 pub mod context_hparams;
+mod formula;
 pub mod overhead;
 
 use std::collections::BTreeMap;
