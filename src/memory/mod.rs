@@ -1,8 +1,10 @@
 //! Memory by device, in llama.cpp's words: predicted here, measured in `runtime`, one type for both.
 
 pub mod caches;
+pub mod compute;
 pub mod context;
 pub mod context_hparams;
+mod formula;
 pub mod overhead;
 
 use std::collections::BTreeMap;
