@@ -1,15 +1,60 @@
 //! A GGUF model's header: its files opened and joined, every check that llama.cpp makes, no tensor data read. [I/O]
 
+pub mod cursor;
+pub mod error;
 pub mod ggml_type;
 pub mod reader;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::bytes::Bytes;
+pub use error::{Error, ErrorKind};
 pub use ggml_type::GgmlType;
+
+/// Opens a model: a file, any shard of a split one (all are joined), or a directory that holds one model.
+///
+/// Only header bytes are read.
+pub fn open(path: &Path) -> Result<Gguf, Error> {
+    let (header, file) = open_file(path)?;
+    Ok(Gguf { files: vec![file], header })
+}
+
+/// One file's header, its tensors as shard 0.
+fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
+    let error = |kind| Error { path: path.to_path_buf(), offset: None, kind };
+    let io = |cause| error(ErrorKind::Io(cause));
+    let file = File::open(path).map_err(io)?;
+    let before = file.metadata().map_err(io)?;
+    if !before.is_file() {
+        return Err(error(ErrorKind::NotAFile));
+    }
+    if before.len() == 0 {
+        return Err(error(ErrorKind::Empty));
+    }
+    let header = {
+        let map = map(&file).map_err(io)?;
+        Header::read(&map, before.len()).map_err(|fault| fault.in_file(path))
+    };
+    let after = file.metadata().map_err(io)?;
+    if after.len() != before.len() || after.modified().ok() != before.modified().ok() {
+        return Err(error(ErrorKind::Changed { before: before.len(), after: after.len() }));
+    }
+    Ok((header?, ModelFile { path: path.to_path_buf(), bytes: Bytes(before.len()) }))
+}
+
+/// The file as memory; only the pages that are looked at, the header's, are read.
+#[expect(unsafe_code, reason = "memmap2 cannot know what other processes do to the file")]
+fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
+    // SAFETY: the map is read-only, private to `open_file`, and gone before it returns. Nothing borrowed from it
+    // outlives it: `Header` owns its text. If another process writes to the file meanwhile, the bytes may be any
+    // bytes, which the reader expects of every file (and `open_file` then refuses them by length and time); if one
+    // cuts the file shorter, the system ends this process (SIGBUS), as it would llama.cpp with the same file.
+    unsafe { memmap2::MmapOptions::new().map(file) }
+}
 
 /// The joined header of a model and the files it came from.
 #[derive(Debug, Clone)]

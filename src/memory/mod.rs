@@ -1,5 +1,9 @@
 //! Memory by device, in llama.cpp's words: predicted here, measured in `runtime`, one type for both.
 
+pub mod caches;
+pub mod context_hparams;
+pub mod overhead;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
