@@ -68,4 +68,10 @@ pub enum Color {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
+    Verify(crate::commands::verify::Args),
+    /// Run llama.cpp for another moeplan (questions on standard input).
+    #[command(hide = true)]
+    Worker(crate::commands::worker::Args),
+}

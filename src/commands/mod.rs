@@ -1,5 +1,8 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod verify;
+pub mod worker;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -60,8 +63,11 @@ impl Output {
 }
 
 /// Runs the command that was typed.
-pub fn run(command: Command, _output: &Output) -> anyhow::Result<Outcome> {
-    match command {}
+pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Verify(args) => verify::run(&args, output),
+        Command::Worker(args) => worker::run(&args),
+    }
 }
 
 /// Prints an error and what caused it, strangers' text escaped, then a hint where one is known.
@@ -75,6 +81,6 @@ pub fn print_error(error: &anyhow::Error) {
 }
 
 /// What to try after an error, where the error knows.
-fn hint(_error: &anyhow::Error) -> Option<String> {
-    None
+fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint())
 }
