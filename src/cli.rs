@@ -1,8 +1,8 @@
-//! What can be typed: one clap definition; each command's own flags are beside its code in `commands/`.
+//! What every command understands: formats, colour, llama.cpp's short flags. Each command's own flags are in `commands/`.
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::ValueEnum;
 
 /// llama.cpp's short flags of several letters, and the long names that clap knows them by.
 const SHORT_FLAGS: [(&str, &str); 7] = [
@@ -26,18 +26,6 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
             known.map_or(word, |(_, long)| OsString::from(long))
         })
         .collect()
-}
-
-/// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
-#[derive(Debug, Parser)]
-#[command(version, about, arg_required_else_help = true, propagate_version = true)]
-pub struct Cli {
-    /// Options of every command.
-    #[command(flatten)]
-    pub global: Global,
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
 }
 
 /// Options of every command.
@@ -92,19 +80,9 @@ pub enum Color {
     Never,
 }
 
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub enum Command {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
-
-    #[test]
-    fn the_definition_is_sound() {
-        Cli::command().debug_assert();
-    }
 
     #[test]
     fn short_flags_become_long_ones_up_to_the_double_dash() {
