@@ -209,7 +209,9 @@ pub enum ErrorKind {
         expected: u64,
     },
     /// Data that is not there.
-    #[error("{missing} bytes of tensor data are missing at the end: the file has {found} of {expected} bytes (`{tensor}` is the first tensor that is cut)")]
+    #[error(
+        "{missing} bytes of tensor data are missing at the end: the file has {found} of {expected} bytes (`{tensor}` is the first tensor that is cut)"
+    )]
     DataCut {
         /// Bytes that are missing.
         missing: u64,
@@ -309,7 +311,9 @@ impl Error {
             }
             ErrorKind::MissingShard { count, .. } => format!("put all {count} shards into one directory"),
             ErrorKind::ShardName { number, count } => {
-                format!("give the file its name back: llama.cpp finds shards by `<model>-{number:05}-of-{count:05}.gguf`")
+                format!(
+                    "give the file its name back: llama.cpp finds shards by `<model>-{number:05}-of-{count:05}.gguf`"
+                )
             }
             ErrorKind::OtherModel { .. } | ErrorKind::ShardNumber { .. } | ErrorKind::TensorsCount { .. } => {
                 "the shards are of different uploads or were renamed: get all of them from one place".into()
@@ -329,7 +333,9 @@ fn magic_hint(found: &str) -> &'static str {
     match found {
         "lmgg" | "ggml" | "tjgg" | "fmgg" => "this is a model of before GGUF (2023): get it as GGUF",
         "vers" => "this is a Git LFS pointer: run `git lfs pull`",
-        _ if found.starts_with("PK") => "this is a zip or PyTorch file: convert it with llama.cpp's convert_hf_to_gguf.py",
+        _ if found.starts_with("PK") => {
+            "this is a zip or PyTorch file: convert it with llama.cpp's convert_hf_to_gguf.py"
+        }
         _ if found.contains('<') => "this is a web page: the download got an answer for browsers",
         _ => "pass a .gguf file (safetensors are converted with llama.cpp's convert_hf_to_gguf.py)",
     }

@@ -122,13 +122,7 @@ fn read_count(cursor: &mut Cursor<'_>, what: &'static str, smallest: u64) -> Res
     Ok(count)
 }
 
-fn check_count(
-    cursor: &Cursor<'_>,
-    offset: u64,
-    what: &'static str,
-    count: u64,
-    smallest: u64,
-) -> Result<(), Fault> {
+fn check_count(cursor: &Cursor<'_>, offset: u64, what: &'static str, count: u64, smallest: u64) -> Result<(), Fault> {
     let remaining = cursor.remaining();
     let most = remaining.checked_div(smallest).unwrap_or(0);
     if count > most {
@@ -261,11 +255,7 @@ impl ValueType {
 }
 
 /// A value and the type that the file gives it (of an array, its elements').
-fn read_typed_value(
-    cursor: &mut Cursor<'_>,
-    key: &[u8],
-    left_to_keep: &mut u64,
-) -> Result<(ValueType, Value), Fault> {
+fn read_typed_value(cursor: &mut Cursor<'_>, key: &[u8], left_to_keep: &mut u64) -> Result<(ValueType, Value), Fault> {
     if let Some(ty) = ValueType::read(cursor)? {
         return Ok((ty, ty.read_value(cursor)?));
     }
@@ -332,14 +322,14 @@ fn read_tensor(cursor: &mut Cursor<'_>, name: &[u8]) -> Result<TensorInfo, Fault
     for (index, dimension) in (0..n_dims).zip(&mut shape) {
         let offset = cursor.offset();
         let value = cursor.number("a dimension", i64::from_le_bytes, i64::from_be_bytes)?;
-        *dimension = u64::try_from(value)
-            .map_err(|_| Fault { offset, kind: ErrorKind::NegativeDimension { index, value } })?;
+        *dimension =
+            u64::try_from(value).map_err(|_| Fault { offset, kind: ErrorKind::NegativeDimension { index, value } })?;
     }
     let too_large = || Fault { offset, kind: ErrorKind::TooLarge(shape) };
     let elements = elements(shape).ok_or_else(too_large)?;
     let type_offset = cursor.offset();
-    let ty = tensor_type(cursor.u32("the tensor's type")?, shape)
-        .map_err(|kind| Fault { offset: type_offset, kind })?;
+    let ty =
+        tensor_type(cursor.u32("the tensor's type")?, shape).map_err(|kind| Fault { offset: type_offset, kind })?;
     let bytes = ty.row_bytes(elements).map(Bytes).ok_or_else(too_large)?;
     let offset = cursor.u64("the tensor's offset")?;
     let name = String::from_utf8_lossy(name).into_owned();
