@@ -4,6 +4,7 @@
 
 pub mod bytes;
 pub mod escape;
+pub mod expectation;
 pub mod gguf;
 pub mod rules;
 pub mod hparams;

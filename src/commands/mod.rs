@@ -1,5 +1,6 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod inspect;
 pub mod plan;
 pub mod verify;
 pub mod worker;
@@ -26,6 +27,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
+    Inspect(inspect::Args),
     /// Find the placement that fits a budget, and print the command for it.
     Plan(Box<plan::PlanArgs>),
     /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
@@ -93,6 +96,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Plan(args) => plan::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
+        Command::Inspect(args) => inspect::run(&args, output),
     }
 }
 
@@ -108,5 +112,6 @@ pub fn print_error(error: &anyhow::Error) {
 
 /// What to try after an error, where the error knows.
 fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint())
+    let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
+    inspect::hint(error).or_else(of_runtime)
 }

@@ -3,4 +3,6 @@
 pub mod bar;
 pub mod memory;
 pub mod plan;
+pub mod inspection;
+pub mod number;
 pub mod table;
