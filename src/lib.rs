@@ -16,7 +16,6 @@ pub mod run;
 pub mod placement;
 pub mod memory;
 pub mod checkup;
-pub mod plan;
 pub mod runtime;
 pub mod measurement;
 pub mod cli;
