@@ -16,6 +16,7 @@ pub mod run;
 pub mod placement;
 pub mod memory;
 pub mod checkup;
+pub mod plan;
 pub mod runtime;
 pub mod measurement;
 pub mod cli;

@@ -1,6 +1,7 @@
 //! One file a command: load, compute, render. [I/O]
 
 pub mod inspect;
+pub mod plan;
 pub mod verify;
 pub mod worker;
 
@@ -28,6 +29,8 @@ pub struct Cli {
 pub enum Command {
     /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
     Inspect(inspect::Args),
+    /// Find the placement that fits a budget, and print the command for it.
+    Plan(Box<plan::PlanArgs>),
     /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
     /// Run llama.cpp for another moeplan (questions on standard input).
@@ -90,6 +93,7 @@ impl Output {
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
+        Command::Plan(args) => plan::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
