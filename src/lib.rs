@@ -4,12 +4,12 @@
 
 pub mod bytes;
 pub mod escape;
-pub mod expectation;
 pub mod gguf;
 pub mod rules;
 pub mod hparams;
 pub mod model;
 pub mod inspection;
+pub mod expectation;
 pub mod synth;
 pub mod machine;
 pub mod run;
