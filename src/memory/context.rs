@@ -143,7 +143,7 @@ pub fn describe(cache: &Cache) -> String {
         CacheKind::Indexer => "indexer",
         CacheKind::Csa => "compressed (4)",
         CacheKind::Hca => "compressed (128)",
-        CacheKind::CompressorState => "compressor state",
+        CacheKind::CsaState | CacheKind::HcaState | CacheKind::IndexerState => "compressor state",
         CacheKind::Recurrent => "recurrent state",
         CacheKind::PleState => "n-gram state",
     };

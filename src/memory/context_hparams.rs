@@ -39,6 +39,7 @@ pub struct ContextHParams {
 
 /// One layer's share of [`ContextHParams`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a layer, as llama_hparams keeps them")]
 pub struct LayerHParams {
     /// `attention.head_count`.
     pub n_head: u32,
@@ -287,13 +288,14 @@ impl ContextHParams {
         // GLM 5 and 5.1 have an indexer in every layer, GLM 5.2 in layers 0, 1, 2, 6, 10 … 74 (glm-dsa.cpp, b11434).
         let glm_5_2 = hparams.context_length >= 1 << 20;
         for (il, layer) in (0usize..).zip(&mut self.layers) {
-            let default = match architecture {
-                "glm-dsa" => !glm_5_2 || il < 2 || (il % 4 == 2 && il <= 74),
-                "glm5-next" | "deepseek32" => true,
-                _ => false,
+            let stated = stated.as_ref().map(|stated| stated.get(il).copied().unwrap_or(false));
+            layer.is_indexer_full = match architecture {
+                // The key is there, but nobody reads it: every layer has an indexer.
+                "deepseek32" => true,
+                "glm-dsa" => stated.unwrap_or(!glm_5_2 || il < 2 || (il % 4 == 2 && il <= 74)),
+                "glm5-next" => stated.unwrap_or(true),
+                _ => stated.unwrap_or(false),
             };
-            let flag = |stated: &Vec<bool>| stated.get(il).copied().unwrap_or(false);
-            layer.is_indexer_full = stated.as_ref().map_or(default, flag);
             layer.compress_ratio = ratios.get(il).copied().unwrap_or(0);
         }
         // Pooled indexers keep more than the key by token: glm5-next key, gate and pool, qwen4exp key and pool.
