@@ -173,7 +173,7 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
     let class = class(architecture, &hparams);
     // llama-context.cpp forces flash attention off for grok.
     let v_trans = run.flash_attn == FlashAttn::Off || architecture == "grok";
-    let snapshots = if ROLLBACK.contains(&architecture) { run.n_draft } else { 0 };
+    let snapshots = if ROLLBACK.contains(&architecture) { run.n_rs_seq } else { 0 };
     let builder = Builder { architecture, hparams: &hparams, run, numbers, v_trans, snapshots };
     let list = builder.list(class);
     Caches { list, class, hparams, v_trans }
