@@ -68,4 +68,7 @@ pub enum Color {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Write a GGUF with a faithful header of a known model.
+    Synth(crate::commands::synth::Args),
+}

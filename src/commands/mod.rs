@@ -1,5 +1,7 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod synth;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -60,8 +62,10 @@ impl Output {
 }
 
 /// Runs the command that was typed.
-pub fn run(command: Command, _output: &Output) -> anyhow::Result<Outcome> {
-    match command {}
+pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Synth(args) => synth::run(&args, output),
+    }
 }
 
 /// Prints an error and what caused it, strangers' text escaped, then a hint where one is known.

@@ -2,6 +2,7 @@
 
 pub mod ggml_type;
 pub mod reader;
+pub mod writer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
