@@ -2,6 +2,7 @@
 
 pub mod inspect;
 pub mod plan;
+pub mod synth;
 pub mod verify;
 pub mod worker;
 
@@ -31,6 +32,8 @@ pub enum Command {
     Inspect(inspect::Args),
     /// Find the placement that fits a budget, and print the command for it.
     Plan(Box<plan::PlanArgs>),
+    /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
+    Synth(synth::Args),
     /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
     /// Run llama.cpp for another moeplan (questions on standard input).
@@ -97,6 +100,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
+        Command::Synth(args) => synth::run(&args, output),
     }
 }
 
