@@ -30,6 +30,9 @@ pub struct Device {
     pub total: Bytes,
     /// What of it is free.
     pub free: Bytes,
+    /// What a process holds here beyond llama.cpp's own sums, at its peak; `None` = the built-in table's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<Bytes>,
 }
 
 impl Backend {

@@ -67,8 +67,12 @@ pub enum CacheKind {
     Csa,
     /// deepseek4's compressed keys, 128 tokens a cell.
     Hca,
-    /// deepseek4's state of a compressor: keys and scores.
-    CompressorState,
+    /// deepseek4's state of the compressor behind [`Self::Csa`]: keys and scores.
+    CsaState,
+    /// deepseek4's state of the compressor behind [`Self::Hca`].
+    HcaState,
+    /// deepseek4's state of the indexer's compressor.
+    IndexerState,
     /// Recurrent states: convolution (R) and state-space (S).
     Recurrent,
     /// The n-gram embedding's history (qwen4exp).
@@ -169,7 +173,7 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
     let class = class(architecture, &hparams);
     // llama-context.cpp forces flash attention off for grok.
     let v_trans = run.flash_attn == FlashAttn::Off || architecture == "grok";
-    let snapshots = if ROLLBACK.contains(&architecture) { run.n_draft } else { 0 };
+    let snapshots = if ROLLBACK.contains(&architecture) { run.n_rs_seq } else { 0 };
     let builder = Builder { architecture, hparams: &hparams, run, numbers, v_trans, snapshots };
     let list = builder.list(class);
     Caches { list, class, hparams, v_trans }
@@ -408,8 +412,8 @@ impl Builder<'_> {
             let cache = self.kv(kind, widths, (cells, streams), |_, l| l.compress_ratio == ratio);
             Cache { tokens_per_cell: Some(ratio), ..cache }
         };
-        let state = |n_embd: u64, rows: u32, ratio: u32| Cache {
-            kind: CacheKind::CompressorState,
+        let state = |kind, n_embd: u64, rows: u32, ratio: u32| Cache {
+            kind,
             cells: rows,
             n_stream: streams.saturating_mul(1 + self.snapshots),
             type_k: ggml_type::f32(),
@@ -427,9 +431,9 @@ impl Builder<'_> {
             compressed(CacheKind::Csa, &widths, csa),
             compressed(CacheKind::Hca, &widths, hca),
             compressed(CacheKind::Indexer, &indexer_widths, csa),
-            state(2 * head, 2 * csa, csa),
-            state(head, hca, hca),
-            state(2 * indexer, 2 * csa, csa),
+            state(CacheKind::CsaState, 2 * head, 2 * csa, csa),
+            state(CacheKind::HcaState, head, hca, hca),
+            state(CacheKind::IndexerState, 2 * indexer, 2 * csa, csa),
         ]
     }
 }
