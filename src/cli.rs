@@ -74,4 +74,6 @@ pub enum Command {
     /// Run llama.cpp for another moeplan (questions on standard input).
     #[command(hide = true)]
     Worker(crate::commands::worker::Args),
+    /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
+    Inspect(crate::commands::inspect::Args),
 }

@@ -1,5 +1,6 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod inspect;
 pub mod verify;
 pub mod worker;
 
@@ -67,6 +68,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
+        Command::Inspect(args) => inspect::run(&args, output),
     }
 }
 
@@ -82,5 +84,6 @@ pub fn print_error(error: &anyhow::Error) {
 
 /// What to try after an error, where the error knows.
 fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint())
+    let of_runtime = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<crate::runtime::Error>()?.hint();
+    error.chain().find_map(of_runtime).or_else(|| inspect::hint(error))
 }
