@@ -68,4 +68,7 @@ pub enum Color {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {}
+pub enum Command {
+    /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
+    Inspect(crate::commands::inspect::Args),
+}

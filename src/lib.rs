@@ -7,6 +7,7 @@ pub mod checkup;
 pub mod cli;
 pub mod commands;
 pub mod escape;
+pub mod expectation;
 pub mod gguf;
 pub mod hparams;
 pub mod inspection;

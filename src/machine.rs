@@ -89,6 +89,14 @@ impl Backend {
     }
 }
 
+impl Device {
+    /// `HOST:PORT` of an RPC device's server, where it is known.
+    pub fn endpoint(&self) -> Option<&str> {
+        let (_, rest) = self.buffer.split_once('[')?;
+        rest.strip_suffix(']').filter(|_| self.backend == Backend::Rpc)
+    }
+}
+
 /// The computer around the devices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Host {

@@ -1,5 +1,7 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod inspect;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -60,8 +62,10 @@ impl Output {
 }
 
 /// Runs the command that was typed.
-pub fn run(command: Command, _output: &Output) -> anyhow::Result<Outcome> {
-    match command {}
+pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Inspect(args) => inspect::run(&args, output),
+    }
 }
 
 /// Prints an error and what caused it, strangers' text escaped, then a hint where one is known.
@@ -75,6 +79,6 @@ pub fn print_error(error: &anyhow::Error) {
 }
 
 /// What to try after an error, where the error knows.
-fn hint(_error: &anyhow::Error) -> Option<String> {
-    None
+fn hint(error: &anyhow::Error) -> Option<String> {
+    inspect::hint(error)
 }

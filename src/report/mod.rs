@@ -1,1 +1,6 @@
 //! Rendering: the same tables as text and Markdown. Renderers never compute.
+
+pub mod bar;
+pub mod inspection;
+pub mod number;
+pub mod table;
