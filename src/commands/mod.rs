@@ -12,6 +12,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 
 use crate::cli::{Format, Global};
+use crate::model::Model;
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, clap::Parser)]
@@ -102,6 +103,11 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
     }
+}
+
+/// Opens a model's header and makes it a [`Model`].
+pub fn load(path: &std::path::Path) -> anyhow::Result<Model> {
+    Ok(Model::from_gguf(crate::gguf::open(path)?)?)
 }
 
 /// Prints an error and what caused it, strangers' text escaped, then a hint where one is known.
