@@ -71,4 +71,6 @@ pub enum Color {
 pub enum Command {
     /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
     Inspect(crate::commands::inspect::Args),
+    /// Say what a llama.cpp command line would do: memory by device, what goes where, whether it fits.
+    Check(crate::commands::check::Args),
 }

@@ -1,6 +1,8 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod check;
 pub mod inspect;
+pub mod machine;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -65,6 +67,7 @@ impl Output {
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
         Command::Inspect(args) => inspect::run(&args, output),
+        Command::Check(args) => check::run(&args, output),
     }
 }
 
