@@ -1,6 +1,8 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod check;
 pub mod inspect;
+pub mod machine;
 pub mod plan;
 pub mod synth;
 pub mod verify;
@@ -12,7 +14,6 @@ use std::io::Write as _;
 use anyhow::Context as _;
 
 use crate::cli::{Format, Global};
-use crate::model::Model;
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, clap::Parser)]
@@ -31,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
     Inspect(inspect::Args),
+    /// Say what a llama.cpp command line would do: memory by device, what goes where, whether it fits.
+    Check(Box<check::Args>),
     /// Find the placement that fits a budget, and print the command for it.
     Plan(Box<plan::PlanArgs>),
     /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
@@ -102,12 +105,8 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
+        Command::Check(args) => check::run(&args, output),
     }
-}
-
-/// Opens a model's header and makes it a [`Model`].
-pub fn load(path: &std::path::Path) -> anyhow::Result<Model> {
-    Ok(Model::from_gguf(crate::gguf::open(path)?)?)
 }
 
 /// Prints an error and what caused it, strangers' text escaped, then a hint where one is known.
