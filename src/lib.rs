@@ -4,18 +4,19 @@
 
 pub mod bytes;
 pub mod escape;
-pub mod expectation;
 pub mod gguf;
 pub mod rules;
 pub mod hparams;
 pub mod model;
 pub mod inspection;
+pub mod expectation;
 pub mod synth;
 pub mod machine;
 pub mod run;
 pub mod placement;
 pub mod memory;
 pub mod checkup;
+pub mod plan;
 pub mod runtime;
 pub mod measurement;
 pub mod cli;

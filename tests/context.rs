@@ -79,6 +79,7 @@ fn layers_on_one_card(n_slots: usize, n_gpu_layers: i32) -> (Machine, Placement)
         description: None,
         total: Bytes::mib(81079),
         free: Bytes::mib(81079),
+        overhead: None,
     };
     let on_host = n_slots.saturating_sub(usize::try_from(n_gpu_layers).unwrap_or(usize::MAX));
     let layers = (0..n_slots).map(|slot| (slot >= on_host).then_some(0)).collect();

@@ -35,10 +35,8 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 /// The modules of `lib.rs`, in its order.
 fn reading_order() -> Vec<String> {
     let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
-    let order: Vec<String> = lib
-        .lines()
-        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';').map(str::to_string))
-        .collect();
+    let order: Vec<String> =
+        lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';').map(str::to_string)).collect();
     assert!(order.len() > 10, "lib.rs lists the modules");
     order
 }
@@ -126,9 +124,10 @@ fn functions(text: &str) -> Vec<(String, usize)> {
     let mut found = Vec::new();
     for (at, line) in lines.iter().enumerate() {
         let code = line.trim_start();
-        let is_function = ["fn ", "pub fn ", "const fn ", "pub const fn ", "unsafe fn ", "pub(crate) fn ", "pub(super) fn "]
-            .iter()
-            .any(|start| code.starts_with(start));
+        let is_function =
+            ["fn ", "pub fn ", "const fn ", "pub const fn ", "unsafe fn ", "pub(crate) fn ", "pub(super) fn "]
+                .iter()
+                .any(|start| code.starts_with(start));
         if !is_function {
             continue;
         }

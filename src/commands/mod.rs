@@ -1,6 +1,10 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod check;
 pub mod inspect;
+pub mod machine;
+pub mod plan;
+pub mod synth;
 pub mod verify;
 pub mod worker;
 
@@ -28,6 +32,12 @@ pub struct Cli {
 pub enum Command {
     /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
     Inspect(inspect::Args),
+    /// Say what a llama.cpp command line would do: memory by device, what goes where, whether it fits.
+    Check(Box<check::Args>),
+    /// Find the placement that fits a budget, and print the command for it.
+    Plan(Box<plan::PlanArgs>),
+    /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
+    Synth(synth::Args),
     /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
     /// Run llama.cpp for another moeplan (questions on standard input).
@@ -90,9 +100,12 @@ impl Output {
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
+        Command::Plan(args) => plan::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
+        Command::Synth(args) => synth::run(&args, output),
+        Command::Check(args) => check::run(&args, output),
     }
 }
 

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 
+use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::commands::machine::MachineArgs;
-use crate::commands::{Outcome, Output, load};
+use crate::commands::{Outcome, Output, check};
 use crate::model::Model;
 use crate::plan::solver::Strategy;
 use crate::plan::{self, ContextChoice, Plan, Request, Turn, rule_file};
 use crate::report;
-use crate::run::Override;
+use crate::run::{Override, RunConfig};
+
+/// Kept free of every device where nothing was measured on it: room for what the prediction may be off.
+const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
 
 /// Find the placement that fits a budget, and print the command for it.
 #[derive(Debug, clap::Args)]
@@ -70,6 +74,9 @@ pub struct PlanOptions {
     /// What may be done with the routed experts.
     #[arg(long, value_enum, default_value_t = Strategy::Auto, value_name = "STRATEGY")]
     pub strategy: Strategy,
+    /// List every tensor: type, bytes, buffer, rule.
+    #[arg(long)]
+    pub tensors: bool,
     /// Tokens of the prompt of the turn to plan for.
     #[arg(long, default_value_t = 4096, value_name = "N")]
     pub prompt: u32,
@@ -115,8 +122,9 @@ impl PlanOptions {
             run,
             context: self.ctx_size.unwrap_or(ContextChoice::Turn),
             turn: Turn { prompt: self.prompt, generate: self.generate, depth: self.depth },
-            margin: self.machine.margin(),
+            margin: self.machine.margin.unwrap_or(MARGIN_UNCALIBRATED),
             strategy: self.strategy,
+            tensors: self.tensors,
         })
     }
 
@@ -155,9 +163,9 @@ fn rule_overrides(name: &str, model: &Model) -> anyhow::Result<Vec<Override>> {
 /// Loads the model and makes the plan.
 pub fn make(model: &std::path::Path, options: &PlanOptions) -> anyhow::Result<(Model, Plan)> {
     let model_path = model.display().to_string();
-    let model = load(model)?;
+    let model = check::load(model, &RunConfig::default())?;
     let request = options.request(&model)?;
-    let machine = options.machine.machine(&request.run)?;
+    let machine = options.machine.machine()?;
     let plan = plan::plan(&model, &model_path, &machine, &request)?;
     Ok((model, plan))
 }

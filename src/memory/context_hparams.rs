@@ -39,6 +39,7 @@ pub struct ContextHParams {
 
 /// One layer's share of [`ContextHParams`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a layer, as llama_hparams keeps them")]
 pub struct LayerHParams {
     /// `attention.head_count`.
     pub n_head: u32,

@@ -45,7 +45,10 @@ pub fn stem(name: &str, block: u32) -> Option<&str> {
 
 /// Every routed-expert tensor of the model that is loaded, by block and stem.
 pub fn universe(model: &Model, placement: &Placement) -> TensorSet {
-    loaded(model, placement).map(|(index, block, stem)| (index, (block, stem.to_string()))).map(|(_, key)| key).collect()
+    loaded(model, placement)
+        .map(|(index, block, stem)| (index, (block, stem.to_string())))
+        .map(|(_, key)| key)
+        .collect()
 }
 
 /// The blocks whose routed experts no rule of the user claims, in block order.
@@ -58,7 +61,8 @@ pub fn movable(model: &Model, placement: &Placement) -> Vec<ExpertBlock> {
         .map(|(_, block, stem)| (block, stem))
         .collect();
     let mut blocks: Vec<ExpertBlock> = Vec::new();
-    for (index, block, stem) in loaded(model, placement).filter(|(_, block, stem)| !claimed.contains(&(*block, *stem))) {
+    for (index, block, stem) in loaded(model, placement).filter(|(_, block, stem)| !claimed.contains(&(*block, *stem)))
+    {
         let bytes = model.tensors[index].bytes;
         let at = match blocks.iter().position(|known| known.block == block) {
             Some(at) => at,

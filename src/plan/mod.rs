@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::bytes::Bytes;
-use crate::checkup::Checkup;
+use crate::checkup::{self, Checkup};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::placement::{self, Buffer};
 use crate::rules::Role;
+use crate::run::parse::ParsedCommand;
 use crate::run::{self, Program, RunConfig};
 use solver::{Candidate, Problem, Strategy};
 
@@ -31,6 +32,8 @@ pub struct Request {
     pub margin: Bytes,
     /// What may be done with the routed experts.
     pub strategy: Strategy,
+    /// Whether the document lists every tensor.
+    pub tensors: bool,
 }
 
 /// How `-c` is chosen.
@@ -58,8 +61,9 @@ pub struct Turn {
 /// The `moeplan/plan/1` document: everything of `check` for the proposed command, and the command.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
-    /// `moeplan/plan/1`.
-    pub schema: &'static str,
+    /// What `check` answers for the command, under this document's own schema name.
+    #[serde(flatten)]
+    pub check: Checkup,
     /// Which model.
     pub model: ModelSummary,
     /// On which machine; `total` of a device is its budget.
@@ -74,9 +78,6 @@ pub struct Plan {
     pub command: String,
     /// Where the routed experts are.
     pub placement: ExpertSplit,
-    /// What `check` answers for the command.
-    #[serde(flatten)]
-    pub check: Checkup,
 }
 
 /// Which model a plan is for.
@@ -117,6 +118,12 @@ pub enum Error {
     /// The law or llama.cpp refuses the launch.
     #[error(transparent)]
     Solver(#[from] solver::Error),
+    /// What the plan's command would do cannot be told.
+    #[error(transparent)]
+    Check(#[from] checkup::Error),
+    /// No shell can be given the path.
+    #[error("the model's path holds a NUL character, which no command line can carry")]
+    Path,
     /// The emitted command cannot be read back.
     #[error(transparent)]
     Run(#[from] run::Error),
@@ -146,11 +153,14 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     };
     let candidate = problem.solve(&run)?;
     let args = run::args::args(&candidate.run);
-    replay(model, path, machine, &args, &candidate)?;
+    let parsed = replay(model, path, machine, &args, &candidate)?;
     let command = shlex::try_join(["llama-server", "-m", path].into_iter().chain(args.iter().map(String::as_str)))
-        .unwrap_or_default();
+        .map_err(|_| Error::Path)?;
+    let options = checkup::Options { margin: request.margin, tensors: request.tensors };
+    let mut check = checkup::check(model, machine, &parsed, options)?;
+    check.schema = "moeplan/plan/1";
     Ok(Plan {
-        schema: "moeplan/plan/1",
+        check,
         model: summary(model, path),
         machine: machine.clone(),
         margin: request.margin,
@@ -158,7 +168,6 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         args,
         command,
         placement: expert_split(model, machine, &candidate),
-        check: Checkup::of(model, machine, request.margin, &candidate.run, &candidate.placement, candidate.prediction),
     })
 }
 
@@ -184,7 +193,13 @@ fn largest_context(problem: &Problem, run: &RunConfig) -> Result<u32, Error> {
 }
 
 /// Reads the arguments back as llama-server would and demands the same placement.
-fn replay(model: &Model, path: &str, machine: &Machine, args: &[String], candidate: &Candidate) -> Result<(), Error> {
+fn replay(
+    model: &Model,
+    path: &str,
+    machine: &Machine,
+    args: &[String],
+    candidate: &Candidate,
+) -> Result<ParsedCommand, Error> {
     let words: Vec<String> =
         ["llama-server", "-m", path].into_iter().map(str::to_string).chain(args.iter().cloned()).collect();
     let parsed = run::parse::command(&words, &BTreeMap::new())?;
@@ -194,7 +209,7 @@ fn replay(model: &Model, path: &str, machine: &Machine, args: &[String], candida
     };
     match (0..model.tensors.len()).find(|at| copies(&placement, *at) != copies(&candidate.placement, *at)) {
         Some(at) => Err(Error::Replay { tensor: model.tensors[at].name.clone() }),
-        None => Ok(()),
+        None => Ok(parsed),
     }
 }
 

@@ -90,8 +90,9 @@ fn same_length(words: &BTreeSet<String>) -> Vec<String> {
     let mut alternatives: Vec<(String, String)> = Vec::new();
     for (digits, prefixes) in prefixes {
         let first = prefixes.first().cloned().unwrap_or_default();
-        alternatives
-            .extend(same_length(&prefixes).into_iter().map(|prefix| (first.clone(), format!("{prefix}{}", class(&digits)))));
+        alternatives.extend(
+            same_length(&prefixes).into_iter().map(|prefix| (first.clone(), format!("{prefix}{}", class(&digits)))),
+        );
     }
     alternatives.sort();
     alternatives.into_iter().map(|(_, text)| text).collect()

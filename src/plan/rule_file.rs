@@ -70,10 +70,10 @@ pub enum Error {
 
 /// Reads a rule file's text.
 pub fn parse(name: &str, text: &str) -> Result<RuleFile, Error> {
-    let file: RuleFile =
-        serde_yaml::from_str(text).map_err(|source| Error::Yaml { name: name.to_string(), source })?;
+    let file: RuleFile = serde_yaml::from_str(text).map_err(|source| Error::Yaml { name: name.to_string(), source })?;
     for (at, rule) in file.rules.iter().enumerate() {
-        rule.problem().map_or(Ok(()), |problem| Err(Error::Rule { name: name.to_string(), number: at + 1, problem }))?;
+        rule.problem()
+            .map_or(Ok(()), |problem| Err(Error::Rule { name: name.to_string(), number: at + 1, problem }))?;
     }
     Ok(file)
 }
@@ -92,9 +92,10 @@ impl PlacementRule {
             }
             _ => {}
         }
-        self.blocks.as_ref().filter(|blocks| block_numbers(blocks).is_none()).map(|blocks| {
-            format!("`{blocks}` is no list of blocks: write it as `0-13` or `0-3,8`")
-        })
+        self.blocks
+            .as_ref()
+            .filter(|blocks| block_numbers(blocks).is_none())
+            .map(|blocks| format!("`{blocks}` is no list of blocks: write it as `0-13` or `0-3,8`"))
     }
 
     fn claims(&self, tensor: &Tensor) -> bool {

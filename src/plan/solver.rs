@@ -288,10 +288,8 @@ fn slots(model: &Model, pilot: &Candidate) -> Vec<Slot> {
 /// Slots in proportion to the room, at least one each where there are enough, the remainder to the first devices.
 fn proportional(slots: usize, room: &[i128]) -> Vec<usize> {
     let total: i128 = room.iter().map(|room| (*room).max(1)).sum();
-    let mut counts: Vec<usize> = room
-        .iter()
-        .map(|room| usize::try_from(slots as i128 * (*room).max(1) / total).unwrap_or(0))
-        .collect();
+    let mut counts: Vec<usize> =
+        room.iter().map(|room| usize::try_from(slots as i128 * (*room).max(1) / total).unwrap_or(0)).collect();
     let mut left = slots - counts.iter().sum::<usize>();
     let devices = counts.len();
     for at in (0..devices).cycle() {

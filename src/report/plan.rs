@@ -6,7 +6,7 @@ use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::escape;
 use crate::plan::Plan;
-use crate::report::memory::memory_table;
+use crate::report::checkup::memory;
 
 /// The plan as text or Markdown.
 pub fn render(plan: &Plan, format: Format) -> String {
@@ -15,7 +15,14 @@ pub fn render(plan: &Plan, format: Format) -> String {
     let shown = |name: &str| if text { escape::terminal(name).into_owned() } else { escape::markdown(name) };
     let name = plan.model.name.as_deref().unwrap_or(&plan.model.path);
     let run = &plan.check.run;
-    let _ = writeln!(out, "{}{}  {}  {}", if text { "" } else { "## " }, shown(name), shown(&plan.model.architecture), plan.model.bytes);
+    let _ = writeln!(
+        out,
+        "{}{}  {}  {}",
+        if text { "" } else { "## " },
+        shown(name),
+        shown(&plan.model.architecture),
+        plan.model.bytes
+    );
     let budgets: Vec<String> =
         plan.machine.devices.iter().map(|device| format!("{} of {}", device.total, shown(&device.name))).collect();
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
@@ -28,7 +35,7 @@ pub fn render(plan: &Plan, format: Format) -> String {
         run.n_seq_max,
         if run.n_seq_max == 1 { "" } else { "s" }
     );
-    let table = memory_table(&plan.check.memory, &plan.machine);
+    let table = memory(&plan.check);
     out += &if text { table.text() } else { table.markdown() };
     let _ = writeln!(out, "\n{}", experts(plan));
     let _ = writeln!(out, "{}\n", verdict(plan));
@@ -49,7 +56,9 @@ fn experts(plan: &Plan) -> String {
     }
     let devices: Vec<String> = split.by_device.iter().map(|(device, bytes)| format!("{bytes} on {device}")).collect();
     match (split.blocks_with_experts_on_host, devices.is_empty()) {
-        (0, _) => format!("Routed experts: all {} blocks on the device, {}", split.blocks_with_experts, devices.join(", ")),
+        (0, _) => {
+            format!("Routed experts: all {} blocks on the device, {}", split.blocks_with_experts, devices.join(", "))
+        }
         (_, true) => format!("Routed experts: {} on the host", split.routed_expert_bytes_on_host),
         (hosted, false) => format!(
             "Routed experts: {}; {} on the host ({hosted} of {} blocks, whole or in part)",
@@ -68,14 +77,22 @@ fn verdict(plan: &Plan) -> String {
             .devices
             .iter()
             .filter_map(|device| {
-                let used = plan.check.memory.get(&device.name)?.total();
-                Some(format!("{} left on {} beyond the margin", device.total.saturating_sub(used + plan.margin), device.name))
+                let used = plan.check.memory.get(&device.name)?.total;
+                Some(format!(
+                    "{} left on {} beyond the margin",
+                    device.total.saturating_sub(used + plan.margin),
+                    device.name
+                ))
             })
             .collect();
         if spare.is_empty() { "Fits".to_string() } else { format!("Fits: {}", spare.join(", ")) }
     } else {
-        let short: Vec<String> =
-            plan.check.shortfall.iter().map(|(device, bytes): (&String, &Bytes)| format!("{device} by {bytes}")).collect();
+        let short: Vec<String> = plan
+            .check
+            .shortfall
+            .iter()
+            .map(|(device, bytes): (&String, &Bytes)| format!("{device} by {bytes}"))
+            .collect();
         format!(
             "Does not fit, even with every routed expert that may move on the host: short on {}. Try a smaller -c or -ub, \
              -ctk q8_0 -ctv q8_0, or a smaller file",
