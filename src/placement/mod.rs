@@ -317,3 +317,6 @@ pub fn model_bytes(placement: &Placement, model: &Model, machine: &Machine) -> B
     }
     sums
 }
+
+#[cfg(test)]
+mod tests;
