@@ -22,7 +22,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// A flag and its value.
-    fn pair(&mut self, flag: &str, value: impl ToString) {
+    fn pair(&mut self, flag: &str, value: impl std::fmt::Display) {
         self.out.extend([flag.to_string(), value.to_string()]);
     }
 
@@ -242,7 +242,7 @@ mod tests {
         ) -> RunConfig {
             let overrides = patterns.into_iter().map(|(pattern, buffer)| Override { pattern, buffer, origin: "-ot".into() }).collect();
             let tensor_split = tensor_split.into_iter().map(|share| f32::from(share) / 8.0).collect();
-            RunConfig { n_gpu_layers, split_mode, main_gpu, tensor_split, devices, overrides, load_mode, ..run.clone() }
+            RunConfig { n_gpu_layers, split_mode, main_gpu, tensor_split, devices, load_mode, overrides, ..run.clone() }
         }
     }
 
@@ -251,7 +251,7 @@ mod tests {
             let [offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, embeddings] = on;
             let (n_draft, n_rs_seq) = if mtp { (n_draft, n_draft) } else { (0, 0) };
             let kv_unified_per_slot = per_slot;
-            RunConfig { offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, embeddings, n_draft, n_rs_seq, kv_unified_per_slot, ..run.clone() }
+            RunConfig { offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, kv_unified_per_slot, n_draft, n_rs_seq, embeddings, ..run.clone() }
         }
     }
 
