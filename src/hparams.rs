@@ -4,6 +4,52 @@
 
 use crate::gguf::{Metadata, Value};
 
+/// llama.cpp's `LLAMA_MAX_LAYERS` (`src/llama-hparams.h`, b11434).
+pub const MAX_BLOCKS: u32 = 512;
+/// llama.cpp's `LLAMA_MAX_EXPERTS` (`src/llama-hparams.h`, b11434).
+pub const MAX_EXPERTS: u32 = 1024;
+
+/// A key that llama.cpp would refuse.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A key without which llama.cpp loads nothing.
+    #[error("key `{key}` is missing")]
+    Missing {
+        /// The full key.
+        key: String,
+    },
+    /// A value of another kind.
+    #[error("key `{key}` is {found}, not a whole number of at most 32 bits")]
+    WrongType {
+        /// The full key.
+        key: String,
+        /// What is there, in words.
+        found: String,
+    },
+    /// A per-layer array that does not match the number of blocks.
+    #[error("key `{key}` has {found} values for {expected} blocks")]
+    WrongLength {
+        /// The full key.
+        key: String,
+        /// `block_count`.
+        expected: u32,
+        /// Elements of the array.
+        found: u64,
+    },
+    /// A value outside llama.cpp's limits.
+    #[error("key `{key}` is {found}: llama.cpp takes {low} to {high}")]
+    OutOfRange {
+        /// The full key.
+        key: String,
+        /// What is there.
+        found: u32,
+        /// The smallest value that loads.
+        low: u32,
+        /// The largest value that loads.
+        high: u32,
+    },
+}
+
 /// The keys that every architecture shares, typed; the others through [`HParams::u64`] and its siblings.
 /// Per-layer values (`head_count` …) have `block_count` entries, a scalar key repeated.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +91,55 @@ pub struct HParams {
 }
 
 impl HParams {
+    /// Everything that can be read, and every key that llama.cpp would refuse (the value then is 0 or the default).
+    pub fn read(architecture: &str, metadata: &Metadata) -> (Self, Vec<Error>) {
+        let base = Self { architecture: architecture.to_string(), metadata: metadata.clone(), ..Self::default() };
+        let mut keys = Keys { hparams: &base, errors: Vec::new() };
+        let context_length = keys.required("context_length");
+        let embedding_length = keys.required("embedding_length");
+        let stated_blocks = keys.required("block_count");
+        let block_count = keys.in_range("block_count", stated_blocks, 1, MAX_BLOCKS);
+        let stated_nextn = keys.scalar("nextn_predict_layers").unwrap_or(0);
+        let nextn_predict_layers = keys.in_range("nextn_predict_layers", stated_nextn, 0, block_count);
+        let (expert_count, expert_used_count) = keys.experts(block_count);
+        let layers = |keys: &mut Keys<'_>, key| keys.per_layer(key, block_count);
+        let feed_forward_length = layers(&mut keys, "feed_forward_length").unwrap_or_default();
+        let head_count = layers(&mut keys, "attention.head_count").unwrap_or_default();
+        let head_count_kv = layers(&mut keys, "attention.head_count_kv").unwrap_or_else(|| head_count.clone());
+        let expert_shared_count = keys.scalar("expert_shared_count");
+        // Models without attention heads have no head size (b11434 `load_hparams`: `n_head() > 0`).
+        let first = head_count.first().copied().unwrap_or(0);
+        let (mut key_length, mut value_length) = (0, 0);
+        if let Some(default) = embedding_length.checked_div(first) {
+            key_length = keys.scalar("attention.key_length").unwrap_or(default);
+            value_length = keys.scalar("attention.value_length").unwrap_or(default);
+        }
+        let key_length_swa = keys.scalar("attention.key_length_swa").unwrap_or(key_length);
+        let value_length_swa = keys.scalar("attention.value_length_swa").unwrap_or(value_length);
+        let vocab_size = keys.vocab_size();
+        let errors = keys.errors;
+        let all_zero = |length: Vec<u32>| if length.is_empty() { vec![0; block_count as usize] } else { length };
+        let hparams = Self {
+            block_count,
+            nextn_predict_layers,
+            context_length,
+            embedding_length,
+            vocab_size,
+            expert_count,
+            expert_used_count,
+            expert_shared_count,
+            feed_forward_length: all_zero(feed_forward_length),
+            head_count: all_zero(head_count),
+            head_count_kv: all_zero(head_count_kv),
+            key_length,
+            value_length,
+            key_length_swa,
+            value_length_swa,
+            ..base
+        };
+        (hparams, errors)
+    }
+
     /// The value of `<arch>.KEY`.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.metadata.get(&format!("{}.{key}", self.architecture))
@@ -52,11 +147,7 @@ impl HParams {
 
     /// The scalar integer `<arch>.KEY`; `None` where it is absent, negative or not an integer.
     pub fn u64(&self, key: &str) -> Option<u64> {
-        match self.value(key)? {
-            Value::U64(n) => Some(*n),
-            Value::I64(n) => u64::try_from(*n).ok(),
-            _ => None,
-        }
+        integer(self.value(key)?)
     }
 
     /// The scalar integer `<arch>.KEY` as `u32`, or 0.
@@ -64,8 +155,145 @@ impl HParams {
         self.u64(key).and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
     }
 
+    /// The scalar or array `<arch>.KEY` with one value a layer (a scalar repeated, booleans as 0 and 1);
+    /// `None` where it is absent or not of integers. The array's own length is kept.
+    pub fn u32_per_layer(&self, key: &str) -> Option<Vec<u32>> {
+        let narrow = |value: &Value| match value {
+            Value::Bool(yes) => Some(u32::from(*yes)),
+            other => integer(other).and_then(|n| u32::try_from(n).ok()),
+        };
+        match self.value(key)? {
+            Value::Array(values) => values.iter().map(narrow).collect(),
+            scalar => Some(vec![narrow(scalar)?; self.block_count as usize]),
+        }
+    }
+
     /// `block_count` less the NextN blocks (llama.cpp: `n_layer()`).
     pub fn n_layer(&self) -> u32 {
         self.block_count - self.nextn_predict_layers.min(self.block_count)
+    }
+}
+
+/// The non-negative integer of a value.
+fn integer(value: &Value) -> Option<u64> {
+    match value {
+        Value::U64(n) => Some(*n),
+        Value::I64(n) => u64::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+/// What a value is, in words.
+fn kind(value: &Value) -> String {
+    match value {
+        Value::U64(n) => n.to_string(),
+        Value::I64(n) => n.to_string(),
+        Value::F64(x) => format!("the fraction {x}"),
+        Value::Bool(_) => "a boolean".to_string(),
+        Value::String(_) => "text".to_string(),
+        Value::Array(values) => format!("an array of {}", values.len()),
+        Value::Counted { len } => format!("an array of {len}"),
+    }
+}
+
+/// Reads keys and keeps what is wrong with them.
+struct Keys<'a> {
+    hparams: &'a HParams,
+    errors: Vec<Error>,
+}
+
+impl Keys<'_> {
+    fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.hparams.architecture)
+    }
+
+    fn refuse(&mut self, key: &str, found: &Value) {
+        let error = Error::WrongType { key: self.full(key), found: kind(found) };
+        self.errors.push(error);
+    }
+
+    fn scalar(&mut self, key: &str) -> Option<u32> {
+        let hparams = self.hparams;
+        let value = hparams.value(key)?;
+        let number = integer(value).and_then(|n| u32::try_from(n).ok());
+        if number.is_none() {
+            self.refuse(key, value);
+        }
+        number
+    }
+
+    fn required(&mut self, key: &str) -> u32 {
+        if self.hparams.value(key).is_none() {
+            let key = self.full(key);
+            self.errors.push(Error::Missing { key });
+        }
+        self.scalar(key).unwrap_or(0)
+    }
+
+    /// `found` where it lies in the range, else an error (unless the key is missing: that is said already) and 0.
+    fn in_range(&mut self, key: &str, found: u32, low: u32, high: u32) -> u32 {
+        if (low..=high).contains(&found) {
+            return found;
+        }
+        if self.hparams.u64(key).is_some() {
+            let key = self.full(key);
+            self.errors.push(Error::OutOfRange { key, found, low, high });
+        }
+        0
+    }
+
+    /// One value a block (`get_key_or_arr` in `src/llama-model-loader.cpp`).
+    fn per_layer(&mut self, key: &str, block_count: u32) -> Option<Vec<u32>> {
+        let hparams = self.hparams;
+        let value = hparams.value(key)?;
+        let found = match value {
+            Value::Array(values) => values.len() as u64,
+            Value::Counted { len } => *len,
+            _ => u64::from(block_count),
+        };
+        if found != u64::from(block_count) {
+            let key = self.full(key);
+            self.errors.push(Error::WrongLength { key, expected: block_count, found });
+            return None;
+        }
+        let narrow = |value: &Value| integer(value).and_then(|n| u32::try_from(n).ok());
+        let layers = match value {
+            Value::Array(values) => values.iter().map(narrow).collect(),
+            scalar => narrow(scalar).map(|n| vec![n; block_count as usize]),
+        };
+        if layers.is_none() {
+            self.refuse(key, value);
+        }
+        layers
+    }
+
+    /// `expert_count` and `expert_used_count`, held to llama.cpp's limits.
+    fn experts(&mut self, block_count: u32) -> (u32, Vec<u32>) {
+        let none = vec![0; block_count as usize];
+        let stated = self.scalar("expert_count").unwrap_or(0);
+        let mut count = self.in_range("expert_count", stated, 0, MAX_EXPERTS);
+        let mut used = self.per_layer("expert_used_count", block_count).unwrap_or_else(|| none.clone());
+        // Dense models of these families state one expert (b11434 `load_hparams`).
+        if matches!(self.hparams.architecture.as_str(), "hunyuan_vl" | "hunyuan-dense") && count <= 1 {
+            (count, used) = (0, none);
+        }
+        let most = used.iter().copied().max().unwrap_or(0);
+        if block_count > 0 && most < u32::from(count > 0) && self.hparams.value("expert_used_count").is_none() {
+            let key = self.full("expert_used_count");
+            self.errors.push(Error::Missing { key });
+        } else if block_count > 0 && !(u32::from(count > 0)..=count).contains(&most) {
+            let key = self.full("expert_used_count");
+            self.errors.push(Error::OutOfRange { key, found: most, low: u32::from(count > 0), high: count });
+        }
+        (count, used)
+    }
+
+    fn vocab_size(&mut self) -> u32 {
+        let tokens = match self.hparams.metadata.get("tokenizer.ggml.tokens") {
+            Some(Value::Counted { len }) => u32::try_from(*len).ok(),
+            Some(Value::Array(values)) => u32::try_from(values.len()).ok(),
+            _ => None,
+        };
+        tokens.or_else(|| self.scalar("vocab_size")).unwrap_or(0)
     }
 }

@@ -1,13 +1,54 @@
 //! A model: the header made meaningful (hyper-parameters, roles, blocks, parameter counts).
 
 use crate::bytes::Bytes;
-use crate::gguf::{ByteOrder, GgmlType, Metadata, ModelFile};
-use crate::hparams::HParams;
-use crate::rules::Role;
+use crate::gguf::{ByteOrder, GgmlType, Gguf, Metadata, ModelFile, Value};
+use crate::hparams::{self, HParams};
+use crate::rules::{self, Role, RoleRules};
+
+/// A header that is no model to plan with.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A projector, an adapter, an importance matrix, a vocabulary.
+    #[error("{0}, not a model that runs by itself")]
+    Kind(FileKind),
+    /// A key that llama.cpp would refuse.
+    #[error(transparent)]
+    Key(#[from] hparams::Error),
+}
+
+/// What kind of GGUF file it is (`general.type`, else told from its keys and tensors).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileKind {
+    /// A model.
+    Model,
+    /// A model's vocabulary without its weights.
+    Vocabulary,
+    /// A vision or audio projector.
+    Mmproj,
+    /// A LoRA or control vector.
+    Adapter,
+    /// An importance matrix of llama-imatrix.
+    Imatrix,
+}
+
+impl std::fmt::Display for FileKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Model => "a model",
+            Self::Vocabulary => "a vocabulary without weights",
+            Self::Mmproj => "a multimodal projector (mmproj)",
+            Self::Adapter => "an adapter (LoRA or control vector)",
+            Self::Imatrix => "an importance matrix",
+        })
+    }
+}
 
 /// A model as llama.cpp would see it, without its weights.
 #[derive(Debug, Clone)]
 pub struct Model {
+    /// What kind of file it is.
+    pub kind: FileKind,
     /// `general.architecture`.
     pub architecture: String,
     /// `general.name`, untrusted text.
@@ -47,6 +88,82 @@ pub struct Tensor {
     pub shard: u16,
     /// From the start of that file (data section included): for file spans under mmap.
     pub file_offset: u64,
+}
+
+impl Model {
+    /// The model of a header that llama.cpp would load, as far as the header can tell.
+    pub fn from_gguf(gguf: Gguf) -> Result<Self, Error> {
+        let (model, refused) = Self::as_far_as_readable(gguf);
+        if model.kind != FileKind::Model {
+            return Err(Error::Kind(model.kind));
+        }
+        match refused.into_iter().next() {
+            Some(error) => Err(error.into()),
+            None => Ok(model),
+        }
+    }
+
+    /// What can be said of any GGUF file, and every key that llama.cpp would refuse.
+    pub fn as_far_as_readable(gguf: Gguf) -> (Self, Vec<hparams::Error>) {
+        let Gguf { files, header } = gguf;
+        let text = |key: &str| match header.metadata.get(key) {
+            Some(Value::String(text)) => Some(text.clone()),
+            _ => None,
+        };
+        let kind = kind_of(&header.metadata, header.tensors.is_empty());
+        let architecture = text("general.architecture").unwrap_or_default();
+        let (mut hparams, mut refused) = HParams::read(&architecture, &header.metadata);
+        if architecture.is_empty() {
+            refused = vec![hparams::Error::Missing { key: "general.architecture".to_string() }];
+        }
+        let names = header.tensors.iter().map(|tensor| tensor.name.as_str());
+        // b11434 `src/models/deepseek4.cpp`: files made without the MTP weights still state the count.
+        if architecture == "deepseek4" && !names.clone().any(|name| name.ends_with(".nextn.eh_proj.weight")) {
+            hparams.nextn_predict_layers = 0;
+        }
+        let roles = RoleRules::built_in(&architecture).roles(names);
+        let data_offset = header.data_offset;
+        let tensors = header.tensors.into_iter().zip(roles).map(|(info, role)| Tensor {
+            block: rules::block_of(&info.name),
+            role,
+            ty: info.ty,
+            shape: info.shape,
+            bytes: info.bytes,
+            shard: info.shard,
+            file_offset: data_offset + info.offset,
+            name: info.name,
+        });
+        let model = Self {
+            kind,
+            name: text("general.name"),
+            architecture,
+            files,
+            gguf_version: header.version,
+            byte_order: header.byte_order,
+            alignment: header.alignment,
+            hparams,
+            tensors: tensors.collect(),
+            metadata: header.metadata,
+        };
+        (model, refused)
+    }
+}
+
+/// From `general.type` (`gguf-py` writes it since 2024), else from what only such files have.
+fn kind_of(metadata: &Metadata, no_tensors: bool) -> FileKind {
+    let text = |key: &str| match metadata.get(key) {
+        Some(Value::String(text)) => text.as_str(),
+        _ => "",
+    };
+    match text("general.type") {
+        "mmproj" => FileKind::Mmproj,
+        "adapter" => FileKind::Adapter,
+        "imatrix" => FileKind::Imatrix,
+        _ if text("general.architecture") == "clip" => FileKind::Mmproj,
+        _ if matches!(text("general.architecture"), "controlvector" | "control_vector") => FileKind::Adapter,
+        _ if no_tensors => FileKind::Vocabulary,
+        _ => FileKind::Model,
+    }
 }
 
 impl Tensor {

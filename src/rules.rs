@@ -1,8 +1,11 @@
 //! Role rules: which tensor is what, from `rules/roles/*.yaml`.
 
+use std::collections::BTreeSet;
+
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-/// What a tensor is for.
+/// What a tensor is for. It says nothing about where llama.cpp puts it: that is the placement's matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -12,18 +15,240 @@ pub enum Role {
     SharedExpert,
     /// `ffn_gate_inp`, `exp_probs_b`, …
     Router,
-    /// Attention weights, their biases and norms inside attention.
+    /// Attention weights, their biases, sinks, compressors and indexers.
     Attention,
-    /// Dense feed-forward weights.
+    /// Dense feed-forward weights, the latent projections around experts included.
     DenseFfn,
-    /// Token (and position) embeddings: llama.cpp's INPUT class.
+    /// Token and position embeddings, per-layer ones too.
     TokenEmbd,
     /// `output` and what belongs to the output stage.
     Output,
-    /// Norms.
+    /// Every norm, wherever it sits.
     Norm,
     /// State-space, linear-attention and convolution weights.
     Recurrent,
     /// What no rule names.
     Other,
+}
+
+impl Role {
+    /// Every role, in the order of the documents.
+    pub const ALL: [Self; 10] = [
+        Self::RoutedExpert,
+        Self::SharedExpert,
+        Self::Router,
+        Self::Attention,
+        Self::DenseFfn,
+        Self::TokenEmbd,
+        Self::Output,
+        Self::Norm,
+        Self::Recurrent,
+        Self::Other,
+    ];
+
+    /// The name in documents and rule files.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::RoutedExpert => "routed_expert",
+            Self::SharedExpert => "shared_expert",
+            Self::Router => "router",
+            Self::Attention => "attention",
+            Self::DenseFfn => "dense_ffn",
+            Self::TokenEmbd => "token_embd",
+            Self::Output => "output",
+            Self::Norm => "norm",
+            Self::Recurrent => "recurrent",
+            Self::Other => "other",
+        }
+    }
+
+    /// The name for people.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::RoutedExpert => "routed experts",
+            Self::SharedExpert => "shared experts",
+            Self::Router => "routers",
+            Self::Attention => "attention",
+            Self::DenseFfn => "dense FFN",
+            Self::TokenEmbd => "token embedding",
+            Self::Output => "output",
+            Self::Norm => "norms",
+            Self::Recurrent => "recurrent",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// A rule file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not the YAML that is expected; the message has line and column.
+    #[error("rules `{name}`: {source}")]
+    Yaml {
+        /// Of the rule set.
+        name: String,
+        /// What serde found.
+        source: serde_yaml::Error,
+    },
+    /// A pattern that is no regular expression.
+    #[error("rules `{name}`, rule {number}: {source}")]
+    Pattern {
+        /// Of the rule set.
+        name: String,
+        /// From 1.
+        number: usize,
+        /// What the regex compiler found.
+        source: Box<regex::Error>,
+    },
+}
+
+/// Role rules in the order they are asked: the first that matches wins.
+#[derive(Debug, Clone)]
+pub struct RoleRules(Vec<Rule>);
+
+/// One rule: tensors whose whole name matches have the role.
+#[derive(Debug, Clone)]
+struct Rule {
+    role: Role,
+    tensors: Regex,
+    /// Only in blocks that also have a tensor of this name (without `blk.N.` and suffix).
+    in_blocks_with: Option<String>,
+}
+
+/// A rule file as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RulesFile {
+    rules: Vec<RuleText>,
+}
+
+/// A rule as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleText {
+    role: Role,
+    tensors: String,
+    in_blocks_with: Option<String>,
+}
+
+/// The rule files of this program by architecture. `general` is asked last, for every architecture.
+static FILES: &[(&str, &str)] = &[
+    ("general", include_str!("../rules/roles/general.yaml")),
+    ("bailingmoe3", include_str!("../rules/roles/bailingmoe3.yaml")),
+    ("clip", include_str!("../rules/roles/clip.yaml")),
+    ("glm5-next", include_str!("../rules/roles/glm5-next.yaml")),
+    ("kimi-k3", include_str!("../rules/roles/kimi-k3.yaml")),
+    ("kimi-linear", include_str!("../rules/roles/kimi-linear.yaml")),
+    ("minimax-01", include_str!("../rules/roles/minimax-01.yaml")),
+    ("qwen35", include_str!("../rules/roles/qwen35.yaml")),
+    ("qwen35moe", include_str!("../rules/roles/qwen35moe.yaml")),
+    ("qwen3next", include_str!("../rules/roles/qwen3next.yaml")),
+    ("qwen4exp", include_str!("../rules/roles/qwen4exp.yaml")),
+];
+
+impl RoleRules {
+    /// The built-in rules of an architecture: its own file, if it has one, then the general ones.
+    pub fn built_in(architecture: &str) -> Self {
+        let own = FILES.iter().filter(|(name, _)| *name == architecture && *name != "general");
+        let general = FILES.iter().filter(|(name, _)| *name == "general");
+        let rules = own
+            .chain(general)
+            .flat_map(|(name, text)| Self::from_yaml(name, text).expect("the built-in rules are read by a test").0);
+        Self(rules.collect())
+    }
+
+    /// The rules of one file.
+    pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
+        let file: RulesFile =
+            serde_yaml::from_str(text).map_err(|source| Error::Yaml { name: name.to_string(), source })?;
+        let compile = |(at, rule): (usize, RuleText)| {
+            let tensors = Regex::new(&format!("^(?:{})$", rule.tensors)).map_err(|source| Error::Pattern {
+                name: name.to_string(),
+                number: at + 1,
+                source: Box::new(source),
+            })?;
+            Ok(Rule { role: rule.role, tensors, in_blocks_with: rule.in_blocks_with })
+        };
+        Ok(Self(file.rules.into_iter().enumerate().map(compile).collect::<Result<_, _>>()?))
+    }
+
+    /// The role of each tensor of a model, in the order given. All names together, since a rule may look at the block.
+    pub fn roles<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Vec<Role> {
+        let marks: BTreeSet<(u32, &str)> = if self.0.iter().any(|rule| rule.in_blocks_with.is_some()) {
+            names.clone().filter_map(|name| Some((block_of(name)?, base_of(name)))).collect()
+        } else {
+            BTreeSet::new()
+        };
+        let holds = |rule: &Rule, name: &str| {
+            rule.tensors.is_match(name)
+                && rule
+                    .in_blocks_with
+                    .as_deref()
+                    .is_none_or(|mark| block_of(name).is_some_and(|block| marks.contains(&(block, mark))))
+        };
+        names.map(|name| self.0.iter().find(|rule| holds(rule, name)).map_or(Role::Other, |rule| rule.role)).collect()
+    }
+}
+
+/// Whether llama.cpp b11434 knows the architecture (`src/llama-arch.cpp`, `LLM_ARCH_NAMES`).
+pub fn knows_architecture(name: &str) -> bool {
+    include_str!("../rules/architectures.txt").lines().any(|line| line == name)
+}
+
+/// `N` of `blk.N.`, also in the encoder and decoder of T5 (`enc.blk.N.`).
+pub fn block_of(name: &str) -> Option<u32> {
+    let name = name.strip_prefix("enc.").or_else(|| name.strip_prefix("dec.")).unwrap_or(name);
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+/// What follows `blk.N.`, up to the next dot.
+fn base_of(name: &str) -> &str {
+    name.splitn(4, '.').nth(2).unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_file_is_listed_and_parses() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/rules/roles");
+        let mut found: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        found.sort();
+        let mut listed: Vec<String> = FILES.iter().map(|(name, _)| format!("{name}.yaml")).collect();
+        listed.sort();
+        assert_eq!(found, listed);
+        for (name, text) in FILES {
+            RoleRules::from_yaml(name, text).unwrap();
+        }
+    }
+
+    #[test]
+    fn role_names_are_those_of_serde() {
+        for role in Role::ALL {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.key());
+        }
+    }
+
+    #[test]
+    fn a_bad_rule_file_says_where() {
+        let bad_role = RoleRules::from_yaml("mine", "rules:\n  - role: expert\n    tensors: x\n").unwrap_err();
+        assert!(bad_role.to_string().contains("line 2"), "{bad_role}");
+        let bad_pattern = RoleRules::from_yaml("mine", "rules:\n  - role: norm\n    tensors: '('\n").unwrap_err();
+        assert!(bad_pattern.to_string().contains("rule 1"), "{bad_pattern}");
+    }
+
+    #[test]
+    fn blocks_of_names() {
+        for (name, block) in [
+            ("blk.3.ffn_up.weight", Some(3)),
+            ("enc.blk.11.attn_q.weight", Some(11)),
+            ("blk.99999999999.x", None),
+            ("blk.x.y", None),
+            ("output.weight", None),
+        ] {
+            assert_eq!(block_of(name), block, "{name}");
+        }
+    }
 }

@@ -1,16 +1,123 @@
 //! A GGUF model's header: its files opened and joined, every check that llama.cpp makes, no tensor data read. [I/O]
 
+pub mod cursor;
+pub mod error;
 pub mod ggml_type;
 pub mod reader;
+pub mod shards;
 pub mod writer;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::bytes::Bytes;
+pub use error::{Error, ErrorKind};
 pub use ggml_type::GgmlType;
+use shards::Split;
+
+/// Opens a model: a file, any shard of a split one (all are joined), or a directory that holds one model.
+///
+/// Only header bytes are read.
+pub fn open(path: &Path) -> Result<Gguf, Error> {
+    let chosen;
+    let path = if path.is_dir() {
+        chosen = model_in(path)?;
+        &chosen
+    } else {
+        path
+    };
+    let (header, file) = open_file(path)?;
+    let error = |kind| Error { path: path.to_path_buf(), offset: None, kind };
+    let Some(split) = Split::of(&header).map_err(error)? else {
+        return Ok(Gguf { files: vec![file], header });
+    };
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let prefix = split.prefix(name).map_err(error)?;
+    let mut given = Some((header, file));
+    let (mut headers, mut files) = (Vec::new(), Vec::new());
+    for number in 1..=split.count {
+        let (header, file) = match given.take_if(|_| number == split.number) {
+            Some(given) => given,
+            None => open_shard(&path.with_file_name(split.name(prefix, number)), split, number)?,
+        };
+        headers.push(header);
+        files.push(file);
+    }
+    match shards::join(headers) {
+        Ok(header) => Ok(Gguf { files, header }),
+        Err((shard, kind)) => Err(Error { path: files.swap_remove(shard).path, offset: None, kind }),
+    }
+}
+
+fn open_shard(path: &Path, split: Split, number: u64) -> Result<(Header, ModelFile), Error> {
+    open_file(path).map_err(|error| match error.kind {
+        ErrorKind::Io(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
+            Error { kind: ErrorKind::MissingShard { number, count: split.count }, ..error }
+        }
+        kind => Error { kind, ..error },
+    })
+}
+
+/// The one model in a directory: a file, or the first file of a split model that is there. Projectors and importance
+/// matrices, which lie beside models and have the same ending, do not count.
+fn model_in(directory: &Path) -> Result<PathBuf, Error> {
+    let error = |kind| Error { path: directory.to_path_buf(), offset: None, kind };
+    let io = |cause| error(ErrorKind::Io(cause));
+    let mut models: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for entry in directory.read_dir().map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let is_model = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+            && !name.contains("mmproj")
+            && !name.contains("imatrix");
+        if !is_model || !path.is_file() {
+            continue;
+        }
+        let model = shards::parse_name(name).map_or(name.to_string(), |(prefix, split)| split.name(prefix, 1));
+        models.entry(model).and_modify(|first| *first = path.clone().min(first.clone())).or_insert(path);
+    }
+    match models.len() {
+        0 => Err(error(ErrorKind::NoModel)),
+        1 => models.into_values().next().ok_or_else(|| error(ErrorKind::NoModel)),
+        _ => Err(error(ErrorKind::SeveralModels(models.into_keys().collect()))),
+    }
+}
+
+/// One file's header, its tensors as shard 0.
+fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
+    let error = |kind| Error { path: path.to_path_buf(), offset: None, kind };
+    let io = |cause| error(ErrorKind::Io(cause));
+    let file = File::open(path).map_err(io)?;
+    let before = file.metadata().map_err(io)?;
+    if !before.is_file() {
+        return Err(error(ErrorKind::NotAFile));
+    }
+    if before.len() == 0 {
+        return Err(error(ErrorKind::Empty));
+    }
+    let header = {
+        let map = map(&file).map_err(io)?;
+        Header::read(&map, before.len()).map_err(|fault| fault.in_file(path))
+    };
+    let after = file.metadata().map_err(io)?;
+    if after.len() != before.len() || after.modified().ok() != before.modified().ok() {
+        return Err(error(ErrorKind::Changed { before: before.len(), after: after.len() }));
+    }
+    Ok((header?, ModelFile { path: path.to_path_buf(), bytes: Bytes(before.len()) }))
+}
+
+/// The file as memory; only the pages that are looked at, the header's, are read.
+#[expect(unsafe_code, reason = "memmap2 cannot know what other processes do to the file")]
+fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
+    // SAFETY: the map is read-only, private to `open_file`, and gone before it returns. Nothing borrowed from it
+    // outlives it: `Header` owns its text. If another process writes to the file meanwhile, the bytes may be any
+    // bytes, which the reader expects of every file (and `open_file` then refuses them by length and time); if one
+    // cuts the file shorter, the system ends this process (SIGBUS), as it would llama.cpp with the same file.
+    unsafe { memmap2::MmapOptions::new().map(file) }
+}
 
 /// The joined header of a model and the files it came from.
 #[derive(Debug, Clone)]
@@ -74,12 +181,23 @@ pub enum Value {
     /// UTF-8; invalid bytes are replaced.
     String(String),
     /// A short array outside `tokenizer.*`.
-    Array(Vec<Value>),
+    Array(Vec<Self>),
     /// An array that was counted, not kept.
     Counted {
         /// How many elements it has.
         len: u64,
     },
+}
+
+impl Value {
+    /// The value as a count, where it is an integer of any type that is not negative.
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            Self::U64(value) => Some(*value),
+            Self::I64(value) => u64::try_from(*value).ok(),
+            _ => None,
+        }
+    }
 }
 
 /// One tensor of the header.

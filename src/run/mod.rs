@@ -2,10 +2,50 @@
 
 use serde::Serialize;
 
-use crate::gguf::GgmlType;
+use crate::gguf::{GgmlType, Metadata, Value};
+
+pub mod args;
+mod bench;
+mod flags;
+pub mod numbers;
+pub mod parse;
+mod settings;
+mod values;
+
+pub use numbers::{ContextNumbers, numbers};
+pub use parse::{ModelSource, Note, ParsedCommand};
+
+/// A command line that llama.cpp would refuse, or that moeplan cannot read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// Nothing to read.
+    #[error("no command: write it after `--`, for example `-- llama-server -m model.gguf -ngl 99`")]
+    Empty,
+    /// Not a program that is known here.
+    #[error("`{0}` is none of llama-server, llama-cli, llama-bench, llama-fit-params")]
+    UnknownProgram(String),
+    /// The last word is a flag that takes a value.
+    #[error("`{flag}` takes a value: {expected}")]
+    MissingValue {
+        /// As typed.
+        flag: String,
+        /// What to write.
+        expected: String,
+    },
+    /// A value that llama.cpp refuses too.
+    #[error("`{flag} {value}`: expected {expected}")]
+    BadValue {
+        /// As typed, or the environment variable.
+        flag: String,
+        /// As typed.
+        value: String,
+        /// What to write.
+        expected: String,
+    },
+}
 
 /// Everything of a command line that decides memory. Defaults are llama.cpp b11434's (`common/common.h`).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RunConfig {
     /// Which program: they differ in slots and output rows.
     pub program: Program,
@@ -55,6 +95,92 @@ pub struct RunConfig {
     pub fit: bool,
     /// `--rpc` servers.
     pub rpc: Vec<String>,
+    /// `-fitt`: MiB to leave free by device; empty = 1024 each.
+    pub fit_target: Vec<u32>,
+    /// `-fitc`: the smallest context that fitting may choose.
+    pub fit_ctx: u32,
+    /// `--kv-unified-per-slot`: sizes the shared cache where `-c` is not given.
+    pub kv_unified_per_slot: Option<u32>,
+    /// Tokens that speculation may draft at a time; 0 = no speculation.
+    pub n_draft: u32,
+    /// Recurrent states kept per sequence for rolling a draft back (llama.cpp: `n_rs_seq`); 0 without a drafting model.
+    pub n_rs_seq: u32,
+    /// Whether every token yields an output row (`--embedding`, `--rerank`, `-embd 1`).
+    pub embeddings: bool,
+    /// `-lzm`.
+    pub lazy_mode: LazyMode,
+    /// `--override-kv`, in order.
+    pub metadata_overrides: Vec<MetadataOverride>,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            program: Program::Server,
+            n_ctx: 0,
+            n_batch: 2048,
+            n_ubatch: 512,
+            type_k: crate::gguf::ggml_type::f16(),
+            type_v: crate::gguf::ggml_type::f16(),
+            flash_attn: FlashAttn::Auto,
+            n_parallel: None,
+            kv_unified: None,
+            n_gpu_layers: -1,
+            split_mode: SplitMode::Layer,
+            main_gpu: 0,
+            tensor_split: Vec::new(),
+            devices: None,
+            load_mode: LoadMode::Auto,
+            offload_kqv: true,
+            op_offload: true,
+            no_host: false,
+            repack: true,
+            swa_full: false,
+            mtp: false,
+            overrides: Vec::new(),
+            fit: true,
+            rpc: Vec::new(),
+            fit_target: Vec::new(),
+            fit_ctx: 4096,
+            kv_unified_per_slot: None,
+            n_draft: 0,
+            n_rs_seq: 0,
+            embeddings: false,
+            lazy_mode: LazyMode::Auto,
+            metadata_overrides: Vec::new(),
+        }
+    }
+}
+
+impl RunConfig {
+    /// `metadata` as llama.cpp sees it after `--override-kv`: the first entry of a key wins
+    /// (`llama-model-loader.cpp`, b11434). Apply it before a [`crate::model::Model`] is made.
+    pub fn override_metadata(&self, metadata: &mut Metadata) {
+        for entry in self.metadata_overrides.iter().rev() {
+            metadata.insert(entry.key.clone(), entry.value.clone());
+        }
+    }
+}
+
+/// One entry of `--override-kv KEY=TYPE:VALUE`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetadataOverride {
+    /// The whole key.
+    pub key: String,
+    /// What it becomes.
+    pub value: Value,
+}
+
+/// `-lzm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LazyMode {
+    /// Every tensor that may be read lazily stays in the mapped file.
+    On,
+    /// Those above 4 GiB.
+    Auto,
+    /// None.
+    Off,
 }
 
 /// One entry of llama.cpp's override list.

@@ -1,0 +1,471 @@
+//! The caches of a context: which there are, their cells, streams and the rows of every layer.
+//!
+//! Source: `src/llama-model.cpp` `create_memory`, `src/llama-kv-cache*.cpp`, `src/llama-memory-*.cpp`, llama.cpp b11434.
+
+use serde::Serialize;
+
+use super::context_hparams::{ContextHParams, LayerHParams};
+use crate::gguf::{GgmlType, ggml_type};
+use crate::model::Model;
+use crate::run::numbers::ContextNumbers;
+use crate::run::{FlashAttn, RunConfig};
+
+/// The caches of one context and what they were derived from.
+#[derive(Debug, Clone)]
+pub struct Caches {
+    /// In llama.cpp's order of creation; none for a model without memory.
+    pub list: Vec<Cache>,
+    /// The same of the second context, in which the NextN blocks draft (`--spec-type draft-mtp`); none without it.
+    pub mtp: Vec<Cache>,
+    /// llama.cpp's class of memory.
+    pub class: MemoryClass,
+    /// The hyper-parameters behind them.
+    pub hparams: ContextHParams,
+    /// V is stored transposed, at the widest layer's width (`-fa off`).
+    pub v_trans: bool,
+}
+
+/// One cache: tensors of the same cells and types, one or two a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// What it is for.
+    pub kind: CacheKind,
+    /// Cells of one stream (rows, for states).
+    pub cells: u32,
+    /// How many streams of that many cells (planes, for states).
+    pub n_stream: u32,
+    /// Type of the first tensor of each layer: K, or a state's.
+    pub type_k: GgmlType,
+    /// Type of the second: V, or a state's.
+    pub type_v: GgmlType,
+    /// The layers that own cells here.
+    pub layers: Vec<CacheLayer>,
+    /// Context tokens by cell, for caches that grow with the context; `None` for windows and states.
+    pub tokens_per_cell: Option<u32>,
+}
+
+/// One layer of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLayer {
+    /// The layer.
+    pub il: u32,
+    /// Elements of a cell's first tensor (`n_embd_k_gqa`, `n_embd_r`).
+    pub n_embd_k: u64,
+    /// Elements of its second tensor (`n_embd_v_gqa`, `n_embd_s`); 0 where there is none.
+    pub n_embd_v: u64,
+}
+
+/// What a cache is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheKind {
+    /// Keys and values (or MLA latents) of layers that see the whole context.
+    Base,
+    /// The same of layers that see a window.
+    Swa,
+    /// An indexer's keys.
+    Indexer,
+    /// deepseek4's compressed keys, 4 tokens a cell.
+    Csa,
+    /// deepseek4's compressed keys, 128 tokens a cell.
+    Hca,
+    /// deepseek4's state of the compressor behind [`Self::Csa`]: keys and scores.
+    CsaState,
+    /// deepseek4's state of the compressor behind [`Self::Hca`].
+    HcaState,
+    /// deepseek4's state of the indexer's compressor.
+    IndexerState,
+    /// Recurrent states: convolution (R) and state-space (S).
+    Recurrent,
+    /// The n-gram embedding's history (qwen4exp).
+    PleState,
+}
+
+/// llama.cpp's classes of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryClass {
+    /// No memory: encoders and diffusion models.
+    None,
+    /// `llama_kv_cache`.
+    Kv,
+    /// `llama_kv_cache_iswa`.
+    Iswa,
+    /// `llama_kv_cache_dsa`.
+    Dsa,
+    /// `llama_kv_cache_dsa_iswa`.
+    DsaIswa,
+    /// `llama_kv_cache_msa`.
+    Msa,
+    /// `llama_kv_cache_dsv4`.
+    Dsv4,
+    /// `llama_memory_recurrent`.
+    Recurrent,
+    /// `llama_memory_hybrid`.
+    Hybrid,
+    /// `llama_memory_hybrid_iswa`.
+    HybridIswa,
+    /// `llama_memory_hybrid_idx`.
+    HybridIdx,
+}
+
+/// Architectures without memory; `gemma4-assistant` uses the cache of the model it drafts for.
+const NO_MEMORY: &[&str] = &[
+    "bert",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "neo-bert",
+    "eurobert",
+    "wavtokenizer-dec",
+    "modern-bert",
+    "gemma-embedding",
+    "dream",
+    "llada",
+    "llada-moe",
+    "rnd1",
+    "clef",
+    "gemma4-assistant",
+];
+
+/// Architectures that are recurrent throughout (`llm_arch_is_recurrent`).
+const RECURRENT: &[&str] = &["mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"];
+
+/// Architectures with recurrent and attention layers (`llm_arch_is_hybrid`, less those with a class of their own).
+const HYBRID: &[&str] = &[
+    "jamba",
+    "falcon-h1",
+    "plamo2",
+    "granitehybrid",
+    "lfm2",
+    "lfm2moe",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "qwen3next",
+    "kimi-linear",
+    "bailingmoe3",
+    "kimi-k3",
+    "glm5-next",
+    "qwen35",
+    "qwen35moe",
+    "qwen4exp",
+    "minimax-01",
+];
+
+/// Architectures that can undo recurrent states (`llm_arch_supports_rs_rollback`).
+const ROLLBACK: &[&str] = &[
+    "kimi-k3",
+    "qwen35",
+    "qwen35moe",
+    "qwen4exp",
+    "deepseek4",
+    "glm5-next",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "lfm2",
+    "lfm2moe",
+    "bailingmoe3",
+];
+
+/// The caches that llama.cpp b11434 creates for `model` launched as `run`, its context resolved to `numbers`.
+pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Caches {
+    let hparams = ContextHParams::of(model);
+    let architecture = model.hparams.architecture.as_str();
+    let class = class(architecture, &hparams);
+    // llama-context.cpp forces flash attention off for grok.
+    let v_trans = run.flash_attn == FlashAttn::Off || architecture == "grok";
+    let snapshots = if ROLLBACK.contains(&architecture) { run.n_rs_seq } else { 0 };
+    let builder = Builder { architecture, hparams: &hparams, run, numbers, v_trans, snapshots };
+    let list = builder.list(class);
+    let mtp = if run.mtp { builder.list_mtp(class) } else { Vec::new() };
+    Caches { list, mtp, class, hparams, v_trans }
+}
+
+fn class(architecture: &str, hparams: &ContextHParams) -> MemoryClass {
+    let windowed = hparams.swa.is_some();
+    match architecture {
+        "minimax-m3" => MemoryClass::Msa,
+        "glm-dsa" | "deepseek32" => MemoryClass::Dsa,
+        "hy_v4" if hparams.indexer_top_k > 0 => MemoryClass::Dsa,
+        "dots3note" => MemoryClass::DsaIswa,
+        "deepseek4" => MemoryClass::Dsv4,
+        _ if NO_MEMORY.contains(&architecture) => MemoryClass::None,
+        _ if RECURRENT.contains(&architecture) => MemoryClass::Recurrent,
+        _ if HYBRID.contains(&architecture) && windowed => MemoryClass::HybridIswa,
+        "glm5-next" | "qwen4exp" => MemoryClass::HybridIdx,
+        _ if HYBRID.contains(&architecture) => MemoryClass::Hybrid,
+        _ if windowed => MemoryClass::Iswa,
+        _ => MemoryClass::Kv,
+    }
+}
+
+/// What every cache of one context is built from.
+#[derive(Clone, Copy)]
+struct Builder<'a> {
+    architecture: &'a str,
+    hparams: &'a ContextHParams,
+    run: &'a RunConfig,
+    numbers: &'a ContextNumbers,
+    v_trans: bool,
+    /// `n_rs_seq`: earlier states kept for speculation.
+    snapshots: u32,
+}
+
+/// The row widths of a `llama_kv_cache`: the model's own, or an indexer's.
+struct Widths {
+    /// Elements of K by layer.
+    k: Vec<u64>,
+    /// Elements of V by layer; empty where V is a view of K.
+    v: Vec<u64>,
+}
+
+impl Builder<'_> {
+    fn list(&self, class: MemoryClass) -> Vec<Cache> {
+        let n_layer = self.hparams.n_layer;
+        let in_trunk = |il: u32| il < n_layer;
+        match class {
+            MemoryClass::None => Vec::new(),
+            MemoryClass::Kv => vec![self.base(|il, _| self.plain(il))],
+            MemoryClass::Iswa => self.iswa(|il, _| self.plain(il)),
+            MemoryClass::Recurrent => self.states(|_, _| true),
+            MemoryClass::Dsa => {
+                let mut list = vec![self.base(|il, _| self.architecture == "hy_v4" || in_trunk(il))];
+                list.push(self.indexer(&self.indexer_widths(1, false), |il, l| in_trunk(il) && l.is_indexer_full));
+                list
+            }
+            MemoryClass::DsaIswa => {
+                let mut list = self.iswa(|il, _| in_trunk(il));
+                list.insert(1, self.indexer(&self.indexer_widths(1, false), |il, l| in_trunk(il) && l.is_indexer_full));
+                list
+            }
+            MemoryClass::Msa => {
+                let lead = self.hparams.n_layer_dense_lead;
+                let widths = self.indexer_widths(1, false);
+                vec![self.base(|_, _| true), self.indexer(&widths, |il, _| il >= lead)]
+            }
+            MemoryClass::Dsv4 => self.dsv4(),
+            MemoryClass::Hybrid => {
+                let mut list = vec![self.base(|il, l| self.attends(il, l))];
+                list.extend(self.states(|il, l| self.recurs(il, l)));
+                list
+            }
+            MemoryClass::HybridIswa => {
+                let mut list = self.iswa(|il, l| self.attends(il, l));
+                list.extend(self.states(|il, l| self.recurs(il, l)));
+                list
+            }
+            MemoryClass::HybridIdx => {
+                let mut list = vec![self.base(|il, l| self.attends(il, l))];
+                list.extend(self.states(|il, l| self.recurs(il, l)));
+                if self.architecture == "glm5-next" || self.hparams.indexer_head_size > 0 {
+                    let all = self.architecture == "qwen4exp";
+                    list.push(self.indexer(&self.indexer_widths(self.hparams.indexer_rows, true), |il, l| {
+                        self.attends(il, l) && (all || l.is_indexer_full)
+                    }));
+                }
+                list
+            }
+        }
+    }
+
+    /// The caches of a context of type MTP: the NextN blocks alone, in f16 (`-ctkd`, `-ctvd` default to it).
+    fn list_mtp(&self, class: MemoryClass) -> Vec<Cache> {
+        let n_layer = self.hparams.n_layer;
+        if n_layer == self.hparams.n_layer_all() || self.hparams.has_router_layer {
+            return Vec::new();
+        }
+        let run = RunConfig { type_k: ggml_type::f16(), type_v: ggml_type::f16(), ..self.run.clone() };
+        let builder = Builder { run: &run, ..*self };
+        let drafts = |il: u32, _: &LayerHParams| il >= n_layer;
+        match class {
+            MemoryClass::None => Vec::new(),
+            MemoryClass::Iswa | MemoryClass::Dsv4 | MemoryClass::HybridIswa => builder.iswa(drafts),
+            MemoryClass::HybridIdx => {
+                let widths = builder.indexer_widths(self.hparams.indexer_rows, true);
+                vec![builder.base(drafts), builder.indexer(&widths, drafts)]
+            }
+            _ => vec![builder.base(drafts)],
+        }
+    }
+
+    /// Whether an architecture without recurrent layers keeps keys for this layer.
+    fn plain(&self, il: u32) -> bool {
+        let has_trunk = self.hparams.n_layer > 0;
+        let owns = self.hparams.n_layer_kv_from_start.is_none_or(|n| il < n);
+        owns && (il < self.hparams.n_layer || !has_trunk || self.hparams.has_router_layer)
+    }
+
+    /// The attention layers of a hybrid.
+    fn attends(&self, il: u32, layer: &LayerHParams) -> bool {
+        match self.architecture {
+            "falcon-h1" => true,
+            "nemotron_h" | "nemotron_h_moe" => !layer.is_recr && layer.no_ffn,
+            "qwen3next" | "qwen35" | "qwen35moe" | "qwen4exp" | "minimax-01" | "glm5-next" => {
+                il < self.hparams.n_layer && !layer.is_recr
+            }
+            _ => !layer.is_recr,
+        }
+    }
+
+    /// The recurrent layers of a hybrid; states exist in the trunk only.
+    fn recurs(&self, il: u32, layer: &LayerHParams) -> bool {
+        il < self.hparams.n_layer
+            && match self.architecture {
+                "falcon-h1" => true,
+                "nemotron_h" | "nemotron_h_moe" => layer.is_recr && layer.no_ffn,
+                _ => layer.is_recr,
+            }
+    }
+
+    fn widths(&self) -> Widths {
+        let layers = &self.hparams.layers;
+        let width = |heads: u32, head: u32| u64::from(heads) * u64::from(head);
+        let v = || layers.iter().map(|l| width(l.n_head_kv, l.n_embd_head_v)).collect();
+        Widths {
+            k: layers.iter().map(|l| width(l.n_head_kv, l.n_embd_head_k)).collect(),
+            v: if self.hparams.is_mla { Vec::new() } else { self.transposed(v()) },
+        }
+    }
+
+    /// One key head a layer, `rows` indexer keys wide; V as wide as one value head unless `k_only` or MLA.
+    fn indexer_widths(&self, rows: u32, k_only: bool) -> Widths {
+        let layers = &self.hparams.layers;
+        let wide = u64::from(self.hparams.indexer_head_size) * u64::from(rows);
+        let v = || layers.iter().map(|l| u64::from(l.n_embd_head_v)).collect();
+        Widths {
+            // The window's key size is left as it is: `n_embd_head_k_full` alone is replaced.
+            k: layers.iter().map(|l| if l.is_swa { u64::from(l.n_embd_head_k) } else { wide }).collect(),
+            v: if k_only || self.hparams.is_mla { Vec::new() } else { self.transposed(v()) },
+        }
+    }
+
+    /// Without flash attention every layer's V is as wide as the widest one's.
+    fn transposed(&self, widths: Vec<u64>) -> Vec<u64> {
+        let widest = widths.iter().copied().max().unwrap_or(0);
+        if self.v_trans { vec![widest; widths.len()] } else { widths }
+    }
+
+    /// A `llama_kv_cache` of the layers that `keeps` lets through.
+    fn kv(
+        &self,
+        kind: CacheKind,
+        widths: &Widths,
+        (cells, n_stream): (u32, u32),
+        keeps: impl Fn(u32, &LayerHParams) -> bool,
+    ) -> Cache {
+        let layers = (0u32..).zip(&self.hparams.layers).zip(&widths.k).filter(|((il, layer), _)| keeps(*il, layer));
+        let layers = layers.map(|((il, _), k)| CacheLayer {
+            il,
+            n_embd_k: *k,
+            n_embd_v: widths.v.get(il as usize).copied().unwrap_or(0),
+        });
+        Cache {
+            kind,
+            cells,
+            n_stream,
+            type_k: self.run.type_k,
+            type_v: self.run.type_v,
+            layers: layers.collect(),
+            tokens_per_cell: (kind != CacheKind::Swa || self.run.swa_full).then_some(1),
+        }
+    }
+
+    fn base(&self, keeps: impl Fn(u32, &LayerHParams) -> bool) -> Cache {
+        self.kv(CacheKind::Base, &self.widths(), (self.numbers.n_ctx_seq, self.numbers.n_stream), keeps)
+    }
+
+    fn indexer(&self, widths: &Widths, keeps: impl Fn(u32, &LayerHParams) -> bool) -> Cache {
+        self.kv(CacheKind::Indexer, widths, (self.numbers.n_ctx_seq, self.numbers.n_stream), keeps)
+    }
+
+    /// `llama_kv_cache_iswa`: a full cache and one of the window.
+    fn iswa(&self, keeps: impl Fn(u32, &LayerHParams) -> bool) -> Vec<Cache> {
+        let unified = self.numbers.kv_unified;
+        let cells = self.window_cells(unified);
+        vec![
+            self.base(|il, l| !l.is_swa && keeps(il, l)),
+            self.kv(CacheKind::Swa, &self.widths(), (cells, self.numbers.n_stream), |il, l| l.is_swa && keeps(il, l)),
+        ]
+    }
+
+    /// The window of each sequence and a micro-batch, padded to 256, at most the whole context.
+    fn window_cells(&self, unified: bool) -> u32 {
+        let numbers = self.numbers;
+        if self.run.swa_full {
+            return numbers.n_ctx_seq;
+        }
+        let n_swa = self.hparams.swa.map_or(0, |swa| swa.n_swa);
+        let sequences = if unified { numbers.n_seq_max } else { 1 };
+        let wanted = n_swa.saturating_mul(sequences).saturating_add(numbers.n_ubatch);
+        pad_256(wanted.min(numbers.n_ctx_seq))
+    }
+
+    /// `llama_memory_recurrent`: F32 states, a row for each sequence and snapshot.
+    fn states(&self, keeps: impl Fn(u32, &LayerHParams) -> bool) -> Vec<Cache> {
+        let state = |kind, n_embd_k, n_embd_v, ple: bool| Cache {
+            kind,
+            cells: self.numbers.n_seq_max.max(1).saturating_mul(1 + self.snapshots),
+            n_stream: 1,
+            type_k: ggml_type::f32(),
+            type_v: ggml_type::f32(),
+            layers: (0u32..)
+                .zip(&self.hparams.layers)
+                .filter(|(il, l)| *il < self.hparams.n_layer && keeps(*il, l) && (!ple || l.is_ple))
+                .map(|(il, _)| CacheLayer { il, n_embd_k, n_embd_v })
+                .collect(),
+            tokens_per_cell: None,
+        };
+        let mut list = vec![state(CacheKind::Recurrent, self.hparams.n_embd_r, self.hparams.n_embd_s, false)];
+        if self.hparams.ple_conv_state > 0 {
+            list.push(state(CacheKind::PleState, self.hparams.ple_conv_state, 0, true));
+        }
+        list
+    }
+
+    /// `llama_kv_cache_dsv4`: a window of every layer, compressed keys, an indexer, states; one stream a sequence.
+    fn dsv4(&self) -> Vec<Cache> {
+        let (csa, hca) = (4, 128);
+        let streams = self.numbers.n_seq_max;
+        let k_only = |widths: Widths| Widths { v: Vec::new(), ..widths };
+        let widths = k_only(self.widths());
+        let indexer = u64::from(self.hparams.indexer_head_size);
+        let indexer_widths = Widths { k: vec![indexer; widths.k.len()], v: Vec::new() };
+        let compressed = |kind, widths: &Widths, ratio: u32| {
+            let cells = pad_256(self.numbers.n_ctx_seq.div_ceil(ratio).max(1));
+            let cache = self.kv(kind, widths, (cells, streams), |_, l| l.compress_ratio == ratio);
+            Cache { tokens_per_cell: Some(ratio), ..cache }
+        };
+        let state = |kind, n_embd: u64, rows: u32, ratio: u32| Cache {
+            kind,
+            cells: rows,
+            n_stream: streams.saturating_mul(1 + self.snapshots),
+            type_k: ggml_type::f32(),
+            type_v: ggml_type::f32(),
+            layers: (0u32..)
+                .zip(&self.hparams.layers)
+                .filter(|(il, l)| *il < self.hparams.n_layer && l.compress_ratio == ratio)
+                .map(|(il, _)| CacheLayer { il, n_embd_k: n_embd, n_embd_v: n_embd })
+                .collect(),
+            tokens_per_cell: None,
+        };
+        let head = self.hparams.layers.first().map_or(0, |l| u64::from(l.n_embd_head_k));
+        vec![
+            self.kv(CacheKind::Swa, &widths, (self.window_cells(false), streams), |_, l| l.is_swa),
+            compressed(CacheKind::Csa, &widths, csa),
+            compressed(CacheKind::Hca, &widths, hca),
+            compressed(CacheKind::Indexer, &indexer_widths, csa),
+            state(CacheKind::CsaState, 2 * head, 2 * csa, csa),
+            state(CacheKind::HcaState, head, hca, hca),
+            state(CacheKind::IndexerState, 2 * indexer, 2 * csa, csa),
+        ]
+    }
+}
+
+/// Rounded up to a multiple of 256.
+fn pad_256(n: u32) -> u32 {
+    n.checked_next_multiple_of(256).unwrap_or(u32::MAX - 255)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
