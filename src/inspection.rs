@@ -1,1 +1,313 @@
 //! The inspect document: what a model is, in numbers.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::bytes::Bytes;
+use crate::expectation::Check;
+use crate::gguf::{ByteOrder, GgmlType, ModelFile, Value};
+use crate::hparams;
+use crate::model::{FileKind, Model, Tensor};
+use crate::rules::Role;
+
+mod file_type;
+mod warning;
+
+pub use file_type::FileType;
+pub use warning::Warning;
+
+/// The document `moeplan/inspect/1`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// `moeplan/inspect/1`.
+    pub schema: &'static str,
+    /// The first file.
+    pub path: String,
+    /// Every file, in split order.
+    pub files: Vec<ModelFile>,
+    /// What kind of file it is.
+    pub kind: FileKind,
+    /// GGUF version.
+    pub gguf_version: u32,
+    /// Byte order of the files.
+    pub byte_order: ByteOrder,
+    /// `general.alignment`, in bytes.
+    pub alignment: u64,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// `general.name`, untrusted text.
+    pub name: Option<String>,
+    /// llama.cpp's name of `general.file_type`, or of the type that holds most bytes.
+    pub file_type: Option<&'static str>,
+    /// Whether the file does not say and the name is told from its tensors.
+    pub file_type_guessed: bool,
+    /// How many tensors.
+    pub tensors: u64,
+    /// Blocks, NextN blocks included.
+    pub block_count: u32,
+    /// The last blocks, not loaded without MTP.
+    pub nextn_predict_layers: u32,
+    /// Tokens the model was trained for.
+    pub context_length: u32,
+    /// Width of the residual stream.
+    pub embedding_length: u32,
+    /// Tokens of the vocabulary.
+    pub vocab_size: u32,
+    /// Its routed experts.
+    pub experts: Experts,
+    /// Its parameters.
+    pub parameters: Parameters,
+    /// Bytes of its tensors.
+    pub bytes: TensorBytes,
+    /// Tensors by type.
+    pub tensors_by_type: BTreeMap<&'static str, TypeCount>,
+    /// Bits of all tensors by parameter.
+    pub bits_per_weight: f64,
+    /// What one more token of `-c` adds at `-np 1`, by cache type; `null` where it is not known.
+    pub context_bytes_per_token: Option<BTreeMap<&'static str, Bytes>>,
+    /// Windows and states that do not grow with `-c`, at `-np 1`, by cache type.
+    pub context_bytes_fixed: Option<BTreeMap<&'static str, Bytes>>,
+    /// What to know before using it.
+    pub warnings: Vec<Warning>,
+    /// What `--expect` asked.
+    pub expectations: Vec<Check>,
+    /// Every tensor, with `--tensors`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor_list: Option<Vec<TensorRow>>,
+    /// Every key, with `--metadata`; counted arrays as `{"len": n}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+/// Routed experts of a model.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Experts {
+    /// Experts of a block.
+    pub count: u32,
+    /// Experts a token uses: the most of any block.
+    pub used: u32,
+    /// The shared-count key, else 1 where `ffn_*_shexp` exists, else 0.
+    pub shared: u32,
+    /// Blocks with routed experts.
+    pub blocks: u64,
+    /// Weight tensors of routed experts, fused and chunked ones too.
+    pub tensors: u64,
+    /// Bytes of routed experts, biases and scales included.
+    pub bytes: Bytes,
+}
+
+/// Parameters: elements of tensors.
+#[derive(Debug, Clone, Serialize)]
+pub struct Parameters {
+    /// Of every tensor in the file.
+    pub total: u64,
+    /// Total − routed × (1 − used / count), block by block.
+    pub active: u64,
+    /// Active less the token embedding, of which a token reads one row.
+    pub active_without_token_embedding: u64,
+    /// Every role, also those of which the model has none.
+    pub by_role: BTreeMap<Role, u64>,
+}
+
+/// Exact bytes of tensors, without padding.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorBytes {
+    /// Of every tensor.
+    pub total: Bytes,
+    /// Every role, also those of which the model has none.
+    pub by_role: BTreeMap<Role, Bytes>,
+    /// The types that the model has.
+    pub by_type: BTreeMap<&'static str, Bytes>,
+}
+
+/// Tensors and elements of one type.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct TypeCount {
+    /// How many tensors.
+    pub tensors: u64,
+    /// Their elements.
+    pub parameters: u64,
+}
+
+/// One tensor of the document.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorRow {
+    /// The full name, untrusted text.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// `N` of `blk.N.`.
+    pub block: Option<u32>,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub ty: GgmlType,
+    /// Elements by dimension, contiguous first, trailing ones left out.
+    pub shape: Vec<u64>,
+    /// Exact bytes.
+    pub bytes: Bytes,
+    /// Which of `files`.
+    pub file: u16,
+    /// From the start of that file.
+    pub file_offset: u64,
+}
+
+/// Context memory at `-np 1` by cache type (`f16`, `q8_0`), as the context's law gives it.
+#[derive(Debug, Clone, Default)]
+pub struct ContextPerToken {
+    /// What one more token of `-c` adds.
+    pub per_token: BTreeMap<&'static str, Bytes>,
+    /// What does not grow.
+    pub fixed: BTreeMap<&'static str, Bytes>,
+}
+
+impl Inspection {
+    /// The document of a model; `refused` are the keys that llama.cpp would refuse.
+    pub fn new(model: &Model, refused: &[hparams::Error], context: Option<ContextPerToken>) -> Self {
+        let hparams = &model.hparams;
+        let parameters = parameters(model);
+        let bytes = tensor_bytes(model);
+        let file_type = FileType::of(model, &bytes.by_type);
+        let (per_token, fixed) = context.map(|context| (context.per_token, context.fixed)).unzip();
+        let mut tensors_by_type: BTreeMap<&'static str, TypeCount> = BTreeMap::new();
+        for tensor in &model.tensors {
+            let count = tensors_by_type.entry(tensor.ty.name).or_default();
+            count.tensors += 1;
+            count.parameters += tensor.elements();
+        }
+        Self {
+            schema: "moeplan/inspect/1",
+            path: model.files.first().map(|file| file.path.display().to_string()).unwrap_or_default(),
+            files: model.files.clone(),
+            kind: model.kind,
+            gguf_version: model.gguf_version,
+            byte_order: model.byte_order,
+            alignment: model.alignment,
+            architecture: model.architecture.clone(),
+            name: model.name.clone(),
+            file_type: file_type.name,
+            file_type_guessed: file_type.is_guessed,
+            tensors: model.tensors.len() as u64,
+            block_count: hparams.block_count,
+            nextn_predict_layers: hparams.nextn_predict_layers,
+            context_length: hparams.context_length,
+            embedding_length: hparams.embedding_length,
+            vocab_size: hparams.vocab_size,
+            experts: experts(model),
+            bits_per_weight: bits_per_weight(bytes.total, parameters.total),
+            warnings: warning::of(model, refused, &file_type, &bytes),
+            parameters,
+            bytes,
+            tensors_by_type,
+            context_bytes_per_token: per_token,
+            context_bytes_fixed: fixed,
+            expectations: Vec::new(),
+            tensor_list: None,
+            metadata: None,
+        }
+    }
+
+    /// The document with every tensor.
+    #[must_use]
+    pub fn with_tensors(mut self, model: &Model) -> Self {
+        self.tensor_list = Some(model.tensors.iter().map(tensor_row).collect());
+        self
+    }
+
+    /// The document with every key and value.
+    #[must_use]
+    pub fn with_metadata(mut self, model: &Model) -> Self {
+        self.metadata = Some(model.metadata.iter().map(|(key, value)| (key.clone(), json(value))).collect());
+        self
+    }
+}
+
+/// Whether it is the weight of routed experts; biases and scales are not (`*_exps.weight`, and old `ffn_up.3.weight`).
+fn is_expert_weight(tensor: &Tensor) -> bool {
+    tensor.role == Role::RoutedExpert && tensor.name.ends_with(".weight")
+}
+
+fn experts(model: &Model) -> Experts {
+    let routed = || model.tensors.iter().filter(|tensor| tensor.role == Role::RoutedExpert);
+    let mut blocks: Vec<u32> = routed().filter_map(|tensor| tensor.block).collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    let has_shared = model.tensors.iter().any(|tensor| tensor.role == Role::SharedExpert);
+    Experts {
+        count: model.hparams.expert_count,
+        used: model.hparams.expert_used_count.iter().copied().max().unwrap_or(0),
+        shared: model.hparams.expert_shared_count.unwrap_or(u32::from(has_shared)),
+        blocks: blocks.len() as u64,
+        tensors: routed().filter(|tensor| is_expert_weight(tensor)).count() as u64,
+        bytes: routed().map(|tensor| tensor.bytes).sum(),
+    }
+}
+
+fn parameters(model: &Model) -> Parameters {
+    let mut by_role: BTreeMap<Role, u64> = Role::ALL.iter().map(|role| (*role, 0)).collect();
+    let mut routed_by_block: BTreeMap<Option<u32>, u64> = BTreeMap::new();
+    for tensor in &model.tensors {
+        *by_role.entry(tensor.role).or_default() += tensor.elements();
+        if tensor.role == Role::RoutedExpert {
+            *routed_by_block.entry(tensor.block).or_default() += tensor.elements();
+        }
+    }
+    let total: u64 = by_role.values().sum();
+    let idle: u64 = routed_by_block.iter().map(|(block, routed)| idle(model, *block, *routed)).sum();
+    let active = total - idle;
+    let token_embd = by_role.get(&Role::TokenEmbd).copied().unwrap_or(0);
+    Parameters { total, active, active_without_token_embedding: active - token_embd, by_role }
+}
+
+/// Of `routed` elements of a block, those that a token does not use.
+fn idle(model: &Model, block: Option<u32>, routed: u64) -> u64 {
+    let count = u64::from(model.hparams.expert_count);
+    let used = block.and_then(|block| model.hparams.expert_used_count.get(block as usize)).copied();
+    let used = used.map_or(count, |used| u64::from(used).min(count));
+    // At most `routed`, so the division brings it back into 64 bits.
+    u64::try_from(u128::from(routed) * u128::from(count - used) / u128::from(count.max(1))).unwrap_or(routed)
+}
+
+fn tensor_bytes(model: &Model) -> TensorBytes {
+    let mut by_role: BTreeMap<Role, Bytes> = Role::ALL.iter().map(|role| (*role, Bytes(0))).collect();
+    let mut by_type: BTreeMap<&'static str, Bytes> = BTreeMap::new();
+    for tensor in &model.tensors {
+        *by_role.entry(tensor.role).or_default() += tensor.bytes;
+        *by_type.entry(tensor.ty.name).or_default() += tensor.bytes;
+    }
+    TensorBytes { total: by_role.values().copied().sum(), by_role, by_type }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio")]
+fn bits_per_weight(bytes: Bytes, parameters: u64) -> f64 {
+    if parameters == 0 { 0.0 } else { bytes.0 as f64 * 8.0 / parameters as f64 }
+}
+
+fn tensor_row(tensor: &Tensor) -> TensorRow {
+    let dims = tensor.shape.iter().rposition(|n| *n != 1).map_or(1, |last| last + 1);
+    TensorRow {
+        name: tensor.name.clone(),
+        role: tensor.role,
+        block: tensor.block,
+        ty: tensor.ty,
+        shape: tensor.shape.iter().take(dims).copied().collect(),
+        bytes: tensor.bytes,
+        file: tensor.shard,
+        file_offset: tensor.file_offset,
+    }
+}
+
+fn json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::U64(n) => (*n).into(),
+        Value::I64(n) => (*n).into(),
+        Value::F64(x) => (*x).into(),
+        Value::Bool(yes) => (*yes).into(),
+        Value::String(text) => text.as_str().into(),
+        Value::Array(values) => values.iter().map(json).collect(),
+        Value::Counted { len } => serde_json::json!({ "len": len }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

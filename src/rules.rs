@@ -190,6 +190,11 @@ impl RoleRules {
     }
 }
 
+/// Whether llama.cpp b11434 knows the architecture (`src/llama-arch.cpp`, `LLM_ARCH_NAMES`).
+pub fn knows_architecture(name: &str) -> bool {
+    include_str!("../rules/architectures.txt").lines().any(|line| line == name)
+}
+
 /// `N` of `blk.N.`, also in the encoder and decoder of T5 (`enc.blk.N.`).
 pub fn block_of(name: &str) -> Option<u32> {
     let name = name.strip_prefix("enc.").or_else(|| name.strip_prefix("dec.")).unwrap_or(name);

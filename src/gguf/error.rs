@@ -77,7 +77,7 @@ pub enum ErrorKind {
     #[error("the file is empty")]
     Empty,
     /// Changed by somebody else during the reading.
-    #[error("the file changed while it was read: {before} bytes, then {after}")]
+    #[error("the file changed while it was read (it had {before} bytes, now {after})")]
     Changed {
         /// Length at first, in bytes.
         before: u64,
@@ -145,7 +145,7 @@ pub enum ErrorKind {
         /// The key.
         key: String,
         /// What is wrong with it.
-        kind: Box<ErrorKind>,
+        kind: Box<Self>,
     },
     /// Something about one tensor.
     #[error("tensor `{name}`: {kind}")]
@@ -153,7 +153,7 @@ pub enum ErrorKind {
         /// The tensor.
         name: String,
         /// What is wrong with it.
-        kind: Box<ErrorKind>,
+        kind: Box<Self>,
     },
     /// A metadata type that does not exist.
     #[error("value type {0} does not exist")]

@@ -4,6 +4,8 @@ pub mod cursor;
 pub mod error;
 pub mod ggml_type;
 pub mod reader;
+pub mod shards;
+pub mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,13 +16,74 @@ use serde::Serialize;
 use crate::bytes::Bytes;
 pub use error::{Error, ErrorKind};
 pub use ggml_type::GgmlType;
+use shards::Split;
 
 /// Opens a model: a file, any shard of a split one (all are joined), or a directory that holds one model.
 ///
 /// Only header bytes are read.
 pub fn open(path: &Path) -> Result<Gguf, Error> {
+    let chosen;
+    let path = if path.is_dir() {
+        chosen = model_in(path)?;
+        &chosen
+    } else {
+        path
+    };
     let (header, file) = open_file(path)?;
-    Ok(Gguf { files: vec![file], header })
+    let error = |kind| Error { path: path.to_path_buf(), offset: None, kind };
+    let Some(split) = Split::of(&header).map_err(error)? else {
+        return Ok(Gguf { files: vec![file], header });
+    };
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let prefix = split.prefix(name).map_err(error)?;
+    let mut given = Some((header, file));
+    let (mut headers, mut files) = (Vec::new(), Vec::new());
+    for number in 1..=split.count {
+        let (header, file) = match given.take_if(|_| number == split.number) {
+            Some(given) => given,
+            None => open_shard(&path.with_file_name(split.name(prefix, number)), split, number)?,
+        };
+        headers.push(header);
+        files.push(file);
+    }
+    match shards::join(headers) {
+        Ok(header) => Ok(Gguf { files, header }),
+        Err((shard, kind)) => Err(Error { path: files.swap_remove(shard).path, offset: None, kind }),
+    }
+}
+
+fn open_shard(path: &Path, split: Split, number: u64) -> Result<(Header, ModelFile), Error> {
+    open_file(path).map_err(|error| match error.kind {
+        ErrorKind::Io(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
+            Error { kind: ErrorKind::MissingShard { number, count: split.count }, ..error }
+        }
+        kind => Error { kind, ..error },
+    })
+}
+
+/// The one model in a directory: a file, or the first file of a split model that is there. Projectors and importance
+/// matrices, which lie beside models and have the same ending, do not count.
+fn model_in(directory: &Path) -> Result<PathBuf, Error> {
+    let error = |kind| Error { path: directory.to_path_buf(), offset: None, kind };
+    let io = |cause| error(ErrorKind::Io(cause));
+    let mut models: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for entry in directory.read_dir().map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let is_model = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+            && !name.contains("mmproj")
+            && !name.contains("imatrix");
+        if !is_model || !path.is_file() {
+            continue;
+        }
+        let model = shards::parse_name(name).map_or(name.to_string(), |(prefix, split)| split.name(prefix, 1));
+        models.entry(model).and_modify(|first| *first = path.clone().min(first.clone())).or_insert(path);
+    }
+    match models.len() {
+        0 => Err(error(ErrorKind::NoModel)),
+        1 => models.into_values().next().ok_or_else(|| error(ErrorKind::NoModel)),
+        _ => Err(error(ErrorKind::SeveralModels(models.into_keys().collect()))),
+    }
 }
 
 /// One file's header, its tensors as shard 0.
@@ -118,12 +181,23 @@ pub enum Value {
     /// UTF-8; invalid bytes are replaced.
     String(String),
     /// A short array outside `tokenizer.*`.
-    Array(Vec<Value>),
+    Array(Vec<Self>),
     /// An array that was counted, not kept.
     Counted {
         /// How many elements it has.
         len: u64,
     },
+}
+
+impl Value {
+    /// The value as a count, where it is an integer of any type that is not negative.
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            Self::U64(value) => Some(*value),
+            Self::I64(value) => u64::try_from(*value).ok(),
+            _ => None,
+        }
+    }
 }
 
 /// One tensor of the header.

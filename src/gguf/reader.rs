@@ -50,29 +50,12 @@ impl Header {
         let tensor_count = read_count(&mut cursor, "tensors", SMALLEST_TENSOR)?;
         let key_count = read_count(&mut cursor, "keys", SMALLEST_KEY_VALUE)?;
         let (metadata, alignment) = read_metadata(&mut cursor, key_count)?;
-        let tensors = read_tensors(&mut cursor, tensor_count)?;
+        let tensors = read_tensors(&mut cursor, tensor_count, alignment)?;
         let end = cursor.offset();
         let data_offset = if tensors.is_empty() { end } else { padded(end, alignment).unwrap_or(u64::MAX) };
-        let mut header = Self { version, byte_order: cursor.order, alignment, data_offset, metadata, tensors };
-        header.check_offsets()?;
+        let header = Self { version, byte_order: cursor.order, alignment, data_offset, metadata, tensors };
         header.check_data(end.saturating_add(cursor.remaining()))?;
-        header.tensors.shrink_to_fit();
         Ok(header)
-    }
-
-    /// Each tensor starts where the padded tensors before it end: no gap, no overlap, no other order.
-    fn check_offsets(&self) -> Result<(), Fault> {
-        let mut expected = 0;
-        for tensor in &self.tensors {
-            let fault = |kind| Fault { offset: self.data_offset, kind }.in_tensor(tensor.name.as_bytes());
-            if tensor.offset != expected {
-                return Err(fault(ErrorKind::Offset { found: tensor.offset, expected }));
-            }
-            expected = padded(tensor.bytes.0, self.alignment)
-                .and_then(|bytes| expected.checked_add(bytes))
-                .ok_or_else(|| fault(ErrorKind::TooLarge(tensor.shape)))?;
-        }
-        Ok(())
     }
 
     /// All data is within the file (`src/llama-model-loader.h`, `llama_tensor_weight`).
@@ -294,9 +277,11 @@ fn skip_elements(cursor: &mut Cursor<'_>, ty: ValueType, len: u64) -> Result<(),
     Ok(())
 }
 
-fn read_tensors(cursor: &mut Cursor<'_>, tensor_count: u64) -> Result<Vec<TensorInfo>, Fault> {
+/// The tensors; each starts where the padded ones before it end: no gap, no overlap, no other order.
+fn read_tensors(cursor: &mut Cursor<'_>, tensor_count: u64, alignment: u64) -> Result<Vec<TensorInfo>, Fault> {
     let mut tensors = Vec::new();
     let mut seen = HashSet::new();
+    let mut next = 0;
     for _ in 0..tensor_count {
         let offset = cursor.offset();
         let name = cursor.string("a tensor's name")?;
@@ -307,16 +292,21 @@ fn read_tensors(cursor: &mut Cursor<'_>, tensor_count: u64) -> Result<Vec<Tensor
             let kind = ErrorKind::DuplicateTensor(String::from_utf8_lossy(name).into_owned());
             return Err(Fault { offset, kind });
         }
-        tensors.push(read_tensor(cursor, name).map_err(|fault| fault.in_tensor(name))?);
+        let tensor = read_tensor(cursor, name, next).map_err(|fault| fault.in_tensor(name))?;
+        next = padded(tensor.bytes.0, alignment)
+            .and_then(|bytes| next.checked_add(bytes))
+            .ok_or_else(|| Fault { offset, kind: ErrorKind::TooLarge(tensor.shape) }.in_tensor(name))?;
+        tensors.push(tensor);
     }
     Ok(tensors)
 }
 
-fn read_tensor(cursor: &mut Cursor<'_>, name: &[u8]) -> Result<TensorInfo, Fault> {
-    let offset = cursor.offset();
+/// One tensor, which has to start at `expected` bytes of the data section.
+fn read_tensor(cursor: &mut Cursor<'_>, name: &[u8], expected: u64) -> Result<TensorInfo, Fault> {
+    let start = cursor.offset();
     let n_dims = cursor.u32("the number of dimensions")?;
     if n_dims > MAX_DIMS {
-        return Err(Fault { offset, kind: ErrorKind::Dimensions(n_dims) });
+        return Err(Fault { offset: start, kind: ErrorKind::Dimensions(n_dims) });
     }
     let mut shape = [1; 4];
     for (index, dimension) in (0..n_dims).zip(&mut shape) {
@@ -325,15 +315,19 @@ fn read_tensor(cursor: &mut Cursor<'_>, name: &[u8]) -> Result<TensorInfo, Fault
         *dimension =
             u64::try_from(value).map_err(|_| Fault { offset, kind: ErrorKind::NegativeDimension { index, value } })?;
     }
-    let too_large = || Fault { offset, kind: ErrorKind::TooLarge(shape) };
+    let too_large = || Fault { offset: start, kind: ErrorKind::TooLarge(shape) };
     let elements = elements(shape).ok_or_else(too_large)?;
-    let type_offset = cursor.offset();
-    let ty =
-        tensor_type(cursor.u32("the tensor's type")?, shape).map_err(|kind| Fault { offset: type_offset, kind })?;
+    let offset = cursor.offset();
+    let id = cursor.u32("the tensor's type")?;
+    let ty = tensor_type(id, shape).map_err(|kind| Fault { offset, kind })?;
     let bytes = ty.row_bytes(elements).map(Bytes).ok_or_else(too_large)?;
-    let offset = cursor.u64("the tensor's offset")?;
+    let offset = cursor.offset();
+    let found = cursor.u64("the tensor's offset")?;
+    if found != expected {
+        return Err(Fault { offset, kind: ErrorKind::Offset { found, expected } });
+    }
     let name = String::from_utf8_lossy(name).into_owned();
-    Ok(TensorInfo { name, ty, n_dims, shape, offset, shard: 0, bytes })
+    Ok(TensorInfo { name, ty, n_dims, shape, offset: found, shard: 0, bytes })
 }
 
 /// The product of the dimensions, or `None` where llama.cpp calls it too large.

@@ -15,6 +15,8 @@ use crate::run::{FlashAttn, RunConfig};
 pub struct Caches {
     /// In llama.cpp's order of creation; none for a model without memory.
     pub list: Vec<Cache>,
+    /// The same of the second context, in which the NextN blocks draft (`--spec-type draft-mtp`); none without it.
+    pub mtp: Vec<Cache>,
     /// llama.cpp's class of memory.
     pub class: MemoryClass,
     /// The hyper-parameters behind them.
@@ -67,8 +69,12 @@ pub enum CacheKind {
     Csa,
     /// deepseek4's compressed keys, 128 tokens a cell.
     Hca,
-    /// deepseek4's state of a compressor: keys and scores.
-    CompressorState,
+    /// deepseek4's state of the compressor behind [`Self::Csa`]: keys and scores.
+    CsaState,
+    /// deepseek4's state of the compressor behind [`Self::Hca`].
+    HcaState,
+    /// deepseek4's state of the indexer's compressor.
+    IndexerState,
     /// Recurrent states: convolution (R) and state-space (S).
     Recurrent,
     /// The n-gram embedding's history (qwen4exp).
@@ -169,10 +175,11 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
     let class = class(architecture, &hparams);
     // llama-context.cpp forces flash attention off for grok.
     let v_trans = run.flash_attn == FlashAttn::Off || architecture == "grok";
-    let snapshots = if ROLLBACK.contains(&architecture) { run.n_draft } else { 0 };
+    let snapshots = if ROLLBACK.contains(&architecture) { run.n_rs_seq } else { 0 };
     let builder = Builder { architecture, hparams: &hparams, run, numbers, v_trans, snapshots };
     let list = builder.list(class);
-    Caches { list, class, hparams, v_trans }
+    let mtp = if run.mtp { builder.list_mtp(class) } else { Vec::new() };
+    Caches { list, mtp, class, hparams, v_trans }
 }
 
 fn class(architecture: &str, hparams: &ContextHParams) -> MemoryClass {
@@ -194,6 +201,7 @@ fn class(architecture: &str, hparams: &ContextHParams) -> MemoryClass {
 }
 
 /// What every cache of one context is built from.
+#[derive(Clone, Copy)]
 struct Builder<'a> {
     architecture: &'a str,
     hparams: &'a ContextHParams,
@@ -258,6 +266,26 @@ impl Builder<'_> {
                 }
                 list
             }
+        }
+    }
+
+    /// The caches of a context of type MTP: the NextN blocks alone, in f16 (`-ctkd`, `-ctvd` default to it).
+    fn list_mtp(&self, class: MemoryClass) -> Vec<Cache> {
+        let n_layer = self.hparams.n_layer;
+        if n_layer == self.hparams.n_layer_all() || self.hparams.has_router_layer {
+            return Vec::new();
+        }
+        let run = RunConfig { type_k: ggml_type::f16(), type_v: ggml_type::f16(), ..self.run.clone() };
+        let builder = Builder { run: &run, ..*self };
+        let drafts = |il: u32, _: &LayerHParams| il >= n_layer;
+        match class {
+            MemoryClass::None => Vec::new(),
+            MemoryClass::Iswa | MemoryClass::Dsv4 | MemoryClass::HybridIswa => builder.iswa(drafts),
+            MemoryClass::HybridIdx => {
+                let widths = builder.indexer_widths(self.hparams.indexer_rows, true);
+                vec![builder.base(drafts), builder.indexer(&widths, drafts)]
+            }
+            _ => vec![builder.base(drafts)],
         }
     }
 
@@ -408,8 +436,8 @@ impl Builder<'_> {
             let cache = self.kv(kind, widths, (cells, streams), |_, l| l.compress_ratio == ratio);
             Cache { tokens_per_cell: Some(ratio), ..cache }
         };
-        let state = |n_embd: u64, rows: u32, ratio: u32| Cache {
-            kind: CacheKind::CompressorState,
+        let state = |kind, n_embd: u64, rows: u32, ratio: u32| Cache {
+            kind,
             cells: rows,
             n_stream: streams.saturating_mul(1 + self.snapshots),
             type_k: ggml_type::f32(),
@@ -427,9 +455,9 @@ impl Builder<'_> {
             compressed(CacheKind::Csa, &widths, csa),
             compressed(CacheKind::Hca, &widths, hca),
             compressed(CacheKind::Indexer, &indexer_widths, csa),
-            state(2 * head, 2 * csa, csa),
-            state(head, hca, hca),
-            state(2 * indexer, 2 * csa, csa),
+            state(CacheKind::CsaState, 2 * head, 2 * csa, csa),
+            state(CacheKind::HcaState, head, hca, hca),
+            state(CacheKind::IndexerState, 2 * indexer, 2 * csa, csa),
         ]
     }
 }
@@ -438,3 +466,6 @@ impl Builder<'_> {
 fn pad_256(n: u32) -> u32 {
     n.checked_next_multiple_of(256).unwrap_or(u32::MAX - 255)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -39,6 +39,7 @@ pub struct ContextHParams {
 
 /// One layer's share of [`ContextHParams`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a layer, as llama_hparams keeps them")]
 pub struct LayerHParams {
     /// `attention.head_count`.
     pub n_head: u32,
@@ -208,13 +209,10 @@ impl ContextHParams {
 
     /// Repeats the blocks that a model runs several times (nanbeige), adds the router's layer (graniteswitch).
     fn unroll(&mut self, hparams: &HParams) {
+        let n_layer_all = hparams.n_layer_all() as usize;
         if hparams.architecture == "nanbeige" {
-            // llama.cpp has at most 512 layers.
-            let loops = hparams.u64("num_loops").unwrap_or(1).clamp(1, 512);
             let once = self.layers.clone();
-            for _ in 1..loops {
-                self.layers.extend_from_slice(&once);
-            }
+            self.layers = once.into_iter().cycle().take(n_layer_all).collect();
             self.n_layer = self.n_layer_all();
         }
         if hparams.architecture == "graniteswitch" {
@@ -226,7 +224,7 @@ impl ContextHParams {
 
     fn mark_recurrent(&mut self, hparams: &HParams) {
         let Some((_, law)) = RECURRENCES.iter().find(|(name, _)| *name == hparams.architecture) else { return };
-        let stated = flags(hparams, "attention.recurrent_layers", self.layers.len());
+        let stated = flags(hparams, "attention.recurrent_layers");
         let interval = hparams.u64("full_attention_interval");
         for (il, layer) in (0u32..).zip(&mut self.layers) {
             let in_trunk = il < self.n_layer;
@@ -258,9 +256,7 @@ impl ContextHParams {
         let Some(n_swa) = n_swa else { return };
         self.swa = Some(Swa { n_swa, chunked: matches!(window, Window::ChunkedUnlessZero(_)) });
         let key = "attention.sliding_window_pattern";
-        let array = matches!(hparams.value(key), Some(Value::Array(_)))
-            .then(|| flags(hparams, key, self.layers.len()))
-            .flatten();
+        let array = matches!(hparams.value(key), Some(Value::Array(_))).then(|| flags(hparams, key)).flatten();
         let every = hparams.u64(key);
         for (il, layer) in (0u32..).zip(&mut self.layers) {
             let in_trunk = il < self.n_layer;
@@ -283,19 +279,20 @@ impl ContextHParams {
     }
 
     fn mark_indexers(&mut self, hparams: &HParams) {
-        let stated = flags(hparams, "attention.indexer.types", self.n_layer as usize);
-        let ratios = numbers(hparams, "attention.compress_ratios", self.layers.len());
+        let stated = flags(hparams, "attention.indexer.types");
+        let ratios = hparams.u32_per_layer("attention.compress_ratios").unwrap_or_default();
         let architecture = hparams.architecture.as_str();
         // GLM 5 and 5.1 have an indexer in every layer, GLM 5.2 in layers 0, 1, 2, 6, 10 … 74 (glm-dsa.cpp, b11434).
         let glm_5_2 = hparams.context_length >= 1 << 20;
         for (il, layer) in (0usize..).zip(&mut self.layers) {
-            let default = match architecture {
-                "glm-dsa" => !glm_5_2 || il < 2 || (il % 4 == 2 && il <= 74),
-                "glm5-next" | "deepseek32" => true,
-                _ => false,
+            let stated = stated.as_ref().map(|stated| stated.get(il).copied().unwrap_or(false));
+            layer.is_indexer_full = match architecture {
+                // The key is there, but nobody reads it: every layer has an indexer.
+                "deepseek32" => true,
+                "glm-dsa" => stated.unwrap_or(!glm_5_2 || il < 2 || (il % 4 == 2 && il <= 74)),
+                "glm5-next" => stated.unwrap_or(true),
+                _ => stated.unwrap_or(false),
             };
-            let flag = |stated: &Vec<bool>| stated.get(il).copied().unwrap_or(false);
-            layer.is_indexer_full = stated.as_ref().map_or(default, flag);
             layer.compress_ratio = ratios.get(il).copied().unwrap_or(0);
         }
         // Pooled indexers keep more than the key by token: glm5-next key, gate and pool, qwen4exp key and pool.
@@ -365,10 +362,9 @@ impl ContextHParams {
     }
 
     fn size_ple(&mut self, hparams: &HParams) {
-        let Some(Value::Array(layers)) = hparams.value("ple.layers") else { return };
-        if hparams.architecture != "qwen4exp" {
+        let Some(layers) = hparams.u32_per_layer("ple.layers").filter(|_| hparams.architecture == "qwen4exp") else {
             return;
-        }
+        };
         let get = |key: &str| u64::from(hparams.u32_or_0(key));
         let (kernel, ngram) = (get("ple.conv_kernel"), get("ple.ngram_size"));
         let has_heads = ngram.saturating_sub(1) * get("ple.heads_per_ngram") > 0;
@@ -377,8 +373,8 @@ impl ContextHParams {
         }
         let wide = get("hyper_connection.count").saturating_mul(u64::from(hparams.embedding_length));
         self.ple_conv_state = (kernel - 1).saturating_mul(ngram).saturating_mul(wide);
-        for il in layers.iter().filter_map(integer) {
-            if let Some(layer) = usize::try_from(il).ok().and_then(|il| self.layers.get_mut(il)) {
+        for il in layers {
+            if let Some(layer) = self.layers.get_mut(il as usize) {
                 layer.is_ple = true;
             }
         }
@@ -406,27 +402,7 @@ fn heads(hparams: &HParams, il: usize) -> LayerHParams {
     }
 }
 
-/// A number of a header, whatever its type; booleans are 0 and 1.
-fn integer(value: &Value) -> Option<u64> {
-    match value {
-        Value::U64(n) => Some(*n),
-        Value::I64(n) => Some(u64::try_from(*n).unwrap_or(1)),
-        Value::Bool(b) => Some(u64::from(*b)),
-        _ => None,
-    }
-}
-
-/// The values of an array key, or a scalar one `n` times; empty where it is absent.
-fn numbers(hparams: &HParams, key: &str, n: usize) -> Vec<u32> {
-    let narrow = |value: &Value| integer(value).map_or(0, |n| u32::try_from(n).unwrap_or(u32::MAX));
-    match hparams.value(key) {
-        Some(Value::Array(values)) => values.iter().map(narrow).collect(),
-        Some(value) => vec![narrow(value); n],
-        None => Vec::new(),
-    }
-}
-
-/// The same as flags; `None` where the key is absent.
-fn flags(hparams: &HParams, key: &str, n: usize) -> Option<Vec<bool>> {
-    hparams.value(key).map(|_| numbers(hparams, key, n).iter().map(|n| *n != 0).collect())
+/// An array key as flags, or a scalar one for every layer; `None` where it is absent.
+fn flags(hparams: &HParams, key: &str) -> Option<Vec<bool>> {
+    hparams.u32_per_layer(key).map(|values| values.iter().map(|n| *n != 0).collect())
 }

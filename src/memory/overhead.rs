@@ -43,8 +43,12 @@ pub const OVERHEADS: &[Overhead] = &[
     },
 ];
 
-/// The row of `device`.
+/// The row of `device`: what its machine file states, else the table's.
 pub fn overhead(device: &Device) -> Overhead {
+    if let Some(stated) = device.overhead {
+        let source = "stated by the machine file";
+        return Overhead { description: "", backends: &[], loaded: stated, peak: stated, source };
+    }
     let description = device.description.as_deref().unwrap_or_default().to_ascii_lowercase();
     let fits = |row: &&Overhead| {
         row.backends.contains(&device.backend) && description.contains(&row.description.to_ascii_lowercase())
@@ -65,6 +69,7 @@ mod tests {
             description: description.map(str::to_string),
             total: Bytes::mib(24576),
             free: Bytes::mib(24576),
+            overhead: None,
         };
         for (backend, description, peak) in [
             (Backend::Cuda, Some("NVIDIA H100 80GB HBM3"), 815),
@@ -78,5 +83,7 @@ mod tests {
         ] {
             assert_eq!(overhead(&device(backend, description)).peak, Bytes::mib(peak), "{backend:?} {description:?}");
         }
+        let stated = Device { overhead: Some(Bytes::mib(333)), ..device(Backend::Rpc, None) };
+        assert_eq!(overhead(&stated).peak, Bytes::mib(333));
     }
 }

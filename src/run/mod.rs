@@ -4,9 +4,45 @@ use serde::Serialize;
 
 use crate::gguf::{GgmlType, Metadata, Value};
 
+pub mod args;
+mod bench;
+mod flags;
 pub mod numbers;
+pub mod parse;
+mod settings;
+mod values;
 
 pub use numbers::{ContextNumbers, numbers};
+pub use parse::{ModelSource, Note, ParsedCommand};
+
+/// A command line that llama.cpp would refuse, or that moeplan cannot read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// Nothing to read.
+    #[error("no command: write it after `--`, for example `-- llama-server -m model.gguf -ngl 99`")]
+    Empty,
+    /// Not a program that is known here.
+    #[error("`{0}` is none of llama-server, llama-cli, llama-bench, llama-fit-params")]
+    UnknownProgram(String),
+    /// The last word is a flag that takes a value.
+    #[error("`{flag}` takes a value: {expected}")]
+    MissingValue {
+        /// As typed.
+        flag: String,
+        /// What to write.
+        expected: String,
+    },
+    /// A value that llama.cpp refuses too.
+    #[error("`{flag} {value}`: expected {expected}")]
+    BadValue {
+        /// As typed, or the environment variable.
+        flag: String,
+        /// As typed.
+        value: String,
+        /// What to write.
+        expected: String,
+    },
+}
 
 /// Everything of a command line that decides memory. Defaults are llama.cpp b11434's (`common/common.h`).
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +103,8 @@ pub struct RunConfig {
     pub kv_unified_per_slot: Option<u32>,
     /// Tokens that speculation may draft at a time; 0 = no speculation.
     pub n_draft: u32,
+    /// Recurrent states kept per sequence for rolling a draft back (llama.cpp: `n_rs_seq`); 0 without a drafting model.
+    pub n_rs_seq: u32,
     /// Whether every token yields an output row (`--embedding`, `--rerank`, `-embd 1`).
     pub embeddings: bool,
     /// `-lzm`.
@@ -106,6 +144,7 @@ impl Default for RunConfig {
             fit_ctx: 4096,
             kv_unified_per_slot: None,
             n_draft: 0,
+            n_rs_seq: 0,
             embeddings: false,
             lazy_mode: LazyMode::Auto,
             metadata_overrides: Vec::new(),

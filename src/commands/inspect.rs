@@ -1,0 +1,86 @@
+//! `inspect`: what a GGUF file is. [I/O]
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::{Outcome, Output};
+use crate::cli::Format;
+use crate::expectation::{self, Expectations};
+use crate::gguf;
+use crate::inspection::Inspection;
+use crate::model::Model;
+use crate::report;
+
+/// Arguments of `inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// GGUF files, any shard of a split one, or directories with one model each.
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    /// List every tensor: name, role, type, shape, bytes, file offset.
+    #[arg(long)]
+    tensors: bool,
+    /// List every key and its value.
+    #[arg(long)]
+    metadata: bool,
+    /// Check the facts of a YAML file (`experts.count: 16`), or of a built-in one by name (`phi-3.5-moe`).
+    #[arg(long, value_name = "FILE")]
+    expect: Option<PathBuf>,
+}
+
+/// Runs `inspect`: exit 1 when an expectation is not met.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let expectations = args.expect.as_deref().map(load_expectations).transpose()?;
+    let mut documents = Vec::with_capacity(args.models.len());
+    for path in &args.models {
+        let (model, refused) = Model::as_far_as_readable(gguf::open(path)?);
+        let mut inspection = Inspection::new(&model, &refused, None);
+        if let Some(expectations) = &expectations {
+            inspection.expectations = expectations.check(&inspection)?;
+        }
+        if args.tensors {
+            inspection = inspection.with_tensors(&model);
+        }
+        if args.metadata {
+            inspection = inspection.with_metadata(&model);
+        }
+        documents.push(inspection);
+    }
+    let pages = |render: fn(&Inspection) -> String| documents.iter().map(render).collect::<Vec<_>>().join("\n");
+    match (output.format(), documents.as_slice()) {
+        (Format::Json, [one]) => output.json(one)?,
+        (Format::Json, several) => output.json(&several)?,
+        (Format::Markdown, _) => output.answer(&pages(report::inspection::markdown))?,
+        (Format::Text, _) => output.answer(&pages(report::inspection::text))?,
+    }
+    let all_met = documents.iter().flat_map(|document| &document.expectations).all(|check| check.ok);
+    Ok(if all_met { Outcome::Yes } else { Outcome::No })
+}
+
+/// The file, or else the built-in one of that name.
+fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
+    let name = path.to_string_lossy();
+    let text = match expectation::built_in(&name) {
+        Some(text) if !path.exists() => text.to_string(),
+        _ => std::fs::read_to_string(path).with_context(|| {
+            let known: Vec<&str> = expectation::built_in_names().collect();
+            format!("cannot read expectations `{name}` (built in: {})", known.join(", "))
+        })?,
+    };
+    Ok(Expectations::from_yaml(&name, &text)?)
+}
+
+/// What to try after an error of this command.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    match error.downcast_ref::<expectation::Error>()? {
+        expectation::Error::UnknownKey { near, .. } if !near.is_empty() => {
+            Some(format!("keys of that name: {}", near.join(", ")))
+        }
+        expectation::Error::UnknownKey { .. } => Some("`moeplan inspect MODEL --json` shows every key".to_string()),
+        _ => Some(
+            "write one `key: value` a line, such as `experts.count: 16` or `parameters.total: 41.87B ± 0.5%`"
+                .to_string(),
+        ),
+    }
+}

@@ -1,0 +1,206 @@
+//! `verify`: launch on the embedded llama.cpp, measure, and put it beside the prediction. [I/O]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::{Outcome, Output};
+use crate::bytes::Bytes;
+use crate::cli::Format;
+use crate::measurement::{Measurement, verify};
+use crate::memory::MemoryByDevice;
+use crate::run::{ModelSource, parse};
+use crate::runtime::{
+    Embedded, Launch, Prompt, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
+};
+
+/// Launch, measure, and compare with the prediction, term by term.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model file (or name it in the command after `--`).
+    #[arg(value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// How far compute buffers and totals may be off: a percentage. Weights and caches must be exact.
+    #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = percentage)]
+    pub tolerance: f64,
+    /// Prompt tokens to process.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt: u32,
+    /// A text to continue instead.
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt")]
+    pub text: Option<String>,
+    /// Tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub generate: u32,
+    /// How often, for the spread of the speed.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub repetitions: u32,
+    /// Threads of llama.cpp; 0 = all processors.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: u32,
+    /// Stop llama.cpp after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub timeout: u64,
+    /// Use N software devices (local RPC servers on the processor), for a computer without a GPU.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub rpc_devices: u16,
+    /// Only ask llama.cpp what the launch would allocate; nothing is loaded.
+    #[arg(long)]
+    pub project: bool,
+    /// Flags of llama-server, or a whole command line of a program of llama.cpp.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `2%`, `2` and `0.5%` are percentages.
+fn percentage(text: &str) -> Result<f64, String> {
+    let number = text.trim().trim_end_matches('%').trim();
+    match number.parse::<f64>() {
+        Ok(percent) if percent >= 0.0 && percent.is_finite() => Ok(percent / 100.0),
+        _ => Err("write a percentage, for example 2%".to_string()),
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let mut runtime = Embedded::here()?;
+    runtime.limit = Duration::from_secs(args.timeout);
+    runtime.echo = output.global.verbose > 0;
+    let launch = launch(args, &runtime)?;
+    let (launch, servers) = bind_software_devices(&runtime.program, launch)?;
+    for server in &servers {
+        output.say(&format!("software device: an RPC server of our own at {}", server.endpoint()));
+    }
+    if args.project {
+        return project(&runtime, &launch, output);
+    }
+    let predicted = predict(&runtime, &launch)?;
+    let prompt = args.text.clone().map_or(Prompt::Tokens(args.prompt), Prompt::Text);
+    let workload = Workload { prompt, n_generate: args.generate, repetitions: args.repetitions };
+    output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
+    let measured = verify(&runtime, &launch, &workload, &predicted, args.tolerance)?;
+    report(&measured, output)?;
+    Ok(if measured.ok() { Outcome::Yes } else { Outcome::No })
+}
+
+/// What is predicted for the launch. Until the planner speaks here, llama.cpp's own projection.
+fn predict(runtime: &Embedded, launch: &Launch) -> anyhow::Result<MemoryByDevice> {
+    let mut answers = runtime.project(std::slice::from_ref(launch));
+    let projection = answers.pop().context("no projection")??;
+    Ok(projection.by_device())
+}
+
+/// The launch that was typed, on the machine that is here or with software devices.
+fn launch(args: &Args, runtime: &Embedded) -> anyhow::Result<Launch> {
+    let mut words = args.command.clone();
+    if words.first().is_none_or(|word| word.starts_with('-')) {
+        words.insert(0, "llama-server".to_string());
+    }
+    let command = parse::command(&words, &BTreeMap::new())?;
+    let named = match &command.model {
+        Some(ModelSource::Path(path)) => Some(path.clone()),
+        _ => None,
+    };
+    let model = args.model.clone().or(named).context("no model: name its file before `--` or with -m after it")?;
+    let machine = if args.rpc_devices > 0 {
+        software_machine(args.rpc_devices, Bytes::mib(24 * 1024))
+    } else {
+        machine_of(&runtime.devices(&command.run.rpc)?)
+    };
+    Ok(Launch { model, run: command.run, machine, n_threads: args.threads })
+}
+
+/// Prints a projection by buffer type.
+fn project(runtime: &Embedded, launch: &Launch, output: &Output) -> anyhow::Result<Outcome> {
+    let mut answers = runtime.project(std::slice::from_ref(launch));
+    let projection = answers.pop().context("no projection")??;
+    if output.format() == Format::Json {
+        output.json(&projection)?;
+    } else {
+        let mut text = format!(
+            "n_ctx {}\n{:<28} {:>16} {:>16} {:>16}\n",
+            projection.n_ctx, "buffer", "model", "context", "compute"
+        );
+        for b in &projection.buffers {
+            let _ = writeln!(
+                text,
+                "{:<28} {:>16} {:>16} {:>16}",
+                crate::escape::terminal(&b.buffer),
+                b.model.0,
+                b.context.0,
+                b.compute.0
+            );
+        }
+        output.answer(&text)?;
+    }
+    Ok(Outcome::Yes)
+}
+
+/// Prints the measurement.
+fn report(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
+    if output.format() == Format::Json {
+        return output.json(measured);
+    }
+    output.answer(&text(measured))
+}
+
+/// The measurement for people: predicted beside measured, then speed and the process.
+fn text(measured: &Measurement) -> String {
+    let mut text = format!("{:<24} {:>14} {:>14} {:>14} {:>9}\n", "", "predicted", "measured", "difference", "error");
+    for row in &measured.comparison {
+        let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
+        let _ = writeln!(
+            text,
+            "{:<24} {:>14} {:>14} {:>12} B {:>8.2}% {}",
+            crate::escape::terminal(&row.quantity),
+            row.predicted.to_string(),
+            row.measured.to_string(),
+            difference,
+            100.0 * row.error,
+            if row.ok { "ok" } else { "OUTSIDE" }
+        );
+    }
+    let speed = &measured.speed;
+    let mean = |samples: &[f64]| {
+        let n = u32::try_from(samples.len()).unwrap_or(1).max(1);
+        samples.iter().sum::<f64>() / f64::from(n)
+    };
+    let _ = writeln!(text);
+    let _ = writeln!(text, "prompt      {:>10.2} tokens/s ({} tokens)", mean(&speed.pp), speed.n_prompt);
+    let _ = writeln!(text, "generation  {:>10.2} tokens/s ({} tokens)", mean(&speed.tg), speed.n_generate);
+    let _ = writeln!(text, "load        {:>10.2} s", measured.load_seconds);
+    let process = &measured.process;
+    let _ = writeln!(
+        text,
+        "process     {} own, {} of files, {} at its peak",
+        process.rss_anon, process.rss_file, process.peak
+    );
+    if !measured.finite {
+        let _ = writeln!(text, "some logits are not finite numbers");
+    }
+    let verdict = if measured.ok() { "within" } else { "outside" };
+    let _ = writeln!(
+        text,
+        "runtime     {} llama.cpp b{} ({}); {verdict} {:.3}%",
+        measured.runtime.program,
+        measured.runtime.build,
+        measured.runtime.backend,
+        100.0 * measured.tolerance
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percentage;
+
+    #[test]
+    fn percentages_are_shares() {
+        assert_eq!(percentage("2%"), Ok(0.02));
+        assert_eq!(percentage("0.5"), Ok(0.005));
+        assert!(percentage("much").is_err() && percentage("-1%").is_err() && percentage("inf").is_err());
+    }
+}

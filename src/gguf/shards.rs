@@ -1,0 +1,150 @@
+//! The files of a split model: their names, and the checks that make them one.
+//!
+//! As `src/llama-model-loader.cpp` and `llama_split_path` of llama.cpp b11434 do: `<prefix>-00001-of-00003.gguf`,
+//! metadata from the first file only, `split.no` from 0, every tensor name once.
+
+use std::collections::HashSet;
+
+use super::error::ErrorKind;
+use super::{Header, Value};
+
+/// What a file's metadata says about its place in a split model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Split {
+    /// Which shard, from 1 (`split.no` + 1).
+    pub number: u64,
+    /// How many shards there are (`split.count`).
+    pub count: u64,
+}
+
+impl Split {
+    /// The split of a file, or `None` for a whole model.
+    pub fn of(header: &Header) -> Result<Option<Self>, ErrorKind> {
+        let Some(count) = integer(header, "split.count") else {
+            let is_there = header.metadata.contains_key("split.count");
+            return if is_there { Err(ErrorKind::SplitKey("split.count")) } else { Ok(None) };
+        };
+        if count <= 1 {
+            return Ok(None);
+        }
+        if count > u64::from(u16::MAX) {
+            return Err(ErrorKind::Limit { what: "a split", count, limit: u16::MAX.into() });
+        }
+        let number = integer(header, "split.no").ok_or(ErrorKind::SplitKey("split.no"))?.saturating_add(1);
+        Ok(Some(Self { number, count }))
+    }
+
+    /// The part of the file's name before `-00001-of-00003.gguf`.
+    pub fn prefix(self, file_name: &str) -> Result<&str, ErrorKind> {
+        match parse_name(file_name) {
+            Some((prefix, named)) if named == self => Ok(prefix),
+            Some((_, named)) if named.count == self.count => {
+                Err(ErrorKind::ShardNumber { found: self.number.saturating_sub(1), number: named.number })
+            }
+            _ => Err(ErrorKind::ShardName { number: self.number, count: self.count }),
+        }
+    }
+
+    /// The file name of shard `number` (from 1).
+    pub fn name(self, prefix: &str, number: u64) -> String {
+        format!("{prefix}-{number:05}-of-{:05}.gguf", self.count)
+    }
+}
+
+/// Prefix and place of a shard's file name; `None` for any other name.
+pub fn parse_name(file_name: &str) -> Option<(&str, Split)> {
+    let stem = file_name.strip_suffix(".gguf")?;
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (prefix, number) = rest.rsplit_once('-')?;
+    let five = |digits: &str| (digits.len() == 5).then(|| digits.parse().ok()).flatten();
+    Some((prefix, Split { number: five(number)?, count: five(count)? }))
+}
+
+fn integer(header: &Header, key: &str) -> Option<u64> {
+    header.metadata.get(key)?.as_u64()
+}
+
+/// Joins the headers of all shards, in order; an error comes with the shard at fault, from 0.
+pub fn join(mut shards: Vec<Header>) -> Result<Header, (usize, ErrorKind)> {
+    assert!(!shards.is_empty(), "a split model has a first shard");
+    for (index, shard) in shards.iter().enumerate() {
+        check_shard(&shards[0], shard, index).map_err(|kind| (index, kind))?;
+    }
+    let rest = shards.split_off(1);
+    let mut first = shards.remove(0);
+    for (index, shard) in (1..).zip(rest) {
+        let number = u16::try_from(index).map_err(|_| (index, ErrorKind::SplitKey("split.count")))?;
+        first.tensors.extend(shard.tensors.into_iter().map(|mut tensor| {
+            tensor.shard = number;
+            tensor
+        }));
+    }
+    let mut seen = HashSet::with_capacity(first.tensors.len());
+    for tensor in &first.tensors {
+        if !seen.insert(tensor.name.as_str()) {
+            return Err((tensor.shard.into(), ErrorKind::DuplicateTensor(tensor.name.clone())));
+        }
+    }
+    let found = first.tensors.len() as u64;
+    match integer(&first, "split.tensors.count") {
+        None => Err((0, ErrorKind::SplitKey("split.tensors.count"))),
+        Some(expected) if expected != found => Err((0, ErrorKind::TensorsCount { found, expected })),
+        Some(_) => Ok(first),
+    }
+}
+
+/// That `shard` is number `index` (from 0) of the model of `first`.
+fn check_shard(first: &Header, shard: &Header, index: usize) -> Result<(), ErrorKind> {
+    let number = index as u64;
+    let found = integer(shard, "split.no").ok_or(ErrorKind::SplitKey("split.no"))?;
+    if found != number {
+        return Err(ErrorKind::ShardNumber { found, number: number + 1 });
+    }
+    let other = |what, found: String, expected: String| Err(ErrorKind::OtherModel { what, found, expected });
+    if shard.byte_order != first.byte_order {
+        return other("the byte order", shard.byte_order.to_string(), first.byte_order.to_string());
+    }
+    // A shard after the first usually states the three split keys only.
+    for key in ["split.count", "split.tensors.count", "general.architecture", "general.name"] {
+        match (shard.metadata.get(key), first.metadata.get(key)) {
+            (Some(found), Some(expected)) if found != expected => {
+                return other(key, shown(found), shown(expected));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::U64(value) => value.to_string(),
+        Value::I64(value) => value.to_string(),
+        Value::String(text) => format!("`{text}`"),
+        _ => "something else".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shard_names_parse_as_llama_cpp_writes_them() {
+        let split = Split { number: 2, count: 3 };
+        assert_eq!(split.name("models/a-of-b", 2), "models/a-of-b-00002-of-00003.gguf");
+        assert_eq!(parse_name("a-of-b-00002-of-00003.gguf"), Some(("a-of-b", split)));
+        assert_eq!(split.prefix("x-00002-of-00003.gguf").unwrap(), "x");
+        for name in ["a.gguf", "a-2-of-3.gguf", "a-00002-of-00003.bin", "a-00002-of-0000x.gguf", "00002-of-00003.gguf"]
+        {
+            assert_eq!(parse_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_renamed_shard_is_told_apart_from_a_free_name() {
+        let split = Split { number: 2, count: 3 };
+        assert!(matches!(split.prefix("x-00003-of-00003.gguf"), Err(ErrorKind::ShardNumber { found: 1, number: 3 })));
+        assert!(matches!(split.prefix("x.gguf"), Err(ErrorKind::ShardName { number: 2, count: 3 })));
+    }
+}

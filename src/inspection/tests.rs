@@ -1,0 +1,1 @@
+//! Parameter accounting with hand-computed values.

@@ -1,0 +1,113 @@
+//! What to know of a model before using it: a code for programs, a message and what to do for people.
+
+use serde::Serialize;
+
+use super::{FileType, TensorBytes};
+use crate::gguf::ByteOrder;
+use crate::hparams;
+use crate::model::{FileKind, Model};
+use crate::rules::{self, Role};
+
+/// One warning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// Stable, for programs.
+    pub code: &'static str,
+    /// What is so.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl Warning {
+    fn new(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: hint.into() }
+    }
+}
+
+/// Every warning of a model, the gravest first.
+pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType, bytes: &TensorBytes) -> Vec<Warning> {
+    let mut warnings: Vec<Warning> = Vec::new();
+    if model.kind == FileKind::Model {
+        warnings.extend(unloadable_architecture(model));
+        warnings.extend(refused.iter().map(refused_key));
+        warnings.extend(per_expert_tensors(model));
+    } else {
+        warnings.push(Warning::new(
+            "not-a-model",
+            format!("this file is {}, not a model that runs by itself", model.kind),
+            "plan, check and run need the model's own GGUF file",
+        ));
+    }
+    if model.byte_order == ByteOrder::Big {
+        warnings.push(Warning::new(
+            "big-endian",
+            "every number in this file is big-endian: llama.cpp loads it only on a big-endian host",
+            "convert it with gguf_convert_endian.py, or take the little-endian file",
+        ));
+    }
+    warnings.extend(nextn(model));
+    if let Some(stated) = file_type.contradicted {
+        warnings.push(Warning::new(
+            "file-type-differs",
+            format!("general.file_type says {stated}, but no tensor has that type"),
+            "the sizes here come from the tensors themselves; trust them, not the label",
+        ));
+    }
+    let other = bytes.by_role.get(&Role::Other).copied().unwrap_or_default();
+    if model.kind == FileKind::Model && other.0 > bytes.total.0 / 50 {
+        warnings.push(Warning::new(
+            "unnamed-tensors",
+            format!("{other} are in tensors that no role rule names"),
+            "inspect --tensors lists them as `other`; the file may need a newer moeplan",
+        ));
+    }
+    warnings
+}
+
+fn unloadable_architecture(model: &Model) -> Option<Warning> {
+    let unknown = !model.architecture.is_empty() && !rules::knows_architecture(&model.architecture);
+    unknown.then(|| {
+        Warning::new(
+            "unknown-architecture",
+            format!("llama.cpp b11434 does not know the architecture `{}`", model.architecture),
+            "roles are told from tensor names alone; a fork or a newer llama.cpp may load it",
+        )
+    })
+}
+
+fn refused_key(error: &hparams::Error) -> Warning {
+    let code = if matches!(error, hparams::Error::Missing { .. }) { "missing-key" } else { "bad-key" };
+    Warning::new(
+        code,
+        format!("{error}: llama.cpp refuses the file"),
+        "convert the model again with a current llama.cpp",
+    )
+}
+
+/// One tensor an expert (`ffn_up.0.weight`), as files of early 2024 had.
+fn per_expert_tensors(model: &Model) -> Option<Warning> {
+    let old = model.tensors.iter().find(|tensor| tensor.role == Role::RoutedExpert && !tensor.name.contains("exps"))?;
+    Some(Warning::new(
+        "per-expert-tensors",
+        format!("`{}` and its like hold one expert each: llama.cpp no longer loads such files", old.name),
+        "convert the model again, or take a newer GGUF of it (its experts are merged: ffn_up_exps.weight)",
+    ))
+}
+
+/// NextN (MTP) blocks that a plain launch leaves out.
+fn nextn(model: &Model) -> Option<Warning> {
+    let first = model.hparams.n_layer();
+    let count = model.hparams.nextn_predict_layers;
+    let bytes = model.tensors.iter().filter(|tensor| tensor.block.is_some_and(|block| block >= first));
+    let bytes: crate::bytes::Bytes = bytes.map(|tensor| tensor.bytes).sum();
+    (count > 0 && bytes.0 > 0).then(|| {
+        let blocks =
+            if count == 1 { format!("block {first}") } else { format!("blocks {first} to {}", first + count - 1) };
+        Warning::new(
+            "nextn-not-loaded",
+            format!("{blocks} ({bytes}) only predicts further tokens (NextN/MTP): not loaded without MTP"),
+            "llama.cpp loads it with --spec-type draft-mtp; it counts as a layer for -ngl either way",
+        )
+    })
+}

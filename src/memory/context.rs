@@ -1,0 +1,264 @@
+//! Context bytes: what the caches take on each device, what llama.cpp refuses, and what one more token costs.
+//!
+//! Source: `src/llama-kv-cache.cpp`, `src/llama-context.cpp` `llama_init_from_model`, llama.cpp b11434.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::caches::{self, Cache, CacheKind, CacheLayer, Caches};
+use super::{Error, HOST};
+use crate::bytes::Bytes;
+use crate::gguf::GgmlType;
+use crate::machine::{Backend, Machine};
+use crate::model::Model;
+use crate::placement::Placement;
+use crate::run::RunConfig;
+use crate::run::numbers::{ContextNumbers, numbers};
+
+/// llama.cpp's `LLAMA_MAX_SEQ` (`src/llama-cparams.h`, b11434).
+pub const MAX_SEQUENCES: u32 = 256;
+
+/// One tensor of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheTensor {
+    /// Its type.
+    pub ty: GgmlType,
+    /// Row width, cells, streams, 1.
+    pub shape: [u64; 4],
+    /// Exact bytes, before a buffer's padding.
+    pub bytes: Bytes,
+}
+
+impl Cache {
+    /// The tensors of `layer` in this cache; an error where a row is no whole number of blocks.
+    pub fn tensors(&self, layer: &CacheLayer) -> Result<Vec<CacheTensor>, Error> {
+        let two = [(self.type_k, layer.n_embd_k), (self.type_v, layer.n_embd_v)];
+        let stored = two.into_iter().filter(|(_, width)| *width > 0);
+        let tensor = |(ty, width): (GgmlType, u64)| {
+            let row = ty.row_bytes(width).ok_or(Error::CacheRow { ty, width, il: layer.il, block: ty.block_size })?;
+            let (cells, streams) = (u64::from(self.cells), u64::from(self.n_stream));
+            let bytes = row.checked_mul(cells).and_then(|n| n.checked_mul(streams)).ok_or(Error::TooLarge)?;
+            Ok(CacheTensor { ty, shape: [width, cells, streams, 1], bytes: Bytes(bytes) })
+        };
+        stored.map(tensor).collect()
+    }
+}
+
+/// Refuses what llama.cpp refuses when it creates a context (`src/llama-context.cpp`, b11434).
+pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Result<(), Error> {
+    if numbers.n_seq_max > MAX_SEQUENCES {
+        return Err(Error::TooManySequences { n_seq_max: numbers.n_seq_max });
+    }
+    if numbers.n_batch == 0 || numbers.n_ctx == 0 {
+        return Err(Error::NoContext);
+    }
+    let (type_k, type_v) = (run.type_k, run.type_v);
+    if (caches.hparams.is_mla || model.hparams.architecture == "deepseek4") && type_k != type_v {
+        return Err(Error::DifferentTypes { architecture: model.hparams.architecture.clone(), type_k, type_v });
+    }
+    if type_v.is_quantized && caches.v_trans {
+        return Err(Error::QuantizedV { type_v });
+    }
+    if caches.v_trans {
+        return Ok(());
+    }
+    let trunk = caches.hparams.layers.iter().take(caches.hparams.n_layer as usize);
+    for layer in trunk {
+        for (cache, ty, head) in [("K", type_k, layer.n_embd_head_k), ("V", type_v, layer.n_embd_head_v)] {
+            if ty.is_quantized && !u64::from(head).is_multiple_of(ty.block_size) {
+                return Err(Error::HeadBlock { cache, ty, head, block: ty.block_size });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Context bytes by memory-table key, for the devices that hold any: each tensor padded to its buffer's alignment.
+/// A layer's caches follow the layer's slot, or stay on the host with `-nkvo`; overrides never move them.
+/// The drafting context of NextN blocks is counted in.
+pub fn bytes_by_device(
+    caches: &Caches,
+    machine: &Machine,
+    run: &RunConfig,
+    placement: &Placement,
+) -> Result<BTreeMap<String, Bytes>, Error> {
+    let mut by_device = BTreeMap::new();
+    for cache in caches.list.iter().chain(&caches.mtp) {
+        for layer in &cache.layers {
+            let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
+            let device = slot.and_then(|i| machine.devices.get(usize::from(i)));
+            let backend = device.map_or(Backend::Cpu, |d| d.backend);
+            let key = device.map_or(HOST, |d| d.name.as_str());
+            let sum: &mut Bytes = by_device.entry(key.to_string()).or_default();
+            for tensor in cache.tensors(layer)? {
+                let bytes = backend.alloc_size(tensor.ty, tensor.shape, tensor.bytes).padded(backend.alignment());
+                *sum = sum.checked_add(bytes).ok_or(Error::TooLarge)?;
+            }
+        }
+    }
+    Ok(by_device)
+}
+
+/// What a model's context costs at `-np 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ContextPerToken {
+    /// What one more token of `-c` adds, rounded up (deepseek4's compressed caches grow by a fraction of a cell).
+    pub per_token: Bytes,
+    /// Windows and states, which do not grow, at the default micro-batch.
+    pub fixed: Bytes,
+}
+
+/// The context of `model` with `cache_type` for K and V and one sequence; an error where llama.cpp refuses the type.
+pub fn per_token(model: &Model, cache_type: GgmlType) -> Result<ContextPerToken, Error> {
+    let run = RunConfig {
+        type_k: cache_type,
+        type_v: cache_type,
+        n_parallel: Some(1),
+        // Long enough that every window is at its full width, whatever the model was trained on.
+        n_ctx: 1 << 24,
+        ..RunConfig::default()
+    };
+    let numbers = numbers(&run, &model.hparams);
+    let caches = caches::caches(model, &run, &numbers);
+    check(&caches, model, &run, &numbers)?;
+    // In 1/128 of a byte, since 128 tokens are the most that share a cell.
+    let (mut growing, mut fixed) = (0u64, 0u64);
+    for cache in &caches.list {
+        for layer in &cache.layers {
+            let bytes: u64 = cache.tensors(layer)?.iter().map(|t| t.bytes.0).sum();
+            match cache.tokens_per_cell {
+                Some(tokens) => growing += bytes / u64::from(cache.cells) * 128 / u64::from(tokens),
+                None => fixed += bytes,
+            }
+        }
+    }
+    Ok(ContextPerToken { per_token: Bytes(growing.div_ceil(128)), fixed: Bytes(fixed) })
+}
+
+/// One cache in words: `base 8192 cells × 1, 48 layers, K f16, V f16`.
+pub fn describe(cache: &Cache) -> String {
+    let kind = match cache.kind {
+        CacheKind::Base => "attention",
+        CacheKind::Swa => "window",
+        CacheKind::Indexer => "indexer",
+        CacheKind::Csa => "compressed (4)",
+        CacheKind::Hca => "compressed (128)",
+        CacheKind::CsaState | CacheKind::HcaState | CacheKind::IndexerState => "compressor state",
+        CacheKind::Recurrent => "recurrent state",
+        CacheKind::PleState => "n-gram state",
+    };
+    let Cache { cells, n_stream, type_k, type_v, layers, .. } = cache;
+    let n = layers.len();
+    let types = match layers.first() {
+        Some(layer) if layer.n_embd_v == 0 => format!("{type_k}"),
+        _ => format!("{type_k}/{type_v}"),
+    };
+    format!("{kind}: {cells} cells × {n_stream}, {n} layers, {types}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::ggml_type;
+    use crate::machine::{Device, Host, Isa};
+    use crate::memory::caches::tests::model;
+    use crate::run::FlashAttn;
+
+    const KEYS: &str = "block_count=4 attention.head_count=8 attention.head_count_kv=2";
+
+    fn ty(name: &str) -> GgmlType {
+        GgmlType::from_name(name).expect("a type")
+    }
+
+    fn run() -> RunConfig {
+        RunConfig { n_ctx: 4096, n_parallel: Some(1), ..RunConfig::default() }
+    }
+
+    fn refusal(model: &Model, run: &RunConfig) -> Option<String> {
+        let numbers = numbers(run, &model.hparams);
+        check(&caches::caches(model, run, &numbers), model, run, &numbers).err().map(|e| e.to_string())
+    }
+
+    #[test]
+    fn caches_follow_their_layers_or_stay_on_the_host() {
+        let device = |name: &str, backend| Device {
+            name: name.to_string(),
+            buffer: name.to_string(),
+            backend,
+            description: None,
+            total: Bytes::mib(1024),
+            free: Bytes::mib(1024),
+            overhead: None,
+        };
+        let machine = Machine {
+            devices: vec![device("CUDA0", Backend::Cuda), device("Vulkan0", Backend::Vulkan)],
+            host: Host { ram: None, isa: Isa::Generic },
+        };
+        let placement = Placement {
+            copies: Vec::new(),
+            layers: vec![None, Some(0), Some(0), Some(1), Some(1)],
+            devices: vec![0, 1],
+        };
+        let bytes = |run: &RunConfig| {
+            let model = model("llama", KEYS);
+            let caches = caches::caches(&model, run, &numbers(run, &model.hparams));
+            bytes_by_device(&caches, &machine, run, &placement).expect("a context")
+        };
+        // A layer: 2 heads of 64 elements, 2 bytes each, K and V, 4096 cells.
+        let mib = |n: u64| Bytes::mib(n);
+        let keys =
+            |pairs: &[(&str, Bytes)]| pairs.iter().map(|(k, b)| ((*k).to_string(), *b)).collect::<BTreeMap<_, _>>();
+        assert_eq!(bytes(&run()), keys(&[("Host", mib(2)), ("CUDA0", mib(4)), ("Vulkan0", mib(2))]));
+        assert_eq!(bytes(&RunConfig { offload_kqv: false, ..run() }), keys(&[("Host", mib(8))]));
+        // On CUDA each quantized tensor gets the rest of a row of 512 elements: 12 blocks of 34 bytes, then padding to 128.
+        let quantized = RunConfig { type_k: ty("q8_0"), type_v: ty("q8_0"), ..run() };
+        let exact = 2 * 4096 * 136;
+        let cuda = 4 * (4096 * 136 + 512);
+        let rows = [("Host", Bytes(exact)), ("CUDA0", Bytes(cuda)), ("Vulkan0", Bytes(exact))];
+        assert_eq!(bytes(&quantized), keys(&rows));
+    }
+
+    #[test]
+    fn what_llama_cpp_refuses_is_refused_in_words() {
+        let plain = model("llama", KEYS);
+        let mla = model(
+            "deepseek2",
+            "block_count=1 attention.head_count=8 attention.key_length_mla=192 attention.value_length_mla=128",
+        );
+        let odd = model("llama", "block_count=1 attention.head_count=8 attention.key_length=80");
+        let off = RunConfig { flash_attn: FlashAttn::Off, ..run() };
+        let q8 = |run: RunConfig| RunConfig { type_k: ty("q8_0"), type_v: ty("q8_0"), ..run };
+        for (model, run, said) in [
+            (&plain, run(), None),
+            (&plain, q8(run()), None),
+            (&plain, q8(off.clone()), Some("-ctv q8_0 without flash attention")),
+            (&plain, RunConfig { type_k: ty("q8_0"), ..off }, None),
+            (&mla, RunConfig { type_k: ty("q8_0"), ..run() }, Some("-ctk q8_0 with -ctv f16 for deepseek2")),
+            (&mla, q8(run()), None),
+            (&odd, q8(run()), Some("q8_0 for the K cache: its blocks of 32 do not divide this model's head size 80")),
+            (&plain, RunConfig { n_parallel: Some(257), ..run() }, Some("-np 257")),
+            (&plain, RunConfig { n_batch: 0, ..run() }, Some("0 tokens")),
+        ] {
+            let found = refusal(model, &run);
+            assert_eq!(found.is_some(), said.is_some(), "{found:?}, not {said:?}");
+            assert!(found.as_deref().unwrap_or_default().contains(said.unwrap_or_default()), "{found:?}, not {said:?}");
+        }
+    }
+
+    #[test]
+    fn one_more_token() {
+        let cost = |architecture, keys, cache_type| per_token(&model(architecture, keys), cache_type).expect("a cost");
+        let plain = cost("llama", KEYS, ggml_type::f16());
+        assert_eq!(plain, ContextPerToken { per_token: Bytes(4 * 2 * 128 * 2), fixed: Bytes(0) });
+        assert_eq!(cost("llama", KEYS, ty("q8_0")).per_token, Bytes(4 * 2 * 136));
+        let windowed = format!("{KEYS} attention.sliding_window=128");
+        let windowed = cost("gpt-oss", &windowed, ggml_type::f16());
+        assert_eq!(windowed, ContextPerToken { per_token: Bytes(1024), fixed: Bytes(2 * 512 * 768) });
+        // A compressed cell of 4 tokens and its indexer key, one of 128 tokens.
+        let keys = "block_count=2 attention.head_count=8 attention.head_count_kv=1 attention.key_length=512 \
+            attention.sliding_window=128 attention.indexer.key_length=128 attention.compress_ratios=4,128";
+        let compressed = cost("deepseek4", keys, ggml_type::f16());
+        assert_eq!(compressed.per_token, Bytes(1024 / 4 + 256 / 4 + 1024 / 128));
+    }
+}

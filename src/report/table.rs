@@ -1,0 +1,112 @@
+//! One table, aligned for a terminal or as Markdown; every cell's text is escaped here.
+
+use comfy_table::presets;
+use comfy_table::{CellAlignment, ContentArrangement};
+
+use crate::escape;
+
+/// Which side a column leans on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows of text under named columns.
+#[derive(Debug, Clone)]
+pub struct Table {
+    columns: Vec<(String, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table without rows. Columns that are all unnamed get no heading line in text.
+    pub fn new(columns: &[(&str, Align)]) -> Self {
+        Self { columns: columns.iter().map(|(name, align)| ((*name).to_string(), *align)).collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row, one cell a column; the text may be a stranger's.
+    pub fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) -> &mut Self {
+        let cells: Vec<String> = cells.into_iter().map(Into::into).collect();
+        assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
+        self.rows.push(cells);
+        self
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// For a terminal: aligned, two spaces between columns, no trailing spaces, a line feed after each row.
+    pub fn text(&self) -> String {
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        if self.columns.iter().any(|(name, _)| !name.is_empty()) {
+            table.set_header(self.columns.iter().map(|(name, _)| name));
+        }
+        for row in &self.rows {
+            table.add_row(row.iter().map(|cell| escape::terminal(cell).into_owned()));
+        }
+        for (column, (_, align)) in table.column_iter_mut().zip(&self.columns) {
+            column.set_padding((0, 2)).set_cell_alignment(match align {
+                Align::Left => CellAlignment::Left,
+                Align::Right => CellAlignment::Right,
+            });
+        }
+        table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+
+    /// As a Markdown table.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
+        let mut out = line(&mut self.columns.iter().map(|(name, _)| escape::markdown(name)));
+        out += &line(&mut self.columns.iter().map(|(_, align)| match align {
+            Align::Left => ":---".to_string(),
+            Align::Right => "---:".to_string(),
+        }));
+        for row in &self.rows {
+            out += &line(&mut row.iter().map(|cell| escape::markdown(cell)));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use snapbox::{assert_data_eq, str};
+
+    use super::*;
+
+    fn sample() -> Table {
+        let mut table = Table::new(&[("name", Align::Left), ("size", Align::Right), ("", Align::Left)]);
+        table.row(["漢字", "1.00 MiB", "██"]).row(["a|\u{1b}[31mb", "1024.00 MiB", ""]);
+        table
+    }
+
+    #[test]
+    fn text_is_aligned_by_display_width_and_escaped() {
+        assert_data_eq!(
+            sample().text(),
+            str![[r#"
+name                size
+漢字            1.00 MiB  ██
+a|/u{1b}[31mb  1024.00 MiB
+
+"#]]
+        );
+    }
+
+    #[test]
+    fn markdown_keeps_its_cells() {
+        assert_data_eq!(
+            sample().markdown(),
+            str![[r#"
+| name | size |  |
+| :--- | ---: | :--- |
+"#]]
+        );
+    }
+}

@@ -1,0 +1,473 @@
+//! llama.cpp through its C interface; the only FFI of moeplan, run only in the worker process. Checked on b11434. [I/O]
+#![expect(unsafe_code, reason = "the C interface of llama.cpp")]
+
+use std::ffi::{CStr, CString, c_char};
+use std::ptr;
+use std::time::Instant;
+
+use llama_cpp_sys_2 as sys;
+
+use super::wire::{BufferMemory, DeviceInfo, Generation, Job, KvValue, ProcessMemory, Projection, Prompt, Workload};
+use crate::bytes::Bytes;
+
+/// What `moeplan_memory_breakdown` writes (shim.cpp).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ShimBuffer {
+    buffer: *const c_char,
+    device: *const c_char,
+    host: bool,
+    model: usize,
+    context: usize,
+    compute: usize,
+}
+
+unsafe extern "C" {
+    fn moeplan_memory_breakdown(ctx: *const sys::llama_context, out: *mut ShimBuffer, capacity: usize) -> usize;
+    fn moeplan_model_devices(model: *const sys::llama_model) -> usize;
+    fn moeplan_model_device(model: *const sys::llama_model, i: usize) -> sys::ggml_backend_dev_t;
+    fn moeplan_rpc_add(endpoint: *const c_char) -> bool;
+    fn moeplan_rpc_serve(endpoint: *const c_char, n_threads: usize);
+    fn moeplan_log_to_stderr();
+    fn moeplan_exit(code: i32) -> !;
+}
+
+/// Makes llama.cpp ready; its log goes to standard error.
+pub fn init() {
+    // SAFETY: neither takes anything; both are called before any other function of llama.cpp.
+    unsafe {
+        moeplan_log_to_stderr();
+        sys::llama_backend_init();
+    }
+}
+
+/// Ends the process at once, also while other threads compute.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: `_Exit` may be called from any thread at any time.
+    unsafe { moeplan_exit(code) }
+}
+
+/// Makes the devices of an RPC server known, as `--rpc` does.
+pub fn add_rpc(endpoint: &str) -> Result<(), String> {
+    let name = c_string(endpoint)?;
+    // SAFETY: `name` is a C string that lives through the call; llama.cpp copies it.
+    if unsafe { moeplan_rpc_add(name.as_ptr()) } {
+        Ok(())
+    } else {
+        Err(format!("the RPC server `{endpoint}` has no device, or this build has no RPC"))
+    }
+}
+
+/// Serves the processor as an RPC device; returns when that fails.
+pub fn serve_rpc(endpoint: &str, n_threads: u32) -> anyhow::Result<()> {
+    let name = CString::new(endpoint)?;
+    // SAFETY: `name` lives through the call, which lasts as long as the server.
+    unsafe { moeplan_rpc_serve(name.as_ptr(), n_threads as usize) };
+    Ok(())
+}
+
+/// Every device that llama.cpp knows now.
+pub fn devices() -> Vec<DeviceInfo> {
+    all_devices().into_iter().map(describe).collect()
+}
+
+/// What `job` would allocate.
+pub fn project(job: &Job) -> Result<Projection, String> {
+    let loaded = Loaded::new(job, true)?;
+    Ok(loaded.memory())
+}
+
+/// Loads `job` for real and runs `workload`.
+pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
+    let before = process_memory();
+    let start = Instant::now();
+    let loaded = Loaded::new(job, false)?;
+    let load_seconds = start.elapsed().as_secs_f64();
+    let prompt = loaded.prompt(&workload.prompt)?;
+    let mut generation = Generation {
+        memory: loaded.memory(),
+        load_seconds,
+        n_prompt: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+        pp: Vec::new(),
+        tg: Vec::new(),
+        text: String::new(),
+        tokens: Vec::new(),
+        finite: true,
+        process: before,
+        before,
+    };
+    for repetition in 0..workload.repetitions.max(1) {
+        let run = loaded.run(&prompt, workload.n_generate)?;
+        generation.pp.push(run.pp);
+        generation.tg.extend(run.tg);
+        generation.finite &= run.finite;
+        if repetition == 0 {
+            generation.text = loaded.text(&run.tokens);
+            generation.tokens = run.tokens;
+        }
+    }
+    generation.memory = loaded.memory();
+    generation.process = process_memory();
+    Ok(generation)
+}
+
+/// A model with a context, freed in the right order.
+struct Loaded {
+    model: *mut sys::llama_model,
+    context: *mut sys::llama_context,
+    n_batch: usize,
+}
+
+/// What one repetition gave.
+struct Run {
+    pp: f64,
+    tg: Option<f64>,
+    tokens: Vec<i32>,
+    finite: bool,
+}
+
+impl Loaded {
+    fn new(job: &Job, no_alloc: bool) -> Result<Self, String> {
+        let path = c_string(&job.model.to_string_lossy())?;
+        let mut devices = pick_devices(&job.devices)?;
+        devices.push(ptr::null_mut());
+        let patterns: Vec<CString> = job.overrides.iter().map(|(p, _)| c_string(p)).collect::<Result<_, _>>()?;
+        let overrides = override_list(job, &patterns)?;
+        let metadata = metadata_list(&job.metadata);
+        // SAFETY: takes nothing; longer lists than this are refused by llama.cpp.
+        let mut split = vec![0.0_f32; unsafe { sys::llama_max_devices() }];
+        for (share, wanted) in split.iter_mut().zip(&job.tensor_split) {
+            *share = *wanted;
+        }
+        // SAFETY: takes nothing.
+        let mut params = unsafe { sys::llama_model_default_params() };
+        params.devices = devices.as_mut_ptr();
+        params.tensor_buft_overrides = overrides.as_ptr();
+        params.kv_overrides = if job.metadata.is_empty() { ptr::null() } else { metadata.as_ptr() };
+        params.n_gpu_layers = job.n_gpu_layers;
+        params.split_mode = job.split_mode;
+        params.main_gpu = job.main_gpu;
+        params.tensor_split = if job.tensor_split.is_empty() { ptr::null() } else { split.as_ptr() };
+        params.load_mode = if no_alloc { sys::LLAMA_LOAD_MODE_NONE } else { job.load_mode };
+        params.use_extra_bufts = job.repack;
+        params.no_host = job.no_host;
+        params.no_alloc = no_alloc;
+        params.load_mtp = job.mtp;
+        // SAFETY: every pointer in `params` is to a list that ends as llama.h says and lives to the end of this function.
+        let model = unsafe { sys::llama_model_load_from_file(path.as_ptr(), params) };
+        if model.is_null() {
+            return Err("the model does not load".to_string());
+        }
+        // SAFETY: `model` is a loaded model; the parameters hold no pointers.
+        let context = unsafe { sys::llama_init_from_model(model, context_params(job)) };
+        if context.is_null() {
+            // SAFETY: nothing else holds the model.
+            unsafe { sys::llama_model_free(model) };
+            return Err("no context can be made".to_string());
+        }
+        // SAFETY: `context` is live.
+        let n_batch = unsafe { sys::llama_n_batch(context) } as usize;
+        Ok(Self { model, context, n_batch: n_batch.max(1) })
+    }
+
+    /// Bytes by buffer type, exact.
+    fn memory(&self) -> Projection {
+        const EMPTY: ShimBuffer =
+            ShimBuffer { buffer: ptr::null(), device: ptr::null(), host: false, model: 0, context: 0, compute: 0 };
+        let mut entries = [EMPTY; 64];
+        // SAFETY: the context is live and the list has the length that is said.
+        let n = unsafe { moeplan_memory_breakdown(self.context, entries.as_mut_ptr(), entries.len()) };
+        assert!(n <= entries.len(), "more buffer types than ggml has devices");
+        let buffers = entries.iter().take(n).map(|entry| BufferMemory {
+            buffer: text_of(entry.buffer),
+            device: (!entry.device.is_null()).then(|| text_of(entry.device)),
+            host: entry.host,
+            model: bytes(entry.model),
+            context: bytes(entry.context),
+            compute: bytes(entry.compute),
+        });
+        // SAFETY: the model is live and `i` is below its number of devices.
+        let devices = unsafe {
+            (0..moeplan_model_devices(self.model)).map(|i| describe(moeplan_model_device(self.model, i)).name).collect()
+        };
+        // SAFETY: the context is live.
+        let n_ctx = unsafe { sys::llama_n_ctx(self.context) };
+        Projection { buffers: buffers.collect(), devices, n_ctx }
+    }
+
+    fn vocab(&self) -> *const sys::llama_vocab {
+        // SAFETY: the model is live, and so is its vocabulary as long as it.
+        unsafe { sys::llama_model_get_vocab(self.model) }
+    }
+
+    fn n_vocab(&self) -> usize {
+        // SAFETY: the vocabulary is live.
+        usize::try_from(unsafe { sys::llama_vocab_n_tokens(self.vocab()) }).unwrap_or(0)
+    }
+
+    /// The prompt as tokens.
+    fn prompt(&self, prompt: &Prompt) -> Result<Vec<i32>, String> {
+        let tokens = match prompt {
+            Prompt::Text(text) => self.tokenize(text)?,
+            Prompt::Tokens(n) => {
+                // A fixed sequence (a linear congruential generator), so that a run can be repeated.
+                let n_vocab = u64::try_from(self.n_vocab()).unwrap_or(1).max(1);
+                let next = |state: &mut u64| {
+                    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    i32::try_from((*state >> 33) % n_vocab).ok()
+                };
+                (0..*n).scan(42_u64, |state, _| next(state)).collect()
+            }
+        };
+        if tokens.is_empty() { Err("the prompt has no tokens".to_string()) } else { Ok(tokens) }
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<i32>, String> {
+        let length = i32::try_from(text.len()).map_err(|_| "the prompt is too long".to_string())?;
+        let mut tokens = vec![0_i32; text.len() + 8];
+        let room = i32::try_from(tokens.len()).map_err(|_| "the prompt is too long".to_string())?;
+        // SAFETY: `text` and `tokens` have the lengths that are said.
+        let n = unsafe {
+            sys::llama_tokenize(self.vocab(), text.as_ptr().cast(), length, tokens.as_mut_ptr(), room, true, true)
+        };
+        let n = usize::try_from(n).map_err(|_| "the prompt cannot be tokenised".to_string())?;
+        tokens.truncate(n);
+        Ok(tokens)
+    }
+
+    fn text(&self, tokens: &[i32]) -> String {
+        let mut all = Vec::new();
+        for &token in tokens {
+            let mut piece = [0_u8; 256];
+            // SAFETY: `piece` has the length that is said (256).
+            let n = unsafe { sys::llama_token_to_piece(self.vocab(), token, piece.as_mut_ptr().cast(), 256, 0, true) };
+            let n = usize::try_from(n).unwrap_or(0);
+            all.extend_from_slice(piece.get(..n).unwrap_or(&[]));
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
+    /// Clears the caches, reads the prompt, generates greedily.
+    fn run(&self, prompt: &[i32], n_generate: u32) -> Result<Run, String> {
+        // SAFETY: the context is live; a context without caches has no memory to clear.
+        unsafe {
+            let memory = sys::llama_get_memory(self.context);
+            if !memory.is_null() {
+                sys::llama_memory_clear(memory, true);
+            }
+        }
+        let start = Instant::now();
+        for chunk in prompt.chunks(self.n_batch) {
+            self.decode(chunk)?;
+        }
+        let (mut token, mut finite) = self.best();
+        let pp = rate(prompt.len(), start);
+        let start = Instant::now();
+        let mut tokens = Vec::new();
+        for _ in 0..n_generate {
+            tokens.push(token);
+            self.decode(&[token])?;
+            let (next, is_finite) = self.best();
+            finite &= is_finite;
+            token = next;
+        }
+        let tg = (!tokens.is_empty()).then(|| rate(tokens.len(), start));
+        Ok(Run { pp, tg, tokens, finite })
+    }
+
+    fn decode(&self, tokens: &[i32]) -> Result<(), String> {
+        let mut tokens = tokens.to_vec();
+        let n = i32::try_from(tokens.len()).map_err(|_| "the batch is too long".to_string())?;
+        // SAFETY: the batch points to `tokens`, which outlives the call; llama.cpp reads `n` of them.
+        let code = unsafe { sys::llama_decode(self.context, sys::llama_batch_get_one(tokens.as_mut_ptr(), n)) };
+        match code {
+            0 => Ok(()),
+            1 => Err("the context is full: a larger -c or a shorter prompt".to_string()),
+            code => Err(format!("llama_decode returned {code}")),
+        }
+    }
+
+    /// The most likely next token, and whether all logits are finite. Waits for the devices.
+    fn best(&self) -> (i32, bool) {
+        let n_vocab = self.n_vocab();
+        // SAFETY: after a successful decode the last row of logits exists and has `n_vocab` values.
+        let logits = unsafe {
+            let row = sys::llama_get_logits_ith(self.context, -1);
+            if row.is_null() {
+                return (0, false);
+            }
+            std::slice::from_raw_parts(row, n_vocab)
+        };
+        let finite = logits.iter().all(|x| x.is_finite());
+        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i);
+        (i32::try_from(best).unwrap_or(0), finite)
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // SAFETY: both are live and nothing else holds them; the context goes first.
+        unsafe {
+            sys::llama_free(self.context);
+            sys::llama_model_free(self.model);
+        }
+    }
+}
+
+fn context_params(job: &Job) -> sys::llama_context_params {
+    let threads = if job.n_threads == 0 {
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    } else {
+        job.n_threads as usize
+    };
+    let threads = i32::try_from(threads).unwrap_or(1);
+    // SAFETY: takes nothing.
+    let mut params = unsafe { sys::llama_context_default_params() };
+    params.n_ctx = job.n_ctx;
+    params.n_batch = job.n_batch;
+    params.n_ubatch = job.n_ubatch;
+    params.n_seq_max = job.n_seq_max;
+    params.n_outputs_max = job.n_outputs_max;
+    params.n_outputs_max_per_seq = 1;
+    params.n_threads = threads;
+    params.n_threads_batch = threads;
+    params.flash_attn_type = job.flash_attn;
+    params.type_k = job.type_k;
+    params.type_v = job.type_v;
+    params.offload_kqv = job.offload_kqv;
+    params.op_offload = job.op_offload;
+    params.swa_full = job.swa_full;
+    params.kv_unified = job.kv_unified;
+    params
+}
+
+fn all_devices() -> Vec<sys::ggml_backend_dev_t> {
+    // SAFETY: every index is below the count.
+    unsafe { (0..sys::ggml_backend_dev_count()).map(|i| sys::ggml_backend_dev_get(i)).collect() }
+}
+
+fn describe(device: sys::ggml_backend_dev_t) -> DeviceInfo {
+    let (mut free, mut total) = (0_usize, 0_usize);
+    // SAFETY: devices live as long as the program, and so do their names; the sizes are written to locals.
+    unsafe {
+        sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total);
+        let kind = sys::ggml_backend_dev_type(device);
+        DeviceInfo {
+            name: text_of(sys::ggml_backend_dev_name(device)),
+            buffer: text_of(sys::ggml_backend_buft_name(sys::ggml_backend_dev_buffer_type(device))),
+            description: text_of(sys::ggml_backend_dev_description(device)),
+            backend: text_of(sys::ggml_backend_reg_name(sys::ggml_backend_dev_backend_reg(device))),
+            gpu: kind == sys::GGML_BACKEND_DEVICE_TYPE_GPU || kind == sys::GGML_BACKEND_DEVICE_TYPE_IGPU,
+            total: bytes(total),
+            free: bytes(free),
+        }
+    }
+}
+
+/// The devices of these names or buffer type names, in this order.
+fn pick_devices(names: &[String]) -> Result<Vec<sys::ggml_backend_dev_t>, String> {
+    let known: Vec<_> = all_devices().into_iter().map(|device| (describe(device), device)).collect();
+    let pick = |name: &String| {
+        let found = known.iter().find(|(info, _)| info.gpu && (info.name == *name || info.buffer == *name));
+        found.map(|(_, device)| *device).ok_or_else(|| {
+            let list: Vec<&str> = known.iter().map(|(info, _)| info.buffer.as_str()).collect();
+            format!("this llama.cpp has no device `{name}` (it has {})", list.join(", "))
+        })
+    };
+    names.iter().map(pick).collect()
+}
+
+/// The override list of llama.h, ended by a null pattern. Buffer types are named as `-ot` takes them (common/arg.cpp).
+fn override_list(job: &Job, patterns: &[CString]) -> Result<Vec<sys::llama_model_tensor_buft_override>, String> {
+    // SAFETY: devices and buffer types live as long as the program.
+    let known: Vec<_> = unsafe {
+        let bufts = all_devices().into_iter().map(|device| sys::ggml_backend_dev_buffer_type(device));
+        bufts.filter(|b| !b.is_null()).map(|b| (text_of(sys::ggml_backend_buft_name(b)), b)).collect()
+    };
+    let mut list = Vec::with_capacity(patterns.len() + 1);
+    for ((_, name), pattern) in job.overrides.iter().zip(patterns) {
+        let Some((_, buft)) = known.iter().find(|(known, _)| known == name) else {
+            let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(format!(
+                "-ot names `{name}`, which this llama.cpp does not have (it has {})",
+                names.join(", ")
+            ));
+        };
+        list.push(sys::llama_model_tensor_buft_override { pattern: pattern.as_ptr(), buft: *buft });
+    }
+    list.push(sys::llama_model_tensor_buft_override { pattern: ptr::null(), buft: ptr::null_mut() });
+    Ok(list)
+}
+
+/// The `--override-kv` list of llama.h, ended by an empty key.
+fn metadata_list(entries: &[(String, KvValue)]) -> Vec<sys::llama_model_kv_override> {
+    // SAFETY: the structure is plain numbers and characters, for which all-zero is a value.
+    let empty = || unsafe { std::mem::zeroed::<sys::llama_model_kv_override>() };
+    let mut list: Vec<sys::llama_model_kv_override> = Vec::with_capacity(entries.len() + 1);
+    for (key, value) in entries {
+        let mut entry = empty();
+        copy_text(&mut entry.key, key);
+        match value {
+            KvValue::Int(n) => {
+                entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_INT;
+                entry.__bindgen_anon_1.val_i64 = *n;
+            }
+            KvValue::Float(x) => {
+                entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_FLOAT;
+                entry.__bindgen_anon_1.val_f64 = *x;
+            }
+            KvValue::Bool(yes) => {
+                entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_BOOL;
+                entry.__bindgen_anon_1.val_bool = *yes;
+            }
+            KvValue::Str(text) => {
+                entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_STR;
+                // SAFETY: the union was zeroed whole, so this view of it is a value.
+                copy_text(unsafe { &mut entry.__bindgen_anon_1.val_str }, text);
+            }
+        }
+        list.push(entry);
+    }
+    list.push(empty());
+    list
+}
+
+/// Copies what fits and leaves a zero at the end.
+fn copy_text(to: &mut [c_char], from: &str) {
+    let room = to.len().saturating_sub(1);
+    for (to, from) in to.iter_mut().take(room).zip(from.bytes()) {
+        *to = from.cast_signed();
+    }
+}
+
+fn process_memory() -> ProcessMemory {
+    #[cfg(target_os = "linux")]
+    if let Ok(status) = procfs::process::Process::myself().and_then(|me| me.status()) {
+        let kib = |value: Option<u64>| Bytes(value.unwrap_or(0).saturating_mul(1024));
+        return ProcessMemory { rss_anon: kib(status.rssanon), rss_file: kib(status.rssfile), peak: kib(status.vmhwm) };
+    }
+    ProcessMemory::default()
+}
+
+fn rate(tokens: usize, start: Instant) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
+    let tokens = tokens as f64;
+    tokens / start.elapsed().as_secs_f64().max(1e-9)
+}
+
+fn c_string(text: &str) -> Result<CString, String> {
+    CString::new(text).map_err(|_| format!("`{text}` has a zero byte"))
+}
+
+/// A copy of a C string, empty for null.
+fn text_of(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: llama.cpp's names are C strings that live as long as the program.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+fn bytes(n: usize) -> Bytes {
+    Bytes(n as u64)
+}

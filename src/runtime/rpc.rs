@@ -1,0 +1,84 @@
+//! A software device: llama.cpp's RPC server in a process of our own, for machines without a GPU. [I/O]
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::time::Duration;
+
+use super::worker::{Worker, wait_for};
+use super::{Error, Launch, endpoint_of};
+use crate::bytes::Bytes;
+use crate::machine::{Backend, Device, Host, Isa, Machine};
+
+/// How often a free port is looked for: another program may take it first.
+const ATTEMPTS: usize = 5;
+/// How long the server may take to listen.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// A local RPC server. It ends when this value is dropped, or when this program ends.
+#[derive(Debug)]
+pub struct RpcServer {
+    endpoint: String,
+    worker: Worker,
+}
+
+impl RpcServer {
+    /// Starts one on a free loopback port, with `n_threads` threads; `program` is a moeplan with feature `embedded`.
+    pub fn start(program: &Path, n_threads: u32) -> Result<Self, Error> {
+        let mut log = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let Ok(port) = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr())
+            else {
+                continue;
+            };
+            let endpoint = format!("127.0.0.1:{}", port.port());
+            let threads = n_threads.max(1).to_string();
+            let arguments = ["--rpc-server", endpoint.as_str(), "--threads", threads.as_str()];
+            let mut worker = Worker::start(program, &arguments, &[("OMP_WAIT_POLICY", "passive")], false)?;
+            if wait_for(&endpoint, &mut worker, START_LIMIT) {
+                return Ok(Self { endpoint, worker });
+            }
+            log = worker.last_words();
+        }
+        Err(Error::NoRpcServer(log))
+    }
+
+    /// `127.0.0.1:PORT`, as `--rpc` takes it.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// The process id of the server.
+    pub fn id(&self) -> u32 {
+        self.worker.id()
+    }
+}
+
+/// A machine of `n` software devices that have no server yet ([`bind_software_devices`] starts them). `total` is the
+/// budget of each.
+pub fn software_machine(n: u16, total: Bytes) -> Machine {
+    let device = |i| {
+        let name = format!("RPC{i}");
+        let description = Some("software device".to_string());
+        Device { buffer: name.clone(), name, backend: Backend::Rpc, description, total, free: total, overhead: None }
+    };
+    Machine { devices: (0..n).map(device).collect(), host: Host { ram: None, isa: Isa::default() } }
+}
+
+/// Starts a local server for each RPC device of the launch that names no endpoint, and gives the device and the overrides
+/// that name it the full name. The servers live as long as the returned values.
+pub fn bind_software_devices(program: &Path, mut launch: Launch) -> Result<(Launch, Vec<RpcServer>), Error> {
+    let mut servers = Vec::new();
+    for device in &mut launch.machine.devices {
+        if device.backend != Backend::Rpc || endpoint_of(&device.buffer).is_some() {
+            continue;
+        }
+        let server = RpcServer::start(program, launch.n_threads)?;
+        // The number in a buffer type's name counts the server's own devices: it has one.
+        device.buffer = format!("RPC0[{}]", server.endpoint());
+        for rule in launch.run.overrides.iter_mut().filter(|rule| rule.buffer == device.name) {
+            rule.buffer.clone_from(&device.buffer);
+        }
+        servers.push(server);
+    }
+    Ok((launch, servers))
+}

@@ -1,0 +1,8 @@
+//! The GGUF reader from outside: good files, bad files, any bytes.
+
+mod files;
+#[path = "../support/gguf_builder.rs"]
+mod gguf_builder;
+mod mutations;
+mod refusals;
+mod round_trip;
