@@ -12,6 +12,7 @@ use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::measurement::{Measurement, verify};
 use crate::memory::MemoryByDevice;
+use crate::model::Model;
 use crate::run::{ModelSource, parse};
 use crate::runtime::{
     Embedded, Launch, Prompt, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
@@ -77,7 +78,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if args.project {
         return project(&runtime, &launch, output);
     }
-    let predicted = predict(&runtime, &launch)?;
+    let predicted = predict(&launch)?;
     let prompt = args.text.clone().map_or(Prompt::Tokens(args.prompt), Prompt::Text);
     let workload = Workload { prompt, n_generate: args.generate, repetitions: args.repetitions };
     output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
@@ -86,11 +87,13 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok(if measured.ok() { Outcome::Yes } else { Outcome::No })
 }
 
-/// What is predicted for the launch. Until the planner speaks here, llama.cpp's own projection.
-fn predict(runtime: &Embedded, launch: &Launch) -> anyhow::Result<MemoryByDevice> {
-    let mut answers = runtime.project(std::slice::from_ref(launch));
-    let projection = answers.pop().context("no projection")??;
-    Ok(projection.by_device())
+/// What moeplan predicts for the launch.
+fn predict(launch: &Launch) -> anyhow::Result<MemoryByDevice> {
+    let mut gguf = crate::gguf::open(&launch.model)?;
+    launch.run.override_metadata(&mut gguf.header.metadata);
+    let model = Model::from_gguf(gguf)?;
+    let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
+    Ok(crate::memory::predict(&model, &launch.machine, &launch.run, &placement)?.memory)
 }
 
 /// The launch that was typed, on the machine that is here or with software devices.

@@ -161,6 +161,7 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
         description: Some(info.description.clone()),
         total: info.total,
         free: info.free,
+        overhead: None,
     };
     let ram = devices.iter().find(|info| info.backend == "CPU").map(|info| info.total);
     Machine {

@@ -59,7 +59,7 @@ pub fn software_machine(n: u16, total: Bytes) -> Machine {
     let device = |i| {
         let name = format!("RPC{i}");
         let description = Some("software device".to_string());
-        Device { buffer: name.clone(), name, backend: Backend::Rpc, description, total, free: total }
+        Device { buffer: name.clone(), name, backend: Backend::Rpc, description, total, free: total, overhead: None }
     };
     Machine { devices: (0..n).map(device).collect(), host: Host { ram: None, isa: Isa::default() } }
 }
