@@ -1,17 +1,31 @@
-//! What can be typed: one clap definition; each command's own flags are beside its code in `commands/`.
+//! What every command understands: formats, colour, llama.cpp's short flags. Each command's own flags are in `commands/`.
 
-use clap::{Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 
-/// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
-#[derive(Debug, Parser)]
-#[command(version, about, arg_required_else_help = true, propagate_version = true)]
-pub struct Cli {
-    /// Options of every command.
-    #[command(flatten)]
-    pub global: Global,
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
+use clap::ValueEnum;
+
+/// llama.cpp's short flags of several letters, and the long names that clap knows them by.
+const SHORT_FLAGS: [(&str, &str); 7] = [
+    ("-ub", "--ubatch-size"),
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-np", "--parallel"),
+    ("-fa", "--flash-attn"),
+    ("-lm", "--load-mode"),
+    ("-ot", "--override-tensor"),
+];
+
+/// The words of a command line with llama.cpp's short flags made long; what follows `--` is left alone.
+pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut rest_is_verbatim = false;
+    words
+        .into_iter()
+        .map(|word| {
+            rest_is_verbatim |= word == "--";
+            let known = SHORT_FLAGS.iter().find(|(short, _)| !rest_is_verbatim && word == *short);
+            known.map_or(word, |(_, long)| OsString::from(long))
+        })
+        .collect()
 }
 
 /// Options of every command.
@@ -66,14 +80,15 @@ pub enum Color {
     Never,
 }
 
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
-    Verify(crate::commands::verify::Args),
-    /// Run llama.cpp for another moeplan (questions on standard input).
-    #[command(hide = true)]
-    Worker(crate::commands::worker::Args),
-    /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
-    Inspect(crate::commands::inspect::Args),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_flags_become_long_ones_up_to_the_double_dash() {
+        let words = ["moeplan", "plan", "-ub", "2048", "--", "llama-server", "-ub", "1"].map(OsString::from);
+        let long = long_flags(words);
+        assert_eq!(long[2], "--ubatch-size");
+        assert_eq!(long[6], "-ub");
+    }
 }

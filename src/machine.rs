@@ -89,6 +89,82 @@ impl Backend {
     }
 }
 
+/// A device that was described in a way that cannot be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// No `=`.
+    #[error("`--device {0}`: write NAME=SIZE, for example CUDA0=24G or RPC0[127.0.0.1:50052]=24G")]
+    NoSize(String),
+    /// Not a name that llama.cpp prints.
+    #[error("`--device {0}`: no device name of llama.cpp; known are CUDA0, Vulkan0, MTL0, ROCm0, RPC0[HOST:PORT]")]
+    UnknownName(String),
+    /// Not a size.
+    #[error("`{flag}`: {error}")]
+    Size {
+        /// The flag.
+        flag: String,
+        /// What is the matter.
+        error: crate::bytes::ParseBytesError,
+    },
+    /// A name twice.
+    #[error("`{0}` is described twice; give every device one name and one size")]
+    Twice(String),
+    /// A budget for a backend that has no devices.
+    #[error("`--backend cpu` has no devices to give `--vram` to; leave `--vram` out")]
+    NoDevices,
+}
+
+impl Machine {
+    /// A machine of these devices in llama.cpp's order: RPC servers first.
+    pub fn new(mut devices: Vec<Device>, host: Host) -> Result<Self, Error> {
+        devices.sort_by_key(|device| device.backend != Backend::Rpc);
+        for (i, device) in devices.iter().enumerate() {
+            if devices.iter().skip(i + 1).any(|other| other.name == device.name) {
+                return Err(Error::Twice(device.name.clone()));
+            }
+        }
+        Ok(Self { devices, host })
+    }
+}
+
+impl Device {
+    /// The devices of `--vram SIZE,SIZE`: the first ones of a backend.
+    pub fn of_budgets(backend: Backend, sizes: &[Bytes]) -> Result<Vec<Self>, Error> {
+        let prefix = backend.device_prefix().filter(|_| backend != Backend::Cpu).ok_or(Error::NoDevices)?;
+        Ok(sizes.iter().enumerate().map(|(i, size)| Self::named(format!("{prefix}{i}"), backend, *size)).collect())
+    }
+
+    /// A device of `--device NAME=SIZE`; an RPC device may say where its server is: `RPC0[HOST:PORT]=SIZE`.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let (name, size) = text.rsplit_once('=').ok_or_else(|| Error::NoSize(text.to_string()))?;
+        let flag = || format!("--device {text}");
+        let size: Bytes = size.parse().map_err(|error| Error::Size { flag: flag(), error })?;
+        let plain = name.split_once('[').map_or(name, |(plain, _)| plain);
+        let backends = [Backend::Cuda, Backend::Vulkan, Backend::Metal, Backend::Rocm, Backend::Rpc];
+        let numbered = |backend: &Backend| {
+            let number = backend.device_prefix().and_then(|prefix| plain.strip_prefix(prefix));
+            number.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let backend = backends.into_iter().find(numbered).ok_or_else(|| Error::UnknownName(name.to_string()))?;
+        let bracketed = plain.len() != name.len();
+        if bracketed && (backend != Backend::Rpc || !name.ends_with(']')) {
+            return Err(Error::UnknownName(name.to_string()));
+        }
+        Ok(Self { buffer: name.to_string(), ..Self::named(plain.to_string(), backend, size) })
+    }
+
+    /// A device that is all free.
+    fn named(name: String, backend: Backend, size: Bytes) -> Self {
+        Self { buffer: name.clone(), name, backend, description: None, total: size, free: size, overhead: None }
+    }
+
+    /// `HOST:PORT` of an RPC device's server, where it is known.
+    pub fn endpoint(&self) -> Option<&str> {
+        let (_, rest) = self.buffer.split_once('[')?;
+        rest.strip_suffix(']').filter(|_| self.backend == Backend::Rpc)
+    }
+}
+
 /// The computer around the devices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Host {
@@ -133,4 +209,44 @@ pub enum Isa {
     X86Amx,
     /// NEON with dotprod/i8mm.
     ArmNeon,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_described_as_llama_cpp_names_them() {
+        for (text, name, buffer, backend) in [
+            ("CUDA0=24G", "CUDA0", "CUDA0", Backend::Cuda),
+            ("MTL0=96G", "MTL0", "MTL0", Backend::Metal),
+            ("RPC0[127.0.0.1:50052]=8G", "RPC0", "RPC0[127.0.0.1:50052]", Backend::Rpc),
+        ] {
+            let device = Device::parse(text).unwrap();
+            assert_eq!((device.name.as_str(), device.buffer.as_str(), device.backend), (name, buffer, backend));
+        }
+        assert_eq!(Device::parse("RPC0[h:1]=8G").unwrap().endpoint(), Some("h:1"));
+        for bad in ["CUDA0", "CUDA=1G", "GPU0=1G", "CUDA0[x]=1G", "RPC0[x=1G", "CUDA0=lots"] {
+            assert!(Device::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rpc_servers_come_first_and_names_are_unique() {
+        let devices = vec![Device::parse("CUDA0=1G").unwrap(), Device::parse("RPC0=1G").unwrap()];
+        let host = Host { ram: None, isa: Isa::default() };
+        assert_eq!(Machine::new(devices.clone(), host.clone()).unwrap().devices[0].name, "RPC0");
+        assert!(Machine::new([devices.clone(), devices].concat(), host).is_err());
+    }
+
+    #[test]
+    fn rows_that_cuda_pads() {
+        let q4_k = GgmlType::from_name("q4_K").unwrap();
+        let bytes = Bytes(q4_k.row_bytes(768).unwrap());
+        assert_eq!(Backend::Cuda.alloc_size(q4_k, [768, 1, 1, 1], bytes), bytes + Bytes(144));
+        assert_eq!(Backend::Vulkan.alloc_size(q4_k, [768, 1, 1, 1], bytes), bytes);
+        assert_eq!(Backend::Cuda.alloc_size(q4_k, [1024, 1, 1, 1], Bytes(576)), Bytes(576));
+        let f16 = GgmlType::from_name("f16").unwrap();
+        assert_eq!(Backend::Cuda.alloc_size(f16, [768, 1, 1, 1], Bytes(1536)), Bytes(1536));
+    }
 }

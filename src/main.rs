@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use moeplan::cli::{Cli, Color};
-use moeplan::commands::{self, Outcome, Output};
+use moeplan::cli::{Color, long_flags};
+use moeplan::commands::{self, Cli, Outcome, Output};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(long_flags(std::env::args_os()));
     match cli.global.color {
         Color::Auto => {}
         Color::Always => anstream::ColorChoice::Always.write_global(),

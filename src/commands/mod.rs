@@ -1,6 +1,10 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod check;
 pub mod inspect;
+pub mod machine;
+pub mod plan;
+pub mod synth;
 pub mod verify;
 pub mod worker;
 
@@ -9,7 +13,37 @@ use std::io::Write as _;
 
 use anyhow::Context as _;
 
-use crate::cli::{Command, Format, Global};
+use crate::cli::{Format, Global};
+
+/// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
+#[derive(Debug, clap::Parser)]
+#[command(version, about, arg_required_else_help = true, propagate_version = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
+    Inspect(inspect::Args),
+    /// Say what a llama.cpp command line would do: memory by device, what goes where, whether it fits.
+    Check(Box<check::Args>),
+    /// Find the placement that fits a budget, and print the command for it.
+    Plan(Box<plan::PlanArgs>),
+    /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
+    Synth(synth::Args),
+    /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
+    Verify(Box<verify::Args>),
+    /// Run llama.cpp for another moeplan (questions on standard input).
+    #[command(hide = true)]
+    Worker(worker::Args),
+}
 
 /// How a command ended when nothing went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,9 +100,12 @@ impl Output {
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
+        Command::Plan(args) => plan::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
+        Command::Synth(args) => synth::run(&args, output),
+        Command::Check(args) => check::run(&args, output),
     }
 }
 
@@ -84,6 +121,6 @@ pub fn print_error(error: &anyhow::Error) {
 
 /// What to try after an error, where the error knows.
 fn hint(error: &anyhow::Error) -> Option<String> {
-    let of_runtime = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<crate::runtime::Error>()?.hint();
-    error.chain().find_map(of_runtime).or_else(|| inspect::hint(error))
+    let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
+    inspect::hint(error).or_else(of_runtime)
 }

@@ -15,6 +15,8 @@ use crate::run::{FlashAttn, RunConfig};
 pub struct Caches {
     /// In llama.cpp's order of creation; none for a model without memory.
     pub list: Vec<Cache>,
+    /// The same of the second context, in which the NextN blocks draft (`--spec-type draft-mtp`); none without it.
+    pub mtp: Vec<Cache>,
     /// llama.cpp's class of memory.
     pub class: MemoryClass,
     /// The hyper-parameters behind them.
@@ -176,7 +178,8 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
     let snapshots = if ROLLBACK.contains(&architecture) { run.n_rs_seq } else { 0 };
     let builder = Builder { architecture, hparams: &hparams, run, numbers, v_trans, snapshots };
     let list = builder.list(class);
-    Caches { list, class, hparams, v_trans }
+    let mtp = if run.mtp { builder.list_mtp(class) } else { Vec::new() };
+    Caches { list, mtp, class, hparams, v_trans }
 }
 
 fn class(architecture: &str, hparams: &ContextHParams) -> MemoryClass {
@@ -198,6 +201,7 @@ fn class(architecture: &str, hparams: &ContextHParams) -> MemoryClass {
 }
 
 /// What every cache of one context is built from.
+#[derive(Clone, Copy)]
 struct Builder<'a> {
     architecture: &'a str,
     hparams: &'a ContextHParams,
@@ -262,6 +266,26 @@ impl Builder<'_> {
                 }
                 list
             }
+        }
+    }
+
+    /// The caches of a context of type MTP: the NextN blocks alone, in f16 (`-ctkd`, `-ctvd` default to it).
+    fn list_mtp(&self, class: MemoryClass) -> Vec<Cache> {
+        let n_layer = self.hparams.n_layer;
+        if n_layer == self.hparams.n_layer_all() || self.hparams.has_router_layer {
+            return Vec::new();
+        }
+        let run = RunConfig { type_k: ggml_type::f16(), type_v: ggml_type::f16(), ..self.run.clone() };
+        let builder = Builder { run: &run, ..*self };
+        let drafts = |il: u32, _: &LayerHParams| il >= n_layer;
+        match class {
+            MemoryClass::None => Vec::new(),
+            MemoryClass::Iswa | MemoryClass::Dsv4 | MemoryClass::HybridIswa => builder.iswa(drafts),
+            MemoryClass::HybridIdx => {
+                let widths = builder.indexer_widths(self.hparams.indexer_rows, true);
+                vec![builder.base(drafts), builder.indexer(&widths, drafts)]
+            }
+            _ => vec![builder.base(drafts)],
         }
     }
 
@@ -442,3 +466,6 @@ impl Builder<'_> {
 fn pad_256(n: u32) -> u32 {
     n.checked_next_multiple_of(256).unwrap_or(u32::MAX - 255)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -76,6 +76,7 @@ pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextN
 
 /// Context bytes by memory-table key, for the devices that hold any: each tensor padded to its buffer's alignment.
 /// A layer's caches follow the layer's slot, or stay on the host with `-nkvo`; overrides never move them.
+/// The drafting context of NextN blocks is counted in.
 pub fn bytes_by_device(
     caches: &Caches,
     machine: &Machine,
@@ -83,7 +84,7 @@ pub fn bytes_by_device(
     placement: &Placement,
 ) -> Result<BTreeMap<String, Bytes>, Error> {
     let mut by_device = BTreeMap::new();
-    for cache in &caches.list {
+    for cache in caches.list.iter().chain(&caches.mtp) {
         for layer in &cache.layers {
             let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
             let device = slot.and_then(|i| machine.devices.get(usize::from(i)));
@@ -154,4 +155,110 @@ pub fn describe(cache: &Cache) -> String {
         _ => format!("{type_k}/{type_v}"),
     };
     format!("{kind}: {cells} cells × {n_stream}, {n} layers, {types}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::ggml_type;
+    use crate::machine::{Device, Host, Isa};
+    use crate::memory::caches::tests::model;
+    use crate::run::FlashAttn;
+
+    const KEYS: &str = "block_count=4 attention.head_count=8 attention.head_count_kv=2";
+
+    fn ty(name: &str) -> GgmlType {
+        GgmlType::from_name(name).expect("a type")
+    }
+
+    fn run() -> RunConfig {
+        RunConfig { n_ctx: 4096, n_parallel: Some(1), ..RunConfig::default() }
+    }
+
+    fn refusal(model: &Model, run: &RunConfig) -> Option<String> {
+        let numbers = numbers(run, &model.hparams);
+        check(&caches::caches(model, run, &numbers), model, run, &numbers).err().map(|e| e.to_string())
+    }
+
+    #[test]
+    fn caches_follow_their_layers_or_stay_on_the_host() {
+        let device = |name: &str, backend| Device {
+            name: name.to_string(),
+            buffer: name.to_string(),
+            backend,
+            description: None,
+            total: Bytes::mib(1024),
+            free: Bytes::mib(1024),
+            overhead: None,
+        };
+        let machine = Machine {
+            devices: vec![device("CUDA0", Backend::Cuda), device("Vulkan0", Backend::Vulkan)],
+            host: Host { ram: None, isa: Isa::Generic },
+        };
+        let placement = Placement {
+            copies: Vec::new(),
+            layers: vec![None, Some(0), Some(0), Some(1), Some(1)],
+            devices: vec![0, 1],
+        };
+        let bytes = |run: &RunConfig| {
+            let model = model("llama", KEYS);
+            let caches = caches::caches(&model, run, &numbers(run, &model.hparams));
+            bytes_by_device(&caches, &machine, run, &placement).expect("a context")
+        };
+        // A layer: 2 heads of 64 elements, 2 bytes each, K and V, 4096 cells.
+        let mib = |n: u64| Bytes::mib(n);
+        let keys =
+            |pairs: &[(&str, Bytes)]| pairs.iter().map(|(k, b)| ((*k).to_string(), *b)).collect::<BTreeMap<_, _>>();
+        assert_eq!(bytes(&run()), keys(&[("Host", mib(2)), ("CUDA0", mib(4)), ("Vulkan0", mib(2))]));
+        assert_eq!(bytes(&RunConfig { offload_kqv: false, ..run() }), keys(&[("Host", mib(8))]));
+        // On CUDA each quantized tensor gets the rest of a row of 512 elements: 12 blocks of 34 bytes, then padding to 128.
+        let quantized = RunConfig { type_k: ty("q8_0"), type_v: ty("q8_0"), ..run() };
+        let exact = 2 * 4096 * 136;
+        let cuda = 4 * (4096 * 136 + 512);
+        let rows = [("Host", Bytes(exact)), ("CUDA0", Bytes(cuda)), ("Vulkan0", Bytes(exact))];
+        assert_eq!(bytes(&quantized), keys(&rows));
+    }
+
+    #[test]
+    fn what_llama_cpp_refuses_is_refused_in_words() {
+        let plain = model("llama", KEYS);
+        let mla = model(
+            "deepseek2",
+            "block_count=1 attention.head_count=8 attention.key_length_mla=192 attention.value_length_mla=128",
+        );
+        let odd = model("llama", "block_count=1 attention.head_count=8 attention.key_length=80");
+        let off = RunConfig { flash_attn: FlashAttn::Off, ..run() };
+        let q8 = |run: RunConfig| RunConfig { type_k: ty("q8_0"), type_v: ty("q8_0"), ..run };
+        for (model, run, said) in [
+            (&plain, run(), None),
+            (&plain, q8(run()), None),
+            (&plain, q8(off.clone()), Some("-ctv q8_0 without flash attention")),
+            (&plain, RunConfig { type_k: ty("q8_0"), ..off }, None),
+            (&mla, RunConfig { type_k: ty("q8_0"), ..run() }, Some("-ctk q8_0 with -ctv f16 for deepseek2")),
+            (&mla, q8(run()), None),
+            (&odd, q8(run()), Some("q8_0 for the K cache: its blocks of 32 do not divide this model's head size 80")),
+            (&plain, RunConfig { n_parallel: Some(257), ..run() }, Some("-np 257")),
+            (&plain, RunConfig { n_batch: 0, ..run() }, Some("0 tokens")),
+        ] {
+            let found = refusal(model, &run);
+            assert_eq!(found.is_some(), said.is_some(), "{found:?}, not {said:?}");
+            assert!(found.as_deref().unwrap_or_default().contains(said.unwrap_or_default()), "{found:?}, not {said:?}");
+        }
+    }
+
+    #[test]
+    fn one_more_token() {
+        let cost = |architecture, keys, cache_type| per_token(&model(architecture, keys), cache_type).expect("a cost");
+        let plain = cost("llama", KEYS, ggml_type::f16());
+        assert_eq!(plain, ContextPerToken { per_token: Bytes(4 * 2 * 128 * 2), fixed: Bytes(0) });
+        assert_eq!(cost("llama", KEYS, ty("q8_0")).per_token, Bytes(4 * 2 * 136));
+        let windowed = format!("{KEYS} attention.sliding_window=128");
+        let windowed = cost("gpt-oss", &windowed, ggml_type::f16());
+        assert_eq!(windowed, ContextPerToken { per_token: Bytes(1024), fixed: Bytes(2 * 512 * 768) });
+        // A compressed cell of 4 tokens and its indexer key, one of 128 tokens.
+        let keys = "block_count=2 attention.head_count=8 attention.head_count_kv=1 attention.key_length=512 \
+            attention.sliding_window=128 attention.indexer.key_length=128 attention.compress_ratios=4,128";
+        let compressed = cost("deepseek4", keys, ggml_type::f16());
+        assert_eq!(compressed.per_token, Bytes(1024 / 4 + 256 / 4 + 1024 / 128));
+    }
 }

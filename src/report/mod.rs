@@ -1,6 +1,8 @@
 //! Rendering: the same tables as text and Markdown. Renderers never compute.
 
 pub mod bar;
+pub mod plan;
+pub mod checkup;
 pub mod inspection;
 pub mod number;
 pub mod table;

@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 use super::{Program, RunConfig};
+use crate::gguf::Value;
 use crate::hparams::HParams;
 
 /// What a `llama_context` would report, all in tokens, sequences or rows.
@@ -31,20 +32,23 @@ pub struct ContextNumbers {
 /// `run` on a model of `hparams`, resolved.
 pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
     let server = matches!(run.program, Program::Server | Program::Cli);
+    // llama-server without `-np` takes 4 slots and one cache for all, whatever `-kvu` says.
     let automatic = run.n_parallel.is_none() && run.program == Program::Server;
     let n_seq_max = run.n_parallel.unwrap_or(if automatic { 4 } else { 1 }).max(1);
-    let kv_unified = run.kv_unified.unwrap_or(automatic);
+    let kv_unified = automatic || run.kv_unified.unwrap_or(false);
     let asked = match (run.n_ctx, run.kv_unified_per_slot) {
-        (0, Some(per_slot)) if server => per_slot.saturating_mul(n_seq_max),
+        (0, Some(per_slot)) if run.program == Program::Server => per_slot.saturating_mul(n_seq_max),
+        // Fitting first asks for the model's context for every sequence (`common/fit.cpp`).
+        (0, _) if run.fit && !kv_unified => hparams.context_length.saturating_mul(n_seq_max),
         (0, _) => hparams.context_length,
         (n, _) => n,
     };
-    let causal = !matches!(
-        hparams.metadata.get(&format!("{}.attention.causal", hparams.architecture)),
-        Some(crate::gguf::Value::Bool(false))
-    );
+    let causal_key = format!("{}.attention.causal", hparams.architecture);
+    let causal = hparams.metadata.get(&causal_key) != Some(&Value::Bool(false));
     let n_batch = if causal { asked.min(run.n_batch) } else { run.n_batch };
     let n_ubatch = n_batch.min(if run.n_ubatch == 0 { run.n_batch } else { run.n_ubatch });
+    // llama-server decodes whole inputs at once when it makes embeddings.
+    let n_batch = if server && run.embeddings { n_ubatch } else { n_batch };
     let padded = pad(asked);
     let (n_ctx, n_ctx_seq) = if kv_unified {
         (padded, padded)
@@ -52,8 +56,11 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
         let each = pad((padded / n_seq_max).max(1));
         (each.saturating_mul(n_seq_max), each)
     };
-    let n_outputs_max =
-        if server && !run.embeddings { n_seq_max.saturating_mul(1 + run.n_draft).min(n_batch) } else { n_batch };
+    let n_outputs_max = if server && !run.embeddings {
+        n_seq_max.saturating_mul(run.n_draft.saturating_add(1)).min(n_batch)
+    } else {
+        n_batch
+    };
     ContextNumbers {
         n_ctx,
         n_ctx_seq,
@@ -69,4 +76,38 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
 /// Rounded up to a multiple of 256.
 fn pad(n: u32) -> u32 {
     n.checked_next_multiple_of(256).unwrap_or(u32::MAX - 255)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A launch by (program, -c, -np, -kvu) and the numbers it gives: (n_ctx, n_ctx_seq, n_seq_max, n_stream, n_outputs_max).
+    #[test]
+    fn slots_and_cells() {
+        let hparams = HParams { context_length: 4096, ..HParams::default() };
+        for (program, n_ctx, n_parallel, kv_unified, expected) in [
+            (Program::Server, 8192, None, None, (8192, 8192, 4, 1, 4)),
+            (Program::Server, 8192, None, Some(false), (8192, 8192, 4, 1, 4)),
+            (Program::Server, 8192, Some(4), None, (8192, 2048, 4, 4, 4)),
+            (Program::Server, 1000, Some(3), None, (1536, 512, 3, 3, 3)),
+            (Program::Server, 8192, Some(4), Some(true), (8192, 8192, 4, 1, 4)),
+            (Program::Server, 0, Some(2), None, (8192, 4096, 2, 2, 2)),
+            (Program::Cli, 0, None, None, (4096, 4096, 1, 1, 1)),
+            (Program::FitParams, 4100, None, None, (4352, 4352, 1, 1, 2048)),
+            (Program::Bench, 512, Some(1), None, (512, 512, 1, 1, 512)),
+        ] {
+            let run = RunConfig { program, n_ctx, n_parallel, kv_unified, ..RunConfig::default() };
+            let n = numbers(&run, &hparams);
+            assert_eq!((n.n_ctx, n.n_ctx_seq, n.n_seq_max, n.n_stream, n.n_outputs_max), expected, "{run:?}");
+        }
+    }
+
+    #[test]
+    fn batches_are_bounded_by_the_context() {
+        let hparams = HParams::default();
+        let run = RunConfig { n_ctx: 300, n_ubatch: 0, ..RunConfig::default() };
+        let n = numbers(&run, &hparams);
+        assert_eq!((n.n_ctx, n.n_batch, n.n_ubatch), (512, 300, 300));
+    }
 }

@@ -1,1 +1,186 @@
-//! Header-faithful GGUF files of known models: holes, random weights, tiny siblings.
+//! Known models written as GGUF files: faithful headers, full size or tiny, with random weights or none.
+
+pub mod expression;
+pub mod output;
+pub mod recipe;
+pub mod spec;
+pub mod tokenizer;
+pub mod weights;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::bytes::Bytes;
+use crate::gguf::ByteOrder;
+use crate::gguf::writer::{NewFile, NewTensor, Scalar};
+use recipe::{Facts, Recipe};
+use spec::{Error, Spec};
+
+/// What is wanted of a spec.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// Another recipe than the spec's own.
+    pub recipe: Option<Recipe>,
+    /// The small sibling that llama.cpp loads and runs in a second.
+    pub tiny: bool,
+    /// Only so many blocks.
+    pub blocks: Option<u32>,
+    /// How many files; 1 for a model that is not split.
+    pub shards: u16,
+    /// GGUF version, 2 or 3.
+    pub version: u32,
+    /// Byte order of every number.
+    pub byte_order: ByteOrder,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Self { recipe: None, tiny: false, blocks: None, shards: 1, version: 3, byte_order: ByteOrder::Little }
+    }
+}
+
+/// A model ready to be written.
+#[derive(Debug, Clone)]
+pub struct Synthesis {
+    /// What it is made from.
+    pub spec: Spec,
+    /// Its type mix.
+    pub recipe: Recipe,
+    /// In split order.
+    pub files: Vec<NewFile>,
+    /// Its sums.
+    pub totals: Totals,
+    /// Its sums against the published ones, where those are known for this wish.
+    pub published: Vec<Check>,
+}
+
+/// Sums over all tensors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// How many tensors.
+    pub tensors: u64,
+    /// Elements of all tensors.
+    pub parameters: u64,
+    /// Bytes of all tensors, padding not counted.
+    pub bytes: Bytes,
+    /// By type: how many tensors and their bytes.
+    pub by_type: BTreeMap<String, (u64, Bytes)>,
+}
+
+/// A total beside the published one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// `tensors`, `parameters`, `bytes` or a type's `tensors.f16`.
+    pub what: String,
+    /// As published.
+    pub expected: u64,
+    /// As written.
+    pub found: u64,
+    /// Whether they are equal.
+    pub ok: bool,
+}
+
+/// Makes a spec into files.
+pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
+    let bad = |problem: String| Error::Bad { name: spec.name.clone(), problem };
+    let recipe = match wish.recipe {
+        Some(recipe) => recipe,
+        None => recipe::named(&spec.recipe).ok_or_else(|| bad(format!("no recipe `{}`", spec.recipe)))?,
+    };
+    let dims = spec.dims(wish.tiny, wish.blocks);
+    if spec.number("n_layer", &dims)? == 0 {
+        return Err(bad("a model has at least one block".into()));
+    }
+    let shapes = spec.tensors(&dims)?;
+    let facts = Facts {
+        architecture: spec.architecture.clone(),
+        n_layer: spec.number("n_layer", &dims)?,
+        n_expert: spec.number("n_expert", &dims)?,
+        n_head: spec.number("n_head", &dims)?,
+        n_head_kv: spec.number("n_head_kv", &dims)?,
+    };
+    let types = recipe::assign(recipe, &facts, &shapes);
+    let tensors: Vec<NewTensor> =
+        shapes.into_iter().zip(types).map(|((name, shape), ty)| NewTensor { name, ty, shape }).collect();
+    let totals = totals(&tensors);
+    let published = if wish.tiny || wish.blocks.is_some() { Vec::new() } else { checks(spec, recipe, &totals) };
+    let text = |text: &str| Scalar::String(text.to_string());
+    let name = if wish.tiny { format!("{} tiny", spec.model) } else { spec.model.clone() };
+    let mut metadata = vec![
+        ("general.architecture".to_string(), text(&spec.architecture)),
+        ("general.type".into(), text("model")),
+        ("general.name".into(), text(&name)),
+    ];
+    metadata.extend(spec.keys(&dims)?);
+    metadata.push(("general.file_type".into(), Scalar::U32(recipe.file_type)));
+    metadata.push(("general.quantization_version".into(), Scalar::U32(2)));
+    metadata.extend(tokenizer::keys(spec, &dims, wish.tiny)?);
+    let whole = NewFile { version: wish.version, byte_order: wish.byte_order, alignment: 32, metadata, tensors };
+    let files = split(whole, wish.shards, &totals)
+        .ok_or_else(|| bad(format!("{} tensors cannot be split into {} files", totals.tensors, wish.shards)))?;
+    Ok(Synthesis { spec: spec.clone(), recipe, files, totals, published })
+}
+
+fn totals(tensors: &[NewTensor]) -> Totals {
+    let mut totals = Totals { tensors: tensors.len() as u64, ..Totals::default() };
+    for tensor in tensors {
+        let bytes = Bytes(tensor.bytes().unwrap_or_else(|| panic!("{}: rows of whole blocks", tensor.name)));
+        totals.parameters += tensor.elements();
+        totals.bytes += bytes;
+        let of_type = totals.by_type.entry(tensor.ty.name.to_string()).or_default();
+        of_type.0 += 1;
+        of_type.1 += bytes;
+    }
+    totals
+}
+
+fn checks(spec: &Spec, recipe: Recipe, totals: &Totals) -> Vec<Check> {
+    let published = &spec.published;
+    let mut rows = vec![
+        ("tensors".to_string(), published.tensors, totals.tensors),
+        ("parameters".into(), published.parameters, totals.parameters),
+        ("bytes".into(), published.bytes.get(recipe.name).copied(), totals.bytes.0),
+    ];
+    for (ty, expected) in published.types.get(recipe.name).into_iter().flatten() {
+        rows.push((format!("tensors.{ty}"), Some(*expected), totals.by_type.get(ty).map_or(0, |row| row.0)));
+    }
+    rows.into_iter()
+        .filter_map(|(what, expected, found)| {
+            expected.map(|expected| Check { what, expected, found, ok: expected == found })
+        })
+        .collect()
+}
+
+/// Cuts a file into `n` of about equal bytes; the first keeps the metadata, all say which they are
+/// (llama.cpp: `tools/gguf-split`, `split.no`, `split.count`, `split.tensors.count`; b11434).
+fn split(mut whole: NewFile, n: u16, totals: &Totals) -> Option<Vec<NewFile>> {
+    if n == 0 || u64::from(n) > totals.tensors {
+        return None;
+    }
+    if n == 1 {
+        return Some(vec![whole]);
+    }
+    let mut left = std::mem::take(&mut whole.tensors).into_iter().peekable();
+    let (mut files, mut taken) = (Vec::new(), 0);
+    for number in 0..n {
+        let mut file = NewFile { metadata: Vec::new(), ..whole.clone() };
+        if number == 0 {
+            file.metadata = std::mem::take(&mut whole.metadata);
+        }
+        file.metadata.extend([
+            ("split.no".to_string(), Scalar::U16(number)),
+            ("split.count".into(), Scalar::U16(n)),
+            ("split.tensors.count".into(), Scalar::I32(i32::try_from(totals.tensors).ok()?)),
+        ]);
+        let until = totals.bytes.0 / u64::from(n) * (u64::from(number) + 1);
+        let needed_after = usize::from(n - 1 - number);
+        while left.len() > needed_after && (file.tensors.is_empty() || number == n - 1 || taken < until) {
+            let tensor = left.next()?;
+            taken += tensor.bytes()?;
+            file.tensors.push(tensor);
+        }
+        files.push(file);
+    }
+    Some(files)
+}

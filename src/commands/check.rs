@@ -1,0 +1,72 @@
+//! `check`: what a llama.cpp command line would do, without running it. [I/O]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+
+use super::machine::MachineArgs;
+use super::{Outcome, Output};
+use crate::checkup::{self, Checkup, Options, Severity};
+use crate::cli::Format;
+use crate::gguf;
+use crate::model::Model;
+use crate::report;
+use crate::run::{self, ModelSource, RunConfig};
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The machine.
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// List every tensor: type, bytes, buffer, rule.
+    #[arg(long)]
+    tensors: bool,
+    /// A whole command line of llama-server, llama-cli, llama-bench or llama-fit-params, after `--`.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let command = run::parse::command(&args.command, &environment())?;
+    let machine = args.machine.machine()?;
+    let model = match &command.model {
+        Some(ModelSource::Path(path)) => load(path, &command.run)?,
+        Some(ModelSource::HuggingFace { repo, .. }) => bail!("`-hf {repo}`: only local files are read; give `-m FILE`"),
+        Some(ModelSource::Url(url)) => bail!("`-mu {url}`: only local files are read; give `-m FILE`"),
+        Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
+        None => bail!("the command names no model: add `-m FILE`"),
+    };
+    let options = Options { margin: args.machine.margin.unwrap_or_default(), tensors: args.tensors };
+    let checkup = checkup::check(&model, &machine, &command, options)?;
+    match output.format() {
+        Format::Json => output.json(&checkup)?,
+        Format::Markdown => output.answer(&report::checkup::markdown(&checkup))?,
+        Format::Text => output.answer(&report::checkup::text(&checkup))?,
+    }
+    Ok(outcome(&checkup))
+}
+
+/// The model of a file, its keys as the launch overrides them.
+pub fn load(path: &Path, run: &RunConfig) -> anyhow::Result<Model> {
+    let mut gguf = gguf::open(path)?;
+    run.override_metadata(&mut gguf.header.metadata);
+    Model::from_gguf(gguf).with_context(|| format!("`{}`", path.display()))
+}
+
+/// `LLAMA_ARG_*` of this process.
+fn environment() -> BTreeMap<String, String> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        let name = name.into_string().ok().filter(|name| name.starts_with("LLAMA_ARG_"))?;
+        Some((name, value.to_string_lossy().into_owned()))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
+/// Yes when it fits and would start.
+fn outcome(checkup: &Checkup) -> Outcome {
+    let refused = checkup.lints.iter().any(|lint| lint.severity == Severity::Error);
+    if checkup.fits && !refused { Outcome::Yes } else { Outcome::No }
+}

@@ -1,0 +1,100 @@
+//! The flags that describe a machine, and what is found here without them. [I/O]
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::bytes::Bytes;
+use crate::machine::{Backend, Device, Host, Isa, Machine};
+
+/// How the machine is described; with nothing said, it is this one.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// Memory of each device, in order: 24G,12G.
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', conflicts_with = "machine")]
+    pub vram: Vec<Bytes>,
+    /// One device by llama.cpp's name: CUDA0=24G, 'RPC0[HOST:PORT]=8G'; repeatable.
+    #[arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"])]
+    pub device: Vec<String>,
+    /// Main memory.
+    #[arg(long, value_name = "SIZE")]
+    pub ram: Option<Bytes>,
+    /// What the devices of --vram are [default: cuda].
+    #[arg(long, value_enum)]
+    pub backend: Option<Backend>,
+    /// A machine file, as `moeplan devices --json` writes it.
+    #[arg(long, value_name = "FILE")]
+    pub machine: Option<PathBuf>,
+    /// Memory to leave free on every device.
+    #[arg(long, value_name = "SIZE")]
+    pub margin: Option<Bytes>,
+}
+
+impl MachineArgs {
+    /// The machine they describe, or this one.
+    pub fn machine(&self) -> anyhow::Result<Machine> {
+        let mut machine = match &self.machine {
+            Some(path) => read(path)?,
+            None => self.described()?,
+        };
+        if self.ram.is_some() {
+            machine.host.ram = self.ram;
+        }
+        Ok(machine)
+    }
+
+    /// From `--vram`, `--device` or `--backend cpu`; with none of them, what is found here.
+    fn described(&self) -> anyhow::Result<Machine> {
+        let host = Host { ram: None, isa: Isa::default() };
+        if !self.device.is_empty() {
+            let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
+            return Ok(Machine::new(devices, host)?);
+        }
+        let backend = self.backend.unwrap_or(Backend::Cuda);
+        if !self.vram.is_empty() {
+            return Ok(Machine::new(Device::of_budgets(backend, &self.vram)?, host)?);
+        }
+        let only_host = self.backend == Some(Backend::Cpu) || self.ram.is_some();
+        if only_host { Ok(Machine::new(Vec::new(), host)?) } else { detected() }
+    }
+}
+
+/// A machine file.
+fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let machine: Machine = serde_json::from_str(&text)
+        .with_context(|| format!("`{}` is no machine file as `moeplan devices --json` writes it", path.display()))?;
+    Ok(Machine::new(machine.devices, machine.host)?)
+}
+
+/// This computer: its memory and processor.
+fn detected() -> anyhow::Result<Machine> {
+    let mut system = sysinfo::System::new()?;
+    system.refresh_memory();
+    Ok(Machine::new(Vec::new(), Host { ram: Some(Bytes(system.total_memory())), isa: isa() })?)
+}
+
+/// What this processor repacks.
+#[cfg(target_arch = "x86_64")]
+fn isa() -> Isa {
+    let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
+    match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
+        (true, _) if tiles() => Isa::X86Amx,
+        (true, _) => Isa::X86Avx512,
+        (false, true) => Isa::X86Avx2,
+        (false, false) => Isa::Generic,
+    }
+}
+
+/// What this processor repacks.
+#[cfg(target_arch = "aarch64")]
+fn isa() -> Isa {
+    Isa::ArmNeon
+}
+
+/// What this processor repacks.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn isa() -> Isa {
+    Isa::Generic
+}

@@ -1,0 +1,288 @@
+//! `moeplan synth`: a GGUF of a known model with a faithful header. [I/O]
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::{Outcome, Output};
+use crate::bytes::Bytes;
+use crate::cli::{Format, Global};
+use crate::gguf::ByteOrder;
+use crate::synth::output::{self, Fill, Watch};
+use crate::synth::{Check, Synthesis, Totals, Wish, recipe, spec, synthesize};
+
+/// Write a GGUF whose header is faithful to a known model (-o FILE), with no weights, random ones, or tiny.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model, as `--list` names it.
+    #[arg(required_unless_present = "list")]
+    pub spec: Option<String>,
+    /// Show the known models and their totals.
+    #[arg(long, conflicts_with = "spec")]
+    pub list: bool,
+    /// Type mix, as llama-quantize names it (F16, Q8_0, Q4_K_M, MXFP4_MOE …); default: the published file's.
+    #[arg(long, value_name = "TYPE", value_parser = parse_recipe)]
+    pub recipe: Option<recipe::Recipe>,
+    /// What the tensors hold.
+    #[arg(long, value_enum, default_value_t = Weights::Hole, value_name = "KIND")]
+    pub weights: Weights,
+    /// A small sibling (4 blocks, a few experts, 1024 tokens) that llama.cpp loads and runs in a second.
+    #[arg(long)]
+    pub tiny: bool,
+    /// Random weights of this seed.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Only the first N blocks.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub blocks: Option<u32>,
+    /// Split into N files.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub shards: u16,
+    /// Byte order; `big` goes with no weights only.
+    #[arg(long, value_enum, default_value_t = Endian::Little, value_name = "ORDER")]
+    pub endian: Endian,
+    /// GGUF version.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=3))]
+    pub gguf_version: u32,
+    /// Overwrite FILE.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What the tensors hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Weights {
+    /// Nothing: the file has its full length and takes no disk.
+    Hole,
+    /// Random numbers that load and run.
+    Random,
+}
+
+/// Byte order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Endian {
+    /// The usual one.
+    Little,
+    /// For big-endian hosts and tests.
+    Big,
+}
+
+fn parse_recipe(text: &str) -> Result<recipe::Recipe, String> {
+    recipe::named(text).ok_or_else(|| {
+        let known: Vec<&str> = recipe::RECIPES.iter().map(|row| row.name).collect();
+        format!("not a recipe: one of {}", known.join(", "))
+    })
+}
+
+/// What was written.
+#[derive(Debug, Serialize)]
+struct Document {
+    schema: &'static str,
+    spec: String,
+    recipe: &'static str,
+    weights: &'static str,
+    paths: Vec<PathBuf>,
+    /// Length of all files.
+    file_bytes: Bytes,
+    /// What they take on disk, where the system says.
+    on_disk: Option<Bytes>,
+    seconds: f64,
+    #[serde(flatten)]
+    totals: Totals,
+    published: Vec<Check>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    // `-o` is the model, so the answer always goes to standard output.
+    let answer = Output { global: Global { output: None, ..output.global.clone() } };
+    let Some(name) = args.spec.as_deref().filter(|_| !args.list) else {
+        return list(output);
+    };
+    let path = output.global.output.as_deref().context("say where to write the model: -o FILE")?;
+    let spec = spec::named(name)?;
+    let byte_order = match args.endian {
+        Endian::Little => ByteOrder::Little,
+        Endian::Big => ByteOrder::Big,
+    };
+    anyhow::ensure!(
+        byte_order == ByteOrder::Little || args.weights == Weights::Hole,
+        "--endian big goes with --weights hole: random weights are little-endian"
+    );
+    let wish = Wish {
+        recipe: args.recipe,
+        tiny: args.tiny,
+        blocks: args.blocks,
+        shards: args.shards,
+        version: args.gguf_version,
+        byte_order,
+    };
+    let synthesis = synthesize(&spec, &wish)?;
+    let fill = match args.weights {
+        Weights::Hole => Fill::Hole,
+        Weights::Random => Fill::Random(args.seed),
+    };
+    let started = std::time::Instant::now();
+    let paths = write(&synthesis, path, fill, args.force, output)?;
+    let document = Document {
+        schema: "moeplan/synth/1",
+        spec: spec.name.clone(),
+        recipe: synthesis.recipe.name,
+        weights: if fill == Fill::Hole { "hole" } else { "random" },
+        file_bytes: Bytes(synthesis.files.iter().map(output::file_bytes).sum()),
+        on_disk: paths.iter().map(|path| on_disk(path)).sum(),
+        paths,
+        seconds: started.elapsed().as_secs_f64(),
+        totals: synthesis.totals.clone(),
+        published: synthesis.published.clone(),
+    };
+    match answer.format() {
+        Format::Json => answer.json(&document)?,
+        _ => answer.answer(&text(&document))?,
+    }
+    Ok(if document.published.iter().all(|check| check.ok) { Outcome::Yes } else { Outcome::No })
+}
+
+fn write(
+    synthesis: &Synthesis,
+    path: &std::path::Path,
+    fill: Fill,
+    force: bool,
+    output: &Output,
+) -> anyhow::Result<Vec<PathBuf>> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let hidden = fill == Fill::Hole || output.global.quiet;
+    let bar =
+        if hidden { indicatif::ProgressBar::hidden() } else { indicatif::ProgressBar::new(synthesis.totals.bytes.0) };
+    if fill != Fill::Hole {
+        // Only a second handler is refused, and that one serves as well.
+        let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
+    }
+    bar.set_style(indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
+    let wrote = |bytes| bar.inc(bytes);
+    let paths = output::write(synthesis, path, fill, force, Watch { wrote: &wrote, stop: &STOP });
+    bar.finish_and_clear();
+    Ok(paths?)
+}
+
+/// What a file takes on disk.
+fn on_disk(path: &std::path::Path) -> Option<Bytes> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        std::fs::metadata(path).ok().map(|metadata| Bytes(metadata.blocks() * 512))
+    }
+    #[cfg(not(unix))]
+    {
+        std::fs::metadata(path).ok().map(|metadata| Bytes(metadata.len()))
+    }
+}
+
+fn text(document: &Document) -> String {
+    let mut out = String::new();
+    let shown = document.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
+    let more = match document.paths.len() {
+        0 | 1 => String::new(),
+        n => format!(" and {} more", n - 1),
+    };
+    let _ = writeln!(out, "{}{more}", crate::escape::terminal(&shown));
+    let _ = writeln!(out, "model       {} {}, weights: {}", document.spec, document.recipe, document.weights);
+    for (what, found) in [
+        ("parameters", document.totals.parameters),
+        ("tensors", document.totals.tensors),
+        ("bytes", document.totals.bytes.0),
+    ] {
+        let _ = writeln!(out, "{what:<11} {found}{}", verdict(document, what));
+    }
+    for (ty, (tensors, bytes)) in &document.totals.by_type {
+        let what = format!("tensors.{ty}");
+        let _ = writeln!(out, "  {ty:<9} {tensors} tensors, {bytes}{}", verdict(document, &what));
+    }
+    let _ = writeln!(out, "file        {}", document.file_bytes);
+    if let Some(on_disk) = document.on_disk {
+        let _ = writeln!(out, "on disk     {on_disk}");
+    }
+    out
+}
+
+fn verdict(document: &Document, what: &str) -> String {
+    match document.published.iter().find(|check| check.what == what) {
+        Some(check) if check.ok => " (published: EQUAL)".into(),
+        Some(check) => format!(" (published: {} DIFFERS)", check.expected),
+        None => String::new(),
+    }
+}
+
+/// One row of `--list`.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    architecture: String,
+    recipe: &'static str,
+    experts: u64,
+    used: u64,
+    #[serde(flatten)]
+    totals: Totals,
+    published: Vec<Check>,
+}
+
+#[derive(Debug, Serialize)]
+struct List {
+    schema: &'static str,
+    models: Vec<Row>,
+    recipes: Vec<&'static str>,
+}
+
+fn list(output: &Output) -> anyhow::Result<Outcome> {
+    let mut models = Vec::new();
+    for name in spec::names() {
+        let spec = spec::named(&name)?;
+        let synthesis = synthesize(&spec, &Wish::default())?;
+        let dims = spec.dims(false, None);
+        models.push(Row {
+            name,
+            architecture: spec.architecture.clone(),
+            recipe: synthesis.recipe.name,
+            experts: spec.number("n_expert", &dims)?,
+            used: spec.number("n_expert_used", &dims).unwrap_or(0),
+            totals: synthesis.totals,
+            published: synthesis.published,
+        });
+    }
+    let recipes = recipe::RECIPES.iter().map(|row| row.name).collect();
+    let list = List { schema: "moeplan/synth-list/1", models, recipes };
+    if output.format() == Format::Json {
+        output.json(&list)?;
+        return Ok(Outcome::Yes);
+    }
+    let mut out = format!(
+        "{:<22} {:<11} {:<7} {:>8} {:>8} {:>17} {:>11}  {}\n",
+        "model", "arch", "recipe", "experts", "tensors", "parameters", "bytes", "published"
+    );
+    for row in &list.models {
+        let experts = if row.experts == 0 { "dense".into() } else { format!("{}/{}", row.used, row.experts) };
+        let checked: Vec<String> = row
+            .published
+            .iter()
+            .filter(|check| !check.what.starts_with("tensors."))
+            .map(|check| format!("{} {}", check.what, if check.ok { "EQUAL" } else { "DIFFERS" }))
+            .collect();
+        let _ = writeln!(
+            out,
+            "{:<22} {:<11} {:<7} {experts:>8} {:>8} {:>17} {:>11}  {}",
+            row.name,
+            row.architecture,
+            row.recipe,
+            row.totals.tensors,
+            row.totals.parameters,
+            row.totals.bytes.to_string(),
+            checked.join(", ")
+        );
+    }
+    let _ = write!(out, "recipes: {}", list.recipes.join(" "));
+    output.answer(&out)?;
+    Ok(Outcome::Yes)
+}

@@ -1,0 +1,113 @@
+//! Which devices take part, and which layer slot each of them holds.
+//!
+//! Source: `src/llama.cpp` `llama_prepare_model_devices`, `src/llama-model.cpp` `load_tensors`, b11434.
+
+use super::Error;
+use crate::machine::{Backend, Device, Machine};
+use crate::run::{RunConfig, SplitMode};
+
+/// `Machine::devices` that take part, in llama.cpp's order.
+pub(super) fn participating(machine: &Machine, run: &RunConfig) -> Result<Vec<u16>, Error> {
+    assert!(machine.devices.len() < usize::from(u16::MAX), "a machine has few devices");
+    for server in &run.rpc {
+        let known = |device: &&Device| device.backend == Backend::Rpc && device.endpoint().is_none_or(|e| e == server);
+        if !machine.devices.iter().any(|device| known(&device)) {
+            return Err(unknown(machine, "--rpc", server));
+        }
+    }
+    let mut devices = match &run.devices {
+        Some(names) => named(machine, names)?,
+        None => default(machine, run),
+    };
+    match run.split_mode {
+        SplitMode::Layer => {}
+        SplitMode::None => devices = main_device(&devices, run.main_gpu)?,
+        SplitMode::Row => {
+            if let Some(device) = devices.first().and_then(|i| machine.devices.get(usize::from(*i))) {
+                return Err(Error::SplitRow { device: device.name.clone() });
+            }
+        }
+        SplitMode::Tensor => return Err(Error::SplitTensor),
+    }
+    Ok(devices)
+}
+
+/// The devices of `--device`, in its order; llama.cpp compares names without regard to case.
+fn named(machine: &Machine, names: &[String]) -> Result<Vec<u16>, Error> {
+    names
+        .iter()
+        .map(|name| {
+            let found = machine.devices.iter().position(|d| d.name.eq_ignore_ascii_case(name) || d.buffer == *name);
+            found.and_then(|i| u16::try_from(i).ok()).ok_or_else(|| unknown(machine, "--device", name))
+        })
+        .collect()
+}
+
+/// Without `--device`: RPC servers that the command registers, then the rest.
+fn default(machine: &Machine, run: &RunConfig) -> Vec<u16> {
+    let registered = |device: &Device| match device.endpoint() {
+        Some(endpoint) => run.rpc.iter().any(|server| server == endpoint),
+        None => !run.rpc.is_empty(),
+    };
+    let of = |wanted: fn(&Device) -> bool| (0_u16..).zip(&machine.devices).filter(move |(_, d)| wanted(d));
+    let servers = of(|d| d.backend == Backend::Rpc).filter(|(_, d)| registered(d));
+    let local = of(|d| d.backend != Backend::Rpc && d.backend != Backend::Cpu);
+    servers.chain(local).map(|(i, _)| i).collect()
+}
+
+/// `-sm none`: only `-mg`'s device, or none for a negative one.
+fn main_device(devices: &[u16], main_gpu: i32) -> Result<Vec<u16>, Error> {
+    if devices.is_empty() || main_gpu < 0 {
+        return Ok(Vec::new());
+    }
+    let chosen = usize::try_from(main_gpu).ok().and_then(|i| devices.get(i));
+    chosen.map(|device| vec![*device]).ok_or(Error::MainGpu { main_gpu, devices: devices.len() })
+}
+
+/// The error that lists what could be named.
+pub(super) fn unknown(machine: &Machine, flag: &str, name: &str) -> Error {
+    let mut known: Vec<&str> = vec!["CPU"];
+    known.extend(machine.devices.iter().map(|device| device.buffer.as_str()));
+    Error::UnknownDevice { flag: flag.into(), name: name.into(), known: known.join(", ") }
+}
+
+/// The device of every slot (blocks, then the output); all arithmetic in 32-bit floats, as llama.cpp does it.
+#[expect(clippy::cast_precision_loss, reason = "llama.cpp rounds to f32 here")]
+pub(super) fn slots(machine: &Machine, run: &RunConfig, devices: &[u16], block_count: u32) -> Vec<Option<u16>> {
+    let total = block_count + 1;
+    let wanted = u32::try_from(run.n_gpu_layers).unwrap_or(total);
+    let start = total.saturating_sub(wanted);
+    let active = if devices.is_empty() { 0 } else { wanted.min(total) };
+    let bounds = bounds(machine, run, devices);
+    (0..total)
+        .map(|slot| {
+            let offset = slot.checked_sub(start).filter(|offset| *offset < active)?;
+            let share = offset as f32 / active as f32;
+            let at = bounds.partition_point(|bound| *bound <= share);
+            devices.get(at).or(devices.last()).copied()
+        })
+        .collect()
+}
+
+/// Running sums of the devices' shares, the last one 1.
+#[expect(clippy::cast_precision_loss, reason = "llama.cpp rounds to f32 here")]
+fn bounds(machine: &Machine, run: &RunConfig, devices: &[u16]) -> Vec<f32> {
+    let given: Vec<f32> = (0..devices.len()).map(|i| run.tensor_split.get(i).copied().unwrap_or(0.0)).collect();
+    let free = |index: &u16| {
+        let device = machine.devices.get(usize::from(*index)).expect("a device that takes part exists");
+        // A device without figures gets the host's; the Linux host says that all its memory is free.
+        let nothing = device.free.0 == 0 && device.total.0 == 0;
+        let bytes = if nothing { machine.host.ram.unwrap_or_default() } else { device.free };
+        bytes.0 as f32
+    };
+    let shares = if given.iter().all(|share| *share == 0.0) { devices.iter().map(free).collect() } else { given };
+    let mut sum = 0.0_f32;
+    let sums: Vec<f32> = shares
+        .iter()
+        .map(|share| {
+            sum += share;
+            sum
+        })
+        .collect();
+    sums.iter().map(|running| running / sum).collect()
+}

@@ -1,0 +1,319 @@
+//! llama.cpp's law of placement: the buffer of every tensor for a launch on a machine.
+
+mod buffers;
+mod devices;
+pub mod pattern;
+mod tensors;
+
+use std::collections::BTreeMap;
+
+use crate::bytes::Bytes;
+use crate::machine::{Backend, Device, Machine};
+use crate::model::{Model, Tensor};
+use crate::run::{LazyMode, LoadMode, RunConfig};
+use buffers::HostList;
+use pattern::Pattern;
+use tensors::{Class, Op};
+
+/// A kind of buffer of llama.cpp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Buffer {
+    /// Plain host memory, or a mapped file.
+    Cpu,
+    /// Host memory in a layout of its own; no op offload from it.
+    CpuRepack,
+    /// Host memory in the layout of Intel's tile units (AMX); no op offload from it.
+    Amx,
+    /// Pinned host memory of the first device that has it (`CUDA_Host`).
+    HostPinned,
+    /// `Machine::devices[i]`.
+    Device(u16),
+}
+
+/// One copy of a tensor in a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copy {
+    /// Where it is.
+    pub buffer: Buffer,
+    /// What it takes there: the buffer type's allocation size, before alignment.
+    pub bytes: Bytes,
+    /// Which of `RunConfig::overrides` put it there, if one did.
+    pub rule: Option<usize>,
+}
+
+/// Where everything is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// By tensor of the model, in its order: no copy (skipped), one, or two (tied embeddings).
+    pub copies: Vec<Vec<Copy>>,
+    /// The device of every layer slot: blocks `0..block_count`, then the output; `None` = host.
+    pub layers: Vec<Option<u16>>,
+    /// `Machine::devices` that take part, in llama.cpp's order (after `--device`, `-sm none`).
+    pub devices: Vec<u16>,
+}
+
+/// Why llama.cpp would not load the model so, or moeplan cannot say.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// A flag names a device that the machine does not have.
+    #[error("`{flag}` names `{name}`, which this machine does not have; known: {known}")]
+    UnknownDevice {
+        /// The flag.
+        flag: String,
+        /// What it names.
+        name: String,
+        /// What could be named, comma separated.
+        known: String,
+    },
+    /// The right side of an override is no buffer type that llama.cpp takes.
+    #[error("`{origin} {pattern}={buffer}`: no buffer type `{buffer}` here; known: {known}")]
+    UnknownBuffer {
+        /// The flag.
+        origin: String,
+        /// Its left side.
+        pattern: String,
+        /// Its right side.
+        buffer: String,
+        /// What could be named, comma separated.
+        known: String,
+    },
+    /// The left side of an override is no regex of llama.cpp's.
+    #[error("`{origin} {pattern}=…`: {reason}")]
+    BadPattern {
+        /// The flag.
+        origin: String,
+        /// The regex.
+        pattern: String,
+        /// What is the matter.
+        reason: String,
+    },
+    /// `-mg` beyond the devices.
+    #[error("`-mg {main_gpu}`: only {devices} devices take part; llama.cpp counts from 0")]
+    MainGpu {
+        /// As given.
+        main_gpu: i32,
+        /// How many take part.
+        devices: usize,
+    },
+    /// `-sm row` on a backend without split buffers.
+    #[error("`-sm row`: llama.cpp b11434 has no split buffers for {device} and refuses; use `-sm layer`")]
+    SplitRow {
+        /// The first device.
+        device: String,
+    },
+    /// `-sm tensor` is not modelled.
+    #[error("`-sm tensor` is not modelled; use `-sm layer`")]
+    SplitTensor,
+}
+
+/// The key of host memory in memory tables.
+const HOST: &str = "Host";
+
+impl Buffer {
+    /// The key in llama.cpp's memory table: a device's name, `Host`, or the buffer type's own name.
+    pub fn key(self, machine: &Machine) -> &str {
+        match self {
+            Self::Cpu | Self::HostPinned => HOST,
+            Self::CpuRepack => "CPU_REPACK",
+            Self::Amx => "AMX",
+            Self::Device(_) => self.device(machine).map_or("?", |device| device.name.as_str()),
+        }
+    }
+
+    /// llama.cpp's name of the buffer type: `CPU`, `CUDA_Host`, `CUDA0`, `RPC0[host:port]`.
+    pub fn name<'a>(self, machine: &'a Machine, placement: &Placement) -> &'a str {
+        match self {
+            Self::Cpu => "CPU",
+            Self::CpuRepack | Self::Amx => self.key(machine),
+            Self::HostPinned => {
+                pinned(machine, &placement.devices).and_then(Backend::host_buffer_name).unwrap_or("CPU")
+            }
+            Self::Device(_) => self.device(machine).map_or("?", |device| device.buffer.as_str()),
+        }
+    }
+
+    /// The device it is of.
+    fn device(self, machine: &Machine) -> Option<&Device> {
+        match self {
+            Self::Device(index) => machine.devices.get(usize::from(index)),
+            _ => None,
+        }
+    }
+
+    /// What sizes in it are padded to.
+    fn alignment(self, machine: &Machine, placement: &Placement) -> u64 {
+        let backend = match self {
+            Self::Device(_) => self.device(machine).map(|device| device.backend),
+            Self::HostPinned => pinned(machine, &placement.devices).filter(|backend| *backend == Backend::Vulkan),
+            _ => None,
+        };
+        backend.map_or(32, Backend::alignment)
+    }
+}
+
+/// The backend of the first participating device that offers pinned host memory.
+fn pinned(machine: &Machine, devices: &[u16]) -> Option<Backend> {
+    let backends = devices.iter().filter_map(|i| machine.devices.get(usize::from(*i))).map(|device| device.backend);
+    backends.into_iter().find(|backend| backend.host_buffer_name().is_some())
+}
+
+/// Everything that decides about one tensor.
+struct Law<'a> {
+    model: &'a Model,
+    machine: &'a Machine,
+    run: &'a RunConfig,
+    host: HostList,
+    slots: &'a [Option<u16>],
+    overrides: Vec<(Pattern, Target)>,
+}
+
+/// Where an override sends.
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    /// The host's list decides further.
+    Host,
+    /// That device's buffer type, unasked.
+    Device(u16),
+}
+
+/// Where llama.cpp b11434 puts every tensor of `model` on `machine` for `run`.
+pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placement, Error> {
+    let devices = devices::participating(machine, run)?;
+    let slots = devices::slots(machine, run, &devices, model.hparams.n_layer_all());
+    let law = Law {
+        model,
+        machine,
+        run,
+        host: HostList {
+            pinned: pinned(machine, &devices).filter(|_| !run.no_host),
+            repack: Some(machine.host.isa).filter(|_| run.repack),
+            mapped: matches!(run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock),
+        },
+        slots: &slots,
+        overrides: overrides(machine, run)?,
+    };
+    let tied = tensors::is_tied(model);
+    let copies = model.tensors.iter().map(|tensor| law.copies(tensor, tied)).collect();
+    Ok(Placement { copies, layers: slots, devices })
+}
+
+/// The override list, read.
+fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)>, Error> {
+    let read = |entry: &crate::run::Override| {
+        let (origin, pattern, buffer) = (entry.origin.clone(), entry.pattern.clone(), entry.buffer.clone());
+        let target = if entry.buffer == "CPU" {
+            Target::Host
+        } else {
+            let found = machine.devices.iter().position(|device| device.buffer == entry.buffer);
+            match found.and_then(|i| u16::try_from(i).ok()) {
+                Some(index) => Target::Device(index),
+                None => {
+                    let mut known = vec!["CPU"];
+                    known.extend(machine.devices.iter().map(|device| device.buffer.as_str()));
+                    return Err(Error::UnknownBuffer { origin, pattern, buffer, known: known.join(", ") });
+                }
+            }
+        };
+        match pattern::parse(&entry.pattern) {
+            Ok(compiled) => Ok((compiled, target)),
+            Err(reason) => Err(Error::BadPattern { origin, pattern, reason }),
+        }
+    };
+    run.overrides.iter().map(read).collect()
+}
+
+impl Law<'_> {
+    /// The copies of a tensor: none when it is left out, several when blocks or the output have their own.
+    fn copies(&self, tensor: &Tensor, tied: bool) -> Vec<Copy> {
+        let name = tensors::name(&tensor.name);
+        if tensors::is_skipped(self.model, self.run, name) {
+            return Vec::new();
+        }
+        let op = tensors::op(name, tensor);
+        let rule = self.overrides.iter().position(|(pattern, _)| pattern.matches(&tensor.name));
+        match tensors::class(&self.model.architecture, name) {
+            Class::Input => {
+                let mut copies = vec![self.copy(tensor, op, None, rule)];
+                if tied && tensor.name == "token_embd.weight" {
+                    let output = self.copy(tensor, Op::MulMat, self.output(), rule);
+                    // The second creation finds the first one where both are in the same buffer type.
+                    if tensors::output_comes_first(self.model) || copies.iter().all(|copy| copy.buffer != output.buffer)
+                    {
+                        copies.push(output);
+                    }
+                }
+                copies
+            }
+            Class::Output => vec![self.copy(tensor, op, self.output(), rule)],
+            Class::Block(block) => vec![self.copy(tensor, op, self.slot(block), rule)],
+            Class::EveryBlock => {
+                let mut copies: Vec<Copy> = Vec::new();
+                for block in tensors::sharing_blocks(self.model, self.run) {
+                    let copy = self.copy(tensor, op, self.slot(block), rule);
+                    if copies.iter().all(|other| other.buffer != copy.buffer) {
+                        copies.push(copy);
+                    }
+                }
+                copies
+            }
+        }
+    }
+
+    /// The device of the output's slot.
+    fn output(&self) -> Option<u16> {
+        self.slots.last().copied().flatten()
+    }
+
+    /// The device of a block; those that are no layers go with the output.
+    fn slot(&self, block: u32) -> Option<u16> {
+        let index = usize::try_from(block).unwrap_or(usize::MAX);
+        self.slots.get(index).copied().unwrap_or_else(|| self.output())
+    }
+
+    /// One copy of a tensor whose list is that of `device`, or the host's.
+    fn copy(&self, tensor: &Tensor, op: Op, device: Option<u16>, rule: Option<usize>) -> Copy {
+        if self.is_lazy(tensor) {
+            return Copy { buffer: Buffer::Cpu, bytes: tensor.bytes, rule: None };
+        }
+        let target = rule.and_then(|index| self.overrides.get(index)).map(|(_, target)| *target);
+        let buffer = match (target, device) {
+            (Some(Target::Device(index)), _) => Buffer::Device(index),
+            (Some(Target::Host), _) | (None, None) => self.host.choose(tensor, op),
+            (None, Some(index)) => match Buffer::Device(index).device(self.machine) {
+                Some(on) if buffers::supports(on.backend, tensor, op) => Buffer::Device(index),
+                _ => self.host.choose(tensor, op),
+            },
+        };
+        let bytes = match buffer {
+            Buffer::Device(_) => buffer
+                .device(self.machine)
+                .map_or(tensor.bytes, |on| on.backend.alloc_size(tensor.ty, tensor.shape, tensor.bytes)),
+            Buffer::Amx => buffers::amx_bytes(tensor),
+            Buffer::Cpu | Buffer::CpuRepack | Buffer::HostPinned => tensor.bytes,
+        };
+        Copy { buffer, bytes, rule }
+    }
+
+    /// Whether the tensor stays in the mapped file, row by row (`TENSOR_READ_LAZY`).
+    fn is_lazy(&self, tensor: &Tensor) -> bool {
+        let readable = tensor.name == "per_layer_token_embd.weight"
+            && matches!(self.model.architecture.as_str(), "gemma4" | "qwen4exp");
+        readable
+            && match self.run.lazy_mode {
+                LazyMode::On => true,
+                LazyMode::Auto => tensor.bytes > Bytes::mib(4096),
+                LazyMode::Off => false,
+            }
+    }
+}
+
+/// Model bytes by memory-table key (`CUDA0`, `Host`, `CPU_REPACK`): each tensor padded to its buffer's alignment.
+pub fn model_bytes(placement: &Placement, model: &Model, machine: &Machine) -> BTreeMap<String, Bytes> {
+    assert_eq!(placement.copies.len(), model.tensors.len(), "a placement is of this model");
+    let mut sums = BTreeMap::new();
+    for copy in placement.copies.iter().flatten() {
+        let padded = copy.bytes.padded(copy.buffer.alignment(machine, placement));
+        *sums.entry(copy.buffer.key(machine).to_string()).or_default() += padded;
+    }
+    sums
+}

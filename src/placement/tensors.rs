@@ -1,0 +1,215 @@
+//! What llama.cpp knows of a tensor by its name: which list of buffer types it takes, for which operation, whether it is skipped.
+//!
+//! Source: `src/llama-arch.cpp` `LLM_TENSOR_INFOS`, `src/models/*.cpp` `load_arch_tensors`, b11434.
+
+use crate::model::{Model, Tensor};
+use crate::run::RunConfig;
+
+/// Which list of buffer types a tensor takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Always the host's list.
+    Input,
+    /// The list of the output's slot.
+    Output,
+    /// The list of a block's slot.
+    Block(u32),
+    /// Created once for each block: a copy in every buffer type that the blocks use.
+    EveryBlock,
+}
+
+/// The operation that llama.cpp probes a weight with, as far as it decides anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Op {
+    /// A row is looked up.
+    GetRows,
+    /// A dense product.
+    MulMat,
+    /// A product with some of many matrices.
+    MulMatId,
+    /// Anything that every backend does.
+    Other,
+}
+
+/// Names without a block number that llama.cpp gives to block 0.
+const OF_BLOCK_0: &[&str] = &[
+    "token_embd_norm",
+    "per_layer_model_proj",
+    "per_layer_proj_norm",
+    "hrm.z_l_init",
+    "conv1d",
+    "nextn.pre_projection",
+];
+/// Names that are always on the host's list.
+const INPUTS: &[&str] = &["token_embd", "position_embd", "token_types", "per_layer_token_embd"];
+/// Names created once a block.
+const SHARED_BY_BLOCKS: &[&str] = &["rope_freqs", "rope_factors_long", "rope_factors_short"];
+/// Names (after the block number) whose rows are looked up.
+const LOOKED_UP: &[&str] = &[
+    "token_embd",
+    "position_embd",
+    "token_types",
+    "per_layer_token_embd",
+    "nextn.embed_tokens",
+    "attn_compressor_ape",
+    "indexer_compressor_ape",
+    "ffn_gate_tid2eid",
+    "attn_rel_b",
+    "d2t",
+    "markov_w1",
+    "selector_predecessor",
+    "selector_successor",
+];
+/// Names that llama.cpp loads nothing for (operation NONE).
+const UNUSED: &[&str] = &["cross_attn_rel_b", "masked_embd_centroids", "masked_embd_ordering"];
+/// Architectures that leave their NextN blocks out unless MTP speculation is on.
+const NEXTN_WITH_MTP: &[&str] = &[
+    "bailingmoe3",
+    "cohere2moe",
+    "deepseek2",
+    "deepseek32",
+    "deepseek4",
+    "glm-dsa",
+    "glm4moe",
+    "glm5-next",
+    "hy_v3",
+    "mimo2",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "qwen35",
+    "qwen35moe",
+    "qwen3next",
+    "qwen4exp",
+    "step35",
+];
+/// Architectures that never load their NextN blocks.
+const NEXTN_NEVER: &[&str] = &["bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4"];
+/// Architectures without an output matrix.
+const NO_OUTPUT: &[&str] = &[
+    "bert",
+    "modern-bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "neo-bert",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "eurobert",
+    "clef",
+    "gemma4-assistant",
+];
+/// Architectures that create the tied output before the token embedding, which is then created again.
+const OUTPUT_FIRST: &[&str] = &["gemma3n", "gemma4"];
+
+/// A name taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Name<'a> {
+    /// The number of its block.
+    pub block: Option<u32>,
+    /// Without block and suffix.
+    pub base: &'a str,
+    /// `weight`, `bias`, `scale` …
+    pub suffix: &'a str,
+}
+
+/// Takes a name apart: `blk.3.ffn_up_exps.weight` is block 3's `ffn_up_exps`.
+pub(super) fn name(full: &str) -> Name<'_> {
+    let (stem, suffix) = full.rsplit_once('.').unwrap_or((full, ""));
+    for prefix in ["blk.", "enc.blk.", "dec.blk.", "convnext.", "posnet."] {
+        let Some((number, base)) = stem.strip_prefix(prefix).and_then(|rest| rest.split_once('.')) else { continue };
+        if let Ok(block) = number.parse() {
+            return Name { block: Some(block), base, suffix };
+        }
+    }
+    Name { block: None, base: stem, suffix }
+}
+
+/// Which list a tensor of `architecture` takes.
+pub(super) fn class(architecture: &str, name: Name<'_>) -> Class {
+    let lfm2_norm = name.base == "token_embd_norm" && matches!(architecture, "lfm2" | "lfm2moe");
+    match name.block {
+        Some(block) => Class::Block(block),
+        None if INPUTS.contains(&name.base) => Class::Input,
+        None if SHARED_BY_BLOCKS.contains(&name.base) => Class::EveryBlock,
+        None if OF_BLOCK_0.contains(&name.base) && !lfm2_norm => Class::Block(0),
+        None => Class::Output,
+    }
+}
+
+/// What a tensor is probed with.
+pub(super) fn op(name: Name<'_>, tensor: &Tensor) -> Op {
+    if name.suffix != "weight" || tensor.shape[1] == 1 {
+        Op::Other
+    } else if LOOKED_UP.contains(&name.base) {
+        Op::GetRows
+    } else if name.base.ends_with("_exps") || name.base.ends_with("_chexps") {
+        if name.base == "ffn_norm_exps" { Op::Other } else { Op::MulMatId }
+    } else {
+        Op::MulMat
+    }
+}
+
+/// Whether llama.cpp leaves a tensor out.
+pub(super) fn is_skipped(model: &Model, run: &RunConfig, name: Name<'_>) -> bool {
+    let architecture = model.architecture.as_str();
+    let nextn = name.block.is_some_and(|block| block >= model.hparams.n_layer() && block < model.hparams.block_count);
+    let left_out = NEXTN_NEVER.contains(&architecture) || (!run.mtp && NEXTN_WITH_MTP.contains(&architecture));
+    UNUSED.contains(&name.base) || (nextn && left_out)
+}
+
+/// Whether the token embedding serves as the output matrix too.
+pub(super) fn is_tied(model: &Model) -> bool {
+    let has_output = model.tensors.iter().any(|tensor| tensor.name == "output.weight");
+    !has_output && !NO_OUTPUT.contains(&model.architecture.as_str())
+}
+
+/// Whether a tied output never shares the token embedding's copy.
+pub(super) fn output_comes_first(model: &Model) -> bool {
+    OUTPUT_FIRST.contains(&model.architecture.as_str())
+}
+
+/// The blocks that create a shared tensor such as `rope_freqs`.
+pub(super) fn sharing_blocks(model: &Model, run: &RunConfig) -> Vec<u32> {
+    let loaded = |block: &u32| !is_skipped(model, run, Name { block: Some(*block), base: "", suffix: "" });
+    let full_attention = |block: &u32| {
+        use crate::gguf::Value;
+        // Only gemma4 looks: its full-attention blocks alone turn with these factors.
+        if model.architecture != "gemma4" {
+            return true;
+        }
+        match model.hparams.value("attention.sliding_window_pattern") {
+            Some(Value::Array(windowed)) => {
+                let at = usize::try_from(*block).expect("a block number is small");
+                !matches!(windowed.get(at), Some(Value::Bool(true) | Value::U64(1..) | Value::I64(1..)))
+            }
+            _ => true,
+        }
+    };
+    (0..model.hparams.block_count).filter(loaded).filter(full_attention).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_classes() {
+        for (full, expected) in [
+            ("token_embd.weight", Class::Input),
+            ("per_layer_token_embd.weight", Class::Input),
+            ("token_embd_norm.weight", Class::Block(0)),
+            ("output.weight", Class::Output),
+            ("output_norm.weight", Class::Output),
+            ("rope_freqs.weight", Class::EveryBlock),
+            ("blk.12.ffn_up_exps.bias", Class::Block(12)),
+            ("dec.blk.3.attn_q.weight", Class::Block(3)),
+            ("blk.7.nextn.eh_proj.weight", Class::Block(7)),
+        ] {
+            assert_eq!(class("llama", name(full)), expected, "{full}");
+        }
+        assert_eq!(class("lfm2moe", name("token_embd_norm.weight")), Class::Output);
+        assert_eq!(
+            name("blk.3.ffn_gate_exps.input_scale"),
+            Name { block: Some(3), base: "ffn_gate_exps", suffix: "input_scale" }
+        );
+    }
+}

@@ -1,0 +1,155 @@
+//! The check document for people: a table of memory, the verdict, the overrides, what is wrong.
+
+use std::fmt::Write as _;
+
+use super::bar::bar;
+use super::number::{share, thousands};
+use super::table::{Align, Table};
+use crate::bytes::Bytes;
+use crate::checkup::{Checkup, Severity};
+use crate::escape;
+
+/// Columns of a bar.
+const BAR: usize = 20;
+
+/// For a terminal.
+pub fn text(checkup: &Checkup) -> String {
+    let mut out = memory(checkup).text();
+    let _ = writeln!(out, "\n{}", verdict(checkup));
+    let _ = writeln!(out, "{}", launch(checkup));
+    if let Some(span) = checkup.mapped_span {
+        let _ = writeln!(
+            out,
+            "A launch with mapped files logs CPU_Mapped as {span}: the span in the file, not what it needs."
+        );
+    }
+    for table in [overrides(checkup), tensors(checkup)].into_iter().filter(|table| !table.is_empty()) {
+        let _ = write!(out, "\n{}", table.text());
+    }
+    for lint in &checkup.lints {
+        let _ = writeln!(out, "\n{}: {} [{}]", word(lint.severity), escape::terminal(&lint.message), lint.code);
+        if let Some(hint) = &lint.hint {
+            let _ = writeln!(out, "   hint: {}", escape::terminal(hint));
+        }
+    }
+    out
+}
+
+/// The same as Markdown.
+pub fn markdown(checkup: &Checkup) -> String {
+    let mut out = memory(checkup).markdown();
+    let _ = writeln!(out, "\n**{}**\n\n{}", escape::markdown(&verdict(checkup)), escape::markdown(&launch(checkup)));
+    for table in [overrides(checkup), tensors(checkup)].into_iter().filter(|table| !table.is_empty()) {
+        let _ = write!(out, "\n{}", table.markdown());
+    }
+    for lint in &checkup.lints {
+        let hint = lint.hint.as_deref().map(|hint| format!(" {}.", escape::markdown(hint))).unwrap_or_default();
+        let _ = write!(out, "\n> **{}**: {}.{hint}\n", lint.code, escape::markdown(&lint.message));
+    }
+    out
+}
+
+/// Memory by device.
+pub(super) fn memory(checkup: &Checkup) -> Table {
+    let mut table = Table::new(&[
+        ("", Align::Left),
+        ("model", Align::Right),
+        ("context", Align::Right),
+        ("compute", Align::Right),
+        ("overhead", Align::Right),
+        ("total", Align::Right),
+        ("budget", Align::Right),
+        ("", Align::Left),
+    ]);
+    for (key, row) in &checkup.memory {
+        let budget = checkup.budget.get(key);
+        let part = budget.map_or(0.0, |budget| share(row.total.0, budget.0));
+        let size = |bytes: Bytes| if bytes == Bytes(0) { "0".to_string() } else { bytes.to_string() };
+        table.row([
+            key.clone(),
+            size(row.terms.model),
+            size(row.terms.context),
+            size(row.terms.compute),
+            size(row.terms.overhead),
+            size(row.total),
+            budget.map(ToString::to_string).unwrap_or_default(),
+            bar(part, BAR),
+        ]);
+    }
+    table
+}
+
+/// Yes or no, and by how much.
+fn verdict(checkup: &Checkup) -> String {
+    if checkup.fits {
+        return "Fits.".into();
+    }
+    let over: Vec<String> = checkup.shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect();
+    format!("Does not fit: {}.", over.join(", "))
+}
+
+/// The launch in a line.
+fn launch(checkup: &Checkup) -> String {
+    let run = &checkup.run;
+    let cache =
+        if run.type_k == run.type_v { run.type_k.to_string() } else { format!("{}/{}", run.type_k, run.type_v) };
+    let slots = match (run.n_seq_max, run.kv_unified) {
+        (1, _) => "1 sequence".to_string(),
+        (n, true) => format!("{n} sequences sharing one cache"),
+        (n, false) => format!("{n} sequences of {} tokens", thousands(u64::from(run.n_ctx_seq))),
+    };
+    let context = thousands(u64::from(run.n_ctx));
+    format!("Context {context} tokens ({cache} cache), {slots}, batch {} / {}.", run.n_batch, run.n_ubatch)
+}
+
+/// The overrides and what they did.
+fn overrides(checkup: &Checkup) -> Table {
+    let mut table = Table::new(&[
+        ("override", Align::Left),
+        ("to", Align::Left),
+        ("tensors", Align::Right),
+        ("bytes", Align::Right),
+        ("from", Align::Left),
+    ]);
+    for row in &checkup.overrides {
+        let shadowed = row.shadowed_by.map(|rule| format!(" (shadowed by {})", rule + 1)).unwrap_or_default();
+        table.row([
+            row.pattern.clone(),
+            row.buffer.clone(),
+            row.tensors.to_string(),
+            row.bytes.to_string(),
+            format!("{}{shadowed}", row.origin),
+        ]);
+    }
+    table
+}
+
+/// Every tensor, where asked for.
+fn tensors(checkup: &Checkup) -> Table {
+    let mut table = Table::new(&[
+        ("tensor", Align::Left),
+        ("type", Align::Left),
+        ("bytes", Align::Right),
+        ("buffer", Align::Left),
+        ("rule", Align::Right),
+    ]);
+    for row in checkup.tensors.iter().flatten() {
+        table.row([
+            row.name.clone(),
+            row.ty.to_string(),
+            thousands(row.bytes.0),
+            row.buffer.clone().unwrap_or_else(|| "not loaded".into()),
+            row.rule.map(|rule| (rule + 1).to_string()).unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+/// How bad, in a word.
+fn word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+        Severity::Info => "note",
+    }
+}

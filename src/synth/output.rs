@@ -1,0 +1,211 @@
+//! Synthetic models on disk: a hole or random weights, by several threads, whole or not at all. [I/O]
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tempfile::NamedTempFile;
+
+use super::Synthesis;
+use super::weights::Weights;
+use crate::gguf::writer::NewFile;
+
+/// What goes into the data section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// Nothing: the file has its length and takes no disk.
+    Hole,
+    /// Random weights of this seed.
+    Random(u64),
+}
+
+/// Why a model was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file is in the way.
+    #[error("`{}` exists already (--force overwrites it)", .0.display())]
+    Exists(PathBuf),
+    /// Not enough room.
+    #[error("{path} needs {needed} and its disk has {free} free: choose another directory or --weights hole",
+        path = .path.display())]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// What all files need.
+        needed: crate::bytes::Bytes,
+        /// What the disk has.
+        free: crate::bytes::Bytes,
+    },
+    /// The operating system's word.
+    #[error("cannot write `{}`", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        source: std::io::Error,
+    },
+    /// The person pressed Ctrl-C.
+    #[error("stopped; nothing was left on disk")]
+    Stopped,
+}
+
+/// Watching and stopping.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Called with the bytes just written, from several threads.
+    pub wrote: &'a (dyn Fn(u64) + Sync),
+    /// Writing ends soon after this becomes true.
+    pub stop: &'a AtomicBool,
+}
+
+/// About how much a thread writes at once.
+const CHUNK: u64 = 4 << 20;
+
+/// The paths of the files: `path` itself, or `stem-00001-of-00003.gguf` of a split (llama.cpp: `llama_split_path`).
+pub fn paths(path: &Path, shards: usize) -> Vec<PathBuf> {
+    if shards == 1 {
+        return vec![path.to_path_buf()];
+    }
+    let stem = path.with_extension("");
+    let stem = stem.file_name().unwrap_or_default().to_string_lossy();
+    (1..=shards).map(|number| path.with_file_name(format!("{stem}-{number:05}-of-{shards:05}.gguf"))).collect()
+}
+
+/// The length of a file that [`write`] would make.
+pub fn file_bytes(file: &NewFile) -> u64 {
+    let (header, _, data) = file.header();
+    header.len() as u64 + data
+}
+
+/// Writes all files beside their places and moves them there when all are complete; returns their paths.
+pub fn write(
+    synthesis: &Synthesis,
+    path: &Path,
+    fill: Fill,
+    force: bool,
+    watch: Watch<'_>,
+) -> Result<Vec<PathBuf>, Error> {
+    let paths = paths(path, synthesis.files.len());
+    if let Some(taken) = paths.iter().find(|path| !force && path.exists()) {
+        return Err(Error::Exists(taken.clone()));
+    }
+    let needed: u64 = synthesis.files.iter().map(file_bytes).sum();
+    if fill != Fill::Hole {
+        check_room(path, needed)?;
+    }
+    let mut finished = Vec::with_capacity(paths.len());
+    for (file, path) in synthesis.files.iter().zip(&paths) {
+        let io = |source| Error::Io { path: path.clone(), source };
+        let mut temporary = temporary(path).map_err(io)?;
+        let (header, offsets, data) = file.header();
+        temporary.write_all(&header).map_err(io)?;
+        temporary.as_file().set_len(header.len() as u64 + data).map_err(io)?;
+        if let Fill::Random(seed) = fill {
+            let jobs = jobs(file, &offsets, header.len() as u64);
+            write_random(file, &jobs, &Weights::new(seed), temporary.path(), watch).map_err(io)?;
+        }
+        if watch.stop.load(Ordering::Relaxed) {
+            return Err(Error::Stopped);
+        }
+        finished.push((temporary, path));
+    }
+    for (temporary, path) in finished {
+        temporary.persist(path).map_err(|error| Error::Io { path: path.clone(), source: error.error })?;
+    }
+    Ok(paths)
+}
+
+/// A file of the usual permissions beside `path`.
+fn temporary(path: &Path) -> std::io::Result<NamedTempFile> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".moeplan-").suffix(".gguf.part");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(directory)
+}
+
+/// Errors where the disk of `path` has not `needed` bytes free; silent where that cannot be known.
+fn check_room(path: &Path, needed: u64) -> Result<(), Error> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(parent) = parent.canonicalize() else { return Ok(()) };
+    let Ok(disks) = sysinfo::Disks::new_with_refreshed_list() else { return Ok(()) };
+    let disk = disks
+        .iter()
+        .filter(|disk| parent.starts_with(disk.mount_point()))
+        .max_by_key(|disk| disk.mount_point().components().count());
+    match disk {
+        Some(disk) if disk.available_space() < needed => Err(Error::NoRoom {
+            path: path.to_path_buf(),
+            needed: crate::bytes::Bytes(needed),
+            free: crate::bytes::Bytes(disk.available_space()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// A stretch of a tensor, ends on ends of blocks.
+struct Job {
+    tensor: usize,
+    /// From the start of the tensor.
+    offset: u64,
+    /// From the start of the file.
+    at: u64,
+    bytes: usize,
+}
+
+fn jobs(file: &NewFile, offsets: &[u64], data_offset: u64) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for (tensor, (info, start)) in file.tensors.iter().zip(offsets).enumerate() {
+        let total = info.bytes().expect("the header was made of it");
+        // Whole blocks, and a multiple of 16 bytes so that a draw is never cut.
+        let step = info.ty.block_bytes * 16;
+        let step = CHUNK / step * step;
+        let mut offset = 0;
+        while offset < total {
+            let bytes = usize::try_from(step.min(total - offset)).expect("a chunk fits in memory");
+            jobs.push(Job { tensor, offset, at: data_offset + start + offset, bytes });
+            offset += bytes as u64;
+        }
+    }
+    jobs
+}
+
+/// Every thread takes the next stretch until none is left.
+fn write_random(file: &NewFile, jobs: &[Job], weights: &Weights, path: &Path, watch: Watch<'_>) -> std::io::Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || -> std::io::Result<()> {
+        let mut out = OpenOptions::new().write(true).open(path)?;
+        let mut buffer = Vec::new();
+        let mut current: Option<(usize, super::weights::TensorWeights)> = None;
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if watch.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if current.as_ref().is_none_or(|(tensor, _)| *tensor != job.tensor) {
+                current = Some((job.tensor, weights.of(&file.tensors[job.tensor])));
+            }
+            buffer.resize(job.bytes, 0);
+            if let Some((_, tensor)) = &current {
+                tensor.fill(job.offset, &mut buffer);
+            }
+            write_at(&mut out, job.at, &buffer)?;
+            (watch.wrote)(job.bytes as u64);
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a writer does not panic"))
+    })
+}
+
+fn write_at(out: &mut File, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+    out.seek(SeekFrom::Start(at))?;
+    out.write_all(bytes)
+}

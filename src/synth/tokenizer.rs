@@ -1,0 +1,224 @@
+//! Vocabularies of any size that llama.cpp loads and uses: byte-level BPE with real merges, SentencePiece with scores.
+//!
+//! Source: `src/llama-vocab.cpp` (`llama_vocab::impl::load`), llama.cpp b11434.
+
+use super::expression::Dims;
+use super::spec::{Error, Spec};
+use crate::gguf::writer::Scalar;
+
+/// `enum llama_token_type`.
+mod kind {
+    pub const NORMAL: i32 = 1;
+    pub const UNKNOWN: i32 = 2;
+    pub const CONTROL: i32 = 3;
+    pub const UNUSED: i32 = 5;
+    pub const BYTE: i32 = 6;
+}
+
+const CHAT_TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' \
+    + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// A vocabulary while it is made.
+#[derive(Default)]
+struct Vocabulary {
+    tokens: Vec<String>,
+    types: Vec<i32>,
+    merges: Vec<String>,
+}
+
+impl Vocabulary {
+    fn push(&mut self, token: String, kind: i32) {
+        self.tokens.push(token);
+        self.types.push(kind);
+    }
+}
+
+/// The `tokenizer.*` keys of a spec. `printable`: bytes that are no printable ASCII get the type UNUSED, which
+/// llama.cpp takes as input and prints as nothing, so that whatever a random model generates is valid UTF-8.
+pub fn keys(spec: &Spec, dims: &Dims, printable: bool) -> Result<Vec<(String, Scalar)>, Error> {
+    let bad = |problem: String| Error::Bad { name: spec.name.clone(), problem };
+    let size = usize::try_from(spec.number("n_vocab", dims)?).unwrap_or(usize::MAX);
+    let first = match &spec.tokenizer.first_special {
+        Some(expression) => usize::try_from(spec.number(expression, dims)?).unwrap_or(usize::MAX),
+        None => 0,
+    };
+    let is_bpe = match spec.tokenizer.model.as_str() {
+        "gpt2" => true,
+        "llama" => false,
+        other => return Err(bad(format!("no vocabulary of the model `{other}` can be made"))),
+    };
+    let special = &spec.tokenizer.special;
+    if size < 512 || first.saturating_add(special.len()) > size {
+        return Err(bad(format!("{size} tokens have no room for bytes, words and the special ones from {first}")));
+    }
+    let mut vocabulary = if is_bpe { bpe(size, printable) } else { sentence_piece(size, printable) };
+    if is_bpe && first < 256 {
+        // Special tokens come before the bytes.
+        vocabulary.tokens.rotate_right(special.len());
+        vocabulary.types.rotate_right(special.len());
+        vocabulary.merges.truncate(vocabulary.merges.len() - special.len());
+    }
+    for (at, token) in (first..).zip(special) {
+        vocabulary.tokens[at].clone_from(token);
+        vocabulary.types[at] = kind::CONTROL;
+    }
+    drop_dangling_merges(&mut vocabulary);
+    assemble(spec, vocabulary, is_bpe).map_err(bad)
+}
+
+/// Takes away the merges whose parts or result a special token replaced.
+fn drop_dangling_merges(vocabulary: &mut Vocabulary) {
+    let known: std::collections::HashSet<&str> = vocabulary.tokens.iter().map(String::as_str).collect();
+    vocabulary.merges.retain(|merge| {
+        let (left, right) = merge.split_once(' ').unwrap_or((merge, ""));
+        known.contains(left) && known.contains(right) && known.contains(format!("{left}{right}").as_str())
+    });
+}
+
+fn assemble(spec: &Spec, vocabulary: Vocabulary, is_bpe: bool) -> Result<Vec<(String, Scalar)>, String> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let mut keys = vec![
+        (key("model"), Scalar::String(spec.tokenizer.model.clone())),
+        (key("pre"), Scalar::String(spec.tokenizer.pre.clone())),
+    ];
+    let mut ids = Vec::new();
+    for (name, token) in &spec.tokenizer.ids {
+        let Some(token) = token else { continue };
+        let id = vocabulary.tokens.iter().position(|text| text == token);
+        let id = id.ok_or_else(|| format!("`{token}` ({name}) is not in the vocabulary"))?;
+        ids.push((key(name), Scalar::U32(u32::try_from(id).map_err(|error| error.to_string())?)));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "scores only order the tokens")]
+    let scores = (0..vocabulary.tokens.len()).map(|i| 259.0_f32.min(i as f32) - i as f32).collect();
+    keys.push((key("tokens"), Scalar::Strings(vocabulary.tokens)));
+    if !is_bpe {
+        keys.push((key("scores"), Scalar::F32s(scores)));
+    }
+    keys.push((key("token_type"), Scalar::I32s(vocabulary.types)));
+    if is_bpe {
+        keys.push((key("merges"), Scalar::Strings(vocabulary.merges)));
+    }
+    keys.extend(ids);
+    for (name, flag) in &spec.tokenizer.flags {
+        if let Some(flag) = flag {
+            keys.push((key(name), Scalar::Bool(*flag)));
+        }
+    }
+    keys.push(("tokenizer.chat_template".into(), Scalar::String(CHAT_TEMPLATE.into())));
+    Ok(keys)
+}
+
+/// Whether a byte alone is text that can be printed.
+fn prints(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\t' | 0x20..=0x7e)
+}
+
+/// The 256 bytes as GPT-2 spells them, then words of growing length, each merged from an earlier one and a letter.
+fn bpe(size: usize, printable: bool) -> Vocabulary {
+    let mut vocabulary = Vocabulary::default();
+    let mut next = 256;
+    for byte in 0..=u8::MAX {
+        let spelled = match byte {
+            0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+            _ => {
+                next += 1;
+                char::from_u32(next - 1).expect("a letter of Latin Extended-A")
+            }
+        };
+        let kind = if printable && !prints(byte) { kind::UNUSED } else { kind::NORMAL };
+        vocabulary.push(spelled.to_string(), kind);
+    }
+    let mut words: Vec<String> = std::iter::once("\u{120}".to_string()).chain(letters()).collect();
+    let mut at = 0;
+    while vocabulary.tokens.len() < size {
+        for letter in letters() {
+            if vocabulary.tokens.len() == size {
+                break;
+            }
+            let word = format!("{}{letter}", words[at]);
+            vocabulary.merges.push(format!("{} {letter}", words[at]));
+            vocabulary.push(word.clone(), kind::NORMAL);
+            words.push(word);
+        }
+        at += 1;
+    }
+    vocabulary
+}
+
+/// `<unk> <s> </s>`, the 256 bytes, single characters, then words of growing length.
+fn sentence_piece(size: usize, printable: bool) -> Vocabulary {
+    let mut vocabulary = Vocabulary::default();
+    vocabulary.push("<unk>".into(), kind::UNKNOWN);
+    vocabulary.push("<s>".into(), kind::CONTROL);
+    vocabulary.push("</s>".into(), kind::CONTROL);
+    for byte in 0..=u8::MAX {
+        let kind = if printable && !prints(byte) { kind::UNUSED } else { kind::BYTE };
+        vocabulary.push(format!("<0x{byte:02X}>"), kind);
+    }
+    vocabulary.push("\u{2581}".into(), kind::NORMAL);
+    (0x21..=0x7e_u8).for_each(|byte| vocabulary.push(char::from(byte).to_string(), kind::NORMAL));
+    let mut words: Vec<String> = std::iter::once("\u{2581}".to_string()).chain(letters()).collect();
+    let mut at = 0;
+    while vocabulary.tokens.len() < size {
+        for letter in letters() {
+            if vocabulary.tokens.len() == size {
+                break;
+            }
+            let word = format!("{}{letter}", words[at]);
+            vocabulary.push(word.clone(), kind::NORMAL);
+            words.push(word);
+        }
+        at += 1;
+    }
+    vocabulary
+}
+
+fn letters() -> impl Iterator<Item = String> {
+    (b'a'..=b'z').map(|byte| char::from(byte).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synth::spec;
+    use std::collections::HashSet;
+
+    fn strings(keys: &[(String, Scalar)], name: &str) -> Vec<String> {
+        match keys.iter().find(|(key, _)| key == name) {
+            Some((_, Scalar::Strings(items))) => items.clone(),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_vocabulary_has_its_size_unique_tokens_and_merges_of_known_parts() {
+        for name in spec::names() {
+            let spec = spec::named(&name).unwrap();
+            for tiny in [false, true] {
+                let dims = spec.dims(tiny, None);
+                let keys = keys(&spec, &dims, tiny).unwrap_or_else(|error| panic!("{error}"));
+                let tokens = strings(&keys, "tokenizer.ggml.tokens");
+                assert_eq!(tokens.len() as u64, spec.number("n_vocab", &dims).unwrap(), "{name}");
+                let known: HashSet<&str> = tokens.iter().map(String::as_str).collect();
+                assert_eq!(known.len(), tokens.len(), "{name}: a token twice");
+                if spec.tokenizer.model == "gpt2" {
+                    for merge in strings(&keys, "tokenizer.ggml.merges") {
+                        let (left, right) = merge.split_once(' ').unwrap();
+                        assert!(known.contains(left) && known.contains(right), "{name}: {merge}");
+                        assert!(known.contains(format!("{left}{right}").as_str()), "{name}: {merge}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn special_tokens_are_where_the_spec_says() {
+        let spec = spec::named("phi-3.5-moe").unwrap();
+        let keys = keys(&spec, &spec.dims(false, None), false).unwrap();
+        assert_eq!(strings(&keys, "tokenizer.ggml.tokens")[32000], "<|endoftext|>");
+        let eos = keys.iter().find(|(key, _)| key == "tokenizer.ggml.eos_token_id");
+        assert_eq!(eos.map(|(_, id)| id.clone()), Some(Scalar::U32(32000)));
+    }
+}

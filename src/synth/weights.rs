@@ -1,0 +1,264 @@
+//! Random weights: valid blocks of every type a recipe writes, independent for each tensor and each expert.
+//!
+//! Block layouts: `ggml/src/ggml-common.h`; values: `ggml/src/ggml-quants.c` (`dequantize_row_*`), llama.cpp b11434.
+//!
+//! Scales are chosen for a standard deviation of `1/√n` over a row of `n` (0.016 for 4096, 0.022 for 2048), so that a
+//! matrix keeps the size of what it multiplies, and their signs are random, so that no type has a mean: a common
+//! component would grow from block to block until every token chose the same experts. For the same reason the output
+//! of attention is damped and embeddings are larger: what is a token's own must outweigh what its context shares.
+
+use crate::gguf::GgmlType;
+use crate::gguf::writer::NewTensor;
+
+/// xoshiro256++ (Blackman and Vigna, public domain).
+struct Random([u64; 4]);
+
+impl Random {
+    /// A stream of its own for each seed, by splitmix64.
+    fn new(mut seed: u64) -> Self {
+        Self(std::array::from_fn(|_| {
+            seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            mix(seed)
+        }))
+    }
+
+    fn next(&mut self) -> u64 {
+        let s = &mut self.0;
+        let result = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
+        let t = s[1] << 17;
+        s[2] ^= s[0];
+        s[3] ^= s[1];
+        s[1] ^= s[2];
+        s[0] ^= s[3];
+        s[2] ^= t;
+        s[3] = s[3].rotate_left(45);
+        result
+    }
+
+    fn fill(&mut self, out: &mut [u8]) {
+        let mut words = out.chunks_exact_mut(8);
+        for word in &mut words {
+            word.copy_from_slice(&self.next().to_le_bytes());
+        }
+        let rest = words.into_remainder();
+        let last = self.next().to_le_bytes();
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The seed of one stretch of one tensor (FNV-1a of its name, mixed with the rest).
+fn stream(seed: u64, name: &str, offset: u64) -> u64 {
+    let name =
+        name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    mix(mix(seed ^ name).wrapping_add(offset))
+}
+
+/// Entries of a table of normals: one 16-bit draw picks one.
+const NORMALS: usize = 1 << 16;
+
+/// Weights of a model: tables shared by all threads.
+pub struct Weights {
+    seed: u64,
+    /// Standard normals, in pairs of opposite sign.
+    normals: Vec<f32>,
+}
+
+impl Weights {
+    /// The weights of a seed.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(0x6d6f_6570_6c61_6e00);
+        let mut unit = || {
+            #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
+            let x = ((random.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+            x
+        };
+        let mut normals = Vec::with_capacity(NORMALS);
+        while normals.len() < NORMALS {
+            let (radius, angle) = ((-2.0 * unit().ln()).sqrt(), std::f64::consts::TAU * unit());
+            for x in [radius * angle.cos(), radius * angle.sin()] {
+                #[expect(clippy::cast_possible_truncation, reason = "a weight is an f32 at most")]
+                normals.extend([x as f32, -x as f32]);
+            }
+        }
+        Self { seed, normals }
+    }
+
+    /// A writer of the data of one tensor.
+    pub fn of(&self, tensor: &NewTensor) -> TensorWeights {
+        let name = tensor.name.as_str();
+        let constant = (name.ends_with("norm.weight") || name.starts_with("rope_")).then_some(1.0);
+        let kind = match (tensor.ty.name, constant) {
+            ("f32", Some(value)) => Kind::Constant(value),
+            ("f32", None) => {
+                let deviation = deviation(tensor);
+                Kind::F32(self.normals.iter().map(|x| x * deviation).collect())
+            }
+            ("f16", _) => Kind::Half(self.halves(tensor, f16_bits)),
+            ("bf16", _) => Kind::Half(self.halves(tensor, |x| (x.to_bits() >> 16) as u16)),
+            _ => Kind::Blocks(Blocks::new(tensor.ty, deviation(tensor))),
+        };
+        TensorWeights { seed: self.seed, name: tensor.name.clone(), kind }
+    }
+
+    fn halves(&self, tensor: &NewTensor, convert: impl Fn(f32) -> u16) -> Vec<u16> {
+        let deviation = deviation(tensor);
+        self.normals.iter().map(|x| convert(x * deviation)).collect()
+    }
+}
+
+/// Standard deviation of a tensor's weights.
+fn deviation(tensor: &NewTensor) -> f32 {
+    let has = |part: &str| tensor.name.contains(part);
+    #[expect(clippy::cast_precision_loss, reason = "a row's length")]
+    let row = tensor.shape[0] as f32;
+    let base = if tensor.name.ends_with(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
+    match () {
+        () if has("exp_probs_b") => 0.002,
+        () if has("token_embd") => 0.5,
+        () if has("attn_output.weight") => 0.15 * base,
+        () => base,
+    }
+}
+
+/// How the data of one tensor is made.
+enum Kind {
+    Constant(f32),
+    F32(Vec<f32>),
+    /// `f16` or `bf16`.
+    Half(Vec<u16>),
+    Blocks(Blocks),
+}
+
+/// The data of one tensor.
+pub struct TensorWeights {
+    seed: u64,
+    name: String,
+    kind: Kind,
+}
+
+impl TensorWeights {
+    /// Fills the stretch that begins `offset` bytes into the tensor; both ends are ends of blocks. The same stretch
+    /// always gets the same bytes.
+    pub fn fill(&self, offset: u64, out: &mut [u8]) {
+        let mut random = Random::new(stream(self.seed, &self.name, offset));
+        match &self.kind {
+            Kind::Constant(value) => {
+                out.chunks_exact_mut(4).for_each(|to| to.copy_from_slice(&value.to_le_bytes()));
+            }
+            Kind::F32(table) => {
+                for pair in out.chunks_mut(16) {
+                    let draw = random.next();
+                    for (j, to) in pair.chunks_exact_mut(4).enumerate() {
+                        to.copy_from_slice(&table[usize::from((draw >> (16 * j)) as u16)].to_le_bytes());
+                    }
+                }
+            }
+            Kind::Half(table) => {
+                for four in out.chunks_mut(8) {
+                    let draw = random.next();
+                    for (j, to) in four.chunks_exact_mut(2).enumerate() {
+                        to.copy_from_slice(&table[usize::from((draw >> (16 * j)) as u16)].to_le_bytes());
+                    }
+                }
+            }
+            Kind::Blocks(blocks) => blocks.fill(&mut random, out),
+        }
+    }
+}
+
+/// Quantized blocks: random quants, and scales that are written over them.
+struct Blocks {
+    block_bytes: usize,
+    /// Offset of the scale, and of the minimum with its ratio to the scale.
+    scale_at: usize,
+    minimum: Option<(usize, f32)>,
+    /// Scales to draw from, both signs; for MXFP4 an exponent each.
+    scales: Vec<f32>,
+    is_mxfp4: bool,
+}
+
+/// Type, offset of the scale, offset of the minimum and its ratio to the scale, deviation at scale 1.
+///
+/// Deviations for uniform quants: of `q` in `0..2^b` about its middle `√((4^b-1)/12)`; 6-bit sub-scales have a root
+/// mean square of 36.6 from 0 and 18.5 from 32, 8-bit ones 73.9.
+const BLOCKS: &[(&str, usize, Option<(usize, f32)>, f32)] = &[
+    ("q4_0", 0, None, 4.64),
+    ("q4_1", 0, Some((2, -7.5)), 4.61),
+    ("q5_0", 0, None, 9.25),
+    ("q5_1", 0, Some((2, -15.5)), 9.23),
+    ("q8_0", 0, None, 73.9),
+    ("q2_K", 80, Some((82, 1.5)), 13.9),
+    ("q3_K", 108, None, 43.4),
+    ("q4_K", 0, Some((2, 7.5)), 259.0),
+    ("q5_K", 0, Some((2, 15.5)), 528.0),
+    ("q6_K", 208, None, 1366.0),
+    ("iq4_nl", 0, None, 66.9),
+    ("iq4_xs", 0, None, 1237.0),
+    ("mxfp4", 0, None, 2.93),
+];
+
+impl Blocks {
+    fn new(ty: GgmlType, deviation: f32) -> Self {
+        let (_, scale_at, minimum, unit) =
+            BLOCKS.iter().find(|row| row.0 == ty.name).unwrap_or_else(|| panic!("no random blocks of {ty}"));
+        let scale = deviation / unit;
+        let is_mxfp4 = ty.name == "mxfp4";
+        // 64 scales from 0.8 to 1.2 times the wanted one, or powers of two with the wanted mean square.
+        let scales = (0..64_u8)
+            .map(|i| {
+                if is_mxfp4 {
+                    let exponent = scale.log2().floor();
+                    let share = ((scale / exponent.exp2()).powi(2) - 1.0) / 3.0;
+                    return 127.0 + exponent + if f32::from(i) < share * 64.0 { 1.0 } else { 0.0 };
+                }
+                let size = scale * (0.8 + 0.4 * f32::from(i / 2) / 31.0);
+                if i % 2 == 0 { size } else { -size }
+            })
+            .collect();
+        let block_bytes = usize::try_from(ty.block_bytes).expect("a block is small");
+        Self { block_bytes, scale_at: *scale_at, minimum: *minimum, scales, is_mxfp4 }
+    }
+
+    fn fill(&self, random: &mut Random, out: &mut [u8]) {
+        random.fill(out);
+        let bits: Vec<[u8; 2]> = self.scales.iter().map(|x| f16_bits(*x).to_le_bytes()).collect();
+        let minima: Vec<[u8; 2]> =
+            self.scales.iter().map(|x| f16_bits(x * self.minimum.map_or(0.0, |(_, r)| r)).to_le_bytes()).collect();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an exponent of 0 to 255")]
+        let exponents: Vec<u8> = self.scales.iter().map(|x| *x as u8).collect();
+        let mut draw = 0;
+        for (i, block) in out.chunks_exact_mut(self.block_bytes).enumerate() {
+            draw = if i % 10 == 0 { random.next() } else { draw >> 6 };
+            let pick = (draw & 63) as usize;
+            if self.is_mxfp4 {
+                block[self.scale_at] = exponents[pick];
+                continue;
+            }
+            block[self.scale_at..self.scale_at + 2].copy_from_slice(&bits[pick]);
+            if let Some((at, _)) = self.minimum {
+                block[at..at + 2].copy_from_slice(&minima[pick]);
+            }
+        }
+    }
+}
+
+/// IEEE half precision, rounded to nearest, ties away from zero; the values here are far below its maximum.
+fn f16_bits(x: f32) -> u16 {
+    let sign = ((x.to_bits() >> 16) & 0x8000) as u16;
+    // 2^-24 is the smallest step below 2^-14; above, the exponent's own step.
+    let exponent = ((x.to_bits() >> 23) & 0xff).cast_signed() - 127;
+    if exponent < -14 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 1024")]
+        return sign | (x.abs() * 16_777_216.0).round() as u16;
+    }
+    assert!(exponent <= 14, "{x} is no weight");
+    let mantissa = (x.to_bits() & 0x7f_ffff) + 0x1000;
+    let biased = u16::try_from(exponent + 15).expect("1 to 29") << 10;
+    sign | (biased + u16::try_from(mantissa >> 13).expect("at most 1024"))
+}
