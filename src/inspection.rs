@@ -154,7 +154,7 @@ pub struct TensorRow {
 
 /// Context memory at `-np 1` by cache type (`f16`, `q8_0`), as the context's law gives it.
 #[derive(Debug, Clone, Default)]
-pub struct ContextPerToken {
+pub struct ContextSizes {
     /// What one more token of `-c` adds.
     pub per_token: BTreeMap<&'static str, Bytes>,
     /// What does not grow.
@@ -163,7 +163,7 @@ pub struct ContextPerToken {
 
 impl Inspection {
     /// The document of a model; `refused` are the keys that llama.cpp would refuse.
-    pub fn new(model: &Model, refused: &[hparams::Error], context: Option<ContextPerToken>) -> Self {
+    pub fn new(model: &Model, refused: &[hparams::Error], context: Option<ContextSizes>) -> Self {
         let hparams = &model.hparams;
         let parameters = parameters(model);
         let bytes = tensor_bytes(model);
