@@ -122,7 +122,8 @@ impl Model {
             hparams.nextn_predict_layers = 0;
         }
         let roles = RoleRules::built_in(&architecture).roles(names);
-        let data_offset = |shard: u16| files.get(usize::from(shard)).map_or(header.data_offset, |file| file.data_offset);
+        let data_offset =
+            |shard: u16| files.get(usize::from(shard)).map_or(header.data_offset, |file| file.data_offset);
         let tensors = header.tensors.into_iter().zip(roles).map(|(info, role)| Tensor {
             block: rules::block_of(&info.name),
             role,

@@ -37,7 +37,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut documents = Vec::with_capacity(args.models.len());
     for path in &args.models {
         let (model, refused) = Model::as_far_as_readable(gguf::open(path)?);
-        let loads = refused.is_empty() && model.kind == FileKind::Model && rules::knows_architecture(&model.architecture);
+        let loads =
+            refused.is_empty() && model.kind == FileKind::Model && rules::knows_architecture(&model.architecture);
         let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)));
         if let Some(expectations) = &expectations {
             inspection.expectations = expectations.check(&inspection)?;

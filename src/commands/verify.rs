@@ -7,35 +7,58 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Outcome, Output};
+use serde::Deserialize as _;
+
+use super::plan::PlanOptions;
+use super::{Outcome, Output, check, plan};
 use crate::bytes::Bytes;
 use crate::cli::Format;
+use crate::machine::Machine;
 use crate::measurement::{Measurement, verify};
 use crate::memory::MemoryByDevice;
-use crate::model::Model;
 use crate::run::{ModelSource, parse};
 use crate::runtime::{
     Embedded, Launch, Prompt, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
 };
 
-/// Launch, measure, and compare with the prediction, term by term.
+/// Launch what a plan says on the embedded llama.cpp, measure, and compare with the prediction, term by term.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan verify model.gguf --vram 24G
+  moeplan plan --json -o plan.json model.gguf --vram 24G && moeplan verify plan.json
+  moeplan verify model.gguf --backend rpc --vram 8M    (a software device, for a computer without a GPU)
+  moeplan verify -- llama-server -m model.gguf -ngl 99 -cmoe -c 8192")]
 pub struct Args {
-    /// The model file (or name it in the command after `--`).
-    #[arg(value_name = "MODEL")]
+    /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
+    #[arg(value_name = "MODEL|PLAN")]
     pub model: Option<PathBuf>,
+    /// What is asked of the planner.
+    #[command(flatten)]
+    pub options: PlanOptions,
+    /// How the launch is measured.
+    #[command(flatten)]
+    pub how: How,
+    /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// How a launch is measured.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Measurement")]
+pub struct How {
     /// How far compute buffers and totals may be off: a percentage. Weights and caches must be exact.
     #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = percentage)]
     pub tolerance: f64,
-    /// Prompt tokens to process.
+    /// Prompt tokens to process in the measurement.
     #[arg(long, value_name = "N", default_value_t = 512)]
-    pub prompt: u32,
+    pub measure_prompt: u32,
     /// A text to continue instead.
-    #[arg(long, value_name = "TEXT", conflicts_with = "prompt")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "measure_prompt")]
     pub text: Option<String>,
-    /// Tokens to generate.
+    /// Tokens to generate in the measurement.
     #[arg(long, value_name = "N", default_value_t = 32)]
-    pub generate: u32,
+    pub measure_generate: u32,
     /// How often, for the spread of the speed.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub repetitions: u32,
@@ -45,15 +68,12 @@ pub struct Args {
     /// Stop llama.cpp after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub timeout: u64,
-    /// Use N software devices (local RPC servers on the processor), for a computer without a GPU.
+    /// Use N software devices (local RPC servers on the processor) with a command line after `--`.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub rpc_devices: u16,
     /// Only ask llama.cpp what the launch would allocate; nothing is loaded.
     #[arg(long)]
     pub project: bool,
-    /// Flags of llama-server, or a whole command line of a program of llama.cpp.
-    #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
 }
 
 /// `2%`, `2` and `0.5%` are percentages.
@@ -65,39 +85,82 @@ fn percentage(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A launch and where it comes from.
+struct Proposal {
+    launch: Launch,
+    /// The plan's document; null for a command line.
+    plan: serde_json::Value,
+}
+
+/// What `verify` needs of a plan's document.
+#[derive(serde::Deserialize)]
+struct PlanFile {
+    model: PlanModel,
+    machine: Machine,
+    args: Vec<String>,
+}
+
+/// The model of a plan's document.
+#[derive(serde::Deserialize)]
+struct PlanModel {
+    path: PathBuf,
+}
+
 /// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let how = &args.how;
     let mut runtime = Embedded::here()?;
-    runtime.limit = Duration::from_secs(args.timeout);
+    runtime.limit = Duration::from_secs(how.timeout);
     runtime.echo = output.global.verbose > 0;
-    let launch = launch(args, &runtime)?;
+    let Proposal { launch, plan } = proposal(args, &runtime)?;
     let (launch, servers) = bind_software_devices(&runtime.program, launch)?;
     for server in &servers {
         output.say(&format!("software device: an RPC server of our own at {}", server.endpoint()));
     }
-    if args.project {
+    if how.project {
         return project(&runtime, &launch, output);
     }
     let predicted = predict(&launch)?;
-    let prompt = args.text.clone().map_or(Prompt::Tokens(args.prompt), Prompt::Text);
-    let workload = Workload { prompt, n_generate: args.generate, repetitions: args.repetitions };
+    let prompt = how.text.clone().map_or(Prompt::Tokens(how.measure_prompt), Prompt::Text);
+    let workload = Workload { prompt, n_generate: how.measure_generate, repetitions: how.repetitions };
     output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
-    let measured = verify(&runtime, &launch, &workload, &predicted, args.tolerance)?;
+    let mut measured = verify(&runtime, &launch, &workload, &predicted, how.tolerance)?;
+    measured.plan = plan;
     report(&measured, output)?;
     Ok(if measured.ok() { Outcome::Yes } else { Outcome::No })
 }
 
 /// What moeplan predicts for the launch.
 fn predict(launch: &Launch) -> anyhow::Result<MemoryByDevice> {
-    let mut gguf = crate::gguf::open(&launch.model)?;
-    launch.run.override_metadata(&mut gguf.header.metadata);
-    let model = Model::from_gguf(gguf)?;
+    let model = check::load(&launch.model, &launch.run)?;
     let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
     Ok(crate::memory::predict(&model, &launch.machine, &launch.run, &placement)?.memory)
 }
 
+/// The launch: a command line as it is, a plan's file, or the plan for a model.
+fn proposal(args: &Args, runtime: &Embedded) -> anyhow::Result<Proposal> {
+    if !args.command.is_empty() {
+        let launch = typed(args, runtime)?;
+        return Ok(Proposal { launch, plan: serde_json::Value::Null });
+    }
+    let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
+    let plan = if path.extension().is_some_and(|extension| extension == "json") {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?
+    } else {
+        serde_json::to_value(plan::make(path, &args.options)?.1)?
+    };
+    let file = PlanFile::deserialize(&plan)
+        .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", path.display()))?;
+    let mut words = vec!["llama-server".to_string()];
+    words.extend(file.args);
+    let run = parse::command(&words, &BTreeMap::new())?.run;
+    let launch = Launch { model: file.model.path, run, machine: file.machine, n_threads: args.how.threads };
+    Ok(Proposal { launch, plan })
+}
+
 /// The launch that was typed, on the machine that is here or with software devices.
-fn launch(args: &Args, runtime: &Embedded) -> anyhow::Result<Launch> {
+fn typed(args: &Args, runtime: &Embedded) -> anyhow::Result<Launch> {
     let mut words = args.command.clone();
     if words.first().is_none_or(|word| word.starts_with('-')) {
         words.insert(0, "llama-server".to_string());
@@ -108,12 +171,12 @@ fn launch(args: &Args, runtime: &Embedded) -> anyhow::Result<Launch> {
         _ => None,
     };
     let model = args.model.clone().or(named).context("no model: name its file before `--` or with -m after it")?;
-    let machine = if args.rpc_devices > 0 {
-        software_machine(args.rpc_devices, Bytes::mib(24 * 1024))
+    let machine = if args.how.rpc_devices > 0 {
+        software_machine(args.how.rpc_devices, Bytes::mib(24 * 1024))
     } else {
         machine_of(&runtime.devices(&command.run.rpc)?)
     };
-    Ok(Launch { model, run: command.run, machine, n_threads: args.threads })
+    Ok(Launch { model, run: command.run, machine, n_threads: args.how.threads })
 }
 
 /// Prints a projection by buffer type.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::worker::{Worker, wait_for};
-use super::{Error, Launch, endpoint_of};
+use super::{Error, Launch};
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Isa, Machine};
 
@@ -69,7 +69,7 @@ pub fn software_machine(n: u16, total: Bytes) -> Machine {
 pub fn bind_software_devices(program: &Path, mut launch: Launch) -> Result<(Launch, Vec<RpcServer>), Error> {
     let mut servers = Vec::new();
     for device in &mut launch.machine.devices {
-        if device.backend != Backend::Rpc || endpoint_of(&device.buffer).is_some() {
+        if device.backend != Backend::Rpc || device.endpoint().is_some() {
             continue;
         }
         let server = RpcServer::start(program, launch.n_threads)?;
