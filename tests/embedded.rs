@@ -40,9 +40,10 @@ fn launch(model: PathBuf, devices: u16, line: &str) -> Launch {
     Launch { model, run, machine: software_machine(devices, Bytes::mib(1024)), n_threads: 1 }
 }
 
-fn verify(launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
+fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
     let runtime = Embedded::of(MOEPLAN);
-    let (launch, _servers) = bind_software_devices(&runtime.program, launch).expect("software devices");
+    let Launch { machine, run, .. } = &mut launch;
+    let _servers = bind_software_devices(&runtime.program, machine, run, 1).expect("software devices");
     let model = Model::from_gguf(gguf::open(&launch.model).expect("a header")).expect("a model");
     let placement = placement::place(&model, &launch.machine, &launch.run).expect("a placement");
     let predicted = memory::predict(&model, &launch.machine, &launch.run, &placement).expect("a prediction").memory;

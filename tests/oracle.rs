@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use moeplan::bytes::Bytes;
-use moeplan::machine::Machine;
 use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
@@ -111,10 +110,10 @@ fn our_bytes_are_llama_cpps_for_every_architecture() {
     let mut wrong = Vec::new();
     for (name, on_device, line) in CASES {
         let words: Vec<String> = line.split(' ').map(str::to_string).collect();
-        let run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
-        let machine: Machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
-        let empty = Launch { model: PathBuf::new(), run, machine, n_threads: 1 };
-        let (template, _server) = bind_software_devices(&runtime.program, empty).expect("a software device");
+        let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+        let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
+        let _servers = bind_software_devices(&runtime.program, &mut machine, &mut run, 1).expect("a software device");
+        let template = Launch { model: PathBuf::new(), run, machine, n_threads: 1 };
         let launches: Vec<Launch> =
             headers.iter().map(|path| Launch { model: path.clone(), ..template.clone() }).collect();
         let mut score = Score::default();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,13 +10,14 @@ use anyhow::Context as _;
 use serde::Deserialize as _;
 
 use super::plan::PlanOptions;
-use super::{Outcome, Output, check, plan};
+use super::{Outcome, Output, check};
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::machine::Machine;
 use crate::measurement::{Measurement, verify};
 use crate::memory::MemoryByDevice;
-use crate::run::{ModelSource, parse};
+use crate::plan;
+use crate::run::{ModelSource, RunConfig, parse};
 use crate::runtime::{
     Embedded, Launch, Prompt, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
 };
@@ -90,6 +91,8 @@ struct Proposal {
     launch: Launch,
     /// The plan's document; null for a command line.
     plan: serde_json::Value,
+    /// The software devices that were started for it.
+    servers: Vec<RpcServer>,
 }
 
 /// What `verify` needs of a plan's document.
@@ -111,9 +114,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let how = &args.how;
     let mut runtime = Embedded::here()?;
     runtime.limit = Duration::from_secs(how.timeout);
-    runtime.echo = output.global.verbose > 0;
-    let Proposal { launch, plan } = proposal(args, &runtime)?;
-    let (launch, servers) = bind_software_devices(&runtime.program, launch)?;
+    runtime.echo = (output.global.verbose > 0).then_some(super::echo as crate::runtime::Echo);
+    let Proposal { launch, plan, servers } = proposal(args, &runtime)?;
     for server in &servers {
         output.say(&format!("software device: an RPC server of our own at {}", server.endpoint()));
     }
@@ -140,23 +142,37 @@ fn predict(launch: &Launch) -> anyhow::Result<MemoryByDevice> {
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
 fn proposal(args: &Args, runtime: &Embedded) -> anyhow::Result<Proposal> {
     if !args.command.is_empty() {
-        let launch = typed(args, runtime)?;
-        return Ok(Proposal { launch, plan: serde_json::Value::Null });
+        let mut launch = typed(args, runtime)?;
+        let Launch { machine, run, n_threads, .. } = &mut launch;
+        let servers = bind_software_devices(&runtime.program, machine, run, *n_threads)?;
+        return Ok(Proposal { launch, plan: serde_json::Value::Null, servers });
     }
     let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
-    let plan = if path.extension().is_some_and(|extension| extension == "json") {
+    let (plan, mut servers) = if path.extension().is_some_and(|extension| extension == "json") {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?
+        (serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?, Vec::new())
     } else {
-        serde_json::to_value(plan::make(path, &args.options)?.1)?
+        planned(path, args, runtime)?
     };
     let file = PlanFile::deserialize(&plan)
         .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", path.display()))?;
     let mut words = vec!["llama-server".to_string()];
     words.extend(file.args);
-    let run = parse::command(&words, &BTreeMap::new())?.run;
-    let launch = Launch { model: file.model.path, run, machine: file.machine, n_threads: args.how.threads };
-    Ok(Proposal { launch, plan })
+    let mut run = parse::command(&words, &BTreeMap::new())?.run;
+    let mut machine = file.machine;
+    servers.extend(bind_software_devices(&runtime.program, &mut machine, &mut run, args.how.threads)?);
+    let launch = Launch { model: file.model.path, run, machine, n_threads: args.how.threads };
+    Ok(Proposal { launch, plan, servers })
+}
+
+/// The plan for a model. Software devices are started first, since the plan names their servers.
+fn planned(path: &Path, args: &Args, runtime: &Embedded) -> anyhow::Result<(serde_json::Value, Vec<RpcServer>)> {
+    let model = check::load(path, &RunConfig::default())?;
+    let mut request = args.options.request(&model)?;
+    let mut machine = args.options.machine.machine()?;
+    let servers = bind_software_devices(&runtime.program, &mut machine, &mut request.run, args.how.threads)?;
+    let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
+    Ok((serde_json::to_value(plan)?, servers))
 }
 
 /// The launch that was typed, on the machine that is here or with software devices.

@@ -23,7 +23,7 @@ mod worker;
 pub use child::{serve, serve_rpc};
 pub use rpc::{RpcServer, bind_software_devices, software_machine};
 pub use wire::{BufferMemory, DeviceInfo, Job, ProcessMemory, Projection, Prompt, Workload};
-pub use worker::{Embedded, Worker};
+pub use worker::{Echo, Embedded, Worker};
 
 /// The llama.cpp build that feature `embedded` links (llama-cpp-sys-2 0.1.161).
 pub const EMBEDDED_BUILD: u32 = 11434;
