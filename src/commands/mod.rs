@@ -97,6 +97,11 @@ impl Output {
     }
 }
 
+/// Shows a log line of a child process, on standard error.
+fn echo(line: &str) {
+    let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
+}
+
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
