@@ -12,7 +12,4 @@ pub(super) fn find(name: &str) -> Option<Architecture> {
     ARCHITECTURES.iter().find(|(known, _)| *known == name).map(|(_, build)| *build)
 }
 
-const ARCHITECTURES: &[(&str, Architecture)] = &[
-    ("llama", plain::llama),
-    ("qwen3moe", plain::qwen3moe),
-];
+const ARCHITECTURES: &[(&str, Architecture)] = &[("llama", plain::llama), ("qwen3moe", plain::qwen3moe)];
