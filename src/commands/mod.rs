@@ -122,5 +122,7 @@ pub fn print_error(error: &anyhow::Error) {
 /// What to try after an error, where the error knows.
 fn hint(error: &anyhow::Error) -> Option<String> {
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
-    inspect::hint(error).or_else(of_runtime)
+    let of_file = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
+    let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
+    inspect::hint(error).or_else(of_file).or_else(of_model).or_else(of_runtime)
 }

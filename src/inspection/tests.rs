@@ -149,7 +149,10 @@ fn each_warning_has_its_cause() {
 #[test]
 fn a_plan_needs_a_model_that_loads() {
     let missing = gguf("llama", &[("!llama.block_count", Value::U64(0))], sample());
-    assert_eq!(Model::from_gguf(missing).unwrap_err().to_string(), "key `llama.block_count` is missing");
+    assert_eq!(
+        Model::from_gguf(missing).unwrap_err().to_string(),
+        "`a/model.gguf`: key `llama.block_count` is missing"
+    );
     let adapter = gguf("llama", &[("general.type", Value::String("adapter".to_string()))], sample());
     assert!(Model::from_gguf(adapter).unwrap_err().to_string().contains("adapter"));
     assert!(Model::from_gguf(gguf("llama", &[], sample())).is_ok());
