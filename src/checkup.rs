@@ -43,6 +43,7 @@ pub struct Checkup {
 }
 
 /// The launch as llama.cpp resolves it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
     /// Cells in all.

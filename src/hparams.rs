@@ -168,6 +168,20 @@ impl HParams {
         }
     }
 
+    /// The layers that get a device each (llama.cpp: `n_layer_all`): the blocks, as often as they run (nanbeige), or with
+    /// a router's layer in place of NextN blocks (graniteswitch).
+    pub fn n_layer_all(&self) -> u32 {
+        match self.architecture.as_str() {
+            // llama.cpp has at most 512 layers.
+            "nanbeige" => {
+                let loops = self.u32_or_0("num_loops").max(1);
+                self.block_count.saturating_mul(loops).min(MAX_BLOCKS.max(self.block_count))
+            }
+            "graniteswitch" => self.n_layer() + 1,
+            _ => self.block_count,
+        }
+    }
+
     /// `block_count` less the NextN blocks (llama.cpp: `n_layer()`).
     pub fn n_layer(&self) -> u32 {
         self.block_count - self.nextn_predict_layers.min(self.block_count)
