@@ -149,6 +149,17 @@ fn nextn_blocks_are_slots_but_are_loaded_for_mtp_only() {
 }
 
 #[test]
+fn some_architectures_load_parts_of_a_nextn_block_that_they_leave_out() {
+    let machine = machine(&["CUDA0=8G"]);
+    for (architecture, query, experts) in [("step35", 0, 1), ("glm4moe", 0, 0), ("qwen2moe", 1, 1)] {
+        let model = model(architecture, &[], &[("nextn_predict_layers", 1)]);
+        let placement = place(&model, &machine, &run(&[])).unwrap();
+        assert_eq!(buffers_of(&model, &placement, "blk.3.attn_q.weight").len(), query, "{architecture}");
+        assert_eq!(buffers_of(&model, &placement, "blk.3.ffn_up_exps.weight").len(), experts, "{architecture}");
+    }
+}
+
+#[test]
 fn the_first_matching_override_wins_and_cpu_means_the_hosts_list() {
     let model = model("llama", &[], &[]);
     let machine = machine(&["CUDA0=8G"]);
