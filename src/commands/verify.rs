@@ -19,7 +19,7 @@ use crate::memory::MemoryByDevice;
 use crate::plan;
 use crate::run::{ModelSource, RunConfig, parse};
 use crate::runtime::{
-    Embedded, Launch, Prompt, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
+    Embedded, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
 };
 
 /// Launch what a plan says on the embedded llama.cpp, measure, and compare with the prediction, term by term.
