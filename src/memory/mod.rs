@@ -1,11 +1,16 @@
 //! Memory by device, in llama.cpp's words: predicted here, measured in `runtime`, one type for both.
 
+pub mod alloc;
+pub mod backend;
 pub mod caches;
 pub mod compute;
 pub mod context;
 pub mod context_hparams;
 mod formula;
+mod fusion;
+pub mod graph;
 pub mod overhead;
+pub mod sched;
 
 use std::collections::BTreeMap;
 
