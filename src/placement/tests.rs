@@ -44,7 +44,7 @@ fn model(architecture: &str, extra: &[(&str, &str, [u64; 4])], keys: &[(&str, u6
         metadata,
         tensors: tensors.into_iter().map(info).collect(),
     };
-    let files = vec![ModelFile { path: "model.gguf".into(), bytes: Bytes(0) }];
+    let files = vec![ModelFile { path: "model.gguf".into(), bytes: Bytes(0), data_offset: 0 }];
     Model::as_far_as_readable(Gguf { files, header }).0
 }
 
