@@ -5,8 +5,8 @@
 //! Scales are chosen for a standard deviation of `1/√n` over a row of `n` (0.016 for 4096, 0.022 for 2048), so that a
 //! matrix keeps the size of what it multiplies, and their signs are random, so that no type has a mean: a common
 //! component would grow from block to block until every token chose the same experts. For the same reason the output
-//! of attention is damped and embeddings are larger
-//! (unless they are the output as well, where they would repeat the last token): what is a token's own must outweigh what its context shares.
+//! of attention is damped and embeddings are larger: what is a token's own must outweigh what its context shares.
+//! Embeddings that are the output as well would repeat the last token; there the output norm has random signs.
 
 use crate::gguf::GgmlType;
 use crate::gguf::writer::NewTensor;
@@ -96,6 +96,9 @@ impl Weights {
         let name = tensor.name.as_str();
         let constant = (name.ends_with("norm.weight") || name.starts_with("rope_")).then_some(1.0);
         let kind = match (tensor.ty.name, constant) {
+            ("f32", Some(_)) if self.tied && name == "output_norm.weight" => {
+                Kind::F32(vec![1.0, -1.0].repeat(NORMALS / 2))
+            }
             ("f32", Some(value)) => Kind::Constant(value),
             ("f32", None) => {
                 let deviation = self.deviation(tensor);
@@ -116,7 +119,7 @@ impl Weights {
         let base = if has(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
         match () {
             () if has("exp_probs_b") => 0.002,
-            () if has("token_embd") && !self.tied => 0.5,
+            () if has("token_embd") => 0.5,
             () if has("attn_output.weight") => 0.15 * base,
             () => base,
         }
