@@ -1,14 +1,20 @@
 //! Temporary buffers of the graphs, by device and on the host.
+//!
+//! Source: `src/llama-context.cpp` `sched_reserve`, `graph_reserve`, `resolve_fused_ops`, llama.cpp b11434.
 
 use std::collections::BTreeMap;
 
+use super::backend::Target;
 use super::caches::Caches;
 use super::formula::{self, Launch};
+use super::graph::tensor::{Op, Tensor};
+use super::graph::{self, Batch, Plan};
+use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
-use crate::machine::Machine;
+use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::placement::Placement;
-use crate::run::{ContextNumbers, RunConfig};
+use crate::run::{ContextNumbers, FlashAttn, RunConfig, SplitMode};
 
 /// Where a compute figure comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -38,8 +44,11 @@ pub fn predict(
     caches: &Caches,
     placement: &Placement,
 ) -> Compute {
-    let by_device = formula::compute(&Launch { model, machine, run, numbers, caches, placement });
-    Compute { by_device, basis: Basis::Formula }
+    let launch = Launch { model, machine, run, numbers, caches, placement };
+    match launch.replay() {
+        Some(by_device) => Compute { by_device, basis: Basis::Replay },
+        None => Compute { by_device: formula::compute(&launch), basis: Basis::Formula },
+    }
 }
 
 /// The compute buffers of `model` launched as `run`: bytes by device name and `Host`.
@@ -52,4 +61,87 @@ pub fn compute(
     placement: &Placement,
 ) -> BTreeMap<String, Bytes> {
     predict(model, machine, run, numbers, caches, placement).by_device
+}
+
+impl<'a> Launch<'a> {
+    /// Lays out the prompt's graph; `None` for an architecture that is not replayed.
+    fn replay(&self) -> Option<BTreeMap<String, Bytes>> {
+        let scheduler = self.scheduler();
+        let flash_attn = self.resolve_flash_attn(&scheduler)?;
+        let mut graph = graph::build(&self.plan(self.prompt(), flash_attn))?;
+        let Scheduled { sizes, .. } = scheduler.reserve(&mut graph);
+        let name = |target: &Target| match target.device {
+            Some(device) => self.machine.devices.get(usize::from(device)).map(|d| d.name.clone()),
+            None => Some("Host".to_string()),
+        };
+        let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
+        Some(named.collect())
+    }
+
+    /// The graph of the prompt before it is scheduled: for tests that compare it with llama.cpp's.
+    #[doc(hidden)]
+    pub fn prompt_graph(&self) -> Option<graph::tensor::Graph> {
+        let flash_attn = self.resolve_flash_attn(&self.scheduler())?;
+        graph::build(&self.plan(self.prompt(), flash_attn))
+    }
+
+    fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
+        Plan {
+            model: self.model,
+            numbers: self.numbers,
+            caches: self.caches,
+            placement: self.placement,
+            batch,
+            flash_attn,
+            offload_kqv: self.run.offload_kqv,
+            full_offload: self.is_full_offload(),
+        }
+    }
+
+    /// The micro-batch that is reserved: as many tokens as fit, the same for every sequence.
+    fn prompt(&self) -> Batch {
+        let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
+        let n_tokens = u64::from(self.numbers.n_ctx.min(self.numbers.n_ubatch));
+        let n_outputs = n_tokens.min(u64::from(self.numbers.n_outputs_max));
+        Batch { n_tokens: n_tokens.next_multiple_of(n_seqs), n_seqs, n_outputs }
+    }
+
+    /// `n_gpu_layers > n_layer_all`.
+    fn is_full_offload(&self) -> bool {
+        let n_layer_all = i64::from(self.caches.hparams.n_layer_all());
+        self.run.n_gpu_layers < 0 || i64::from(self.run.n_gpu_layers) > n_layer_all
+    }
+
+    fn scheduler(&self) -> Scheduler {
+        let device = |index: &u16| {
+            let device = self.machine.devices.get(usize::from(*index))?;
+            Some(Target { backend: device.backend, device: Some(*index), alignment: device.backend.alignment() })
+        };
+        let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();
+        targets.push(Target { backend: Backend::Cpu, device: None, alignment: Backend::Cpu.alignment() });
+        let several = self.placement.devices.len() > 1;
+        // Remote devices report neither asynchronous work nor events.
+        let is_async = targets.iter().all(|t| t.backend != Backend::Rpc);
+        let pipeline = several
+            && self.is_full_offload()
+            && self.run.split_mode == SplitMode::Layer
+            && self.run.offload_kqv
+            && self.run.overrides.is_empty()
+            && is_async;
+        Scheduler { targets, op_offload: self.run.op_offload, pipeline }
+    }
+
+    /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.
+    fn resolve_flash_attn(&self, scheduler: &Scheduler) -> Option<bool> {
+        let is_off = self.run.flash_attn == FlashAttn::Off || self.model.architecture == "grok";
+        if is_off || self.run.flash_attn == FlashAttn::On {
+            return graph::is_known(self.model).then_some(!is_off);
+        }
+        let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
+        let probe = Batch { n_tokens: n_seqs, n_seqs, n_outputs: n_seqs };
+        let mut graph = graph::build(&self.plan(probe, true))?;
+        let attends = |tensor: &Tensor| tensor.op == Op::FlashAttnExt;
+        let at_home = scheduler.targets_of(&mut graph, attends);
+        Some(at_home.into_iter().all(|(id, target)| graph.layer_targets.get(&id).copied() == target))
+    }
 }

@@ -209,13 +209,10 @@ impl ContextHParams {
 
     /// Repeats the blocks that a model runs several times (nanbeige), adds the router's layer (graniteswitch).
     fn unroll(&mut self, hparams: &HParams) {
+        let n_layer_all = hparams.n_layer_all() as usize;
         if hparams.architecture == "nanbeige" {
-            // llama.cpp has at most 512 layers.
-            let loops = hparams.u64("num_loops").unwrap_or(1).clamp(1, 512);
             let once = self.layers.clone();
-            for _ in 1..loops {
-                self.layers.extend_from_slice(&once);
-            }
+            self.layers = once.into_iter().cycle().take(n_layer_all).collect();
             self.n_layer = self.n_layer_all();
         }
         if hparams.architecture == "graniteswitch" {

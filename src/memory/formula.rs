@@ -15,13 +15,14 @@ use crate::rules::Role;
 use crate::run::{ContextNumbers, RunConfig};
 
 /// What a launch is made of.
-pub(super) struct Launch<'a> {
-    pub(super) model: &'a Model,
-    pub(super) machine: &'a Machine,
-    pub(super) run: &'a RunConfig,
-    pub(super) numbers: &'a ContextNumbers,
-    pub(super) caches: &'a Caches,
-    pub(super) placement: &'a Placement,
+#[doc(hidden)]
+pub struct Launch<'a> {
+    pub model: &'a Model,
+    pub machine: &'a Machine,
+    pub run: &'a RunConfig,
+    pub numbers: &'a ContextNumbers,
+    pub caches: &'a Caches,
+    pub placement: &'a Placement,
 }
 
 /// Compute bytes by device name and `Host`.

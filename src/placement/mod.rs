@@ -179,7 +179,7 @@ enum Target {
 /// Where llama.cpp b11434 puts every tensor of `model` on `machine` for `run`.
 pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placement, Error> {
     let devices = devices::participating(machine, run)?;
-    let slots = devices::slots(machine, run, &devices, model.hparams.block_count);
+    let slots = devices::slots(machine, run, &devices, model.hparams.n_layer_all());
     let law = Law {
         model,
         machine,
@@ -205,14 +205,11 @@ fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)
             Target::Host
         } else {
             let found = machine.devices.iter().position(|device| device.buffer == entry.buffer);
-            match found.and_then(|i| u16::try_from(i).ok()) {
-                Some(index) => Target::Device(index),
-                None => {
-                    let mut known = vec!["CPU"];
-                    known.extend(machine.devices.iter().map(|device| device.buffer.as_str()));
-                    return Err(Error::UnknownBuffer { origin, pattern, buffer, known: known.join(", ") });
-                }
-            }
+            let Some(index) = found.and_then(|i| u16::try_from(i).ok()) else {
+                let known = devices::known(machine);
+                return Err(Error::UnknownBuffer { origin, pattern, buffer, known });
+            };
+            Target::Device(index)
         };
         match pattern::parse(&entry.pattern) {
             Ok(compiled) => Ok((compiled, target)),
@@ -317,3 +314,6 @@ pub fn model_bytes(placement: &Placement, model: &Model, machine: &Machine) -> B
     }
     sums
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,24 +1,26 @@
-//! Context bytes against llama.cpp's own projections: every row of `testdata/truth`, to the MiB.
+//! Model and context bytes against llama.cpp's own projections: every row of `testdata/truth`, to the MiB.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use moeplan::bytes::{Bytes, MIB};
-use moeplan::gguf::{self, GgmlType};
+use moeplan::gguf;
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
-use moeplan::memory::caches::CacheKind;
+use moeplan::memory::caches::{self, CacheKind, Caches};
 use moeplan::memory::{self, HOST, context};
 use moeplan::model::Model;
-use moeplan::placement::Placement;
-use moeplan::run::{FlashAttn, Program, RunConfig};
+use moeplan::placement::{self, Placement};
+use moeplan::run::numbers::numbers;
+use moeplan::run::{RunConfig, parse};
 
 /// One projection: the launch and the MiB (truncated) it showed.
 struct Row {
     model: String,
     run: RunConfig,
     flags: String,
-    context_mib: BTreeMap<String, u64>,
+    /// The model and the context column by device.
+    columns_mib: BTreeMap<String, (u64, u64)>,
     /// Recurrent states by buffer type, to two decimals.
     states_mib: BTreeMap<String, f64>,
 }
@@ -32,46 +34,26 @@ fn rows(file: &str) -> Vec<Row> {
 fn row(json: &serde_json::Value) -> Row {
     let text = |key: &str| json[key].as_str().expect("text").to_string();
     let devices = json["memory_mib"].as_object().expect("a table");
-    let program = if text("tool") == "llama-server" { Program::Server } else { Program::FitParams };
     let flags = text("flags");
+    let words: Vec<String> = format!("{} {flags}", text("tool")).split_whitespace().map(str::to_string).collect();
     Row {
         model: text("model"),
-        run: run(program, &flags),
+        run: parse::command(&words, &BTreeMap::new()).expect("llama.cpp took it").run,
         flags,
-        context_mib: devices.iter().map(|(k, v)| (k.clone(), v["context"].as_u64().expect("MiB"))).collect(),
+        columns_mib: devices
+            .iter()
+            .map(|(device, cell)| {
+                (device.clone(), (cell["model"].as_u64().expect("MiB"), cell["context"].as_u64().expect("MiB")))
+            })
+            .collect(),
         states_mib: json["rs_mib"].as_object().map_or_else(BTreeMap::new, |states| {
             states.iter().map(|(k, v)| (k.clone(), v.as_f64().expect("MiB"))).collect()
         }),
     }
 }
 
-/// The flags of the truth's command lines that decide the context.
-fn run(program: Program, flags: &str) -> RunConfig {
-    let mut run = RunConfig { program, ..RunConfig::default() };
-    let mut words = flags.split_whitespace();
-    while let Some(flag) = words.next() {
-        let mut number = || words.next().and_then(|w| w.parse::<u32>().ok()).expect("a number");
-        match flag {
-            "-c" => run.n_ctx = number(),
-            "-b" => run.n_batch = number(),
-            "-ub" => run.n_ubatch = number(),
-            "-np" => run.n_parallel = Some(number()),
-            "-ngl" => run.n_gpu_layers = i32::try_from(number()).expect("layers"),
-            "-ctk" => run.type_k = GgmlType::from_name(words.next().expect("a type")).expect("a type"),
-            "-ctv" => run.type_v = GgmlType::from_name(words.next().expect("a type")).expect("a type"),
-            "-fa" => run.flash_attn = if words.next() == Some("off") { FlashAttn::Off } else { FlashAttn::On },
-            "-nkvo" => run.offload_kqv = false,
-            "--swa-full" => run.swa_full = true,
-            "-ot" | "-lm" | "-ncmoe" => drop(words.next()),
-            "-cmoe" | "--no-host" | "--no-op-offload" => {}
-            other => panic!("unknown flag {other} in `{flags}`"),
-        }
-    }
-    run
-}
-
-/// One card that no weight matters to, with the last `n_gpu_layers` slots.
-fn layers_on_one_card(n_slots: usize, n_gpu_layers: i32) -> (Machine, Placement) {
+/// The card of the projections.
+fn machine() -> Machine {
     let card = Device {
         name: "CUDA0".to_string(),
         buffer: "CUDA0".to_string(),
@@ -81,24 +63,33 @@ fn layers_on_one_card(n_slots: usize, n_gpu_layers: i32) -> (Machine, Placement)
         free: Bytes::mib(81079),
         overhead: None,
     };
-    let on_host = n_slots.saturating_sub(usize::try_from(n_gpu_layers).unwrap_or(usize::MAX));
-    let layers = (0..n_slots).map(|slot| (slot >= on_host).then_some(0)).collect();
-    (
-        Machine { devices: vec![card], host: Host { ram: None, isa: Isa::Generic } },
-        Placement { copies: Vec::new(), layers, devices: vec![0] },
-    )
+    Machine { devices: vec![card], host: Host { ram: None, isa: Isa::X86Amx } }
+}
+
+/// The context of `model` launched as `run`, without the compute column, which takes longer.
+fn context_of(
+    model: &Model,
+    run: &RunConfig,
+    machine: &Machine,
+    placement: &Placement,
+) -> Result<(Caches, BTreeMap<String, Bytes>), memory::Error> {
+    let numbers = numbers(run, &model.hparams);
+    let caches = caches::caches(model, run, &numbers);
+    context::check(&caches, model, run, &numbers)?;
+    let bytes = context::bytes_by_device(&caches, machine, run, placement)?;
+    Ok((caches, bytes))
 }
 
 /// What is wrong with the prediction of `row`, in words.
 fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
     let name = format!("{} {}", row.model, row.flags);
-    let n_slots = memory::context_hparams::ContextHParams::of(model).layers.len() + 1;
-    let (machine, placement) = layers_on_one_card(n_slots, row.run.n_gpu_layers);
-    let prediction = match memory::predict(model, &machine, &row.run, &placement) {
-        Ok(prediction) => prediction,
+    let machine = machine();
+    let placement = placement::place(model, &machine, &row.run).expect("llama.cpp took it");
+    let models = placement::model_bytes(&placement, model, &machine);
+    let (caches, contexts) = match context_of(model, &row.run, &machine, &placement) {
+        Ok(found) => found,
         Err(error) => return vec![format!("{name}: {error}")],
     };
-    let cell = |device: &str| prediction.memory.get(device).map_or(Bytes(0), |m| m.context);
     let state_cell = |buffer: &str| {
         let (device, kinds): (_, &[CacheKind]) = match buffer {
             "DSV4-csa" => ("CUDA0", &[CacheKind::CsaState]),
@@ -107,7 +98,7 @@ fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
             "CPU" => (HOST, &[CacheKind::Recurrent, CacheKind::PleState]),
             device => (device, &[CacheKind::Recurrent, CacheKind::PleState]),
         };
-        let mut states = prediction.caches.clone();
+        let mut states = caches.clone();
         states.list.retain(|cache| kinds.contains(&cache.kind));
         let states = context::bytes_by_device(&states, &machine, &row.run, &placement).expect("predicted above");
         states.get(device).map_or(0.0, |bytes| bytes.in_mib())
@@ -117,12 +108,13 @@ fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
         .iter()
         .filter(|(buffer, mib)| (state_cell(buffer) - **mib).abs() > 0.0051)
         .map(|(buffer, mib)| format!("{name}: states {buffer} {} MiB, llama.cpp {mib}", state_cell(buffer)));
-    row.context_mib
-        .iter()
-        .filter(|(device, mib)| cell(device).0 / MIB != **mib)
-        .map(|(device, mib)| format!("{name}: {device} {} MiB, llama.cpp {mib}", cell(device).in_mib()))
-        .chain(wrong_states)
-        .collect()
+    let wrong_columns = row.columns_mib.iter().filter_map(|(device, (model, context))| {
+        let cell = |column: &BTreeMap<String, Bytes>| column.get(device).copied().unwrap_or_default();
+        let (m, c) = (cell(&models), cell(&contexts));
+        let wrong = m.0 / MIB != *model || c.0 / MIB != *context;
+        wrong.then(|| format!("{name}: {device} {} + {} MiB, llama.cpp {model} + {context}", m.in_mib(), c.in_mib()))
+    });
+    wrong_columns.chain(wrong_states).collect()
 }
 
 /// Checks every row of `file` on the headers in `folder`.
@@ -165,4 +157,36 @@ fn real_models() {
 fn full_size_models() {
     let folder = std::env::var("MOEPLAN_HEADERS").expect("MOEPLAN_HEADERS names a folder");
     check("models.jsonl", Path::new(&folder));
+}
+
+/// `testdata/truth/context.tsv`: every architecture by nine launches, to the byte, and what llama.cpp refuses.
+#[test]
+fn context_to_the_byte() {
+    let folder = unpack("architectures.tar.xz");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth/context.tsv");
+    let text = std::fs::read_to_string(path).expect("the truth is in the repository");
+    let mut lines = text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t'));
+    let launches: Vec<&str> = lines.next().expect("a head").skip(1).collect();
+    let machine = Machine { devices: Vec::new(), ..machine() };
+    let (mut wrong, mut cells) = (Vec::new(), 0);
+    for mut line in lines {
+        let name = line.next().expect("a model");
+        let gguf = gguf::open(&folder.path().join(format!("{name}.gguf"))).expect("a header of the archive");
+        let model = Model::from_gguf(gguf).expect("a model of the archive");
+        for (flags, expected) in launches.iter().zip(line).filter(|(_, expected)| *expected != "aborts") {
+            let words: Vec<String> = format!("llama-server {flags}").split(' ').map(str::to_string).collect();
+            let run = parse::command(&words, &BTreeMap::new()).expect("flags of llama.cpp").run;
+            let placement = placement::place(&model, &machine, &run).expect("the host takes all");
+            let found = match context_of(&model, &run, &machine, &placement) {
+                Ok((_, bytes)) => bytes.get(HOST).map_or(0, |bytes| bytes.0).to_string(),
+                Err(_) => "refused".to_string(),
+            };
+            cells += 1;
+            if found != expected {
+                wrong.push(format!("{name} {flags}: {found}, llama.cpp {expected}"));
+            }
+        }
+    }
+    assert!(cells > 1000, "{cells} cells");
+    assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -1,0 +1,320 @@
+//! What CUDA keeps alive for the sake of fused kernels, and the order it gives to a shared expert.
+//!
+//! Source: `ggml/src/ggml-cuda/ggml-cuda.cu` `ggml_backend_cuda_graph_optimize` and the matchers it calls,
+//! `ggml/src/ggml.c` `ggml_can_fuse_subgraph_ext`, llama.cpp b11434.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::graph::tensor::{Glu, Graph, Held, Id, Op, Tensor, Unary};
+
+/// The most experts that one kernel adds up (`MOE_WEIGHTED_REDUCTION_MAX_EXPERTS`).
+const MAX_REDUCED: u64 = 15;
+
+/// Tensors to keep until a node has run.
+#[derive(Debug, Default)]
+pub struct Keeps {
+    /// By the node after which they may go.
+    pub until: HashMap<Id, Vec<Id>>,
+}
+
+impl Keeps {
+    fn add(&mut self, id: Id, until: Id) {
+        let kept = self.until.entry(until).or_default();
+        if !kept.contains(&id) {
+            kept.push(id);
+        }
+    }
+}
+
+/// Reorders the nodes of one part of the graph and notes what has to stay alive.
+pub fn optimize(graph: &mut Graph, part: Range<usize>, keeps: &mut Keeps) {
+    group_shared_experts(graph, &part, keeps);
+    let mut i = part.start;
+    while i < part.end {
+        if let Some(reduction) = weighted_reduction(graph, i, part.end) {
+            keeps.add(reduction.experts, reduction.result);
+            keeps.add(reduction.weights, reduction.result);
+            reduction.scale.iter().for_each(|scale| keeps.add(*scale, reduction.result));
+            i += reduction.n_nodes - 1;
+        }
+        if let Some(n_nodes) = router(graph, i, part.end) {
+            let after = graph.nodes.get(i + n_nodes).copied();
+            for k in i..i + n_nodes {
+                let node = graph.nodes[k];
+                let Some(after) = after else { break };
+                keeps.add(node, after);
+                for source in graph.tensor(node).sources() {
+                    keeps.add(*source, after);
+                }
+            }
+            i += n_nodes - 1;
+        }
+        i += 1;
+    }
+}
+
+fn node(graph: &Graph, i: usize) -> &Tensor {
+    graph.tensor(graph.nodes[i])
+}
+
+fn source(tensor: &Tensor, i: usize) -> Option<Id> {
+    tensor.sources().get(i).copied()
+}
+
+/// Whether nodes can become one kernel: nobody outside reads what is not among `outputs`.
+fn can_fuse(graph: &Graph, nodes: &[usize], ops: &[Op], outputs: &[usize]) -> bool {
+    let in_group = |id: Id| nodes.iter().any(|i| graph.nodes[*i] == id);
+    nodes.iter().zip(ops).enumerate().all(|(n, (i, op))| {
+        let id = graph.nodes[*i];
+        let tensor = graph.tensor(id);
+        if tensor.op != *op {
+            return false;
+        }
+        if outputs.contains(i) {
+            return true;
+        }
+        let readers = nodes[n + 1..].iter().flat_map(|j| node(graph, *j).sources()).filter(|s| **s == id).count();
+        let uses = graph.uses.get(id.index()).copied().unwrap_or(0);
+        let root_is_inside =
+            tensor.view_src.is_none_or(|root| in_group(root) || matches!(graph.tensor(root).held, Held::Weight(_)));
+        !tensor.is_output && readers == uses as usize && root_is_inside
+    })
+}
+
+/// The sum of weighted experts, as one kernel.
+struct Reduction {
+    experts: Id,
+    scale: Option<Id>,
+    weights: Id,
+    result: Id,
+    n_nodes: usize,
+}
+
+/// The two sources of a product: rows of experts, and one weight a row.
+fn experts_and_weights(graph: &Graph, product: &Tensor) -> Option<(Id, Id)> {
+    let f32 = |t: &Tensor| t.ty.name == "f32" && t.is_contiguous();
+    let is_experts = |id: Id| {
+        let t = graph.tensor(id);
+        f32(t) && t.ne == product.ne
+    };
+    let is_weights = |id: Id| {
+        let t = graph.tensor(id);
+        f32(t) && t.ne[0] == 1 && t.ne[1..] == product.ne[1..]
+    };
+    let (a, b) = (source(product, 0)?, source(product, 1)?);
+    if is_experts(a) && is_weights(b) {
+        return Some((a, b));
+    }
+    (is_experts(b) && is_weights(a)).then_some((b, a))
+}
+
+/// `ggml_cuda_match_moe_weighted_reduction`.
+fn weighted_reduction(graph: &Graph, at: usize, end: usize) -> Option<Reduction> {
+    let is_product = |t: &Tensor| t.op == Op::Mul && t.ty.name == "f32" && t.is_contiguous();
+    let first = node(graph, at);
+    if !is_product(first) {
+        return None;
+    }
+    let scaled = (at + 1 < end && is_product(node(graph, at + 1))).then(|| {
+        let (scaled, weights) = experts_and_weights(graph, node(graph, at + 1))?;
+        let (experts, scale) = experts_and_weights(graph, first)?;
+        (scaled == graph.nodes[at]).then_some((experts, Some(scale), weights))
+    });
+    let (experts, scale, weights) = match scaled.flatten() {
+        Some(found) => found,
+        None => experts_and_weights(graph, first).map(|(experts, weights)| (experts, None, weights))?,
+    };
+    let n_products = 1 + usize::from(scale.is_some());
+    let weighted_id = graph.nodes[at + n_products - 1];
+    let weighted = *graph.tensor(weighted_id);
+    if !(2..=MAX_REDUCED).contains(&weighted.ne[1]) {
+        return None;
+    }
+    let n_used = usize::try_from(weighted.ne[1]).ok()?;
+    let n_nodes = 2 * n_used + n_products - 1;
+    if at + n_nodes > end {
+        return None;
+    }
+    sums_views(graph, at + n_products..at + n_nodes, weighted_id, n_used)?;
+    let nodes: Vec<usize> = (at..at + n_nodes).collect();
+    let ops: Vec<Op> = nodes.iter().map(|i| node(graph, *i).op).collect();
+    let last = at + n_nodes - 1;
+    can_fuse(graph, &nodes, &ops, &[last]).then(|| Reduction {
+        experts,
+        scale,
+        weights,
+        result: graph.nodes[last],
+        n_nodes,
+    })
+}
+
+/// Whether nodes are the views of each expert's rows and their sum, in any mix of both.
+fn sums_views(graph: &Graph, nodes: Range<usize>, weighted_id: Id, n_used: usize) -> Option<()> {
+    let weighted = graph.tensor(weighted_id);
+    let n_tokens = weighted.ne[2] * weighted.ne[3];
+    let mut views: Vec<Id> = Vec::with_capacity(n_used);
+    let mut sum: Option<Id> = None;
+    let mut n_sums = 0;
+    for i in nodes {
+        let (id, tensor) = (graph.nodes[i], node(graph, i));
+        if tensor.op == Op::View {
+            let fits = views.len() < n_used
+                && source(tensor, 0) == Some(weighted_id)
+                && tensor.view_src == Some(weighted_id)
+                && tensor.ne == [weighted.ne[0], n_tokens, 1, 1]
+                && tensor.nb[1] == weighted.nb[2]
+                && tensor.view_offs == views.len() as u64 * weighted.nb[1];
+            fits.then(|| views.push(id))?;
+            continue;
+        }
+        let is_next = tensor.op == Op::Add && views.len() >= 2 && n_sums + 1 < views.len();
+        let left = sum.or(views.first().copied());
+        let adds = is_next && source(tensor, 0) == left && source(tensor, 1) == Some(views[n_sums + 1]);
+        adds.then_some(())?;
+        sum = Some(id);
+        n_sums += 1;
+    }
+    let result = graph.tensor(sum?);
+    (views.len() == n_used
+        && n_sums == n_used - 1
+        && result.is_contiguous()
+        && result.ne == [weighted.ne[0], n_tokens, 1, 1])
+    .then_some(())
+}
+
+/// The nodes of a router that starts at `at`, if one kernel can do it (`ggml_cuda_topk_moe_fusion` and its use).
+fn router(graph: &Graph, at: usize, end: usize) -> Option<usize> {
+    let op = |i: usize| (i < end).then(|| node(graph, i).op);
+    let follows = |i: usize, source_at: usize| i < end && source(node(graph, i), 0) == Some(graph.nodes[source_at]);
+    let mut ops = match op(at)? {
+        Op::SoftMax => vec![Op::SoftMax],
+        Op::Unary(Unary::Sigmoid) => vec![Op::Unary(Unary::Sigmoid)],
+        Op::Unary(Unary::Softplus) if op(at + 1) == Some(Op::Sqrt) && follows(at + 1, at) => {
+            vec![Op::Unary(Unary::Softplus), Op::Sqrt]
+        }
+        _ => return None,
+    };
+    let probs = at + ops.len() - 1;
+    let mut i = probs + 1;
+    (op(i)? == Op::Reshape && follows(i, probs)).then_some(())?;
+    ops.push(Op::Reshape);
+    i += 1;
+    let is_biased = op(i)? == Op::Add && follows(i, probs);
+    if is_biased {
+        ops.push(Op::Add);
+        i += 1;
+    }
+    let sorted = if is_biased { i - 1 } else { probs };
+    (op(i)? == Op::Argsort && follows(i, sorted)).then_some(())?;
+    (op(i + 1)? == Op::View && follows(i + 1, i)).then_some(())?;
+    let picks = op(i + 2)? == Op::GetRows
+        && follows(i + 2, probs + 1)
+        && source(node(graph, i + 2), 1) == Some(graph.nodes[i + 1]);
+    picks.then_some(())?;
+    let ids = i + 1;
+    ops.extend([Op::Argsort, Op::View, Op::GetRows]);
+    i += 3;
+    let norm = [Op::Reshape, Op::SumRows, Op::Clamp];
+    let is_normed = norm.iter().enumerate().all(|(k, o)| op(i + k) == Some(*o) && follows(i + k, i + k - 1))
+        && op(i + 3) == Some(Op::Div)
+        && follows(i + 3, i)
+        && source(node(graph, i + 3), 1) == Some(graph.nodes[i + 2])
+        && op(i + 4) == Some(Op::Reshape)
+        && follows(i + 4, i + 3);
+    if is_normed {
+        ops.extend(norm);
+        ops.extend([Op::Div, Op::Reshape]);
+        i += 5;
+    }
+    // Where a reshape is no norm's, llama.cpp stops looking before the scale.
+    let looks_for_scale = is_normed || op(i) != Some(Op::Reshape);
+    if looks_for_scale && op(i) == Some(Op::Scale) && follows(i, i - 1) {
+        ops.push(Op::Scale);
+        i += 1;
+    }
+    let nodes: Vec<usize> = (at..i).collect();
+    (can_fuse(graph, &nodes, &ops, &[ids, i - 1]) && has_kernel(graph, at, i - 1, ids)).then_some(ops.len())
+}
+
+/// `ggml_cuda_should_use_topk_moe`.
+fn has_kernel(graph: &Graph, gating: usize, weights: usize, ids: usize) -> bool {
+    let (gating, weights, ids) = (node(graph, gating), node(graph, weights), node(graph, ids));
+    let Some(logits) = source(gating, 0).map(|id| graph.tensor(id)) else { return false };
+    let n_expert = ids.nb[1] / ids.nb[0];
+    let has_size = (n_expert.is_power_of_two() && n_expert <= 512) || n_expert == 288 || n_expert == 576;
+    let is_plain = gating.op != Op::SoftMax || gating.sources().len() == 1;
+    has_size && is_plain && logits.is_contiguous() && weights.is_contiguous()
+}
+
+/// Puts the shared expert's first half behind the routed one's where one kernel can do both.
+fn group_shared_experts(graph: &mut Graph, part: &Range<usize>, keeps: &mut Keeps) {
+    let mut i = part.start;
+    while i + 5 < part.end {
+        if node(graph, i).op == Op::MulMatId {
+            let mut j = i + 3;
+            while j + 2 < part.end {
+                if node(graph, j).op == Op::MulMatId && node(graph, j + 1).op == Op::MulMatId {
+                    break;
+                }
+                if node(graph, j).op == Op::MulMat && is_shared_expert(graph, i, j) {
+                    graph.nodes[i + 3..j + 3].rotate_left(j - i - 3);
+                    let until = graph.nodes[i + 5];
+                    if let Some(up) = source(node(graph, i + 2), 1) {
+                        let up = *graph.tensor(up);
+                        up.sources()[1..].iter().for_each(|s| keeps.add(*s, until));
+                    }
+                    i += 5;
+                    break;
+                }
+                j += 1;
+            }
+        }
+        i += 1;
+    }
+}
+
+/// `ggml_cuda_match_shared_expert`.
+fn is_shared_expert(graph: &Graph, routed_at: usize, shared_at: usize) -> bool {
+    let nodes = [routed_at, routed_at + 1, routed_at + 2, shared_at, shared_at + 1, shared_at + 2];
+    let (routed, shared) = (node(graph, nodes[2]), node(graph, nodes[5]));
+    let (Op::Glu(kind), Op::Glu(shared_kind)) = (routed.op, shared.op) else { return false };
+    let ops = [Op::MulMatId, Op::MulMatId, routed.op, Op::MulMat, Op::MulMat, shared.op];
+    if kind != shared_kind || kind == Glu::Reglu || !can_fuse(graph, &nodes, &ops, &[nodes[2], nodes[5]]) {
+        return false;
+    }
+    let pair = |glu: &Tensor, at: usize| {
+        let (gate, up) = (source(glu, 0)?, source(glu, 1)?);
+        let both = [graph.nodes[at], graph.nodes[at + 1]];
+        (both == [gate, up] || both == [up, gate]).then(|| (*graph.tensor(gate), *graph.tensor(up)))
+    };
+    let (Some((gate, up)), Some((shared_gate, shared_up))) = (pair(routed, nodes[0]), pair(shared, nodes[3])) else {
+        return false;
+    };
+    let weight = |t: &Tensor| *graph.tensor(t.sources()[0]);
+    let same_weights = |a: &Tensor, b: &Tensor| {
+        let (a, b) = (weight(a), weight(b));
+        a.ty == b.ty && a.ne == b.ne && a.nb == b.nb
+    };
+    let same_inputs = up.sources()[1..] == gate.sources()[1..] && shared_up.sources()[1] == shared_gate.sources()[1];
+    let (w, shared_w) = (weight(&up), weight(&shared_up));
+    let input = *graph.tensor(up.sources()[1]);
+    let shared_input = *graph.tensor(shared_up.sources()[1]);
+    same_weights(&up, &gate)
+        && same_weights(&shared_up, &shared_gate)
+        && same_inputs
+        && matches!(w.held, Held::Weight(_))
+        && w.ty.is_quantized
+        && input.op == Op::Reshape
+        && input.sources()[0] == shared_up.sources()[1]
+        && (input.ne[1], input.ne[3]) == (1, 1)
+        && input.is_contiguous()
+        && shared_input.is_contiguous()
+        && shared_input.ne[2..] == [1, 1]
+        && w.ty == shared_w.ty
+        && w.ne[..2] == shared_w.ne[..2]
+        && w.nb[1] == shared_w.nb[1]
+        && w.ne[3] == 1
+        && shared_w.ne[2..] == [1, 1]
+        && shared_w.op == Op::None
+}

@@ -1,0 +1,382 @@
+//! Feed-forward parts: dense ones and experts.
+//!
+//! Source: `src/llama-graph.cpp` `build_ffn`, `build_moe_ffn`, llama.cpp b11434.
+
+use super::Builder;
+use super::tensor::{Glu, Id, Op, Unary};
+use crate::gguf::ggml_type::{f32, i32};
+
+/// What a feed-forward part does between its matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    Silu,
+    Gelu,
+    Relu,
+    /// The square of the positive part, without gate.
+    ReluSqr,
+    /// gpt-oss's gated function.
+    SwigluOai,
+    /// kimi-k3's squashed product.
+    Situ,
+    /// The first half of one matrix gates the second.
+    SwigluFused,
+    GegluFused,
+}
+
+impl Act {
+    fn glu(self) -> Glu {
+        match self {
+            Self::Silu | Self::SwigluFused | Self::ReluSqr | Self::Situ => Glu::Swiglu,
+            Self::Gelu | Self::GegluFused => Glu::Geglu,
+            Self::Relu => Glu::Reglu,
+            Self::SwigluOai => Glu::SwigluOai,
+        }
+    }
+
+    fn unary(self) -> Unary {
+        match self {
+            Self::Gelu => Unary::Gelu,
+            Self::Relu | Self::ReluSqr => Unary::Relu,
+            _ => Unary::Silu,
+        }
+    }
+}
+
+/// How a router's logits become weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gating {
+    Softmax,
+    Sigmoid,
+    /// Softmax over the chosen experts only.
+    SoftmaxWeight,
+    SqrtSoftplus,
+}
+
+impl Gating {
+    /// `expert_gating_func`, or what the architecture does without it.
+    pub(super) fn of(stated: u32, default: Self) -> Self {
+        match stated {
+            1 => Self::Softmax,
+            2 => Self::Sigmoid,
+            3 => Self::SoftmaxWeight,
+            4 => Self::SqrtSoftplus,
+            _ => default,
+        }
+    }
+}
+
+/// The experts of a layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moe {
+    pub(super) act: Act,
+    pub(super) gating: Gating,
+    /// The weights of the chosen experts are made to add up to 1.
+    pub(super) norm_w: bool,
+    /// They are multiplied by a number.
+    pub(super) scaled: bool,
+    /// Gate and up are clamped one by one, or in one operation (`swiglu_clamp_exp`).
+    pub(super) clamp: Clamp,
+    /// What the router reads, if not the experts' input (already multiplied: `probs_in`).
+    pub(super) logits: Option<Id>,
+    /// The experts, if they are chosen elsewhere.
+    pub(super) selected: Option<Id>,
+    /// The bias that chooses experts but does not weigh them.
+    pub(super) selection_bias: bool,
+}
+
+/// How values are kept in range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Clamp {
+    #[default]
+    None,
+    Separate,
+    Fused,
+}
+
+impl Default for Moe {
+    fn default() -> Self {
+        Self {
+            act: Act::Silu,
+            gating: Gating::Softmax,
+            norm_w: true,
+            scaled: false,
+            clamp: Clamp::None,
+            logits: None,
+            selected: None,
+            selection_bias: true,
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// Up, a parallel gate if the layer has one, and down: `ffn_up`, `ffn_gate`, `ffn_down` with this suffix.
+    pub(super) fn ffn(&mut self, il: u32, suffix: &str, x: Id, act: Act) -> Id {
+        self.ffn_clamped(il, suffix, x, act, Clamp::None)
+    }
+
+    /// The same with values kept in range.
+    pub(super) fn ffn_clamped(&mut self, il: u32, suffix: &str, x: Id, act: Act, clamp: Clamp) -> Id {
+        let up = self.weights_of(il, &format!("ffn_up{suffix}"), x);
+        let has_gate = self.weights.has(il, &format!("ffn_gate{suffix}.weight"));
+        let hidden = if has_gate {
+            let gate = self.weights_of(il, &format!("ffn_gate{suffix}"), x);
+            self.gated(gate, up, act, clamp)
+        } else {
+            self.ungated(up, act)
+        };
+        let name = format!("ffn_down{suffix}");
+        if !self.weights.has(il, &format!("{name}.weight")) {
+            return hidden;
+        }
+        self.weights_of(il, &name, hidden)
+    }
+
+    /// A product, its bias, then its scale: the order of `build_ffn`.
+    fn weights_of(&mut self, il: u32, name: &str, x: Id) -> Id {
+        let Some(weight) = self.weight(il, &format!("{name}.weight")) else { return x };
+        let product = self.graph.mul_mat(weight, x);
+        let biased = self.bias(il, name, product);
+        match self.weight(il, &format!("{name}.scale")) {
+            Some(scale) => self.graph.mul(biased, scale),
+            None => biased,
+        }
+    }
+
+    fn gated(&mut self, gate: Id, up: Id, act: Act, clamp: Clamp) -> Id {
+        match clamp {
+            Clamp::Separate => {
+                let up = self.graph.clamp(up);
+                let gate = self.graph.unary(Unary::Silu, gate);
+                let gate = self.graph.clamp(gate);
+                self.graph.mul(gate, up)
+            }
+            Clamp::Fused => self.graph.glu_split(Glu::SwigluClamp, gate, up),
+            Clamp::None => self.graph.glu_split(act.glu(), gate, up),
+        }
+    }
+
+    fn ungated(&mut self, up: Id, act: Act) -> Id {
+        match act {
+            Act::SwigluFused | Act::GegluFused => self.graph.glu(act.glu(), up),
+            Act::ReluSqr => {
+                let positive = self.graph.unary(Unary::Relu, up);
+                self.graph.like(Op::Sqr, &[positive])
+            }
+            _ => self.graph.unary(act.unary(), up),
+        }
+    }
+
+    /// Experts used by token in a layer.
+    pub(super) fn n_expert_used(&self, il: u32) -> u64 {
+        u64::from(self.hparams().expert_used_count.get(il as usize).copied().unwrap_or(0))
+    }
+
+    /// The experts of a layer: router, chosen experts, weighted sum.
+    pub(super) fn moe(&mut self, il: u32, x: Id, moe: &Moe) -> Id {
+        let n_used = self.n_expert_used(il);
+        let (n_embd, n_tokens) = (self.ne(x, 0), self.ne(x, 1));
+        let logits = match moe.logits {
+            Some(logits) => logits,
+            None => self.linear(il, "ffn_gate_inp", x),
+        };
+        let n_expert = self.ne(logits, 0);
+        let (selected, weights) = self.route(il, logits, (n_expert, n_used, n_tokens), moe);
+        self.graph.expand(weights);
+        let mut rows = self.graph.reshape(x, &[n_embd, 1, n_tokens]);
+        let weighs_first = self.plan.model.architecture == "llama4";
+        if weighs_first {
+            rows = self.graph.repeat(rows, &[n_embd, n_used, n_tokens]);
+            rows = self.graph.mul(rows, weights);
+        }
+        let hidden = self.expert_hidden(il, "exps", rows, selected, moe);
+        let mut experts = self.expert_mm(il, "ffn_down_exps", hidden, selected);
+        if !weighs_first {
+            experts = self.graph.mul(experts, weights);
+        }
+        self.add_up(experts, n_used)
+    }
+
+    /// Which experts, and how much each counts.
+    pub(super) fn route(
+        &mut self,
+        il: u32,
+        logits: Id,
+        (n_expert, n_used, n_tokens): (u64, u64, u64),
+        moe: &Moe,
+    ) -> (Id, Id) {
+        let probs = match moe.gating {
+            Gating::Softmax => self.graph.soft_max(logits, None),
+            Gating::Sigmoid => self.graph.unary(Unary::Sigmoid, logits),
+            Gating::SoftmaxWeight => logits,
+            Gating::SqrtSoftplus => {
+                let soft = self.graph.unary(Unary::Softplus, logits);
+                self.graph.like(Op::Sqrt, &[soft])
+            }
+        };
+        let selected =
+            moe.selected.unwrap_or_else(|| self.select(il, logits, probs, (n_expert, n_used, n_tokens), moe));
+        let probs = self.graph.reshape(probs, &[1, n_expert, n_tokens]);
+        let mut weights = self.graph.get_rows(probs, selected);
+        if moe.gating == Gating::SoftmaxWeight {
+            weights = self.graph.reshape(weights, &[n_used, n_tokens]);
+            weights = self.graph.soft_max(weights, None);
+            weights = self.graph.reshape(weights, &[1, n_used, n_tokens]);
+        }
+        if moe.norm_w {
+            weights = self.graph.reshape(weights, &[n_used, n_tokens]);
+            let sum = self.graph.sum_rows(weights);
+            let sum = self.graph.clamp(sum);
+            weights = self.graph.div(weights, sum);
+            weights = self.graph.reshape(weights, &[1, n_used, n_tokens]);
+        }
+        if moe.scaled {
+            weights = self.graph.scale(weights);
+        }
+        (selected, weights)
+    }
+
+    /// The best experts, of the best groups where there are groups.
+    fn select(
+        &mut self,
+        il: u32,
+        logits: Id,
+        probs: Id,
+        (n_expert, n_used, n_tokens): (u64, u64, u64),
+        moe: &Moe,
+    ) -> Id {
+        let mut scores = probs;
+        if moe.selection_bias
+            && let Some(bias) = self.weight(il, "exp_probs_b.bias")
+        {
+            scores = self.graph.add(probs, bias);
+        }
+        match self.plan.model.architecture.as_str() {
+            "llama4" => scores = logits,
+            "grovemoe" => scores = self.graph.unary(Unary::Sigmoid, logits),
+            _ => {}
+        }
+        let n_groups = u64::from(self.hparams().u32_or_0("expert_group_count"));
+        if n_groups > 1 {
+            let n_group_used = u64::from(self.hparams().u32_or_0("expert_group_used_count"));
+            scores = self.best_groups(scores, n_groups, n_group_used, (n_expert, n_tokens));
+        }
+        self.graph.argsort_top_k(scores, n_used)
+    }
+
+    /// The scores of all groups but the best masked out.
+    fn best_groups(&mut self, scores: Id, n_groups: u64, n_used: u64, (n_expert, n_tokens): (u64, u64)) -> Id {
+        let by_group = self.graph.reshape(scores, &[n_expert / n_groups, n_groups, n_tokens]);
+        let best = self.graph.argsort_top_k(by_group, 2);
+        let ne = self.graph.tensor(by_group).ne;
+        let single = self.graph.reshape(by_group, &[1, ne[0], ne[1], ne[2]]);
+        let group = self.graph.get_rows(single, best);
+        let ne = self.graph.tensor(group).ne;
+        let group = self.graph.reshape(group, &[ne[1], ne[2], ne[3]]);
+        let group = self.graph.sum_rows(group);
+        let ne = self.graph.tensor(group).ne;
+        let group = self.graph.reshape(group, &[ne[1], ne[2]]);
+        let chosen = self.graph.argsort_top_k(group, n_used);
+        let kept = self.graph.get_rows(by_group, chosen);
+        let masked = self.graph.like(Op::Fill, &[by_group]);
+        let masked = self.graph.set_rows(masked, kept, chosen);
+        self.graph.reshape(masked, &[n_expert, n_tokens])
+    }
+
+    /// A product with the chosen experts' matrices, its scale and its bias.
+    pub(super) fn expert_mm(&mut self, il: u32, name: &str, x: Id, selected: Id) -> Id {
+        let weight = self.weight(il, &format!("{name}.weight"));
+        let mut product = self.graph.mul_mat_id(weight.unwrap_or(x), x, selected);
+        if let Some(scale) = self.weight(il, &format!("{name}.scale")) {
+            let (n_expert, n_tokens) = (self.ne(scale, 0), self.ne(x, 2));
+            let scale = self.graph.reshape(scale, &[1, n_expert, 1]);
+            let scale = self.graph.repeat(scale, &[1, n_expert, n_tokens]);
+            let scale = self.graph.get_rows(scale, selected);
+            product = self.graph.mul(product, scale);
+        }
+        if let Some(bias) = self.weight(il, &format!("{name}.bias")) {
+            product = self.graph.add_id(product, bias, selected);
+        }
+        product
+    }
+
+    /// The experts' rows between up and down.
+    pub(super) fn expert_hidden(&mut self, il: u32, kind: &str, x: Id, selected: Id, moe: &Moe) -> Id {
+        let fused = format!("ffn_gate_up_{kind}");
+        if self.weights.has(il, &format!("{fused}.weight")) {
+            let both = self.expert_mm(il, &fused, x, selected);
+            let t = *self.graph.tensor(both);
+            let half = t.ne[0] / 2;
+            let dims = [half, t.ne[1], t.ne[2]];
+            let gate = self.graph.view(both, &dims, &[t.nb[1], t.nb[2]], 0);
+            let up = self.graph.view(both, &dims, &[t.nb[1], t.nb[2]], half * t.nb[0]);
+            return self.expert_gated(gate, up, moe, Clamp::None);
+        }
+        let up = self.expert_mm(il, &format!("ffn_up_{kind}"), x, selected);
+        let gate_name = format!("ffn_gate_{kind}");
+        if !self.weights.has(il, &format!("{gate_name}.weight")) {
+            return self.ungated(up, moe.act);
+        }
+        let gate = self.expert_mm(il, &gate_name, x, selected);
+        self.expert_gated(gate, up, moe, moe.clamp)
+    }
+
+    fn expert_gated(&mut self, gate: Id, up: Id, moe: &Moe, clamp: Clamp) -> Id {
+        if moe.act != Act::Situ {
+            return self.gated(gate, up, moe.act, clamp);
+        }
+        let mut squash = |x: Id| {
+            let x = self.graph.scale(x);
+            let x = self.graph.unary(Unary::Tanh, x);
+            self.graph.scale(x)
+        };
+        let act = squash(gate);
+        let linear = squash(up);
+        let open = self.graph.unary(Unary::Sigmoid, gate);
+        let act = self.graph.mul(act, open);
+        self.graph.mul(act, linear)
+    }
+
+    /// The sum over the chosen experts: views first, then one addition after the other.
+    pub(super) fn add_up(&mut self, experts: Id, n_used: u64) -> Id {
+        self.graph.expand(experts);
+        let t = *self.graph.tensor(experts);
+        let views: Vec<Id> = (0..n_used)
+            .map(|i| {
+                let view = self.graph.view(experts, &[t.ne[0], t.ne[2]], &[t.nb[2]], i * t.nb[1]);
+                self.graph.expand(view);
+                view
+            })
+            .collect();
+        let Some((first, rest)) = views.split_first() else { return experts };
+        let sum = rest.iter().fold(*first, |sum, view| {
+            let sum = self.graph.add(sum, *view);
+            self.graph.expand(sum);
+            sum
+        });
+        if rest.is_empty() { self.graph.cont(sum) } else { sum }
+    }
+
+    /// A number by expert and token as whole numbers, by way of floats.
+    pub(super) fn scaled_ids(&mut self, ids: Id) -> Id {
+        let float = self.graph.cast(ids, f32());
+        let float = self.graph.scale(float);
+        self.graph.cast(float, i32())
+    }
+}
+
+impl Builder<'_> {
+    /// The number `<arch>.KEY`, or 0.
+    pub(super) fn f64_or_0(&self, key: &str) -> f64 {
+        match self.hparams().value(key) {
+            Some(crate::gguf::Value::F64(x)) => *x,
+            Some(crate::gguf::Value::U64(n)) => f64::from(u32::try_from(*n).unwrap_or(u32::MAX)),
+            _ => 0.0,
+        }
+    }
+
+    /// Whether the weights of the chosen experts are multiplied (`expert_weights_scale` neither 0 nor 1).
+    pub(super) fn expert_weights_scaled(&self) -> bool {
+        let scale = self.f64_or_0("expert_weights_scale");
+        scale.abs() > 0.0 && (scale - 1.0).abs() > 0.0
+    }
+}

@@ -1,0 +1,375 @@
+//! Tensors of a compute graph and the order in which they run: what of ggml decides memory, without data.
+//!
+//! Source: `ggml/src/ggml.c` (`ggml_nbytes`, `ggml_new_tensor_impl`, `ggml_visit_parents_graph`), llama.cpp b11434.
+
+use crate::gguf::GgmlType;
+use crate::placement::Buffer;
+
+/// A tensor of one [`Graph`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(pub u32);
+
+impl Id {
+    /// Its place in [`Graph::tensors`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// ggml's operations, as far as models use them. What only changes values is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is ggml's own name")]
+pub enum Op {
+    None,
+    Dup,
+    Add,
+    AddId,
+    Sub,
+    Mul,
+    Div,
+    Sqr,
+    Sqrt,
+    Log,
+    Sin,
+    Cos,
+    SumRows,
+    CumSum,
+    Mean,
+    Repeat,
+    Concat,
+    Norm,
+    RmsNorm,
+    L2Norm,
+    GroupNorm,
+    MulMat,
+    MulMatId,
+    OutProd,
+    Scale,
+    Set,
+    Cpy,
+    Cont,
+    Reshape,
+    View,
+    Permute,
+    Transpose,
+    GetRows,
+    SetRows,
+    Diag,
+    Fill,
+    Tri,
+    SolveTri,
+    SoftMax,
+    Rope,
+    Clamp,
+    Pad,
+    Arange,
+    Argsort,
+    TopK,
+    Pool,
+    FlashAttnExt,
+    SsmConv,
+    SsmScan,
+    RwkvWkv,
+    GatedLinearAttn,
+    GatedDeltaNet,
+    LightningIndexer,
+    HyperConnection,
+    Unary(Unary),
+    Glu(Glu),
+}
+
+/// Element-wise functions, as far as backends tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is ggml's own name")]
+pub enum Unary {
+    Silu,
+    Gelu,
+    Relu,
+    Sigmoid,
+    Softplus,
+    Tanh,
+    Exp,
+    Neg,
+    Xielu,
+    Other,
+}
+
+/// Gated functions, as far as fusion tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is ggml's own name")]
+pub enum Glu {
+    Reglu,
+    Geglu,
+    Swiglu,
+    SwigluOai,
+    SwigluClamp,
+}
+
+impl Op {
+    /// Only another look at the same bytes (`ggml_is_view_op`).
+    pub fn is_view(self) -> bool {
+        matches!(self, Self::View | Self::Reshape | Self::Permute | Self::Transpose)
+    }
+
+    /// May take the place of a source (`ggml_op_can_inplace`).
+    pub fn can_inplace(self) -> bool {
+        matches!(
+            self,
+            Self::Fill
+                | Self::Scale
+                | Self::Add
+                | Self::AddId
+                | Self::Sub
+                | Self::Mul
+                | Self::Div
+                | Self::Sqr
+                | Self::Sqrt
+                | Self::Log
+                | Self::Unary(_)
+                | Self::Rope
+                | Self::RmsNorm
+                | Self::Clamp
+                | Self::SoftMax
+        )
+    }
+}
+
+/// What holds a tensor's bytes before the graph is allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing: the allocator finds a place.
+    Not,
+    /// A weight, in a buffer of the model.
+    Weight(Buffer),
+    /// A cache.
+    Cache(Buffer),
+}
+
+/// The most sources a tensor has (`GGML_MAX_SRC`).
+pub const MAX_SRC: usize = 10;
+
+/// One tensor: shape, strides and where it comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Tensor {
+    /// What makes it.
+    pub op: Op,
+    /// Its type.
+    pub ty: GgmlType,
+    /// Elements by dimension.
+    pub ne: [u64; 4],
+    /// Bytes between neighbours, by dimension.
+    pub nb: [u64; 4],
+    /// What it is made from.
+    src: [Id; MAX_SRC],
+    n_src: u8,
+    /// The tensor whose bytes it shows; never itself a view.
+    pub view_src: Option<Id>,
+    /// From the start of `view_src`, in bytes.
+    pub view_offs: u64,
+    /// Set from outside before the graph runs.
+    pub is_input: bool,
+    /// Read from outside after the graph has run: never freed.
+    pub is_output: bool,
+    /// A weight or a cache.
+    pub held: Held,
+    /// A number that a rule needs: the prefix length of a scan, the dimension of a concatenation.
+    pub param: u32,
+}
+
+impl Tensor {
+    /// A contiguous tensor that nothing makes.
+    pub fn new(ty: GgmlType, ne: [u64; 4]) -> Self {
+        let row = ty.row_bytes(ne[0]).unwrap_or_else(|| ne[0] * ty.block_bytes / ty.block_size);
+        let nb = [ty.block_bytes, row, row * ne[1], row * ne[1] * ne[2]];
+        Self {
+            op: Op::None,
+            ty,
+            ne,
+            nb,
+            src: [Id(0); MAX_SRC],
+            n_src: 0,
+            view_src: None,
+            view_offs: 0,
+            is_input: false,
+            is_output: false,
+            held: Held::Not,
+            param: 0,
+        }
+    }
+
+    /// The bytes from its first to its last element (`ggml_nbytes`).
+    pub fn bytes(&self) -> u64 {
+        if self.ne.contains(&0) {
+            return 0;
+        }
+        let rest: u64 = (1..4).map(|i| (self.ne[i] - 1) * self.nb[i]).sum();
+        if self.ty.block_size == 1 {
+            self.ty.block_bytes + (self.ne[0] - 1) * self.nb[0] + rest
+        } else {
+            self.ne[0] * self.nb[0] / self.ty.block_size + rest
+        }
+    }
+
+    /// The number of elements.
+    pub fn elements(&self) -> u64 {
+        self.ne.iter().product()
+    }
+
+    /// Rows in all (`ggml_nrows`).
+    pub fn rows(&self) -> u64 {
+        self.ne[1] * self.ne[2] * self.ne[3]
+    }
+
+    /// What it is made from.
+    pub fn sources(&self) -> &[Id] {
+        &self.src[..usize::from(self.n_src)]
+    }
+
+    /// The same as [`Self::sources`], to be replaced.
+    pub fn sources_mut(&mut self) -> &mut [Id] {
+        &mut self.src[..usize::from(self.n_src)]
+    }
+
+    /// Adds a source.
+    pub fn push_source(&mut self, id: Id) {
+        assert!(usize::from(self.n_src) < MAX_SRC, "more sources than ggml allows");
+        self.src[usize::from(self.n_src)] = id;
+        self.n_src += 1;
+    }
+
+    /// Contiguous from dimension `n` on, the lower ones packed in any way (`ggml_is_contiguous_n`).
+    pub fn is_contiguous_from(&self, n: usize) -> bool {
+        if self.ne[0] != self.ty.block_size && self.nb[0] != self.ty.block_bytes {
+            return false;
+        }
+        let mut next = self.ty.block_bytes * self.ne[0] / self.ty.block_size;
+        for i in 1..4 {
+            if i <= n {
+                next = self.ne[i] * self.nb[i];
+                continue;
+            }
+            if self.ne[i] != 1 && self.nb[i] != next {
+                return false;
+            }
+            next *= self.ne[i];
+        }
+        true
+    }
+
+    /// Without gaps (`ggml_is_contiguous`).
+    pub fn is_contiguous(&self) -> bool {
+        self.is_contiguous_from(0)
+    }
+
+    /// Its rows are without gaps (`ggml_is_contiguous_rows`).
+    pub fn has_contiguous_rows(&self) -> bool {
+        self.ne[0] == self.ty.block_size || self.nb[0] == self.ty.block_bytes
+    }
+
+    /// Same type, shape and strides (`ggml_are_same_layout`).
+    pub fn same_layout(&self, other: &Self) -> bool {
+        self.ty == other.ty && self.ne == other.ne && self.nb == other.nb
+    }
+}
+
+/// Tensors, and those of them that run, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    /// Every tensor, whether it runs or not.
+    pub tensors: Vec<Tensor>,
+    /// Those that an operation makes, in the order they run.
+    pub nodes: Vec<Id>,
+    /// Those that nothing makes, in the order they were met.
+    pub leafs: Vec<Id>,
+    /// How many sources of visited tensors each tensor is (`use_counts`).
+    pub uses: Vec<u32>,
+    visited: Vec<bool>,
+    /// Tensors bound to a target: its position among the launch's devices, the host after them.
+    pub pinned: Vec<(Id, usize)>,
+    /// The target of the layer that a node was made for, for nodes that are probed.
+    pub layer_targets: std::collections::HashMap<Id, usize>,
+}
+
+impl Graph {
+    /// The tensor of an id.
+    pub fn tensor(&self, id: Id) -> &Tensor {
+        &self.tensors[id.index()]
+    }
+
+    /// Adds a tensor that does not run yet.
+    pub fn push(&mut self, tensor: Tensor) -> Id {
+        let id = Id(u32::try_from(self.tensors.len()).expect("fewer than 2^32 tensors"));
+        self.tensors.push(tensor);
+        id
+    }
+
+    /// What holds a tensor, or the tensor it is a view of.
+    pub fn held(&self, id: Id) -> Held {
+        let tensor = self.tensor(id);
+        tensor.view_src.map_or(tensor.held, |root| self.tensor(root).held)
+    }
+
+    /// Makes `id` run, after everything it needs that does not run yet (`ggml_build_forward_expand`).
+    pub fn expand(&mut self, id: Id) {
+        self.visited.resize(self.tensors.len(), false);
+        self.uses.resize(self.tensors.len(), 0);
+        self.visit(id);
+    }
+
+    /// Depth first, sources from left to right. The depth is that of one branch between two `expand`s.
+    fn visit(&mut self, id: Id) {
+        if std::mem::replace(&mut self.visited[id.index()], true) {
+            return;
+        }
+        let tensor = self.tensors[id.index()];
+        for source in tensor.sources() {
+            self.visit(*source);
+            self.uses[source.index()] += 1;
+        }
+        if tensor.op == Op::None { self.leafs.push(id) } else { self.nodes.push(id) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::ggml_type::{f16, f32};
+
+    #[test]
+    fn bytes_of_a_strided_view_end_at_its_last_element() {
+        let mut view = Tensor::new(f32(), [2, 3, 1, 1]);
+        view.nb[1] = 100;
+        assert_eq!((view.bytes(), view.elements()), (208, 6));
+        let empty = Tensor::new(f16(), [2, 0, 1, 1]);
+        assert_eq!(empty.bytes(), 0);
+        let quantized = Tensor::new(GgmlType::from_name("q4_0").unwrap(), [64, 2, 1, 1]);
+        assert_eq!((quantized.bytes(), quantized.nb[1]), (72, 36));
+    }
+
+    #[test]
+    fn contiguity_looks_past_the_lower_dimensions() {
+        let mut view = Tensor::new(f32(), [4, 2, 3, 1]);
+        assert!(view.is_contiguous());
+        view.nb = [4, 32, 64, 192];
+        assert!(!view.is_contiguous() && view.is_contiguous_from(1) && view.has_contiguous_rows());
+    }
+
+    #[test]
+    fn sources_run_first_and_once() {
+        let mut graph = Graph::default();
+        let leaf = graph.push(Tensor::new(f32(), [1; 4]));
+        let mut make = |op, sources: &[Id]| {
+            let mut tensor = Tensor::new(f32(), [1; 4]);
+            tensor.op = op;
+            sources.iter().for_each(|s| tensor.push_source(*s));
+            graph.push(tensor)
+        };
+        let a = make(Op::Sqr, &[leaf]);
+        let b = make(Op::Sqrt, &[leaf]);
+        let sum = make(Op::Add, &[b, a]);
+        graph.expand(sum);
+        graph.expand(a);
+        assert_eq!(graph.nodes, [b, a, sum]);
+        assert_eq!((graph.leafs.as_slice(), graph.uses[leaf.index()]), (&[leaf][..], 2));
+    }
+}

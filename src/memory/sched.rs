@@ -1,0 +1,392 @@
+//! ggml's scheduler: which backend runs each node, where the graph is split, and what is copied between backends.
+//!
+//! Source: `ggml/src/ggml-backend.cpp` `ggml_backend_sched_split_graph`, llama.cpp b11434.
+
+use std::collections::HashMap;
+
+use super::alloc::{BufferAllocator, Layout};
+use super::backend::Target;
+use super::fusion;
+use super::graph::tensor::{Graph, Held, Id, Op, Tensor};
+use crate::placement::Buffer;
+
+/// Copies of each input when several micro-batches are in flight (`GGML_SCHED_MAX_COPIES`).
+const PIPELINE_COPIES: usize = 4;
+
+/// What a graph is scheduled on.
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    /// By priority; the last one is the CPU.
+    pub targets: Vec<Target>,
+    /// Large batches go to a device although the weight is in host memory.
+    pub op_offload: bool,
+    /// Several micro-batches are in flight.
+    pub pipeline: bool,
+}
+
+/// The result of scheduling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scheduled {
+    /// Bytes of the compute buffer of each target.
+    pub sizes: Vec<u64>,
+    /// Parts of the graph that run on one backend.
+    pub n_splits: usize,
+}
+
+/// A part of the graph that one backend runs.
+#[derive(Debug)]
+struct Split {
+    target: usize,
+    start: usize,
+    end: usize,
+    inputs: Vec<Id>,
+}
+
+/// A graph being scheduled.
+struct Scheduling<'a> {
+    scheduler: &'a Scheduler,
+    graph: &'a mut Graph,
+    /// The target of every tensor.
+    target_of: Vec<Option<usize>>,
+    /// By tensor and target: its first copy there, the others following it.
+    copies: Vec<Option<Id>>,
+    splits: Vec<Split>,
+    /// Leafs added before the graph's own (pipeline parallelism).
+    first_leafs: Vec<(Id, usize)>,
+    /// Tensors of the original graph; later ones are copies.
+    n_original: usize,
+}
+
+impl Scheduler {
+    /// Schedules and allocates `graph`, which is left with copies in it.
+    pub fn reserve(&self, graph: &mut Graph) -> Scheduled {
+        let mut scheduling = self.split(graph);
+        let n_splits = scheduling.splits.len();
+        let (nodes, leafs) = scheduling.with_copies();
+        let mut buffers: Vec<_> =
+            self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
+        let tensors = graph.tensors.as_slice();
+        let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor);
+        Layout { tensors, nodes: &nodes, leafs: &leafs, alloc_size }.allocate(&mut buffers);
+        Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits }
+    }
+
+    /// The target that would run each node that `wanted` picks.
+    pub fn targets_of(&self, graph: &mut Graph, wanted: impl Fn(&Tensor) -> bool) -> Vec<(Id, Option<usize>)> {
+        let scheduling = self.assign(graph);
+        let nodes = scheduling.graph.nodes.iter().filter(|id| wanted(scheduling.graph.tensor(**id)));
+        nodes.map(|id| (*id, scheduling.target_of[id.index()])).collect()
+    }
+
+    fn assign<'a>(&'a self, graph: &'a mut Graph) -> Scheduling<'a> {
+        let n = graph.tensors.len();
+        let mut scheduling = Scheduling {
+            scheduler: self,
+            target_of: vec![None; n],
+            copies: vec![None; n * self.targets.len()],
+            splits: Vec::new(),
+            first_leafs: Vec::new(),
+            n_original: n,
+            graph,
+        };
+        for (id, target) in scheduling.graph.pinned.clone() {
+            scheduling.target_of[id.index()] = Some(target);
+        }
+        scheduling.place_by_weights();
+        scheduling.spread(true, false);
+        scheduling.spread(true, true);
+        scheduling.spread(false, false);
+        scheduling.spread(false, true);
+        scheduling.place_the_rest();
+        scheduling.place_sources();
+        scheduling
+    }
+
+    fn split<'a>(&'a self, graph: &'a mut Graph) -> Scheduling<'a> {
+        let mut scheduling = self.assign(graph);
+        scheduling.cut();
+        if self.pipeline {
+            scheduling.copy_inputs();
+        }
+        scheduling
+    }
+
+    fn cpu(&self) -> usize {
+        self.targets.len() - 1
+    }
+
+    fn n_copies(&self) -> usize {
+        if self.pipeline { PIPELINE_COPIES } else { 1 }
+    }
+}
+
+impl Scheduling<'_> {
+    fn tensor(&self, id: Id) -> Tensor {
+        *self.graph.tensor(id)
+    }
+
+    fn supports(&self, target: usize, tensor: &Tensor) -> bool {
+        self.scheduler.targets[target].supports_op(&self.graph.tensors, tensor)
+    }
+
+    fn set(&mut self, id: Id, target: usize) {
+        self.target_of[id.index()] = Some(target);
+    }
+
+    /// The first target that can use the buffer and run the operation (`ggml_backend_sched_backend_from_buffer`).
+    fn from_buffer(&self, buffer: Buffer, tensor: &Tensor) -> Option<usize> {
+        let targets = &self.scheduler.targets;
+        (0..targets.len()).find(|t| targets[*t].supports_buffer(buffer) && self.supports(*t, tensor))
+    }
+
+    /// Pass 1: nodes go where their own bytes or their weights are.
+    fn place_by_weights(&mut self) {
+        for i in 0..self.graph.leafs.len() + self.graph.nodes.len() {
+            let n_leafs = self.graph.leafs.len();
+            let id = if i < n_leafs { self.graph.leafs[i] } else { self.graph.nodes[i - n_leafs] };
+            if self.target_of[id.index()].is_none() {
+                self.target_of[id.index()] = self.from_current(id);
+            }
+        }
+    }
+
+    fn from_current(&self, id: Id) -> Option<usize> {
+        let tensor = self.tensor(id);
+        if let Held::Weight(buffer) | Held::Cache(buffer) = self.graph.held(id) {
+            return self.from_buffer(buffer, &tensor);
+        }
+        if tensor.is_input {
+            return Some(self.scheduler.cpu());
+        }
+        // The rope factors and the sinks are too small to decide.
+        if matches!(tensor.op, Op::Rope | Op::FlashAttnExt) {
+            return None;
+        }
+        let weight = |source: &Id| match self.graph.tensor(*source).held {
+            Held::Weight(buffer) => Some(buffer),
+            _ => None,
+        };
+        let buffer = tensor.sources().iter().find_map(weight)?;
+        let home = self.from_buffer(buffer, &tensor);
+        let is_host = matches!(buffer, Buffer::Cpu | Buffer::HostPinned);
+        if self.scheduler.op_offload && is_host && home == Some(self.scheduler.cpu()) {
+            let wants = |t: &usize| self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor);
+            return (0..self.scheduler.cpu()).find(wants).or(home);
+        }
+        home
+    }
+
+    /// Pass 2: neighbours run on the same backend; first only devices spread, then all.
+    fn spread(&mut self, devices_only: bool, upwards: bool) {
+        let mut current = None;
+        let n = self.graph.nodes.len();
+        for i in 0..n {
+            let id = self.graph.nodes[if upwards { n - 1 - i } else { i }];
+            let tensor = self.tensor(id);
+            if tensor.op.is_view() {
+                continue;
+            }
+            match (self.target_of[id.index()], current) {
+                (Some(target), _) => {
+                    current = (!devices_only || target != self.scheduler.cpu()).then_some(target);
+                }
+                (None, Some(target)) if self.supports(target, &tensor) => self.set(id, target),
+                _ => {}
+            }
+        }
+    }
+
+    /// Pass 3: what no neighbour could run goes where most of its sources are.
+    fn place_the_rest(&mut self) {
+        for i in 0..self.graph.nodes.len() {
+            let id = self.graph.nodes[i];
+            let tensor = self.tensor(id);
+            if tensor.op.is_view() || self.target_of[id.index()].is_some() {
+                continue;
+            }
+            let mut best = None;
+            for target in 0..self.scheduler.targets.len() {
+                if !self.supports(target, &tensor) {
+                    continue;
+                }
+                let is_placed = |s: &Id| {
+                    let of = |id: Id| self.target_of[id.index()].is_some();
+                    of(*s) || self.graph.tensor(*s).view_src.is_some_and(of)
+                };
+                let usable = |s: &&Id| is_placed(s) && self.is_usable(**s, target);
+                let count = tensor.sources().iter().filter(usable).count();
+                if best.is_none_or(|(most, _)| count > most) {
+                    best = Some((count, target));
+                }
+            }
+            self.target_of[id.index()] = best.map(|(_, target)| target);
+        }
+    }
+
+    /// Pass 4: views go with what they show, sources without a place go with their reader.
+    fn place_sources(&mut self) {
+        for i in 0..self.graph.nodes.len() {
+            let id = self.graph.nodes[i];
+            let tensor = self.tensor(id);
+            if self.target_of[id.index()].is_none() {
+                self.target_of[id.index()] = tensor.view_src.and_then(|root| self.target_of[root.index()]);
+            }
+            for source in tensor.sources() {
+                if self.target_of[source.index()].is_none() {
+                    let root = self.graph.tensor(*source).view_src;
+                    self.target_of[source.index()] = self.target_of[root.unwrap_or(id).index()];
+                }
+            }
+            if self.target_of[id.index()].is_none() {
+                let able = (0..self.scheduler.targets.len()).find(|t| self.supports(*t, &tensor));
+                self.target_of[id.index()] = Some(able.unwrap_or(self.scheduler.cpu()));
+            }
+        }
+    }
+
+    /// Whether `target` can read `id` where it is (`ggml_backend_sched_buffer_supported`).
+    fn is_usable(&self, id: Id, target: usize) -> bool {
+        if let Held::Weight(buffer) | Held::Cache(buffer) = self.graph.held(id) {
+            return self.scheduler.targets[target].supports_buffer(buffer);
+        }
+        let of = |id: Id| self.target_of[id.index()];
+        of(id).or_else(|| self.graph.tensor(id).view_src.and_then(of)) == Some(target)
+    }
+
+    /// Pass 5: a new part where the backend changes, or where another weight has to be copied.
+    fn cut(&mut self) {
+        let n = self.graph.nodes.len();
+        let runs = |id: &Id| !self.graph.tensor(*id).op.is_view();
+        let Some(first) = self.graph.nodes.iter().find(|id| runs(id)) else { return };
+        let mut target = self.target_of[first.index()].unwrap_or(self.scheduler.cpu());
+        let mut split = Split { target, start: 0, end: n, inputs: Vec::new() };
+        for i in 0..n {
+            let id = self.graph.nodes[i];
+            let tensor = self.tensor(id);
+            if tensor.op.is_view() {
+                continue;
+            }
+            let here = self.target_of[id.index()].unwrap_or(self.scheduler.cpu());
+            let needs_weight = here == target && !split.inputs.is_empty() && self.needs_weight(&tensor, target);
+            if here != target || needs_weight {
+                split.end = i;
+                target = here;
+                let next = Split { target, start: i, end: n, inputs: Vec::new() };
+                self.splits.push(std::mem::replace(&mut split, next));
+            }
+            self.copy_sources(id, target, &mut split.inputs);
+        }
+        self.splits.push(split);
+    }
+
+    fn needs_weight(&self, tensor: &Tensor, target: usize) -> bool {
+        tensor.sources().iter().any(|source| {
+            let is_weight = matches!(self.graph.tensor(*source).held, Held::Weight(_));
+            is_weight && self.target_of[source.index()] != Some(target) && !self.is_usable(*source, target)
+        })
+    }
+
+    /// Replaces the sources that `target` cannot read by copies, made at the start of the part that needs them first.
+    fn copy_sources(&mut self, id: Id, target: usize, inputs: &mut Vec<Id>) {
+        let sources = self.tensor(id);
+        for (j, source) in sources.sources().iter().enumerate() {
+            if source.index() >= self.n_original
+                || self.target_of[source.index()] == Some(target)
+                || self.is_usable(*source, target)
+            {
+                continue;
+            }
+            let slot = source.index() * self.scheduler.targets.len() + target;
+            let copy = self.copies[slot].unwrap_or_else(|| {
+                inputs.push(*source);
+                let copy = self.push_copies(*source, target, self.scheduler.n_copies());
+                self.copies[slot] = Some(copy);
+                copy
+            });
+            self.graph.tensors[id.index()].sources_mut()[j] = copy;
+        }
+    }
+
+    /// `n` tensors like `id`, of which the first is returned.
+    fn push_copies(&mut self, id: Id, target: usize, n: usize) -> Id {
+        let source = self.tensor(id);
+        let mut copy = Tensor::new(source.ty, source.ne);
+        copy.nb = source.nb;
+        copy.is_input = self.scheduler.pipeline;
+        copy.is_output = self.scheduler.pipeline;
+        let first = self.graph.push(copy);
+        (1..n).for_each(|_| {
+            self.graph.push(copy);
+        });
+        self.target_of.resize(self.graph.tensors.len(), Some(target));
+        first
+    }
+
+    /// Pass 6 (pipeline): every input exists several times, itself the first.
+    fn copy_inputs(&mut self) {
+        for i in 0..self.graph.leafs.len() {
+            let leaf = self.graph.leafs[i];
+            if !self.tensor(leaf).is_input {
+                continue;
+            }
+            let target = self.target_of[leaf.index()].unwrap_or(self.scheduler.cpu());
+            self.graph.tensors[leaf.index()].is_output = true;
+            let others = self.scheduler.n_copies() - 1;
+            let first = self.push_copies(leaf, target, others);
+            self.first_leafs.push((leaf, target));
+            self.first_leafs.extend((0..).map(|i| (Id(first.0 + i), target)).take(others));
+        }
+    }
+
+    /// The nodes and leafs to allocate: copies at the start of each part, and what fusion keeps alive.
+    fn with_copies(&mut self) -> (Vec<(Id, usize)>, Vec<(Id, usize)>) {
+        let keeps = self.fuse();
+        let mut nodes = Vec::with_capacity(self.graph.nodes.len() + 64);
+        let mut leafs = std::mem::take(&mut self.first_leafs);
+        for s in 0..self.splits.len() {
+            let Split { target, start, end, .. } = self.splits[s];
+            for input in std::mem::take(&mut self.splits[s].inputs) {
+                let home = self.target_of[input.index()].unwrap_or(target);
+                nodes.push((self.keep_alive(&[input]), home));
+                let copy = self.copies[input.index() * self.scheduler.targets.len() + target];
+                let copy = copy.expect("an input of a part has a copy there");
+                nodes.push((copy, target));
+                if self.scheduler.pipeline {
+                    leafs.extend((0..).map(|i| (Id(copy.0 + i), target)).take(PIPELINE_COPIES));
+                }
+            }
+            for i in start..end {
+                let id = self.graph.nodes[i];
+                nodes.push((id, self.target_of[id.index()].unwrap_or(target)));
+                for kept in keeps.get(&id) {
+                    for group in kept.chunks(super::graph::tensor::MAX_SRC) {
+                        nodes.push((self.keep_alive(group), target));
+                    }
+                }
+            }
+        }
+        let target = |id: &Id| (*id, self.target_of[id.index()].unwrap_or(self.scheduler.cpu()));
+        leafs.extend(self.graph.leafs.iter().map(target));
+        (nodes, leafs)
+    }
+
+    /// What the devices keep alive until a node, after they have put the nodes of each part in their order.
+    fn fuse(&mut self) -> HashMap<Id, Vec<Id>> {
+        let mut keeps = fusion::Keeps::default();
+        for split in &self.splits {
+            if self.scheduler.targets[split.target].fuses() {
+                fusion::optimize(self.graph, split.start..split.end, &mut keeps);
+            }
+        }
+        keeps.until
+    }
+
+    /// A node that does nothing but read `ids`.
+    fn keep_alive(&mut self, ids: &[Id]) -> Id {
+        let source = self.tensor(ids[0]);
+        let mut node = Tensor::new(source.ty, source.ne);
+        node.view_src = Some(source.view_src.unwrap_or(ids[0]));
+        ids.iter().for_each(|id| node.push_source(*id));
+        self.graph.push(node)
+    }
+}
