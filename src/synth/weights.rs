@@ -96,38 +96,36 @@ impl Weights {
         let name = tensor.name.as_str();
         let constant = (name.ends_with("norm.weight") || name.starts_with("rope_")).then_some(1.0);
         let kind = match (tensor.ty.name, constant) {
-            ("f32", Some(_)) if self.tied && name == "output_norm.weight" => {
-                Kind::F32(vec![1.0, -1.0].repeat(NORMALS / 2))
-            }
+            ("f32", Some(_)) if self.tied && name == "output_norm.weight" => Kind::F32([1.0, -1.0].repeat(NORMALS / 2)),
             ("f32", Some(value)) => Kind::Constant(value),
             ("f32", None) => {
-                let deviation = self.deviation(tensor);
+                let deviation = deviation(tensor);
                 Kind::F32(self.normals.iter().map(|x| x * deviation).collect())
             }
             ("f16", _) => Kind::Half(self.halves(tensor, f16_bits)),
             ("bf16", _) => Kind::Half(self.halves(tensor, |x| (x.to_bits() >> 16) as u16)),
-            _ => Kind::Blocks(Blocks::new(tensor.ty, self.deviation(tensor))),
+            _ => Kind::Blocks(Blocks::new(tensor.ty, deviation(tensor))),
         };
         TensorWeights { seed: self.seed, name: tensor.name.clone(), kind }
     }
 
-    /// Standard deviation of a tensor's weights.
-    fn deviation(&self, tensor: &NewTensor) -> f32 {
-        let has = |part: &str| tensor.name.contains(part);
-        #[expect(clippy::cast_precision_loss, reason = "a row's length")]
-        let row = tensor.shape[0] as f32;
-        let base = if has(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
-        match () {
-            () if has("exp_probs_b") => 0.002,
-            () if has("token_embd") => 0.5,
-            () if has("attn_output.weight") => 0.15 * base,
-            () => base,
-        }
-    }
-
     fn halves(&self, tensor: &NewTensor, convert: impl Fn(f32) -> u16) -> Vec<u16> {
-        let deviation = self.deviation(tensor);
+        let deviation = deviation(tensor);
         self.normals.iter().map(|x| convert(x * deviation)).collect()
+    }
+}
+
+/// Standard deviation of a tensor's weights.
+fn deviation(tensor: &NewTensor) -> f32 {
+    let has = |part: &str| tensor.name.contains(part);
+    #[expect(clippy::cast_precision_loss, reason = "a row's length")]
+    let row = tensor.shape[0] as f32;
+    let base = if has(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
+    match () {
+        () if has("exp_probs_b") => 0.002,
+        () if has("token_embd") => 0.5,
+        () if has("attn_output.weight") => 0.15 * base,
+        () => base,
     }
 }
 
