@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Isa, Machine};
-use crate::memory::{MemoryBreakdown, MemoryByDevice};
+use crate::memory::MemoryByDevice;
 use crate::run::{LoadMode, RunConfig};
 
 #[cfg(feature = "embedded")]
@@ -126,7 +126,7 @@ impl Projection {
                 (false, Some(device)) => device,
                 (false, None) => &buffer.buffer,
             };
-            let row = table.entry(key.to_string()).or_insert_with(MemoryBreakdown::default);
+            let row = table.entry(key.to_string()).or_default();
             row.model += buffer.model;
             row.context += buffer.context;
             row.compute += buffer.compute;
