@@ -232,9 +232,8 @@ fn flash_attn_bytes(tensors: &[Tensor], tensor: &Tensor) -> u64 {
     if needs_copy(k) {
         end = end.next_multiple_of(128) + 2 * k.elements();
     }
-    let shows_k = v.view_src.is_some_and(|root| {
-        root == k_id || (k.view_src == Some(root) && k.view_offs == v.view_offs)
-    });
+    let shows_k =
+        v.view_src.is_some_and(|root| root == k_id || (k.view_src == Some(root) && k.view_offs == v.view_offs));
     if needs_copy(v) && !shows_k {
         end = end.next_multiple_of(128) + 2 * v.elements();
     }

@@ -76,9 +76,8 @@ fn can_fuse(graph: &Graph, nodes: &[usize], ops: &[Op], outputs: &[usize]) -> bo
         }
         let readers = nodes[n + 1..].iter().flat_map(|j| node(graph, *j).sources()).filter(|s| **s == id).count();
         let uses = graph.uses.get(id.index()).copied().unwrap_or(0);
-        let root_is_inside = tensor
-            .view_src
-            .is_none_or(|root| in_group(root) || matches!(graph.tensor(root).held, Held::Weight(_)));
+        let root_is_inside =
+            tensor.view_src.is_none_or(|root| in_group(root) || matches!(graph.tensor(root).held, Held::Weight(_)));
         !tensor.is_output && readers == uses as usize && root_is_inside
     })
 }

@@ -274,8 +274,11 @@ impl Builder<'_> {
         let n = self.ne(rot, 0);
         let t = *self.graph.tensor(x);
         let dims = [n, t.elements() / n];
-        let flat =
-            if t.is_contiguous() { self.graph.reshape(x, &dims) } else { self.graph.make(Op::Cont, t.ty, [dims[0], dims[1], 1, 1], &[x]) };
+        let flat = if t.is_contiguous() {
+            self.graph.reshape(x, &dims)
+        } else {
+            self.graph.make(Op::Cont, t.ty, [dims[0], dims[1], 1, 1], &[x])
+        };
         let turned = self.graph.mul_mat(rot, flat);
         self.graph.reshape(turned, &t.ne)
     }

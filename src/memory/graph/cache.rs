@@ -54,7 +54,8 @@ impl<'a> Builder<'a> {
 
     /// The widest layer's values.
     fn n_embd_v_gqa_max(&self) -> u64 {
-        let width = |l: &crate::memory::context_hparams::LayerHParams| u64::from(l.n_head_kv) * u64::from(l.n_embd_head_v);
+        let width =
+            |l: &crate::memory::context_hparams::LayerHParams| u64::from(l.n_head_kv) * u64::from(l.n_embd_head_v);
         self.plan.caches.hparams.layers.iter().map(width).max().unwrap_or(0)
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Source: `src/llama-graph.cpp` `build_ffn`, `build_moe_ffn`, llama.cpp b11434.
 
-use super::tensor::{Glu, Id, Op, Unary};
 use super::Builder;
+use super::tensor::{Glu, Id, Op, Unary};
 use crate::gguf::ggml_type::{f32, i32};
 
 /// What a feed-forward part does between its matrices.
@@ -213,7 +213,8 @@ impl Builder<'_> {
                 self.graph.like(Op::Sqrt, &[soft])
             }
         };
-        let selected = moe.selected.unwrap_or_else(|| self.select(il, logits, probs, (n_expert, n_used, n_tokens), moe));
+        let selected =
+            moe.selected.unwrap_or_else(|| self.select(il, logits, probs, (n_expert, n_used, n_tokens), moe));
         let probs = self.graph.reshape(probs, &[1, n_expert, n_tokens]);
         let mut weights = self.graph.get_rows(probs, selected);
         if moe.gating == Gating::SoftmaxWeight {

@@ -65,7 +65,7 @@ impl Batch {
 pub fn build(plan: &Plan<'_>) -> Option<Graph> {
     let architecture = models::find(&plan.model.architecture)?;
     let mut builder = Builder::new(plan);
-    architecture(&mut builder);
+    models::build(architecture, &mut builder);
     Some(builder.graph)
 }
 
