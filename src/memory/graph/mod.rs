@@ -7,6 +7,7 @@ mod attention;
 mod cache;
 mod ffn;
 mod inputs;
+mod recurrent;
 mod models;
 mod weights;
 

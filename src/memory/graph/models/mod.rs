@@ -1,5 +1,9 @@
 //! The architectures whose graphs are replayed.
 
+mod delta;
+mod gemma;
+mod mixed;
+mod mla;
 mod plain;
 mod table;
 

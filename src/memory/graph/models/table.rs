@@ -4,7 +4,8 @@ use super::super::Norm;
 use super::super::attention::Extras;
 use super::super::ffn::{Act, Clamp, Gating};
 use super::super::inputs::Embeddings;
-use super::Architecture::{self, Plain};
+use super::Architecture::{self, Own, Plain};
+use super::{delta, gemma, mixed, mla};
 use super::plain::{Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
 
 /// By `general.architecture`.
@@ -231,4 +232,20 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("starcoder", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
     ("starcoder2", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, ..PLAIN })),
     ("xverse", Plain(PLAIN)),
+    ("deepseek2", Own(mla::deepseek2)),
+    ("mistral4", Own(mla::deepseek2)),
+    ("minicpm3", Own(mla::minicpm3)),
+    ("gemma4", Own(gemma::gemma4)),
+    ("mamba", Own(mixed::mamba)),
+    ("mamba2", Own(mixed::mamba)),
+    ("jamba", Own(mixed::jamba)),
+    ("granitehybrid", Own(mixed::granite)),
+    ("falcon-h1", Own(mixed::falcon_h1)),
+    ("lfm2", Own(mixed::lfm2)),
+    ("lfm2moe", Own(mixed::lfm2)),
+    ("nemotron_h", Own(mixed::nemotron_h)),
+    ("nemotron_h_moe", Own(mixed::nemotron_h)),
+    ("qwen3next", Own(delta::build)),
+    ("qwen35", Own(delta::build)),
+    ("qwen35moe", Own(delta::build)),
 ];
