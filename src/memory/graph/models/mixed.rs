@@ -66,7 +66,8 @@ impl Builder<'_> {
     fn mamba(&mut self, il: u32, inputs: &StateInputs, x: Id) -> Id {
         let batch = self.plan.batch;
         let (n_tokens, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
-        let (inner, state, rank) = (self.hparam("ssm.inner_size"), self.hparam("ssm.state_size"), self.hparam("ssm.time_step_rank"));
+        let (inner, state, rank) =
+            (self.hparam("ssm.inner_size"), self.hparam("ssm.state_size"), self.hparam("ssm.time_step_rank"));
         let x = self.by_sequence(x);
         let xz = self.mm(il, "ssm_in", x);
         let nb = self.graph.tensor(xz).nb;
@@ -178,8 +179,7 @@ impl Builder<'_> {
         let bcx = self.mm(il, "shortconv.in_proj", x);
         let t = *self.graph.tensor(bcx);
         let width = t.ne[0] / 3;
-        let [b, c, x] =
-            [0, 1, 2].map(|i| self.graph.view(bcx, &[width, t.ne[1], t.ne[2]], &t.nb[1..3], 4 * i * width));
+        let [b, c, x] = [0, 1, 2].map(|i| self.graph.view(bcx, &[width, t.ne[1], t.ne[2]], &t.nb[1..3], 4 * i * width));
         let bx = self.graph.mul(b, x);
         let (states, _) = self.states(il);
         let kernel = self.hparam("shortconv.l_cache");
@@ -241,7 +241,8 @@ pub(super) fn jamba(b: &mut Builder<'_>) {
 /// granite's hybrid.
 pub(super) fn granite(b: &mut Builder<'_>) {
     let spec = Spec { logits: Logits::Scaled, ..PLAIN };
-    let mut rows = b.inp_embd(Embeddings { scaled: b.f64_or_0("embedding_scale").abs() > 0.0, ..Embeddings::default() });
+    let mut rows =
+        b.inp_embd(Embeddings { scaled: b.f64_or_0("embedding_scale").abs() > 0.0, ..Embeddings::default() });
     let (states, attn) = (b.inp_rs(), b.inp_attn());
     let out_ids = b.inp_out_ids();
     let turned = !matches!(b.hparams().value("rope.scaling.finetuned"), Some(crate::gguf::Value::Bool(false)));
@@ -299,7 +300,8 @@ pub(super) fn lfm2(b: &mut Builder<'_>) {
         let mut residual = rows;
         let x = b.norm(il, "attn_norm", rows, Norm::Rms);
         let is_recurrent = b.layer(il).is_recr;
-        let mut x = if is_recurrent { b.shortconv(il, &states, x) } else { b.plain_attn(il, &attn, x, Some(positions)) };
+        let mut x =
+            if is_recurrent { b.shortconv(il, &states, x) } else { b.plain_attn(il, &attn, x, Some(positions)) };
         b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
         let middle = b.graph.add(residual, x);
         let x = b.norm(il, "ffn_norm", middle, Norm::Rms);

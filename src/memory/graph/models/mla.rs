@@ -97,7 +97,14 @@ impl Builder<'_> {
     }
 
     /// Queries and keys in the latent's space: one key head for all (absorbed MLA).
-    pub(super) fn mla_absorbed(&mut self, il: u32, q: Id, (latent, k_pe): (Id, Id), positions: Id, sizes: Sizes) -> Qkv {
+    pub(super) fn mla_absorbed(
+        &mut self,
+        il: u32,
+        q: Id,
+        (latent, k_pe): (Id, Id),
+        positions: Id,
+        sizes: Sizes,
+    ) -> Qkv {
         let t = *self.graph.tensor(q);
         let (n_tokens, strides) = (self.n_tokens, [t.nb[1], t.nb[2]]);
         let q_nope = self.graph.view(q, &[sizes.nope(), sizes.n_head, n_tokens], &strides, 0);
@@ -128,7 +135,14 @@ impl Builder<'_> {
     }
 
     /// Queries, keys and values of every head, decompressed from the latent.
-    fn mla_heads(&mut self, il: u32, q: Id, (latent, k_pe): (Id, Id), (positions, factors): (Id, Option<Id>), sizes: Sizes) -> Qkv {
+    fn mla_heads(
+        &mut self,
+        il: u32,
+        q: Id,
+        (latent, k_pe): (Id, Id),
+        (positions, factors): (Id, Option<Id>),
+        sizes: Sizes,
+    ) -> Qkv {
         let n_tokens = self.n_tokens;
         let both = self.mm(il, "attn_kv_b", latent);
         let (n_head, nope) = (sizes.n_head, sizes.nope());
@@ -199,4 +213,3 @@ pub(super) fn minicpm3(b: &mut Builder<'_>) {
     let rows = b.graph.scale(rows);
     b.logits(rows);
 }
-

@@ -5,8 +5,8 @@ use super::super::attention::Extras;
 use super::super::ffn::{Act, Clamp, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
-use super::{delta, gemma, mixed, mla};
 use super::plain::{Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
+use super::{delta, gemma, mixed, mla};
 
 /// By `general.architecture`.
 pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
