@@ -143,7 +143,7 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         n_parallel: Some(request.run.n_parallel.unwrap_or(1)),
         n_gpu_layers: i32::try_from(model.hparams.block_count + 1).unwrap_or(i32::MAX).max(99),
         devices: Some(machine.devices.iter().map(|device| device.name.clone()).collect()),
-        rpc: endpoints(machine, &request.run),
+        rpc: machine.rpc_servers(&request.run.rpc),
         fit: false,
         ..request.run.clone()
     };
@@ -170,17 +170,6 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         command,
         placement: expert_split(model, machine, &candidate),
     })
-}
-
-/// The RPC servers that the launch must name: the user's, then those of the machine's devices.
-fn endpoints(machine: &Machine, run: &RunConfig) -> Vec<String> {
-    let mut rpc = run.rpc.clone();
-    for endpoint in machine.devices.iter().filter_map(|device| device.endpoint()) {
-        if !rpc.iter().any(|known| known == endpoint) {
-            rpc.push(endpoint.to_string());
-        }
-    }
-    rpc
 }
 
 /// A word for a POSIX shell, in single quotes where it needs any: regexes stay readable. `None` for one with a NUL.

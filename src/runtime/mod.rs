@@ -52,15 +52,7 @@ impl Launch {
 
     /// The RPC servers to reach: `--rpc`, then those of the machine's devices.
     fn endpoints(&self) -> Vec<String> {
-        let mut endpoints = self.run.rpc.clone();
-        for device in &self.machine.devices {
-            if let Some(endpoint) = device.endpoint()
-                && !endpoints.iter().any(|e| e == endpoint)
-            {
-                endpoints.push(endpoint.to_string());
-            }
-        }
-        endpoints
+        self.machine.rpc_servers(&self.run.rpc)
     }
 }
 
