@@ -5,7 +5,7 @@
 use super::cache::CacheInputs;
 use super::tensor::{Id, Op, Unary};
 use super::{Builder, Norm};
-use crate::gguf::ggml_type::f16;
+use crate::gguf::ggml_type::{f16, f32};
 use crate::memory::caches::{CacheKind, MemoryClass};
 
 /// Queries, keys and values of one layer, `[head, heads, tokens]`.
@@ -33,23 +33,32 @@ pub(super) struct Extras {
 
 /// The caches that a model's attention layers use.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct AttnInputs {
-    base: CacheInputs,
-    swa: Option<CacheInputs>,
+pub(super) enum AttnInputs {
+    /// One cache, and one of a window for the layers that have it.
+    Cached(CacheInputs, Option<CacheInputs>),
+    /// None: the batch attends to itself, by this mask.
+    Batch(Id),
 }
 
 impl AttnInputs {
-    /// The inputs for a layer with or without a window.
-    pub(super) fn of(&self, is_swa: bool) -> CacheInputs {
-        self.swa.filter(|_| is_swa).unwrap_or(self.base)
+    /// The cache for a layer with or without a window.
+    pub(super) fn of(&self, is_swa: bool) -> Option<CacheInputs> {
+        match self {
+            Self::Cached(base, swa) => Some(swa.filter(|_| is_swa).unwrap_or(*base)),
+            Self::Batch(_) => None,
+        }
     }
 }
 
 impl Builder<'_> {
     /// The inputs of one cache, or of a full one and a window's (`build_attn_inp_kv`, `build_attn_inp_kv_iswa`).
     pub(super) fn inp_attn(&mut self) -> AttnInputs {
+        if self.plan.caches.class == MemoryClass::None {
+            let ty = if self.plan.flash_attn { f16() } else { f32() };
+            return AttnInputs::Batch(self.graph.input(ty, &[self.n_tokens, self.n_tokens]));
+        }
         if !matches!(self.plan.caches.class, MemoryClass::Iswa | MemoryClass::HybridIswa) {
-            return AttnInputs { base: self.inp_kv(CacheKind::Base), swa: None };
+            return AttnInputs::Cached(self.inp_kv(CacheKind::Base), None);
         }
         let mut base = self.inp_kv_unrotated(CacheKind::Base);
         let mut swa = self.inp_kv_unrotated(CacheKind::Swa);
@@ -57,7 +66,7 @@ impl Builder<'_> {
             (base.k_rot, base.v_rot) = self.inp_rot(CacheKind::Base);
             (swa.k_rot, swa.v_rot) = self.inp_rot(CacheKind::Swa);
         }
-        AttnInputs { base, swa: Some(swa) }
+        AttnInputs::Cached(base, Some(swa))
     }
 
     fn inp_kv_unrotated(&mut self, kind: CacheKind) -> CacheInputs {
@@ -138,8 +147,14 @@ impl Builder<'_> {
 
     /// Stores keys and values and attends to what the layer's cache holds; without the output projection.
     pub(super) fn attn(&mut self, il: u32, inputs: &AttnInputs, qkv: Qkv, extras: Extras) -> Id {
-        let inputs = inputs.of(self.layer(il).is_swa);
-        self.attn_with(il, inputs, qkv.q, Some((qkv.k, qkv.v)), il, extras)
+        match (inputs.of(self.layer(il).is_swa), inputs) {
+            (Some(cached), _) => self.attn_with(il, cached, qkv.q, Some((qkv.k, qkv.v)), il, extras),
+            (None, AttnInputs::Batch(mask)) => {
+                [qkv.q, qkv.k, qkv.v].into_iter().for_each(|id| self.graph.expand(id));
+                self.mha(il, qkv.q, qkv.k, qkv.v, *mask, extras)
+            }
+            (None, AttnInputs::Cached(..)) => qkv.q,
+        }
     }
 
     /// The same with the cache of layer `owner`; nothing is stored without `kv` (KV sharing).

@@ -215,6 +215,18 @@ impl Builder<'_> {
         };
         let selected =
             moe.selected.unwrap_or_else(|| self.select(il, logits, probs, (n_expert, n_used, n_tokens), moe));
+        let weights = self.weigh(probs, selected, (n_expert, n_used, n_tokens), moe);
+        (selected, weights)
+    }
+
+    /// How much each chosen expert counts.
+    pub(super) fn weigh(
+        &mut self,
+        probs: Id,
+        selected: Id,
+        (n_expert, n_used, n_tokens): (u64, u64, u64),
+        moe: &Moe,
+    ) -> Id {
         let probs = self.graph.reshape(probs, &[1, n_expert, n_tokens]);
         let mut weights = self.graph.get_rows(probs, selected);
         if moe.gating == Gating::SoftmaxWeight {
@@ -232,7 +244,7 @@ impl Builder<'_> {
         if moe.scaled {
             weights = self.graph.scale(weights);
         }
-        (selected, weights)
+        weights
     }
 
     /// The best experts, of the best groups where there are groups.

@@ -4,6 +4,7 @@ mod delta;
 mod gemma;
 mod mixed;
 mod mla;
+mod own;
 mod plain;
 mod table;
 

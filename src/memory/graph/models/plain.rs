@@ -21,8 +21,8 @@ pub(super) enum Rope {
     WindowsOrLead,
     /// All but each `n`th, `n` given here.
     SkipEvery(u32),
-    /// All but the first of each `n`.
-    SkipFirst(u32),
+    /// All, in models of this many layers.
+    IfLayers(u32),
 }
 
 /// Where queries and keys are normed, if the model has the weights.
@@ -46,6 +46,16 @@ pub(super) enum Pre {
     Raw,
 }
 
+/// What happens to the rows before the first layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    Plain,
+    /// Multiplied by a number.
+    Scaled,
+    /// By a norm without weight.
+    Normed,
+}
+
 /// How attention and feed-forward part come together.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Residual {
@@ -67,6 +77,8 @@ pub(super) enum Pick {
     BeforeNorm,
     /// After it.
     AfterNorm,
+    /// Every row is put out.
+    Never,
 }
 
 /// Whether the weights of the chosen experts are made to add up to 1.
@@ -95,8 +107,7 @@ pub(super) enum Logits {
 pub(super) struct Spec {
     pub(super) norm: Norm,
     pub(super) embeddings: Embeddings,
-    /// All rows are multiplied by a number before the first layer.
-    pub(super) scales_input: bool,
+    pub(super) input: Input,
     pub(super) pre: Pre,
     pub(super) rope: Rope,
     pub(super) qk_norm: QkNorm,
@@ -132,7 +143,7 @@ pub(super) struct Spec {
 pub(super) const PLAIN: Spec = Spec {
     norm: Norm::Rms,
     embeddings: Embeddings { n_deepstack: 0, scaled: false, token_scaled: false },
-    scales_input: false,
+    input: Input::Plain,
     pre: Pre::Weighted,
     rope: Rope::All,
     qk_norm: QkNorm::Before,
@@ -157,13 +168,13 @@ pub(super) const PLAIN: Spec = Spec {
 };
 
 /// What every layer of a decoder reads besides its rows.
-struct Inputs {
-    positions: Id,
-    attn: AttnInputs,
-    attn_scale: Option<Id>,
-    out_ids: Id,
+pub(super) struct Inputs {
+    pub(super) positions: Id,
+    pub(super) attn: AttnInputs,
+    pub(super) attn_scale: Option<Id>,
+    pub(super) out_ids: Id,
     /// The embeddings, for layers that add a part of them (deepstack).
-    embeddings: Id,
+    pub(super) embeddings: Id,
 }
 
 /// Builds a decoder of these traits.
@@ -172,15 +183,22 @@ pub(super) fn decoder(b: &mut Builder<'_>, spec: &Spec) {
     embeddings.n_deepstack =
         u64::from(b.hparams().u32_or_0("n_deepstack_layers")) * u64::from(spec.embeddings.n_deepstack > 0);
     let mut rows = b.inp_embd(embeddings);
-    if spec.scales_input {
-        rows = b.graph.scale(rows);
+    rows = match spec.input {
+        Input::Plain => rows,
+        Input::Scaled => b.graph.scale(rows),
+        Input::Normed => b.rms(rows),
+    };
+    if let Some(weight) = b.global("token_embd_norm.weight") {
+        let bias = b.global("token_embd_norm.bias");
+        rows = b.norm_with(None, Some(weight), bias, rows, spec.norm);
     }
     if let Some(table) = b.global("position_embd.weight") {
         let positions = b.inp_pos();
         let places = b.graph.get_rows(table, positions);
         rows = b.graph.add(rows, places);
     }
-    let attn_scale = (spec.temperature).then(|| b.inp_attn_scale());
+    let is_tempered = spec.temperature && b.f64_or_0("attention.temperature_scale").abs() > 0.0;
+    let attn_scale = is_tempered.then(|| b.inp_attn_scale());
     let positions = b.inp_pos();
     let inputs = Inputs { positions, attn: b.inp_attn(), attn_scale, out_ids: b.inp_out_ids(), embeddings: rows };
     for il in 0..b.n_layer {
@@ -227,7 +245,12 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
         Pre::Bare => b.norm_with(None, None, None, residual, spec.norm),
         Pre::Raw => residual,
     };
-    let mut rows = attention(b, spec, il, normed, inputs);
+    let own = b.weights.has(il, "attn_norm_2.weight");
+    let attn_input = if own { b.norm(il, "attn_norm_2", residual, spec.norm) } else { normed };
+    let mut rows = attention(b, spec, il, attn_input, inputs);
+    if b.f64_or_0("attention.value_scale").abs() > 0.0 {
+        rows = b.graph.scale(rows);
+    }
     if spec.pick == Pick::Early {
         b.only_outputs(il, inputs.out_ids, &mut [&mut rows, &mut residual]);
         if spec.residual != Residual::Sequential
@@ -305,7 +328,7 @@ fn turns(b: &Builder<'_>, spec: &Spec, il: u32) -> bool {
         Rope::WindowsIfAny => is_swa || b.plan.caches.hparams.swa.is_none(),
         Rope::WindowsOrLead => is_swa || il < b.hparams().u32_or_0("leading_dense_block_count"),
         Rope::SkipEvery(n) => !(il + 1).is_multiple_of(n),
-        Rope::SkipFirst(n) => n == b.n_layer || !il.is_multiple_of(n),
+        Rope::IfLayers(n) => b.n_layer == n,
     }
 }
 
@@ -330,7 +353,8 @@ fn attention(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, inputs: &Inputs) 
         qkv.q = b.graph.mul(qkv.q, factor);
     }
     let sinks = b.weight(il, "attn_sinks.weight");
-    let extras = Extras { sinks, ..spec.extras };
+    let alibi = spec.extras.alibi || b.f64_or_0("attention.max_alibi_bias").abs() > 0.0;
+    let extras = Extras { sinks, alibi, ..spec.extras };
     if b.weights.has(il, "attn_gate.weight") {
         return gated(b, il, x, (qkv, extras), inputs);
     }
