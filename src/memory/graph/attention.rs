@@ -87,7 +87,8 @@ impl Builder<'_> {
     /// The same with stated `(elements of a head, heads)`.
     pub(super) fn qkv_of(&mut self, il: u32, x: Id, q: (u64, u64), k: (u64, u64), v: (u64, u64)) -> Qkv {
         let n_tokens = self.n_tokens;
-        let clamps = self.hparams().value("attention.clamp_kqv").is_some();
+        let clamps = matches!(self.plan.model.architecture.as_str(), "dbrx" | "mpt" | "olmo")
+            && self.f64_or_0("attention.clamp_kqv") > 0.0;
         if self.weight(il, "attn_qkv.weight").is_some() {
             let mut qkv = self.linear(il, "attn_qkv", x);
             if clamps {

@@ -89,11 +89,15 @@ impl Builder<'_> {
 
     /// Stores the last columns of a convolution's input.
     pub(super) fn keep_conv_state(&mut self, input: Id, states: Id, kernel: u64, channels: u64) {
-        let n_seqs = self.plan.batch.n_seqs;
+        let from = self.last_columns(input, kernel, channels);
+        self.write_states(from, states);
+    }
+
+    /// The columns of a convolution's input that the next tokens will need.
+    pub(super) fn last_columns(&mut self, input: Id, kernel: u64, channels: u64) -> Id {
         let t = *self.graph.tensor(input);
         let last = (t.ne[0] - (kernel - 1)) * t.nb[0];
-        let from = self.graph.view(input, &[kernel - 1, channels, n_seqs], &[t.nb[1], t.nb[2]], last);
-        self.write_states(from, states);
+        self.graph.view(input, &[kernel - 1, channels, self.plan.batch.n_seqs], &[t.nb[1], t.nb[2]], last)
     }
 
     /// A causal convolution of each channel.

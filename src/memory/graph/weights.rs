@@ -12,8 +12,8 @@ pub(super) struct Weights<'a> {
     placement: &'a Placement,
     by_name: HashMap<(Option<u32>, &'a str), usize>,
     leafs: HashMap<(usize, Buffer), Id>,
-    /// Blocks after which the same ones come again.
-    n_blocks: u32,
+    /// The block of every layer, where layers run blocks again.
+    blocks: Vec<u32>,
 }
 
 impl<'a> Weights<'a> {
@@ -26,12 +26,12 @@ impl<'a> Weights<'a> {
             ((tensor.block, suffix), i)
         };
         let by_name = model.tensors.iter().enumerate().map(key).collect();
-        Self { model, placement, by_name, leafs: HashMap::new(), n_blocks: u32::MAX }
+        Self { model, placement, by_name, leafs: HashMap::new(), blocks: Vec::new() }
     }
 
     /// A weight of a layer: `suffix` is what follows `blk.N.`.
     pub(super) fn layer(&mut self, graph: &mut Graph, il: u32, suffix: &str) -> Option<Id> {
-        let index = *self.by_name.get(&(Some(il % self.n_blocks), suffix))?;
+        let index = *self.by_name.get(&(Some(self.block(il)), suffix))?;
         self.leaf(graph, index, self.copies(index).first()?.buffer)
     }
 
@@ -60,14 +60,18 @@ impl<'a> Weights<'a> {
         self.leaf(graph, index, copy.buffer)
     }
 
-    /// Layers run the model's blocks again after so many.
-    pub(super) fn repeat_every(&mut self, n_blocks: u32) {
-        self.n_blocks = n_blocks;
+    /// The layers run these blocks.
+    pub(super) fn run_blocks(&mut self, blocks: Vec<u32>) {
+        self.blocks = blocks;
+    }
+
+    fn block(&self, il: u32) -> u32 {
+        self.blocks.get(il as usize).copied().unwrap_or(il)
     }
 
     /// Whether the model has a weight of this layer.
     pub(super) fn has(&self, il: u32, suffix: &str) -> bool {
-        self.by_name.contains_key(&(Some(il % self.n_blocks), suffix))
+        self.by_name.contains_key(&(Some(self.block(il)), suffix))
     }
 
     fn copies(&self, index: usize) -> &'a [Copy] {

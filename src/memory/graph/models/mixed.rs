@@ -55,7 +55,11 @@ impl Builder<'_> {
         let past = self.graph.reshape(past, &[kernel - 1, channels, self.plan.batch.n_seqs]);
         let x = self.graph.transpose(x);
         let input = self.graph.concat(past, x, 0);
-        self.keep_conv_state(input, conv_states, kernel, channels);
+        let from = self.last_columns(input, kernel, channels);
+        let n = (kernel - 1) * channels * self.plan.batch.n_seqs;
+        let to = self.graph.view(conv_states, &[n], &[], 0);
+        let written = self.graph.cpy(from, to);
+        self.graph.expand(written);
         let weight = self.weight(il, "ssm_conv1d.weight").unwrap_or(input);
         let x = self.ssm_conv(input, weight);
         let x = self.bias(il, "ssm_conv1d", x);

@@ -240,7 +240,7 @@ pub(super) fn nanbeige(b: &mut Builder<'_>) {
     let mut rows = b.inp_embd(Embeddings::default());
     let common = common(b);
     let n_blocks = b.hparams().block_count.max(1);
-    b.weights.repeat_every(n_blocks);
+    b.weights.run_blocks((0..b.n_layer).map(|il| il % n_blocks).collect());
     let norms_between = b.n_layer > n_blocks && !b.flag("skip_loop_final_norm");
     for il in 0..b.n_layer {
         let (x, residual) = attended(b, il, rows, &common);
@@ -264,6 +264,9 @@ pub(super) fn hrm_text(b: &mut Builder<'_>) {
     let hparam = |b: &Builder<'_>, key: &str| b.hparams().u32_or_0(key);
     let per_stack = hparam(b, "hrm.layers_per_stack");
     let (n_high, n_low) = (hparam(b, "hrm.h_cycles"), hparam(b, "hrm.l_cycles"));
+    let n_layer = b.n_layer;
+    let block = |il: u32| il % per_stack + if il / per_stack % (n_low + 1) == n_low { per_stack } else { 0 };
+    b.weights.run_blocks((0..n_layer).map(block).collect());
     let Some(mut low) = b.global("hrm.z_l_init.weight").or_else(|| b.global("hrm.z_l_init")) else { return };
     for h in 0..n_high {
         for l in 0..n_low {

@@ -127,6 +127,8 @@ pub(super) struct Spec {
     /// The last sum is residual plus feed-forward part instead of the other way round.
     pub(super) residual_first: bool,
     pub(super) act: Act,
+    /// Routers are used, where a layer has one.
+    pub(super) has_experts: bool,
     pub(super) gating: Gating,
     /// `expert_gating_func` decides where it is stated.
     pub(super) gating_stated: bool,
@@ -157,6 +159,7 @@ pub(super) const PLAIN: Spec = Spec {
     residual: Residual::Sequential,
     residual_first: false,
     act: Act::Silu,
+    has_experts: true,
     gating: Gating::Softmax,
     gating_stated: false,
     norm_w: NormW::Always,
@@ -248,7 +251,7 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
     let own = b.weights.has(il, "attn_norm_2.weight");
     let attn_input = if own { b.norm(il, "attn_norm_2", residual, spec.norm) } else { normed };
     let mut rows = attention(b, spec, il, attn_input, inputs);
-    if b.f64_or_0("attention.value_scale").abs() > 0.0 {
+    if b.plan.model.architecture == "mimo2" && b.f64_or_0("attention.value_scale").abs() > 0.0 {
         rows = b.graph.scale(rows);
     }
     if spec.pick == Pick::Early {
@@ -353,7 +356,8 @@ fn attention(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, inputs: &Inputs) 
         qkv.q = b.graph.mul(qkv.q, factor);
     }
     let sinks = b.weight(il, "attn_sinks.weight");
-    let alibi = spec.extras.alibi || b.f64_or_0("attention.max_alibi_bias").abs() > 0.0;
+    let is_stated = matches!(b.plan.model.architecture.as_str(), "jais" | "mpt");
+    let alibi = spec.extras.alibi || is_stated && b.f64_or_0("attention.max_alibi_bias").abs() > 0.0;
     let extras = Extras { sinks, alibi, ..spec.extras };
     if b.weights.has(il, "attn_gate.weight") {
         return gated(b, il, x, (qkv, extras), inputs);
@@ -382,7 +386,7 @@ fn gated(b: &mut Builder<'_>, il: u32, x: Id, (qkv, extras): (Qkv, Extras), inpu
 
 /// Experts where the layer has a router, else one dense part.
 pub(super) fn feed_forward(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id) -> Id {
-    if !b.weights.has(il, "ffn_gate_inp.weight") {
+    if !spec.has_experts || !b.weights.has(il, "ffn_gate_inp.weight") {
         return b.ffn(il, "", x, spec.act);
     }
     let stated = if spec.gating_stated { b.hparams().u32_or_0("expert_gating_func") } else { 0 };

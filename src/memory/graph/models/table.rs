@@ -8,6 +8,9 @@ use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
 use super::{delta, gemma, mixed, mla, own};
 
+/// Scores that fall with distance.
+const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
+
 /// By `general.architecture`.
 pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     (
@@ -152,10 +155,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("hunyuan_vl", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
     ("hy_v3", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, pick: Pick::AfterNorm, ..PLAIN })),
     ("internlm2", Plain(PLAIN)),
-    (
-        "jais",
-        Plain(Spec { norm: Norm::Layer, rope: Rope::Never, extras: Extras { alibi: true, ..PLAIN.extras }, ..PLAIN }),
-    ),
+    ("jais", Plain(Spec { norm: Norm::Layer, rope: Rope::Never, extras: ALIBI, ..PLAIN })),
     ("jais2", Plain(Spec { norm: Norm::Layer, act: Act::ReluSqr, ..PLAIN })),
     ("laguna", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN })),
     ("llama", Plain(PLAIN)),
@@ -223,7 +223,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("qwen3tts", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
     ("qwen3vl", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
     ("qwen3vlmoe", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
-    ("refact", Plain(Spec { rope: Rope::Never, extras: Extras { alibi: true, ..PLAIN.extras }, ..PLAIN })),
+    ("refact", Plain(Spec { has_experts: false, rope: Rope::Never, extras: ALIBI, ..PLAIN })),
     ("seed_oss", Plain(Spec { ffn_norm: Some("post_attention_norm"), ..PLAIN })),
     ("smollm3", Plain(Spec { rope: Rope::SkipEvery(4), ..PLAIN })),
     ("spark2_5", Plain(Spec { act: Act::Gelu, ..PLAIN })),
@@ -232,16 +232,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("starcoder2", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, ..PLAIN })),
     ("xverse", Plain(PLAIN)),
     ("baichuan", Plain(Spec { rope: Rope::IfLayers(32), ..PLAIN })),
-    (
-        "bloom",
-        Plain(Spec {
-            norm: Norm::Layer,
-            act: Act::Gelu,
-            rope: Rope::Never,
-            extras: Extras { alibi: true, ..PLAIN.extras },
-            ..PLAIN
-        }),
-    ),
+    ("bloom", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, extras: ALIBI, ..PLAIN })),
     ("cogvlm", Plain(Spec { pick: Pick::Never, ..PLAIN })),
     ("dream", Plain(PLAIN)),
     (
