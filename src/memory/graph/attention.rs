@@ -50,6 +50,39 @@ impl AttnInputs {
     }
 }
 
+/// Architectures that turn by factors of the file (`get_rope_factors` in `src/models`), where it has them.
+const ROPE_FACTORS: &[&str] = &[
+    "apertus",
+    "arcee",
+    "bailingmoe",
+    "cohere2",
+    "cohere2moe",
+    "deci",
+    "deepseek",
+    "exaone",
+    "exaone-moe",
+    "exaone4",
+    "gemma4",
+    "granite",
+    "granite_swa",
+    "granitehybrid",
+    "granitemoe",
+    "hunyuan-dense",
+    "hunyuan-moe",
+    "hunyuan_vl",
+    "hy_v3",
+    "llama",
+    "llama-embed",
+    "llama4",
+    "minicpm",
+    "minicpm3",
+    "mistral3",
+    "nanbeige",
+    "phi3",
+    "phimoe",
+    "step35",
+];
+
 impl Builder<'_> {
     /// The inputs of one cache, or of a full one and a window's (`build_attn_inp_kv`, `build_attn_inp_kv_iswa`).
     pub(super) fn inp_attn(&mut self) -> AttnInputs {
@@ -128,6 +161,9 @@ impl Builder<'_> {
 
     /// The model's rope factors that lie with a layer (`get_rope_factors`).
     pub(super) fn rope_factors(&mut self, il: u32) -> Option<Id> {
+        if !ROPE_FACTORS.contains(&self.plan.model.architecture.as_str()) {
+            return None;
+        }
         let long = self.plan.numbers.n_ctx_seq > self.original_context();
         let scaled = if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
         for name in ["rope_freqs.weight", scaled] {

@@ -24,9 +24,7 @@ impl Builder<'_> {
         let zeroed = self.graph.view(flat, &[own.ne[0]], &[], 0);
         let zeroed = self.graph.scale_inplace(zeroed);
         self.graph.expand(zeroed);
-        let n_extra = own.ne[1] - 1;
-        let tail = self.graph.view(inputs.s_copy, &[n_extra], &[], 4);
-        let all = self.graph.get_rows(flat, tail);
+        let all = self.graph.get_rows(flat, inputs.tail);
         let by_head = self.graph.reshape(flat, &[shape[0], shape[1], shape[2], own.ne[1]]);
         let [x, dt, a, b, c] = sources;
         let n = self.graph.tensor(x).elements() + shape.iter().product::<u64>() * self.plan.batch.n_seqs;

@@ -97,25 +97,32 @@ impl Builder<'_> {
     }
 
     /// Queries and keys in the latent's space: one key head for all (absorbed MLA).
-    pub(super) fn mla_absorbed(
-        &mut self,
-        il: u32,
-        q: Id,
-        (latent, k_pe): (Id, Id),
-        positions: Id,
-        sizes: Sizes,
-    ) -> Qkv {
+    pub(super) fn mla_absorbed(&mut self, il: u32, q: Id, kv: (Id, Id), positions: Id, sizes: Sizes) -> Qkv {
         let t = *self.graph.tensor(q);
         let (n_tokens, strides) = (self.n_tokens, [t.nb[1], t.nb[2]]);
         let q_nope = self.graph.view(q, &[sizes.nope(), sizes.n_head, n_tokens], &strides, 0);
         let q_pe = self.graph.view(q, &[sizes.rope, sizes.n_head, n_tokens], &strides, 4 * sizes.nope());
-        let q_pe = self.graph.rope(q_pe, positions, None);
-        let k_pe = self.graph.rope(k_pe, positions, None);
+        self.mla_absorb(il, (q_nope, q_pe), kv, Some(positions), sizes)
+    }
+
+    /// The same of parted queries; turned only where there are positions.
+    pub(super) fn mla_absorb(
+        &mut self,
+        il: u32,
+        (q_nope, mut q_pe): (Id, Id),
+        (latent, mut k_pe): (Id, Id),
+        positions: Option<Id>,
+        sizes: Sizes,
+    ) -> Qkv {
+        if let Some(positions) = positions {
+            q_pe = self.graph.rope(q_pe, positions, None);
+            k_pe = self.graph.rope(k_pe, positions, None);
+        }
         let q_nope = self.graph.permute(q_nope, [0, 2, 1, 3]);
         let absorbed = self.mm(il, "attn_k_b", q_nope);
         let absorbed = self.graph.permute(absorbed, [0, 2, 1, 3]);
         let q = self.graph.concat(absorbed, q_pe, 0);
-        let v = self.graph.reshape(latent, &[sizes.latent, 1, n_tokens]);
+        let v = self.graph.reshape(latent, &[sizes.latent, 1, self.n_tokens]);
         let k = self.graph.concat(v, k_pe, 0);
         Qkv { q, k, v }
     }

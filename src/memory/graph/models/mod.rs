@@ -1,7 +1,9 @@
 //! The architectures whose graphs are replayed.
 
 mod delta;
+mod dsa;
 mod gemma;
+mod kda;
 mod mixed;
 mod mla;
 mod own;

@@ -34,6 +34,8 @@ pub(super) enum QkNorm {
     After,
     /// All heads as one row, before.
     Flat,
+    /// Not even where there are weights.
+    Never,
 }
 
 /// What of the input a layer normalises before attention.

@@ -6,7 +6,7 @@ use super::super::ffn::{Act, Clamp, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
-use super::{delta, gemma, mixed, mla, own};
+use super::{delta, dsa, gemma, kda, mixed, mla, own};
 
 /// Scores that fall with distance.
 const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
@@ -249,7 +249,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("llada-moe", Plain(Spec { norm_w: NormW::Never, ..PLAIN })),
     ("mimo2", Plain(Spec { gating: Gating::Sigmoid, ..PLAIN })),
     ("mistral3", Plain(Spec { temperature: true, ..PLAIN })),
-    ("mpt", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
+    ("mpt", Plain(Spec { qk_norm: QkNorm::Never, norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
     (
         "muse-glimmer",
         Plain(Spec {
@@ -272,6 +272,9 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("nanbeige", Own(own::nanbeige)),
     ("hrm_text", Own(own::hrm_text)),
     ("deci", Own(own::deci)),
+    ("deepseek32", Own(dsa::build)),
+    ("glm-dsa", Own(dsa::build)),
+    ("kimi-linear", Own(kda::kimi_linear)),
     ("deepseek2", Own(mla::deepseek2)),
     ("mistral4", Own(mla::deepseek2)),
     ("minicpm3", Own(mla::minicpm3)),
