@@ -122,8 +122,10 @@ impl Builder<'_> {
         let n_tokens = self.n_tokens;
         let clamps = matches!(self.plan.model.architecture.as_str(), "dbrx" | "mpt" | "olmo")
             && self.f64_or_0("attention.clamp_kqv") > 0.0;
+        // These multiply by the weights alone.
+        let is_raw = matches!(self.plan.model.architecture.as_str(), "cogvlm" | "mimo2" | "plamo3");
         if self.weight(il, "attn_qkv.weight").is_some() {
-            let mut qkv = self.linear(il, "attn_qkv", x);
+            let mut qkv = if is_raw { self.raw_mm(il, "attn_qkv", x) } else { self.linear(il, "attn_qkv", x) };
             if clamps {
                 qkv = self.graph.clamp(qkv);
             }
@@ -135,7 +137,7 @@ impl Builder<'_> {
             return Qkv { q: part(q, 0), k: part(k, q_width), v: part(v, q_width + k_width) };
         }
         let mut project = |name: &str| {
-            let rows = self.linear(il, name, x);
+            let rows = if is_raw { self.raw_mm(il, name, x) } else { self.linear(il, name, x) };
             if clamps { self.graph.clamp(rows) } else { rows }
         };
         let [q_rows, k_rows, v_rows] = ["attn_q", "attn_k", "attn_v"].map(&mut project);

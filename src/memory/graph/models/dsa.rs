@@ -46,12 +46,12 @@ pub(super) fn build(b: &mut Builder<'_>) {
 
 fn attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, chosen: &mut Option<Id>) -> Id {
     let sizes = b.mla_sizes(il);
-    let low = b.mm(il, "attn_q_a", x);
+    let low = b.raw_mm(il, "attn_q_a", x);
     let low = b.norm(il, "attn_q_a_norm", low, Norm::Rms);
     if b.layer(il).is_indexer_full || b.plan.model.architecture == "deepseek32" {
         *chosen = Some(b.index(il, low, x, inputs));
     }
-    let q = b.mm(il, "attn_q_b", low);
+    let q = b.raw_mm(il, "attn_q_b", low);
     let qkv = b.mla_qkv(il, q, x, inputs.positions, sizes);
     let rows = match chosen {
         Some(chosen) => b.attn_chosen(il, inputs.latent, qkv, *chosen),
@@ -81,10 +81,10 @@ impl Builder<'_> {
         let hparams = &self.plan.caches.hparams;
         let (head, top_k) = (u64::from(hparams.indexer_head_size), u64::from(hparams.indexer_top_k));
         let n_head = u64::from(self.hparams().u32_or_0("attention.indexer.head_count"));
-        let q = self.mm(il, "indexer.attn_q_b", low);
+        let q = self.raw_mm(il, "indexer.attn_q_b", low);
         let q = self.graph.reshape(q, &[head, n_head, n_tokens]);
         let q = self.graph.rope(q, inputs.positions, None);
-        let k = self.mm(il, "indexer.attn_k", x);
+        let k = self.raw_mm(il, "indexer.attn_k", x);
         let k = self.norm(il, "indexer.k_norm", k, Norm::Layer);
         let k = self.graph.reshape(k, &[head, 1, n_tokens]);
         let k = self.graph.rope(k, inputs.positions, None);
@@ -93,7 +93,7 @@ impl Builder<'_> {
         let k = self.graph.mul_mat(rot, k);
         let stored = self.cpy_k(CacheKind::Indexer, il, k, inputs.indexer.k_idxs);
         self.graph.expand(stored);
-        let weights = self.mm(il, "indexer.proj", x);
+        let weights = self.raw_mm(il, "indexer.proj", x);
         let k = self.get_k(CacheKind::Indexer, il, head, 1);
         let n_stream = self.ne(k, 3);
         let t = *self.graph.tensor(q);

@@ -47,7 +47,7 @@ pub(super) fn kimi_linear(b: &mut Builder<'_>) {
 fn attention(b: &mut Builder<'_>, il: u32, x: Id, cached: &Cached) -> Id {
     let sizes = b.mla_sizes(il);
     let n_tokens = b.n_tokens;
-    let q = b.mm(il, "attn_q", x);
+    let q = b.raw_mm(il, "attn_q", x);
     let rows = match cached {
         Cached::Latent(inputs) => {
             let row = 4 * sizes.k_head;
@@ -61,7 +61,7 @@ fn attention(b: &mut Builder<'_>, il: u32, x: Id, cached: &Cached) -> Id {
         Cached::Heads(inputs) => {
             let (latent, k_pe) = b.mla_kv(il, x, sizes);
             let q = b.graph.reshape(q, &[sizes.k_head, sizes.n_head, n_tokens]);
-            let both = b.mm(il, "attn_kv_b", latent);
+            let both = b.raw_mm(il, "attn_kv_b", latent);
             let (n_head, nope) = (sizes.n_head, sizes.nope());
             let strides = [4 * (nope + sizes.v_head), 4 * (nope + sizes.v_head) * n_head];
             let k_nope = b.graph.view(both, &[nope, n_head, n_tokens], &strides, 0);
@@ -123,8 +123,8 @@ impl Builder<'_> {
         let q = conv("q", 0, rows[0]);
         let k = conv("k", 1, rows[1]);
         let v = conv("v", 2, rows[2]);
-        let decay = self.mm(il, "ssm_f_a", x);
-        let decay = self.mm(il, "ssm_f_b", decay);
+        let decay = self.raw_mm(il, "ssm_f_a", x);
+        let decay = self.raw_mm(il, "ssm_f_b", decay);
         let decay = self.bias(il, "ssm_dt", decay);
         let decay = self.graph.unary(Unary::Softplus, decay);
         let decay = self.graph.reshape(decay, &[head, n_head, n]);
@@ -132,7 +132,7 @@ impl Builder<'_> {
         let a = self.graph.reshape(a, &[1, n_head, 1]);
         let decay = self.graph.mul(decay, a);
         let decay = self.graph.reshape(decay, &[head, n_head, n_tokens, n_seqs]);
-        let beta = self.mm(il, "ssm_beta", x);
+        let beta = self.raw_mm(il, "ssm_beta", x);
         let beta = self.graph.reshape(beta, &[1, n_head, n_tokens, n_seqs]);
         let beta = self.graph.unary(Unary::Sigmoid, beta);
         let x = self.by_sequence(x);
@@ -148,14 +148,14 @@ impl Builder<'_> {
         self.graph.expand(written);
         let width = self.ne(x, 0);
         let x = self.graph.reshape(x, &[width, n]);
-        let gate = self.mm(il, "ssm_g_a", x);
-        let gate = self.mm(il, "ssm_g_b", gate);
+        let gate = self.raw_mm(il, "ssm_g_a", x);
+        let gate = self.raw_mm(il, "ssm_g_b", gate);
         let gate = self.graph.reshape(gate, &[head, n_head, n]);
         let output = self.graph.reshape(output, &[head, n_head, n]);
         let normed = self.norm(il, "ssm_norm", output, Norm::Rms);
         let gate = self.graph.unary(Unary::Sigmoid, gate);
         let gated = self.graph.mul(normed, gate);
         let gated = self.graph.cont_nd(gated, &[inner, n]);
-        self.mm(il, "attn_output", gated)
+        self.raw_mm(il, "attn_output", gated)
     }
 }

@@ -80,16 +80,16 @@ impl Builder<'_> {
     /// Queries by way of a low rank where the layer has one.
     pub(super) fn mla_q(&mut self, il: u32, x: Id) -> Id {
         if self.weights.has(il, "attn_q.weight") {
-            return self.mm(il, "attn_q", x);
+            return self.raw_mm(il, "attn_q", x);
         }
-        let low = self.mm(il, "attn_q_a", x);
+        let low = self.raw_mm(il, "attn_q_a", x);
         let low = self.norm(il, "attn_q_a_norm", low, Norm::Rms);
-        self.mm(il, "attn_q_b", low)
+        self.raw_mm(il, "attn_q_b", low)
     }
 
     /// The latent, normed, and the part of the key that is turned.
     pub(super) fn mla_kv(&mut self, il: u32, x: Id, sizes: Sizes) -> (Id, Id) {
-        let both = self.mm(il, "attn_kv_a_mqa", x);
+        let both = self.raw_mm(il, "attn_kv_a_mqa", x);
         let (row, n_tokens) = (4 * (sizes.latent + sizes.rope), self.n_tokens);
         let latent = self.graph.view(both, &[sizes.latent, n_tokens], &[row], 0);
         let turned = self.graph.view(both, &[sizes.rope, 1, n_tokens], &[row, row], 4 * sizes.latent);
@@ -119,7 +119,7 @@ impl Builder<'_> {
             k_pe = self.graph.rope(k_pe, positions, None);
         }
         let q_nope = self.graph.permute(q_nope, [0, 2, 1, 3]);
-        let absorbed = self.mm(il, "attn_k_b", q_nope);
+        let absorbed = self.raw_mm(il, "attn_k_b", q_nope);
         let absorbed = self.graph.permute(absorbed, [0, 2, 1, 3]);
         let q = self.graph.concat(absorbed, q_pe, 0);
         let v = self.graph.reshape(latent, &[sizes.latent, 1, self.n_tokens]);
@@ -151,7 +151,7 @@ impl Builder<'_> {
         sizes: Sizes,
     ) -> Qkv {
         let n_tokens = self.n_tokens;
-        let both = self.mm(il, "attn_kv_b", latent);
+        let both = self.raw_mm(il, "attn_kv_b", latent);
         let (n_head, nope) = (sizes.n_head, sizes.nope());
         let strides = [4 * (nope + sizes.v_head), 4 * (nope + sizes.v_head) * n_head];
         let k_nope = self.graph.view(both, &[nope, n_head, n_tokens], &strides, 0);

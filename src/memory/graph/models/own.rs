@@ -187,7 +187,7 @@ pub(super) fn openelm(b: &mut Builder<'_>) {
         let (head, n_head, n_kv) =
             (u64::from(layer.n_embd_head_k), u64::from(layer.n_head), u64::from(layer.n_head_kv));
         let n_tokens = b.n_tokens;
-        let all = b.mm(il, "attn_qkv", x);
+        let all = b.raw_mm(il, "attn_qkv", x);
         let all = b.graph.reshape(all, &[head, n_head + 2 * n_kv, n_tokens]);
         let nb = b.graph.tensor(all).nb;
         let [q, k, v] = [(n_head, 0), (n_kv, n_head), (n_kv, n_head + n_kv)]
@@ -284,7 +284,7 @@ pub(super) fn hrm_text(b: &mut Builder<'_>) {
 fn hrm_stack(b: &mut Builder<'_>, mut rows: Id, first: u32, n: u32, common: &Common) -> Id {
     for il in first..first + n {
         let x = b.rms(rows);
-        let gate = b.mm(il, "attn_gate", x);
+        let gate = b.raw_mm(il, "attn_gate", x);
         let mut qkv = b.qkv(il, x);
         b.rope_qk(&mut qkv, common.positions, None);
         let x = b.attn(il, &common.attn, qkv, Extras::default());

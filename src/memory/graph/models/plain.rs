@@ -68,6 +68,8 @@ pub(super) enum Residual {
     ParallelAttnFirst,
     /// The same, the feed-forward part added to attention's result.
     ParallelOntoAttn,
+    /// Parallel where `use_parallel_residual` says so.
+    ParallelIfStated,
 }
 
 /// When the rows to put out are picked.
@@ -270,7 +272,12 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
     if spec.scales_residual {
         rows = b.graph.scale(rows);
     }
-    if spec.residual != Residual::Sequential {
+    let is_parallel = match spec.residual {
+        Residual::Sequential => false,
+        Residual::ParallelIfStated => b.flag("use_parallel_residual"),
+        _ => true,
+    };
+    if is_parallel {
         return parallel(b, spec, il, (rows, residual, normed));
     }
     let middle = b.graph.add(rows, residual);
@@ -369,7 +376,7 @@ fn attention(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, inputs: &Inputs) 
 
 /// Attention whose result is multiplied by a gate before its output projection: by head, or element by element.
 fn gated(b: &mut Builder<'_>, il: u32, x: Id, (qkv, extras): (Qkv, Extras), inputs: &Inputs) -> Id {
-    let gate = b.mm(il, "attn_gate", x);
+    let gate = b.raw_mm(il, "attn_gate", x);
     let mut rows = b.attn(il, &inputs.attn, qkv, extras);
     let function = if b.plan.model.architecture == "laguna" { Unary::Softplus } else { Unary::Sigmoid };
     let gate = b.graph.unary(function, gate);

@@ -122,7 +122,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
         }),
     ),
     ("gpt2", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
-    ("gptneox", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, residual: Residual::Parallel, ..PLAIN })),
+    ("gptneox", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, residual: Residual::ParallelIfStated, ..PLAIN })),
     (
         "granite",
         Plain(Spec {
