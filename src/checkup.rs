@@ -43,6 +43,7 @@ pub struct Checkup {
 }
 
 /// The launch as llama.cpp resolves it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
     /// Cells in all.
@@ -183,6 +184,8 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
     let budget = budgets(machine, &placement, options.margin);
     let shortfall = shortfall(&memory, &budget);
     let overrides = override_rows(model, run, &placement);
+    let mut lints = lints(&command.notes, &overrides);
+    lints.extend((!shortfall.is_empty()).then(|| fitting(run)).flatten());
     Ok(Checkup {
         schema: "moeplan/check/1",
         program: run.program,
@@ -191,7 +194,7 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
         budget,
         shortfall,
         mapped_span: mapped_span(model, run, &placement),
-        lints: lints(&command.notes, &overrides),
+        lints,
         overrides,
         memory,
         basis: prediction.basis,
@@ -218,11 +221,11 @@ fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<
     budgets
 }
 
-/// By how much each budget is passed; buffer types of the host without a budget count towards the host's.
+/// By how much each budget is passed; buffer types that llama.cpp lists apart (`CPU_REPACK`, `AMX`) are host memory.
 fn shortfall(memory: &BTreeMap<String, Row>, budget: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes> {
     let mut needed: BTreeMap<&str, Bytes> = BTreeMap::new();
     for (key, row) in memory {
-        let of = if budget.contains_key(key) { key.as_str() } else { HOST };
+        let of = if matches!(key.as_str(), "CPU_REPACK" | "AMX") { HOST } else { key };
         *needed.entry(of).or_default() += row.total;
     }
     let over = needed.iter().filter_map(|(key, total)| {
@@ -344,6 +347,24 @@ fn lints(notes: &[Note], overrides: &[OverrideRow]) -> Vec<Lint> {
     lints
 }
 
+/// What llama.cpp's own fitting would do about a command that does not fit (`common/fit.cpp`, b11434).
+fn fitting(run: &RunConfig) -> Option<Lint> {
+    let shrinks = run.n_ctx == 0 && run.fit_ctx != u32::MAX;
+    let moves = run.n_gpu_layers == -1 && run.overrides.is_empty();
+    let what = match (shrinks, moves) {
+        (true, true) => "shorten the context, then move experts or layers to the host",
+        (true, false) => "shorten the context",
+        (false, true) => "move experts or layers to the host",
+        (false, false) => return None,
+    };
+    run.fit.then(|| Lint {
+        code: "fit-would-change",
+        severity: Severity::Info,
+        message: format!("llama.cpp's own fitting is on and would {what}; the figures are of the command as written"),
+        hint: Some("`moeplan plan` chooses what goes to the host; `-fit off` keeps the command as written".into()),
+    })
+}
+
 /// Every copy of every tensor.
 fn tensor_rows(model: &Model, machine: &Machine, placement: &Placement) -> Vec<TensorRow> {
     let mut rows = Vec::with_capacity(model.tensors.len());
@@ -357,4 +378,43 @@ fn tensor_rows(model: &Model, machine: &Machine, placement: &Placement) -> Vec<T
         }
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffer_types_of_the_host_count_towards_its_memory() {
+        let row = |mib| {
+            let terms = MemoryBreakdown { model: Bytes::mib(mib), ..MemoryBreakdown::default() };
+            Row { terms, total: terms.total() }
+        };
+        let memory: BTreeMap<String, Row> =
+            [("CUDA0", row(10)), ("CUDA1", row(20)), ("Host", row(30)), ("CPU_REPACK", row(40))]
+                .map(|(key, row)| (key.to_string(), row))
+                .into();
+        let of = |budgets: &[(&str, u64)]| {
+            let budgets = budgets.iter().map(|(key, mib)| ((*key).to_string(), Bytes::mib(*mib))).collect();
+            shortfall(&memory, &budgets).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[("CUDA0", 10), ("CUDA1", 20)]), []);
+        assert_eq!(of(&[("CUDA0", 9), ("CUDA1", 20), ("Host", 70)]), [("CUDA0".to_string(), Bytes::mib(1))]);
+        assert_eq!(of(&[("CUDA0", 10), ("CUDA1", 20), ("Host", 69)]), [("Host".to_string(), Bytes::mib(1))]);
+        // A device without a budget is no host memory.
+        assert_eq!(of(&[("Host", 70)]), []);
+    }
+
+    #[test]
+    fn fitting_is_mentioned_where_it_would_act() {
+        let run = RunConfig::default();
+        for (run, acts) in [
+            (run.clone(), true),
+            (RunConfig { fit: false, ..run.clone() }, false),
+            (RunConfig { n_ctx: 4096, n_gpu_layers: 99, ..run.clone() }, false),
+            (RunConfig { n_gpu_layers: 99, ..run }, true),
+        ] {
+            assert_eq!(fitting(&run).is_some(), acts);
+        }
+    }
 }

@@ -305,7 +305,7 @@ mod tests {
     fn a_bad_file_says_where() {
         let document = json!({"experts": {"count": 16}});
         for (yaml, says) in [
-            ("experts.count: 16\nexperts: [", "line 2"),
+            ("experts.count: 16\nexperts: [", "line 3 column 1"),
             ("experts.count: 1\nexperts.count: 2", "duplicate"),
             ("- 1", "line 1, column 1: not a mapping"),
             ("# one\n  expert.count: 16", "line 2, column 3: the inspect document has no `expert.count`"),

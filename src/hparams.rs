@@ -311,3 +311,80 @@ impl Keys<'_> {
         tokens.or_else(|| self.scalar("vocab_size")).unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(keys: &[(&str, Value)]) -> (HParams, Vec<String>) {
+        let base = [
+            ("x.context_length", 4096),
+            ("x.embedding_length", 64),
+            ("x.block_count", 3),
+            ("x.attention.head_count", 4),
+        ];
+        let mut metadata: Metadata =
+            base.into_iter().map(|(key, value)| (key.to_string(), Value::U64(value))).collect();
+        for (key, value) in keys {
+            metadata.insert(format!("x.{key}").replace("x.!", ""), value.clone());
+        }
+        let (hparams, errors) = HParams::read("x", &metadata);
+        (hparams, errors.iter().map(ToString::to_string).collect())
+    }
+
+    fn array(values: &[u64]) -> Value {
+        Value::Array(values.iter().map(|n| Value::U64(*n)).collect())
+    }
+
+    #[test]
+    fn defaults_follow_the_loader() {
+        let (hparams, errors) = read(&[]);
+        assert_eq!(errors, [""; 0]);
+        assert_eq!((hparams.key_length, hparams.value_length, hparams.key_length_swa), (16, 16, 16));
+        assert_eq!((hparams.head_count_kv, hparams.feed_forward_length), (vec![4; 3], vec![0; 3]));
+        assert_eq!((hparams.expert_count, hparams.expert_used_count, hparams.vocab_size), (0, vec![0; 3], 0));
+    }
+
+    #[test]
+    fn arrays_are_by_layer_and_the_first_head_count_gives_the_head_size() {
+        let (hparams, errors) = read(&[
+            ("attention.head_count", array(&[8, 4, 4])),
+            ("attention.head_count_kv", array(&[0, 2, 2])),
+            ("attention.value_length", Value::I64(24)),
+            ("attention.key_length_swa", Value::U64(32)),
+            ("!tokenizer.ggml.tokens", Value::Counted { len: 999 }),
+            ("vocab_size", Value::U64(7)),
+            ("pattern", Value::Array(vec![Value::Bool(true), Value::Bool(false)])),
+        ]);
+        assert_eq!(errors, [""; 0]);
+        assert_eq!((hparams.key_length, hparams.value_length), (8, 24));
+        assert_eq!((hparams.key_length_swa, hparams.value_length_swa), (32, 24));
+        assert_eq!((&hparams.head_count_kv, hparams.vocab_size), (&vec![0, 2, 2], 999));
+        assert_eq!(hparams.u32_per_layer("pattern"), Some(vec![1, 0]));
+    }
+
+    #[test]
+    fn what_llama_cpp_refuses_names_its_key() {
+        for (key, value, says) in [
+            ("block_count", Value::U64(513), "key `x.block_count` is 513: llama.cpp takes 1 to 512"),
+            (
+                "block_count",
+                Value::String("3".into()),
+                "key `x.block_count` is text, not a whole number of at most 32 bits",
+            ),
+            ("nextn_predict_layers", Value::U64(4), "key `x.nextn_predict_layers` is 4: llama.cpp takes 0 to 3"),
+            ("expert_count", Value::U64(1025), "key `x.expert_count` is 1025: llama.cpp takes 0 to 1024"),
+            ("expert_count", Value::U64(8), "key `x.expert_used_count` is missing"),
+            ("expert_used_count", Value::U64(8), "key `x.expert_used_count` is 8: llama.cpp takes 0 to 0"),
+            ("attention.head_count", array(&[1, 2]), "key `x.attention.head_count` has 2 values for 3 blocks"),
+            ("feed_forward_length", Value::F64(0.5), "key `x.feed_forward_length` is the fraction 0.5"),
+            ("context_length", Value::U64(1 << 40), "key `x.context_length` is 1099511627776"),
+            ("context_length", Value::I64(-1), "key `x.context_length` is -1"),
+        ] {
+            let (_, errors) = read(&[(key, value)]);
+            assert!(errors.len() == 1 && errors[0].starts_with(says), "{key}: {errors:?}");
+        }
+        let (_, errors) = HParams::read("x", &Metadata::new());
+        assert_eq!(errors.len(), 3, "{errors:?}");
+    }
+}

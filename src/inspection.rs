@@ -14,7 +14,7 @@ use crate::rules::Role;
 mod file_type;
 mod warning;
 
-pub use file_type::FileType;
+pub use file_type::{Basis, FileType};
 pub use warning::Warning;
 
 /// The document `moeplan/inspect/1`.
@@ -40,8 +40,8 @@ pub struct Inspection {
     pub name: Option<String>,
     /// llama.cpp's name of `general.file_type`, or of the type that holds most bytes.
     pub file_type: Option<&'static str>,
-    /// Whether the file does not say and the name is told from its tensors.
-    pub file_type_guessed: bool,
+    /// Where `file_type` comes from.
+    pub file_type_basis: Basis,
     /// How many tensors.
     pub tensors: u64,
     /// Blocks, NextN blocks included.
@@ -154,7 +154,7 @@ pub struct TensorRow {
 
 /// Context memory at `-np 1` by cache type (`f16`, `q8_0`), as the context's law gives it.
 #[derive(Debug, Clone, Default)]
-pub struct ContextPerToken {
+pub struct ContextSizes {
     /// What one more token of `-c` adds.
     pub per_token: BTreeMap<&'static str, Bytes>,
     /// What does not grow.
@@ -163,7 +163,7 @@ pub struct ContextPerToken {
 
 impl Inspection {
     /// The document of a model; `refused` are the keys that llama.cpp would refuse.
-    pub fn new(model: &Model, refused: &[hparams::Error], context: Option<ContextPerToken>) -> Self {
+    pub fn new(model: &Model, refused: &[hparams::Error], context: Option<ContextSizes>) -> Self {
         let hparams = &model.hparams;
         let parameters = parameters(model);
         let bytes = tensor_bytes(model);
@@ -186,7 +186,7 @@ impl Inspection {
             architecture: model.architecture.clone(),
             name: model.name.clone(),
             file_type: file_type.name,
-            file_type_guessed: file_type.is_guessed,
+            file_type_basis: file_type.basis,
             tensors: model.tensors.len() as u64,
             block_count: hparams.block_count,
             nextn_predict_layers: hparams.nextn_predict_layers,

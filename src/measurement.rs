@@ -1,5 +1,7 @@
 //! A measurement and its comparison with a prediction: predicted and measured are one type, so that they subtract.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::{Bytes, MIB};
@@ -24,9 +26,9 @@ pub struct Measurement {
     /// Which runtime.
     pub runtime: RuntimeInfo,
     /// Measured memory by device.
-    pub memory: MemoryByDevice,
+    pub memory: BTreeMap<String, MemoryRow>,
     /// What was predicted.
-    pub predicted: MemoryByDevice,
+    pub predicted: BTreeMap<String, MemoryRow>,
     /// The span of mapped weights in their file; zero when nothing is mapped.
     pub mapped_span: Bytes,
     /// Memory of the runtime's process after the run.
@@ -45,6 +47,22 @@ pub struct Measurement {
     pub tolerance: f64,
     /// Predicted beside measured.
     pub comparison: Vec<Row>,
+}
+
+/// A row of memory with its sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRow {
+    /// The terms.
+    #[serde(flatten)]
+    pub terms: MemoryBreakdown,
+    /// Together.
+    pub total: Bytes,
+}
+
+fn rows(memory: &MemoryByDevice) -> BTreeMap<String, MemoryRow> {
+    let row =
+        |(key, terms): (&String, &MemoryBreakdown)| (key.clone(), MemoryRow { terms: *terms, total: terms.total() });
+    memory.iter().map(row).collect()
 }
 
 /// Samples in tokens/s, one a repetition (llama-bench's names).
@@ -101,8 +119,8 @@ pub fn measurement(observation: Observation, predicted: &MemoryByDevice, toleran
         schema: SCHEMA.to_string(),
         plan: serde_json::Value::Null,
         runtime: observation.runtime,
-        memory: observation.memory,
-        predicted: predicted.clone(),
+        memory: rows(&observation.memory),
+        predicted: rows(predicted),
         mapped_span: observation.mapped_span,
         process: observation.process,
         process_before: observation.process_before,

@@ -122,7 +122,8 @@ impl Model {
             hparams.nextn_predict_layers = 0;
         }
         let roles = RoleRules::built_in(&architecture).roles(names);
-        let data_offset = header.data_offset;
+        let data_offset =
+            |shard: u16| files.get(usize::from(shard)).map_or(header.data_offset, |file| file.data_offset);
         let tensors = header.tensors.into_iter().zip(roles).map(|(info, role)| Tensor {
             block: rules::block_of(&info.name),
             role,
@@ -130,9 +131,10 @@ impl Model {
             shape: info.shape,
             bytes: info.bytes,
             shard: info.shard,
-            file_offset: data_offset + info.offset,
+            file_offset: data_offset(info.shard).saturating_add(info.offset),
             name: info.name,
         });
+        let tensors = tensors.collect();
         let model = Self {
             kind,
             name: text("general.name"),
@@ -142,7 +144,7 @@ impl Model {
             byte_order: header.byte_order,
             alignment: header.alignment,
             hparams,
-            tensors: tensors.collect(),
+            tensors,
             metadata: header.metadata,
         };
         (model, refused)

@@ -7,10 +7,11 @@ use std::process::Command;
 use moeplan::bytes::{Bytes, MIB};
 use moeplan::gguf;
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
-use moeplan::memory::caches::CacheKind;
+use moeplan::memory::caches::{self, CacheKind, Caches};
 use moeplan::memory::{self, HOST, context};
 use moeplan::model::Model;
-use moeplan::placement;
+use moeplan::placement::{self, Placement};
+use moeplan::run::numbers::numbers;
 use moeplan::run::{RunConfig, parse};
 
 /// One projection: the launch and the MiB (truncated) it showed.
@@ -65,13 +66,28 @@ fn machine() -> Machine {
     Machine { devices: vec![card], host: Host { ram: None, isa: Isa::X86Amx } }
 }
 
+/// The context of `model` launched as `run`, without the compute column, which takes longer.
+fn context_of(
+    model: &Model,
+    run: &RunConfig,
+    machine: &Machine,
+    placement: &Placement,
+) -> Result<(Caches, BTreeMap<String, Bytes>), memory::Error> {
+    let numbers = numbers(run, &model.hparams);
+    let caches = caches::caches(model, run, &numbers);
+    context::check(&caches, model, run, &numbers)?;
+    let bytes = context::bytes_by_device(&caches, machine, run, placement)?;
+    Ok((caches, bytes))
+}
+
 /// What is wrong with the prediction of `row`, in words.
 fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
     let name = format!("{} {}", row.model, row.flags);
     let machine = machine();
     let placement = placement::place(model, &machine, &row.run).expect("llama.cpp took it");
-    let prediction = match memory::predict(model, &machine, &row.run, &placement) {
-        Ok(prediction) => prediction,
+    let models = placement::model_bytes(&placement, model, &machine);
+    let (caches, contexts) = match context_of(model, &row.run, &machine, &placement) {
+        Ok(found) => found,
         Err(error) => return vec![format!("{name}: {error}")],
     };
     let state_cell = |buffer: &str| {
@@ -82,7 +98,7 @@ fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
             "CPU" => (HOST, &[CacheKind::Recurrent, CacheKind::PleState]),
             device => (device, &[CacheKind::Recurrent, CacheKind::PleState]),
         };
-        let mut states = prediction.caches.clone();
+        let mut states = caches.clone();
         states.list.retain(|cache| kinds.contains(&cache.kind));
         let states = context::bytes_by_device(&states, &machine, &row.run, &placement).expect("predicted above");
         states.get(device).map_or(0.0, |bytes| bytes.in_mib())
@@ -93,10 +109,10 @@ fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
         .filter(|(buffer, mib)| (state_cell(buffer) - **mib).abs() > 0.0051)
         .map(|(buffer, mib)| format!("{name}: states {buffer} {} MiB, llama.cpp {mib}", state_cell(buffer)));
     let wrong_columns = row.columns_mib.iter().filter_map(|(device, (model, context))| {
-        let found = prediction.memory.get(device).copied().unwrap_or_default();
-        let wrong = found.model.0 / MIB != *model || found.context.0 / MIB != *context;
-        let (m, c) = (found.model.in_mib(), found.context.in_mib());
-        wrong.then(|| format!("{name}: {device} {m} + {c} MiB, llama.cpp {model} + {context}"))
+        let cell = |column: &BTreeMap<String, Bytes>| column.get(device).copied().unwrap_or_default();
+        let (m, c) = (cell(&models), cell(&contexts));
+        let wrong = m.0 / MIB != *model || c.0 / MIB != *context;
+        wrong.then(|| format!("{name}: {device} {} + {} MiB, llama.cpp {model} + {context}", m.in_mib(), c.in_mib()))
     });
     wrong_columns.chain(wrong_states).collect()
 }
@@ -141,4 +157,36 @@ fn real_models() {
 fn full_size_models() {
     let folder = std::env::var("MOEPLAN_HEADERS").expect("MOEPLAN_HEADERS names a folder");
     check("models.jsonl", Path::new(&folder));
+}
+
+/// `testdata/truth/context.tsv`: every architecture by nine launches, to the byte, and what llama.cpp refuses.
+#[test]
+fn context_to_the_byte() {
+    let folder = unpack("architectures.tar.xz");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth/context.tsv");
+    let text = std::fs::read_to_string(path).expect("the truth is in the repository");
+    let mut lines = text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t'));
+    let launches: Vec<&str> = lines.next().expect("a head").skip(1).collect();
+    let machine = Machine { devices: Vec::new(), ..machine() };
+    let (mut wrong, mut cells) = (Vec::new(), 0);
+    for mut line in lines {
+        let name = line.next().expect("a model");
+        let gguf = gguf::open(&folder.path().join(format!("{name}.gguf"))).expect("a header of the archive");
+        let model = Model::from_gguf(gguf).expect("a model of the archive");
+        for (flags, expected) in launches.iter().zip(line).filter(|(_, expected)| *expected != "aborts") {
+            let words: Vec<String> = format!("llama-server {flags}").split(' ').map(str::to_string).collect();
+            let run = parse::command(&words, &BTreeMap::new()).expect("flags of llama.cpp").run;
+            let placement = placement::place(&model, &machine, &run).expect("the host takes all");
+            let found = match context_of(&model, &run, &machine, &placement) {
+                Ok((_, bytes)) => bytes.get(HOST).map_or(0, |bytes| bytes.0).to_string(),
+                Err(_) => "refused".to_string(),
+            };
+            cells += 1;
+            if found != expected {
+                wrong.push(format!("{name} {flags}: {found}, llama.cpp {expected}"));
+            }
+        }
+    }
+    assert!(cells > 1000, "{cells} cells");
+    assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
 }

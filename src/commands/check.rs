@@ -11,6 +11,7 @@ use crate::checkup::{self, Checkup, Options, Severity};
 use crate::cli::Format;
 use crate::gguf;
 use crate::model::Model;
+use crate::placement;
 use crate::report;
 use crate::run::{self, ModelSource, RunConfig};
 
@@ -69,4 +70,28 @@ fn environment() -> BTreeMap<String, String> {
 fn outcome(checkup: &Checkup) -> Outcome {
     let refused = checkup.lints.iter().any(|lint| lint.severity == Severity::Error);
     if checkup.fits && !refused { Outcome::Yes } else { Outcome::No }
+}
+
+/// What to try after an error of this command.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    let placement = match error.downcast_ref::<checkup::Error>() {
+        Some(checkup::Error::Placement(error)) => Some(error),
+        Some(checkup::Error::Memory(_)) => None,
+        None => error.downcast_ref::<placement::Error>(),
+    };
+    match placement? {
+        placement::Error::UnknownDevice { flag, name, .. } if flag == "--rpc" => {
+            Some(format!("describe the server before `--`: --device 'RPC0[{name}]=SIZE'"))
+        }
+        placement::Error::UnknownDevice { name, .. } => {
+            Some(format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE"))
+        }
+        placement::Error::UnknownBuffer { buffer, .. } if buffer.contains("Host") || buffer == "CPU_REPACK" => Some(
+            "llama.cpp takes only devices and `CPU` there; `CPU` becomes pinned, mapped or repacked by itself".into(),
+        ),
+        placement::Error::UnknownBuffer { buffer, .. } => {
+            Some(format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"))
+        }
+        _ => None,
+    }
 }

@@ -7,10 +7,12 @@ use anyhow::Context as _;
 use super::{Outcome, Output};
 use crate::cli::Format;
 use crate::expectation::{self, Expectations};
-use crate::gguf;
-use crate::inspection::Inspection;
-use crate::model::Model;
+use crate::gguf::{self, GgmlType};
+use crate::inspection::{ContextSizes, Inspection};
+use crate::memory;
+use crate::model::{FileKind, Model};
 use crate::report;
+use crate::rules;
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
@@ -35,7 +37,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut documents = Vec::with_capacity(args.models.len());
     for path in &args.models {
         let (model, refused) = Model::as_far_as_readable(gguf::open(path)?);
-        let mut inspection = Inspection::new(&model, &refused, None);
+        let loads =
+            refused.is_empty() && model.kind == FileKind::Model && rules::knows_architecture(&model.architecture);
+        let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)));
         if let Some(expectations) = &expectations {
             inspection.expectations = expectations.check(&inspection)?;
         }
@@ -56,6 +60,18 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     let all_met = documents.iter().flat_map(|document| &document.expectations).all(|check| check.ok);
     Ok(if all_met { Outcome::Yes } else { Outcome::No })
+}
+
+/// What context takes at the two usual cache types; a type that llama.cpp refuses for the model is left out.
+fn context_sizes(model: &Model) -> ContextSizes {
+    let mut sizes = ContextSizes::default();
+    for ty in ["f16", "q8_0"].into_iter().filter_map(GgmlType::from_name) {
+        if let Ok(context) = memory::context::per_token(model, ty) {
+            sizes.per_token.insert(ty.name, context.per_token);
+            sizes.fixed.insert(ty.name, context.fixed);
+        }
+    }
+    sizes
 }
 
 /// The file, or else the built-in one of that name.

@@ -97,6 +97,11 @@ impl Output {
     }
 }
 
+/// Shows a log line of a child process, on standard error.
+fn echo(line: &str) {
+    let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
+}
+
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
@@ -122,5 +127,6 @@ pub fn print_error(error: &anyhow::Error) {
 /// What to try after an error, where the error knows.
 fn hint(error: &anyhow::Error) -> Option<String> {
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
-    inspect::hint(error).or_else(of_runtime)
+    let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
+    inspect::hint(error).or_else(|| check::hint(error)).or_else(of_runtime).or_else(of_gguf)
 }

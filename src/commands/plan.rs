@@ -174,7 +174,10 @@ pub fn make(model: &std::path::Path, options: &PlanOptions) -> anyhow::Result<(M
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let (_, plan) = make(&args.model, &args.options)?;
     match (args.emit, output.format()) {
-        (Some(Emit::Args), _) => output.answer(&shlex::try_join(plan.args.iter().map(String::as_str))?)?,
+        (Some(Emit::Args), _) => {
+            let words: Option<Vec<String>> = plan.args.iter().map(|word| plan::quoted(word)).collect();
+            output.answer(&words.context("an argument holds a NUL character")?.join(" "))?;
+        }
         (Some(Emit::Shell), _) => output.answer(&format!("#!/bin/sh\nexec {} \"$@\"", plan.command))?,
         (None, Format::Json) => output.json(&plan)?,
         (None, format) => output.answer(&report::plan::render(&plan, format))?,

@@ -12,7 +12,7 @@ use crate::bytes::Bytes;
 use crate::cli::{Format, Global};
 use crate::gguf::ByteOrder;
 use crate::synth::output::{self, Fill, Watch};
-use crate::synth::{Check, Synthesis, Totals, Wish, recipe, spec, synthesize};
+use crate::synth::{self, Check, Synthesis, Totals, Wish, recipe, spec, synthesize};
 
 /// Write a GGUF whose header is faithful to a known model (-o FILE), with no weights, random ones, or tiny.
 #[derive(Debug, clap::Args)]
@@ -240,16 +240,17 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
     let mut models = Vec::new();
     for name in spec::names() {
         let spec = spec::named(&name)?;
-        let synthesis = synthesize(&spec, &Wish::default())?;
+        let (recipe, tensors) = synth::tensors(&spec, &Wish::default())?;
+        let totals = synth::totals(&tensors);
         let dims = spec.dims(false, None);
         models.push(Row {
             name,
             architecture: spec.architecture.clone(),
-            recipe: synthesis.recipe.name,
+            recipe: recipe.name,
             experts: spec.number("n_expert", &dims)?,
             used: spec.number("n_expert_used", &dims).unwrap_or(0),
-            totals: synthesis.totals,
-            published: synthesis.published,
+            published: synth::checks(&spec, recipe, &totals),
+            totals,
         });
     }
     let recipes = recipe::RECIPES.iter().map(|row| row.name).collect();

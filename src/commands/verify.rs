@@ -2,39 +2,64 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Outcome, Output};
+use serde::Deserialize as _;
+
+use super::plan::PlanOptions;
+use super::{Outcome, Output, check};
 use crate::bytes::Bytes;
 use crate::cli::Format;
+use crate::machine::Machine;
 use crate::measurement::{Measurement, verify};
 use crate::memory::MemoryByDevice;
-use crate::run::{ModelSource, parse};
+use crate::plan;
+use crate::run::{ModelSource, RunConfig, parse};
 use crate::runtime::{
-    Embedded, Launch, Prompt, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
+    Embedded, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
 };
 
-/// Launch, measure, and compare with the prediction, term by term.
+/// Launch what a plan says on the embedded llama.cpp, measure, and compare with the prediction, term by term.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan verify model.gguf --vram 24G
+  moeplan plan --json -o plan.json model.gguf --vram 24G && moeplan verify plan.json
+  moeplan verify model.gguf --backend rpc --vram 8M    (a software device, for a computer without a GPU)
+  moeplan verify -- llama-server -m model.gguf -ngl 99 -cmoe -c 8192")]
 pub struct Args {
-    /// The model file (or name it in the command after `--`).
-    #[arg(value_name = "MODEL")]
+    /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
+    #[arg(value_name = "MODEL|PLAN")]
     pub model: Option<PathBuf>,
+    /// What is asked of the planner.
+    #[command(flatten)]
+    pub options: PlanOptions,
+    /// How the launch is measured.
+    #[command(flatten)]
+    pub how: How,
+    /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// How a launch is measured.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Measurement")]
+pub struct How {
     /// How far compute buffers and totals may be off: a percentage. Weights and caches must be exact.
     #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = percentage)]
     pub tolerance: f64,
-    /// Prompt tokens to process.
+    /// Prompt tokens to process in the measurement.
     #[arg(long, value_name = "N", default_value_t = 512)]
-    pub prompt: u32,
+    pub measure_prompt: u32,
     /// A text to continue instead.
-    #[arg(long, value_name = "TEXT", conflicts_with = "prompt")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "measure_prompt")]
     pub text: Option<String>,
-    /// Tokens to generate.
+    /// Tokens to generate in the measurement.
     #[arg(long, value_name = "N", default_value_t = 32)]
-    pub generate: u32,
+    pub measure_generate: u32,
     /// How often, for the spread of the speed.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub repetitions: u32,
@@ -44,15 +69,12 @@ pub struct Args {
     /// Stop llama.cpp after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub timeout: u64,
-    /// Use N software devices (local RPC servers on the processor), for a computer without a GPU.
+    /// Use N software devices (local RPC servers on the processor) with a command line after `--`.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub rpc_devices: u16,
     /// Only ask llama.cpp what the launch would allocate; nothing is loaded.
     #[arg(long)]
     pub project: bool,
-    /// Flags of llama-server, or a whole command line of a program of llama.cpp.
-    #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
 }
 
 /// `2%`, `2` and `0.5%` are percentages.
@@ -64,37 +86,97 @@ fn percentage(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A launch and where it comes from.
+struct Proposal {
+    launch: Launch,
+    /// The plan's document; null for a command line.
+    plan: serde_json::Value,
+    /// The software devices that were started for it.
+    servers: Vec<RpcServer>,
+}
+
+/// What `verify` needs of a plan's document.
+#[derive(serde::Deserialize)]
+struct PlanFile {
+    model: PlanModel,
+    machine: Machine,
+    args: Vec<String>,
+}
+
+/// The model of a plan's document.
+#[derive(serde::Deserialize)]
+struct PlanModel {
+    path: PathBuf,
+}
+
 /// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let how = &args.how;
     let mut runtime = Embedded::here()?;
-    runtime.limit = Duration::from_secs(args.timeout);
-    runtime.echo = output.global.verbose > 0;
-    let launch = launch(args, &runtime)?;
-    let (launch, servers) = bind_software_devices(&runtime.program, launch)?;
+    runtime.limit = Duration::from_secs(how.timeout);
+    runtime.echo = (output.global.verbose > 0).then_some(super::echo as crate::runtime::Echo);
+    let Proposal { launch, plan, servers } = proposal(args, &runtime)?;
     for server in &servers {
         output.say(&format!("software device: an RPC server of our own at {}", server.endpoint()));
     }
-    if args.project {
+    if how.project {
         return project(&runtime, &launch, output);
     }
-    let predicted = predict(&runtime, &launch)?;
-    let prompt = args.text.clone().map_or(Prompt::Tokens(args.prompt), Prompt::Text);
-    let workload = Workload { prompt, n_generate: args.generate, repetitions: args.repetitions };
+    let predicted = predict(&launch)?;
+    let prompt = how.text.clone().map_or(Prompt::Tokens(how.measure_prompt), Prompt::Text);
+    let workload = Workload { prompt, n_generate: how.measure_generate, repetitions: how.repetitions };
     output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
-    let measured = verify(&runtime, &launch, &workload, &predicted, args.tolerance)?;
+    let mut measured = verify(&runtime, &launch, &workload, &predicted, how.tolerance)?;
+    measured.plan = plan;
     report(&measured, output)?;
     Ok(if measured.ok() { Outcome::Yes } else { Outcome::No })
 }
 
-/// What is predicted for the launch. Until the planner speaks here, llama.cpp's own projection.
-fn predict(runtime: &Embedded, launch: &Launch) -> anyhow::Result<MemoryByDevice> {
-    let mut answers = runtime.project(std::slice::from_ref(launch));
-    let projection = answers.pop().context("no projection")??;
-    Ok(projection.by_device())
+/// What moeplan predicts for the launch.
+fn predict(launch: &Launch) -> anyhow::Result<MemoryByDevice> {
+    let model = check::load(&launch.model, &launch.run)?;
+    let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
+    Ok(crate::memory::predict(&model, &launch.machine, &launch.run, &placement)?.memory)
+}
+
+/// The launch: a command line as it is, a plan's file, or the plan for a model.
+fn proposal(args: &Args, runtime: &Embedded) -> anyhow::Result<Proposal> {
+    if !args.command.is_empty() {
+        let mut launch = typed(args, runtime)?;
+        let Launch { machine, run, n_threads, .. } = &mut launch;
+        let servers = bind_software_devices(&runtime.program, machine, run, *n_threads)?;
+        return Ok(Proposal { launch, plan: serde_json::Value::Null, servers });
+    }
+    let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
+    let (plan, mut servers) = if path.extension().is_some_and(|extension| extension == "json") {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        (serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?, Vec::new())
+    } else {
+        planned(path, args, runtime)?
+    };
+    let file = PlanFile::deserialize(&plan)
+        .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", path.display()))?;
+    let mut words = vec!["llama-server".to_string()];
+    words.extend(file.args);
+    let mut run = parse::command(&words, &BTreeMap::new())?.run;
+    let mut machine = file.machine;
+    servers.extend(bind_software_devices(&runtime.program, &mut machine, &mut run, args.how.threads)?);
+    let launch = Launch { model: file.model.path, run, machine, n_threads: args.how.threads };
+    Ok(Proposal { launch, plan, servers })
+}
+
+/// The plan for a model. Software devices are started first, since the plan names their servers.
+fn planned(path: &Path, args: &Args, runtime: &Embedded) -> anyhow::Result<(serde_json::Value, Vec<RpcServer>)> {
+    let model = check::load(path, &RunConfig::default())?;
+    let mut request = args.options.request(&model)?;
+    let mut machine = args.options.machine.machine()?;
+    let servers = bind_software_devices(&runtime.program, &mut machine, &mut request.run, args.how.threads)?;
+    let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
+    Ok((serde_json::to_value(plan)?, servers))
 }
 
 /// The launch that was typed, on the machine that is here or with software devices.
-fn launch(args: &Args, runtime: &Embedded) -> anyhow::Result<Launch> {
+fn typed(args: &Args, runtime: &Embedded) -> anyhow::Result<Launch> {
     let mut words = args.command.clone();
     if words.first().is_none_or(|word| word.starts_with('-')) {
         words.insert(0, "llama-server".to_string());
@@ -105,12 +187,12 @@ fn launch(args: &Args, runtime: &Embedded) -> anyhow::Result<Launch> {
         _ => None,
     };
     let model = args.model.clone().or(named).context("no model: name its file before `--` or with -m after it")?;
-    let machine = if args.rpc_devices > 0 {
-        software_machine(args.rpc_devices, Bytes::mib(24 * 1024))
+    let machine = if args.how.rpc_devices > 0 {
+        software_machine(args.how.rpc_devices, Bytes::mib(24 * 1024))
     } else {
         machine_of(&runtime.devices(&command.run.rpc)?)
     };
-    Ok(Launch { model, run: command.run, machine, n_threads: args.threads })
+    Ok(Launch { model, run: command.run, machine, n_threads: args.how.threads })
 }
 
 /// Prints a projection by buffer type.

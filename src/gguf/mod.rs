@@ -106,7 +106,9 @@ fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
     if after.len() != before.len() || after.modified().ok() != before.modified().ok() {
         return Err(error(ErrorKind::Changed { before: before.len(), after: after.len() }));
     }
-    Ok((header?, ModelFile { path: path.to_path_buf(), bytes: Bytes(before.len()) }))
+    let header = header?;
+    let file = ModelFile { path: path.to_path_buf(), bytes: Bytes(before.len()), data_offset: header.data_offset };
+    Ok((header, file))
 }
 
 /// The file as memory; only the pages that are looked at, the header's, are read.
@@ -135,6 +137,9 @@ pub struct ModelFile {
     pub path: PathBuf,
     /// Its length.
     pub bytes: Bytes,
+    /// Where its data section starts.
+    #[serde(skip)]
+    pub data_offset: u64,
 }
 
 /// What a GGUF header says.

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use crate::bytes::Bytes;
 use crate::gguf::Value;
 use crate::model::Model;
@@ -49,15 +51,25 @@ static ROWS: &[(u64, &str, &str, bool)] = &[
     (41, "Q2_0", "q2_0", true),
 ];
 
-/// What the file says of its types, and what its tensors say.
+/// The name of a file's type mix, and where it comes from.
 #[derive(Debug, Clone, Copy)]
 pub struct FileType {
     /// The name, if the id is known or could be told.
     pub name: Option<&'static str>,
-    /// Whether it was told from the tensors.
-    pub is_guessed: bool,
-    /// What the file states, where none of its tensors has that type.
-    pub contradicted: Option<&'static str>,
+    /// Where it comes from.
+    pub basis: Basis,
+}
+
+/// Where the name of a file type comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Basis {
+    /// `general.file_type`, and its tensors agree.
+    Stated,
+    /// `general.file_type`, but no tensor has the type it names.
+    Contradicted,
+    /// The file does not say: from the type that holds most bytes.
+    Guessed,
 }
 
 impl FileType {
@@ -67,15 +79,13 @@ impl FileType {
             Some(Value::U64(id)) => ROWS.iter().find(|(row, ..)| row == id),
             _ => None,
         };
-        let main = by_type.iter().max_by_key(|(_, bytes)| **bytes).map(|(ty, _)| *ty);
-        let guess = ROWS.iter().find(|(_, _, ty, is_usual)| Some(*ty) == main && *is_usual).map(|(_, name, ..)| *name);
-        match stated {
-            Some((_, name, ty, _)) => {
-                let contradicted = (!by_type.is_empty() && !by_type.contains_key(ty)).then_some(*name);
-                Self { name: Some(name), is_guessed: false, contradicted }
-            }
-            None => Self { name: guess, is_guessed: true, contradicted: None },
+        if let Some((_, name, ty, _)) = stated {
+            let agrees = by_type.is_empty() || by_type.contains_key(ty);
+            return Self { name: Some(name), basis: if agrees { Basis::Stated } else { Basis::Contradicted } };
         }
+        let main = by_type.iter().max_by_key(|(_, bytes)| **bytes).map(|(ty, _)| *ty);
+        let usual = ROWS.iter().find(|(_, _, ty, is_usual)| Some(*ty) == main && *is_usual);
+        Self { name: usual.map(|(_, name, ..)| *name), basis: Basis::Guessed }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{FileType, TensorBytes};
+use super::{Basis, FileType, TensorBytes};
 use crate::gguf::ByteOrder;
 use crate::hparams;
 use crate::model::{FileKind, Model};
@@ -30,7 +30,8 @@ pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType
     let mut warnings: Vec<Warning> = Vec::new();
     if model.kind == FileKind::Model {
         warnings.extend(unloadable_architecture(model));
-        warnings.extend(refused.iter().map(refused_key));
+        warnings.extend(missing_keys(refused));
+        warnings.extend(refused.iter().filter(|error| !is_missing(error)).map(refused_key));
         warnings.extend(per_expert_tensors(model));
     } else {
         warnings.push(Warning::new(
@@ -47,7 +48,7 @@ pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType
         ));
     }
     warnings.extend(nextn(model));
-    if let Some(stated) = file_type.contradicted {
+    if let (Some(stated), Basis::Contradicted) = (file_type.name, file_type.basis) {
         warnings.push(Warning::new(
             "file-type-differs",
             format!("general.file_type says {stated}, but no tensor has that type"),
@@ -55,7 +56,7 @@ pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType
         ));
     }
     let other = bytes.by_role.get(&Role::Other).copied().unwrap_or_default();
-    if model.kind == FileKind::Model && other.0 > bytes.total.0 / 50 {
+    if model.kind == FileKind::Model && other.0 > bytes.total.0 / 10 {
         warnings.push(Warning::new(
             "unnamed-tensors",
             format!("{other} are in tensors that no role rule names"),
@@ -76,13 +77,26 @@ fn unloadable_architecture(model: &Model) -> Option<Warning> {
     })
 }
 
+fn is_missing(error: &hparams::Error) -> bool {
+    matches!(error, hparams::Error::Missing { .. })
+}
+
+/// One warning for all keys that are missing.
+fn missing_keys(refused: &[hparams::Error]) -> Option<Warning> {
+    let keys = refused.iter().filter_map(|error| match error {
+        hparams::Error::Missing { key } => Some(format!("`{key}`")),
+        _ => None,
+    });
+    let keys: Vec<String> = keys.collect();
+    (!keys.is_empty()).then(|| {
+        let message = format!("llama.cpp refuses this file: it lacks {}", keys.join(", "));
+        Warning::new("missing-key", message, "convert the model again with a current llama.cpp")
+    })
+}
+
 fn refused_key(error: &hparams::Error) -> Warning {
-    let code = if matches!(error, hparams::Error::Missing { .. }) { "missing-key" } else { "bad-key" };
-    Warning::new(
-        code,
-        format!("{error}: llama.cpp refuses the file"),
-        "convert the model again with a current llama.cpp",
-    )
+    let message = format!("llama.cpp refuses this file: {error}");
+    Warning::new("bad-key", message, "convert the model again with a current llama.cpp")
 }
 
 /// One tensor an expert (`ffn_up.0.weight`), as files of early 2024 had.

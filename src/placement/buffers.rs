@@ -22,7 +22,7 @@ pub(super) struct HostList {
 
 impl HostList {
     /// The first buffer type that takes the weight.
-    pub fn choose(&self, tensor: &Tensor, op: Op) -> Buffer {
+    pub fn choose(self, tensor: &Tensor, op: Op) -> Buffer {
         if self.pinned.is_some_and(|backend| supports(backend, tensor, op)) {
             return if self.mapped { Buffer::Cpu } else { Buffer::HostPinned };
         }

@@ -66,9 +66,13 @@ fn main_device(devices: &[u16], main_gpu: i32) -> Result<Vec<u16>, Error> {
 
 /// The error that lists what could be named.
 pub(super) fn unknown(machine: &Machine, flag: &str, name: &str) -> Error {
-    let mut known: Vec<&str> = vec!["CPU"];
-    known.extend(machine.devices.iter().map(|device| device.buffer.as_str()));
-    Error::UnknownDevice { flag: flag.into(), name: name.into(), known: known.join(", ") }
+    Error::UnknownDevice { flag: flag.into(), name: name.into(), known: known(machine) }
+}
+
+/// The buffer types that could be named, comma separated.
+pub(super) fn known(machine: &Machine) -> String {
+    let names = machine.devices.iter().map(|device| device.buffer.as_str());
+    std::iter::once("CPU").chain(names).collect::<Vec<_>>().join(", ")
 }
 
 /// The device of every slot (blocks, then the output); all arithmetic in 32-bit floats, as llama.cpp does it.

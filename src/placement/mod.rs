@@ -205,14 +205,11 @@ fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)
             Target::Host
         } else {
             let found = machine.devices.iter().position(|device| device.buffer == entry.buffer);
-            match found.and_then(|i| u16::try_from(i).ok()) {
-                Some(index) => Target::Device(index),
-                None => {
-                    let mut known = vec!["CPU"];
-                    known.extend(machine.devices.iter().map(|device| device.buffer.as_str()));
-                    return Err(Error::UnknownBuffer { origin, pattern, buffer, known: known.join(", ") });
-                }
-            }
+            let Some(index) = found.and_then(|i| u16::try_from(i).ok()) else {
+                let known = devices::known(machine);
+                return Err(Error::UnknownBuffer { origin, pattern, buffer, known });
+            };
+            Target::Device(index)
         };
         match pattern::parse(&entry.pattern) {
             Ok(compiled) => Ok((compiled, target)),
@@ -317,3 +314,6 @@ pub fn model_bytes(placement: &Placement, model: &Model, machine: &Machine) -> B
     }
     sums
 }
+
+#[cfg(test)]
+mod tests;

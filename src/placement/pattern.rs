@@ -67,28 +67,12 @@ fn translate(text: &str) -> Result<String, String> {
             '&' | '~' if in_class => out.extend(['\\', c]),
             '-' if in_class && next == Some('-') => out.push_str("\\-"),
             '(' if !in_class && next == Some('?') => {
-                let kind = chars.get(at + 2).copied();
-                if !matches!(kind, Some(':' | '=' | '!')) {
-                    return Err(
-                        "lookbehind, named groups, inline flags and atomic groups do not exist in llama.cpp's \
-                                ECMAScript regexes: only `(?:`, `(?=` and `(?!`"
-                            .into(),
-                    );
-                }
+                group(chars.get(at + 2).copied())?;
                 out.push_str("(?");
                 at += 1;
             }
             '*' | '+' | '?' | '{' if !in_class => {
-                if after_quantifier && c == '+' {
-                    return Err("possessive quantifiers do not exist in llama.cpp's ECMAScript regexes".into());
-                }
-                if c == '{' {
-                    let end = find(&chars, at, &['}']).ok_or("`{` must be escaped: `\\{`")?;
-                    out.extend(chars.get(at..=end).unwrap_or_default());
-                    at = end;
-                } else {
-                    out.push(c);
-                }
+                at = quantifier(&chars, at, after_quantifier, &mut out)?;
                 quantified = true;
             }
             '}' if !in_class => return Err("`}` must be escaped: `\\}`".into()),
@@ -98,6 +82,27 @@ fn translate(text: &str) -> Result<String, String> {
         at += 1;
     }
     Ok(out)
+}
+
+/// Refuses the groups that ECMAScript lacks, by what follows `(?`.
+fn group(kind: Option<char>) -> Result<(), String> {
+    if matches!(kind, Some(':' | '=' | '!')) {
+        return Ok(());
+    }
+    Err("lookbehind, named groups, inline flags and atomic groups do not exist in llama.cpp's ECMAScript regexes: only \
+         `(?:`, `(?=` and `(?!`"
+        .into())
+}
+
+/// Writes the quantifier at `at`; where it ends.
+fn quantifier(chars: &[char], at: usize, after_quantifier: bool, out: &mut String) -> Result<usize, String> {
+    let c = chars.get(at).copied().unwrap_or_default();
+    if after_quantifier && c == '+' {
+        return Err("possessive quantifiers do not exist in llama.cpp's ECMAScript regexes".into());
+    }
+    let end = if c == '{' { find(chars, at, &['}']).ok_or("`{` must be escaped: `\\{`")? } else { at };
+    out.extend(chars.get(at..=end).unwrap_or_default());
+    Ok(end)
 }
 
 /// Where `end` ends at or after `from`.

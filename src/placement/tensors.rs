@@ -84,6 +84,35 @@ const NEXTN_WITH_MTP: &[&str] = &[
 ];
 /// Architectures that never load their NextN blocks.
 const NEXTN_NEVER: &[&str] = &["bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4"];
+/// What a NextN block that is left out loads all the same: created without llama.cpp's skip flag (`load_block_mtp` and its like).
+const NEXTN_ANYWAY: &[(&[&str], &[&str])] = &[
+    (
+        &["step35"],
+        &[
+            "attn_q_norm",
+            "attn_k_norm",
+            "attn_gate",
+            "ffn_gate",
+            "ffn_down",
+            "ffn_up",
+            "ffn_gate_inp",
+            "ffn_gate_exps",
+            "ffn_down_exps",
+            "ffn_up_exps",
+            "exp_probs_b",
+            "ffn_gate_shexp",
+            "ffn_down_shexp",
+            "ffn_up_shexp",
+            "nextn.embed_tokens",
+            "nextn.shared_head_head",
+            "nextn.shared_head_norm",
+        ],
+    ),
+    (&["cohere2moe", "hy_v3"], &["nextn.embed_tokens", "nextn.shared_head_head", "nextn.shared_head_norm"]),
+    (&["deepseek32", "glm-dsa"], &["exp_probs_b"]),
+];
+/// Architectures whose NextN blocks have rope factors even when they are left out.
+const NEXTN_ROPE: &[&str] = &["exaone4", "step35"];
 /// Architectures without an output matrix.
 const NO_OUTPUT: &[&str] = &[
     "bert",
@@ -151,9 +180,18 @@ pub(super) fn op(name: Name<'_>, tensor: &Tensor) -> Op {
 /// Whether llama.cpp leaves a tensor out.
 pub(super) fn is_skipped(model: &Model, run: &RunConfig, name: Name<'_>) -> bool {
     let architecture = model.architecture.as_str();
-    let nextn = name.block.is_some_and(|block| block >= model.hparams.n_layer() && block < model.hparams.block_count);
-    let left_out = NEXTN_NEVER.contains(&architecture) || (!run.mtp && NEXTN_WITH_MTP.contains(&architecture));
-    UNUSED.contains(&name.base) || (nextn && left_out)
+    let anyway = |(architectures, bases): &(&[&str], &[&str])| {
+        architectures.contains(&architecture) && bases.contains(&name.base)
+    };
+    let left_out = name.block.is_some_and(|block| is_left_out(model, run, block));
+    UNUSED.contains(&name.base) || (left_out && !NEXTN_ANYWAY.iter().any(anyway))
+}
+
+/// Whether a block is a NextN block that this launch does not use.
+fn is_left_out(model: &Model, run: &RunConfig, block: u32) -> bool {
+    let architecture = model.architecture.as_str();
+    let nextn = block >= model.hparams.n_layer() && block < model.hparams.block_count;
+    nextn && (NEXTN_NEVER.contains(&architecture) || (!run.mtp && NEXTN_WITH_MTP.contains(&architecture)))
 }
 
 /// Whether the token embedding serves as the output matrix too.
@@ -169,7 +207,8 @@ pub(super) fn output_comes_first(model: &Model) -> bool {
 
 /// The blocks that create a shared tensor such as `rope_freqs`.
 pub(super) fn sharing_blocks(model: &Model, run: &RunConfig) -> Vec<u32> {
-    let loaded = |block: &u32| !is_skipped(model, run, Name { block: Some(*block), base: "", suffix: "" });
+    let always = NEXTN_ROPE.contains(&model.architecture.as_str());
+    let loaded = |block: &u32| always || !is_left_out(model, run, *block);
     let full_attention = |block: &u32| {
         use crate::gguf::Value;
         // Only gemma4 looks: its full-attention blocks alone turn with these factors.

@@ -154,8 +154,8 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     let candidate = problem.solve(&run)?;
     let args = run::args::args(&candidate.run);
     let parsed = replay(model, path, machine, &args, &candidate)?;
-    let command = shlex::try_join(["llama-server", "-m", path].into_iter().chain(args.iter().map(String::as_str)))
-        .map_err(|_| Error::Path)?;
+    let words = ["llama-server", "-m", path].into_iter().chain(args.iter().map(String::as_str));
+    let command = words.map(quoted).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
     let options = checkup::Options { margin: request.margin, tensors: request.tensors };
     let mut check = checkup::check(model, machine, &parsed, options)?;
     check.schema = "moeplan/plan/1";
@@ -169,6 +169,15 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         command,
         placement: expert_split(model, machine, &candidate),
     })
+}
+
+/// A word for a POSIX shell, in single quotes where it needs any: regexes stay readable. `None` for one with a NUL.
+pub fn quoted(word: &str) -> Option<String> {
+    match shlex::try_quote(word).ok()? {
+        std::borrow::Cow::Borrowed(plain) => Some(plain.to_string()),
+        std::borrow::Cow::Owned(_) if !word.is_empty() && !word.contains('\'') => Some(format!("'{word}'")),
+        std::borrow::Cow::Owned(quoted) => Some(quoted),
+    }
 }
 
 /// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.
@@ -252,6 +261,16 @@ fn expert_split(model: &Model, machine: &Machine, candidate: &Candidate) -> Expe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        for word in ["plain", r"blk\.1\.x=CPU,(a|b)=CPU", "it's", "", "a b", "$(x)`y`"] {
+            let quoted = quoted(word).unwrap();
+            assert_eq!(shlex::split(&quoted), Some(vec![word.to_string()]), "{quoted}");
+        }
+        assert_eq!(quoted(r"a\.b"), Some(r"'a\.b'".to_string()));
+        assert_eq!(quoted("a\0b"), None);
+    }
 
     #[test]
     fn the_context_holds_the_turn() {

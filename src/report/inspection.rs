@@ -1,18 +1,23 @@
 //! The inspect document for people: one screen of text, or Markdown.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::bar::bar;
-use super::number::{parameters, percent, share, small_size, thousands};
+use super::number::{counted, parameters, percent, share, small_size, thousands};
 use super::table::{Align, Table};
 use crate::bytes::Bytes;
 use crate::escape;
 use crate::gguf::ByteOrder;
-use crate::inspection::Inspection;
+use crate::inspection::{Basis, Inspection, TypeCount};
 use crate::rules::Role;
 
 /// Columns of a bar.
 const BAR: usize = 32;
+/// Columns of a line of prose.
+const WIDTH: usize = 100;
+/// Types that have a line of their own in the table of types; the rest share one.
+const TYPES: usize = 8;
 
 /// One screen for a terminal: at most 100 columns, and 40 lines but for `--tensors` and `--metadata`.
 pub fn text(inspection: &Inspection) -> String {
@@ -22,14 +27,34 @@ pub fn text(inspection: &Inspection) -> String {
         facts.row([what.to_string(), fact]);
     }
     out += &facts.text();
-    for (heading, table) in tables(inspection) {
-        let _ = write!(out, "\n{}{}", heading.map(|heading| format!("{heading}\n")).unwrap_or_default(), table.text());
+    for table in tables(inspection) {
+        let _ = write!(out, "\n{}", table.text());
     }
     for warning in &inspection.warnings {
-        let _ = writeln!(out, "\nwarning: {} [{}]", escape::terminal(&warning.message), warning.code);
-        let _ = writeln!(out, "   hint: {}", escape::terminal(&warning.hint));
+        let message = format!("warning: {} [{}]", escape::terminal(&warning.message), warning.code);
+        let hint = format!("hint: {}", escape::terminal(&warning.hint));
+        let _ = write!(out, "\n{}{}", wrapped(&message, "         "), wrapped(&hint, "      "));
     }
     out + &checklist(inspection, Table::text)
+}
+
+/// Lines of at most [`WIDTH`] columns, broken at spaces, all but the first indented; ends with a line feed.
+fn wrapped(text: &str, indent: &str) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if column > 0 && column + 1 + width > WIDTH {
+            let _ = write!(out, "\n{indent}");
+            column = indent.len();
+        } else if column > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out += word;
+        column += width;
+    }
+    out + "\n"
 }
 
 /// The same as Markdown.
@@ -40,7 +65,7 @@ pub fn markdown(inspection: &Inspection) -> String {
         facts.row([what.to_string(), fact]);
     }
     out += &facts.markdown();
-    for (_, table) in tables(inspection) {
+    for table in tables(inspection) {
         let _ = write!(out, "\n{}", table.markdown());
     }
     for warning in &inspection.warnings {
@@ -55,12 +80,13 @@ fn title(inspection: &Inspection) -> String {
     let file = || inspection.path.rsplit('/').next().unwrap_or_default().to_string();
     let name = inspection.name.clone().filter(|name| !name.trim().is_empty()).unwrap_or_else(file);
     let architecture = if inspection.architecture.is_empty() { "no architecture" } else { &inspection.architecture };
-    let file_type = match (inspection.file_type, inspection.file_type_guessed) {
-        (Some(name), false) => format!(" · {name}"),
-        (Some(name), true) => format!(" · mostly {name}"),
+    let file_type = match (inspection.file_type, inspection.file_type_basis) {
+        (Some(name), Basis::Stated) => format!(" · {name}"),
+        (Some(name), Basis::Guessed) => format!(" · mostly {name}"),
+        (Some(name), Basis::Contradicted) => format!(" · labelled {name}"),
         (None, _) => String::new(),
     };
-    format!("{name} · {architecture}{file_type} · {}", inspection.bytes.total)
+    format!("{name} · {architecture}{file_type} · {}", small_size(inspection.bytes.total))
 }
 
 fn facts_of(inspection: &Inspection) -> Vec<(&'static str, String)> {
@@ -82,11 +108,16 @@ fn facts_of(inspection: &Inspection) -> Vec<(&'static str, String)> {
             "experts",
             format!(
                 "{}{shared}, {} used per token; in {} of {} blocks, {} tensors, {}",
-                experts.count, experts.used, experts.blocks, inspection.block_count, experts.tensors, experts.bytes
+                experts.count,
+                experts.used,
+                experts.blocks,
+                inspection.block_count,
+                experts.tensors,
+                small_size(experts.bytes)
             ),
         ));
     }
-    facts.push(("context", context(inspection)));
+    facts.extend(context(inspection));
     let nextn = match inspection.nextn_predict_layers {
         0 => String::new(),
         n => format!(" ({n} of them NextN)"),
@@ -94,48 +125,46 @@ fn facts_of(inspection: &Inspection) -> Vec<(&'static str, String)> {
     facts.push((
         "shape",
         format!(
-            "{} blocks{nextn}, embedding {}, vocabulary {}, {} tensors, {:.2} bits per weight",
+            "{} blocks{nextn}, embedding {}, vocabulary {}, {}, {:.2} bits per weight",
             inspection.block_count,
             thousands(u64::from(inspection.embedding_length)),
             thousands(u64::from(inspection.vocab_size)),
-            thousands(inspection.tensors),
+            counted(inspection.tensors, "tensor"),
             inspection.bits_per_weight
         ),
     ));
     let order = if inspection.byte_order == ByteOrder::Big { "big" } else { "little" };
-    let files = match inspection.files.as_slice() {
-        [_] | [] => "1 file".to_string(),
-        files => format!("{} files", files.len()),
-    };
+    let files = counted(inspection.files.len() as u64, "file");
     let size: Bytes = inspection.files.iter().map(|file| file.bytes).sum();
-    facts.push(("file", format!("GGUF {}, {order}-endian, {files}, {size}", inspection.gguf_version)));
+    facts.push(("file", format!("GGUF {}, {order}-endian, {files}, {}", inspection.gguf_version, small_size(size))));
     facts
 }
 
-fn context(inspection: &Inspection) -> String {
-    let mut out = format!("{} tokens", thousands(u64::from(inspection.context_length)));
-    let list = |sizes: &std::collections::BTreeMap<&str, Bytes>| {
+/// One line, and a second one where something does not grow with the context.
+fn context(inspection: &Inspection) -> Vec<(&'static str, String)> {
+    let list = |sizes: &BTreeMap<&str, Bytes>| {
         sizes.iter().map(|(ty, bytes)| format!("{} at {ty}", small_size(*bytes))).collect::<Vec<_>>().join(", ")
     };
-    match &inspection.context_bytes_per_token {
-        Some(sizes) if sizes.values().any(|bytes| bytes.0 > 0) => {
-            let _ = write!(out, "; each takes {}", list(sizes));
-        }
-        Some(_) => out += "; none takes memory of its own",
-        None => {}
+    let is_any = |sizes: &BTreeMap<&str, Bytes>| sizes.values().any(|bytes| bytes.0 > 0);
+    let tokens = match inspection.context_length {
+        0 => "length not stated".to_string(),
+        n => format!("{} tokens", thousands(u64::from(n))),
+    };
+    let each = match &inspection.context_bytes_per_token {
+        Some(sizes) if is_any(sizes) => format!("; each takes {}", list(sizes)),
+        Some(_) => "; none takes memory of its own".to_string(),
+        None => String::new(),
+    };
+    let mut lines = vec![("context", tokens + &each)];
+    if let Some(sizes) = inspection.context_bytes_fixed.as_ref().filter(|sizes| is_any(sizes)) {
+        lines.push(("", format!("whatever its length, {}", list(sizes))));
     }
-    match &inspection.context_bytes_fixed {
-        Some(sizes) if sizes.values().any(|bytes| bytes.0 > 0) => {
-            let _ = write!(out, "; fixed: {}", list(sizes));
-        }
-        _ => {}
-    }
-    out
+    lines
 }
 
-/// The tables of the document with their headings, in the order they are shown.
-fn tables(inspection: &Inspection) -> Vec<(Option<&'static str>, Table)> {
-    let mut tables = vec![(None, by_role(inspection)), (None, by_type(inspection))];
+/// The tables of the document, in the order they are shown.
+fn tables(inspection: &Inspection) -> Vec<Table> {
+    let mut tables = vec![by_role(inspection), by_type(inspection)];
     if let Some(rows) = &inspection.tensor_list {
         let columns = ["tensor", "role", "type", "shape", "bytes", "file offset"];
         let right = [false, false, false, false, true, true];
@@ -154,14 +183,14 @@ fn tables(inspection: &Inspection) -> Vec<(Option<&'static str>, Table)> {
                 format!("{shard}{}", thousands(row.file_offset)),
             ]);
         }
-        tables.push((None, table));
+        tables.push(table);
     }
     if let Some(metadata) = &inspection.metadata {
         let mut table = Table::new(&[("key", Align::Left), ("value", Align::Left)]);
         for (key, value) in metadata {
             table.row([shorten(key, 60), shown(value)]);
         }
-        tables.push((None, table));
+        tables.push(table);
     }
     tables
 }
@@ -192,7 +221,7 @@ fn by_role(inspection: &Inspection) -> Table {
     table.row([
         "total".to_string(),
         parameters(inspection.parameters.total),
-        total.to_string(),
+        small_size(total),
         String::new(),
         String::new(),
     ]);
@@ -210,17 +239,22 @@ fn by_type(inspection: &Inspection) -> Table {
     ]);
     let mut types: Vec<_> = inspection.bytes.by_type.iter().collect();
     types.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
-    for (ty, bytes) in types {
-        let count = inspection.tensors_by_type.get(ty).copied().unwrap_or_default();
+    let (shown, rest) = types.split_at(types.len().min(TYPES));
+    let counts = |ty: &str| inspection.tensors_by_type.get(ty).copied().unwrap_or_default();
+    let mut row = |name: String, count: TypeCount, bytes: Bytes| {
         let share = share(bytes.0, inspection.bytes.total.0);
-        table.row([
-            (*ty).to_string(),
-            thousands(count.tensors),
-            parameters(count.parameters),
-            small_size(*bytes),
-            percent(share),
-            bar(share, BAR),
-        ]);
+        let (tensors, elements) = (thousands(count.tensors), parameters(count.parameters));
+        table.row([name, tensors, elements, small_size(bytes), percent(share), bar(share, BAR)]);
+    };
+    for (ty, bytes) in shown {
+        row((*ty).to_string(), counts(ty), **bytes);
+    }
+    if !rest.is_empty() {
+        let sum = rest.iter().fold(TypeCount::default(), |sum, (ty, _)| TypeCount {
+            tensors: sum.tensors + counts(ty).tensors,
+            parameters: sum.parameters + counts(ty).parameters,
+        });
+        row(format!("{} others", rest.len()), sum, rest.iter().map(|(_, bytes)| **bytes).sum());
     }
     table
 }
@@ -237,7 +271,8 @@ fn checklist(inspection: &Inspection, render: fn(&Table) -> String) -> String {
     ]);
     for check in &inspection.expectations {
         let mark = if check.ok { "✓" } else { "✗" };
-        table.row([mark.to_string(), check.what.clone(), shown(&check.expected), shown(&check.found)]);
+        let grouped = |value: &serde_json::Value| value.as_u64().map_or_else(|| shown(value), thousands);
+        table.row([mark.to_string(), check.what.clone(), grouped(&check.expected), grouped(&check.found)]);
     }
     let met = inspection.expectations.iter().filter(|check| check.ok).count();
     format!("\n{}\n{met} of {} expectations met\n", render(&table), inspection.expectations.len())

@@ -13,6 +13,11 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
+/// `1 file`, `2 files`.
+pub fn counted(n: u64, one: &str) -> String {
+    format!("{} {one}{}", thousands(n), if n == 1 { "" } else { "s" })
+}
+
 /// A number of parameters: `41.87 B`, `134.52 M`, `12.3 K`, `576`.
 #[expect(clippy::cast_precision_loss, reason = "a display value")]
 pub fn parameters(n: u64) -> String {
@@ -39,7 +44,7 @@ pub fn percent(share: f64) -> String {
 #[expect(clippy::cast_precision_loss, reason = "a display value")]
 pub fn small_size(bytes: crate::bytes::Bytes) -> String {
     match bytes.0 {
-        0..1024 => format!("{} bytes", bytes.0),
+        0..1024 => counted(bytes.0, "byte"),
         1024..1_048_576 => format!("{:.2} KiB", bytes.0 as f64 / 1024.0),
         _ => bytes.to_string(),
     }

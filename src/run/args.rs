@@ -22,7 +22,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// A flag and its value.
-    fn pair(&mut self, flag: &str, value: impl ToString) {
+    fn pair(&mut self, flag: &str, value: impl std::fmt::Display) {
         self.out.extend([flag.to_string(), value.to_string()]);
     }
 
@@ -189,4 +189,108 @@ fn metadata(key: &str, value: &Value) -> Option<String> {
     };
     let entry = format!("{key}={typed}");
     Some(if entry.contains([',', '"']) { format!("\"{}\"", entry.replace('"', "\"\"")) } else { entry })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+    use crate::gguf::GgmlType;
+    use crate::run::values::CACHE_TYPES;
+    use crate::run::{MetadataOverride, parse};
+
+    /// `run` printed and read again.
+    fn read_back(run: &RunConfig) -> RunConfig {
+        let program = match run.program {
+            Program::Server => "llama-server",
+            Program::Cli => "llama-cli",
+            Program::Bench => "llama-bench",
+            Program::FitParams => "llama-fit-params",
+        };
+        let words: Vec<String> = [program.to_string()].into_iter().chain(args(run)).collect();
+        let parsed = parse::command(&words, &BTreeMap::new()).unwrap();
+        assert!(parsed.notes.iter().all(|note| note.code == "mtp-context"), "{words:?}");
+        parsed.run
+    }
+
+    fn cache_type() -> impl Strategy<Value = GgmlType> {
+        select(CACHE_TYPES).prop_map(|name| GgmlType::from_name(name).unwrap())
+    }
+
+    prop_compose! {
+        fn sizes()(
+            n_ctx in 0_u32..200_000, n_batch in 1_u32..5000, n_ubatch in 0_u32..5000, type_k in cache_type(), type_v in cache_type(),
+            flash_attn in select(&[FlashAttn::Auto, FlashAttn::On, FlashAttn::Off][..]),
+            n_parallel in proptest::option::of(1_u32..9), kv_unified in any::<Option<bool>>(),
+        ) -> RunConfig {
+            let fit_ctx = if n_ctx == 0 { u32::MAX } else { 4096 };
+            RunConfig { n_ctx, n_batch, n_ubatch, type_k, type_v, flash_attn, n_parallel, kv_unified, fit_ctx, ..RunConfig::default() }
+        }
+    }
+
+    prop_compose! {
+        fn placement(run: RunConfig)(
+            n_gpu_layers in -2_i32..99, split_mode in select(&[SplitMode::None, SplitMode::Layer, SplitMode::Row][..]),
+            main_gpu in 0_i32..3, tensor_split in proptest::collection::vec(0_u16..100, 0..4),
+            devices in proptest::option::of(proptest::collection::vec("CUDA[0-3]", 0..3)),
+            patterns in proptest::collection::vec(("[a-z0-9|.()*+]{1,12}", "CPU|CUDA[0-3]"), 0..4),
+            load_mode in select(&[LoadMode::Auto, LoadMode::None, LoadMode::Mmap, LoadMode::Mlock, LoadMode::MmapMlock, LoadMode::Dio][..]),
+        ) -> RunConfig {
+            let overrides = patterns.into_iter().map(|(pattern, buffer)| Override { pattern, buffer, origin: "-ot".into() }).collect();
+            let tensor_split = tensor_split.into_iter().map(|share| f32::from(share) / 8.0).collect();
+            RunConfig { n_gpu_layers, split_mode, main_gpu, tensor_split, devices, load_mode, overrides, ..run.clone() }
+        }
+    }
+
+    prop_compose! {
+        fn switches(run: RunConfig)(on in any::<[bool; 8]>(), n_draft in 1_u32..20, per_slot in proptest::option::of(1_u32..9000)) -> RunConfig {
+            let [offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, embeddings] = on;
+            let (n_draft, n_rs_seq) = if mtp { (n_draft, n_draft) } else { (0, 0) };
+            let kv_unified_per_slot = per_slot;
+            RunConfig { offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, kv_unified_per_slot, n_draft, n_rs_seq, embeddings, ..run.clone() }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_reads_back(run in sizes().prop_flat_map(placement).prop_flat_map(switches)) {
+            prop_assert_eq!(read_back(&run), run);
+        }
+    }
+
+    #[test]
+    fn bench_has_its_own_grammar() {
+        let entry = |pattern: &str| Override { pattern: pattern.into(), buffer: "CPU".into(), origin: "-ot".into() };
+        let run = RunConfig {
+            program: Program::Bench,
+            n_ctx: 2048,
+            n_parallel: Some(1),
+            kv_unified: Some(false),
+            fit: false,
+            tensor_split: vec![3.0, 1.0],
+            overrides: vec![entry("a"), entry("b")],
+            op_offload: false,
+            repack: false,
+            ..RunConfig::default()
+        };
+        assert_eq!(read_back(&run), run);
+        assert_eq!(args(&run).join(" "), "-p 2048 -n 0 -ts 3/1 -ot a=CPU;b=CPU -nopo 1 --repack 0");
+    }
+
+    #[test]
+    fn metadata_overrides_read_back() {
+        let entry = |key: &str, value| MetadataOverride { key: key.into(), value };
+        let metadata_overrides = vec![
+            entry("llama.expert_used_count", Value::U64(4)),
+            entry("a", Value::I64(-4)),
+            entry("b", Value::String("x,\"y\"".into())),
+            entry("c", Value::F64(0.5)),
+        ];
+        let run = RunConfig { metadata_overrides, ..RunConfig::default() };
+        assert_eq!(read_back(&run), run);
+    }
 }

@@ -45,6 +45,7 @@ pub enum Error {
 }
 
 /// Everything of a command line that decides memory. Defaults are llama.cpp b11434's (`common/common.h`).
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunConfig {
     /// Which program: they differ in slots and output rows.

@@ -209,3 +209,140 @@ pub(super) fn unknown(command: &mut ParsedCommand, word: &str, next: Option<&Str
     command.note("unknown-flag", format!("`{word}` is no flag of llama.cpp b11434"), None);
     usize::from(word.starts_with('-') && next.is_some_and(|value| !value.starts_with('-')))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::{FlashAttn, SplitMode};
+
+    fn read(line: &str) -> Result<ParsedCommand, Error> {
+        read_in(line, &[])
+    }
+
+    fn read_in(line: &str, env: &[(&str, &str)]) -> Result<ParsedCommand, Error> {
+        let words = shlex::split(line).unwrap();
+        let env = env.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string())).collect();
+        command(&words, &env)
+    }
+
+    fn patterns(command: &ParsedCommand) -> Vec<&str> {
+        command.run.overrides.iter().map(|entry| entry.pattern.as_str()).collect()
+    }
+
+    #[test]
+    fn programs_by_any_path() {
+        for (line, program) in [
+            ("llama-server", Program::Server),
+            ("./build/bin/llama-cli -m x", Program::Cli),
+            (r"'C:\llama\llama-bench.exe'", Program::Bench),
+            ("env CUDA_VISIBLE_DEVICES=0 /usr/bin/llama-fit-params", Program::FitParams),
+        ] {
+            assert_eq!(read(line).unwrap().run.program, program, "{line}");
+        }
+        assert_eq!(read(""), Err(Error::Empty));
+        assert_eq!(read("ollama run x"), Err(Error::UnknownProgram("ollama".into())));
+    }
+
+    #[test]
+    fn long_short_and_underscored_flags() {
+        for line in [
+            "llama-server -c 8192 -ngl 99 -b 1024 -ub 256 -np 2 -kvu -fa on -nkvo -nr -sm none -mg 1",
+            "llama-server --ctx-size 8192 --n-gpu-layers 99 --batch-size 1024 --ubatch_size 256 --parallel 2 --kv-unified \
+             --flash-attn 1 --no-kv-offload --no_repack --split-mode none --main-gpu 1",
+        ] {
+            let ParsedCommand { run, notes, .. } = read(line).unwrap();
+            let expected = RunConfig {
+                n_ctx: 8192,
+                n_gpu_layers: 99,
+                n_batch: 1024,
+                n_ubatch: 256,
+                n_parallel: Some(2),
+                kv_unified: Some(true),
+                flash_attn: FlashAttn::On,
+                offload_kqv: false,
+                repack: false,
+                split_mode: SplitMode::None,
+                main_gpu: 1,
+                ..RunConfig::default()
+            };
+            assert_eq!((run, notes), (expected, vec![]), "{line}");
+        }
+    }
+
+    #[test]
+    fn overrides_keep_their_order_and_the_environment_comes_first() {
+        let line = r"llama-server -ncmoe 1 -ot 'a=CUDA0,b=CPU' -cmoe -ot c=CPU -ncffn 1";
+        let env =
+            [("LLAMA_ARG_N_CPU_MOE", "1"), ("LLAMA_ARG_OVERRIDE_TENSOR", "e=CPU"), ("LLAMA_ARG_CTX_SIZE", "1024")];
+        let command = read_in(line, &env).unwrap();
+        let experts = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps";
+        let block = format!("blk\\.0{experts}");
+        assert_eq!(patterns(&command), ["e", &block, &block, "a", "b", experts, "c", r"blk\.0\.ffn_(up|down|gate)\."]);
+        assert_eq!(command.run.n_ctx, 1024);
+        assert_eq!(read_in("llama-server -c 2048", &env).unwrap().run.n_ctx, 2048);
+        assert_eq!(read_in("llama-bench", &env).unwrap().run.overrides, []);
+        assert!(!read_in("llama-cli", &[("LLAMA_ARG_NO_KV_OFFLOAD", "1")]).unwrap().run.offload_kqv);
+    }
+
+    #[test]
+    fn flags_that_do_not_matter_still_take_their_values() {
+        let line = "llama-server --port 8080 --host 0.0.0.0 -t 8 --control-vector-layer-range 1 2 --temp 0.7 --jinja \
+                    -a name --no-warmup -v -m model.gguf";
+        let command = read(line).unwrap();
+        assert_eq!(command.notes, []);
+        assert_eq!(command.model, Some(ModelSource::Path("model.gguf".into())));
+    }
+
+    #[test]
+    fn removed_and_unknown_flags_are_noted() {
+        let command = read("llama-server --no-mmap --frobnicate 3 --mlock -fa -ngl 9 -m x").unwrap();
+        let codes: Vec<&str> = command.notes.iter().map(|note| note.code).collect();
+        assert_eq!(codes, ["removed-flag", "unknown-flag", "removed-flag", "flag-needs-value"]);
+        assert_eq!((command.run.flash_attn, command.run.n_gpu_layers), (FlashAttn::On, 9));
+        assert!(command.model.is_some());
+    }
+
+    #[test]
+    fn speculation_decides_output_rows_and_rollback() {
+        for (line, mtp, n_draft, n_rs_seq) in [
+            ("llama-server", false, 0, 0),
+            ("llama-server --spec-type draft-mtp", true, 3, 3),
+            ("llama-server --spec-type draft-mtp,ngram-simple --spec-draft-n-max 5", true, 48, 5),
+            ("llama-server --spec-default", false, 64, 0),
+        ] {
+            let run = read(line).unwrap().run;
+            assert_eq!((run.mtp, run.n_draft, run.n_rs_seq), (mtp, n_draft, n_rs_seq), "{line}");
+        }
+    }
+
+    #[test]
+    fn bench_takes_the_first_of_each_list() {
+        let command =
+            read("llama-bench -m x -p 512,2048 -n 128 -d 4096 -ot 'a=CPU;b=CPU,c=CUDA0' -ts 3/1 -ncmoe 2 -ngl 99")
+                .unwrap();
+        assert_eq!(command.run.n_ctx, 512 + 4096);
+        assert_eq!(patterns(&command)[..2], ["a", "b"]);
+        assert_eq!(command.run.overrides.len(), 4);
+        assert_eq!(command.run.tensor_split, [3.0, 1.0]);
+        assert_eq!(command.notes.len(), 2);
+    }
+
+    #[test]
+    fn errors_name_the_flag_and_what_to_try() {
+        for (line, message) in [
+            ("llama-server -ngl", "`-ngl` takes a value: a number of layers, `auto` or `all`"),
+            ("llama-server -ngl many", "`-ngl many`: expected a number of layers, `auto` or `all`"),
+            (
+                "llama-server -ctk q3_K",
+                "`-ctk q3_K`: expected one of f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1",
+            ),
+            ("llama-server -np 0", "`-np 0`: expected a number of slots, or -1 for llama-server's own choice"),
+            (
+                "llama-server -ot exps",
+                "`-ot exps`: expected PATTERN=BUFFER entries (no comma inside a pattern: llama.cpp splits there)",
+            ),
+        ] {
+            assert_eq!(read(line).unwrap_err().to_string(), message, "{line}");
+        }
+    }
+}

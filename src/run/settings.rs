@@ -58,9 +58,17 @@ pub(super) fn finish(launch: &mut Launch) {
     run.mtp = launch.speculation.kinds.iter().any(|kind| kind == "draft-mtp");
     run.n_draft = launch.speculation.n_draft();
     run.n_rs_seq = launch.speculation.n_rs_seq();
+    let mtp = run.mtp;
     if launch.fit_print && run.program == Program::FitParams {
         // Printing measures the command as it is; nothing is fitted.
         run.fit = false;
+    }
+    if mtp {
+        launch.command.note(
+            "mtp-context",
+            "`--spec-type draft-mtp`: the weights of the NextN blocks are counted, their own context and compute are not".into(),
+            Some("leave room for one more block's cache and for its compute buffer".into()),
+        );
     }
 }
 

@@ -23,7 +23,7 @@ mod worker;
 pub use child::{serve, serve_rpc};
 pub use rpc::{RpcServer, bind_software_devices, software_machine};
 pub use wire::{BufferMemory, DeviceInfo, Job, ProcessMemory, Projection, Prompt, Workload};
-pub use worker::{Embedded, Worker};
+pub use worker::{Echo, Embedded, Worker};
 
 /// The llama.cpp build that feature `embedded` links (llama-cpp-sys-2 0.1.161).
 pub const EMBEDDED_BUILD: u32 = 11434;
@@ -54,7 +54,7 @@ impl Launch {
     fn endpoints(&self) -> Vec<String> {
         let mut endpoints = self.run.rpc.clone();
         for device in &self.machine.devices {
-            if let Some(endpoint) = endpoint_of(&device.buffer)
+            if let Some(endpoint) = device.endpoint()
                 && !endpoints.iter().any(|e| e == endpoint)
             {
                 endpoints.push(endpoint.to_string());
@@ -62,11 +62,6 @@ impl Launch {
         }
         endpoints
     }
-}
-
-/// `host:port` of `RPC0[host:port]`.
-pub fn endpoint_of(buffer: &str) -> Option<&str> {
-    buffer.strip_prefix("RPC")?.split_once('[')?.1.strip_suffix(']')
 }
 
 /// What a run showed.
@@ -317,11 +312,5 @@ mod tests {
         let error = Error::Died { doing: "loading `m`".into(), status: "signal 6 (SIGABRT)".into(), log };
         assert_eq!(error.to_string(), "llama.cpp died while loading `m` (signal 6 (SIGABRT)): error: no such tensor");
         assert!(error.hint().is_some());
-    }
-
-    #[test]
-    fn an_rpc_buffer_names_its_server() {
-        assert_eq!(endpoint_of("RPC0[127.0.0.1:50052]"), Some("127.0.0.1:50052"));
-        assert_eq!(endpoint_of("CUDA0"), None);
     }
 }

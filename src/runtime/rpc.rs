@@ -4,10 +4,11 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
+use super::Error;
 use super::worker::{Worker, wait_for};
-use super::{Error, Launch, endpoint_of};
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Isa, Machine};
+use crate::run::RunConfig;
 
 /// How often a free port is looked for: another program may take it first.
 const ATTEMPTS: usize = 5;
@@ -33,7 +34,7 @@ impl RpcServer {
             let endpoint = format!("127.0.0.1:{}", port.port());
             let threads = n_threads.max(1).to_string();
             let arguments = ["--rpc-server", endpoint.as_str(), "--threads", threads.as_str()];
-            let mut worker = Worker::start(program, &arguments, &[("OMP_WAIT_POLICY", "passive")], false)?;
+            let mut worker = Worker::start(program, &arguments, &[("OMP_WAIT_POLICY", "passive")], None)?;
             if wait_for(&endpoint, &mut worker, START_LIMIT) {
                 return Ok(Self { endpoint, worker });
             }
@@ -64,21 +65,31 @@ pub fn software_machine(n: u16, total: Bytes) -> Machine {
     Machine { devices: (0..n).map(device).collect(), host: Host { ram: None, isa: Isa::default() } }
 }
 
-/// Starts a local server for each RPC device of the launch that names no endpoint, and gives the device and the overrides
-/// that name it the full name. The servers live as long as the returned values.
-pub fn bind_software_devices(program: &Path, mut launch: Launch) -> Result<(Launch, Vec<RpcServer>), Error> {
+/// Starts a local server for each RPC device of the machine that names no endpoint, gives the device and the overrides
+/// that name it the full name, and lists every RPC device's server in `run`. The servers live as long as the returned
+/// values.
+pub fn bind_software_devices(
+    program: &Path,
+    machine: &mut Machine,
+    run: &mut RunConfig,
+    n_threads: u32,
+) -> Result<Vec<RpcServer>, Error> {
     let mut servers = Vec::new();
-    for device in &mut launch.machine.devices {
-        if device.backend != Backend::Rpc || endpoint_of(&device.buffer).is_some() {
-            continue;
+    for device in machine.devices.iter_mut().filter(|device| device.backend == Backend::Rpc) {
+        if device.endpoint().is_none() {
+            let server = RpcServer::start(program, n_threads)?;
+            // The number in a buffer type's name counts the server's own devices: it has one.
+            device.buffer = format!("RPC0[{}]", server.endpoint());
+            for rule in run.overrides.iter_mut().filter(|rule| rule.buffer == device.name) {
+                rule.buffer.clone_from(&device.buffer);
+            }
+            servers.push(server);
         }
-        let server = RpcServer::start(program, launch.n_threads)?;
-        // The number in a buffer type's name counts the server's own devices: it has one.
-        device.buffer = format!("RPC0[{}]", server.endpoint());
-        for rule in launch.run.overrides.iter_mut().filter(|rule| rule.buffer == device.name) {
-            rule.buffer.clone_from(&device.buffer);
+        if let Some(endpoint) = device.endpoint().map(str::to_string)
+            && !run.rpc.contains(&endpoint)
+        {
+            run.rpc.push(endpoint);
         }
-        servers.push(server);
     }
-    Ok((launch, servers))
+    Ok(servers)
 }

@@ -23,6 +23,9 @@ const PROJECT_LIMIT: Duration = Duration::from_secs(120);
 /// How long an RPC server may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
+/// What takes a log line of llama.cpp; strangers' text.
+pub type Echo = fn(&str);
+
 /// A running worker. Killed when dropped.
 #[derive(Debug)]
 pub struct Worker {
@@ -33,8 +36,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `program worker ARGUMENTS…`. With `echo` its log is shown as it comes.
-    pub fn start(program: &Path, arguments: &[&str], environment: &[(&str, &str)], echo: bool) -> Result<Self, Error> {
+    /// Starts `program worker ARGUMENTS…`. Each line of its log goes to `echo` as it comes.
+    pub fn start(
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        echo: Option<Echo>,
+    ) -> Result<Self, Error> {
         if !cfg!(feature = "embedded") {
             return Err(Error::NotBuilt);
         }
@@ -125,11 +133,11 @@ impl Drop for Worker {
 }
 
 /// Reads a log to its end and keeps the last lines.
-fn keep_tail(log: impl std::io::Read, tail: &Mutex<VecDeque<String>>, echo: bool) {
+fn keep_tail(log: impl std::io::Read, tail: &Mutex<VecDeque<String>>, echo: Option<Echo>) {
     for line in BufReader::new(log).split(b'\n').map_while(Result::ok) {
         let mut line = String::from_utf8_lossy(&line).into_owned();
-        if echo {
-            let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(&line));
+        if let Some(echo) = echo {
+            echo(&line);
         }
         if line.len() > TAIL_LINE_BYTES {
             let end = (0..=TAIL_LINE_BYTES).rev().find(|&at| line.is_char_boundary(at)).unwrap_or(0);
@@ -169,8 +177,8 @@ pub struct Embedded {
     pub program: PathBuf,
     /// How long a run may take.
     pub limit: Duration,
-    /// Whether llama.cpp's log is shown as it comes.
-    pub echo: bool,
+    /// Where llama.cpp's log lines go as they come.
+    pub echo: Option<Echo>,
 }
 
 impl Embedded {
@@ -182,7 +190,7 @@ impl Embedded {
 
     /// `program`, which must be a moeplan with the feature.
     pub fn of(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), limit: Duration::from_secs(1800), echo: false }
+        Self { program: program.into(), limit: Duration::from_secs(1800), echo: None }
     }
 
     /// A fresh worker. With RPC servers on this computer, idle threads must not spin: they would take the server's cores.

@@ -81,17 +81,14 @@ pub struct Check {
     pub ok: bool,
 }
 
-/// Makes a spec into files.
-pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
+/// The recipe and the tensors of a wish: all that totals need, without the vocabulary.
+pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Error> {
     let bad = |problem: String| Error::Bad { name: spec.name.clone(), problem };
     let recipe = match wish.recipe {
         Some(recipe) => recipe,
         None => recipe::named(&spec.recipe).ok_or_else(|| bad(format!("no recipe `{}`", spec.recipe)))?,
     };
     let dims = spec.dims(wish.tiny, wish.blocks);
-    if spec.number("n_layer", &dims)? == 0 {
-        return Err(bad("a model has at least one block".into()));
-    }
     let shapes = spec.tensors(&dims)?;
     let facts = Facts {
         architecture: spec.architecture.clone(),
@@ -101,8 +98,14 @@ pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
         n_head_kv: spec.number("n_head_kv", &dims)?,
     };
     let types = recipe::assign(recipe, &facts, &shapes);
-    let tensors: Vec<NewTensor> =
-        shapes.into_iter().zip(types).map(|((name, shape), ty)| NewTensor { name, ty, shape }).collect();
+    let tensors = shapes.into_iter().zip(types).map(|((name, shape), ty)| NewTensor { name, ty, shape }).collect();
+    Ok((recipe, tensors))
+}
+
+/// Makes a spec into files.
+pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
+    let bad = |problem: String| Error::Bad { name: spec.name.clone(), problem };
+    let (recipe, tensors) = tensors(spec, wish)?;
     let totals = totals(&tensors);
     let published = if wish.tiny || wish.blocks.is_some() { Vec::new() } else { checks(spec, recipe, &totals) };
     let text = |text: &str| Scalar::String(text.to_string());
@@ -112,6 +115,7 @@ pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
         ("general.type".into(), text("model")),
         ("general.name".into(), text(&name)),
     ];
+    let dims = spec.dims(wish.tiny, wish.blocks);
     metadata.extend(spec.keys(&dims)?);
     metadata.push(("general.file_type".into(), Scalar::U32(recipe.file_type)));
     metadata.push(("general.quantization_version".into(), Scalar::U32(2)));
@@ -122,7 +126,8 @@ pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
     Ok(Synthesis { spec: spec.clone(), recipe, files, totals, published })
 }
 
-fn totals(tensors: &[NewTensor]) -> Totals {
+/// The sums over the tensors of a model.
+pub fn totals(tensors: &[NewTensor]) -> Totals {
     let mut totals = Totals { tensors: tensors.len() as u64, ..Totals::default() };
     for tensor in tensors {
         let bytes = Bytes(tensor.bytes().unwrap_or_else(|| panic!("{}: rows of whole blocks", tensor.name)));
@@ -135,7 +140,8 @@ fn totals(tensors: &[NewTensor]) -> Totals {
     totals
 }
 
-fn checks(spec: &Spec, recipe: Recipe, totals: &Totals) -> Vec<Check> {
+/// The totals beside the published ones of this recipe.
+pub fn checks(spec: &Spec, recipe: Recipe, totals: &Totals) -> Vec<Check> {
     let published = &spec.published;
     let mut rows = vec![
         ("tensors".to_string(), published.tensors, totals.tensors),
@@ -183,4 +189,85 @@ fn split(mut whole: NewFile, n: u16, totals: &Totals) -> Option<Vec<NewFile>> {
         files.push(file);
     }
     Some(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str) -> Spec {
+        spec::named(name).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn sums(name: &str, recipe: Option<&str>) -> (Totals, Vec<Check>) {
+        let wish = Wish { recipe: recipe.and_then(recipe::named), ..Wish::default() };
+        let spec = spec(name);
+        let (recipe, tensors) = tensors(&spec, &wish).unwrap_or_else(|error| panic!("{error}"));
+        let totals = totals(&tensors);
+        let checks = checks(&spec, recipe, &totals);
+        (totals, checks)
+    }
+
+    #[test]
+    fn every_published_total_is_equalled() {
+        for name in spec::names() {
+            let (_, checks) = sums(&name, None);
+            assert!(!checks.is_empty(), "{name}");
+            for check in checks {
+                assert!(check.ok, "{name}: {check:?}");
+            }
+        }
+        assert_eq!(sums("phi-3.5-moe", Some("F16")).0.bytes, Bytes(83_752_285_952));
+        assert_eq!(sums("deepseek-moe-16b", Some("F16")).0.bytes, Bytes(32_758_767_616));
+    }
+
+    /// Against `testdata/synth/recipes.txt`: 9 models by 19 recipes.
+    #[test]
+    fn type_mixes_are_those_of_llama_quantize() {
+        let expected = include_str!("../../testdata/synth/recipes.txt");
+        let mut rows = 0;
+        for line in expected.lines().filter(|line| !line.starts_with('#')) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [model, mix, bytes, types @ ..] = words.as_slice() else { panic!("{line}") };
+            assert!(recipe::named(mix).is_some(), "{mix}");
+            let (totals, _) = sums(model, Some(mix));
+            let found: Vec<String> = totals
+                .by_type
+                .iter()
+                .map(|(ty, (tensors, bytes))| format!("{}:{tensors}:{}", ty.to_lowercase(), bytes.0))
+                .collect();
+            assert_eq!(found, types, "{model} {mix}");
+            assert_eq!(totals.bytes.0.to_string(), **bytes, "{model} {mix}");
+            rows += 1;
+        }
+        assert_eq!(rows, 171);
+    }
+
+    #[test]
+    fn a_split_keeps_every_tensor_once_and_no_file_empty() {
+        let spec = spec("olmoe-1b-7b");
+        let make = |shards| synthesize(&spec, &Wish { shards, tiny: true, ..Wish::default() });
+        let whole = make(1).unwrap();
+        for shards in [2, 3, 7] {
+            let split = make(shards).unwrap();
+            assert_eq!(split.files.len(), usize::from(shards));
+            assert!(split.files.iter().all(|file| !file.tensors.is_empty()));
+            let joined: Vec<NewTensor> = split.files.iter().flat_map(|file| file.tensors.clone()).collect();
+            assert_eq!(joined, whole.files[0].tensors);
+            assert!(split.files[1].metadata.iter().all(|(key, _)| key.starts_with("split.")));
+        }
+        assert!(make(1000).is_err());
+    }
+
+    #[test]
+    fn every_tiny_sibling_is_small() {
+        for name in spec::names() {
+            for recipe in ["F16", "BF16", "Q8_0"] {
+                let wish = Wish { tiny: true, recipe: recipe::named(recipe), ..Wish::default() };
+                let (_, tensors) = tensors(&spec(&name), &wish).unwrap();
+                let bytes = totals(&tensors).bytes;
+                assert!(bytes <= Bytes::mib(16), "{name} {recipe}: {bytes}");
+            }
+        }
+    }
 }

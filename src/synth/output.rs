@@ -94,6 +94,7 @@ pub fn write(
     if fill != Fill::Hole {
         check_room(path, needed)?;
     }
+    let tied = !synthesis.files.iter().flat_map(|file| &file.tensors).any(|tensor| tensor.name == "output.weight");
     let mut finished = Vec::with_capacity(paths.len());
     for (file, path) in synthesis.files.iter().zip(&paths) {
         let io = |source| Error::Io { path: path.clone(), source };
@@ -103,7 +104,7 @@ pub fn write(
         temporary.as_file().set_len(header.len() as u64 + data).map_err(io)?;
         if let Fill::Random(seed) = fill {
             let jobs = jobs(file, &offsets, header.len() as u64);
-            write_random(file, &jobs, &Weights::new(seed), temporary.path(), watch).map_err(io)?;
+            write_random(file, &jobs, &Weights::new(seed, tied), temporary.path(), watch).map_err(io)?;
         }
         if watch.stop.load(Ordering::Relaxed) {
             return Err(Error::Stopped);

@@ -196,11 +196,15 @@ impl State<'_> {
     }
 
     fn attention_output(&self) -> &'static str {
-        match (self.facts.n_expert == 8, self.recipe.name) {
-            (true, "Q2_K" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "IQ4_XS" | "Q4_K_S" | "Q4_K_M") => "q5_K",
-            (false, "Q2_K") => "q3_K",
-            (false, "Q3_K_M") => "q4_K",
-            (false, "Q3_K_L") => "q5_K",
+        let recipe = self.recipe.name;
+        if self.facts.n_expert == 8 {
+            let low = ["Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"].contains(&recipe);
+            return if low { "q5_K" } else { self.recipe.base };
+        }
+        match recipe {
+            "Q2_K" => "q3_K",
+            "Q3_K_M" => "q4_K",
+            "Q3_K_L" => "q5_K",
             _ => self.recipe.base,
         }
     }

@@ -5,7 +5,8 @@
 //! Scales are chosen for a standard deviation of `1/√n` over a row of `n` (0.016 for 4096, 0.022 for 2048), so that a
 //! matrix keeps the size of what it multiplies, and their signs are random, so that no type has a mean: a common
 //! component would grow from block to block until every token chose the same experts. For the same reason the output
-//! of attention is damped and embeddings are larger: what is a token's own must outweigh what its context shares.
+//! of attention is damped and embeddings are larger
+//! (unless they are the output as well, where they would repeat the last token): what is a token's own must outweigh what its context shares.
 
 use crate::gguf::GgmlType;
 use crate::gguf::writer::NewTensor;
@@ -65,13 +66,14 @@ const NORMALS: usize = 1 << 16;
 /// Weights of a model: tables shared by all threads.
 pub struct Weights {
     seed: u64,
+    tied: bool,
     /// Standard normals, in pairs of opposite sign.
     normals: Vec<f32>,
 }
 
 impl Weights {
-    /// The weights of a seed.
-    pub fn new(seed: u64) -> Self {
+    /// The weights of a seed. `tied`: the embeddings are the output matrix as well.
+    pub fn new(seed: u64, tied: bool) -> Self {
         let mut random = Random::new(0x6d6f_6570_6c61_6e00);
         let mut unit = || {
             #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
@@ -86,7 +88,7 @@ impl Weights {
                 normals.extend([x as f32, -x as f32]);
             }
         }
-        Self { seed, normals }
+        Self { seed, tied, normals }
     }
 
     /// A writer of the data of one tensor.
@@ -96,33 +98,33 @@ impl Weights {
         let kind = match (tensor.ty.name, constant) {
             ("f32", Some(value)) => Kind::Constant(value),
             ("f32", None) => {
-                let deviation = deviation(tensor);
+                let deviation = self.deviation(tensor);
                 Kind::F32(self.normals.iter().map(|x| x * deviation).collect())
             }
             ("f16", _) => Kind::Half(self.halves(tensor, f16_bits)),
             ("bf16", _) => Kind::Half(self.halves(tensor, |x| (x.to_bits() >> 16) as u16)),
-            _ => Kind::Blocks(Blocks::new(tensor.ty, deviation(tensor))),
+            _ => Kind::Blocks(Blocks::new(tensor.ty, self.deviation(tensor))),
         };
         TensorWeights { seed: self.seed, name: tensor.name.clone(), kind }
     }
 
-    fn halves(&self, tensor: &NewTensor, convert: impl Fn(f32) -> u16) -> Vec<u16> {
-        let deviation = deviation(tensor);
-        self.normals.iter().map(|x| convert(x * deviation)).collect()
+    /// Standard deviation of a tensor's weights.
+    fn deviation(&self, tensor: &NewTensor) -> f32 {
+        let has = |part: &str| tensor.name.contains(part);
+        #[expect(clippy::cast_precision_loss, reason = "a row's length")]
+        let row = tensor.shape[0] as f32;
+        let base = if has(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
+        match () {
+            () if has("exp_probs_b") => 0.002,
+            () if has("token_embd") && !self.tied => 0.5,
+            () if has("attn_output.weight") => 0.15 * base,
+            () => base,
+        }
     }
-}
 
-/// Standard deviation of a tensor's weights.
-fn deviation(tensor: &NewTensor) -> f32 {
-    let has = |part: &str| tensor.name.contains(part);
-    #[expect(clippy::cast_precision_loss, reason = "a row's length")]
-    let row = tensor.shape[0] as f32;
-    let base = if tensor.name.ends_with(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
-    match () {
-        () if has("exp_probs_b") => 0.002,
-        () if has("token_embd") => 0.5,
-        () if has("attn_output.weight") => 0.15 * base,
-        () => base,
+    fn halves(&self, tensor: &NewTensor, convert: impl Fn(f32) -> u16) -> Vec<u16> {
+        let deviation = self.deviation(tensor);
+        self.normals.iter().map(|x| convert(x * deviation)).collect()
     }
 }
 
@@ -155,7 +157,7 @@ impl TensorWeights {
                 for pair in out.chunks_mut(16) {
                     let draw = random.next();
                     for (j, to) in pair.chunks_exact_mut(4).enumerate() {
-                        to.copy_from_slice(&table[usize::from((draw >> (16 * j)) as u16)].to_le_bytes());
+                        to.copy_from_slice(&table[(draw >> (16 * j) & 0xffff) as usize].to_le_bytes());
                     }
                 }
             }
@@ -163,7 +165,7 @@ impl TensorWeights {
                 for four in out.chunks_mut(8) {
                     let draw = random.next();
                     for (j, to) in four.chunks_exact_mut(2).enumerate() {
-                        to.copy_from_slice(&table[usize::from((draw >> (16 * j)) as u16)].to_le_bytes());
+                        to.copy_from_slice(&table[(draw >> (16 * j) & 0xffff) as usize].to_le_bytes());
                     }
                 }
             }
@@ -183,11 +185,14 @@ struct Blocks {
     is_mxfp4: bool,
 }
 
+/// One type's row of [`BLOCKS`].
+type BlockRow = (&'static str, usize, Option<(usize, f32)>, f32);
+
 /// Type, offset of the scale, offset of the minimum and its ratio to the scale, deviation at scale 1.
 ///
 /// Deviations for uniform quants: of `q` in `0..2^b` about its middle `√((4^b-1)/12)`; 6-bit sub-scales have a root
 /// mean square of 36.6 from 0 and 18.5 from 32, 8-bit ones 73.9.
-const BLOCKS: &[(&str, usize, Option<(usize, f32)>, f32)] = &[
+const BLOCKS: &[BlockRow] = &[
     ("q4_0", 0, None, 4.64),
     ("q4_1", 0, Some((2, -7.5)), 4.61),
     ("q5_0", 0, None, 9.25),

@@ -1,0 +1,187 @@
+//! The embedded llama.cpp for real: text from a real model, offload to a software device, crashes, and no child left.
+//!
+//! Feature `embedded`. `MOEPLAN_SMOLLM2` names the real model (`scripts/fetch-smollm2` fetches it and prints its path).
+#![cfg(feature = "embedded")]
+#![expect(clippy::print_stderr, reason = "a test's report")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use moeplan::bytes::Bytes;
+use moeplan::measurement::{self, Measurement};
+use moeplan::model::Model;
+use moeplan::run::parse;
+use moeplan::runtime::wire::Request;
+use moeplan::runtime::{
+    Embedded, Error, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, software_machine,
+};
+use moeplan::{gguf, memory, placement};
+
+const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
+
+/// A tiny sibling of a known model, with random weights, written once.
+fn tiny(spec: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tiny-{spec}.gguf"));
+    let partial = path.with_extension(format!("{}.gguf", std::process::id()));
+    if !path.exists() {
+        let synth = ["synth", spec, "--tiny", "--weights", "random", "--force", "-o"];
+        let status = Command::new(MOEPLAN).args(synth).arg(&partial).status().expect("moeplan runs");
+        assert!(status.success(), "synth {spec}");
+        std::fs::rename(&partial, &path).expect("the finished file");
+    }
+    path
+}
+
+fn launch(model: PathBuf, devices: u16, line: &str) -> Launch {
+    let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+    let run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+    Launch { model, run, machine: software_machine(devices, Bytes::mib(1024)), n_threads: 1 }
+}
+
+fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
+    let runtime = Embedded::of(MOEPLAN);
+    let Launch { machine, run, .. } = &mut launch;
+    let _servers = bind_software_devices(&runtime.program, machine, run, 1).expect("software devices");
+    let model = Model::from_gguf(gguf::open(&launch.model).expect("a header")).expect("a model");
+    let placement = placement::place(&model, &launch.machine, &launch.run).expect("a placement");
+    let predicted = memory::predict(&model, &launch.machine, &launch.run, &placement).expect("a prediction").memory;
+    let workload = Workload { prompt, n_generate, repetitions: 1 };
+    measurement::verify(&runtime, &launch, &workload, &predicted, 0.02).expect("a measurement")
+}
+
+fn exact_weights_and_caches(measured: &Measurement) {
+    let bad: Vec<_> = measured.comparison.iter().filter(|row| !row.ok && !is_replayed(&row.quantity)).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    assert!(measured.finite);
+}
+
+/// Compute buffers have their own ledger; here weights and caches count.
+fn is_replayed(quantity: &str) -> bool {
+    quantity.ends_with(".compute") || quantity.ends_with(".total")
+}
+
+#[test]
+fn a_real_model_says_what_the_capital_of_france_is() {
+    let Some(model) = std::env::var_os("MOEPLAN_SMOLLM2").map(PathBuf::from) else {
+        eprintln!("skipped: MOEPLAN_SMOLLM2 is not set (scripts/fetch-smollm2 prints it)");
+        return;
+    };
+    let prompt = Prompt::Text("The capital of France is".to_string());
+    let measured = verify(launch(model.clone(), 0, "llama-server -c 1024 -np 1"), prompt.clone(), 8);
+    assert!(measured.text.contains("Paris"), "{:?}", measured.text);
+    exact_weights_and_caches(&measured);
+    assert!(measured.mapped_span > Bytes(0) && measured.process.rss_file > Bytes(0));
+    assert_eq!((measured.speed.pp.len(), measured.speed.tg.len()), (1, 1));
+    // The same words from a device: greedy text does not depend on where the weights are.
+    let offloaded = verify(launch(model, 1, "llama-server -c 1024 -np 1 -ngl 20"), prompt, 8);
+    assert!(offloaded.text.contains("Paris"), "{:?}", offloaded.text);
+    exact_weights_and_caches(&offloaded);
+}
+
+#[test]
+fn experts_on_the_host_and_the_rest_on_a_device_run_and_measure_as_predicted() {
+    for spec in ["qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite"] {
+        let line = "llama-server -c 1024 -np 1 -ngl 99 -cmoe";
+        let measured = verify(launch(tiny(spec), 1, line), Prompt::Tokens(96), 4);
+        exact_weights_and_caches(&measured);
+        let model = |key: &str| measured.memory.get(key).map_or(Bytes(0), |row| row.terms.model);
+        assert!(model("RPC0") > Bytes(0) && model("Host") > Bytes(0), "{spec}: {:?}", measured.memory);
+        assert_eq!(measured.runtime.backend, "RPC");
+    }
+}
+
+#[test]
+fn two_devices_share_by_tensor_split() {
+    let line = "llama-server -c 1024 -np 2 -ngl 99 -ts 3,1";
+    let measured = verify(launch(tiny("qwen3-30b-a3b"), 2, line), Prompt::Tokens(40), 2);
+    exact_weights_and_caches(&measured);
+    assert!(measured.memory.contains_key("RPC1"));
+}
+
+#[test]
+fn a_crash_is_an_error_with_the_signal_and_a_hint() {
+    let mut worker = Embedded::of(MOEPLAN).worker(&[]).expect("a worker");
+    let error = worker.ask(&Request::Crash, "crashing", Duration::from_secs(20)).expect_err("a crash");
+    assert!(error.to_string().contains("while crashing"), "{error}");
+    #[cfg(unix)]
+    assert!(error.to_string().contains("signal 6 (SIGABRT)"), "{error}");
+    assert!(error.hint().is_some());
+    assert!(!worker.is_alive());
+}
+
+#[test]
+fn a_worker_that_takes_too_long_is_stopped() {
+    let mut worker = Embedded::of(MOEPLAN).worker(&[]).expect("a worker");
+    let start = Instant::now();
+    let error = worker.ask(&Request::Sleep(600), "sleeping", Duration::from_millis(300)).expect_err("a time limit");
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(10) && !worker.is_alive());
+}
+
+#[test]
+fn what_llama_cpp_refuses_is_an_error_with_its_words() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broken = folder.path().join("broken.gguf");
+    std::fs::write(&broken, b"GGUF but not really").expect("a file");
+    let runtime = Embedded::of(MOEPLAN);
+    let mut answers =
+        runtime.project(&[launch(broken, 0, "llama-server"), launch(tiny("gpt-oss-20b"), 0, "llama-server")]);
+    let good = answers.pop().expect("two answers");
+    let bad = answers.pop().expect("two answers").expect_err("no model");
+    assert!(bad.to_string().contains("broken.gguf"), "{bad}");
+    assert!(good.is_ok(), "the next model is projected all the same: {good:?}");
+}
+
+#[test]
+fn an_rpc_server_that_is_not_there_is_named() {
+    let mut nowhere = launch(PathBuf::from("m.gguf"), 0, "llama-server");
+    nowhere.run.rpc = vec!["127.0.0.1:1".to_string()];
+    let error = Embedded::of(MOEPLAN).project(&[nowhere]).pop().expect("an answer").expect_err("no server");
+    assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+}
+
+/// Whether a process still runs (a zombie does not).
+#[cfg(target_os = "linux")]
+fn runs(id: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_child_is_left_when_its_owner_drops_it_or_is_killed() {
+    let server = RpcServer::start(Path::new(MOEPLAN), 1).expect("a server");
+    let id = server.id();
+    assert!(runs(id));
+    drop(server);
+    assert!(!runs(id), "the server outlives its value");
+
+    // A moeplan that is killed in the middle of a run: its worker and its server end by themselves.
+    let arguments = ["verify", "--rpc-devices", "1", "--measure-prompt", "64", "--measure-generate", "500000", "--"];
+    let line = ["llama-server", "-c", "524288", "-np", "1", "-ngl", "99", "-cmoe", "-m"];
+    let mut parent = Command::new(MOEPLAN)
+        .args(arguments)
+        .args(line)
+        .arg(tiny("qwen3-30b-a3b"))
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("moeplan runs");
+    let children = || {
+        let list = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", parent.id())).unwrap_or_default();
+        list.split_whitespace().filter_map(|id| id.parse::<u32>().ok()).collect::<Vec<_>>()
+    };
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait("the server and the worker start", &|| children().len() >= 2);
+    let ids = children();
+    parent.kill().expect("a kill");
+    parent.wait().expect("an end");
+    wait("the children end by themselves", &|| ids.iter().all(|&id| !runs(id)));
+}

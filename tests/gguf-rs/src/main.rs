@@ -1,0 +1,3 @@
+//! Nothing: this package is its tests.
+
+fn main() {}
