@@ -1,5 +1,7 @@
 //! A model: the header made meaningful (hyper-parameters, roles, blocks, parameter counts).
 
+use std::path::PathBuf;
+
 use crate::bytes::Bytes;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Metadata, ModelFile, Value};
 use crate::hparams::{self, HParams};
@@ -9,11 +11,38 @@ use crate::rules::{self, Role, RoleRules};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A projector, an adapter, an importance matrix, a vocabulary.
-    #[error("{0}, not a model that runs by itself")]
-    Kind(FileKind),
+    #[error("`{}`: {kind}, not a model that runs by itself", path.display())]
+    Kind {
+        /// The first file.
+        path: PathBuf,
+        /// What it is.
+        kind: FileKind,
+    },
     /// A key that llama.cpp would refuse.
-    #[error(transparent)]
-    Key(#[from] hparams::Error),
+    #[error("`{}`: {error}", path.display())]
+    Key {
+        /// The first file.
+        path: PathBuf,
+        /// The key, and what is wrong with it.
+        error: hparams::Error,
+    },
+}
+
+impl Error {
+    /// What to try.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Kind { kind: FileKind::Mmproj, .. } => {
+                "give the model itself; the projector goes with llama.cpp's --mmproj"
+            }
+            Self::Kind { kind: FileKind::Adapter, .. } => {
+                "give the base model; the adapter goes with llama.cpp's --lora"
+            }
+            Self::Kind { .. } => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
+            Self::Key { .. } => "llama.cpp refuses this file too: convert the model again with a current llama.cpp",
+        }
+        .to_string()
+    }
 }
 
 /// What kind of GGUF file it is (`general.type`, else told from its keys and tensors).
@@ -94,11 +123,12 @@ impl Model {
     /// The model of a header that llama.cpp would load, as far as the header can tell.
     pub fn from_gguf(gguf: Gguf) -> Result<Self, Error> {
         let (model, refused) = Self::as_far_as_readable(gguf);
+        let path = || model.files.first().map(|file| file.path.clone()).unwrap_or_default();
         if model.kind != FileKind::Model {
-            return Err(Error::Kind(model.kind));
+            return Err(Error::Kind { path: path(), kind: model.kind });
         }
         match refused.into_iter().next() {
-            Some(error) => Err(error.into()),
+            Some(error) => Err(Error::Key { path: path(), error }),
             None => Ok(model),
         }
     }

@@ -195,7 +195,7 @@ impl RoleRules {
 
 /// Whether llama.cpp b11434 knows the architecture (`src/llama-arch.cpp`, `LLM_ARCH_NAMES`).
 pub fn knows_architecture(name: &str) -> bool {
-    include_str!("../rules/architectures.txt").lines().any(|line| line == name)
+    include_str!("../rules/architectures/b11434.txt").lines().any(|line| line == name)
 }
 
 /// `N` of `blk.N.`, also in the encoder and decoder of T5 (`enc.blk.N.`).

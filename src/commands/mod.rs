@@ -128,5 +128,6 @@ pub fn print_error(error: &anyhow::Error) {
 fn hint(error: &anyhow::Error) -> Option<String> {
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
-    inspect::hint(error).or_else(|| check::hint(error)).or_else(of_runtime).or_else(of_gguf)
+    let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
+    inspect::hint(error).or_else(|| check::hint(error)).or_else(of_runtime).or_else(of_gguf).or_else(of_model)
 }

@@ -148,6 +148,12 @@ pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Pl
         quantity: "context".to_string(),
         how: caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; "),
     }];
+    let growth = overhead::host_growth(run, &numbers, &caches, model.hparams.vocab_size);
+    let (logits, checkpoints, cache) = (growth.logits, growth.checkpoints, growth.prompt_cache);
+    basis.push(Basis {
+        quantity: "Host.uncounted".to_string(),
+        how: format!("up to {logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)"),
+    });
     for device in placement.devices.iter().filter_map(|i| machine.devices.get(usize::from(*i))) {
         let overhead = overhead::overhead(device);
         memory.entry(device.name.clone()).or_default().overhead = overhead.peak;

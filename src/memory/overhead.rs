@@ -1,7 +1,10 @@
 //! What a process holds on a device beyond llama.cpp's own sums: the driver's context, libraries, growing pools.
 
+use super::caches::{CacheKind, Caches};
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device};
+use crate::run::numbers::ContextNumbers;
+use crate::run::{Program, RunConfig};
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,9 +59,53 @@ pub fn overhead(device: &Device) -> Overhead {
     *OVERHEADS.iter().find(fits).expect("the table has a row for every backend")
 }
 
+/// Host memory that llama.cpp lists nowhere: upper bounds, most of it taken only as the server is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostGrowth {
+    /// Rows of logits, one a sequence (`llama-context.cpp` `output_reserve`).
+    pub logits: Bytes,
+    /// Checkpoints of windows and recurrent states, 32 a slot (`common/arg.cpp` `--ctx-checkpoints`).
+    pub checkpoints: Bytes,
+    /// llama-server's prompt cache (`common/arg.cpp` `--cache-ram`, 8192 MiB).
+    pub prompt_cache: Bytes,
+}
+
+/// What a launch may take on the host beyond its row of the table, by llama.cpp b11434's defaults.
+pub fn host_growth(run: &RunConfig, numbers: &ContextNumbers, caches: &Caches, vocab_size: u32) -> HostGrowth {
+    let rows = u64::from(numbers.n_seq_max);
+    let logits = Bytes(rows.saturating_mul(u64::from(vocab_size)).saturating_mul(4));
+    if run.program != Program::Server {
+        return HostGrowth { logits, checkpoints: Bytes(0), prompt_cache: Bytes(0) };
+    }
+    let kept = |kind| matches!(kind, CacheKind::Swa | CacheKind::Recurrent | CacheKind::PleState);
+    let windows = caches.list.iter().filter(|cache| kept(cache.kind) && cache.tokens_per_cell.is_none());
+    let tensors = windows.flat_map(|cache| cache.layers.iter().filter_map(|layer| cache.tensors(layer).ok()).flatten());
+    // All slots together hold what the caches hold.
+    let all_slots: u64 = tensors.map(|tensor| tensor.bytes.0).sum();
+    HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache: Bytes::mib(8192) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::caches::{self, tests::model};
+    use crate::run::numbers::numbers;
+
+    #[test]
+    fn a_server_may_grow_on_the_host() {
+        let model = model("gpt-oss", "block_count=2 attention.head_count=8 attention.sliding_window=128");
+        let growth = |program| {
+            let run = RunConfig { program, n_ctx: 4096, n_parallel: Some(2), ..RunConfig::default() };
+            let numbers = numbers(&run, &model.hparams);
+            host_growth(&run, &numbers, &caches::caches(&model, &run, &numbers), 1000)
+        };
+        let nothing = HostGrowth { logits: Bytes(8000), checkpoints: Bytes(0), prompt_cache: Bytes(0) };
+        assert_eq!(growth(Program::Cli), nothing);
+        // One layer's window of 768 cells, K and V of 512 elements in f16, for each of two streams.
+        let window = 2 * 768 * 2 * 1024;
+        let grown = HostGrowth { checkpoints: Bytes(32 * window), prompt_cache: Bytes::mib(8192), ..nothing };
+        assert_eq!(growth(Program::Server), grown);
+    }
 
     #[test]
     fn every_backend_has_a_row_and_a_known_card_its_own() {

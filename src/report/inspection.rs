@@ -306,3 +306,58 @@ fn shorten(text: &str, most: usize) -> String {
         None => text.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{GgmlType, Gguf, Header, Metadata, ModelFile, TensorInfo, Value};
+    use crate::model::Model;
+
+    /// A model of one tensor, with an architecture that nobody knows and keys that are missing.
+    fn hostile() -> Inspection {
+        let text = |text: &str| Value::String(text.to_string());
+        let metadata: Metadata = [
+            ("general.architecture".to_string(), text("x`\n|")),
+            ("general.name".to_string(), text("a\u{1b}[31m|<b>\u{202e}")),
+            ("<script>\u{7}".to_string(), text(&"long ".repeat(100))),
+        ]
+        .into();
+        let tensors = vec![TensorInfo {
+            name: "blk.0.<i>\u{1b}|".to_string(),
+            ty: GgmlType::from_name("f16").unwrap(),
+            n_dims: 1,
+            shape: [32, 1, 1, 1],
+            offset: 0,
+            shard: 0,
+            bytes: Bytes(64),
+        }];
+        let header =
+            Header { version: 3, byte_order: ByteOrder::Big, alignment: 32, data_offset: 0, metadata, tensors };
+        let file = ModelFile { path: "model.gguf".into(), bytes: Bytes(64), data_offset: 0 };
+        let (model, refused) = Model::as_far_as_readable(Gguf { files: vec![file], header });
+        Inspection::new(&model, &refused, None).with_metadata(&model).with_tensors(&model)
+    }
+
+    #[test]
+    fn strangers_text_is_harmless() {
+        for page in [text(&hostile()), markdown(&hostile())] {
+            assert!(page.chars().all(|c| c == '\n' || !c.is_control()) && !page.contains('\u{202e}'), "{page}");
+        }
+        let page = markdown(&hostile());
+        assert!(!page.contains('<'), "{page}");
+    }
+
+    #[test]
+    fn text_is_one_screen() {
+        let mut inspection = hostile();
+        (inspection.metadata, inspection.tensor_list, inspection.name) = (None, None, None);
+        let page = text(&inspection);
+        assert!(page.lines().count() <= 40 && page.lines().all(|line| line.chars().count() <= 100), "{page}");
+    }
+
+    #[test]
+    fn prose_wraps_between_words() {
+        let lines = wrapped(&"word ".repeat(60), "    ");
+        assert!(lines.lines().all(|line| line.len() <= WIDTH) && lines.lines().skip(1).all(|l| l.starts_with("    ")));
+    }
+}

@@ -96,7 +96,7 @@ fn plain_role(name: &str) -> Option<Role> {
 fn every_tensor_of_128_headers_has_the_role_its_name_says() {
     let is_norm = |name: &str| name.contains("norm");
     let other = ["rope_f", "hc_", "ple_", "ffn_res_score", "attn_res_score", "layer_output_scale", "hrm."];
-    let mut tested = std::collections::BTreeSet::new();
+    let mut tested = BTreeSet::new();
     for group in groups() {
         for architecture in &group.architectures {
             tested.insert(*architecture);
@@ -105,7 +105,7 @@ fn every_tensor_of_128_headers_has_the_role_its_name_says() {
                 let says = plain_role(name);
                 assert!(says.is_none_or(|says| says == role), "{architecture} {name}: {role:?}");
                 let starts = |start: &&str| base_of(name).starts_with(*start) || name.starts_with(*start);
-                let may_be_other = other.iter().any(|start| starts(start)) && !is_norm(name);
+                let may_be_other = other.iter().any(starts) && !is_norm(name);
                 assert_eq!(role == Role::Other, may_be_other, "{architecture} {name}: {role:?}");
             }
         }

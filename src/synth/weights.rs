@@ -5,8 +5,8 @@
 //! Scales are chosen for a standard deviation of `1/√n` over a row of `n` (0.016 for 4096, 0.022 for 2048), so that a
 //! matrix keeps the size of what it multiplies, and their signs are random, so that no type has a mean: a common
 //! component would grow from block to block until every token chose the same experts. For the same reason the output
-//! of attention is damped and embeddings are larger
-//! (unless they are the output as well, where they would repeat the last token): what is a token's own must outweigh what its context shares.
+//! of attention is damped and embeddings are larger: what is a token's own must outweigh what its context shares.
+//! Embeddings that are the output as well would repeat the last token; there the output norm has random signs.
 
 use crate::gguf::GgmlType;
 use crate::gguf::writer::NewTensor;
@@ -96,35 +96,36 @@ impl Weights {
         let name = tensor.name.as_str();
         let constant = (name.ends_with("norm.weight") || name.starts_with("rope_")).then_some(1.0);
         let kind = match (tensor.ty.name, constant) {
+            ("f32", Some(_)) if self.tied && name == "output_norm.weight" => Kind::F32([1.0, -1.0].repeat(NORMALS / 2)),
             ("f32", Some(value)) => Kind::Constant(value),
             ("f32", None) => {
-                let deviation = self.deviation(tensor);
+                let deviation = deviation(tensor);
                 Kind::F32(self.normals.iter().map(|x| x * deviation).collect())
             }
             ("f16", _) => Kind::Half(self.halves(tensor, f16_bits)),
             ("bf16", _) => Kind::Half(self.halves(tensor, |x| (x.to_bits() >> 16) as u16)),
-            _ => Kind::Blocks(Blocks::new(tensor.ty, self.deviation(tensor))),
+            _ => Kind::Blocks(Blocks::new(tensor.ty, deviation(tensor))),
         };
         TensorWeights { seed: self.seed, name: tensor.name.clone(), kind }
     }
 
-    /// Standard deviation of a tensor's weights.
-    fn deviation(&self, tensor: &NewTensor) -> f32 {
-        let has = |part: &str| tensor.name.contains(part);
-        #[expect(clippy::cast_precision_loss, reason = "a row's length")]
-        let row = tensor.shape[0] as f32;
-        let base = if has(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
-        match () {
-            () if has("exp_probs_b") => 0.002,
-            () if has("token_embd") && !self.tied => 0.5,
-            () if has("attn_output.weight") => 0.15 * base,
-            () => base,
-        }
-    }
-
     fn halves(&self, tensor: &NewTensor, convert: impl Fn(f32) -> u16) -> Vec<u16> {
-        let deviation = self.deviation(tensor);
+        let deviation = deviation(tensor);
         self.normals.iter().map(|x| convert(x * deviation)).collect()
+    }
+}
+
+/// Standard deviation of a tensor's weights.
+fn deviation(tensor: &NewTensor) -> f32 {
+    let has = |part: &str| tensor.name.contains(part);
+    #[expect(clippy::cast_precision_loss, reason = "a row's length")]
+    let row = tensor.shape[0] as f32;
+    let base = if has(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
+    match () {
+        () if has("exp_probs_b") => 0.002,
+        () if has("token_embd") => 0.5,
+        () if has("attn_output.weight") => 0.15 * base,
+        () => base,
     }
 }
 
@@ -266,4 +267,88 @@ fn f16_bits(x: f32) -> u16 {
     let mantissa = (x.to_bits() & 0x7f_ffff) + 0x1000;
     let biased = u16::try_from(exponent + 15).expect("1 to 29") << 10;
     sign | (biased + u16::try_from(mantissa >> 13).expect("at most 1024"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, ty: &str, shape: &[u64]) -> NewTensor {
+        NewTensor { name: name.into(), ty: GgmlType::from_name(ty).unwrap(), shape: shape.to_vec() }
+    }
+
+    fn data(seed: u64, tensor: &NewTensor) -> Vec<u8> {
+        let mut out = vec![0; usize::try_from(tensor.bytes().unwrap()).unwrap()];
+        Weights::new(seed, false).of(tensor).fill(0, &mut out);
+        out
+    }
+
+    /// The value of a half-precision number, finite or not.
+    fn f16_value(bits: u16) -> f32 {
+        let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f32::from(bits & 0x3ff));
+        let size = match exponent {
+            0 => mantissa * 2f32.powi(-24),
+            31 => f32::INFINITY,
+            _ => (1024.0 + mantissa) * 2f32.powi(exponent - 25),
+        };
+        if bits & 0x8000 == 0 { size } else { -size }
+    }
+
+    #[test]
+    fn half_precision_rounds_to_nearest() {
+        for (x, bits) in [(1.0, 0x3c00), (-2.0, 0xc000), (0.1, 0x2e66), (1e-5, 0x00a8), (0.0, 0), (0.999_99, 0x3c00)] {
+            assert_eq!(f16_bits(x), bits, "{x}");
+        }
+        for bits in 0..0x7800 {
+            assert_eq!(f16_bits(f16_value(bits)), bits);
+        }
+    }
+
+    #[test]
+    fn floats_have_the_wanted_mean_and_deviation() {
+        let halves = data(1, &tensor("blk.0.ffn_up_exps.weight", "f16", &[256, 64, 8]));
+        let values: Vec<f64> =
+            halves.chunks_exact(2).map(|b| f16_value(u16::from_le_bytes([b[0], b[1]])).into()).collect();
+        #[expect(clippy::cast_precision_loss, reason = "a count of some thousands")]
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let deviation = (values.iter().map(|x| x * x).sum::<f64>() / n).sqrt();
+        assert!(mean.abs() < 0.001, "{mean}");
+        assert!((deviation - 1.0 / 16.0).abs() < 0.001, "{deviation}");
+    }
+
+    #[test]
+    fn every_quantized_type_gets_finite_scales_of_both_signs() {
+        for (ty, scale_at, minimum, _) in BLOCKS.iter().filter(|row| row.0 != "mxfp4") {
+            let bytes = data(1, &tensor("blk.0.ffn_down.weight", ty, &[4096, 8]));
+            let block = usize::try_from(GgmlType::from_name(ty).unwrap().block_bytes).unwrap();
+            let at = |block: &[u8], at: usize| f16_value(u16::from_le_bytes([block[at], block[at + 1]]));
+            let scales: Vec<f32> = bytes.chunks_exact(block).map(|block| at(block, *scale_at)).collect();
+            assert!(scales.iter().all(|x| x.is_finite() && *x != 0.0 && x.abs() < 0.1), "{ty}");
+            assert!(scales.iter().any(|x| *x > 0.0) && scales.iter().any(|x| *x < 0.0), "{ty}");
+            if let Some((minimum, _)) = minimum {
+                assert!(bytes.chunks_exact(block).all(|block| at(block, *minimum).is_finite()), "{ty}");
+            }
+        }
+        let mxfp4 = data(1, &tensor("blk.0.ffn_down_exps.weight", "mxfp4", &[4096, 8]));
+        assert!(mxfp4.chunks_exact(17).all(|block| (116..=121).contains(&block[0])));
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_bytes_and_tensors_and_experts_differ() {
+        let up = tensor("blk.0.ffn_up_exps.weight", "q4_K", &[256, 64, 4]);
+        let gate = tensor("blk.0.ffn_gate_exps.weight", "q4_K", &[256, 64, 4]);
+        assert_eq!(data(1, &up), data(1, &up));
+        assert_ne!(data(1, &up), data(2, &up));
+        assert_ne!(data(1, &up), data(1, &gate));
+        let bytes = data(1, &up);
+        let experts: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / 4).collect();
+        assert!((1..4).all(|i| experts[0] != experts[i]));
+    }
+
+    #[test]
+    fn norms_are_one() {
+        let norm = data(1, &tensor("blk.0.attn_norm.weight", "f32", &[8]));
+        assert!(norm.chunks_exact(4).all(|x| x == 1f32.to_le_bytes()));
+    }
 }
