@@ -158,7 +158,9 @@ impl<'a> Launch<'a> {
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.
     fn resolve_flash_attn(&self, scheduler: &Scheduler) -> Option<bool> {
         let is_off = self.run.flash_attn == FlashAttn::Off || self.model.architecture == "grok";
-        if is_off || self.run.flash_attn == FlashAttn::On {
+        // Quantized values need it (`llama_init_from_model`).
+        let is_on = self.run.flash_attn == FlashAttn::On || self.run.type_v.is_quantized;
+        if is_off || is_on {
             return graph::is_known(self.model).then_some(!is_off);
         }
         let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
