@@ -163,7 +163,9 @@ impl Builder<'_> {
 
     /// The model's rope factors that lie with a layer (`get_rope_factors`).
     pub(super) fn rope_factors(&mut self, il: u32) -> Option<Id> {
-        if !ROPE_FACTORS.contains(&self.plan.model.architecture.as_str()) {
+        let architecture = self.plan.model.architecture.as_str();
+        let is_local = architecture == "step35" && self.layer(il).is_swa;
+        if is_local || !ROPE_FACTORS.contains(&architecture) {
             return None;
         }
         let long = self.plan.numbers.n_ctx_seq > self.original_context();

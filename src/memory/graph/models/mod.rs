@@ -6,6 +6,7 @@ mod gemma;
 mod kda;
 mod mixed;
 mod mla;
+mod minimax;
 mod own;
 mod plain;
 mod table;

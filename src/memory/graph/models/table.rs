@@ -6,7 +6,7 @@ use super::super::ffn::{Act, Clamp, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
-use super::{delta, dsa, gemma, kda, mixed, mla, own};
+use super::{delta, dsa, gemma, kda, minimax, mixed, mla, own};
 
 /// Scores that fall with distance.
 const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
@@ -275,6 +275,10 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("deepseek32", Own(dsa::build)),
     ("glm-dsa", Own(dsa::build)),
     ("kimi-linear", Own(kda::kimi_linear)),
+    ("minimax-01", Own(minimax::minimax_01)),
+    ("minimax-m3", Own(minimax::minimax_m3)),
+    ("bailingmoe3", Own(kda::bailingmoe3)),
+    ("step35", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, pick: Pick::BeforeNorm, ..PLAIN })),
     ("deepseek2", Own(mla::deepseek2)),
     ("mistral4", Own(mla::deepseek2)),
     ("minicpm3", Own(mla::minicpm3)),
