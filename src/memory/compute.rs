@@ -168,6 +168,7 @@ impl<'a> Launch<'a> {
         let mut graph = graph::build(&self.plan(probe, true))?;
         let attends = |tensor: &Tensor| tensor.op == Op::FlashAttnExt;
         let at_home = scheduler.targets_of(&mut graph, attends);
-        Some(at_home.into_iter().all(|(id, target)| graph.layer_targets.get(&id).copied() == target))
+        let is_home = |(id, target)| graph.layer_targets.get(&id).is_none_or(|home| Some(*home) == target);
+        Some(at_home.into_iter().all(is_home))
     }
 }
