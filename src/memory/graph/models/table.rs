@@ -2,7 +2,7 @@
 
 use super::super::Norm;
 use super::super::attention::Extras;
-use super::super::ffn::{Act, Clamp, Gating};
+use super::super::ffn::{Act, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
@@ -161,7 +161,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("llama", Plain(PLAIN)),
     ("llama-embed", Plain(PLAIN)),
     ("maincoder", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
-    ("maple", Plain(Spec { rope: Rope::Windows, scales_w: false, clamp: Clamp::Fused, ..PLAIN })),
+    ("maple", Plain(Spec { rope: Rope::Windows, scales_w: false, ..PLAIN })),
     ("mellum", Plain(PLAIN)),
     (
         "minicpm",
