@@ -55,6 +55,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("command-r", Plain(Spec { norm: Norm::Layer, residual: Residual::Parallel, logits: Logits::Scaled, ..PLAIN })),
     ("dbrx", Plain(Spec { norm: Norm::Layer, ffn_norm: Some("attn_output_norm"), ..PLAIN })),
     ("deepseek", Plain(Spec { norm_w: NormW::Never, ..PLAIN })),
+    ("dots3note", Own(dsa::build)),
     ("dots1", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN })),
     ("ernie4_5", Plain(PLAIN)),
     ("ernie4_5-moe", Plain(PLAIN)),
