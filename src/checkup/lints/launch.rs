@@ -229,9 +229,14 @@ fn forbids_moving(facts: &Facts<'_>) -> Option<&'static str> {
     }
 }
 
+/// Whether fitting shortens the context: it is not given, and `-c 0` is not either.
+fn shortens(facts: &Facts<'_>) -> bool {
+    facts.run.fit && is_tight(facts) && facts.run.n_ctx == 0 && facts.run.fit_ctx != u32::MAX
+}
+
 /// Fitting is on, but will not rescue the command.
 pub(super) fn fit_gives_up(facts: &Facts<'_>) -> Option<Finding> {
-    let flag = forbids_moving(facts).filter(|_| facts.run.fit && facts.short && facts.has_devices())?;
+    let flag = forbids_moving(facts).filter(|_| facts.run.fit && facts.short && !shortens(facts))?;
     found(
         format!(
             "llama.cpp's own fitting gives up because {flag} is given: the launch goes on as written and runs out of memory"
@@ -242,16 +247,20 @@ pub(super) fn fit_gives_up(facts: &Facts<'_>) -> Option<Finding> {
 
 /// Fitting shortens a context that is not given before it moves a single expert.
 pub(super) fn fit_cuts_context(facts: &Facts<'_>) -> Option<Finding> {
-    let run = facts.run;
-    (run.fit && is_tight(facts) && run.n_ctx == 0 && run.fit_ctx != u32::MAX).then(|| {
-        found(
-            format!(
-                "without `-c`, llama.cpp's own fitting first shortens the context of {} tokens, down to {}, and says so only in its log",
-                facts.prediction.numbers.n_ctx, run.fit_ctx
-            ),
-            "give `-c N`: then experts or layers move instead",
-        )
-    })?
+    if !shortens(facts) {
+        return None;
+    }
+    let (from, to) = (facts.prediction.numbers.n_ctx, facts.run.fit_ctx);
+    let rest =
+        forbids_moving(facts).map(|flag| format!("; because {flag} is given it moves no weight if that is not enough"));
+    found(
+        format!(
+            "without `-c`, llama.cpp's own fitting shortens the context of {from} tokens, down to {to}, and says so only in its \
+             log{}",
+            rest.unwrap_or_default()
+        ),
+        "give `-c N`",
+    )
 }
 
 /// Fitting would change what goes where.

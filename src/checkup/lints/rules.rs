@@ -164,11 +164,14 @@ pub(super) fn ncmoe_counts_dense_blocks(facts: &Facts<'_>) -> Option<Finding> {
         if !counts || dense == 0 || !any_experts {
             continue;
         }
-        let n = rows.len();
-        let blocks = if dense == 1 { "block 0".to_string() } else { format!("blocks 0 to {}", dense - 1) };
+        let (n, blocks) = (rows.len(), facts.placement.layers.len().saturating_sub(1));
+        if n >= blocks {
+            continue;
+        }
+        let lead = if dense == 1 { "block 0 has".to_string() } else { format!("blocks 0 to {} have", dense - 1) };
         return found(
-            format!("`{flag} {n}` counts from block 0, and {blocks} have no experts: it moves those of {}", n - dense),
-            format!("`{flag} {}` moves the experts of {n} blocks", n + dense),
+            format!("`{flag} {n}` counts from block 0, and {lead} no experts: it moves those of {}", n - dense),
+            format!("`{flag} {}` moves the experts of {}", (n + dense).min(blocks), n.min(blocks - dense)),
         );
     }
     None
