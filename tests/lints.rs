@@ -256,5 +256,7 @@ fn every_code_is_tested_and_in_the_manual() {
         let tested = CASES.iter().any(|case| case.0 == code) || tested_elsewhere.contains(&code);
         assert!(tested, "no case for {code}");
     }
+    let page = include_str!("../docs/check.md");
+    assert!(moeplan::run::build::BUILDS.iter().all(|build| page.contains(&format!("b{}", build.number))));
     assert!(headings.is_empty(), "docs/lints.md has sections of no lint: {headings:?}");
 }
