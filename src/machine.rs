@@ -115,6 +115,17 @@ pub enum Error {
 }
 
 impl Machine {
+    /// The RPC servers that a launch must name: those it names already, then those of the devices.
+    pub fn rpc_servers(&self, named: &[String]) -> Vec<String> {
+        let mut servers = named.to_vec();
+        for endpoint in self.devices.iter().filter_map(Device::endpoint) {
+            if !servers.iter().any(|known| known == endpoint) {
+                servers.push(endpoint.to_string());
+            }
+        }
+        servers
+    }
+
     /// A machine of these devices in llama.cpp's order: RPC servers first.
     pub fn new(mut devices: Vec<Device>, host: Host) -> Result<Self, Error> {
         devices.sort_by_key(|device| device.backend != Backend::Rpc);

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use moeplan::bytes::Bytes;
@@ -21,14 +22,18 @@ use moeplan::{gguf, memory, placement};
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
+/// One test at a time writes models.
+static WRITING: Mutex<()> = Mutex::new(());
+
 /// A tiny sibling of a known model, with random weights, written once.
 fn tiny(spec: &str) -> PathBuf {
+    let _one_at_a_time = WRITING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tiny-{spec}.gguf"));
     let partial = path.with_extension(format!("{}.gguf", std::process::id()));
     if !path.exists() {
         let synth = ["synth", spec, "--tiny", "--weights", "random", "--force", "-o"];
-        let status = Command::new(MOEPLAN).args(synth).arg(&partial).status().expect("moeplan runs");
-        assert!(status.success(), "synth {spec}");
+        let output = Command::new(MOEPLAN).args(synth).arg(&partial).output().expect("moeplan runs");
+        assert!(output.status.success(), "synth {spec}: {}", String::from_utf8_lossy(&output.stderr));
         std::fs::rename(&partial, &path).expect("the finished file");
     }
     path

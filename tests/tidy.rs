@@ -201,6 +201,11 @@ fn every_rule_file_is_compiled_in() {
     let text: String = sources("src").into_iter().map(|(_, text)| text).collect();
     let mut wrong = Vec::new();
     for folder in fs::read_dir(root.join("rules")).unwrap().map(Result::unwrap) {
+        if text
+            .contains(&format!("include_dir!(\"$CARGO_MANIFEST_DIR/rules/{}\")", folder.file_name().to_str().unwrap()))
+        {
+            continue;
+        }
         for file in fs::read_dir(folder.path()).unwrap().map(Result::unwrap) {
             let path = file.path();
             let name = format!(

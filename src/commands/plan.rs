@@ -175,8 +175,12 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let (_, plan) = make(&args.model, &args.options)?;
     match (args.emit, output.format()) {
         (Some(Emit::Args), _) => {
-            let words: Option<Vec<String>> = plan.args.iter().map(|word| plan::quoted(word)).collect();
-            output.answer(&words.context("an argument holds a NUL character")?.join(" "))?;
+            // `$(…)` splits at spaces and takes quotes literally, so the words go out bare.
+            anyhow::ensure!(
+                plan.args.iter().all(|word| !word.is_empty() && !word.contains(char::is_whitespace)),
+                "an argument of this plan holds a space, which $(…) would split; use --emit shell"
+            );
+            output.answer(&plan.args.join(" "))?;
         }
         (Some(Emit::Shell), _) => output.answer(&format!("#!/bin/sh\nexec {} \"$@\"", plan.command))?,
         (None, Format::Json) => output.json(&plan)?,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::backend::Target;
 use super::caches::Caches;
-use super::formula::{self, Launch};
+use super::formula;
 use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Plan};
 use super::sched::{Scheduled, Scheduler};
@@ -33,6 +33,23 @@ pub struct Compute {
     pub by_device: BTreeMap<String, Bytes>,
     /// How they were found.
     pub basis: Basis,
+}
+
+/// What a compute figure depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// Where it runs.
+    pub machine: &'a Machine,
+    /// How it is started.
+    pub run: &'a RunConfig,
+    /// Its context.
+    pub numbers: &'a ContextNumbers,
+    /// Its caches.
+    pub caches: &'a Caches,
+    /// Where its tensors are.
+    pub placement: &'a Placement,
 }
 
 /// The compute buffers of `model` launched as `run`, with their basis.
@@ -79,7 +96,6 @@ impl<'a> Launch<'a> {
     }
 
     /// The graph of the prompt before it is scheduled: for tests that compare it with llama.cpp's.
-    #[doc(hidden)]
     pub fn prompt_graph(&self) -> Option<graph::tensor::Graph> {
         let flash_attn = self.resolve_flash_attn(&self.scheduler())?;
         graph::build(&self.plan(self.prompt(), flash_attn))

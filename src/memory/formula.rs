@@ -5,25 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use super::caches::{CacheKind, Caches};
+use super::caches::CacheKind;
+use super::compute::Launch;
 use super::context_hparams::LayerHParams;
 use crate::bytes::Bytes;
-use crate::machine::Machine;
-use crate::model::{Model, Tensor};
-use crate::placement::{Buffer, Placement};
+use crate::model::Tensor;
+use crate::placement::Buffer;
 use crate::rules::Role;
-use crate::run::{ContextNumbers, RunConfig};
-
-/// What a launch is made of.
-#[doc(hidden)]
-pub struct Launch<'a> {
-    pub model: &'a Model,
-    pub machine: &'a Machine,
-    pub run: &'a RunConfig,
-    pub numbers: &'a ContextNumbers,
-    pub caches: &'a Caches,
-    pub placement: &'a Placement,
-}
 
 /// Compute bytes by device name and `Host`.
 pub(super) fn compute(launch: &Launch<'_>) -> BTreeMap<String, Bytes> {

@@ -140,9 +140,12 @@ pub(super) struct Name<'a> {
     pub suffix: &'a str,
 }
 
+/// What may follow the last dot of a name; other last words belong to the name (`blk.0.ssm_a`, `hrm.z_l_init`).
+const SUFFIXES: &[&str] = &["weight", "bias", "scale", "input_scale"];
+
 /// Takes a name apart: `blk.3.ffn_up_exps.weight` is block 3's `ffn_up_exps`.
 pub(super) fn name(full: &str) -> Name<'_> {
-    let (stem, suffix) = full.rsplit_once('.').unwrap_or((full, ""));
+    let (stem, suffix) = full.rsplit_once('.').filter(|(_, last)| SUFFIXES.contains(last)).unwrap_or((full, ""));
     for prefix in ["blk.", "enc.blk.", "dec.blk.", "convnext.", "posnet."] {
         let Some((number, base)) = stem.strip_prefix(prefix).and_then(|rest| rest.split_once('.')) else { continue };
         if let Ok(block) = number.parse() {
@@ -250,5 +253,8 @@ mod tests {
             name("blk.3.ffn_gate_exps.input_scale"),
             Name { block: Some(3), base: "ffn_gate_exps", suffix: "input_scale" }
         );
+        // Without a suffix: on its block's device, not on the output's.
+        assert_eq!(name("blk.0.ssm_a"), Name { block: Some(0), base: "ssm_a", suffix: "" });
+        assert_eq!(name("hrm.z_l_init"), Name { block: None, base: "hrm.z_l_init", suffix: "" });
     }
 }

@@ -143,6 +143,7 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         n_parallel: Some(request.run.n_parallel.unwrap_or(1)),
         n_gpu_layers: i32::try_from(model.hparams.block_count + 1).unwrap_or(i32::MAX).max(99),
         devices: Some(machine.devices.iter().map(|device| device.name.clone()).collect()),
+        rpc: machine.rpc_servers(&request.run.rpc),
         fit: false,
         ..request.run.clone()
     };
@@ -173,11 +174,11 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
 
 /// A word for a POSIX shell, in single quotes where it needs any: regexes stay readable. `None` for one with a NUL.
 pub fn quoted(word: &str) -> Option<String> {
-    match shlex::try_quote(word).ok()? {
-        std::borrow::Cow::Borrowed(plain) => Some(plain.to_string()),
-        std::borrow::Cow::Owned(_) if !word.is_empty() && !word.contains('\'') => Some(format!("'{word}'")),
-        std::borrow::Cow::Owned(quoted) => Some(quoted),
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=+%@".contains(c);
+    if word.contains(['\0', '\'']) || word.is_empty() {
+        return shlex::try_quote(word).ok().map(std::borrow::Cow::into_owned);
     }
+    Some(if word.chars().all(is_plain) { word.to_string() } else { format!("'{word}'") })
 }
 
 /// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Isa, Machine};
-use crate::memory::{MemoryBreakdown, MemoryByDevice};
+use crate::memory::MemoryByDevice;
 use crate::run::{LoadMode, RunConfig};
 
 #[cfg(feature = "embedded")]
@@ -52,15 +52,7 @@ impl Launch {
 
     /// The RPC servers to reach: `--rpc`, then those of the machine's devices.
     fn endpoints(&self) -> Vec<String> {
-        let mut endpoints = self.run.rpc.clone();
-        for device in &self.machine.devices {
-            if let Some(endpoint) = device.endpoint()
-                && !endpoints.iter().any(|e| e == endpoint)
-            {
-                endpoints.push(endpoint.to_string());
-            }
-        }
-        endpoints
+        self.machine.rpc_servers(&self.run.rpc)
     }
 }
 
@@ -126,7 +118,7 @@ impl Projection {
                 (false, Some(device)) => device,
                 (false, None) => &buffer.buffer,
             };
-            let row = table.entry(key.to_string()).or_insert_with(MemoryBreakdown::default);
+            let row = table.entry(key.to_string()).or_default();
             row.model += buffer.model;
             row.context += buffer.context;
             row.compute += buffer.compute;

@@ -19,7 +19,7 @@ const TAIL_LINES: usize = 60;
 /// The longest log line that is kept, in bytes.
 const TAIL_LINE_BYTES: usize = 400;
 /// How long a projection may take: huge vocabularies take seconds.
-const PROJECT_LIMIT: Duration = Duration::from_secs(120);
+const PROJECT_LIMIT: Duration = Duration::from_mins(2);
 /// How long an RPC server may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
@@ -190,7 +190,7 @@ impl Embedded {
 
     /// `program`, which must be a moeplan with the feature.
     pub fn of(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), limit: Duration::from_secs(1800), echo: None }
+        Self { program: program.into(), limit: Duration::from_mins(30), echo: None }
     }
 
     /// A fresh worker. With RPC servers on this computer, idle threads must not spin: they would take the server's cores.

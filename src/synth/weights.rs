@@ -5,8 +5,8 @@
 //! Scales are chosen for a standard deviation of `1/√n` over a row of `n` (0.016 for 4096, 0.022 for 2048), so that a
 //! matrix keeps the size of what it multiplies, and their signs are random, so that no type has a mean: a common
 //! component would grow from block to block until every token chose the same experts. For the same reason the output
-//! of attention is damped and embeddings are larger
-//! (unless they are the output as well, where they would repeat the last token): what is a token's own must outweigh what its context shares.
+//! of attention is damped and embeddings are larger: what is a token's own must outweigh what its context shares.
+//! Embeddings that are the output as well would repeat the last token; there the output norm has random signs.
 
 use crate::gguf::GgmlType;
 use crate::gguf::writer::NewTensor;
@@ -96,35 +96,36 @@ impl Weights {
         let name = tensor.name.as_str();
         let constant = (name.ends_with("norm.weight") || name.starts_with("rope_")).then_some(1.0);
         let kind = match (tensor.ty.name, constant) {
+            ("f32", Some(_)) if self.tied && name == "output_norm.weight" => Kind::F32([1.0, -1.0].repeat(NORMALS / 2)),
             ("f32", Some(value)) => Kind::Constant(value),
             ("f32", None) => {
-                let deviation = self.deviation(tensor);
+                let deviation = deviation(tensor);
                 Kind::F32(self.normals.iter().map(|x| x * deviation).collect())
             }
             ("f16", _) => Kind::Half(self.halves(tensor, f16_bits)),
             ("bf16", _) => Kind::Half(self.halves(tensor, |x| (x.to_bits() >> 16) as u16)),
-            _ => Kind::Blocks(Blocks::new(tensor.ty, self.deviation(tensor))),
+            _ => Kind::Blocks(Blocks::new(tensor.ty, deviation(tensor))),
         };
         TensorWeights { seed: self.seed, name: tensor.name.clone(), kind }
     }
 
-    /// Standard deviation of a tensor's weights.
-    fn deviation(&self, tensor: &NewTensor) -> f32 {
-        let has = |part: &str| tensor.name.contains(part);
-        #[expect(clippy::cast_precision_loss, reason = "a row's length")]
-        let row = tensor.shape[0] as f32;
-        let base = if has(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
-        match () {
-            () if has("exp_probs_b") => 0.002,
-            () if has("token_embd") && !self.tied => 0.5,
-            () if has("attn_output.weight") => 0.15 * base,
-            () => base,
-        }
-    }
-
     fn halves(&self, tensor: &NewTensor, convert: impl Fn(f32) -> u16) -> Vec<u16> {
-        let deviation = self.deviation(tensor);
+        let deviation = deviation(tensor);
         self.normals.iter().map(|x| convert(x * deviation)).collect()
+    }
+}
+
+/// Standard deviation of a tensor's weights.
+fn deviation(tensor: &NewTensor) -> f32 {
+    let has = |part: &str| tensor.name.contains(part);
+    #[expect(clippy::cast_precision_loss, reason = "a row's length")]
+    let row = tensor.shape[0] as f32;
+    let base = if has(".bias") || tensor.shape.len() < 2 { 0.02 } else { row.sqrt().recip() };
+    match () {
+        () if has("exp_probs_b") => 0.002,
+        () if has("token_embd") => 0.5,
+        () if has("attn_output.weight") => 0.15 * base,
+        () => base,
     }
 }
 

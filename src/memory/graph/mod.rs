@@ -7,6 +7,7 @@ mod attention;
 mod cache;
 mod ffn;
 mod inputs;
+mod recurrent;
 mod models;
 mod weights;
 
@@ -65,7 +66,7 @@ impl Batch {
 pub fn build(plan: &Plan<'_>) -> Option<Graph> {
     let architecture = models::find(&plan.model.architecture)?;
     let mut builder = Builder::new(plan);
-    architecture(&mut builder);
+    models::build(architecture, &mut builder);
     Some(builder.graph)
 }
 

@@ -1,58 +1,432 @@
-//! Decoders of attention and feed-forward layers, one after the other.
+//! Decoders of attention and feed-forward layers, one after the other: one loop, told apart by their traits.
+//!
+//! Source: `src/models/*.cpp` (`graph::graph` of each architecture in the table), llama.cpp b11434.
 
-use super::super::attention::Extras;
-use super::super::ffn::{Act, Moe};
+use super::super::attention::{AttnInputs, Extras, Qkv};
+use super::super::ffn::{Act, Clamp, Gating, Moe};
 use super::super::inputs::Embeddings;
+use super::super::tensor::{Id, Unary};
 use super::super::{Builder, Norm};
 
-/// `src/models/qwen3moe.cpp`.
-pub(super) fn qwen3moe(b: &mut Builder<'_>) {
-    let mut rows = b.inp_embd(Embeddings::default());
-    let positions = b.inp_pos();
-    let inputs = b.inp_attn();
-    let out_ids = b.inp_out_ids();
-    for il in 0..b.n_layer {
-        let mut residual = rows;
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms);
-        let mut qkv = b.qkv(il, x);
-        qkv.q = b.norm(il, "attn_q_norm", qkv.q, Norm::Rms);
-        qkv.q = b.graph.rope(qkv.q, positions, None);
-        qkv.k = b.norm(il, "attn_k_norm", qkv.k, Norm::Rms);
-        qkv.k = b.graph.rope(qkv.k, positions, None);
-        let mut x = b.attn_out(il, &inputs, qkv, Extras::default());
-        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
-        let scaled = b.expert_weights_scaled();
-        let x = b.moe(il, x, &Moe { scaled, ..Moe::default() });
-        rows = b.graph.add(x, middle);
-    }
-    b.output(rows, Norm::Rms);
+/// Which layers turn queries and keys by position.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rope {
+    All,
+    Never,
+    /// Those with a window.
+    Windows,
+    /// Those with a window; all where none has one.
+    WindowsIfAny,
+    /// Those with a window and the leading dense ones.
+    WindowsOrLead,
+    /// All but each `n`th, `n` given here.
+    SkipEvery(u32),
+    /// All but the first of each `n`.
+    SkipFirst(u32),
 }
 
-/// `src/models/llama.cpp`.
-pub(super) fn llama(b: &mut Builder<'_>) {
-    let mut rows = b.inp_embd(Embeddings::default());
-    let positions = b.inp_pos();
-    let inputs = b.inp_attn();
-    let out_ids = b.inp_out_ids();
-    for il in 0..b.n_layer {
-        let mut residual = rows;
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms);
-        let factors = b.rope_factors(il);
-        let mut qkv = b.qkv(il, x);
-        b.rope_qk(&mut qkv, positions, factors);
-        let mut x = b.attn_out(il, &inputs, qkv, Extras::default());
-        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
-        let x = if b.weights.has(il, "ffn_gate_inp.weight") {
-            let scaled = b.expert_weights_scaled();
-            b.moe(il, x, &Moe { scaled, ..Moe::default() })
-        } else {
-            b.ffn(il, "", x, Act::Silu)
-        };
-        rows = b.graph.add(x, middle);
+/// Where queries and keys are normed, if the model has the weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum QkNorm {
+    /// Head by head, before they are turned.
+    Before,
+    /// Head by head, after.
+    After,
+    /// All heads as one row, before.
+    Flat,
+}
+
+/// What of the input a layer normalises before attention.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pre {
+    Weighted,
+    /// By a norm without weight.
+    Bare,
+    /// Nothing.
+    Raw,
+}
+
+/// How attention and feed-forward part come together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Residual {
+    Sequential,
+    /// The feed-forward part reads attention's input; sums with the residual first.
+    Parallel,
+    /// The same; sums with attention's result first.
+    ParallelAttnFirst,
+    /// The same, the feed-forward part added to attention's result.
+    ParallelOntoAttn,
+}
+
+/// When the rows to put out are picked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pick {
+    /// In the last layer.
+    Early,
+    /// Before the last norm.
+    BeforeNorm,
+    /// After it.
+    AfterNorm,
+}
+
+/// Whether the weights of the chosen experts are made to add up to 1.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum NormW {
+    Always,
+    Never,
+    /// `expert_weights_norm`.
+    Stated,
+}
+
+/// What happens to the logits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Logits {
+    Plain,
+    /// Multiplied where `logit_scale` is not 0.
+    Scaled,
+    /// Squashed by `final_logit_softcapping`, where it is not 0.
+    Capped,
+    /// Both.
+    ScaledCapped,
+}
+
+/// The traits of an architecture.
+#[derive(Clone, Copy)]
+pub(super) struct Spec {
+    pub(super) norm: Norm,
+    pub(super) embeddings: Embeddings,
+    /// All rows are multiplied by a number before the first layer.
+    pub(super) scales_input: bool,
+    pub(super) pre: Pre,
+    pub(super) rope: Rope,
+    pub(super) qk_norm: QkNorm,
+    /// Queries are multiplied by a number.
+    pub(super) scales_q: bool,
+    /// Queries are multiplied by a factor of their position where `attention.temperature_scale` is set.
+    pub(super) temperature: bool,
+    pub(super) extras: Extras,
+    /// The norm after attention, before the residual is added.
+    pub(super) attn_post_norm: Option<&'static str>,
+    /// The norm before the feed-forward part; `None`: it has none.
+    pub(super) ffn_norm: Option<&'static str>,
+    pub(super) ffn_post_norm: Option<&'static str>,
+    /// Both parts' results are multiplied by a number.
+    pub(super) scales_residual: bool,
+    pub(super) residual: Residual,
+    /// The last sum is residual plus feed-forward part instead of the other way round.
+    pub(super) residual_first: bool,
+    pub(super) act: Act,
+    pub(super) gating: Gating,
+    /// `expert_gating_func` decides where it is stated.
+    pub(super) gating_stated: bool,
+    pub(super) norm_w: NormW,
+    /// `expert_weights_scale` is applied.
+    pub(super) scales_w: bool,
+    pub(super) expert_act: Act,
+    pub(super) clamp: Clamp,
+    pub(super) pick: Pick,
+    pub(super) logits: Logits,
+}
+
+/// llama's traits: what most others share.
+pub(super) const PLAIN: Spec = Spec {
+    norm: Norm::Rms,
+    embeddings: Embeddings { n_deepstack: 0, scaled: false, token_scaled: false },
+    scales_input: false,
+    pre: Pre::Weighted,
+    rope: Rope::All,
+    qk_norm: QkNorm::Before,
+    scales_q: false,
+    temperature: false,
+    extras: Extras { kq_b: None, sinks: None, v_mla: None, soft_cap: false, alibi: false },
+    attn_post_norm: None,
+    ffn_norm: Some("ffn_norm"),
+    ffn_post_norm: None,
+    scales_residual: false,
+    residual: Residual::Sequential,
+    residual_first: false,
+    act: Act::Silu,
+    gating: Gating::Softmax,
+    gating_stated: false,
+    norm_w: NormW::Always,
+    scales_w: true,
+    expert_act: Act::Silu,
+    clamp: Clamp::None,
+    pick: Pick::Early,
+    logits: Logits::Plain,
+};
+
+/// What every layer of a decoder reads besides its rows.
+struct Inputs {
+    positions: Id,
+    attn: AttnInputs,
+    attn_scale: Option<Id>,
+    out_ids: Id,
+    /// The embeddings, for layers that add a part of them (deepstack).
+    embeddings: Id,
+}
+
+/// Builds a decoder of these traits.
+pub(super) fn decoder(b: &mut Builder<'_>, spec: &Spec) {
+    let mut embeddings = spec.embeddings;
+    embeddings.n_deepstack =
+        u64::from(b.hparams().u32_or_0("n_deepstack_layers")) * u64::from(spec.embeddings.n_deepstack > 0);
+    let mut rows = b.inp_embd(embeddings);
+    if spec.scales_input {
+        rows = b.graph.scale(rows);
     }
-    b.output(rows, Norm::Rms);
+    if let Some(table) = b.global("position_embd.weight") {
+        let positions = b.inp_pos();
+        let places = b.graph.get_rows(table, positions);
+        rows = b.graph.add(rows, places);
+    }
+    let attn_scale = (spec.temperature).then(|| b.inp_attn_scale());
+    let positions = b.inp_pos();
+    let inputs = Inputs { positions, attn: b.inp_attn(), attn_scale, out_ids: b.inp_out_ids(), embeddings: rows };
+    for il in 0..b.n_layer {
+        rows = layer(b, spec, il, rows, &inputs);
+        if embeddings.n_deepstack > 0 && u64::from(il) < embeddings.n_deepstack {
+            let (width, n_tokens, stride) = (b.n_embd, b.n_tokens, b.nb(inputs.embeddings, 1));
+            let part = b.graph.view(inputs.embeddings, &[width, n_tokens], &[stride], 4 * width * u64::from(il + 1));
+            rows = b.graph.add(rows, part);
+        }
+    }
+    finish(b, spec, rows, inputs.out_ids);
+}
+
+/// The last norm and the logits.
+pub(super) fn finish(b: &mut Builder<'_>, spec: &Spec, mut rows: Id, out_ids: Id) {
+    if spec.pick == Pick::BeforeNorm {
+        b.mark_output(rows);
+        rows = b.graph.get_rows(rows, out_ids);
+    }
+    let mut rows = b.output_norm(rows, spec.norm);
+    if spec.pick == Pick::AfterNorm {
+        rows = b.graph.get_rows(rows, out_ids);
+        b.mark_output(rows);
+    }
+    let mut logits = b.lm_head(rows);
+    if let Some(bias) = b.global("output.bias") {
+        logits = b.graph.add(logits, bias);
+    }
+    let is_set = |b: &Builder<'_>, key: &str| b.f64_or_0(key).abs() > 0.0;
+    if matches!(spec.logits, Logits::Scaled | Logits::ScaledCapped) && is_set(b, "logit_scale") {
+        logits = b.graph.scale(logits);
+    }
+    if matches!(spec.logits, Logits::Capped | Logits::ScaledCapped) && is_set(b, "final_logit_softcapping") {
+        logits = b.graph.scale(logits);
+        logits = b.graph.unary(Unary::Tanh, logits);
+        logits = b.graph.scale(logits);
+    }
+    b.finish(logits);
+}
+
+fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &Inputs) -> Id {
+    let mut normed = match spec.pre {
+        Pre::Weighted => b.norm(il, "attn_norm", residual, spec.norm),
+        Pre::Bare => b.norm_with(None, None, None, residual, spec.norm),
+        Pre::Raw => residual,
+    };
+    let mut rows = attention(b, spec, il, normed, inputs);
+    if spec.pick == Pick::Early {
+        b.only_outputs(il, inputs.out_ids, &mut [&mut rows, &mut residual]);
+        if spec.residual != Residual::Sequential
+            || spec.ffn_norm.is_some_and(|n| !b.weights.has(il, &format!("{n}.weight")))
+        {
+            b.only_outputs(il, inputs.out_ids, &mut [&mut normed]);
+        }
+    }
+    if let Some(name) = spec.attn_post_norm {
+        rows = b.norm(il, name, rows, spec.norm);
+    }
+    if spec.scales_residual {
+        rows = b.graph.scale(rows);
+    }
+    if spec.residual != Residual::Sequential {
+        return parallel(b, spec, il, (rows, residual, normed));
+    }
+    let middle = b.graph.add(rows, residual);
+    let x = match spec.ffn_norm {
+        Some(name) if spec.pre == Pre::Bare && name.is_empty() => b.norm_with(None, None, None, middle, spec.norm),
+        Some(name) if b.weights.has(il, &format!("{name}.weight")) => b.norm(il, name, middle, spec.norm),
+        Some(_) => normed,
+        None => middle,
+    };
+    let mut x = feed_forward(b, spec, il, x);
+    if let Some(name) = spec.ffn_post_norm {
+        let weight = b.weight(il, &format!("{name}.weight"));
+        x = b.norm_with(Some(il).filter(|_| spec.pins_last_norm()), weight, None, x, spec.norm);
+    }
+    if spec.scales_residual {
+        x = b.graph.scale(x);
+    }
+    if spec.residual_first { b.graph.add(middle, x) } else { b.graph.add(x, middle) }
+}
+
+impl Spec {
+    /// gemma, exaone4 and olmo2 give the last norm of a layer no layer number, so that it is not bound to its device.
+    fn pins_last_norm(&self) -> bool {
+        self.ffn_post_norm != Some(UNBOUND)
+    }
+}
+
+/// The last norm's name where it is not bound to its layer's device.
+const UNBOUND: &str = "post_ffw_norm";
+
+fn parallel(b: &mut Builder<'_>, spec: &Spec, il: u32, (rows, residual, normed): (Id, Id, Id)) -> Id {
+    let own_norm = spec.ffn_norm.filter(|n| b.weights.has(il, &format!("{n}.weight")));
+    let x = match own_norm {
+        Some(name) => b.norm(il, name, residual, spec.norm),
+        None => normed,
+    };
+    let x = feed_forward(b, spec, il, x);
+    match spec.residual {
+        Residual::ParallelAttnFirst => {
+            let x = b.graph.add(x, rows);
+            b.graph.add(x, residual)
+        }
+        Residual::ParallelOntoAttn => {
+            let x = b.graph.add(rows, x);
+            b.graph.add(x, residual)
+        }
+        _ => {
+            let x = b.graph.add(x, residual);
+            b.graph.add(x, rows)
+        }
+    }
+}
+
+fn turns(b: &Builder<'_>, spec: &Spec, il: u32) -> bool {
+    let is_swa = b.layer(il).is_swa;
+    match spec.rope {
+        Rope::All => true,
+        Rope::Never => false,
+        Rope::Windows => is_swa,
+        Rope::WindowsIfAny => is_swa || b.plan.caches.hparams.swa.is_none(),
+        Rope::WindowsOrLead => is_swa || il < b.hparams().u32_or_0("leading_dense_block_count"),
+        Rope::SkipEvery(n) => !(il + 1).is_multiple_of(n),
+        Rope::SkipFirst(n) => n == b.n_layer || !il.is_multiple_of(n),
+    }
+}
+
+fn attention(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, inputs: &Inputs) -> Id {
+    let mut qkv = b.qkv(il, x);
+    if spec.qk_norm == QkNorm::Flat {
+        qkv = b.qkv_flat(il, x, spec.norm);
+    } else if spec.qk_norm == QkNorm::Before {
+        b.norm_qk(il, &mut qkv, spec.norm);
+    }
+    if turns(b, spec, il) {
+        let factors = b.rope_factors(il);
+        b.rope_qk(&mut qkv, inputs.positions, factors);
+    }
+    if spec.qk_norm == QkNorm::After {
+        b.norm_qk(il, &mut qkv, spec.norm);
+    }
+    if spec.scales_q {
+        qkv.q = b.graph.scale(qkv.q);
+    }
+    if let Some(factor) = inputs.attn_scale {
+        qkv.q = b.graph.mul(qkv.q, factor);
+    }
+    let sinks = b.weight(il, "attn_sinks.weight");
+    let extras = Extras { sinks, ..spec.extras };
+    if b.weights.has(il, "attn_gate.weight") {
+        return gated(b, il, x, (qkv, extras), inputs);
+    }
+    b.attn_out(il, &inputs.attn, qkv, extras)
+}
+
+/// Attention whose result is multiplied by a gate before its output projection: by head, or element by element.
+fn gated(b: &mut Builder<'_>, il: u32, x: Id, (qkv, extras): (Qkv, Extras), inputs: &Inputs) -> Id {
+    let gate = b.mm(il, "attn_gate", x);
+    let mut rows = b.attn(il, &inputs.attn, qkv, extras);
+    let function = if b.plan.model.architecture == "laguna" { Unary::Softplus } else { Unary::Sigmoid };
+    let gate = b.graph.unary(function, gate);
+    let n_head = u64::from(b.layer(il).n_head);
+    let (width, n_tokens) = (b.ne(rows, 0), b.ne(rows, 1));
+    if b.ne(gate, 0) == n_head {
+        rows = b.graph.reshape(rows, &[width / n_head, n_head, n_tokens]);
+        let gate = b.graph.reshape(gate, &[1, n_head, n_tokens]);
+        rows = b.graph.mul(rows, gate);
+        rows = b.graph.reshape(rows, &[width, n_tokens]);
+    } else {
+        rows = b.graph.mul(rows, gate);
+    }
+    b.linear(il, "attn_output", rows)
+}
+
+/// Experts where the layer has a router, else one dense part.
+pub(super) fn feed_forward(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id) -> Id {
+    if !b.weights.has(il, "ffn_gate_inp.weight") {
+        return b.ffn(il, "", x, spec.act);
+    }
+    let stated = if spec.gating_stated { b.hparams().u32_or_0("expert_gating_func") } else { 0 };
+    let norm_w = match spec.norm_w {
+        NormW::Always => true,
+        NormW::Never => false,
+        NormW::Stated => b.flag("expert_weights_norm"),
+    };
+    let scaled = spec.scales_w && b.expert_weights_scaled();
+    let gating = Gating::of(stated, spec.gating);
+    let moe = Moe { act: spec.expert_act, gating, norm_w, scaled, clamp: spec.clamp, ..Moe::default() };
+    let routed = b.moe(il, x, &moe);
+    shared_expert(b, spec, il, x, routed)
+}
+
+/// The experts' sum and the shared expert's rows.
+fn shared_expert(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, routed: Id) -> Id {
+    if !b.weights.has(il, "ffn_up_shexp.weight") {
+        return routed;
+    }
+    let act = if b.weights.has(il, "ffn_gate_shexp.weight") { spec.act } else { Act::SwigluFused };
+    let mut shared = b.ffn(il, "_shexp", x, act);
+    if b.weights.has(il, "ffn_gate_inp_shexp.weight") {
+        let gate = b.mm(il, "ffn_gate_inp_shexp", x);
+        let open = if b.plan.model.architecture == "qwen2moe" {
+            let silu = b.graph.unary(Unary::Silu, gate);
+            b.graph.div(silu, gate)
+        } else {
+            b.graph.unary(Unary::Sigmoid, gate)
+        };
+        shared = b.graph.mul(shared, open);
+    }
+    let sum = b.graph.add(routed, shared);
+    if b.plan.model.architecture == "cohere2moe" { b.graph.scale(sum) } else { sum }
+}
+
+impl Builder<'_> {
+    /// Queries, keys and values whose norms see all heads as one row (`build_qkv` without reshape).
+    fn qkv_flat(&mut self, il: u32, x: Id, kind: Norm) -> Qkv {
+        let layer = self.layer(il);
+        let n_tokens = self.n_tokens;
+        let (k, v) = (u64::from(layer.n_embd_head_k), u64::from(layer.n_embd_head_v));
+        let (n_head, n_kv) = (u64::from(layer.n_head), u64::from(layer.n_head_kv));
+        let [q_rows, k_rows, v_rows] = self.qkv_rows(il, x, (k * n_head, k * n_kv, v * n_kv));
+        let q_rows = self.norm(il, "attn_q_norm", q_rows, kind);
+        let k_rows = self.norm(il, "attn_k_norm", k_rows, kind);
+        Qkv {
+            q: self.graph.reshape(q_rows, &[k, n_head, n_tokens]),
+            k: self.graph.reshape(k_rows, &[k, n_kv, n_tokens]),
+            v: self.graph.reshape(v_rows, &[v, n_kv, n_tokens]),
+        }
+    }
+
+    /// Projections as rows of all heads; parts of a fused one are copied.
+    pub(super) fn qkv_rows(&mut self, il: u32, x: Id, (q, k, v): (u64, u64, u64)) -> [Id; 3] {
+        if self.weight(il, "attn_qkv.weight").is_none() {
+            return ["attn_q", "attn_k", "attn_v"].map(|name| self.linear(il, name, x));
+        }
+        let qkv = self.linear(il, "attn_qkv", x);
+        let (stride, n_tokens) = (self.nb(qkv, 1), self.n_tokens);
+        [(q, 0), (k, q), (v, q + k)].map(|(width, offset)| {
+            let part = self.graph.view(qkv, &[width, n_tokens], &[stride], 4 * offset);
+            self.graph.cont(part)
+        })
+    }
+
+    /// The boolean `<arch>.KEY`, or false.
+    pub(super) fn flag(&self, key: &str) -> bool {
+        matches!(self.hparams().value(key), Some(crate::gguf::Value::Bool(true)))
+    }
 }

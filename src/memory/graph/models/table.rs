@@ -1,0 +1,251 @@
+//! One row an architecture.
+
+use super::super::Norm;
+use super::super::attention::Extras;
+use super::super::ffn::{Act, Clamp, Gating};
+use super::super::inputs::Embeddings;
+use super::Architecture::{self, Own, Plain};
+use super::plain::{Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
+use super::{delta, gemma, mixed, mla};
+
+/// By `general.architecture`.
+pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
+    (
+        "afmoe",
+        Plain(Spec {
+            gating_stated: true,
+            norm_w: NormW::Stated,
+            scales_input: true,
+            rope: Rope::SkipEvery(4),
+            attn_post_norm: Some("post_attention_norm"),
+            ffn_post_norm: Some("post_ffw_norm"),
+            ..PLAIN
+        }),
+    ),
+    ("arcee", Plain(Spec { act: Act::ReluSqr, ..PLAIN })),
+    ("baichuan", Plain(PLAIN)),
+    ("bailingmoe", Plain(Spec { norm_w: NormW::Stated, ..PLAIN })),
+    ("bailingmoe2", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, gating: Gating::Softmax, ..PLAIN })),
+    ("chatglm", Plain(Spec { act: Act::SwigluFused, ..PLAIN })),
+    ("codeshell", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, ..PLAIN })),
+    (
+        "cohere2",
+        Plain(Spec {
+            norm: Norm::Layer,
+            residual: Residual::Parallel,
+            rope: Rope::Windows,
+            logits: Logits::Scaled,
+            ..PLAIN
+        }),
+    ),
+    (
+        "cohere2moe",
+        Plain(Spec {
+            gating_stated: true,
+            norm_w: NormW::Stated,
+            residual: Residual::Parallel,
+            rope: Rope::WindowsOrLead,
+            pick: Pick::AfterNorm,
+            logits: Logits::Scaled,
+            ..PLAIN
+        }),
+    ),
+    ("command-r", Plain(Spec { norm: Norm::Layer, residual: Residual::Parallel, logits: Logits::Scaled, ..PLAIN })),
+    ("dbrx", Plain(Spec { norm: Norm::Layer, ffn_norm: Some("attn_output_norm"), ..PLAIN })),
+    ("deepseek", Plain(Spec { norm_w: NormW::Never, ..PLAIN })),
+    ("dots1", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN })),
+    ("ernie4_5", Plain(PLAIN)),
+    ("ernie4_5-moe", Plain(PLAIN)),
+    ("exaone", Plain(PLAIN)),
+    ("exaone-moe", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, rope: Rope::Windows, ..PLAIN })),
+    (
+        "exaone4",
+        Plain(Spec {
+            pre: Pre::Raw,
+            rope: Rope::WindowsIfAny,
+            attn_post_norm: Some("post_attention_norm"),
+            ffn_norm: None,
+            ffn_post_norm: Some("post_ffw_norm"),
+            ..PLAIN
+        }),
+    ),
+    ("gemma", Plain(Spec { scales_input: true, scales_q: true, act: Act::Gelu, ..PLAIN })),
+    (
+        "gemma2",
+        Plain(Spec {
+            scales_input: true,
+            extras: Extras { soft_cap: true, ..PLAIN.extras },
+            scales_q: true,
+            act: Act::Gelu,
+            attn_post_norm: Some("post_attention_norm"),
+            ffn_post_norm: Some("post_ffw_norm"),
+            logits: Logits::Capped,
+            ..PLAIN
+        }),
+    ),
+    (
+        "gemma3",
+        Plain(Spec {
+            embeddings: Embeddings { token_scaled: true, ..PLAIN.embeddings },
+            scales_q: true,
+            act: Act::Gelu,
+            attn_post_norm: Some("post_attention_norm"),
+            ffn_post_norm: Some("post_ffw_norm"),
+            logits: Logits::Capped,
+            ..PLAIN
+        }),
+    ),
+    (
+        "glm4",
+        Plain(Spec {
+            attn_post_norm: Some("post_attention_norm"),
+            ffn_post_norm: Some("post_ffw_norm"),
+            act: Act::SwigluFused,
+            ..PLAIN
+        }),
+    ),
+    (
+        "glm4moe",
+        Plain(Spec { gating_stated: true, norm_w: NormW::Stated, ffn_norm: Some("post_attention_norm"), ..PLAIN }),
+    ),
+    (
+        "gpt-oss",
+        Plain(Spec {
+            ffn_norm: Some("post_attention_norm"),
+            gating: Gating::SoftmaxWeight,
+            norm_w: NormW::Never,
+            expert_act: Act::SwigluOai,
+            pick: Pick::BeforeNorm,
+            ..PLAIN
+        }),
+    ),
+    ("gpt2", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
+    ("gptneox", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, residual: Residual::Parallel, ..PLAIN })),
+    (
+        "granite",
+        Plain(Spec {
+            embeddings: Embeddings { scaled: true, ..PLAIN.embeddings },
+            scales_residual: true,
+            logits: Logits::Scaled,
+            ..PLAIN
+        }),
+    ),
+    (
+        "granite_swa",
+        Plain(Spec {
+            embeddings: Embeddings { scaled: true, ..PLAIN.embeddings },
+            scales_residual: true,
+            logits: Logits::Scaled,
+            ..PLAIN
+        }),
+    ),
+    (
+        "granitemoe",
+        Plain(Spec {
+            embeddings: Embeddings { scaled: true, ..PLAIN.embeddings },
+            scales_residual: true,
+            logits: Logits::Scaled,
+            ..PLAIN
+        }),
+    ),
+    ("hunyuan-dense", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
+    ("hunyuan-moe", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
+    ("hunyuan_vl", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
+    ("hy_v3", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, pick: Pick::AfterNorm, ..PLAIN })),
+    ("internlm2", Plain(PLAIN)),
+    (
+        "jais",
+        Plain(Spec { norm: Norm::Layer, rope: Rope::Never, extras: Extras { alibi: true, ..PLAIN.extras }, ..PLAIN }),
+    ),
+    ("jais2", Plain(Spec { norm: Norm::Layer, act: Act::ReluSqr, ..PLAIN })),
+    ("laguna", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN })),
+    ("llama", Plain(PLAIN)),
+    ("llama-embed", Plain(PLAIN)),
+    ("maincoder", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
+    ("maple", Plain(Spec { rope: Rope::Windows, scales_w: false, clamp: Clamp::Fused, ..PLAIN })),
+    ("mellum", Plain(PLAIN)),
+    (
+        "minicpm",
+        Plain(Spec {
+            embeddings: Embeddings { scaled: true, ..PLAIN.embeddings },
+            scales_residual: true,
+            logits: Logits::Scaled,
+            ..PLAIN
+        }),
+    ),
+    ("minimax-m2", Plain(Spec { qk_norm: QkNorm::Flat, gating_stated: true, ..PLAIN })),
+    ("nemotron", Plain(Spec { norm: Norm::Layer, act: Act::ReluSqr, ..PLAIN })),
+    ("olmo", Plain(Spec { norm: Norm::Layer, pre: Pre::Bare, ffn_norm: Some(""), ..PLAIN })),
+    (
+        "olmo2",
+        Plain(Spec {
+            pre: Pre::Raw,
+            qk_norm: QkNorm::Flat,
+            attn_post_norm: Some("post_attention_norm"),
+            ffn_norm: None,
+            ffn_post_norm: Some("post_ffw_norm"),
+            ..PLAIN
+        }),
+    ),
+    ("olmoe", Plain(Spec { qk_norm: QkNorm::Flat, norm_w: NormW::Never, ..PLAIN })),
+    ("orion", Plain(Spec { norm: Norm::Layer, ..PLAIN })),
+    ("paddleocr", Plain(PLAIN)),
+    ("pangu-embedded", Plain(PLAIN)),
+    (
+        "phi2",
+        Plain(Spec {
+            norm: Norm::Layer,
+            act: Act::Gelu,
+            scales_q: true,
+            residual: Residual::ParallelOntoAttn,
+            ffn_norm: None,
+            ..PLAIN
+        }),
+    ),
+    ("phi3", Plain(Spec { act: Act::SwigluFused, scales_q: true, residual_first: true, ..PLAIN })),
+    ("phimoe", Plain(Spec { act: Act::SwigluFused, scales_q: true, residual_first: true, ..PLAIN })),
+    ("plamo", Plain(Spec { residual: Residual::ParallelAttnFirst, ffn_norm: None, ..PLAIN })),
+    (
+        "plamo3",
+        Plain(Spec {
+            attn_post_norm: Some("post_attention_norm"),
+            ffn_post_norm: Some("post_ffw_norm"),
+            act: Act::SwigluFused,
+            ..PLAIN
+        }),
+    ),
+    ("pockettts", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, ..PLAIN })),
+    ("qwen", Plain(PLAIN)),
+    ("qwen2", Plain(PLAIN)),
+    ("qwen2moe", Plain(Spec { norm_w: NormW::Never, ..PLAIN })),
+    ("qwen2vl", Plain(PLAIN)),
+    ("qwen3", Plain(PLAIN)),
+    ("qwen3moe", Plain(PLAIN)),
+    ("qwen3tts", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
+    ("qwen3vl", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
+    ("qwen3vlmoe", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
+    ("refact", Plain(Spec { rope: Rope::Never, extras: Extras { alibi: true, ..PLAIN.extras }, ..PLAIN })),
+    ("seed_oss", Plain(Spec { ffn_norm: Some("post_attention_norm"), ..PLAIN })),
+    ("smollm3", Plain(Spec { rope: Rope::SkipEvery(4), ..PLAIN })),
+    ("spark2_5", Plain(Spec { act: Act::Gelu, ..PLAIN })),
+    ("stablelm", Plain(Spec { norm: Norm::Layer, ..PLAIN })),
+    ("starcoder", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
+    ("starcoder2", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, ..PLAIN })),
+    ("xverse", Plain(PLAIN)),
+    ("deepseek2", Own(mla::deepseek2)),
+    ("mistral4", Own(mla::deepseek2)),
+    ("minicpm3", Own(mla::minicpm3)),
+    ("gemma4", Own(gemma::gemma4)),
+    ("mamba", Own(mixed::mamba)),
+    ("mamba2", Own(mixed::mamba)),
+    ("jamba", Own(mixed::jamba)),
+    ("granitehybrid", Own(mixed::granite)),
+    ("falcon-h1", Own(mixed::falcon_h1)),
+    ("lfm2", Own(mixed::lfm2)),
+    ("lfm2moe", Own(mixed::lfm2)),
+    ("nemotron_h", Own(mixed::nemotron_h)),
+    ("nemotron_h_moe", Own(mixed::nemotron_h)),
+    ("qwen3next", Own(delta::build)),
+    ("qwen35", Own(delta::build)),
+    ("qwen35moe", Own(delta::build)),
+];
