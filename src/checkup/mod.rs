@@ -359,18 +359,19 @@ fn override_groups(rows: &[OverrideRow]) -> Vec<OverrideGroup> {
     let mut groups: Vec<OverrideGroup> = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let before = index.checked_sub(1).and_then(|at| rows.get(at));
-        if let (Some(group), Some(before)) = (groups.last_mut(), before) {
-            if row.origin == before.origin && row.buffer == before.buffer && follows(&row.pattern, &before.pattern) {
-                let first = rows.get(group.first).and_then(|first| counted(&first.pattern));
-                if let (Some((from, rest)), Some((to, _))) = (first, counted(&row.pattern)) {
-                    group.pattern = format!("blk\\.{from}…{to}{rest}");
-                }
-                group.rules += 1;
-                group.tensors += row.tensors;
-                group.bytes += row.bytes;
-                group.shadowed_by = None;
-                continue;
+        let goes_on = |before: &&OverrideRow| {
+            row.origin == before.origin && row.buffer == before.buffer && follows(&row.pattern, &before.pattern)
+        };
+        if let (Some(group), Some(_)) = (groups.last_mut(), before.filter(goes_on)) {
+            let first = rows.get(group.first).and_then(|first| counted(&first.pattern));
+            if let (Some((from, rest)), Some((to, _))) = (first, counted(&row.pattern)) {
+                group.pattern = format!("blk\\.{from}…{to}{rest}");
             }
+            group.rules += 1;
+            group.tensors += row.tensors;
+            group.bytes += row.bytes;
+            group.shadowed_by = None;
+            continue;
         }
         groups.push(OverrideGroup {
             first: index,

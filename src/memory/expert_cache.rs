@@ -110,15 +110,12 @@ fn groups(model: &Model, placement: &Placement) -> Vec<Group> {
         let Some(device) = device.filter(|_| tensors.iter().all(|(_, on_host)| *on_host)) else { continue };
         let layout: Layout = tensors.iter().map(|(tensor, _)| (tensor.ty, tensor.shape)).collect();
         let host_bytes: u64 = tensors.iter().map(|(tensor, _)| tensor.bytes.0).sum();
-        match groups.iter_mut().find(|group| group.device == device && group.layout == layout) {
-            Some(group) => {
-                group.blocks += 1;
-                group.host_bytes += host_bytes;
-            }
-            None => {
-                let expert = tensors.iter().map(|(tensor, _)| tensor.bytes.0 / tensor.shape[2].max(1)).collect();
-                groups.push(Group { device, layout, expert, blocks: 1, host_bytes });
-            }
+        if let Some(group) = groups.iter_mut().find(|group| group.device == device && group.layout == layout) {
+            group.blocks += 1;
+            group.host_bytes += host_bytes;
+        } else {
+            let expert = tensors.iter().map(|(tensor, _)| tensor.bytes.0 / tensor.shape[2].max(1)).collect();
+            groups.push(Group { device, layout, expert, blocks: 1, host_bytes });
         }
     }
     groups
@@ -138,7 +135,9 @@ fn shares(machine: &Machine, run: &RunConfig, placement: &Placement, groups: &[G
     }
     let sum: f64 = weights.values().sum();
     let count = weights.len() as f64;
-    weights.values_mut().for_each(|weight| *weight = if sum == 0.0 { 1.0 / count } else { *weight / sum });
+    for weight in weights.values_mut() {
+        *weight = if sum == 0.0 { 1.0 / count } else { *weight / sum };
+    }
     weights
 }
 

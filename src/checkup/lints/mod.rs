@@ -75,6 +75,7 @@ pub(super) struct Finding {
 }
 
 /// A finding with both.
+#[expect(clippy::unnecessary_wraps, reason = "it is how a lint ends")]
 fn found(message: impl Into<String>, hint: impl Into<String>) -> Option<Finding> {
     Some(Finding { message: message.into(), hint: Some(hint.into()) })
 }
