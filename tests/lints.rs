@@ -11,6 +11,7 @@ use moeplan::model::Model;
 use moeplan::run::{Dialect, Target, parse};
 use moeplan::synth::output::{Fill, Watch, write};
 use moeplan::synth::{Wish, spec, synthesize};
+use proptest::prelude::*;
 
 /// The header of a known model, as `moeplan synth` writes it.
 fn model(name: &str) -> Model {
@@ -234,6 +235,27 @@ fn a_good_command_is_left_alone() {
         (&QWEN, " 64", "llama-server -c 8192 -np 1"),
     ] {
         assert_eq!(codes(model, on, line, Target::default()), Vec::<&str>::new(), "{line}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Whatever is typed: an answer or an error, never a panic; and `-ot` decides no more than it matches.
+    #[test]
+    fn any_rule_has_an_answer(
+        rules in proptest::collection::vec("(blk\\\\.)?[0-9b.*+()|\\[\\]a-f_{}=,\"x-]{0,12}=(CPU|CUDA0|CUDA1)", 1..4),
+        ngl in -2_i32..40, count in 0_u32..40, slots in 1_u32..4, build in 10_000_u32..12_000,
+    ) {
+        let mut words: Vec<String> = ["llama-server", "-ngl"].map(String::from).to_vec();
+        words.extend([ngl.to_string(), "-np".into(), slots.to_string(), "-ncmoe".into(), count.to_string()]);
+        words.extend(rules.into_iter().flat_map(|rule| ["-ot".to_string(), rule]));
+        let target = Target { build, ..Target::default() };
+        let Ok(command) = parse::command_for(&words, &BTreeMap::new(), target) else { return Ok(()) };
+        if let Ok(checkup) = checkup::check(&DEEPSEEK, &machine(TWO), &command, Options::default()) {
+            prop_assert!(checkup.overrides.iter().all(|row| row.tensors <= row.matches));
+            prop_assert_eq!(checkup.override_groups.iter().map(|group| group.rules).sum::<usize>(), checkup.overrides.len());
+        }
     }
 }
 

@@ -320,6 +320,7 @@ fn mapped_span(model: &Model, run: &RunConfig, placement: &Placement) -> Option<
 /// What each override matched and decided.
 fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<OverrideRow> {
     let mut rows = Vec::with_capacity(run.overrides.len());
+    let mut patterns = pattern::Parser::default();
     for (index, entry) in run.overrides.iter().enumerate() {
         let mut row = OverrideRow {
             pattern: entry.pattern.clone(),
@@ -330,7 +331,7 @@ fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<O
             matches: 0,
             shadowed_by: None,
         };
-        let Ok(pattern) = pattern::parse(&entry.pattern) else { continue };
+        let Ok(pattern) = patterns.parse(&entry.pattern) else { continue };
         let mut taken: BTreeMap<usize, u64> = BTreeMap::new();
         for (tensor, copies) in model.tensors.iter().zip(&placement.copies) {
             if copies.is_empty() || !pattern.matches(&tensor.name) {

@@ -79,7 +79,9 @@ pub fn expert_cache(model: &Model, machine: &Machine, run: &RunConfig, placement
         if slots < used {
             continue;
         }
-        *cache.by_device.entry(device.name.clone()).or_default() += size(group, device.backend, slots);
+        // Within the budget of 2^52 bytes.
+        let banks = u64::try_from(size(group, device.backend, slots)).unwrap_or(budget);
+        *cache.by_device.entry(device.name.clone()).or_default() += Bytes(banks);
         // A map from experts to slots, one 32-bit number each.
         let maps = Bytes(experts.saturating_mul(4)).padded(Backend::Cpu.alignment());
         *cache.by_device.entry(HOST.to_string()).or_default() += Bytes(maps.0.saturating_mul(group.blocks));
@@ -154,16 +156,17 @@ fn budget(mib: u32, share: f64, group: u64, device: u64) -> u64 {
 
 /// The most slots that stay within the budget.
 fn slots(group: &Group, backend: Backend, budget: u64, most: u64) -> u64 {
-    let (mut fits, mut too_many) = (0, most + 1);
+    // A header may claim anything: the search ends at 2^32 slots.
+    let (mut fits, mut too_many) = (0, most.min(1 << 32) + 1);
     while too_many - fits > 1 {
         let tried = u64::midpoint(fits, too_many);
-        if size(group, backend, tried).0 <= budget { fits = tried } else { too_many = tried }
+        if size(group, backend, tried) <= u128::from(budget) { fits = tried } else { too_many = tried }
     }
     fits
 }
 
 /// Bytes of so many slots: one more is kept because CUDA's kernels read past the last.
-fn size(group: &Group, backend: Backend, slots: u64) -> Bytes {
-    let bank = |bytes: &u64| Bytes(bytes.saturating_mul(slots + 1)).padded(backend.alignment());
+fn size(group: &Group, backend: Backend, slots: u64) -> u128 {
+    let bank = |bytes: &u64| (u128::from(*bytes) * u128::from(slots + 1)).next_multiple_of(backend.alignment().into());
     group.expert.iter().map(bank).sum()
 }
