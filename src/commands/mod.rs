@@ -98,6 +98,11 @@ impl Output {
     pub fn format(&self) -> Format {
         self.global.format()
     }
+
+    /// Whether more is to be said.
+    pub fn is_verbose(&self) -> bool {
+        self.global.verbose > 0
+    }
 }
 
 /// Shows a log line of a child process, on standard error.

@@ -1,12 +1,12 @@
 //! Sparse attention over MLA latents: an indexer scores the cache, attention sees the best cells only.
 //!
-//! Source: `src/models/deepseek32.cpp`, `glm-dsa.cpp`, `src/llama-graph.cpp` `build_attn` of
+//! Source: `src/models/deepseek32.cpp`, `glm-dsa.cpp`, `dots3note.cpp`, `src/llama-graph.cpp` `build_attn` of
 //! `llm_graph_input_attn_k_dsa`, llama.cpp b11434.
 
 use super::super::attention::{Extras, Qkv};
 use super::super::cache::CacheInputs;
 use super::super::inputs::Embeddings;
-use super::super::tensor::{Id, Op};
+use super::super::tensor::{Id, Op, Unary};
 use super::super::{Builder, Norm};
 use super::mla::Sizes;
 use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
@@ -21,6 +21,8 @@ const SPEC: Spec = Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN };
 struct Inputs {
     latent: CacheInputs,
     indexer: CacheInputs,
+    /// Where some layers see a window only, without an indexer.
+    windows: Option<CacheInputs>,
     positions: Id,
 }
 
@@ -28,7 +30,9 @@ struct Inputs {
 pub(super) fn build(b: &mut Builder<'_>) {
     let mut rows = b.inp_embd(Embeddings::default());
     let positions = b.inp_pos();
-    let inputs = Inputs { latent: b.inp_k(CacheKind::Base), indexer: b.inp_indexer(), positions };
+    let (latent, indexer) = (b.inp_k(CacheKind::Base), b.inp_indexer());
+    let windows = (b.plan.model.architecture == "dots3note").then(|| b.inp_k(CacheKind::Swa));
+    let inputs = Inputs { latent, indexer, windows, positions };
     let out_ids = b.inp_out_ids();
     let mut chosen = None;
     for il in 0..b.n_layer {
@@ -45,6 +49,9 @@ pub(super) fn build(b: &mut Builder<'_>) {
 }
 
 fn attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, chosen: &mut Option<Id>) -> Id {
+    if let Some(windows) = inputs.windows {
+        return gated_attention(b, il, x, inputs, windows);
+    }
     let sizes = b.mla_sizes(il);
     let low = b.raw_mm(il, "attn_q_a", x);
     let low = b.norm(il, "attn_q_a_norm", low, Norm::Rms);
@@ -57,6 +64,37 @@ fn attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, chosen: &mut 
         Some(chosen) => b.attn_chosen(il, inputs.latent, qkv, *chosen),
         None => b.attn_latent(il, inputs.latent, qkv),
     };
+    b.mm(il, "attn_output", rows)
+}
+
+/// dots3note: layers with windows have heads of other sizes, and a gate by head multiplies what heads found.
+fn gated_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, windows: CacheInputs) -> Id {
+    let is_swa = b.layer(il).is_swa;
+    let mut sizes = b.mla_sizes(il);
+    if is_swa {
+        let hparam = |key: &str| u64::from(b.hparams().u32_or_0(key));
+        sizes.k_head = hparam("attention.key_length_mla_swa");
+        sizes.v_head = hparam("attention.value_length_mla_swa");
+        sizes.latent = hparam("attention.kv_lora_rank_swa");
+    }
+    let low = b.raw_mm(il, "attn_q_a", x);
+    let low = b.norm(il, "attn_q_a_norm", low, Norm::Rms);
+    let chosen = (!is_swa).then(|| b.index(il, low, x, inputs));
+    let q = b.raw_mm(il, "attn_q_b", low);
+    let (latent, turned) = b.mla_kv(il, x, sizes);
+    let turned = b.norm(il, "attn_k_norm", turned, Norm::Rms);
+    let q = b.graph.reshape(q, &[sizes.k_head, sizes.n_head, b.n_tokens]);
+    let qkv = b.mla_absorbed(il, q, (latent, turned), inputs.positions, sizes);
+    let rows = match chosen {
+        Some(chosen) => b.attn_chosen(il, inputs.latent, qkv, chosen),
+        None => b.attn_latent(il, windows, qkv),
+    };
+    let gate = b.raw_mm(il, "attn_gate", x);
+    let gate = b.graph.unary(Unary::Sigmoid, gate);
+    let rows = b.graph.reshape(rows, &[sizes.v_head, sizes.n_head, b.n_tokens]);
+    let gate = b.graph.reshape(gate, &[1, sizes.n_head, b.n_tokens]);
+    let rows = b.graph.mul(rows, gate);
+    let rows = b.graph.reshape(rows, &[sizes.v_head * sizes.n_head, b.n_tokens]);
     b.mm(il, "attn_output", rows)
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::Norm;
 use super::super::attention::Extras;
-use super::super::ffn::{Act, Clamp, Gating};
+use super::super::ffn::{Act, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
@@ -55,6 +55,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("command-r", Plain(Spec { norm: Norm::Layer, residual: Residual::Parallel, logits: Logits::Scaled, ..PLAIN })),
     ("dbrx", Plain(Spec { norm: Norm::Layer, ffn_norm: Some("attn_output_norm"), ..PLAIN })),
     ("deepseek", Plain(Spec { norm_w: NormW::Never, ..PLAIN })),
+    ("dots3note", Own(dsa::build)),
     ("dots1", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN })),
     ("ernie4_5", Plain(PLAIN)),
     ("ernie4_5-moe", Plain(PLAIN)),
@@ -161,7 +162,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("llama", Plain(PLAIN)),
     ("llama-embed", Plain(PLAIN)),
     ("maincoder", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
-    ("maple", Plain(Spec { rope: Rope::Windows, scales_w: false, clamp: Clamp::Fused, ..PLAIN })),
+    ("maple", Plain(Spec { rope: Rope::Windows, scales_w: false, ..PLAIN })),
     ("mellum", Plain(PLAIN)),
     (
         "minicpm",
