@@ -80,7 +80,7 @@ impl Builder<'_> {
         const SECTIONED: &[&str] =
             &["qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp", "clef", "qwen3tts"];
         let hparams = self.hparams();
-        let by_sections = matches!(hparams.architecture.as_str(), "glm4" | "glm4moe" | "hunyuan_vl" | "hunyuan-dense")
+        let by_sections = matches!(hparams.architecture.as_str(), "glm4" | "glm4moe" | "hunyuan_vl" | "bailingmoe3")
             && hparams.value("rope.dimension_sections").is_some();
         by_sections || SECTIONED.contains(&hparams.architecture.as_str())
     }
@@ -102,12 +102,6 @@ impl Builder<'_> {
                 **id = self.graph.get_rows(**id, out_ids);
             }
         }
-    }
-
-    /// The last norm and the logits; both stay to be read.
-    pub(super) fn output(&mut self, rows: Id, kind: Norm) -> Id {
-        let normed = self.output_norm(rows, kind);
-        self.logits(normed)
     }
 
     /// The last norm, kept to be read as embeddings.

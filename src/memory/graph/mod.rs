@@ -64,15 +64,14 @@ impl Batch {
 
 /// The graph of `plan`, or `None` for an architecture that is not replayed.
 pub fn build(plan: &Plan<'_>) -> Option<Graph> {
-    let architecture = models::find(&plan.model.architecture)?;
     let mut builder = Builder::new(plan);
-    models::build(architecture, &mut builder);
+    models::build(&plan.model.architecture, &mut builder)?;
     Some(builder.graph)
 }
 
 /// Whether the architecture is replayed.
 pub fn is_known(model: &Model) -> bool {
-    models::find(&model.architecture).is_some()
+    models::is_known(&model.architecture)
 }
 
 /// A graph in the making (`llm_graph_context`).
@@ -162,6 +161,12 @@ impl<'a> Builder<'a> {
             Some(scale) => self.graph.mul(product, scale),
             None => product,
         }
+    }
+
+    /// `weight` times `x`, whatever scale the weight has (`ggml_mul_mat`).
+    fn raw_mm(&mut self, il: u32, name: &str, x: Id) -> Id {
+        let weight = self.weight(il, &format!("{name}.weight"));
+        self.graph.mul_mat(weight.unwrap_or(x), x)
     }
 
     /// `x` plus a bias, if the layer has it.
