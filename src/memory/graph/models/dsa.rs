@@ -169,7 +169,7 @@ impl Builder<'_> {
 
     /// Attention to the chosen cells: all others are masked out.
     fn attn_chosen(&mut self, il: u32, inputs: CacheInputs, qkv: Qkv, chosen: Id) -> Id {
-        [qkv.q, qkv.v, qkv.k].into_iter().for_each(|id| self.graph.expand(id));
+        self.graph.expand_all(&[qkv.q, qkv.v, qkv.k]);
         let stored = self.cpy_k(inputs.kind, il, qkv.k, inputs.k_idxs);
         self.graph.expand(stored);
         let mask = self.mask_of(inputs.mask, chosen);

@@ -130,7 +130,7 @@ impl Builder<'_> {
     /// Stores latents and attends to them; values are the latents' first part (`build_attn` of `llm_graph_input_attn_k`).
     pub(super) fn attn_latent(&mut self, il: u32, inputs: CacheInputs, qkv: Qkv) -> Id {
         let v_mla = self.weight(il, "attn_v_b.weight");
-        [qkv.q, qkv.v, qkv.k].into_iter().for_each(|id| self.graph.expand(id));
+        self.graph.expand_all(&[qkv.q, qkv.v, qkv.k]);
         let stored = self.cpy_k(inputs.kind, il, qkv.k, inputs.k_idxs);
         self.graph.expand(stored);
         let layer = self.layer(il);
