@@ -1,5 +1,7 @@
 //! The graph of a model as llama.cpp builds it for the reserved prompt: operations, shapes and what they read.
 
+#![allow(clippy::many_single_char_names, reason = "q, k, v, x and z are what llama.cpp calls them")]
+
 pub mod ops;
 pub mod tensor;
 

@@ -3,6 +3,7 @@
 mod delta;
 mod dsa;
 mod gemma;
+mod hyper;
 mod kda;
 mod mixed;
 mod mla;

@@ -108,6 +108,7 @@ pub(super) enum Logits {
 
 /// The traits of an architecture.
 #[derive(Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "independent traits")]
 pub(super) struct Spec {
     pub(super) norm: Norm,
     pub(super) embeddings: Embeddings,
