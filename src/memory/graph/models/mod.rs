@@ -7,6 +7,7 @@ mod hyper;
 mod kda;
 mod mixed;
 mod mla;
+mod kimi_k3;
 mod minimax;
 mod own;
 mod plain;

@@ -6,7 +6,7 @@ use super::super::ffn::{Act, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
-use super::{delta, dsa, gemma, hyper, kda, minimax, mixed, mla, own};
+use super::{delta, dsa, gemma, hyper, kda, kimi_k3, minimax, mixed, mla, own};
 
 /// Scores that fall with distance.
 const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
@@ -276,6 +276,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("deci", Own(own::deci)),
     ("deepseek32", Own(dsa::build)),
     ("glm-dsa", Own(dsa::build)),
+    ("kimi-k3", Own(kimi_k3::build)),
     ("kimi-linear", Own(kda::kimi_linear)),
     ("minimax-01", Own(minimax::minimax_01)),
     ("minimax-m3", Own(minimax::minimax_m3)),
