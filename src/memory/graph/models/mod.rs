@@ -10,6 +10,7 @@ mod mla;
 mod kimi_k3;
 mod minimax;
 mod own;
+mod plamo2;
 mod plain;
 mod table;
 
