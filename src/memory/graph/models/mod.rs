@@ -1,9 +1,13 @@
 //! The architectures whose graphs are replayed.
 
 mod delta;
+mod dsa;
 mod gemma;
+mod kda;
 mod mixed;
 mod mla;
+mod minimax;
+mod own;
 mod plain;
 mod table;
 
