@@ -45,9 +45,7 @@ fn watched(mut client: Client) -> (Client, Arc<Mutex<Vec<Event>>>) {
 /// A header of about 60 KiB: a vocabulary, and 128 KiB of tensor data behind it.
 fn builder() -> Builder {
     let words = (0..3000).map(|n| text(&format!("word number {n}"))).collect();
-    Builder::small()
-        .key("tokenizer.ggml.tokens", V::Arr(8, words))
-        .tensor("output.weight", &[32, 1024], 0, 128 << 10)
+    Builder::small().key("tokenizer.ggml.tokens", V::Arr(8, words)).tensor("output.weight", &[32, 1024], 0, 128 << 10)
 }
 
 fn model() -> Vec<u8> {

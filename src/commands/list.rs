@@ -11,8 +11,10 @@ use crate::report::table::{Align, Table};
 
 /// Arguments of `list`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
-XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS). A name, or a part that only one name has, is a MODEL everywhere.")]
+#[command(
+    after_help = "Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
+XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS). A name, or a part that only one name has, is a MODEL everywhere."
+)]
 pub struct Args {
     /// Only models whose name holds this, in any case.
     #[arg(value_name = "NAME")]
@@ -50,8 +52,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match output.format() {
         Format::Json => output.json(&list)?,
         Format::Markdown => output.answer(&table(&list).markdown())?,
-        _ if list.models.is_empty() => {}
-        _ => output.answer(&table(&list).text())?,
+        Format::Text if list.models.is_empty() => {}
+        Format::Text => output.answer(&table(&list).text())?,
     }
     Ok(Outcome::Yes)
 }

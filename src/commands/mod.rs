@@ -136,5 +136,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
-    inspect::hint(error).or_else(|| check::hint(error)).or_else(of_runtime).or_else(of_gguf).or_else(of_source).or_else(of_model)
+    inspect::hint(error)
+        .or_else(|| check::hint(error))
+        .or_else(of_runtime)
+        .or_else(of_gguf)
+        .or_else(of_source)
+        .or_else(of_model)
 }

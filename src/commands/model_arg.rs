@@ -57,7 +57,7 @@ fn path(model: &Path) -> anyhow::Result<PathBuf> {
         return Ok(model.to_path_buf());
     }
     let Some(name) = model.to_str() else { return Ok(model.to_path_buf()) };
-    let is_path = model.is_absolute() || name.starts_with('.') || name.ends_with(".gguf");
+    let is_path = model.is_absolute() || name.starts_with('.') || name.strip_suffix(".gguf").is_some();
     match local::find(&Surroundings::here().models(), name.strip_suffix(".gguf").unwrap_or(name)) {
         Ok(found) => Ok(found.path),
         // The reader says best what is wrong with a path.
@@ -86,7 +86,8 @@ pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, E
     bar.set_style(ProgressStyle::with_template("{spinner} reading headers: {msg}")?);
     let talk = Output { global: output.global.clone() };
     let shown = bar.clone();
-    client.watch = Arc::new(move |event| match event {
+    client.watch = Arc::new(move |event| {
+        match event {
         Event::Moved(bytes) => {
             shown.set_message(Bytes(*bytes).to_string());
             shown.tick();
@@ -99,6 +100,7 @@ pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, E
             let line = format!("{url}: {why}; trying again");
             talk.say(&format!("note: {}", crate::escape::terminal(&line)));
         }),
+    }
     });
     let result = work(&client);
     bar.finish_and_clear();

@@ -1,6 +1,7 @@
 //! `inspect hf:owner/repo`: the models of a repository, and which of them fit a machine. [I/O]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde::Serialize;
 
@@ -8,13 +9,13 @@ use super::machine::MachineArgs;
 use super::plan::MARGIN_UNCALIBRATED;
 use super::{Outcome, Output, model_arg};
 use crate::bytes::Bytes;
+use crate::checkup;
 use crate::cli::Format;
 use crate::escape;
 use crate::gguf::Gguf;
 use crate::gguf::source::Error;
 use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
-use crate::checkup;
 use crate::model::Model;
 use crate::plan::solver::Strategy;
 use crate::plan::{self, ContextChoice, Request, Turn};
@@ -31,7 +32,8 @@ pub struct Quants {
     repo: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     machine: Option<Machine>,
-    quants: Vec<Row>,
+    #[serde(rename = "quants")]
+    rows: Vec<Row>,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,8 +93,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     let all: Vec<Quant> = quants.iter().map(|(quant, _)| quant.clone()).collect();
     let row = |(quant, judged): (Quant, Option<Result<Fits, String>>)| {
         let is_it = hub::choose(repo, &all, Some(&quant.name)).is_ok_and(|chosen| chosen.path == quant.path);
-        let model =
-            if is_it { format!("hf:{repo}:{}", quant.name) } else { format!("hf:{repo}/{}", quant.path) };
+        let model = if is_it { format!("hf:{repo}:{}", quant.name) } else { format!("hf:{repo}/{}", quant.path) };
         let (fits, error) = match judged {
             Some(Ok(fits)) => (Some(fits), None),
             Some(Err(error)) => (None, Some(error)),
@@ -101,14 +102,14 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
         Row { model, quant, fits, error }
     };
     let rows = quants.into_iter().map(row).collect();
-    let document = Quants { schema: "moeplan/quants/1", repo: repo.to_string(), machine, quants: rows };
+    let document = Quants { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows };
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Markdown => output.answer(&table(&document).markdown())?,
-        _ => output.answer(&text(&document))?,
+        Format::Text => output.answer(&text(&document))?,
     }
     let asked = document.machine.is_some();
-    let any = document.quants.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
+    let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
     Ok(if asked && !any { Outcome::No } else { Outcome::Yes })
 }
 
@@ -143,14 +144,14 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
 }
 
 fn text(document: &Quants) -> String {
-    let mut out = format!("{}: {} models", escape::terminal(&document.repo), document.quants.len());
+    let mut out = format!("{}: {} models", escape::terminal(&document.repo), document.rows.len());
     if let Some(machine) = &document.machine {
         let budgets: Vec<String> =
             machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
-        out += &format!(", for {}", escape::terminal(&budgets.join(", ")));
+        let _ = write!(out, ", for {}", escape::terminal(&budgets.join(", ")));
     }
-    if let Some(fits) = document.quants.iter().find_map(|row| row.fits.as_ref()) {
-        out += &format!(", context {}", fits.n_ctx);
+    if let Some(fits) = document.rows.iter().find_map(|row| row.fits.as_ref()) {
+        let _ = write!(out, ", context {}", fits.n_ctx);
     }
     out + "\n\n" + &table(document).text()
 }
@@ -164,7 +165,7 @@ fn table(document: &Quants) -> Table {
     }
     columns.push(("MODEL", Left));
     let mut table = Table::new(&columns);
-    for row in &document.quants {
+    for row in &document.rows {
         let quant = &row.quant;
         let mut cells = vec![quant.name.clone(), quant.bytes.to_string(), quant.files.len().to_string()];
         match (&row.fits, &row.error) {

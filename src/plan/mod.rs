@@ -156,7 +156,8 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     let candidate = problem.solve(&run)?;
     let args = run::args::args(&candidate.run);
     let parsed = replay(model, path, machine, &args, &candidate)?;
-    let command = words(path, &args).iter().map(|word| quoted(word)).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
+    let command =
+        words(path, &args).iter().map(|word| quoted(word)).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
     let options = checkup::Options { margin: request.margin, tensors: request.tensors };
     let mut check = checkup::check(model, machine, &parsed, options)?;
     check.schema = "moeplan/plan/1";

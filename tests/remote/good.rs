@@ -1,7 +1,7 @@
 //! Servers that do as they should: what moves, what is kept, redirects, shards.
 
-use super::super::*;
 use super::super::http_server::{Answer, Server};
+use super::super::*;
 
 #[test]
 fn only_header_bytes_move() {
@@ -32,9 +32,7 @@ fn a_split_model_of_many_terabytes_costs_a_window_a_shard() {
         let total = if number == 1 { model().len() as u64 + 4096 } else { head.len() as u64 + (1 << 44) };
         let (first, last) = request.range().unwrap();
         head.resize(head.len().max(last + 1), 0);
-        Answer::status(206)
-            .header("Content-Range", format!("bytes {first}-{last}/{total}"))
-            .body(&head[first..=last])
+        Answer::status(206).header("Content-Range", format!("bytes {first}-{last}/{total}")).body(&head[first..=last])
     });
     let client = client();
     let gguf = open(&client, &server.url("/m-00007-of-00040.gguf")).unwrap();

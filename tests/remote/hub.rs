@@ -72,7 +72,8 @@ fn content_that_the_list_knows_is_not_asked_for_again() {
         let quant = client.choose("o/r", &Which::Default).unwrap();
         is_model(&client.open_quant("o/r", &quant));
     }
-    let files = hub.paths().iter().filter(|path| path.contains("resolve")).collect::<std::collections::BTreeSet<_>>().len();
+    let files =
+        hub.paths().iter().filter(|path| path.contains("resolve")).collect::<std::collections::BTreeSet<_>>().len();
     let asked = hub.paths().iter().filter(|path| path.contains("resolve")).count();
     assert!(files == 1 && asked <= 6, "{:?}", hub.paths());
     let before = hub.paths().len();
@@ -86,11 +87,13 @@ fn content_that_the_list_knows_is_not_asked_for_again() {
 #[test]
 fn the_list_may_have_pages_but_only_on_the_hub() {
     let page = |next: &'static str| {
-        Server::new(move |request| match request.path.contains("cursor") {
-            true => Answer::status(200).body(format!("[{}]", item("b-Q8_0.gguf", 5, "b"))),
-            false => Answer::status(200)
-                .header("Link", format!("<{next}>; rel=\"next\""))
-                .body(format!("[{}]", item("a-Q4_0.gguf", 5, "a"))),
+        Server::new(move |request| {
+            let path = if request.path.contains("cursor") { "b-Q8_0.gguf" } else { "a-Q4_0.gguf" };
+            let answer = Answer::status(200).body(format!("[{}]", item(path, 5, path)));
+            match request.earlier {
+                0 if path.starts_with('a') => answer.header("Link", format!("<{next}>; rel=\"next\"")),
+                _ => answer,
+            }
         })
     };
     let server = page("/api/models/o/r/tree/main?cursor=2");
@@ -138,7 +141,10 @@ fn the_program_lists_a_repository_and_inspects_a_model_of_it() {
     assert!(stdout.contains("IQ2_XS") && stdout.contains("hf:o/r:Q4_K_M") && !stdout.contains("evil"), "{stdout}");
     let (_, stdout, _) = moeplan(&hub, home.path(), &["inspect", "--json", "hf:o/r"]);
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((&json["schema"], &json["quants"][0]["files"][1]["path"]), (&"moeplan/quants/1".into(), &"Q8_0/m-Q8_0-00002-of-00002.gguf".into()));
+    assert_eq!(
+        (&json["schema"], &json["quants"][0]["files"][1]["path"]),
+        (&"moeplan/quants/1".into(), &"Q8_0/m-Q8_0-00002-of-00002.gguf".into())
+    );
     let (output, stdout, stderr) = moeplan(&hub, home.path(), &["inspect", "--json", "hf:o/r:Q8_0"]);
     assert!(output.status.success(), "{stderr}");
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();

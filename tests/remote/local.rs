@@ -35,7 +35,9 @@ fn home() -> tempfile::TempDir {
     write(at(".lmstudio/models/pub/repo/Studio-Q4_0.gguf"), &model());
     let digest = "a".repeat(64);
     let manifest = |digest: &str| {
-        format!(r#"{{"layers":[{{"mediaType":"application/vnd.ollama.image.license","digest":"sha256:b"}},{{"mediaType":"application/vnd.ollama.image.model","digest":"{digest}","size":1}}]}}"#)
+        format!(
+            r#"{{"layers":[{{"mediaType":"application/vnd.ollama.image.license","digest":"sha256:b"}},{{"mediaType":"application/vnd.ollama.image.model","digest":"{digest}","size":1}}]}}"#
+        )
     };
     write(at(&format!(".ollama/models/blobs/sha256-{digest}")), &model());
     let names = ".ollama/models/manifests/registry.ollama.ai";
@@ -112,13 +114,17 @@ fn links_out_of_a_cache_are_no_models() {
     let ollama = home.path().join(".ollama/models");
     let digest = "d".repeat(64);
     symlink(&outside, ollama.join(format!("blobs/sha256-{digest}"))).unwrap();
-    let manifest = format!(r#"{{"layers":[{{"mediaType":"application/vnd.ollama.image.model","digest":"sha256:{digest}"}}]}}"#);
+    let manifest =
+        format!(r#"{{"layers":[{{"mediaType":"application/vnd.ollama.image.model","digest":"sha256:{digest}"}}]}}"#);
     let manifests = ollama.join("manifests/registry.ollama.ai/library");
     let linked = write(manifests.join("out/latest"), manifest.as_bytes());
     symlink(&linked, manifests.join("out/linked")).unwrap();
     let names: Vec<String> = surroundings(home.path()).models().into_iter().map(|model| model.name).collect();
     assert!(names.iter().any(|name| name.ends_with("real-Q8_0")), "{names:?} {}", blob.display());
-    assert!(!names.iter().any(|name| name.contains("link") || name.contains("out") || name.contains("loop")), "{names:?}");
+    assert!(
+        !names.iter().any(|name| name.contains("link") || name.contains("out") || name.contains("loop")),
+        "{names:?}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Servers that misbehave, one test a way.
 
-use super::super::*;
 use super::super::http_server::{Answer, Request, Server};
+use super::super::*;
 
 fn good(request: &Request) -> Answer {
     Answer::range(request, &model(), "\"e\"")
@@ -31,8 +31,15 @@ fn a_server_without_ranges_that_drops_is_asked_from_the_start() {
 
 #[test]
 fn a_range_other_than_asked_for_is_refused() {
-    for wrong in ["bytes 1-4096/200000", "bytes 0-999999/200000", "bytes 5-2/9", "items 0-4/9", "bytes */9", "bytes 0-4095/4000", ""]
-    {
+    for wrong in [
+        "bytes 1-4096/200000",
+        "bytes 0-999999/200000",
+        "bytes 5-2/9",
+        "items 0-4/9",
+        "bytes */9",
+        "bytes 0-4095/4000",
+        "",
+    ] {
         let server = Server::new(move |_| Answer::status(206).header("Content-Range", wrong).body(&model()[..4096]));
         let (failure, hint) = failure(open(&client(), &server.url("/m.gguf")));
         assert!(matches!(failure, Failure::Range { asked: 0, .. }), "{wrong}: {failure}");
@@ -206,9 +213,7 @@ fn a_file_shorter_than_its_tensors_is_told() {
 fn a_length_that_is_not_said_is_what_the_tensors_need() {
     let server = Server::new(|request| {
         let (first, last) = request.range().unwrap();
-        Answer::status(206)
-            .header("Content-Range", format!("bytes {first}-{last}/*"))
-            .body(&model()[first..=last])
+        Answer::status(206).header("Content-Range", format!("bytes {first}-{last}/*")).body(&model()[first..=last])
     });
     let gguf = open(&client(), &server.url("/m.gguf")).unwrap();
     assert_eq!(gguf.files[0].bytes.0, model().len() as u64);

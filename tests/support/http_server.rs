@@ -1,6 +1,7 @@
 //! A small HTTP server on the loopback address that serves files, well or badly, and counts what it sends.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,7 +53,7 @@ impl Answer {
         Self { status, ..Self::default() }
     }
 
-    pub fn header(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn header(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.headers.push((name.to_string(), value.to_string()));
         self
     }
@@ -148,7 +149,7 @@ fn serve(
             request.earlier = requests.iter().filter(|earlier| earlier.path == request.path).count();
             requests.push(request.clone());
         }
-        if !write_answer(&mut stream, handler(&request), sent) {
+        if !write_answer(&mut stream, &handler(&request), sent) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
             return;
         }
@@ -170,16 +171,16 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Request> {
 }
 
 /// Whether the connection may serve another request.
-fn write_answer(stream: &mut TcpStream, answer: Answer, sent: &AtomicU64) -> bool {
+fn write_answer(stream: &mut TcpStream, answer: &Answer, sent: &AtomicU64) -> bool {
     if answer.hang_up {
         return false;
     }
     let mut head = format!("HTTP/1.1 {} X\r\n", answer.status);
     for (name, value) in &answer.headers {
-        head += &format!("{name}: {value}\r\n");
+        let _ = write!(head, "{name}: {value}\r\n");
     }
     if !answer.endless {
-        head += &format!("Content-Length: {}\r\n", answer.length.unwrap_or(answer.body.len() as u64));
+        let _ = write!(head, "Content-Length: {}\r\n", answer.length.unwrap_or(answer.body.len() as u64));
     }
     if stream.write_all(format!("{head}\r\n").as_bytes()).is_err() {
         return false;
@@ -192,11 +193,11 @@ fn write_answer(stream: &mut TcpStream, answer: Answer, sent: &AtomicU64) -> boo
         }
         sent.fetch_add(part.len() as u64, Ordering::SeqCst);
     }
-    while answer.endless {
-        if stream.write_all(&[0; 1 << 14]).is_err() {
-            return false;
+    if answer.endless {
+        while stream.write_all(&[0; 1 << 14]).is_ok() {
+            sent.fetch_add(1 << 14, Ordering::SeqCst);
         }
-        sent.fetch_add(1 << 14, Ordering::SeqCst);
+        return false;
     }
     answer.cut.is_none() && answer.length.is_none_or(|length| length == answer.body.len() as u64)
 }

@@ -67,7 +67,7 @@ impl Default for Limits {
             connect: Duration::from_secs(15),
             response: Duration::from_secs(30),
             read: Duration::from_secs(30),
-            body: Duration::from_secs(120),
+            body: Duration::from_mins(2),
             parallel: 8,
         }
     }

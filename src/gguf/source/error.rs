@@ -158,7 +158,7 @@ fn meaning(code: u16) -> &'static str {
 
 impl Failure {
     /// The failure of an address.
-    pub(super) fn of(self, url: impl ToString) -> Error {
+    pub(super) fn of(self, url: &(impl ToString + ?Sized)) -> Error {
         Error::Address { url: url.to_string(), failure: self }
     }
 
@@ -185,9 +185,7 @@ impl Failure {
             Self::Status { code: 401 | 403, is_hub: true, .. } => {
                 "a private or gated repository, or none of that name: set HF_TOKEN to a token that may read it".into()
             }
-            Self::Status { code: 404, .. } => {
-                "check owner, name and file; a private repository needs HF_TOKEN".into()
-            }
+            Self::Status { code: 404, .. } => "check owner, name and file; a private repository needs HF_TOKEN".into(),
             Self::Status { code: 429, .. } => "wait a while; with HF_TOKEN the limits are higher".into(),
             Self::Page | Self::Downgrade | Self::Redirects(_) if url.contains("/blob/") => {
                 "on Hugging Face, the file's own address has /resolve/ instead of /blob/".into()
@@ -217,7 +215,9 @@ impl Error {
             Self::Repository(_) => Some("for example hf:ggml-org/gpt-oss-20b-GGUF".into()),
             Self::NoSuchFile { known, .. } => Some(format!("it holds {}", list(known))),
             Self::NoModels(_) => Some("look for a repository whose name ends in GGUF".into()),
-            Self::Incomplete { .. } => Some("an upload may be under way: try again later, or another quantisation".into()),
+            Self::Incomplete { .. } => {
+                Some("an upload may be under way: try again later, or another quantisation".into())
+            }
             Self::UnknownName { near, .. } if !near.is_empty() => Some(format!("did you mean {}?", list(near))),
             Self::UnknownName { .. } => {
                 Some("pass a path, https://…, hf:owner/repo, or a name that `moeplan list` shows".into())

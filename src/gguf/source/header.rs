@@ -46,7 +46,8 @@ impl Client {
     /// The header of the file at `url`. `oid`: what the hub's list says about its content, which saves asking again.
     pub fn header(&self, url: &Url, oid: Option<&str>) -> Result<(Header, ModelFile), Error> {
         let cached = self.cache.as_ref().and_then(|cache| cache.load(url.as_str()));
-        let cached = cached.and_then(|entry| parse(url, &entry.bytes, entry.file_bytes).ok().map(|parsed| (entry, parsed)));
+        let cached =
+            cached.and_then(|entry| parse(url, &entry.bytes, entry.file_bytes).ok().map(|parsed| (entry, parsed)));
         match &cached {
             Some((entry, parsed)) if self.offline || (oid.is_some() && entry.oid.as_deref() == oid) => {
                 return Ok(parsed.clone());
@@ -125,7 +126,8 @@ impl Client {
         if have == 0 {
             headers.extend(etag.map(|etag| ("if-none-match", etag.to_string())));
         } else {
-            headers.extend(part.etag.iter().filter(|etag| !etag.starts_with("W/")).map(|etag| ("if-range", etag.clone())));
+            headers
+                .extend(part.etag.iter().filter(|etag| !etag.starts_with("W/")).map(|etag| ("if-range", etag.clone())));
         }
         let mut answer = self.get(url, &headers)?;
         if answer.status == 304 {

@@ -80,15 +80,14 @@ pub fn is_repository(text: &str) -> bool {
 
 /// Whether a path stays inside its repository.
 pub fn is_safe_path(path: &str) -> bool {
-    let is_segment =
-        |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', ':', '\0']);
+    let is_segment = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', ':', '\0']);
     path.len() <= 1024 && !path.chars().any(char::is_control) && path.split('/').all(is_segment)
 }
 
 /// Whether a path is that of a model by its name.
 pub fn is_model_path(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    name.ends_with(".gguf") && !NO_MODELS.iter().any(|part| name.contains(part))
+    name.strip_suffix(".gguf").is_some() && !NO_MODELS.iter().any(|part| name.contains(part))
 }
 
 /// A path without `.gguf` and without the part of a shard, and the shard's number.
@@ -212,8 +211,7 @@ impl Client {
         } else {
             self.listing(url)?
         };
-        let items: Vec<Item> =
-            serde_json::from_slice(&bytes).map_err(|error| Failure::Listing(error.to_string()))?;
+        let items: Vec<Item> = serde_json::from_slice(&bytes).map_err(|error| Failure::Listing(error.to_string()))?;
         if let (Some(cache), false) = (&self.cache, self.offline) {
             let next = next.as_ref().map(ToString::to_string);
             let _ = cache.store(&Entry { url: url.to_string(), etag: next, oid: None, file_bytes: None, bytes });
@@ -229,7 +227,7 @@ impl Client {
     /// Where a file of a repository is.
     pub fn address(&self, repo: &str, path: &str) -> Result<Url, Error> {
         let address = format!("{}/{repo}/resolve/main/{}", self.base(), encode_path(path));
-        Url::parse(&address).map_err(|failure| failure.of(address))
+        Url::parse(&address).map_err(|failure| failure.of(&address))
     }
 
     /// The header of a model of a repository.

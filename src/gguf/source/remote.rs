@@ -11,6 +11,9 @@ use super::client::Client;
 use super::error::Error;
 use super::url::Url;
 
+/// A shard by its number, from 1.
+type Numbered = (u64, (Header, ModelFile));
+
 /// What the hub's list says about the content of files, by address.
 pub(super) type Oids = HashMap<String, String>;
 
@@ -54,7 +57,7 @@ impl Client {
         split: Split,
         given: (Header, ModelFile),
         shard: &(dyn Fn(u64) -> Result<(Header, ModelFile), Error> + Sync),
-    ) -> Result<Vec<(u64, (Header, ModelFile))>, Error> {
+    ) -> Result<Vec<Numbered>, Error> {
         let next = AtomicU64::new(1);
         let stop = AtomicBool::new(false);
         let done = Mutex::new(Ok(vec![(split.number, given)]));
