@@ -1,6 +1,8 @@
 //! `check`: what a llama.cpp command line would do, without running it. [I/O]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
@@ -12,7 +14,8 @@ use crate::gguf::{self, Gguf};
 use crate::model::Model;
 use crate::placement;
 use crate::report;
-use crate::run::{self, ModelSource, RunConfig};
+use crate::run::build::REFERENCE;
+use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -23,6 +26,12 @@ pub struct Args {
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long)]
     tensors: bool,
+    /// The build of llama.cpp that is asked about: the N of bN.
+    #[arg(long, value_name = "N", default_value_t = REFERENCE, value_parser = build)]
+    build: u32,
+    /// Whose flags these are.
+    #[arg(long, value_enum, default_value_t = Dialect::LlamaCpp)]
+    dialect: Dialect,
     /// A whole command line of llama-server, llama-cli, llama-bench or llama-fit-params, after `--`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -30,7 +39,9 @@ pub struct Args {
 
 /// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    let command = run::parse::command(&args.command, &environment())?;
+    let target = Target { build: args.build, dialect: args.dialect };
+    let mut command = run::parse::command_for(&args.command, &environment(), target)?;
+    note_config_files(&mut command);
     let machine = args.machine.machine()?;
     let model = match &command.model {
         Some(ModelSource::Path(path)) => load(gguf::open(path)?, &command.run)?,
@@ -47,7 +58,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match output.format() {
         Format::Json => output.json(&checkup)?,
         Format::Markdown => output.answer(&report::checkup::markdown(&checkup))?,
-        Format::Text => output.answer(&report::checkup::text(&checkup))?,
+        Format::Text => output.answer(&report::checkup::text(&checkup, output.is_verbose()))?,
     }
     Ok(outcome(&checkup))
 }
@@ -66,9 +77,44 @@ fn hugging_face(repo: &str, file: Option<&str>) -> String {
     }
 }
 
+/// A build as it is written: `11434` or `b11434`.
+fn build(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix('b').unwrap_or(text);
+    digits.parse().map_err(|_| "the number of a llama.cpp build, for example 11434".to_string())
+}
+
+/// Notes the configuration files that llama.cpp would read first (`common/arg.cpp` `common_params_apply_system_config`, b11434).
+fn note_config_files(command: &mut ParsedCommand) {
+    if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
+        return;
+    }
+    for file in config_files(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME")) {
+        if file.is_file() {
+            command.notes.push(Note {
+                code: "config-file-read",
+                message: format!(
+                    "llama.cpp reads `{}` before the command line; it is not counted here",
+                    file.display()
+                ),
+                hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
+            });
+        }
+    }
+}
+
+/// Where llama.cpp looks for them, by two variables of the environment.
+fn config_files(config_home: Option<OsString>, home: Option<OsString>) -> Vec<PathBuf> {
+    let of_user = match config_home.filter(|folder| !folder.is_empty()) {
+        Some(folder) => Some(PathBuf::from(folder)),
+        None => home.map(|home| Path::new(&home).join(".config")),
+    };
+    let folders = [Some(PathBuf::from("/etc")), of_user];
+    folders.into_iter().flatten().map(|folder| folder.join("llama.cpp/config.ini")).collect()
+}
+
 /// `LLAMA_ARG_*` of this process.
 fn environment() -> BTreeMap<String, String> {
-    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+    let text = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok().filter(|name| name.starts_with("LLAMA_ARG_"))?;
         Some((name, value.to_string_lossy().into_owned()))
     };
@@ -102,5 +148,28 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             Some(format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_are_numbers_with_or_without_their_letter() {
+        assert_eq!((build("11549"), build("b11549")), (Ok(11549), Ok(11549)));
+        assert!(build("latest").is_err());
+    }
+
+    #[test]
+    fn llama_cpp_has_two_configuration_files() {
+        let files = |config: Option<&str>, home: Option<&str>| {
+            let files = config_files(config.map(OsString::from), home.map(OsString::from));
+            files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
+        };
+        let system = "/etc/llama.cpp/config.ini".to_string();
+        assert_eq!(files(Some("/c"), Some("/h")), [system.clone(), "/c/llama.cpp/config.ini".to_string()]);
+        assert_eq!(files(Some(""), Some("/h")), [system.clone(), "/h/.config/llama.cpp/config.ini".to_string()]);
+        assert_eq!(files(None, None), [system]);
     }
 }

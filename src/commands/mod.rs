@@ -1,6 +1,7 @@
 //! One file a command: load, compute, render. [I/O]
 
 pub mod check;
+pub mod devices;
 pub mod inspect;
 pub mod list;
 pub mod machine;
@@ -41,6 +42,8 @@ pub enum Command {
     Plan(Box<plan::PlanArgs>),
     /// List the models in the caches of llama.cpp, Hugging Face, LM Studio and ollama.
     List(list::Args),
+    /// Show the machine as moeplan sees it, or write one that is not here as a file.
+    Devices(devices::Args),
     /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
     Synth(synth::Args),
     /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
@@ -100,6 +103,11 @@ impl Output {
     pub fn format(&self) -> Format {
         self.global.format()
     }
+
+    /// Whether more is to be said.
+    pub fn is_verbose(&self) -> bool {
+        self.global.verbose > 0
+    }
 }
 
 /// Shows a log line of a child process, on standard error.
@@ -110,6 +118,7 @@ fn echo(line: &str) {
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
+        Command::Devices(args) => devices::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),

@@ -101,14 +101,6 @@ impl<'a> Launch<'a> {
         graph::build(&self.plan(self.prompt(), flash_attn))
     }
 
-    /// DEV
-    pub fn dev_targets(&self) -> Option<Vec<Option<usize>>> {
-        let flash_attn = self.resolve_flash_attn(&self.scheduler())?;
-        let mut g = graph::build(&self.plan(self.prompt(), flash_attn))?;
-        g.pinned.clear();
-        Some(self.scheduler().targets_of(&mut g, |_| true).into_iter().map(|(_, t)| t).collect())
-    }
-
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
         Plan {
             model: self.model,

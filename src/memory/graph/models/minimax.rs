@@ -206,7 +206,7 @@ fn sparse_attention(
     if let Some(rot) = cached.v_rot {
         qkv.v = b.hadamard(qkv.v, rot);
     }
-    [qkv.q, qkv.k, qkv.v].into_iter().for_each(|id| b.graph.expand(id));
+    b.graph.expand_all(&[qkv.q, qkv.k, qkv.v]);
     let stored = b.cpy_k(cached.kind, il, qkv.k, cached.k_idxs);
     b.graph.expand(stored);
     let stored = b.cpy_v(cached.kind, il, qkv.v, cached.v_idxs.unwrap_or(cached.k_idxs));
