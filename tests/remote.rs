@@ -1,5 +1,7 @@
 //! Headers over HTTP from a server that misbehaves in every way it can; only the loopback address is asked.
 
+#![cfg(feature = "remote")]
+
 mod remote {
     mod good;
     mod hub;

@@ -78,9 +78,10 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
         let quants = client.quants(repo)?;
         let Some(machine) = &machine else { return Ok(quants.into_iter().map(|quant| (quant, None)).collect()) };
         let mut judged = Vec::with_capacity(quants.len());
-        for some in quants.chunks(PARALLEL) {
+        let (first, rest) = quants.split_at(quants.len().min(1));
+        for some in [first].into_iter().chain(rest.chunks(PARALLEL)) {
             std::thread::scope(|scope| {
-                let judge = |quant| judge(client.open_quant(repo, quant), repo, machine, margin);
+                let judge = |quant| judge(client.open_quant_beside(repo, quant, first.first()), repo, machine, margin);
                 let threads: Vec<_> = some.iter().map(|quant| scope.spawn(move || judge(quant))).collect();
                 for (quant, thread) in some.iter().zip(threads) {
                     let fits = thread.join().unwrap_or_else(|_| Err("internal error: please report this".into()));

@@ -116,6 +116,54 @@ fn a_list_that_is_none_or_has_no_end_is_refused() {
     assert!(matches!(client_of(&server, None).quants("o/r"), Err(Error::NoModels(_))));
 }
 
+/// A hub with four quantisations whose headers hold the same 60 KiB of vocabulary, moved by a few bytes; the last one's is
+/// another.
+fn siblings() -> (Server, u64) {
+    let quant = |n: usize| {
+        let word = if n == 3 { "longer word number" } else { "word number" };
+        let words = (0..3000).map(|at| text(&format!("{word} {at}"))).collect();
+        let name = "x".repeat(10 + 7 * n);
+        let file = Builder::small()
+            .key("general.name", text(&name))
+            .key("tokenizer.ggml.tokens", V::Arr(8, words))
+            .key("tokenizer.chat_template", text(&"{{ message }}".repeat(200)))
+            .key("general.file_type", V::U32(u32::try_from(n).unwrap()));
+        (0..20).fold(file, |file, at| file.tensor(&format!("blk.{at}.x.weight"), &[32, 64], 0, 8192))
+    };
+    let files: Vec<(String, Vec<u8>)> =
+        (0..4).map(|n| (format!("/o/r/resolve/main/m-Q{n}_0.gguf"), quant(n).build())).collect();
+    let items: Vec<String> =
+        (0..4).map(|n| item(&format!("m-Q{n}_0.gguf"), files[n].1.len(), &n.to_string())).collect();
+    let listing = format!("[{}]", items.join(","));
+    let server = Server::new(move |request| match files.iter().find(|(path, _)| *path == request.path) {
+        Some((path, file)) => Answer::range(request, file, &format!("\"{path}\"")),
+        None => Answer::status(200).body(listing.clone()),
+    });
+    (server, quant(0).header().len() as u64)
+}
+
+#[test]
+fn a_vocabulary_that_is_known_is_not_moved_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, header) = siblings();
+    let quick = Limits { tail: 4 << 10, ..limits() };
+    let client = Client::new(quick, Some(directory.path().into()), &server.address, None).unwrap();
+    let plain = client_of(&server, None);
+    let quants = client.quants("o/r").unwrap();
+    client.open_quant("o/r", &quants[0]).unwrap();
+    for (n, quant) in quants.iter().enumerate() {
+        let before = client.moved();
+        let spliced = client.open_quant_beside("o/r", quant, Some(&quants[0])).unwrap();
+        let moved = client.moved() - before;
+        let whole = plain.open_quant("o/r", quant).unwrap();
+        assert_eq!(spliced.header.metadata, whole.header.metadata, "{n}");
+        assert_eq!(format!("{:?}", spliced.header.tensors), format!("{:?}", whole.header.tensors), "{n}");
+        assert_eq!(spliced.header.data_offset, whole.header.data_offset, "{n}");
+        let (least, most) = [(0, 0), (1, header / 2), (1, header / 2), (header, u64::MAX)][n];
+        assert!(moved >= least && moved <= most, "{n}: {moved} of {header}");
+    }
+}
+
 /// The program, alone with this hub and an empty home.
 fn moeplan(hub: &Server, home: &std::path::Path, words: &[&str]) -> (Output, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_moeplan"))

@@ -20,6 +20,8 @@ pub struct Limits {
     pub first_window: u64,
     /// The window grows four times as large until it has so many bytes, then by so many at a time.
     pub step: u64,
+    /// Bytes of keys before the tensors that are read of a header whose vocabulary is known from another quantisation.
+    pub tail: u64,
     /// Longest header; the longest vocabularies known need 30 MB.
     pub header: u64,
     /// Longest answer of the hub's list of files, a page.
@@ -55,6 +57,7 @@ impl Default for Limits {
         Self {
             first_window: 64 << 10,
             step: 4 << 20,
+            tail: 128 << 10,
             header: 128 << 20,
             listing: 16 << 20,
             pages: 50,

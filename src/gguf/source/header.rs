@@ -7,6 +7,7 @@ use super::super::{Header, ModelFile};
 use super::cache::Entry;
 use super::client::{Client, Event, Tries, header, refuse_encoding};
 use super::error::{Error, Failure};
+use super::splice::Known;
 use super::transport::Answer;
 use super::url::Url;
 use crate::bytes::Bytes;
@@ -23,6 +24,8 @@ struct Part {
     /// Whether the server takes ranges, once known.
     ranges: Option<bool>,
     ended: bool,
+    /// Whether a part of it is another file's.
+    is_spliced: bool,
 }
 
 impl Part {
@@ -45,6 +48,16 @@ enum Step {
 impl Client {
     /// The header of the file at `url`. `oid`: what the hub's list says about its content, which saves asking again.
     pub fn header(&self, url: &Url, oid: Option<&str>) -> Result<(Header, ModelFile), Error> {
+        self.header_beside(url, oid, None)
+    }
+
+    /// The same, where the header of another quantisation is known.
+    pub(super) fn header_beside(
+        &self,
+        url: &Url,
+        oid: Option<&str>,
+        known: Option<&Known>,
+    ) -> Result<(Header, ModelFile), Error> {
         let cached = self.cache.as_ref().and_then(|cache| cache.load(url.as_str()));
         let cached =
             cached.and_then(|entry| parse(url, &entry.bytes, entry.file_bytes).ok().map(|parsed| (entry, parsed)));
@@ -56,7 +69,7 @@ impl Client {
             _ => {}
         }
         let etag = cached.as_ref().and_then(|(entry, _)| entry.etag.clone());
-        match self.windows(url, etag.as_deref())? {
+        match self.windows(url, etag.as_deref(), known)? {
             Some((part, header, file)) => {
                 self.keep(url, oid, &part, &header);
                 Ok((header, file))
@@ -67,7 +80,7 @@ impl Client {
 
     /// Remembers the header's bytes; a cache that cannot be written is no error.
     fn keep(&self, url: &Url, oid: Option<&str>, part: &Part, header: &Header) {
-        let Some(cache) = &self.cache else { return };
+        let Some(cache) = self.cache.as_ref().filter(|_| !part.is_spliced) else { return };
         let end = usize::try_from(header.data_offset).unwrap_or(usize::MAX);
         let bytes = part.bytes.get(..end).unwrap_or(&part.bytes).to_vec();
         let (etag, oid) = (part.etag.clone(), oid.map(str::to_string));
@@ -75,7 +88,12 @@ impl Client {
     }
 
     /// Reads until the header is whole; `None` where the file still has the cached `etag`.
-    fn windows(&self, url: &Url, etag: Option<&str>) -> Result<Option<(Part, Header, ModelFile)>, Error> {
+    fn windows(
+        &self,
+        url: &Url,
+        etag: Option<&str>,
+        mut known: Option<&Known>,
+    ) -> Result<Option<(Part, Header, ModelFile)>, Error> {
         let mut part = Part::default();
         let mut goal = self.limits.first_window;
         let mut tries = Tries::new(&self.limits);
@@ -102,6 +120,9 @@ impl Client {
             match parse(url, &part.bytes, part.file_bytes.or(part.ended.then_some(part.have()))) {
                 Ok((header, file)) => return Ok(Some((part, header, file))),
                 Err(Error::Gguf(fault)) if matches!(fault.kind.root(), ErrorKind::Ends { .. }) && !part.is_whole() => {
+                    if let Some(spliced) = known.take().and_then(|known| self.splice(url, &part, known)) {
+                        return Ok(Some(spliced));
+                    }
                     if goal >= self.limits.header {
                         return Err(Failure::TooLong(self.limits.header).of(url));
                     }
@@ -111,6 +132,27 @@ impl Client {
             }
         }
         Err(Failure::Requests(self.limits.requests).of(url))
+    }
+
+    /// The header with a known one's vocabulary; `None` where the two do not agree.
+    fn splice(&self, url: &Url, part: &Part, known: &Known) -> Option<(Part, Header, ModelFile)> {
+        const SPARE: usize = 16 << 10;
+        let (file_bytes, etag) = (part.file_bytes?, part.etag.as_deref()?);
+        let (from, to) = known.wanted(&part.bytes, SPARE)?;
+        let (first, end) = (from as u64, (to as u64).min(file_bytes));
+        let last = end.checked_sub(1).filter(|last| first < *last)?;
+        let headers = [("range", format!("bytes={first}-{last}")), ("if-range", etag.to_string())];
+        let mut answer = self.get(url, &headers).ok()?;
+        let is_same = answer.status == 206 && header(&answer, "etag") == Some(etag) && refuse_encoding(&answer).is_ok();
+        if !is_same || content_range(&answer, first, last).ok()? != (last, Some(file_bytes)) {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        self.fill(&mut *answer.body, &mut bytes, end - first).ok()?;
+        let bytes = known.joined(&part.bytes, &bytes)?;
+        let (header, file) = parse(url, &bytes, Some(file_bytes)).ok()?;
+        let part = Part { bytes, file_bytes: Some(file_bytes), is_spliced: true, ..Part::default() };
+        Some((part, header, file))
     }
 
     /// Brings the part to `goal` bytes, or closer to it.

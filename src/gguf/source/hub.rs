@@ -11,6 +11,7 @@ use super::cache::Entry;
 use super::client::Client;
 use super::error::{Error, Failure};
 use super::remote::Oids;
+use super::splice::Known;
 use super::url::{Url, encode_path};
 use crate::bytes::Bytes;
 
@@ -232,13 +233,23 @@ impl Client {
 
     /// The header of a model of a repository.
     pub fn open_quant(&self, repo: &str, quant: &Quant) -> Result<Gguf, Error> {
+        self.open_quant_beside(repo, quant, None)
+    }
+
+    /// The same, where the header of `other` of that repository was read and kept before: its vocabulary is not moved again.
+    pub fn open_quant_beside(&self, repo: &str, quant: &Quant, other: Option<&Quant>) -> Result<Gguf, Error> {
+        let kept = |other: &Quant| {
+            let url = self.address(repo, &other.path).ok()?;
+            Known::new(self.cache.as_ref()?.load(url.as_str())?.bytes, self.limits.tail)
+        };
+        let known = other.filter(|other| other.path != quant.path).and_then(kept);
         let mut oids = Oids::new();
         for file in &quant.files {
             if let Some(oid) = &file.oid {
                 oids.insert(self.address(repo, &file.path)?.to_string(), oid.clone());
             }
         }
-        self.open_known(&self.address(repo, &quant.path)?, &oids)
+        self.open_known(&self.address(repo, &quant.path)?, &oids, known.as_ref())
     }
 }
 

@@ -7,6 +7,7 @@ mod header;
 pub mod hub;
 pub mod local;
 mod remote;
+mod splice;
 #[cfg_attr(not(feature = "remote"), path = "transport_off.rs")]
 mod transport;
 pub mod url;

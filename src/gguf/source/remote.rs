@@ -9,6 +9,7 @@ use super::super::shards::{self, Split};
 use super::super::{Gguf, Header, ModelFile};
 use super::client::Client;
 use super::error::Error;
+use super::splice::Known;
 use super::url::Url;
 
 /// A shard by its number, from 1.
@@ -20,13 +21,13 @@ pub(super) type Oids = HashMap<String, String>;
 impl Client {
     /// The model at an address; of a split model, at the address of any of its shards.
     pub fn open(&self, url: &Url) -> Result<Gguf, Error> {
-        self.open_known(url, &Oids::new())
+        self.open_known(url, &Oids::new(), None)
     }
 
-    /// The model at an address, some contents known.
-    pub(super) fn open_known(&self, url: &Url, oids: &Oids) -> Result<Gguf, Error> {
+    /// The model at an address, some contents known, perhaps the header of another quantisation too.
+    pub(super) fn open_known(&self, url: &Url, oids: &Oids, known: Option<&Known>) -> Result<Gguf, Error> {
         let oid = |url: &Url| oids.get(url.as_str()).map(String::as_str);
-        let (header, file) = self.header(url, oid(url))?;
+        let (header, file) = self.header_beside(url, oid(url), known)?;
         let error = |kind| Error::Gguf(GgufError { path: url.as_str().into(), offset: None, kind });
         let Some(split) = Split::of(&header).map_err(error)? else {
             return Ok(Gguf { files: vec![file], header });
