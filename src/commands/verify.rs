@@ -18,6 +18,7 @@ use crate::machine::Machine;
 use crate::measurement::{Measurement, verify};
 use crate::memory::{self, Prediction};
 use crate::plan;
+use crate::report;
 use crate::run::{ModelSource, RunConfig, parse};
 use crate::runtime::{
     Embedded, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
@@ -140,7 +141,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
     let mut measured = verify(&runtime, &launch, &workload, &predicted.memory, how.tolerance)?;
     measured.plan = plan;
-    report(&measured, output)?;
+    answer(&measured, output)?;
     Ok(if measured.ok() { Outcome::Yes } else { Outcome::No })
 }
 
@@ -236,57 +237,12 @@ fn project(runtime: &Embedded, launch: &Launch, output: &Output) -> anyhow::Resu
 }
 
 /// Prints the measurement.
-fn report(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
-    if output.format() == Format::Json {
-        return output.json(measured);
+fn answer(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
+    match output.format() {
+        Format::Json => output.json(measured),
+        Format::Markdown => output.answer(&report::measurement::markdown(measured)),
+        Format::Text => output.answer(&report::measurement::text(measured)),
     }
-    output.answer(&text(measured))
-}
-
-/// The measurement for people: predicted beside measured, then speed and the process.
-fn text(measured: &Measurement) -> String {
-    let mut text = format!("{:<24} {:>14} {:>14} {:>14} {:>9}\n", "", "predicted", "measured", "difference", "error");
-    for row in &measured.comparison {
-        let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
-        let _ = writeln!(
-            text,
-            "{:<24} {:>14} {:>14} {:>12} B {:>8.2}% {}",
-            crate::escape::terminal(&row.quantity),
-            row.predicted.to_string(),
-            row.measured.to_string(),
-            difference,
-            100.0 * row.error,
-            if row.ok { "ok" } else { "OUTSIDE" }
-        );
-    }
-    let speed = &measured.speed;
-    let mean = |samples: &[f64]| {
-        let n = u32::try_from(samples.len()).unwrap_or(1).max(1);
-        samples.iter().sum::<f64>() / f64::from(n)
-    };
-    let _ = writeln!(text);
-    let _ = writeln!(text, "prompt      {:>10.2} tokens/s ({} tokens)", mean(&speed.pp), speed.n_prompt);
-    let _ = writeln!(text, "generation  {:>10.2} tokens/s ({} tokens)", mean(&speed.tg), speed.n_generate);
-    let _ = writeln!(text, "load        {:>10.2} s", measured.load_seconds);
-    let process = &measured.process;
-    let _ = writeln!(
-        text,
-        "process     {} own, {} of files, {} at its peak",
-        process.rss_anon, process.rss_file, process.peak
-    );
-    if !measured.finite {
-        let _ = writeln!(text, "some logits are not finite numbers");
-    }
-    let verdict = if measured.ok() { "within" } else { "outside" };
-    let _ = writeln!(
-        text,
-        "runtime     {} llama.cpp b{} ({}); {verdict} {:.3}%",
-        measured.runtime.program,
-        measured.runtime.build,
-        measured.runtime.backend,
-        100.0 * measured.tolerance
-    );
-    text
 }
 
 #[cfg(test)]
