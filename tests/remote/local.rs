@@ -143,6 +143,8 @@ fn the_program_lists_and_takes_names() {
     let shown = moeplan(&["inspect", "--json", "studio"]);
     let json: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert!(json["path"].as_str().unwrap().ends_with("Studio-Q4_0.gguf"));
+    let offline = moeplan(&["inspect", "--offline", "--json", "hf:org/repo-GGUF:Q4_K_M"]);
+    assert!(offline.status.success(), "{}", String::from_utf8_lossy(&offline.stderr));
     let ambiguous = String::from_utf8(moeplan(&["inspect", "org"]).stderr).unwrap();
     assert!(ambiguous.contains("fits 2 models") && ambiguous.contains("org_small"), "{ambiguous}");
 }

@@ -169,11 +169,7 @@ impl Client {
             let answer = self.transport.get(url.as_str(), &headers, url.is_local())?;
             match answer.status {
                 301 | 302 | 303 | 307 | 308 => {
-                    let next = url.join(header(&answer, "location").unwrap_or_default())?;
-                    if url.is_https() && !next.is_https() {
-                        return Err(Failure::Downgrade);
-                    }
-                    url = next;
+                    url = url.redirect(header(&answer, "location").unwrap_or_default())?;
                 }
                 200 | 206 | 304 => return Ok(answer),
                 code => {

@@ -91,6 +91,12 @@ impl Url {
         Self { text: format!("{before}{name}{query}"), path: self.path, query: before.len() + name.len() }
     }
 
+    /// Where a redirect leads: never from https to http.
+    pub fn redirect(&self, location: &str) -> Result<Self, Failure> {
+        let next = self.join(location)?;
+        if self.is_https() && !next.is_https() { Err(Failure::Downgrade) } else { Ok(next) }
+    }
+
     /// Where a redirect (or link) of this address leads.
     pub fn join(&self, location: &str) -> Result<Self, Failure> {
         let location = location.trim();
@@ -165,6 +171,8 @@ mod tests {
             assert_eq!(from.join(location).unwrap().as_str(), to, "{location}");
         }
         assert!(from.join("file:///etc/passwd").is_err());
+        assert!(matches!(from.redirect("http://h/c"), Err(Failure::Downgrade)));
+        assert!(from.redirect("//g/c").is_ok() && url("http://h/a").redirect("https://h/a").is_ok());
     }
 
     #[test]
