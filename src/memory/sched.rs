@@ -60,6 +60,8 @@ struct Scheduling<'a> {
 impl Scheduler {
     /// Schedules and allocates `graph`, which is left with copies in it.
     pub fn reserve(&self, graph: &mut Graph) -> Scheduled {
+        // A projection forgets what is bound: `ggml_backend_sched_reserve_size` resets the scheduler first.
+        graph.pinned.clear();
         let mut scheduling = self.split(graph);
         let n_splits = scheduling.splits.len();
         let (nodes, leafs) = scheduling.with_copies();
@@ -358,7 +360,7 @@ impl Scheduling<'_> {
             for i in start..end {
                 let id = self.graph.nodes[i];
                 nodes.push((id, self.target_of[id.index()].unwrap_or(target)));
-                for kept in keeps.get(&id) {
+                if let Some(kept) = keeps.get(&id) {
                     for group in kept.chunks(super::graph::tensor::MAX_SRC) {
                         nodes.push((self.keep_alive(group), target));
                     }

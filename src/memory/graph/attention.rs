@@ -5,7 +5,7 @@
 use super::cache::CacheInputs;
 use super::tensor::{Id, Op, Unary};
 use super::{Builder, Norm};
-use crate::gguf::ggml_type::f16;
+use crate::gguf::ggml_type::{f16, f32};
 use crate::memory::caches::{CacheKind, MemoryClass};
 
 /// Queries, keys and values of one layer, `[head, heads, tokens]`.
@@ -33,23 +33,65 @@ pub(super) struct Extras {
 
 /// The caches that a model's attention layers use.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct AttnInputs {
-    base: CacheInputs,
-    swa: Option<CacheInputs>,
+pub(super) enum AttnInputs {
+    /// One cache, and one of a window for the layers that have it.
+    Cached(CacheInputs, Option<CacheInputs>),
+    /// None: the batch attends to itself, by this mask.
+    Batch(Id),
 }
 
 impl AttnInputs {
-    /// The inputs for a layer with or without a window.
-    pub(super) fn of(&self, is_swa: bool) -> CacheInputs {
-        self.swa.filter(|_| is_swa).unwrap_or(self.base)
+    /// The cache for a layer with or without a window.
+    pub(super) fn of(&self, is_swa: bool) -> Option<CacheInputs> {
+        match self {
+            Self::Cached(base, swa) => Some(swa.filter(|_| is_swa).unwrap_or(*base)),
+            Self::Batch(_) => None,
+        }
     }
 }
+
+/// Architectures that turn by factors of the file (`get_rope_factors` in `src/models`), where it has them.
+const ROPE_FACTORS: &[&str] = &[
+    "apertus",
+    "arcee",
+    "bailingmoe",
+    "cohere2",
+    "cohere2moe",
+    "deci",
+    "deepseek",
+    "exaone",
+    "exaone-moe",
+    "exaone4",
+    "gemma4",
+    "granite",
+    "granite_swa",
+    "granitehybrid",
+    "granitemoe",
+    "hunyuan-dense",
+    "hunyuan-moe",
+    "hunyuan_vl",
+    "hy_v3",
+    "llama",
+    "llama-embed",
+    "llama4",
+    "minicpm",
+    "minicpm3",
+    "mistral3",
+    "nanbeige",
+    "phi3",
+    "phimoe",
+    "step35",
+];
 
 impl Builder<'_> {
     /// The inputs of one cache, or of a full one and a window's (`build_attn_inp_kv`, `build_attn_inp_kv_iswa`).
     pub(super) fn inp_attn(&mut self) -> AttnInputs {
+        if self.plan.caches.class == MemoryClass::None {
+            let ty = if self.plan.flash_attn { f16() } else { f32() };
+            return AttnInputs::Batch(self.graph.input(ty, &[self.n_tokens, self.n_tokens]));
+        }
         if !matches!(self.plan.caches.class, MemoryClass::Iswa | MemoryClass::HybridIswa) {
-            return AttnInputs { base: self.inp_kv(CacheKind::Base), swa: None };
+            return AttnInputs::Cached(self.inp_kv(CacheKind::Base), None);
         }
         let mut base = self.inp_kv_unrotated(CacheKind::Base);
         let mut swa = self.inp_kv_unrotated(CacheKind::Swa);
@@ -57,7 +99,7 @@ impl Builder<'_> {
             (base.k_rot, base.v_rot) = self.inp_rot(CacheKind::Base);
             (swa.k_rot, swa.v_rot) = self.inp_rot(CacheKind::Swa);
         }
-        AttnInputs { base, swa: Some(swa) }
+        AttnInputs::Cached(base, Some(swa))
     }
 
     fn inp_kv_unrotated(&mut self, kind: CacheKind) -> CacheInputs {
@@ -78,9 +120,12 @@ impl Builder<'_> {
     /// The same with stated `(elements of a head, heads)`.
     pub(super) fn qkv_of(&mut self, il: u32, x: Id, q: (u64, u64), k: (u64, u64), v: (u64, u64)) -> Qkv {
         let n_tokens = self.n_tokens;
-        let clamps = self.hparams().value("attention.clamp_kqv").is_some();
+        let clamps = matches!(self.plan.model.architecture.as_str(), "dbrx" | "mpt" | "olmo")
+            && self.f64_or_0("attention.clamp_kqv") > 0.0;
+        // These multiply by the weights alone.
+        let is_raw = matches!(self.plan.model.architecture.as_str(), "cogvlm" | "mimo2" | "plamo3");
         if self.weight(il, "attn_qkv.weight").is_some() {
-            let mut qkv = self.linear(il, "attn_qkv", x);
+            let mut qkv = if is_raw { self.raw_mm(il, "attn_qkv", x) } else { self.linear(il, "attn_qkv", x) };
             if clamps {
                 qkv = self.graph.clamp(qkv);
             }
@@ -92,7 +137,7 @@ impl Builder<'_> {
             return Qkv { q: part(q, 0), k: part(k, q_width), v: part(v, q_width + k_width) };
         }
         let mut project = |name: &str| {
-            let rows = self.linear(il, name, x);
+            let rows = if is_raw { self.raw_mm(il, name, x) } else { self.linear(il, name, x) };
             if clamps { self.graph.clamp(rows) } else { rows }
         };
         let [q_rows, k_rows, v_rows] = ["attn_q", "attn_k", "attn_v"].map(&mut project);
@@ -118,6 +163,9 @@ impl Builder<'_> {
 
     /// The model's rope factors that lie with a layer (`get_rope_factors`).
     pub(super) fn rope_factors(&mut self, il: u32) -> Option<Id> {
+        if !ROPE_FACTORS.contains(&self.plan.model.architecture.as_str()) {
+            return None;
+        }
         let long = self.plan.numbers.n_ctx_seq > self.original_context();
         let scaled = if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
         for name in ["rope_freqs.weight", scaled] {
@@ -138,8 +186,14 @@ impl Builder<'_> {
 
     /// Stores keys and values and attends to what the layer's cache holds; without the output projection.
     pub(super) fn attn(&mut self, il: u32, inputs: &AttnInputs, qkv: Qkv, extras: Extras) -> Id {
-        let inputs = inputs.of(self.layer(il).is_swa);
-        self.attn_with(il, inputs, qkv.q, Some((qkv.k, qkv.v)), il, extras)
+        match (inputs.of(self.layer(il).is_swa), inputs) {
+            (Some(cached), _) => self.attn_with(il, cached, qkv.q, Some((qkv.k, qkv.v)), il, extras),
+            (None, AttnInputs::Batch(mask)) => {
+                [qkv.q, qkv.k, qkv.v].into_iter().for_each(|id| self.graph.expand(id));
+                self.mha(il, qkv.q, qkv.k, qkv.v, *mask, extras)
+            }
+            (None, AttnInputs::Cached(..)) => qkv.q,
+        }
     }
 
     /// The same with the cache of layer `owner`; nothing is stored without `kv` (KV sharing).

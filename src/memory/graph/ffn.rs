@@ -108,7 +108,64 @@ impl Default for Moe {
     }
 }
 
+/// Architectures that apply the scales of NVFP4 experts (`ffn_up_exps_s` in `src/models`).
+const EXPERT_SCALES: &[&str] = &[
+    "cohere2moe",
+    "deepseek32",
+    "dots3note",
+    "gemma4",
+    "glm-dsa",
+    "hy_v3",
+    "llama",
+    "mellum",
+    "mistral3",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "qwen35moe",
+    "qwen3moe",
+    "qwen3next",
+    "qwen4exp",
+];
+/// The same for dense parts (`ffn_up_s`).
+const DENSE_SCALES: &[&str] = &[
+    "bitnet",
+    "clef",
+    "cohere2",
+    "cohere2moe",
+    "deepseek32",
+    "dflash",
+    "dots3note",
+    "gemma4",
+    "glm-dsa",
+    "hy_v3",
+    "llama",
+    "mistral3",
+    "nanbeige",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "qwen3",
+    "qwen35",
+    "talkie",
+];
+/// The same for shared experts (`ffn_up_shexp_s`).
+const SHARED_SCALES: &[&str] = &[
+    "cohere2moe",
+    "deepseek32",
+    "dots3note",
+    "glm-dsa",
+    "hy_v3",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "qwen35moe",
+    "qwen3next",
+    "qwen4exp",
+];
+
 impl Builder<'_> {
+    fn uses_scales(&self, users: &[&str]) -> bool {
+        users.contains(&self.plan.model.architecture.as_str())
+    }
+
     /// Up, a parallel gate if the layer has one, and down: `ffn_up`, `ffn_gate`, `ffn_down` with this suffix.
     pub(super) fn ffn(&mut self, il: u32, suffix: &str, x: Id, act: Act) -> Id {
         self.ffn_clamped(il, suffix, x, act, Clamp::None)
@@ -136,7 +193,9 @@ impl Builder<'_> {
         let Some(weight) = self.weight(il, &format!("{name}.weight")) else { return x };
         let product = self.graph.mul_mat(weight, x);
         let biased = self.bias(il, name, product);
-        match self.weight(il, &format!("{name}.scale")) {
+        let users = if name.ends_with("_shexp") { SHARED_SCALES } else { DENSE_SCALES };
+        let scale = if self.uses_scales(users) { self.weight(il, &format!("{name}.scale")) } else { None };
+        match scale {
             Some(scale) => self.graph.mul(biased, scale),
             None => biased,
         }
@@ -215,6 +274,18 @@ impl Builder<'_> {
         };
         let selected =
             moe.selected.unwrap_or_else(|| self.select(il, logits, probs, (n_expert, n_used, n_tokens), moe));
+        let weights = self.weigh(probs, selected, (n_expert, n_used, n_tokens), moe);
+        (selected, weights)
+    }
+
+    /// How much each chosen expert counts.
+    pub(super) fn weigh(
+        &mut self,
+        probs: Id,
+        selected: Id,
+        (n_expert, n_used, n_tokens): (u64, u64, u64),
+        moe: &Moe,
+    ) -> Id {
         let probs = self.graph.reshape(probs, &[1, n_expert, n_tokens]);
         let mut weights = self.graph.get_rows(probs, selected);
         if moe.gating == Gating::SoftmaxWeight {
@@ -232,7 +303,7 @@ impl Builder<'_> {
         if moe.scaled {
             weights = self.graph.scale(weights);
         }
-        (selected, weights)
+        weights
     }
 
     /// The best experts, of the best groups where there are groups.
@@ -286,7 +357,8 @@ impl Builder<'_> {
     pub(super) fn expert_mm(&mut self, il: u32, name: &str, x: Id, selected: Id) -> Id {
         let weight = self.weight(il, &format!("{name}.weight"));
         let mut product = self.graph.mul_mat_id(weight.unwrap_or(x), x, selected);
-        if let Some(scale) = self.weight(il, &format!("{name}.scale")) {
+        let scale = if self.uses_scales(EXPERT_SCALES) { self.weight(il, &format!("{name}.scale")) } else { None };
+        if let Some(scale) = scale {
             let (n_expert, n_tokens) = (self.ne(scale, 0), self.ne(x, 2));
             let scale = self.graph.reshape(scale, &[1, n_expert, 1]);
             let scale = self.graph.repeat(scale, &[1, n_expert, n_tokens]);

@@ -80,7 +80,7 @@ impl Builder<'_> {
         const SECTIONED: &[&str] =
             &["qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp", "clef", "qwen3tts"];
         let hparams = self.hparams();
-        let by_sections = matches!(hparams.architecture.as_str(), "glm4" | "glm4moe" | "hunyuan_vl" | "hunyuan-dense")
+        let by_sections = matches!(hparams.architecture.as_str(), "glm4" | "glm4moe" | "hunyuan_vl" | "bailingmoe3")
             && hparams.value("rope.dimension_sections").is_some();
         by_sections || SECTIONED.contains(&hparams.architecture.as_str())
     }

@@ -164,6 +164,12 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// `weight` times `x`, whatever scale the weight has (`ggml_mul_mat`).
+    fn raw_mm(&mut self, il: u32, name: &str, x: Id) -> Id {
+        let weight = self.weight(il, &format!("{name}.weight"));
+        self.graph.mul_mat(weight.unwrap_or(x), x)
+    }
+
     /// `x` plus a bias, if the layer has it.
     fn bias(&mut self, il: u32, name: &str, x: Id) -> Id {
         match self.weight(il, &format!("{name}.bias")) {

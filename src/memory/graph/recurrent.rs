@@ -13,6 +13,8 @@ pub(super) struct StateInputs {
     pub(super) s_copy: Id,
     /// The part of the batch's own sequences.
     pub(super) main: Id,
+    /// All but the first.
+    pub(super) tail: Id,
     n_states: u64,
 }
 
@@ -22,7 +24,8 @@ impl Builder<'_> {
         let n_states = self.cache(CacheKind::Recurrent).map_or(1, |cache| u64::from(cache.cells));
         let s_copy = self.graph.input(i32(), &[n_states]);
         let main = self.graph.view(s_copy, &[self.plan.batch.n_seqs], &[], 0);
-        StateInputs { s_copy, main, n_states }
+        let tail = self.graph.view(s_copy, &[n_states - 1], &[], 4);
+        StateInputs { s_copy, main, tail, n_states }
     }
 
     /// The convolution's and the state-space's state of all sequences in a layer.
@@ -89,11 +92,15 @@ impl Builder<'_> {
 
     /// Stores the last columns of a convolution's input.
     pub(super) fn keep_conv_state(&mut self, input: Id, states: Id, kernel: u64, channels: u64) {
-        let n_seqs = self.plan.batch.n_seqs;
+        let from = self.last_columns(input, kernel, channels);
+        self.write_states(from, states);
+    }
+
+    /// The columns of a convolution's input that the next tokens will need.
+    pub(super) fn last_columns(&mut self, input: Id, kernel: u64, channels: u64) -> Id {
         let t = *self.graph.tensor(input);
         let last = (t.ne[0] - (kernel - 1)) * t.nb[0];
-        let from = self.graph.view(input, &[kernel - 1, channels, n_seqs], &[t.nb[1], t.nb[2]], last);
-        self.write_states(from, states);
+        self.graph.view(input, &[kernel - 1, channels, self.plan.batch.n_seqs], &[t.nb[1], t.nb[2]], last)
     }
 
     /// A causal convolution of each channel.
@@ -109,7 +116,14 @@ impl Builder<'_> {
     }
 
     /// The gated delta rule: outputs `[S, H, tokens, sequences]`; the new state is stored (`build_recurrent_attn`).
-    pub(super) fn delta_net(&mut self, [q, k, v, g, beta, state]: [Id; 6], states: Id) -> Id {
+    pub(super) fn delta_net(&mut self, sources: [Id; 6], states: Id) -> Id {
+        let (output, new_state) = self.delta_rule(sources);
+        self.write_states(new_state, states);
+        output
+    }
+
+    /// Its outputs and its new state.
+    pub(super) fn delta_rule(&mut self, [q, k, v, g, beta, state]: [Id; 6]) -> (Id, Id) {
         let Tensor { ne, .. } = *self.graph.tensor(v);
         let [size, heads, n_tokens, n_seqs] = ne;
         let shape = [size * heads, n_tokens * n_seqs + size * n_seqs, 1, 1];
@@ -118,9 +132,7 @@ impl Builder<'_> {
         let output = self.graph.view(result, &ne, &strides, 0);
         let strides = [4 * size, 4 * size * size, 4 * size * size * heads];
         let offset = 4 * size * heads * n_tokens * n_seqs;
-        let new_state = self.graph.view(result, &[size, size, heads, n_seqs], &strides, offset);
-        self.write_states(new_state, states);
-        output
+        (output, self.graph.view(result, &[size, size, heads, n_seqs], &strides, offset))
     }
 
     /// What the tokens of each sequence have in common: rows as `[width, tokens, sequences]`.

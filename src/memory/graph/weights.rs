@@ -12,6 +12,8 @@ pub(super) struct Weights<'a> {
     placement: &'a Placement,
     by_name: HashMap<(Option<u32>, &'a str), usize>,
     leafs: HashMap<(usize, Buffer), Id>,
+    /// The block of every layer, where layers run blocks again.
+    blocks: Vec<u32>,
 }
 
 impl<'a> Weights<'a> {
@@ -24,12 +26,12 @@ impl<'a> Weights<'a> {
             ((tensor.block, suffix), i)
         };
         let by_name = model.tensors.iter().enumerate().map(key).collect();
-        Self { model, placement, by_name, leafs: HashMap::new() }
+        Self { model, placement, by_name, leafs: HashMap::new(), blocks: Vec::new() }
     }
 
     /// A weight of a layer: `suffix` is what follows `blk.N.`.
     pub(super) fn layer(&mut self, graph: &mut Graph, il: u32, suffix: &str) -> Option<Id> {
-        let index = *self.by_name.get(&(Some(il), suffix))?;
+        let index = *self.by_name.get(&(Some(self.block(il)), suffix))?;
         self.leaf(graph, index, self.copies(index).first()?.buffer)
     }
 
@@ -58,9 +60,18 @@ impl<'a> Weights<'a> {
         self.leaf(graph, index, copy.buffer)
     }
 
+    /// The layers run these blocks.
+    pub(super) fn run_blocks(&mut self, blocks: Vec<u32>) {
+        self.blocks = blocks;
+    }
+
+    fn block(&self, il: u32) -> u32 {
+        self.blocks.get(il as usize).copied().unwrap_or(il)
+    }
+
     /// Whether the model has a weight of this layer.
     pub(super) fn has(&self, il: u32, suffix: &str) -> bool {
-        self.by_name.contains_key(&(Some(il), suffix))
+        self.by_name.contains_key(&(Some(self.block(il)), suffix))
     }
 
     fn copies(&self, index: usize) -> &'a [Copy] {

@@ -86,7 +86,6 @@ fn attention(b: &mut Builder<'_>, il: u32, x: Id, attn: &AttnInputs, positions: 
     let q = b.norm(il, "attn_q_norm", q, Norm::Rms);
     let q = b.graph.rope(q, positions, factors);
     let n_own = b.plan.caches.hparams.n_layer_kv_from_start.unwrap_or(b.n_layer);
-    let inputs = attn.of(layer.is_swa);
     let kv = (il < n_own).then(|| {
         let (k, v) = kv_rows.unwrap_or_else(|| {
             let k = b.mm(il, "attn_k", x);
@@ -100,7 +99,10 @@ fn attention(b: &mut Builder<'_>, il: u32, x: Id, attn: &AttnInputs, positions: 
         (b.graph.rope(k, positions, factors), v)
     });
     let owner = if il < n_own { il } else { n_own.saturating_sub(if layer.is_swa { 2 } else { 1 }) };
-    let rows = b.attn_with(il, inputs, q, kv, owner, Extras::default());
+    let rows = match attn.of(layer.is_swa) {
+        Some(inputs) => b.attn_with(il, inputs, q, kv, owner, Extras::default()),
+        None => q,
+    };
     b.mm(il, "attn_output", rows)
 }
 

@@ -24,9 +24,7 @@ impl Builder<'_> {
         let zeroed = self.graph.view(flat, &[own.ne[0]], &[], 0);
         let zeroed = self.graph.scale_inplace(zeroed);
         self.graph.expand(zeroed);
-        let n_extra = own.ne[1] - 1;
-        let tail = self.graph.view(inputs.s_copy, &[n_extra], &[], 4);
-        let all = self.graph.get_rows(flat, tail);
+        let all = self.graph.get_rows(flat, inputs.tail);
         let by_head = self.graph.reshape(flat, &[shape[0], shape[1], shape[2], own.ne[1]]);
         let [x, dt, a, b, c] = sources;
         let n = self.graph.tensor(x).elements() + shape.iter().product::<u64>() * self.plan.batch.n_seqs;
@@ -55,7 +53,11 @@ impl Builder<'_> {
         let past = self.graph.reshape(past, &[kernel - 1, channels, self.plan.batch.n_seqs]);
         let x = self.graph.transpose(x);
         let input = self.graph.concat(past, x, 0);
-        self.keep_conv_state(input, conv_states, kernel, channels);
+        let from = self.last_columns(input, kernel, channels);
+        let n = (kernel - 1) * channels * self.plan.batch.n_seqs;
+        let to = self.graph.view(conv_states, &[n], &[], 0);
+        let written = self.graph.cpy(from, to);
+        self.graph.expand(written);
         let weight = self.weight(il, "ssm_conv1d.weight").unwrap_or(input);
         let x = self.ssm_conv(input, weight);
         let x = self.bias(il, "ssm_conv1d", x);

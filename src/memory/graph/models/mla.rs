@@ -80,16 +80,16 @@ impl Builder<'_> {
     /// Queries by way of a low rank where the layer has one.
     pub(super) fn mla_q(&mut self, il: u32, x: Id) -> Id {
         if self.weights.has(il, "attn_q.weight") {
-            return self.mm(il, "attn_q", x);
+            return self.raw_mm(il, "attn_q", x);
         }
-        let low = self.mm(il, "attn_q_a", x);
+        let low = self.raw_mm(il, "attn_q_a", x);
         let low = self.norm(il, "attn_q_a_norm", low, Norm::Rms);
-        self.mm(il, "attn_q_b", low)
+        self.raw_mm(il, "attn_q_b", low)
     }
 
     /// The latent, normed, and the part of the key that is turned.
     pub(super) fn mla_kv(&mut self, il: u32, x: Id, sizes: Sizes) -> (Id, Id) {
-        let both = self.mm(il, "attn_kv_a_mqa", x);
+        let both = self.raw_mm(il, "attn_kv_a_mqa", x);
         let (row, n_tokens) = (4 * (sizes.latent + sizes.rope), self.n_tokens);
         let latent = self.graph.view(both, &[sizes.latent, n_tokens], &[row], 0);
         let turned = self.graph.view(both, &[sizes.rope, 1, n_tokens], &[row, row], 4 * sizes.latent);
@@ -97,25 +97,32 @@ impl Builder<'_> {
     }
 
     /// Queries and keys in the latent's space: one key head for all (absorbed MLA).
-    pub(super) fn mla_absorbed(
-        &mut self,
-        il: u32,
-        q: Id,
-        (latent, k_pe): (Id, Id),
-        positions: Id,
-        sizes: Sizes,
-    ) -> Qkv {
+    pub(super) fn mla_absorbed(&mut self, il: u32, q: Id, kv: (Id, Id), positions: Id, sizes: Sizes) -> Qkv {
         let t = *self.graph.tensor(q);
         let (n_tokens, strides) = (self.n_tokens, [t.nb[1], t.nb[2]]);
         let q_nope = self.graph.view(q, &[sizes.nope(), sizes.n_head, n_tokens], &strides, 0);
         let q_pe = self.graph.view(q, &[sizes.rope, sizes.n_head, n_tokens], &strides, 4 * sizes.nope());
-        let q_pe = self.graph.rope(q_pe, positions, None);
-        let k_pe = self.graph.rope(k_pe, positions, None);
+        self.mla_absorb(il, (q_nope, q_pe), kv, Some(positions), sizes)
+    }
+
+    /// The same of parted queries; turned only where there are positions.
+    pub(super) fn mla_absorb(
+        &mut self,
+        il: u32,
+        (q_nope, mut q_pe): (Id, Id),
+        (latent, mut k_pe): (Id, Id),
+        positions: Option<Id>,
+        sizes: Sizes,
+    ) -> Qkv {
+        if let Some(positions) = positions {
+            q_pe = self.graph.rope(q_pe, positions, None);
+            k_pe = self.graph.rope(k_pe, positions, None);
+        }
         let q_nope = self.graph.permute(q_nope, [0, 2, 1, 3]);
-        let absorbed = self.mm(il, "attn_k_b", q_nope);
+        let absorbed = self.raw_mm(il, "attn_k_b", q_nope);
         let absorbed = self.graph.permute(absorbed, [0, 2, 1, 3]);
         let q = self.graph.concat(absorbed, q_pe, 0);
-        let v = self.graph.reshape(latent, &[sizes.latent, 1, n_tokens]);
+        let v = self.graph.reshape(latent, &[sizes.latent, 1, self.n_tokens]);
         let k = self.graph.concat(v, k_pe, 0);
         Qkv { q, k, v }
     }
@@ -144,7 +151,7 @@ impl Builder<'_> {
         sizes: Sizes,
     ) -> Qkv {
         let n_tokens = self.n_tokens;
-        let both = self.mm(il, "attn_kv_b", latent);
+        let both = self.raw_mm(il, "attn_kv_b", latent);
         let (n_head, nope) = (sizes.n_head, sizes.nope());
         let strides = [4 * (nope + sizes.v_head), 4 * (nope + sizes.v_head) * n_head];
         let k_nope = self.graph.view(both, &[nope, n_head, n_tokens], &strides, 0);

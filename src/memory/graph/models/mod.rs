@@ -1,9 +1,12 @@
 //! The architectures whose graphs are replayed.
 
 mod delta;
+mod dsa;
 mod gemma;
+mod kda;
 mod mixed;
 mod mla;
+mod own;
 mod plain;
 mod table;
 

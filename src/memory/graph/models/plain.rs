@@ -21,8 +21,8 @@ pub(super) enum Rope {
     WindowsOrLead,
     /// All but each `n`th, `n` given here.
     SkipEvery(u32),
-    /// All but the first of each `n`.
-    SkipFirst(u32),
+    /// All, in models of this many layers.
+    IfLayers(u32),
 }
 
 /// Where queries and keys are normed, if the model has the weights.
@@ -34,6 +34,8 @@ pub(super) enum QkNorm {
     After,
     /// All heads as one row, before.
     Flat,
+    /// Not even where there are weights.
+    Never,
 }
 
 /// What of the input a layer normalises before attention.
@@ -46,6 +48,16 @@ pub(super) enum Pre {
     Raw,
 }
 
+/// What happens to the rows before the first layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    Plain,
+    /// Multiplied by a number.
+    Scaled,
+    /// By a norm without weight.
+    Normed,
+}
+
 /// How attention and feed-forward part come together.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Residual {
@@ -56,6 +68,8 @@ pub(super) enum Residual {
     ParallelAttnFirst,
     /// The same, the feed-forward part added to attention's result.
     ParallelOntoAttn,
+    /// Parallel where `use_parallel_residual` says so.
+    ParallelIfStated,
 }
 
 /// When the rows to put out are picked.
@@ -67,6 +81,8 @@ pub(super) enum Pick {
     BeforeNorm,
     /// After it.
     AfterNorm,
+    /// Every row is put out.
+    Never,
 }
 
 /// Whether the weights of the chosen experts are made to add up to 1.
@@ -95,8 +111,7 @@ pub(super) enum Logits {
 pub(super) struct Spec {
     pub(super) norm: Norm,
     pub(super) embeddings: Embeddings,
-    /// All rows are multiplied by a number before the first layer.
-    pub(super) scales_input: bool,
+    pub(super) input: Input,
     pub(super) pre: Pre,
     pub(super) rope: Rope,
     pub(super) qk_norm: QkNorm,
@@ -116,6 +131,8 @@ pub(super) struct Spec {
     /// The last sum is residual plus feed-forward part instead of the other way round.
     pub(super) residual_first: bool,
     pub(super) act: Act,
+    /// Routers are used, where a layer has one.
+    pub(super) has_experts: bool,
     pub(super) gating: Gating,
     /// `expert_gating_func` decides where it is stated.
     pub(super) gating_stated: bool,
@@ -132,7 +149,7 @@ pub(super) struct Spec {
 pub(super) const PLAIN: Spec = Spec {
     norm: Norm::Rms,
     embeddings: Embeddings { n_deepstack: 0, scaled: false, token_scaled: false },
-    scales_input: false,
+    input: Input::Plain,
     pre: Pre::Weighted,
     rope: Rope::All,
     qk_norm: QkNorm::Before,
@@ -146,6 +163,7 @@ pub(super) const PLAIN: Spec = Spec {
     residual: Residual::Sequential,
     residual_first: false,
     act: Act::Silu,
+    has_experts: true,
     gating: Gating::Softmax,
     gating_stated: false,
     norm_w: NormW::Always,
@@ -157,13 +175,13 @@ pub(super) const PLAIN: Spec = Spec {
 };
 
 /// What every layer of a decoder reads besides its rows.
-struct Inputs {
-    positions: Id,
-    attn: AttnInputs,
-    attn_scale: Option<Id>,
-    out_ids: Id,
+pub(super) struct Inputs {
+    pub(super) positions: Id,
+    pub(super) attn: AttnInputs,
+    pub(super) attn_scale: Option<Id>,
+    pub(super) out_ids: Id,
     /// The embeddings, for layers that add a part of them (deepstack).
-    embeddings: Id,
+    pub(super) embeddings: Id,
 }
 
 /// Builds a decoder of these traits.
@@ -172,15 +190,22 @@ pub(super) fn decoder(b: &mut Builder<'_>, spec: &Spec) {
     embeddings.n_deepstack =
         u64::from(b.hparams().u32_or_0("n_deepstack_layers")) * u64::from(spec.embeddings.n_deepstack > 0);
     let mut rows = b.inp_embd(embeddings);
-    if spec.scales_input {
-        rows = b.graph.scale(rows);
+    rows = match spec.input {
+        Input::Plain => rows,
+        Input::Scaled => b.graph.scale(rows),
+        Input::Normed => b.rms(rows),
+    };
+    if let Some(weight) = b.global("token_embd_norm.weight") {
+        let bias = b.global("token_embd_norm.bias");
+        rows = b.norm_with(None, Some(weight), bias, rows, spec.norm);
     }
     if let Some(table) = b.global("position_embd.weight") {
         let positions = b.inp_pos();
         let places = b.graph.get_rows(table, positions);
         rows = b.graph.add(rows, places);
     }
-    let attn_scale = (spec.temperature).then(|| b.inp_attn_scale());
+    let is_tempered = spec.temperature && b.f64_or_0("attention.temperature_scale").abs() > 0.0;
+    let attn_scale = is_tempered.then(|| b.inp_attn_scale());
     let positions = b.inp_pos();
     let inputs = Inputs { positions, attn: b.inp_attn(), attn_scale, out_ids: b.inp_out_ids(), embeddings: rows };
     for il in 0..b.n_layer {
@@ -227,7 +252,12 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
         Pre::Bare => b.norm_with(None, None, None, residual, spec.norm),
         Pre::Raw => residual,
     };
-    let mut rows = attention(b, spec, il, normed, inputs);
+    let own = b.weights.has(il, "attn_norm_2.weight");
+    let attn_input = if own { b.norm(il, "attn_norm_2", residual, spec.norm) } else { normed };
+    let mut rows = attention(b, spec, il, attn_input, inputs);
+    if b.plan.model.architecture == "mimo2" && b.f64_or_0("attention.value_scale").abs() > 0.0 {
+        rows = b.graph.scale(rows);
+    }
     if spec.pick == Pick::Early {
         b.only_outputs(il, inputs.out_ids, &mut [&mut rows, &mut residual]);
         if spec.residual != Residual::Sequential
@@ -242,7 +272,12 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
     if spec.scales_residual {
         rows = b.graph.scale(rows);
     }
-    if spec.residual != Residual::Sequential {
+    let is_parallel = match spec.residual {
+        Residual::Sequential => false,
+        Residual::ParallelIfStated => b.flag("use_parallel_residual"),
+        _ => true,
+    };
+    if is_parallel {
         return parallel(b, spec, il, (rows, residual, normed));
     }
     let middle = b.graph.add(rows, residual);
@@ -305,7 +340,7 @@ fn turns(b: &Builder<'_>, spec: &Spec, il: u32) -> bool {
         Rope::WindowsIfAny => is_swa || b.plan.caches.hparams.swa.is_none(),
         Rope::WindowsOrLead => is_swa || il < b.hparams().u32_or_0("leading_dense_block_count"),
         Rope::SkipEvery(n) => !(il + 1).is_multiple_of(n),
-        Rope::SkipFirst(n) => n == b.n_layer || !il.is_multiple_of(n),
+        Rope::IfLayers(n) => b.n_layer == n,
     }
 }
 
@@ -330,7 +365,9 @@ fn attention(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, inputs: &Inputs) 
         qkv.q = b.graph.mul(qkv.q, factor);
     }
     let sinks = b.weight(il, "attn_sinks.weight");
-    let extras = Extras { sinks, ..spec.extras };
+    let is_stated = matches!(b.plan.model.architecture.as_str(), "jais" | "mpt");
+    let alibi = spec.extras.alibi || is_stated && b.f64_or_0("attention.max_alibi_bias").abs() > 0.0;
+    let extras = Extras { sinks, alibi, ..spec.extras };
     if b.weights.has(il, "attn_gate.weight") {
         return gated(b, il, x, (qkv, extras), inputs);
     }
@@ -339,7 +376,7 @@ fn attention(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, inputs: &Inputs) 
 
 /// Attention whose result is multiplied by a gate before its output projection: by head, or element by element.
 fn gated(b: &mut Builder<'_>, il: u32, x: Id, (qkv, extras): (Qkv, Extras), inputs: &Inputs) -> Id {
-    let gate = b.mm(il, "attn_gate", x);
+    let gate = b.raw_mm(il, "attn_gate", x);
     let mut rows = b.attn(il, &inputs.attn, qkv, extras);
     let function = if b.plan.model.architecture == "laguna" { Unary::Softplus } else { Unary::Sigmoid };
     let gate = b.graph.unary(function, gate);
@@ -358,7 +395,7 @@ fn gated(b: &mut Builder<'_>, il: u32, x: Id, (qkv, extras): (Qkv, Extras), inpu
 
 /// Experts where the layer has a router, else one dense part.
 pub(super) fn feed_forward(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id) -> Id {
-    if !b.weights.has(il, "ffn_gate_inp.weight") {
+    if !spec.has_experts || !b.weights.has(il, "ffn_gate_inp.weight") {
         return b.ffn(il, "", x, spec.act);
     }
     let stated = if spec.gating_stated { b.hparams().u32_or_0("expert_gating_func") } else { 0 };

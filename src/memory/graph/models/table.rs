@@ -5,8 +5,11 @@ use super::super::attention::Extras;
 use super::super::ffn::{Act, Clamp, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
-use super::plain::{Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
-use super::{delta, gemma, mixed, mla};
+use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
+use super::{delta, dsa, gemma, kda, mixed, mla, own};
+
+/// Scores that fall with distance.
+const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
 
 /// By `general.architecture`.
 pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
@@ -15,7 +18,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
         Plain(Spec {
             gating_stated: true,
             norm_w: NormW::Stated,
-            scales_input: true,
+            input: Input::Scaled,
             rope: Rope::SkipEvery(4),
             attn_post_norm: Some("post_attention_norm"),
             ffn_post_norm: Some("post_ffw_norm"),
@@ -23,7 +26,6 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
         }),
     ),
     ("arcee", Plain(Spec { act: Act::ReluSqr, ..PLAIN })),
-    ("baichuan", Plain(PLAIN)),
     ("bailingmoe", Plain(Spec { norm_w: NormW::Stated, ..PLAIN })),
     ("bailingmoe2", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, gating: Gating::Softmax, ..PLAIN })),
     ("chatglm", Plain(Spec { act: Act::SwigluFused, ..PLAIN })),
@@ -69,11 +71,11 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
             ..PLAIN
         }),
     ),
-    ("gemma", Plain(Spec { scales_input: true, scales_q: true, act: Act::Gelu, ..PLAIN })),
+    ("gemma", Plain(Spec { input: Input::Scaled, scales_q: true, act: Act::Gelu, ..PLAIN })),
     (
         "gemma2",
         Plain(Spec {
-            scales_input: true,
+            input: Input::Scaled,
             extras: Extras { soft_cap: true, ..PLAIN.extras },
             scales_q: true,
             act: Act::Gelu,
@@ -120,7 +122,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
         }),
     ),
     ("gpt2", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
-    ("gptneox", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, residual: Residual::Parallel, ..PLAIN })),
+    ("gptneox", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, residual: Residual::ParallelIfStated, ..PLAIN })),
     (
         "granite",
         Plain(Spec {
@@ -153,10 +155,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("hunyuan_vl", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
     ("hy_v3", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, pick: Pick::AfterNorm, ..PLAIN })),
     ("internlm2", Plain(PLAIN)),
-    (
-        "jais",
-        Plain(Spec { norm: Norm::Layer, rope: Rope::Never, extras: Extras { alibi: true, ..PLAIN.extras }, ..PLAIN }),
-    ),
+    ("jais", Plain(Spec { norm: Norm::Layer, rope: Rope::Never, extras: ALIBI, ..PLAIN })),
     ("jais2", Plain(Spec { norm: Norm::Layer, act: Act::ReluSqr, ..PLAIN })),
     ("laguna", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN })),
     ("llama", Plain(PLAIN)),
@@ -224,7 +223,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("qwen3tts", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
     ("qwen3vl", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
     ("qwen3vlmoe", Plain(Spec { embeddings: Embeddings { n_deepstack: 1, ..PLAIN.embeddings }, ..PLAIN })),
-    ("refact", Plain(Spec { rope: Rope::Never, extras: Extras { alibi: true, ..PLAIN.extras }, ..PLAIN })),
+    ("refact", Plain(Spec { has_experts: false, rope: Rope::Never, extras: ALIBI, ..PLAIN })),
     ("seed_oss", Plain(Spec { ffn_norm: Some("post_attention_norm"), ..PLAIN })),
     ("smollm3", Plain(Spec { rope: Rope::SkipEvery(4), ..PLAIN })),
     ("spark2_5", Plain(Spec { act: Act::Gelu, ..PLAIN })),
@@ -232,6 +231,50 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("starcoder", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
     ("starcoder2", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, ..PLAIN })),
     ("xverse", Plain(PLAIN)),
+    ("baichuan", Plain(Spec { rope: Rope::IfLayers(32), ..PLAIN })),
+    ("bloom", Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, extras: ALIBI, ..PLAIN })),
+    ("cogvlm", Plain(Spec { pick: Pick::Never, ..PLAIN })),
+    ("dream", Plain(PLAIN)),
+    (
+        "falcon",
+        Plain(Spec {
+            norm: Norm::Layer,
+            act: Act::Gelu,
+            residual: Residual::ParallelAttnFirst,
+            ffn_norm: None,
+            ..PLAIN
+        }),
+    ),
+    ("llada", Plain(PLAIN)),
+    ("llada-moe", Plain(Spec { norm_w: NormW::Never, ..PLAIN })),
+    ("mimo2", Plain(Spec { gating: Gating::Sigmoid, ..PLAIN })),
+    ("mistral3", Plain(Spec { temperature: true, ..PLAIN })),
+    ("mpt", Plain(Spec { qk_norm: QkNorm::Never, norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN })),
+    (
+        "muse-glimmer",
+        Plain(Spec {
+            input: Input::Normed,
+            rope: Rope::Windows,
+            attn_post_norm: Some("post_attention_norm"),
+            ffn_post_norm: Some("post_ffw_norm"),
+            logits: Logits::ScaledCapped,
+            ..PLAIN
+        }),
+    ),
+    ("rnd1", Plain(PLAIN)),
+    ("arctic", Own(own::arctic)),
+    ("grok", Own(own::grok)),
+    ("grovemoe", Own(own::grovemoe)),
+    ("llama4", Own(own::llama4)),
+    ("smallthinker", Own(own::smallthinker)),
+    ("openelm", Own(own::openelm)),
+    ("talkie", Own(own::talkie)),
+    ("nanbeige", Own(own::nanbeige)),
+    ("hrm_text", Own(own::hrm_text)),
+    ("deci", Own(own::deci)),
+    ("deepseek32", Own(dsa::build)),
+    ("glm-dsa", Own(dsa::build)),
+    ("kimi-linear", Own(kda::kimi_linear)),
     ("deepseek2", Own(mla::deepseek2)),
     ("mistral4", Own(mla::deepseek2)),
     ("minicpm3", Own(mla::minicpm3)),

@@ -1,0 +1,162 @@
+//! Sparse attention over MLA latents: an indexer scores the cache, attention sees the best cells only.
+//!
+//! Source: `src/models/deepseek32.cpp`, `glm-dsa.cpp`, `src/llama-graph.cpp` `build_attn` of
+//! `llm_graph_input_attn_k_dsa`, llama.cpp b11434.
+
+use super::super::attention::{Extras, Qkv};
+use super::super::cache::CacheInputs;
+use super::super::inputs::Embeddings;
+use super::super::tensor::{Id, Op};
+use super::super::{Builder, Norm};
+use super::mla::Sizes;
+use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
+use crate::gguf::ggml_type::f32;
+use crate::memory::caches::CacheKind;
+
+/// The traits shared with plain decoders.
+const SPEC: Spec = Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN };
+
+/// What attention and its indexer need from outside.
+#[derive(Clone, Copy)]
+struct Inputs {
+    latent: CacheInputs,
+    indexer: CacheInputs,
+    positions: Id,
+}
+
+/// Builds the graph; layers without an indexer of their own use the choice of the one before.
+pub(super) fn build(b: &mut Builder<'_>) {
+    let mut rows = b.inp_embd(Embeddings::default());
+    let positions = b.inp_pos();
+    let inputs = Inputs { latent: b.inp_k(CacheKind::Base), indexer: b.inp_indexer(), positions };
+    let out_ids = b.inp_out_ids();
+    let mut chosen = None;
+    for il in 0..b.n_layer {
+        let mut residual = rows;
+        let x = b.norm(il, "attn_norm", rows, Norm::Rms);
+        let mut x = attention(b, il, x, &inputs, &mut chosen);
+        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
+        let middle = b.graph.add(x, residual);
+        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
+        let x = feed_forward(b, &SPEC, il, x);
+        rows = b.graph.add(x, middle);
+    }
+    finish(b, &SPEC, rows, out_ids);
+}
+
+fn attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, chosen: &mut Option<Id>) -> Id {
+    let sizes = b.mla_sizes(il);
+    let low = b.raw_mm(il, "attn_q_a", x);
+    let low = b.norm(il, "attn_q_a_norm", low, Norm::Rms);
+    if b.layer(il).is_indexer_full || b.plan.model.architecture == "deepseek32" {
+        *chosen = Some(b.index(il, low, x, inputs));
+    }
+    let q = b.raw_mm(il, "attn_q_b", low);
+    let qkv = b.mla_qkv(il, q, x, inputs.positions, sizes);
+    let rows = match chosen {
+        Some(chosen) => b.attn_chosen(il, inputs.latent, qkv, *chosen),
+        None => b.attn_latent(il, inputs.latent, qkv),
+    };
+    b.mm(il, "attn_output", rows)
+}
+
+impl Builder<'_> {
+    /// Where an indexer's keys go, and its rotation, which it always has when its keys are as long as the model's.
+    fn inp_indexer(&mut self) -> CacheInputs {
+        let kind = CacheKind::Indexer;
+        let k_idxs = self.inp_k_idxs();
+        let mask = self.inp_mask(kind, true);
+        let mut n = 64;
+        let head = u64::from(self.plan.caches.hparams.indexer_head_size);
+        while head.is_multiple_of(2 * n) {
+            n *= 2;
+        }
+        let k_rot = Some(self.graph.input(f32(), &[n, n]));
+        CacheInputs { kind, k_idxs, v_idxs: None, mask, k_rot, v_rot: None }
+    }
+
+    /// The cells that a token should see.
+    fn index(&mut self, il: u32, low: Id, x: Id, inputs: &Inputs) -> Id {
+        let n_tokens = self.n_tokens;
+        let hparams = &self.plan.caches.hparams;
+        let (head, top_k) = (u64::from(hparams.indexer_head_size), u64::from(hparams.indexer_top_k));
+        let n_head = u64::from(self.hparams().u32_or_0("attention.indexer.head_count"));
+        let q = self.raw_mm(il, "indexer.attn_q_b", low);
+        let q = self.graph.reshape(q, &[head, n_head, n_tokens]);
+        let q = self.graph.rope(q, inputs.positions, None);
+        let k = self.raw_mm(il, "indexer.attn_k", x);
+        let k = self.norm(il, "indexer.k_norm", k, Norm::Layer);
+        let k = self.graph.reshape(k, &[head, 1, n_tokens]);
+        let k = self.graph.rope(k, inputs.positions, None);
+        let rot = inputs.indexer.k_rot.unwrap_or(q);
+        let q = self.graph.mul_mat(rot, q);
+        let k = self.graph.mul_mat(rot, k);
+        let stored = self.cpy_k(CacheKind::Indexer, il, k, inputs.indexer.k_idxs);
+        self.graph.expand(stored);
+        let weights = self.raw_mm(il, "indexer.proj", x);
+        let k = self.get_k(CacheKind::Indexer, il, head, 1);
+        let n_stream = self.ne(k, 3);
+        let t = *self.graph.tensor(q);
+        let q = self.graph.view(
+            q,
+            &[t.ne[0], t.ne[1], t.ne[2] / n_stream, n_stream],
+            &[t.nb[1], t.nb[2], t.nb[3] / n_stream],
+            0,
+        );
+        let t = *self.graph.tensor(weights);
+        let weights = self.graph.view(
+            weights,
+            &[t.ne[0], t.ne[1] / n_stream, t.ne[2], n_stream],
+            &[t.nb[1], t.nb[2] / n_stream, t.nb[3] / n_stream],
+            0,
+        );
+        let weights = self.graph.scale(weights);
+        let (k_ne, q_ne) = (self.graph.tensor(k).ne, self.graph.tensor(q).ne);
+        let shape = [k_ne[2], q_ne[2], 1, q_ne[3]];
+        let scores = self.graph.make(Op::LightningIndexer, f32(), shape, &[q, k, weights, inputs.indexer.mask]);
+        let best = self.graph.top_k(scores, top_k.min(k_ne[2]));
+        self.graph.cont(best)
+    }
+
+    /// Queries and keys in the latent's space, from projected queries and the layer's input.
+    pub(super) fn mla_qkv(&mut self, il: u32, q: Id, x: Id, positions: Id, sizes: Sizes) -> Qkv {
+        let row = 4 * sizes.k_head;
+        let strides = [row, row * sizes.n_head];
+        let n_tokens = self.n_tokens;
+        let q_nope = self.graph.view(q, &[sizes.nope(), sizes.n_head, n_tokens], &strides, 0);
+        let q_pe = self.graph.view(q, &[sizes.rope, sizes.n_head, n_tokens], &strides, 4 * sizes.nope());
+        let kv = self.mla_kv(il, x, sizes);
+        self.mla_absorb(il, (q_nope, q_pe), kv, Some(positions), sizes)
+    }
+
+    /// Attention to the chosen cells: all others are masked out.
+    fn attn_chosen(&mut self, il: u32, inputs: CacheInputs, qkv: Qkv, chosen: Id) -> Id {
+        [qkv.q, qkv.v, qkv.k].into_iter().for_each(|id| self.graph.expand(id));
+        let stored = self.cpy_k(inputs.kind, il, qkv.k, inputs.k_idxs);
+        self.graph.expand(stored);
+        let mask = self.mask_of(inputs.mask, chosen);
+        let layer = self.layer(il);
+        let k = self.get_k(inputs.kind, il, u64::from(layer.n_embd_head_k), u64::from(layer.n_head_kv));
+        let t = *self.graph.tensor(k);
+        let v_width = self.ne(qkv.v, 0);
+        let v = self.graph.view(k, &[v_width, t.ne[1], t.ne[2], t.ne[3]], &t.nb[1..], 0);
+        let v_mla = self.weight(il, "attn_v_b.weight");
+        self.mha(il, qkv.q, k, v, mask, Extras { v_mla, ..Extras::default() })
+    }
+
+    fn mask_of(&mut self, mask: Id, chosen: Id) -> Id {
+        let all = self.graph.like(Op::Fill, &[mask]);
+        let t = *self.graph.tensor(all);
+        let all = self.graph.view(all, &[1, t.ne[0], t.ne[1], t.ne[3]], &[t.nb[0], t.nb[1], t.nb[2]], 0);
+        let c = *self.graph.tensor(chosen);
+        let strides = [c.nb[1], c.nb[2], c.ne[3] * c.nb[3]];
+        let cells = self.graph.view(chosen, &[c.ne[0], c.ne[1], c.ne[3], 1], &strides, 0);
+        let c = *self.graph.tensor(cells);
+        let zeros = self.graph.new_tensor(f32(), &[1, c.ne[0], c.ne[1], c.ne[2]]);
+        let zeros = self.graph.like(Op::Fill, &[zeros]);
+        let open = self.graph.set_rows(all, zeros, cells);
+        let o = *self.graph.tensor(open);
+        let open = self.graph.view(open, &[o.ne[1], o.ne[2], 1, o.ne[3]], &[o.nb[2], o.nb[3], o.nb[3]], 0);
+        self.graph.add(open, mask)
+    }
+}

@@ -1,0 +1,161 @@
+//! Kimi delta attention beside MLA.
+//!
+//! Source: `src/models/kimi-linear.cpp`, llama.cpp b11434.
+
+use super::super::attention::{AttnInputs, Extras, Qkv};
+use super::super::cache::CacheInputs;
+use super::super::inputs::Embeddings;
+use super::super::recurrent::StateInputs;
+use super::super::tensor::{Id, Unary};
+use super::super::{Builder, Norm};
+use super::plain::{PLAIN, Spec, feed_forward, finish};
+use crate::memory::caches::CacheKind;
+
+/// The traits shared with plain decoders.
+const SPEC: Spec = Spec { gating_stated: true, ..PLAIN };
+
+enum Cached {
+    Latent(CacheInputs),
+    Heads(AttnInputs),
+}
+
+/// kimi-linear.
+pub(super) fn kimi_linear(b: &mut Builder<'_>) {
+    let mut rows = b.inp_embd(Embeddings::default());
+    let states = b.inp_rs();
+    let cached = if b.plan.caches.hparams.is_mla {
+        Cached::Latent(b.inp_k(CacheKind::Base))
+    } else {
+        Cached::Heads(b.inp_attn())
+    };
+    let out_ids = b.inp_out_ids();
+    for il in 0..b.n_layer {
+        let mut residual = rows;
+        let x = b.norm(il, "attn_norm", rows, Norm::Rms);
+        b.graph.expand(x);
+        let mut x = if b.layer(il).is_recr { b.kda(il, x, &states) } else { attention(b, il, x, &cached) };
+        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
+        let middle = b.graph.add(x, residual);
+        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
+        let x = feed_forward(b, &SPEC, il, x);
+        rows = b.graph.add(x, middle);
+    }
+    finish(b, &SPEC, rows, out_ids);
+}
+
+/// MLA without positions.
+fn attention(b: &mut Builder<'_>, il: u32, x: Id, cached: &Cached) -> Id {
+    let sizes = b.mla_sizes(il);
+    let n_tokens = b.n_tokens;
+    let q = b.raw_mm(il, "attn_q", x);
+    let rows = match cached {
+        Cached::Latent(inputs) => {
+            let row = 4 * sizes.k_head;
+            let strides = [row, row * sizes.n_head];
+            let q_nope = b.graph.view(q, &[sizes.nope(), sizes.n_head, n_tokens], &strides, 0);
+            let q_pe = b.graph.view(q, &[sizes.rope, sizes.n_head, n_tokens], &strides, 4 * sizes.nope());
+            let kv = b.mla_kv(il, x, sizes);
+            let qkv = b.mla_absorb(il, (q_nope, q_pe), kv, None, sizes);
+            b.attn_latent(il, *inputs, qkv)
+        }
+        Cached::Heads(inputs) => {
+            let (latent, k_pe) = b.mla_kv(il, x, sizes);
+            let q = b.graph.reshape(q, &[sizes.k_head, sizes.n_head, n_tokens]);
+            let both = b.raw_mm(il, "attn_kv_b", latent);
+            let (n_head, nope) = (sizes.n_head, sizes.nope());
+            let strides = [4 * (nope + sizes.v_head), 4 * (nope + sizes.v_head) * n_head];
+            let k_nope = b.graph.view(both, &[nope, n_head, n_tokens], &strides, 0);
+            let v = b.graph.view(both, &[sizes.v_head, n_head, n_tokens], &strides, 4 * nope);
+            let v = b.graph.cont(v);
+            let k_pe = b.graph.repeat(k_pe, &[sizes.rope, n_head, n_tokens]);
+            let k = b.graph.concat(k_pe, k_nope, 0);
+            b.attn(il, inputs, Qkv { q, k, v }, Extras::default())
+        }
+    };
+    b.mm(il, "attn_output", rows)
+}
+
+impl Builder<'_> {
+    /// One convolution of each of queries, keys and values, their states behind each other.
+    fn kda_conv(
+        &mut self,
+        il: u32,
+        (name, part): (&str, u64),
+        x: Id,
+        (past, states): (Id, Id),
+        (head, n_head): (u64, u64),
+    ) -> Id {
+        let batch = self.plan.batch;
+        let (n_tokens, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
+        let inner = head * n_head;
+        let kernel = u64::from(self.hparams().u32_or_0("ssm.conv_kernel"));
+        let size = (kernel - 1) * inner;
+        let strides = [4 * (kernel - 1), 4 * 3 * size];
+        let dims = [kernel - 1, inner, n_seqs];
+        let past = self.graph.view(past, &dims, &strides, 4 * part * size);
+        let x = self.graph.reshape(x, &[inner, n_tokens, n_seqs]);
+        let x = self.graph.transpose(x);
+        let input = self.graph.concat(past, x, 0);
+        let from = self.last_columns(input, kernel, inner);
+        let to = self.graph.view(states, &dims, &strides, 4 * part * size);
+        let written = self.graph.cpy(from, to);
+        self.graph.expand(written);
+        let weight = self.weight(il, &format!("ssm_conv1d_{name}.weight")).unwrap_or(input);
+        let weight = self.graph.reshape(weight, &[kernel, inner]);
+        let x = self.ssm_conv(input, weight);
+        let x = self.graph.reshape(x, &[inner, batch.n_tokens]);
+        let x = self.graph.unary(Unary::Silu, x);
+        self.graph.reshape(x, &[head, n_head, n_tokens, n_seqs])
+    }
+
+    /// The delta rule with a decay for each element of a key.
+    fn kda(&mut self, il: u32, x: Id, inputs: &StateInputs) -> Id {
+        let batch = self.plan.batch;
+        let (n, n_tokens, n_seqs) = (batch.n_tokens, batch.n_seq_tokens(), batch.n_seqs);
+        let head = u64::from(self.hparams().u32_or_0("kda.head_dim"));
+        let n_head = u64::from(self.layer(0).n_head);
+        let inner = head * n_head;
+        let (conv_states, ssm_states) = self.states(il);
+        let past = self.read_states(inputs, conv_states);
+        let rows = self.qkv_rows(il, x, (inner, inner, inner));
+        let mut conv =
+            |name: &str, part: u64, x: Id| self.kda_conv(il, (name, part), x, (past, conv_states), (head, n_head));
+        let q = conv("q", 0, rows[0]);
+        let k = conv("k", 1, rows[1]);
+        let v = conv("v", 2, rows[2]);
+        let decay = self.raw_mm(il, "ssm_f_a", x);
+        let decay = self.raw_mm(il, "ssm_f_b", decay);
+        let decay = self.bias(il, "ssm_dt", decay);
+        let decay = self.graph.unary(Unary::Softplus, decay);
+        let decay = self.graph.reshape(decay, &[head, n_head, n]);
+        let a = self.weight(il, "ssm_a").unwrap_or(decay);
+        let a = self.graph.reshape(a, &[1, n_head, 1]);
+        let decay = self.graph.mul(decay, a);
+        let decay = self.graph.reshape(decay, &[head, n_head, n_tokens, n_seqs]);
+        let beta = self.raw_mm(il, "ssm_beta", x);
+        let beta = self.graph.reshape(beta, &[1, n_head, n_tokens, n_seqs]);
+        let beta = self.graph.unary(Unary::Sigmoid, beta);
+        let x = self.by_sequence(x);
+        let state = self.read_states(inputs, ssm_states);
+        let state = self.graph.reshape(state, &[head, head, n_head, n_seqs]);
+        let q = self.unit_norm(q);
+        let k = self.unit_norm(k);
+        let (output, new_state) = self.delta_rule([q, k, v, decay, beta, state]);
+        let output = self.graph.cont(output);
+        let kept = self.graph.tensor(new_state).elements();
+        let to = self.graph.view(ssm_states, &[kept], &[], 0);
+        let written = self.graph.cpy(new_state, to);
+        self.graph.expand(written);
+        let width = self.ne(x, 0);
+        let x = self.graph.reshape(x, &[width, n]);
+        let gate = self.raw_mm(il, "ssm_g_a", x);
+        let gate = self.raw_mm(il, "ssm_g_b", gate);
+        let gate = self.graph.reshape(gate, &[head, n_head, n]);
+        let output = self.graph.reshape(output, &[head, n_head, n]);
+        let normed = self.norm(il, "ssm_norm", output, Norm::Rms);
+        let gate = self.graph.unary(Unary::Sigmoid, gate);
+        let gated = self.graph.mul(normed, gate);
+        let gated = self.graph.cont_nd(gated, &[inner, n]);
+        self.raw_mm(il, "attn_output", gated)
+    }
+}
