@@ -15,7 +15,7 @@ use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::machine::Machine;
 use crate::measurement::{Measurement, verify};
-use crate::memory::MemoryByDevice;
+use crate::memory::{self, Prediction};
 use crate::plan;
 use crate::run::{ModelSource, RunConfig, parse};
 use crate::runtime::{
@@ -51,7 +51,7 @@ pub struct How {
     /// How far compute buffers and totals may be off: a percentage. Weights and caches must be exact.
     #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = percentage)]
     pub tolerance: f64,
-    /// Prompt tokens to process in the measurement.
+    /// Prompt tokens to process in the measurement; fewer where the context is shorter.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub measure_prompt: u32,
     /// A text to continue instead.
@@ -123,20 +123,21 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         return project(&runtime, &launch, output);
     }
     let predicted = predict(&launch)?;
-    let prompt = how.text.clone().map_or(Prompt::Tokens(how.measure_prompt), Prompt::Text);
+    let room = predicted.numbers.n_ctx_seq.saturating_sub(how.measure_generate).max(1);
+    let prompt = how.text.clone().map_or(Prompt::Tokens(how.measure_prompt.min(room)), Prompt::Text);
     let workload = Workload { prompt, n_generate: how.measure_generate, repetitions: how.repetitions };
     output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
-    let mut measured = verify(&runtime, &launch, &workload, &predicted, how.tolerance)?;
+    let mut measured = verify(&runtime, &launch, &workload, &predicted.memory, how.tolerance)?;
     measured.plan = plan;
     report(&measured, output)?;
     Ok(if measured.ok() { Outcome::Yes } else { Outcome::No })
 }
 
 /// What moeplan predicts for the launch.
-fn predict(launch: &Launch) -> anyhow::Result<MemoryByDevice> {
+fn predict(launch: &Launch) -> anyhow::Result<Prediction> {
     let model = check::load(&launch.model, &launch.run)?;
     let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
-    Ok(crate::memory::predict(&model, &launch.machine, &launch.run, &placement)?.memory)
+    Ok(memory::predict(&model, &launch.machine, &launch.run, &placement)?)
 }
 
 /// The launch: a command line as it is, a plan's file, or the plan for a model.

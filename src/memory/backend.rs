@@ -109,6 +109,7 @@ fn cuda_supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
         Op::Unary(_) | Op::GroupNorm => a.is_contiguous(),
         Op::Glu(Glu::SwigluOai | Glu::SwigluClamp) if a.ty.name == "bf16" => false,
         Op::Glu(_) => a.is_contiguous_from(1),
+        Op::MulMatId if tensor.param != 0 => false,
         Op::MulMat | Op::MulMatId => cuda_mul_mat(a, src(1)),
         Op::GetRows => match a.ty.name {
             "iq4_nl" | "mxfp4" => a.ne[0].is_multiple_of(256),

@@ -101,6 +101,14 @@ impl<'a> Launch<'a> {
         graph::build(&self.plan(self.prompt(), flash_attn))
     }
 
+    /// DEV
+    pub fn dev_targets(&self) -> Option<Vec<Option<usize>>> {
+        let flash_attn = self.resolve_flash_attn(&self.scheduler())?;
+        let mut g = graph::build(&self.plan(self.prompt(), flash_attn))?;
+        g.pinned.clear();
+        Some(self.scheduler().targets_of(&mut g, |_| true).into_iter().map(|(_, t)| t).collect())
+    }
+
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
         Plan {
             model: self.model,
@@ -148,7 +156,9 @@ impl<'a> Launch<'a> {
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.
     fn resolve_flash_attn(&self, scheduler: &Scheduler) -> Option<bool> {
         let is_off = self.run.flash_attn == FlashAttn::Off || self.model.architecture == "grok";
-        if is_off || self.run.flash_attn == FlashAttn::On {
+        // Quantized values need it (`llama_init_from_model`).
+        let is_on = self.run.flash_attn == FlashAttn::On || self.run.type_v.is_quantized;
+        if is_off || is_on {
             return graph::is_known(self.model).then_some(!is_off);
         }
         let n_seqs = u64::from(self.numbers.n_seq_max.max(1));

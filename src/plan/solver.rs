@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bytes::Bytes;
-use crate::machine::Machine;
+use crate::machine::{Device, Machine};
 use crate::memory::{self, Prediction};
 use crate::model::Model;
 use crate::placement::{self, Placement};
@@ -91,6 +91,12 @@ impl Problem<'_> {
         Ok(Candidate { run, placement, prediction, shortfall })
     }
 
+    /// What is free of a device's budget, the margin kept.
+    fn spare(&self, device: &Device, candidate: &Candidate) -> Bytes {
+        let used = candidate.prediction.memory.get(&device.name).map_or(Bytes(0), memory::MemoryBreakdown::total);
+        device.total.saturating_sub(used + self.margin)
+    }
+
     /// The best launch for the user's settings in `run`, whose overrides are the user's and stay first.
     pub fn solve(&self, run: &RunConfig) -> Result<Candidate, Error> {
         let bare = self.judge(run.clone())?;
@@ -164,7 +170,10 @@ impl Search<'_> {
         self.problem.judge(run)
     }
 
-    /// Keeps as many of the last blocks of `range` on the device as fit, by bisection; marks them in `hosted`.
+    /// Keeps as many of the last blocks of `range` on the device as fit; marks them in `hosted`.
+    ///
+    /// A bisection whose first two tries are what the bytes alone suggest and one more: compute hardly depends on the
+    /// count, so these two nearly always settle it.
     fn most_blocks(
         &self,
         blocks: &[ExpertBlock],
@@ -173,10 +182,12 @@ impl Search<'_> {
         on_device: &TensorSet,
         all_on_host: Candidate,
     ) -> Result<Candidate, Error> {
+        let guess = self.blocks_by_bytes(blocks, range, &all_on_host);
         let mut best = all_on_host;
         let (mut fits, mut too_many) = (0, range.len() + 1);
         while too_many - fits > 1 {
-            let count = usize::midpoint(fits, too_many);
+            let likely = [guess, guess + 1].into_iter().find(|count| (fits + 1..too_many).contains(count));
+            let count = likely.unwrap_or(usize::midpoint(fits, too_many));
             let mut tried = hosted.to_vec();
             for at in range.iter().rev().take(count) {
                 tried[*at] = false;
@@ -194,6 +205,19 @@ impl Search<'_> {
         Ok(best)
     }
 
+    /// How many of the last blocks of `range` the free bytes of their device hold, compute taken as it is.
+    fn blocks_by_bytes(&self, blocks: &[ExpertBlock], range: &[usize], candidate: &Candidate) -> usize {
+        let Some(device) = range.first().and_then(|at| self.device_of(blocks, *at, candidate)) else { return 0 };
+        let mut room = self.problem.spare(device, candidate);
+        range.iter().rev().take_while(|at| take(&mut room, blocks[**at].bytes())).count()
+    }
+
+    /// The device of a block's layer.
+    fn device_of(&self, blocks: &[ExpertBlock], at: usize, candidate: &Candidate) -> Option<&Device> {
+        let device = (*candidate.placement.layers.get(blocks[at].block as usize)?)?;
+        self.problem.machine.devices.get(usize::from(device))
+    }
+
     /// Keeps the most bytes of the last hosted block of `range` on the device that still fit; adds them to `on_device`.
     fn edge_block(
         &self,
@@ -203,9 +227,12 @@ impl Search<'_> {
         on_device: &mut TensorSet,
         whole_blocks: Candidate,
     ) -> Result<Candidate, Error> {
-        let Some(edge) = range.iter().rev().find(|at| hosted[**at]).map(|at| &blocks[*at]) else {
-            return Ok(whole_blocks);
-        };
+        let Some(at) = range.iter().rev().find(|at| hosted[**at]).copied() else { return Ok(whole_blocks) };
+        let edge = &blocks[at];
+        // Beyond the free bytes, a part may still fit if its leaving the host shrinks the area that prompts copy it through.
+        let copied = edge.parts.iter().map(|part| part.bytes).max().unwrap_or_default();
+        let spare = self.device_of(blocks, at, &whole_blocks).map(|device| self.problem.spare(device, &whole_blocks));
+        let limit = spare.unwrap_or_default() + copied;
         let parts = edge.parts.len().min(4);
         let mut subsets: Vec<(Bytes, BTreeSet<(u32, String)>)> = (1..(1usize << parts) - 1)
             .map(|bits| {
@@ -213,6 +240,7 @@ impl Search<'_> {
                 let tensors = picked.clone().map(|(_, part)| (edge.block, part.stem.clone())).collect();
                 (picked.map(|(_, part)| part.bytes).sum(), tensors)
             })
+            .filter(|(bytes, _)| *bytes <= limit)
             .collect();
         subsets.sort_by(|a, b| b.cmp(a));
         for (_, tensors) in subsets {
@@ -226,6 +254,13 @@ impl Search<'_> {
         }
         Ok(whole_blocks)
     }
+}
+
+/// Takes `bytes` of `room` if they are there.
+fn take(room: &mut Bytes, bytes: Bytes) -> bool {
+    let fits = bytes <= *room;
+    *room = room.saturating_sub(bytes);
+    fits
 }
 
 /// Layer slots per device for `-ts`, or `None` with one device or where the user gave it.

@@ -357,6 +357,9 @@ impl Builder<'_> {
     pub(super) fn expert_mm(&mut self, il: u32, name: &str, x: Id, selected: Id) -> Id {
         let weight = self.weight(il, &format!("{name}.weight"));
         let mut product = self.graph.mul_mat_id(weight.unwrap_or(x), x, selected);
+        // Asks for F32 sources, which CUDA does not do (`ggml_prec_set_src`).
+        let is_precise = self.plan.model.architecture == "mistral4" && name == "ffn_down_exps";
+        self.graph.tensors[product.index()].param = u32::from(is_precise);
         let scale = if self.uses_scales(EXPERT_SCALES) { self.weight(il, &format!("{name}.scale")) } else { None };
         if let Some(scale) = scale {
             let (n_expert, n_tokens) = (self.ne(scale, 0), self.ne(x, 2));

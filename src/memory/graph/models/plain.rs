@@ -189,6 +189,7 @@ pub(super) fn decoder(b: &mut Builder<'_>, spec: &Spec) {
     let mut embeddings = spec.embeddings;
     embeddings.n_deepstack =
         u64::from(b.hparams().u32_or_0("n_deepstack_layers")) * u64::from(spec.embeddings.n_deepstack > 0);
+    embeddings.scaled &= b.has_multiplier("embedding_scale");
     let mut rows = b.inp_embd(embeddings);
     rows = match spec.input {
         Input::Plain => rows,
@@ -269,7 +270,7 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
     if let Some(name) = spec.attn_post_norm {
         rows = b.norm(il, name, rows, spec.norm);
     }
-    if spec.scales_residual {
+    if spec.scales_residual && b.has_multiplier("residual_scale") {
         rows = b.graph.scale(rows);
     }
     let is_parallel = match spec.residual {
@@ -292,7 +293,7 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
         let weight = b.weight(il, &format!("{name}.weight"));
         x = b.norm_with(Some(il).filter(|_| spec.pins_last_norm()), weight, None, x, spec.norm);
     }
-    if spec.scales_residual {
+    if spec.scales_residual && b.has_multiplier("residual_scale") {
         x = b.graph.scale(x);
     }
     if spec.residual_first { b.graph.add(middle, x) } else { b.graph.add(x, middle) }
@@ -433,6 +434,11 @@ fn shared_expert(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, routed: Id) -
 }
 
 impl Builder<'_> {
+    /// Whether a multiplier is set; minicpm has all of them without stating any.
+    fn has_multiplier(&self, key: &str) -> bool {
+        self.plan.model.architecture == "minicpm" || self.f64_or_0(key).abs() > 0.0
+    }
+
     /// Queries, keys and values whose norms see all heads as one row (`build_qkv` without reshape).
     fn qkv_flat(&mut self, il: u32, x: Id, kind: Norm) -> Qkv {
         let layer = self.layer(il);
