@@ -191,10 +191,16 @@ fn number(name: &str) -> Option<u64> {
 fn our_bytes_are_llama_cpps_on_random_flags() {
     let mut rig = Rig::new();
     if let Ok(text) = std::env::var("MOEPLAN_CASE") {
+        // A model may also be a file.
+        let path = PathBuf::from(text.split_whitespace().nth(1).unwrap_or_default());
+        if path.exists() {
+            let model = Model::from_gguf(gguf::open(&path).expect("a header")).expect("a model");
+            rig.models.push((path.display().to_string(), path, model));
+        }
         let names: Vec<String> = rig.models.iter().map(|(name, ..)| name.clone()).collect();
         let case = Case::parse(&text, &names).expect("`DEVICES MODEL PROGRAM FLAGS…`");
         let verdict = rig.judge_alone(&case);
-        eprintln!("{}\n{}", rig.replay(&case), verdict.describe(true));
+        eprintln!("{}\n{}\n{verdict:?}", rig.replay(&case), verdict.describe(true));
         assert!(!verdict.is_wrong());
         return;
     }
