@@ -56,7 +56,8 @@ impl Case {
         let model = models.iter().position(|known| known == name)?;
         let asked = words.next()?;
         let program = PROGRAMS.into_iter().find(|known| *known == asked)?;
-        let flags = words.map(str::to_string).collect();
+        let words: Vec<&str> = words.collect();
+        let flags = words.strip_prefix(&["-fit", "off"]).unwrap_or(&words).iter().map(ToString::to_string).collect();
         Some(Self { model, split: None, devices, program, flags })
     }
 }
