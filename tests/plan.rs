@@ -120,7 +120,7 @@ fn the_largest_context_fits_and_the_next_does_not() {
     let largest = ask(ContextChoice::Max);
     assert!(largest.check.fits);
     let n_ctx = largest.check.run.n_ctx;
-    assert!(n_ctx >= 8192 && n_ctx < 40960, "{n_ctx}");
+    assert!((8192..40960).contains(&n_ctx), "{n_ctx}");
     assert!(!ask(ContextChoice::Fixed(n_ctx + 256)).check.fits);
 }
 

@@ -1,7 +1,7 @@
 //! `check`: what a llama.cpp command line would do, without running it. [I/O]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
@@ -13,7 +13,8 @@ use crate::gguf;
 use crate::model::Model;
 use crate::placement;
 use crate::report;
-use crate::run::{self, ModelSource, RunConfig};
+use crate::run::build::REFERENCE;
+use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,12 @@ pub struct Args {
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long)]
     tensors: bool,
+    /// The build of llama.cpp that is asked about: the N of bN.
+    #[arg(long, value_name = "N", default_value_t = REFERENCE, value_parser = build)]
+    build: u32,
+    /// Whose flags these are.
+    #[arg(long, value_enum, default_value_t = Dialect::LlamaCpp)]
+    dialect: Dialect,
     /// A whole command line of llama-server, llama-cli, llama-bench or llama-fit-params, after `--`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -31,7 +38,9 @@ pub struct Args {
 
 /// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    let command = run::parse::command(&args.command, &environment())?;
+    let target = Target { build: args.build, dialect: args.dialect };
+    let mut command = run::parse::command_for(&args.command, &environment(), target)?;
+    note_config_files(&mut command);
     let machine = args.machine.machine()?;
     let model = match &command.model {
         Some(ModelSource::Path(path)) => load(path, &command.run)?,
@@ -45,7 +54,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match output.format() {
         Format::Json => output.json(&checkup)?,
         Format::Markdown => output.answer(&report::checkup::markdown(&checkup))?,
-        Format::Text => output.answer(&report::checkup::text(&checkup))?,
+        Format::Text => output.answer(&report::checkup::text(&checkup, output.is_verbose()))?,
     }
     Ok(outcome(&checkup))
 }
@@ -55,6 +64,36 @@ pub fn load(path: &Path, run: &RunConfig) -> anyhow::Result<Model> {
     let mut gguf = gguf::open(path)?;
     run.override_metadata(&mut gguf.header.metadata);
     Model::from_gguf(gguf).with_context(|| format!("`{}`", path.display()))
+}
+
+/// A build as it is written: `11434` or `b11434`.
+fn build(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix('b').unwrap_or(text);
+    digits.parse().map_err(|_| "the number of a llama.cpp build, for example 11434".to_string())
+}
+
+/// Notes the configuration files that llama.cpp would read first (`common/arg.cpp` `common_params_apply_system_config`, b11434).
+fn note_config_files(command: &mut ParsedCommand) {
+    if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
+        return;
+    }
+    let of_user = match std::env::var_os("XDG_CONFIG_HOME").filter(|folder| !folder.is_empty()) {
+        Some(folder) => Some(PathBuf::from(folder)),
+        None => std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")),
+    };
+    let folders = [Some(PathBuf::from("/etc")), of_user];
+    for file in folders.into_iter().flatten().map(|folder| folder.join("llama.cpp/config.ini")) {
+        if file.is_file() {
+            command.notes.push(Note {
+                code: "config-file-read",
+                message: format!(
+                    "llama.cpp reads `{}` before the command line; it is not counted here",
+                    file.display()
+                ),
+                hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
+            });
+        }
+    }
 }
 
 /// `LLAMA_ARG_*` of this process.

@@ -1,6 +1,7 @@
 //! One file a command: load, compute, render. [I/O]
 
 pub mod check;
+pub mod devices;
 pub mod inspect;
 pub mod machine;
 pub mod plan;
@@ -36,6 +37,8 @@ pub enum Command {
     Check(Box<check::Args>),
     /// Find the placement that fits a budget, and print the command for it.
     Plan(Box<plan::PlanArgs>),
+    /// Show the machine as moeplan sees it, or write one that is not here as a file.
+    Devices(devices::Args),
     /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
     Synth(synth::Args),
     /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
@@ -95,6 +98,11 @@ impl Output {
     pub fn format(&self) -> Format {
         self.global.format()
     }
+
+    /// Whether more is to be said.
+    pub fn is_verbose(&self) -> bool {
+        self.global.verbose > 0
+    }
 }
 
 /// Shows a log line of a child process, on standard error.
@@ -105,6 +113,7 @@ fn echo(line: &str) {
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     match command {
+        Command::Devices(args) => devices::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),

@@ -51,6 +51,9 @@ pub struct How {
     /// How far compute buffers and totals may be off: a percentage. Weights and caches must be exact.
     #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = percentage)]
     pub tolerance: f64,
+    /// What runs the launch.
+    #[arg(long, value_enum, default_value_t = Runs::Embedded, value_name = "RUNTIME")]
+    pub runtime: Runs,
     /// Prompt tokens to process in the measurement; fewer where the context is shorter.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub measure_prompt: u32,
@@ -75,6 +78,13 @@ pub struct How {
     /// Only ask llama.cpp what the launch would allocate; nothing is loaded.
     #[arg(long)]
     pub project: bool,
+}
+
+/// What can run a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runs {
+    /// llama.cpp inside moeplan, in a process of its own.
+    Embedded,
 }
 
 /// `2%`, `2` and `0.5%` are percentages.

@@ -101,14 +101,6 @@ impl<'a> Launch<'a> {
         graph::build(&self.plan(self.prompt(), flash_attn))
     }
 
-    /// DEV
-    pub fn dev_targets(&self) -> Option<Vec<Option<usize>>> {
-        let flash_attn = self.resolve_flash_attn(&self.scheduler())?;
-        let mut g = graph::build(&self.plan(self.prompt(), flash_attn))?;
-        g.pinned.clear();
-        Some(self.scheduler().targets_of(&mut g, |_| true).into_iter().map(|(_, t)| t).collect())
-    }
-
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
         Plan {
             model: self.model,
@@ -166,6 +158,7 @@ impl<'a> Launch<'a> {
         let mut graph = graph::build(&self.plan(probe, true))?;
         let attends = |tensor: &Tensor| tensor.op == Op::FlashAttnExt;
         let at_home = scheduler.targets_of(&mut graph, attends);
-        Some(at_home.into_iter().all(|(id, target)| graph.layer_targets.get(&id).copied() == target))
+        let is_home = |(id, target)| graph.layer_targets.get(&id).is_none_or(|home| Some(*home) == target);
+        Some(at_home.into_iter().all(is_home))
     }
 }

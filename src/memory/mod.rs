@@ -6,6 +6,7 @@ pub mod caches;
 pub mod compute;
 pub mod context;
 pub mod context_hparams;
+pub mod expert_cache;
 mod formula;
 mod fusion;
 pub mod graph;
@@ -164,6 +165,13 @@ pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Pl
     }
     for (device, bytes) in context::bytes_by_device(&caches, machine, run, placement)? {
         memory.entry(device).or_default().context = bytes;
+    }
+    let cache = expert_cache::expert_cache(model, machine, run, placement);
+    for (device, bytes) in &cache.by_device {
+        memory.entry(device.clone()).or_default().context += *bytes;
+        let how =
+            format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");
+        basis.push(Basis { quantity: format!("{device}.context"), how });
     }
     let compute = compute::predict(model, machine, run, &numbers, &caches, placement);
     for (device, bytes) in compute.by_device {

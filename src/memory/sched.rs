@@ -64,7 +64,7 @@ impl Scheduler {
         graph.pinned.clear();
         let mut scheduling = self.split(graph);
         let n_splits = scheduling.splits.len();
-        let (nodes, leafs) = scheduling.with_copies();
+        let [nodes, leafs] = scheduling.with_copies();
         let mut buffers: Vec<_> =
             self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
         let tensors = graph.tensors.as_slice();
@@ -136,7 +136,7 @@ impl Scheduling<'_> {
     }
 
     /// The first target that can use the buffer and run the operation (`ggml_backend_sched_backend_from_buffer`).
-    fn from_buffer(&self, buffer: Buffer, tensor: &Tensor) -> Option<usize> {
+    fn target_of_buffer(&self, buffer: Buffer, tensor: &Tensor) -> Option<usize> {
         let targets = &self.scheduler.targets;
         (0..targets.len()).find(|t| targets[*t].supports_buffer(buffer) && self.supports(*t, tensor))
     }
@@ -147,15 +147,15 @@ impl Scheduling<'_> {
             let n_leafs = self.graph.leafs.len();
             let id = if i < n_leafs { self.graph.leafs[i] } else { self.graph.nodes[i - n_leafs] };
             if self.target_of[id.index()].is_none() {
-                self.target_of[id.index()] = self.from_current(id);
+                self.target_of[id.index()] = self.current_target(id);
             }
         }
     }
 
-    fn from_current(&self, id: Id) -> Option<usize> {
+    fn current_target(&self, id: Id) -> Option<usize> {
         let tensor = self.tensor(id);
         if let Held::Weight(buffer) | Held::Cache(buffer) = self.graph.held(id) {
-            return self.from_buffer(buffer, &tensor);
+            return self.target_of_buffer(buffer, &tensor);
         }
         if tensor.is_input {
             return Some(self.scheduler.cpu());
@@ -169,7 +169,7 @@ impl Scheduling<'_> {
             _ => None,
         };
         let buffer = tensor.sources().iter().find_map(weight)?;
-        let home = self.from_buffer(buffer, &tensor);
+        let home = self.target_of_buffer(buffer, &tensor);
         let is_host = matches!(buffer, Buffer::Cpu | Buffer::HostPinned);
         if self.scheduler.op_offload && is_host && home == Some(self.scheduler.cpu()) {
             let wants = |t: &usize| self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor);
@@ -317,9 +317,9 @@ impl Scheduling<'_> {
         copy.is_input = self.scheduler.pipeline;
         copy.is_output = self.scheduler.pipeline;
         let first = self.graph.push(copy);
-        (1..n).for_each(|_| {
+        for _ in 1..n {
             self.graph.push(copy);
-        });
+        }
         self.target_of.resize(self.graph.tensors.len(), Some(target));
         first
     }
@@ -341,7 +341,7 @@ impl Scheduling<'_> {
     }
 
     /// The nodes and leafs to allocate: copies at the start of each part, and what fusion keeps alive.
-    fn with_copies(&mut self) -> (Vec<(Id, usize)>, Vec<(Id, usize)>) {
+    fn with_copies(&mut self) -> [Vec<(Id, usize)>; 2] {
         let keeps = self.fuse();
         let mut nodes = Vec::with_capacity(self.graph.nodes.len() + 64);
         let mut leafs = std::mem::take(&mut self.first_leafs);
@@ -369,7 +369,7 @@ impl Scheduling<'_> {
         }
         let target = |id: &Id| (*id, self.target_of[id.index()].unwrap_or(self.scheduler.cpu()));
         leafs.extend(self.graph.leafs.iter().map(target));
-        (nodes, leafs)
+        [nodes, leafs]
     }
 
     /// What the devices keep alive until a node, after they have put the nodes of each part in their order.
@@ -388,7 +388,7 @@ impl Scheduling<'_> {
         let source = self.tensor(ids[0]);
         let mut node = Tensor::new(source.ty, source.ne);
         node.view_src = Some(source.view_src.unwrap_or(ids[0]));
-        ids.iter().for_each(|id| node.push_source(*id));
+        node.push_sources(ids);
         self.graph.push(node)
     }
 }

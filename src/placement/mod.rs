@@ -199,6 +199,7 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
 
 /// The override list, read.
 fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)>, Error> {
+    let mut patterns = pattern::Parser::default();
     let read = |entry: &crate::run::Override| {
         let (origin, pattern, buffer) = (entry.origin.clone(), entry.pattern.clone(), entry.buffer.clone());
         let target = if entry.buffer == "CPU" {
@@ -211,7 +212,7 @@ fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)
             };
             Target::Device(index)
         };
-        match pattern::parse(&entry.pattern) {
+        match patterns.parse(&entry.pattern) {
             Ok(compiled) => Ok((compiled, target)),
             Err(reason) => Err(Error::BadPattern { origin, pattern, reason }),
         }

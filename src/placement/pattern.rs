@@ -2,27 +2,87 @@
 //!
 //! Source: `src/llama-model-loader.cpp` `create_tensor` (`std::regex_search` with the default grammar), b11434.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use fancy_regex::Regex;
 
 /// A pattern that can be searched for.
 #[derive(Debug)]
-pub struct Pattern(Regex);
+pub struct Pattern {
+    /// Literal text that it begins with, as `blk.12.`; often empty.
+    head: String,
+    /// What must follow the head.
+    rest: Arc<Regex>,
+}
 
 impl Pattern {
     /// Whether the pattern occurs in `name`.
     pub fn matches(&self, name: &str) -> bool {
         // A failure is the backtracking limit: llama.cpp would give up on such a pattern as well.
-        self.0.is_match(name).unwrap_or(false)
+        let rest = |text: &str| self.rest.is_match(text).unwrap_or(false);
+        if self.head.is_empty() {
+            return rest(name);
+        }
+        name.match_indices(&self.head).any(|(at, _)| name.get(at + self.head.len()..).is_some_and(rest))
     }
 }
 
-/// Reads an ECMAScript regex; the error says what is the matter with it.
+/// Reads patterns. Lists of overrides by block differ in their heads alone, so what follows the heads is kept compiled.
+#[derive(Debug, Default)]
+pub struct Parser {
+    compiled: HashMap<String, Arc<Regex>>,
+}
+
+impl Parser {
+    /// Reads an ECMAScript regex; the error says what is the matter with it.
+    pub fn parse(&mut self, text: &str) -> Result<Pattern, String> {
+        let (head, rest) = split_head(text).unwrap_or_default();
+        let source = if head.is_empty() { text } else { rest };
+        let key = format!("{}{source}", if head.is_empty() { ' ' } else { '^' });
+        if let Some(known) = self.compiled.get(&key) {
+            return Ok(Pattern { head, rest: known.clone() });
+        }
+        let translated = translate(source)?;
+        let anchored = if head.is_empty() { translated } else { format!("^(?:{translated})") };
+        let compiled = Regex::new(&anchored).map_err(|error| match error {
+            fancy_regex::Error::CompileError(inner) => inner.to_string(),
+            other => other.to_string(),
+        })?;
+        let rest = Arc::new(compiled);
+        self.compiled.insert(key, rest.clone());
+        Ok(Pattern { head, rest })
+    }
+}
+
+/// Reads one ECMAScript regex.
 pub fn parse(text: &str) -> Result<Pattern, String> {
-    let translated = translate(text)?;
-    Regex::new(&translated).map(Pattern).map_err(|error| match error {
-        fancy_regex::Error::CompileError(inner) => inner.to_string(),
-        other => other.to_string(),
-    })
+    Parser::default().parse(text)
+}
+
+/// `blk.N.` of a pattern that begins with `blk\.N\.`, and what follows, where that can be matched by itself: no alternative of
+/// the whole, no quantifier of the last dot, nothing that looks back.
+fn split_head(text: &str) -> Option<(String, &str)> {
+    let after = text.strip_prefix(r"blk\.")?;
+    let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, after) = after.split_at_checked(digits).filter(|(number, _)| !number.is_empty())?;
+    let rest = after.strip_prefix(r"\.")?;
+    let looks_back = rest.contains('^') || rest.contains(r"\b") || rest.contains(r"\B");
+    let mut depth = 0_i32;
+    let mut escaped = false;
+    for c in rest.chars() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            // Brackets may hold any of these: too rare to be worth telling apart.
+            '[' => return None,
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            '|' if depth == 0 => return None,
+            _ => {}
+        }
+    }
+    (depth == 0 && !looks_back && !rest.starts_with(['*', '+', '?', '{'])).then(|| (format!("blk.{number}."), rest))
 }
 
 /// The same regex in the syntax of the regex crates; an error for what means something else there, or nothing in ECMAScript.
@@ -150,6 +210,32 @@ mod tests {
         ] {
             assert_eq!(parse(pattern).unwrap().matches(name), matches, "{pattern} on {name}");
         }
+    }
+
+    #[test]
+    fn heads_are_split_off_where_that_changes_nothing() {
+        for (pattern, head) in [
+            (r"blk\.3\.ffn_(up|down)_exps", Some("blk.3.")),
+            (r"blk\.12\.", Some("blk.12.")),
+            (r"blk\.3\.ffn|output", None),
+            (r"blk\.3\.?ffn", None),
+            (r"blk\.3\.[a-z]+", None),
+            (r"blk\.3\.x)", None),
+            (r"blk\.\d\.ffn", None),
+            (r"(blk\.3\.ffn)", None),
+        ] {
+            assert_eq!(split_head(pattern).map(|(head, _)| head).as_deref(), head, "{pattern}");
+        }
+        let mut parser = Parser::default();
+        for block in 0..3 {
+            let pattern = parser.parse(&format!(r"blk\.{block}\.ffn_(up|down)_exps")).unwrap();
+            assert!(pattern.matches(&format!("blk.{block}.ffn_up_exps.weight")));
+            assert!(!pattern.matches(&format!("blk.{}.ffn_up_exps.weight", block + 1)));
+            assert!(!pattern.matches(&format!("blk.{block}.attn.ffn_up_exps.weight")));
+        }
+        assert_eq!(parser.compiled.len(), 1);
+        assert!(parser.parse(r"ffn_(up|down)_exps").unwrap().matches("blk.1.ffn_up_exps.weight"));
+        assert!(parser.parse(r"blk\.1\.(").is_err());
     }
 
     #[test]

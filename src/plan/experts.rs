@@ -64,13 +64,10 @@ pub fn movable(model: &Model, placement: &Placement) -> Vec<ExpertBlock> {
     for (index, block, stem) in loaded(model, placement).filter(|(_, block, stem)| !claimed.contains(&(*block, *stem)))
     {
         let bytes = model.tensors[index].bytes;
-        let at = match blocks.iter().position(|known| known.block == block) {
-            Some(at) => at,
-            None => {
-                blocks.push(ExpertBlock { block, parts: Vec::new() });
-                blocks.len() - 1
-            }
-        };
+        let at = blocks.iter().position(|known| known.block == block).unwrap_or_else(|| {
+            blocks.push(ExpertBlock { block, parts: Vec::new() });
+            blocks.len() - 1
+        });
         match blocks[at].parts.iter_mut().find(|part| part.stem == stem) {
             Some(part) => part.bytes += bytes,
             None => blocks[at].parts.push(ExpertPart { stem: stem.to_string(), bytes }),

@@ -12,8 +12,8 @@ use crate::escape;
 /// Columns of a bar.
 const BAR: usize = 20;
 
-/// For a terminal.
-pub fn text(checkup: &Checkup) -> String {
+/// For a terminal; with where the figures come from where that is asked for.
+pub fn text(checkup: &Checkup, with_basis: bool) -> String {
     let mut out = memory(checkup).text();
     let _ = writeln!(out, "\n{}", verdict(checkup));
     let _ = writeln!(out, "{}", launch(checkup));
@@ -25,6 +25,9 @@ pub fn text(checkup: &Checkup) -> String {
     }
     for table in [overrides(checkup), tensors(checkup)].into_iter().filter(|table| !table.is_empty()) {
         let _ = write!(out, "\n{}", table.text());
+    }
+    if with_basis {
+        let _ = write!(out, "\n{}", basis(checkup).text());
     }
     for lint in &checkup.lints {
         let _ = writeln!(out, "\n{}: {} [{}]", word(lint.severity), escape::terminal(&lint.message), lint.code);
@@ -102,7 +105,7 @@ fn launch(checkup: &Checkup) -> String {
     format!("Context {context} tokens ({cache} cache), {slots}, batch {} / {}.", run.n_batch, run.n_ubatch)
 }
 
-/// The overrides and what they did.
+/// The overrides and what they did, those of one counting flag in one row.
 fn overrides(checkup: &Checkup) -> Table {
     let mut table = Table::new(&[
         ("override", Align::Left),
@@ -111,15 +114,33 @@ fn overrides(checkup: &Checkup) -> Table {
         ("bytes", Align::Right),
         ("from", Align::Left),
     ]);
-    for row in &checkup.overrides {
-        let shadowed = row.shadowed_by.map(|rule| format!(" (shadowed by {})", rule + 1)).unwrap_or_default();
+    for group in &checkup.override_groups {
+        let from = match (group.rules, group.shadowed_by) {
+            (1, Some(rule)) => format!("{} (shadowed by {})", group.origin, row_of(checkup, rule)),
+            (1, None) => group.origin.clone(),
+            (n, _) => format!("{} ({n} rules)", group.origin),
+        };
         table.row([
-            row.pattern.clone(),
-            row.buffer.clone(),
-            row.tensors.to_string(),
-            row.bytes.to_string(),
-            format!("{}{shadowed}", row.origin),
+            group.pattern.clone(),
+            group.buffer.clone(),
+            group.tensors.to_string(),
+            group.bytes.to_string(),
+            from,
         ]);
+    }
+    table
+}
+
+/// In which row of the table an override is, counted from 1.
+fn row_of(checkup: &Checkup, rule: usize) -> usize {
+    checkup.override_groups.iter().take_while(|group| group.first <= rule).count()
+}
+
+/// Where the figures come from.
+fn basis(checkup: &Checkup) -> Table {
+    let mut table = Table::new(&[("figure", Align::Left), ("basis", Align::Left)]);
+    for row in &checkup.basis {
+        table.row([row.quantity.clone(), row.how.clone()]);
     }
     table
 }
@@ -139,7 +160,7 @@ fn tensors(checkup: &Checkup) -> Table {
             row.ty.to_string(),
             thousands(row.bytes.0),
             row.buffer.clone().unwrap_or_else(|| "not loaded".into()),
-            row.rule.map(|rule| (rule + 1).to_string()).unwrap_or_default(),
+            row.rule.map(|rule| row_of(checkup, rule).to_string()).unwrap_or_default(),
         ]);
     }
     table

@@ -158,6 +158,9 @@ fn rest(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
     if run.swa_full {
         to.out.push("--swa-full".into());
     }
+    if run.moe_cache_mib > 0 {
+        to.pair("--moe-cache-mib", run.moe_cache_mib);
+    }
     speculation(to, run);
     if !run.metadata_overrides.is_empty() {
         let entries: Vec<String> =

@@ -3,6 +3,7 @@
 //! Source: llama-bench's help and `tools/llama-bench/README.md`, b11434. Of every list the first value is taken; the tests are those of `-p`,
 //! `-n` and `-pg`, of which the longest counts.
 
+use super::dialect::{Dialect, LastBlocks};
 use super::parse::{Launch, ModelSource, removed, unknown, value_of};
 use super::values::{EXPERTS, Given};
 use super::{Error, Program, flags};
@@ -62,7 +63,7 @@ pub(super) fn read(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
         }
         if let Some((_, values, instead)) = flags::REMOVED.iter().find(|(name, ..)| name == word) {
             at += values;
-            removed(&mut launch.command, word, instead);
+            removed(launch, word, instead)?;
             continue;
         }
         let Some(name) = canonical(word) else {
@@ -77,6 +78,10 @@ pub(super) fn read(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
             "--n-gen" => tests.generate = given.natural()?,
             "--n-depth" => tests.depth = given.natural()?,
             "-pg" => tests.both = both(given)?,
+            "--n-cpu-moe" if launch.command.target.dialect == Dialect::Ik => {
+                let (count, origin) = (given.natural()?, word.clone());
+                launch.command.last_blocks = Some(LastBlocks { count, origin });
+            }
             "--n-cpu-moe" => offloaded = Some(given.first_blocks(EXPERTS)?),
             _ => apply(launch, name, given)?,
         }
@@ -171,7 +176,7 @@ fn apply(launch: &mut Launch, name: &str, given: Given<'_>) -> Result<(), Error>
         "--lazy-mode" => run.lazy_mode = given.lazy_mode()?,
         "--embeddings" => run.embeddings = given.switch()?,
         "--tensor-split" => run.tensor_split = given.proportions(&['/', ';'])?,
-        "--override-tensor" => run.overrides.extend(given.overrides(';')?),
+        "--override-tensor" => command.override_tensors(given, ';')?,
         "--no-op-offload" => run.op_offload = !given.switch()?,
         "--no-host" => run.no_host = given.switch()?,
         "--repack" => run.repack = given.switch()?,

@@ -6,12 +6,16 @@ use crate::gguf::{GgmlType, Metadata, Value};
 
 pub mod args;
 mod bench;
+pub mod build;
+pub mod dialect;
 mod flags;
 pub mod numbers;
 pub mod parse;
 mod settings;
 mod values;
 
+pub use build::Target;
+pub use dialect::Dialect;
 pub use numbers::{ContextNumbers, numbers};
 pub use parse::{ModelSource, Note, ParsedCommand};
 
@@ -112,6 +116,8 @@ pub struct RunConfig {
     pub lazy_mode: LazyMode,
     /// `--override-kv`, in order.
     pub metadata_overrides: Vec<MetadataOverride>,
+    /// `--moe-cache-mib`: MiB of device memory that cache experts of the host (b11549); 0 = none.
+    pub moe_cache_mib: u32,
 }
 
 impl Default for RunConfig {
@@ -149,6 +155,7 @@ impl Default for RunConfig {
             embeddings: false,
             lazy_mode: LazyMode::Auto,
             metadata_overrides: Vec::new(),
+            moe_cache_mib: 0,
         }
     }
 }

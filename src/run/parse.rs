@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::build::{NEW_FLAGS, Target};
+use super::dialect::{self, Dialect, LastBlocks};
 use super::settings::{self, Speculation};
-use super::values::Given;
+use super::values::{Broken, Given};
 use super::{Error, Program, RunConfig, bench, flags};
 
 /// A command line, understood.
@@ -19,12 +21,51 @@ pub struct ParsedCommand {
     pub model: Option<ModelSource>,
     /// What a person should know: unknown and removed flags, what is not counted.
     pub notes: Vec<Note>,
+    /// The build and dialect it was read for.
+    pub target: Target,
+    /// ik_llama.cpp's `-ncmoe`, which only model and machine together make overrides of.
+    pub last_blocks: Option<LastBlocks>,
 }
 
 impl ParsedCommand {
     /// Adds a note.
     pub(super) fn note(&mut self, code: &'static str, message: String, hint: Option<String>) {
         self.notes.push(Note { code, message, hint });
+    }
+
+    /// `-ot`: its entries; one that llama.cpp would take apart in the wrong place is noted and left out.
+    pub(super) fn override_tensors(&mut self, given: Given<'_>, separator: char) -> Result<(), Error> {
+        let (entries, broken) = given.overrides(separator)?;
+        self.run.overrides.extend(entries);
+        for entry in broken {
+            let (code, why, hint) = match &entry {
+                Broken::Comma { .. } => (
+                    "pattern-split-by-comma",
+                    format!(
+                        "llama.cpp splits at every `{separator}`, finds no `=` in one part, and refuses the command"
+                    ),
+                    "a pattern cannot hold one: write `(a|b)` for a list, `xx?` for `x{1,2}`",
+                ),
+                Broken::Equals { .. } => (
+                    "pattern-split-by-equals",
+                    "llama.cpp splits at the first `=`, takes the rest for a buffer, and refuses the command"
+                        .to_string(),
+                    "a pattern cannot hold `=`: write the rule without a lookahead",
+                ),
+                Broken::Quoted { .. } => (
+                    "pattern-quoted",
+                    "the quotes reach llama.cpp, which knows no such buffer and refuses the command".to_string(),
+                    "leave the inner quotes out: no shell takes them off here",
+                ),
+            };
+            let text = entry.text();
+            self.note(
+                code,
+                format!("`{} {text}`: {why}; the figures are without this rule", given.flag),
+                Some(hint.into()),
+            );
+        }
+        Ok(())
     }
 }
 
@@ -74,6 +115,11 @@ pub(super) struct Launch {
 /// Reads a command line: the program, then its words, in the given environment. Leading `NAME=VALUE` words and `env` count
 /// as a shell would count them.
 pub fn command(words: &[String], env: &BTreeMap<String, String>) -> Result<ParsedCommand, Error> {
+    command_for(words, env, Target::default())
+}
+
+/// [`command`] as a given build, or ik_llama.cpp, would read it.
+pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Target) -> Result<ParsedCommand, Error> {
     let mut env = env.clone();
     let mut words = words;
     while let Some((first, rest)) = words.split_first() {
@@ -88,12 +134,15 @@ pub fn command(words: &[String], env: &BTreeMap<String, String>) -> Result<Parse
     let program = program(first).ok_or_else(|| Error::UnknownProgram(first.clone()))?;
     let run = RunConfig { program, ..RunConfig::default() };
     let mut launch = Launch {
-        command: ParsedCommand { run, model: None, notes: Vec::new() },
+        command: ParsedCommand { run, model: None, notes: Vec::new(), target, last_blocks: None },
         speculation: Speculation::default(),
         fit_print: false,
         hf_repo: None,
         hf_file: None,
     };
+    if target.dialect == Dialect::Ik {
+        dialect::defaults(&mut launch.command.run);
+    }
     if program == Program::Bench {
         bench::read(&mut launch, rest)?;
     } else {
@@ -142,6 +191,11 @@ fn environment(launch: &mut Launch, env: &BTreeMap<String, String>) -> Result<()
             settings::apply(launch, flag.name(), true, given)?;
         }
     }
+    for flag in NEW_FLAGS {
+        if let Some(value) = env.get(flag.environment).filter(|_| launch.command.target.build >= flag.since) {
+            settings::apply(launch, flag.name, true, Given { flag: flag.environment, value })?;
+        }
+    }
     Ok(())
 }
 
@@ -150,9 +204,13 @@ fn arguments(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
     let mut at = 0;
     while let Some(word) = words.get(at) {
         at += 1;
+        if let Some(taken) = of_target(launch, word, words.get(at))? {
+            at += taken;
+            continue;
+        }
         if let Some((_, values, instead)) = flags::REMOVED.iter().find(|(name, ..)| name == word) {
             at += values;
-            removed(&mut launch.command, word, instead);
+            removed(launch, word, instead)?;
             continue;
         }
         let Some((flag, on)) = flags::find(word) else {
@@ -162,7 +220,7 @@ fn arguments(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
         if let Some(value) = optional_value(flag.name(), words.get(at)) {
             launch.command.note(
                 "flag-needs-value",
-                format!("`{word}` needs a value in llama.cpp b11434; read as `{word} {value}`"),
+                format!("`{word}` needs a value in {}; read as `{word} {value}`", launch.command.target.name()),
                 Some(format!("write `{word} {value}`")),
             );
             settings::apply(launch, flag.name(), on, Given { flag: word, value })?;
@@ -195,18 +253,69 @@ fn optional_value(name: &str, next: Option<&String>) -> Option<&'static str> {
     (bare && matches!(name, "--flash-attn" | "--fit")).then_some("on")
 }
 
-/// Notes a flag that b11434 does not have any more.
-pub(super) fn removed(command: &mut ParsedCommand, word: &str, instead: &str) {
+/// A flag that the reference does not have, or that ik_llama.cpp reads in its own way: how many words after it belong to it.
+fn of_target(launch: &mut Launch, word: &str, next: Option<&String>) -> Result<Option<usize>, Error> {
+    let target = launch.command.target;
+    if target.dialect == Dialect::Ik {
+        if let Some((flag, _)) = flags::find(word).filter(|(flag, _)| dialect::lacks(flag.name())) {
+            launch.command.note(
+                "other-dialect",
+                format!("`{word}` is a flag of llama.cpp; ik_llama.cpp is not known to have `{}`", flag.name()),
+                Some("see `llama-server --help` of your build; `--no-mmap` stands for `--load-mode none` there".into()),
+            );
+        }
+        return dialect::read(launch, word, next);
+    }
+    let spelled = word.replace('_', "-");
+    let Some(new) = NEW_FLAGS.iter().find(|flag| flag.name == spelled) else { return Ok(None) };
+    let value = value_of(word, new.name, next)?;
+    if target.build < new.since {
+        newer(&mut launch.command, word, new.since);
+    } else {
+        settings::apply(launch, new.name, true, Given { flag: word, value })?;
+    }
+    Ok(Some(new.values))
+}
+
+/// Notes a flag of a build that is newer than the one asked about.
+fn newer(command: &mut ParsedCommand, word: &str, since: u32) {
+    let name = command.target.name();
     command.note(
+        "flag-of-newer-build",
+        format!("`{word}` is no flag of {name}: the first build known to have it is b{since}"),
+        Some(format!("`moeplan check --build {since}` answers for that build")),
+    );
+}
+
+/// A flag that the reference does not have any more: noted, or carried out where the build still takes it.
+pub(super) fn removed(launch: &mut Launch, word: &str, instead: &str) -> Result<(), Error> {
+    let target = launch.command.target;
+    if let Some((flag, value)) = instead.split_once(' ').filter(|_| target.takes_mmap_flags()) {
+        settings::apply(launch, flag, true, Given { flag: word, value })?;
+        return Ok(());
+    }
+    launch.command.note(
         "removed-flag",
-        format!("`{word}` was removed: llama.cpp b11434 refuses it"),
+        format!("`{word}` was removed: {} refuses it", target.name()),
         Some(format!("use `{instead}`")),
     );
+    Ok(())
 }
 
 /// Notes a word that no table has; how many words after it look like its value.
 pub(super) fn unknown(command: &mut ParsedCommand, word: &str, next: Option<&String>) -> usize {
-    command.note("unknown-flag", format!("`{word}` is no flag of llama.cpp b11434"), None);
+    let target = command.target;
+    match target.dialect {
+        Dialect::Ik => command.note(
+            "other-dialect",
+            format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter"),
+            None,
+        ),
+        Dialect::LlamaCpp => {
+            let hint = dialect::is_own(word).then(|| "it is a flag of ik_llama.cpp: `--dialect ik`".to_string());
+            command.note("unknown-flag", format!("`{word}` is no flag of {}", target.name()), hint);
+        }
+    }
     usize::from(word.starts_with('-') && next.is_some_and(|value| !value.starts_with('-')))
 }
 

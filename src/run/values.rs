@@ -23,6 +23,35 @@ pub struct Given<'a> {
     pub value: &'a str,
 }
 
+/// An entry of `-ot` that llama.cpp takes apart in the wrong place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Broken {
+    /// The separator inside a pattern.
+    Comma {
+        /// As typed.
+        text: String,
+    },
+    /// `=` inside a pattern.
+    Equals {
+        /// As typed.
+        text: String,
+    },
+    /// Quotes around the whole.
+    Quoted {
+        /// As typed.
+        text: String,
+    },
+}
+
+impl Broken {
+    /// As typed.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Comma { text } | Self::Equals { text } | Self::Quoted { text } => text,
+        }
+    }
+}
+
 impl Given<'_> {
     /// The error that says what was expected.
     pub fn refuse(&self, expected: &str) -> Error {
@@ -146,16 +175,33 @@ impl Given<'_> {
         }
     }
 
-    /// `PATTERN=BUFFER` entries: split at every separator, then at the first `=`.
-    pub fn overrides(&self, separator: char) -> Result<Vec<Override>, Error> {
-        let refuse = || self.refuse("PATTERN=BUFFER entries (no comma inside a pattern: llama.cpp splits there)");
+    /// `PATTERN=BUFFER` entries: split at every separator, then at the first `=`; and those that the splitting breaks.
+    pub fn overrides(&self, separator: char) -> Result<(Vec<Override>, Vec<Broken>), Error> {
+        let (mut entries, mut broken) = (Vec::new(), Vec::new());
         // C++ `getline` yields no entry after a last separator.
         let value = self.value.strip_suffix(separator).unwrap_or(self.value);
-        let entries = value.split(separator).map(|entry| {
-            let (pattern, buffer) = entry.split_once('=').ok_or_else(refuse)?;
-            Ok(Override { pattern: pattern.into(), buffer: buffer.into(), origin: self.flag.into() })
-        });
-        entries.collect()
+        let mut pending: Option<String> = None;
+        for part in value.split(separator) {
+            let Some((pattern, buffer)) = part.split_once('=') else {
+                // Half a pattern: what was meant goes on after the separator.
+                let text = pending.take().map_or_else(|| part.to_string(), |half| format!("{half}{separator}{part}"));
+                pending = Some(text);
+                continue;
+            };
+            if let Some(half) = pending.take() {
+                broken.push(Broken::Comma { text: format!("{half}{separator}{part}") });
+            } else if buffer.contains('=') {
+                broken.push(Broken::Equals { text: part.to_string() });
+            } else if buffer.ends_with(['"', '\'']) {
+                broken.push(Broken::Quoted { text: part.to_string() });
+            } else {
+                entries.push(Override { pattern: pattern.into(), buffer: buffer.into(), origin: self.flag.into() });
+            }
+        }
+        match pending {
+            Some(_) => Err(self.refuse("PATTERN=BUFFER entries (no comma inside a pattern: llama.cpp splits there)")),
+            None => Ok((entries, broken)),
+        }
     }
 
     /// The entries of `-ncmoe N` and `-ncffn N`: one a block from 0.
@@ -223,12 +269,21 @@ mod tests {
 
     #[test]
     fn overrides_split_at_commas_then_at_the_first_equals_sign() {
-        let list = given(r"blk\.(3|4)\.ffn=CUDA0,exps=CPU").overrides(',').unwrap();
-        assert_eq!(list.len(), 2);
+        let (list, broken) = given(r"blk\.(3|4)\.ffn=CUDA0,exps=CPU").overrides(',').unwrap();
+        assert_eq!((list.len(), broken.len()), (2, 0));
         assert_eq!((list[0].pattern.as_str(), list[0].buffer.as_str()), (r"blk\.(3|4)\.ffn", "CUDA0"));
-        assert_eq!(given("a=b=c").overrides(',').unwrap()[0].buffer, "b=c");
-        assert!(given("x{1,2}=CPU").overrides(',').is_err());
-        assert_eq!(given("a=CPU,").overrides(',').unwrap().len(), 1);
+        assert_eq!(given("a=CPU,").overrides(',').unwrap().0.len(), 1);
+        assert!(given("exps").overrides(',').is_err());
+        assert!(given("a=CPU,exps").overrides(',').is_err());
+    }
+
+    #[test]
+    fn what_the_splitting_breaks() {
+        let text = |value| given(value).overrides(',').unwrap().1;
+        assert_eq!(text("x{1,2}=CPU"), [Broken::Comma { text: "x{1,2}=CPU".into() }]);
+        assert_eq!(text("(?=exps)=CPU"), [Broken::Equals { text: "(?=exps)=CPU".into() }]);
+        assert_eq!(text("\"exps=CPU\""), [Broken::Quoted { text: "\"exps=CPU\"".into() }]);
+        assert_eq!(given("a=CPU,x{1,2}=CPU,b=CPU").overrides(',').unwrap().0.len(), 2);
     }
 
     #[test]

@@ -163,7 +163,9 @@ impl Builder<'_> {
 
     /// The model's rope factors that lie with a layer (`get_rope_factors`).
     pub(super) fn rope_factors(&mut self, il: u32) -> Option<Id> {
-        if !ROPE_FACTORS.contains(&self.plan.model.architecture.as_str()) {
+        let architecture = self.plan.model.architecture.as_str();
+        let is_local = architecture == "step35" && self.layer(il).is_swa;
+        if is_local || !ROPE_FACTORS.contains(&architecture) {
             return None;
         }
         let long = self.plan.numbers.n_ctx_seq > self.original_context();
@@ -189,7 +191,7 @@ impl Builder<'_> {
         match (inputs.of(self.layer(il).is_swa), inputs) {
             (Some(cached), _) => self.attn_with(il, cached, qkv.q, Some((qkv.k, qkv.v)), il, extras),
             (None, AttnInputs::Batch(mask)) => {
-                [qkv.q, qkv.k, qkv.v].into_iter().for_each(|id| self.graph.expand(id));
+                self.graph.expand_all(&[qkv.q, qkv.k, qkv.v]);
                 self.mha(il, qkv.q, qkv.k, qkv.v, *mask, extras)
             }
             (None, AttnInputs::Cached(..)) => qkv.q,
@@ -223,7 +225,7 @@ impl Builder<'_> {
         self.graph.expand(q);
         if let Some((k, v)) = kv {
             let order = if windowed { [k, v] } else { [v, k] };
-            order.into_iter().for_each(|id| self.graph.expand(id));
+            self.graph.expand_all(&order);
             let stored = self.cpy_k(inputs.kind, owner, k, inputs.k_idxs);
             self.graph.expand(stored);
             let stored = self.cpy_v(inputs.kind, owner, v, inputs.v_idxs.unwrap_or(inputs.k_idxs));
@@ -256,7 +258,7 @@ impl Builder<'_> {
         let q = self.graph.view(q, &[t.ne[0], t.ne[1], per_stream, n_stream], &strides, 0);
         let [q, k, v] = [q, k, v].map(|id| self.graph.permute(id, [0, 2, 1, 3]));
         let rows = if self.plan.flash_attn && extras.kq_b.is_none() {
-            self.flash(il, q, k, v, v_trans, mask, extras)
+            self.flash(il, [q, k, v], v_trans, mask, extras)
         } else {
             self.scores(q, k, v, v_trans, mask, extras)
         };
@@ -264,7 +266,7 @@ impl Builder<'_> {
         rows
     }
 
-    fn flash(&mut self, il: u32, q: Id, mut k: Id, mut v: Id, v_trans: bool, mask: Id, extras: Extras) -> Id {
+    fn flash(&mut self, il: u32, [q, mut k, mut v]: [Id; 3], v_trans: bool, mask: Id, extras: Extras) -> Id {
         if v_trans {
             v = self.graph.transpose(v);
         }

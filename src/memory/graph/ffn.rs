@@ -4,6 +4,7 @@
 
 use super::Builder;
 use super::tensor::{Glu, Id, Op, Unary};
+use crate::gguf::Value;
 use crate::gguf::ggml_type::{f32, i32};
 
 /// What a feed-forward part does between its matrices.
@@ -20,14 +21,13 @@ pub(super) enum Act {
     Situ,
     /// The first half of one matrix gates the second.
     SwigluFused,
-    GegluFused,
 }
 
 impl Act {
     fn glu(self) -> Glu {
         match self {
             Self::Silu | Self::SwigluFused | Self::ReluSqr | Self::Situ => Glu::Swiglu,
-            Self::Gelu | Self::GegluFused => Glu::Geglu,
+            Self::Gelu => Glu::Geglu,
             Self::Relu => Glu::Reglu,
             Self::SwigluOai => Glu::SwigluOai,
         }
@@ -74,8 +74,6 @@ pub(super) struct Moe {
     pub(super) norm_w: bool,
     /// They are multiplied by a number.
     pub(super) scaled: bool,
-    /// Gate and up are clamped one by one, or in one operation (`swiglu_clamp_exp`).
-    pub(super) clamp: Clamp,
     /// What the router reads, if not the experts' input (already multiplied: `probs_in`).
     pub(super) logits: Option<Id>,
     /// The experts, if they are chosen elsewhere.
@@ -85,13 +83,17 @@ pub(super) struct Moe {
 }
 
 /// How values are kept in range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Clamp {
-    #[default]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clamp {
     None,
+    /// Gate and up one by one.
     Separate,
+    /// In the operation that multiplies them.
     Fused,
 }
+
+/// Architectures that clamp their experts in one operation.
+const FUSED_CLAMPS: &[&str] = &["hy_v4", "maple"];
 
 impl Default for Moe {
     fn default() -> Self {
@@ -100,7 +102,6 @@ impl Default for Moe {
             gating: Gating::Softmax,
             norm_w: true,
             scaled: false,
-            clamp: Clamp::None,
             logits: None,
             selected: None,
             selection_bias: true,
@@ -162,22 +163,17 @@ const SHARED_SCALES: &[&str] = &[
 ];
 
 impl Builder<'_> {
-    fn uses_scales(&self, users: &[&str]) -> bool {
-        users.contains(&self.plan.model.architecture.as_str())
+    fn is_one_of(&self, names: &[&str]) -> bool {
+        names.contains(&self.plan.model.architecture.as_str())
     }
 
     /// Up, a parallel gate if the layer has one, and down: `ffn_up`, `ffn_gate`, `ffn_down` with this suffix.
     pub(super) fn ffn(&mut self, il: u32, suffix: &str, x: Id, act: Act) -> Id {
-        self.ffn_clamped(il, suffix, x, act, Clamp::None)
-    }
-
-    /// The same with values kept in range.
-    pub(super) fn ffn_clamped(&mut self, il: u32, suffix: &str, x: Id, act: Act, clamp: Clamp) -> Id {
         let up = self.weights_of(il, &format!("ffn_up{suffix}"), x);
         let has_gate = self.weights.has(il, &format!("ffn_gate{suffix}.weight"));
         let hidden = if has_gate {
             let gate = self.weights_of(il, &format!("ffn_gate{suffix}"), x);
-            self.gated(gate, up, act, clamp)
+            self.gated(gate, up, act, self.clamp(il, "swiglu_clamp_shexp", &[]))
         } else {
             self.ungated(up, act)
         };
@@ -194,15 +190,31 @@ impl Builder<'_> {
         let product = self.graph.mul_mat(weight, x);
         let biased = self.bias(il, name, product);
         let users = if name.ends_with("_shexp") { SHARED_SCALES } else { DENSE_SCALES };
-        let scale = if self.uses_scales(users) { self.weight(il, &format!("{name}.scale")) } else { None };
+        let scale = if self.is_one_of(users) { self.weight(il, &format!("{name}.scale")) } else { None };
         match scale {
             Some(scale) => self.graph.mul(biased, scale),
             None => biased,
         }
     }
 
+    /// How the layer's `<arch>.KEY` is heeded.
+    fn clamp(&self, il: u32, key: &str, fused: &[&str]) -> Clamp {
+        let is_set = |value: &Value| matches!(value, Value::F64(limit) if *limit > 1e-6);
+        let is_on = match self.hparams().value(key) {
+            Some(Value::Array(by_layer)) => by_layer.get(il as usize).is_some_and(is_set),
+            Some(value) => is_set(value),
+            None => false,
+        };
+        match is_on {
+            false => Clamp::None,
+            true if self.is_one_of(fused) => Clamp::Fused,
+            true => Clamp::Separate,
+        }
+    }
+
     fn gated(&mut self, gate: Id, up: Id, act: Act, clamp: Clamp) -> Id {
         match clamp {
+            _ if act != Act::Silu => self.graph.glu_split(act.glu(), gate, up),
             Clamp::Separate => {
                 let up = self.graph.clamp(up);
                 let gate = self.graph.unary(Unary::Silu, gate);
@@ -216,7 +228,7 @@ impl Builder<'_> {
 
     fn ungated(&mut self, up: Id, act: Act) -> Id {
         match act {
-            Act::SwigluFused | Act::GegluFused => self.graph.glu(act.glu(), up),
+            Act::SwigluFused => self.graph.glu(act.glu(), up),
             Act::ReluSqr => {
                 let positive = self.graph.unary(Unary::Relu, up);
                 self.graph.like(Op::Sqr, &[positive])
@@ -360,7 +372,7 @@ impl Builder<'_> {
         // Asks for F32 sources, which CUDA does not do (`ggml_prec_set_src`).
         let is_precise = self.plan.model.architecture == "mistral4" && name == "ffn_down_exps";
         self.graph.tensors[product.index()].param = u32::from(is_precise);
-        let scale = if self.uses_scales(EXPERT_SCALES) { self.weight(il, &format!("{name}.scale")) } else { None };
+        let scale = if self.is_one_of(EXPERT_SCALES) { self.weight(il, &format!("{name}.scale")) } else { None };
         if let Some(scale) = scale {
             let (n_expert, n_tokens) = (self.ne(scale, 0), self.ne(x, 2));
             let scale = self.graph.reshape(scale, &[1, n_expert, 1]);
@@ -392,7 +404,7 @@ impl Builder<'_> {
             return self.ungated(up, moe.act);
         }
         let gate = self.expert_mm(il, &gate_name, x, selected);
-        self.expert_gated(gate, up, moe, moe.clamp)
+        self.expert_gated(gate, up, moe, self.clamp(il, "swiglu_clamp_exp", FUSED_CLAMPS))
     }
 
     fn expert_gated(&mut self, gate: Id, up: Id, moe: &Moe, clamp: Clamp) -> Id {
@@ -443,8 +455,8 @@ impl Builder<'_> {
     /// The number `<arch>.KEY`, or 0.
     pub(super) fn f64_or_0(&self, key: &str) -> f64 {
         match self.hparams().value(key) {
-            Some(crate::gguf::Value::F64(x)) => *x,
-            Some(crate::gguf::Value::U64(n)) => f64::from(u32::try_from(*n).unwrap_or(u32::MAX)),
+            Some(Value::F64(x)) => *x,
+            Some(Value::U64(n)) => f64::from(u32::try_from(*n).unwrap_or(u32::MAX)),
             _ => 0.0,
         }
     }

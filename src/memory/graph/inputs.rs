@@ -104,12 +104,6 @@ impl Builder<'_> {
         }
     }
 
-    /// The last norm and the logits; both stay to be read.
-    pub(super) fn output(&mut self, rows: Id, kind: Norm) -> Id {
-        let normed = self.output_norm(rows, kind);
-        self.logits(normed)
-    }
-
     /// The last norm, kept to be read as embeddings.
     pub(super) fn output_norm(&mut self, rows: Id, kind: Norm) -> Id {
         let weight = self.global("output_norm.weight");

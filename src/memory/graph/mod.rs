@@ -1,5 +1,7 @@
 //! The graph of a model as llama.cpp builds it for the reserved prompt: operations, shapes and what they read.
 
+#![allow(clippy::many_single_char_names, reason = "q, k, v, x and z are what llama.cpp calls them")]
+
 pub mod ops;
 pub mod tensor;
 
@@ -64,15 +66,14 @@ impl Batch {
 
 /// The graph of `plan`, or `None` for an architecture that is not replayed.
 pub fn build(plan: &Plan<'_>) -> Option<Graph> {
-    let architecture = models::find(&plan.model.architecture)?;
     let mut builder = Builder::new(plan);
-    models::build(architecture, &mut builder);
+    models::build(&plan.model.architecture, &mut builder)?;
     Some(builder.graph)
 }
 
 /// Whether the architecture is replayed.
 pub fn is_known(model: &Model) -> bool {
-    models::find(&model.architecture).is_some()
+    models::is_known(&model.architecture)
 }
 
 /// A graph in the making (`llm_graph_context`).

@@ -37,7 +37,7 @@ impl Graph {
     pub fn make(&mut self, op: Op, ty: GgmlType, ne: [u64; 4], sources: &[Id]) -> Id {
         let mut tensor = Tensor::new(ty, ne);
         tensor.op = op;
-        sources.iter().for_each(|source| tensor.push_source(*source));
+        tensor.push_sources(sources);
         self.push(tensor)
     }
 
@@ -67,7 +67,7 @@ impl Graph {
         tensor.op = op;
         tensor.view_src = Some(source.view_src.unwrap_or(target));
         tensor.view_offs = source.view_offs;
-        sources.iter().for_each(|s| tensor.push_source(*s));
+        tensor.push_sources(sources);
         self.push(tensor)
     }
 
@@ -254,14 +254,14 @@ impl Graph {
     /// The softmax of each row, with a mask if there is one.
     pub fn soft_max(&mut self, a: Id, mask: Option<Id>) -> Id {
         let id = self.like(Op::SoftMax, &[a]);
-        mask.iter().for_each(|mask| self.tensors[id.index()].push_source(*mask));
+        self.add_source(id, mask);
         id
     }
 
     /// `a` turned by positions.
     pub fn rope(&mut self, a: Id, positions: Id, factors: Option<Id>) -> Id {
         let id = self.like(Op::Rope, &[a, positions]);
-        factors.iter().for_each(|factors| self.tensors[id.index()].push_source(*factors));
+        self.add_source(id, factors);
         id
     }
 
@@ -273,6 +273,6 @@ impl Graph {
 
     /// Another source for an operation that takes more (sinks).
     pub fn add_source(&mut self, to: Id, source: Option<Id>) {
-        source.iter().for_each(|source| self.tensors[to.index()].push_source(*source));
+        self.tensors[to.index()].push_sources(source.as_slice());
     }
 }

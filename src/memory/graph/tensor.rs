@@ -237,6 +237,13 @@ impl Tensor {
         self.n_src += 1;
     }
 
+    /// Adds sources in this order.
+    pub fn push_sources(&mut self, ids: &[Id]) {
+        for id in ids {
+            self.push_source(*id);
+        }
+    }
+
     /// Contiguous from dimension `n` on, the lower ones packed in any way (`ggml_is_contiguous_n`).
     pub fn is_contiguous_from(&self, n: usize) -> bool {
         if self.ne[0] != self.ty.block_size && self.nb[0] != self.ty.block_bytes {
@@ -316,6 +323,13 @@ impl Graph {
         self.visit(id);
     }
 
+    /// Makes each of `ids` run, in this order.
+    pub fn expand_all(&mut self, ids: &[Id]) {
+        for id in ids {
+            self.expand(*id);
+        }
+    }
+
     /// Depth first, sources from left to right. The depth is that of one branch between two `expand`s.
     fn visit(&mut self, id: Id) {
         if std::mem::replace(&mut self.visited[id.index()], true) {
@@ -361,7 +375,7 @@ mod tests {
         let mut make = |op, sources: &[Id]| {
             let mut tensor = Tensor::new(f32(), [1; 4]);
             tensor.op = op;
-            sources.iter().for_each(|s| tensor.push_source(*s));
+            tensor.push_sources(sources);
             graph.push(tensor)
         };
         let a = make(Op::Sqr, &[leaf]);

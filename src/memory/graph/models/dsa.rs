@@ -1,12 +1,12 @@
 //! Sparse attention over MLA latents: an indexer scores the cache, attention sees the best cells only.
 //!
-//! Source: `src/models/deepseek32.cpp`, `glm-dsa.cpp`, `src/llama-graph.cpp` `build_attn` of
+//! Source: `src/models/deepseek32.cpp`, `glm-dsa.cpp`, `dots3note.cpp`, `src/llama-graph.cpp` `build_attn` of
 //! `llm_graph_input_attn_k_dsa`, llama.cpp b11434.
 
 use super::super::attention::{Extras, Qkv};
 use super::super::cache::CacheInputs;
 use super::super::inputs::Embeddings;
-use super::super::tensor::{Id, Op};
+use super::super::tensor::{Id, Op, Unary};
 use super::super::{Builder, Norm};
 use super::mla::Sizes;
 use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
@@ -18,17 +18,29 @@ const SPEC: Spec = Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN };
 
 /// What attention and its indexer need from outside.
 #[derive(Clone, Copy)]
-struct Inputs {
+pub(super) struct Inputs {
     latent: CacheInputs,
-    indexer: CacheInputs,
+    indexer: Option<CacheInputs>,
+    /// Where some layers see a window only, without an indexer.
+    windows: Option<CacheInputs>,
     positions: Id,
+}
+
+impl Inputs {
+    /// After the embeddings, before the rows to put out.
+    pub(super) fn new(b: &mut Builder<'_>) -> Self {
+        let positions = b.inp_pos();
+        let latent = b.inp_k(CacheKind::Base);
+        let indexer = (b.plan.caches.hparams.indexer_top_k > 0).then(|| b.inp_indexer());
+        let windows = (b.plan.model.architecture == "dots3note").then(|| b.inp_k(CacheKind::Swa));
+        Self { latent, indexer, windows, positions }
+    }
 }
 
 /// Builds the graph; layers without an indexer of their own use the choice of the one before.
 pub(super) fn build(b: &mut Builder<'_>) {
     let mut rows = b.inp_embd(Embeddings::default());
-    let positions = b.inp_pos();
-    let inputs = Inputs { latent: b.inp_k(CacheKind::Base), indexer: b.inp_indexer(), positions };
+    let inputs = Inputs::new(b);
     let out_ids = b.inp_out_ids();
     let mut chosen = None;
     for il in 0..b.n_layer {
@@ -44,19 +56,60 @@ pub(super) fn build(b: &mut Builder<'_>) {
     finish(b, &SPEC, rows, out_ids);
 }
 
-fn attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, chosen: &mut Option<Id>) -> Id {
+/// A layer's attention; layers without an indexer of their own use what is `chosen` already.
+pub(super) fn attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, chosen: &mut Option<Id>) -> Id {
+    if let Some(windows) = inputs.windows {
+        return gated_attention(b, il, x, inputs, windows);
+    }
     let sizes = b.mla_sizes(il);
     let low = b.raw_mm(il, "attn_q_a", x);
     let low = b.norm(il, "attn_q_a_norm", low, Norm::Rms);
     if b.layer(il).is_indexer_full || b.plan.model.architecture == "deepseek32" {
-        *chosen = Some(b.index(il, low, x, inputs));
+        *chosen = inputs.indexer.map(|indexer| b.index(il, low, x, indexer, inputs.positions));
     }
     let q = b.raw_mm(il, "attn_q_b", low);
     let qkv = b.mla_qkv(il, q, x, inputs.positions, sizes);
-    let rows = match chosen {
+    let mut rows = match chosen {
         Some(chosen) => b.attn_chosen(il, inputs.latent, qkv, *chosen),
         None => b.attn_latent(il, inputs.latent, qkv),
     };
+    if b.plan.model.architecture == "hy_v4" {
+        let gate = b.raw_mm(il, "attn_gate", x);
+        let gate = b.graph.unary(Unary::Sigmoid, gate);
+        rows = b.graph.mul(rows, gate);
+    }
+    b.mm(il, "attn_output", rows)
+}
+
+/// dots3note: layers with windows have heads of other sizes, and a gate by head multiplies what heads found.
+fn gated_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, windows: CacheInputs) -> Id {
+    let is_swa = b.layer(il).is_swa;
+    let mut sizes = b.mla_sizes(il);
+    if is_swa {
+        let hparam = |key: &str| u64::from(b.hparams().u32_or_0(key));
+        sizes.k_head = hparam("attention.key_length_mla_swa");
+        sizes.v_head = hparam("attention.value_length_mla_swa");
+        sizes.latent = hparam("attention.kv_lora_rank_swa");
+    }
+    let low = b.raw_mm(il, "attn_q_a", x);
+    let low = b.norm(il, "attn_q_a_norm", low, Norm::Rms);
+    let indexer = inputs.indexer.filter(|_| !is_swa);
+    let chosen = indexer.map(|indexer| b.index(il, low, x, indexer, inputs.positions));
+    let q = b.raw_mm(il, "attn_q_b", low);
+    let (latent, turned) = b.mla_kv(il, x, sizes);
+    let turned = b.norm(il, "attn_k_norm", turned, Norm::Rms);
+    let q = b.graph.reshape(q, &[sizes.k_head, sizes.n_head, b.n_tokens]);
+    let qkv = b.mla_absorbed(il, q, (latent, turned), inputs.positions, sizes);
+    let rows = match chosen {
+        Some(chosen) => b.attn_chosen(il, inputs.latent, qkv, chosen),
+        None => b.attn_latent(il, windows, qkv),
+    };
+    let gate = b.raw_mm(il, "attn_gate", x);
+    let gate = b.graph.unary(Unary::Sigmoid, gate);
+    let rows = b.graph.reshape(rows, &[sizes.v_head, sizes.n_head, b.n_tokens]);
+    let gate = b.graph.reshape(gate, &[1, sizes.n_head, b.n_tokens]);
+    let rows = b.graph.mul(rows, gate);
+    let rows = b.graph.reshape(rows, &[sizes.v_head * sizes.n_head, b.n_tokens]);
     b.mm(il, "attn_output", rows)
 }
 
@@ -76,22 +129,23 @@ impl Builder<'_> {
     }
 
     /// The cells that a token should see.
-    fn index(&mut self, il: u32, low: Id, x: Id, inputs: &Inputs) -> Id {
+    fn index(&mut self, il: u32, low: Id, x: Id, indexer: CacheInputs, positions: Id) -> Id {
         let n_tokens = self.n_tokens;
         let hparams = &self.plan.caches.hparams;
         let (head, top_k) = (u64::from(hparams.indexer_head_size), u64::from(hparams.indexer_top_k));
         let n_head = u64::from(self.hparams().u32_or_0("attention.indexer.head_count"));
         let q = self.raw_mm(il, "indexer.attn_q_b", low);
         let q = self.graph.reshape(q, &[head, n_head, n_tokens]);
-        let q = self.graph.rope(q, inputs.positions, None);
+        let mut q = self.graph.rope(q, positions, None);
         let k = self.raw_mm(il, "indexer.attn_k", x);
         let k = self.norm(il, "indexer.k_norm", k, Norm::Layer);
         let k = self.graph.reshape(k, &[head, 1, n_tokens]);
-        let k = self.graph.rope(k, inputs.positions, None);
-        let rot = inputs.indexer.k_rot.unwrap_or(q);
-        let q = self.graph.mul_mat(rot, q);
-        let k = self.graph.mul_mat(rot, k);
-        let stored = self.cpy_k(CacheKind::Indexer, il, k, inputs.indexer.k_idxs);
+        let mut k = self.graph.rope(k, positions, None);
+        if let Some(rot) = indexer.k_rot.filter(|_| self.plan.model.architecture != "hy_v4") {
+            q = self.graph.mul_mat(rot, q);
+            k = self.graph.mul_mat(rot, k);
+        }
+        let stored = self.cpy_k(CacheKind::Indexer, il, k, indexer.k_idxs);
         self.graph.expand(stored);
         let weights = self.raw_mm(il, "indexer.proj", x);
         let k = self.get_k(CacheKind::Indexer, il, head, 1);
@@ -113,7 +167,7 @@ impl Builder<'_> {
         let weights = self.graph.scale(weights);
         let (k_ne, q_ne) = (self.graph.tensor(k).ne, self.graph.tensor(q).ne);
         let shape = [k_ne[2], q_ne[2], 1, q_ne[3]];
-        let scores = self.graph.make(Op::LightningIndexer, f32(), shape, &[q, k, weights, inputs.indexer.mask]);
+        let scores = self.graph.make(Op::LightningIndexer, f32(), shape, &[q, k, weights, indexer.mask]);
         let best = self.graph.top_k(scores, top_k.min(k_ne[2]));
         self.graph.cont(best)
     }
@@ -131,7 +185,7 @@ impl Builder<'_> {
 
     /// Attention to the chosen cells: all others are masked out.
     fn attn_chosen(&mut self, il: u32, inputs: CacheInputs, qkv: Qkv, chosen: Id) -> Id {
-        [qkv.q, qkv.v, qkv.k].into_iter().for_each(|id| self.graph.expand(id));
+        self.graph.expand_all(&[qkv.q, qkv.v, qkv.k]);
         let stored = self.cpy_k(inputs.kind, il, qkv.k, inputs.k_idxs);
         self.graph.expand(stored);
         let mask = self.mask_of(inputs.mask, chosen);
@@ -141,7 +195,8 @@ impl Builder<'_> {
         let v_width = self.ne(qkv.v, 0);
         let v = self.graph.view(k, &[v_width, t.ne[1], t.ne[2], t.ne[3]], &t.nb[1..], 0);
         let v_mla = self.weight(il, "attn_v_b.weight");
-        self.mha(il, qkv.q, k, v, mask, Extras { v_mla, ..Extras::default() })
+        let sinks = self.weight(il, "attn_sinks.weight");
+        self.mha(il, qkv.q, k, v, mask, Extras { v_mla, sinks, ..Extras::default() })
     }
 
     fn mask_of(&mut self, mask: Id, chosen: Id) -> Id {

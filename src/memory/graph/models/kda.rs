@@ -8,7 +8,7 @@ use super::super::inputs::Embeddings;
 use super::super::recurrent::StateInputs;
 use super::super::tensor::{Id, Unary};
 use super::super::{Builder, Norm};
-use super::plain::{PLAIN, Spec, feed_forward, finish};
+use super::plain::{NormW, PLAIN, Pick, Spec, feed_forward, finish};
 use crate::memory::caches::CacheKind;
 
 /// The traits shared with plain decoders.
@@ -41,6 +41,40 @@ pub(super) fn kimi_linear(b: &mut Builder<'_>) {
         rows = b.graph.add(x, middle);
     }
     finish(b, &SPEC, rows, out_ids);
+}
+
+/// bailingmoe3: gates on both kinds of attention, positions on MLA's.
+pub(super) fn bailingmoe3(b: &mut Builder<'_>) {
+    let spec = Spec { norm_w: NormW::Stated, pick: Pick::AfterNorm, ..SPEC };
+    let mut rows = b.inp_embd(Embeddings::default());
+    let states = b.inp_rs();
+    let latent = b.inp_k(CacheKind::Base);
+    let positions = b.inp_pos();
+    let out_ids = b.inp_out_ids();
+    for il in 0..b.n_layer {
+        let x = b.norm(il, "attn_norm", rows, Norm::Rms);
+        let x = if b.layer(il).is_recr {
+            b.kda_sigmoid(il, x, &states)
+        } else {
+            let sizes = b.mla_sizes(il);
+            let q = b.mla_q(il, x);
+            let qkv = b.mla_qkv(il, q, x, positions, sizes);
+            let attended = b.attn_latent(il, latent, qkv);
+            let n_tokens = b.n_tokens;
+            let gate = b.raw_mm(il, "attn_gate", x);
+            let gate = b.graph.reshape(gate, &[1, sizes.n_head, n_tokens]);
+            let gate = b.graph.unary(Unary::Sigmoid, gate);
+            let attended = b.graph.reshape(attended, &[sizes.v_head, sizes.n_head, n_tokens]);
+            let attended = b.graph.mul(attended, gate);
+            let attended = b.graph.cont_nd(attended, &[sizes.v_head * sizes.n_head, n_tokens]);
+            b.raw_mm(il, "attn_output", attended)
+        };
+        let middle = b.graph.add(x, rows);
+        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
+        let x = feed_forward(b, &spec, il, x);
+        rows = b.graph.add(x, middle);
+    }
+    finish(b, &spec, rows, out_ids);
 }
 
 /// MLA without positions.
@@ -157,5 +191,46 @@ impl Builder<'_> {
         let gated = self.graph.mul(normed, gate);
         let gated = self.graph.cont_nd(gated, &[inner, n]);
         self.raw_mm(il, "attn_output", gated)
+    }
+
+    /// The same with a bounded decay and single-matrix gates (bailingmoe3).
+    fn kda_sigmoid(&mut self, il: u32, x: Id, inputs: &StateInputs) -> Id {
+        let batch = self.plan.batch;
+        let (n, n_tokens, n_seqs) = (batch.n_tokens, batch.n_seq_tokens(), batch.n_seqs);
+        let head = u64::from(self.hparams().u32_or_0("kda.head_dim"));
+        let n_head = u64::from(self.layer(0).n_head);
+        let (conv_states, ssm_states) = self.states(il);
+        let past = self.read_states(inputs, conv_states);
+        let mut conv = |name: &str, part: u64| {
+            let rows = self.raw_mm(il, &format!("attn_{name}"), x);
+            self.kda_conv(il, (name, part), rows, (past, conv_states), (head, n_head))
+        };
+        let [q, k, v] = [("q", 0), ("k", 1), ("v", 2)].map(|(name, part)| conv(name, part));
+        let decay = self.raw_mm(il, "ssm_f_a", x);
+        let decay = self.bias(il, "ssm_dt", decay);
+        let decay = self.graph.reshape(decay, &[head, n_head, n]);
+        let a = self.weight(il, "ssm_a").unwrap_or(decay);
+        let a = self.graph.reshape(a, &[1, n_head, 1]);
+        let decay = self.graph.mul(decay, a);
+        let decay = self.graph.unary(Unary::Sigmoid, decay);
+        let decay = self.graph.scale(decay);
+        let decay = self.graph.reshape(decay, &[head, n_head, n_tokens, n_seqs]);
+        let beta = self.raw_mm(il, "ssm_beta", x);
+        let beta = self.graph.reshape(beta, &[1, n_head, n_tokens, n_seqs]);
+        let beta = self.graph.unary(Unary::Sigmoid, beta);
+        let q = self.unit_norm(q);
+        let k = self.unit_norm(k);
+        let state = self.read_states(inputs, ssm_states);
+        let state = self.graph.reshape(state, &[head, head, n_head, n_seqs]);
+        let output = self.delta_net([q, k, v, decay, beta, state], ssm_states);
+        let output = self.graph.cont(output);
+        let gate = self.raw_mm(il, "ssm_g_a", x);
+        let gate = self.graph.reshape(gate, &[head, n_head, n]);
+        let output = self.graph.reshape(output, &[head, n_head, n]);
+        let output = self.norm(il, "ssm_norm", output, Norm::Rms);
+        let gate = self.graph.unary(Unary::Sigmoid, gate);
+        let output = self.graph.mul(output, gate);
+        let output = self.graph.cont_nd(output, &[head * n_head, n]);
+        self.raw_mm(il, "attn_output", output)
     }
 }

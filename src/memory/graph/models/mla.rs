@@ -130,7 +130,8 @@ impl Builder<'_> {
     /// Stores latents and attends to them; values are the latents' first part (`build_attn` of `llm_graph_input_attn_k`).
     pub(super) fn attn_latent(&mut self, il: u32, inputs: CacheInputs, qkv: Qkv) -> Id {
         let v_mla = self.weight(il, "attn_v_b.weight");
-        [qkv.q, qkv.v, qkv.k].into_iter().for_each(|id| self.graph.expand(id));
+        let sinks = self.weight(il, "attn_sinks.weight");
+        self.graph.expand_all(&[qkv.q, qkv.v, qkv.k]);
         let stored = self.cpy_k(inputs.kind, il, qkv.k, inputs.k_idxs);
         self.graph.expand(stored);
         let layer = self.layer(il);
@@ -138,7 +139,7 @@ impl Builder<'_> {
         let t = *self.graph.tensor(k);
         let v_width = self.ne(qkv.v, 0);
         let v = self.graph.view(k, &[v_width, t.ne[1], t.ne[2], t.ne[3]], &t.nb[1..], 0);
-        self.mha(il, qkv.q, k, v, inputs.mask, Extras { v_mla, ..Extras::default() })
+        self.mha(il, qkv.q, k, v, inputs.mask, Extras { v_mla, sinks, ..Extras::default() })
     }
 
     /// Queries, keys and values of every head, decompressed from the latent.

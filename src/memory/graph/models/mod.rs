@@ -3,32 +3,39 @@
 mod delta;
 mod dsa;
 mod gemma;
+mod hyper;
 mod kda;
 mod mixed;
 mod mla;
+mod minimax;
 mod own;
 mod plain;
 mod table;
 
 use super::Builder;
 
-/// Builds the graph of one architecture.
-pub(super) enum Architecture {
+/// How the graph of one architecture is built.
+enum Architecture {
     /// A decoder of these traits.
     Plain(plain::Spec),
     /// One of its own.
     Own(fn(&mut Builder<'_>)),
 }
 
-/// The builder of an architecture by name.
-pub(super) fn find(name: &str) -> Option<&'static Architecture> {
-    table::ARCHITECTURES.iter().find(|(known, _)| *known == name).map(|(_, architecture)| architecture)
+/// Whether the architecture's graph can be built.
+pub(super) fn is_known(name: &str) -> bool {
+    find(name).is_some()
 }
 
-/// Builds the graph.
-pub(super) fn build(architecture: &Architecture, builder: &mut Builder<'_>) {
-    match architecture {
+/// Builds the graph of the architecture; `None` where it is not known.
+pub(super) fn build(name: &str, builder: &mut Builder<'_>) -> Option<()> {
+    match find(name)? {
         Architecture::Plain(spec) => plain::decoder(builder, spec),
         Architecture::Own(build) => build(builder),
     }
+    Some(())
+}
+
+fn find(name: &str) -> Option<&'static Architecture> {
+    table::ARCHITECTURES.iter().find(|(known, _)| *known == name).map(|(_, architecture)| architecture)
 }

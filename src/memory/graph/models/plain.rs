@@ -3,7 +3,7 @@
 //! Source: `src/models/*.cpp` (`graph::graph` of each architecture in the table), llama.cpp b11434.
 
 use super::super::attention::{AttnInputs, Extras, Qkv};
-use super::super::ffn::{Act, Clamp, Gating, Moe};
+use super::super::ffn::{Act, Gating, Moe};
 use super::super::inputs::Embeddings;
 use super::super::tensor::{Id, Unary};
 use super::super::{Builder, Norm};
@@ -108,6 +108,7 @@ pub(super) enum Logits {
 
 /// The traits of an architecture.
 #[derive(Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "independent traits")]
 pub(super) struct Spec {
     pub(super) norm: Norm,
     pub(super) embeddings: Embeddings,
@@ -140,7 +141,6 @@ pub(super) struct Spec {
     /// `expert_weights_scale` is applied.
     pub(super) scales_w: bool,
     pub(super) expert_act: Act,
-    pub(super) clamp: Clamp,
     pub(super) pick: Pick,
     pub(super) logits: Logits,
 }
@@ -169,7 +169,6 @@ pub(super) const PLAIN: Spec = Spec {
     norm_w: NormW::Always,
     scales_w: true,
     expert_act: Act::Silu,
-    clamp: Clamp::None,
     pick: Pick::Early,
     logits: Logits::Plain,
 };
@@ -407,7 +406,7 @@ pub(super) fn feed_forward(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id) -> 
     };
     let scaled = spec.scales_w && b.expert_weights_scaled();
     let gating = Gating::of(stated, spec.gating);
-    let moe = Moe { act: spec.expert_act, gating, norm_w, scaled, clamp: spec.clamp, ..Moe::default() };
+    let moe = Moe { act: spec.expert_act, gating, norm_w, scaled, ..Moe::default() };
     let routed = b.moe(il, x, &moe);
     shared_expert(b, spec, il, x, routed)
 }

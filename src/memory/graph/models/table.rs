@@ -2,11 +2,11 @@
 
 use super::super::Norm;
 use super::super::attention::Extras;
-use super::super::ffn::{Act, Clamp, Gating};
+use super::super::ffn::{Act, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
-use super::{delta, dsa, gemma, kda, mixed, mla, own};
+use super::{delta, dsa, gemma, hyper, kda, minimax, mixed, mla, own};
 
 /// Scores that fall with distance.
 const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
@@ -55,6 +55,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("command-r", Plain(Spec { norm: Norm::Layer, residual: Residual::Parallel, logits: Logits::Scaled, ..PLAIN })),
     ("dbrx", Plain(Spec { norm: Norm::Layer, ffn_norm: Some("attn_output_norm"), ..PLAIN })),
     ("deepseek", Plain(Spec { norm_w: NormW::Never, ..PLAIN })),
+    ("dots3note", Own(dsa::build)),
     ("dots1", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN })),
     ("ernie4_5", Plain(PLAIN)),
     ("ernie4_5-moe", Plain(PLAIN)),
@@ -154,6 +155,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("hunyuan-moe", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
     ("hunyuan_vl", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
     ("hy_v3", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, pick: Pick::AfterNorm, ..PLAIN })),
+    ("hy_v4", Own(hyper::hy_v4)),
     ("internlm2", Plain(PLAIN)),
     ("jais", Plain(Spec { norm: Norm::Layer, rope: Rope::Never, extras: ALIBI, ..PLAIN })),
     ("jais2", Plain(Spec { norm: Norm::Layer, act: Act::ReluSqr, ..PLAIN })),
@@ -161,7 +163,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("llama", Plain(PLAIN)),
     ("llama-embed", Plain(PLAIN)),
     ("maincoder", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
-    ("maple", Plain(Spec { rope: Rope::Windows, scales_w: false, clamp: Clamp::Fused, ..PLAIN })),
+    ("maple", Plain(Spec { rope: Rope::Windows, scales_w: false, ..PLAIN })),
     ("mellum", Plain(PLAIN)),
     (
         "minicpm",
@@ -275,6 +277,10 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("deepseek32", Own(dsa::build)),
     ("glm-dsa", Own(dsa::build)),
     ("kimi-linear", Own(kda::kimi_linear)),
+    ("minimax-01", Own(minimax::minimax_01)),
+    ("minimax-m3", Own(minimax::minimax_m3)),
+    ("bailingmoe3", Own(kda::bailingmoe3)),
+    ("step35", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, pick: Pick::BeforeNorm, ..PLAIN })),
     ("deepseek2", Own(mla::deepseek2)),
     ("mistral4", Own(mla::deepseek2)),
     ("minicpm3", Own(mla::minicpm3)),

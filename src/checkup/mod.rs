@@ -1,5 +1,8 @@
 //! The check document: what a command line would do.
 
+mod basis;
+pub mod lints;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -7,10 +10,13 @@ use serde::Serialize;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{self, HOST, MemoryBreakdown, Prediction};
+use crate::memory::{self, HOST, MemoryBreakdown, Prediction, expert_cache};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
-use crate::run::{ContextNumbers, FlashAttn, LoadMode, Note, ParsedCommand, Program, RunConfig, SplitMode};
+use crate::rules::Role;
+use crate::run::{ContextNumbers, Dialect, FlashAttn, LoadMode, ParsedCommand, Program, RunConfig, SplitMode, dialect};
+use lints::Facts;
+pub use lints::{Lint, Severity};
 
 /// `moeplan/check/1`.
 #[derive(Debug, Clone, Serialize)]
@@ -33,6 +39,8 @@ pub struct Checkup {
     pub mapped_span: Option<Bytes>,
     /// The override list and what each entry did.
     pub overrides: Vec<OverrideRow>,
+    /// The same with the entries of a counting flag (`-ncmoe N`) together.
+    pub override_groups: Vec<OverrideGroup>,
     /// What is wrong or surprising.
     pub lints: Vec<Lint>,
     /// Where the figures come from.
@@ -111,29 +119,25 @@ pub struct OverrideRow {
     pub shadowed_by: Option<usize>,
 }
 
-/// Something wrong or surprising.
+/// Entries of the override list that one flag made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Lint {
-    /// A stable name.
-    pub code: &'static str,
-    /// How bad it is.
-    pub severity: Severity,
-    /// What is the matter.
-    pub message: String,
-    /// What to try.
-    pub hint: Option<String>,
-}
-
-/// How bad a lint is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// llama.cpp refuses the command.
-    Error,
-    /// Probably not what was meant.
-    Warning,
-    /// Good to know.
-    Info,
+pub struct OverrideGroup {
+    /// The first of them, by its place in the list.
+    pub first: usize,
+    /// How many they are.
+    pub rules: usize,
+    /// Their regex; of several, `N…M` stands for the block numbers.
+    pub pattern: String,
+    /// Their target.
+    pub buffer: String,
+    /// The flag.
+    pub origin: String,
+    /// Tensors they decide.
+    pub tensors: u64,
+    /// Their bytes.
+    pub bytes: Bytes,
+    /// As [`OverrideRow::shadowed_by`], of a single entry.
+    pub shadowed_by: Option<usize>,
 }
 
 /// One copy of a tensor, or a tensor that is left out.
@@ -174,18 +178,41 @@ pub struct Options {
 
 /// What `command` would do with `model` on `machine`.
 pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options: Options) -> Result<Checkup, Error> {
-    let run = &command.run;
+    let run = &carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.
     let projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
     let projection = placement::place(model, machine, &projected)?;
-    let prediction = memory::predict(model, machine, &projected, &projection)?;
+    let (mut prediction, quantized_v) = match memory::predict(model, machine, &projected, &projection) {
+        Err(memory::Error::QuantizedV { .. }) => {
+            let allowed = RunConfig { type_v: crate::gguf::ggml_type::f16(), ..projected.clone() };
+            (memory::predict(model, machine, &allowed, &projection)?, true)
+        }
+        other => (other?, false),
+    };
     let placement = placement::place(model, machine, run)?;
     let memory = rows(&prediction);
     let budget = budgets(machine, &placement, options.margin);
     let shortfall = shortfall(&memory, &budget);
     let overrides = override_rows(model, run, &placement);
-    let mut lints = lints(&command.notes, &overrides);
-    lints.extend((!shortfall.is_empty()).then(|| fitting(run)).flatten());
+    let override_groups = override_groups(&overrides);
+    let facts = Facts {
+        model,
+        machine,
+        command,
+        run,
+        placement: &placement,
+        prediction: &prediction,
+        overrides: &overrides,
+        groups: &override_groups,
+        short: shortfall.keys().any(|key| key != HOST),
+        quantized_v,
+        cache_problem: expert_cache::expert_cache(model, machine, &projected, &projection).problem,
+    };
+    let lints = lints::lints(&facts);
+    if command.target.dialect == Dialect::Ik {
+        prediction.basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
+    }
+    prediction.basis.extend(basis::rows(command.target, machine, &placement));
     Ok(Checkup {
         schema: "moeplan/check/1",
         program: run.program,
@@ -196,10 +223,25 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
         mapped_span: mapped_span(model, run, &placement),
         lints,
         overrides,
+        override_groups,
         memory,
         basis: prediction.basis,
         tensors: options.tensors.then(|| tensor_rows(model, machine, &placement)),
     })
+}
+
+/// The launch with ik_llama.cpp's `-ncmoe` made overrides of, which takes the model and the layers' devices.
+fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, Error> {
+    let mut run = command.run.clone();
+    if let Some(wanted) = &command.last_blocks {
+        let layers = placement::place(model, machine, &run)?.layers;
+        let experts = model.tensors.iter().filter(|tensor| tensor.role == Role::RoutedExpert);
+        let blocks: std::collections::BTreeSet<u32> = experts.filter_map(|tensor| tensor.block).collect();
+        let device = |block: u32| layers.get(block as usize).copied().flatten();
+        let blocks: Vec<(u32, Option<u16>)> = blocks.into_iter().map(|block| (block, device(block))).collect();
+        run.overrides.extend(dialect::last_blocks(wanted, &blocks));
+    }
+    Ok(run)
 }
 
 /// The memory table with sums.
@@ -278,6 +320,7 @@ fn mapped_span(model: &Model, run: &RunConfig, placement: &Placement) -> Option<
 /// What each override matched and decided.
 fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<OverrideRow> {
     let mut rows = Vec::with_capacity(run.overrides.len());
+    let mut patterns = pattern::Parser::default();
     for (index, entry) in run.overrides.iter().enumerate() {
         let mut row = OverrideRow {
             pattern: entry.pattern.clone(),
@@ -288,7 +331,7 @@ fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<O
             matches: 0,
             shadowed_by: None,
         };
-        let Ok(pattern) = pattern::parse(&entry.pattern) else { continue };
+        let Ok(pattern) = patterns.parse(&entry.pattern) else { continue };
         let mut taken: BTreeMap<usize, u64> = BTreeMap::new();
         for (tensor, copies) in model.tensors.iter().zip(&placement.copies) {
             if copies.is_empty() || !pattern.matches(&tensor.name) {
@@ -312,57 +355,53 @@ fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<O
     rows
 }
 
-/// What is wrong or surprising about the command and its overrides.
-fn lints(notes: &[Note], overrides: &[OverrideRow]) -> Vec<Lint> {
-    let of_note = |note: &Note| Lint {
-        code: note.code,
-        severity: match note.code {
-            "unknown-flag" | "removed-flag" | "flag-needs-value" => Severity::Error,
-            "first-variant" => Severity::Info,
-            _ => Severity::Warning,
-        },
-        message: note.message.clone(),
-        hint: note.hint.clone(),
-    };
-    let mut lints: Vec<Lint> = notes.iter().map(of_note).collect();
-    // `-ncmoe N` makes N entries; one that finds no experts in a dense block is no mistake of the person's.
-    for row in overrides.iter().filter(|row| row.tensors == 0 && row.origin.contains("-ot")) {
-        let rule = format!("`{} {}={}`", row.origin, row.pattern, row.buffer);
-        let lint = match row.shadowed_by.and_then(|index| overrides.get(index)) {
-            Some(first) => Lint {
-                code: "rule-shadowed",
-                severity: Severity::Warning,
-                message: format!("{rule} decides nothing: `{}` comes before it", first.pattern),
-                hint: Some("the first match wins: put the narrower rule first".into()),
-            },
-            None => Lint {
-                code: "rule-matches-nothing",
-                severity: Severity::Warning,
-                message: format!("{rule} matches no tensor of this model"),
-                hint: Some("`moeplan inspect MODEL --tensors` lists the names".into()),
-            },
+/// Consecutive entries of one counting flag together.
+fn override_groups(rows: &[OverrideRow]) -> Vec<OverrideGroup> {
+    let mut groups: Vec<OverrideGroup> = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let before = index.checked_sub(1).and_then(|at| rows.get(at));
+        let goes_on = |before: &&OverrideRow| {
+            row.origin == before.origin && row.buffer == before.buffer && follows(&row.pattern, &before.pattern)
         };
-        lints.push(lint);
+        if let (Some(group), Some(_)) = (groups.last_mut(), before.filter(goes_on)) {
+            let first = rows.get(group.first).and_then(|first| counted(&first.pattern));
+            if let (Some((from, rest)), Some((to, _))) = (first, counted(&row.pattern)) {
+                group.pattern = format!("blk\\.{from}…{to}{rest}");
+            }
+            group.rules += 1;
+            group.tensors += row.tensors;
+            group.bytes += row.bytes;
+            group.shadowed_by = None;
+            continue;
+        }
+        groups.push(OverrideGroup {
+            first: index,
+            rules: 1,
+            pattern: row.pattern.clone(),
+            buffer: row.buffer.clone(),
+            origin: row.origin.clone(),
+            tensors: row.tensors,
+            bytes: row.bytes,
+            shadowed_by: row.shadowed_by,
+        });
     }
-    lints
+    groups
 }
 
-/// What llama.cpp's own fitting would do about a command that does not fit (`common/fit.cpp`, b11434).
-fn fitting(run: &RunConfig) -> Option<Lint> {
-    let shrinks = run.n_ctx == 0 && run.fit_ctx != u32::MAX;
-    let moves = run.n_gpu_layers == -1 && run.overrides.is_empty();
-    let what = match (shrinks, moves) {
-        (true, true) => "shorten the context, then move experts or layers to the host",
-        (true, false) => "shorten the context",
-        (false, true) => "move experts or layers to the host",
-        (false, false) => return None,
-    };
-    run.fit.then(|| Lint {
-        code: "fit-would-change",
-        severity: Severity::Info,
-        message: format!("llama.cpp's own fitting is on and would {what}; the figures are of the command as written"),
-        hint: Some("`moeplan plan` chooses what goes to the host; `-fit off` keeps the command as written".into()),
-    })
+/// The block number of an entry that a counting flag made, and the rest of its pattern.
+fn counted(pattern: &str) -> Option<(u32, &str)> {
+    let rest = pattern.strip_prefix("blk\\.")?;
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, rest) = rest.split_at_checked(digits)?;
+    Some((number.parse().ok()?, rest))
+}
+
+/// Whether an entry is of the block after that of the entry before it.
+fn follows(pattern: &str, before: &str) -> bool {
+    match (counted(pattern), counted(before)) {
+        (Some((number, rest)), Some((previous, same))) => number == previous + 1 && rest == same,
+        _ => false,
+    }
 }
 
 /// Every copy of every tensor.
@@ -406,15 +445,20 @@ mod tests {
     }
 
     #[test]
-    fn fitting_is_mentioned_where_it_would_act() {
-        let run = RunConfig::default();
-        for (run, acts) in [
-            (run.clone(), true),
-            (RunConfig { fit: false, ..run.clone() }, false),
-            (RunConfig { n_ctx: 4096, n_gpu_layers: 99, ..run.clone() }, false),
-            (RunConfig { n_gpu_layers: 99, ..run }, true),
-        ] {
-            assert_eq!(fitting(&run).is_some(), acts);
-        }
+    fn entries_of_a_counting_flag_are_one_group() {
+        let row = |pattern: &str, origin: &str| OverrideRow {
+            pattern: pattern.into(),
+            buffer: "CPU".into(),
+            origin: origin.into(),
+            tensors: 3,
+            bytes: Bytes(10),
+            matches: 3,
+            shadowed_by: None,
+        };
+        let rows =
+            [row(r"blk\.0\.x", "-ncmoe"), row(r"blk\.1\.x", "-ncmoe"), row(r"blk\.2\.x", "-ot"), row("y", "-ot")];
+        let groups = override_groups(&rows);
+        let shown: Vec<(&str, usize, u64)> = groups.iter().map(|g| (g.pattern.as_str(), g.rules, g.tensors)).collect();
+        assert_eq!(shown, [(r"blk\.0…1\.x", 2, 6), (r"blk\.2\.x", 1, 3), ("y", 1, 3)]);
     }
 }

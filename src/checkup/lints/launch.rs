@@ -1,0 +1,313 @@
+//! Lints of the launch: layers left behind, load modes, fitting, slots, caches.
+
+use super::{Facts, Finding, found};
+use crate::bytes::Bytes;
+use crate::memory::caches::{self, CacheKind};
+use crate::memory::expert_cache::Problem;
+use crate::memory::{Caches, HOST};
+use crate::placement::Buffer;
+use crate::rules::Role;
+use crate::run::build::BUILDS;
+use crate::run::numbers::numbers;
+use crate::run::{Dialect, LoadMode, Program, RunConfig};
+
+/// llama.cpp refuses a quantized V cache without flash attention.
+pub(super) fn quantized_v(facts: &Facts<'_>) -> Option<Finding> {
+    let ty = facts.run.type_v;
+    facts.quantized_v.then(|| {
+        found(
+            format!("`-ctv {ty}` without flash attention: llama.cpp refuses; the figures are those of `-ctv f16`"),
+            "`-fa on` where the model allows it (grok does not), else `-ctv f16`",
+        )
+    })?
+}
+
+/// `--moe-cache-mib` that stops the launch.
+pub(super) fn expert_cache_refused(facts: &Facts<'_>) -> Option<Finding> {
+    match facts.cache_problem? {
+        Problem::Impossible => {
+            found("`--moe-cache-mib` needs a device and a model with experts: llama.cpp refuses", "leave it out")
+        }
+        Problem::TooSmall => found(
+            format!("`--moe-cache-mib {}` holds not even the experts of one token", facts.run.moe_cache_mib),
+            "give it more, or leave it out",
+        ),
+        Problem::NothingToCache => None,
+    }
+}
+
+/// `--moe-cache-mib` with no expert on the host.
+pub(super) fn expert_cache_unused(facts: &Facts<'_>) -> Option<Finding> {
+    (facts.cache_problem == Some(Problem::NothingToCache)).then(|| {
+        found(
+            "`--moe-cache-mib`: no block of a device keeps all its experts in host memory, so nothing is cached",
+            "use it with `-cmoe` or `-ncmoe N`",
+        )
+    })?
+}
+
+/// A build without a row.
+pub(super) fn unknown_build(facts: &Facts<'_>) -> Option<Finding> {
+    let target = facts.command.target;
+    if target.known().is_some() || target.dialect == Dialect::Ik {
+        return None;
+    }
+    let newest = BUILDS.last().map_or(0, |build| build.number);
+    let what = if target.build > newest { "newer than every build known here" } else { "not known here" };
+    found(
+        format!(
+            "b{} is {what}: its flags and rules are taken to be those of b{}",
+            target.build,
+            target.nearest().number
+        ),
+        "compare with `llama-fit-params -fitp on` of that build",
+    )
+}
+
+/// Blocks that stay on the host, and how many there are.
+fn left_behind(facts: &Facts<'_>) -> Option<(usize, usize)> {
+    let (_, blocks) = facts.placement.layers.split_last()?;
+    let left = blocks.iter().filter(|device| device.is_none()).count();
+    (facts.has_devices() && facts.run.n_gpu_layers > 0).then_some((left, blocks.len()))
+}
+
+/// `-ngl` of exactly the number of blocks: the output takes one.
+pub(super) fn ngl_leaves_block_0(facts: &Facts<'_>) -> Option<Finding> {
+    let (left, blocks) = left_behind(facts)?;
+    (left == 1).then(|| {
+        found(
+            format!("`-ngl {blocks}` counts the output first, so block 0 stays on the host with its cache"),
+            format!("`-ngl {}` or more (`-ngl 99`) moves all of them", blocks + 1),
+        )
+    })?
+}
+
+/// A smaller `-ngl`.
+pub(super) fn ngl_leaves_blocks(facts: &Facts<'_>) -> Option<Finding> {
+    let (left, blocks) = left_behind(facts).filter(|(left, _)| *left > 1)?;
+    let experts = facts.model.tensors.iter().any(|tensor| tensor.role == Role::RoutedExpert);
+    let hint = if experts {
+        "`-ngl 99 -ncmoe N` keeps attention and caches on the device and leaves only experts behind"
+    } else {
+        "`moeplan plan` finds the largest `-ngl` that fits"
+    };
+    let n = facts.run.n_gpu_layers;
+    found(
+        format!("`-ngl {n}` leaves blocks 0 to {} of {blocks} on the host, attention and cache included", left - 1),
+        hint,
+    )
+}
+
+/// The output matrix in host memory.
+pub(super) fn output_on_host(facts: &Facts<'_>) -> Option<Finding> {
+    let name = if facts.model.tensors.iter().any(|tensor| tensor.name == "output.weight") {
+        "output.weight"
+    } else {
+        "token_embd.weight"
+    };
+    let at = facts.model.tensors.iter().position(|tensor| tensor.name == name)?;
+    let copy = facts.placement.copies.get(at)?.last()?;
+    if !facts.has_devices() || matches!(copy.buffer, Buffer::Device(_)) {
+        return None;
+    }
+    let why = match facts.run.program {
+        Program::Server | Program::Cli if !facts.run.embeddings => "every token's last product runs on the processor",
+        _ => "32 rows of logits or more copy it whole into a device's compute buffer",
+    };
+    let hint = match copy.rule {
+        Some(_) => "leave the output out of the rules: `-ot` patterns match anywhere in a name",
+        None => "`-ngl 1` or more moves the output first",
+    };
+    found(format!("the output matrix ({name}, {}) stays on the host: {why}", copy.bytes), hint)
+}
+
+/// Whether files are mapped.
+fn is_mapped(run: &RunConfig) -> bool {
+    matches!(run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock)
+}
+
+/// Weights that rules keep on the host of a machine with devices.
+fn overridden_to_host(facts: &Facts<'_>) -> Bytes {
+    let copies = facts.placement.copies.iter().flatten();
+    let kept = copies.filter(|copy| copy.rule.is_some() && matches!(copy.buffer, Buffer::Cpu | Buffer::HostPinned));
+    if facts.has_devices() { kept.map(|copy| copy.bytes).sum() } else { Bytes(0) }
+}
+
+/// Mapped experts are copied through pageable memory; pinned ones are not.
+pub(super) fn mmap_with_host_overrides(facts: &Facts<'_>) -> Option<Finding> {
+    let kept = overridden_to_host(facts);
+    let pinned = facts.placement.devices.iter().filter_map(|index| facts.machine.devices.get(usize::from(*index)));
+    let can_pin = pinned.into_iter().any(|device| device.backend.host_buffer_name().is_some());
+    let room = facts.ram().is_none_or(|ram| facts.host_total() <= ram);
+    if kept == Bytes(0) || !is_mapped(facts.run) || facts.run.no_host || !can_pin || !room {
+        return None;
+    }
+    found(
+        format!("{kept} that rules keep on the host are read through mapped files, which makes prompts slower"),
+        if facts.command.target.dialect == Dialect::Ik {
+            "`--no-mmap` reads them into memory"
+        } else {
+            "`--load-mode none` pins them in memory: 2 to 3 times the prompt speed where it was measured"
+        },
+    )
+}
+
+/// Pinned weights that main memory cannot hold.
+pub(super) fn pinned_beyond_ram(facts: &Facts<'_>) -> Option<Finding> {
+    let pinned = facts.placement.copies.iter().flatten().any(|copy| copy.buffer == Buffer::HostPinned);
+    let (ram, total) = (facts.ram()?, facts.host_total());
+    (pinned && total > ram).then(|| {
+        found(
+            format!(
+                "without mapped files the host's {total} are pinned memory, and there are {ram}: loading fails or swaps"
+            ),
+            "`--load-mode mmap` reads what is needed from the file; or keep more on the devices",
+        )
+    })?
+}
+
+/// Mapped weights that the page cache cannot hold.
+pub(super) fn mapped_beyond_ram(facts: &Facts<'_>) -> Option<Finding> {
+    let (ram, model) = (facts.ram()?, facts.prediction.memory.get(HOST)?.model);
+    (is_mapped(facts.run) && model > ram).then(|| {
+        found(
+            format!(
+                "{model} of mapped weights are more than the {ram} of main memory: every token reads from the disk"
+            ),
+            "keep more on the devices, or take a smaller quantization",
+        )
+    })?
+}
+
+/// Host experts in a layout of the processor's own: prompts are computed where they are.
+pub(super) fn repacked_not_offloaded(facts: &Facts<'_>) -> Option<Finding> {
+    let experts = facts.model.tensors.iter().zip(&facts.placement.copies);
+    let repacked = experts.filter(|(tensor, _)| tensor.role == Role::RoutedExpert).flat_map(|(_, copies)| copies);
+    let bytes: Bytes =
+        repacked.filter(|copy| matches!(copy.buffer, Buffer::CpuRepack | Buffer::Amx)).map(|copy| copy.bytes).sum();
+    (facts.has_devices() && bytes > Bytes(0)).then(|| {
+        found(
+            format!("`--no-host` repacks {bytes} of experts for the processor: prompts are computed there, not on the device"),
+            "leave `--no-host` out: prompts were 20 to 60 times as fast where it was measured",
+        )
+    })?
+}
+
+/// With op offload off anyway, repacking would only help.
+pub(super) fn repack_lost(facts: &Facts<'_>) -> Option<Finding> {
+    let run = facts.run;
+    (overridden_to_host(facts) > Bytes(0) && !run.op_offload && run.repack && !run.no_host).then(|| {
+        found(
+            "with a device present, weights of the host are not repacked for the processor",
+            "`--no-host` repacks them; with `--no-op-offload` nothing is lost by it",
+        )
+    })?
+}
+
+/// Whether llama.cpp's own fitting finds less free than its margin (`common/fit.cpp`, b11434).
+fn is_tight(facts: &Facts<'_>) -> bool {
+    let margin = |at: usize| match facts.run.fit_target.as_slice() {
+        [one] => *one,
+        several => several.get(at).copied().unwrap_or(1024),
+    };
+    let short = |(at, index): (usize, &u16)| {
+        let device = facts.machine.devices.get(usize::from(*index))?;
+        let terms = facts.prediction.memory.get(&device.name)?;
+        Some(terms.total() + Bytes::mib(u64::from(margin(at))) > device.total)
+    };
+    // llama-fit-params fits on purpose.
+    let on_purpose = facts.run.program == Program::FitParams;
+    !on_purpose && facts.placement.devices.iter().enumerate().any(|device| short(device).unwrap_or(false))
+}
+
+/// What keeps fitting from moving weights.
+fn forbids_moving(facts: &Facts<'_>) -> Option<&'static str> {
+    let several = facts.placement.devices.len() > 1;
+    match facts.run {
+        run if run.n_gpu_layers != -1 => Some("-ngl"),
+        run if !run.overrides.is_empty() => Some("-ot, -cmoe or -ncmoe"),
+        run if several && run.tensor_split.iter().any(|share| *share != 0.0) => Some("-ts"),
+        _ => None,
+    }
+}
+
+/// Whether fitting shortens the context: it is not given, and `-c 0` is not either.
+fn shortens(facts: &Facts<'_>) -> bool {
+    facts.run.fit && is_tight(facts) && facts.run.n_ctx == 0 && facts.run.fit_ctx != u32::MAX
+}
+
+/// Fitting is on, but will not rescue the command.
+pub(super) fn fit_gives_up(facts: &Facts<'_>) -> Option<Finding> {
+    let flag = forbids_moving(facts).filter(|_| facts.run.fit && facts.short && is_tight(facts) && !shortens(facts))?;
+    found(
+        format!(
+            "llama.cpp's own fitting gives up because {flag} is given: the launch goes on as written and runs out of memory"
+        ),
+        "`moeplan plan` finds what fits; or leave the flag to `--fit`",
+    )
+}
+
+/// Fitting shortens a context that is not given before it moves a single expert.
+pub(super) fn fit_cuts_context(facts: &Facts<'_>) -> Option<Finding> {
+    if !shortens(facts) {
+        return None;
+    }
+    let (from, to) = (facts.prediction.numbers.n_ctx, facts.run.fit_ctx);
+    let rest =
+        forbids_moving(facts).map(|flag| format!("; because {flag} is given it moves no weight if that is not enough"));
+    found(
+        format!(
+            "without `-c`, llama.cpp's own fitting shortens the context of {from} tokens, down to {to}, and says so only in its \
+             log{}",
+            rest.unwrap_or_default()
+        ),
+        "give `-c N`",
+    )
+}
+
+/// Fitting would change what goes where.
+pub(super) fn fit_would_change(facts: &Facts<'_>) -> Option<Finding> {
+    (facts.run.fit && is_tight(facts) && forbids_moving(facts).is_none()).then(|| {
+        found(
+            "llama.cpp's own fitting is on and would move experts or layers to the host; the figures are of the command as written",
+            "`moeplan plan` chooses what goes to the host; `-fit off` keeps the command as written",
+        )
+    })?
+}
+
+/// What the windows and states of a launch take.
+fn fixed(caches: &Caches) -> Bytes {
+    let kept = |kind| matches!(kind, CacheKind::Swa | CacheKind::Recurrent | CacheKind::PleState);
+    let windows = caches.list.iter().filter(|cache| kept(cache.kind) && cache.tokens_per_cell.is_none());
+    let tensors = windows.flat_map(|cache| cache.layers.iter().filter_map(|layer| cache.tensors(layer).ok()).flatten());
+    tensors.map(|tensor| tensor.bytes).sum()
+}
+
+/// llama-server takes 4 slots where none are asked for; windows and states are kept for each.
+pub(super) fn slots_multiply_states(facts: &Facts<'_>) -> Option<Finding> {
+    let slots = facts.prediction.numbers.n_seq_max;
+    if facts.run.program != Program::Server || facts.run.n_parallel.is_some() || slots < 2 {
+        return None;
+    }
+    let one = RunConfig { n_parallel: Some(1), ..facts.run.clone() };
+    let caches = caches::caches(facts.model, &one, &numbers(&one, &facts.model.hparams));
+    let (now, alone) = (fixed(&facts.prediction.caches), fixed(&caches));
+    (now > alone).then(|| {
+        found(
+            format!("llama-server's own {slots} slots each keep windows and states: {now} instead of {alone}"),
+            "`-np 1` for one user",
+        )
+    })?
+}
+
+/// Slots that are not unified divide the context.
+pub(super) fn slots_share_context(facts: &Facts<'_>) -> Option<Finding> {
+    let numbers = &facts.prediction.numbers;
+    let divided = facts.run.program == Program::Server && facts.run.n_ctx > 0 && !numbers.kv_unified;
+    (divided && numbers.n_seq_max > 1).then(|| {
+        found(
+            format!("`-np {}` divides the context: each slot has {} tokens", numbers.n_seq_max, numbers.n_ctx_seq),
+            "`-kvu` lets the slots share all of it, or multiply `-c`",
+        )
+    })?
+}
