@@ -221,7 +221,9 @@ fn projections_of_llama_cpp_are_met_within_the_recorded_bounds() {
         let mut headers = Headers::unpack(archive);
         let cells: Vec<Cell> = rows.iter().flat_map(|row| cells(row, &mut headers)).collect();
         let mut worst: Vec<&Cell> = cells.iter().collect();
-        worst.sort_by(|a, b| (b.total.abs() / b.total_of.max(256.0)).total_cmp(&(a.total.abs() / a.total_of.max(256.0))));
+        worst.sort_by(|a, b| {
+            (b.total.abs() / b.total_of.max(256.0)).total_cmp(&(a.total.abs() / a.total_of.max(256.0)))
+        });
         for cell in worst.iter().take(3) {
             let (device, name) = (&cell.device, &cell.name);
             eprintln!("{file} {name}: {device} compute {:+.1} of {:.1} MiB", cell.compute, cell.compute_of);
@@ -306,8 +308,7 @@ fn measurements_on_real_cards_are_met() {
             let found = differences(&file, launch, &mut headers);
             for (what, now, measured, bound) in found {
                 compared += 1;
-                let line =
-                    format!("{}: {} {what} {now:.2} MiB, measured {measured:.2}", file.card, launch.command);
+                let line = format!("{}: {} {what} {now:.2} MiB, measured {measured:.2}", file.card, launch.command);
                 eprintln!("{line}");
                 if (now - measured).abs() > bound {
                     wrong.push(line);

@@ -76,10 +76,8 @@ pub fn table() -> String {
         let flags = cell.entry.flags.replace("-ngl 99 ", "").replace(" -np 1", "");
         let on = if remote.is_some() { " (RPC)" } else { "" };
         let mib = cell.ours.div_ceil(MIB);
-        let _ = writeln!(
-            text,
-            "| {model} `{flags}`{on} | {without:+.1}% ({with:+.1}%) | {mdl:+.1}% | {error} | {mib} |"
-        );
+        let _ =
+            writeln!(text, "| {model} `{flags}`{on} | {without:+.1}% ({with:+.1}%) | {mdl:+.1}% | {error} | {mib} |");
     }
     text
 }

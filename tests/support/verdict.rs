@@ -114,8 +114,8 @@ pub struct Score {
     /// By flag or model: cases compared, cases with a compute cell outside.
     by_flag: BTreeMap<String, (usize, usize)>,
     by_model: BTreeMap<String, (usize, usize)>,
-    /// The largest misses: relative error and the line.
-    worst: Vec<(f64, String)>,
+    /// The largest miss of each model: relative error and the line.
+    worst: BTreeMap<String, (f64, String)>,
     deaths: BTreeMap<String, (usize, String)>,
 }
 
@@ -156,7 +156,7 @@ impl Score {
             row.0 += 1;
             row.1 += usize::from(!good);
         };
-        count(&mut self.by_model, model);
+        count(&mut self.by_model, model.clone());
         for name in case.flag_names() {
             count(&mut self.by_flag, name);
         }
@@ -164,9 +164,10 @@ impl Score {
         let error = |(p, m): &(u64, u64)| p.abs_diff(*m) as f64 / (*m).max(16 * MIB) as f64;
         if !good {
             let largest = compute.iter().map(error).fold(0.0, f64::max);
-            self.worst.push((largest, format!("{replay}\n    {}", verdict.describe(true))));
-            self.worst.sort_by(|a, b| b.0.total_cmp(&a.0));
-            self.worst.truncate(40);
+            let worst = self.worst.entry(model).or_default();
+            if largest >= worst.0 {
+                *worst = (largest, format!("{replay}\n    {}", verdict.describe(true)));
+            }
         }
     }
 
@@ -198,7 +199,7 @@ impl Score {
         for (words, (count, example)) in &self.deaths {
             let _ = writeln!(text, "died {count}: {words}\n    {example}");
         }
-        for (error, line) in &self.worst {
+        for (error, line) in self.worst.values() {
             let _ = writeln!(text, "compute off by {:.1}%: {line}", 100.0 * error);
         }
         text
