@@ -64,7 +64,7 @@ struct Cell {
 /// The cells of a row. Its table is cut to whole MiB; the compute column is known to two decimals.
 #[expect(clippy::cast_precision_loss, reason = "MiB with decimals")]
 fn cells(row: &Row, headers: &mut Headers) -> Vec<Cell> {
-    let found = predict(headers.model(&row.model), row.command(), "CUDA0=81079M").unwrap_or_else(|error| {
+    let found = predict(headers.model(&row.model), &row.command(), "CUDA0=81079M").unwrap_or_else(|error| {
         panic!("{} {}: llama.cpp took it, we say: {error}", row.model, row.flags);
     });
     let cell = |(device, shown): (&String, &truth_rows::Shown)| {
@@ -325,7 +325,7 @@ fn measurements_on_real_cards_are_met() {
 fn differences(file: &Measured, launch: &Measurement, headers: &mut Headers) -> Vec<(String, f64, f64, f64)> {
     let device = format!("CUDA0={}M", file.total_mib);
     let model = headers.model(&launch.model);
-    let found = truth_rows::predict_on(model, launch.command.clone(), &device, Some(&file.card)).expect("it ran");
+    let found = truth_rows::predict_on(model, &launch.command, &device, Some(&file.card)).expect("it ran");
     let row = found["CUDA0"];
     let own = (row.model + row.context + row.compute).in_mib();
     let mut lines = Vec::new();

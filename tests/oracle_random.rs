@@ -1,7 +1,7 @@
 //! The oracle on flags drawn at random: our bytes against the linked llama.cpp's own projection, buffer type by buffer type.
 //!
-//! Feature `embedded`. 200 cases of a fixed seed; `MOEPLAN_FULL=1` 10,000; `MOEPLAN_CASES`, `MOEPLAN_SEED` others;
-//! `MOEPLAN_CASE='1 qwen3moe-moe llama-server -c 512'` (software devices, model, command) only that one. The headers are
+//! Feature `embedded`. 200 cases of a fixed seed; `MOEPLAN_FULL=1` 10,000; `MOEPLAN_CASES`, `MOEPLAN_SEED` others,
+//! `MOEPLAN_MODELS=qwen` only models with that in their name; `MOEPLAN_CASE='1 qwen3moe-moe llama-server -c 512'` (software devices, model, command) only that one. The headers are
 //! those of testdata/architectures.tar.xz and the tiny siblings of every model that `moeplan synth` knows.
 #![cfg(feature = "embedded")]
 #![expect(clippy::print_stderr, reason = "a test's report")]
@@ -72,6 +72,9 @@ impl Rig {
         };
         let models: Vec<_> = paths.into_iter().map(named).collect();
         assert!(models.len() >= 140, "only {} models", models.len());
+        let wanted = std::env::var("MOEPLAN_MODELS").unwrap_or_default();
+        let models: Vec<_> = models.into_iter().filter(|(name, ..)| name.contains(&wanted)).collect();
+        assert!(!models.is_empty(), "no model with `{wanted}` in its name");
         let mut rig = Self {
             runtime: Embedded::of(env!("CARGO_BIN_EXE_moeplan")),
             models,

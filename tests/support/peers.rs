@@ -54,7 +54,7 @@ pub fn cells() -> Vec<Cell> {
         // An RPC device takes part where the command names its server.
         let (at, rpc) = if device == "RPC0" { ("[127.0.0.1:50052]", " --rpc 127.0.0.1:50052") } else { ("", "") };
         let command = format!("llama-server {}{rpc}", entry.flags);
-        let found = predict(headers.model(&entry.model), command, &format!("{device}{at}=81079M")).expect("predicted");
+        let found = predict(headers.model(&entry.model), &command, &format!("{device}{at}=81079M")).expect("predicted");
         let row = found[device];
         Cell { case: entry.case.clone(), ours: (row.model + row.context + row.compute).0, truth, entry }
     };

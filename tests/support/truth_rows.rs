@@ -86,14 +86,14 @@ pub fn device(name: &str, mib: u64, description: Option<&str>) -> Device {
 }
 
 /// The memory table of a command line on one device, `NAME=SIZE`.
-pub fn predict(model: &Model, command: String, device: &str) -> Result<MemoryByDevice, String> {
+pub fn predict(model: &Model, command: &str, device: &str) -> Result<MemoryByDevice, String> {
     predict_on(model, command, device, None)
 }
 
 /// The same on a device that has a description.
 pub fn predict_on(
     model: &Model,
-    command: String,
+    command: &str,
     device: &str,
     description: Option<&str>,
 ) -> Result<MemoryByDevice, String> {
