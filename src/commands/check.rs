@@ -1,6 +1,7 @@
 //! `check`: what a llama.cpp command line would do, without running it. [I/O]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -77,12 +78,7 @@ fn note_config_files(command: &mut ParsedCommand) {
     if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
         return;
     }
-    let of_user = match std::env::var_os("XDG_CONFIG_HOME").filter(|folder| !folder.is_empty()) {
-        Some(folder) => Some(PathBuf::from(folder)),
-        None => std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")),
-    };
-    let folders = [Some(PathBuf::from("/etc")), of_user];
-    for file in folders.into_iter().flatten().map(|folder| folder.join("llama.cpp/config.ini")) {
+    for file in config_files(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME")) {
         if file.is_file() {
             command.notes.push(Note {
                 code: "config-file-read",
@@ -96,9 +92,19 @@ fn note_config_files(command: &mut ParsedCommand) {
     }
 }
 
+/// Where llama.cpp looks for them, by two variables of the environment.
+fn config_files(config_home: Option<OsString>, home: Option<OsString>) -> Vec<PathBuf> {
+    let of_user = match config_home.filter(|folder| !folder.is_empty()) {
+        Some(folder) => Some(PathBuf::from(folder)),
+        None => home.map(|home| Path::new(&home).join(".config")),
+    };
+    let folders = [Some(PathBuf::from("/etc")), of_user];
+    folders.into_iter().flatten().map(|folder| folder.join("llama.cpp/config.ini")).collect()
+}
+
 /// `LLAMA_ARG_*` of this process.
 fn environment() -> BTreeMap<String, String> {
-    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+    let text = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok().filter(|name| name.starts_with("LLAMA_ARG_"))?;
         Some((name, value.to_string_lossy().into_owned()))
     };
@@ -132,5 +138,28 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             Some(format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_are_numbers_with_or_without_their_letter() {
+        assert_eq!((build("11549"), build("b11549")), (Ok(11549), Ok(11549)));
+        assert!(build("latest").is_err());
+    }
+
+    #[test]
+    fn llama_cpp_has_two_configuration_files() {
+        let files = |config: Option<&str>, home: Option<&str>| {
+            let files = config_files(config.map(OsString::from), home.map(OsString::from));
+            files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
+        };
+        let system = "/etc/llama.cpp/config.ini".to_string();
+        assert_eq!(files(Some("/c"), Some("/h")), [system.clone(), "/c/llama.cpp/config.ini".to_string()]);
+        assert_eq!(files(Some(""), Some("/h")), [system.clone(), "/h/.config/llama.cpp/config.ini".to_string()]);
+        assert_eq!(files(None, None), [system]);
     }
 }

@@ -277,7 +277,10 @@ pub(super) fn fit_would_change(facts: &Facts<'_>) -> Option<Finding> {
 
 /// What the windows and states of a launch take.
 fn fixed(caches: &Caches) -> Bytes {
-    let kept = |kind| matches!(kind, CacheKind::Swa | CacheKind::Recurrent | CacheKind::PleState);
+    let kept = |kind| {
+        let states = matches!(kind, CacheKind::CsaState | CacheKind::HcaState);
+        states || matches!(kind, CacheKind::Swa | CacheKind::Recurrent | CacheKind::PleState)
+    };
     let windows = caches.list.iter().filter(|cache| kept(cache.kind) && cache.tokens_per_cell.is_none());
     let tensors = windows.flat_map(|cache| cache.layers.iter().filter_map(|layer| cache.tensors(layer).ok()).flatten());
     tensors.map(|tensor| tensor.bytes).sum()

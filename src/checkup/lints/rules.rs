@@ -132,7 +132,10 @@ fn is_open(pattern: &Pattern, block: u32, name: &str) -> bool {
     if !matches(head.to_string()) || matches(before.to_string()) {
         return false;
     }
-    (0..10).filter(|digit| matches(format!("{before}{digit}"))).count() < 9
+    // Nearly any number in their place: all blocks are meant.
+    let numbers = if before.is_empty() { 0..10 } else { 10..100 };
+    let count = numbers.len();
+    numbers.filter(|number| matches(number.to_string())).count() * 10 < count * 9
 }
 
 /// The target exists, but takes no part in the launch.
@@ -199,6 +202,13 @@ mod tests {
         ] {
             let pattern = pattern::parse(text).unwrap();
             assert_eq!(pattern.matches(name) && is_open(&pattern, 17, name), open, "{text}");
+        }
+        let name = "blk.105.ffn_up_exps.weight";
+        for (text, open) in
+            [(r"blk\.1[0-9]", true), (r"blk\.10\.", false), (r"blk\.\d+.*exps", false), (r"blk\.1.*", false)]
+        {
+            let pattern = pattern::parse(text).unwrap();
+            assert_eq!(pattern.matches(name) && is_open(&pattern, 105, name), open, "{text}");
         }
     }
 }
