@@ -117,7 +117,7 @@ pub fn case() -> impl Strategy<Value = Case> {
         flag("-nkvo", 15, &[""]),
     );
     let placement = (
-        flag("-ngl", 85, &["99", "0", "1", "2", "3", "4", "5"]),
+        flag("-ngl", 85, &["99", "0", "1", "2", "3", "4", "5", "14", "25"]),
         flag("-cmoe", 20, &[""]),
         flag("-ncmoe", 20, &["1", "2", "3"]),
         flag("--no-op-offload", 15, &[""]),
