@@ -136,7 +136,6 @@ impl<'a> Launch<'a> {
         let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();
         targets.push(Target { backend: Backend::Cpu, device: None, alignment: Backend::Cpu.alignment() });
         let several = self.placement.devices.len() > 1;
-        // Asynchronous work and events, which this needs too, are what every backend has here, remote devices included.
         let pipeline = several
             && self.is_full_offload()
             && self.run.split_mode == SplitMode::Layer
