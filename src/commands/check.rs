@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
 use super::machine::MachineArgs;
 use super::{Outcome, Output};
@@ -64,7 +64,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 pub fn load(path: &Path, run: &RunConfig) -> anyhow::Result<Model> {
     let mut gguf = gguf::open(path)?;
     run.override_metadata(&mut gguf.header.metadata);
-    Model::from_gguf(gguf).with_context(|| format!("`{}`", path.display()))
+    Ok(Model::from_gguf(gguf)?)
 }
 
 /// A build as it is written: `11434` or `b11434`.
@@ -103,7 +103,7 @@ fn config_files(config_home: Option<OsString>, home: Option<OsString>) -> Vec<Pa
 }
 
 /// `LLAMA_ARG_*` of this process.
-fn environment() -> BTreeMap<String, String> {
+pub fn environment() -> BTreeMap<String, String> {
     let text = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok().filter(|name| name.starts_with("LLAMA_ARG_"))?;
         Some((name, value.to_string_lossy().into_owned()))

@@ -17,6 +17,7 @@ use crate::machine::Machine;
 use crate::measurement::{Measurement, verify};
 use crate::memory::{self, Prediction};
 use crate::plan;
+use crate::report;
 use crate::run::{ModelSource, RunConfig, parse};
 use crate::runtime::{
     Embedded, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, machine_of, software_machine,
@@ -64,7 +65,7 @@ pub struct How {
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub measure_generate: u32,
     /// How often, for the spread of the speed.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
     /// Threads of llama.cpp; 0 = all processors.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -137,10 +138,14 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let prompt = how.text.clone().map_or(Prompt::Tokens(how.measure_prompt.min(room)), Prompt::Text);
     let workload = Workload { prompt, n_generate: how.measure_generate, repetitions: how.repetitions };
     output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
+    let fits = plan.get("fits").is_none_or(|fits| fits.as_bool() == Some(true));
     let mut measured = verify(&runtime, &launch, &workload, &predicted.memory, how.tolerance)?;
     measured.plan = plan;
-    report(&measured, output)?;
-    Ok(if measured.ok() { Outcome::Yes } else { Outcome::No })
+    answer(&measured, output)?;
+    if !fits {
+        output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
+    }
+    Ok(if measured.ok() && fits { Outcome::Yes } else { Outcome::No })
 }
 
 /// What moeplan predicts for the launch.
@@ -181,6 +186,8 @@ fn planned(path: &Path, args: &Args, runtime: &Embedded) -> anyhow::Result<(serd
     let model = check::load(path, &RunConfig::default())?;
     let mut request = args.options.request(&model)?;
     let mut machine = args.options.machine.machine()?;
+    // What is repacked is decided by what the embedded llama.cpp was built for, not by what the processor could do.
+    machine.host.isa = crate::runtime::embedded_isa();
     let servers = bind_software_devices(&runtime.program, &mut machine, &mut request.run, args.how.threads)?;
     let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
     Ok((serde_json::to_value(plan)?, servers))
@@ -233,57 +240,12 @@ fn project(runtime: &Embedded, launch: &Launch, output: &Output) -> anyhow::Resu
 }
 
 /// Prints the measurement.
-fn report(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
-    if output.format() == Format::Json {
-        return output.json(measured);
+fn answer(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
+    match output.format() {
+        Format::Json => output.json(measured),
+        Format::Markdown => output.answer(&report::measurement::markdown(measured)),
+        Format::Text => output.answer(&report::measurement::text(measured)),
     }
-    output.answer(&text(measured))
-}
-
-/// The measurement for people: predicted beside measured, then speed and the process.
-fn text(measured: &Measurement) -> String {
-    let mut text = format!("{:<24} {:>14} {:>14} {:>14} {:>9}\n", "", "predicted", "measured", "difference", "error");
-    for row in &measured.comparison {
-        let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
-        let _ = writeln!(
-            text,
-            "{:<24} {:>14} {:>14} {:>12} B {:>8.2}% {}",
-            crate::escape::terminal(&row.quantity),
-            row.predicted.to_string(),
-            row.measured.to_string(),
-            difference,
-            100.0 * row.error,
-            if row.ok { "ok" } else { "OUTSIDE" }
-        );
-    }
-    let speed = &measured.speed;
-    let mean = |samples: &[f64]| {
-        let n = u32::try_from(samples.len()).unwrap_or(1).max(1);
-        samples.iter().sum::<f64>() / f64::from(n)
-    };
-    let _ = writeln!(text);
-    let _ = writeln!(text, "prompt      {:>10.2} tokens/s ({} tokens)", mean(&speed.pp), speed.n_prompt);
-    let _ = writeln!(text, "generation  {:>10.2} tokens/s ({} tokens)", mean(&speed.tg), speed.n_generate);
-    let _ = writeln!(text, "load        {:>10.2} s", measured.load_seconds);
-    let process = &measured.process;
-    let _ = writeln!(
-        text,
-        "process     {} own, {} of files, {} at its peak",
-        process.rss_anon, process.rss_file, process.peak
-    );
-    if !measured.finite {
-        let _ = writeln!(text, "some logits are not finite numbers");
-    }
-    let verdict = if measured.ok() { "within" } else { "outside" };
-    let _ = writeln!(
-        text,
-        "runtime     {} llama.cpp b{} ({}); {verdict} {:.3}%",
-        measured.runtime.program,
-        measured.runtime.build,
-        measured.runtime.backend,
-        100.0 * measured.tolerance
-    );
-    text
 }
 
 #[cfg(test)]

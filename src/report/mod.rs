@@ -4,5 +4,6 @@ pub mod bar;
 pub mod plan;
 pub mod checkup;
 pub mod inspection;
+pub mod measurement;
 pub mod number;
 pub mod table;

@@ -126,7 +126,7 @@ const LINTS: &[Rule] = &[
 
 /// What reading a command notes, and how bad each is.
 const NOTES: &[(&str, Severity)] = &[
-    ("unknown-flag", Severity::Error),
+    ("unknown-flag", Severity::Warning),
     ("removed-flag", Severity::Error),
     ("flag-of-newer-build", Severity::Error),
     ("flag-needs-value", Severity::Error),
