@@ -33,6 +33,8 @@ pub struct Compute {
     pub by_device: BTreeMap<String, Bytes>,
     /// How they were found.
     pub basis: Basis,
+    /// Whether attention is one operation (`-fa auto` resolved), where the graph was replayed.
+    pub flash_attn: Option<bool>,
 }
 
 /// What a compute figure depends on.
@@ -63,8 +65,8 @@ pub fn predict(
 ) -> Compute {
     let launch = Launch { model, machine, run, numbers, caches, placement };
     match launch.replay() {
-        Some(by_device) => Compute { by_device, basis: Basis::Replay },
-        None => Compute { by_device: formula::compute(&launch), basis: Basis::Formula },
+        Some((by_device, flash_attn)) => Compute { by_device, basis: Basis::Replay, flash_attn: Some(flash_attn) },
+        None => Compute { by_device: formula::compute(&launch), basis: Basis::Formula, flash_attn: None },
     }
 }
 
@@ -81,8 +83,8 @@ pub fn compute(
 }
 
 impl<'a> Launch<'a> {
-    /// Lays out the prompt's graph; `None` for an architecture that is not replayed.
-    fn replay(&self) -> Option<BTreeMap<String, Bytes>> {
+    /// Lays out the prompt's graph, with or without flash attention; `None` for an architecture that is not replayed.
+    fn replay(&self) -> Option<(BTreeMap<String, Bytes>, bool)> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
         let mut graph = graph::build(&self.plan(self.prompt(), flash_attn))?;
@@ -92,7 +94,7 @@ impl<'a> Launch<'a> {
             None => Some("Host".to_string()),
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
-        Some(named.collect())
+        Some((named.collect(), flash_attn))
     }
 
     /// The graph of the prompt before it is scheduled: for tests that compare it with llama.cpp's.

@@ -63,6 +63,8 @@ pub struct Prediction {
     pub numbers: ContextNumbers,
     /// The caches behind the context column.
     pub caches: Caches,
+    /// Whether attention is one operation (`-fa auto` resolved), where the graph was replayed.
+    pub flash_attn: Option<bool>,
     /// Where the figures come from.
     pub basis: Vec<Basis>,
 }
@@ -182,5 +184,5 @@ pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Pl
         compute::Basis::Formula => "closed forms: within some per cent on plain attention, 10 to 20% elsewhere",
     };
     basis.push(Basis { quantity: "compute".to_string(), how: how.to_string() });
-    Ok(Prediction { memory, numbers, caches, basis })
+    Ok(Prediction { memory, numbers, caches, flash_attn: compute.flash_attn, basis })
 }

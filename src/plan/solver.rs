@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::placement::{self, Placement};
 use crate::plan::experts::{self, ExpertBlock};
 use crate::plan::patterns::{self, TensorSet};
-use crate::run::{Override, RunConfig};
+use crate::run::{FlashAttn, Override, RunConfig};
 
 /// What the planner may do with the routed experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
@@ -130,7 +130,12 @@ impl Problem<'_> {
         if blocks.is_empty() || (fits_whole && self.strategy != Strategy::ExpertsOnHost) {
             return Ok(bare);
         }
-        let search = Search { problem: self, base: bare.run, universe: experts::universe(self.model, &bare.placement) };
+        let flash_attn = match (run.flash_attn, bare.prediction.flash_attn) {
+            (FlashAttn::Auto, Some(true)) => FlashAttn::On,
+            (asked, _) => asked,
+        };
+        let universe = experts::universe(self.model, &bare.placement);
+        let search = Search { problem: self, base: bare.run, universe, flash_attn };
         let mut hosted: Vec<bool> = vec![true; blocks.len()];
         let all_on_host = search.judge(&blocks, &hosted, &TensorSet::new())?;
         if self.strategy == Strategy::ExpertsOnHost || !devices_fit(&all_on_host) {
@@ -167,6 +172,9 @@ struct Search<'a> {
     problem: &'a Problem<'a>,
     base: RunConfig,
     universe: TensorSet,
+    /// `-fa`, with `auto` resolved to `on` where the first launch showed it: where experts are does not change it, and
+    /// finding out costs a graph.
+    flash_attn: FlashAttn,
 }
 
 impl Search<'_> {
@@ -185,7 +193,9 @@ impl Search<'_> {
             buffer: "CPU".to_string(),
             origin: "-ot".to_string(),
         }));
-        self.problem.judge(run)
+        let mut candidate = self.problem.judge(RunConfig { flash_attn: self.flash_attn, ..run.clone() })?;
+        candidate.run = run;
+        Ok(candidate)
     }
 
     /// Keeps as many of the last blocks of `range` on the device as fit; marks them in `hosted`.
