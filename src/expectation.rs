@@ -20,7 +20,7 @@ pub struct Check {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Not YAML, or not a mapping of keys; the message has line and column.
-    #[error("expectations `{name}`: {source}")]
+    #[error("expectations `{name}`")]
     Yaml {
         /// The file or built-in name.
         name: String,

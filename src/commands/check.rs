@@ -113,7 +113,7 @@ fn config_files(config_home: Option<OsString>, home: Option<OsString>) -> Vec<Pa
 }
 
 /// `LLAMA_ARG_*` of this process.
-fn environment() -> BTreeMap<String, String> {
+pub fn environment() -> BTreeMap<String, String> {
     let text = |(name, value): (OsString, OsString)| {
         let name = name.into_string().ok().filter(|name| name.starts_with("LLAMA_ARG_"))?;
         Some((name, value.to_string_lossy().into_owned()))

@@ -37,6 +37,13 @@ pub struct Args {
     machine: MachineArgs,
 }
 
+/// Several models in one document.
+#[derive(serde::Serialize)]
+struct Several<'a> {
+    schema: &'static str,
+    models: &'a [Inspection],
+}
+
 /// Runs `inspect`: exit 1 when an expectation is not met.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(repo) = repository(args)? {
@@ -64,7 +71,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let pages = |render: fn(&Inspection) -> String| documents.iter().map(render).collect::<Vec<_>>().join("\n");
     match (output.format(), documents.as_slice()) {
         (Format::Json, [one]) => output.json(one)?,
-        (Format::Json, several) => output.json(&several)?,
+        (Format::Json, several) => output.json(&Several { schema: "moeplan/inspections/1", models: several })?,
         (Format::Markdown, _) => output.answer(&pages(report::inspection::markdown))?,
         (Format::Text, _) => output.answer(&pages(report::inspection::text))?,
     }

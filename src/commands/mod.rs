@@ -13,8 +13,10 @@ pub mod verify;
 pub mod worker;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
 
+use anstyle::AnsiColor;
 use anyhow::Context as _;
 
 use crate::cli::{Format, Global};
@@ -77,7 +79,7 @@ impl Output {
             text.push('\n');
         }
         if let Some(path) = &self.global.output {
-            return std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()));
+            return write(path, &text);
         }
         match anstream::stdout().write_all(text.as_bytes()) {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -110,6 +112,23 @@ impl Output {
     }
 }
 
+/// Writes a file whole or not at all, and never over a model.
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut magic = [0; 4];
+    let is_model =
+        std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF";
+    anyhow::ensure!(!is_model, "-o `{}` is a GGUF file, which an answer must not replace", path.display());
+    let failed = || format!("cannot write `{}`", path.display());
+    if path.exists() && !path.is_file() {
+        return std::fs::write(path, text).with_context(failed);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    file.write_all(text.as_bytes()).with_context(failed)?;
+    file.persist(path).map_err(|error| error.error).with_context(failed)?;
+    Ok(())
+}
+
 /// Shows a log line of a child process, on standard error.
 fn echo(line: &str) {
     let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
@@ -133,9 +152,11 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
 pub fn print_error(error: &anyhow::Error) {
     let chain: Vec<String> =
         error.chain().map(|cause| crate::escape::terminal(&cause.to_string()).into_owned()).collect();
-    let _ = writeln!(anstream::stderr(), "error: {}", chain.join(": "));
+    let red = AnsiColor::Red.on_default().bold();
+    let cyan = AnsiColor::Cyan.on_default();
+    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {}", chain.join(": "));
     if let Some(hint) = hint(error) {
-        let _ = writeln!(anstream::stderr(), "hint: {}", crate::escape::terminal(&hint));
+        let _ = writeln!(anstream::stderr(), "{cyan}hint:{cyan:#} {}", crate::escape::terminal(&hint));
     }
 }
 

@@ -46,10 +46,11 @@ pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// What a person and llama.cpp call the MODEL: a path where it is here, else as typed.
-pub fn shown(model: &Path) -> anyhow::Result<String> {
+/// What llama.cpp is told of the MODEL: the first file where it is here, whichever of a split was named; else as typed.
+pub fn shown(model: &Path, gguf: &Gguf) -> String {
     let is_here = model.to_str().is_none_or(|text| matches!(Location::parse(text), Ok(Location::Here(_))));
-    Ok(if is_here { path(model)?.display().to_string() } else { model.display().to_string() })
+    let first = gguf.files.first().filter(|_| is_here).map_or(model, |file| &file.path);
+    first.display().to_string()
 }
 
 /// A path as it is; else the path of the model of that name.

@@ -8,6 +8,7 @@ use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::commands::machine::MachineArgs;
 use crate::commands::{Outcome, Output, check, model_arg};
+use crate::inspection::Warning;
 use crate::model::Model;
 use crate::plan::solver::Strategy;
 use crate::plan::{self, ContextChoice, Plan, Request, Turn, rule_file};
@@ -162,11 +163,17 @@ fn rule_overrides(name: &str, model: &Model) -> anyhow::Result<Vec<Override>> {
 
 /// Loads the model and makes the plan.
 pub fn make(model: &std::path::Path, options: &PlanOptions, output: &Output) -> anyhow::Result<(Model, Plan)> {
-    let model_path = model_arg::shown(model)?;
-    let model = check::load(model_arg::open(model, output)?, &RunConfig::default())?;
+    let gguf = model_arg::open(model, output)?;
+    let model_path = model_arg::shown(model, &gguf);
+    let model = check::load(gguf, &RunConfig::default())?;
     let request = options.request(&model)?;
     let machine = options.machine.machine()?;
-    let plan = plan::plan(&model, &model_path, &machine, &request)?;
+    let mut plan = plan::plan(&model, &model_path, &machine, &request)?;
+    plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
+        code: "environment",
+        message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
+        hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
+    }));
     Ok((model, plan))
 }
 

@@ -66,7 +66,7 @@ pub struct How {
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub measure_generate: u32,
     /// How often, for the spread of the speed.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
     /// Threads of llama.cpp; 0 = all processors.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -139,10 +139,14 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let prompt = how.text.clone().map_or(Prompt::Tokens(how.measure_prompt.min(room)), Prompt::Text);
     let workload = Workload { prompt, n_generate: how.measure_generate, repetitions: how.repetitions };
     output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
+    let fits = plan.get("fits").is_none_or(|fits| fits.as_bool() == Some(true));
     let mut measured = verify(&runtime, &launch, &workload, &predicted.memory, how.tolerance)?;
     measured.plan = plan;
     answer(&measured, output)?;
-    Ok(if measured.ok() { Outcome::Yes } else { Outcome::No })
+    if !fits {
+        output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
+    }
+    Ok(if measured.ok() && fits { Outcome::Yes } else { Outcome::No })
 }
 
 /// What moeplan predicts for the launch.
@@ -184,6 +188,8 @@ fn planned(path: &Path, args: &Args, runtime: &Embedded) -> anyhow::Result<(serd
     let model = check::load(gguf::open(path)?, &RunConfig::default())?;
     let mut request = args.options.request(&model)?;
     let mut machine = args.options.machine.machine()?;
+    // What is repacked is decided by what the embedded llama.cpp was built for, not by what the processor could do.
+    machine.host.isa = crate::runtime::embedded_isa();
     let servers = bind_software_devices(&runtime.program, &mut machine, &mut request.run, args.how.threads)?;
     let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
     Ok((serde_json::to_value(plan)?, servers))

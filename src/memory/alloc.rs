@@ -289,3 +289,88 @@ impl<'a, F: Fn(usize, &Tensor) -> u64> Allocator<'a, F> {
         self.states[id.index()].is_allocated = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::graph::tensor::Graph;
+    use super::*;
+    use crate::gguf::ggml_type::f32;
+
+    /// The size that one buffer of alignment 16 gets.
+    fn size(graph: &Graph) -> u64 {
+        let mut buffers = [BufferAllocator::new(16, u64::MAX)];
+        let on_it = |ids: &[Id]| ids.iter().map(|id| (*id, 0)).collect::<Vec<_>>();
+        let (nodes, leafs) = (on_it(&graph.nodes), on_it(&graph.leafs));
+        let alloc_size = |_, tensor: &Tensor| tensor.bytes();
+        Layout { tensors: &graph.tensors, nodes: &nodes, leafs: &leafs, alloc_size }.allocate(&mut buffers);
+        buffers[0].size()
+    }
+
+    /// An input of `n` floats.
+    fn start(graph: &mut Graph, n: u64) -> Id {
+        graph.input(f32(), &[n])
+    }
+
+    #[test]
+    fn the_smallest_block_that_fits_is_taken_and_neighbours_merge() {
+        let mut buffer = BufferAllocator::new(16, u64::MAX);
+        let places: Vec<_> = [64, 16, 32, 16, 40].map(|size| buffer.alloc(size)).to_vec();
+        assert_eq!(places.iter().map(|at| at.offset).collect::<Vec<_>>(), [0, 64, 80, 112, 128]);
+        buffer.free(places[0], 64);
+        buffer.free(places[2], 32);
+        assert_eq!(buffer.alloc(20).offset, 80);
+        assert_eq!(buffer.alloc(20).offset, 0);
+        buffer.free(places[1], 16);
+        // What is left of the first block and the freed one lie side by side.
+        assert_eq!(buffer.alloc(48).offset, 32);
+        assert_eq!(buffer.size(), 128 + 48);
+    }
+
+    #[test]
+    fn a_chunk_that_is_full_is_followed_by_another() {
+        let mut buffer = BufferAllocator::new(16, 64);
+        let places = [48, 48, 100].map(|size| buffer.alloc(size));
+        assert_eq!(places.map(|at| (at.chunk, at.offset)), [(0, 0), (1, 0), (2, 0)]);
+        assert_eq!(buffer.size(), 48 + 48 + 112);
+    }
+
+    #[test]
+    fn a_result_takes_its_sources_place_unless_that_is_read_again() {
+        let mut graph = Graph::default();
+        let x = start(&mut graph, 16);
+        let a = graph.scale(x);
+        let b = graph.scale(a);
+        graph.expand(b);
+        assert_eq!(size(&graph), 64);
+        let again = graph.add(b, a);
+        graph.expand(again);
+        assert_eq!(size(&graph), 128);
+    }
+
+    #[test]
+    fn what_is_viewed_stays_until_its_views_are_read() {
+        let mut graph = Graph::default();
+        let x = start(&mut graph, 16);
+        let whole = graph.cont(x);
+        let half = graph.view(whole, &[8], &[], 0);
+        let other = graph.cont(half);
+        graph.expand(other);
+        // The input's place is free once it has been copied, and the half is copied into it.
+        assert_eq!(size(&graph), 128);
+    }
+
+    #[test]
+    fn outputs_are_never_freed() {
+        let build = |is_output: bool| {
+            let mut graph = Graph::default();
+            let x = start(&mut graph, 16);
+            let a = graph.cont(x);
+            graph.tensors[a.index()].is_output = is_output;
+            let b = graph.cont(a);
+            let c = graph.cont(b);
+            graph.expand(c);
+            size(&graph)
+        };
+        assert_eq!((build(false), build(true)), (128, 192));
+    }
+}

@@ -240,3 +240,55 @@ fn flash_attn_bytes(tensors: &[Tensor], tensor: &Tensor) -> u64 {
     }
     end
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::graph::tensor::{Graph, Id};
+    use super::*;
+
+    const CUDA: Target = Target { backend: Backend::Cuda, device: Some(0), alignment: 128 };
+
+    /// Attention of 512 tokens with 32 heads to a cache of 1024 cells with 4, both of this type.
+    fn attention(head: u64, ty: &str) -> (Graph, Id) {
+        let mut graph = Graph::default();
+        let cache = GgmlType::from_name(ty).unwrap();
+        let mut tensor = |ty, dims: [u64; 3]| graph.input(ty, &dims);
+        let q = tensor(crate::gguf::ggml_type::f32(), [head, 512, 32]);
+        let [k, v] = [0; 2].map(|_| tensor(cache, [head, 1024, 4]));
+        let mask = tensor(crate::gguf::ggml_type::f16(), [1024, 512, 1]);
+        let rows = graph.flash_attn_ext(q, k, v, mask);
+        (graph, rows)
+    }
+
+    #[test]
+    fn attention_to_a_quantized_cache_needs_its_copies_in_f16() {
+        let bytes = |ty| {
+            let (graph, rows) = attention(128, ty);
+            CUDA.alloc_size(&graph.tensors, graph.tensor(rows))
+        };
+        let (plain, copied) = (128 * 512 * 32 * 4, 2 * 128 * 1024 * 4 * 2);
+        assert_eq!((bytes("f16"), bytes("q8_0"), bytes("bf16")), (plain, plain + copied, plain + copied));
+    }
+
+    #[test]
+    fn heads_of_a_length_without_kernel_are_not_supported() {
+        let supports = |head, ty| {
+            let (graph, rows) = attention(head, ty);
+            CUDA.supports_op(&graph.tensors, graph.tensor(rows))
+        };
+        assert!(supports(128, "f16") && supports(128, "q5_1"));
+        assert!(!supports(100, "f16") && !supports(128, "iq4_nl"));
+    }
+
+    #[test]
+    fn only_large_batches_are_offloaded() {
+        let mut graph = Graph::default();
+        let weight = graph.input(crate::gguf::ggml_type::f16(), &[64, 64]);
+        let [few, many] = [31, 32].map(|n| {
+            let x = graph.input(crate::gguf::ggml_type::f32(), &[64, n]);
+            graph.mul_mat(weight, x)
+        });
+        assert!(!CUDA.wants_op(graph.tensor(few)) && CUDA.wants_op(graph.tensor(many)));
+        assert!(!Target { backend: Backend::Rpc, ..CUDA }.wants_op(graph.tensor(many)));
+    }
+}

@@ -136,14 +136,11 @@ impl<'a> Launch<'a> {
         let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();
         targets.push(Target { backend: Backend::Cpu, device: None, alignment: Backend::Cpu.alignment() });
         let several = self.placement.devices.len() > 1;
-        // Remote devices report neither asynchronous work nor events.
-        let is_async = targets.iter().all(|t| t.backend != Backend::Rpc);
         let pipeline = several
             && self.is_full_offload()
             && self.run.split_mode == SplitMode::Layer
             && self.run.offload_kqv
-            && self.run.overrides.is_empty()
-            && is_async;
+            && self.run.overrides.is_empty();
         Scheduler { targets, op_offload: self.run.op_offload, pipeline }
     }
 

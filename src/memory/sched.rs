@@ -392,3 +392,84 @@ impl Scheduling<'_> {
         self.graph.push(node)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::ggml_type::{f16, f32};
+    use crate::machine::Backend;
+
+    fn target(device: Option<u16>) -> Target {
+        let backend = if device.is_some() { Backend::Cuda } else { Backend::Cpu };
+        Target { backend, device, alignment: backend.alignment() }
+    }
+
+    fn scheduler(n_devices: u16, pipeline: bool) -> Scheduler {
+        let devices = (0..n_devices).map(|device| target(Some(device)));
+        Scheduler { targets: devices.chain([target(None)]).collect(), op_offload: true, pipeline }
+    }
+
+    /// `n_tokens` rows through one matrix in each of `buffers`.
+    fn products(n_tokens: u64, buffers: &[Buffer]) -> Graph {
+        let mut graph = Graph::default();
+        let mut x = graph.input(f32(), &[64, n_tokens]);
+        for buffer in buffers {
+            let weight = graph.hold(f16(), &[64, 64], Held::Weight(*buffer));
+            x = graph.mul_mat(weight, x);
+        }
+        graph.expand(x);
+        graph
+    }
+
+    fn homes(scheduler: &Scheduler, graph: &mut Graph) -> Vec<usize> {
+        scheduler.targets_of(graph, |tensor| tensor.op == Op::MulMat).into_iter().filter_map(|(_, t)| t).collect()
+    }
+
+    #[test]
+    fn products_run_where_their_weights_are() {
+        let mut graph = products(4, &[Buffer::Device(0), Buffer::Device(1), Buffer::Cpu]);
+        let scheduler = scheduler(2, false);
+        assert_eq!(homes(&scheduler, &mut graph), [0, 1, 2]);
+        // The input is the host's, hence copied to the first device.
+        let scheduled = scheduler.reserve(&mut graph);
+        assert_eq!(scheduled.n_splits, 3);
+    }
+
+    #[test]
+    fn large_batches_go_to_the_first_device_although_the_weight_is_on_the_host() {
+        let at = |n_tokens, op_offload| {
+            let scheduler = Scheduler { op_offload, ..scheduler(2, false) };
+            homes(&scheduler, &mut products(n_tokens, &[Buffer::Cpu]))
+        };
+        assert_eq!((at(31, true), at(32, true), at(32, false)), (vec![2], vec![0], vec![2]));
+    }
+
+    #[test]
+    fn a_weight_is_copied_to_the_device_that_runs_its_product() {
+        let size = |buffer| scheduler(1, false).reserve(&mut products(32, &[buffer])).sizes;
+        let (own, offloaded) = (size(Buffer::Device(0)), size(Buffer::Cpu));
+        assert_eq!(offloaded[0] - own[0], 64 * 64 * 2);
+    }
+
+    #[test]
+    fn each_copy_of_an_input_counts_in_a_pipeline() {
+        let size = |pipeline| scheduler(1, pipeline).reserve(&mut products(32, &[Buffer::Device(0)])).sizes;
+        let (once, pipelined) = (size(false), size(true));
+        assert!(pipelined[0] >= once[0] + 3 * 64 * 32 * 4, "{once:?} {pipelined:?}");
+    }
+
+    #[test]
+    fn what_a_device_cannot_run_falls_to_the_host() {
+        let mut graph = Graph::default();
+        let x = graph.input(f32(), &[64, 4]);
+        let weight = graph.hold(f16(), &[64, 64], Held::Weight(Buffer::Device(0)));
+        let x = graph.mul_mat(weight, x);
+        let t = *graph.tensor(x);
+        let strided = graph.view(x, &[32, 4], &[t.nb[1]], 0);
+        let squashed = graph.unary(super::super::graph::tensor::Unary::Silu, strided);
+        graph.expand(squashed);
+        let scheduler = scheduler(1, false);
+        let found = scheduler.targets_of(&mut graph, |tensor| matches!(tensor.op, Op::Unary(_)));
+        assert_eq!(found, [(squashed, Some(1))]);
+    }
+}

@@ -12,7 +12,8 @@ use serde::Serialize;
 use crate::bytes::Bytes;
 use crate::checkup::{self, Checkup};
 use crate::gguf::source::{Location, Which};
-use crate::machine::Machine;
+use crate::inspection::{Inspection, Warning};
+use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::placement::{self, Buffer};
 use crate::rules::Role;
@@ -69,6 +70,8 @@ pub struct Plan {
     pub model: ModelSummary,
     /// On which machine; `total` of a device is its budget.
     pub machine: Machine,
+    /// What to know before using it: of the model, of the machine, of the environment.
+    pub warnings: Vec<Warning>,
     /// Kept free of every device's budget.
     pub margin: Bytes,
     /// What was allowed.
@@ -150,10 +153,13 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     };
     run.n_ctx = match request.context {
         ContextChoice::Fixed(n_ctx) => n_ctx,
-        ContextChoice::Turn => turn_context(request.turn, model.hparams.context_length),
+        ContextChoice::Turn => {
+            let slots = request.run.n_parallel.unwrap_or(1).max(1);
+            turn_context(request.turn, model.hparams.context_length).saturating_mul(slots)
+        }
         ContextChoice::Max => largest_context(&problem, &run)?,
     };
-    let candidate = problem.solve(&run)?;
+    let candidate = problem.solve_with_fewer_devices(&run)?;
     let args = run::args::args(&candidate.run);
     let parsed = replay(model, path, machine, &args, &candidate)?;
     let command =
@@ -165,12 +171,35 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         check,
         model: summary(model, path),
         machine: machine.clone(),
+        warnings: warnings(model, machine, request),
         margin: request.margin,
         strategy: request.strategy,
         args,
         command,
         placement: expert_split(model, machine, &candidate),
     })
+}
+
+/// What a plan's reader should know: what is wrong with the model, a device without an address, no device at all.
+fn warnings(model: &Model, machine: &Machine, request: &Request) -> Vec<Warning> {
+    let mut warnings = Inspection::new(model, &[], None).warnings;
+    let mut warn = |code, message: String, hint: &str| warnings.push(Warning { code, message, hint: hint.to_string() });
+    if machine.devices.is_empty() {
+        warn("no-device", "no device was described: all is planned for the host".into(), "--vram 24G describes a card");
+    }
+    for device in machine.devices.iter().filter(|d| d.backend == Backend::Rpc && d.endpoint().is_none()) {
+        let hint = "write --device 'RPC0[HOST:PORT]=SIZE'; `verify` starts a local server for it";
+        warn("rpc-without-address", format!("{} has no address, so the command cannot reach it", device.name), hint);
+    }
+    let trained = model.hparams.context_length;
+    if let ContextChoice::Fixed(n_ctx) = request.context
+        && trained > 0
+        && n_ctx / request.run.n_parallel.unwrap_or(1).max(1) > trained
+    {
+        let message = format!("-c {n_ctx} is more than the model was trained on: {trained} tokens");
+        warn("context-beyond-training", message, "-c max stays within it");
+    }
+    warnings
 }
 
 /// The command line: llama.cpp finds a model on the hub with `-hf` and at an address with `-mu`.

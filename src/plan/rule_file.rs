@@ -49,7 +49,7 @@ pub struct PlacementRule {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Not the YAML of a rule file; the message has line and column.
-    #[error("rule file `{name}`: {source}")]
+    #[error("rule file `{name}`")]
     Yaml {
         /// The file or built-in name.
         name: String,

@@ -97,6 +97,24 @@ impl Problem<'_> {
         device.total.saturating_sub(used + self.margin)
     }
 
+    /// [`Problem::solve`]; where it does not fit on all devices, the same without the smallest, then without the two
+    /// smallest …: a card too small for its share of the layers must not spoil a plan that fits the others.
+    pub fn solve_with_fewer_devices(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        let first = self.solve(run)?;
+        let mut names: Vec<&Device> = self.machine.devices.iter().collect();
+        names.sort_by_key(|device| std::cmp::Reverse(device.total));
+        while !devices_fit(&first) && run.tensor_split.is_empty() && names.len() > 1 {
+            names.pop();
+            let kept = |device: &&Device| names.iter().any(|name| name.name == device.name);
+            let devices = self.machine.devices.iter().filter(kept).map(|device| device.name.clone()).collect();
+            let fewer = self.solve(&RunConfig { devices: Some(devices), ..run.clone() })?;
+            if devices_fit(&fewer) {
+                return Ok(fewer);
+            }
+        }
+        Ok(first)
+    }
+
     /// The best launch for the user's settings in `run`, whose overrides are the user's and stay first.
     pub fn solve(&self, run: &RunConfig) -> Result<Candidate, Error> {
         let bare = self.judge(run.clone())?;

@@ -167,7 +167,7 @@ fn tensors(checkup: &Checkup) -> Table {
 }
 
 /// How bad, in a word.
-fn word(severity: Severity) -> &'static str {
+pub(super) fn word(severity: Severity) -> &'static str {
     match severity {
         Severity::Error => "error",
         Severity::Warning => "warning",

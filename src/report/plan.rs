@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 
 use crate::bytes::Bytes;
+use crate::checkup::Severity;
 use crate::cli::Format;
 use crate::escape;
 use crate::plan::Plan;
+use crate::plan::solver::Strategy;
 use crate::report::checkup::memory;
 
 /// The plan as text or Markdown.
@@ -38,7 +40,14 @@ pub fn render(plan: &Plan, format: Format) -> String {
     let table = memory(&plan.check);
     out += &if text { table.text() } else { table.markdown() };
     let _ = writeln!(out, "\n{}", experts(plan));
-    let _ = writeln!(out, "{}\n", verdict(plan));
+    let _ = writeln!(out, "{}", verdict(plan));
+    for warning in &plan.warnings {
+        let _ = writeln!(out, "warning: {}; {}", shown(&warning.message), shown(&warning.hint));
+    }
+    for lint in plan.check.lints.iter().filter(|lint| lint.severity != Severity::Info) {
+        let _ = writeln!(out, "{}: {} [{}]", super::checkup::word(lint.severity), shown(&lint.message), lint.code);
+    }
+    out.push('\n');
     if text {
         let _ = writeln!(out, "{}", escape::terminal(&plan.command));
     } else {
@@ -69,6 +78,24 @@ fn experts(plan: &Plan) -> String {
     }
 }
 
+/// What to try when it does not fit.
+fn remedy(plan: &Plan) -> &'static str {
+    let host_only = plan.check.shortfall.keys().all(|name| name == "Host");
+    match (host_only, plan.strategy) {
+        (true, _) if plan.machine.devices.is_empty() => "Describe your cards with --vram, or take a smaller file",
+        (true, _) => "The host needs more memory: take a smaller file, or a card that holds more of it",
+        (false, Strategy::AllOnDevice | Strategy::Rules) => {
+            "Experts may not be moved by this strategy: --strategy auto moves them to the host"
+        }
+        (false, _) if plan.placement.blocks_with_experts == 0 => {
+            "The model is dense: try a smaller -c or -ub, -ctk q8_0 -ctv q8_0, or a smaller file"
+        }
+        (false, _) => {
+            "Every routed expert that may move is on the host: try a smaller -c or -ub, -ctk q8_0 -ctv q8_0, or a smaller file"
+        }
+    }
+}
+
 /// Whether it fits, and by how much it does or does not.
 fn verdict(plan: &Plan) -> String {
     if plan.check.fits {
@@ -93,10 +120,6 @@ fn verdict(plan: &Plan) -> String {
             .iter()
             .map(|(device, bytes): (&String, &Bytes)| format!("{device} by {bytes}"))
             .collect();
-        format!(
-            "Does not fit, even with every routed expert that may move on the host: short on {}. Try a smaller -c or -ub, \
-             -ctk q8_0 -ctv q8_0, or a smaller file",
-            short.join(", ")
-        )
+        format!("Does not fit: short on {}. {}", short.join(", "), remedy(plan))
     }
 }

@@ -133,6 +133,11 @@ impl Projection {
     }
 }
 
+/// The instruction set that the embedded llama.cpp is built for (`.cargo/config.toml`): it decides what is repacked.
+pub fn embedded_isa() -> Isa {
+    if cfg!(target_arch = "aarch64") { Isa::ArmNeon } else { Isa::X86Avx2 }
+}
+
 /// The machine of the devices that a runtime lists: those that weights can be offloaded to.
 pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
     let device = |info: &DeviceInfo| Device {
@@ -153,7 +158,7 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
     let ram = devices.iter().find(|info| info.backend == "CPU").map(|info| info.total);
     Machine {
         devices: devices.iter().filter(|info| info.gpu).map(device).collect(),
-        host: Host { ram, isa: Isa::default() },
+        host: Host { ram, isa: embedded_isa() },
     }
 }
 

@@ -408,9 +408,11 @@ impl Builder<'_> {
     }
 
     fn expert_gated(&mut self, gate: Id, up: Id, moe: &Moe, clamp: Clamp) -> Id {
-        if moe.act != Act::Situ {
-            return self.gated(gate, up, moe.act, clamp);
-        }
+        if moe.act == Act::Situ { self.situ(gate, up) } else { self.gated(gate, up, moe.act, clamp) }
+    }
+
+    /// kimi-k3's product of squashed rows.
+    pub(super) fn situ(&mut self, gate: Id, up: Id) -> Id {
         let mut squash = |x: Id| {
             let x = self.graph.scale(x);
             let x = self.graph.unary(Unary::Tanh, x);

@@ -59,6 +59,7 @@ pub enum Op {
     Tri,
     SolveTri,
     SoftMax,
+    HcPre,
     Rope,
     Clamp,
     Pad,

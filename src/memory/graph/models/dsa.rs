@@ -196,7 +196,7 @@ impl Builder<'_> {
         let v = self.graph.view(k, &[v_width, t.ne[1], t.ne[2], t.ne[3]], &t.nb[1..], 0);
         let v_mla = self.weight(il, "attn_v_b.weight");
         let sinks = self.weight(il, "attn_sinks.weight");
-        self.mha(il, qkv.q, k, v, mask, Extras { v_mla, sinks, ..Extras::default() })
+        self.mha(il, qkv.q, k, v, mask, Extras { sinks, v_mla, ..Extras::default() })
     }
 
     fn mask_of(&mut self, mask: Id, chosen: Id) -> Id {

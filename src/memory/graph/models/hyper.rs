@@ -23,14 +23,14 @@ pub(super) fn hy_v4(b: &mut Builder<'_>) {
     let mut streams = b.graph.repeat(rows, &[n_embd, n_streams, n_tokens]);
     let mut chosen = None;
     for il in 0..b.n_layer {
-        let (x, post) = b.from_streams(il, "hc_attn", streams);
+        let (x, post) = b.read_streams(il, "hc_attn", streams);
         let x = b.norm(il, "attn_norm", x, Norm::Rms);
         let x = dsa::attention(b, il, x, &inputs, &mut chosen);
-        streams = b.onto_streams(x, streams, post);
-        let (x, post) = b.from_streams(il, "hc_ffn", streams);
+        streams = b.write_streams(x, streams, post);
+        let (x, post) = b.read_streams(il, "hc_ffn", streams);
         let x = b.norm(il, "ffn_norm", x, Norm::Rms);
         let x = feed_forward(b, &SPEC, il, x);
-        streams = b.onto_streams(x, streams, post);
+        streams = b.write_streams(x, streams, post);
     }
     let flat = b.graph.reshape(streams, &[n_embd * n_streams, n_tokens]);
     let flat = b.graph.get_rows(flat, out_ids);
@@ -50,7 +50,7 @@ impl Builder<'_> {
     }
 
     /// The layer's input, and how much each stream takes of its output (`build_hc_pre`).
-    fn from_streams(&mut self, il: u32, name: &str, streams: Id) -> (Id, Id) {
+    fn read_streams(&mut self, il: u32, name: &str, streams: Id) -> (Id, Id) {
         let weight = self.weight(il, &format!("{name}_fn.weight"));
         let mixes = self.mix(weight, streams);
         let scale = self.weight(il, &format!("{name}_scale.weight")).unwrap_or(mixes);
@@ -86,7 +86,7 @@ impl Builder<'_> {
     }
 
     /// The streams after a layer's output (`build_hc_post`).
-    fn onto_streams(&mut self, x: Id, streams: Id, post: Id) -> Id {
+    fn write_streams(&mut self, x: Id, streams: Id, post: Id) -> Id {
         let x = self.graph.cast(x, f32());
         let post = self.graph.cast(post, f32());
         let streams = self.graph.cast(streams, f32());

@@ -193,8 +193,8 @@ impl Builder<'_> {
         self.raw_mm(il, "attn_output", gated)
     }
 
-    /// The same with a bounded decay and single-matrix gates (bailingmoe3).
-    fn kda_sigmoid(&mut self, il: u32, x: Id, inputs: &StateInputs) -> Id {
+    /// The same with a bounded decay and single-matrix gates (bailingmoe3, kimi-k3).
+    pub(super) fn kda_sigmoid(&mut self, il: u32, x: Id, inputs: &StateInputs) -> Id {
         let batch = self.plan.batch;
         let (n, n_tokens, n_seqs) = (batch.n_tokens, batch.n_seq_tokens(), batch.n_seqs);
         let head = u64::from(self.hparams().u32_or_0("kda.head_dim"));
@@ -206,14 +206,7 @@ impl Builder<'_> {
             self.kda_conv(il, (name, part), rows, (past, conv_states), (head, n_head))
         };
         let [q, k, v] = [("q", 0), ("k", 1), ("v", 2)].map(|(name, part)| conv(name, part));
-        let decay = self.raw_mm(il, "ssm_f_a", x);
-        let decay = self.bias(il, "ssm_dt", decay);
-        let decay = self.graph.reshape(decay, &[head, n_head, n]);
-        let a = self.weight(il, "ssm_a").unwrap_or(decay);
-        let a = self.graph.reshape(a, &[1, n_head, 1]);
-        let decay = self.graph.mul(decay, a);
-        let decay = self.graph.unary(Unary::Sigmoid, decay);
-        let decay = self.graph.scale(decay);
+        let decay = self.bounded_decay(il, x, (head, n_head));
         let decay = self.graph.reshape(decay, &[head, n_head, n_tokens, n_seqs]);
         let beta = self.raw_mm(il, "ssm_beta", x);
         let beta = self.graph.reshape(beta, &[1, n_head, n_tokens, n_seqs]);
@@ -224,7 +217,8 @@ impl Builder<'_> {
         let state = self.graph.reshape(state, &[head, head, n_head, n_seqs]);
         let output = self.delta_net([q, k, v, decay, beta, state], ssm_states);
         let output = self.graph.cont(output);
-        let gate = self.raw_mm(il, "ssm_g_a", x);
+        let gate = if self.weights.has(il, "ssm_g.weight") { "ssm_g" } else { "ssm_g_a" };
+        let gate = self.raw_mm(il, gate, x);
         let gate = self.graph.reshape(gate, &[head, n_head, n]);
         let output = self.graph.reshape(output, &[head, n_head, n]);
         let output = self.norm(il, "ssm_norm", output, Norm::Rms);
@@ -232,5 +226,32 @@ impl Builder<'_> {
         let output = self.graph.mul(output, gate);
         let output = self.graph.cont_nd(output, &[head * n_head, n]);
         self.raw_mm(il, "attn_output", output)
+    }
+
+    /// Decays no stronger than a bound, where one is stated (`kda.gate_lower_bound`).
+    fn bounded_decay(&mut self, il: u32, x: Id, (head, n_head): (u64, u64)) -> Id {
+        let n_tokens = self.n_tokens;
+        let is_k3 = self.plan.model.architecture == "kimi-k3";
+        let is_bounded = !is_k3 || self.hparams().value("kda.gate_lower_bound").is_some();
+        let mut decay = self.raw_mm(il, "ssm_f_a", x);
+        if self.weights.has(il, "ssm_f_b.weight") {
+            decay = self.raw_mm(il, "ssm_f_b", decay);
+        }
+        decay = self.bias(il, "ssm_dt", decay);
+        if !is_bounded {
+            decay = self.graph.unary(Unary::Softplus, decay);
+        }
+        decay = self.graph.reshape(decay, &[head, n_head, n_tokens]);
+        let a = self.weight(il, "ssm_a").unwrap_or(decay);
+        let a = self.graph.reshape(a, &[1, n_head, 1]);
+        decay = self.graph.mul(decay, a);
+        if !is_bounded {
+            return decay;
+        }
+        if is_k3 {
+            decay = self.graph.scale(decay);
+        }
+        decay = self.graph.unary(Unary::Sigmoid, decay);
+        self.graph.scale(decay)
     }
 }

@@ -13,12 +13,12 @@ use super::plain::{Logits, NormW, PLAIN, Pick, Spec, feed_forward, finish};
 use crate::gguf::ggml_type::f32;
 
 impl Builder<'_> {
-    fn hparam(&self, key: &str) -> u64 {
+    pub(super) fn hparam(&self, key: &str) -> u64 {
         u64::from(self.hparams().u32_or_0(key))
     }
 
     /// Reads states straight from the cache by way of a scan; the extra ones are copied along.
-    fn scan(&mut self, inputs: &StateInputs, states: Id, shape: [u64; 3], sources: [Id; 5]) -> Id {
+    pub(super) fn scan(&mut self, inputs: &StateInputs, states: Id, shape: [u64; 3], sources: [Id; 5]) -> Id {
         let own = *self.graph.tensor(states);
         let flat = self.graph.reshape(states, &[own.ne[0], own.ne[1]]);
         let zeroed = self.graph.view(flat, &[own.ne[0]], &[], 0);
@@ -46,7 +46,7 @@ impl Builder<'_> {
     }
 
     /// Reads the past columns and puts them before the new ones; the last become the state.
-    fn mamba_conv(&mut self, il: u32, inputs: &StateInputs, x: Id, channels: u64) -> Id {
+    pub(super) fn mamba_conv(&mut self, il: u32, inputs: &StateInputs, x: Id, channels: u64) -> Id {
         let (conv_states, _) = self.states(il);
         let kernel = self.hparam("ssm.conv_kernel");
         let past = self.read_states(inputs, conv_states);

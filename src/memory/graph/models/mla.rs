@@ -139,7 +139,7 @@ impl Builder<'_> {
         let t = *self.graph.tensor(k);
         let v_width = self.ne(qkv.v, 0);
         let v = self.graph.view(k, &[v_width, t.ne[1], t.ne[2], t.ne[3]], &t.nb[1..], 0);
-        self.mha(il, qkv.q, k, v, inputs.mask, Extras { v_mla, sinks, ..Extras::default() })
+        self.mha(il, qkv.q, k, v, inputs.mask, Extras { sinks, v_mla, ..Extras::default() })
     }
 
     /// Queries, keys and values of every head, decompressed from the latent.

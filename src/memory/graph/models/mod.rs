@@ -7,8 +7,10 @@ mod hyper;
 mod kda;
 mod mixed;
 mod mla;
+mod kimi_k3;
 mod minimax;
 mod own;
+mod plamo2;
 mod plain;
 mod table;
 

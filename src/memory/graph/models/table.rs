@@ -6,7 +6,7 @@ use super::super::ffn::{Act, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
-use super::{delta, dsa, gemma, hyper, kda, minimax, mixed, mla, own};
+use super::{delta, dsa, gemma, hyper, kda, kimi_k3, minimax, mixed, mla, own, plamo2};
 
 /// Scores that fall with distance.
 const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
@@ -206,6 +206,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("phi3", Plain(Spec { act: Act::SwigluFused, scales_q: true, residual_first: true, ..PLAIN })),
     ("phimoe", Plain(Spec { act: Act::SwigluFused, scales_q: true, residual_first: true, ..PLAIN })),
     ("plamo", Plain(Spec { residual: Residual::ParallelAttnFirst, ffn_norm: None, ..PLAIN })),
+    ("plamo2", Own(plamo2::build)),
     (
         "plamo3",
         Plain(Spec {
@@ -276,6 +277,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("deci", Own(own::deci)),
     ("deepseek32", Own(dsa::build)),
     ("glm-dsa", Own(dsa::build)),
+    ("kimi-k3", Own(kimi_k3::build)),
     ("kimi-linear", Own(kda::kimi_linear)),
     ("minimax-01", Own(minimax::minimax_01)),
     ("minimax-m3", Own(minimax::minimax_m3)),
