@@ -46,6 +46,9 @@ pub struct Global {
     /// Say more.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Ask no server: use only headers that are already in the cache.
+    #[arg(long, global = true, env = "MOEPLAN_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub offline: bool,
     /// When to use colour.
     #[arg(long, value_enum, global = true, default_value_t = Color::Auto, value_name = "WHEN")]
     pub color: Color,

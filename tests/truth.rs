@@ -153,10 +153,8 @@ fn real_models() {
 }
 
 #[test]
-#[ignore = "needs full-size headers: MOEPLAN_HEADERS names their folder"]
-fn full_size_models() {
-    let folder = std::env::var("MOEPLAN_HEADERS").expect("MOEPLAN_HEADERS names a folder");
-    check("models.jsonl", Path::new(&folder));
+fn models_of_real_size() {
+    check("models.jsonl", unpack("truth-models.tar.xz").path());
 }
 
 /// `testdata/truth/context.tsv`: every architecture by nine launches, to the byte, and what llama.cpp refuses.

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use super::machine::MachineArgs;
-use super::{Outcome, Output};
+use super::{Outcome, Output, model_arg};
 use crate::checkup::{self, Checkup, Options, Severity};
 use crate::cli::Format;
-use crate::gguf;
+use crate::gguf::{self, Gguf};
 use crate::model::Model;
 use crate::placement;
 use crate::report;
@@ -44,9 +44,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     note_config_files(&mut command);
     let machine = args.machine.machine()?;
     let model = match &command.model {
-        Some(ModelSource::Path(path)) => load(path, &command.run)?,
-        Some(ModelSource::HuggingFace { repo, .. }) => bail!("`-hf {repo}`: only local files are read; give `-m FILE`"),
-        Some(ModelSource::Url(url)) => bail!("`-mu {url}`: only local files are read; give `-m FILE`"),
+        Some(ModelSource::Path(path)) => load(gguf::open(path)?, &command.run)?,
+        Some(ModelSource::HuggingFace { repo, file }) => {
+            let name = hugging_face(repo, file.as_deref());
+            load(model_arg::open(name.as_ref(), output)?, &command.run)?
+        }
+        Some(ModelSource::Url(url)) => load(model_arg::open(url.as_ref(), output)?, &command.run)?,
         Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
         None => bail!("the command names no model: add `-m FILE`"),
     };
@@ -60,11 +63,18 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok(outcome(&checkup))
 }
 
-/// The model of a file, its keys as the launch overrides them.
-pub fn load(path: &Path, run: &RunConfig) -> anyhow::Result<Model> {
-    let mut gguf = gguf::open(path)?;
+/// The model of a header, its keys as the launch overrides them.
+pub fn load(mut gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
     run.override_metadata(&mut gguf.header.metadata);
     Ok(Model::from_gguf(gguf)?)
+}
+
+/// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.
+fn hugging_face(repo: &str, file: Option<&str>) -> String {
+    match (file, repo.split_once(':')) {
+        (Some(file), name) => format!("hf:{}/{file}", name.map_or(repo, |(name, _)| name)),
+        (None, _) => format!("hf:{repo}"),
+    }
 }
 
 /// A build as it is written: `11434` or `b11434`.

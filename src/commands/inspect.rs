@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
-use super::{Outcome, Output};
+use super::machine::MachineArgs;
+use super::{Outcome, Output, model_arg, quants};
 use crate::cli::Format;
 use crate::expectation::{self, Expectations};
-use crate::gguf::{self, GgmlType};
+use crate::gguf::GgmlType;
+use crate::gguf::source::{Location, Which};
 use crate::inspection::{ContextSizes, Inspection};
 use crate::memory;
 use crate::model::{FileKind, Model};
@@ -17,7 +19,8 @@ use crate::rules;
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// GGUF files, any shard of a split one, or directories with one model each.
+    /// GGUF files, any shard of a split one, directories with one model each, https://…, hf:owner/repo[:QUANT|/FILE], or
+    /// names that `moeplan list` shows; hf:owner/repo alone lists the models of the repository.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// List every tensor: name, role, type, shape, bytes, file offset.
@@ -29,6 +32,9 @@ pub struct Args {
     /// Check the facts of a YAML file (`experts.count: 16`), or of a built-in one by name (`phi-3.5-moe`).
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
+    /// For a repository: say which of its models fit this machine.
+    #[command(flatten)]
+    machine: MachineArgs,
 }
 
 /// Several models in one document.
@@ -40,10 +46,14 @@ struct Several<'a> {
 
 /// Runs `inspect`: exit 1 when an expectation is not met.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    if let Some(repo) = repository(args)? {
+        return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
+    }
+    ensure!(!args.machine.is_given(), "a machine is for `inspect hf:owner/repo`; for one model use `plan`");
     let expectations = args.expect.as_deref().map(load_expectations).transpose()?;
     let mut documents = Vec::with_capacity(args.models.len());
     for path in &args.models {
-        let (model, refused) = Model::as_far_as_readable(gguf::open(path)?);
+        let (model, refused) = Model::as_far_as_readable(model_arg::open(path, output)?);
         let loads =
             refused.is_empty() && model.kind == FileKind::Model && rules::knows_architecture(&model.architecture);
         let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)));
@@ -67,6 +77,18 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     let all_met = documents.iter().flat_map(|document| &document.expectations).all(|check| check.ok);
     Ok(if all_met { Outcome::Yes } else { Outcome::No })
+}
+
+/// The repository to list, where one without a quantisation is named.
+fn repository(args: &Args) -> anyhow::Result<Option<String>> {
+    for model in args.models.iter().filter_map(|model| model.to_str()) {
+        if let Location::Hub { repo, which: Which::Default } = Location::parse(model)? {
+            let is_alone = args.models.len() == 1 && !args.tensors && !args.metadata && args.expect.is_none();
+            ensure!(is_alone, "`{model}` lists a repository, and only that: name one of its models, hf:{repo}:QUANT");
+            return Ok(Some(repo));
+        }
+    }
+    Ok(None)
 }
 
 /// What context takes at the two usual cache types; a type that llama.cpp refuses for the model is left out.

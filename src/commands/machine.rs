@@ -32,6 +32,16 @@ pub struct MachineArgs {
 }
 
 impl MachineArgs {
+    /// Whether any flag says what the machine is.
+    pub fn is_given(&self) -> bool {
+        !self.vram.is_empty()
+            || !self.device.is_empty()
+            || self.ram.is_some()
+            || self.backend.is_some()
+            || self.machine.is_some()
+            || self.margin.is_some()
+    }
+
     /// The machine they describe, or this one.
     pub fn machine(&self) -> anyhow::Result<Machine> {
         let mut machine = match &self.machine {

@@ -3,8 +3,11 @@
 pub mod check;
 pub mod devices;
 pub mod inspect;
+pub mod list;
 pub mod machine;
+pub mod model_arg;
 pub mod plan;
+pub mod quants;
 pub mod synth;
 pub mod verify;
 pub mod worker;
@@ -39,6 +42,8 @@ pub enum Command {
     Check(Box<check::Args>),
     /// Find the placement that fits a budget, and print the command for it.
     Plan(Box<plan::PlanArgs>),
+    /// List the models in the caches of llama.cpp, Hugging Face, LM Studio and ollama.
+    List(list::Args),
     /// Show the machine as moeplan sees it, or write one that is not here as a file.
     Devices(devices::Args),
     /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
@@ -137,6 +142,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
+        Command::List(args) => list::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
         Command::Check(args) => check::run(&args, output),
     }
@@ -158,6 +164,12 @@ pub fn print_error(error: &anyhow::Error) {
 fn hint(error: &anyhow::Error) -> Option<String> {
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
+    let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
-    inspect::hint(error).or_else(|| check::hint(error)).or_else(of_runtime).or_else(of_gguf).or_else(of_model)
+    inspect::hint(error)
+        .or_else(|| check::hint(error))
+        .or_else(of_runtime)
+        .or_else(of_gguf)
+        .or_else(of_source)
+        .or_else(of_model)
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::commands::machine::MachineArgs;
-use crate::commands::{Outcome, Output, check};
+use crate::commands::{Outcome, Output, check, model_arg};
 use crate::inspection::Warning;
 use crate::model::Model;
 use crate::plan::solver::Strategy;
@@ -16,7 +16,7 @@ use crate::report;
 use crate::run::{Override, RunConfig};
 
 /// Kept free of every device where nothing was measured on it: room for what the prediction may be off.
-const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
+pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
 
 /// Find the placement that fits a budget, and print the command for it.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
   moeplan plan --vram 24G,12G -c 32768 -ub 2048 model.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {
-    /// GGUF file, any shard of a split model, or a folder with one model.
+    /// GGUF file, any shard of a split model, a folder with one model, https://…, hf:owner/repo[:QUANT], or a cached name.
     #[arg(value_name = "MODEL")]
     pub model: std::path::PathBuf,
     /// What is asked of the planner.
@@ -162,10 +162,10 @@ fn rule_overrides(name: &str, model: &Model) -> anyhow::Result<Vec<Override>> {
 }
 
 /// Loads the model and makes the plan.
-pub fn make(model: &std::path::Path, options: &PlanOptions) -> anyhow::Result<(Model, Plan)> {
-    let model = check::load(model, &RunConfig::default())?;
-    // llama.cpp wants the first file of a split model, whichever was named here.
-    let model_path = model.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+pub fn make(model: &std::path::Path, options: &PlanOptions, output: &Output) -> anyhow::Result<(Model, Plan)> {
+    let gguf = model_arg::open(model, output)?;
+    let model_path = model_arg::shown(model, &gguf);
+    let model = check::load(gguf, &RunConfig::default())?;
     let request = options.request(&model)?;
     let machine = options.machine.machine()?;
     let mut plan = plan::plan(&model, &model_path, &machine, &request)?;
@@ -179,7 +179,7 @@ pub fn make(model: &std::path::Path, options: &PlanOptions) -> anyhow::Result<(M
 
 /// Runs the command.
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    let (_, plan) = make(&args.model, &args.options)?;
+    let (_, plan) = make(&args.model, &args.options, output)?;
     match (args.emit, output.format()) {
         (Some(Emit::Args), _) => {
             // `$(…)` splits at spaces and takes quotes literally, so the words go out bare.

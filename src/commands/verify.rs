@@ -10,9 +10,10 @@ use anyhow::Context as _;
 use serde::Deserialize as _;
 
 use super::plan::PlanOptions;
-use super::{Outcome, Output, check};
+use super::{Outcome, Output, check, model_arg};
 use crate::bytes::Bytes;
 use crate::cli::Format;
+use crate::gguf;
 use crate::machine::Machine;
 use crate::measurement::{Measurement, verify};
 use crate::memory::{self, Prediction};
@@ -150,7 +151,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 
 /// What moeplan predicts for the launch.
 fn predict(launch: &Launch) -> anyhow::Result<Prediction> {
-    let model = check::load(&launch.model, &launch.run)?;
+    let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
     let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
     Ok(memory::predict(&model, &launch.machine, &launch.run, &placement)?)
 }
@@ -183,7 +184,8 @@ fn proposal(args: &Args, runtime: &Embedded) -> anyhow::Result<Proposal> {
 
 /// The plan for a model. Software devices are started first, since the plan names their servers.
 fn planned(path: &Path, args: &Args, runtime: &Embedded) -> anyhow::Result<(serde_json::Value, Vec<RpcServer>)> {
-    let model = check::load(path, &RunConfig::default())?;
+    let path = &model_arg::local_path(path)?;
+    let model = check::load(gguf::open(path)?, &RunConfig::default())?;
     let mut request = args.options.request(&model)?;
     let mut machine = args.options.machine.machine()?;
     // What is repacked is decided by what the embedded llama.cpp was built for, not by what the processor could do.
@@ -204,7 +206,8 @@ fn typed(args: &Args, runtime: &Embedded) -> anyhow::Result<Launch> {
         Some(ModelSource::Path(path)) => Some(path.clone()),
         _ => None,
     };
-    let model = args.model.clone().or(named).context("no model: name its file before `--` or with -m after it")?;
+    let given = args.model.as_deref().map(model_arg::local_path).transpose()?;
+    let model = given.or(named).context("no model: name its file before `--` or with -m after it")?;
     let machine = if args.how.rpc_devices > 0 {
         software_machine(args.how.rpc_devices, Bytes::mib(24 * 1024))
     } else {

@@ -5,6 +5,7 @@ pub mod error;
 pub mod ggml_type;
 pub mod reader;
 pub mod shards;
+pub mod source;
 pub mod writer;
 
 use std::collections::BTreeMap;

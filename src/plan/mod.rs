@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::bytes::Bytes;
 use crate::checkup::{self, Checkup};
+use crate::gguf::source::{Location, Which};
 use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
@@ -161,8 +162,8 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     let candidate = problem.solve_with_fewer_devices(&run)?;
     let args = run::args::args(&candidate.run);
     let parsed = replay(model, path, machine, &args, &candidate)?;
-    let words = ["llama-server", "-m", path].into_iter().chain(args.iter().map(String::as_str));
-    let command = words.map(quoted).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
+    let command =
+        words(path, &args).iter().map(|word| quoted(word)).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
     let options = checkup::Options { margin: request.margin, tensors: request.tensors };
     let mut check = checkup::check(model, machine, &parsed, options)?;
     check.schema = "moeplan/plan/1";
@@ -199,6 +200,18 @@ fn warnings(model: &Model, machine: &Machine, request: &Request) -> Vec<Warning>
         warn("context-beyond-training", message, "-c max stays within it");
     }
     warnings
+}
+
+/// The command line: llama.cpp finds a model on the hub with `-hf` and at an address with `-mu`.
+fn words(path: &str, args: &[String]) -> Vec<String> {
+    let model = match Location::parse(path) {
+        Ok(Location::Hub { repo, which: Which::Default }) => vec!["-hf".into(), repo],
+        Ok(Location::Hub { repo, which: Which::Quant(quant) }) => vec!["-hf".into(), format!("{repo}:{quant}")],
+        Ok(Location::Hub { repo, which: Which::File(file) }) => vec!["-hf".into(), repo, "-hff".into(), file],
+        Ok(Location::Address(url)) => vec!["-mu".into(), url.to_string()],
+        _ => vec!["-m".into(), path.to_string()],
+    };
+    ["llama-server".to_string()].into_iter().chain(model).chain(args.iter().cloned()).collect()
 }
 
 /// A word for a POSIX shell, in single quotes where it needs any: regexes stay readable. `None` for one with a NUL.
@@ -239,9 +252,7 @@ fn replay(
     args: &[String],
     candidate: &Candidate,
 ) -> Result<ParsedCommand, Error> {
-    let words: Vec<String> =
-        ["llama-server", "-m", path].into_iter().map(str::to_string).chain(args.iter().cloned()).collect();
-    let parsed = run::parse::command(&words, &BTreeMap::new())?;
+    let parsed = run::parse::command(&words(path, args), &BTreeMap::new())?;
     let placement = placement::place(model, machine, &parsed.run).map_err(solver::Error::from)?;
     let copies = |placement: &placement::Placement, at: usize| -> Vec<(Buffer, Bytes)> {
         placement.copies[at].iter().map(|copy| (copy.buffer, copy.bytes)).collect()

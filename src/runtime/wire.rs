@@ -278,12 +278,12 @@ impl Job {
     }
 }
 
-/// Sequences and whether they share one cache: llama-server makes four that share one where nothing is said
+/// Sequences and whether they share one cache: without `-np` llama-server makes four that share one, `-no-kvu` or not
 /// (tools/server/server.cpp, b11434).
 fn sequences(run: &RunConfig) -> (u32, bool) {
     let automatic = run.program == Program::Server && run.n_parallel.is_none();
     let n_seq_max = run.n_parallel.unwrap_or(if automatic { 4 } else { 1 }).max(1);
-    (n_seq_max, run.kv_unified.unwrap_or(automatic))
+    (n_seq_max, automatic || run.kv_unified.unwrap_or(false))
 }
 
 /// Output rows of a batch: a server asks for one a slot, the other tools for all (section "n_outputs_max" of

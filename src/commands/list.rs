@@ -1,0 +1,90 @@
+//! `list`: the models in this computer's caches. [I/O]
+
+use serde::Serialize;
+
+use super::{Outcome, Output};
+use crate::cli::Format;
+use crate::gguf;
+use crate::gguf::Value;
+use crate::gguf::source::local::{LocalModel, Surroundings};
+use crate::report::table::{Align, Table};
+
+/// Arguments of `list`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
+XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS). A name, or a part that only one name has, is a MODEL everywhere."
+)]
+pub struct Args {
+    /// Only models whose name holds this, in any case.
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// The document `moeplan/list/1`.
+#[derive(Debug, Serialize)]
+struct List {
+    schema: &'static str,
+    models: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    model: LocalModel,
+    /// `general.architecture`; `null` where the header cannot be read.
+    architecture: Option<String>,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Runs `list`.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let mut models = Surroundings::here().models();
+    if let Some(name) = args.name.as_deref().map(str::to_lowercase) {
+        models.retain(|model| model.name.to_lowercase().contains(&name));
+    }
+    let list = List { schema: "moeplan/list/1", models: models.into_iter().map(row).collect() };
+    if list.models.is_empty() {
+        output.say("note: no models found in the caches of llama.cpp, Hugging Face, LM Studio and ollama");
+    }
+    match output.format() {
+        Format::Json => output.json(&list)?,
+        Format::Markdown => output.answer(&table(&list).markdown())?,
+        Format::Text if list.models.is_empty() => {}
+        Format::Text => output.answer(&table(&list).text())?,
+    }
+    Ok(Outcome::Yes)
+}
+
+fn row(model: LocalModel) -> Row {
+    let opened = gguf::open(&model.path);
+    let architecture = |header: &gguf::Header| match header.metadata.get("general.architecture") {
+        Some(Value::String(name)) => Some(name.clone()),
+        _ => None,
+    };
+    match opened {
+        Ok(opened) => Row { architecture: architecture(&opened.header), error: None, model },
+        Err(error) => Row { architecture: None, error: Some(error.kind.to_string()), model },
+    }
+}
+
+fn table(list: &List) -> Table {
+    let mut table = Table::new(&[
+        ("name", Align::Left),
+        ("source", Align::Left),
+        ("architecture", Align::Left),
+        ("size", Align::Right),
+        ("path", Align::Left),
+    ]);
+    for Row { model, architecture, error } in &list.models {
+        let architecture = architecture.clone().unwrap_or_else(|| match error {
+            Some(error) => format!("({error})"),
+            None => "-".to_string(),
+        });
+        let path = model.path.display().to_string();
+        table.row([model.name.clone(), model.source.to_string(), architecture, model.bytes.to_string(), path]);
+    }
+    table
+}

@@ -1,0 +1,112 @@
+//! The MODEL argument of every command: a path, an address, `hf:owner/repo`, or a name found in this computer's caches. [I/O]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::Output;
+use crate::bytes::Bytes;
+use crate::gguf::source::local::{self, Surroundings};
+use crate::gguf::source::{Client, Error, Event, Failure, Location, Which};
+use crate::gguf::{self, Gguf};
+
+/// The header of a MODEL.
+pub fn open(model: &Path, output: &Output) -> anyhow::Result<Gguf> {
+    let Some(text) = model.to_str() else { return Ok(gguf::open(model)?) };
+    match Location::parse(text)? {
+        Location::Here(_) => Ok(gguf::open(&path(model)?)?),
+        Location::Address(url) => with_client(output, |client| client.open(&url)),
+        Location::Hub { repo, which } => {
+            let opened = with_client(output, |client| {
+                let quant = client.choose(&repo, &which)?;
+                client.open_quant(&repo, &quant)
+            });
+            match opened {
+                Err(error) if output.global.offline && is_offline(&error) => {
+                    let name = name_of(&repo, &which);
+                    let found = local::find(&Surroundings::here().models(), &name);
+                    found.map_or_else(|_| Err(error), |found| Ok(gguf::open(&found.path)?))
+                }
+                opened => opened,
+            }
+        }
+    }
+}
+
+/// The path of a MODEL that has to be here with its weights.
+pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
+    match model.to_str().map(Location::parse).transpose()? {
+        Some(Location::Address(_) | Location::Hub { .. }) => {
+            bail!("`{}`: this needs the weights: download the model and pass its path", model.display())
+        }
+        _ => path(model),
+    }
+}
+
+/// What llama.cpp is told of the MODEL: the first file where it is here, whichever of a split was named; else as typed.
+pub fn shown(model: &Path, gguf: &Gguf) -> String {
+    let is_here = model.to_str().is_none_or(|text| matches!(Location::parse(text), Ok(Location::Here(_))));
+    let first = gguf.files.first().filter(|_| is_here).map_or(model, |file| &file.path);
+    first.display().to_string()
+}
+
+/// A path as it is; else the path of the model of that name.
+fn path(model: &Path) -> anyhow::Result<PathBuf> {
+    if model.exists() {
+        return Ok(model.to_path_buf());
+    }
+    let Some(name) = model.to_str() else { return Ok(model.to_path_buf()) };
+    let is_path = model.is_absolute() || name.starts_with('.') || name.strip_suffix(".gguf").is_some();
+    match local::find(&Surroundings::here().models(), name.strip_suffix(".gguf").unwrap_or(name)) {
+        Ok(found) => Ok(found.path),
+        // The reader says best what is wrong with a path.
+        Err(Error::UnknownName { .. }) if is_path => Ok(model.to_path_buf()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn name_of(repo: &str, which: &Which) -> String {
+    match which {
+        Which::Default => format!("{repo}/"),
+        Which::Quant(quant) => format!("{repo}:{quant}"),
+        Which::File(file) => format!("{repo}/{}", gguf::source::hub::stem(file).0),
+    }
+}
+
+fn is_offline(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Address { failure: Failure::Offline, .. }))
+}
+
+/// Runs something with a client whose progress is shown on a terminal.
+pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, Error>) -> anyhow::Result<T> {
+    let mut client = Client::from_environment()?;
+    client.offline = output.global.offline;
+    let bar = if output.global.quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+    bar.set_style(ProgressStyle::with_template("{spinner} reading headers: {msg}")?);
+    let talk = Output { global: output.global.clone() };
+    let shown = bar.clone();
+    client.watch = Arc::new(move |event| {
+        match event {
+        Event::Moved(bytes) => {
+            shown.set_message(Bytes(*bytes).to_string());
+            shown.tick();
+        }
+        Event::NoRanges(url) => shown.suspend(|| {
+            let url = crate::escape::terminal(url);
+            talk.say(&format!("note: {url}: the server takes no range requests; reading from the start, and no further than the header"));
+        }),
+        Event::Again { url, why } => shown.suspend(|| {
+            let line = format!("{url}: {why}; trying again");
+            talk.say(&format!("note: {}", crate::escape::terminal(&line)));
+        }),
+    }
+    });
+    let result = work(&client);
+    bar.finish_and_clear();
+    if output.global.verbose > 0 && client.moved() > 0 {
+        output.say(&format!("note: {} bytes came over the network", client.moved()));
+    }
+    Ok(result?)
+}

@@ -1,0 +1,193 @@
+//! `inspect hf:owner/repo`: the models of a repository, and which of them fit a machine. [I/O]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::machine::MachineArgs;
+use super::plan::MARGIN_UNCALIBRATED;
+use super::{Outcome, Output, model_arg};
+use crate::bytes::Bytes;
+use crate::checkup;
+use crate::cli::Format;
+use crate::escape;
+use crate::gguf::Gguf;
+use crate::gguf::source::Error;
+use crate::gguf::source::hub::{self, Quant};
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::plan::solver::Strategy;
+use crate::plan::{self, ContextChoice, Request, Turn};
+use crate::report::table::{Align, Table};
+use crate::run::RunConfig;
+
+/// Headers read at the same time.
+const PARALLEL: usize = 4;
+
+/// The document `moeplan/quants/1`.
+#[derive(Debug, Serialize)]
+pub struct Quants {
+    schema: &'static str,
+    repo: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    machine: Option<Machine>,
+    #[serde(rename = "quants")]
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    /// What to give as MODEL.
+    model: String,
+    #[serde(flatten)]
+    quant: Quant,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fits: Option<Fits>,
+    /// Why `fits` is not known though it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Whether it fits, by what may be done with the experts.
+#[derive(Debug, Serialize)]
+struct Fits {
+    /// Tokens of context.
+    n_ctx: u32,
+    all_on_device: Fit,
+    experts_on_host: Fit,
+    auto: Fit,
+    /// Blocks that keep experts on the host under `auto`, of those that have any.
+    blocks_with_experts_on_host: usize,
+    blocks_with_experts: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Fit {
+    fits: bool,
+    memory: BTreeMap<String, checkup::Row>,
+    /// What is missing, over all devices.
+    short: Bytes,
+}
+
+/// Runs the listing; exit 1 where a machine is given and nothing fits it.
+pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow::Result<Outcome> {
+    let margin = machine.and_then(|args| args.margin).unwrap_or(MARGIN_UNCALIBRATED);
+    let machine = machine.map(MachineArgs::machine).transpose()?;
+    let quants = model_arg::with_client(output, |client| {
+        let quants = client.quants(repo)?;
+        let Some(machine) = &machine else { return Ok(quants.into_iter().map(|quant| (quant, None)).collect()) };
+        let mut judged = Vec::with_capacity(quants.len());
+        let (first, rest) = quants.split_at(quants.len().min(1));
+        for some in [first].into_iter().chain(rest.chunks(PARALLEL)) {
+            std::thread::scope(|scope| {
+                let judge = |quant| judge(client.open_quant_beside(repo, quant, first.first()), repo, machine, margin);
+                let threads: Vec<_> = some.iter().map(|quant| scope.spawn(move || judge(quant))).collect();
+                for (quant, thread) in some.iter().zip(threads) {
+                    let fits = thread.join().unwrap_or_else(|_| Err("internal error: please report this".into()));
+                    judged.push((quant.clone(), Some(fits)));
+                }
+            });
+        }
+        Ok(judged)
+    })?;
+    let all: Vec<Quant> = quants.iter().map(|(quant, _)| quant.clone()).collect();
+    let row = |(quant, judged): (Quant, Option<Result<Fits, String>>)| {
+        let is_it = hub::choose(repo, &all, Some(&quant.name)).is_ok_and(|chosen| chosen.path == quant.path);
+        let model = if is_it { format!("hf:{repo}:{}", quant.name) } else { format!("hf:{repo}/{}", quant.path) };
+        let (fits, error) = match judged {
+            Some(Ok(fits)) => (Some(fits), None),
+            Some(Err(error)) => (None, Some(error)),
+            None => (None, None),
+        };
+        Row { model, quant, fits, error }
+    };
+    let rows = quants.into_iter().map(row).collect();
+    let document = Quants { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows };
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        Format::Markdown => output.answer(&table(&document).markdown())?,
+        Format::Text => output.answer(&text(&document))?,
+    }
+    let asked = document.machine.is_some();
+    let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
+    Ok(if asked && !any { Outcome::No } else { Outcome::Yes })
+}
+
+/// What a header says about a machine; the error as text, since one model's must not hide the others.
+fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Bytes) -> Result<Fits, String> {
+    let model = Model::from_gguf(opened.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+    let plan = |strategy| {
+        let request = Request {
+            run: RunConfig::default(),
+            context: ContextChoice::Turn,
+            turn: Turn { prompt: 4096, generate: 512, depth: 0 },
+            margin,
+            strategy,
+            tensors: false,
+        };
+        plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
+    };
+    let fit = |plan: plan::Plan| Fit {
+        fits: plan.check.fits,
+        short: plan.check.shortfall.values().copied().sum(),
+        memory: plan.check.memory,
+    };
+    let auto = plan(Strategy::Auto)?;
+    Ok(Fits {
+        n_ctx: auto.check.run.n_ctx,
+        all_on_device: fit(plan(Strategy::AllOnDevice)?),
+        experts_on_host: fit(plan(Strategy::ExpertsOnHost)?),
+        blocks_with_experts_on_host: auto.placement.blocks_with_experts_on_host,
+        blocks_with_experts: auto.placement.blocks_with_experts,
+        auto: fit(auto),
+    })
+}
+
+fn text(document: &Quants) -> String {
+    let mut out = format!("{}: {} models", escape::terminal(&document.repo), document.rows.len());
+    if let Some(machine) = &document.machine {
+        let budgets: Vec<String> =
+            machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
+        let _ = write!(out, ", for {}", escape::terminal(&budgets.join(", ")));
+    }
+    if let Some(fits) = document.rows.iter().find_map(|row| row.fits.as_ref()) {
+        let _ = write!(out, ", context {}", fits.n_ctx);
+    }
+    out + "\n\n" + &table(document).text()
+}
+
+fn table(document: &Quants) -> Table {
+    use Align::{Left, Right};
+    let asked = document.machine.is_some();
+    let mut columns = vec![("quant", Left), ("size", Right), ("files", Right)];
+    if asked {
+        columns.extend([("all on device", Left), ("experts on host", Left), ("planned", Left)]);
+    }
+    columns.push(("MODEL", Left));
+    let mut table = Table::new(&columns);
+    for row in &document.rows {
+        let quant = &row.quant;
+        let mut cells = vec![quant.name.clone(), quant.bytes.to_string(), quant.files.len().to_string()];
+        match (&row.fits, &row.error) {
+            (Some(fits), _) => cells.extend([word(&fits.all_on_device), word(&fits.experts_on_host), planned(fits)]),
+            (None, Some(error)) => cells.extend([format!("({error})"), String::new(), String::new()]),
+            (None, None) => {}
+        }
+        cells.push(row.model.clone());
+        table.row(cells);
+    }
+    table
+}
+
+fn word(fit: &Fit) -> String {
+    if fit.fits { "fits".to_string() } else { format!("{} short", fit.short) }
+}
+
+fn planned(fits: &Fits) -> String {
+    match (fits.auto.fits, fits.blocks_with_experts_on_host, fits.blocks_with_experts) {
+        (false, ..) => "no".to_string(),
+        (true, 0, _) => "all on device".to_string(),
+        (true, host, blocks) => format!("experts of {host} of {blocks} blocks on host"),
+    }
+}

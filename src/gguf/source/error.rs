@@ -1,0 +1,228 @@
+//! What can go wrong between a MODEL and its header, in one line each, and what to try.
+
+use super::super::error::Error as GgufError;
+
+/// A model whose header could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// What came is no good GGUF header.
+    #[error("{0}")]
+    Gguf(#[from] GgufError),
+    /// An address that could not be read.
+    #[error("`{url}`: {failure}")]
+    Address {
+        /// As asked for.
+        url: String,
+        /// What went wrong.
+        failure: Failure,
+    },
+    /// `hf:` and then something else than a repository.
+    #[error("`{0}` is not of the form hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf")]
+    Repository(String),
+    /// No such file in a repository.
+    #[error("`{repo}` holds no GGUF model that matches `{wanted}`")]
+    NoSuchFile {
+        /// The repository.
+        repo: String,
+        /// A quantisation or a file.
+        wanted: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// A repository without GGUF models.
+    #[error("`{0}` holds no GGUF model")]
+    NoModels(String),
+    /// A split model in a repository that is not whole.
+    #[error("`{repo}`: shard {number} of {count} of `{name}` is missing")]
+    Incomplete {
+        /// The repository.
+        repo: String,
+        /// The first file.
+        name: String,
+        /// Which one, from 1.
+        number: u64,
+        /// How many there are.
+        count: u64,
+    },
+    /// Nothing found here has that name.
+    #[error("`{name}` is no file, and no model found in the caches here has that name")]
+    UnknownName {
+        /// As typed.
+        name: String,
+        /// Names that are similar.
+        near: Vec<String>,
+    },
+    /// Several models found here fit.
+    #[error("`{name}` fits {} models found here", .candidates.len())]
+    Ambiguous {
+        /// As typed.
+        name: String,
+        /// The names that fit.
+        candidates: Vec<String>,
+    },
+}
+
+/// What went wrong with an address.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// Built without the feature `remote`.
+    #[error("this moeplan is built without network access (feature `remote`)")]
+    NotBuilt,
+    /// `--offline`, and nothing cached.
+    #[error("not in the cache, and --offline (or MOEPLAN_OFFLINE) forbids to ask for it")]
+    Offline,
+    /// No address at all.
+    #[error("not an address that can be asked: {0}")]
+    Address(&'static str),
+    /// No such host.
+    #[error("the host's name is not known (DNS)")]
+    Host,
+    /// Nothing came in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// No trust.
+    #[error("no secure connection (TLS): {0}")]
+    Tls(String),
+    /// The connection broke.
+    #[error("the connection failed: {0}")]
+    Io(std::io::Error),
+    /// Not HTTP as it should be.
+    #[error("the server does not speak HTTP properly: {0}")]
+    Protocol(String),
+    /// A redirect to a redirect, and so on.
+    #[error("more than {0} redirects")]
+    Redirects(u32),
+    /// A redirect from https to http.
+    #[error("redirected from https to an unencrypted address, which is not followed")]
+    Downgrade,
+    /// An answer that says no.
+    #[error("the server answers {code}{}", meaning(*code))]
+    Status {
+        /// The status code.
+        code: u16,
+        /// Seconds to wait before the next try, as the server says.
+        retry_after: Option<u64>,
+        /// Whether a token was sent.
+        with_token: bool,
+        /// Whether the host is where a Hugging Face token is for.
+        is_hub: bool,
+    },
+    /// Compressed though asked not to.
+    #[error("the server compresses its answer (`{0}`), though asked not to")]
+    Encoding(String),
+    /// A page for people.
+    #[error("the server answers with a web page instead of a GGUF file")]
+    Page,
+    /// A range other than the one asked for.
+    #[error("asked for byte {asked}, the server answers with the range `{found}`")]
+    Range {
+        /// The first byte asked for.
+        asked: u64,
+        /// `Content-Range`, or nothing.
+        found: String,
+    },
+    /// Other bytes than before.
+    #[error("the file changed on the server while its header was read")]
+    Changed,
+    /// The body stopped early.
+    #[error("the connection ended after {have} bytes")]
+    Dropped {
+        /// Bytes of the file that are there.
+        have: u64,
+    },
+    /// Too many requests for one header.
+    #[error("the header is not complete after {0} requests")]
+    Requests(u32),
+    /// A header without end.
+    #[error("the header is longer than {0} bytes, the most that is read over the network")]
+    TooLong(u64),
+    /// The hub's list is no list.
+    #[error("the list of files cannot be read: {0}")]
+    Listing(String),
+}
+
+/// What a status code says, for the usual ones.
+fn meaning(code: u16) -> &'static str {
+    match code {
+        401 => " (not signed in)",
+        403 => " (not allowed)",
+        404 => " (no such file or repository)",
+        416 => " (no such range)",
+        429 => " (too many requests)",
+        500..=599 => " (the server's own error)",
+        _ => "",
+    }
+}
+
+impl Failure {
+    /// The failure of an address.
+    pub(super) fn of(self, url: &(impl ToString + ?Sized)) -> Error {
+        Error::Address { url: url.to_string(), failure: self }
+    }
+
+    /// Whether another try may help.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Io(_) | Self::Protocol(_) | Self::Changed | Self::Dropped { .. } => true,
+            Self::Status { code, .. } => matches!(code, 408 | 429 | 500 | 502..=504),
+            _ => false,
+        }
+    }
+
+    /// What to try.
+    fn hint(&self, url: &str) -> Option<String> {
+        Some(match self {
+            Self::NotBuilt => "build it with default features, or download the file and pass its path".into(),
+            Self::Offline => "run once without --offline; headers are kept".into(),
+            Self::Address(_) => "write https://host/path/model.gguf".into(),
+            Self::Host => "check the address and the network; --offline uses what is cached".into(),
+            Self::Status { code: 401 | 403, with_token: true, .. } => {
+                "the token in HF_TOKEN may not read this: accept the model's terms on its page, or use another token"
+                    .into()
+            }
+            Self::Status { code: 401 | 403, is_hub: true, .. } => {
+                "a private or gated repository, or none of that name: set HF_TOKEN to a token that may read it".into()
+            }
+            Self::Status { code: 404, .. } => "check owner, name and file; a private repository needs HF_TOKEN".into(),
+            Self::Status { code: 429, .. } => "wait a while; with HF_TOKEN the limits are higher".into(),
+            Self::Page | Self::Downgrade | Self::Redirects(_) if url.contains("/blob/") => {
+                "on Hugging Face, the file's own address has /resolve/ instead of /blob/".into()
+            }
+            Self::Page => "take the address of the download itself, not of its page".into(),
+            Self::Timeout | Self::Io(_) | Self::Dropped { .. } => "check the network and try again".into(),
+            Self::Tls(_) => "check the address, the clock, and whether a proxy changes certificates".into(),
+            Self::Encoding(_) | Self::Range { .. } => {
+                "a proxy or this server changes answers: try another address, or download the file".into()
+            }
+            Self::Changed => "an upload may be under way: try again later".into(),
+            _ => return None,
+        })
+    }
+}
+
+impl Error {
+    /// What to try, where something is known to help.
+    pub fn hint(&self) -> Option<String> {
+        let list = |names: &[String]| {
+            let shown: Vec<String> = names.iter().take(12).map(|name| format!("`{name}`")).collect();
+            format!("{}{}", shown.join(", "), if names.len() > 12 { ", …" } else { "" })
+        };
+        match self {
+            Self::Gguf(error) => error.hint(),
+            Self::Address { url, failure } => failure.hint(url),
+            Self::Repository(_) => Some("for example hf:ggml-org/gpt-oss-20b-GGUF".into()),
+            Self::NoSuchFile { known, .. } => Some(format!("it holds {}", list(known))),
+            Self::NoModels(_) => Some("look for a repository whose name ends in GGUF".into()),
+            Self::Incomplete { .. } => {
+                Some("an upload may be under way: try again later, or another quantisation".into())
+            }
+            Self::UnknownName { near, .. } if !near.is_empty() => Some(format!("did you mean {}?", list(near))),
+            Self::UnknownName { .. } => {
+                Some("pass a path, https://…, hf:owner/repo, or a name that `moeplan list` shows".into())
+            }
+            Self::Ambiguous { candidates, .. } => Some(format!("name one of them: {}", list(candidates))),
+        }
+    }
+}

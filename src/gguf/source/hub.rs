@@ -1,0 +1,313 @@
+//! Repositories of the Hugging Face hub: which models they hold, and which one a quantisation means. [I/O]
+//!
+//! The choice is llama.cpp b11434's (`common/download.cpp`, `find_best_model`): the first file whose path holds `QUANT.` or
+//! `QUANT-` in any case; without QUANT, Q4_K_M, else Q8_0, else the first model.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::Gguf;
+use super::super::shards::parse_name;
+use super::cache::Entry;
+use super::client::Client;
+use super::error::{Error, Failure};
+use super::remote::Oids;
+use super::splice::Known;
+use super::url::{Url, encode_path};
+use crate::bytes::Bytes;
+
+/// What llama.cpp takes where no quantisation is asked for, in order.
+const DEFAULT_QUANTS: [&str; 2] = ["Q4_K_M", "Q8_0"];
+/// Files that lie beside models and are none (`gguf_filename_is_model`).
+const NO_MODELS: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
+/// Files of a repository that are looked at.
+const MAX_FILES: usize = 100_000;
+
+/// One file of a repository, as the hub lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HubFile {
+    /// Inside the repository; untrusted text, but no path that leaves it.
+    pub path: String,
+    /// Its length.
+    pub bytes: Bytes,
+    /// What tells its content apart.
+    #[serde(skip)]
+    pub oid: Option<String>,
+}
+
+/// One model of a repository: a file, or the shards of a split one in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Quant {
+    /// What to write after `hf:owner/repo:`; untrusted text.
+    pub name: String,
+    /// The first file.
+    pub path: String,
+    /// All of them.
+    pub files: Vec<HubFile>,
+    /// Together.
+    pub bytes: Bytes,
+}
+
+/// An entry of the hub's list.
+#[derive(Deserialize)]
+struct Item {
+    r#type: String,
+    path: String,
+    #[serde(default)]
+    size: u64,
+    oid: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    oid: Option<String>,
+    size: Option<u64>,
+}
+
+/// Whether text is `owner/name` as the hub allows it: letters, digits, `_`, and single `-` or `.` between them.
+pub fn is_repository(text: &str) -> bool {
+    let is_name = |name: &str| {
+        let bytes = name.as_bytes();
+        let is_special = |byte: &u8| matches!(byte, b'-' | b'.');
+        !name.is_empty()
+            && name.len() <= 128
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_' || is_special(byte))
+            && !bytes.first().is_some_and(is_special)
+            && !bytes.last().is_some_and(is_special)
+            && !name.contains("..")
+    };
+    text.split_once('/').is_some_and(|(owner, name)| is_name(owner) && is_name(name))
+}
+
+/// Whether a path stays inside its repository.
+pub fn is_safe_path(path: &str) -> bool {
+    let is_segment = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', ':', '\0']);
+    path.len() <= 1024 && !path.chars().any(char::is_control) && path.split('/').all(is_segment)
+}
+
+/// Whether a path is that of a model by its name.
+pub fn is_model_path(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.strip_suffix(".gguf").is_some() && !NO_MODELS.iter().any(|part| name.contains(part))
+}
+
+/// A path without `.gguf` and without the part of a shard, and the shard's number.
+pub fn stem(path: &str) -> (&str, Option<(u64, u64)>) {
+    match parse_name(path) {
+        Some((prefix, split)) => (prefix, Some((split.number, split.count))),
+        None => (path.strip_suffix(".gguf").unwrap_or(path), None),
+    }
+}
+
+/// What a file name calls its quantisation: the last word, `UD-` with it; the whole name where there is none.
+fn quant_name(stem: &str) -> &str {
+    let file = stem.rsplit('/').next().unwrap_or(stem);
+    let start = file.rfind(['-', '.']).map_or(0, |at| at + 1);
+    let before = file.get(..start).unwrap_or_default();
+    let start = if before.ends_with("-UD-") { start.saturating_sub(3) } else { start };
+    let word = file.get(start..).unwrap_or(file);
+    if word.is_empty() { file } else { word }
+}
+
+/// The models in a list of files, split ones put together, in the list's order.
+pub fn quants(repo: &str, files: Vec<HubFile>) -> Result<Vec<Quant>, Error> {
+    let mut found: Vec<(String, u64, Quant)> = Vec::new();
+    let mut places: std::collections::HashMap<(String, u64), usize> = std::collections::HashMap::new();
+    for file in files.into_iter().filter(|file| is_model_path(&file.path)) {
+        let (stem, shard) = stem(&file.path);
+        let count = shard.map_or(1, |(_, count)| count);
+        let place = *places.entry((stem.to_string(), count)).or_insert(found.len());
+        if place == found.len() {
+            let name = quant_name(stem).to_string();
+            let quant = Quant { name, path: String::new(), files: Vec::new(), bytes: Bytes(0) };
+            found.push((stem.to_string(), count, quant));
+        }
+        if let Some((_, _, quant)) = found.get_mut(place) {
+            quant.files.push(file);
+        }
+    }
+    let whole = |(name, count, mut quant): (String, u64, Quant)| {
+        quant.files.sort_by(|a, b| a.path.cmp(&b.path));
+        let is_shard = |number: u64, file: &HubFile| {
+            count == 1 || parse_name(&file.path).is_some_and(|(_, split)| split.number == number)
+        };
+        let missing = (1..=count).zip(quant.files.iter().map(Some).chain(std::iter::repeat(None)));
+        for (number, file) in missing {
+            if !file.is_some_and(|file| is_shard(number, file)) {
+                return Err(Error::Incomplete { repo: repo.to_string(), name, number, count });
+            }
+        }
+        quant.path = quant.files.first().map(|file| file.path.clone()).unwrap_or_default();
+        quant.bytes = Bytes(quant.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes.0)));
+        Ok(quant)
+    };
+    let mut quants = Vec::with_capacity(found.len());
+    let mut broken = None;
+    for found in found {
+        match whole(found) {
+            Ok(quant) => quants.push(quant),
+            Err(error) => broken = Some(error),
+        }
+    }
+    match broken {
+        Some(error) if quants.is_empty() => Err(error),
+        _ if quants.is_empty() => Err(Error::NoModels(repo.to_string())),
+        _ => Ok(quants),
+    }
+}
+
+/// The model that a quantisation (or nothing) means.
+pub fn choose<'a>(repo: &str, quants: &'a [Quant], wanted: Option<&str>) -> Result<&'a Quant, Error> {
+    let matching = |wanted: &str| {
+        let wanted = wanted.to_lowercase();
+        let holds = |path: &str| {
+            let path = path.to_lowercase();
+            ['.', '-'].iter().any(|end| path.contains(&format!("{wanted}{end}")))
+        };
+        quants.iter().find(|quant| holds(&quant.path))
+    };
+    match wanted {
+        Some(wanted) => matching(wanted).ok_or_else(|| no_such(repo, quants, wanted)),
+        None => DEFAULT_QUANTS
+            .iter()
+            .find_map(|name| matching(name))
+            .or(quants.first())
+            .ok_or_else(|| Error::NoModels(repo.to_string())),
+    }
+}
+
+fn no_such(repo: &str, quants: &[Quant], wanted: &str) -> Error {
+    let known = quants.iter().map(|quant| quant.name.clone()).collect();
+    Error::NoSuchFile { repo: repo.to_string(), wanted: wanted.to_string(), known }
+}
+
+impl Client {
+    /// The models of a repository.
+    pub fn quants(&self, repo: &str) -> Result<Vec<Quant>, Error> {
+        if !is_repository(repo) {
+            return Err(Error::Repository(format!("hf:{repo}")));
+        }
+        let address = format!("{}/api/models/{repo}/tree/main?recursive=true", self.base());
+        let mut page = Some(Url::parse(&address).map_err(|failure| failure.of(&address))?);
+        let mut files = Vec::new();
+        for _ in 0..self.limits.pages {
+            let Some(url) = page.take() else { break };
+            let (items, next) = self.page(&url).map_err(|failure| failure.of(&url))?;
+            files.extend(items);
+            page = next.filter(|_| files.len() < MAX_FILES);
+        }
+        quants(repo, files)
+    }
+
+    fn base(&self) -> &str {
+        self.endpoint.as_str().trim_end_matches('/')
+    }
+
+    /// One page of the list: from the hub, or offline from the cache.
+    fn page(&self, url: &Url) -> Result<(Vec<HubFile>, Option<Url>), Failure> {
+        let (bytes, next) = if self.offline {
+            let entry = self.cache.as_ref().and_then(|cache| cache.load(url.as_str())).ok_or(Failure::Offline)?;
+            let next = entry.etag.as_deref().and_then(|next| Url::parse(next).ok());
+            (entry.bytes, next)
+        } else {
+            self.listing(url)?
+        };
+        let items: Vec<Item> = serde_json::from_slice(&bytes).map_err(|error| Failure::Listing(error.to_string()))?;
+        if let (Some(cache), false) = (&self.cache, self.offline) {
+            let next = next.as_ref().map(ToString::to_string);
+            let _ = cache.store(&Entry { url: url.to_string(), etag: next, oid: None, file_bytes: None, bytes });
+        }
+        let file = |item: Item| {
+            let (oid, size) = item.lfs.map_or((None, None), |lfs| (lfs.oid, lfs.size));
+            HubFile { path: item.path, bytes: Bytes(size.unwrap_or(item.size)), oid: oid.or(item.oid) }
+        };
+        let files = items.into_iter().filter(|item| item.r#type == "file").map(file);
+        Ok((files.filter(|file| is_safe_path(&file.path)).collect(), next))
+    }
+
+    /// Where a file of a repository is.
+    pub fn address(&self, repo: &str, path: &str) -> Result<Url, Error> {
+        let address = format!("{}/{repo}/resolve/main/{}", self.base(), encode_path(path));
+        Url::parse(&address).map_err(|failure| failure.of(&address))
+    }
+
+    /// The header of a model of a repository.
+    pub fn open_quant(&self, repo: &str, quant: &Quant) -> Result<Gguf, Error> {
+        self.open_quant_beside(repo, quant, None)
+    }
+
+    /// The same, where the header of `other` of that repository was read and kept before: its vocabulary is not moved again.
+    pub fn open_quant_beside(&self, repo: &str, quant: &Quant, other: Option<&Quant>) -> Result<Gguf, Error> {
+        let kept = |other: &Quant| {
+            let url = self.address(repo, &other.path).ok()?;
+            Known::new(self.cache.as_ref()?.load(url.as_str())?.bytes, self.limits.tail)
+        };
+        let known = other.filter(|other| other.path != quant.path).and_then(kept);
+        let mut oids = Oids::new();
+        for file in &quant.files {
+            if let Some(oid) = &file.oid {
+                oids.insert(self.address(repo, &file.path)?.to_string(), oid.clone());
+            }
+        }
+        self.open_known(&self.address(repo, &quant.path)?, &oids, known.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(paths: &[&str]) -> Vec<HubFile> {
+        paths.iter().map(|path| HubFile { path: (*path).to_string(), bytes: Bytes(10), oid: None }).collect()
+    }
+
+    #[test]
+    fn shards_are_one_model_and_companions_are_none() {
+        let list = files(&[
+            "README.md",
+            "BF16/m-BF16-00002-of-00002.gguf",
+            "BF16/m-BF16-00001-of-00002.gguf",
+            "m-UD-Q4_K_XL.gguf",
+            "m.Q8_0.gguf",
+            "mmproj-F16.gguf",
+        ]);
+        let quants = quants("o/r", list).unwrap();
+        let shown: Vec<_> = quants.iter().map(|q| (q.name.as_str(), q.files.len(), q.bytes.0)).collect();
+        assert_eq!(shown, [("BF16", 2, 20), ("UD-Q4_K_XL", 1, 10), ("Q8_0", 1, 10)]);
+        assert_eq!(quants[0].path, "BF16/m-BF16-00001-of-00002.gguf");
+    }
+
+    #[test]
+    fn a_model_without_all_its_shards_is_left_out() {
+        let half = ["m-Q4-00002-of-00002.gguf"];
+        assert!(matches!(quants("o/r", files(&half)), Err(Error::Incomplete { number: 1, count: 2, .. })));
+        assert_eq!(quants("o/r", files(&["m-Q4-00002-of-00002.gguf", "m-Q8_0.gguf"])).unwrap().len(), 1);
+        let huge = ["m-Q4-00001-of-99999.gguf"];
+        assert!(matches!(quants("o/r", files(&huge)), Err(Error::Incomplete { number: 2, .. })));
+    }
+
+    #[test]
+    fn the_choice_is_llama_cpps() {
+        let list = |paths: &[&str]| quants("o/r", files(paths)).unwrap();
+        let all = list(&["m-BF16.gguf", "m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-Q4_K_S.gguf"]);
+        let chosen = |wanted| choose("o/r", &all, wanted).map(|quant| quant.name.clone());
+        assert_eq!(chosen(None).unwrap(), "Q4_K_M");
+        assert_eq!(chosen(Some("q4_k_s")).unwrap(), "Q4_K_S");
+        assert_eq!(chosen(Some("bf16")).unwrap(), "BF16");
+        assert!(matches!(chosen(Some("Q4_K")), Err(Error::NoSuchFile { .. })), "a part of a name is no quantisation");
+        assert_eq!(choose("o/r", &list(&["m-BF16.gguf", "m-Q8_0.gguf"]), None).unwrap().name, "Q8_0");
+        assert_eq!(choose("o/r", &list(&["m-mxfp4.gguf"]), None).unwrap().name, "mxfp4");
+    }
+
+    #[test]
+    fn repositories_and_paths_that_lead_elsewhere_are_refused() {
+        assert!(is_repository("ggml-org/gpt-oss-20b-GGUF") && is_repository("a_b/c.d"));
+        for text in ["", "a", "a/b/c", "../b", "a/..", "a/b?c", "a/b c", "-a/b", "a/b.", "a%2f/b", "a/b..c"] {
+            assert!(!is_repository(text), "{text}");
+        }
+        assert!(is_safe_path("UD-Q4/a-00001-of-00002.gguf"));
+        for path in ["/a.gguf", "../a.gguf", "a/../b.gguf", "a//b.gguf", "a\\b.gguf", "C:a.gguf", "a\u{1b}.gguf", ""] {
+            assert!(!is_safe_path(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Models in the caches of this computer: llama.cpp, Hugging Face, LM Studio, ollama. [I/O]
+//!
+//! The directories are those of llama.cpp b11434 (`common/hf-cache.cpp`, `get_cache_directory`) and of the programs' own
+//! documentation. Nothing in them is trusted: walks are bounded, directories are not followed through links, and what a
+//! manifest or a link names must lie where its cache keeps such files.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Error;
+use super::hub::{is_model_path, is_repository, stem};
+use crate::bytes::Bytes;
+
+/// Entries looked at in all caches together.
+const MAX_ENTRIES: usize = 200_000;
+/// Directories inside directories.
+const MAX_DEPTH: usize = 8;
+/// Longest ollama manifest, in bytes.
+const MAX_MANIFEST: u64 = 1 << 20;
+/// What ollama calls the layer that holds the GGUF file.
+const OLLAMA_MODEL: &str = "application/vnd.ollama.image.model";
+
+/// Whose cache it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Program {
+    /// The hub's cache, llama.cpp's too.
+    #[serde(rename = "huggingface")]
+    HuggingFace,
+    /// Older files of llama.cpp.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
+    /// LM Studio.
+    #[serde(rename = "lmstudio")]
+    LmStudio,
+    /// ollama.
+    #[serde(rename = "ollama")]
+    Ollama,
+}
+
+impl std::fmt::Display for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::HuggingFace => "huggingface",
+            Self::LlamaCpp => "llama.cpp",
+            Self::LmStudio => "lmstudio",
+            Self::Ollama => "ollama",
+        })
+    }
+}
+
+/// A model found here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LocalModel {
+    /// `owner/repo/file` or `name:tag`; untrusted text.
+    pub name: String,
+    /// Whose cache it is in.
+    pub source: Program,
+    /// The (first) file.
+    pub path: PathBuf,
+    /// How many files it has here.
+    pub files: u64,
+    /// Whether all of them are here.
+    pub is_whole: bool,
+    /// Of all of them.
+    pub bytes: Bytes,
+}
+
+/// The environment as far as caches depend on it.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// Variables by name.
+    pub variables: BTreeMap<String, PathBuf>,
+    /// The home directory.
+    pub home: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// Those of this process.
+    pub fn here() -> Self {
+        let names = ["LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"];
+        let names = names.into_iter().chain(["OLLAMA_MODELS", "LOCALAPPDATA"]);
+        let value = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let variables = names.filter_map(|name| Some((name.to_string(), value(name)?))).collect();
+        Self { variables, home: etcetera::home_dir().ok() }
+    }
+
+    fn variable(&self, name: &str, rest: &str) -> Option<PathBuf> {
+        self.variables.get(name).map(|base| if rest.is_empty() { base.clone() } else { base.join(rest) })
+    }
+
+    fn home(&self, rest: &str) -> Option<PathBuf> {
+        self.home.as_ref().map(|home| home.join(rest))
+    }
+
+    /// Every directory with what keeps its models there; each once.
+    fn directories(&self) -> Vec<(Program, PathBuf)> {
+        use Program::{HuggingFace, LlamaCpp, LmStudio, Ollama};
+        let all = [
+            (HuggingFace, self.variable("LLAMA_CACHE", "")),
+            (HuggingFace, self.variable("HF_HUB_CACHE", "")),
+            (HuggingFace, self.variable("HUGGINGFACE_HUB_CACHE", "")),
+            (HuggingFace, self.variable("HF_HOME", "hub")),
+            (HuggingFace, self.variable("XDG_CACHE_HOME", "huggingface/hub")),
+            (HuggingFace, self.home(".cache/huggingface/hub")),
+            (LlamaCpp, self.variable("LLAMA_CACHE", "")),
+            (LlamaCpp, self.variable("XDG_CACHE_HOME", "llama.cpp")),
+            (LlamaCpp, self.home(".cache/llama.cpp")),
+            (LlamaCpp, self.home("Library/Caches/llama.cpp")),
+            (LlamaCpp, self.variable("LOCALAPPDATA", "llama.cpp")),
+            (LmStudio, self.home(".lmstudio/models")),
+            (LmStudio, self.home(".cache/lm-studio/models")),
+            (Ollama, self.variable("OLLAMA_MODELS", "")),
+            (Ollama, self.home(".ollama/models")),
+            (Ollama, Some("/usr/share/ollama/.ollama/models".into())),
+        ];
+        let mut seen = HashSet::new();
+        let existing = all.into_iter().filter_map(|(program, path)| Some((program, path?.canonicalize().ok()?)));
+        existing.filter(|(program, path)| path.is_dir() && seen.insert((*program as u8, path.clone()))).collect()
+    }
+
+    /// The models of all caches, by name.
+    pub fn models(&self) -> Vec<LocalModel> {
+        let mut budget = MAX_ENTRIES;
+        let mut found = Vec::new();
+        for (program, root) in self.directories() {
+            match program {
+                Program::HuggingFace => hub_cache(&root, &mut budget, &mut found),
+                Program::LlamaCpp => {
+                    let files = walk(&root, 1, &mut budget);
+                    gather(&root, program, "", files, &mut found);
+                }
+                Program::LmStudio => {
+                    let files = walk(&root, MAX_DEPTH, &mut budget);
+                    gather(&root, program, "", files, &mut found);
+                }
+                Program::Ollama => ollama(&root, &mut budget, &mut found),
+            }
+        }
+        let mut seen = HashSet::new();
+        found.retain(|model| seen.insert((model.path.clone(), model.name.clone())));
+        found.sort_by(|a, b| (&a.name, a.source, &a.path).cmp(&(&b.name, b.source, &b.path)));
+        found
+    }
+}
+
+/// The files below a directory; links to files count, links to directories do not.
+fn walk(root: &Path, depth: usize, budget: &mut usize) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut open = vec![(root.to_path_buf(), depth)];
+    while let Some((directory, depth)) = open.pop() {
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        for entry in entries.flatten() {
+            if *budget == 0 {
+                return files;
+            }
+            *budget -= 1;
+            let Ok(kind) = entry.file_type() else { continue };
+            let path = entry.path();
+            if kind.is_dir() {
+                if depth > 1 {
+                    open.push((path, depth - 1));
+                }
+            } else if path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
+/// Puts the shards among `files` together and names the models by their path below `root`.
+fn gather(root: &Path, source: Program, prefix: &str, files: Vec<PathBuf>, found: &mut Vec<LocalModel>) {
+    let mut models: BTreeMap<(String, u64), Vec<(u64, PathBuf)>> = BTreeMap::new();
+    for path in files {
+        let below = path.strip_prefix(root).ok().and_then(Path::to_str).map(|below| below.replace('\\', "/"));
+        let Some(below) = below.filter(|below| is_model_path(below)) else { continue };
+        let (stem, shard) = stem(&below);
+        let (number, count) = shard.unwrap_or((1, 1));
+        models.entry((format!("{prefix}{stem}"), count)).or_default().push((number, path));
+    }
+    for ((name, count), mut shards) in models {
+        shards.sort();
+        let length = |path: &PathBuf| fs::metadata(path).map_or(0, |meta| meta.len());
+        let bytes = Bytes(shards.iter().map(|(_, path)| length(path)).fold(0, u64::saturating_add));
+        let files = shards.len() as u64;
+        let is_whole = files == count && shards.iter().zip(1..).all(|((found, _), number)| *found == number);
+        let Some((_, path)) = shards.into_iter().next() else { continue };
+        found.push(LocalModel { name, source, path, files, is_whole, bytes });
+    }
+}
+
+/// `models--owner--repo/snapshots/COMMIT/…`, the commit that `refs` names, else the newest.
+fn hub_cache(root: &Path, budget: &mut usize, found: &mut Vec<LocalModel>) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let folder = entry.file_name();
+        let repo = folder.to_str().and_then(|name| name.strip_prefix("models--")).map(|name| name.replace("--", "/"));
+        let Some(repo) = repo.filter(|repo| is_repository(repo)) else { continue };
+        let home = entry.path();
+        let Some(snapshot) = snapshot(&home) else { continue };
+        let mut files = walk(&snapshot, MAX_DEPTH, budget);
+        files.retain(|file| file.canonicalize().is_ok_and(|real| real.starts_with(&home)));
+        gather(&snapshot, Program::HuggingFace, &format!("{repo}/"), files, found);
+    }
+}
+
+fn snapshot(repo: &Path) -> Option<PathBuf> {
+    let snapshots = repo.join("snapshots");
+    let mut text = String::new();
+    let main = fs::File::open(repo.join("refs/main")).ok();
+    let read = main.and_then(|file| file.take(64).read_to_string(&mut text).ok());
+    let commit = text.trim();
+    let is_commit = commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if read.is_some() && is_commit && snapshots.join(commit).is_dir() {
+        return Some(snapshots.join(commit));
+    }
+    let newest = |entry: &fs::DirEntry| entry.metadata().and_then(|meta| meta.modified()).ok();
+    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    fs::read_dir(snapshots).ok()?.flatten().filter(is_dir).max_by_key(newest).map(|entry| entry.path())
+}
+
+/// An ollama manifest, as far as it matters.
+#[derive(Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    layers: Vec<Layer>,
+}
+
+#[derive(Deserialize)]
+struct Layer {
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
+    #[serde(default)]
+    digest: String,
+}
+
+/// `manifests/HOST/NAMESPACE/MODEL/TAG`, each naming a file of `blobs`.
+fn ollama(root: &Path, budget: &mut usize, found: &mut Vec<LocalModel>) {
+    let manifests = root.join("manifests");
+    for path in walk(&manifests, MAX_DEPTH, budget) {
+        let is_link = path.symlink_metadata().map_or(true, |meta| meta.is_symlink());
+        let Some(below) = path.strip_prefix(&manifests).ok().and_then(Path::to_str) else { continue };
+        let Some(name) = ollama_name(below) else { continue };
+        let Some(blob) = (!is_link).then(|| ollama_blob(root, &path)).flatten() else { continue };
+        let bytes = Bytes(fs::metadata(&blob).map_or(0, |meta| meta.len()));
+        found.push(LocalModel { name, source: Program::Ollama, path: blob, files: 1, is_whole: true, bytes });
+    }
+}
+
+/// `model:tag`, with namespace and host where they are not the usual ones.
+fn ollama_name(below: &str) -> Option<String> {
+    let parts: Vec<&str> = below.split(['/', '\\']).collect();
+    let [host, namespace @ .., model, tag] = parts.as_slice() else { return None };
+    let name = format!("{model}:{tag}");
+    Some(match (*host, namespace) {
+        ("registry.ollama.ai", ["library"]) => name,
+        ("registry.ollama.ai", namespace) => format!("{}/{name}", namespace.join("/")),
+        (host, namespace) => format!("{host}/{}/{name}", namespace.join("/")),
+    })
+}
+
+/// The file of a manifest's model layer: a digest that is no sha256 in hex, or a link out of the cache, names nothing.
+fn ollama_blob(root: &Path, manifest: &Path) -> Option<PathBuf> {
+    let mut text = Vec::new();
+    fs::File::open(manifest).ok()?.take(MAX_MANIFEST).read_to_end(&mut text).ok()?;
+    let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+    let layer = manifest.layers.iter().find(|layer| layer.media_type == OLLAMA_MODEL)?;
+    let digest = layer.digest.strip_prefix("sha256:")?;
+    let is_digest = digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let blob = is_digest.then(|| root.join("blobs").join(format!("sha256-{digest}")))?;
+    (blob.is_file() && blob.canonicalize().ok()?.starts_with(root)).then_some(blob)
+}
+
+/// The one model that a name means: exactly (in any case), else the only one whose name holds it.
+pub fn find(models: &[LocalModel], name: &str) -> Result<LocalModel, Error> {
+    let wanted = name.to_lowercase();
+    let is_exact = |model: &&LocalModel| {
+        let known = model.name.to_lowercase();
+        known == wanted || known.strip_suffix(":latest") == Some(&wanted)
+    };
+    let (repo, quant) = wanted.split_once(':').unwrap_or((&wanted, ""));
+    let holds = |model: &&LocalModel| {
+        let known = model.name.to_lowercase();
+        let by_quant = known.strip_prefix(repo).and_then(|rest| rest.strip_prefix('/'));
+        known.contains(&wanted) || (!quant.is_empty() && by_quant.is_some_and(|rest| rest.ends_with(quant)))
+    };
+    let exact: Vec<&LocalModel> = models.iter().filter(is_exact).collect();
+    let fitting: Vec<&LocalModel> = if exact.is_empty() { models.iter().filter(holds).collect() } else { exact };
+    match fitting.as_slice() {
+        [one] => Ok((*one).clone()),
+        // The same name in two caches: the first in the caches' order is as good as the other.
+        [first, rest @ ..] if rest.iter().all(|other| other.name == first.name) => Ok((*first).clone()),
+        [] => Err(Error::UnknownName { name: name.to_string(), near: near(models, &wanted) }),
+        several => {
+            let candidates = several.iter().map(|model| model.name.clone()).collect();
+            Err(Error::Ambiguous { name: name.to_string(), candidates })
+        }
+    }
+}
+
+/// Names that share most of the words of what was typed.
+fn near(models: &[LocalModel], wanted: &str) -> Vec<String> {
+    let words = |text: &str| -> HashSet<String> {
+        let split = text.split(|c: char| !c.is_alphanumeric() && c != '.');
+        split.filter(|word| word.len() > 1).map(str::to_lowercase).collect()
+    };
+    let wanted = words(wanted);
+    let shared = |model: &LocalModel| words(&model.name).intersection(&wanted).count();
+    let mut scored: Vec<(usize, &LocalModel)> = models.iter().map(|model| (shared(model), model)).collect();
+    scored.retain(|(shared, _)| *shared > 0 && *shared * 2 >= wanted.len());
+    scored.sort_by_key(|(shared, _)| std::cmp::Reverse(*shared));
+    scored.into_iter().take(5).map(|(_, model)| model.name.clone()).collect()
+}

@@ -1,0 +1,119 @@
+//! Where a MODEL is: a path, an address, a repository of the hub, or a name found in the caches of this computer. [I/O]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::unwrap_used, clippy::expect_used)
+)]
+
+pub mod cache;
+pub mod client;
+pub mod error;
+mod header;
+pub mod hub;
+pub mod local;
+mod remote;
+mod splice;
+#[cfg_attr(not(feature = "remote"), path = "transport_off.rs")]
+mod transport;
+pub mod url;
+
+pub use client::{Client, Event, Limits};
+pub use error::{Error, Failure};
+pub use url::Url;
+
+/// What a MODEL argument says, before anything is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// `https://…` or `http://…`.
+    Address(Url),
+    /// `hf:owner/repo[:QUANT | /file.gguf]`.
+    Hub {
+        /// `owner/repo`.
+        repo: String,
+        /// Which of its models.
+        which: Which,
+    },
+    /// A path or a name.
+    Here(String),
+}
+
+/// Which model of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// llama.cpp's choice.
+    Default,
+    /// By quantisation.
+    Quant(String),
+    /// By file.
+    File(String),
+}
+
+impl Location {
+    /// Reads a MODEL argument.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let starts = |scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+        if starts("http://") || starts("https://") {
+            return Ok(Self::Address(Url::parse(text).map_err(|failure| failure.of(text))?));
+        }
+        let Some(rest) = text.strip_prefix("hf:") else { return Ok(Self::Here(text.to_string())) };
+        let wrong = || Error::Repository(text.to_string());
+        let rest = rest.strip_prefix("//").unwrap_or(rest);
+        let mut parts = rest.splitn(3, '/');
+        let (owner, name, file) = (parts.next().unwrap_or_default(), parts.next().ok_or_else(wrong)?, parts.next());
+        let (name, which) = match (name.split_once(':'), file) {
+            (None, None) => (name, Which::Default),
+            (None, Some(file)) => (name, Which::File(file.to_string())),
+            (Some((name, quant)), None) => (name, Which::Quant(quant.to_string())),
+            (Some(_), Some(_)) => return Err(wrong()),
+        };
+        let repo = format!("{owner}/{name}");
+        let is_whole = match &which {
+            Which::Default => true,
+            Which::Quant(quant) => !quant.is_empty() && !quant.chars().any(|c| c.is_control() || c == '/'),
+            Which::File(file) => hub::is_safe_path(file),
+        };
+        if hub::is_repository(&repo) && is_whole { Ok(Self::Hub { repo, which }) } else { Err(wrong()) }
+    }
+}
+
+impl Client {
+    /// Which model of a repository is meant.
+    pub fn choose(&self, repo: &str, which: &Which) -> Result<hub::Quant, Error> {
+        let quants = self.quants(repo)?;
+        let quant = match which {
+            Which::Default => hub::choose(repo, &quants, None)?,
+            Which::Quant(quant) => hub::choose(repo, &quants, Some(quant))?,
+            Which::File(file) => quants
+                .iter()
+                .find(|quant| quant.files.iter().any(|known| known.path == *file))
+                .ok_or_else(|| Error::NoSuchFile {
+                    repo: repo.to_string(),
+                    wanted: file.clone(),
+                    known: quants.iter().map(|quant| quant.path.clone()).collect(),
+                })?,
+        };
+        Ok(quant.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_argument_says_where_it_is() {
+        let hub = |repo: &str, which| Location::Hub { repo: repo.into(), which };
+        for (text, location) in [
+            ("hf:o/r", hub("o/r", Which::Default)),
+            ("hf:o/r:Q4_K_M", hub("o/r", Which::Quant("Q4_K_M".into()))),
+            ("hf:o/r/sub/m.gguf", hub("o/r", Which::File("sub/m.gguf".into()))),
+            ("models/m.gguf", Location::Here("models/m.gguf".into())),
+            ("http:", Location::Here("http:".into())),
+        ] {
+            assert_eq!(Location::parse(text).unwrap(), location, "{text}");
+        }
+        assert!(matches!(Location::parse("https://h/m.gguf"), Ok(Location::Address(_))));
+        for text in ["hf:", "hf:o", "hf:o/r:", "hf:o/r/../x.gguf", "hf:o/r:Q/x", "hf:../r", "hf:o/r/", "https://u@h/"] {
+            assert!(Location::parse(text).is_err(), "{text}");
+        }
+    }
+}
