@@ -38,12 +38,20 @@ impl HostList {
 pub(super) fn supports(backend: Backend, tensor: &Tensor, op: Op) -> bool {
     let name = tensor.ty.name;
     match (backend, op) {
+        (Backend::Cuda | Backend::Rocm, Op::Other) if tensor.name.ends_with(".ssm_a") => scans(tensor),
         (_, Op::Other) | (Backend::Rpc, _) => true,
         (Backend::Cuda | Backend::Rocm, Op::GetRows) => !matches!(name, "tq1_0" | "tq2_0" | "nvfp4" | "q8_K" | "f64"),
         (Backend::Cuda | Backend::Rocm, _) => !matches!(name, "tq1_0" | "tq2_0" | "f64" | "i8" | "i16" | "i32" | "i64"),
         (Backend::Vulkan | Backend::Metal, _) => !matches!(name, "tq1_0" | "tq2_0" | "f64" | "q8_K"),
         (Backend::Cpu, _) => false,
     }
+}
+
+/// Whether CUDA scans with these decays: Mamba-1 has one a state and channel, and a kernel for 16 states only.
+fn scans(tensor: &Tensor) -> bool {
+    let [states, channels, ..] = tensor.shape;
+    let is_mamba1 = states != 1 && channels != 1;
+    !is_mamba1 || (states == 16 && channels.is_multiple_of(128))
 }
 
 /// Dimensions as ggml counts them.
