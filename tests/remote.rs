@@ -3,6 +3,7 @@
 #![cfg(feature = "remote")]
 
 mod remote {
+    mod any;
     mod good;
     mod hub;
     mod local;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -85,14 +86,14 @@ pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, E
     client.offline = output.global.offline;
     let bar = if output.global.quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
     bar.set_style(ProgressStyle::with_template("{spinner} reading headers: {msg}")?);
+    if !bar.is_hidden() {
+        bar.enable_steady_tick(Duration::from_millis(100));
+    }
     let talk = Output { global: output.global.clone() };
     let shown = bar.clone();
     client.watch = Arc::new(move |event| {
         match event {
-        Event::Moved(bytes) => {
-            shown.set_message(Bytes(*bytes).to_string());
-            shown.tick();
-        }
+        Event::Moved(bytes) => shown.set_message(Bytes(*bytes).to_string()),
         Event::NoRanges(url) => shown.suspend(|| {
             let url = crate::escape::terminal(url);
             talk.say(&format!("note: {url}: the server takes no range requests; reading from the start, and no further than the header"));

@@ -88,7 +88,9 @@ pub fn is_safe_path(path: &str) -> bool {
 /// Whether a path is that of a model by its name.
 pub fn is_model_path(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    name.strip_suffix(".gguf").is_some() && !NO_MODELS.iter().any(|part| name.contains(part))
+    name.strip_suffix(".gguf").is_some()
+        && !stem(name).0.is_empty()
+        && !NO_MODELS.iter().any(|part| name.contains(part))
 }
 
 /// A path without `.gguf` and without the part of a shard, and the shard's number.
@@ -270,6 +272,8 @@ mod tests {
             "m-UD-Q4_K_XL.gguf",
             "m.Q8_0.gguf",
             "mmproj-F16.gguf",
+            ".gguf",
+            "sub/-00001-of-00001.gguf",
         ]);
         let quants = quants("o/r", list).unwrap();
         let shown: Vec<_> = quants.iter().map(|q| (q.name.as_str(), q.files.len(), q.bytes.0)).collect();
