@@ -1,9 +1,10 @@
 //! The oracle on flags drawn at random: our bytes against the linked llama.cpp's own projection, buffer type by buffer type.
 //!
 //! Feature `embedded`. 200 cases of a fixed seed; `MOEPLAN_FULL=1` 10,000; `MOEPLAN_CASES`, `MOEPLAN_SEED` others.
-//! `MOEPLAN_CASE='1 qwen3moe-moe llama-server -c 512'` (software devices, model, command) only that one, with llama.cpp's log where `MOEPLAN_LOG` is set. The headers are
-//! those of testdata/architectures.tar.xz and the tiny siblings of every model that `moeplan synth` knows, or the files of
-//! the folder `MOEPLAN_HEADERS`; of them those with `MOEPLAN_MODELS` in their names.
+//! `MOEPLAN_CASE='1 qwen3moe-moe llama-server -c 512'` (software devices, model, command) only that one, with llama.cpp's
+//! log where `MOEPLAN_LOG` is set. The headers are those of testdata/architectures.tar.xz and the tiny siblings of every
+//! model that `moeplan synth` knows, or the files of the folder `MOEPLAN_HEADERS`; of them those with `MOEPLAN_MODELS` in
+//! their names.
 #![cfg(feature = "embedded")]
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
