@@ -175,10 +175,8 @@ impl Builder<'_> {
         let n_persist = n_tokens.min(n_rows);
         let n_read = if overlaps { 2 * ratio * n_blocks } else { ratio * n_blocks };
         let mask = self.inp_mask_by_sequence(keys, is_indexer || self.plan.flash_attn);
-        let head = match is_indexer {
-            true => u64::from(self.plan.caches.hparams.indexer_head_size),
-            false => u64::from(self.layer(0).n_embd_head_k),
-        };
+        let hparams = &self.plan.caches.hparams;
+        let head = u64::from(if is_indexer { hparams.indexer_head_size } else { self.layer(0).n_embd_head_k });
         let k_rot = self.inp_rot_of(keys, head);
         let mut rows = |n: u64| self.graph.input(i32(), &[n]);
         let positions = rows(n_tokens);
@@ -394,7 +392,7 @@ impl Builder<'_> {
         let mixed = self.mixes(il, name, streams);
         let Tensor { ne, .. } = *self.graph.tensor(streams);
         let shape = [ne[1], ne[1], ne[2], 1];
-        let comb = self.graph.make(Op::HyperConnection, f32(), shape, &[mixed.mixes, mixed.scale, mixed.base]);
+        let comb = self.graph.make(Op::HyperConnection, f32(), shape, &[mixed.rows, mixed.scale, mixed.base]);
         let x = self.graph.make(Op::HcPre, f32(), [ne[0], ne[2], 1, 1], &[streams, mixed.pre]);
         (x, mixed.post, comb)
     }

@@ -43,7 +43,7 @@ pub(super) fn hy_v4(b: &mut Builder<'_>) {
 /// What the streams of a layer's input say, and what it is made from.
 #[derive(Clone, Copy)]
 pub(super) struct Mixes {
-    pub(super) mixes: Id,
+    pub(super) rows: Id,
     pub(super) scale: Id,
     pub(super) base: Id,
     /// How much the layer takes of each stream.
@@ -84,7 +84,7 @@ impl Builder<'_> {
             let part = self.graph.unary(Unary::Sigmoid, part);
             self.graph.scale(part)
         });
-        Mixes { mixes, scale, base, pre, post }
+        Mixes { rows: mixes, scale, base, pre, post }
     }
 
     /// The sum of the streams by weight (`hy_v4_hc_reduce`).
