@@ -93,7 +93,9 @@ enum Clamp {
 }
 
 /// Architectures that clamp their experts in one operation.
-const FUSED_CLAMPS: &[&str] = &["hy_v4", "maple"];
+const FUSED_CLAMPS: &[&str] = &["deepseek4", "hy_v4", "maple"];
+/// The same for shared experts.
+const FUSED_SHARED_CLAMPS: &[&str] = &["deepseek4"];
 
 impl Default for Moe {
     fn default() -> Self {
@@ -173,7 +175,10 @@ impl Builder<'_> {
         let has_gate = self.weights.has(il, &format!("ffn_gate{suffix}.weight"));
         let hidden = if has_gate {
             let gate = self.weights_of(il, &format!("ffn_gate{suffix}"), x);
-            self.gated(gate, up, act, self.clamp(il, "swiglu_clamp_shexp", &[]))
+            let has_own =
+                self.plan.model.architecture != "deepseek4" || self.hparams().value("swiglu_clamp_shexp").is_some();
+            let shared_clamp = if has_own { "swiglu_clamp_shexp" } else { "swiglu_clamp_exp" };
+            self.gated(gate, up, act, self.clamp(il, shared_clamp, FUSED_SHARED_CLAMPS))
         } else {
             self.ungated(up, act)
         };

@@ -10,6 +10,7 @@ use super::super::tensor::{Id, Op, Unary};
 use super::super::{Builder, Norm};
 use super::mla::Sizes;
 use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
+use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::f32;
 use crate::memory::caches::CacheKind;
 
@@ -188,7 +189,7 @@ impl Builder<'_> {
         self.graph.expand_all(&[qkv.q, qkv.v, qkv.k]);
         let stored = self.cpy_k(inputs.kind, il, qkv.k, inputs.k_idxs);
         self.graph.expand(stored);
-        let mask = self.mask_of(inputs.mask, chosen);
+        let mask = self.mask_of(inputs.mask, chosen, f32());
         let layer = self.layer(il);
         let k = self.get_k(inputs.kind, il, u64::from(layer.n_embd_head_k), u64::from(layer.n_head_kv));
         let t = *self.graph.tensor(k);
@@ -199,7 +200,8 @@ impl Builder<'_> {
         self.mha(il, qkv.q, k, v, mask, Extras { sinks, v_mla, ..Extras::default() })
     }
 
-    fn mask_of(&mut self, mask: Id, chosen: Id) -> Id {
+    /// A mask with all but the chosen cells masked out; `zeros` is the type of what opens them.
+    pub(super) fn mask_of(&mut self, mask: Id, chosen: Id, zeros: GgmlType) -> Id {
         let all = self.graph.like(Op::Fill, &[mask]);
         let t = *self.graph.tensor(all);
         let all = self.graph.view(all, &[1, t.ne[0], t.ne[1], t.ne[3]], &[t.nb[0], t.nb[1], t.nb[2]], 0);
@@ -207,7 +209,7 @@ impl Builder<'_> {
         let strides = [c.nb[1], c.nb[2], c.ne[3] * c.nb[3]];
         let cells = self.graph.view(chosen, &[c.ne[0], c.ne[1], c.ne[3], 1], &strides, 0);
         let c = *self.graph.tensor(cells);
-        let zeros = self.graph.new_tensor(f32(), &[1, c.ne[0], c.ne[1], c.ne[2]]);
+        let zeros = self.graph.new_tensor(zeros, &[1, c.ne[0], c.ne[1], c.ne[2]]);
         let zeros = self.graph.like(Op::Fill, &[zeros]);
         let open = self.graph.set_rows(all, zeros, cells);
         let o = *self.graph.tensor(open);

@@ -40,6 +40,18 @@ pub(super) fn hy_v4(b: &mut Builder<'_>) {
     finish(b, &SPEC, rows, out_ids);
 }
 
+/// What the streams of a layer's input say, and what it is made from.
+#[derive(Clone, Copy)]
+pub(super) struct Mixes {
+    pub(super) rows: Id,
+    pub(super) scale: Id,
+    pub(super) base: Id,
+    /// How much the layer takes of each stream.
+    pub(super) pre: Id,
+    /// How much each stream takes of the layer.
+    pub(super) post: Id,
+}
+
 impl Builder<'_> {
     /// What the streams say about themselves: one row of `weight` times all of a token's streams, normed.
     fn mix(&mut self, weight: Option<Id>, streams: Id) -> Id {
@@ -51,12 +63,19 @@ impl Builder<'_> {
 
     /// The layer's input, and how much each stream takes of its output (`build_hc_pre`).
     fn read_streams(&mut self, il: u32, name: &str, streams: Id) -> (Id, Id) {
+        let Mixes { pre, post, .. } = self.mixes(il, name, streams);
+        let post = self.graph.scale(post);
+        (self.reduce(streams, pre), post)
+    }
+
+    /// How much a layer takes of each stream and gives to each.
+    pub(super) fn mixes(&mut self, il: u32, name: &str, streams: Id) -> Mixes {
         let weight = self.weight(il, &format!("{name}_fn.weight"));
         let mixes = self.mix(weight, streams);
         let scale = self.weight(il, &format!("{name}_scale.weight")).unwrap_or(mixes);
         let base = self.weight(il, &format!("{name}_base.weight")).unwrap_or(mixes);
         let (n_streams, n_tokens, stride) = (self.ne(streams, 1), self.ne(streams, 2), self.nb(mixes, 1));
-        let mut part = |i: u64| {
+        let [pre, post] = [0, 1].map(|i: u64| {
             let part = self.graph.view(mixes, &[n_streams, n_tokens], &[stride], 4 * i * n_streams);
             let scale = self.graph.view(scale, &[1], &[], 4 * i);
             let base = self.graph.view(base, &[n_streams], &[], 4 * i * n_streams);
@@ -64,10 +83,8 @@ impl Builder<'_> {
             let part = self.graph.add(part, base);
             let part = self.graph.unary(Unary::Sigmoid, part);
             self.graph.scale(part)
-        };
-        let (pre, post) = (part(0), part(1));
-        let post = self.graph.scale(post);
-        (self.reduce(streams, pre), post)
+        });
+        Mixes { rows: mixes, scale, base, pre, post }
     }
 
     /// The sum of the streams by weight (`hy_v4_hc_reduce`).
@@ -106,6 +123,12 @@ impl Builder<'_> {
 
     /// One row a token of its streams (`build_hc_head`).
     fn head(&mut self, streams: Id) -> Id {
+        let pre = self.head_weights(streams);
+        self.reduce(streams, pre)
+    }
+
+    /// How much each stream counts at the end.
+    pub(super) fn head_weights(&mut self, streams: Id) -> Id {
         let weight = self.global("output_hc_fn.weight");
         let mixes = self.mix(weight, streams);
         let scale = self.global("output_hc_scale.weight").unwrap_or(mixes);
@@ -113,7 +136,6 @@ impl Builder<'_> {
         let pre = self.graph.mul(mixes, scale);
         let pre = self.graph.add(pre, base);
         let pre = self.graph.unary(Unary::Sigmoid, pre);
-        let pre = self.graph.scale(pre);
-        self.reduce(streams, pre)
+        self.graph.scale(pre)
     }
 }

@@ -1,5 +1,6 @@
 //! The architectures whose graphs are replayed.
 
+mod deepseek4;
 mod delta;
 mod dsa;
 mod gemma;

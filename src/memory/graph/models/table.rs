@@ -6,7 +6,7 @@ use super::super::ffn::{Act, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
-use super::{delta, dsa, gemma, hyper, kda, kimi_k3, minimax, mixed, mla, own, plamo2};
+use super::{deepseek4, delta, dsa, gemma, hyper, kda, kimi_k3, minimax, mixed, mla, own, plamo2};
 
 /// Scores that fall with distance.
 const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
@@ -156,6 +156,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("hunyuan_vl", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
     ("hy_v3", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, pick: Pick::AfterNorm, ..PLAIN })),
     ("hy_v4", Own(hyper::hy_v4)),
+    ("deepseek4", Own(deepseek4::build)),
     ("internlm2", Plain(PLAIN)),
     ("jais", Plain(Spec { norm: Norm::Layer, rope: Rope::Never, extras: ALIBI, ..PLAIN })),
     ("jais2", Plain(Spec { norm: Norm::Layer, act: Act::ReluSqr, ..PLAIN })),
