@@ -82,7 +82,7 @@ pub(super) fn build(b: &mut Builder<'_>) {
     let n_outputs = b.plan.batch.n_outputs;
     let streams = b.graph.reshape(flat, &[n_embd, n_streams, n_outputs]);
     let pre = b.head_weights(streams);
-    let rows = b.sum_streams(streams, pre);
+    let rows = b.weigh_streams(streams, pre);
     finish(b, &PLAIN, rows, out_ids);
 }
 
@@ -388,7 +388,7 @@ impl Builder<'_> {
     }
 
     /// The layer's input, how much each stream takes of its output, and how streams mix (`build_hc_pre`).
-    fn read_mixed(&mut self, il: u32, name: &str, streams: Id) -> (Id, Id, Id) {
+    pub(super) fn read_mixed(&mut self, il: u32, name: &str, streams: Id) -> (Id, Id, Id) {
         let mixed = self.mixes(il, name, streams);
         let Tensor { ne, .. } = *self.graph.tensor(streams);
         let shape = [ne[1], ne[1], ne[2], 1];
@@ -398,13 +398,13 @@ impl Builder<'_> {
     }
 
     /// The streams after a layer's output (`build_hc_post`).
-    fn write_mixed(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Id {
+    pub(super) fn write_mixed(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Id {
         let ne = self.graph.tensor(streams).ne;
         self.graph.make(Op::HyperConnection, f32(), ne, &[x, streams, post, comb])
     }
 
     /// The sum of the streams by weight, outside of layers (`build_hc_pre` without its operation).
-    fn sum_streams(&mut self, streams: Id, by: Id) -> Id {
+    fn weigh_streams(&mut self, streams: Id, by: Id) -> Id {
         let t = *self.graph.tensor(streams);
         let stride = self.nb(by, 1);
         let parts = (0..t.ne[1]).map(|i| {

@@ -42,16 +42,16 @@ pub(super) fn build(b: &mut Builder<'_>) {
     let mut streams = b.graph.repeat(rows, &[n_embd, n_streams, n_tokens]);
     let mut chosen = None;
     for il in 0..b.n_layer {
-        let (x, mixer) = b.read_mixed(il, "hc_attn", streams);
+        let (x, post, comb) = b.read_mixed(il, "hc_attn", streams);
         let x = b.norm(il, "attn_norm", x, Norm::Rms);
         b.graph.expand(x);
         let x =
             if b.layer(il).is_recr { b.kda_sigmoid(il, x, &states) } else { attention(b, il, x, &inputs, &mut chosen) };
-        streams = b.write_mixed(x, streams, mixer);
-        let (x, mixer) = b.read_mixed(il, "hc_ffn", streams);
+        streams = b.write_mixed(x, streams, post, comb);
+        let (x, post, comb) = b.read_mixed(il, "hc_ffn", streams);
         let x = b.norm(il, "ffn_norm", x, Norm::Rms);
         let x = feed_forward(b, &SPEC, il, x);
-        streams = b.write_mixed(x, streams, mixer);
+        streams = b.write_mixed(x, streams, post, comb);
     }
     let flat = b.graph.reshape(streams, &[n_embd * n_streams, n_tokens]);
     let flat = b.graph.get_rows(flat, out_ids);
@@ -198,38 +198,6 @@ fn pooled_keys(b: &mut Builder<'_>, il: u32, x: Id, head: u64, pools: &Pools) ->
 }
 
 impl Builder<'_> {
-    /// A layer's input, how much each stream takes of its output, and how streams mix (`build_hc_pre`).
-    fn read_mixed(&mut self, il: u32, name: &str, streams: Id) -> (Id, (Id, Id)) {
-        let ne = self.graph.tensor(streams).ne;
-        let (n_streams, n_tokens) = (ne[1], ne[2]);
-        let flat = self.graph.reshape(streams, &[ne[0] * n_streams, n_tokens]);
-        let flat = self.rms(flat);
-        let mixes = self.raw_mm(il, &format!("{name}_fn"), flat);
-        let scales = self.weight(il, &format!("{name}_scale.weight")).unwrap_or(mixes);
-        let bases = self.weight(il, &format!("{name}_base.weight")).unwrap_or(mixes);
-        let stride = self.nb(mixes, 1);
-        let mut part = |i: u64| {
-            let scale = self.graph.view(scales, &[1], &[], 4 * i);
-            let base = self.graph.view(bases, &[n_streams], &[], 4 * i * n_streams);
-            let part = self.graph.view(mixes, &[n_streams, n_tokens], &[stride], 4 * i * n_streams);
-            let part = self.graph.mul(part, scale);
-            let part = self.graph.add(part, base);
-            let part = self.graph.unary(Unary::Sigmoid, part);
-            self.graph.scale(part)
-        };
-        let (pre, post) = (part(0), part(1));
-        let shape = [n_streams, n_streams, n_tokens, 1];
-        let comb = self.graph.make(Op::HyperConnection, f32(), shape, &[mixes, scales, bases]);
-        let x = self.graph.make(Op::HcPre, f32(), [ne[0], n_tokens, 1, 1], &[streams, pre]);
-        (x, (post, comb))
-    }
-
-    /// The streams after a layer's output (`build_hc_post`).
-    fn write_mixed(&mut self, x: Id, streams: Id, (post, comb): (Id, Id)) -> Id {
-        let ne = self.graph.tensor(streams).ne;
-        self.graph.make(Op::HyperConnection, f32(), ne, &[x, streams, post, comb])
-    }
-
     /// The mean of the streams (`build_hc_mean`).
     fn mean_stream(&mut self, streams: Id) -> Id {
         let Some(sum) = self.sum_streams(streams, None) else { return streams };
