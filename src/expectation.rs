@@ -312,7 +312,7 @@ mod tests {
             ("experts.count: many", "line 1, column 1: `many` is not a number"),
         ] {
             let error = Expectations::from_yaml("x.yaml", yaml).and_then(|file| file.check(&document).map(|_| ()));
-            let error = error.unwrap_err().to_string();
+            let error = format!("{:#}", anyhow::Error::from(error.unwrap_err()));
             assert!(error.contains(says) && error.contains("`x.yaml`"), "{error}");
         }
     }

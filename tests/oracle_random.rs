@@ -1,9 +1,10 @@
 //! The oracle on flags drawn at random: our bytes against the linked llama.cpp's own projection, buffer type by buffer type.
 //!
 //! Feature `embedded`. 200 cases of a fixed seed; `MOEPLAN_FULL=1` 10,000; `MOEPLAN_CASES`, `MOEPLAN_SEED` others.
-//! `MOEPLAN_CASE='1 qwen3moe-moe llama-server -c 512'` (software devices, model, command) only that one. The headers are
-//! those of testdata/architectures.tar.xz and the tiny siblings of every model that `moeplan synth` knows, or the files of
-//! the folder `MOEPLAN_HEADERS`; of them those with `MOEPLAN_MODELS` in their names.
+//! `MOEPLAN_CASE='1 qwen3moe-moe llama-server -c 512'` (software devices, model, command) only that one, with llama.cpp's
+//! log where `MOEPLAN_LOG` is set. The headers are those of testdata/architectures.tar.xz and the tiny siblings of every
+//! model that `moeplan synth` knows, or the files of the folder `MOEPLAN_HEADERS`; of them those with `MOEPLAN_MODELS` in
+//! their names.
 #![cfg(feature = "embedded")]
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
@@ -40,7 +41,7 @@ const FULL_CASES: usize = 10_000;
 /// Projections that one worker process makes.
 const BATCH: usize = 100;
 /// Recorded: the least share of cases whose compute buffers are all within 1% or 1 MiB. Raise it when it grows.
-const COMPUTE_WITHIN: f64 = 0.97;
+const COMPUTE_WITHIN: f64 = 0.978;
 
 /// Models, software devices and the linked llama.cpp.
 struct Rig {
@@ -204,6 +205,9 @@ fn our_bytes_are_llama_cpps_on_random_flags() {
         }
         let names: Vec<String> = rig.models.iter().map(|(name, ..)| name.clone()).collect();
         let case = Case::parse(&text, &names).expect("`DEVICES MODEL PROGRAM FLAGS…`");
+        if std::env::var_os("MOEPLAN_LOG").is_some() {
+            rig.runtime.echo = Some(|line| eprintln!("{line}"));
+        }
         let verdict = rig.judge_alone(&case);
         eprintln!("{}\n{}\n{verdict:?}", rig.replay(&case), verdict.describe(true));
         assert!(!verdict.is_wrong());

@@ -85,7 +85,7 @@ pub(super) fn build(b: &mut Builder<'_>) {
     let n_outputs = b.plan.batch.n_outputs;
     let streams = b.graph.reshape(flat, &[n_embd, n_streams, n_outputs]);
     let pre = b.head_weights(streams);
-    let rows = b.sum_streams(streams, pre);
+    let rows = b.weigh_streams(streams, pre);
     finish(b, &PLAIN, rows, out_ids);
 }
 
@@ -391,7 +391,7 @@ impl Builder<'_> {
     }
 
     /// The layer's input, how much each stream takes of its output, and how streams mix (`build_hc_pre`).
-    fn read_mixed(&mut self, il: u32, name: &str, streams: Id, is_fused: bool) -> (Id, Id, Id) {
+    pub(super) fn read_mixed(&mut self, il: u32, name: &str, streams: Id, is_fused: bool) -> (Id, Id, Id) {
         let mixed = self.mixes(il, name, streams);
         let ne = self.graph.tensor(streams).ne;
         let comb = if is_fused {
@@ -406,7 +406,7 @@ impl Builder<'_> {
 
     /// Whether each layer's streams are combined in one operation: not where a weight of it lies away from its layer,
     /// unless the probe has rows enough for that to be undone (`resolve_fused_ops`, `GGML_OP_OFFLOAD_MIN_BATCH`).
-    fn fuses_combinations(&mut self) -> bool {
+    pub(super) fn fuses_combinations(&mut self) -> bool {
         let n_streams = u64::from(self.hparams().u32_or_0("hyper_connection.count"));
         let is_offloaded = n_streams * u64::from(self.plan.numbers.n_seq_max) >= 32;
         let home = |il: u32| self.plan.placement.layers.get(il as usize).copied().flatten();
@@ -452,13 +452,13 @@ impl Builder<'_> {
     }
 
     /// The streams after a layer's output (`build_hc_post`).
-    fn write_mixed(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Id {
+    pub(super) fn write_mixed(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Id {
         let ne = self.graph.tensor(streams).ne;
         self.graph.make(Op::HyperConnection, f32(), ne, &[x, streams, post, comb])
     }
 
     /// The sum of the streams by weight, outside of layers (`build_hc_pre` without its operation).
-    fn sum_streams(&mut self, streams: Id, by: Id) -> Id {
+    fn weigh_streams(&mut self, streams: Id, by: Id) -> Id {
         let t = *self.graph.tensor(streams);
         let stride = self.nb(by, 1);
         let parts = (0..t.ne[1]).map(|i| {

@@ -1,6 +1,6 @@
 //! Decoders that mix gated delta nets and attention: qwen3next and its successors.
 //!
-//! Source: `src/models/qwen3next.cpp`, `qwen35.cpp`, `qwen35moe.cpp`, llama.cpp b11434.
+//! Source: `src/models/qwen3next.cpp`, `qwen35.cpp`, `qwen35moe.cpp`, `qwen4exp.cpp`, llama.cpp b11434.
 
 use super::super::attention::{AttnInputs, Extras, Qkv};
 use super::super::inputs::Embeddings;
@@ -8,6 +8,7 @@ use super::super::recurrent::StateInputs;
 use super::super::tensor::{Id, Op, Unary};
 use super::super::{Builder, Norm};
 use super::plain::{PLAIN, Pick, Spec, feed_forward, finish};
+use super::qwen4exp;
 
 /// The traits that these share with plain decoders.
 const SPEC: Spec = Spec { pick: Pick::AfterNorm, ..PLAIN };
@@ -49,7 +50,12 @@ pub(super) fn gated_attention(b: &mut Builder<'_>, il: u32, x: Id, attn: &AttnIn
     let layer = b.layer(il);
     let (head, n_head, n_kv) = (u64::from(layer.n_embd_head_v), u64::from(layer.n_head), u64::from(layer.n_head_kv));
     let n_tokens = b.n_tokens;
-    let [both, k, v] = b.qkv_rows(il, x, (2 * head * n_head, head * n_kv, head * n_kv));
+    let [both, k, v] = if b.plan.model.architecture == "qwen4exp" {
+        // It has biases there that it does not add.
+        ["attn_q", "attn_k", "attn_v"].map(|name| b.mm(il, name, x))
+    } else {
+        b.qkv_rows(il, x, (2 * head * n_head, head * n_kv, head * n_kv))
+    };
     let strides = [8 * head, 8 * head * n_head];
     let q = b.graph.view(both, &[head, n_head, n_tokens], &strides, 0);
     let q = b.norm(il, "attn_q_norm", q, Norm::Rms);
@@ -66,7 +72,8 @@ pub(super) fn gated_attention(b: &mut Builder<'_>, il: u32, x: Id, attn: &AttnIn
     b.mm(il, "attn_output", rows)
 }
 
-fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs) -> Id {
+/// The delta net of a layer.
+pub(super) fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs) -> Id {
     let hparam = |key: &str| u64::from(b.hparams().u32_or_0(key));
     let n_v = hparam("ssm.time_step_rank");
     let v_dim = hparam("ssm.inner_size") / n_v.max(1);
@@ -79,7 +86,12 @@ fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs) -
     let kernel = b.weight(il, "ssm_conv1d.weight").unwrap_or(x);
     let channels = v_dim * n_v + 2 * heads.n_k * heads.k_dim;
     let size = b.ne(kernel, 0);
-    let input = b.conv_input(inputs, conv_states, mixed, size, channels);
+    let is_exp = b.plan.model.architecture == "qwen4exp";
+    let input = if is_exp {
+        qwen4exp::conv_input(b, inputs, conv_states, mixed, (size - 1, channels))
+    } else {
+        b.conv_input(inputs, conv_states, mixed, size, channels)
+    };
     let state = b.read_states(inputs, ssm_states);
     let state = b.graph.reshape(state, &[v_dim, v_dim, n_v, n_seqs]);
     let conv = b.ssm_conv(input, kernel);
@@ -100,7 +112,7 @@ fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs) -
     let output = b.delta_net([q, k, v, gate, beta, state], ssm_states);
     let z = b.graph.reshape(z, &[v_dim, n_v, n_tokens, n_seqs]);
     let normed = b.norm(il, "ssm_norm", output, Norm::Rms);
-    let z = b.graph.unary(Unary::Silu, z);
+    let z = b.graph.unary(if is_exp { Unary::Sigmoid } else { Unary::Silu }, z);
     let rows = b.graph.mul(normed, z);
     let rows = b.graph.reshape(rows, &[v_dim * n_v, n_tokens, n_seqs]);
     let rows = b.mm(il, "ssm_out", rows);

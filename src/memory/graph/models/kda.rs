@@ -193,7 +193,7 @@ impl Builder<'_> {
         self.raw_mm(il, "attn_output", gated)
     }
 
-    /// The same with a bounded decay and single-matrix gates (bailingmoe3, kimi-k3).
+    /// The same with a bounded decay and single-matrix gates (bailingmoe3, glm5-next, kimi-k3).
     pub(super) fn kda_sigmoid(&mut self, il: u32, x: Id, inputs: &StateInputs) -> Id {
         let batch = self.plan.batch;
         let (n, n_tokens, n_seqs) = (batch.n_tokens, batch.n_seq_tokens(), batch.n_seqs);
@@ -218,7 +218,10 @@ impl Builder<'_> {
         let output = self.delta_net([q, k, v, decay, beta, state], ssm_states);
         let output = self.graph.cont(output);
         let gate = if self.weights.has(il, "ssm_g.weight") { "ssm_g" } else { "ssm_g_a" };
-        let gate = self.raw_mm(il, gate, x);
+        let mut gate = self.raw_mm(il, gate, x);
+        if self.plan.model.architecture == "glm5-next" {
+            gate = self.raw_mm(il, "ssm_g_b", gate);
+        }
         let gate = self.graph.reshape(gate, &[head, n_head, n]);
         let output = self.graph.reshape(output, &[head, n_head, n]);
         let output = self.norm(il, "ssm_norm", output, Norm::Rms);
@@ -231,8 +234,10 @@ impl Builder<'_> {
     /// Decays no stronger than a bound, where one is stated (`kda.gate_lower_bound`).
     fn bounded_decay(&mut self, il: u32, x: Id, (head, n_head): (u64, u64)) -> Id {
         let n_tokens = self.n_tokens;
-        let is_k3 = self.plan.model.architecture == "kimi-k3";
-        let is_bounded = !is_k3 || self.hparams().value("kda.gate_lower_bound").is_some();
+        let may_be_free = matches!(self.plan.model.architecture.as_str(), "glm5-next" | "kimi-k3");
+        let is_bounded = !may_be_free
+            || self.hparams().value("kda.gate_lower_bound").is_some()
+                && self.f64_or_0("kda.gate_lower_bound").is_finite();
         let mut decay = self.raw_mm(il, "ssm_f_a", x);
         if self.weights.has(il, "ssm_f_b.weight") {
             decay = self.raw_mm(il, "ssm_f_b", decay);
@@ -248,7 +253,7 @@ impl Builder<'_> {
         if !is_bounded {
             return decay;
         }
-        if is_k3 {
+        if may_be_free {
             decay = self.graph.scale(decay);
         }
         decay = self.graph.unary(Unary::Sigmoid, decay);

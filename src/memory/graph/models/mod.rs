@@ -4,8 +4,10 @@ mod deepseek4;
 mod delta;
 mod dsa;
 mod gemma;
+mod glm5_next;
 mod hyper;
 mod kda;
+mod kpool;
 mod mixed;
 mod mla;
 mod kimi_k3;
@@ -13,6 +15,7 @@ mod minimax;
 mod own;
 mod plamo2;
 mod plain;
+mod qwen4exp;
 mod table;
 
 use super::Builder;

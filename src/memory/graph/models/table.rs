@@ -6,7 +6,7 @@ use super::super::ffn::{Act, Gating};
 use super::super::inputs::Embeddings;
 use super::Architecture::{self, Own, Plain};
 use super::plain::{Input, Logits, NormW, PLAIN, Pick, Pre, QkNorm, Residual, Rope, Spec};
-use super::{deepseek4, delta, dsa, gemma, hyper, kda, kimi_k3, minimax, mixed, mla, own, plamo2};
+use super::{deepseek4, delta, dsa, gemma, glm5_next, hyper, kda, kimi_k3, minimax, mixed, mla, own, plamo2, qwen4exp};
 
 /// Scores that fall with distance.
 const ALIBI: Extras = Extras { alibi: true, ..PLAIN.extras };
@@ -155,6 +155,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("hunyuan-moe", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
     ("hunyuan_vl", Plain(Spec { qk_norm: QkNorm::After, ..PLAIN })),
     ("hy_v3", Plain(Spec { gating_stated: true, norm_w: NormW::Stated, pick: Pick::AfterNorm, ..PLAIN })),
+    ("glm5-next", Own(glm5_next::build)),
     ("hy_v4", Own(hyper::hy_v4)),
     ("deepseek4", Own(deepseek4::build)),
     ("internlm2", Plain(PLAIN)),
@@ -298,6 +299,7 @@ pub(super) static ARCHITECTURES: &[(&str, Architecture)] = &[
     ("nemotron_h", Own(mixed::nemotron_h)),
     ("nemotron_h_moe", Own(mixed::nemotron_h)),
     ("qwen3next", Own(delta::build)),
+    ("qwen4exp", Own(qwen4exp::build)),
     ("qwen35", Own(delta::build)),
     ("qwen35moe", Own(delta::build)),
 ];
