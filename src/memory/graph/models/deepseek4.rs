@@ -7,11 +7,13 @@ use super::super::attention::Extras;
 use super::super::cache::CacheInputs;
 use super::super::ffn::{Act, Gating, Moe};
 use super::super::inputs::{Embeddings, i64_type};
-use super::super::tensor::{Id, Op, Tensor};
+use super::super::tensor::{Held, Id, Op, Tensor};
 use super::super::{Builder, Norm};
+use super::hyper::Mixes;
 use super::plain::{PLAIN, finish};
 use crate::gguf::ggml_type::{f16, f32, i32};
 use crate::memory::caches::CacheKind;
+use crate::placement::Buffer;
 
 /// Tokens of a compressed key that the indexer chooses from (`DSV4_CSA_RATIO`).
 const CSA_RATIO: u32 = 4;
@@ -65,13 +67,14 @@ pub(super) fn build(b: &mut Builder<'_>) {
     b.graph.expand(inputs.window.mask);
     let (n_embd, n_tokens) = (b.n_embd, b.n_tokens);
     let rows = b.graph.reshape(rows, &[n_embd, 1, n_tokens]);
+    let is_fused = b.fuses_combinations();
     let mut streams = b.graph.repeat(rows, &[n_embd, n_streams, n_tokens]);
     for il in 0..b.n_layer {
-        let (x, post, comb) = b.read_mixed(il, "hc_attn", streams);
+        let (x, post, comb) = b.read_mixed(il, "hc_attn", streams, is_fused);
         let x = b.norm(il, "attn_norm", x, Norm::Rms);
         let x = attention(b, il, x, &inputs);
         streams = b.write_mixed(x, streams, post, comb);
-        let (x, post, comb) = b.read_mixed(il, "hc_ffn", streams);
+        let (x, post, comb) = b.read_mixed(il, "hc_ffn", streams, is_fused);
         b.graph.expand_all(&[streams, post, comb]);
         let x = b.norm(il, "ffn_norm", x, Norm::Rms);
         let x = experts(b, il, x, tokens);
@@ -388,13 +391,64 @@ impl Builder<'_> {
     }
 
     /// The layer's input, how much each stream takes of its output, and how streams mix (`build_hc_pre`).
-    pub(super) fn read_mixed(&mut self, il: u32, name: &str, streams: Id) -> (Id, Id, Id) {
+    pub(super) fn read_mixed(&mut self, il: u32, name: &str, streams: Id, is_fused: bool) -> (Id, Id, Id) {
         let mixed = self.mixes(il, name, streams);
-        let Tensor { ne, .. } = *self.graph.tensor(streams);
-        let shape = [ne[1], ne[1], ne[2], 1];
-        let comb = self.graph.make(Op::HyperConnection, f32(), shape, &[mixed.rows, mixed.scale, mixed.base]);
+        let ne = self.graph.tensor(streams).ne;
+        let comb = if is_fused {
+            let shape = [ne[1], ne[1], ne[2], 1];
+            self.graph.make(Op::HyperConnection, f32(), shape, &[mixed.rows, mixed.scale, mixed.base])
+        } else {
+            self.combination(&mixed, ne[1])
+        };
         let x = self.graph.make(Op::HcPre, f32(), [ne[0], ne[2], 1, 1], &[streams, mixed.pre]);
         (x, mixed.post, comb)
+    }
+
+    /// Whether each layer's streams are combined in one operation: not where a weight of it lies away from its layer,
+    /// unless the probe has rows enough for that to be undone (`resolve_fused_ops`, `GGML_OP_OFFLOAD_MIN_BATCH`).
+    pub(super) fn fuses_combinations(&mut self) -> bool {
+        let n_streams = u64::from(self.hparams().u32_or_0("hyper_connection.count"));
+        let is_offloaded = n_streams * u64::from(self.plan.numbers.n_seq_max) >= 32;
+        let home = |il: u32| self.plan.placement.layers.get(il as usize).copied().flatten();
+        let homes: Vec<_> = (0..self.n_layer).map(|il| (il, home(il))).collect();
+        homes.into_iter().all(|(il, home)| {
+            ["hc_attn_scale.weight", "hc_ffn_scale.weight"].into_iter().all(|name| {
+                match self.weight(il, name).map(|id| self.graph.held(id)) {
+                    Some(Held::Weight(Buffer::Device(device))) => home == Some(device),
+                    Some(_) => home.is_none() || is_offloaded,
+                    None => true,
+                }
+            })
+        })
+    }
+
+    /// How streams mix, step by step (`build_hc_sinkhorn`).
+    fn combination(&mut self, mixed: &Mixes, n: u64) -> Id {
+        let (n_tokens, stride) = (self.ne(mixed.rows, 1), self.nb(mixed.rows, 1));
+        let part = self.graph.view(mixed.rows, &[n * n, n_tokens], &[stride], 8 * n);
+        let scale = self.graph.view(mixed.scale, &[1], &[], 8);
+        let base = self.graph.view(mixed.base, &[n * n], &[], 8 * n);
+        let part = self.graph.mul(part, scale);
+        let part = self.graph.add(part, base);
+        let part = self.graph.reshape(part, &[n, n, n_tokens]);
+        let part = self.graph.soft_max(part, None);
+        let eps = self.graph.new_tensor(f32(), &[1]);
+        let eps = self.graph.like(Op::Fill, &[eps]);
+        let mut comb = self.graph.add(part, eps);
+        for i in 0..self.hparams().u32_or_0("hyper_connection.sinkhorn_iterations").max(1) {
+            if i > 0 {
+                let rows = self.graph.sum_rows(comb);
+                let rows = self.graph.add(rows, eps);
+                comb = self.graph.div(comb, rows);
+            }
+            let turned = self.graph.permute(comb, [1, 0, 2, 3]);
+            let turned = self.graph.cont(turned);
+            let columns = self.graph.sum_rows(turned);
+            let columns = self.graph.add(columns, eps);
+            let columns = self.graph.permute(columns, [1, 0, 2, 3]);
+            comb = self.graph.div(comb, columns);
+        }
+        comb
     }
 
     /// The streams after a layer's output (`build_hc_post`).

@@ -39,16 +39,17 @@ pub(super) fn build(b: &mut Builder<'_>) {
     let n_streams = u64::from(b.hparams().u32_or_0("hyper_connection.count"));
     let (n_embd, n_tokens) = (b.n_embd, b.n_tokens);
     let rows = b.graph.reshape(rows, &[n_embd, 1, n_tokens]);
+    let is_fused = b.fuses_combinations();
     let mut streams = b.graph.repeat(rows, &[n_embd, n_streams, n_tokens]);
     let mut chosen = None;
     for il in 0..b.n_layer {
-        let (x, post, comb) = b.read_mixed(il, "hc_attn", streams);
+        let (x, post, comb) = b.read_mixed(il, "hc_attn", streams, is_fused);
         let x = b.norm(il, "attn_norm", x, Norm::Rms);
         b.graph.expand(x);
         let x =
             if b.layer(il).is_recr { b.kda_sigmoid(il, x, &states) } else { attention(b, il, x, &inputs, &mut chosen) };
         streams = b.write_mixed(x, streams, post, comb);
-        let (x, post, comb) = b.read_mixed(il, "hc_ffn", streams);
+        let (x, post, comb) = b.read_mixed(il, "hc_ffn", streams, is_fused);
         let x = b.norm(il, "ffn_norm", x, Norm::Rms);
         let x = feed_forward(b, &SPEC, il, x);
         streams = b.write_mixed(x, streams, post, comb);
