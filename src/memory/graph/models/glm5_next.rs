@@ -226,8 +226,39 @@ impl Builder<'_> {
 
     /// The streams after a layer's output (`build_hc_post`).
     fn write_mixed(&mut self, x: Id, streams: Id, (post, comb): (Id, Id)) -> Id {
+        if self.leaves_host() {
+            return self.write_in_steps(x, streams, (post, comb));
+        }
         let ne = self.graph.tensor(streams).ne;
         self.graph.make(Op::HyperConnection, f32(), ne, &[x, streams, post, comb])
+    }
+
+    /// Whether layers on the host come before others: the streams between them are written where they are read, on
+    /// the device, and for that llama.cpp gives the operation up in all layers (`resolve_fused_ops`). Layers whose
+    /// tensors alone are elsewhere are not considered.
+    fn leaves_host(&self) -> bool {
+        let layers = &self.plan.placement.layers;
+        layers.windows(2).any(|pair| matches!(pair, [None, Some(_)]))
+    }
+
+    /// The same without the operation for it.
+    fn write_in_steps(&mut self, x: Id, streams: Id, (post, comb): (Id, Id)) -> Id {
+        let [s, p, c] = [streams, post, comb].map(|id| *self.graph.tensor(id));
+        let (width, n_tokens) = (s.ne[0], s.ne[2]);
+        let mut joined = None;
+        for to in 0..s.ne[1] {
+            let share = self.graph.view(post, &[1, n_tokens], &[p.nb[1]], to * p.nb[0]);
+            let mut sum = self.graph.mul(x, share);
+            for from in 0..s.ne[1] {
+                let stream = self.graph.view(streams, &[width, n_tokens], &[s.nb[2]], from * s.nb[1]);
+                let share = self.graph.view(comb, &[1, n_tokens], &[c.nb[2]], to * c.nb[0] + from * c.nb[1]);
+                let part = self.graph.mul(stream, share);
+                sum = self.graph.add(sum, part);
+            }
+            let sum = self.graph.reshape(sum, &[width, 1, n_tokens]);
+            joined = Some(joined.map_or(sum, |joined| self.graph.concat(joined, sum, 1)));
+        }
+        joined.unwrap_or(streams)
     }
 
     /// The mean of the streams (`build_hc_mean`).
