@@ -48,11 +48,11 @@ pub(super) fn build(b: &mut Builder<'_>) {
         b.graph.expand(x);
         let x =
             if b.layer(il).is_recr { b.kda_sigmoid(il, x, &states) } else { attention(b, il, x, &inputs, &mut chosen) };
-        streams = b.write_mixed(x, streams, post, comb);
+        streams = b.write_mixed_streams(x, streams, post, comb);
         let (x, post, comb) = b.read_mixed(il, "hc_ffn", streams, is_fused);
         let x = b.norm(il, "ffn_norm", x, Norm::Rms);
         let x = feed_forward(b, &SPEC, il, x);
-        streams = b.write_mixed(x, streams, post, comb);
+        streams = b.write_mixed_streams(x, streams, post, comb);
     }
     let flat = b.graph.reshape(streams, &[n_embd * n_streams, n_tokens]);
     let flat = b.graph.get_rows(flat, out_ids);
@@ -199,6 +199,42 @@ fn pooled_keys(b: &mut Builder<'_>, il: u32, x: Id, head: u64, pools: &Pools) ->
 }
 
 impl Builder<'_> {
+    /// The streams after a layer's output (`build_hc_post`).
+    fn write_mixed_streams(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Id {
+        if self.leaves_host() {
+            return self.write_in_steps(x, streams, post, comb);
+        }
+        self.write_mixed(x, streams, post, comb)
+    }
+
+    /// Whether layers on the host come before others: the streams between them are written where they are read, on
+    /// the device, and for that llama.cpp gives the operation up in all layers (`resolve_fused_ops`). Layers whose
+    /// tensors alone are elsewhere are not considered.
+    fn leaves_host(&self) -> bool {
+        let layers = &self.plan.placement.layers;
+        layers.windows(2).any(|pair| matches!(pair, [None, Some(_)]))
+    }
+
+    /// The same without the operation for it.
+    fn write_in_steps(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Id {
+        let [s, p, c] = [streams, post, comb].map(|id| *self.graph.tensor(id));
+        let (width, n_tokens) = (s.ne[0], s.ne[2]);
+        let mut joined = None;
+        for to in 0..s.ne[1] {
+            let share = self.graph.view(post, &[1, n_tokens], &[p.nb[1]], to * p.nb[0]);
+            let mut sum = self.graph.mul(x, share);
+            for from in 0..s.ne[1] {
+                let stream = self.graph.view(streams, &[width, n_tokens], &[s.nb[2]], from * s.nb[1]);
+                let share = self.graph.view(comb, &[1, n_tokens], &[c.nb[2]], to * c.nb[0] + from * c.nb[1]);
+                let part = self.graph.mul(stream, share);
+                sum = self.graph.add(sum, part);
+            }
+            let sum = self.graph.reshape(sum, &[width, 1, n_tokens]);
+            joined = Some(joined.map_or(sum, |joined| self.graph.concat(joined, sum, 1)));
+        }
+        joined.unwrap_or(streams)
+    }
+
     /// The mean of the streams (`build_hc_mean`).
     fn mean_stream(&mut self, streams: Id) -> Id {
         let Some(sum) = self.sum_streams(streams, None) else { return streams };
