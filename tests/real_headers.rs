@@ -44,6 +44,8 @@ struct Published {
     #[serde(default)]
     keys: BTreeMap<String, Option<u32>>,
     stated: Stated,
+    #[serde(default)]
+    kv: BTreeMap<String, u64>,
     context: Context,
 }
 
@@ -135,6 +137,17 @@ impl Published {
         (open(&path), synthesis.files[0].tensors.clone())
     }
 
+    /// How far the recipe alone is from the published mix, in words.
+    fn unmixed(&self, mix: &str) -> String {
+        let Some((spec_name, recipe_name)) = self.spec.as_deref().zip(self.recipe.as_deref()) else {
+            return format!(" ({mix})");
+        };
+        let wish = Wish { recipe: recipe::named(recipe_name), ..Wish::default() };
+        let (_, tensors) = synth::tensors(&spec::named(spec_name).unwrap(), &wish).unwrap();
+        let size = rounded(synth::totals(&tensors).bytes.0, GIB, "0.000 GiB");
+        format!(" (not the recipe's types: {mix}; {recipe_name} as synth writes it: {size})")
+    }
+
     /// Every figure that differs, in words.
     fn differences(&self, model: &Model, tensors: &[NewTensor]) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -170,6 +183,9 @@ impl Published {
         if let Some(bytes) = self.stated.bytes {
             check("bytes", totals.bytes.0.to_string(), bytes.to_string());
         }
+        for (key, stated) in &self.kv {
+            check(key, format!("{:?}", model.hparams.u64(key)), format!("{:?}", Some(stated)));
+        }
         let context = context::per_token(model, GgmlType::from_name("f16").unwrap()).unwrap();
         let Context { layers, k, v, fixed } = self.context;
         check("context bytes per token", context.per_token.0.to_string(), (2 * layers * (k + v)).to_string());
@@ -202,7 +218,7 @@ fn published_files_rebuilt_have_the_figures_that_were_printed() {
     for published in &facts.rebuilt {
         let (model, tensors) = published.rebuild(folder.path());
         let differences = published.differences(&model, &tensors);
-        let mix = published.mix.as_ref().map(|mix| format!(" (not the recipe's types: {mix})")).unwrap_or_default();
+        let mix = published.mix.as_ref().map(|mix| published.unmixed(mix)).unwrap_or_default();
         println!("{}: {}{mix}", published.name, if differences.is_empty() { "equal" } else { "differs" });
         wrong.extend(differences);
     }
