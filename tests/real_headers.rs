@@ -208,6 +208,7 @@ fn rounded(figure: u64, unit: u64, like: &str) -> String {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "which files were rebuilt, and how, is for the reader of the test")]
 fn published_files_rebuilt_have_the_figures_that_were_printed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let facts: Facts = serde_yaml::from_str(&std::fs::read_to_string(root.join("real-headers.yaml")).unwrap()).unwrap();
