@@ -14,7 +14,7 @@ pub struct MachineArgs {
     /// Memory of each device, in order: 24G,12G.
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',', conflicts_with = "machine")]
     pub vram: Vec<Bytes>,
-    /// One device by llama.cpp's name: CUDA0=24G, 'RPC0[HOST:PORT]=8G'; repeatable.
+    /// One device by llama.cpp's name: CUDA0=24G, `RPC0[HOST:PORT]=8G`; repeatable.
     #[arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"])]
     pub device: Vec<String>,
     /// Main memory.

@@ -25,7 +25,7 @@ pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
   moeplan plan --vram 24G,12G -c 32768 -ub 2048 model.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {
-    /// GGUF file, any shard of a split model, a folder with one model, https://…, hf:owner/repo[:QUANT], or a cached name.
+    /// GGUF file, any shard of a split model, a folder with one model, https://…, `hf:owner/repo[:QUANT]`, or a cached name.
     #[arg(value_name = "MODEL")]
     pub model: std::path::PathBuf,
     /// What is asked of the planner.

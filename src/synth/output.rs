@@ -72,7 +72,7 @@ pub fn paths(path: &Path, shards: usize) -> Vec<PathBuf> {
     (1..=shards).map(|number| path.with_file_name(format!("{stem}-{number:05}-of-{shards:05}.gguf"))).collect()
 }
 
-/// The length of a file that [`write`] would make.
+/// The length of a file that [`write()`] would make.
 pub fn file_bytes(file: &NewFile) -> u64 {
     let (header, _, data) = file.header();
     header.len() as u64 + data
