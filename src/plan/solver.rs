@@ -257,8 +257,12 @@ impl Search<'_> {
     ) -> Result<Candidate, Error> {
         let Some(at) = range.iter().rev().find(|at| hosted[**at]).copied() else { return Ok(whole_blocks) };
         let edge = &blocks[at];
-        // Beyond the free bytes, a part may still fit if its leaving the host shrinks the area that prompts copy it through.
-        let copied = edge.parts.iter().map(|part| part.bytes).max().unwrap_or_default();
+        // Beyond the free bytes, a part may still fit if its leaving the host shrinks the area that prompts copy experts
+        // through: it is as large as the largest tensor on the host, so only if no other block has one as large.
+        let largest = |block: &ExpertBlock| block.parts.iter().map(|part| part.bytes).max().unwrap_or_default();
+        let others = (0..blocks.len()).filter(|other| *other != at && hosted[*other]);
+        let shrinks = others.map(|other| largest(&blocks[other])).all(|other| other < largest(edge));
+        let copied = if shrinks { largest(edge) } else { Bytes(0) };
         let spare = self.device_of(blocks, at, &whole_blocks).map(|device| self.problem.spare(device, &whole_blocks));
         let limit = spare.unwrap_or_default() + copied;
         let parts = edge.parts.len().min(4);
