@@ -70,18 +70,6 @@ pub fn predict(
     }
 }
 
-/// The compute buffers of `model` launched as `run`: bytes by device name and `Host`.
-pub fn compute(
-    model: &Model,
-    machine: &Machine,
-    run: &RunConfig,
-    numbers: &ContextNumbers,
-    caches: &Caches,
-    placement: &Placement,
-) -> BTreeMap<String, Bytes> {
-    predict(model, machine, run, numbers, caches, placement).by_device
-}
-
 impl<'a> Launch<'a> {
     /// Lays out the prompt's graph, with or without flash attention; `None` for an architecture that is not replayed.
     fn replay(&self) -> Option<(BTreeMap<String, Bytes>, bool)> {
@@ -95,12 +83,6 @@ impl<'a> Launch<'a> {
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
         Some((named.collect(), flash_attn))
-    }
-
-    /// The graph of the prompt before it is scheduled: for tests that compare it with llama.cpp's.
-    pub fn prompt_graph(&self) -> Option<graph::tensor::Graph> {
-        let flash_attn = self.resolve_flash_attn(&self.scheduler())?;
-        graph::build(&self.plan(self.prompt(), flash_attn))
     }
 
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
