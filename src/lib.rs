@@ -15,6 +15,7 @@ pub mod machine;
 pub mod run;
 pub mod placement;
 pub mod memory;
+pub mod speed;
 pub mod checkup;
 pub mod plan;
 pub mod runtime;

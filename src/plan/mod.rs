@@ -19,6 +19,7 @@ use crate::placement::{self, Buffer};
 use crate::rules::Role;
 use crate::run::parse::ParsedCommand;
 use crate::run::{self, Program, RunConfig};
+pub use crate::speed::Turn;
 use solver::{Candidate, Problem, Strategy};
 
 /// What is asked of the planner.
@@ -47,17 +48,6 @@ pub enum ContextChoice {
     Max,
     /// What the user wrote.
     Fixed(u32),
-}
-
-/// One turn of a conversation, in tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Turn {
-    /// Of the prompt.
-    pub prompt: u32,
-    /// Generated.
-    pub generate: u32,
-    /// Already in the context.
-    pub depth: u32,
 }
 
 /// The `moeplan/plan/1` document: everything of `check` for the proposed command, and the command.

@@ -114,6 +114,12 @@ fn devices(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
 
 /// Everything else.
 fn rest(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
+    if let Some(threads) = run.n_threads {
+        to.pair("-t", threads);
+    }
+    if let Some(threads) = run.n_threads_batch.filter(|_| !to.bench) {
+        to.pair("-tb", threads);
+    }
     match run.load_mode {
         LoadMode::Auto => {}
         LoadMode::None => to.pair("-lm", "none"),
@@ -250,11 +256,12 @@ mod tests {
     }
 
     prop_compose! {
-        fn switches(run: RunConfig)(on in any::<[bool; 8]>(), n_draft in 1_u32..20, per_slot in proptest::option::of(1_u32..9000)) -> RunConfig {
+        fn switches(run: RunConfig)(on in any::<[bool; 8]>(), n_draft in 1_u32..20, per_slot in proptest::option::of(1_u32..9000), threads in any::<[Option<std::num::NonZeroU16>; 2]>()) -> RunConfig {
             let [offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, embeddings] = on;
             let (n_draft, n_rs_seq) = if mtp { (n_draft, n_draft) } else { (0, 0) };
             let kv_unified_per_slot = per_slot;
-            RunConfig { offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, kv_unified_per_slot, n_draft, n_rs_seq, embeddings, ..run.clone() }
+            let [n_threads, n_threads_batch] = threads.map(|n| n.map(|n| u32::from(n.get())));
+            RunConfig { n_threads, n_threads_batch, offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, kv_unified_per_slot, n_draft, n_rs_seq, embeddings, ..run.clone() }
         }
     }
 

@@ -118,6 +118,10 @@ pub struct RunConfig {
     pub metadata_overrides: Vec<MetadataOverride>,
     /// `--moe-cache-mib`: MiB of device memory that cache experts of the host (b11549); 0 = none.
     pub moe_cache_mib: u32,
+    /// `-t`: threads that decode on the host; `None` = not given (llama.cpp: as many as it finds cores). No memory depends on it.
+    pub n_threads: Option<u32>,
+    /// `-tb`: threads that process prompts on the host; `None` = not given (as `-t`).
+    pub n_threads_batch: Option<u32>,
 }
 
 impl Default for RunConfig {
@@ -156,6 +160,8 @@ impl Default for RunConfig {
             lazy_mode: LazyMode::Auto,
             metadata_overrides: Vec::new(),
             moe_cache_mib: 0,
+            n_threads: None,
+            n_threads_batch: None,
         }
     }
 }

@@ -120,6 +120,9 @@ fn number(launch: &mut Launch, name: &str, given: Given<'_>) -> Result<bool, Err
             run.n_parallel = u32::try_from(slots).ok();
         }
         "--kv-unified-per-slot" => run.kv_unified_per_slot = Some(given.natural()?).filter(|n| *n > 0),
+        // Zero or less is llama.cpp's own choice (common/arg.cpp, b11434).
+        "--threads" => run.n_threads = u32::try_from(given.integer()?).ok().filter(|n| *n > 0),
+        "--threads-batch" => run.n_threads_batch = u32::try_from(given.integer()?).ok().filter(|n| *n > 0),
         "--main-gpu" => run.main_gpu = given.integer()?,
         "--gpu-layers" => run.n_gpu_layers = given.layers()?,
         "--fit-ctx" => run.fit_ctx = given.natural()?,
