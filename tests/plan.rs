@@ -51,6 +51,7 @@ fn request(strategy: Strategy) -> Request {
         levers: Levers::default(),
         target: Target::default(),
         tensors: false,
+        explain: false,
     }
 }
 

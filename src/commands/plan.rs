@@ -78,6 +78,9 @@ pub struct PlanOptions {
     /// What the launch is to be best at.
     #[arg(long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE")]
     pub objective: Objective,
+    /// Say what takes the room, what every other choice would give, and what it would cost.
+    #[arg(long)]
+    pub explain: bool,
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long)]
     pub tensors: bool,
@@ -132,6 +135,7 @@ impl PlanOptions {
             levers: self.levers(),
             target: Target::default(),
             tensors: self.tensors,
+            explain: self.explain,
         })
     }
 

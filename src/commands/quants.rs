@@ -128,6 +128,7 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
             levers: Levers::default(),
             target: Target::default(),
             tensors: false,
+            explain: false,
         };
         plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
     };

@@ -12,6 +12,10 @@ use crate::placement::{self, Buffer};
 use crate::rules::Role;
 use crate::run::{LoadMode, Override, RunConfig};
 
+/// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
+const WORTH_OP_OFFLOAD: f64 = 0.05;
+/// A number of threads must be better by this share than llama.cpp's own.
+const WORTH_THREADS: f64 = 0.02;
 /// A quantized cache must be better by this share: it costs quality that no speed shows.
 const WORTH_QUANTIZED_CACHE: f64 = 0.03;
 
@@ -37,8 +41,9 @@ impl Problem<'_> {
         self.cost(&candidate.estimate) < self.cost(&than.estimate) * (1.0 - share)
     }
 
-    /// What follows from the launch: a prompt cache that main memory has room for.
+    /// What follows from the launch: threads, a prompt cache that main memory has room for.
     fn finished(&self, mut candidate: Candidate) -> Candidate {
+        self.choose_threads(&mut candidate);
         let table = host_total(&candidate.prediction);
         if let Some(ram) = self.machine.host.ram.filter(|_| self.levers.cache_ram)
             && let Some(mib) = host::smaller_prompt_cache(&candidate.run, &candidate.needs, table, ram)
@@ -47,6 +52,24 @@ impl Problem<'_> {
             candidate.needs = host::needs(self.model, &candidate.run, &candidate.prediction);
         }
         candidate
+    }
+
+    /// `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
+    fn choose_threads(&self, candidate: &mut Candidate) {
+        let host = &self.machine.host;
+        let counts: std::collections::BTreeSet<u32> =
+            [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten().filter(|n| *n > 0).collect();
+        if !self.levers.threads || host.rates.is_none() {
+            return;
+        }
+        for count in counts {
+            let run = RunConfig { n_threads: Some(count), ..candidate.run.clone() };
+            let estimate = self.estimate(&run, &candidate.placement, &candidate.prediction);
+            if self.cost(&estimate) < self.cost(&candidate.estimate) * (1.0 - WORTH_THREADS) {
+                candidate.run = run;
+                candidate.estimate = estimate;
+            }
+        }
     }
 
     /// [`Problem::solve_layers`]; where it does not fit on all devices, the same without the smallest, then without the two
@@ -73,17 +96,39 @@ impl Problem<'_> {
             Some(tensor_split) => RunConfig { tensor_split, ..run.clone() },
             None => run.clone(),
         };
+        let best = self.solve_load_mode(&run)?;
+        if !self.levers.op_offload || self.leaves_nothing(&best) {
+            return Ok(best);
+        }
+        // Prompts computed on the host: for short ones over a slow bus. Nothing is then copied, so compute shrinks as well.
+        let run_there = RunConfig { op_offload: false, ..best.run.clone() };
+        let there = self.estimate(&run_there, &best.placement, &best.prediction);
+        if self.cost(&there) > self.cost(&best.estimate) * (1.0 - WORTH_OP_OFFLOAD) {
+            return Ok(best);
+        }
+        let other = self.solve_load_mode(&RunConfig { op_offload: false, ..run })?;
+        Ok(if other.fits() && self.is_better(&other, &best, WORTH_OP_OFFLOAD) { other } else { best })
+    }
+
+    /// Whether no routed expert is on the host.
+    fn leaves_nothing(&self, candidate: &Candidate) -> bool {
+        let on_host = |copy: &placement::Copy| !matches!(copy.buffer, Buffer::Device(_));
+        let mut experts = self.model.tensors.iter().zip(&candidate.placement.copies);
+        !experts.any(|(tensor, copies)| tensor.role == Role::RoutedExpert && copies.iter().any(on_host))
+    }
+
+    /// [`Problem::solve_tiers`] with the load mode that serves best.
+    fn solve_load_mode(&self, run: &RunConfig) -> Result<Candidate, Error> {
         if !self.levers.load_mode {
-            return self.solve_tiers(&run);
+            return self.solve_tiers(run);
         }
         // Read into memory, host weights are pinned and copied at the bus's full rate; mapped, they need not fit.
         let read = self.solve_tiers(&RunConfig { load_mode: LoadMode::None, ..run.clone() })?;
         if read.shortfall.contains_key("Host") {
-            return self.solve_tiers(&RunConfig { load_mode: LoadMode::Auto, ..run });
+            return self.solve_tiers(&RunConfig { load_mode: LoadMode::Auto, ..run.clone() });
         }
         let mapped = self.with_load_mode(&read, LoadMode::Auto)?;
-        let has_experts = read.placement.copies.iter().flatten().any(|copy| copy.buffer == Buffer::HostPinned);
-        Ok(if has_experts && self.is_better(&read, &mapped, WORTH) { read } else { mapped })
+        Ok(if !self.leaves_nothing(&read) && self.is_better(&read, &mapped, WORTH) { read } else { mapped })
     }
 
     /// The same launch with another load mode: that moves tensors between kinds of host memory and takes as much of it.

@@ -187,6 +187,16 @@ impl<'a> Explorer<'a> {
         Ok(memory::predict_with(self.problem.model, self.problem.machine, run, placement, compute)?)
     }
 
+    /// The memory of a launch with the compute that another one was found to have.
+    pub fn with_compute_of(
+        &self,
+        run: &RunConfig,
+        placement: &Placement,
+        other: &Candidate,
+    ) -> Result<Prediction, Error> {
+        self.predict(run, placement, Some(&compute_of(&other.prediction)))
+    }
+
     /// Compute at a micro-batch: predicted at the ends of `range`, straight between.
     fn compute(&self, setting: &RunConfig, range: (u32, u32), whole: bool) -> Result<Compute, Error> {
         let of = |ubatch| numbers(&self.at(setting, ubatch), &self.problem.model.hparams).n_ubatch;

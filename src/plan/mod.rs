@@ -3,6 +3,8 @@
 mod choose;
 mod context;
 pub mod experts;
+mod expert_cache;
+pub mod explain;
 mod explore;
 pub mod host;
 pub mod patterns;
@@ -28,6 +30,7 @@ use crate::run::{self, LoadMode, Program, RunConfig, Target};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 pub use context::ContextChoice;
+use explain::{Subject, Why};
 use host::HostNeeds;
 use solver::{Candidate, Levers, Objective, Problem, Strategy};
 
@@ -52,6 +55,8 @@ pub struct Request {
     pub target: Target,
     /// Whether the document lists every tensor.
     pub tensors: bool,
+    /// Whether the document says what every other choice would give.
+    pub explain: bool,
 }
 
 /// The `moeplan/plan/1` document: everything of `check` for the proposed command, and the command.
@@ -86,6 +91,9 @@ pub struct Plan {
     pub command: String,
     /// Where the routed experts are.
     pub placement: ExpertSplit,
+    /// Why it is so, and what else there is.
+    #[serde(flatten)]
+    pub why: Why,
 }
 
 /// Which model a plan is for.
@@ -210,6 +218,7 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         args,
         command,
         placement: expert_split(model, machine, &candidate),
+        why: Subject { model, machine, request, candidate: &candidate }.why()?,
     })
 }
 

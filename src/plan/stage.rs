@@ -231,4 +231,38 @@ impl<'a> Stage<'a> {
         more[at] = self.units[at].whole();
         Some(more)
     }
+
+    /// The choice that a placement of this stage's model shows.
+    pub fn kept_of(&self, placement: &Placement) -> Kept {
+        let mut kept = self.everything();
+        for (at, part) in self.part_of.iter().enumerate() {
+            if let Some((unit, part)) = part
+                && placement.copies[at].iter().any(|copy| !matches!(copy.buffer, Buffer::Device(_)))
+            {
+                kept[*unit] &= !(1 << part);
+            }
+        }
+        kept
+    }
+
+    /// Which end of its range a choice leaves to the host.
+    pub fn end_of(&self, kept: &Kept) -> End {
+        let first = self.units.iter().zip(kept).next().is_some_and(|(unit, parts)| *parts == unit.whole());
+        if first { End::Last } else { End::First }
+    }
+
+    /// As many whole blocks on each device as in `kept`, with the other end on the host.
+    pub fn mirrored(&self, kept: &Kept, host: End) -> Kept {
+        let mut mirrored = self.nothing();
+        let devices: std::collections::BTreeSet<u16> = self.units.iter().filter_map(|unit| unit.device).collect();
+        for device in devices {
+            let here: Vec<usize> = (0..self.units.len()).filter(|at| self.units[*at].device == Some(device)).collect();
+            let whole = here.iter().filter(|at| kept[**at] == self.units[**at].whole()).count();
+            let stays: &[usize] = if host == End::First { &here[here.len() - whole..] } else { &here[..whole] };
+            for at in stays {
+                mirrored[*at] = self.units[*at].whole();
+            }
+        }
+        mirrored
+    }
 }
