@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Error;
 use crate::plan::quoted;
 use crate::run::build::BUILDS;
-use crate::run::{self, Dialect, ModelSource, ParsedCommand, Target};
+use crate::run::{self, Dialect, ModelSource, ParsedCommand, Target, spelling};
 
 /// `-m FILE`, or how llama.cpp is told to fetch the model.
 pub(super) fn of_model(source: &ModelSource) -> Vec<String> {
@@ -77,10 +77,20 @@ pub(super) fn quote(word: &str) -> String {
     quoted(word).unwrap_or_default()
 }
 
-/// Flags with their values: where a line of a long command may end.
+/// Flags with their values: where a line of a long command may end. A flag that only a fork has takes what is no flag.
 pub(super) fn groups(words: &[String]) -> Vec<&[String]> {
-    let starts_group = |word: &String| word.starts_with('-') && word.parse::<f64>().is_err();
-    words.chunk_by(|_, next| !starts_group(next)).collect()
+    let mut groups = Vec::new();
+    let mut rest = words;
+    while let Some((first, after)) = rest.split_first() {
+        let values = match spelling(first) {
+            Some(flag) => flag.values,
+            None => after.iter().take_while(|word| !word.starts_with('-')).count(),
+        };
+        let (group, others) = rest.split_at((values + 1).min(rest.len()));
+        groups.push(group);
+        rest = others;
+    }
+    groups
 }
 
 /// What a script begins with.
@@ -132,8 +142,8 @@ mod tests {
 
     #[test]
     fn values_stay_with_their_flags() {
-        let words = ["-c", "8192", "-ngl", "-1", "-kvu", "-ot", "a=CPU"].map(str::to_string);
+        let words = ["-m", "-x.gguf", "-ngl", "-1", "-kvu", "-ot", "a=CPU", "-amb", "512"].map(str::to_string);
         let groups: Vec<String> = groups(&words).into_iter().map(|group| group.join(" ")).collect();
-        assert_eq!(groups, ["-c 8192", "-ngl -1", "-kvu", "-ot a=CPU"]);
+        assert_eq!(groups, ["-m -x.gguf", "-ngl -1", "-kvu", "-ot a=CPU", "-amb 512"]);
     }
 }
