@@ -1,5 +1,7 @@
 //! `moeplan plan`: the launch that fits a budget.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 
 use crate::bytes::Bytes;
@@ -8,8 +10,10 @@ pub use crate::commands::plan_options::PlanOptions;
 use crate::commands::{Outcome, Output, check, model_arg};
 use crate::emit;
 use crate::inspection::Warning;
+use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
-use crate::plan::{self, Plan, rule_file};
+use crate::plan::sweep::{Plans, PlansRow, Sweep, Variable};
+use crate::plan::{self, Plan, Request, rule_file};
 use crate::report;
 use crate::run::{Dialect, Override, RunConfig};
 
@@ -21,14 +25,21 @@ pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
 #[command(after_help = "Examples:
   moeplan plan --vram 24G model.gguf
   moeplan plan --vram 24G,12G -c 32768 -ub 2048 model.gguf
+  moeplan plan --vram 24G --ram 64G --explain model.gguf
+  moeplan plan --sweep vram=6G..48G model.gguf
+  moeplan plan --vram 16G model-Q4_K_M.gguf model-Q6_K.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {
     /// GGUF file, any shard of a split model, a folder with one model, https://…, `hf:owner/repo[:QUANT]`, or a cached name.
-    #[arg(value_name = "MODEL")]
-    pub model: std::path::PathBuf,
+    /// Several are compared in one table.
+    #[arg(value_name = "MODEL", required = true)]
+    pub models: Vec<std::path::PathBuf>,
     /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
+    /// A table of plans over budgets of the first device, or over contexts: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`.
+    #[arg(long, value_name = "WHAT=A..B", conflicts_with = "emit")]
+    pub sweep: Option<Sweep>,
     /// Print only this, ready to use.
     #[arg(long, value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
@@ -53,14 +64,26 @@ pub(super) fn rule_overrides(name: &str, model: &Model) -> anyhow::Result<Vec<Ov
     Ok(rule_file::overrides(&rule_file::parse(name, &text)?, model))
 }
 
-/// Loads the model and makes the plan.
-pub fn make(model: &std::path::Path, options: &PlanOptions, output: &Output) -> anyhow::Result<(Model, Plan)> {
+/// A model, as it is shown, and what is asked about it.
+struct Asked {
+    model: Model,
+    path: String,
+    machine: Machine,
+    request: Request,
+}
+
+fn asked(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Result<Asked> {
     let gguf = model_arg::open(model, output)?;
-    let model_path = model_arg::shown(model, &gguf);
+    let path = model_arg::shown(model, &gguf);
     let model = check::load(gguf, &RunConfig::default())?;
     let request = options.request(&model)?;
-    let machine = options.described_machine()?;
-    let mut plan = plan::plan(&model, &model_path, &machine, &request)?;
+    Ok(Asked { model, path, machine: options.described_machine()?, request })
+}
+
+/// Loads the model and makes the plan.
+pub fn make(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Result<(Model, Plan)> {
+    let Asked { model, path, machine, request } = asked(model, options, output)?;
+    let mut plan = plan::plan(&model, &path, &machine, &request)?;
     plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
         code: "environment",
         message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
@@ -69,9 +92,44 @@ pub fn make(model: &std::path::Path, options: &PlanOptions, output: &Output) -> 
     Ok((model, plan))
 }
 
+/// A table of plans of one model.
+fn sweep(args: &PlanArgs, model: &Path, sweep: &Sweep, output: &Output) -> anyhow::Result<Outcome> {
+    let Asked { model, path, mut machine, request } = asked(model, &args.options, output)?;
+    if machine.devices.is_empty() && sweep.variable == Variable::Vram {
+        let backend = args.options.machine.backend.unwrap_or(Backend::Cuda);
+        machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
+    }
+    let document = plan::sweep::sweep(&model, &path, &machine, &request, sweep)?;
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        format => output.answer(&report::sweep::sweep(&document, format))?,
+    }
+    Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
+}
+
+/// A table of plans of several files.
+fn compare(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(args.emit.is_none() && args.sweep.is_none(), "--emit and --sweep take one MODEL");
+    let mut rows = Vec::new();
+    for (at, model) in (0..).zip(&args.models) {
+        let Asked { model, path, machine, request } = asked(model, &args.options, output)?;
+        rows.push(PlansRow::of(&model, &path, &machine, &request, at)?);
+    }
+    let document = Plans { schema: "moeplan/plans/1", machine: args.options.described_machine()?, rows };
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        format => output.answer(&report::sweep::plans(&document, format))?,
+    }
+    Ok(if document.rows.iter().any(|row| row.point.fits) { Outcome::Yes } else { Outcome::No })
+}
+
 /// Runs the command.
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    let (model, plan) = make(&args.model, &args.options, output)?;
+    let [model] = args.models.as_slice() else { return compare(args, output) };
+    if let Some(over) = &args.sweep {
+        return sweep(args, model, over, output);
+    }
+    let (model, plan) = make(model, &args.options, output)?;
     match (args.emit, output.format()) {
         (Some(form), _) => {
             let turn = args.options.turn();

@@ -6,4 +6,5 @@ pub mod checkup;
 pub mod inspection;
 pub mod measurement;
 pub mod number;
+pub mod sweep;
 pub mod table;
