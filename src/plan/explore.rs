@@ -21,6 +21,8 @@ use crate::run::{FlashAttn, RunConfig, numbers};
 const UBATCHES: [u32; 5] = [512, 1024, 2048, 4096, 8192];
 /// Where none of those fits.
 const SMALL_UBATCHES: [u32; 3] = [256, 128, 64];
+/// How many choices beyond the room are judged, the largest first.
+const REACHES: usize = 6;
 /// llama.cpp's `-b` where it is not given.
 const N_BATCH: u32 = 2048;
 /// A choice must be better by this share to be made instead of a simpler one.
@@ -257,10 +259,43 @@ impl<'a> Explorer<'a> {
             kept = next;
         }
         match (best, worst) {
-            (Some((_, candidate)), _) => Ok(candidate),
+            (Some((kept, candidate)), _) => self.reach(draft, kept, candidate),
             (None, Some((kept, candidate))) => self.step_down(draft, kept, candidate),
             (None, None) => self.exact(&draft.setting, &draft.kept),
         }
+    }
+
+    /// Tries what has no room yet and would have, because with its largest tensor the area that prompts copy experts through
+    /// leaves as well.
+    fn reach(&self, draft: &Draft, kept: Kept, mut candidate: Candidate) -> Result<Candidate, Error> {
+        if self.is_whole() || self.problem.strategy != Strategy::Auto {
+            return Ok(candidate);
+        }
+        let (largest, bytes) = (self.stage.largest_moved(&kept), self.stage.bytes(&kept));
+        for (at, device) in self.problem.machine.devices.iter().enumerate() {
+            let Ok(at) = u16::try_from(at) else { break };
+            let row = candidate.prediction.memory.get(&device.name).copied().unwrap_or_default();
+            let spare = device.total.saturating_sub(row.total() + self.problem.margin).0;
+            let mut further: Vec<(u64, Kept)> = self
+                .stage
+                .beyond(&kept, at, draft.host)
+                .into_iter()
+                .filter_map(|next| {
+                    let shrinks = largest - self.stage.largest_moved(&next).min(largest);
+                    let more = self.stage.bytes(&next) - bytes;
+                    (more <= spare + shrinks && more <= spare + row.compute.0).then_some((more, next))
+                })
+                .collect();
+            further.sort_by_key(|(more, _)| std::cmp::Reverse(*more));
+            for (_, next) in further.into_iter().take(REACHES) {
+                let tried = self.exact(&draft.setting, &next)?;
+                if tried.devices_fit() {
+                    candidate = tried;
+                    break;
+                }
+            }
+        }
+        Ok(candidate)
     }
 
     /// What the room holds, given the compute of `candidate`.
