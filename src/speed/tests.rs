@@ -162,3 +162,48 @@ fn published_figures_are_within_the_tables_word() {
         }
     }
 }
+
+/// llama-bench on one H100 (16 threads of a Sapphire Rapids, b11434, balanced random weights).
+const H100: &str = include_str!("../../testdata/measured/h100-bench.jsonl");
+
+#[test]
+fn h100() {
+    let machine = machine("NVIDIA H100 80GB HBM3");
+    let models = ["qwen3-30b-a3b", "gpt-oss-20b"].map(|name| (name, model(name)));
+    let rows = samples::rows(H100).unwrap();
+    let mut list = Vec::new();
+    for row in &rows {
+        let (_, model) = models.iter().find(|(name, _)| *name == row.model()).unwrap();
+        let run = row.run().unwrap();
+        let placement = placement::place(model, &machine, &run).unwrap();
+        let prediction = memory::predict(model, &machine, &run, &placement).unwrap();
+        let case = Case { model, machine: &machine, run: &run, placement: &placement, prediction: &prediction };
+        let (phase, work) = if row.n_gen == 0 {
+            (Phase::Prompt, prompt(&case, row.n_prompt, row.n_depth))
+        } else {
+            (Phase::Generate, generation(&case, row.n_gen, row.n_depth))
+        };
+        let what = format!(
+            "{} {} ub{} t{} ncmoe {} {} nopo{} {}",
+            row.model(),
+            row.test(),
+            row.n_ubatch,
+            row.n_threads,
+            row.n_cpu_moe,
+            row.load_mode,
+            row.no_op_offload,
+            &row.tensor_buft_overrides[..row.tensor_buft_overrides.len().min(8)]
+        );
+        list.push(fit::Sample { what, phase, work, seconds: row.seconds() });
+    }
+    let fit = fit::fit(&machine, &list, "x").unwrap();
+    for r in &fit.residuals {
+        println!("{:+5.0}%  {:8.2} s  {}", 100.0 * r.error(), r.seconds, r.what);
+    }
+    println!("{:#?}\n{:#?}", fit.machine.devices[0].rates, fit.machine.host.rates);
+    println!(
+        "{:?} {:?}",
+        fit::median_error(&fit.residuals, Phase::Prompt),
+        fit::median_error(&fit.residuals, Phase::Generate)
+    );
+}
