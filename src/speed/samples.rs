@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::fit::Sample;
+use super::{Case, Phase, generation, prompt};
+use crate::machine::Machine;
+use crate::memory;
+use crate::model::Model;
+use crate::placement;
 use crate::run::{self, RunConfig};
 
 /// One row of llama-bench's JSON (`-o json` or `-o jsonl`, b11434), as far as time depends on it.
@@ -127,9 +133,15 @@ pub enum Error {
     /// Flags that llama.cpp would not take.
     #[error("{0}")]
     Launch(#[from] run::Error),
+    /// A launch that names what the machine does not have.
+    #[error("{0}")]
+    Placement(#[from] placement::Error),
+    /// A launch that llama.cpp would refuse.
+    #[error("{0}")]
+    Memory(#[from] memory::Error),
 }
 
-/// The rows of a file: an array, or a row a line. Rows of other programs (without `avg_ts`) are left out.
+/// The rows of a file: an array, or a row a line. What is no test of one phase (no `avg_ts`, `-pg`) is left out.
 pub fn rows(text: &str) -> Result<Vec<BenchRow>, Error> {
     let row = |number: usize| move |source| Error::Row { number, source };
     let values: Vec<serde_json::Value> = if text.trim_start().starts_with('[') {
@@ -139,7 +151,9 @@ pub fn rows(text: &str) -> Result<Vec<BenchRow>, Error> {
         lines.map(|(at, line)| serde_json::from_str(line).map_err(row(at + 1))).collect::<Result<_, _>>()?
     };
     let of_bench = values.into_iter().enumerate().filter(|(_, value)| value.get("avg_ts").is_some());
-    of_bench.map(|(at, value)| serde_json::from_value(value).map_err(row(at + 1))).collect()
+    let rows = of_bench.map(|(at, value)| serde_json::from_value::<BenchRow>(value).map_err(row(at + 1)));
+    let one_phase = |row: &BenchRow| (row.n_prompt == 0) != (row.n_gen == 0) && row.avg_ts > 0.0;
+    Ok(rows.collect::<Result<Vec<_>, _>>()?.into_iter().filter(one_phase).collect())
 }
 
 impl BenchRow {
@@ -204,14 +218,80 @@ impl BenchRow {
 
     /// The test in a few words, as llama-bench names it.
     pub fn test(&self) -> String {
-        let mut test = match (self.n_prompt, self.n_gen) {
-            (p, 0) => format!("pp{p}"),
-            (0, n) => format!("tg{n}"),
-            (p, n) => format!("pp{p}+tg{n}"),
-        };
-        if self.n_depth > 0 {
-            test.push_str(&format!(" @ d{}", self.n_depth));
+        let test = if self.n_gen == 0 { format!("pp{}", self.n_prompt) } else { format!("tg{}", self.n_gen) };
+        if self.n_depth > 0 { format!("{test} @ d{}", self.n_depth) } else { test }
+    }
+
+    /// Model, test and what of the launch is not llama-bench's default.
+    fn what(&self) -> String {
+        let mut what = format!("{} {} -ub {} -t {}", self.model(), self.test(), self.n_ubatch, self.n_threads);
+        for (given, flag) in [
+            (self.n_cpu_moe > 0, format!(" -ncmoe {}", self.n_cpu_moe)),
+            (self.tensor_buft_overrides != "none", format!(" -ot {}", self.tensor_buft_overrides)),
+            (self.load_mode != "auto", format!(" -lm {}", self.load_mode)),
+            (self.no_op_offload > 0, " -nopo 1".to_string()),
+            (self.no_host, " --no-host 1".to_string()),
+        ] {
+            if given {
+                what.push_str(&flag);
+            }
         }
-        test
+        what
+    }
+
+    /// The measurement as the fit takes it; `model` is the row's model, `machine` the one it was taken on.
+    pub fn sample(&self, model: &Model, machine: &Machine) -> Result<Sample, Error> {
+        let run = self.run()?;
+        let placement = placement::place(model, machine, &run)?;
+        let prediction = memory::predict(model, machine, &run, &placement)?;
+        let case = Case { model, machine, run: &run, placement: &placement, prediction: &prediction };
+        let (phase, work) = if self.n_gen == 0 {
+            (Phase::Prompt, prompt(&case, self.n_prompt, self.n_depth))
+        } else {
+            (Phase::Generate, generation(&case, self.n_gen, self.n_depth))
+        };
+        Ok(Sample { what: self.what(), phase, work, seconds: self.seconds() })
+    }
+}
+
+/// When, with which build and from how many rows: the basis of what is fitted to them.
+pub fn basis(rows: &[BenchRow]) -> String {
+    let day = rows.iter().filter_map(|row| row.test_time.get(..10)).max();
+    let on = day.map_or_else(String::new, |day| format!(" on {day}"));
+    let build = rows.iter().map(|row| row.build_number).max().filter(|build| *build > 0);
+    let with = build.map_or_else(String::new, |build| format!(" with llama.cpp b{build}"));
+    format!("calibrated{on}{with}: {} measurements", rows.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROW: &str = r#"{"model_filename": "/models/a.gguf", "n_batch": 2048, "n_ubatch": 512, "n_threads": 8, "n_prompt": 512,
+        "n_gen": 0, "n_depth": 4096, "avg_ts": 256.0, "n_cpu_moe": 3, "tensor_buft_overrides": "blk\\.7\\.ffn_up_exps=CPU;x=CPU",
+        "load_mode": "none", "no_op_offload": 1, "n_gpu_layers": 99, "build_number": 11434, "test_time": "2026-11-22T01:00:00Z"}"#;
+
+    #[test]
+    fn a_row_is_a_launch_and_a_time() {
+        let text = ROW.replace('\n', " ");
+        let row = &rows(&text).unwrap()[0];
+        assert_eq!(rows(&format!("[{ROW}]")).unwrap(), std::slice::from_ref(row));
+        let run = row.run().unwrap();
+        assert_eq!((run.n_ctx, run.n_threads, run.op_offload), (4608, Some(8), false));
+        assert_eq!(run.load_mode, run::LoadMode::None);
+        assert_eq!(run.overrides.len(), 5, "three blocks and two patterns: {:?}", run.overrides);
+        assert_eq!((row.test().as_str(), row.model()), ("pp512 @ d4096", "a"));
+        assert!((row.seconds() - 2.0).abs() < 1e-12);
+        assert_eq!(basis(std::slice::from_ref(row)), "calibrated on 2026-11-22 with llama.cpp b11434: 1 measurements");
+        assert!(row.what().starts_with("a pp512 @ d4096 -ub 512 -t 8 -ncmoe 3 -ot blk"), "{}", row.what());
+    }
+
+    #[test]
+    fn other_rows_are_left_out_and_broken_ones_named() {
+        let mixed = ROW.replace('\n', " ").replace("\"n_gen\": 0", "\"n_gen\": 16");
+        assert_eq!(rows(&format!("{{\"kind\": \"server\"}}\nlog line\n{mixed}\n")).unwrap(), []);
+        let error = rows("{\"avg_ts\": 1.0}").unwrap_err().to_string();
+        assert!(error.starts_with("row 1: missing field `model_filename`"), "{error}");
+        assert!(rows("{]").is_err());
     }
 }
