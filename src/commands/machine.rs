@@ -100,7 +100,9 @@ fn detected() -> anyhow::Result<Machine> {
     // A container may be given fewer threads than the computer has cores.
     let cores = cores.map(|n| threads.map_or(n, |threads| n.min(threads)));
     let host = Host { ram: Some(Bytes(system.total_memory())), isa: isa(), cores, threads, rates: None };
-    Ok(Machine::new(Vec::new(), host)?)
+    let mut machine = Machine::new(Vec::new(), host)?;
+    super::calibrate::apply_own(&mut machine);
+    Ok(machine)
 }
 
 /// What this processor repacks.

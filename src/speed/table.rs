@@ -74,8 +74,8 @@ fn derived(row: Row<'_>, backend: Backend, uncertainty: f64, basis: String) -> D
         graph: 200.0,
         pinned: row.link * 0.8,
         pageable: if unified { row.link * 0.8 } else { (row.link * 0.35).min(10.0) },
-        offload: 40.0,
-        switch: if unified { 100.0 } else { 50.0 },
+        offload: 20.0,
+        switch: if unified { 60.0 } else { 30.0 },
         uncertainty,
         basis,
     }
@@ -123,8 +123,8 @@ fn network() -> DeviceRates {
 
 /// The rates of a host by its cores and its instruction set.
 ///
-/// Memory: 2 channels behind up to 16 cores, 8 behind more. A thread: measured on a Sapphire Rapids (5.6 GB/s of `q4_K` in products
-/// with one row, 80 GFLOP/s in micro-batches), less with narrower units.
+/// Memory: 2 channels behind up to 16 cores, 8 behind more. A thread: measured on a Sapphire Rapids (6 GB/s of `q4_K` in products
+/// with one row, 21 GFLOP/s in micro-batches, which is about the same speed), less with narrower units.
 pub fn host(host: &Host) -> HostRates {
     let cores = host.cores.unwrap_or(super::layout::GUESSED_CORES);
     let memory = match cores {
@@ -133,10 +133,10 @@ pub fn host(host: &Host) -> HostRates {
         _ => 150.0,
     };
     let (by_thread, products) = match host.isa {
-        Isa::X86Avx512 | Isa::X86Amx => (5.6, 80.0),
-        Isa::X86Avx2 => (5.0, 45.0),
-        Isa::ArmNeon => (6.0, 45.0),
-        Isa::Generic => (1.5, 8.0),
+        Isa::X86Avx512 | Isa::X86Amx => (6.0, 21.0),
+        Isa::X86Avx2 => (5.0, 17.0),
+        Isa::ArmNeon => (6.0, 25.0),
+        Isa::Generic => (1.5, 5.0),
     };
     let known = host.cores.map_or_else(|| format!("{cores} cores assumed"), |n| format!("{n} cores"));
     let basis = format!("guess: a host of {known}");
