@@ -1,5 +1,7 @@
 //! Rates of devices and hosts that nobody has measured: by a device's name, else by its size; a guess that says so.
 
+use std::sync::LazyLock;
+
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, DeviceRates, Host, HostRates, Isa};
 
@@ -23,10 +25,11 @@ struct Row<'a> {
     op: f64,
 }
 
-/// The rows of the table, in order.
-fn rows() -> impl Iterator<Item = Row<'static>> {
-    TABLE.lines().filter(|line| !line.starts_with(['#']) && !line.starts_with("words\t")).filter_map(row)
-}
+/// The rows of the table, in order, read once.
+static ROWS: LazyLock<Vec<Row<'static>>> = LazyLock::new(|| {
+    let is_row = |line: &&str| !line.starts_with('#') && !line.starts_with("words\t");
+    TABLE.lines().filter(is_row).filter_map(row).collect()
+});
 
 fn row(line: &str) -> Option<Row<'_>> {
     let mut cells = line.split('\t');
@@ -35,22 +38,20 @@ fn row(line: &str) -> Option<Row<'_>> {
     Some(Row { words, bandwidth: number()?, products: number()?, link: number()?, op: number()? })
 }
 
-/// Whether every word of a row is a word of the description.
-fn names(row: &Row<'_>, description: &str) -> bool {
+/// The first row whose words are all words of the description.
+fn named(description: &str) -> Option<Row<'static>> {
+    let description = description.to_ascii_lowercase();
     let words: Vec<&str> = description.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-    row.words.split(' ').all(|word| words.contains(&word))
+    ROWS.iter().find(|row| row.words.split(' ').all(|word| words.contains(&word))).copied()
 }
 
 /// The rates of a device by its description, else by its backend and size.
 pub fn device(device: &Device) -> DeviceRates {
-    let described = device.description.as_deref().map(str::to_ascii_lowercase);
-    let named = described.and_then(|text| rows().find(|row| names(row, &text)));
-    let size = device.total;
-    match named {
+    match device.description.as_deref().and_then(named) {
         _ if device.backend == Backend::Rpc => network(),
         Some(row) => derived(row, device.backend, NAMED, format!("table: {}", row.words.to_uppercase())),
         None => {
-            let (row, class) = class(device.backend, size);
+            let (row, class) = class(device.backend, device.total);
             derived(row, device.backend, GUESSED, format!("guess: {class}"))
         }
     }
@@ -154,9 +155,9 @@ mod tests {
     #[test]
     fn every_row_reads_and_can_be_reached() {
         let lines = TABLE.lines().filter(|line| !line.starts_with('#')).count() - 1;
-        assert_eq!(rows().count(), lines);
-        for row in rows() {
-            let first = rows().find(|other| names(other, row.words)).unwrap();
+        assert_eq!(ROWS.len(), lines);
+        for row in ROWS.iter() {
+            let first = named(row.words).unwrap();
             assert_eq!(first.words, row.words, "an earlier row hides it");
             assert!(row.bandwidth > 0.0 && row.products > 0.0 && row.link > 0.0 && row.op > 0.0, "{}", row.words);
         }
