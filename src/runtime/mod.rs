@@ -15,6 +15,7 @@ use crate::run::{LoadMode, RunConfig};
 mod child;
 #[cfg(feature = "embedded")]
 mod embedded;
+pub mod log;
 mod rpc;
 pub mod wire;
 mod worker;
