@@ -51,7 +51,10 @@ fn body(line: &str) -> &str {
     }
 }
 
-/// The two decimals of `%8.2f MiB`, to the nearest byte; `None` where that is no such number.
+/// The largest size that is believed: sums of [`super::MOST`] of them stay below 2^64.
+const MAX_SIZE: u64 = 1 << 48;
+
+/// The two decimals of `%8.2f MiB`, to the nearest byte; `None` where that is no such number, or more than 256 TiB.
 pub(super) fn mib(text: &str) -> Option<Bytes> {
     let (whole, decimals) = text.trim().split_once('.')?;
     if decimals.len() != 2 || !decimals.bytes().all(|b| b.is_ascii_digit()) {
@@ -59,7 +62,7 @@ pub(super) fn mib(text: &str) -> Option<Bytes> {
     }
     let hundredths = whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(decimals.parse().ok()?)?;
     let bytes = (u128::from(hundredths) * u128::from(MIB) + 50) / 100;
-    u64::try_from(bytes).ok().map(Bytes)
+    u64::try_from(bytes).ok().filter(|bytes| *bytes <= MAX_SIZE).map(Bytes)
 }
 
 /// The first whole number of a text.
@@ -90,7 +93,7 @@ mod tests {
     fn sizes_keep_two_decimals() {
         assert_eq!(mib("    14.04"), Some(Bytes(14_722_007)));
         assert_eq!(mib("135910.84"), Some(Bytes(142_512_844_964)));
-        for bad in ["14", "14.0", "-1.00", "1e5.00", "99999999999999999999.00", "1.x0"] {
+        for bad in ["14", "14.0", "-1.00", "1e5.00", "268435457.00", "99999999999999999999.00", "1.x0"] {
             assert_eq!(mib(bad), None, "{bad}");
         }
     }
