@@ -15,8 +15,12 @@ use crate::run::{LoadMode, RunConfig};
 mod child;
 #[cfg(feature = "embedded")]
 mod embedded;
+pub mod cards;
+pub mod detect;
 pub mod log;
+pub mod nvml;
 mod rpc;
+pub mod sampler;
 pub mod wire;
 mod worker;
 
