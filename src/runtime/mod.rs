@@ -159,11 +159,12 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
         total: info.total,
         free: info.free,
         overhead: None,
+        rates: None,
     };
     let ram = devices.iter().find(|info| info.backend == "CPU").map(|info| info.total);
     Machine {
         devices: devices.iter().filter(|info| info.gpu).map(device).collect(),
-        host: Host { ram, isa: embedded_isa() },
+        host: Host { ram, isa: embedded_isa(), ..Host::default() },
     }
 }
 
