@@ -6,6 +6,7 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::DeviceUsed;
 use super::cards::DeviceUse;
 use super::nvml;
 use super::wire::ProcessMemory;
@@ -123,6 +124,49 @@ impl Sampler {
         self.stop = None;
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
+}
+
+/// What devices and a process hold, from before a launch until after it.
+#[derive(Debug)]
+pub struct Watch {
+    used: DeviceUsed,
+    peaks: Peaks,
+    sampler: Option<Sampler>,
+}
+
+impl Watch {
+    /// Looks at the devices before anything is launched.
+    pub fn before() -> Self {
+        let used = DeviceUsed { before: by_name(&nvml::devices()), ..DeviceUsed::default() };
+        Self { used, peaks: Peaks::default(), sampler: None }
+    }
+
+    /// The launch is loaded: looks at the devices, and from now on every `period`.
+    pub fn loaded(&mut self, pid: u32, period: Duration) {
+        self.used.loaded = by_name(&nvml::devices());
+        self.sampler = Some(Sampler::start(pid, period));
+    }
+
+    /// The workload is over and the process still there: the most that was seen of it.
+    pub fn worked(&mut self) -> &Peaks {
+        if let Some(sampler) = self.sampler.take() {
+            self.peaks = sampler.stop();
+        }
+        &self.peaks
+    }
+
+    /// The process is gone: looks once more.
+    pub fn after(mut self) -> DeviceUsed {
+        self.worked();
+        let Self { mut used, peaks, .. } = self;
+        (used.peak, used.of_process) = (peaks.used, peaks.by_process);
+        used.after = by_name(&nvml::devices());
+        used
+    }
+}
+
+fn by_name(devices: &[DeviceUse]) -> BTreeMap<String, Bytes> {
+    devices.iter().map(|device| (device.name.clone(), device.used)).collect()
 }
 
 #[cfg(test)]
