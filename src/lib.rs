@@ -20,6 +20,7 @@ pub mod checkup;
 pub mod plan;
 pub mod runtime;
 pub mod measurement;
+pub mod evidence;
 pub mod cli;
 pub mod report;
 pub mod commands;
