@@ -16,6 +16,7 @@ mod values;
 
 pub use build::Target;
 pub use dialect::Dialect;
+pub use flags::{Spelling, spelling};
 pub use numbers::{ContextNumbers, numbers};
 pub use parse::{ModelSource, Note, ParsedCommand};
 
