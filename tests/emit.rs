@@ -37,8 +37,10 @@ fn machine() -> Machine {
         total: Bytes(8 * GIB),
         free: Bytes(8 * GIB),
         overhead: None,
+        calibration: None,
+        rates: None,
     };
-    Machine { devices: vec![device(0), device(1)], host: Host { ram: None, isa: Isa::X86Avx2 } }
+    Machine { devices: vec![device(0), device(1)], host: Host { isa: Isa::X86Avx2, ..Host::default() } }
 }
 
 fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {

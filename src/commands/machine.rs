@@ -73,7 +73,7 @@ impl MachineArgs {
             return Ok(recognised(Machine::new(Device::of_budgets(backend, &self.vram)?, host)?));
         }
         let only_host = self.backend == Some(Backend::Cpu) || self.ram.is_some();
-        if only_host { Ok(Machine::new(Vec::new(), host)?) } else { Ok(of_free_memory(detected()?)) }
+        if only_host { Ok(Machine::new(Vec::new(), host)?) } else { Ok(of_free_memory(found()?.machine)) }
     }
 }
 
@@ -98,15 +98,36 @@ fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
     Ok(Machine::new(machine.devices, machine.host)?)
 }
 
-/// This computer: what is here, with what was measured of it before.
-pub fn detected() -> anyhow::Result<Machine> {
-    let found = detect::devices(detect::server().as_deref());
+/// This computer, and what is known of it beside what a machine file holds.
+#[derive(Debug)]
+pub struct Found {
+    /// Its devices and host, with what was measured of them before.
+    pub machine: Machine,
+    /// The driver's version, where a driver was asked.
+    pub driver: Option<String>,
+    /// Who named the devices.
+    pub source: Option<String>,
+    /// Main memory that could be had now without swapping.
+    pub available: Option<Bytes>,
+    /// What the processor calls itself.
+    pub processor: Option<String>,
+}
+
+/// What is here.
+pub fn found() -> anyhow::Result<Found> {
+    let devices = detect::devices(detect::server().as_deref());
     let facts = detect::host();
-    let mut machine = machine_of(&found.list);
+    let mut machine = machine_of(&devices.list);
     machine.host =
         Host { ram: facts.ram, isa: facts.isa, cores: facts.cores, threads: facts.threads, ..Host::default() };
-    evidence::calibrate(&mut machine, &evidence::store::read(), found.driver.as_deref());
-    Ok(Machine::new(machine.devices, machine.host)?)
+    evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
+    Ok(Found {
+        machine: Machine::new(machine.devices, machine.host)?,
+        driver: devices.driver,
+        source: devices.source,
+        available: facts.available,
+        processor: facts.processor,
+    })
 }
 
 /// What a launch on a machine that is here may use: what others leave free.
