@@ -166,12 +166,13 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_program_that_lists_devices_is_read_and_one_that_does_not_is_none() {
-        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("llama-server");
+        // Written by another process: a file that this one had open for writing could not be run.
         let write = |text: &str| {
-            std::fs::write(&program, text).unwrap();
-            std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+            let script = "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"";
+            let made = Command::new("sh").args(["-c", script, "sh", text]).arg(&program).status();
+            assert!(made.unwrap().success());
             list_devices(&program).map(|text| log::devices(&text))
         };
         let listed = write(

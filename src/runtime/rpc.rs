@@ -68,6 +68,7 @@ pub fn software_machine(n: u16, total: Bytes) -> Machine {
             total,
             free: total,
             overhead: None,
+            calibration: None,
             rates: None,
         }
     };
