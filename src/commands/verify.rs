@@ -137,7 +137,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let predicted = predict(&launch)?;
     let room = predicted.numbers.n_ctx_seq.saturating_sub(how.measure_generate).max(1);
     let prompt = how.text.clone().map_or(Prompt::Tokens(how.measure_prompt.min(room)), Prompt::Text);
-    let workload = Workload { prompt, n_generate: how.measure_generate, repetitions: how.repetitions };
+    let workload = Workload { prompt, depth: 0, n_generate: how.measure_generate, repetitions: how.repetitions };
     output.say(&format!("loading {} in llama.cpp b{}", launch.model.display(), crate::runtime::EMBEDDED_BUILD));
     let fits = plan.get("fits").is_none_or(|fits| fits.as_bool() == Some(true));
     let mut measured = verify(&runtime, &launch, &workload, &predicted.memory, how.tolerance)?;
