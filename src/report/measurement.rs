@@ -4,21 +4,26 @@ use std::fmt::Write as _;
 
 use super::table::{Align, Table};
 use crate::escape;
-use crate::measurement::{Measurement, Spread};
+use crate::measurement::{Measurement, Row, Spread};
 
 /// For a terminal.
 pub fn text(measured: &Measurement) -> String {
-    format!("{}\n{}\n{}\n", comparison(measured).text(), run(measured).text(), escape::terminal(&verdict(measured)))
+    format!(
+        "{}\n{}\n{}\n",
+        comparison(&measured.comparison).text(),
+        run(measured).text(),
+        escape::terminal(&verdict(measured))
+    )
 }
 
 /// As Markdown.
 pub fn markdown(measured: &Measurement) -> String {
     let verdict = escape::markdown(&verdict(measured));
-    format!("{}\n{}\n**{verdict}**\n", comparison(measured).markdown(), run(measured).markdown())
+    format!("{}\n{}\n**{verdict}**\n", comparison(&measured.comparison).markdown(), run(measured).markdown())
 }
 
 /// Predicted beside measured.
-fn comparison(measured: &Measurement) -> Table {
+pub fn comparison(rows: &[Row]) -> Table {
     let mut table = Table::new(&[
         ("", Align::Left),
         ("predicted", Align::Right),
@@ -27,7 +32,7 @@ fn comparison(measured: &Measurement) -> Table {
         ("error", Align::Right),
         ("", Align::Left),
     ]);
-    for row in &measured.comparison {
+    for row in rows {
         let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
         table.row([
             row.quantity.clone(),

@@ -65,6 +65,10 @@ pub struct Observation {
     pub runtime: RuntimeInfo,
     /// Memory by device, in llama.cpp's own sums. Mapped weights count as the exact sum of their tensors.
     pub memory: MemoryByDevice,
+    /// How far each figure may be from the true one (a log prints two decimals of MiB); empty = exact.
+    pub resolution: MemoryByDevice,
+    /// What the devices show, by whomever it is used; empty where no driver says.
+    pub device_used: DeviceUsed,
     /// What is mapped: the file's span from the first to the last host tensor; zero when nothing is.
     pub mapped_span: Bytes,
     /// Memory of the runtime's process after the run.
@@ -89,6 +93,21 @@ pub struct Observation {
     pub tokens: Vec<i32>,
     /// Whether every logit was a finite number.
     pub finite: bool,
+}
+
+/// Memory in use on each device at the moments of a measurement, by the driver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceUsed {
+    /// Before the launch.
+    pub before: BTreeMap<String, Bytes>,
+    /// Once it was loaded.
+    pub loaded: BTreeMap<String, Bytes>,
+    /// The most that was seen.
+    pub peak: BTreeMap<String, Bytes>,
+    /// After it was stopped.
+    pub after: BTreeMap<String, Bytes>,
+    /// The most that the launch's own process was seen to use, where the driver tells processes apart.
+    pub of_process: BTreeMap<String, Bytes>,
 }
 
 /// Which runtime measured.

@@ -1,6 +1,6 @@
 //! The parent's side of the worker process: start, ask with a time limit, keep its last words, kill. [I/O]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::wire::{Generation, MARK, Reply, Request};
 use super::{
-    DeviceInfo, EMBEDDED_BUILD, Error, Job, Launch, Observation, Projection, Runtime, RuntimeInfo, Workload, unmapped,
+    DeviceInfo, DeviceUsed, EMBEDDED_BUILD, Error, Job, Launch, Observation, Projection, Runtime, RuntimeInfo,
+    Workload, unmapped,
 };
 
 /// How many of the worker's last log lines are kept.
@@ -261,6 +262,8 @@ fn observation(
     Observation {
         runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend },
         memory,
+        resolution: BTreeMap::new(),
+        device_used: DeviceUsed::default(),
         mapped_span,
         process: generation.process,
         process_before: generation.before,

@@ -4,7 +4,9 @@ use super::client::{Input, Reply, Request};
 use super::running::Running;
 use super::{Error, Server, Step};
 use crate::runtime::wire::pseudo_random;
-use crate::runtime::{Error as RuntimeError, Launch, Observation, ProcessMemory, Prompt, RuntimeInfo, Workload};
+use crate::runtime::{
+    DeviceUsed, Error as RuntimeError, Launch, Observation, ProcessMemory, Prompt, RuntimeInfo, Workload,
+};
 
 /// Tokens generated in the warm-up: enough for the graph of one token to be built and run.
 const WARM_UP_TOKENS: u32 = 8;
@@ -17,6 +19,7 @@ pub(super) fn generate(server: &Server, launch: &Launch, workload: &Workload) ->
     } else {
         completions(server, &mut running, workload)?
     };
+    server.tell(Step::Ready);
     let process = crate::runtime::process_memory(running.id());
     running.stop();
     let first = samples.replies.first().cloned().unwrap_or_default();
@@ -28,6 +31,8 @@ pub(super) fn generate(server: &Server, launch: &Launch, workload: &Workload) ->
             backend: crate::runtime::worker::backend(launch),
         },
         memory: log.memory(),
+        resolution: log.resolution(),
+        device_used: DeviceUsed::default(),
         mapped_span: log.mapped_span(),
         process,
         process_before: ProcessMemory::default(),

@@ -33,6 +33,8 @@ use super::{DeviceInfo, Echo, Launch, Observation, Projection, Runtime, Workload
 pub enum Step {
     /// It loads.
     Loading(Stage),
+    /// It takes requests, or the measurement is over.
+    Ready,
     /// The first request, which is not counted.
     WarmUp,
     /// The `of`-th part of a measurement.

@@ -97,6 +97,7 @@ impl Server {
         };
         running.wait_until_ready(begin)?;
         running.load_time = begin.elapsed();
+        self.tell(Step::Ready);
         Ok(running)
     }
 }
