@@ -11,6 +11,7 @@ pub mod list;
 pub mod machine;
 pub mod model_arg;
 pub mod plan;
+pub mod plan_options;
 pub mod quants;
 pub mod run;
 pub mod synth;

@@ -7,4 +7,5 @@ pub mod devices;
 pub mod inspection;
 pub mod measurement;
 pub mod number;
+pub mod sweep;
 pub mod table;
