@@ -3,6 +3,7 @@
 pub mod bar;
 pub mod plan;
 pub mod checkup;
+pub mod devices;
 pub mod inspection;
 pub mod measurement;
 pub mod number;
