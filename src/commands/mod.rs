@@ -8,6 +8,7 @@ pub mod machine;
 pub mod model_arg;
 pub mod plan;
 pub mod quants;
+pub mod rules;
 pub mod synth;
 pub mod verify;
 pub mod worker;
@@ -50,6 +51,8 @@ pub enum Command {
     Synth(synth::Args),
     /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
+    /// List, show and check placement rule files.
+    Rules(rules::Args),
     /// Run llama.cpp for another moeplan (questions on standard input).
     #[command(hide = true)]
     Worker(worker::Args),
@@ -145,6 +148,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::List(args) => list::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Rules(args) => rules::run(&args, output),
     }
 }
 

@@ -2,19 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
-
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::commands::machine::MachineArgs;
-use crate::commands::{Outcome, Output, check, model_arg};
+use crate::commands::{Outcome, Output, check, model_arg, rules};
 use crate::emit;
 use crate::inspection::Warning;
 use crate::model::Model;
 use crate::plan::solver::Strategy;
-use crate::plan::{self, ContextChoice, Plan, Request, Turn, rule_file};
+use crate::plan::{self, ContextChoice, Plan, Request, Turn};
 use crate::report;
-use crate::run::{Dialect, Override, RunConfig};
+use crate::run::{Dialect, RunConfig};
 
 /// Kept free of every device where nothing was measured on it: room for what the prediction may be off.
 pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
@@ -114,17 +112,18 @@ impl PlanOptions {
         if self.batch_size.is_none() {
             run.n_batch = run.n_batch.max(run.n_ubatch);
         }
-        if let Some(name) = &self.rules {
-            run.overrides.extend(rule_overrides(name, model)?);
-        }
-        Ok(Request {
+        let request = Request {
             run,
             context: self.ctx_size.unwrap_or(ContextChoice::Turn),
             turn: self.turn(),
             margin: self.machine.margin.unwrap_or(MARGIN_UNCALIBRATED),
             strategy: self.strategy,
             tensors: self.tensors,
-        })
+        };
+        match &self.rules {
+            Some(name) => rules::apply(&rules::open(name)?, model, &self.machine, request),
+            None => Ok(request),
+        }
     }
 
     /// The turn to plan for.
@@ -149,19 +148,6 @@ impl PlanOptions {
         words.extend(self.override_tensor.iter().flat_map(|value| ["-ot".to_string(), value.clone()]));
         words
     }
-}
-
-/// The overrides of a built-in rule set or a rule file.
-fn rule_overrides(name: &str, model: &Model) -> anyhow::Result<Vec<Override>> {
-    let built_in = rule_file::BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_string());
-    let text = match built_in {
-        Some(text) => text,
-        None => std::fs::read_to_string(name).with_context(|| {
-            let known: Vec<&str> = rule_file::BUILT_IN.iter().map(|(name, _)| *name).collect();
-            format!("--rules `{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
-        })?,
-    };
-    Ok(rule_file::overrides(&rule_file::parse(name, &text)?, model))
 }
 
 /// Loads the model and makes the plan.
