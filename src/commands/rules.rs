@@ -72,7 +72,7 @@ fn text(name: &str) -> anyhow::Result<String> {
     }
     std::fs::read_to_string(name).with_context(|| {
         let known: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-        format!("--rules `{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
+        format!("`{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
     })
 }
 

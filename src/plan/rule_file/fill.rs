@@ -268,3 +268,134 @@ impl<'a> Filler<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::bytes::{GIB, MIB};
+    use crate::machine::{Backend, Host, Isa};
+    use crate::plan::rule_file::parse;
+    use crate::synth::output::{Fill as Contents, Watch, write};
+    use crate::synth::{Wish, spec, synthesize};
+
+    fn model() -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        let synthesis =
+            synthesize(&spec::named("qwen3-30b-a3b").unwrap(), &Wish { blocks: Some(8), ..Wish::default() }).unwrap();
+        let stop = AtomicBool::new(false);
+        write(&synthesis, &path, Contents::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
+        Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
+    }
+
+    fn machine(mib: &[u64]) -> Machine {
+        let budgets: Vec<Bytes> = mib.iter().map(|mib| Bytes::mib(*mib)).collect();
+        let host = Host { ram: Some(Bytes(64 * GIB)), isa: Isa::default() };
+        Machine::new(Device::of_budgets(Backend::Cuda, &budgets).unwrap(), host).unwrap()
+    }
+
+    fn launch(split: &[f32]) -> RunConfig {
+        RunConfig {
+            n_ctx: 8192,
+            n_parallel: Some(1),
+            n_gpu_layers: 99,
+            fit: false,
+            tensor_split: split.to_vec(),
+            ..RunConfig::default()
+        }
+    }
+
+    /// Totals by device of the launch with the rules.
+    fn totals(model: &Model, machine: &Machine, run: &RunConfig, resolution: &Resolution) -> BTreeMap<String, Bytes> {
+        let mut run = run.clone();
+        run.overrides.extend(resolution.overrides.iter().cloned());
+        let placement = placement::place(model, machine, &run).unwrap();
+        let memory = memory::predict(model, machine, &run, &placement).unwrap().memory;
+        memory.into_iter().map(|(name, row)| (name, row.total())).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+        /// What is stated is never passed, the budget less the margin neither; with one device, no tensor that would fit is left.
+        #[test]
+        fn no_device_is_filled_beyond_its_amount(
+            budgets in proptest::collection::vec(2400_u64..6000, 1..3), amount in 2000_u64..6000, which in 0_usize..3,
+            first in any::<bool>(),
+        ) {
+            thread_local! { static MODEL: Model = model(); }
+            let machine = machine(&budgets);
+            let from = if first { "first" } else { "last" };
+            let order = ["", "order: [up, gate, down], ", "order: [down], "][which];
+            let devices = if budgets.len() == 1 { "devices: rest" } else { "CUDA1: rest" };
+            let text = format!(
+                "rules:\n- {{role: routed_expert, {order}from: {from}, fill: {{CUDA0: {amount}M, {devices}}}}}\n"
+            );
+            let file = parse("test", &text).unwrap();
+            let run = launch(if budgets.len() == 1 { &[] } else { &[5.0, 4.0] });
+            let margin = Bytes::mib(100);
+            let (used, resolution) = MODEL.with(|model| {
+                let resolution = resolve(&file, model, &machine, margin, &run).unwrap();
+                (totals(model, &machine, &run, &resolution), resolution)
+            });
+            for (device, budget) in machine.devices.iter().zip(&budgets) {
+                let stated = if device.name == "CUDA0" { amount } else { u64::MAX };
+                let limit = Bytes((budget - 100).min(stated) * MIB);
+                let placed = resolution.filled[0].iter().any(|(buffer, _)| *buffer == device.buffer);
+                prop_assert!(!placed || used[&device.name] <= limit, "{} of {limit} on {}", used[&device.name], device.name);
+                let rest = resolution.filled[0].iter().any(|(buffer, _)| buffer == "CPU");
+                if budgets.len() == 1 && placed && rest {
+                    // The largest part of a block, and the area that prompts copy experts through.
+                    prop_assert!(limit - used[&device.name] < Bytes::mib(300), "{} left", limit - used[&device.name]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn earlier_rules_and_overrides_of_the_user_are_left_alone() {
+        let (model, machine) = (model(), machine(&[24_000]));
+        let text =
+            "rules:\n- {role: routed_expert, kinds: [up], buffer: CPU}\n- {role: routed_expert, fill: {CUDA0: rest}}\n";
+        let file = parse("test", text).unwrap();
+        let mut run = launch(&[]);
+        let by_user = Override { pattern: r"blk\.0\.".into(), buffer: "CPU".into(), origin: "-ot".into() };
+        run.overrides.push(by_user);
+        let resolution = resolve(&file, &model, &machine, Bytes::mib(256), &run).unwrap();
+        let filled: BTreeSet<&str> = resolution.filled[1]
+            .iter()
+            .flat_map(|(_, tensors)| tensors.iter().map(|at| model.tensors[*at].name.as_str()))
+            .collect();
+        assert_eq!(filled.len(), 7 * 2, "{filled:?}");
+        assert!(filled.iter().all(|name| !name.contains("_up_") && !name.starts_with("blk.0.")), "{filled:?}");
+        // All of it fits, and is on its device without being told.
+        assert_eq!(resolution.overrides.len(), 1, "{:?}", resolution.overrides);
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_told_with_its_rule() {
+        let file = parse("test", "rules:\n\n- {role: routed_expert, fill: {CUDA7: rest}}\n").unwrap();
+        let error = resolve(&file, &model(), &machine(&[8000]), Bytes(0), &launch(&[])).unwrap_err();
+        let Error::UnknownDevice { position, .. } = &error else { panic!("{error}") };
+        assert_eq!(position.line, 3);
+        assert!(error.to_string().contains("known: CUDA0"), "{error}");
+    }
+
+    #[test]
+    fn what_is_filled_from_the_first_blocks_is_of_the_first_blocks() {
+        let (model, machine) = (model(), machine(&[3500]));
+        for (from, kept) in [("first", 0), ("last", 7)] {
+            let text = format!("rules:\n- {{role: routed_expert, from: {from}, fill: {{CUDA0: rest}}}}\n");
+            let resolution =
+                resolve(&parse("test", &text).unwrap(), &model, &machine, Bytes::mib(256), &launch(&[])).unwrap();
+            let blocks = |wanted: &str| -> BTreeSet<u32> {
+                let of = resolution.filled[0].iter().filter(|(buffer, _)| buffer == wanted);
+                of.flat_map(|(_, tensors)| tensors).filter_map(|at| model.tensors[*at].block).collect()
+            };
+            assert!(blocks("CUDA0").contains(&kept) && !blocks("CPU").contains(&kept), "{from}: {:?}", blocks("CUDA0"));
+        }
+    }
+}

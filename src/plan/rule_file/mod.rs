@@ -251,7 +251,8 @@ mod tests {
             ("rules:\n  - role: router\n    fill: {CUDA0: rest}\n    order: [up, up]\n", 4, 12, "twice"),
             ("rules:\n  - role: router\n    fill: {CUDA0: rest}\n    from: top\n", 4, 11, "`first` or `last`"),
             ("rules:\n  - role: router\n    buffer: 'a,b'\n", 3, 13, "no buffer"),
-            ("rules:\n  - role: [\n", 3, 1, ""),
+            ("rules:\n  - role: [a]\n", 2, 11, "expected string"),
+            ("rules:\n  - role: \"a\n", 3, 1, ""),
             ("description: x\n", 1, 1, "rules"),
         ] {
             let error = parse("mine.yaml", text).unwrap_err();
