@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
-
 use crate::bytes::Bytes;
 use crate::cli::Format;
 pub use crate::commands::plan_options::PlanOptions;
@@ -13,12 +11,9 @@ use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
 use crate::plan::sweep::{Plans, PlansRow, Sweep, Variable};
-use crate::plan::{self, Plan, Request, rule_file};
+use crate::plan::{self, Plan, Request};
 use crate::report;
-use crate::run::{Dialect, Override, RunConfig};
-
-/// Kept free of every device where nothing was measured on it: room for what the prediction may be off.
-pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
+use crate::run::{Dialect, RunConfig};
 
 /// Find the placement that fits a budget, and print the command for it.
 #[derive(Debug, clap::Args)]
@@ -51,19 +46,6 @@ pub struct PlanArgs {
     pub dialect: Dialect,
 }
 
-/// The overrides of a built-in rule set or a rule file.
-pub(super) fn rule_overrides(name: &str, model: &Model) -> anyhow::Result<Vec<Override>> {
-    let built_in = rule_file::BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_string());
-    let text = match built_in {
-        Some(text) => text,
-        None => std::fs::read_to_string(name).with_context(|| {
-            let known: Vec<&str> = rule_file::BUILT_IN.iter().map(|(name, _)| *name).collect();
-            format!("--rules `{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
-        })?,
-    };
-    Ok(rule_file::overrides(&rule_file::parse(name, &text)?, model))
-}
-
 /// A model, as it is shown, and what is asked about it.
 struct Asked {
     model: Model,
@@ -76,8 +58,9 @@ fn asked(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Result
     let gguf = model_arg::open(model, output)?;
     let path = model_arg::shown(model, &gguf);
     let model = check::load(gguf, &RunConfig::default())?;
-    let request = options.request(&model)?;
-    Ok(Asked { model, path, machine: options.described_machine()?, request })
+    let machine = options.described_machine()?;
+    let request = options.request(&model, &machine)?;
+    Ok(Asked { model, path, machine, request })
 }
 
 /// Loads the model and makes the plan.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::machine::MachineArgs;
-use super::plan::{MARGIN_UNCALIBRATED, rule_overrides};
+use super::rules;
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
@@ -141,7 +141,7 @@ fn is_free(value: Option<&String>) -> bool {
 
 impl PlanOptions {
     /// What the options mean for `model`.
-    pub fn request(&self, model: &Model) -> anyhow::Result<Request> {
+    pub fn request(&self, model: &Model, machine: &Machine) -> anyhow::Result<Request> {
         let target = Target { build: self.build, ..Target::default() };
         let wants_cache = self.launch.moe_cache_mib.as_deref().is_some_and(|mib| mib != "0");
         anyhow::ensure!(
@@ -154,21 +154,22 @@ impl PlanOptions {
         if is_free(self.launch.batch_size.as_ref()) {
             run.n_batch = run.n_batch.max(run.n_ubatch);
         }
-        if let Some(name) = &self.rules {
-            run.overrides.extend(rule_overrides(name, model)?);
-        }
-        Ok(Request {
+        let request = Request {
             levers: self.levers(&run),
             run,
             context: self.context(),
             turn: self.turn(),
-            margin: self.machine.margin.unwrap_or(MARGIN_UNCALIBRATED),
+            margin: self.machine.margin(machine),
             strategy: self.strategy(),
             objective: self.objective,
             target,
             tensors: self.tensors,
             explain: self.explain,
-        })
+        };
+        match &self.rules {
+            Some(name) => rules::apply(&rules::open(name)?, model, machine, request),
+            None => Ok(request),
+        }
     }
 
     /// The machine that they describe.

@@ -2,6 +2,7 @@
 
 pub mod bar;
 pub mod plan;
+pub mod rules;
 pub mod checkup;
 pub mod devices;
 pub mod inspection;
