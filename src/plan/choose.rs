@@ -116,8 +116,7 @@ impl Problem<'_> {
         let names: Vec<String> = run.devices.clone().unwrap_or_else(all);
         let (devices, shares): (Vec<String>, Vec<f32>) =
             names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0).unzip();
-        let tensor_split = if shares.len() > 1 { shares } else { Vec::new() };
-        RunConfig { devices: Some(devices), tensor_split, ..run.clone() }
+        RunConfig { devices: Some(devices), tensor_split: shares, ..run.clone() }
     }
 
     /// Whether no routed expert is on the host.

@@ -5,13 +5,12 @@
 //! the range of micro-batches and is taken as straight between; the winner is then judged exactly, and refilled with its own
 //! compute until it fits and nothing more would.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::solver::{Candidate, Error, Problem, Strategy};
 use super::stage::{End, Kept, Stage};
 use crate::bytes::Bytes;
-use crate::gguf::GgmlType;
 use crate::memory::compute::{self, Compute};
 use crate::memory::{self, Prediction};
 use crate::placement::Placement;
@@ -41,21 +40,19 @@ struct Draft {
     short: Bytes,
 }
 
-/// What compute depends on, beside the stage: everything kept or something moved, and the launch's numbers.
-type ComputeKey = (bool, u32, bool, GgmlType, GgmlType, u32);
-
 /// The search on one stage.
 pub struct Explorer<'a> {
     problem: &'a Problem<'a>,
     /// The stage that is searched.
     pub stage: &'a Stage<'a>,
-    computes: RefCell<Vec<(ComputeKey, Compute)>>,
+    /// Whether `-fa auto` was found to mean `on`.
+    flash_attn: Cell<bool>,
 }
 
 impl<'a> Explorer<'a> {
     /// A search on `stage`.
     pub fn new(problem: &'a Problem<'a>, stage: &'a Stage<'a>) -> Self {
-        Self { problem, stage, computes: RefCell::new(Vec::new()) }
+        Self { problem, stage, flash_attn: Cell::new(false) }
     }
 
     /// The best launch of `setting` that fits the devices; where none does, the one that is least short.
@@ -185,9 +182,8 @@ impl<'a> Explorer<'a> {
         compute: Option<&Compute>,
     ) -> Result<Prediction, Error> {
         // Finding out what `-fa auto` means costs a graph, and where experts are does not change it.
-        let known = self.computes.borrow().first().and_then(|(_, compute)| compute.flash_attn);
         let resolved = RunConfig { flash_attn: FlashAttn::On, ..setting.clone() };
-        let run = if setting.flash_attn == FlashAttn::Auto && known == Some(true) { &resolved } else { setting };
+        let run = if setting.flash_attn == FlashAttn::Auto && self.flash_attn.get() { &resolved } else { setting };
         Ok(memory::predict_with(self.problem.model, self.problem.machine, run, placement, compute)?)
     }
 
@@ -221,14 +217,17 @@ impl<'a> Explorer<'a> {
 
     /// Compute predicted at a setting, once.
     fn compute_at(&self, setting: &RunConfig, whole: bool) -> Result<Compute, Error> {
-        let key = (whole, setting.n_ubatch, setting.op_offload, setting.type_k, setting.type_v, setting.n_ctx);
-        if let Some((_, known)) = self.computes.borrow().iter().find(|(other, _)| *other == key) {
-            return Ok(known.clone());
-        }
-        let placement = if whole { &self.stage.bare } else { &self.stage.hosted };
-        let prediction = self.predict(setting, placement, None)?;
-        let compute = compute_of(&prediction);
-        self.computes.borrow_mut().push((key, compute.clone()));
+        let key = format!("{whole} {:?} {setting:?} {:?}", self.stage.bare.layers, self.stage.base.overrides);
+        let known = self.problem.computes.borrow().get(&key).cloned();
+        let compute = match known {
+            Some(known) => known,
+            None => {
+                let placement = if whole { &self.stage.bare } else { &self.stage.hosted };
+                compute_of(&self.predict(setting, placement, None)?)
+            }
+        };
+        self.flash_attn.set(compute.flash_attn == Some(true));
+        self.problem.computes.borrow_mut().insert(key, compute.clone());
         Ok(compute)
     }
 
