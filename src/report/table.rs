@@ -1,5 +1,7 @@
 //! One table, aligned for a terminal or as Markdown; every cell's text is escaped here.
 
+use std::fmt::Write as _;
+
 use comfy_table::presets;
 use comfy_table::{CellAlignment, ContentArrangement};
 
@@ -79,12 +81,12 @@ impl Table {
         let class = |align: Align| if align == Align::Right { " class=\"n\"" } else { "" };
         let mut out = String::from("<table>\n<tr>");
         for (name, align) in &self.columns {
-            out += &format!("<th{}>{}</th>", class(*align), escape::html(name));
+            let _ = write!(out, "<th{}>{}</th>", class(*align), escape::html(name));
         }
         for row in &self.rows {
             out += "</tr>\n<tr>";
             for (cell, (_, align)) in row.iter().zip(&self.columns) {
-                out += &format!("<td{}>{}</td>", class(*align), escape::html(cell));
+                let _ = write!(out, "<td{}>{}</td>", class(*align), escape::html(cell));
             }
         }
         out + "</tr>\n</table>\n"
