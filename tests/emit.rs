@@ -29,18 +29,8 @@ fn model() -> Model {
 }
 
 fn machine() -> Machine {
-    let device = |at: u16| Device {
-        name: format!("CUDA{at}"),
-        buffer: format!("CUDA{at}"),
-        backend: Backend::Cuda,
-        description: None,
-        total: Bytes(8 * GIB),
-        free: Bytes(8 * GIB),
-        overhead: None,
-        calibration: None,
-        rates: None,
-    };
-    Machine { devices: vec![device(0), device(1)], host: Host { isa: Isa::X86Avx2, ..Host::default() } }
+    let devices = Device::of_budgets(Backend::Cuda, &[Bytes(8 * GIB); 2]).unwrap();
+    Machine::new(devices, Host { isa: Isa::X86Avx2, ..Host::default() }).unwrap()
 }
 
 fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {

@@ -1,5 +1,6 @@
 //! `devices`: the machine as moeplan sees it, what was learned of it, and both as a file for `--machine`. [I/O]
 
+use super::calibrate::{self, CalibrateArgs};
 use super::machine::{Found, MachineArgs, found};
 use super::{Outcome, Output};
 use crate::bytes::Bytes;
@@ -17,6 +18,9 @@ pub struct Args {
     /// A machine to describe instead of this one.
     #[command(flatten)]
     machine: MachineArgs,
+    /// What it does in a second.
+    #[command(flatten)]
+    calibrate: CalibrateArgs,
 }
 
 /// The document: a machine file with its schema's name.
@@ -43,6 +47,9 @@ struct Document {
 
 /// Runs `devices`.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    if args.calibrate.calibrate {
+        return calibrate::run(&args.calibrate, &args.machine, output);
+    }
     let here = if args.machine.is_given() {
         let machine = args.machine.machine()?;
         Found { machine, driver: None, source: None, available: None, processor: None }

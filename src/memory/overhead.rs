@@ -50,8 +50,9 @@ pub const OVERHEADS: &[Overhead] = &[
     },
 ];
 
-/// The row of `device`: what its machine file states, else what was measured of it, else the table's.
-pub fn overhead(device: &Device) -> Overhead {
+/// The row of `device` for micro-batches of `n_ubatch` tokens: what its machine file states, else what was measured of it,
+/// else the table's.
+pub fn overhead(device: &Device, n_ubatch: u32) -> Overhead {
     if let Some(stated) = device.overhead {
         let source = Cow::Borrowed("stated by the machine file");
         return Overhead { description: "", backends: &[], loaded: stated, peak: stated, source };
@@ -61,7 +62,7 @@ pub fn overhead(device: &Device) -> Overhead {
         Some(measured) => Overhead {
             loaded: measured.loaded,
             // Pools that no long prompt has grown yet will grow.
-            peak: measured.peak.unwrap_or(known.peak.max(measured.loaded)),
+            peak: measured.peak_at(n_ubatch).unwrap_or(known.peak.max(measured.loaded)),
             source: Cow::Owned(measured.describe()),
             ..known
         },
@@ -101,7 +102,9 @@ pub fn host_growth(run: &RunConfig, numbers: &ContextNumbers, caches: &Caches, v
     let tensors = windows.flat_map(|cache| cache.layers.iter().filter_map(|layer| cache.tensors(layer).ok()).flatten());
     // All slots together hold what the caches hold.
     let all_slots: u64 = tensors.map(|tensor| tensor.bytes.0).sum();
-    HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache: Bytes::mib(8192) }
+    // Without a limit it is as large as what it saves: nothing here can say how large, so the default is.
+    let prompt_cache = Bytes::mib(run.cache_ram.and_then(|mib| u64::try_from(mib).ok()).unwrap_or(8192));
+    HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache }
 }
 
 #[cfg(test)]
@@ -150,10 +153,14 @@ mod tests {
             (Backend::Rpc, None, 0),
             (Backend::Cpu, None, 0),
         ] {
-            assert_eq!(overhead(&device(backend, description)).peak, Bytes::mib(peak), "{backend:?} {description:?}");
+            assert_eq!(
+                overhead(&device(backend, description), 512).peak,
+                Bytes::mib(peak),
+                "{backend:?} {description:?}"
+            );
         }
         let stated = Device { overhead: Some(Bytes::mib(333)), ..device(Backend::Rpc, None) };
-        assert_eq!(overhead(&stated).peak, Bytes::mib(333));
+        assert_eq!(overhead(&stated, 512).peak, Bytes::mib(333));
     }
 
     #[test]
@@ -163,12 +170,12 @@ mod tests {
             device.calibration = Some(Calibration {
                 runs: 1,
                 loaded: Bytes::mib(loaded),
-                peak: peak.map(Bytes::mib),
+                peaks: peak.map(|mib| (512, Bytes::mib(mib))).into_iter().collect(),
                 margin: Bytes::mib(256),
                 driver: Some("580.1".to_string()),
                 build: 11434,
             });
-            let found = overhead(&device);
+            let found = overhead(&device, 512);
             assert_eq!((found.loaded, found.peak), (Bytes::mib(loaded), Bytes::mib(expected)));
             assert!(found.source.contains("b11434, driver 580.1"), "{}", found.source);
         }
