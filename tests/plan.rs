@@ -271,6 +271,11 @@ fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
     assert!(cached.fits && cached.speed.tg > plan.speed.tg);
     assert!(cached.memory["CUDA0"].total + plan.margin <= Bytes(4 * GIB));
     assert!(cached.args.iter().any(|word| word == "--moe-cache-mib"));
+    let taken = with_levers(&model, &machine(&[4 * GIB]), |request| {
+        request.target = target;
+        request.levers.expert_cache = true;
+    });
+    assert!(taken.args.iter().any(|word| word == "--moe-cache-mib") && taken.check.fits && within_budgets(&taken));
 }
 
 #[test]

@@ -359,7 +359,7 @@ fn pop_best(drafts: &mut Vec<Draft>) -> Option<Draft> {
 }
 
 /// The compute column of a prediction.
-fn compute_of(prediction: &Prediction) -> Compute {
+pub fn compute_of(prediction: &Prediction) -> Compute {
     Compute {
         by_device: prediction.memory.iter().map(|(name, row)| (name.clone(), row.compute)).collect(),
         basis: compute::Basis::Replay,
