@@ -14,7 +14,7 @@ use crate::bytes::Bytes;
 use crate::memory::compute::{self, Compute};
 use crate::memory::{self, Prediction};
 use crate::placement::Placement;
-use crate::run::{FlashAttn, RunConfig, numbers};
+use crate::run::{FlashAttn, Override, RunConfig, numbers};
 
 /// Micro-batches to choose from, in tokens; the smaller ones only where no other fits.
 const UBATCHES: [u32; 5] = [512, 1024, 2048, 4096, 8192];
@@ -184,9 +184,16 @@ impl<'a> Explorer<'a> {
         placement: &Placement,
         compute: Option<&Compute>,
     ) -> Result<Prediction, Error> {
+        let mut run = setting.clone();
         // Finding out what `-fa auto` means costs a graph, and where experts are does not change it.
-        let resolved = RunConfig { flash_attn: FlashAttn::On, ..setting.clone() };
-        let run = if setting.flash_attn == FlashAttn::Auto && self.flash_attn.get() { &resolved } else { setting };
+        if run.flash_attn == FlashAttn::Auto && self.flash_attn.get() {
+            run.flash_attn = FlashAttn::On;
+        }
+        // That there are overrides at all keeps several devices from working in a pipeline; which ones is in the placement.
+        if run.overrides.is_empty() && placement.copies != self.stage.bare.copies {
+            run.overrides.push(Override { pattern: String::new(), buffer: "CPU".into(), origin: "-ot".into() });
+        }
+        let run = &run;
         Ok(memory::predict_with(self.problem.model, self.problem.machine, run, placement, compute)?)
     }
 
