@@ -267,7 +267,7 @@ impl<'a> Explorer<'a> {
             kept = next;
         }
         match (best, worst) {
-            (Some((kept, candidate)), _) => self.reach(draft, &kept, candidate),
+            (Some((kept, candidate)), _) => self.polish(draft, self.reach(draft, &kept, candidate)?),
             (None, Some((kept, candidate))) => self.step_down(draft, kept, candidate),
             (None, None) => self.exact(&draft.setting, &draft.kept),
         }
@@ -304,6 +304,26 @@ impl<'a> Explorer<'a> {
             }
         }
         Ok(candidate)
+    }
+
+    /// Tries other parts of a block that is kept in part, and none: a block on both sides waits for both, which its bytes on
+    /// the device may not be worth.
+    fn polish(&self, draft: &Draft, candidate: Candidate) -> Result<Candidate, Error> {
+        if self.problem.strategy != Strategy::Auto {
+            return Ok(candidate);
+        }
+        let kept = self.stage.kept_of(&candidate.placement);
+        let mut best = (self.problem.cost(&candidate.estimate) * (1.0 - WORTH), None);
+        for other in self.stage.with_other_parts(&kept) {
+            let placement = self.stage.placement(&other);
+            let cost = self.problem.cost(&self.problem.estimate(&draft.setting, &placement, &candidate.prediction));
+            if cost < best.0 {
+                best = (cost, Some(other));
+            }
+        }
+        let Some(other) = best.1 else { return Ok(candidate) };
+        let polished = self.exact(&draft.setting, &other)?;
+        Ok(if polished.devices_fit() { polished } else { candidate })
     }
 
     /// What the room holds, given the compute of `candidate`.
