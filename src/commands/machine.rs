@@ -118,10 +118,9 @@ pub fn found() -> anyhow::Result<Found> {
     let devices = detect::devices(detect::server().as_deref());
     let facts = detect::host();
     let mut machine = machine_of(&devices.list);
-    machine.host =
-        Host { ram: facts.ram, isa: facts.isa, cores: facts.cores, threads: facts.threads, ..Host::default() };
-    super::calibrate::apply_own(&mut machine);
+    machine.host = host(&facts);
     evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
+    super::calibrate::apply_own(&mut machine);
     Ok(Found {
         machine: Machine::new(machine.devices, machine.host)?,
         driver: devices.driver,
@@ -139,21 +138,23 @@ fn of_free_memory(mut machine: Machine) -> Machine {
     machine
 }
 
-/// A card that is described and is here: what was measured of it holds, whatever budget it is given.
+/// A card that is described and is here, in this computer: what was measured of both holds, whatever budget it is given.
 fn recognised(machine: Machine) -> Machine {
     let cards = nvml::listed();
     if cards.is_empty() {
         return machine;
     }
     let mut here = machine_of(&cards);
-    super::calibrate::apply_own(&mut here);
+    here.host = host(&detect::host());
     evidence::calibrate(&mut here, &evidence::store::read(), nvml::driver().as_deref());
+    super::calibrate::apply_own(&mut here);
     with_known(machine, &here)
 }
 
 /// What is known of the devices of `here`, for those of `machine` that are the same: the name, no other description, and no
-/// more memory than is there.
+/// more memory than is there. The computer is then this one too, unless a machine file describes it.
 fn with_known(mut machine: Machine, here: &Machine) -> Machine {
+    let mut is_here = false;
     for device in &mut machine.devices {
         let same = |other: &&Device| {
             other.name == device.name
@@ -164,8 +165,17 @@ fn with_known(mut machine: Machine, here: &Machine) -> Machine {
         device.description = device.description.take().or_else(|| card.description.clone());
         device.calibration = device.calibration.take().or_else(|| card.calibration.clone());
         device.rates = device.rates.take().or_else(|| card.rates.clone());
+        is_here = true;
+    }
+    if is_here && machine.host == Host::default() {
+        machine.host = here.host.clone();
     }
     machine
+}
+
+/// The host of the facts found.
+fn host(facts: &detect::HostFacts) -> Host {
+    Host { ram: facts.ram, isa: facts.isa, cores: facts.cores, threads: facts.threads, ..Host::default() }
 }
 
 #[cfg(test)]

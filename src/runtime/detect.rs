@@ -1,20 +1,12 @@
 //! What machine is here: cards by their driver, else by a llama-server that is found; memory and cores of the host. [I/O]
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use super::log;
 use super::nvml;
+use super::server::find;
 use super::wire::DeviceInfo;
 use crate::bytes::Bytes;
 use crate::machine::Isa;
-
-/// How long a server may take to list its devices.
-const LISTING: Duration = Duration::from_secs(20);
-/// The most that it may print.
-const PRINTED: u64 = 1 << 20;
 
 /// The devices that are here, and who says so.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,50 +25,14 @@ pub fn devices(server: Option<&Path>) -> Devices {
     if !list.is_empty() {
         return Devices { list, driver: nvml::driver(), source: Some("the NVIDIA driver".to_string()) };
     }
-    let listed = server.and_then(|server| Some((list_devices(server)?, server.display().to_string())));
-    listed.map_or_else(Devices::default, |(text, program)| Devices {
-        list: log::devices(&text),
-        driver: None,
-        source: Some(program),
-    })
+    let listed = server.and_then(|server| Some((find::devices(server, &[]).ok()?, server.display().to_string())));
+    listed.map_or_else(Devices::default, |(list, program)| Devices { list, driver: None, source: Some(program) })
 }
 
-/// The llama-server that `MOEPLAN_LLAMA_SERVER` names, or the first of `PATH`.
+/// The llama-server that `MOEPLAN_LLAMA_SERVER` names, or the one that is found.
 pub fn server() -> Option<PathBuf> {
     let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").filter(|name| !name.is_empty()).map(PathBuf::from);
-    let name = if cfg!(windows) { "llama-server.exe" } else { "llama-server" };
-    let on_path = || {
-        let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file())
-    };
-    named.or_else(on_path)
-}
-
-/// What `server --list-devices` prints, in bounded time and length.
-fn list_devices(server: &Path) -> Option<String> {
-    let mut child = Command::new(server)
-        .arg("--list-devices")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let mut output = child.stdout.take()?.take(PRINTED);
-    let reader = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = output.read_to_end(&mut bytes);
-        bytes
-    });
-    let start = Instant::now();
-    while child.try_wait().ok()?.is_none() {
-        if start.elapsed() > LISTING {
-            let _ = child.kill();
-            let _ = child.wait();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    reader.join().ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    find::find(named.as_deref()).ok()
 }
 
 /// The computer around the devices.
@@ -161,26 +117,5 @@ mod tests {
     fn a_processor_has_a_name() {
         assert_eq!(processor("processor\t: 0\nmodel name\t: AMD EPYC\n").as_deref(), Some("AMD EPYC"));
         assert_eq!(processor("model name\t:\n"), None);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_program_that_lists_devices_is_read_and_one_that_does_not_is_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("llama-server");
-        // Written by another process: a file that this one had open for writing could not be run.
-        let write = |text: &str| {
-            let script = "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"";
-            let made = Command::new("sh").args(["-c", script, "sh", text]).arg(&program).status();
-            assert!(made.unwrap().success());
-            list_devices(&program).map(|text| log::devices(&text))
-        };
-        let listed = write(
-            "#!/bin/sh\n[ \"$1\" = --list-devices ] && printf 'Available devices:\\n  Vulkan0: AMD Radeon (RADV) (8192 MiB, 8000 MiB free)\\n'\n",
-        );
-        let names: Vec<_> = listed.unwrap().into_iter().map(|device| (device.name, device.total)).collect();
-        assert_eq!(names, [("Vulkan0".to_string(), Bytes::mib(8192))]);
-        assert_eq!(write("#!/bin/sh\nexit 1\n"), Some(Vec::new()));
-        assert_eq!(list_devices(&folder.path().join("none")), None);
     }
 }
