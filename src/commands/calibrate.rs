@@ -88,7 +88,9 @@ pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyh
     let answer = Output { global: Global { output: None, ..output.global.clone() } };
     match output.format() {
         Format::Json => answer.json(&document)?,
-        Format::Text | Format::Markdown => answer.answer(&text(&fit, &document.calibration, &path, output))?,
+        Format::Text | Format::Markdown | Format::Html => {
+            answer.answer(&text(&fit, &document.calibration, &path, output))?
+        }
     }
     Ok(Outcome::Yes)
 }

@@ -168,7 +168,7 @@ fn answer(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
     match output.format() {
         Format::Json => output.json(measured),
         Format::Markdown => output.answer(&report::measurement::markdown(measured)),
-        Format::Text => output.answer(&report::measurement::text(measured)),
+        Format::Text | Format::Html => output.answer(&report::measurement::text(measured)),
     }
 }
 

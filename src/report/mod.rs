@@ -1,6 +1,7 @@
 //! Rendering: the same tables as text and Markdown. Renderers never compute.
 
 pub mod bar;
+pub mod chart;
 pub mod plan;
 pub mod rules;
 pub mod checkup;
