@@ -283,3 +283,51 @@ fn text(fit: &Fit, calibration: &Calibration<'_>, path: &Path, output: &Output) 
     let _ = writeln!(out, "\nsaved in {}", crate::escape::terminal(&path.display().to_string()));
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Device, Host};
+
+    fn machine(description: &str, cores: u32, calibrated: bool) -> Machine {
+        let mut card = Device { description: Some(description.into()), ..Device::parse("CUDA0=8G").unwrap() };
+        let mut host = Host { cores: Some(cores), ..Host::default() };
+        if calibrated {
+            card.rates = Some(prices::device_rates(&card));
+            host.rates = Some(prices::host_rates(&host));
+        }
+        Machine::new(vec![card], host).unwrap()
+    }
+
+    #[test]
+    fn saved_rates_are_for_the_same_card_and_the_same_cores() {
+        let saved = machine("NVIDIA H100", 16, true);
+        for (description, cores, card_too, host_too) in
+            [("NVIDIA H100", 16, true, true), ("NVIDIA A100", 16, false, true), ("NVIDIA H100", 8, true, false)]
+        {
+            let mut here = machine(description, cores, false);
+            take_rates(&mut here, &saved);
+            let found = (here.devices[0].rates.is_some(), here.host.rates.is_some());
+            assert_eq!(found, (card_too, host_too), "{description}, {cores} cores");
+        }
+    }
+
+    #[test]
+    fn rows_name_the_cards_that_nobody_named() {
+        let row = r#"{"model": "m", "n_batch": 1, "n_ubatch": 1, "n_threads": 1, "n_prompt": 1, "n_gen": 0, "n_depth": 0,
+            "avg_ts": 1.0, "gpu_info": "NVIDIA H100, NVIDIA A100"}"#;
+        let rows = samples::rows(&format!("[{row}]")).unwrap();
+        let devices = ["RPC0[h:1]=8G", "CUDA0=8G", "CUDA1=8G"].map(|text| Device::parse(text).unwrap()).to_vec();
+        let named = described_by(Machine::new(devices, Host::default()).unwrap(), &rows);
+        let descriptions: Vec<_> = named.devices.iter().map(|device| device.description.as_deref()).collect();
+        assert_eq!(descriptions, [None, Some("NVIDIA H100"), Some("NVIDIA A100")]);
+    }
+
+    #[test]
+    fn a_row_of_an_unknown_model_asks_for_its_header() {
+        let rows = include_str!("../../testdata/measured/h100-bench.jsonl").replace("qwen3-30b-a3b", "no-such-model");
+        let row = &samples::rows(&rows).unwrap()[0];
+        let error = header(row, &[]).unwrap_err().to_string();
+        assert!(error.contains("`no-such-model.gguf` is not here") && error.contains("--model FILE"), "{error}");
+    }
+}

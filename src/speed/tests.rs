@@ -211,6 +211,21 @@ fn calibrated_on_its_own_rows_half_of_them_are_within_a_tenth() {
     assert!((1000.0..4000.0).contains(&rates.weights), "{rates:?}");
 }
 
+/// The machine file that `moeplan devices --calibrate --from testdata/measured/h100-bench.jsonl` wrote.
+#[test]
+fn the_machine_file_of_the_h100_predicts_its_rows() {
+    let machine: Machine = serde_json::from_str(include_str!("../../testdata/machines/h100.json")).unwrap();
+    let prices = Prices::of(&machine, &[0]);
+    assert!(prices.basis.starts_with("calibrated on 2026-11-22"), "{}", prices.basis);
+    for phase in [Phase::Prompt, Phase::Generate] {
+        let of_phase = SAMPLES.iter().filter(|sample| sample.phase == phase);
+        let mut errors: Vec<f64> = of_phase.map(|s| (prices.seconds(&s.work) / s.seconds - 1.0).abs()).collect();
+        errors.sort_by(f64::total_cmp);
+        let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
+        assert!(median < 0.06 && worst < 0.25, "{phase:?}: {median} {worst}");
+    }
+}
+
 /// What the constants are for: launches and models that were not measured.
 #[test]
 fn calibrated_on_one_model_the_other_is_predicted() {
