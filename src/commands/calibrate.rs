@@ -14,7 +14,8 @@ use super::{Outcome, Output};
 use crate::cli::{Format, Global};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
-use crate::runtime::{bench, detect};
+use crate::runtime::bench;
+use crate::runtime::server::find;
 use crate::speed::design;
 use crate::speed::fit::{self, Fit, Residual};
 use crate::speed::samples::{self, BenchRow};
@@ -35,8 +36,8 @@ pub struct CalibrateArgs {
     /// A model that those rows are of, where its name is none that `moeplan synth --list` knows; repeatable.
     #[arg(long, value_name = "FILE", requires = "from")]
     pub model: Vec<PathBuf>,
-    /// The llama-server whose llama-bench measures [default: MOEPLAN_LLAMA_SERVER, then PATH].
-    #[arg(long, value_name = "PATH", requires = "calibrate", conflicts_with = "from")]
+    /// The llama-server whose llama-bench, in the same folder, measures.
+    #[arg(long, value_name = "PATH", requires = "calibrate", env = "MOEPLAN_LLAMA_SERVER")]
     pub llama_server: Option<PathBuf>,
     /// Start no new test after this many seconds.
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
@@ -144,10 +145,10 @@ fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
 
 /// Writes small models and lets llama-bench run them. A test that fails is left out, and said.
 fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::Result<Measured> {
-    let server = args.llama_server.clone().or_else(detect::server).context(
-        "no llama-server here: name one with --llama-server or MOEPLAN_LLAMA_SERVER, or give rows with --from",
-    )?;
-    let program = bench::beside(&server)?;
+    let server = find::find(args.llama_server.as_deref())?;
+    let program = find::beside(&server, &["llama-bench"]).with_context(|| {
+        format!("no llama-bench beside `{}`: build llama.cpp's tools, or give rows with --from", server.display())
+    })?;
     let place = crate::gguf::source::cache::directory().context("no folder for the models: set XDG_CACHE_HOME")?;
     std::fs::create_dir_all(&place).with_context(|| format!("cannot make `{}`", place.display()))?;
     let folder = tempfile::tempdir_in(&place).with_context(|| format!("cannot write in `{}`", place.display()))?;
