@@ -37,7 +37,7 @@ pub struct CalibrateArgs {
     #[arg(long, value_name = "FILE", requires = "from")]
     pub model: Vec<PathBuf>,
     /// The llama-server whose llama-bench, in the same folder, measures.
-    #[arg(long, value_name = "PATH", requires = "calibrate", env = "MOEPLAN_LLAMA_SERVER")]
+    #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
     pub llama_server: Option<PathBuf>,
     /// Start no new test after this many seconds.
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
