@@ -29,16 +29,8 @@ fn model() -> Model {
 }
 
 fn machine() -> Machine {
-    let device = |at: u16| Device {
-        name: format!("CUDA{at}"),
-        buffer: format!("CUDA{at}"),
-        backend: Backend::Cuda,
-        description: None,
-        total: Bytes(8 * GIB),
-        free: Bytes(8 * GIB),
-        overhead: None,
-    };
-    Machine { devices: vec![device(0), device(1)], host: Host { ram: None, isa: Isa::X86Avx2 } }
+    let devices = Device::of_budgets(Backend::Cuda, &[Bytes(8 * GIB); 2]).unwrap();
+    Machine::new(devices, Host { isa: Isa::X86Avx2, ..Host::default() }).unwrap()
 }
 
 fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {
@@ -94,7 +86,7 @@ proptest! {
     /// `emit` itself replays what it wrote: only a value that a format cannot hold may be refused, with a reason.
     #[test]
     fn every_form_gives_the_launch_back_or_says_what_it_cannot_hold(
-        (run, path) in launches(), form in select(&FORMS[..]), runner in select(&[Runner::LlamaServer, Runner::LlamaBench][..]),
+        (run, path) in launches(), form in select(&FORMS[..]), runner in select(&[Runner::LlamaServer, Runner::LlamaBench, Runner::Embedded][..]),
         dialect in select(&[Dialect::LlamaCpp, Dialect::Ik][..]),
     ) {
         thread_local! { static MODEL: Model = model(); }
@@ -102,7 +94,8 @@ proptest! {
         match MODEL.with(|model| emit(model, &machine(), &command, wish(form, runner, dialect))) {
             Ok(emitted) => prop_assert!(!emitted.text.is_empty()),
             Err(Error::Word { word, .. }) => prop_assert!(path.contains(&word), "{}", word),
-            Err(Error::NoSuchForm { .. }) => prop_assert!(runner == Runner::LlamaBench || dialect == Dialect::Ik),
+            Err(Error::NoSuchForm { .. }) => prop_assert!(runner != Runner::LlamaServer || dialect == Dialect::Ik),
+            Err(Error::Lacks { program, .. }) => prop_assert_eq!(program, "an embedded llama.cpp"),
             Err(error) => prop_assert!(false, "{}", error),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::calibrate::{self, CalibrateArgs};
 use super::machine::MachineArgs;
 use super::{Outcome, Output};
 use crate::cli::Format;
@@ -17,6 +18,9 @@ pub struct Args {
     /// A machine to describe instead of this one.
     #[command(flatten)]
     machine: MachineArgs,
+    /// What it does in a second.
+    #[command(flatten)]
+    calibrate: CalibrateArgs,
 }
 
 /// The document: a machine file with its schema's name.
@@ -29,6 +33,9 @@ struct Document {
 
 /// Runs `devices`.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    if args.calibrate.calibrate {
+        return calibrate::run(&args.calibrate, &args.machine, output);
+    }
     let machine = args.machine.machine()?;
     match output.format() {
         Format::Json => output.json(&Document { schema: "moeplan/devices/1", machine })?,

@@ -11,8 +11,8 @@ use crate::machine::{Backend, Device, Host, Isa, Machine};
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// Memory of each device, in order: 24G,12G.
-    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', conflicts_with = "machine")]
+    /// Memory of each device, in order: 24G,12G. With --machine: the budgets of its first devices, the others unused.
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
     pub vram: Vec<Bytes>,
     /// One device by llama.cpp's name: CUDA0=24G, `RPC0[HOST:PORT]=8G`; repeatable.
     #[arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"])]
@@ -45,7 +45,7 @@ impl MachineArgs {
     /// The machine they describe, or this one.
     pub fn machine(&self) -> anyhow::Result<Machine> {
         let mut machine = match &self.machine {
-            Some(path) => read(path)?,
+            Some(path) => budgeted(read(path)?, &self.vram)?,
             None => self.described()?,
         };
         if self.ram.is_some() {
@@ -56,7 +56,7 @@ impl MachineArgs {
 
     /// From `--vram`, `--device` or `--backend cpu`; with none of them, what is found here.
     fn described(&self) -> anyhow::Result<Machine> {
-        let host = Host { ram: None, isa: Isa::default() };
+        let host = Host::default();
         if !self.device.is_empty() {
             let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
             return Ok(Machine::new(devices, host)?);
@@ -68,6 +68,19 @@ impl MachineArgs {
         let only_host = self.backend == Some(Backend::Cpu) || self.ram.is_some();
         if only_host { Ok(Machine::new(Vec::new(), host)?) } else { detected() }
     }
+}
+
+/// The machine with these budgets for its first devices, and no others; as it is without any.
+fn budgeted(mut machine: Machine, budgets: &[Bytes]) -> anyhow::Result<Machine> {
+    if !budgets.is_empty() {
+        let (asked, known) = (budgets.len(), machine.devices.len());
+        anyhow::ensure!(asked <= known, "--vram gives {asked} sizes, and the machine file describes {known} devices");
+        machine.devices.truncate(asked);
+        for (device, budget) in machine.devices.iter_mut().zip(budgets) {
+            (device.total, device.free) = (*budget, *budget);
+        }
+    }
+    Ok(machine)
 }
 
 /// A machine file.
@@ -82,7 +95,14 @@ fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
 fn detected() -> anyhow::Result<Machine> {
     let mut system = sysinfo::System::new()?;
     system.refresh_memory();
-    Ok(Machine::new(Vec::new(), Host { ram: Some(Bytes(system.total_memory())), isa: isa() })?)
+    let cores = sysinfo::System::physical_core_count().ok().and_then(|n| u32::try_from(n).ok());
+    let threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
+    // A container may be given fewer threads than the computer has cores.
+    let cores = cores.map(|n| threads.map_or(n, |threads| n.min(threads)));
+    let host = Host { ram: Some(Bytes(system.total_memory())), isa: isa(), cores, threads, rates: None };
+    let mut machine = Machine::new(Vec::new(), host)?;
+    super::calibrate::apply_own(&mut machine);
+    Ok(machine)
 }
 
 /// What this processor repacks.
@@ -107,4 +127,19 @@ fn isa() -> Isa {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn isa() -> Isa {
     Isa::Generic
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_are_for_the_first_devices_of_a_machine_file() {
+        let devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(80), Bytes::mib(40)]).unwrap();
+        let machine = Machine::new(devices, Host::default()).unwrap();
+        assert_eq!(budgeted(machine.clone(), &[]).unwrap(), machine);
+        let one = budgeted(machine.clone(), &[Bytes::mib(8)]).unwrap();
+        assert_eq!(one.devices.iter().map(|device| device.total).collect::<Vec<_>>(), [Bytes::mib(8)]);
+        assert!(budgeted(machine, &[Bytes::mib(8); 3]).unwrap_err().to_string().contains("describes 2 devices"));
+    }
 }

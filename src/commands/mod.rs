@@ -1,5 +1,6 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod calibrate;
 pub mod check;
 pub mod devices;
 pub mod inspect;

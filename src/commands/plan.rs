@@ -9,10 +9,10 @@ use crate::commands::{Outcome, Output, check, model_arg, rules};
 use crate::emit;
 use crate::inspection::Warning;
 use crate::model::Model;
-use crate::plan::solver::Strategy;
+use crate::plan::solver::{Levers, Objective, Strategy};
 use crate::plan::{self, ContextChoice, Plan, Request, Turn};
 use crate::report;
-use crate::run::{Dialect, RunConfig};
+use crate::run::{Dialect, RunConfig, Target};
 
 /// Kept free of every device where nothing was measured on it: room for what the prediction may be off.
 pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
@@ -80,6 +80,12 @@ pub struct PlanOptions {
     /// What may be done with the routed experts.
     #[arg(long, value_enum, default_value_t = Strategy::Auto, value_name = "STRATEGY")]
     pub strategy: Strategy,
+    /// What the launch is to be best at.
+    #[arg(long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE")]
+    pub objective: Objective,
+    /// Say what takes the room, what every other choice would give, and what it would cost.
+    #[arg(long)]
+    pub explain: bool,
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long)]
     pub tensors: bool,
@@ -118,7 +124,11 @@ impl PlanOptions {
             turn: self.turn(),
             margin: self.machine.margin.unwrap_or(MARGIN_UNCALIBRATED),
             strategy: self.strategy,
+            objective: self.objective,
+            levers: self.levers(),
+            target: Target::default(),
             tensors: self.tensors,
+            explain: self.explain,
         };
         match &self.rules {
             Some(name) => rules::apply(&rules::open(name)?, model, &self.machine, request),
@@ -129,6 +139,21 @@ impl PlanOptions {
     /// The turn to plan for.
     pub fn turn(&self) -> Turn {
         Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
+    }
+
+    /// What was left to the planner.
+    fn levers(&self) -> Levers {
+        let is_auto = |value: &Option<String>| value.as_deref().is_none_or(|word| word == "auto");
+        Levers {
+            ubatch: is_auto(&self.ubatch_size),
+            batch: is_auto(&self.batch_size),
+            load_mode: is_auto(&self.load_mode),
+            cache_types: false,
+            threads: false,
+            op_offload: true,
+            cache_ram: true,
+            expert_cache: false,
+        }
     }
 
     /// The options that are llama.cpp's own, as the command line they would be.

@@ -79,7 +79,7 @@ pub fn project(job: &Job) -> Result<Projection, String> {
 
 /// Loads `job` for real and runs `workload`.
 pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
-    let before = process_memory();
+    let before = crate::runtime::sampler::own();
     let start = Instant::now();
     let loaded = Loaded::new(job, false)?;
     let load_seconds = start.elapsed().as_secs_f64();
@@ -107,7 +107,7 @@ pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
         }
     }
     generation.memory = loaded.memory();
-    generation.process = process_memory();
+    generation.process = crate::runtime::sampler::own();
     Ok(generation)
 }
 
@@ -438,15 +438,6 @@ fn copy_text(to: &mut [c_char], from: &str) {
     for (to, from) in to.iter_mut().take(room).zip(from.bytes()) {
         *to = from.cast_signed();
     }
-}
-
-fn process_memory() -> ProcessMemory {
-    #[cfg(target_os = "linux")]
-    if let Ok(status) = procfs::process::Process::myself().and_then(|me| me.status()) {
-        let kib = |value: Option<u64>| Bytes(value.unwrap_or(0).saturating_mul(1024));
-        return ProcessMemory { rss_anon: kib(status.rssanon), rss_file: kib(status.rssfile), peak: kib(status.vmhwm) };
-    }
-    ProcessMemory::default()
 }
 
 fn rate(tokens: usize, start: Instant) -> f64 {

@@ -15,7 +15,12 @@ use crate::run::{LoadMode, RunConfig};
 mod child;
 #[cfg(feature = "embedded")]
 mod embedded;
+pub mod cards;
+pub mod detect;
+pub mod log;
+pub mod nvml;
 mod rpc;
+pub mod sampler;
 pub mod wire;
 mod worker;
 
@@ -63,6 +68,10 @@ pub struct Observation {
     pub runtime: RuntimeInfo,
     /// Memory by device, in llama.cpp's own sums. Mapped weights count as the exact sum of their tensors.
     pub memory: MemoryByDevice,
+    /// How far each figure may be from the true one (a log prints two decimals of MiB); empty = exact.
+    pub resolution: MemoryByDevice,
+    /// What the devices show, by whomever it is used; empty where no driver says.
+    pub device_used: DeviceUsed,
     /// What is mapped: the file's span from the first to the last host tensor; zero when nothing is.
     pub mapped_span: Bytes,
     /// Memory of the runtime's process after the run.
@@ -83,6 +92,21 @@ pub struct Observation {
     pub tokens: Vec<i32>,
     /// Whether every logit was a finite number.
     pub finite: bool,
+}
+
+/// Memory in use on each device at the moments of a measurement, by the driver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceUsed {
+    /// Before the launch.
+    pub before: BTreeMap<String, Bytes>,
+    /// Once it was loaded.
+    pub loaded: BTreeMap<String, Bytes>,
+    /// The most that was seen.
+    pub peak: BTreeMap<String, Bytes>,
+    /// After it was stopped.
+    pub after: BTreeMap<String, Bytes>,
+    /// The most that the launch's own process was seen to use, where the driver tells processes apart.
+    pub of_process: BTreeMap<String, Bytes>,
 }
 
 /// Which runtime measured.
@@ -154,11 +178,12 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
         total: info.total,
         free: info.free,
         overhead: None,
+        rates: None,
     };
     let ram = devices.iter().find(|info| info.backend == "CPU").map(|info| info.total);
     Machine {
         devices: devices.iter().filter(|info| info.gpu).map(device).collect(),
-        host: Host { ram, isa: embedded_isa() },
+        host: Host { ram, isa: embedded_isa(), ..Host::default() },
     }
 }
 

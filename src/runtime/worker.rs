@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::wire::{Generation, MARK, Reply, Request};
 use super::{
-    DeviceInfo, EMBEDDED_BUILD, Error, Job, Launch, Observation, Projection, Runtime, RuntimeInfo, Workload, unmapped,
+    DeviceInfo, DeviceUsed, EMBEDDED_BUILD, Error, Job, Launch, Observation, Projection, Runtime, RuntimeInfo,
+    Workload, unmapped,
 };
 
 /// How many of the worker's last log lines are kept.
@@ -271,6 +272,8 @@ fn observation(
     Observation {
         runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend },
         memory,
+        resolution: crate::memory::MemoryByDevice::new(),
+        device_used: DeviceUsed::default(),
         mapped_span,
         process: generation.process,
         process_before: generation.before,
