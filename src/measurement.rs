@@ -72,10 +72,52 @@ pub struct SpeedSamples {
     pub n_prompt: u32,
     /// Generated tokens of each repetition.
     pub n_generate: u32,
+    /// Tokens that were in the cache before each prompt.
+    #[serde(default)]
+    pub depth: u32,
     /// Prompt processing.
     pub pp: Vec<f64>,
     /// Generation.
     pub tg: Vec<f64>,
+    /// Seconds until the first token, by our clock.
+    #[serde(default)]
+    pub first_token: Vec<f64>,
+    /// Mean and spread of each.
+    #[serde(default)]
+    pub summary: SpeedSummary,
+}
+
+/// Mean and spread of the samples; `None` without samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct SpeedSummary {
+    /// Prompt processing, tokens/s.
+    pub pp: Option<Spread>,
+    /// Generation, tokens/s.
+    pub tg: Option<Spread>,
+    /// Until the first token, seconds.
+    pub first_token: Option<Spread>,
+}
+
+/// A mean and its spread.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The mean.
+    pub mean: f64,
+    /// Standard deviation of the samples (n − 1); 0 for one sample.
+    pub stddev: f64,
+    /// How many samples.
+    pub n: u32,
+}
+
+impl Spread {
+    /// Of samples, if there are any.
+    pub fn of(samples: &[f64]) -> Option<Self> {
+        let n = u32::try_from(samples.len()).ok().filter(|n| *n > 0)?;
+        let mean = samples.iter().sum::<f64>() / f64::from(n);
+        let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+        let stddev = if n == 1 { 0.0 } else { (squares / f64::from(n - 1)).sqrt() };
+        Some(Self { mean, stddev, n })
+    }
 }
 
 /// One quantity of the comparison, in bytes.
@@ -128,8 +170,15 @@ pub fn measurement(observation: Observation, predicted: &MemoryByDevice, toleran
         speed: SpeedSamples {
             n_prompt: observation.n_prompt,
             n_generate: u32::try_from(observation.tokens.len()).unwrap_or(u32::MAX),
+            depth: observation.depth,
+            summary: SpeedSummary {
+                pp: Spread::of(&observation.pp),
+                tg: Spread::of(&observation.tg),
+                first_token: Spread::of(&observation.first_token),
+            },
             pp: observation.pp,
             tg: observation.tg,
+            first_token: observation.first_token,
         },
         text: observation.text,
         finite: observation.finite,
@@ -189,6 +238,13 @@ mod tests {
             (key.to_string(), MemoryBreakdown { model, context, compute, overhead: Bytes(600) })
         };
         rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn samples_have_a_mean_and_a_spread() {
+        assert_eq!(Spread::of(&[2.0, 4.0, 6.0]), Some(Spread { mean: 4.0, stddev: 2.0, n: 3 }));
+        assert_eq!(Spread::of(&[5.0]), Some(Spread { mean: 5.0, stddev: 0.0, n: 1 }));
+        assert_eq!(Spread::of(&[]), None);
     }
 
     #[test]

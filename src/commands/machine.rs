@@ -98,9 +98,9 @@ fn detected() -> anyhow::Result<Machine> {
     Ok(Machine::new(Vec::new(), Host { ram: Some(Bytes(system.total_memory())), isa: isa() })?)
 }
 
-/// What this processor repacks.
+/// What this processor repacks in a llama.cpp that uses all of it.
 #[cfg(target_arch = "x86_64")]
-fn isa() -> Isa {
+pub fn isa() -> Isa {
     let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
     match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
         (true, _) if tiles() => Isa::X86Amx,
@@ -110,15 +110,15 @@ fn isa() -> Isa {
     }
 }
 
-/// What this processor repacks.
+/// What this processor repacks in a llama.cpp that uses all of it.
 #[cfg(target_arch = "aarch64")]
-fn isa() -> Isa {
+pub fn isa() -> Isa {
     Isa::ArmNeon
 }
 
-/// What this processor repacks.
+/// What this processor repacks in a llama.cpp that uses all of it.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn isa() -> Isa {
+pub fn isa() -> Isa {
     Isa::Generic
 }
 

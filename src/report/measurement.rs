@@ -4,21 +4,26 @@ use std::fmt::Write as _;
 
 use super::table::{Align, Table};
 use crate::escape;
-use crate::measurement::Measurement;
+use crate::measurement::{Measurement, Row, Spread};
 
 /// For a terminal.
 pub fn text(measured: &Measurement) -> String {
-    format!("{}\n{}\n{}\n", comparison(measured).text(), run(measured).text(), escape::terminal(&verdict(measured)))
+    format!(
+        "{}\n{}\n{}\n",
+        comparison(&measured.comparison).text(),
+        run(measured).text(),
+        escape::terminal(&verdict(measured))
+    )
 }
 
 /// As Markdown.
 pub fn markdown(measured: &Measurement) -> String {
     let verdict = escape::markdown(&verdict(measured));
-    format!("{}\n{}\n**{verdict}**\n", comparison(measured).markdown(), run(measured).markdown())
+    format!("{}\n{}\n**{verdict}**\n", comparison(&measured.comparison).markdown(), run(measured).markdown())
 }
 
 /// Predicted beside measured.
-fn comparison(measured: &Measurement) -> Table {
+pub fn comparison(rows: &[Row]) -> Table {
     let mut table = Table::new(&[
         ("", Align::Left),
         ("predicted", Align::Right),
@@ -27,7 +32,7 @@ fn comparison(measured: &Measurement) -> Table {
         ("error", Align::Right),
         ("", Align::Left),
     ]);
-    for row in &measured.comparison {
+    for row in rows {
         let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
         table.row([
             row.quantity.clone(),
@@ -44,14 +49,19 @@ fn comparison(measured: &Measurement) -> Table {
 /// How fast it was and what its process took.
 fn run(measured: &Measurement) -> Table {
     let speed = &measured.speed;
-    let mean = |samples: &[f64]| {
-        let n = u32::try_from(samples.len()).unwrap_or(1).max(1);
-        samples.iter().sum::<f64>() / f64::from(n)
+    let shown = |spread: Option<Spread>, unit: &str| match spread {
+        Some(Spread { mean, n: 1, .. }) => format!("{mean:.2} {unit}"),
+        Some(Spread { mean, stddev, n }) => format!("{mean:.2} ± {stddev:.2} {unit}, {n} times"),
+        None => "not measured".to_string(),
     };
+    let depth = if speed.depth > 0 { format!(" at depth {}", speed.depth) } else { String::new() };
     let process = &measured.process;
     let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
-    table.row(["prompt", &format!("{:.2} tokens/s ({} tokens)", mean(&speed.pp), speed.n_prompt)]);
-    table.row(["generation", &format!("{:.2} tokens/s ({} tokens)", mean(&speed.tg), speed.n_generate)]);
+    table.row(["prompt", &format!("{} ({} tokens{depth})", shown(speed.summary.pp, "tokens/s"), speed.n_prompt)]);
+    table.row(["generation", &format!("{} ({} tokens)", shown(speed.summary.tg, "tokens/s"), speed.n_generate)]);
+    if speed.summary.first_token.is_some() {
+        table.row(["first token", &shown(speed.summary.first_token, "s")]);
+    }
     table.row(["load", &format!("{:.2} s", measured.load_seconds)]);
     table.row([
         "process",
