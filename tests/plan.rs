@@ -32,10 +32,11 @@ fn machine(budgets: &[u64]) -> Machine {
         total: Bytes(*total),
         free: Bytes(*total),
         overhead: None,
+        rates: None,
     };
     Machine {
         devices: budgets.iter().enumerate().map(device).collect(),
-        host: Host { ram: Some(Bytes(512 * GIB)), isa: Isa::X86Avx2 },
+        host: Host { ram: Some(Bytes(512 * GIB)), ..Host::default() },
     }
 }
 

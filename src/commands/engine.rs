@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::machine::isa;
 use super::{Output, interrupt};
 use crate::machine::Isa;
 use crate::runtime::log::Stage;
@@ -104,12 +103,12 @@ impl Engine {
         })
     }
 
-    /// The instruction set that decides what is repacked: what the embedded llama.cpp was built for, or the best of the
-    /// processor's, which a llama-server with all variants picks.
+    /// The instruction set that decides what is repacked: what the embedded llama.cpp was built for, or what
+    /// llama-server picked.
     pub fn isa(&self) -> Isa {
         match self {
             Self::Embedded(_) => crate::runtime::embedded_isa(),
-            Self::Server(_) => isa(),
+            Self::Server(server) => server.build.isa,
         }
     }
 

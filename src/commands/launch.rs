@@ -59,12 +59,13 @@ impl Proposal {
         self.plan.get("fits").is_none_or(|fits| fits.as_bool() == Some(true))
     }
 
-    /// What moeplan predicts for it.
-    pub fn predict(&self) -> anyhow::Result<Prediction> {
+    /// What moeplan predicts for it, and the span of what is mapped.
+    pub fn predict(&self) -> anyhow::Result<(Prediction, Option<Bytes>)> {
         let launch = &self.launch;
         let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
         let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
-        Ok(memory::predict(&model, &launch.machine, &launch.run, &placement)?)
+        let span = crate::checkup::mapped_span(&model, &launch.run, &placement);
+        Ok((memory::predict(&model, &launch.machine, &launch.run, &placement)?, span))
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.

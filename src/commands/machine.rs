@@ -56,7 +56,7 @@ impl MachineArgs {
 
     /// From `--vram`, `--device` or `--backend cpu`; with none of them, what is found here.
     fn described(&self) -> anyhow::Result<Machine> {
-        let host = Host { ram: None, isa: Isa::default() };
+        let host = Host::default();
         if !self.device.is_empty() {
             let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
             return Ok(Machine::new(devices, host)?);
@@ -95,12 +95,17 @@ fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
 fn detected() -> anyhow::Result<Machine> {
     let mut system = sysinfo::System::new()?;
     system.refresh_memory();
-    Ok(Machine::new(Vec::new(), Host { ram: Some(Bytes(system.total_memory())), isa: isa() })?)
+    let cores = sysinfo::System::physical_core_count().ok().and_then(|n| u32::try_from(n).ok());
+    let threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
+    // A container may be given fewer threads than the computer has cores.
+    let cores = cores.map(|n| threads.map_or(n, |threads| n.min(threads)));
+    let host = Host { ram: Some(Bytes(system.total_memory())), isa: isa(), cores, threads, rates: None };
+    Ok(Machine::new(Vec::new(), host)?)
 }
 
-/// What this processor repacks in a llama.cpp that uses all of it.
+/// What this processor repacks.
 #[cfg(target_arch = "x86_64")]
-pub fn isa() -> Isa {
+fn isa() -> Isa {
     let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
     match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
         (true, _) if tiles() => Isa::X86Amx,
@@ -110,15 +115,15 @@ pub fn isa() -> Isa {
     }
 }
 
-/// What this processor repacks in a llama.cpp that uses all of it.
+/// What this processor repacks.
 #[cfg(target_arch = "aarch64")]
-pub fn isa() -> Isa {
+fn isa() -> Isa {
     Isa::ArmNeon
 }
 
-/// What this processor repacks in a llama.cpp that uses all of it.
+/// What this processor repacks.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub fn isa() -> Isa {
+fn isa() -> Isa {
     Isa::Generic
 }
 

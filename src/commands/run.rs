@@ -10,9 +10,9 @@ use super::launch::{LaunchArgs, Proposal};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
 use crate::cli::Format;
-use crate::measurement::{Row, compare};
+use crate::measurement::{Expected, Row, Seen, compare};
 use crate::report;
-use crate::runtime::server;
+use crate::runtime::{DeviceUsed, server};
 
 /// How often the server is looked at while it serves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -79,14 +79,19 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if !proposal.fits() {
         output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
     }
-    let predicted = proposal.predict()?;
+    let (predicted, mapped_span) = proposal.predict()?;
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
     for note in running.notes() {
         output.say(&format!("note: {}", crate::escape::terminal(note)));
     }
     let log = running.log();
-    let comparison = compare(&predicted.memory, &log.memory(), args.tolerance);
+    let (memory, resolution) = (log.memory(), log.resolution());
+    // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
+    let used = DeviceUsed::default();
+    let expected = Expected { mapped_span, ..Expected::from(&predicted.memory) };
+    let seen = Seen { memory: &memory, resolution: &resolution, mapped_span: log.mapped_span(), used: &used };
+    let comparison = compare(&expected, &seen, args.tolerance);
     let mut command = vec![server.build.program.display().to_string()];
     command.extend(running.command().iter().cloned());
     let launched = Launched {

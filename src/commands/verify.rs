@@ -7,10 +7,10 @@ use anyhow::Context as _;
 
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal};
-use super::plan::PlanOptions;
+use super::plan::{MARGIN_UNCALIBRATED, PlanOptions};
 use super::{Outcome, Output};
 use crate::cli::Format;
-use crate::measurement::{Measurement, verify};
+use crate::measurement::{Expected, Measurement, verify};
 use crate::report;
 use crate::run::Program;
 use crate::runtime::{Launch, Prompt, Workload};
@@ -101,11 +101,13 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say("-fit off: what is predicted is the command as it stands");
         launch.run.fit = false;
     }
-    let predicted = proposal.predict()?;
+    let (predicted, mapped_span) = proposal.predict()?;
     let launch = &proposal.launch;
     let workload = workload(how, &engine, launch, predicted.numbers.n_ctx_seq);
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
-    let mut measured = verify(engine.runtime(), launch, &workload, &predicted.memory, how.tolerance)?;
+    let margin = args.options.machine.margin.unwrap_or(MARGIN_UNCALIBRATED);
+    let expected = Expected { memory: &predicted.memory, mapped_span, margin };
+    let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
     answer(&measured, output)?;
     if !proposal.fits() {

@@ -117,6 +117,7 @@ mod tests {
             total: Bytes::mib(24576),
             free: Bytes::mib(24576),
             overhead: None,
+            rates: None,
         };
         for (backend, description, peak) in [
             (Backend::Cuda, Some("NVIDIA H100 80GB HBM3"), 815),

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::table::{Align, Table};
+use crate::bytes::Bytes;
 use crate::escape;
 use crate::measurement::{Measurement, Row, Spread};
 
@@ -34,11 +35,16 @@ pub fn comparison(rows: &[Row]) -> Table {
     ]);
     for row in rows {
         let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
+        let difference = match (difference, u64::try_from(difference.unsigned_abs())) {
+            (0, _) => "0".to_string(),
+            (_, Ok(off)) if off <= row.resolution.0 => "none that a log shows".to_string(),
+            _ => format!("{difference:+} bytes"),
+        };
         table.row([
             row.quantity.clone(),
             row.predicted.to_string(),
             row.measured.to_string(),
-            if difference == 0 { "0".to_string() } else { format!("{difference:+} bytes") },
+            difference,
             format!("{:.2}%", 100.0 * row.error),
             if row.ok { "ok" } else { "OUTSIDE" }.to_string(),
         ]);
@@ -67,6 +73,12 @@ fn run(measured: &Measurement) -> Table {
         "process",
         &format!("{} own, {} of files, {} at its peak", process.rss_anon, process.rss_file, process.peak),
     ]);
+    for (device, used) in &measured.device_used {
+        let loaded = |before: &Bytes| measured.device_use.loaded.get(device).map(|all| all.saturating_sub(*before));
+        let loaded = measured.device_use.before.get(device).and_then(loaded);
+        let loaded = loaded.map_or(String::new(), |loaded| format!(", {loaded} when loaded"));
+        table.row([device.clone(), format!("{used} at the peak{loaded}, by the driver")]);
+    }
     let runtime = &measured.runtime;
     table.row(["runtime", &format!("{} llama.cpp b{} ({})", runtime.program, runtime.build, runtime.backend)]);
     table
@@ -76,8 +88,10 @@ fn run(measured: &Measurement) -> Table {
 fn verdict(measured: &Measurement) -> String {
     let mut verdict = String::new();
     let outside = measured.comparison.iter().filter(|row| !row.ok).count();
-    let exact = measured.comparison.iter().all(|row| row.predicted == row.measured);
+    let exact = measured.comparison.iter().all(|row| row.error == 0.0);
+    let printed = measured.comparison.iter().any(|row| row.resolution > Bytes(0));
     let _ = match (outside, exact) {
+        (0, true) if printed => write!(verdict, "As predicted, as far as llama.cpp's log prints it"),
         (0, true) => write!(verdict, "As predicted, to the byte"),
         (0, false) => write!(verdict, "As predicted, within {}%", 100.0 * measured.tolerance),
         (rows, _) => write!(verdict, "Not as predicted: {rows} rows are outside {}%", 100.0 * measured.tolerance),

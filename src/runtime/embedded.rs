@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 
-use super::process_memory;
 use super::wire::{BufferMemory, DeviceInfo, Generation, Job, KvValue, Projection, Prompt, Workload, pseudo_random};
 use crate::bytes::Bytes;
 
@@ -80,7 +79,7 @@ pub fn project(job: &Job) -> Result<Projection, String> {
 
 /// Loads `job` for real and runs `workload`.
 pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
-    let before = process_memory(std::process::id());
+    let before = crate::runtime::sampler::own();
     let start = Instant::now();
     let loaded = Loaded::new(job, false)?;
     let load_seconds = start.elapsed().as_secs_f64();
@@ -110,7 +109,7 @@ pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
         }
     }
     generation.memory = loaded.memory();
-    generation.process = process_memory(std::process::id());
+    generation.process = crate::runtime::sampler::own();
     Ok(generation)
 }
 

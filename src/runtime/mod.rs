@@ -15,9 +15,13 @@ use crate::run::{LoadMode, RunConfig};
 mod child;
 #[cfg(feature = "embedded")]
 mod embedded;
+pub mod cards;
+pub mod detect;
 pub mod log;
+pub mod nvml;
 mod rpc;
 pub mod server;
+pub mod sampler;
 pub mod wire;
 mod worker;
 
@@ -179,11 +183,12 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
         total: info.total,
         free: info.free,
         overhead: None,
+        rates: None,
     };
     let ram = devices.iter().find(|info| info.backend == "CPU").map(|info| info.total);
     Machine {
         devices: devices.iter().filter(|info| info.gpu).map(device).collect(),
-        host: Host { ram, isa: embedded_isa() },
+        host: Host { ram, isa: embedded_isa(), ..Host::default() },
     }
 }
 
@@ -301,20 +306,6 @@ fn signal_name(signal: i32) -> &'static str {
         15 => " (SIGTERM)",
         _ => "",
     }
-}
-
-/// Memory of a process; zero where it cannot be read.
-fn process_memory(process: u32) -> ProcessMemory {
-    #[cfg(target_os = "linux")]
-    if let Some(status) = i32::try_from(process)
-        .ok()
-        .and_then(|process| procfs::process::Process::new(process).and_then(|process| process.status()).ok())
-    {
-        let kib = |value: Option<u64>| Bytes(value.unwrap_or(0).saturating_mul(1024));
-        return ProcessMemory { rss_anon: kib(status.rssanon), rss_file: kib(status.rssfile), peak: kib(status.vmhwm) };
-    }
-    let _ = process;
-    ProcessMemory::default()
 }
 
 /// `: ` and the log lines that say most, or nothing.

@@ -9,7 +9,7 @@ use super::Error;
 use super::server::Process;
 use super::worker::{Worker, wait_for};
 use crate::bytes::Bytes;
-use crate::machine::{Backend, Device, Host, Isa, Machine};
+use crate::machine::{Backend, Device, Host, Machine};
 use crate::run::RunConfig;
 
 /// How often a free port is looked for: another program may take it first.
@@ -130,9 +130,18 @@ pub fn software_machine(n: u16, total: Bytes) -> Machine {
     let device = |i| {
         let name = format!("RPC{i}");
         let description = Some("software device".to_string());
-        Device { buffer: name.clone(), name, backend: Backend::Rpc, description, total, free: total, overhead: None }
+        Device {
+            buffer: name.clone(),
+            name,
+            backend: Backend::Rpc,
+            description,
+            total,
+            free: total,
+            overhead: None,
+            rates: None,
+        }
     };
-    Machine { devices: (0..n).map(device).collect(), host: Host { ram: None, isa: Isa::default() } }
+    Machine { devices: (0..n).map(device).collect(), host: Host::default() }
 }
 
 /// Starts a local server for each RPC device of the machine that names no endpoint, gives the device and the overrides

@@ -231,8 +231,17 @@ pub struct Generation {
 pub struct ProcessMemory {
     /// Resident and its own (RssAnon).
     pub rss_anon: Bytes,
-    /// Resident pages of files (RssFile).
+    /// Resident pages of files (RssFile): what is mapped of a model, and the program.
     pub rss_file: Bytes,
+    /// Resident shared memory (RssShmem); drivers keep pinned memory here too.
+    #[serde(default)]
+    pub rss_shmem: Bytes,
+    /// Memory that `-lm mlock` holds (VmLck).
+    #[serde(default)]
+    pub locked: Bytes,
+    /// Memory that a driver has pinned, as far as the kernel knows (VmPin).
+    #[serde(default)]
+    pub pinned: Bytes,
     /// The most that was ever resident (VmHWM).
     pub peak: Bytes,
 }

@@ -1,6 +1,6 @@
 //! The parent's side of the worker process: start, ask with a time limit, keep its last words, kill. [I/O]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
@@ -262,7 +262,7 @@ fn observation(
     Observation {
         runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend },
         memory,
-        resolution: BTreeMap::new(),
+        resolution: crate::memory::MemoryByDevice::new(),
         device_used: DeviceUsed::default(),
         mapped_span,
         process: generation.process,

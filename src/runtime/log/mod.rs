@@ -122,17 +122,18 @@ impl LoadLog {
     /// buffer type's name. Mapped weights of the host are a span of their file ([`Self::mapped_span`]) and are left out;
     /// so are output buffers and adapters, which are in no sum of llama.cpp.
     pub fn memory(&self) -> MemoryByDevice {
-        self.sum(|buffer| buffer.size)
+        self.sum(|buffer| if is_span(buffer) { Bytes(0) } else { buffer.size })
     }
 
-    /// How far each figure of [`Self::memory`] may be from the true one: half of the last printed digit for each line.
+    /// How far each figure of [`Self::memory`] may be from the true one: half of the last printed digit for each line. The
+    /// lines of the mapped span count to the host's weights.
     pub fn resolution(&self) -> MemoryByDevice {
         self.sum(|_| PRINTED)
     }
 
     fn sum(&self, of: impl Fn(&Buffer) -> Bytes) -> MemoryByDevice {
         let mut memory = MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]);
-        for buffer in self.counted().filter(|buffer| !is_span(buffer)) {
+        for buffer in self.counted() {
             let row = memory.entry(self.key(&buffer.name)).or_default();
             let term = match buffer.kind {
                 Kind::Model => &mut row.model,

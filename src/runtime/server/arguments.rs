@@ -115,6 +115,7 @@ mod tests {
             version: "version: 0 (test)".into(),
             number: Some(11434),
             flags: flags.iter().map(ToString::to_string).collect(),
+            isa: crate::machine::Isa::default(),
         }
     }
 

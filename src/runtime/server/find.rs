@@ -9,6 +9,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use super::Error;
+use crate::machine::Isa;
 use crate::runtime::{DeviceInfo, log};
 
 /// The folder below moeplan's cache that `scripts/llama-server` fills.
@@ -31,6 +32,8 @@ pub struct Build {
     pub number: Option<u32>,
     /// Every flag its help lists; empty when there is no help.
     pub flags: BTreeSet<String>,
+    /// What it repacks: of a build with variants for many processors the one it picked, else this processor's.
+    pub isa: Isa,
 }
 
 impl Build {
@@ -99,7 +102,10 @@ pub fn probe(program: &Path) -> Result<Build, Error> {
     if !line.contains("version") {
         return Err(Error::NotAServer { program: program.to_path_buf(), said: line });
     }
-    Ok(Build { program: program.to_path_buf(), number: number(&line), version: line, flags: flags(&help) })
+    let flags = flags(&help);
+    let loads = if flags.contains("-lv") { ask(program, &["-lv", "4", "--list-devices"])? } else { String::new() };
+    let isa = variant(&loads).unwrap_or_else(crate::runtime::detect::isa);
+    Ok(Build { program: program.to_path_buf(), number: number(&line), version: line, flags, isa })
 }
 
 /// The devices it lists, `rpc` servers' first; the processor is not among them.
@@ -156,6 +162,23 @@ fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
     Ok(text)
 }
 
+/// The instruction set of the processor's variant that was loaded (ggml/src/ggml-backend-reg.cpp; the variants of
+/// ggml/src/CMakeLists.txt, b11434).
+fn variant(log: &str) -> Option<Isa> {
+    let (_, rest) = log.split_once("ggml-cpu-")?;
+    let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || "._".contains(*c)).collect();
+    let name = name.trim_end_matches(std::env::consts::DLL_SUFFIX);
+    Some(match name {
+        "sapphirerapids" => Isa::X86Amx,
+        "skylakex" | "cannonlake" | "cascadelake" | "icelake" | "cooperlake" | "zen4" => Isa::X86Avx512,
+        "haswell" | "alderlake" => Isa::X86Avx2,
+        "x64" | "sse42" | "sandybridge" | "ivybridge" | "piledriver" => Isa::Generic,
+        name if name.starts_with("armv8.0") => Isa::Generic,
+        name if name.starts_with("arm") || name.starts_with("apple") => Isa::ArmNeon,
+        _ => return None,
+    })
+}
+
 /// The build's number in `version: 0.6.0-dev (build 11434, commit …)` or `version: 4567 (abcdef)`.
 fn number(line: &str) -> Option<u32> {
     let after = line.split_once("build ").or_else(|| line.split_once("version: "))?.1;
@@ -201,6 +224,17 @@ mod tests {
         ] {
             assert_eq!(number(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn the_variant_that_was_loaded_says_what_is_repacked() {
+        let line = |name: &str| format!("0.00 I load_backend: loaded CPU backend from /x/libggml-cpu-{name}.so\n");
+        let dll = |name: &str| line(name).replace(".so", std::env::consts::DLL_SUFFIX);
+        assert_eq!(variant(&dll("icelake")), Some(Isa::X86Avx512));
+        assert_eq!(variant(&dll("sapphirerapids")), Some(Isa::X86Amx));
+        assert_eq!(variant(&dll("armv8.2_1")), Some(Isa::ArmNeon));
+        assert_eq!(variant(&dll("quantum")), None);
+        assert_eq!(variant("no backend"), None);
     }
 
     #[test]

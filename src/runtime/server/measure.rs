@@ -1,27 +1,33 @@
 //! A workload on a running server: warm-up apart from samples, the server's own clock, memory from its log. [I/O]
 
+use std::time::Duration;
+
 use super::client::{Input, Reply, Request};
 use super::running::Running;
 use super::{Error, Server, Step};
+use crate::runtime::sampler::Watch;
 use crate::runtime::wire::pseudo_random;
-use crate::runtime::{
-    DeviceUsed, Error as RuntimeError, Launch, Observation, ProcessMemory, Prompt, RuntimeInfo, Workload,
-};
+use crate::runtime::{Error as RuntimeError, Launch, Observation, ProcessMemory, Prompt, RuntimeInfo, Workload};
 
+/// How often memory is looked at while it works.
+const PERIOD: Duration = Duration::from_millis(50);
 /// Tokens generated in the warm-up: enough for the graph of one token to be built and run.
 const WARM_UP_TOKENS: u32 = 8;
 
 /// Launches, measures, stops.
 pub(super) fn generate(server: &Server, launch: &Launch, workload: &Workload) -> Result<Observation, RuntimeError> {
+    let mut watch = Watch::before();
     let mut running = server.start(launch)?;
+    watch.loaded(running.id(), PERIOD);
     let mut samples = if launch.run.embeddings {
         embeddings(server, &mut running, workload)?
     } else {
         completions(server, &mut running, workload)?
     };
     server.tell(Step::Ready);
-    let process = crate::runtime::process_memory(running.id());
+    let process = watch.worked().process;
     running.stop();
+    let device_used = watch.after();
     let first = samples.replies.first().cloned().unwrap_or_default();
     let log = running.log();
     Ok(Observation {
@@ -32,7 +38,7 @@ pub(super) fn generate(server: &Server, launch: &Launch, workload: &Workload) ->
         },
         memory: log.memory(),
         resolution: log.resolution(),
-        device_used: DeviceUsed::default(),
+        device_used,
         mapped_span: log.mapped_span(),
         process,
         process_before: ProcessMemory::default(),
