@@ -18,6 +18,7 @@ pub mod memory;
 pub mod speed;
 pub mod checkup;
 pub mod plan;
+pub mod emit;
 pub mod runtime;
 pub mod measurement;
 pub mod cli;

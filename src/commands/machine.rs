@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn budgets_are_for_the_first_devices_of_a_machine_file() {
         let devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(80), Bytes::mib(40)]).unwrap();
-        let machine = Machine::new(devices, Host { ram: None, isa: Isa::default() }).unwrap();
+        let machine = Machine::new(devices, Host::default()).unwrap();
         assert_eq!(budgeted(machine.clone(), &[]).unwrap(), machine);
         let one = budgeted(machine.clone(), &[Bytes::mib(8)]).unwrap();
         assert_eq!(one.devices.iter().map(|device| device.total).collect::<Vec<_>>(), [Bytes::mib(8)]);

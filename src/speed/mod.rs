@@ -1,8 +1,10 @@
 //! Predicted speed of a launch: the time of a turn from the bytes moved, the operations done and the waits of every tier.
 
 mod experts;
+pub mod fit;
 mod layout;
 pub mod prices;
+pub mod samples;
 pub mod table;
 mod work;
 

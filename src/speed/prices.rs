@@ -53,6 +53,11 @@ impl Prices {
         self.by_tier.get(tier).map_or(0.0, |kinds| kinds[cost as usize])
     }
 
+    /// The prices of a tier.
+    pub(super) fn on(&self, tier: usize) -> [f64; Cost::ALL.len()] {
+        self.by_tier.get(tier).copied().unwrap_or_default()
+    }
+
     /// Seconds of the work on one tier, were nothing to overlap.
     fn of_tier(&self, work: &Work, tier: usize) -> f64 {
         Cost::ALL.iter().map(|cost| work.amount(tier, *cost) * self.price(tier, *cost)).sum()

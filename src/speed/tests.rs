@@ -162,3 +162,93 @@ fn published_figures_are_within_the_tables_word() {
         }
     }
 }
+
+/// llama-bench on one H100 (16 threads of a Sapphire Rapids, b11434, random weights that route evenly).
+const H100: &str = include_str!("../../testdata/measured/h100-bench.jsonl");
+
+/// The rows as samples of a machine, those of one model or of all.
+fn samples_of(machine: &Machine, only: Option<&str>) -> Vec<fit::Sample> {
+    let models = ["qwen3-30b-a3b", "gpt-oss-20b"].map(|name| (name, model(name)));
+    let rows = samples::rows(H100).unwrap();
+    let wanted = rows.iter().filter(|row| only.is_none_or(|name| row.model() == name));
+    wanted
+        .map(|row| {
+            let (_, model) = models.iter().find(|(name, _)| *name == row.model()).unwrap();
+            row.sample(model, machine).unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn calibrated_on_its_own_rows_half_of_them_are_within_a_tenth() {
+    let machine = machine("NVIDIA H100 80GB HBM3");
+    let fit = fit::fit(&machine, &samples_of(&machine, None), "calibrated").unwrap();
+    for residual in &fit.residuals {
+        println!("{:+5.0}%  {:8.2} s  {}", 100.0 * residual.error(), residual.seconds, residual.what);
+    }
+    println!("{:#?}\n{:#?}", fit.machine.devices[0].rates, fit.machine.host.rates);
+    for phase in [Phase::Prompt, Phase::Generate] {
+        let median = fit::median_error(&fit.residuals, phase).unwrap();
+        assert!(median < 0.10, "{phase:?}: {median}");
+    }
+    let rates = fit.machine.devices[0].rates.clone().unwrap();
+    assert!((20.0..64.0).contains(&rates.pinned) && (4.0..14.0).contains(&rates.pageable), "{rates:?}");
+    assert!((1000.0..3400.0).contains(&rates.weights), "{rates:?}");
+}
+
+/// What the constants are for: launches and models that were not measured.
+#[test]
+fn calibrated_on_one_model_the_other_is_predicted() {
+    let machine = machine("NVIDIA H100 80GB HBM3");
+    for (known, unknown) in [("qwen3-30b-a3b", "gpt-oss-20b"), ("gpt-oss-20b", "qwen3-30b-a3b")] {
+        let calibrated = fit::fit(&machine, &samples_of(&machine, Some(known)), "calibrated").unwrap().machine;
+        let prices = Prices::of(&calibrated, &[0]);
+        let mut by_phase = [Vec::new(), Vec::new()];
+        for sample in samples_of(&calibrated, Some(unknown)) {
+            let error = prices.seconds(&sample.work) / sample.seconds - 1.0;
+            println!("{:+5.0}%  {:8.2} s  {}", 100.0 * error, sample.seconds, sample.what);
+            by_phase[usize::from(sample.phase == Phase::Generate)].push(error.abs());
+        }
+        for errors in &mut by_phase {
+            errors.sort_by(f64::total_cmp);
+            let median = errors[errors.len() / 2];
+            println!("{unknown}: {median}");
+            assert!(median < 0.30, "{unknown} from {known}: {median}");
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(8))]
+    /// Times made from constants give predictions back that agree with them, whatever the table said.
+    #[test]
+    fn samples_made_from_constants_are_predicted(factors in proptest::collection::vec(0.4_f64..2.5, 15)) {
+        let machine = machine("NVIDIA H100 80GB HBM3");
+        let mut real = machine.clone();
+        let mut device = prices::device_rates(&machine.devices[0]);
+        let mut host = prices::host_rates(&machine.host);
+        let rates = [
+            &mut device.weights, &mut device.products, &mut device.attention, &mut device.cache, &mut device.op,
+            &mut device.graph, &mut device.pinned, &mut device.pageable, &mut device.offload, &mut device.switch,
+            &mut host.memory, &mut host.by_thread, &mut host.products, &mut host.op,
+        ];
+        for (rate, factor) in rates.into_iter().zip(&factors) {
+            *rate *= factor;
+        }
+        real.devices[0].rates = Some(device.clone());
+        real.host.rates = Some(host);
+        let prices = Prices::of(&real, &[0]);
+        let mut samples = samples_of(&machine, None);
+        for sample in &mut samples {
+            sample.seconds = prices.seconds(&sample.work);
+        }
+        let fit = fit::fit(&machine, &samples, "made").unwrap();
+        let worst = fit.residuals.iter().map(|residual| residual.error().abs()).fold(0.0, f64::max);
+        proptest::prop_assert!(worst < 0.03, "{worst}");
+        // What many rows tell is found itself.
+        let found = fit.machine.devices[0].rates.clone().unwrap();
+        for (found, real) in [(found.pinned, device.pinned), (found.pageable, device.pageable)] {
+            proptest::prop_assert!((found / real - 1.0).abs() < 0.15, "{found} for {real}");
+        }
+    }
+}
