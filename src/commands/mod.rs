@@ -1,5 +1,6 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod calibrate;
 pub mod check;
 pub mod devices;
 pub mod engine;
@@ -10,7 +11,9 @@ pub mod list;
 pub mod machine;
 pub mod model_arg;
 pub mod plan;
+pub mod plan_options;
 pub mod quants;
+pub mod rules;
 pub mod run;
 pub mod synth;
 pub mod verify;
@@ -56,6 +59,8 @@ pub enum Command {
     Run(Box<run::Args>),
     /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
+    /// List, show and check placement rule files.
+    Rules(rules::Args),
     /// Run llama.cpp for another moeplan (questions on standard input).
     #[command(hide = true)]
     Worker(worker::Args),
@@ -152,6 +157,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::List(args) => list::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Rules(args) => rules::run(&args, output),
     }
 }
 

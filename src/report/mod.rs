@@ -2,8 +2,11 @@
 
 pub mod bar;
 pub mod plan;
+pub mod rules;
 pub mod checkup;
+pub mod devices;
 pub mod inspection;
 pub mod measurement;
 pub mod number;
+pub mod sweep;
 pub mod table;

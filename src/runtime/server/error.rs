@@ -59,6 +59,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Its log does not hold what is measured from it.
+    #[error("llama-server's log shows no memory")]
+    SilentLog,
     /// It ended before it could answer, for a reason that its log names.
     #[error("llama-server did not start: {}", failure(.0))]
     Failed(Box<Failed>),
@@ -171,13 +174,19 @@ impl Error {
                 "build it beside llama-server (target ggml-rpc-server), as scripts/llama-server does"
             }
             Self::Log { .. } | Self::NoPort(_) => "is the disk full, or a loopback address not allowed here?",
+            Self::SilentLog => "is the disk of its log full, or its verbosity changed after `--`?",
             Self::Failed(failed) => return failed.hint(),
             Self::Died { end: End::Signal(9), .. } => {
                 "the system may have run out of memory: a smaller model or context, or `-lm mmap`"
             }
-            Self::Died { end: End::Signal(4), .. } => "this build is for another processor: build it on this machine",
+            Self::Died { end: End::Signal(4), .. } => {
+                "its code for this processor does not run here: remove the variant that `llama-server -lv 4 --list-devices` \
+                 names (libggml-cpu-NAME.so beside it), or try `-nr` after `--`"
+            }
             Self::Died { .. } => "run it again with -v for llama.cpp's whole log",
-            Self::Hangs { .. } => "is the disk or the RPC server it reads from still there?",
+            Self::Hangs { .. } => {
+                "is the disk it reads from still there? An RPC server serves one client at a time: is it free?"
+            }
             Self::TimedOut { .. } => "a larger --timeout, a smaller model, or fewer tokens",
             Self::Refused { .. } => "fewer prompt tokens or a larger context (-c)",
             Self::Answer(_) => "is another program of that name being run?",
