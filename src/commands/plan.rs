@@ -15,9 +15,6 @@ use crate::plan::{self, Plan, Request};
 use crate::report;
 use crate::run::{Dialect, RunConfig};
 
-/// Kept free of every device where nothing was measured on it: room for what the prediction may be off.
-pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
-
 /// Find the placement that fits a budget, and print the command for it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:

@@ -277,7 +277,7 @@ mod tests {
 
     use super::*;
     use crate::bytes::{GIB, MIB};
-    use crate::machine::{Backend, Host, Isa};
+    use crate::machine::{Backend, Host};
     use crate::plan::rule_file::parse;
     use crate::synth::output::{Fill as Contents, Watch, write};
     use crate::synth::{Wish, spec, synthesize};
@@ -294,7 +294,7 @@ mod tests {
 
     fn machine(mib: &[u64]) -> Machine {
         let budgets: Vec<Bytes> = mib.iter().map(|mib| Bytes::mib(*mib)).collect();
-        let host = Host { ram: Some(Bytes(64 * GIB)), isa: Isa::default() };
+        let host = Host { ram: Some(Bytes(64 * GIB)), ..Host::default() };
         Machine::new(Device::of_budgets(Backend::Cuda, &budgets).unwrap(), host).unwrap()
     }
 
