@@ -1,6 +1,7 @@
 //! One file a command: load, compute, render. [I/O]
 
 pub mod calibrate;
+pub mod bench;
 pub mod check;
 pub mod devices;
 pub mod engine;
@@ -57,6 +58,8 @@ pub enum Command {
     Synth(synth::Args),
     /// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
     Run(Box<run::Args>),
+    /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
+    Bench(Box<bench::Args>),
     /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
     /// List, show and check placement rule files.
@@ -151,6 +154,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Devices(args) => devices::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),
+        Command::Bench(args) => bench::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),

@@ -1,5 +1,6 @@
 //! Rendering: the same tables as text and Markdown. Renderers never compute.
 
+pub mod bench;
 pub mod bar;
 pub mod plan;
 pub mod rules;
