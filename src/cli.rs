@@ -77,6 +77,8 @@ pub enum Format {
     Json,
     /// Tables for an issue or a page.
     Markdown,
+    /// A page with a chart (`plan --sweep`, and plans of several files).
+    Html,
 }
 
 /// When to use colour.

@@ -348,7 +348,7 @@ fn differences(file: &Measured, launch: &Measurement, headers: &mut Headers) -> 
     if let Some(mib) = launch.unaccounted_mib {
         let card = Some(file.card.as_str());
         let loaded = truth_rows::device("CUDA0", file.total_mib, card);
-        let loaded = moeplan::memory::overhead::overhead(&loaded).loaded.0 as f64 / MIB as f64;
+        let loaded = moeplan::memory::overhead::overhead(&loaded, 512).loaded.0 as f64 / MIB as f64;
         lines.push(("CUDA0 overhead, loaded".to_string(), loaded, mib, file.bounds.unaccounted_mib));
     }
     if let Some(mib) = launch.after_prompts_mib {

@@ -64,7 +64,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
             output.json(&Document { schema, machine, driver, source, processor, available, margin })?;
         }
         Format::Markdown => output.answer(&report::devices::markdown(&here.machine))?,
-        Format::Text => {
+        Format::Text | Format::Html => {
             output.answer(&report::devices::text(&here.machine))?;
             for line in about(&here, margin) {
                 output.say(&crate::escape::terminal(&line));

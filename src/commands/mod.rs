@@ -150,6 +150,11 @@ fn echo(line: &str) {
 
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
+    let has_page = matches!(&command, Command::Plan(args) if args.sweep.is_some() || args.models.len() > 1);
+    anyhow::ensure!(
+        output.format() != Format::Html || has_page,
+        "--format html is written by `plan --sweep` and by `plan` with several files"
+    );
     match command {
         Command::Devices(args) => devices::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),

@@ -107,7 +107,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Markdown => output.answer(&table(&document).markdown())?,
-        Format::Text => output.answer(&text(&document))?,
+        Format::Text | Format::Html => output.answer(&text(&document))?,
     }
     let asked = document.machine.is_some();
     let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);

@@ -119,8 +119,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
 fn proposal(args: &Args, engine: &Engine) -> anyhow::Result<Proposal> {
     if !args.command.is_empty() {
-        let devices = args.how.rpc_devices;
-        return Proposal::of_command(&args.command, args.model.as_deref(), devices, &args.launch, engine);
+        let (devices, n_threads) = (args.how.rpc_devices, args.options.launch.n_threads());
+        return Proposal::of_command(&args.command, args.model.as_deref(), devices, n_threads, &args.launch, engine);
     }
     let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
     Proposal::of_model(path, &args.options, &args.launch, engine)
@@ -168,7 +168,7 @@ fn answer(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
     match output.format() {
         Format::Json => output.json(measured),
         Format::Markdown => output.answer(&report::measurement::markdown(measured)),
-        Format::Text => output.answer(&report::measurement::text(measured)),
+        Format::Text | Format::Html => output.answer(&report::measurement::text(measured)),
     }
 }
 

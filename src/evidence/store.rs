@@ -87,6 +87,7 @@ mod tests {
             predicted: Bytes(3),
             own: Bytes(4),
             prompt: 5,
+            ubatch: 6,
         }
     }
 

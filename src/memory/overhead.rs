@@ -59,8 +59,9 @@ pub const OVERHEADS: &[Overhead] = &[
     },
 ];
 
-/// The row of `device`: what its machine file states, else what was measured of it, else the table's.
-pub fn overhead(device: &Device) -> Overhead {
+/// The row of `device` for micro-batches of `n_ubatch` tokens: what its machine file states, else what was measured of it,
+/// else the table's.
+pub fn overhead(device: &Device, n_ubatch: u32) -> Overhead {
     if let Some(stated) = device.overhead {
         let source = Cow::Borrowed("stated by the machine file");
         return Overhead {
@@ -77,7 +78,7 @@ pub fn overhead(device: &Device) -> Overhead {
         Some(measured) => Overhead {
             loaded: measured.loaded,
             // Pools that no long prompt has grown yet will grow.
-            peak: measured.peak.unwrap_or(known.peak.max(measured.loaded)),
+            peak: measured.peak_at(n_ubatch).unwrap_or(known.peak.max(measured.loaded)),
             multiprocessors: None,
             source: Cow::Owned(measured.describe()),
             ..known
@@ -88,7 +89,7 @@ pub fn overhead(device: &Device) -> Overhead {
 
 /// What device `at` of a machine holds for a launch beyond llama.cpp's own sums.
 pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement: &Placement) -> Overhead {
-    let mut known = overhead(device);
+    let mut known = overhead(device, run.n_ubatch);
     if let Some(multiprocessors) = known.multiprocessors {
         let tables = pools::page_tables(placement);
         known.loaded += tables;
@@ -180,10 +181,14 @@ mod tests {
             (Backend::Rpc, None, 0),
             (Backend::Cpu, None, 0),
         ] {
-            assert_eq!(overhead(&device(backend, description)).peak, Bytes::mib(peak), "{backend:?} {description:?}");
+            assert_eq!(
+                overhead(&device(backend, description), 512).peak,
+                Bytes::mib(peak),
+                "{backend:?} {description:?}"
+            );
         }
         let stated = Device { overhead: Some(Bytes::mib(333)), ..device(Backend::Rpc, None) };
-        assert_eq!(overhead(&stated).peak, Bytes::mib(333));
+        assert_eq!(overhead(&stated, 512).peak, Bytes::mib(333));
     }
 
     #[test]
@@ -193,12 +198,12 @@ mod tests {
             device.calibration = Some(Calibration {
                 runs: 1,
                 loaded: Bytes::mib(loaded),
-                peak: peak.map(Bytes::mib),
+                peaks: peak.map(|mib| (512, Bytes::mib(mib))).into_iter().collect(),
                 margin: Bytes::mib(256),
                 driver: Some("580.1".to_string()),
                 build: 11434,
             });
-            let found = overhead(&device);
+            let found = overhead(&device, 512);
             assert_eq!((found.loaded, found.peak), (Bytes::mib(loaded), Bytes::mib(expected)));
             assert!(found.source.contains("b11434, driver 580.1"), "{}", found.source);
         }

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bar;
+pub mod chart;
 pub mod plan;
 pub mod rules;
 pub mod checkup;
