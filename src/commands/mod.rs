@@ -198,3 +198,13 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_source)
         .or_else(of_model)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn no_flag_is_defined_twice() {
+        super::Cli::command().debug_assert();
+    }
+}
