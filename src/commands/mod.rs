@@ -17,6 +17,7 @@ pub mod quants;
 pub mod rules;
 pub mod run;
 pub mod synth;
+pub mod validate;
 pub mod verify;
 pub mod worker;
 
@@ -60,6 +61,8 @@ pub enum Command {
     Run(Box<run::Args>),
     /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
     Bench(Box<bench::Args>),
+    /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
+    Validate(Box<validate::Args>),
     /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
     /// List, show and check placement rule files.
@@ -160,6 +163,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
+        Command::Validate(args) => validate::run(*args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),

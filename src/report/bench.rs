@@ -21,10 +21,11 @@ pub fn render(bench: &Bench, format: Format) -> String {
             out += &page.table(&table);
         }
     }
-    for (name, table) in [("Streams", streams(bench)), ("Answers", answers(bench))] {
+    for (name, (table, failures)) in [("Streams", streams(bench)), ("Answers", answers(bench))] {
         if !table.is_empty() {
             out += &page.title(2, name);
             out += &page.table(&table);
+            out += &page.list(&failures);
         }
     }
     let mut notes: Vec<String> = bench.notes.clone();
@@ -242,32 +243,56 @@ pub fn word(verdict: Verdict) -> &'static str {
     }
 }
 
-fn streams(bench: &Bench) -> Table {
-    let mut table =
-        Table::new(&[("case", Align::Left), ("stream", Align::Left), ("", Align::Left), ("seen", Align::Left)]);
-    for case in &bench.cases {
-        for item in &case.stream {
-            table.row([case.name.clone(), item.what.clone(), word(item.verdict).to_string(), item.detail.clone()]);
+/// A check a line, a case a column; what failed is told in full beneath.
+fn streams(bench: &Bench) -> (Table, Vec<String>) {
+    let rows = |case: &Case| case.stream.iter().map(|item| (item.what.clone(), item.verdict)).collect();
+    let failures = bench.cases.iter().flat_map(|case| failing(&case.name, &case.stream)).collect();
+    (grid(bench, "stream", &rows), failures)
+}
+
+fn answers(bench: &Bench) -> (Table, Vec<String>) {
+    let rows = |case: &Case| {
+        let of = |quality: &Quality| -> Vec<(String, Verdict)> {
+            let line = |item: &Item| (format!("{}: {}", quality.prompt, item.what), item.verdict);
+            quality.items.iter().map(line).collect()
+        };
+        case.quality.iter().flat_map(of).collect()
+    };
+    let told = |case: &Case| -> Vec<String> {
+        let of = |quality: &Quality| failing(&format!("{}, {}", case.name, quality.prompt), &quality.items);
+        case.quality.iter().flat_map(of).collect()
+    };
+    (grid(bench, "answer", &rows), bench.cases.iter().flat_map(told).collect())
+}
+
+fn failing(of: &str, items: &[Item]) -> Vec<String> {
+    let failed = items.iter().filter(|item| item.verdict == Verdict::Fail);
+    failed.map(|item| format!("{of}: {}: {}", item.what, item.detail)).collect()
+}
+
+fn grid(bench: &Bench, name: &str, rows: &dyn Fn(&Case) -> Vec<(String, Verdict)>) -> Table {
+    let mut columns = vec![(name, Align::Left)];
+    columns.extend(bench.cases.iter().map(|case| (case.name.as_str(), Align::Left)));
+    let mut table = Table::new(&columns);
+    let by_case: Vec<Vec<(String, Verdict)>> = bench.cases.iter().map(rows).collect();
+    let mut whats: Vec<&String> = Vec::new();
+    for (what, _) in by_case.iter().flatten() {
+        if !whats.contains(&what) {
+            whats.push(what);
         }
+    }
+    for what in whats {
+        let verdict = |rows: &Vec<(String, Verdict)>| {
+            let found = rows.iter().find(|(known, _)| known == what);
+            found.map_or("–", |(_, verdict)| word(*verdict)).to_string()
+        };
+        table.row([what.clone()].into_iter().chain(by_case.iter().map(verdict)));
     }
     table
 }
 
-fn answers(bench: &Bench) -> Table {
-    let mut table = Table::new(&[
-        ("case", Align::Left),
-        ("prompt", Align::Left),
-        ("check", Align::Left),
-        ("", Align::Left),
-        ("seen", Align::Left),
-    ]);
-    for case in &bench.cases {
-        for Quality { prompt, items, .. } in &case.quality {
-            for Item { what, verdict, detail } in items {
-                let cells = [&case.name, prompt, what, &word(*verdict).to_string(), detail];
-                table.row(cells.map(Clone::clone));
-            }
-        }
-    }
-    table
+/// The tables that sum a bench up: its cases, then savings and depths where there are any.
+pub fn summary_tables(bench: &Bench) -> Vec<Table> {
+    let tables = [cases(bench), savings(bench), depths(bench)];
+    tables.into_iter().filter(|table| !table.is_empty()).collect()
 }

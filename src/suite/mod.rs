@@ -2,10 +2,12 @@
 
 pub mod bench;
 pub mod cases;
+pub mod checklist;
 pub mod document;
 pub mod facts;
 pub mod protocol;
 pub mod quality;
 pub mod rounds;
 pub mod session;
+pub mod store;
 pub mod stream;
