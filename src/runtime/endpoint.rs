@@ -127,6 +127,8 @@ impl Endpoint {
             .proxy(None)
             .user_agent(concat!("moeplan/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(SHORT))
+            // Every request its own connection: a server may close one that waits, at any moment.
+            .max_idle_connections(0)
             .build();
         Ok(Self {
             agent: config.new_agent(),

@@ -11,6 +11,8 @@ use crate::stats;
 
 /// How many faults of a kind are described.
 const DESCRIBED: usize = 3;
+/// What is generated in less, in seconds, may come at once because this computer was busy.
+const SOON: f64 = 0.1;
 /// Fewer deltas say nothing about arriving over time.
 const FEW: usize = 8;
 
@@ -355,6 +357,10 @@ impl Answer {
         let seen = format!("{n} deltas in {} reads over {span:.3} s", pieces.len());
         let needed = self.timings.map_or(0.0, |timings| timings.predicted_ms / 1000.0);
         let is_burst = pieces.len() <= 1 + n / FEW || span < 0.5 * needed;
+        if is_burst && needed > 0.0 && needed < SOON {
+            let detail = format!("{seen}{}: too soon to tell", generated_in(needed));
+            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
+        }
         item(what, is_burst.then(|| format!("{seen}{}", generated_in(needed))), &seen)
     }
 }

@@ -136,7 +136,9 @@ fn events(mut stream: &TcpStream, manner: Manner) -> std::io::Result<()> {
         pieces.push("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n".to_string());
     }
     if manner != Manner::Shimmy {
-        pieces.push(format!("data: {{\"choices\":[],{TOTALS}}}\n\n"));
+        let slow = TOTALS.replace("\"predicted_ms\":10.0", "\"predicted_ms\":400.0");
+        let totals = if manner == Manner::Burst { slow.as_str() } else { TOTALS };
+        pieces.push(format!("data: {{\"choices\":[],{totals}}}\n\n"));
     }
     if manner != Manner::NoDone {
         pieces.push("data: [DONE]\n\n".to_string());
