@@ -4,6 +4,7 @@
 
 pub mod bytes;
 pub mod escape;
+pub mod stats;
 pub mod gguf;
 pub mod rules;
 pub mod hparams;
@@ -22,6 +23,7 @@ pub mod emit;
 pub mod runtime;
 pub mod measurement;
 pub mod evidence;
+pub mod suite;
 pub mod cli;
 pub mod report;
 pub mod commands;

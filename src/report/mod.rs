@@ -1,5 +1,6 @@
 //! Rendering: the same tables as text and Markdown. Renderers never compute.
 
+pub mod bench;
 pub mod bar;
 pub mod chart;
 pub mod plan;
@@ -11,3 +12,4 @@ pub mod measurement;
 pub mod number;
 pub mod sweep;
 pub mod table;
+pub mod validation;
