@@ -35,6 +35,16 @@ impl Table {
         self
     }
 
+    /// Names of the columns and the side each leans on.
+    pub fn columns(&self) -> &[(String, Align)] {
+        &self.columns
+    }
+
+    /// The rows, a cell for each column; the text is as it was given, nothing escaped.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
