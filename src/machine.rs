@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 
+mod rates;
+
+pub use rates::{DeviceRates, HostRates};
+
 /// Where a model could run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
@@ -33,6 +37,9 @@ pub struct Device {
     /// What a process holds here beyond llama.cpp's own sums, at its peak; `None` = the built-in table's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Bytes>,
+    /// What it does in a second; `None` = the built-in table's, by its description or its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates: Option<DeviceRates>,
 }
 
 impl Backend {
@@ -166,7 +173,16 @@ impl Device {
 
     /// A device that is all free.
     fn named(name: String, backend: Backend, size: Bytes) -> Self {
-        Self { buffer: name.clone(), name, backend, description: None, total: size, free: size, overhead: None }
+        Self {
+            buffer: name.clone(),
+            name,
+            backend,
+            description: None,
+            total: size,
+            free: size,
+            overhead: None,
+            rates: None,
+        }
     }
 
     /// `HOST:PORT` of an RPC device's server, where it is known.
@@ -177,7 +193,7 @@ impl Device {
 }
 
 /// The computer around the devices.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     /// Main memory, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,6 +201,15 @@ pub struct Host {
     /// Decides which weights are repacked.
     #[serde(default)]
     pub isa: Isa,
+    /// Physical cores, if known: the threads that llama.cpp takes without `-t`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
+    /// Threads that the cores run at once (twice the cores with SMT), if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// What it does in a second; `None` = a guess by its cores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates: Option<HostRates>,
 }
 
 /// A backend of llama.cpp.
@@ -245,7 +270,7 @@ mod tests {
     #[test]
     fn rpc_servers_come_first_and_names_are_unique() {
         let devices = vec![Device::parse("CUDA0=1G").unwrap(), Device::parse("RPC0=1G").unwrap()];
-        let host = Host { ram: None, isa: Isa::default() };
+        let host = Host::default();
         assert_eq!(Machine::new(devices.clone(), host.clone()).unwrap().devices[0].name, "RPC0");
         assert!(Machine::new([devices.clone(), devices].concat(), host).is_err());
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use moeplan::cli::{Color, long_flags};
-use moeplan::commands::{self, Cli, Outcome, Output};
+use moeplan::commands::{self, Cli, Outcome, Output, interrupt};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(long_flags(std::env::args_os()));
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Ok(Outcome::No) => ExitCode::from(1),
         Err(error) => {
             commands::print_error(&error);
-            ExitCode::from(2)
+            ExitCode::from(if interrupt::is_cause(&error) { interrupt::EXIT_CODE } else { 2 })
         }
     }
 }

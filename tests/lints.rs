@@ -37,7 +37,7 @@ fn machine(text: &str) -> Machine {
     let (devices, ram) = text.split_once(' ').unwrap();
     let devices = devices.split(',').filter(|device| !device.is_empty()).map(|device| Device::parse(device).unwrap());
     let ram = Some(Bytes(ram.parse::<u64>().unwrap() * GIB));
-    Machine::new(devices.collect(), Host { ram, isa: Isa::X86Avx2 }).unwrap()
+    Machine::new(devices.collect(), Host { ram, ..Host::default() }).unwrap()
 }
 
 /// What a line, environment first (`NAME=VALUE llama-server …`), does.

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use moeplan::bytes::{Bytes, GIB, MIB};
-use moeplan::machine::{Backend, Device, Host, Isa, Machine};
+use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::model::Model;
-use moeplan::plan::solver::Strategy;
+use moeplan::plan::solver::{Levers, Objective, Strategy};
 use moeplan::plan::{self, ContextChoice, Plan, Request, Turn};
-use moeplan::run::RunConfig;
+use moeplan::run::{RunConfig, Target};
 use moeplan::synth::output::{Fill, Watch, write};
 use moeplan::synth::{Wish, spec, synthesize};
 use proptest::prelude::*;
@@ -32,10 +32,11 @@ fn machine(budgets: &[u64]) -> Machine {
         total: Bytes(*total),
         free: Bytes(*total),
         overhead: None,
+        rates: None,
     };
     Machine {
         devices: budgets.iter().enumerate().map(device).collect(),
-        host: Host { ram: Some(Bytes(512 * GIB)), isa: Isa::X86Avx2 },
+        host: Host { ram: Some(Bytes(512 * GIB)), ..Host::default() },
     }
 }
 
@@ -46,7 +47,11 @@ fn request(strategy: Strategy) -> Request {
         turn: Turn { prompt: 4096, generate: 512, depth: 0 },
         margin: Bytes::mib(256),
         strategy,
+        objective: Objective::Turn,
+        levers: Levers::default(),
+        target: Target::default(),
         tensors: false,
+        explain: false,
     }
 }
 
@@ -94,7 +99,7 @@ fn experts_move_to_the_host_until_it_fits_and_no_further() {
 #[test]
 fn too_small_a_budget_is_a_whole_plan_with_its_shortfall() {
     let model = model("phi-3.5-moe", &Wish::default());
-    let plan = plan_for(&model, &[2 * GIB], Strategy::Auto);
+    let plan = plan_for(&model, &[800 * MIB], Strategy::Auto);
     assert!(!plan.check.fits);
     assert!(plan.check.shortfall["CUDA0"] > Bytes(0));
     assert!(plan.command.contains("-ot"), "the command is there all the same: {}", plan.command);
@@ -113,15 +118,16 @@ fn several_devices_share_the_layers_and_each_keeps_its_budget() {
 #[test]
 fn the_largest_context_fits_and_the_next_does_not() {
     let model = model("qwen3-30b-a3b", &Wish::default());
-    let ask = |context| {
-        let request = Request { context, ..request(Strategy::Auto) };
+    let ask = |context, strategy| {
+        let request = Request { context, ..request(strategy) };
         plan::plan(&model, "model.gguf", &machine(&[4 * GIB]), &request).unwrap()
     };
-    let largest = ask(ContextChoice::Max);
+    let largest = ask(ContextChoice::Max, Strategy::Auto);
     assert!(largest.check.fits);
     let n_ctx = largest.check.run.n_ctx;
     assert!((8192..40960).contains(&n_ctx), "{n_ctx}");
-    assert!(!ask(ContextChoice::Fixed(n_ctx + 256)).check.fits);
+    // Beyond it, dense tensors would have to leave as well.
+    assert!(!ask(ContextChoice::Fixed(n_ctx + 256), Strategy::ExpertsOnHost).check.fits);
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl MachineArgs {
 
     /// From `--vram`, `--device` or `--backend cpu`; with none of them, what is found here.
     fn described(&self) -> anyhow::Result<Machine> {
-        let host = Host { ram: None, isa: Isa::default() };
+        let host = Host::default();
         if !self.device.is_empty() {
             let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
             return Ok(Machine::new(devices, host)?);
@@ -95,7 +95,12 @@ fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
 fn detected() -> anyhow::Result<Machine> {
     let mut system = sysinfo::System::new()?;
     system.refresh_memory();
-    Ok(Machine::new(Vec::new(), Host { ram: Some(Bytes(system.total_memory())), isa: isa() })?)
+    let cores = sysinfo::System::physical_core_count().ok().and_then(|n| u32::try_from(n).ok());
+    let threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
+    // A container may be given fewer threads than the computer has cores.
+    let cores = cores.map(|n| threads.map_or(n, |threads| n.min(threads)));
+    let host = Host { ram: Some(Bytes(system.total_memory())), isa: isa(), cores, threads, rates: None };
+    Ok(Machine::new(Vec::new(), host)?)
 }
 
 /// What this processor repacks.
@@ -129,7 +134,7 @@ mod tests {
     #[test]
     fn budgets_are_for_the_first_devices_of_a_machine_file() {
         let devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(80), Bytes::mib(40)]).unwrap();
-        let machine = Machine::new(devices, Host { ram: None, isa: Isa::default() }).unwrap();
+        let machine = Machine::new(devices, Host::default()).unwrap();
         assert_eq!(budgeted(machine.clone(), &[]).unwrap(), machine);
         let one = budgeted(machine.clone(), &[Bytes::mib(8)]).unwrap();
         assert_eq!(one.devices.iter().map(|device| device.total).collect::<Vec<_>>(), [Bytes::mib(8)]);

@@ -8,12 +8,13 @@ use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::commands::machine::MachineArgs;
 use crate::commands::{Outcome, Output, check, model_arg};
+use crate::emit;
 use crate::inspection::Warning;
 use crate::model::Model;
-use crate::plan::solver::Strategy;
+use crate::plan::solver::{Levers, Objective, Strategy};
 use crate::plan::{self, ContextChoice, Plan, Request, Turn, rule_file};
 use crate::report;
-use crate::run::{Override, RunConfig};
+use crate::run::{Dialect, Override, RunConfig, Target};
 
 /// Kept free of every device where nothing was measured on it: room for what the prediction may be off.
 pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
@@ -32,8 +33,14 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub options: PlanOptions,
     /// Print only this, ready to use.
-    #[arg(long, value_enum, value_name = "WHAT")]
-    pub emit: Option<Emit>,
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub emit: Option<emit::Form>,
+    /// Whom --emit is for.
+    #[arg(long = "for", value_enum, value_name = "PROGRAM", requires = "emit", default_value = "llama-server")]
+    pub runner: emit::Runner,
+    /// Whose flags --emit writes.
+    #[arg(long, value_enum, requires = "emit", default_value = "llama.cpp")]
+    pub dialect: Dialect,
 }
 
 /// What is asked of the planner; shared with `verify`.
@@ -75,6 +82,12 @@ pub struct PlanOptions {
     /// What may be done with the routed experts.
     #[arg(long, value_enum, default_value_t = Strategy::Auto, value_name = "STRATEGY")]
     pub strategy: Strategy,
+    /// What the launch is to be best at.
+    #[arg(long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE")]
+    pub objective: Objective,
+    /// Say what takes the room, what every other choice would give, and what it would cost.
+    #[arg(long)]
+    pub explain: bool,
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long)]
     pub tensors: bool,
@@ -87,15 +100,6 @@ pub struct PlanOptions {
     /// Tokens already in the context.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub depth: u32,
-}
-
-/// What to print alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Emit {
-    /// The arguments on one line, for `llama-server -m MODEL $(…)`.
-    Args,
-    /// A shell script.
-    Shell,
 }
 
 fn context_choice(text: &str) -> Result<ContextChoice, String> {
@@ -122,11 +126,35 @@ impl PlanOptions {
         Ok(Request {
             run,
             context: self.ctx_size.unwrap_or(ContextChoice::Turn),
-            turn: Turn { prompt: self.prompt, generate: self.generate, depth: self.depth },
+            turn: self.turn(),
             margin: self.machine.margin.unwrap_or(MARGIN_UNCALIBRATED),
             strategy: self.strategy,
+            objective: self.objective,
+            levers: self.levers(),
+            target: Target::default(),
             tensors: self.tensors,
+            explain: self.explain,
         })
+    }
+
+    /// The turn to plan for.
+    pub fn turn(&self) -> Turn {
+        Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
+    }
+
+    /// What was left to the planner.
+    fn levers(&self) -> Levers {
+        let is_auto = |value: &Option<String>| value.as_deref().is_none_or(|word| word == "auto");
+        Levers {
+            ubatch: is_auto(&self.ubatch_size),
+            batch: is_auto(&self.batch_size),
+            load_mode: is_auto(&self.load_mode),
+            cache_types: false,
+            threads: false,
+            op_offload: true,
+            cache_ram: true,
+            expert_cache: false,
+        }
     }
 
     /// The options that are llama.cpp's own, as the command line they would be.
@@ -179,17 +207,15 @@ pub fn make(model: &std::path::Path, options: &PlanOptions, output: &Output) -> 
 
 /// Runs the command.
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    let (_, plan) = make(&args.model, &args.options, output)?;
+    let (model, plan) = make(&args.model, &args.options, output)?;
     match (args.emit, output.format()) {
-        (Some(Emit::Args), _) => {
-            // `$(…)` splits at spaces and takes quotes literally, so the words go out bare.
-            anyhow::ensure!(
-                plan.args.iter().all(|word| !word.is_empty() && !word.contains(char::is_whitespace)),
-                "an argument of this plan holds a space, which $(…) would split; use --emit shell"
-            );
-            output.answer(&plan.args.join(" "))?;
+        (Some(form), _) => {
+            let turn = args.options.turn();
+            let wish = emit::Wish { form, runner: args.runner, dialect: args.dialect, turn };
+            let emitted = emit::render(&model, &plan, wish)?;
+            output.answer(&emitted.text)?;
+            emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
         }
-        (Some(Emit::Shell), _) => output.answer(&format!("#!/bin/sh\nexec {} \"$@\"", plan.command))?,
         (None, Format::Json) => output.json(&plan)?,
         (None, format) => output.answer(&report::plan::render(&plan, format))?,
     }

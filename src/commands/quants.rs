@@ -17,10 +17,10 @@ use crate::gguf::source::Error;
 use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::plan::solver::Strategy;
+use crate::plan::solver::{Levers, Objective, Strategy};
 use crate::plan::{self, ContextChoice, Request, Turn};
 use crate::report::table::{Align, Table};
-use crate::run::RunConfig;
+use crate::run::{RunConfig, Target};
 
 /// Headers read at the same time.
 const PARALLEL: usize = 4;
@@ -124,7 +124,11 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
             turn: Turn { prompt: 4096, generate: 512, depth: 0 },
             margin,
             strategy,
+            objective: Objective::Turn,
+            levers: Levers::default(),
+            target: Target::default(),
             tensors: false,
+            explain: false,
         };
         plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
     };

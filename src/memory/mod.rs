@@ -143,6 +143,17 @@ pub enum Error {
 
 /// What llama.cpp b11434 would report for `model` on `machine`, launched as `run` and placed as `placement`.
 pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Placement) -> Result<Prediction, Error> {
+    predict_with(model, machine, run, placement, None)
+}
+
+/// [`predict`] with the compute buffers known already: all but them is sums, so that many launches can be looked at.
+pub fn predict_with(
+    model: &Model,
+    machine: &Machine,
+    run: &RunConfig,
+    placement: &Placement,
+    compute: Option<&compute::Compute>,
+) -> Result<Prediction, Error> {
     let numbers = numbers(run, &model.hparams);
     let caches = caches::caches(model, run, &numbers);
     context::check(&caches, model, run, &numbers)?;
@@ -175,7 +186,8 @@ pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Pl
             format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");
         basis.push(Basis { quantity: format!("{device}.context"), how });
     }
-    let compute = compute::predict(model, machine, run, &numbers, &caches, placement);
+    let replayed = || compute::predict(model, machine, run, &numbers, &caches, placement);
+    let compute = compute.cloned().unwrap_or_else(replayed);
     for (device, bytes) in compute.by_device {
         memory.entry(device).or_default().compute = bytes;
     }

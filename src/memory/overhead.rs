@@ -82,7 +82,9 @@ pub fn host_growth(run: &RunConfig, numbers: &ContextNumbers, caches: &Caches, v
     let tensors = windows.flat_map(|cache| cache.layers.iter().filter_map(|layer| cache.tensors(layer).ok()).flatten());
     // All slots together hold what the caches hold.
     let all_slots: u64 = tensors.map(|tensor| tensor.bytes.0).sum();
-    HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache: Bytes::mib(8192) }
+    // Without a limit it is as large as what it saves: nothing here can say how large, so the default is.
+    let prompt_cache = Bytes::mib(run.cache_ram.and_then(|mib| u64::try_from(mib).ok()).unwrap_or(8192));
+    HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache }
 }
 
 #[cfg(test)]
@@ -117,6 +119,7 @@ mod tests {
             total: Bytes::mib(24576),
             free: Bytes::mib(24576),
             overhead: None,
+            rates: None,
         };
         for (backend, description, peak) in [
             (Backend::Cuda, Some("NVIDIA H100 80GB HBM3"), 815),

@@ -1,9 +1,13 @@
-//! Rendering: the same tables as text and Markdown. Renderers never compute.
+//! Rendering: the same tables as text, Markdown and HTML, and reports with charts. Renderers never compute.
 
 pub mod bar;
+pub mod chart;
+pub mod html;
+pub mod page;
 pub mod plan;
 pub mod checkup;
 pub mod inspection;
 pub mod measurement;
 pub mod number;
+pub mod svg;
 pub mod table;

@@ -6,8 +6,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write as _;
-
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{Chart, Figure};
