@@ -1,9 +1,50 @@
 //! A report as parts: what `html` and `markdown` both render.
 
+mod bench;
+mod compare;
+mod environment;
+mod gaps;
+mod inspection;
+mod llama_bench;
 pub mod markdown;
+mod measurement;
+mod memory;
+mod placement;
+mod plan;
+pub mod read;
+mod speed;
+mod sweep;
+mod validation;
+pub mod view;
 
 use super::chart::Figure;
 use super::table::Table;
+use read::{Document, Source};
+
+/// The report on documents: what can be compared first, then each in the order given.
+pub fn of(sources: &[Source], title: Option<&str>) -> Page {
+    let mut sections: Vec<Section> = compare::section(sources).into_iter().collect();
+    for Source { name, document } in sources {
+        match document {
+            Document::Inspection(model) => sections.push(inspection::section(model, name)),
+            Document::Plan(plan) => sections.push(plan::section(plan, name)),
+            Document::Sweep(sweep) => sections.push(sweep::section(sweep, name)),
+            Document::Measurement(measured) => sections.push(measurement::section(measured, name)),
+            Document::Bench(bench) => sections.push(bench::section(bench, name)),
+            Document::Validation(validation) => sections.extend(validation::sections(validation, name)),
+            Document::LlamaBench(rows) => sections.push(llama_bench::section(rows, name)),
+        }
+    }
+    let own = match (sections.as_mut_slice(), sources) {
+        ([only], [source]) => {
+            let heading = std::mem::replace(&mut only.heading, source.document.kind().to_string());
+            (heading, source.document.kind().to_string())
+        }
+        ([first, ..], [source]) => (first.heading.clone(), source.document.kind().to_string()),
+        _ => (format!("Report on {} documents", sources.len()), String::new()),
+    };
+    Page { title: title.map_or(own.0, str::to_string), subtitle: own.1, sections }
+}
 
 /// One report.
 #[derive(Debug, Clone, Default)]
