@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::ValueEnum;
 
 /// llama.cpp's short flags of several letters, and the long names that clap knows them by.
-const SHORT_FLAGS: [(&str, &str); 15] = [
+const SHORT_FLAGS: [(&str, &str); 14] = [
     ("-ub", "--ubatch-size"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
@@ -18,7 +18,6 @@ const SHORT_FLAGS: [(&str, &str); 15] = [
     ("-ncmoe", "--n-cpu-moe"),
     ("-ts", "--tensor-split"),
     ("-tb", "--threads-batch"),
-    ("-dev", "--devices"),
     ("-nkvo", "--no-kv-offload"),
     ("-cram", "--cache-ram"),
 ];
@@ -78,6 +77,8 @@ pub enum Format {
     Json,
     /// Tables for an issue or a page.
     Markdown,
+    /// One self-contained page with charts.
+    Html,
 }
 
 /// When to use colour.

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod emit;
 pub mod runtime;
 pub mod measurement;
+pub mod evidence;
 pub mod suite;
 pub mod cli;
 pub mod report;

@@ -37,6 +37,9 @@ pub struct Device {
     /// What a process holds here beyond llama.cpp's own sums, at its peak; `None` = the built-in table's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Bytes>,
+    /// What was measured of it before; `None` = nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// What it does in a second; `None` = the built-in table's, by its description or its size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<DeviceRates>,
@@ -181,6 +184,7 @@ impl Device {
             total: size,
             free: size,
             overhead: None,
+            calibration: None,
             rates: None,
         }
     }
@@ -189,6 +193,41 @@ impl Device {
     pub fn endpoint(&self) -> Option<&str> {
         let (_, rest) = self.buffer.split_once('[')?;
         rest.strip_suffix(']').filter(|_| self.backend == Backend::Rpc)
+    }
+}
+
+/// What runs on a device have shown of the memory that llama.cpp's own sums leave out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Runs that are counted, with prompts long enough to have grown the pools.
+    pub runs: u32,
+    /// Beyond llama.cpp's own sum after loading: the most that was seen.
+    pub loaded: Bytes,
+    /// The same at the peak; `None` = no prompt was long enough.
+    pub peak: Option<Bytes>,
+    /// What is to be left free for what further runs may show.
+    pub margin: Bytes,
+    /// The driver that it was measured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// The llama.cpp build that it was measured with.
+    pub build: u32,
+}
+
+impl Calibration {
+    /// In words, for the basis of a prediction.
+    pub fn describe(&self) -> String {
+        let (runs, build) = (self.runs, self.build);
+        let driver = self.driver.as_ref().map_or(String::new(), |driver| format!(", driver {driver}"));
+        let with = format!("llama.cpp b{build}{driver}");
+        match self.peak {
+            Some(peak) => format!(
+                "measured here in {runs} run{} with {with}: {} loaded, {peak} at the peak",
+                if runs == 1 { "" } else { "s" },
+                self.loaded
+            ),
+            None => format!("{} loaded was measured here with {with}, but no prompt of 4096 tokens", self.loaded),
+        }
     }
 }
 

@@ -19,8 +19,11 @@ fn main() -> ExitCode {
         Ok(Outcome::Yes) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
         Err(error) => {
+            if interrupt::is_cause(&error) {
+                return ExitCode::from(interrupt::EXIT_CODE);
+            }
             commands::print_error(&error);
-            ExitCode::from(if interrupt::is_cause(&error) { interrupt::EXIT_CODE } else { 2 })
+            ExitCode::from(2)
         }
     }
 }

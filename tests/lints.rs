@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use moeplan::bytes::{Bytes, GIB};
 use moeplan::checkup::{self, Checkup, Options, Severity, lints};
-use moeplan::machine::{Device, Host, Isa, Machine};
+use moeplan::machine::{Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::run::{Dialect, Target, parse};
 use moeplan::synth::output::{Fill, Watch, write};

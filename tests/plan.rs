@@ -32,6 +32,7 @@ fn machine(budgets: &[u64]) -> Machine {
         total: Bytes(*total),
         free: Bytes(*total),
         overhead: None,
+        calibration: None,
         rates: None,
     };
     Machine {

@@ -62,6 +62,7 @@ fn machine() -> Machine {
         total: Bytes::mib(81079),
         free: Bytes::mib(81079),
         overhead: None,
+        calibration: None,
         rates: None,
     };
     Machine { devices: vec![card], host: Host { isa: Isa::X86Amx, ..Host::default() } }

@@ -72,7 +72,8 @@ impl EngineArgs {
     pub fn server(&self, output: &Output) -> anyhow::Result<Server> {
         let mut server = Server::find(self.llama_server.as_deref())?;
         let limit = Duration::from_secs(self.timeout);
-        server.limits = Limits { load: limit, request: limit, stall: Duration::from_secs(self.stall) };
+        server.limits =
+            Limits { load: limit, request: limit, stall: Duration::from_secs(self.stall), ..Limits::default() };
         server.log.clone_from(&self.server_log);
         server.echo = output.is_verbose().then_some(super::echo as crate::runtime::Echo);
         server.interrupted = interrupt::is_pressed;

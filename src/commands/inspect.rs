@@ -72,6 +72,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match (output.format(), documents.as_slice()) {
         (Format::Json, [one]) => output.json(one)?,
         (Format::Json, several) => output.json(&Several { schema: "moeplan/inspections/1", models: several })?,
+        (Format::Html, [one]) => output.page(one)?,
+        (Format::Html, several) => output.page(&Several { schema: "moeplan/inspections/1", models: several })?,
         (Format::Markdown, _) => output.answer(&pages(report::inspection::markdown))?,
         (Format::Text, _) => output.answer(&pages(report::inspection::text))?,
     }

@@ -129,10 +129,10 @@ fn planned(
 ) -> anyhow::Result<(serde_json::Value, Vec<RpcServer>)> {
     let path = &model_arg::local_path(path)?;
     let model = check::load(gguf::open(path)?, &RunConfig::default())?;
-    let mut request = options.request(&model)?;
-    request.run.embeddings |= args.embeddings;
-    let mut machine = options.machine.machine()?;
+    let mut machine = options.described_machine()?;
     machine.host.isa = engine.isa();
+    let mut request = options.request(&model, &machine)?;
+    request.run.embeddings |= args.embeddings;
     let servers = bind(engine, &mut machine, &mut request.run, args.threads)?;
     let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
     Ok((serde_json::to_value(plan)?, servers))

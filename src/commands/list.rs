@@ -51,7 +51,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     match output.format() {
         Format::Json => output.json(&list)?,
-        Format::Markdown => output.answer(&table(&list).markdown())?,
+        Format::Markdown | Format::Html => output.answer(&table(&list).markdown())?,
         Format::Text if list.models.is_empty() => {}
         Format::Text => output.answer(&table(&list).text())?,
     }

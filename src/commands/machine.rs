@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::bytes::Bytes;
-use crate::machine::{Backend, Device, Host, Isa, Machine};
+use crate::evidence;
+use crate::machine::{Backend, Device, Host, Machine};
+use crate::runtime::{detect, machine_of, nvml};
 
 /// How the machine is described; with nothing said, it is this one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -42,6 +44,11 @@ impl MachineArgs {
             || self.margin.is_some()
     }
 
+    /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.
+    pub fn margin(&self, machine: &Machine) -> Bytes {
+        self.margin.unwrap_or_else(|| evidence::margin(machine))
+    }
+
     /// The machine they describe, or this one.
     pub fn machine(&self) -> anyhow::Result<Machine> {
         let mut machine = match &self.machine {
@@ -59,14 +66,14 @@ impl MachineArgs {
         let host = Host::default();
         if !self.device.is_empty() {
             let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
-            return Ok(Machine::new(devices, host)?);
+            return Ok(recognised(Machine::new(devices, host)?));
         }
         let backend = self.backend.unwrap_or(Backend::Cuda);
         if !self.vram.is_empty() {
-            return Ok(Machine::new(Device::of_budgets(backend, &self.vram)?, host)?);
+            return Ok(recognised(Machine::new(Device::of_budgets(backend, &self.vram)?, host)?));
         }
         let only_host = self.backend == Some(Backend::Cpu) || self.ram.is_some();
-        if only_host { Ok(Machine::new(Vec::new(), host)?) } else { detected() }
+        if only_host { Ok(Machine::new(Vec::new(), host)?) } else { Ok(of_free_memory(found()?.machine)) }
     }
 }
 
@@ -91,40 +98,71 @@ fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
     Ok(Machine::new(machine.devices, machine.host)?)
 }
 
-/// This computer: its memory and processor.
-fn detected() -> anyhow::Result<Machine> {
-    let mut system = sysinfo::System::new()?;
-    system.refresh_memory();
-    let cores = sysinfo::System::physical_core_count().ok().and_then(|n| u32::try_from(n).ok());
-    let threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
-    // A container may be given fewer threads than the computer has cores.
-    let cores = cores.map(|n| threads.map_or(n, |threads| n.min(threads)));
-    let host = Host { ram: Some(Bytes(system.total_memory())), isa: isa(), cores, threads, rates: None };
-    Ok(Machine::new(Vec::new(), host)?)
+/// This computer, and what is known of it beside what a machine file holds.
+#[derive(Debug)]
+pub struct Found {
+    /// Its devices and host, with what was measured of them before.
+    pub machine: Machine,
+    /// The driver's version, where a driver was asked.
+    pub driver: Option<String>,
+    /// Who named the devices.
+    pub source: Option<String>,
+    /// Main memory that could be had now without swapping.
+    pub available: Option<Bytes>,
+    /// What the processor calls itself.
+    pub processor: Option<String>,
 }
 
-/// What this processor repacks.
-#[cfg(target_arch = "x86_64")]
-fn isa() -> Isa {
-    let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
-    match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
-        (true, _) if tiles() => Isa::X86Amx,
-        (true, _) => Isa::X86Avx512,
-        (false, true) => Isa::X86Avx2,
-        (false, false) => Isa::Generic,
+/// What is here.
+pub fn found() -> anyhow::Result<Found> {
+    let devices = detect::devices(detect::server().as_deref());
+    let facts = detect::host();
+    let mut machine = machine_of(&devices.list);
+    machine.host = host(&facts);
+    evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
+    super::calibrate::apply_own(&mut machine);
+    Ok(Found {
+        machine: Machine::new(machine.devices, machine.host)?,
+        driver: devices.driver,
+        source: devices.source,
+        available: facts.available,
+        processor: facts.processor,
+    })
+}
+
+/// What a launch on a machine that is here may use: what others leave free.
+fn of_free_memory(mut machine: Machine) -> Machine {
+    for device in machine.devices.iter_mut().filter(|device| device.free > Bytes(0)) {
+        device.total = device.total.min(device.free);
     }
+    machine
 }
 
-/// What this processor repacks.
-#[cfg(target_arch = "aarch64")]
-fn isa() -> Isa {
-    Isa::ArmNeon
+/// A budget for a card that is here is a budget of that card in this computer: what was measured of both holds.
+fn recognised(mut machine: Machine) -> Machine {
+    let mut here = machine_of(&nvml::listed());
+    here.host = host(&detect::host());
+    evidence::calibrate(&mut here, &evidence::store::read(), nvml::driver().as_deref());
+    super::calibrate::apply_own(&mut here);
+    let mut is_here = false;
+    for device in &mut machine.devices {
+        let same = |other: &&Device| other.name == device.name && other.total >= device.total;
+        if let Some(card) = here.devices.iter().find(same) {
+            device.description.clone_from(&card.description);
+            device.calibration.clone_from(&card.calibration);
+            device.rates.clone_from(&card.rates);
+            is_here = true;
+        }
+    }
+    if is_here {
+        machine.host = here.host;
+    }
+    machine
 }
 
-/// What this processor repacks.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn isa() -> Isa {
-    Isa::Generic
+/// The host of the facts found.
+fn host(facts: &detect::HostFacts) -> Host {
+    Host { ram: facts.ram, isa: facts.isa, cores: facts.cores, threads: facts.threads, ..Host::default() }
 }
 
 #[cfg(test)]

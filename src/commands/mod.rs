@@ -1,5 +1,6 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod calibrate;
 pub mod check;
 pub mod devices;
 pub mod engine;
@@ -10,7 +11,10 @@ pub mod list;
 pub mod machine;
 pub mod model_arg;
 pub mod plan;
+pub mod plan_options;
 pub mod quants;
+pub mod report;
+pub mod rules;
 pub mod run;
 pub mod synth;
 pub mod verify;
@@ -56,9 +60,20 @@ pub enum Command {
     Run(Box<run::Args>),
     /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
+    /// List, show and check placement rule files.
+    Rules(rules::Args),
+    /// Make Markdown or one page of HTML, with charts, of documents that were written with --json.
+    Report(report::Args),
     /// Run llama.cpp for another moeplan (questions on standard input).
     #[command(hide = true)]
     Worker(worker::Args),
+}
+
+impl Command {
+    /// Whether `--format html` is one of its forms.
+    fn has_page(&self) -> bool {
+        matches!(self, Self::Report(_) | Self::Inspect(_) | Self::Check(_) | Self::Plan(_) | Self::Verify(_))
+    }
 }
 
 /// How a command ended when nothing went wrong.
@@ -96,6 +111,11 @@ impl Output {
     /// Writes a document as JSON.
     pub fn json(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
         self.answer(&serde_json::to_string_pretty(document)?)
+    }
+
+    /// Writes a document as a page of HTML: what `report` makes of its JSON.
+    pub fn page(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.answer(&crate::report::html::of_document(document)?)
     }
 
     /// Says something to the person, on standard error; silent with `-q`.
@@ -142,16 +162,22 @@ fn echo(line: &str) {
 
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(
+        output.format() != Format::Html || command.has_page(),
+        "this command writes no page: --format html is of report, inspect, check, plan and verify"
+    );
     match command {
         Command::Devices(args) => devices::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
+        Command::Report(args) => report::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
         Command::List(args) => list::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Rules(args) => rules::run(&args, output),
     }
 }
 
@@ -177,6 +203,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
     inspect::hint(error)
         .or_else(|| check::hint(error))
+        .or_else(|| report::hint(error))
         .or_else(of_runtime)
         .or_else(of_server)
         .or_else(of_gguf)

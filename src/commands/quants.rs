@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::machine::MachineArgs;
-use super::plan::MARGIN_UNCALIBRATED;
 use super::{Outcome, Output, model_arg};
 use crate::bytes::Bytes;
 use crate::checkup;
@@ -72,8 +71,9 @@ struct Fit {
 
 /// Runs the listing; exit 1 where a machine is given and nothing fits it.
 pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow::Result<Outcome> {
-    let margin = machine.and_then(|args| args.margin).unwrap_or(MARGIN_UNCALIBRATED);
-    let machine = machine.map(MachineArgs::machine).transpose()?;
+    let described = |args: &MachineArgs| args.machine().map(|machine| (args.margin(&machine), machine));
+    let (margin, machine) = machine.map(described).transpose()?.unzip();
+    let margin = margin.unwrap_or_default();
     let quants = model_arg::with_client(output, |client| {
         let quants = client.quants(repo)?;
         let Some(machine) = &machine else { return Ok(quants.into_iter().map(|quant| (quant, None)).collect()) };
@@ -106,7 +106,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     let document = Quants { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows };
     match output.format() {
         Format::Json => output.json(&document)?,
-        Format::Markdown => output.answer(&table(&document).markdown())?,
+        Format::Markdown | Format::Html => output.answer(&table(&document).markdown())?,
         Format::Text => output.answer(&text(&document))?,
     }
     let asked = document.machine.is_some();

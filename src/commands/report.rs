@@ -40,7 +40,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         Format::Html => output.answer(&html::page(&page))?,
         Format::Text if to_page => output.answer(&html::page(&page))?,
         Format::Text | Format::Markdown => output.answer(&page::markdown::page(&page))?,
-        Format::Json => anyhow::bail!("a report is Markdown or HTML: its figures are in the documents that it is made of"),
+        Format::Json => {
+            anyhow::bail!("a report is Markdown or HTML: its figures are in the documents that it is made of")
+        }
     }
     Ok(Outcome::Yes)
 }

@@ -86,6 +86,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say(&format!("note: {}", crate::escape::terminal(note)));
     }
     let log = running.log();
+    if log.buffers.is_empty() {
+        return Err(server::Error::SilentLog.into());
+    }
     let (memory, resolution) = (log.memory(), log.resolution());
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
     let used = DeviceUsed::default();

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal};
-use super::plan::{MARGIN_UNCALIBRATED, PlanOptions};
+use super::plan::PlanOptions;
 use super::{Outcome, Output};
 use crate::cli::Format;
 use crate::measurement::{Expected, Measurement, verify};
@@ -105,7 +105,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let launch = &proposal.launch;
     let workload = workload(how, &engine, launch, predicted.numbers.n_ctx_seq);
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
-    let margin = args.options.machine.margin.unwrap_or(MARGIN_UNCALIBRATED);
+    let margin = args.options.machine.margin(&launch.machine);
     let expected = Expected { memory: &predicted.memory, mapped_span, margin };
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
@@ -167,6 +167,7 @@ fn project(engine: &Engine, launch: &Launch, output: &Output) -> anyhow::Result<
 fn answer(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
     match output.format() {
         Format::Json => output.json(measured),
+        Format::Html => output.page(measured),
         Format::Markdown => output.answer(&report::measurement::markdown(measured)),
         Format::Text => output.answer(&report::measurement::text(measured)),
     }

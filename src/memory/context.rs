@@ -190,6 +190,7 @@ mod tests {
             total: Bytes::mib(1024),
             free: Bytes::mib(1024),
             overhead: None,
+            calibration: None,
             rates: None,
         };
         let machine = Machine {

@@ -1,5 +1,7 @@
 //! What a process holds on a device beyond llama.cpp's own sums: the driver's context, libraries, growing pools.
 
+use std::borrow::Cow;
+
 use super::caches::{CacheKind, Caches};
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device};
@@ -7,7 +9,7 @@ use crate::run::numbers::ContextNumbers;
 use crate::run::{Program, RunConfig};
 
 /// One row of the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overhead {
     /// The row is for devices whose description contains this, in any case; empty = any.
     pub description: &'static str,
@@ -18,7 +20,7 @@ pub struct Overhead {
     /// After long prompts have grown the pools; they never shrink. Budgets count with this.
     pub peak: Bytes,
     /// Where the figures come from.
-    pub source: &'static str,
+    pub source: Cow<'static, str>,
 }
 
 /// First match wins.
@@ -28,35 +30,52 @@ pub const OVERHEADS: &[Overhead] = &[
         backends: &[Backend::Cuda],
         loaded: Bytes::mib(600),
         peak: Bytes::mib(815),
-        source: "measured on an H100 80GB, CUDA 13, llama.cpp b11434: 600 MiB loaded, 714 to 815 MiB after long prompts",
+        source: Cow::Borrowed(
+            "measured on an H100 80GB, CUDA 13, llama.cpp b11434: 600 MiB loaded, 714 to 815 MiB after long prompts",
+        ),
     },
     Overhead {
         description: "",
         backends: &[Backend::Cuda, Backend::Rocm, Backend::Vulkan, Backend::Metal],
         loaded: Bytes::mib(600),
         peak: Bytes::mib(600),
-        source: "default: no measurement of this device",
+        source: Cow::Borrowed("default: no measurement of this device"),
     },
     Overhead {
         description: "",
         backends: &[Backend::Rpc, Backend::Cpu],
         loaded: Bytes(0),
         peak: Bytes(0),
-        source: "no context of its own in this process",
+        source: Cow::Borrowed("no context of its own in this process"),
     },
 ];
 
-/// The row of `device`: what its machine file states, else the table's.
+/// The row of `device`: what its machine file states, else what was measured of it, else the table's.
 pub fn overhead(device: &Device) -> Overhead {
     if let Some(stated) = device.overhead {
-        let source = "stated by the machine file";
+        let source = Cow::Borrowed("stated by the machine file");
         return Overhead { description: "", backends: &[], loaded: stated, peak: stated, source };
     }
+    let known = tabled(device);
+    match &device.calibration {
+        Some(measured) => Overhead {
+            loaded: measured.loaded,
+            // Pools that no long prompt has grown yet will grow.
+            peak: measured.peak.unwrap_or(known.peak.max(measured.loaded)),
+            source: Cow::Owned(measured.describe()),
+            ..known
+        },
+        None => known,
+    }
+}
+
+/// The table's row of `device`.
+fn tabled(device: &Device) -> Overhead {
     let description = device.description.as_deref().unwrap_or_default().to_ascii_lowercase();
     let fits = |row: &&Overhead| {
         row.backends.contains(&device.backend) && description.contains(&row.description.to_ascii_lowercase())
     };
-    *OVERHEADS.iter().find(fits).expect("the table has a row for every backend")
+    OVERHEADS.iter().find(fits).cloned().expect("the table has a row for every backend")
 }
 
 /// Host memory that llama.cpp lists nowhere: upper bounds, most of it taken only as the server is used.
@@ -90,6 +109,7 @@ pub fn host_growth(run: &RunConfig, numbers: &ContextNumbers, caches: &Caches, v
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Calibration;
     use crate::memory::caches::{self, tests::model};
     use crate::run::numbers::numbers;
 
@@ -119,6 +139,7 @@ mod tests {
             total: Bytes::mib(24576),
             free: Bytes::mib(24576),
             overhead: None,
+            calibration: None,
             rates: None,
         };
         for (backend, description, peak) in [
@@ -135,5 +156,23 @@ mod tests {
         }
         let stated = Device { overhead: Some(Bytes::mib(333)), ..device(Backend::Rpc, None) };
         assert_eq!(overhead(&stated).peak, Bytes::mib(333));
+    }
+
+    #[test]
+    fn what_was_measured_goes_before_the_table() {
+        let mut device = Device::parse("CUDA0=24G").unwrap();
+        for (loaded, peak, expected) in [(580, Some(700), 700), (580, None, 600), (650, None, 650)] {
+            device.calibration = Some(Calibration {
+                runs: 1,
+                loaded: Bytes::mib(loaded),
+                peak: peak.map(Bytes::mib),
+                margin: Bytes::mib(256),
+                driver: Some("580.1".to_string()),
+                build: 11434,
+            });
+            let found = overhead(&device);
+            assert_eq!((found.loaded, found.peak), (Bytes::mib(loaded), Bytes::mib(expected)));
+            assert!(found.source.contains("b11434, driver 580.1"), "{}", found.source);
+        }
     }
 }

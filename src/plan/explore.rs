@@ -25,6 +25,8 @@ const SMALL_UBATCHES: [u32; 3] = [256, 128, 64];
 const N_BATCH: u32 = 2048;
 /// A choice must be better by this share to be made instead of a simpler one.
 pub const WORTH: f64 = 0.01;
+/// A larger micro-batch must be better by this share: it takes room from the experts.
+const WORTH_UBATCH: f64 = 0.02;
 
 /// A launch that was ranked and not yet judged.
 #[derive(Debug, Clone)]
@@ -307,7 +309,7 @@ impl<'a> Explorer<'a> {
 /// The best draft that seems to fit, the simplest of those about as good; else the one that is least short.
 fn pop_best(drafts: &mut Vec<Draft>) -> Option<Draft> {
     let least = drafts.iter().filter(|draft| draft.short == Bytes(0)).map(|draft| draft.cost).fold(f64::MAX, f64::min);
-    let good = |draft: &Draft| draft.short == Bytes(0) && draft.cost <= least * (1.0 + WORTH);
+    let good = |draft: &Draft| draft.short == Bytes(0) && draft.cost <= least * (1.0 + WORTH_UBATCH);
     let at = drafts.iter().position(good).or_else(|| {
         let by_short = drafts.iter().enumerate().min_by_key(|(_, draft)| draft.short);
         by_short.map(|(at, _)| at)

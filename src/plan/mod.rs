@@ -12,6 +12,7 @@ pub mod rule_file;
 pub mod solver;
 mod split;
 mod stage;
+pub mod sweep;
 
 use std::collections::BTreeMap;
 

@@ -118,24 +118,4 @@ mod tests {
         assert_eq!(processor("processor\t: 0\nmodel name\t: AMD EPYC\n").as_deref(), Some("AMD EPYC"));
         assert_eq!(processor("model name\t:\n"), None);
     }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_program_that_lists_devices_is_read_and_one_that_does_not_is_none() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("llama-server");
-        let write = |text: &str| {
-            std::fs::write(&program, text).unwrap();
-            std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-            list_devices(&program).map(|text| log::devices(&text))
-        };
-        let listed = write(
-            "#!/bin/sh\n[ \"$1\" = --list-devices ] && printf 'Available devices:\\n  Vulkan0: AMD Radeon (RADV) (8192 MiB, 8000 MiB free)\\n'\n",
-        );
-        let names: Vec<_> = listed.unwrap().into_iter().map(|device| (device.name, device.total)).collect();
-        assert_eq!(names, [("Vulkan0".to_string(), Bytes::mib(8192))]);
-        assert_eq!(write("#!/bin/sh\nexit 1\n"), Some(Vec::new()));
-        assert_eq!(list_devices(&folder.path().join("none")), None);
-    }
 }

@@ -183,6 +183,7 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
         total: info.total,
         free: info.free,
         overhead: None,
+        calibration: None,
         rates: None,
     };
     let ram = devices.iter().find(|info| info.backend == "CPU").map(|info| info.total);

@@ -138,6 +138,7 @@ pub fn software_machine(n: u16, total: Bytes) -> Machine {
             total,
             free: total,
             overhead: None,
+            calibration: None,
             rates: None,
         }
     };

@@ -183,17 +183,13 @@ fn samples_of(machine: &Machine, only: Option<&str>) -> Vec<fit::Sample> {
 fn calibrated_on_its_own_rows_half_of_them_are_within_a_tenth() {
     let machine = machine("NVIDIA H100 80GB HBM3");
     let fit = fit::fit(&machine, &samples_of(&machine, None), "calibrated").unwrap();
-    for residual in &fit.residuals {
-        println!("{:+5.0}%  {:8.2} s  {}", 100.0 * residual.error(), residual.seconds, residual.what);
-    }
-    println!("{:#?}\n{:#?}", fit.machine.devices[0].rates, fit.machine.host.rates);
     for phase in [Phase::Prompt, Phase::Generate] {
         let median = fit::median_error(&fit.residuals, phase).unwrap();
-        assert!(median < 0.10, "{phase:?}: {median}");
+        assert!(median < 0.08, "{phase:?}: {median}");
     }
     let rates = fit.machine.devices[0].rates.clone().unwrap();
     assert!((20.0..64.0).contains(&rates.pinned) && (4.0..14.0).contains(&rates.pageable), "{rates:?}");
-    assert!((1000.0..3400.0).contains(&rates.weights), "{rates:?}");
+    assert!((1000.0..4000.0).contains(&rates.weights), "{rates:?}");
 }
 
 /// What the constants are for: launches and models that were not measured.
@@ -206,14 +202,12 @@ fn calibrated_on_one_model_the_other_is_predicted() {
         let mut by_phase = [Vec::new(), Vec::new()];
         for sample in samples_of(&calibrated, Some(unknown)) {
             let error = prices.seconds(&sample.work) / sample.seconds - 1.0;
-            println!("{:+5.0}%  {:8.2} s  {}", 100.0 * error, sample.seconds, sample.what);
             by_phase[usize::from(sample.phase == Phase::Generate)].push(error.abs());
         }
         for errors in &mut by_phase {
             errors.sort_by(f64::total_cmp);
             let median = errors[errors.len() / 2];
-            println!("{unknown}: {median}");
-            assert!(median < 0.30, "{unknown} from {known}: {median}");
+            assert!(median < 0.20, "{unknown} from {known}: {median}");
         }
     }
 }

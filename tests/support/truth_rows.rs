@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use moeplan::bytes::Bytes;
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;

@@ -9,7 +9,7 @@ mod tests;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{Chart, Figure};
-use super::page::{Block, Item, KeyFigure, Page, Section, Verdict, WhatIf};
+use super::page::{self, Block, Item, KeyFigure, Page, Section, Verdict, WhatIf};
 use super::svg;
 use super::table::{Align, Table};
 use crate::escape;
@@ -23,7 +23,8 @@ const SCRIPT_HASH: &str = "sha256-ONlt/G/jOcc9GdJrs3Z1U1zFlXmj+IBpNPwFZJMtlng=";
 pub fn page(page: &Page) -> String {
     let has_script = page.sections.iter().flat_map(|section| &section.blocks).any(|b| matches!(b, Block::WhatIf(_)));
     let scripts = if has_script { format!("script-src '{SCRIPT_HASH}'") } else { "script-src 'none'".to_string() };
-    let policy = format!("default-src 'none'; style-src 'unsafe-inline'; {scripts}; base-uri 'none'; form-action 'none'");
+    let policy =
+        format!("default-src 'none'; style-src 'unsafe-inline'; {scripts}; base-uri 'none'; form-action 'none'");
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
@@ -206,8 +207,19 @@ fn what_if(points: &WhatIf, id: &str) -> Markup {
     }
 }
 
-/// One table as a page of its own.
-pub fn of_table(title: &str, rows: &Table) -> String {
-    let section = Section { heading: title.to_string(), blocks: vec![Block::Table(String::new(), rows.clone())], ..Section::default() };
-    page(&Page { title: title.to_string(), sections: vec![section], ..Page::default() })
+/// The page of one document, from what its JSON says and nothing else.
+pub fn of_document(document: &impl serde::Serialize) -> Result<String, Error> {
+    let text = serde_json::to_string(document)?;
+    Ok(page(&page::of(&page::read::read("this document", &text)?, None).without_sources()))
+}
+
+/// A document that cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be written as JSON.
+    #[error("the document cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It is none that a report shows.
+    #[error(transparent)]
+    Read(#[from] page::read::Error),
 }

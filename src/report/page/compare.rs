@@ -38,7 +38,9 @@ pub fn section(sources: &[Source]) -> Option<Section> {
     };
     let sides: Vec<Side<'_>> = summaries
         .iter()
-        .filter_map(|summary| Some(Side { label: &summary.label, memory: summary.memory.as_ref()?, fill: summary.fill }))
+        .filter_map(|summary| {
+            Some(Side { label: &summary.label, memory: summary.memory.as_ref()?, fill: summary.fill })
+        })
         .collect();
     let mut blocks = vec![Block::Table(String::new(), table(&summaries))];
     blocks.extend(speed("Generation", |summary| &summary.tg));

@@ -41,7 +41,13 @@ pub fn figure(title: &str, sides: &[Side<'_>], budget: &BTreeMap<String, Bytes>)
         legend.push(Key { label: "predicted".into(), tone: Tone::Overhead, fill: Fill::Hatched });
     }
     let stacks = devices.iter().map(|device| stack(device)).collect();
-    Figure { title: title.into(), text: text.into(), legend, chart: Chart::Stacks(stacks), table: table(sides, &devices, budget) }
+    Figure {
+        title: title.into(),
+        text: text.into(),
+        legend,
+        chart: Chart::Stacks(stacks),
+        table: table(sides, &devices, budget),
+    }
 }
 
 /// The terms of a row of memory.
@@ -64,8 +70,7 @@ fn bar(side: &Side<'_>, row: &MemoryRow) -> StackedBar {
 fn table(sides: &[Side<'_>], devices: &BTreeSet<&String>, budget: &BTreeMap<String, Bytes>) -> Table {
     use Align::{Left, Right};
     let columns = [("device", Left), ("", Left), ("model", Right), ("context", Right), ("compute", Right)];
-    let mut table =
-        Table::new(&[&columns[..], &[("overhead", Right), ("total", Right), ("budget", Right)]].concat());
+    let mut table = Table::new(&[&columns[..], &[("overhead", Right), ("total", Right), ("budget", Right)]].concat());
     for device in devices {
         for side in sides {
             let Some(row) = side.memory.get(*device) else { continue };

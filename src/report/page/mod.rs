@@ -57,6 +57,14 @@ pub struct Page {
     pub sections: Vec<Section>,
 }
 
+impl Page {
+    /// The page of a document that is no file yet.
+    pub(super) fn without_sources(mut self) -> Self {
+        self.sections.iter_mut().for_each(|section| section.source.clear());
+        self
+    }
+}
+
 /// A part with a heading.
 #[derive(Debug, Clone, Default)]
 pub struct Section {

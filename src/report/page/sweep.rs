@@ -17,8 +17,7 @@ pub fn section(sweep: &Sweep, source: &str) -> Section {
     };
     let mut blocks = Vec::new();
     if !sweep.variable.is_empty() {
-        let of: [(&str, fn(&Speed) -> f64); 2] =
-            [("Generation", |speed| speed.tg), ("Prompt", |speed| speed.pp)];
+        let of: [(&str, fn(&Speed) -> f64); 2] = [("Generation", |speed| speed.tg), ("Prompt", |speed| speed.pp)];
         blocks.extend(of.into_iter().filter_map(|(title, of)| curve(sweep, title, of)).map(Block::Figure));
     }
     let start = sweep.points.iter().position(|point| point.fits).unwrap_or(0);
@@ -38,7 +37,8 @@ fn what(sweep: &Sweep) -> &'static str {
 /// Predicted speed over what varies, of the points that fit.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 fn curve(sweep: &Sweep, title: &str, of: fn(&Speed) -> f64) -> Option<Figure> {
-    let mut table = Table::new(&[(what(sweep), Align::Left), ("tokens/s, predicted", Align::Right), ("±", Align::Right)]);
+    let mut table =
+        Table::new(&[(what(sweep), Align::Left), ("tokens/s, predicted", Align::Right), ("±", Align::Right)]);
     let mut points = Vec::new();
     for point in sweep.points.iter().filter(|point| point.fits) {
         let Some(speed) = &point.speed else { continue };

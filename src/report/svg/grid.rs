@@ -2,9 +2,9 @@
 
 use maud::{Markup, html};
 
+use super::area;
 use super::rows::anchor;
 use super::scale::{across, percent, ticks};
-use super::area;
 use crate::report::chart::{Grid, Run};
 
 /// The map; `id` names its ruling.

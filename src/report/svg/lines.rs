@@ -29,7 +29,8 @@ impl Frame {
         let left = points().map(|point| point.x).fold(f64::INFINITY, f64::min);
         let right = points().map(|point| point.x).fold(f64::NEG_INFINITY, f64::max);
         let reach = points().map(|point| point.y + point.spread.unwrap_or(0.0));
-        let top = reach.chain(lines.levels.iter().map(|(_, level)| *level)).filter(|y| y.is_finite()).fold(0.0, f64::max);
+        let top =
+            reach.chain(lines.levels.iter().map(|(_, level)| *level)).filter(|y| y.is_finite()).fold(0.0, f64::max);
         let (left, right) = match (left.is_finite(), right > left) {
             (true, true) => (left, right),
             (true, false) => (left - 1.0, left + 1.0),

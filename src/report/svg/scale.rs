@@ -84,7 +84,11 @@ fn number(value: f64, step: f64) -> String {
 /// A number of an axis that counts bytes or anything else.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sizes are not negative")]
 pub fn value(value: f64, is_bytes: bool) -> String {
-    if is_bytes { Bytes(value.max(0.0) as u64).to_string() } else { number(value, if value < 10.0 { 0.01 } else { 1.0 }) }
+    if is_bytes {
+        Bytes(value.max(0.0) as u64).to_string()
+    } else {
+        number(value, if value < 10.0 { 0.01 } else { 1.0 })
+    }
 }
 
 #[cfg(test)]

@@ -59,6 +59,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Its log does not hold what is measured from it.
+    #[error("llama-server's log shows no memory")]
+    SilentLog,
     /// It ended before it could answer, for a reason that its log names.
     #[error("llama-server did not start: {}", failure(.0))]
     Failed(Box<Failed>),
@@ -171,6 +174,7 @@ impl Error {
                 "build it beside llama-server (target ggml-rpc-server), as scripts/llama-server does"
             }
             Self::Log { .. } | Self::NoPort(_) => "is the disk full, or a loopback address not allowed here?",
+            Self::SilentLog => "is the disk of its log full, or its verbosity changed after `--`?",
             Self::Failed(failed) => return failed.hint(),
             Self::Died { end: End::Signal(9), .. } => {
                 "the system may have run out of memory: a smaller model or context, or `-lm mmap`"

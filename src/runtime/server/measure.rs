@@ -30,6 +30,9 @@ pub(super) fn generate(server: &Server, launch: &Launch, workload: &Workload) ->
     let device_used = watch.after();
     let first = samples.replies.first().cloned().unwrap_or_default();
     let log = running.log();
+    if log.buffers.is_empty() {
+        return Err(Error::SilentLog.into());
+    }
     Ok(Observation {
         runtime: RuntimeInfo {
             program: server.build.program.display().to_string(),

@@ -55,11 +55,18 @@ pub struct Limits {
     pub stall: Duration,
     /// One request.
     pub request: Duration,
+    /// Between asking it to end and killing it.
+    pub stop: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { load: Duration::from_mins(30), stall: Duration::from_mins(5), request: Duration::from_mins(30) }
+        Self {
+            load: Duration::from_mins(30),
+            stall: Duration::from_mins(5),
+            request: Duration::from_mins(30),
+            stop: Duration::from_secs(10),
+        }
     }
 }
 

@@ -17,8 +17,10 @@ use crate::runtime::Error as RuntimeError;
 
 /// How long the supervisor may take to say that the program runs.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// How long it may take to end one: its own patience and some more.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long a supervisor may take to end a program beyond its patience.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// The patience with programs that hold nothing worth waiting for.
+const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 /// How many of the last log lines are kept.
 const TAIL_LINES: usize = 200;
 /// The longest log line that is kept, in bytes.
@@ -79,6 +81,7 @@ pub struct Process {
     words: Receiver<Word>,
     id: u32,
     ended: Option<End>,
+    patience: Duration,
     log: Log,
     // Where its log lies, when nobody named a place: gone with it.
     folder: Option<tempfile::TempDir>,
@@ -97,6 +100,8 @@ pub(super) struct Start<'a> {
     pub remove: Vec<String>,
     /// The file that its output goes to.
     pub log: PathBuf,
+    /// Between asking it to end and killing it.
+    pub patience: Duration,
 }
 
 impl Process {
@@ -107,7 +112,8 @@ impl Process {
         let file = File::options().create(true).append(true).open(&start.log).and_then(|_| File::open(&start.log));
         let log = Log::new(file.map_err(|source| Error::Log { path: start.log.clone(), source })?);
         let mut command = Command::new(start.supervisor);
-        command.arg("worker").arg("--supervise").arg(&start.log).arg("--").args(&start.command);
+        command.arg("worker").arg("--supervise").arg(&start.log);
+        command.arg("--patience").arg(start.patience.as_secs_f64().to_string()).arg("--").args(&start.command);
         for name in &start.remove {
             command.env_remove(name);
         }
@@ -134,7 +140,8 @@ impl Process {
                 }
             });
         }
-        let mut process = Self { supervisor, stdin, words, id: 0, ended: None, log, folder: None };
+        let mut process =
+            Self { supervisor, stdin, words, id: 0, ended: None, patience: start.patience, log, folder: None };
         match process.words.recv_timeout(START_LIMIT) {
             Ok(Word::Started(id)) => {
                 process.id = id;
@@ -150,7 +157,8 @@ impl Process {
         let folder = tempfile::tempdir().map_err(|source| Error::Log { path: std::env::temp_dir(), source })?;
         let log = folder.path().join("log");
         let set = vec![("OMP_WAIT_POLICY", "passive".into())];
-        let mut process = Self::start(&Start { supervisor, command, set, remove: Vec::new(), log })?;
+        let mut process =
+            Self::start(&Start { supervisor, command, set, remove: Vec::new(), log, patience: SHORT_PATIENCE })?;
         process.folder = Some(folder);
         Ok(process)
     }
@@ -188,7 +196,7 @@ impl Process {
             let _ = stdin.write_all(b"stop\n");
         }
         while self.ended.is_none() {
-            match self.words.recv_timeout(STOP_LIMIT) {
+            match self.words.recv_timeout(self.patience + STOP_LIMIT) {
                 Ok(Word::Ended(end)) => self.ended = Some(end),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => self.lost(),

@@ -82,6 +82,7 @@ impl Server {
             set: environment::to_set(&files, folder.path(), !run.rpc.is_empty()),
             remove: removed.clone(),
             log,
+            patience: self.limits.stop,
         })?;
         let url = format!("http://{HOST}:{port}");
         let mut running = Running {

@@ -12,14 +12,11 @@ use super::process::{End, Word};
 
 /// How often the server is looked at.
 const LOOK: Duration = Duration::from_millis(30);
-/// After the polite signal (SIGINT: llama-server frees and prints its table) comes SIGTERM.
-const UNTIL_TERM: Duration = Duration::from_secs(8);
-/// Then the whole process group is killed.
-const UNTIL_KILL: Duration = Duration::from_secs(11);
 
 /// Runs `command` with its output going to the file `log`, in a process group of its own, until it ends, standard input
-/// ends, or a line comes from there. Says on standard output what process it is and how it ended ([`Word`]).
-pub fn supervise(log: &Path, command: &[OsString]) -> anyhow::Result<()> {
+/// ends, or a line comes from there. The polite signal is SIGINT (llama-server frees and prints its table); after half of
+/// `patience` comes SIGTERM, after all of it the process group is killed. Says on standard output what process it is and how it ended ([`Word`]).
+pub fn supervise(log: &Path, command: &[OsString], patience: Duration) -> anyhow::Result<()> {
     let mut child = match spawn(log, command) {
         Ok(child) => child,
         Err(error) => return say(&Word::Refused(error.to_string())),
@@ -31,7 +28,7 @@ pub fn supervise(log: &Path, command: &[OsString]) -> anyhow::Result<()> {
         let _ = std::io::stdin().lock().read_line(&mut String::new());
         let _ = send.send(());
     });
-    let status = wait(&mut child, &asked)?;
+    let status = wait(&mut child, &asked, patience)?;
     // What the server itself may have started.
     signal(child.id(), Signal::Kill);
     say(&Word::Ended(End::of(status)))
@@ -48,7 +45,7 @@ fn spawn(log: &Path, command: &[OsString]) -> std::io::Result<Child> {
 }
 
 /// Waits for the end; once asked, signals ever more firmly.
-fn wait(child: &mut Child, asked: &Receiver<()>) -> std::io::Result<ExitStatus> {
+fn wait(child: &mut Child, asked: &Receiver<()>, patience: Duration) -> std::io::Result<ExitStatus> {
     let mut since: Option<(Instant, Signal)> = None;
     loop {
         if let Some(status) = child.try_wait()? {
@@ -65,8 +62,8 @@ fn wait(child: &mut Child, asked: &Receiver<()>) -> std::io::Result<ExitStatus> 
             Some((start, last)) => {
                 std::thread::sleep(LOOK);
                 let next = match start.elapsed() {
-                    elapsed if elapsed >= UNTIL_KILL => Signal::Kill,
-                    elapsed if elapsed >= UNTIL_TERM => Signal::Terminate,
+                    elapsed if elapsed >= patience => Signal::Kill,
+                    elapsed if elapsed >= patience / 2 => Signal::Terminate,
                     _ => Signal::Interrupt,
                 };
                 if next != last {
