@@ -28,13 +28,6 @@ pub struct Key {
     pub fill: Fill,
 }
 
-impl Key {
-    /// An entry in plain colour.
-    pub fn plain(label: impl Into<String>, tone: Tone) -> Self {
-        Self { label: label.into(), tone, fill: Fill::Plain }
-    }
-}
-
 /// How an area is filled: what was predicted must not look like what was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
@@ -152,7 +145,7 @@ pub struct Lines {
     pub y: String,
     /// The curves.
     pub series: Vec<Series>,
-    /// Levels drawn across: the median, the 95th percentile.
+    /// Levels drawn across, the lowest first: the median, the 95th percentile.
     pub levels: Vec<(String, f64)>,
     /// Whether points are many and drawn as a line alone.
     pub dense: bool,

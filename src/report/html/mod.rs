@@ -45,7 +45,7 @@ pub fn page(page: &Page) -> String {
                         @if !page.subtitle.is_empty() { p.subtitle { (page.subtitle) } }
                         @if page.sections.len() > 1 { (contents(page)) }
                     }
-                    main { @for (at, part) in page.sections.iter().enumerate() { (section(part, at)) } }
+                    main { @for (at, part) in page.sections.iter().enumerate() { (section(part, at, page.sections.len() == 1)) } }
                     footer { "Written by moeplan " (env!("CARGO_PKG_VERSION")) ". Predictions and measurements are marked as what they are." }
                 }
                 @if has_script { script { (PreEscaped(SCRIPT)) } }
@@ -69,10 +69,11 @@ fn contents(page: &Page) -> Markup {
     }
 }
 
-fn section(section: &Section, at: usize) -> Markup {
+/// A section; the only one of a page needs no heading beside the page's, but for who moves by headings.
+fn section(section: &Section, at: usize, only: bool) -> Markup {
     html! {
-        section id=(format!("s{at}")) aria-labelledby=(format!("s{at}-name")) {
-            h2 id=(format!("s{at}-name")) { (section.heading) }
+        section.only[only] id=(format!("s{at}")) aria-labelledby=(format!("s{at}-name")) {
+            h2.sr[only] id=(format!("s{at}-name")) { (section.heading) }
             @if !section.source.is_empty() { p.source { (section.source) } }
             @for (n, part) in section.blocks.iter().enumerate() { (block(part, &format!("s{at}-{n}"))) }
         }
@@ -146,6 +147,11 @@ fn checklist(items: &[Item]) -> Markup {
     }
 }
 
+/// Whether a cell holds a word that no column is wide enough for: a path, a regex.
+fn long(cell: &str) -> Option<&'static str> {
+    cell.split_whitespace().any(|word| word.chars().count() > 24).then_some("long")
+}
+
 /// A table; wide ones scroll within the page, by keyboard too.
 fn table(table: &Table, caption: Option<&str>) -> Markup {
     let side = |at: usize| table.columns().get(at).filter(|(_, side)| *side == Align::Right).map(|_| "r");
@@ -162,7 +168,7 @@ fn table(table: &Table, caption: Option<&str>) -> Markup {
                 }
                 tbody {
                     @for row in table.rows() {
-                        tr { @for (at, cell) in row.iter().enumerate() { td class=[side(at)] { (cell) } } }
+                        tr { @for (at, cell) in row.iter().enumerate() { td class=[side(at).or_else(|| long(cell))] { (cell) } } }
                     }
                 }
             }

@@ -159,19 +159,18 @@ fn memories(bench: &Bench) -> Vec<Block> {
     };
     let mut blocks = Vec::new();
     let none = BTreeMap::new();
-    for case in &bench.cases {
-        let predicted = case.sessions.iter().find(|s| !s.predicted.is_empty() && !s.memory.is_empty());
-        let Some(session) = predicted else { continue };
+    let predicted = |case: &'_ Case| case.sessions.iter().position(|s| !s.predicted.is_empty() && !s.memory.is_empty());
+    let compared: Vec<(&Case, &document::Session)> =
+        bench.cases.iter().filter_map(|case| Some((case, case.sessions.get(predicted(case)?)?))).collect();
+    if let Some((case, session)) = compared.first() {
         let sides = [
             Side { label: "predicted", memory: &session.predicted, fill: Fill::Hatched },
             Side { label: "measured", memory: &session.memory, fill: Fill::Plain },
         ];
         let title = format!("Memory of {}, predicted beside measured", case.name);
         blocks.push(Block::Figure(memory::figure(&title, &sides, &none)));
-        if !session.comparison.is_empty() {
-            let caption = format!("{}: predicted against measured, term by term", case.name);
-            blocks.push(Block::Table(caption, errors(&session.comparison)));
-        }
+        let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.comparison.as_slice()));
+        blocks.push(Block::Table("Predicted against measured, term by term".into(), errors(rows)));
     }
     let cases: Vec<(&str, Memory)> =
         bench.cases.iter().filter_map(|case| Some((case.name.as_str(), measured(case)?))).collect();

@@ -6,7 +6,7 @@ use super::memory::{self, Memory, Side, size};
 use super::read::{Document, Source};
 use super::speed::{Entry, Unit, figure};
 use super::view::Plan;
-use super::{Block, Section, bench, plan};
+use super::{Block, Section, bench, file_name, plan};
 use crate::measurement::{Measurement, Spread};
 use crate::memory::HOST;
 use crate::report::chart::Fill;
@@ -84,7 +84,7 @@ fn of_plan(plan: &Plan, source: &str) -> Summary {
 fn of_measurement(measured: &Measurement, source: &str) -> Summary {
     let planned: Option<Plan> = serde_json::from_value(measured.plan.clone()).ok();
     let planned = planned.filter(|plan| plan.model.is_some());
-    let label = planned.map_or_else(|| source.to_string(), |plan| plan::heading(&plan));
+    let label = planned.map_or_else(|| file_name(source).to_string(), |plan| plan::heading(&plan));
     let speed = &measured.speed;
     Summary {
         pp: Entry::measured(&label, speed.summary.pp, speed.pp.clone()),
@@ -118,8 +118,7 @@ fn name_apart(summaries: &mut [Summary]) {
     let labels: Vec<String> = summaries.iter().map(|summary| summary.label.clone()).collect();
     for summary in summaries {
         if labels.iter().filter(|label| **label == summary.label).count() > 1 {
-            let file = summary.source.rsplit(['/', '\\']).next().unwrap_or_default();
-            summary.label = format!("{} ({file})", summary.label);
+            summary.label = format!("{} ({})", summary.label, file_name(&summary.source));
         }
         summary.pp.label.clone_from(&summary.label);
         summary.tg.label.clone_from(&summary.label);

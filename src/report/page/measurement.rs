@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::memory::{self, Side, errors, size};
 use super::speed::{Entry, Unit, figure};
 use super::view::Plan;
-use super::{Block, KeyFigure, Section, Verdict, plan};
+use super::{Block, KeyFigure, Section, Verdict, file_name, plan};
 use crate::measurement::Measurement;
 use crate::report::chart::Fill;
 use crate::report::number::{seconds, thousands};
@@ -23,7 +23,10 @@ pub fn section(measured: &Measurement, source: &str) -> Section {
         Side { label: "measured", memory: &measured.memory, fill: Fill::Plain },
     ];
     blocks.push(Block::Figure(memory::figure("Memory, predicted beside measured", &sides, &budget)));
-    blocks.push(Block::Table("Predicted against measured, term by term".into(), errors(&measured.comparison)));
+    blocks.push(Block::Table(
+        "Predicted against measured, term by term".into(),
+        errors([("this", measured.comparison.as_slice())]),
+    ));
     blocks.extend(speeds(measured, planned.as_ref()));
     let tensors = planned.as_ref().and_then(|plan| plan.tensors.as_ref());
     blocks.extend(tensors.and_then(|tensors| super::placement::figure(tensors)).map(Block::Figure));
@@ -33,7 +36,7 @@ pub fn section(measured: &Measurement, source: &str) -> Section {
     }
     let heading = planned.filter(|plan| plan.model.is_some()).map(|plan| plan::heading(&plan));
     let runtime = &measured.runtime;
-    let heading = heading.unwrap_or_else(|| format!("A launch of {} b{}", runtime.program, runtime.build));
+    let heading = heading.unwrap_or_else(|| format!("A launch of {} b{}", file_name(&runtime.program), runtime.build));
     Section { heading, source: source.to_string(), blocks }
 }
 

@@ -36,7 +36,9 @@ pub fn figure(title: &str, sides: &[Side<'_>], budget: &BTreeMap<String, Bytes>)
         (true, false) => "Predicted. Each device has its own scale.",
         _ => "Measured. Each device has its own scale.",
     };
-    let mut legend: Vec<Key> = TERMS.iter().map(|(name, tone, _)| Key::plain(*name, *tone)).collect();
+    let fill = if plain { Fill::Plain } else { Fill::Hatched };
+    let mut legend: Vec<Key> =
+        TERMS.iter().map(|(name, tone, _)| Key { label: (*name).into(), tone: *tone, fill }).collect();
     if hatched && plain {
         legend.push(Key { label: "predicted".into(), tone: Tone::Overhead, fill: Fill::Hatched });
     }
@@ -89,10 +91,11 @@ pub fn size(bytes: Bytes) -> String {
     if bytes == Bytes(0) { "0".into() } else { bytes.to_string() }
 }
 
-/// Predicted beside measured, term by term.
-pub fn errors(rows: &[Row]) -> Table {
+/// Predicted beside measured, term by term; of several launches, each with its name.
+pub fn errors<'a>(launches: impl IntoIterator<Item = (&'a str, &'a [Row])>) -> Table {
     use Align::{Left, Right};
     let mut table = Table::new(&[
+        ("launch", Left),
         ("term", Left),
         ("predicted", Right),
         ("measured", Right),
@@ -100,7 +103,7 @@ pub fn errors(rows: &[Row]) -> Table {
         ("error", Right),
         ("within tolerance", Left),
     ]);
-    for row in rows {
+    for (launch, row) in launches.into_iter().flat_map(|(launch, rows)| rows.iter().map(move |row| (launch, row))) {
         let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
         let difference = match difference {
             0 => "0".to_string(),
@@ -108,6 +111,7 @@ pub fn errors(rows: &[Row]) -> Table {
             d => format!("{}{}", if d < 0 { "−" } else { "+" }, small(d.unsigned_abs())),
         };
         table.row([
+            launch.to_string(),
             row.quantity.clone(),
             size(row.predicted),
             size(row.measured),

@@ -57,6 +57,11 @@ pub struct Page {
     pub sections: Vec<Section>,
 }
 
+/// The last part of a path, on any system.
+fn file_name(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
 impl Page {
     /// The page of a document that is no file yet.
     pub(super) fn without_sources(mut self) -> Self {

@@ -4,7 +4,8 @@ use super::memory::{self, Side, size};
 use super::speed::{self, Unit};
 use super::view::{Alternative, ExpertSplit, Lint, Plan};
 use super::{Block, KeyFigure, Section, Verdict, placement};
-use crate::report::chart::Fill;
+use crate::bytes::Bytes;
+use crate::report::chart::{Fill, Tone};
 use crate::report::number::{counted, rate, seconds, thousands};
 use crate::report::table::{Align, Table};
 
@@ -64,13 +65,12 @@ fn key_figures(plan: &Plan) -> Vec<KeyFigure> {
     add("Context", thousands(run.n_ctx.into()), format!("tokens, {} cache, {slots}", cache(plan)));
     add("Micro-batch", thousands(run.n_ubatch.into()), format!("tokens; load mode {}", run.load_mode));
     if plan.placement.blocks_with_experts > 0 {
-        add("Experts on the host", experts(&plan.placement), format!("{} of experts", size(hosted(plan))));
+        let split = &plan.placement;
+        let of = format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts);
+        let bytes = size(split.routed_expert_bytes_on_host);
+        add("Experts on the host", of, format!("blocks, whole or in part; {bytes}"));
     }
     figures
-}
-
-fn hosted(plan: &Plan) -> crate::bytes::Bytes {
-    plan.placement.routed_expert_bytes_on_host
 }
 
 fn cache(plan: &Plan) -> String {
@@ -104,6 +104,7 @@ fn speeds(plan: &Plan) -> Vec<Block> {
         let proposed = speed::prediction("proposed", plan.speed.as_ref(), of);
         let fitting = plan.alternatives.iter().filter(|other| other.fits);
         let others = fitting.filter_map(|other| speed::prediction(&other.what, other.speed.as_ref(), of));
+        let others = others.map(|entry| speed::Entry { tone: Some(Tone::Overhead), ..entry });
         let entries: Vec<_> = proposed.into_iter().chain(others).collect();
         speed::figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure)
     };
@@ -115,7 +116,7 @@ fn tables(plan: &Plan) -> Vec<Block> {
     use Align::{Left, Right};
     let mut terms = Table::new(&[("term", Left), ("bytes", Right), ("fix", Left), ("frees", Right), ("costs", Left)]);
     for row in &plan.explain {
-        terms.row([row.term.clone(), size(row.bytes), row.fix.clone(), size(row.saves), row.costs.clone()]);
+        terms.row([row.term.clone(), size(row.bytes), row.fix.clone(), freed(row.saves), row.costs.clone()]);
     }
     let mut time = Table::new(&[("phase", Left), ("time goes to", Left), ("seconds", Right)]);
     let least = plan.turn_seconds.unwrap_or(0.0) * WORTH_A_ROW;
@@ -145,6 +146,11 @@ fn tables(plan: &Plan) -> Vec<Block> {
     ];
     let filled = tables.into_iter().filter(|(_, table)| !table.is_empty());
     filled.map(|(caption, table)| Block::Table(caption.into(), table)).collect()
+}
+
+/// What a fix frees; nothing where there is none.
+fn freed(bytes: Bytes) -> String {
+    if bytes == Bytes(0) { String::new() } else { bytes.to_string() }
 }
 
 /// Other launches, a row each.

@@ -26,10 +26,13 @@ impl Unit {
 
     /// A mean and its spread, as llama-bench writes it.
     pub fn spread(self, spread: Spread) -> String {
-        if spread.n > 1 {
-            format!("{} ± {}", self.show(spread.mean), self.show(spread.stddev))
-        } else {
-            self.show(spread.mean)
+        let Spread { mean, stddev, n } = spread;
+        match self {
+            _ if n < 2 => self.show(mean),
+            Self::TokensPerSecond if mean >= 100.0 => format!("{} ± {stddev:.0}", rate(mean)),
+            Self::TokensPerSecond => format!("{mean:.1} ± {stddev:.1}"),
+            Self::Seconds if mean < 1.0 => format!("{:.0} ± {:.1} ms", mean * 1000.0, stddev * 1000.0),
+            Self::Seconds => format!("{mean:.2} ± {stddev:.2} s"),
         }
     }
 
@@ -52,17 +55,25 @@ pub struct Entry {
     pub samples: Vec<f64>,
     /// What was predicted, and the share that it may be off.
     pub predicted: Option<(f64, f64)>,
+    /// Its colour, where it is not that of its place.
+    pub tone: Option<Tone>,
 }
 
 impl Entry {
     /// What was measured, without a prediction.
     pub fn measured(label: impl Into<String>, measured: Option<Spread>, samples: Vec<f64>) -> Self {
-        Self { label: label.into(), measured, samples, predicted: None }
+        Self { label: label.into(), measured, samples, predicted: None, tone: None }
     }
 
     /// A prediction beside nothing measured.
     pub fn predicted(label: impl Into<String>, value: f64, uncertainty: f64) -> Self {
-        Self { label: label.into(), measured: None, samples: Vec::new(), predicted: Some((value, uncertainty)) }
+        Self {
+            label: label.into(),
+            measured: None,
+            samples: Vec::new(),
+            predicted: Some((value, uncertainty)),
+            tone: None,
+        }
     }
 }
 
@@ -77,7 +88,7 @@ pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
         ("samples", Align::Right),
     ]);
     for (at, entry) in entries.iter().enumerate() {
-        let tone = Tone::Series(at);
+        let tone = entry.tone.unwrap_or(Tone::Series(at));
         if let Some((value, off)) = entry.predicted.filter(|(value, _)| value.is_finite()) {
             let spread = Some(value * off);
             let shown = format!("{} ± {:.0}%", unit.show(value), off * 100.0);
@@ -147,7 +158,10 @@ mod tests {
     #[test]
     fn nothing_known_is_no_chart_and_one_sample_has_no_spread() {
         assert!(figure("x", Unit::Seconds, &[Entry::measured("a", None, vec![])]).is_none());
-        let one = Spread { mean: 0.25, stddev: 0.0, n: 1 };
-        assert_eq!(Unit::Seconds.spread(one), "250 ms");
+        let shown = |unit: Unit, mean, stddev, n| unit.spread(Spread { mean, stddev, n });
+        assert_eq!(shown(Unit::Seconds, 0.25, 0.0, 1), "250 ms");
+        assert_eq!(shown(Unit::Seconds, 0.25, 0.0125, 3), "250 ± 12.5 ms");
+        assert_eq!(shown(Unit::Seconds, 8.4, 0.0, 3), "8.40 ± 0.00 s");
+        assert_eq!(shown(Unit::TokensPerSecond, 9869.4, 243.2, 3), "9,869 ± 243");
     }
 }

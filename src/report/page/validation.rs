@@ -40,7 +40,10 @@ fn model(model: &ModelValidation) -> Section {
     if !model.placements.is_empty() {
         blocks.push(Block::Table("Placements, predicted".into(), placements(model)));
     }
-    blocks.extend(model.bench.iter().flat_map(bench::blocks));
+    if let Some(bench) = &model.bench {
+        blocks.push(Block::Heading("Benchmark".into()));
+        blocks.extend(bench::blocks(bench));
+    }
     Section { heading: model.name.clone(), source: model.path.clone().unwrap_or_default(), blocks }
 }
 

@@ -53,18 +53,19 @@ pub fn lines(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
     let frame = Frame::of(lines);
     let (named, described) = (format!("{id}-name"), format!("{id}-text"));
     html! {
-        div.plot {
+        div.plot.named[lines.series.len() > 1] {
+            @if lines.series.len() > 1 { (names(lines)) }
             p.unit { (lines.y) }
             svg height=(coordinate(HEIGHT + BELOW)) role="img" aria-labelledby=(named) aria-describedby=(described) {
                 title id=(named) { (title) }
                 desc id=(described) { (text) }
                 (axes(lines, frame))
-                @for (label, level) in &lines.levels {
-                    @let y = coordinate(frame.y(*level));
-                    line.level x1="0" x2="100%" y1=(y) y2=(y) {}
-                    text.to.level-label x="100%" y=(coordinate(frame.y(*level) - 5.0)) { (label) }
-                }
                 @for series in &lines.series { (curve(series, lines.dense, frame)) }
+                @for (at, (label, level)) in lines.levels.iter().enumerate() {
+                    @let y = frame.y(*level);
+                    line.level x1="0" x2="100%" y1=(coordinate(y)) y2=(coordinate(y)) {}
+                    text.to.level-label x="100%" y=(coordinate(if at == 0 { y + 16.0 } else { y - 6.0 })) { (label) }
+                }
                 @if lines.series.len() > 1 { (labels(lines, frame)) }
             }
             p.unit.x-unit { (lines.x) }
@@ -123,9 +124,25 @@ fn mark(at: usize) -> &'static str {
     MARKS[at % SERIES]
 }
 
+/// The names with their marks, for screens without room beside the plot.
+fn names(lines: &Lines) -> Markup {
+    html! {
+        ul.legend {
+            @for series in &lines.series {
+                li {
+                    svg width="14" height="14" aria-hidden="true" focusable="false" {
+                        svg.mark x="7" y="7" { path.(Tone::Series(series.at).class()) d=(mark(series.at)) {} }
+                    }
+                    (series.label)
+                }
+            }
+        }
+    }
+}
+
 /// The names at the ends of the curves, pushed apart where they would overlap.
 fn labels(lines: &Lines, frame: Frame) -> Markup {
-    let ends = lines.series.iter().filter_map(|series| Some((series, frame.y(series.points.last()?.y) - 9.0)));
+    let ends = lines.series.iter().filter_map(|series| Some((series, frame.y(series.points.last()?.y) + 4.0)));
     let mut ends: Vec<(&Series, f64)> = ends.collect();
     ends.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.at.cmp(&b.0.at)));
     let mut last = f64::NEG_INFINITY;
@@ -136,7 +153,7 @@ fn labels(lines: &Lines, frame: Frame) -> Markup {
     let over = (last - (HEIGHT - 6.0)).max(0.0);
     html! {
         @for (series, y) in ends {
-            text.to.end-label.(Tone::Series(series.at).class()) x="100%" y=(coordinate(y - over)) { (series.label) }
+            text.from.end-label.(Tone::Series(series.at).class()) x="100%" dx="12" y=(coordinate(y - over)) { (series.label) }
         }
     }
 }

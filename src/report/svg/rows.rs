@@ -20,6 +20,7 @@ fn group(stack: &Stack) -> Markup {
     let limit = stack.limit.as_ref().map(|(_, bytes)| *bytes as f64);
     let longest = sums.max().unwrap_or(0) as f64;
     let scale = longest.max(limit.unwrap_or(0.0)).max(1.0);
+    let marks = size_ticks(0.0, scale, STEPS);
     html! {
         div.group {
             div.group-head {
@@ -27,15 +28,15 @@ fn group(stack: &Stack) -> Markup {
                 @if let Some((what, _)) = &stack.limit { span.limit-key { (what) } }
             }
             div.rows {
-                @for bar in &stack.bars { (stacked(bar, scale, limit)) }
-                (axis(&size_ticks(0.0, scale, STEPS), scale))
+                @for bar in &stack.bars { (stacked(bar, &marks, scale, limit)) }
+                (axis(&marks, scale))
             }
         }
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
-fn stacked(bar: &StackedBar, scale: f64, limit: Option<f64>) -> Markup {
+fn stacked(bar: &StackedBar, marks: &[Tick], scale: f64, limit: Option<f64>) -> Markup {
     let place = |value: f64| across(percent(value, 0.0, scale));
     let parts = bar.parts.iter().scan(0.0, |from, (tone, bytes)| {
         let start = *from;
@@ -45,6 +46,7 @@ fn stacked(bar: &StackedBar, scale: f64, limit: Option<f64>) -> Markup {
     html! {
         span.row-name { (bar.label) }
         svg.bar aria-hidden="true" focusable="false" {
+            (ruled(marks, scale))
             @for (class, start, width) in parts.filter(|(_, _, width)| *width > 0.0) {
                 (area(&class, bar.fill, &place(start), &place(width)))
             }
@@ -61,32 +63,44 @@ pub fn bars(bars: &Bars) -> Markup {
         (bar.length + bar.spread.unwrap_or(0.0)).max(samples)
     };
     let scale = ceiling(bars.bars.iter().map(reach).fold(0.0, f64::max), STEPS);
+    let marks = ticks(0.0, scale, STEPS);
     html! {
         div.group {
             div.rows {
-                @for bar in &bars.bars { (plain(bar, scale)) }
-                (axis(&ticks(0.0, scale, STEPS), scale))
+                @for bar in &bars.bars { (plain(bar, &marks, scale)) }
+                (axis(&marks, scale))
             }
             p.unit { (bars.unit) }
         }
     }
 }
 
-fn plain(bar: &Bar, scale: f64) -> Markup {
+fn plain(bar: &Bar, marks: &[Tick], scale: f64) -> Markup {
     let at = |value: f64| across(percent(value, 0.0, scale));
     html! {
         span.row-name { (bar.label) }
         svg.bar aria-hidden="true" focusable="false" {
+            (ruled(marks, scale))
             (area(&bar.tone.class(), bar.fill, "0", &at(bar.length)))
-            @for sample in &bar.samples { circle.sample cx=(at(*sample)) cy="50%" r="2.5" {} }
+            @for sample in &bar.samples { circle.sample cx=(at(*sample)) cy="76%" r="2.5" {} }
             @if let Some(spread) = bar.spread.filter(|spread| *spread > 0.0) {
                 @let (low, high) = (at(bar.length - spread), at(bar.length + spread));
-                line.whisker x1=(low) x2=(high) y1="50%" y2="50%" {}
-                line.whisker x1=(low) x2=(low) y1="30%" y2="70%" {}
-                line.whisker x1=(high) x2=(high) y1="30%" y2="70%" {}
+                line.whisker x1=(low) x2=(high) y1="36%" y2="36%" {}
+                line.whisker x1=(low) x2=(low) y1="20%" y2="52%" {}
+                line.whisker x1=(high) x2=(high) y1="20%" y2="52%" {}
             }
         }
         span.row-value { (bar.value) }
+    }
+}
+
+/// Lines up from the axis, behind a bar.
+fn ruled(marks: &[Tick], scale: f64) -> Markup {
+    html! {
+        @for mark in marks {
+            @let at = across(percent(mark.at, 0.0, scale));
+            line.gridline x1=(at) x2=(at) y1="-15%" y2="115%" {}
+        }
     }
 }
 
