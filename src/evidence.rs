@@ -4,11 +4,14 @@
 
 pub mod store;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::machine::{Calibration, Device, Machine};
 use crate::measurement::{Measurement, peak_of};
+use crate::runtime::Launch;
 
 /// The schema of [`Record`].
 pub const SCHEMA: &str = "moeplan/evidence/1";
@@ -48,18 +51,20 @@ pub struct Record {
     pub predicted: Bytes,
     /// llama.cpp's own sum as it was.
     pub own: Bytes,
-    /// The longest prompt, in tokens.
+    /// Tokens in the context after the longest prompt.
     pub prompt: u32,
+    /// Tokens of a micro-batch.
+    pub ubatch: u32,
 }
 
 /// The records of a run: one for each device that the driver showed and that says what it is.
-pub fn records(measured: &Measurement, machine: &Machine, driver: Option<&str>, time: u64) -> Vec<Record> {
+pub fn records(measured: &Measurement, launch: &Launch, driver: Option<&str>, time: u64) -> Vec<Record> {
     let peaks = peak_of(&measured.device_use);
     let record = |device: &Device| {
         let (seen, predicted) = (measured.memory.get(&device.name)?.terms, measured.predicted.get(&device.name)?.terms);
         let own = seen.model + seen.context + seen.compute;
         let peak = peaks.get(&device.name)?.saturating_sub(own);
-        let used = |at: &std::collections::BTreeMap<String, Bytes>| at.get(&device.name).copied();
+        let used = |at: &BTreeMap<String, Bytes>| at.get(&device.name).copied();
         let loaded = used(&measured.device_use.loaded)?.saturating_sub(used(&measured.device_use.before)?);
         Some(Record {
             schema: SCHEMA.to_string(),
@@ -72,10 +77,11 @@ pub fn records(measured: &Measurement, machine: &Machine, driver: Option<&str>, 
             peak,
             predicted: predicted.model + predicted.context + predicted.compute,
             own,
-            prompt: measured.speed.n_prompt,
+            prompt: measured.speed.n_prompt.saturating_add(measured.speed.depth),
+            ubatch: launch.run.n_ubatch,
         })
     };
-    machine.devices.iter().filter_map(record).collect()
+    launch.machine.devices.iter().filter_map(record).collect()
 }
 
 /// What records say of a device with a driver: those of its newest build, in the order of their time.
@@ -88,25 +94,37 @@ pub fn calibration(records: &[Record], device: &str, driver: Option<&str>) -> Op
     Some(Calibration {
         runs: u32::try_from(long.len()).unwrap_or(u32::MAX),
         loaded: runs.iter().map(|record| record.loaded).max()?,
-        peak: long.iter().map(|record| record.peak).max(),
+        peaks: peaks(&long),
         margin: margin_of(&long),
         driver: driver.map(str::to_string),
         build,
     })
 }
 
+/// The most that was seen with each micro-batch.
+fn peaks(runs: &[&Record]) -> BTreeMap<u32, Bytes> {
+    let mut peaks = BTreeMap::new();
+    for run in runs {
+        let most: &mut Bytes = peaks.entry(run.ubatch).or_default();
+        *most = run.peak.max(*most);
+    }
+    peaks
+}
+
 /// What is to be left free after these runs: [`MARGIN_UNCALIBRATED`] until there are [`RUNS_ENOUGH`], then twice the worst
-/// miss, at least [`MARGIN_LEAST`]. A miss is what a run took beyond what the runs before it let expect.
+/// miss, at least [`MARGIN_LEAST`]. A miss is what a run took beyond what the runs before it, with micro-batches as large or
+/// smaller, let expect; the first of them let expect nothing.
 fn margin_of(runs: &[&Record]) -> Bytes {
     if runs.len() < RUNS_ENOUGH {
         return MARGIN_UNCALIBRATED;
     }
     let mut worst = Bytes(0);
-    let mut peak = runs.first().map_or(Bytes(0), |first| first.peak);
-    for run in runs.iter().skip(1) {
-        let taken = Bytes(run.own.0.saturating_add(run.peak.0));
-        worst = worst.max(taken.saturating_sub(Bytes(run.predicted.0.saturating_add(peak.0))));
-        peak = peak.max(run.peak);
+    for (at, run) in runs.iter().enumerate() {
+        let known = Calibration { peaks: peaks(runs.get(..at).unwrap_or_default()), ..Calibration::default() };
+        if let Some(peak) = known.peak_at(run.ubatch) {
+            let taken = Bytes(run.own.0.saturating_add(run.peak.0));
+            worst = worst.max(taken.saturating_sub(Bytes(run.predicted.0.saturating_add(peak.0))));
+        }
     }
     MARGIN_LEAST.max(Bytes(worst.0.saturating_mul(2)))
 }
@@ -141,6 +159,7 @@ mod tests {
             predicted: Bytes::mib(7000),
             own: Bytes::mib(7000),
             prompt,
+            ubatch: 512,
         }
     }
 
@@ -154,7 +173,7 @@ mod tests {
         let margin = |records: &[Record]| known(records).unwrap().margin;
         assert_eq!(margin(&records), MARGIN_UNCALIBRATED);
         records.push(run(3, 810, 4096));
-        assert_eq!((margin(&records), known(&records).unwrap().peak), (MARGIN_LEAST, Some(Bytes::mib(810))));
+        assert_eq!((margin(&records), known(&records).unwrap().peak_at(512)), (MARGIN_LEAST, Some(Bytes::mib(810))));
         // 90 MiB more than any run before: the next may again.
         records.push(run(4, 900, 4096));
         assert_eq!(margin(&records), Bytes::mib(180));
@@ -167,9 +186,19 @@ mod tests {
     }
 
     #[test]
+    fn pools_grow_with_the_micro_batch() {
+        let with = |ubatch, peak| Record { ubatch, ..run(u64::from(ubatch), peak, 4096) };
+        let calibration = known(&[with(512, 710), with(2048, 790), with(512, 705), with(1024, 700)]).unwrap();
+        let found = [256, 512, 768, 1024, 2048, 4096].map(|ubatch| calibration.peak_at(ubatch));
+        assert_eq!(found, [710, 710, 710, 710, 790, 790].map(|mib| Some(Bytes::mib(mib))));
+        // 2048 was no miss of 80 MiB but more than 512 let expect: it is one, for it was planned for with 710.
+        assert_eq!(calibration.margin, Bytes::mib(160));
+    }
+
+    #[test]
     fn short_prompts_say_nothing_of_the_peak() {
         let calibration = known(&[run(1, 620, 512), run(2, 640, 4095)]).unwrap();
-        assert_eq!((calibration.runs, calibration.peak, calibration.loaded), (0, None, Bytes::mib(600)));
+        assert_eq!((calibration.runs, calibration.peak_at(512), calibration.loaded), (0, None, Bytes::mib(600)));
         assert_eq!(calibration.margin, MARGIN_UNCALIBRATED);
     }
 
@@ -178,7 +207,7 @@ mod tests {
         let old = Record { build: 10434, peak: Bytes::mib(2000), ..run(1, 0, 4096) };
         let other = Record { driver: None, peak: Bytes::mib(3000), ..run(2, 0, 4096) };
         let calibration = known(&[old, other, run(3, 800, 4096)]).unwrap();
-        assert_eq!((calibration.build, calibration.peak), (11434, Some(Bytes::mib(800))));
+        assert_eq!((calibration.build, calibration.peak_at(512)), (11434, Some(Bytes::mib(800))));
         assert_eq!(super::calibration(&[run(1, 800, 4096)], "NVIDIA A100", Some("580.1")), None);
     }
 

@@ -1,5 +1,7 @@
 //! A machine: its devices and its host, from flags, a file, or what is found here.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
@@ -197,14 +199,14 @@ impl Device {
 }
 
 /// What runs on a device have shown of the memory that llama.cpp's own sums leave out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Runs that are counted, with prompts long enough to have grown the pools.
     pub runs: u32,
     /// Beyond llama.cpp's own sum after loading: the most that was seen.
     pub loaded: Bytes,
-    /// The same at the peak; `None` = no prompt was long enough.
-    pub peak: Option<Bytes>,
+    /// The same at the peak, by the tokens of a micro-batch: pools grow with it. Empty = no prompt was long enough.
+    pub peaks: BTreeMap<u32, Bytes>,
     /// What is to be left free for what further runs may show.
     pub margin: Bytes,
     /// The driver that it was measured with.
@@ -220,14 +222,20 @@ impl Calibration {
         let (runs, build) = (self.runs, self.build);
         let driver = self.driver.as_ref().map_or(String::new(), |driver| format!(", driver {driver}"));
         let with = format!("llama.cpp b{build}{driver}");
-        match self.peak {
-            Some(peak) => format!(
-                "measured here in {runs} run{} with {with}: {} loaded, {peak} at the peak",
-                if runs == 1 { "" } else { "s" },
-                self.loaded
-            ),
-            None => format!("{} loaded was measured here with {with}, but no prompt of 4096 tokens", self.loaded),
+        if self.peaks.is_empty() {
+            return format!("{} loaded was measured here with {with}, but no prompt of 4096 tokens", self.loaded);
         }
+        let s = if runs == 1 { "" } else { "s" };
+        let peaks: Vec<String> = self.peaks.iter().map(|(ubatch, peak)| format!("{peak} (-ub {ubatch})")).collect();
+        format!("measured here in {runs} run{s} with {with}: {} loaded, at the peak {}", self.loaded, peaks.join(", "))
+    }
+
+    /// Beyond llama.cpp's own sum at the peak, for micro-batches of so many tokens: what was seen with as many or the next
+    /// more; for more than was ever seen the most that was, which a miss will correct. `None` = no prompt was long enough.
+    pub fn peak_at(&self, n_ubatch: u32) -> Option<Bytes> {
+        let at_most = self.peaks.range(..=n_ubatch).map(|(_, peak)| *peak).max();
+        let next = self.peaks.range(n_ubatch..).next().map(|(_, peak)| *peak);
+        at_most.max(next)
     }
 }
 

@@ -76,6 +76,9 @@ fn every_document_has_its_section_in_both_formats() {
         assert!(!shown.contains(word) && !markdown.contains(word), "`{word}` in a report");
     }
     assert_eq!(markdown.lines().filter(|line| line.starts_with("## ")).count(), 11);
+    std::fs::write(folder.path().join("plain"), "").unwrap();
+    let permissions = |file: &str| std::fs::metadata(folder.path().join(file)).unwrap().permissions();
+    assert_eq!(permissions("report.html"), permissions("plain"), "readable as any file");
     ok(folder.path(), &all(&["-o", "again.html"]));
     assert_eq!(text, std::fs::read_to_string(folder.path().join("again.html")).unwrap(), "the same page twice");
 }

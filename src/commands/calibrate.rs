@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -13,6 +14,8 @@ use super::{Outcome, Output};
 use crate::cli::{Format, Global};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
+use crate::runtime::{bench, detect};
+use crate::speed::design;
 use crate::speed::fit::{self, Fit, Residual};
 use crate::speed::samples::{self, BenchRow};
 use crate::speed::{Phase, prices};
@@ -32,6 +35,12 @@ pub struct CalibrateArgs {
     /// A model that those rows are of, where its name is none that `moeplan synth --list` knows; repeatable.
     #[arg(long, value_name = "FILE", requires = "from")]
     pub model: Vec<PathBuf>,
+    /// The llama-server whose llama-bench measures [default: MOEPLAN_LLAMA_SERVER, then PATH].
+    #[arg(long, value_name = "PATH", requires = "calibrate", conflicts_with = "from")]
+    pub llama_server: Option<PathBuf>,
+    /// Start no new test after this many seconds.
+    #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
+    pub seconds: u64,
 }
 
 /// The machine file, and how well it does.
@@ -56,14 +65,10 @@ struct Calibration<'a> {
 
 /// Runs `devices --calibrate`.
 pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyhow::Result<Outcome> {
-    let mut rows = Vec::new();
-    for path in &args.from {
-        rows.extend(read(path)?);
-    }
-    let machine = described_by(machine.machine()?, &rows);
-    let samples = samples_of(&rows, &args.model, &machine)?;
-    let basis = samples::basis(&rows);
-    let fit = fit::fit(&machine, &samples, &basis)?;
+    let machine = machine.machine()?;
+    let measured = if args.from.is_empty() { measure(args, &machine, output)? } else { earlier(args, machine)? };
+    let basis = samples::basis(&measured.rows);
+    let fit = fit::fit(&measured.machine, &measured.samples, &basis)?;
     let document = Document {
         schema: "moeplan/devices/1",
         machine: &fit.machine,
@@ -119,6 +124,64 @@ fn take_rates(machine: &mut Machine, saved: &Machine) {
     }
 }
 
+/// What was measured, on what.
+struct Measured {
+    machine: Machine,
+    rows: Vec<BenchRow>,
+    samples: Vec<fit::Sample>,
+}
+
+/// Rows of files.
+fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
+    let mut rows = Vec::new();
+    for path in &args.from {
+        rows.extend(read(path)?);
+    }
+    let machine = described_by(machine, &rows);
+    let samples = samples_of(&rows, &args.model, &machine)?;
+    Ok(Measured { machine, rows, samples })
+}
+
+/// Writes small models and lets llama-bench run them. A test that fails is left out, and said.
+fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::Result<Measured> {
+    let server = args.llama_server.clone().or_else(detect::server).context(
+        "no llama-server here: name one with --llama-server or MOEPLAN_LLAMA_SERVER, or give rows with --from",
+    )?;
+    let program = bench::beside(&server)?;
+    let place = crate::gguf::source::cache::directory().context("no folder for the models: set XDG_CACHE_HOME")?;
+    std::fs::create_dir_all(&place).with_context(|| format!("cannot make `{}`", place.display()))?;
+    let folder = tempfile::tempdir_in(&place).with_context(|| format!("cannot write in `{}`", place.display()))?;
+    let tests = design::tests(machine);
+    let started = Instant::now();
+    let limit = Duration::from_secs(args.seconds);
+    let mut measured = Measured { machine: machine.clone(), rows: Vec::new(), samples: Vec::new() };
+    for subject in design::SUBJECTS {
+        output.say(&format!("writing {} with random weights", subject.spec));
+        let path = folder.path().join(format!("{}.gguf", subject.spec));
+        write_model(subject.spec, subject.blocks, &path, Fill::Random(1))?;
+        let mut of_model = Vec::new();
+        for test in &tests {
+            if started.elapsed() > limit {
+                output.say(&format!("no time for: {}", test.tells));
+                continue;
+            }
+            output.say(&format!("{:>4} s  {}: {}", started.elapsed().as_secs(), subject.spec, test.tells));
+            match bench::run(&program, &path, &test.args, limit.max(LEAST)) {
+                Ok(rows) => of_model.extend(rows),
+                Err(error) => output.say(&format!("left out: {}", crate::escape::terminal(&error.to_string()))),
+            }
+        }
+        measured.machine = described_by(measured.machine, &of_model);
+        measured.samples.extend(samples_of(&of_model, &[], &measured.machine)?);
+        measured.rows.extend(of_model);
+        std::fs::remove_file(&path)?;
+    }
+    Ok(measured)
+}
+
+/// The least time that one test gets: loading may be slow the first time.
+const LEAST: Duration = Duration::from_secs(60);
+
 /// The rows of a file.
 fn read(path: &Path) -> anyhow::Result<Vec<BenchRow>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
@@ -163,9 +226,16 @@ fn header(row: &BenchRow, models: &[PathBuf]) -> anyhow::Result<Model> {
     })?;
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("header.gguf");
-    let stop = AtomicBool::new(false);
-    write(&synthesize(&spec, &Wish::default())?, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop })?;
+    write_model(&spec.name, None, &path, Fill::Hole)?;
     Ok(Model::from_gguf(crate::gguf::open(&path)?)?)
+}
+
+/// A known model as a file.
+fn write_model(name: &str, blocks: Option<u32>, path: &Path, fill: Fill) -> anyhow::Result<()> {
+    let synthesis = synthesize(&spec::named(name)?, &Wish { blocks, ..Wish::default() })?;
+    let stop = AtomicBool::new(false);
+    write(&synthesis, path, fill, false, Watch { wrote: &|_| {}, stop: &stop })?;
+    Ok(())
 }
 
 /// The constants, and how well they do.

@@ -63,8 +63,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
             let schema = "moeplan/devices/1";
             output.json(&Document { schema, machine, driver, source, processor, available, margin })?;
         }
-        Format::Markdown | Format::Html => output.answer(&report::devices::markdown(&here.machine))?,
-        Format::Text => {
+        Format::Markdown => output.answer(&report::devices::markdown(&here.machine))?,
+        Format::Text | Format::Html => {
             output.answer(&report::devices::text(&here.machine))?;
             for line in about(&here, margin) {
                 output.say(&crate::escape::terminal(&line));
@@ -92,7 +92,9 @@ fn about(here: &Found, margin: Bytes) -> Vec<String> {
                 .to_string(),
         );
     } else {
-        lines.push(format!("a plan leaves {margin} free on each device; `moeplan verify` with a long prompt measures"));
+        lines.push(format!(
+            "a plan leaves {margin} free on each device; `moeplan verify --measure-prompt 4096` measures what they need"
+        ));
     }
     if here.machine.devices.iter().any(|device| device.calibration.is_some())
         && let Some(path) = evidence::store::path()

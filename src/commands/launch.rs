@@ -23,9 +23,6 @@ pub struct LaunchArgs {
     /// Plan and launch for embeddings: every token yields an output row (llama.cpp: --embeddings).
     #[arg(long)]
     pub embeddings: bool,
-    /// Threads of llama.cpp and of software devices; 0 = all processors, and one a device.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: u32,
 }
 
 /// A launch and where it comes from.
@@ -82,16 +79,18 @@ impl Proposal {
         words.extend(file.args);
         let mut run = parse::command(&words, &BTreeMap::new())?.run;
         let mut machine = file.machine;
-        servers.extend(bind(engine, &mut machine, &mut run, args.threads)?);
-        let launch = Launch { model: file.model.path, run, machine, n_threads: args.threads };
+        servers.extend(bind(engine, &mut machine, &mut run)?);
+        let n_threads = run.n_threads.unwrap_or(0);
+        let launch = Launch { model: file.model.path, run, machine, n_threads };
         Ok(Self { launch, plan, servers })
     }
 
-    /// A command line as it is, on the devices that are here or on `n_devices` software devices.
+    /// A command line as it is, on the devices that are here or on `n_devices` software devices; `n_threads` where it has no `-t`.
     pub fn of_command(
         words: &[String],
         model: Option<&Path>,
         n_devices: u16,
+        n_threads: Option<u32>,
         args: &LaunchArgs,
         engine: &Engine,
     ) -> anyhow::Result<Self> {
@@ -108,14 +107,16 @@ impl Proposal {
         let model = given.or(named).context("no model: name its file before `--` or with -m after it")?;
         let mut run = command.run;
         run.embeddings |= args.embeddings;
+        run.n_threads = run.n_threads.or(n_threads);
         let mut machine = if n_devices > 0 {
             software_machine(n_devices, Bytes::mib(24 * 1024))
         } else {
             machine_of(&engine.runtime().devices(&run.rpc)?)
         };
         machine.host.isa = engine.isa();
-        let servers = bind(engine, &mut machine, &mut run, args.threads)?;
-        let launch = Launch { model, run, machine, n_threads: args.threads };
+        let servers = bind(engine, &mut machine, &mut run)?;
+        let n_threads = run.n_threads.unwrap_or(0);
+        let launch = Launch { model, run, machine, n_threads };
         Ok(Self { launch, plan: serde_json::Value::Null, servers })
     }
 }
@@ -133,16 +134,17 @@ fn planned(
     machine.host.isa = engine.isa();
     let mut request = options.request(&model, &machine)?;
     request.run.embeddings |= args.embeddings;
-    let servers = bind(engine, &mut machine, &mut request.run, args.threads)?;
+    let servers = bind(engine, &mut machine, &mut request.run)?;
     let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
     Ok((serde_json::to_value(plan)?, servers))
 }
 
-/// Servers for the software devices that have none yet.
-fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig, threads: u32) -> anyhow::Result<Vec<RpcServer>> {
+/// Servers for the software devices that have none yet, with as many threads as the launch.
+fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::Result<Vec<RpcServer>> {
     let is_software =
         |device: &crate::machine::Device| device.backend == crate::machine::Backend::Rpc && device.endpoint().is_none();
     if machine.devices.iter().any(is_software) {
+        let threads = run.n_threads.unwrap_or(0);
         return Ok(bind_software_devices(engine.rpc_program()?, machine, run, threads)?);
     }
     // Only the servers that are named already are listed; none is started.

@@ -52,7 +52,7 @@ impl MachineArgs {
     /// The machine they describe, or this one.
     pub fn machine(&self) -> anyhow::Result<Machine> {
         let mut machine = match &self.machine {
-            Some(path) => budgeted(read(path)?, &self.vram)?,
+            Some(path) => recognised(budgeted(read(path)?, &self.vram)?),
             None => self.described()?,
         };
         if self.ram.is_some() {
@@ -119,8 +119,8 @@ pub fn found() -> anyhow::Result<Found> {
     let facts = detect::host();
     let mut machine = machine_of(&devices.list);
     machine.host = host(&facts);
-    evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
     super::calibrate::apply_own(&mut machine);
+    evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
     Ok(Found {
         machine: Machine::new(machine.devices, machine.host)?,
         driver: devices.driver,
@@ -138,24 +138,38 @@ fn of_free_memory(mut machine: Machine) -> Machine {
     machine
 }
 
-/// A budget for a card that is here is a budget of that card in this computer: what was measured of both holds.
-fn recognised(mut machine: Machine) -> Machine {
-    let mut here = machine_of(&nvml::listed());
+/// A card that is described and is here: what was measured of it and of this host holds, whatever budget it is given.
+fn recognised(machine: Machine) -> Machine {
+    let cards = nvml::listed();
+    if cards.is_empty() {
+        return machine;
+    }
+    let mut here = machine_of(&cards);
     here.host = host(&detect::host());
+    super::calibrate::apply_own(&mut here);
     evidence::calibrate(&mut here, &evidence::store::read(), nvml::driver().as_deref());
     super::calibrate::apply_own(&mut here);
+    with_known(machine, &here)
+}
+
+/// What is known of the devices of `here`, for those of `machine` that are the same: the name, no other description, and no
+/// more memory than is there. A host of which nothing is said is then this one.
+fn with_known(mut machine: Machine, here: &Machine) -> Machine {
     let mut is_here = false;
     for device in &mut machine.devices {
-        let same = |other: &&Device| other.name == device.name && other.total >= device.total;
-        if let Some(card) = here.devices.iter().find(same) {
-            device.description.clone_from(&card.description);
-            device.calibration.clone_from(&card.calibration);
-            device.rates.clone_from(&card.rates);
-            is_here = true;
-        }
+        let same = |other: &&Device| {
+            other.name == device.name
+                && other.total >= device.total
+                && device.description.as_ref().is_none_or(|name| other.description.as_ref() == Some(name))
+        };
+        let Some(card) = here.devices.iter().find(same) else { continue };
+        device.description = device.description.take().or_else(|| card.description.clone());
+        device.calibration = device.calibration.take().or_else(|| card.calibration.clone());
+        device.rates = device.rates.take().or_else(|| card.rates.clone());
+        is_here = true;
     }
-    if is_here {
-        machine.host = here.host;
+    if is_here && machine.host == Host::default() {
+        machine.host = here.host.clone();
     }
     machine
 }
@@ -168,6 +182,7 @@ fn host(facts: &detect::HostFacts) -> Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Calibration;
 
     #[test]
     fn budgets_are_for_the_first_devices_of_a_machine_file() {
@@ -177,5 +192,35 @@ mod tests {
         let one = budgeted(machine.clone(), &[Bytes::mib(8)]).unwrap();
         assert_eq!(one.devices.iter().map(|device| device.total).collect::<Vec<_>>(), [Bytes::mib(8)]);
         assert!(budgeted(machine, &[Bytes::mib(8); 3]).unwrap_err().to_string().contains("describes 2 devices"));
+    }
+
+    #[test]
+    fn what_is_known_of_a_card_holds_for_a_budget_of_it_and_for_no_other() {
+        let devices = |sizes: &[u64]| {
+            let sizes: Vec<Bytes> = sizes.iter().map(|mib| Bytes::mib(*mib)).collect();
+            Machine::new(Device::of_budgets(Backend::Cuda, &sizes).unwrap(), Host::default()).unwrap()
+        };
+        let mut here = devices(&[100, 100]);
+        for device in &mut here.devices {
+            device.description = Some("card".to_string());
+            device.calibration = Some(Calibration { margin: Bytes(7), ..Calibration::default() });
+        }
+        let mut asked = devices(&[50, 200, 10]);
+        let known = |machine: Machine| -> Vec<bool> {
+            with_known(machine, &here).devices.iter().map(|device| device.calibration.is_some()).collect()
+        };
+        assert_eq!(known(asked.clone()), [true, false, false]);
+        asked.devices[0].description = Some("another card".to_string());
+        assert_eq!(known(asked), [false, false, false]);
+    }
+
+    #[test]
+    fn a_launch_here_may_use_what_is_free() {
+        let mut machine =
+            Machine::new(Device::of_budgets(Backend::Vulkan, &[Bytes(9), Bytes(9)]).unwrap(), Host::default());
+        let machine = machine.as_mut().unwrap();
+        (machine.devices[0].free, machine.devices[1].free) = (Bytes(5), Bytes(0));
+        let totals: Vec<Bytes> = of_free_memory(machine.clone()).devices.iter().map(|device| device.total).collect();
+        assert_eq!(totals, [Bytes(5), Bytes(9)]);
     }
 }

@@ -149,7 +149,11 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         return std::fs::write(path, text).with_context(failed);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    let mut builder = tempfile::Builder::new();
+    // As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(failed)?;
     file.write_all(text.as_bytes()).with_context(failed)?;
     file.persist(path).map_err(|error| error.error).with_context(failed)?;
     Ok(())
@@ -209,4 +213,14 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn no_flag_is_defined_twice() {
+        super::Cli::command().debug_assert();
+    }
 }

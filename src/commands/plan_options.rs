@@ -221,6 +221,11 @@ impl PlanOptions {
 }
 
 impl LaunchOptions {
+    /// `-t` where it is a number, more than none.
+    pub fn n_threads(&self) -> Option<u32> {
+        self.threads.as_deref()?.parse().ok().filter(|threads| *threads > 0)
+    }
+
     /// The flags as the command line of llama-server that they would be; `auto` is not said.
     fn words(&self) -> Vec<String> {
         let mut words = vec!["llama-server".to_string()];

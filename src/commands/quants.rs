@@ -106,8 +106,8 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     let document = Quants { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows };
     match output.format() {
         Format::Json => output.json(&document)?,
-        Format::Markdown | Format::Html => output.answer(&table(&document).markdown())?,
-        Format::Text => output.answer(&text(&document))?,
+        Format::Markdown => output.answer(&table(&document).markdown())?,
+        Format::Text | Format::Html => output.answer(&text(&document))?,
     }
     let asked = document.machine.is_some();
     let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);

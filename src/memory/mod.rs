@@ -11,6 +11,7 @@ mod formula;
 mod fusion;
 pub mod graph;
 pub mod overhead;
+pub mod pools;
 pub mod sched;
 
 use std::collections::BTreeMap;
@@ -168,8 +169,9 @@ pub fn predict_with(
         quantity: "Host.uncounted".to_string(),
         how: format!("up to {logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)"),
     });
-    for device in placement.devices.iter().filter_map(|i| machine.devices.get(usize::from(*i))) {
-        let overhead = overhead::overhead(device);
+    for at in &placement.devices {
+        let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
+        let overhead = overhead::held(device, *at, model, run, placement);
         memory.entry(device.name.clone()).or_default().overhead = overhead.peak;
         basis.push(Basis { quantity: format!("{}.overhead", device.name), how: overhead.source.to_string() });
     }

@@ -3,8 +3,11 @@
 use std::borrow::Cow;
 
 use super::caches::{CacheKind, Caches};
+use super::pools;
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device};
+use crate::model::Model;
+use crate::placement::Placement;
 use crate::run::numbers::ContextNumbers;
 use crate::run::{Program, RunConfig};
 
@@ -15,10 +18,12 @@ pub struct Overhead {
     pub description: &'static str,
     /// The backends it is for.
     pub backends: &'static [Backend],
-    /// After loading.
+    /// After loading, nothing pinned.
     pub loaded: Bytes,
-    /// After long prompts have grown the pools; they never shrink. Budgets count with this.
+    /// After long prompts, which load kernels and grow the pools; they never shrink. Budgets count with this.
     pub peak: Bytes,
+    /// Multiprocessors of the card, where `loaded` and `peak` are without what [`super::pools`] says of a launch.
+    pub multiprocessors: Option<u64>,
     /// Where the figures come from.
     pub source: Cow<'static, str>,
 }
@@ -29,9 +34,11 @@ pub const OVERHEADS: &[Overhead] = &[
         description: "H100",
         backends: &[Backend::Cuda],
         loaded: Bytes::mib(600),
-        peak: Bytes::mib(815),
+        peak: Bytes::mib(705),
+        multiprocessors: Some(132),
         source: Cow::Borrowed(
-            "measured on an H100 80GB, CUDA 13, llama.cpp b11434: 600 MiB loaded, 714 to 815 MiB after long prompts",
+            "measured on an H100 80GB, CUDA 13, llama.cpp b11434: 600 MiB loaded, 105 more after long prompts, \
+             the launch's own page tables and pools",
         ),
     },
     Overhead {
@@ -39,6 +46,7 @@ pub const OVERHEADS: &[Overhead] = &[
         backends: &[Backend::Cuda, Backend::Rocm, Backend::Vulkan, Backend::Metal],
         loaded: Bytes::mib(600),
         peak: Bytes::mib(600),
+        multiprocessors: None,
         source: Cow::Borrowed("default: no measurement of this device"),
     },
     Overhead {
@@ -46,27 +54,48 @@ pub const OVERHEADS: &[Overhead] = &[
         backends: &[Backend::Rpc, Backend::Cpu],
         loaded: Bytes(0),
         peak: Bytes(0),
+        multiprocessors: None,
         source: Cow::Borrowed("no context of its own in this process"),
     },
 ];
 
-/// The row of `device`: what its machine file states, else what was measured of it, else the table's.
-pub fn overhead(device: &Device) -> Overhead {
+/// The row of `device` for micro-batches of `n_ubatch` tokens: what its machine file states, else what was measured of it,
+/// else the table's.
+pub fn overhead(device: &Device, n_ubatch: u32) -> Overhead {
     if let Some(stated) = device.overhead {
         let source = Cow::Borrowed("stated by the machine file");
-        return Overhead { description: "", backends: &[], loaded: stated, peak: stated, source };
+        return Overhead {
+            description: "",
+            backends: &[],
+            loaded: stated,
+            peak: stated,
+            multiprocessors: None,
+            source,
+        };
     }
     let known = tabled(device);
     match &device.calibration {
         Some(measured) => Overhead {
             loaded: measured.loaded,
             // Pools that no long prompt has grown yet will grow.
-            peak: measured.peak.unwrap_or(known.peak.max(measured.loaded)),
+            peak: measured.peak_at(n_ubatch).unwrap_or(known.peak.max(measured.loaded)),
+            multiprocessors: None,
             source: Cow::Owned(measured.describe()),
             ..known
         },
         None => known,
     }
+}
+
+/// What device `at` of a machine holds for a launch beyond llama.cpp's own sums.
+pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement: &Placement) -> Overhead {
+    let mut known = overhead(device, run.n_ubatch);
+    if let Some(multiprocessors) = known.multiprocessors {
+        let tables = pools::page_tables(placement);
+        known.loaded += tables;
+        known.peak += tables + pools::pool(model, run, placement, at, multiprocessors);
+    }
+    known
 }
 
 /// The table's row of `device`.
@@ -143,7 +172,7 @@ mod tests {
             rates: None,
         };
         for (backend, description, peak) in [
-            (Backend::Cuda, Some("NVIDIA H100 80GB HBM3"), 815),
+            (Backend::Cuda, Some("NVIDIA H100 80GB HBM3"), 705),
             (Backend::Cuda, Some("NVIDIA GeForce RTX 4090"), 600),
             (Backend::Cuda, None, 600),
             (Backend::Rocm, None, 600),
@@ -152,10 +181,14 @@ mod tests {
             (Backend::Rpc, None, 0),
             (Backend::Cpu, None, 0),
         ] {
-            assert_eq!(overhead(&device(backend, description)).peak, Bytes::mib(peak), "{backend:?} {description:?}");
+            assert_eq!(
+                overhead(&device(backend, description), 512).peak,
+                Bytes::mib(peak),
+                "{backend:?} {description:?}"
+            );
         }
         let stated = Device { overhead: Some(Bytes::mib(333)), ..device(Backend::Rpc, None) };
-        assert_eq!(overhead(&stated).peak, Bytes::mib(333));
+        assert_eq!(overhead(&stated, 512).peak, Bytes::mib(333));
     }
 
     #[test]
@@ -165,12 +198,12 @@ mod tests {
             device.calibration = Some(Calibration {
                 runs: 1,
                 loaded: Bytes::mib(loaded),
-                peak: peak.map(Bytes::mib),
+                peaks: peak.map(|mib| (512, Bytes::mib(mib))).into_iter().collect(),
                 margin: Bytes::mib(256),
                 driver: Some("580.1".to_string()),
                 build: 11434,
             });
-            let found = overhead(&device);
+            let found = overhead(&device, 512);
             assert_eq!((found.loaded, found.peak), (Bytes::mib(loaded), Bytes::mib(expected)));
             assert!(found.source.contains("b11434, driver 580.1"), "{}", found.source);
         }

@@ -93,7 +93,7 @@ impl Problem<'_> {
     /// The best launch on the devices that `run` names.
     fn solve_layers(&self, run: &RunConfig) -> Result<Candidate, Error> {
         let run = match split(self, run)? {
-            Some(tensor_split) => RunConfig { tensor_split, ..run.clone() },
+            Some(shares) => self.with_shares(run, shares),
             None => run.clone(),
         };
         let best = self.solve_load_mode(&run)?;
@@ -108,6 +108,15 @@ impl Problem<'_> {
         }
         let other = self.solve_load_mode(&RunConfig { op_offload: false, ..run })?;
         Ok(if other.fits() && self.is_better(&other, &best, WORTH_OP_OFFLOAD) { other } else { best })
+    }
+
+    /// `run` with a share of the layers for each of its devices; those without a share are left out.
+    fn with_shares(&self, run: &RunConfig, shares: Vec<f32>) -> RunConfig {
+        let all = || self.machine.devices.iter().map(|device| device.name.clone()).collect();
+        let names: Vec<String> = run.devices.clone().unwrap_or_else(all);
+        let (devices, shares): (Vec<String>, Vec<f32>) =
+            names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0).unzip();
+        RunConfig { devices: Some(devices), tensor_split: shares, ..run.clone() }
     }
 
     /// Whether no routed expert is on the host.

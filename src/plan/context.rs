@@ -44,7 +44,7 @@ fn largest_context(problem: &Problem, run: &RunConfig) -> Result<u32, Error> {
         _ => Strategy::ExpertsOnHost,
     };
     let levers = super::Levers::default();
-    let lean = Problem { strategy, levers, ..*problem };
+    let lean = Problem { strategy, levers, ..problem.clone() };
     let judge =
         |steps: u32| -> Result<Candidate, Error> { lean.solve(&RunConfig { n_ctx: steps * 256, ..run.clone() }) };
     let (mut fits, mut too_many) = (1, problem.model.hparams.context_length.div_ceil(256).max(1) + 1);

@@ -5,13 +5,12 @@
 //! the range of micro-batches and is taken as straight between; the winner is then judged exactly, and refilled with its own
 //! compute until it fits and nothing more would.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::solver::{Candidate, Error, Problem, Strategy};
 use super::stage::{End, Kept, Stage};
 use crate::bytes::Bytes;
-use crate::gguf::GgmlType;
 use crate::memory::compute::{self, Compute};
 use crate::memory::{self, Prediction};
 use crate::placement::Placement;
@@ -21,6 +20,8 @@ use crate::run::{FlashAttn, RunConfig, numbers};
 const UBATCHES: [u32; 5] = [512, 1024, 2048, 4096, 8192];
 /// Where none of those fits.
 const SMALL_UBATCHES: [u32; 3] = [256, 128, 64];
+/// How many choices beyond the room are judged, the largest first.
+const REACHES: usize = 6;
 /// llama.cpp's `-b` where it is not given.
 const N_BATCH: u32 = 2048;
 /// A choice must be better by this share to be made instead of a simpler one.
@@ -39,21 +40,19 @@ struct Draft {
     short: Bytes,
 }
 
-/// What compute depends on, beside the stage: everything kept or something moved, and the launch's numbers.
-type ComputeKey = (bool, u32, bool, GgmlType, GgmlType, u32);
-
 /// The search on one stage.
 pub struct Explorer<'a> {
     problem: &'a Problem<'a>,
     /// The stage that is searched.
     pub stage: &'a Stage<'a>,
-    computes: RefCell<Vec<(ComputeKey, Compute)>>,
+    /// Whether `-fa auto` was found to mean `on`.
+    flash_attn: Cell<bool>,
 }
 
 impl<'a> Explorer<'a> {
     /// A search on `stage`.
     pub fn new(problem: &'a Problem<'a>, stage: &'a Stage<'a>) -> Self {
-        Self { problem, stage, computes: RefCell::new(Vec::new()) }
+        Self { problem, stage, flash_attn: Cell::new(false) }
     }
 
     /// The best launch of `setting` that fits the devices; where none does, the one that is least short.
@@ -183,9 +182,8 @@ impl<'a> Explorer<'a> {
         compute: Option<&Compute>,
     ) -> Result<Prediction, Error> {
         // Finding out what `-fa auto` means costs a graph, and where experts are does not change it.
-        let known = self.computes.borrow().first().and_then(|(_, compute)| compute.flash_attn);
         let resolved = RunConfig { flash_attn: FlashAttn::On, ..setting.clone() };
-        let run = if setting.flash_attn == FlashAttn::Auto && known == Some(true) { &resolved } else { setting };
+        let run = if setting.flash_attn == FlashAttn::Auto && self.flash_attn.get() { &resolved } else { setting };
         Ok(memory::predict_with(self.problem.model, self.problem.machine, run, placement, compute)?)
     }
 
@@ -219,14 +217,17 @@ impl<'a> Explorer<'a> {
 
     /// Compute predicted at a setting, once.
     fn compute_at(&self, setting: &RunConfig, whole: bool) -> Result<Compute, Error> {
-        let key = (whole, setting.n_ubatch, setting.op_offload, setting.type_k, setting.type_v, setting.n_ctx);
-        if let Some((_, known)) = self.computes.borrow().iter().find(|(other, _)| *other == key) {
-            return Ok(known.clone());
-        }
-        let placement = if whole { &self.stage.bare } else { &self.stage.hosted };
-        let prediction = self.predict(setting, placement, None)?;
-        let compute = compute_of(&prediction);
-        self.computes.borrow_mut().push((key, compute.clone()));
+        let key = format!("{whole} {:?} {setting:?} {:?}", self.stage.bare.layers, self.stage.base.overrides);
+        let known = self.problem.computes.borrow().get(&key).cloned();
+        let compute = match known {
+            Some(known) => known,
+            None => {
+                let placement = if whole { &self.stage.bare } else { &self.stage.hosted };
+                compute_of(&self.predict(setting, placement, None)?)
+            }
+        };
+        self.flash_attn.set(compute.flash_attn == Some(true));
+        self.problem.computes.borrow_mut().insert(key, compute.clone());
         Ok(compute)
     }
 
@@ -257,10 +258,43 @@ impl<'a> Explorer<'a> {
             kept = next;
         }
         match (best, worst) {
-            (Some((_, candidate)), _) => Ok(candidate),
+            (Some((kept, candidate)), _) => self.reach(draft, kept, candidate),
             (None, Some((kept, candidate))) => self.step_down(draft, kept, candidate),
             (None, None) => self.exact(&draft.setting, &draft.kept),
         }
+    }
+
+    /// Tries what has no room yet and would have, because with its largest tensor the area that prompts copy experts through
+    /// leaves as well.
+    fn reach(&self, draft: &Draft, kept: Kept, mut candidate: Candidate) -> Result<Candidate, Error> {
+        if self.is_whole() || self.problem.strategy != Strategy::Auto {
+            return Ok(candidate);
+        }
+        let (largest, bytes) = (self.stage.largest_moved(&kept), self.stage.bytes(&kept));
+        for (at, device) in self.problem.machine.devices.iter().enumerate() {
+            let Ok(at) = u16::try_from(at) else { break };
+            let row = candidate.prediction.memory.get(&device.name).copied().unwrap_or_default();
+            let spare = device.total.saturating_sub(row.total() + self.problem.margin).0;
+            let mut further: Vec<(u64, Kept)> = self
+                .stage
+                .beyond(&kept, at, draft.host)
+                .into_iter()
+                .filter_map(|next| {
+                    let shrinks = largest - self.stage.largest_moved(&next).min(largest);
+                    let more = self.stage.bytes(&next) - bytes;
+                    (more <= spare + shrinks && more <= spare + row.compute.0).then_some((more, next))
+                })
+                .collect();
+            further.sort_by_key(|(more, _)| std::cmp::Reverse(*more));
+            for (_, next) in further.into_iter().take(REACHES) {
+                let tried = self.exact(&draft.setting, &next)?;
+                if tried.devices_fit() {
+                    candidate = tried;
+                    break;
+                }
+            }
+        }
+        Ok(candidate)
     }
 
     /// What the room holds, given the compute of `candidate`.

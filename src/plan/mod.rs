@@ -33,7 +33,7 @@ pub use crate::speed::Turn;
 pub use context::ContextChoice;
 use explain::{Subject, Why};
 use host::HostNeeds;
-use solver::{Candidate, Levers, Objective, Problem, Strategy};
+use solver::{Candidate, Computes, Levers, Objective, Problem, Strategy};
 
 /// What is asked of the planner.
 #[derive(Debug, Clone)]
@@ -155,6 +155,11 @@ pub enum Error {
 impl Request {
     /// The problem that the request poses.
     pub fn problem<'a>(&self, model: &'a Model, machine: &'a Machine) -> Problem<'a> {
+        self.problem_with(model, machine, &Computes::default())
+    }
+
+    /// The same with what is known of the model's compute buffers from other requests.
+    fn problem_with<'a>(&self, model: &'a Model, machine: &'a Machine, computes: &Computes) -> Problem<'a> {
         Problem {
             model,
             machine,
@@ -163,6 +168,7 @@ impl Request {
             objective: self.objective,
             turn: self.turn,
             levers: self.levers,
+            computes: computes.clone(),
         }
     }
 
@@ -184,7 +190,12 @@ impl Request {
 
 /// The launch that serves the request best.
 pub fn solve(model: &Model, machine: &Machine, request: &Request) -> Result<Candidate, Error> {
-    let problem = request.problem(model, machine);
+    solve_with(model, machine, request, &Computes::default())
+}
+
+/// [`solve`] as one of many for the same model.
+fn solve_with(model: &Model, machine: &Machine, request: &Request, computes: &Computes) -> Result<Candidate, Error> {
+    let problem = request.problem_with(model, machine, computes);
     let run = context::with_context(&problem, request, request.start(model, machine))?;
     Ok(problem.solve(&run)?)
 }

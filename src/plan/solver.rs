@@ -3,11 +3,14 @@
 //! A launch that is said to fit was judged by the law and the prediction themselves (`placement::place`,
 //! `memory::predict`); the predicted speed only decides among launches.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use super::host::{self, HostNeeds};
 use crate::bytes::Bytes;
 use crate::machine::{Device, Machine};
+use crate::memory::compute::Compute;
 use crate::memory::{self, HOST, MemoryBreakdown, Prediction};
 use crate::model::Model;
 use crate::placement::{self, Placement};
@@ -68,8 +71,11 @@ pub struct Levers {
     pub expert_cache: bool,
 }
 
+/// Compute buffers that were predicted before, by all that they depend on: budgets are not among it, so a sweep shares them.
+pub type Computes = Rc<RefCell<HashMap<String, Compute>>>;
+
 /// The problem: a model, a machine whose `total`s are budgets, and what the user fixed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Problem<'a> {
     /// What is placed.
     pub model: &'a Model,
@@ -85,6 +91,8 @@ pub struct Problem<'a> {
     pub turn: Turn,
     /// What the planner may choose beside.
     pub levers: Levers,
+    /// Of this model.
+    pub computes: Computes,
 }
 
 /// A launch and what it takes.

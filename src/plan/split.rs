@@ -1,8 +1,13 @@
 //! How the layers are shared over several devices: slots by device for `-ts`.
+//!
+//! Bytes come first: a split on which dense weights and caches have room and the most experts too. From there, slots move
+//! between neighbours as long as the predicted speed gains by it: a fast card takes what a slow one would be waited for.
 
 use super::solver::{Candidate, Error, Problem};
+use super::stage::Stage;
 use crate::model::Model;
 use crate::placement;
+use crate::rules::Role;
 use crate::run::RunConfig;
 
 /// Layer slots per device for `-ts`, or `None` with one device or where the user gave it.
@@ -31,14 +36,93 @@ pub(super) fn split(problem: &Problem, run: &RunConfig) -> Result<Option<Vec<f32
     let mut counts = proportional(slots.len(), &room);
     loop {
         let score = score(&counts, &slots, &room);
-        let better = neighbours(&counts).into_iter().map(|next| (self::score(&next, &slots, &room), next)).max();
+        let better = neighbours(&counts, 1).into_iter().map(|next| (self::score(&next, &slots, &room), next)).max();
         match better {
             Some((next_score, next)) if next_score > score => counts = next,
             _ => break,
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "slot counts are below 2^24")]
-    Ok(Some(counts.into_iter().map(|count| count as f32).collect()))
+    let sharing = Sharing::new(problem, pilot, slots, room)?;
+    Ok(Some(shares(&sharing.faster(counts)?)))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "slot counts are below 2^24")]
+fn shares(counts: &[usize]) -> Vec<f32> {
+    counts.iter().map(|count| *count as f32).collect()
+}
+
+/// A faster split must be faster by this share: the one by bytes keeps the cards evenly filled.
+const WORTH: f64 = 0.01;
+
+/// What splits are timed with.
+struct Sharing<'a> {
+    problem: &'a Problem<'a>,
+    pilot: &'a Candidate,
+    /// The pilot with every movable expert on the host.
+    hosted: placement::Placement,
+    /// By slot, its movable experts.
+    experts: Vec<Vec<usize>>,
+    slots: Vec<Slot>,
+    room: Vec<i128>,
+}
+
+impl<'a> Sharing<'a> {
+    fn new(problem: &'a Problem<'a>, pilot: &'a Candidate, slots: Vec<Slot>, room: Vec<i128>) -> Result<Self, Error> {
+        let stage = Stage::new(problem, pilot.run.clone(), &[Role::RoutedExpert])?;
+        let mut experts = vec![Vec::new(); slots.len()];
+        for (at, tensor) in problem.model.tensors.iter().enumerate() {
+            let moved = stage.hosted.copies[at] != stage.bare.copies[at];
+            if let Some(slot) = tensor.block.and_then(|block| experts.get_mut(block as usize)).filter(|_| moved) {
+                slot.push(at);
+            }
+        }
+        Ok(Self { problem, pilot, hosted: stage.hosted, experts, slots, room })
+    }
+
+    /// Moves fewer and fewer slots at a time between neighbours while that is faster.
+    fn faster(&self, start: Vec<usize>) -> Result<Vec<usize>, Error> {
+        let first = self.cost(&start)?;
+        let (mut counts, mut cost) = (start.clone(), first);
+        let mut step = (self.slots.len() / 4).max(1);
+        while step > 0 {
+            let mut improved = None;
+            for next in neighbours(&counts, step) {
+                let next_cost = self.cost(&next)?;
+                if next_cost < cost * (1.0 - WORTH / 10.0) {
+                    (improved, cost) = (Some(next), next_cost);
+                }
+            }
+            match improved {
+                Some(next) => counts = next,
+                None => step /= 2,
+            }
+        }
+        Ok(if cost < first * (1.0 - WORTH) { counts } else { start })
+    }
+
+    /// What a split costs with as many whole blocks of experts on each device as its bytes hold; infinite where the rest of a
+    /// device's layers has no room.
+    fn cost(&self, counts: &[usize]) -> Result<f64, Error> {
+        if score(counts, &self.slots, &self.room).0 < 0 {
+            return Ok(f64::INFINITY);
+        }
+        let run = RunConfig { tensor_split: shares(counts), ..self.pilot.run.clone() };
+        let mut placement = placement::place(self.problem.model, self.problem.machine, &run)?;
+        let mut start = 0;
+        for (count, room) in counts.iter().zip(&self.room) {
+            let range = start..start + count;
+            start = range.end;
+            let fixed: i128 = self.slots[range.clone()].iter().map(|slot| i128::from(slot.fixed)).sum();
+            let mut left = room - fixed;
+            for slot in range.rev() {
+                left -= i128::from(self.slots[slot].experts);
+                for at in self.experts[slot].iter().filter(|_| left < 0) {
+                    placement.copies[*at].clone_from(&self.hosted.copies[*at]);
+                }
+            }
+        }
+        Ok(self.problem.cost(&self.problem.estimate(&run, &placement, &self.pilot.prediction)))
+    }
 }
 
 /// Bytes of one layer slot.
@@ -84,15 +168,15 @@ fn proportional(slots: usize, room: &[i128]) -> Vec<usize> {
     counts
 }
 
-/// Every vector that differs by one slot moved between neighbours.
-fn neighbours(counts: &[usize]) -> Vec<Vec<usize>> {
+/// Every vector that differs by `step` slots moved between neighbours.
+fn neighbours(counts: &[usize], step: usize) -> Vec<Vec<usize>> {
     let mut found = Vec::new();
     for at in 1..counts.len() {
         for (from, to) in [(at - 1, at), (at, at - 1)] {
-            if counts[from] > 0 {
+            if counts[from] >= step {
                 let mut next = counts.to_vec();
-                next[from] -= 1;
-                next[to] += 1;
+                next[from] -= step;
+                next[to] += step;
                 found.push(next);
             }
         }

@@ -265,4 +265,39 @@ impl<'a> Stage<'a> {
         }
         mirrored
     }
+
+    /// Choices that keep more on `device` than `kept` does: more whole blocks from the end that stays, with any parts of one
+    /// more.
+    pub fn beyond(&self, kept: &Kept, device: u16, host: End) -> Vec<Kept> {
+        let mut here: Vec<usize> = (0..self.units.len()).filter(|at| self.units[*at].device == Some(device)).collect();
+        if host == End::First {
+            here.reverse();
+        }
+        let bytes = self.bytes(kept);
+        let mut found = Vec::new();
+        for whole in 0..=here.len() {
+            let mut next = kept.clone();
+            for (rank, at) in here.iter().enumerate() {
+                next[*at] = if rank < whole { self.units[*at].whole() } else { 0 };
+            }
+            let edge = here.get(whole).map_or(0, |at| self.units[*at].whole());
+            for parts in 0..edge.max(1) {
+                if let Some(at) = here.get(whole) {
+                    next[*at] = parts;
+                }
+                if self.bytes(&next) > bytes {
+                    found.push(next.clone());
+                }
+            }
+        }
+        found
+    }
+
+    /// The largest part that a choice leaves to the host: prompts copy experts through an area of about its size.
+    pub fn largest_moved(&self, kept: &Kept) -> u64 {
+        let moved = self.units.iter().zip(kept).flat_map(|(unit, parts)| {
+            unit.bytes.iter().enumerate().filter(move |(part, _)| parts >> part & 1 == 0).map(|(_, bytes)| *bytes)
+        });
+        moved.max().unwrap_or(0)
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::solver::Candidate;
+use super::solver::{Candidate, Computes};
 use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request, expert_split};
 use crate::bytes::Bytes;
 use crate::checkup::Row;
@@ -173,6 +173,7 @@ pub fn sweep(
     request: &Request,
     sweep: &Sweep,
 ) -> Result<SweepDocument, Error> {
+    let computes = Computes::default();
     let mut points = Vec::with_capacity(sweep.values.len());
     for value in &sweep.values {
         let (mut machine, mut request) = (machine.clone(), request.clone());
@@ -188,7 +189,7 @@ pub fn sweep(
                 value.to_string()
             }
         };
-        let candidate = super::solve(model, &machine, &request)?;
+        let candidate = super::solve_with(model, &machine, &request, &computes)?;
         points.push(Point::of(model, &machine, &candidate, *value, label));
     }
     let model = super::summary(model, path);

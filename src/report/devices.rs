@@ -47,12 +47,15 @@ fn devices(machine: &Machine) -> Table {
     table
 }
 
+/// llama.cpp's own micro-batch (`common/common.h`, b11434), for which overhead is shown.
+const UBATCH: u32 = 512;
+
 /// What is kept free of each device, and why.
 fn learned(machine: &Machine) -> Table {
     let columns = [("device", Align::Left), ("overhead", Align::Right), ("margin", Align::Right), ("", Align::Left)];
     let mut table = Table::new(&columns);
     for device in &machine.devices {
-        let known = overhead(device);
+        let known = overhead(device, UBATCH);
         let margin =
             device.calibration.as_ref().map_or(evidence::MARGIN_UNCALIBRATED, |calibration| calibration.margin);
         table.row([device.name.clone(), known.peak.to_string(), margin.to_string(), known.source.into_owned()]);
@@ -73,7 +76,7 @@ mod tests {
         devices[0].calibration = Some(Calibration {
             runs: 3,
             loaded: Bytes::mib(580),
-            peak: Some(Bytes::mib(700)),
+            peaks: [(512, Bytes::mib(700)), (2048, Bytes::mib(790))].into(),
             margin: Bytes::mib(32),
             driver: None,
             build: 11434,

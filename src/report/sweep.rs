@@ -46,9 +46,10 @@ pub fn plans(document: &Plans, format: Format) -> String {
 }
 
 fn titled(title: &str, table: &Table, format: Format) -> String {
-    match format {
-        Format::Markdown => format!("## {}\n\n{}", escape::markdown(title), table.markdown()),
-        _ => format!("{}\n\n{}", escape::terminal(title), table.text()),
+    if format == Format::Markdown {
+        format!("## {}\n\n{}", escape::markdown(title), table.markdown())
+    } else {
+        format!("{}\n\n{}", escape::terminal(title), table.text())
     }
 }
 

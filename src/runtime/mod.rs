@@ -15,6 +15,7 @@ use crate::run::{LoadMode, RunConfig};
 mod child;
 #[cfg(feature = "embedded")]
 mod embedded;
+pub mod bench;
 pub mod cards;
 pub mod detect;
 pub mod log;

@@ -41,7 +41,7 @@ pub enum Reply {
     /// To [`Request::Project`].
     Projection(Projection),
     /// To [`Request::Generate`].
-    Generation(Generation),
+    Generation(Box<Generation>),
     /// llama.cpp refused: what it was doing.
     Refused(String),
 }

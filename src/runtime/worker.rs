@@ -228,7 +228,7 @@ impl Runtime for Embedded {
         let doing = format!("running `{}`", launch.model.display());
         let backend = backend(launch);
         let generation = match worker.ask(&Request::Generate(job, workload.clone()), &doing, self.limit)? {
-            Reply::Generation(generation) => generation,
+            Reply::Generation(generation) => *generation,
             other => return Err(Error::BadReply(format!("{other:?}"))),
         };
         let mut memory = generation.memory.by_device();

@@ -1,5 +1,6 @@
 //! Predicted speed of a launch: the time of a turn from the bytes moved, the operations done and the waits of every tier.
 
+pub mod design;
 mod experts;
 pub mod fit;
 mod layout;

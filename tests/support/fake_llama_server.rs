@@ -28,7 +28,9 @@ fn main() {
         {
             println!("{flag}                             as ever");
         }
-        println!("--host HOST   x\n--port PORT   x\n-ot, --override-tensor X   x\n-kvu x\n-ts X x\n--list-devices x");
+        println!(
+            "-dev NAMES   x\n-b N   x\n-ub N   x\n-fa X   x\n--embedding   x\n-tb N   x\n-nr   x\n-nkvo   x\n--no-op-offload   x\n--cache-ram N   x\n--host HOST   x\n--port PORT   x\n-ot, --override-tensor X   x\n-kvu x\n-ts X x\n--list-devices x"
+        );
         return;
     }
     if words.iter().any(|word| word == "--list-devices") {
@@ -81,7 +83,7 @@ fn run(options: &Options) {
         "garbage-log" => {
             let noise: Vec<u8> =
                 (0..200_000_u32).map(|i| u8::try_from(i.wrapping_mul(2_654_435_761) >> 24).unwrap_or(0)).collect();
-            std::io::stderr().write_all(&noise).expect("stderr");
+            let _ = std::io::stderr().write_all(&noise);
             say("");
         }
         "stubborn" => {
@@ -93,6 +95,9 @@ fn run(options: &Options) {
     if let Some(state) = &options.state {
         std::fs::write(state.join("pid"), std::process::id().to_string()).expect("a mark");
     }
+    if options.mode == "slow" {
+        sleep_for_ever();
+    }
     let listener = TcpListener::bind(("127.0.0.1", options.port)).expect("the port");
     replay(&options.log, options.port);
     for stream in listener.incoming().map_while(Result::ok) {
@@ -101,8 +106,9 @@ fn run(options: &Options) {
     }
 }
 
+/// A line of log; a full disk is no reason to stop.
 fn say(line: &str) {
-    eprintln!("{line}");
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn leave(last: &str) -> ! {

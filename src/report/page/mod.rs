@@ -37,10 +37,10 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
     }
     let own = match (sections.as_mut_slice(), sources) {
         ([only], [source]) => {
-            let heading = std::mem::replace(&mut only.heading, source.document.kind().to_string());
-            (heading, source.document.kind().to_string())
+            let kind = source.document.kind().to_string();
+            (std::mem::replace(&mut only.heading, kind), source.document.about())
         }
-        ([first, ..], [source]) => (first.heading.clone(), source.document.kind().to_string()),
+        ([first, ..], [source]) => (first.heading.clone(), source.document.about()),
         _ => (format!("Report on {} documents", sources.len()), String::new()),
     };
     Page { title: title.map_or(own.0, str::to_string), subtitle: own.1, sections }

@@ -3,9 +3,10 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::environment::utc;
 use super::view::{BenchRow, Inspection, Plan, Sweep};
 use crate::measurement::Measurement;
-use crate::suite::document::{Bench, Validation};
+use crate::suite::document::{Bench, DeviceFacts, Environment, Validation};
 
 /// One document.
 #[derive(Debug, Clone)]
@@ -40,6 +41,38 @@ impl Document {
             Self::LlamaBench(_) => "llama-bench",
         }
     }
+}
+
+impl Document {
+    /// What it is and of what, in a line.
+    pub fn about(&self) -> String {
+        let facts: Vec<String> = match self {
+            Self::Plan(plan) => {
+                let model = plan.model.iter().map(|model| format!("{}, {}", model.architecture, model.bytes));
+                let devices = plan.machine.iter().flat_map(|machine| &machine.devices);
+                model.chain(devices.map(|device| format!("{} of {}", device.total, device.name))).collect()
+            }
+            Self::Sweep(sweep) => {
+                sweep.model.iter().map(|model| format!("{}, {}", model.architecture, model.bytes)).collect()
+            }
+            Self::Inspection(model) => vec![model.architecture.clone()],
+            Self::Measurement(measured) => vec![format!("llama.cpp b{}", measured.runtime.build)],
+            Self::Bench(bench) => surroundings(&bench.environment),
+            Self::Validation(validation) => surroundings(&validation.environment),
+            Self::LlamaBench(rows) => rows.first().map(|row| format!("b{}", row.build_number)).into_iter().collect(),
+        };
+        let facts = facts.into_iter().filter(|fact| !fact.is_empty());
+        [self.kind().to_string()].into_iter().chain(facts).collect::<Vec<_>>().join(" · ")
+    }
+}
+
+/// On what something was measured, and when.
+fn surroundings(environment: &Environment) -> Vec<String> {
+    let device = |device: &DeviceFacts| device.description.clone().unwrap_or_else(|| device.name.clone());
+    let devices = environment.devices.iter().map(device);
+    let build = environment.runtime.iter().map(|runtime| format!("llama.cpp b{}", runtime.build));
+    let begun = (environment.started > 0).then(|| utc(environment.started));
+    devices.chain(build).chain(begun).collect()
 }
 
 /// A document and where it is from.

@@ -17,8 +17,13 @@ pub fn section(sweep: &Sweep, source: &str) -> Section {
     };
     let mut blocks = Vec::new();
     if !sweep.variable.is_empty() {
-        let of: [(&str, fn(&Speed) -> f64); 2] = [("Generation", |speed| speed.tg), ("Prompt", |speed| speed.pp)];
-        blocks.extend(of.into_iter().filter_map(|(title, of)| curve(sweep, title, of)).map(Block::Figure));
+        let speed = |of: fn(&Speed) -> f64| move |point: &Point| point.speed.as_ref().map(of);
+        let curves = [
+            curve(sweep, "Generation", "tokens per second", speed(|speed| speed.tg)),
+            curve(sweep, "Prompt", "tokens per second", speed(|speed| speed.pp)),
+            curve(sweep, "Experts on devices", "GiB", |point| Some(on_devices(point))),
+        ];
+        blocks.extend(curves.into_iter().flatten().map(Block::Figure));
     }
     let start = sweep.points.iter().position(|point| point.fits).unwrap_or(0);
     let commands = sweep.points.iter().map(|point| command(sweep, point)).collect();
@@ -34,17 +39,19 @@ fn what(sweep: &Sweep) -> &'static str {
     }
 }
 
-/// Predicted speed over what varies, of the points that fit.
+/// GiB of routed experts on any device.
+fn on_devices(point: &Point) -> f64 {
+    point.placement.routed_expert_bytes_on_devices.in_mib() / 1024.0
+}
+
+/// One predicted quantity over what varies, of the points that fit.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
-fn curve(sweep: &Sweep, title: &str, of: fn(&Speed) -> f64) -> Option<Figure> {
-    let mut table =
-        Table::new(&[(what(sweep), Align::Left), ("tokens/s, predicted", Align::Right), ("±", Align::Right)]);
+fn curve(sweep: &Sweep, title: &str, unit: &str, of: impl Fn(&Point) -> Option<f64>) -> Option<Figure> {
+    let mut table = Table::new(&[(what(sweep), Align::Left), (&format!("{unit}, predicted"), Align::Right)]);
     let mut points = Vec::new();
-    for point in sweep.points.iter().filter(|point| point.fits) {
-        let Some(speed) = &point.speed else { continue };
-        let (value, off) = (of(speed), of(speed) * speed.uncertainty);
+    for (point, value) in sweep.points.iter().filter(|point| point.fits).filter_map(|point| Some((point, of(point)?))) {
         points.push(chart::Point { x: point.value as f64, y: value, spread: None });
-        table.row([point.label.clone(), rate(value), rate(off)]);
+        table.row([point.label.clone(), rate(value)]);
     }
     if points.len() < 2 {
         return None;
@@ -52,13 +59,13 @@ fn curve(sweep: &Sweep, title: &str, of: fn(&Speed) -> f64) -> Option<Figure> {
     let is_budget = sweep.variable == "vram";
     let chart = Chart::Lines(Lines {
         x: if is_budget { "budget of the first device" } else { "context, tokens" }.into(),
-        y: "tokens per second".into(),
+        y: unit.into(),
         series: vec![Series { label: title.into(), at: 0, points }],
         levels: Vec::new(),
         dense: false,
         x_is_bytes: is_budget,
     });
-    let text = format!("Predicted for the plan of each {}; points that do not fit are left out.", what(sweep));
+    let text = format!("Of the plan of each {}; points that do not fit are left out.", what(sweep));
     Some(Figure { title: format!("{title} by {}, predicted", what(sweep)), text, legend: Vec::new(), chart, table })
 }
 

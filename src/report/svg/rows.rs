@@ -77,6 +77,8 @@ pub fn bars(bars: &Bars) -> Markup {
 
 fn plain(bar: &Bar, marks: &[Tick], scale: f64) -> Markup {
     let at = |value: f64| across(percent(value, 0.0, scale));
+    // Above the dots of the samples, where there are any.
+    let (top, middle, bottom) = if bar.samples.is_empty() { ("34%", "50%", "66%") } else { ("20%", "36%", "52%") };
     html! {
         span.row-name { (bar.label) }
         svg.bar aria-hidden="true" focusable="false" {
@@ -85,9 +87,9 @@ fn plain(bar: &Bar, marks: &[Tick], scale: f64) -> Markup {
             @for sample in &bar.samples { circle.sample cx=(at(*sample)) cy="76%" r="2.5" {} }
             @if let Some(spread) = bar.spread.filter(|spread| *spread > 0.0) {
                 @let (low, high) = (at(bar.length - spread), at(bar.length + spread));
-                line.whisker x1=(low) x2=(high) y1="36%" y2="36%" {}
-                line.whisker x1=(low) x2=(low) y1="20%" y2="52%" {}
-                line.whisker x1=(high) x2=(high) y1="20%" y2="52%" {}
+                line.whisker x1=(low) x2=(high) y1=(middle) y2=(middle) {}
+                line.whisker x1=(low) x2=(low) y1=(top) y2=(bottom) {}
+                line.whisker x1=(high) x2=(high) y1=(top) y2=(bottom) {}
             }
         }
         span.row-value { (bar.value) }

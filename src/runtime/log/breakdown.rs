@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::line::{MAX_TEXT, cut};
-use crate::bytes::{Bytes, MIB};
+use super::line::{MAX_TEXT, cut, whole_mib};
+use crate::bytes::Bytes;
 use crate::memory::{HOST, MemoryBreakdown, MemoryByDevice};
 
 /// One row of the table. Every figure is whole MiB, cut: the true one is less than 1 MiB more.
@@ -61,7 +61,7 @@ pub(super) fn row(text: &str) -> Option<BreakdownRow> {
         Some((name, rest)) => (name, rest.strip_suffix(')')),
         None => (name.trim(), None),
     };
-    let mib = |n: &i64| u64::try_from(*n).ok()?.checked_mul(MIB).map(Bytes);
+    let mib = |n: &i64| whole_mib(u64::try_from(*n).ok()?);
     let named = |own, model, context, compute| {
         Some(BreakdownRow {
             name: cut(name, MAX_TEXT).to_string(),
@@ -89,7 +89,7 @@ pub(super) fn record(data: &Value) -> Option<Breakdown> {
         return None;
     }
     let row = |row: &Value| {
-        let mib = |key: &str| row.get(key).and_then(Value::as_u64)?.checked_mul(MIB).map(Bytes);
+        let mib = |key: &str| row.get(key).and_then(Value::as_u64).and_then(whole_mib);
         let text = |key: &str| row.get(key).and_then(Value::as_str).map(|text| cut(text, MAX_TEXT).to_string());
         Some(BreakdownRow {
             name: if row.get("kind").and_then(Value::as_str) == Some("host") {

@@ -65,6 +65,11 @@ pub(super) fn mib(text: &str) -> Option<Bytes> {
     u64::try_from(bytes).ok().filter(|bytes| *bytes <= MAX_SIZE).map(Bytes)
 }
 
+/// Whole MiB; `None` for more than 256 TiB.
+pub(super) fn whole_mib(mib: u64) -> Option<Bytes> {
+    mib.checked_mul(MIB).filter(|bytes| *bytes <= MAX_SIZE).map(Bytes)
+}
+
 /// The first whole number of a text.
 pub(super) fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
     let digits: &str = text.trim_start();

@@ -1,6 +1,6 @@
 //! Devices as llama.cpp prints them: `--list-devices`, `device_info` at start, `using device` at load.
 
-use super::line::{MAX_TEXT, cut, number};
+use super::line::{MAX_TEXT, cut, number, whole_mib};
 use crate::bytes::Bytes;
 use crate::runtime::wire::DeviceInfo;
 
@@ -81,7 +81,7 @@ pub(super) fn used_device(text: &str) -> Option<UsedDevice> {
 
 /// Whole MiB.
 fn mib(text: &str) -> Option<Bytes> {
-    number::<u64>(text)?.checked_mul(crate::bytes::MIB).map(Bytes)
+    whole_mib(number(text)?)
 }
 
 #[cfg(test)]

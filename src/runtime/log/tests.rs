@@ -32,6 +32,13 @@ fn captured_logs_give_memory_by_device() {
         ("b11434-rpc-ot-nommap.log", 0, vec![("Host", row(1250, 0, 452)), ("RPC0", row(204, 100, 351))]),
         ("b10434-vulkan-cmoe.log", 1404, vec![("Host", row(0, 0, 100)), ("Vulkan0", row(204, 50, 302))]),
         ("b11549-cpu-repack.log", 583, vec![("CPU_REPACK", row(319, 0, 0)), ("Host", row(0, 100, 953))]),
+        (
+            "b11434-cuda-none.log",
+            0,
+            vec![("CUDA0", row(544_192, 230_400, 49_355)), ("Host", row(1_224_942, 0, 16_007))],
+        ),
+        // The trial loads of --fit printed tables of their own.
+        ("b11434-cuda-fit.log", 1_743_651, vec![("CUDA0", row(404_592, 230_400, 24_151)), ("Host", row(0, 0, 4_002))]),
         ("b11434-cuda-h100.log", 767_525, vec![("CUDA0", row(718_300, 40_200, 0)), ("Host", row(0, 0, 0))]),
     ] {
         let log = LoadLog::read(&captured(name));
@@ -46,7 +53,7 @@ fn captured_logs_give_memory_by_device() {
 fn sums_of_lines_are_llama_cpps_own_sums() {
     for name in ["b11434-rpc-cmoe-lv4.log", "b11434-rpc-cmoe-jsonl.log", "b10434-vulkan-cmoe.log", "b11434-cpu-lv4.log"]
     {
-        let log = LoadLog::read(&captured(name));
+        let log = LoadLog::read(&captured(&name));
         let mut memory = log.memory();
         // The table counts what is mapped by its span.
         memory.get_mut(HOST).unwrap().model += log.mapped_span();
@@ -76,6 +83,8 @@ fn a_log_tells_the_launch() {
     let cuda = LoadLog::read(&captured("b11434-cuda-h100.log"));
     let h100 = cuda.devices.iter().find(|device| device.name == "CUDA0").map(|device| (device.total, device.gpu));
     assert_eq!(h100, Some((Bytes::mib(81079), true)));
+    let exit = LoadLog::read(&captured("b11434-cuda-none.log")).breakdown.remove(0);
+    assert_eq!((exit.total, exit.unaccounted_mib), (Some(Bytes::mib(81079)), Some(787)));
     assert_eq!(cuda.used[0].id.as_deref(), Some("0000:00:06.0"));
     assert_eq!(cuda.resolution()["CUDA0"].context, Bytes(2 * PRINTED.0));
 }

@@ -179,9 +179,14 @@ impl Error {
             Self::Died { end: End::Signal(9), .. } => {
                 "the system may have run out of memory: a smaller model or context, or `-lm mmap`"
             }
-            Self::Died { end: End::Signal(4), .. } => "this build is for another processor: build it on this machine",
+            Self::Died { end: End::Signal(4), .. } => {
+                "its code for this processor does not run here: remove the variant that `llama-server -lv 4 --list-devices` \
+                 names (libggml-cpu-NAME.so beside it), or try `-nr` after `--`"
+            }
             Self::Died { .. } => "run it again with -v for llama.cpp's whole log",
-            Self::Hangs { .. } => "is the disk or the RPC server it reads from still there?",
+            Self::Hangs { .. } => {
+                "is the disk it reads from still there? An RPC server serves one client at a time: is it free?"
+            }
             Self::TimedOut { .. } => "a larger --timeout, a smaller model, or fewer tokens",
             Self::Refused { .. } => "fewer prompt tokens or a larger context (-c)",
             Self::Answer(_) => "is another program of that name being run?",

@@ -15,7 +15,7 @@ use crate::runtime::{DeviceInfo, log};
 /// The folder below moeplan's cache that `scripts/llama-server` fills.
 pub const CACHE_FOLDER: &str = "llama.cpp-b11434/bin";
 /// How long a program may take to say what it is: a GPU driver can take seconds to wake.
-const PROBE_LIMIT: Duration = Duration::from_secs(60);
+const PROBE_LIMIT: Duration = Duration::from_mins(1);
 /// The most that is read of what it says, in bytes.
 const PROBE_BYTES: u64 = 1 << 20;
 /// The smallest number that is a release of llama.cpp; builds outside its repository count from 1.
@@ -144,17 +144,13 @@ fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
     let mut text = String::new();
     for _ in 0..2 {
         let left = PROBE_LIMIT.saturating_sub(start.elapsed());
-        match texts.recv_timeout(left) {
-            Ok(bytes) => {
-                text.push_str(&String::from_utf8_lossy(&bytes));
-                text.push('\n');
-            }
-            Err(_) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed(std::io::Error::other(format!("no answer in {} s", PROBE_LIMIT.as_secs()))));
-            }
-        }
+        let Ok(bytes) = texts.recv_timeout(left) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed(std::io::Error::other(format!("no answer in {} s", PROBE_LIMIT.as_secs()))));
+        };
+        text.push_str(&String::from_utf8_lossy(&bytes));
+        text.push('\n');
     }
     // A program that says more than is read would wait for ever.
     let _ = child.kill();
