@@ -112,9 +112,8 @@ fn speeds(bench: &Bench) -> Vec<Figure> {
 
 /// Speed over depth, a curve a case.
 fn depths(bench: &Bench) -> Vec<Figure> {
-    let of: [(&str, fn(&document::DepthRow) -> Option<Spread>); 2] =
-        [("Generation over depth", |row| row.tg), ("Prompt over depth", |row| row.pp)];
-    of.into_iter().filter_map(|(title, of)| depth(bench, title, of)).collect()
+    let charts = [depth(bench, "Generation over depth", |row| row.tg), depth(bench, "Prompt over depth", |row| row.pp)];
+    charts.into_iter().flatten().collect()
 }
 
 fn depth(bench: &Bench, title: &str, of: fn(&document::DepthRow) -> Option<Spread>) -> Option<Figure> {
@@ -190,7 +189,7 @@ fn savings(bench: &Bench) -> Table {
     use Align::{Left, Right};
     let columns = [("baseline", Left), ("by", Left), ("this", Right), ("baseline's", Right), ("saved", Right)];
     let mut table = Table::new(&[&columns[..], &[("", Right), ("tg", Right), ("pp", Right)]].concat());
-    let ratio = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.2}×")).unwrap_or_else(|| "not known".into());
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "not known".into(), |ratio| format!("{ratio:.2}×"));
     for saving in &bench.savings {
         let sign = if saving.saved_bytes < 0 { "−" } else { "" };
         let saved = crate::bytes::Bytes(saving.saved_bytes.unsigned_abs());
@@ -213,9 +212,8 @@ fn by_prompt(bench: &Bench) -> Option<Block> {
     use Align::{Left, Right};
     let columns = [("case", Left), ("prompt", Left), ("answer", Left), ("tokens", Right), ("pp", Right), ("tg", Right)];
     let mut table = Table::new(&[&columns[..], &[("first token", Right), ("in all", Right)]].concat());
-    let shown = |spread: Option<Spread>, unit: Unit| {
-        spread.map(|spread| unit.spread(spread)).unwrap_or_else(|| "not known".into())
-    };
+    let shown =
+        |spread: Option<Spread>, unit: Unit| spread.map_or_else(|| "not known".into(), |spread| unit.spread(spread));
     for case in &bench.cases {
         for row in &case.speed {
             let streamed = row.mode == Mode::Stream;

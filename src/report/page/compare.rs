@@ -7,6 +7,7 @@ use super::read::{Document, Source};
 use super::speed::{Entry, Unit, figure};
 use super::view::Plan;
 use super::{Block, Section, bench, file_name, plan};
+use crate::bytes::Bytes;
 use crate::measurement::{Measurement, Spread};
 use crate::memory::HOST;
 use crate::report::chart::Fill;
@@ -137,7 +138,7 @@ fn table(summaries: &[Summary]) -> Table {
     for summary in summaries {
         let on = |host: bool| {
             let rows = summary.memory.iter().flatten().filter(|(device, _)| is_host(device) == host);
-            let total = rows.map(|(_, row)| row.total).try_fold(crate::bytes::Bytes(0), |sum, of| sum.checked_add(of));
+            let total = rows.map(|(_, row)| row.total).try_fold(Bytes(0), Bytes::checked_add);
             match (&summary.memory, total) {
                 (Some(_), Some(total)) => size(total),
                 _ => "not known".to_string(),

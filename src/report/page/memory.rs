@@ -52,8 +52,11 @@ pub fn figure(title: &str, sides: &[Side<'_>], budget: &BTreeMap<String, Bytes>)
     }
 }
 
-/// The terms of a row of memory.
-const TERMS: [(&str, Tone, fn(&MemoryRow) -> Bytes); 4] = [
+/// A term of a row of memory.
+type Term = (&'static str, Tone, fn(&MemoryRow) -> Bytes);
+
+/// All of them.
+const TERMS: [Term; 4] = [
     ("model", Tone::Model, |row| row.terms.model),
     ("context", Tone::Context, |row| row.terms.context),
     ("compute", Tone::Compute, |row| row.terms.compute),

@@ -74,7 +74,7 @@ pub fn ceiling(max: f64, most: f64) -> f64 {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and not negative here")]
 fn number(value: f64, step: f64) -> String {
     let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
-    if step >= 1.0 && value >= 0.0 && value < 1e15 {
+    if step >= 1.0 && (0.0..1e15).contains(&value) {
         return thousands(value.round() as u64);
     }
     let decimals = if step < 1.0 { (-step.log10()).ceil().clamp(0.0, 9.0) as usize } else { 0 };
