@@ -1,6 +1,7 @@
 //! One file a command: load, compute, render. [I/O]
 
 pub mod calibrate;
+pub mod bench;
 pub mod check;
 pub mod devices;
 pub mod engine;
@@ -17,6 +18,7 @@ pub mod report;
 pub mod rules;
 pub mod run;
 pub mod synth;
+pub mod validate;
 pub mod verify;
 pub mod worker;
 
@@ -58,6 +60,10 @@ pub enum Command {
     Synth(synth::Args),
     /// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
     Run(Box<run::Args>),
+    /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
+    Bench(Box<bench::Args>),
+    /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
+    Validate(Box<validate::Args>),
     /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
     /// List, show and check placement rule files.
@@ -72,7 +78,8 @@ pub enum Command {
 impl Command {
     /// Whether `--format html` is one of its forms.
     fn has_page(&self) -> bool {
-        matches!(self, Self::Report(_) | Self::Inspect(_) | Self::Check(_) | Self::Plan(_) | Self::Verify(_))
+        let looks = matches!(self, Self::Report(_) | Self::Inspect(_) | Self::Check(_) | Self::Plan(_));
+        looks || matches!(self, Self::Verify(_) | Self::Bench(_) | Self::Validate(_))
     }
 }
 
@@ -168,12 +175,14 @@ fn echo(line: &str) {
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     anyhow::ensure!(
         output.format() != Format::Html || command.has_page(),
-        "this command writes no page: --format html is of report, inspect, check, plan and verify"
+        "this command writes no page: --format html is of report, inspect, check, plan, verify, bench and validate"
     );
     match command {
         Command::Devices(args) => devices::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),
+        Command::Bench(args) => bench::run(&args, output),
+        Command::Validate(args) => validate::run(*args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Report(args) => report::run(&args, output),
         Command::Worker(args) => worker::run(&args),
@@ -202,6 +211,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_server =
         || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::runtime::server::Error>()?.hint()));
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
+    let of_endpoint = || {
+        let hint = error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::endpoint::Error>()?.hint());
+        hint.map(str::to_string)
+    };
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
@@ -210,6 +223,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(|| report::hint(error))
         .or_else(of_runtime)
         .or_else(of_server)
+        .or_else(of_endpoint)
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)

@@ -1,5 +1,6 @@
 //! Rendering: the same tables as text, Markdown and HTML, and reports with charts. Renderers never compute.
 
+pub mod bench;
 pub mod bar;
 pub mod chart;
 pub mod html;
@@ -14,3 +15,4 @@ pub mod number;
 pub mod sweep;
 pub mod svg;
 pub mod table;
+pub mod validation;

@@ -122,7 +122,7 @@ fn sign(verdict: Verdict) -> Markup {
 
 fn key_figures(figures: &[KeyFigure]) -> Markup {
     html! {
-        dl.figures {
+        dl.figures.of-4[figures.len() == 4 || figures.len() > 6] {
             @for figure in figures {
                 div {
                     dt { (figure.label) }
@@ -147,8 +147,11 @@ fn checklist(items: &[Item]) -> Markup {
     }
 }
 
-/// Whether a cell holds a word that no column is wide enough for: a path, a regex.
-fn long(cell: &str) -> Option<&'static str> {
+/// How a cell breaks: a number never, a short text neither, a path or a regex anywhere.
+fn breaks(cell: &str) -> Option<&'static str> {
+    if cell.chars().count() <= 18 {
+        return Some("short");
+    }
     cell.split_whitespace().any(|word| word.chars().count() > 24).then_some("long")
 }
 
@@ -168,7 +171,7 @@ fn table(table: &Table, caption: Option<&str>) -> Markup {
                 }
                 tbody {
                     @for row in table.rows() {
-                        tr { @for (at, cell) in row.iter().enumerate() { td class=[side(at).or_else(|| long(cell))] { (cell) } } }
+                        tr { @for (at, cell) in row.iter().enumerate() { td class=[side(at).or_else(|| breaks(cell))] { (cell) } } }
                     }
                 }
             }

@@ -3,6 +3,8 @@
 use super::plan::notes;
 use super::view::Inspection;
 use super::{Block, Item, KeyFigure, Section, Verdict};
+use crate::bytes::Bytes;
+use crate::report::chart::{Chart, Figure, Fill, Stack, StackedBar, Tone};
 use crate::report::number::{parameters, thousands};
 use crate::report::table::{Align, Table};
 
@@ -22,7 +24,10 @@ pub fn section(model: &Inspection, source: &str) -> Section {
     for (name, bytes) in model.context_bytes_per_token.iter().flatten() {
         context.row([name.clone(), thousands(bytes.0)]);
     }
-    let tables = [("Tensors by role", roles), ("Tensors by type", types), ("Context", context)];
+    if !roles.is_empty() {
+        blocks.push(Block::Figure(by_role(model, roles)));
+    }
+    let tables = [("Tensors by type", types), ("Context", context)];
     let filled = tables.into_iter().filter(|(_, table)| !table.is_empty());
     blocks.extend(filled.map(|(caption, table)| Block::Table(caption.into(), table)));
     if !model.expectations.is_empty() {
@@ -37,6 +42,27 @@ pub fn section(model: &Inspection, source: &str) -> Section {
     blocks.extend(notes(&model.warnings));
     let heading = model.name.clone().filter(|name| !name.trim().is_empty()).unwrap_or_else(|| model.path.clone());
     Section { heading, source: source.to_string(), blocks }
+}
+
+/// Bytes by role, the largest first.
+fn by_role(model: &Inspection, table: Table) -> Figure {
+    let mut roles: Vec<(&String, Bytes)> = model.bytes.by_role.iter().map(|(role, bytes)| (role, *bytes)).collect();
+    roles.retain(|(_, bytes)| bytes.0 > 0);
+    roles.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let bar = |(role, bytes): &(&String, Bytes)| StackedBar {
+        label: role.replace('_', " "),
+        value: bytes.to_string(),
+        fill: Fill::Plain,
+        parts: vec![(Tone::Model, bytes.0)],
+    };
+    let stack = Stack { label: String::new(), bars: roles.iter().map(bar).collect(), limit: None };
+    Figure {
+        title: "Tensors by role".into(),
+        text: "Bytes of the file by what its tensors are for.".into(),
+        legend: Vec::new(),
+        chart: Chart::Stacks(vec![stack]),
+        table,
+    }
 }
 
 fn key_figures(model: &Inspection) -> Vec<KeyFigure> {

@@ -120,7 +120,7 @@ pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
     ];
     let text = text.iter().filter(|(holds, _)| *holds).map(|(_, text)| *text).collect::<Vec<_>>().join(" ");
     let legend = if predicted && measured {
-        let key = |label: &str, fill| Key { label: label.into(), tone: Tone::Series(0), fill };
+        let key = |label: &str, fill| Key { label: label.into(), tone: Tone::Overhead, fill };
         vec![key("measured", Fill::Plain), key("predicted", Fill::Hatched)]
     } else {
         Vec::new()

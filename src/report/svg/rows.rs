@@ -50,7 +50,10 @@ fn stacked(bar: &StackedBar, marks: &[Tick], scale: f64, limit: Option<f64>) -> 
             @for (class, start, width) in parts.filter(|(_, _, width)| *width > 0.0) {
                 (area(&class, bar.fill, &place(start), &place(width)))
             }
-            @if let Some(limit) = limit { line.limit x1=(place(limit)) x2=(place(limit)) y1="0" y2="100%" {} }
+            @if let Some(limit) = limit {
+                line.limit-halo x1=(place(limit)) x2=(place(limit)) y1="-10%" y2="110%" {}
+                line.limit x1=(place(limit)) x2=(place(limit)) y1="-10%" y2="110%" {}
+            }
         }
         span.row-value { (bar.value) }
     }
