@@ -162,12 +162,9 @@ fn memories(bench: &Bench) -> Vec<Block> {
     let compared: Vec<(&Case, &document::Session)> =
         bench.cases.iter().filter_map(|case| Some((case, case.sessions.get(predicted(case)?)?))).collect();
     if let Some((case, session)) = compared.first() {
-        let sides = [
-            Side { label: "predicted", memory: &session.predicted, fill: Fill::Hatched },
-            Side { label: "measured", memory: &session.memory, fill: Fill::Plain },
-        ];
         let title = format!("Memory of {}, predicted beside measured", case.name);
-        blocks.push(Block::Figure(memory::figure(&title, &sides, &none)));
+        let (predicted, found) = (&session.predicted, &session.memory);
+        blocks.push(Block::Figure(memory::against(&title, predicted, found, session.mapped_span, &none)));
         let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.comparison.as_slice()));
         blocks.push(Block::Table("Predicted against measured, term by term".into(), errors(rows)));
     }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::memory::{self, Side, errors, size};
+use super::memory::{self, errors, size};
 use super::speed::{Entry, Unit, figure};
 use super::view::Plan;
 use super::{Block, KeyFigure, Section, Verdict, file_name, plan};
 use crate::measurement::Measurement;
-use crate::report::chart::Fill;
 use crate::report::number::{seconds, thousands};
 use crate::report::table::{Align, Table};
 
@@ -18,11 +17,9 @@ pub fn section(measured: &Measurement, source: &str) -> Section {
     let command = planned.as_ref().map(|plan| plan.command.clone()).filter(|command| !command.is_empty());
     blocks.extend(command.map(Block::Command));
     let budget = planned.as_ref().map(|plan| plan.budget.clone()).unwrap_or_default();
-    let sides = [
-        Side { label: "predicted", memory: &measured.predicted, fill: Fill::Hatched },
-        Side { label: "measured", memory: &measured.memory, fill: Fill::Plain },
-    ];
-    blocks.push(Block::Figure(memory::figure("Memory, predicted beside measured", &sides, &budget)));
+    let title = "Memory, predicted beside measured";
+    let (predicted, found) = (&measured.predicted, &measured.memory);
+    blocks.push(Block::Figure(memory::against(title, predicted, found, measured.mapped_span, &budget)));
     blocks.push(Block::Table(
         "Predicted against measured, term by term".into(),
         errors([("this", measured.comparison.as_slice())]),

@@ -1,6 +1,7 @@
 //! Memory by device as stacked bars and as a table: predicted beside measured, or run beside run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use crate::bytes::Bytes;
 use crate::measurement::{MemoryRow, Row};
@@ -50,6 +51,29 @@ pub fn figure(title: &str, sides: &[Side<'_>], budget: &BTreeMap<String, Bytes>)
         chart: Chart::Stacks(stacks),
         table: table(sides, &devices, budget),
     }
+}
+
+/// The chart of a launch against its prediction. Weights that are mapped from the file are in the predicted sums alone, which
+/// has to be said beside bars that would differ by them.
+pub fn against(
+    title: &str,
+    predicted: &Memory,
+    measured: &Memory,
+    mapped: Bytes,
+    budget: &BTreeMap<String, Bytes>,
+) -> Figure {
+    let sides = [
+        Side { label: "predicted", memory: predicted, fill: Fill::Hatched },
+        Side { label: "measured", memory: measured, fill: Fill::Plain },
+    ];
+    let mut figure = figure(title, &sides, budget);
+    if mapped > Bytes(0) {
+        let _ = write!(
+            figure.text,
+            " Weights that are mapped from the file ({mapped} of its span) are in no measured sum; the predicted sums count them."
+        );
+    }
+    figure
 }
 
 /// A term of a row of memory.

@@ -35,6 +35,7 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
             Document::LlamaBench(rows) => sections.push(llama_bench::section(rows, name)),
         }
     }
+    tell_apart(&mut sections);
     let own = match (sections.as_mut_slice(), sources) {
         ([only], [source]) => {
             let kind = source.document.kind().to_string();
@@ -55,6 +56,16 @@ pub struct Page {
     pub subtitle: String,
     /// The parts, in reading order.
     pub sections: Vec<Section>,
+}
+
+/// Adds the file to headings that are the same.
+fn tell_apart(sections: &mut [Section]) {
+    let headings: Vec<String> = sections.iter().map(|section| section.heading.clone()).collect();
+    for section in sections.iter_mut().filter(|section| !section.source.is_empty()) {
+        if headings.iter().filter(|heading| **heading == section.heading).count() > 1 {
+            section.heading = format!("{} ({})", section.heading, file_name(&section.source));
+        }
+    }
 }
 
 /// The last part of a path, on any system.

@@ -31,7 +31,8 @@ impl Unit {
             _ if n < 2 => self.show(mean),
             Self::TokensPerSecond if mean >= 100.0 => format!("{} ± {stddev:.0}", rate(mean)),
             Self::TokensPerSecond => format!("{mean:.1} ± {stddev:.1}"),
-            Self::Seconds if mean < 1.0 => format!("{:.0} ± {:.1} ms", mean * 1000.0, stddev * 1000.0),
+            Self::Seconds if (0.1..1.0).contains(&mean) => format!("{:.0} ± {:.0} ms", mean * 1000.0, stddev * 1000.0),
+            Self::Seconds if mean < 0.1 => format!("{:.0} ± {:.1} ms", mean * 1000.0, stddev * 1000.0),
             Self::Seconds => format!("{mean:.2} ± {stddev:.2} s"),
         }
     }
@@ -160,7 +161,8 @@ mod tests {
         assert!(figure("x", Unit::Seconds, &[Entry::measured("a", None, vec![])]).is_none());
         let shown = |unit: Unit, mean, stddev, n| unit.spread(Spread { mean, stddev, n });
         assert_eq!(shown(Unit::Seconds, 0.25, 0.0, 1), "250 ms");
-        assert_eq!(shown(Unit::Seconds, 0.25, 0.0125, 3), "250 ± 12.5 ms");
+        assert_eq!(shown(Unit::Seconds, 0.25, 0.0125, 3), "250 ± 12 ms");
+        assert_eq!(shown(Unit::Seconds, 0.02, 0.001, 3), "20 ± 1.0 ms");
         assert_eq!(shown(Unit::Seconds, 8.4, 0.0, 3), "8.40 ± 0.00 s");
         assert_eq!(shown(Unit::TokensPerSecond, 9869.4, 243.2, 3), "9,869 ± 243");
     }
