@@ -190,6 +190,7 @@ fn answer(bench: &Bench, table: Option<&Path>, output: &Output) -> anyhow::Resul
     }
     match output.format() {
         Format::Json => output.json(bench),
+        Format::Html => output.page(bench),
         format => output.answer(&report::bench::render(bench, format)),
     }
 }

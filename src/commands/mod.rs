@@ -14,6 +14,7 @@ pub mod model_arg;
 pub mod plan;
 pub mod plan_options;
 pub mod quants;
+pub mod report;
 pub mod rules;
 pub mod run;
 pub mod synth;
@@ -67,9 +68,19 @@ pub enum Command {
     Verify(Box<verify::Args>),
     /// List, show and check placement rule files.
     Rules(rules::Args),
+    /// Make Markdown or one page of HTML, with charts, of documents that were written with --json.
+    Report(report::Args),
     /// Run llama.cpp for another moeplan (questions on standard input).
     #[command(hide = true)]
     Worker(worker::Args),
+}
+
+impl Command {
+    /// Whether `--format html` is one of its forms.
+    fn has_page(&self) -> bool {
+        let looks = matches!(self, Self::Report(_) | Self::Inspect(_) | Self::Check(_) | Self::Plan(_));
+        looks || matches!(self, Self::Verify(_) | Self::Bench(_) | Self::Validate(_))
+    }
 }
 
 /// How a command ended when nothing went wrong.
@@ -109,6 +120,11 @@ impl Output {
         self.answer(&serde_json::to_string_pretty(document)?)
     }
 
+    /// Writes a document as a page of HTML: what `report` makes of its JSON.
+    pub fn page(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.answer(&crate::report::html::of_document(document)?)
+    }
+
     /// Says something to the person, on standard error; silent with `-q`.
     pub fn say(&self, text: &str) {
         if !self.global.quiet {
@@ -140,7 +156,11 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         return std::fs::write(path, text).with_context(failed);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    let mut builder = tempfile::Builder::new();
+    // As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(failed)?;
     file.write_all(text.as_bytes()).with_context(failed)?;
     file.persist(path).map_err(|error| error.error).with_context(failed)?;
     Ok(())
@@ -153,10 +173,9 @@ fn echo(line: &str) {
 
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
-    let has_page = matches!(&command, Command::Plan(args) if args.sweep.is_some() || args.models.len() > 1);
     anyhow::ensure!(
-        output.format() != Format::Html || has_page,
-        "--format html is written by `plan --sweep` and by `plan` with several files"
+        output.format() != Format::Html || command.has_page(),
+        "this command writes no page: --format html is of report, inspect, check, plan, verify, bench and validate"
     );
     match command {
         Command::Devices(args) => devices::run(&args, output),
@@ -165,6 +184,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Bench(args) => bench::run(&args, output),
         Command::Validate(args) => validate::run(*args, output),
         Command::Verify(args) => verify::run(&args, output),
+        Command::Report(args) => report::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
         Command::List(args) => list::run(&args, output),
@@ -200,6 +220,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
     inspect::hint(error)
         .or_else(|| check::hint(error))
+        .or_else(|| report::hint(error))
         .or_else(of_runtime)
         .or_else(of_server)
         .or_else(of_endpoint)

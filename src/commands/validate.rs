@@ -95,8 +95,10 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     sum_up(&mut document);
     shared.store.write("validation.json", &serde_json::to_string_pretty(&document)?)?;
     shared.store.write("validation.md", &report::validation::render(&document, Format::Markdown))?;
+    shared.store.write("validation.html", &report::html::of_document(&document)?)?;
     match output.format() {
         Format::Json => output.json(&document)?,
+        Format::Html => output.page(&document)?,
         format => output.answer(&report::validation::render(&document, format))?,
     }
     output.say(&format!("results are in {}", args.results.display()));

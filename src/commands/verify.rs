@@ -173,8 +173,9 @@ fn project(engine: &Engine, launch: &Launch, output: &Output) -> anyhow::Result<
 fn answer(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
     match output.format() {
         Format::Json => output.json(measured),
+        Format::Html => output.page(measured),
         Format::Markdown => output.answer(&report::measurement::markdown(measured)),
-        Format::Text | Format::Html => output.answer(&report::measurement::text(measured)),
+        Format::Text => output.answer(&report::measurement::text(measured)),
     }
 }
 
