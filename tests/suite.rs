@@ -125,6 +125,29 @@ fn an_endpoint_that_hangs_or_is_not_there_ends_the_bench() {
     assert_eq!(moeplan(&["bench", "--url", "not an address"]).status.code(), Some(2));
 }
 
+#[test]
+fn what_llama_bench_measured_is_a_bench() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let row = |tests: &str| {
+        format!(
+            r#"{{"build_number":11434,"model_filename":"<m>.gguf","n_batch":2048,"n_ubatch":512,"n_threads":2,{tests}}}"#
+        )
+    };
+    let rows = [
+        row(r#""n_prompt":512,"n_gen":0,"n_depth":0,"avg_ts":15.0,"samples_ts":[10.0,20.0]"#),
+        row(r#""n_prompt":0,"n_gen":64,"n_depth":0,"avg_ts":3.0,"samples_ts":[2.0,4.0]"#),
+    ];
+    std::fs::write(&path, rows.join("\n")).unwrap();
+    let output = moeplan(&["bench", "--from", path.to_str().unwrap()]);
+    let page = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(page.contains("15.0 ± 7.1") && page.contains("3.00 ± 1.41"), "{page}");
+    std::fs::write(&path, "no rows").unwrap();
+    let output = moeplan(&["bench", "--from", path.to_str().unwrap()]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
+}
+
 /// The real llama-server, or a line that says why the test says nothing.
 fn real_server() -> Option<PathBuf> {
     let found = find::find(std::env::var_os("MOEPLAN_LLAMA_SERVER").as_deref().map(Path::new)).ok();

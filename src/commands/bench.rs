@@ -19,11 +19,11 @@ use crate::runtime::sandbox::{self, Interpreter, Isolated};
 use crate::runtime::{RuntimeInfo, detect, server};
 use crate::suite::bench::{Facts, Raw, bench, csv};
 use crate::suite::cases::CaseLaunch;
-use crate::suite::document::{Bench, ModelFacts, Verdict, Weights};
-use crate::suite::facts;
+use crate::suite::document::{Bench, Environment, ModelFacts, Verdict, Weights};
 use crate::suite::protocol::Suite;
 use crate::suite::rounds::rounds;
 use crate::suite::session::{self, Asking};
+use crate::suite::{facts, llama_bench};
 
 /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
 #[derive(Debug, clap::Args)]
@@ -32,14 +32,18 @@ use crate::suite::session::{self, Asking};
   moeplan bench model.gguf --vram 24G --baseline all-on-device,experts-on-host,fit
   moeplan bench plan.json --depth 0,4096,16384 --repetitions 5 --json -o bench.json
   moeplan bench --url http://127.0.0.1:8080
+  moeplan bench --from llama-bench.json --csv table.csv
   moeplan bench model.gguf --backend rpc --vram 8M --threads 1    (a software device, without a GPU)")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
-    #[arg(value_name = "MODEL|PLAN", required_unless_present = "url")]
+    #[arg(value_name = "MODEL|PLAN", required_unless_present_any = ["url", "from"])]
     pub model: Option<PathBuf>,
     /// An OpenAI-compatible endpoint that is up, instead: llama-server, shimmy, any other. MOEPLAN_API_KEY is its key.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
+    /// Nothing is run: what llama-bench measured (`-o json` or `-o jsonl`), as a bench.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "url", "baseline"])]
+    pub from: Option<PathBuf>,
     /// What to launch in turn beside the plan.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "BASELINE,…", conflicts_with = "url")]
     pub baseline: Vec<Baseline>,
@@ -163,9 +167,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = Suite::protocol();
     suite.depths.clone_from(&args.depths);
     args.how.apply(&mut suite);
-    let bench = match &args.url {
-        Some(url) => of_endpoint(url, args, &suite, output)?,
-        None => of_launches(args, &suite, output)?,
+    let bench = match (&args.url, &args.from) {
+        (_, Some(path)) => of_llama_bench(path, &mut suite)?,
+        (Some(url), None) => of_endpoint(url, args, &suite, output)?,
+        (None, None) => of_launches(args, &suite, output)?,
     };
     answer(&bench, args.how.csv.as_deref(), output)?;
     Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
@@ -188,6 +193,24 @@ fn answer(bench: &Bench, table: Option<&Path>, output: &Output) -> anyhow::Resul
         Format::Html => output.page(bench),
         format => output.answer(&report::bench::render(bench, format)),
     }
+}
+
+/// What llama-bench measured.
+fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let raw = llama_bench::cases(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))?;
+    anyhow::ensure!(!raw.is_empty(), "`{}` holds no test of llama-bench", path.display());
+    suite.prompts.clear();
+    suite.depths = raw.iter().flat_map(|case| &case.sessions).flat_map(|s| &s.depths).map(|d| d.depth).collect();
+    suite.depths.sort_unstable();
+    suite.depths.dedup();
+    let most = raw.iter().map(|case| case.sessions.len()).max().unwrap_or(0);
+    suite.repetitions = u32::try_from(most).unwrap_or(u32::MAX);
+    let environment = Environment { moeplan: env!("CARGO_PKG_VERSION").to_string(), ..Environment::default() };
+    let notes =
+        vec!["measured by llama-bench, which tells neither memory nor answers; nothing was run here".to_string()];
+    let weights = facts::weights(false, None, &[]);
+    Ok(bench(Facts { suite, environment, model: None, weights, notes }, raw, &Later))
 }
 
 /// The plan and its baselines, launched in turn.

@@ -181,6 +181,9 @@ fn item(what: &str, verdict: Verdict, detail: String) -> Item {
     Item { what: what.to_string(), verdict, detail }
 }
 
+/// The line about running a model's code.
+const PYTHON: &str = "code of a model can be run isolated";
+
 /// What has to be there.
 fn prerequisites(shared: &Shared<'_>) -> Vec<Item> {
     let mut items = vec![item("llama-server runs here", Verdict::Pass, shared.engine.name())];
@@ -193,7 +196,6 @@ fn prerequisites(shared: &Shared<'_>) -> Vec<Item> {
         Ok(_) => item("there is a device", Verdict::Fail, "none was found or described (--vram)".to_string()),
         Err(error) => item("there is a device", Verdict::Fail, format!("{error:#}")),
     });
-    const PYTHON: &str = "code of a model can be run isolated";
     items.push(match Isolated.values("def f(n): return n", "f", 1) {
         sandbox::Outcome::Ran { .. } => item(PYTHON, Verdict::Pass, "Python in namespaces of its own".to_string()),
         sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => {
@@ -313,7 +315,9 @@ fn step_key(engine: &Engine, case: &CaseLaunch, asking: &Asking, path: &Path) ->
     let mut words = crate::run::args::args(&case.launch.run);
     for (at, device) in case.launch.machine.devices.iter().enumerate() {
         if let Some(endpoint) = device.endpoint() {
-            words.iter_mut().for_each(|word| *word = word.replace(endpoint, &format!("device {at}")));
+            for word in &mut words {
+                *word = word.replace(endpoint, &format!("device {at}"));
+            }
         }
     }
     let file = std::fs::metadata(path).ok();

@@ -67,7 +67,8 @@ impl Page {
         }
         let line =
             |text: &String| if self.is_markdown { escape::markdown(text) } else { escape::terminal(text).into_owned() };
-        lines.iter().map(|text| format!("- {}\n", line(text))).collect::<String>() + "\n"
+        let lines: Vec<String> = lines.iter().map(|text| format!("- {}", line(text))).collect();
+        lines.join("\n") + "\n\n"
     }
 }
 

@@ -46,9 +46,9 @@ pub fn checklist(items: &[Item], is_markdown: bool) -> String {
             other => format!("{}: ", word(other)),
         };
         let text = |text: &str| if is_markdown { escape::markdown(text) } else { escape::terminal(text).into_owned() };
-        format!("- [{mark}] {} ({reason}{})\n", text(&item.what), text(&item.detail))
+        format!("- [{mark}] {} ({reason}{})", text(&item.what), text(&item.detail))
     };
-    items.iter().map(line).collect::<String>() + "\n"
+    items.iter().map(line).collect::<Vec<_>>().join("\n") + "\n\n"
 }
 
 #[cfg(test)]

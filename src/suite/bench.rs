@@ -170,10 +170,12 @@ fn by_driver(session: &Session) -> Option<Bytes> {
     (!session.device_used.is_empty()).then(|| session.device_used.values().copied().sum())
 }
 
+/// What is compared, and by whom it was measured.
+type Figure = (&'static str, fn(&Session) -> Option<Bytes>);
+
 /// The first case beside every other, where both were measured.
 fn savings(cases: &[Case]) -> Vec<Saving> {
     let Some((first, others)) = cases.split_first() else { return Vec::new() };
-    type Figure = (&'static str, fn(&Session) -> Option<Bytes>);
     let figures: [Figure; 2] = [("llama.cpp", on_devices), ("driver", by_driver)];
     let measured = |case: &Case, figure: fn(&Session) -> Option<Bytes>| {
         case.sessions.iter().filter(|session| session.failure.is_none()).find_map(figure)

@@ -1,5 +1,7 @@
 //! The checklist of a validation: every line ticked with its evidence, or not ticked with the reason.
 
+use std::fmt::Write as _;
+
 use super::bench::on_devices;
 use super::cases::CaseLaunch;
 use super::document::{Bench, Case, Item, Mode, ModelValidation, PlacementFacts, Section, Session, Verdict, Weights};
@@ -64,22 +66,20 @@ pub fn placements(facts: &[PlacementFacts], bench: &Bench) -> Section {
     let mut items = Vec::new();
     for case in &bench.cases {
         if let Some(fact) = facts.iter().find(|fact| fact.case == case.name) {
-            items.extend(where_experts_go(fact));
+            items.push(where_experts_go(fact));
         }
         items.push(memory_as_predicted(case));
     }
     Section { name: "placements".into(), items }
 }
 
-fn where_experts_go(fact: &PlacementFacts) -> Option<Item> {
+fn where_experts_go(fact: &PlacementFacts) -> Item {
     let (devices, host) = (fact.expert_bytes_on_devices, fact.expert_bytes_on_host);
     let detail = format!("{devices} of experts on devices, {host} on the host, by the placement that is replayed");
     match fact.case.as_str() {
-        "all-on-device" => Some(held("all-on-device: no routed expert is on the host", host == Bytes(0), detail)),
-        "experts-on-host" => {
-            Some(held("experts-on-host: no routed expert is on a device", devices == Bytes(0), detail))
-        }
-        _ => Some(item(format!("{}: where the routed experts are is known", fact.case), Verdict::Pass, detail)),
+        "all-on-device" => held("all-on-device: no routed expert is on the host", host == Bytes(0), detail),
+        "experts-on-host" => held("experts-on-host: no routed expert is on a device", devices == Bytes(0), detail),
+        _ => item(format!("{}: where the routed experts are is known", fact.case), Verdict::Pass, detail),
     }
 }
 
@@ -184,15 +184,12 @@ pub fn memory(bench: &Bench) -> Section {
         return Section { name: "memory".into(), items };
     };
     let measured = |session: &Session| session.failure.is_none().then(|| on_devices(session)).flatten();
-    items.push(match first.sessions.iter().find_map(measured) {
-        Some(bytes) => {
-            item(format!("{}: memory was measured", first.name), Verdict::Pass, format!("{bytes} on devices"))
-        }
-        None => {
-            let why = why_not(first).unwrap_or_else(|| "its log names no buffer".to_string());
-            item(format!("{}: memory was measured", first.name), Verdict::Skipped, why)
-        }
-    });
+    let what = format!("{}: memory was measured", first.name);
+    let not = || why_not(first).unwrap_or_else(|| "its log names no buffer".to_string());
+    items.push(first.sessions.iter().find_map(measured).map_or_else(
+        || item(what.clone(), Verdict::Skipped, not()),
+        |bytes| item(what.clone(), Verdict::Pass, format!("{bytes} on devices")),
+    ));
     for baseline in baselines {
         let what = format!("{} takes less of the devices than {}", first.name, baseline.name);
         let of: Vec<_> = bench.savings.iter().filter(|saving| saving.baseline == baseline.name).collect();
@@ -263,11 +260,11 @@ fn folded(name: &str, items: &[&Item]) -> Item {
         [(failed, "do not"), (count(Verdict::NotAssessed), "not assessed"), (count(Verdict::Skipped), "skipped")]
     {
         if n > 0 {
-            detail += &format!(", {n} {what}");
+            let _ = write!(detail, ", {n} {what}");
         }
     }
     if let Some(first) = items.iter().find(|item| item.verdict == Verdict::Fail) {
-        detail += &format!("; the first that does not: {} ({})", first.what, first.detail);
+        let _ = write!(detail, "; the first that does not: {} ({})", first.what, first.detail);
     }
     if items.is_empty() {
         detail = "nothing was run".to_string();

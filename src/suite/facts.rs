@@ -4,9 +4,8 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use sha2::{Digest as _, Sha256};
-
 use super::document::{DeviceFacts, Environment, ModelFacts, Weights};
+use super::store::hexadecimal;
 use crate::bytes::Bytes;
 use crate::gguf::{ModelFile, Value};
 use crate::inspection::Inspection;
@@ -68,8 +67,7 @@ fn hash(file: &ModelFile) -> Option<String> {
     }
     let mut header = Vec::new();
     std::fs::File::open(&file.path).ok()?.take(file.data_offset).read_to_end(&mut header).ok()?;
-    let digest = Sha256::digest(&header);
-    Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Some(hexadecimal(&header))
 }
 
 /// Whether the weights are real, as far as the person, the header or the disk says.

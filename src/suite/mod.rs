@@ -5,6 +5,7 @@ pub mod cases;
 pub mod checklist;
 pub mod document;
 pub mod facts;
+pub mod llama_bench;
 pub mod protocol;
 pub mod quality;
 pub mod rounds;

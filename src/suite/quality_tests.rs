@@ -15,7 +15,7 @@ impl Interpreter for Said {
     }
 }
 
-fn ran(values: Value) -> Said {
+fn ran(values: &Value) -> Said {
     let values = values.as_array().cloned().unwrap_or_default();
     Said(Outcome::Ran { function: "fibonacci".into(), values })
 }
@@ -60,7 +60,7 @@ fn made_up_weights_are_never_judged() {
     let suite = Suite::protocol();
     let weights = Weights { synthetic: Some(true), basis: "the header says so".into() };
     for prompt in &suite.prompts {
-        let quality = judge(prompt, &sample("75 km/h"), &weights, &ran(json!([1, 1, 2])));
+        let quality = judge(prompt, &sample("75 km/h"), &weights, &ran(&json!([1, 1, 2])));
         assert_eq!(quality.verdict, Verdict::NotAssessed);
         assert!(
             quality.items.iter().all(|item| item.verdict == Verdict::NotAssessed && item.detail.contains("header"))
@@ -75,13 +75,13 @@ fn code_is_found_and_its_numbers_are_judged() {
     assert_eq!(code_of("Sure:\ndef f(n):\n return n").as_deref(), Some("def f(n):\n return n"));
     assert_eq!(code_of("no code at all"), None);
     for (outcome, compiles, right) in [
-        (ran(json!([1, 1, 2, 3, 5, 8])), Verdict::Pass, Some(Verdict::Pass)),
-        (ran(json!([[0], [0, 1], [0, 1, 1]])), Verdict::Pass, Some(Verdict::Pass)),
-        (ran(json!([[1], [1, 1], [1, 1, 2]])), Verdict::Pass, Some(Verdict::Pass)),
-        (ran(json!([0, 1, 1, 2])), Verdict::Pass, Some(Verdict::Fail)),
-        (ran(json!([1, 1, 2, 4])), Verdict::Pass, Some(Verdict::Fail)),
-        (ran(json!([null, null])), Verdict::Pass, Some(Verdict::Fail)),
-        (ran(json!([[], []])), Verdict::Pass, Some(Verdict::Fail)),
+        (ran(&json!([1, 1, 2, 3, 5, 8])), Verdict::Pass, Some(Verdict::Pass)),
+        (ran(&json!([[0], [0, 1], [0, 1, 1]])), Verdict::Pass, Some(Verdict::Pass)),
+        (ran(&json!([[1], [1, 1], [1, 1, 2]])), Verdict::Pass, Some(Verdict::Pass)),
+        (ran(&json!([0, 1, 1, 2])), Verdict::Pass, Some(Verdict::Fail)),
+        (ran(&json!([1, 1, 2, 4])), Verdict::Pass, Some(Verdict::Fail)),
+        (ran(&json!([null, null])), Verdict::Pass, Some(Verdict::Fail)),
+        (ran(&json!([[], []])), Verdict::Pass, Some(Verdict::Fail)),
         (Said(Outcome::Failed("boom".into())), Verdict::Pass, Some(Verdict::Fail)),
         (Said(Outcome::OnlyParsed("no isolation".into())), Verdict::Pass, Some(Verdict::NotAssessed)),
         (Said(Outcome::Syntax("line 1".into())), Verdict::Fail, None),
@@ -115,9 +115,9 @@ fn the_answers_number_is_the_one_it_ends_with() {
 #[test]
 fn a_poem_has_stanzas_short_lines_and_dashes() {
     let good = "The Sea — at Night — is but a Door —\nThat no one dares to close —\n\nIt keeps the Moon upon the floor —\nWherever Water goes —";
-    assert_eq!(verdicts("creative", good, &ran(json!([]))).verdict, Verdict::Pass);
+    assert_eq!(verdicts("creative", good, &ran(&json!([]))).verdict, Verdict::Pass);
     let prose = "The sea at night is a wide and dark thing that moves in ways that we do not see, and it is a wonder to all of us who stand on its shore.";
-    let quality = verdicts("creative", prose, &ran(json!([])));
+    let quality = verdicts("creative", prose, &ran(&json!([])));
     for what in ["stanzas", "short", "dashes"] {
         assert_eq!(verdict_of(&quality, what), Verdict::Fail, "{what}");
     }
@@ -126,9 +126,9 @@ fn a_poem_has_stanzas_short_lines_and_dashes() {
 #[test]
 fn an_explanation_names_its_concepts_or_is_told_which_it_lacks() {
     let good = "The gradient of the loss says in which direction it grows. We take a step against it, of a size that the learning rate sets, and repeat until a minimum is near.";
-    assert_eq!(verdicts("technical", good, &ran(json!([]))).verdict, Verdict::Pass);
+    assert_eq!(verdicts("technical", good, &ran(&json!([]))).verdict, Verdict::Pass);
     let poor = "It is a way to train the network by going down the slope of a hill, step by step.";
-    let quality = verdicts("technical", poor, &ran(json!([])));
+    let quality = verdicts("technical", poor, &ran(&json!([])));
     let item = quality.items.iter().find(|item| item.what.contains("concepts")).unwrap();
     assert!(
         item.detail.contains("learning rate or step size") && !item.detail.contains("derivative"),
@@ -171,9 +171,9 @@ fn circles_cuts_and_other_languages_are_flagged() {
 fn no_answer_is_a_failure_with_its_reason() {
     let suite = Suite::protocol();
     let empty = Sample { failure: Some("status 500".into()), ..sample("  ") };
-    let quality = judge(&suite.prompts[0], &empty, &real(), &ran(json!([])));
+    let quality = judge(&suite.prompts[0], &empty, &real(), &ran(&json!([])));
     assert_eq!((quality.verdict, quality.items[0].detail.as_str()), (Verdict::Fail, "status 500"));
     let thinking = Sample { reasoning: "hm".into(), ..sample("") };
-    let quality = judge(&suite.prompts[0], &thinking, &real(), &ran(json!([])));
+    let quality = judge(&suite.prompts[0], &thinking, &real(), &ran(&json!([])));
     assert!(quality.items[0].detail.contains("thought aloud"));
 }

@@ -281,17 +281,13 @@ fn sample(prompt: &str, mode: Mode, answer: &Answer, seconds: f64, count: impl F
     let is_speed = |speed: &f64| speed.is_finite() && *speed > 0.0;
     let streamed = mode == Mode::Stream;
     let between = answer.deltas.last().zip(answer.deltas.first()).map(|(last, first)| last.seconds - first.seconds);
-    let (pp, tg, speed_by) = match timings {
-        Some(timings) => (
-            Some(timings.prompt_per_second).filter(is_speed),
-            Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1),
-            Some(Clock::Runtime),
-        ),
-        None => {
-            let tokens = generated_tokens.filter(|n| *n > 1 && streamed && answer.reasoning.is_empty());
-            let speed = tokens.zip(between).map(|(n, seconds)| f64::from(n - 1) / seconds).filter(is_speed);
-            (None, speed, speed.map(|_| Clock::Ours))
-        }
+    let (pp, tg, speed_by) = if let Some(timings) = timings {
+        let tg = Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1);
+        (Some(timings.prompt_per_second).filter(is_speed), tg, Some(Clock::Runtime))
+    } else {
+        let tokens = generated_tokens.filter(|n| *n > 1 && streamed && answer.reasoning.is_empty());
+        let speed = tokens.zip(between).map(|(n, seconds)| f64::from(n - 1) / seconds).filter(is_speed);
+        (None, speed, speed.map(|_| Clock::Ours))
     };
     Sample {
         prompt: prompt.to_string(),

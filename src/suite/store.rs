@@ -1,5 +1,6 @@
 //! A folder of results, one file a step, each written whole as soon as the step is over and used again when it is asked for again. [I/O]
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -86,8 +87,16 @@ impl Store {
 
 /// A hash of what a result depends on.
 pub fn key(of: &impl Serialize) -> String {
-    let digest = Sha256::digest(serde_json::to_vec(of).unwrap_or_default());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&serde_json::to_vec(of).unwrap_or_default())
+}
+
+/// SHA-256 in hexadecimal.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 #[cfg(test)]
