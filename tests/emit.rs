@@ -86,7 +86,7 @@ proptest! {
     /// `emit` itself replays what it wrote: only a value that a format cannot hold may be refused, with a reason.
     #[test]
     fn every_form_gives_the_launch_back_or_says_what_it_cannot_hold(
-        (run, path) in launches(), form in select(&FORMS[..]), runner in select(&[Runner::LlamaServer, Runner::LlamaBench][..]),
+        (run, path) in launches(), form in select(&FORMS[..]), runner in select(&[Runner::LlamaServer, Runner::LlamaBench, Runner::Embedded][..]),
         dialect in select(&[Dialect::LlamaCpp, Dialect::Ik][..]),
     ) {
         thread_local! { static MODEL: Model = model(); }
@@ -94,7 +94,8 @@ proptest! {
         match MODEL.with(|model| emit(model, &machine(), &command, wish(form, runner, dialect))) {
             Ok(emitted) => prop_assert!(!emitted.text.is_empty()),
             Err(Error::Word { word, .. }) => prop_assert!(path.contains(&word), "{}", word),
-            Err(Error::NoSuchForm { .. }) => prop_assert!(runner == Runner::LlamaBench || dialect == Dialect::Ik),
+            Err(Error::NoSuchForm { .. }) => prop_assert!(runner != Runner::LlamaServer || dialect == Dialect::Ik),
+            Err(Error::Lacks { program, .. }) => prop_assert_eq!(program, "an embedded llama.cpp"),
             Err(error) => prop_assert!(false, "{}", error),
         }
     }

@@ -271,6 +271,11 @@ fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
     assert!(cached.fits && cached.speed.tg > plan.speed.tg);
     assert!(cached.memory["CUDA0"].total + plan.margin <= Bytes(4 * GIB));
     assert!(cached.args.iter().any(|word| word == "--moe-cache-mib"));
+    let taken = with_levers(&model, &machine(&[4 * GIB]), |request| {
+        request.target = target;
+        request.levers.expert_cache = true;
+    });
+    assert!(taken.args.iter().any(|word| word == "--moe-cache-mib") && taken.check.fits && within_budgets(&taken));
 }
 
 #[test]
@@ -315,7 +320,8 @@ fn brute_force(model: &Model, machine: &Machine, request: &Request, n_ubatch: u3
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 200 } else { 4 }, ..ProptestConfig::default() })]
-    /// On small cases the search finds what trying everything finds, but for what it holds not worth a larger micro-batch.
+    /// On small cases the search finds what trying everything finds, but for what it holds not worth it: 2% for a larger
+    /// micro-batch, 1% for other parts of a block.
     #[test]
     fn the_search_equals_brute_force(which in 0usize..2, budget in 1500u64..5000, objective in prop_oneof![Just(Objective::Turn), Just(Objective::Tg), Just(Objective::Pp)]) {
         thread_local! {
@@ -333,7 +339,7 @@ proptest! {
             prop_assert_eq!(found.fits(), found.shortfall.is_empty());
             if best.is_finite() {
                 let cost = request.problem(&models[which], &machine).cost(&found.estimate);
-                prop_assert!(found.fits() && cost <= best * 1.025, "{} against {}: {:?}", cost, best, found.run);
+                prop_assert!(found.fits() && cost <= best * 1.035, "{} against {}: {:?}", cost, best, found.run);
             }
             Ok(())
         })?;

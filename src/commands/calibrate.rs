@@ -14,7 +14,8 @@ use super::{Outcome, Output};
 use crate::cli::{Format, Global};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
-use crate::runtime::{bench, detect};
+use crate::runtime::bench;
+use crate::runtime::server::find;
 use crate::speed::design;
 use crate::speed::fit::{self, Fit, Residual};
 use crate::speed::samples::{self, BenchRow};
@@ -35,8 +36,8 @@ pub struct CalibrateArgs {
     /// A model that those rows are of, where its name is none that `moeplan synth --list` knows; repeatable.
     #[arg(long, value_name = "FILE", requires = "from")]
     pub model: Vec<PathBuf>,
-    /// The llama-server whose llama-bench measures [default: MOEPLAN_LLAMA_SERVER, then PATH].
-    #[arg(long, value_name = "PATH", requires = "calibrate", conflicts_with = "from")]
+    /// The llama-server whose llama-bench, in the same folder, measures.
+    #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
     pub llama_server: Option<PathBuf>,
     /// Start no new test after this many seconds.
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
@@ -144,10 +145,10 @@ fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
 
 /// Writes small models and lets llama-bench run them. A test that fails is left out, and said.
 fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::Result<Measured> {
-    let server = args.llama_server.clone().or_else(detect::server).context(
-        "no llama-server here: name one with --llama-server or MOEPLAN_LLAMA_SERVER, or give rows with --from",
-    )?;
-    let program = bench::beside(&server)?;
+    let server = find::find(args.llama_server.as_deref())?;
+    let program = find::beside(&server, &["llama-bench"]).with_context(|| {
+        format!("no llama-bench beside `{}`: build llama.cpp's tools, or give rows with --from", server.display())
+    })?;
     let place = crate::gguf::source::cache::directory().context("no folder for the models: set XDG_CACHE_HOME")?;
     std::fs::create_dir_all(&place).with_context(|| format!("cannot make `{}`", place.display()))?;
     let folder = tempfile::tempdir_in(&place).with_context(|| format!("cannot write in `{}`", place.display()))?;
@@ -155,13 +156,14 @@ fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::
     let started = Instant::now();
     let limit = Duration::from_secs(args.seconds);
     let mut measured = Measured { machine: machine.clone(), rows: Vec::new(), samples: Vec::new() };
-    for subject in design::SUBJECTS {
+    for (subject, share) in design::SUBJECTS.into_iter().zip([2, 1]) {
         output.say(&format!("writing {} with random weights", subject.spec));
         let path = folder.path().join(format!("{}.gguf", subject.spec));
         write_model(subject.spec, subject.blocks, &path, Fill::Random(1))?;
         let mut of_model = Vec::new();
         for test in &tests {
-            if started.elapsed() > limit {
+            // Half of the time for each: what one cannot tell the other may.
+            if started.elapsed() > limit / share {
                 output.say(&format!("no time for: {}", test.tells));
                 continue;
             }
@@ -281,4 +283,52 @@ fn text(fit: &Fit, calibration: &Calibration<'_>, path: &Path, output: &Output) 
     }
     let _ = writeln!(out, "\nsaved in {}", crate::escape::terminal(&path.display().to_string()));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Device, Host};
+
+    fn machine(description: &str, cores: u32, calibrated: bool) -> Machine {
+        let mut card = Device { description: Some(description.into()), ..Device::parse("CUDA0=8G").unwrap() };
+        let mut host = Host { cores: Some(cores), ..Host::default() };
+        if calibrated {
+            card.rates = Some(prices::device_rates(&card));
+            host.rates = Some(prices::host_rates(&host));
+        }
+        Machine::new(vec![card], host).unwrap()
+    }
+
+    #[test]
+    fn saved_rates_are_for_the_same_card_and_the_same_cores() {
+        let saved = machine("NVIDIA H100", 16, true);
+        for (description, cores, card_too, host_too) in
+            [("NVIDIA H100", 16, true, true), ("NVIDIA A100", 16, false, true), ("NVIDIA H100", 8, true, false)]
+        {
+            let mut here = machine(description, cores, false);
+            take_rates(&mut here, &saved);
+            let found = (here.devices[0].rates.is_some(), here.host.rates.is_some());
+            assert_eq!(found, (card_too, host_too), "{description}, {cores} cores");
+        }
+    }
+
+    #[test]
+    fn rows_name_the_cards_that_nobody_named() {
+        let row = r#"{"model": "m", "n_batch": 1, "n_ubatch": 1, "n_threads": 1, "n_prompt": 1, "n_gen": 0, "n_depth": 0,
+            "avg_ts": 1.0, "gpu_info": "NVIDIA H100, NVIDIA A100"}"#;
+        let rows = samples::rows(&format!("[{row}]")).unwrap();
+        let devices = ["RPC0[h:1]=8G", "CUDA0=8G", "CUDA1=8G"].map(|text| Device::parse(text).unwrap()).to_vec();
+        let named = described_by(Machine::new(devices, Host::default()).unwrap(), &rows);
+        let descriptions: Vec<_> = named.devices.iter().map(|device| device.description.as_deref()).collect();
+        assert_eq!(descriptions, [None, Some("NVIDIA H100"), Some("NVIDIA A100")]);
+    }
+
+    #[test]
+    fn a_row_of_an_unknown_model_asks_for_its_header() {
+        let rows = include_str!("../../testdata/measured/h100-bench.jsonl").replace("qwen3-30b-a3b", "no-such-model");
+        let row = &samples::rows(&rows).unwrap()[0];
+        let error = header(row, &[]).unwrap_err().to_string();
+        assert!(error.contains("`no-such-model.gguf` is not here") && error.contains("--model FILE"), "{error}");
+    }
 }

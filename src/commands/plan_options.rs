@@ -175,7 +175,7 @@ impl PlanOptions {
     /// The machine that they describe.
     pub fn described_machine(&self) -> anyhow::Result<Machine> {
         let machine = self.machine.machine()?;
-        for device in machine.devices.iter().filter(|device| device.total < LEAST_BUDGET) {
+        if let Some(device) = machine.devices.iter().find(|device| device.total < LEAST_BUDGET) {
             let bytes = device.total.0;
             anyhow::bail!(
                 "{} is given {bytes} bytes: sizes carry their unit, so write {bytes}G for {bytes} GiB",

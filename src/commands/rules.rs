@@ -98,9 +98,8 @@ fn filled(
     machine: &Machine,
     request: &Request,
 ) -> anyhow::Result<(Request, fill::Resolution)> {
-    // Only its numbers count: the command, which would name the model, is not used.
-    let without = plan::plan(model, "model.gguf", machine, request)?;
-    Ok(fill::pinned(file, model, machine, request, &without)?)
+    let without = plan::solve(model, machine, request)?;
+    Ok(fill::pinned(file, model, machine, request, without.run)?)
 }
 
 /// The built-in sets.

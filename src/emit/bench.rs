@@ -28,6 +28,7 @@ pub(super) fn launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Resul
         fit: false,
         swa_full: false,
         moe_cache_mib: 0,
+        cache_ram: None,
         n_draft: 0,
         n_rs_seq: 0,
         n_threads_batch: None,

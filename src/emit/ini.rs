@@ -3,6 +3,8 @@
 //! Source: `common/preset.cpp` `parse_ini_from_file`, `common_preset_context::load_from_ini` and `docs/preset.md`, b11434: a
 //! value ends at the end of its line or at the first `;` or `#`, nothing is quoted and nothing is escaped.
 
+use std::fmt::Write as _;
+
 use super::{Error, words};
 use crate::run::spelling;
 
@@ -23,7 +25,7 @@ pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
             None => "0",
         };
         check(value)?;
-        text += &format!("{} = {value}\n", flag.name.trim_start_matches('-'));
+        let _ = writeln!(text, "{} = {value}", flag.name.trim_start_matches('-'));
     }
     Ok(text)
 }

@@ -4,6 +4,7 @@
 //! nothing is emitted.
 
 mod bench;
+mod embedded;
 mod env;
 mod ik;
 mod ini;
@@ -43,6 +44,8 @@ pub enum Runner {
     LlamaServer,
     /// The benchmark, with the turn's prompt, generation and depth.
     LlamaBench,
+    /// llama.cpp linked into a program: the fields of its parameter structures, as JSON (with --emit args).
+    Embedded,
 }
 
 /// What to emit.
@@ -166,6 +169,9 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
         .model
         .as_ref()
         .ok_or(Error::ReadBack { form: wish.form.name(), problem: "it names no model".to_string() })?;
+    if wish.runner == Runner::Embedded {
+        return embed(model, machine, &command.run, wish);
+    }
     let launch = launch(command, source, wish)?;
     words::printable(&launch.words())?;
     let (text, notes, read) = written(&launch, source, wish)?;
@@ -181,19 +187,36 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
     Ok(Emitted { text, notes: launch.notes.into_iter().chain(notes).chain(where_from).collect() })
 }
 
+/// The parameters of a launch for a program that links llama.cpp.
+fn embed(model: &Model, machine: &Machine, run: &RunConfig, wish: Wish) -> Result<Emitted, Error> {
+    let refuse = |whom, instead| Err(Error::NoSuchForm { form: wish.form.name(), whom, instead });
+    match (wish.form, wish.dialect) {
+        (Form::Args, Dialect::LlamaCpp) => {}
+        (Form::Args, Dialect::Ik) => return refuse("an embedded ik_llama.cpp", "use --dialect llama.cpp"),
+        _ => {
+            return refuse("an embedded llama.cpp", "it has no command line: --emit args gives its parameters as JSON");
+        }
+    }
+    let text = embedded::parameters(run)?;
+    let read = embedded::read(&text).map_err(|problem| Error::ReadBack { form: wish.form.name(), problem })?;
+    same_run(wish, &embedded::expected(run), &read)?;
+    same_placement(model, machine, wish, [run, &read])?;
+    Ok(Emitted { text, notes: Vec::new() })
+}
+
 /// The launch in the words of the program and dialect.
 fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<Launch, Error> {
     let refuse = |whom, instead| Err(Error::NoSuchForm { form: wish.form.name(), whom, instead });
-    let ik = wish.dialect == Dialect::Ik;
-    match (wish.runner, wish.form) {
-        (Runner::LlamaBench, _) if ik => refuse("ik_llama.cpp's llama-bench", "its grammar is not known here"),
-        (Runner::LlamaBench, Form::Args | Form::Shell) => bench::launch(&command.run, source, wish.turn),
-        (Runner::LlamaBench, _) => refuse("llama-bench", "it reads arguments only: use --emit args or --emit shell"),
-        (Runner::LlamaServer, _) if !ik => Ok(server(&command.run, source)),
-        (Runner::LlamaServer, Form::Env | Form::Ini) => {
+    let (is_bench, is_ik) = (wish.runner == Runner::LlamaBench, wish.dialect == Dialect::Ik);
+    match (is_bench, is_ik, wish.form) {
+        (true, true, _) => refuse("ik_llama.cpp's llama-bench", "its grammar is not known here"),
+        (true, false, Form::Args | Form::Shell) => bench::launch(&command.run, source, wish.turn),
+        (true, false, _) => refuse("llama-bench", "it reads arguments only: use --emit args or --emit shell"),
+        (false, true, Form::Env | Form::Ini) => {
             refuse("ik_llama.cpp", "it is not known to read it: use args, shell or llama-swap")
         }
-        (Runner::LlamaServer, _) => ik::launch(&command.run, source),
+        (false, true, _) => ik::launch(&command.run, source),
+        (false, false, _) => Ok(server(&command.run, source)),
     }
 }
 
@@ -251,18 +274,23 @@ fn planned(plan: &Plan) -> Result<ParsedCommand, Error> {
     words::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")
 }
 
-/// Demands what was expected; which flag an override came from does not count.
+/// Demands what was expected, and that the reader found nothing odd.
 fn same_launch(wish: Wish, expected: &RunConfig, read: &ParsedCommand) -> Result<(), Error> {
+    match read.notes.iter().find(|note| note.code != "mtp-context") {
+        Some(note) => Err(Error::Replay { form: wish.form.name(), what: note.message.clone() }),
+        None => same_run(wish, expected, &read.run),
+    }
+}
+
+/// Demands what was expected; which flag an override came from does not count.
+fn same_run(wish: Wish, expected: &RunConfig, read: &RunConfig) -> Result<(), Error> {
     let anonymous = |run: &RunConfig| {
         let mut run = run.clone();
         run.overrides.iter_mut().for_each(|entry: &mut Override| entry.origin.clear());
         run
     };
     let replay = |what| Err(Error::Replay { form: wish.form.name(), what });
-    if let Some(note) = read.notes.iter().find(|note| note.code != "mtp-context") {
-        return replay(note.message.clone());
-    }
-    let (expected, read) = (anonymous(expected), anonymous(&read.run));
+    let (expected, read) = (anonymous(expected), anonymous(read));
     if expected == read {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! The choices around the search: devices, the split of layers, load mode, cache types, what leaves when experts are exhausted.
 
-use super::explore::{Explorer, WORTH};
+use super::explore::{Explorer, WORTH, compute_of};
 use super::host;
 use super::solver::{Candidate, Error, Problem, Strategy, host_total};
 use super::split::split;
@@ -8,12 +8,15 @@ use super::stage::Stage;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::Device;
+use crate::memory;
 use crate::placement::{self, Buffer};
 use crate::rules::Role;
 use crate::run::{LoadMode, Override, RunConfig};
 
 /// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
 const WORTH_OP_OFFLOAD: f64 = 0.05;
+/// Micro-batches to try where whole layers have to leave.
+const UBATCHES_OF_FEW_LAYERS: [u32; 2] = [512, 64];
 /// A number of threads must be better by this share than llama.cpp's own.
 const WORTH_THREADS: f64 = 0.02;
 /// A quantized cache must be better by this share: it costs quality that no speed shows.
@@ -32,6 +35,13 @@ impl Problem<'_> {
                 Ok(other) if other.fits() && self.is_better(&other, &best, WORTH_QUANTIZED_CACHE) => other,
                 _ => best,
             };
+        }
+        if self.levers.expert_cache
+            && self.may_cache_experts()
+            && let Some(cached) = self.with_expert_cache(&best, &run.overrides, true)?
+            && self.is_better(&cached, &best, WORTH)
+        {
+            best = cached;
         }
         Ok(self.finished(best))
     }
@@ -140,11 +150,13 @@ impl Problem<'_> {
         Ok(if !self.leaves_nothing(&read) && self.is_better(&read, &mapped, WORTH) { read } else { mapped })
     }
 
-    /// The same launch with another load mode: that moves tensors between kinds of host memory and takes as much of it.
+    /// The same launch with another load mode: that moves tensors between kinds of host memory, and compute stays as it is.
     pub fn with_load_mode(&self, candidate: &Candidate, load_mode: LoadMode) -> Result<Candidate, Error> {
         let run = RunConfig { load_mode, ..candidate.run.clone() };
         let placement = placement::place(self.model, self.machine, &run)?;
-        Ok(self.candidate(run, placement, candidate.prediction.clone()))
+        let compute = compute_of(&candidate.prediction);
+        let prediction = memory::predict_with(self.model, self.machine, &run, &placement, Some(&compute))?;
+        Ok(self.candidate(run, placement, prediction))
     }
 
     /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.
@@ -159,20 +171,25 @@ impl Problem<'_> {
                 *best = other;
             }
         };
-        let base = stage.run(run, &stage.nothing());
-        let stage = Stage::new(self, base.clone(), &[Role::DenseFfn, Role::SharedExpert])?;
+        let experts_moved = stage.run(run, &stage.nothing());
+        let stage = Stage::new(self, experts_moved.clone(), &[Role::DenseFfn, Role::SharedExpert])?;
         if !stage.is_fixed() {
-            keep(&mut best, Explorer::new(self, &stage).best(&base)?);
+            keep(&mut best, Explorer::new(self, &stage).best(&experts_moved)?);
         }
         if !best.devices_fit() {
-            let mut base = stage.run(&base, &stage.nothing());
+            let mut base = stage.run(&experts_moved, &stage.nothing());
             base.overrides.extend(self.output_on_host());
             let stage = Stage::new(self, base.clone(), &[])?;
             keep(&mut best, Explorer::new(self, &stage).best(&base)?);
         }
         if !best.devices_fit() {
-            let base = RunConfig { overrides: run.overrides.clone(), ..best.run.clone() };
-            keep(&mut best, self.fewer_layers(&base)?);
+            let own = [run.n_ubatch];
+            for n_ubatch in if self.levers.ubatch { &UBATCHES_OF_FEW_LAYERS[..] } else { &own } {
+                let fewer = self.fewer_layers(&RunConfig { n_ubatch: *n_ubatch, ..experts_moved.clone() })?;
+                if !best.devices_fit() || (fewer.devices_fit() && self.is_better(&fewer, &best, WORTH)) {
+                    keep(&mut best, fewer);
+                }
+            }
         }
         Ok(best)
     }

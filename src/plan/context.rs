@@ -1,7 +1,8 @@
 //! How `-c` is chosen: room for the turn, or the largest that fits.
 
-use super::solver::{Candidate, Error, Problem, Strategy};
+use super::solver::{Candidate, Error, Problem, Strategy, host_total};
 use super::{Request, Turn};
+use crate::bytes::Bytes;
 use crate::run::RunConfig;
 
 /// How `-c` is chosen.
@@ -45,14 +46,41 @@ fn largest_context(problem: &Problem, run: &RunConfig) -> Result<u32, Error> {
     };
     let levers = super::Levers::default();
     let lean = Problem { strategy, levers, ..problem.clone() };
-    let judge =
-        |steps: u32| -> Result<Candidate, Error> { lean.solve(&RunConfig { n_ctx: steps * 256, ..run.clone() }) };
-    let (mut fits, mut too_many) = (1, problem.model.hparams.context_length.div_ceil(256).max(1) + 1);
+    let judge = |steps: u32| -> Result<i128, Error> {
+        Ok(spare(&lean, &lean.solve(&RunConfig { n_ctx: steps * 256, ..run.clone() })?))
+    };
+    let (mut fits, mut too_many) = (1, problem.model.hparams.context_length.div_ceil(256).max(1));
+    let (mut left, mut short) = (judge(fits)?, judge(too_many)?);
+    if left < 0 || short >= 0 {
+        return Ok(if left < 0 { 256 } else { too_many * 256 });
+    }
+    let mut tries = 0;
     while too_many - fits > 1 {
-        let tried = u32::midpoint(fits, too_many);
-        if judge(tried)?.fits() { fits = tried } else { too_many = tried }
+        tries += 1;
+        let by_line = i128::from(too_many - fits) * left / (left - short).max(1);
+        let by_line = u32::try_from(by_line).map_or(fits, |steps| fits + steps);
+        let tried = if tries < 7 { by_line.clamp(fits + 1, too_many - 1) } else { u32::midpoint(fits, too_many) };
+        let found = judge(tried)?;
+        if found >= 0 {
+            (fits, left) = (tried, found);
+        } else {
+            (too_many, short) = (tried, found);
+        }
     }
     Ok(fits * 256)
+}
+
+/// Bytes left where least are; negative where they are missing. The host counts where the context is there.
+fn spare(problem: &Problem, candidate: &Candidate) -> i128 {
+    let signed = |budget: Bytes, used: Bytes| i128::from(budget.0) - i128::from(used.0);
+    let devices = problem.machine.devices.iter().filter_map(|device| {
+        let row = candidate.prediction.memory.get(&device.name)?;
+        Some(signed(device.total, row.total() + problem.margin))
+    });
+    let there = problem.machine.devices.is_empty() || !candidate.run.offload_kqv;
+    let ram = problem.machine.host.ram.filter(|_| there);
+    let host = ram.map(|ram| signed(ram, host_total(&candidate.prediction) + candidate.needs.least()));
+    devices.chain(host).min().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::bytes::Bytes;
 use crate::checkup::Row;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::HOST;
+use crate::memory::{HOST, MemoryBreakdown};
 use crate::model::Model;
 use crate::rules::Role;
 use crate::run::{LoadMode, RunConfig, args};
@@ -90,7 +90,7 @@ impl Subject<'_> {
         }
         if self.request.explain {
             why.alternatives.extend(self.others()?);
-            why.time = self.candidate.estimate.terms.clone();
+            why.time.clone_from(&self.candidate.estimate.terms);
             why.explain = self.terms();
         }
         Ok(why)
@@ -165,7 +165,7 @@ impl Subject<'_> {
         for n_ubatch in [run.n_ubatch / 2, run.n_ubatch.saturating_mul(2)] {
             if (64..=run.n_ctx.max(512)).contains(&n_ubatch) {
                 let n_batch = run.n_batch.max(n_ubatch);
-                add(format!("-ub {n_ubatch}"), RunConfig { n_ubatch, n_batch, ..run.clone() }, None);
+                add(format!("-ub {n_ubatch}"), RunConfig { n_batch, n_ubatch, ..run.clone() }, None);
             }
         }
         if run.load_mode == LoadMode::None {
@@ -281,7 +281,7 @@ impl Subject<'_> {
         };
         match problem.judge(changed) {
             Ok(other) => {
-                let total = |candidate: &Candidate| candidate.prediction.memory.get(device).map(|row| row.total());
+                let total = |candidate: &Candidate| candidate.prediction.memory.get(device).map(MemoryBreakdown::total);
                 let saves = total(self.candidate).unwrap_or_default().saturating_sub(total(&other).unwrap_or_default());
                 let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
                 let quality = if ubatch { "" } else { ", and precision of the cache" };

@@ -14,7 +14,7 @@ use crate::bytes::Bytes;
 use crate::memory::compute::{self, Compute};
 use crate::memory::{self, Prediction};
 use crate::placement::Placement;
-use crate::run::{FlashAttn, RunConfig, numbers};
+use crate::run::{FlashAttn, Override, RunConfig, numbers};
 
 /// Micro-batches to choose from, in tokens; the smaller ones only where no other fits.
 const UBATCHES: [u32; 5] = [512, 1024, 2048, 4096, 8192];
@@ -39,6 +39,9 @@ struct Draft {
     cost: f64,
     short: Bytes,
 }
+
+/// A choice and what it is worth.
+type Judged = (Kept, Candidate);
 
 /// The search on one stage.
 pub struct Explorer<'a> {
@@ -69,7 +72,7 @@ impl<'a> Explorer<'a> {
         }
         let small = self.small_ubatches(setting);
         for ubatch in small {
-            let candidate = self.settle(&self.draft(self.at(setting, ubatch), self.stage.nothing(), End::First)?)?;
+            let candidate = self.settle(&self.draft(&self.at(setting, ubatch), self.stage.nothing(), End::First)?)?;
             if candidate.devices_fit() {
                 return Ok(candidate);
             }
@@ -104,7 +107,7 @@ impl<'a> Explorer<'a> {
     /// `setting` with a micro-batch, and a batch that holds it.
     pub fn at(&self, setting: &RunConfig, n_ubatch: u32) -> RunConfig {
         let n_batch = if self.problem.levers.batch { N_BATCH.max(n_ubatch) } else { setting.n_batch };
-        RunConfig { n_ubatch, n_batch, ..setting.clone() }
+        RunConfig { n_batch, n_ubatch, ..setting.clone() }
     }
 
     /// What is worth judging at each micro-batch: all with its layers where that fits; else filled from either end.
@@ -161,9 +164,9 @@ impl<'a> Explorer<'a> {
         Ok(self.problem.strategy != Strategy::ExpertsOnHost && self.problem.devices_short(&prediction).is_empty())
     }
 
-    fn draft(&self, setting: RunConfig, kept: Kept, host: End) -> Result<Draft, Error> {
-        let compute = self.compute(&setting, (setting.n_ubatch, setting.n_ubatch), false)?;
-        self.draft_with(&setting, kept, host, &compute)
+    fn draft(&self, setting: &RunConfig, kept: Kept, host: End) -> Result<Draft, Error> {
+        let compute = self.compute(setting, (setting.n_ubatch, setting.n_ubatch), false)?;
+        self.draft_with(setting, kept, host, &compute)
     }
 
     /// A ranked launch.
@@ -181,9 +184,16 @@ impl<'a> Explorer<'a> {
         placement: &Placement,
         compute: Option<&Compute>,
     ) -> Result<Prediction, Error> {
+        let mut run = setting.clone();
         // Finding out what `-fa auto` means costs a graph, and where experts are does not change it.
-        let resolved = RunConfig { flash_attn: FlashAttn::On, ..setting.clone() };
-        let run = if setting.flash_attn == FlashAttn::Auto && self.flash_attn.get() { &resolved } else { setting };
+        if run.flash_attn == FlashAttn::Auto && self.flash_attn.get() {
+            run.flash_attn = FlashAttn::On;
+        }
+        // That there are overrides at all keeps several devices from working in a pipeline; which ones is in the placement.
+        if run.overrides.is_empty() && placement.copies != self.stage.bare.copies {
+            run.overrides.push(Override { pattern: String::new(), buffer: "CPU".into(), origin: "-ot".into() });
+        }
+        let run = &run;
         Ok(memory::predict_with(self.problem.model, self.problem.machine, run, placement, compute)?)
     }
 
@@ -219,12 +229,11 @@ impl<'a> Explorer<'a> {
     fn compute_at(&self, setting: &RunConfig, whole: bool) -> Result<Compute, Error> {
         let key = format!("{whole} {:?} {setting:?} {:?}", self.stage.bare.layers, self.stage.base.overrides);
         let known = self.problem.computes.borrow().get(&key).cloned();
-        let compute = match known {
-            Some(known) => known,
-            None => {
-                let placement = if whole { &self.stage.bare } else { &self.stage.hosted };
-                compute_of(&self.predict(setting, placement, None)?)
-            }
+        let compute = if let Some(known) = known {
+            known
+        } else {
+            let placement = if whole { &self.stage.bare } else { &self.stage.hosted };
+            compute_of(&self.predict(setting, placement, None)?)
         };
         self.flash_attn.set(compute.flash_attn == Some(true));
         self.problem.computes.borrow_mut().insert(key, compute.clone());
@@ -240,7 +249,7 @@ impl<'a> Explorer<'a> {
 
     /// Judges a draft exactly, and refills it with its own compute until nothing changes.
     fn settle(&self, draft: &Draft) -> Result<Candidate, Error> {
-        let (mut best, mut worst): (Option<(Kept, Candidate)>, Option<(Kept, Candidate)>) = (None, None);
+        let (mut best, mut worst): (Option<Judged>, Option<Judged>) = (None, None);
         let mut kept = draft.kept.clone();
         let mut tried: Vec<Kept> = Vec::new();
         while tried.len() < 5 && !tried.contains(&kept) {
@@ -258,7 +267,7 @@ impl<'a> Explorer<'a> {
             kept = next;
         }
         match (best, worst) {
-            (Some((kept, candidate)), _) => self.reach(draft, kept, candidate),
+            (Some((kept, candidate)), _) => self.polish(draft, self.reach(draft, &kept, candidate)?),
             (None, Some((kept, candidate))) => self.step_down(draft, kept, candidate),
             (None, None) => self.exact(&draft.setting, &draft.kept),
         }
@@ -266,18 +275,18 @@ impl<'a> Explorer<'a> {
 
     /// Tries what has no room yet and would have, because with its largest tensor the area that prompts copy experts through
     /// leaves as well.
-    fn reach(&self, draft: &Draft, kept: Kept, mut candidate: Candidate) -> Result<Candidate, Error> {
+    fn reach(&self, draft: &Draft, kept: &Kept, mut candidate: Candidate) -> Result<Candidate, Error> {
         if self.is_whole() || self.problem.strategy != Strategy::Auto {
             return Ok(candidate);
         }
-        let (largest, bytes) = (self.stage.largest_moved(&kept), self.stage.bytes(&kept));
+        let (largest, bytes) = (self.stage.largest_moved(kept), self.stage.bytes(kept));
         for (at, device) in self.problem.machine.devices.iter().enumerate() {
             let Ok(at) = u16::try_from(at) else { break };
             let row = candidate.prediction.memory.get(&device.name).copied().unwrap_or_default();
             let spare = device.total.saturating_sub(row.total() + self.problem.margin).0;
             let mut further: Vec<(u64, Kept)> = self
                 .stage
-                .beyond(&kept, at, draft.host)
+                .beyond(kept, at, draft.host)
                 .into_iter()
                 .filter_map(|next| {
                     let shrinks = largest - self.stage.largest_moved(&next).min(largest);
@@ -297,6 +306,26 @@ impl<'a> Explorer<'a> {
         Ok(candidate)
     }
 
+    /// Tries other parts of a block that is kept in part, and none: a block on both sides waits for both, which its bytes on
+    /// the device may not be worth.
+    fn polish(&self, draft: &Draft, candidate: Candidate) -> Result<Candidate, Error> {
+        if self.problem.strategy != Strategy::Auto {
+            return Ok(candidate);
+        }
+        let kept = self.stage.kept_of(&candidate.placement);
+        let mut best = (self.problem.cost(&candidate.estimate) * (1.0 - WORTH), None);
+        for other in self.stage.with_other_parts(&kept) {
+            let placement = self.stage.placement(&other);
+            let cost = self.problem.cost(&self.problem.estimate(&draft.setting, &placement, &candidate.prediction));
+            if cost < best.0 {
+                best = (cost, Some(other));
+            }
+        }
+        let Some(other) = best.1 else { return Ok(candidate) };
+        let polished = self.exact(&draft.setting, &other)?;
+        Ok(if polished.devices_fit() { polished } else { candidate })
+    }
+
     /// What the room holds, given the compute of `candidate`.
     fn refilled(&self, draft: &Draft, kept: &Kept, candidate: &Candidate) -> Result<Kept, Error> {
         if self.is_whole() || self.problem.strategy == Strategy::ExpertsOnHost {
@@ -304,7 +333,12 @@ impl<'a> Explorer<'a> {
         }
         let compute = compute_of(&candidate.prediction);
         let all_moved = self.predict(&draft.setting, &self.stage.hosted, Some(&compute))?;
-        let room = self.stage.room(&all_moved);
+        let mut room = self.stage.room(&all_moved);
+        // What a device holds beside the table grows with the pinned memory of the host: the candidate's is nearer.
+        for (room, device) in room.iter_mut().zip(&self.problem.machine.devices) {
+            let overhead = |of: &Prediction| of.memory.get(&device.name).map_or(0, |row| i128::from(row.overhead.0));
+            *room += overhead(&all_moved) - overhead(&candidate.prediction);
+        }
         let filled = self.stage.fill(&room, draft.host, self.problem.strategy == Strategy::Auto);
         // With nothing left to copy to a device, the area for it goes: that may be what the rest lacks.
         let whole = self.stage.everything();
@@ -352,7 +386,7 @@ fn pop_best(drafts: &mut Vec<Draft>) -> Option<Draft> {
 }
 
 /// The compute column of a prediction.
-fn compute_of(prediction: &Prediction) -> Compute {
+pub fn compute_of(prediction: &Prediction) -> Compute {
     Compute {
         by_device: prediction.memory.iter().map(|(name, row)| (name.clone(), row.compute)).collect(),
         basis: compute::Basis::Replay,

@@ -212,6 +212,13 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     check.schema = "moeplan/plan/1";
     check.fits = candidate.fits();
     check.shortfall = candidate.shortfall.clone();
+    // llama.cpp projects with load mode none; what a device holds beside the table is the launch's own.
+    for (name, row) in &mut check.memory {
+        if let Some(own) = candidate.prediction.memory.get(name) {
+            row.terms.overhead = own.overhead;
+            row.total = row.terms.total();
+        }
+    }
     if let Some(ram) = check.budget.get_mut(crate::memory::HOST) {
         *ram = ram.saturating_sub(candidate.needs.least());
     }

@@ -144,7 +144,7 @@ fn slots(model: &Model, pilot: &Candidate) -> Vec<Slot> {
     for (tensor, copies) in model.tensors.iter().zip(&pilot.placement.copies) {
         for copy in copies.iter().filter(|copy| matches!(copy.buffer, placement::Buffer::Device(_))) {
             let slot = &mut slots[tensor.block.map_or(last, |block| (block as usize).min(last))];
-            let movable = tensor.role == crate::rules::Role::RoutedExpert && copy.rule.is_none();
+            let movable = tensor.role == Role::RoutedExpert && copy.rule.is_none();
             *(if movable { &mut slot.experts } else { &mut slot.fixed }) += copy.bytes.0;
         }
     }

@@ -300,4 +300,19 @@ impl<'a> Stage<'a> {
         });
         moved.max().unwrap_or(0)
     }
+
+    /// The choices that differ in the parts of one block that is kept in part, without taking more bytes.
+    pub fn with_other_parts(&self, kept: &Kept) -> Vec<Kept> {
+        let mut found = Vec::new();
+        for (at, unit) in self.units.iter().enumerate().filter(|(at, unit)| kept[*at] != 0 && kept[*at] != unit.whole())
+        {
+            let most = unit.bytes_of(kept[at]);
+            for parts in (0..unit.whole()).filter(|parts| *parts != kept[at] && unit.bytes_of(*parts) <= most) {
+                let mut other = kept.clone();
+                other[at] = parts;
+                found.push(other);
+            }
+        }
+        found
+    }
 }

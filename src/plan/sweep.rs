@@ -75,7 +75,7 @@ fn tokens(text: &str) -> Result<u64, String> {
         _ => (text, 1),
     };
     let number: u64 = digits.parse().map_err(|_| format!("`{text}` is no number of tokens: write 8192 or 8k"))?;
-    number.checked_mul(unit).filter(|n| *n <= u64::from(u32::MAX)).ok_or_else(|| format!("`{text}` is too many tokens"))
+    number.checked_mul(unit).filter(|n| u32::try_from(*n).is_ok()).ok_or_else(|| format!("`{text}` is too many tokens"))
 }
 
 fn stepped(from: u64, to: u64, step: u64) -> Result<Vec<u64>, String> {

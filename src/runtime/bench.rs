@@ -15,9 +15,6 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Why there are no rows.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not where llama-server is.
-    #[error("no llama-bench beside `{}`: build llama.cpp's tools, or name another with --llama-server", .0.display())]
-    NotFound(PathBuf),
     /// It could not be started.
     #[error("cannot start `{}`: {source}", program.display())]
     Start {
@@ -47,15 +44,6 @@ pub enum Error {
     /// What it printed cannot be read.
     #[error(transparent)]
     Rows(#[from] samples::Error),
-}
-
-/// The llama-bench that was built with a llama-server.
-pub fn beside(server: &Path) -> Result<PathBuf, Error> {
-    let name = format!("llama-bench{}", std::env::consts::EXE_SUFFIX);
-    let real = std::fs::canonicalize(server).unwrap_or_else(|_| server.to_path_buf());
-    let folder = if real.is_dir() { Some(real.as_path()) } else { real.parent() };
-    let program = folder.map(|folder| folder.join(name)).filter(|program| program.is_file());
-    program.ok_or_else(|| Error::NotFound(server.to_path_buf()))
 }
 
 /// A child that does not outlive its owner.

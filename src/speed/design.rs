@@ -42,7 +42,7 @@ pub fn tests(machine: &Machine) -> Vec<Test> {
         let ngl = if machine.devices.is_empty() { 0 } else { 99 };
         let mut tests = vec![
             test("generation by threads", &format!("-ngl 0 -p 0 -n 16 -t {threads}")),
-            test("prompts", &format!("-ngl 0 -p 128,256 -n 0 -t {cores}")),
+            test("prompts", &format!("-ngl 0 -p 64,128 -n 0 -t {cores}")),
             test("plain layouts", &format!("-ngl 0 -p 64 -n 16 -t {cores} --repack 0")),
             test("depth", &format!("-ngl 0 -p 0 -n 8 -d 1024 -t {cores}")),
         ];

@@ -65,14 +65,18 @@ pub enum Error {
 
 /// Fewer samples than this tell nothing.
 const LEAST_SAMPLES: usize = 4;
-/// How far a price may go from the table's, in either direction.
-const FARTHEST: f64 = 20.0;
+/// How far a price of the host may go from the guess, in either direction: hosts differ by their channels of memory.
+const FARTHEST_OF_HOST: f64 = 8.0;
+/// The same of a device: an RPC server may hide any card.
+const FARTHEST: f64 = 40.0;
 /// Weight of staying at the table's price beside a sample: enough to hold what no sample tells.
 const PULL: f64 = 2e-4;
 /// Relative errors beyond this count linearly instead of squared.
 const OUTLIER: f64 = 0.1;
 /// Passes over all prices: they settle long before.
 const SWEEPS: usize = 4000;
+/// The largest relative step at which they are taken to have settled.
+const SETTLED: f64 = 1e-7;
 /// How often samples are weighted anew.
 const ROUNDS: usize = 8;
 
@@ -82,6 +86,13 @@ struct Unknown {
     tier: usize,
     cost: Cost,
     start: f64,
+}
+
+impl Unknown {
+    /// How far its price may go from the start.
+    fn farthest(&self) -> f64 {
+        if self.tier == 0 { FARTHEST_OF_HOST } else { FARTHEST }
+    }
 }
 
 /// Finds the constants of `machine` from samples taken on it; `basis` says when and how.
@@ -103,7 +114,8 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Er
         .iter()
         .map(|sample| unknowns.iter().map(|u| sample.work.amount(u.tier, u.cost) * u.start / sample.seconds).collect())
         .collect();
-    let factors = solve(&rows, unknowns.len());
+    let bounds: Vec<f64> = unknowns.iter().map(Unknown::farthest).collect();
+    let factors = solve(&rows, &bounds);
     let mut by_tier: Vec<[f64; Cost::ALL.len()]> = (0..=machine.devices.len()).map(|tier| start.on(tier)).collect();
     for (unknown, factor) in unknowns.iter().zip(&factors) {
         if let Some(prices) = by_tier.get_mut(unknown.tier) {
@@ -130,41 +142,62 @@ fn dot(row: &[f64], factors: &[f64]) -> f64 {
     row.iter().zip(factors).map(|(a, b)| a * b).sum()
 }
 
-/// Factors on the starting prices for which every row sums to 1 as nearly as can be: coordinate descent between bounds, each
-/// round weighting a row down by how far it is off.
-fn solve(rows: &[Vec<f64>], unknowns: usize) -> Vec<f64> {
-    let mut factors = vec![1.0; unknowns];
+/// Factors on the starting prices for which every row sums to 1 as nearly as can be: coordinate descent between bounds on the
+/// normal equations, each round weighting a row down by how far it is off.
+fn solve(rows: &[Vec<f64>], bounds: &[f64]) -> Vec<f64> {
+    let mut factors = vec![1.0; bounds.len()];
     let mut weights = vec![1.0; rows.len()];
     for _ in 0..ROUNDS {
-        let mut rest: Vec<f64> = rows.iter().map(|row| 1.0 - dot(row, &factors)).collect();
+        let equations = Equations::of(rows, &weights, bounds.len());
         for _ in 0..SWEEPS {
-            let mut moved = 0.0_f64;
-            for at in 0..unknowns {
-                let column = rows.iter().map(|row| row.get(at).copied().unwrap_or(0.0));
-                let (mut along, mut square) = (0.0, 0.0);
-                for ((a, rest), weight) in column.clone().zip(&rest).zip(&weights) {
-                    along += weight * a * rest;
-                    square += weight * a * a;
-                }
-                let Some(factor) = factors.get_mut(at) else { continue };
-                let next =
-                    (*factor + (along + PULL * (1.0 - *factor)) / (square + PULL)).clamp(1.0 / FARTHEST, FARTHEST);
-                let step = next - *factor;
-                *factor = next;
-                for (rest, a) in rest.iter_mut().zip(column) {
-                    *rest -= a * step;
-                }
-                moved = moved.max((step / next).abs());
-            }
-            if moved < 1e-7 {
+            if equations.sweep(&mut factors, bounds) < SETTLED {
                 break;
             }
         }
-        for (weight, rest) in weights.iter_mut().zip(&rest) {
-            *weight = OUTLIER / rest.abs().max(OUTLIER);
+        for (weight, row) in weights.iter_mut().zip(rows) {
+            *weight = OUTLIER / (1.0 - dot(row, &factors)).abs().max(OUTLIER);
         }
     }
     factors
+}
+
+/// The normal equations of weighted rows that are to sum to 1, with the pull of every factor toward 1.
+struct Equations {
+    matrix: Vec<Vec<f64>>,
+    right: Vec<f64>,
+}
+
+impl Equations {
+    fn of(rows: &[Vec<f64>], weights: &[f64], unknowns: usize) -> Self {
+        let mut matrix = vec![vec![0.0; unknowns]; unknowns];
+        let mut right = vec![PULL; unknowns];
+        for (at, (line, right)) in matrix.iter_mut().zip(&mut right).enumerate() {
+            for (row, weight) in rows.iter().zip(weights) {
+                let own = weight * row.get(at).copied().unwrap_or(0.0);
+                *right += own;
+                for (sum, other) in line.iter_mut().zip(row) {
+                    *sum += own * other;
+                }
+            }
+            if let Some(diagonal) = line.get_mut(at) {
+                *diagonal += PULL;
+            }
+        }
+        Self { matrix, right }
+    }
+
+    /// Moves each factor to its best value, the others held; the largest relative step.
+    fn sweep(&self, factors: &mut [f64], bounds: &[f64]) -> f64 {
+        let mut moved = 0.0_f64;
+        for (at, ((line, right), bound)) in self.matrix.iter().zip(&self.right).zip(bounds).enumerate() {
+            let rest = right - dot(line, factors);
+            let (Some(factor), Some(diagonal)) = (factors.get_mut(at), line.get(at)) else { continue };
+            let next = (*factor + rest / diagonal).clamp(1.0 / bound, *bound);
+            moved = moved.max((next / *factor - 1.0).abs());
+            *factor = next;
+        }
+        moved
+    }
 }
 
 /// The share that nine in ten samples are within, at least 5%.

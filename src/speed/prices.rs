@@ -60,7 +60,13 @@ impl Prices {
 
     /// Seconds of the work on one tier, were nothing to overlap.
     fn of_tier(&self, work: &Work, tier: usize) -> f64 {
-        Cost::ALL.iter().map(|cost| work.amount(tier, *cost) * self.price(tier, *cost)).sum()
+        Cost::ALL.iter().map(|cost| self.of_cost(work, tier, *cost)).sum()
+    }
+
+    /// Seconds of one kind of work on a tier: nothing where nothing is done, whatever it would cost.
+    fn of_cost(&self, work: &Work, tier: usize, cost: Cost) -> f64 {
+        let amount = work.amount(tier, cost);
+        if amount > 0.0 { amount * self.price(tier, cost) } else { 0.0 }
     }
 
     /// Seconds of the work.
@@ -81,8 +87,8 @@ impl Prices {
             let name = tier.checked_sub(1).and_then(|i| machine.devices.get(i)).map(|device| device.name.as_str());
             for cost in Cost::ALL {
                 // Overlapped tiers share the time that passes.
-                let seconds = work.amount(tier, cost) * self.price(tier, cost) * total / all;
-                if seconds < total * SMALL {
+                let seconds = self.of_cost(work, tier, cost) * total / all;
+                if seconds <= total * SMALL {
                     continue;
                 }
                 terms.push(Term { phase, what: label(cost, name), seconds });

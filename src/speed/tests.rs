@@ -1,5 +1,6 @@
 //! The model of speed: its terms move as the machine would.
 
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use super::*;
@@ -136,6 +137,21 @@ fn other_computers_do_not_take_over_the_hosts_products() {
 }
 
 #[test]
+fn devices_take_turns_unless_micro_batches_fill_them_all() {
+    let model = model("qwen3-30b-a3b");
+    let mut machine = machine("NVIDIA GeForce RTX 3090");
+    let one = estimate(&model, &machine, &hosted(0), TURN).speed;
+    let second = Device { description: machine.devices[0].description.clone(), ..Device::parse("CUDA1=80G").unwrap() };
+    machine.devices.push(second);
+    let piped = estimate(&model, &machine, &hosted(0), TURN).speed;
+    // Any override forbids it (`llama-context.cpp` `pipeline_parallel`), even one that changes nothing.
+    let nothing = Override { pattern: "no_such".into(), buffer: "CPU".into(), origin: "-ot".into() };
+    let in_turn = estimate(&model, &machine, &RunConfig { overrides: vec![nothing], ..hosted(0) }, TURN).speed;
+    assert!(piped.pp > 1.4 * in_turn.pp, "{piped:?} {in_turn:?}");
+    assert!((in_turn.pp / one.pp - 1.0).abs() < 0.02 && (piped.tg / one.tg - 1.0).abs() < 0.05, "{in_turn:?} {one:?}");
+}
+
+#[test]
 fn an_expert_cache_speeds_generation_and_says_what_it_assumes() {
     let (model, machine) = (model("qwen3-30b-a3b"), machine("NVIDIA GeForce RTX 3090"));
     let plain = RunConfig { program: Program::Server, load_mode: LoadMode::None, ..hosted(48) };
@@ -166,23 +182,26 @@ fn published_figures_are_within_the_tables_word() {
 /// llama-bench on one H100 (16 threads of a Sapphire Rapids, b11434, random weights that route evenly).
 const H100: &str = include_str!("../../testdata/measured/h100-bench.jsonl");
 
-/// The rows as samples of a machine, those of one model or of all.
-fn samples_of(machine: &Machine, only: Option<&str>) -> Vec<fit::Sample> {
+/// The rows as samples of the machine: amounts, which no rates enter.
+static SAMPLES: LazyLock<Vec<fit::Sample>> = LazyLock::new(|| {
     let models = ["qwen3-30b-a3b", "gpt-oss-20b"].map(|name| (name, model(name)));
-    let rows = samples::rows(H100).unwrap();
-    let wanted = rows.iter().filter(|row| only.is_none_or(|name| row.model() == name));
-    wanted
-        .map(|row| {
-            let (_, model) = models.iter().find(|(name, _)| *name == row.model()).unwrap();
-            row.sample(model, machine).unwrap()
-        })
-        .collect()
+    let machine = machine("NVIDIA H100 80GB HBM3");
+    let sample = |row: &samples::BenchRow| {
+        let (_, model) = models.iter().find(|(name, _)| *name == row.model()).unwrap();
+        row.sample(model, &machine).unwrap()
+    };
+    samples::rows(H100).unwrap().iter().map(sample).collect()
+});
+
+/// The samples of one model.
+fn samples_of(model: &str) -> Vec<fit::Sample> {
+    SAMPLES.iter().filter(|sample| sample.what.starts_with(model)).cloned().collect()
 }
 
 #[test]
 fn calibrated_on_its_own_rows_half_of_them_are_within_a_tenth() {
     let machine = machine("NVIDIA H100 80GB HBM3");
-    let fit = fit::fit(&machine, &samples_of(&machine, None), "calibrated").unwrap();
+    let fit = fit::fit(&machine, &SAMPLES, "calibrated").unwrap();
     for phase in [Phase::Prompt, Phase::Generate] {
         let median = fit::median_error(&fit.residuals, phase).unwrap();
         assert!(median < 0.08, "{phase:?}: {median}");
@@ -192,15 +211,30 @@ fn calibrated_on_its_own_rows_half_of_them_are_within_a_tenth() {
     assert!((1000.0..4000.0).contains(&rates.weights), "{rates:?}");
 }
 
+/// The machine file that `moeplan devices --calibrate --from testdata/measured/h100-bench.jsonl` wrote.
+#[test]
+fn the_machine_file_of_the_h100_predicts_its_rows() {
+    let machine: Machine = serde_json::from_str(include_str!("../../testdata/machines/h100.json")).unwrap();
+    let prices = Prices::of(&machine, &[0]);
+    assert!(prices.basis.starts_with("calibrated on 2026-11-22"), "{}", prices.basis);
+    for phase in [Phase::Prompt, Phase::Generate] {
+        let of_phase = SAMPLES.iter().filter(|sample| sample.phase == phase);
+        let mut errors: Vec<f64> = of_phase.map(|s| (prices.seconds(&s.work) / s.seconds - 1.0).abs()).collect();
+        errors.sort_by(f64::total_cmp);
+        let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
+        assert!(median < 0.06 && worst < 0.25, "{phase:?}: {median} {worst}");
+    }
+}
+
 /// What the constants are for: launches and models that were not measured.
 #[test]
 fn calibrated_on_one_model_the_other_is_predicted() {
     let machine = machine("NVIDIA H100 80GB HBM3");
     for (known, unknown) in [("qwen3-30b-a3b", "gpt-oss-20b"), ("gpt-oss-20b", "qwen3-30b-a3b")] {
-        let calibrated = fit::fit(&machine, &samples_of(&machine, Some(known)), "calibrated").unwrap().machine;
+        let calibrated = fit::fit(&machine, &samples_of(known), "calibrated").unwrap().machine;
         let prices = Prices::of(&calibrated, &[0]);
         let mut by_phase = [Vec::new(), Vec::new()];
-        for sample in samples_of(&calibrated, Some(unknown)) {
+        for sample in samples_of(unknown) {
             let error = prices.seconds(&sample.work) / sample.seconds - 1.0;
             by_phase[usize::from(sample.phase == Phase::Generate)].push(error.abs());
         }
@@ -232,7 +266,7 @@ proptest::proptest! {
         real.devices[0].rates = Some(device.clone());
         real.host.rates = Some(host);
         let prices = Prices::of(&real, &[0]);
-        let mut samples = samples_of(&machine, None);
+        let mut samples = SAMPLES.clone();
         for sample in &mut samples {
             sample.seconds = prices.seconds(&sample.work);
         }

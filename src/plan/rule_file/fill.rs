@@ -8,8 +8,9 @@ use crate::machine::{Device, Machine};
 use crate::memory::{self, MemoryBreakdown};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement};
-use crate::plan::{ContextChoice, Plan, Request, solver::Strategy};
-use crate::run::{self, Override, RunConfig};
+use crate::plan::solver::{Levers, Strategy};
+use crate::plan::{ContextChoice, Request};
+use crate::run::{Override, RunConfig};
 
 /// Why the rules cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -20,9 +21,6 @@ pub enum Error {
     /// llama.cpp would refuse the launch.
     #[error(transparent)]
     Memory(#[from] memory::Error),
-    /// The plan's own arguments cannot be read.
-    #[error(transparent)]
-    Run(#[from] run::Error),
     /// A device that is not there.
     #[error(
         "the rule at line {}, column {} fills `{name}`, which this machine does not have; known: {known}, or `{DEVICES}` for all",
@@ -50,22 +48,19 @@ pub struct Resolution {
 /// Tensors of a rule, as indices of the model, by buffer type.
 pub type Assignment = Vec<(String, BTreeSet<usize>)>;
 
-/// The request with the rules carried out for the launch that `plan` chose: everything else stays as it is there.
+/// The request with the rules carried out for the launch that was `chosen` without them: everything else stays as it is there.
 pub fn pinned(
     file: &RuleFile,
     model: &Model,
     machine: &Machine,
     request: &Request,
-    plan: &Plan,
+    chosen: RunConfig,
 ) -> Result<(Request, Resolution), Error> {
-    let words: Vec<String> = ["llama-server".to_string()].into_iter().chain(plan.args.iter().cloned()).collect();
-    let chosen = run::parse::command(&words, &BTreeMap::new())?.run;
-    let chosen = RunConfig { overrides: request.run.overrides.clone(), ..chosen };
-    let resolution = resolve(file, model, machine, request.margin, &chosen)?;
-    let context = ContextChoice::Fixed(chosen.n_ctx);
-    let mut run = chosen;
+    let mut run = RunConfig { overrides: request.run.overrides.clone(), ..chosen };
+    let resolution = resolve(file, model, machine, request.margin, &run)?;
     run.overrides.extend(resolution.overrides.iter().cloned());
-    Ok((Request { run, context, strategy: Strategy::Rules, ..request.clone() }, resolution))
+    let (context, strategy, levers) = (ContextChoice::Fixed(run.n_ctx), Strategy::Rules, Levers::default());
+    Ok((Request { run, context, strategy, levers, ..request.clone() }, resolution))
 }
 
 /// The rules for a launch, whose own overrides come first.
