@@ -1,7 +1,5 @@
 //! One table, aligned for a terminal or as Markdown; every cell's text is escaped here.
 
-use std::fmt::Write as _;
-
 use comfy_table::presets;
 use comfy_table::{CellAlignment, ContentArrangement};
 
