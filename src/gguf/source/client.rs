@@ -200,7 +200,7 @@ impl Client {
                 Err(_) => return Err(Failure::Dropped { have: bytes.len() as u64 }),
             };
             bytes.extend(window.iter().take(count));
-            let moved = self.moved.fetch_add(count as u64, Ordering::Relaxed) + count as u64;
+            let moved = self.moved.fetch_add(count as u64, Ordering::Relaxed).saturating_add(count as u64);
             (self.watch)(&Event::Moved(moved));
         }
     }
@@ -251,10 +251,10 @@ impl Tries {
 
     /// How long to wait before the next try; `None`: there is none.
     fn wait(&mut self, failure: &Failure, limits: &Limits) -> Option<Duration> {
-        if !failure.is_transient() || self.left == 0 {
+        if !failure.is_transient() {
             return None;
         }
-        self.left -= 1;
+        self.left = self.left.checked_sub(1)?;
         let wait = self.wait;
         self.wait = wait.saturating_mul(2);
         match failure {

@@ -148,7 +148,7 @@ impl Client {
             return None;
         }
         let mut bytes = Vec::new();
-        self.fill(&mut *answer.body, &mut bytes, end - first).ok()?;
+        self.fill(&mut *answer.body, &mut bytes, end.saturating_sub(first)).ok()?;
         let bytes = known.joined(&part.bytes, &bytes)?;
         let (header, file) = parse(url, &bytes, Some(file_bytes)).ok()?;
         let part = Part { bytes, file_bytes: Some(file_bytes), is_spliced: true, ..Part::default() };

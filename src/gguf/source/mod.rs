@@ -1,8 +1,4 @@
 //! Where a MODEL is: a path, an address, a repository of the hub, or a name found in the caches of this computer. [I/O]
-#![cfg_attr(
-    not(test),
-    deny(clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::unwrap_used, clippy::expect_used)
-)]
 
 pub mod cache;
 pub mod client;
