@@ -5,10 +5,9 @@ use std::io::Read;
 use super::super::error::ErrorKind;
 use super::super::{Header, ModelFile};
 use super::cache::Entry;
-use super::client::{Client, Event, Tries, header, refuse_encoding};
+use super::client::{Answer, Client, Event, Tries, header, refuse_encoding};
 use super::error::{Error, Failure};
 use super::splice::Known;
-use super::transport::Answer;
 use super::url::Url;
 use crate::bytes::Bytes;
 

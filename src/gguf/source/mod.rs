@@ -12,7 +12,7 @@ mod splice;
 mod transport;
 pub mod url;
 
-pub use client::{Client, Event, Limits};
+pub use client::{Answer, Client, Event, Limits, Transport};
 pub use error::{Error, Failure};
 pub use url::Url;
 
