@@ -8,7 +8,7 @@ use moeplan::bytes::Bytes;
 use moeplan::checkup::{self, Options};
 use moeplan::gguf::Value;
 use moeplan::inspection::Inspection;
-use moeplan::machine::{Backend, Device, Host, Machine};
+use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::model::Model;
 use moeplan::report;
 use moeplan::run::parse;
@@ -80,7 +80,7 @@ fuzz_target!(|bytes: &[u8]| {
     let words: Vec<String> = format!("llama-server -m m.gguf {command}").split(' ').map(str::to_string).collect();
     let command = parse::command(&words, &BTreeMap::new()).expect("a good command");
     let devices = Device::of_budgets(Backend::Cuda, &[Bytes(24 << 30), Bytes(8 << 30)]).expect("two devices");
-    let host = Host { total: Bytes(64 << 30), free: Bytes(60 << 30), ..Host::default() };
+    let host = Host { ram: Some(Bytes(64 << 30)), isa: Isa::default() };
     let machine = Machine::new(devices, host).expect("a machine");
     if let Ok(checkup) = checkup::check(&model, &machine, &command, Options::default()) {
         let _ = (report::checkup::text(&checkup, true), report::checkup::markdown(&checkup));
