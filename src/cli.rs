@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::ValueEnum;
 
 /// llama.cpp's short flags of several letters, and the long names that clap knows them by.
-const SHORT_FLAGS: [(&str, &str); 7] = [
+const SHORT_FLAGS: [(&str, &str); 14] = [
     ("-ub", "--ubatch-size"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
@@ -13,6 +13,13 @@ const SHORT_FLAGS: [(&str, &str); 7] = [
     ("-fa", "--flash-attn"),
     ("-lm", "--load-mode"),
     ("-ot", "--override-tensor"),
+    ("-ngl", "--gpu-layers"),
+    ("-cmoe", "--cpu-moe"),
+    ("-ncmoe", "--n-cpu-moe"),
+    ("-ts", "--tensor-split"),
+    ("-tb", "--threads-batch"),
+    ("-nkvo", "--no-kv-offload"),
+    ("-cram", "--cache-ram"),
 ];
 
 /// The words of a command line with llama.cpp's short flags made long; what follows `--` is left alone.
@@ -70,6 +77,8 @@ pub enum Format {
     Json,
     /// Tables for an issue or a page.
     Markdown,
+    /// A page with a chart (`plan --sweep`, and plans of several files).
+    Html,
 }
 
 /// When to use colour.

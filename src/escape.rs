@@ -46,6 +46,22 @@ pub fn markdown(text: &str) -> String {
     out
 }
 
+/// `text` for HTML and SVG: terminal-safe, and no character that either would act on.
+pub fn html(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in terminal(text).chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +77,10 @@ mod tests {
     fn markdown_cannot_break_a_table_or_open_a_tag() {
         let safe = markdown("<b>|`x`\u{7}");
         assert_eq!(safe, "&lt;b&gt;\\|\\`x\\`\\\\u{7}");
+    }
+
+    #[test]
+    fn html_is_text_only() {
+        assert_eq!(html("<a href=\"x\">'&\u{1b}"), "&lt;a href=&quot;x&quot;&gt;&#39;&amp;\\u{1b}");
     }
 }

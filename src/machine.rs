@@ -1,9 +1,15 @@
 //! A machine: its devices and its host, from flags, a file, or what is found here.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
+
+mod rates;
+
+pub use rates::{DeviceRates, HostRates};
 
 /// Where a model could run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +39,12 @@ pub struct Device {
     /// What a process holds here beyond llama.cpp's own sums, at its peak; `None` = the built-in table's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Bytes>,
+    /// What was measured of it before; `None` = nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
+    /// What it does in a second; `None` = the built-in table's, by its description or its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates: Option<DeviceRates>,
 }
 
 impl Backend {
@@ -166,7 +178,17 @@ impl Device {
 
     /// A device that is all free.
     fn named(name: String, backend: Backend, size: Bytes) -> Self {
-        Self { buffer: name.clone(), name, backend, description: None, total: size, free: size, overhead: None }
+        Self {
+            buffer: name.clone(),
+            name,
+            backend,
+            description: None,
+            total: size,
+            free: size,
+            overhead: None,
+            calibration: None,
+            rates: None,
+        }
     }
 
     /// `HOST:PORT` of an RPC device's server, where it is known.
@@ -176,8 +198,49 @@ impl Device {
     }
 }
 
+/// What runs on a device have shown of the memory that llama.cpp's own sums leave out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Runs that are counted, with prompts long enough to have grown the pools.
+    pub runs: u32,
+    /// Beyond llama.cpp's own sum after loading: the most that was seen.
+    pub loaded: Bytes,
+    /// The same at the peak, by the tokens of a micro-batch: pools grow with it. Empty = no prompt was long enough.
+    pub peaks: BTreeMap<u32, Bytes>,
+    /// What is to be left free for what further runs may show.
+    pub margin: Bytes,
+    /// The driver that it was measured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// The llama.cpp build that it was measured with.
+    pub build: u32,
+}
+
+impl Calibration {
+    /// In words, for the basis of a prediction.
+    pub fn describe(&self) -> String {
+        let (runs, build) = (self.runs, self.build);
+        let driver = self.driver.as_ref().map_or(String::new(), |driver| format!(", driver {driver}"));
+        let with = format!("llama.cpp b{build}{driver}");
+        if self.peaks.is_empty() {
+            return format!("{} loaded was measured here with {with}, but no prompt of 4096 tokens", self.loaded);
+        }
+        let s = if runs == 1 { "" } else { "s" };
+        let peaks: Vec<String> = self.peaks.iter().map(|(ubatch, peak)| format!("{peak} (-ub {ubatch})")).collect();
+        format!("measured here in {runs} run{s} with {with}: {} loaded, at the peak {}", self.loaded, peaks.join(", "))
+    }
+
+    /// Beyond llama.cpp's own sum at the peak, for micro-batches of so many tokens: what was seen with as many or the next
+    /// more; for more than was ever seen the most that was, which a miss will correct. `None` = no prompt was long enough.
+    pub fn peak_at(&self, n_ubatch: u32) -> Option<Bytes> {
+        let at_most = self.peaks.range(..=n_ubatch).map(|(_, peak)| *peak).max();
+        let next = self.peaks.range(n_ubatch..).next().map(|(_, peak)| *peak);
+        at_most.max(next)
+    }
+}
+
 /// The computer around the devices.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     /// Main memory, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,6 +248,15 @@ pub struct Host {
     /// Decides which weights are repacked.
     #[serde(default)]
     pub isa: Isa,
+    /// Physical cores, if known: the threads that llama.cpp takes without `-t`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
+    /// Threads that the cores run at once (twice the cores with SMT), if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// What it does in a second; `None` = a guess by its cores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates: Option<HostRates>,
 }
 
 /// A backend of llama.cpp.
@@ -245,7 +317,7 @@ mod tests {
     #[test]
     fn rpc_servers_come_first_and_names_are_unique() {
         let devices = vec![Device::parse("CUDA0=1G").unwrap(), Device::parse("RPC0=1G").unwrap()];
-        let host = Host { ram: None, isa: Isa::default() };
+        let host = Host::default();
         assert_eq!(Machine::new(devices.clone(), host.clone()).unwrap().devices[0].name, "RPC0");
         assert!(Machine::new([devices.clone(), devices].concat(), host).is_err());
     }

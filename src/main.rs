@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use moeplan::cli::{Color, long_flags};
-use moeplan::commands::{self, Cli, Outcome, Output};
+use moeplan::commands::{self, Cli, Outcome, Output, interrupt};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(long_flags(std::env::args_os()));
@@ -19,6 +19,9 @@ fn main() -> ExitCode {
         Ok(Outcome::Yes) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
         Err(error) => {
+            if interrupt::is_cause(&error) {
+                return ExitCode::from(interrupt::EXIT_CODE);
+            }
             commands::print_error(&error);
             ExitCode::from(2)
         }

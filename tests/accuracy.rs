@@ -301,7 +301,8 @@ fn measurements_on_real_cards_are_met() {
     let mut headers = Headers::unpack("truth-models.tar.xz");
     let entries = std::fs::read_dir(in_project("testdata/measured")).expect("measurements");
     let (mut wrong, mut compared) = (Vec::new(), 0);
-    for path in entries.map(|entry| entry.expect("an entry").path()) {
+    let is_launches = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "json");
+    for path in entries.map(|entry| entry.expect("an entry").path()).filter(is_launches) {
         let text = std::fs::read_to_string(&path).expect("readable");
         let file: Measured = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         for launch in &file.launches {
@@ -347,7 +348,7 @@ fn differences(file: &Measured, launch: &Measurement, headers: &mut Headers) -> 
     if let Some(mib) = launch.unaccounted_mib {
         let card = Some(file.card.as_str());
         let loaded = truth_rows::device("CUDA0", file.total_mib, card);
-        let loaded = moeplan::memory::overhead::overhead(&loaded).loaded.0 as f64 / MIB as f64;
+        let loaded = moeplan::memory::overhead::overhead(&loaded, 512).loaded.0 as f64 / MIB as f64;
         lines.push(("CUDA0 overhead, loaded".to_string(), loaded, mib, file.bounds.unaccounted_mib));
     }
     if let Some(mib) = launch.after_prompts_mib {

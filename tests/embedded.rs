@@ -52,7 +52,7 @@ fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
     let model = Model::from_gguf(gguf::open(&launch.model).expect("a header")).expect("a model");
     let placement = placement::place(&model, &launch.machine, &launch.run).expect("a placement");
     let predicted = memory::predict(&model, &launch.machine, &launch.run, &placement).expect("a prediction").memory;
-    let workload = Workload { prompt, n_generate, repetitions: 1 };
+    let workload = Workload { prompt, depth: 0, n_generate, repetitions: 1 };
     measurement::verify(&runtime, &launch, &workload, &predicted, 0.02).expect("a measurement")
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use moeplan::bytes::{Bytes, GIB};
 use moeplan::checkup::{self, Checkup, Options, Severity, lints};
-use moeplan::machine::{Device, Host, Isa, Machine};
+use moeplan::machine::{Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::run::{Dialect, Target, parse};
 use moeplan::synth::output::{Fill, Watch, write};
@@ -37,7 +37,7 @@ fn machine(text: &str) -> Machine {
     let (devices, ram) = text.split_once(' ').unwrap();
     let devices = devices.split(',').filter(|device| !device.is_empty()).map(|device| Device::parse(device).unwrap());
     let ram = Some(Bytes(ram.parse::<u64>().unwrap() * GIB));
-    Machine::new(devices.collect(), Host { ram, isa: Isa::X86Avx2 }).unwrap()
+    Machine::new(devices.collect(), Host { ram, ..Host::default() }).unwrap()
 }
 
 /// What a line, environment first (`NAME=VALUE llama-server …`), does.

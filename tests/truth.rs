@@ -62,8 +62,10 @@ fn machine() -> Machine {
         total: Bytes::mib(81079),
         free: Bytes::mib(81079),
         overhead: None,
+        calibration: None,
+        rates: None,
     };
-    Machine { devices: vec![card], host: Host { ram: None, isa: Isa::X86Amx } }
+    Machine { devices: vec![card], host: Host { isa: Isa::X86Amx, ..Host::default() } }
 }
 
 /// The context of `model` launched as `run`, without the compute column, which takes longer.

@@ -302,7 +302,7 @@ fn resolved(run: &RunConfig, numbers: &ContextNumbers) -> Run {
 
 /// The span of each file from the first byte to the last of what stays mapped on the host, summed
 /// (`src/llama-model.cpp` `load_tensors`, `get_mapping_range`, b11434).
-fn mapped_span(model: &Model, run: &RunConfig, placement: &Placement) -> Option<Bytes> {
+pub fn mapped_span(model: &Model, run: &RunConfig, placement: &Placement) -> Option<Bytes> {
     if !matches!(run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock) {
         return None;
     }

@@ -58,7 +58,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match output.format() {
         Format::Json => output.json(&checkup)?,
         Format::Markdown => output.answer(&report::checkup::markdown(&checkup))?,
-        Format::Text => output.answer(&report::checkup::text(&checkup, output.is_verbose()))?,
+        Format::Text | Format::Html => output.answer(&report::checkup::text(&checkup, output.is_verbose()))?,
     }
     Ok(outcome(&checkup))
 }

@@ -1,12 +1,13 @@
-//! `devices`: the machine as moeplan sees it, and as a file for `--machine`. [I/O]
+//! `devices`: the machine as moeplan sees it, what was learned of it, and both as a file for `--machine`. [I/O]
 
-use std::fmt::Write as _;
-
-use super::machine::MachineArgs;
+use super::calibrate::{self, CalibrateArgs};
+use super::machine::{Found, MachineArgs, found};
 use super::{Outcome, Output};
+use crate::bytes::Bytes;
 use crate::cli::Format;
+use crate::evidence;
 use crate::machine::Machine;
-use crate::report::table::{Align, Table};
+use crate::report;
 
 /// Arguments of `devices`.
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,9 @@ pub struct Args {
     /// A machine to describe instead of this one.
     #[command(flatten)]
     machine: MachineArgs,
+    /// What it does in a second.
+    #[command(flatten)]
+    calibrate: CalibrateArgs,
 }
 
 /// The document: a machine file with its schema's name.
@@ -25,35 +29,75 @@ struct Document {
     schema: &'static str,
     #[serde(flatten)]
     machine: Machine,
+    /// The driver's version, where a driver was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver: Option<String>,
+    /// Who named the devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    /// What the processor calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    processor: Option<String>,
+    /// Main memory that could be had now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available: Option<Bytes>,
+    /// What a plan would leave free on each device.
+    margin: Bytes,
 }
 
 /// Runs `devices`.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    let machine = args.machine.machine()?;
+    if args.calibrate.calibrate {
+        return calibrate::run(&args.calibrate, &args.machine, output);
+    }
+    let here = if args.machine.is_given() {
+        let machine = args.machine.machine()?;
+        Found { machine, driver: None, source: None, available: None, processor: None }
+    } else {
+        found()?
+    };
+    let margin = args.machine.margin(&here.machine);
     match output.format() {
-        Format::Json => output.json(&Document { schema: "moeplan/devices/1", machine })?,
-        Format::Markdown => output.answer(&table(&machine).markdown())?,
-        Format::Text => output.answer(&text(&machine))?,
+        Format::Json => {
+            let Found { machine, driver, source, available, processor } = here;
+            let schema = "moeplan/devices/1";
+            output.json(&Document { schema, machine, driver, source, processor, available, margin })?;
+        }
+        Format::Markdown => output.answer(&report::devices::markdown(&here.machine))?,
+        Format::Text | Format::Html => {
+            output.answer(&report::devices::text(&here.machine))?;
+            for line in about(&here, margin) {
+                output.say(&crate::escape::terminal(&line));
+            }
+        }
     }
     Ok(Outcome::Yes)
 }
 
-fn table(machine: &Machine) -> Table {
-    let columns = [("device", Align::Left), ("backend", Align::Left), ("total", Align::Right), ("free", Align::Right)];
-    let mut table = Table::new(&columns);
-    for device in &machine.devices {
-        let backend = format!("{:?}", device.backend).to_lowercase();
-        table.row([device.buffer.clone(), backend, device.total.to_string(), device.free.to_string()]);
+/// Where the figures come from, for people.
+fn about(here: &Found, margin: Bytes) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(source) = &here.source {
+        let driver = here.driver.as_ref().map_or(String::new(), |driver| format!(" {driver}"));
+        lines.push(format!("devices by {source}{driver}"));
     }
-    let ram = machine.host.ram.map_or_else(|| "unknown".to_string(), |ram| ram.to_string());
-    table.row(["Host".to_string(), format!("{:?}", machine.host.isa), ram, String::new()]);
-    table
-}
-
-fn text(machine: &Machine) -> String {
-    let mut out = table(machine).text();
-    if machine.devices.is_empty() {
-        let _ = writeln!(out, "\nGPUs are not detected yet: describe yours with --vram, --device or --machine.");
+    if let Some(processor) = &here.processor {
+        let available = here.available.map_or(String::new(), |bytes| format!(", {bytes} of memory available"));
+        lines.push(format!("processor: {processor}{available}"));
     }
-    out
+    if here.machine.devices.is_empty() {
+        lines.push(
+            "no GPU was found: there is no NVIDIA driver, and no llama-server (MOEPLAN_LLAMA_SERVER, PATH) that lists one; \
+             describe yours with --vram, --device or --machine"
+                .to_string(),
+        );
+    } else {
+        lines.push(format!("a plan leaves {margin} free on each device; `moeplan verify` with a long prompt measures"));
+    }
+    if here.machine.devices.iter().any(|device| device.calibration.is_some())
+        && let Some(path) = evidence::store::path()
+    {
+        lines.push(format!("what was measured is kept in {}", path.display()));
+    }
+    lines
 }

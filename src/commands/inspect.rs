@@ -73,7 +73,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         (Format::Json, [one]) => output.json(one)?,
         (Format::Json, several) => output.json(&Several { schema: "moeplan/inspections/1", models: several })?,
         (Format::Markdown, _) => output.answer(&pages(report::inspection::markdown))?,
-        (Format::Text, _) => output.answer(&pages(report::inspection::text))?,
+        (Format::Text | Format::Html, _) => output.answer(&pages(report::inspection::text))?,
     }
     let all_met = documents.iter().flat_map(|document| &document.expectations).all(|check| check.ok);
     Ok(if all_met { Outcome::Yes } else { Outcome::No })

@@ -52,8 +52,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match output.format() {
         Format::Json => output.json(&list)?,
         Format::Markdown => output.answer(&table(&list).markdown())?,
-        Format::Text if list.models.is_empty() => {}
-        Format::Text => output.answer(&table(&list).text())?,
+        Format::Text | Format::Html if list.models.is_empty() => {}
+        Format::Text | Format::Html => output.answer(&table(&list).text())?,
     }
     Ok(Outcome::Yes)
 }

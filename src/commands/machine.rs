@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::bytes::Bytes;
-use crate::machine::{Backend, Device, Host, Isa, Machine};
+use crate::evidence;
+use crate::machine::{Backend, Device, Host, Machine};
+use crate::runtime::{detect, machine_of, nvml};
 
 /// How the machine is described; with nothing said, it is this one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -42,10 +44,15 @@ impl MachineArgs {
             || self.margin.is_some()
     }
 
+    /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.
+    pub fn margin(&self, machine: &Machine) -> Bytes {
+        self.margin.unwrap_or_else(|| evidence::margin(machine))
+    }
+
     /// The machine they describe, or this one.
     pub fn machine(&self) -> anyhow::Result<Machine> {
         let mut machine = match &self.machine {
-            Some(path) => budgeted(read(path)?, &self.vram)?,
+            Some(path) => recognised(budgeted(read(path)?, &self.vram)?),
             None => self.described()?,
         };
         if self.ram.is_some() {
@@ -56,17 +63,17 @@ impl MachineArgs {
 
     /// From `--vram`, `--device` or `--backend cpu`; with none of them, what is found here.
     fn described(&self) -> anyhow::Result<Machine> {
-        let host = Host { ram: None, isa: Isa::default() };
+        let host = Host::default();
         if !self.device.is_empty() {
             let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
-            return Ok(Machine::new(devices, host)?);
+            return Ok(recognised(Machine::new(devices, host)?));
         }
         let backend = self.backend.unwrap_or(Backend::Cuda);
         if !self.vram.is_empty() {
-            return Ok(Machine::new(Device::of_budgets(backend, &self.vram)?, host)?);
+            return Ok(recognised(Machine::new(Device::of_budgets(backend, &self.vram)?, host)?));
         }
         let only_host = self.backend == Some(Backend::Cpu) || self.ram.is_some();
-        if only_host { Ok(Machine::new(Vec::new(), host)?) } else { detected() }
+        if only_host { Ok(Machine::new(Vec::new(), host)?) } else { Ok(of_free_memory(found()?.machine)) }
     }
 }
 
@@ -91,48 +98,128 @@ fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
     Ok(Machine::new(machine.devices, machine.host)?)
 }
 
-/// This computer: its memory and processor.
-fn detected() -> anyhow::Result<Machine> {
-    let mut system = sysinfo::System::new()?;
-    system.refresh_memory();
-    Ok(Machine::new(Vec::new(), Host { ram: Some(Bytes(system.total_memory())), isa: isa() })?)
+/// This computer, and what is known of it beside what a machine file holds.
+#[derive(Debug)]
+pub struct Found {
+    /// Its devices and host, with what was measured of them before.
+    pub machine: Machine,
+    /// The driver's version, where a driver was asked.
+    pub driver: Option<String>,
+    /// Who named the devices.
+    pub source: Option<String>,
+    /// Main memory that could be had now without swapping.
+    pub available: Option<Bytes>,
+    /// What the processor calls itself.
+    pub processor: Option<String>,
 }
 
-/// What this processor repacks.
-#[cfg(target_arch = "x86_64")]
-fn isa() -> Isa {
-    let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
-    match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
-        (true, _) if tiles() => Isa::X86Amx,
-        (true, _) => Isa::X86Avx512,
-        (false, true) => Isa::X86Avx2,
-        (false, false) => Isa::Generic,
+/// What is here.
+pub fn found() -> anyhow::Result<Found> {
+    let devices = detect::devices(detect::server().as_deref());
+    let facts = detect::host();
+    let mut machine = machine_of(&devices.list);
+    machine.host = host(&facts);
+    super::calibrate::apply_own(&mut machine);
+    evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
+    Ok(Found {
+        machine: Machine::new(machine.devices, machine.host)?,
+        driver: devices.driver,
+        source: devices.source,
+        available: facts.available,
+        processor: facts.processor,
+    })
+}
+
+/// What a launch on a machine that is here may use: what others leave free.
+fn of_free_memory(mut machine: Machine) -> Machine {
+    for device in machine.devices.iter_mut().filter(|device| device.free > Bytes(0)) {
+        device.total = device.total.min(device.free);
     }
+    machine
 }
 
-/// What this processor repacks.
-#[cfg(target_arch = "aarch64")]
-fn isa() -> Isa {
-    Isa::ArmNeon
+/// A card that is described and is here: what was measured of it and of this host holds, whatever budget it is given.
+fn recognised(machine: Machine) -> Machine {
+    let cards = nvml::listed();
+    if cards.is_empty() {
+        return machine;
+    }
+    let mut here = machine_of(&cards);
+    here.host = host(&detect::host());
+    super::calibrate::apply_own(&mut here);
+    evidence::calibrate(&mut here, &evidence::store::read(), nvml::driver().as_deref());
+    with_known(machine, &here)
 }
 
-/// What this processor repacks.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn isa() -> Isa {
-    Isa::Generic
+/// What is known of the devices of `here`, for those of `machine` that are the same: the name, no other description, and no
+/// more memory than is there. A host of which nothing is said is then this one.
+fn with_known(mut machine: Machine, here: &Machine) -> Machine {
+    let mut is_here = false;
+    for device in &mut machine.devices {
+        let same = |other: &&Device| {
+            other.name == device.name
+                && other.total >= device.total
+                && device.description.as_ref().is_none_or(|name| other.description.as_ref() == Some(name))
+        };
+        let Some(card) = here.devices.iter().find(same) else { continue };
+        device.description = device.description.take().or_else(|| card.description.clone());
+        device.calibration = device.calibration.take().or_else(|| card.calibration.clone());
+        device.rates = device.rates.take().or_else(|| card.rates.clone());
+        is_here = true;
+    }
+    if is_here && machine.host == Host::default() {
+        machine.host = here.host.clone();
+    }
+    machine
+}
+
+/// The host of the facts found.
+fn host(facts: &detect::HostFacts) -> Host {
+    Host { ram: facts.ram, isa: facts.isa, cores: facts.cores, threads: facts.threads, ..Host::default() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Calibration;
 
     #[test]
     fn budgets_are_for_the_first_devices_of_a_machine_file() {
         let devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(80), Bytes::mib(40)]).unwrap();
-        let machine = Machine::new(devices, Host { ram: None, isa: Isa::default() }).unwrap();
+        let machine = Machine::new(devices, Host::default()).unwrap();
         assert_eq!(budgeted(machine.clone(), &[]).unwrap(), machine);
         let one = budgeted(machine.clone(), &[Bytes::mib(8)]).unwrap();
         assert_eq!(one.devices.iter().map(|device| device.total).collect::<Vec<_>>(), [Bytes::mib(8)]);
         assert!(budgeted(machine, &[Bytes::mib(8); 3]).unwrap_err().to_string().contains("describes 2 devices"));
+    }
+
+    #[test]
+    fn what_is_known_of_a_card_holds_for_a_budget_of_it_and_for_no_other() {
+        let devices = |sizes: &[u64]| {
+            let sizes: Vec<Bytes> = sizes.iter().map(|mib| Bytes::mib(*mib)).collect();
+            Machine::new(Device::of_budgets(Backend::Cuda, &sizes).unwrap(), Host::default()).unwrap()
+        };
+        let mut here = devices(&[100, 100]);
+        for device in &mut here.devices {
+            device.description = Some("card".to_string());
+            device.calibration = Some(Calibration { margin: Bytes(7), ..Calibration::default() });
+        }
+        let mut asked = devices(&[50, 200, 10]);
+        let known = |machine: Machine| -> Vec<bool> {
+            with_known(machine, &here).devices.iter().map(|device| device.calibration.is_some()).collect()
+        };
+        assert_eq!(known(asked.clone()), [true, false, false]);
+        asked.devices[0].description = Some("another card".to_string());
+        assert_eq!(known(asked), [false, false, false]);
+    }
+
+    #[test]
+    fn a_launch_here_may_use_what_is_free() {
+        let mut machine =
+            Machine::new(Device::of_budgets(Backend::Vulkan, &[Bytes(9), Bytes(9)]).unwrap(), Host::default());
+        let machine = machine.as_mut().unwrap();
+        (machine.devices[0].free, machine.devices[1].free) = (Bytes(5), Bytes(0));
+        let totals: Vec<Bytes> = of_free_memory(machine.clone()).devices.iter().map(|device| device.total).collect();
+        assert_eq!(totals, [Bytes(5), Bytes(9)]);
     }
 }

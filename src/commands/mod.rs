@@ -1,13 +1,20 @@
 //! One file a command: load, compute, render. [I/O]
 
+pub mod calibrate;
 pub mod check;
 pub mod devices;
+pub mod engine;
 pub mod inspect;
+pub mod interrupt;
+pub mod launch;
 pub mod list;
 pub mod machine;
 pub mod model_arg;
 pub mod plan;
+pub mod plan_options;
 pub mod quants;
+pub mod rules;
+pub mod run;
 pub mod synth;
 pub mod verify;
 pub mod worker;
@@ -48,8 +55,12 @@ pub enum Command {
     Devices(devices::Args),
     /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
     Synth(synth::Args),
-    /// Launch on the embedded llama.cpp, measure, and compare with the prediction, term by term.
+    /// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
+    Run(Box<run::Args>),
+    /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
+    /// List, show and check placement rule files.
+    Rules(rules::Args),
     /// Run llama.cpp for another moeplan (questions on standard input).
     #[command(hide = true)]
     Worker(worker::Args),
@@ -136,15 +147,22 @@ fn echo(line: &str) {
 
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
+    let has_page = matches!(&command, Command::Plan(args) if args.sweep.is_some() || args.models.len() > 1);
+    anyhow::ensure!(
+        output.format() != Format::Html || has_page,
+        "--format html is written by `plan --sweep` and by `plan` with several files"
+    );
     match command {
         Command::Devices(args) => devices::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
+        Command::Run(args) => run::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
         Command::List(args) => list::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Rules(args) => rules::run(&args, output),
     }
 }
 
@@ -162,6 +180,8 @@ pub fn print_error(error: &anyhow::Error) {
 
 /// What to try after an error, where the error knows.
 fn hint(error: &anyhow::Error) -> Option<String> {
+    let of_server =
+        || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::runtime::server::Error>()?.hint()));
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
@@ -169,6 +189,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     inspect::hint(error)
         .or_else(|| check::hint(error))
         .or_else(of_runtime)
+        .or_else(of_server)
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)

@@ -1,174 +1,72 @@
 //! `moeplan plan`: the launch that fits a budget.
 
-use std::collections::BTreeMap;
-
-use anyhow::Context as _;
+use std::path::Path;
 
 use crate::bytes::Bytes;
 use crate::cli::Format;
-use crate::commands::machine::MachineArgs;
+pub use crate::commands::plan_options::PlanOptions;
 use crate::commands::{Outcome, Output, check, model_arg};
+use crate::emit;
 use crate::inspection::Warning;
+use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
-use crate::plan::solver::Strategy;
-use crate::plan::{self, ContextChoice, Plan, Request, Turn, rule_file};
+use crate::plan::sweep::{Plans, PlansRow, Sweep, Variable};
+use crate::plan::{self, Plan, Request};
 use crate::report;
-use crate::run::{Override, RunConfig};
-
-/// Kept free of every device where nothing was measured on it: room for what the prediction may be off.
-pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
+use crate::run::{Dialect, RunConfig};
 
 /// Find the placement that fits a budget, and print the command for it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan plan --vram 24G model.gguf
   moeplan plan --vram 24G,12G -c 32768 -ub 2048 model.gguf
+  moeplan plan --vram 24G --ram 64G --explain model.gguf
+  moeplan plan --sweep vram=6G..48G model.gguf
+  moeplan plan --vram 16G model-Q4_K_M.gguf model-Q6_K.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {
     /// GGUF file, any shard of a split model, a folder with one model, https://…, `hf:owner/repo[:QUANT]`, or a cached name.
-    #[arg(value_name = "MODEL")]
-    pub model: std::path::PathBuf,
+    /// Several are compared in one table.
+    #[arg(value_name = "MODEL", required = true)]
+    pub models: Vec<std::path::PathBuf>,
     /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
+    /// A table of plans over budgets of the first device, or over contexts: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`.
+    #[arg(long, value_name = "WHAT=A..B", conflicts_with = "emit")]
+    pub sweep: Option<Sweep>,
     /// Print only this, ready to use.
-    #[arg(long, value_enum, value_name = "WHAT")]
-    pub emit: Option<Emit>,
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub emit: Option<emit::Form>,
+    /// Whom --emit is for.
+    #[arg(long = "for", value_enum, value_name = "PROGRAM", requires = "emit", default_value = "llama-server")]
+    pub runner: emit::Runner,
+    /// Whose flags --emit writes.
+    #[arg(long, value_enum, requires = "emit", default_value = "llama.cpp")]
+    pub dialect: Dialect,
 }
 
-/// What is asked of the planner; shared with `verify`.
-#[derive(Debug, clap::Args)]
-pub struct PlanOptions {
-    /// The machine and its budgets.
-    #[command(flatten)]
-    pub machine: MachineArgs,
-    /// Context length in tokens, or `max` for the largest that fits [default: room for the turn, at least 8192].
-    #[arg(short = 'c', long, value_name = "N|max", value_parser = context_choice)]
-    pub ctx_size: Option<ContextChoice>,
-    /// Logical batch size (llama.cpp: -b).
-    #[arg(short = 'b', long, value_name = "N")]
-    pub batch_size: Option<String>,
-    /// Physical batch size (llama.cpp: -ub; moeplan also takes `-ub`).
-    #[arg(long, value_name = "N")]
-    pub ubatch_size: Option<String>,
-    /// Type of the K cache (llama.cpp: -ctk).
-    #[arg(long, value_name = "TYPE")]
-    pub cache_type_k: Option<String>,
-    /// Type of the V cache (llama.cpp: -ctv).
-    #[arg(long, value_name = "TYPE")]
-    pub cache_type_v: Option<String>,
-    /// Slots of the server (llama.cpp: -np) [default: 1].
-    #[arg(long, value_name = "N")]
-    pub parallel: Option<String>,
-    /// Flash attention (llama.cpp: -fa).
-    #[arg(long, value_name = "on|off|auto")]
-    pub flash_attn: Option<String>,
-    /// How the file is read (llama.cpp: -lm).
-    #[arg(long, value_name = "MODE")]
-    pub load_mode: Option<String>,
-    /// Your own overrides, tried first (llama.cpp: -ot).
-    #[arg(long, value_name = "PATTERN=BUFFER,…", action = clap::ArgAction::Append)]
-    pub override_tensor: Vec<String>,
-    /// A placement rule set by name, or a YAML file.
-    #[arg(long, value_name = "NAME|FILE")]
-    pub rules: Option<String>,
-    /// What may be done with the routed experts.
-    #[arg(long, value_enum, default_value_t = Strategy::Auto, value_name = "STRATEGY")]
-    pub strategy: Strategy,
-    /// List every tensor: type, bytes, buffer, rule.
-    #[arg(long)]
-    pub tensors: bool,
-    /// Tokens of the prompt of the turn to plan for.
-    #[arg(long, default_value_t = 4096, value_name = "N")]
-    pub prompt: u32,
-    /// Tokens generated in that turn.
-    #[arg(long, default_value_t = 512, value_name = "N")]
-    pub generate: u32,
-    /// Tokens already in the context.
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub depth: u32,
+/// A model, as it is shown, and what is asked about it.
+struct Asked {
+    model: Model,
+    path: String,
+    machine: Machine,
+    request: Request,
 }
 
-/// What to print alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Emit {
-    /// The arguments on one line, for `llama-server -m MODEL $(…)`.
-    Args,
-    /// A shell script.
-    Shell,
-}
-
-fn context_choice(text: &str) -> Result<ContextChoice, String> {
-    match text {
-        "max" => Ok(ContextChoice::Max),
-        _ => match text.parse() {
-            Ok(0) | Err(_) => Err("write a number of tokens, or `max`".to_string()),
-            Ok(n) => Ok(ContextChoice::Fixed(n)),
-        },
-    }
-}
-
-impl PlanOptions {
-    /// What the options mean for `model`.
-    pub fn request(&self, model: &Model) -> anyhow::Result<Request> {
-        let parsed = crate::run::parse::command(&self.words(), &BTreeMap::new())?;
-        let mut run = parsed.run;
-        if self.batch_size.is_none() {
-            run.n_batch = run.n_batch.max(run.n_ubatch);
-        }
-        if let Some(name) = &self.rules {
-            run.overrides.extend(rule_overrides(name, model)?);
-        }
-        Ok(Request {
-            run,
-            context: self.ctx_size.unwrap_or(ContextChoice::Turn),
-            turn: Turn { prompt: self.prompt, generate: self.generate, depth: self.depth },
-            margin: self.machine.margin.unwrap_or(MARGIN_UNCALIBRATED),
-            strategy: self.strategy,
-            tensors: self.tensors,
-        })
-    }
-
-    /// The options that are llama.cpp's own, as the command line they would be.
-    fn words(&self) -> Vec<String> {
-        let mut words = vec!["llama-server".to_string()];
-        for (flag, value) in [
-            ("-b", &self.batch_size),
-            ("-ub", &self.ubatch_size),
-            ("-ctk", &self.cache_type_k),
-            ("-ctv", &self.cache_type_v),
-            ("-np", &self.parallel),
-            ("-fa", &self.flash_attn),
-            ("-lm", &self.load_mode),
-        ] {
-            words.extend(value.iter().flat_map(|value| [flag.to_string(), value.clone()]));
-        }
-        words.extend(self.override_tensor.iter().flat_map(|value| ["-ot".to_string(), value.clone()]));
-        words
-    }
-}
-
-/// The overrides of a built-in rule set or a rule file.
-fn rule_overrides(name: &str, model: &Model) -> anyhow::Result<Vec<Override>> {
-    let built_in = rule_file::BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_string());
-    let text = match built_in {
-        Some(text) => text,
-        None => std::fs::read_to_string(name).with_context(|| {
-            let known: Vec<&str> = rule_file::BUILT_IN.iter().map(|(name, _)| *name).collect();
-            format!("--rules `{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
-        })?,
-    };
-    Ok(rule_file::overrides(&rule_file::parse(name, &text)?, model))
+fn asked(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Result<Asked> {
+    let gguf = model_arg::open(model, output)?;
+    let path = model_arg::shown(model, &gguf);
+    let model = check::load(gguf, &RunConfig::default())?;
+    let machine = options.described_machine()?;
+    let request = options.request(&model, &machine)?;
+    Ok(Asked { model, path, machine, request })
 }
 
 /// Loads the model and makes the plan.
-pub fn make(model: &std::path::Path, options: &PlanOptions, output: &Output) -> anyhow::Result<(Model, Plan)> {
-    let gguf = model_arg::open(model, output)?;
-    let model_path = model_arg::shown(model, &gguf);
-    let model = check::load(gguf, &RunConfig::default())?;
-    let request = options.request(&model)?;
-    let machine = options.machine.machine()?;
-    let mut plan = plan::plan(&model, &model_path, &machine, &request)?;
+pub fn make(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Result<(Model, Plan)> {
+    let Asked { model, path, machine, request } = asked(model, options, output)?;
+    let mut plan = plan::plan(&model, &path, &machine, &request)?;
     plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
         code: "environment",
         message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
@@ -177,19 +75,52 @@ pub fn make(model: &std::path::Path, options: &PlanOptions, output: &Output) -> 
     Ok((model, plan))
 }
 
+/// A table of plans of one model.
+fn sweep(args: &PlanArgs, model: &Path, sweep: &Sweep, output: &Output) -> anyhow::Result<Outcome> {
+    let Asked { model, path, mut machine, request } = asked(model, &args.options, output)?;
+    if machine.devices.is_empty() && sweep.variable == Variable::Vram {
+        let backend = args.options.machine.backend.unwrap_or(Backend::Cuda);
+        machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
+    }
+    let document = plan::sweep::sweep(&model, &path, &machine, &request, sweep)?;
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        format => output.answer(&report::sweep::sweep(&document, format))?,
+    }
+    Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
+}
+
+/// A table of plans of several files.
+fn compare(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(args.emit.is_none() && args.sweep.is_none(), "--emit and --sweep take one MODEL");
+    let mut rows = Vec::new();
+    for (at, model) in (0..).zip(&args.models) {
+        let Asked { model, path, machine, request } = asked(model, &args.options, output)?;
+        rows.push(PlansRow::of(&model, &path, &machine, &request, at)?);
+    }
+    let document = Plans { schema: "moeplan/plans/1", machine: args.options.described_machine()?, rows };
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        format => output.answer(&report::sweep::plans(&document, format))?,
+    }
+    Ok(if document.rows.iter().any(|row| row.point.fits) { Outcome::Yes } else { Outcome::No })
+}
+
 /// Runs the command.
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    let (_, plan) = make(&args.model, &args.options, output)?;
+    let [model] = args.models.as_slice() else { return compare(args, output) };
+    if let Some(over) = &args.sweep {
+        return sweep(args, model, over, output);
+    }
+    let (model, plan) = make(model, &args.options, output)?;
     match (args.emit, output.format()) {
-        (Some(Emit::Args), _) => {
-            // `$(…)` splits at spaces and takes quotes literally, so the words go out bare.
-            anyhow::ensure!(
-                plan.args.iter().all(|word| !word.is_empty() && !word.contains(char::is_whitespace)),
-                "an argument of this plan holds a space, which $(…) would split; use --emit shell"
-            );
-            output.answer(&plan.args.join(" "))?;
+        (Some(form), _) => {
+            let turn = args.options.turn();
+            let wish = emit::Wish { form, runner: args.runner, dialect: args.dialect, turn };
+            let emitted = emit::render(&model, &plan, wish)?;
+            output.answer(&emitted.text)?;
+            emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
         }
-        (Some(Emit::Shell), _) => output.answer(&format!("#!/bin/sh\nexec {} \"$@\"", plan.command))?,
         (None, Format::Json) => output.json(&plan)?,
         (None, format) => output.answer(&report::plan::render(&plan, format))?,
     }

@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::machine::MachineArgs;
-use super::plan::MARGIN_UNCALIBRATED;
 use super::{Outcome, Output, model_arg};
 use crate::bytes::Bytes;
 use crate::checkup;
@@ -17,10 +16,10 @@ use crate::gguf::source::Error;
 use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::plan::solver::Strategy;
+use crate::plan::solver::{Levers, Objective, Strategy};
 use crate::plan::{self, ContextChoice, Request, Turn};
 use crate::report::table::{Align, Table};
-use crate::run::RunConfig;
+use crate::run::{RunConfig, Target};
 
 /// Headers read at the same time.
 const PARALLEL: usize = 4;
@@ -72,8 +71,9 @@ struct Fit {
 
 /// Runs the listing; exit 1 where a machine is given and nothing fits it.
 pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow::Result<Outcome> {
-    let margin = machine.and_then(|args| args.margin).unwrap_or(MARGIN_UNCALIBRATED);
-    let machine = machine.map(MachineArgs::machine).transpose()?;
+    let described = |args: &MachineArgs| args.machine().map(|machine| (args.margin(&machine), machine));
+    let (margin, machine) = machine.map(described).transpose()?.unzip();
+    let margin = margin.unwrap_or_default();
     let quants = model_arg::with_client(output, |client| {
         let quants = client.quants(repo)?;
         let Some(machine) = &machine else { return Ok(quants.into_iter().map(|quant| (quant, None)).collect()) };
@@ -107,7 +107,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Markdown => output.answer(&table(&document).markdown())?,
-        Format::Text => output.answer(&text(&document))?,
+        Format::Text | Format::Html => output.answer(&text(&document))?,
     }
     let asked = document.machine.is_some();
     let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
@@ -124,7 +124,11 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
             turn: Turn { prompt: 4096, generate: 512, depth: 0 },
             margin,
             strategy,
+            objective: Objective::Turn,
+            levers: Levers::default(),
+            target: Target::default(),
             tensors: false,
+            explain: false,
         };
         plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
     };

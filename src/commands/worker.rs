@@ -1,4 +1,8 @@
-//! `worker` (hidden): the child process in which llama.cpp runs. [I/O]
+//! `worker` (hidden): the child process in which llama.cpp runs, or which looks after one that does. [I/O]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Outcome;
 
@@ -6,25 +10,50 @@ use super::Outcome;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Serve this computer's processor as an RPC device at HOST:PORT instead.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "supervise")]
     pub rpc_server: Option<String>,
     /// Threads of the RPC server.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub threads: u32,
+    /// Run the program after `--` with its output in FILE, and end it when standard input ends.
+    #[arg(long, value_name = "FILE", requires = "command")]
+    pub supervise: Option<PathBuf>,
+    /// Seconds between asking that program to end and killing it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
+    pub patience: f64,
+    /// The program and its arguments.
+    #[arg(last = true, requires = "supervise", value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// At most an hour.
+fn seconds(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.0..=3600.0).contains(seconds))
+        .ok_or_else(|| "seconds, 3600 at most".to_string())
 }
 
 /// Runs until standard input ends.
-#[cfg(feature = "embedded")]
 pub fn run(args: &Args) -> anyhow::Result<Outcome> {
-    match &args.rpc_server {
-        Some(endpoint) => crate::runtime::serve_rpc(endpoint, args.threads)?,
-        None => crate::runtime::serve()?,
+    match &args.supervise {
+        Some(log) => crate::runtime::server::supervise(log, &args.command, Duration::from_secs_f64(args.patience))?,
+        None => serve(args)?,
     }
     Ok(Outcome::Yes)
 }
 
+/// llama.cpp in this very process.
+#[cfg(feature = "embedded")]
+fn serve(args: &Args) -> anyhow::Result<()> {
+    match &args.rpc_server {
+        Some(endpoint) => crate::runtime::serve_rpc(endpoint, args.threads),
+        None => crate::runtime::serve(),
+    }
+}
+
 /// Says that this moeplan has no llama.cpp.
 #[cfg(not(feature = "embedded"))]
-pub fn run(_args: &Args) -> anyhow::Result<Outcome> {
+fn serve(_args: &Args) -> anyhow::Result<()> {
     Err(crate::runtime::Error::NotBuilt.into())
 }

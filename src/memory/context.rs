@@ -190,10 +190,12 @@ mod tests {
             total: Bytes::mib(1024),
             free: Bytes::mib(1024),
             overhead: None,
+            calibration: None,
+            rates: None,
         };
         let machine = Machine {
             devices: vec![device("CUDA0", Backend::Cuda), device("Vulkan0", Backend::Vulkan)],
-            host: Host { ram: None, isa: Isa::Generic },
+            host: Host { isa: Isa::Generic, ..Host::default() },
         };
         let placement = Placement {
             copies: Vec::new(),

@@ -11,6 +11,7 @@ mod formula;
 mod fusion;
 pub mod graph;
 pub mod overhead;
+pub mod pools;
 pub mod sched;
 
 use std::collections::BTreeMap;
@@ -143,6 +144,17 @@ pub enum Error {
 
 /// What llama.cpp b11434 would report for `model` on `machine`, launched as `run` and placed as `placement`.
 pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Placement) -> Result<Prediction, Error> {
+    predict_with(model, machine, run, placement, None)
+}
+
+/// [`predict`] with the compute buffers known already: all but them is sums, so that many launches can be looked at.
+pub fn predict_with(
+    model: &Model,
+    machine: &Machine,
+    run: &RunConfig,
+    placement: &Placement,
+    compute: Option<&compute::Compute>,
+) -> Result<Prediction, Error> {
     let numbers = numbers(run, &model.hparams);
     let caches = caches::caches(model, run, &numbers);
     context::check(&caches, model, run, &numbers)?;
@@ -157,8 +169,9 @@ pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Pl
         quantity: "Host.uncounted".to_string(),
         how: format!("up to {logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)"),
     });
-    for device in placement.devices.iter().filter_map(|i| machine.devices.get(usize::from(*i))) {
-        let overhead = overhead::overhead(device);
+    for at in &placement.devices {
+        let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
+        let overhead = overhead::held(device, *at, model, run, placement);
         memory.entry(device.name.clone()).or_default().overhead = overhead.peak;
         basis.push(Basis { quantity: format!("{}.overhead", device.name), how: overhead.source.to_string() });
     }
@@ -175,7 +188,8 @@ pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Pl
             format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");
         basis.push(Basis { quantity: format!("{device}.context"), how });
     }
-    let compute = compute::predict(model, machine, run, &numbers, &caches, placement);
+    let replayed = || compute::predict(model, machine, run, &numbers, &caches, placement);
+    let compute = compute.cloned().unwrap_or_else(replayed);
     for (device, bytes) in compute.by_device {
         memory.entry(device).or_default().compute = bytes;
     }

@@ -1,24 +1,31 @@
 //! What a process holds on a device beyond llama.cpp's own sums: the driver's context, libraries, growing pools.
 
+use std::borrow::Cow;
+
 use super::caches::{CacheKind, Caches};
+use super::pools;
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device};
+use crate::model::Model;
+use crate::placement::Placement;
 use crate::run::numbers::ContextNumbers;
 use crate::run::{Program, RunConfig};
 
 /// One row of the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overhead {
     /// The row is for devices whose description contains this, in any case; empty = any.
     pub description: &'static str,
     /// The backends it is for.
     pub backends: &'static [Backend],
-    /// After loading.
+    /// After loading, nothing pinned.
     pub loaded: Bytes,
-    /// After long prompts have grown the pools; they never shrink. Budgets count with this.
+    /// After long prompts, which load kernels and grow the pools; they never shrink. Budgets count with this.
     pub peak: Bytes,
+    /// Multiprocessors of the card, where `loaded` and `peak` are without what [`super::pools`] says of a launch.
+    pub multiprocessors: Option<u64>,
     /// Where the figures come from.
-    pub source: &'static str,
+    pub source: Cow<'static, str>,
 }
 
 /// First match wins.
@@ -27,36 +34,77 @@ pub const OVERHEADS: &[Overhead] = &[
         description: "H100",
         backends: &[Backend::Cuda],
         loaded: Bytes::mib(600),
-        peak: Bytes::mib(815),
-        source: "measured on an H100 80GB, CUDA 13, llama.cpp b11434: 600 MiB loaded, 714 to 815 MiB after long prompts",
+        peak: Bytes::mib(705),
+        multiprocessors: Some(132),
+        source: Cow::Borrowed(
+            "measured on an H100 80GB, CUDA 13, llama.cpp b11434: 600 MiB loaded, 105 more after long prompts, \
+             the launch's own page tables and pools",
+        ),
     },
     Overhead {
         description: "",
         backends: &[Backend::Cuda, Backend::Rocm, Backend::Vulkan, Backend::Metal],
         loaded: Bytes::mib(600),
         peak: Bytes::mib(600),
-        source: "default: no measurement of this device",
+        multiprocessors: None,
+        source: Cow::Borrowed("default: no measurement of this device"),
     },
     Overhead {
         description: "",
         backends: &[Backend::Rpc, Backend::Cpu],
         loaded: Bytes(0),
         peak: Bytes(0),
-        source: "no context of its own in this process",
+        multiprocessors: None,
+        source: Cow::Borrowed("no context of its own in this process"),
     },
 ];
 
-/// The row of `device`: what its machine file states, else the table's.
-pub fn overhead(device: &Device) -> Overhead {
+/// The row of `device` for micro-batches of `n_ubatch` tokens: what its machine file states, else what was measured of it,
+/// else the table's.
+pub fn overhead(device: &Device, n_ubatch: u32) -> Overhead {
     if let Some(stated) = device.overhead {
-        let source = "stated by the machine file";
-        return Overhead { description: "", backends: &[], loaded: stated, peak: stated, source };
+        let source = Cow::Borrowed("stated by the machine file");
+        return Overhead {
+            description: "",
+            backends: &[],
+            loaded: stated,
+            peak: stated,
+            multiprocessors: None,
+            source,
+        };
     }
+    let known = tabled(device);
+    match &device.calibration {
+        Some(measured) => Overhead {
+            loaded: measured.loaded,
+            // Pools that no long prompt has grown yet will grow.
+            peak: measured.peak_at(n_ubatch).unwrap_or(known.peak.max(measured.loaded)),
+            multiprocessors: None,
+            source: Cow::Owned(measured.describe()),
+            ..known
+        },
+        None => known,
+    }
+}
+
+/// What device `at` of a machine holds for a launch beyond llama.cpp's own sums.
+pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement: &Placement) -> Overhead {
+    let mut known = overhead(device, run.n_ubatch);
+    if let Some(multiprocessors) = known.multiprocessors {
+        let tables = pools::page_tables(placement);
+        known.loaded += tables;
+        known.peak += tables + pools::pool(model, run, placement, at, multiprocessors);
+    }
+    known
+}
+
+/// The table's row of `device`.
+fn tabled(device: &Device) -> Overhead {
     let description = device.description.as_deref().unwrap_or_default().to_ascii_lowercase();
     let fits = |row: &&Overhead| {
         row.backends.contains(&device.backend) && description.contains(&row.description.to_ascii_lowercase())
     };
-    *OVERHEADS.iter().find(fits).expect("the table has a row for every backend")
+    OVERHEADS.iter().find(fits).cloned().expect("the table has a row for every backend")
 }
 
 /// Host memory that llama.cpp lists nowhere: upper bounds, most of it taken only as the server is used.
@@ -82,12 +130,15 @@ pub fn host_growth(run: &RunConfig, numbers: &ContextNumbers, caches: &Caches, v
     let tensors = windows.flat_map(|cache| cache.layers.iter().filter_map(|layer| cache.tensors(layer).ok()).flatten());
     // All slots together hold what the caches hold.
     let all_slots: u64 = tensors.map(|tensor| tensor.bytes.0).sum();
-    HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache: Bytes::mib(8192) }
+    // Without a limit it is as large as what it saves: nothing here can say how large, so the default is.
+    let prompt_cache = Bytes::mib(run.cache_ram.and_then(|mib| u64::try_from(mib).ok()).unwrap_or(8192));
+    HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Calibration;
     use crate::memory::caches::{self, tests::model};
     use crate::run::numbers::numbers;
 
@@ -117,9 +168,11 @@ mod tests {
             total: Bytes::mib(24576),
             free: Bytes::mib(24576),
             overhead: None,
+            calibration: None,
+            rates: None,
         };
         for (backend, description, peak) in [
-            (Backend::Cuda, Some("NVIDIA H100 80GB HBM3"), 815),
+            (Backend::Cuda, Some("NVIDIA H100 80GB HBM3"), 705),
             (Backend::Cuda, Some("NVIDIA GeForce RTX 4090"), 600),
             (Backend::Cuda, None, 600),
             (Backend::Rocm, None, 600),
@@ -128,9 +181,31 @@ mod tests {
             (Backend::Rpc, None, 0),
             (Backend::Cpu, None, 0),
         ] {
-            assert_eq!(overhead(&device(backend, description)).peak, Bytes::mib(peak), "{backend:?} {description:?}");
+            assert_eq!(
+                overhead(&device(backend, description), 512).peak,
+                Bytes::mib(peak),
+                "{backend:?} {description:?}"
+            );
         }
         let stated = Device { overhead: Some(Bytes::mib(333)), ..device(Backend::Rpc, None) };
-        assert_eq!(overhead(&stated).peak, Bytes::mib(333));
+        assert_eq!(overhead(&stated, 512).peak, Bytes::mib(333));
+    }
+
+    #[test]
+    fn what_was_measured_goes_before_the_table() {
+        let mut device = Device::parse("CUDA0=24G").unwrap();
+        for (loaded, peak, expected) in [(580, Some(700), 700), (580, None, 600), (650, None, 650)] {
+            device.calibration = Some(Calibration {
+                runs: 1,
+                loaded: Bytes::mib(loaded),
+                peaks: peak.map(|mib| (512, Bytes::mib(mib))).into_iter().collect(),
+                margin: Bytes::mib(256),
+                driver: Some("580.1".to_string()),
+                build: 11434,
+            });
+            let found = overhead(&device, 512);
+            assert_eq!((found.loaded, found.peak), (Bytes::mib(loaded), Bytes::mib(expected)));
+            assert!(found.source.contains("b11434, driver 580.1"), "{}", found.source);
+        }
     }
 }

@@ -51,7 +51,7 @@ fn model(architecture: &str, extra: &[(&str, &str, [u64; 4])], keys: &[(&str, u6
 /// A machine with these devices.
 fn machine(devices: &[&str]) -> Machine {
     let devices = devices.iter().map(|text| Device::parse(text).unwrap()).collect();
-    Machine::new(devices, Host { ram: None, isa: Isa::default() }).unwrap()
+    Machine::new(devices, Host::default()).unwrap()
 }
 
 fn run(overrides: &[(&str, &str)]) -> RunConfig {
@@ -193,7 +193,7 @@ fn processors_repack_what_they_have_a_layout_for() {
         (Isa::X86Amx, [Buffer::CpuRepack, Buffer::Cpu, Buffer::Amx, Buffer::Amx]),
         (Isa::ArmNeon, [Buffer::CpuRepack; 4]),
     ] {
-        let machine = Machine { devices: vec![], host: Host { ram: None, isa } };
+        let machine = Machine { devices: vec![], host: Host { isa, ..Host::default() } };
         let placement = place(&model, &machine, &run(&[])).unwrap();
         let found = [experts, down, query, "output.weight"].map(|name| buffers_of(&model, &placement, name)[0]);
         assert_eq!(found, expected, "{isa:?}");

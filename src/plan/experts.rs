@@ -1,4 +1,4 @@
-//! The routed experts of a model as the planner moves them: by block, and within a block by kind of tensor.
+//! The tensors of a model as the planner moves them, routed experts above all: by block, and within a block by kind.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::placement::Placement;
 use crate::plan::patterns::TensorSet;
 use crate::rules::Role;
 
-/// One block's routed experts that the planner may move.
+/// One block's tensors of some roles that the planner may move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpertBlock {
     /// `N` of `blk.N`.
@@ -32,7 +32,7 @@ impl ExpertBlock {
         self.parts.iter().map(|part| part.bytes).sum()
     }
 
-    /// Its tensors as a set.
+    /// Its tensors by block and stem.
     pub fn tensors(&self) -> impl Iterator<Item = (u32, String)> + '_ {
         self.parts.iter().map(|part| (self.block, part.stem.clone()))
     }
@@ -43,26 +43,23 @@ pub fn stem(name: &str, block: u32) -> Option<&str> {
     name.strip_prefix(&format!("blk.{block}."))?.rsplit_once('.').map(|(stem, _suffix)| stem)
 }
 
-/// Every routed-expert tensor of the model that is loaded, by block and stem.
-pub fn universe(model: &Model, placement: &Placement) -> TensorSet {
-    loaded(model, placement)
-        .map(|(index, block, stem)| (index, (block, stem.to_string())))
-        .map(|(_, key)| key)
-        .collect()
+/// Every tensor of these roles that is loaded, by block and stem.
+pub fn universe(model: &Model, placement: &Placement, roles: &[Role]) -> TensorSet {
+    loaded(model, placement, roles).map(|(_, block, stem)| (block, stem.to_string())).collect()
 }
 
-/// The blocks whose routed experts no rule of the user claims, in block order.
+/// The blocks with tensors of these roles that no rule claims, in block order.
 ///
-/// `placement` is the law's answer to the user's rules alone: what a rule placed there is left alone, and a block part
+/// `placement` is the law's answer to the rules that are there: what a rule placed there is left alone, and a block part
 /// of which is claimed offers the rest.
-pub fn movable(model: &Model, placement: &Placement) -> Vec<ExpertBlock> {
-    let claimed: BTreeSet<(u32, &str)> = loaded(model, placement)
+pub fn movable(model: &Model, placement: &Placement, roles: &[Role]) -> Vec<ExpertBlock> {
+    let claimed: BTreeSet<(u32, &str)> = loaded(model, placement, roles)
         .filter(|(index, ..)| placement.copies[*index].iter().any(|copy| copy.rule.is_some()))
         .map(|(_, block, stem)| (block, stem))
         .collect();
     let mut blocks: Vec<ExpertBlock> = Vec::new();
-    for (index, block, stem) in loaded(model, placement).filter(|(_, block, stem)| !claimed.contains(&(*block, *stem)))
-    {
+    let free = loaded(model, placement, roles).filter(|(_, block, stem)| !claimed.contains(&(*block, *stem)));
+    for (index, block, stem) in free {
         let bytes = model.tensors[index].bytes;
         let at = blocks.iter().position(|known| known.block == block).unwrap_or_else(|| {
             blocks.push(ExpertBlock { block, parts: Vec::new() });
@@ -77,10 +74,14 @@ pub fn movable(model: &Model, placement: &Placement) -> Vec<ExpertBlock> {
     blocks
 }
 
-/// Index, block and stem of every routed-expert tensor that gets at least one copy.
-fn loaded<'a>(model: &'a Model, placement: &'a Placement) -> impl Iterator<Item = (usize, u32, &'a str)> {
+/// Index, block and stem of every tensor of these roles that gets at least one copy.
+pub fn loaded<'a>(
+    model: &'a Model,
+    placement: &'a Placement,
+    roles: &'a [Role],
+) -> impl Iterator<Item = (usize, u32, &'a str)> {
     model.tensors.iter().enumerate().filter_map(|(index, tensor)| {
-        if tensor.role != Role::RoutedExpert || placement.copies[index].is_empty() {
+        if !roles.contains(&tensor.role) || placement.copies[index].is_empty() {
             return None;
         }
         let block = tensor.block?;

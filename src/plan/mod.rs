@@ -1,9 +1,18 @@
 //! A plan: the launch that keeps a model within a budget, what it takes, and the command that gives it.
 
+mod choose;
+mod context;
 pub mod experts;
+mod expert_cache;
+pub mod explain;
+mod explore;
+pub mod host;
 pub mod patterns;
 pub mod rule_file;
 pub mod solver;
+mod split;
+mod stage;
+pub mod sweep;
 
 use std::collections::BTreeMap;
 
@@ -18,9 +27,13 @@ use crate::model::Model;
 use crate::placement::{self, Buffer};
 use crate::rules::Role;
 use crate::run::parse::ParsedCommand;
-use crate::run::{self, Program, RunConfig};
+use crate::run::{self, LoadMode, Program, RunConfig, Target};
+use crate::speed::Speed;
 pub use crate::speed::Turn;
-use solver::{Candidate, Problem, Strategy};
+pub use context::ContextChoice;
+use explain::{Subject, Why};
+use host::HostNeeds;
+use solver::{Candidate, Computes, Levers, Objective, Problem, Strategy};
 
 /// What is asked of the planner.
 #[derive(Debug, Clone)]
@@ -35,19 +48,16 @@ pub struct Request {
     pub margin: Bytes,
     /// What may be done with the routed experts.
     pub strategy: Strategy,
+    /// What the launch is to be best at.
+    pub objective: Objective,
+    /// What the planner may choose beside the placement.
+    pub levers: Levers,
+    /// The build that the command is for.
+    pub target: Target,
     /// Whether the document lists every tensor.
     pub tensors: bool,
-}
-
-/// How `-c` is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContextChoice {
-    /// Room for the turn, at least 8192 tokens, at most the model's own length.
-    Turn,
-    /// The largest that fits with every movable expert on the host.
-    Max,
-    /// What the user wrote.
-    Fixed(u32),
+    /// Whether the document says what every other choice would give.
+    pub explain: bool,
 }
 
 /// The `moeplan/plan/1` document: everything of `check` for the proposed command, and the command.
@@ -66,12 +76,25 @@ pub struct Plan {
     pub margin: Bytes,
     /// What was allowed.
     pub strategy: Strategy,
+    /// What the launch is best at.
+    pub objective: Objective,
+    /// The turn that was timed.
+    pub turn: Turn,
+    /// Predicted speed of that turn.
+    pub speed: Speed,
+    /// Its predicted time, in seconds.
+    pub turn_seconds: f64,
+    /// Main memory beyond the table.
+    pub host_needs: HostNeeds,
     /// The arguments for `llama-server -m MODEL`.
     pub args: Vec<String>,
     /// The command to paste.
     pub command: String,
     /// Where the routed experts are.
     pub placement: ExpertSplit,
+    /// Why it is so, and what else there is.
+    #[serde(flatten)]
+    pub why: Why,
 }
 
 /// Which model a plan is for.
@@ -129,49 +152,90 @@ pub enum Error {
     },
 }
 
+impl Request {
+    /// The problem that the request poses.
+    pub fn problem<'a>(&self, model: &'a Model, machine: &'a Machine) -> Problem<'a> {
+        self.problem_with(model, machine, &Computes::default())
+    }
+
+    /// The same with what is known of the model's compute buffers from other requests.
+    fn problem_with<'a>(&self, model: &'a Model, machine: &'a Machine, computes: &Computes) -> Problem<'a> {
+        Problem {
+            model,
+            machine,
+            margin: self.margin,
+            strategy: self.strategy,
+            objective: self.objective,
+            turn: self.turn,
+            levers: self.levers,
+            computes: computes.clone(),
+        }
+    }
+
+    /// The launch that the search begins with: the user's settings and what every plan says.
+    fn start(&self, model: &Model, machine: &Machine) -> RunConfig {
+        let layers = i32::try_from(model.hparams.block_count + 1).unwrap_or(i32::MAX).max(99);
+        let all_devices = || machine.devices.iter().map(|device| device.name.clone()).collect();
+        RunConfig {
+            program: Program::Server,
+            n_parallel: Some(self.run.n_parallel.unwrap_or(1)),
+            n_gpu_layers: if self.run.n_gpu_layers == -1 { layers } else { self.run.n_gpu_layers },
+            devices: Some(self.run.devices.clone().unwrap_or_else(all_devices)),
+            rpc: machine.rpc_servers(&self.run.rpc),
+            fit: false,
+            ..self.run.clone()
+        }
+    }
+}
+
+/// The launch that serves the request best.
+pub fn solve(model: &Model, machine: &Machine, request: &Request) -> Result<Candidate, Error> {
+    solve_with(model, machine, request, &Computes::default())
+}
+
+/// [`solve`] as one of many for the same model.
+fn solve_with(model: &Model, machine: &Machine, request: &Request, computes: &Computes) -> Result<Candidate, Error> {
+    let problem = request.problem_with(model, machine, computes);
+    let run = context::with_context(&problem, request, request.start(model, machine))?;
+    Ok(problem.solve(&run)?)
+}
+
 /// Makes the plan.
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
-    let problem = Problem { model, machine, margin: request.margin, strategy: request.strategy };
-    let mut run = RunConfig {
-        program: Program::Server,
-        n_parallel: Some(request.run.n_parallel.unwrap_or(1)),
-        n_gpu_layers: i32::try_from(model.hparams.block_count + 1).unwrap_or(i32::MAX).max(99),
-        devices: Some(machine.devices.iter().map(|device| device.name.clone()).collect()),
-        rpc: machine.rpc_servers(&request.run.rpc),
-        fit: false,
-        ..request.run.clone()
-    };
-    run.n_ctx = match request.context {
-        ContextChoice::Fixed(n_ctx) => n_ctx,
-        ContextChoice::Turn => {
-            let slots = request.run.n_parallel.unwrap_or(1).max(1);
-            turn_context(request.turn, model.hparams.context_length).saturating_mul(slots)
-        }
-        ContextChoice::Max => largest_context(&problem, &run)?,
-    };
-    let candidate = problem.solve_with_fewer_devices(&run)?;
+    let candidate = solve(model, machine, request)?;
     let args = run::args::args(&candidate.run);
-    let parsed = replay(model, path, machine, &args, &candidate)?;
+    let parsed = replay(model, path, machine, &args, &candidate, request.target)?;
     let command =
         words(path, &args).iter().map(|word| quoted(word)).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
     let options = checkup::Options { margin: request.margin, tensors: request.tensors };
     let mut check = checkup::check(model, machine, &parsed, options)?;
     check.schema = "moeplan/plan/1";
+    check.fits = candidate.fits();
+    check.shortfall = candidate.shortfall.clone();
+    if let Some(ram) = check.budget.get_mut(crate::memory::HOST) {
+        *ram = ram.saturating_sub(candidate.needs.least());
+    }
     Ok(Plan {
         check,
         model: summary(model, path),
         machine: machine.clone(),
-        warnings: warnings(model, machine, request),
+        warnings: warnings(model, machine, request, &candidate),
         margin: request.margin,
         strategy: request.strategy,
+        objective: request.objective,
+        turn: request.turn,
+        speed: candidate.estimate.speed.clone(),
+        turn_seconds: candidate.estimate.turn_seconds,
+        host_needs: candidate.needs,
         args,
         command,
         placement: expert_split(model, machine, &candidate),
+        why: Subject { model, machine, request, candidate: &candidate }.why()?,
     })
 }
 
 /// What a plan's reader should know: what is wrong with the model, a device without an address, no device at all.
-fn warnings(model: &Model, machine: &Machine, request: &Request) -> Vec<Warning> {
+fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Candidate) -> Vec<Warning> {
     let mut warnings = Inspection::new(model, &[], None).warnings;
     let mut warn = |code, message: String, hint: &str| warnings.push(Warning { code, message, hint: hint.to_string() });
     if machine.devices.is_empty() {
@@ -188,6 +252,24 @@ fn warnings(model: &Model, machine: &Machine, request: &Request) -> Vec<Warning>
     {
         let message = format!("-c {n_ctx} is more than the model was trained on: {trained} tokens");
         warn("context-beyond-training", message, "-c max stays within it");
+    }
+    let table = solver::host_total(&candidate.prediction);
+    if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {
+        let message =
+            format!("-lm none takes {} of main memory, and its size was not given", table + candidate.needs.least());
+        warn("main-memory-unknown", message, "--ram SIZE has it checked; -lm auto maps the file, which is slower");
+    }
+    if let Some(missing) = request.problem(model, machine).from_disk(candidate) {
+        let message = format!(
+            "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
+        );
+        warn("disk-bound", message, "take a smaller file, or more memory");
+    }
+    if candidate.run.cache_ram != request.run.cache_ram
+        && let Some(mib) = candidate.run.cache_ram
+    {
+        let message = format!("main memory has room for {mib} MiB of prompt cache, not for llama-server's 8192");
+        warn("prompt-cache", message, "with --cache-ram of your own it stays as you say");
     }
     warnings
 }
@@ -213,27 +295,6 @@ pub fn quoted(word: &str) -> Option<String> {
     Some(if word.chars().all(is_plain) { word.to_string() } else { format!("'{word}'") })
 }
 
-/// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.
-fn turn_context(turn: Turn, context_length: u32) -> u32 {
-    let wanted = (turn.prompt.saturating_add(turn.generate).saturating_add(turn.depth)).next_multiple_of(256).max(8192);
-    if context_length == 0 { wanted } else { wanted.min(context_length) }
-}
-
-/// The largest multiple of 256 that fits with the experts on the host, by bisection; 256 where none does.
-fn largest_context(problem: &Problem, run: &RunConfig) -> Result<u32, Error> {
-    let lean = match problem.strategy {
-        Strategy::AllOnDevice | Strategy::Rules => *problem,
-        _ => Problem { strategy: Strategy::ExpertsOnHost, ..*problem },
-    };
-    let (mut fits, mut too_many) = (1, problem.model.hparams.context_length.div_ceil(256).max(1) + 1);
-    while too_many - fits > 1 {
-        let tried = u32::midpoint(fits, too_many);
-        let candidate = lean.solve(&RunConfig { n_ctx: tried * 256, ..run.clone() })?;
-        if candidate.shortfall.is_empty() { fits = tried } else { too_many = tried }
-    }
-    Ok(fits * 256)
-}
-
 /// Reads the arguments back as llama-server would and demands the same placement.
 fn replay(
     model: &Model,
@@ -241,8 +302,9 @@ fn replay(
     machine: &Machine,
     args: &[String],
     candidate: &Candidate,
+    target: Target,
 ) -> Result<ParsedCommand, Error> {
-    let parsed = run::parse::command(&words(path, args), &BTreeMap::new())?;
+    let parsed = run::parse::command_for(&words(path, args), &BTreeMap::new(), target)?;
     let placement = placement::place(model, machine, &parsed.run).map_err(solver::Error::from)?;
     let copies = |placement: &placement::Placement, at: usize| -> Vec<(Buffer, Bytes)> {
         placement.copies[at].iter().map(|copy| (copy.buffer, copy.bytes)).collect()
@@ -301,13 +363,5 @@ mod tests {
         }
         assert_eq!(quoted(r"a\.b"), Some(r"'a\.b'".to_string()));
         assert_eq!(quoted("a\0b"), None);
-    }
-
-    #[test]
-    fn the_context_holds_the_turn() {
-        let turn = |prompt, depth| Turn { prompt, generate: 512, depth };
-        assert_eq!(turn_context(turn(4096, 0), 131_072), 8192);
-        assert_eq!(turn_context(turn(4096, 16384), 131_072), 20992);
-        assert_eq!(turn_context(turn(4096, 16384), 4096), 4096);
     }
 }

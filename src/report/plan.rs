@@ -7,8 +7,11 @@ use crate::checkup::Severity;
 use crate::cli::Format;
 use crate::escape;
 use crate::plan::Plan;
+use crate::plan::explain::Alternative;
 use crate::plan::solver::Strategy;
 use crate::report::checkup::memory;
+use crate::report::table::{Align, Table};
+use crate::speed::Phase;
 
 /// The plan as text or Markdown.
 pub fn render(plan: &Plan, format: Format) -> String {
@@ -41,11 +44,20 @@ pub fn render(plan: &Plan, format: Format) -> String {
     out += &if text { table.text() } else { table.markdown() };
     let _ = writeln!(out, "\n{}", experts(plan));
     let _ = writeln!(out, "{}", verdict(plan));
+    let _ = writeln!(out, "{}", shown(&speed(plan)));
     for warning in &plan.warnings {
         let _ = writeln!(out, "warning: {}; {}", shown(&warning.message), shown(&warning.hint));
     }
     for lint in plan.check.lints.iter().filter(|lint| lint.severity != Severity::Info) {
         let _ = writeln!(out, "{}: {} [{}]", super::checkup::word(lint.severity), shown(&lint.message), lint.code);
+    }
+    for (title, table) in tables(plan).into_iter().filter(|(_, table)| !table.is_empty()) {
+        let _ = write!(
+            out,
+            "\n{title}\n{}{}",
+            if text { "" } else { "\n" },
+            if text { table.text() } else { table.markdown() }
+        );
     }
     out.push('\n');
     if text {
@@ -55,6 +67,67 @@ pub fn render(plan: &Plan, format: Format) -> String {
         let _ = writeln!(out, "``````sh\n{}\n``````", escape::terminal(&plan.command).replace('`', "'"));
     }
     out
+}
+
+/// The predicted speed, in one line.
+fn speed(plan: &Plan) -> String {
+    let (speed, turn) = (&plan.speed, &plan.turn);
+    let depth = if turn.depth > 0 { format!(" at depth {}", turn.depth) } else { String::new() };
+    format!(
+        "Predicted ±{:.0}%: prompt {:.0} tokens/s, generation {:.1} tokens/s; {} + {} tokens{depth} in {:.1} s ({})",
+        speed.uncertainty * 100.0,
+        speed.pp,
+        speed.tg,
+        turn.prompt,
+        turn.generate,
+        plan.turn_seconds,
+        speed.basis
+    )
+}
+
+/// What else there is, what takes the room, what takes the time, what would make it fit.
+fn tables(plan: &Plan) -> Vec<(&'static str, Table)> {
+    use Align::{Left, Right};
+    let mut terms = Table::new(&[("term", Left), ("bytes", Right), ("fix", Left), ("frees", Right), ("costs", Left)]);
+    for row in &plan.why.explain {
+        let saves = if row.saves == Bytes(0) { String::new() } else { row.saves.to_string() };
+        terms.row([row.term.clone(), row.bytes.to_string(), row.fix.clone(), saves, row.costs.clone()]);
+    }
+    let mut time = Table::new(&[("phase", Left), ("time goes to", Left), ("seconds", Right)]);
+    for term in plan.why.time.iter().filter(|term| term.seconds >= plan.turn_seconds * 0.005) {
+        let phase = match term.phase {
+            Phase::Prompt => "prompt",
+            Phase::Generate => "generation",
+        };
+        time.row([phase.to_string(), term.what.clone(), format!("{:.2}", term.seconds)]);
+    }
+    vec![
+        ("What takes the room:", terms),
+        ("What takes the time:", time),
+        ("What else there is:", launches(&plan.why.alternatives)),
+        ("What would make it fit:", launches(&plan.why.fixes)),
+    ]
+}
+
+/// Other launches, a row each.
+fn launches(alternatives: &[Alternative]) -> Table {
+    use Align::{Left, Right};
+    let columns = [("change", Left), ("fits", Left), ("blocks on host", Right), ("pp", Right), ("tg", Right)];
+    let mut table = Table::new(&[&columns[..], &[("turn", Right), ("", Right), ("", Left)]].concat());
+    for other in alternatives {
+        let short: Vec<String> = other.shortfall.iter().map(|(name, over)| format!("{name} short of {over}")).collect();
+        table.row([
+            other.what.clone(),
+            if other.fits { "yes".to_string() } else { short.join(", ") },
+            format!("{} of {}", other.placement.blocks_with_experts_on_host, other.placement.blocks_with_experts),
+            format!("{:.0}", other.speed.pp),
+            format!("{:.1}", other.speed.tg),
+            format!("{:.1} s", other.turn_seconds),
+            format!("{:+.1}%", other.turn_change * 100.0),
+            other.note.clone().unwrap_or_default(),
+        ]);
+    }
+    table
 }
 
 /// Where the routed experts are, in one line.

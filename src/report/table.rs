@@ -73,6 +73,22 @@ impl Table {
         }
         out
     }
+
+    /// As an HTML table.
+    pub fn html(&self) -> String {
+        let class = |align: Align| if align == Align::Right { " class=\"n\"" } else { "" };
+        let mut out = String::from("<table>\n<tr>");
+        for (name, align) in &self.columns {
+            out += &format!("<th{}>{}</th>", class(*align), escape::html(name));
+        }
+        for row in &self.rows {
+            out += "</tr>\n<tr>";
+            for (cell, (_, align)) in row.iter().zip(&self.columns) {
+                out += &format!("<td{}>{}</td>", class(*align), escape::html(cell));
+            }
+        }
+        out + "</tr>\n</table>\n"
+    }
 }
 
 #[cfg(test)]

@@ -164,6 +164,9 @@ fn rest(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
     if run.swa_full {
         to.out.push("--swa-full".into());
     }
+    if let Some(mib) = run.cache_ram {
+        to.pair("--cache-ram", mib);
+    }
     if run.moe_cache_mib > 0 {
         to.pair("--moe-cache-mib", run.moe_cache_mib);
     }

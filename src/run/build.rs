@@ -74,6 +74,12 @@ impl Target {
         older.or(BUILDS.first()).expect("the table has rows")
     }
 
+    /// Whether it has the expert cache (`--moe-cache-mib`).
+    pub fn has_expert_cache(self) -> bool {
+        let since = NEW_FLAGS.iter().find(|flag| flag.name == "--moe-cache-mib").map(|flag| flag.since);
+        self.dialect == Dialect::LlamaCpp && since.is_some_and(|since| self.build >= since)
+    }
+
     /// Whether the flags of old that `--load-mode` replaced are still taken.
     pub(super) fn takes_mmap_flags(self) -> bool {
         self.dialect == Dialect::Ik || self.build <= LAST_WITH_MMAP_FLAGS

@@ -2,6 +2,8 @@
 
 use std::sync::LazyLock;
 
+use super::build::NEW_FLAGS;
+
 /// One flag and its other spellings.
 #[derive(Debug)]
 pub(super) struct Flag {
@@ -54,6 +56,32 @@ pub(super) fn find(word: &str) -> Option<(&'static Flag, bool)> {
             flag.negated.contains(&spelled.as_str()).then_some((flag, false))
         }
     })
+}
+
+/// What a word of a command line is, for who writes it in another form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spelling {
+    /// The first long spelling, with its dashes.
+    pub name: &'static str,
+    /// The variable that stands for it; llama.cpp has none for some flags.
+    pub environment: Option<&'static str>,
+    /// Words that follow it.
+    pub values: usize,
+    /// Whether the word means yes; `false` for a negated spelling.
+    pub on: bool,
+    /// The spelling that means no, where there is one.
+    pub negated: Option<&'static str>,
+}
+
+/// The flag that a word of llama-server's command line is, flags of newer builds included.
+pub fn spelling(word: &str) -> Option<Spelling> {
+    if let Some(new) = NEW_FLAGS.iter().find(|flag| flag.name == word) {
+        let (name, values) = (new.name, new.values);
+        return Some(Spelling { name, environment: Some(new.environment), values, on: true, negated: None });
+    }
+    let (flag, on) = find(word)?;
+    let (environment, negated) = (flag.environment, flag.negated.last().copied());
+    Some(Spelling { name: flag.name(), environment, values: flag.values, on, negated })
 }
 
 /// Flags of older builds that b11434 no longer knows, and what took their place.

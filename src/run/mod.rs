@@ -16,6 +16,7 @@ mod values;
 
 pub use build::Target;
 pub use dialect::Dialect;
+pub use flags::{Spelling, spelling};
 pub use numbers::{ContextNumbers, numbers};
 pub use parse::{ModelSource, Note, ParsedCommand};
 
@@ -118,6 +119,8 @@ pub struct RunConfig {
     pub metadata_overrides: Vec<MetadataOverride>,
     /// `--moe-cache-mib`: MiB of device memory that cache experts of the host (b11549); 0 = none.
     pub moe_cache_mib: u32,
+    /// `--cache-ram`: MiB of llama-server's prompt cache on the host, -1 without limit; `None` = not given (8192).
+    pub cache_ram: Option<i32>,
     /// `-t`: threads that decode on the host; `None` = not given (llama.cpp: as many as it finds cores). No memory depends on it.
     pub n_threads: Option<u32>,
     /// `-tb`: threads that process prompts on the host; `None` = not given (as `-t`).
@@ -160,6 +163,7 @@ impl Default for RunConfig {
             lazy_mode: LazyMode::Auto,
             metadata_overrides: Vec::new(),
             moe_cache_mib: 0,
+            cache_ram: None,
             n_threads: None,
             n_threads_batch: None,
         }

@@ -126,6 +126,7 @@ fn number(launch: &mut Launch, name: &str, given: Given<'_>) -> Result<bool, Err
         "--main-gpu" => run.main_gpu = given.integer()?,
         "--gpu-layers" => run.n_gpu_layers = given.layers()?,
         "--fit-ctx" => run.fit_ctx = given.natural()?,
+        "--cache-ram" => run.cache_ram = Some(given.integer()?.max(-1)),
         "--moe-cache-mib" => run.moe_cache_mib = given.natural()?,
         "--n-cpu-moe" => run.overrides.extend(given.first_blocks(EXPERTS)?),
         "--n-cpu-ffn" => run.overrides.extend(given.first_blocks(DENSE)?),

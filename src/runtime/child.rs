@@ -69,7 +69,7 @@ fn answer(request: Request, endpoints: &mut BTreeSet<String>) -> Result<Reply, S
         }
         Request::Generate(job, workload) => {
             connect(&job.rpc)?;
-            embedded::generate(&job, &workload).map(Reply::Generation)
+            embedded::generate(&job, &workload).map(|generation| Reply::Generation(Box::new(generation)))
         }
         Request::Crash => std::process::abort(),
         Request::Sleep(seconds) => {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 
-use super::wire::{BufferMemory, DeviceInfo, Generation, Job, KvValue, ProcessMemory, Projection, Prompt, Workload};
+use super::wire::{BufferMemory, DeviceInfo, Generation, Job, KvValue, Projection, Prompt, Workload, pseudo_random};
 use crate::bytes::Bytes;
 
 /// What `moeplan_memory_breakdown` writes (shim.cpp).
@@ -79,15 +79,17 @@ pub fn project(job: &Job) -> Result<Projection, String> {
 
 /// Loads `job` for real and runs `workload`.
 pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
-    let before = process_memory();
+    let before = crate::runtime::sampler::own();
     let start = Instant::now();
     let loaded = Loaded::new(job, false)?;
     let load_seconds = start.elapsed().as_secs_f64();
+    let prefix = loaded.pseudo_random(workload.depth, 0);
     let prompt = loaded.prompt(&workload.prompt)?;
     let mut generation = Generation {
         memory: loaded.memory(),
         load_seconds,
         n_prompt: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+        depth: workload.depth,
         pp: Vec::new(),
         tg: Vec::new(),
         text: String::new(),
@@ -97,7 +99,7 @@ pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
         before,
     };
     for repetition in 0..workload.repetitions.max(1) {
-        let run = loaded.run(&prompt, workload.n_generate)?;
+        let run = loaded.run(&prefix, &prompt, workload.n_generate)?;
         generation.pp.push(run.pp);
         generation.tg.extend(run.tg);
         generation.finite &= run.finite;
@@ -107,7 +109,7 @@ pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
         }
     }
     generation.memory = loaded.memory();
-    generation.process = process_memory();
+    generation.process = crate::runtime::sampler::own();
     Ok(generation)
 }
 
@@ -209,17 +211,15 @@ impl Loaded {
     fn prompt(&self, prompt: &Prompt) -> Result<Vec<i32>, String> {
         let tokens = match prompt {
             Prompt::Text(text) => self.tokenize(text)?,
-            Prompt::Tokens(n) => {
-                // A fixed sequence (a linear congruential generator), so that a run can be repeated.
-                let n_vocab = u64::try_from(self.n_vocab()).unwrap_or(1).max(1);
-                let next = |state: &mut u64| {
-                    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    i32::try_from((*state >> 33) % n_vocab).ok()
-                };
-                (0..*n).scan(42_u64, |state, _| next(state)).collect()
-            }
+            Prompt::Tokens(n) => self.pseudo_random(*n, 1),
         };
         if tokens.is_empty() { Err("the prompt has no tokens".to_string()) } else { Ok(tokens) }
+    }
+
+    /// Tokens spread over the vocabulary.
+    fn pseudo_random(&self, n: u32, seed: u64) -> Vec<i32> {
+        let tokens = pseudo_random(n, u32::try_from(self.n_vocab()).unwrap_or(1), seed);
+        tokens.into_iter().filter_map(|token| i32::try_from(token).ok()).collect()
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<i32>, String> {
@@ -247,14 +247,21 @@ impl Loaded {
         String::from_utf8_lossy(&all).into_owned()
     }
 
-    /// Clears the caches, reads the prompt, generates greedily.
-    fn run(&self, prompt: &[i32], n_generate: u32) -> Result<Run, String> {
+    /// Clears the caches, reads `prefix` apart from the clock, then the prompt, generates greedily.
+    fn run(&self, prefix: &[i32], prompt: &[i32], n_generate: u32) -> Result<Run, String> {
         // SAFETY: the context is live; a context without caches has no memory to clear.
         unsafe {
             let memory = sys::llama_get_memory(self.context);
             if !memory.is_null() {
                 sys::llama_memory_clear(memory, true);
             }
+        }
+        for chunk in prefix.chunks(self.n_batch) {
+            self.decode(chunk)?;
+        }
+        if !prefix.is_empty() {
+            // Reading the logits waits for the devices.
+            self.best();
         }
         let start = Instant::now();
         for chunk in prompt.chunks(self.n_batch) {
@@ -438,15 +445,6 @@ fn copy_text(to: &mut [c_char], from: &str) {
     for (to, from) in to.iter_mut().take(room).zip(from.bytes()) {
         *to = from.cast_signed();
     }
-}
-
-fn process_memory() -> ProcessMemory {
-    #[cfg(target_os = "linux")]
-    if let Ok(status) = procfs::process::Process::myself().and_then(|me| me.status()) {
-        let kib = |value: Option<u64>| Bytes(value.unwrap_or(0).saturating_mul(1024));
-        return ProcessMemory { rss_anon: kib(status.rssanon), rss_file: kib(status.rssfile), peak: kib(status.vmhwm) };
-    }
-    ProcessMemory::default()
 }
 
 fn rate(tokens: usize, start: Instant) -> f64 {

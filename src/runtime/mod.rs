@@ -1,7 +1,7 @@
-//! Running llama.cpp: the embedded engine in a child process of moeplan itself. [I/O]
+//! Running llama.cpp: the real llama-server, or the embedded engine in a child process of moeplan itself. [I/O]
 //!
 //! A crash of the engine is an error message here, its memory is measured apart from moeplan's own, and no child outlives
-//! its parent: the worker ends when its standard input does.
+//! its parent: the worker, and the supervisor of a server, end when their standard input does.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,13 +15,20 @@ use crate::run::{LoadMode, RunConfig};
 mod child;
 #[cfg(feature = "embedded")]
 mod embedded;
+pub mod bench;
+pub mod cards;
+pub mod detect;
+pub mod log;
+pub mod nvml;
 mod rpc;
+pub mod server;
+pub mod sampler;
 pub mod wire;
 mod worker;
 
 #[cfg(feature = "embedded")]
 pub use child::{serve, serve_rpc};
-pub use rpc::{RpcServer, bind_software_devices, software_machine};
+pub use rpc::{RpcProgram, RpcServer, bind_software_devices, software_machine};
 pub use wire::{BufferMemory, DeviceInfo, Job, ProcessMemory, Projection, Prompt, Workload};
 pub use worker::{Echo, Embedded, Worker};
 
@@ -63,6 +70,10 @@ pub struct Observation {
     pub runtime: RuntimeInfo,
     /// Memory by device, in llama.cpp's own sums. Mapped weights count as the exact sum of their tensors.
     pub memory: MemoryByDevice,
+    /// How far each figure may be from the true one (a log prints two decimals of MiB); empty = exact.
+    pub resolution: MemoryByDevice,
+    /// What the devices show, by whomever it is used; empty where no driver says.
+    pub device_used: DeviceUsed,
     /// What is mapped: the file's span from the first to the last host tensor; zero when nothing is.
     pub mapped_span: Bytes,
     /// Memory of the runtime's process after the run.
@@ -73,6 +84,10 @@ pub struct Observation {
     pub load_seconds: f64,
     /// Prompt tokens of each repetition.
     pub n_prompt: u32,
+    /// Tokens that were in the cache before each of these prompts.
+    pub depth: u32,
+    /// Seconds from the request to the first token, by our clock, of each repetition; empty where that is not seen.
+    pub first_token: Vec<f64>,
     /// Prompt processing, tokens/s of each repetition.
     pub pp: Vec<f64>,
     /// Generation, tokens/s of each repetition.
@@ -83,6 +98,21 @@ pub struct Observation {
     pub tokens: Vec<i32>,
     /// Whether every logit was a finite number.
     pub finite: bool,
+}
+
+/// Memory in use on each device at the moments of a measurement, by the driver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceUsed {
+    /// Before the launch.
+    pub before: BTreeMap<String, Bytes>,
+    /// Once it was loaded.
+    pub loaded: BTreeMap<String, Bytes>,
+    /// The most that was seen.
+    pub peak: BTreeMap<String, Bytes>,
+    /// After it was stopped.
+    pub after: BTreeMap<String, Bytes>,
+    /// The most that the launch's own process was seen to use, where the driver tells processes apart.
+    pub of_process: BTreeMap<String, Bytes>,
 }
 
 /// Which runtime measured.
@@ -154,11 +184,13 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
         total: info.total,
         free: info.free,
         overhead: None,
+        calibration: None,
+        rates: None,
     };
     let ram = devices.iter().find(|info| info.backend == "CPU").map(|info| info.total);
     Machine {
         devices: devices.iter().filter(|info| info.gpu).map(device).collect(),
-        host: Host { ram, isa: embedded_isa() },
+        host: Host { ram, isa: embedded_isa(), ..Host::default() },
     }
 }
 
@@ -217,6 +249,9 @@ pub enum Error {
     /// The worker's answer makes no sense.
     #[error("the worker answered `{0}`, which is not an answer")]
     BadReply(String),
+    /// llama-server did not do what was asked.
+    #[error(transparent)]
+    Server(#[from] server::Error),
     /// No RPC server listens.
     #[error("no RPC server answers at `{endpoint}`")]
     Unreachable {
@@ -247,11 +282,31 @@ impl Error {
             }
             Self::TimedOut { .. } => "a larger --timeout, a smaller model, or fewer tokens",
             Self::Refused { .. } => "run it again with -v for llama.cpp's whole log",
+            Self::Server(error) => return Some(error.hint()),
             Self::BadReply(_) => "is another program of the same name being run?",
             Self::Unreachable { .. } => "start one there with `ggml-rpc-server -H HOST -p PORT`",
             Self::NoRpcServer(_) => "is a loopback address allowed here?",
         };
         Some(text.to_string())
+    }
+}
+
+/// This very program.
+fn this_program() -> Result<PathBuf, Error> {
+    std::env::current_exe().map_err(|source| Error::Start { program: "moeplan".into(), source })
+}
+
+/// ` (SIGKILL)` and the like; nothing for a signal that says little.
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        2 => " (SIGINT)",
+        4 => " (SIGILL)",
+        6 => " (SIGABRT)",
+        7 => " (SIGBUS)",
+        9 => " (SIGKILL)",
+        11 => " (SIGSEGV)",
+        15 => " (SIGTERM)",
+        _ => "",
     }
 }
 

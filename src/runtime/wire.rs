@@ -41,7 +41,7 @@ pub enum Reply {
     /// To [`Request::Project`].
     Projection(Projection),
     /// To [`Request::Generate`].
-    Generation(Generation),
+    Generation(Box<Generation>),
     /// llama.cpp refused: what it was doing.
     Refused(String),
 }
@@ -123,6 +123,8 @@ pub enum KvValue {
 pub struct Workload {
     /// A text to continue, or a prompt of so many pseudo-random tokens.
     pub prompt: Prompt,
+    /// Tokens that are in the cache before the prompt.
+    pub depth: u32,
     /// Tokens to generate, greedily.
     pub n_generate: u32,
     /// How often, for the spread.
@@ -137,6 +139,17 @@ pub enum Prompt {
     Text(String),
     /// So many tokens spread over the vocabulary.
     Tokens(u32),
+}
+
+/// A fixed sequence of `n` tokens spread over a vocabulary (a linear congruential generator), another one for each `seed`, so
+/// that a run can be repeated.
+pub fn pseudo_random(n: u32, n_vocab: u32, seed: u64) -> Vec<u32> {
+    let n_vocab = u64::from(n_vocab.max(1));
+    let next = |state: &mut u64| {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from((*state >> 33) % n_vocab).ok()
+    };
+    (0..n).scan(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(42), |state, _| next(state)).collect()
 }
 
 /// A device as llama.cpp lists it.
@@ -195,6 +208,8 @@ pub struct Generation {
     pub load_seconds: f64,
     /// Prompt tokens of each repetition.
     pub n_prompt: u32,
+    /// Tokens that were in the cache before each of these prompts.
+    pub depth: u32,
     /// Prompt processing, tokens/s of each repetition.
     pub pp: Vec<f64>,
     /// Generation, tokens/s of each repetition.
@@ -216,8 +231,17 @@ pub struct Generation {
 pub struct ProcessMemory {
     /// Resident and its own (RssAnon).
     pub rss_anon: Bytes,
-    /// Resident pages of files (RssFile).
+    /// Resident pages of files (RssFile): what is mapped of a model, and the program.
     pub rss_file: Bytes,
+    /// Resident shared memory (RssShmem); drivers keep pinned memory here too.
+    #[serde(default)]
+    pub rss_shmem: Bytes,
+    /// Memory that `-lm mlock` holds (VmLck).
+    #[serde(default)]
+    pub locked: Bytes,
+    /// Memory that a driver has pinned, as far as the kernel knows (VmPin).
+    #[serde(default)]
+    pub pinned: Bytes,
     /// The most that was ever resident (VmHWM).
     pub peak: Bytes,
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::wire::{Generation, MARK, Reply, Request};
 use super::{
-    DeviceInfo, EMBEDDED_BUILD, Error, Job, Launch, Observation, Projection, Runtime, RuntimeInfo, Workload, unmapped,
+    DeviceInfo, DeviceUsed, EMBEDDED_BUILD, Error, Job, Launch, Observation, Projection, Runtime, RuntimeInfo,
+    Workload, unmapped,
 };
 
 /// How many of the worker's last log lines are kept.
@@ -156,16 +157,7 @@ fn keep_tail(log: impl std::io::Read, tail: &Mutex<VecDeque<String>>, echo: Opti
 fn how_it_ended(status: ExitStatus) -> String {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-        let name = match signal {
-            4 => " (SIGILL)",
-            6 => " (SIGABRT)",
-            7 => " (SIGBUS)",
-            9 => " (SIGKILL)",
-            11 => " (SIGSEGV)",
-            15 => " (SIGTERM)",
-            _ => "",
-        };
-        return format!("signal {signal}{name}");
+        return format!("signal {signal}{}", super::signal_name(signal));
     }
     status.code().map_or_else(|| "no exit code".to_string(), |code| format!("exit code {code}"))
 }
@@ -184,8 +176,7 @@ pub struct Embedded {
 impl Embedded {
     /// This very program.
     pub fn here() -> Result<Self, Error> {
-        let program = std::env::current_exe().map_err(|source| Error::Start { program: "moeplan".into(), source })?;
-        Ok(Self::of(program))
+        Ok(Self::of(super::this_program()?))
     }
 
     /// `program`, which must be a moeplan with the feature.
@@ -237,7 +228,7 @@ impl Runtime for Embedded {
         let doing = format!("running `{}`", launch.model.display());
         let backend = backend(launch);
         let generation = match worker.ask(&Request::Generate(job, workload.clone()), &doing, self.limit)? {
-            Reply::Generation(generation) => generation,
+            Reply::Generation(generation) => *generation,
             other => return Err(Error::BadReply(format!("{other:?}"))),
         };
         let mut memory = generation.memory.by_device();
@@ -271,11 +262,15 @@ fn observation(
     Observation {
         runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend },
         memory,
+        resolution: crate::memory::MemoryByDevice::new(),
+        device_used: DeviceUsed::default(),
         mapped_span,
         process: generation.process,
         process_before: generation.before,
         load_seconds: generation.load_seconds,
         n_prompt: generation.n_prompt,
+        depth: generation.depth,
+        first_token: Vec::new(),
         pp: generation.pp,
         tg: generation.tg,
         text: generation.text,
@@ -285,7 +280,7 @@ fn observation(
 }
 
 /// The backend of the launch's devices by name: a device's name without its number.
-fn backend(launch: &Launch) -> String {
+pub(super) fn backend(launch: &Launch) -> String {
     launch.machine.devices.first().map_or_else(
         || "CPU".to_string(),
         |device| device.name.trim_end_matches(|c: char| c.is_ascii_digit()).to_string(),
@@ -293,7 +288,7 @@ fn backend(launch: &Launch) -> String {
 }
 
 /// Refuses an RPC server that nobody runs: llama.cpp itself would abort.
-fn reach(endpoint: &str) -> Result<(), Error> {
+pub(super) fn reach(endpoint: &str) -> Result<(), Error> {
     let unreachable = |source| Error::Unreachable { endpoint: endpoint.to_string(), source };
     let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "no address");
     for address in endpoint.to_socket_addrs().map_err(unreachable)? {
@@ -305,10 +300,10 @@ fn reach(endpoint: &str) -> Result<(), Error> {
     Err(unreachable(last))
 }
 
-/// Waits until a server accepts connections or `worker` has ended.
-pub(super) fn wait_for(endpoint: &str, worker: &mut Worker, limit: Duration) -> bool {
+/// Waits until a server accepts connections or its process has ended.
+pub(super) fn wait_for(endpoint: &str, mut is_alive: impl FnMut() -> bool, limit: Duration) -> bool {
     let start = Instant::now();
-    while start.elapsed() < limit && worker.is_alive() {
+    while start.elapsed() < limit && is_alive() {
         if reach(endpoint).is_ok() {
             return true;
         }

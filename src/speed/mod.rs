@@ -1,5 +1,14 @@
 //! Predicted speed of a launch: the time of a turn from the bytes moved, the operations done and the waits of every tier.
 
+pub mod design;
+mod experts;
+pub mod fit;
+mod layout;
+pub mod prices;
+pub mod samples;
+pub mod table;
+mod work;
+
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
@@ -7,6 +16,8 @@ use crate::memory::Prediction;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::run::RunConfig;
+use prices::Prices;
+pub use work::{Cost, Work, generation, prompt};
 
 /// One turn of a conversation, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -79,10 +90,54 @@ pub enum Phase {
     Generate,
 }
 
+/// The prompt that `pp` is of where the turn has none, in tokens (llama-bench's default).
+const USUAL_PROMPT: u32 = 512;
+
 /// Predicts the speed of a launch for a turn.
 pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
-    let _ = case;
-    let speed = Speed { pp: 1000.0, tg: 30.0, basis: "guess".to_string(), uncertainty: 1.0 };
-    let turn_seconds = f64::from(turn.prompt) / speed.pp + f64::from(turn.generate) / speed.tg;
-    Estimate { speed, turn_seconds, terms: Vec::new() }
+    let prices = Prices::of(case.machine, &case.placement.devices);
+    let layout = layout::Layout::of(case);
+    let tokens = if turn.prompt == 0 { USUAL_PROMPT } else { turn.prompt };
+    let prompt = work::prompt_of(&layout, case, tokens, turn.depth);
+    let generated = turn.generate.max(1);
+    let generation = work::generation_of(&layout, case, generated, turn.depth.saturating_add(turn.prompt));
+    let (prompt_seconds, token_seconds) = (prices.seconds(&prompt), prices.seconds(&generation) / f64::from(generated));
+    let mut terms = Vec::new();
+    if turn.prompt > 0 {
+        terms.extend(prices.terms(&prompt, Phase::Prompt, case.machine));
+    }
+    if turn.generate > 0 {
+        terms.extend(prices.terms(&generation, Phase::Generate, case.machine));
+    }
+    let (pp, tg) = (f64::from(tokens) / prompt_seconds, 1.0 / token_seconds);
+    let (basis, uncertainty) = basis(&prices, case, &layout);
+    Estimate {
+        speed: Speed { pp, tg, basis, uncertainty },
+        turn_seconds: f64::from(turn.prompt) / pp + f64::from(turn.generate) / tg,
+        terms,
+    }
 }
+
+/// Where the figures come from, and how far off they may well be.
+fn basis(prices: &Prices, case: &Case<'_>, layout: &layout::Layout) -> (String, f64) {
+    let mut basis = prices.basis.clone();
+    let mut uncertainty = prices.uncertainty;
+    if layout.cache_hits > 0.0 {
+        basis.push_str(experts::ASSUMPTION);
+        uncertainty = uncertainty.max(experts::UNCERTAINTY);
+    }
+    if layout.missing > 0.0 {
+        basis.push_str("; host weights exceed main memory: bound by the disk");
+        uncertainty = uncertainty.max(DISK_UNCERTAINTY);
+    }
+    if case.run.n_draft > 0 {
+        basis.push_str("; speculation is not counted");
+    }
+    (basis, uncertainty)
+}
+
+/// What is said of runs that read weights from the disk: which pages stay is up to the system.
+const DISK_UNCERTAINTY: f64 = 0.7;
+
+#[cfg(test)]
+mod tests;

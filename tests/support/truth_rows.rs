@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use moeplan::bytes::Bytes;
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
@@ -103,7 +102,7 @@ pub fn predict_on(
     device.description = description.map(str::to_string);
     // The processor beside the card of the projections repacks for AMX.
     let isa = if device.backend == Backend::Cuda { Isa::X86Amx } else { Isa::default() };
-    let machine = Machine { devices: vec![device], host: Host { ram: None::<Bytes>, isa } };
+    let machine = Machine { devices: vec![device], host: Host { isa, ..Host::default() } };
     let placement = placement::place(model, &machine, &run).map_err(|e| e.to_string())?;
     Ok(memory::predict(model, &machine, &run, &placement).map_err(|e| e.to_string())?.memory)
 }

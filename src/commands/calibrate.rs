@@ -1,0 +1,284 @@
+//! `devices --calibrate`: what this machine does in a second, from llama-bench, saved for every later plan. [I/O]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::machine::MachineArgs;
+use super::{Outcome, Output};
+use crate::cli::{Format, Global};
+use crate::machine::{Backend, Machine};
+use crate::model::Model;
+use crate::runtime::{bench, detect};
+use crate::speed::design;
+use crate::speed::fit::{self, Fit, Residual};
+use crate::speed::samples::{self, BenchRow};
+use crate::speed::{Phase, prices};
+use crate::synth::output::{Fill, Watch, write};
+use crate::synth::{Wish, spec, synthesize};
+
+/// How a machine is calibrated.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct CalibrateArgs {
+    /// Find what the machine does in a second, and save it for later plans.
+    #[arg(long)]
+    pub calibrate: bool,
+    /// Take what llama-bench measured earlier, or elsewhere (`-o json` or `-o jsonl`); repeatable.
+    #[arg(long, value_name = "FILE", requires = "calibrate")]
+    pub from: Vec<PathBuf>,
+    /// A model that those rows are of, where its name is none that `moeplan synth --list` knows; repeatable.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub model: Vec<PathBuf>,
+    /// The llama-server whose llama-bench measures [default: MOEPLAN_LLAMA_SERVER, then PATH].
+    #[arg(long, value_name = "PATH", requires = "calibrate", conflicts_with = "from")]
+    pub llama_server: Option<PathBuf>,
+    /// Start no new test after this many seconds.
+    #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
+    pub seconds: u64,
+}
+
+/// The machine file, and how well it does.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    schema: &'static str,
+    #[serde(flatten)]
+    machine: &'a Machine,
+    calibration: Calibration<'a>,
+}
+
+/// How well the constants meet what they were found from.
+#[derive(Debug, Serialize)]
+struct Calibration<'a> {
+    basis: &'a str,
+    /// Half of the prompt measurements are met within this share.
+    prompt_median_error: Option<f64>,
+    /// The same of generation.
+    generate_median_error: Option<f64>,
+    measurements: &'a [Residual],
+}
+
+/// Runs `devices --calibrate`.
+pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyhow::Result<Outcome> {
+    let machine = machine.machine()?;
+    let measured = if args.from.is_empty() { measure(args, &machine, output)? } else { earlier(args, machine)? };
+    let basis = samples::basis(&measured.rows);
+    let fit = fit::fit(&measured.machine, &measured.samples, &basis)?;
+    let document = Document {
+        schema: "moeplan/devices/1",
+        machine: &fit.machine,
+        calibration: Calibration {
+            basis: &basis,
+            prompt_median_error: fit::median_error(&fit.residuals, Phase::Prompt),
+            generate_median_error: fit::median_error(&fit.residuals, Phase::Generate),
+            measurements: &fit.residuals,
+        },
+    };
+    let path = output.global.output.clone().or_else(own_file).context("no folder for settings here: give -o FILE")?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
+    }
+    let file = Output { global: Global { output: Some(path.clone()), ..output.global.clone() } };
+    file.json(&document)?;
+    let answer = Output { global: Global { output: None, ..output.global.clone() } };
+    match output.format() {
+        Format::Json => answer.json(&document)?,
+        Format::Text | Format::Markdown | Format::Html => {
+            answer.answer(&text(&fit, &document.calibration, &path, output))?
+        }
+    }
+    Ok(Outcome::Yes)
+}
+
+/// Where this machine's own rates are kept.
+fn own_file() -> Option<PathBuf> {
+    use etcetera::BaseStrategy as _;
+    Some(etcetera::choose_base_strategy().ok()?.config_dir().join("moeplan").join("machine.json"))
+}
+
+/// Gives a machine that was found here the rates that were saved for it: devices of the same name and description, and the
+/// host where it has the same cores.
+pub fn apply_own(machine: &mut Machine) {
+    let Some(text) = own_file().and_then(|path| std::fs::read_to_string(path).ok()) else { return };
+    if let Ok(saved) = serde_json::from_str::<Machine>(&text) {
+        take_rates(machine, &saved);
+    }
+}
+
+/// The rates of `saved` where it describes the same.
+fn take_rates(machine: &mut Machine, saved: &Machine) {
+    for device in &mut machine.devices {
+        let same = saved.devices.iter().find(|s| s.name == device.name && s.description == device.description);
+        if let Some(rates) = same.and_then(|same| same.rates.clone()) {
+            device.rates = Some(rates);
+        }
+    }
+    let same = (saved.host.isa, saved.host.cores) == (machine.host.isa, machine.host.cores);
+    if let Some(rates) = saved.host.rates.clone().filter(|_| same) {
+        machine.host.rates = Some(rates);
+    }
+}
+
+/// What was measured, on what.
+struct Measured {
+    machine: Machine,
+    rows: Vec<BenchRow>,
+    samples: Vec<fit::Sample>,
+}
+
+/// Rows of files.
+fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
+    let mut rows = Vec::new();
+    for path in &args.from {
+        rows.extend(read(path)?);
+    }
+    let machine = described_by(machine, &rows);
+    let samples = samples_of(&rows, &args.model, &machine)?;
+    Ok(Measured { machine, rows, samples })
+}
+
+/// Writes small models and lets llama-bench run them. A test that fails is left out, and said.
+fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::Result<Measured> {
+    let server = args.llama_server.clone().or_else(detect::server).context(
+        "no llama-server here: name one with --llama-server or MOEPLAN_LLAMA_SERVER, or give rows with --from",
+    )?;
+    let program = bench::beside(&server)?;
+    let place = crate::gguf::source::cache::directory().context("no folder for the models: set XDG_CACHE_HOME")?;
+    std::fs::create_dir_all(&place).with_context(|| format!("cannot make `{}`", place.display()))?;
+    let folder = tempfile::tempdir_in(&place).with_context(|| format!("cannot write in `{}`", place.display()))?;
+    let tests = design::tests(machine);
+    let started = Instant::now();
+    let limit = Duration::from_secs(args.seconds);
+    let mut measured = Measured { machine: machine.clone(), rows: Vec::new(), samples: Vec::new() };
+    for subject in design::SUBJECTS {
+        output.say(&format!("writing {} with random weights", subject.spec));
+        let path = folder.path().join(format!("{}.gguf", subject.spec));
+        write_model(subject.spec, subject.blocks, &path, Fill::Random(1))?;
+        let mut of_model = Vec::new();
+        for test in &tests {
+            if started.elapsed() > limit {
+                output.say(&format!("no time for: {}", test.tells));
+                continue;
+            }
+            output.say(&format!("{:>4} s  {}: {}", started.elapsed().as_secs(), subject.spec, test.tells));
+            match bench::run(&program, &path, &test.args, limit.max(LEAST)) {
+                Ok(rows) => of_model.extend(rows),
+                Err(error) => output.say(&format!("left out: {}", crate::escape::terminal(&error.to_string()))),
+            }
+        }
+        measured.machine = described_by(measured.machine, &of_model);
+        measured.samples.extend(samples_of(&of_model, &[], &measured.machine)?);
+        measured.rows.extend(of_model);
+        std::fs::remove_file(&path)?;
+    }
+    Ok(measured)
+}
+
+/// The least time that one test gets: loading may be slow the first time.
+const LEAST: Duration = Duration::from_secs(60);
+
+/// The rows of a file.
+fn read(path: &Path) -> anyhow::Result<Vec<BenchRow>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    samples::rows(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))
+}
+
+/// The machine with what the rows call its devices, where nothing better is known.
+fn described_by(mut machine: Machine, rows: &[BenchRow]) -> Machine {
+    let names = rows.iter().map(|row| row.gpu_info.as_str()).find(|names| !names.is_empty()).unwrap_or_default();
+    let local = machine.devices.iter_mut().filter(|device| device.backend != Backend::Rpc);
+    for (device, name) in local.zip(names.split(", ").filter(|name| !name.is_empty())) {
+        device.description.get_or_insert_with(|| name.to_string());
+    }
+    machine
+}
+
+/// The rows as samples; each model's header is read or made once.
+fn samples_of(rows: &[BenchRow], models: &[PathBuf], machine: &Machine) -> anyhow::Result<Vec<fit::Sample>> {
+    let mut headers: BTreeMap<&str, Model> = BTreeMap::new();
+    let mut samples = Vec::new();
+    for row in rows {
+        let model = match headers.entry(row.model()) {
+            std::collections::btree_map::Entry::Occupied(found) => found.into_mut(),
+            std::collections::btree_map::Entry::Vacant(vacant) => vacant.insert(header(row, models)?),
+        };
+        samples.push(row.sample(model, machine).with_context(|| format!("a row of `{}`", row.model()))?);
+    }
+    Ok(samples)
+}
+
+/// The header of a row's model: a file of `--model`, the row's own file, or the known model of that name.
+fn header(row: &BenchRow, models: &[PathBuf]) -> anyhow::Result<Model> {
+    let name = row.model();
+    let own = Path::new(&row.model_filename);
+    let is_named = |path: &&PathBuf| path.file_stem().is_some_and(|stem| stem == name);
+    let path = models.iter().find(is_named).map(PathBuf::as_path).or(Some(own).filter(|path| path.is_file()));
+    if let Some(path) = path {
+        return Ok(Model::from_gguf(crate::gguf::open(path)?)?);
+    }
+    let spec = spec::named(name).map_err(|_| {
+        anyhow::anyhow!("`{}` is not here and no known model: give it with --model FILE", row.model_filename)
+    })?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("header.gguf");
+    write_model(&spec.name, None, &path, Fill::Hole)?;
+    Ok(Model::from_gguf(crate::gguf::open(&path)?)?)
+}
+
+/// A known model as a file.
+fn write_model(name: &str, blocks: Option<u32>, path: &Path, fill: Fill) -> anyhow::Result<()> {
+    let synthesis = synthesize(&spec::named(name)?, &Wish { blocks, ..Wish::default() })?;
+    let stop = AtomicBool::new(false);
+    write(&synthesis, path, fill, false, Watch { wrote: &|_| {}, stop: &stop })?;
+    Ok(())
+}
+
+/// The constants, and how well they do.
+fn text(fit: &Fit, calibration: &Calibration<'_>, path: &Path, output: &Output) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{}", crate::escape::terminal(calibration.basis));
+    for device in &fit.machine.devices {
+        let r = prices::device_rates(device);
+        let name = device.description.as_deref().unwrap_or_default();
+        let _ = writeln!(out, "\n{}  {}", crate::escape::terminal(&device.name), crate::escape::terminal(name));
+        let _ = writeln!(out, "  weights {:.0} GB/s, keys and values {:.0} GB/s", r.weights, r.cache);
+        let _ = writeln!(out, "  products {:.1} TFLOP/s, attention {:.1} TFLOP/s", r.products, r.attention);
+        let _ =
+            writeln!(out, "  copies from pinned memory {:.1} GB/s, from mapped files {:.1} GB/s", r.pinned, r.pageable);
+        let _ = writeln!(
+            out,
+            "  waits: {:.1} µs an operation, {:.0} µs a pass, {:.0} µs a copied tensor, {:.0} µs a change of tier",
+            r.op, r.graph, r.offload, r.switch
+        );
+    }
+    let r = prices::host_rates(&fit.machine.host);
+    let _ = writeln!(out, "\nHost");
+    let _ = writeln!(
+        out,
+        "  memory {:.0} GB/s, {:.1} GB/s a thread, {:.0} GFLOP/s a thread",
+        r.memory, r.by_thread, r.products
+    );
+    let _ = writeln!(out);
+    for (phase, error) in
+        [("prompt", calibration.prompt_median_error), ("generation", calibration.generate_median_error)]
+    {
+        if let Some(error) = error {
+            let _ = writeln!(out, "{phase}: half of the measurements are met within {:.1}%", 100.0 * error);
+        }
+    }
+    if output.is_verbose() {
+        let _ = writeln!(out, "\n{:>9} {:>9} {:>6}  measurement", "measured", "by these", "off");
+        for residual in &fit.residuals {
+            let off = 100.0 * residual.error();
+            let what = crate::escape::terminal(&residual.what);
+            let _ = writeln!(out, "{:>8.3}s {:>8.3}s {off:>+5.0}%  {what}", residual.seconds, residual.predicted);
+        }
+    }
+    let _ = writeln!(out, "\nsaved in {}", crate::escape::terminal(&path.display().to_string()));
+    out
+}

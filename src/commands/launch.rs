@@ -1,0 +1,153 @@
+//! A launch from what a person names: a model to plan for, a plan's file, or a command line. [I/O]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Deserialize as _;
+
+use super::engine::Engine;
+use super::plan::PlanOptions;
+use super::{check, model_arg};
+use crate::bytes::Bytes;
+use crate::gguf;
+use crate::machine::Machine;
+use crate::memory::{self, Prediction};
+use crate::plan;
+use crate::run::{ModelSource, RunConfig, parse};
+use crate::runtime::{Launch, RpcServer, bind_software_devices, machine_of, software_machine};
+
+/// What a launch is beyond its plan.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LaunchArgs {
+    /// Plan and launch for embeddings: every token yields an output row (llama.cpp: --embeddings).
+    #[arg(long)]
+    pub embeddings: bool,
+}
+
+/// A launch and where it comes from.
+#[derive(Debug)]
+pub struct Proposal {
+    /// What to launch.
+    pub launch: Launch,
+    /// The plan's document; null for a command line.
+    pub plan: serde_json::Value,
+    /// The software devices that were started for it.
+    pub servers: Vec<RpcServer>,
+}
+
+/// What is needed of a plan's document.
+#[derive(serde::Deserialize)]
+struct PlanFile {
+    model: PlanModel,
+    machine: Machine,
+    args: Vec<String>,
+}
+
+/// The model of a plan's document.
+#[derive(serde::Deserialize)]
+struct PlanModel {
+    path: PathBuf,
+}
+
+impl Proposal {
+    /// Whether the plan, if there is one, fits its budget.
+    pub fn fits(&self) -> bool {
+        self.plan.get("fits").is_none_or(|fits| fits.as_bool() == Some(true))
+    }
+
+    /// What moeplan predicts for it, and the span of what is mapped.
+    pub fn predict(&self) -> anyhow::Result<(Prediction, Option<Bytes>)> {
+        let launch = &self.launch;
+        let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
+        let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
+        let span = crate::checkup::mapped_span(&model, &launch.run, &placement);
+        Ok((memory::predict(&model, &launch.machine, &launch.run, &placement)?, span))
+    }
+
+    /// From a plan's file (`*.json`), or the plan that is made for a model.
+    pub fn of_model(path: &Path, options: &PlanOptions, args: &LaunchArgs, engine: &Engine) -> anyhow::Result<Self> {
+        let (plan, mut servers) = if path.extension().is_some_and(|extension| extension == "json") {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+            (serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?, Vec::new())
+        } else {
+            planned(path, options, args, engine)?
+        };
+        let file = PlanFile::deserialize(&plan)
+            .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", path.display()))?;
+        let mut words = vec!["llama-server".to_string()];
+        words.extend(file.args);
+        let mut run = parse::command(&words, &BTreeMap::new())?.run;
+        let mut machine = file.machine;
+        servers.extend(bind(engine, &mut machine, &mut run)?);
+        let n_threads = run.n_threads.unwrap_or(0);
+        let launch = Launch { model: file.model.path, run, machine, n_threads };
+        Ok(Self { launch, plan, servers })
+    }
+
+    /// A command line as it is, on the devices that are here or on `n_devices` software devices; `n_threads` where it has no `-t`.
+    pub fn of_command(
+        words: &[String],
+        model: Option<&Path>,
+        n_devices: u16,
+        n_threads: Option<u32>,
+        args: &LaunchArgs,
+        engine: &Engine,
+    ) -> anyhow::Result<Self> {
+        let mut words = words.to_vec();
+        if words.first().is_none_or(|word| word.starts_with('-')) {
+            words.insert(0, "llama-server".to_string());
+        }
+        let command = parse::command(&words, &BTreeMap::new())?;
+        let named = match &command.model {
+            Some(ModelSource::Path(path)) => Some(path.clone()),
+            _ => None,
+        };
+        let given = model.map(model_arg::local_path).transpose()?;
+        let model = given.or(named).context("no model: name its file before `--` or with -m after it")?;
+        let mut run = command.run;
+        run.embeddings |= args.embeddings;
+        run.n_threads = run.n_threads.or(n_threads);
+        let mut machine = if n_devices > 0 {
+            software_machine(n_devices, Bytes::mib(24 * 1024))
+        } else {
+            machine_of(&engine.runtime().devices(&run.rpc)?)
+        };
+        machine.host.isa = engine.isa();
+        let servers = bind(engine, &mut machine, &mut run)?;
+        let n_threads = run.n_threads.unwrap_or(0);
+        let launch = Launch { model, run, machine, n_threads };
+        Ok(Self { launch, plan: serde_json::Value::Null, servers })
+    }
+}
+
+/// The plan for a model. Software devices are started first, since the plan names their servers.
+fn planned(
+    path: &Path,
+    options: &PlanOptions,
+    args: &LaunchArgs,
+    engine: &Engine,
+) -> anyhow::Result<(serde_json::Value, Vec<RpcServer>)> {
+    let path = &model_arg::local_path(path)?;
+    let model = check::load(gguf::open(path)?, &RunConfig::default())?;
+    let mut machine = options.described_machine()?;
+    machine.host.isa = engine.isa();
+    let mut request = options.request(&model, &machine)?;
+    request.run.embeddings |= args.embeddings;
+    let servers = bind(engine, &mut machine, &mut request.run)?;
+    let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
+    Ok((serde_json::to_value(plan)?, servers))
+}
+
+/// Servers for the software devices that have none yet, with as many threads as the launch.
+fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::Result<Vec<RpcServer>> {
+    let is_software =
+        |device: &crate::machine::Device| device.backend == crate::machine::Backend::Rpc && device.endpoint().is_none();
+    if machine.devices.iter().any(is_software) {
+        let threads = run.n_threads.unwrap_or(0);
+        return Ok(bind_software_devices(engine.rpc_program()?, machine, run, threads)?);
+    }
+    // Only the servers that are named already are listed; none is started.
+    run.rpc = machine.rpc_servers(&run.rpc);
+    Ok(Vec::new())
+}

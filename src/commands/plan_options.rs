@@ -1,0 +1,283 @@
+//! What is asked of the planner, as it is typed: the machine, llama.cpp's own flags that the plan keeps, and the planner's.
+
+use std::collections::BTreeMap;
+
+use super::machine::MachineArgs;
+use super::rules;
+use crate::bytes::Bytes;
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::plan::solver::{Levers, Objective, Strategy};
+use crate::plan::{ContextChoice, Request, Turn};
+use crate::run::{RunConfig, Target, build};
+
+/// A budget below this is a slip: a size without its unit is bytes.
+const LEAST_BUDGET: Bytes = Bytes::mib(1);
+
+/// What is asked of the planner; shared by the commands that plan.
+#[derive(Debug, clap::Args)]
+pub struct PlanOptions {
+    /// The machine and its budgets.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// llama.cpp's flags.
+    #[command(flatten)]
+    pub launch: LaunchOptions,
+    /// Context length in tokens, or `max` for the largest that fits [default: room for the turn, at least 8192].
+    #[arg(short = 'c', long, value_name = "N|max", value_parser = context_choice)]
+    pub ctx_size: Option<ContextChoice>,
+    /// A placement rule set by name, or a YAML file.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub rules: Option<String>,
+    /// What may be done with the routed experts [default: auto].
+    #[arg(long, value_enum, value_name = "STRATEGY")]
+    pub strategy: Option<Strategy>,
+    /// What the launch is to be best at.
+    #[arg(long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE")]
+    pub objective: Objective,
+    /// Let the planner take a q8_0 cache where that is faster or fits.
+    #[arg(long)]
+    pub allow_quantized_cache: bool,
+    /// The build of llama.cpp that the command is for: 11434, b11549 …
+    #[arg(long, value_name = "N", value_parser = build_number, default_value_t = build::REFERENCE)]
+    pub build: u32,
+    /// Say what takes the room, what every other choice would give, and what it would cost.
+    #[arg(long)]
+    pub explain: bool,
+    /// List every tensor: type, bytes, buffer, rule.
+    #[arg(long)]
+    pub tensors: bool,
+    /// Tokens of the prompt of the turn to plan for.
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    pub prompt: u32,
+    /// Tokens generated in that turn.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub generate: u32,
+    /// Tokens already in the context.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub depth: u32,
+}
+
+/// llama.cpp's own flags: what is given is kept, what is not, or is `auto`, is chosen.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "llama.cpp's own, kept as given")]
+pub struct LaunchOptions {
+    /// Logical batch size (llama.cpp: -b).
+    #[arg(short = 'b', long, value_name = "N|auto")]
+    pub batch_size: Option<String>,
+    /// Physical batch size (llama.cpp: -ub; moeplan also takes `-ub`).
+    #[arg(long, value_name = "N|auto")]
+    pub ubatch_size: Option<String>,
+    /// Type of the K cache (llama.cpp: -ctk) [default: f16].
+    #[arg(long, value_name = "TYPE|auto")]
+    pub cache_type_k: Option<String>,
+    /// Type of the V cache (llama.cpp: -ctv) [default: f16].
+    #[arg(long, value_name = "TYPE|auto")]
+    pub cache_type_v: Option<String>,
+    /// Slots of the server (llama.cpp: -np) [default: 1].
+    #[arg(long, value_name = "N")]
+    pub parallel: Option<String>,
+    /// Flash attention (llama.cpp: -fa).
+    #[arg(long, value_name = "on|off|auto")]
+    pub flash_attn: Option<String>,
+    /// How the file is read (llama.cpp: -lm).
+    #[arg(long, value_name = "MODE|auto")]
+    pub load_mode: Option<String>,
+    /// Threads that decode on the host (llama.cpp: -t).
+    #[arg(short = 't', long, value_name = "N|auto")]
+    pub threads: Option<String>,
+    /// Threads that process prompts on the host (llama.cpp: -tb).
+    #[arg(long, value_name = "N")]
+    pub threads_batch: Option<String>,
+    /// Layers on the devices (llama.cpp: -ngl) [default: all].
+    #[arg(long, value_name = "N|all|auto")]
+    pub gpu_layers: Option<String>,
+    /// Shares of the layers by device (llama.cpp: -ts).
+    #[arg(long, value_name = "SHARE,…")]
+    pub tensor_split: Option<String>,
+    /// Your own overrides, tried first (llama.cpp: -ot).
+    #[arg(long, value_name = "PATTERN=BUFFER,…", action = clap::ArgAction::Append)]
+    pub override_tensor: Vec<String>,
+    /// All routed experts on the host (llama.cpp: -cmoe).
+    #[arg(long)]
+    pub cpu_moe: bool,
+    /// The routed experts of the first N blocks on the host, and more where needed (llama.cpp: -ncmoe).
+    #[arg(long, value_name = "N")]
+    pub n_cpu_moe: Option<String>,
+    /// The context on the host (llama.cpp: -nkvo).
+    #[arg(long)]
+    pub no_kv_offload: bool,
+    /// Compute on the host what is there, prompts too (llama.cpp: --no-op-offload).
+    #[arg(long)]
+    pub no_op_offload: bool,
+    /// MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, less where memory is short].
+    #[arg(long, value_name = "MIB|auto", allow_hyphen_values = true)]
+    pub cache_ram: Option<String>,
+    /// MiB of device memory that cache experts of the host; `auto`: as many as are worth it (llama.cpp: --moe-cache-mib, b11549).
+    #[arg(long, value_name = "MIB|auto")]
+    pub moe_cache_mib: Option<String>,
+}
+
+fn context_choice(text: &str) -> Result<ContextChoice, String> {
+    match text {
+        "max" => Ok(ContextChoice::Max),
+        _ => match text.parse() {
+            Ok(0) | Err(_) => Err("write a number of tokens, or `max`".to_string()),
+            Ok(n) => Ok(ContextChoice::Fixed(n)),
+        },
+    }
+}
+
+fn build_number(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix('b').unwrap_or(text).parse();
+    number
+        .map_err(|_| "write the number of a build, as `llama-server --version` prints it: 11434 or b11434".to_string())
+}
+
+/// Whether the choice is the planner's.
+fn is_free(value: Option<&String>) -> bool {
+    value.is_none_or(|word| word == "auto")
+}
+
+impl PlanOptions {
+    /// What the options mean for `model`.
+    pub fn request(&self, model: &Model, machine: &Machine) -> anyhow::Result<Request> {
+        let target = Target { build: self.build, ..Target::default() };
+        let wants_cache = self.launch.moe_cache_mib.as_deref().is_some_and(|mib| mib != "0");
+        anyhow::ensure!(
+            !wants_cache || target.has_expert_cache(),
+            "{} has no --moe-cache-mib; with --build 11549 or newer it is planned for",
+            target.name()
+        );
+        let parsed = crate::run::parse::command_for(&self.launch.words(), &BTreeMap::new(), target)?;
+        let mut run = parsed.run;
+        if is_free(self.launch.batch_size.as_ref()) {
+            run.n_batch = run.n_batch.max(run.n_ubatch);
+        }
+        let request = Request {
+            levers: self.levers(&run),
+            run,
+            context: self.context(),
+            turn: self.turn(),
+            margin: self.machine.margin(machine),
+            strategy: self.strategy(),
+            objective: self.objective,
+            target,
+            tensors: self.tensors,
+            explain: self.explain,
+        };
+        match &self.rules {
+            Some(name) => rules::apply(&rules::open(name)?, model, machine, request),
+            None => Ok(request),
+        }
+    }
+
+    /// The machine that they describe.
+    pub fn described_machine(&self) -> anyhow::Result<Machine> {
+        let machine = self.machine.machine()?;
+        for device in machine.devices.iter().filter(|device| device.total < LEAST_BUDGET) {
+            let bytes = device.total.0;
+            anyhow::bail!(
+                "{} is given {bytes} bytes: sizes carry their unit, so write {bytes}G for {bytes} GiB",
+                device.name
+            );
+        }
+        Ok(machine)
+    }
+
+    /// The turn to plan for.
+    pub fn turn(&self) -> Turn {
+        Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
+    }
+
+    /// A longest context is what that objective asks for.
+    fn context(&self) -> ContextChoice {
+        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Turn };
+        self.ctx_size.unwrap_or(longest)
+    }
+
+    /// The rule set that leaves everything on the devices means that nothing else is moved either.
+    fn strategy(&self) -> Strategy {
+        let by_rules = if self.rules.as_deref() == Some("all-on-device") { Strategy::Rules } else { Strategy::Auto };
+        self.strategy.unwrap_or(by_rules)
+    }
+
+    /// What was left to the planner.
+    fn levers(&self, run: &RunConfig) -> Levers {
+        let launch = &self.launch;
+        let types = [&launch.cache_type_k, &launch.cache_type_v];
+        let asked = types.iter().any(|ty| ty.as_deref() == Some("auto")) || self.allow_quantized_cache;
+        Levers {
+            ubatch: is_free(launch.ubatch_size.as_ref()),
+            batch: is_free(launch.batch_size.as_ref()),
+            load_mode: is_free(launch.load_mode.as_ref()),
+            cache_types: asked && types.iter().all(|ty| is_free(ty.as_ref())),
+            threads: is_free(launch.threads.as_ref()),
+            op_offload: run.op_offload,
+            cache_ram: is_free(launch.cache_ram.as_ref()),
+            expert_cache: launch.moe_cache_mib.as_deref() == Some("auto"),
+        }
+    }
+}
+
+impl LaunchOptions {
+    /// `-t` where it is a number, more than none.
+    pub fn n_threads(&self) -> Option<u32> {
+        self.threads.as_deref()?.parse().ok().filter(|threads| *threads > 0)
+    }
+
+    /// The flags as the command line of llama-server that they would be; `auto` is not said.
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["llama-server".to_string()];
+        for (flag, value) in [
+            ("-b", &self.batch_size),
+            ("-ub", &self.ubatch_size),
+            ("-ctk", &self.cache_type_k),
+            ("-ctv", &self.cache_type_v),
+            ("-np", &self.parallel),
+            ("-fa", &self.flash_attn),
+            ("-lm", &self.load_mode),
+            ("-t", &self.threads),
+            ("-tb", &self.threads_batch),
+            ("-ngl", &self.gpu_layers),
+            ("-ts", &self.tensor_split),
+            ("-ncmoe", &self.n_cpu_moe),
+            ("-cram", &self.cache_ram),
+            ("--moe-cache-mib", &self.moe_cache_mib),
+        ] {
+            let said = value.iter().filter(|value| *value != "auto");
+            words.extend(said.flat_map(|value| [flag.to_string(), value.clone()]));
+        }
+        words.extend(self.override_tensor.iter().flat_map(|value| ["-ot".to_string(), value.clone()]));
+        for (flag, on) in
+            [("-cmoe", self.cpu_moe), ("-nkvo", self.no_kv_offload), ("--no-op-offload", self.no_op_offload)]
+        {
+            words.extend(on.then(|| flag.to_string()));
+        }
+        words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_is_kept_and_what_is_not_is_chosen() {
+        let launch = LaunchOptions {
+            ubatch_size: Some("1024".into()),
+            load_mode: Some("auto".into()),
+            cpu_moe: true,
+            ..LaunchOptions::default()
+        };
+        assert_eq!(launch.words(), ["llama-server", "-ub", "1024", "-cmoe"]);
+        assert!(is_free(launch.load_mode.as_ref()) && is_free(launch.batch_size.as_ref()));
+        assert!(!is_free(launch.ubatch_size.as_ref()));
+    }
+
+    #[test]
+    fn builds_are_numbers() {
+        assert_eq!((build_number("b11549"), build_number("11434")), (Ok(11549), Ok(11434)));
+        assert!(build_number("latest").is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! `moeplan rules`: the placement rule sets that come along, and what a rule file does to a model. [I/O]
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::plan::PlanOptions;
+use super::{Outcome, Output, check, model_arg};
+use crate::cli::Format;
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::plan::rule_file::{self, BUILT_IN, RuleFile, check as rules_check, fill};
+use crate::plan::{self, Request};
+use crate::report;
+use crate::run::RunConfig;
+
+/// Arguments of `rules`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What `rules` can do.
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List the rule sets that come with moeplan.
+    List,
+    /// Print a rule set, to start a file of your own from.
+    Show {
+        /// Its name.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Say what each rule of a file does: what it matches, in bytes, what an earlier rule took, what goes where.
+    Check(Box<CheckArgs>),
+}
+
+/// Arguments of `rules check`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan rules check mine.yaml
+  moeplan rules check mine.yaml model.gguf
+  moeplan rules check mine.yaml model.gguf --vram 24G -c 32768")]
+struct CheckArgs {
+    /// A rule file, or a built-in set by name.
+    #[arg(value_name = "FILE|NAME")]
+    file: String,
+    /// The model to try it on, as `plan` takes it.
+    #[arg(value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// The machine and launch that rules which fill devices are carried out for.
+    #[command(flatten)]
+    options: PlanOptions,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    match &args.command {
+        Command::List => list(output)?,
+        Command::Show { name } => output.answer(&text(name)?)?,
+        Command::Check(args) => return check_file(args, output),
+    }
+    Ok(Outcome::Yes)
+}
+
+/// The text of a built-in rule set, or of a file.
+fn text(name: &str) -> anyhow::Result<String> {
+    if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
+        return Ok((*text).to_string());
+    }
+    std::fs::read_to_string(name).with_context(|| {
+        let known: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+        format!("`{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
+    })
+}
+
+/// The rules of a built-in set, or of a file.
+pub fn open(name: &str) -> anyhow::Result<RuleFile> {
+    Ok(rule_file::parse(name, &text(name)?)?)
+}
+
+/// The request with the rules carried out. Those that fill devices are so for the launch that is best without them.
+pub fn apply(file: &RuleFile, model: &Model, machine: &Machine, request: Request) -> anyhow::Result<Request> {
+    if !file.fills() {
+        let mut request = request;
+        request.run.overrides.extend(rule_file::overrides(file, model));
+        return Ok(request);
+    }
+    Ok(filled(file, model, machine, &request)?.0)
+}
+
+/// The rules carried out for the launch that is best without them, everything of it pinned.
+fn filled(
+    file: &RuleFile,
+    model: &Model,
+    machine: &Machine,
+    request: &Request,
+) -> anyhow::Result<(Request, fill::Resolution)> {
+    // Only its numbers count: the command, which would name the model, is not used.
+    let without = plan::plan(model, "model.gguf", machine, request)?;
+    Ok(fill::pinned(file, model, machine, request, &without)?)
+}
+
+/// The built-in sets.
+fn list(output: &Output) -> anyhow::Result<()> {
+    let files = BUILT_IN.iter().map(|(name, text)| Ok((*name, rule_file::parse(name, text)?)));
+    let files = files.collect::<Result<Vec<_>, rule_file::Error>>()?;
+    match output.format() {
+        Format::Json => output.json(&report::rules::list_document(&files)),
+        format => output.answer(&report::rules::list(&files, format)),
+    }
+}
+
+/// Checks a file, alone or on a model.
+fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
+    let file = open(&args.file)?;
+    let load = |path: &PathBuf| check::load(model_arg::open(path, output)?, &RunConfig::default());
+    let model = args.model.as_ref().map(load).transpose()?;
+    let resolution = model.as_ref().map(|model| resolution(&file, model, args)).transpose()?.flatten();
+    let document = rules_check::check(&args.file, &file, model.as_ref(), resolution.as_ref());
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        format => output.answer(&report::rules::check(&document, format))?,
+    }
+    let is_odd = document.rules.iter().any(|rule| !rule.warnings.is_empty());
+    Ok(if is_odd { Outcome::No } else { Outcome::Yes })
+}
+
+/// The rules carried out; `None` where they fill devices and none was described.
+fn resolution(file: &RuleFile, model: &Model, args: &CheckArgs) -> anyhow::Result<Option<fill::Resolution>> {
+    if !file.fills() {
+        let overrides = rule_file::overrides(file, model);
+        return Ok(Some(fill::Resolution { overrides, filled: Vec::new() }));
+    }
+    if !args.options.machine.is_given() {
+        return Ok(None);
+    }
+    let machine = args.options.described_machine()?;
+    let request = args.options.request(model, &machine)?;
+    Ok(Some(filled(file, model, &machine, &request)?.1))
+}

@@ -1,0 +1,132 @@
+//! `run`: plan, launch llama-server, and stay in front of it until Ctrl-C. [I/O]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::engine::{Engine, EngineArgs};
+use super::launch::{LaunchArgs, Proposal};
+use super::plan::PlanOptions;
+use super::{Outcome, Output, interrupt};
+use crate::cli::Format;
+use crate::measurement::{Expected, Row, Seen, compare};
+use crate::report;
+use crate::runtime::{DeviceUsed, server};
+
+/// How often the server is looked at while it serves.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan run model.gguf --vram 24G
+  moeplan run plan.json -- --port 8080 --jinja
+  moeplan run model.gguf --vram 24G --log            (llama-server's log on standard error)")]
+pub struct Args {
+    /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
+    #[arg(value_name = "MODEL|PLAN")]
+    pub model: PathBuf,
+    /// What is asked of the planner.
+    #[command(flatten)]
+    pub options: PlanOptions,
+    /// What the launch is beyond its plan.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// What runs it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Pass llama-server's log through to standard error.
+    #[arg(long)]
+    pub log: bool,
+    /// How far compute buffers and totals may be off before it is said: a percentage.
+    #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = super::verify::percentage)]
+    pub tolerance: f64,
+    /// More arguments of llama-server; of a flag given twice the last counts.
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub extra: Vec<String>,
+}
+
+/// What is said once the server is up.
+#[derive(Debug, Serialize)]
+pub struct Launched {
+    schema: &'static str,
+    /// Where requests go.
+    endpoint: String,
+    /// The server's process id.
+    process: u32,
+    /// The program and its arguments.
+    command: Vec<String>,
+    /// From its start until it took requests.
+    load_seconds: f64,
+    /// Predicted beside measured.
+    comparison: Vec<Row>,
+    /// The plan that was launched.
+    plan: serde_json::Value,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let mut server = args.engine.server(output)?;
+    server.extra.clone_from(&args.extra);
+    server.keeps_key = true;
+    if args.log {
+        server.echo = Some(super::echo);
+        server.watch = None;
+    }
+    let engine = Engine::Server(Box::new(server.clone()));
+    let proposal = Proposal::of_model(&args.model, &args.options, &args.launch, &engine)?;
+    if !proposal.fits() {
+        output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
+    }
+    let (predicted, mapped_span) = proposal.predict()?;
+    output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
+    let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
+    for note in running.notes() {
+        output.say(&format!("note: {}", crate::escape::terminal(note)));
+    }
+    let log = running.log();
+    if log.buffers.is_empty() {
+        return Err(server::Error::SilentLog.into());
+    }
+    let (memory, resolution) = (log.memory(), log.resolution());
+    // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
+    let used = DeviceUsed::default();
+    let expected = Expected { mapped_span, ..Expected::from(&predicted.memory) };
+    let seen = Seen { memory: &memory, resolution: &resolution, mapped_span: log.mapped_span(), used: &used };
+    let comparison = compare(&expected, &seen, args.tolerance);
+    let mut command = vec![server.build.program.display().to_string()];
+    command.extend(running.command().iter().cloned());
+    let launched = Launched {
+        schema: "moeplan/run/1",
+        endpoint: running.url().to_string(),
+        process: running.id(),
+        command,
+        load_seconds: running.load_time().as_secs_f64(),
+        comparison,
+        plan: proposal.plan.clone(),
+    };
+    match output.format() {
+        Format::Json => output.json(&launched)?,
+        format => {
+            let table = report::measurement::comparison(&launched.comparison);
+            output.answer(&if format == Format::Text { table.text() } else { table.markdown() })?;
+        }
+    }
+    output.say(&format!(
+        "\nready after {:.1} s at {}   (OpenAI's interface below /v1; Ctrl-C stops it)",
+        launched.load_seconds,
+        crate::escape::terminal(&launched.endpoint)
+    ));
+    loop {
+        if interrupt::is_pressed() {
+            output.say("stopping llama-server");
+            running.stop();
+            return Err(server::Error::Interrupted.into());
+        }
+        if let Some(end) = running.ended() {
+            return Err(running.why_it_ended("serving", end).into());
+        }
+        std::thread::sleep(LOOK);
+    }
+}

@@ -1,0 +1,290 @@
+//! A plan in the form that somebody's tools read: arguments, a script, an env file, a preset, a llama-swap model.
+//!
+//! Every form is read back by code that reads as its program would, and must give the plan's launch and placement, or
+//! nothing is emitted.
+
+mod bench;
+mod env;
+mod ik;
+mod ini;
+mod swap;
+mod words;
+
+use std::collections::BTreeMap;
+
+use crate::bytes::Bytes;
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::placement::{self, Buffer, Placement};
+use crate::plan::Plan;
+use crate::run::{self, Dialect, ModelSource, Override, ParsedCommand, RunConfig};
+use crate::speed::Turn;
+
+/// The form to write a plan in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// The arguments on one line, for `llama-server -m MODEL $(…)`.
+    Args,
+    /// A shell script.
+    Shell,
+    /// LLAMA_ARG_* variables, for a shell, systemd or Compose.
+    Env,
+    /// A section of llama.cpp's models.ini (`llama-server --models-preset FILE`).
+    Ini,
+    /// A model of llama-swap's configuration.
+    LlamaSwap,
+}
+
+/// The program that the form is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runner {
+    /// The server.
+    #[default]
+    LlamaServer,
+    /// The benchmark, with the turn's prompt, generation and depth.
+    LlamaBench,
+}
+
+/// What to emit.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish {
+    /// The form.
+    pub form: Form,
+    /// Whom it is for.
+    pub runner: Runner,
+    /// Whose flags.
+    pub dialect: Dialect,
+    /// The turn that llama-bench measures.
+    pub turn: Turn,
+}
+
+/// What was asked for, ready to print.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Emitted {
+    /// The whole text.
+    pub text: String,
+    /// What the form or the program cannot say, for a person.
+    pub notes: Vec<String>,
+}
+
+/// Why a plan cannot be written so.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The form does not exist for this program or dialect.
+    #[error("--emit {form} is not for {whom}: {instead}")]
+    NoSuchForm {
+        /// As `--emit` takes it.
+        form: &'static str,
+        /// The program or dialect.
+        whom: &'static str,
+        /// What to write.
+        instead: &'static str,
+    },
+    /// A word that the form cannot carry.
+    #[error("`{word}` {problem}, which {form} cannot hold; {instead}")]
+    Word {
+        /// The word.
+        word: String,
+        /// What about it.
+        problem: &'static str,
+        /// The form.
+        form: &'static str,
+        /// What to try.
+        instead: &'static str,
+    },
+    /// The program lacks what the plan needs.
+    #[error("{program} {lacks}; {instead}")]
+    Lacks {
+        /// The program.
+        program: &'static str,
+        /// What it cannot do.
+        lacks: &'static str,
+        /// What to try.
+        instead: &'static str,
+    },
+    /// The text cannot be read back.
+    #[error("internal error: the {form} of this plan does not read back ({problem}); please report this model")]
+    ReadBack {
+        /// The form.
+        form: &'static str,
+        /// What the reader says.
+        problem: String,
+    },
+    /// The text, read back, is another launch: our own mistake.
+    #[error("internal error: the {form} of this plan would launch something else ({what}); please report this model")]
+    Replay {
+        /// The form.
+        form: &'static str,
+        /// What differs.
+        what: String,
+    },
+}
+
+impl Form {
+    /// As `--emit` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Args => "args",
+            Self::Shell => "shell",
+            Self::Env => "env",
+            Self::Ini => "ini",
+            Self::LlamaSwap => "llama-swap",
+        }
+    }
+}
+
+/// A plan's launch as it is to be written.
+struct Launch {
+    /// Program and model, as words.
+    head: Vec<String>,
+    /// The rest of the words.
+    args: Vec<String>,
+    /// What reading them back must give.
+    expected: RunConfig,
+    /// Whose flags they are.
+    dialect: Dialect,
+    /// What they do not say.
+    notes: Vec<String>,
+}
+
+impl Launch {
+    /// Every word.
+    fn words(&self) -> Vec<String> {
+        self.head.iter().chain(&self.args).cloned().collect()
+    }
+}
+
+/// The plan in the form wished for.
+pub fn render(model: &Model, plan: &Plan, wish: Wish) -> Result<Emitted, Error> {
+    let parsed = planned(plan)?;
+    emit(model, &plan.machine, &parsed, wish)
+}
+
+/// A launch, whose model is named in `command`, in the form wished for.
+pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wish) -> Result<Emitted, Error> {
+    let source = command
+        .model
+        .as_ref()
+        .ok_or(Error::ReadBack { form: wish.form.name(), problem: "it names no model".to_string() })?;
+    let launch = launch(command, source, wish)?;
+    words::printable(&launch.words())?;
+    let (text, notes, read) = written(&launch, source, wish)?;
+    same_launch(wish, &launch.expected, &read)?;
+    same_model(wish, source, read.model.as_ref())?;
+    same_placement(model, machine, wish, [&command.run, &read.run])?;
+    let relative = matches!(source, ModelSource::Path(path) if path.is_relative())
+        && matches!(wish.form, Form::Env | Form::Ini | Form::LlamaSwap);
+    let where_from = relative.then(|| {
+        "the model's path is relative: it is looked for where the server is started; give moeplan a whole path"
+            .to_string()
+    });
+    Ok(Emitted { text, notes: launch.notes.into_iter().chain(notes).chain(where_from).collect() })
+}
+
+/// The launch in the words of the program and dialect.
+fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<Launch, Error> {
+    let refuse = |whom, instead| Err(Error::NoSuchForm { form: wish.form.name(), whom, instead });
+    let ik = wish.dialect == Dialect::Ik;
+    match (wish.runner, wish.form) {
+        (Runner::LlamaBench, _) if ik => refuse("ik_llama.cpp's llama-bench", "its grammar is not known here"),
+        (Runner::LlamaBench, Form::Args | Form::Shell) => bench::launch(&command.run, source, wish.turn),
+        (Runner::LlamaBench, _) => refuse("llama-bench", "it reads arguments only: use --emit args or --emit shell"),
+        (Runner::LlamaServer, _) if !ik => Ok(server(&command.run, source)),
+        (Runner::LlamaServer, Form::Env | Form::Ini) => {
+            refuse("ik_llama.cpp", "it is not known to read it: use args, shell or llama-swap")
+        }
+        (Runner::LlamaServer, _) => ik::launch(&command.run, source),
+    }
+}
+
+/// llama-server's own words.
+fn server(run: &RunConfig, source: &ModelSource) -> Launch {
+    let mut head = vec!["llama-server".to_string()];
+    head.extend(words::of_model(source));
+    Launch { head, args: run::args::args(run), expected: run.clone(), dialect: Dialect::LlamaCpp, notes: Vec::new() }
+}
+
+/// The text, what it does not say, and the command that its reader makes of it.
+fn written(launch: &Launch, source: &ModelSource, wish: Wish) -> Result<(String, Vec<String>, ParsedCommand), Error> {
+    let form = wish.form.name();
+    let back = |words: &[String], env: &BTreeMap<String, String>| words::read(words, env, launch.dialect, form);
+    let no_env = BTreeMap::new();
+    let unreadable = |problem: &str| Error::ReadBack { form, problem: problem.to_string() };
+    Ok(match wish.form {
+        Form::Args => {
+            let text = words::on_one_line(&launch.args)?;
+            let again = text.split_whitespace().map(str::to_string);
+            let command = back(&launch.head.iter().cloned().chain(again).collect::<Vec<_>>(), &no_env)?;
+            (text, Vec::new(), command)
+        }
+        Form::Shell => {
+            let text = words::script(&launch.words());
+            let read = words::of_script(&text).ok_or_else(|| unreadable("its line cannot be split into words"))?;
+            let command = back(&read, &no_env)?;
+            (text, Vec::new(), command)
+        }
+        Form::Env => {
+            let file = env::file(&launch.words())?;
+            let (variables, words) = env::read(&file.text).map_err(|problem| unreadable(&problem))?;
+            let command = back(&words, &variables)?;
+            (file.text, file.notes, command)
+        }
+        Form::Ini => {
+            let text = ini::preset(&words::name_of(source), &launch.words())?;
+            let read = ini::read(&text).map_err(|problem| unreadable(&problem))?;
+            let command = back(&read, &no_env)?;
+            (text, Vec::new(), command)
+        }
+        Form::LlamaSwap => {
+            let text = swap::model(&words::name_of(source), &launch.words())?;
+            let read = swap::read(&text).map_err(|problem| unreadable(&problem))?;
+            let command = back(&read, &no_env)?;
+            (text, Vec::new(), command)
+        }
+    })
+}
+
+/// The plan's own command, read.
+fn planned(plan: &Plan) -> Result<ParsedCommand, Error> {
+    let words = shlex::split(&plan.command)
+        .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
+    words::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")
+}
+
+/// Demands what was expected; which flag an override came from does not count.
+fn same_launch(wish: Wish, expected: &RunConfig, read: &ParsedCommand) -> Result<(), Error> {
+    let anonymous = |run: &RunConfig| {
+        let mut run = run.clone();
+        run.overrides.iter_mut().for_each(|entry: &mut Override| entry.origin.clear());
+        run
+    };
+    let replay = |what| Err(Error::Replay { form: wish.form.name(), what });
+    if let Some(note) = read.notes.iter().find(|note| note.code != "mtp-context") {
+        return replay(note.message.clone());
+    }
+    let (expected, read) = (anonymous(expected), anonymous(&read.run));
+    if expected == read {
+        return Ok(());
+    }
+    let (expected, read) = (format!("{expected:?}"), format!("{read:?}"));
+    let differs = expected.split(", ").zip(read.split(", ")).find(|(one, other)| one != other);
+    replay(differs.map_or_else(|| "its launch".to_string(), |(one, other)| format!("{other} for {one}")))
+}
+
+/// Demands the same model.
+fn same_model(wish: Wish, source: &ModelSource, read: Option<&ModelSource>) -> Result<(), Error> {
+    // `--emit args` leaves the model to the caller; its head is put back before reading.
+    if read == Some(source) { Ok(()) } else { Err(Error::Replay { form: wish.form.name(), what: "its model".into() }) }
+}
+
+/// Demands that every copy of every tensor is in the same buffer, with the same bytes.
+fn same_placement(model: &Model, machine: &Machine, wish: Wish, runs: [&RunConfig; 2]) -> Result<(), Error> {
+    let replay = |what| Error::Replay { form: wish.form.name(), what };
+    let [planned, read] = runs.map(|run| placement::place(model, machine, run).map_err(|e| replay(e.to_string())));
+    let (planned, read) = (planned?, read?);
+    let copies = |placement: &Placement, at: usize| -> Vec<(Buffer, Bytes)> {
+        placement.copies.get(at).into_iter().flatten().map(|copy| (copy.buffer, copy.bytes)).collect()
+    };
+    let moved = model.tensors.iter().enumerate().find(|(at, _)| copies(&planned, *at) != copies(&read, *at));
+    moved.map_or(Ok(()), |(_, tensor)| Err(replay(format!("{} is placed elsewhere", tensor.name))))
+}

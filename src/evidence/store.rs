@@ -1,0 +1,116 @@
+//! The file of evidence: one JSON record a line in the state folder, only ever added to. [I/O]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::{Record, SCHEMA};
+
+/// The most that is read: the end of the file.
+const READ: u64 = 4 << 20;
+
+/// Where the records are: `moeplan/evidence.jsonl` in the state folder (XDG_STATE_HOME).
+pub fn path() -> Option<PathBuf> {
+    use etcetera::BaseStrategy as _;
+    let folders = etcetera::choose_base_strategy().ok()?;
+    let folder = folders.state_dir().unwrap_or_else(|| folders.data_dir());
+    Some(folder.join("moeplan").join("evidence.jsonl"))
+}
+
+/// Every record that can be read; none where there is no file.
+pub fn read() -> Vec<Record> {
+    path().and_then(|path| read_from(&path).ok()).unwrap_or_default()
+}
+
+/// Adds records, and says where.
+pub fn append(records: &[Record]) -> io::Result<PathBuf> {
+    let path = path().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no home folder"))?;
+    append_to(&path, records)?;
+    Ok(path)
+}
+
+/// Lines that are no record of this schema are passed over: a torn one, a later version's, a person's.
+fn read_from(path: &Path) -> io::Result<Vec<Record>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(READ)))?;
+    let mut bytes = Vec::new();
+    file.take(READ).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let record = |line: &str| serde_json::from_str::<Record>(line).ok().filter(|record| record.schema == SCHEMA);
+    Ok(text.lines().filter_map(record).collect())
+}
+
+/// One write for all of them, at the end of the file whoever else writes; a torn last line is closed first.
+fn append_to(path: &Path, records: &[Record]) -> io::Result<()> {
+    if records.is_empty() {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut text = if ends_whole(&mut file)? { String::new() } else { "\n".to_string() };
+    for record in records {
+        text.push_str(&serde_json::to_string(record)?);
+        text.push('\n');
+    }
+    file.write_all(text.as_bytes())
+}
+
+/// Whether a file is empty or ends with a line feed.
+fn ends_whole(file: &mut File) -> io::Result<bool> {
+    if file.metadata()?.len() == 0 {
+        return Ok(true);
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::Bytes;
+
+    fn record(time: u64) -> Record {
+        Record {
+            schema: SCHEMA.to_string(),
+            time,
+            device: "a \"card\"\n".into(),
+            driver: None,
+            build: 1,
+            backend: "CUDA".into(),
+            loaded: Bytes(1),
+            peak: Bytes(2),
+            predicted: Bytes(3),
+            own: Bytes(4),
+            prompt: 5,
+            ubatch: 6,
+        }
+    }
+
+    #[test]
+    fn records_come_back_and_other_lines_do_no_harm() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new").join("evidence.jsonl");
+        assert!(read_from(&path).is_err());
+        append_to(&path, &[record(1), record(2)]).unwrap();
+        let torn = b"\n{\"schema\":\"moeplan/evidence/9\"}\nnot json\xff\n{\"schema\":\"moeplan/evid";
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(torn).unwrap();
+        append_to(&path, &[record(3)]).unwrap();
+        append_to(&path, &[]).unwrap();
+        let times: Vec<u64> = read_from(&path).unwrap().into_iter().map(|record| record.time).collect();
+        assert_eq!(times, [1, 2, 3]);
+    }
+
+    #[test]
+    fn only_the_end_of_a_long_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("evidence.jsonl");
+        std::fs::write(&path, "x".repeat(usize::try_from(READ).unwrap() + 1)).unwrap();
+        append_to(&path, &[record(7)]).unwrap();
+        assert_eq!(read_from(&path).unwrap(), [record(7)]);
+    }
+}

@@ -1,0 +1,210 @@
+//! The choices around the search: devices, the split of layers, load mode, cache types, what leaves when experts are exhausted.
+
+use super::explore::{Explorer, WORTH};
+use super::host;
+use super::solver::{Candidate, Error, Problem, Strategy, host_total};
+use super::split::split;
+use super::stage::Stage;
+use crate::bytes::Bytes;
+use crate::gguf::GgmlType;
+use crate::machine::Device;
+use crate::placement::{self, Buffer};
+use crate::rules::Role;
+use crate::run::{LoadMode, Override, RunConfig};
+
+/// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
+const WORTH_OP_OFFLOAD: f64 = 0.05;
+/// A number of threads must be better by this share than llama.cpp's own.
+const WORTH_THREADS: f64 = 0.02;
+/// A quantized cache must be better by this share: it costs quality that no speed shows.
+const WORTH_QUANTIZED_CACHE: f64 = 0.03;
+
+impl Problem<'_> {
+    /// The best launch for the user's settings in `run`, whose overrides are the user's and stay first.
+    pub fn solve(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        let mut best = self.solve_with_fewer_devices(run)?;
+        if self.levers.cache_types {
+            let q8_0 = GgmlType::from_name("q8_0").expect("a type of the table");
+            // A model whose heads q8_0 does not divide keeps its f16 cache.
+            let quantized = self.solve_with_fewer_devices(&RunConfig { type_k: q8_0, type_v: q8_0, ..run.clone() });
+            best = match quantized {
+                Ok(other) if other.fits() && !best.fits() => other,
+                Ok(other) if other.fits() && self.is_better(&other, &best, WORTH_QUANTIZED_CACHE) => other,
+                _ => best,
+            };
+        }
+        Ok(self.finished(best))
+    }
+
+    /// Whether a launch costs less than another by at least `share`.
+    pub fn is_better(&self, candidate: &Candidate, than: &Candidate, share: f64) -> bool {
+        self.cost(&candidate.estimate) < self.cost(&than.estimate) * (1.0 - share)
+    }
+
+    /// What follows from the launch: threads, a prompt cache that main memory has room for.
+    fn finished(&self, mut candidate: Candidate) -> Candidate {
+        self.choose_threads(&mut candidate);
+        let table = host_total(&candidate.prediction);
+        if let Some(ram) = self.machine.host.ram.filter(|_| self.levers.cache_ram)
+            && let Some(mib) = host::smaller_prompt_cache(&candidate.run, &candidate.needs, table, ram)
+        {
+            candidate.run.cache_ram = Some(i32::try_from(mib).unwrap_or(i32::MAX));
+            candidate.needs = host::needs(self.model, &candidate.run, &candidate.prediction);
+        }
+        candidate
+    }
+
+    /// `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
+    fn choose_threads(&self, candidate: &mut Candidate) {
+        let host = &self.machine.host;
+        let counts: std::collections::BTreeSet<u32> =
+            [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten().filter(|n| *n > 0).collect();
+        if !self.levers.threads || host.rates.is_none() {
+            return;
+        }
+        for count in counts {
+            let run = RunConfig { n_threads: Some(count), ..candidate.run.clone() };
+            let estimate = self.estimate(&run, &candidate.placement, &candidate.prediction);
+            if self.cost(&estimate) < self.cost(&candidate.estimate) * (1.0 - WORTH_THREADS) {
+                candidate.run = run;
+                candidate.estimate = estimate;
+            }
+        }
+    }
+
+    /// [`Problem::solve_layers`]; where it does not fit on all devices, the same without the smallest, then without the two
+    /// smallest …: a card too small for its share of the layers must not spoil a plan that fits the others.
+    fn solve_with_fewer_devices(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        let first = self.solve_layers(run)?;
+        let mut names: Vec<&Device> = self.machine.devices.iter().collect();
+        names.sort_by_key(|device| std::cmp::Reverse(device.total));
+        while !first.devices_fit() && run.tensor_split.is_empty() && names.len() > 1 {
+            names.pop();
+            let kept = |device: &&Device| names.iter().any(|name| name.name == device.name);
+            let devices = self.machine.devices.iter().filter(kept).map(|device| device.name.clone()).collect();
+            let fewer = self.solve_layers(&RunConfig { devices: Some(devices), ..run.clone() })?;
+            if fewer.devices_fit() {
+                return Ok(fewer);
+            }
+        }
+        Ok(first)
+    }
+
+    /// The best launch on the devices that `run` names.
+    fn solve_layers(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        let run = match split(self, run)? {
+            Some(shares) => self.with_shares(run, shares),
+            None => run.clone(),
+        };
+        let best = self.solve_load_mode(&run)?;
+        if !self.levers.op_offload || self.leaves_nothing(&best) {
+            return Ok(best);
+        }
+        // Prompts computed on the host: for short ones over a slow bus. Nothing is then copied, so compute shrinks as well.
+        let run_there = RunConfig { op_offload: false, ..best.run.clone() };
+        let there = self.estimate(&run_there, &best.placement, &best.prediction);
+        if self.cost(&there) > self.cost(&best.estimate) * (1.0 - WORTH_OP_OFFLOAD) {
+            return Ok(best);
+        }
+        let other = self.solve_load_mode(&RunConfig { op_offload: false, ..run })?;
+        Ok(if other.fits() && self.is_better(&other, &best, WORTH_OP_OFFLOAD) { other } else { best })
+    }
+
+    /// `run` with a share of the layers for each of its devices; those without a share are left out.
+    fn with_shares(&self, run: &RunConfig, shares: Vec<f32>) -> RunConfig {
+        let all = || self.machine.devices.iter().map(|device| device.name.clone()).collect();
+        let names: Vec<String> = run.devices.clone().unwrap_or_else(all);
+        let (devices, shares): (Vec<String>, Vec<f32>) =
+            names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0).unzip();
+        RunConfig { devices: Some(devices), tensor_split: shares, ..run.clone() }
+    }
+
+    /// Whether no routed expert is on the host.
+    fn leaves_nothing(&self, candidate: &Candidate) -> bool {
+        let on_host = |copy: &placement::Copy| !matches!(copy.buffer, Buffer::Device(_));
+        let mut experts = self.model.tensors.iter().zip(&candidate.placement.copies);
+        !experts.any(|(tensor, copies)| tensor.role == Role::RoutedExpert && copies.iter().any(on_host))
+    }
+
+    /// [`Problem::solve_tiers`] with the load mode that serves best.
+    fn solve_load_mode(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        if !self.levers.load_mode {
+            return self.solve_tiers(run);
+        }
+        // Read into memory, host weights are pinned and copied at the bus's full rate; mapped, they need not fit.
+        let read = self.solve_tiers(&RunConfig { load_mode: LoadMode::None, ..run.clone() })?;
+        if read.shortfall.contains_key("Host") {
+            return self.solve_tiers(&RunConfig { load_mode: LoadMode::Auto, ..run.clone() });
+        }
+        let mapped = self.with_load_mode(&read, LoadMode::Auto)?;
+        Ok(if !self.leaves_nothing(&read) && self.is_better(&read, &mapped, WORTH) { read } else { mapped })
+    }
+
+    /// The same launch with another load mode: that moves tensors between kinds of host memory and takes as much of it.
+    pub fn with_load_mode(&self, candidate: &Candidate, load_mode: LoadMode) -> Result<Candidate, Error> {
+        let run = RunConfig { load_mode, ..candidate.run.clone() };
+        let placement = placement::place(self.model, self.machine, &run)?;
+        Ok(self.candidate(run, placement, candidate.prediction.clone()))
+    }
+
+    /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.
+    fn solve_tiers(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        let stage = Stage::new(self, run.clone(), &[Role::RoutedExpert])?;
+        let mut best = Explorer::new(self, &stage).best(run)?;
+        if best.devices_fit() || self.strategy != Strategy::Auto || self.machine.devices.is_empty() {
+            return Ok(best);
+        }
+        let keep = |best: &mut Candidate, other: Candidate| {
+            if other.devices_fit() || other.missing() < best.missing() {
+                *best = other;
+            }
+        };
+        let base = stage.run(run, &stage.nothing());
+        let stage = Stage::new(self, base.clone(), &[Role::DenseFfn, Role::SharedExpert])?;
+        if !stage.is_fixed() {
+            keep(&mut best, Explorer::new(self, &stage).best(&base)?);
+        }
+        if !best.devices_fit() {
+            let mut base = stage.run(&base, &stage.nothing());
+            base.overrides.extend(self.output_on_host());
+            let stage = Stage::new(self, base.clone(), &[])?;
+            keep(&mut best, Explorer::new(self, &stage).best(&base)?);
+        }
+        if !best.devices_fit() {
+            let base = RunConfig { overrides: run.overrides.clone(), ..best.run.clone() };
+            keep(&mut best, self.fewer_layers(&base)?);
+        }
+        Ok(best)
+    }
+
+    /// An override that leaves the output's weights to the host; none where the model's have another name.
+    fn output_on_host(&self) -> Option<Override> {
+        let has = |name: &str| self.model.tensors.iter().any(|tensor| tensor.name == name);
+        let name = ["output.weight", "token_embd.weight"].into_iter().find(|name| has(name))?;
+        let pattern = format!("^{}$", name.replace('.', "\\."));
+        Some(Override { pattern, buffer: "CPU".into(), origin: "-ot".into() })
+    }
+
+    /// The most layers on the devices that fit, the rest whole on the host, their caches too.
+    fn fewer_layers(&self, base: &RunConfig) -> Result<Candidate, Error> {
+        let at = |layers: i32| self.judge(RunConfig { n_gpu_layers: layers, ..base.clone() });
+        let (mut fits, mut too_many) = (0, i32::try_from(self.model.hparams.block_count + 1).unwrap_or(i32::MAX));
+        let mut best = at(0)?;
+        while best.devices_fit() && too_many - fits > 1 {
+            let tried = fits + (too_many - fits) / 2;
+            let candidate = at(tried)?;
+            if candidate.devices_fit() {
+                (fits, best) = (tried, candidate);
+            } else {
+                too_many = tried;
+            }
+        }
+        Ok(best)
+    }
+
+    /// Bytes of a launch's weights that stay in the mapped file and do not fit into main memory: they come from the disk.
+    pub fn from_disk(&self, candidate: &Candidate) -> Option<Bytes> {
+        let mapped = matches!(candidate.run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock);
+        candidate.shortfall.get("Host").copied().filter(|_| mapped)
+    }
+}

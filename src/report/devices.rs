@@ -1,0 +1,96 @@
+//! A machine for people: its devices, its host, and what was measured of them.
+
+use super::table::{Align, Table};
+use crate::evidence;
+use crate::machine::Machine;
+use crate::memory::overhead::overhead;
+
+/// For a terminal.
+pub fn text(machine: &Machine) -> String {
+    let mut out = devices(machine).text();
+    if !machine.devices.is_empty() {
+        out += "\n";
+        out += &learned(machine).text();
+    }
+    out
+}
+
+/// As Markdown.
+pub fn markdown(machine: &Machine) -> String {
+    format!("{}\n{}", devices(machine).markdown(), learned(machine).markdown())
+}
+
+/// What is there.
+fn devices(machine: &Machine) -> Table {
+    let columns = [
+        ("device", Align::Left),
+        ("backend", Align::Left),
+        ("total", Align::Right),
+        ("free", Align::Right),
+        ("", Align::Left),
+    ];
+    let mut table = Table::new(&columns);
+    for device in &machine.devices {
+        let backend = format!("{:?}", device.backend).to_lowercase();
+        let name = device.description.clone().unwrap_or_default();
+        table.row([device.buffer.clone(), backend, device.total.to_string(), device.free.to_string(), name]);
+    }
+    let host = &machine.host;
+    let ram = host.ram.map_or_else(|| "unknown".to_string(), |ram| ram.to_string());
+    let cores = match (host.cores, host.threads) {
+        (Some(cores), Some(threads)) => format!("{cores} cores, {threads} threads"),
+        (Some(cores), None) => format!("{cores} cores"),
+        (None, Some(threads)) => format!("{threads} threads"),
+        (None, None) => String::new(),
+    };
+    table.row(["Host".to_string(), format!("{:?}", host.isa), ram, String::new(), cores]);
+    table
+}
+
+/// llama.cpp's own micro-batch (`common/common.h`, b11434), for which overhead is shown.
+const UBATCH: u32 = 512;
+
+/// What is kept free of each device, and why.
+fn learned(machine: &Machine) -> Table {
+    let columns = [("device", Align::Left), ("overhead", Align::Right), ("margin", Align::Right), ("", Align::Left)];
+    let mut table = Table::new(&columns);
+    for device in &machine.devices {
+        let known = overhead(device, UBATCH);
+        let margin =
+            device.calibration.as_ref().map_or(evidence::MARGIN_UNCALIBRATED, |calibration| calibration.margin);
+        table.row([device.name.clone(), known.peak.to_string(), margin.to_string(), known.source.into_owned()]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::Bytes;
+    use crate::machine::{Backend, Calibration, Device, Host};
+
+    #[test]
+    fn a_machine_shows_what_was_measured_and_what_was_not() {
+        let mut devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(24576), Bytes::mib(12288)]).unwrap();
+        devices[0].description = Some("NVIDIA \u{1b}[31m".into());
+        devices[0].calibration = Some(Calibration {
+            runs: 3,
+            loaded: Bytes::mib(580),
+            peaks: [(512, Bytes::mib(700)), (2048, Bytes::mib(790))].into(),
+            margin: Bytes::mib(32),
+            driver: None,
+            build: 11434,
+        });
+        let host = Host { cores: Some(8), threads: Some(16), ..Host::default() };
+        let shown = text(&Machine::new(devices, host).unwrap());
+        for part in [
+            "24.00 GiB",
+            "NVIDIA \\u{1b}[31m",
+            "8 cores, 16 threads",
+            "700.00 MiB   32.00 MiB  measured here in 3 runs with llama.cpp b11434",
+            "600.00 MiB  256.00 MiB  default: no measurement of this device",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+    }
+}

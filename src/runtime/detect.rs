@@ -1,0 +1,121 @@
+//! What machine is here: cards by their driver, else by a llama-server that is found; memory and cores of the host. [I/O]
+
+use std::path::{Path, PathBuf};
+
+use super::nvml;
+use super::server::find;
+use super::wire::DeviceInfo;
+use crate::bytes::Bytes;
+use crate::machine::Isa;
+
+/// The devices that are here, and who says so.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Devices {
+    /// In llama.cpp's order.
+    pub list: Vec<DeviceInfo>,
+    /// The driver's version, where a driver was asked.
+    pub driver: Option<String>,
+    /// `the NVIDIA driver`, or the program that was asked.
+    pub source: Option<String>,
+}
+
+/// The devices here: NVIDIA cards by their driver, else what `server --list-devices` prints.
+pub fn devices(server: Option<&Path>) -> Devices {
+    let list = nvml::listed();
+    if !list.is_empty() {
+        return Devices { list, driver: nvml::driver(), source: Some("the NVIDIA driver".to_string()) };
+    }
+    let listed = server.and_then(|server| Some((find::devices(server, &[]).ok()?, server.display().to_string())));
+    listed.map_or_else(Devices::default, |(list, program)| Devices { list, driver: None, source: Some(program) })
+}
+
+/// The llama-server that `MOEPLAN_LLAMA_SERVER` names, or the one that is found.
+pub fn server() -> Option<PathBuf> {
+    let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").filter(|name| !name.is_empty()).map(PathBuf::from);
+    find::find(named.as_deref()).ok()
+}
+
+/// The computer around the devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Main memory that processes here may have: the computer's, or less where a control group says so.
+    pub ram: Option<Bytes>,
+    /// What of it could be had now without swapping.
+    pub available: Option<Bytes>,
+    /// Physical cores that this process may use.
+    pub cores: Option<u32>,
+    /// Threads that they run at once.
+    pub threads: Option<u32>,
+    /// What the processor calls itself.
+    pub processor: Option<String>,
+    /// What it repacks.
+    pub isa: Isa,
+}
+
+/// Memory, cores and instruction set of this computer.
+pub fn host() -> HostFacts {
+    let mut facts = HostFacts { isa: isa(), ..HostFacts::default() };
+    facts.threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
+    facts.cores = sysinfo::System::physical_core_count().ok().and_then(|n| u32::try_from(n).ok());
+    // A processor set or a quota can be smaller than the computer.
+    facts.cores = facts.cores.map(|cores| facts.threads.map_or(cores, |threads| cores.min(threads)));
+    if let Ok(mut system) = sysinfo::System::new() {
+        system.refresh_memory();
+        let limit = system.cgroup_limits();
+        let within = |bytes: u64, of_group: fn(&sysinfo::CGroupLimits) -> u64| {
+            Some(Bytes(limit.as_ref().map_or(bytes, |limit| bytes.min(of_group(limit)))))
+        };
+        facts.ram = within(system.total_memory(), |limit| limit.total_memory);
+        facts.available = within(system.available_memory(), |limit| limit.free_memory);
+    }
+    facts.processor = processor(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+    facts
+}
+
+/// `model name` of `/proc/cpuinfo`.
+fn processor(cpuinfo: &str) -> Option<String> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_string()).filter(|name| !name.is_empty())
+}
+
+/// What this processor repacks (ggml-cpu/repack.cpp, b11434).
+#[cfg(target_arch = "x86_64")]
+pub fn isa() -> Isa {
+    let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
+    match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
+        (true, _) if tiles() => Isa::X86Amx,
+        (true, _) => Isa::X86Avx512,
+        (false, true) => Isa::X86Avx2,
+        (false, false) => Isa::Generic,
+    }
+}
+
+/// What this processor repacks (ggml-cpu/repack.cpp, b11434).
+#[cfg(target_arch = "aarch64")]
+pub fn isa() -> Isa {
+    Isa::ArmNeon
+}
+
+/// What this processor repacks.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub fn isa() -> Isa {
+    Isa::Generic
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_computer_has_memory_and_cores() {
+        let facts = host();
+        assert!(facts.ram.is_some_and(|ram| facts.available.is_some_and(|available| available <= ram && ram.0 > 0)));
+        assert!(facts.threads.is_some_and(|threads| threads > 0 && facts.cores.is_none_or(|cores| cores <= threads)));
+    }
+
+    #[test]
+    fn a_processor_has_a_name() {
+        assert_eq!(processor("processor\t: 0\nmodel name\t: AMD EPYC\n").as_deref(), Some("AMD EPYC"));
+        assert_eq!(processor("model name\t:\n"), None);
+    }
+}

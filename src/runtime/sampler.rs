@@ -1,0 +1,212 @@
+//! Memory of a process and of the devices while it runs, looked at again and again from a thread of its own. [I/O]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::DeviceUsed;
+use super::cards::DeviceUse;
+use super::nvml;
+use super::wire::ProcessMemory;
+use crate::bytes::Bytes;
+
+/// Memory of a process now; `None` where it is gone or the system does not say (only Linux does).
+#[cfg(target_os = "linux")]
+pub fn process(pid: u32) -> Option<ProcessMemory> {
+    let status = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.status().ok()?;
+    let kib = |value: Option<u64>| Bytes(value.unwrap_or(0).saturating_mul(1024));
+    // A process that has ended and was not waited for has no memory lines.
+    status.vmrss?;
+    Some(ProcessMemory {
+        rss_anon: kib(status.rssanon),
+        rss_file: kib(status.rssfile),
+        rss_shmem: kib(status.rssshmem),
+        locked: kib(status.vmlck),
+        pinned: kib(status.vmpin),
+        peak: kib(status.vmhwm),
+    })
+}
+
+/// Memory of a process now; `None` where it is gone or the system does not say (only Linux does).
+#[cfg(not(target_os = "linux"))]
+pub fn process(_pid: u32) -> Option<ProcessMemory> {
+    None
+}
+
+/// Memory of this process; zero where the system does not say.
+pub fn own() -> ProcessMemory {
+    process(std::process::id()).unwrap_or_default()
+}
+
+/// What of a file is resident in the mappings of a process: of a mapped model, what it has really read. `None` where
+/// nothing is mapped or the system does not say.
+#[cfg(target_os = "linux")]
+pub fn resident(pid: u32, file: &Path) -> Option<Bytes> {
+    use procfs::process::MMapPath;
+    let file = file.canonicalize().ok()?;
+    let maps = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.smaps().ok()?;
+    let of_file = maps.iter().filter(|map| matches!(&map.pathname, MMapPath::Path(path) if *path == file));
+    let resident: Vec<u64> = of_file.filter_map(|map| map.extension.map.get("Rss").copied()).collect();
+    (!resident.is_empty()).then(|| Bytes(resident.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))))
+}
+
+/// What of a file is resident in the mappings of a process; `None` where the system does not say.
+#[cfg(not(target_os = "linux"))]
+pub fn resident(_pid: u32, _file: &Path) -> Option<Bytes> {
+    None
+}
+
+/// The most that was seen of each figure.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peaks {
+    /// Of the process.
+    pub process: ProcessMemory,
+    /// Used on each device, by whomever.
+    pub used: BTreeMap<String, Bytes>,
+    /// Used on each device by the process, where the driver says so.
+    pub by_process: BTreeMap<String, Bytes>,
+    /// How often was looked.
+    pub samples: u32,
+}
+
+impl Peaks {
+    /// Takes one look in.
+    fn add(&mut self, process: Option<ProcessMemory>, used: &[DeviceUse], by_process: BTreeMap<String, Bytes>) {
+        let process = process.unwrap_or_default();
+        let most = &mut self.process;
+        most.rss_anon = most.rss_anon.max(process.rss_anon);
+        most.rss_file = most.rss_file.max(process.rss_file);
+        most.rss_shmem = most.rss_shmem.max(process.rss_shmem);
+        most.locked = most.locked.max(process.locked);
+        most.pinned = most.pinned.max(process.pinned);
+        most.peak = most.peak.max(process.peak);
+        for device in used {
+            let most = self.used.entry(device.name.clone()).or_default();
+            *most = device.used.max(*most);
+        }
+        for (device, bytes) in by_process {
+            let most = self.by_process.entry(device).or_default();
+            *most = bytes.max(*most);
+        }
+        self.samples = self.samples.saturating_add(1);
+    }
+}
+
+/// A thread that looks at a process and the devices until it is stopped.
+#[derive(Debug)]
+pub struct Sampler {
+    /// Dropped to stop.
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<Peaks>>,
+}
+
+impl Sampler {
+    /// Looks at once and then every `period`. Without a driver library only the process is looked at.
+    pub fn start(pid: u32, period: Duration) -> Self {
+        let (stop, stopped) = sync_channel::<()>(0);
+        let look = move || {
+            let mut peaks = Peaks::default();
+            loop {
+                peaks.add(process(pid), &nvml::devices(), nvml::process_use(pid));
+                if stopped.recv_timeout(period) != Err(RecvTimeoutError::Timeout) {
+                    return peaks;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("sampler".to_string()).spawn(look).ok();
+        Self { stop: Some(stop), thread }
+    }
+
+    /// Stops and says what was seen.
+    pub fn stop(mut self) -> Peaks {
+        self.stop = None;
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+}
+
+/// What devices and a process hold, from before a launch until after it.
+#[derive(Debug)]
+pub struct Watch {
+    used: DeviceUsed,
+    peaks: Peaks,
+    sampler: Option<Sampler>,
+}
+
+impl Watch {
+    /// Looks at the devices before anything is launched.
+    pub fn before() -> Self {
+        let used = DeviceUsed { before: by_name(&nvml::devices()), ..DeviceUsed::default() };
+        Self { used, peaks: Peaks::default(), sampler: None }
+    }
+
+    /// The launch is loaded: looks at the devices, and from now on every `period`.
+    pub fn loaded(&mut self, pid: u32, period: Duration) {
+        self.used.loaded = by_name(&nvml::devices());
+        self.sampler = Some(Sampler::start(pid, period));
+    }
+
+    /// The workload is over and the process still there: the most that was seen of it.
+    pub fn worked(&mut self) -> &Peaks {
+        if let Some(sampler) = self.sampler.take() {
+            self.peaks = sampler.stop();
+        }
+        &self.peaks
+    }
+
+    /// The process is gone: looks once more.
+    pub fn after(mut self) -> DeviceUsed {
+        self.worked();
+        let Self { mut used, peaks, .. } = self;
+        (used.peak, used.of_process) = (peaks.used, peaks.by_process);
+        used.after = by_name(&nvml::devices());
+        used
+    }
+}
+
+fn by_name(devices: &[DeviceUse]) -> BTreeMap<String, Bytes> {
+    devices.iter().map(|device| (device.name.clone(), device.used)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peaks_keep_the_most_of_each_figure() {
+        let process = |anon, file| {
+            Some(ProcessMemory { rss_anon: Bytes(anon), rss_file: Bytes(file), ..ProcessMemory::default() })
+        };
+        let device =
+            |used| DeviceUse { name: "CUDA0".into(), total: Bytes(100), free: Bytes(100 - used), used: Bytes(used) };
+        let mut peaks = Peaks::default();
+        peaks.add(process(5, 1), &[device(10)], BTreeMap::from([("CUDA0".to_string(), Bytes(7))]));
+        peaks.add(process(3, 9), &[device(8)], BTreeMap::new());
+        peaks.add(None, &[], BTreeMap::new());
+        assert_eq!((peaks.process.rss_anon, peaks.process.rss_file, peaks.samples), (Bytes(5), Bytes(9), 3));
+        assert_eq!((peaks.used["CUDA0"], peaks.by_process["CUDA0"]), (Bytes(10), Bytes(7)));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_sampler_sees_what_a_process_takes() {
+        let sampler = Sampler::start(std::process::id(), Duration::from_millis(5));
+        let before = own().rss_anon;
+        let mut taken = vec![0_u8; 64 << 20];
+        taken.iter_mut().step_by(4096).for_each(|page| *page = 1);
+        std::thread::sleep(Duration::from_millis(60));
+        drop(taken);
+        let peaks = sampler.stop();
+        assert!(peaks.samples > 1 && peaks.process.rss_anon.0 >= before.0 + (60 << 20), "{peaks:?} {before:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_program_itself_is_resident_and_a_stranger_is_not() {
+        let program = std::env::current_exe().unwrap();
+        assert!(resident(std::process::id(), &program).is_some_and(|bytes| bytes.0 > 0));
+        assert_eq!(resident(std::process::id(), Path::new("/proc/version")), None);
+        assert_eq!(process(u32::MAX), None);
+    }
+}

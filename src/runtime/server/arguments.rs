@@ -1,0 +1,169 @@
+//! A launch as the arguments of one build of llama-server: flags it lacks are translated, or refused with a reason.
+
+use std::path::Path;
+
+use super::Error;
+use super::find::Build;
+use crate::run::{Program, RunConfig, args};
+
+/// Where a server listens: this computer, alone.
+pub const HOST: &str = "127.0.0.1";
+
+/// Spellings of one wish in builds of different age, the newest first (`common/arg.cpp`, b10434 to b11549).
+const LOAD_MODES: &[(&str, &[&str])] = &[
+    ("none", &["--no-mmap"]),
+    ("mmap", &[]),
+    ("mlock", &["--no-mmap", "--mlock"]),
+    ("mmap+mlock", &["--mlock"]),
+    ("dio", &["--direct-io"]),
+];
+
+/// The words after the program: the launch, the model, and what moeplan needs to watch it. `extra` words of the person come
+/// last and win; of these only spellings of old and new builds are exchanged.
+pub(super) fn arguments(
+    build: &Build,
+    run: &RunConfig,
+    model: &Path,
+    port: u16,
+    extra: &[String],
+) -> Result<Vec<String>, Error> {
+    if run.program != Program::Server {
+        return Err(Error::NotForServer(run.program));
+    }
+    let mut words = vec!["-m".to_string(), model.display().to_string()];
+    for group in groups(&args::args(run)) {
+        words.extend(for_build(build, &group)?);
+    }
+    let port = port.to_string();
+    for wanted in [&["--host", HOST][..], &["--port", &port], &["-lv", "4"], &["--offline"]] {
+        if wanted.first().is_some_and(|flag| build.takes(flag)) {
+            words.extend(wanted.iter().map(ToString::to_string));
+        }
+    }
+    for group in groups(extra) {
+        words.extend(exchanged(build, &group)?.unwrap_or(group));
+    }
+    Ok(words)
+}
+
+/// Words as flags with their values: `[-c, 4096]`, `[-kvu]`.
+fn groups(words: &[String]) -> Vec<Vec<String>> {
+    let mut groups: Vec<Vec<String>> = Vec::new();
+    for word in words {
+        let is_flag =
+            word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c == '-' || c.is_ascii_alphabetic()));
+        match groups.last_mut() {
+            Some(group) if !is_flag => group.push(word.clone()),
+            _ => groups.push(vec![word.clone()]),
+        }
+    }
+    groups
+}
+
+/// A flag of the launch as this build takes it.
+fn for_build(build: &Build, group: &[String]) -> Result<Vec<String>, Error> {
+    if let Some(words) = exchanged(build, group)? {
+        return Ok(words);
+    }
+    let flag = group.first().map_or("", String::as_str);
+    if build.takes(flag) {
+        return Ok(group.to_vec());
+    }
+    // A build that knows no fitting does none.
+    if flag == "-fit" && group.get(1).is_some_and(|value| value == "off") {
+        return Ok(Vec::new());
+    }
+    Err(Error::Lacks { flag: group.join(" "), build: build.name() })
+}
+
+/// How the file is read, in the build's own spelling; `None` when nothing is to be exchanged.
+fn exchanged(build: &Build, group: &[String]) -> Result<Option<Vec<String>>, Error> {
+    let words: Vec<&str> = group.iter().map(String::as_str).collect();
+    let lacks = || Error::Lacks { flag: group.join(" "), build: build.name() };
+    match words.as_slice() {
+        ["-lm" | "--load-mode", mode] if !build.takes("--load-mode") => {
+            let old = LOAD_MODES.iter().find(|(name, _)| name == mode).map(|(_, old)| *old).unwrap_or_default();
+            if *mode != "auto" && old.iter().any(|flag| !build.takes(flag)) {
+                return Err(lacks());
+            }
+            Ok(Some(old.iter().map(ToString::to_string).collect()))
+        }
+        [flag @ ("--no-mmap" | "--mlock" | "--direct-io" | "-dio" | "--mmap")] if !build.takes(flag) => {
+            let mode = match *flag {
+                "--no-mmap" => "none",
+                "--mlock" => "mmap+mlock",
+                "--mmap" => "mmap",
+                _ => "dio",
+            };
+            if !build.takes("--load-mode") {
+                return Err(lacks());
+            }
+            Ok(Some(vec!["--load-mode".to_string(), mode.to_string()]))
+        }
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::LoadMode;
+
+    fn build(flags: &[&str]) -> Build {
+        Build {
+            program: "llama-server".into(),
+            version: "version: 0 (test)".into(),
+            number: Some(11434),
+            flags: flags.iter().map(ToString::to_string).collect(),
+            isa: crate::machine::Isa::default(),
+        }
+    }
+
+    fn run() -> RunConfig {
+        RunConfig { load_mode: LoadMode::None, fit: false, n_ctx: 256, ..RunConfig::default() }
+    }
+
+    #[test]
+    fn each_build_gets_its_own_spelling() {
+        let new = build(&["-c", "-lm", "--load-mode", "-fit", "--port", "--host"]);
+        let old = build(&["-c", "--no-mmap", "--port", "--host"]);
+        let of = |build: &Build, extra: &[&str]| {
+            let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
+            arguments(build, &run(), Path::new("m.gguf"), 9, &extra).unwrap().join(" ")
+        };
+        assert_eq!(
+            of(&new, &["--no-mmap", "--jinja"]),
+            "-m m.gguf -c 256 -lm none -fit off --host 127.0.0.1 --port 9 --load-mode none --jinja"
+        );
+        assert_eq!(of(&old, &["-lm", "none"]), "-m m.gguf -c 256 --no-mmap --host 127.0.0.1 --port 9 --no-mmap");
+        assert_eq!(
+            of(&build(&[]), &[]),
+            "-m m.gguf -c 256 -lm none -fit off --host 127.0.0.1 --port 9 -lv 4 --offline"
+        );
+    }
+
+    #[test]
+    fn what_a_build_lacks_is_refused_with_the_flag() {
+        let error = arguments(&build(&["-c"]), &run(), Path::new("m.gguf"), 9, &[]).unwrap_err();
+        assert_eq!(error.to_string(), "llama.cpp b11434 has no `-lm none`");
+        let moe = RunConfig { moe_cache_mib: 64, fit: true, ..RunConfig::default() };
+        let error = arguments(&build(&["-c"]), &moe, Path::new("m.gguf"), 9, &[]).unwrap_err();
+        assert!(error.to_string().contains("--moe-cache-mib 64"), "{error}");
+        assert!(error.hint().contains("--llama-server"), "{}", error.hint());
+    }
+
+    #[test]
+    fn a_command_of_another_program_is_refused() {
+        let bench = RunConfig { program: Program::Bench, ..RunConfig::default() };
+        assert!(matches!(
+            arguments(&build(&[]), &bench, Path::new("m.gguf"), 9, &[]),
+            Err(Error::NotForServer(Program::Bench))
+        ));
+    }
+
+    #[test]
+    fn a_value_may_begin_with_a_minus() {
+        let words = ["-ngl", "-1", "-kvu", "--x", "y"].map(str::to_string);
+        assert_eq!(groups(&words).iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 2]);
+    }
+}

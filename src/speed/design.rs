@@ -1,0 +1,89 @@
+//! What a calibration runs: launches of llama-bench that tell the constants of the speed model apart, the telling ones first.
+
+use crate::machine::{Backend, Machine};
+
+/// A model to write for it: small, yet with expert and layer widths of real ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subject {
+    /// The spec (`moeplan synth --list`).
+    pub spec: &'static str,
+    /// Only so many blocks; `None` = all.
+    pub blocks: Option<u32>,
+}
+
+/// Many narrow blocks tell waits; few wide ones tell rates. About 2 GiB each.
+pub const SUBJECTS: [Subject; 2] =
+    [Subject { spec: "granite-3.1-3b-a800m", blocks: None }, Subject { spec: "qwen3-30b-a3b", blocks: Some(4) }];
+
+/// Launches of one model: arguments of llama-bench after the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Test {
+    /// What it tells.
+    pub tells: &'static str,
+    /// The arguments.
+    pub args: Vec<String>,
+}
+
+fn test(tells: &'static str, args: &str) -> Test {
+    Test { tells, args: args.split(' ').map(str::to_string).collect() }
+}
+
+/// The launches for a machine, in order of what they tell.
+pub fn tests(machine: &Machine) -> Vec<Test> {
+    let cores = machine.host.cores.unwrap_or(4).max(1);
+    let mut counts = vec![1, cores.div_ceil(4), cores.div_ceil(2), cores];
+    counts.extend(machine.host.threads.filter(|threads| *threads > cores));
+    counts.sort_unstable();
+    counts.dedup();
+    let counts: Vec<String> = counts.iter().map(u32::to_string).collect();
+    let threads = counts.join(",");
+    let offloads = |backend: Backend| !matches!(backend, Backend::Rpc | Backend::Cpu);
+    if !machine.devices.iter().any(|device| offloads(device.backend)) {
+        let ngl = if machine.devices.is_empty() { 0 } else { 99 };
+        let mut tests = vec![
+            test("generation by threads", &format!("-ngl 0 -p 0 -n 16 -t {threads}")),
+            test("prompts", &format!("-ngl 0 -p 128,256 -n 0 -t {cores}")),
+            test("plain layouts", &format!("-ngl 0 -p 64 -n 16 -t {cores} --repack 0")),
+            test("depth", &format!("-ngl 0 -p 0 -n 8 -d 1024 -t {cores}")),
+        ];
+        if ngl > 0 {
+            tests.push(test("the devices", &format!("-ngl {ngl} -p 64,256 -n 16 -t {cores}")));
+            tests.push(test("experts apart", &format!("-ngl {ngl} -ncmoe 99 -p 64 -n 16 -t {cores}")));
+        }
+        return tests;
+    }
+    vec![
+        test("the device", &format!("-ngl 99 -p 512,2048 -ub 512,2048 -n 32 -t {cores}")),
+        test("generation by threads", &format!("-ngl 99 -ncmoe 99 -lm none -p 0 -n 16 -t {threads}")),
+        test("copies of pinned memory", &format!("-ngl 99 -ncmoe 99 -lm none -p 2048 -ub 512,2048 -n 0 -t {cores}")),
+        test("copies of mapped files", &format!("-ngl 99 -ncmoe 99 -lm mmap -p 2048 -ub 512,2048 -n 0 -t {cores}")),
+        test("depth", &format!("-ngl 99 -p 2048 -ub 2048 -n 32 -d 8192 -t {cores}")),
+        test("half of the experts", &format!("-ngl 99 -ncmoe 2 -lm none -p 2048 -ub 1024 -n 32 -t {cores}")),
+        test("products on the host", &format!("-ngl 99 -ncmoe 99 -lm none -nopo 1 -p 128 -n 0 -t {cores}")),
+        test("layers on the host", &format!("-ngl 2 -lm none -p 0 -n 16 -t {cores}")),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::machine::{Device, Host};
+    use crate::run::parse;
+
+    #[test]
+    fn every_test_is_a_command_that_is_understood() {
+        let host = Host { cores: Some(6), threads: Some(12), ..Host::default() };
+        let machines = [vec![], vec!["CUDA0=8G"], vec!["RPC0[h:1]=8G"], vec!["Vulkan0=8G", "Vulkan1=8G"]];
+        for devices in machines {
+            let devices = devices.into_iter().map(|text| Device::parse(text).unwrap()).collect();
+            let machine = Machine::new(devices, host.clone()).unwrap();
+            for test in tests(&machine) {
+                let words: Vec<String> = ["llama-bench".to_string()].into_iter().chain(test.args).collect();
+                let parsed = parse::command(&words, &BTreeMap::new()).unwrap();
+                assert!(parsed.notes.iter().all(|note| note.code == "first-variant"), "{words:?}: {:?}", parsed.notes);
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Calibration: the constants of a machine from measured times, by least squares of relative errors.
+//!
+//! The time of a sample is a sum of amounts times prices (`work`, `prices`). The prices of the tiers that took part are sought that
+//! give the smallest relative errors, none negative; a price that no sample tells stays at the table's. Outliers count less.
+
+use super::Phase;
+use super::prices::{self, Prices};
+use super::work::{Cost, Work};
+use crate::machine::Machine;
+
+/// One measured time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Which launch and test, for people.
+    pub what: String,
+    /// Prompt or generation.
+    pub phase: Phase,
+    /// What it asked of the tiers.
+    pub work: Work,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// How well one sample is met.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Residual {
+    /// The sample.
+    pub what: String,
+    /// Prompt or generation.
+    pub phase: Phase,
+    /// As measured.
+    pub seconds: f64,
+    /// By the fitted constants.
+    pub predicted: f64,
+}
+
+impl Residual {
+    /// Predicted beside measured: 0.1 = 10% too slow.
+    pub fn error(&self) -> f64 {
+        self.predicted / self.seconds - 1.0
+    }
+}
+
+/// Constants that were found, and how well they do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    /// The machine with its rates.
+    pub machine: Machine,
+    /// By sample, in their order.
+    pub residuals: Vec<Residual>,
+}
+
+/// Why there is no fit.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// Fewer samples than make sense.
+    #[error("{found} usable measurements, {least} at least are needed")]
+    TooFew {
+        /// How many there are.
+        found: usize,
+        /// How many there must be.
+        least: usize,
+    },
+}
+
+/// Fewer samples than this tell nothing.
+const LEAST_SAMPLES: usize = 4;
+/// How far a price may go from the table's, in either direction.
+const FARTHEST: f64 = 20.0;
+/// Weight of staying at the table's price beside a sample: enough to hold what no sample tells.
+const PULL: f64 = 2e-4;
+/// Relative errors beyond this count linearly instead of squared.
+const OUTLIER: f64 = 0.1;
+/// Passes over all prices: they settle long before.
+const SWEEPS: usize = 4000;
+/// How often samples are weighted anew.
+const ROUNDS: usize = 8;
+
+/// One unknown: a price of a tier.
+#[derive(Debug, Clone, Copy)]
+struct Unknown {
+    tier: usize,
+    cost: Cost,
+    start: f64,
+}
+
+/// Finds the constants of `machine` from samples taken on it; `basis` says when and how.
+pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Error> {
+    let usable = |sample: &&Sample| sample.seconds > 0.0 && sample.seconds.is_finite() && sample.work.overlapped <= 1.0;
+    let samples: Vec<&Sample> = samples.iter().filter(usable).collect();
+    if samples.len() < LEAST_SAMPLES {
+        return Err(Error::TooFew { found: samples.len(), least: LEAST_SAMPLES });
+    }
+    let bare = without_rates(machine);
+    let everyone: Vec<u16> = (0..u16::try_from(machine.devices.len()).unwrap_or(u16::MAX)).collect();
+    let start = Prices::of(&bare, &everyone);
+    let unknowns: Vec<Unknown> = (0..=machine.devices.len())
+        .flat_map(|tier| Cost::ALL.map(|cost| Unknown { tier, cost, start: start.price(tier, cost) }))
+        .filter(|unknown| unknown.start > 0.0)
+        .filter(|unknown| samples.iter().any(|sample| sample.work.amount(unknown.tier, unknown.cost) > 0.0))
+        .collect();
+    let rows: Vec<Vec<f64>> = samples
+        .iter()
+        .map(|sample| unknowns.iter().map(|u| sample.work.amount(u.tier, u.cost) * u.start / sample.seconds).collect())
+        .collect();
+    let factors = solve(&rows, unknowns.len());
+    let mut by_tier: Vec<[f64; Cost::ALL.len()]> = (0..=machine.devices.len()).map(|tier| start.on(tier)).collect();
+    for (unknown, factor) in unknowns.iter().zip(&factors) {
+        if let Some(prices) = by_tier.get_mut(unknown.tier) {
+            prices[unknown.cost as usize] *= factor;
+        }
+    }
+    let predicted = rows.iter().map(|row| dot(row, &factors));
+    let residuals: Vec<Residual> = samples
+        .iter()
+        .zip(predicted)
+        .map(|(sample, share)| Residual {
+            what: sample.what.clone(),
+            phase: sample.phase,
+            seconds: sample.seconds,
+            predicted: share * sample.seconds,
+        })
+        .collect();
+    let touched = |tier: usize| unknowns.iter().any(|unknown| unknown.tier == tier);
+    let machine = with_rates(machine, &by_tier, touched, spread(&residuals), basis);
+    Ok(Fit { machine, residuals })
+}
+
+fn dot(row: &[f64], factors: &[f64]) -> f64 {
+    row.iter().zip(factors).map(|(a, b)| a * b).sum()
+}
+
+/// Factors on the starting prices for which every row sums to 1 as nearly as can be: coordinate descent between bounds, each
+/// round weighting a row down by how far it is off.
+fn solve(rows: &[Vec<f64>], unknowns: usize) -> Vec<f64> {
+    let mut factors = vec![1.0; unknowns];
+    let mut weights = vec![1.0; rows.len()];
+    for _ in 0..ROUNDS {
+        let mut rest: Vec<f64> = rows.iter().map(|row| 1.0 - dot(row, &factors)).collect();
+        for _ in 0..SWEEPS {
+            let mut moved = 0.0_f64;
+            for at in 0..unknowns {
+                let column = rows.iter().map(|row| row.get(at).copied().unwrap_or(0.0));
+                let (mut along, mut square) = (0.0, 0.0);
+                for ((a, rest), weight) in column.clone().zip(&rest).zip(&weights) {
+                    along += weight * a * rest;
+                    square += weight * a * a;
+                }
+                let Some(factor) = factors.get_mut(at) else { continue };
+                let next =
+                    (*factor + (along + PULL * (1.0 - *factor)) / (square + PULL)).clamp(1.0 / FARTHEST, FARTHEST);
+                let step = next - *factor;
+                *factor = next;
+                for (rest, a) in rest.iter_mut().zip(column) {
+                    *rest -= a * step;
+                }
+                moved = moved.max((step / next).abs());
+            }
+            if moved < 1e-7 {
+                break;
+            }
+        }
+        for (weight, rest) in weights.iter_mut().zip(&rest) {
+            *weight = OUTLIER / rest.abs().max(OUTLIER);
+        }
+    }
+    factors
+}
+
+/// The share that nine in ten samples are within, at least 5%.
+fn spread(residuals: &[Residual]) -> f64 {
+    let mut errors: Vec<f64> = residuals.iter().map(|residual| residual.error().abs()).collect();
+    errors.sort_by(f64::total_cmp);
+    let at = errors.len() * 9 / 10;
+    errors.get(at).or(errors.last()).copied().unwrap_or(1.0).max(0.05)
+}
+
+/// The machine as the table sees it.
+fn without_rates(machine: &Machine) -> Machine {
+    let mut bare = machine.clone();
+    bare.host.rates = None;
+    for device in &mut bare.devices {
+        device.rates = None;
+    }
+    bare
+}
+
+/// The machine with what was found of the tiers that took part.
+fn with_rates(
+    machine: &Machine,
+    by_tier: &[[f64; Cost::ALL.len()]],
+    touched: impl Fn(usize) -> bool,
+    uncertainty: f64,
+    basis: &str,
+) -> Machine {
+    let mut machine = machine.clone();
+    for (tier, prices) in by_tier.iter().enumerate().filter(|(tier, _)| touched(*tier)) {
+        match tier.checked_sub(1) {
+            None => machine.host.rates = Some(prices::to_host(prices, uncertainty, basis.to_string())),
+            Some(index) => {
+                if let Some(device) = machine.devices.get_mut(index) {
+                    device.rates = Some(prices::to_device(prices, uncertainty, basis.to_string()));
+                }
+            }
+        }
+    }
+    machine
+}
+
+/// Half of the samples of a phase are predicted within this share; `None` without samples.
+pub fn median_error(residuals: &[Residual], phase: Phase) -> Option<f64> {
+    let of_phase = residuals.iter().filter(|residual| residual.phase == phase);
+    let mut errors: Vec<f64> = of_phase.map(|residual| residual.error().abs()).collect();
+    errors.sort_by(f64::total_cmp);
+    errors.get(errors.len() / 2).copied()
+}

@@ -1,0 +1,189 @@
+//! Rates of devices and hosts that nobody has measured: by a device's name, else by its size; a guess that says so.
+
+use std::sync::LazyLock;
+
+use crate::bytes::Bytes;
+use crate::machine::{Backend, Device, DeviceRates, Host, HostRates, Isa};
+
+/// The rows, as written.
+const TABLE: &str = include_str!("devices.tsv");
+
+/// How far off predictions by name may well be: drivers, clocks and hosts differ.
+const NAMED: f64 = 0.4;
+/// The same by size alone.
+const GUESSED: f64 = 0.6;
+/// The same of another computer over a network.
+const REMOTE: f64 = 0.8;
+
+/// One row: data-sheet figures that everything else is derived from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Row<'a> {
+    words: &'a str,
+    bandwidth: f64,
+    products: f64,
+    link: f64,
+    op: f64,
+}
+
+/// The rows of the table, in order, read once.
+static ROWS: LazyLock<Vec<Row<'static>>> = LazyLock::new(|| {
+    let is_row = |line: &&str| !line.starts_with('#') && !line.starts_with("words\t");
+    TABLE.lines().filter(is_row).filter_map(row).collect()
+});
+
+fn row(line: &str) -> Option<Row<'_>> {
+    let mut cells = line.split('\t');
+    let words = cells.next()?;
+    let mut number = || cells.next()?.parse::<f64>().ok();
+    Some(Row { words, bandwidth: number()?, products: number()?, link: number()?, op: number()? })
+}
+
+/// The first row whose words are all words of the description.
+fn named(description: &str) -> Option<Row<'static>> {
+    let description = description.to_ascii_lowercase();
+    let words: Vec<&str> = description.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    ROWS.iter().find(|row| row.words.split(' ').all(|word| words.contains(&word))).copied()
+}
+
+/// The rates of a device by its description, else by its backend and size.
+pub fn device(device: &Device) -> DeviceRates {
+    match device.description.as_deref().and_then(named) {
+        _ if device.backend == Backend::Rpc => network(),
+        Some(row) => derived(row, device.backend, NAMED, format!("table: {}", row.words.to_uppercase())),
+        None => {
+            let (row, class) = class(device.backend, device.total);
+            derived(row, device.backend, GUESSED, format!("guess: {class}"))
+        }
+    }
+}
+
+/// What llama.cpp gets out of data-sheet figures.
+///
+/// Shares of the bandwidth: weights 0.7 and caches 0.5 of it, as far as published decode speeds of MoE models tell; copies from pinned
+/// memory 0.8 of the slot's rate; mapped files are copied through a buffer by one core of the host, at 0.35 of it and 10 GB/s at most.
+/// Waits: measured on one H100, alike elsewhere as far as known.
+fn derived(row: Row<'_>, backend: Backend, uncertainty: f64, basis: String) -> DeviceRates {
+    // Vulkan and Metal have no kernels for the tensor units of most cards in products by expert.
+    let less = if backend == Backend::Vulkan { 0.6 } else { 1.0 };
+    let unified = backend == Backend::Metal;
+    DeviceRates {
+        weights: row.bandwidth * 0.7,
+        products: row.products * less,
+        attention: row.products * less,
+        cache: row.bandwidth * 0.5,
+        op: row.op,
+        graph: 200.0,
+        pinned: row.link * 0.8,
+        pageable: if unified { row.link * 0.8 } else { (row.link * 0.35).min(10.0) },
+        offload: 20.0,
+        switch: if unified { 60.0 } else { 30.0 },
+        uncertainty,
+        basis,
+    }
+}
+
+/// A class of cards by memory, for `--vram 24G`.
+fn class(backend: Backend, size: Bytes) -> (Row<'static>, &'static str) {
+    let gib = size.0 >> 30;
+    let row = |bandwidth, products, link, op| Row { words: "", bandwidth, products, link, op };
+    if backend == Backend::Metal {
+        return match gib {
+            0..32 => (row(200.0, 3.0, 100.0, 7.0), "an Apple device of its size"),
+            32..100 => (row(400.0, 7.0, 200.0, 6.0), "an Apple device of its size"),
+            _ => (row(800.0, 12.0, 400.0, 6.0), "an Apple device of its size"),
+        };
+    }
+    match gib {
+        0..9 => (row(360.0, 10.0, 16.0, 4.0), "a usual card of up to 8 GiB"),
+        9..14 => (row(450.0, 15.0, 32.0, 4.0), "a usual card of 12 GiB"),
+        14..20 => (row(600.0, 25.0, 32.0, 3.5), "a usual card of 16 GiB"),
+        20..28 => (row(950.0, 28.0, 32.0, 3.5), "a usual card of 24 GiB"),
+        28..40 => (row(1500.0, 60.0, 64.0, 3.0), "a usual card of 32 GiB"),
+        40..60 => (row(850.0, 28.0, 32.0, 4.0), "a usual card of 48 GiB"),
+        _ => (row(2000.0, 70.0, 64.0, 5.0), "a usual card of 80 GiB and more"),
+    }
+}
+
+/// A device of another computer: a processor behind a network of 1 Gbit/s, as nothing else is known.
+fn network() -> DeviceRates {
+    DeviceRates {
+        weights: 30.0,
+        products: 0.5,
+        attention: 0.5,
+        cache: 20.0,
+        op: 10.0,
+        graph: 1000.0,
+        pinned: 0.11,
+        pageable: 0.11,
+        offload: 300.0,
+        switch: 500.0,
+        uncertainty: REMOTE,
+        basis: "guess: a computer behind 1 Gbit/s; calibrate to know".to_string(),
+    }
+}
+
+/// The rates of a host by its cores and its instruction set.
+///
+/// Memory: 2 channels behind up to 16 cores, 8 behind more. A thread: measured on a Sapphire Rapids (6 GB/s of `q4_K` in products
+/// with one row, 21 GFLOP/s in micro-batches, which is about the same speed), less with narrower units.
+pub fn host(host: &Host) -> HostRates {
+    let cores = host.cores.unwrap_or(super::layout::GUESSED_CORES);
+    let memory = match cores {
+        0..=4 => 30.0,
+        5..=16 => 50.0,
+        _ => 150.0,
+    };
+    let (by_thread, products) = match host.isa {
+        Isa::X86Avx512 | Isa::X86Amx => (6.0, 21.0),
+        Isa::X86Avx2 => (5.0, 17.0),
+        Isa::ArmNeon => (6.0, 25.0),
+        Isa::Generic => (1.5, 5.0),
+    };
+    let known = host.cores.map_or_else(|| format!("{cores} cores assumed"), |n| format!("{n} cores"));
+    let basis = format!("guess: a host of {known}");
+    HostRates { memory, by_thread, products, op: 8.0, disk: 2.0, uncertainty: GUESSED, basis }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(description: &str) -> Device {
+        Device { description: Some(description.into()), ..Device::parse("CUDA0=24G").unwrap() }
+    }
+
+    #[test]
+    fn every_row_reads_and_can_be_reached() {
+        let lines = TABLE.lines().filter(|line| !line.starts_with('#')).count() - 1;
+        assert_eq!(ROWS.len(), lines);
+        for row in ROWS.iter() {
+            let first = named(row.words).unwrap();
+            assert_eq!(first.words, row.words, "an earlier row hides it");
+            assert!(row.bandwidth > 0.0 && row.products > 0.0 && row.link > 0.0 && row.op > 0.0, "{}", row.words);
+        }
+    }
+
+    #[test]
+    fn names_as_drivers_print_them() {
+        for (description, basis) in [
+            ("NVIDIA GeForce RTX 3060 Ti", "table: RTX 3060 TI"),
+            ("NVIDIA GeForce RTX 3060", "table: RTX 3060"),
+            ("NVIDIA H100 80GB HBM3", "table: H100"),
+            ("NVIDIA H100 PCIe", "table: H100 PCIE"),
+            ("AMD Radeon RX 7900 XTX", "table: 7900 XTX"),
+            ("Apple M2 Ultra", "table: M2 ULTRA"),
+            ("Something Else 9000", "guess: a usual card of 24 GiB"),
+        ] {
+            assert_eq!(device(&described(description)).basis, basis, "{description}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_less_is_less_certain() {
+        let unknown = device(&Device::parse("CUDA0=24G").unwrap());
+        let remote = device(&Device::parse("RPC0[h:1]=24G").unwrap());
+        let known = device(&described("NVIDIA GeForce RTX 3090"));
+        assert!(known.uncertainty < unknown.uncertainty && unknown.uncertainty < remote.uncertainty);
+        assert!(remote.pinned < known.pageable && known.pageable < known.pinned);
+    }
+}

@@ -1,0 +1,248 @@
+//! The model of speed: its terms move as the machine would.
+
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::bytes::Bytes;
+use crate::machine::{Backend, Device, Host};
+use crate::run::{LoadMode, Override, Program};
+use crate::synth::output::{Fill, Watch, write};
+use crate::synth::{Wish, spec, synthesize};
+use crate::{memory, placement};
+
+/// A known model by its header alone.
+pub(super) fn model(name: &str) -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let synthesis = synthesize(&spec::named(name).unwrap(), &Wish::default()).unwrap();
+    let stop = AtomicBool::new(false);
+    write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
+    Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
+}
+
+/// A computer with this card.
+pub(super) fn machine(description: &str) -> Machine {
+    let card = Device { description: Some(description.into()), ..Device::parse("CUDA0=80G").unwrap() };
+    let host = Host { ram: Some(Bytes::mib(128 << 10)), cores: Some(16), threads: Some(16), ..Host::default() };
+    Machine::new(vec![card], host).unwrap()
+}
+
+/// A launch with the experts of the first `blocks` blocks on the host.
+pub(super) fn hosted(blocks: u32) -> RunConfig {
+    let pattern = |block| format!(r"blk\.{block}\.ffn_(up|down|gate|gate_up)_(ch|)exps");
+    let entry = |block| Override { pattern: pattern(block), buffer: "CPU".into(), origin: "-ncmoe".into() };
+    let overrides = (0..blocks).map(entry).collect();
+    RunConfig { program: Program::Bench, n_ctx: 40960, n_gpu_layers: 99, overrides, ..RunConfig::default() }
+}
+
+/// Predicts a launch, placed and sized by the library itself.
+pub(super) fn estimate(model: &Model, machine: &Machine, run: &RunConfig, turn: Turn) -> Estimate {
+    let placement = placement::place(model, machine, run).unwrap();
+    let prediction = memory::predict(model, machine, run, &placement).unwrap();
+    predict(&Case { model, machine, run, placement: &placement, prediction: &prediction }, turn)
+}
+
+const TURN: Turn = Turn { prompt: 4096, generate: 512, depth: 0 };
+
+#[test]
+fn a_turn_is_the_sum_of_its_terms() {
+    let (model, machine) = (model("qwen3-30b-a3b"), machine("NVIDIA GeForce RTX 3090"));
+    for run in [hosted(0), hosted(24), RunConfig { load_mode: LoadMode::None, ..hosted(48) }] {
+        let estimate = estimate(&model, &machine, &run, TURN);
+        let sum: f64 = estimate.terms.iter().map(|term| term.seconds).sum();
+        assert!((sum / estimate.turn_seconds - 1.0).abs() < 1e-9, "{estimate:?}");
+        let seconds = 4096.0 / estimate.speed.pp + 512.0 / estimate.speed.tg;
+        assert!((seconds / estimate.turn_seconds - 1.0).abs() < 1e-9);
+        assert!(estimate.terms.iter().all(|term| term.seconds > 0.0 && !term.what.starts_with("other work")));
+    }
+}
+
+/// Each change of a launch, and whether prompts and generation gain (1), lose (-1) or stay (0).
+#[test]
+fn terms_move_as_the_machine_would() {
+    let (model, machine) = (model("qwen3-30b-a3b"), machine("NVIDIA GeForce RTX 3090"));
+    let base = || RunConfig { n_threads: Some(8), ..hosted(24) };
+    let cases: [(&str, RunConfig, RunConfig, [i8; 2]); 9] = [
+        ("more blocks on the host", base(), RunConfig { n_threads: Some(8), ..hosted(36) }, [-1, -1]),
+        ("larger micro-batches", base(), RunConfig { n_ubatch: 2048, ..base() }, [1, 0]),
+        ("pinned memory", base(), RunConfig { load_mode: LoadMode::None, ..base() }, [1, 0]),
+        ("more threads", base(), RunConfig { n_threads: Some(16), ..base() }, [0, 1]),
+        ("more threads than cores", base(), RunConfig { n_threads: Some(64), ..base() }, [0, -1]),
+        ("products left on the host", base(), RunConfig { op_offload: false, ..base() }, [-1, 0]),
+        ("a smaller cache type", base(), RunConfig { type_k: q8_0(), type_v: q8_0(), ..base() }, [0, 1]),
+        ("batches below the micro-batch", base(), RunConfig { n_batch: 256, ..base() }, [-1, 0]),
+        ("whole layers on the host", base(), RunConfig { n_gpu_layers: 20, overrides: vec![], ..base() }, [0, -1]),
+    ];
+    for (what, before, after, [pp, tg]) in cases {
+        let of = |run: &RunConfig| estimate(&model, &machine, run, TURN).speed;
+        let (before, after) = (of(&before), of(&after));
+        for (phase, expected, before, after) in [("pp", pp, before.pp, after.pp), ("tg", tg, before.tg, after.tg)] {
+            let ok = match expected {
+                1 => after > before * 1.001,
+                -1 => after < before * 0.999,
+                _ => phase == "pp" && what.starts_with("whole") || (after / before - 1.0).abs() < 1e-3,
+            };
+            assert!(ok, "{what}: {phase} {before:.1} to {after:.1}");
+        }
+    }
+}
+
+fn q8_0() -> crate::gguf::GgmlType {
+    crate::gguf::GgmlType::from_name("q8_0").unwrap()
+}
+
+#[test]
+fn depth_costs_in_both_phases() {
+    let machine = machine("NVIDIA GeForce RTX 3090");
+    for name in ["qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite"] {
+        let model = model(name);
+        let at = |depth| estimate(&model, &machine, &hosted(10), Turn { depth, ..TURN }).speed;
+        let (shallow, deep) = (at(0), at(32768));
+        assert!(deep.pp < shallow.pp && deep.tg < shallow.tg, "{name}: {shallow:?} {deep:?}");
+    }
+}
+
+#[test]
+fn a_window_bounds_what_depth_costs() {
+    let machine = machine("NVIDIA GeForce RTX 3090");
+    let loss = |name| {
+        let model = model(name);
+        let at = |depth| estimate(&model, &machine, &hosted(0), Turn { depth, ..TURN }).turn_seconds;
+        at(32768) - at(0)
+    };
+    // Half of GPT-OSS's 24 layers see 128 tokens; Qwen3 has 48 that see all.
+    assert!(loss("gpt-oss-20b") < 0.7 * loss("qwen3-30b-a3b"));
+}
+
+#[test]
+fn what_does_not_fit_in_memory_comes_from_the_disk() {
+    let (model, mut machine) = (model("qwen3-30b-a3b"), machine("NVIDIA GeForce RTX 3090"));
+    let roomy = estimate(&model, &machine, &hosted(48), TURN);
+    machine.host.ram = Some(Bytes::mib(8 << 10));
+    let tight = estimate(&model, &machine, &hosted(48), TURN);
+    assert!(tight.speed.tg < roomy.speed.tg / 2.0 && tight.speed.basis.contains("disk"), "{:?}", tight.speed);
+    assert!(tight.terms.iter().any(|term| term.what.contains("disk")));
+}
+
+#[test]
+fn other_computers_do_not_take_over_the_hosts_products() {
+    let model = model("qwen3-30b-a3b");
+    let server = Device::parse("RPC0[h:1]=80G").unwrap();
+    assert_eq!(server.backend, Backend::Rpc);
+    let machine = Machine::new(vec![server], machine("").host).unwrap();
+    let run = RunConfig { rpc: vec!["h:1".into()], ..hosted(24) };
+    let estimate = estimate(&model, &machine, &run, TURN);
+    assert!(estimate.terms.iter().any(|term| term.what == "products on the host"), "{:?}", estimate.terms);
+}
+
+#[test]
+fn an_expert_cache_speeds_generation_and_says_what_it_assumes() {
+    let (model, machine) = (model("qwen3-30b-a3b"), machine("NVIDIA GeForce RTX 3090"));
+    let plain = RunConfig { program: Program::Server, load_mode: LoadMode::None, ..hosted(48) };
+    let of = |moe_cache_mib| estimate(&model, &machine, &RunConfig { moe_cache_mib, ..plain.clone() }, TURN).speed;
+    let (none, small, large) = (of(0), of(2000), of(8000));
+    assert!(none.tg < small.tg && small.tg < large.tg, "{none:?} {small:?} {large:?}");
+    assert!(large.basis.contains("hit rate assumed") && large.uncertainty >= 0.5);
+}
+
+/// Published figures (data sheets of benchmarks, see docs/speed.md) against the table: within what it says of itself.
+#[test]
+fn published_figures_are_within_the_tables_word() {
+    let rows = [
+        ("NVIDIA GeForce RTX 5090", ("qwen3-30b-a3b", 12241.0, 377.0)),
+        ("AMD Radeon PRO W7800", ("qwen3-30b-a3b", 2797.0, 122.0)),
+        ("NVIDIA H100 80GB HBM3", ("qwen3-30b-a3b", 10459.0, 283.0)),
+    ];
+    for (card, (name, pp, tg)) in rows {
+        let turn = Turn { prompt: 2048, generate: 128, depth: 0 };
+        let predicted = estimate(&model(name), &machine(card), &hosted(0), turn).speed;
+        for (phase, found, published) in [("pp", predicted.pp, pp), ("tg", predicted.tg, tg)] {
+            let error = found / published - 1.0;
+            assert!(error.abs() <= predicted.uncertainty, "{card} {phase}: {found:.0} for {published}");
+        }
+    }
+}
+
+/// llama-bench on one H100 (16 threads of a Sapphire Rapids, b11434, random weights that route evenly).
+const H100: &str = include_str!("../../testdata/measured/h100-bench.jsonl");
+
+/// The rows as samples of a machine, those of one model or of all.
+fn samples_of(machine: &Machine, only: Option<&str>) -> Vec<fit::Sample> {
+    let models = ["qwen3-30b-a3b", "gpt-oss-20b"].map(|name| (name, model(name)));
+    let rows = samples::rows(H100).unwrap();
+    let wanted = rows.iter().filter(|row| only.is_none_or(|name| row.model() == name));
+    wanted
+        .map(|row| {
+            let (_, model) = models.iter().find(|(name, _)| *name == row.model()).unwrap();
+            row.sample(model, machine).unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn calibrated_on_its_own_rows_half_of_them_are_within_a_tenth() {
+    let machine = machine("NVIDIA H100 80GB HBM3");
+    let fit = fit::fit(&machine, &samples_of(&machine, None), "calibrated").unwrap();
+    for phase in [Phase::Prompt, Phase::Generate] {
+        let median = fit::median_error(&fit.residuals, phase).unwrap();
+        assert!(median < 0.08, "{phase:?}: {median}");
+    }
+    let rates = fit.machine.devices[0].rates.clone().unwrap();
+    assert!((20.0..64.0).contains(&rates.pinned) && (4.0..14.0).contains(&rates.pageable), "{rates:?}");
+    assert!((1000.0..4000.0).contains(&rates.weights), "{rates:?}");
+}
+
+/// What the constants are for: launches and models that were not measured.
+#[test]
+fn calibrated_on_one_model_the_other_is_predicted() {
+    let machine = machine("NVIDIA H100 80GB HBM3");
+    for (known, unknown) in [("qwen3-30b-a3b", "gpt-oss-20b"), ("gpt-oss-20b", "qwen3-30b-a3b")] {
+        let calibrated = fit::fit(&machine, &samples_of(&machine, Some(known)), "calibrated").unwrap().machine;
+        let prices = Prices::of(&calibrated, &[0]);
+        let mut by_phase = [Vec::new(), Vec::new()];
+        for sample in samples_of(&calibrated, Some(unknown)) {
+            let error = prices.seconds(&sample.work) / sample.seconds - 1.0;
+            by_phase[usize::from(sample.phase == Phase::Generate)].push(error.abs());
+        }
+        for errors in &mut by_phase {
+            errors.sort_by(f64::total_cmp);
+            let median = errors[errors.len() / 2];
+            assert!(median < 0.20, "{unknown} from {known}: {median}");
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(8))]
+    /// Times made from constants give predictions back that agree with them, whatever the table said.
+    #[test]
+    fn samples_made_from_constants_are_predicted(factors in proptest::collection::vec(0.4_f64..2.5, 15)) {
+        let machine = machine("NVIDIA H100 80GB HBM3");
+        let mut real = machine.clone();
+        let mut device = prices::device_rates(&machine.devices[0]);
+        let mut host = prices::host_rates(&machine.host);
+        let rates = [
+            &mut device.weights, &mut device.products, &mut device.attention, &mut device.cache, &mut device.op,
+            &mut device.graph, &mut device.pinned, &mut device.pageable, &mut device.offload, &mut device.switch,
+            &mut host.memory, &mut host.by_thread, &mut host.products, &mut host.op,
+        ];
+        for (rate, factor) in rates.into_iter().zip(&factors) {
+            *rate *= factor;
+        }
+        real.devices[0].rates = Some(device.clone());
+        real.host.rates = Some(host);
+        let prices = Prices::of(&real, &[0]);
+        let mut samples = samples_of(&machine, None);
+        for sample in &mut samples {
+            sample.seconds = prices.seconds(&sample.work);
+        }
+        let fit = fit::fit(&machine, &samples, "made").unwrap();
+        let worst = fit.residuals.iter().map(|residual| residual.error().abs()).fold(0.0, f64::max);
+        proptest::prop_assert!(worst < 0.03, "{worst}");
+        // What many rows tell is found itself.
+        let found = fit.machine.devices[0].rates.clone().unwrap();
+        for (found, real) in [(found.pinned, device.pinned), (found.pageable, device.pageable)] {
+            proptest::prop_assert!((found / real - 1.0).abs() < 0.15, "{found} for {real}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Every form of every plan, read back, is the plan: random launches in every form, and values that formats act on.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+
+use moeplan::bytes::{Bytes, GIB};
+use moeplan::emit::{Error, Form, Runner, Wish, emit};
+use moeplan::machine::{Backend, Device, Host, Isa, Machine};
+use moeplan::model::Model;
+use moeplan::run::{
+    Dialect, FlashAttn, LoadMode, MetadataOverride, ModelSource, Override, ParsedCommand, RunConfig, Target, parse,
+};
+use moeplan::speed::Turn;
+use moeplan::synth::output::{Fill, Watch, write};
+use moeplan::synth::{Wish as Header, spec, synthesize};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const FORMS: [Form; 5] = [Form::Args, Form::Shell, Form::Env, Form::Ini, Form::LlamaSwap];
+
+fn model() -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let header = Header { blocks: Some(6), ..Header::default() };
+    let synthesis = synthesize(&spec::named("qwen3-30b-a3b").unwrap(), &header).unwrap();
+    let stop = AtomicBool::new(false);
+    write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
+    Model::from_gguf(moeplan::gguf::open(&path).unwrap()).unwrap()
+}
+
+fn machine() -> Machine {
+    let devices = Device::of_budgets(Backend::Cuda, &[Bytes(8 * GIB); 2]).unwrap();
+    Machine::new(devices, Host { isa: Isa::X86Avx2, ..Host::default() }).unwrap()
+}
+
+fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {
+    ParsedCommand { run, model: Some(source), notes: Vec::new(), target: Target::default(), last_blocks: None }
+}
+
+fn wish(form: Form, runner: Runner, dialect: Dialect) -> Wish {
+    Wish { form, runner, dialect, turn: Turn { prompt: 512, generate: 128, depth: 1024 } }
+}
+
+fn server(form: Form) -> Wish {
+    wish(form, Runner::LlamaServer, Dialect::LlamaCpp)
+}
+
+fn on_cpu(pattern: &str) -> Override {
+    Override { pattern: pattern.into(), buffer: "CPU".into(), origin: "-ot".into() }
+}
+
+prop_compose! {
+    fn launches()(
+        n_ctx in (1_u32..64).prop_map(|n| n * 256), n_ubatch in select(&[256_u32, 512, 2048][..]),
+        n_parallel in 1_u32..4, kv_unified in any::<Option<bool>>(),
+        flash_attn in select(&[FlashAttn::Auto, FlashAttn::On, FlashAttn::Off][..]),
+        load_mode in select(&[LoadMode::Auto, LoadMode::None, LoadMode::Mmap, LoadMode::MmapMlock, LoadMode::Dio][..]),
+        devices in select(vec![vec!["CUDA0"], vec!["CUDA1", "CUDA0"], vec!["CUDA0", "CUDA1"]]),
+        split in proptest::collection::vec(1_u16..9, 0..3),
+        rules in proptest::collection::vec((select(&[
+            r"\.ffn_down_exps\.", r"blk\.([0-2]|4)\.ffn_(gate|up)_exps\.", "^output", "exps", r"blk\.5\..*shexp|attn_[qk]",
+        ][..]), select(&["CPU", "CUDA0", "CUDA1"][..])), 0..4),
+        switches in any::<[bool; 5]>(), threads in proptest::option::of(1_u32..64), batch_threads in proptest::option::of(1_u32..64),
+        path in "[a-zA-Z /._'$(){}&!*?\\[\\]é-]{1,24}\\.gguf",
+    ) -> (RunConfig, String) {
+        let [offload_kqv, op_offload, repack, swa_full, key] = switches;
+        let overrides = rules.into_iter().map(|(pattern, buffer)| Override { buffer: buffer.into(), ..on_cpu(pattern) });
+        let entry = MetadataOverride {
+            key: "qwen3moe.expert_used_count".into(), value: moeplan::gguf::Value::U64(4),
+        };
+        let run = RunConfig {
+            n_ctx, n_ubatch, n_parallel: Some(n_parallel), kv_unified, flash_attn, load_mode, n_gpu_layers: 99,
+            devices: Some(devices.into_iter().map(str::to_string).collect()),
+            tensor_split: split.into_iter().map(f32::from).collect(),
+            overrides: overrides.collect(), fit: false, offload_kqv, op_offload, repack, swa_full,
+            n_threads: threads, n_threads_batch: batch_threads,
+            metadata_overrides: if key { vec![entry] } else { Vec::new() },
+            ..RunConfig::default()
+        };
+        (run, path)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    /// `emit` itself replays what it wrote: only a value that a format cannot hold may be refused, with a reason.
+    #[test]
+    fn every_form_gives_the_launch_back_or_says_what_it_cannot_hold(
+        (run, path) in launches(), form in select(&FORMS[..]), runner in select(&[Runner::LlamaServer, Runner::LlamaBench][..]),
+        dialect in select(&[Dialect::LlamaCpp, Dialect::Ik][..]),
+    ) {
+        thread_local! { static MODEL: Model = model(); }
+        let command = command(run, ModelSource::Path(path.clone().into()));
+        match MODEL.with(|model| emit(model, &machine(), &command, wish(form, runner, dialect))) {
+            Ok(emitted) => prop_assert!(!emitted.text.is_empty()),
+            Err(Error::Word { word, .. }) => prop_assert!(path.contains(&word), "{}", word),
+            Err(Error::NoSuchForm { .. }) => prop_assert!(runner == Runner::LlamaBench || dialect == Dialect::Ik),
+            Err(error) => prop_assert!(false, "{}", error),
+        }
+    }
+}
+
+#[test]
+fn a_script_is_read_by_a_real_shell() {
+    let model = model();
+    let path = "/m/it's a $(model) `x` \"y\" \\z.gguf";
+    let run = RunConfig { n_ctx: 4096, overrides: vec![on_cpu(r"blk\.([0-9]|1[0-3])\..*")], ..RunConfig::default() };
+    let command = command(run.clone(), ModelSource::Path(path.into()));
+    let script = emit(&model, &machine(), &command, server(Form::Shell)).unwrap().text;
+    let folder = tempfile::tempdir().unwrap();
+    let fake = folder.path().join("llama-server");
+    std::fs::write(&fake, "#!/bin/sh\nfor word; do printf '%s\\0' \"$word\"; done\n").unwrap();
+    #[cfg(unix)]
+    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path_variable = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let shell = |text: &str| {
+        let output = std::process::Command::new("sh")
+            .args(["-c", text, "sh", "--port", "1"])
+            .env("PATH", &path_variable)
+            .output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let words = String::from_utf8(output.stdout).unwrap();
+        words.split_terminator('\0').map(str::to_string).collect::<Vec<_>>()
+    };
+    let words = shell(&script);
+    assert_eq!(words[..2], ["-m".to_string(), path.to_string()]);
+    assert_eq!(words[words.len() - 2..], ["--port".to_string(), "1".to_string()]);
+    let program = vec!["llama-server".to_string()];
+    let again = parse::command(&[program, words].concat(), &BTreeMap::new()).unwrap();
+    assert_eq!(again.run, run);
+}
+
+#[test]
+fn an_env_file_is_read_by_a_real_shell() {
+    let model = model();
+    let run = RunConfig { n_ctx: 4096, overrides: vec![on_cpu(r"blk\.(1|2)\.ffn_.*_exps")], ..RunConfig::default() };
+    let command = command(run.clone(), ModelSource::Path("/m/it's.gguf".into()));
+    let file = emit(&model, &machine(), &command, server(Form::Env)).unwrap().text;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("env");
+    std::fs::write(&path, file).unwrap();
+    let text = format!("set -a; . '{}'; env -0", path.display());
+    let output = std::process::Command::new("sh").args(["-c", &text]).env_clear().output().unwrap();
+    let variables = String::from_utf8(output.stdout).unwrap();
+    let pairs = variables.split_terminator('\0').filter_map(|pair| pair.split_once('='));
+    let env = pairs.map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    let again = parse::command(&["llama-server".to_string()], &env).unwrap();
+    assert_eq!(again.model, command.model);
+    assert_eq!(again.run.overrides[0].pattern, run.overrides[0].pattern);
+    assert_eq!(again.run.n_ctx, run.n_ctx);
+}
+
+#[test]
+fn hub_models_and_addresses_keep_their_flags() {
+    let model = model();
+    let hub = ModelSource::HuggingFace { repo: "o/r-GGUF:Q4_K_M".into(), file: None };
+    for form in FORMS {
+        let text = emit(&model, &machine(), &command(RunConfig::default(), hub.clone()), server(form)).unwrap().text;
+        assert_eq!(text.contains("o/r-GGUF:Q4_K_M"), form != Form::Args, "{text}");
+    }
+    let url = command(RunConfig::default(), ModelSource::Url("https://h/x.gguf".into()));
+    assert!(emit(&model, &machine(), &url, server(Form::Ini)).is_ok());
+    let bench = wish(Form::Shell, Runner::LlamaBench, Dialect::LlamaCpp);
+    assert!(matches!(emit(&model, &machine(), &url, bench), Err(Error::Lacks { .. })));
+}
+
+#[test]
+fn the_expert_cache_is_read_as_its_build_reads_it() {
+    let model = model();
+    let run = RunConfig { moe_cache_mib: 2048, n_ctx: 8192, ..RunConfig::default() };
+    let command = command(run, ModelSource::Path("/m/a.gguf".into()));
+    for form in FORMS {
+        let text = emit(&model, &machine(), &command, server(form)).unwrap().text;
+        assert!(text.contains("2048"), "{text}");
+    }
+    let ik = wish(Form::Args, Runner::LlamaServer, Dialect::Ik);
+    assert!(matches!(emit(&model, &machine(), &command, ik), Err(Error::Lacks { .. })));
+    let bench = emit(&model, &machine(), &command, wish(Form::Args, Runner::LlamaBench, Dialect::LlamaCpp)).unwrap();
+    assert!(bench.notes.iter().any(|note| note.contains("expert cache")), "{:?}", bench.notes);
+}
