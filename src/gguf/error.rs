@@ -132,6 +132,9 @@ pub enum ErrorKind {
     /// More bytes than moeplan reads, which is far more than any model has.
     #[error("the header goes on past {0} bytes, which is longer than that of any model")]
     HeaderTooLong(u64),
+    /// More tensor data than moeplan reckons with, which is far more than any model has.
+    #[error("the tensor data goes on past {0} bytes, which is more than any model has")]
+    TooMuchData(u64),
     /// A key longer than the GGUF specification allows.
     #[error("a key of {length} bytes is over the GGUF specification's limit of {limit}")]
     KeyTooLong {
@@ -343,7 +346,10 @@ impl Error {
                 let more = if choices.len() > 10 { ", …" } else { "" };
                 format!("name one of them: {}{more}", shown.join(", "))
             }
-            ErrorKind::TooMany { .. } | ErrorKind::HeaderTooLong(_) | ErrorKind::KeyTooLong { .. } => {
+            ErrorKind::TooMany { .. }
+            | ErrorKind::HeaderTooLong(_)
+            | ErrorKind::TooMuchData(_)
+            | ErrorKind::KeyTooLong { .. } => {
                 "the file is damaged or made to do harm: get it from where the model was published".into()
             }
             ErrorKind::Io(_) | ErrorKind::NotAFile | ErrorKind::NoModel => return None,

@@ -28,6 +28,8 @@ pub const MAX_KEYS: u64 = 1 << 16;
 pub const MAX_KEY_LENGTH: u64 = (1 << 16) - 1;
 /// Most tensors of one file; the largest models have about 2000. llama.cpp has no such limit.
 pub const MAX_TENSORS: u64 = 1 << 18;
+/// Most bytes of tensor data, of all shards together: 1 PiB, so that no sum over a model passes 64 bits.
+pub const MAX_DATA: u64 = 1 << 50;
 /// Longest tensor name, in bytes (`GGML_MAX_NAME` - 1).
 pub const MAX_NAME_LENGTH: u64 = 63;
 /// Most dimensions of a tensor (`GGML_MAX_DIMS`).
@@ -345,6 +347,9 @@ fn read_tensors(cursor: &mut Cursor<impl Window>, tensor_count: u64, alignment: 
         next = padded(tensor.bytes.0, alignment)
             .and_then(|bytes| next.checked_add(bytes))
             .ok_or_else(|| Fault { offset, kind: ErrorKind::TooLarge(tensor.shape) }.in_tensor(&name))?;
+        if next > MAX_DATA {
+            return Err(Fault { offset, kind: ErrorKind::TooMuchData(MAX_DATA) }.in_tensor(&name));
+        }
         tensors.push(TensorInfo { name, ..tensor });
     }
     Ok(tensors)

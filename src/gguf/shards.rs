@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use super::error::ErrorKind;
+use super::reader::MAX_DATA;
 use super::{Header, Value};
 
 /// What a file's metadata says about its place in a split model.
@@ -84,7 +85,12 @@ pub fn join(shards: Vec<Header>) -> Result<Header, (usize, ErrorKind)> {
         }));
     }
     let mut seen = HashSet::with_capacity(first.tensors.len());
+    let mut bytes = 0_u64;
     for tensor in &first.tensors {
+        bytes = bytes.saturating_add(tensor.bytes.0);
+        if bytes > MAX_DATA {
+            return Err((tensor.shard.into(), ErrorKind::TooMuchData(MAX_DATA)));
+        }
         if !seen.insert(tensor.name.as_str()) {
             return Err((tensor.shard.into(), ErrorKind::DuplicateTensor(tensor.name.clone())));
         }

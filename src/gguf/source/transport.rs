@@ -51,6 +51,8 @@ fn failure(error: ureq::Error) -> Failure {
         ureq::Error::Timeout(_) => Failure::Timeout,
         ureq::Error::Tls(text) => Failure::Tls(text.to_string()),
         ureq::Error::Rustls(error) => Failure::Tls(error.to_string()),
+        // The standard library has no kind for it.
+        ureq::Error::Io(error) if error.to_string().starts_with("failed to lookup address") => Failure::Host,
         ureq::Error::Io(error) => match error.kind() {
             std::io::ErrorKind::InvalidData => Failure::Tls(error.to_string()),
             _ => Failure::Io(error),
