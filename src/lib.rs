@@ -4,6 +4,7 @@
 
 pub mod bytes;
 pub mod escape;
+pub mod guard;
 pub mod gguf;
 pub mod rules;
 pub mod hparams;

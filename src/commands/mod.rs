@@ -184,6 +184,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::runtime::server::Error>()?.hint()));
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
+    let of_guard = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::guard::Contradiction>()?.hint()));
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
     inspect::hint(error)
@@ -193,4 +194,5 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)
+        .or_else(of_guard)
 }
