@@ -51,7 +51,7 @@ pub struct Record {
     pub predicted: Bytes,
     /// llama.cpp's own sum as it was.
     pub own: Bytes,
-    /// The longest prompt, in tokens.
+    /// Tokens in the context after the longest prompt.
     pub prompt: u32,
     /// Tokens of a micro-batch.
     pub ubatch: u32,
@@ -77,7 +77,7 @@ pub fn records(measured: &Measurement, launch: &Launch, driver: Option<&str>, ti
             peak,
             predicted: predicted.model + predicted.context + predicted.compute,
             own,
-            prompt: measured.speed.n_prompt,
+            prompt: measured.speed.n_prompt.saturating_add(measured.speed.depth),
             ubatch: launch.run.n_ubatch,
         })
     };

@@ -92,7 +92,9 @@ fn about(here: &Found, margin: Bytes) -> Vec<String> {
                 .to_string(),
         );
     } else {
-        lines.push(format!("a plan leaves {margin} free on each device; `moeplan verify` with a long prompt measures"));
+        lines.push(format!(
+            "a plan leaves {margin} free on each device; `moeplan verify --measure-prompt 4096` measures what they need"
+        ));
     }
     if here.machine.devices.iter().any(|device| device.calibration.is_some())
         && let Some(path) = evidence::store::path()

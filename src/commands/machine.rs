@@ -148,6 +148,7 @@ fn recognised(machine: Machine) -> Machine {
     here.host = host(&detect::host());
     super::calibrate::apply_own(&mut here);
     evidence::calibrate(&mut here, &evidence::store::read(), nvml::driver().as_deref());
+    super::calibrate::apply_own(&mut here);
     with_known(machine, &here)
 }
 

@@ -196,3 +196,13 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_model)
         .or_else(of_guard)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn no_flag_is_defined_twice() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -10,6 +10,7 @@ use super::launch::{LaunchArgs, Proposal};
 use super::plan::PlanOptions;
 use super::{Outcome, Output};
 use crate::cli::Format;
+use crate::evidence;
 use crate::measurement::{Expected, Measurement, verify};
 use crate::report;
 use crate::run::Program;
@@ -110,6 +111,11 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
     answer(&measured, output)?;
+    match evidence::store::keep(&measured, launch) {
+        Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
+        Ok(None) => {}
+        Err(error) => output.say(&format!("warning: what the devices showed is not kept: {error}")),
+    }
     if !proposal.fits() {
         output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
     }

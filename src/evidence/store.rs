@@ -3,8 +3,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Record, SCHEMA};
+use super::{Record, SCHEMA, records};
+use crate::measurement::Measurement;
+use crate::runtime::{Launch, nvml};
 
 /// The most that is read: the end of the file.
 const READ: u64 = 4 << 20;
@@ -27,6 +30,13 @@ pub fn append(records: &[Record]) -> io::Result<PathBuf> {
     let path = path().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no home folder"))?;
     append_to(&path, records)?;
     Ok(path)
+}
+
+/// Keeps what a run showed of the devices; says where, or `None` where no driver showed any.
+pub fn keep(measured: &Measurement, launch: &Launch) -> io::Result<Option<PathBuf>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let records = records(measured, launch, nvml::driver().as_deref(), now);
+    if records.is_empty() { Ok(None) } else { append(&records).map(Some) }
 }
 
 /// Lines that are no record of this schema are passed over: a torn one, a later version's, a person's.
