@@ -102,12 +102,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say("-fit off: what is predicted is the command as it stands");
         launch.run.fit = false;
     }
-    let (predicted, mapped_span) = proposal.predict()?;
+    let predicted = proposal.predict()?;
     let launch = &proposal.launch;
-    let workload = workload(how, &engine, launch, predicted.numbers.n_ctx_seq);
+    let workload = workload(how, &engine, launch, predicted.slot_tokens);
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let margin = args.options.machine.margin(&launch.machine);
-    let expected = Expected { memory: &predicted.memory, mapped_span, margin };
+    let expected = Expected { memory: &predicted.prediction.memory, mapped_span: predicted.mapped_span, margin };
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
     answer(&measured, output)?;

@@ -26,6 +26,7 @@ pub mod sandbox;
 pub mod server;
 pub mod sampler;
 pub mod wire;
+mod warm;
 mod worker;
 
 #[cfg(feature = "embedded")]
