@@ -47,6 +47,9 @@ pub struct Args {
     /// What to launch in turn beside the plan.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "BASELINE,…", conflicts_with = "url")]
     pub baseline: Vec<Baseline>,
+    /// Write the tables as comma-separated values, too.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
     /// How it is asked.
     #[command(flatten)]
     pub how: How,
@@ -103,9 +106,6 @@ pub struct How {
     /// MiB that --fit on leaves free of every device (llama.cpp: -fitt), for the baseline `fit`.
     #[arg(long, value_name = "MIB,…", value_delimiter = ',')]
     pub fit_target: Vec<u32>,
-    /// Write the tables as comma-separated values, too.
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
 }
 
 impl How {
@@ -172,7 +172,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         (Some(url), None) => of_endpoint(url, args, &suite, output)?,
         (None, None) => of_launches(args, &suite, output)?,
     };
-    answer(&bench, args.how.csv.as_deref(), output)?;
+    answer(&bench, args.csv.as_deref(), output)?;
     Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
 }
 
