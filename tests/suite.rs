@@ -55,6 +55,9 @@ fn a_sound_endpoint_is_measured_by_its_own_counts() {
     assert!(case.stream.iter().all(|item| item.verdict == Verdict::Pass || of_time(item)), "{:?}", case.stream);
     assert!(bench.weights.synthetic.is_none() && bench.model.is_none() && case.load_seconds.is_none());
     assert!(bench.notes.iter().any(|note| note.contains("memory and load time")));
+    assert!(bench.notes.iter().any(|note| note.contains("asked for `fake`; the endpoint lists 1 models")));
+    let (bench, _) = of_endpoint(Manner::Sound, &["--model-name", "other"]);
+    assert!(bench.notes.iter().any(|note| note.contains("asked for `other`")));
 }
 
 #[test]

@@ -41,6 +41,9 @@ pub struct Args {
     /// An OpenAI-compatible endpoint that is up, instead: llama-server, shimmy, any other. MOEPLAN_API_KEY is its key.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
+    /// The model that the endpoint is asked for [default: the first that it lists].
+    #[arg(long, value_name = "NAME", requires = "url")]
+    pub model_name: Option<String>,
     /// Nothing is run: what llama-bench measured (`-o json` or `-o jsonl`), as a bench.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "url", "baseline"])]
     pub from: Option<PathBuf>,
@@ -295,9 +298,13 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     endpoint.key = std::env::var("MOEPLAN_API_KEY").ok().filter(|key| !key.is_empty());
     endpoint.limit = Duration::from_secs(args.engine.timeout);
     endpoint.interrupted = interrupt::is_pressed;
-    endpoint.model = endpoint.models()?.into_iter().next();
-    let properties = endpoint.properties();
+    let listed = endpoint.models()?;
     let mut notes = Vec::new();
+    endpoint.model = args.model_name.clone().or_else(|| listed.first().cloned());
+    if let Some(name) = &endpoint.model {
+        notes.push(format!("asked for `{name}`; the endpoint lists {} models", listed.len()));
+    }
+    let properties = endpoint.properties();
     let mut environment = facts::environment(None);
     environment.endpoint = Some(endpoint.address().to_string());
     match properties.get("build_info").and_then(serde_json::Value::as_str) {
