@@ -7,7 +7,8 @@
 mod fake_endpoint;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use fake_endpoint::{Manner, start};
 use moeplan::runtime::server::find;
@@ -54,6 +55,9 @@ fn a_sound_endpoint_is_measured_by_its_own_counts() {
     assert!(case.stream.iter().all(|item| item.verdict == Verdict::Pass || of_time(item)), "{:?}", case.stream);
     assert!(bench.weights.synthetic.is_none() && bench.model.is_none() && case.load_seconds.is_none());
     assert!(bench.notes.iter().any(|note| note.contains("memory and load time")));
+    assert!(bench.notes.iter().any(|note| note.contains("asked for `fake`; the endpoint lists 1 models")));
+    let (bench, _) = of_endpoint(Manner::Sound, &["--model-name", "other"]);
+    assert!(bench.notes.iter().any(|note| note.contains("asked for `other`")));
 }
 
 #[test]
@@ -262,6 +266,36 @@ fn a_suite_ends_in_a_checklist_and_is_taken_up_where_it_was_left() {
     words.extend(["--max-tokens", "5"]);
     let third = moeplan(&words);
     assert!(!text(&third.stderr).contains("done before"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_suite_that_is_interrupted_keeps_what_is_done() {
+    if real_server().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = format!("tiny={}", tiny(folder.path()).display());
+    let (suite, results) = (folder.path().join("suite.yaml"), folder.path().join("results"));
+    std::fs::write(&suite, SUITE.replace(", experts.used: 8", "").replace("repetitions: 2", "repetitions: 9")).unwrap();
+    let mut words = vec!["validate", suite.to_str().unwrap(), "--model", &model];
+    words.extend(["--results", results.to_str().unwrap()]);
+    words.extend(DEVICE);
+    let mut child = Command::new(MOEPLAN).args(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let done = results.join("tiny/all-on-device-1.json");
+    let begin = Instant::now();
+    while !done.exists() && begin.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let kept = std::fs::read(&done).unwrap();
+    let last = results.join("tiny/fit-9.json");
+    assert!(!last.exists(), "it was interrupted before its end");
+    let again = moeplan(&words);
+    assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
+    assert!(text(&again.stderr).contains("all-on-device, 1 of 9: done before"));
+    assert!(last.exists() && std::fs::read(&done).unwrap() == kept);
 }
 
 #[test]

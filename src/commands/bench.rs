@@ -41,12 +41,18 @@ pub struct Args {
     /// An OpenAI-compatible endpoint that is up, instead: llama-server, shimmy, any other. MOEPLAN_API_KEY is its key.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
+    /// The model that the endpoint is asked for [default: the first that it lists].
+    #[arg(long, value_name = "NAME", requires = "url")]
+    pub model_name: Option<String>,
     /// Nothing is run: what llama-bench measured (`-o json` or `-o jsonl`), as a bench.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "url", "baseline"])]
     pub from: Option<PathBuf>,
     /// What to launch in turn beside the plan.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "BASELINE,…", conflicts_with = "url")]
     pub baseline: Vec<Baseline>,
+    /// Write the tables as comma-separated values, too.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
     /// How it is asked.
     #[command(flatten)]
     pub how: How,
@@ -103,9 +109,6 @@ pub struct How {
     /// MiB that --fit on leaves free of every device (llama.cpp: -fitt), for the baseline `fit`.
     #[arg(long, value_name = "MIB,…", value_delimiter = ',')]
     pub fit_target: Vec<u32>,
-    /// Write the tables as comma-separated values, too.
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
 }
 
 impl How {
@@ -172,7 +175,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         (Some(url), None) => of_endpoint(url, args, &suite, output)?,
         (None, None) => of_launches(args, &suite, output)?,
     };
-    answer(&bench, args.how.csv.as_deref(), output)?;
+    answer(&bench, args.csv.as_deref(), output)?;
     Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
 }
 
@@ -295,9 +298,13 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     endpoint.key = std::env::var("MOEPLAN_API_KEY").ok().filter(|key| !key.is_empty());
     endpoint.limit = Duration::from_secs(args.engine.timeout);
     endpoint.interrupted = interrupt::is_pressed;
-    endpoint.model = endpoint.models()?.into_iter().next();
-    let properties = endpoint.properties();
+    let listed = endpoint.models()?;
     let mut notes = Vec::new();
+    endpoint.model = args.model_name.clone().or_else(|| listed.first().cloned());
+    if let Some(name) = &endpoint.model {
+        notes.push(format!("asked for `{name}`; the endpoint lists {} models", listed.len()));
+    }
+    let properties = endpoint.properties();
     let mut environment = facts::environment(None);
     environment.endpoint = Some(endpoint.address().to_string());
     match properties.get("build_info").and_then(serde_json::Value::as_str) {

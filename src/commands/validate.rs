@@ -289,9 +289,6 @@ fn through(
     let bench = bench(facts, raw, &Isolated);
     store.write("bench.json", &serde_json::to_string_pretty(&bench)?)?;
     store.write("bench.csv", &csv(&bench))?;
-    if let Some(path) = &args.how.csv {
-        super::write(path, &csv(&bench))?;
-    }
     model.sections.push(checklist::placements(&model.placements, &bench));
     model.sections.push(checklist::tests(&bench));
     model.sections.push(checklist::streaming(&bench));

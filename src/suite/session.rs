@@ -63,15 +63,11 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     session.args = running.command().to_vec();
     session.notes = running.notes().to_vec();
     session.load_seconds = Some(running.load_time().as_secs_f64());
+    let backend = case.launch.machine.devices.first().and_then(|device| device.backend.device_prefix());
     session.runtime = Some(RuntimeInfo {
         program: server.build.program.display().to_string(),
         build: server.build.number.unwrap_or(0),
-        backend: case
-            .launch
-            .machine
-            .devices
-            .first()
-            .map_or("CPU".to_string(), |device| format!("{:?}", device.backend)),
+        backend: backend.unwrap_or("CPU").to_string(),
     });
     let asked = match endpoint(running.url(), asking) {
         Ok(endpoint) => ask_all(&endpoint, asking, &mut session).and_then(|()| {
@@ -429,5 +425,70 @@ mod tests {
         assert_eq!((whole.tg, whole.first_token_seconds, whole.gaps), (None, None, None));
         let thought = Answer { reasoning: "hm".into(), ..answer(5) };
         assert_eq!(sample("p", Mode::Stream, &thought, 9.0, |_| Some(5)).generated_tokens, None);
+    }
+
+    /// Answers with its prompt.
+    struct Echo;
+
+    impl Runtime for Echo {
+        fn devices(&self, _rpc: &[String]) -> Result<Vec<crate::runtime::DeviceInfo>, Error> {
+            Ok(Vec::new())
+        }
+
+        fn project(&self, _launches: &[crate::runtime::Launch]) -> Vec<Result<crate::runtime::Projection, Error>> {
+            Vec::new()
+        }
+
+        fn generate(&self, _launch: &crate::runtime::Launch, workload: &Workload) -> Result<Observation, Error> {
+            let Text::Text(text) = workload.prompt.clone() else { return Err(Error::NotBuilt) };
+            if text == "fail" {
+                return Err(Error::NotBuilt);
+            }
+            Ok(Observation {
+                runtime: RuntimeInfo { program: "embedded".into(), build: 11434, backend: "CPU".into() },
+                memory: MemoryByDevice::new(),
+                resolution: MemoryByDevice::new(),
+                device_used: crate::runtime::DeviceUsed::default(),
+                mapped_span: Bytes(7),
+                process: crate::runtime::ProcessMemory::default(),
+                process_before: crate::runtime::ProcessMemory::default(),
+                load_seconds: 1.5,
+                n_prompt: 10,
+                depth: 0,
+                first_token: Vec::new(),
+                pp: vec![20.0],
+                tg: vec![4.0],
+                text,
+                tokens: vec![1; usize::try_from(workload.n_generate).unwrap()],
+                finite: true,
+            })
+        }
+    }
+
+    #[test]
+    fn the_embedded_llama_answers_in_one_piece_and_says_so() {
+        let machine = crate::machine::Machine { devices: Vec::new(), host: crate::machine::Host::default() };
+        let run = crate::run::RunConfig::default();
+        let launch = crate::runtime::Launch { model: "m.gguf".into(), run, machine, n_threads: 0 };
+        let case = CaseLaunch { name: "plan".into(), what: String::new(), launch, predicted: None, refused: None };
+        let prompt = |text: &str| Prompt { name: "code".into(), text: text.into(), max_tokens: 8 };
+        let asking = |text: &str| Asking {
+            prompts: vec![prompt("hello"), prompt(text)],
+            settings: Settings::default(),
+            tokenizer: None,
+            margin: Bytes(0),
+            interrupted: || false,
+            limit: Duration::from_secs(1),
+        };
+        let session = embedded(&Echo, &case, 1, &asking("again"));
+        assert_eq!((session.samples.len(), session.failure.as_ref(), session.load_seconds), (2, None, Some(1.5)));
+        let sample = &session.samples[0];
+        assert_eq!((sample.text.as_str(), sample.mode, sample.generated_tokens), ("hello", Mode::Whole, Some(8)));
+        assert_eq!((Some(sample.total_seconds), sample.first_token_seconds), (Some(2.5), None));
+        assert!(session.notes.iter().any(|note| note.contains("no streams")));
+        let failed = embedded(&Echo, &case, 1, &asking("fail"));
+        assert!(failed.samples.len() == 1 && failed.failure.is_some());
+        let refused = CaseLaunch { refused: Some("no device".into()), ..case };
+        assert_eq!(embedded(&Echo, &refused, 1, &asking("x")).failure.as_deref(), Some("not launched: no device"));
     }
 }
