@@ -1,4 +1,16 @@
 //! Strangers' text (tensor names, model names, logs, server replies) made safe for a terminal, Markdown and HTML.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -17,7 +29,7 @@ pub fn terminal(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
     }
-    let mut out = String::with_capacity(text.len() + 16);
+    let mut out = String::with_capacity(text.len().saturating_add(16));
     for c in text.chars() {
         if is_unsafe(c) {
             let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
@@ -30,7 +42,7 @@ pub fn terminal(text: &str) -> Cow<'_, str> {
 
 /// `text` for a Markdown table cell: terminal-safe, and no character that Markdown or HTML would act on.
 pub fn markdown(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 16);
+    let mut out = String::with_capacity(text.len().saturating_add(16));
     for c in terminal(text).chars() {
         match c {
             '<' => out.push_str("&lt;"),

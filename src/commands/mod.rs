@@ -216,6 +216,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         hint.map(str::to_string)
     };
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
+    let of_guard = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::guard::Contradiction>()?.hint()));
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
     inspect::hint(error)
@@ -227,6 +228,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)
+        .or_else(of_guard)
 }
 
 #[cfg(test)]
