@@ -12,7 +12,7 @@ pub mod find;
 mod measure;
 mod process;
 mod running;
-mod sse;
+pub mod sse;
 mod supervise;
 
 use std::path::{Path, PathBuf};
