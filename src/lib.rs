@@ -22,6 +22,7 @@ pub mod emit;
 pub mod runtime;
 pub mod measurement;
 pub mod evidence;
+pub mod tune;
 pub mod cli;
 pub mod report;
 pub mod commands;

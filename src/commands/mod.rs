@@ -16,6 +16,7 @@ pub mod quants;
 pub mod rules;
 pub mod run;
 pub mod synth;
+pub mod tune;
 pub mod verify;
 pub mod worker;
 
@@ -59,6 +60,8 @@ pub enum Command {
     Run(Box<run::Args>),
     /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
+    /// Measure the plan, llama.cpp's own `--fit on` and the most promising neighbours; the fastest as a command.
+    Tune(Box<tune::Args>),
     /// List, show and check placement rule files.
     Rules(rules::Args),
     /// Run llama.cpp for another moeplan (questions on standard input).
@@ -162,6 +165,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::List(args) => list::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Tune(args) => tune::run(*args, output),
         Command::Rules(args) => rules::run(&args, output),
     }
 }

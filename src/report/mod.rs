@@ -11,3 +11,4 @@ pub mod measurement;
 pub mod number;
 pub mod sweep;
 pub mod table;
+pub mod tune;
