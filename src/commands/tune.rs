@@ -27,10 +27,13 @@ use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload, 
 use crate::speed::Speed;
 use crate::tune::document::{Document, Entry};
 use crate::tune::neighbours::{self, Alternative};
+use crate::tune::race::End;
 use crate::tune::{self, Kind, Predicted, Race, SCHEMA, Subject, Visit};
 
 /// Samples of one visit, behind one warm-up.
 const SAMPLES: u32 = 3;
+/// What was measured longer ago is measured anew: drivers, clocks and neighbours change.
+const FRESH: Duration = Duration::from_hours(24);
 
 /// Measure the plan, llama.cpp's own `--fit on` and the most promising neighbours; ends with the fastest as a command.
 #[derive(Debug, clap::Args)]
@@ -109,15 +112,18 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     args.options.explain = true;
     anyhow::ensure!(!args.launch.embeddings, "--embeddings: a turn is tuned, and a server that embeds has none");
     let mut tuning = Tuning::prepare(&args, output)?;
+    if !tuning.proposal.servers.is_empty() {
+        output.say("software devices: RPC servers of our own, which end with this tuning; the command takes yours");
+    }
     let known = tuning.resume()?;
     if known > 0 {
-        output.say(&format!("{known} measurements of {} are taken over", tuning.journal.display()));
+        output.say(&format!("{known} launches measured before are taken over from {}", tuning.journal.display()));
     }
     let begin = Instant::now();
     let limit = Duration::from_secs_f64(args.minutes * 60.0);
     let mut in_time = true;
     while let Some(at) = tuning.race.next() {
-        in_time = known + tuning.made() == 0 || begin.elapsed() + tuning.expected(at) <= limit;
+        in_time = tuning.made() == 0 || begin.elapsed() + tuning.expected(at) <= limit;
         if !in_time {
             break;
         }
@@ -130,7 +136,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let document = Document {
         schema: SCHEMA,
         subject: tuning.subject.clone(),
-        stopped: if in_time { "what is left cannot win" } else { "time" },
+        stopped: if in_time { tuning.race.end() } else { End::Time },
         seconds: begin.elapsed().as_secs_f64(),
         journal: tuning.journal.display().to_string(),
         verdict,
@@ -192,8 +198,9 @@ impl Tuning {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", self.journal.display())),
         };
-        let visits = tune::journal::visits(&text, &self.subject);
-        Ok(visits.into_iter().filter(|visit| self.race.add(visit.clone())).count())
+        let since = now().saturating_sub(FRESH.as_secs());
+        let visits = tune::journal::visits(&text, &self.subject).into_iter().filter(|visit| visit.time >= since);
+        Ok(visits.filter(|visit| self.race.add(visit.clone())).count())
     }
 
     /// Visits that there are, failed ones too.
@@ -247,7 +254,7 @@ impl Tuning {
             subject: self.subject.clone(),
             candidate: candidate.id.clone(),
             what: candidate.what.clone(),
-            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            time: now(),
             seconds: begin.elapsed().as_secs_f64(),
             load_seconds: seen.load_seconds,
             depth: seen.depth,
@@ -288,6 +295,11 @@ impl Tuning {
         let words = ["llama-server".to_string(), "-m".to_string(), model].into_iter().chain(args);
         words.map(|word| crate::plan::quoted(&word)).collect::<Option<Vec<_>>>().map(|words| words.join(" "))
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// What is tuned.

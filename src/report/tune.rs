@@ -8,7 +8,7 @@ use crate::cli::Format;
 use crate::escape;
 use crate::measurement::Spread;
 use crate::tune::document::{Document, Measured};
-use crate::tune::race::{Standing, Verdict};
+use crate::tune::race::{End, Standing, Verdict};
 
 /// For a terminal, or as Markdown.
 pub fn render(document: &Document, format: Format) -> String {
@@ -100,7 +100,7 @@ fn verdict(document: &Document) -> String {
         }
         Verdict::Fit => "Nothing beats --fit on beyond what the samples may be off: take that".to_string(),
         Verdict::FitNotMeasured => {
-            format!("{what} is the fastest measured; --fit on could not be measured, so nothing is said of it")
+            format!("{what} is the fastest measured; --fit on was not measured, so nothing is said of it")
         }
     }
 }
@@ -109,7 +109,10 @@ fn verdict(document: &Document) -> String {
 fn notes(document: &Document) -> Vec<String> {
     let subject = &document.subject;
     let mut notes = Vec::new();
-    if document.stopped == "time" {
+    if document.stopped == End::Close {
+        notes.push("Some cannot be told from the fastest: their order may be chance".to_string());
+    }
+    if document.stopped == End::Time {
         notes.push("The time was up: with more --minutes the same command goes on".to_string());
     }
     let measured = || document.candidates.iter().filter_map(|entry| entry.measured.as_ref().map(|seen| (entry, seen)));

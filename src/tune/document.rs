@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::race::{Range, Standing};
+use super::race::{End, Range, Standing};
 use super::{Candidate, Race, Subject, Verdict, Visit};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
@@ -16,8 +16,8 @@ pub struct Document {
     pub schema: &'static str,
     /// What was tuned.
     pub subject: Subject,
-    /// Why it ended: `what is left cannot win`, or `time`.
-    pub stopped: &'static str,
+    /// Why it ended.
+    pub stopped: End,
     /// How long it took this time, in seconds.
     pub seconds: f64,
     /// Where its measurements are.

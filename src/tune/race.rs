@@ -63,6 +63,18 @@ pub enum Standing {
     },
 }
 
+/// Why a tuning ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum End {
+    /// What is left cannot win.
+    Decided,
+    /// Several cannot be told apart, after as many launches as there are for each.
+    Close,
+    /// The time was up.
+    Time,
+}
+
 /// What the race says of `--fit on`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
@@ -112,8 +124,12 @@ impl Race {
         self.visits_of(at).iter().flat_map(Visit::turns).collect()
     }
 
-    /// The median turn of a candidate and how far off it may be; `None` without samples.
+    /// The median turn of a candidate and how far off it may be; `None` without samples, and of what has failed once: it is
+    /// not to be relied on.
     pub fn range(&self, at: usize) -> Option<Range> {
+        if self.failures.get(at).is_some_and(Option::is_some) {
+            return None;
+        }
         let turns = self.turns(at);
         let median = median(&turns)?;
         let relative = spread(&[turns.as_slice()]).unwrap_or(0.0).max(self.pooled_spread());
@@ -200,12 +216,18 @@ impl Race {
         Some((fit, Verdict::Fit))
     }
 
+    /// Why it is over, when [`Self::next`] has nobody more.
+    pub fn end(&self) -> End {
+        let is_close = |at| self.standing(at) == Standing::Close;
+        if (0..self.candidates.len()).any(is_close) { End::Close } else { End::Decided }
+    }
+
     /// Where a candidate stands at the end.
     pub fn standing(&self, at: usize) -> Standing {
         let winner = self.winner().map(|(winner, _)| winner);
         let failure = self.failures.get(at).and_then(Option::as_ref);
         match (self.range(at), failure) {
-            (_, Some(why)) if self.range(at).is_none() => Standing::Failed { why: why.clone() },
+            (_, Some(why)) => Standing::Failed { why: why.clone() },
             (None, _) if self.cannot_win(at) => Standing::CannotWin,
             (None, _) => Standing::NoTime,
             (Some(_), _) if winner == Some(at) => Standing::Winner,
@@ -310,7 +332,7 @@ pub(super) mod tests {
         // Plan 10 s, fit 14 s, neighbours predicted 10.5, 11 and 20 s.
         let mut race = race(&[10.0, 10.5, 11.0, 20.0]);
         let order = run(&mut race, &[10.0, 14.0, 9.0, 12.0, 1.0]);
-        assert_eq!(race.winner(), Some((2, Verdict::Beats { times: 14.0 / 9.0 })));
+        assert_eq!((race.winner(), race.end()), (Some((2, Verdict::Beats { times: 14.0 / 9.0 })), End::Decided));
         let count = |at: usize| order.iter().filter(|seen| **seen == at).count();
         // The fastest and --fit on are seen twice, the slower ones once, the hopeless one never.
         assert_eq!([count(0), count(1), count(2), count(3), count(4)], [1, 2, 2, 1, 0]);
@@ -325,7 +347,7 @@ pub(super) mod tests {
         let mut race = race(&[10.0, 10.0]);
         let order = run(&mut race, &[10.0, 10.01, 9.995]);
         assert_eq!(order, [0, 1, 2, 2, 1, 0, 0, 1, 2]);
-        assert_eq!(race.winner(), Some((1, Verdict::Fit)));
+        assert_eq!((race.winner(), race.end()), (Some((1, Verdict::Fit)), End::Close));
         assert_eq!((race.standing(0), race.standing(1)), (Standing::Close, Standing::Winner));
     }
 
@@ -338,6 +360,9 @@ pub(super) mod tests {
         assert!(!order.contains(&1), "{order:?}");
         assert_eq!(race.winner(), Some((2, Verdict::FitNotMeasured)));
         assert_eq!(race.standing(1), Standing::Failed { why: "out of memory".into() });
+        // What worked and then fails is not proposed.
+        race.fail(2, "out of memory".into());
+        assert_eq!(race.winner(), Some((0, Verdict::FitNotMeasured)));
         assert!(!race.add(visit("unknown", &[1.0])) && !race.add(visit("n0", &[])));
     }
 
