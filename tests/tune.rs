@@ -119,7 +119,7 @@ fn a_tuning_survives_being_stopped_and_killed_and_ends_with_a_command() {
     let measured: Vec<&Value> = candidates.iter().filter(|candidate| !candidate["measured"].is_null()).collect();
     let visits: u64 = measured.iter().filter_map(|candidate| candidate["measured"]["visits"].as_u64()).sum();
     assert_eq!(visits, after.len() as u64, "{document}");
-    assert!(measured.len() >= 3, "{document}");
+    assert!(measured.len() >= 2, "{document}");
     for candidate in &measured {
         let seen = &candidate["measured"];
         let turns = seen["turns"].as_array().expect("turns").len() as u64;

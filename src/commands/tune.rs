@@ -167,6 +167,11 @@ impl Tuning {
         let launch = &proposal.launch;
         let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
         let subject = subject(launch, &server, turn)?;
+        if file.alternatives.is_empty() {
+            output.say(
+                "the plan lists no alternatives (`plan --explain --json` does): it is measured against --fit on alone",
+            );
+        }
         let alternatives = alternatives(&file, &launch.machine)?;
         let request = args.options.request(&model, &launch.machine)?;
         let fit = neighbours::fit(&launch.run, &request, &launch.machine, &free(&server, launch)?);

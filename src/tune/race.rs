@@ -187,7 +187,7 @@ impl Race {
         };
         let wanted = (0..self.candidates.len()).filter(|at| is_wanted(*at));
         // There and back again: a drift of the machine meets all alike.
-        let turn = |at: usize, round: usize| if round % 2 == 0 { at } else { self.candidates.len() - at };
+        let turn = |at: usize, round: usize| if round.is_multiple_of(2) { at } else { self.candidates.len() - at };
         wanted.min_by_key(|at| {
             let round = self.visits_of(*at).len();
             (round, turn(*at, round))
