@@ -91,7 +91,8 @@ impl FromStr for Bytes {
         let trimmed = text.trim();
         let binary = match trimmed.char_indices().next_back() {
             Some((at, 'k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T')) => {
-                format!("{}{}iB", &trimmed[..at], trimmed[at..].to_uppercase())
+                let (number, unit) = trimmed.split_at_checked(at).unwrap_or((trimmed, ""));
+                format!("{number}{}iB", unit.to_uppercase())
             }
             _ => trimmed.to_string(),
         };

@@ -77,7 +77,7 @@ pub enum Format {
     Json,
     /// Tables for an issue or a page.
     Markdown,
-    /// A page with a chart (`plan --sweep`, and plans of several files).
+    /// One self-contained page with charts.
     Html,
 }
 

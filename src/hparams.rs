@@ -1,6 +1,18 @@
 //! Hyper-parameters: the `<arch>.*` keys with llama.cpp's names, defaults and per-layer arrays.
 //!
 //! Source: `src/llama-model.cpp` `llama_model_base::load_hparams`, llama.cpp b11434.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use crate::gguf::{Metadata, Value};
 
@@ -177,14 +189,14 @@ impl HParams {
                 let loops = self.u32_or_0("num_loops").max(1);
                 self.block_count.saturating_mul(loops).min(MAX_BLOCKS.max(self.block_count))
             }
-            "graniteswitch" => self.n_layer() + 1,
+            "graniteswitch" => self.n_layer().saturating_add(1),
             _ => self.block_count,
         }
     }
 
     /// `block_count` less the NextN blocks (llama.cpp: `n_layer()`).
     pub fn n_layer(&self) -> u32 {
-        self.block_count - self.nextn_predict_layers.min(self.block_count)
+        self.block_count.saturating_sub(self.nextn_predict_layers)
     }
 }
 
@@ -206,7 +218,7 @@ fn kind(value: &Value) -> String {
         Value::Bool(_) => "a boolean".to_string(),
         Value::String(_) => "text".to_string(),
         Value::Array(values) => format!("an array of {}", values.len()),
-        Value::Counted { len } => format!("an array of {len}"),
+        Value::Counted { len } => format!("an array or text of {len}"),
     }
 }
 

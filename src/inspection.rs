@@ -1,4 +1,16 @@
 //! The inspect document: what a model is, in numbers.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use std::collections::BTreeMap;
 
@@ -172,8 +184,8 @@ impl Inspection {
         let mut tensors_by_type: BTreeMap<&'static str, TypeCount> = BTreeMap::new();
         for tensor in &model.tensors {
             let count = tensors_by_type.entry(tensor.ty.name).or_default();
-            count.tensors += 1;
-            count.parameters += tensor.elements();
+            count.tensors = count.tensors.saturating_add(1);
+            count.parameters = count.parameters.saturating_add(tensor.elements());
         }
         Self {
             schema: "moeplan/inspect/1",
@@ -246,17 +258,18 @@ fn experts(model: &Model) -> Experts {
 fn parameters(model: &Model) -> Parameters {
     let mut by_role: BTreeMap<Role, u64> = Role::ALL.iter().map(|role| (*role, 0)).collect();
     let mut routed_by_block: BTreeMap<Option<u32>, u64> = BTreeMap::new();
+    let add = |sum: &mut u64, tensor: &Tensor| *sum = sum.saturating_add(tensor.elements());
     for tensor in &model.tensors {
-        *by_role.entry(tensor.role).or_default() += tensor.elements();
+        add(by_role.entry(tensor.role).or_default(), tensor);
         if tensor.role == Role::RoutedExpert {
-            *routed_by_block.entry(tensor.block).or_default() += tensor.elements();
+            add(routed_by_block.entry(tensor.block).or_default(), tensor);
         }
     }
     let total: u64 = by_role.values().sum();
     let idle: u64 = routed_by_block.iter().map(|(block, routed)| idle(model, *block, *routed)).sum();
-    let active = total - idle;
+    let active = total.saturating_sub(idle);
     let token_embd = by_role.get(&Role::TokenEmbd).copied().unwrap_or(0);
-    Parameters { total, active, active_without_token_embedding: active - token_embd, by_role }
+    Parameters { total, active, active_without_token_embedding: active.saturating_sub(token_embd), by_role }
 }
 
 /// Of `routed` elements of a block, those that a token does not use.
@@ -265,15 +278,17 @@ fn idle(model: &Model, block: Option<u32>, routed: u64) -> u64 {
     let used = block.and_then(|block| model.hparams.expert_used_count.get(block as usize)).copied();
     let used = used.map_or(count, |used| u64::from(used).min(count));
     // At most `routed`, so the division brings it back into 64 bits.
-    u64::try_from(u128::from(routed) * u128::from(count - used) / u128::from(count.max(1))).unwrap_or(routed)
+    let unused = u128::from(routed).saturating_mul(count.saturating_sub(used).into());
+    unused.checked_div(count.into()).map_or(0, |idle| u64::try_from(idle).unwrap_or(routed))
 }
 
 fn tensor_bytes(model: &Model) -> TensorBytes {
     let mut by_role: BTreeMap<Role, Bytes> = Role::ALL.iter().map(|role| (*role, Bytes(0))).collect();
     let mut by_type: BTreeMap<&'static str, Bytes> = BTreeMap::new();
     for tensor in &model.tensors {
-        *by_role.entry(tensor.role).or_default() += tensor.bytes;
-        *by_type.entry(tensor.ty.name).or_default() += tensor.bytes;
+        for sum in [by_role.entry(tensor.role).or_default(), by_type.entry(tensor.ty.name).or_default()] {
+            *sum = Bytes(sum.0.saturating_add(tensor.bytes.0));
+        }
     }
     TensorBytes { total: by_role.values().copied().sum(), by_role, by_type }
 }
@@ -284,7 +299,7 @@ fn bits_per_weight(bytes: Bytes, parameters: u64) -> f64 {
 }
 
 fn tensor_row(tensor: &Tensor) -> TensorRow {
-    let dims = tensor.shape.iter().rposition(|n| *n != 1).map_or(1, |last| last + 1);
+    let dims = tensor.shape.iter().rposition(|n| *n != 1).map_or(1, |last| last.saturating_add(1));
     TensorRow {
         name: tensor.name.clone(),
         role: tensor.role,

@@ -4,6 +4,8 @@
 
 pub mod bytes;
 pub mod escape;
+pub mod guard;
+pub mod stats;
 pub mod gguf;
 pub mod rules;
 pub mod hparams;
@@ -23,6 +25,7 @@ pub mod runtime;
 pub mod measurement;
 pub mod evidence;
 pub mod tune;
+pub mod suite;
 pub mod cli;
 pub mod report;
 pub mod commands;

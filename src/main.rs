@@ -6,8 +6,10 @@ use clap::Parser as _;
 
 use moeplan::cli::{Color, long_flags};
 use moeplan::commands::{self, Cli, Outcome, Output, interrupt};
+use moeplan::guard;
 
 fn main() -> ExitCode {
+    guard::silence();
     let cli = Cli::parse_from(long_flags(std::env::args_os()));
     match cli.global.color {
         Color::Auto => {}
@@ -15,7 +17,7 @@ fn main() -> ExitCode {
         Color::Never => anstream::ColorChoice::Never.write_global(),
     }
     let output = Output { global: cli.global };
-    match commands::run(cli.command, &output) {
+    match guard::run(|| commands::run(cli.command, &output)).unwrap_or_else(|failed| Err(failed.into())) {
         Ok(Outcome::Yes) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
         Err(error) => {

@@ -1,4 +1,16 @@
 //! A model: the header made meaningful (hyper-parameters, roles, blocks, parameter counts).
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use std::path::PathBuf;
 

@@ -275,6 +275,8 @@ struct Measured {
 #[derive(Deserialize)]
 struct Measurement {
     model: String,
+    /// What `synth` made it in, where the archive has another.
+    recipe: Option<String>,
     command: String,
     /// llama.cpp's own sums, by device and term.
     #[serde(default)]
@@ -325,7 +327,7 @@ fn measurements_on_real_cards_are_met() {
 #[expect(clippy::cast_precision_loss, reason = "MiB with decimals")]
 fn differences(file: &Measured, launch: &Measurement, headers: &mut Headers) -> Vec<(String, f64, f64, f64)> {
     let device = format!("CUDA0={}M", file.total_mib);
-    let model = headers.model(&launch.model);
+    let model = headers.made(&launch.model, launch.recipe.as_deref());
     let found = truth_rows::predict_on(model, &launch.command, &device, Some(&file.card)).expect("it ran");
     let row = found["CUDA0"];
     let own = (row.model + row.context + row.compute).in_mib();

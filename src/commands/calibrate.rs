@@ -90,7 +90,7 @@ pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyh
     match output.format() {
         Format::Json => answer.json(&document)?,
         Format::Text | Format::Markdown | Format::Html => {
-            answer.answer(&text(&fit, &document.calibration, &path, output))?
+            answer.answer(&text(&fit, &document.calibration, &path, output))?;
         }
     }
     Ok(Outcome::Yes)
@@ -182,7 +182,7 @@ fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::
 }
 
 /// The least time that one test gets: loading may be slow the first time.
-const LEAST: Duration = Duration::from_secs(60);
+const LEAST: Duration = Duration::from_mins(1);
 
 /// The rows of a file.
 fn read(path: &Path) -> anyhow::Result<Vec<BenchRow>> {

@@ -53,12 +53,16 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
         None => bail!("the command names no model: add `-m FILE`"),
     };
-    let options = Options { margin: args.machine.margin.unwrap_or_default(), tensors: args.tensors };
+    let options = Options {
+        margin: args.machine.margin.unwrap_or_default(),
+        tensors: args.tensors || output.format() == Format::Html,
+    };
     let checkup = checkup::check(&model, &machine, &command, options)?;
     match output.format() {
         Format::Json => output.json(&checkup)?,
+        Format::Html => output.page(&checkup)?,
         Format::Markdown => output.answer(&report::checkup::markdown(&checkup))?,
-        Format::Text | Format::Html => output.answer(&report::checkup::text(&checkup, output.is_verbose()))?,
+        Format::Text => output.answer(&report::checkup::text(&checkup, output.is_verbose()))?,
     }
     Ok(outcome(&checkup))
 }

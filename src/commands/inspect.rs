@@ -72,8 +72,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match (output.format(), documents.as_slice()) {
         (Format::Json, [one]) => output.json(one)?,
         (Format::Json, several) => output.json(&Several { schema: "moeplan/inspections/1", models: several })?,
+        (Format::Html, [one]) => output.page(one)?,
+        (Format::Html, several) => output.page(&Several { schema: "moeplan/inspections/1", models: several })?,
         (Format::Markdown, _) => output.answer(&pages(report::inspection::markdown))?,
-        (Format::Text | Format::Html, _) => output.answer(&pages(report::inspection::text))?,
+        (Format::Text, _) => output.answer(&pages(report::inspection::text))?,
     }
     let all_met = documents.iter().flat_map(|document| &document.expectations).all(|check| check.ok);
     Ok(if all_met { Outcome::Yes } else { Outcome::No })

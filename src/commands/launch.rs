@@ -36,6 +36,17 @@ pub struct Proposal {
     pub servers: Vec<RpcServer>,
 }
 
+/// What is expected of a launch.
+#[derive(Debug)]
+pub struct Predicted {
+    /// Memory and context numbers.
+    pub prediction: Prediction,
+    /// The span of what is mapped.
+    pub mapped_span: Option<Bytes>,
+    /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
+    pub slot_tokens: u32,
+}
+
 /// What is needed of a plan's document.
 #[derive(serde::Deserialize)]
 struct PlanFile {
@@ -56,13 +67,16 @@ impl Proposal {
         self.plan.get("fits").is_none_or(|fits| fits.as_bool() == Some(true))
     }
 
-    /// What moeplan predicts for it, and the span of what is mapped.
-    pub fn predict(&self) -> anyhow::Result<(Prediction, Option<Bytes>)> {
+    /// What moeplan predicts for it.
+    pub fn predict(&self) -> anyhow::Result<Predicted> {
         let launch = &self.launch;
         let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
         let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
-        let span = crate::checkup::mapped_span(&model, &launch.run, &placement);
-        Ok((memory::predict(&model, &launch.machine, &launch.run, &placement)?, span))
+        let mapped_span = crate::checkup::mapped_span(&model, &launch.run, &placement);
+        let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement)?;
+        let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0).unwrap_or(u32::MAX);
+        let slot_tokens = prediction.numbers.n_ctx_seq.min(trained);
+        Ok(Predicted { prediction, mapped_span, slot_tokens })
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.

@@ -1,6 +1,7 @@
 //! One file a command: load, compute, render. [I/O]
 
 pub mod calibrate;
+pub mod bench;
 pub mod check;
 pub mod devices;
 pub mod engine;
@@ -13,10 +14,12 @@ pub mod model_arg;
 pub mod plan;
 pub mod plan_options;
 pub mod quants;
+pub mod report;
 pub mod rules;
 pub mod run;
 pub mod synth;
 pub mod tune;
+pub mod validate;
 pub mod verify;
 pub mod worker;
 
@@ -58,15 +61,29 @@ pub enum Command {
     Synth(synth::Args),
     /// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
     Run(Box<run::Args>),
+    /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
+    Bench(Box<bench::Args>),
+    /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
+    Validate(Box<validate::Args>),
     /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
     /// Measure the plan, llama.cpp's own `--fit on` and the most promising neighbours; the fastest as a command.
     Tune(Box<tune::Args>),
     /// List, show and check placement rule files.
     Rules(rules::Args),
+    /// Make Markdown or one page of HTML, with charts, of documents that were written with --json.
+    Report(report::Args),
     /// Run llama.cpp for another moeplan (questions on standard input).
     #[command(hide = true)]
     Worker(worker::Args),
+}
+
+impl Command {
+    /// Whether `--format html` is one of its forms.
+    fn has_page(&self) -> bool {
+        let looks = matches!(self, Self::Report(_) | Self::Inspect(_) | Self::Check(_) | Self::Plan(_));
+        looks || matches!(self, Self::Verify(_) | Self::Bench(_) | Self::Validate(_))
+    }
 }
 
 /// How a command ended when nothing went wrong.
@@ -106,6 +123,11 @@ impl Output {
         self.answer(&serde_json::to_string_pretty(document)?)
     }
 
+    /// Writes a document as a page of HTML: what `report` makes of its JSON.
+    pub fn page(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.answer(&crate::report::html::of_document(document)?)
+    }
+
     /// Says something to the person, on standard error; silent with `-q`.
     pub fn say(&self, text: &str) {
         if !self.global.quiet {
@@ -137,7 +159,11 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         return std::fs::write(path, text).with_context(failed);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    let mut builder = tempfile::Builder::new();
+    // As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(failed)?;
     file.write_all(text.as_bytes()).with_context(failed)?;
     file.persist(path).map_err(|error| error.error).with_context(failed)?;
     Ok(())
@@ -150,16 +176,18 @@ fn echo(line: &str) {
 
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
-    let has_page = matches!(&command, Command::Plan(args) if args.sweep.is_some() || args.models.len() > 1);
     anyhow::ensure!(
-        output.format() != Format::Html || has_page,
-        "--format html is written by `plan --sweep` and by `plan` with several files"
+        output.format() != Format::Html || command.has_page(),
+        "this command writes no page: --format html is of report, inspect, check, plan, verify, bench and validate"
     );
     match command {
         Command::Devices(args) => devices::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),
+        Command::Bench(args) => bench::run(&args, output),
+        Command::Validate(args) => validate::run(*args, output),
         Command::Verify(args) => verify::run(&args, output),
+        Command::Report(args) => report::run(&args, output),
         Command::Worker(args) => worker::run(&args),
         Command::Inspect(args) => inspect::run(&args, output),
         Command::List(args) => list::run(&args, output),
@@ -187,16 +215,24 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_server =
         || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::runtime::server::Error>()?.hint()));
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
+    let of_endpoint = || {
+        let hint = error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::endpoint::Error>()?.hint());
+        hint.map(str::to_string)
+    };
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
+    let of_guard = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::guard::Contradiction>()?.hint()));
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
     inspect::hint(error)
         .or_else(|| check::hint(error))
+        .or_else(|| report::hint(error))
         .or_else(of_runtime)
         .or_else(of_server)
+        .or_else(of_endpoint)
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)
+        .or_else(of_guard)
 }
 
 #[cfg(test)]

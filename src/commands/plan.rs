@@ -59,7 +59,8 @@ fn asked(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Result
     let path = model_arg::shown(model, &gguf);
     let model = check::load(gguf, &RunConfig::default())?;
     let machine = options.described_machine()?;
-    let request = options.request(&model, &machine)?;
+    let mut request = options.request(&model, &machine)?;
+    request.tensors |= output.format() == Format::Html;
     Ok(Asked { model, path, machine, request })
 }
 
@@ -85,6 +86,7 @@ fn sweep(args: &PlanArgs, model: &Path, sweep: &Sweep, output: &Output) -> anyho
     let document = plan::sweep::sweep(&model, &path, &machine, &request, sweep)?;
     match output.format() {
         Format::Json => output.json(&document)?,
+        Format::Html => output.page(&document)?,
         format => output.answer(&report::sweep::sweep(&document, format))?,
     }
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
@@ -101,6 +103,7 @@ fn compare(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let document = Plans { schema: "moeplan/plans/1", machine: args.options.described_machine()?, rows };
     match output.format() {
         Format::Json => output.json(&document)?,
+        Format::Html => output.page(&document)?,
         format => output.answer(&report::sweep::plans(&document, format))?,
     }
     Ok(if document.rows.iter().any(|row| row.point.fits) { Outcome::Yes } else { Outcome::No })
@@ -122,6 +125,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
         }
         (None, Format::Json) => output.json(&plan)?,
+        (None, Format::Html) => output.page(&plan)?,
         (None, format) => output.answer(&report::plan::render(&plan, format))?,
     }
     for (device, over) in &plan.check.shortfall {

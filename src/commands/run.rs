@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::engine::{Engine, EngineArgs};
-use super::launch::{LaunchArgs, Proposal};
+use super::launch::{LaunchArgs, Predicted, Proposal};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
 use crate::cli::Format;
@@ -79,7 +79,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if !proposal.fits() {
         output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
     }
-    let (predicted, mapped_span) = proposal.predict()?;
+    let Predicted { prediction, mapped_span, .. } = proposal.predict()?;
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
     for note in running.notes() {
@@ -92,7 +92,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let (memory, resolution) = (log.memory(), log.resolution());
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
     let used = DeviceUsed::default();
-    let expected = Expected { mapped_span, ..Expected::from(&predicted.memory) };
+    let expected = Expected { mapped_span, ..Expected::from(&prediction.memory) };
     let seen = Seen { memory: &memory, resolution: &resolution, mapped_span: log.mapped_span(), used: &used };
     let comparison = compare(&expected, &seen, args.tolerance);
     let mut command = vec![server.build.program.display().to_string()];

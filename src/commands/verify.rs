@@ -102,12 +102,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say("-fit off: what is predicted is the command as it stands");
         launch.run.fit = false;
     }
-    let (predicted, mapped_span) = proposal.predict()?;
+    let predicted = proposal.predict()?;
     let launch = &proposal.launch;
-    let workload = workload(how, &engine, launch, predicted.numbers.n_ctx_seq);
+    let workload = workload(how, &engine, launch, predicted.slot_tokens);
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let margin = args.options.machine.margin(&launch.machine);
-    let expected = Expected { memory: &predicted.memory, mapped_span, margin };
+    let expected = Expected { memory: &predicted.prediction.memory, mapped_span: predicted.mapped_span, margin };
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
     answer(&measured, output)?;
@@ -173,8 +173,9 @@ fn project(engine: &Engine, launch: &Launch, output: &Output) -> anyhow::Result<
 fn answer(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
     match output.format() {
         Format::Json => output.json(measured),
+        Format::Html => output.page(measured),
         Format::Markdown => output.answer(&report::measurement::markdown(measured)),
-        Format::Text | Format::Html => output.answer(&report::measurement::text(measured)),
+        Format::Text => output.answer(&report::measurement::text(measured)),
     }
 }
 

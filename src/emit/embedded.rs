@@ -44,6 +44,7 @@ struct BufferOverride {
 
 /// `llama_context_params`.
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of llama.h")]
 struct ContextParameters {
     n_ctx: u32,
     n_batch: u32,

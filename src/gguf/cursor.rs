@@ -1,23 +1,19 @@
-//! A place in the bytes of a header: every read is checked against what remains, nothing is copied.
-#![deny(
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::arithmetic_side_effects
-)]
+//! A place in the bytes of a header: every read is checked against what remains and against what a header may be.
 
 use super::ByteOrder;
 use super::error::{ErrorKind, Fault};
+use super::window::Window;
 
 /// Longest text that llama.cpp takes, in bytes (`GGUF_MAX_STRING_LENGTH`, `ggml/src/gguf.cpp`, b11434).
 pub const MAX_STRING_LENGTH: u64 = 1 << 30;
+/// Longest header that is read, in bytes: ten times the longest known. llama.cpp has no such limit.
+pub const MAX_HEADER: u64 = 1 << 28;
 
 /// The unread part of a header.
 #[derive(Clone, Debug)]
-pub struct Cursor<'a> {
-    rest: &'a [u8],
-    /// Bytes from the start of `rest` to the end of the file; more than `rest` where only the file's start is here.
+pub struct Cursor<W> {
+    window: W,
+    /// Bytes from here to the end of the file; more than the window's where only the file's start is here.
     remaining: u64,
     file_bytes: u64,
     /// How numbers are read from here on.
@@ -29,11 +25,11 @@ pub fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 
-impl<'a> Cursor<'a> {
-    /// At the start of a file of `file_bytes` bytes, of which `bytes` are the first (or all).
-    pub fn new(bytes: &'a [u8], file_bytes: u64) -> Self {
-        let file_bytes = file_bytes.max(count(bytes.len()));
-        Self { rest: bytes, remaining: file_bytes, file_bytes, order: ByteOrder::Little }
+impl<W: Window> Cursor<W> {
+    /// At the start of a file of `file_bytes` bytes, of which the window shows the first (or all).
+    pub fn new(window: W, file_bytes: u64) -> Self {
+        let file_bytes = file_bytes.max(window.left());
+        Self { window, remaining: file_bytes, file_bytes, order: ByteOrder::Little }
     }
 
     /// Where the next byte is, from the start of the file.
@@ -46,21 +42,51 @@ impl<'a> Cursor<'a> {
         self.remaining
     }
 
-    /// The next `length` bytes.
-    pub fn take(&mut self, length: u64, what: &'static str) -> Result<&'a [u8], Fault> {
-        let split = usize::try_from(length).ok().and_then(|n| self.rest.split_at_checked(n));
-        let Some((taken, rest)) = split else {
-            return Err(self.ends(length, what));
-        };
-        self.rest = rest;
-        self.remaining = self.remaining.saturating_sub(length);
-        Ok(taken)
+    /// The next `length` bytes, which are copied to memory: the caller bounds them.
+    pub fn take(&mut self, length: u64, what: &'static str) -> Result<&[u8], Fault> {
+        self.check_step(length)?;
+        let (offset, left) = (self.offset(), self.window.left());
+        let ends = |left: u64| Fault { offset, kind: ErrorKind::Ends { what, missing: length.saturating_sub(left) } };
+        let short = usize::try_from(length).map_err(|_| ends(left))?;
+        match self.window.take(short) {
+            Ok(Some(taken)) => {
+                self.remaining = self.remaining.saturating_sub(length);
+                Ok(taken)
+            }
+            Ok(None) => Err(ends(if left < length { left } else { 0 })),
+            Err(error) => Err(Fault { offset, kind: ErrorKind::Io(error) }),
+        }
     }
 
-    /// Steps over a text of any bytes.
-    pub fn string(&mut self, what: &'static str) -> Result<&'a [u8], Fault> {
+    /// Steps over `length` bytes, which are not looked at.
+    pub fn skip(&mut self, length: u64, what: &'static str) -> Result<(), Fault> {
+        self.check_step(length)?;
+        if !self.window.skip(length) {
+            let missing = length.saturating_sub(self.window.left());
+            return Err(Fault { offset: self.offset(), kind: ErrorKind::Ends { what, missing } });
+        }
+        self.remaining = self.remaining.saturating_sub(length);
+        Ok(())
+    }
+
+    /// That a step stays within what a header may be.
+    fn check_step(&self, length: u64) -> Result<(), Fault> {
+        // A step past the end of the file has a better message than this one.
+        if length <= self.remaining && self.offset().saturating_add(length) > MAX_HEADER {
+            return Err(Fault { offset: self.offset(), kind: ErrorKind::HeaderTooLong(MAX_HEADER) });
+        }
+        Ok(())
+    }
+
+    /// The length of the text that follows.
+    pub fn text_length(&mut self, what: &'static str) -> Result<u64, Fault> {
         let offset = self.offset();
         let length = self.u64(what)?;
+        self.check_text(length, offset, what)?;
+        Ok(length)
+    }
+
+    fn check_text(&self, length: u64, offset: u64, what: &'static str) -> Result<(), Fault> {
         if length > MAX_STRING_LENGTH {
             return Err(Fault { offset, kind: ErrorKind::Limit { what, count: length, limit: MAX_STRING_LENGTH } });
         }
@@ -68,7 +94,24 @@ impl<'a> Cursor<'a> {
             let kind = ErrorKind::StringPastEnd { what, length, remaining: self.remaining };
             return Err(Fault { offset, kind });
         }
-        self.take(length, what)
+        Ok(())
+    }
+
+    /// Steps over `texts` texts of any bytes: of each only the length is looked at.
+    pub fn skip_texts(&mut self, texts: u64, what: &'static str) -> Result<(), Fault> {
+        let mut left = texts;
+        while left > 0 {
+            let (stepped, bytes) = whole_texts(self.window.at_hand(), left, self.order);
+            self.skip(bytes, what)?;
+            left = left.saturating_sub(stepped);
+            if left > 0 {
+                // Reaches past what is in memory, or is bad.
+                let length = self.text_length(what)?;
+                self.skip(length, what)?;
+                left = left.saturating_sub(1);
+            }
+        }
+        Ok(())
     }
 
     /// The next 8 bytes as a number.
@@ -88,19 +131,27 @@ impl<'a> Cursor<'a> {
         little: fn([u8; N]) -> T,
         big: fn([u8; N]) -> T,
     ) -> Result<T, Fault> {
-        let Some((bytes, rest)) = self.rest.split_first_chunk::<N>() else {
-            return Err(self.ends(count(N), what));
-        };
-        self.rest = rest;
-        self.remaining = self.remaining.saturating_sub(count(N));
-        Ok(match self.order {
-            ByteOrder::Little => little(*bytes),
-            ByteOrder::Big => big(*bytes),
+        let order = self.order;
+        let bytes = self.take(count(N), what)?.first_chunk::<N>().copied().unwrap_or([0; N]);
+        Ok(match order {
+            ByteOrder::Little => little(bytes),
+            ByteOrder::Big => big(bytes),
         })
     }
+}
 
-    fn ends(&self, length: u64, what: &'static str) -> Fault {
-        let missing = length.saturating_sub(count(self.rest.len()));
-        Fault { offset: self.offset(), kind: ErrorKind::Ends { what, missing } }
+/// How many texts, `most` at most, are whole in `bytes`, and how many bytes they take.
+fn whole_texts(bytes: &[u8], most: u64, order: ByteOrder) -> (u64, u64) {
+    let (mut texts, mut rest) = (0_u64, bytes);
+    while texts < most {
+        let Some((length, after)) = rest.split_first_chunk::<8>() else { break };
+        let length = match order {
+            ByteOrder::Little => u64::from_le_bytes(*length),
+            ByteOrder::Big => u64::from_be_bytes(*length),
+        };
+        let Some(after) = usize::try_from(length).ok().and_then(|length| after.get(length..)) else { break };
+        rest = after;
+        texts = texts.saturating_add(1);
     }
+    (texts, count(bytes.len().saturating_sub(rest.len())))
 }

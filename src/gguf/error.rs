@@ -44,23 +44,22 @@ impl Fault {
         Error { path: path.into(), offset: Some(self.offset), kind: self.kind }
     }
 
-    pub(super) fn in_key(self, key: &[u8]) -> Self {
-        Self { kind: ErrorKind::Key { key: lossy(key), kind: Box::new(self.kind) }, ..self }
+    pub(super) fn in_key(self, key: &str) -> Self {
+        Self { kind: ErrorKind::Key { key: shown(key), kind: Box::new(self.kind) }, ..self }
     }
 
-    pub(super) fn in_tensor(self, name: &[u8]) -> Self {
-        Self { kind: ErrorKind::Tensor { name: lossy(name), kind: Box::new(self.kind) }, ..self }
+    pub(super) fn in_tensor(self, name: &str) -> Self {
+        Self { kind: ErrorKind::Tensor { name: shown(name), kind: Box::new(self.kind) }, ..self }
     }
 }
 
-fn lossy(text: &[u8]) -> String {
-    /// Longer names are cut in messages.
+/// A name for a message: a long one is cut.
+pub(super) fn shown(name: &str) -> String {
     const SHOWN: usize = 100;
-    let mut shown: String = String::from_utf8_lossy(text.get(..SHOWN).unwrap_or(text)).into_owned();
-    if text.len() > SHOWN {
-        shown.push('…');
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", name.get(..end).unwrap_or_default()),
+        None => name.to_string(),
     }
-    shown
 }
 
 /// Everything that can be wrong; the limits are those of llama.cpp's own reader (`ggml/src/gguf.cpp`, b11434).
@@ -118,6 +117,30 @@ pub enum ErrorKind {
         /// What the file states.
         count: u64,
         /// What llama.cpp takes.
+        limit: u64,
+    },
+    /// More than moeplan reads, which is far more than any model has.
+    #[error("{count} {what} are more than any model has: moeplan reads {limit} at most")]
+    TooMany {
+        /// What is counted.
+        what: &'static str,
+        /// How many the file states.
+        count: u64,
+        /// How many are read.
+        limit: u64,
+    },
+    /// More bytes than moeplan reads, which is far more than any model has.
+    #[error("the header goes on past {0} bytes, which is longer than that of any model")]
+    HeaderTooLong(u64),
+    /// More tensor data than moeplan reckons with, which is far more than any model has.
+    #[error("the tensor data goes on past {0} bytes, which is more than any model has")]
+    TooMuchData(u64),
+    /// A key longer than the GGUF specification allows.
+    #[error("a key of {length} bytes is over the GGUF specification's limit of {limit}")]
+    KeyTooLong {
+        /// Its stated length in bytes.
+        length: u64,
+        /// What the specification allows.
         limit: u64,
     },
     /// A text longer than the rest of the file.
@@ -277,9 +300,9 @@ pub enum ErrorKind {
 
 fn gap(found: u64, expected: u64) -> String {
     if found > expected {
-        format!("a gap of {} bytes", found - expected)
+        format!("a gap of {} bytes", found.saturating_sub(expected))
     } else {
-        format!("an overlap of {} bytes", expected - found)
+        format!("an overlap of {} bytes", expected.saturating_sub(found))
     }
 }
 
@@ -322,6 +345,12 @@ impl Error {
                 let shown: Vec<String> = choices.iter().take(10).map(|name| format!("`{name}`")).collect();
                 let more = if choices.len() > 10 { ", …" } else { "" };
                 format!("name one of them: {}{more}", shown.join(", "))
+            }
+            ErrorKind::TooMany { .. }
+            | ErrorKind::HeaderTooLong(_)
+            | ErrorKind::TooMuchData(_)
+            | ErrorKind::KeyTooLong { .. } => {
+                "the file is damaged or made to do harm: get it from where the model was published".into()
             }
             ErrorKind::Io(_) | ErrorKind::NotAFile | ErrorKind::NoModel => return None,
             _ => "llama.cpp refuses this file too: convert or download the model again".into(),

@@ -78,9 +78,8 @@ impl GgmlType {
     /// The bytes of `elements` contiguous elements of one row, or `None` where they are no whole number of blocks
     /// or too many for 64 bits (ggml: `ggml_row_size`).
     pub fn row_bytes(self, elements: u64) -> Option<u64> {
-        (elements.is_multiple_of(self.0.block_size))
-            .then_some(elements / self.0.block_size)?
-            .checked_mul(self.0.block_bytes)
+        let is_whole = elements.is_multiple_of(self.0.block_size);
+        elements.checked_div(self.0.block_size).filter(|_| is_whole)?.checked_mul(self.0.block_bytes)
     }
 }
 

@@ -1,4 +1,18 @@
 //! A GGUF model's header: its files opened and joined, every check that llama.cpp makes, no tensor data read. [I/O]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
 
 pub mod cursor;
 pub mod error;
@@ -6,6 +20,7 @@ pub mod ggml_type;
 pub mod reader;
 pub mod shards;
 pub mod source;
+pub mod window;
 pub mod writer;
 
 use std::collections::BTreeMap;
@@ -18,6 +33,7 @@ use crate::bytes::Bytes;
 pub use error::{Error, ErrorKind};
 pub use ggml_type::GgmlType;
 use shards::Split;
+use window::FileWindow;
 
 /// Opens a model: a file, any shard of a split one (all are joined), or a directory that holds one model.
 ///
@@ -49,8 +65,13 @@ pub fn open(path: &Path) -> Result<Gguf, Error> {
     }
     match shards::join(headers) {
         Ok(header) => Ok(Gguf { files, header }),
-        Err((shard, kind)) => Err(Error { path: files.swap_remove(shard).path, offset: None, kind }),
+        Err((shard, kind)) => Err(Error { path: path_of(&files, shard), offset: None, kind }),
     }
+}
+
+/// The file at fault, where the shards do not make one model.
+fn path_of(files: &[ModelFile], shard: usize) -> PathBuf {
+    files.get(shard).map(|file| file.path.clone()).unwrap_or_default()
 }
 
 fn open_shard(path: &Path, split: Split, number: u64) -> Result<(Header, ModelFile), Error> {
@@ -91,7 +112,10 @@ fn model_in(directory: &Path) -> Result<PathBuf, Error> {
 fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
     let error = |kind| Error { path: path.to_path_buf(), offset: None, kind };
     let io = |cause| error(ErrorKind::Io(cause));
-    let file = File::open(path).map_err(io)?;
+    // Asked before the file is opened too: opening a pipe waits for its other end.
+    let is_file = || Ok(path.metadata()?.is_file());
+    let file =
+        if is_file().map_err(io)? { File::open(path).map_err(io)? } else { return Err(error(ErrorKind::NotAFile)) };
     let before = file.metadata().map_err(io)?;
     if !before.is_file() {
         return Err(error(ErrorKind::NotAFile));
@@ -99,10 +123,8 @@ fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
     if before.len() == 0 {
         return Err(error(ErrorKind::Empty));
     }
-    let header = {
-        let map = map(&file).map_err(io)?;
-        Header::read(&map, before.len()).map_err(|fault| fault.in_file(path))
-    };
+    let window = FileWindow::new(&file, before.len());
+    let header = Header::read_from(window, before.len()).map_err(|fault| fault.in_file(path));
     let after = file.metadata().map_err(io)?;
     if after.len() != before.len() || after.modified().ok() != before.modified().ok() {
         return Err(error(ErrorKind::Changed { before: before.len(), after: after.len() }));
@@ -110,16 +132,6 @@ fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
     let header = header?;
     let file = ModelFile { path: path.to_path_buf(), bytes: Bytes(before.len()), data_offset: header.data_offset };
     Ok((header, file))
-}
-
-/// The file as memory; only the pages that are looked at, the header's, are read.
-#[expect(unsafe_code, reason = "memmap2 cannot know what other processes do to the file")]
-fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the map is read-only, private to `open_file`, and gone before it returns. Nothing borrowed from it
-    // outlives it: `Header` owns its text. If another process writes to the file meanwhile, the bytes may be any
-    // bytes, which the reader expects of every file (and `open_file` then refuses them by length and time); if one
-    // cuts the file shorter, the system ends this process (SIGBUS), as it would llama.cpp with the same file.
-    unsafe { memmap2::MmapOptions::new().map(file) }
 }
 
 /// The joined header of a model and the files it came from.
@@ -188,9 +200,9 @@ pub enum Value {
     String(String),
     /// A short array outside `tokenizer.*`.
     Array(Vec<Self>),
-    /// An array that was counted, not kept.
+    /// An array that was counted, not kept; or a text too long to be kept.
     Counted {
-        /// How many elements it has.
+        /// How many elements it has, or bytes.
         len: u64,
     },
 }

@@ -1,19 +1,14 @@
 //! One GGUF header from bytes: bounded, checked, nothing trusted.
 //!
-//! The checks and limits are those of llama.cpp's own reader (`ggml/src/gguf.cpp`, b11434), one pass, and what is
-//! allocated is bounded by what is kept: at most a small multiple of the header's bytes.
-#![deny(
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::arithmetic_side_effects
-)]
+//! The checks are those of llama.cpp's own reader (`ggml/src/gguf.cpp`, b11434), one pass, nothing copied that is not
+//! kept. Where llama.cpp has no limit there is one here, so that time and memory are bounded for a file of any length.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 
-use super::cursor::{Cursor, count};
-use super::error::{ErrorKind, Fault};
+use super::cursor::Cursor;
+use super::error::{ErrorKind, Fault, shown};
+use super::window::Window;
 use super::{ByteOrder, GgmlType, Header, Metadata, TensorInfo, Value};
 use crate::bytes::Bytes;
 
@@ -23,6 +18,18 @@ pub const MAX_ARRAY_ELEMENTS: u64 = 1 << 30;
 pub const MAX_KEPT_ELEMENTS: u64 = 4096;
 /// Once a header's arrays hold this many elements together, further ones are counted, not kept.
 pub const MAX_KEPT_ELEMENTS_IN_ALL: u64 = 1 << 16;
+/// Longest text value that is kept, in bytes; longer ones are counted. The longest chat templates have 50 KB.
+pub const MAX_KEPT_TEXT: u64 = 1 << 20;
+/// Once the text values of a header have this many bytes together, further ones are counted, not kept.
+pub const MAX_KEPT_TEXT_IN_ALL: u64 = 1 << 24;
+/// Most keys of a header; models have about 50. llama.cpp has no such limit.
+pub const MAX_KEYS: u64 = 1 << 16;
+/// Longest key, in bytes, as the GGUF specification has it; llama.cpp takes longer ones.
+pub const MAX_KEY_LENGTH: u64 = (1 << 16) - 1;
+/// Most tensors of one file; the largest models have about 2000. llama.cpp has no such limit.
+pub const MAX_TENSORS: u64 = 1 << 18;
+/// Most bytes of tensor data, of all shards together: 1 PiB, so that no sum over a model passes 64 bits.
+pub const MAX_DATA: u64 = 1 << 50;
 /// Longest tensor name, in bytes (`GGML_MAX_NAME` - 1).
 pub const MAX_NAME_LENGTH: u64 = 63;
 /// Most dimensions of a tensor (`GGML_MAX_DIMS`).
@@ -34,6 +41,8 @@ pub const DEFAULT_ALIGNMENT: u64 = 32;
 const SMALLEST_KEY_VALUE: u64 = 14;
 /// Bytes of the smallest tensor: length, dimensions, type, offset.
 const SMALLEST_TENSOR: u64 = 24;
+/// What a text value is called in messages.
+const A_TEXT: &str = "a text";
 /// Type ids below this one that are not in the table were removed from ggml.
 const FIRST_UNKNOWN_TYPE: u32 = 43;
 /// The largest count that llama.cpp's signed 64 bits hold.
@@ -45,10 +54,15 @@ impl Header {
     /// With too few bytes the fault's kind is [`ErrorKind::Ends`]: a caller that holds only a part may come back
     /// with more.
     pub fn read(bytes: &[u8], file_bytes: u64) -> Result<Self, Fault> {
-        let mut cursor = Cursor::new(bytes, file_bytes);
+        Self::read_from(bytes, file_bytes)
+    }
+
+    /// Reads the header of a file of `file_bytes` bytes through a window at its start.
+    pub fn read_from(window: impl Window, file_bytes: u64) -> Result<Self, Fault> {
+        let mut cursor = Cursor::new(window, file_bytes);
         let version = read_magic_and_version(&mut cursor)?;
-        let tensor_count = read_count(&mut cursor, "tensors", SMALLEST_TENSOR)?;
-        let key_count = read_count(&mut cursor, "keys", SMALLEST_KEY_VALUE)?;
+        let tensor_count = read_count(&mut cursor, "tensors", SMALLEST_TENSOR, MAX_TENSORS)?;
+        let key_count = read_count(&mut cursor, "keys", SMALLEST_KEY_VALUE, MAX_KEYS)?;
         let (metadata, alignment) = read_metadata(&mut cursor, key_count)?;
         let tensors = read_tensors(&mut cursor, tensor_count, alignment)?;
         let end = cursor.offset();
@@ -76,7 +90,7 @@ fn padded(bytes: u64, alignment: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(alignment)
 }
 
-fn read_magic_and_version(cursor: &mut Cursor<'_>) -> Result<u32, Fault> {
+fn read_magic_and_version(cursor: &mut Cursor<impl Window>) -> Result<u32, Fault> {
     if cursor.remaining() == 0 {
         return Err(Fault { offset: 0, kind: ErrorKind::Empty });
     }
@@ -98,14 +112,23 @@ fn read_magic_and_version(cursor: &mut Cursor<'_>) -> Result<u32, Fault> {
 }
 
 /// A count of things of `smallest` bytes or more each, checked against what the file can hold.
-fn read_count(cursor: &mut Cursor<'_>, what: &'static str, smallest: u64) -> Result<u64, Fault> {
+fn read_count(cursor: &mut Cursor<impl Window>, what: &'static str, smallest: u64, limit: u64) -> Result<u64, Fault> {
     let offset = cursor.offset();
     let count = cursor.u64("a count")?;
     check_count(cursor, offset, what, count, smallest)?;
+    if count > limit {
+        return Err(Fault { offset, kind: ErrorKind::TooMany { what, count, limit } });
+    }
     Ok(count)
 }
 
-fn check_count(cursor: &Cursor<'_>, offset: u64, what: &'static str, count: u64, smallest: u64) -> Result<(), Fault> {
+fn check_count(
+    cursor: &Cursor<impl Window>,
+    offset: u64,
+    what: &'static str,
+    count: u64,
+    smallest: u64,
+) -> Result<(), Fault> {
     let remaining = cursor.remaining();
     let most = remaining.checked_div(smallest).unwrap_or(0);
     if count > most {
@@ -114,28 +137,49 @@ fn check_count(cursor: &Cursor<'_>, offset: u64, what: &'static str, count: u64,
     Ok(())
 }
 
-/// The metadata, and the alignment it states.
-fn read_metadata(cursor: &mut Cursor<'_>, key_count: u64) -> Result<(Metadata, u64), Fault> {
+/// What of a header may still be kept.
+struct Allowance {
+    elements: u64,
+    text: u64,
+}
+
+impl Allowance {
+    /// The text of `length` bytes that comes next, or `None`, stepped over, where it is too long to be kept.
+    fn text(&mut self, cursor: &mut Cursor<impl Window>) -> Result<Result<String, u64>, Fault> {
+        let length = cursor.text_length(A_TEXT)?;
+        if length > MAX_KEPT_TEXT.min(self.text) {
+            cursor.skip(length, A_TEXT)?;
+            return Ok(Err(length));
+        }
+        self.text = self.text.saturating_sub(length);
+        Ok(Ok(String::from_utf8_lossy(cursor.take(length, A_TEXT)?).into_owned()))
+    }
+}
+
+/// The metadata, and the alignment it states. Keys that differ only in bytes that are no UTF-8 count as the same.
+fn read_metadata(cursor: &mut Cursor<impl Window>, key_count: u64) -> Result<(Metadata, u64), Fault> {
     let mut metadata = Metadata::new();
     let mut alignment = DEFAULT_ALIGNMENT;
-    let mut seen = HashSet::new();
-    let mut left_to_keep = MAX_KEPT_ELEMENTS_IN_ALL;
+    let mut allowance = Allowance { elements: MAX_KEPT_ELEMENTS_IN_ALL, text: MAX_KEPT_TEXT_IN_ALL };
     for number in 0..key_count {
         let offset = cursor.offset();
-        let key = cursor.string("a key")?;
-        if key.is_empty() {
+        let length = cursor.text_length("a key")?;
+        if length == 0 {
             return Err(Fault { offset, kind: ErrorKind::EmptyKey(number) });
         }
-        let text = String::from_utf8_lossy(key).into_owned();
-        if !seen.insert(key) {
-            return Err(Fault { offset, kind: ErrorKind::DuplicateKey(text) });
+        if length > MAX_KEY_LENGTH {
+            return Err(Fault { offset, kind: ErrorKind::KeyTooLong { length, limit: MAX_KEY_LENGTH } });
         }
-        let in_key = |fault: Fault| fault.in_key(key);
-        let (ty, value) = read_typed_value(cursor, key, &mut left_to_keep).map_err(in_key)?;
-        if key == b"general.alignment" {
+        let key = String::from_utf8_lossy(cursor.take(length, "a key")?).into_owned();
+        if metadata.contains_key(&key) {
+            return Err(Fault { offset, kind: ErrorKind::DuplicateKey(shown(&key)) });
+        }
+        let in_key = |fault: Fault| fault.in_key(&key);
+        let (ty, value) = read_typed_value(cursor, &key, &mut allowance).map_err(in_key)?;
+        if key == "general.alignment" {
             alignment = check_alignment(ty, &value).map_err(|kind| in_key(Fault { offset, kind }))?;
         }
-        metadata.insert(text, value);
+        metadata.insert(key, value);
     }
     Ok((metadata, alignment))
 }
@@ -170,7 +214,7 @@ enum ValueType {
 const ARRAY: u32 = 9;
 
 impl ValueType {
-    fn read(cursor: &mut Cursor<'_>) -> Result<Option<Self>, Fault> {
+    fn read(cursor: &mut Cursor<impl Window>) -> Result<Option<Self>, Fault> {
         let offset = cursor.offset();
         Ok(Some(match cursor.u32("a value's type")? {
             0 => Self::U8,
@@ -218,7 +262,7 @@ impl ValueType {
         }
     }
 
-    fn read_value(self, cursor: &mut Cursor<'_>) -> Result<Value, Fault> {
+    fn read_value(self, cursor: &mut Cursor<impl Window>, allowance: &mut Allowance) -> Result<Value, Fault> {
         let what = "a value";
         Ok(match self {
             Self::U8 => Value::U64(cursor.number(what, u8::from_le_bytes, u8::from_be_bytes)?.into()),
@@ -229,7 +273,10 @@ impl ValueType {
             Self::I32 => Value::I64(cursor.number(what, i32::from_le_bytes, i32::from_be_bytes)?.into()),
             Self::F32 => Value::F64(cursor.number(what, f32::from_le_bytes, f32::from_be_bytes)?.into()),
             Self::Bool => Value::Bool(cursor.number(what, u8::from_le_bytes, u8::from_be_bytes)? != 0),
-            Self::String => Value::String(String::from_utf8_lossy(cursor.string("a text")?).into_owned()),
+            Self::String => match allowance.text(cursor)? {
+                Ok(text) => Value::String(text),
+                Err(len) => Value::Counted { len },
+            },
             Self::U64 => Value::U64(cursor.u64(what)?),
             Self::I64 => Value::I64(cursor.number(what, i64::from_le_bytes, i64::from_be_bytes)?),
             Self::F64 => Value::F64(cursor.number(what, f64::from_le_bytes, f64::from_be_bytes)?),
@@ -238,9 +285,13 @@ impl ValueType {
 }
 
 /// A value and the type that the file gives it (of an array, its elements').
-fn read_typed_value(cursor: &mut Cursor<'_>, key: &[u8], left_to_keep: &mut u64) -> Result<(ValueType, Value), Fault> {
+fn read_typed_value(
+    cursor: &mut Cursor<impl Window>,
+    key: &str,
+    allowance: &mut Allowance,
+) -> Result<(ValueType, Value), Fault> {
     if let Some(ty) = ValueType::read(cursor)? {
-        return Ok((ty, ty.read_value(cursor)?));
+        return Ok((ty, ty.read_value(cursor, allowance)?));
     }
     let offset = cursor.offset();
     let Some(ty) = ValueType::read(cursor)? else {
@@ -253,56 +304,59 @@ fn read_typed_value(cursor: &mut Cursor<'_>, key: &[u8], left_to_keep: &mut u64)
         return Err(Fault { offset, kind });
     }
     check_count(cursor, offset, "array elements", len, ty.smallest())?;
-    if key.starts_with(b"tokenizer.") || len > MAX_KEPT_ELEMENTS.min(*left_to_keep) {
+    if key.starts_with("tokenizer.") || len > MAX_KEPT_ELEMENTS.min(allowance.elements) {
         skip_elements(cursor, ty, len)?;
         return Ok((ty, Value::Counted { len }));
     }
-    *left_to_keep = left_to_keep.saturating_sub(len);
+    allowance.elements = allowance.elements.saturating_sub(len);
     let mut elements = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
     for _ in 0..len {
-        elements.push(ty.read_value(cursor)?);
+        elements.push(ty.read_value(cursor, allowance)?);
     }
     Ok((ty, Value::Array(elements)))
 }
 
 /// Steps over an array; allocates nothing.
-fn skip_elements(cursor: &mut Cursor<'_>, ty: ValueType, len: u64) -> Result<(), Fault> {
-    if ty == ValueType::String {
-        for _ in 0..len {
-            cursor.string("a text")?;
-        }
-    } else {
-        cursor.take(len.saturating_mul(ty.smallest()), "an array")?;
+fn skip_elements(cursor: &mut Cursor<impl Window>, ty: ValueType, len: u64) -> Result<(), Fault> {
+    match ty {
+        ValueType::String => cursor.skip_texts(len, A_TEXT),
+        _ => cursor.skip(len.saturating_mul(ty.smallest()), "an array"),
     }
-    Ok(())
 }
 
 /// The tensors; each starts where the padded ones before it end: no gap, no overlap, no other order.
-fn read_tensors(cursor: &mut Cursor<'_>, tensor_count: u64, alignment: u64) -> Result<Vec<TensorInfo>, Fault> {
-    let mut tensors = Vec::new();
+fn read_tensors(cursor: &mut Cursor<impl Window>, tensor_count: u64, alignment: u64) -> Result<Vec<TensorInfo>, Fault> {
+    let mut tensors: Vec<TensorInfo> = Vec::new();
     let mut seen = HashSet::new();
+    let hasher = RandomState::new();
     let mut next = 0;
     for _ in 0..tensor_count {
         let offset = cursor.offset();
-        let name = cursor.string("a tensor's name")?;
-        if count(name.len()) > MAX_NAME_LENGTH {
-            return Err(Fault { offset, kind: ErrorKind::NameTooLong(count(name.len())) }.in_tensor(name));
+        let what = "a tensor's name";
+        let length = cursor.text_length(what)?;
+        if length > MAX_NAME_LENGTH {
+            let name = String::from_utf8_lossy(cursor.take(MAX_NAME_LENGTH, what)?).into_owned() + "…";
+            return Err(Fault { offset, kind: ErrorKind::NameTooLong(length) }.in_tensor(&name));
         }
-        if !seen.insert(name) {
-            let kind = ErrorKind::DuplicateTensor(String::from_utf8_lossy(name).into_owned());
-            return Err(Fault { offset, kind });
+        let name = String::from_utf8_lossy(cursor.take(length, what)?).into_owned();
+        // Hashes of names, so that the names need not be kept twice; equal hashes are looked into.
+        if !seen.insert(hasher.hash_one(&name)) && tensors.iter().any(|tensor| tensor.name == name) {
+            return Err(Fault { offset, kind: ErrorKind::DuplicateTensor(name) });
         }
-        let tensor = read_tensor(cursor, name, next).map_err(|fault| fault.in_tensor(name))?;
+        let tensor = read_tensor(cursor, next).map_err(|fault| fault.in_tensor(&name))?;
         next = padded(tensor.bytes.0, alignment)
             .and_then(|bytes| next.checked_add(bytes))
-            .ok_or_else(|| Fault { offset, kind: ErrorKind::TooLarge(tensor.shape) }.in_tensor(name))?;
-        tensors.push(tensor);
+            .ok_or_else(|| Fault { offset, kind: ErrorKind::TooLarge(tensor.shape) }.in_tensor(&name))?;
+        if next > MAX_DATA {
+            return Err(Fault { offset, kind: ErrorKind::TooMuchData(MAX_DATA) }.in_tensor(&name));
+        }
+        tensors.push(TensorInfo { name, ..tensor });
     }
     Ok(tensors)
 }
 
 /// One tensor, which has to start at `expected` bytes of the data section.
-fn read_tensor(cursor: &mut Cursor<'_>, name: &[u8], expected: u64) -> Result<TensorInfo, Fault> {
+fn read_tensor(cursor: &mut Cursor<impl Window>, expected: u64) -> Result<TensorInfo, Fault> {
     let start = cursor.offset();
     let n_dims = cursor.u32("the number of dimensions")?;
     if n_dims > MAX_DIMS {
@@ -326,8 +380,7 @@ fn read_tensor(cursor: &mut Cursor<'_>, name: &[u8], expected: u64) -> Result<Te
     if found != expected {
         return Err(Fault { offset, kind: ErrorKind::Offset { found, expected } });
     }
-    let name = String::from_utf8_lossy(name).into_owned();
-    Ok(TensorInfo { name, ty, n_dims, shape, offset: found, shard: 0, bytes })
+    Ok(TensorInfo { name: String::new(), ty, n_dims, shape, offset: found, shard: 0, bytes })
 }
 
 /// The product of the dimensions, or `None` where llama.cpp calls it too large.

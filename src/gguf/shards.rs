@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use super::error::ErrorKind;
+use super::reader::MAX_DATA;
 use super::{Header, Value};
 
 /// What a file's metadata says about its place in a split model.
@@ -31,6 +32,9 @@ impl Split {
             return Err(ErrorKind::Limit { what: "a split", count, limit: u16::MAX.into() });
         }
         let number = integer(header, "split.no").ok_or(ErrorKind::SplitKey("split.no"))?.saturating_add(1);
+        if number > count {
+            return Err(ErrorKind::ShardName { number, count });
+        }
         Ok(Some(Self { number, count }))
     }
 
@@ -65,13 +69,14 @@ fn integer(header: &Header, key: &str) -> Option<u64> {
 }
 
 /// Joins the headers of all shards, in order; an error comes with the shard at fault, from 0.
-pub fn join(mut shards: Vec<Header>) -> Result<Header, (usize, ErrorKind)> {
-    assert!(!shards.is_empty(), "a split model has a first shard");
-    for (index, shard) in shards.iter().enumerate() {
-        check_shard(&shards[0], shard, index).map_err(|kind| (index, kind))?;
+pub fn join(shards: Vec<Header>) -> Result<Header, (usize, ErrorKind)> {
+    if let [first, ..] = shards.as_slice() {
+        for (index, shard) in shards.iter().enumerate() {
+            check_shard(first, shard, index).map_err(|kind| (index, kind))?;
+        }
     }
-    let rest = shards.split_off(1);
-    let mut first = shards.remove(0);
+    let mut rest = shards.into_iter();
+    let Some(mut first) = rest.next() else { return Err((0, ErrorKind::MissingShard { number: 1, count: 0 })) };
     for (index, shard) in (1..).zip(rest) {
         let number = u16::try_from(index).map_err(|_| (index, ErrorKind::SplitKey("split.count")))?;
         first.tensors.extend(shard.tensors.into_iter().map(|mut tensor| {
@@ -80,7 +85,12 @@ pub fn join(mut shards: Vec<Header>) -> Result<Header, (usize, ErrorKind)> {
         }));
     }
     let mut seen = HashSet::with_capacity(first.tensors.len());
+    let mut bytes = 0_u64;
     for tensor in &first.tensors {
+        bytes = bytes.saturating_add(tensor.bytes.0);
+        if bytes > MAX_DATA {
+            return Err((tensor.shard.into(), ErrorKind::TooMuchData(MAX_DATA)));
+        }
         if !seen.insert(tensor.name.as_str()) {
             return Err((tensor.shard.into(), ErrorKind::DuplicateTensor(tensor.name.clone())));
         }
@@ -98,7 +108,7 @@ fn check_shard(first: &Header, shard: &Header, index: usize) -> Result<(), Error
     let number = index as u64;
     let found = integer(shard, "split.no").ok_or(ErrorKind::SplitKey("split.no"))?;
     if found != number {
-        return Err(ErrorKind::ShardNumber { found, number: number + 1 });
+        return Err(ErrorKind::ShardNumber { found, number: number.saturating_add(1) });
     }
     let other = |what, found: String, expected: String| Err(ErrorKind::OtherModel { what, found, expected });
     if shard.byte_order != first.byte_order {

@@ -1,6 +1,12 @@
 //! GGUF headers written: exact value types, versions 2 and 3, both byte orders; the data section is laid out, not held.
 //!
 //! Source: `ggml/src/gguf.cpp` (`gguf_writer_*`, `gguf_write_to_buf`) and `ggml/include/gguf.h`, llama.cpp b11434.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    reason = "what is written is moeplan's own, and a wrong number in it is a mistake of moeplan"
+)]
 
 use super::{ByteOrder, GgmlType};
 

@@ -116,8 +116,11 @@ fn nextn(model: &Model) -> Option<Warning> {
     let bytes = model.tensors.iter().filter(|tensor| tensor.block.is_some_and(|block| block >= first));
     let bytes: crate::bytes::Bytes = bytes.map(|tensor| tensor.bytes).sum();
     (count > 0 && bytes.0 > 0).then(|| {
-        let blocks =
-            if count == 1 { format!("block {first}") } else { format!("blocks {first} to {}", first + count - 1) };
+        let blocks = if count == 1 {
+            format!("block {first}")
+        } else {
+            format!("blocks {first} to {}", first.saturating_add(count.saturating_sub(1)))
+        };
         Warning::new(
             "nextn-not-loaded",
             format!("{blocks} ({bytes}) only predicts further tokens (NextN/MTP): not loaded without MTP"),

@@ -11,6 +11,7 @@ use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Plan};
 use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
+use crate::guard;
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::placement::Placement;
@@ -24,6 +25,8 @@ pub enum Basis {
     Replay,
     /// Closed forms: within some per cent on plain attention, 10–20% elsewhere.
     Formula,
+    /// Closed forms, because no graph can be laid out: the header's keys and shapes contradict each other.
+    Contradiction,
 }
 
 /// Compute bytes by device name and `Host`, and how they were found.
@@ -64,9 +67,15 @@ pub fn predict(
     placement: &Placement,
 ) -> Compute {
     let launch = Launch { model, machine, run, numbers, caches, placement };
-    match launch.replay() {
-        Some((by_device, flash_attn)) => Compute { by_device, basis: Basis::Replay, flash_attn: Some(flash_attn) },
-        None => Compute { by_device: formula::compute(&launch), basis: Basis::Formula, flash_attn: None },
+    let formula = |basis| {
+        let by_device = guard::run(|| formula::compute(&launch));
+        let basis = if by_device.is_ok() { basis } else { Basis::Contradiction };
+        Compute { by_device: by_device.unwrap_or_default(), basis, flash_attn: None }
+    };
+    match guard::run(|| launch.replay()) {
+        Ok(Some((by_device, flash_attn))) => Compute { by_device, basis: Basis::Replay, flash_attn: Some(flash_attn) },
+        Ok(None) => formula(Basis::Formula),
+        Err(_) => formula(Basis::Contradiction),
     }
 }
 

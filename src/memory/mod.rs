@@ -196,6 +196,9 @@ pub fn predict_with(
     let how = match compute.basis {
         compute::Basis::Replay => "the graph laid out and allocated as llama.cpp b11434 does",
         compute::Basis::Formula => "closed forms: within some per cent on plain attention, 10 to 20% elsewhere",
+        compute::Basis::Contradiction => {
+            "closed forms: no graph can be laid out, the header's keys and shapes contradict each other"
+        }
     };
     basis.push(Basis { quantity: "compute".to_string(), how: how.to_string() });
     Ok(Prediction { memory, numbers, caches, flash_attn: compute.flash_attn, basis })

@@ -93,6 +93,7 @@ mod tests {
         for (model, args, loaded, peak) in [
             (&qwen, "-ncmoe 40", 600, 710),
             (&qwen, "-ncmoe 35 -lm none -ub 2048", 624, 788),
+            (&qwen, "-ncmoe 48 -lm none -ub 4096 -b 4096", 633, 825),
             (&oss, "-ncmoe 17", 597, 705),
             (&oss, "-ncmoe 14 -lm none -ub 2048", 610, 736),
         ] {

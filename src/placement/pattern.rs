@@ -1,6 +1,18 @@
 //! The regexes of `-ot`: ECMAScript as C++ `std::regex` has it, translated or refused, searched unanchored.
 //!
 //! Source: `src/llama-model-loader.cpp` `create_tensor` (`std::regex_search` with the default grammar), b11434.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +36,7 @@ impl Pattern {
         if self.head.is_empty() {
             return rest(name);
         }
-        name.match_indices(&self.head).any(|(at, _)| name.get(at + self.head.len()..).is_some_and(rest))
+        name.match_indices(&self.head).any(|(at, _)| name.get(at.saturating_add(self.head.len())..).is_some_and(rest))
     }
 }
 
@@ -76,8 +88,8 @@ fn split_head(text: &str) -> Option<(String, &str)> {
             '\\' => escaped = true,
             // Brackets may hold any of these: too rare to be worth telling apart.
             '[' => return None,
-            '(' => depth += 1,
-            ')' => depth -= 1,
+            '(' => depth = depth.saturating_add(1),
+            ')' => depth = depth.saturating_sub(1),
             '|' if depth == 0 => return None,
             _ => {}
         }
@@ -87,25 +99,26 @@ fn split_head(text: &str) -> Option<(String, &str)> {
 
 /// The same regex in the syntax of the regex crates; an error for what means something else there, or nothing in ECMAScript.
 fn translate(text: &str) -> Result<String, String> {
-    let mut out = String::with_capacity(text.len() + 8);
+    let mut out = String::with_capacity(text.len().saturating_add(8));
     let chars: Vec<char> = text.chars().collect();
     let mut at = 0;
     let mut in_class = false;
     let mut after_quantifier = false;
+    let after = |at: usize, steps: usize| chars.get(at.saturating_add(steps)).copied();
     while let Some(&c) = chars.get(at) {
-        let next = chars.get(at + 1).copied();
+        let next = after(at, 1);
         let mut quantified = false;
         match c {
             '\\' => {
                 out.push_str(&escape(next, in_class)?);
-                at += 1;
+                at = at.saturating_add(1);
             }
             '[' if in_class => {
                 // `[:alpha:]` and its like exist in both; a plain bracket is a character here.
                 let named = matches!(next, Some(':'));
                 out.push_str(if named { "[" } else { "\\[" });
                 if let (true, Some(end)) = (named, find(&chars, at, &[':', ']'])) {
-                    out.extend(chars.get(at + 1..=end).unwrap_or_default());
+                    out.extend(chars.get(at..=end).unwrap_or_default().iter().skip(1));
                     at = end;
                 }
             }
@@ -114,9 +127,9 @@ fn translate(text: &str) -> Result<String, String> {
                 out.push('[');
                 if next == Some('^') {
                     out.push('^');
-                    at += 1;
+                    at = at.saturating_add(1);
                 }
-                if chars.get(at + 1) == Some(&']') {
+                if after(at, 1) == Some(']') {
                     return Err("an empty character class matches nothing".into());
                 }
             }
@@ -127,9 +140,9 @@ fn translate(text: &str) -> Result<String, String> {
             '&' | '~' if in_class => out.extend(['\\', c]),
             '-' if in_class && next == Some('-') => out.push_str("\\-"),
             '(' if !in_class && next == Some('?') => {
-                group(chars.get(at + 2).copied())?;
+                group(after(at, 2))?;
                 out.push_str("(?");
-                at += 1;
+                at = at.saturating_add(1);
             }
             '*' | '+' | '?' | '{' if !in_class => {
                 at = quantifier(&chars, at, after_quantifier, &mut out)?;
@@ -139,7 +152,7 @@ fn translate(text: &str) -> Result<String, String> {
             _ => out.push(c),
         }
         after_quantifier = quantified;
-        at += 1;
+        at = at.saturating_add(1);
     }
     Ok(out)
 }
@@ -167,7 +180,8 @@ fn quantifier(chars: &[char], at: usize, after_quantifier: bool, out: &mut Strin
 
 /// Where `end` ends at or after `from`.
 fn find(chars: &[char], from: usize, end: &[char]) -> Option<usize> {
-    chars.get(from..)?.windows(end.len()).position(|window| window == end).map(|offset| from + offset + end.len() - 1)
+    let offset = chars.get(from..)?.windows(end.len()).position(|window| window == end)?;
+    from.checked_add(offset)?.checked_add(end.len().checked_sub(1)?)
 }
 
 /// What follows a backslash.

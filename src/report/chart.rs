@@ -1,106 +1,209 @@
-//! Line charts as inline SVG: a panel a quantity over one variable, readable without script, nothing fetched.
+//! What a chart shows: plain numbers with labels, drawn by `svg` and told by the table beside it.
 
-use std::fmt::Write as _;
+use super::table::Table;
 
-use crate::escape;
-
-/// One panel.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Panel {
-    /// What it shows, with its unit.
+/// A chart, what it says in words, and the same numbers as a table.
+#[derive(Debug, Clone)]
+pub struct Figure {
+    /// What it shows.
     pub title: String,
-    /// A value for each point of the variable; `None` where there is none to show.
-    pub values: Vec<Option<f64>>,
+    /// How to read it, in a sentence.
+    pub text: String,
+    /// What the colours and marks mean.
+    pub legend: Vec<Key>,
+    /// The drawing.
+    pub chart: Chart,
+    /// The same numbers.
+    pub table: Table,
 }
 
-const WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 170.0;
-const LEFT: f64 = 70.0;
-const TOP: f64 = 26.0;
-const RIGHT: f64 = 12.0;
-const BOTTOM: f64 = 28.0;
-/// Labels under the variable's axis at most.
-const LABELS: usize = 8;
-
-/// The panels above one another; `labels` names the points.
-pub fn svg(labels: &[String], panels: &[Panel]) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "a few panels")]
-    let height = HEIGHT * panels.len() as f64;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n"
-    );
-    for (at, panel) in panels.iter().enumerate() {
-        #[expect(clippy::cast_precision_loss, reason = "a few panels")]
-        let top = HEIGHT * at as f64;
-        draw(&mut out, top, labels, panel);
-    }
-    out.push_str("</svg>\n");
-    out
+/// One entry of a legend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// What it is.
+    pub label: String,
+    /// In which colour.
+    pub tone: Tone,
+    /// How it is filled.
+    pub fill: Fill,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "positions of a few hundred points")]
-fn draw(out: &mut String, top: f64, labels: &[String], panel: &Panel) {
-    let (width, height) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
-    let most = panel.values.iter().flatten().copied().filter(|value| value.is_finite()).fold(0.0, f64::max);
-    let most = if most > 0.0 { most } else { 1.0 };
-    let x = |at: usize| LEFT + width * if labels.len() > 1 { at as f64 / (labels.len() - 1) as f64 } else { 0.5 };
-    let y = |value: f64| top + TOP + height * (1.0 - value / most);
-    let (base, title) = (top + TOP + height, escape::html(&panel.title));
-    let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"{:.1}\" font-weight=\"bold\">{title}</text>", top + 16.0);
-    for share in [0.0, 0.5, 1.0] {
-        let line = y(most * share);
-        let _ = writeln!(
-            out,
-            "<line x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{line:.1}\" y2=\"{line:.1}\" stroke=\"#ccc\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            LEFT + width,
-            LEFT - 6.0,
-            line + 4.0,
-            rounded(most * share)
-        );
-    }
-    let every = labels.len().div_ceil(LABELS).max(1);
-    for (at, label) in labels.iter().enumerate().step_by(every) {
-        let label = escape::html(label);
-        let _ =
-            writeln!(out, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{label}</text>", x(at), base + 16.0);
-    }
-    let points =
-        || panel.values.iter().enumerate().filter_map(|(at, value)| Some((at, value.filter(|v| v.is_finite())?)));
-    let line: Vec<String> = points().map(|(at, value)| format!("{:.1},{:.1}", x(at), y(value))).collect();
-    let _ = writeln!(out, "<polyline points=\"{}\" fill=\"none\" stroke=\"#26c\" stroke-width=\"2\"/>", line.join(" "));
-    for (at, value) in points() {
-        let label = labels.get(at).map(|label| escape::html(label)).unwrap_or_default();
-        let _ = writeln!(
-            out,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"#26c\"><title>{label}: {}</title></circle>",
-            x(at),
-            y(value),
-            rounded(value)
-        );
+/// How an area is filled: what was predicted must not look like what was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// Measured, or on a device.
+    Plain,
+    /// Predicted, or on the host.
+    Hatched,
+}
+
+/// A colour by its meaning; the style sheet knows which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// Weights.
+    Model,
+    /// Cache.
+    Context,
+    /// Compute buffers.
+    Compute,
+    /// The runtime's own.
+    Overhead,
+    /// Main memory.
+    Host,
+    /// The n-th thing compared, from 0.
+    Series(usize),
+}
+
+/// How many colours things that are compared have; after them they repeat, with other marks.
+pub const SERIES: usize = 6;
+
+impl Tone {
+    /// Its class in the style sheet.
+    pub fn class(self) -> String {
+        match self {
+            Self::Model => "t-model".into(),
+            Self::Context => "t-context".into(),
+            Self::Compute => "t-compute".into(),
+            Self::Overhead => "t-overhead".into(),
+            Self::Host => "t-host".into(),
+            Self::Series(at) => format!("t-{}", at % SERIES),
+        }
     }
 }
 
-/// Three digits are enough to read.
-fn rounded(value: f64) -> String {
-    match value {
-        v if v >= 100.0 || v == 0.0 => format!("{v:.0}"),
-        v if v >= 10.0 => format!("{v:.1}"),
-        v => format!("{v:.2}"),
-    }
+/// What is drawn.
+#[derive(Debug, Clone)]
+pub enum Chart {
+    /// Stacked bars in groups, each group to its own scale.
+    Stacks(Vec<Stack>),
+    /// Bars to one scale.
+    Bars(Bars),
+    /// Curves.
+    Lines(Lines),
+    /// What is where: a row a kind, a column a block.
+    Grid(Grid),
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Bars of one thing, all to one scale, in bytes.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    /// Whose: `CUDA0`.
+    pub label: String,
+    /// The bars from top to bottom.
+    pub bars: Vec<StackedBar>,
+    /// A line that they must not cross, and what it is.
+    pub limit: Option<(String, u64)>,
+}
 
-    #[test]
-    fn points_are_where_their_values_say() {
-        let panel = Panel { title: "tg <x>".into(), values: vec![Some(0.0), None, Some(10.0)] };
-        let page = svg(&["a".into(), "b".into(), "c".into()], &[panel]);
-        assert!(page.contains("points=\"70.0,142.0 748.0,26.0\""), "{page}");
-        assert!(page.contains("tg &lt;x&gt;") && !page.contains("<x>"));
-        assert_eq!(page.matches("<circle").count(), 2, "a point without a value is not drawn");
-    }
+/// One bar of parts.
+#[derive(Debug, Clone)]
+pub struct StackedBar {
+    /// `predicted`, `measured`, the name of a run.
+    pub label: String,
+    /// Its sum as people read it.
+    pub value: String,
+    /// How its parts are filled.
+    pub fill: Fill,
+    /// The parts from left to right, in bytes.
+    pub parts: Vec<(Tone, u64)>,
+}
+
+/// Bars to one scale from zero.
+#[derive(Debug, Clone)]
+pub struct Bars {
+    /// What the numbers are: `tokens/s`.
+    pub unit: String,
+    /// From top to bottom.
+    pub bars: Vec<Bar>,
+}
+
+/// One bar.
+#[derive(Debug, Clone)]
+pub struct Bar {
+    /// Whose.
+    pub label: String,
+    /// Its number as people read it.
+    pub value: String,
+    /// Its length.
+    pub length: f64,
+    /// Half the length of its error bar: one standard deviation, or what a prediction may be off.
+    pub spread: Option<f64>,
+    /// The samples it is the mean of.
+    pub samples: Vec<f64>,
+    /// In which colour.
+    pub tone: Tone,
+    /// How it is filled.
+    pub fill: Fill,
+}
+
+/// Curves over a common axis.
+#[derive(Debug, Clone)]
+pub struct Lines {
+    /// What the horizontal axis counts: `tokens in the context`.
+    pub x: String,
+    /// What the vertical axis counts: `tokens/s`.
+    pub y: String,
+    /// The curves.
+    pub series: Vec<Series>,
+    /// Levels drawn across, the lowest first: the median, the 95th percentile.
+    pub levels: Vec<(String, f64)>,
+    /// Whether points are many and drawn as a line alone.
+    pub dense: bool,
+    /// How numbers of the horizontal axis are written.
+    pub x_is_bytes: bool,
+}
+
+/// One curve.
+#[derive(Debug, Clone)]
+pub struct Series {
+    /// Whose.
+    pub label: String,
+    /// Its place among the series, which gives colour, mark and dash.
+    pub at: usize,
+    /// Its points, x ascending.
+    pub points: Vec<Point>,
+}
+
+/// One point of a curve.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    /// Across.
+    pub x: f64,
+    /// Up.
+    pub y: f64,
+    /// Half the length of its error bar.
+    pub spread: Option<f64>,
+}
+
+/// What is where.
+#[derive(Debug, Clone)]
+pub struct Grid {
+    /// How many columns (blocks).
+    pub columns: usize,
+    /// The kinds, top to bottom, each with its runs of equal blocks.
+    pub rows: Vec<GridRow>,
+}
+
+/// One kind of tensor.
+#[derive(Debug, Clone)]
+pub struct GridRow {
+    /// `ffn_up_exps`.
+    pub label: String,
+    /// Neighbours that are in the same buffer.
+    pub runs: Vec<Run>,
+}
+
+/// Neighbouring blocks whose tensor of a kind is in one buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The first block.
+    pub first: usize,
+    /// The last.
+    pub last: usize,
+    /// What the cell says on request: `blocks 0–12: CPU, 6.00 GiB`.
+    pub text: String,
+    /// In which colour.
+    pub tone: Tone,
+    /// How it is filled.
+    pub fill: Fill,
 }

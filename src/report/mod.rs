@@ -1,7 +1,10 @@
-//! Rendering: the same tables as text and Markdown. Renderers never compute.
+//! Rendering: the same tables as text, Markdown and HTML, and reports with charts. Renderers never compute.
 
+pub mod bench;
 pub mod bar;
 pub mod chart;
+pub mod html;
+pub mod page;
 pub mod plan;
 pub mod rules;
 pub mod checkup;
@@ -10,5 +13,7 @@ pub mod inspection;
 pub mod measurement;
 pub mod number;
 pub mod sweep;
+pub mod svg;
 pub mod table;
 pub mod tune;
+pub mod validation;

@@ -50,6 +50,27 @@ pub fn small_size(bytes: crate::bytes::Bytes) -> String {
     }
 }
 
+/// Tokens per second: `9,984`, `46.3`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and not negative here")]
+pub fn rate(value: f64) -> String {
+    match value {
+        v if v.is_finite() && v >= 1000.0 => thousands(v.round() as u64),
+        v if v.is_finite() && v >= 100.0 => format!("{v:.0}"),
+        v => format!("{v:.1}"),
+    }
+}
+
+/// A time: `31 ms`, `1.24 s`, `12.3 s`, `4 min 10 s`.
+pub fn seconds(value: f64) -> String {
+    match value {
+        v if v < 0.01 => format!("{:.1} ms", v * 1000.0),
+        v if v < 1.0 => format!("{:.0} ms", v * 1000.0),
+        v if v < 10.0 => format!("{v:.2} s"),
+        v if v < 120.0 => format!("{v:.1} s"),
+        v => format!("{:.0} min {:.0} s", (v / 60.0).floor(), v % 60.0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +87,11 @@ mod tests {
         assert_eq!(
             ["12 bytes", "128.00 KiB", "2.00 MiB"].to_vec(),
             [12, 131_072, 2 << 20].map(|n| small_size(Bytes(n)))
+        );
+        assert_eq!(["9,984", "339", "46.3"].to_vec(), [9984.2, 339.4, 46.26].map(rate));
+        assert_eq!(
+            ["4.1 ms", "31 ms", "1.24 s", "12.3 s", "4 min 10 s"].to_vec(),
+            [0.0041, 0.031, 1.24, 12.3, 250.0].map(seconds)
         );
     }
 }

@@ -1,6 +1,5 @@
 //! Many plans in one table: a sweep, or several files.
 
-use super::chart::{self, Panel};
 use super::table::{Align, Table};
 use crate::cli::Format;
 use crate::escape;
@@ -18,7 +17,7 @@ const COLUMNS: [(&str, Align); 8] = [
     ("turn", Align::Right),
 ];
 
-/// A sweep as text, Markdown or a page.
+/// A sweep as text or Markdown.
 pub fn sweep(document: &SweepDocument, format: Format) -> String {
     let variable = match document.variable {
         Variable::Vram => document.machine.devices.first().map_or("budget", |device| device.name.as_str()),
@@ -28,13 +27,11 @@ pub fn sweep(document: &SweepDocument, format: Format) -> String {
     for point in &document.points {
         table.row([vec![point.label.clone()], cells(point)].concat());
     }
-    let labels: Vec<String> = document.points.iter().map(|point| point.label.clone()).collect();
-    let chart = if format == Format::Html { chart::svg(&labels, &panels(&document.points)) } else { String::new() };
     let name = document.model.name.as_deref().unwrap_or(&document.model.path);
-    titled(&format!("{name}  {}  {}", document.model.architecture, document.model.bytes), &table, &chart, format)
+    titled(&format!("{name}  {}  {}", document.model.architecture, document.model.bytes), &table, format)
 }
 
-/// Several files as text, Markdown or a page.
+/// Several files as text or Markdown.
 pub fn plans(document: &Plans, format: Format) -> String {
     let first = [("file", Align::Left), ("size", Align::Right), ("bits", Align::Right)];
     let mut table = Table::new(&[&first[..], &COLUMNS].concat());
@@ -45,39 +42,15 @@ pub fn plans(document: &Plans, format: Format) -> String {
     let budgets: Vec<String> =
         document.machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
-    titled(&format!("Planned for {budget}"), &table, "", format)
+    titled(&format!("Planned for {budget}"), &table, format)
 }
 
-fn titled(title: &str, table: &Table, chart: &str, format: Format) -> String {
-    match format {
-        Format::Html => page(title, &format!("{chart}{}", table.html())),
-        Format::Markdown => format!("## {}\n\n{}", escape::markdown(title), table.markdown()),
-        _ => format!("{}\n\n{}", escape::terminal(title), table.text()),
+fn titled(title: &str, table: &Table, format: Format) -> String {
+    if format == Format::Markdown {
+        format!("## {}\n\n{}", escape::markdown(title), table.markdown())
+    } else {
+        format!("{}\n\n{}", escape::terminal(title), table.text())
     }
-}
-
-/// A self-contained page.
-fn page(title: &str, body: &str) -> String {
-    let title = escape::html(title);
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n<style>body{{font-family:\
-         sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}table{{border-collapse:collapse}}td,th{{padding:.2em .6em;\
-         border-bottom:1px solid #ddd;text-align:left}}.n{{text-align:right}}</style>\n<h1>{title}</h1>\n{body}<p>Speeds are \
-         predicted, not measured.</p>\n</html>\n"
-    )
-}
-
-/// Experts on devices, pp and tg over what varies; only what fits is drawn.
-fn panels(points: &[Point]) -> Vec<Panel> {
-    let panel = |title: &str, value: fn(&Point) -> f64| Panel {
-        title: title.to_string(),
-        values: points.iter().map(|point| point.fits.then(|| value(point))).collect(),
-    };
-    vec![
-        panel("experts on devices, GiB", |point| point.placement.routed_expert_bytes_on_devices.in_mib() / 1024.0),
-        panel("prompt, tokens/s, predicted", |point| point.speed.pp),
-        panel("generation, tokens/s, predicted", |point| point.speed.tg),
-    ]
 }
 
 /// What every plan of many shows.

@@ -1,7 +1,5 @@
 //! One table, aligned for a terminal or as Markdown; every cell's text is escaped here.
 
-use std::fmt::Write as _;
-
 use comfy_table::presets;
 use comfy_table::{CellAlignment, ContentArrangement};
 
@@ -35,6 +33,16 @@ impl Table {
         assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
         self.rows.push(cells);
         self
+    }
+
+    /// Names of the columns and the side each leans on.
+    pub fn columns(&self) -> &[(String, Align)] {
+        &self.columns
+    }
+
+    /// The rows, a cell for each column; the text is as it was given, nothing escaped.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
     }
 
     /// Whether nothing was added.
@@ -74,22 +82,6 @@ impl Table {
             out += &line(&mut row.iter().map(|cell| escape::markdown(cell)));
         }
         out
-    }
-
-    /// As an HTML table.
-    pub fn html(&self) -> String {
-        let class = |align: Align| if align == Align::Right { " class=\"n\"" } else { "" };
-        let mut out = String::from("<table>\n<tr>");
-        for (name, align) in &self.columns {
-            let _ = write!(out, "<th{}>{}</th>", class(*align), escape::html(name));
-        }
-        for row in &self.rows {
-            out += "</tr>\n<tr>";
-            for (cell, (_, align)) in row.iter().zip(&self.columns) {
-                let _ = write!(out, "<td{}>{}</td>", class(*align), escape::html(cell));
-            }
-        }
-        out + "</tr>\n</table>\n"
     }
 }
 

@@ -264,7 +264,7 @@ mod tests {
             let (n_draft, n_rs_seq) = if mtp { (n_draft, n_draft) } else { (0, 0) };
             let kv_unified_per_slot = per_slot;
             let [n_threads, n_threads_batch] = threads.map(|n| n.map(|n| u32::from(n.get())));
-            RunConfig { n_threads, n_threads_batch, offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, kv_unified_per_slot, n_draft, n_rs_seq, embeddings, ..run.clone() }
+            RunConfig { offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, kv_unified_per_slot, n_draft, n_rs_seq, embeddings, n_threads, n_threads_batch, ..run.clone() }
         }
     }
 

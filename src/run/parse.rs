@@ -2,6 +2,18 @@
 //!
 //! Source: `common/arg.cpp` `common_params_parse_ex`, b11434: the environment first, in the order of the flags' definitions,
 //! then the words; later words win, overrides accumulate.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -177,6 +189,9 @@ fn program(path: &str) -> Option<Program> {
 
 /// `LLAMA_ARG_*`, in the order of the flags' definitions.
 fn environment(launch: &mut Launch, env: &BTreeMap<String, String>) -> Result<(), Error> {
+    if env.is_empty() {
+        return Ok(());
+    }
     for flag in flags::FLAGS.iter() {
         let Some(name) = flag.environment else { continue };
         let negated = name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_");
@@ -203,18 +218,18 @@ fn environment(launch: &mut Launch, env: &BTreeMap<String, String>) -> Result<()
 fn arguments(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
     let mut at = 0;
     while let Some(word) = words.get(at) {
-        at += 1;
+        at = at.saturating_add(1);
         if let Some(taken) = of_target(launch, word, words.get(at))? {
-            at += taken;
+            at = at.saturating_add(taken);
             continue;
         }
         if let Some((_, values, instead)) = flags::REMOVED.iter().find(|(name, ..)| name == word) {
-            at += values;
+            at = at.saturating_add(*values);
             removed(launch, word, instead)?;
             continue;
         }
         let Some((flag, on)) = flags::find(word) else {
-            at += unknown(&mut launch.command, word, words.get(at));
+            at = at.saturating_add(unknown(&mut launch.command, word, words.get(at)));
             continue;
         };
         if let Some(value) = optional_value(flag.name(), words.get(at)) {
@@ -227,11 +242,11 @@ fn arguments(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
             continue;
         }
         let value = if flag.values == 0 { "" } else { value_of(word, flag.name(), words.get(at))? };
-        if flag.values > 1 && words.get(at + flag.values - 1).is_none() {
+        if flag.values > 1 && words.len().saturating_sub(at) < flag.values {
             return Err(Error::MissingValue { flag: word.clone(), expected: "two words".into() });
         }
         settings::apply(launch, flag.name(), on, Given { flag: word, value })?;
-        at += flag.values;
+        at = at.saturating_add(flag.values);
     }
     Ok(())
 }

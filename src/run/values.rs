@@ -63,7 +63,7 @@ impl Given<'_> {
         let text = self.value.trim_start();
         let signs = usize::from(text.starts_with(['-', '+']));
         let digits = text.bytes().skip(signs).take_while(u8::is_ascii_digit).count();
-        let number = text.get(..signs + digits).unwrap_or_default();
+        let number = text.get(..signs.saturating_add(digits)).unwrap_or_default();
         number.parse().map_err(|_| self.refuse("a whole number"))
     }
 

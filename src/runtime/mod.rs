@@ -18,12 +18,15 @@ mod embedded;
 pub mod bench;
 pub mod cards;
 pub mod detect;
+pub mod endpoint;
 pub mod log;
 pub mod nvml;
 mod rpc;
+pub mod sandbox;
 pub mod server;
 pub mod sampler;
 pub mod wire;
+mod warm;
 mod worker;
 
 #[cfg(feature = "embedded")]

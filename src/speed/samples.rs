@@ -74,6 +74,9 @@ pub struct BenchRow {
     pub n_depth: u32,
     /// Tokens per second, the mean over the repetitions.
     pub avg_ts: f64,
+    /// The same of each repetition.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples_ts: Vec<f64>,
     /// llama.cpp's build.
     #[serde(default)]
     pub build_number: u32,
@@ -158,7 +161,7 @@ pub fn rows(text: &str) -> Result<Vec<BenchRow>, Error> {
 
 impl BenchRow {
     /// The words that run this test alone.
-    fn words(&self) -> Vec<String> {
+    pub fn words(&self) -> Vec<String> {
         let attention = match self.flash_attn {
             0 => "off",
             1 => "on",

@@ -56,6 +56,9 @@ pub struct Synthesis {
     pub published: Vec<Check>,
 }
 
+/// The metadata key, `true`, of every file that is written here: its weights are not real.
+pub const MARK: &str = "moeplan.synthetic";
+
 /// Sums over all tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
@@ -124,6 +127,7 @@ pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
     metadata.extend(spec.keys(&dims)?);
     metadata.push(("general.file_type".into(), Scalar::U32(recipe.file_type)));
     metadata.push(("general.quantization_version".into(), Scalar::U32(2)));
+    metadata.push((MARK.into(), Scalar::Bool(true)));
     metadata.extend(tokenizer::keys(spec, &dims, wish.tiny)?);
     let whole = NewFile { version: wish.version, byte_order: wish.byte_order, alignment: 32, metadata, tensors };
     let files = split(whole, wish.shards, &totals)

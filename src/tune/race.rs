@@ -370,7 +370,9 @@ pub(super) mod tests {
     fn ranges_shrink_with_samples_and_grow_with_their_spread() {
         let half = |samples: &[&[f64]]| {
             let mut race = race(&[1.0]);
-            samples.iter().for_each(|turns| assert!(race.add(visit("n0", turns))));
+            for turns in samples {
+                assert!(race.add(visit("n0", turns)));
+            }
             race.range(0).unwrap().half
         };
         assert!((half(&[&[10.0]]) - 1.0).abs() < 1e-9);

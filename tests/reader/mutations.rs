@@ -1,4 +1,4 @@
-//! Damaged headers by the hundred thousand: no panic, no more memory than a small multiple of the bytes.
+//! Damaged headers by the million: no panic, no more memory than a small multiple of the bytes.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -159,7 +159,8 @@ fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
 
 #[test]
 fn damaged_headers_never_panic_nor_take_memory() {
-    let cases = if cfg!(debug_assertions) { 20_000 } else { 200_000 };
+    let is_full = std::env::var_os("MOEPLAN_FULL").is_some();
+    let cases = if cfg!(debug_assertions) { 20_000 } else { 1_000_000 } * if is_full { 20 } else { 1 };
     let seeds = seeds();
     let mut numbers = Numbers(0x6d6f_6570_6c61_6e21);
     let started = Instant::now();
@@ -173,7 +174,7 @@ fn damaged_headers_never_panic_nor_take_memory() {
     }
     assert!(whole > cases / 50 && whole < cases / 2, "{whole} of {cases} were headers still");
     let elapsed = started.elapsed();
-    assert!(elapsed.as_secs() < 60, "{cases} headers took {elapsed:?}");
+    assert!(elapsed.as_secs() < if is_full { 1200 } else { 60 }, "{cases} headers took {elapsed:?}");
 }
 
 #[test]

@@ -223,8 +223,15 @@ fn elements_past_64_bits() {
 #[test]
 fn bytes_past_64_bits() {
     assert_refused(&with_tensor(&[1 << 62], 28), &["tensor `t`: shape [4611686018427387904, 1, 1, 1] is too large"]);
-    let bytes = Builder::new().tensor("a", &[1 << 60], 28, 0).tensor("b", &[1 << 60], 28, 0).at(1 << 63).build();
-    assert_refused(&bytes, &["tensor `b`: shape [1152921504606846976, 1, 1, 1] is too large"]);
+}
+
+#[test]
+fn more_tensor_data_than_any_model_has() {
+    let bytes = Builder::new().tensor("a", &[1 << 47], 28, 0).tensor("b", &[1], 24, 0).at(1 << 50).build();
+    assert_refused(
+        &bytes,
+        &["tensor `b`: the tensor data goes on past 1125899906842624 bytes", "where the model was published"],
+    );
 }
 
 #[test]

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
+use moeplan::synth::output::{Fill, Watch, write};
+use moeplan::synth::{Wish, recipe, spec, synthesize};
 use moeplan::{gguf, placement};
 use serde::Deserialize;
 
@@ -66,6 +69,20 @@ impl Headers {
         let status = Command::new("tar").arg("-xJSf").arg(path).arg("-C").arg(folder.path()).status();
         assert!(status.expect("tar is installed").success(), "{archive} unpacks");
         Self { folder, models: BTreeMap::new() }
+    }
+
+    /// The model that `synth` makes of a known one in another recipe; one of the archive without.
+    pub fn made(&mut self, name: &str, recipe: Option<&str>) -> &Model {
+        let Some(recipe) = recipe else { return self.model(name) };
+        let key = format!("{name}-{recipe}");
+        let path = self.folder.path().join(format!("{key}.gguf"));
+        if !path.exists() {
+            let wish = Wish { recipe: recipe::named(recipe), ..Wish::default() };
+            let synthesis = synthesize(&spec::named(name).expect("a known model"), &wish).expect("a header");
+            let watch = Watch { wrote: &|_| {}, stop: &AtomicBool::new(false) };
+            write(&synthesis, &path, Fill::Hole, false, watch).expect("written");
+        }
+        self.model(&key)
     }
 
     /// A model of the archive.

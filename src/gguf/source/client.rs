@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::cache::Cache;
 use super::error::{Error, Failure};
-use super::transport::{Answer, Transport};
+use super::transport;
 use super::url::Url;
 
 /// Where Hugging Face repositories are, unless `HF_ENDPOINT` says otherwise.
@@ -76,6 +76,22 @@ impl Default for Limits {
     }
 }
 
+/// What a server answered.
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// Header names in lower case, and their values.
+    pub headers: Vec<(String, String)>,
+    /// The body, not yet read.
+    pub body: Box<dyn Read + Send>,
+}
+
+/// Sends one request: redirects are not followed, bodies not decompressed, a status is no error.
+pub trait Transport: Send + Sync {
+    /// A GET request. `is_local` servers are asked without a proxy.
+    fn get(&self, url: &str, headers: &[(&str, String)], is_local: bool) -> Result<Answer, Failure>;
+}
+
 /// Something that a person may want to see while it happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -108,7 +124,7 @@ pub struct Client {
     pub(super) cache: Option<Cache>,
     pub(super) endpoint: Url,
     token: Option<String>,
-    transport: Transport,
+    transport: Arc<dyn Transport>,
     moved: Arc<AtomicU64>,
 }
 
@@ -126,10 +142,22 @@ impl Client {
         endpoint: &str,
         token: Option<String>,
     ) -> Result<Self, Error> {
+        let transport = transport::http(&limits);
+        Self::over(transport, limits, cache, endpoint, token)
+    }
+
+    /// The same over another transport than HTTP.
+    pub fn over(
+        transport: Arc<dyn Transport>,
+        limits: Limits,
+        cache: Option<std::path::PathBuf>,
+        endpoint: &str,
+        token: Option<String>,
+    ) -> Result<Self, Error> {
         let endpoint = Url::parse(endpoint.trim_end_matches('/')).map_err(|failure| failure.of(endpoint))?;
         let is_plain = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
         Ok(Self {
-            transport: Transport::new(&limits),
+            transport,
             limits,
             offline: false,
             watch: Arc::new(|_| {}),
@@ -200,7 +228,7 @@ impl Client {
                 Err(_) => return Err(Failure::Dropped { have: bytes.len() as u64 }),
             };
             bytes.extend(window.iter().take(count));
-            let moved = self.moved.fetch_add(count as u64, Ordering::Relaxed) + count as u64;
+            let moved = self.moved.fetch_add(count as u64, Ordering::Relaxed).saturating_add(count as u64);
             (self.watch)(&Event::Moved(moved));
         }
     }
@@ -251,10 +279,10 @@ impl Tries {
 
     /// How long to wait before the next try; `None`: there is none.
     fn wait(&mut self, failure: &Failure, limits: &Limits) -> Option<Duration> {
-        if !failure.is_transient() || self.left == 0 {
+        if !failure.is_transient() {
             return None;
         }
-        self.left -= 1;
+        self.left = self.left.checked_sub(1)?;
         let wait = self.wait;
         self.wait = wait.saturating_mul(2);
         match failure {

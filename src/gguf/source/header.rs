@@ -5,10 +5,9 @@ use std::io::Read;
 use super::super::error::ErrorKind;
 use super::super::{Header, ModelFile};
 use super::cache::Entry;
-use super::client::{Client, Event, Tries, header, refuse_encoding};
+use super::client::{Answer, Client, Event, Tries, header, refuse_encoding};
 use super::error::{Error, Failure};
 use super::splice::Known;
-use super::transport::Answer;
 use super::url::Url;
 use crate::bytes::Bytes;
 
@@ -148,7 +147,7 @@ impl Client {
             return None;
         }
         let mut bytes = Vec::new();
-        self.fill(&mut *answer.body, &mut bytes, end - first).ok()?;
+        self.fill(&mut *answer.body, &mut bytes, end.saturating_sub(first)).ok()?;
         let bytes = known.joined(&part.bytes, &bytes)?;
         let (header, file) = parse(url, &bytes, Some(file_bytes)).ok()?;
         let part = Part { bytes, file_bytes: Some(file_bytes), is_spliced: true, ..Part::default() };

@@ -104,7 +104,7 @@ pub fn stem(path: &str) -> (&str, Option<(u64, u64)>) {
 /// What a file name calls its quantisation: the last word, `UD-` with it; the whole name where there is none.
 fn quant_name(stem: &str) -> &str {
     let file = stem.rsplit('/').next().unwrap_or(stem);
-    let start = file.rfind(['-', '.']).map_or(0, |at| at + 1);
+    let start = file.rfind(['-', '.']).map_or(0, |at| at.saturating_add(1));
     let before = file.get(..start).unwrap_or_default();
     let start = if before.ends_with("-UD-") { start.saturating_sub(3) } else { start };
     let word = file.get(start..).unwrap_or(file);

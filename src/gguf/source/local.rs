@@ -154,15 +154,13 @@ fn walk(root: &Path, depth: usize, budget: &mut usize) -> Vec<PathBuf> {
     while let Some((directory, depth)) = open.pop() {
         let Ok(entries) = fs::read_dir(&directory) else { continue };
         for entry in entries.flatten() {
-            if *budget == 0 {
-                return files;
-            }
-            *budget -= 1;
+            let Some(left) = budget.checked_sub(1) else { return files };
+            *budget = left;
             let Ok(kind) = entry.file_type() else { continue };
             let path = entry.path();
             if kind.is_dir() {
                 if depth > 1 {
-                    open.push((path, depth - 1));
+                    open.push((path, depth.saturating_sub(1)));
                 }
             } else if path.is_file() {
                 files.push(path);
@@ -310,7 +308,7 @@ fn near(models: &[LocalModel], wanted: &str) -> Vec<String> {
     let wanted = words(wanted);
     let shared = |model: &LocalModel| words(&model.name).intersection(&wanted).count();
     let mut scored: Vec<(usize, &LocalModel)> = models.iter().map(|model| (shared(model), model)).collect();
-    scored.retain(|(shared, _)| *shared > 0 && *shared * 2 >= wanted.len());
+    scored.retain(|(shared, _)| *shared > 0 && *shared >= wanted.len().div_ceil(2));
     scored.sort_by_key(|(shared, _)| std::cmp::Reverse(*shared));
     scored.into_iter().take(5).map(|(_, model)| model.name.clone()).collect()
 }

@@ -1,8 +1,4 @@
 //! Where a MODEL is: a path, an address, a repository of the hub, or a name found in the caches of this computer. [I/O]
-#![cfg_attr(
-    not(test),
-    deny(clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::unwrap_used, clippy::expect_used)
-)]
 
 pub mod cache;
 pub mod client;
@@ -16,7 +12,7 @@ mod splice;
 mod transport;
 pub mod url;
 
-pub use client::{Client, Event, Limits};
+pub use client::{Answer, Client, Event, Limits, Transport};
 pub use error::{Error, Failure};
 pub use url::Url;
 

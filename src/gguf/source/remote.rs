@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::super::error::{Error as GgufError, ErrorKind};
 use super::super::shards::{self, Split};
-use super::super::{Gguf, Header, ModelFile};
+use super::super::{Gguf, Header, ModelFile, path_of};
 use super::client::Client;
 use super::error::Error;
 use super::splice::Known;
@@ -34,7 +34,7 @@ impl Client {
         };
         let name = url.file_name();
         let prefix = split.prefix(name).map_err(error)?;
-        if split.number > split.count || hides_a_path(prefix) {
+        if hides_a_path(prefix) {
             return Err(error(ErrorKind::ShardName { number: split.number, count: split.count }));
         }
         let shard = |number| {
@@ -43,12 +43,10 @@ impl Client {
         };
         let mut all = self.side_by_side(split, (header, file), &shard)?;
         all.sort_by_key(|(number, _)| *number);
-        let (headers, mut files): (Vec<_>, Vec<_>) = all.into_iter().map(|(_, shard)| shard).unzip();
+        let (headers, files): (Vec<_>, Vec<_>) = all.into_iter().map(|(_, shard)| shard).unzip();
         match shards::join(headers) {
             Ok(header) => Ok(Gguf { files, header }),
-            Err((shard, kind)) => {
-                Err(Error::Gguf(GgufError { path: files.swap_remove(shard).path, offset: None, kind }))
-            }
+            Err((shard, kind)) => Err(Error::Gguf(GgufError { path: path_of(&files, shard), offset: None, kind })),
         }
     }
 

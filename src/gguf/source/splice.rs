@@ -20,7 +20,10 @@ impl Known {
     /// Of the bytes of a whole header; the last part holds its tensors and `keys` bytes before them.
     pub fn new(bytes: Vec<u8>, keys: u64) -> Option<Self> {
         let header = Header::read(&bytes, 1 << 62).ok()?;
-        let info = |tensor: &TensorInfo| 8 + tensor.name.len() as u64 + 4 + 8 * u64::from(tensor.n_dims) + 4 + 8;
+        // Lengths of the name and itself, of the dimensions and their number, of type and offset.
+        let info = |tensor: &TensorInfo| {
+            u64::from(tensor.n_dims).saturating_mul(8).saturating_add(tensor.name.len() as u64).saturating_add(24)
+        };
         let tensors = header.tensors.iter().map(info).fold(header.alignment, u64::saturating_add);
         let tail = header.data_offset.checked_sub(tensors)?.checked_sub(keys)?;
         Some(Self { bytes, tail: usize::try_from(tail).ok()? })
@@ -34,14 +37,14 @@ impl Known {
         let mut places = self.bytes.get(from..to)?.windows(SEAM).enumerate().filter(|(_, part)| *part == seam);
         let (place, _) = places.next()?;
         // Bytes that repeat say nothing about the place.
-        places.next().is_none().then_some(from + place + SEAM)
+        places.next().is_none().then_some(from.saturating_add(place).saturating_add(SEAM))
     }
 
     /// The range of the other file that has to be read, with so many bytes to spare, once its `start` is there.
     pub fn wanted(&self, start: &[u8], spare: usize) -> Option<(usize, usize)> {
         let moved = self.tail.checked_sub(self.continues(start)?)?;
         let from = start.len().checked_add(moved)?;
-        Some((from, from.checked_add(self.bytes.len() - self.tail)?.checked_add(spare)?))
+        Some((from, from.checked_add(self.bytes.len().checked_sub(self.tail)?)?.checked_add(spare)?))
     }
 
     /// The other header's bytes, of its `start` and its `end`.

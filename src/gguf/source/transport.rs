@@ -1,46 +1,34 @@
 //! One HTTP request over ureq: no redirects, no decompression, no status turned into an error. [I/O]
 
-use std::io::Read;
+use std::sync::Arc;
 
-use super::client::Limits;
+use super::client::{Answer, Limits, Transport};
 use super::error::Failure;
 
-/// What a server answered.
-pub(super) struct Answer {
-    /// The status code.
-    pub status: u16,
-    /// Header names in lower case, and their values.
-    pub headers: Vec<(String, String)>,
-    /// The body, not yet read.
-    pub body: Box<dyn Read + Send>,
-}
-
-/// Sends requests; clones share their connections.
-#[derive(Debug, Clone)]
-pub(super) struct Transport {
+/// Sends requests over connections that are kept.
+struct Http {
     agent: ureq::Agent,
 }
 
-impl Transport {
-    /// With the limits' timeouts.
-    pub fn new(limits: &Limits) -> Self {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .user_agent(concat!("moeplan/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .max_response_header_size(limits.response_header)
-            .timeout_resolve(Some(limits.connect))
-            .timeout_connect(Some(limits.connect))
-            .timeout_recv_response(Some(limits.response))
-            .timeout_per_read(Some(limits.read))
-            .timeout_recv_body(Some(limits.body))
-            .build();
-        Self { agent: config.new_agent() }
-    }
+/// HTTP with the limits' timeouts.
+pub(super) fn http(limits: &Limits) -> Arc<dyn Transport> {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .user_agent(concat!("moeplan/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .max_response_header_size(limits.response_header)
+        .timeout_resolve(Some(limits.connect))
+        .timeout_connect(Some(limits.connect))
+        .timeout_recv_response(Some(limits.response))
+        .timeout_per_read(Some(limits.read))
+        .timeout_recv_body(Some(limits.body))
+        .build();
+    Arc::new(Http { agent: config.new_agent() })
+}
 
-    /// A GET request. `is_local` servers are asked without a proxy.
-    pub fn get(&self, url: &str, headers: &[(&str, String)], is_local: bool) -> Result<Answer, Failure> {
+impl Transport for Http {
+    fn get(&self, url: &str, headers: &[(&str, String)], is_local: bool) -> Result<Answer, Failure> {
         let mut request = self.agent.get(url);
         for (name, value) in headers {
             request = request.header(*name, value);
@@ -63,6 +51,8 @@ fn failure(error: ureq::Error) -> Failure {
         ureq::Error::Timeout(_) => Failure::Timeout,
         ureq::Error::Tls(text) => Failure::Tls(text.to_string()),
         ureq::Error::Rustls(error) => Failure::Tls(error.to_string()),
+        // The standard library has no kind for it.
+        ureq::Error::Io(error) if error.to_string().starts_with("failed to lookup address") => Failure::Host,
         ureq::Error::Io(error) => match error.kind() {
             std::io::ErrorKind::InvalidData => Failure::Tls(error.to_string()),
             _ => Failure::Io(error),

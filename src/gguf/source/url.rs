@@ -38,7 +38,7 @@ impl Url {
         if authority.is_empty() || authority.starts_with(':') {
             return refused("it names no host");
         }
-        let path = scheme.len() + authority.len();
+        let path = scheme.len().saturating_add(authority.len());
         let rest = text.get(path..).unwrap_or_default();
         let slash = if rest.starts_with('/') { "" } else { "/" };
         let text = format!("{scheme}{}{slash}{rest}", authority.to_ascii_lowercase());
@@ -88,7 +88,7 @@ impl Url {
         let end = self.query.saturating_sub(self.file_name().len());
         let before = self.text.get(..end).unwrap_or_default();
         let query = self.text.get(self.query..).unwrap_or_default();
-        Self { text: format!("{before}{name}{query}"), path: self.path, query: before.len() + name.len() }
+        Self { text: format!("{before}{name}{query}"), path: self.path, query: before.len().saturating_add(name.len()) }
     }
 
     /// Where a redirect leads: never from https to http.

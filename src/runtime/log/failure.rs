@@ -151,8 +151,8 @@ fn refusal(text: &str) -> Option<Failure> {
 mod tests {
     use super::*;
 
-    fn oom(buffer: Option<&str>, bytes: Option<u64>, part: Option<Part>) -> Option<Failure> {
-        Some(Failure::OutOfMemory { buffer: buffer.map(str::to_string), bytes: bytes.map(Bytes), part })
+    fn oom(buffer: Option<&str>, bytes: Option<u64>, part: Option<Part>) -> Failure {
+        Failure::OutOfMemory { buffer: buffer.map(str::to_string), bytes: bytes.map(Bytes), part }
     }
 
     #[test]
@@ -189,7 +189,7 @@ mod tests {
             ),
             ("CUDA error: out of memory", oom(None, None, None)),
         ] {
-            assert_eq!(failure(line), expected, "{line}");
+            assert_eq!(failure(line), Some(expected), "{line}");
         }
     }
 
@@ -202,7 +202,7 @@ mod tests {
             "srv  llama_server: exiting due to model loading error",
         ];
         let whole = lines.iter().filter_map(|line| failure(line)).reduce(Failure::and);
-        assert_eq!(whole, oom(Some("CUDA0"), Some(2 << 20), Some(Part::Context)));
+        assert_eq!(whole, Some(oom(Some("CUDA0"), Some(2 << 20), Some(Part::Context))));
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn captured_logs_give_memory_by_device() {
 fn sums_of_lines_are_llama_cpps_own_sums() {
     for name in ["b11434-rpc-cmoe-lv4.log", "b11434-rpc-cmoe-jsonl.log", "b10434-vulkan-cmoe.log", "b11434-cpu-lv4.log"]
     {
-        let log = LoadLog::read(&captured(&name));
+        let log = LoadLog::read(&captured(name));
         let mut memory = log.memory();
         // The table counts what is mapped by its span.
         memory.get_mut(HOST).unwrap().model += log.mapped_span();
@@ -181,7 +181,7 @@ proptest! {
 fn a_line_without_an_end_takes_bounded_memory() {
     let mut reader = LogReader::default();
     for _ in 0..64 {
-        assert!(reader.push(&[b'x'; 65_536]).is_empty());
+        assert!(reader.push(&vec![b'x'; 65_536]).is_empty());
     }
     assert!(reader.pending.len() <= MAX_LINE);
     let events = reader.push(b"\nsrv  llama_server: listening on http://127.0.0.1:1\n");

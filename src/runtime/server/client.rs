@@ -116,6 +116,8 @@ impl Client {
             .proxy(None)
             .user_agent(concat!("moeplan/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(SHORT))
+            // Every request its own connection: llama-server closes one that has waited for 5 s.
+            .max_idle_connections(0)
             .build();
         Self { agent: config.new_agent(), base: base.to_string() }
     }

@@ -12,13 +12,13 @@ pub mod find;
 mod measure;
 mod process;
 mod running;
-mod sse;
+pub mod sse;
 mod supervise;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use client::{Input, Reply, Request, Timings};
+pub use client::{Client, Input, Reply, Request, Timings};
 pub use error::{Error, Failed};
 pub use find::Build;
 pub use process::{End, Process};

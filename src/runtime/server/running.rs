@@ -11,6 +11,7 @@ use super::environment::{self, ConfigFiles};
 use super::error::Failed;
 use super::process::{End, Process, Start};
 use super::{Error, Server, Step};
+use crate::run::LoadMode;
 use crate::runtime::log::{Event, Failure, LogReader, Stage};
 use crate::runtime::{Error as RuntimeError, Launch};
 
@@ -75,6 +76,7 @@ impl Server {
         let removed = environment::to_remove(std::env::vars_os().map(|(name, _)| name), self.keeps_key);
         let mut command: Vec<OsString> = vec![self.build.program.clone().into()];
         command.extend(words.iter().map(OsString::from));
+        warm(launch);
         let begin = Instant::now();
         let process = Process::start(&Start {
             supervisor: &self.moeplan,
@@ -100,6 +102,16 @@ impl Server {
         running.load_time = begin.elapsed();
         self.tell(Step::Ready);
         Ok(running)
+    }
+}
+
+/// Asks for the pages of a model that the launch maps, where memory holds them: it is then read at the disk's own speed.
+fn warm(launch: &Launch) {
+    let is_mapped = matches!(launch.run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock);
+    let bytes = std::fs::metadata(&launch.model).map_or(0, |file| file.len());
+    if is_mapped && launch.machine.host.ram.is_some_and(|ram| bytes < ram.0) {
+        // Advice: a launch goes on without it.
+        let _ = crate::runtime::warm::warm(&launch.model);
     }
 }
 

@@ -1,0 +1,22 @@
+//! Any words as a llama.cpp command; what is understood is printed and understood the same again.
+#![no_main]
+
+use std::collections::BTreeMap;
+
+use libfuzzer_sys::fuzz_target;
+use moeplan::run::args;
+use moeplan::run::parse::command;
+
+fuzz_target!(|bytes: &[u8]| {
+    let text = String::from_utf8_lossy(bytes);
+    let mut words: Vec<String> = shlex::split(&text).unwrap_or_else(|| vec![text.into_owned()]);
+    if !words.first().is_some_and(|first| first.starts_with("llama-")) {
+        words.insert(0, "llama-server".to_string());
+    }
+    let env = BTreeMap::new();
+    let Ok(parsed) = command(&words, &env) else { return };
+    let printed = args::args(&parsed.run);
+    let again: Vec<String> = words.iter().take(1).cloned().chain(printed).collect();
+    let again = command(&again, &env).unwrap_or_else(|error| panic!("{error}: {again:?}"));
+    assert_eq!(format!("{:?}", again.run), format!("{:?}", parsed.run));
+});

@@ -1,0 +1,86 @@
+//! Decisions drawn from a fuzzer's bytes: a number after another, text between separators.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use moeplan::bytes::Bytes;
+use moeplan::gguf::{ByteOrder, Gguf, GgmlType, Header, ModelFile, TensorInfo, Value, ggml_type};
+
+/// The bytes that are left to decide with; all zero when there are none.
+pub struct Draw<'a>(pub &'a [u8]);
+
+impl Draw<'_> {
+    /// The next byte.
+    pub fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u8) -> u8 {
+        self.byte() % limit.max(1)
+    }
+
+    /// A number of any size, small ones more often.
+    pub fn number(&mut self) -> u64 {
+        let width = self.below(10);
+        match width {
+            0..4 => u64::from(self.byte()),
+            4 => u64::MAX - u64::from(self.byte()),
+            5 => 1_u64 << (self.byte() % 64),
+            _ => (0..width - 2).fold(0, |number, _| number << 8 | u64::from(self.byte())),
+        }
+    }
+
+    /// A text of up to 40 bytes.
+    pub fn text(&mut self) -> String {
+        let length = usize::from(self.below(40)).min(self.0.len());
+        let (text, rest) = self.0.split_at(length);
+        self.0 = rest;
+        String::from_utf8_lossy(text).into_owned()
+    }
+
+    /// A value of any kind.
+    pub fn value(&mut self) -> Value {
+        match self.below(8) {
+            0..3 => Value::U64(self.number()),
+            3 => Value::I64(self.number().cast_signed()),
+            4 => Value::F64(f64::from_bits(self.number())),
+            5 => Value::Bool(self.byte() > 127),
+            6 => Value::String(self.text()),
+            _ => Value::Array((0..self.below(12)).map(|_| Value::U64(self.number())).collect()),
+        }
+    }
+
+    /// A tensor, its bytes as the reader would have them.
+    pub fn tensor(&mut self, name: String) -> Option<TensorInfo> {
+        let ty = GgmlType::from_id(u32::from(self.below(43))).unwrap_or_else(ggml_type::f32);
+        let n_dims = u32::from(self.below(4)) + 1;
+        let mut shape = [1; 4];
+        for (at, dimension) in shape.iter_mut().take(n_dims as usize).enumerate() {
+            let number = self.number();
+            *dimension = if at == 0 { (number % (1 << 40)).next_multiple_of(ty.block_size) } else { number };
+        }
+        let elements = shape.iter().try_fold(1_u64, |product, n| product.checked_mul(*n))?;
+        let bytes = ty.row_bytes(elements.min(i64::MAX.unsigned_abs()))?;
+        Some(TensorInfo { name, ty, n_dims, shape, offset: 0, shard: 0, bytes: Bytes(bytes) })
+    }
+}
+
+/// A header of these keys and tensors, which follow one another as the reader demands.
+pub fn header(metadata: BTreeMap<String, Value>, mut tensors: Vec<TensorInfo>) -> Option<Header> {
+    let mut end = 0_u64;
+    for tensor in &mut tensors {
+        tensor.offset = end;
+        end = tensor.bytes.0.checked_next_multiple_of(32).and_then(|bytes| end.checked_add(bytes))?;
+    }
+    let order = ByteOrder::Little;
+    Some(Header { version: 3, byte_order: order, alignment: 32, data_offset: 4096, metadata, tensors })
+}
+
+/// A model of one file.
+pub fn model(header: Header) -> Gguf {
+    let file = ModelFile { path: PathBuf::from("m.gguf"), bytes: Bytes(u64::MAX), data_offset: header.data_offset };
+    Gguf { files: vec![file], header }
+}

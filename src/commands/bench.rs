@@ -1,0 +1,370 @@
+//! `bench`: the four prompts, whole and streamed, and a depth sweep, beside baselines launched in turn. [I/O]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::engine::{Engine, EngineArgs, Runs};
+use super::launch::{LaunchArgs, Proposal};
+use super::plan::PlanOptions;
+use super::{Outcome, Output, check, interrupt};
+use crate::bytes::Bytes;
+use crate::cli::Format;
+use crate::gguf;
+use crate::report;
+use crate::run::RunConfig;
+use crate::runtime::endpoint::Endpoint;
+use crate::runtime::sandbox::{self, Interpreter, Isolated};
+use crate::runtime::{RuntimeInfo, detect, server};
+use crate::suite::bench::{Facts, Raw, bench, csv};
+use crate::suite::cases::CaseLaunch;
+use crate::suite::document::{Bench, Environment, ModelFacts, Verdict, Weights};
+use crate::suite::protocol::Suite;
+use crate::suite::rounds::rounds;
+use crate::suite::session::{self, Asking};
+use crate::suite::{facts, llama_bench};
+
+/// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
+#[derive(Debug, clap::Args)]
+#[command(mut_arg("depth", |arg| arg.long("plan-depth")))]
+#[command(after_help = "Examples:
+  moeplan bench model.gguf --vram 24G --baseline all-on-device,experts-on-host,fit
+  moeplan bench plan.json --depth 0,4096,16384 --repetitions 5 --json -o bench.json
+  moeplan bench --url http://127.0.0.1:8080
+  moeplan bench --from llama-bench.json --csv table.csv
+  moeplan bench model.gguf --backend rpc --vram 8M --threads 1    (a software device, without a GPU)")]
+pub struct Args {
+    /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
+    #[arg(value_name = "MODEL|PLAN", required_unless_present_any = ["url", "from"])]
+    pub model: Option<PathBuf>,
+    /// An OpenAI-compatible endpoint that is up, instead: llama-server, shimmy, any other. MOEPLAN_API_KEY is its key.
+    #[arg(long, value_name = "URL", conflicts_with = "model")]
+    pub url: Option<String>,
+    /// The model that the endpoint is asked for [default: the first that it lists].
+    #[arg(long, value_name = "NAME", requires = "url")]
+    pub model_name: Option<String>,
+    /// Nothing is run: what llama-bench measured (`-o json` or `-o jsonl`), as a bench.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "url", "baseline"])]
+    pub from: Option<PathBuf>,
+    /// What to launch in turn beside the plan.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "BASELINE,…", conflicts_with = "url")]
+    pub baseline: Vec<Baseline>,
+    /// Write the tables as comma-separated values, too.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// How it is asked.
+    #[command(flatten)]
+    pub how: How,
+    /// Tokens in the context before each point of the depth sweep; none for no sweep.
+    #[arg(id = "depths", long = "depth", value_delimiter = ',', value_name = "N,…", default_value = "0")]
+    pub depths: Vec<u32>,
+    /// What runs the launch; the embedded llama.cpp gives no streams.
+    #[arg(long, value_enum, default_value_t = Runs::Server, value_name = "RUNTIME")]
+    pub runtime: Runs,
+    /// What is asked of the planner.
+    #[command(flatten)]
+    pub options: PlanOptions,
+    /// What the launch is beyond its plan.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// What runs it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// A launch to compare with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Baseline {
+    /// Every layer and every expert on the devices.
+    AllOnDevice,
+    /// Every routed expert in main memory (-cmoe).
+    ExpertsOnHost,
+    /// What llama.cpp chooses by itself (-fit on), with the same context and cache types.
+    Fit,
+}
+
+/// How prompts are asked; shared with `validate`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Measurement")]
+pub struct How {
+    /// How often everything is run [default: 3, or what the suite says].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: Option<u32>,
+    /// Tokens of each answer, at most [default: what the suite says, 384 to 512].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: Option<u32>,
+    /// Prompt tokens at each depth.
+    #[arg(long, value_name = "N")]
+    pub depth_prompt: Option<u32>,
+    /// Tokens generated at each depth.
+    #[arg(long, value_name = "N")]
+    pub depth_generate: Option<u32>,
+    /// The weights are made up: answers are not judged.
+    #[arg(long)]
+    pub synthetic: bool,
+    /// A llama-server of the same model, whose tokenizer counts where the endpoint does not.
+    #[arg(long, value_name = "URL")]
+    pub tokenizer: Option<String>,
+    /// MiB that --fit on leaves free of every device (llama.cpp: -fitt), for the baseline `fit`.
+    #[arg(long, value_name = "MIB,…", value_delimiter = ',')]
+    pub fit_target: Vec<u32>,
+}
+
+impl How {
+    /// The suite as it is asked here.
+    pub fn apply(&self, suite: &mut Suite) {
+        suite.repetitions = self.repetitions.unwrap_or(suite.repetitions);
+        suite.depth_prompt = self.depth_prompt.unwrap_or(suite.depth_prompt);
+        suite.depth_generate = self.depth_generate.unwrap_or(suite.depth_generate);
+        for prompt in &mut suite.prompts {
+            prompt.max_tokens = self.max_tokens.unwrap_or(prompt.max_tokens);
+        }
+    }
+
+    /// What sessions need to know.
+    pub fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
+        Ok(Asking {
+            prompts: suite.prompts(),
+            settings: suite.settings(),
+            tokenizer: self.tokenizer.as_deref().map(Endpoint::new).transpose()?,
+            margin,
+            interrupted: interrupt::is_pressed,
+            limit: Duration::from_secs(timeout),
+        })
+    }
+}
+
+/// Judges nothing: for documents that are written before all is done.
+struct Later;
+
+impl Interpreter for Later {
+    fn values(&self, _code: &str, _function: &str, _count: u32) -> sandbox::Outcome {
+        sandbox::Outcome::Unavailable("the bench is not over".to_string())
+    }
+}
+
+/// The file that is launched, by its header.
+pub struct File {
+    /// The model.
+    pub model: crate::model::Model,
+    /// Its facts.
+    pub facts: ModelFacts,
+    /// Whether its weights are real.
+    pub weights: Weights,
+}
+
+impl File {
+    /// Reads a header.
+    pub fn read(path: &Path, synthetic: bool) -> anyhow::Result<Self> {
+        let gguf = gguf::open(path)?;
+        let weights = facts::weights(synthetic, Some(&gguf.header.metadata), &gguf.files);
+        let files = gguf.files.clone();
+        let model = check::load(gguf, &RunConfig::default())?;
+        Ok(Self { facts: facts::model(path, &model, &files), model, weights })
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let mut suite = Suite::protocol();
+    suite.depths.clone_from(&args.depths);
+    args.how.apply(&mut suite);
+    let bench = match (&args.url, &args.from) {
+        (_, Some(path)) => of_llama_bench(path, &mut suite)?,
+        (Some(url), None) => of_endpoint(url, args, &suite, output)?,
+        (None, None) => of_launches(args, &suite, output)?,
+    };
+    answer(&bench, args.csv.as_deref(), output)?;
+    Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
+}
+
+/// Whether the first case ran, its streams were sound and none of its answers wrong. A wrong answer is the model's.
+fn is_sound(bench: &Bench) -> bool {
+    let Some(case) = bench.cases.first() else { return false };
+    let ran = case.sessions.iter().all(|session| session.failure.is_none());
+    ran && case.stream.iter().all(|item| item.verdict != Verdict::Fail)
+}
+
+/// Prints a bench.
+fn answer(bench: &Bench, table: Option<&Path>, output: &Output) -> anyhow::Result<()> {
+    if let Some(path) = table {
+        super::write(path, &csv(bench))?;
+    }
+    match output.format() {
+        Format::Json => output.json(bench),
+        Format::Html => output.page(bench),
+        format => output.answer(&report::bench::render(bench, format)),
+    }
+}
+
+/// What llama-bench measured.
+fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let raw = llama_bench::cases(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))?;
+    anyhow::ensure!(!raw.is_empty(), "`{}` holds no test of llama-bench", path.display());
+    suite.prompts.clear();
+    suite.depths = raw.iter().flat_map(|case| &case.sessions).flat_map(|s| &s.depths).map(|d| d.depth).collect();
+    suite.depths.sort_unstable();
+    suite.depths.dedup();
+    let most = raw.iter().map(|case| case.sessions.len()).max().unwrap_or(0);
+    suite.repetitions = u32::try_from(most).unwrap_or(u32::MAX);
+    let environment = Environment { moeplan: env!("CARGO_PKG_VERSION").to_string(), ..Environment::default() };
+    let notes =
+        vec!["measured by llama-bench, which tells neither memory nor answers; nothing was run here".to_string()];
+    let weights = facts::weights(false, None, &[]);
+    Ok(bench(Facts { suite, environment, model: None, weights, notes }, raw, &Later))
+}
+
+/// The plan and its baselines, launched in turn.
+fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Bench> {
+    let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
+    let engine = args.engine.engine(args.runtime, output)?;
+    let mut proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
+    proposal.launch.run.fit_target.clone_from(&args.how.fit_target);
+    let file = File::read(&proposal.launch.model, args.how.synthetic)?;
+    let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
+    let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &file)).collect();
+    let margin = args.options.machine.margin(&proposal.launch.machine);
+    let asking = args.how.asking(suite, margin, args.engine.timeout)?;
+    let facts = |notes| Facts {
+        suite,
+        environment: facts::environment(Some(&proposal.launch.machine)),
+        model: Some(file.facts.clone()),
+        weights: file.weights.clone(),
+        notes,
+    };
+    let mut notes = Vec::new();
+    if !proposal.fits() {
+        notes.push("the plan does not fit its budget; it was launched all the same".to_string());
+    }
+    let environment = facts(Vec::new()).environment;
+    let mut save = |raw: &[Raw]| {
+        if output.global.output.is_some() && output.format() == Format::Json {
+            let facts = Facts { environment: environment.clone(), ..facts(notes.clone()) };
+            if let Err(error) = output.json(&bench(facts, raw.to_vec(), &Later)) {
+                output.say(&format!("warning: {error:#}"));
+            }
+        }
+    };
+    let raw = rounds(&cases, suite.repetitions, &mut |case, n| launched(&engine, case, n, &asking, output), &mut save)
+        .map_err(|_| server::Error::Interrupted)?;
+    Ok(bench(Facts { environment: environment.clone(), ..facts(notes.clone()) }, raw, &Isolated))
+}
+
+impl Baseline {
+    fn case(self) -> &'static str {
+        match self {
+            Self::AllOnDevice => "all-on-device",
+            Self::ExpertsOnHost => "experts-on-host",
+            Self::Fit => "fit",
+        }
+    }
+}
+
+/// A case of a launch; refused where main memory could not hold it.
+pub fn a_case(name: &str, proposal: &Proposal, file: &File) -> CaseLaunch {
+    let mut case = CaseLaunch::new(name, &proposal.launch, &file.model);
+    let needs = case.host_needs();
+    if let Some(available) = detect::host().available.filter(|available| needs > *available) {
+        case.refused.get_or_insert(format!("it needs {needs} of main memory, of which {available} are free"));
+    }
+    case
+}
+
+/// Launches a case on the engine.
+pub fn launched(
+    engine: &Engine,
+    case: &CaseLaunch,
+    repetition: u32,
+    asking: &Asking,
+    output: &Output,
+) -> Result<crate::suite::document::Session, session::Interrupted> {
+    output.say(&format!("{}, {repetition} of {}", case.name, asking.settings.repetitions));
+    let session = match engine {
+        Engine::Server(server) => session::launched(server, case, repetition, asking)?,
+        Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking),
+    };
+    if let Some(failure) = &session.failure {
+        output.say(&format!("{}: {}", case.name, crate::escape::terminal(failure)));
+    }
+    Ok(session)
+}
+
+/// An endpoint that is up.
+fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Bench> {
+    interrupt::arm();
+    let mut endpoint = Endpoint::new(url)?;
+    endpoint.key = std::env::var("MOEPLAN_API_KEY").ok().filter(|key| !key.is_empty());
+    endpoint.limit = Duration::from_secs(args.engine.timeout);
+    endpoint.interrupted = interrupt::is_pressed;
+    let listed = endpoint.models()?;
+    let mut notes = Vec::new();
+    endpoint.model = args.model_name.clone().or_else(|| listed.first().cloned());
+    if let Some(name) = &endpoint.model {
+        notes.push(format!("asked for `{name}`; the endpoint lists {} models", listed.len()));
+    }
+    let properties = endpoint.properties();
+    let mut environment = facts::environment(None);
+    environment.endpoint = Some(endpoint.address().to_string());
+    match properties.get("build_info").and_then(serde_json::Value::as_str) {
+        Some(build) => environment.runtime = Some(runtime_of(build)),
+        None => notes.push("the endpoint does not say which program it is".to_string()),
+    }
+    let weights = facts::weights(args.how.synthetic, None, &[]);
+    let asking = args.how.asking(suite, Bytes(0), args.engine.timeout)?;
+    let mut sessions = Vec::new();
+    for repetition in 1..=suite.repetitions {
+        output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
+        let session = session::of_endpoint(&endpoint, repetition, &asking).map_err(|_| server::Error::Interrupted)?;
+        let is_over = session.failure.is_some();
+        sessions.push(session);
+        if is_over {
+            break;
+        }
+    }
+    let samples = || sessions.iter().flat_map(|session| &session.samples);
+    if samples().any(|sample| sample.generated_tokens.is_none()) {
+        notes.push(
+            "the endpoint does not count tokens (no usage): their number and tg are unknown; --tokenizer counts them"
+                .into(),
+        );
+    }
+    if samples().any(|sample| sample.pp.is_none()) {
+        notes.push("the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock".into());
+    }
+    notes.push("memory and load time of an endpoint that is up already are not seen".into());
+    let what = "the endpoint as it is".to_string();
+    let raw = Raw { name: "endpoint".into(), what, command: None, sessions };
+    Ok(bench(Facts { suite, environment, model: None, weights, notes }, vec![raw], &Isolated))
+}
+
+/// `b11434-unknown` as a runtime.
+fn runtime_of(build: &str) -> RuntimeInfo {
+    let digits: String = build.trim_start_matches('b').chars().take_while(char::is_ascii_digit).collect();
+    RuntimeInfo { program: build.to_string(), build: digits.parse().unwrap_or(0), backend: "unknown".to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_read_from_what_the_server_says() {
+        assert_eq!(runtime_of("b11434-unknown").build, 11434);
+        assert_eq!(runtime_of("b1-f00").build, 1);
+        assert_eq!(runtime_of("something").build, 0);
+    }
+
+    #[test]
+    fn flags_change_the_suite() {
+        use clap::Parser as _;
+        let words = ["moeplan", "bench", "m.gguf", "--repetitions", "5", "--max-tokens", "9", "--depth", "0,64"];
+        let cli = super::super::Cli::try_parse_from(words).unwrap();
+        let super::super::Command::Bench(args) = cli.command else { panic!("not bench") };
+        let mut suite = Suite::protocol();
+        args.how.apply(&mut suite);
+        assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.depth), (5, &[0, 64][..], 0));
+        assert!(suite.prompts.iter().all(|prompt| prompt.max_tokens == 9));
+    }
+}

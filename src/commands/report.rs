@@ -1,0 +1,66 @@
+//! `report`: documents that were written with --json, as Markdown or as one page of HTML. [I/O]
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::{Outcome, Output};
+use crate::cli::Format;
+use crate::report::page::read::{self, Source};
+use crate::report::{html, page};
+
+/// A file larger than this is no document of moeplan.
+const LARGEST: u64 = 256 << 20;
+
+/// Arguments of `report`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan verify --vram 24G model.gguf --json -o run.json
+  moeplan report run.json --format html -o run.html
+  moeplan report plan-a.json plan-b.json bench.json --title 'Three ways' -o report.md")]
+pub struct Args {
+    /// Documents of inspect, check, plan, verify, bench or validate, or llama-bench's JSON; `-` is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// What the report is called.
+    #[arg(long, value_name = "TEXT")]
+    title: Option<String>,
+}
+
+/// Runs `report`. The format is that of --format; text is Markdown, and a name of -o that ends in .html is a page.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let mut sources: Vec<Source> = Vec::new();
+    for file in &args.files {
+        sources.extend(read::read(&file.display().to_string(), &text(file)?)?);
+    }
+    let page = page::of(&sources, args.title.as_deref());
+    let to_page = output.global.output.as_ref().and_then(|path| path.extension()).is_some_and(|ext| ext == "html");
+    match output.format() {
+        Format::Html => output.answer(&html::page(&page))?,
+        Format::Text if to_page => output.answer(&html::page(&page))?,
+        Format::Text | Format::Markdown => output.answer(&page::markdown::page(&page))?,
+        Format::Json => {
+            anyhow::bail!("a report is Markdown or HTML: its figures are in the documents that it is made of")
+        }
+    }
+    Ok(Outcome::Yes)
+}
+
+fn text(file: &Path) -> anyhow::Result<String> {
+    let failed = || format!("cannot read `{}`", file.display());
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().take(LARGEST + 1).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text))
+    };
+    let read = read.with_context(failed)?;
+    anyhow::ensure!(read as u64 <= LARGEST, "`{}` is larger than any document of moeplan", file.display());
+    Ok(text)
+}
+
+/// What to try after an error of this command.
+pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| Some(cause.downcast_ref::<read::Error>()?.hint()))
+}

@@ -1,0 +1,357 @@
+//! `validate`: a whole suite over any number of models, one result file a step, taken up again where it was left. [I/O]
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde::Serialize;
+
+use super::bench::{File, How, a_case, launched};
+use super::engine::{Engine, EngineArgs, Runs};
+use super::launch::{LaunchArgs, Proposal};
+use super::plan::PlanOptions;
+use super::{Outcome, Output, interrupt};
+use crate::cli::Format;
+use crate::expectation::{self, Expectations};
+use crate::inspection::Inspection;
+use crate::plan::ContextChoice;
+use crate::report;
+use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
+use crate::runtime::server;
+use crate::suite::bench::{Facts, bench, csv};
+use crate::suite::cases::CaseLaunch;
+use crate::suite::document::{
+    Item, ModelValidation, PlacementFacts, Section, Session, VALIDATION_SCHEMA, Validation, Verdict,
+};
+use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
+use crate::suite::rounds::rounds;
+use crate::suite::session::Asking;
+use crate::suite::store::{Store, key};
+use crate::suite::{checklist, facts};
+
+/// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
+#[derive(Debug, clap::Args)]
+#[command(mut_arg("depth", |arg| arg.long("plan-depth")))]
+#[command(after_help = "Examples:
+  moeplan validate --model gpt-oss-20b=gpt-oss-20b.gguf --vram 80G --results results
+  moeplan validate my-suite.yaml --model small=small.gguf --backend rpc --vram 64M --threads 1
+Run it again with the same --results, and only what is missing is run.")]
+pub struct Args {
+    /// A built-in suite, or a YAML file.
+    #[arg(value_name = "SUITE", default_value = "moe-cpu-offload")]
+    pub suite: String,
+    /// A model's file, by the name that the suite gives it; without NAME it is found by what the suite expects.
+    #[arg(long, value_name = "[NAME=]PATH")]
+    pub model: Vec<String>,
+    /// The folder that results are written to and taken up from.
+    #[arg(long, value_name = "DIR", default_value = "moeplan-validation")]
+    pub results: PathBuf,
+    /// How it is asked.
+    #[command(flatten)]
+    pub how: How,
+    /// What is asked of the planner.
+    #[command(flatten)]
+    pub options: PlanOptions,
+    /// What the launch is beyond its plan.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// What runs it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// Everything that models share.
+struct Shared<'a> {
+    args: &'a Args,
+    suite: Suite,
+    engine: Engine,
+    store: Store,
+    output: &'a Output,
+}
+
+/// Runs the command.
+pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
+    let mut suite = load(&args.suite)?;
+    args.how.apply(&mut suite);
+    args.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
+    let named = named(&args.model, &suite)?;
+    let engine = args.engine.engine(Runs::Server, output)?;
+    let store = Store::new(&args.results)?;
+    let shared = Shared { args: &args, suite, engine, store, output };
+    let prerequisites = prerequisites(&shared);
+    let mut document = Validation {
+        schema: VALIDATION_SCHEMA.to_string(),
+        suite: shared.suite.name.clone(),
+        description: shared.suite.description.clone(),
+        environment: facts::environment(None),
+        prerequisites,
+        models: Vec::new(),
+        summary: Vec::new(),
+    };
+    for (name, expected, path) in named {
+        document.models.push(a_model(&shared, &name, expected.as_ref(), path.as_deref())?);
+        sum_up(&mut document);
+        shared.store.write("validation.json", &serde_json::to_string_pretty(&document)?)?;
+    }
+    sum_up(&mut document);
+    shared.store.write("validation.json", &serde_json::to_string_pretty(&document)?)?;
+    shared.store.write("validation.md", &report::validation::render(&document, Format::Markdown))?;
+    shared.store.write("validation.html", &report::html::of_document(&document)?)?;
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        Format::Html => output.page(&document)?,
+        format => output.answer(&report::validation::render(&document, format))?,
+    }
+    output.say(&format!("results are in {}", args.results.display()));
+    let ran = document.models.iter().any(|model| model.skipped.is_none());
+    anyhow::ensure!(ran, "no model was run: name one with --model NAME=PATH");
+    let failed = document.summary.iter().any(|line| line.verdict == Verdict::Fail);
+    Ok(if failed { Outcome::No } else { Outcome::Yes })
+}
+
+/// The summary, and in the environment what ran and the devices it was run on.
+fn sum_up(document: &mut Validation) {
+    document.summary = checklist::summary(&document.prerequisites, &document.models);
+    if let Some(bench) = document.models.iter().find_map(|model| model.bench.as_ref()) {
+        document.environment = bench.environment.clone();
+    }
+}
+
+/// The built-in suite, or the file.
+fn load(name: &str) -> anyhow::Result<Suite> {
+    if let Some(suite) = Suite::built_in(name).filter(|_| !Path::new(name).exists()) {
+        return Ok(suite?);
+    }
+    let text = std::fs::read_to_string(name).with_context(|| {
+        format!("cannot read suite `{name}` (built in: {})", built_in_names().collect::<Vec<_>>().join(", "))
+    })?;
+    Ok(Suite::from_yaml(name, &text)?)
+}
+
+type Named = (String, Option<SuiteModel>, Option<PathBuf>);
+
+/// The models of the suite in its order with their files, then those that only the command line names.
+fn named(words: &[String], suite: &Suite) -> anyhow::Result<Vec<Named>> {
+    let mut given: Vec<(String, PathBuf)> = Vec::new();
+    for word in words {
+        let (name, path) = match word.split_once('=') {
+            Some((name, path)) if !Path::new(word).exists() => (name.to_string(), PathBuf::from(path)),
+            _ => (recognised(Path::new(word), suite)?, PathBuf::from(word)),
+        };
+        let is_name = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
+        anyhow::ensure!(is_name, "`--model {word}`: `{name}` names a folder of results and cannot hold a separator");
+        if given.iter().any(|(known, _)| *known == name) {
+            bail!("`--model {word}`: `{name}` has a file already");
+        }
+        given.push((name, path));
+    }
+    let of_suite = suite.models.iter().map(|model| {
+        let path = given.iter().find(|(name, _)| *name == model.name).map(|(_, path)| path.clone());
+        (model.name.clone(), Some(model.clone()), path)
+    });
+    let others = given.iter().filter(|(name, _)| suite.models.iter().all(|model| model.name != *name));
+    Ok(of_suite.chain(others.map(|(name, path)| (name.clone(), None, Some(path.clone())))).collect())
+}
+
+/// The suite's name of a file: the model whose expectations it meets, else its own name.
+fn recognised(path: &Path, suite: &Suite) -> anyhow::Result<String> {
+    let file = File::read(path, false)?;
+    let inspection = Inspection::new(&file.model, &[], None);
+    for model in &suite.models {
+        let checks = expectations(model)?.map(|expectations| expectations.check(&inspection)).transpose();
+        if checks.is_ok_and(|checks| checks.is_some_and(|checks| checks.iter().all(|check| check.ok))) {
+            return Ok(model.name.clone());
+        }
+    }
+    Ok(path.file_stem().map_or("model".to_string(), |stem| stem.to_string_lossy().into_owned()))
+}
+
+/// What the suite expects of a model.
+fn expectations(model: &SuiteModel) -> anyhow::Result<Option<Expectations>> {
+    Ok(match (&model.expect, &model.expectations) {
+        (_, Some(own)) => Some(Expectations::from_yaml(&model.name, &serde_yaml::to_string(own)?)?),
+        (Some(name), None) => match expectation::built_in(name) {
+            Some(text) => Some(Expectations::from_yaml(name, text)?),
+            None => None,
+        },
+        (None, None) => None,
+    })
+}
+
+fn item(what: &str, verdict: Verdict, detail: String) -> Item {
+    Item { what: what.to_string(), verdict, detail }
+}
+
+/// The line about running a model's code.
+const PYTHON: &str = "code of a model can be run isolated";
+
+/// What has to be there.
+fn prerequisites(shared: &Shared<'_>) -> Vec<Item> {
+    let mut items = vec![item("llama-server runs here", Verdict::Pass, shared.engine.name())];
+    items.push(match shared.args.options.described_machine() {
+        Ok(machine) if !machine.devices.is_empty() => {
+            let names: Vec<String> =
+                machine.devices.iter().map(|device| format!("{} with {}", device.name, device.total)).collect();
+            item("there is a device", Verdict::Pass, names.join(", "))
+        }
+        Ok(_) => item("there is a device", Verdict::Fail, "none was found or described (--vram)".to_string()),
+        Err(error) => item("there is a device", Verdict::Fail, format!("{error:#}")),
+    });
+    items.push(match Isolated.values("def f(n): return n", "f", 1) {
+        sandbox::Outcome::Ran { .. } => item(PYTHON, Verdict::Pass, "Python in namespaces of its own".to_string()),
+        sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => {
+            item(PYTHON, Verdict::NotAssessed, format!("only its syntax is read: {why}"))
+        }
+        other => item(PYTHON, Verdict::NotAssessed, format!("only its syntax is read: {other:?}")),
+    });
+    items
+}
+
+/// One model through all steps. What is wrong with it is in its checklist; only an interruption and a folder that cannot be
+/// written stop the suite.
+fn a_model(
+    shared: &Shared<'_>,
+    name: &str,
+    expected: Option<&SuiteModel>,
+    path: Option<&Path>,
+) -> anyhow::Result<ModelValidation> {
+    let mut model = ModelValidation {
+        name: name.to_string(),
+        path: path.map(|path| path.display().to_string()),
+        skipped: None,
+        sections: Vec::new(),
+        placements: Vec::new(),
+        bench: None,
+    };
+    let Some(path) = path else {
+        model.skipped = Some(format!("its file was not named (--model {name}=PATH)"));
+        return Ok(model);
+    };
+    if !path.exists() {
+        model.skipped = Some(format!("there is no file `{}`", path.display()));
+        return Ok(model);
+    }
+    shared.output.say(&format!("model {name}"));
+    match through(shared, &mut model, expected, path) {
+        Err(error) if interrupt::is_cause(&error) || error.is::<crate::suite::store::Error>() => Err(error),
+        Err(error) => {
+            let line = item("it can be read, planned and launched", Verdict::Fail, format!("{error:#}"));
+            model.sections.push(Section { name: "file".into(), items: vec![line] });
+            Ok(model)
+        }
+        Ok(()) => Ok(model),
+    }
+}
+
+/// The steps of one model.
+fn through(
+    shared: &Shared<'_>,
+    model: &mut ModelValidation,
+    expected: Option<&SuiteModel>,
+    path: &Path,
+) -> anyhow::Result<()> {
+    let (args, suite) = (shared.args, &shared.suite);
+    let store = shared.store.below(&model.name)?;
+    let file = File::read(path, args.how.synthetic)?;
+    let inspection = Inspection::new(&file.model, &[], None);
+    let expectations = expected.map(expectations).transpose()?.flatten();
+    let checks = expectations.map(|expectations| expectations.check(&inspection)).transpose()?;
+    let architecture = checklist::architecture(checks.as_deref(), &file.weights);
+    store.keep("architecture", &key(&file.facts), &architecture)?;
+    model.sections.push(architecture);
+
+    let mut proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
+    proposal.launch.run.fit_target.clone_from(&args.how.fit_target);
+    let cases: Vec<CaseLaunch> = suite.cases.iter().map(|name| a_case(name, &proposal, &file)).collect();
+    let fits = |case: &CaseLaunch| if case.name == "plan" { Some(proposal.fits()) } else { None };
+    model.placements =
+        cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect::<Vec<PlacementFacts>>();
+    store.keep("placements", &key(&file.facts), &model.placements)?;
+
+    let margin = args.options.machine.margin(&proposal.launch.machine);
+    let asking = args.how.asking(suite, margin, args.engine.timeout)?;
+    let environment = facts::environment(Some(&proposal.launch.machine));
+    let mut step = |case: &CaseLaunch, repetition: u32| {
+        let name = format!("{}-{repetition}", case.name);
+        let key = step_key(&shared.engine, case, &asking, path);
+        if let Some(session) = store.found::<Session>(&name, &key).filter(|session| session.failure.is_none()) {
+            shared.output.say(&format!("{}, {repetition} of {}: done before", case.name, suite.repetitions));
+            return Ok(session);
+        }
+        let session = launched(&shared.engine, case, repetition, &asking, shared.output)?;
+        if let Err(error) = store.keep(&name, &key, &session) {
+            shared.output.say(&format!("warning: {error}: {}", error.source));
+        }
+        Ok(session)
+    };
+    let raw = rounds(&cases, suite.repetitions, &mut step, &mut |_| {}).map_err(|_| server::Error::Interrupted)?;
+    let facts =
+        Facts { suite, environment, model: Some(file.facts.clone()), weights: file.weights.clone(), notes: Vec::new() };
+    let bench = bench(facts, raw, &Isolated);
+    store.write("bench.json", &serde_json::to_string_pretty(&bench)?)?;
+    store.write("bench.csv", &csv(&bench))?;
+    model.sections.push(checklist::placements(&model.placements, &bench));
+    model.sections.push(checklist::tests(&bench));
+    model.sections.push(checklist::streaming(&bench));
+    model.sections.push(checklist::memory(&bench));
+    model.bench = Some(bench);
+    Ok(())
+}
+
+/// Everything that a launch's result depends on. The ports of software devices are others each time.
+fn step_key(engine: &Engine, case: &CaseLaunch, asking: &Asking, path: &Path) -> String {
+    #[derive(Serialize)]
+    struct Of<'a> {
+        runtime: String,
+        words: Vec<String>,
+        threads: u32,
+        prompts: &'a [crate::suite::document::Prompt],
+        settings: crate::suite::document::Settings,
+        bytes: u64,
+        modified: u64,
+    }
+    let mut words = crate::run::args::args(&case.launch.run);
+    for (at, device) in case.launch.machine.devices.iter().enumerate() {
+        if let Some(endpoint) = device.endpoint() {
+            for word in &mut words {
+                *word = word.replace(endpoint, &format!("device {at}"));
+            }
+        }
+    }
+    let file = std::fs::metadata(path).ok();
+    let modified = file.as_ref().and_then(|file| file.modified().ok());
+    let since = modified.and_then(|time| time.duration_since(std::time::SystemTime::UNIX_EPOCH).ok());
+    key(&Of {
+        runtime: engine.name(),
+        words,
+        threads: case.launch.n_threads,
+        prompts: &asking.prompts,
+        settings: crate::suite::document::Settings { repetitions: 0, ..asking.settings.clone() },
+        bytes: file.map_or(0, |file| file.len()),
+        modified: since.map_or(0, |since| since.as_secs()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_the_suites_then_those_of_the_command_line() {
+        let suite = Suite::protocol();
+        let words = ["gpt-oss-20b=/x/a.gguf", "mine=/x/b.gguf"].map(str::to_string);
+        let named = named(&words, &suite).unwrap();
+        assert_eq!(named.len(), suite.models.len() + 1);
+        let of = |name: &str| named.iter().find(|(known, _, _)| known == name).unwrap();
+        assert_eq!(of("gpt-oss-20b").2, Some(PathBuf::from("/x/a.gguf")));
+        assert!(of("phi-3.5-moe").2.is_none() && of("mine").1.is_none());
+        for words in [["a=x", "a=y"], ["../a=x", "b=y"]] {
+            assert!(super::named(&words.map(str::to_string), &suite).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_suite_that_is_not_there_names_those_that_are() {
+        let error = format!("{:#}", load("no-such-suite").unwrap_err());
+        assert!(error.contains("built in: moe-cpu-offload"), "{error}");
+    }
+}

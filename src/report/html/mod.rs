@@ -1,0 +1,234 @@
+//! A report as one self-contained page: nothing is fetched, it reads without script, in light, dark and on paper.
+//!
+//! Text is escaped by type: `maud` writes markup only where this module does. What reorders or hides text is spelled out in
+//! the finished page, so that no field can be forgotten.
+
+#[cfg(test)]
+mod tests;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::chart::{Chart, Figure};
+use super::page::{self, Block, Item, KeyFigure, Page, Section, Verdict, WhatIf};
+use super::svg;
+use super::table::{Align, Table};
+use crate::escape;
+
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("what-if.js");
+/// The hash of [`SCRIPT`], the only script that the page's policy lets run.
+const SCRIPT_HASH: &str = "sha256-ONlt/G/jOcc9GdJrs3Z1U1zFlXmj+IBpNPwFZJMtlng=";
+
+/// The whole page.
+pub fn page(page: &Page) -> String {
+    let has_script = page.sections.iter().flat_map(|section| &section.blocks).any(|b| matches!(b, Block::WhatIf(_)));
+    let scripts = if has_script { format!("script-src '{SCRIPT_HASH}'") } else { "script-src 'none'".to_string() };
+    let policy =
+        format!("default-src 'none'; style-src 'unsafe-inline'; {scripts}; base-uri 'none'; form-action 'none'");
+    let markup = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(policy);
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="generator" content=(concat!("moeplan ", env!("CARGO_PKG_VERSION")));
+                title { (page.title) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                (svg::definitions())
+                div.page {
+                    header {
+                        p.brand { "moeplan" }
+                        h1 { (page.title) }
+                        @if !page.subtitle.is_empty() { p.subtitle { (page.subtitle) } }
+                        @if page.sections.len() > 1 { (contents(page)) }
+                    }
+                    main { @for (at, part) in page.sections.iter().enumerate() { (section(part, at, page.sections.len() == 1)) } }
+                    footer { "Written by moeplan " (env!("CARGO_PKG_VERSION")) ". Predictions and measurements are marked as what they are." }
+                }
+                @if has_script { script { (PreEscaped(SCRIPT)) } }
+            }
+        }
+    };
+    spelled_out(&markup.into_string())
+}
+
+/// The page with every character that reorders or hides text written as `\u{…}`; its own line feeds stay.
+fn spelled_out(page: &str) -> String {
+    let lines: Vec<_> = page.split('\n').map(escape::terminal).collect();
+    lines.join("\n") + "\n"
+}
+
+fn contents(page: &Page) -> Markup {
+    html! {
+        nav aria-label="Contents" {
+            ul { @for (at, part) in page.sections.iter().enumerate() { li { a href=(format!("#s{at}")) { (part.heading) } } } }
+        }
+    }
+}
+
+/// A section; the only one of a page needs no heading beside the page's, but for who moves by headings.
+fn section(section: &Section, at: usize, only: bool) -> Markup {
+    html! {
+        section.only[only] id=(format!("s{at}")) aria-labelledby=(format!("s{at}-name")) {
+            h2.sr[only] id=(format!("s{at}-name")) { (section.heading) }
+            @if !section.source.is_empty() { p.source { (section.source) } }
+            @for (n, part) in section.blocks.iter().enumerate() { (block(part, &format!("s{at}-{n}"))) }
+        }
+    }
+}
+
+fn block(block: &Block, id: &str) -> Markup {
+    match block {
+        Block::Heading(text) => html! { h3 { (text) } },
+        Block::Prose(text) => html! { p { (text) } },
+        Block::Verdict(verdict, text) => html! { p.verdict.(class(*verdict)) { (sign(*verdict)) span { (text) } } },
+        Block::KeyFigures(figures) => key_figures(figures),
+        Block::Table(caption, rows) => table(rows, Some(caption)),
+        Block::Figure(drawn) => figure(drawn, id),
+        Block::Command(command) => html! { pre { code { (command) } } },
+        Block::Note(verdict, text, hint) => html! {
+            ul.notes { li.(class(*verdict)) {
+                (sign(*verdict))
+                span { (text) @if let Some(hint) = hint { span.hint { (hint) } } }
+            } }
+        },
+        Block::Checklist(items) => checklist(items),
+        Block::Output(label, text) => html! { details { summary { (label) } pre { (kept_lines(text)) } } },
+        Block::WhatIf(points) => what_if(points, id),
+    }
+}
+
+/// Strangers' text over several lines: its line feeds stay, everything else is spelled out as in the rest of the page.
+fn kept_lines(text: &str) -> String {
+    text.replace("\r\n", "\n")
+}
+
+fn class(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Good => "good",
+        Verdict::Caution => "caution",
+        Verdict::Bad => "bad",
+        Verdict::Open => "open",
+    }
+}
+
+/// The mark of a verdict, with its word for who does not see it.
+fn sign(verdict: Verdict) -> Markup {
+    html! { span.sign aria-hidden="true" { (verdict.mark()) } span.sr { (verdict.word()) ": " } }
+}
+
+fn key_figures(figures: &[KeyFigure]) -> Markup {
+    html! {
+        dl.figures.of-4[figures.len() == 4 || figures.len() > 6] {
+            @for figure in figures {
+                div {
+                    dt { (figure.label) }
+                    dd.number { (figure.value) }
+                    @if !figure.note.is_empty() { dd.note { (figure.note) } }
+                }
+            }
+        }
+    }
+}
+
+fn checklist(items: &[Item]) -> Markup {
+    html! {
+        ul.checklist {
+            @for item in items {
+                li.(class(item.verdict)) {
+                    (sign(item.verdict))
+                    span { (item.what) @if !item.why.is_empty() { span.why { (item.why) } } }
+                }
+            }
+        }
+    }
+}
+
+/// How a cell breaks: a number never, a short text neither, a path or a regex anywhere.
+fn breaks(cell: &str) -> Option<&'static str> {
+    if cell.chars().count() <= 18 {
+        return Some("short");
+    }
+    cell.split_whitespace().any(|word| word.chars().count() > 24).then_some("long")
+}
+
+/// A table; wide ones scroll within the page, by keyboard too.
+fn table(table: &Table, caption: Option<&str>) -> Markup {
+    let side = |at: usize| table.columns().get(at).filter(|(_, side)| *side == Align::Right).map(|_| "r");
+    html! {
+        div.scroll tabindex="0" role="region" aria-label=(caption.filter(|text| !text.is_empty()).unwrap_or("Table")) {
+            table {
+                @if let Some(caption) = caption.filter(|text| !text.is_empty()) { caption { (caption) } }
+                @if table.columns().iter().any(|(name, _)| !name.is_empty()) {
+                    thead { tr {
+                        @for (at, (name, _)) in table.columns().iter().enumerate() {
+                            th scope="col" class=[side(at)] { (name) }
+                        }
+                    } }
+                }
+                tbody {
+                    @for row in table.rows() {
+                        tr { @for (at, cell) in row.iter().enumerate() { td class=[side(at).or_else(|| breaks(cell))] { (cell) } } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A chart with its table. A drawing made of several parts is one image for who cannot see it.
+fn figure(figure: &Figure, id: &str) -> Markup {
+    let is_one_drawing = matches!(figure.chart, Chart::Lines(_));
+    let (named, described) = (format!("{id}-title"), format!("{id}-desc"));
+    let drawing = svg::chart(&figure.chart, id, &figure.title, &figure.text);
+    html! {
+        figure {
+            figcaption { b id=(named) { (figure.title) } @if !figure.text.is_empty() { span id=(described) { (figure.text) } } }
+            (svg::legend(&figure.legend))
+            @if is_one_drawing {
+                (drawing)
+            } @else {
+                div role="img" aria-labelledby=(named) aria-describedby=[(!figure.text.is_empty()).then_some(described)] { (drawing) }
+            }
+            details { summary { "The numbers as a table" } (table(&figure.table, None)) }
+        }
+    }
+}
+
+/// Points of a plan with a slider over them; without script, the table of all of them.
+fn what_if(points: &WhatIf, id: &str) -> Markup {
+    let last = points.table.rows().len().saturating_sub(1);
+    html! {
+        div.what-if {
+            h3 { "What if the " (points.what) " were another?" }
+            div.control hidden {
+                label for=(format!("{id}-slider")) { (points.what) }
+                input id=(format!("{id}-slider")) type="range" min="0" max=(last) step="1" value=(points.start.min(last));
+                output for=(format!("{id}-slider")) {}
+            }
+            (table(&points.table, None))
+            @for command in &points.commands { template { (command) } }
+            @if let Some(command) = points.commands.get(points.start) { pre { (command) } }
+        }
+    }
+}
+
+/// The page of one document, from what its JSON says and nothing else.
+pub fn of_document(document: &impl serde::Serialize) -> Result<String, Error> {
+    let text = serde_json::to_string(document)?;
+    Ok(page(&page::of(&page::read::read("this document", &text)?, None).without_sources()))
+}
+
+/// A document that cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be written as JSON.
+    #[error("the document cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It is none that a report shows.
+    #[error(transparent)]
+    Read(#[from] page::read::Error),
+}

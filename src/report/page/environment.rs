@@ -1,0 +1,83 @@
+//! Where something was measured and what: machine, devices, driver, build, the file and its header's facts.
+
+use crate::report::number::{parameters, thousands};
+use crate::report::table::{Align, Table};
+use crate::suite::document::{Environment, ModelFacts};
+
+/// The machine and the runtime.
+pub fn machine(environment: &Environment) -> Table {
+    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    let mut add = |what: &str, value: Option<String>| {
+        if let Some(value) = value {
+            table.row([what.to_string(), value]);
+        }
+    };
+    add("system", environment.system.clone());
+    let threads = environment.processors.map(|n| format!("{n} threads"));
+    let processor: Vec<String> = environment.processor.clone().into_iter().chain(threads).collect();
+    add("processor", Some(processor.join(", ")).filter(|text| !text.is_empty()));
+    add("main memory", environment.ram.map(|bytes| bytes.to_string()));
+    for device in &environment.devices {
+        let name = device.description.as_ref().map(|text| format!("{text}, ")).unwrap_or_default();
+        add(&device.name, Some(format!("{name}{}", device.total)));
+    }
+    add("driver", environment.driver.clone());
+    let runtime = environment.runtime.as_ref();
+    add("runtime", runtime.map(|runtime| format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend)));
+    add("endpoint", environment.endpoint.clone());
+    add("moeplan", Some(environment.moeplan.clone()).filter(|text| !text.is_empty()));
+    add("begun", (environment.started > 0).then(|| utc(environment.started)));
+    table
+}
+
+/// The file.
+pub fn model(model: &ModelFacts) -> Table {
+    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    let mut add = |what: &str, value: String| {
+        table.row([what.to_string(), value]);
+    };
+    add("file", model.path.clone());
+    add("name", model.name.clone().unwrap_or_else(|| "not stated".into()));
+    add("architecture", model.architecture.clone());
+    let file_type = model.file_type.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
+    add("size", format!("{file_type}{} ({} bytes)", model.file_bytes, thousands(model.file_bytes.0)));
+    add("header SHA-256", model.header_sha256.clone().unwrap_or_else(|| "not known".into()));
+    let active = parameters(model.active_parameters);
+    add("parameters", format!("{}, {active} active per token", parameters(model.parameters)));
+    if model.experts > 0 {
+        let (count, used) = (model.experts, model.experts_used);
+        add("experts", format!("{count} in a block, {used} used per token, {}", model.expert_bytes));
+    }
+    add("shape", format!("{} blocks, {} tensors", model.blocks, thousands(model.tensors)));
+    table
+}
+
+/// Seconds since 1970 as a date and a time (days to a civil date by the well-known era arithmetic).
+pub fn utc(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest / 60 % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn dates_are_civil() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_795_312_532, "2026-11-22 01:55 UTC"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Memory by device as stacked bars and as a table: predicted beside measured, or run beside run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use crate::bytes::Bytes;
+use crate::measurement::{MemoryRow, Row};
+use crate::report::chart::{Chart, Figure, Fill, Key, Stack, StackedBar, Tone};
+use crate::report::table::{Align, Table};
+
+/// Memory by device.
+pub type Memory = BTreeMap<String, MemoryRow>;
+
+/// One bar in each group: whose it is, what it is, and whether it is only predicted.
+#[derive(Debug, Clone, Copy)]
+pub struct Side<'a> {
+    /// `predicted`, `measured`, the name of a run.
+    pub label: &'a str,
+    /// Its memory.
+    pub memory: &'a Memory,
+    /// Whether it is a prediction.
+    pub fill: Fill,
+}
+
+/// A chart of memory by device, a bar a side, and its table.
+pub fn figure(title: &str, sides: &[Side<'_>], budget: &BTreeMap<String, Bytes>) -> Figure {
+    let devices: BTreeSet<&String> = sides.iter().flat_map(|side| side.memory.keys()).collect();
+    let stack = |device: &String| Stack {
+        label: device.clone(),
+        bars: sides.iter().filter_map(|side| Some(bar(side, side.memory.get(device)?))).collect(),
+        limit: budget.get(device).map(|bytes| (format!("budget {bytes}"), bytes.0)),
+    };
+    let hatched = sides.iter().any(|side| side.fill == Fill::Hatched);
+    let plain = sides.iter().any(|side| side.fill == Fill::Plain);
+    let text = match (hatched, plain) {
+        (true, true) => "Hatched bars are predicted, solid bars are measured. Each device has its own scale.",
+        (true, false) => "Predicted. Each device has its own scale.",
+        _ => "Measured. Each device has its own scale.",
+    };
+    let fill = if plain { Fill::Plain } else { Fill::Hatched };
+    let mut legend: Vec<Key> =
+        TERMS.iter().map(|(name, tone, _)| Key { label: (*name).into(), tone: *tone, fill }).collect();
+    if hatched && plain {
+        legend.push(Key { label: "predicted".into(), tone: Tone::Overhead, fill: Fill::Hatched });
+    }
+    let stacks = devices.iter().map(|device| stack(device)).collect();
+    Figure {
+        title: title.into(),
+        text: text.into(),
+        legend,
+        chart: Chart::Stacks(stacks),
+        table: table(sides, &devices, budget),
+    }
+}
+
+/// The chart of a launch against its prediction. Weights that are mapped from the file are in the predicted sums alone, which
+/// has to be said beside bars that would differ by them.
+pub fn against(
+    title: &str,
+    predicted: &Memory,
+    measured: &Memory,
+    mapped: Bytes,
+    budget: &BTreeMap<String, Bytes>,
+) -> Figure {
+    let sides = [
+        Side { label: "predicted", memory: predicted, fill: Fill::Hatched },
+        Side { label: "measured", memory: measured, fill: Fill::Plain },
+    ];
+    let mut figure = figure(title, &sides, budget);
+    if mapped > Bytes(0) {
+        let _ = write!(
+            figure.text,
+            " Weights that are mapped from the file ({mapped} of its span) are in no measured sum; the predicted sums count them."
+        );
+    }
+    figure
+}
+
+/// A term of a row of memory.
+type Term = (&'static str, Tone, fn(&MemoryRow) -> Bytes);
+
+/// All of them.
+const TERMS: [Term; 4] = [
+    ("model", Tone::Model, |row| row.terms.model),
+    ("context", Tone::Context, |row| row.terms.context),
+    ("compute", Tone::Compute, |row| row.terms.compute),
+    ("overhead", Tone::Overhead, |row| row.terms.overhead),
+];
+
+fn bar(side: &Side<'_>, row: &MemoryRow) -> StackedBar {
+    StackedBar {
+        label: side.label.to_string(),
+        value: row.total.to_string(),
+        fill: side.fill,
+        parts: TERMS.iter().map(|(_, tone, of)| (*tone, of(row).0)).collect(),
+    }
+}
+
+fn table(sides: &[Side<'_>], devices: &BTreeSet<&String>, budget: &BTreeMap<String, Bytes>) -> Table {
+    use Align::{Left, Right};
+    let columns = [("device", Left), ("", Left), ("model", Right), ("context", Right), ("compute", Right)];
+    let mut table = Table::new(&[&columns[..], &[("overhead", Right), ("total", Right), ("budget", Right)]].concat());
+    for device in devices {
+        for side in sides {
+            let Some(row) = side.memory.get(*device) else { continue };
+            let mut cells = vec![(*device).clone(), side.label.to_string()];
+            cells.extend(TERMS.iter().map(|(_, _, of)| size(of(row))));
+            cells.push(size(row.total));
+            cells.push(budget.get(*device).map(|bytes| size(*bytes)).unwrap_or_default());
+            table.row(cells);
+        }
+    }
+    table
+}
+
+/// A size, with a plain 0 for nothing.
+pub fn size(bytes: Bytes) -> String {
+    if bytes == Bytes(0) { "0".into() } else { bytes.to_string() }
+}
+
+/// Predicted beside measured, term by term; of several launches, each with its name.
+pub fn errors<'a>(launches: impl IntoIterator<Item = (&'a str, &'a [Row])>) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("launch", Left),
+        ("term", Left),
+        ("predicted", Right),
+        ("measured", Right),
+        ("difference", Right),
+        ("error", Right),
+        ("within tolerance", Left),
+    ]);
+    for (launch, row) in launches.into_iter().flat_map(|(launch, rows)| rows.iter().map(move |row| (launch, row))) {
+        let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
+        let difference = match difference {
+            0 => "0".to_string(),
+            d if d.unsigned_abs() <= u128::from(row.resolution.0) => "below what is printed".to_string(),
+            d => format!("{}{}", if d < 0 { "−" } else { "+" }, small(d.unsigned_abs())),
+        };
+        table.row([
+            launch.to_string(),
+            row.quantity.clone(),
+            size(row.predicted),
+            size(row.measured),
+            difference,
+            format!("{:.2}%", row.error * 100.0).replace('-', "−"),
+            if row.ok { "✓ yes" } else { "✗ no" }.to_string(),
+        ]);
+    }
+    table
+}
+
+fn small(bytes: u128) -> String {
+    crate::report::number::small_size(Bytes(u64::try_from(bytes).unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,169 @@
+//! Speeds as bars: what was measured with its samples, what was predicted hatched.
+
+use crate::measurement::Spread;
+use crate::report::chart::{Bar, Bars, Chart, Figure, Fill, Key, Tone};
+use crate::report::number::{rate, seconds};
+use crate::report::table::{Align, Table};
+use crate::speed::Speed;
+
+/// What the bars count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Tokens per second.
+    TokensPerSecond,
+    /// Seconds.
+    Seconds,
+}
+
+impl Unit {
+    /// A number of it.
+    pub fn show(self, value: f64) -> String {
+        match self {
+            Self::TokensPerSecond => rate(value),
+            Self::Seconds => seconds(value),
+        }
+    }
+
+    /// A mean and its spread, as llama-bench writes it.
+    pub fn spread(self, spread: Spread) -> String {
+        let Spread { mean, stddev, n } = spread;
+        match self {
+            _ if n < 2 => self.show(mean),
+            Self::TokensPerSecond if mean >= 100.0 => format!("{} ± {stddev:.0}", rate(mean)),
+            Self::TokensPerSecond => format!("{mean:.1} ± {stddev:.1}"),
+            Self::Seconds if (0.1..1.0).contains(&mean) => format!("{:.0} ± {:.0} ms", mean * 1000.0, stddev * 1000.0),
+            Self::Seconds if mean < 0.1 => format!("{:.0} ± {:.1} ms", mean * 1000.0, stddev * 1000.0),
+            Self::Seconds => format!("{mean:.2} ± {stddev:.2} s"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::TokensPerSecond => "tokens per second; more is better",
+            Self::Seconds => "seconds; less is better",
+        }
+    }
+}
+
+/// One thing whose speed is shown.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its name.
+    pub label: String,
+    /// What was measured.
+    pub measured: Option<Spread>,
+    /// The samples it is the mean of.
+    pub samples: Vec<f64>,
+    /// What was predicted, and the share that it may be off.
+    pub predicted: Option<(f64, f64)>,
+    /// Its colour, where it is not that of its place.
+    pub tone: Option<Tone>,
+}
+
+impl Entry {
+    /// What was measured, without a prediction.
+    pub fn measured(label: impl Into<String>, measured: Option<Spread>, samples: Vec<f64>) -> Self {
+        Self { label: label.into(), measured, samples, predicted: None, tone: None }
+    }
+
+    /// A prediction beside nothing measured.
+    pub fn predicted(label: impl Into<String>, value: f64, uncertainty: f64) -> Self {
+        Self {
+            label: label.into(),
+            measured: None,
+            samples: Vec::new(),
+            predicted: Some((value, uncertainty)),
+            tone: None,
+        }
+    }
+}
+
+/// What a chart of speeds says: its bars, and of how many samples each is the mean.
+pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
+    let mut bars = Vec::new();
+    let mut table = Table::new(&[
+        ("", Align::Left),
+        ("", Align::Left),
+        (if unit == Unit::Seconds { "seconds" } else { "tokens/s" }, Align::Right),
+        ("±", Align::Right),
+        ("samples", Align::Right),
+    ]);
+    for (at, entry) in entries.iter().enumerate() {
+        let tone = entry.tone.unwrap_or(Tone::Series(at));
+        if let Some((value, off)) = entry.predicted.filter(|(value, _)| value.is_finite()) {
+            let spread = Some(value * off);
+            let shown = format!("{} ± {:.0}%", unit.show(value), off * 100.0);
+            let label = predicted_label(entry);
+            bars.push(Bar { label, value: shown, length: value, spread, samples: vec![], tone, fill: Fill::Hatched });
+            let cells = [entry.label.clone(), "predicted".into(), unit.show(value), unit.show(value * off), "–".into()];
+            table.row(cells);
+        }
+        if let Some(spread) = entry.measured {
+            let value = unit.spread(spread);
+            let length = spread.mean;
+            let error = (spread.n > 1).then_some(spread.stddev);
+            let samples = entry.samples.clone();
+            let label = entry.label.clone();
+            bars.push(Bar { label, value, length, spread: error, samples, tone, fill: Fill::Plain });
+            let off = error.map(|error| unit.show(error)).unwrap_or_default();
+            let cells = [entry.label.clone(), "measured".into(), unit.show(spread.mean), off, spread.n.to_string()];
+            table.row(cells);
+        }
+    }
+    if bars.is_empty() {
+        return None;
+    }
+    let predicted = bars.iter().any(|bar| bar.fill == Fill::Hatched);
+    let measured = bars.iter().any(|bar| bar.fill == Fill::Plain);
+    let text = [
+        (measured, "Measured: mean, one standard deviation, and a dot for each sample."),
+        (predicted, "Hatched bars are predicted, with what they may well be off."),
+    ];
+    let text = text.iter().filter(|(holds, _)| *holds).map(|(_, text)| *text).collect::<Vec<_>>().join(" ");
+    let legend = if predicted && measured {
+        let key = |label: &str, fill| Key { label: label.into(), tone: Tone::Overhead, fill };
+        vec![key("measured", Fill::Plain), key("predicted", Fill::Hatched)]
+    } else {
+        Vec::new()
+    };
+    let chart = Chart::Bars(Bars { unit: unit.name().into(), bars });
+    Some(Figure { title: title.into(), text, legend, chart, table })
+}
+
+/// The label of the predicted bar: beside a measured one it says so.
+fn predicted_label(entry: &Entry) -> String {
+    if entry.measured.is_some() { format!("{}, predicted", entry.label) } else { entry.label.clone() }
+}
+
+/// The entries of one predicted speed: `pp` or `tg` by `of`.
+pub fn prediction(label: &str, speed: Option<&Speed>, of: fn(&Speed) -> f64) -> Option<Entry> {
+    speed.map(|speed| Entry::predicted(label, of(speed), speed.uncertainty))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prediction_never_looks_measured() {
+        let spread = Spread { mean: 50.0, stddev: 2.0, n: 3 };
+        let both = Entry { predicted: Some((55.0, 0.15)), ..Entry::measured("plan", Some(spread), vec![48.0]) };
+        let figure = figure("Generation", Unit::TokensPerSecond, &[both]).unwrap();
+        let Chart::Bars(bars) = &figure.chart else { panic!("bars") };
+        let seen: Vec<_> = bars.bars.iter().map(|bar| (bar.label.as_str(), bar.fill, bar.value.as_str())).collect();
+        assert_eq!(seen, [("plan, predicted", Fill::Hatched, "55.0 ± 15%"), ("plan", Fill::Plain, "50.0 ± 2.0")]);
+        assert_eq!(figure.table.rows()[0][1], "predicted");
+        assert_eq!(figure.table.rows()[1][1], "measured");
+    }
+
+    #[test]
+    fn nothing_known_is_no_chart_and_one_sample_has_no_spread() {
+        assert!(figure("x", Unit::Seconds, &[Entry::measured("a", None, vec![])]).is_none());
+        let shown = |unit: Unit, mean, stddev, n| unit.spread(Spread { mean, stddev, n });
+        assert_eq!(shown(Unit::Seconds, 0.25, 0.0, 1), "250 ms");
+        assert_eq!(shown(Unit::Seconds, 0.25, 0.0125, 3), "250 ± 12 ms");
+        assert_eq!(shown(Unit::Seconds, 0.02, 0.001, 3), "20 ± 1.0 ms");
+        assert_eq!(shown(Unit::Seconds, 8.4, 0.0, 3), "8.40 ± 0.00 s");
+        assert_eq!(shown(Unit::TokensPerSecond, 9869.4, 243.2, 3), "9,869 ± 243");
+    }
+}

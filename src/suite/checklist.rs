@@ -1,0 +1,370 @@
+//! The checklist of a validation: every line ticked with its evidence, or not ticked with the reason.
+
+use std::fmt::Write as _;
+
+use super::bench::on_devices;
+use super::cases::CaseLaunch;
+use super::document::{Bench, Case, Item, Mode, ModelValidation, PlacementFacts, Section, Session, Verdict, Weights};
+use super::quality::overall;
+use super::session::as_predicted;
+use crate::bytes::Bytes;
+use crate::expectation;
+use crate::measurement::MemoryRow;
+
+fn item(what: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Item {
+    Item { what: what.into(), verdict, detail: detail.into() }
+}
+
+fn held(what: impl Into<String>, holds: bool, detail: impl Into<String>) -> Item {
+    item(what, if holds { Verdict::Pass } else { Verdict::Fail }, detail)
+}
+
+/// Whether the file is what the suite expects; `None` where it expects nothing.
+pub fn architecture(checks: Option<&[expectation::Check]>, weights: &Weights) -> Section {
+    let line = |check: &expectation::Check| {
+        let shown = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        held(
+            format!("{} is {}", check.what, shown(&check.expected)),
+            check.ok,
+            format!("found {}", shown(&check.found)),
+        )
+    };
+    let mut items: Vec<Item> = match checks {
+        Some(checks) => checks.iter().map(line).collect(),
+        None => vec![item(
+            "the architecture is as expected",
+            Verdict::NotAssessed,
+            "the suite has no expectations for this model",
+        )],
+    };
+    let real = match weights.synthetic {
+        Some(false) => Verdict::Pass,
+        _ => Verdict::NotAssessed,
+    };
+    items.push(item("the weights are real", real, weights.basis.clone()));
+    Section { name: "architecture".into(), items }
+}
+
+/// The predicted placement of a case; `None` where llama.cpp chooses by itself.
+pub fn placement(case: &CaseLaunch, fits: Option<bool>) -> Option<PlacementFacts> {
+    let predicted = case.predicted.as_ref()?;
+    let row = |(name, terms): (&String, &crate::memory::MemoryBreakdown)| {
+        (name.clone(), MemoryRow { terms: *terms, total: terms.total() })
+    };
+    Some(PlacementFacts {
+        case: case.name.clone(),
+        command: case.command(),
+        expert_bytes_on_devices: predicted.expert_bytes_on_devices,
+        expert_bytes_on_host: predicted.expert_bytes_on_host,
+        predicted: predicted.memory.iter().map(row).collect(),
+        fits,
+    })
+}
+
+/// Where the experts go, and whether memory was as predicted.
+pub fn placements(facts: &[PlacementFacts], bench: &Bench) -> Section {
+    let mut items = Vec::new();
+    for case in &bench.cases {
+        if let Some(fact) = facts.iter().find(|fact| fact.case == case.name) {
+            items.push(where_experts_go(fact));
+        }
+        items.push(memory_as_predicted(case));
+    }
+    Section { name: "placements".into(), items }
+}
+
+fn where_experts_go(fact: &PlacementFacts) -> Item {
+    let (devices, host) = (fact.expert_bytes_on_devices, fact.expert_bytes_on_host);
+    let detail = format!("{devices} of experts on devices, {host} on the host, by the placement that is replayed");
+    match fact.case.as_str() {
+        "all-on-device" => held("all-on-device: no routed expert is on the host", host == Bytes(0), detail),
+        "experts-on-host" => held("experts-on-host: no routed expert is on a device", devices == Bytes(0), detail),
+        _ => item(format!("{}: where the routed experts are is known", fact.case), Verdict::Pass, detail),
+    }
+}
+
+fn memory_as_predicted(case: &Case) -> Item {
+    let what = format!("{}: memory is as predicted", case.name);
+    if let Some(why) = why_not(case) {
+        return item(what, Verdict::Skipped, why);
+    }
+    let rows: Vec<_> = case.sessions.iter().flat_map(|session| &session.comparison).cloned().collect();
+    match as_predicted(&rows) {
+        None => {
+            item(what, Verdict::NotAssessed, "llama.cpp chooses this launch by itself: there is no prediction of it")
+        }
+        Some(true) => item(what, Verdict::Pass, format!("{} rows of {} launches", rows.len(), case.sessions.len())),
+        Some(false) => {
+            let wrong = rows.iter().filter(|row| !row.ok);
+            let shown = |row: &crate::measurement::Row| {
+                format!("{}: predicted {}, measured {}", row.quantity, row.predicted, row.measured)
+            };
+            item(what, Verdict::Fail, wrong.take(3).map(shown).collect::<Vec<_>>().join("; "))
+        }
+    }
+}
+
+/// Why a case has nothing to show.
+fn why_not(case: &Case) -> Option<String> {
+    if case.sessions.is_empty() {
+        return Some("it was not run".to_string());
+    }
+    let all_failed = case.sessions.iter().all(|session| session.failure.is_some());
+    case.sessions.iter().find_map(|session| session.failure.clone()).filter(|_| all_failed)
+}
+
+/// The four tests on every case: answered, timed, judged.
+pub fn tests(bench: &Bench) -> Section {
+    let mut items = Vec::new();
+    for case in &bench.cases {
+        for prompt in &bench.prompts {
+            items.push(answered(case, &prompt.name, Mode::Whole));
+        }
+        for quality in &case.quality {
+            let wrong = quality.items.iter().filter(|item| item.verdict == quality.verdict);
+            let detail = wrong.map(|item| format!("{}: {}", item.what, item.detail)).collect::<Vec<_>>().join("; ");
+            items.push(item(
+                format!("{}: the answer to {} is right", case.name, quality.prompt),
+                quality.verdict,
+                detail,
+            ));
+        }
+    }
+    Section { name: "tests".into(), items }
+}
+
+fn answered(case: &Case, prompt: &str, mode: Mode) -> Item {
+    let how = if mode == Mode::Stream { "streamed" } else { "answered in one piece" };
+    let what = format!("{}: {prompt} is {how}", case.name);
+    let samples: Vec<_> = case
+        .sessions
+        .iter()
+        .flat_map(|session| &session.samples)
+        .filter(|sample| sample.prompt == prompt && sample.mode == mode)
+        .collect();
+    if samples.is_empty() {
+        return item(what, Verdict::Skipped, why_not(case).unwrap_or_else(|| "it was not asked".to_string()));
+    }
+    if let Some(failure) = samples.iter().find_map(|sample| sample.failure.clone()) {
+        return item(what, Verdict::Fail, failure);
+    }
+    let row = case.speed.iter().find(|row| row.prompt.as_deref() == Some(prompt) && row.mode == mode);
+    let mean = |value: Option<crate::measurement::Spread>, unit: &str| {
+        value.map_or(format!("{unit} unknown"), |value| format!("{unit} {:.2} ± {:.2}", value.mean, value.stddev))
+    };
+    let mut figures = vec![
+        mean(row.and_then(|row| row.generated_tokens), "tokens"),
+        mean(row.and_then(|row| row.pp), "pp"),
+        mean(row.and_then(|row| row.tg), "tg"),
+    ];
+    if mode == Mode::Stream {
+        figures.push(mean(row.and_then(|row| row.first_token_seconds), "seconds to the first token"));
+    }
+    item(what, Verdict::Pass, format!("{} times; {}", samples.len(), figures.join(", ")))
+}
+
+/// Streams of every case.
+pub fn streaming(bench: &Bench) -> Section {
+    let mut items = Vec::new();
+    for case in &bench.cases {
+        for prompt in &bench.prompts {
+            items.push(answered(case, &prompt.name, Mode::Stream));
+        }
+        let sound =
+            case.stream.iter().map(|line| Item { what: format!("{}: {}", case.name, line.what), ..line.clone() });
+        items.extend(sound);
+    }
+    Section { name: "streaming".into(), items }
+}
+
+/// What the case under test saves, and what that costs.
+pub fn memory(bench: &Bench) -> Section {
+    let mut items = Vec::new();
+    let Some((first, baselines)) = bench.cases.split_first() else {
+        return Section { name: "memory".into(), items };
+    };
+    let measured = |session: &Session| session.failure.is_none().then(|| on_devices(session)).flatten();
+    let what = format!("{}: memory was measured", first.name);
+    let not = || why_not(first).unwrap_or_else(|| "its log names no buffer".to_string());
+    items.push(first.sessions.iter().find_map(measured).map_or_else(
+        || item(what.clone(), Verdict::Skipped, not()),
+        |bytes| item(what.clone(), Verdict::Pass, format!("{bytes} on devices")),
+    ));
+    for baseline in baselines {
+        let what = format!("{} takes less of the devices than {}", first.name, baseline.name);
+        let of: Vec<_> = bench.savings.iter().filter(|saving| saving.baseline == baseline.name).collect();
+        if of.is_empty() {
+            let why = why_not(baseline).or_else(|| why_not(first)).unwrap_or_else(|| "not measured".to_string());
+            items.push(item(what.clone(), Verdict::Skipped, why));
+        }
+        for saving in of {
+            let percent = saving.saved_percent.map_or(String::new(), |percent| format!(", {percent:.1}% less"));
+            let detail = format!("{} beside {}{percent}, by {}", saving.bytes, saving.baseline_bytes, saving.by);
+            // Only beside everything on the device is it a claim; what a plan or llama.cpp chooses may be as small.
+            let verdict = match (saving.saved_bytes > 0, baseline.name.as_str()) {
+                (true, _) => Verdict::Pass,
+                (false, "all-on-device") => Verdict::Fail,
+                (false, _) => Verdict::NotAssessed,
+            };
+            items.push(item(what.clone(), verdict, detail));
+        }
+        let ratio =
+            bench.savings.iter().find(|saving| saving.baseline == baseline.name).and_then(|saving| saving.tg_ratio);
+        let what = format!("what that costs in generation beside {} is known", baseline.name);
+        items.push(match ratio {
+            Some(ratio) => item(what, Verdict::Pass, format!("{ratio:.2} times its speed")),
+            None => {
+                item(what, Verdict::Skipped, why_not(baseline).unwrap_or_else(|| "no speed was measured".to_string()))
+            }
+        });
+    }
+    if !bench.savings.iter().any(|saving| saving.by == "driver") {
+        let why = "no driver here says what a device shows";
+        items.push(item("what the devices show agrees with llama.cpp's own sums", Verdict::NotAssessed, why));
+    }
+    Section { name: "memory".into(), items }
+}
+
+/// The final checklist: a line a section over all models.
+pub fn summary(prerequisites: &[Item], models: &[ModelValidation]) -> Vec<Item> {
+    let mut lines = vec![folded("prerequisites", &prerequisites.iter().collect::<Vec<_>>())];
+    for name in ["file", "architecture", "placements", "tests", "streaming", "memory"] {
+        let items: Vec<&Item> = models
+            .iter()
+            .flat_map(|model| &model.sections)
+            .filter(|section| section.name == name)
+            .flat_map(|section| &section.items)
+            .collect();
+        if !items.is_empty() || name != "file" {
+            lines.push(folded(name, &items));
+        }
+    }
+    let skipped: Vec<String> =
+        models.iter().filter_map(|model| Some(format!("{}: {}", model.name, model.skipped.as_ref()?))).collect();
+    let what = "every model of the suite was run";
+    lines.push(if skipped.is_empty() && !models.is_empty() {
+        item(what, Verdict::Pass, format!("{} models", models.len()))
+    } else {
+        item(what, Verdict::Skipped, skipped.join("; "))
+    });
+    lines
+}
+
+fn folded(name: &str, items: &[&Item]) -> Item {
+    let count = |verdict| items.iter().filter(|item| item.verdict == verdict).count();
+    let (passed, failed) = (count(Verdict::Pass), count(Verdict::Fail));
+    let all: Vec<Item> = items.iter().map(|item| (*item).clone()).collect();
+    let verdict = if items.is_empty() { Verdict::Skipped } else { overall(&all) };
+    let mut detail = format!("{passed} of {} lines hold", items.len());
+    for (n, what) in
+        [(failed, "do not"), (count(Verdict::NotAssessed), "not assessed"), (count(Verdict::Skipped), "skipped")]
+    {
+        if n > 0 {
+            let _ = write!(detail, ", {n} {what}");
+        }
+    }
+    if let Some(first) = items.iter().find(|item| item.verdict == Verdict::Fail) {
+        let _ = write!(detail, "; the first that does not: {} ({})", first.what, first.detail);
+    }
+    if items.is_empty() {
+        detail = "nothing was run".to_string();
+    }
+    item(name, verdict, detail)
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+    use crate::suite::document::{Saving, Settings};
+
+    fn case(name: &str, failure: Option<&str>) -> Case {
+        let session =
+            Session { case: name.into(), repetition: 1, failure: failure.map(str::to_string), ..Session::default() };
+        Case {
+            name: name.into(),
+            what: String::new(),
+            command: None,
+            sessions: vec![session],
+            load_seconds: None,
+            speed: Vec::new(),
+            depths: Vec::new(),
+            stream: Vec::new(),
+            quality: Vec::new(),
+        }
+    }
+
+    fn bench(saved: i64) -> Bench {
+        Bench {
+            schema: String::new(),
+            environment: super::super::document::Environment::default(),
+            model: None,
+            weights: Weights::default(),
+            settings: Settings::default(),
+            prompts: vec![super::super::document::Prompt { name: "code".into(), text: String::new(), max_tokens: 1 }],
+            cases: vec![case("experts-on-host", None), case("all-on-device", None), case("fit", Some("out of memory"))],
+            savings: vec![Saving {
+                baseline: "all-on-device".into(),
+                by: "llama.cpp".into(),
+                bytes: Bytes(1),
+                baseline_bytes: Bytes(2),
+                saved_bytes: saved,
+                saved_percent: Some(50.0),
+                tg_ratio: Some(0.5),
+                pp_ratio: None,
+            }],
+            notes: Vec::new(),
+        }
+    }
+
+    fn verdict(section: &Section, what: &str) -> (Verdict, String) {
+        let item = section.items.iter().find(|item| item.what.contains(what)).unwrap_or_else(|| panic!("{what}"));
+        (item.verdict, item.detail.clone())
+    }
+
+    #[test]
+    fn savings_are_ticked_with_figures_and_failures_skipped_with_reasons() {
+        let section = memory(&bench(1));
+        let (ticked, detail) = verdict(&section, "less of the devices than all-on-device");
+        assert!(ticked == Verdict::Pass && detail.contains("50.0% less, by llama.cpp"), "{detail}");
+        assert_eq!(verdict(&section, "than fit"), (Verdict::Skipped, "out of memory".into()));
+        assert_eq!(verdict(&memory(&bench(-1)), "than all-on-device").0, Verdict::Fail);
+        assert_eq!(verdict(&section, "what the devices show").0, Verdict::NotAssessed);
+    }
+
+    #[test]
+    fn what_was_not_asked_is_skipped_with_the_reason() {
+        let section = tests(&bench(1));
+        assert_eq!(verdict(&section, "fit: code is answered"), (Verdict::Skipped, "out of memory".into()));
+        assert_eq!(verdict(&section, "experts-on-host: code is"), (Verdict::Skipped, "it was not asked".into()));
+        assert_eq!(verdict(&placements(&[], &bench(1)), "all-on-device: memory").0, Verdict::NotAssessed);
+    }
+
+    #[test]
+    fn expectations_and_weights_are_lines() {
+        let check = |ok| expectation::Check { what: "experts.count".into(), expected: 16.into(), found: 8.into(), ok };
+        let weights = Weights { synthetic: Some(true), basis: "a hole".into() };
+        let section = architecture(Some(&[check(false)]), &weights);
+        assert_eq!(verdict(&section, "experts.count is 16"), (Verdict::Fail, "found 8".into()));
+        assert_eq!(verdict(&section, "weights are real"), (Verdict::NotAssessed, "a hole".into()));
+        assert_eq!(verdict(&architecture(None, &weights), "as expected").0, Verdict::NotAssessed);
+    }
+
+    #[test]
+    fn the_summary_counts_and_names_the_first_failure() {
+        let model = |skipped: Option<&str>, sections| ModelValidation {
+            name: "m".into(),
+            path: None,
+            skipped: skipped.map(str::to_string),
+            sections,
+            placements: Vec::new(),
+            bench: None,
+        };
+        let models = [model(None, vec![memory(&bench(-1))]), model(Some("no file"), Vec::new())];
+        let lines = summary(&[item("x", Verdict::Pass, "")], &models);
+        let of = |what: &str| lines.iter().find(|line| line.what == what).unwrap().clone();
+        assert_eq!(of("prerequisites").verdict, Verdict::Pass);
+        assert!(of("memory").verdict == Verdict::Fail && of("memory").detail.contains("the first that does not"));
+        assert_eq!((of("tests").verdict, of("tests").detail.as_str()), (Verdict::Skipped, "nothing was run"));
+        assert_eq!(lines.last().unwrap().detail, "m: no file");
+    }
+}

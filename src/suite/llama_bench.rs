@@ -1,0 +1,108 @@
+//! llama-bench's own JSON as a bench: every launch of it a case, every test a point of the depth sweep.
+
+use super::bench::Raw;
+use super::document::{DepthSample, Session};
+use crate::runtime::RuntimeInfo;
+use crate::speed::samples::{self, BenchRow, Error};
+
+/// The flags that say which test it is and not which launch.
+const TESTS: [&str; 3] = ["-p", "-n", "-d"];
+
+/// The cases of llama-bench's JSON or JSON lines, in the order in which their launches first come.
+pub fn cases(text: &str) -> Result<Vec<Raw>, Error> {
+    let mut cases: Vec<Raw> = Vec::new();
+    for row in samples::rows(text)? {
+        let command = command(&row);
+        let at = cases.iter().position(|case| case.command.as_ref() == Some(&command));
+        let at = at.unwrap_or_else(|| {
+            let name = format!("llama-bench-{}", cases.len() + 1);
+            cases.push(Raw { name, what: what(&row), command: Some(command), sessions: Vec::new() });
+            cases.len() - 1
+        });
+        if let Some(case) = cases.get_mut(at) {
+            take(case, &row);
+        }
+    }
+    Ok(cases)
+}
+
+/// The launch as words, without the test.
+fn command(row: &BenchRow) -> String {
+    let words = row.words();
+    let mut launch = vec!["llama-bench".to_string(), "-m".to_string(), row.model_filename.clone()];
+    for pair in words.get(1..).unwrap_or_default().chunks(2) {
+        if pair.first().is_some_and(|flag| !TESTS.contains(&flag.as_str())) {
+            launch.extend(pair.iter().cloned());
+        }
+    }
+    launch.iter().map(|word| crate::plan::quoted(word).unwrap_or_default()).collect::<Vec<_>>().join(" ")
+}
+
+fn what(row: &BenchRow) -> String {
+    let devices = if row.gpu_info.is_empty() { &row.cpu_info } else { &row.gpu_info };
+    format!("measured by llama-bench b{} on {devices}, {}", row.build_number, row.test_time)
+}
+
+/// A row is one point, measured as often as it has samples; without samples its mean is the only one.
+fn take(case: &mut Raw, row: &BenchRow) {
+    let speeds = if row.samples_ts.is_empty() { vec![row.avg_ts] } else { row.samples_ts.clone() };
+    for (at, speed) in (1_u32..).zip(speeds) {
+        let known = case.sessions.iter().position(|session| session.repetition == at);
+        let index = known.unwrap_or(case.sessions.len());
+        if known.is_none() {
+            let program = "llama-bench".to_string();
+            let runtime = RuntimeInfo { program, build: row.build_number, backend: row.backends.clone() };
+            let (name, runtime) = (case.name.clone(), Some(runtime));
+            case.sessions.push(Session { case: name, repetition: at, runtime, ..Session::default() });
+        }
+        let is_prompt = row.n_prompt > 0;
+        let speed = Some(speed).filter(|speed| speed.is_finite() && *speed > 0.0);
+        if let Some(session) = case.sessions.get_mut(index) {
+            session.depths.push(DepthSample {
+                depth: row.n_depth,
+                prompt_tokens: row.n_prompt,
+                generated_tokens: row.n_gen,
+                pp: speed.filter(|_| is_prompt),
+                tg: speed.filter(|_| !is_prompt),
+                first_token_seconds: None,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(ncmoe: u32, tests: &str) -> String {
+        format!(
+            r#"{{"build_number":11434,"backends":"RPC","gpu_info":"","cpu_info":"a processor","model_filename":"m.gguf","n_batch":2048,"n_ubatch":512,"n_threads":2,"n_cpu_moe":{ncmoe},{tests}}}"#
+        )
+    }
+
+    #[test]
+    fn launches_are_cases_and_tests_are_points() {
+        let rows = [
+            row(0, r#""n_prompt":512,"n_gen":0,"n_depth":0,"avg_ts":15.0,"samples_ts":[10.0,20.0]"#),
+            row(0, r#""n_prompt":0,"n_gen":64,"n_depth":0,"avg_ts":3.0,"samples_ts":[2.0,4.0]"#),
+            row(2, r#""n_prompt":512,"n_gen":0,"n_depth":4096,"avg_ts":7.0"#),
+        ];
+        let raw = cases(&format!("[{}]", rows.join(","))).unwrap();
+        assert_eq!(raw, cases(&rows.join("\n")).unwrap());
+        let names: Vec<(&str, usize)> = raw.iter().map(|case| (case.name.as_str(), case.sessions.len())).collect();
+        assert_eq!(names, [("llama-bench-1", 2), ("llama-bench-2", 1)]);
+        let second = &raw[0].sessions[1];
+        assert_eq!((second.depths[0].pp, second.depths[0].tg), (Some(20.0), None));
+        assert_eq!((second.depths[1].pp, second.depths[1].tg), (None, Some(4.0)));
+        assert_eq!((raw[1].sessions[0].depths[0].depth, raw[1].sessions[0].depths[0].pp), (4096, Some(7.0)));
+        let command = raw[1].command.as_ref().unwrap();
+        assert!(command.starts_with("llama-bench -m m.gguf -b 2048") && command.contains("-ncmoe 2"), "{command}");
+        assert!(!command.contains("-p ") && !command.contains("-d "), "{command}");
+    }
+
+    #[test]
+    fn what_is_no_output_of_llama_bench_is_refused() {
+        assert!(cases("[{\"avg_ts\":1.0}]").is_err());
+        assert_eq!(cases("nothing").unwrap(), []);
+    }
+}

@@ -1,0 +1,268 @@
+//! A suite as its file says it: models and what they should be, ways to run them, prompts and what their answers should be.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use super::document::{Prompt, Settings};
+
+/// The built-in suites by name.
+static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml"))];
+
+/// What is validated and how.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// How often everything is run.
+    pub repetitions: u32,
+    /// Sampling temperature.
+    #[serde(default)]
+    pub temperature: f64,
+    /// Seed of the sampler.
+    #[serde(default = "seed")]
+    pub seed: u32,
+    /// `-c` of every launch, in tokens.
+    pub context: u32,
+    /// Tokens in the context before each point of the depth sweep; empty = no sweep.
+    #[serde(default)]
+    pub depths: Vec<u32>,
+    /// Prompt tokens of a point of the depth sweep.
+    #[serde(default = "depth_prompt")]
+    pub depth_prompt: u32,
+    /// Tokens generated there.
+    #[serde(default = "depth_generate")]
+    pub depth_generate: u32,
+    /// Ways to run a model, the one under test first.
+    pub cases: Vec<String>,
+    /// The models.
+    #[serde(default)]
+    pub models: Vec<SuiteModel>,
+    /// The prompts.
+    pub prompts: Vec<SuitePrompt>,
+}
+
+/// A model of a suite.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SuiteModel {
+    /// As `--model NAME=PATH` names it.
+    pub name: String,
+    /// The name of a built-in file of expectations.
+    #[serde(default)]
+    pub expect: Option<String>,
+    /// Expectations of its own: keys of the inspect document.
+    #[serde(default)]
+    pub expectations: Option<serde_yaml::Value>,
+}
+
+/// A prompt of a suite.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SuitePrompt {
+    /// Its name.
+    pub name: String,
+    /// What is asked.
+    pub text: String,
+    /// Tokens of the answer, at most.
+    pub max_tokens: u32,
+    /// What the answer should be.
+    pub check: Check,
+}
+
+/// What a program can tell of an answer.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Check {
+    /// A Python function that gives Fibonacci numbers.
+    Fibonacci {
+        /// Its name.
+        function: String,
+    },
+    /// A known number.
+    Number {
+        /// The number.
+        value: f64,
+        /// The unit it may be followed by.
+        unit: String,
+    },
+    /// A poem.
+    Poem {
+        /// Stanzas, at least.
+        stanzas: usize,
+        /// Words of half of its lines, at most.
+        words: usize,
+        /// Dashes, at least.
+        dashes: usize,
+    },
+    /// An explanation that names things.
+    Concepts {
+        /// One word of each list has to be there.
+        concepts: Vec<Vec<String>>,
+    },
+}
+
+fn seed() -> u32 {
+    42
+}
+
+fn depth_prompt() -> u32 {
+    512
+}
+
+fn depth_generate() -> u32 {
+    32
+}
+
+/// A suite that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not YAML, or not a suite; the message has line and column.
+    #[error("suite `{name}`")]
+    Yaml {
+        /// The file or built-in name.
+        name: String,
+        /// What the YAML reader found.
+        source: serde_yaml::Error,
+    },
+    /// It asks for what makes no sense.
+    #[error("suite `{name}`: {problem}")]
+    Bad {
+        /// The file or built-in name.
+        name: String,
+        /// What.
+        problem: String,
+    },
+}
+
+/// The ways to run a model.
+pub const CASES: [&str; 4] = ["plan", "all-on-device", "experts-on-host", "fit"];
+
+/// The names of the built-in suites.
+pub fn built_in_names() -> impl Iterator<Item = &'static str> {
+    BUILT_IN.iter().map(|(name, _)| *name)
+}
+
+impl Suite {
+    /// The suite that `bench` takes its prompts from.
+    pub fn protocol() -> Self {
+        let (name, text) = BUILT_IN[0];
+        Self::from_yaml(name, text).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A built-in suite.
+    pub fn built_in(name: &str) -> Option<Result<Self, Error>> {
+        let (name, text) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
+        Some(Self::from_yaml(name, text))
+    }
+
+    /// From a file's text; `name` is for messages.
+    pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
+        let suite: Self =
+            serde_yaml::from_str(text).map_err(|source| Error::Yaml { name: name.to_string(), source })?;
+        match suite.problem() {
+            Some(problem) => Err(Error::Bad { name: name.to_string(), problem }),
+            None => Ok(suite),
+        }
+    }
+
+    fn problem(&self) -> Option<String> {
+        if let Some(case) = self.cases.iter().find(|case| !CASES.contains(&case.as_str())) {
+            return Some(format!("no case `{case}`; there are {}", CASES.join(", ")));
+        }
+        let twice = |names: Vec<&String>| -> Option<String> {
+            let mut seen = BTreeSet::new();
+            names.into_iter().find(|name| !seen.insert(*name)).map(|name| format!("`{name}` is there twice"))
+        };
+        let is_name = |name: &String| {
+            !name.is_empty()
+                && !name.starts_with('.')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        let models: Vec<&String> = self.models.iter().map(|model| &model.name).collect();
+        let prompts: Vec<&String> = self.prompts.iter().map(|prompt| &prompt.name).collect();
+        if let Some(name) = models.iter().chain(&prompts).find(|name| !is_name(name)) {
+            return Some(format!("the name `{name}`: letters, digits, `-`, `_` and `.` only, for it names files"));
+        }
+        let unknown = |model: &SuiteModel| {
+            let name = model.expect.as_ref().filter(|name| crate::expectation::built_in(name).is_none())?;
+            let known = crate::expectation::built_in_names().collect::<Vec<_>>().join(", ");
+            Some(format!("no expectations `{name}`; there are {known}"))
+        };
+        let empty = [
+            ("repetitions", self.repetitions == 0),
+            ("cases", self.cases.is_empty()),
+            ("prompts", self.prompts.is_empty()),
+            ("context", self.context == 0),
+        ];
+        twice(self.cases.iter().collect())
+            .or_else(|| twice(models))
+            .or_else(|| twice(prompts))
+            .or_else(|| self.models.iter().find_map(unknown))
+            .or_else(|| empty.iter().find(|(_, is_empty)| *is_empty).map(|(what, _)| format!("no {what}")))
+            .or_else(|| {
+                (!(0.0..=2.0).contains(&self.temperature)).then(|| "temperature is not between 0 and 2".to_string())
+            })
+    }
+
+    /// The prompts as documents keep them.
+    pub fn prompts(&self) -> Vec<Prompt> {
+        let row = |prompt: &SuitePrompt| Prompt {
+            name: prompt.name.clone(),
+            text: prompt.text.clone(),
+            max_tokens: prompt.max_tokens,
+        };
+        self.prompts.iter().map(row).collect()
+    }
+
+    /// How it is run, as documents keep it.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            repetitions: self.repetitions,
+            temperature: self.temperature,
+            seed: self.seed,
+            depths: self.depths.clone(),
+            depth_prompt: self.depth_prompt,
+            depth_generate: self.depth_generate,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_suite_reads() {
+        for name in built_in_names() {
+            let suite = Suite::built_in(name).unwrap().unwrap();
+            assert_eq!(suite.name, name);
+            assert_eq!((suite.prompts.len(), suite.models.len()), (4, 5));
+        }
+        assert_eq!(Suite::protocol().settings().repetitions, 3);
+    }
+
+    #[test]
+    fn a_bad_suite_says_what_is_wrong() {
+        let good = BUILT_IN[0].1;
+        for (from, to, says) in [
+            ("cases: [", "cases: [all-on-moon, ", "no case `all-on-moon`"),
+            ("cases: [", "cases: [fit, ", "`fit` is there twice"),
+            ("name: phi-3.5-moe", "name: gpt-oss-20b", "`gpt-oss-20b` is there twice"),
+            ("name: phi-3.5-moe", "name: ../phi", "for it names files"),
+            ("expect: phi-3.5-moe", "expect: phi-9", "no expectations `phi-9`"),
+            ("repetitions: 3", "repetitions: 0", "no repetitions"),
+            ("temperature: 0", "temperature: 9", "temperature"),
+            ("kind: poem", "kind: opera", "unknown variant `opera`"),
+            ("context: 4096", "contexts: 4096", "unknown field `contexts`"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let error = Suite::from_yaml("x.yaml", &good.replacen(from, to, 1)).unwrap_err();
+            let chain = format!("{:#}", anyhow::Error::from(error));
+            assert!(chain.contains(says) && chain.starts_with("suite `x.yaml`"), "{chain}");
+        }
+    }
+}

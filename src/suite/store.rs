@@ -1,0 +1,125 @@
+//! A folder of results, one file a step, each written whole as soon as the step is over and used again when it is asked for again. [I/O]
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// The schema of a step's file.
+const SCHEMA: &str = "moeplan/validation-step/1";
+/// The longest step that is read back, in bytes.
+const MAX_STEP: u64 = 256 << 20;
+
+/// Where results are kept.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+/// A step as its file has it.
+#[derive(Serialize, Deserialize)]
+struct Step<T> {
+    schema: String,
+    /// A hash of everything that the result depends on.
+    key: String,
+    result: T,
+}
+
+/// A folder or file that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write results to `{path}`")]
+pub struct Error {
+    /// Which.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: std::io::Error,
+}
+
+impl Store {
+    /// In a folder, which is made where it is not there.
+    pub fn new(folder: &Path) -> Result<Self, Error> {
+        let failed = |source| Error { path: folder.to_path_buf(), source };
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        Ok(Self { folder: folder.to_path_buf() })
+    }
+
+    /// A folder in it.
+    pub fn below(&self, name: &str) -> Result<Self, Error> {
+        Self::new(&self.folder.join(name))
+    }
+
+    /// The path of a file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The result of a step, if it was written for the same key. A file that cannot be read is no result.
+    pub fn found<T: DeserializeOwned>(&self, name: &str, key: &str) -> Option<T> {
+        let path = self.path(&format!("{name}.json"));
+        if std::fs::metadata(&path).ok()?.len() > MAX_STEP {
+            return None;
+        }
+        let step: Step<T> = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        (step.schema == SCHEMA && step.key == key).then_some(step.result)
+    }
+
+    /// Keeps the result of a step.
+    pub fn keep<T: Serialize>(&self, name: &str, key: &str, result: &T) -> Result<(), Error> {
+        let step = Step { schema: SCHEMA.to_string(), key: key.to_string(), result };
+        self.write(&format!("{name}.json"), &serde_json::to_string_pretty(&step).unwrap_or_default())
+    }
+
+    /// Writes a file whole or not at all.
+    pub fn write(&self, name: &str, text: &str) -> Result<(), Error> {
+        let path = self.path(name);
+        let failed = |source| Error { path: path.clone(), source };
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
+        file.write_all(text.as_bytes()).map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+}
+
+/// A hash of what a result depends on.
+pub fn key(of: &impl Serialize) -> String {
+    hexadecimal(&serde_json::to_vec(of).unwrap_or_default())
+}
+
+/// SHA-256 in hexadecimal.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_is_found_again_for_the_same_key_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path()).unwrap().below("model").unwrap();
+        assert_eq!(store.found::<u32>("step", "a"), None);
+        store.keep("step", "a", &7).unwrap();
+        assert_eq!((store.found::<u32>("step", "a"), store.found::<u32>("step", "b")), (Some(7), None));
+        std::fs::write(store.path("step.json"), "{\"schema\"").unwrap();
+        assert_eq!(store.found::<u32>("step", "a"), None, "half a file is no result");
+        assert_eq!(std::fs::read_dir(folder.path().join("model")).unwrap().count(), 1, "nothing temporary stays");
+        assert!(key(&["a", "b"]) != key(&["ab"]) && key(&1).len() == 64);
+    }
+
+    #[test]
+    fn a_place_that_is_no_folder_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Store::new(&file.path().join("x")).unwrap_err();
+        assert!(error.to_string().starts_with("cannot write results to `"), "{error}");
+    }
+}

@@ -1,0 +1,403 @@
+//! A recorded answer read: its text, counts and timings, and how sound its stream was.
+
+use serde_json::Value;
+use unicode_segmentation::UnicodeSegmentation as _;
+
+use super::document::{Gaps, Item, Verdict};
+use crate::runtime::endpoint::Recording;
+use crate::runtime::server::Timings;
+use crate::runtime::server::sse::{Event, Reader};
+use crate::stats;
+
+/// How many faults of a kind are described.
+const DESCRIBED: usize = 3;
+/// What is generated in less, in seconds, may come at once because this computer was busy.
+const SOON: f64 = 0.1;
+/// Fewer deltas say nothing about arriving over time.
+const FEW: usize = 8;
+
+/// An answer, whether it came whole or as a stream.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answer {
+    /// Content deltas with the seconds they came after; one for an answer in one piece.
+    pub deltas: Vec<Delta>,
+    /// What it thought aloud, where the server tells that apart.
+    pub reasoning: String,
+    /// As the server says.
+    pub finish_reason: Option<String>,
+    /// Tokens of the prompt, by the server.
+    pub prompt_tokens: Option<u32>,
+    /// Generated tokens, by the server.
+    pub generated_tokens: Option<u32>,
+    /// llama-server's own clock.
+    pub timings: Option<Timings>,
+    /// What the server refused it with, or what broke it.
+    pub failure: Option<String>,
+    /// What was wrong with its framing.
+    pub faults: Faults,
+}
+
+/// A piece of content.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delta {
+    /// When it came.
+    pub seconds: f64,
+    /// Which read of the connection brought it.
+    pub piece: usize,
+    /// What came.
+    pub text: String,
+}
+
+/// What a stream did that it should not.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Faults {
+    /// Lines that are no field of server-sent events, and the like.
+    pub framing: Vec<String>,
+    /// Events that are no JSON, or no chunk of a completion.
+    pub events: Vec<String>,
+    /// Chunks with an empty content.
+    pub empty: u32,
+    /// Bytes that are no UTF-8, or half a surrogate pair.
+    pub encoding: Vec<String>,
+    /// Chunks with a finish reason.
+    pub finishes: u32,
+    /// Whether `[DONE]` came.
+    pub done: bool,
+    /// Events behind `[DONE]`.
+    pub after_done: u32,
+    /// Content behind the finish reason.
+    pub after_finish: u32,
+    /// Chunks.
+    pub chunks: u32,
+}
+
+impl Answer {
+    /// The whole content.
+    pub fn text(&self) -> String {
+        self.deltas.iter().map(|delta| delta.text.as_str()).collect()
+    }
+
+    /// Seconds until the first content.
+    pub fn first_token(&self) -> Option<f64> {
+        self.deltas.first().map(|delta| delta.seconds)
+    }
+
+    /// Seconds between contents; `None` for fewer than two.
+    pub fn gaps(&self) -> Option<Gaps> {
+        let all: Vec<f64> =
+            self.deltas.windows(2).filter_map(|pair| Some(pair.get(1)?.seconds - pair.first()?.seconds)).collect();
+        Some(Gaps { median: stats::median(&all)?, p95: stats::quantile(&all, 0.95)?, max: stats::max(&all)?, all })
+    }
+
+    /// Of an answer in one piece.
+    pub fn whole(recording: &Recording) -> Self {
+        let mut answer = Self::default();
+        let body = recording.body();
+        let value: Value = match serde_json::from_slice(&body) {
+            Ok(value) => value,
+            Err(_) if body.starts_with(b"data:") => {
+                answer.failure = Some("it streams although `stream` is false".to_string());
+                return answer;
+            }
+            Err(error) => {
+                let why = recording.broken.clone().unwrap_or_else(|| format!("it is no JSON: {error}"));
+                answer.failure = Some(of_status(recording.status, &why));
+                return answer;
+            }
+        };
+        answer.take_totals(&value);
+        if let Some(error) = error_of(&value) {
+            answer.failure = Some(error);
+        } else if recording.status != 200 {
+            answer.failure = Some(of_status(recording.status, "no completion"));
+        }
+        let message = value.pointer("/choices/0/message");
+        answer.finish_reason = value.pointer("/choices/0/finish_reason").and_then(Value::as_str).map(str::to_string);
+        answer.reasoning = message.and_then(|m| m.get("reasoning_content")?.as_str()).unwrap_or_default().to_string();
+        match message.and_then(|message| message.get("content")?.as_str()) {
+            Some(text) => answer.deltas.push(Delta { seconds: recording.seconds, piece: 0, text: text.to_string() }),
+            None if answer.failure.is_none() && answer.reasoning.is_empty() => {
+                answer.failure = Some("the answer has no content".to_string());
+            }
+            None => {}
+        }
+        answer
+    }
+
+    /// Of a stream.
+    pub fn streamed(recording: &Recording) -> Self {
+        let mut answer = Self::default();
+        if recording.status != 200 {
+            return Self::whole(recording);
+        }
+        let kind = recording.content_type.clone().unwrap_or_default();
+        if !kind.to_ascii_lowercase().starts_with("text/event-stream") {
+            answer.faults.framing.push(format!("content-type is `{kind}`, not text/event-stream"));
+        }
+        answer.look_at_bytes(&recording.body());
+        let mut reader = Reader::default();
+        for (at, piece) in recording.pieces.iter().enumerate() {
+            match reader.push(&piece.bytes) {
+                Ok(events) => events.into_iter().for_each(|event| answer.take(event, piece.seconds, at)),
+                Err(error) => {
+                    answer.failure = Some(error.to_string());
+                    return answer;
+                }
+            }
+        }
+        if let Some(event) = reader.end() {
+            answer.faults.framing.push("the last event has no blank line behind it".to_string());
+            answer.take(event, recording.seconds, recording.pieces.len());
+        }
+        if let Some(why) = &recording.broken {
+            answer.failure.get_or_insert_with(|| format!("the stream broke off: {why}"));
+        }
+        if answer.faults.chunks == 0 && answer.failure.is_none() {
+            answer.failure = Some("the stream holds no chunk of a completion".to_string());
+        }
+        answer
+    }
+
+    /// What the lines alone tell.
+    fn look_at_bytes(&mut self, body: &[u8]) {
+        for line in body.split(|byte| *byte == b'\n') {
+            let text = String::from_utf8_lossy(line);
+            if std::str::from_utf8(line).is_err() {
+                self.faults.encoding.push(format!("a line that is no UTF-8: `{}`", start_of(&text)));
+            }
+            let text = text.trim_end_matches('\r');
+            let known = ["data", "event", "id", "retry", "error"];
+            let is_field =
+                |line: &str| line.split_once(':').is_some_and(|(name, _)| name.is_empty() || known.contains(&name));
+            if !text.is_empty() && !is_field(text) {
+                self.faults.framing.push(format!("a line of no field: `{}`", start_of(text)));
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event, seconds: f64, piece: usize) {
+        let Event::Data(data) = event else {
+            self.faults.done = true;
+            return;
+        };
+        if self.faults.done {
+            self.faults.after_done += 1;
+            return;
+        }
+        let value: Value = match serde_json::from_str(&data) {
+            Ok(value) => value,
+            Err(error) => {
+                let fault = format!("`{}`: {error}", start_of(&data));
+                let is_surrogate = ["surrogate", "hex escape"].iter().any(|word| error.to_string().contains(word));
+                if is_surrogate { &mut self.faults.encoding } else { &mut self.faults.events }.push(fault);
+                return;
+            }
+        };
+        if let Some(error) = error_of(&value) {
+            self.failure.get_or_insert(error);
+            return;
+        }
+        self.take_totals(&value);
+        let Some(choices) = value.get("choices").and_then(Value::as_array) else {
+            self.faults.events.push(format!("`{}`: no choices", start_of(&data)));
+            return;
+        };
+        self.faults.chunks += 1;
+        let Some(choice) = choices.first() else { return };
+        let delta = choice.get("delta");
+        let string = |key: &str| delta.and_then(|delta| delta.get(key)?.as_str());
+        self.reasoning.push_str(string("reasoning_content").unwrap_or_default());
+        let finish = choice.get("finish_reason").and_then(Value::as_str);
+        match string("content") {
+            Some("") if finish.is_none() && string("role").is_none() => self.faults.empty += 1,
+            Some("") | None => {}
+            Some(text) => {
+                self.faults.after_finish += u32::from(self.faults.finishes > 0);
+                self.deltas.push(Delta { seconds, piece, text: text.to_string() });
+            }
+        }
+        if let Some(reason) = finish {
+            self.faults.finishes += 1;
+            self.finish_reason = Some(reason.to_string());
+        }
+    }
+
+    /// Counts and timings, wherever they are.
+    fn take_totals(&mut self, value: &Value) {
+        let count = |path: &str| value.pointer(path).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+        self.prompt_tokens = count("/usage/prompt_tokens").or(self.prompt_tokens);
+        self.generated_tokens = count("/usage/completion_tokens").or(self.generated_tokens);
+        let timings = value.get("timings").filter(|timings| timings.is_object());
+        self.timings = timings.and_then(|timings| serde_json::from_value(timings.clone()).ok()).or(self.timings);
+    }
+
+    /// How sound the stream was. `whole` is the same answer in one piece, where there is one.
+    pub fn health(&self, whole: Option<&str>) -> Vec<Item> {
+        let faults = &self.faults;
+        let chunks = format!("{} chunks, {} content deltas", faults.chunks, self.deltas.len());
+        vec![
+            item("server-sent events are framed validly", described(&faults.framing), &chunks),
+            item("every event parses", described(&faults.events), &chunks),
+            item(
+                "no delta is empty",
+                (faults.empty > 0).then(|| format!("{} empty deltas", faults.empty)),
+                &format!("{} content deltas", self.deltas.len()),
+            ),
+            self.duplicates(whole),
+            item("no character is split (UTF-8)", self.broken_characters(whole), &chunks),
+            item("no grapheme is broken between deltas", self.broken_graphemes(), &chunks),
+            item("it ends with a finish reason and [DONE]", self.bad_end(), &self.ending()),
+            self.equality(whole),
+            self.spread(),
+        ]
+    }
+
+    /// A delta twice in a row may be right: only the text in one piece tells.
+    fn duplicates(&self, whole: Option<&str>) -> Item {
+        let what = "no delta is duplicated";
+        let twice = self.deltas.windows(2).filter(|pair| matches!(pair, [a, b] if a.text == b.text)).count();
+        let text = self.text();
+        match whole {
+            _ if twice == 0 => item(what, None, "no two deltas in a row are equal"),
+            Some(whole) if whole == text => {
+                item(what, None, &format!("{twice} deltas equal the one before, and so it is in the text in one piece"))
+            }
+            Some(whole) if whole.chars().count() < text.chars().count() => item(
+                what,
+                Some(format!("{twice} deltas equal the one before, and the text in one piece is shorter")),
+                "",
+            ),
+            _ => Item {
+                what: what.to_string(),
+                verdict: Verdict::NotAssessed,
+                detail: format!(
+                    "{twice} deltas equal the one before; without an equal text in one piece nobody can tell"
+                ),
+            },
+        }
+    }
+
+    fn broken_characters(&self, whole: Option<&str>) -> Option<String> {
+        let count = |text: &str| text.matches('\u{fffd}').count();
+        let replaced = count(&self.text());
+        // The model itself may have written half a character, which then is in the text in one piece too.
+        let more = replaced.saturating_sub(whole.map_or(0, count));
+        let replaced = (more > 0).then(|| format!("{more} replacement characters (U+FFFD) in the deltas"));
+        described(&self.faults.encoding).or(replaced)
+    }
+
+    fn broken_graphemes(&self) -> Option<String> {
+        let text = self.text();
+        let mut boundaries: Vec<usize> = text.grapheme_indices(true).map(|(at, _)| at).collect();
+        boundaries.push(text.len());
+        let mut at = 0;
+        let mut broken = Vec::new();
+        for delta in &self.deltas {
+            if boundaries.binary_search(&at).is_err() {
+                broken.push(format!("a delta begins inside a grapheme: `{}`", start_of(&delta.text)));
+            }
+            at += delta.text.len();
+        }
+        described(&broken)
+    }
+
+    fn bad_end(&self) -> Option<String> {
+        let faults = &self.faults;
+        let mut wrong = Vec::new();
+        if let Some(failure) = &self.failure {
+            wrong.push(failure.clone());
+        }
+        match faults.finishes {
+            0 => wrong.push("no finish reason".to_string()),
+            1 => {}
+            n => wrong.push(format!("{n} finish reasons")),
+        }
+        if !faults.done {
+            wrong.push("no [DONE]".to_string());
+        }
+        if faults.after_done > 0 {
+            wrong.push(format!("{} events behind [DONE]", faults.after_done));
+        }
+        if faults.after_finish > 0 {
+            wrong.push(format!("{} deltas behind the finish reason", faults.after_finish));
+        }
+        described(&wrong)
+    }
+
+    fn ending(&self) -> String {
+        format!("finish reason `{}`, then [DONE]", self.finish_reason.as_deref().unwrap_or_default())
+    }
+
+    fn equality(&self, whole: Option<&str>) -> Item {
+        let what = "the deltas together equal the text in one piece";
+        let text = self.text();
+        let Some(whole) = whole else {
+            let detail = "there is no text in one piece to compare with".to_string();
+            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
+        };
+        if whole == text {
+            return item(what, None, &format!("{} characters are equal", text.chars().count()));
+        }
+        let same = whole.chars().zip(text.chars()).take_while(|(a, b)| a == b).count();
+        let (streamed, plain) = (text.chars().count(), whole.chars().count());
+        let differs = format!("they differ from character {} on ({streamed} streamed, {plain} in one piece)", same + 1);
+        item(what, Some(differs), "")
+    }
+
+    fn spread(&self) -> Item {
+        let what = "tokens arrive over time and not in one burst";
+        let n = self.deltas.len();
+        if n < FEW {
+            let detail = format!("{n} deltas are too few to tell");
+            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
+        }
+        let mut pieces: Vec<usize> = self.deltas.iter().map(|delta| delta.piece).collect();
+        pieces.dedup();
+        let span = self.deltas.last().map_or(0.0, |last| last.seconds) - self.first_token().unwrap_or(0.0);
+        let seen = format!("{n} deltas in {} reads over {span:.3} s", pieces.len());
+        let needed = self.timings.map_or(0.0, |timings| timings.predicted_ms / 1000.0);
+        let is_burst = pieces.len() <= 1 + n / FEW || span < 0.5 * needed;
+        if is_burst && needed > 0.0 && needed < SOON {
+            let detail = format!("{seen}{}: too soon to tell", generated_in(needed));
+            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
+        }
+        item(what, is_burst.then(|| format!("{seen}{}", generated_in(needed))), &seen)
+    }
+}
+
+fn generated_in(seconds: f64) -> String {
+    if seconds > 0.0 { format!(", although they were generated in {seconds:.3} s") } else { String::new() }
+}
+
+/// A line of the checklist: what is wrong, or the evidence that nothing is.
+fn item(what: &str, wrong: Option<String>, evidence: &str) -> Item {
+    let verdict = if wrong.is_some() { Verdict::Fail } else { Verdict::Pass };
+    Item { what: what.to_string(), verdict, detail: wrong.unwrap_or_else(|| evidence.to_string()) }
+}
+
+fn described(faults: &[String]) -> Option<String> {
+    let first = faults.iter().take(DESCRIBED).cloned().collect::<Vec<_>>().join("; ");
+    match faults.len() {
+        0 => None,
+        n if n > DESCRIBED => Some(format!("{first}; and {} more", n - DESCRIBED)),
+        _ => Some(first),
+    }
+}
+
+fn start_of(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+fn of_status(status: u16, why: &str) -> String {
+    if status == 200 { why.to_string() } else { format!("status {status}: {why}") }
+}
+
+fn error_of(value: &Value) -> Option<String> {
+    let error = value.get("error")?;
+    let message = error.get("message").and_then(Value::as_str).or_else(|| error.as_str());
+    Some(format!("the server refused: {}", message.map_or_else(|| start_of(&error.to_string()), start_of)))
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;
