@@ -24,6 +24,7 @@ pub mod emit;
 pub mod runtime;
 pub mod measurement;
 pub mod evidence;
+pub mod tune;
 pub mod suite;
 pub mod cli;
 pub mod report;

@@ -18,6 +18,7 @@ pub mod report;
 pub mod rules;
 pub mod run;
 pub mod synth;
+pub mod tune;
 pub mod validate;
 pub mod verify;
 pub mod worker;
@@ -66,6 +67,8 @@ pub enum Command {
     Validate(Box<validate::Args>),
     /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
+    /// Measure the plan, llama.cpp's own `--fit on` and the most promising neighbours; the fastest as a command.
+    Tune(Box<tune::Args>),
     /// List, show and check placement rule files.
     Rules(rules::Args),
     /// Make Markdown or one page of HTML, with charts, of documents that were written with --json.
@@ -190,6 +193,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::List(args) => list::run(&args, output),
         Command::Synth(args) => synth::run(&args, output),
         Command::Check(args) => check::run(&args, output),
+        Command::Tune(args) => tune::run(*args, output),
         Command::Rules(args) => rules::run(&args, output),
     }
 }

@@ -15,4 +15,5 @@ pub mod number;
 pub mod sweep;
 pub mod svg;
 pub mod table;
+pub mod tune;
 pub mod validation;

@@ -1,0 +1,358 @@
+//! `tune`: the plan, `--fit on` and the plan's neighbours measured in turn, and the fastest as a command. [I/O]
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use serde::Deserialize as _;
+
+use super::engine::{Engine, EngineArgs};
+use super::launch::{LaunchArgs, Proposal};
+use super::plan::PlanOptions;
+use super::{Outcome, Output, check};
+use crate::bytes::Bytes;
+use crate::cli::Format;
+use crate::evidence;
+use crate::gguf;
+use crate::machine::Machine;
+use crate::measurement::{Expected, measurement, peak_of};
+use crate::memory::MemoryBreakdown;
+use crate::model::Model;
+use crate::report;
+use crate::run::{RunConfig, parse};
+use crate::runtime::server::Server;
+use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload, nvml};
+use crate::speed::Speed;
+use crate::tune::document::{Document, Entry};
+use crate::tune::neighbours::{self, Alternative};
+use crate::tune::race::End;
+use crate::tune::{self, Kind, Predicted, Race, SCHEMA, Subject, Visit};
+
+/// Samples of one visit, behind one warm-up.
+const SAMPLES: u32 = 3;
+/// What was measured longer ago is measured anew: drivers, clocks and neighbours change.
+const FRESH: Duration = Duration::from_hours(24);
+
+/// Measure the plan, llama.cpp's own `--fit on` and the most promising neighbours; ends with the fastest as a command.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan tune model.gguf --vram 24G
+  moeplan tune model.gguf --vram 24G -c 32768 --prompt 4096 --generate 512 --depth 16384 --minutes 30
+  moeplan tune model.gguf --journal tune.jsonl       (interrupted? the same command goes on)")]
+pub struct Args {
+    /// A GGUF file to plan for, or a plan (`moeplan plan --explain --json`).
+    #[arg(value_name = "MODEL|PLAN")]
+    pub model: PathBuf,
+    /// What is asked of the planner.
+    #[command(flatten)]
+    pub options: PlanOptions,
+    /// What the launches are beyond their plan.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// Start no measurement that would end later than this; the first is always made.
+    #[arg(long, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
+    pub minutes: f64,
+    /// Where measurements are kept as they are made; an interrupted tuning goes on from it [default: in the state folder].
+    #[arg(long, value_name = "FILE")]
+    pub journal: Option<PathBuf>,
+    /// What runs them.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let number: Result<f64, _> = text.parse();
+    number.ok().filter(|n| (0.0..=1e6).contains(n)).ok_or_else(|| "write a number of minutes".to_string())
+}
+
+/// What is needed of a plan's document.
+#[derive(serde::Deserialize)]
+struct PlanFile {
+    turn: PlanTurn,
+    speed: Speed,
+    turn_seconds: f64,
+    alternatives: Vec<PlanAlternative>,
+}
+
+/// Its turn.
+#[derive(serde::Deserialize)]
+struct PlanTurn {
+    prompt: u32,
+    generate: u32,
+    depth: u32,
+}
+
+/// One of its alternatives.
+#[derive(serde::Deserialize)]
+struct PlanAlternative {
+    what: String,
+    args: Vec<String>,
+    fits: bool,
+    speed: Speed,
+    turn_seconds: f64,
+}
+
+/// A tuning under way.
+struct Tuning {
+    server: Server,
+    proposal: Proposal,
+    model: Model,
+    subject: Subject,
+    race: Race,
+    /// The launches of the race's candidates.
+    runs: Vec<RunConfig>,
+    journal: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
+    // The neighbours are the plan's explained alternatives.
+    args.options.explain = true;
+    anyhow::ensure!(!args.launch.embeddings, "--embeddings: a turn is tuned, and a server that embeds has none");
+    let mut tuning = Tuning::prepare(&args, output)?;
+    if !tuning.proposal.servers.is_empty() {
+        output.say("software devices: RPC servers of our own, which end with this tuning; the command takes yours");
+    }
+    let known = tuning.resume()?;
+    if known > 0 {
+        output.say(&format!("{known} launches measured before are taken over from {}", tuning.journal.display()));
+    }
+    let begin = Instant::now();
+    let limit = Duration::from_secs_f64(args.minutes * 60.0);
+    let mut in_time = true;
+    while let Some(at) = tuning.race.next() {
+        in_time = tuning.made() == 0 || begin.elapsed() + tuning.expected(at) <= limit;
+        if !in_time {
+            break;
+        }
+        tuning.visit(at, output)?;
+    }
+    let Some((winner, verdict)) = tuning.race.winner() else {
+        let why = tuning.race.failures.iter().flatten().next().cloned();
+        anyhow::bail!("nothing could be measured{}", why.map_or(String::new(), |why| format!(": {why}")));
+    };
+    let document = Document {
+        schema: SCHEMA,
+        subject: tuning.subject.clone(),
+        stopped: if in_time { tuning.race.end() } else { End::Time },
+        seconds: begin.elapsed().as_secs_f64(),
+        journal: tuning.journal.display().to_string(),
+        verdict,
+        candidates: (0..tuning.runs.len()).filter_map(|at| Entry::of(&tuning.race, at)).collect(),
+        winner,
+        command: tuning.command(winner).context("the model's path holds a NUL character")?,
+    };
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        format => output.answer(&report::tune::render(&document, format))?,
+    }
+    Ok(Outcome::Yes)
+}
+
+impl Tuning {
+    /// The plan, its neighbours and `--fit on`.
+    fn prepare(args: &Args, output: &Output) -> anyhow::Result<Self> {
+        let server = args.engine.server(output)?;
+        let engine = Engine::Server(Box::new(server.clone()));
+        let proposal = Proposal::of_model(&args.model, &args.options, &args.launch, &engine)?;
+        if !proposal.fits() {
+            output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
+        }
+        let file = PlanFile::deserialize(&proposal.plan)
+            .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", args.model.display()))?;
+        let turn = &file.turn;
+        anyhow::ensure!(turn.prompt > 0 && turn.generate > 0, "a turn to tune for has a --prompt and a --generate");
+        let launch = &proposal.launch;
+        let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
+        let subject = subject(launch, &server, turn)?;
+        if file.alternatives.is_empty() {
+            output.say(
+                "the plan lists no alternatives (`plan --explain --json` does): it is measured against --fit on alone",
+            );
+        }
+        let alternatives = alternatives(&file, &launch.machine)?;
+        let request = args.options.request(&model, &launch.machine)?;
+        let fit = neighbours::fit(&launch.run, &request, &launch.machine, &free(&server, launch)?);
+        let predicted = Predicted { speed: file.speed, turn_seconds: file.turn_seconds };
+        let machine = &launch.machine;
+        let mut runs = vec![launch.run.clone(), fit.clone()];
+        let mut candidates = vec![
+            neighbours::candidate(Kind::Plan, "the plan", &launch.run, machine, Some(predicted)),
+            neighbours::candidate(Kind::Fit, "--fit on", &fit, machine, None),
+        ];
+        for other in neighbours::promising(&launch.run, &alternatives, &request) {
+            let predicted = Some(other.predicted.clone());
+            candidates.push(neighbours::candidate(Kind::Neighbour, &other.what, &other.run, machine, predicted));
+            runs.push(other.run.clone());
+        }
+        let journal = match &args.journal {
+            Some(path) => path.clone(),
+            None => evidence::store::path()
+                .context("no folder for the journal: give --journal FILE")?
+                .with_file_name("tune.jsonl"),
+        };
+        Ok(Self { server, proposal, model, subject, race: Race::new(candidates), runs, journal })
+    }
+
+    /// Takes over what an earlier tuning of the same has measured; how many visits.
+    fn resume(&mut self) -> anyhow::Result<usize> {
+        let text = match std::fs::read(&self.journal) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", self.journal.display())),
+        };
+        let since = now().saturating_sub(FRESH.as_secs());
+        let visits = tune::journal::visits(&text, &self.subject).into_iter().filter(|visit| visit.time >= since);
+        Ok(visits.filter(|visit| self.race.add(visit.clone())).count())
+    }
+
+    /// Visits that there are, failed ones too.
+    fn made(&self) -> usize {
+        self.race.visits.iter().map(Vec::len).sum::<usize>() + self.race.failures.iter().flatten().count()
+    }
+
+    /// How long a visit will take: as its own did, else as the longest did.
+    fn expected(&self, at: usize) -> Duration {
+        let longest = |visits: &[Visit]| visits.iter().map(|visit| visit.seconds).fold(0.0, f64::max);
+        let own = longest(self.race.visits_of(at));
+        let all = self.race.visits.iter().map(|visits| longest(visits)).fold(0.0, f64::max);
+        Duration::try_from_secs_f64(if own > 0.0 { own } else { all }).unwrap_or_default()
+    }
+
+    /// Loads a candidate, measures it and writes that down. An interruption is an error, any other failure is the candidate's.
+    fn visit(&mut self, at: usize, output: &Output) -> anyhow::Result<()> {
+        let (Some(candidate), Some(run)) = (self.race.candidates.get(at).cloned(), self.runs.get(at).cloned()) else {
+            return Ok(());
+        };
+        output.say(&format!("measuring {}", crate::escape::terminal(&candidate.what)));
+        let launch = Launch { run, ..self.proposal.launch.clone() };
+        let begin = Instant::now();
+        let folder = tempfile::tempdir()?;
+        let mut server = self.server.clone();
+        let log = server.log.get_or_insert_with(|| folder.path().join("llama-server.log")).clone();
+        let turn = self.subject.turn();
+        let workload = Workload {
+            prompt: Prompt::Tokens(turn.prompt),
+            depth: turn.depth,
+            n_generate: turn.generate,
+            repetitions: SAMPLES,
+        };
+        let seen = match server.generate(&launch, &workload) {
+            Ok(seen) => seen,
+            Err(runtime::Error::Server(runtime::server::Error::Interrupted)) => {
+                output
+                    .say(&format!("what was measured is kept in {}: the same command goes on", self.journal.display()));
+                return Err(runtime::Error::from(runtime::server::Error::Interrupted).into());
+            }
+            Err(error) => {
+                output.say(&format!("left out: {}", crate::escape::terminal(&error.to_string())));
+                self.race.fail(at, error.to_string());
+                return Ok(());
+            }
+        };
+        let text = std::fs::read(log).unwrap_or_default();
+        let total = |row: &MemoryBreakdown| row.model + row.context + row.compute;
+        let visit = Visit {
+            schema: SCHEMA.to_string(),
+            subject: self.subject.clone(),
+            candidate: candidate.id.clone(),
+            what: candidate.what.clone(),
+            time: now(),
+            seconds: begin.elapsed().as_secs_f64(),
+            load_seconds: seen.load_seconds,
+            depth: seen.depth,
+            pp: seen.pp.clone(),
+            tg: seen.tg.clone(),
+            memory: seen.memory.iter().map(|(name, row)| (name.clone(), total(row))).collect(),
+            peak: peak_of(&seen.device_used),
+            cache_hits: tune::journal::cache_hits(&String::from_utf8_lossy(&text)),
+        };
+        append(&self.journal, &visit)?;
+        if !self.race.add(visit) {
+            self.race.fail(at, "the server's replies carry no speed".to_string());
+        }
+        if candidate.kind != Kind::Fit {
+            self.keep(&launch, seen, output);
+        }
+        Ok(())
+    }
+
+    /// What the devices showed is evidence for later plans.
+    fn keep(&self, launch: &Launch, seen: Observation, output: &Output) {
+        let kept = || -> anyhow::Result<()> {
+            let placement = crate::placement::place(&self.model, &launch.machine, &launch.run)?;
+            let predicted = crate::memory::predict(&self.model, &launch.machine, &launch.run, &placement)?;
+            let measured = measurement(seen, Expected::from(&predicted.memory), 0.0);
+            evidence::store::keep(&measured, launch)?;
+            Ok(())
+        };
+        if let Err(error) = kept() {
+            output.say(&format!("warning: what the devices showed is not kept: {error}"));
+        }
+    }
+
+    /// The command to paste.
+    fn command(&self, at: usize) -> Option<String> {
+        let model = self.proposal.launch.model.display().to_string();
+        let args = self.race.candidates.get(at).map(|candidate| candidate.args.clone()).unwrap_or_default();
+        let words = ["llama-server".to_string(), "-m".to_string(), model].into_iter().chain(args);
+        words.map(|word| crate::plan::quoted(&word)).collect::<Option<Vec<_>>>().map(|words| words.join(" "))
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What is tuned.
+fn subject(launch: &Launch, server: &Server, turn: &PlanTurn) -> anyhow::Result<Subject> {
+    let path = &launch.model;
+    let file = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    Ok(Subject {
+        model: path.display().to_string(),
+        bytes: Bytes(file.len()),
+        program: server.build.program.display().to_string(),
+        build: server.build.number.unwrap_or(0),
+        prompt: turn.prompt,
+        generate: turn.generate,
+        depth: turn.depth,
+        devices: Subject::devices_of(&launch.machine),
+    })
+}
+
+/// The plan's alternatives that fit, as launches.
+fn alternatives(file: &PlanFile, machine: &Machine) -> anyhow::Result<Vec<Alternative>> {
+    let mut found = Vec::new();
+    for other in file.alternatives.iter().filter(|other| other.fits) {
+        let words: Vec<String> =
+            std::iter::once("llama-server".to_string()).chain(other.args.iter().cloned()).collect();
+        let mut run = parse::command(&words, &BTreeMap::new())?.run;
+        run.rpc = machine.rpc_servers(&run.rpc);
+        let predicted = Predicted { speed: other.speed.clone(), turn_seconds: other.turn_seconds };
+        found.push(Alternative { what: other.what.clone(), run, predicted });
+    }
+    Ok(found)
+}
+
+/// What every device has free before anything is started: by the driver, else by what the server lists.
+fn free(server: &Server, launch: &Launch) -> anyhow::Result<BTreeMap<String, Bytes>> {
+    let listed = server.devices(&launch.machine.rpc_servers(&launch.run.rpc))?;
+    let mut free: BTreeMap<String, Bytes> = listed.into_iter().map(|device| (device.name, device.free)).collect();
+    free.extend(nvml::devices().into_iter().map(|device| (device.name, device.free)));
+    Ok(free)
+}
+
+/// Adds a line to the journal and sees it onto the disk.
+fn append(path: &Path, visit: &Visit) -> anyhow::Result<()> {
+    let failed = || format!("cannot write the journal `{}`", path.display());
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).with_context(failed)?;
+    }
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).with_context(failed)?;
+    // A line feed on either side: a line that was torn before stays the only one that is lost.
+    let line = format!("\n{}\n", serde_json::to_string(visit)?);
+    file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).with_context(failed)
+}

@@ -1,0 +1,109 @@
+//! The document of a tuning: who took part, what was measured, who is proposed.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::race::{End, Range, Standing};
+use super::{Candidate, Race, Subject, Verdict, Visit};
+use crate::bytes::Bytes;
+use crate::measurement::Spread;
+
+/// The `moeplan/tune/1` document.
+#[derive(Debug, Clone, Serialize)]
+pub struct Document {
+    /// `moeplan/tune/1`.
+    pub schema: &'static str,
+    /// What was tuned.
+    pub subject: Subject,
+    /// Why it ended.
+    pub stopped: End,
+    /// How long it took this time, in seconds.
+    pub seconds: f64,
+    /// Where its measurements are.
+    pub journal: String,
+    /// What it says of `--fit on`.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// Everybody who took part.
+    pub candidates: Vec<Entry>,
+    /// Who of them is proposed.
+    pub winner: usize,
+    /// Its command.
+    pub command: String,
+}
+
+/// A candidate and what was measured of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Entry {
+    /// Which.
+    #[serde(flatten)]
+    pub candidate: Candidate,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub standing: Standing,
+    /// `None` where it was not.
+    pub measured: Option<Measured>,
+}
+
+/// What was measured of a candidate.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// Prompt processing, tokens/s.
+    pub pp: Option<Spread>,
+    /// Generation, tokens/s.
+    pub tg: Option<Spread>,
+    /// The turn, in seconds.
+    pub turn: Option<Spread>,
+    /// The median turn and how far off it may be, in seconds.
+    pub range: Range,
+    /// The samples of all visits: turns, in seconds.
+    pub turns: Vec<f64>,
+    /// Tokens in the context before each prompt.
+    pub depth: u32,
+    /// Launches.
+    pub visits: usize,
+    /// The most that llama.cpp said that it holds, by device.
+    pub memory: BTreeMap<String, Bytes>,
+    /// The most that the driver showed more than before, by device.
+    pub peak: BTreeMap<String, Bytes>,
+    /// The share of experts found in the expert cache, in the last visit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_hits: Option<f64>,
+}
+
+impl Entry {
+    /// What a race knows of a candidate.
+    pub fn of(race: &Race, at: usize) -> Option<Self> {
+        let candidate = race.candidates.get(at)?.clone();
+        let measured = race.range(at).map(|range| Measured::of(race.visits_of(at), range));
+        Some(Self { candidate, standing: race.standing(at), measured })
+    }
+}
+
+impl Measured {
+    fn of(visits: &[Visit], range: Range) -> Self {
+        let all = |of: fn(&Visit) -> &Vec<f64>| visits.iter().flat_map(of).copied().collect::<Vec<f64>>();
+        let most = |of: fn(&Visit) -> &BTreeMap<String, Bytes>| {
+            let mut most: BTreeMap<String, Bytes> = BTreeMap::new();
+            for (name, bytes) in visits.iter().flat_map(of) {
+                let seen = most.entry(name.clone()).or_default();
+                *seen = (*seen).max(*bytes);
+            }
+            most
+        };
+        let turns: Vec<f64> = visits.iter().flat_map(Visit::turns).collect();
+        Self {
+            pp: Spread::of(&all(|visit| &visit.pp)),
+            tg: Spread::of(&all(|visit| &visit.tg)),
+            turn: Spread::of(&turns),
+            range,
+            turns,
+            depth: visits.iter().map(|visit| visit.depth).min().unwrap_or(0),
+            visits: visits.len(),
+            memory: most(|visit| &visit.memory),
+            peak: most(|visit| &visit.peak),
+            cache_hits: visits.iter().rev().find_map(|visit| visit.cache_hits),
+        }
+    }
+}

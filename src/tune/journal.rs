@@ -1,0 +1,154 @@
+//! The journal of a tuning: one JSON line a visit, so that an interrupted one goes on where it stopped.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::SCHEMA;
+use crate::bytes::Bytes;
+use crate::machine::Machine;
+use crate::speed::Turn;
+
+/// What was tuned: measurements of another subject are no evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// The model's file.
+    pub model: String,
+    /// Its length (of the first file of a split).
+    pub bytes: Bytes,
+    /// The server's program.
+    pub program: String,
+    /// Its build; 0 where it does not say.
+    pub build: u32,
+    /// Tokens of the prompt.
+    pub prompt: u32,
+    /// Tokens generated.
+    pub generate: u32,
+    /// Tokens already in the context.
+    pub depth: u32,
+    /// Names, descriptions and budgets of the devices.
+    pub devices: Vec<(String, String, Bytes)>,
+}
+
+impl Subject {
+    /// The turn that is measured.
+    pub fn turn(&self) -> Turn {
+        Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
+    }
+
+    /// The devices of a machine, as a subject names them.
+    pub fn devices_of(machine: &Machine) -> Vec<(String, String, Bytes)> {
+        let devices = machine.devices.iter();
+        devices.map(|d| (d.name.clone(), d.description.clone().unwrap_or_default(), d.total)).collect()
+    }
+}
+
+/// One launch of a candidate, loaded, warmed up and measured: a line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Visit {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What was tuned.
+    pub subject: Subject,
+    /// The candidate's [`super::Candidate::id`].
+    pub candidate: String,
+    /// What it was called.
+    pub what: String,
+    /// When, in seconds since 1970.
+    pub time: u64,
+    /// Loading, warm-up and all, in seconds.
+    pub seconds: f64,
+    /// Loading, in seconds.
+    pub load_seconds: f64,
+    /// Tokens that were in the cache before each prompt, as the server counted them.
+    pub depth: u32,
+    /// Prompt processing, tokens/s of each sample.
+    pub pp: Vec<f64>,
+    /// Generation, tokens/s of each sample.
+    pub tg: Vec<f64>,
+    /// What llama.cpp says that it holds by device.
+    pub memory: BTreeMap<String, Bytes>,
+    /// The most that the driver showed more than before the launch, by device; empty where no driver says.
+    pub peak: BTreeMap<String, Bytes>,
+    /// The share of experts that were found in the expert cache, where the build says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_hits: Option<f64>,
+}
+
+impl Visit {
+    /// The time of the turn in each sample, in seconds: prompt ÷ pp + generated ÷ tg.
+    pub fn turns(&self) -> Vec<f64> {
+        let turn = self.subject.turn();
+        let prompt = |pp: &f64| f64::from(turn.prompt) / pp;
+        let generation = |at: usize| self.tg.get(at).map(|tg| f64::from(turn.generate) / tg);
+        // A single token belongs to the prompt.
+        let only_prompt = turn.generate <= 1;
+        let samples = self.pp.iter().enumerate();
+        let turns = samples.filter_map(|(at, pp)| Some(prompt(pp) + if only_prompt { 0.0 } else { generation(at)? }));
+        turns.filter(|seconds| seconds.is_finite() && *seconds > 0.0).collect()
+    }
+}
+
+/// The visits of `subject` in a journal's text. Other lines are passed over: another subject's, a later version's, a torn one.
+pub fn visits(text: &str, subject: &Subject) -> Vec<Visit> {
+    let visit = |line: &str| serde_json::from_str::<Visit>(line).ok();
+    text.lines().filter_map(visit).filter(|visit| visit.schema == SCHEMA && visit.subject == *subject).collect()
+}
+
+/// How often an expert was found in the expert cache, from the lines that b11549 writes when it ends
+/// (`llama_moe_cache: …: hits = N, misses = M`); `None` where there are none.
+pub fn cache_hits(log: &str) -> Option<f64> {
+    let number = |line: &str, name: &str| -> Option<u64> {
+        let rest = line.split_once(name)?.1.trim_start().strip_prefix('=')?.trim_start();
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let counts = |line: &str| Some((number(line, "hits")?, number(line, "misses")?));
+    let lines = log.lines().filter_map(|line| line.split_once("llama_moe_cache:")).filter_map(|(_, line)| counts(line));
+    let (hits, misses) =
+        lines.fold((0_u64, 0_u64), |sum, (hits, misses)| (sum.0.saturating_add(hits), sum.1.saturating_add(misses)));
+    let all = hits.saturating_add(misses);
+    #[expect(clippy::cast_precision_loss, reason = "a share")]
+    (all > 0).then(|| hits as f64 / all as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::race::tests::visit;
+
+    #[test]
+    fn visits_of_the_subject_come_back_and_other_lines_do_no_harm() {
+        let ours = visit("a", &[1.0, 2.0]);
+        let mut other = ours.clone();
+        other.subject.prompt += 1;
+        let later = Visit { schema: "moeplan/tune/2".into(), ..ours.clone() };
+        let line = |visit: &Visit| serde_json::to_string(visit).unwrap();
+        let whole = line(&ours);
+        let torn = &whole[..whole.len() / 2];
+        let text = [whole.as_str(), &line(&other), "not json", &line(&later), "", torn].join("\n");
+        assert_eq!(visits(&text, &ours.subject), [ours]);
+    }
+
+    #[test]
+    fn a_turn_is_its_prompt_and_what_is_generated() {
+        let mut visit = visit("a", &[]);
+        (visit.subject.prompt, visit.subject.generate) = (1000, 100);
+        (visit.pp, visit.tg) = (vec![500.0, 1000.0, 0.0], vec![50.0, 25.0, 10.0]);
+        assert_eq!(visit.turns(), [4.0, 5.0]);
+        (visit.subject.generate, visit.tg) = (1, Vec::new());
+        assert_eq!(visit.turns(), [2.0, 1.0]);
+        visit.subject.generate = 2;
+        assert!(visit.turns().is_empty());
+    }
+
+    #[test]
+    fn hits_of_the_expert_cache_are_read_from_the_log() {
+        let log = "I llama_moe_cache: CUDA0: hits = 30, misses = 10, hit rate = 75.00%\n\
+                   I llama_moe_cache: CUDA1: hits = 50, misses = 10, hit rate = 83.33%\nllama_moe_cache: hits = x\n";
+        assert_eq!(cache_hits(log), Some(0.8));
+        assert_eq!(
+            (cache_hits("hits = 1, misses = 1"), cache_hits("llama_moe_cache: hits = 0, misses = 0")),
+            (None, None)
+        );
+    }
+}

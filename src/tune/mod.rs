@@ -1,0 +1,52 @@
+//! Which launch is fastest here: the plan, `--fit on` and the plan's neighbours as candidates of a race of few measurements.
+
+pub mod document;
+pub mod journal;
+pub mod neighbours;
+pub mod race;
+
+use serde::{Deserialize, Serialize};
+
+use crate::speed::Speed;
+pub use journal::{Subject, Visit};
+pub use race::{Race, Verdict};
+
+/// The name of the document, and of a line of the journal.
+pub const SCHEMA: &str = "moeplan/tune/1";
+
+/// What a candidate is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// What the planner proposes.
+    Plan,
+    /// What llama.cpp chooses by itself within the same budget.
+    Fit,
+    /// The plan with one thing changed.
+    Neighbour,
+}
+
+/// A launch that may be measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Candidate {
+    /// What differs from the plan: `-ub 1024`.
+    pub what: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its arguments without what differs from day to day, which tell it apart in a journal.
+    #[serde(skip)]
+    pub id: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// What is predicted of it; `None` for `--fit on`.
+    pub predicted: Option<Predicted>,
+}
+
+/// What is predicted of a candidate; never measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// Tokens per second.
+    pub speed: Speed,
+    /// Of the turn.
+    pub turn_seconds: f64,
+}

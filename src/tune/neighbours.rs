@@ -1,0 +1,219 @@
+//! Which of a plan's alternatives are worth a measurement, and what `--fit on` is given to be their equal.
+
+use std::collections::BTreeMap;
+
+use super::{Candidate, Kind, Predicted};
+use crate::bytes::Bytes;
+use crate::machine::Machine;
+use crate::plan::Request;
+use crate::plan::solver::Strategy;
+use crate::run::{RunConfig, args};
+
+/// Neighbours that take part, the most promising ones.
+pub const MOST: usize = 5;
+/// MiB that `--fit` leaves free of a device by default (`common/common.h` `fit_params_target`, b11434).
+const FIT_MARGIN: u64 = 1024;
+
+/// A launch that differs from the plan in one thing.
+#[derive(Debug, Clone)]
+pub struct Alternative {
+    /// What differs.
+    pub what: String,
+    /// The launch.
+    pub run: RunConfig,
+    /// What is predicted of it.
+    pub predicted: Predicted,
+}
+
+/// What tells launches apart in a journal: their arguments without addresses and without what other programs leave free.
+pub fn id(run: &RunConfig, machine: &Machine) -> String {
+    let mut run = RunConfig { rpc: Vec::new(), fit_target: Vec::new(), ..run.clone() };
+    for rule in &mut run.overrides {
+        if let Some(device) = machine.devices.iter().find(|device| device.buffer == rule.buffer) {
+            rule.buffer.clone_from(&device.name);
+        }
+    }
+    args::args(&run).join(" ")
+}
+
+/// A candidate of a launch.
+pub fn candidate(
+    kind: Kind,
+    what: &str,
+    run: &RunConfig,
+    machine: &Machine,
+    predicted: Option<Predicted>,
+) -> Candidate {
+    Candidate { what: what.to_string(), kind, id: id(run, machine), args: args::args(run), predicted }
+}
+
+/// The alternatives that may be taken in the plan's place, the fastest by prediction first: they serve the same context with
+/// the same cache, and leave what the user fixed as it is.
+pub fn promising<'a>(plan: &RunConfig, alternatives: &'a [Alternative], request: &Request) -> Vec<&'a Alternative> {
+    let levers = request.levers;
+    let may = |other: &RunConfig| {
+        let same_service = (other.n_ctx, other.n_parallel, other.type_k, other.type_v)
+            == (plan.n_ctx, plan.n_parallel, plan.type_k, plan.type_v);
+        same_service
+            && (levers.ubatch || other.n_ubatch == plan.n_ubatch)
+            && (levers.batch || other.n_batch == plan.n_batch)
+            && (levers.load_mode || other.load_mode == plan.load_mode)
+            && (levers.threads || other.n_threads == plan.n_threads)
+            && (levers.op_offload || other.op_offload == plan.op_offload)
+            && (request.strategy == Strategy::Auto || other.overrides == plan.overrides)
+    };
+    let mut found: Vec<&Alternative> =
+        alternatives.iter().filter(|other| other.run != *plan && may(&other.run)).collect();
+    found.sort_by(|a, b| a.predicted.turn_seconds.total_cmp(&b.predicted.turn_seconds));
+    let mut seen: Vec<&RunConfig> = Vec::new();
+    found.retain(|other| {
+        let is_new = !seen.contains(&&other.run);
+        seen.push(&other.run);
+        is_new
+    });
+    found.truncate(MOST);
+    found
+}
+
+/// What llama.cpp is started with to choose by itself: the user's own settings, the plan's context, slots and cache, and of
+/// every device only its budget. `free` is what each device has free, by name, before anything is started.
+pub fn fit(plan: &RunConfig, request: &Request, machine: &Machine, free: &BTreeMap<String, Bytes>) -> RunConfig {
+    let all = || machine.devices.iter().map(|device| device.name.clone()).collect();
+    let devices: Vec<String> = request.run.devices.clone().unwrap_or_else(all);
+    let target = |name: &String| {
+        let device = machine.devices.iter().find(|device| device.name == *name || device.buffer == *name);
+        let others = device.map_or(Bytes(0), |device| {
+            free.get(&device.name).copied().unwrap_or(device.free).saturating_sub(device.total)
+        });
+        u32::try_from((others.0 >> 20) + FIT_MARGIN).unwrap_or(u32::MAX)
+    };
+    RunConfig {
+        program: plan.program,
+        n_ctx: plan.n_ctx,
+        n_parallel: plan.n_parallel,
+        type_k: plan.type_k,
+        type_v: plan.type_v,
+        flash_attn: plan.flash_attn,
+        kv_unified: plan.kv_unified,
+        embeddings: plan.embeddings,
+        n_gpu_layers: RunConfig::default().n_gpu_layers,
+        tensor_split: Vec::new(),
+        overrides: Vec::new(),
+        fit: true,
+        fit_target: devices.iter().map(target).collect(),
+        rpc: plan.rpc.clone(),
+        devices: Some(devices),
+        ..request.run.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Backend, Device, Host};
+    use crate::plan::ContextChoice;
+    use crate::plan::solver::{Levers, Objective};
+    use crate::run::{LoadMode, Override, Target};
+    use crate::speed::{Speed, Turn};
+
+    fn request() -> Request {
+        Request {
+            run: RunConfig::default(),
+            context: ContextChoice::Turn,
+            turn: Turn { prompt: 1, generate: 1, depth: 0 },
+            margin: Bytes(0),
+            strategy: Strategy::Auto,
+            objective: Objective::Turn,
+            levers: Levers {
+                ubatch: true,
+                batch: true,
+                load_mode: true,
+                threads: true,
+                op_offload: true,
+                ..Levers::default()
+            },
+            target: Target::default(),
+            tensors: false,
+            explain: true,
+        }
+    }
+
+    fn experts_on(buffer: &str) -> Vec<Override> {
+        vec![Override { pattern: "exps".into(), buffer: buffer.into(), origin: "-ot".into() }]
+    }
+
+    fn alternatives() -> Vec<Alternative> {
+        let plan = RunConfig { n_ctx: 8192, ..RunConfig::default() };
+        let runs = [
+            ("same", plan.clone(), 1.0),
+            ("-ub", RunConfig { n_ubatch: 1024, ..plan.clone() }, 5.0),
+            ("-lm", RunConfig { load_mode: LoadMode::None, ..plan.clone() }, 4.0),
+            ("-t", RunConfig { n_threads: Some(3), ..plan.clone() }, 3.0),
+            ("blocks", RunConfig { overrides: experts_on("CPU"), ..plan.clone() }, 2.0),
+            ("blocks again", RunConfig { overrides: experts_on("CPU"), ..plan.clone() }, 2.0),
+            ("-c", RunConfig { n_ctx: 4096, ..plan.clone() }, 1.0),
+        ];
+        let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
+        let one = |(what, run, turn_seconds): (&str, RunConfig, f64)| Alternative {
+            what: what.into(),
+            run,
+            predicted: Predicted { speed: speed.clone(), turn_seconds },
+        };
+        runs.into_iter().map(one).collect()
+    }
+
+    #[test]
+    fn what_the_user_fixed_and_what_is_served_stay() {
+        let all = alternatives();
+        let plan = &all[0].run;
+        let levers = request().levers;
+        let cases = [
+            (request(), vec!["blocks", "-t", "-lm", "-ub"]),
+            (Request { levers: Levers { ubatch: false, ..levers }, ..request() }, vec!["blocks", "-t", "-lm"]),
+            (Request { levers: Levers { threads: false, ..levers }, ..request() }, vec!["blocks", "-lm", "-ub"]),
+            (Request { strategy: Strategy::ExpertsOnHost, ..request() }, vec!["-t", "-lm", "-ub"]),
+        ];
+        for (request, expected) in cases {
+            let found: Vec<&str> = promising(plan, &all, &request).iter().map(|other| other.what.as_str()).collect();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn fit_gets_the_budget_as_what_it_must_leave_free() {
+        let devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(24 * 1024), Bytes::mib(12 * 1024)]).unwrap();
+        let machine = Machine::new(devices, Host::default()).unwrap();
+        let plan = RunConfig {
+            n_ctx: 8192,
+            n_parallel: Some(1),
+            n_ubatch: 2048,
+            overrides: experts_on("CPU"),
+            ..RunConfig::default()
+        };
+        let mut request = request();
+        request.run.load_mode = LoadMode::Mmap;
+        let free = BTreeMap::from([("CUDA0".to_string(), Bytes::mib(80_000)), ("CUDA1".to_string(), Bytes::mib(100))]);
+        let run = fit(&plan, &request, &machine, &free);
+        // 80000 − 24576 + 1024; a device that has less than its budget keeps llama.cpp's own margin.
+        assert_eq!(run.fit_target, [56_448, 1024]);
+        assert_eq!((run.n_ctx, run.n_parallel, run.n_ubatch, run.load_mode), (8192, Some(1), 512, LoadMode::Mmap));
+        assert!(run.fit && run.overrides.is_empty());
+        let later = fit(&plan, &request, &machine, &BTreeMap::new());
+        assert_ne!(later.fit_target, run.fit_target);
+        assert_eq!(id(&later, &machine), id(&run, &machine));
+    }
+
+    #[test]
+    fn an_rpc_server_at_another_port_is_the_same_candidate() {
+        let at = |port: &str| {
+            let device = Device::parse(&format!("RPC0[127.0.0.1:{port}]=1G")).unwrap();
+            let machine = Machine::new(vec![device], Host::default()).unwrap();
+            let buffer = &machine.devices[0].buffer;
+            let run =
+                RunConfig { overrides: experts_on(buffer), rpc: machine.rpc_servers(&[]), ..RunConfig::default() };
+            id(&run, &machine)
+        };
+        assert_eq!(at("1"), at("2"));
+        assert!(at("1").contains("exps=RPC0"), "{}", at("1"));
+    }
+}

@@ -1,0 +1,391 @@
+//! The race: who is measured next, who cannot win any more, who has won. Pure; times are of the turn, in seconds.
+
+use serde::Serialize;
+
+use super::{Candidate, Kind, Visit};
+
+/// Visits of one candidate, at the most.
+pub const MOST_VISITS: usize = 3;
+/// Visits of the fastest and of `--fit on` before a difference is believed: one launch may be slow as a whole.
+const LEAST_VISITS: usize = 2;
+/// The least relative standard deviation that samples are believed to have.
+const LEAST_SPREAD: f64 = 0.005;
+/// The relative standard deviation where no candidate has two samples.
+const UNKNOWN_SPREAD: f64 = 0.05;
+/// Standard errors on either side of a median.
+const ERRORS: f64 = 2.0;
+
+/// Candidates and what was seen of them.
+#[derive(Debug, Clone)]
+pub struct Race {
+    /// The plan, `--fit on`, then the neighbours.
+    pub candidates: Vec<Candidate>,
+    /// By candidate.
+    pub visits: Vec<Vec<Visit>>,
+    /// Why it cannot be measured, by candidate.
+    pub failures: Vec<Option<String>>,
+}
+
+/// A median and how far off it may well be, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Range {
+    /// Of all samples.
+    pub median: f64,
+    /// Two standard errors.
+    pub half: f64,
+}
+
+impl Range {
+    /// Whether it is the longer one beyond what samples may be off.
+    pub fn is_longer(&self, than: &Self) -> bool {
+        self.median - self.half > than.median + than.half
+    }
+}
+
+/// Where a candidate stands.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Standing {
+    /// Proposed at the end.
+    Winner,
+    /// Slower beyond what the samples may be off.
+    Slower,
+    /// Not to be told from the fastest.
+    Close,
+    /// Not measured: even with its uncertainty, what is predicted of it does not win.
+    CannotWin,
+    /// Not measured: there was no time.
+    NoTime,
+    /// It cannot be measured.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why a tuning ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum End {
+    /// What is left cannot win.
+    Decided,
+    /// Several cannot be told apart, after as many launches as there are for each.
+    Close,
+    /// The time was up.
+    Time,
+}
+
+/// What the race says of `--fit on`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The winner beats it.
+    Beats {
+        /// Its median turn over the winner's.
+        times: f64,
+    },
+    /// Nothing beats it beyond what the samples may be off: it is proposed.
+    Fit,
+    /// It could not be measured, so nothing is said of it.
+    FitNotMeasured,
+}
+
+impl Race {
+    /// Before the first visit.
+    pub fn new(candidates: Vec<Candidate>) -> Self {
+        let n = candidates.len();
+        Self { candidates, visits: vec![Vec::new(); n], failures: vec![None; n] }
+    }
+
+    /// Takes a visit in; whether it is of one of the candidates and has samples.
+    pub fn add(&mut self, visit: Visit) -> bool {
+        let at = self.candidates.iter().position(|candidate| candidate.id == visit.candidate);
+        let Some(visits) = at.and_then(|at| self.visits.get_mut(at)).filter(|_| !visit.turns().is_empty()) else {
+            return false;
+        };
+        visits.push(visit);
+        true
+    }
+
+    /// A candidate cannot be measured.
+    pub fn fail(&mut self, at: usize, why: String) {
+        if let Some(failure) = self.failures.get_mut(at) {
+            *failure = Some(why);
+        }
+    }
+
+    /// Its visits.
+    pub fn visits_of(&self, at: usize) -> &[Visit] {
+        self.visits.get(at).map_or(&[], Vec::as_slice)
+    }
+
+    /// Times of the turn in all samples of a candidate.
+    pub fn turns(&self, at: usize) -> Vec<f64> {
+        self.visits_of(at).iter().flat_map(Visit::turns).collect()
+    }
+
+    /// The median turn of a candidate and how far off it may be; `None` without samples, and of what has failed once: it is
+    /// not to be relied on.
+    pub fn range(&self, at: usize) -> Option<Range> {
+        if self.failures.get(at).is_some_and(Option::is_some) {
+            return None;
+        }
+        let turns = self.turns(at);
+        let median = median(&turns)?;
+        let relative = spread(&[turns.as_slice()]).unwrap_or(0.0).max(self.pooled_spread());
+        #[expect(clippy::cast_precision_loss, reason = "a handful")]
+        let half = ERRORS * relative * median / (turns.len() as f64).sqrt();
+        Some(Range { median, half })
+    }
+
+    /// The relative standard deviation of all candidates' samples together.
+    fn pooled_spread(&self) -> f64 {
+        let all: Vec<Vec<f64>> = (0..self.candidates.len()).map(|at| self.turns(at)).collect();
+        let all: Vec<&[f64]> = all.iter().map(Vec::as_slice).collect();
+        spread(&all).unwrap_or(UNKNOWN_SPREAD).max(LEAST_SPREAD)
+    }
+
+    /// The candidate with the least median.
+    pub fn fastest(&self) -> Option<usize> {
+        let ranges = (0..self.candidates.len()).filter_map(|at| Some((at, self.range(at)?)));
+        ranges.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median)).map(|(at, _)| at)
+    }
+
+    fn of_kind(&self, kind: Kind) -> Option<usize> {
+        self.candidates.iter().position(|candidate| candidate.kind == kind)
+    }
+
+    /// Whether what is predicted of an unmeasured candidate, in proportion to what was measured of the plan, is too slow even
+    /// when it is off by its uncertainty.
+    fn cannot_win(&self, at: usize) -> bool {
+        let seconds = |at: usize| self.candidates.get(at)?.predicted.as_ref().map(|predicted| predicted.turn_seconds);
+        let least = || -> Option<bool> {
+            let plan = self.of_kind(Kind::Plan)?;
+            let uncertainty = self.candidates.get(at)?.predicted.as_ref()?.speed.uncertainty;
+            let expected = self.range(plan)?.median * seconds(at)? / seconds(plan)?;
+            let best = self.range(self.fastest()?)?;
+            Some(expected * (1.0 - uncertainty.clamp(0.0, 1.0)) > best.median + best.half)
+        };
+        self.range(at).is_none() && least().unwrap_or(false)
+    }
+
+    /// Whether it is out of the race.
+    fn is_out(&self, at: usize) -> bool {
+        let best = self.fastest().and_then(|best| self.range(best));
+        let is_slower = self.range(at).zip(best).is_some_and(|(own, best)| own.is_longer(&best));
+        is_slower || self.cannot_win(at)
+    }
+
+    /// Who is to be visited next, so that visits alternate; `None` when what is left cannot win or was visited enough.
+    pub fn next(&self) -> Option<usize> {
+        let fastest = self.fastest();
+        let is_wanted = |at: usize| {
+            let n = self.visits_of(at).len();
+            let is_pillar = Some(at) == fastest || Some(at) == self.of_kind(Kind::Fit);
+            let may_win = !self.is_out(at) && n < MOST_VISITS && !self.is_decided(at);
+            self.failures.get(at).is_some_and(Option::is_none) && (may_win || (is_pillar && n < LEAST_VISITS))
+        };
+        let wanted = (0..self.candidates.len()).filter(|at| is_wanted(*at));
+        // There and back again: a drift of the machine meets all alike.
+        let turn = |at: usize, round: usize| if round.is_multiple_of(2) { at } else { self.candidates.len() - at };
+        wanted.min_by_key(|at| {
+            let round = self.visits_of(*at).len();
+            (round, turn(*at, round))
+        })
+    }
+
+    /// Whether it is the fastest and nobody is left who may catch up.
+    fn is_decided(&self, at: usize) -> bool {
+        let is_rival =
+            |other: usize| other != at && self.failures.get(other).is_some_and(Option::is_none) && !self.is_out(other);
+        Some(at) == self.fastest()
+            && self.visits_of(at).len() >= LEAST_VISITS
+            && !(0..self.candidates.len()).any(is_rival)
+    }
+
+    /// The candidate to propose and what is said of `--fit on`; `None` when nothing was measured.
+    pub fn winner(&self) -> Option<(usize, Verdict)> {
+        let fastest = self.fastest()?;
+        let Some((fit, own)) = self.of_kind(Kind::Fit).and_then(|fit| Some((fit, self.range(fit)?))) else {
+            return Some((fastest, Verdict::FitNotMeasured));
+        };
+        let best = self.range(fastest)?;
+        if own.is_longer(&best) {
+            return Some((fastest, Verdict::Beats { times: own.median / best.median }));
+        }
+        Some((fit, Verdict::Fit))
+    }
+
+    /// Why it is over, when [`Self::next`] has nobody more.
+    pub fn end(&self) -> End {
+        let is_close = |at| self.standing(at) == Standing::Close;
+        if (0..self.candidates.len()).any(is_close) { End::Close } else { End::Decided }
+    }
+
+    /// Where a candidate stands at the end.
+    pub fn standing(&self, at: usize) -> Standing {
+        let winner = self.winner().map(|(winner, _)| winner);
+        let failure = self.failures.get(at).and_then(Option::as_ref);
+        match (self.range(at), failure) {
+            (_, Some(why)) => Standing::Failed { why: why.clone() },
+            (None, _) if self.cannot_win(at) => Standing::CannotWin,
+            (None, _) => Standing::NoTime,
+            (Some(_), _) if winner == Some(at) => Standing::Winner,
+            (Some(_), _) if self.is_out(at) => Standing::Slower,
+            (Some(_), _) => Standing::Close,
+        }
+    }
+}
+
+/// The median, if there is anything.
+pub fn median(samples: &[f64]) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let upper = *sorted.get(middle)?;
+    Some(if sorted.len() % 2 == 1 { upper } else { f64::midpoint(upper, *sorted.get(middle - 1)?) })
+}
+
+/// The relative standard deviation within groups of samples (n − 1 of each); `None` where no group has two.
+fn spread(groups: &[&[f64]]) -> Option<f64> {
+    let (mut squares, mut freedom) = (0.0, 0.0);
+    for group in groups.iter().filter(|group| group.len() > 1) {
+        #[expect(clippy::cast_precision_loss, reason = "a handful")]
+        let n = group.len() as f64;
+        let mean = group.iter().sum::<f64>() / n;
+        squares += group.iter().map(|sample| (sample / mean - 1.0).powi(2)).sum::<f64>();
+        freedom += n - 1.0;
+    }
+    (freedom > 0.0).then(|| (squares / freedom).sqrt())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::bytes::Bytes;
+    use crate::speed::Speed;
+    use crate::tune::{Predicted, SCHEMA, Subject};
+
+    /// A visit whose samples took so many seconds.
+    pub fn visit(candidate: &str, turns: &[f64]) -> Visit {
+        let subject = Subject {
+            model: "m.gguf".into(),
+            bytes: Bytes(1),
+            program: "llama-server".into(),
+            build: 11434,
+            prompt: 1000,
+            generate: 1,
+            depth: 0,
+            devices: Vec::new(),
+        };
+        Visit {
+            schema: SCHEMA.into(),
+            subject,
+            candidate: candidate.into(),
+            what: candidate.into(),
+            time: 0,
+            seconds: 1.0,
+            load_seconds: 0.5,
+            depth: 0,
+            pp: turns.iter().map(|seconds| 1000.0 / seconds).collect(),
+            tg: Vec::new(),
+            memory: std::collections::BTreeMap::new(),
+            peak: std::collections::BTreeMap::new(),
+            cache_hits: None,
+        }
+    }
+
+    /// The plan, `--fit on` and neighbours; predicted turns in seconds.
+    fn race(predicted: &[f64]) -> Race {
+        let one = |(at, seconds): (usize, &f64)| {
+            let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
+            Candidate {
+                what: format!("n{at}"),
+                kind: if at == 0 { Kind::Plan } else { Kind::Neighbour },
+                id: format!("n{at}"),
+                args: Vec::new(),
+                predicted: Some(Predicted { speed, turn_seconds: *seconds }),
+            }
+        };
+        let mut candidates: Vec<Candidate> = predicted.iter().enumerate().map(one).collect();
+        let fit =
+            Candidate { what: "fit".into(), kind: Kind::Fit, id: "fit".into(), args: Vec::new(), predicted: None };
+        candidates.insert(1, fit);
+        Race::new(candidates)
+    }
+
+    /// Runs a race in which each candidate takes so many seconds (with a little noise); the order of visits.
+    fn run(race: &mut Race, seconds: &[f64]) -> Vec<usize> {
+        let mut order = Vec::new();
+        while let Some(at) = race.next() {
+            assert!(order.len() < 100, "{order:?}");
+            let s = seconds[at];
+            let id = race.candidates[at].id.clone();
+            assert!(race.add(visit(&id, &[s * 0.99, s, s * 1.01])));
+            order.push(at);
+        }
+        order
+    }
+
+    #[test]
+    fn who_cannot_win_is_not_visited_again() {
+        // Plan 10 s, fit 14 s, neighbours predicted 10.5, 11 and 20 s.
+        let mut race = race(&[10.0, 10.5, 11.0, 20.0]);
+        let order = run(&mut race, &[10.0, 14.0, 9.0, 12.0, 1.0]);
+        assert_eq!((race.winner(), race.end()), (Some((2, Verdict::Beats { times: 14.0 / 9.0 })), End::Decided));
+        let count = |at: usize| order.iter().filter(|seen| **seen == at).count();
+        // The fastest and --fit on are seen twice, the slower ones once, the hopeless one never.
+        assert_eq!([count(0), count(1), count(2), count(3), count(4)], [1, 2, 2, 1, 0]);
+        assert_eq!(order[..4], [0, 1, 2, 3]);
+        let standings: Vec<Standing> = (0..5).map(|at| race.standing(at)).collect();
+        let expected = [Standing::Slower, Standing::Slower, Standing::Winner, Standing::Slower, Standing::CannotWin];
+        assert_eq!(standings, expected);
+    }
+
+    #[test]
+    fn equals_are_visited_to_the_end_and_fit_is_proposed() {
+        let mut race = race(&[10.0, 10.0]);
+        let order = run(&mut race, &[10.0, 10.01, 9.995]);
+        assert_eq!(order, [0, 1, 2, 2, 1, 0, 0, 1, 2]);
+        assert_eq!((race.winner(), race.end()), (Some((1, Verdict::Fit)), End::Close));
+        assert_eq!((race.standing(0), race.standing(1)), (Standing::Close, Standing::Winner));
+    }
+
+    #[test]
+    fn what_fails_is_out_and_without_fit_nothing_is_said_of_it() {
+        let mut race = race(&[10.0, 9.0]);
+        assert_eq!((race.winner(), race.standing(0)), (None, Standing::NoTime));
+        race.fail(1, "out of memory".into());
+        let order = run(&mut race, &[10.0, 1.0, 8.0]);
+        assert!(!order.contains(&1), "{order:?}");
+        assert_eq!(race.winner(), Some((2, Verdict::FitNotMeasured)));
+        assert_eq!(race.standing(1), Standing::Failed { why: "out of memory".into() });
+        // What worked and then fails is not proposed.
+        race.fail(2, "out of memory".into());
+        assert_eq!(race.winner(), Some((0, Verdict::FitNotMeasured)));
+        assert!(!race.add(visit("unknown", &[1.0])) && !race.add(visit("n0", &[])));
+    }
+
+    #[test]
+    fn ranges_shrink_with_samples_and_grow_with_their_spread() {
+        let half = |samples: &[&[f64]]| {
+            let mut race = race(&[1.0]);
+            for turns in samples {
+                assert!(race.add(visit("n0", turns)));
+            }
+            race.range(0).unwrap().half
+        };
+        assert!((half(&[&[10.0]]) - 1.0).abs() < 1e-9);
+        assert!(half(&[&[10.0, 10.0]]) > 0.0);
+        assert!(half(&[&[9.0, 10.0, 11.0]]) > half(&[&[9.9, 10.0, 10.1]]));
+        assert!(half(&[&[9.0, 10.0, 11.0], &[9.0, 10.0, 11.0]]) < half(&[&[9.0, 10.0, 11.0]]));
+    }
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        assert_eq!(
+            (median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0]), median(&[])),
+            (Some(2.0), Some(2.5), None)
+        );
+    }
+}
