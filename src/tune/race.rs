@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Candidate, Kind, Visit};
+use crate::stats::median;
 
 /// Visits of one candidate, at the most.
 pub const MOST_VISITS: usize = 3;
@@ -237,15 +238,6 @@ impl Race {
     }
 }
 
-/// The median, if there is anything.
-pub fn median(samples: &[f64]) -> Option<f64> {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    let upper = *sorted.get(middle)?;
-    Some(if sorted.len() % 2 == 1 { upper } else { f64::midpoint(upper, *sorted.get(middle - 1)?) })
-}
-
 /// The relative standard deviation within groups of samples (n − 1 of each); `None` where no group has two.
 fn spread(groups: &[&[f64]]) -> Option<f64> {
     let (mut squares, mut freedom) = (0.0, 0.0);
@@ -379,13 +371,5 @@ pub(super) mod tests {
         assert!(half(&[&[10.0, 10.0]]) > 0.0);
         assert!(half(&[&[9.0, 10.0, 11.0]]) > half(&[&[9.9, 10.0, 10.1]]));
         assert!(half(&[&[9.0, 10.0, 11.0], &[9.0, 10.0, 11.0]]) < half(&[&[9.0, 10.0, 11.0]]));
-    }
-
-    #[test]
-    fn medians_are_in_the_middle() {
-        assert_eq!(
-            (median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0]), median(&[])),
-            (Some(2.0), Some(2.5), None)
-        );
     }
 }
