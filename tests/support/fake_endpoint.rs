@@ -84,7 +84,7 @@ fn answer(mut stream: &TcpStream, manner: Manner) -> std::io::Result<()> {
         _ => return stream.write_all(b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"),
     }
     if manner == Manner::Hangs {
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_mins(1));
         return Ok(());
     }
     if manner == Manner::Refuses {
