@@ -1,6 +1,8 @@
 //! llama-server as a runtime: against a fake one that fails on command, and against the real one where there is one.
 //!
 //! The real one is `MOEPLAN_LLAMA_SERVER`, or what `scripts/llama-server` has built; without either those tests say so and pass.
+
+#![expect(clippy::print_stderr, reason = "a test's report")]
 #![cfg(unix)]
 
 use std::collections::BTreeMap;
@@ -41,9 +43,9 @@ fn fake_server(mode: &str) -> Server {
     let mut server = Server::of(MOEPLAN.into(), build);
     server.extra = vec!["--fake".to_string(), mode.to_string()];
     server.limits = Limits {
-        load: Duration::from_secs(60),
+        load: Duration::from_mins(1),
         stall: Duration::from_secs(3),
-        request: Duration::from_secs(60),
+        request: Duration::from_mins(1),
         stop: Duration::from_secs(2),
     };
     server
@@ -176,7 +178,7 @@ fn a_server_that_does_not_want_to_stop_is_killed() {
 fn a_server_that_is_killed_while_it_loads_is_seen_at_once() {
     let state = tempfile::tempdir().expect("a folder");
     let mut server = fake_server("slow");
-    server.limits.stall = Duration::from_secs(60);
+    server.limits.stall = Duration::from_mins(1);
     server.extra.extend(["--fake-state".to_string(), state.path().display().to_string()]);
     let folder = state.path().to_path_buf();
     let killer = std::thread::spawn(move || kill("-9", &pid_of(&folder)));

@@ -1,5 +1,7 @@
 //! A llama-server that fails on command: replays a log, speaks HTTP, and does what `--fake MODE` says, for tests/server.rs.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a program that stands for another")]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -118,7 +120,7 @@ fn leave(last: &str) -> ! {
 
 fn sleep_for_ever() -> ! {
     loop {
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_mins(1));
     }
 }
 
@@ -198,7 +200,7 @@ fn complete(mut stream: TcpStream, mode: &str) {
                     let _ = write!(stream, "data: {{\"content\":\"{text}\",\"stop\":false}}\n\n");
                 }
                 "endless-line" => loop {
-                    if stream.write_all(&[b'z'; 1 << 16]).is_err() {
+                    if stream.write_all(&vec![b'z'; 1 << 16]).is_err() {
                         return;
                     }
                 },
