@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(30);
 
 /// Runs `command` with its output going to the file `log`, in a process group of its own, until it ends, standard input
 /// ends, or a line comes from there. The polite signal is SIGINT (llama-server frees and prints its table); after half of
-/// `patience` comes SIGTERM, after all of it the process group is killed. Says on standard output what process it is and how it ended ([`Word`]).
+/// `patience` comes SIGTERM, after all of it the process group is killed. Says on standard output what process it is and how it ended (`Word`).
 pub fn supervise(log: &Path, command: &[OsString], patience: Duration) -> anyhow::Result<()> {
     let mut child = match spawn(log, command) {
         Ok(child) => child,
