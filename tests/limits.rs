@@ -11,10 +11,8 @@ use moeplan::synth::{Wish, spec, synthesize};
 
 /// Most memory that `inspect` ever holds, in KiB (`VmHWM`).
 const PEAK_KIB: u64 = 16 << 10;
-/// How much longer a busy machine may take; `scripts/instructions` holds the exact counts.
-const BUSY: u32 = 5;
-/// Longest start of the program.
-const START: Duration = Duration::from_millis(3);
+/// Longest start of the program; llama.cpp linked in brings libraries of its own to load.
+const START: Duration = Duration::from_millis(if cfg!(feature = "embedded") { 6 } else { 3 });
 /// Longest `inspect`: a third of what gguf-parser-go takes for such a header.
 const INSPECT: Duration = Duration::from_millis(12);
 
@@ -69,7 +67,7 @@ fn starts_and_inspects_in_time() {
     let folder = tempfile::tempdir().unwrap();
     let path = gpt_oss_120b(folder.path());
     let start = shortest(&["--version"]);
-    assert!(start <= START * BUSY, "{start:?} to start, {START:?} on an idle machine");
+    assert!(start <= START, "{start:?} of {START:?} to start");
     let inspect = shortest(&["inspect", path.to_str().unwrap()]);
-    assert!(inspect <= INSPECT * BUSY, "{inspect:?} to inspect, {INSPECT:?} on an idle machine");
+    assert!(inspect <= INSPECT, "{inspect:?} of {INSPECT:?} to inspect");
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// How long a short question may take.
-const SHORT: Duration = Duration::from_secs(10);
+use super::server::client::{SHORT, agent};
+
 /// How often it is looked whether the person wants to stop.
 const LOOK: Duration = Duration::from_millis(50);
 /// The most that is read of one answer, in bytes.
@@ -121,17 +121,8 @@ impl Endpoint {
         if host.is_empty() || host.starts_with('/') || base.contains(char::is_whitespace) {
             return Err(Error::Address(address.to_string()));
         }
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(None)
-            .user_agent(concat!("moeplan/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(SHORT))
-            // Every request its own connection: a server may close one that waits, at any moment.
-            .max_idle_connections(0)
-            .build();
         Ok(Self {
-            agent: config.new_agent(),
+            agent: agent(),
             base: base.to_string(),
             model: None,
             key: None,

@@ -179,7 +179,7 @@ impl Graph {
     /// `a` in another shape.
     pub fn reshape(&mut self, a: Id, dims: &[u64]) -> Id {
         let ne = shape(dims);
-        debug_assert!(self.tensor(a).is_contiguous() && self.tensor(a).elements() == ne.iter().product::<u64>());
+        assert!(self.tensor(a).is_contiguous() && self.tensor(a).elements() == ne.iter().product::<u64>());
         let nb = Tensor::new(self.tensor(a).ty, ne).nb;
         self.look(Op::Reshape, a, ne, nb, 0)
     }

@@ -11,7 +11,7 @@ use super::Error;
 use super::sse::{Event, Reader};
 
 /// How long a short question may take.
-const SHORT: Duration = Duration::from_secs(10);
+pub const SHORT: Duration = Duration::from_secs(10);
 /// The most that is read of an answer that is no stream, in bytes.
 const MAX_ANSWER: u64 = 256 << 20;
 /// The longest message of an error that is kept, in characters.
@@ -107,19 +107,24 @@ pub struct Client {
     base: String,
 }
 
+/// What asks a server of llama.cpp's kind: no proxy, no redirects, an error status is an answer.
+pub fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .user_agent(concat!("moeplan/", env!("CARGO_PKG_VERSION")))
+        .timeout_connect(Some(SHORT))
+        // Every request its own connection: llama-server closes one that has waited for 5 s.
+        .max_idle_connections(0)
+        .build();
+    config.new_agent()
+}
+
 impl Client {
     /// To `http://HOST:PORT`.
     pub fn new(base: &str) -> Self {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(None)
-            .user_agent(concat!("moeplan/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(SHORT))
-            // Every request its own connection: llama-server closes one that has waited for 5 s.
-            .max_idle_connections(0)
-            .build();
-        Self { agent: config.new_agent(), base: base.to_string() }
+        Self { agent: agent(), base: base.to_string() }
     }
 
     /// Whether the model is loaded and requests are taken.

@@ -5,7 +5,7 @@
 //! `moeplan worker --supervise`, ends it as soon as its standard input ends.
 
 mod arguments;
-mod client;
+pub(super) mod client;
 mod environment;
 mod error;
 pub mod find;

@@ -9,7 +9,7 @@ use super::super::inputs::Embeddings;
 use super::super::tensor::{Id, Op, Unary};
 use super::super::{Builder, Norm};
 use super::mla::Sizes;
-use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
+use super::plain::{NormW, PLAIN, Spec, after_attention, finish};
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::f32;
 use crate::memory::caches::CacheKind;
@@ -45,14 +45,9 @@ pub(super) fn build(b: &mut Builder<'_>) {
     let out_ids = b.inp_out_ids();
     let mut chosen = None;
     for il in 0..b.n_layer {
-        let mut residual = rows;
         let x = b.norm(il, "attn_norm", rows, Norm::Rms);
-        let mut x = attention(b, il, x, &inputs, &mut chosen);
-        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
-        let x = feed_forward(b, &SPEC, il, x);
-        rows = b.graph.add(x, middle);
+        let x = attention(b, il, x, &inputs, &mut chosen);
+        rows = after_attention(b, &SPEC, il, (x, rows), out_ids);
     }
     finish(b, &SPEC, rows, out_ids);
 }

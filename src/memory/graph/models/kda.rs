@@ -2,43 +2,29 @@
 //!
 //! Source: `src/models/kimi-linear.cpp`, llama.cpp b11434.
 
-use super::super::attention::{AttnInputs, Extras, Qkv};
-use super::super::cache::CacheInputs;
+use super::super::attention::{Extras, Qkv};
 use super::super::inputs::Embeddings;
 use super::super::recurrent::StateInputs;
 use super::super::tensor::{Id, Unary};
 use super::super::{Builder, Norm};
-use super::plain::{NormW, PLAIN, Pick, Spec, feed_forward, finish};
+use super::mla::Cached;
+use super::plain::{NormW, PLAIN, Pick, Spec, after_attention, feed_forward, finish};
 use crate::memory::caches::CacheKind;
 
 /// The traits shared with plain decoders.
 const SPEC: Spec = Spec { gating_stated: true, ..PLAIN };
 
-enum Cached {
-    Latent(CacheInputs),
-    Heads(AttnInputs),
-}
-
 /// kimi-linear.
 pub(super) fn kimi_linear(b: &mut Builder<'_>) {
     let mut rows = b.inp_embd(Embeddings::default());
     let states = b.inp_rs();
-    let cached = if b.plan.caches.hparams.is_mla {
-        Cached::Latent(b.inp_k(CacheKind::Base))
-    } else {
-        Cached::Heads(b.inp_attn())
-    };
+    let cached = Cached::of(b);
     let out_ids = b.inp_out_ids();
     for il in 0..b.n_layer {
-        let mut residual = rows;
         let x = b.norm(il, "attn_norm", rows, Norm::Rms);
         b.graph.expand(x);
-        let mut x = if b.layer(il).is_recr { b.kda(il, x, &states) } else { attention(b, il, x, &cached) };
-        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
-        let x = feed_forward(b, &SPEC, il, x);
-        rows = b.graph.add(x, middle);
+        let x = if b.layer(il).is_recr { b.kda(il, x, &states) } else { attention(b, il, x, &cached) };
+        rows = after_attention(b, &SPEC, il, (x, rows), out_ids);
     }
     finish(b, &SPEC, rows, out_ids);
 }

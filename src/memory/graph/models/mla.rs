@@ -8,16 +8,25 @@ use super::super::ffn::Gating;
 use super::super::inputs::Embeddings;
 use super::super::tensor::Id;
 use super::super::{Builder, Norm};
-use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
+use super::plain::{NormW, PLAIN, Spec, after_attention, feed_forward, finish};
 use crate::memory::caches::CacheKind;
 
 /// deepseek2's traits beyond attention.
 const SPEC: Spec = Spec { gating: Gating::Softmax, gating_stated: true, norm_w: NormW::Stated, ..PLAIN };
 
 /// Where a layer's keys come from and go.
-enum Cached {
+pub(super) enum Cached {
+    /// One latent row by token.
     Latent(CacheInputs),
+    /// Keys and values, decompressed.
     Heads(AttnInputs),
+}
+
+impl Cached {
+    /// The inputs of the cache that the model has.
+    pub(super) fn of(b: &mut Builder<'_>) -> Self {
+        if b.plan.caches.hparams.is_mla { Self::Latent(b.inp_k(CacheKind::Base)) } else { Self::Heads(b.inp_attn()) }
+    }
 }
 
 /// The sizes of MLA's heads and latents, in elements.
@@ -43,21 +52,12 @@ pub(super) fn deepseek2(b: &mut Builder<'_>) {
     let mut rows = b.inp_embd(Embeddings::default());
     let scale = (b.f64_or_0("attention.temperature_scale").abs() > 0.0).then(|| b.inp_attn_scale());
     let positions = b.inp_pos();
-    let cached = if b.plan.caches.hparams.is_mla {
-        Cached::Latent(b.inp_k(CacheKind::Base))
-    } else {
-        Cached::Heads(b.inp_attn())
-    };
+    let cached = Cached::of(b);
     let out_ids = b.inp_out_ids();
     for il in 0..b.n_layer {
-        let mut residual = rows;
         let x = b.norm(il, "attn_norm", rows, Norm::Rms);
-        let mut x = attention(b, il, x, (&cached, positions, scale));
-        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
-        let x = feed_forward(b, &SPEC, il, x);
-        rows = b.graph.add(x, middle);
+        let x = attention(b, il, x, (&cached, positions, scale));
+        rows = after_attention(b, &SPEC, il, (x, rows), out_ids);
     }
     finish(b, &SPEC, rows, out_ids);
 }

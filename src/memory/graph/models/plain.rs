@@ -219,6 +219,21 @@ pub(super) fn decoder(b: &mut Builder<'_>, spec: &Spec) {
     finish(b, spec, rows, inputs.out_ids);
 }
 
+/// What follows attention `x` in a layer that got `rows`: both added, the feed-forward part of the sum's norm, added to it.
+pub(super) fn after_attention(
+    b: &mut Builder<'_>,
+    spec: &Spec,
+    il: u32,
+    (mut x, mut rows): (Id, Id),
+    out_ids: Id,
+) -> Id {
+    b.only_outputs(il, out_ids, &mut [&mut x, &mut rows]);
+    let middle = b.graph.add(x, rows);
+    let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
+    let x = feed_forward(b, spec, il, x);
+    b.graph.add(x, middle)
+}
+
 /// The last norm and the logits.
 pub(super) fn finish(b: &mut Builder<'_>, spec: &Spec, mut rows: Id, out_ids: Id) {
     if spec.pick == Pick::BeforeNorm {
