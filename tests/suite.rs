@@ -270,6 +270,50 @@ fn a_suite_ends_in_a_checklist_and_is_taken_up_where_it_was_left() {
     assert!(!text(&third.stderr).contains("done before"));
 }
 
+#[test]
+fn models_may_come_one_at_a_time() {
+    if real_server().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny(folder.path());
+    let (suite, results) = (folder.path().join("suite.yaml"), folder.path().join("results"));
+    let mut asked =
+        SUITE.replace(", experts.used: 8", "").replace("expect: gpt-oss-20b", "expectations: {architecture: qwen3moe}");
+    asked = asked.replace("repetitions: 2", "repetitions: 1").replace(", all-on-device, fit]", "]");
+    std::fs::write(&suite, asked).unwrap();
+    let validated = |name: &str, path: &Path| {
+        let model = format!("{name}={}", path.display());
+        let mut words = vec!["validate", suite.to_str().unwrap(), "--model", &model, "--max-tokens", "5", "--json"];
+        words.extend(["--results", results.to_str().unwrap()]);
+        words.extend(DEVICE);
+        let output = moeplan(&words);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let validation: Validation = serde_json::from_slice(&output.stdout).unwrap();
+        let written = std::fs::read(results.join("validation.json")).unwrap();
+        assert_eq!(validation, serde_json::from_slice(&written).unwrap());
+        validation
+    };
+    let first = validated("tiny", &model);
+    validated("mine", &model);
+    let gone = folder.path().join("gone.gguf");
+    std::fs::rename(&model, &gone).unwrap();
+    // The first model's file is not there, the second's is not even named.
+    let last = validated("absent", &gone);
+    let names: Vec<&str> = last.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["tiny", "absent", "mine"]);
+    for kept in [&last.models[0], &last.models[2]] {
+        let (line, measured) = (&kept.sections[0].items[0], kept.bench.as_ref().unwrap());
+        assert!(kept.skipped.is_none() && line.verdict == Verdict::Pass && line.detail.contains("asked as now"));
+        assert!(measured.prompts.iter().all(|prompt| prompt.max_tokens == 5));
+    }
+    assert_eq!(last.models[0].bench, first.models[0].bench);
+    assert_eq!(last.models[0].sections[1..], first.models[0].sections);
+    assert!(last.models[1].bench.is_some());
+    let page = std::fs::read_to_string(results.join("validation.md")).unwrap();
+    assert!(page.contains("Model tiny") && page.contains("Model mine"), "{page}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_suite_that_is_interrupted_keeps_what_is_done() {

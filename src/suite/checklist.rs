@@ -61,6 +61,11 @@ pub fn placement(case: &CaseLaunch, fits: Option<bool>) -> Option<PlacementFacts
     })
 }
 
+/// Every section that the launches of a model decide.
+pub fn of_bench(facts: &[PlacementFacts], bench: &Bench) -> [Section; 4] {
+    [placements(facts, bench), tests(bench), streaming(bench), memory(bench)]
+}
+
 /// Where the experts go, and whether memory was as predicted.
 pub fn placements(facts: &[PlacementFacts], bench: &Bench) -> Section {
     let mut items = Vec::new();

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod cases;
 pub mod checklist;
 pub mod document;
+pub mod earlier;
 pub mod facts;
 pub mod llama_bench;
 pub mod protocol;
