@@ -3,6 +3,7 @@
 //! The modules are listed in reading order: each uses only those above it (`tests/tidy.rs` holds this).
 
 pub mod bytes;
+pub mod number;
 pub mod escape;
 pub mod guard;
 pub mod stats;

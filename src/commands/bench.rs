@@ -194,7 +194,8 @@ fn answer(bench: &Bench, table: Option<&Path>, output: &Output) -> anyhow::Resul
     match output.format() {
         Format::Json => output.json(bench),
         Format::Html => output.page(bench),
-        format => output.answer(&report::bench::render(bench, format)),
+        Format::Markdown => output.markdown(bench),
+        Format::Text => output.answer(&report::bench::render(bench)),
     }
 }
 

@@ -128,6 +128,11 @@ impl Output {
         self.answer(&crate::report::html::of_document(document)?)
     }
 
+    /// Writes a document as Markdown: what `report` makes of its JSON.
+    pub fn markdown(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.answer(&crate::report::page::markdown::of_document(document)?)
+    }
+
     /// Says something to the person, on standard error; silent with `-q`.
     pub fn say(&self, text: &str) {
         if !self.global.quiet {

@@ -102,7 +102,8 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Html => output.page(&document)?,
-        format => output.answer(&report::validation::render(&document, format))?,
+        Format::Markdown => output.markdown(&document)?,
+        Format::Text => output.answer(&report::validation::render(&document))?,
     }
     output.say(&format!("results are in {}", args.results.display()));
     let ran = document.models.iter().any(|model| model.skipped.is_none());
@@ -118,7 +119,7 @@ fn write_whole(store: &Store, document: &mut Validation) -> anyhow::Result<()> {
         document.environment = bench.environment.clone();
     }
     store.write("validation.json", &serde_json::to_string_pretty(document)?)?;
-    store.write("validation.md", &report::validation::render(document, Format::Markdown))?;
+    store.write("validation.md", &report::page::markdown::of_document(document)?)?;
     store.write("validation.html", &report::html::of_document(document)?)?;
     Ok(())
 }

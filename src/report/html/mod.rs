@@ -111,7 +111,7 @@ fn class(verdict: Verdict) -> &'static str {
         Verdict::Good => "good",
         Verdict::Caution => "caution",
         Verdict::Bad => "bad",
-        Verdict::Open => "open",
+        Verdict::Open | Verdict::Skipped => "open",
     }
 }
 
@@ -217,18 +217,6 @@ fn what_if(points: &WhatIf, id: &str) -> Markup {
 }
 
 /// The page of one document, from what its JSON says and nothing else.
-pub fn of_document(document: &impl serde::Serialize) -> Result<String, Error> {
-    let text = serde_json::to_string(document)?;
-    Ok(page(&page::of(&page::read::read("this document", &text)?, None).without_sources()))
-}
-
-/// A document that cannot be shown.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It cannot be written as JSON.
-    #[error("the document cannot be written as JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    /// It is none that a report shows.
-    #[error(transparent)]
-    Read(#[from] page::read::Error),
+pub fn of_document(document: &impl serde::Serialize) -> Result<String, page::Error> {
+    page::of_document(document).map(|made| page(&made))
 }

@@ -10,8 +10,8 @@ use super::{Block, Section, bench, file_name, plan};
 use crate::bytes::Bytes;
 use crate::measurement::{Measurement, Spread};
 use crate::memory::HOST;
+use crate::number::seconds;
 use crate::report::chart::Fill;
-use crate::report::number::seconds;
 use crate::report::table::{Align, Table};
 use crate::suite::document::Bench;
 
@@ -101,7 +101,7 @@ fn of_measurement(measured: &Measurement, source: &str) -> Summary {
 /// The first case of a benchmark: the plan or the endpoint.
 fn of_bench(bench: &Bench, label: &str, source: &str) -> Option<Summary> {
     let case = bench.cases.first()?;
-    let row = bench::overall(case);
+    let row = crate::report::bench::overall(case);
     let measured = case.sessions.iter().find(|session| !session.memory.is_empty());
     Some(Summary {
         label: label.to_string(),

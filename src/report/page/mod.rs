@@ -8,11 +8,11 @@ mod inspection;
 mod llama_bench;
 pub mod markdown;
 mod measurement;
-mod memory;
+pub(super) mod memory;
 mod placement;
 mod plan;
 pub mod read;
-mod speed;
+pub(super) mod speed;
 mod sweep;
 mod validation;
 pub mod view;
@@ -47,6 +47,22 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
     Page { title: title.map_or(own.0, str::to_string), subtitle: own.1, sections }
 }
 
+/// The report on one document, from what its JSON says and nothing else.
+pub fn of_document(document: &impl serde::Serialize) -> Result<Page, Error> {
+    Ok(of(&read::read("this document", &serde_json::to_string(document)?)?, None).without_sources())
+}
+
+/// A document that cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be written as JSON.
+    #[error("the document cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It is none that a report shows.
+    #[error(transparent)]
+    Read(#[from] read::Error),
+}
+
 /// One report.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
@@ -75,7 +91,7 @@ fn file_name(path: &str) -> &str {
 
 impl Page {
     /// The page of a document that is no file yet.
-    pub(super) fn without_sources(mut self) -> Self {
+    fn without_sources(mut self) -> Self {
         self.sections.iter_mut().for_each(|section| section.source.clear());
         self
     }
@@ -139,8 +155,10 @@ pub enum Verdict {
     Caution,
     /// No.
     Bad,
-    /// Not known, skipped, or only told.
+    /// Not known, or only told.
     Open,
+    /// It was not run.
+    Skipped,
 }
 
 impl Verdict {
@@ -150,7 +168,7 @@ impl Verdict {
             Self::Good => "✓",
             Self::Caution => "!",
             Self::Bad => "✗",
-            Self::Open => "–",
+            Self::Open | Self::Skipped => "–",
         }
     }
 
@@ -161,6 +179,7 @@ impl Verdict {
             Self::Caution => "caution",
             Self::Bad => "no",
             Self::Open => "not assessed",
+            Self::Skipped => "skipped",
         }
     }
 

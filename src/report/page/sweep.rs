@@ -2,9 +2,9 @@
 
 use super::view::{Point, Sweep};
 use super::{Block, Section, WhatIf, plan};
+use crate::number::{rate, seconds, thousands};
 use crate::plan::quoted;
 use crate::report::chart::{self, Chart, Figure, Lines, Series};
-use crate::report::number::{rate, seconds, thousands};
 use crate::report::table::{Align, Table};
 use crate::speed::Speed;
 
