@@ -65,13 +65,16 @@ fn a_sound_endpoint_is_measured_by_its_own_counts() {
 #[test]
 fn what_shimmy_does_not_tell_is_null_and_said() {
     let (bench, code) = of_endpoint(Manner::Shimmy, &[]);
-    assert_eq!((code, failing(&bench.cases[0].stream)), (0, vec![]));
+    let failed: Vec<String> = failing(&bench.cases[0].stream).into_iter().map(|(what, _)| what).collect();
+    assert_eq!((code, failed.len()), (1, 2), "{failed:?}");
+    assert!(failed[0].contains("no delta is empty") && failed[1].contains("not in one burst"), "{failed:?}");
     for sample in &bench.cases[0].sessions[0].samples {
         assert_eq!((sample.prompt_tokens, sample.generated_tokens, sample.tokens_by), (None, None, None));
         assert_eq!((sample.pp, sample.tg, sample.speed_by), (None, None, None));
         assert!(sample.total_seconds > 0.0 && sample.failure.is_none());
     }
-    for says in ["does not count tokens", "no timings", "no depth sweep"] {
+    let says = ["does not count tokens", "no timings", "no depth sweep", "it is shimmy 1.8.1", "in one burst"];
+    for says in [&says[..], &["asked for `phi3-lora`; the endpoint lists 2 models"]].concat() {
         let all = bench.notes.iter().chain(&bench.cases[0].sessions[0].notes);
         assert!(all.clone().any(|note| note.contains(says)), "{says}: {:?}", all.collect::<Vec<_>>());
     }
@@ -79,8 +82,11 @@ fn what_shimmy_does_not_tell_is_null_and_said() {
     let (bench, _) = of_endpoint(Manner::Shimmy, &["--tokenizer", &tokenizer]);
     let streamed = bench.cases[0].sessions[0].samples.iter().find(|sample| sample.mode == Mode::Stream).unwrap();
     assert_eq!(streamed.tokens_by, Some(TokenCount::Tokenizer));
-    assert!(streamed.generated_tokens.is_some() && streamed.tg.is_some() && streamed.pp.is_none());
-    assert_eq!(streamed.speed_by, Some(Clock::Ours));
+    // What comes in one burst has no speed by our clock.
+    assert!(streamed.generated_tokens.is_some() && streamed.tg.is_none() && streamed.pp.is_none());
+    let (bench, _) = of_endpoint(Manner::Uncounted, &["--tokenizer", &tokenizer]);
+    let streamed = bench.cases[0].sessions[0].samples.iter().find(|sample| sample.mode == Mode::Stream).unwrap();
+    assert!(streamed.tg.is_some() && streamed.speed_by == Some(Clock::Ours), "{streamed:?}");
 }
 
 #[test]
@@ -381,7 +387,8 @@ fn a_real_model_answers_all_four_prompts_and_is_judged() {
     for quality in &case.quality {
         assert!(quality.verdict != Verdict::NotAssessed && quality.items.len() >= 4, "{quality:?}");
         let english = quality.items.iter().find(|item| item.what == "it is English").unwrap();
-        assert_eq!(english.verdict, Verdict::Pass, "{}: {}", quality.prompt, english.detail);
+        let is_code_alone = quality.prompt == "code" && english.verdict == Verdict::NotAssessed;
+        assert!(english.verdict == Verdict::Pass || is_code_alone, "{}: {}", quality.prompt, english.detail);
     }
     let samples = &case.sessions[0].samples;
     assert!(samples.iter().all(|sample| sample.generated_tokens.is_some_and(|n| n > 8) && !sample.text.is_empty()));

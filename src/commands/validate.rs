@@ -27,6 +27,7 @@ use crate::suite::rounds::rounds;
 use crate::suite::session::Asking;
 use crate::suite::store::{Store, key};
 use crate::suite::{checklist, earlier, facts};
+use crate::tune::neighbours;
 
 /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
 #[derive(Debug, clap::Args)]
@@ -284,9 +285,9 @@ fn through(
     store.keep(earlier::ARCHITECTURE, &key(&file.facts), &architecture)?;
     model.sections.push(architecture);
 
-    let mut proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
-    proposal.launch.run.fit_target.clone_from(&args.how.fit_target);
-    let cases: Vec<CaseLaunch> = suite.cases.iter().map(|name| a_case(name, &proposal, &file)).collect();
+    let proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
+    let fit = args.how.fit(&proposal, &file, &args.options, &shared.engine)?;
+    let cases: Vec<CaseLaunch> = suite.cases.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
     let fits = |case: &CaseLaunch| if case.name == "plan" { Some(proposal.fits()) } else { None };
     model.placements =
         cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect::<Vec<PlacementFacts>>();
@@ -297,7 +298,7 @@ fn through(
     let environment = facts::environment(Some(&proposal.launch.machine));
     let mut step = |case: &CaseLaunch, repetition: u32| {
         let name = format!("{}-{repetition}", case.name);
-        let key = step_key(&shared.engine, case, &asking, path);
+        let key = step_key(shared, case, &asking, path);
         if let Some(session) = store.found::<Session>(&name, &key).filter(|session| session.failure.is_none()) {
             shared.output.say(&format!("{}, {repetition} of {}: done before", case.name, suite.repetitions));
             return Ok(session);
@@ -319,32 +320,30 @@ fn through(
     Ok(())
 }
 
-/// Everything that a launch's result depends on. The ports of software devices are others each time.
-fn step_key(engine: &Engine, case: &CaseLaunch, asking: &Asking, path: &Path) -> String {
+/// Everything that a launch's result depends on, but for what changes from day to day: ports of software devices, and the
+/// memory that other programs leave free.
+fn step_key(shared: &Shared<'_>, case: &CaseLaunch, asking: &Asking, path: &Path) -> String {
     #[derive(Serialize)]
     struct Of<'a> {
         runtime: String,
-        words: Vec<String>,
+        launch: String,
+        devices: Vec<(&'a str, u64)>,
+        fit_target: &'a [u32],
         threads: u32,
         prompts: &'a [crate::suite::document::Prompt],
         settings: crate::suite::document::Settings,
         bytes: u64,
         modified: u64,
     }
-    let mut words = crate::run::args::args(&case.launch.run);
-    for (at, device) in case.launch.machine.devices.iter().enumerate() {
-        if let Some(endpoint) = device.endpoint() {
-            for word in &mut words {
-                *word = word.replace(endpoint, &format!("device {at}"));
-            }
-        }
-    }
+    let machine = &case.launch.machine;
     let file = std::fs::metadata(path).ok();
     let modified = file.as_ref().and_then(|file| file.modified().ok());
     let since = modified.and_then(|time| time.duration_since(std::time::SystemTime::UNIX_EPOCH).ok());
     key(&Of {
-        runtime: engine.name(),
-        words,
+        runtime: shared.engine.name(),
+        launch: neighbours::id(&case.launch.run, machine),
+        devices: machine.devices.iter().map(|device| (device.name.as_str(), device.total.0)).collect(),
+        fit_target: &shared.args.how.fit_target,
         threads: case.launch.n_threads,
         prompts: &asking.prompts,
         settings: crate::suite::document::Settings { repetitions: 0, ..asking.settings.clone() },

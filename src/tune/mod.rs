@@ -27,7 +27,7 @@ pub enum Kind {
 }
 
 /// A launch that may be measured.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// What differs from the plan: `-ub 1024`.
     pub what: String,

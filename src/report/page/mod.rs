@@ -14,6 +14,7 @@ mod plan;
 pub mod read;
 pub(super) mod speed;
 mod sweep;
+mod tune;
 mod validation;
 pub mod view;
 
@@ -32,6 +33,7 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
             Document::Measurement(measured) => sections.push(measurement::section(measured, name)),
             Document::Bench(bench) => sections.push(bench::section(bench, name)),
             Document::Validation(validation) => sections.extend(validation::sections(validation, name)),
+            Document::Tuning(tuning) => sections.push(tune::section(tuning, name)),
             Document::LlamaBench(rows) => sections.push(llama_bench::section(rows, name)),
         }
     }
