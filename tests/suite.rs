@@ -317,7 +317,7 @@ fn models_may_come_one_at_a_time() {
     assert_eq!(last.models[0].sections[1..], first.models[0].sections);
     assert!(last.models[1].bench.is_some());
     let page = std::fs::read_to_string(results.join("validation.md")).unwrap();
-    assert!(page.contains("Model tiny") && page.contains("Model mine"), "{page}");
+    assert!(page.contains("\n## tiny\n") && page.contains("\n## mine\n"), "{page}");
 }
 
 #[cfg(unix)]

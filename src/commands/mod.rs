@@ -183,7 +183,7 @@ fn echo(line: &str) {
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     anyhow::ensure!(
         output.format() != Format::Html || command.has_page(),
-        "this command writes no page: --format html is of report, inspect, check, plan, verify, bench and validate"
+        "this command writes no page: --format html is of report, inspect, check, plan, verify, tune, bench and validate"
     );
     match command {
         Command::Devices(args) => devices::run(&args, output),
