@@ -114,7 +114,7 @@ pub fn cases(bench: &Bench) -> Table {
     ]);
     for case in &bench.cases {
         let measured = case.sessions.iter().find(|session| !session.memory.is_empty());
-        let devices = measured.and_then(on_devices).map_or(UNKNOWN.to_string(), |bytes| bytes.to_string());
+        let devices = measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size);
         let host = measured.and_then(host_of).unwrap_or_else(|| UNKNOWN.to_string());
         let speed = overall(case);
         let loads = if case.command.is_some() { time(case.load_seconds) } else { "was up".to_string() };
@@ -136,7 +136,7 @@ fn host_of(session: &Session) -> Option<String> {
     let row = session.memory.get(HOST)?.terms;
     let own = row.model + row.context + row.compute;
     let mapped = session.mapped_span;
-    Some(if mapped.0 > 0 { format!("{own}, {mapped} mapped") } else { own.to_string() })
+    Some(if mapped.0 > 0 { format!("{}, {mapped} mapped", size(own)) } else { size(own) })
 }
 
 /// Why launches and answers failed.

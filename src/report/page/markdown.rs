@@ -59,7 +59,10 @@ fn block(out: &mut String, block: &Block) {
             let _ = write!(out, "{}\n\n", escape::markdown(label));
             fence(out, "text", text);
         }
-        Block::WhatIf(WhatIf { what, table, .. }) => captioned(out, &format!("By {what}"), table),
+        Block::WhatIf(WhatIf { axes, table, .. }) => {
+            let axes: Vec<&str> = axes.iter().map(|axis| axis.what.as_str()).collect();
+            captioned(out, &format!("By {}", axes.join(" and ")), table);
+        }
     }
 }
 

@@ -51,7 +51,16 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
 
 /// The report on one document, from what its JSON says and nothing else.
 pub fn of_document(document: &impl serde::Serialize) -> Result<Page, Error> {
-    Ok(of(&read::read("this document", &serde_json::to_string(document)?)?, None).without_sources())
+    let sources = read::read("this document", &serde_json::to_string(document)?)?;
+    let page = of(&sources, None).without_sources();
+    // A document with others behind it that go with it: the page is the first one's.
+    let first = page.sections.first().map(|section| section.heading.clone());
+    Ok(match (sources.as_slice(), first) {
+        ([Source { document: Document::Plan(plan), .. }, _, ..], Some(title)) => {
+            Page { title, subtitle: Document::Plan(plan.clone()).about(), ..page }
+        }
+        _ => page,
+    })
 }
 
 /// A document that cannot be shown.
@@ -202,15 +211,24 @@ pub struct Item {
     pub why: String,
 }
 
-/// Precomputed points of a plan over one thing that changes.
+/// Precomputed points of a plan over one thing that changes, or two.
 #[derive(Debug, Clone)]
 pub struct WhatIf {
-    /// What changes: `budget`.
-    pub what: String,
-    /// The points, a row each; the first column is what changes.
+    /// What changes.
+    pub axes: Vec<Axis>,
+    /// The points, a row each: every value of the last axis at the first value of the one before, and so on.
     pub table: Table,
     /// The command of each point.
     pub commands: Vec<String>,
     /// Which point is shown first.
     pub start: usize,
+}
+
+/// One thing that a reader may change.
+#[derive(Debug, Clone)]
+pub struct Axis {
+    /// `budget`, `context`, `file`.
+    pub what: String,
+    /// Its values, as people read them.
+    pub values: Vec<String>,
 }

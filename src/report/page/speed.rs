@@ -29,7 +29,7 @@ impl Unit {
         let Spread { mean, stddev, n } = spread;
         match self {
             _ if n < 2 => self.show(mean),
-            Self::TokensPerSecond if mean >= 100.0 => format!("{} ± {stddev:.0}", rate(mean)),
+            Self::TokensPerSecond if mean >= 100.0 => format!("{} ± {}", rate(mean), rate(stddev.round())),
             Self::TokensPerSecond if mean >= 10.0 => format!("{mean:.1} ± {stddev:.1}"),
             Self::TokensPerSecond => format!("{mean:.2} ± {stddev:.2}"),
             Self::Seconds if (0.1..1.0).contains(&mean) => format!("{:.0} ± {:.0} ms", mean * 1000.0, stddev * 1000.0),

@@ -238,8 +238,12 @@ pub struct Term {
 pub struct Sweep {
     /// Which model; of several files each point names its own.
     pub model: Option<ModelSummary>,
+    /// On which machine.
+    pub machine: Option<Machine>,
     /// `vram` or `ctx`; empty for several files.
     pub variable: String,
+    /// The contexts that were planned for each budget; empty where one thing varies.
+    pub contexts: Vec<u64>,
     /// In rising order.
     #[serde(alias = "rows")]
     pub points: Vec<Point>,
