@@ -38,9 +38,11 @@ fn documents(name: &str) -> (tempfile::TempDir, Vec<&'static str>) {
     write("measurement.json", made_up::measurement(name));
     write("bench.json", made_up::bench(name));
     write("validation.json", made_up::validation(name));
+    write("run.json", made_up::launched(name));
     write("tune.json", made_up::tuning(name));
     write("llama-bench.json", made_up::llama_bench(name));
-    let files = ["plan", "sweep", "check", "inspect", "measurement", "bench", "validation", "tune", "llama-bench"];
+    let files =
+        ["plan", "sweep", "check", "inspect", "measurement", "bench", "validation", "run", "tune", "llama-bench"];
     let names = files.map(|file| format!("{file}.json").leak() as &'static str);
     (folder, names.to_vec())
 }
@@ -63,8 +65,8 @@ fn every_document_has_its_section_in_both_formats() {
     let text = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     let page = Html::parse_document(&text);
     assert_eq!(page.errors, Vec::<String>::new());
-    // Side by side, nine documents, and the two models of the validation.
-    assert_eq!(count(&page, "section"), 12);
+    // Side by side, ten documents, and the two models of the validation.
+    assert_eq!(count(&page, "section"), 13);
     assert_eq!(count(&page, "figure"), count(&page, "figure details table"), "a chart without its table");
     assert!(count(&page, "figure") > 20 && count(&page, ".what-if tbody tr") == 6);
     assert_eq!(count(&page, ".what-if input[type=range]"), 2);
@@ -82,6 +84,7 @@ fn every_document_has_its_section_in_both_formats() {
         "−58.6%",
         "tg128 @ d4096",
         "b11434",
+        "http://127.0.0.1:8080",
         "Tuning of model.gguf",
         "beats --fit on: 1.50 times as fast",
         "answers of at most 700 tokens",
@@ -92,7 +95,7 @@ fn every_document_has_its_section_in_both_formats() {
     for word in ["NaN", "TBD", "inf%"] {
         assert!(!shown.contains(word) && !markdown.contains(word), "`{word}` in a report");
     }
-    assert_eq!(markdown.lines().filter(|line| line.starts_with("## ")).count(), 12);
+    assert_eq!(markdown.lines().filter(|line| line.starts_with("## ")).count(), 13);
     std::fs::write(folder.path().join("plain"), "").unwrap();
     let permissions = |file: &str| std::fs::metadata(folder.path().join(file)).unwrap().permissions();
     assert_eq!(permissions("report.html"), permissions("plain"), "readable as any file");
@@ -118,6 +121,13 @@ fn commands_write_their_own_page() {
         assert_eq!(count(&page, ".what-if input"), expected, "{words:?}");
         assert_eq!(count(&page, ".what-if tbody tr"), count(&page, ".what-if template.command"), "{words:?}");
     }
+    // The page of a plan begins with the plan itself, in the middle of what else there could be.
+    let page = Html::parse_document(&ok(folder.path(), &[&["plan", "m.gguf"], &budget[..]].concat()));
+    let places: Vec<_> = page
+        .select(&Selector::parse(".what-if input").unwrap())
+        .map(|input| (input.value().attr("value").unwrap(), input.value().attr("max").unwrap()))
+        .collect();
+    assert_eq!(places, [("2", "5"), ("1", "3")], "4, 6, 8, 10, 12 and 16 GiB; 4096 to 32768 tokens");
     let list = moeplan(folder.path(), &["list", "--format", "html"]);
     assert_eq!(list.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&list.stderr).contains("writes no page"));

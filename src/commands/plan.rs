@@ -108,10 +108,13 @@ fn sweep(args: &PlanArgs, model: &Path, output: &Output) -> anyhow::Result<Outco
 
 /// The plans for budgets and contexts around a plan's own, for the page of the plan; `None` where there is nothing to vary.
 fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocument> {
-    let budget = plan.machine.devices.first()?.total;
-    let (budgets, contexts) = plan::sweep::near(budget, plan.check.run.n_ctx, model.hparams.context_length);
-    let request = &options.request(model, &plan.machine).ok()?;
-    plan::sweep::grid(model, &plan.model.path, &plan.machine, request, (&budgets, &contexts)).ok()
+    let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
+    let (budgets, contexts) = plan::sweep::near(budget, n_ctx, model.hparams.context_length);
+    let request = options.request(model, &plan.machine).ok()?;
+    let axes = (budgets.as_slice(), contexts.as_slice());
+    let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
+    document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
+    Some(document)
 }
 
 /// A table of plans of several files.

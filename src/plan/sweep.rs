@@ -164,6 +164,9 @@ pub struct SweepDocument {
     /// The contexts that are planned for each budget, in tokens, rising; empty where one thing varies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub contexts: Vec<u64>,
+    /// Which point is the plan that the others are around, from 0; null where none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<usize>,
     /// In rising order; of budgets and contexts, all contexts of the first budget first.
     pub points: Vec<Point>,
 }
@@ -243,7 +246,8 @@ impl Subject<'_> {
 
     fn document(&self, variable: Variable, contexts: Vec<u64>, points: Vec<Point>) -> SweepDocument {
         let model = super::summary(self.model, self.path);
-        SweepDocument { schema: "moeplan/sweep/1", model, machine: self.machine.clone(), variable, contexts, points }
+        let machine = self.machine.clone();
+        SweepDocument { schema: "moeplan/sweep/1", model, machine, variable, contexts, asked: None, points }
     }
 }
 

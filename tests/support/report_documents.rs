@@ -114,6 +114,14 @@ pub fn validation(name: &str) -> Value {
     })
 }
 
+/// `moeplan/run/1`.
+pub fn launched(name: &str) -> Value {
+    json!({
+        "schema": "moeplan/run/1", "endpoint": "http://127.0.0.1:8080", "process": 4711, "command": ["llama-server", "-m", name],
+        "load_seconds": 3.5, "comparison": comparison(), "plan": {"model": {"name": name, "path": name}},
+    })
+}
+
 /// `moeplan/tune/1`.
 pub fn tuning(name: &str) -> Value {
     let speed = json!({"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25});

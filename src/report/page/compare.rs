@@ -62,7 +62,7 @@ fn of(source: &Source) -> Vec<Summary> {
             benches.filter_map(|(name, bench)| of_bench(bench, name, &source.name)).collect()
         }
         Document::Tuning(tuning) => of_tuning(tuning, &source.name).into_iter().collect(),
-        Document::Inspection(_) | Document::Sweep(_) | Document::LlamaBench(_) => Vec::new(),
+        Document::Inspection(_) | Document::Launched(_) | Document::Sweep(_) | Document::LlamaBench(_) => Vec::new(),
     }
 }
 

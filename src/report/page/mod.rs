@@ -5,6 +5,7 @@ mod compare;
 mod environment;
 mod gaps;
 mod inspection;
+mod launched;
 mod llama_bench;
 pub mod markdown;
 mod measurement;
@@ -33,6 +34,7 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
             Document::Measurement(measured) => sections.push(measurement::section(measured, name)),
             Document::Bench(bench) => sections.push(bench::section(bench, name)),
             Document::Validation(validation) => sections.extend(validation::sections(validation, name)),
+            Document::Launched(launched) => sections.push(launched::section(launched, name)),
             Document::Tuning(tuning) => sections.push(tune::section(tuning, name)),
             Document::LlamaBench(rows) => sections.push(llama_bench::section(rows, name)),
         }
@@ -52,15 +54,15 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
 /// The report on one document, from what its JSON says and nothing else.
 pub fn of_document(document: &impl serde::Serialize) -> Result<Page, Error> {
     let sources = read::read("this document", &serde_json::to_string(document)?)?;
-    let page = of(&sources, None).without_sources();
-    // A document with others behind it that go with it: the page is the first one's.
-    let first = page.sections.first().map(|section| section.heading.clone());
-    Ok(match (sources.as_slice(), first) {
-        ([Source { document: Document::Plan(plan), .. }, _, ..], Some(title)) => {
-            Page { title, subtitle: Document::Plan(plan.clone()).about(), ..page }
-        }
-        _ => page,
-    })
+    let mut page = of(&sources, None).without_sources();
+    // A plan with others around it: the page is the plan's.
+    if let ([Source { document: plan @ Document::Plan(_), .. }, _, ..], [first, ..]) =
+        (sources.as_slice(), page.sections.as_mut_slice())
+    {
+        page.title = std::mem::replace(&mut first.heading, plan.kind().to_string());
+        page.subtitle = plan.about();
+    }
+    Ok(page)
 }
 
 /// A document that cannot be shown.

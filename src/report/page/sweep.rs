@@ -12,7 +12,10 @@ use crate::speed::Speed;
 pub fn section(sweep: &Sweep, source: &str) -> Section {
     let name = |model: &super::view::ModelSummary| model.name.clone().unwrap_or_else(|| model.path.clone());
     let heading = match &sweep.model {
-        Some(model) => format!("{}: by {}", name(model), what(sweep)),
+        Some(model) => {
+            let axes: Vec<String> = axes(sweep).into_iter().map(|axis| axis.what).collect();
+            format!("{}: by {}", name(model), axes.join(" and "))
+        }
         None => "Several files on one machine".to_string(),
     };
     let mut blocks = Vec::new();
@@ -25,11 +28,7 @@ pub fn section(sweep: &Sweep, source: &str) -> Section {
         ];
         blocks.extend(curves.into_iter().flatten().map(Block::Figure));
     }
-    let is_own = |point: &&Point| {
-        let own = sweep.machine.as_ref().and_then(|machine| machine.devices.first());
-        point.fits && own.is_some_and(|device| device.total.0 == point.value)
-    };
-    let start = sweep.points.iter().position(|point| is_own(&point));
+    let start = sweep.asked.filter(|at| *at < sweep.points.len());
     let start = start.or_else(|| sweep.points.iter().position(|point| point.fits)).unwrap_or(0);
     let commands = sweep.points.iter().map(|point| command(sweep, point)).collect();
     blocks.push(Block::WhatIf(WhatIf { axes: axes(sweep), table: table(sweep), commands, start }));
