@@ -59,7 +59,7 @@ pub struct Measurement {
 }
 
 /// A row of memory with its sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct MemoryRow {
     /// The terms.
     #[serde(flatten)]
