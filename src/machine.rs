@@ -11,6 +11,9 @@ mod rates;
 
 pub use rates::{DeviceRates, HostRates};
 
+/// What is left free of a device where nothing was measured of it yet.
+pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
+
 /// Where a model could run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
@@ -148,6 +151,11 @@ impl Machine {
         }
         Ok(Self { devices, host })
     }
+
+    /// What is to be left free on every device: the largest that one of them calls for.
+    pub fn margin(&self) -> Bytes {
+        self.devices.iter().map(Device::margin).max().unwrap_or(MARGIN_UNCALIBRATED)
+    }
 }
 
 impl Device {
@@ -189,6 +197,11 @@ impl Device {
             calibration: None,
             rates: None,
         }
+    }
+
+    /// What is to be left free of it: what was measured calls for, else [`MARGIN_UNCALIBRATED`].
+    pub fn margin(&self) -> Bytes {
+        self.calibration.as_ref().map_or(MARGIN_UNCALIBRATED, |known| known.margin)
     }
 
     /// `HOST:PORT` of an RPC device's server, where it is known.
@@ -260,7 +273,8 @@ pub struct Host {
 }
 
 /// A backend of llama.cpp.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// NVIDIA.

@@ -1,5 +1,7 @@
 //! What a whole run of the program may take on gpt-oss-120b: time to start, time to inspect, memory.
 
+#![cfg(feature = "cli")]
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,6 +1,6 @@
 //! Headers over HTTP from a server that misbehaves in every way it can; only the loopback address is asked.
 
-#![cfg(feature = "remote")]
+#![cfg(all(feature = "remote", feature = "cli"))]
 
 mod remote {
     mod any;

@@ -3,6 +3,7 @@
 //! The real one is `MOEPLAN_LLAMA_SERVER`, or what `scripts/llama-server` has built; the real model is `MOEPLAN_SMOLLM2`.
 //! Without them those tests say so and pass.
 
+#![cfg(feature = "cli")]
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
 #[path = "support/fake_endpoint.rs"]

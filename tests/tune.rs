@@ -1,7 +1,7 @@
 //! `moeplan tune` with the real llama-server and a software device: interrupted, killed, resumed, and with nothing to measure.
 //!
 //! The server is `MOEPLAN_LLAMA_SERVER`, or what `scripts/llama-server` has built; without either the tests say so and pass.
-#![cfg(unix)]
+#![cfg(all(unix, feature = "cli"))]
 #![expect(clippy::print_stderr, reason = "says what it did not test")]
 
 use std::path::{Path, PathBuf};

@@ -14,13 +14,20 @@
     )
 )]
 
+#[doc(hidden)]
 pub mod cursor;
+#[doc(hidden)]
 pub mod error;
+#[doc(hidden)]
 pub mod ggml_type;
+#[doc(hidden)]
 pub mod reader;
+#[doc(hidden)]
 pub mod shards;
 pub mod source;
+#[doc(hidden)]
 pub mod window;
+#[doc(hidden)]
 pub mod writer;
 
 use std::collections::BTreeMap;

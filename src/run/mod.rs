@@ -4,11 +4,15 @@ use serde::Serialize;
 
 use crate::gguf::{GgmlType, Metadata, Value};
 
+#[doc(hidden)]
 pub mod args;
 mod bench;
+#[doc(hidden)]
 pub mod build;
+#[doc(hidden)]
 pub mod dialect;
 mod flags;
+#[doc(hidden)]
 pub mod numbers;
 pub mod parse;
 mod settings;

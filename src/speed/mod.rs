@@ -30,6 +30,13 @@ pub struct Turn {
     pub depth: u32,
 }
 
+/// A long prompt and a page of answer in an empty context.
+impl Default for Turn {
+    fn default() -> Self {
+        Self { prompt: 4096, generate: 512, depth: 0 }
+    }
+}
+
 /// A launch whose speed is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
