@@ -102,6 +102,8 @@ pub mod report;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod commands;
+#[cfg(all(test, feature = "cli"))]
+mod schema;
 
 pub use bytes::Bytes;
 pub use checkup::Checkup;

@@ -16,6 +16,7 @@ pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
 
 /// Where a model could run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Machine {
     /// In llama.cpp's order (RPC servers first, then GPUs).
     pub devices: Vec<Device>,
@@ -25,6 +26,7 @@ pub struct Machine {
 
 /// One device as llama.cpp names it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Device {
     /// `CUDA0`, `Vulkan0`, `MTL0`, `RPC0`: the key in memory tables.
     pub name: String,
@@ -213,6 +215,7 @@ impl Device {
 
 /// What runs on a device have shown of the memory that llama.cpp's own sums leave out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Calibration {
     /// Runs that are counted, with prompts long enough to have grown the pools.
     pub runs: u32,
@@ -254,6 +257,7 @@ impl Calibration {
 
 /// The computer around the devices.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Host {
     /// Main memory, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -274,6 +278,7 @@ pub struct Host {
 
 /// A backend of llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
@@ -293,6 +298,7 @@ pub enum Backend {
 
 /// What of the processor decides repacking (ggml-cpu/repack.cpp).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Isa {
     /// No repacking known.

@@ -24,6 +24,7 @@ const PARALLEL: usize = 4;
 
 /// The document `moeplan/quants/1`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quants {
     schema: &'static str,
     repo: String,
@@ -34,6 +35,7 @@ pub struct Quants {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
     /// What to give as MODEL.
     model: String,
@@ -48,6 +50,7 @@ struct Row {
 
 /// Whether it fits, by what may be done with the experts.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Fits {
     /// Tokens of context.
     n_ctx: u32,
@@ -60,6 +63,7 @@ struct Fits {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Fit {
     fits: bool,
     memory: BTreeMap<String, checkup::Row>,

@@ -300,6 +300,7 @@ fn through(
 /// Everything that a launch's result depends on. The ports of software devices are others each time.
 fn step_key(engine: &Engine, case: &CaseLaunch, asking: &Asking, path: &Path) -> String {
     #[derive(Serialize)]
+    #[cfg_attr(test, derive(schemars::JsonSchema))]
     struct Of<'a> {
         runtime: String,
         words: Vec<String>,

@@ -4,7 +4,7 @@
 //! nothing is emitted.
 
 mod bench;
-mod embedded;
+pub(crate) mod embedded;
 mod env;
 mod ik;
 mod ini;

@@ -152,6 +152,7 @@ pub struct Gguf {
 
 /// One file of a model.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFile {
     /// As opened.
     pub path: PathBuf,
@@ -184,6 +185,7 @@ pub type Metadata = BTreeMap<String, Value>;
 
 /// Byte order of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ByteOrder {
     /// The usual one.

@@ -69,6 +69,7 @@ pub struct Request {
 
 /// The `moeplan/plan/1` document: everything of `check` for the proposed command, and the command.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plan {
     /// What `check` answers for the command, under this document's own schema name.
     #[serde(flatten)]
@@ -106,6 +107,7 @@ pub struct Plan {
 
 /// Which model a plan is for.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelSummary {
     /// As the user named it.
     pub path: String,
@@ -123,6 +125,7 @@ pub struct ModelSummary {
 
 /// Where the routed experts are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExpertSplit {
     /// On any device.
     pub routed_expert_bytes_on_devices: Bytes,

@@ -11,6 +11,7 @@ use super::{Error, FlashAttn, LoadMode, Override, RunConfig, args};
 
 /// Whose flags a command line is written in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Dialect {
     /// llama.cpp's own.

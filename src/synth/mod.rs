@@ -63,6 +63,7 @@ pub const MARK: &str = "moeplan.synthetic";
 
 /// Sums over all tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Totals {
     /// How many tensors.
     pub tensors: u64,
@@ -76,6 +77,7 @@ pub struct Totals {
 
 /// A total beside the published one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Check {
     /// `tensors`, `parameters`, `bytes` or a type's `tensors.f16`.
     pub what: String,
