@@ -48,6 +48,43 @@ fn schemas() -> BTreeMap<String, Value> {
     ])
 }
 
+/// What is kept between runs and no command writes as its answer.
+const KEPT: [&str; 2] = ["evidence/1", "validation-step/1"];
+
+/// The names of schemas that a text of this source tree holds: `"moeplan/NAME/N"`.
+fn named(text: &str) -> impl Iterator<Item = &str> {
+    let of_version =
+        |name: &&str| name.rsplit_once('/').is_some_and(|(kind, n)| !kind.contains('/') && n.parse::<u32>().is_ok());
+    text.split("\"moeplan/").skip(1).filter_map(|rest| rest.split('"').next()).filter(of_version)
+}
+
+#[test]
+fn no_document_is_without_a_schema() {
+    fn see(folder: &Path, schemas: &BTreeMap<String, Value>) {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                see(&path, schemas);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            // Tests make up names of versions to come.
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+            for name in named(code).filter(|name| !KEPT.contains(name)) {
+                assert!(
+                    schemas.contains_key(name),
+                    "{}: `moeplan/{name}` has no schema in src/schema.rs",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert_eq!(
+        named("x \"moeplan/plan/1\" \"moeplan/x\" \"moeplan/a-b/12\"").collect::<Vec<_>>(),
+        ["plan/1", "a-b/12"]
+    );
+    see(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &schemas());
+}
+
 #[test]
 fn the_files_are_those_of_the_types() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema");

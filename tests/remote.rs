@@ -14,6 +14,8 @@ mod remote {
 mod gguf_builder;
 #[path = "support/http_server.rs"]
 mod http_server;
+#[path = "support/schemas.rs"]
+mod schemas;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -19,6 +19,9 @@ use moeplan::runtime::{Error as RuntimeError, Launch, Prompt, Runtime as _, Work
 #[path = "support/examples.rs"]
 mod examples;
 
+#[path = "support/schemas.rs"]
+mod schemas;
+
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
 fn fake() -> PathBuf {
@@ -290,6 +293,7 @@ fn the_real_server_takes_what_is_predicted() {
             .expect("moeplan");
         let said = String::from_utf8_lossy(&output.stderr);
         let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
+        schemas::assert_valid(&document);
         let rows = document["comparison"].as_array().expect("rows");
         let wrong: Vec<_> = rows.iter().filter(|row| row["ok"] != true).collect();
         assert!(output.status.success() && wrong.is_empty(), "{case:?}: {wrong:?} {said}");

@@ -17,6 +17,9 @@ use fake_endpoint::{Manner, start};
 use moeplan::runtime::server::find;
 use moeplan::suite::document::{Bench, Clock, Item, Mode, TokenCount, Validation, Verdict};
 
+#[path = "support/schemas.rs"]
+mod schemas;
+
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
 fn moeplan(words: &[&str]) -> Output {
@@ -35,6 +38,8 @@ fn of_endpoint(manner: Manner, words: &[&str]) -> (Bench, i32) {
     let output = moeplan(&all);
     let bench = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{manner:?}: {error}: {}", text(&output.stderr)));
+    schemas::assert_valid(&bench);
+    let bench = serde_json::from_value(bench).unwrap_or_else(|error| panic!("{manner:?}: {error}"));
     (bench, output.status.code().expect("an exit code"))
 }
 
@@ -187,7 +192,9 @@ fn a_tiny_model_is_benched_beside_its_baselines() {
     words.extend(["--csv", table.to_str().unwrap()]);
     words.extend(DEVICE);
     let output = moeplan(&words);
-    let bench: Bench = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let bench = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    schemas::assert_valid(&bench);
+    let bench: Bench = serde_json::from_value(bench).unwrap();
     let stream = failing(&bench.cases[0].stream);
     assert_eq!((output.status.code(), stream), (Some(0), vec![]), "{}", text(&output.stderr));
     let names: Vec<&str> = bench.cases.iter().map(|case| case.name.as_str()).collect();
@@ -248,7 +255,9 @@ fn a_suite_ends_in_a_checklist_and_is_taken_up_where_it_was_left() {
     words.extend(DEVICE);
     let first = moeplan(&words);
     assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
-    let validation: Validation = serde_json::from_slice(&first.stdout).unwrap();
+    let validation = serde_json::from_slice(&first.stdout).unwrap();
+    schemas::assert_valid(&validation);
+    let validation: Validation = serde_json::from_value(validation).unwrap();
     let sections: Vec<&str> = validation.models[0].sections.iter().map(|section| section.name.as_str()).collect();
     assert_eq!(sections, ["architecture", "placements", "tests", "streaming", "memory"]);
     assert!(validation.models[1].skipped.as_ref().is_some_and(|why| why.contains("--model absent=PATH")));

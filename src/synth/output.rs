@@ -123,11 +123,16 @@ fn temporary(path: &Path) -> std::io::Result<NamedTempFile> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".moeplan-").suffix(".gguf.part");
+    usual_permissions(tempfile::Builder::new().prefix(".moeplan-").suffix(".gguf.part")).tempfile_in(directory)
+}
+
+/// As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
+pub fn usual_permissions<'b, 'name, 'end>(
+    builder: &'b mut tempfile::Builder<'name, 'end>,
+) -> &'b mut tempfile::Builder<'name, 'end> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(directory)
+    builder
 }
 
 /// Errors where the disk of `path` has not `needed` bytes free; silent where that cannot be known.
