@@ -10,8 +10,7 @@
 mod fake_endpoint;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
 
 use fake_endpoint::{Manner, start};
 use moeplan::runtime::server::find;
@@ -283,6 +282,9 @@ fn a_suite_ends_in_a_checklist_and_is_taken_up_where_it_was_left() {
 #[cfg(unix)]
 #[test]
 fn a_suite_that_is_interrupted_keeps_what_is_done() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
     if real_server().is_none() {
         return;
     }

@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 
 use super::Synthesis;
 use super::weights::Weights;
+use crate::gguf::sparse;
 use crate::gguf::writer::NewFile;
 
 /// What goes into the data section.
@@ -101,6 +102,9 @@ pub fn write(
         let mut temporary = temporary(path).map_err(io)?;
         let (header, offsets, data) = file.header();
         temporary.write_all(&header).map_err(io)?;
+        if fill == Fill::Hole {
+            sparse::make(temporary.as_file()).map_err(io)?;
+        }
         temporary.as_file().set_len(header.len() as u64 + data).map_err(io)?;
         if let Fill::Random(seed) = fill {
             let jobs = jobs(file, &offsets, header.len() as u64);
