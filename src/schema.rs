@@ -103,6 +103,11 @@ fn the_files_are_those_of_the_types() {
         }
         known.push(path);
     }
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md")).unwrap();
+    for name in schemas().keys() {
+        let file = format!("(../schema/{}.json)", name.replace('/', "-"));
+        assert!(page.contains(&format!("| `moeplan/{name}` |")) && page.contains(&file), "docs/json.md lacks {name}");
+    }
     assert!(stale.is_empty(), "schema/ is out of date for {}: see src/schema.rs", stale.join(", "));
     let found = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let orphans: Vec<_> = found.filter(|path| !known.contains(path)).collect();
