@@ -31,6 +31,7 @@ use anstyle::AnsiColor;
 use anyhow::Context as _;
 
 use crate::cli::{Format, Global};
+use crate::synth::output::usual_permissions;
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, clap::Parser)]
@@ -164,11 +165,8 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         return std::fs::write(path, text).with_context(failed);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).with_context(failed)?;
+    let file = usual_permissions(&mut tempfile::Builder::new()).tempfile_in(folder);
+    let mut file = file.with_context(failed)?;
     file.write_all(text.as_bytes()).with_context(failed)?;
     file.persist(path).map_err(|error| error.error).with_context(failed)?;
     Ok(())
