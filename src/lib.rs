@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod rules;
 pub mod hparams;
 pub mod model;
+pub mod quantize;
 pub mod expectation;
 pub mod inspection;
 pub mod synth;
