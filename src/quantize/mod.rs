@@ -151,6 +151,23 @@ pub struct Prediction {
     pub requantized: u64,
 }
 
+/// How a model that does not exist would be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WhatIf {
+    /// As `llama-quantize` names it.
+    pub recipe: &'static str,
+    /// The MODEL whose header it is predicted from.
+    pub source: String,
+    /// The importance matrix.
+    pub imatrix: Imatrix,
+    /// Tensors whose rows were no whole number of blocks of the type that the mix has for them.
+    pub fallbacks: u64,
+    /// Tensors that are quantized already and would be again.
+    pub requantized: u64,
+    /// The command that makes it.
+    pub command: String,
+}
+
 /// Padding of tensors in what llama-quantize writes (`GGUF_DEFAULT_ALIGNMENT`).
 const ALIGNMENT: u64 = 32;
 
