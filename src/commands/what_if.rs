@@ -229,7 +229,9 @@ pub fn warnings(what_if: &WhatIf, path: &str) -> Vec<Warning> {
     if *requantized > 0 {
         warnings.push(Warning {
             code: "requantized",
-            message: format!("{requantized} tensors of `{source}` are quantized already and would be quantized again"),
+            message: format!(
+                "{requantized} tensors of `{source}` are quantized already and would be converted from that"
+            ),
             hint: "from a file of F32, F16 or BF16 the result is better".into(),
         });
     }
@@ -404,7 +406,7 @@ fn types(row: &Row) -> String {
 /// What to know of it, in a few words.
 fn remark(what_if: &WhatIf) -> String {
     let needs = (what_if.imatrix == Imatrix::Needed).then(|| "needs --imatrix".to_string());
-    let again = (what_if.requantized > 0).then(|| "quantized again".to_string());
+    let again = (what_if.requantized > 0).then(|| "from a quant".to_string());
     let other = (what_if.fallbacks > 0).then(|| format!("{} by shape", what_if.fallbacks));
     needs.into_iter().chain(again).chain(other).collect::<Vec<_>>().join(", ")
 }

@@ -40,7 +40,7 @@ pub fn block_of(name: &str) -> i64 {
 }
 
 /// The order in which llama-quantize takes and writes tensors (`weight_name_comparer` of `src/llama-model-loader.h`).
-pub fn order<'a>(name: &'a str) -> (i64, &'a [u8]) {
+pub fn order(name: &str) -> (i64, &[u8]) {
     (block_of(name), name.as_bytes())
 }
 
@@ -63,7 +63,7 @@ pub fn assign(
         i_ffn_up: 0,
     };
     let mut sorted: Vec<(usize, &Given<'_>)> = tensors.iter().enumerate().collect();
-    sorted.sort_by_key(|(_, tensor)| order(tensor.name));
+    sorted.sort_by_cached_key(|(_, tensor)| order(tensor.name));
     let mut chosen = Vec::with_capacity(tensors.len());
     for (at, tensor) in sorted {
         chosen.push((at, state.choose(tensor)?));
@@ -284,9 +284,8 @@ impl State<'_> {
             "Q2_K" if !is_wide => "q3_K",
             "Q2_K" | "Q2_K_S" | "IQ3_XXS" | "IQ3_XS" | "IQ3_S" if is_wide => "q4_K",
             "IQ3_XXS" if !self.options.imatrix => "iq3_s",
-            "IQ3_M" => "q4_K",
             "Q3_K_M" if i < 2 => "q5_K",
-            "Q3_K_M" => "q4_K",
+            "IQ3_M" | "Q3_K_M" => "q4_K",
             "Q3_K_L" => "q5_K",
             "IQ4_NL" | "IQ4_XS" if is_wide => "q5_K",
             "Q4_K_M" | "Q5_K_M" if use_more_bits(i, self.n_attention_v) => "q6_K",
@@ -335,16 +334,18 @@ impl State<'_> {
         if self.facts.architecture == "falcon" {
             return if recipe == "Q3_K_L" { "q4_K" } else { base };
         }
-        match (self.facts.n_expert == 8, recipe) {
-            (
-                true,
-                "Q2_K" | "IQ3_XS" | "IQ3_XXS" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "Q4_K_S" | "Q4_K_M" | "IQ3_S"
-                | "IQ3_M" | "IQ4_XS",
-            ) => "q5_K",
-            (false, "Q2_K") => "q3_K",
-            (false, "IQ3_XXS") => "iq3_s",
-            (false, "Q3_K_M" | "IQ3_M") => "q4_K",
-            (false, "Q3_K_L") => "q5_K",
+        if self.facts.n_expert == 8 {
+            let of_eight = [
+                "Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M",
+                "IQ4_XS",
+            ];
+            return if of_eight.contains(&recipe) { "q5_K" } else { base };
+        }
+        match recipe {
+            "Q2_K" => "q3_K",
+            "IQ3_XXS" => "iq3_s",
+            "Q3_K_M" | "IQ3_M" => "q4_K",
+            "Q3_K_L" => "q5_K",
             _ => base,
         }
     }

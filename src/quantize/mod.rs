@@ -12,6 +12,7 @@ use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, ModelFile, Value};
 use crate::hparams::HParams;
 use crate::model::{FileKind, Model, Tensor};
+use crate::rules;
 use law::Given;
 pub use recipe::{RECIPES, Recipe, RecipeRow};
 
@@ -23,6 +24,12 @@ pub enum Error {
     Kind {
         /// What it is.
         kind: FileKind,
+    },
+    /// An architecture that this build does not know.
+    #[error("llama-quantize refuses the architecture `{architecture}`: llama.cpp b11434 does not know it")]
+    Architecture {
+        /// `general.architecture`.
+        architecture: String,
     },
     /// A feed-forward tensor of an expert model whose name has no block of the model.
     #[error("llama-quantize refuses `{tensor}`: its name says no block below {blocks}")]
@@ -63,6 +70,9 @@ impl Error {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Kind { .. } => "give the model's own GGUF file",
+            Self::Architecture { .. } => {
+                "quantize with a build that knows it; `moeplan inspect` shows what the file is"
+            }
             Self::Rows { .. } => "another recipe, or another type for this tensor: q8_0, f16 and f32 take more shapes",
             Self::Block { .. } | Self::From { .. } | Self::TooLarge { .. } => {
                 "quantize from a file of F32, F16 or BF16 that a current llama.cpp converted"
@@ -70,6 +80,9 @@ impl Error {
         }
     }
 }
+
+/// The type that a name is given by hand, if any.
+pub type Named<'a> = &'a dyn Fn(&str) -> Option<GgmlType>;
 
 /// The options of llama-quantize that change types; all off by default.
 #[derive(Clone, Copy, Default)]
@@ -85,7 +98,7 @@ pub struct Options<'a> {
     /// `--token-embedding-type`.
     pub token_embedding: Option<GgmlType>,
     /// `--tensor-type`: the type of the first pattern that a name matches.
-    pub named: Option<&'a dyn Fn(&str) -> Option<GgmlType>>,
+    pub named: Option<Named<'a>>,
 }
 
 /// What the law needs to know of the model.
@@ -184,6 +197,9 @@ pub fn predict(model: &Model, recipe: Recipe, options: &Options<'_>, path: &Path
     if model.kind != FileKind::Model {
         return Err(Error::Kind { kind: model.kind });
     }
+    if !rules::knows_architecture(&model.architecture) {
+        return Err(Error::Architecture { architecture: model.architecture.clone() });
+    }
     let facts = Facts::of(&model.hparams);
     let tensors = model.tensors.iter();
     let tensors: Vec<Given<'_>> =
@@ -218,7 +234,7 @@ fn written(model: &Model, recipe: Recipe, types: impl Iterator<Item = GgmlType>,
         let bytes = rows.iter().try_fold(ty.row_bytes(row).ok_or_else(too_large)?, |bytes, n| bytes.checked_mul(*n));
         tensors.push(Tensor { ty, bytes: Bytes(bytes.ok_or_else(too_large)?), shard: 0, ..tensor.clone() });
     }
-    tensors.sort_by(|a, b| law::order(&a.name).cmp(&law::order(&b.name)));
+    tensors.sort_by_cached_key(|tensor| (law::block_of(&tensor.name), tensor.name.clone()));
     let data_offset = model.files.first().map_or(0, |file| file.data_offset);
     let mut end = data_offset;
     for tensor in &mut tensors {
