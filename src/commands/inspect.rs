@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 
 use super::machine::MachineArgs;
-use super::what_if::{self, WhatIfArgs};
+use super::what_if::{WhatIfArgs, listing};
 use super::{Outcome, Output, model_arg, quants};
 use crate::cli::Format;
 use crate::expectation::{self, Expectations};
@@ -54,7 +54,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         let [model] = args.models.as_slice() else { bail!("--as takes one MODEL") };
         let is_alone = !args.metadata && args.expect.is_none() && !args.machine.is_given();
         ensure!(is_alone, "--as lists sizes and types, with --tensors each tensor's; `plan --as` plans for a machine");
-        what_if::inspect(&args.what_if, model, args.tensors, output)?;
+        listing::inspect(&args.what_if, model, args.tensors, output)?;
         return Ok(Outcome::Yes);
     }
     if let Some(repo) = repository(args)? {

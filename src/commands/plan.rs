@@ -73,13 +73,19 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
         request.tensors |= output.format() == Format::Html;
         Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };
-    let as_made = |recipe: &Recipe| {
-        let Variant { model, path, what_if } = args.what_if.variant(&model, &path, &first, recipe)?;
-        ask(model, path, Some(what_if))
-    };
+    let as_made = |recipe: &Recipe| args.what_if.variant(&model, &path, &first, recipe);
+    let ask_made = |made: Variant| ask(made.model, made.path, Some(made.what_if));
     match args.what_if.recipes() {
         [] => Ok(vec![ask(model, path, None)?]),
-        recipes => recipes.iter().map(as_made).collect(),
+        [recipe] => Ok(vec![ask_made(as_made(recipe)?)?]),
+        recipes => {
+            // One that llama-quantize refuses must not hide the others.
+            let (made, refused): (Vec<_>, Vec<_>) = recipes.iter().map(as_made).partition(Result::is_ok);
+            let says = |error: &anyhow::Error| output.say(&escape::terminal(&format!("note: {error:#}")));
+            refused.iter().filter_map(|refused| refused.as_ref().err()).for_each(says);
+            anyhow::ensure!(!made.is_empty(), "llama-quantize makes none of them of `{path}`");
+            made.into_iter().flatten().map(ask_made).collect()
+        }
     }
 }
 

@@ -387,3 +387,74 @@ fn fallback(wanted: &'static str, tensor: &Given<'_>) -> Result<GgmlType, Error>
     };
     Ok(ty(if is_whole(smaller) { smaller } else { "f16" }))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::quantize::RECIPES;
+
+    #[test]
+    fn blocks_are_read_as_sscanf_reads_them() {
+        for (name, block) in [
+            ("blk.12.attn_q.weight", 12),
+            ("blk. 7.x", 7),
+            ("blk.-3.x", -3),
+            ("blk.+4x", 4),
+            ("blk.x", -1),
+            ("blk.-", -1),
+            ("enc.blk.3.x", -1),
+            ("blk.99999999999999999999.x", -1),
+        ] {
+            assert_eq!(block_of(name), block, "{name}");
+        }
+        assert!(order("output.weight") < order("blk.0.a") && order("blk.2.b") < order("blk.10.a"));
+    }
+
+    #[test]
+    fn seventy_billion_are_told_by_their_layers() {
+        for (architecture, n_layer, n_expert, n_head_kv, is_70b) in [
+            ("llama", 80, 0, 8, true),
+            ("llama", 80, 0, 64, false),
+            ("llama", 80, 8, 8, false),
+            ("llama", 79, 0, 8, false),
+            ("llama-embed", 80, 0, 8, true),
+            ("qwen2", 80, 0, 64, true),
+            ("qwen3", 80, 0, 8, false),
+            ("jais2", 68, 0, 64, true),
+        ] {
+            let facts = Facts::new(architecture, n_layer, n_expert, 64, n_head_kv);
+            assert_eq!(facts.is_70b, is_70b, "{architecture} {n_layer} {n_expert} {n_head_kv}");
+        }
+    }
+
+    proptest! {
+        /// Any names and shapes have an answer, and the order of the file does not change it.
+        #[test]
+        fn any_file_has_an_answer_whatever_its_order(
+            names in proptest::collection::btree_set(
+                "(blk\\.[0-9]{1,2}\\.)?(attn_(q|k|v|qkv|output|kv_b)|ffn_(up|gate|down)(_exps)?|token_embd|output|.{1,4})(\\.weight)?",
+                1..24,
+            ),
+            dims in proptest::collection::vec((0_u64..2000, 0_u64..9, 0_u64..4), 24),
+            recipe in 0..RECIPES.len(), turn in 0_usize..24, n_expert in 0_u64..9, n_head_kv in 0_u64..9, imatrix: bool,
+        ) {
+            let f32 = ty("f32");
+            let given = |(name, (a, b, c)): (&'_ String, &(u64, u64, u64))| (name.clone(), [*a, *b, *c, 1]);
+            let owned: Vec<(String, [u64; 4])> = names.iter().zip(&dims).map(given).collect();
+            let mut tensors: Vec<Given<'_>> =
+                owned.iter().map(|(name, shape)| Given { name, shape: *shape, ty: f32 }).collect();
+            let facts = Facts::new("llama", 32, n_expert, 8, n_head_kv);
+            let options = Options { imatrix, ..Options::default() };
+            let assign = |tensors: &[Given<'_>]| assign(&RECIPES[recipe], &facts, &options, tensors);
+            let turn = turn % tensors.len();
+            let first = assign(&tensors).map(|mut chosen| {
+                chosen.rotate_left(turn);
+                chosen
+            });
+            tensors.rotate_left(turn);
+            prop_assert_eq!(first, assign(&tensors));
+        }
+    }
+}
