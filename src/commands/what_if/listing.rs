@@ -15,6 +15,7 @@ use crate::gguf::GgmlType;
 use crate::inspection::{Inspection, TypeCount};
 use crate::model::{Model, Tensor};
 use crate::quantize::{Imatrix, WhatIf};
+use crate::report::number::counted;
 use crate::report::table::{Align, Table};
 use crate::run::build::REFERENCE;
 
@@ -207,6 +208,6 @@ fn types(row: &Row) -> String {
 fn remark(what_if: &WhatIf) -> String {
     let needs = (what_if.imatrix == Imatrix::Needed).then(|| "needs --imatrix".to_string());
     let again = (what_if.requantized > 0).then(|| "from a quant".to_string());
-    let other = (what_if.fallbacks > 0).then(|| format!("{} fallbacks", what_if.fallbacks));
+    let other = (what_if.fallbacks > 0).then(|| counted(what_if.fallbacks, "fallback"));
     needs.into_iter().chain(again).chain(other).collect::<Vec<_>>().join(", ")
 }
