@@ -65,6 +65,8 @@ pub mod rules;
 pub mod hparams;
 pub mod model;
 #[doc(hidden)]
+pub mod quantize;
+#[doc(hidden)]
 pub mod expectation;
 pub mod inspection;
 #[doc(hidden)]

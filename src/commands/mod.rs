@@ -21,6 +21,7 @@ pub mod synth;
 pub mod tune;
 pub mod validate;
 pub mod verify;
+pub mod what_if;
 pub mod worker;
 
 use std::fmt::Write as _;
@@ -226,6 +227,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_guard = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::guard::Contradiction>()?.hint()));
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
+    let of_quantize =
+        || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::quantize::Error>()?.hint().to_string()));
     inspect::hint(error)
         .or_else(|| check::hint(error))
         .or_else(|| report::hint(error))
@@ -236,6 +239,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_source)
         .or_else(of_model)
         .or_else(of_guard)
+        .or_else(of_quantize)
 }
 
 #[cfg(test)]

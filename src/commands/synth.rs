@@ -72,7 +72,7 @@ pub enum Endian {
 
 fn parse_recipe(text: &str) -> Result<recipe::Recipe, String> {
     recipe::named(text).ok_or_else(|| {
-        let known: Vec<&str> = recipe::RECIPES.iter().map(|row| row.name).collect();
+        let known: Vec<&str> = recipe::recipes().map(|row| row.name).collect();
         format!("not a recipe: one of {}", known.join(", "))
     })
 }
@@ -257,7 +257,7 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
             totals,
         });
     }
-    let recipes = recipe::RECIPES.iter().map(|row| row.name).collect();
+    let recipes = recipe::recipes().map(|row| row.name).collect();
     let list = List { schema: "moeplan/synth-list/1", models, recipes };
     if output.format() == Format::Json {
         output.json(&list)?;
