@@ -26,6 +26,7 @@ pub mod measurement;
 pub mod evidence;
 pub mod tune;
 pub mod suite;
+pub mod doctor;
 pub mod cli;
 pub mod report;
 pub mod commands;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
@@ -16,6 +15,7 @@ use crate::placement;
 use crate::report;
 use crate::run::build::REFERENCE;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
+use crate::runtime::server::environment::ConfigFiles;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -92,28 +92,14 @@ fn note_config_files(command: &mut ParsedCommand) {
     if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
         return;
     }
-    for file in config_files(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME")) {
-        if file.is_file() {
-            command.notes.push(Note {
-                code: "config-file-read",
-                message: format!(
-                    "llama.cpp reads `{}` before the command line; it is not counted here",
-                    file.display()
-                ),
-                hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
-            });
-        }
+    let files = ConfigFiles::here();
+    for file in files.system.into_iter().chain(files.user) {
+        command.notes.push(Note {
+            code: "config-file-read",
+            message: format!("llama.cpp reads `{}` before the command line; it is not counted here", file.display()),
+            hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
+        });
     }
-}
-
-/// Where llama.cpp looks for them, by two variables of the environment.
-fn config_files(config_home: Option<OsString>, home: Option<OsString>) -> Vec<PathBuf> {
-    let of_user = match config_home.filter(|folder| !folder.is_empty()) {
-        Some(folder) => Some(PathBuf::from(folder)),
-        None => home.map(|home| Path::new(&home).join(".config")),
-    };
-    let folders = [Some(PathBuf::from("/etc")), of_user];
-    folders.into_iter().flatten().map(|folder| folder.join("llama.cpp/config.ini")).collect()
 }
 
 /// `LLAMA_ARG_*` of this process.
@@ -163,17 +149,5 @@ mod tests {
     fn builds_are_numbers_with_or_without_their_letter() {
         assert_eq!((build("11549"), build("b11549")), (Ok(11549), Ok(11549)));
         assert!(build("latest").is_err());
-    }
-
-    #[test]
-    fn llama_cpp_has_two_configuration_files() {
-        let files = |config: Option<&str>, home: Option<&str>| {
-            let files = config_files(config.map(OsString::from), home.map(OsString::from));
-            files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
-        };
-        let system = "/etc/llama.cpp/config.ini".to_string();
-        assert_eq!(files(Some("/c"), Some("/h")), [system.clone(), "/c/llama.cpp/config.ini".to_string()]);
-        assert_eq!(files(Some(""), Some("/h")), [system.clone(), "/h/.config/llama.cpp/config.ini".to_string()]);
-        assert_eq!(files(None, None), [system]);
     }
 }

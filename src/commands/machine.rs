@@ -115,7 +115,11 @@ pub struct Found {
 
 /// What is here.
 pub fn found() -> anyhow::Result<Found> {
-    let devices = detect::devices(detect::server().as_deref());
+    found_with(detect::devices(detect::server().as_deref()))
+}
+
+/// What is here, with the devices that were detected.
+pub fn found_with(devices: detect::Devices) -> anyhow::Result<Found> {
     let facts = detect::host();
     let mut machine = machine_of(&devices.list);
     machine.host = host(&facts);

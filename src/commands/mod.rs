@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod bench;
 pub mod check;
 pub mod devices;
+pub mod doctor;
 pub mod engine;
 pub mod inspect;
 pub mod interrupt;
@@ -57,6 +58,8 @@ pub enum Command {
     List(list::Args),
     /// Show the machine as moeplan sees it, or write one that is not here as a file.
     Devices(devices::Args),
+    /// Say what is installed and usable here, what would interfere, and what to do about each.
+    Doctor(doctor::Args),
     /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
     Synth(synth::Args),
     /// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
@@ -182,6 +185,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     );
     match command {
         Command::Devices(args) => devices::run(&args, output),
+        Command::Doctor(args) => doctor::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
