@@ -4,6 +4,7 @@
 
 pub mod bytes;
 pub mod escape;
+pub mod suggest;
 pub mod guard;
 pub mod stats;
 pub mod gguf;

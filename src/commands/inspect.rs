@@ -15,6 +15,7 @@ use crate::memory;
 use crate::model::{FileKind, Model};
 use crate::report;
 use crate::rules;
+use crate::suggest::Unknown;
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
@@ -110,10 +111,11 @@ fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
     let name = path.to_string_lossy();
     let text = match expectation::built_in(&name) {
         Some(text) if !path.exists() => text.to_string(),
-        _ => std::fs::read_to_string(path).with_context(|| {
-            let known: Vec<&str> = expectation::built_in_names().collect();
-            format!("cannot read expectations `{name}` (built in: {})", known.join(", "))
-        })?,
+        _ if !path.exists() => {
+            let known = expectation::built_in_names();
+            return Err(Unknown::new("file of expectations, and none that is built in", &name, known).into());
+        }
+        _ => std::fs::read_to_string(path).with_context(|| format!("cannot read expectations `{name}`"))?,
     };
     Ok(Expectations::from_yaml(&name, &text)?)
 }

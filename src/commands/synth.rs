@@ -11,6 +11,7 @@ use super::{Outcome, Output};
 use crate::bytes::Bytes;
 use crate::cli::{Format, Global};
 use crate::gguf::ByteOrder;
+use crate::suggest;
 use crate::synth::output::{self, Fill, Watch};
 use crate::synth::{self, Check, Synthesis, Totals, Wish, recipe, spec, synthesize};
 
@@ -73,7 +74,8 @@ pub enum Endian {
 fn parse_recipe(text: &str) -> Result<recipe::Recipe, String> {
     recipe::named(text).ok_or_else(|| {
         let known: Vec<&str> = recipe::RECIPES.iter().map(|row| row.name).collect();
-        format!("not a recipe: one of {}", known.join(", "))
+        let meant = suggest::did_you_mean(text, known.iter().copied()).map(|meant| format!("; {meant}"));
+        format!("not a recipe: one of {}{}", known.join(", "), meant.unwrap_or_default())
     })
 }
 

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::gguf::{GgmlType, Metadata, Value};
+use crate::suggest;
 
 pub mod args;
 mod bench;
@@ -47,6 +48,26 @@ pub enum Error {
         /// What to write.
         expected: String,
     },
+}
+
+impl Error {
+    /// What to try.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownProgram(word) if word.ends_with(".gguf") => {
+                Some(format!("check reads a whole command: `moeplan check -- llama-server -m {word} -ngl 99`"))
+            }
+            Self::UnknownProgram(word) => {
+                let name = word.rsplit(['/', '\\']).next().unwrap_or(word);
+                suggest::did_you_mean(name, ["llama-server", "llama-cli", "llama-bench", "llama-fit-params"])
+            }
+            Self::BadValue { value, expected, .. } => {
+                let words = expected.split([',', ' ', '`']).filter(|word| !word.is_empty() && *word != value);
+                suggest::did_you_mean(value, words.filter(|word| !["one", "of", "or", "a"].contains(word)))
+            }
+            Self::Empty | Self::MissingValue { .. } => None,
+        }
+    }
 }
 
 /// Everything of a command line that decides memory. Defaults are llama.cpp b11434's (`common/common.h`).
