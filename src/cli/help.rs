@@ -1,43 +1,23 @@
 //! Help that fits a screen: `-h` shows what is used most, `--help` everything; each command's examples, taken from there.
 
 use clap::Command;
-use clap::builder::StyledStr;
 
-/// The flags that `-h` shows of a command, by their names here; arguments are always shown. A command that is not here shows
+/// The flags that `-h` shows of a command, by the names of their fields; arguments are always shown. A command that is not here shows
 /// all its own.
 const SHORT: &[(&str, &[&str])] = &[
     ("inspect", &["tensors", "metadata", "expect", "vram"]),
     ("check", &["vram", "device", "ram", "machine", "margin", "tensors", "build", "dialect"]),
     ("plan", PLAN),
     ("run", &["vram", "ram", "ctx_size", "parallel", "llama_server", "log", "server_log"]),
-    (
-        "verify",
-        &["vram", "ram", "backend", "ctx_size", "margin", "runtime", "tolerance", "measure_prompt", "repetitions"],
-    ),
-    ("bench", &["url", "baseline", "repetitions", "depth", "from", "csv", "vram", "ram", "ctx_size", "llama_server"]),
+    ("verify", &["vram", "ram", "backend", "ctx_size", "margin", "runtime", "tolerance"]),
+    ("bench", &["url", "baseline", "repetitions", "depths", "from", "csv", "vram", "ram", "llama_server"]),
     ("tune", &["vram", "ram", "ctx_size", "prompt", "generate", "depth", "minutes", "journal", "llama_server"]),
     ("validate", &["model", "results", "vram", "ram", "backend", "llama_server"]),
+    ("rules check", &["vram", "ram", "ctx_size"]),
     ("devices", &["calibrate", "seconds", "from", "vram", "device", "ram", "backend"]),
 ];
-const PLAN: &[&str] = &[
-    "vram",
-    "device",
-    "ram",
-    "machine",
-    "margin",
-    "ctx_size",
-    "ubatch_size",
-    "cache_type_k",
-    "override_tensor",
-    "rules",
-    "strategy",
-    "objective",
-    "prompt",
-    "generate",
-    "explain",
-    "sweep",
-    "emit",
-];
+const PLAN: &[&str] =
+    &["vram", "ram", "ctx_size", "rules", "strategy", "objective", "prompt", "generate", "explain", "sweep", "emit"];
 /// Options of every command that `-h` shows.
 const SHORT_OF_ALL: [&str; 3] = ["json", "output", "help"];
 
@@ -57,8 +37,12 @@ fn shorten(mut command: Command, path: &str) -> Command {
         let path = format!("{path} {name}");
         command = command.mut_subcommand(name, |sub| shorten(sub, &path));
     }
-    let name = command.get_name().to_string();
-    let Some((_, shown)) = SHORT.iter().find(|(known, _)| *known == name) else { return command };
+    let Some((_, shown)) = SHORT.iter().find(|(known, _)| path.strip_prefix("moeplan ") == Some(known)) else {
+        return command;
+    };
+    for name in *shown {
+        debug_assert!(command.get_arguments().any(|argument| argument.get_id() == name), "{path} has no {name}");
+    }
     let hidden: Vec<_> = command
         .get_arguments()
         .filter(|argument| !argument.is_positional() && !shown.contains(&argument.get_id().as_str()))
@@ -67,9 +51,7 @@ fn shorten(mut command: Command, path: &str) -> Command {
     for argument in hidden {
         command = command.mut_arg(argument, |argument| argument.hide_short_help(true));
     }
-    let examples = command.get_after_help().cloned().unwrap_or_default();
-    let short = format!("{}\n\nEvery flag: {path} --help", examples.ansi());
-    command.after_help(StyledStr::from(short.trim_start().to_string())).after_long_help(examples)
+    command
 }
 
 /// The examples of a command's help: the lines of commands, without what is said beside them.

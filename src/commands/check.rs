@@ -19,6 +19,11 @@ use crate::runtime::server::environment::ConfigFiles;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan check --vram 12G --ram 64G -- llama-server -m model.gguf -ngl 99 -ncmoe 12 -c 16384
+  moeplan check --device Vulkan0=16G -- llama-cli -m model.gguf -ngl 20
+  moeplan check --vram 24G,12G --tensors -- llama-bench -m model.gguf -ot 'exps=CPU'
+Every warning: docs/lints.md.")]
 pub struct Args {
     /// The machine.
     #[command(flatten)]

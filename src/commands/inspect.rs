@@ -19,9 +19,16 @@ use crate::suggest::Unknown;
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan inspect model.gguf
+  moeplan inspect --tensors --metadata model-00001-of-00002.gguf
+  moeplan inspect --expect gpt-oss-20b gpt-oss-20b.gguf
+  moeplan inspect hf:owner/repo --vram 24G     which of its quants fits, from their headers alone")]
 pub struct Args {
-    /// GGUF files, any shard of a split one, directories with one model each, https://…, hf:owner/repo[:QUANT|/FILE], or
-    /// names that `moeplan list` shows; hf:owner/repo alone lists the models of the repository.
+    /// GGUF files, folders with one model, https://…, hf:owner/repo[:QUANT|/FILE], or cached names.
+    ///
+    /// Any shard stands for a split model; hf:owner/repo alone lists the models of the repository; `moeplan list` shows the
+    /// names that are cached.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// List every tensor: name, role, type, shape, bytes, file offset.

@@ -42,7 +42,6 @@ use crate::cli::{Format, Global};
     version,
     about,
     arg_required_else_help = true,
-    propagate_version = true,
     after_help = "Start here:
   moeplan doctor                                             what is installed here
   moeplan inspect model.gguf                                 what the model is

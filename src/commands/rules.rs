@@ -17,6 +17,11 @@ use crate::suggest::Unknown;
 
 /// Arguments of `rules`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan rules list
+  moeplan rules show attention-first -o mine.yaml
+  moeplan rules check mine.yaml model.gguf --vram 24G
+  moeplan plan --vram 24G --rules mine.yaml model.gguf")]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]

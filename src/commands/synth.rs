@@ -17,6 +17,10 @@ use crate::synth::{self, Check, Synthesis, Totals, Wish, recipe, spec, synthesiz
 
 /// Write a GGUF whose header is faithful to a known model (-o FILE), with no weights, random ones, or tiny.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan synth gpt-oss-20b -o gpt-oss-20b.gguf                          the whole header, almost no disk
+  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf         a few MiB that llama.cpp runs
+  moeplan synth --list")]
 pub struct Args {
     /// The model, as `--list` names it.
     #[arg(required_unless_present = "list")]
