@@ -57,7 +57,7 @@ impl Error {
             Self::UnknownProgram(word) if word.ends_with(".gguf") => {
                 Some(format!("check reads a whole command: `moeplan check -- llama-server -m {word} -ngl 99`"))
             }
-            Self::UnknownProgram(word) => {
+            Self::UnknownProgram(word) if word.contains('-') => {
                 let name = word.rsplit(['/', '\\']).next().unwrap_or(word);
                 suggest::did_you_mean(name, ["llama-server", "llama-cli", "llama-bench", "llama-fit-params"])
             }
@@ -65,7 +65,7 @@ impl Error {
                 let words = expected.split([',', ' ', '`']).filter(|word| !word.is_empty() && *word != value);
                 suggest::did_you_mean(value, words.filter(|word| !["one", "of", "or", "a"].contains(word)))
             }
-            Self::Empty | Self::MissingValue { .. } => None,
+            Self::Empty | Self::UnknownProgram(_) | Self::MissingValue { .. } => None,
         }
     }
 }
