@@ -252,3 +252,19 @@ fn a_slip_gets_a_hint() {
     assert!(code == 2 && shown.contains("Start here:"), "{shown}");
     assert_eq!(moeplan(here, &["inspect", "one"]).0, 0);
 }
+
+#[test]
+fn the_curves_of_a_sweep_are_a_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    assert_eq!(moeplan(here, &["synth", "gpt-oss-20b", "-q", "-o", "m.gguf"]).0, 0);
+    let sweep = ["plan", "--sweep", "vram=6G..18G:4G", "--ram", "64G", "--json", "-o", "sweep.json", "m.gguf"];
+    assert_eq!(moeplan(here, &sweep).0, 0);
+    assert_eq!(moeplan(here, &["report", "sweep.json", "-o", "sweep.svg"]).0, 0);
+    let picture = std::fs::read_to_string(here.join("sweep.svg")).unwrap();
+    assert!(picture.starts_with("<svg xmlns=") && !picture.contains("<script"), "{picture}");
+    assert!(picture.contains("predicted") && picture.contains("tokens per second") && picture.contains("<polyline"));
+    assert_eq!(moeplan(here, &["plan", "--vram", "24G", "--json", "-o", "plan.json", "m.gguf"]).0, 0);
+    let (code, _, error) = moeplan(here, &["report", "plan.json", "-o", "plan.svg"]);
+    assert!(code == 2 && error.contains("no document here has curves"), "{error}");
+}

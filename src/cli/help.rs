@@ -56,7 +56,7 @@ fn shorten(mut command: Command, path: &str) -> Command {
 
 /// The examples of a command's help: the lines of commands, without what is said beside them.
 pub fn examples(command: &Command) -> Vec<String> {
-    let text = command.get_after_long_help().or(command.get_after_help()).map(|text| text.to_string());
+    let text = command.get_after_long_help().or(command.get_after_help()).map(ToString::to_string);
     let text = text.unwrap_or_default();
     let lines = text.lines().filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')));
     lines.map(|line| line.split("   ").next().unwrap_or(line).trim().to_string()).collect()

@@ -114,7 +114,6 @@ fn server(place: Place, program: &Path) -> Server {
     server.bench = find::beside(&build.program, &["llama-bench"]).is_some();
     server.rpc = find::beside(&build.program, &["ggml-rpc-server", "rpc-server"]).is_some();
     server.ik = run::dialect::is_ik(&build.flags);
-    server.expert_cache = build.flags.contains("--moe-cache-mib");
     server.flags = build.flags.len();
     (server.version, server.build) = (Some(build.version), build.number);
     server
@@ -122,13 +121,8 @@ fn server(place: Place, program: &Path) -> Server {
 
 /// An error and what caused it, in one line.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn memory(here: &Found) -> Memory {

@@ -52,6 +52,7 @@ pub struct Embedded {
 }
 
 /// A llama-server that was found or named.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Server {
     /// Where.
@@ -68,8 +69,6 @@ pub struct Server {
     pub flags: usize,
     /// Whether its flags are those of ik_llama.cpp.
     pub ik: bool,
-    /// Whether it has the expert cache (`--moe-cache-mib`).
-    pub expert_cache: bool,
     /// What `--list-devices` names, the processor left out; only asked of the one that is used.
     pub devices: Vec<DeviceInfo>,
     /// Whether `--list-devices` was answered.

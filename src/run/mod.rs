@@ -54,7 +54,7 @@ impl Error {
     /// What to try.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::UnknownProgram(word) if word.ends_with(".gguf") => {
+            Self::UnknownProgram(word) if std::path::Path::new(word).extension().is_some_and(|ext| ext == "gguf") => {
                 Some(format!("check reads a whole command: `moeplan check -- llama-server -m {word} -ngl 99`"))
             }
             Self::UnknownProgram(word) if word.contains('-') => {

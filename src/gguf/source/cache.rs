@@ -23,7 +23,8 @@ pub fn directory() -> Option<PathBuf> {
 pub fn kept() -> (usize, Bytes) {
     let files = directory().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let lengths = files.filter(|file| is_entry(&file.path())).filter_map(|file| Some(file.metadata().ok()?.len()));
-    lengths.fold((0, Bytes(0)), |(count, all), length| (count + 1, all + Bytes(length)))
+    let lengths: Vec<Bytes> = lengths.map(Bytes).collect();
+    (lengths.len(), lengths.into_iter().sum())
 }
 
 /// The start of a file, and what tells whether it is still that file.
