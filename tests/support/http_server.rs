@@ -48,6 +48,8 @@ pub struct Answer {
     pub endless: bool,
     /// Close the connection before any answer.
     pub hang_up: bool,
+    /// These bytes as they are instead of an answer, then the end of the connection.
+    pub raw: Option<Vec<u8>>,
 }
 
 impl Answer {
@@ -197,6 +199,10 @@ fn read_request(reader: &mut BufReader<impl Read>) -> Option<Request> {
 /// Whether the connection may serve another request.
 fn write_answer(stream: &mut impl Write, answer: &Answer, sent: &AtomicU64) -> bool {
     if answer.hang_up {
+        return false;
+    }
+    if let Some(raw) = &answer.raw {
+        let _ = stream.write_all(raw);
         return false;
     }
     let mut head = format!("HTTP/1.1 {} X\r\n", answer.status);
