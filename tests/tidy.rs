@@ -261,3 +261,23 @@ fn modules_that_read_strangers_bytes_deny_what_panics_on_them() {
         }
     }
 }
+
+#[test]
+fn the_attacks_of_the_document_are_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(root.join("docs/hostile-files.md")).unwrap();
+    let (_, list) = document.split_once("## Attacks, each a test").unwrap();
+    let rows = list.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with('|')).skip(2);
+    let tests: String = sources("tests").into_iter().map(|(_, text)| text).collect();
+    let mut count = 0;
+    for row in rows {
+        let named: Vec<&str> = row.rsplit('|').nth(1).unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{row}");
+        for name in named {
+            let name = name.rsplit([':', ' ']).next().unwrap();
+            assert!(name == "*" || tests.contains(&format!("fn {name}(")), "no test is called `{name}`: {row}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count} names");
+}
