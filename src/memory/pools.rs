@@ -41,7 +41,7 @@ pub fn pool(model: &Model, run: &RunConfig, placement: &Placement, at: u16, mult
 /// The temporaries of a product with `tensor` for a micro-batch.
 ///
 /// Source: `ggml-cuda/mmq.cu` `ggml_cuda_mul_mat_q` (activations as q8_1, 36 bytes for 32), `ggml-cuda.cu`
-/// `ggml_cuda_mul_mat_cublas_impl` (activations and result in half precision), b11434.
+/// `ggml_cuda_mul_mat_id` and `ggml_cuda_mul_mat_cublas_impl` (activations and result in half precision), b11434.
 fn temporaries(tensor: &Tensor, tokens: u64, model: &Model, tiles: u64) -> u64 {
     let [width, height, experts, _] = tensor.shape;
     let half = |ty: GgmlType| matches!(ty.name, "f16" | "bf16");
@@ -52,8 +52,9 @@ fn temporaries(tensor: &Tensor, tokens: u64, model: &Model, tiles: u64) -> u64 {
         Role::RoutedExpert => {
             let used = model.hparams.expert_used_count.iter().copied().max().unwrap_or(0);
             let rows = tokens * u64::from(used);
-            let sorted = if tensor.ty.is_quantized { quantized(rows) } else { rows * (width + height) * 4 };
-            sorted + rows * 8
+            // Plain weights: activations in their type and results in single precision, both sorted by expert.
+            let sorted = || rows * (tensor.ty.row_bytes(width).unwrap_or(0) + height * 4);
+            rows * 8 + if tensor.ty.is_quantized { quantized(rows) } else { sorted() }
         }
         // Only the last token of a prompt reaches the output, and embeddings are looked up.
         Role::Output | Role::TokenEmbd | Role::Norm => 0,
@@ -90,12 +91,15 @@ mod tests {
     fn an_h100_is_predicted_within_32_mib() {
         let qwen = model("qwen3-30b-a3b", "Q4_K_M");
         let oss = model("gpt-oss-20b", "F16");
+        let deepseek = model("deepseek-moe-16b", "F16");
         for (model, args, loaded, peak) in [
             (&qwen, "-ncmoe 40", 600, 710),
             (&qwen, "-ncmoe 35 -lm none -ub 2048", 624, 788),
             (&qwen, "-ncmoe 48 -lm none -ub 4096 -b 4096", 633, 825),
             (&oss, "-ncmoe 17", 597, 705),
             (&oss, "-ncmoe 14 -lm none -ub 2048", 610, 736),
+            (&deepseek, "-ub 2048", 600, 827),
+            (&deepseek, "-ncmoe 28 -lm none -ub 4096 -b 4096", 656, 1014),
         ] {
             let mut devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(81079)]).unwrap();
             devices[0].description = Some("NVIDIA H100 80GB HBM3".to_string());
