@@ -1,6 +1,10 @@
 //! What earlier runs have shown of a device: its overhead, how it grows, how far predictions were off.
 //!
 //! A record is kept for each run and device; nothing here is ever shown as measured that was not.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 pub mod store;
 

@@ -1,4 +1,8 @@
 //! Expectations: a YAML file of the inspect document's keys, and the checklist it gives.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -157,7 +161,10 @@ fn lookup<'a>(document: &'a Json, key: &str) -> Option<&'a Json> {
     if let Some(found) = object.get(key) {
         return Some(found);
     }
-    key.match_indices('.').find_map(|(at, _)| lookup(object.get(&key[..at])?, &key[at + 1..]))
+    key.match_indices('.').find_map(|(at, _)| {
+        let (first, rest) = key.split_at_checked(at)?;
+        lookup(object.get(first)?, rest.strip_prefix('.')?)
+    })
 }
 
 /// Keys of the document that end as this one does, or that it begins.

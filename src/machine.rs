@@ -1,4 +1,8 @@
 //! A machine: its devices and its host, from flags, a file, or what is found here.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 use std::collections::BTreeMap;
 

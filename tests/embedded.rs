@@ -111,6 +111,71 @@ fn a_crash_is_an_error_with_the_signal_and_a_hint() {
     assert!(!worker.is_alive());
 }
 
+/// Sends a process a signal by name.
+#[cfg(unix)]
+fn signal(name: &str, id: u32) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_worker_that_dies_of_any_signal_is_an_error_and_the_next_one_works() {
+    let runtime = Embedded::of(MOEPLAN);
+    for (name, words) in [
+        ("SEGV", "signal 11 (SIGSEGV)"),
+        ("BUS", "signal 7 (SIGBUS)"),
+        ("ILL", "signal 4 (SIGILL)"),
+        ("FPE", "signal 8 (SIGFPE)"),
+        ("KILL", "signal 9 (SIGKILL)"),
+    ] {
+        let mut worker = runtime.worker(&[]).expect("a worker");
+        let id = worker.id();
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            signal(name, id);
+        });
+        let error = worker.ask(&Request::Sleep(60), "sleeping", Duration::from_secs(20)).expect_err("a dead worker");
+        killer.join().expect("the signal was sent");
+        // The numbers are Linux's; elsewhere some differ.
+        assert!(!cfg!(target_os = "linux") || error.to_string().contains(words), "{name}: {error}");
+        assert!(error.hint().is_some() && !worker.is_alive());
+    }
+    assert!(runtime.project(&[launch(tiny("gpt-oss-20b"), 0, "llama-server")]).remove(0).is_ok());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_program_outlives_a_worker_that_crashes() {
+    let arguments = ["verify", "--measure-prompt", "64", "--measure-generate", "500000", "--"];
+    let line = ["llama-server", "-c", "524288", "-np", "1", "-m"];
+    let program = Command::new(MOEPLAN)
+        .args(arguments)
+        .args(line)
+        .arg(tiny("qwen3-30b-a3b"))
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("moeplan runs");
+    let list = format!("/proc/{0}/task/{0}/children", program.id());
+    let start = Instant::now();
+    let worker = loop {
+        let children = std::fs::read_to_string(&list).unwrap_or_default();
+        if let Some(id) = children.split_whitespace().next().and_then(|id| id.parse().ok()) {
+            break id;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "no worker starts");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    std::thread::sleep(Duration::from_millis(500));
+    signal("SEGV", worker);
+    let output = program.wait_with_output().expect("an end of its own");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("SIGSEGV") && said.contains("hint:") && !said.contains("panicked"), "{said}");
+    assert!(output.stdout.is_empty(), "half an answer is none");
+}
+
 #[test]
 fn a_worker_that_takes_too_long_is_stopped() {
     let mut worker = Embedded::of(MOEPLAN).worker(&[]).expect("a worker");

@@ -7,6 +7,7 @@ mod remote {
     mod good;
     mod hub;
     mod local;
+    mod tls;
     mod tricks;
 }
 #[path = "support/gguf_builder.rs"]

@@ -62,6 +62,7 @@ fn every_command_writes_what_its_schema_says() {
         ("rules list --json", "rule-sets/1"),
         ("rules check experts-on-host --json", "rules/1"),
         (&format!("rules check first-blocks tiny.gguf --json {small}"), "rules/1"),
+        ("doctor --json", "doctor/1"),
         ("devices --json", "devices/1"),
         ("devices --json --device 'RPC0[127.0.0.1:50052]=8G' --ram 64G", "devices/1"),
         (&calibrate, "devices/1"),

@@ -222,3 +222,63 @@ fn every_rule_file_is_compiled_in() {
     }
     assert!(wrong.is_empty(), "compiled in nowhere: {}", wrong.join(", "));
 }
+
+/// Modules that read strangers' bytes: what panics on them is denied by lint in the module or the one it is part of.
+const READING: [&str; 24] = [
+    "src/escape.rs",
+    "src/evidence.rs",
+    "src/expectation.rs",
+    "src/gguf/mod.rs",
+    "src/hparams.rs",
+    "src/inspection.rs",
+    "src/machine.rs",
+    "src/model.rs",
+    "src/placement/pattern.rs",
+    "src/plan/rule_file/blocks.rs",
+    "src/plan/rule_file/text.rs",
+    "src/report/page/mod.rs",
+    "src/rules.rs",
+    "src/run/mod.rs",
+    "src/runtime/endpoint.rs",
+    "src/runtime/log/mod.rs",
+    "src/runtime/mod.rs",
+    "src/runtime/server/client.rs",
+    "src/runtime/server/sse.rs",
+    "src/speed/samples.rs",
+    "src/suite/llama_bench.rs",
+    "src/suite/store.rs",
+    "src/suite/stream.rs",
+    "src/tune/journal.rs",
+];
+
+#[test]
+fn modules_that_read_strangers_bytes_deny_what_panics_on_them() {
+    let sources = sources("src");
+    for path in READING {
+        let (_, text) = sources.iter().find(|(known, _)| known == Path::new(path)).expect(path);
+        let attributes = text.split("\n\n").next().unwrap_or_default();
+        for lint in ["indexing_slicing", "string_slice", "unwrap_used", "expect_used", "clippy::panic"] {
+            assert!(attributes.contains("deny(") && attributes.contains(lint), "{path} does not deny {lint}");
+        }
+    }
+}
+
+#[test]
+fn the_attacks_of_the_document_are_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(root.join("docs/hostile-files.md")).unwrap();
+    let (_, list) = document.split_once("## Attacks, each a test").unwrap();
+    let rows = list.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with('|')).skip(2);
+    let tests: String = sources("tests").into_iter().map(|(_, text)| text).collect();
+    let mut count = 0;
+    for row in rows {
+        let named: Vec<&str> = row.rsplit('|').nth(1).unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{row}");
+        for name in named {
+            let name = name.rsplit([':', ' ']).next().unwrap();
+            assert!(name == "*" || tests.contains(&format!("fn {name}(")), "no test is called `{name}`: {row}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count} names");
+}

@@ -7,8 +7,9 @@ use libfuzzer_sys::fuzz_target;
 use moeplan::bytes::Bytes;
 use moeplan::checkup::{self, Options};
 use moeplan::gguf::Value;
+use moeplan::guard;
 use moeplan::inspection::Inspection;
-use moeplan::machine::{Backend, Device, Host, Isa, Machine};
+use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::report;
 use moeplan::run::parse;
@@ -42,7 +43,7 @@ const COMMANDS: [&str; 8] = [
     "-ngl 2 -c 0 --swa-full", "-b 1 -ub 1 -c 1",
 ];
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: guard::silence(), |bytes: &[u8]| {
     let mut draw = Draw(bytes);
     let architecture = ARCHITECTURES[usize::from(draw.below(16))];
     let mut metadata = BTreeMap::new();
@@ -80,7 +81,7 @@ fuzz_target!(|bytes: &[u8]| {
     let words: Vec<String> = format!("llama-server -m m.gguf {command}").split(' ').map(str::to_string).collect();
     let command = parse::command(&words, &BTreeMap::new()).expect("a good command");
     let devices = Device::of_budgets(Backend::Cuda, &[Bytes(24 << 30), Bytes(8 << 30)]).expect("two devices");
-    let host = Host { ram: Some(Bytes(64 << 30)), isa: Isa::default() };
+    let host = Host { ram: Some(Bytes(64 << 30)), ..Host::default() };
     let machine = Machine::new(devices, host).expect("a machine");
     if let Ok(checkup) = checkup::check(&model, &machine, &command, Options::default()) {
         let _ = (report::checkup::text(&checkup, true), report::checkup::markdown(&checkup));

@@ -1,8 +1,10 @@
-//! Any bytes as server-sent events: the same whole, and cut into pieces anywhere.
+//! Any bytes as server-sent events, and as an endpoint's answer: the same whole, and cut into pieces anywhere.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use moeplan::runtime::endpoint::{Piece, Recording};
 use moeplan::runtime::server::sse::Reader;
+use moeplan::suite::stream::Answer;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((size, bytes)) = bytes.split_first() else { return };
@@ -16,4 +18,10 @@ fuzz_target!(|bytes: &[u8]| {
     }
     again.extend(pieces.end());
     assert_eq!(events, again);
+    let piece = |bytes: &[u8]| Piece { seconds: 0.5, bytes: bytes.to_vec() };
+    let recording = |pieces| Recording { status: 200, pieces, seconds: 1.0, ..Recording::default() };
+    let cut = recording(bytes.chunks(usize::from(*size).max(1)).map(piece).collect());
+    let (whole, cut) = (Answer::streamed(&recording(vec![piece(bytes)])), Answer::streamed(&cut));
+    assert_eq!((whole.text(), &whole.faults), (cut.text(), &cut.faults));
+    let _ = (cut.health(Some(&whole.text())), Answer::whole(&recording(vec![piece(bytes)])));
 });

@@ -18,6 +18,7 @@ use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::{self, Levers, Request, Strategy};
 use crate::report::table::{Align, Table};
+use crate::speed::{Speed, Turn};
 
 /// Headers read at the same time.
 const PARALLEL: usize = 4;
@@ -57,6 +58,12 @@ struct Fits {
     all_on_device: Fit,
     experts_on_host: Fit,
     auto: Fit,
+    /// Predicted speed of `auto`; none where it does not fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    speed: Option<Speed>,
+    /// Predicted time of the turn under `auto`, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    turn_seconds: Option<f64>,
     /// Blocks that keep experts on the host under `auto`, of those that have any.
     blocks_with_experts_on_host: usize,
     blocks_with_experts: usize,
@@ -108,7 +115,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     let document = Quants { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows };
     match output.format() {
         Format::Json => output.json(&document)?,
-        Format::Markdown => output.answer(&table(&document).markdown())?,
+        Format::Markdown => output.answer(&(table(&document).markdown() + &predicted(&document, escape::markdown)))?,
         Format::Text | Format::Html => output.answer(&text(&document))?,
     }
     let asked = document.machine.is_some();
@@ -129,7 +136,11 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
         memory: plan.check.memory,
     };
     let auto = plan(Strategy::Auto)?;
+    let (speed, turn_seconds) =
+        if auto.check.fits { (Some(auto.speed.clone()), Some(auto.turn_seconds)) } else { (None, None) };
     Ok(Fits {
+        speed,
+        turn_seconds,
         n_ctx: auto.check.run.n_ctx,
         all_on_device: fit(plan(Strategy::AllOnDevice)?),
         experts_on_host: fit(plan(Strategy::ExpertsOnHost)?),
@@ -149,7 +160,18 @@ fn text(document: &Quants) -> String {
     if let Some(fits) = document.rows.iter().find_map(|row| row.fits.as_ref()) {
         let _ = write!(out, ", context {}", fits.n_ctx);
     }
-    out + "\n\n" + &table(document).text()
+    out + "\n\n" + &table(document).text() + &predicted(document, |text| escape::terminal(text).into_owned())
+}
+
+/// What the speeds are of and how sure they are: the least sure of them, where they differ.
+fn predicted(document: &Quants, shown: fn(&str) -> String) -> String {
+    let speeds = document.rows.iter().filter_map(|row| row.fits.as_ref()?.speed.as_ref());
+    let Some(speed) = speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty)) else { return String::new() };
+    let (prompt, generate, basis) = (Turn::default().prompt, Turn::default().generate, shown(&speed.basis));
+    format!(
+        "\nPredicted ±{:.0}%: tokens/s as planned, and seconds for {prompt} + {generate} tokens ({basis})\n",
+        speed.uncertainty * 100.0
+    )
 }
 
 fn table(document: &Quants) -> Table {
@@ -158,6 +180,7 @@ fn table(document: &Quants) -> Table {
     let mut columns = vec![("quant", Left), ("size", Right), ("files", Right)];
     if asked {
         columns.extend([("all on device", Left), ("experts on host", Left), ("planned", Left)]);
+        columns.extend([("prompt", Right), ("generation", Right), ("turn", Right)]);
     }
     columns.push(("MODEL", Left));
     let mut table = Table::new(&columns);
@@ -165,8 +188,14 @@ fn table(document: &Quants) -> Table {
         let quant = &row.quant;
         let mut cells = vec![quant.name.clone(), quant.bytes.to_string(), quant.files.len().to_string()];
         match (&row.fits, &row.error) {
-            (Some(fits), _) => cells.extend([word(&fits.all_on_device), word(&fits.experts_on_host), planned(fits)]),
-            (None, Some(error)) => cells.extend([format!("({error})"), String::new(), String::new()]),
+            (Some(fits), _) => {
+                cells.extend([word(&fits.all_on_device), word(&fits.experts_on_host), planned(fits)]);
+                cells.extend(how_fast(fits));
+            }
+            (None, Some(error)) => {
+                cells.push(format!("({error})"));
+                cells.resize(cells.len() + 5, String::new());
+            }
             (None, None) => {}
         }
         cells.push(row.model.clone());
@@ -177,6 +206,16 @@ fn table(document: &Quants) -> Table {
 
 fn word(fit: &Fit) -> String {
     if fit.fits { "fits".to_string() } else { format!("{} short", fit.short) }
+}
+
+/// Prompt, generation, and the turn.
+fn how_fast(fits: &Fits) -> [String; 3] {
+    match (&fits.speed, fits.turn_seconds) {
+        (Some(speed), Some(seconds)) => {
+            [format!("{:.0}", speed.pp), format!("{:.1}", speed.tg), format!("{seconds:.1} s")]
+        }
+        _ => Default::default(),
+    }
 }
 
 fn planned(fits: &Fits) -> String {

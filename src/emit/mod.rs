@@ -2,6 +2,10 @@
 //!
 //! Every form is read back by code that reads as its program would, and must give the plan's launch and placement, or
 //! nothing is emitted.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 mod bench;
 pub(crate) mod embedded;

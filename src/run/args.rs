@@ -152,8 +152,12 @@ fn rest(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
         let targets: Vec<String> = run.fit_target.iter().map(u32::to_string).collect();
         to.pair("-fitt", targets.join("/"));
     }
-    if run.fit_ctx != default.fit_ctx && run.fit_ctx != u32::MAX {
-        to.pair("-fitc", run.fit_ctx);
+    match run.fit_ctx {
+        // `-c 0` says it already.
+        u32::MAX if run.n_ctx == 0 && !to.bench => {}
+        u32::MAX => to.pair("-fitc", -1),
+        fit_ctx if fit_ctx != default.fit_ctx => to.pair("-fitc", fit_ctx),
+        _ => {}
     }
     if to.bench {
         return;
@@ -272,6 +276,22 @@ mod tests {
         #[test]
         fn what_is_printed_reads_back(run in sizes().prop_flat_map(placement).prop_flat_map(switches)) {
             prop_assert_eq!(read_back(&run), run);
+        }
+    }
+
+    #[test]
+    fn a_context_after_one_of_all_keeps_that_fitting_may_not_reduce_it() {
+        for program in ["llama-server", "llama-bench"] {
+            let of = |words: &str| {
+                let words: Vec<String> = [program].into_iter().chain(words.split(' ')).map(str::to_string).collect();
+                parse::command(&words, &BTreeMap::new()).unwrap().run
+            };
+            for words in ["-c 0 -c 163", "-c 0", "-c 0 -fitc 5", "-fitc -1", "-fitc 2147483647"] {
+                if program == "llama-bench" && words.contains("-c 0") {
+                    continue;
+                }
+                assert_eq!(read_back(&of(words)), of(words), "{program} {words}");
+            }
         }
     }
 

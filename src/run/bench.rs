@@ -184,7 +184,7 @@ fn apply(launch: &mut Launch, name: &str, given: Given<'_>) -> Result<(), Error>
             run.fit_target = given.fit_target()?;
             run.fit = true;
         }
-        "--fit-ctx" => run.fit_ctx = given.natural()?,
+        "--fit-ctx" => run.fit_ctx = given.integer()?.cast_unsigned(),
         "--rpc" => run.rpc.extend(given.names(',')),
         _ => unreachable!("every name of `canonical` is applied"),
     }

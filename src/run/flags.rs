@@ -34,6 +34,7 @@ pub(super) static FLAGS: LazyLock<Vec<Flag>> =
     LazyLock::new(|| include_str!("flags.tsv").lines().filter(|line| !line.starts_with('#')).map(flag).collect());
 
 /// One line of the table; a bad line is our own mistake.
+#[cfg_attr(not(test), expect(clippy::expect_used, reason = "the table is the program's own"))]
 fn flag(line: &'static str) -> Flag {
     let mut columns = line.split('\t');
     let mut column = || columns.next().expect("four columns");

@@ -1,4 +1,8 @@
 //! A launch of llama.cpp: what its flags mean, read from and printed as command lines.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 use serde::Serialize;
 

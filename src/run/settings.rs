@@ -125,7 +125,8 @@ fn number(launch: &mut Launch, name: &str, given: Given<'_>) -> Result<bool, Err
         "--threads-batch" => run.n_threads_batch = u32::try_from(given.integer()?).ok().filter(|n| *n > 0),
         "--main-gpu" => run.main_gpu = given.integer()?,
         "--gpu-layers" => run.n_gpu_layers = given.layers()?,
-        "--fit-ctx" => run.fit_ctx = given.natural()?,
+        // An int that llama.cpp keeps as unsigned (common/arg.cpp, b11434): -1 forbids to reduce it, as `-c 0` does.
+        "--fit-ctx" => run.fit_ctx = given.integer()?.cast_unsigned(),
         "--cache-ram" => run.cache_ram = Some(given.integer()?.max(-1)),
         "--moe-cache-mib" => run.moe_cache_mib = given.natural()?,
         "--n-cpu-moe" => run.overrides.extend(given.first_blocks(EXPERTS)?),

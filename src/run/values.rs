@@ -241,21 +241,21 @@ pub fn on_host(pattern: String, origin: &str) -> Override {
 
 /// The fields of a comma-separated row with double quotes.
 fn csv(text: &str) -> Vec<String> {
-    let mut fields = vec![String::new()];
+    let (mut fields, mut last) = (Vec::new(), String::new());
     let mut quoted = false;
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {
-        let last = fields.last_mut().expect("one field at least");
         match c {
             '"' if quoted && rest.peek() == Some(&'"') => {
                 rest.next();
                 last.push('"');
             }
             '"' => quoted = !quoted,
-            ',' if !quoted => fields.push(String::new()),
+            ',' if !quoted => fields.push(std::mem::take(&mut last)),
             _ => last.push(c),
         }
     }
+    fields.push(last);
     fields
 }
 

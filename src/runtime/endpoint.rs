@@ -1,4 +1,16 @@
 //! Any OpenAI-compatible endpoint over HTTP: asked for a chat completion, its bytes kept with the time they came. [I/O]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use std::io::Read as _;
 use std::sync::mpsc::channel;

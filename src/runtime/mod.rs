@@ -2,6 +2,10 @@
 //!
 //! A crash of the engine is an error message here, its memory is measured apart from moeplan's own, and no child outlives
 //! its parent: the worker, and the supervisor of a server, end when their standard input does.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -308,6 +312,7 @@ fn signal_name(signal: i32) -> &'static str {
         4 => " (SIGILL)",
         6 => " (SIGABRT)",
         7 => " (SIGBUS)",
+        8 => " (SIGFPE)",
         9 => " (SIGKILL)",
         11 => " (SIGSEGV)",
         15 => " (SIGTERM)",

@@ -1,4 +1,8 @@
 //! What llama-bench measured, read: each row a launch, a test and its time.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,16 @@
 //! llama-bench's own JSON as a bench: every launch of it a case, every test a point of the depth sweep.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use super::bench::Raw;
 use super::document::{DepthSample, Session};
@@ -15,9 +27,9 @@ pub fn cases(text: &str) -> Result<Vec<Raw>, Error> {
         let command = command(&row);
         let at = cases.iter().position(|case| case.command.as_ref() == Some(&command));
         let at = at.unwrap_or_else(|| {
-            let name = format!("llama-bench-{}", cases.len() + 1);
+            let name = format!("llama-bench-{}", cases.len().saturating_add(1));
             cases.push(Raw { name, what: what(&row), command: Some(command), sessions: Vec::new() });
-            cases.len() - 1
+            cases.len().saturating_sub(1)
         });
         if let Some(case) = cases.get_mut(at) {
             take(case, &row);

@@ -1,4 +1,16 @@
 //! A recorded answer read: its text, counts and timings, and how sound its stream was.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 use serde_json::Value;
 use unicode_segmentation::UnicodeSegmentation as _;
@@ -181,7 +193,7 @@ impl Answer {
             return;
         };
         if self.faults.done {
-            self.faults.after_done += 1;
+            self.faults.after_done = self.faults.after_done.saturating_add(1);
             return;
         }
         let value: Value = match serde_json::from_str(&data) {
@@ -202,22 +214,24 @@ impl Answer {
             self.faults.events.push(format!("`{}`: no choices", start_of(&data)));
             return;
         };
-        self.faults.chunks += 1;
+        self.faults.chunks = self.faults.chunks.saturating_add(1);
         let Some(choice) = choices.first() else { return };
         let delta = choice.get("delta");
         let string = |key: &str| delta.and_then(|delta| delta.get(key)?.as_str());
         self.reasoning.push_str(string("reasoning_content").unwrap_or_default());
         let finish = choice.get("finish_reason").and_then(Value::as_str);
         match string("content") {
-            Some("") if finish.is_none() && string("role").is_none() => self.faults.empty += 1,
+            Some("") if finish.is_none() && string("role").is_none() => {
+                self.faults.empty = self.faults.empty.saturating_add(1);
+            }
             Some("") | None => {}
             Some(text) => {
-                self.faults.after_finish += u32::from(self.faults.finishes > 0);
+                self.faults.after_finish = self.faults.after_finish.saturating_add(u32::from(self.faults.finishes > 0));
                 self.deltas.push(Delta { seconds, piece, text: text.to_string() });
             }
         }
         if let Some(reason) = finish {
-            self.faults.finishes += 1;
+            self.faults.finishes = self.faults.finishes.saturating_add(1);
             self.finish_reason = Some(reason.to_string());
         }
     }
@@ -298,7 +312,7 @@ impl Answer {
             if boundaries.binary_search(&at).is_err() {
                 broken.push(format!("a delta begins inside a grapheme: `{}`", start_of(&delta.text)));
             }
-            at += delta.text.len();
+            at = at.saturating_add(delta.text.len());
         }
         described(&broken)
     }
@@ -342,7 +356,10 @@ impl Answer {
         }
         let same = whole.chars().zip(text.chars()).take_while(|(a, b)| a == b).count();
         let (streamed, plain) = (text.chars().count(), whole.chars().count());
-        let differs = format!("they differ from character {} on ({streamed} streamed, {plain} in one piece)", same + 1);
+        let differs = format!(
+            "they differ from character {} on ({streamed} streamed, {plain} in one piece)",
+            same.saturating_add(1)
+        );
         item(what, Some(differs), "")
     }
 
@@ -364,7 +381,7 @@ impl Answer {
         let span = self.deltas.last().map_or(0.0, |last| last.seconds) - self.first_token().unwrap_or(0.0);
         let seen = format!("{n} deltas in {} reads over {span:.3} s", pieces.len());
         let needed = self.timings.map_or(0.0, |timings| timings.predicted_ms / 1000.0);
-        let is_burst = pieces.len() <= 1 + n / FEW || span < 0.5 * needed;
+        let is_burst = pieces.len() <= (n / FEW).saturating_add(1) || span < 0.5 * needed;
         if is_burst && needed > 0.0 && needed < SOON {
             let detail = format!("{seen}{}: too soon to tell", generated_in(needed));
             return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
@@ -395,7 +412,7 @@ fn described(faults: &[String]) -> Option<String> {
     let first = faults.iter().take(DESCRIBED).cloned().collect::<Vec<_>>().join("; ");
     match faults.len() {
         0 => None,
-        n if n > DESCRIBED => Some(format!("{first}; and {} more", n - DESCRIBED)),
+        n if n > DESCRIBED => Some(format!("{first}; and {} more", n.saturating_sub(DESCRIBED))),
         _ => Some(first),
     }
 }

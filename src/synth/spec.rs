@@ -1,4 +1,8 @@
 //! Spec files (`rules/models/*.yaml`): a published model as data; a spec `like` another states only what differs.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 use std::collections::BTreeMap;
 

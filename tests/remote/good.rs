@@ -44,6 +44,28 @@ fn a_split_model_of_many_terabytes_costs_a_window_a_shard() {
 }
 
 #[test]
+fn shards_are_asked_for_side_by_side() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (present, highest) = (now.clone(), most.clone());
+    let server = Server::new(move |request| {
+        highest.fetch_max(present.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(40));
+        let number: u16 = request.path["/m-".len()..][..5].parse().unwrap();
+        let first = if number == 1 { Builder::small() } else { Builder::new() };
+        let shard = first.shard(number - 1, 24, 26).tensor(&format!("blk.{number}.x.weight"), &[32], 0, 128);
+        let answer = Answer::range(request, &shard.build(), "\"e\"");
+        present.fetch_sub(1, Ordering::SeqCst);
+        answer
+    });
+    let client = Client::new(Limits { parallel: 6, ..limits() }, None, "http://127.0.0.1:9", None).unwrap();
+    let gguf = open(&client, &server.url("/m-00001-of-00024.gguf")).unwrap();
+    assert_eq!((gguf.files.len(), gguf.header.tensors.len()), (24, 26));
+    let most = most.load(Ordering::SeqCst);
+    assert!((3..=6).contains(&most), "{most} at the same time");
+}
+
+#[test]
 fn a_missing_shard_is_named() {
     let shard = |number| Builder::small().shard(number, 2, 4).build();
     let server = Server::of_files(vec![("/m-00001-of-00002.gguf".into(), shard(0))]);

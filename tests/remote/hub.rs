@@ -205,6 +205,55 @@ fn the_program_lists_a_repository_and_inspects_a_model_of_it() {
     assert!(requests.iter().all(|request| request.header("authorization") == Some("Bearer hf_mine")));
 }
 
+/// A hub with two quantisations of a small mixture of experts.
+fn mixture() -> Server {
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for quant in ["Q8_0", "F16"] {
+        let path = folder.path().join(format!("m-{quant}.gguf"));
+        let synth = ["synth", "qwen3-30b-a3b", "--tiny", "--quiet", "--recipe", quant, "-o", path.to_str().unwrap()];
+        assert!(Command::new(env!("CARGO_BIN_EXE_moeplan")).args(synth).output().unwrap().status.success());
+        files.push((format!("/o/moe/resolve/main/m-{quant}.gguf"), std::fs::read(path).unwrap()));
+    }
+    let name = |path: &str| path.rsplit('/').next().unwrap().to_string();
+    let items: Vec<String> = files.iter().map(|(path, file)| item(&name(path), file.len(), path)).collect();
+    files.push(("/api/models/o/moe/tree/main".to_string(), format!("[{}]", items.join(",")).into_bytes()));
+    Server::of_files(files)
+}
+
+#[test]
+fn the_program_says_which_quantisation_fits_and_how_fast_it_would_be() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = mixture();
+    let listed = |vram: &str| {
+        let words = ["inspect", "hf:o/moe", "--vram", vram, "--ram", "8G", "--margin", "0", "--json"];
+        let (output, stdout, stderr) = moeplan(&hub, home.path(), &words);
+        let json: serde_json::Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stderr}"));
+        (output.status.code(), json)
+    };
+    let (code, json) = listed("8G");
+    assert_eq!(code, Some(0));
+    for (at, name) in ["Q8_0", "F16"].into_iter().enumerate() {
+        let row = &json["quants"][at];
+        assert_eq!((row["name"].as_str(), row["fits"]["all_on_device"]["fits"].as_bool()), (Some(name), Some(true)));
+        let (speed, turn) = (&row["fits"]["speed"], row["fits"]["turn_seconds"].as_f64().unwrap());
+        let number = |key: &str| speed[key].as_f64().unwrap();
+        let expected = 4096.0 / number("pp") + 512.0 / number("tg");
+        assert!((turn - expected).abs() < 0.01 * expected, "{turn} {expected}");
+        assert!(number("uncertainty") > 0.0 && !speed["basis"].as_str().unwrap().is_empty());
+    }
+    let seconds = |at: usize| json["quants"][at]["fits"]["turn_seconds"].as_f64().unwrap();
+    assert!(seconds(0) < seconds(1), "fewer bytes are faster");
+
+    let (code, json) = listed("1M");
+    assert_eq!(code, Some(1), "nothing fits");
+    assert!(json["quants"][0]["fits"]["auto"]["short"].as_u64().unwrap() > 0);
+    assert!(json["quants"][0]["fits"].get("speed").is_none(), "what does not fit has no speed");
+
+    let (_, page, _) = moeplan(&hub, home.path(), &["inspect", "hf:o/moe", "--vram", "8G", "--ram", "8G"]);
+    assert!(page.contains("Predicted ±") && page.contains("tokens/s as planned"), "{page}");
+}
+
 #[test]
 fn the_program_says_what_to_try() {
     let home = tempfile::tempdir().unwrap();

@@ -266,6 +266,58 @@ fn an_endless_header_ends_at_the_bound() {
     assert!(client.moved() <= 1 << 20, "{}", client.moved());
 }
 
+/// Bytes that are no answer of HTTP.
+fn raw(bytes: &[u8]) -> Answer {
+    Answer { raw: Some(bytes.to_vec()), ..Answer::default() }
+}
+
+#[test]
+fn an_answer_that_is_no_http_is_told() {
+    let heads: [&[u8]; 6] = [
+        b"GGUF\x03\0\0\0\0\0\0\0",
+        b"HTTP/9.9 200 OK\r\n\r\n",
+        b"HTTP/1.1 999999 X\r\n\r\n",
+        b"HTTP/1.1 206 X\r\nContent-Range bytes 0-1/2\r\n\r\n",
+        b"HTTP/1.1 206 X\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"HTTP/1.1 206 X\r\nContent-Length: -1\r\n\r\nhello",
+    ];
+    for head in heads {
+        let server = Server::new(move |_| raw(head));
+        let (failure, _) = failure(open(&client(), &server.url("/m.gguf")));
+        let told = matches!(
+            failure,
+            Failure::Protocol(_) | Failure::Io(_) | Failure::Dropped { .. } | Failure::Range { .. } | Failure::Timeout
+        );
+        assert!(told && !failure.to_string().contains('\n'), "{}: {failure:?}", String::from_utf8_lossy(head));
+    }
+}
+
+#[test]
+fn a_head_without_end_is_refused() {
+    let line = format!("X-{}: {}\r\n", "a".repeat(100), "b".repeat(900));
+    let endless = format!("HTTP/1.1 206 X\r\n{}", line.repeat(2000));
+    let server = Server::new(move |_| raw(endless.as_bytes()));
+    let client = client();
+    let (failure, _) = failure(open(&client, &server.url("/m.gguf")));
+    assert!(matches!(failure, Failure::Protocol(_) | Failure::Io(_)), "{failure:?}");
+    assert_eq!(client.moved(), 0);
+}
+
+#[test]
+fn an_answer_in_chunks_is_read_and_one_with_a_bad_chunk_is_asked_for_again() {
+    let chunked = |bytes: &[u8], size: &str| {
+        let head = "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nTransfer-Encoding: chunked\r\n\r\n";
+        [head.as_bytes(), size.as_bytes(), b"\r\n", bytes, b"\r\n0\r\n\r\n"].concat()
+    };
+    let server = Server::new(move |request| {
+        let file = model();
+        let size = format!("{:x}", file.len());
+        raw(&chunked(&file, if request.earlier == 0 { "zz" } else { &size }))
+    });
+    is_model(&open(&client(), &server.url("/m.gguf")));
+    assert_eq!(server.paths().len(), 2);
+}
+
 #[test]
 fn tls_to_a_server_without_it_and_a_closed_port_are_told_apart() {
     let server = Server::new(good);

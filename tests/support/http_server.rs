@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -46,6 +48,8 @@ pub struct Answer {
     pub endless: bool,
     /// Close the connection before any answer.
     pub hang_up: bool,
+    /// These bytes as they are instead of an answer, then the end of the connection.
+    pub raw: Option<Vec<u8>>,
 }
 
 impl Answer {
@@ -98,14 +102,37 @@ pub struct Server {
 
 impl Server {
     pub fn new(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::over("http", handler, Some)
+    }
+
+    /// The same behind TLS.
+    pub fn tls(config: Arc<ServerConfig>, handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::over("https", handler, move |stream| {
+            let mut session = ServerConnection::new(config.clone()).unwrap();
+            let mut stream = stream;
+            // A client that trusts nobody here hangs up.
+            session.complete_io(&mut stream).ok().map(|_| StreamOwned::new(session, stream))
+        })
+    }
+
+    fn over<S: Read + Write>(
+        scheme: &str,
+        handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+        open: impl Fn(TcpStream) -> Option<S> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let address = format!("{scheme}://{}", listener.local_addr().unwrap());
         let server = Self { address, sent: Arc::default(), requests: Arc::default() };
+        let open = Arc::new(open);
         let (sent, requests, handler) = (server.sent.clone(), server.requests.clone(), Arc::new(handler));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (sent, requests, handler) = (sent.clone(), requests.clone(), handler.clone());
-                std::thread::spawn(move || serve(stream, &sent, &requests, &*handler));
+                let (sent, requests, handler, open) = (sent.clone(), requests.clone(), handler.clone(), open.clone());
+                std::thread::spawn(move || {
+                    if let Some(stream) = open(stream) {
+                        serve(stream, &sent, &requests, &*handler);
+                    }
+                });
             }
         });
         server
@@ -135,28 +162,27 @@ impl Server {
     }
 }
 
+/// Answers until the connection ends, or an answer ends it.
 fn serve(
-    stream: TcpStream,
+    stream: impl Read + Write,
     sent: &AtomicU64,
     requests: &Mutex<Vec<Request>>,
     handler: &(dyn Fn(&Request) -> Answer + Send + Sync),
 ) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut stream = stream;
+    let mut reader = BufReader::new(stream);
     while let Some(mut request) = read_request(&mut reader) {
         {
             let mut requests = requests.lock().unwrap();
             request.earlier = requests.iter().filter(|earlier| earlier.path == request.path).count();
             requests.push(request.clone());
         }
-        if !write_answer(&mut stream, &handler(&request), sent) {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+        if !write_answer(reader.get_mut(), &handler(&request), sent) {
             return;
         }
     }
 }
 
-fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Request> {
+fn read_request(reader: &mut BufReader<impl Read>) -> Option<Request> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|count| *count > 0)?;
     let path = line.split(' ').nth(1)?.to_string();
@@ -171,8 +197,12 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Request> {
 }
 
 /// Whether the connection may serve another request.
-fn write_answer(stream: &mut TcpStream, answer: &Answer, sent: &AtomicU64) -> bool {
+fn write_answer(stream: &mut impl Write, answer: &Answer, sent: &AtomicU64) -> bool {
     if answer.hang_up {
+        return false;
+    }
+    if let Some(raw) = &answer.raw {
+        let _ = stream.write_all(raw);
         return false;
     }
     let mut head = format!("HTTP/1.1 {} X\r\n", answer.status);

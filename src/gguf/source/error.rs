@@ -85,6 +85,9 @@ pub enum Failure {
     /// No trust.
     #[error("no secure connection (TLS): {0}")]
     Tls(String),
+    /// Nobody who could vouch for a server.
+    #[error("no certificate authority is known: {0}")]
+    Authorities(String),
     /// The connection broke.
     #[error("the connection failed: {0}")]
     Io(std::io::Error),
@@ -192,7 +195,15 @@ impl Failure {
             }
             Self::Page => "take the address of the download itself, not of its page".into(),
             Self::Timeout | Self::Io(_) | Self::Dropped { .. } => "check the network and try again".into(),
+            Self::Tls(why) if why.contains("UnknownIssuer") => {
+                "if you trust who signed it (a company's proxy, a hub of your own), name its PEM file in SSL_CERT_FILE"
+                    .into()
+            }
             Self::Tls(_) => "check the address, the clock, and whether a proxy changes certificates".into(),
+            Self::Authorities(_) => {
+                "SSL_CERT_FILE names a PEM file, SSL_CERT_DIR directories of them; unset them for the system's own"
+                    .into()
+            }
             Self::Encoding(_) | Self::Range { .. } => {
                 "a proxy or this server changes answers: try another address, or download the file".into()
             }

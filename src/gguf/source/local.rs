@@ -251,7 +251,7 @@ fn ollama(root: &Path, budget: &mut usize, found: &mut Vec<LocalModel>) {
 }
 
 /// `model:tag`, with namespace and host where they are not the usual ones.
-fn ollama_name(below: &str) -> Option<String> {
+pub fn ollama_name(below: &str) -> Option<String> {
     let parts: Vec<&str> = below.split(['/', '\\']).collect();
     let [host, namespace @ .., model, tag] = parts.as_slice() else { return None };
     let name = format!("{model}:{tag}");
@@ -262,16 +262,21 @@ fn ollama_name(below: &str) -> Option<String> {
     })
 }
 
-/// The file of a manifest's model layer: a digest that is no sha256 in hex, or a link out of the cache, names nothing.
+/// The file of a manifest's model layer; a link out of the cache names nothing.
 fn ollama_blob(root: &Path, manifest: &Path) -> Option<PathBuf> {
     let mut text = Vec::new();
     fs::File::open(manifest).ok()?.take(MAX_MANIFEST).read_to_end(&mut text).ok()?;
-    let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+    let blob = root.join("blobs").join(blob_name(&text)?);
+    (blob.is_file() && blob.canonicalize().ok()?.starts_with(root)).then_some(blob)
+}
+
+/// The name below `blobs` of the file that an ollama manifest calls its model: `sha256-` and 64 hexadecimal digits, or nothing.
+pub fn blob_name(manifest: &[u8]) -> Option<String> {
+    let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
     let layer = manifest.layers.iter().find(|layer| layer.media_type == OLLAMA_MODEL)?;
     let digest = layer.digest.strip_prefix("sha256:")?;
     let is_digest = digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let blob = is_digest.then(|| root.join("blobs").join(format!("sha256-{digest}")))?;
-    (blob.is_file() && blob.canonicalize().ok()?.starts_with(root)).then_some(blob)
+    is_digest.then(|| format!("sha256-{digest}"))
 }
 
 /// The one model that a name means: exactly (in any case), else the only one whose name holds it.

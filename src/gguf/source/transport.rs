@@ -1,17 +1,31 @@
 //! One HTTP request over ureq: no redirects, no decompression, no status turned into an error. [I/O]
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::client::{Answer, Limits, Transport};
 use super::error::Failure;
 
+/// Where other authorities than the system's are named, as curl and OpenSSL read them.
+const OWN_AUTHORITIES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+
 /// Sends requests over connections that are kept.
 struct Http {
-    agent: ureq::Agent,
+    limits: Limits,
+    /// Without encryption: authorities are read when the first server needs them.
+    plain: ureq::Agent,
+    /// With encryption, or why no authority is known.
+    encrypted: OnceLock<Result<ureq::Agent, String>>,
 }
 
 /// HTTP with the limits' timeouts.
 pub(super) fn http(limits: &Limits) -> Arc<dyn Transport> {
+    let plain = agent(limits, TlsConfig::default());
+    Arc::new(Http { limits: limits.clone(), plain, encrypted: OnceLock::new() })
+}
+
+fn agent(limits: &Limits, tls: TlsConfig) -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -23,13 +37,42 @@ pub(super) fn http(limits: &Limits) -> Arc<dyn Transport> {
         .timeout_recv_response(Some(limits.response))
         .timeout_per_read(Some(limits.read))
         .timeout_recv_body(Some(limits.body))
+        .tls_config(tls)
         .build();
-    Arc::new(Http { agent: config.new_agent() })
+    config.new_agent()
+}
+
+/// Who is trusted: what `SSL_CERT_FILE` and `SSL_CERT_DIR` name and nobody else; else whom this system trusts; else, where it
+/// trusts nobody (a bare container), Mozilla's list as it was when moeplan was built.
+fn authorities() -> Result<RootCerts, String> {
+    let named = OWN_AUTHORITIES.into_iter().find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    let found = rustls_native_certs::load_native_certs();
+    let certificates: Vec<_> =
+        found.certs.iter().map(|certificate| Certificate::from_der(certificate.as_ref()).to_owned()).collect();
+    match (named, found.errors.first()) {
+        (Some(name), Some(error)) if certificates.is_empty() => Err(format!("{name}: {error}")),
+        (Some(name), None) if certificates.is_empty() => Err(format!("{name} names no certificate in PEM")),
+        (None, _) if certificates.is_empty() => Ok(RootCerts::WebPki),
+        _ => Ok(RootCerts::from(certificates)),
+    }
+}
+
+impl Http {
+    fn agent(&self, url: &str) -> Result<&ureq::Agent, Failure> {
+        if !url.starts_with("https://") {
+            return Ok(&self.plain);
+        }
+        let made = || {
+            let authorities = authorities()?;
+            Ok(agent(&self.limits, TlsConfig::builder().root_certs(authorities).build()))
+        };
+        self.encrypted.get_or_init(made).as_ref().map_err(|why| Failure::Authorities(why.clone()))
+    }
 }
 
 impl Transport for Http {
     fn get(&self, url: &str, headers: &[(&str, String)], is_local: bool) -> Result<Answer, Failure> {
-        let mut request = self.agent.get(url);
+        let mut request = self.agent(url)?.get(url);
         for (name, value) in headers {
             request = request.header(*name, value);
         }

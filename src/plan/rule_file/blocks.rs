@@ -1,4 +1,8 @@
 //! Which blocks a rule is about: ranges, or the first or last of those that have such tensors.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,8 @@
 //! A report as parts: what `html` and `markdown` both render.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 mod bench;
 mod compare;

@@ -20,7 +20,7 @@ pub(super) enum Line {
 pub(super) fn cut(text: &str, limit: usize) -> &str {
     let mut end = text.len().min(limit);
     while !text.is_char_boundary(end) {
-        end -= 1;
+        end = end.saturating_sub(1);
     }
     text.get(..end).unwrap_or_default()
 }
@@ -61,7 +61,7 @@ pub(super) fn mib(text: &str) -> Option<Bytes> {
         return None;
     }
     let hundredths = whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(decimals.parse().ok()?)?;
-    let bytes = (u128::from(hundredths) * u128::from(MIB) + 50) / 100;
+    let bytes = u128::from(hundredths).checked_mul(u128::from(MIB))?.checked_add(50)? / 100;
     u64::try_from(bytes).ok().filter(|bytes| *bytes <= MAX_SIZE).map(Bytes)
 }
 

@@ -2,6 +2,18 @@
 //!
 //! Every line is a stranger's: bounded, never trusted, never a panic. Sizes are printed with two decimals of MiB, so every
 //! figure comes with the distance that the true one may be away ([`LoadLog::resolution`]).
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 mod breakdown;
 mod buffers;
@@ -149,7 +161,7 @@ impl LoadLog {
     /// The buffers that count: a compute buffer that the same function of the same context reports again is reserved anew.
     fn counted(&self) -> impl Iterator<Item = &Buffer> {
         let again = |at: usize, buffer: &Buffer| {
-            let later = self.buffers.iter().skip(at + 1);
+            let later = self.buffers.iter().skip(at.saturating_add(1));
             buffer.kind == Kind::Compute
                 && later.into_iter().any(|other| {
                     (other.kind, other.context, &other.by, &other.name)
@@ -326,7 +338,8 @@ impl LogReader {
         } else if let Some((_, buffer)) = overridden(text)
             && log.overrides.len() < MOST
         {
-            *log.overrides.entry(cut(buffer, MAX_TEXT).to_string()).or_default() += 1;
+            let count = log.overrides.entry(cut(buffer, MAX_TEXT).to_string()).or_default();
+            *count = count.saturating_add(1);
         } else if let Some(layers) = layers(text) {
             log.layers = Some(layers);
         } else if let Some(build) = build(text) {

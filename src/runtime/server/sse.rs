@@ -1,4 +1,16 @@
 //! Server-sent events out of bytes as they come: split UTF-8, garbage and huge lines included.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 /// The longest line that is taken, in bytes: the last event of a reply repeats the whole prompt.
 pub const MAX_LINE: usize = 64 << 20;
