@@ -91,8 +91,7 @@ fn sweep(args: &PlanArgs, model: &Path, output: &Output) -> anyhow::Result<Outco
             let points = budgets.values.len() * contexts.values.len();
             anyhow::ensure!(
                 points <= MOST_POINTS,
-                "--sweep: {points} points, {} at most: take larger steps",
-                MOST_POINTS
+                "--sweep: {points} points, {MOST_POINTS} at most: take larger steps"
             );
             plan::sweep::grid(&model, &path, &machine, &request, (&budgets.values, &contexts.values))?
         }
