@@ -1,4 +1,5 @@
 //! Reports of real documents and of made-up measurements: every kind has its section, nothing breaks out, a browser is content.
+#![cfg(feature = "cli")]
 #![expect(clippy::print_stderr, reason = "a test that cannot run here says so")]
 
 #[path = "support/report_documents.rs"]

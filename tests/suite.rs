@@ -3,18 +3,21 @@
 //! The real one is `MOEPLAN_LLAMA_SERVER`, or what `scripts/llama-server` has built; the real model is `MOEPLAN_SMOLLM2`.
 //! Without them those tests say so and pass.
 
+#![cfg(feature = "cli")]
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
 #[path = "support/fake_endpoint.rs"]
 mod fake_endpoint;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
 
 use fake_endpoint::{Manner, start};
 use moeplan::runtime::server::find;
 use moeplan::suite::document::{Bench, Clock, Item, Mode, TokenCount, Validation, Verdict};
+
+#[path = "support/schemas.rs"]
+mod schemas;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
@@ -34,6 +37,8 @@ fn of_endpoint(manner: Manner, words: &[&str]) -> (Bench, i32) {
     let output = moeplan(&all);
     let bench = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{manner:?}: {error}: {}", text(&output.stderr)));
+    schemas::assert_valid(&bench);
+    let bench = serde_json::from_value(bench).unwrap_or_else(|error| panic!("{manner:?}: {error}"));
     (bench, output.status.code().expect("an exit code"))
 }
 
@@ -192,7 +197,9 @@ fn a_tiny_model_is_benched_beside_its_baselines() {
     words.extend(["--csv", table.to_str().unwrap()]);
     words.extend(DEVICE);
     let output = moeplan(&words);
-    let bench: Bench = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let bench = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    schemas::assert_valid(&bench);
+    let bench: Bench = serde_json::from_value(bench).unwrap();
     let stream = failing(&bench.cases[0].stream);
     assert_eq!((output.status.code(), stream), (Some(0), vec![]), "{}", text(&output.stderr));
     let names: Vec<&str> = bench.cases.iter().map(|case| case.name.as_str()).collect();
@@ -253,7 +260,9 @@ fn a_suite_ends_in_a_checklist_and_is_taken_up_where_it_was_left() {
     words.extend(DEVICE);
     let first = moeplan(&words);
     assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
-    let validation: Validation = serde_json::from_slice(&first.stdout).unwrap();
+    let validation = serde_json::from_slice(&first.stdout).unwrap();
+    schemas::assert_valid(&validation);
+    let validation: Validation = serde_json::from_value(validation).unwrap();
     let sections: Vec<&str> = validation.models[0].sections.iter().map(|section| section.name.as_str()).collect();
     assert_eq!(sections, ["architecture", "placements", "tests", "streaming", "memory"]);
     assert!(validation.models[1].skipped.as_ref().is_some_and(|why| why.contains("--model absent=PATH")));
@@ -323,6 +332,9 @@ fn models_may_come_one_at_a_time() {
 #[cfg(unix)]
 #[test]
 fn a_suite_that_is_interrupted_keeps_what_is_done() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
     if real_server().is_none() {
         return;
     }

@@ -324,6 +324,7 @@ fn through(
 /// memory that other programs leave free.
 fn step_key(shared: &Shared<'_>, case: &CaseLaunch, asking: &Asking, path: &Path) -> String {
     #[derive(Serialize)]
+    #[cfg_attr(test, derive(schemars::JsonSchema))]
     struct Of<'a> {
         runtime: String,
         launch: String,

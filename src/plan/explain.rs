@@ -22,6 +22,7 @@ use crate::speed::{Speed, Term};
 
 /// Another launch beside the one that is proposed.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Alternative {
     /// What differs: `-ub 1024`, `one more block on CUDA0`.
     pub what: String,
@@ -48,6 +49,7 @@ pub struct Alternative {
 
 /// One term of the fullest device, and what would make it smaller.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// Which: `context on CUDA0`.
     pub term: String,
@@ -63,6 +65,7 @@ pub struct Explanation {
 
 /// What is said beside the plan.
 #[derive(Debug, Clone, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Why {
     /// Other launches.
     pub alternatives: Vec<Alternative>,

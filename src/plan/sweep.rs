@@ -20,6 +20,7 @@ const USUAL_POINTS: u64 = 32;
 
 /// What a sweep varies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Variable {
     /// The first device's budget, in bytes.
@@ -102,6 +103,7 @@ fn doubled(from: u64, to: u64) -> Vec<u64> {
 
 /// One plan of many, without its check.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Point {
     /// What varies: bytes, tokens, or which file.
     pub value: u64,
@@ -152,6 +154,7 @@ impl Point {
 
 /// The `moeplan/sweep/1` document.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SweepDocument {
     /// Name and version.
     pub schema: &'static str,
@@ -276,6 +279,7 @@ fn context_of(tokens: u64) -> ContextChoice {
 
 /// The `moeplan/plans/1` document: several files on one machine.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plans {
     /// Name and version.
     pub schema: &'static str,
@@ -287,6 +291,7 @@ pub struct Plans {
 
 /// One file of several.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlansRow {
     /// Which model.
     pub model: ModelSummary,

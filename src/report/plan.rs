@@ -23,11 +23,12 @@ pub fn render(plan: &Plan, format: Format) -> String {
     let run = &plan.check.run;
     let _ = writeln!(
         out,
-        "{}{}  {}  {}",
+        "{}{}  {}  {}{}",
         if text { "" } else { "## " },
         shown(name),
         shown(&plan.model.architecture),
-        plan.model.bytes
+        plan.model.bytes,
+        shown(&super::sweep::predicted(&plan.model))
     );
     let budgets: Vec<String> =
         plan.machine.devices.iter().map(|device| format!("{} of {}", device.total, shown(&device.name))).collect();

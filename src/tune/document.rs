@@ -11,6 +11,7 @@ use crate::measurement::Spread;
 
 /// The `moeplan/tune/1` document.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Document {
     /// `moeplan/tune/1`.
     pub schema: String,
@@ -35,6 +36,7 @@ pub struct Document {
 
 /// A candidate and what was measured of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Entry {
     /// Which.
     #[serde(flatten)]
@@ -48,6 +50,7 @@ pub struct Entry {
 
 /// What was measured of a candidate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measured {
     /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,

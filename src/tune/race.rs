@@ -29,6 +29,7 @@ pub struct Race {
 
 /// A median and how far off it may well be, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Range {
     /// Of all samples.
     pub median: f64,
@@ -45,6 +46,7 @@ impl Range {
 
 /// Where a candidate stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum Standing {
     /// Proposed at the end.
@@ -66,6 +68,7 @@ pub enum Standing {
 
 /// Why a tuning ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum End {
     /// What is left cannot win.
@@ -78,6 +81,7 @@ pub enum End {
 
 /// What the race says of `--fit on`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
     /// The winner beats it.
