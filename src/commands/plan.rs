@@ -141,6 +141,7 @@ fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocume
     let axes = (budgets.as_slice(), contexts.as_slice());
     let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
     document.model.what_if.clone_from(&plan.model.what_if);
+    document.model.what_if.clone_from(&plan.model.what_if);
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
     Some(document)
 }
