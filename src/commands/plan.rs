@@ -126,8 +126,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
             let points = budgets.values.len() * contexts.values.len();
             anyhow::ensure!(
                 points <= MOST_POINTS,
-                "--sweep: {points} points, {} at most: take larger steps",
-                MOST_POINTS
+                "--sweep: {points} points, {MOST_POINTS} at most: take larger steps"
             );
             plan::sweep::grid(&model, &path, &machine, &request, (&budgets.values, &contexts.values))?
         }
@@ -149,6 +148,7 @@ fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocume
     let request = options.request(model, &plan.machine).ok()?;
     let axes = (budgets.as_slice(), contexts.as_slice());
     let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
+    document.model.what_if.clone_from(&plan.model.what_if);
     document.model.what_if.clone_from(&plan.model.what_if);
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
     Some(document)
