@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use super::machine::MachineArgs;
+use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
 use crate::checkup::{self, Checkup, Options, Severity};
 use crate::cli::Format;
 use crate::gguf::{self, Gguf};
+use crate::inspection::Warning;
 use crate::model::Model;
 use crate::placement;
 use crate::report;
@@ -32,6 +34,9 @@ pub struct Args {
     /// Whose flags these are.
     #[arg(long, value_enum, default_value_t = Dialect::LlamaCpp)]
     dialect: Dialect,
+    /// What the model of the command would be otherwise.
+    #[command(flatten)]
+    what_if: WhatIfArgs,
     /// A whole command line of llama-server, llama-cli, llama-bench or llama-fit-params, after `--`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -43,16 +48,31 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut command = run::parse::command_for(&args.command, &environment(), target)?;
     note_config_files(&mut command);
     let machine = args.machine.machine()?;
-    let model = match &command.model {
-        Some(ModelSource::Path(path)) => load(gguf::open(path)?, &command.run)?,
+    let (name, gguf) = match &command.model {
+        Some(ModelSource::Path(path)) => (path.clone(), gguf::open(path)?),
         Some(ModelSource::HuggingFace { repo, file }) => {
-            let name = hugging_face(repo, file.as_deref());
-            load(model_arg::open(name.as_ref(), output)?, &command.run)?
+            let name = PathBuf::from(hugging_face(repo, file.as_deref()));
+            let gguf = model_arg::open(&name, output)?;
+            (name, gguf)
         }
-        Some(ModelSource::Url(url)) => load(model_arg::open(url.as_ref(), output)?, &command.run)?,
+        Some(ModelSource::Url(url)) => (url.into(), model_arg::open(url.as_ref(), output)?),
         Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
         None => bail!("the command names no model: add `-m FILE`"),
     };
+    let first = what_if::first_file(&name, &gguf);
+    let mut model = load(gguf, &command.run)?;
+    match args.what_if.recipes() {
+        [] => {}
+        [recipe] => {
+            let made = args.what_if.variant(&model, &name.display().to_string(), &first, recipe)?;
+            let warnings = what_if::warnings(&made.what_if, &made.path).into_iter();
+            let note =
+                |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
+            command.notes.extend(warnings.map(note));
+            model = made.model;
+        }
+        _ => bail!("`check` takes one recipe: `plan --as` compares several"),
+    }
     let options = Options {
         margin: args.machine.margin.unwrap_or_default(),
         tensors: args.tensors || output.format() == Format::Html,

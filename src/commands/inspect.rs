@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 use super::machine::MachineArgs;
+use super::what_if::{WhatIfArgs, listing};
 use super::{Outcome, Output, model_arg, quants};
 use crate::cli::Format;
 use crate::expectation::{self, Expectations};
@@ -35,17 +36,28 @@ pub struct Args {
     /// For a repository: say which of its models fit this machine.
     #[command(flatten)]
     machine: MachineArgs,
+    /// What it would be otherwise.
+    #[command(flatten)]
+    what_if: WhatIfArgs,
 }
 
 /// Several models in one document.
 #[derive(serde::Serialize)]
-struct Several<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Several<'a> {
     schema: &'static str,
     models: &'a [Inspection],
 }
 
 /// Runs `inspect`: exit 1 when an expectation is not met.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    if !args.what_if.recipes().is_empty() {
+        let [model] = args.models.as_slice() else { bail!("--as takes one MODEL") };
+        let is_alone = !args.metadata && args.expect.is_none() && !args.machine.is_given();
+        ensure!(is_alone, "--as lists sizes and types, with --tensors each tensor's; `plan --as` plans for a machine");
+        listing::inspect(&args.what_if, model, args.tensors, output)?;
+        return Ok(Outcome::Yes);
+    }
     if let Some(repo) = repository(args)? {
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }

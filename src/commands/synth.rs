@@ -72,14 +72,15 @@ pub enum Endian {
 
 fn parse_recipe(text: &str) -> Result<recipe::Recipe, String> {
     recipe::named(text).ok_or_else(|| {
-        let known: Vec<&str> = recipe::RECIPES.iter().map(|row| row.name).collect();
+        let known: Vec<&str> = recipe::recipes().map(|row| row.name).collect();
         format!("not a recipe: one of {}", known.join(", "))
     })
 }
 
 /// What was written.
 #[derive(Debug, Serialize)]
-struct Document {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Document {
     schema: &'static str,
     spec: String,
     recipe: &'static str,
@@ -177,7 +178,8 @@ fn on_disk(path: &std::path::Path) -> Option<Bytes> {
     }
     #[cfg(not(unix))]
     {
-        std::fs::metadata(path).ok().map(|metadata| Bytes(metadata.len()))
+        let _ = path;
+        None
     }
 }
 
@@ -218,6 +220,7 @@ fn verdict(document: &Document, what: &str) -> String {
 
 /// One row of `--list`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
     name: String,
     architecture: String,
@@ -230,7 +233,8 @@ struct Row {
 }
 
 #[derive(Debug, Serialize)]
-struct List {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct List {
     schema: &'static str,
     models: Vec<Row>,
     recipes: Vec<&'static str>,
@@ -253,7 +257,7 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
             totals,
         });
     }
-    let recipes = recipe::RECIPES.iter().map(|row| row.name).collect();
+    let recipes = recipe::recipes().map(|row| row.name).collect();
     let list = List { schema: "moeplan/synth-list/1", models, recipes };
     if output.format() == Format::Json {
         output.json(&list)?;

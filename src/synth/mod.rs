@@ -8,14 +8,18 @@ pub mod tokenizer;
 pub mod weights;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
 use crate::bytes::Bytes;
 use crate::gguf::ByteOrder;
 use crate::gguf::writer::{NewFile, NewTensor, Scalar};
+use crate::quantize::Facts;
 use expression::Dims;
-use recipe::{Facts, Recipe};
+
+use recipe::Recipe;
 use spec::{Error, Spec};
 
 /// What is wanted of a spec.
@@ -61,6 +65,7 @@ pub const MARK: &str = "moeplan.synthetic";
 
 /// Sums over all tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Totals {
     /// How many tensors.
     pub tensors: u64,
@@ -74,6 +79,7 @@ pub struct Totals {
 
 /// A total beside the published one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Check {
     /// `tensors`, `parameters`, `bytes` or a type's `tensors.f16`.
     pub what: String,
@@ -83,6 +89,15 @@ pub struct Check {
     pub found: u64,
     /// Whether they are equal.
     pub ok: bool,
+}
+
+/// A known model's header over a hole, as `folder/NAME.gguf`: full length, almost no disk. For examples and tests.
+pub fn hole(name: &str, folder: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let synthesis = synthesize(&spec::named(name)?, &Wish::default())?;
+    let watch = output::Watch { wrote: &|_| (), stop: &AtomicBool::new(false) };
+    let path = folder.join(format!("{name}.gguf"));
+    output::write(&synthesis, &path, output::Fill::Hole, false, watch)?;
+    Ok(path)
 }
 
 /// The recipe and the tensors of a wish: all that totals need, without the vocabulary.
@@ -99,14 +114,10 @@ pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Err
 
 /// Gives every tensor its type.
 fn typed(spec: &Spec, recipe: Recipe, dims: &Dims, shapes: Vec<(String, Vec<u64>)>) -> Result<Vec<NewTensor>, Error> {
-    let facts = Facts {
-        architecture: spec.architecture.clone(),
-        n_layer: spec.number("n_layer", dims)?,
-        n_expert: spec.number("n_expert", dims)?,
-        n_head: spec.number("n_head", dims)?,
-        n_head_kv: spec.number("n_head_kv", dims)?,
-    };
-    let types = recipe::assign(recipe, &facts, &shapes);
+    let number = |name| spec.number(name, dims);
+    let (n_layer, n_expert) = (number("n_layer")?, number("n_expert")?);
+    let facts = Facts::new(&spec.architecture, n_layer, n_expert, number("n_head")?, number("n_head_kv")?);
+    let types = recipe::assign(recipe, &facts, &shapes)?;
     Ok(shapes.into_iter().zip(types).map(|((name, shape), ty)| NewTensor { name, ty, shape }).collect())
 }
 

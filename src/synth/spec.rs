@@ -42,6 +42,9 @@ pub enum Error {
         /// Which expression and why.
         source: expression::Error,
     },
+    /// Names or shapes for which the mix has no types.
+    #[error(transparent)]
+    Mix(#[from] crate::quantize::Error),
     /// Anything else that a spec cannot say.
     #[error("spec `{name}`: {problem}")]
     Bad {
