@@ -72,6 +72,7 @@ pub const MERGE_EXPERTS: &str =
 
 /// What kind of GGUF file it is (`general.type`, else told from its keys and tensors).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FileKind {
     /// A model.

@@ -1,4 +1,5 @@
 //! The pages of `tests/cmd`, README.md and `docs`: each is read by people and run by this test, so the manual cannot lie.
+#![cfg(feature = "cli")]
 
 use std::path::Path;
 use std::process::Command;

@@ -3,7 +3,7 @@
 //! The real one is `MOEPLAN_LLAMA_SERVER`, or what `scripts/llama-server` has built; without either those tests say so and pass.
 
 #![expect(clippy::print_stderr, reason = "a test's report")]
-#![cfg(unix)]
+#![cfg(all(unix, feature = "cli"))]
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -16,12 +16,17 @@ use moeplan::run::{Program, RunConfig, parse};
 use moeplan::runtime::server::{End, Error, Input, Limits, Request, Server, find};
 use moeplan::runtime::{Error as RuntimeError, Launch, Prompt, Runtime as _, Workload, machine_of};
 
-#[path = "support/fake_server.rs"]
-mod fake_server;
+#[path = "support/examples.rs"]
+mod examples;
 
-use fake_server::fake;
+#[path = "support/schemas.rs"]
+mod schemas;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
+
+fn fake() -> PathBuf {
+    examples::example("fake-llama-server", "tests/support/fake_llama_server.rs")
+}
 
 fn failing(mode: &str) -> Server {
     let build = find::probe(&fake()).expect("a version");
@@ -288,6 +293,7 @@ fn the_real_server_takes_what_is_predicted() {
             .expect("moeplan");
         let said = String::from_utf8_lossy(&output.stderr);
         let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
+        schemas::assert_valid(&document);
         let rows = document["comparison"].as_array().expect("rows");
         let wrong: Vec<_> = rows.iter().filter(|row| row["ok"] != true).collect();
         assert!(output.status.success() && wrong.is_empty(), "{case:?}: {wrong:?} {said}");

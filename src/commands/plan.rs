@@ -10,7 +10,7 @@ use crate::emit;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
-use crate::plan::sweep::{Plans, PlansRow, Sweep, Variable};
+use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Variable};
 use crate::plan::{self, Plan, Request};
 use crate::report;
 use crate::run::{Dialect, RunConfig};
@@ -32,11 +32,11 @@ pub struct PlanArgs {
     /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// A table of plans: `vram=6G..48G[:STEP]` or `ctx=8k..128k[:STEP]`.
+    /// A table of plans: `vram=6G..48G[:STEP]` or `ctx=8k..128k[:STEP]`; twice: over both.
     ///
     /// Over budgets of the first device, or over contexts.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
-    pub sweep: Option<Sweep>,
+    pub sweep: Vec<Sweep>,
     /// Print only this, ready to use.
     #[arg(long, help_heading = "Answer", value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
@@ -86,13 +86,26 @@ pub fn make(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Res
 }
 
 /// A table of plans of one model.
-fn sweep(args: &PlanArgs, model: &Path, sweep: &Sweep, output: &Output) -> anyhow::Result<Outcome> {
+fn sweep(args: &PlanArgs, model: &Path, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, mut machine, request } = asked(model, &args.options, output)?;
-    if machine.devices.is_empty() && sweep.variable == Variable::Vram {
+    if machine.devices.is_empty() && args.sweep.iter().any(|sweep| sweep.variable == Variable::Vram) {
         let backend = args.options.machine.backend.unwrap_or(Backend::Cuda);
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
-    let document = plan::sweep::sweep(&model, &path, &machine, &request, sweep)?;
+    let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable);
+    let document = match (args.sweep.as_slice(), of(Variable::Vram), of(Variable::Ctx)) {
+        ([one], ..) => plan::sweep::sweep(&model, &path, &machine, &request, one)?,
+        ([_, _], Some(budgets), Some(contexts)) => {
+            let points = budgets.values.len() * contexts.values.len();
+            anyhow::ensure!(
+                points <= MOST_POINTS,
+                "--sweep: {points} points, {} at most: take larger steps",
+                MOST_POINTS
+            );
+            plan::sweep::grid(&model, &path, &machine, &request, (&budgets.values, &contexts.values))?
+        }
+        _ => anyhow::bail!("--sweep is given once for vram and once for ctx"),
+    };
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Html => output.page(&document)?,
@@ -101,9 +114,20 @@ fn sweep(args: &PlanArgs, model: &Path, sweep: &Sweep, output: &Output) -> anyho
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
 }
 
+/// The plans for budgets and contexts around a plan's own, for the page of the plan; `None` where there is nothing to vary.
+fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocument> {
+    let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
+    let (budgets, contexts) = plan::sweep::near(budget, n_ctx, model.hparams.context_length);
+    let request = options.request(model, &plan.machine).ok()?;
+    let axes = (budgets.as_slice(), contexts.as_slice());
+    let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
+    document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
+    Some(document)
+}
+
 /// A table of plans of several files.
 fn compare(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    anyhow::ensure!(args.emit.is_none() && args.sweep.is_none(), "--emit and --sweep take one MODEL");
+    anyhow::ensure!(args.emit.is_none() && args.sweep.is_empty(), "--emit and --sweep take one MODEL");
     let mut rows = Vec::new();
     for (at, model) in (0..).zip(&args.models) {
         let Asked { model, path, machine, request } = asked(model, &args.options, output)?;
@@ -121,8 +145,8 @@ fn compare(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
 /// Runs the command.
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let [model] = args.models.as_slice() else { return compare(args, output) };
-    if let Some(over) = &args.sweep {
-        return sweep(args, model, over, output);
+    if !args.sweep.is_empty() {
+        return sweep(args, model, output);
     }
     let (model, plan) = make(model, &args.options, output)?;
     match (args.emit, output.format()) {
@@ -134,7 +158,10 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
         }
         (None, Format::Json) => output.json(&plan)?,
-        (None, Format::Html) => output.page(&plan)?,
+        (None, Format::Html) => match near(&model, &plan, &args.options) {
+            Some(others) => output.page(&(&plan, others))?,
+            None => output.page(&plan)?,
+        },
         (None, format) => output.answer(&report::plan::render(&plan, format))?,
     }
     for (device, over) in &plan.check.shortfall {

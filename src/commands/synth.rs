@@ -85,7 +85,8 @@ fn parse_recipe(text: &str) -> Result<recipe::Recipe, String> {
 
 /// What was written.
 #[derive(Debug, Serialize)]
-struct Document {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Document {
     schema: &'static str,
     spec: String,
     recipe: &'static str,
@@ -183,7 +184,8 @@ fn on_disk(path: &std::path::Path) -> Option<Bytes> {
     }
     #[cfg(not(unix))]
     {
-        std::fs::metadata(path).ok().map(|metadata| Bytes(metadata.len()))
+        let _ = path;
+        None
     }
 }
 
@@ -224,6 +226,7 @@ fn verdict(document: &Document, what: &str) -> String {
 
 /// One row of `--list`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
     name: String,
     architecture: String,
@@ -236,7 +239,8 @@ struct Row {
 }
 
 #[derive(Debug, Serialize)]
-struct List {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct List {
     schema: &'static str,
     models: Vec<Row>,
     recipes: Vec<&'static str>,

@@ -12,7 +12,6 @@ pub mod devices;
 pub mod doctor;
 pub mod inspection;
 pub mod measurement;
-pub mod number;
 pub mod sweep;
 pub mod svg;
 pub mod table;
