@@ -38,6 +38,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<report::rules::RuleSets<'_>>("rule-sets/1"),
         schema::<emit::embedded::Parameters>("embedded/1"),
         schema::<commands::devices::Document>("devices/1"),
+        schema::<crate::doctor::Doctor<'_>>("doctor/1"),
         schema::<commands::synth::Document>("synth/1"),
         schema::<commands::synth::List>("synth-list/1"),
         schema::<commands::run::Launched>("run/1"),
