@@ -39,7 +39,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<report::rules::RuleSets<'_>>("rule-sets/1"),
         schema::<emit::embedded::Parameters>("embedded/1"),
         schema::<commands::devices::Document>("devices/1"),
-        schema::<doctor::Document>("doctor/1"),
+        schema::<doctor::Doctor<'_>>("doctor/1"),
         schema::<commands::synth::Document>("synth/1"),
         schema::<commands::synth::List>("synth-list/1"),
         schema::<commands::run::Launched>("run/1"),

@@ -1,14 +1,17 @@
 //! `moeplan doctor` on this computer, with a llama-server that stands for a real one, and with what would interfere.
+#![cfg(feature = "cli")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
-#[path = "support/fake_server.rs"]
-mod fake_server;
+#[path = "support/examples.rs"]
+mod examples;
 
-use fake_server::fake;
+fn fake() -> PathBuf {
+    examples::example("fake-llama-server", "tests/support/fake_llama_server.rs")
+}
 
 /// `moeplan doctor --json` in an environment of its own; exit code and document.
 fn doctor(set: &[(&str, &Path)]) -> (i32, Value) {

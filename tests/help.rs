@@ -1,4 +1,5 @@
 //! The first minute: help that fits a screen, examples that hold, completions, manual pages, and what is said of a slip.
+#![cfg(feature = "cli")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;

@@ -16,14 +16,17 @@ use moeplan::run::{Program, RunConfig, parse};
 use moeplan::runtime::server::{End, Error, Input, Limits, Request, Server, find};
 use moeplan::runtime::{Error as RuntimeError, Launch, Prompt, Runtime as _, Workload, machine_of};
 
-#[path = "support/fake_server.rs"]
-mod fake_server;
+#[path = "support/examples.rs"]
+mod examples;
+
 #[path = "support/schemas.rs"]
 mod schemas;
 
-use fake_server::fake;
-
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
+
+fn fake() -> PathBuf {
+    examples::example("fake-llama-server", "tests/support/fake_llama_server.rs")
+}
 
 fn failing(mode: &str) -> Server {
     let build = find::probe(&fake()).expect("a version");

@@ -36,7 +36,7 @@ pub struct PlanArgs {
     /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// A table of plans: `vram=6G..48G[:STEP]` or `ctx=8k..128k[:STEP]`; given twice, over both.
+    /// A table of plans: `vram=6G..48G[:STEP]` or `ctx=8k..128k[:STEP]`; twice: over both.
     ///
     /// Over budgets of the first device, over contexts, or for each pair of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
