@@ -2,6 +2,7 @@
 //!
 //! The launches are those of `scripts/compare-fit` that name their placement; the two machine files are calibrations of that
 //! kind of card: from llama-bench's rows, and by `moeplan devices --calibrate` itself.
+#![cfg(feature = "cli")]
 #![expect(clippy::print_stdout, reason = "the table of docs/speed.md")]
 
 use std::collections::BTreeMap;
@@ -78,7 +79,8 @@ fn launches_of_an_h100_are_predicted() {
                     continue;
                 }
                 let (path, depth) = (folder.path().join(model), depth.to_string());
-                let mut asked = vec!["plan".to_string(), path.display().to_string(), "--depth".to_string(), depth.clone()];
+                let mut asked =
+                    vec!["plan".to_string(), path.display().to_string(), "--depth".to_string(), depth.clone()];
                 asked.extend(["--machine".to_string(), data.join("machines").join(machine).display().to_string()]);
                 asked.extend(words(argv));
                 let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
@@ -88,7 +90,8 @@ fn launches_of_an_h100_are_predicted() {
                     let measured = median(samples.iter().filter_map(|row| row[key].as_f64()).collect());
                     let predicted = document["speed"][key].as_f64().expect("a speed");
                     errors.entry(key).or_default().push((predicted / measured - 1.0).abs());
-                    cells.push(format!("{predicted:.1}, {measured:.1} ({:+.0}%)", 100.0 * (predicted / measured - 1.0)));
+                    cells
+                        .push(format!("{predicted:.1}, {measured:.1} ({:+.0}%)", 100.0 * (predicted / measured - 1.0)));
                 }
                 println!("| {machine} | {model} | {config} | {depth} | {} | {} |", cells[0], cells[1]);
             }
