@@ -52,7 +52,11 @@
 // The modules are in reading order: each uses only those above it (`tests/tidy.rs` holds this).
 pub mod bytes;
 #[doc(hidden)]
+pub mod number;
+#[doc(hidden)]
 pub mod escape;
+#[doc(hidden)]
+pub mod suggest;
 pub mod guard;
 #[doc(hidden)]
 pub mod stats;
@@ -62,6 +66,8 @@ pub mod rules;
 #[doc(hidden)]
 pub mod hparams;
 pub mod model;
+#[doc(hidden)]
+pub mod quantize;
 #[doc(hidden)]
 pub mod expectation;
 pub mod inspection;
@@ -93,6 +99,9 @@ pub mod tune;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod suite;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod doctor;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;

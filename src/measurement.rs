@@ -60,7 +60,7 @@ pub struct Measurement {
 }
 
 /// A row of memory with its sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryRow {
     /// The terms.

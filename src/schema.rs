@@ -29,6 +29,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<inspection::Inspection>("inspect/1"),
         schema::<commands::inspect::Several<'_>>("inspections/1"),
         schema::<commands::quants::Quants>("quants/1"),
+        schema::<commands::what_if::listing::Document>("what-if/1"),
         schema::<commands::list::List>("list/1"),
         schema::<checkup::Checkup>("check/1"),
         schema::<plan::Plan>("plan/1"),

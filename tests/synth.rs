@@ -65,7 +65,7 @@ fn every_tiny_sibling_reads_back_as_a_model() {
 #[test]
 fn every_recipe_reads_back_filled() {
     let folder = tempfile::tempdir().unwrap();
-    for recipe in recipe::RECIPES {
+    for recipe in recipe::recipes() {
         for name in ["gpt-oss-20b", "deepseek-v2-lite"] {
             let wish = Wish { tiny: true, blocks: Some(2), recipe: Some(recipe), ..Wish::default() };
             let (synthesis, path) = write(folder.path(), name, &wish, Fill::Random(1));

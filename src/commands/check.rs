@@ -2,23 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::bail;
 
 use super::machine::MachineArgs;
+use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
 use crate::checkup::{self, Checkup, Options, Severity};
 use crate::cli::Format;
 use crate::gguf::{self, Gguf};
+use crate::inspection::Warning;
 use crate::model::Model;
 use crate::placement;
 use crate::report;
 use crate::run::build::REFERENCE;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
+use crate::runtime::server::environment::ConfigFiles;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan check --vram 12G --ram 64G -- llama-server -m model.gguf -ngl 99 -ncmoe 12 -c 16384
+  moeplan check --device Vulkan0=16G -- llama-cli -m model.gguf -ngl 20
+  moeplan check --vram 24G,12G --tensors -- llama-bench -m model.gguf -ot 'exps=CPU'
+Every warning: docs/lints.md.")]
 pub struct Args {
     /// The machine.
     #[command(flatten)]
@@ -32,6 +40,9 @@ pub struct Args {
     /// Whose flags these are.
     #[arg(long, value_enum, default_value_t = Dialect::LlamaCpp)]
     dialect: Dialect,
+    /// What the model of the command would be otherwise.
+    #[command(flatten)]
+    what_if: WhatIfArgs,
     /// A whole command line of llama-server, llama-cli, llama-bench or llama-fit-params, after `--`.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -43,16 +54,31 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut command = run::parse::command_for(&args.command, &environment(), target)?;
     note_config_files(&mut command);
     let machine = args.machine.machine()?;
-    let model = match &command.model {
-        Some(ModelSource::Path(path)) => load(gguf::open(path)?, &command.run)?,
+    let (name, gguf) = match &command.model {
+        Some(ModelSource::Path(path)) => (path.clone(), gguf::open(path)?),
         Some(ModelSource::HuggingFace { repo, file }) => {
-            let name = hugging_face(repo, file.as_deref());
-            load(model_arg::open(name.as_ref(), output)?, &command.run)?
+            let name = PathBuf::from(hugging_face(repo, file.as_deref()));
+            let gguf = model_arg::open(&name, output)?;
+            (name, gguf)
         }
-        Some(ModelSource::Url(url)) => load(model_arg::open(url.as_ref(), output)?, &command.run)?,
+        Some(ModelSource::Url(url)) => (url.into(), model_arg::open(url.as_ref(), output)?),
         Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
         None => bail!("the command names no model: add `-m FILE`"),
     };
+    let first = what_if::first_file(&name, &gguf);
+    let mut model = load(gguf, &command.run)?;
+    match args.what_if.recipes() {
+        [] => {}
+        [recipe] => {
+            let made = args.what_if.variant(&model, &name.display().to_string(), &first, recipe)?;
+            let warnings = what_if::warnings(&made.what_if, &made.path).into_iter();
+            let note =
+                |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
+            command.notes.extend(warnings.map(note));
+            model = made.model;
+        }
+        _ => bail!("`check` takes one recipe: `plan --as` compares several"),
+    }
     let options = Options {
         margin: args.machine.margin.unwrap_or_default(),
         tensors: args.tensors || output.format() == Format::Html,
@@ -92,28 +118,14 @@ fn note_config_files(command: &mut ParsedCommand) {
     if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
         return;
     }
-    for file in config_files(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME")) {
-        if file.is_file() {
-            command.notes.push(Note {
-                code: "config-file-read",
-                message: format!(
-                    "llama.cpp reads `{}` before the command line; it is not counted here",
-                    file.display()
-                ),
-                hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
-            });
-        }
+    let files = ConfigFiles::here();
+    for file in files.system.into_iter().chain(files.user) {
+        command.notes.push(Note {
+            code: "config-file-read",
+            message: format!("llama.cpp reads `{}` before the command line; it is not counted here", file.display()),
+            hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
+        });
     }
-}
-
-/// Where llama.cpp looks for them, by two variables of the environment.
-fn config_files(config_home: Option<OsString>, home: Option<OsString>) -> Vec<PathBuf> {
-    let of_user = match config_home.filter(|folder| !folder.is_empty()) {
-        Some(folder) => Some(PathBuf::from(folder)),
-        None => home.map(|home| Path::new(&home).join(".config")),
-    };
-    let folders = [Some(PathBuf::from("/etc")), of_user];
-    folders.into_iter().flatten().map(|folder| folder.join("llama.cpp/config.ini")).collect()
 }
 
 /// `LLAMA_ARG_*` of this process.
@@ -163,17 +175,5 @@ mod tests {
     fn builds_are_numbers_with_or_without_their_letter() {
         assert_eq!((build("11549"), build("b11549")), (Ok(11549), Ok(11549)));
         assert!(build("latest").is_err());
-    }
-
-    #[test]
-    fn llama_cpp_has_two_configuration_files() {
-        let files = |config: Option<&str>, home: Option<&str>| {
-            let files = config_files(config.map(OsString::from), home.map(OsString::from));
-            files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
-        };
-        let system = "/etc/llama.cpp/config.ini".to_string();
-        assert_eq!(files(Some("/c"), Some("/h")), [system.clone(), "/c/llama.cpp/config.ini".to_string()]);
-        assert_eq!(files(Some(""), Some("/h")), [system.clone(), "/h/.config/llama.cpp/config.ini".to_string()]);
-        assert_eq!(files(None, None), [system]);
     }
 }

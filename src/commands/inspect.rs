@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 use super::machine::MachineArgs;
+use super::what_if::{WhatIfArgs, listing};
 use super::{Outcome, Output, model_arg, quants};
 use crate::cli::Format;
 use crate::expectation::{self, Expectations};
@@ -15,12 +16,20 @@ use crate::memory;
 use crate::model::{FileKind, Model};
 use crate::report;
 use crate::rules;
+use crate::suggest::Unknown;
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan inspect model.gguf
+  moeplan inspect --tensors --metadata model-00001-of-00002.gguf
+  moeplan inspect --expect gpt-oss-20b gpt-oss-20b.gguf
+  moeplan inspect hf:owner/repo --vram 24G     which of its quants fits, from their headers alone")]
 pub struct Args {
-    /// GGUF files, any shard of a split one, directories with one model each, https://…, hf:owner/repo[:QUANT|/FILE], or
-    /// names that `moeplan list` shows; hf:owner/repo alone lists the models of the repository.
+    /// GGUF files, folders with one model, https://…, hf:owner/repo[:QUANT|/FILE], or cached names.
+    ///
+    /// Any shard stands for a split model; hf:owner/repo alone lists the models of the repository; `moeplan list` shows the
+    /// names that are cached.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// List every tensor: name, role, type, shape, bytes, file offset.
@@ -35,6 +44,9 @@ pub struct Args {
     /// For a repository: say which of its models fit this machine.
     #[command(flatten)]
     machine: MachineArgs,
+    /// What it would be otherwise.
+    #[command(flatten)]
+    what_if: WhatIfArgs,
 }
 
 /// Several models in one document.
@@ -47,6 +59,13 @@ pub(crate) struct Several<'a> {
 
 /// Runs `inspect`: exit 1 when an expectation is not met.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    if !args.what_if.recipes().is_empty() {
+        let [model] = args.models.as_slice() else { bail!("--as takes one MODEL") };
+        let is_alone = !args.metadata && args.expect.is_none() && !args.machine.is_given();
+        ensure!(is_alone, "--as lists sizes and types, with --tensors each tensor's; `plan --as` plans for a machine");
+        listing::inspect(&args.what_if, model, args.tensors, output)?;
+        return Ok(Outcome::Yes);
+    }
     if let Some(repo) = repository(args)? {
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }
@@ -111,10 +130,11 @@ fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
     let name = path.to_string_lossy();
     let text = match expectation::built_in(&name) {
         Some(text) if !path.exists() => text.to_string(),
-        _ => std::fs::read_to_string(path).with_context(|| {
-            let known: Vec<&str> = expectation::built_in_names().collect();
-            format!("cannot read expectations `{name}` (built in: {})", known.join(", "))
-        })?,
+        _ if !path.exists() => {
+            let known = expectation::built_in_names();
+            return Err(Unknown::new("file of expectations, and none that is built in", &name, known).into());
+        }
+        _ => std::fs::read_to_string(path).with_context(|| format!("cannot read expectations `{name}`"))?,
     };
     Ok(Expectations::from_yaml(&name, &text)?)
 }

@@ -5,13 +5,16 @@ use std::path::Path;
 use crate::bytes::Bytes;
 use crate::cli::Format;
 pub use crate::commands::plan_options::PlanOptions;
+use crate::commands::what_if::{self, Variant, WhatIfArgs};
 use crate::commands::{Outcome, Output, check, model_arg};
 use crate::emit;
+use crate::escape;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
-use crate::plan::sweep::{Plans, PlansRow, Sweep, Variable};
+use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Variable};
 use crate::plan::{self, Plan, Request};
+use crate::quantize::{Recipe, WhatIf};
 use crate::report;
 use crate::run::{Dialect, RunConfig};
 
@@ -19,55 +22,88 @@ use crate::run::{Dialect, RunConfig};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan plan --vram 24G model.gguf
-  moeplan plan --vram 24G,12G -c 32768 -ub 2048 model.gguf
-  moeplan plan --vram 24G --ram 64G --explain model.gguf
+  moeplan plan --vram 24G,12G -c 32768 -ub 2048 --explain model.gguf
   moeplan plan --sweep vram=6G..48G model.gguf
   moeplan plan --vram 16G model-Q4_K_M.gguf model-Q6_K.gguf
+  moeplan plan --vram 16G --as Q4_K_M,Q5_K_M,Q6_K model-F16.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {
-    /// GGUF file, any shard of a split model, a folder with one model, https://…, `hf:owner/repo[:QUANT]`, or a cached name.
-    /// Several are compared in one table.
+    /// A GGUF file, its folder, https://…, hf:owner/repo[:QUANT], or a cached name.
+    ///
+    /// Several are compared in one table. Any shard stands for a split model. `moeplan list` shows the names that are cached.
     #[arg(value_name = "MODEL", required = true)]
     pub models: Vec<std::path::PathBuf>,
     /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// A table of plans over budgets of the first device, or over contexts: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`.
-    #[arg(long, value_name = "WHAT=A..B", conflicts_with = "emit")]
-    pub sweep: Option<Sweep>,
+    /// A table of plans: `vram=6G..48G[:STEP]` or `ctx=8k..128k[:STEP]`; given twice, over both.
+    ///
+    /// Over budgets of the first device, over contexts, or for each pair of them.
+    #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
+    pub sweep: Vec<Sweep>,
     /// Print only this, ready to use.
-    #[arg(long, value_enum, value_name = "FORM")]
+    #[arg(long, help_heading = "Answer", value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
     /// Whom --emit is for.
-    #[arg(long = "for", value_enum, value_name = "PROGRAM", requires = "emit", default_value = "llama-server")]
+    #[arg(
+        long = "for",
+        help_heading = "Answer",
+        value_enum,
+        value_name = "PROGRAM",
+        requires = "emit",
+        default_value = "llama-server"
+    )]
     pub runner: emit::Runner,
     /// Whose flags --emit writes.
-    #[arg(long, value_enum, requires = "emit", default_value = "llama.cpp")]
+    #[arg(long, help_heading = "Answer", value_enum, requires = "emit", default_value = "llama.cpp")]
     pub dialect: Dialect,
+    /// What the models would be otherwise.
+    #[command(flatten)]
+    pub what_if: WhatIfArgs,
 }
 
 /// A model, as it is shown, and what is asked about it.
 struct Asked {
     model: Model,
     path: String,
+    what_if: Option<WhatIf>,
     machine: Machine,
     request: Request,
 }
 
-fn asked(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Result<Asked> {
+/// The file as it is, or as each of the recipes would make it.
+fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<Asked>> {
     let gguf = model_arg::open(model, output)?;
-    let path = model_arg::shown(model, &gguf);
+    let (path, first) = (model_arg::shown(model, &gguf), what_if::first_file(model, &gguf));
     let model = check::load(gguf, &RunConfig::default())?;
-    let machine = options.described_machine()?;
-    let mut request = options.request(&model, &machine)?;
-    request.tensors |= output.format() == Format::Html;
-    Ok(Asked { model, path, machine, request })
+    let machine = args.options.described_machine()?;
+    let ask = |model: Model, path: String, what_if: Option<WhatIf>| {
+        let mut request = args.options.request(&model, &machine)?;
+        request.tensors |= output.format() == Format::Html;
+        Ok(Asked { model, path, what_if, machine: machine.clone(), request })
+    };
+    let as_made = |recipe: &Recipe| args.what_if.variant(&model, &path, &first, recipe);
+    let ask_made = |made: Variant| ask(made.model, made.path, Some(made.what_if));
+    match args.what_if.recipes() {
+        [] => Ok(vec![ask(model, path, None)?]),
+        [recipe] => Ok(vec![ask_made(as_made(recipe)?)?]),
+        recipes => {
+            // One that llama-quantize refuses must not hide the others.
+            let (made, refused): (Vec<_>, Vec<_>) = recipes.iter().map(as_made).partition(Result::is_ok);
+            let says = |error: &anyhow::Error| output.say(&escape::terminal(&format!("note: {error:#}")));
+            refused.iter().filter_map(|refused| refused.as_ref().err()).for_each(says);
+            anyhow::ensure!(!made.is_empty(), "llama-quantize makes none of them of `{path}`");
+            made.into_iter().flatten().map(ask_made).collect()
+        }
+    }
 }
 
-/// Loads the model and makes the plan.
-pub fn make(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Result<(Model, Plan)> {
-    let Asked { model, path, machine, request } = asked(model, options, output)?;
+/// Makes the plan.
+fn make(asked: Asked) -> anyhow::Result<(Model, Plan)> {
+    let Asked { model, path, what_if, machine, request } = asked;
     let mut plan = plan::plan(&model, &path, &machine, &request)?;
+    plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
+    plan.model.what_if = what_if;
     plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
         code: "environment",
         message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
@@ -77,13 +113,27 @@ pub fn make(model: &Path, options: &PlanOptions, output: &Output) -> anyhow::Res
 }
 
 /// A table of plans of one model.
-fn sweep(args: &PlanArgs, model: &Path, sweep: &Sweep, output: &Output) -> anyhow::Result<Outcome> {
-    let Asked { model, path, mut machine, request } = asked(model, &args.options, output)?;
-    if machine.devices.is_empty() && sweep.variable == Variable::Vram {
+fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
+    let Asked { model, path, what_if, mut machine, request } = asked;
+    if machine.devices.is_empty() && args.sweep.iter().any(|sweep| sweep.variable == Variable::Vram) {
         let backend = args.options.machine.backend.unwrap_or(Backend::Cuda);
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
-    let document = plan::sweep::sweep(&model, &path, &machine, &request, sweep)?;
+    let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable);
+    let mut document = match (args.sweep.as_slice(), of(Variable::Vram), of(Variable::Ctx)) {
+        ([one], ..) => plan::sweep::sweep(&model, &path, &machine, &request, one)?,
+        ([_, _], Some(budgets), Some(contexts)) => {
+            let points = budgets.values.len() * contexts.values.len();
+            anyhow::ensure!(
+                points <= MOST_POINTS,
+                "--sweep: {points} points, {} at most: take larger steps",
+                MOST_POINTS
+            );
+            plan::sweep::grid(&model, &path, &machine, &request, (&budgets.values, &contexts.values))?
+        }
+        _ => anyhow::bail!("--sweep is given once for vram and once for ctx"),
+    };
+    document.model.what_if = what_if;
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Html => output.page(&document)?,
@@ -92,30 +142,67 @@ fn sweep(args: &PlanArgs, model: &Path, sweep: &Sweep, output: &Output) -> anyho
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
 }
 
-/// A table of plans of several files.
-fn compare(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    anyhow::ensure!(args.emit.is_none() && args.sweep.is_none(), "--emit and --sweep take one MODEL");
+/// The plans for budgets and contexts around a plan's own, for the page of the plan; `None` where there is nothing to vary.
+fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocument> {
+    let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
+    let (budgets, contexts) = plan::sweep::near(budget, n_ctx, model.hparams.context_length);
+    let request = options.request(model, &plan.machine).ok()?;
+    let axes = (budgets.as_slice(), contexts.as_slice());
+    let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
+    document.model.what_if.clone_from(&plan.model.what_if);
+    document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
+    Some(document)
+}
+
+/// A table of plans of several files, or of what several recipes would make.
+fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(args.emit.is_none() && args.sweep.is_empty(), "--emit and --sweep take one MODEL, and one recipe");
     let mut rows = Vec::new();
-    for (at, model) in (0..).zip(&args.models) {
-        let Asked { model, path, machine, request } = asked(model, &args.options, output)?;
-        rows.push(PlansRow::of(&model, &path, &machine, &request, at)?);
+    for (at, Asked { model, path, what_if, machine, request }) in (0..).zip(all) {
+        let mut row = PlansRow::of(&model, &path, &machine, &request, at)?;
+        if what_if.is_some() {
+            row.point.label = format!("{path} (predicted)");
+        }
+        row.model.what_if = what_if;
+        rows.push(row);
     }
     let document = Plans { schema: "moeplan/plans/1", machine: args.options.described_machine()?, rows };
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Html => output.page(&document)?,
-        format => output.answer(&report::sweep::plans(&document, format))?,
+        format => {
+            let made = document.rows.iter().filter_map(|row| row.model.what_if.as_ref());
+            let commands = commands(made.map(|what_if| &what_if.command), format);
+            output.answer(&(report::sweep::plans(&document, format) + &commands))?;
+        }
     }
     Ok(if document.rows.iter().any(|row| row.point.fits) { Outcome::Yes } else { Outcome::No })
 }
 
+/// What makes the files that do not exist, a command a line; nothing without any.
+pub fn commands<'a>(commands: impl Iterator<Item = &'a String>, format: Format) -> String {
+    let lines: Vec<_> = commands.map(|command| escape::terminal(command)).collect();
+    match (lines.is_empty(), format) {
+        (true, _) => String::new(),
+        (false, Format::Markdown) => format!("\n``````sh\n{}\n``````\n", lines.join("\n").replace('`', "'")),
+        (false, _) => format!("\n{}\n", lines.join("\n")),
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    let [model] = args.models.as_slice() else { return compare(args, output) };
-    if let Some(over) = &args.sweep {
-        return sweep(args, model, over, output);
+    let mut all = Vec::new();
+    for model in &args.models {
+        all.extend(asked(model, args, output)?);
     }
-    let (model, plan) = make(model, &args.options, output)?;
+    let one = match all.pop() {
+        Some(one) if all.is_empty() => one,
+        last => return compare(args, all.into_iter().chain(last).collect(), output),
+    };
+    if !args.sweep.is_empty() {
+        return sweep(args, one, output);
+    }
+    let (model, plan) = make(one)?;
     match (args.emit, output.format()) {
         (Some(form), _) => {
             let turn = args.options.turn();
@@ -123,9 +210,16 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             let emitted = emit::render(&model, &plan, wish)?;
             output.answer(&emitted.text)?;
             emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
+            if let Some(what_if) = &plan.model.what_if {
+                let note = format!("note: {} does not exist yet; this makes it: {}", plan.model.path, what_if.command);
+                output.say(&escape::terminal(&note));
+            }
         }
         (None, Format::Json) => output.json(&plan)?,
-        (None, Format::Html) => output.page(&plan)?,
+        (None, Format::Html) => match near(&model, &plan, &args.options) {
+            Some(others) => output.page(&(&plan, others))?,
+            None => output.page(&plan)?,
+        },
         (None, format) => output.answer(&report::plan::render(&plan, format))?,
     }
     for (device, over) in &plan.check.shortfall {

@@ -15,6 +15,7 @@ use crate::gguf::GgmlType;
 use crate::machine::Machine;
 use crate::memory::{HOST, MemoryBreakdown};
 use crate::model::Model;
+use crate::number::signed;
 use crate::rules::Role;
 use crate::run::{LoadMode, RunConfig, args};
 use crate::speed::{Speed, Term};
@@ -288,7 +289,11 @@ impl Subject<'_> {
                 let saves = total(self.candidate).unwrap_or_default().saturating_sub(total(&other).unwrap_or_default());
                 let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
                 let quality = if ubatch { "" } else { ", and precision of the cache" };
-                (fix, saves, format!("{:+.1}% of the turn's time with the same placement{quality}", change * 100.0))
+                (
+                    fix,
+                    saves,
+                    format!("{}% of the turn's time with the same placement{quality}", signed(change * 100.0, 1)),
+                )
             }
             Err(error) => (String::new(), Bytes(0), error.to_string()),
         }

@@ -31,6 +31,7 @@ use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::placement::{self, Buffer};
+use crate::quantize::WhatIf;
 use crate::rules::Role;
 use crate::run::parse::ParsedCommand;
 use crate::run::{self, LoadMode, Program, RunConfig, Target};
@@ -121,6 +122,9 @@ pub struct ModelSummary {
     pub context_length: u32,
     /// Blocks, NextN included.
     pub block_count: u32,
+    /// How it would be made, where it does not exist.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub what_if: Option<WhatIf>,
 }
 
 /// Where the routed experts are.
@@ -357,6 +361,7 @@ fn summary(model: &Model, path: &str) -> ModelSummary {
         bytes: model.tensors.iter().map(|tensor| tensor.bytes).sum(),
         context_length: model.hparams.context_length,
         block_count: model.hparams.block_count,
+        what_if: None,
     }
 }
 

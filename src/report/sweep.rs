@@ -3,6 +3,7 @@
 use super::table::{Align, Table};
 use crate::cli::Format;
 use crate::escape;
+use crate::plan::ModelSummary;
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
 
 /// Columns that every plan of many has.
@@ -27,8 +28,16 @@ pub fn sweep(document: &SweepDocument, format: Format) -> String {
     for point in &document.points {
         table.row([vec![point.label.clone()], cells(point)].concat());
     }
-    let name = document.model.name.as_deref().unwrap_or(&document.model.path);
-    titled(&format!("{name}  {}  {}", document.model.architecture, document.model.bytes), &table, format)
+    let model = &document.model;
+    let name = model.name.as_deref().unwrap_or(&model.path);
+    let title = format!("{name}  {}  {}{}", model.architecture, model.bytes, predicted(model));
+    titled(&title, &table, format)
+}
+
+/// That a model does not exist, for the end of a title; nothing of one that does.
+pub(super) fn predicted(model: &ModelSummary) -> String {
+    let made = model.what_if.as_ref().map(|made| format!("  predicted: {} of {}", made.recipe, made.source));
+    made.unwrap_or_default()
 }
 
 /// Several files as text or Markdown.
@@ -36,7 +45,7 @@ pub fn plans(document: &Plans, format: Format) -> String {
     let first = [("file", Align::Left), ("size", Align::Right), ("bits", Align::Right)];
     let mut table = Table::new(&[&first[..], &COLUMNS].concat());
     for row in &document.rows {
-        let own = vec![row.model.path.clone(), row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)];
+        let own = vec![row.point.label.clone(), row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)];
         table.row([own, cells(&row.point)].concat());
     }
     let budgets: Vec<String> =

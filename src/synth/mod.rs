@@ -16,8 +16,10 @@ use serde::Serialize;
 use crate::bytes::Bytes;
 use crate::gguf::ByteOrder;
 use crate::gguf::writer::{NewFile, NewTensor, Scalar};
+use crate::quantize::Facts;
 use expression::Dims;
-use recipe::{Facts, Recipe};
+
+use recipe::Recipe;
 use spec::{Error, Spec};
 
 /// What is wanted of a spec.
@@ -112,14 +114,10 @@ pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Err
 
 /// Gives every tensor its type.
 fn typed(spec: &Spec, recipe: Recipe, dims: &Dims, shapes: Vec<(String, Vec<u64>)>) -> Result<Vec<NewTensor>, Error> {
-    let facts = Facts {
-        architecture: spec.architecture.clone(),
-        n_layer: spec.number("n_layer", dims)?,
-        n_expert: spec.number("n_expert", dims)?,
-        n_head: spec.number("n_head", dims)?,
-        n_head_kv: spec.number("n_head_kv", dims)?,
-    };
-    let types = recipe::assign(recipe, &facts, &shapes);
+    let number = |name| spec.number(name, dims);
+    let (n_layer, n_expert) = (number("n_layer")?, number("n_expert")?);
+    let facts = Facts::new(&spec.architecture, n_layer, n_expert, number("n_head")?, number("n_head_kv")?);
+    let types = recipe::assign(recipe, &facts, &shapes)?;
     Ok(shapes.into_iter().zip(types).map(|((name, shape), ty)| NewTensor { name, ty, shape }).collect())
 }
 

@@ -28,7 +28,7 @@ pub enum Kind {
 }
 
 /// A launch that may be measured.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Candidate {
     /// What differs from the plan: `-ub 1024`.

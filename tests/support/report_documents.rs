@@ -115,6 +115,32 @@ pub fn validation(name: &str) -> Value {
     })
 }
 
+/// `moeplan/run/1`.
+pub fn launched(name: &str) -> Value {
+    json!({
+        "schema": "moeplan/run/1", "endpoint": "http://127.0.0.1:8080", "process": 4711, "command": ["llama-server", "-m", name],
+        "load_seconds": 3.5, "comparison": comparison(), "plan": {"model": {"name": name, "path": name}},
+    })
+}
+
+/// `moeplan/tune/1`.
+pub fn tuning(name: &str) -> Value {
+    let speed = json!({"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25});
+    let candidate = |kind: &str, state: &str, predicted: Value| {
+        json!({"what": format!("{kind} {name}"), "kind": kind, "args": ["-c", "1"], "predicted": predicted, "state": state,
+            "measured": {"pp": spread(1000.0, 1.0), "tg": spread(50.0, 1.0), "turn": spread(2.0, 0.1), "turns": [1.9, 2.0, 2.1],
+                "range": {"median": 2.0, "half": 0.1}, "depth": 0, "visits": 1, "memory": {"CUDA0": GIB}, "peak": {}}})
+    };
+    json!({
+        "schema": "moeplan/tune/1", "stopped": "decided", "seconds": 60.5, "journal": name, "verdict": "beats", "times": 1.5,
+        "subject": {"model": "models/model.gguf", "bytes": GIB, "program": name, "build": 11434, "prompt": 512,
+            "generate": 64, "depth": 0, "devices": [["CUDA0", name, 24 * GIB]]},
+        "candidates": [candidate("plan", "winner", json!({"speed": speed, "turn_seconds": 2.2})), candidate("fit", "slower", Value::Null),
+            {"what": name, "kind": "neighbour", "args": [], "predicted": null, "state": "failed", "why": name, "measured": null}],
+        "winner": 0, "command": format!("llama-server -m {name}"),
+    })
+}
+
 /// llama-bench's rows.
 pub fn llama_bench(name: &str) -> Value {
     let row = |prompt: u32, generate: u32, depth: u32| {

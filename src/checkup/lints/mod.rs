@@ -141,6 +141,9 @@ const NOTES: &[(&str, Severity)] = &[
     ("draft-model", Severity::Warning),
     ("projector", Severity::Warning),
     ("first-variant", Severity::Info),
+    ("what-if", Severity::Info),
+    ("imatrix-needed", Severity::Warning),
+    ("requantized", Severity::Warning),
 ];
 
 /// Every code there is; the manual has a section for each.

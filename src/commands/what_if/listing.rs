@@ -1,0 +1,218 @@
+//! `inspect --as`: what llama-quantize could make of a model, by recipe.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{Variant, WhatIfArgs, first_file};
+use crate::bytes::Bytes;
+use crate::cli::Format;
+use crate::commands::{Output, model_arg, plan};
+use crate::escape;
+use crate::gguf::GgmlType;
+use crate::inspection::{Inspection, TypeCount};
+use crate::model::{Model, Tensor};
+use crate::quantize::{Imatrix, WhatIf};
+use crate::number::counted;
+use crate::report::table::{Align, Table};
+use crate::run::build::REFERENCE;
+
+/// The most commands that are shown to people; the JSON has them all.
+const COMMANDS: usize = 6;
+
+/// The `moeplan/what-if/1` document: what could be made of a model.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Document {
+    schema: &'static str,
+    /// The model as it is.
+    source: Source,
+    /// A row a recipe, in the order asked.
+    recipes: Vec<Row>,
+    /// What llama-quantize would refuse, where others were asked too.
+    refused: Vec<Refused>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Refused {
+    recipe: &'static str,
+    /// Why.
+    error: String,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Source {
+    path: String,
+    name: Option<String>,
+    architecture: String,
+    file_type: Option<&'static str>,
+    bytes: Bytes,
+    bits_per_weight: f64,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Row {
+    /// What llama-quantize would write.
+    path: String,
+    what_if: WhatIf,
+    /// Of all tensors.
+    bytes: Bytes,
+    bits_per_weight: f64,
+    /// Of the routed experts.
+    routed_expert_bytes: Bytes,
+    bytes_by_type: BTreeMap<&'static str, Bytes>,
+    tensors_by_type: BTreeMap<&'static str, TypeCount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<Vec<TensorRow>>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct TensorRow {
+    name: String,
+    /// As it is.
+    from: GgmlType,
+    /// As it would be.
+    #[serde(rename = "type")]
+    ty: GgmlType,
+    bytes: Bytes,
+}
+
+/// `inspect MODEL --as …`: sizes and types by recipe.
+pub fn inspect(args: &WhatIfArgs, model: &Path, with_tensors: bool, output: &Output) -> anyhow::Result<()> {
+    anyhow::ensure!(output.format() != Format::Html, "`inspect --as` writes no page: text, markdown and json it does");
+    let gguf = model_arg::open(model, output)?;
+    let (shown, first) = (model_arg::shown(model, &gguf), first_file(model, &gguf));
+    let model = Model::from_gguf(gguf)?;
+    let (mut recipes, mut refused) = (Vec::new(), Vec::new());
+    for recipe in args.recipes() {
+        match args.variant(&model, &shown, &first, recipe) {
+            Ok(variant) => {
+                let mut row = Row::of(&variant);
+                row.tensors = with_tensors.then(|| tensor_rows(&model, &variant.model));
+                recipes.push(row);
+            }
+            Err(error) if args.recipes().len() == 1 => return Err(error),
+            Err(error) => refused.push(Refused { recipe: recipe.name, error: error.root_cause().to_string() }),
+        }
+    }
+    let own = Inspection::new(&model, &[], None);
+    let source = Source {
+        path: shown,
+        name: own.name,
+        architecture: own.architecture,
+        file_type: own.file_type,
+        bytes: own.bytes.total,
+        bits_per_weight: own.bits_per_weight,
+    };
+    let document = Document { schema: "moeplan/what-if/1", source, recipes, refused };
+    match output.format() {
+        Format::Json => output.json(&document),
+        format => output.answer(&render(&document, format)),
+    }
+}
+
+impl Row {
+    fn of(variant: &Variant) -> Self {
+        let inspection = Inspection::new(&variant.model, &[], None);
+        Self {
+            path: variant.path.clone(),
+            what_if: variant.what_if.clone(),
+            bytes: inspection.bytes.total,
+            bits_per_weight: inspection.bits_per_weight,
+            routed_expert_bytes: inspection.experts.bytes,
+            bytes_by_type: inspection.bytes.by_type,
+            tensors_by_type: inspection.tensors_by_type,
+            tensors: None,
+        }
+    }
+}
+
+fn tensor_rows(model: &Model, made: &Model) -> Vec<TensorRow> {
+    let before: BTreeMap<&str, GgmlType> =
+        model.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.ty)).collect();
+    let row = |tensor: &Tensor| TensorRow {
+        name: tensor.name.clone(),
+        from: before.get(tensor.name.as_str()).copied().unwrap_or(tensor.ty),
+        ty: tensor.ty,
+        bytes: tensor.bytes,
+    };
+    made.tensors.iter().map(row).collect()
+}
+
+fn render(document: &Document, format: Format) -> String {
+    use Align::{Left, Right};
+    let is_text = format != Format::Markdown;
+    let shown = |text: &str| if is_text { escape::terminal(text).into_owned() } else { escape::markdown(text) };
+    let written = |table: &Table| if is_text { table.text() } else { table.markdown() };
+    let source = &document.source;
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{}{}  {}  {}  {}  {:.2} bits per weight",
+        if is_text { "" } else { "## " },
+        shown(source.name.as_deref().unwrap_or(&source.path)),
+        shown(&source.architecture),
+        source.file_type.unwrap_or("mixed"),
+        source.bytes,
+        source.bits_per_weight
+    );
+    let _ = writeln!(out, "Predicted of files that do not exist: what llama-quantize b{REFERENCE} would make of it\n");
+    let mut table = Table::new(&[
+        ("recipe", Left),
+        ("size", Right),
+        ("bits", Right),
+        ("experts", Right),
+        ("types", Left),
+        ("", Left),
+    ]);
+    for row in &document.recipes {
+        table.row([
+            row.what_if.recipe.to_string(),
+            row.bytes.to_string(),
+            format!("{:.2}", row.bits_per_weight),
+            if row.routed_expert_bytes == Bytes(0) { "none".into() } else { row.routed_expert_bytes.to_string() },
+            types(row),
+            remark(&row.what_if),
+        ]);
+    }
+    for Refused { recipe, error } in &document.refused {
+        table.row([recipe, "", "", "", "", error]);
+    }
+    out += &written(&table);
+    for row in &document.recipes {
+        let Some(tensors) = &row.tensors else { continue };
+        let mut table = Table::new(&[("tensor", Left), ("is", Left), ("becomes", Left), ("bytes", Right)]);
+        for tensor in tensors {
+            let TensorRow { name, from, ty, bytes } = tensor;
+            table.row([name.clone(), from.to_string(), ty.to_string(), bytes.0.to_string()]);
+        }
+        let _ = write!(out, "\n{}:\n\n{}", row.what_if.recipe, written(&table));
+    }
+    let commands = document.recipes.iter().map(|row| &row.what_if.command);
+    if document.recipes.len() <= COMMANDS {
+        out += &plan::commands(commands, format);
+    }
+    out
+}
+
+/// Tensors by type, the most bytes first.
+fn types(row: &Row) -> String {
+    let mut types: Vec<_> = row.bytes_by_type.iter().collect();
+    types.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+    let count = |ty: &str| row.tensors_by_type.get(ty).map_or(0, |count| count.tensors);
+    types.iter().map(|(ty, _)| format!("{} {ty}", count(ty))).collect::<Vec<_>>().join(", ")
+}
+
+/// What to know of it, in a few words.
+fn remark(what_if: &WhatIf) -> String {
+    let needs = (what_if.imatrix == Imatrix::Needed).then(|| "needs --imatrix".to_string());
+    let again = (what_if.requantized > 0).then(|| "from a quant".to_string());
+    let other = (what_if.fallbacks > 0).then(|| counted(what_if.fallbacks, "fallback"));
+    needs.into_iter().chain(again).chain(other).collect::<Vec<_>>().join(", ")
+}

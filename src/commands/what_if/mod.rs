@@ -1,0 +1,274 @@
+//! `--as RECIPE`: the files that llama-quantize would make of a MODEL, predicted from its header.
+
+pub mod listing;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::model_arg;
+use crate::gguf::shards;
+use crate::gguf::source::Location;
+use crate::gguf::{GgmlType, Gguf};
+use crate::inspection::Warning;
+use crate::model::Model;
+use crate::placement::pattern;
+use crate::plan::quoted;
+use crate::quantize::{self, Imatrix, Options, RECIPES, Recipe, WhatIf, recipe};
+use crate::run::build::REFERENCE;
+
+/// Which files, and the options of llama-quantize that change types.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "A file that llama-quantize would make")]
+pub struct WhatIfArgs {
+    /// Take not MODEL but what llama-quantize would make of it: Q4_K_M, or Q4_K_M,Q6_K,IQ4_XS; `all` for every recipe.
+    #[arg(long = "as", value_name = "RECIPE,…")]
+    recipes: Option<Recipes>,
+    /// The importance matrix that llama-quantize would be given; it is not read.
+    #[arg(long, value_name = "FILE", requires = "recipes")]
+    imatrix: Option<PathBuf>,
+    /// One type for all tensors (llama-quantize: --pure).
+    #[arg(long, requires = "recipes")]
+    pure: bool,
+    /// The output stays as it is (llama-quantize: --leave-output-tensor).
+    #[arg(long, requires = "recipes")]
+    leave_output_tensor: bool,
+    /// The type of the output (llama-quantize: --output-tensor-type).
+    #[arg(long, value_name = "TYPE", value_parser = writable, requires = "recipes")]
+    output_tensor_type: Option<GgmlType>,
+    /// The type of the token embeddings (llama-quantize: --token-embedding-type).
+    #[arg(long, value_name = "TYPE", value_parser = writable, requires = "recipes")]
+    token_embedding_type: Option<GgmlType>,
+    /// The type of the tensors that a regex matches, the first that does (llama-quantize: --tensor-type).
+    #[arg(long, value_name = "REGEX=TYPE", requires = "recipes", action = clap::ArgAction::Append)]
+    tensor_type: Vec<NamedType>,
+}
+
+/// Recipes as they are typed, without repetition.
+#[derive(Debug, Clone)]
+struct Recipes(Vec<Recipe>);
+
+impl std::str::FromStr for Recipes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut recipes: Vec<Recipe> = Vec::new();
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            let unknown = || format!("`{name}` is no recipe of llama-quantize: one of {}, or all", recipe::names());
+            let found: Vec<Recipe> = match recipe::named(name) {
+                Some(recipe) => vec![recipe],
+                None if name.eq_ignore_ascii_case("all") => RECIPES.iter().collect(),
+                None => return Err(unknown()),
+            };
+            for recipe in found {
+                if !recipes.contains(&recipe) {
+                    recipes.push(recipe);
+                }
+            }
+        }
+        if recipes.is_empty() {
+            Err(format!("name a recipe: one of {}, or all", recipe::names()))
+        } else {
+            Ok(Self(recipes))
+        }
+    }
+}
+
+/// `attn_v=q8_0`. llama-quantize takes the regex in lower case.
+#[derive(Debug, Clone)]
+struct NamedType {
+    text: String,
+    ty: GgmlType,
+}
+
+impl std::str::FromStr for NamedType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, ty) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write REGEX=TYPE")?;
+        pattern::parse(&name.to_lowercase())?;
+        Ok(Self { text: name.to_lowercase(), ty: writable(ty)? })
+    }
+}
+
+fn writable(name: &str) -> Result<GgmlType, String> {
+    let ty = GgmlType::from_name(name).ok_or("no type of ggml: write q8_0, q4_K, f16 …")?;
+    if quantize::is_writable(ty) { Ok(ty) } else { Err("llama-quantize cannot write this type".into()) }
+}
+
+/// A model that does not exist, its path, and how it would be made.
+#[derive(Debug)]
+pub struct Variant {
+    /// The model.
+    pub model: Model,
+    /// What `llama-quantize` would write.
+    pub path: String,
+    /// The rest.
+    pub what_if: WhatIf,
+}
+
+impl WhatIfArgs {
+    /// What is asked for; none where MODEL is meant itself.
+    pub fn recipes(&self) -> &[Recipe] {
+        self.recipes.as_ref().map_or(&[], |recipes| &recipes.0)
+    }
+
+    /// What llama-quantize would make of a model that is shown as `source` and lies in `first`.
+    pub fn variant(&self, model: &Model, source: &str, first: &str, recipe: Recipe) -> anyhow::Result<Variant> {
+        let patterns: Vec<_> = self.tensor_type.iter().map(|named| pattern::parse(&named.text)).collect();
+        let named = |name: &str| {
+            let mut rows = self.tensor_type.iter().zip(&patterns);
+            let is_match = |pattern: &Result<pattern::Pattern, String>| pattern.as_ref().is_ok_and(|p| p.matches(name));
+            rows.find(|(_, pattern)| is_match(pattern)).map(|(row, _)| row.ty)
+        };
+        let options = Options {
+            imatrix: self.imatrix.is_some(),
+            pure: self.pure,
+            keep_output: self.leave_output_tensor,
+            output: self.output_tensor_type,
+            token_embedding: self.token_embedding_type,
+            named: if patterns.is_empty() { None } else { Some(&named) },
+        };
+        let path = output_path(first, recipe.name);
+        let made = quantize::predict(model, recipe, &options, Path::new(&path))
+            .with_context(|| format!("`{source}` as {}", recipe.name))?;
+        let words = self.words(&made, first, &path, recipe);
+        let command = words.iter().filter_map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let what_if = WhatIf {
+            recipe: recipe.name,
+            source: source.to_string(),
+            imatrix: made.imatrix,
+            fallbacks: made.fallbacks,
+            requantized: made.requantized,
+            command,
+        };
+        Ok(Variant { model: made.model, path, what_if })
+    }
+
+    /// The command line that makes it (`tools/quantize/quantize.cpp`, b11434).
+    fn words(&self, made: &quantize::Prediction, input: &str, output: &str, recipe: Recipe) -> Vec<String> {
+        let mut words = vec!["llama-quantize".to_string()];
+        let mut add = |flag: &str, value: Option<String>| {
+            words.push(flag.to_string());
+            words.extend(value);
+        };
+        if made.requantized > 0 {
+            add("--allow-requantize", None);
+        }
+        match (&self.imatrix, made.imatrix) {
+            (Some(file), _) => add("--imatrix", Some(file.display().to_string())),
+            (None, Imatrix::Needed) => add("--imatrix", Some("imatrix.gguf".into())),
+            (None, _) => {}
+        }
+        if self.leave_output_tensor {
+            add("--leave-output-tensor", None);
+        }
+        if self.pure {
+            add("--pure", None);
+        }
+        if let Some(ty) = self.output_tensor_type {
+            add("--output-tensor-type", Some(ty.to_string()));
+        }
+        if let Some(ty) = self.token_embedding_type {
+            add("--token-embedding-type", Some(ty.to_string()));
+        }
+        for NamedType { text, ty } in &self.tensor_type {
+            add("--tensor-type", Some(format!("{text}={ty}")));
+        }
+        words.extend([input.to_string(), output.to_string(), recipe.name.to_string()]);
+        words
+    }
+}
+
+/// The path of a model's first file as llama-quantize would be given it: of one that is not here, the name it has there.
+pub fn first_file(model: &Path, gguf: &Gguf) -> String {
+    let shown = model_arg::shown(model, gguf);
+    if matches!(Location::parse(&shown), Ok(Location::Here(_)) | Err(_)) {
+        return shown;
+    }
+    let address = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+    let path = address.split(['?', '#']).next().unwrap_or_default();
+    path.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("model.gguf").to_string()
+}
+
+/// `phi-F16.gguf` as Q4_K_M is `phi-Q4_K_M.gguf`, beside it; never the file itself.
+fn output_path(input: &str, recipe: &str) -> String {
+    let path = Path::new(input);
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("model.gguf");
+    let whole = shards::parse_name(name).map_or(name, |(prefix, _)| prefix);
+    let stem = whole.strip_suffix(".gguf").unwrap_or(whole);
+    let is_mix = |mix: &str| recipe::named(mix).is_some() || mix.eq_ignore_ascii_case("NVFP4");
+    let bare = stem.rsplit_once(['-', '.']).filter(|(bare, mix)| !bare.is_empty() && is_mix(mix));
+    let beside = |stem: &str| path.with_file_name(format!("{stem}-{recipe}.gguf")).display().to_string();
+    let output = beside(bare.map_or(stem, |(bare, _)| bare));
+    if output == input { beside(stem) } else { output }
+}
+
+/// What to know of a model that does not exist.
+pub fn warnings(what_if: &WhatIf, path: &str) -> Vec<Warning> {
+    let WhatIf { recipe, source, imatrix, requantized, command, .. } = what_if;
+    let mut warnings = vec![Warning {
+        code: "what-if",
+        message: format!(
+            "`{path}` is predicted from the header of `{source}`, with the types that llama-quantize b{REFERENCE} gives it"
+        ),
+        hint: format!("this makes it: {command}"),
+    }];
+    if *imatrix == Imatrix::Needed {
+        warnings.push(Warning {
+            code: "imatrix-needed",
+            message: format!("llama-quantize refuses {recipe} without an importance matrix: predicted as with one"),
+            hint: "llama-imatrix makes one; --imatrix FILE names it".into(),
+        });
+    }
+    if *requantized > 0 {
+        warnings.push(Warning {
+            code: "requantized",
+            message: format!(
+                "{requantized} tensors of `{source}` are quantized already and would be converted from that"
+            ),
+            hint: "from a file of F32, F16 or BF16 the result is better".into(),
+        });
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipes_are_a_list() {
+        let names = |text: &str| {
+            let recipes: Result<Recipes, String> = text.parse();
+            recipes.map(|recipes| recipes.0.iter().map(|recipe| recipe.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names("q4_k_m, Q6_K,Q4_K"), Ok(vec!["Q4_K_M", "Q6_K"]));
+        assert_eq!(names("all").map(|names| names.len()), Ok(RECIPES.len()));
+        assert!(names("Q4_X").is_err_and(|error| error.contains("`Q4_X` is no recipe") && error.contains("IQ4_XS")));
+        assert!(names(",").is_err());
+    }
+
+    #[test]
+    fn the_file_that_would_be_made_has_the_recipe_in_its_name() {
+        for (input, output) in [
+            ("phi.gguf", "phi-Q4_K_M.gguf"),
+            ("a/phi-F16.gguf", "a/phi-Q4_K_M.gguf"),
+            ("a.b/phi.bf16.gguf", "a.b/phi-Q4_K_M.gguf"),
+            ("phi-moe-Q8_0-00001-of-00003.gguf", "phi-moe-Q4_K_M.gguf"),
+            ("phi-Q4_K_M.gguf", "phi-Q4_K_M-Q4_K_M.gguf"),
+            ("F16.gguf", "F16-Q4_K_M.gguf"),
+        ] {
+            assert_eq!(output_path(input, "Q4_K_M"), output, "{input}");
+        }
+    }
+
+    #[test]
+    fn types_by_hand_are_those_that_can_be_written() {
+        let named = |text: &str| text.parse::<NamedType>();
+        assert!(named("ATTN_V=Q8_0").is_ok_and(|named| named.text == "attn_v" && named.ty.name == "q8_0"));
+        for wrong in ["attn_v", "=q8_0", "attn_v=i32", "attn_v=q9", "(=q8_0"] {
+            assert!(named(wrong).is_err(), "{wrong}");
+        }
+    }
+}
