@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use crate::{checkup, commands, emit, inspection, measurement, plan, report, suite, tune};
+use crate::{checkup, commands, doctor, emit, inspection, measurement, plan, report, suite, tune};
 
 /// The schema of one document, whose `schema` key holds `moeplan/NAME`.
 fn schema<T: JsonSchema>(name: &str) -> (String, Value) {
@@ -39,6 +39,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<report::rules::RuleSets<'_>>("rule-sets/1"),
         schema::<emit::embedded::Parameters>("embedded/1"),
         schema::<commands::devices::Document>("devices/1"),
+        schema::<doctor::Doctor<'_>>("doctor/1"),
         schema::<commands::synth::Document>("synth/1"),
         schema::<commands::synth::List>("synth-list/1"),
         schema::<commands::run::Launched>("run/1"),

@@ -10,6 +10,7 @@ pub use crate::runtime::server::find::Place;
 
 /// A computer, as far as moeplan depends on it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Facts {
     /// This moeplan.
     pub moeplan: Moeplan,
@@ -33,6 +34,7 @@ pub struct Facts {
 
 /// This moeplan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Moeplan {
     /// `0.1.0`.
     pub version: String,
@@ -44,6 +46,7 @@ pub struct Moeplan {
 
 /// The llama.cpp inside moeplan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Embedded {
     /// The N of bN.
     pub build: u32,
@@ -54,6 +57,7 @@ pub struct Embedded {
 /// A llama-server that was found or named.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Server {
     /// Where.
     pub place: Place,
@@ -81,6 +85,7 @@ pub struct Server {
 
 /// The NVIDIA driver.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Nvidia {
     /// Its version; `None` where its library (NVML) cannot be loaded.
     pub driver: Option<String>,
@@ -94,6 +99,7 @@ pub struct Nvidia {
 
 /// Main memory and what the system allows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Memory {
     /// What processes here may have in all.
     pub total: Option<Bytes>,
@@ -113,6 +119,7 @@ pub struct Memory {
 
 /// A folder that is written to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Folder {
     /// What it is for.
     pub purpose: Purpose,
@@ -126,6 +133,7 @@ pub struct Folder {
 
 /// What a folder is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
     /// Headers that came over the network, and the llama-server that scripts/llama-server builds.
@@ -141,6 +149,7 @@ pub enum Purpose {
 
 /// What was learned of this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Knowledge {
     /// The file of evidence.
     pub evidence: Option<PathBuf>,
@@ -164,6 +173,7 @@ pub struct Knowledge {
 
 /// One variable of the environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Variable {
     /// Its name.
     pub name: String,
@@ -173,6 +183,7 @@ pub struct Variable {
 
 /// A configuration file of llama.cpp.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ConfigFile {
     /// Where.
     pub path: PathBuf,

@@ -11,6 +11,7 @@ pub use facts::Facts;
 
 /// The document `moeplan/doctor/1`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Doctor<'a> {
     /// Always `moeplan/doctor/1`.
     pub schema: &'static str,
@@ -24,6 +25,7 @@ pub struct Doctor<'a> {
 
 /// What a finding is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Area {
     /// The llama.cpp that can be run.
@@ -56,6 +58,7 @@ impl Area {
 
 /// How much it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// As it should be.
@@ -79,6 +82,7 @@ impl Level {
 
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Finding {
     /// What it is about.
     pub area: Area,

@@ -154,6 +154,7 @@ pub fn pseudo_random(n: u32, n_vocab: u32, seed: u64) -> Vec<u32> {
 
 /// A device as llama.cpp lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceInfo {
     /// `CUDA0`, `RPC0`, `CPU`.
     pub name: String,

@@ -23,6 +23,7 @@ const FIRST_RELEASE: u32 = 1000;
 
 /// Where a llama-server was looked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// It was named, by a flag or by `MOEPLAN_LLAMA_SERVER`.
