@@ -2,6 +2,7 @@
 //!
 //! The launches are those of `scripts/compare-fit` that name their placement; the two machine files are calibrations of that
 //! kind of card: from llama-bench's rows, and by `moeplan devices --calibrate` itself.
+#![cfg(feature = "cli")]
 #![expect(clippy::print_stdout, reason = "the table of docs/speed.md")]
 
 use std::collections::BTreeMap;
