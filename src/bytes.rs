@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// A number of bytes. Serialised as an integer, never rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 

@@ -9,15 +9,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::machine::{Calibration, Device, Machine};
+use crate::machine::{Calibration, Device, MARGIN_UNCALIBRATED, Machine};
 use crate::measurement::{Measurement, peak_of};
 use crate::runtime::Launch;
 
 /// The schema of [`Record`].
 pub const SCHEMA: &str = "moeplan/evidence/1";
 
-/// What is left free where nothing was measured yet.
-pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
 /// What is always left free.
 pub const MARGIN_LEAST: Bytes = Bytes::mib(32);
 /// Runs that it takes for the margin to shrink.
@@ -136,12 +134,6 @@ pub fn calibrate(machine: &mut Machine, records: &[Record], driver: Option<&str>
     }
 }
 
-/// What is to be left free on every device of a machine: the largest that one of them calls for.
-pub fn margin(machine: &Machine) -> Bytes {
-    let of_device = |device: &Device| device.calibration.as_ref().map_or(MARGIN_UNCALIBRATED, |known| known.margin);
-    machine.devices.iter().map(of_device).max().unwrap_or(MARGIN_UNCALIBRATED)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,13 +208,13 @@ mod tests {
         let host = crate::machine::Host::default();
         let devices = Device::of_budgets(crate::machine::Backend::Cuda, &[Bytes::mib(9), Bytes::mib(9)]).unwrap();
         let mut machine = Machine::new(devices, host).unwrap();
-        assert_eq!(margin(&machine), MARGIN_UNCALIBRATED);
+        assert_eq!(machine.margin(), MARGIN_UNCALIBRATED);
         let records: Vec<Record> = (0..3).map(|time| run(time, 800, 4096)).collect();
         machine.devices[0].description = Some("NVIDIA H100 80GB HBM3".into());
         calibrate(&mut machine, &records, Some("580.1"));
         assert_eq!(machine.devices[0].calibration.as_ref().map(|known| known.margin), Some(MARGIN_LEAST));
-        assert_eq!(margin(&machine), MARGIN_UNCALIBRATED);
+        assert_eq!(machine.margin(), MARGIN_UNCALIBRATED);
         machine.devices.truncate(1);
-        assert_eq!(margin(&machine), MARGIN_LEAST);
+        assert_eq!(machine.margin(), MARGIN_LEAST);
     }
 }

@@ -5,6 +5,7 @@ use serde_json::Value as Json;
 
 /// One line of the checklist.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Check {
     /// The dotted key of the document: `experts.count`.
     pub what: String,

@@ -31,6 +31,7 @@ pub use warning::Warning;
 
 /// The document `moeplan/inspect/1`.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Inspection {
     /// `moeplan/inspect/1`.
     pub schema: &'static str,
@@ -94,6 +95,7 @@ pub struct Inspection {
 
 /// Routed experts of a model.
 #[derive(Debug, Clone, Copy, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Experts {
     /// Experts of a block.
     pub count: u32,
@@ -111,6 +113,7 @@ pub struct Experts {
 
 /// Parameters: elements of tensors.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Parameters {
     /// Of every tensor in the file.
     pub total: u64,
@@ -124,6 +127,7 @@ pub struct Parameters {
 
 /// Exact bytes of tensors, without padding.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorBytes {
     /// Of every tensor.
     pub total: Bytes,
@@ -135,6 +139,7 @@ pub struct TensorBytes {
 
 /// Tensors and elements of one type.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TypeCount {
     /// How many tensors.
     pub tensors: u64,
@@ -144,6 +149,7 @@ pub struct TypeCount {
 
 /// One tensor of the document.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorRow {
     /// The full name, untrusted text.
     pub name: String,

@@ -11,8 +11,12 @@ mod rates;
 
 pub use rates::{DeviceRates, HostRates};
 
+/// What is left free of a device where nothing was measured of it yet.
+pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
+
 /// Where a model could run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Machine {
     /// In llama.cpp's order (RPC servers first, then GPUs).
     pub devices: Vec<Device>,
@@ -22,6 +26,7 @@ pub struct Machine {
 
 /// One device as llama.cpp names it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Device {
     /// `CUDA0`, `Vulkan0`, `MTL0`, `RPC0`: the key in memory tables.
     pub name: String,
@@ -148,6 +153,11 @@ impl Machine {
         }
         Ok(Self { devices, host })
     }
+
+    /// What is to be left free on every device: the largest that one of them calls for.
+    pub fn margin(&self) -> Bytes {
+        self.devices.iter().map(Device::margin).max().unwrap_or(MARGIN_UNCALIBRATED)
+    }
 }
 
 impl Device {
@@ -191,6 +201,11 @@ impl Device {
         }
     }
 
+    /// What is to be left free of it: what was measured calls for, else [`MARGIN_UNCALIBRATED`].
+    pub fn margin(&self) -> Bytes {
+        self.calibration.as_ref().map_or(MARGIN_UNCALIBRATED, |known| known.margin)
+    }
+
     /// `HOST:PORT` of an RPC device's server, where it is known.
     pub fn endpoint(&self) -> Option<&str> {
         let (_, rest) = self.buffer.split_once('[')?;
@@ -200,6 +215,7 @@ impl Device {
 
 /// What runs on a device have shown of the memory that llama.cpp's own sums leave out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Calibration {
     /// Runs that are counted, with prompts long enough to have grown the pools.
     pub runs: u32,
@@ -241,6 +257,7 @@ impl Calibration {
 
 /// The computer around the devices.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Host {
     /// Main memory, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -260,7 +277,9 @@ pub struct Host {
 }
 
 /// A backend of llama.cpp.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// NVIDIA.
@@ -279,6 +298,7 @@ pub enum Backend {
 
 /// What of the processor decides repacking (ggml-cpu/repack.cpp).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Isa {
     /// No repacking known.

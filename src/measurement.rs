@@ -20,6 +20,7 @@ pub const COMPUTE_FLOOR: Bytes = Bytes(MIB);
 
 /// What a launch really did, beside what was predicted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measurement {
     /// [`SCHEMA`].
     pub schema: String,
@@ -59,7 +60,8 @@ pub struct Measurement {
 }
 
 /// A row of memory with its sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryRow {
     /// The terms.
     #[serde(flatten)]
@@ -76,6 +78,7 @@ fn rows(memory: &MemoryByDevice) -> BTreeMap<String, MemoryRow> {
 
 /// Samples in tokens/s, one a repetition (llama-bench's names).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpeedSamples {
     /// Prompt tokens of each repetition.
     pub n_prompt: u32,
@@ -98,6 +101,7 @@ pub struct SpeedSamples {
 
 /// Mean and spread of the samples; `None` without samples.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpeedSummary {
     /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
@@ -109,6 +113,7 @@ pub struct SpeedSummary {
 
 /// A mean and its spread.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Spread {
     /// The mean.
     pub mean: f64,

@@ -59,6 +59,7 @@ impl Error {
 
 /// What kind of GGUF file it is (`general.type`, else told from its keys and tensors).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FileKind {
     /// A model.

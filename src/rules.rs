@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a tensor is for. It says nothing about where llama.cpp puts it: that is the placement's matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Routed experts (`ffn_*_exps`, `ffn_*_chexps`), their biases and scales.

@@ -1,4 +1,5 @@
 //! The pages of `tests/cmd`: each is read by people and run by this test, so the manual cannot lie.
+#![cfg(feature = "cli")]
 
 #[test]
 fn pages() {

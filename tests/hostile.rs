@@ -1,4 +1,5 @@
 //! The program on models made to harm: whatever the header says, an answer or an error, never a panic or a long wait.
+#![cfg(feature = "cli")]
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -1,5 +1,7 @@
 //! What a whole run of the program may take on gpt-oss-120b: time to start, time to inspect, memory.
 
+#![cfg(all(target_os = "linux", feature = "cli"))]
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -30,7 +32,6 @@ fn moeplan(words: &[&str]) -> Command {
 }
 
 /// The program is held while it writes a page that no pipe takes whole: by then it has read and computed everything.
-#[cfg(target_os = "linux")]
 #[test]
 fn inspect_holds_little_memory() {
     let folder = tempfile::tempdir().unwrap();

@@ -156,21 +156,8 @@ fn the_document_names_its_schema_and_carries_the_check() {
     assert!(Path::new(json["model"]["path"].as_str().unwrap()).ends_with("model.gguf"));
 }
 
-/// Everything that a plan may choose without being asked.
-fn all_levers() -> Levers {
-    Levers {
-        ubatch: true,
-        batch: true,
-        load_mode: true,
-        op_offload: true,
-        cache_ram: true,
-        threads: true,
-        ..Levers::default()
-    }
-}
-
 fn with_levers(model: &Model, machine: &Machine, change: impl Fn(&mut Request)) -> Plan {
-    let mut request = Request { levers: all_levers(), ..request(Strategy::Auto) };
+    let mut request = Request { levers: Levers::unasked(), ..request(Strategy::Auto) };
     change(&mut request);
     plan::plan(model, "model.gguf", machine, &request).unwrap()
 }
@@ -196,7 +183,7 @@ fn what_the_user_set_is_never_changed() {
     let plan = with_levers(&model, &machine(&[8 * GIB]), |request| {
         request.run =
             RunConfig { n_ubatch: 1024, load_mode: LoadMode::Mmap, n_threads: Some(3), ..RunConfig::default() };
-        request.levers = Levers { ubatch: false, load_mode: false, threads: false, ..all_levers() };
+        request.levers = Levers { ubatch: false, load_mode: false, threads: false, ..Levers::unasked() };
     });
     for words in [["-ub", "1024"], ["-lm", "mmap"], ["-t", "3"]] {
         assert!(plan.args.windows(2).any(|pair| pair == words), "{words:?} in {:?}", plan.args);
@@ -281,7 +268,7 @@ fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
 #[test]
 fn more_room_is_never_slower() {
     let model = model("gpt-oss-20b", &Wish { blocks: Some(12), ..Wish::default() });
-    let request = Request { levers: all_levers(), ..request(Strategy::Auto) };
+    let request = Request { levers: Levers::unasked(), ..request(Strategy::Auto) };
     let over: Sweep = "vram=2G..8G:1G".parse().unwrap();
     let document = sweep(&model, "model.gguf", &machine(&[GIB]), &request, &over).unwrap();
     assert_eq!(document.points.len(), 7);
@@ -361,7 +348,7 @@ proptest! {
                 .iter().map(|name| model(name, &Wish { blocks: Some(8), ..Wish::default() })).collect();
         }
         let budgets: Vec<u64> = budgets.into_iter().map(|mib| mib * MIB).collect();
-        let levers = if chosen { all_levers() } else { Levers::default() };
+        let levers = if chosen { Levers::unasked() } else { Levers::default() };
         let request = Request { levers, ..request(strategy) };
         let plan = MODELS.with(|models| plan::plan(&models[which], "model.gguf", &machine(&budgets), &request).unwrap());
         prop_assert_eq!(plan.check.fits, within_budgets(&plan));

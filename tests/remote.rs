@@ -1,6 +1,6 @@
 //! Headers over HTTP from a server that misbehaves in every way it can; only the loopback address is asked.
 
-#![cfg(feature = "remote")]
+#![cfg(all(feature = "remote", feature = "cli"))]
 
 mod remote {
     mod any;
@@ -14,6 +14,8 @@ mod remote {
 mod gguf_builder;
 #[path = "support/http_server.rs"]
 mod http_server;
+#[path = "support/schemas.rs"]
+mod schemas;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! Reports of real documents and of made-up measurements: every kind has its section, nothing breaks out, a browser is content.
+#![cfg(feature = "cli")]
 #![expect(clippy::print_stderr, reason = "a test that cannot run here says so")]
 
 #[path = "support/report_documents.rs"]
@@ -26,7 +27,11 @@ fn documents(name: &str) -> (tempfile::TempDir, Vec<&'static str>) {
     ok(path, &["synth", "gpt-oss-20b", "-o", "m.gguf"]);
     let budget = ["--vram", "8G", "--ram", "64G", "--json", "-o"];
     ok(path, &[&["plan", "m.gguf", "--tensors", "--explain"], &budget[..], &["plan.json"]].concat());
-    ok(path, &[&["plan", "m.gguf", "--sweep", "vram=6G..14G:4G"], &budget[..], &["sweep.json"]].concat());
+    ok(
+        path,
+        &[&["plan", "m.gguf", "--sweep", "vram=6G..14G:4G", "--sweep", "ctx=4k..8k"], &budget[..], &["sweep.json"]]
+            .concat(),
+    );
     let check = ["--", "llama-server", "-m", "m.gguf", "-ngl", "99", "-ncmoe", "20", "-c", "8192"];
     ok(path, &[&["check"], &budget[..], &["check.json"], &check[..]].concat());
     ok(path, &["inspect", "m.gguf", "--json", "-o", "inspect.json"]);
@@ -34,8 +39,11 @@ fn documents(name: &str) -> (tempfile::TempDir, Vec<&'static str>) {
     write("measurement.json", made_up::measurement(name));
     write("bench.json", made_up::bench(name));
     write("validation.json", made_up::validation(name));
+    write("run.json", made_up::launched(name));
+    write("tune.json", made_up::tuning(name));
     write("llama-bench.json", made_up::llama_bench(name));
-    let files = ["plan", "sweep", "check", "inspect", "measurement", "bench", "validation", "llama-bench"];
+    let files =
+        ["plan", "sweep", "check", "inspect", "measurement", "bench", "validation", "run", "tune", "llama-bench"];
     let names = files.map(|file| format!("{file}.json").leak() as &'static str);
     (folder, names.to_vec())
 }
@@ -58,10 +66,11 @@ fn every_document_has_its_section_in_both_formats() {
     let text = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     let page = Html::parse_document(&text);
     assert_eq!(page.errors, Vec::<String>::new());
-    // Side by side, eight documents, and the two models of the validation.
-    assert_eq!(count(&page, "section"), 11);
+    // Side by side, ten documents, and the two models of the validation.
+    assert_eq!(count(&page, "section"), 13);
     assert_eq!(count(&page, "figure"), count(&page, "figure details table"), "a chart without its table");
-    assert!(count(&page, "figure") > 20 && count(&page, ".what-if tbody tr") == 3);
+    assert!(count(&page, "figure") > 20 && count(&page, ".what-if tbody tr") == 6);
+    assert_eq!(count(&page, ".what-if input[type=range]"), 2);
     assert!(text.len() < 300_000, "{} bytes", text.len());
     let markdown = ok(folder.path(), &all(&["--format", "markdown"]));
     let shown = words(&page);
@@ -76,6 +85,10 @@ fn every_document_has_its_section_in_both_formats() {
         "−58.6%",
         "tg128 @ d4096",
         "b11434",
+        "http://127.0.0.1:8080",
+        "Tuning of model.gguf",
+        "beats --fit on: 1.50 times as fast",
+        "answers of at most 700 tokens",
     ] {
         assert!(shown.contains(fact), "the page lacks `{fact}`");
         assert!(markdown.replace('\\', "").contains(fact), "the Markdown lacks `{fact}`");
@@ -83,7 +96,7 @@ fn every_document_has_its_section_in_both_formats() {
     for word in ["NaN", "TBD", "inf%"] {
         assert!(!shown.contains(word) && !markdown.contains(word), "`{word}` in a report");
     }
-    assert_eq!(markdown.lines().filter(|line| line.starts_with("## ")).count(), 11);
+    assert_eq!(markdown.lines().filter(|line| line.starts_with("## ")).count(), 13);
     std::fs::write(folder.path().join("plain"), "").unwrap();
     let permissions = |file: &str| std::fs::metadata(folder.path().join(file)).unwrap().permissions();
     assert_eq!(permissions("report.html"), permissions("plain"), "readable as any file");
@@ -104,7 +117,18 @@ fn commands_write_their_own_page() {
         let page = Html::parse_document(&ok(folder.path(), &[&words[..], budget].concat()));
         assert_eq!(page.errors, Vec::<String>::new(), "{words:?}");
         assert_eq!(count(&page, ".map"), map, "{words:?}");
+        let sliders = [("inspect", 0), ("plan", 2 - words.len().saturating_sub(2) / 2)];
+        let expected = sliders.iter().find(|(name, _)| *name == words[0]).unwrap().1;
+        assert_eq!(count(&page, ".what-if input"), expected, "{words:?}");
+        assert_eq!(count(&page, ".what-if tbody tr"), count(&page, ".what-if template.command"), "{words:?}");
     }
+    // The page of a plan begins with the plan itself, in the middle of what else there could be.
+    let page = Html::parse_document(&ok(folder.path(), &[&["plan", "m.gguf"], &budget[..]].concat()));
+    let places: Vec<_> = page
+        .select(&Selector::parse(".what-if input").unwrap())
+        .map(|input| (input.value().attr("value").unwrap(), input.value().attr("max").unwrap()))
+        .collect();
+    assert_eq!(places, [("2", "5"), ("1", "3")], "4, 6, 8, 10, 12 and 16 GiB; 4096 to 32768 tokens");
     let list = moeplan(folder.path(), &["list", "--format", "html"]);
     assert_eq!(list.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&list.stderr).contains("writes no page"));

@@ -3,13 +3,12 @@
 //! The real one is `MOEPLAN_LLAMA_SERVER`, or what `scripts/llama-server` has built; without either those tests say so and pass.
 
 #![expect(clippy::print_stderr, reason = "a test's report")]
-#![cfg(unix)]
+#![cfg(all(unix, feature = "cli"))]
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use moeplan::machine::Machine;
@@ -17,25 +16,16 @@ use moeplan::run::{Program, RunConfig, parse};
 use moeplan::runtime::server::{End, Error, Input, Limits, Request, Server, find};
 use moeplan::runtime::{Error as RuntimeError, Launch, Prompt, Runtime as _, Workload, machine_of};
 
+#[path = "support/examples.rs"]
+mod examples;
+
+#[path = "support/schemas.rs"]
+mod schemas;
+
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
-/// The fake server, built where only this test was asked for.
 fn fake() -> PathBuf {
-    static BUILD: Once = Once::new();
-    let program = Path::new(MOEPLAN).parent().expect("a folder").join("examples/fake-llama-server");
-    BUILD.call_once(|| {
-        let changed = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake_llama_server.rs");
-        if changed(&program) < changed(&source) {
-            let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["build", "--quiet", "--example", "fake-llama-server"]);
-            if Path::new(MOEPLAN).parent().is_some_and(|folder| folder.ends_with("release")) {
-                cargo.arg("--release");
-            }
-            assert!(cargo.status().expect("cargo").success());
-        }
-    });
-    program
+    examples::example("fake-llama-server", "tests/support/fake_llama_server.rs")
 }
 
 fn fake_server(mode: &str) -> Server {
@@ -303,6 +293,7 @@ fn the_real_server_takes_what_is_predicted() {
             .expect("moeplan");
         let said = String::from_utf8_lossy(&output.stderr);
         let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
+        schemas::assert_valid(&document);
         let rows = document["comparison"].as_array().expect("rows");
         let wrong: Vec<_> = rows.iter().filter(|row| row["ok"] != true).collect();
         assert!(output.status.success() && wrong.is_empty(), "{case:?}: {wrong:?} {said}");

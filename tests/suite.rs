@@ -3,18 +3,21 @@
 //! The real one is `MOEPLAN_LLAMA_SERVER`, or what `scripts/llama-server` has built; the real model is `MOEPLAN_SMOLLM2`.
 //! Without them those tests say so and pass.
 
+#![cfg(feature = "cli")]
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
 #[path = "support/fake_endpoint.rs"]
 mod fake_endpoint;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
 
 use fake_endpoint::{Manner, start};
 use moeplan::runtime::server::find;
 use moeplan::suite::document::{Bench, Clock, Item, Mode, TokenCount, Validation, Verdict};
+
+#[path = "support/schemas.rs"]
+mod schemas;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
@@ -34,6 +37,8 @@ fn of_endpoint(manner: Manner, words: &[&str]) -> (Bench, i32) {
     let output = moeplan(&all);
     let bench = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{manner:?}: {error}: {}", text(&output.stderr)));
+    schemas::assert_valid(&bench);
+    let bench = serde_json::from_value(bench).unwrap_or_else(|error| panic!("{manner:?}: {error}"));
     (bench, output.status.code().expect("an exit code"))
 }
 
@@ -65,13 +70,16 @@ fn a_sound_endpoint_is_measured_by_its_own_counts() {
 #[test]
 fn what_shimmy_does_not_tell_is_null_and_said() {
     let (bench, code) = of_endpoint(Manner::Shimmy, &[]);
-    assert_eq!((code, failing(&bench.cases[0].stream)), (0, vec![]));
+    let failed: Vec<String> = failing(&bench.cases[0].stream).into_iter().map(|(what, _)| what).collect();
+    assert_eq!((code, failed.len()), (1, 2), "{failed:?}");
+    assert!(failed[0].contains("no delta is empty") && failed[1].contains("not in one burst"), "{failed:?}");
     for sample in &bench.cases[0].sessions[0].samples {
         assert_eq!((sample.prompt_tokens, sample.generated_tokens, sample.tokens_by), (None, None, None));
         assert_eq!((sample.pp, sample.tg, sample.speed_by), (None, None, None));
         assert!(sample.total_seconds > 0.0 && sample.failure.is_none());
     }
-    for says in ["does not count tokens", "no timings", "no depth sweep"] {
+    let says = ["does not count tokens", "no timings", "no depth sweep", "it is shimmy 1.8.1", "in one burst"];
+    for says in [&says[..], &["asked for `phi3-lora`; the endpoint lists 2 models"]].concat() {
         let all = bench.notes.iter().chain(&bench.cases[0].sessions[0].notes);
         assert!(all.clone().any(|note| note.contains(says)), "{says}: {:?}", all.collect::<Vec<_>>());
     }
@@ -79,8 +87,11 @@ fn what_shimmy_does_not_tell_is_null_and_said() {
     let (bench, _) = of_endpoint(Manner::Shimmy, &["--tokenizer", &tokenizer]);
     let streamed = bench.cases[0].sessions[0].samples.iter().find(|sample| sample.mode == Mode::Stream).unwrap();
     assert_eq!(streamed.tokens_by, Some(TokenCount::Tokenizer));
-    assert!(streamed.generated_tokens.is_some() && streamed.tg.is_some() && streamed.pp.is_none());
-    assert_eq!(streamed.speed_by, Some(Clock::Ours));
+    // What comes in one burst has no speed by our clock.
+    assert!(streamed.generated_tokens.is_some() && streamed.tg.is_none() && streamed.pp.is_none());
+    let (bench, _) = of_endpoint(Manner::Uncounted, &["--tokenizer", &tokenizer]);
+    let streamed = bench.cases[0].sessions[0].samples.iter().find(|sample| sample.mode == Mode::Stream).unwrap();
+    assert!(streamed.tg.is_some() && streamed.speed_by == Some(Clock::Ours), "{streamed:?}");
 }
 
 #[test]
@@ -186,7 +197,9 @@ fn a_tiny_model_is_benched_beside_its_baselines() {
     words.extend(["--csv", table.to_str().unwrap()]);
     words.extend(DEVICE);
     let output = moeplan(&words);
-    let bench: Bench = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let bench = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    schemas::assert_valid(&bench);
+    let bench: Bench = serde_json::from_value(bench).unwrap();
     let stream = failing(&bench.cases[0].stream);
     assert_eq!((output.status.code(), stream), (Some(0), vec![]), "{}", text(&output.stderr));
     let names: Vec<&str> = bench.cases.iter().map(|case| case.name.as_str()).collect();
@@ -247,7 +260,9 @@ fn a_suite_ends_in_a_checklist_and_is_taken_up_where_it_was_left() {
     words.extend(DEVICE);
     let first = moeplan(&words);
     assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
-    let validation: Validation = serde_json::from_slice(&first.stdout).unwrap();
+    let validation = serde_json::from_slice(&first.stdout).unwrap();
+    schemas::assert_valid(&validation);
+    let validation: Validation = serde_json::from_value(validation).unwrap();
     let sections: Vec<&str> = validation.models[0].sections.iter().map(|section| section.name.as_str()).collect();
     assert_eq!(sections, ["architecture", "placements", "tests", "streaming", "memory"]);
     assert!(validation.models[1].skipped.as_ref().is_some_and(|why| why.contains("--model absent=PATH")));
@@ -270,9 +285,56 @@ fn a_suite_ends_in_a_checklist_and_is_taken_up_where_it_was_left() {
     assert!(!text(&third.stderr).contains("done before"));
 }
 
+#[test]
+fn models_may_come_one_at_a_time() {
+    if real_server().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny(folder.path());
+    let (suite, results) = (folder.path().join("suite.yaml"), folder.path().join("results"));
+    let mut asked =
+        SUITE.replace(", experts.used: 8", "").replace("expect: gpt-oss-20b", "expectations: {architecture: qwen3moe}");
+    asked = asked.replace("repetitions: 2", "repetitions: 1").replace(", all-on-device, fit]", "]");
+    std::fs::write(&suite, asked).unwrap();
+    let validated = |name: &str, path: &Path| {
+        let model = format!("{name}={}", path.display());
+        let mut words = vec!["validate", suite.to_str().unwrap(), "--model", &model, "--max-tokens", "5", "--json"];
+        words.extend(["--results", results.to_str().unwrap()]);
+        words.extend(DEVICE);
+        let output = moeplan(&words);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let validation: Validation = serde_json::from_slice(&output.stdout).unwrap();
+        let written = std::fs::read(results.join("validation.json")).unwrap();
+        assert_eq!(validation, serde_json::from_slice(&written).unwrap());
+        validation
+    };
+    let first = validated("tiny", &model);
+    validated("mine", &model);
+    let gone = folder.path().join("gone.gguf");
+    std::fs::rename(&model, &gone).unwrap();
+    // The first model's file is not there, the second's is not even named.
+    let last = validated("absent", &gone);
+    let names: Vec<&str> = last.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["tiny", "absent", "mine"]);
+    for kept in [&last.models[0], &last.models[2]] {
+        let (line, measured) = (&kept.sections[0].items[0], kept.bench.as_ref().unwrap());
+        assert!(kept.skipped.is_none() && line.verdict == Verdict::Pass && line.detail.contains("asked as now"));
+        assert!(measured.prompts.iter().all(|prompt| prompt.max_tokens == 5));
+    }
+    assert_eq!(last.models[0].bench, first.models[0].bench);
+    assert_eq!(last.models[0].sections[1..], first.models[0].sections);
+    assert!(last.models[1].bench.is_some());
+    let page = std::fs::read_to_string(results.join("validation.md")).unwrap();
+    assert!(page.contains("\n## tiny\n") && page.contains("\n## mine\n"), "{page}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_suite_that_is_interrupted_keeps_what_is_done() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
     if real_server().is_none() {
         return;
     }
@@ -337,7 +399,8 @@ fn a_real_model_answers_all_four_prompts_and_is_judged() {
     for quality in &case.quality {
         assert!(quality.verdict != Verdict::NotAssessed && quality.items.len() >= 4, "{quality:?}");
         let english = quality.items.iter().find(|item| item.what == "it is English").unwrap();
-        assert_eq!(english.verdict, Verdict::Pass, "{}: {}", quality.prompt, english.detail);
+        let is_code_alone = quality.prompt == "code" && english.verdict == Verdict::NotAssessed;
+        assert!(english.verdict == Verdict::Pass || is_code_alone, "{}: {}", quality.prompt, english.detail);
     }
     let samples = &case.sessions[0].samples;
     assert!(samples.iter().all(|sample| sample.generated_tokens.is_some_and(|n| n > 8) && !sample.text.is_empty()));

@@ -153,6 +153,7 @@ fn a_stopped_or_refused_write_leaves_nothing() {
     assert_eq!(std::fs::read(&path).unwrap(), b"mine");
 }
 
+#[cfg(feature = "cli")]
 #[test]
 fn the_pages_are_true() {
     std::fs::create_dir_all("target/tmp").unwrap();

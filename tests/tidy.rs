@@ -1,4 +1,5 @@
 //! The rules about the code, as a test: one-way arrows, file and function lengths, who prints, what files begin with.
+#![cfg(feature = "cli")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

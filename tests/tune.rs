@@ -1,7 +1,7 @@
 //! `moeplan tune` with the real llama-server and a software device: interrupted, killed, resumed, and with nothing to measure.
 //!
 //! The server is `MOEPLAN_LLAMA_SERVER`, or what `scripts/llama-server` has built; without either the tests say so and pass.
-#![cfg(unix)]
+#![cfg(all(unix, feature = "cli"))]
 #![expect(clippy::print_stderr, reason = "says what it did not test")]
 
 use std::path::{Path, PathBuf};
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use moeplan::runtime::server::find;
 use serde_json::Value;
+
+#[path = "support/schemas.rs"]
+mod schemas;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
@@ -114,6 +117,7 @@ fn a_tuning_survives_being_stopped_and_killed_and_ends_with_a_command() {
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.contains(&format!("{} launches measured before are taken over", before.len())), "{said}");
     let document: Value = serde_json::from_slice(&output.stdout).expect("a document");
+    schemas::assert_valid(&document);
     let after = bench.visits();
     assert_eq!(before[..], after[..before.len()]);
     let candidates = document["candidates"].as_array().expect("candidates");

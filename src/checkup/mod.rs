@@ -20,6 +20,7 @@ pub use lints::{Lint, Severity};
 
 /// `moeplan/check/1`.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Checkup {
     /// Name and version of the document.
     pub schema: &'static str,
@@ -53,6 +54,7 @@ pub struct Checkup {
 /// The launch as llama.cpp resolves it.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Run {
     /// Cells in all.
     pub n_ctx: u32,
@@ -92,6 +94,7 @@ pub struct Run {
 
 /// A row of memory, with its sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Row {
     /// The four terms.
     #[serde(flatten)]
@@ -102,6 +105,7 @@ pub struct Row {
 
 /// One override.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OverrideRow {
     /// Its regex.
     pub pattern: String,
@@ -121,6 +125,7 @@ pub struct OverrideRow {
 
 /// Entries of the override list that one flag made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OverrideGroup {
     /// The first of them, by its place in the list.
     pub first: usize,
@@ -142,6 +147,7 @@ pub struct OverrideGroup {
 
 /// One copy of a tensor, or a tensor that is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorRow {
     /// Its name.
     pub name: String,

@@ -23,7 +23,8 @@ use crate::suite::document::{Bench, Environment, ModelFacts, Verdict, Weights};
 use crate::suite::protocol::Suite;
 use crate::suite::rounds::rounds;
 use crate::suite::session::{self, Asking};
-use crate::suite::{facts, llama_bench};
+use crate::suite::{facts, llama_bench, stream};
+use crate::tune::neighbours;
 
 /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
 #[derive(Debug, clap::Args)]
@@ -106,7 +107,8 @@ pub struct How {
     /// A llama-server of the same model, whose tokenizer counts where the endpoint does not.
     #[arg(long, value_name = "URL")]
     pub tokenizer: Option<String>,
-    /// MiB that --fit on leaves free of every device (llama.cpp: -fitt), for the baseline `fit`.
+    /// MiB that --fit on leaves free of every device (llama.cpp: -fitt), for the baseline `fit` [default: what keeps it
+    /// within the plan's budget, and llama.cpp's own 1024].
     #[arg(long, value_name = "MIB,…", value_delimiter = ',')]
     pub fit_target: Vec<u32>,
 }
@@ -120,6 +122,23 @@ impl How {
         for prompt in &mut suite.prompts {
             prompt.max_tokens = self.max_tokens.unwrap_or(prompt.max_tokens);
         }
+    }
+
+    /// The launch that llama.cpp chooses by itself within the budget of the plan.
+    pub fn fit(
+        &self,
+        proposal: &Proposal,
+        file: &File,
+        options: &PlanOptions,
+        engine: &Engine,
+    ) -> anyhow::Result<RunConfig> {
+        let launch = &proposal.launch;
+        let request = options.request(&file.model, &launch.machine)?;
+        let mut fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
+        if !self.fit_target.is_empty() {
+            fit.fit_target.clone_from(&self.fit_target);
+        }
+        Ok(fit)
     }
 
     /// What sessions need to know.
@@ -194,7 +213,8 @@ fn answer(bench: &Bench, table: Option<&Path>, output: &Output) -> anyhow::Resul
     match output.format() {
         Format::Json => output.json(bench),
         Format::Html => output.page(bench),
-        format => output.answer(&report::bench::render(bench, format)),
+        Format::Markdown => output.markdown(bench),
+        Format::Text => output.answer(&report::bench::render(bench)),
     }
 }
 
@@ -220,11 +240,11 @@ fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
 fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Bench> {
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let engine = args.engine.engine(args.runtime, output)?;
-    let mut proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
-    proposal.launch.run.fit_target.clone_from(&args.how.fit_target);
+    let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
     let file = File::read(&proposal.launch.model, args.how.synthetic)?;
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
-    let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &file)).collect();
+    let fit = args.how.fit(&proposal, &file, &args.options, &engine)?;
+    let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
     let margin = args.options.machine.margin(&proposal.launch.machine);
     let asking = args.how.asking(suite, margin, args.engine.timeout)?;
     let facts = |notes| Facts {
@@ -263,8 +283,8 @@ impl Baseline {
 }
 
 /// A case of a launch; refused where main memory could not hold it.
-pub fn a_case(name: &str, proposal: &Proposal, file: &File) -> CaseLaunch {
-    let mut case = CaseLaunch::new(name, &proposal.launch, &file.model);
+pub fn a_case(name: &str, proposal: &Proposal, fit: &RunConfig, file: &File) -> CaseLaunch {
+    let mut case = CaseLaunch::new(name, &proposal.launch, fit, &file.model);
     let needs = case.host_needs();
     if let Some(available) = detect::host().available.filter(|available| needs > *available) {
         case.refused.get_or_insert(format!("it needs {needs} of main memory, of which {available} are free"));
@@ -309,7 +329,10 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     environment.endpoint = Some(endpoint.address().to_string());
     match properties.get("build_info").and_then(serde_json::Value::as_str) {
         Some(build) => environment.runtime = Some(runtime_of(build)),
-        None => notes.push("the endpoint does not say which program it is".to_string()),
+        None => notes.push(match endpoint.service() {
+            Some(name) => format!("the endpoint says that it is {name}"),
+            None => "the endpoint does not say which program it is".to_string(),
+        }),
     }
     let weights = facts::weights(args.how.synthetic, None, &[]);
     let asking = args.how.asking(suite, Bytes(0), args.engine.timeout)?;
@@ -326,12 +349,19 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     let samples = || sessions.iter().flat_map(|session| &session.samples);
     if samples().any(|sample| sample.generated_tokens.is_none()) {
         notes.push(
-            "the endpoint does not count tokens (no usage): their number and tg are unknown; --tokenizer counts them"
+            "the endpoint does not count tokens (no usage, or zeros): their number and tg are unknown; --tokenizer counts them"
                 .into(),
         );
     }
     if samples().any(|sample| sample.pp.is_none()) {
         notes.push("the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock".into());
+    }
+    if samples().any(|sample| sample.stream.iter().any(stream::came_at_once)) {
+        notes.push(
+            "streams came in one burst: their first token is their end, and the gaps between deltas say nothing of \
+             generation"
+                .into(),
+        );
     }
     notes.push("memory and load time of an endpoint that is up already are not seen".into());
     let what = "the endpoint as it is".to_string();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde::Serialize;
 
+use super::devices::Document;
 use super::machine::MachineArgs;
 use super::{Outcome, Output};
 use crate::cli::{Format, Global};
@@ -44,43 +45,37 @@ pub struct CalibrateArgs {
     pub seconds: u64,
 }
 
-/// The machine file, and how well it does.
-#[derive(Debug, Serialize)]
-struct Document<'a> {
-    schema: &'static str,
-    #[serde(flatten)]
-    machine: &'a Machine,
-    calibration: Calibration<'a>,
-}
-
 /// How well the constants meet what they were found from.
 #[derive(Debug, Serialize)]
-struct Calibration<'a> {
-    basis: &'a str,
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Calibration {
+    /// What they were found from.
+    basis: String,
     /// Half of the prompt measurements are met within this share.
     prompt_median_error: Option<f64>,
     /// The same of generation.
     generate_median_error: Option<f64>,
-    measurements: &'a [Residual],
+    /// Each measurement beside what the constants say of it.
+    measurements: Vec<Residual>,
 }
 
 /// Runs `devices --calibrate`.
 pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyhow::Result<Outcome> {
+    let margin = machine.margin;
     let machine = machine.machine()?;
     let measured = if args.from.is_empty() { measure(args, &machine, output)? } else { earlier(args, machine)? };
     let basis = samples::basis(&measured.rows);
     let fit = fit::fit(&measured.machine, &measured.samples, &basis)?;
-    let document = Document {
-        schema: "moeplan/devices/1",
-        machine: &fit.machine,
-        calibration: Calibration {
-            basis: &basis,
-            prompt_median_error: fit::median_error(&fit.residuals, Phase::Prompt),
-            generate_median_error: fit::median_error(&fit.residuals, Phase::Generate),
-            measurements: &fit.residuals,
-        },
+    let calibration = Calibration {
+        basis: basis.clone(),
+        prompt_median_error: fit::median_error(&fit.residuals, Phase::Prompt),
+        generate_median_error: fit::median_error(&fit.residuals, Phase::Generate),
+        measurements: fit.residuals.clone(),
     };
     let path = output.global.output.clone().or_else(own_file).context("no folder for settings here: give -o FILE")?;
+    let said = text(&fit, &calibration, &path, output);
+    let margin = margin.unwrap_or_else(|| fit.machine.margin());
+    let document = Document::calibrated(fit.machine, margin, calibration);
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
     }
@@ -89,9 +84,7 @@ pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyh
     let answer = Output { global: Global { output: None, ..output.global.clone() } };
     match output.format() {
         Format::Json => answer.json(&document)?,
-        Format::Text | Format::Markdown | Format::Html => {
-            answer.answer(&text(&fit, &document.calibration, &path, output))?;
-        }
+        Format::Text | Format::Markdown | Format::Html => answer.answer(&said)?,
     }
     Ok(Outcome::Yes)
 }
@@ -241,9 +234,9 @@ fn write_model(name: &str, blocks: Option<u32>, path: &Path, fill: Fill) -> anyh
 }
 
 /// The constants, and how well they do.
-fn text(fit: &Fit, calibration: &Calibration<'_>, path: &Path, output: &Output) -> String {
+fn text(fit: &Fit, calibration: &Calibration, path: &Path, output: &Output) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{}", crate::escape::terminal(calibration.basis));
+    let _ = writeln!(out, "{}", crate::escape::terminal(&calibration.basis));
     for device in &fit.machine.devices {
         let r = prices::device_rates(device);
         let name = device.description.as_deref().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! `devices`: the machine as moeplan sees it, what was learned of it, and both as a file for `--machine`. [I/O]
 
-use super::calibrate::{self, CalibrateArgs};
+use super::calibrate::{self, CalibrateArgs, Calibration};
 use super::machine::{Found, MachineArgs, found};
 use super::{Outcome, Output};
 use crate::bytes::Bytes;
@@ -23,9 +23,10 @@ pub struct Args {
     calibrate: CalibrateArgs,
 }
 
-/// The document: a machine file with its schema's name.
+/// The document `moeplan/devices/1`: a machine file with its schema's name.
 #[derive(Debug, serde::Serialize)]
-struct Document {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Document {
     schema: &'static str,
     #[serde(flatten)]
     machine: Machine,
@@ -43,6 +44,22 @@ struct Document {
     available: Option<Bytes>,
     /// What a plan would leave free on each device.
     margin: Bytes,
+    /// How well its speeds meet what they were found from, after `--calibrate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<Calibration>,
+}
+
+impl Document {
+    /// Of a machine that was just calibrated.
+    pub fn calibrated(machine: Machine, margin: Bytes, calibration: Calibration) -> Self {
+        let found = Found { machine, driver: None, source: None, available: None, processor: None };
+        Self { calibration: Some(calibration), ..Self::of(found, margin) }
+    }
+
+    fn of(found: Found, margin: Bytes) -> Self {
+        let Found { machine, driver, source, available, processor } = found;
+        Self { schema: "moeplan/devices/1", machine, driver, source, processor, available, margin, calibration: None }
+    }
 }
 
 /// Runs `devices`.
@@ -58,11 +75,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     };
     let margin = args.machine.margin(&here.machine);
     match output.format() {
-        Format::Json => {
-            let Found { machine, driver, source, available, processor } = here;
-            let schema = "moeplan/devices/1";
-            output.json(&Document { schema, machine, driver, source, processor, available, margin })?;
-        }
+        Format::Json => output.json(&Document::of(here, margin))?,
         Format::Markdown => output.answer(&report::devices::markdown(&here.machine))?,
         Format::Text | Format::Html => {
             output.answer(&report::devices::text(&here.machine))?;

@@ -1,5 +1,6 @@
 //! Which llama.cpp runs a launch: the flags that say it, shared by `verify`, `run` and what else measures. [I/O]
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Output, interrupt};
+use crate::bytes::Bytes;
 use crate::machine::Isa;
 use crate::runtime::log::Stage;
 use crate::runtime::server::{Limits, Server, Step};
-use crate::runtime::{Embedded, RpcProgram, Runtime};
+use crate::runtime::{Embedded, Launch, RpcProgram, Runtime, nvml};
 
 /// Which llama.cpp, and how long it may take.
 #[derive(Debug, Clone, clap::Args)]
@@ -111,6 +113,14 @@ impl Engine {
             Self::Embedded(_) => crate::runtime::embedded_isa(),
             Self::Server(server) => server.build.isa,
         }
+    }
+
+    /// What every device of a launch has free before anything is started: by the driver, else by what llama.cpp lists.
+    pub fn free(&self, launch: &Launch) -> anyhow::Result<BTreeMap<String, Bytes>> {
+        let listed = self.runtime().devices(&launch.machine.rpc_servers(&launch.run.rpc))?;
+        let mut free: BTreeMap<String, Bytes> = listed.into_iter().map(|device| (device.name, device.free)).collect();
+        free.extend(nvml::devices().into_iter().map(|device| (device.name, device.free)));
+        Ok(free)
     }
 
     /// What messages call it.

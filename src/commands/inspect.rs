@@ -43,7 +43,8 @@ pub struct Args {
 
 /// Several models in one document.
 #[derive(serde::Serialize)]
-struct Several<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Several<'a> {
     schema: &'static str,
     models: &'a [Inspection],
 }

@@ -23,12 +23,14 @@ pub struct Args {
 
 /// The document `moeplan/list/1`.
 #[derive(Debug, Serialize)]
-struct List {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct List {
     schema: &'static str,
     models: Vec<Row>,
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
     #[serde(flatten)]
     model: LocalModel,

@@ -46,7 +46,7 @@ impl MachineArgs {
 
     /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.
     pub fn margin(&self, machine: &Machine) -> Bytes {
-        self.margin.unwrap_or_else(|| evidence::margin(machine))
+        self.margin.unwrap_or_else(|| machine.margin())
     }
 
     /// The machine they describe, or this one.

@@ -32,6 +32,7 @@ use anstyle::AnsiColor;
 use anyhow::Context as _;
 
 use crate::cli::{Format, Global};
+use crate::synth::output::usual_permissions;
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, clap::Parser)]
@@ -129,6 +130,11 @@ impl Output {
         self.answer(&crate::report::html::of_document(document)?)
     }
 
+    /// Writes a document as Markdown: what `report` makes of its JSON.
+    pub fn markdown(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.answer(&crate::report::page::markdown::of_document(document)?)
+    }
+
     /// Says something to the person, on standard error; silent with `-q`.
     pub fn say(&self, text: &str) {
         if !self.global.quiet {
@@ -160,11 +166,8 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         return std::fs::write(path, text).with_context(failed);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).with_context(failed)?;
+    let file = usual_permissions(&mut tempfile::Builder::new()).tempfile_in(folder);
+    let mut file = file.with_context(failed)?;
     file.write_all(text.as_bytes()).with_context(failed)?;
     file.persist(path).map_err(|error| error.error).with_context(failed)?;
     Ok(())
@@ -179,7 +182,7 @@ fn echo(line: &str) {
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     anyhow::ensure!(
         output.format() != Format::Html || command.has_page(),
-        "this command writes no page: --format html is of report, inspect, check, plan, verify, bench and validate"
+        "this command writes no page: --format html is of report, inspect, check, plan, verify, tune, bench and validate"
     );
     match command {
         Command::Devices(args) => devices::run(&args, output),

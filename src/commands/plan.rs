@@ -12,7 +12,7 @@ use crate::escape;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
-use crate::plan::sweep::{Plans, PlansRow, Sweep, Variable};
+use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Variable};
 use crate::plan::{self, Plan, Request};
 use crate::quantize::{Recipe, WhatIf};
 use crate::report;
@@ -36,9 +36,10 @@ pub struct PlanArgs {
     /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// A table of plans over budgets of the first device, or over contexts: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`.
+    /// A table of plans over budgets of the first device, or over contexts: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`;
+    /// given twice, over both.
     #[arg(long, value_name = "WHAT=A..B", conflicts_with = "emit")]
-    pub sweep: Option<Sweep>,
+    pub sweep: Vec<Sweep>,
     /// Print only this, ready to use.
     #[arg(long, value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
@@ -104,13 +105,26 @@ fn make(asked: Asked) -> anyhow::Result<(Model, Plan)> {
 }
 
 /// A table of plans of one model.
-fn sweep(args: &PlanArgs, asked: Asked, sweep: &Sweep, output: &Output) -> anyhow::Result<Outcome> {
+fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, mut machine, request } = asked;
-    if machine.devices.is_empty() && sweep.variable == Variable::Vram {
+    if machine.devices.is_empty() && args.sweep.iter().any(|sweep| sweep.variable == Variable::Vram) {
         let backend = args.options.machine.backend.unwrap_or(Backend::Cuda);
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
-    let mut document = plan::sweep::sweep(&model, &path, &machine, &request, sweep)?;
+    let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable);
+    let mut document = match (args.sweep.as_slice(), of(Variable::Vram), of(Variable::Ctx)) {
+        ([one], ..) => plan::sweep::sweep(&model, &path, &machine, &request, one)?,
+        ([_, _], Some(budgets), Some(contexts)) => {
+            let points = budgets.values.len() * contexts.values.len();
+            anyhow::ensure!(
+                points <= MOST_POINTS,
+                "--sweep: {points} points, {} at most: take larger steps",
+                MOST_POINTS
+            );
+            plan::sweep::grid(&model, &path, &machine, &request, (&budgets.values, &contexts.values))?
+        }
+        _ => anyhow::bail!("--sweep is given once for vram and once for ctx"),
+    };
     document.model.what_if = what_if;
     match output.format() {
         Format::Json => output.json(&document)?,
@@ -120,9 +134,21 @@ fn sweep(args: &PlanArgs, asked: Asked, sweep: &Sweep, output: &Output) -> anyho
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
 }
 
+/// The plans for budgets and contexts around a plan's own, for the page of the plan; `None` where there is nothing to vary.
+fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocument> {
+    let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
+    let (budgets, contexts) = plan::sweep::near(budget, n_ctx, model.hparams.context_length);
+    let request = options.request(model, &plan.machine).ok()?;
+    let axes = (budgets.as_slice(), contexts.as_slice());
+    let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
+    document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
+    document.model.what_if.clone_from(&plan.model.what_if);
+    Some(document)
+}
+
 /// A table of plans of several files, or of what several recipes would make.
 fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
-    anyhow::ensure!(args.emit.is_none() && args.sweep.is_none(), "--emit and --sweep take one MODEL, and one recipe");
+    anyhow::ensure!(args.emit.is_none() && args.sweep.is_empty(), "--emit and --sweep take one MODEL, and one recipe");
     let mut rows = Vec::new();
     for (at, Asked { model, path, what_if, machine, request }) in (0..).zip(all) {
         let mut row = PlansRow::of(&model, &path, &machine, &request, at)?;
@@ -165,8 +191,8 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         Some(one) if all.is_empty() => one,
         last => return compare(args, all.into_iter().chain(last).collect(), output),
     };
-    if let Some(over) = &args.sweep {
-        return sweep(args, one, over, output);
+    if !args.sweep.is_empty() {
+        return sweep(args, one, output);
     }
     let (model, plan) = make(one)?;
     match (args.emit, output.format()) {
@@ -182,7 +208,10 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             }
         }
         (None, Format::Json) => output.json(&plan)?,
-        (None, Format::Html) => output.page(&plan)?,
+        (None, Format::Html) => match near(&model, &plan, &args.options) {
+            Some(others) => output.page(&(&plan, others))?,
+            None => output.page(&plan)?,
+        },
         (None, format) => output.answer(&report::plan::render(&plan, format))?,
     }
     for (device, over) in &plan.check.shortfall {

@@ -7,8 +7,7 @@ use super::rules;
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::plan::solver::{Levers, Objective, Strategy};
-use crate::plan::{ContextChoice, Request, Turn};
+use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
 use crate::run::{RunConfig, Target, build};
 
 /// A budget below this is a slip: a size without its unit is bytes.
@@ -48,13 +47,13 @@ pub struct PlanOptions {
     #[arg(long)]
     pub tensors: bool,
     /// Tokens of the prompt of the turn to plan for.
-    #[arg(long, default_value_t = 4096, value_name = "N")]
+    #[arg(long, default_value_t = Turn::default().prompt, value_name = "N")]
     pub prompt: u32,
     /// Tokens generated in that turn.
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = Turn::default().generate, value_name = "N")]
     pub generate: u32,
     /// Tokens already in the context.
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = Turn::default().depth, value_name = "N")]
     pub depth: u32,
 }
 

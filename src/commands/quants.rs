@@ -16,16 +16,15 @@ use crate::gguf::source::Error;
 use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::plan::solver::{Levers, Objective, Strategy};
-use crate::plan::{self, ContextChoice, Request, Turn};
+use crate::plan::{self, Levers, Request, Strategy};
 use crate::report::table::{Align, Table};
-use crate::run::{RunConfig, Target};
 
 /// Headers read at the same time.
 const PARALLEL: usize = 4;
 
 /// The document `moeplan/quants/1`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quants {
     schema: &'static str,
     repo: String,
@@ -36,6 +35,7 @@ pub struct Quants {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
     /// What to give as MODEL.
     model: String,
@@ -50,6 +50,7 @@ struct Row {
 
 /// Whether it fits, by what may be done with the experts.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Fits {
     /// Tokens of context.
     n_ctx: u32,
@@ -62,6 +63,7 @@ struct Fits {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Fit {
     fits: bool,
     memory: BTreeMap<String, checkup::Row>,
@@ -118,18 +120,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
 fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Bytes) -> Result<Fits, String> {
     let model = Model::from_gguf(opened.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
     let plan = |strategy| {
-        let request = Request {
-            run: RunConfig::default(),
-            context: ContextChoice::Turn,
-            turn: Turn { prompt: 4096, generate: 512, depth: 0 },
-            margin,
-            strategy,
-            objective: Objective::Turn,
-            levers: Levers::default(),
-            target: Target::default(),
-            tensors: false,
-            explain: false,
-        };
+        let request = Request { margin, strategy, levers: Levers::default(), ..Request::of(machine) };
         plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
     };
     let fit = |plan: plan::Plan| Fit {

@@ -20,7 +20,7 @@ const LARGEST: u64 = 256 << 20;
   moeplan report run.json --format html -o run.html
   moeplan report plan-a.json plan-b.json bench.json --title 'Three ways' -o report.md")]
 pub struct Args {
-    /// Documents of inspect, check, plan, verify, bench or validate, or llama-bench's JSON; `-` is standard input.
+    /// Documents of inspect, check, plan, run, verify, tune, bench or validate, or llama-bench's JSON; `-` is standard input.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// What the report is called.

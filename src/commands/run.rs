@@ -49,6 +49,7 @@ pub struct Args {
 
 /// What is said once the server is up.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Launched {
     schema: &'static str,
     /// Where requests go.

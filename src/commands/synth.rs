@@ -79,7 +79,8 @@ fn parse_recipe(text: &str) -> Result<recipe::Recipe, String> {
 
 /// What was written.
 #[derive(Debug, Serialize)]
-struct Document {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Document {
     schema: &'static str,
     spec: String,
     recipe: &'static str,
@@ -177,7 +178,8 @@ fn on_disk(path: &std::path::Path) -> Option<Bytes> {
     }
     #[cfg(not(unix))]
     {
-        std::fs::metadata(path).ok().map(|metadata| Bytes(metadata.len()))
+        let _ = path;
+        None
     }
 }
 
@@ -218,6 +220,7 @@ fn verdict(document: &Document, what: &str) -> String {
 
 /// One row of `--list`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
     name: String,
     architecture: String,
@@ -230,7 +233,8 @@ struct Row {
 }
 
 #[derive(Debug, Serialize)]
-struct List {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct List {
     schema: &'static str,
     models: Vec<Row>,
     recipes: Vec<&'static str>,

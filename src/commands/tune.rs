@@ -23,7 +23,7 @@ use crate::model::Model;
 use crate::report;
 use crate::run::{RunConfig, parse};
 use crate::runtime::server::Server;
-use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload, nvml};
+use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload};
 use crate::speed::Speed;
 use crate::tune::document::{Document, Entry};
 use crate::tune::neighbours::{self, Alternative};
@@ -134,7 +134,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         anyhow::bail!("nothing could be measured{}", why.map_or(String::new(), |why| format!(": {why}")));
     };
     let document = Document {
-        schema: SCHEMA,
+        schema: SCHEMA.to_string(),
         subject: tuning.subject.clone(),
         stopped: if in_time { tuning.race.end() } else { End::Time },
         seconds: begin.elapsed().as_secs_f64(),
@@ -146,7 +146,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     };
     match output.format() {
         Format::Json => output.json(&document)?,
-        format => output.answer(&report::tune::render(&document, format))?,
+        Format::Html => output.page(&document)?,
+        Format::Markdown => output.markdown(&document)?,
+        Format::Text => output.answer(&report::tune::render(&document))?,
     }
     Ok(Outcome::Yes)
 }
@@ -174,7 +176,7 @@ impl Tuning {
         }
         let alternatives = alternatives(&file, &launch.machine)?;
         let request = args.options.request(&model, &launch.machine)?;
-        let fit = neighbours::fit(&launch.run, &request, &launch.machine, &free(&server, launch)?);
+        let fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
         let predicted = Predicted { speed: file.speed, turn_seconds: file.turn_seconds };
         let machine = &launch.machine;
         let mut runs = vec![launch.run.clone(), fit.clone()];
@@ -335,14 +337,6 @@ fn alternatives(file: &PlanFile, machine: &Machine) -> anyhow::Result<Vec<Altern
         found.push(Alternative { what: other.what.clone(), run, predicted });
     }
     Ok(found)
-}
-
-/// What every device has free before anything is started: by the driver, else by what the server lists.
-fn free(server: &Server, launch: &Launch) -> anyhow::Result<BTreeMap<String, Bytes>> {
-    let listed = server.devices(&launch.machine.rpc_servers(&launch.run.rpc))?;
-    let mut free: BTreeMap<String, Bytes> = listed.into_iter().map(|device| (device.name, device.free)).collect();
-    free.extend(nvml::devices().into_iter().map(|device| (device.name, device.free)));
-    Ok(free)
 }
 
 /// Adds a line to the journal and sees it onto the disk.

@@ -26,7 +26,8 @@ use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
 use crate::suite::rounds::rounds;
 use crate::suite::session::Asking;
 use crate::suite::store::{Store, key};
-use crate::suite::{checklist, facts};
+use crate::suite::{checklist, earlier, facts};
+use crate::tune::neighbours;
 
 /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
 #[derive(Debug, clap::Args)]
@@ -73,33 +74,37 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = load(&args.suite)?;
     args.how.apply(&mut suite);
     args.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
-    let named = named(&args.model, &suite)?;
+    let mut named = named(&args.model, &suite)?;
     let engine = args.engine.engine(Runs::Server, output)?;
     let store = Store::new(&args.results)?;
+    for name in store.folders() {
+        let is_new = named.iter().all(|(known, ..)| *known != name);
+        if is_new && earlier::model(&store, &suite, &name).is_some() {
+            named.push((name, None, None));
+        }
+    }
     let shared = Shared { args: &args, suite, engine, store, output };
-    let prerequisites = prerequisites(&shared);
     let mut document = Validation {
         schema: VALIDATION_SCHEMA.to_string(),
         suite: shared.suite.name.clone(),
         description: shared.suite.description.clone(),
         environment: facts::environment(None),
-        prerequisites,
-        models: Vec::new(),
+        prerequisites: prerequisites(&shared),
+        models: named.iter().map(|named| before(&shared, named)).collect(),
         summary: Vec::new(),
     };
-    for (name, expected, path) in named {
-        document.models.push(a_model(&shared, &name, expected.as_ref(), path.as_deref())?);
-        sum_up(&mut document);
-        shared.store.write("validation.json", &serde_json::to_string_pretty(&document)?)?;
+    write_whole(&shared.store, &mut document)?;
+    for (at, named) in named.iter().enumerate() {
+        if let (Some(path), Some(model)) = (file_of(named), document.models.get_mut(at)) {
+            *model = a_model(&shared, named, path)?;
+            write_whole(&shared.store, &mut document)?;
+        }
     }
-    sum_up(&mut document);
-    shared.store.write("validation.json", &serde_json::to_string_pretty(&document)?)?;
-    shared.store.write("validation.md", &report::validation::render(&document, Format::Markdown))?;
-    shared.store.write("validation.html", &report::html::of_document(&document)?)?;
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Html => output.page(&document)?,
-        format => output.answer(&report::validation::render(&document, format))?,
+        Format::Markdown => output.markdown(&document)?,
+        Format::Text => output.answer(&report::validation::render(&document))?,
     }
     output.say(&format!("results are in {}", args.results.display()));
     let ran = document.models.iter().any(|model| model.skipped.is_none());
@@ -108,12 +113,16 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok(if failed { Outcome::No } else { Outcome::Yes })
 }
 
-/// The summary, and in the environment what ran and the devices it was run on.
-fn sum_up(document: &mut Validation) {
+/// Writes the whole as far as it is known, with its summary, and in the environment what ran and on which devices.
+fn write_whole(store: &Store, document: &mut Validation) -> anyhow::Result<()> {
     document.summary = checklist::summary(&document.prerequisites, &document.models);
     if let Some(bench) = document.models.iter().find_map(|model| model.bench.as_ref()) {
         document.environment = bench.environment.clone();
     }
+    store.write("validation.json", &serde_json::to_string_pretty(document)?)?;
+    store.write("validation.md", &report::page::markdown::of_document(document)?)?;
+    store.write("validation.html", &report::html::of_document(document)?)?;
+    Ok(())
 }
 
 /// The built-in suite, or the file.
@@ -206,32 +215,49 @@ fn prerequisites(shared: &Shared<'_>) -> Vec<Item> {
     items
 }
 
+/// The file of a model, where it was named and is there.
+fn file_of((_, _, path): &Named) -> Option<&Path> {
+    path.as_deref().filter(|path| path.exists())
+}
+
+/// A model before it is run: what an earlier run left of it, or why there is nothing.
+fn before(shared: &Shared<'_>, named: &Named) -> ModelValidation {
+    let (name, _, path) = named;
+    if let Some(model) = earlier::model(&shared.store, &shared.suite, name) {
+        if file_of(named).is_none() {
+            shared.output.say(&format!("model {name}: kept from an earlier run"));
+        }
+        return model;
+    }
+    let why = match path {
+        None => format!("its file was not named (--model {name}=PATH)"),
+        Some(path) if !path.exists() => format!("there is no file `{}`", path.display()),
+        Some(_) => "it was not run to its end".to_string(),
+    };
+    let path = path.as_ref().map(|path| path.display().to_string());
+    ModelValidation {
+        name: name.clone(),
+        path,
+        skipped: Some(why),
+        sections: Vec::new(),
+        placements: Vec::new(),
+        bench: None,
+    }
+}
+
 /// One model through all steps. What is wrong with it is in its checklist; only an interruption and a folder that cannot be
 /// written stop the suite.
-fn a_model(
-    shared: &Shared<'_>,
-    name: &str,
-    expected: Option<&SuiteModel>,
-    path: Option<&Path>,
-) -> anyhow::Result<ModelValidation> {
+fn a_model(shared: &Shared<'_>, (name, expected, _): &Named, path: &Path) -> anyhow::Result<ModelValidation> {
     let mut model = ModelValidation {
-        name: name.to_string(),
-        path: path.map(|path| path.display().to_string()),
+        name: name.clone(),
+        path: Some(path.display().to_string()),
         skipped: None,
         sections: Vec::new(),
         placements: Vec::new(),
         bench: None,
     };
-    let Some(path) = path else {
-        model.skipped = Some(format!("its file was not named (--model {name}=PATH)"));
-        return Ok(model);
-    };
-    if !path.exists() {
-        model.skipped = Some(format!("there is no file `{}`", path.display()));
-        return Ok(model);
-    }
     shared.output.say(&format!("model {name}"));
-    match through(shared, &mut model, expected, path) {
+    match through(shared, &mut model, expected.as_ref(), path) {
         Err(error) if interrupt::is_cause(&error) || error.is::<crate::suite::store::Error>() => Err(error),
         Err(error) => {
             let line = item("it can be read, planned and launched", Verdict::Fail, format!("{error:#}"));
@@ -256,23 +282,23 @@ fn through(
     let expectations = expected.map(expectations).transpose()?.flatten();
     let checks = expectations.map(|expectations| expectations.check(&inspection)).transpose()?;
     let architecture = checklist::architecture(checks.as_deref(), &file.weights);
-    store.keep("architecture", &key(&file.facts), &architecture)?;
+    store.keep(earlier::ARCHITECTURE, &key(&file.facts), &architecture)?;
     model.sections.push(architecture);
 
-    let mut proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
-    proposal.launch.run.fit_target.clone_from(&args.how.fit_target);
-    let cases: Vec<CaseLaunch> = suite.cases.iter().map(|name| a_case(name, &proposal, &file)).collect();
+    let proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
+    let fit = args.how.fit(&proposal, &file, &args.options, &shared.engine)?;
+    let cases: Vec<CaseLaunch> = suite.cases.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
     let fits = |case: &CaseLaunch| if case.name == "plan" { Some(proposal.fits()) } else { None };
     model.placements =
         cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect::<Vec<PlacementFacts>>();
-    store.keep("placements", &key(&file.facts), &model.placements)?;
+    store.keep(earlier::PLACEMENTS, &key(&file.facts), &model.placements)?;
 
     let margin = args.options.machine.margin(&proposal.launch.machine);
     let asking = args.how.asking(suite, margin, args.engine.timeout)?;
     let environment = facts::environment(Some(&proposal.launch.machine));
     let mut step = |case: &CaseLaunch, repetition: u32| {
         let name = format!("{}-{repetition}", case.name);
-        let key = step_key(&shared.engine, case, &asking, path);
+        let key = step_key(shared, case, &asking, path);
         if let Some(session) = store.found::<Session>(&name, &key).filter(|session| session.failure.is_none()) {
             shared.output.say(&format!("{}, {repetition} of {}: done before", case.name, suite.repetitions));
             return Ok(session);
@@ -287,42 +313,38 @@ fn through(
     let facts =
         Facts { suite, environment, model: Some(file.facts.clone()), weights: file.weights.clone(), notes: Vec::new() };
     let bench = bench(facts, raw, &Isolated);
-    store.write("bench.json", &serde_json::to_string_pretty(&bench)?)?;
+    store.write(earlier::BENCH, &serde_json::to_string_pretty(&bench)?)?;
     store.write("bench.csv", &csv(&bench))?;
-    model.sections.push(checklist::placements(&model.placements, &bench));
-    model.sections.push(checklist::tests(&bench));
-    model.sections.push(checklist::streaming(&bench));
-    model.sections.push(checklist::memory(&bench));
+    model.sections.extend(checklist::of_bench(&model.placements, &bench));
     model.bench = Some(bench);
     Ok(())
 }
 
-/// Everything that a launch's result depends on. The ports of software devices are others each time.
-fn step_key(engine: &Engine, case: &CaseLaunch, asking: &Asking, path: &Path) -> String {
+/// Everything that a launch's result depends on, but for what changes from day to day: ports of software devices, and the
+/// memory that other programs leave free.
+fn step_key(shared: &Shared<'_>, case: &CaseLaunch, asking: &Asking, path: &Path) -> String {
     #[derive(Serialize)]
+    #[cfg_attr(test, derive(schemars::JsonSchema))]
     struct Of<'a> {
         runtime: String,
-        words: Vec<String>,
+        launch: String,
+        devices: Vec<(&'a str, u64)>,
+        fit_target: &'a [u32],
         threads: u32,
         prompts: &'a [crate::suite::document::Prompt],
         settings: crate::suite::document::Settings,
         bytes: u64,
         modified: u64,
     }
-    let mut words = crate::run::args::args(&case.launch.run);
-    for (at, device) in case.launch.machine.devices.iter().enumerate() {
-        if let Some(endpoint) = device.endpoint() {
-            for word in &mut words {
-                *word = word.replace(endpoint, &format!("device {at}"));
-            }
-        }
-    }
+    let machine = &case.launch.machine;
     let file = std::fs::metadata(path).ok();
     let modified = file.as_ref().and_then(|file| file.modified().ok());
     let since = modified.and_then(|time| time.duration_since(std::time::SystemTime::UNIX_EPOCH).ok());
     key(&Of {
-        runtime: engine.name(),
-        words,
+        runtime: shared.engine.name(),
+        launch: neighbours::id(&case.launch.run, machine),
+        devices: machine.devices.iter().map(|device| (device.name.as_str(), device.total.0)).collect(),
+        fit_target: &shared.args.how.fit_target,
         threads: case.launch.n_threads,
         prompts: &asking.prompts,
         settings: crate::suite::document::Settings { repetitions: 0, ..asking.settings.clone() },

@@ -10,7 +10,8 @@ use crate::run::{FlashAttn, LazyMode, LoadMode, Override, Program, RunConfig, Sp
 
 /// The `moeplan/embedded/1` document.
 #[derive(Debug, Serialize, Deserialize)]
-struct Parameters {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Parameters {
     schema: String,
     /// For `ggml_backend_rpc_add_server`, before the devices are looked up.
     rpc_servers: Vec<String>,
@@ -20,6 +21,7 @@ struct Parameters {
 
 /// `llama_model_params`.
 #[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct ModelParameters {
     /// By name, for `ggml_backend_dev_by_name`; `null` = all.
     devices: Option<Vec<String>>,
@@ -37,6 +39,7 @@ struct ModelParameters {
 
 /// `llama_model_tensor_buft_override`, the buffer type by its name.
 #[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct BufferOverride {
     pattern: String,
     buft: String,
@@ -44,6 +47,7 @@ struct BufferOverride {
 
 /// `llama_context_params`.
 #[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[expect(clippy::struct_excessive_bools, reason = "each is a field of llama.h")]
 struct ContextParameters {
     n_ctx: u32,

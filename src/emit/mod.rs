@@ -4,7 +4,7 @@
 //! nothing is emitted.
 
 mod bench;
-mod embedded;
+pub(crate) mod embedded;
 mod env;
 mod ik;
 mod ini;
@@ -22,7 +22,8 @@ use crate::run::{self, Dialect, ModelSource, Override, ParsedCommand, RunConfig}
 use crate::speed::Turn;
 
 /// The form to write a plan in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Form {
     /// The arguments on one line, for `llama-server -m MODEL $(…)`.
     Args,
@@ -37,7 +38,8 @@ pub enum Form {
 }
 
 /// The program that the form is for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Runner {
     /// The server.
     #[default]

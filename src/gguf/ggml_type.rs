@@ -102,6 +102,18 @@ impl fmt::Display for GgmlType {
     }
 }
 
+#[cfg(test)]
+impl schemars::JsonSchema for GgmlType {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "GgmlType".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let names: Vec<&str> = TYPES.iter().map(|row| row.name).collect();
+        schemars::json_schema!({ "description": "A tensor type of ggml, by its name there.", "type": "string", "examples": names })
+    }
+}
+
 impl Serialize for GgmlType {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.0.name)

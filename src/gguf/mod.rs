@@ -14,13 +14,22 @@
     )
 )]
 
+#[doc(hidden)]
 pub mod cursor;
+#[doc(hidden)]
 pub mod error;
+#[doc(hidden)]
 pub mod ggml_type;
+#[doc(hidden)]
 pub mod reader;
+#[doc(hidden)]
 pub mod shards;
+#[doc(hidden)]
+pub mod sparse;
 pub mod source;
+#[doc(hidden)]
 pub mod window;
+#[doc(hidden)]
 pub mod writer;
 
 use std::collections::BTreeMap;
@@ -145,6 +154,7 @@ pub struct Gguf {
 
 /// One file of a model.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFile {
     /// As opened.
     pub path: PathBuf,
@@ -177,6 +187,7 @@ pub type Metadata = BTreeMap<String, Value>;
 
 /// Byte order of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ByteOrder {
     /// The usual one.

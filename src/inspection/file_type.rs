@@ -25,6 +25,7 @@ pub struct FileType {
 
 /// Where the name of a file type comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
     /// `general.file_type`, and its tensors agree.

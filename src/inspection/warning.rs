@@ -10,6 +10,7 @@ use crate::rules::{self, Role};
 
 /// One warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Warning {
     /// Stable, for programs.
     pub code: &'static str,

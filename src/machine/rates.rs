@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What one device does, alone and with the host. All figures are effective ones: what llama.cpp gets, not what a data sheet says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DeviceRates {
     /// Weights read for one token, and passed over once a micro-batch: GB/s (10^9).
@@ -34,6 +35,7 @@ pub struct DeviceRates {
 
 /// What the host does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HostRates {
     /// Main memory read by all threads together: GB/s (10^9).

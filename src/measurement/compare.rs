@@ -58,6 +58,7 @@ impl<'a> Seen<'a> {
 
 /// One quantity of the comparison, in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Row {
     /// `CUDA0.compute`.
     pub quantity: String,

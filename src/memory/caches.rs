@@ -57,6 +57,7 @@ pub struct CacheLayer {
 
 /// What a cache is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CacheKind {
     /// Keys and values (or MLA latents) of layers that see the whole context.
@@ -83,6 +84,7 @@ pub enum CacheKind {
 
 /// llama.cpp's classes of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum MemoryClass {
     /// No memory: encoders and diffusion models.

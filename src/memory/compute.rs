@@ -19,6 +19,7 @@ use crate::run::{ContextNumbers, FlashAttn, RunConfig, SplitMode};
 
 /// Where a compute figure comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Basis {
     /// The graph of this architecture was laid out and allocated as llama.cpp b11434 does.

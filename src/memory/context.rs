@@ -102,6 +102,7 @@ pub fn bytes_by_device(
 
 /// What a model's context costs at `-np 1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ContextPerToken {
     /// What one more token of `-c` adds, rounded up (deepseek4's compressed caches grow by a fraction of a cell).
     pub per_token: Bytes,

@@ -33,6 +33,7 @@ pub const HOST: &str = "Host";
 
 /// Memory of one device (or `Host`, or another buffer type) by term.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryBreakdown {
     /// Weights.
     pub model: Bytes,
@@ -72,6 +73,7 @@ pub struct Prediction {
 
 /// Where one figure of a prediction comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Basis {
     /// Which figure: `CUDA0.overhead`, `context`.
     pub quantity: String,

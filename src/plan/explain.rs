@@ -15,12 +15,14 @@ use crate::gguf::GgmlType;
 use crate::machine::Machine;
 use crate::memory::{HOST, MemoryBreakdown};
 use crate::model::Model;
+use crate::number::signed;
 use crate::rules::Role;
 use crate::run::{LoadMode, RunConfig, args};
 use crate::speed::{Speed, Term};
 
 /// Another launch beside the one that is proposed.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Alternative {
     /// What differs: `-ub 1024`, `one more block on CUDA0`.
     pub what: String,
@@ -47,6 +49,7 @@ pub struct Alternative {
 
 /// One term of the fullest device, and what would make it smaller.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// Which: `context on CUDA0`.
     pub term: String,
@@ -62,6 +65,7 @@ pub struct Explanation {
 
 /// What is said beside the plan.
 #[derive(Debug, Clone, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Why {
     /// Other launches.
     pub alternatives: Vec<Alternative>,
@@ -285,7 +289,11 @@ impl Subject<'_> {
                 let saves = total(self.candidate).unwrap_or_default().saturating_sub(total(&other).unwrap_or_default());
                 let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
                 let quality = if ubatch { "" } else { ", and precision of the cache" };
-                (fix, saves, format!("{:+.1}% of the turn's time with the same placement{quality}", change * 100.0))
+                (
+                    fix,
+                    saves,
+                    format!("{}% of the turn's time with the same placement{quality}", signed(change * 100.0, 1)),
+                )
             }
             Err(error) => (String::new(), Bytes(0), error.to_string()),
         }

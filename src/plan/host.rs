@@ -16,6 +16,7 @@ const PER_TOKEN: u64 = 512;
 
 /// Main memory beyond the table, in bytes; all but the first two are taken as the server is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostNeeds {
     /// The program, its vocabulary and graphs.
     pub process: Bytes,

@@ -2,16 +2,22 @@
 
 mod choose;
 mod context;
+#[doc(hidden)]
 pub mod experts;
 mod expert_cache;
 pub mod explain;
 mod explore;
+#[doc(hidden)]
 pub mod host;
+#[doc(hidden)]
 pub mod patterns;
+#[doc(hidden)]
 pub mod rule_file;
+#[doc(hidden)]
 pub mod solver;
 mod split;
 mod stage;
+#[doc(hidden)]
 pub mod sweep;
 
 use std::collections::BTreeMap;
@@ -34,7 +40,8 @@ pub use crate::speed::Turn;
 pub use context::ContextChoice;
 use explain::{Subject, Why};
 use host::HostNeeds;
-use solver::{Candidate, Computes, Levers, Objective, Problem, Strategy};
+use solver::{Candidate, Computes, Problem};
+pub use solver::{Levers, Objective, Strategy};
 
 /// What is asked of the planner.
 #[derive(Debug, Clone)]
@@ -63,6 +70,7 @@ pub struct Request {
 
 /// The `moeplan/plan/1` document: everything of `check` for the proposed command, and the command.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plan {
     /// What `check` answers for the command, under this document's own schema name.
     #[serde(flatten)]
@@ -100,6 +108,7 @@ pub struct Plan {
 
 /// Which model a plan is for.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelSummary {
     /// As the user named it.
     pub path: String,
@@ -120,6 +129,7 @@ pub struct ModelSummary {
 
 /// Where the routed experts are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExpertSplit {
     /// On any device.
     pub routed_expert_bytes_on_devices: Bytes,
@@ -157,6 +167,23 @@ pub enum Error {
 }
 
 impl Request {
+    /// What `moeplan plan` asks without flags: the usual turn, a context with room for it, every choice the planner's, and
+    /// free on each device what was learned of `machine`.
+    pub fn of(machine: &Machine) -> Self {
+        Self {
+            run: RunConfig::default(),
+            context: ContextChoice::Turn,
+            turn: Turn::default(),
+            margin: machine.margin(),
+            strategy: Strategy::Auto,
+            objective: Objective::Turn,
+            levers: Levers::unasked(),
+            target: Target::default(),
+            tensors: false,
+            explain: false,
+        }
+    }
+
     /// The problem that the request poses.
     pub fn problem<'a>(&self, model: &'a Model, machine: &'a Machine) -> Problem<'a> {
         self.problem_with(model, machine, &Computes::default())

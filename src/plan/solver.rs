@@ -18,7 +18,9 @@ use crate::run::RunConfig;
 use crate::speed::{self, Case, Estimate, Turn};
 
 /// What the planner may do with the routed experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// As many whole blocks on the devices as fit, then single tensors of one more; where even none of them fits, dense
@@ -35,7 +37,9 @@ pub enum Strategy {
 }
 
 /// What the best launch is best at.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
     /// The time of a turn: prompt ÷ pp + generated ÷ tg, at its depth.
@@ -69,6 +73,22 @@ pub struct Levers {
     pub cache_ram: bool,
     /// `--moe-cache-mib`.
     pub expert_cache: bool,
+}
+
+impl Levers {
+    /// What a planner may choose without being asked: all but quantized caches and the expert cache.
+    pub fn unasked() -> Self {
+        Self {
+            ubatch: true,
+            batch: true,
+            load_mode: true,
+            cache_types: false,
+            threads: true,
+            op_offload: true,
+            cache_ram: true,
+            expert_cache: false,
+        }
+    }
 }
 
 /// Compute buffers that were predicted before, by all that they depend on: budgets are not among it, so a sweep shares them.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::solver::{Candidate, Computes};
 use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request, expert_split};
-use crate::bytes::Bytes;
+use crate::bytes::{Bytes, GIB};
 use crate::checkup::Row;
 use crate::machine::Machine;
 use crate::model::Model;
@@ -14,12 +14,13 @@ use crate::run::{LoadMode, args};
 use crate::speed::Speed;
 
 /// The most points of one sweep.
-const MOST_POINTS: u64 = 256;
+pub const MOST_POINTS: usize = 256;
 /// About as many points where no step is given.
 const USUAL_POINTS: u64 = 32;
 
 /// What a sweep varies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Variable {
     /// The first device's budget, in bytes.
@@ -79,7 +80,7 @@ fn tokens(text: &str) -> Result<u64, String> {
 }
 
 fn stepped(from: u64, to: u64, step: u64) -> Result<Vec<u64>, String> {
-    if (to - from) / step >= MOST_POINTS {
+    if (to - from) / step >= MOST_POINTS as u64 {
         return Err(format!("more than {MOST_POINTS} points: take a larger step"));
     }
     let step = usize::try_from(step).map_err(|_| "the step is too large".to_string())?;
@@ -102,6 +103,7 @@ fn doubled(from: u64, to: u64) -> Vec<u64> {
 
 /// One plan of many, without its check.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Point {
     /// What varies: bytes, tokens, or which file.
     pub value: u64,
@@ -152,6 +154,7 @@ impl Point {
 
 /// The `moeplan/sweep/1` document.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SweepDocument {
     /// Name and version.
     pub schema: &'static str,
@@ -161,7 +164,13 @@ pub struct SweepDocument {
     pub machine: Machine,
     /// What varies.
     pub variable: Variable,
-    /// In rising order.
+    /// The contexts that are planned for each budget, in tokens, rising; empty where one thing varies.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contexts: Vec<u64>,
+    /// Which point is the plan that the others are around, from 0; null where none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<usize>,
+    /// In rising order; of budgets and contexts, all contexts of the first budget first.
     pub points: Vec<Point>,
 }
 
@@ -173,31 +182,104 @@ pub fn sweep(
     request: &Request,
     sweep: &Sweep,
 ) -> Result<SweepDocument, Error> {
-    let computes = Computes::default();
-    let mut points = Vec::with_capacity(sweep.values.len());
-    for value in &sweep.values {
-        let (mut machine, mut request) = (machine.clone(), request.clone());
-        let label = match sweep.variable {
+    Subject { model, path, machine, request }.sweep(sweep)
+}
+
+/// A plan for every context, in tokens, at every budget of the first device, in bytes.
+pub fn grid(
+    model: &Model,
+    path: &str,
+    machine: &Machine,
+    request: &Request,
+    (budgets, contexts): (&[u64], &[u64]),
+) -> Result<SweepDocument, Error> {
+    Subject { model, path, machine, request }.grid(budgets, contexts)
+}
+
+/// What every point of a sweep shares.
+struct Subject<'a> {
+    model: &'a Model,
+    path: &'a str,
+    machine: &'a Machine,
+    request: &'a Request,
+}
+
+impl Subject<'_> {
+    fn sweep(&self, sweep: &Sweep) -> Result<SweepDocument, Error> {
+        let computes = Computes::default();
+        let point = |value: &u64| self.point(self.request, (sweep.variable, *value), &computes);
+        let points = sweep.values.iter().map(point).collect::<Result<_, _>>()?;
+        Ok(self.document(sweep.variable, Vec::new(), points))
+    }
+
+    fn grid(&self, budgets: &[u64], contexts: &[u64]) -> Result<SweepDocument, Error> {
+        let computes = Computes::default();
+        let mut points = Vec::with_capacity(budgets.len() * contexts.len());
+        for budget in budgets {
+            for context in contexts {
+                let request = Request { context: context_of(*context), ..self.request.clone() };
+                points.push(self.point(&request, (Variable::Vram, *budget), &computes)?);
+            }
+        }
+        Ok(self.document(Variable::Vram, contexts.to_vec(), points))
+    }
+
+    fn point(
+        &self,
+        request: &Request,
+        (variable, value): (Variable, u64),
+        computes: &Computes,
+    ) -> Result<Point, Error> {
+        let (mut machine, mut request) = (self.machine.clone(), request.clone());
+        let label = match variable {
             Variable::Vram => {
                 if let Some(device) = machine.devices.first_mut() {
-                    (device.total, device.free) = (Bytes(*value), Bytes(*value));
+                    (device.total, device.free) = (Bytes(value), Bytes(value));
                 }
-                Bytes(*value).to_string()
+                Bytes(value).to_string()
             }
             Variable::Ctx => {
-                request.context = ContextChoice::Fixed(u32::try_from(*value).unwrap_or(u32::MAX));
+                request.context = context_of(value);
                 value.to_string()
             }
         };
-        let candidate = super::solve_with(model, &machine, &request, &computes)?;
-        points.push(Point::of(model, &machine, &candidate, *value, label));
+        let candidate = super::solve_with(self.model, &machine, &request, computes)?;
+        Ok(Point::of(self.model, &machine, &candidate, value, label))
     }
-    let model = super::summary(model, path);
-    Ok(SweepDocument { schema: "moeplan/sweep/1", model, machine: machine.clone(), variable: sweep.variable, points })
+
+    fn document(&self, variable: Variable, contexts: Vec<u64>, points: Vec<Point>) -> SweepDocument {
+        let model = super::summary(self.model, self.path);
+        let machine = self.machine.clone();
+        SweepDocument { schema: "moeplan/sweep/1", model, machine, variable, contexts, asked: None, points }
+    }
+}
+
+/// GiB that cards have.
+const CARDS: [u64; 14] = [4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96];
+
+/// What a reader of a plan may ask next: budgets that cards have on both sides of the plan's own, in bytes, and contexts from half
+/// to four times the plan's, in tokens, as far as the model was trained.
+pub fn near(budget: Bytes, n_ctx: u32, trained: u32) -> (Vec<u64>, Vec<u64>) {
+    let own = budget.0;
+    let cards = || CARDS.iter().map(|gib| gib * GIB);
+    let below = cards().rev().filter(|card| *card < own).take(3);
+    let above = cards().filter(|card| *card > own).take(3);
+    let mut budgets: Vec<u64> = below.chain([own]).chain(above).filter(|bytes| *bytes > 0).collect();
+    budgets.sort_unstable();
+    let own = u64::from(n_ctx);
+    let others = [own / 2, own * 2, own * 4].into_iter().filter(|n| *n >= 1024 && *n <= u64::from(trained));
+    let mut contexts: Vec<u64> = others.chain([own]).collect();
+    contexts.sort_unstable();
+    (budgets, contexts)
+}
+
+fn context_of(tokens: u64) -> ContextChoice {
+    ContextChoice::Fixed(u32::try_from(tokens).unwrap_or(u32::MAX))
 }
 
 /// The `moeplan/plans/1` document: several files on one machine.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plans {
     /// Name and version.
     pub schema: &'static str,
@@ -209,6 +291,7 @@ pub struct Plans {
 
 /// One file of several.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlansRow {
     /// Which model.
     pub model: ModelSummary,
@@ -235,7 +318,15 @@ impl PlansRow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bytes::GIB;
+
+    #[test]
+    fn what_is_near_a_plan_has_it_in_its_middle() {
+        let (budgets, contexts) = near(Bytes(24 * GIB), 8192, 20_000);
+        assert_eq!(budgets, [12, 16, 20, 24, 32, 40, 48].map(|gib| gib * GIB));
+        assert_eq!(contexts, [4096, 8192, 16384]);
+        assert_eq!(near(Bytes(5 * GIB), 512, 0), ([4, 5, 6, 8, 10].map(|gib| gib * GIB).to_vec(), vec![512]));
+        assert_eq!(near(Bytes(200 * GIB), 4096, 4096).0.last(), Some(&(200 * GIB)));
+    }
 
     #[test]
     fn ranges_are_read() {

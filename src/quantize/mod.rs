@@ -141,6 +141,7 @@ impl Facts {
 
 /// Whether the file needs an importance matrix, and has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Imatrix {
     /// None is given and none is needed.
@@ -166,6 +167,7 @@ pub struct Prediction {
 
 /// How a model that does not exist would be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WhatIf {
     /// As `llama-quantize` names it.
     pub recipe: &'static str,

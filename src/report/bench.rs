@@ -1,75 +1,61 @@
 //! A bench for people: what each case took, how fast it was, how sound its streams and how right its answers.
 
+use super::page::memory::size;
+use super::page::speed::Unit;
 use super::table::{Align, Table};
-use crate::cli::Format;
+use crate::bytes::Bytes;
 use crate::escape;
 use crate::measurement::Spread;
 use crate::memory::HOST;
+use crate::number::{fixed, seconds, typeset};
 use crate::suite::bench::on_devices;
 use crate::suite::document::{Bench, Case, Item, Mode, Quality, Session, SpeedRow, Verdict};
 
-/// As text or as Markdown.
-pub fn render(bench: &Bench, format: Format) -> String {
-    let page = Page { is_markdown: format == Format::Markdown };
-    let mut out = page.title(1, &title(bench));
-    out += &page.table(&cases(bench));
-    let failures = failures(bench);
-    out += &page.list(&failures);
+/// What stands where nothing was measured.
+const UNKNOWN: &str = "not known";
+
+/// For a terminal; a page of it is `page::of`.
+pub fn render(bench: &Bench) -> String {
+    let mut out = heading(&title(bench)) + &cases(bench).text() + "\n" + &list(&failures(bench));
     for (name, table) in [("Prompts", prompts(bench)), ("Depth", depths(bench)), ("Savings", savings(bench))] {
         if !table.is_empty() {
-            out += &page.title(2, name);
-            out += &page.table(&table);
+            out += &(heading(name) + &table.text() + "\n");
         }
     }
     for (name, (table, failures)) in [("Streams", streams(bench)), ("Answers", answers(bench))] {
         if !table.is_empty() {
-            out += &page.title(2, name);
-            out += &page.table(&table);
-            out += &page.list(&failures);
+            out += &(heading(name) + &table.text() + "\n" + &list(&failures));
         }
     }
-    let mut notes: Vec<String> = bench.notes.clone();
-    notes.push(format!("weights: {}", bench.weights.basis));
+    let weights = format!("weights: {}", bench.weights.basis);
+    let notes: Vec<String> = notes(bench).into_iter().chain([weights]).collect();
+    out + &heading("Notes") + &list(&notes)
+}
+
+/// The tables that sum a bench up: its cases, then savings and depths where there are any.
+pub fn summary(bench: &Bench) -> String {
+    let tables = [cases(bench), savings(bench), depths(bench)];
+    tables.iter().filter(|table| !table.is_empty()).map(|table| table.text() + "\n").collect()
+}
+
+/// A heading and a line feed.
+pub fn heading(text: &str) -> String {
+    format!("{}\n", escape::terminal(text))
+}
+
+/// A list and a blank line; nothing without lines.
+fn list(lines: &[String]) -> String {
+    let line = |text: &String| format!("- {}\n", escape::terminal(text));
+    if lines.is_empty() { String::new() } else { lines.iter().map(line).collect::<String>() + "\n" }
+}
+
+/// What to know of it: its own notes, then those of its launches, each once.
+pub fn notes(bench: &Bench) -> Vec<String> {
     let mut seen: Vec<String> =
-        bench.cases.iter().flat_map(|case| &case.sessions).flat_map(|s| s.notes.clone()).collect();
+        bench.cases.iter().flat_map(|case| &case.sessions).flat_map(|session| session.notes.clone()).collect();
     seen.sort();
     seen.dedup();
-    notes.extend(seen);
-    out + &page.title(2, "Notes") + &page.list(&notes)
-}
-
-/// Text or Markdown.
-#[derive(Debug, Clone, Copy)]
-pub struct Page {
-    /// Markdown rather than text.
-    pub is_markdown: bool,
-}
-
-impl Page {
-    /// A heading and a blank line.
-    pub fn title(self, level: usize, text: &str) -> String {
-        if self.is_markdown {
-            format!("{} {}\n\n", "#".repeat(level), escape::markdown(text))
-        } else {
-            format!("{}\n", escape::terminal(text))
-        }
-    }
-
-    /// A table and a blank line.
-    pub fn table(self, table: &Table) -> String {
-        if self.is_markdown { table.markdown() + "\n" } else { table.text() + "\n" }
-    }
-
-    /// A list and a blank line; nothing without lines.
-    pub fn list(self, lines: &[String]) -> String {
-        if lines.is_empty() {
-            return String::new();
-        }
-        let line =
-            |text: &String| if self.is_markdown { escape::markdown(text) } else { escape::terminal(text).into_owned() };
-        let lines: Vec<String> = lines.iter().map(|text| format!("- {}", line(text))).collect();
-        lines.join("\n") + "\n\n"
-    }
+    bench.notes.iter().cloned().chain(seen).collect()
 }
 
 fn title(bench: &Bench) -> String {
@@ -79,56 +65,68 @@ fn title(bench: &Bench) -> String {
         (None, None) => "a model".to_string(),
     };
     let runtime = bench.environment.runtime.as_ref().map(|runtime| format!(" on llama.cpp b{}", runtime.build));
-    let times = bench.settings.repetitions;
-    format!("Bench of {what}{}, {times} times", runtime.unwrap_or_default())
+    format!("Bench of {what}{}, {}", runtime.unwrap_or_default(), asked(bench))
 }
 
-fn spread(value: Option<Spread>, digits: usize) -> String {
-    match value {
-        None => "unknown".to_string(),
-        Some(Spread { mean, n: 1, .. }) => format!("{mean:.digits$}"),
-        Some(Spread { mean, stddev, .. }) => format!("{mean:.digits$} ± {stddev:.digits$}"),
+/// How often it was asked, and how long answers may be.
+pub fn asked(bench: &Bench) -> String {
+    let times = format!("{} times", bench.settings.repetitions);
+    let most = || bench.prompts.iter().map(|prompt| prompt.max_tokens);
+    match (most().min(), most().max()) {
+        (Some(low), Some(high)) if low == high => format!("{times}, answers of at most {high} tokens"),
+        (Some(low), Some(high)) => format!("{times}, answers of at most {low} to {high} tokens"),
+        _ => times,
     }
 }
 
-/// Seconds as milliseconds.
-fn milliseconds(value: Option<Spread>) -> String {
-    let thousand = |value: Spread| Spread { mean: 1000.0 * value.mean, stddev: 1000.0 * value.stddev, ..value };
-    spread(value.map(thousand), 1)
+/// A mean and its spread, or that nobody knows it.
+fn shown(value: Option<Spread>, unit: Unit) -> String {
+    value.map_or_else(|| UNKNOWN.to_string(), |value| unit.spread(value))
 }
 
-fn over_all(case: &Case) -> Option<&SpeedRow> {
+/// Tokens per second.
+fn rate(value: Option<Spread>) -> String {
+    shown(value, Unit::TokensPerSecond)
+}
+
+/// Seconds.
+fn time(value: Option<Spread>) -> String {
+    shown(value, Unit::Seconds)
+}
+
+/// The row over all prompts: of streams where there are any.
+pub fn overall(case: &Case) -> Option<&SpeedRow> {
     let row = |mode| case.speed.iter().find(|row| row.prompt.is_none() && row.mode == mode);
     row(Mode::Stream).or_else(|| row(Mode::Whole))
 }
 
 /// One line a case: over all prompts, streamed where they were.
-fn cases(bench: &Bench) -> Table {
+pub fn cases(bench: &Bench) -> Table {
     let mut table = Table::new(&[
         ("case", Align::Left),
-        ("load s", Align::Right),
+        ("load", Align::Right),
         ("devices", Align::Right),
         ("host", Align::Right),
-        ("pp tokens/s", Align::Right),
-        ("tg tokens/s", Align::Right),
-        ("first token ms", Align::Right),
-        ("total s", Align::Right),
+        ("pp", Align::Right),
+        ("tg", Align::Right),
+        ("first token", Align::Right),
+        ("in all", Align::Right),
     ]);
     for case in &bench.cases {
         let measured = case.sessions.iter().find(|session| !session.memory.is_empty());
-        let devices = measured.and_then(on_devices).map_or("unknown".to_string(), |bytes| bytes.to_string());
-        let host = measured.and_then(host_of).unwrap_or_else(|| "unknown".to_string());
-        let speed = over_all(case);
-        let loads = if case.command.is_some() { spread(case.load_seconds, 2) } else { "was up".to_string() };
+        let devices = measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size);
+        let host = measured.and_then(host_of).unwrap_or_else(|| UNKNOWN.to_string());
+        let speed = overall(case);
+        let loads = if case.command.is_some() { time(case.load_seconds) } else { "was up".to_string() };
         table.row([
             case.name.clone(),
             loads,
             devices,
             host,
-            spread(speed.and_then(|row| row.pp), 1),
-            spread(speed.and_then(|row| row.tg), 2),
-            milliseconds(speed.and_then(|row| row.first_token_seconds)),
-            spread(speed.and_then(|row| row.total_seconds), 2),
+            rate(speed.and_then(|row| row.pp)),
+            rate(speed.and_then(|row| row.tg)),
+            time(speed.and_then(|row| row.first_token_seconds)),
+            time(speed.and_then(|row| row.total_seconds)),
         ]);
     }
     table
@@ -138,10 +136,11 @@ fn host_of(session: &Session) -> Option<String> {
     let row = session.memory.get(HOST)?.terms;
     let own = row.model + row.context + row.compute;
     let mapped = session.mapped_span;
-    Some(if mapped.0 > 0 { format!("{own}, {mapped} mapped") } else { own.to_string() })
+    Some(if mapped.0 > 0 { format!("{}, {mapped} mapped", size(own)) } else { size(own) })
 }
 
-fn failures(bench: &Bench) -> Vec<String> {
+/// Why launches and answers failed.
+pub fn failures(bench: &Bench) -> Vec<String> {
     let line = |session: &Session| Some(format!("{}: {}", session.case, session.failure.as_ref()?));
     let mut lines: Vec<String> = bench.cases.iter().flat_map(|case| &case.sessions).filter_map(line).collect();
     let of_samples = |session: &Session| -> Vec<String> {
@@ -153,16 +152,17 @@ fn failures(bench: &Bench) -> Vec<String> {
     lines
 }
 
-fn prompts(bench: &Bench) -> Table {
+/// Every prompt of every case, whole and streamed.
+pub fn prompts(bench: &Bench) -> Table {
     let mut table = Table::new(&[
         ("case", Align::Left),
         ("prompt", Align::Left),
         ("answer", Align::Left),
         ("tokens", Align::Right),
-        ("pp tokens/s", Align::Right),
-        ("tg tokens/s", Align::Right),
-        ("first token ms", Align::Right),
-        ("gap ms: median", Align::Right),
+        ("pp", Align::Right),
+        ("tg", Align::Right),
+        ("first token", Align::Right),
+        ("gap: median", Align::Right),
         ("95%", Align::Right),
         ("longest", Align::Right),
     ]);
@@ -174,13 +174,13 @@ fn prompts(bench: &Bench) -> Table {
                 case.name.clone(),
                 row.prompt.clone().unwrap_or_default(),
                 if is_stream { "streamed" } else { "whole" }.to_string(),
-                spread(row.generated_tokens, 0),
-                spread(row.pp, 1),
-                spread(row.tg, 2),
-                of_stream(milliseconds(row.first_token_seconds)),
-                of_stream(milliseconds(row.gap_median)),
-                of_stream(milliseconds(row.gap_p95)),
-                of_stream(row.gap_max.map_or("unknown".to_string(), |gap| format!("{:.1}", 1000.0 * gap))),
+                row.generated_tokens.map_or_else(|| UNKNOWN.to_string(), |tokens| fixed(tokens.mean, 0)),
+                rate(row.pp),
+                rate(row.tg),
+                of_stream(time(row.first_token_seconds)),
+                of_stream(time(row.gap_median)),
+                of_stream(time(row.gap_p95)),
+                of_stream(row.gap_max.map_or_else(|| UNKNOWN.to_string(), seconds)),
             ]);
         }
     }
@@ -191,42 +191,49 @@ fn depths(bench: &Bench) -> Table {
     let mut table = Table::new(&[
         ("case", Align::Left),
         ("depth", Align::Right),
-        ("pp tokens/s", Align::Right),
-        ("tg tokens/s", Align::Right),
-        ("first token ms", Align::Right),
+        ("pp", Align::Right),
+        ("tg", Align::Right),
+        ("first token", Align::Right),
     ]);
     for case in &bench.cases {
         for row in &case.depths {
             table.row([
                 case.name.clone(),
                 row.depth.to_string(),
-                spread(row.pp, 1),
-                spread(row.tg, 2),
-                milliseconds(row.first_token_seconds),
+                rate(row.pp),
+                rate(row.tg),
+                time(row.first_token_seconds),
             ]);
         }
     }
     table
 }
 
-fn savings(bench: &Bench) -> Table {
+/// What the first case takes less than its baselines, and what that costs.
+pub fn savings(bench: &Bench) -> Table {
     let mut table = Table::new(&[
-        ("beside", Align::Left),
+        ("baseline", Align::Left),
         ("by", Align::Left),
-        ("devices", Align::Right),
-        ("baseline", Align::Right),
+        ("this", Align::Right),
+        ("baseline's", Align::Right),
         ("saved", Align::Right),
+        ("", Align::Right),
         ("tg", Align::Right),
         ("pp", Align::Right),
     ]);
     for saving in &bench.savings {
-        let ratio = |ratio: Option<f64>| ratio.map_or("unknown".to_string(), |ratio| format!("{ratio:.2}×"));
+        let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
         table.row([
             saving.baseline.clone(),
             saving.by.clone(),
-            saving.bytes.to_string(),
-            saving.baseline_bytes.to_string(),
-            saving.saved_percent.map_or("unknown".to_string(), |percent| format!("{percent:.1}%")),
+            size(saving.bytes),
+            size(saving.baseline_bytes),
+            format!(
+                "{}{}",
+                if saving.saved_bytes < 0 { "−" } else { "" },
+                size(Bytes(saving.saved_bytes.unsigned_abs()))
+            ),
+            saving.saved_percent.map(|percent| format!("{}%", typeset(&fixed(percent, 1)))).unwrap_or_default(),
             ratio(saving.tg_ratio),
             ratio(saving.pp_ratio),
         ]);
@@ -290,10 +297,4 @@ fn grid(bench: &Bench, name: &str, rows: &dyn Fn(&Case) -> Vec<(String, Verdict)
         table.row([what.clone()].into_iter().chain(by_case.iter().map(verdict)));
     }
     table
-}
-
-/// The tables that sum a bench up: its cases, then savings and depths where there are any.
-pub fn summary_tables(bench: &Bench) -> Vec<Table> {
-    let tables = [cases(bench), savings(bench), depths(bench)];
-    tables.into_iter().filter(|table| !table.is_empty()).collect()
 }

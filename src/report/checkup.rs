@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use super::bar::bar;
-use super::number::{share, thousands};
 use super::table::{Align, Table};
 use crate::bytes::Bytes;
 use crate::checkup::{Checkup, Severity};
 use crate::escape;
+use crate::number::{share, thousands};
 
 /// Columns of a bar.
 const BAR: usize = 20;

@@ -1,7 +1,6 @@
 //! A machine for people: its devices, its host, and what was measured of them.
 
 use super::table::{Align, Table};
-use crate::evidence;
 use crate::machine::Machine;
 use crate::memory::overhead::overhead;
 
@@ -56,9 +55,12 @@ fn learned(machine: &Machine) -> Table {
     let mut table = Table::new(&columns);
     for device in &machine.devices {
         let known = overhead(device, UBATCH);
-        let margin =
-            device.calibration.as_ref().map_or(evidence::MARGIN_UNCALIBRATED, |calibration| calibration.margin);
-        table.row([device.name.clone(), known.peak.to_string(), margin.to_string(), known.source.into_owned()]);
+        table.row([
+            device.name.clone(),
+            known.peak.to_string(),
+            device.margin().to_string(),
+            known.source.into_owned(),
+        ]);
     }
     table
 }

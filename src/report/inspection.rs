@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::bar::bar;
-use super::number::{counted, parameters, percent, share, small_size, thousands};
 use super::table::{Align, Table};
 use crate::bytes::Bytes;
 use crate::escape;
 use crate::gguf::ByteOrder;
 use crate::inspection::{Basis, Inspection, TypeCount};
+use crate::number::{counted, parameters, percent, share, small_size, thousands};
 use crate::rules::Role;
 
 /// Columns of a bar.

@@ -6,6 +6,7 @@ use super::table::{Align, Table};
 use crate::bytes::Bytes;
 use crate::escape;
 use crate::measurement::{Measurement, Row, Spread};
+use crate::number::fixed;
 
 /// For a terminal.
 pub fn text(measured: &Measurement) -> String {
@@ -45,7 +46,7 @@ pub fn comparison(rows: &[Row]) -> Table {
             row.predicted.to_string(),
             row.measured.to_string(),
             difference,
-            format!("{:.2}%", 100.0 * row.error),
+            format!("{}%", fixed(100.0 * row.error, 2)),
             if row.ok { "ok" } else { "OUTSIDE" }.to_string(),
         ]);
     }

@@ -11,7 +11,6 @@ pub mod checkup;
 pub mod devices;
 pub mod inspection;
 pub mod measurement;
-pub mod number;
 pub mod sweep;
 pub mod svg;
 pub mod table;

@@ -6,6 +6,7 @@ use crate::bytes::Bytes;
 use crate::checkup::Severity;
 use crate::cli::Format;
 use crate::escape;
+use crate::number::signed;
 use crate::plan::Plan;
 use crate::plan::explain::Alternative;
 use crate::plan::solver::Strategy;
@@ -124,7 +125,7 @@ fn launches(alternatives: &[Alternative]) -> Table {
             format!("{:.0}", other.speed.pp),
             format!("{:.1}", other.speed.tg),
             format!("{:.1} s", other.turn_seconds),
-            format!("{:+.1}%", other.turn_change * 100.0),
+            format!("{}%", signed(other.turn_change * 100.0, 1)),
             other.note.clone().unwrap_or_default(),
         ]);
     }

@@ -12,6 +12,7 @@ use crate::report::table::{Align, Table};
 
 /// One built-in rule set, in the `moeplan/rule-sets/1` document.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuleSet<'a> {
     /// What `--rules` takes.
     name: &'a str,
@@ -25,6 +26,7 @@ pub struct RuleSet<'a> {
 
 /// The list as a document.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuleSets<'a> {
     /// Always `moeplan/rule-sets/1`.
     schema: &'static str,

@@ -4,43 +4,32 @@ use std::fmt::Write as _;
 
 use super::table::{Align, Table};
 use crate::bytes::Bytes;
-use crate::cli::Format;
 use crate::escape;
 use crate::measurement::Spread;
+use crate::tune::Subject;
 use crate::tune::document::{Document, Measured};
 use crate::tune::race::{End, Standing, Verdict};
 
-/// For a terminal, or as Markdown.
-pub fn render(document: &Document, format: Format) -> String {
-    let subject = &document.subject;
-    let table = table(document);
-    let head = format!(
-        "turn: {} tokens of prompt, {} generated, at depth {}; measured on {}",
-        subject.prompt, subject.generate, subject.depth, subject.program
-    );
-    let mut sentences = vec![verdict(document)];
-    sentences.extend(notes(document));
-    if format == Format::Markdown {
-        let sentences: Vec<String> = sentences.iter().map(|text| escape::markdown(text)).collect();
-        let fence = "```";
-        return format!(
-            "{}\n\n{}\n{}\n\n{fence}sh\n{}\n{fence}\n",
-            escape::markdown(&head),
-            table.markdown(),
-            sentences.join("\n\n"),
-            document.command.replace('`', "\\`")
-        );
-    }
-    let mut out = format!("{}\n\n{}\n", escape::terminal(&head), table.text());
-    for text in sentences {
+/// For a terminal; a page of it is `page::of`.
+pub fn render(document: &Document) -> String {
+    let mut out = format!("{}\n\n{}\n", escape::terminal(&turn(&document.subject)), table(document).text());
+    for text in [verdict(document)].into_iter().chain(notes(document)) {
         let _ = writeln!(out, "{}", escape::terminal(&text));
     }
     let _ = writeln!(out, "\n{}", escape::terminal(&document.command));
     out
 }
 
+/// What was measured, and on what.
+pub fn turn(subject: &Subject) -> String {
+    format!(
+        "turn: {} tokens of prompt, {} generated, at depth {}; measured on {}",
+        subject.prompt, subject.generate, subject.depth, subject.program
+    )
+}
+
 /// The evidence.
-fn table(document: &Document) -> Table {
+pub fn table(document: &Document) -> Table {
     let mut table = Table::new(&[
         ("launch", Align::Left),
         ("turn, predicted", Align::Right),
@@ -56,7 +45,9 @@ fn table(document: &Document) -> Table {
         let predicted = predicted.map_or(String::new(), |predicted| format!("{:.3} s", predicted.turn_seconds));
         let measured = entry.measured.as_ref();
         let spread = |spread: Option<Spread>| {
-            spread.map_or(String::new(), |Spread { mean, stddev, .. }| format!("{mean:.2} ± {stddev:.2}"))
+            spread.map_or(String::new(), |Spread { mean, stddev, n }| {
+                crate::report::page::speed::Unit::TokensPerSecond.spread(Spread { mean, stddev, n })
+            })
         };
         table.row([
             entry.candidate.what.clone(),
@@ -92,7 +83,7 @@ fn standing(standing: &Standing) -> String {
 }
 
 /// What it says of `--fit on`.
-fn verdict(document: &Document) -> String {
+pub fn verdict(document: &Document) -> String {
     let what = document.candidates.get(document.winner).map_or("", |winner| winner.candidate.what.as_str());
     match document.verdict {
         Verdict::Beats { times } => {
@@ -106,7 +97,7 @@ fn verdict(document: &Document) -> String {
 }
 
 /// What else is to be known.
-fn notes(document: &Document) -> Vec<String> {
+pub fn notes(document: &Document) -> Vec<String> {
     let subject = &document.subject;
     let mut notes = Vec::new();
     if document.stopped == End::Close {

@@ -10,12 +10,14 @@ use super::values::{EXPERTS, Given, on_host};
 use super::{Error, FlashAttn, LoadMode, Override, RunConfig, args};
 
 /// Whose flags a command line is written in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Dialect {
     /// llama.cpp's own.
     #[default]
     #[serde(rename = "llama.cpp")]
-    #[value(name = "llama.cpp")]
+    #[cfg_attr(feature = "cli", value(name = "llama.cpp"))]
     LlamaCpp,
     /// ik_llama.cpp's.
     #[serde(rename = "ik")]

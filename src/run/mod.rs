@@ -4,11 +4,15 @@ use serde::Serialize;
 
 use crate::gguf::{GgmlType, Metadata, Value};
 
+#[doc(hidden)]
 pub mod args;
 mod bench;
+#[doc(hidden)]
 pub mod build;
+#[doc(hidden)]
 pub mod dialect;
 mod flags;
+#[doc(hidden)]
 pub mod numbers;
 pub mod parse;
 mod settings;
@@ -191,6 +195,7 @@ pub struct MetadataOverride {
 
 /// `-lzm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LazyMode {
     /// Every tensor that may be read lazily stays in the mapped file.
@@ -214,6 +219,7 @@ pub struct Override {
 
 /// A program of llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Program {
     /// `llama-server`.
     #[serde(rename = "llama-server")]
@@ -231,6 +237,7 @@ pub enum Program {
 
 /// `-fa`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FlashAttn {
     /// Used where the device supports it.
@@ -243,6 +250,7 @@ pub enum FlashAttn {
 
 /// `-sm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SplitMode {
     /// Only `-mg`'s device.
@@ -257,6 +265,7 @@ pub enum SplitMode {
 
 /// `-lm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum LoadMode {
     /// mmap where every device supports it.
     #[serde(rename = "auto")]

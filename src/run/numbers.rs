@@ -10,6 +10,7 @@ use crate::hparams::HParams;
 
 /// What a `llama_context` would report, all in tokens, sequences or rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ContextNumbers {
     /// Cells in all, padded to 256.
     pub n_ctx: u32,

@@ -148,6 +148,13 @@ impl Endpoint {
         self.get("/props").unwrap_or_default()
     }
 
+    /// The name and version that a server gives at `/health`, as shimmy does; `None` for others.
+    pub fn service(&self) -> Option<String> {
+        let health = self.get("/health").ok()?;
+        let (name, version) = (health.get("service")?.as_str()?, health.get("version").and_then(Value::as_str));
+        Some([Some(name), version].into_iter().flatten().collect::<Vec<_>>().join(" "))
+    }
+
     /// How many tokens a text is, by a llama-server's tokenizer; `None` for servers without one.
     pub fn count_tokens(&self, text: &str) -> Option<u32> {
         let request = self.agent.post(format!("{}/tokenize", self.base)).header("content-type", "application/json");

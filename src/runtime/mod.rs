@@ -105,6 +105,7 @@ pub struct Observation {
 
 /// Memory in use on each device at the moments of a measurement, by the driver.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceUsed {
     /// Before the launch.
     pub before: BTreeMap<String, Bytes>,
@@ -120,6 +121,7 @@ pub struct DeviceUsed {
 
 /// Which runtime measured.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuntimeInfo {
     /// `embedded`, or the program's path.
     pub program: String,

@@ -130,6 +130,7 @@ pub trait Interpreter {
 pub struct Isolated;
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Job<'a> {
     code: &'a str,
     function: &'a str,

@@ -228,6 +228,7 @@ pub struct Generation {
 
 /// Memory of a process (Linux; zero elsewhere).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessMemory {
     /// Resident and its own (RssAnon).
     pub rss_anon: Bytes,

@@ -23,6 +23,7 @@ pub struct Sample {
 
 /// How well one sample is met.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Residual {
     /// The sample.
     pub what: String,

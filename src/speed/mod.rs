@@ -21,6 +21,7 @@ pub use work::{Cost, Work, generation, prompt};
 
 /// One turn of a conversation, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Turn {
     /// Of the prompt.
     pub prompt: u32,
@@ -28,6 +29,13 @@ pub struct Turn {
     pub generate: u32,
     /// Already in the context.
     pub depth: u32,
+}
+
+/// A long prompt and a page of answer in an empty context.
+impl Default for Turn {
+    fn default() -> Self {
+        Self { prompt: 4096, generate: 512, depth: 0 }
+    }
 }
 
 /// A launch whose speed is asked.
@@ -47,6 +55,7 @@ pub struct Case<'a> {
 
 /// Tokens per second; predicted here, never shown as measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Speed {
     /// Prompt processing of the turn's prompt at its depth, tokens/s.
     pub pp: f64,
@@ -60,6 +69,7 @@ pub struct Speed {
 
 /// What the prediction says of one launch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Estimate {
     /// Tokens per second.
     pub speed: Speed,
@@ -71,6 +81,7 @@ pub struct Estimate {
 
 /// One part of a turn's time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Term {
     /// Prompt or generation.
     pub phase: Phase,
@@ -82,6 +93,7 @@ pub struct Term {
 
 /// A phase of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Prompt processing (pp).

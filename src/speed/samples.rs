@@ -14,6 +14,7 @@ use crate::run::{self, RunConfig};
 
 /// One row of llama-bench's JSON (`-o json` or `-o jsonl`, b11434), as far as time depends on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BenchRow {
     /// The model's file.
     #[serde(alias = "model")]

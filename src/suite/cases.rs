@@ -6,7 +6,7 @@ use crate::model::Model;
 use crate::placement::{self, Buffer, Placement};
 use crate::plan::quoted;
 use crate::rules::Role;
-use crate::run::{LoadMode, Override, RunConfig, args};
+use crate::run::{Override, RunConfig, args};
 use crate::runtime::Launch;
 
 /// llama.cpp's own pattern of routed experts (`common/common.h`, `LLM_FFN_EXPS_REGEX`, b11434).
@@ -42,12 +42,15 @@ pub struct Predicted {
 
 impl CaseLaunch {
     /// The case of that name, made from a launch: all but `fit` differ from it in nothing but where tensors go.
-    pub fn new(name: &str, launch: &Launch, model: &Model) -> Self {
-        let run = baseline(name, &launch.run);
+    /// `fit` is the launch that llama.cpp chooses by itself ([`crate::tune::neighbours::fit`]).
+    pub fn new(name: &str, launch: &Launch, fit: &RunConfig, model: &Model) -> Self {
+        let run = if name == "fit" { fit.clone() } else { baseline(name, &launch.run) };
         let what = match name {
             "all-on-device" => "every layer and every expert on the devices (-ngl 99), else as the launch under test",
             "experts-on-host" => "every routed expert in main memory (-cmoe), the rest on the devices",
-            "fit" => "what llama.cpp chooses by itself (-fit on) for the same context and cache types",
+            "fit" => {
+                "what llama.cpp chooses by itself (-fit on) within the same budget, for the same context, slots and cache types"
+            }
             _ => "the launch under test",
         };
         let launch = Launch { run, ..launch.clone() };
@@ -91,7 +94,7 @@ impl CaseLaunch {
     }
 }
 
-/// The settings of a case, from those of the launch under test.
+/// The settings of a case that moeplan chooses, from those of the launch under test.
 fn baseline(name: &str, run: &RunConfig) -> RunConfig {
     let everything =
         RunConfig { overrides: Vec::new(), n_gpu_layers: run.n_gpu_layers.max(99), fit: false, ..run.clone() };
@@ -101,20 +104,6 @@ fn baseline(name: &str, run: &RunConfig) -> RunConfig {
             let experts = Override { pattern: EXPERTS.into(), buffer: "CPU".into(), origin: "-cmoe".into() };
             RunConfig { overrides: vec![experts], ..everything }
         }
-        "fit" => RunConfig {
-            n_ctx: run.n_ctx,
-            n_parallel: run.n_parallel,
-            kv_unified: run.kv_unified,
-            type_k: run.type_k,
-            type_v: run.type_v,
-            flash_attn: run.flash_attn,
-            devices: run.devices.clone(),
-            rpc: run.rpc.clone(),
-            fit_target: run.fit_target.clone(),
-            load_mode: LoadMode::Auto,
-            fit: true,
-            ..RunConfig::default()
-        },
         _ => RunConfig { fit: false, ..run.clone() },
     }
 }
@@ -161,7 +150,6 @@ mod tests {
         assert_eq!(words("all-on-device", line), "-c 4096 -np 1 -ub 2048 -ctk q8_0 -ngl 99 -lm none -fit off");
         let host = words("experts-on-host", line);
         assert!(host.contains("exps=CPU") && !host.contains("blk") && host.contains("-ub 2048 -ctk q8_0"), "{host}");
-        assert_eq!(words("fit", line), "-c 4096 -np 1 -ctk q8_0");
         assert!(words("plan", line).contains("blk"));
     }
 }

@@ -10,6 +10,7 @@ use super::session::as_predicted;
 use crate::bytes::Bytes;
 use crate::expectation;
 use crate::measurement::MemoryRow;
+use crate::number::fixed;
 
 fn item(what: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Item {
     Item { what: what.into(), verdict, detail: detail.into() }
@@ -59,6 +60,11 @@ pub fn placement(case: &CaseLaunch, fits: Option<bool>) -> Option<PlacementFacts
         predicted: predicted.memory.iter().map(row).collect(),
         fits,
     })
+}
+
+/// Every section that the launches of a model decide.
+pub fn of_bench(facts: &[PlacementFacts], bench: &Bench) -> [Section; 4] {
+    [placements(facts, bench), tests(bench), streaming(bench), memory(bench)]
 }
 
 /// Where the experts go, and whether memory was as predicted.
@@ -198,7 +204,8 @@ pub fn memory(bench: &Bench) -> Section {
             items.push(item(what.clone(), Verdict::Skipped, why));
         }
         for saving in of {
-            let percent = saving.saved_percent.map_or(String::new(), |percent| format!(", {percent:.1}% less"));
+            let percent =
+                saving.saved_percent.map_or(String::new(), |percent| format!(", {}% less", fixed(percent, 1)));
             let detail = format!("{} beside {}{percent}, by {}", saving.bytes, saving.baseline_bytes, saving.by);
             // Only beside everything on the device is it a claim; what a plan or llama.cpp chooses may be as small.
             let verdict = match (saving.saved_bytes > 0, baseline.name.as_str()) {

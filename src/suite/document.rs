@@ -15,6 +15,7 @@ pub const VALIDATION_SCHEMA: &str = "moeplan/validation/1";
 
 /// How a model answered, how fast, and what it took, for a launch and its baselines or for an endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bench {
     /// [`BENCH_SCHEMA`].
     pub schema: String,
@@ -38,6 +39,7 @@ pub struct Bench {
 
 /// Where something was measured. Strangers' text in every string.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Environment {
     /// moeplan's version.
     pub moeplan: String,
@@ -63,6 +65,7 @@ pub struct Environment {
 
 /// A device of the environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceFacts {
     /// As llama.cpp names it.
     pub name: String,
@@ -74,6 +77,7 @@ pub struct DeviceFacts {
 
 /// Which file, by its header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFacts {
     /// As it was named.
     pub path: String,
@@ -105,6 +109,7 @@ pub struct ModelFacts {
 
 /// Whether weights are real.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Weights {
     /// True for made-up ones, false where nothing says so, null where nothing is known of the file.
     pub synthetic: Option<bool>,
@@ -114,6 +119,7 @@ pub struct Weights {
 
 /// How the prompts were run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Settings {
     /// How often each was run.
     pub repetitions: u32,
@@ -131,6 +137,7 @@ pub struct Settings {
 
 /// One prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Prompt {
     /// `code`, `mathematics`, `creative`, `technical`.
     pub name: String,
@@ -142,6 +149,7 @@ pub struct Prompt {
 
 /// One way to run the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
     /// `plan`, `all-on-device`, `experts-on-host`, `fit`, `endpoint`.
     pub name: String,
@@ -165,6 +173,7 @@ pub struct Case {
 
 /// One launch: what it took and what it answered. Written to disk as soon as it is over.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Session {
     /// The case's name.
     pub case: String,
@@ -202,6 +211,7 @@ pub struct Session {
 
 /// How an answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// In one piece.
@@ -212,6 +222,7 @@ pub enum Mode {
 
 /// Who counted tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TokenCount {
     /// The runtime that generated them.
@@ -222,6 +233,7 @@ pub enum TokenCount {
 
 /// Whose clock a speed is by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
     /// The runtime's own timings.
@@ -232,6 +244,7 @@ pub enum Clock {
 
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sample {
     /// The prompt's name.
     pub prompt: String,
@@ -271,6 +284,7 @@ pub struct Sample {
 
 /// Seconds between content deltas.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Gaps {
     /// Half are shorter.
     pub median: f64,
@@ -284,6 +298,7 @@ pub struct Gaps {
 
 /// One point of the depth sweep.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DepthSample {
     /// Tokens in the context before the prompt, as the runtime counts them.
     pub depth: u32,
@@ -301,6 +316,7 @@ pub struct DepthSample {
 
 /// Speed over repetitions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpeedRow {
     /// The prompt's name; null = over all prompts.
     pub prompt: Option<String>,
@@ -326,6 +342,7 @@ pub struct SpeedRow {
 
 /// Speed at a depth over repetitions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DepthRow {
     /// Tokens in the context before the prompt.
     pub depth: u32,
@@ -339,6 +356,7 @@ pub struct DepthRow {
 
 /// What the first case takes less of the devices than a measured baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Saving {
     /// The baseline's name.
     pub baseline: String,
@@ -361,6 +379,7 @@ pub struct Saving {
 
 /// Whether something holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// It does; `detail` is the evidence.
@@ -375,6 +394,7 @@ pub enum Verdict {
 
 /// One line of a checklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Item {
     /// What is asked, as a statement.
     pub what: String,
@@ -386,6 +406,7 @@ pub struct Item {
 
 /// An answer, judged by what a program can judge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quality {
     /// The prompt's name.
     pub prompt: String,
@@ -397,6 +418,7 @@ pub struct Quality {
 
 /// A whole protocol over any number of models.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Validation {
     /// [`VALIDATION_SCHEMA`].
     pub schema: String,
@@ -416,6 +438,7 @@ pub struct Validation {
 
 /// One model of the suite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelValidation {
     /// As the suite names it.
     pub name: String,
@@ -433,6 +456,7 @@ pub struct ModelValidation {
 
 /// A part of the checklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Section {
     /// `architecture`, `placements`, `tests`, `streaming`, `memory`.
     pub name: String,
@@ -442,6 +466,7 @@ pub struct Section {
 
 /// Where a launch would put a model. Predicted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlacementFacts {
     /// The case's name.
     pub case: String,

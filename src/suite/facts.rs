@@ -6,7 +6,6 @@ use std::time::SystemTime;
 
 use super::document::{DeviceFacts, Environment, ModelFacts, Weights};
 use super::store::hexadecimal;
-use crate::bytes::Bytes;
 use crate::gguf::{ModelFile, Value};
 use crate::inspection::Inspection;
 use crate::machine::Machine;
@@ -92,8 +91,8 @@ pub fn weights(said_synthetic: bool, metadata: Option<&crate::gguf::Metadata>, f
 #[cfg(unix)]
 fn is_hole(file: &ModelFile) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    let stored = std::fs::metadata(&file.path).map(|metadata| Bytes(metadata.blocks().saturating_mul(512)));
-    stored.is_ok_and(|stored| stored.0 < file.bytes.0 / 4)
+    let stored = std::fs::metadata(&file.path).map(|metadata| metadata.blocks().saturating_mul(512));
+    stored.is_ok_and(|stored| stored < file.bytes.0 / 4)
 }
 
 /// Nothing is known here.
@@ -105,6 +104,7 @@ fn is_hole(_file: &ModelFile) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bytes::Bytes;
     use crate::gguf::Metadata;
 
     #[test]

@@ -3,17 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::document::{Item, Quality, Sample, Verdict, Weights};
+use super::language;
 use super::protocol::{Check, SuitePrompt};
 use crate::runtime::sandbox::{Interpreter, Outcome};
 
 /// How many Fibonacci numbers are asked for.
 const FIBONACCI: u32 = 12;
-/// Words that most English sentences have some of.
-const ENGLISH: [&str; 20] = [
-    "the", "a", "of", "to", "and", "in", "is", "it", "that", "for", "with", "as", "this", "we", "by", "on", "be",
-    "you", "its", "at",
-];
-
 /// Judges an answer to a prompt.
 pub fn judge(prompt: &SuitePrompt, sample: &Sample, weights: &Weights, interpreter: &dyn Interpreter) -> Quality {
     let name = prompt.name.clone();
@@ -247,26 +242,13 @@ fn truncation(text: &str, finish: Option<&str>, tokens: Option<u32>, max_tokens:
     }
 }
 
-/// Whether it is English: its letters are Latin, and some of its words are those that English sentences are made of.
+/// Whether it is English; of an answer that is code without a fence around it, its prose.
 fn language(text: &str, is_code: bool) -> Item {
     const WHAT: &str = "it is English";
-    let letters: Vec<char> = text.chars().filter(|c| c.is_alphabetic()).collect();
-    let latin = letters.iter().filter(|c| c.is_ascii()).count();
-    if letters.len() < 20 {
-        return item(WHAT, Verdict::NotAssessed, "too few letters to tell");
-    }
-    if latin * 10 < letters.len() * 9 {
-        return item(WHAT, Verdict::Fail, format!("{latin} of {} letters are Latin without accents", letters.len()));
-    }
-    let words: Vec<String> =
-        text.split(|c: char| !c.is_alphabetic()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect();
-    let common = words.iter().filter(|word| ENGLISH.contains(&word.as_str())).count();
-    let detail = format!("{common} of {} words are common English words", words.len());
-    let is_english = common * 20 >= words.len();
-    match (is_english, is_code) {
-        (false, true) => item(WHAT, Verdict::NotAssessed, "code alone has no language"),
-        (holds, _) => held(WHAT, holds, detail),
-    }
+    let has_fence = text.lines().any(|line| line.trim_start().starts_with("```"));
+    let code = if is_code && !has_fence { code_of(text) } else { None };
+    let (verdict, detail) = language::english(text.strip_suffix(code.as_deref().unwrap_or_default()).unwrap_or(text));
+    item(WHAT, verdict, detail)
 }
 
 #[cfg(test)]

@@ -162,6 +162,7 @@ fn circles_cuts_and_other_languages_are_flagged() {
         ("Море ночью — это дверь, которую никто не решается закрыть.", false, Verdict::Fail),
         ("def fibonacci(n): return fibonacci(n - 1)", true, Verdict::NotAssessed),
         ("75", false, Verdict::NotAssessed),
+        ("This is a function that gives what you want:\n\ndef f(n):\n    return n", true, Verdict::Pass),
     ] {
         assert_eq!(language(text, is_code).verdict, expected, "{text}");
     }

@@ -281,7 +281,8 @@ fn sample(prompt: &str, mode: Mode, answer: &Answer, seconds: f64, count: impl F
         let tg = Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1);
         (Some(timings.prompt_per_second).filter(is_speed), tg, Some(Clock::Runtime))
     } else {
-        let tokens = generated_tokens.filter(|n| *n > 1 && streamed && answer.reasoning.is_empty());
+        let is_timed = streamed && answer.reasoning.is_empty() && !answer.is_burst();
+        let tokens = generated_tokens.filter(|n| *n > 1 && is_timed);
         let speed = tokens.zip(between).map(|(n, seconds)| f64::from(n - 1) / seconds).filter(is_speed);
         (None, speed, speed.map(|_| Clock::Ours))
     };

@@ -52,6 +52,22 @@ impl Store {
         Self::new(&self.folder.join(name))
     }
 
+    /// A folder in it that is there already.
+    pub fn existing(&self, name: &str) -> Option<Self> {
+        let folder = self.folder.join(name);
+        folder.is_dir().then_some(Self { folder })
+    }
+
+    /// The names of the folders in it, in alphabetical order.
+    pub fn folders(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let name =
+            |entry: std::fs::DirEntry| entry.path().is_dir().then(|| entry.file_name().into_string().ok()).flatten();
+        let mut names: Vec<String> = entries.filter_map(name).collect();
+        names.sort();
+        names
+    }
+
     /// The path of a file in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
@@ -59,12 +75,25 @@ impl Store {
 
     /// The result of a step, if it was written for the same key. A file that cannot be read is no result.
     pub fn found<T: DeserializeOwned>(&self, name: &str, key: &str) -> Option<T> {
-        let path = self.path(&format!("{name}.json"));
+        self.step(name).filter(|step| step.key == key).map(|step| step.result)
+    }
+
+    /// The result of a step, whatever it was written for. A file that cannot be read is no result.
+    pub fn last<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        self.step(name).map(|step| step.result)
+    }
+
+    fn step<T: DeserializeOwned>(&self, name: &str) -> Option<Step<T>> {
+        self.read(&format!("{name}.json")).filter(|step: &Step<T>| step.schema == SCHEMA)
+    }
+
+    /// A file as JSON; `None` where there is none, or something else.
+    pub fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let path = self.path(name);
         if std::fs::metadata(&path).ok()?.len() > MAX_STEP {
             return None;
         }
-        let step: Step<T> = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        (step.schema == SCHEMA && step.key == key).then_some(step.result)
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
     }
 
     /// Keeps the result of a step.

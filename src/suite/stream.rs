@@ -225,8 +225,10 @@ impl Answer {
     /// Counts and timings, wherever they are.
     fn take_totals(&mut self, value: &Value) {
         let count = |path: &str| value.pointer(path).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-        self.prompt_tokens = count("/usage/prompt_tokens").or(self.prompt_tokens);
-        self.generated_tokens = count("/usage/completion_tokens").or(self.generated_tokens);
+        // Servers that do not count send zeros (shimmy 1.8.1); no request has no tokens at all.
+        let counted = |path: &str| count(path).filter(|_| count("/usage/prompt_tokens") != Some(0));
+        self.prompt_tokens = counted("/usage/prompt_tokens").or(self.prompt_tokens);
+        self.generated_tokens = counted("/usage/completion_tokens").or(self.generated_tokens);
         let timings = value.get("timings").filter(|timings| timings.is_object());
         self.timings = timings.and_then(|timings| serde_json::from_value(timings.clone()).ok()).or(self.timings);
     }
@@ -344,8 +346,14 @@ impl Answer {
         item(what, Some(differs), "")
     }
 
+    /// Whether the deltas came at once although they were generated one after the other: then the time between them is no
+    /// time of generation. Few deltas may come together by chance.
+    pub fn is_burst(&self) -> bool {
+        came_at_once(&self.spread())
+    }
+
     fn spread(&self) -> Item {
-        let what = "tokens arrive over time and not in one burst";
+        let what = OVER_TIME;
         let n = self.deltas.len();
         if n < FEW {
             let detail = format!("{n} deltas are too few to tell");
@@ -363,6 +371,14 @@ impl Answer {
         }
         item(what, is_burst.then(|| format!("{seen}{}", generated_in(needed))), &seen)
     }
+}
+
+/// The line of [`Answer::health`] that a burst fails.
+const OVER_TIME: &str = "tokens arrive over time and not in one burst";
+
+/// Whether a line of a stream's health says that it came in one burst.
+pub fn came_at_once(line: &Item) -> bool {
+    line.what == OVER_TIME && line.verdict == Verdict::Fail
 }
 
 fn generated_in(seconds: f64) -> String {

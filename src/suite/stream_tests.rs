@@ -167,6 +167,14 @@ fn an_answer_in_one_piece_is_read_or_refused() {
 }
 
 #[test]
+fn zeros_are_no_counts() {
+    let body = r#"{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":0,"completion_tokens":0}}"#;
+    let pieces = vec![Piece { seconds: 1.0, bytes: body.into() }];
+    let answer = Answer::whole(&Recording { status: 200, pieces, ..Recording::default() });
+    assert_eq!((answer.text().as_str(), answer.prompt_tokens, answer.generated_tokens), ("a", None, None));
+}
+
+#[test]
 fn shimmys_chunks_are_sound_without_usage() {
     let events = [
         r#"data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":null},"finish_reason":null}]}"#,

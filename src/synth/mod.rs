@@ -8,6 +8,8 @@ pub mod tokenizer;
 pub mod weights;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
@@ -63,6 +65,7 @@ pub const MARK: &str = "moeplan.synthetic";
 
 /// Sums over all tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Totals {
     /// How many tensors.
     pub tensors: u64,
@@ -76,6 +79,7 @@ pub struct Totals {
 
 /// A total beside the published one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Check {
     /// `tensors`, `parameters`, `bytes` or a type's `tensors.f16`.
     pub what: String,
@@ -85,6 +89,15 @@ pub struct Check {
     pub found: u64,
     /// Whether they are equal.
     pub ok: bool,
+}
+
+/// A known model's header over a hole, as `folder/NAME.gguf`: full length, almost no disk. For examples and tests.
+pub fn hole(name: &str, folder: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let synthesis = synthesize(&spec::named(name)?, &Wish::default())?;
+    let watch = output::Watch { wrote: &|_| (), stop: &AtomicBool::new(false) };
+    let path = folder.join(format!("{name}.gguf"));
+    output::write(&synthesis, &path, output::Fill::Hole, false, watch)?;
+    Ok(path)
 }
 
 /// The recipe and the tensors of a wish: all that totals need, without the vocabulary.

@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 
 use super::Synthesis;
 use super::weights::Weights;
+use crate::gguf::sparse;
 use crate::gguf::writer::NewFile;
 
 /// What goes into the data section.
@@ -101,6 +102,9 @@ pub fn write(
         let mut temporary = temporary(path).map_err(io)?;
         let (header, offsets, data) = file.header();
         temporary.write_all(&header).map_err(io)?;
+        if fill == Fill::Hole {
+            sparse::make(temporary.as_file()).map_err(io)?;
+        }
         temporary.as_file().set_len(header.len() as u64 + data).map_err(io)?;
         if let Fill::Random(seed) = fill {
             let jobs = jobs(file, &offsets, header.len() as u64);
@@ -123,11 +127,16 @@ fn temporary(path: &Path) -> std::io::Result<NamedTempFile> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".moeplan-").suffix(".gguf.part");
+    usual_permissions(tempfile::Builder::new().prefix(".moeplan-").suffix(".gguf.part")).tempfile_in(directory)
+}
+
+/// As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
+pub fn usual_permissions<'b, 'name, 'end>(
+    builder: &'b mut tempfile::Builder<'name, 'end>,
+) -> &'b mut tempfile::Builder<'name, 'end> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(directory)
+    builder
 }
 
 /// Errors where the disk of `path` has not `needed` bytes free; silent where that cannot be known.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::race::{End, Range, Standing};
 use super::{Candidate, Race, Subject, Verdict, Visit};
@@ -10,10 +10,11 @@ use crate::bytes::Bytes;
 use crate::measurement::Spread;
 
 /// The `moeplan/tune/1` document.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Document {
     /// `moeplan/tune/1`.
-    pub schema: &'static str,
+    pub schema: String,
     /// What was tuned.
     pub subject: Subject,
     /// Why it ended.
@@ -34,7 +35,8 @@ pub struct Document {
 }
 
 /// A candidate and what was measured of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Entry {
     /// Which.
     #[serde(flatten)]
@@ -47,7 +49,8 @@ pub struct Entry {
 }
 
 /// What was measured of a candidate.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measured {
     /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
@@ -68,7 +71,7 @@ pub struct Measured {
     /// The most that the driver showed more than before, by device.
     pub peak: BTreeMap<String, Bytes>,
     /// The share of experts found in the expert cache, in the last visit.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_hits: Option<f64>,
 }
 

@@ -11,6 +11,7 @@ use crate::speed::Turn;
 
 /// What was tuned: measurements of another subject are no evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Subject {
     /// The model's file.
     pub model: String,

@@ -16,6 +16,7 @@ pub const SCHEMA: &str = "moeplan/tune/1";
 
 /// What a candidate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// What the planner proposes.
@@ -27,7 +28,8 @@ pub enum Kind {
 }
 
 /// A launch that may be measured.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Candidate {
     /// What differs from the plan: `-ub 1024`.
     pub what: String,
@@ -44,6 +46,7 @@ pub struct Candidate {
 
 /// What is predicted of a candidate; never measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Predicted {
     /// Tokens per second.
     pub speed: Speed,

@@ -1,6 +1,6 @@
 //! The race: who is measured next, who cannot win any more, who has won. Pure; times are of the turn, in seconds.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Candidate, Kind, Visit};
 use crate::stats::median;
@@ -28,7 +28,8 @@ pub struct Race {
 }
 
 /// A median and how far off it may well be, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Range {
     /// Of all samples.
     pub median: f64,
@@ -44,7 +45,8 @@ impl Range {
 }
 
 /// Where a candidate stands.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum Standing {
     /// Proposed at the end.
@@ -65,7 +67,8 @@ pub enum Standing {
 }
 
 /// Why a tuning ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum End {
     /// What is left cannot win.
@@ -77,7 +80,8 @@ pub enum End {
 }
 
 /// What the race says of `--fit on`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
     /// The winner beats it.

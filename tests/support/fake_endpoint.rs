@@ -11,7 +11,10 @@ const WORDS: [&str; 12] = ["The ", "sea ", "sea ", "— ", "na", "ï", "ve ", "a
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
     Sound,
+    /// As shimmy 1.8.1 answered: zeros for counts, an empty delta for a token without text, all deltas at once.
     Shimmy,
+    /// Sound, but for counts and timings that are not there.
+    Uncounted,
     NoDone,
     NoFinish,
     Duplicated,
@@ -74,6 +77,12 @@ fn answer(mut stream: &TcpStream, manner: Manner) -> std::io::Result<()> {
         )
     };
     match path.as_str() {
+        "/v1/models" if manner == Manner::Shimmy => {
+            return stream.write_all(json(r#"{"data":[{"id":"phi3-lora"},{"id":"tiny-moe"}]}"#).as_bytes());
+        }
+        "/health" if manner == Manner::Shimmy => {
+            return stream.write_all(json(r#"{"service":"shimmy","status":"ok","version":"1.8.1"}"#).as_bytes());
+        }
         "/v1/models" => return stream.write_all(json(r#"{"data":[{"id":"fake"}]}"#).as_bytes()),
         "/tokenize" if manner == Manner::Sound => {
             let content = body.split("\"content\":\"").nth(1).unwrap_or_default();
@@ -102,8 +111,11 @@ fn answer(mut stream: &TcpStream, manner: Manner) -> std::io::Result<()> {
 
 const TOTALS: &str = r#""usage":{"prompt_tokens":9,"completion_tokens":12},"timings":{"prompt_n":9,"prompt_per_second":90.0,"predicted_n":12,"predicted_ms":10.0,"predicted_per_second":60.0}"#;
 
+/// What shimmy 1.8.1 counts in an answer in one piece; its streams have no usage.
+const ZEROS: &str = r#""usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}"#;
+
 fn whole(manner: Manner) -> String {
-    let totals = if manner == Manner::Shimmy { r#""id":"x""# } else { TOTALS };
+    let totals = if matches!(manner, Manner::Shimmy | Manner::Uncounted) { ZEROS } else { TOTALS };
     let text = if manner == Manner::Differs { "The land".to_string() } else { WORDS.concat() };
     format!(
         r#"{{"choices":[{{"index":0,"finish_reason":"stop","message":{{"role":"assistant","content":"{text}"}}}}],{totals}}}"#
@@ -114,18 +126,16 @@ fn events(mut stream: &TcpStream, manner: Manner) -> std::io::Result<()> {
     let kind = if manner == Manner::NotEvents { "text/plain" } else { "text/event-stream" };
     let cut = if manner == Manner::BreaksOff { "transfer-encoding: chunked\r\n" } else { "" };
     write!(stream, "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\n{cut}connection: close\r\n\r\n")?;
-    let role = if manner == Manner::Shimmy { "null" } else { "\"assistant\"" };
+    let role = if manner == Manner::Shimmy { r#""role":null,"# } else { "" };
     let content = |text: &str| {
-        let role = if manner == Manner::Shimmy { r#""role":null,"# } else { "" };
         format!("data: {{\"choices\":[{{\"delta\":{{{role}\"content\":\"{text}\"}},\"finish_reason\":null}}]}}\n\n")
     };
-    let mut pieces = vec![format!(
-        "data: {{\"choices\":[{{\"delta\":{{\"role\":{role},\"content\":null}},\"finish_reason\":null}}]}}\n\n"
-    )];
+    let opening = r#"data: {"choices":[{"delta":{"role":"assistant","content":null},"finish_reason":null}]}"#;
+    let mut pieces = vec![format!("{opening}\n\n")];
     pieces.extend(WORDS.iter().map(|word| content(word)));
     match manner {
         Manner::Duplicated => pieces.insert(3, content("sea ")),
-        Manner::EmptyDelta => pieces.insert(3, content("")),
+        Manner::EmptyDelta | Manner::Shimmy => pieces.insert(3, content("")),
         Manner::SplitCharacter => pieces.insert(3, content("\u{fffd}")),
         Manner::BrokenGrapheme => pieces[6] = content("i") + &content("\\u0308"),
         Manner::Garbage => pieces.insert(3, "data: {nonsense\n\n".to_string()),
@@ -133,9 +143,10 @@ fn events(mut stream: &TcpStream, manner: Manner) -> std::io::Result<()> {
         _ => {}
     }
     if manner != Manner::NoFinish {
-        pieces.push("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n".to_string());
+        let last = if manner == Manner::Shimmy { r#""role":null,"content":null"# } else { "" };
+        pieces.push(format!("data: {{\"choices\":[{{\"delta\":{{{last}}},\"finish_reason\":\"stop\"}}]}}\n\n"));
     }
-    if manner != Manner::Shimmy {
+    if !matches!(manner, Manner::Shimmy | Manner::Uncounted) {
         let slow = TOTALS.replace("\"predicted_ms\":10.0", "\"predicted_ms\":400.0");
         let totals = if manner == Manner::Burst { slow.as_str() } else { TOTALS };
         pieces.push(format!("data: {{\"choices\":[],{totals}}}\n\n"));
@@ -147,7 +158,7 @@ fn events(mut stream: &TcpStream, manner: Manner) -> std::io::Result<()> {
         let piece = &pieces[1];
         return write!(stream, "{:x}\r\n{piece}\r\nff\r\nhalf", piece.len());
     }
-    if manner == Manner::Burst {
+    if matches!(manner, Manner::Burst | Manner::Shimmy) {
         std::thread::sleep(Duration::from_millis(50));
         return stream.write_all(pieces.concat().as_bytes());
     }

@@ -29,11 +29,12 @@ fn comparison() -> Value {
 
 /// `moeplan/measurement/1`.
 pub fn measurement(name: &str) -> Value {
-    let process = json!({"rss_anon": GIB, "rss_file": 0, "peak": GIB});
+    let process = json!({"rss_anon": GIB, "rss_file": 0, "rss_shmem": 0, "locked": 0, "pinned": 0, "peak": GIB});
     json!({
         "schema": "moeplan/measurement/1",
         "plan": {"model": {"name": name, "path": name}, "speed": {"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25}},
-        "runtime": runtime(), "memory": memory(5), "predicted": memory(5), "mapped_span": GIB,
+        "runtime": runtime(), "memory": memory(5), "predicted": memory(5), "mapped_span": GIB, "device_used": {},
+        "device_use": {"before": {}, "loaded": {}, "peak": {}, "after": {}, "of_process": {}},
         "process": process, "process_before": process, "load_seconds": 2.5,
         "speed": {"n_prompt": 512, "n_generate": 64, "depth": 0, "pp": [990.0, 1010.0], "tg": [49.0, 51.0], "first_token": [],
             "summary": {"pp": spread(1000.0, 14.0), "tg": spread(50.0, 1.0), "first_token": null}},
@@ -111,6 +112,32 @@ pub fn validation(name: &str) -> Value {
             {"name": "absent", "path": null, "skipped": name, "sections": [], "placements": [], "bench": null},
         ],
         "summary": [item("the whole", "fail")],
+    })
+}
+
+/// `moeplan/run/1`.
+pub fn launched(name: &str) -> Value {
+    json!({
+        "schema": "moeplan/run/1", "endpoint": "http://127.0.0.1:8080", "process": 4711, "command": ["llama-server", "-m", name],
+        "load_seconds": 3.5, "comparison": comparison(), "plan": {"model": {"name": name, "path": name}},
+    })
+}
+
+/// `moeplan/tune/1`.
+pub fn tuning(name: &str) -> Value {
+    let speed = json!({"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25});
+    let candidate = |kind: &str, state: &str, predicted: Value| {
+        json!({"what": format!("{kind} {name}"), "kind": kind, "args": ["-c", "1"], "predicted": predicted, "state": state,
+            "measured": {"pp": spread(1000.0, 1.0), "tg": spread(50.0, 1.0), "turn": spread(2.0, 0.1), "turns": [1.9, 2.0, 2.1],
+                "range": {"median": 2.0, "half": 0.1}, "depth": 0, "visits": 1, "memory": {"CUDA0": GIB}, "peak": {}}})
+    };
+    json!({
+        "schema": "moeplan/tune/1", "stopped": "decided", "seconds": 60.5, "journal": name, "verdict": "beats", "times": 1.5,
+        "subject": {"model": "models/model.gguf", "bytes": GIB, "program": name, "build": 11434, "prompt": 512,
+            "generate": 64, "depth": 0, "devices": [["CUDA0", name, 24 * GIB]]},
+        "candidates": [candidate("plan", "winner", json!({"speed": speed, "turn_seconds": 2.2})), candidate("fit", "slower", Value::Null),
+            {"what": name, "kind": "neighbour", "args": [], "predicted": null, "state": "failed", "why": name, "measured": null}],
+        "winner": 0, "command": format!("llama-server -m {name}"),
     })
 }
 

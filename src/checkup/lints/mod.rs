@@ -19,6 +19,7 @@ use crate::run::{Note, ParsedCommand, RunConfig};
 
 /// Something wrong or surprising.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Lint {
     /// A stable name.
     pub code: &'static str,
@@ -32,6 +33,7 @@ pub struct Lint {
 
 /// How bad a lint is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// llama.cpp refuses the command.

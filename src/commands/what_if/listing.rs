@@ -14,8 +14,8 @@ use crate::escape;
 use crate::gguf::GgmlType;
 use crate::inspection::{Inspection, TypeCount};
 use crate::model::{Model, Tensor};
+use crate::number::counted;
 use crate::quantize::{Imatrix, WhatIf};
-use crate::report::number::counted;
 use crate::report::table::{Align, Table};
 use crate::run::build::REFERENCE;
 
@@ -24,7 +24,8 @@ const COMMANDS: usize = 6;
 
 /// The `moeplan/what-if/1` document: what could be made of a model.
 #[derive(Debug, Serialize)]
-struct Document {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Document {
     schema: &'static str,
     /// The model as it is.
     source: Source,
@@ -35,6 +36,7 @@ struct Document {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Refused {
     recipe: &'static str,
     /// Why.
@@ -42,6 +44,7 @@ struct Refused {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Source {
     path: String,
     name: Option<String>,
@@ -52,6 +55,7 @@ struct Source {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
     /// What llama-quantize would write.
     path: String,
@@ -68,6 +72,7 @@ struct Row {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct TensorRow {
     name: String,
     /// As it is.

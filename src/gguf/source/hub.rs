@@ -24,6 +24,7 @@ const MAX_FILES: usize = 100_000;
 
 /// One file of a repository, as the hub lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HubFile {
     /// Inside the repository; untrusted text, but no path that leaves it.
     pub path: String,
@@ -36,6 +37,7 @@ pub struct HubFile {
 
 /// One model of a repository: a file, or the shards of a split one in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quant {
     /// What to write after `hf:owner/repo:`; untrusted text.
     pub name: String,

@@ -26,6 +26,7 @@ const OLLAMA_MODEL: &str = "application/vnd.ollama.image.model";
 
 /// Whose cache it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Program {
     /// The hub's cache, llama.cpp's too.
     #[serde(rename = "huggingface")]
@@ -54,6 +55,7 @@ impl std::fmt::Display for Program {
 
 /// A model found here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LocalModel {
     /// `owner/repo/file` or `name:tag`; untrusted text.
     pub name: String,

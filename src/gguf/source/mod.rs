@@ -1,15 +1,21 @@
 //! Where a MODEL is: a path, an address, a repository of the hub, or a name found in the caches of this computer. [I/O]
 
+#[doc(hidden)]
 pub mod cache;
+#[doc(hidden)]
 pub mod client;
+#[doc(hidden)]
 pub mod error;
 mod header;
+#[doc(hidden)]
 pub mod hub;
+#[doc(hidden)]
 pub mod local;
 mod remote;
 mod splice;
 #[cfg_attr(not(feature = "remote"), path = "transport_off.rs")]
 mod transport;
+#[doc(hidden)]
 pub mod url;
 
 pub use client::{Answer, Client, Event, Limits, Transport};

@@ -12,6 +12,7 @@ use crate::model::Model;
 
 /// The `moeplan/rules/1` document.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RulesCheck {
     /// Always `moeplan/rules/1`.
     pub schema: &'static str,
@@ -31,6 +32,7 @@ pub struct RulesCheck {
 
 /// One rule.
 #[derive(Debug, Clone, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuleRow {
     /// In the file, from 1.
     pub line: u32,
@@ -56,6 +58,7 @@ pub struct RuleRow {
 
 /// Tensors and their bytes in the file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Count {
     /// How many.
     pub tensors: usize,
@@ -65,6 +68,7 @@ pub struct Count {
 
 /// What one earlier rule took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Shadow {
     /// The earlier rule's line.
     pub line: u32,

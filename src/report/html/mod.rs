@@ -17,7 +17,7 @@ use crate::escape;
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("what-if.js");
 /// The hash of [`SCRIPT`], the only script that the page's policy lets run.
-const SCRIPT_HASH: &str = "sha256-ONlt/G/jOcc9GdJrs3Z1U1zFlXmj+IBpNPwFZJMtlng=";
+const SCRIPT_HASH: &str = "sha256-BzvIDFne4zSKw4Uf07oZ14gBNf7ekQyAW+B8FMY3x7M=";
 
 /// The whole page.
 pub fn page(page: &Page) -> String {
@@ -111,7 +111,7 @@ fn class(verdict: Verdict) -> &'static str {
         Verdict::Good => "good",
         Verdict::Caution => "caution",
         Verdict::Bad => "bad",
-        Verdict::Open => "open",
+        Verdict::Open | Verdict::Skipped => "open",
     }
 }
 
@@ -198,37 +198,42 @@ fn figure(figure: &Figure, id: &str) -> Markup {
     }
 }
 
-/// Points of a plan with a slider over them; without script, the table of all of them.
+/// Points of a plan with a slider for each thing that changes; without script, the table of all of them.
 fn what_if(points: &WhatIf, id: &str) -> Markup {
-    let last = points.table.rows().len().saturating_sub(1);
+    let names: Vec<&str> = points.axes.iter().map(|axis| axis.what.as_str()).collect();
+    let places = places(points);
     html! {
         div.what-if {
-            h3 { "What if the " (points.what) " were another?" }
-            div.control hidden {
-                label for=(format!("{id}-slider")) { (points.what) }
-                input id=(format!("{id}-slider")) type="range" min="0" max=(last) step="1" value=(points.start.min(last));
-                output for=(format!("{id}-slider")) {}
+            h3 { "What if the " (names.join(" or the ")) " were another?" }
+            @for (at, (axis, place)) in points.axes.iter().zip(&places).enumerate() {
+                div.control hidden {
+                    label for=(format!("{id}-slider{at}")) { (axis.what) }
+                    input id=(format!("{id}-slider{at}")) type="range" min="0" max=(axis.values.len().saturating_sub(1)) step="1" value=(place);
+                    output for=(format!("{id}-slider{at}")) {}
+                    @for value in &axis.values { template { (value) } }
+                }
             }
             (table(&points.table, None))
-            @for command in &points.commands { template { (command) } }
+            @for command in &points.commands { template.command { (command) } }
             @if let Some(command) = points.commands.get(points.start) { pre { (command) } }
         }
     }
 }
 
-/// The page of one document, from what its JSON says and nothing else.
-pub fn of_document(document: &impl serde::Serialize) -> Result<String, Error> {
-    let text = serde_json::to_string(document)?;
-    Ok(page(&page::of(&page::read::read("this document", &text)?, None).without_sources()))
+/// Where each slider stands at the point that is shown first.
+fn places(points: &WhatIf) -> Vec<usize> {
+    let mut rest = points.start.min(points.table.rows().len().saturating_sub(1));
+    let mut places: Vec<usize> = Vec::new();
+    for axis in points.axes.iter().rev() {
+        let n = axis.values.len().max(1);
+        places.push(rest % n);
+        rest /= n;
+    }
+    places.reverse();
+    places
 }
 
-/// A document that cannot be shown.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It cannot be written as JSON.
-    #[error("the document cannot be written as JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    /// It is none that a report shows.
-    #[error(transparent)]
-    Read(#[from] page::read::Error),
+/// The page of one document, from what its JSON says and nothing else.
+pub fn of_document(document: &impl serde::Serialize) -> Result<String, page::Error> {
+    page::of_document(document).map(|made| page(&made))
 }

@@ -6,6 +6,7 @@ use scraper::{Html, Selector};
 
 use super::*;
 use crate::report::chart::{Bar, Bars, Fill, Grid, GridRow, Key, Lines, Point, Run, Series, Stack, StackedBar, Tone};
+use crate::report::page::Axis;
 
 /// Markup, an entity, an attribute's end, a control, a bidirectional override, a zero-width space.
 const HOSTILE: &str =
@@ -50,6 +51,7 @@ fn full() -> Page {
     let item = Item { verdict: Verdict::Bad, what: text(), why: text() };
     let mut points = Table::new(&[("budget", Align::Left)]);
     points.row([HOSTILE]);
+    let axis = Axis { what: text(), values: vec![text()] };
     let blocks = vec![
         Block::Heading(text()),
         Block::Prose(text()),
@@ -64,7 +66,7 @@ fn full() -> Page {
         Block::Note(Verdict::Caution, text(), Some(text())),
         Block::Checklist(vec![item]),
         Block::Output(text(), format!("first\r\nsecond {HOSTILE}")),
-        Block::WhatIf(WhatIf { what: text(), table: points, commands: vec![text()], start: 5 }),
+        Block::WhatIf(WhatIf { axes: vec![axis.clone(), axis], table: points, commands: vec![text()], start: 5 }),
     ];
     let section = Section { heading: text(), source: text(), blocks };
     Page { title: text(), subtitle: text(), sections: vec![section.clone(), section] }

@@ -1,18 +1,21 @@
 for (const box of document.querySelectorAll(".what-if")) {
-  const control = box.querySelector(".control");
-  const input = control.querySelector("input");
-  const shown = control.querySelector("output");
+  const controls = [...box.querySelectorAll(".control")];
+  const inputs = controls.map((control) => control.querySelector("input"));
+  const values = controls.map((control) => [...control.querySelectorAll("template")].map((value) => value.content.textContent));
   const command = box.querySelector("pre");
   const rows = [...box.querySelectorAll("tbody tr")];
-  const commands = [...box.querySelectorAll("template")];
+  const commands = [...box.querySelectorAll("template.command")];
   const show = () => {
-    const at = Number(input.value);
+    const at = inputs.reduce((sum, input, axis) => sum * values[axis].length + Number(input.value), 0);
     rows.forEach((row, index) => row.classList.toggle("chosen", index === at));
-    shown.textContent = rows[at].cells[0].textContent;
-    input.setAttribute("aria-valuetext", [...rows[at].cells].map((cell) => cell.textContent).join(", "));
+    const told = rows[at] ? [...rows[at].cells].map((cell) => cell.textContent).join(", ") : "";
+    inputs.forEach((input, axis) => {
+      controls[axis].querySelector("output").textContent = values[axis][input.value];
+      input.setAttribute("aria-valuetext", `${values[axis][input.value]}: ${told}`);
+    });
     if (command && commands[at]) command.textContent = commands[at].content.textContent;
   };
-  control.hidden = false;
-  input.addEventListener("input", show);
+  controls.forEach((control) => (control.hidden = false));
+  inputs.forEach((input) => input.addEventListener("input", show));
   show();
 }

@@ -6,9 +6,10 @@ use super::memory::{self, Memory, Side, errors, size};
 use super::speed::{Entry, Unit, figure};
 use super::{Block, Item, KeyFigure, Section, Verdict, environment, gaps};
 use crate::measurement::Spread;
+use crate::number::{counted, signed, thousands, typeset};
 use crate::report::chart::{Chart, Figure, Fill, Lines, Point, Series};
-use crate::report::number::{counted, thousands};
 use crate::report::table::{Align, Table};
+use crate::report::{self, bench::overall};
 use crate::suite::document::{self, Bench, Case, Mode, Sample, SpeedRow};
 
 /// Characters of an answer that a report shows; the document keeps all of it.
@@ -32,19 +33,18 @@ pub fn blocks(bench: &Bench) -> Vec<Block> {
     if bench.weights.synthetic != Some(false) && !bench.weights.basis.is_empty() {
         blocks.push(Block::Note(Verdict::Caution, bench.weights.basis.clone(), None));
     }
-    blocks.extend(bench.notes.iter().map(|note| Block::Note(Verdict::Open, note.clone(), None)));
-    for case in &bench.cases {
-        let failures = case.sessions.iter().filter_map(|session| Some((session.repetition, session.failure.as_ref()?)));
-        let failures = failures.map(|(n, why)| format!("{}, repetition {n}: {why}", case.name));
-        blocks.extend(failures.map(|text| Block::Note(Verdict::Bad, text, None)));
-    }
+    blocks.extend(report::bench::notes(bench).into_iter().map(|note| Block::Note(Verdict::Open, note, None)));
+    let failures = report::bench::failures(bench);
+    blocks.extend(failures.into_iter().map(|text| Block::Note(Verdict::Bad, text, None)));
+    blocks.push(Block::Table("Every case, over all prompts".into(), report::bench::cases(bench)));
     blocks.extend(speeds(bench).into_iter().map(Block::Figure));
     blocks.extend(depths(bench).into_iter().map(Block::Figure));
     blocks.extend(memories(bench));
     blocks.extend(gaps::blocks(bench));
-    blocks.extend(by_prompt(bench));
+    blocks.extend(filled("Speed by prompt", report::bench::prompts(bench)));
     blocks.extend(bench.cases.iter().flat_map(checklists));
     blocks.extend(answers(bench));
+    blocks.push(Block::Table("How it was asked".into(), settings(bench)));
     blocks.push(Block::Table("Machine".into(), environment::machine(&bench.environment)));
     blocks.extend(bench.model.as_ref().map(|model| Block::Table("Model".into(), environment::model(model))));
     for case in &bench.cases {
@@ -55,12 +55,6 @@ pub fn blocks(bench: &Bench) -> Vec<Block> {
         }
     }
     blocks
-}
-
-/// The row over all prompts: of streams where there are any.
-pub fn overall(case: &Case) -> Option<&SpeedRow> {
-    let all = || case.speed.iter().filter(|row| row.prompt.is_none());
-    all().find(|row| row.mode == Mode::Stream).or_else(|| all().next())
 }
 
 fn key_figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
@@ -77,11 +71,26 @@ fn key_figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
     let first = row.and_then(|row| row.first_token_seconds);
     add("First token".into(), first.map(|spread| Unit::Seconds.spread(spread)), n(first));
     for saving in bench.savings.iter().filter(|saving| saving.saved_percent.is_some()) {
-        let percent = saving.saved_percent.map(|percent| format!("{:+.1}%", -percent).replace('-', "−"));
+        let percent = saving.saved_percent.map(|percent| format!("{}%", typeset(&signed(-percent, 1))));
         let by = format!("{} for {}, by {}", size(saving.bytes), size(saving.baseline_bytes), saving.by);
         add(format!("Device memory against {}", saving.baseline), percent, by);
     }
     figures
+}
+
+/// Repetitions, sampling and lengths, and every prompt.
+fn settings(bench: &Bench) -> Table {
+    let settings = &bench.settings;
+    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    table.row(["how often", &report::bench::asked(bench)]);
+    table.row(["sampling", &format!("temperature {}, seed {}", settings.temperature, settings.seed)]);
+    for prompt in &bench.prompts {
+        table.row([
+            prompt.name.clone(),
+            format!("{} (at most {} tokens)", prompt.text, thousands(prompt.max_tokens.into())),
+        ]);
+    }
+    table
 }
 
 /// The samples of one quantity over all prompts, in the mode of the overall row.
@@ -175,60 +184,13 @@ fn memories(bench: &Bench) -> Vec<Block> {
             cases.iter().map(|(label, memory)| Side { label, memory, fill: Fill::Plain }).collect();
         blocks.push(Block::Figure(memory::figure("Memory of every case, measured", &sides, &none)));
     }
-    let savings = savings(bench);
-    if !savings.is_empty() {
-        blocks.push(Block::Table("Against the baselines".into(), savings));
-    }
+    blocks.extend(filled("Against the baselines", report::bench::savings(bench)));
     blocks
 }
 
-fn savings(bench: &Bench) -> Table {
-    use Align::{Left, Right};
-    let columns = [("baseline", Left), ("by", Left), ("this", Right), ("baseline's", Right), ("saved", Right)];
-    let mut table = Table::new(&[&columns[..], &[("", Right), ("tg", Right), ("pp", Right)]].concat());
-    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "not known".into(), |ratio| format!("{ratio:.2}×"));
-    for saving in &bench.savings {
-        let sign = if saving.saved_bytes < 0 { "−" } else { "" };
-        let saved = crate::bytes::Bytes(saving.saved_bytes.unsigned_abs());
-        table.row([
-            saving.baseline.clone(),
-            saving.by.clone(),
-            size(saving.bytes),
-            size(saving.baseline_bytes),
-            format!("{sign}{}", size(saved)),
-            saving.saved_percent.map(|percent| format!("{percent:.1}%").replace('-', "−")).unwrap_or_default(),
-            ratio(saving.tg_ratio),
-            ratio(saving.pp_ratio),
-        ]);
-    }
-    table
-}
-
-/// Every prompt of every case, whole and streamed.
-fn by_prompt(bench: &Bench) -> Option<Block> {
-    use Align::{Left, Right};
-    let columns = [("case", Left), ("prompt", Left), ("answer", Left), ("tokens", Right), ("pp", Right), ("tg", Right)];
-    let mut table = Table::new(&[&columns[..], &[("first token", Right), ("in all", Right)]].concat());
-    let shown =
-        |spread: Option<Spread>, unit: Unit| spread.map_or_else(|| "not known".into(), |spread| unit.spread(spread));
-    for case in &bench.cases {
-        for row in &case.speed {
-            let streamed = row.mode == Mode::Stream;
-            let tokens = row.generated_tokens.map(|spread| format!("{:.0}", spread.mean));
-            let first = row.first_token_seconds;
-            table.row([
-                case.name.clone(),
-                row.prompt.clone().unwrap_or_else(|| "all".into()),
-                if streamed { "streamed" } else { "whole" }.to_string(),
-                tokens.unwrap_or_else(|| "not known".into()),
-                shown(row.pp, Unit::TokensPerSecond),
-                shown(row.tg, Unit::TokensPerSecond),
-                if streamed { shown(first, Unit::Seconds) } else { "–".into() },
-                shown(row.total_seconds, Unit::Seconds),
-            ]);
-        }
-    }
-    (!table.is_empty()).then(|| Block::Table("Speed by prompt, tokens/s".into(), table))
+/// A table, where it has a row.
+fn filled(caption: &str, table: Table) -> Option<Block> {
+    (!table.is_empty()).then(|| Block::Table(caption.into(), table))
 }
 
 /// Stream health and the judged answers of a case.
@@ -251,7 +213,8 @@ pub fn items(items: &[document::Item]) -> Vec<Item> {
         verdict: match item.verdict {
             document::Verdict::Pass => Verdict::Good,
             document::Verdict::Fail => Verdict::Bad,
-            document::Verdict::NotAssessed | document::Verdict::Skipped => Verdict::Open,
+            document::Verdict::NotAssessed => Verdict::Open,
+            document::Verdict::Skipped => Verdict::Skipped,
         },
         what: item.what.clone(),
         why: item.detail.clone(),

@@ -6,12 +6,12 @@ use super::memory::{self, Memory, Side, size};
 use super::read::{Document, Source};
 use super::speed::{Entry, Unit, figure};
 use super::view::Plan;
-use super::{Block, Section, bench, file_name, plan};
+use super::{Block, Section, bench, file_name, plan, tune};
 use crate::bytes::Bytes;
 use crate::measurement::{Measurement, Spread};
 use crate::memory::HOST;
+use crate::number::seconds;
 use crate::report::chart::Fill;
-use crate::report::number::seconds;
 use crate::report::table::{Align, Table};
 use crate::suite::document::Bench;
 
@@ -61,7 +61,8 @@ fn of(source: &Source) -> Vec<Summary> {
             let benches = validation.models.iter().filter_map(|model| Some((&model.name, model.bench.as_ref()?)));
             benches.filter_map(|(name, bench)| of_bench(bench, name, &source.name)).collect()
         }
-        Document::Inspection(_) | Document::Sweep(_) | Document::LlamaBench(_) => Vec::new(),
+        Document::Tuning(tuning) => of_tuning(tuning, &source.name).into_iter().collect(),
+        Document::Inspection(_) | Document::Launched(_) | Document::Sweep(_) | Document::LlamaBench(_) => Vec::new(),
     }
 }
 
@@ -101,7 +102,7 @@ fn of_measurement(measured: &Measurement, source: &str) -> Summary {
 /// The first case of a benchmark: the plan or the endpoint.
 fn of_bench(bench: &Bench, label: &str, source: &str) -> Option<Summary> {
     let case = bench.cases.first()?;
-    let row = bench::overall(case);
+    let row = crate::report::bench::overall(case);
     let measured = case.sessions.iter().find(|session| !session.memory.is_empty());
     Some(Summary {
         label: label.to_string(),
@@ -111,6 +112,21 @@ fn of_bench(bench: &Bench, label: &str, source: &str) -> Option<Summary> {
         pp: Entry::measured(label, row.and_then(|row| row.pp), Vec::new()),
         tg: Entry::measured(label, row.and_then(|row| row.tg), Vec::new()),
         first: row.and_then(|row| row.first_token_seconds),
+    })
+}
+
+/// The winner of a tuning, whose memory is known as sums alone.
+fn of_tuning(tuning: &crate::tune::document::Document, source: &str) -> Option<Summary> {
+    let winner = tune::winner(tuning)?;
+    let label = tune::heading(tuning);
+    Some(Summary {
+        pp: Entry::measured(&label, winner.pp, Vec::new()),
+        tg: Entry::measured(&label, winner.tg, Vec::new()),
+        source: source.to_string(),
+        memory: None,
+        fill: Fill::Plain,
+        first: None,
+        label,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Where something was measured and what: machine, devices, driver, build, the file and its header's facts.
 
-use crate::report::number::{parameters, thousands};
+use crate::number::{parameters, thousands};
 use crate::report::table::{Align, Table};
 use crate::suite::document::{Environment, ModelFacts};
 

@@ -1,8 +1,8 @@
 //! The gaps between tokens: the longest stream of the first case as a curve, every stream as a row.
 
 use super::Block;
+use crate::number::seconds;
 use crate::report::chart::{Chart, Figure, Lines, Point, Series};
-use crate::report::number::seconds;
 use crate::report::table::{Align, Table};
 use crate::suite::document::{Bench, Gaps, Sample};
 

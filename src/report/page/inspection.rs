@@ -4,8 +4,8 @@ use super::plan::notes;
 use super::view::Inspection;
 use super::{Block, Item, KeyFigure, Section, Verdict};
 use crate::bytes::Bytes;
+use crate::number::{parameters, thousands};
 use crate::report::chart::{Chart, Figure, Fill, Stack, StackedBar, Tone};
-use crate::report::number::{parameters, thousands};
 use crate::report::table::{Align, Table};
 
 /// The section of an inspect document.

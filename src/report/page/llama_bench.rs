@@ -4,7 +4,7 @@ use super::speed::{Entry, Unit, figure};
 use super::view::BenchRow;
 use super::{Block, Section};
 use crate::measurement::Spread;
-use crate::report::number::rate;
+use crate::number::rate;
 use crate::report::table::{Align, Table};
 
 /// The section of the rows of one file.

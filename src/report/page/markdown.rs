@@ -6,6 +6,11 @@ use super::{Block, Item, Page, Verdict, WhatIf};
 use crate::escape;
 use crate::report::table::{Align, Table};
 
+/// The page of one document, from what its JSON says and nothing else.
+pub fn of_document(document: &impl serde::Serialize) -> Result<String, super::Error> {
+    super::of_document(document).map(|made| page(&made))
+}
+
 /// The whole report.
 pub fn page(page: &Page) -> String {
     let mut out = format!("# {}\n", escape::markdown(&page.title));
@@ -54,7 +59,10 @@ fn block(out: &mut String, block: &Block) {
             let _ = write!(out, "{}\n\n", escape::markdown(label));
             fence(out, "text", text);
         }
-        Block::WhatIf(WhatIf { what, table, .. }) => captioned(out, &format!("By {what}"), table),
+        Block::WhatIf(WhatIf { axes, table, .. }) => {
+            let axes: Vec<&str> = axes.iter().map(|axis| axis.what.as_str()).collect();
+            captioned(out, &format!("By {}", axes.join(" and ")), table);
+        }
     }
 }
 
@@ -69,8 +77,8 @@ fn captioned(out: &mut String, caption: &str, table: &Table) {
 fn checked(out: &mut String, item: &Item) {
     let ticked = if item.verdict == Verdict::Good { "x" } else { " " };
     let why = if item.why.is_empty() { String::new() } else { format!(": {}", escape::markdown(&item.why)) };
-    let open = if item.verdict == Verdict::Open { " (not assessed)" } else { "" };
-    let _ = writeln!(out, "- [{ticked}] {}{open}{why}", escape::markdown(&item.what));
+    let word = if item.verdict == Verdict::Good { String::new() } else { format!(" ({})", item.verdict.word()) };
+    let _ = writeln!(out, "- [{ticked}] {}{word}{why}", escape::markdown(&item.what));
 }
 
 /// The mark of a verdict.

@@ -7,7 +7,7 @@ use super::speed::{Entry, Unit, figure};
 use super::view::Plan;
 use super::{Block, KeyFigure, Section, Verdict, file_name, plan};
 use crate::measurement::Measurement;
-use crate::report::number::{seconds, thousands};
+use crate::number::{seconds, thousands};
 use crate::report::table::{Align, Table};
 
 /// The section of a measurement; with the map and command of its plan where the document holds one.
@@ -57,7 +57,7 @@ fn key_figures(measured: &Measurement) -> Vec<KeyFigure> {
         figures.extend(value.map(|value| KeyFigure { label: label.into(), value, note }));
     };
     let rate = |spread: Option<crate::measurement::Spread>| spread.map(|spread| Unit::TokensPerSecond.spread(spread));
-    let samples = |n: usize| format!("tokens/s, {}", crate::report::number::counted(n as u64, "sample"));
+    let samples = |n: usize| format!("tokens/s, {}", crate::number::counted(n as u64, "sample"));
     add("Generation", rate(speed.summary.tg), samples(speed.tg.len()));
     add("Prompt", rate(speed.summary.pp), samples(speed.pp.len()));
     add("First token", speed.summary.first_token.map(|spread| Unit::Seconds.spread(spread)), "by our clock".into());

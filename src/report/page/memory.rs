@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use crate::bytes::Bytes;
 use crate::measurement::{MemoryRow, Row};
+use crate::number::{fixed, typeset};
 use crate::report::chart::{Chart, Figure, Fill, Key, Stack, StackedBar, Tone};
 use crate::report::table::{Align, Table};
 
@@ -143,7 +144,7 @@ pub fn errors<'a>(launches: impl IntoIterator<Item = (&'a str, &'a [Row])>) -> T
             size(row.predicted),
             size(row.measured),
             difference,
-            format!("{:.2}%", row.error * 100.0).replace('-', "−"),
+            format!("{}%", typeset(&fixed(row.error * 100.0, 2))),
             if row.ok { "✓ yes" } else { "✗ no" }.to_string(),
         ]);
     }
@@ -151,5 +152,5 @@ pub fn errors<'a>(launches: impl IntoIterator<Item = (&'a str, &'a [Row])>) -> T
 }
 
 fn small(bytes: u128) -> String {
-    crate::report::number::small_size(Bytes(u64::try_from(bytes).unwrap_or(u64::MAX)))
+    crate::number::small_size(Bytes(u64::try_from(bytes).unwrap_or(u64::MAX)))
 }

@@ -5,15 +5,17 @@ mod compare;
 mod environment;
 mod gaps;
 mod inspection;
+mod launched;
 mod llama_bench;
 pub mod markdown;
 mod measurement;
-mod memory;
+pub(super) mod memory;
 mod placement;
 mod plan;
 pub mod read;
-mod speed;
+pub(super) mod speed;
 mod sweep;
+mod tune;
 mod validation;
 pub mod view;
 
@@ -32,6 +34,8 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
             Document::Measurement(measured) => sections.push(measurement::section(measured, name)),
             Document::Bench(bench) => sections.push(bench::section(bench, name)),
             Document::Validation(validation) => sections.extend(validation::sections(validation, name)),
+            Document::Launched(launched) => sections.push(launched::section(launched, name)),
+            Document::Tuning(tuning) => sections.push(tune::section(tuning, name)),
             Document::LlamaBench(rows) => sections.push(llama_bench::section(rows, name)),
         }
     }
@@ -45,6 +49,31 @@ pub fn of(sources: &[Source], title: Option<&str>) -> Page {
         _ => (format!("Report on {} documents", sources.len()), String::new()),
     };
     Page { title: title.map_or(own.0, str::to_string), subtitle: own.1, sections }
+}
+
+/// The report on one document, from what its JSON says and nothing else.
+pub fn of_document(document: &impl serde::Serialize) -> Result<Page, Error> {
+    let sources = read::read("this document", &serde_json::to_string(document)?)?;
+    let mut page = of(&sources, None).without_sources();
+    // A plan with others around it: the page is the plan's.
+    if let ([Source { document: plan @ Document::Plan(_), .. }, _, ..], [first, ..]) =
+        (sources.as_slice(), page.sections.as_mut_slice())
+    {
+        page.title = std::mem::replace(&mut first.heading, plan.kind().to_string());
+        page.subtitle = plan.about();
+    }
+    Ok(page)
+}
+
+/// A document that cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be written as JSON.
+    #[error("the document cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It is none that a report shows.
+    #[error(transparent)]
+    Read(#[from] read::Error),
 }
 
 /// One report.
@@ -75,7 +104,7 @@ fn file_name(path: &str) -> &str {
 
 impl Page {
     /// The page of a document that is no file yet.
-    pub(super) fn without_sources(mut self) -> Self {
+    fn without_sources(mut self) -> Self {
         self.sections.iter_mut().for_each(|section| section.source.clear());
         self
     }
@@ -139,8 +168,10 @@ pub enum Verdict {
     Caution,
     /// No.
     Bad,
-    /// Not known, skipped, or only told.
+    /// Not known, or only told.
     Open,
+    /// It was not run.
+    Skipped,
 }
 
 impl Verdict {
@@ -150,7 +181,7 @@ impl Verdict {
             Self::Good => "✓",
             Self::Caution => "!",
             Self::Bad => "✗",
-            Self::Open => "–",
+            Self::Open | Self::Skipped => "–",
         }
     }
 
@@ -161,6 +192,7 @@ impl Verdict {
             Self::Caution => "caution",
             Self::Bad => "no",
             Self::Open => "not assessed",
+            Self::Skipped => "skipped",
         }
     }
 
@@ -181,15 +213,24 @@ pub struct Item {
     pub why: String,
 }
 
-/// Precomputed points of a plan over one thing that changes.
+/// Precomputed points of a plan over one thing that changes, or two.
 #[derive(Debug, Clone)]
 pub struct WhatIf {
-    /// What changes: `budget`.
-    pub what: String,
-    /// The points, a row each; the first column is what changes.
+    /// What changes.
+    pub axes: Vec<Axis>,
+    /// The points, a row each: every value of the last axis at the first value of the one before, and so on.
     pub table: Table,
     /// The command of each point.
     pub commands: Vec<String>,
     /// Which point is shown first.
     pub start: usize,
+}
+
+/// One thing that a reader may change.
+#[derive(Debug, Clone)]
+pub struct Axis {
+    /// `budget`, `context`, `file`.
+    pub what: String,
+    /// Its values, as people read them.
+    pub values: Vec<String>,
 }

@@ -5,8 +5,8 @@ use super::speed::{self, Unit};
 use super::view::{Alternative, ExpertSplit, Lint, Plan};
 use super::{Block, KeyFigure, Section, Verdict, placement};
 use crate::bytes::Bytes;
+use crate::number::{counted, rate, seconds, signed, thousands, typeset};
 use crate::report::chart::{Fill, Tone};
-use crate::report::number::{counted, rate, seconds, thousands};
 use crate::report::table::{Align, Table};
 
 /// A time below this share of the turn is not worth a row.
@@ -168,7 +168,7 @@ fn launches(others: &[Alternative]) -> Table {
             of(|speed| speed.pp),
             of(|speed| speed.tg),
             seconds(other.turn_seconds),
-            format!("{:+.1}%", other.turn_change * 100.0).replace('-', "−"),
+            format!("{}%", typeset(&signed(other.turn_change * 100.0, 1))),
             other.note.clone().unwrap_or_default(),
         ]);
     }

@@ -4,9 +4,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::environment::utc;
-use super::view::{BenchRow, Inspection, Plan, Sweep};
+use super::view::{BenchRow, Inspection, Launched, Plan, Sweep};
 use crate::measurement::Measurement;
 use crate::suite::document::{Bench, DeviceFacts, Environment, Validation};
+use crate::tune::document::Document as Tuning;
 
 /// One document.
 #[derive(Debug, Clone)]
@@ -23,6 +24,10 @@ pub enum Document {
     Bench(Box<Bench>),
     /// `moeplan/validation/1`.
     Validation(Box<Validation>),
+    /// `moeplan/run/1`.
+    Launched(Box<Launched>),
+    /// `moeplan/tune/1`.
+    Tuning(Box<Tuning>),
     /// llama-bench's rows.
     LlamaBench(Vec<BenchRow>),
 }
@@ -38,6 +43,8 @@ impl Document {
             Self::Measurement(_) => "Measurement",
             Self::Bench(_) => "Benchmark",
             Self::Validation(_) => "Validation",
+            Self::Launched(_) => "Launch",
+            Self::Tuning(_) => "Tuning",
             Self::LlamaBench(_) => "llama-bench",
         }
     }
@@ -59,6 +66,8 @@ impl Document {
             Self::Measurement(measured) => vec![format!("llama.cpp b{}", measured.runtime.build)],
             Self::Bench(bench) => surroundings(&bench.environment),
             Self::Validation(validation) => surroundings(&validation.environment),
+            Self::Launched(launched) => vec![launched.endpoint.clone()],
+            Self::Tuning(tuning) => vec![format!("llama.cpp b{}", tuning.subject.build)],
             Self::LlamaBench(rows) => rows.first().map(|row| format!("b{}", row.build_number)).into_iter().collect(),
         };
         let facts = facts.into_iter().filter(|fact| !fact.is_empty());
@@ -122,7 +131,7 @@ pub enum Error {
 }
 
 /// The schemas that a report shows.
-const SCHEMAS: [&str; 9] = [
+const SCHEMAS: [&str; 11] = [
     "moeplan/inspect/1",
     "moeplan/inspections/1",
     "moeplan/check/1",
@@ -132,6 +141,8 @@ const SCHEMAS: [&str; 9] = [
     "moeplan/measurement/1",
     "moeplan/bench/1",
     "moeplan/validation/1",
+    "moeplan/run/1",
+    "moeplan/tune/1",
 ];
 
 impl Error {
@@ -191,6 +202,8 @@ fn document(name: &str, mut value: Value) -> Result<Vec<Document>, Error> {
         "moeplan/measurement/1" => Document::Measurement(shape(name, &schema, value)?),
         "moeplan/bench/1" => Document::Bench(shape(name, &schema, value)?),
         "moeplan/validation/1" => Document::Validation(shape(name, &schema, value)?),
+        "moeplan/run/1" => Document::Launched(shape(name, &schema, value)?),
+        "moeplan/tune/1" => Document::Tuning(shape(name, &schema, value)?),
         _ => return Err(Error::Schema { name: name.to_string(), schema }),
     };
     Ok(vec![document])

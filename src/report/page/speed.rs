@@ -1,8 +1,8 @@
 //! Speeds as bars: what was measured with its samples, what was predicted hatched.
 
 use crate::measurement::Spread;
+use crate::number::{rate, seconds};
 use crate::report::chart::{Bar, Bars, Chart, Figure, Fill, Key, Tone};
-use crate::report::number::{rate, seconds};
 use crate::report::table::{Align, Table};
 use crate::speed::Speed;
 
@@ -29,8 +29,9 @@ impl Unit {
         let Spread { mean, stddev, n } = spread;
         match self {
             _ if n < 2 => self.show(mean),
-            Self::TokensPerSecond if mean >= 100.0 => format!("{} ± {stddev:.0}", rate(mean)),
-            Self::TokensPerSecond => format!("{mean:.1} ± {stddev:.1}"),
+            Self::TokensPerSecond if mean >= 100.0 => format!("{} ± {}", rate(mean), rate(stddev.round())),
+            Self::TokensPerSecond if mean >= 10.0 => format!("{mean:.1} ± {stddev:.1}"),
+            Self::TokensPerSecond => format!("{mean:.2} ± {stddev:.2}"),
             Self::Seconds if (0.1..1.0).contains(&mean) => format!("{:.0} ± {:.0} ms", mean * 1000.0, stddev * 1000.0),
             Self::Seconds if mean < 0.1 => format!("{:.0} ± {:.1} ms", mean * 1000.0, stddev * 1000.0),
             Self::Seconds => format!("{mean:.2} ± {stddev:.2} s"),

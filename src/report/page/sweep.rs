@@ -1,10 +1,10 @@
 //! Many plans as a section: curves over the budget or the context, and a table to step through.
 
 use super::view::{Point, Sweep};
-use super::{Block, Section, WhatIf, plan};
+use super::{Axis, Block, Section, WhatIf, plan};
+use crate::number::{rate, seconds, thousands};
 use crate::plan::quoted;
 use crate::report::chart::{self, Chart, Figure, Lines, Series};
-use crate::report::number::{rate, seconds, thousands};
 use crate::report::table::{Align, Table};
 use crate::speed::Speed;
 
@@ -12,7 +12,10 @@ use crate::speed::Speed;
 pub fn section(sweep: &Sweep, source: &str) -> Section {
     let name = |model: &super::view::ModelSummary| model.name.clone().unwrap_or_else(|| model.path.clone());
     let heading = match &sweep.model {
-        Some(model) => format!("{}: by {}", name(model), what(sweep)),
+        Some(model) => {
+            let axes: Vec<String> = axes(sweep).into_iter().map(|axis| axis.what).collect();
+            format!("{}: by {}", name(model), axes.join(" and "))
+        }
         None => "Several files on one machine".to_string(),
     };
     let mut blocks = Vec::new();
@@ -25,10 +28,29 @@ pub fn section(sweep: &Sweep, source: &str) -> Section {
         ];
         blocks.extend(curves.into_iter().flatten().map(Block::Figure));
     }
-    let start = sweep.points.iter().position(|point| point.fits).unwrap_or(0);
+    let start = sweep.asked.filter(|at| *at < sweep.points.len());
+    let start = start.or_else(|| sweep.points.iter().position(|point| point.fits)).unwrap_or(0);
     let commands = sweep.points.iter().map(|point| command(sweep, point)).collect();
-    blocks.push(Block::WhatIf(WhatIf { what: what(sweep).into(), table: table(sweep), commands, start }));
+    blocks.push(Block::WhatIf(WhatIf { axes: axes(sweep), table: table(sweep), commands, start }));
     Section { heading, source: source.to_string(), blocks }
+}
+
+/// Contexts of each budget; 1 where one thing varies. A document whose points are no whole grid has one axis.
+fn width(sweep: &Sweep) -> usize {
+    let width = sweep.contexts.len().max(1);
+    if sweep.points.len().is_multiple_of(width) { width } else { 1 }
+}
+
+/// What a reader may change, each with its values.
+fn axes(sweep: &Sweep) -> Vec<Axis> {
+    let width = width(sweep);
+    let values = sweep.points.iter().step_by(width).map(|point| point.label.clone()).collect();
+    let mut axes = vec![Axis { what: what(sweep).into(), values }];
+    if width > 1 {
+        let values = sweep.contexts.iter().map(|tokens| format!("{} tokens", thousands(*tokens))).collect();
+        axes.push(Axis { what: "context".into(), values });
+    }
+    axes
 }
 
 fn what(sweep: &Sweep) -> &'static str {
@@ -47,20 +69,30 @@ fn on_devices(point: &Point) -> f64 {
 /// One predicted quantity over what varies, of the points that fit.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 fn curve(sweep: &Sweep, title: &str, unit: &str, of: impl Fn(&Point) -> Option<f64>) -> Option<Figure> {
-    let mut table = Table::new(&[(what(sweep), Align::Left), (&format!("{unit}, predicted"), Align::Right)]);
-    let mut points = Vec::new();
-    for (point, value) in sweep.points.iter().filter(|point| point.fits).filter_map(|point| Some((point, of(point)?))) {
-        points.push(chart::Point { x: point.value as f64, y: value, spread: None });
-        table.row([point.label.clone(), rate(value)]);
+    let width = width(sweep);
+    let unit_predicted = format!("{unit}, predicted");
+    let mut table =
+        Table::new(&[(what(sweep), Align::Left), ("tokens", Align::Right), (&unit_predicted, Align::Right)]);
+    let mut series: Vec<Series> = Vec::new();
+    for at in 0..width {
+        let mut points = Vec::new();
+        let of_series = sweep.points.iter().skip(at).step_by(width).filter(|point| point.fits);
+        for (point, value) in of_series.filter_map(|point| Some((point, of(point)?))) {
+            points.push(chart::Point { x: point.value as f64, y: value, spread: None });
+            table.row([point.label.clone(), thousands(point.n_ctx.into()), rate(value)]);
+        }
+        let context = sweep.contexts.get(at).filter(|_| width > 1);
+        let label = context.map_or_else(|| title.to_string(), |tokens| format!("-c {tokens}"));
+        series.push(Series { label, at, points });
     }
-    if points.len() < 2 {
+    if series.iter().all(|series| series.points.len() < 2) {
         return None;
     }
     let is_budget = sweep.variable == "vram";
     let chart = Chart::Lines(Lines {
         x: if is_budget { "budget of the first device" } else { "context, tokens" }.into(),
         y: unit.into(),
-        series: vec![Series { label: title.into(), at: 0, points }],
+        series,
         levels: Vec::new(),
         dense: false,
         x_is_bytes: is_budget,

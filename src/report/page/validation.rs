@@ -27,7 +27,11 @@ pub fn sections(validation: &Validation, source: &str) -> Vec<Section> {
 fn model(model: &ModelValidation) -> Section {
     let mut blocks = Vec::new();
     if let Some(why) = &model.skipped {
-        blocks.push(Block::Checklist(vec![Item { verdict: Verdict::Open, what: "Not run".into(), why: why.clone() }]));
+        blocks.push(Block::Checklist(vec![Item {
+            verdict: Verdict::Skipped,
+            what: "It was run".into(),
+            why: why.clone(),
+        }]));
     }
     for part in &model.sections {
         let mut name = part.name.replace(['-', '_'], " ");

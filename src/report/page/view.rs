@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::bytes::Bytes;
 use crate::machine::Machine;
-use crate::measurement::MemoryRow;
+use crate::measurement::{MemoryRow, Row};
 use crate::speed::Speed;
 
 /// `moeplan/check/1` and `moeplan/plan/1`.
@@ -240,6 +240,10 @@ pub struct Sweep {
     pub model: Option<ModelSummary>,
     /// `vram` or `ctx`; empty for several files.
     pub variable: String,
+    /// The contexts that were planned for each budget; empty where one thing varies.
+    pub contexts: Vec<u64>,
+    /// The point that the others are around.
+    pub asked: Option<usize>,
     /// In rising order.
     #[serde(alias = "rows")]
     pub points: Vec<Point>,
@@ -271,6 +275,24 @@ pub struct Point {
     pub turn_seconds: f64,
     /// The arguments for `llama-server -m MODEL`.
     pub args: Vec<String>,
+}
+
+/// `moeplan/run/1`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Launched {
+    /// Where requests go.
+    pub endpoint: String,
+    /// The server's process id.
+    pub process: u32,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// From its start until it took requests.
+    pub load_seconds: f64,
+    /// Predicted beside measured.
+    pub comparison: Vec<Row>,
+    /// The plan that was launched.
+    pub plan: serde_json::Value,
 }
 
 /// `moeplan/inspect/1`.

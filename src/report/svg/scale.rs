@@ -1,7 +1,7 @@
 //! Axes: round steps, and places along a chart as percentages of its width, so that a chart fits any page.
 
 use crate::bytes::{Bytes, GIB, MIB};
-use crate::report::number::thousands;
+use crate::number::thousands;
 
 /// One mark of an axis: where it is, and what it says.
 #[derive(Debug, Clone, PartialEq)]
