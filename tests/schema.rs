@@ -48,6 +48,8 @@ fn every_command_writes_what_its_schema_says() {
         ("inspect tiny.gguf --json", "inspect/1"),
         ("inspect tiny.gguf --json --tensors --metadata --expect phi-3.5-moe", "inspect/1"),
         ("inspect tiny.gguf tiny.gguf --json", "inspections/1"),
+        ("inspect tiny.gguf --json --tensors --as all", "what-if/1"),
+        ("plan tiny.gguf --json --vram 24G --ram 64G --as IQ2_M", "plan/1"),
         ("list --json", "list/1"),
         ("check --json --vram 24G --ram 64G -- llama-server -m tiny.gguf -ngl 99 -ncmoe 1 -c 4096", "check/1"),
         ("check --json --tensors -- llama-bench -m tiny.gguf -ot 'none=CPU' -ctv q8_0 -fa off -zz", "check/1"),
