@@ -1,5 +1,8 @@
 //! What every command understands: formats, colour, llama.cpp's short flags. Each command's own flags are in `commands/`.
 
+pub mod help;
+pub mod refusal;
+
 use std::ffi::OsString;
 
 use clap::ValueEnum;

@@ -55,6 +55,8 @@ pub mod bytes;
 pub mod number;
 #[doc(hidden)]
 pub mod escape;
+#[doc(hidden)]
+pub mod suggest;
 pub mod guard;
 #[doc(hidden)]
 pub mod stats;
@@ -97,6 +99,9 @@ pub mod tune;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod suite;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod doctor;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;

@@ -1,16 +1,20 @@
 //! The `moeplan` program: parse, run, print the error chain and hints, exit code.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
-use moeplan::cli::{Color, long_flags};
+use moeplan::cli::{Color, help, long_flags, refusal};
 use moeplan::commands::{self, Cli, Outcome, Output, interrupt};
 use moeplan::guard;
 
 fn main() -> ExitCode {
     guard::silence();
-    let cli = Cli::parse_from(long_flags(std::env::args_os()));
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     match cli.global.color {
         Color::Auto => {}
         Color::Always => anstream::ColorChoice::Always.write_global(),
@@ -28,4 +32,20 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Reads the command line; where it is none, says so.
+fn parse() -> Result<Cli, ExitCode> {
+    let mut command = help::fitting(Cli::command());
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let parsed = command.try_get_matches_from_mut(long_flags(typed.iter().cloned()));
+    let error = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => return Ok(cli),
+        Err(error) => error,
+    };
+    match refusal::refusal(&command, &error, &typed) {
+        Some(refusal) => commands::print_refusal(&refusal),
+        None => commands::print_usage(&error),
+    }
+    Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))
 }

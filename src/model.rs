@@ -30,6 +30,14 @@ pub enum Error {
         /// What it is.
         kind: FileKind,
     },
+    /// A file of early 2024.
+    #[error("`{}`: `{tensor}` and its like hold one expert each: llama.cpp no longer loads such files", path.display())]
+    OneExpertEach {
+        /// The first file.
+        path: PathBuf,
+        /// The first such tensor.
+        tensor: String,
+    },
     /// A key that llama.cpp would refuse.
     #[error("`{}`: {error}", path.display())]
     Key {
@@ -51,11 +59,16 @@ impl Error {
                 "give the base model; the adapter goes with llama.cpp's --lora"
             }
             Self::Kind { .. } => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
+            Self::OneExpertEach { .. } => MERGE_EXPERTS,
             Self::Key { .. } => "llama.cpp refuses this file too: convert the model again with a current llama.cpp",
         }
         .to_string()
     }
 }
+
+/// What to do with a file of one tensor an expert.
+pub const MERGE_EXPERTS: &str =
+    "convert the model again, or take a newer GGUF of it (its experts are merged: ffn_up_exps.weight)";
 
 /// What kind of GGUF file it is (`general.type`, else told from its keys and tensors).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -140,10 +153,26 @@ impl Model {
         if model.kind != FileKind::Model {
             return Err(Error::Kind { path: path(), kind: model.kind });
         }
+        if let Some(tensor) = model.one_expert_tensor() {
+            return Err(Error::OneExpertEach { path: path(), tensor: tensor.name.clone() });
+        }
         match refused.into_iter().next() {
             Some(error) => Err(Error::Key { path: path(), error }),
             None => Ok(model),
         }
+    }
+
+    /// The first tensor that holds one expert (`ffn_up.0.weight`), as in files of early 2024: llama.cpp b11434 has its name
+    /// (`src/llama-arch.cpp`) and loads it in no architecture.
+    pub fn one_expert_tensor(&self) -> Option<&Tensor> {
+        self.tensors.iter().find(|tensor| tensor.role == Role::RoutedExpert && !tensor.name.contains("exps"))
+    }
+
+    /// Whether it gives vectors or scores, not text: one of the BERTs, or its key says how tokens are pooled
+    /// (`pooling_type`: mean, first, last, rank; `include/llama.h` `llama_pooling_type`, b11434).
+    pub fn is_embedding(&self) -> bool {
+        let pooling = self.metadata.get(&format!("{}.pooling_type", self.architecture));
+        matches!(pooling, Some(Value::U64(1..=4))) || self.architecture.contains("bert")
     }
 
     /// What can be said of any GGUF file, and every key that llama.cpp would refuse.

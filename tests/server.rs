@@ -16,19 +16,16 @@ use moeplan::run::{Program, RunConfig, parse};
 use moeplan::runtime::server::{End, Error, Input, Limits, Request, Server, find};
 use moeplan::runtime::{Error as RuntimeError, Launch, Prompt, Runtime as _, Workload, machine_of};
 
-#[path = "support/examples.rs"]
-mod examples;
-
+#[path = "support/fake_server.rs"]
+mod fake_server;
 #[path = "support/schemas.rs"]
 mod schemas;
 
+use fake_server::fake;
+
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
-fn fake() -> PathBuf {
-    examples::example("fake-llama-server", "tests/support/fake_llama_server.rs")
-}
-
-fn fake_server(mode: &str) -> Server {
+fn failing(mode: &str) -> Server {
     let build = find::probe(&fake()).expect("a version");
     let mut server = Server::of(MOEPLAN.into(), build);
     server.extra = vec!["--fake".to_string(), mode.to_string()];
@@ -84,7 +81,7 @@ fn pid_of(state: &Path) -> String {
 #[test]
 fn a_run_is_measured_by_the_servers_own_clock() {
     let workload = Workload { prompt: Prompt::Tokens(512), depth: 0, n_generate: 6, repetitions: 3 };
-    let seen = fake_server("").generate(&launch(Path::new("m.gguf")), &workload).expect("a measurement");
+    let seen = failing("").generate(&launch(Path::new("m.gguf")), &workload).expect("a measurement");
     assert_eq!((seen.pp, seen.tg), (vec![2000.0; 3], vec![100.0; 3]));
     assert_eq!(
         (seen.text.as_str(), seen.tokens.len(), seen.first_token.len()),
@@ -103,7 +100,7 @@ fn every_way_to_fail_at_the_start_is_told_apart() {
         ("silent-exit", "llama-server died while loading (exit code 3)", "-v"),
         ("hang", "llama-server hangs while loading: nothing has moved for 3 s", "disk"),
     ] {
-        let error = fake_server(mode).start(&launch(Path::new("m.gguf"))).expect_err(mode);
+        let error = failing(mode).start(&launch(Path::new("m.gguf"))).expect_err(mode);
         assert!(error.to_string().starts_with(expected), "{mode}: {error}");
         assert!(error.hint().is_some_and(|text| text.contains(hint)), "{mode}: {:?}", error.hint());
     }
@@ -112,7 +109,7 @@ fn every_way_to_fail_at_the_start_is_told_apart() {
 #[test]
 fn a_port_that_was_taken_meanwhile_is_not_the_end() {
     let state = tempfile::tempdir().expect("a folder");
-    let mut server = fake_server("port-taken-once");
+    let mut server = failing("port-taken-once");
     server.extra.extend(["--fake-state".to_string(), state.path().display().to_string()]);
     let mut running = server.start(&launch(Path::new("m.gguf"))).expect("the second port");
     assert_eq!(running.complete(&request(6)).expect("a reply").tokens.len(), 6);
@@ -123,7 +120,7 @@ fn a_port_that_was_taken_meanwhile_is_not_the_end() {
 
 #[test]
 fn a_log_of_noise_does_no_harm() {
-    let mut running = fake_server("garbage-log").start(&launch(Path::new("m.gguf"))).expect("a server");
+    let mut running = failing("garbage-log").start(&launch(Path::new("m.gguf"))).expect("a server");
     assert!(running.complete(&request(6)).is_ok());
 }
 
@@ -141,7 +138,7 @@ fn every_way_to_fail_while_answering_is_told_apart() {
         ("endless-line", "llama-server's answer cannot be read: a line of the stream is longer than 64 MiB"),
         ("hang-mid-stream", "llama-server was stopped after 2 s while answering"),
     ] {
-        let mut server = fake_server(mode);
+        let mut server = failing(mode);
         if mode == "hang-mid-stream" {
             server.limits.request = Duration::from_secs(2);
         }
@@ -152,13 +149,13 @@ fn every_way_to_fail_while_answering_is_told_apart() {
         drop(running);
         assert!(!lives(&pid), "{mode} left its server behind");
     }
-    let mut running = fake_server("huge-line").start(&launch(Path::new("m.gguf"))).expect("a server");
+    let mut running = failing("huge-line").start(&launch(Path::new("m.gguf"))).expect("a server");
     assert!(running.complete(&request(6)).expect("a reply").text.len() > 8 << 20);
 }
 
 #[test]
 fn a_server_that_does_not_want_to_stop_is_killed() {
-    let mut running = fake_server("stubborn").start(&launch(Path::new("m.gguf"))).expect("a server");
+    let mut running = failing("stubborn").start(&launch(Path::new("m.gguf"))).expect("a server");
     let start = Instant::now();
     assert_eq!(running.stop(), End::Signal(9));
     assert!(start.elapsed() < Duration::from_secs(8));
@@ -167,7 +164,7 @@ fn a_server_that_does_not_want_to_stop_is_killed() {
 #[test]
 fn a_server_that_is_killed_while_it_loads_is_seen_at_once() {
     let state = tempfile::tempdir().expect("a folder");
-    let mut server = fake_server("slow");
+    let mut server = failing("slow");
     server.limits.stall = Duration::from_mins(1);
     server.extra.extend(["--fake-state".to_string(), state.path().display().to_string()]);
     let folder = state.path().to_path_buf();
@@ -180,7 +177,7 @@ fn a_server_that_is_killed_while_it_loads_is_seen_at_once() {
 
 #[test]
 fn the_wish_to_stop_stops_what_runs() {
-    let mut server = fake_server("hang");
+    let mut server = failing("hang");
     server.interrupted = || true;
     let error = server.start(&launch(Path::new("m.gguf"))).expect_err("interrupted");
     assert!(matches!(error, RuntimeError::Server(Error::Interrupted)));

@@ -39,13 +39,15 @@ pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN", required_unless_present_any = ["url", "from"])]
     pub model: Option<PathBuf>,
-    /// An OpenAI-compatible endpoint that is up, instead: llama-server, shimmy, any other. MOEPLAN_API_KEY is its key.
+    /// An OpenAI-compatible endpoint that is up, instead; MOEPLAN_API_KEY is its key.
+    ///
+    /// llama-server, shimmy, any other.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
     /// The model that the endpoint is asked for [default: the first that it lists].
     #[arg(long, value_name = "NAME", requires = "url")]
     pub model_name: Option<String>,
-    /// Nothing is run: what llama-bench measured (`-o json` or `-o jsonl`), as a bench.
+    /// Nothing is run: the rows of llama-bench (`-o json`, `jsonl`), as a bench.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "url", "baseline"])]
     pub from: Option<PathBuf>,
     /// What to launch in turn beside the plan.

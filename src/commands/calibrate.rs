@@ -90,7 +90,7 @@ pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyh
 }
 
 /// Where this machine's own rates are kept.
-fn own_file() -> Option<PathBuf> {
+pub fn own_file() -> Option<PathBuf> {
     use etcetera::BaseStrategy as _;
     Some(etcetera::choose_base_strategy().ok()?.config_dir().join("moeplan").join("machine.json"))
 }

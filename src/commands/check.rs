@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::bail;
 
@@ -18,9 +18,15 @@ use crate::placement;
 use crate::report;
 use crate::run::build::REFERENCE;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
+use crate::runtime::server::environment::ConfigFiles;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan check --vram 12G --ram 64G -- llama-server -m model.gguf -ngl 99 -ncmoe 12 -c 16384
+  moeplan check --device Vulkan0=16G -- llama-cli -m model.gguf -ngl 20
+  moeplan check --vram 24G,12G --tensors -- llama-bench -m model.gguf -ot 'exps=CPU'
+Every warning: docs/lints.md.")]
 pub struct Args {
     /// The machine.
     #[command(flatten)]
@@ -112,28 +118,14 @@ fn note_config_files(command: &mut ParsedCommand) {
     if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
         return;
     }
-    for file in config_files(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME")) {
-        if file.is_file() {
-            command.notes.push(Note {
-                code: "config-file-read",
-                message: format!(
-                    "llama.cpp reads `{}` before the command line; it is not counted here",
-                    file.display()
-                ),
-                hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
-            });
-        }
+    let files = ConfigFiles::here();
+    for file in files.system.into_iter().chain(files.user) {
+        command.notes.push(Note {
+            code: "config-file-read",
+            message: format!("llama.cpp reads `{}` before the command line; it is not counted here", file.display()),
+            hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
+        });
     }
-}
-
-/// Where llama.cpp looks for them, by two variables of the environment.
-fn config_files(config_home: Option<OsString>, home: Option<OsString>) -> Vec<PathBuf> {
-    let of_user = match config_home.filter(|folder| !folder.is_empty()) {
-        Some(folder) => Some(PathBuf::from(folder)),
-        None => home.map(|home| Path::new(&home).join(".config")),
-    };
-    let folders = [Some(PathBuf::from("/etc")), of_user];
-    folders.into_iter().flatten().map(|folder| folder.join("llama.cpp/config.ini")).collect()
 }
 
 /// `LLAMA_ARG_*` of this process.
@@ -183,17 +175,5 @@ mod tests {
     fn builds_are_numbers_with_or_without_their_letter() {
         assert_eq!((build("11549"), build("b11549")), (Ok(11549), Ok(11549)));
         assert!(build("latest").is_err());
-    }
-
-    #[test]
-    fn llama_cpp_has_two_configuration_files() {
-        let files = |config: Option<&str>, home: Option<&str>| {
-            let files = config_files(config.map(OsString::from), home.map(OsString::from));
-            files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
-        };
-        let system = "/etc/llama.cpp/config.ini".to_string();
-        assert_eq!(files(Some("/c"), Some("/h")), [system.clone(), "/c/llama.cpp/config.ini".to_string()]);
-        assert_eq!(files(Some(""), Some("/h")), [system.clone(), "/h/.config/llama.cpp/config.ini".to_string()]);
-        assert_eq!(files(None, None), [system]);
     }
 }

@@ -12,8 +12,9 @@ use crate::report;
 /// Arguments of `devices`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  moeplan devices                                              what is found here
-  moeplan devices --vram 24G,12G --ram 128G --json -o pc.json  a machine that is not here, for --machine pc.json")]
+  moeplan devices                                                 what is found here
+  moeplan devices --calibrate                                     how fast it is
+  moeplan devices --vram 24G,12G --ram 128G --json -o pc.json     another, for --machine pc.json")]
 pub struct Args {
     /// A machine to describe instead of this one.
     #[command(flatten)]

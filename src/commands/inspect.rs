@@ -16,12 +16,20 @@ use crate::memory;
 use crate::model::{FileKind, Model};
 use crate::report;
 use crate::rules;
+use crate::suggest::Unknown;
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan inspect model.gguf
+  moeplan inspect --tensors --metadata model-00001-of-00002.gguf
+  moeplan inspect --expect gpt-oss-20b gpt-oss-20b.gguf
+  moeplan inspect hf:owner/repo --vram 24G     which of its quants fits, from their headers alone")]
 pub struct Args {
-    /// GGUF files, any shard of a split one, directories with one model each, https://…, hf:owner/repo[:QUANT|/FILE], or
-    /// names that `moeplan list` shows; hf:owner/repo alone lists the models of the repository.
+    /// GGUF files, folders with one model, https://…, hf:owner/repo[:QUANT|/FILE], or cached names.
+    ///
+    /// Any shard stands for a split model; hf:owner/repo alone lists the models of the repository; `moeplan list` shows the
+    /// names that are cached.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// List every tensor: name, role, type, shape, bytes, file offset.
@@ -122,10 +130,11 @@ fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
     let name = path.to_string_lossy();
     let text = match expectation::built_in(&name) {
         Some(text) if !path.exists() => text.to_string(),
-        _ => std::fs::read_to_string(path).with_context(|| {
-            let known: Vec<&str> = expectation::built_in_names().collect();
-            format!("cannot read expectations `{name}` (built in: {})", known.join(", "))
-        })?,
+        _ if !path.exists() => {
+            let known = expectation::built_in_names();
+            return Err(Unknown::new("file of expectations, and none that is built in", &name, known).into());
+        }
+        _ => std::fs::read_to_string(path).with_context(|| format!("cannot read expectations `{name}`"))?,
     };
     Ok(Expectations::from_yaml(&name, &text)?)
 }

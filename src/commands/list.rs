@@ -11,10 +11,11 @@ use crate::report::table::{Align, Table};
 
 /// Arguments of `list`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
-XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS). A name, or a part that only one name has, is a MODEL everywhere."
-)]
+#[command(after_help = "Examples:
+  moeplan list
+  moeplan list qwen --json
+Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
+XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS). A name, or a part that only one name has, is a MODEL everywhere.")]
 pub struct Args {
     /// Only models whose name holds this, in any case.
     #[arg(value_name = "NAME")]

@@ -13,10 +13,14 @@ use crate::runtime::{detect, machine_of, nvml};
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// Memory of each device, in order: 24G,12G. With --machine: the budgets of its first devices, the others unused.
+    /// Memory of each device, in order: 24G,12G.
+    ///
+    /// With --machine: the budgets of its first devices, the others unused.
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
     pub vram: Vec<Bytes>,
-    /// One device by llama.cpp's name: CUDA0=24G, `RPC0[HOST:PORT]=8G`; repeatable.
+    /// One device by llama.cpp's name: CUDA0=24G, `RPC0[HOST:PORT]=8G`.
+    ///
+    /// Repeatable.
     #[arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"])]
     pub device: Vec<String>,
     /// Main memory.
@@ -115,7 +119,11 @@ pub struct Found {
 
 /// What is here.
 pub fn found() -> anyhow::Result<Found> {
-    let devices = detect::devices(detect::server().as_deref());
+    found_with(detect::devices(detect::server().as_deref()))
+}
+
+/// What is here, with the devices that were detected.
+pub fn found_with(devices: detect::Devices) -> anyhow::Result<Found> {
     let facts = detect::host();
     let mut machine = machine_of(&devices.list);
     machine.host = host(&facts);

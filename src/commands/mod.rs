@@ -3,13 +3,16 @@
 pub mod calibrate;
 pub mod bench;
 pub mod check;
+pub mod completions;
 pub mod devices;
+pub mod doctor;
 pub mod engine;
 pub mod inspect;
 pub mod interrupt;
 pub mod launch;
 pub mod list;
 pub mod machine;
+pub mod man;
 pub mod model_arg;
 pub mod plan;
 pub mod plan_options;
@@ -31,12 +34,23 @@ use std::path::Path;
 use anstyle::AnsiColor;
 use anyhow::Context as _;
 
+use crate::cli::refusal::Refusal;
 use crate::cli::{Format, Global};
 use crate::synth::output::usual_permissions;
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, clap::Parser)]
-#[command(version, about, arg_required_else_help = true, propagate_version = true)]
+#[command(
+    version,
+    about,
+    arg_required_else_help = true,
+    after_help = "Start here:
+  moeplan doctor                                             what is installed here
+  moeplan inspect model.gguf                                 what the model is
+  moeplan plan --vram 24G model.gguf                         the command for your card
+  moeplan check --vram 24G -- llama-server -m model.gguf     will my command fit
+  moeplan verify --vram 24G model.gguf                       is that true"
+)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -51,30 +65,36 @@ pub struct Cli {
 pub enum Command {
     /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
     Inspect(inspect::Args),
-    /// Say what a llama.cpp command line would do: memory by device, what goes where, whether it fits.
+    /// Say what a llama.cpp command line would do, and whether it fits.
     Check(Box<check::Args>),
-    /// Find the placement that fits a budget, and print the command for it.
+    /// Find the launch that fits a budget and is fastest, and print its command.
     Plan(Box<plan::PlanArgs>),
+    /// Plan, launch llama-server and stay in front of it, predicted beside measured.
+    Run(Box<run::Args>),
+    /// Launch, measure, and compare with the prediction, term by term.
+    Verify(Box<verify::Args>),
+    /// Measure the plan, `--fit on` and neighbours; the fastest as a command.
+    Tune(Box<tune::Args>),
+    /// Measure speed, streams, answers and memory beside baselines, or of an endpoint.
+    Bench(Box<bench::Args>),
+    /// Run a whole protocol over models: a checklist, each line with its evidence.
+    Validate(Box<validate::Args>),
+    /// Make a page with charts, or Markdown, of documents written with --json.
+    Report(report::Args),
     /// List the models in the caches of llama.cpp, Hugging Face, LM Studio and ollama.
     List(list::Args),
-    /// Show the machine as moeplan sees it, or write one that is not here as a file.
+    /// Show this machine as plans see it, measure its speeds, or describe another.
     Devices(devices::Args),
-    /// Write a GGUF whose header is that of a known model: a hole, random weights, or a tiny sibling.
-    Synth(synth::Args),
-    /// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
-    Run(Box<run::Args>),
-    /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
-    Bench(Box<bench::Args>),
-    /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
-    Validate(Box<validate::Args>),
-    /// Launch on llama-server or the embedded llama.cpp, measure, and compare with the prediction, term by term.
-    Verify(Box<verify::Args>),
-    /// Measure the plan, llama.cpp's own `--fit on` and the most promising neighbours; the fastest as a command.
-    Tune(Box<tune::Args>),
+    /// Say what is installed and usable here, what would interfere, and what to do.
+    Doctor(doctor::Args),
     /// List, show and check placement rule files.
     Rules(rules::Args),
-    /// Make Markdown or one page of HTML, with charts, of documents that were written with --json.
-    Report(report::Args),
+    /// Write a GGUF with the header of a known model: a hole, random weights, or tiny.
+    Synth(synth::Args),
+    /// Print completions for a shell.
+    Completions(completions::Args),
+    /// Print the manual page, or write one for each command.
+    Man(man::Args),
     /// Run llama.cpp for another moeplan (questions on standard input).
     #[command(hide = true)]
     Worker(worker::Args),
@@ -186,6 +206,9 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     );
     match command {
         Command::Devices(args) => devices::run(&args, output),
+        Command::Completions(args) => completions::run(&args, output),
+        Command::Man(args) => man::run(&args, output),
+        Command::Doctor(args) => doctor::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
@@ -206,12 +229,31 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
 pub fn print_error(error: &anyhow::Error) {
     let chain: Vec<String> =
         error.chain().map(|cause| crate::escape::terminal(&cause.to_string()).into_owned()).collect();
+    print_lines(&chain.join(": "), hint(error).as_deref());
+}
+
+/// Prints what is wrong with a command line, and what to try.
+pub fn print_refusal(refusal: &Refusal) {
+    print_lines(&crate::escape::terminal(&refusal.message), Some(&refusal.hint));
+}
+
+fn print_lines(message: &str, hint: Option<&str>) {
     let red = AnsiColor::Red.on_default().bold();
     let cyan = AnsiColor::Cyan.on_default();
-    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {}", chain.join(": "));
-    if let Some(hint) = hint(error) {
-        let _ = writeln!(anstream::stderr(), "{cyan}hint:{cyan:#} {}", crate::escape::terminal(&hint));
+    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {message}");
+    if let Some(hint) = hint {
+        let _ = writeln!(anstream::stderr(), "{cyan}hint:{cyan:#} {}", crate::escape::terminal(hint));
     }
+}
+
+/// Prints clap's own words: help and version on standard output, errors on standard error, their tips as hints.
+pub fn print_usage(error: &clap::Error) {
+    let text = error.render().ansi().to_string();
+    let _ = if error.use_stderr() {
+        anstream::stderr().write_all(text.replace("tip:", "hint:").as_bytes())
+    } else {
+        anstream::stdout().write_all(text.as_bytes())
+    };
 }
 
 /// What to try after an error, where the error knows.
@@ -229,7 +271,13 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
     let of_quantize =
         || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::quantize::Error>()?.hint().to_string()));
+    let of_name = || error.chain().find_map(|cause| cause.downcast_ref::<crate::suggest::Unknown>()?.hint());
+    let of_synth = || error.chain().find_map(|cause| cause.downcast_ref::<crate::synth::spec::Error>()?.hint());
+    let of_run = || error.chain().find_map(|cause| cause.downcast_ref::<crate::run::Error>()?.hint());
     inspect::hint(error)
+        .or_else(of_name)
+        .or_else(of_synth)
+        .or_else(of_run)
         .or_else(|| check::hint(error))
         .or_else(|| report::hint(error))
         .or_else(of_runtime)

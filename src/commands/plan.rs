@@ -22,32 +22,40 @@ use crate::run::{Dialect, RunConfig};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan plan --vram 24G model.gguf
-  moeplan plan --vram 24G,12G -c 32768 -ub 2048 model.gguf
-  moeplan plan --vram 24G --ram 64G --explain model.gguf
+  moeplan plan --vram 24G,12G -c 32768 -ub 2048 --explain model.gguf
   moeplan plan --sweep vram=6G..48G model.gguf
   moeplan plan --vram 16G model-Q4_K_M.gguf model-Q6_K.gguf
   moeplan plan --vram 16G --as Q4_K_M,Q5_K_M,Q6_K model-F16.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {
-    /// GGUF file, any shard of a split model, a folder with one model, https://…, `hf:owner/repo[:QUANT]`, or a cached name.
-    /// Several are compared in one table.
+    /// A GGUF file, its folder, https://…, hf:owner/repo[:QUANT], or a cached name.
+    ///
+    /// Several are compared in one table. Any shard stands for a split model. `moeplan list` shows the names that are cached.
     #[arg(value_name = "MODEL", required = true)]
     pub models: Vec<std::path::PathBuf>,
     /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// A table of plans over budgets of the first device, or over contexts: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`;
-    /// given twice, over both.
-    #[arg(long, value_name = "WHAT=A..B", conflicts_with = "emit")]
+    /// A table of plans: `vram=6G..48G[:STEP]` or `ctx=8k..128k[:STEP]`; given twice, over both.
+    ///
+    /// Over budgets of the first device, over contexts, or for each pair of them.
+    #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
     pub sweep: Vec<Sweep>,
     /// Print only this, ready to use.
-    #[arg(long, value_enum, value_name = "FORM")]
+    #[arg(long, help_heading = "Answer", value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
     /// Whom --emit is for.
-    #[arg(long = "for", value_enum, value_name = "PROGRAM", requires = "emit", default_value = "llama-server")]
+    #[arg(
+        long = "for",
+        help_heading = "Answer",
+        value_enum,
+        value_name = "PROGRAM",
+        requires = "emit",
+        default_value = "llama-server"
+    )]
     pub runner: emit::Runner,
     /// Whose flags --emit writes.
-    #[arg(long, value_enum, requires = "emit", default_value = "llama.cpp")]
+    #[arg(long, help_heading = "Answer", value_enum, requires = "emit", default_value = "llama.cpp")]
     pub dialect: Dialect,
     /// What the models would be otherwise.
     #[command(flatten)]
@@ -141,6 +149,7 @@ fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocume
     let request = options.request(model, &plan.machine).ok()?;
     let axes = (budgets.as_slice(), contexts.as_slice());
     let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
+    document.model.what_if.clone_from(&plan.model.what_if);
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
     document.model.what_if.clone_from(&plan.model.what_if);
     Some(document)

@@ -13,6 +13,9 @@ use crate::run::{RunConfig, Target, build};
 /// A budget below this is a slip: a size without its unit is bytes.
 const LEAST_BUDGET: Bytes = Bytes::mib(1);
 
+/// The heading of the planner's own flags.
+const PLAN: &str = "Plan";
+
 /// What is asked of the planner; shared by the commands that plan.
 #[derive(Debug, clap::Args)]
 pub struct PlanOptions {
@@ -22,38 +25,40 @@ pub struct PlanOptions {
     /// llama.cpp's flags.
     #[command(flatten)]
     pub launch: LaunchOptions,
-    /// Context length in tokens, or `max` for the largest that fits [default: room for the turn, at least 8192].
+    /// Context length in tokens, or `max` for the largest that fits.
+    ///
+    /// Without it: room for the turn, at least 8192.
     #[arg(short = 'c', long, value_name = "N|max", value_parser = context_choice)]
     pub ctx_size: Option<ContextChoice>,
     /// A placement rule set by name, or a YAML file.
-    #[arg(long, value_name = "NAME|FILE")]
+    #[arg(help_heading = PLAN, long, value_name = "NAME|FILE")]
     pub rules: Option<String>,
     /// What may be done with the routed experts [default: auto].
-    #[arg(long, value_enum, value_name = "STRATEGY")]
+    #[arg(help_heading = PLAN, long, value_enum, value_name = "STRATEGY")]
     pub strategy: Option<Strategy>,
     /// What the launch is to be best at.
-    #[arg(long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE")]
+    #[arg(help_heading = PLAN, long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE")]
     pub objective: Objective,
     /// Let the planner take a q8_0 cache where that is faster or fits.
-    #[arg(long)]
+    #[arg(help_heading = PLAN, long)]
     pub allow_quantized_cache: bool,
     /// The build of llama.cpp that the command is for: 11434, b11549 …
-    #[arg(long, value_name = "N", value_parser = build_number, default_value_t = build::REFERENCE)]
+    #[arg(help_heading = PLAN, long, value_name = "N", value_parser = build_number, default_value_t = build::REFERENCE)]
     pub build: u32,
-    /// Say what takes the room, what every other choice would give, and what it would cost.
-    #[arg(long)]
+    /// Say what takes the room, and what every other choice would give.
+    #[arg(help_heading = PLAN, long)]
     pub explain: bool,
     /// List every tensor: type, bytes, buffer, rule.
-    #[arg(long)]
+    #[arg(help_heading = PLAN, long)]
     pub tensors: bool,
     /// Tokens of the prompt of the turn to plan for.
-    #[arg(long, default_value_t = Turn::default().prompt, value_name = "N")]
+    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().prompt, value_name = "N")]
     pub prompt: u32,
     /// Tokens generated in that turn.
-    #[arg(long, default_value_t = Turn::default().generate, value_name = "N")]
+    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().generate, value_name = "N")]
     pub generate: u32,
     /// Tokens already in the context.
-    #[arg(long, default_value_t = Turn::default().depth, value_name = "N")]
+    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().depth, value_name = "N")]
     pub depth: u32,
 }
 

@@ -18,6 +18,7 @@ const LARGEST: u64 = 256 << 20;
 #[command(after_help = "Examples:
   moeplan verify --vram 24G model.gguf --json -o run.json
   moeplan report run.json --format html -o run.html
+  moeplan report sweep.json -o sweep.svg
   moeplan report plan-a.json plan-b.json bench.json --title 'Three ways' -o report.md")]
 pub struct Args {
     /// Documents of inspect, check, plan, run, verify, tune, bench or validate, or llama-bench's JSON; `-` is standard input.
@@ -28,17 +29,26 @@ pub struct Args {
     title: Option<String>,
 }
 
-/// Runs `report`. The format is that of --format; text is Markdown, and a name of -o that ends in .html is a page.
+/// Runs `report`. The format is that of --format; text is Markdown, and a name of -o that ends in .html is a page,
+/// in .svg the first curves alone.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut sources: Vec<Source> = Vec::new();
     for file in &args.files {
         sources.extend(read::read(&file.display().to_string(), &text(file)?)?);
     }
     let page = page::of(&sources, args.title.as_deref());
-    let to_page = output.global.output.as_ref().and_then(|path| path.extension()).is_some_and(|ext| ext == "html");
+    let named = |extension| {
+        let path = output.global.output.as_ref();
+        path.and_then(|path| path.extension()).is_some_and(|found| found == extension)
+    };
     match output.format() {
+        Format::Text if named("svg") => {
+            let picture =
+                html::picture(&page).context("no document here has curves to draw: a sweep or a bench has")?;
+            output.answer(&picture)?;
+        }
         Format::Html => output.answer(&html::page(&page))?,
-        Format::Text if to_page => output.answer(&html::page(&page))?,
+        Format::Text if named("html") => output.answer(&html::page(&page))?,
         Format::Text | Format::Markdown => output.answer(&page::markdown::page(&page))?,
         Format::Json => {
             anyhow::bail!("a report is Markdown or HTML: its figures are in the documents that it is made of")

@@ -13,9 +13,15 @@ use crate::plan::rule_file::{self, BUILT_IN, RuleFile, check as rules_check, fil
 use crate::plan::{self, Request};
 use crate::report;
 use crate::run::RunConfig;
+use crate::suggest::Unknown;
 
 /// Arguments of `rules`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan rules list
+  moeplan rules show attention-first -o mine.yaml
+  moeplan rules check mine.yaml model.gguf --vram 24G
+  moeplan plan --vram 24G --rules mine.yaml model.gguf")]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -70,10 +76,11 @@ fn text(name: &str) -> anyhow::Result<String> {
     if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
         return Ok((*text).to_string());
     }
-    std::fs::read_to_string(name).with_context(|| {
-        let known: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-        format!("`{name}` is no built-in set ({}) and no file that can be read", known.join(", "))
-    })
+    if !std::path::Path::new(name).exists() {
+        let known = BUILT_IN.iter().map(|(name, _)| *name);
+        return Err(Unknown::new("rule file, and no built-in rule set", name, known).into());
+    }
+    std::fs::read_to_string(name).with_context(|| format!("cannot read rules `{name}`"))
 }
 
 /// The rules of a built-in set, or of a file.

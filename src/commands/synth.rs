@@ -11,11 +11,16 @@ use super::{Outcome, Output};
 use crate::bytes::Bytes;
 use crate::cli::{Format, Global};
 use crate::gguf::ByteOrder;
+use crate::suggest;
 use crate::synth::output::{self, Fill, Watch};
 use crate::synth::{self, Check, Synthesis, Totals, Wish, recipe, spec, synthesize};
 
 /// Write a GGUF whose header is faithful to a known model (-o FILE), with no weights, random ones, or tiny.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan synth gpt-oss-20b -o gpt-oss-20b.gguf                          the whole header, almost no disk
+  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf         a few MiB that llama.cpp runs
+  moeplan synth --list")]
 pub struct Args {
     /// The model, as `--list` names it.
     #[arg(required_unless_present = "list")]
@@ -73,7 +78,8 @@ pub enum Endian {
 fn parse_recipe(text: &str) -> Result<recipe::Recipe, String> {
     recipe::named(text).ok_or_else(|| {
         let known: Vec<&str> = recipe::recipes().map(|row| row.name).collect();
-        format!("not a recipe: one of {}", known.join(", "))
+        let meant = suggest::did_you_mean(text, known.iter().copied()).map(|meant| format!("; {meant}"));
+        format!("not a recipe: one of {}{}", known.join(", "), meant.unwrap_or_default())
     })
 }
 

@@ -17,6 +17,7 @@ use crate::plan::ContextChoice;
 use crate::report;
 use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
 use crate::runtime::server;
+use crate::suggest::Unknown;
 use crate::suite::bench::{Facts, bench, csv};
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{
@@ -130,9 +131,10 @@ fn load(name: &str) -> anyhow::Result<Suite> {
     if let Some(suite) = Suite::built_in(name).filter(|_| !Path::new(name).exists()) {
         return Ok(suite?);
     }
-    let text = std::fs::read_to_string(name).with_context(|| {
-        format!("cannot read suite `{name}` (built in: {})", built_in_names().collect::<Vec<_>>().join(", "))
-    })?;
+    if !Path::new(name).exists() {
+        return Err(Unknown::new("suite's file, and no built-in suite", name, built_in_names()).into());
+    }
+    let text = std::fs::read_to_string(name).with_context(|| format!("cannot read suite `{name}`"))?;
     Ok(Suite::from_yaml(name, &text)?)
 }
 
@@ -374,6 +376,6 @@ mod tests {
     #[test]
     fn a_suite_that_is_not_there_names_those_that_are() {
         let error = format!("{:#}", load("no-such-suite").unwrap_err());
-        assert!(error.contains("built in: moe-cpu-offload"), "{error}");
+        assert!(error.contains("there are moe-cpu-offload"), "{error}");
     }
 }

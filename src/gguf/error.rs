@@ -352,7 +352,10 @@ impl Error {
             | ErrorKind::KeyTooLong { .. } => {
                 "the file is damaged or made to do harm: get it from where the model was published".into()
             }
-            ErrorKind::Io(_) | ErrorKind::NotAFile | ErrorKind::NoModel => return None,
+            ErrorKind::NoModel => {
+                "name a .gguf file, or a folder that holds one model; `moeplan list` shows those cached".into()
+            }
+            ErrorKind::Io(_) | ErrorKind::NotAFile => return None,
             _ => "llama.cpp refuses this file too: convert or download the model again".into(),
         })
     }

@@ -130,6 +130,8 @@ fn each_warning_has_its_cause() {
         (gguf("llama", &[("llama.block_count", Value::U64(513))], sample()), &["bad-key"]),
         (gguf("llama", &[("!general.architecture", none)], sample()), &["missing-key"]),
         (gguf("llama", &[], old), &["per-expert-tensors"]),
+        (gguf("llama", &[("llama.pooling_type", Value::U64(3))], sample()), &["embedding-model"]),
+        (gguf("llama", &[("llama.pooling_type", Value::U64(0))], sample()), &[]),
         (gguf("glm4moe", &[("glm4moe.nextn_predict_layers", Value::U64(1))], nextn), &["nextn-not-loaded"]),
         (gguf("llama", &[("general.file_type", Value::U64(15))], sample()), &["file-type-differs"]),
         (gguf("llama", &[], odd), &["unnamed-tensors"]),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Basis, FileType, TensorBytes};
 use crate::gguf::ByteOrder;
 use crate::hparams;
-use crate::model::{FileKind, Model};
+use crate::model::{FileKind, MERGE_EXPERTS, Model};
 use crate::rules::{self, Role};
 
 /// One warning.
@@ -34,6 +34,7 @@ pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType
         warnings.extend(missing_keys(refused));
         warnings.extend(refused.iter().filter(|error| !is_missing(error)).map(refused_key));
         warnings.extend(per_expert_tensors(model));
+        warnings.extend(embedding(model));
     } else {
         warnings.push(Warning::new(
             "not-a-model",
@@ -102,12 +103,23 @@ fn refused_key(error: &hparams::Error) -> Warning {
 
 /// One tensor an expert (`ffn_up.0.weight`), as files of early 2024 had.
 fn per_expert_tensors(model: &Model) -> Option<Warning> {
-    let old = model.tensors.iter().find(|tensor| tensor.role == Role::RoutedExpert && !tensor.name.contains("exps"))?;
+    let old = model.one_expert_tensor()?;
     Some(Warning::new(
         "per-expert-tensors",
         format!("`{}` and its like hold one expert each: llama.cpp no longer loads such files", old.name),
-        "convert the model again, or take a newer GGUF of it (its experts are merged: ffn_up_exps.weight)",
+        MERGE_EXPERTS,
     ))
+}
+
+/// A model whose answers are vectors.
+fn embedding(model: &Model) -> Option<Warning> {
+    model.is_embedding().then(|| {
+        Warning::new(
+            "embedding-model",
+            "an embedding model (or a reranker): it generates no text",
+            "launch it with llama.cpp's --embeddings; predicted generation means nothing",
+        )
+    })
 }
 
 /// NextN (MTP) blocks that a plain launch leaves out.

@@ -9,6 +9,7 @@ pub mod plan;
 pub mod rules;
 pub mod checkup;
 pub mod devices;
+pub mod doctor;
 pub mod inspection;
 pub mod measurement;
 pub mod sweep;

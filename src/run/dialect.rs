@@ -112,6 +112,11 @@ pub(super) fn is_own(word: &str) -> bool {
     OWN.iter().any(|(name, _)| *name == word)
 }
 
+/// Whether a program with these flags is ik_llama.cpp's.
+pub fn is_ik<'a>(flags: impl IntoIterator<Item = &'a String>) -> bool {
+    flags.into_iter().any(|flag| is_own(flag))
+}
+
 /// Whether ik_llama.cpp is not known to have the flag of this name.
 pub(super) fn lacks(name: &str) -> bool {
     LACKED.contains(&name)

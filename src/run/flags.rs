@@ -58,6 +58,12 @@ pub(super) fn find(word: &str) -> Option<(&'static Flag, bool)> {
     })
 }
 
+/// Every spelling of every flag, negated ones too.
+pub fn spellings() -> impl Iterator<Item = &'static str> {
+    let of_table = FLAGS.iter().flat_map(|flag| flag.names.iter().chain(&flag.negated).copied());
+    of_table.chain(NEW_FLAGS.iter().map(|flag| flag.name))
+}
+
 /// What a word of a command line is, for who writes it in another form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spelling {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::gguf::{GgmlType, Metadata, Value};
+use crate::suggest;
 
 #[doc(hidden)]
 pub mod args;
@@ -51,6 +52,26 @@ pub enum Error {
         /// What to write.
         expected: String,
     },
+}
+
+impl Error {
+    /// What to try.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownProgram(word) if std::path::Path::new(word).extension().is_some_and(|ext| ext == "gguf") => {
+                Some(format!("check reads a whole command: `moeplan check -- llama-server -m {word} -ngl 99`"))
+            }
+            Self::UnknownProgram(word) if word.contains('-') => {
+                let name = word.rsplit(['/', '\\']).next().unwrap_or(word);
+                suggest::did_you_mean(name, ["llama-server", "llama-cli", "llama-bench", "llama-fit-params"])
+            }
+            Self::BadValue { value, expected, .. } => {
+                let words = expected.split([',', ' ', '`']).filter(|word| !word.is_empty() && *word != value);
+                suggest::did_you_mean(value, words.filter(|word| !["one", "of", "or", "a"].contains(word)))
+            }
+            Self::Empty | Self::UnknownProgram(_) | Self::MissingValue { .. } => None,
+        }
+    }
 }
 
 /// Everything of a command line that decides memory. Defaults are llama.cpp b11434's (`common/common.h`).

@@ -23,6 +23,7 @@ use super::dialect::{self, Dialect, LastBlocks};
 use super::settings::{self, Speculation};
 use super::values::{Broken, Given};
 use super::{Error, Program, RunConfig, bench, flags};
+use crate::suggest;
 
 /// A command line, understood.
 #[derive(Debug, Clone, PartialEq)]
@@ -327,7 +328,8 @@ pub(super) fn unknown(command: &mut ParsedCommand, word: &str, next: Option<&Str
             None,
         ),
         Dialect::LlamaCpp => {
-            let hint = dialect::is_own(word).then(|| "it is a flag of ik_llama.cpp: `--dialect ik`".to_string());
+            let of_ik = dialect::is_own(word).then(|| "it is a flag of ik_llama.cpp: `--dialect ik`".to_string());
+            let hint = of_ik.or_else(|| suggest::did_you_mean(word, flags::spellings()));
             command.note("unknown-flag", format!("`{word}` is no flag of {}", target.name()), hint);
         }
     }

@@ -72,6 +72,49 @@ pub fn host() -> HostFacts {
     facts
 }
 
+/// What the system lets a process have of memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The computer's main memory, whatever a control group allows.
+    pub computer: Option<Bytes>,
+    /// Swap in use.
+    pub swap_used: Bytes,
+    /// The most that a process may lock; `None` = no limit, or unknown.
+    pub lock: Option<Bytes>,
+    /// `/proc/sys/vm/overcommit_memory`; `None` where there is no such thing.
+    pub overcommit: Option<u8>,
+    /// Whether this is Windows' Subsystem for Linux.
+    pub wsl: bool,
+}
+
+/// The limits of this process on this computer.
+pub fn limits() -> Limits {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let mut limits = Limits {
+        lock: lock_limit(),
+        overcommit: read("/proc/sys/vm/overcommit_memory").trim().parse().ok(),
+        wsl: read("/proc/sys/kernel/osrelease").to_lowercase().contains("microsoft"),
+        ..Limits::default()
+    };
+    if let Ok(mut system) = sysinfo::System::new() {
+        system.refresh_memory();
+        limits.computer = Some(Bytes(system.total_memory()));
+        limits.swap_used = Bytes(system.used_swap());
+    }
+    limits
+}
+
+/// `ulimit -l`.
+#[cfg(unix)]
+fn lock_limit() -> Option<Bytes> {
+    rustix::process::getrlimit(rustix::process::Resource::Memlock).current.map(Bytes)
+}
+
+#[cfg(not(unix))]
+fn lock_limit() -> Option<Bytes> {
+    None
+}
+
 /// `model name` of `/proc/cpuinfo`.
 fn processor(cpuinfo: &str) -> Option<String> {
     let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;

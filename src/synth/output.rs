@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 
 use super::Synthesis;
 use super::weights::Weights;
+use crate::bytes::Bytes;
 use crate::gguf::sparse;
 use crate::gguf::writer::NewFile;
 
@@ -34,9 +35,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What all files need.
-        needed: crate::bytes::Bytes,
+        needed: Bytes,
         /// What the disk has.
-        free: crate::bytes::Bytes,
+        free: Bytes,
     },
     /// The operating system's word.
     #[error("cannot write `{}`", .path.display())]
@@ -142,20 +143,19 @@ pub fn usual_permissions<'b, 'name, 'end>(
 /// Errors where the disk of `path` has not `needed` bytes free; silent where that cannot be known.
 fn check_room(path: &Path, needed: u64) -> Result<(), Error> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Ok(parent) = parent.canonicalize() else { return Ok(()) };
-    let Ok(disks) = sysinfo::Disks::new_with_refreshed_list() else { return Ok(()) };
-    let disk = disks
-        .iter()
-        .filter(|disk| parent.starts_with(disk.mount_point()))
-        .max_by_key(|disk| disk.mount_point().components().count());
-    match disk {
-        Some(disk) if disk.available_space() < needed => Err(Error::NoRoom {
-            path: path.to_path_buf(),
-            needed: crate::bytes::Bytes(needed),
-            free: crate::bytes::Bytes(disk.available_space()),
-        }),
+    match free_space(parent) {
+        Some(free) if free.0 < needed => Err(Error::NoRoom { path: path.to_path_buf(), needed: Bytes(needed), free }),
         _ => Ok(()),
     }
+}
+
+/// What the disk of a folder has left; `None` where that cannot be known.
+pub fn free_space(folder: &Path) -> Option<Bytes> {
+    let folder = folder.canonicalize().ok()?;
+    let disks = sysinfo::Disks::new_with_refreshed_list().ok()?;
+    let of_folder = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
+    let nearest = of_folder.max_by_key(|disk| disk.mount_point().components().count())?;
+    Some(Bytes(nearest.available_space()))
 }
 
 /// A stretch of a tensor, ends on ends of blocks.

@@ -7,6 +7,7 @@ use serde_yaml::{Mapping, Value as Yaml};
 
 use super::expression::{self, Dims};
 use crate::gguf::writer::Scalar;
+use crate::suggest;
 
 /// The spec files, compiled in: a new model is a new file.
 static FILES: include_dir::Dir<'static> = include_dir::include_dir!("$CARGO_MANIFEST_DIR/rules/models");
@@ -49,6 +50,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+}
+
+impl Error {
+    /// What to try.
+    pub fn hint(&self) -> Option<String> {
+        let Self::Unknown { name, known } = self else { return None };
+        suggest::did_you_mean(name, known.split(", "))
+    }
 }
 
 /// A model that can be written.

@@ -189,7 +189,7 @@ fn the_program_lists_a_repository_and_inspects_a_model_of_it() {
     assert!(stdout.contains("IQ2_XS") && stdout.contains("hf:o/r:Q4_K_M") && !stdout.contains("evil"), "{stdout}");
     let (_, stdout, _) = moeplan(&hub, home.path(), &["inspect", "--json", "hf:o/r"]);
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    crate::schemas::assert_valid(&json);
+    schemas::assert_valid(&json);
     assert_eq!(
         (&json["schema"], &json["quants"][0]["files"][1]["path"]),
         (&"moeplan/quants/1".into(), &"Q8_0/m-Q8_0-00002-of-00002.gguf".into())

@@ -136,7 +136,7 @@ fn the_program_lists_and_takes_names() {
     };
     let list = moeplan(&["list", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
-    crate::schemas::assert_valid(&json);
+    schemas::assert_valid(&json);
     assert_eq!((&json["schema"], &json["models"][0]["name"]), (&"moeplan/list/1".into(), &"gpt-oss:latest".into()));
     assert_eq!(json["models"][0]["architecture"], "llama");
     let text = String::from_utf8(moeplan(&["list", "studio"]).stdout).unwrap();

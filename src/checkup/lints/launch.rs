@@ -100,6 +100,9 @@ pub(super) fn ngl_leaves_blocks(facts: &Facts<'_>) -> Option<Finding> {
 
 /// The output matrix in host memory.
 pub(super) fn output_on_host(facts: &Facts<'_>) -> Option<Finding> {
+    if facts.model.is_embedding() {
+        return None;
+    }
     let name = if facts.model.tensors.iter().any(|tensor| tensor.name == "output.weight") {
         "output.weight"
     } else {
@@ -240,7 +243,7 @@ fn forbids_moving(facts: &Facts<'_>) -> Option<&'static str> {
 
 /// Whether fitting shortens the context: it is not given, and `-c 0` is not either.
 fn shortens(facts: &Facts<'_>) -> bool {
-    facts.run.fit && is_tight(facts) && facts.run.n_ctx == 0 && facts.run.fit_ctx != u32::MAX
+    facts.run.fit && is_tight(facts) && facts.run.n_ctx == 0 && facts.prediction.numbers.n_ctx > facts.run.fit_ctx
 }
 
 /// Fitting is on, but will not rescue the command.

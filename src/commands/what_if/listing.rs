@@ -14,8 +14,8 @@ use crate::escape;
 use crate::gguf::GgmlType;
 use crate::inspection::{Inspection, TypeCount};
 use crate::model::{Model, Tensor};
-use crate::number::counted;
 use crate::quantize::{Imatrix, WhatIf};
+use crate::number::counted;
 use crate::report::table::{Align, Table};
 use crate::run::build::REFERENCE;
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::Bytes;
+
 /// Longest file read back, in bytes.
 const MAX_FILE: u64 = 132 << 20;
 /// What the cache may hold, in bytes; the oldest entries go first.
@@ -15,6 +17,14 @@ const MAX_ALL: u64 = 1 << 30;
 pub fn directory() -> Option<PathBuf> {
     use etcetera::BaseStrategy as _;
     Some(etcetera::choose_base_strategy().ok()?.cache_dir().join("moeplan"))
+}
+
+/// How many headers are kept there, and the bytes that they take.
+pub fn kept() -> (usize, Bytes) {
+    let files = directory().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let lengths = files.filter(|file| is_entry(&file.path())).filter_map(|file| Some(file.metadata().ok()?.len()));
+    let lengths: Vec<Bytes> = lengths.map(Bytes).collect();
+    (lengths.len(), lengths.into_iter().sum())
 }
 
 /// The start of a file, and what tells whether it is still that file.

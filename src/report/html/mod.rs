@@ -55,6 +55,20 @@ pub fn page(page: &Page) -> String {
     spelled_out(&markup.into_string())
 }
 
+/// The first curves of the page as a picture (SVG) of their own; `None` where it has none.
+pub fn picture(page: &Page) -> Option<String> {
+    let figures = page.sections.iter().flat_map(|section| &section.blocks).filter_map(|block| match block {
+        Block::Figure(figure) => Some(figure),
+        _ => None,
+    });
+    let (figure, lines) = figures.into_iter().find_map(|figure| match &figure.chart {
+        Chart::Lines(lines) => Some((figure, lines)),
+        _ => None,
+    })?;
+    let title = format!("{} · {}", page.title, figure.title);
+    Some(spelled_out(&svg::standalone::picture(lines, STYLE, &title, &figure.text).into_string()))
+}
+
 /// The page with every character that reorders or hides text written as `\u{…}`; its own line feeds stay.
 fn spelled_out(page: &str) -> String {
     let lines: Vec<_> = page.split('\n').map(escape::terminal).collect();

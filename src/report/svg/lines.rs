@@ -50,12 +50,21 @@ impl Frame {
 
 /// The chart; `id` is its own within the page.
 pub fn lines(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
-    let frame = Frame::of(lines);
-    let (named, described) = (format!("{id}-name"), format!("{id}-text"));
     html! {
         div.plot.named[lines.series.len() > 1] {
             @if lines.series.len() > 1 { (names(lines)) }
             p.unit { (lines.y) }
+            (drawing(lines, id, title, text))
+            p.unit.x-unit { (lines.x) }
+        }
+    }
+}
+
+/// The curves and their axes, without what the axes are called.
+pub fn drawing(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
+    let frame = Frame::of(lines);
+    let (named, described) = (format!("{id}-name"), format!("{id}-text"));
+    html! {
             svg height=(coordinate(HEIGHT + BELOW)) role="img" aria-labelledby=(named) aria-describedby=(described) {
                 title id=(named) { (title) }
                 desc id=(described) { (text) }
@@ -68,8 +77,6 @@ pub fn lines(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
                 }
                 @if lines.series.len() > 1 { (labels(lines, frame)) }
             }
-            p.unit.x-unit { (lines.x) }
-        }
     }
 }
 

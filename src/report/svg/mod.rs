@@ -5,6 +5,7 @@
 mod grid;
 mod lines;
 mod rows;
+pub mod standalone;
 pub mod scale;
 
 use maud::{Markup, html};

@@ -23,7 +23,7 @@ pub(super) fn to_remove(names: impl IntoIterator<Item = impl AsRef<OsStr>>, keep
 
 /// llama.cpp's configuration files that exist: the system's, which cannot be kept from it, and the user's, which can.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct ConfigFiles {
+pub struct ConfigFiles {
     /// `/etc/llama.cpp/config.ini`.
     pub system: Option<PathBuf>,
     /// `${XDG_CONFIG_HOME:-~/.config}/llama.cpp/config.ini`.
@@ -33,12 +33,19 @@ pub(super) struct ConfigFiles {
 impl ConfigFiles {
     /// Those of this computer.
     pub fn here() -> Self {
-        let of_user = std::env::var_os("XDG_CONFIG_HOME")
+        let there = |file: &PathBuf| file.is_file();
+        let all = Self::of(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME"));
+        Self { system: all.system.filter(there), user: all.user.filter(there) }
+    }
+
+    /// Where llama.cpp looks for them, by two variables of the environment.
+    fn of(config_home: Option<OsString>, home: Option<OsString>) -> Self {
+        let of_user = config_home
             .filter(|folder| !folder.is_empty())
             .map(PathBuf::from)
-            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
-        let there = |folder: PathBuf| Some(folder.join("llama.cpp/config.ini")).filter(|file| file.is_file());
-        Self { system: there(PathBuf::from("/etc")), user: of_user.and_then(there) }
+            .or_else(|| home.map(|home| Path::new(&home).join(".config")));
+        let file = |folder: &Path| folder.join("llama.cpp/config.ini");
+        Self { system: Some(file(Path::new("/etc"))), user: of_user.map(|folder| file(&folder)) }
     }
 }
 
@@ -79,6 +86,18 @@ mod tests {
         let names = ["PATH", "LLAMA_ARG_N_CPU_MOE", "AIP_HTTP_PORT", "LLAMA_API_KEY", "CUDA_VISIBLE_DEVICES"];
         assert_eq!(to_remove(names, false), ["AIP_HTTP_PORT", "LLAMA_API_KEY", "LLAMA_ARG_N_CPU_MOE"]);
         assert_eq!(to_remove(names, true), ["AIP_HTTP_PORT", "LLAMA_ARG_N_CPU_MOE"]);
+    }
+
+    #[test]
+    fn llama_cpp_has_two_configuration_files() {
+        let files = |config: Option<&str>, home: Option<&str>| {
+            let files = ConfigFiles::of(config.map(OsString::from), home.map(OsString::from));
+            assert_eq!(files.system.as_deref(), Some(Path::new("/etc/llama.cpp/config.ini")));
+            files.user.map(|file| file.display().to_string())
+        };
+        assert_eq!(files(Some("/c"), Some("/h")).as_deref(), Some("/c/llama.cpp/config.ini"));
+        assert_eq!(files(Some(""), Some("/h")).as_deref(), Some("/h/.config/llama.cpp/config.ini"));
+        assert_eq!(files(None, None), None);
     }
 
     #[test]

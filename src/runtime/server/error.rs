@@ -210,6 +210,10 @@ impl Failed {
                 text.to_string()
             }
             Failure::BadModel(_) => "`moeplan inspect` says what the file holds; is it whole?".to_string(),
+            Failure::InvalidArgument(reason) if reason.contains("invalid device") => {
+                "`moeplan doctor` says which devices there are and why one is missing; `--backend rpc` starts software devices"
+                    .to_string()
+            }
             Failure::InvalidArgument(_) => "`moeplan check -- COMMAND` says what this build takes".to_string(),
             Failure::Bind(_) => "give another --port, or none".to_string(),
             Failure::Crash(_) | Failure::Other(_) => "run it again with -v for llama.cpp's whole log".to_string(),

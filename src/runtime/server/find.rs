@@ -21,6 +21,30 @@ const PROBE_BYTES: u64 = 1 << 20;
 /// The smallest number that is a release of llama.cpp; builds outside its repository count from 1.
 const FIRST_RELEASE: u32 = 1000;
 
+/// Where a llama-server was looked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// It was named, by a flag or by `MOEPLAN_LLAMA_SERVER`.
+    Named,
+    /// `PATH`.
+    #[default]
+    Path,
+    /// What `scripts/llama-server` has built.
+    Cache,
+}
+
+impl Place {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Named => "named",
+            Self::Path => "on PATH",
+            Self::Cache => "built by scripts/llama-server",
+        }
+    }
+}
+
 /// A llama-server that can be run here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
@@ -55,22 +79,32 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
         let program = if path.is_dir() { path.join(program_name("llama-server")) } else { path.to_path_buf() };
         return if is_program(&program) { Ok(program) } else { Err(Error::NoSuchServer(program)) };
     }
-    let mut looked = Vec::new();
-    for folder in std::env::var_os("PATH").iter().flat_map(std::env::split_paths) {
-        let program = folder.join(program_name("llama-server"));
-        if is_program(&program) {
-            return Ok(program);
+    match places().into_iter().next() {
+        Some((_, program)) => Ok(program),
+        None => Err(Error::NotFound(
+            ["PATH".to_string()].into_iter().chain(built().map(|program| program.display().to_string())).collect(),
+        )),
+    }
+}
+
+/// Every llama-server that can be run, in the order in which one is looked for when none is named.
+pub fn places() -> Vec<(Place, PathBuf)> {
+    let on_path =
+        std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    let on_path = on_path.map(|folder| (Place::Path, folder.join(program_name("llama-server"))));
+    let all = on_path.chain(built().map(|program| (Place::Cache, program)));
+    let mut found: Vec<(Place, PathBuf)> = Vec::new();
+    for (place, program) in all.filter(|(_, program)| is_program(program)) {
+        if found.iter().all(|(_, known)| *known != program) {
+            found.push((place, program));
         }
     }
-    looked.push("PATH".to_string());
-    if let Some(cache) = crate::gguf::source::cache::directory() {
-        let program = cache.join(CACHE_FOLDER).join(program_name("llama-server"));
-        if is_program(&program) {
-            return Ok(program);
-        }
-        looked.push(program.display().to_string());
-    }
-    Err(Error::NotFound(looked))
+    found
+}
+
+/// Where `scripts/llama-server` puts it.
+fn built() -> Option<PathBuf> {
+    Some(crate::gguf::source::cache::directory()?.join(CACHE_FOLDER).join(program_name("llama-server")))
 }
 
 /// A program that was built with `server`: llama-bench, ggml-rpc-server (once rpc-server).

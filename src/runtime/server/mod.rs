@@ -6,7 +6,7 @@
 
 mod arguments;
 pub(super) mod client;
-mod environment;
+pub mod environment;
 mod error;
 pub mod find;
 mod measure;

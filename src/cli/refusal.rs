@@ -1,0 +1,102 @@
+//! What is said of words that are no command line of moeplan: clap's own words, and a hint where a habit can be told.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::Command;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::{SHORT_FLAGS, help};
+use crate::run::spelling;
+use crate::suggest;
+
+/// Programs whose command lines `check` reads.
+const PROGRAMS: [&str; 4] = ["llama-server", "llama-cli", "llama-bench", "llama-fit-params"];
+
+/// An error in moeplan's own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What is wrong; may hold strangers' text.
+    pub message: String,
+    /// What to try.
+    pub hint: String,
+}
+
+/// What to say of an error of clap's where a habit explains it; `None`: clap says it best. `words` are those typed.
+pub fn refusal(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<Refusal> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => no_command(&context(ContextKind::InvalidSubcommand)?),
+        ErrorKind::UnknownArgument => unknown_flag(command, &context(ContextKind::InvalidArg)?, words),
+        ErrorKind::MissingRequiredArgument => missing(command, error, words),
+        _ => None,
+    }
+}
+
+/// A word that stands where a command should.
+fn no_command(word: &str) -> Option<Refusal> {
+    let path = Path::new(word);
+    let has_extension = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let is_model = has_extension || path.exists() || word.starts_with("hf:") || word.starts_with("https://");
+    let program = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| PROGRAMS.contains(stem));
+    if let Some(program) = program {
+        return Some(Refusal {
+            message: format!("`{word}` is a program, not a command of moeplan"),
+            hint: format!("`moeplan check -- {program} …` says what that command line would do"),
+        });
+    }
+    is_model.then(|| Refusal {
+        message: format!("`{word}` is a model's place, not a command"),
+        hint: format!(
+            "`moeplan inspect {word}` says what it is, `moeplan plan --vram 24G {word}` plans it for a card of 24 GiB"
+        ),
+    })
+}
+
+/// The command that the words name, as far as they name one.
+fn named<'a>(command: &'a Command, words: &[OsString]) -> &'a Command {
+    words
+        .iter()
+        .skip(1)
+        .take_while(|word| *word != "--")
+        .fold(command, |command, word| word.to_str().and_then(|word| command.find_subcommand(word)).unwrap_or(command))
+}
+
+/// A flag that a command does not have, and llama.cpp perhaps does.
+fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Refusal> {
+    let command = named(command, words);
+    let name = command.get_name();
+    // Of `-ncmo` clap names `-n`.
+    let typed = words.iter().filter_map(|word| word.to_str()).find(|word| *word == flag).or_else(|| {
+        let mut all = words.iter().filter_map(|word| word.to_str());
+        all.find(|word| !word.starts_with("--") && word.starts_with(flag))
+    })?;
+    let message = format!("`moeplan {name}` has no `{typed}`");
+    let takes_model = command.get_positionals().any(|argument| argument.get_id().as_str().starts_with("model"));
+    if takes_model && ["-m", "--model"].contains(&typed) {
+        let hint = format!("the model is given without a flag: `moeplan {name} model.gguf`");
+        return Some(Refusal { message, hint });
+    }
+    if takes_model && spelling(typed).is_some() {
+        let hint = "llama.cpp has it, and it does not decide the placement: add it to the planned command, or after `--` of \
+                    `moeplan run`";
+        return Some(Refusal { message, hint: hint.to_string() });
+    }
+    let long: Vec<String> = command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
+    let of_command = SHORT_FLAGS.iter().filter(|(_, name)| long.iter().any(|long| long == name));
+    let known = of_command.map(|(short, _)| *short).chain(long.iter().map(String::as_str));
+    let hint = suggest::did_you_mean(typed, known)?;
+    Some(Refusal { message, hint })
+}
+
+/// Something is missing: an example of the command.
+fn missing(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<Refusal> {
+    let Some(ContextValue::Strings(what)) = error.get(ContextKind::InvalidArg) else { return None };
+    let command = named(command, words);
+    let example = help::examples(command).into_iter().next()?;
+    let message = format!("`moeplan {}` needs {}", command.get_name(), what.join(" and "));
+    Some(Refusal { message, hint: format!("for example: {example}") })
+}

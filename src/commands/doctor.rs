@@ -1,0 +1,193 @@
+//! `doctor`: what is installed and usable here, what would interfere, and what to do about each. [I/O]
+
+use std::path::{Path, PathBuf};
+
+use super::machine::{Found, found_with};
+use super::{Outcome, Output, calibrate};
+use crate::bytes::Bytes;
+use crate::cli::Format;
+use crate::doctor::facts::{
+    ConfigFile, Embedded, Facts, Folder, Knowledge, Memory, Moeplan, Nvidia, Place, Purpose, Server,
+};
+use crate::doctor::{environment, examine};
+use crate::gguf::source::cache;
+use crate::machine::Machine;
+use crate::report;
+use crate::runtime::server::environment::ConfigFiles;
+use crate::runtime::server::find;
+use crate::runtime::{self, Runtime as _, detect, nvml};
+use crate::synth::output::free_space;
+use crate::{evidence, run};
+
+/// Arguments of `doctor`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  moeplan doctor
+  moeplan doctor --llama-server ~/llama.cpp/build/bin/llama-server
+Exit code 1 where there is a problem: something keeps a command from working, or makes its answers \
+wrong.\nEvery finding: docs/doctor.md.")]
+pub struct Args {
+    /// The llama-server to look at [default: PATH, then what scripts/llama-server has built].
+    #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
+    llama_server: Option<PathBuf>,
+}
+
+/// Runs `doctor`: exit 1 where there is a problem.
+pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let facts = facts(args.llama_server.as_deref())?;
+    let document = examine(&facts);
+    match output.format() {
+        Format::Json => output.json(&document)?,
+        Format::Markdown => output.answer(&report::doctor::markdown(&document))?,
+        Format::Text | Format::Html => output.answer(&report::doctor::text(&document))?,
+    }
+    Ok(if document.ok { Outcome::Yes } else { Outcome::No })
+}
+
+/// Everything that is looked at.
+fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
+    let servers = servers(named);
+    let cards = nvml::listed();
+    let nvidia = Nvidia {
+        driver: nvml::driver(),
+        installed: nvml::cards().len(),
+        kernel_module: ["/proc/driver/nvidia/version", "/dev/nvidiactl"].iter().any(|path| Path::new(path).exists()),
+        cards,
+    };
+    let list = if nvidia.cards.is_empty() {
+        servers.first().map_or_else(Vec::new, |server| server.devices.clone())
+    } else {
+        nvidia.cards.clone()
+    };
+    let here = found_with(detect::Devices { list, driver: nvidia.driver.clone(), source: None })?;
+    let interfaces = ["/dev/kfd", "/dev/dri", "/dev/dxg"].into_iter().filter(|path| Path::new(path).exists());
+    let files = ConfigFiles::here();
+    let file = |path: Option<PathBuf>, system| path.map(|path| ConfigFile { path, system });
+    Ok(Facts {
+        moeplan: Moeplan {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            remote: cfg!(feature = "remote"),
+            embedded: cfg!(feature = "embedded").then(embedded),
+        },
+        servers,
+        nvidia,
+        interfaces: interfaces.map(str::to_string).collect(),
+        memory: memory(&here),
+        folders: folders(),
+        knowledge: knowledge(&here.machine),
+        environment: variables(),
+        config_files: file(files.system, true).into_iter().chain(file(files.user, false)).collect(),
+    })
+}
+
+/// The llama.cpp inside moeplan, asked for its devices.
+fn embedded() -> Embedded {
+    let answer = runtime::Embedded::here().and_then(|embedded| embedded.devices(&[]));
+    Embedded { build: runtime::EMBEDDED_BUILD, error: answer.err().map(|error| error.to_string()) }
+}
+
+/// The server that is used, asked for what it is, then those that it hides.
+fn servers(named: Option<&Path>) -> Vec<Server> {
+    let mut all: Vec<(Place, PathBuf)> = named.map(|path| (Place::Named, path.to_path_buf())).into_iter().collect();
+    all.extend(find::places());
+    let mut all = all.into_iter();
+    let Some((place, program)) = all.next() else { return Vec::new() };
+    let used = server(place, &program);
+    let hidden = all.filter(|(_, program)| *program != used.program);
+    let hidden = hidden.map(|(place, program)| Server { place, program, ..Server::default() }).collect::<Vec<_>>();
+    [vec![used], hidden].concat()
+}
+
+fn server(place: Place, program: &Path) -> Server {
+    let mut server = Server { place, program: program.to_path_buf(), ..Server::default() };
+    let build = match find::find(Some(program)).and_then(|program| find::probe(&program)) {
+        Ok(build) => build,
+        Err(error) => {
+            server.error = Some(chain(&error));
+            return server;
+        }
+    };
+    server.program.clone_from(&build.program);
+    if let Ok(devices) = find::devices(&build.program, &[]) {
+        (server.lists_devices, server.devices) = (true, devices);
+    }
+    server.bench = find::beside(&build.program, &["llama-bench"]).is_some();
+    server.rpc = find::beside(&build.program, &["ggml-rpc-server", "rpc-server"]).is_some();
+    server.ik = run::dialect::is_ik(&build.flags);
+    server.flags = build.flags.len();
+    (server.version, server.build) = (Some(build.version), build.number);
+    server
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn memory(here: &Found) -> Memory {
+    let limits = detect::limits();
+    let total = here.machine.host.ram;
+    let allowed = |computer: &Bytes| total.is_some_and(|total| total < *computer);
+    Memory {
+        total,
+        available: here.available,
+        computer: limits.computer.filter(allowed),
+        swap_used: limits.swap_used,
+        lock_limit: limits.lock,
+        overcommit: limits.overcommit,
+        wsl: limits.wsl,
+    }
+}
+
+/// The folders that moeplan writes to.
+fn folders() -> Vec<Folder> {
+    let of_file = |path: Option<PathBuf>| path.and_then(|path| path.parent().map(Path::to_path_buf));
+    let all = [
+        (Purpose::Cache, cache::directory()),
+        (Purpose::State, of_file(evidence::store::path())),
+        (Purpose::Config, of_file(calibrate::own_file())),
+        (Purpose::Temporary, Some(std::env::temp_dir())),
+    ];
+    let folder = |(purpose, path): (Purpose, Option<PathBuf>)| {
+        let path = path?;
+        // A folder that is not there yet is made in the nearest one that is.
+        let there = path.ancestors().find(|folder| folder.exists());
+        // An unnamed file leaves nothing behind.
+        let writable = there.is_some_and(|folder| folder.is_dir() && tempfile::tempfile_in(folder).is_ok());
+        Some(Folder { purpose, writable, free: there.and_then(free_space), path })
+    };
+    all.into_iter().filter_map(folder).collect()
+}
+
+fn knowledge(here: &Machine) -> Knowledge {
+    let names = |is: fn(&crate::machine::Device) -> bool| {
+        here.devices.iter().filter(|device| is(device)).map(|device| device.name.clone()).collect()
+    };
+    let rates = calibrate::own_file().filter(|path| path.exists());
+    let rates_error = rates.as_ref().and_then(|path| {
+        let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+        text.and_then(|text| serde_json::from_str::<Machine>(&text).map_err(|error| error.to_string())).err()
+    });
+    let (headers, headers_bytes) = cache::kept();
+    Knowledge {
+        evidence: evidence::store::path().filter(|path| path.exists()),
+        records: evidence::store::read().len(),
+        rates,
+        rates_error,
+        rated_devices: names(|device| device.rates.is_some()),
+        measured_devices: names(|device| device.calibration.is_some()),
+        rated_host: here.host.rates.is_some(),
+        headers,
+        headers_bytes,
+    }
+}
+
+/// The variables that matter, by name.
+fn variables() -> Vec<crate::doctor::facts::Variable> {
+    let mut found: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| environment::variable(name.to_str()?, &value.to_string_lossy()))
+        .collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}
