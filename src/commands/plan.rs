@@ -151,6 +151,7 @@ fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocume
     document.model.what_if.clone_from(&plan.model.what_if);
     document.model.what_if.clone_from(&plan.model.what_if);
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
+    document.model.what_if.clone_from(&plan.model.what_if);
     Some(document)
 }
 
