@@ -11,6 +11,7 @@ use super::cards::DeviceUse;
 use super::nvml;
 use super::wire::ProcessMemory;
 use crate::bytes::Bytes;
+use crate::memory::HOST;
 
 /// Memory of a process now; `None` where it is gone or the system does not say (only Linux does).
 #[cfg(target_os = "linux")]
@@ -38,6 +39,25 @@ pub fn process(_pid: u32) -> Option<ProcessMemory> {
 /// Memory of this process; zero where the system does not say.
 pub fn own() -> ProcessMemory {
     process(std::process::id()).unwrap_or_default()
+}
+
+/// Memory that is taken of one device, or of the host, now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// By the process that was asked about.
+    ByProcess(Bytes),
+    /// By every program: the driver does not tell them apart.
+    ByAll(Bytes),
+}
+
+/// What a process holds now, by device and `Host` (its resident pages). What cannot be measured is left out: devices of other
+/// machines, devices that are no NVIDIA cards, and the host where the system does not say.
+pub fn held(pid: u32) -> BTreeMap<String, Held> {
+    let mut held: BTreeMap<String, Held> =
+        nvml::devices().into_iter().map(|device| (device.name, Held::ByAll(device.used))).collect();
+    held.extend(nvml::process_use(pid).into_iter().map(|(device, bytes)| (device, Held::ByProcess(bytes))));
+    held.extend(process(pid).map(|memory| (HOST.to_string(), Held::ByProcess(memory.resident()))));
+    held
 }
 
 /// What of a file is resident in the mappings of a process: of a mapped model, what it has really read. `None` where
@@ -199,6 +219,14 @@ mod tests {
         drop(taken);
         let peaks = sampler.stop();
         assert!(peaks.samples > 1 && peaks.process.rss_anon.0 >= before.0 + (60 << 20), "{peaks:?} {before:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_that_is_gone_holds_nothing() {
+        let Some(Held::ByProcess(resident)) = held(std::process::id()).remove(HOST) else { panic!("no host") };
+        assert!(resident.0 > 1 << 20, "{resident}");
+        assert_eq!(held(u32::MAX).get(HOST), None);
     }
 
     #[cfg(target_os = "linux")]

@@ -20,6 +20,7 @@ mod buffers;
 mod failure;
 mod line;
 mod listing;
+mod serving;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ pub use buffers::{Buffer, Kind, PRINTED, Regrown};
 pub use failure::{Failure, Part};
 use line::{Line, MAX_LINE, MAX_TEXT, cut, number};
 pub use listing::{UsedDevice, devices};
+pub use serving::{Latest, Pace, Serving};
 
 /// The most of one kind of thing that is kept.
 const MOST: usize = 4096;
@@ -219,6 +221,7 @@ fn is_span(buffer: &Buffer) -> bool {
 #[derive(Debug, Clone, Default)]
 pub struct LogReader {
     log: LoadLog,
+    serving: Serving,
     pending: Vec<u8>,
     /// Whether the rest of a line that is too long is being dropped.
     dropping: bool,
@@ -230,6 +233,11 @@ impl LogReader {
     /// What was read so far.
     pub fn log(&self) -> &LoadLog {
         &self.log
+    }
+
+    /// What was read about requests.
+    pub fn serving(&self) -> &Serving {
+        &self.serving
     }
 
     /// Takes bytes as they come: parts of lines and of characters too. Memory is bounded whatever they are.
@@ -274,6 +282,7 @@ impl LogReader {
             self.log.failure = Some(whole);
             return Some(Event::Failed(failure));
         }
+        self.serving.line(text);
         self.about(text);
         if let Some((_, url)) = text.split_once("listening on ") {
             self.log.listening = Some(cut(url.trim(), MAX_TEXT).to_string());

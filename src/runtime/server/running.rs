@@ -12,7 +12,7 @@ use super::error::Failed;
 use super::process::{End, Process, Start};
 use super::{Error, Server, Step};
 use crate::run::LoadMode;
-use crate::runtime::log::{Event, Failure, LogReader, Stage};
+use crate::runtime::log::{Event, Failure, LogReader, Serving, Stage};
 use crate::runtime::{Error as RuntimeError, Launch};
 
 /// How often a free port is looked for: another program may take it first.
@@ -145,6 +145,11 @@ impl Running {
     pub fn log(&mut self) -> &crate::runtime::log::LoadLog {
         self.follow();
         self.reader.log()
+    }
+
+    /// What its log says about requests, as far as it was read.
+    pub fn serving(&self) -> &Serving {
+        self.reader.serving()
     }
 
     /// The size of the model's vocabulary.
