@@ -16,6 +16,7 @@ use crate::memory::{self, Prediction};
 use crate::plan;
 use crate::run::{ModelSource, RunConfig, parse};
 use crate::runtime::{Launch, RpcServer, bind_software_devices, machine_of, software_machine};
+use crate::speed::{Speed, Turn};
 
 /// What a launch is beyond its plan.
 #[derive(Debug, Clone, clap::Args)]
@@ -65,6 +66,12 @@ impl Proposal {
     /// Whether the plan, if there is one, fits its budget.
     pub fn fits(&self) -> bool {
         self.plan.get("fits").is_none_or(|fits| fits.as_bool() == Some(true))
+    }
+
+    /// The speed that the plan, if there is one, predicts of its turn.
+    pub fn speed(&self) -> Option<(Turn, Speed)> {
+        let turn = Turn::deserialize(self.plan.get("turn")?).ok()?;
+        Some((turn, Speed::deserialize(self.plan.get("speed")?).ok()?))
     }
 
     /// What moeplan predicts for it.

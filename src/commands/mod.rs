@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod launch;
 pub mod list;
+pub mod live;
 pub mod machine;
 pub mod man;
 pub mod model_arg;

@@ -7,11 +7,13 @@ use serde::Serialize;
 
 use super::engine::{Engine, EngineArgs};
 use super::launch::{LaunchArgs, Predicted, Proposal};
+use super::live::{self, Panel};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
 use crate::cli::Format;
 use crate::measurement::{Expected, Row, Seen, compare};
 use crate::report;
+use crate::report::live::{Promise, Tier};
 use crate::runtime::{DeviceUsed, server};
 
 /// How often the server is looked at while it serves.
@@ -72,8 +74,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     server.extra.clone_from(&args.extra);
     server.keeps_key = true;
     if args.log {
-        server.echo = Some(super::echo);
         server.watch = None;
+    }
+    if args.log || output.is_verbose() {
+        server.echo = Some(live::echo);
     }
     let engine = Engine::Server(Box::new(server.clone()));
     let proposal = Proposal::of_model(&args.model, &args.options, &args.launch, &engine)?;
@@ -119,15 +123,35 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         launched.load_seconds,
         crate::escape::terminal(&launched.endpoint)
     ));
+    let promise = Promise {
+        model: model_name(&proposal),
+        endpoint: launched.endpoint,
+        tiers: Tier::of(&prediction.memory, &proposal.launch.machine),
+        speed: proposal.speed(),
+    };
+    stay(running, Panel::new(promise, output), output)
+}
+
+/// Stays in front of the server until Ctrl-C, or until it ends.
+fn stay(mut running: server::Running, mut panel: Panel, output: &Output) -> anyhow::Result<Outcome> {
     loop {
         if interrupt::is_pressed() {
+            panel.clear();
             output.say("stopping llama-server");
             running.stop();
             return Err(server::Error::Interrupted.into());
         }
         if let Some(end) = running.ended() {
+            panel.clear();
             return Err(running.why_it_ended("serving", end).into());
         }
+        panel.show(running.id(), running.serving());
         std::thread::sleep(LOOK);
     }
+}
+
+/// The model's file, without the folder it lies in.
+fn model_name(proposal: &Proposal) -> String {
+    let path = &proposal.launch.model;
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }

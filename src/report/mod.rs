@@ -11,6 +11,7 @@ pub mod checkup;
 pub mod devices;
 pub mod doctor;
 pub mod inspection;
+pub mod live;
 pub mod measurement;
 pub mod sweep;
 pub mod svg;

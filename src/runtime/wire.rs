@@ -248,6 +248,13 @@ pub struct ProcessMemory {
     pub peak: Bytes,
 }
 
+impl ProcessMemory {
+    /// All that is resident (VmRSS).
+    pub fn resident(&self) -> Bytes {
+        self.rss_anon + self.rss_file + self.rss_shmem
+    }
+}
+
 impl Job {
     /// The parameters that a program makes of a launch (common/common.cpp `common_model_params_to_llama`,
     /// `common_context_params_to_llama`; llama-server's slots, b11434).

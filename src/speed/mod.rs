@@ -20,7 +20,7 @@ use prices::Prices;
 pub use work::{Cost, Work, generation, prompt};
 
 /// One turn of a conversation, in tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Turn {
     /// Of the prompt.

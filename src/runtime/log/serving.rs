@@ -211,7 +211,8 @@ mod tests {
         };
         let serving = after(&[&prompt("1000.00", 100, "100.00"), &prompt("3000.00", 900, "300.00")]);
         assert_eq!((serving.pp(), serving.tg()), (Some(250.0), None));
-        let nothing = "       eval time =       0.00 ms /     1 tokens (     inf ms per token,     -nan tokens per second)";
+        let nothing =
+            "       eval time =       0.00 ms /     1 tokens (     inf ms per token,     -nan tokens per second)";
         let serving = after(&[PROMPT, nothing]);
         assert_eq!((serving.tg(), paces(serving.latest.as_ref()).1), (None, None));
     }

@@ -1,0 +1,300 @@
+//! The panel of a server that runs: memory beside the plan, speeds, requests. From what is known to lines that fit a width.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+
+use super::bar::bar;
+use super::table::{Align, Table};
+use crate::bytes::Bytes;
+use crate::escape;
+use crate::machine::Machine;
+use crate::memory::{HOST, MemoryByDevice};
+use crate::number::{counted, percent, rate, share, thousands};
+use crate::runtime::log::{Latest, Pace, Serving};
+use crate::runtime::sampler::Held;
+use crate::speed::{Speed, Turn};
+
+/// Columns of a bar of memory.
+const BAR: usize = 16;
+/// What stands where nothing can be measured.
+const NOT_MEASURED: &str = "not measured";
+
+/// What was said before the server ran.
+#[derive(Debug, Clone)]
+pub struct Promise {
+    /// The model, as a person knows it; untrusted text.
+    pub model: String,
+    /// Where requests go; untrusted text.
+    pub endpoint: String,
+    /// Memory by device, the host last.
+    pub tiers: Vec<Tier>,
+    /// Predicted speed of a turn, where a plan says it.
+    pub speed: Option<(Turn, Speed)>,
+}
+
+/// What a device or the host was promised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tier {
+    /// As llama.cpp names it, or `Host`.
+    pub name: String,
+    /// What the launch takes of it.
+    pub predicted: Bytes,
+    /// What it may take, where that is known.
+    pub budget: Option<Bytes>,
+}
+
+impl Tier {
+    /// A row for every device that takes part, and one for main memory, whatever buffers are in it.
+    pub fn of(predicted: &MemoryByDevice, machine: &Machine) -> Vec<Self> {
+        let mut tiers: Vec<Self> = Vec::new();
+        let mut host = Self { name: HOST.to_string(), predicted: Bytes(0), budget: machine.host.ram };
+        for (name, memory) in predicted {
+            match machine.devices.iter().find(|device| device.name == *name) {
+                Some(device) => {
+                    tiers.push(Self { name: name.clone(), predicted: memory.total(), budget: Some(device.total) });
+                }
+                None => host.predicted = host.predicted + memory.total(),
+            }
+        }
+        tiers.push(host);
+        tiers
+    }
+}
+
+/// What is seen now.
+#[derive(Debug, Clone, Default)]
+pub struct Sample {
+    /// Since it takes requests.
+    pub uptime: Duration,
+    /// What is held by device; what cannot be measured is not there.
+    pub held: BTreeMap<String, Held>,
+    /// What its log says about requests.
+    pub serving: Serving,
+}
+
+/// One line of the panel, no wider than was asked for, safe for a terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Without colours.
+    pub text: String,
+    style: Style,
+}
+
+impl Line {
+    fn new(text: impl Into<String>, style: Style) -> Self {
+        Self { text: text.into(), style }
+    }
+
+    /// With its colours, where they are wanted.
+    pub fn painted(&self, has_color: bool) -> String {
+        if !has_color {
+            return self.text.clone();
+        }
+        format!("{}{}{:#}", self.style, self.text, self.style)
+    }
+}
+
+/// The panel, at most `width` columns wide.
+pub fn lines(promise: &Promise, sample: &Sample, width: usize) -> Vec<Line> {
+    let bold = Style::new().bold();
+    let mut lines = vec![Line::new("─".repeat(width), Style::new().dimmed())];
+    lines.push(Line::new(heading(promise, sample.uptime, width), bold));
+    lines.extend(memory(promise, sample, width));
+    lines.push(Line::new(requests(&sample.serving, width), Style::new()));
+    lines.extend(speeds(promise, &sample.serving, width));
+    for line in &mut lines {
+        line.text = console::truncate_str(&line.text, width, "…").into_owned();
+    }
+    lines
+}
+
+/// The same in one line, for a log: how it is after a request.
+pub fn summary(promise: &Promise, sample: &Sample) -> String {
+    let mut parts = vec![format!("up {}", clock(sample.uptime)), counts(&sample.serving)];
+    if let Some(latest) = &sample.serving.latest {
+        let paces = [("pp", latest.pp), ("tg", latest.tg)];
+        let said: Vec<String> = paces
+            .into_iter()
+            .filter_map(|(name, pace)| Some(format!("{name} {} t/s of {}", rate(pace?.rate), tokens(pace?.tokens))))
+            .collect();
+        if !said.is_empty() {
+            parts.push(format!("latest {}", said.join(" and ")));
+        }
+    }
+    let memory = |tier: &Tier| {
+        let name = escape::terminal(&tier.name);
+        match sample.held.get(&tier.name) {
+            Some(held) => format!("{name} {} of {} predicted{}", bytes(*held), tier.predicted, whose(*held)),
+            None => format!("{name} {NOT_MEASURED}"),
+        }
+    };
+    parts.extend(promise.tiers.iter().map(memory));
+    parts.join("; ")
+}
+
+/// The first that fits, else the last, which is cut.
+fn fitting(width: usize, forms: impl IntoIterator<Item = String>) -> String {
+    let mut last = String::new();
+    for form in forms {
+        if form.lines().all(|line| console::measure_text_width(line) <= width) {
+            return form;
+        }
+        last = form;
+    }
+    last
+}
+
+fn heading(promise: &Promise, uptime: Duration, width: usize) -> String {
+    let (model, endpoint) = (escape::terminal(&promise.model), escape::terminal(&promise.endpoint));
+    let up = format!("up {}", clock(uptime));
+    fitting(width, [format!("{model} at {endpoint}, {up}"), format!("{endpoint}, {up}"), format!("{up}, {endpoint}")])
+}
+
+/// The table of memory, in as many columns as fit.
+fn memory(promise: &Promise, sample: &Sample, width: usize) -> Vec<Line> {
+    let columns = [
+        ("", Align::Left),
+        ("now", Align::Right),
+        ("predicted", Align::Right),
+        ("budget", Align::Right),
+        ("", Align::Left),
+        ("", Align::Left),
+    ];
+    let rows: Vec<(bool, [String; 6])> = promise
+        .tiers
+        .iter()
+        .map(|tier| {
+            let held = sample.held.get(&tier.name).copied();
+            let is_over = is_over(tier, held);
+            let note = if is_over { " over its budget" } else { held.map_or("", whose) };
+            let cells = [
+                tier.name.clone(),
+                held.map_or(NOT_MEASURED.to_string(), |held| bytes(held).to_string()),
+                tier.predicted.to_string(),
+                tier.budget.map_or("unknown".to_string(), |budget| budget.to_string()),
+                gauge(tier, held),
+                note.trim_start().to_string(),
+            ];
+            (is_over, cells)
+        })
+        .collect();
+    let form = |kept: &[usize]| {
+        let kept_columns: Vec<_> = kept.iter().filter_map(|at| columns.get(*at).copied()).collect();
+        let mut table = Table::new(&kept_columns);
+        for (_, cells) in &rows {
+            table.row(kept.iter().filter_map(|at| cells.get(*at).cloned()));
+        }
+        table.text()
+    };
+    let forms = [&[0, 1, 2, 3, 4, 5][..], &[0, 1, 2, 3, 5], &[0, 1, 2, 5], &[0, 1, 2]];
+    let text = fitting(width, forms.into_iter().map(form));
+    let red = Style::new().fg_color(Some(AnsiColor::Red.into()));
+    let styles = rows.iter().map(|(is_over, _)| if *is_over { red } else { Style::new() });
+    let styles = std::iter::once(Style::new().dimmed()).chain(styles);
+    text.lines().zip(styles).map(|(line, style)| Line::new(line, style)).collect()
+}
+
+/// What is held in full blocks, what is predicted beyond it shaded, what is free of the budget blank.
+fn gauge(tier: &Tier, held: Option<Held>) -> String {
+    let (Some(held), Some(budget)) = (held, tier.budget) else { return String::new() };
+    let full = bar(share(bytes(held).0, budget.0), BAR);
+    let predicted = bar(share(tier.predicted.0, budget.0), BAR).chars().count();
+    let shaded = predicted.saturating_sub(full.chars().count());
+    format!("{full}{}", "░".repeat(shaded))
+}
+
+fn bytes(held: Held) -> Bytes {
+    match held {
+        Held::ByProcess(bytes) | Held::ByAll(bytes) => bytes,
+    }
+}
+
+/// Whose memory a figure is, where it is not the server's alone.
+fn whose(held: Held) -> &'static str {
+    match held {
+        Held::ByProcess(_) => "",
+        Held::ByAll(_) => " (all programs)",
+    }
+}
+
+/// Whether the server itself holds more than it may.
+fn is_over(tier: &Tier, held: Option<Held>) -> bool {
+    matches!((held, tier.budget), (Some(Held::ByProcess(bytes)), Some(budget)) if bytes > budget)
+}
+
+fn requests(serving: &Serving, width: usize) -> String {
+    let short = counts(serving);
+    let long = match serving.slots {
+        Some(slots) => format!("requests: {short} ({})", counted(slots.into(), "slot")),
+        None => format!("requests: {short}"),
+    };
+    fitting(width, [long, short])
+}
+
+fn counts(serving: &Serving) -> String {
+    let mut text = format!("{} running, {} served", serving.running(), thousands(serving.served));
+    if serving.cancelled > 0 {
+        text += &format!(", {} broken off", thousands(serving.cancelled));
+    }
+    text
+}
+
+/// The table of speeds, in as many columns as fit; nothing where nothing is known.
+fn speeds(promise: &Promise, serving: &Serving, width: usize) -> Vec<Line> {
+    let mut rows: Vec<[String; 4]> = Vec::new();
+    let cell = |value: Option<f64>| value.map_or("-".to_string(), rate);
+    if let Some(latest) = &serving.latest {
+        let of = |pace: Option<Pace>| cell(pace.map(|pace| pace.rate));
+        rows.push(["latest".to_string(), of(latest.pp), of(latest.tg), of_latest(latest)]);
+    }
+    if serving.pp().is_some() || serving.tg().is_some() {
+        rows.push(["all".to_string(), cell(serving.pp()), cell(serving.tg()), "requests that are over".to_string()]);
+    }
+    if let Some((turn, speed)) = &promise.speed {
+        let depth = if turn.depth > 0 { format!(" at depth {}", thousands(turn.depth.into())) } else { String::new() };
+        let note = format!(
+            "{} + {}{depth}, ±{}",
+            thousands(turn.prompt.into()),
+            tokens(turn.generate),
+            percent(speed.uncertainty)
+        );
+        rows.push(["predicted".to_string(), cell(Some(speed.pp)), cell(Some(speed.tg)), note]);
+    }
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let columns = [("t/s", Align::Left), ("pp", Align::Right), ("tg", Align::Right), ("", Align::Left)];
+    let form = |n: usize| {
+        let mut table = Table::new(columns.get(..n).unwrap_or(&columns));
+        for cells in &rows {
+            table.row(cells.iter().take(n).cloned());
+        }
+        table.text()
+    };
+    let text = fitting(width, [4, 3].into_iter().map(form));
+    let styles = std::iter::once(Style::new().dimmed()).chain(std::iter::repeat(Style::new()));
+    text.lines().zip(styles).map(|(line, style)| Line::new(line, style)).collect()
+}
+
+/// Tokens of the request: read, and generated.
+fn of_latest(latest: &Latest) -> String {
+    let count = |pace: Option<Pace>| pace.map(|pace| pace.tokens);
+    let so_far = if latest.is_over { "" } else { " so far" };
+    match (count(latest.pp), count(latest.tg)) {
+        (Some(read), Some(generated)) => format!("{} + {}{so_far}", thousands(read.into()), tokens(generated)),
+        (Some(one), None) | (None, Some(one)) => format!("{}{so_far}", tokens(one)),
+        (None, None) => "too short to time".to_string(),
+    }
+}
+
+fn tokens(n: u32) -> String {
+    counted(n.into(), "token")
+}
+
+/// `0:12:31`.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
