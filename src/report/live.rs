@@ -89,7 +89,7 @@ impl Line {
 
     /// With its colours, where they are wanted.
     pub fn painted(&self, has_color: bool) -> String {
-        if !has_color {
+        if !has_color || self.style.is_plain() {
             return self.text.clone();
         }
         format!("{}{}{:#}", self.style, self.text, self.style)
@@ -99,7 +99,8 @@ impl Line {
 /// The panel, at most `width` columns wide.
 pub fn lines(promise: &Promise, sample: &Sample, width: usize) -> Vec<Line> {
     let bold = Style::new().bold();
-    let mut lines = vec![Line::new("─".repeat(width), Style::new().dimmed())];
+    // A typed `^C` pushes the panel one line up before it can be taken away: what then stays behind is this line.
+    let mut lines = vec![Line::new("", Style::new())];
     lines.push(Line::new(heading(promise, sample.uptime, width), bold));
     lines.extend(memory(promise, sample, width));
     lines.push(Line::new(requests(&sample.serving, width), Style::new()));
@@ -126,7 +127,11 @@ pub fn summary(promise: &Promise, sample: &Sample) -> String {
     let memory = |tier: &Tier| {
         let name = escape::terminal(&tier.name);
         match sample.held.get(&tier.name) {
-            Some(held) => format!("{name} {} of {} predicted{}", bytes(*held), tier.predicted, whose(*held)),
+            Some(held) => {
+                let whose = Some(whose(*held)).filter(|whose| !whose.is_empty());
+                let whose = whose.map(|whose| format!(" ({whose})")).unwrap_or_default();
+                format!("{name} {} of {} predicted{whose}", bytes(*held), tier.predicted)
+            }
             None => format!("{name} {NOT_MEASURED}"),
         }
     };
@@ -168,14 +173,14 @@ fn memory(promise: &Promise, sample: &Sample, width: usize) -> Vec<Line> {
         .map(|tier| {
             let held = sample.held.get(&tier.name).copied();
             let is_over = is_over(tier, held);
-            let note = if is_over { " over its budget" } else { held.map_or("", whose) };
+            let note = if is_over { "over its budget" } else { held.map_or("", whose) };
             let cells = [
                 tier.name.clone(),
                 held.map_or(NOT_MEASURED.to_string(), |held| bytes(held).to_string()),
                 tier.predicted.to_string(),
                 tier.budget.map_or("unknown".to_string(), |budget| budget.to_string()),
                 gauge(tier, held),
-                note.trim_start().to_string(),
+                note.to_string(),
             ];
             (is_over, cells)
         })
@@ -207,7 +212,7 @@ fn gauge(tier: &Tier, held: Option<Held>) -> String {
 
 fn bytes(held: Held) -> Bytes {
     match held {
-        Held::ByProcess(bytes) | Held::ByAll(bytes) => bytes,
+        Held::Resident(bytes) | Held::ByProcess(bytes) | Held::ByAll(bytes) => bytes,
     }
 }
 
@@ -215,13 +220,18 @@ fn bytes(held: Held) -> Bytes {
 fn whose(held: Held) -> &'static str {
     match held {
         Held::ByProcess(_) => "",
-        Held::ByAll(_) => " (all programs)",
+        Held::Resident(_) => "the whole process",
+        Held::ByAll(_) => "all programs",
     }
 }
 
 /// Whether the server itself holds more than it may.
 fn is_over(tier: &Tier, held: Option<Held>) -> bool {
-    matches!((held, tier.budget), (Some(Held::ByProcess(bytes)), Some(budget)) if bytes > budget)
+    let own = match held {
+        Some(Held::Resident(bytes) | Held::ByProcess(bytes)) => Some(bytes),
+        Some(Held::ByAll(_)) | None => None,
+    };
+    own.zip(tier.budget).is_some_and(|(own, budget)| own > budget)
 }
 
 fn requests(serving: &Serving, width: usize) -> String {
@@ -250,7 +260,8 @@ fn speeds(promise: &Promise, serving: &Serving, width: usize) -> Vec<Line> {
         rows.push(["latest".to_string(), of(latest.pp), of(latest.tg), of_latest(latest)]);
     }
     if serving.pp().is_some() || serving.tg().is_some() {
-        rows.push(["all".to_string(), cell(serving.pp()), cell(serving.tg()), "requests that are over".to_string()]);
+        let note = "all requests that are over".to_string();
+        rows.push(["session".to_string(), cell(serving.pp()), cell(serving.tg()), note]);
     }
     if let Some((turn, speed)) = &promise.speed {
         let depth = if turn.depth > 0 { format!(" at depth {}", thousands(turn.depth.into())) } else { String::new() };
@@ -297,4 +308,150 @@ fn tokens(n: u32) -> String {
 fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryBreakdown;
+    use crate::runtime::log::LogReader;
+
+    const GIB: u64 = 1 << 30;
+
+    fn tier(name: &str, predicted: u64, budget: Option<u64>) -> Tier {
+        Tier { name: name.to_string(), predicted: Bytes(predicted), budget: budget.map(Bytes) }
+    }
+
+    fn promise() -> Promise {
+        let speed = Speed { pp: 520.0, tg: 32.0, basis: "guess".to_string(), uncertainty: 0.35 };
+        Promise {
+            model: "qwen3.gguf".to_string(),
+            endpoint: "http://127.0.0.1:8080".to_string(),
+            tiers: vec![
+                tier("CUDA0", 21 * GIB, Some(24 * GIB)),
+                tier("RPC0", 3 * GIB, Some(8 * GIB)),
+                tier(HOST, 14 * GIB, None),
+            ],
+            speed: Some((Turn { prompt: 4096, generate: 512, depth: 0 }, speed)),
+        }
+    }
+
+    fn sample() -> Sample {
+        let mut reader = LogReader::default();
+        for line in [
+            "srv    load_model: initializing, n_slots = 4, n_ctx_slot = 512",
+            "slot launch_slot_: id  3 | task 0 | processing task, is_child = 0",
+            "slot print_timing: id  3 | task 0 | prompt eval time = 600.00 ms / 300 tokens (2.00 ms per token, 500.00 tokens per second)",
+            "slot print_timing: id  3 | task 0 |        eval time = 4000.00 ms / 128 tokens (32.00 ms per token, 31.25 tokens per second)",
+            "slot      release: id  3 | task 0 | stop processing: n_tokens = 428, truncated = 0",
+        ] {
+            reader.line(line);
+        }
+        let held = BTreeMap::from([
+            ("CUDA0".to_string(), Held::ByProcess(Bytes(18 * GIB))),
+            (HOST.to_string(), Held::Resident(Bytes(12 * GIB))),
+        ]);
+        Sample { uptime: Duration::from_secs(751), held, serving: reader.serving().clone() }
+    }
+
+    fn texts(promise: &Promise, sample: &Sample, width: usize) -> Vec<String> {
+        lines(promise, sample, width).into_iter().skip(1).map(|line| line.text).collect()
+    }
+
+    #[test]
+    fn a_wide_terminal_shows_everything() {
+        assert_eq!(
+            texts(&promise(), &sample(), 79),
+            [
+                "qwen3.gguf at http://127.0.0.1:8080, up 0:12:31",
+                "                now  predicted     budget",
+                "CUDA0     18.00 GiB  21.00 GiB  24.00 GiB  ████████████░░",
+                "RPC0   not measured   3.00 GiB   8.00 GiB",
+                "Host      12.00 GiB  14.00 GiB    unknown                  the whole process",
+                "requests: 0 running, 1 served (4 slots)",
+                "t/s         pp    tg",
+                "latest     500  31.2  300 + 128 tokens",
+                "session    500  31.2  all requests that are over",
+                "predicted  520  32.0  4,096 + 512 tokens, ±35.0%",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_narrow_terminal_keeps_what_matters() {
+        assert_eq!(
+            texts(&promise(), &sample(), 39),
+            [
+                "http://127.0.0.1:8080, up 0:12:31",
+                "                now  predicted",
+                "CUDA0     18.00 GiB  21.00 GiB",
+                "RPC0   not measured   3.00 GiB",
+                "Host      12.00 GiB  14.00 GiB",
+                "requests: 0 running, 1 served (4 slots)",
+                "t/s         pp    tg",
+                "latest     500  31.2",
+                "session    500  31.2",
+                "predicted  520  32.0",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        let mut long = promise();
+        long.model = "漢字".repeat(60);
+        long.endpoint = format!("http://{}:1", "a".repeat(200));
+        long.tiers.push(tier(&"V".repeat(80), GIB, Some(GIB)));
+        for width in [1, 8, 20, 39, 47, 60, 79, 119, 300] {
+            for line in lines(&long, &sample(), width) {
+                assert!(console::measure_text_width(&line.text) <= width, "{width}: {}", line.text);
+            }
+        }
+    }
+
+    #[test]
+    fn before_the_first_request_nothing_is_made_up() {
+        let unplanned = Promise { speed: None, ..promise() };
+        let text = texts(&unplanned, &Sample::default(), 79).join("\n");
+        assert!(text.ends_with("requests: 0 running, 0 served"), "{text}");
+        assert_eq!(text.matches(NOT_MEASURED).count(), 3, "{text}");
+    }
+
+    #[test]
+    fn whose_memory_it_is_and_that_it_is_too_much_are_said() {
+        let mut sample = sample();
+        let line = |sample: &Sample| texts(&promise(), sample, 79).swap_remove(2);
+        sample.held.insert("CUDA0".to_string(), Held::ByProcess(Bytes(25 * GIB)));
+        assert!(line(&sample).ends_with("████████████████  over its budget"), "{}", line(&sample));
+        sample.held.insert("CUDA0".to_string(), Held::ByAll(Bytes(25 * GIB)));
+        assert!(line(&sample).ends_with("  all programs"), "{}", line(&sample));
+    }
+
+    #[test]
+    fn strangers_names_are_escaped_and_colour_is_only_where_it_is_wanted() {
+        let mut promise = promise();
+        promise.model = "a\u{1b}[2Jb\nc.gguf".to_string();
+        let lines = lines(&promise, &sample(), 79);
+        assert!(lines.iter().all(|line| !line.painted(false).contains(['\u{1b}', '\n'])), "{lines:?}");
+        assert!(lines[1].text.starts_with("a\\u{1b}[2Jb"), "{lines:?}");
+        assert!(lines[1].painted(true).starts_with("\u{1b}[1ma"), "{lines:?}");
+        assert!(!summary(&promise, &sample()).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_log_gets_it_in_one_line() {
+        assert_eq!(
+            summary(&promise(), &sample()),
+            "up 0:12:31; 0 running, 1 served; latest pp 500 t/s of 300 tokens and tg 31.2 t/s of 128 tokens; \
+             CUDA0 18.00 GiB of 21.00 GiB predicted; RPC0 not measured; Host 12.00 GiB of 14.00 GiB predicted (the whole process)"
+        );
+    }
+
+    #[test]
+    fn all_of_main_memory_is_one_row() {
+        let machine = Machine { devices: Vec::new(), host: crate::Host::default() };
+        let of = |model| MemoryBreakdown { model: Bytes(model), ..MemoryBreakdown::default() };
+        let memory = MemoryByDevice::from([("CPU_REPACK".to_string(), of(5)), (HOST.to_string(), of(7))]);
+        assert_eq!(Tier::of(&memory, &machine), [tier(HOST, 12, None)]);
+    }
 }

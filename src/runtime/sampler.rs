@@ -44,19 +44,21 @@ pub fn own() -> ProcessMemory {
 /// Memory that is taken of one device, or of the host, now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
+    /// By the process that was asked about, of main memory: its resident pages, the program's own included.
+    Resident(Bytes),
     /// By the process that was asked about.
     ByProcess(Bytes),
     /// By every program: the driver does not tell them apart.
     ByAll(Bytes),
 }
 
-/// What a process holds now, by device and `Host` (its resident pages). What cannot be measured is left out: devices of other
+/// What a process holds now, by device and `Host`. What cannot be measured is left out: devices of other
 /// machines, devices that are no NVIDIA cards, and the host where the system does not say.
 pub fn held(pid: u32) -> BTreeMap<String, Held> {
     let mut held: BTreeMap<String, Held> =
         nvml::devices().into_iter().map(|device| (device.name, Held::ByAll(device.used))).collect();
     held.extend(nvml::process_use(pid).into_iter().map(|(device, bytes)| (device, Held::ByProcess(bytes))));
-    held.extend(process(pid).map(|memory| (HOST.to_string(), Held::ByProcess(memory.resident()))));
+    held.extend(process(pid).map(|memory| (HOST.to_string(), Held::Resident(memory.resident()))));
     held
 }
 
@@ -224,7 +226,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_process_that_is_gone_holds_nothing() {
-        let Some(Held::ByProcess(resident)) = held(std::process::id()).remove(HOST) else { panic!("no host") };
+        let Some(Held::Resident(resident)) = held(std::process::id()).remove(HOST) else { panic!("no host") };
         assert!(resident.0 > 1 << 20, "{resident}");
         assert_eq!(held(u32::MAX).get(HOST), None);
     }
