@@ -1,4 +1,4 @@
-//! A llama-server that fails on command: replays a log, speaks HTTP, and does what `--fake MODE` says, for tests/server.rs.
+//! A llama-server that fails on command: replays a log, speaks HTTP, and does what `--fake MODE` says, for tests/server.rs and tests/live.rs.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a program that stands for another")]
 
@@ -180,6 +180,7 @@ fn complete(mut stream: TcpStream, mode: &str) {
             r#"{"error":{"code":400,"message":"request (9 tokens) exceeds the available context size"}}"#,
         );
     }
+    say("0.01.000.100 I slot launch_slot_: id  0 | task 0 | processing task, is_child = 0");
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n");
     for token in 0..6 {
         if token == 3 {
@@ -219,4 +220,11 @@ fn complete(mut stream: TcpStream, mode: &str) {
         b"data: {\"content\":\"\",\"tokens\":[],\"stop\":true,\"timings\":{\"cache_n\":0,\"prompt_n\":512,\
           \"prompt_ms\":256.0,\"prompt_per_second\":2000.0,\"predicted_n\":6,\"predicted_ms\":50.0,\"predicted_per_second\":100.0}}\n\n",
     );
+    for line in [
+        "print_timing: id  0 | task 0 | prompt eval time =     256.00 ms /   512 tokens (    0.50 ms per token,  2000.00 tokens per second)",
+        "print_timing: id  0 | task 0 |        eval time =      50.00 ms /     6 tokens (   10.00 ms per token,   100.00 tokens per second)",
+        "     release: id  0 | task 0 | stop processing: n_tokens = 518, truncated = 0",
+    ] {
+        say(&format!("0.02.000.000 I slot {line}"));
+    }
 }
