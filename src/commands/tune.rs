@@ -28,7 +28,7 @@ use crate::speed::Speed;
 use crate::tune::document::{Document, Entry};
 use crate::tune::neighbours::{self, Alternative};
 use crate::tune::race::End;
-use crate::tune::{self, Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
+use crate::tune::{Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
 
 /// Samples of one visit, behind one warm-up.
 const SAMPLES: u32 = 3;
