@@ -60,7 +60,7 @@ impl Talker {
     /// Its exit code, and all that it has said.
     fn end(mut self) -> (Option<i32>, String) {
         let code = self.child.wait().expect("an end").code();
-        for piece in self.pieces.iter() {
+        for piece in &self.pieces {
             self.said += &String::from_utf8_lossy(&piece);
         }
         (code, self.said)

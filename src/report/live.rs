@@ -55,7 +55,7 @@ impl Tier {
                 Some(device) => {
                     tiers.push(Self { name: name.clone(), predicted: memory.total(), budget: Some(device.total) });
                 }
-                None => host.predicted = host.predicted + memory.total(),
+                None => host.predicted += memory.total(),
             }
         }
         tiers.push(host);
@@ -244,11 +244,11 @@ fn requests(serving: &Serving, width: usize) -> String {
 }
 
 fn counts(serving: &Serving) -> String {
-    let mut text = format!("{} running, {} served", serving.running(), thousands(serving.served));
-    if serving.cancelled > 0 {
-        text += &format!(", {} broken off", thousands(serving.cancelled));
-    }
-    text
+    let broken_off = match serving.cancelled {
+        0 => String::new(),
+        n => format!(", {} broken off", thousands(n)),
+    };
+    format!("{} running, {} served{broken_off}", serving.running(), thousands(serving.served))
 }
 
 /// The table of speeds, in as many columns as fit; nothing where nothing is known.

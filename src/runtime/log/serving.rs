@@ -35,7 +35,8 @@ struct Mean {
 }
 
 impl Mean {
-    fn add(&mut self, (pace, milliseconds): (Pace, f64)) {
+    fn add(&mut self, last: Option<(Pace, f64)>) {
+        let Some((pace, milliseconds)) = last else { return };
         // The rate of generation leaves the first token out, so the count of tokens is not what it is made of.
         self.tokens += pace.rate * milliseconds / 1000.0;
         self.milliseconds += milliseconds;
@@ -119,11 +120,11 @@ impl Serving {
         if let Some(rest) = message.strip_prefix("prompt eval time =") {
             let last = last(rest);
             self.latest = Some(Latest { task, pp: last.map(|(pace, _)| pace), tg: None, is_over: true });
-            last.into_iter().for_each(|last| self.pp.add(last));
+            self.pp.add(last);
         } else if let Some(rest) = message.strip_prefix("eval time =") {
             let last = last(rest);
             self.tg_is(task, last.map(|(pace, _)| pace), true);
-            last.into_iter().for_each(|last| self.tg.add(last));
+            self.tg.add(last);
         } else if let Some(rest) = message.strip_prefix("prompt processing, n_tokens =") {
             let rate = rest.split_once('/').and_then(|(_, rest)| positive(rest));
             self.latest = Some(Latest { task, pp: pace(rest, rate), tg: None, is_over: false });
@@ -171,11 +172,16 @@ mod tests {
 
     fn after(lines: &[&str]) -> Serving {
         let mut serving = Serving::default();
-        lines.iter().for_each(|line| serving.line(line));
+        for line in lines {
+            serving.line(line);
+        }
         serving
     }
 
-    fn paces(latest: Option<&Latest>) -> (Option<(u32, f64)>, Option<(u32, f64)>, bool) {
+    /// Tokens and rate of a phase.
+    type Pair = Option<(u32, f64)>;
+
+    fn paces(latest: Option<&Latest>) -> (Pair, Pair, bool) {
         let pair = |pace: Option<Pace>| pace.map(|pace| (pace.tokens, pace.rate));
         let latest = latest.expect("a request");
         (pair(latest.pp), pair(latest.tg), latest.is_over)
@@ -191,7 +197,9 @@ mod tests {
         let slots = "srv    load_model: initializing, n_slots = 4, n_ctx_slot = 512, kv_unified = 'true'";
         let mut serving = after(&[slots, BEGIN]);
         assert_eq!((serving.slots, serving.running(), serving.served), (Some(4), 1, 0));
-        [PROMPT, ANSWER, END].iter().for_each(|line| serving.line(line));
+        for line in [PROMPT, ANSWER, END] {
+            serving.line(line);
+        }
         assert_eq!((serving.running(), serving.served, serving.cancelled), (0, 1, 0));
         assert_eq!(paces(serving.latest.as_ref()), (Some((11, 15.28)), Some((8, 1.61)), true));
     }
