@@ -17,7 +17,7 @@ mod planning;
 use planning::{machine, model, request};
 
 /// What the search may miss of the best launch, as a share of its cost.
-const TOLERANCE: f64 = 0.035;
+const TOLERANCE: f64 = 0.015;
 
 /// Micro-batches that the planner chooses among at the context of [`case`].
 const UBATCHES: [u32; 3] = [512, 1024, 2048];
@@ -79,12 +79,10 @@ fn compare(which: usize, budget: u64, objective: Objective) -> Result<(), String
     Ok(())
 }
 
-/// Cases that a search has missed the best of.
+/// The best launch has less compute than any other with its micro-batch, because fewer tensors are copied.
 #[test]
-fn what_a_search_once_missed() {
-    for (which, budget, objective) in [(1, 2671, Objective::Turn)] {
-        compare(which, budget, objective).unwrap();
-    }
+fn what_fits_only_with_less_to_copy_is_found() {
+    compare(1, 2671, Objective::Turn).unwrap();
 }
 
 proptest! {
@@ -97,5 +95,60 @@ proptest! {
         objective in prop_oneof![Just(Objective::Turn), Just(Objective::Tg), Just(Objective::Pp)],
     ) {
         compare(which, budget, objective).map_err(TestCaseError::fail)?;
+    }
+}
+
+/// What a plan may be worse by, with more room or a smaller context, as a share of its cost: what the search holds not worth it.
+const UNEVEN: f64 = 0.015;
+
+/// Plans for each request and machine, the least room first: none costs more than one before it.
+fn never_dearer<'a>(model: &Model, rising: impl Iterator<Item = (Machine, Request)> + 'a) -> Result<(), String> {
+    let mut least: Option<(f64, String)> = None;
+    for (machine, request) in rising {
+        let found = plan::solve(model, &machine, &request).unwrap();
+        let cost = request.problem(model, &machine).cost(&found.estimate);
+        let what = format!("{} and {:?}: {cost}: {:?}", machine.devices[0].total, request.context, found.run);
+        match &least {
+            Some((known, other)) if found.fits() && cost > known * (1.0 + UNEVEN) => {
+                return Err(format!("{what}\nis worse than\n{other}"));
+            }
+            Some((known, _)) if cost >= *known => {}
+            _ if found.fits() => least = Some((cost, what)),
+            Some(_) => return Err(format!("{what}\ndoes not fit, and less room does")),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// One card, whatever its budget: its speed is not guessed from its size.
+fn one_card(budget: u64) -> Machine {
+    let mut machine = machine(&[budget * MIB]);
+    machine.devices[0].description = Some("NVIDIA GeForce RTX 4090".into());
+    machine
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 100 } else { 3 }, ..ProptestConfig::default() })]
+    /// More room on the card is never slower, nor is a smaller context.
+    #[test]
+    fn more_room_is_never_worse(
+        which in 0usize..3,
+        budget in 1000u64..5000,
+        step in 20u64..400,
+        objective in prop_oneof![Just(Objective::Turn), Just(Objective::Tg), Just(Objective::Pp)],
+    ) {
+        static MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
+            ["qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b"]
+                .map(|name| model(name, &Wish { blocks: Some(6), ..Wish::default() })).into()
+        });
+        let asked = |n_ctx| {
+            let context = ContextChoice::Fixed(n_ctx);
+            Request { levers: Levers::unasked(), objective, context, ..request(Strategy::Auto) }
+        };
+        let budgets = (0..6).map(|n| (one_card(budget + n * step), asked(8192)));
+        never_dearer(&MODELS[which], budgets).map_err(TestCaseError::fail)?;
+        let contexts = [32768, 16384, 8192, 5120].map(|n_ctx| (one_card(budget), asked(n_ctx)));
+        never_dearer(&MODELS[which], contexts.into_iter()).map_err(TestCaseError::fail)?;
     }
 }
