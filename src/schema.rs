@@ -51,7 +51,7 @@ fn schemas() -> BTreeMap<String, Value> {
 }
 
 /// What is kept between runs and no command writes as its answer.
-const KEPT: [&str; 2] = ["evidence/1", "validation-step/1"];
+const KEPT: [&str; 3] = ["evidence/1", "tune-visit/1", "validation-step/1"];
 
 /// The names of schemas that a text of this source tree holds: `"moeplan/NAME/N"`.
 fn named(text: &str) -> impl Iterator<Item = &str> {

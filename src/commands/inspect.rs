@@ -26,7 +26,7 @@ use crate::suggest::Unknown;
   moeplan inspect --expect gpt-oss-20b gpt-oss-20b.gguf
   moeplan inspect hf:owner/repo --vram 24G     which of its quants fits, from their headers alone")]
 pub struct Args {
-    /// GGUF files, folders with one model, https://…, hf:owner/repo[:QUANT|/FILE], or cached names.
+    /// GGUF files, folders with one model, https://…, `hf:owner/repo[:QUANT|/FILE]`, or cached names.
     ///
     /// Any shard stands for a split model; hf:owner/repo alone lists the models of the repository; `moeplan list` shows the
     /// names that are cached.

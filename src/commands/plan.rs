@@ -28,7 +28,7 @@ use crate::run::{Dialect, RunConfig};
   moeplan plan --vram 16G --as Q4_K_M,Q5_K_M,Q6_K model-F16.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {
-    /// A GGUF file, its folder, https://…, hf:owner/repo[:QUANT], or a cached name.
+    /// A GGUF file, its folder, https://…, `hf:owner/repo[:QUANT]`, or a cached name.
     ///
     /// Several are compared in one table. Any shard stands for a split model. `moeplan list` shows the names that are cached.
     #[arg(value_name = "MODEL", required = true)]

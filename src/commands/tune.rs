@@ -28,7 +28,7 @@ use crate::speed::Speed;
 use crate::tune::document::{Document, Entry};
 use crate::tune::neighbours::{self, Alternative};
 use crate::tune::race::End;
-use crate::tune::{self, Kind, Predicted, Race, SCHEMA, Subject, Visit};
+use crate::tune::{Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
 
 /// Samples of one visit, behind one warm-up.
 const SAMPLES: u32 = 3;
@@ -206,7 +206,7 @@ impl Tuning {
             Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", self.journal.display())),
         };
         let since = now().saturating_sub(FRESH.as_secs());
-        let visits = tune::journal::visits(&text, &self.subject).into_iter().filter(|visit| visit.time >= since);
+        let visits = journal::visits(&text, &self.subject).into_iter().filter(|visit| visit.time >= since);
         Ok(visits.filter(|visit| self.race.add(visit.clone())).count())
     }
 
@@ -257,7 +257,7 @@ impl Tuning {
         let text = std::fs::read(log).unwrap_or_default();
         let total = |row: &MemoryBreakdown| row.model + row.context + row.compute;
         let visit = Visit {
-            schema: SCHEMA.to_string(),
+            schema: journal::SCHEMA.to_string(),
             subject: self.subject.clone(),
             candidate: candidate.id.clone(),
             what: candidate.what.clone(),
@@ -269,7 +269,7 @@ impl Tuning {
             tg: seen.tg.clone(),
             memory: seen.memory.iter().map(|(name, row)| (name.clone(), total(row))).collect(),
             peak: peak_of(&seen.device_used),
-            cache_hits: tune::journal::cache_hits(&String::from_utf8_lossy(&text)),
+            cache_hits: journal::cache_hits(&String::from_utf8_lossy(&text)),
         };
         append(&self.journal, &visit)?;
         if !self.race.add(visit) {

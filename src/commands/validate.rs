@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::bench::{File, How, a_case, launched};
+use super::bench::{File, How, Later, a_case, launched};
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal};
 use super::plan::PlanOptions;
@@ -18,7 +18,7 @@ use crate::report;
 use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
 use crate::runtime::server;
 use crate::suggest::Unknown;
-use crate::suite::bench::{Facts, bench, csv};
+use crate::suite::bench::{Facts, Raw, bench, csv};
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{
     Item, ModelValidation, PlacementFacts, Section, Session, VALIDATION_SCHEMA, Validation, Verdict,
@@ -311,10 +311,22 @@ fn through(
         }
         Ok(session)
     };
-    let raw = rounds(&cases, suite.repetitions, &mut step, &mut |_| {}).map_err(|_| server::Error::Interrupted)?;
-    let facts =
-        Facts { suite, environment, model: Some(file.facts.clone()), weights: file.weights.clone(), notes: Vec::new() };
-    let bench = bench(facts, raw, &Isolated);
+    let facts = || Facts {
+        suite,
+        environment: environment.clone(),
+        model: Some(file.facts.clone()),
+        weights: file.weights.clone(),
+        notes: Vec::new(),
+    };
+    // What is measured is kept, should this end before the last launch.
+    let mut save = |raw: &[Raw]| {
+        let so_far = bench(facts(), raw.to_vec(), &Later);
+        if let Err(error) = store.write(earlier::BENCH, &serde_json::to_string(&so_far).unwrap_or_default()) {
+            shared.output.say(&format!("warning: {error}: {}", error.source));
+        }
+    };
+    let raw = rounds(&cases, suite.repetitions, &mut step, &mut save).map_err(|_| server::Error::Interrupted)?;
+    let bench = bench(facts(), raw, &Isolated);
     store.write(earlier::BENCH, &serde_json::to_string_pretty(&bench)?)?;
     store.write("bench.csv", &csv(&bench))?;
     model.sections.extend(checklist::of_bench(&model.placements, &bench));

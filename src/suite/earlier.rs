@@ -1,7 +1,7 @@
 //! What earlier runs of a suite left in the folder of results: models whose files need not be there any more. [I/O]
 
 use super::checklist;
-use super::document::{Bench, Item, ModelValidation, PlacementFacts, Section, Verdict};
+use super::document::{Bench, Case, Item, ModelValidation, PlacementFacts, Section, Verdict};
 use super::protocol::Suite;
 use super::store::Store;
 
@@ -43,7 +43,13 @@ fn kept(bench: &Bench, suite: &Suite) -> Item {
     if bench.cases.iter().map(|case| &case.name).ne(&suite.cases) {
         other.push("cases");
     }
-    let (verdict, asked) = if other.is_empty() {
+    let of_case = |case: &Case| u32::try_from(case.sessions.len()).unwrap_or(u32::MAX);
+    let fewest = bench.cases.iter().map(of_case).min().unwrap_or_default();
+    let lost = bench.cases.iter().any(|case| case.sessions.iter().any(|session| session.failure.is_some()));
+    let (verdict, asked) = if fewest < bench.settings.repetitions && !lost {
+        let asked = bench.settings.repetitions;
+        (Verdict::NotAssessed, format!("it was interrupted: {fewest} of {asked} launches of each case were made"))
+    } else if other.is_empty() {
         (Verdict::Pass, "asked as now".to_string())
     } else {
         (Verdict::NotAssessed, format!("other {} than the suite has now", other.join(" and ")))
@@ -96,7 +102,7 @@ mod tests {
     fn a_model_is_told_by_its_steps_alone() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path()).unwrap();
-        let mut suite = Suite::protocol();
+        let mut suite = Suite { repetitions: 1, ..Suite::protocol() };
         kept_in(&store, &suite, "small");
         assert_eq!(store.folders(), ["small"]);
         let first = model(&store, &suite, "small").unwrap();
@@ -107,6 +113,11 @@ mod tests {
         let other = &model(&store, &suite, "small").unwrap().sections[0].items[0];
         assert_eq!(other.verdict, Verdict::NotAssessed);
         assert!(other.detail.ends_with("other settings than the suite has now"), "{}", other.detail);
+        suite.repetitions = 3;
+        kept_in(&store, &suite, "small");
+        let lacking = &model(&store, &suite, "small").unwrap().sections[0].items[0];
+        assert_eq!(lacking.verdict, Verdict::NotAssessed);
+        assert!(lacking.detail.ends_with("1 of 3 launches of each case were made"), "{}", lacking.detail);
     }
 
     #[test]

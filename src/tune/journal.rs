@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::SCHEMA;
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::speed::Turn;
@@ -55,6 +54,9 @@ impl Subject {
         devices.map(|d| (d.name.clone(), d.description.clone().unwrap_or_default(), d.total)).collect()
     }
 }
+
+/// The schema of a line of the journal.
+pub const SCHEMA: &str = "moeplan/tune-visit/1";
 
 /// One launch of a candidate, loaded, warmed up and measured: a line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use crate::speed::Speed;
 pub use journal::{Subject, Visit};
 pub use race::{Race, Verdict};
 
-/// The name of the document, and of a line of the journal.
+/// The name of the document.
 pub const SCHEMA: &str = "moeplan/tune/1";
 
 /// What a candidate is.

@@ -260,7 +260,8 @@ pub(super) mod tests {
     use super::*;
     use crate::bytes::Bytes;
     use crate::speed::Speed;
-    use crate::tune::{Predicted, SCHEMA, Subject};
+    use crate::tune::journal::SCHEMA;
+    use crate::tune::{Predicted, Subject};
 
     /// A visit whose samples took so many seconds.
     pub fn visit(candidate: &str, turns: &[f64]) -> Visit {
