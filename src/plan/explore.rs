@@ -6,28 +6,34 @@
 //! compute until it fits and nothing more would.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 
 use super::solver::{Candidate, Error, Problem, Strategy};
 use super::stage::{End, Kept, Stage};
 use crate::bytes::Bytes;
 use crate::memory::compute::{self, Compute};
-use crate::memory::{self, Prediction};
+use crate::memory::{self, MemoryByDevice, Prediction};
 use crate::placement::Placement;
 use crate::run::{FlashAttn, Override, RunConfig, numbers};
+use crate::speed::Estimate;
 
-/// Micro-batches to choose from, in tokens; the smaller ones only where no other fits.
-const UBATCHES: [u32; 5] = [512, 1024, 2048, 4096, 8192];
+/// Micro-batches to choose from, in tokens.
+const UBATCHES: [u32; 7] = [128, 256, 512, 1024, 2048, 4096, 8192];
+/// llama.cpp's `-ub` where it is not given: smaller ones are an exception.
+const USUAL_UBATCH: u32 = 512;
 /// Where none of those fits.
-const SMALL_UBATCHES: [u32; 3] = [256, 128, 64];
+const LEAST_UBATCH: u32 = 64;
 /// How many choices beyond the room are judged, the largest first.
 const REACHES: usize = 6;
 /// llama.cpp's `-b` where it is not given.
 const N_BATCH: u32 = 2048;
 /// A choice must be better by this share to be made instead of a simpler one.
 pub const WORTH: f64 = 0.01;
-/// A larger micro-batch must be better by this share: it takes room from the experts.
-const WORTH_UBATCH: f64 = 0.02;
+/// Each doubling of the micro-batch must be better by this share: short prompts gain less by it than the turn does.
+const WORTH_DOUBLING: f64 = 0.0025;
+/// Other parts of a block, or more of them, must promise to be better by this share to be judged.
+const WORTH_POLISHING: f64 = 0.002;
+/// A draft must promise to be better by this share to be judged after another one was.
+const WORTH_JUDGING: f64 = 0.005;
 
 /// A launch that was ranked and not yet judged.
 #[derive(Debug, Clone)]
@@ -36,8 +42,10 @@ struct Draft {
     setting: RunConfig,
     kept: Kept,
     host: End,
-    cost: f64,
-    short: Bytes,
+    /// The least score that judging it may find; infinite where it cannot fit.
+    bound: f64,
+    /// Memory with everything on the devices: the compute that is left where nothing has to be copied.
+    least: MemoryByDevice,
 }
 
 /// A choice and what it is worth.
@@ -59,32 +67,53 @@ impl<'a> Explorer<'a> {
     }
 
     /// The best launch of `setting` that fits the devices; where none does, the one that is least short.
+    ///
+    /// Drafts are judged in the order of what they promise, until none promises more than the best has.
     pub fn best(&self, setting: &RunConfig) -> Result<Candidate, Error> {
         let mut drafts = self.drafts(setting, &self.ubatches(setting))?;
-        let mut last = None;
-        while let Some(draft) = pop_best(&mut drafts) {
+        drafts.sort_by(|one, other| one.bound.total_cmp(&other.bound));
+        let (mut best, mut least_short): (Option<(f64, Candidate)>, Option<Candidate>) = (None, None);
+        let mut too_large = u32::MAX;
+        for draft in drafts {
+            if best.as_ref().is_some_and(|(score, _)| draft.bound > score * (1.0 - WORTH_JUDGING)) {
+                break;
+            }
+            if draft.setting.n_ubatch >= too_large {
+                continue;
+            }
             let candidate = self.settle(&draft)?;
             if candidate.devices_fit() {
-                return Ok(candidate);
+                let score = self.score(&candidate.estimate, draft.setting.n_ubatch);
+                if best.as_ref().is_none_or(|(known, _)| score < *known) {
+                    best = Some((score, candidate));
+                }
+            } else {
+                too_large = draft.setting.n_ubatch;
+                keep_least_short(&mut least_short, candidate);
             }
-            last = Some(candidate);
-            drafts.retain(|other| other.setting.n_ubatch < draft.setting.n_ubatch);
         }
-        let small = self.small_ubatches(setting);
-        for ubatch in small {
-            let candidate = self.settle(&self.draft(&self.at(setting, ubatch), self.stage.nothing(), End::First)?)?;
-            if candidate.devices_fit() {
-                return Ok(candidate);
-            }
-            last = Some(match last {
-                Some(other) if other.missing() <= candidate.missing() => other,
-                _ => candidate,
-            });
+        if let Some((_, best)) = best {
+            return Ok(best);
         }
-        match last {
-            Some(candidate) => Ok(candidate),
-            None => self.exact(setting, &self.stage.nothing()),
+        if self.may_shrink() && LEAST_UBATCH <= setting.n_batch {
+            let setting = self.at(setting, LEAST_UBATCH);
+            let (kept, least) = (self.stage.nothing(), MemoryByDevice::new());
+            let draft = Draft { setting, kept, host: End::First, bound: f64::INFINITY, least };
+            keep_least_short(&mut least_short, self.settle(&draft)?);
         }
+        least_short.map_or_else(|| self.exact(setting, &self.stage.nothing()), Ok)
+    }
+
+    /// What launches are compared by: their cost, and what a micro-batch unlike llama.cpp's own must be worth.
+    fn score(&self, estimate: &Estimate, n_ubatch: u32) -> f64 {
+        let doublings = (f64::from(n_ubatch) / f64::from(USUAL_UBATCH)).log2();
+        let dearer = if doublings < 0.0 { WORTH } else { WORTH_DOUBLING * doublings };
+        self.problem.cost(estimate) * (1.0 + dearer)
+    }
+
+    /// Whether micro-batches smaller than llama.cpp's own may be tried.
+    fn may_shrink(&self) -> bool {
+        self.problem.levers.ubatch && self.problem.strategy == Strategy::Auto
     }
 
     /// The micro-batches to try.
@@ -92,16 +121,11 @@ impl<'a> Explorer<'a> {
         if !self.problem.levers.ubatch {
             return vec![setting.n_ubatch];
         }
-        let most = setting.n_ctx.max(UBATCHES[0]);
+        let least = if self.may_shrink() { 0 } else { USUAL_UBATCH };
+        let most = setting.n_ctx.max(USUAL_UBATCH);
         let batch = if self.problem.levers.batch { u32::MAX } else { setting.n_batch };
-        let found: Vec<u32> = UBATCHES.into_iter().filter(|n| *n <= most && *n <= batch).collect();
-        if found.is_empty() { vec![setting.n_batch.min(UBATCHES[0])] } else { found }
-    }
-
-    /// The micro-batches to try where none of those fits.
-    fn small_ubatches(&self, setting: &RunConfig) -> Vec<u32> {
-        let may = self.problem.levers.ubatch && self.problem.strategy == Strategy::Auto;
-        SMALL_UBATCHES.into_iter().filter(|n| may && *n <= setting.n_batch).collect()
+        let found: Vec<u32> = UBATCHES.into_iter().filter(|n| (least..=most.min(batch)).contains(n)).collect();
+        if found.is_empty() { vec![setting.n_batch.min(USUAL_UBATCH)] } else { found }
     }
 
     /// `setting` with a micro-batch, and a batch that holds it.
@@ -114,31 +138,64 @@ impl<'a> Explorer<'a> {
     fn drafts(&self, setting: &RunConfig, ubatches: &[u32]) -> Result<Vec<Draft>, Error> {
         let mut drafts = Vec::new();
         let range = (ubatches.first().copied().unwrap_or(0), ubatches.last().copied().unwrap_or(0));
-        let whole_may_fit = self.whole_may_fit(&self.at(setting, range.0))?;
+        let fills = self.problem.strategy != Strategy::ExpertsOnHost;
         for ubatch in ubatches {
             let setting = self.at(setting, *ubatch);
-            if whole_may_fit {
-                let compute = self.compute(&setting, range, true)?;
-                let draft = self.draft_with(&setting, self.stage.everything(), End::First, &compute)?;
-                let settled = draft.short == Bytes(0) || self.is_whole();
-                drafts.push(draft);
-                if settled {
+            let whole = self.predict(&setting, &self.stage.bare, Some(&self.compute(&setting, range, true)?))?;
+            let draft = |kept: Kept, host, bound| Draft {
+                setting: setting.clone(),
+                kept,
+                host,
+                bound,
+                least: whole.memory.clone(),
+            };
+            if self.is_whole() || (fills && self.problem.devices_short(&whole).is_empty()) {
+                let bound = self.promise(&setting, &self.stage.everything(), &whole);
+                drafts.push(draft(self.stage.everything(), End::First, bound));
+                continue;
+            }
+            let hosted = self.predict(&setting, &self.stage.hosted, Some(&self.compute(&setting, range, false)?))?;
+            let most = self.most_room(&hosted, &whole);
+            let room = self.stage.room(&hosted);
+            let single_parts = self.problem.strategy == Strategy::Auto;
+            for host in self.ends().iter().copied() {
+                if !fills {
+                    let nothing = self.stage.nothing();
+                    let bound = self.promise(&setting, &nothing, &hosted);
+                    drafts.push(draft(nothing, host, bound));
                     continue;
                 }
-                drafts.pop();
-            }
-            let compute = self.compute(&setting, range, false)?;
-            for host in self.ends().iter().copied() {
-                let kept = if self.problem.strategy == Strategy::ExpertsOnHost {
-                    self.stage.nothing()
+                let cannot = most
+                    .iter()
+                    .zip(&self.problem.machine.devices)
+                    .any(|(room, device)| *room < 0 && hosted.memory.contains_key(&device.name));
+                let bound = if cannot {
+                    f64::INFINITY
                 } else {
-                    let room = self.stage.room(&self.predict(&setting, &self.stage.hosted, Some(&compute))?);
-                    self.stage.fill(&room, host, self.problem.strategy == Strategy::Auto)
+                    self.promise(&setting, &self.stage.fill(&most, host, single_parts), &hosted)
                 };
-                drafts.push(self.draft_with(&setting, kept, host, &compute)?);
+                drafts.push(draft(self.stage.fill(&room, host, single_parts), host, bound));
             }
         }
         Ok(drafts)
+    }
+
+    /// The score of a choice with the memory of another one.
+    fn promise(&self, setting: &RunConfig, kept: &Kept, prediction: &Prediction) -> f64 {
+        let estimate = self.problem.estimate(setting, &self.stage.placement(kept), prediction);
+        self.score(&estimate, setting.n_ubatch)
+    }
+
+    /// The room for what may move at the most: as if nothing on the host had to be copied, nor to be pinned for it.
+    fn most_room(&self, hosted: &Prediction, whole: &Prediction) -> Vec<i128> {
+        let beside = |of: &Prediction, name: &str| {
+            of.memory.get(name).map_or(0, |row| i128::from((row.compute + row.overhead).0))
+        };
+        let mut room = self.stage.room(hosted);
+        for (room, device) in room.iter_mut().zip(&self.problem.machine.devices) {
+            *room += (beside(hosted, &device.name) - beside(whole, &device.name)).max(0);
+        }
+        room
     }
 
     /// Whether nothing may be moved at all.
@@ -152,30 +209,6 @@ impl<'a> Explorer<'a> {
             Strategy::Auto if self.stage.len() > 1 => &[End::First, End::Last],
             _ => &[End::First],
         }
-    }
-
-    /// Whether the weights and the context alone leave room for everything.
-    fn whole_may_fit(&self, setting: &RunConfig) -> Result<bool, Error> {
-        if self.is_whole() {
-            return Ok(true);
-        }
-        let none = Compute { by_device: BTreeMap::new(), basis: compute::Basis::Replay, flash_attn: None };
-        let prediction = self.predict(setting, &self.stage.bare, Some(&none))?;
-        Ok(self.problem.strategy != Strategy::ExpertsOnHost && self.problem.devices_short(&prediction).is_empty())
-    }
-
-    fn draft(&self, setting: &RunConfig, kept: Kept, host: End) -> Result<Draft, Error> {
-        let compute = self.compute(setting, (setting.n_ubatch, setting.n_ubatch), false)?;
-        self.draft_with(setting, kept, host, &compute)
-    }
-
-    /// A ranked launch.
-    fn draft_with(&self, setting: &RunConfig, kept: Kept, host: End, compute: &Compute) -> Result<Draft, Error> {
-        let placement = self.stage.placement(&kept);
-        let prediction = self.predict(setting, &placement, Some(compute))?;
-        let short = self.problem.devices_short(&prediction).into_values().sum();
-        let cost = self.problem.cost(&self.problem.estimate(setting, &placement, &prediction));
-        Ok(Draft { setting: setting.clone(), kept, host, cost, short })
     }
 
     fn predict(
@@ -267,7 +300,7 @@ impl<'a> Explorer<'a> {
             kept = next;
         }
         match (best, worst) {
-            (Some((kept, candidate)), _) => self.polish(draft, self.reach(draft, &kept, candidate)?),
+            (Some((kept, candidate)), _) => self.polish(draft, self.reach(draft, kept, candidate)?),
             (None, Some((kept, candidate))) => self.step_down(draft, kept, candidate),
             (None, None) => self.exact(&draft.setting, &draft.kept),
         }
@@ -275,30 +308,29 @@ impl<'a> Explorer<'a> {
 
     /// Tries what has no room yet and would have, because with its largest tensor the area that prompts copy experts through
     /// leaves as well.
-    fn reach(&self, draft: &Draft, kept: &Kept, mut candidate: Candidate) -> Result<Candidate, Error> {
+    fn reach(&self, draft: &Draft, mut kept: Kept, mut candidate: Candidate) -> Result<Candidate, Error> {
         if self.is_whole() || self.problem.strategy != Strategy::Auto {
             return Ok(candidate);
         }
-        let (largest, bytes) = (self.stage.largest_moved(kept), self.stage.bytes(kept));
         for (at, device) in self.problem.machine.devices.iter().enumerate() {
             let Ok(at) = u16::try_from(at) else { break };
+            let bytes = self.stage.bytes(&kept);
             let row = candidate.prediction.memory.get(&device.name).copied().unwrap_or_default();
-            let spare = device.total.saturating_sub(row.total() + self.problem.margin).0;
-            let mut further: Vec<(u64, Kept)> = self
-                .stage
-                .beyond(kept, at, draft.host)
-                .into_iter()
-                .filter_map(|next| {
-                    let shrinks = largest - self.stage.largest_moved(&next).min(largest);
-                    let more = self.stage.bytes(&next) - bytes;
-                    (more <= spare + shrinks && more <= spare + row.compute.0).then_some((more, next))
-                })
-                .collect();
-            further.sort_by_key(|(more, _)| std::cmp::Reverse(*more));
-            for (_, next) in further.into_iter().take(REACHES) {
+            let least = draft.least.get(&device.name).map_or(Bytes(0), |row| row.compute);
+            let spare =
+                device.total.saturating_sub(row.total() + self.problem.margin) + row.compute.saturating_sub(least);
+            let mut further = self.stage.beyond(&kept, at, draft.host);
+            further.retain(|next| self.stage.bytes(next) - bytes <= spare.0);
+            further.sort_by_key(|next| std::cmp::Reverse(self.stage.bytes(next)));
+            for next in further.into_iter().take(REACHES) {
+                let placement = self.stage.placement(&next);
+                let promised = self.problem.estimate(&draft.setting, &placement, &candidate.prediction);
+                if self.problem.cost(&promised) > self.problem.cost(&candidate.estimate) * (1.0 - WORTH_POLISHING) {
+                    continue;
+                }
                 let tried = self.exact(&draft.setting, &next)?;
-                if tried.devices_fit() {
-                    candidate = tried;
+                if tried.devices_fit() && self.problem.is_better(&tried, &candidate, 0.0) {
+                    (kept, candidate) = (next, tried);
                     break;
                 }
             }
@@ -313,7 +345,7 @@ impl<'a> Explorer<'a> {
             return Ok(candidate);
         }
         let kept = self.stage.kept_of(&candidate.placement);
-        let mut best = (self.problem.cost(&candidate.estimate) * (1.0 - WORTH), None);
+        let mut best = (self.problem.cost(&candidate.estimate) * (1.0 - WORTH_POLISHING), None);
         for other in self.stage.with_other_parts(&kept) {
             let placement = self.stage.placement(&other);
             let cost = self.problem.cost(&self.problem.estimate(&draft.setting, &placement, &candidate.prediction));
@@ -374,15 +406,11 @@ impl<'a> Explorer<'a> {
     }
 }
 
-/// The best draft that seems to fit, the simplest of those about as good; else the one that is least short.
-fn pop_best(drafts: &mut Vec<Draft>) -> Option<Draft> {
-    let least = drafts.iter().filter(|draft| draft.short == Bytes(0)).map(|draft| draft.cost).fold(f64::MAX, f64::min);
-    let good = |draft: &Draft| draft.short == Bytes(0) && draft.cost <= least * (1.0 + WORTH_UBATCH);
-    let at = drafts.iter().position(good).or_else(|| {
-        let by_short = drafts.iter().enumerate().min_by_key(|(_, draft)| draft.short);
-        by_short.map(|(at, _)| at)
-    })?;
-    Some(drafts.remove(at))
+/// Of launches that do not fit, the one that misses least.
+fn keep_least_short(known: &mut Option<Candidate>, other: Candidate) {
+    if known.as_ref().is_none_or(|known| other.missing() < known.missing()) {
+        *known = Some(other);
+    }
 }
 
 /// The compute column of a prediction.

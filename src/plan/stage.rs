@@ -293,14 +293,6 @@ impl<'a> Stage<'a> {
         found
     }
 
-    /// The largest part that a choice leaves to the host: prompts copy experts through an area of about its size.
-    pub fn largest_moved(&self, kept: &Kept) -> u64 {
-        let moved = self.units.iter().zip(kept).flat_map(|(unit, parts)| {
-            unit.bytes.iter().enumerate().filter(move |(part, _)| parts >> part & 1 == 0).map(|(_, bytes)| *bytes)
-        });
-        moved.max().unwrap_or(0)
-    }
-
     /// The choices that differ in the parts of one block that is kept in part, without taking more bytes.
     pub fn with_other_parts(&self, kept: &Kept) -> Vec<Kept> {
         let mut found = Vec::new();

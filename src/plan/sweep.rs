@@ -8,10 +8,11 @@ use super::solver::{Candidate, Computes};
 use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request, expert_split};
 use crate::bytes::{Bytes, GIB};
 use crate::checkup::Row;
-use crate::machine::Machine;
+use crate::machine::{Device, Machine};
 use crate::model::Model;
 use crate::run::{LoadMode, args};
 use crate::speed::Speed;
+use crate::speed::prices::device_rates;
 
 /// The most points of one sweep.
 pub const MOST_POINTS: usize = 256;
@@ -207,30 +208,45 @@ struct Subject<'a> {
 impl Subject<'_> {
     fn sweep(&self, sweep: &Sweep) -> Result<SweepDocument, Error> {
         let computes = Computes::default();
-        let point = |value: &u64| self.point(self.request, (sweep.variable, *value), &computes);
+        let machine = self.one_card((sweep.variable == Variable::Vram).then_some(sweep.values.as_slice()));
+        let point = |value: &u64| self.point(machine.clone(), self.request, (sweep.variable, *value), &computes);
         let points = sweep.values.iter().map(point).collect::<Result<_, _>>()?;
         Ok(self.document(sweep.variable, Vec::new(), points))
     }
 
     fn grid(&self, budgets: &[u64], contexts: &[u64]) -> Result<SweepDocument, Error> {
         let computes = Computes::default();
+        let machine = self.one_card(Some(budgets));
         let mut points = Vec::with_capacity(budgets.len() * contexts.len());
         for budget in budgets {
             for context in contexts {
                 let request = Request { context: context_of(*context), ..self.request.clone() };
-                points.push(self.point(&request, (Variable::Vram, *budget), &computes)?);
+                points.push(self.point(machine.clone(), &request, (Variable::Vram, *budget), &computes)?);
             }
         }
         Ok(self.document(Variable::Vram, contexts.to_vec(), points))
     }
 
+    /// The machine with one and the same first card at all `budgets`: where nothing but its size is known, its speed is guessed by
+    /// the size that it has, or by the largest budget where it has none, and not by each budget anew.
+    fn one_card(&self, budgets: Option<&[u64]>) -> Machine {
+        let mut machine = self.machine.clone();
+        let largest = budgets.and_then(|budgets| budgets.iter().max()).copied().map(Bytes);
+        if let (Some(device), Some(largest)) = (machine.devices.first_mut(), largest) {
+            let total = if device.total == Bytes(0) { largest } else { device.total };
+            device.rates = Some(device_rates(&Device { total, ..device.clone() }));
+        }
+        machine
+    }
+
     fn point(
         &self,
+        mut machine: Machine,
         request: &Request,
         (variable, value): (Variable, u64),
         computes: &Computes,
     ) -> Result<Point, Error> {
-        let (mut machine, mut request) = (self.machine.clone(), request.clone());
+        let mut request = request.clone();
         let label = match variable {
             Variable::Vram => {
                 if let Some(device) = machine.devices.first_mut() {

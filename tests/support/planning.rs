@@ -1,0 +1,57 @@
+//! What tests of the planner ask about: headers of known models, cards by their budgets, a usual request.
+
+use std::sync::atomic::AtomicBool;
+
+use moeplan::bytes::{Bytes, GIB};
+use moeplan::machine::{Backend, Device, Host, Machine};
+use moeplan::model::Model;
+use moeplan::plan::solver::{Levers, Objective, Strategy};
+use moeplan::plan::{ContextChoice, Request, Turn};
+use moeplan::run::{RunConfig, Target};
+use moeplan::synth::output::{Fill, Watch, write};
+use moeplan::synth::{Wish, spec, synthesize};
+
+/// The header of a known model, as `moeplan synth` writes it.
+pub fn model(name: &str, wish: &Wish) -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let synthesis = synthesize(&spec::named(name).unwrap(), wish).unwrap();
+    let stop = AtomicBool::new(false);
+    write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
+    Model::from_gguf(moeplan::gguf::open(&path).unwrap()).unwrap()
+}
+
+/// Cards of these budgets, in bytes, in a host with plenty of memory.
+pub fn machine(budgets: &[u64]) -> Machine {
+    let device = |(at, total): (usize, &u64)| Device {
+        name: format!("CUDA{at}"),
+        buffer: format!("CUDA{at}"),
+        backend: Backend::Cuda,
+        description: None,
+        total: Bytes(*total),
+        free: Bytes(*total),
+        overhead: None,
+        calibration: None,
+        rates: None,
+    };
+    Machine {
+        devices: budgets.iter().enumerate().map(device).collect(),
+        host: Host { ram: Some(Bytes(512 * GIB)), ..Host::default() },
+    }
+}
+
+/// A plan for the usual turn, nothing but the placement left to the planner.
+pub fn request(strategy: Strategy) -> Request {
+    Request {
+        run: RunConfig::default(),
+        context: ContextChoice::Turn,
+        turn: Turn { prompt: 4096, generate: 512, depth: 0 },
+        margin: Bytes::mib(256),
+        strategy,
+        objective: Objective::Turn,
+        levers: Levers::default(),
+        target: Target::default(),
+        tensors: false,
+        explain: false,
+    }
+}
