@@ -66,7 +66,6 @@ fn every_command_writes_what_its_schema_says() {
         ("devices --json", "devices/1"),
         ("devices --json --device 'RPC0[127.0.0.1:50052]=8G' --ram 64G", "devices/1"),
         (&calibrate, "devices/1"),
-        ("doctor --json", "doctor/1"),
         ("synth --list --json", "synth-list/1"),
     ] {
         let document = document(folder.path(), words);

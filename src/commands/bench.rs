@@ -126,15 +126,19 @@ impl How {
         }
     }
 
-    /// The launch that llama.cpp chooses by itself within the budget of the plan.
+    /// The launch that llama.cpp chooses by itself within the budget of the plan; the plan's own where no case asks for it.
     pub fn fit(
         &self,
+        cases: &[&str],
         proposal: &Proposal,
         file: &File,
         options: &PlanOptions,
         engine: &Engine,
     ) -> anyhow::Result<RunConfig> {
         let launch = &proposal.launch;
+        if !cases.contains(&Baseline::Fit.case()) {
+            return Ok(launch.run.clone());
+        }
         let request = options.request(&file.model, &launch.machine)?;
         let mut fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
         if !self.fit_target.is_empty() {
@@ -245,7 +249,7 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Be
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
     let file = File::read(&proposal.launch.model, args.how.synthetic)?;
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
-    let fit = args.how.fit(&proposal, &file, &args.options, &engine)?;
+    let fit = args.how.fit(&names, &proposal, &file, &args.options, &engine)?;
     let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
     let margin = args.options.machine.margin(&proposal.launch.machine);
     let asking = args.how.asking(suite, margin, args.engine.timeout)?;

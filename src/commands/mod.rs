@@ -105,7 +105,7 @@ impl Command {
     /// Whether `--format html` is one of its forms.
     fn has_page(&self) -> bool {
         let looks = matches!(self, Self::Report(_) | Self::Inspect(_) | Self::Check(_) | Self::Plan(_));
-        looks || matches!(self, Self::Verify(_) | Self::Bench(_) | Self::Validate(_))
+        looks || matches!(self, Self::Verify(_) | Self::Bench(_) | Self::Validate(_) | Self::Tune(_))
     }
 }
 

@@ -185,7 +185,11 @@ pub fn commands<'a>(commands: impl Iterator<Item = &'a String>, format: Format) 
     let lines: Vec<_> = commands.map(|command| escape::terminal(command)).collect();
     match (lines.is_empty(), format) {
         (true, _) => String::new(),
-        (false, Format::Markdown) => format!("\n``````sh\n{}\n``````\n", lines.join("\n").replace('`', "'")),
+        (false, Format::Markdown) => {
+            let mut fenced = "\n".to_string();
+            report::page::markdown::fence(&mut fenced, "sh", &lines.join("\n"));
+            fenced
+        }
         (false, _) => format!("\n{}\n", lines.join("\n")),
     }
 }

@@ -288,8 +288,9 @@ fn through(
     model.sections.push(architecture);
 
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
-    let fit = args.how.fit(&proposal, &file, &args.options, &shared.engine)?;
-    let cases: Vec<CaseLaunch> = suite.cases.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
+    let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
+    let fit = args.how.fit(&names, &proposal, &file, &args.options, &shared.engine)?;
+    let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
     let fits = |case: &CaseLaunch| if case.name == "plan" { Some(proposal.fits()) } else { None };
     model.placements =
         cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect::<Vec<PlacementFacts>>();

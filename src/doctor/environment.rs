@@ -141,7 +141,14 @@ fn of(name: &str) -> Option<&'static Known> {
 /// The variable as a fact, where it matters; the value of one that may hold a secret is left out.
 pub fn variable(name: &str, value: &str) -> Option<Variable> {
     let known = of(name)?;
-    Some(Variable { name: name.to_string(), value: known.is_plain.then(|| value.to_string()) })
+    let shown = known.is_plain && !may_be_secret(name, value);
+    Some(Variable { name: name.to_string(), value: shown.then(|| value.to_string()) })
+}
+
+/// Whether a variable that only a whole family is known of may hold a key: by a word of its name, or an address with a password.
+fn may_be_secret(name: &str, value: &str) -> bool {
+    let words = ["TOKEN", "KEY", "SECRET", "PASS", "PASSWORD", "AUTH", "CREDENTIALS"];
+    name.split('_').any(|word| words.contains(&word)) || value.split_once("://").is_some_and(|(_, at)| at.contains('@'))
 }
 
 /// On variables and configuration files.

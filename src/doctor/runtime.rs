@@ -25,7 +25,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
         None => found.push(Finding::note(
             Area::Runtime,
             "no-server",
-            "no llama-server was found: verify works with the llama.cpp inside moeplan, run, bench and tune need one",
+            "no llama-server was found: verify and bench work with the llama.cpp inside moeplan; run, tune and validate need one",
             GET_A_SERVER,
         )),
     }

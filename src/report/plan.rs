@@ -11,6 +11,7 @@ use crate::plan::Plan;
 use crate::plan::explain::Alternative;
 use crate::plan::solver::Strategy;
 use crate::report::checkup::memory;
+use crate::report::page::markdown::fence;
 use crate::report::table::{Align, Table};
 use crate::speed::Phase;
 
@@ -65,8 +66,7 @@ pub fn render(plan: &Plan, format: Format) -> String {
     if text {
         let _ = writeln!(out, "{}", escape::terminal(&plan.command));
     } else {
-        // A fence longer than any run of backticks that a path may hold.
-        let _ = writeln!(out, "``````sh\n{}\n``````", escape::terminal(&plan.command).replace('`', "'"));
+        fence(&mut out, "sh", &plan.command);
     }
     out
 }

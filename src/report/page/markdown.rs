@@ -87,7 +87,7 @@ fn mark(verdict: Verdict) -> &'static str {
 }
 
 /// Text in a fence longer than any run of backticks in it; line feeds stay, everything else unsafe is spelled out.
-fn fence(out: &mut String, language: &str, text: &str) {
+pub fn fence(out: &mut String, language: &str, text: &str) {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
     let lines: Vec<_> = text.lines().map(escape::terminal).collect();
