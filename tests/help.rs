@@ -233,7 +233,7 @@ fn a_slip_gets_a_hint() {
         ("inspect --expect gpt-oss-20 m.gguf", "gpt-oss-20b"),
         ("rules show attention-frist", "attention-first"),
         ("synth gpt-oss-20 -o x.gguf", "gpt-oss-20b"),
-        ("synth gpt-oss-20b --recipe Q4_K -o x.gguf", "Q4_K_M"),
+        ("synth gpt-oss-20b --recipe Q4_KM -o x.gguf", "Q4_K_M"),
         ("validate moe-cpu-offlod --model a=m.gguf", "moe-cpu-offload"),
         ("check m.gguf", "moeplan check -- llama-server -m m.gguf"),
         ("check -- lama-server -m m.gguf", "llama-server"),

@@ -24,7 +24,6 @@ use crate::run::{Dialect, RunConfig};
   moeplan plan --vram 24G model.gguf
   moeplan plan --vram 24G,12G -c 32768 -ub 2048 --explain model.gguf
   moeplan plan --sweep vram=6G..48G model.gguf
-  moeplan plan --vram 16G model-Q4_K_M.gguf model-Q6_K.gguf
   moeplan plan --vram 16G --as Q4_K_M,Q5_K_M,Q6_K model-F16.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {
@@ -36,7 +35,7 @@ pub struct PlanArgs {
     /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// A table of plans: `vram=6G..48G[:STEP]` or `ctx=8k..128k[:STEP]`; twice: over both.
+    /// A table of plans: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`, or both.
     ///
     /// Over budgets of the first device, over contexts, or for each pair of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
