@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use clap::CommandFactory as _;
 
 use super::{Cli, Outcome, Output};
-use crate::cli::help;
 
 /// Arguments of `man`.
 #[derive(Debug, clap::Args)]
@@ -21,7 +20,7 @@ pub struct Args {
 
 /// Runs `man`.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    let command = help::fitting(Cli::command());
+    let command = Cli::command();
     let Some(folder) = &args.out else {
         let mut page = Vec::new();
         clap_mangen::Man::new(command).render(&mut page)?;

@@ -181,8 +181,9 @@ impl PlanOptions {
         let machine = self.machine.machine()?;
         if let Some(device) = machine.devices.iter().find(|device| device.total < LEAST_BUDGET) {
             let bytes = device.total.0;
+            let unit = if bytes < 1000 { 'G' } else { 'M' };
             anyhow::bail!(
-                "{} is given {bytes} bytes: sizes carry their unit, so write {bytes}G for {bytes} GiB",
+                "{} is given {bytes} bytes: sizes carry their unit, so write {bytes}{unit} for {bytes} {unit}iB",
                 device.name
             );
         }

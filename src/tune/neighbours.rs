@@ -61,6 +61,8 @@ pub fn promising<'a>(plan: &RunConfig, alternatives: &'a [Alternative], request:
             && (levers.threads || other.n_threads == plan.n_threads)
             && (levers.op_offload || other.op_offload == plan.op_offload)
             && (request.strategy == Strategy::Auto || other.overrides == plan.overrides)
+            // What a build with an expert cache would give is told, and cannot be launched without one.
+            && (request.target.has_expert_cache() || other.moe_cache_mib == plan.moe_cache_mib)
     };
     let mut found: Vec<&Alternative> =
         alternatives.iter().filter(|other| other.run != *plan && may(&other.run)).collect();
