@@ -211,5 +211,8 @@ mod tests {
             assert_eq!(variable(name, "1").unwrap().value.as_deref(), shown, "{name}");
         }
         assert_eq!(variable("PATH", "/bin"), None);
+        let kept = [("HF_API_KEY", "x"), ("LLAMA_CLOUD_API_TOKEN", "x"), ("MOEPLAN_X", "https://me:word@host")];
+        assert!(kept.iter().all(|(name, value)| variable(name, value).unwrap().value.is_none()));
+        assert!(variable("LLAMA_ARG_CTX_SIZE", "4096").unwrap().value.is_some());
     }
 }

@@ -111,15 +111,15 @@ fn folder(folder: &Folder) -> Finding {
     };
     let text = format!("`{at}`: {what}, {free} free");
     match folder.purpose {
+        _ if free.0 < GIB / 16 => {
+            Finding::problem(Area::Disk, "disk-full", text, "free some of it: nothing can be kept")
+        }
         Purpose::Cache if free < ROOM => Finding::note(
             Area::Disk,
             "little-room",
             text,
             format!("`devices --calibrate` writes models of up to {ROOM} there: set XDG_CACHE_HOME to a larger disk"),
         ),
-        _ if free.0 < GIB / 16 => {
-            Finding::problem(Area::Disk, "disk-full", text, "free some of it: nothing can be kept")
-        }
         _ => Finding::ok(Area::Disk, "folder", text),
     }
 }

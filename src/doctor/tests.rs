@@ -150,7 +150,7 @@ fn memory_and_folders_are_judged_by_what_a_launch_needs() {
         })
     };
     assert_eq!(folder(Purpose::State, false, 100_000), [(Problem, "folder-not-writable")]);
-    assert_eq!(folder(Purpose::Temporary, true, 2000), [(Note, "little-room")]);
+    assert_eq!(folder(Purpose::Cache, true, 2000), [(Note, "little-room")]);
     assert_eq!(folder(Purpose::Cache, true, 1), [(Problem, "disk-full")]);
 }
 
