@@ -36,8 +36,14 @@ fn main() -> ExitCode {
 
 /// Reads the command line; where it is none, says so.
 fn parse() -> Result<Cli, ExitCode> {
-    let mut command = help::fitting(Cli::command());
     let typed: Vec<OsString> = std::env::args_os().collect();
+    // Fitting it takes longer than reading most headers, so it is done where a short help may be asked for.
+    let short_help = |word: &OsString| {
+        let word = word.to_string_lossy();
+        word == "help" || (word.starts_with('-') && !word.starts_with("--") && word.contains('h'))
+    };
+    let may_help = typed.len() < 2 || typed.iter().skip(1).any(short_help);
+    let mut command = if may_help { help::fitting(Cli::command()) } else { Cli::command() };
     let parsed = command.try_get_matches_from_mut(long_flags(typed.iter().cloned()));
     let error = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => return Ok(cli),
