@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
+use crate::number::counted;
 
 mod rates;
 
@@ -245,9 +246,9 @@ impl Calibration {
         if self.peaks.is_empty() {
             return format!("{} loaded was measured here with {with}, but no prompt of 4096 tokens", self.loaded);
         }
-        let s = if runs == 1 { "" } else { "s" };
+        let runs = counted(runs.into(), "run");
         let peaks: Vec<String> = self.peaks.iter().map(|(ubatch, peak)| format!("{peak} (-ub {ubatch})")).collect();
-        format!("measured here in {runs} run{s} with {with}: {} loaded, at the peak {}", self.loaded, peaks.join(", "))
+        format!("measured here in {runs} with {with}: {} loaded, at the peak {}", self.loaded, peaks.join(", "))
     }
 
     /// Beyond llama.cpp's own sum at the peak, for micro-batches of so many tokens: what was seen with as many or the next

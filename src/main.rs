@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand};
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 use moeplan::cli::{Color, help, long_flags, refusal};
@@ -37,14 +38,16 @@ fn main() -> ExitCode {
 /// Reads the command line; where it is none, says so.
 fn parse() -> Result<Cli, ExitCode> {
     let typed: Vec<OsString> = std::env::args_os().collect();
-    // Fitting it takes longer than reading most headers, so it is done where a short help may be asked for.
-    let short_help = |word: &OsString| {
-        let word = word.to_string_lossy();
-        word == "help" || (word.starts_with('-') && !word.starts_with("--") && word.contains('h'))
-    };
-    let may_help = typed.len() < 2 || typed.iter().skip(1).any(short_help);
-    let mut command = if may_help { help::fitting(Cli::command()) } else { Cli::command() };
-    let parsed = command.try_get_matches_from_mut(long_flags(typed.iter().cloned()));
+    let mut command = Cli::command();
+    let mut parsed = command.try_get_matches_from_mut(long_flags(typed.iter().cloned()));
+    // To shorten `-h` takes longer than to read most headers, so that is done where help is what was asked for.
+    if parsed
+        .as_ref()
+        .is_err_and(|error| matches!(error.kind(), DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand))
+    {
+        command = help::fitting(Cli::command());
+        parsed = command.try_get_matches_from_mut(long_flags(typed.iter().cloned()));
+    }
     let error = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => return Ok(cli),
         Err(error) => error,

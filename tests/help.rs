@@ -105,6 +105,8 @@ fn completions_and_manual_pages_know_every_command() {
         assert!(std::fs::read_to_string(&page).is_ok_and(|page| page.contains(".SH OPTIONS")), "{}", page.display());
     }
     assert!(moeplan(folder.path(), &["man"]).1.contains("moeplan\\-plan(1)"));
+    let plan = std::fs::read_to_string(pages.join("moeplan-plan.1")).unwrap();
+    assert!(plan.contains("Memory to leave free on every device"), "what a short help leaves out has its words here");
 }
 
 /// One more tensor of type f16 (1) or f32 (0).

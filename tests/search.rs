@@ -10,7 +10,6 @@ use moeplan::plan::{self, ContextChoice, Request};
 use moeplan::run::{Override, RunConfig};
 use moeplan::synth::Wish;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 #[path = "support/planning.rs"]
 mod planning;
@@ -20,7 +19,7 @@ use planning::{machine, model, request};
 /// What the search may miss of the best launch, as a share of its cost.
 const TOLERANCE: f64 = 0.015;
 
-/// Micro-batches that the planner chooses among at the context of [`case`].
+/// Micro-batches that the planner chooses among at the context of [`case`], but for the larger ones, which hold more than it.
 const UBATCHES: [u32; 5] = [128, 256, 512, 1024, 2048];
 
 /// Two models small enough to try every launch of: many small experts, and few large ones.
@@ -87,7 +86,7 @@ fn what_fits_only_with_less_to_copy_is_found() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 200 } else { 4 }, rng_seed: seed(), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 200 } else { 4 }, ..ProptestConfig::default() })]
     /// On small cases the search finds what trying everything finds, but for what it holds not worth it.
     #[test]
     fn the_search_equals_brute_force(
@@ -97,11 +96,6 @@ proptest! {
     ) {
         compare(which, budget, objective).map_err(TestCaseError::fail)?;
     }
-}
-
-/// The same cases in every run, others with each `--full`.
-fn seed() -> RngSeed {
-    if std::env::var_os("MOEPLAN_FULL").is_some() { RngSeed::Random } else { RngSeed::Fixed(11434) }
 }
 
 /// What a plan may be worse by, with more room or a smaller context, as a share of its cost: what the search holds not worth it.
@@ -135,12 +129,12 @@ fn one_card(budget: u64) -> Machine {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 100 } else { 3 }, rng_seed: seed(), ..ProptestConfig::default() })]
-    /// More room on the card is never slower, nor is a smaller context, where a card holds at least all dense parts.
+    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 100 } else { 3 }, ..ProptestConfig::default() })]
+    /// More room on the card is never slower, nor is a smaller context.
     #[test]
     fn more_room_is_never_worse(
         which in 0usize..3,
-        budget in 1800u64..5000,
+        budget in 1000u64..5000,
         step in 20u64..400,
         objective in prop_oneof![Just(Objective::Turn), Just(Objective::Tg), Just(Objective::Pp)],
     ) {

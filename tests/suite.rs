@@ -400,14 +400,12 @@ fn a_real_model_answers_all_four_prompts_and_is_judged() {
         assert!(quality.verdict != Verdict::NotAssessed && quality.items.len() >= 4, "{quality:?}");
         let english = quality.items.iter().find(|item| item.what == "it is English").unwrap();
         let is_code_alone = quality.prompt == "code" && english.verdict == Verdict::NotAssessed;
-        // So small a model writes lists of words for a poem.
-        let is_prose = matches!(quality.prompt.as_str(), "mathematics" | "technical");
-        assert!(
-            english.verdict == Verdict::Pass || is_code_alone || !is_prose,
-            "{}: {}",
-            quality.prompt,
-            english.detail
-        );
+        let sample = case.sessions[0].samples.iter().find(|sample| sample.prompt == quality.prompt).unwrap();
+        let words: Vec<&str> = sample.text.split_whitespace().collect();
+        // So small a model may say one word over and over: no sentence is to be seen in that.
+        let goes_in_circles = words.iter().collect::<std::collections::BTreeSet<_>>().len() * 2 < words.len();
+        let passes = english.verdict == Verdict::Pass;
+        assert!(passes || is_code_alone || goes_in_circles, "{}: {}", quality.prompt, english.detail);
     }
     let samples = &case.sessions[0].samples;
     assert!(samples.iter().all(|sample| sample.generated_tokens.is_some_and(|n| n > 8) && !sample.text.is_empty()));

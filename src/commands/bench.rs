@@ -312,7 +312,7 @@ pub fn launched(
         Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking),
     };
     if let Some(failure) = &session.failure {
-        output.say(&format!("{}: {}", case.name, crate::escape::terminal(failure)));
+        output.say(&format!("{}: {failure}", case.name));
     }
     Ok(session)
 }

@@ -163,7 +163,7 @@ fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::
             output.say(&format!("{:>4} s  {}: {}", started.elapsed().as_secs(), subject.spec, test.tells));
             match bench::run(&program, &path, &test.args, limit.max(LEAST)) {
                 Ok(rows) => of_model.extend(rows),
-                Err(error) => output.say(&format!("left out: {}", crate::escape::terminal(&error.to_string()))),
+                Err(error) => output.say(&format!("left out: {error}")),
             }
         }
         measured.machine = described_by(measured.machine, &of_model);

@@ -81,7 +81,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         Format::Text | Format::Html => {
             output.answer(&report::devices::text(&here.machine))?;
             for line in about(&here, margin) {
-                output.say(&crate::escape::terminal(&line));
+                output.say(&line);
             }
         }
     }

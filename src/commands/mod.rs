@@ -28,7 +28,6 @@ pub mod verify;
 pub mod what_if;
 pub mod worker;
 
-use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 
@@ -101,6 +100,10 @@ pub enum Command {
     Worker(worker::Args),
 }
 
+/// What is said of `--format html` where there is no page.
+const NO_PAGE: &str =
+    "this command writes no page: --format html is of report, inspect, check, plan, verify, tune, bench and validate";
+
 impl Command {
     /// Whether `--format html` is one of its forms.
     fn has_page(&self) -> bool {
@@ -156,12 +159,10 @@ impl Output {
         self.answer(&crate::report::page::markdown::of_document(document)?)
     }
 
-    /// Says something to the person, on standard error; silent with `-q`.
+    /// Says something to the person in one line on standard error, strangers' text made safe; silent with `-q`.
     pub fn say(&self, text: &str) {
         if !self.global.quiet {
-            let mut line = String::new();
-            let _ = writeln!(line, "{text}");
-            let _ = anstream::stderr().write_all(line.as_bytes());
+            echo(text);
         }
     }
 
@@ -194,17 +195,14 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Shows a log line of a child process, on standard error.
+/// Shows a line on standard error, strangers' text made safe.
 fn echo(line: &str) {
     let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
 }
 
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
-    anyhow::ensure!(
-        output.format() != Format::Html || command.has_page(),
-        "this command writes no page: --format html is of report, inspect, check, plan, verify, tune, bench and validate"
-    );
+    anyhow::ensure!(output.format() != Format::Html || command.has_page(), NO_PAGE);
     match command {
         Command::Devices(args) => devices::run(&args, output),
         Command::Completions(args) => completions::run(&args, output),
@@ -298,5 +296,19 @@ mod tests {
     #[test]
     fn no_flag_is_defined_twice() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_refused_page_names_every_command_that_has_one() {
+        use clap::Parser as _;
+        for line in
+            ["tune m.gguf", "plan m.gguf", "verify m.gguf", "bench m.gguf", "validate", "check -- x", "report x"]
+        {
+            let cli = super::Cli::parse_from(["moeplan"].into_iter().chain(line.split(' ')));
+            let name = line.split(' ').next().unwrap();
+            assert!(cli.command.has_page() && super::NO_PAGE.contains(name), "{line}");
+        }
+        let cli = super::Cli::parse_from(["moeplan", "doctor"]);
+        assert!(!cli.command.has_page());
     }
 }

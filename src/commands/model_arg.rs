@@ -95,12 +95,10 @@ pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, E
         match event {
         Event::Moved(bytes) => shown.set_message(Bytes(*bytes).to_string()),
         Event::NoRanges(url) => shown.suspend(|| {
-            let url = crate::escape::terminal(url);
             talk.say(&format!("note: {url}: the server takes no range requests; reading from the start, and no further than the header"));
         }),
         Event::Again { url, why } => shown.suspend(|| {
-            let line = format!("{url}: {why}; trying again");
-            talk.say(&format!("note: {}", crate::escape::terminal(&line)));
+            talk.say(&format!("note: {url}: {why}; trying again"));
         }),
     }
     });

@@ -89,7 +89,7 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
         recipes => {
             // One that llama-quantize refuses must not hide the others.
             let (made, refused): (Vec<_>, Vec<_>) = recipes.iter().map(as_made).partition(Result::is_ok);
-            let says = |error: &anyhow::Error| output.say(&escape::terminal(&format!("note: {error:#}")));
+            let says = |error: &anyhow::Error| output.say(&format!("note: {error:#}"));
             refused.iter().filter_map(|refused| refused.as_ref().err()).for_each(says);
             anyhow::ensure!(!made.is_empty(), "llama-quantize makes none of them of `{path}`");
             made.into_iter().flatten().map(ask_made).collect()
@@ -147,8 +147,6 @@ fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocume
     let request = options.request(model, &plan.machine).ok()?;
     let axes = (budgets.as_slice(), contexts.as_slice());
     let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
-    document.model.what_if.clone_from(&plan.model.what_if);
-    document.model.what_if.clone_from(&plan.model.what_if);
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
     document.model.what_if.clone_from(&plan.model.what_if);
     Some(document)
@@ -216,7 +214,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
             if let Some(what_if) = &plan.model.what_if {
                 let note = format!("note: {} does not exist yet; this makes it: {}", plan.model.path, what_if.command);
-                output.say(&escape::terminal(&note));
+                output.say(&note);
             }
         }
         (None, Format::Json) => output.json(&plan)?,
@@ -232,4 +230,17 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         }
     }
     Ok(if plan.check.fits { Outcome::Yes } else { Outcome::No })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pasted_command_is_the_one_that_was_quoted() {
+        let command = "llama-quantize '```;id;`.gguf' out.gguf Q8_0".to_string();
+        let markdown = commands(std::iter::once(&command), Format::Markdown);
+        assert_eq!(markdown, format!("\n````sh\n{command}\n````\n"));
+        assert_eq!(commands(std::iter::empty(), Format::Markdown), "");
+    }
 }

@@ -88,7 +88,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
     for note in running.notes() {
-        output.say(&format!("note: {}", crate::escape::terminal(note)));
+        output.say(&format!("note: {note}"));
     }
     let log = running.log();
     if log.buffers.is_empty() {
@@ -118,10 +118,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
             output.answer(&if format == Format::Text { table.text() } else { table.markdown() })?;
         }
     }
+    output.say("");
     output.say(&format!(
-        "\nready after {:.1} s at {}   (OpenAI's interface below /v1; Ctrl-C stops it)",
-        launched.load_seconds,
-        crate::escape::terminal(&launched.endpoint)
+        "ready after {:.1} s at {}   (OpenAI's interface below /v1; Ctrl-C stops it)",
+        launched.load_seconds, launched.endpoint
     ));
     let promise = Promise {
         model: model_name(&proposal),

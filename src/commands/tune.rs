@@ -228,7 +228,7 @@ impl Tuning {
         let (Some(candidate), Some(run)) = (self.race.candidates.get(at).cloned(), self.runs.get(at).cloned()) else {
             return Ok(());
         };
-        output.say(&format!("measuring {}", crate::escape::terminal(&candidate.what)));
+        output.say(&format!("measuring {}", candidate.what));
         let launch = Launch { run, ..self.proposal.launch.clone() };
         let begin = Instant::now();
         let folder = tempfile::tempdir()?;
@@ -249,7 +249,7 @@ impl Tuning {
                 return Err(runtime::Error::from(runtime::server::Error::Interrupted).into());
             }
             Err(error) => {
-                output.say(&format!("left out: {}", crate::escape::terminal(&error.to_string())));
+                output.say(&format!("left out: {error}"));
                 self.race.fail(at, error.to_string());
                 return Ok(());
             }

@@ -21,7 +21,7 @@ use crate::suggest::Unknown;
 use crate::suite::bench::{Facts, Raw, bench, csv};
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{
-    Item, ModelValidation, PlacementFacts, Section, Session, VALIDATION_SCHEMA, Validation, Verdict,
+    Bench, Item, ModelValidation, PlacementFacts, Section, Session, VALIDATION_SCHEMA, Validation, Verdict,
 };
 use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
 use crate::suite::rounds::rounds;
@@ -234,7 +234,7 @@ fn before(shared: &Shared<'_>, named: &Named) -> ModelValidation {
     let why = match path {
         None => format!("its file was not named (--model {name}=PATH)"),
         Some(path) if !path.exists() => format!("there is no file `{}`", path.display()),
-        Some(_) => "it was not run to its end".to_string(),
+        Some(_) => "it was not launched".to_string(),
     };
     let path = path.as_ref().map(|path| path.display().to_string());
     ModelValidation {
@@ -319,16 +319,19 @@ fn through(
         weights: file.weights.clone(),
         notes: Vec::new(),
     };
+    let keep = |bench: &Bench| -> anyhow::Result<()> {
+        Ok(store.write(earlier::BENCH, &serde_json::to_string_pretty(bench)?)?)
+    };
     // What is measured is kept, should this end before the last launch.
     let mut save = |raw: &[Raw]| {
         let so_far = bench(facts(), raw.to_vec(), &Later);
-        if let Err(error) = store.write(earlier::BENCH, &serde_json::to_string(&so_far).unwrap_or_default()) {
-            shared.output.say(&format!("warning: {error}: {}", error.source));
+        if let Err(error) = keep(&so_far) {
+            shared.output.say(&format!("warning: {error:#}"));
         }
     };
     let raw = rounds(&cases, suite.repetitions, &mut step, &mut save).map_err(|_| server::Error::Interrupted)?;
     let bench = bench(facts(), raw, &Isolated);
-    store.write(earlier::BENCH, &serde_json::to_string_pretty(&bench)?)?;
+    keep(&bench)?;
     store.write("bench.csv", &csv(&bench))?;
     model.sections.extend(checklist::of_bench(&model.placements, &bench));
     model.bench = Some(bench);
@@ -339,7 +342,6 @@ fn through(
 /// memory that other programs leave free.
 fn step_key(shared: &Shared<'_>, case: &CaseLaunch, asking: &Asking, path: &Path) -> String {
     #[derive(Serialize)]
-    #[cfg_attr(test, derive(schemars::JsonSchema))]
     struct Of<'a> {
         runtime: String,
         launch: String,

@@ -166,8 +166,14 @@ impl Problem<'_> {
         if best.devices_fit() || self.strategy != Strategy::Auto || self.machine.devices.is_empty() {
             return Ok(best);
         }
+        // Of what fits the cheapest, for which of these must leave depends on the model; of what does not, the least short.
         let keep = |best: &mut Candidate, other: Candidate| {
-            if other.devices_fit() || other.missing() < best.missing() {
+            let is_better = match (best.devices_fit(), other.devices_fit()) {
+                (true, true) => self.is_better(&other, best, WORTH),
+                (false, false) => other.missing() < best.missing(),
+                (_, other_fits) => other_fits,
+            };
+            if is_better {
                 *best = other;
             }
         };
@@ -176,20 +182,13 @@ impl Problem<'_> {
         if !stage.is_fixed() {
             keep(&mut best, Explorer::new(self, &stage).best(&experts_moved)?);
         }
-        if !best.devices_fit() {
-            let mut base = stage.run(&experts_moved, &stage.nothing());
-            base.overrides.extend(self.output_on_host());
-            let stage = Stage::new(self, base.clone(), &[])?;
-            keep(&mut best, Explorer::new(self, &stage).best(&base)?);
-        }
-        if !best.devices_fit() {
-            let own = [run.n_ubatch];
-            for n_ubatch in if self.levers.ubatch { &UBATCHES_OF_FEW_LAYERS[..] } else { &own } {
-                let fewer = self.fewer_layers(&RunConfig { n_ubatch: *n_ubatch, ..experts_moved.clone() })?;
-                if !best.devices_fit() || (fewer.devices_fit() && self.is_better(&fewer, &best, WORTH)) {
-                    keep(&mut best, fewer);
-                }
-            }
+        let mut base = stage.run(&experts_moved, &stage.nothing());
+        base.overrides.extend(self.output_on_host());
+        let stage = Stage::new(self, base.clone(), &[])?;
+        keep(&mut best, Explorer::new(self, &stage).best(&base)?);
+        let own = [run.n_ubatch];
+        for n_ubatch in if self.levers.ubatch { &UBATCHES_OF_FEW_LAYERS[..] } else { &own } {
+            keep(&mut best, self.fewer_layers(&RunConfig { n_ubatch: *n_ubatch, ..experts_moved.clone() })?);
         }
         Ok(best)
     }

@@ -236,7 +236,7 @@ fn written(model: &Model, recipe: Recipe, types: impl Iterator<Item = GgmlType>,
         let bytes = rows.iter().try_fold(ty.row_bytes(row).ok_or_else(too_large)?, |bytes, n| bytes.checked_mul(*n));
         tensors.push(Tensor { ty, bytes: Bytes(bytes.ok_or_else(too_large)?), shard: 0, ..tensor.clone() });
     }
-    tensors.sort_by_cached_key(|tensor| (law::block_of(&tensor.name), tensor.name.clone()));
+    tensors.sort_by(|one, other| law::order(&one.name).cmp(&law::order(&other.name)));
     let data_offset = model.files.first().map_or(0, |file| file.data_offset);
     let mut end = data_offset;
     for tensor in &mut tensors {

@@ -7,6 +7,7 @@ use anstyle::{AnsiColor, Style};
 use super::table::{Align, Table};
 use crate::doctor::{Doctor, Finding, Level};
 use crate::escape;
+use crate::number::counted;
 
 /// For a terminal, colour only for meaning; what is as it should be without its hints.
 pub fn text(document: &Doctor<'_>) -> String {
@@ -48,11 +49,10 @@ fn style(level: Level) -> Style {
 }
 
 fn summary(findings: &[Finding]) -> String {
-    let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count();
-    let plural = |n: usize, word: &str| if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") };
+    let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count() as u64;
     match (count(Level::Problem), count(Level::Note)) {
         (0, 0) => "No problems".to_string(),
-        (0, notes) => format!("No problems, {}", plural(notes, "note")),
-        (problems, notes) => format!("{}, {}", plural(problems, "problem"), plural(notes, "note")),
+        (0, notes) => format!("No problems, {}", counted(notes, "note")),
+        (problems, notes) => format!("{}, {}", counted(problems, "problem"), counted(notes, "note")),
     }
 }

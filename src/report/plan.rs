@@ -6,7 +6,7 @@ use crate::bytes::Bytes;
 use crate::checkup::Severity;
 use crate::cli::Format;
 use crate::escape;
-use crate::number::signed;
+use crate::number::{counted, signed};
 use crate::plan::Plan;
 use crate::plan::explain::Alternative;
 use crate::plan::solver::Strategy;
@@ -36,12 +36,11 @@ pub fn render(plan: &Plan, format: Format) -> String {
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
     let _ = writeln!(
         out,
-        "Planned for {budget}, margin {}: context {}, micro-batch {}, {} slot{}\n",
+        "Planned for {budget}, margin {}: context {}, micro-batch {}, {}\n",
         plan.margin,
         run.n_ctx,
         run.n_ubatch,
-        run.n_seq_max,
-        if run.n_seq_max == 1 { "" } else { "s" }
+        counted(run.n_seq_max.into(), "slot")
     );
     let table = memory(&plan.check);
     out += &if text { table.text() } else { table.markdown() };

@@ -12,7 +12,7 @@ pub const PLACEMENTS: &str = "placements";
 /// The file that holds all launches of a model.
 pub const BENCH: &str = "bench.json";
 
-/// A model as its steps in the folder tell it; `None` where it was not run to its end before.
+/// A model as its steps in the folder tell it; `None` where none of its launches was made before.
 pub fn model(store: &Store, suite: &Suite, name: &str) -> Option<ModelValidation> {
     let store = store.existing(name)?;
     let bench: Bench = store.read(BENCH)?;

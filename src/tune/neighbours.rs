@@ -154,6 +154,7 @@ mod tests {
             ("blocks", RunConfig { overrides: experts_on("CPU"), ..plan.clone() }, 2.0),
             ("blocks again", RunConfig { overrides: experts_on("CPU"), ..plan.clone() }, 2.0),
             ("-c", RunConfig { n_ctx: 4096, ..plan.clone() }, 1.0),
+            ("--moe-cache-mib", RunConfig { moe_cache_mib: 64, ..plan.clone() }, 1.0),
         ];
         let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
         let one = |(what, run, turn_seconds): (&str, RunConfig, f64)| Alternative {
@@ -174,6 +175,10 @@ mod tests {
             (Request { levers: Levers { ubatch: false, ..levers }, ..request() }, vec!["blocks", "-t", "-lm"]),
             (Request { levers: Levers { threads: false, ..levers }, ..request() }, vec!["blocks", "-lm", "-ub"]),
             (Request { strategy: Strategy::ExpertsOnHost, ..request() }, vec!["-t", "-lm", "-ub"]),
+            (
+                Request { target: Target { build: 11549, ..Target::default() }, ..request() },
+                vec!["--moe-cache-mib", "blocks", "-t", "-lm", "-ub"],
+            ),
         ];
         for (request, expected) in cases {
             let found: Vec<&str> = promising(plan, &all, &request).iter().map(|other| other.what.as_str()).collect();

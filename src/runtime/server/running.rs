@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::arguments::{HOST, arguments};
@@ -338,11 +337,4 @@ fn work(process: u32) -> Option<(u64, u64)> {
 #[cfg(not(target_os = "linux"))]
 fn work(_process: u32) -> Option<(u64, u64)> {
     None
-}
-
-impl Server {
-    /// The path of the log where one was named.
-    pub fn log_path(&self) -> Option<&PathBuf> {
-        self.log.as_ref()
-    }
 }
