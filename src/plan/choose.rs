@@ -162,8 +162,12 @@ impl Problem<'_> {
     /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.
     fn solve_tiers(&self, run: &RunConfig) -> Result<Candidate, Error> {
         let stage = Stage::new(self, run.clone(), &[Role::RoutedExpert])?;
-        let mut best = Explorer::new(self, &stage).best(run)?;
-        if best.devices_fit() || self.strategy != Strategy::Auto || self.machine.devices.is_empty() {
+        let explorer = Explorer::new(self, &stage);
+        let mut best = explorer.best(run)?;
+        if self.strategy != Strategy::Auto || self.machine.devices.is_empty() {
+            return Ok(best);
+        }
+        if best.devices_fit() && !explorer.may_gain_by_room(run, &best)? {
             return Ok(best);
         }
         // Of what fits the cheapest, for which of these must leave depends on the model; of what does not, the least short.

@@ -104,6 +104,20 @@ impl<'a> Explorer<'a> {
         least_short.map_or_else(|| self.exact(setting, &self.stage.nothing()), Ok)
     }
 
+    /// Whether a micro-batch that did not fit beside what the stage leaves where it is would be worth moving some of that:
+    /// with nothing but the stage's tensors moved it costs less than `best`, which no launch that moves more can better.
+    pub fn may_gain_by_room(&self, setting: &RunConfig, best: &Candidate) -> Result<bool, Error> {
+        let enough = self.score(&best.estimate, best.run.n_ubatch) * (1.0 - WORTH);
+        for n_ubatch in self.ubatches(setting).into_iter().filter(|n| *n > best.run.n_ubatch) {
+            let setting = self.at(setting, n_ubatch);
+            let hosted = self.with_compute_of(&setting, &self.stage.hosted, best)?;
+            if self.promise(&setting, &self.stage.nothing(), &hosted) < enough {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// What launches are compared by: their cost, and what a micro-batch unlike llama.cpp's own must be worth.
     fn score(&self, estimate: &Estimate, n_ubatch: u32) -> f64 {
         let doublings = (f64::from(n_ubatch) / f64::from(USUAL_UBATCH)).log2();
