@@ -31,12 +31,18 @@ fn text<'v>(row: &'v Value, key: &str) -> &'v str {
     row[key].as_str().unwrap_or_default()
 }
 
+/// MiB of the virtual card that a row was measured on.
+fn vram_mib(row: &Value) -> u64 {
+    row["vram_mib"].as_u64().unwrap_or_default()
+}
+
 /// The words that plan exactly the launch that was measured: its flags, and llama.cpp's defaults where it names none.
-fn words(argv: &[&str]) -> Vec<String> {
+fn words(argv: &[&str], vram_mib: u64) -> Vec<String> {
     let mut words: Vec<String> =
-        ["--vram", "8192M", "--margin", "0", "--strategy", "rules", "--prompt", "2048", "--generate", "64", "--json"]
+        ["--margin", "0", "--strategy", "rules", "--prompt", "2048", "--generate", "64", "--json", "--vram"]
             .map(String::from)
             .to_vec();
+    words.push(format!("{vram_mib}M"));
     for (flag, default) in [("-ub", "512"), ("-lm", "mmap")] {
         if !argv.contains(&flag) {
             words.extend([flag.to_string(), default.to_string()]);
@@ -57,7 +63,7 @@ fn launches_of_an_h100_are_predicted() {
     for row in rows.iter().filter(|row| text(row, "kind") == "loaded") {
         let argv: Vec<&str> = row["argv"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if !argv.contains(&"-fitt") {
-            launches.insert((text(row, "model"), text(row, "config")), argv);
+            launches.insert((text(row, "model"), vram_mib(row), text(row, "config")), argv);
         }
     }
     for (model, recipe) in [("gpt-oss-20b", "F16"), ("qwen3-30b-a3b", "Q4_K_M")] {
@@ -66,11 +72,12 @@ fn launches_of_an_h100_are_predicted() {
     }
     for machine in ["h100.json", "h100-live.json"] {
         let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        for ((model, config), argv) in &launches {
+        for ((model, vram, config), argv) in &launches {
             for depth in DEPTHS {
                 let same = |row: &&Value| {
                     text(row, "kind") == "sample"
                         && text(row, "model") == *model
+                        && vram_mib(row) == *vram
                         && text(row, "config") == *config
                         && row["depth"].as_u64() == Some(depth)
                 };
@@ -82,7 +89,7 @@ fn launches_of_an_h100_are_predicted() {
                 let mut asked =
                     vec!["plan".to_string(), path.display().to_string(), "--depth".to_string(), depth.clone()];
                 asked.extend(["--machine".to_string(), data.join("machines").join(machine).display().to_string()]);
-                asked.extend(words(argv));
+                asked.extend(words(argv, *vram));
                 let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
                 let document: Value = serde_json::from_slice(&moeplan(&asked)).expect("a plan");
                 let mut cells = Vec::new();
@@ -93,7 +100,7 @@ fn launches_of_an_h100_are_predicted() {
                     cells
                         .push(format!("{predicted:.1}, {measured:.1} ({:+.0}%)", 100.0 * (predicted / measured - 1.0)));
                 }
-                println!("| {machine} | {model} | {config} | {depth} | {} | {} |", cells[0], cells[1]);
+                println!("| {machine} | {model} | {vram} MiB | {config} | {depth} | {} | {} |", cells[0], cells[1]);
             }
         }
         for (key, errors) in errors {

@@ -15,8 +15,6 @@ use crate::run::{LoadMode, Override, RunConfig};
 
 /// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
 const WORTH_OP_OFFLOAD: f64 = 0.05;
-/// Micro-batches to try where whole layers have to leave.
-const UBATCHES_OF_FEW_LAYERS: [u32; 2] = [512, 64];
 /// A number of threads must be better by this share than llama.cpp's own.
 const WORTH_THREADS: f64 = 0.02;
 /// A quantized cache must be better by this share: it costs quality that no speed shows.
@@ -167,7 +165,9 @@ impl Problem<'_> {
         if self.strategy != Strategy::Auto || self.machine.devices.is_empty() {
             return Ok(best);
         }
-        if best.devices_fit() && !explorer.may_gain_by_room(run, &best)? {
+        let may_gain = |n_ubatch, best: &Candidate| explorer.may_gain_by_room(run, n_ubatch, best);
+        let ubatches = explorer.every_ubatch(run);
+        if !ubatches.iter().try_fold(false, |found, n_ubatch| Ok::<_, Error>(found || may_gain(*n_ubatch, &best)?))? {
             return Ok(best);
         }
         // Of what fits the cheapest, for which of these must leave depends on the model; of what does not, the least short.
@@ -190,9 +190,11 @@ impl Problem<'_> {
         base.overrides.extend(self.output_on_host());
         let stage = Stage::new(self, base.clone(), &[])?;
         keep(&mut best, Explorer::new(self, &stage).best(&base)?);
-        let own = [run.n_ubatch];
-        for n_ubatch in if self.levers.ubatch { &UBATCHES_OF_FEW_LAYERS[..] } else { &own } {
-            keep(&mut best, self.fewer_layers(&RunConfig { n_ubatch: *n_ubatch, ..experts_moved.clone() })?);
+        for n_ubatch in ubatches {
+            if may_gain(n_ubatch, &best)? {
+                let fewer = self.fewer_layers(&explorer.at(&experts_moved, n_ubatch), &best)?;
+                keep(&mut best, fewer);
+            }
         }
         Ok(best)
     }
@@ -205,21 +207,33 @@ impl Problem<'_> {
         Some(Override { pattern, buffer: "CPU".into(), origin: "-ot".into() })
     }
 
-    /// The most layers on the devices that fit, the rest whole on the host, their caches too.
-    fn fewer_layers(&self, base: &RunConfig) -> Result<Candidate, Error> {
+    /// The most layers on the devices that fit, the rest whole on the host, their caches too. Given up, with what does not fit,
+    /// where even more layers would not be better than `best`.
+    fn fewer_layers(&self, base: &RunConfig, best: &Candidate) -> Result<Candidate, Error> {
         let at = |layers: i32| self.judge(RunConfig { n_gpu_layers: layers, ..base.clone() });
-        let (mut fits, mut too_many) = (0, i32::try_from(self.model.hparams.block_count + 1).unwrap_or(i32::MAX));
-        let mut best = at(0)?;
-        while best.devices_fit() && too_many - fits > 1 {
+        let mut too_many = i32::try_from(self.model.hparams.block_count + 1).unwrap_or(i32::MAX);
+        let mut step = 1;
+        let (mut fits, mut found) = loop {
+            let layers = (too_many - step).max(0);
+            let candidate = at(layers)?;
+            if candidate.devices_fit() {
+                break (layers, candidate);
+            }
+            if layers == 0 || (best.devices_fit() && !self.is_better(&candidate, best, WORTH)) {
+                return Ok(candidate);
+            }
+            (too_many, step) = (layers, step * 2);
+        };
+        while too_many - fits > 1 {
             let tried = fits + (too_many - fits) / 2;
             let candidate = at(tried)?;
             if candidate.devices_fit() {
-                (fits, best) = (tried, candidate);
+                (fits, found) = (tried, candidate);
             } else {
                 too_many = tried;
             }
         }
-        Ok(best)
+        Ok(found)
     }
 
     /// Bytes of a launch's weights that stay in the mapped file and do not fit into main memory: they come from the disk.

@@ -104,18 +104,22 @@ impl<'a> Explorer<'a> {
         least_short.map_or_else(|| self.exact(setting, &self.stage.nothing()), Ok)
     }
 
-    /// Whether a micro-batch that did not fit beside what the stage leaves where it is would be worth moving some of that:
-    /// with nothing but the stage's tensors moved it costs less than `best`, which no launch that moves more can better.
-    pub fn may_gain_by_room(&self, setting: &RunConfig, best: &Candidate) -> Result<bool, Error> {
-        let enough = self.score(&best.estimate, best.run.n_ubatch) * (1.0 - WORTH);
-        for n_ubatch in self.ubatches(setting).into_iter().filter(|n| *n > best.run.n_ubatch) {
-            let setting = self.at(setting, n_ubatch);
-            let hosted = self.with_compute_of(&setting, &self.stage.hosted, best)?;
-            if self.promise(&setting, &self.stage.nothing(), &hosted) < enough {
-                return Ok(true);
-            }
+    /// Every micro-batch that may be chosen, the largest first.
+    pub fn every_ubatch(&self, setting: &RunConfig) -> Vec<u32> {
+        let least = Some(LEAST_UBATCH).filter(|least| self.may_shrink() && *least <= setting.n_batch);
+        self.ubatches(setting).into_iter().rev().chain(least).collect()
+    }
+
+    /// Whether a launch with this micro-batch that moves more than the stage's tensors may be better than `best`: with nothing
+    /// else moved it costs less than that.
+    pub fn may_gain_by_room(&self, setting: &RunConfig, n_ubatch: u32, best: &Candidate) -> Result<bool, Error> {
+        if !best.devices_fit() {
+            return Ok(true);
         }
-        Ok(false)
+        let setting = self.at(setting, n_ubatch);
+        let hosted = self.with_compute_of(&setting, &self.stage.hosted, best)?;
+        let promised = self.promise(&setting, &self.stage.nothing(), &hosted);
+        Ok(promised < self.score(&best.estimate, best.run.n_ubatch) * (1.0 - WORTH))
     }
 
     /// What launches are compared by: their cost, and what a micro-batch unlike llama.cpp's own must be worth.
