@@ -14,12 +14,20 @@ use crate::suggest;
 const PROGRAMS: [&str; 4] = ["llama-server", "llama-cli", "llama-bench", "llama-fit-params"];
 
 /// An error in moeplan's own words.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
 pub struct Refusal {
     /// What is wrong; may hold strangers' text.
     pub message: String,
     /// What to try.
     pub hint: String,
+}
+
+impl Refusal {
+    /// What is wrong, and what to try.
+    pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
 }
 
 /// What to say of an error of clap's where a habit explains it; `None`: clap says it best. `words` are those typed.

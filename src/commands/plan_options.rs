@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum as _;
+
 use super::machine::MachineArgs;
 use super::rules;
 use crate::bytes::Bytes;
+use crate::cli::refusal::Refusal;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
@@ -146,6 +149,9 @@ fn is_free(value: Option<&String>) -> bool {
 impl PlanOptions {
     /// What the options mean for `model`.
     pub fn request(&self, model: &Model, machine: &Machine) -> anyhow::Result<Request> {
+        if let Some(name) = &self.rules {
+            self.leave_experts_to(name)?;
+        }
         let target = Target { build: self.build, ..Target::default() };
         let wants_cache = self.launch.moe_cache_mib.as_deref().is_some_and(|mib| mib != "0");
         anyhow::ensure!(
@@ -205,6 +211,19 @@ impl PlanOptions {
     fn strategy(&self) -> Strategy {
         let by_rules = if self.rules.as_deref() == Some("all-on-device") { Strategy::Rules } else { Strategy::Auto };
         self.strategy.unwrap_or(by_rules)
+    }
+
+    /// Refuses a strategy beside rules: both say what is done with the experts, and the rules would be carried out for a launch
+    /// that was chosen for the strategy.
+    pub fn leave_experts_to(&self, rules: &str) -> Result<(), Refusal> {
+        let other = self.strategy.filter(|strategy| !matches!(strategy, Strategy::Auto | Strategy::Rules));
+        let Some(name) = other.and_then(|strategy| Some(strategy.to_possible_value()?.get_name().to_string())) else {
+            return Ok(());
+        };
+        Err(Refusal::new(
+            format!("--strategy {name} and the rules `{rules}` both say where the routed experts go"),
+            format!("leave one of them out; `--strategy rules` does what `{rules}` says and nothing else"),
+        ))
     }
 
     /// What was left to the planner.
