@@ -226,6 +226,8 @@ fn a_slip_gets_a_hint() {
         ("plan m.gguf -ncmo 3", "-ncmoe"),
         ("plan m.gguf --vram 24G --strategy first", "first-n"),
         ("plan m.gguf --vram 24G --rules attention-frist", "attention-first"),
+        ("plan m.gguf --vram 24G --strategy experts-on-host --rules down-on-host", "leave one of them out"),
+        ("rules check down-on-host m.gguf --vram 24G --strategy first-n", "leave one of them out"),
         ("plan m.gguf --vram 24G -ctk q8", "q8_0"),
         ("plan m.gguf --vram 24G -lm nmap", "mmap"),
         ("plan --vram 24G two", "`a.gguf`"),
@@ -250,7 +252,7 @@ fn a_slip_gets_a_hint() {
     }
     let (code, shown, _) =
         moeplan(here, &["check", "--vram", "1G", "--", "llama-server", "-m", "m.gguf", "--n-cpu-mo", "3"]);
-    assert!(code == 0 && shown.contains("did you mean `--n-cpu-moe`?"), "{shown}");
+    assert!(code == 1 && shown.contains("did you mean `--n-cpu-moe`?"), "{shown}");
     let (code, _, shown) = moeplan(here, &[]);
     assert!(code == 2 && shown.contains("Start here:"), "{shown}");
     assert_eq!(moeplan(here, &["inspect", "one"]).0, 0);

@@ -61,6 +61,9 @@ const TWO: &str = "CUDA0=24G,CUDA1=24G 64";
 /// Code, model, machine, a line that has it, a line that has not; all of the reference build.
 static CASES: &[Case] = &[
     ("unknown-flag", &GPT_OSS, ONE, "llama-server --frobnicate", "llama-server --port 80"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server -fmoe", "llama-server -fa on"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-bench --frobnicate 1", "llama-bench -o json"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server model.gguf", "llama-server -a model.gguf"),
     ("removed-flag", &GPT_OSS, ONE, "llama-server --no-mmap", "llama-server -lm none"),
     ("flag-of-newer-build", &GPT_OSS, ONE, "llama-server --moe-cache-mib 100", "llama-server -cmoe"),
     ("flag-needs-value", &GPT_OSS, ONE, "llama-server -fa -np 1", "llama-server -fa on"),
@@ -177,6 +180,9 @@ fn builds_differ() {
     let found = |build, line| codes(&QWEN, ONE, line, of(build));
     assert!(found(99999, "llama-server").contains(&"unknown-build"));
     assert!(!found(11434, "llama-server").contains(&"unknown-build"));
+    let unheard = "llama-server --frobnicate";
+    assert!(found(99999, unheard).contains(&"flag-not-known") && !found(99999, unheard).contains(&"unknown-flag"));
+    assert!(found(11549, unheard).contains(&"unknown-flag") && !found(11549, unheard).contains(&"flag-not-known"));
     assert!(!found(11549, "llama-server --moe-cache-mib 100 -cmoe").contains(&"flag-of-newer-build"));
     assert!(!found(10434, "llama-server --no-mmap").contains(&"removed-flag"));
     assert!(found(11549, "llama-server --no-mmap").contains(&"removed-flag"));
@@ -265,6 +271,7 @@ fn every_code_is_tested_and_in_the_manual() {
     // The last three in tests/cmd/what-if.md.
     let tested_elsewhere = [
         "unknown-build",
+        "flag-not-known",
         "expert-cache-unused",
         "expert-cache-refused",
         "other-dialect",

@@ -128,7 +128,8 @@ const LINTS: &[Rule] = &[
 
 /// What reading a command notes, and how bad each is.
 const NOTES: &[(&str, Severity)] = &[
-    ("unknown-flag", Severity::Warning),
+    ("unknown-flag", Severity::Error),
+    ("flag-not-known", Severity::Warning),
     ("removed-flag", Severity::Error),
     ("flag-of-newer-build", Severity::Error),
     ("flag-needs-value", Severity::Error),
