@@ -150,6 +150,8 @@ static CASES: &[Case] = &[
     ("slots-multiply-states", &GPT_OSS, ONE, "llama-server -c 8192", "llama-server -c 8192 -np 1"),
     ("slots-multiply-states", &GPT_OSS, ONE, "llama-server", "llama-cli"),
     ("slots-share-context", &GPT_OSS, ONE, "llama-server -c 8192 -np 4", "llama-server -c 8192 -np 4 -kvu"),
+    ("rpc-not-named", &QWEN, "RPC0[h:1]=24G 64", "llama-server -c 4096", "llama-server -c 4096 --rpc h:1"),
+    ("rpc-not-named", &QWEN, "RPC0=24G,CUDA0=24G 64", "llama-server -c 4096", "llama-server -c 4096 -dev CUDA0"),
     ("no-tensor-split", &QWEN, TWO, "llama-server -c 4096", "llama-server -c 4096 -ts 1,1"),
     ("no-tensor-split", &QWEN, TWO, "llama-server -c 4096", "llama-server -c 4096 -sm none"),
     ("overrides-stop-pipeline", &QWEN, TWO, "llama-server -c 4096 -ngl 99 -ncmoe 4", "llama-server -c 4096 -ngl 99"),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moeplan::bytes::{Bytes, GIB, MIB};
-use moeplan::machine::Machine;
+use moeplan::machine::{Device, Machine};
 use moeplan::model::Model;
 use moeplan::plan::solver::{Levers, Objective, Strategy};
 use moeplan::plan::sweep::{Sweep, sweep};
@@ -36,6 +36,27 @@ fn what_fits_whole_stays_whole() {
     assert!(plan.check.fits && within_budgets(&plan));
     assert_eq!(plan.placement.routed_expert_bytes_on_host, Bytes(0));
     assert!(!plan.args.iter().any(|word| word == "-ot"), "{:?}", plan.args);
+}
+
+/// llama.cpp numbers RPC devices as `--rpc` names their servers, so those after one that is left out move up.
+#[test]
+fn a_server_without_use_is_not_named() {
+    let model = model("gpt-oss-20b", &Wish::default());
+    for (devices, named, warned) in [
+        (["RPC0[a:1]=200M", "RPC1[b:2]=24G"], "--rpc b:2 -dev RPC0", 1),
+        (["RPC0[b:2]=24G", "RPC1[a:1]=200M"], "--rpc b:2 -dev RPC0", 1),
+        (["RPC0[a:1]=8G", "RPC1[b:2]=8G"], "--rpc a:1,b:2 -dev RPC0,RPC1", 0),
+        (["RPC0[a:1]=200M", "CUDA0=24G"], "-dev CUDA0", 1),
+    ] {
+        let devices = devices.map(|text| Device::parse(text).unwrap()).to_vec();
+        let machine = Machine::new(devices, moeplan::machine::Host::default()).unwrap();
+        let plan = plan::plan(&model, "model.gguf", &machine, &request(Strategy::Auto)).unwrap();
+        let line = plan.args.join(" ");
+        assert!(plan.check.fits && line.contains(named), "{line}");
+        assert_eq!(line.contains("-ts "), named.contains(",RPC1"), "{line}");
+        assert_eq!(line.contains("--rpc"), named.contains("--rpc"), "{line}");
+        assert_eq!(plan.warnings.iter().filter(|warning| warning.code == "server-not-used").count(), warned);
+    }
 }
 
 #[test]

@@ -154,6 +154,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         placement::Error::UnknownDevice { flag, name, .. } if flag == "--rpc" => {
             Some(format!("describe the server before `--`: --device 'RPC0[{name}]=SIZE'"))
         }
+        placement::Error::NoServer { server, .. } => Some(format!("add `--rpc {server}` to the command, after `--`")),
         placement::Error::UnknownDevice { name, .. } => {
             Some(format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE"))
         }

@@ -13,6 +13,7 @@ pub mod host;
 pub mod patterns;
 #[doc(hidden)]
 pub mod rule_file;
+mod servers;
 #[doc(hidden)]
 pub mod solver;
 mod split;
@@ -234,6 +235,11 @@ fn solve_with(model: &Model, machine: &Machine, request: &Request, computes: &Co
 /// Makes the plan.
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
     let candidate = solve(model, machine, request)?;
+    if let Some((machine, request, warning)) = servers::without_idle(machine, request, &candidate) {
+        let mut plan = plan(model, path, &machine, &request)?;
+        plan.warnings.push(warning);
+        return Ok(plan);
+    }
     let args = run::args::args(&candidate.run);
     let parsed = replay(model, path, machine, &args, &candidate, request.target)?;
     let command =

@@ -114,6 +114,7 @@ const LINTS: &[Rule] = &[
     rule("mapped-beyond-ram", Severity::Warning, launch::mapped_beyond_ram),
     rule("repacked-experts-not-offloaded", Severity::Warning, launch::repacked_not_offloaded),
     rule("expert-cache-unused", Severity::Warning, launch::expert_cache_unused),
+    rule("rpc-not-named", Severity::Warning, devices::rpc_not_named),
     rule("no-tensor-split", Severity::Warning, devices::no_tensor_split),
     rule("experts-on-one-device", Severity::Warning, devices::experts_on_one_device),
     rule("fit-would-change", Severity::Info, launch::fit_would_change),
