@@ -48,6 +48,34 @@ fn short_help_fits_a_screen_and_long_help_has_everything() {
     }
 }
 
+/// A flag that follows flattened ones would stand under their heading.
+#[test]
+fn headings_are_of_what_stands_under_them() {
+    let of_machine = ["vram", "device", "ram", "backend", "machine", "margin"];
+    let of_what_if =
+        ["as", "imatrix", "pure", "leave-output-tensor", "output-tensor-type", "token-embedding-type", "tensor-type"];
+    let mut seen = 0;
+    for (path, command) in all() {
+        for argument in command.get_arguments() {
+            let Some(name) = argument.get_long() else {
+                assert_eq!(argument.get_help_heading(), None, "{path} {}", argument.get_id());
+                continue;
+            };
+            let heading = argument.get_help_heading().unwrap_or("Options");
+            match heading {
+                "Machine" => assert!(of_machine.contains(&name), "{path} --{name}"),
+                "A file that llama-quantize would make" => assert!(of_what_if.contains(&name), "{path} --{name}"),
+                "llama.cpp's own, kept as given" => {
+                    assert!(moeplan::run::spelling(&format!("--{name}")).is_some(), "{path} --{name}");
+                }
+                _ => continue,
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 100, "{seen}");
+}
+
 #[test]
 fn every_example_is_a_command_line_that_is_understood() {
     for (path, command) in all() {
