@@ -67,6 +67,8 @@ static CASES: &[Case] = &[
     ("removed-flag", &GPT_OSS, ONE, "llama-server --no-mmap", "llama-server -lm none"),
     ("flag-of-newer-build", &GPT_OSS, ONE, "llama-server --moe-cache-mib 100", "llama-server -cmoe"),
     ("flag-needs-value", &GPT_OSS, ONE, "llama-server -fa -np 1", "llama-server -fa on"),
+    ("number-cut-short", &GPT_OSS, ONE, "llama-server -c 8k", "llama-server -c 8192"),
+    ("number-cut-short", &GPT_OSS, ONE, "LLAMA_ARG_UBATCH=1k llama-server", "llama-server -ngl all -t -1"),
     (
         "pattern-split-by-comma",
         &GPT_OSS,

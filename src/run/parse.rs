@@ -25,6 +25,9 @@ use super::values::{Broken, Given};
 use super::{Error, Program, RunConfig, bench, flags};
 use crate::suggest;
 
+/// What a note ends with whose rule is left out of the answer.
+pub const LEFT_OUT: &str = "; the figures are without this rule";
+
 /// A command line, understood.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParsedCommand {
@@ -72,11 +75,7 @@ impl ParsedCommand {
                 ),
             };
             let text = entry.text();
-            self.note(
-                code,
-                format!("`{} {text}`: {why}; the figures are without this rule", given.flag),
-                Some(hint.into()),
-            );
+            self.note(code, format!("`{} {text}`: {why}{LEFT_OUT}", given.flag), Some(hint.into()));
         }
         Ok(())
     }

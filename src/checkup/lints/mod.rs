@@ -134,6 +134,7 @@ const NOTES: &[(&str, Severity)] = &[
     ("removed-flag", Severity::Error),
     ("flag-of-newer-build", Severity::Error),
     ("flag-needs-value", Severity::Error),
+    ("number-cut-short", Severity::Warning),
     ("pattern-split-by-comma", Severity::Error),
     ("pattern-split-by-equals", Severity::Error),
     ("pattern-quoted", Severity::Error),
