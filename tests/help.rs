@@ -263,6 +263,8 @@ fn a_slip_gets_a_hint() {
         ("plan m.gguf --vram 24G --strategy experts-on-host --rules down-on-host", "leave one of them out"),
         ("rules check down-on-host m.gguf --vram 24G --strategy first-n", "leave one of them out"),
         ("plan m.gguf --vram 24G -ctk q8", "q8_0"),
+        ("plan m.gguf --vram 24G --emit args --json", "as `args`, whole as `command`"),
+        ("plan m.gguf --vram 24G --emit shell --explain", "once with --explain"),
         ("plan m.gguf --vram 24G -ub 1k", "write `-ub 1024`"),
         (r"plan m.gguf --vram 24G -ot blk\.\d{1,2}\.=CPU", "a pattern cannot hold one"),
         ("plan m.gguf --vram 24G -lm nmap", "mmap"),
