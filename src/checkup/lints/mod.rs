@@ -105,6 +105,7 @@ const LINTS: &[Rule] = &[
     rule("rule-shadowed", Severity::Warning, rules::shadowed),
     rule("block-number-open", Severity::Warning, rules::block_number_open),
     rule("device-not-used", Severity::Warning, rules::device_not_used),
+    rule("ncmoe-beside-cmoe", Severity::Warning, rules::ncmoe_beside_cmoe),
     rule("ncmoe-counts-dense-blocks", Severity::Warning, rules::ncmoe_counts_dense_blocks),
     rule("ngl-leaves-block-0", Severity::Warning, launch::ngl_leaves_block_0),
     rule("output-on-host", Severity::Warning, launch::output_on_host),
