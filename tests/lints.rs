@@ -158,6 +158,8 @@ static CASES: &[Case] = &[
         "llama-server -c 4096 -cmoe",
     ),
     ("repack-lost", &QWEN, ONE, "llama-server -c 4096 -cmoe --no-op-offload", "llama-server -c 4096 -cmoe"),
+    ("ubatch-beyond-batch", &GPT_OSS, ONE, "llama-server -b 512 -ub 2048", "llama-server -b 256"),
+    ("ubatch-beyond-batch", &GPT_OSS, ONE, "llama-server -ub 4096", "llama-server -c 1024 -b 4096 -ub 4096"),
     ("slots-multiply-states", &GPT_OSS, ONE, "llama-server -c 8192", "llama-server -c 8192 -np 1"),
     ("slots-multiply-states", &GPT_OSS, ONE, "llama-server", "llama-cli"),
     ("slots-share-context", &GPT_OSS, ONE, "llama-server -c 8192 -np 4", "llama-server -c 8192 -np 4 -kvu"),

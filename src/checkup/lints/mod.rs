@@ -109,6 +109,7 @@ const LINTS: &[Rule] = &[
     rule("ncmoe-counts-dense-blocks", Severity::Warning, rules::ncmoe_counts_dense_blocks),
     rule("ngl-leaves-block-0", Severity::Warning, launch::ngl_leaves_block_0),
     rule("output-on-host", Severity::Warning, launch::output_on_host),
+    rule("ubatch-beyond-batch", Severity::Warning, launch::ubatch_beyond_batch),
     rule("fit-gives-up", Severity::Warning, launch::fit_gives_up),
     rule("fit-cuts-context", Severity::Warning, launch::fit_cuts_context),
     rule("pinned-memory-beyond-ram", Severity::Warning, launch::pinned_beyond_ram),
