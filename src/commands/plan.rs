@@ -119,6 +119,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
         let backend = args.options.machine.backend.unwrap_or(Backend::Cuda);
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
+    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
     let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable);
     let mut document = match (args.sweep.as_slice(), of(Variable::Vram), of(Variable::Ctx)) {
         ([one], ..) => plan::sweep::sweep(&model, &path, &machine, &request, one)?,
@@ -165,7 +166,9 @@ fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<
         row.model.what_if = what_if;
         rows.push(row);
     }
-    let document = Plans { schema: "moeplan/plans/1", machine: args.options.described_machine()?, rows };
+    let machine = args.options.described_machine()?;
+    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    let document = Plans { schema: "moeplan/plans/1", machine, rows };
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Html => output.page(&document)?,
