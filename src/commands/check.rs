@@ -162,7 +162,11 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         placement::Error::UnknownBuffer { buffer, .. } if buffer.contains("Host") || buffer == "CPU_REPACK" => Some(
             "llama.cpp takes only devices and `CPU` there; `CPU` becomes pinned, mapped or repacked by itself".into(),
         ),
-        placement::Error::UnknownBuffer { buffer, .. } => {
+        placement::Error::UnknownBuffer { buffer, known, .. } => {
+            let server = buffer.find('[').and_then(|at| buffer.get(at..));
+            if let Some(named) = server.and_then(|server| known.split(", ").find(|name| name.ends_with(server))) {
+                return Some(format!("write `{named}`: its number counts the devices of that server alone"));
+            }
             Some(format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"))
         }
         _ => None,
