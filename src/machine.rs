@@ -148,20 +148,49 @@ impl Machine {
         servers
     }
 
-    /// A machine of these devices in llama.cpp's order: RPC servers first.
+    /// The RPC devices of a launch that names these servers, in llama.cpp's order, as indices of `devices`.
+    ///
+    /// Source: `ggml-rpc.cpp` `ggml_backend_rpc_add_server`, b11434: numbered as their servers are named.
+    pub fn registered(&self, servers: &[String]) -> Vec<u16> {
+        let devices = || (0_u16..).zip(&self.devices).filter(|(_, device)| device.backend == Backend::Rpc);
+        let of_server = |server: &String| {
+            let server = server.clone();
+            devices().filter(move |(_, device)| device.endpoint() == Some(&server)).map(|(at, _)| at)
+        };
+        let anywhere = devices().filter(|(_, device)| !servers.is_empty() && device.endpoint().is_none());
+        servers.iter().flat_map(of_server).chain(anywhere.map(|(at, _)| at)).collect()
+    }
+
+    /// A machine of these devices in llama.cpp's order: RPC servers first, numbered and their buffer types named as it does.
     pub fn new(mut devices: Vec<Device>, host: Host) -> Result<Self, Error> {
-        devices.sort_by_key(|device| device.backend != Backend::Rpc);
+        devices.sort_by_key(|device| device.rpc_number().map_or((true, 0), |number| (false, number)));
         for (i, device) in devices.iter().enumerate() {
             if devices.iter().skip(i + 1).any(|other| other.name == device.name) {
                 return Err(Error::Twice(device.name.clone()));
             }
         }
+        number_remote(&mut devices);
         Ok(Self { devices, host })
     }
 
     /// What is to be left free on every device: the largest that one of them calls for.
     pub fn margin(&self) -> Bytes {
         self.devices.iter().map(Device::margin).max().unwrap_or(MARGIN_UNCALIBRATED)
+    }
+}
+
+/// Names RPC devices as llama.cpp does: a device counts through all servers, its buffer type among those of its own. Where a server is
+/// not known the names stay as given.
+fn number_remote(devices: &mut [Device]) {
+    let servers: Option<Vec<String>> = (devices.iter())
+        .filter(|device| device.backend == Backend::Rpc)
+        .map(|device| device.endpoint().map(str::to_string))
+        .collect();
+    let Some(servers) = servers else { return };
+    for (at, (device, server)) in devices.iter_mut().zip(&servers).enumerate() {
+        let of_server = servers.iter().take(at).filter(|other| *other == server).count();
+        device.name = format!("RPC{at}");
+        device.buffer = format!("RPC{of_server}[{server}]");
     }
 }
 
@@ -209,6 +238,12 @@ impl Device {
     /// What is to be left free of it: what was measured calls for, else [`MARGIN_UNCALIBRATED`].
     pub fn margin(&self) -> Bytes {
         self.calibration.as_ref().map_or(MARGIN_UNCALIBRATED, |known| known.margin)
+    }
+
+    /// The number of an RPC device.
+    fn rpc_number(&self) -> Option<u32> {
+        (self.backend == Backend::Rpc)
+            .then(|| self.name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0))
     }
 
     /// `HOST:PORT` of an RPC device's server, where it is known.
@@ -345,6 +380,21 @@ mod tests {
         let host = Host::default();
         assert_eq!(Machine::new(devices.clone(), host.clone()).unwrap().devices[0].name, "RPC0");
         assert!(Machine::new([devices.clone(), devices].concat(), host).is_err());
+    }
+
+    #[test]
+    fn rpc_devices_are_numbered_as_llama_cpp_numbers_them() {
+        // `llama-server --list-devices` and the buffer types that it lists after `-ot x=y`, b11434, two servers.
+        let devices =
+            ["CUDA0=1G", "RPC7[b:2]=2G", "RPC3[a:1]=3G", "RPC8[b:2]=4G"].map(|text| Device::parse(text).unwrap());
+        let machine = Machine::new(devices.to_vec(), Host::default()).unwrap();
+        let named: Vec<(&str, &str)> = machine.devices.iter().map(|d| (d.name.as_str(), d.buffer.as_str())).collect();
+        assert_eq!(named, [("RPC0", "RPC0[a:1]"), ("RPC1", "RPC0[b:2]"), ("RPC2", "RPC1[b:2]"), ("CUDA0", "CUDA0")]);
+        let registered =
+            |servers: &[&str]| machine.registered(&servers.iter().map(|s| (*s).into()).collect::<Vec<_>>());
+        assert_eq!(registered(&["b:2", "a:1"]), [1, 2, 0]);
+        assert_eq!(registered(&["b:2"]), [1, 2]);
+        assert!(registered(&[]).is_empty());
     }
 
     #[test]

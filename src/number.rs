@@ -18,6 +18,18 @@ pub fn counted(n: u64, one: &str) -> String {
     format!("{} {one}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
+/// Tokens as they are typed: `8192`, `8k`, `1M`; a thousand is 1024.
+pub fn tokens(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1024),
+        Some((at, 'm' | 'M')) => (&text[..at], 1024 * 1024),
+        _ => (text, 1),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is no number of tokens: write 8192 or 8k"))?;
+    let whole = number.checked_mul(unit).and_then(|n| u32::try_from(n).ok());
+    whole.ok_or_else(|| format!("`{text}` is too many tokens"))
+}
+
 /// A number of parameters: `41.87 B`, `134.52 M`, `12.3 K`, `576`.
 #[expect(clippy::cast_precision_loss, reason = "a display value")]
 pub fn parameters(n: u64) -> String {

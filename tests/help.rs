@@ -48,6 +48,34 @@ fn short_help_fits_a_screen_and_long_help_has_everything() {
     }
 }
 
+/// A flag that follows flattened ones would stand under their heading.
+#[test]
+fn headings_are_of_what_stands_under_them() {
+    let of_machine = ["vram", "device", "ram", "backend", "machine", "margin"];
+    let of_what_if =
+        ["as", "imatrix", "pure", "leave-output-tensor", "output-tensor-type", "token-embedding-type", "tensor-type"];
+    let mut seen = 0;
+    for (path, command) in all() {
+        for argument in command.get_arguments() {
+            let Some(name) = argument.get_long() else {
+                assert_eq!(argument.get_help_heading(), None, "{path} {}", argument.get_id());
+                continue;
+            };
+            let heading = argument.get_help_heading().unwrap_or("Options");
+            match heading {
+                "Machine" => assert!(of_machine.contains(&name), "{path} --{name}"),
+                "A file that llama-quantize would make" => assert!(of_what_if.contains(&name), "{path} --{name}"),
+                "llama.cpp's own, kept as given" => {
+                    assert!(moeplan::run::spelling(&format!("--{name}")).is_some(), "{path} --{name}");
+                }
+                _ => continue,
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 100, "{seen}");
+}
+
 #[test]
 fn every_example_is_a_command_line_that_is_understood() {
     for (path, command) in all() {
@@ -223,15 +251,29 @@ fn a_slip_gets_a_hint() {
         ("plan -m m.gguf", "without a flag"),
         ("plan m.gguf --vrm 24G", "--vram"),
         ("plan m.gguf --jinja", "after `--` of `moeplan run`"),
+        ("plan m.gguf -sm row", "splits by layers"),
+        ("plan m.gguf --mmproj p.gguf", "leave room with --margin"),
+        ("plan m.gguf -md d.gguf", "leave room with --margin"),
+        ("run m.gguf --rpc h:1", "'RPC0[HOST:PORT]=16G'"),
+        ("plan m.gguf -fitt 512", "--margin SIZE stays free"),
+        ("plan m.gguf --swa-full", "moeplan check -- llama-server … --swa-full"),
         ("plan m.gguf -ncmo 3", "-ncmoe"),
         ("plan m.gguf --vram 24G --strategy first", "first-n"),
         ("plan m.gguf --vram 24G --rules attention-frist", "attention-first"),
+        ("plan m.gguf --vram 24G --strategy experts-on-host --rules down-on-host", "leave one of them out"),
+        ("rules check down-on-host m.gguf --vram 24G --strategy first-n", "leave one of them out"),
         ("plan m.gguf --vram 24G -ctk q8", "q8_0"),
+        ("plan m.gguf --vram 24G --emit args --json", "as `args`, whole as `command`"),
+        ("plan m.gguf --vram 24G --emit shell --explain", "once with --explain"),
+        ("plan m.gguf --vram 24G -ub 1k", "write `-ub 1024`"),
+        (r"plan m.gguf --vram 24G -ot blk\.\d{1,2}\.=CPU", "a pattern cannot hold one"),
         ("plan m.gguf --vram 24G -lm nmap", "mmap"),
         ("plan --vram 24G two", "`a.gguf`"),
         ("plan --vram 24G nothere.gguf", "pass a .gguf file"),
         ("plan --vram 24G nothere", "moeplan list"),
         ("inspect empty", "a folder that holds one model"),
+        ("inspect hf:owner/repo --format html", "--format markdown writes it"),
+        ("inspect m.gguf --as Q8_0 --format html", "--format markdown writes it"),
         ("inspect --expect gpt-oss-20 m.gguf", "gpt-oss-20b"),
         ("rules show attention-frist", "attention-first"),
         ("synth gpt-oss-20 -o x.gguf", "gpt-oss-20b"),
@@ -250,7 +292,7 @@ fn a_slip_gets_a_hint() {
     }
     let (code, shown, _) =
         moeplan(here, &["check", "--vram", "1G", "--", "llama-server", "-m", "m.gguf", "--n-cpu-mo", "3"]);
-    assert!(code == 0 && shown.contains("did you mean `--n-cpu-moe`?"), "{shown}");
+    assert!(code == 1 && shown.contains("did you mean `--n-cpu-moe`?"), "{shown}");
     let (code, _, shown) = moeplan(here, &[]);
     assert!(code == 2 && shown.contains("Start here:"), "{shown}");
     assert_eq!(moeplan(here, &["inspect", "one"]).0, 0);

@@ -61,9 +61,14 @@ const TWO: &str = "CUDA0=24G,CUDA1=24G 64";
 /// Code, model, machine, a line that has it, a line that has not; all of the reference build.
 static CASES: &[Case] = &[
     ("unknown-flag", &GPT_OSS, ONE, "llama-server --frobnicate", "llama-server --port 80"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server -fmoe", "llama-server -fa on"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-bench --frobnicate 1", "llama-bench -o json"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server model.gguf", "llama-server -a model.gguf"),
     ("removed-flag", &GPT_OSS, ONE, "llama-server --no-mmap", "llama-server -lm none"),
     ("flag-of-newer-build", &GPT_OSS, ONE, "llama-server --moe-cache-mib 100", "llama-server -cmoe"),
     ("flag-needs-value", &GPT_OSS, ONE, "llama-server -fa -np 1", "llama-server -fa on"),
+    ("number-cut-short", &GPT_OSS, ONE, "llama-server -c 8k", "llama-server -c 8192"),
+    ("number-cut-short", &GPT_OSS, ONE, "LLAMA_ARG_UBATCH=1k llama-server", "llama-server -ngl all -t -1"),
     (
         "pattern-split-by-comma",
         &GPT_OSS,
@@ -117,6 +122,15 @@ static CASES: &[Case] = &[
     ),
     ("block-number-open", &GPT_OSS, ONE, r"llama-server -ot 'blk\.1=CPU'", r"llama-server -ot 'blk\.\d+.*exps=CPU'"),
     ("device-not-used", &GPT_OSS, TWO, "llama-server -dev CUDA0 -ot exps=CUDA1", "llama-server -ot exps=CUDA1"),
+    ("ncmoe-beside-cmoe", &GPT_OSS, ONE, "llama-server -cmoe -ncmoe 12", "llama-server -cmoe"),
+    ("ncmoe-beside-cmoe", &GPT_OSS, ONE, "llama-server --n-cpu-moe 12 --cpu-moe", "llama-server -ncmoe 12"),
+    (
+        "ncmoe-beside-cmoe",
+        &GPT_OSS,
+        ONE,
+        "LLAMA_ARG_CPU_MOE=1 llama-server -ncmoe 12 -ot attn=CPU",
+        "llama-server -ncmoe 2 -ot exps=CUDA0 -cmoe",
+    ),
     ("ncmoe-counts-dense-blocks", &DEEPSEEK, ONE, "llama-server -ncmoe 3", "llama-server -cmoe"),
     ("ncmoe-counts-dense-blocks", &DEEPSEEK, ONE, "llama-server --n_cpu_moe 3", "llama-server -ot exps=CPU"),
     ("ngl-leaves-block-0", &GPT_OSS, ONE, "llama-server -ngl 24", "llama-server -ngl 25"),
@@ -144,9 +158,13 @@ static CASES: &[Case] = &[
         "llama-server -c 4096 -cmoe",
     ),
     ("repack-lost", &QWEN, ONE, "llama-server -c 4096 -cmoe --no-op-offload", "llama-server -c 4096 -cmoe"),
+    ("ubatch-beyond-batch", &GPT_OSS, ONE, "llama-server -b 512 -ub 2048", "llama-server -b 256"),
+    ("ubatch-beyond-batch", &GPT_OSS, ONE, "llama-server -ub 4096", "llama-server -c 1024 -b 4096 -ub 4096"),
     ("slots-multiply-states", &GPT_OSS, ONE, "llama-server -c 8192", "llama-server -c 8192 -np 1"),
     ("slots-multiply-states", &GPT_OSS, ONE, "llama-server", "llama-cli"),
     ("slots-share-context", &GPT_OSS, ONE, "llama-server -c 8192 -np 4", "llama-server -c 8192 -np 4 -kvu"),
+    ("rpc-not-named", &QWEN, "RPC0[h:1]=24G 64", "llama-server -c 4096", "llama-server -c 4096 --rpc h:1"),
+    ("rpc-not-named", &QWEN, "RPC0=24G,CUDA0=24G 64", "llama-server -c 4096", "llama-server -c 4096 -dev CUDA0"),
     ("no-tensor-split", &QWEN, TWO, "llama-server -c 4096", "llama-server -c 4096 -ts 1,1"),
     ("no-tensor-split", &QWEN, TWO, "llama-server -c 4096", "llama-server -c 4096 -sm none"),
     ("overrides-stop-pipeline", &QWEN, TWO, "llama-server -c 4096 -ngl 99 -ncmoe 4", "llama-server -c 4096 -ngl 99"),
@@ -177,6 +195,9 @@ fn builds_differ() {
     let found = |build, line| codes(&QWEN, ONE, line, of(build));
     assert!(found(99999, "llama-server").contains(&"unknown-build"));
     assert!(!found(11434, "llama-server").contains(&"unknown-build"));
+    let unheard = "llama-server --frobnicate";
+    assert!(found(99999, unheard).contains(&"flag-not-known") && !found(99999, unheard).contains(&"unknown-flag"));
+    assert!(found(11549, unheard).contains(&"unknown-flag") && !found(11549, unheard).contains(&"flag-not-known"));
     assert!(!found(11549, "llama-server --moe-cache-mib 100 -cmoe").contains(&"flag-of-newer-build"));
     assert!(!found(10434, "llama-server --no-mmap").contains(&"removed-flag"));
     assert!(found(11549, "llama-server --no-mmap").contains(&"removed-flag"));
@@ -265,6 +286,7 @@ fn every_code_is_tested_and_in_the_manual() {
     // The last three in tests/cmd/what-if.md.
     let tested_elsewhere = [
         "unknown-build",
+        "flag-not-known",
         "expert-cache-unused",
         "expert-cache-refused",
         "other-dialect",

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use moeplan::bytes::{Bytes, GIB, MIB};
-use moeplan::machine::Machine;
+use moeplan::machine::{Device, Machine};
 use moeplan::model::Model;
 use moeplan::plan::solver::{Levers, Objective, Strategy};
 use moeplan::plan::sweep::{Sweep, sweep};
-use moeplan::plan::{self, ContextChoice, Plan, Request};
+use moeplan::plan::{self, ContextChoice, Plan, Request, Turn};
 use moeplan::run::{LoadMode, RunConfig, Target};
 use moeplan::synth::Wish;
 use proptest::prelude::*;
@@ -36,6 +36,47 @@ fn what_fits_whole_stays_whole() {
     assert!(plan.check.fits && within_budgets(&plan));
     assert_eq!(plan.placement.routed_expert_bytes_on_host, Bytes(0));
     assert!(!plan.args.iter().any(|word| word == "-ot"), "{:?}", plan.args);
+}
+
+#[test]
+fn a_turn_that_the_context_does_not_hold_is_told() {
+    let model = model("gpt-oss-20b", &Wish::default());
+    let told = |context, slots, turn: Turn| {
+        let run = RunConfig { n_parallel: Some(slots), ..RunConfig::default() };
+        let request = Request { context, run, turn, ..request(Strategy::Auto) };
+        let plan = plan::plan(&model, "model.gguf", &machine(&[24 * GIB]), &request).unwrap();
+        let warning = plan.warnings.into_iter().find(|warning| warning.code == "turn-beyond-context");
+        warning.map(|warning| warning.hint)
+    };
+    let usual = Turn::default();
+    assert!(told(ContextChoice::Fixed(4096), 1, usual).unwrap().starts_with("-c 4608 has room"));
+    assert!(told(ContextChoice::Fixed(8192), 2, usual).unwrap().starts_with("-c 9216 has room"));
+    assert!(told(ContextChoice::Turn, 1, Turn { depth: 200_000, ..usual }).unwrap().starts_with("--prompt"));
+    for context in [ContextChoice::Fixed(4608), ContextChoice::Turn, ContextChoice::Max] {
+        assert_eq!(told(context, 1, usual), None);
+    }
+    assert_eq!(told(ContextChoice::Turn, 2, usual), None);
+}
+
+/// llama.cpp numbers RPC devices as `--rpc` names their servers, so those after one that is left out move up.
+#[test]
+fn a_server_without_use_is_not_named() {
+    let model = model("gpt-oss-20b", &Wish::default());
+    for (devices, named, warned) in [
+        (["RPC0[a:1]=200M", "RPC1[b:2]=24G"], "--rpc b:2 -dev RPC0", 1),
+        (["RPC0[b:2]=24G", "RPC1[a:1]=200M"], "--rpc b:2 -dev RPC0", 1),
+        (["RPC0[a:1]=8G", "RPC1[b:2]=8G"], "--rpc a:1,b:2 -dev RPC0,RPC1", 0),
+        (["RPC0[a:1]=200M", "CUDA0=24G"], "-dev CUDA0", 1),
+    ] {
+        let devices = devices.map(|text| Device::parse(text).unwrap()).to_vec();
+        let machine = Machine::new(devices, moeplan::machine::Host::default()).unwrap();
+        let plan = plan::plan(&model, "model.gguf", &machine, &request(Strategy::Auto)).unwrap();
+        let line = plan.args.join(" ");
+        assert!(plan.check.fits && line.contains(named), "{line}");
+        assert_eq!(line.contains("-ts "), named.contains(",RPC1"), "{line}");
+        assert_eq!(line.contains("--rpc"), named.contains("--rpc"), "{line}");
+        assert_eq!(plan.warnings.iter().filter(|warning| warning.code == "server-not-used").count(), warned);
+    }
 }
 
 #[test]

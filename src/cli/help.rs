@@ -2,6 +2,9 @@
 
 use clap::Command;
 
+/// The heading of a command's own flags and arguments, the usual one: without it, those after flattened flags stand under theirs.
+pub const OWN: Option<&str> = None;
+
 /// The flags that `-h` shows of a command, by the names of their fields; arguments are always shown. A command that is not here shows
 /// all its own.
 const SHORT: &[(&str, &[&str])] = &[

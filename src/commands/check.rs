@@ -11,6 +11,7 @@ use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
 use crate::checkup::{self, Checkup, Options, Severity};
 use crate::cli::Format;
+use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
 use crate::model::Model;
@@ -32,19 +33,19 @@ pub struct Args {
     #[command(flatten)]
     machine: MachineArgs,
     /// List every tensor: type, bytes, buffer, rule.
-    #[arg(long)]
+    #[arg(long, help_heading = OWN)]
     tensors: bool,
     /// The build of llama.cpp that is asked about: the N of bN.
-    #[arg(long, value_name = "N", default_value_t = REFERENCE, value_parser = build)]
+    #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = build)]
     build: u32,
     /// Whose flags these are.
-    #[arg(long, value_enum, default_value_t = Dialect::LlamaCpp)]
+    #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
     dialect: Dialect,
     /// What the model of the command would be otherwise.
     #[command(flatten)]
     what_if: WhatIfArgs,
     /// A whole command line of llama-server, llama-cli, llama-bench or llama-fit-params, after `--`.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(help_heading = OWN, required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -154,13 +155,18 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         placement::Error::UnknownDevice { flag, name, .. } if flag == "--rpc" => {
             Some(format!("describe the server before `--`: --device 'RPC0[{name}]=SIZE'"))
         }
+        placement::Error::NoServer { server, .. } => Some(format!("add `--rpc {server}` to the command, after `--`")),
         placement::Error::UnknownDevice { name, .. } => {
             Some(format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE"))
         }
         placement::Error::UnknownBuffer { buffer, .. } if buffer.contains("Host") || buffer == "CPU_REPACK" => Some(
             "llama.cpp takes only devices and `CPU` there; `CPU` becomes pinned, mapped or repacked by itself".into(),
         ),
-        placement::Error::UnknownBuffer { buffer, .. } => {
+        placement::Error::UnknownBuffer { buffer, known, .. } => {
+            let server = buffer.find('[').and_then(|at| buffer.get(at..));
+            if let Some(named) = server.and_then(|server| known.split(", ").find(|name| name.ends_with(server))) {
+                return Some(format!("write `{named}`: its number counts the devices of that server alone"));
+            }
             Some(format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"))
         }
         _ => None,

@@ -8,6 +8,7 @@ use super::machine::MachineArgs;
 use super::what_if::{WhatIfArgs, listing};
 use super::{Outcome, Output, model_arg, quants};
 use crate::cli::Format;
+use crate::cli::refusal::Refusal;
 use crate::expectation::{self, Expectations};
 use crate::gguf::GgmlType;
 use crate::gguf::source::{Location, Which};
@@ -67,6 +68,11 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Yes);
     }
     if let Some(repo) = repository(args)? {
+        if output.format() == Format::Html {
+            let hint =
+                format!("--format markdown writes it as a table; hf:{repo}:QUANT, one of its models, has a page");
+            return Err(Refusal::new(format!("the list of the repository `{repo}` has no page of HTML"), hint).into());
+        }
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }
     ensure!(!args.machine.is_given(), "a machine is for `inspect hf:owner/repo`; for one model use `plan`");

@@ -53,6 +53,12 @@ impl MachineArgs {
         self.margin.unwrap_or_else(|| machine.margin())
     }
 
+    /// What to say of main memory that nobody gave: that it is this computer's.
+    pub fn assumed(&self, machine: &Machine) -> Option<String> {
+        let ram = machine.host.ram.filter(|_| self.ram.is_none() && self.machine.is_none())?;
+        Some(format!("note: the {ram} of main memory are this computer's; --ram SIZE plans for another"))
+    }
+
     /// The machine they describe, or this one.
     pub fn machine(&self) -> anyhow::Result<Machine> {
         let mut machine = match &self.machine {
@@ -220,6 +226,18 @@ mod tests {
         assert_eq!(known(asked.clone()), [true, false, false]);
         asked.devices[0].description = Some("another card".to_string());
         assert_eq!(known(asked), [false, false, false]);
+    }
+
+    #[test]
+    fn main_memory_that_nobody_gave_is_said_to_be_this_computers() {
+        let of = |ram: Option<Bytes>| Machine::new(Vec::new(), Host { ram, ..Host::default() }).unwrap();
+        let nothing_given = MachineArgs::default();
+        assert!(nothing_given.assumed(&of(Some(Bytes::mib(64)))).is_some_and(|note| note.contains("64.00 MiB")));
+        assert_eq!(nothing_given.assumed(&of(None)), None);
+        let given = MachineArgs { ram: Some(Bytes::mib(64)), ..MachineArgs::default() };
+        assert_eq!(given.assumed(&of(given.ram)), None);
+        let file = MachineArgs { machine: Some("h100.json".into()), ..MachineArgs::default() };
+        assert_eq!(file.assumed(&of(Some(Bytes::mib(64)))), None);
     }
 
     #[test]

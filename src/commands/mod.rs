@@ -272,8 +272,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::quantize::Error>()?.hint().to_string()));
     let of_name = || error.chain().find_map(|cause| cause.downcast_ref::<crate::suggest::Unknown>()?.hint());
     let of_synth = || error.chain().find_map(|cause| cause.downcast_ref::<crate::synth::spec::Error>()?.hint());
+    let of_words = || error.chain().find_map(|cause| Some(cause.downcast_ref::<Refusal>()?.hint.clone()));
     let of_run = || error.chain().find_map(|cause| cause.downcast_ref::<crate::run::Error>()?.hint());
     inspect::hint(error)
+        .or_else(of_words)
         .or_else(of_name)
         .or_else(of_synth)
         .or_else(of_run)

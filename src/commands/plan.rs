@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::bytes::Bytes;
 use crate::cli::Format;
+use crate::cli::refusal::Refusal;
 pub use crate::commands::plan_options::PlanOptions;
 use crate::commands::what_if::{self, Variant, WhatIfArgs};
 use crate::commands::{Outcome, Output, check, model_arg};
@@ -118,6 +119,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
         let backend = args.options.machine.backend.unwrap_or(Backend::Cuda);
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
+    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
     let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable);
     let mut document = match (args.sweep.as_slice(), of(Variable::Vram), of(Variable::Ctx)) {
         ([one], ..) => plan::sweep::sweep(&model, &path, &machine, &request, one)?,
@@ -164,7 +166,9 @@ fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<
         row.model.what_if = what_if;
         rows.push(row);
     }
-    let document = Plans { schema: "moeplan/plans/1", machine: args.options.described_machine()?, rows };
+    let machine = args.options.described_machine()?;
+    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    let document = Plans { schema: "moeplan/plans/1", machine, rows };
     match output.format() {
         Format::Json => output.json(&document)?,
         Format::Html => output.page(&document)?,
@@ -191,8 +195,32 @@ pub fn commands<'a>(commands: impl Iterator<Item = &'a String>, format: Format) 
     }
 }
 
+/// Refuses what is asked of an answer that --emit leaves out: it prints the command in its form and nothing else.
+fn only_emitted(args: &PlanArgs, output: &Output) -> Result<(), Refusal> {
+    let Some(form) = args.emit else { return Ok(()) };
+    let beside = match output.format() {
+        // It is JSON anyhow.
+        Format::Json if args.runner == emit::Runner::Embedded => return Ok(()),
+        Format::Json => "--json",
+        Format::Markdown => "--format markdown",
+        Format::Html => "--format html",
+        Format::Text if args.options.explain => "--explain",
+        Format::Text if args.options.tensors => "--tensors",
+        Format::Text => return Ok(()),
+    };
+    let emit = format!("--emit {}", form.name());
+    let hint = match output.format() {
+        Format::Json => {
+            format!("leave {emit} out: the document has the words of the command as `args`, whole as `command`")
+        }
+        _ => format!("ask twice, once with {emit} and once with {beside}"),
+    };
+    Err(Refusal::new(format!("{emit} prints the command and nothing else, so {beside} has no place beside it"), hint))
+}
+
 /// Runs the command.
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
+    only_emitted(args, output)?;
     let mut all = Vec::new();
     for model in &args.models {
         all.extend(asked(model, args, output)?);

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum as _;
+
 use super::machine::MachineArgs;
 use super::rules;
 use crate::bytes::Bytes;
+use crate::cli::refusal::Refusal;
 use crate::machine::Machine;
 use crate::model::Model;
+use crate::number::tokens;
 use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
+use crate::run::parse::LEFT_OUT;
 use crate::run::{RunConfig, Target, build};
 
 /// A budget below this is a slip: a size without its unit is bytes.
@@ -27,7 +32,7 @@ pub struct PlanOptions {
     pub launch: LaunchOptions,
     /// Context length in tokens, or `max` for the largest that fits.
     ///
-    /// Without it: room for the turn, at least 8192.
+    /// `32k` is 32768. Without it: room for the turn, at least 8192.
     #[arg(short = 'c', long, value_name = "N|max", value_parser = context_choice)]
     pub ctx_size: Option<ContextChoice>,
     /// A placement rule set by name, or a YAML file.
@@ -52,13 +57,13 @@ pub struct PlanOptions {
     #[arg(help_heading = PLAN, long)]
     pub tensors: bool,
     /// Tokens of the prompt of the turn to plan for.
-    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().prompt, value_name = "N")]
+    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().prompt, value_name = "N", value_parser = tokens)]
     pub prompt: u32,
     /// Tokens generated in that turn.
-    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().generate, value_name = "N")]
+    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().generate, value_name = "N", value_parser = tokens)]
     pub generate: u32,
     /// Tokens already in the context.
-    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().depth, value_name = "N")]
+    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens)]
     pub depth: u32,
 }
 
@@ -125,8 +130,8 @@ pub struct LaunchOptions {
 fn context_choice(text: &str) -> Result<ContextChoice, String> {
     match text {
         "max" => Ok(ContextChoice::Max),
-        _ => match text.parse() {
-            Ok(0) | Err(_) => Err("write a number of tokens, or `max`".to_string()),
+        _ => match tokens(text) {
+            Ok(0) | Err(_) => Err("write a number of tokens (8192 or 8k), or `max`".to_string()),
             Ok(n) => Ok(ContextChoice::Fixed(n)),
         },
     }
@@ -146,6 +151,9 @@ fn is_free(value: Option<&String>) -> bool {
 impl PlanOptions {
     /// What the options mean for `model`.
     pub fn request(&self, model: &Model, machine: &Machine) -> anyhow::Result<Request> {
+        if let Some(name) = &self.rules {
+            self.leave_experts_to(name)?;
+        }
         let target = Target { build: self.build, ..Target::default() };
         let wants_cache = self.launch.moe_cache_mib.as_deref().is_some_and(|mib| mib != "0");
         anyhow::ensure!(
@@ -154,6 +162,11 @@ impl PlanOptions {
             target.name()
         );
         let parsed = crate::run::parse::command_for(&self.launch.words(), &BTreeMap::new(), target)?;
+        // What a command line of a person's is only told of, a plan must not contain.
+        if let Some(note) = parsed.notes.first() {
+            let message = note.message.strip_suffix(LEFT_OUT).unwrap_or(&note.message);
+            return Err(Refusal::new(message, note.hint.clone().unwrap_or_default()).into());
+        }
         let mut run = parsed.run;
         if is_free(self.launch.batch_size.as_ref()) {
             run.n_batch = run.n_batch.max(run.n_ubatch);
@@ -205,6 +218,19 @@ impl PlanOptions {
     fn strategy(&self) -> Strategy {
         let by_rules = if self.rules.as_deref() == Some("all-on-device") { Strategy::Rules } else { Strategy::Auto };
         self.strategy.unwrap_or(by_rules)
+    }
+
+    /// Refuses a strategy beside rules: both say what is done with the experts, and the rules would be carried out for a launch
+    /// that was chosen for the strategy.
+    pub fn leave_experts_to(&self, rules: &str) -> Result<(), Refusal> {
+        let other = self.strategy.filter(|strategy| !matches!(strategy, Strategy::Auto | Strategy::Rules));
+        let Some(name) = other.and_then(|strategy| Some(strategy.to_possible_value()?.get_name().to_string())) else {
+            return Ok(());
+        };
+        Err(Refusal::new(
+            format!("--strategy {name} and the rules `{rules}` both say where the routed experts go"),
+            format!("leave one of them out; `--strategy rules` does what `{rules}` says and nothing else"),
+        ))
     }
 
     /// What was left to the planner.
@@ -278,6 +304,17 @@ mod tests {
         assert_eq!(launch.words(), ["llama-server", "-ub", "1024", "-cmoe"]);
         assert!(is_free(launch.load_mode.as_ref()) && is_free(launch.batch_size.as_ref()));
         assert!(!is_free(launch.ubatch_size.as_ref()));
+    }
+
+    #[test]
+    fn contexts_are_numbers_with_or_without_a_unit() {
+        assert_eq!(context_choice("8k"), Ok(ContextChoice::Fixed(8192)));
+        assert_eq!(context_choice("1M"), Ok(ContextChoice::Fixed(1 << 20)));
+        assert_eq!(context_choice("8192"), Ok(ContextChoice::Fixed(8192)));
+        assert_eq!(context_choice("max"), Ok(ContextChoice::Max));
+        for bad in ["0", "0k", "k", "8kk", "8 k", "-1", "5000M", "", "8é"] {
+            assert!(context_choice(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

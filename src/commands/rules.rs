@@ -121,6 +121,7 @@ fn list(output: &Output) -> anyhow::Result<()> {
 
 /// Checks a file, alone or on a model.
 fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
+    args.options.leave_experts_to(&args.file)?;
     let file = open(&args.file)?;
     let load = |path: &PathBuf| check::load(model_arg::open(path, output)?, &RunConfig::default());
     let model = args.model.as_ref().map(load).transpose()?;

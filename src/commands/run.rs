@@ -11,6 +11,7 @@ use super::live::{self, Panel};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
 use crate::cli::Format;
+use crate::cli::help::OWN;
 use crate::measurement::{Expected, Row, Seen, compare};
 use crate::report;
 use crate::report::live::{Promise, Tier};
@@ -39,13 +40,13 @@ pub struct Args {
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Pass llama-server's log through to standard error.
-    #[arg(long)]
+    #[arg(long, help_heading = OWN)]
     pub log: bool,
     /// How far compute buffers and totals may be off before it is said: a percentage.
-    #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = super::verify::percentage)]
+    #[arg(long, help_heading = OWN, value_name = "PERCENT", default_value = "2%", value_parser = super::verify::percentage)]
     pub tolerance: f64,
     /// More arguments of llama-server; of a flag given twice the last counts.
-    #[arg(last = true, value_name = "ARGUMENT")]
+    #[arg(help_heading = OWN, last = true, value_name = "ARGUMENT")]
     pub extra: Vec<String>,
 }
 

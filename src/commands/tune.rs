@@ -14,6 +14,7 @@ use super::plan::PlanOptions;
 use super::{Outcome, Output, check};
 use crate::bytes::Bytes;
 use crate::cli::Format;
+use crate::cli::help::OWN;
 use crate::evidence;
 use crate::gguf;
 use crate::machine::Machine;
@@ -52,10 +53,10 @@ pub struct Args {
     #[command(flatten)]
     pub launch: LaunchArgs,
     /// Start no measurement that would end later than this; the first is always made.
-    #[arg(long, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
+    #[arg(long, help_heading = OWN, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
     pub minutes: f64,
     /// Where measurements are kept as they are made; an interrupted tuning goes on from it [default: in the state folder].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = OWN, value_name = "FILE")]
     pub journal: Option<PathBuf>,
     /// What runs them.
     #[command(flatten)]

@@ -10,6 +10,7 @@ use super::launch::{LaunchArgs, Proposal};
 use super::plan::PlanOptions;
 use super::{Outcome, Output};
 use crate::cli::Format;
+use crate::cli::help::OWN;
 use crate::evidence;
 use crate::measurement::{Expected, Measurement, verify};
 use crate::report;
@@ -40,7 +41,7 @@ pub struct Args {
     #[command(flatten)]
     pub engine: EngineArgs,
     /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(help_heading = OWN, last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 

@@ -16,7 +16,7 @@ pub(super) fn participating(machine: &Machine, run: &RunConfig) -> Result<Vec<u1
         }
     }
     let mut devices = match &run.devices {
-        Some(names) => named(machine, names)?,
+        Some(names) => named(machine, names, &run.rpc)?,
         None => default(machine, run),
     };
     match run.split_mode {
@@ -32,27 +32,45 @@ pub(super) fn participating(machine: &Machine, run: &RunConfig) -> Result<Vec<u1
     Ok(devices)
 }
 
-/// The devices of `--device`, in its order; llama.cpp compares names without regard to case.
-fn named(machine: &Machine, names: &[String]) -> Result<Vec<u16>, Error> {
+/// The devices of `--device`, in its order; llama.cpp compares names without regard to case. RPC devices are numbered as their
+/// servers are named.
+fn named(machine: &Machine, names: &[String], servers: &[String]) -> Result<Vec<u16>, Error> {
+    let registered = machine.registered(servers);
+    let is_known = machine.devices.iter().all(|device| device.backend != Backend::Rpc || device.endpoint().is_some());
     names
         .iter()
         .map(|name| {
+            let remote = name.get(..3).filter(|prefix| prefix.eq_ignore_ascii_case("RPC") && is_known);
+            let number = remote.and_then(|_| name.get(3..)?.parse::<usize>().ok());
+            if let Some(at) = number.and_then(|number| registered.get(number)) {
+                return Ok(*at);
+            }
             let found = machine.devices.iter().position(|d| d.name.eq_ignore_ascii_case(name) || d.buffer == *name);
-            found.and_then(|i| u16::try_from(i).ok()).ok_or_else(|| unknown(machine, "--device", name))
+            let at = found.and_then(|i| u16::try_from(i).ok()).ok_or_else(|| unknown(machine, "--device", name))?;
+            must_be_registered(machine, at, servers, &format!("--device {name}"))?;
+            if number.is_some() {
+                // It has a server that is named, and another number there.
+                return Err(unknown(machine, "--device", name));
+            }
+            Ok(at)
         })
         .collect()
 }
 
+/// Refuses a device whose server the command does not name: llama.cpp does not have it then.
+pub(super) fn must_be_registered(machine: &Machine, at: u16, servers: &[String], word: &str) -> Result<(), Error> {
+    let Some(device) = machine.devices.get(usize::from(at)) else { return Ok(()) };
+    match device.endpoint().filter(|server| !servers.iter().any(|named| named == server)) {
+        Some(server) => Err(Error::NoServer { word: word.into(), name: device.name.clone(), server: server.into() }),
+        None => Ok(()),
+    }
+}
+
 /// Without `--device`: RPC servers that the command registers, then the rest.
 fn default(machine: &Machine, run: &RunConfig) -> Vec<u16> {
-    let registered = |device: &Device| match device.endpoint() {
-        Some(endpoint) => run.rpc.iter().any(|server| server == endpoint),
-        None => !run.rpc.is_empty(),
-    };
-    let of = |wanted: fn(&Device) -> bool| (0_u16..).zip(&machine.devices).filter(move |(_, d)| wanted(d));
-    let servers = of(|d| d.backend == Backend::Rpc).filter(|(_, d)| registered(d));
-    let local = of(|d| d.backend != Backend::Rpc && d.backend != Backend::Cpu);
-    servers.chain(local).map(|(i, _)| i).collect()
+    let local = |(_, device): &(u16, &Device)| device.backend != Backend::Rpc && device.backend != Backend::Cpu;
+    let local = (0_u16..).zip(&machine.devices).filter(local).map(|(at, _)| at);
+    machine.registered(&run.rpc).into_iter().chain(local).collect()
 }
 
 /// `-sm none`: only `-mg`'s device, or none for a negative one.

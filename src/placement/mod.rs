@@ -65,6 +65,16 @@ pub enum Error {
         /// What could be named, comma separated.
         known: String,
     },
+    /// An RPC device whose server the command does not name.
+    #[error("`{word}`: llama.cpp has {name} only where `--rpc` names its server, {server}")]
+    NoServer {
+        /// The flag and what names the device.
+        word: String,
+        /// The device.
+        name: String,
+        /// `HOST:PORT`.
+        server: String,
+    },
     /// The right side of an override is no buffer type that llama.cpp takes.
     #[error("`{origin} {pattern}={buffer}`: no buffer type `{buffer}` here; known: {known}")]
     UnknownBuffer {
@@ -210,6 +220,7 @@ fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)
                 let known = devices::known(machine);
                 return Err(Error::UnknownBuffer { origin, pattern, buffer, known });
             };
+            devices::must_be_registered(machine, index, &run.rpc, &format!("{origin} {pattern}={buffer}"))?;
             Target::Device(index)
         };
         match patterns.parse(&entry.pattern) {

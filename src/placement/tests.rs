@@ -110,6 +110,23 @@ fn devices_take_part_as_llama_cpp_chooses_them() {
 }
 
 #[test]
+fn rpc_devices_are_those_of_the_servers_that_are_named() {
+    let model = model("llama", &[], &[]);
+    let machine = machine(&["RPC0[a:1]=8G", "RPC1[b:2]=8G", "CUDA0=8G"]);
+    let place = |rpc: &[&str], devices: Option<&[&str]>| {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_string()).collect::<Vec<_>>();
+        let run = RunConfig { rpc: words(rpc), devices: devices.map(words), ..run(&[]) };
+        place(&model, &machine, &run).map(|placement| placement.devices).map_err(|error| error.to_string())
+    };
+    assert_eq!(place(&["b:2", "a:1"], None), Ok(vec![1, 0, 2]));
+    assert_eq!(place(&["b:2", "a:1"], Some(&["rpc0"])), Ok(vec![1]));
+    assert_eq!(place(&["b:2"], Some(&["RPC0", "CUDA0"])), Ok(vec![1, 2]));
+    let names = |result: Result<Vec<u16>, String>, word: &str| assert!(result.unwrap_err().contains(word));
+    names(place(&["b:2"], Some(&["RPC1"])), "known: CPU");
+    names(place(&[], Some(&["RPC1"])), "only where `--rpc` names its server, b:2");
+}
+
+#[test]
 fn a_tied_embedding_exists_twice_unless_both_are_in_one_buffer() {
     let (gpu, host) = (machine(&["CUDA0=8G"]), machine(&[]));
     let embedding = |model: &Model, machine: &Machine| {

@@ -31,7 +31,7 @@ pub(super) fn with_context(problem: &Problem, request: &Request, run: RunConfig)
 
 /// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.
 fn turn_context(turn: Turn, context_length: u32) -> u32 {
-    let wanted = (turn.prompt.saturating_add(turn.generate).saturating_add(turn.depth)).next_multiple_of(256).max(8192);
+    let wanted = turn.tokens().next_multiple_of(256).max(8192);
     if context_length == 0 { wanted } else { wanted.min(context_length) }
 }
 

@@ -13,6 +13,7 @@ pub mod host;
 pub mod patterns;
 #[doc(hidden)]
 pub mod rule_file;
+mod servers;
 #[doc(hidden)]
 pub mod solver;
 mod split;
@@ -234,6 +235,11 @@ fn solve_with(model: &Model, machine: &Machine, request: &Request, computes: &Co
 /// Makes the plan.
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
     let candidate = solve(model, machine, request)?;
+    if let Some((machine, request, warning)) = servers::without_idle(machine, request, &candidate) {
+        let mut plan = plan(model, path, &machine, &request)?;
+        plan.warnings.push(warning);
+        return Ok(plan);
+    }
     let args = run::args::args(&candidate.run);
     let parsed = replay(model, path, machine, &args, &candidate, request.target)?;
     let command =
@@ -290,6 +296,20 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
     {
         let message = format!("-c {n_ctx} is more than the model was trained on: {trained} tokens");
         warn("context-beyond-training", message, "-c max stays within it");
+    }
+    let numbers = &candidate.prediction.numbers;
+    let (slot, tokens) = (numbers.n_ctx_seq, request.turn.tokens());
+    if tokens > slot {
+        let Turn { prompt, generate, depth } = request.turn;
+        let timed = if depth > 0 { format!("{depth} + ") } else { String::new() };
+        let message = format!(
+            "the turn that is timed is longer than a slot's context: {timed}{prompt} + {generate} tokens, and {slot} of context"
+        );
+        let room = tokens.next_multiple_of(256).saturating_mul(numbers.n_stream.max(1));
+        let shorter = "--prompt, --generate and --depth say how long yours are";
+        let is_choice = request.context == ContextChoice::Max || (trained > 0 && tokens > trained);
+        let hint = if is_choice { shorter.to_string() } else { format!("-c {room} has room for it; {shorter}") };
+        warn("turn-beyond-context", message, &hint);
     }
     let table = solver::host_total(&candidate.prediction);
     if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {

@@ -10,6 +10,7 @@ use crate::bytes::{Bytes, GIB};
 use crate::checkup::Row;
 use crate::machine::{Device, Machine};
 use crate::model::Model;
+use crate::number::tokens;
 use crate::run::{LoadMode, args};
 use crate::speed::Speed;
 use crate::speed::prices::device_rates;
@@ -54,7 +55,7 @@ impl std::str::FromStr for Sweep {
         let (from, to) = range.split_once("..").ok_or_else(usage)?;
         let number = |text: &str| match variable {
             Variable::Vram => text.parse::<Bytes>().map(|bytes| bytes.0).map_err(|error| error.to_string()),
-            Variable::Ctx => tokens(text),
+            Variable::Ctx => tokens(text).map(u64::from),
         };
         let (from, to, step) = (number(from)?, number(to)?, step.map(number).transpose()?);
         if from == 0 || to < from || step == Some(0) {
@@ -67,17 +68,6 @@ impl std::str::FromStr for Sweep {
         };
         Ok(Self { variable, values })
     }
-}
-
-/// `8192`, `8k`, `1M`: in thousands of 1024.
-fn tokens(text: &str) -> Result<u64, String> {
-    let (digits, unit) = match text.char_indices().last() {
-        Some((at, 'k' | 'K')) => (&text[..at], 1024),
-        Some((at, 'm' | 'M')) => (&text[..at], 1024 * 1024),
-        _ => (text, 1),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is no number of tokens: write 8192 or 8k"))?;
-    number.checked_mul(unit).filter(|n| u32::try_from(*n).is_ok()).ok_or_else(|| format!("`{text}` is too many tokens"))
 }
 
 fn stepped(from: u64, to: u64, step: u64) -> Result<Vec<u64>, String> {

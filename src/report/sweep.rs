@@ -30,7 +30,8 @@ pub fn sweep(document: &SweepDocument, format: Format) -> String {
     }
     let model = &document.model;
     let name = model.name.as_deref().unwrap_or(&model.path);
-    let title = format!("{name}  {}  {}{}", model.architecture, model.bytes, predicted(model));
+    let host = document.machine.host.ram.map_or(String::new(), |ram| format!("  planned with {ram} of main memory"));
+    let title = format!("{name}  {}  {}{host}{}", model.architecture, model.bytes, predicted(model));
     titled(&title, &table, format)
 }
 
@@ -51,7 +52,8 @@ pub fn plans(document: &Plans, format: Format) -> String {
     let budgets: Vec<String> =
         document.machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
-    titled(&format!("Planned for {budget}"), &table, format)
+    let host = document.machine.host.ram.map_or(String::new(), |ram| format!(", {ram} of main memory"));
+    titled(&format!("Planned for {budget}{host}"), &table, format)
 }
 
 fn titled(title: &str, table: &Table, format: Format) -> String {

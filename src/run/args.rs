@@ -1,6 +1,7 @@
 //! A launch printed back as arguments: what differs from the program's defaults, in a fixed order.
 
-use super::{FlashAttn, LazyMode, LoadMode, Override, Program, RunConfig, SplitMode};
+use super::values::{DENSE, EXPERTS, Given, on_host};
+use super::{FlashAttn, LazyMode, LoadMode, Override, Program, RunConfig, SplitMode, flags};
 use crate::gguf::Value;
 
 /// The arguments (without program and model) that give `run` back when parsed. llama-bench's differ in grammar.
@@ -105,10 +106,26 @@ fn devices(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
         let shares: Vec<String> = run.tensor_split.iter().map(f32::to_string).collect();
         to.pair("-ts", shares.join(if to.bench { "/" } else { "," }));
     }
-    if !run.overrides.is_empty() {
+    if let Some(words) = as_counted(&run.overrides, to.bench) {
+        to.out.extend(words);
+    } else if !run.overrides.is_empty() {
         let entry = |entry: &Override| format!("{}={}", entry.pattern, entry.buffer);
         let entries: Vec<String> = run.overrides.iter().map(entry).collect();
         to.pair("-ot", entries.join(if to.bench { ";" } else { "," }));
+    }
+}
+
+/// The flag that made all of these overrides (`-cmoe`, `-ncmoe N`, `-ncffn N`), as it was given; `None` where there is more than
+/// that, since not every form of a plan keeps the order among several flags, or where llama-bench has no such flag.
+fn as_counted(overrides: &[Override], bench: bool) -> Option<Vec<String>> {
+    let flag = overrides.first()?.origin.as_str();
+    let count = overrides.len().to_string();
+    let counted = |pattern| Given { flag, value: &count }.first_blocks(pattern).is_ok_and(|made| made == overrides);
+    match flags::find(flag)?.0.name() {
+        "--n-cpu-moe" if counted(EXPERTS) => Some(vec![flag.to_string(), count]),
+        "--n-cpu-ffn" if !bench && counted(DENSE) => Some(vec![flag.to_string(), count]),
+        "--cpu-moe" if !bench && overrides == [on_host(EXPERTS.into(), flag)] => Some(vec![flag.to_string()]),
+        _ => None,
     }
 }
 
@@ -276,6 +293,25 @@ mod tests {
         #[test]
         fn what_is_printed_reads_back(run in sizes().prop_flat_map(placement).prop_flat_map(switches)) {
             prop_assert_eq!(read_back(&run), run);
+        }
+    }
+
+    #[test]
+    fn what_one_flag_moves_is_said_by_that_flag() {
+        let of = |words: &str| {
+            let words: Vec<String> = ["llama-server"].into_iter().chain(words.split(' ')).map(str::to_string).collect();
+            let run = parse::command(&words, &BTreeMap::new()).unwrap().run;
+            assert_eq!(read_back(&run).overrides.len(), run.overrides.len(), "{words:?}");
+            args(&run).join(" ")
+        };
+        for words in ["-ncmoe 2", "--n-cpu-moe 12", "-cmoe", "--cpu-moe", "-ncffn 3"] {
+            assert_eq!(of(words), words);
+        }
+        for words in
+            ["-ncmoe 1 -ot a=CPU", "-ot a=CPU -ncmoe 2", "-cmoe -ncmoe 2", "-ncmoe 2 -ncmoe 2", "-ncmoe 1 -ncffn 1"]
+        {
+            let printed = of(words);
+            assert!(printed.starts_with("-ot ") && printed.split(' ').count() == 2, "{printed}");
         }
     }
 

@@ -44,6 +44,11 @@ struct Tests {
     depth: u32,
 }
 
+/// Whether llama-bench has a flag.
+pub(super) fn has(word: &str) -> bool {
+    canonical(word).is_some() || OTHERS.iter().any(|(name, _)| *name == word)
+}
+
 /// Reads the words after `llama-bench`.
 pub(super) fn read(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
     assert!(launch.command.run.program == Program::Bench);

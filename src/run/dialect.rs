@@ -191,7 +191,11 @@ pub fn last_blocks(wanted: &LastBlocks, blocks: &[(u32, Option<u16>)]) -> Vec<Ov
 /// The arguments of a launch in ik_llama.cpp's words: what it lacks is left out or said its way. Overrides are written out, so
 /// the meaning of `-ncmoe` does not matter.
 pub fn ik_args(run: &RunConfig) -> Vec<String> {
-    let words = args::args(run);
+    let mut run = run.clone();
+    for rule in &mut run.overrides {
+        rule.origin = "-ot".to_string();
+    }
+    let words = args::args(&run);
     let mut out = Vec::with_capacity(words.len());
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
@@ -243,5 +247,7 @@ mod tests {
             ..RunConfig::default()
         };
         assert_eq!(ik_args(&run).join(" "), "-c 4096 -ot exps=CPU --no-mmap");
+        let run = RunConfig { overrides: vec![on_host(EXPERTS.into(), "-cmoe")], ..run };
+        assert!(ik_args(&run).contains(&format!("{EXPERTS}=CPU")), "of its own flags the meaning is not relied on");
     }
 }

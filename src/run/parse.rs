@@ -25,6 +25,9 @@ use super::values::{Broken, Given};
 use super::{Error, Program, RunConfig, bench, flags};
 use crate::suggest;
 
+/// What a note ends with whose rule is left out of the answer.
+pub const LEFT_OUT: &str = "; the figures are without this rule";
+
 /// A command line, understood.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParsedCommand {
@@ -72,11 +75,7 @@ impl ParsedCommand {
                 ),
             };
             let text = entry.text();
-            self.note(
-                code,
-                format!("`{} {text}`: {why}; the figures are without this rule", given.flag),
-                Some(hint.into()),
-            );
+            self.note(code, format!("`{} {text}`: {why}{LEFT_OUT}", given.flag), Some(hint.into()));
         }
         Ok(())
     }
@@ -327,10 +326,24 @@ pub(super) fn unknown(command: &mut ParsedCommand, word: &str, next: Option<&Str
             format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter"),
             None,
         ),
+        Dialect::LlamaCpp if dialect::is_own(word) => command.note(
+            "unknown-flag",
+            format!("`{word}` is a flag of ik_llama.cpp: {} refuses it", target.name()),
+            Some("`--dialect ik` reads the command as ik_llama.cpp does".into()),
+        ),
         Dialect::LlamaCpp => {
-            let of_ik = dialect::is_own(word).then(|| "it is a flag of ik_llama.cpp: `--dialect ik`".to_string());
-            let hint = of_ik.or_else(|| suggest::did_you_mean(word, flags::spellings()));
-            command.note("unknown-flag", format!("`{word}` is no flag of {}", target.name()), hint);
+            let of_bench = command.run.program == Program::Bench;
+            let spellings = flags::spellings().filter(|flag| !of_bench || bench::has(flag));
+            let meant = suggest::did_you_mean(word, spellings);
+            let program = if of_bench { "llama-bench of " } else { "" };
+            if target.known().is_some() {
+                let message = format!("`{word}` is no flag of {program}{}, which refuses it", target.name());
+                command.note("unknown-flag", message, meant);
+            } else {
+                let message = format!("`{word}` is no flag known here; whether {} has it is not known", target.name());
+                let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
+                command.note("flag-not-known", message, Some(hint));
+            }
         }
     }
     usize::from(word.starts_with('-') && next.is_some_and(|value| !value.starts_with('-')))

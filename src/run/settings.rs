@@ -74,7 +74,29 @@ pub(super) fn finish(launch: &mut Launch) {
 
 /// Applies the flag called `name`; `on` is false for its negated spelling. Whether it was one that matters here.
 pub(super) fn apply(launch: &mut Launch, name: &str, on: bool, given: Given<'_>) -> Result<bool, Error> {
-    Ok(switch(launch, name, on, given) || number(launch, name, given)? || text(launch, name, given)?)
+    if switch(launch, name, on, given) {
+        return Ok(true);
+    }
+    if number(launch, name, given)? {
+        note_unread(launch, given);
+        return Ok(true);
+    }
+    text(launch, name, given)
+}
+
+/// Notes what llama.cpp leaves unread of a number (`std::stoi`); llama-bench refuses it.
+fn note_unread(launch: &mut Launch, given: Given<'_>) {
+    let (unread, value) = (given.unread(), given.value);
+    if unread.is_empty() || launch.command.run.program == Program::Bench {
+        return;
+    }
+    let number = value.strip_suffix(unread).unwrap_or(value).trim();
+    let meant = crate::number::tokens(value).map(|whole| format!("write `{} {whole}`", given.flag));
+    launch.command.note(
+        "number-cut-short",
+        format!("`{} {value}`: llama.cpp reads {number} and nothing after it", given.flag),
+        meant.ok(),
+    );
 }
 
 /// Flags without a value.

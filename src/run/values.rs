@@ -67,6 +67,14 @@ impl Given<'_> {
         number.parse().map_err(|_| self.refuse("a whole number"))
     }
 
+    /// What `std::stoi` leaves unread behind a number; empty for a whole one, or none.
+    pub fn unread(&self) -> &str {
+        let digits = |c: char| c.is_ascii_digit();
+        let text = self.value.trim_start();
+        let text = text.strip_prefix(['-', '+']).unwrap_or(text);
+        if text.starts_with(digits) { text.trim_start_matches(digits) } else { "" }
+    }
+
     /// An integer that is not negative.
     pub fn natural(&self) -> Result<u32, Error> {
         u32::try_from(self.integer()?).map_err(|_| self.refuse("a number that is not negative"))
@@ -291,6 +299,8 @@ mod tests {
         assert_eq!(given(" 512k").integer(), Ok(512));
         assert_eq!(given("-3").integer(), Ok(-3));
         assert!(given("many").integer().is_err());
+        let unread = [" 512k", "-3", "+4x y", "8", "many", "1.5"].map(|text| given(text).unread().to_string());
+        assert_eq!(unread, ["k", "", "x y", "", "", ".5"]);
         assert!(given("-3").natural().is_err());
     }
 

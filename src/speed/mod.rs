@@ -31,6 +31,13 @@ pub struct Turn {
     pub depth: u32,
 }
 
+impl Turn {
+    /// Of the context at its end.
+    pub fn tokens(self) -> u32 {
+        self.prompt.saturating_add(self.generate).saturating_add(self.depth)
+    }
+}
+
 /// A long prompt and a page of answer in an empty context.
 impl Default for Turn {
     fn default() -> Self {

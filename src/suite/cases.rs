@@ -149,7 +149,7 @@ mod tests {
             "llama-server -m m.gguf -c 4096 -np 1 -ub 2048 -ctk q8_0 -ngl 99 -ot blk\\.1\\.=CPU -lm none -fit off";
         assert_eq!(words("all-on-device", line), "-c 4096 -np 1 -ub 2048 -ctk q8_0 -ngl 99 -lm none -fit off");
         let host = words("experts-on-host", line);
-        assert!(host.contains("exps=CPU") && !host.contains("blk") && host.contains("-ub 2048 -ctk q8_0"), "{host}");
+        assert!(host.contains("-cmoe") && !host.contains("blk") && host.contains("-ub 2048 -ctk q8_0"), "{host}");
         assert!(words("plan", line).contains("blk"));
     }
 }

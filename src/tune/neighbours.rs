@@ -29,6 +29,7 @@ pub struct Alternative {
 pub fn id(run: &RunConfig, machine: &Machine) -> String {
     let mut run = RunConfig { rpc: Vec::new(), fit_target: Vec::new(), ..run.clone() };
     for rule in &mut run.overrides {
+        rule.origin = "-ot".to_string();
         if let Some(device) = machine.devices.iter().find(|device| device.buffer == rule.buffer) {
             rule.buffer.clone_from(&device.name);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Facts, Finding, found};
 use crate::bytes::Bytes;
-use crate::machine::Backend;
+use crate::machine::{Backend, Device};
 use crate::placement::Buffer;
 use crate::rules::Role;
 use crate::run::SplitMode;
@@ -14,6 +14,35 @@ fn several(facts: &Facts<'_>) -> bool {
     let mut used = facts.placement.layers.iter().flatten();
     let first = used.next();
     facts.placement.devices.len() > 1 && first.is_some_and(|first| used.any(|other| other != first))
+}
+
+/// RPC devices exist only where `--rpc` names their servers (`common/arg.cpp` `add_rpc_devices`, b11434).
+pub(super) fn rpc_not_named(facts: &Facts<'_>) -> Option<Finding> {
+    let registered = facts.machine.registered(&facts.run.rpc);
+    let missing: Vec<&Device> = (0_u16..)
+        .zip(&facts.machine.devices)
+        .filter(|(at, device)| device.backend == Backend::Rpc && !registered.contains(at))
+        .map(|(_, device)| device)
+        .collect();
+    // Who names the devices has chosen among them; one without an address is planned for before it has one.
+    if missing.is_empty() || facts.run.devices.is_some() {
+        return None;
+    }
+    let names: Vec<&str> = missing.iter().map(|device| device.name.as_str()).collect();
+    let mut servers = facts.run.rpc.clone();
+    for server in missing.iter().map(|device| device.endpoint().unwrap_or("HOST:PORT").to_string()) {
+        if !servers.contains(&server) {
+            servers.push(server);
+        }
+    }
+    found(
+        format!(
+            "{} {} no part: llama.cpp has an RPC device only where `--rpc` names its server",
+            names.join(", "),
+            if names.len() == 1 { "takes" } else { "take" }
+        ),
+        format!("add `--rpc {}` to the command", servers.join(",")),
+    )
 }
 
 /// Without `-ts` the layout follows the memory that happens to be free.

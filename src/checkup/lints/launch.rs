@@ -296,6 +296,18 @@ fn fixed(caches: &Caches) -> Bytes {
     tensors.map(|tensor| tensor.bytes).sum()
 }
 
+/// A micro-batch is cut to the batch (`src/llama-context.cpp`, b11434).
+pub(super) fn ubatch_beyond_batch(facts: &Facts<'_>) -> Option<Finding> {
+    let (batch, ubatch) = (facts.run.n_batch, facts.run.n_ubatch);
+    // With llama.cpp's own `-ub` a small `-b` is meant.
+    (ubatch > batch && ubatch != RunConfig::default().n_ubatch).then(|| {
+        found(
+            format!("`-ub {ubatch}` is cut to the batch, which is {batch} (`-b`)"),
+            format!("`-b {ubatch} -ub {ubatch}` keeps it"),
+        )
+    })?
+}
+
 /// llama-server takes 4 slots where none are asked for; windows and states are kept for each.
 pub(super) fn slots_multiply_states(facts: &Facts<'_>) -> Option<Finding> {
     let slots = facts.prediction.numbers.n_seq_max;

@@ -156,12 +156,38 @@ pub(super) fn device_not_used(facts: &Facts<'_>) -> Option<Finding> {
     )
 }
 
+/// Whether a rule comes from `-ncmoe N`.
+fn of_ncmoe(row: &OverrideRow) -> bool {
+    matches!(row.origin.replace('_', "-").as_str(), "-ncmoe" | "--n-cpu-moe" | "LLAMA-ARG-N-CPU-MOE")
+}
+
+/// Whether a rule comes from `-cmoe`.
+fn of_cmoe(row: &OverrideRow) -> bool {
+    matches!(row.origin.replace('_', "-").as_str(), "-cmoe" | "--cpu-moe" | "LLAMA-ARG-CPU-MOE")
+}
+
+/// `-cmoe` beside `-ncmoe N`, with no rule of a person between them that one of them would come before.
+pub(super) fn ncmoe_beside_cmoe(facts: &Facts<'_>) -> Option<Finding> {
+    let all = facts.overrides.iter().position(of_cmoe)?;
+    let beside = |group: &&super::super::OverrideGroup| {
+        let rows = facts.overrides.get(group.first.min(all)..group.first.max(all)).unwrap_or_default();
+        facts.overrides.get(group.first).is_some_and(of_ncmoe) && !rows.iter().any(written)
+    };
+    let group = facts.groups.iter().find(beside)?;
+    let (flag, n) = (&group.origin, group.rules);
+    let every = &facts.overrides.get(all)?.origin;
+    found(
+        format!("`{every}` moves the experts of every block, so `{flag} {n}` changes nothing"),
+        format!("leave `{every}` out to move those of {n} blocks alone, or leave `{flag}` out"),
+    )
+}
+
 /// `-ncmoe N` counts every block from 0, those without experts too.
 pub(super) fn ncmoe_counts_dense_blocks(facts: &Facts<'_>) -> Option<Finding> {
     for group in facts.groups {
         let rows = facts.overrides.get(group.first..group.first + group.rules)?;
         let flag = &rows.first()?.origin;
-        let counts = matches!(flag.replace('_', "-").as_str(), "-ncmoe" | "--n-cpu-moe" | "LLAMA-ARG-N-CPU-MOE");
+        let counts = rows.first().is_some_and(of_ncmoe);
         let dense = rows.iter().take_while(|row| row.matches == 0).count();
         let any_experts = facts.model.tensors.iter().any(|tensor| tensor.role == crate::rules::Role::RoutedExpert);
         if !counts || dense == 0 || !any_experts {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Variant, WhatIfArgs, first_file};
 use crate::bytes::Bytes;
 use crate::cli::Format;
+use crate::cli::refusal::Refusal;
 use crate::commands::{Output, model_arg, plan};
 use crate::escape;
 use crate::gguf::GgmlType;
@@ -85,7 +86,10 @@ struct TensorRow {
 
 /// `inspect MODEL --as …`: sizes and types by recipe.
 pub fn inspect(args: &WhatIfArgs, model: &Path, with_tensors: bool, output: &Output) -> anyhow::Result<()> {
-    anyhow::ensure!(output.format() != Format::Html, "`inspect --as` writes no page: text, markdown and json it does");
+    if output.format() == Format::Html {
+        let hint = "--format markdown writes it as a table; `plan --as` makes a page of a plan";
+        return Err(Refusal::new("`inspect --as` writes no page of HTML", hint).into());
+    }
     let gguf = model_arg::open(model, output)?;
     let (shown, first) = (model_arg::shown(model, &gguf), first_file(model, &gguf));
     let model = Model::from_gguf(gguf)?;
