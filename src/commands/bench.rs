@@ -1,5 +1,6 @@
 //! `bench`: the four prompts, whole and streamed, and a depth sweep, beside baselines launched in turn. [I/O]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::runtime::{RuntimeInfo, detect, server};
 use crate::suite::bench::{Facts, Raw, bench, csv};
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{Bench, Environment, ModelFacts, Verdict, Weights};
+use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::Suite;
 use crate::suite::rounds::rounds;
 use crate::suite::session::{self, Asking};
@@ -201,6 +203,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         (None, None) => of_launches(args, &suite, output)?,
     };
     answer(&bench, args.csv.as_deref(), output)?;
+    if let Some(nothing) = NothingMeasured::of([&bench]) {
+        return Err(nothing.into());
+    }
+    say_what_to_try([&bench], output);
     Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
 }
 
@@ -209,6 +215,15 @@ fn is_sound(bench: &Bench) -> bool {
     let Some(case) = bench.cases.first() else { return false };
     let ran = case.sessions.iter().all(|session| session.failure.is_none());
     ran && case.stream.iter().all(|item| item.verdict != Verdict::Fail)
+}
+
+/// Says what to try about launches that failed, each advice once.
+pub fn say_what_to_try<'a>(benches: impl IntoIterator<Item = &'a Bench>, output: &Output) {
+    let failed = benches.into_iter().flat_map(|bench| &bench.cases).filter_map(|case| case.first_failed());
+    let hints: BTreeSet<&str> = failed.filter_map(|session| session.trouble.as_ref()?.hint.as_deref()).collect();
+    for hint in hints {
+        output.say(&format!("hint: {hint}"));
+    }
 }
 
 /// Prints a bench.

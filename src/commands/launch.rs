@@ -15,7 +15,7 @@ use crate::machine::Machine;
 use crate::memory::{self, Prediction};
 use crate::plan;
 use crate::run::{ModelSource, RunConfig, parse};
-use crate::runtime::{Launch, RpcServer, bind_software_devices, machine_of, software_machine};
+use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
 
 /// What a launch is beyond its plan.
@@ -158,6 +158,13 @@ fn planned(
     let servers = bind(engine, &mut machine, &mut request.run)?;
     let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
     Ok((serde_json::to_value(plan)?, servers))
+}
+
+/// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.
+pub fn listed(engine: &Engine, machine: &Machine) -> anyhow::Result<Vec<DeviceInfo>> {
+    let (mut machine, mut run) = (machine.clone(), RunConfig::default());
+    let _servers = bind(engine, &mut machine, &mut run)?;
+    Ok(engine.runtime().devices(&run.rpc)?)
 }
 
 /// Servers for the software devices that have none yet, with as many threads as the launch.

@@ -273,6 +273,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_name = || error.chain().find_map(|cause| cause.downcast_ref::<crate::suggest::Unknown>()?.hint());
     let of_synth = || error.chain().find_map(|cause| cause.downcast_ref::<crate::synth::spec::Error>()?.hint());
     let of_run = || error.chain().find_map(|cause| cause.downcast_ref::<crate::run::Error>()?.hint());
+    let of_suite =
+        || error.chain().find_map(|cause| cause.downcast_ref::<crate::suite::failure::NothingMeasured>()?.hint());
     inspect::hint(error)
         .or_else(of_name)
         .or_else(of_synth)
@@ -282,6 +284,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_runtime)
         .or_else(of_server)
         .or_else(of_endpoint)
+        .or_else(of_suite)
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::bench::{File, How, Later, a_case, launched};
+use super::bench::{File, How, Later, a_case, launched, say_what_to_try};
 use super::engine::{Engine, EngineArgs, Runs};
-use super::launch::{LaunchArgs, Proposal};
+use super::launch::{LaunchArgs, Proposal, listed};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
 use crate::cli::Format;
@@ -23,6 +23,7 @@ use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{
     Bench, Item, ModelValidation, PlacementFacts, Section, Session, VALIDATION_SCHEMA, Validation, Verdict,
 };
+use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
 use crate::suite::rounds::rounds;
 use crate::suite::session::Asking;
@@ -110,6 +111,11 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     output.say(&format!("results are in {}", args.results.display()));
     let ran = document.models.iter().any(|model| model.skipped.is_none());
     anyhow::ensure!(ran, "no model was run: name one with --model NAME=PATH");
+    let benches = || document.models.iter().filter_map(|model| model.bench.as_ref());
+    if let Some(nothing) = NothingMeasured::of(benches()) {
+        return Err(nothing.into());
+    }
+    say_what_to_try(benches(), output);
     let failed = document.summary.iter().any(|line| line.verdict == Verdict::Fail);
     Ok(if failed { Outcome::No } else { Outcome::Yes })
 }
@@ -198,13 +204,9 @@ const PYTHON: &str = "code of a model can be run isolated";
 /// What has to be there.
 fn prerequisites(shared: &Shared<'_>) -> Vec<Item> {
     let mut items = vec![item("llama-server runs here", Verdict::Pass, shared.engine.name())];
-    items.push(match shared.args.options.described_machine() {
-        Ok(machine) if !machine.devices.is_empty() => {
-            let names: Vec<String> =
-                machine.devices.iter().map(|device| format!("{} with {}", device.name, device.total)).collect();
-            item("there is a device", Verdict::Pass, names.join(", "))
-        }
-        Ok(_) => item("there is a device", Verdict::Fail, "none was found or described (--vram)".to_string()),
+    let machine = shared.args.options.described_machine();
+    items.push(match machine.and_then(|machine| Ok((listed(&shared.engine, &machine)?, machine))) {
+        Ok((listed, machine)) => checklist::devices(&machine.devices, &listed),
         Err(error) => item("there is a device", Verdict::Fail, format!("{error:#}")),
     });
     items.push(match Isolated.values("def f(n): return n", "f", 1) {
@@ -291,7 +293,7 @@ fn through(
     let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
     let fit = args.how.fit(&names, &proposal, &file, &args.options, &shared.engine)?;
     let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
-    let fits = |case: &CaseLaunch| if case.name == "plan" { Some(proposal.fits()) } else { None };
+    let fits = |case: &CaseLaunch| Some(if case.name == "plan" { proposal.fits() } else { case.lacking().is_none() });
     model.placements =
         cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect::<Vec<PlacementFacts>>();
     store.keep(earlier::PLACEMENTS, &key(&file.facts), &model.placements)?;

@@ -6,6 +6,7 @@ pub mod checklist;
 pub mod document;
 pub mod earlier;
 pub mod facts;
+pub mod failure;
 pub mod language;
 pub mod llama_bench;
 pub mod protocol;
