@@ -428,7 +428,7 @@ mod unit_tests {
         let of = |bench: &Bench, what: &str| -> (Verdict, String) {
             let found =
                 of_bench(&[], bench).iter().flat_map(|section| &section.items).find(|i| i.what == what).cloned();
-            found.map(|item| (item.verdict, item.detail)).unwrap_or_else(|| panic!("{what}"))
+            found.map_or_else(|| panic!("{what}"), |item| (item.verdict, item.detail))
         };
         let launched = "fit: every launch ran to its end";
         assert_eq!(of(&bench, launched), (Verdict::Fail, "launch 1: out of memory".into()));

@@ -47,7 +47,7 @@ impl NothingMeasured {
     pub fn of<'a>(benches: impl IntoIterator<Item = &'a Bench>) -> Option<Self> {
         let mut first = None;
         for session in benches.into_iter().flat_map(|bench| &bench.cases).flat_map(|case| &case.sessions) {
-            let Some(why) = session.failure.as_ref().filter(|_| session.samples.is_empty()) else { return None };
+            let why = session.failure.as_ref().filter(|_| session.samples.is_empty())?;
             let hint = session.trouble.as_ref().and_then(|trouble| trouble.hint.clone());
             first.get_or_insert(Self { why: why.clone(), hint });
         }

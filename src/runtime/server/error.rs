@@ -162,11 +162,23 @@ impl Error {
     pub fn is_of_every_launch(&self) -> bool {
         match self {
             Self::Failed(failed) => failed.lacks_device() || matches!(failed.failure, Failure::BadModel(_)),
-            Self::NoSuchServer(_) | Self::NotFound(_) | Self::Probe { .. } | Self::NotAServer { .. } => true,
-            Self::NoRpcServer(_) | Self::NotForServer(_) | Self::NeedsEmbedded(_) => true,
-            Self::Log { .. } | Self::SilentLog | Self::NoPort(_) => true,
-            Self::Lacks { .. } | Self::Died { .. } | Self::Hangs { .. } | Self::TimedOut { .. } => false,
-            Self::Refused { .. } | Self::Answer(_) | Self::Interrupted => false,
+            Self::NoSuchServer(_)
+            | Self::NotFound(_)
+            | Self::Probe { .. }
+            | Self::NotAServer { .. }
+            | Self::NoRpcServer(_)
+            | Self::NotForServer(_)
+            | Self::NeedsEmbedded(_)
+            | Self::Log { .. }
+            | Self::SilentLog
+            | Self::NoPort(_) => true,
+            Self::Lacks { .. }
+            | Self::Died { .. }
+            | Self::Hangs { .. }
+            | Self::TimedOut { .. }
+            | Self::Refused { .. }
+            | Self::Answer(_)
+            | Self::Interrupted => false,
         }
     }
 
