@@ -13,6 +13,7 @@ use super::{Outcome, Output, check, interrupt};
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::gguf;
+use crate::plan::{ContextChoice, Objective};
 use crate::report;
 use crate::run::RunConfig;
 use crate::runtime::endpoint::Endpoint;
@@ -61,7 +62,7 @@ pub struct Args {
     /// How it is asked.
     #[command(flatten)]
     pub how: How,
-    /// Tokens in the context before each point of the depth sweep; none for no sweep.
+    /// Tokens in the context before each point of the depth sweep.
     #[arg(id = "depths", long = "depth", value_delimiter = ',', value_name = "N,…", default_value = "0")]
     pub depths: Vec<u32>,
     /// What runs the launch; the embedded llama.cpp gives no streams.
@@ -149,6 +150,31 @@ impl How {
         Ok(fit)
     }
 
+    /// Refuses a sweep that is deeper than the context of the launch, and says which answers it will cut.
+    pub fn check_length(
+        &self,
+        suite: &Suite,
+        proposal: &Proposal,
+        engine: &Engine,
+        output: &Output,
+    ) -> anyhow::Result<()> {
+        let predicted = proposal.predict()?;
+        if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
+            let what =
+                format!("depth {depth}, a prompt of {} and {} generated", suite.depth_prompt, suite.depth_generate);
+            let smaller = |_| "a shorter sweep (its depths, --depth-prompt, --depth-generate)".to_string();
+            predicted.takes(what, deepest(suite), smaller)?;
+        }
+        let longest = suite.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0);
+        if longest >= predicted.slot_tokens {
+            let slot = predicted.slot_tokens;
+            output.say(&format!(
+                "warning: answers may have {longest} tokens and the context has {slot}: long ones are cut (a larger -c, or --max-tokens)"
+            ));
+        }
+        Ok(())
+    }
+
     /// What sessions need to know.
     pub fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
         Ok(Asking {
@@ -159,6 +185,23 @@ impl How {
             interrupted: interrupt::is_pressed,
             limit: Duration::from_secs(timeout),
         })
+    }
+}
+
+/// Tokens that the deepest point of the sweep has in the context at its end; 0 without a sweep.
+fn deepest(suite: &Suite) -> u32 {
+    let end = |depth: &u32| depth.saturating_add(suite.depth_prompt).saturating_add(suite.depth_generate);
+    suite.depths.iter().map(end).max().unwrap_or(0)
+}
+
+/// The context that a plan has at least, where nobody says.
+const PLANNED_CONTEXT: u32 = 8192;
+
+/// Sees to room for so many tokens in a slot, where the context is left to the planner.
+fn make_room(options: &mut PlanOptions, tokens: u32) {
+    if options.ctx_size.is_none() && options.objective != Objective::Context && tokens > PLANNED_CONTEXT {
+        let slots: u32 = options.launch.parallel.as_deref().and_then(|slots| slots.parse().ok()).unwrap_or(1);
+        options.ctx_size = Some(ContextChoice::Fixed(tokens.next_multiple_of(256).saturating_mul(slots)));
     }
 }
 
@@ -193,10 +236,12 @@ impl File {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = Suite::protocol();
     suite.depths.clone_from(&args.depths);
     args.how.apply(&mut suite);
+    make_room(&mut args.options, deepest(&suite));
+    let args = &args;
     let bench = match (&args.url, &args.from) {
         (_, Some(path)) => of_llama_bench(path, &mut suite)?,
         (Some(url), None) => of_endpoint(url, args, &suite, output)?,
@@ -262,6 +307,7 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Be
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let engine = args.engine.engine(args.runtime, output)?;
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
+    args.how.check_length(suite, &proposal, &engine, output)?;
     let file = File::read(&proposal.launch.model, args.how.synthetic)?;
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
     let fit = args.how.fit(&names, &proposal, &file, &args.options, &engine)?;
@@ -417,5 +463,13 @@ mod tests {
         args.how.apply(&mut suite);
         assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.depth), (5, &[0, 64][..], 0));
         assert!(suite.prompts.iter().all(|prompt| prompt.max_tokens == 9));
+        assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
+        let mut options = args.options;
+        make_room(&mut options, 8192);
+        assert_eq!(options.ctx_size, None);
+        make_room(&mut options, 16_900);
+        assert_eq!(options.ctx_size, Some(ContextChoice::Fixed(17_152)));
+        make_room(&mut options, 99_000);
+        assert_eq!(options.ctx_size, Some(ContextChoice::Fixed(17_152)), "what is given is kept");
     }
 }

@@ -46,6 +46,54 @@ pub struct Predicted {
     pub mapped_span: Option<Bytes>,
     /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
     pub slot_tokens: u32,
+    /// Tokens that the model was trained on, where its file says.
+    trained: Option<u32>,
+}
+
+/// What is to be asked of a launch is longer than its context.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} takes {needs} tokens of context, and this launch has room for {slot}")]
+pub struct TooLong {
+    what: String,
+    needs: u32,
+    slot: u32,
+    /// What `-c` would have to be; `None` where the model itself was trained on no more.
+    context: Option<u32>,
+    smaller: String,
+}
+
+impl TooLong {
+    /// What to try.
+    pub fn hint(&self) -> String {
+        match self.context {
+            Some(context) => format!("give -c {context} or more, or {}", self.smaller),
+            None => format!(
+                "the model was trained on {} tokens, and llama-server takes no more: {}",
+                self.slot, self.smaller
+            ),
+        }
+    }
+}
+
+impl Predicted {
+    /// Whether a slot of the launch has room for `needs` tokens; if not, `what` does not fit, and
+    /// `smaller` says what may in a slot of so many.
+    pub fn takes(
+        &self,
+        what: impl Into<String>,
+        needs: u32,
+        smaller: impl FnOnce(u32) -> String,
+    ) -> Result<(), TooLong> {
+        let slot = self.slot_tokens;
+        if needs <= slot {
+            return Ok(());
+        }
+        let context = self
+            .trained
+            .is_none_or(|trained| needs <= trained)
+            .then(|| needs.next_multiple_of(256).saturating_mul(self.prediction.numbers.n_stream.max(1)));
+        Err(TooLong { what: what.into(), needs, slot, context, smaller: smaller(slot) })
+    }
 }
 
 /// What is needed of a plan's document.
@@ -81,9 +129,9 @@ impl Proposal {
         let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
         let mapped_span = crate::checkup::mapped_span(&model, &launch.run, &placement);
         let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement)?;
-        let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0).unwrap_or(u32::MAX);
-        let slot_tokens = prediction.numbers.n_ctx_seq.min(trained);
-        Ok(Predicted { prediction, mapped_span, slot_tokens })
+        let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0);
+        let slot_tokens = prediction.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX));
+        Ok(Predicted { prediction, mapped_span, slot_tokens, trained })
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.

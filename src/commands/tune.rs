@@ -173,6 +173,12 @@ impl Tuning {
             .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", args.model.display()))?;
         let turn = &file.turn;
         anyhow::ensure!(turn.prompt > 0 && turn.generate > 0, "a turn to tune for has a --prompt and a --generate");
+        let tokens = turn.depth.saturating_add(turn.prompt).saturating_add(turn.generate);
+        let shorter = |slot: u32| match slot.checked_sub(turn.depth.saturating_add(turn.generate)) {
+            Some(prompt) if prompt > 0 => format!("--prompt {prompt} or less"),
+            _ => "a smaller --depth or --generate".to_string(),
+        };
+        proposal.predict()?.takes("the turn", tokens, shorter)?;
         let launch = &proposal.launch;
         let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
         let subject = subject(launch, &server, turn)?;

@@ -112,12 +112,21 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let ran = document.models.iter().any(|model| model.skipped.is_none());
     anyhow::ensure!(ran, "no model was run: name one with --model NAME=PATH");
     let benches = || document.models.iter().filter_map(|model| model.bench.as_ref());
-    if let Some(nothing) = NothingMeasured::of(benches()) {
+    if let Some(nothing) = NothingMeasured::of(benches()).or_else(|| unlaunched(&document.models)) {
         return Err(nothing.into());
     }
     say_what_to_try(benches(), output);
     let failed = document.summary.iter().any(|line| line.verdict == Verdict::Fail);
     Ok(if failed { Outcome::No } else { Outcome::Yes })
+}
+
+/// Why no model came so far as to be launched; `None` where one did.
+fn unlaunched(models: &[ModelValidation]) -> Option<NothingMeasured> {
+    if models.iter().any(|model| model.bench.is_some()) {
+        return None;
+    }
+    let mut items = models.iter().flat_map(|model| &model.sections).flat_map(|section| &section.items);
+    items.find(|item| item.what == LAUNCHED).map(|item| NothingMeasured::because(&item.detail))
 }
 
 /// Writes the whole as far as it is known, with its summary, and in the environment what ran and on which devices.
@@ -198,6 +207,9 @@ fn item(what: &str, verdict: Verdict, detail: String) -> Item {
     Item { what: what.to_string(), verdict, detail }
 }
 
+/// The line about a model that does not come so far as to be launched.
+const LAUNCHED: &str = "it can be read, planned and launched";
+
 /// The line about running a model's code.
 const PYTHON: &str = "code of a model can be run isolated";
 
@@ -264,7 +276,8 @@ fn a_model(shared: &Shared<'_>, (name, expected, _): &Named, path: &Path) -> any
     match through(shared, &mut model, expected.as_ref(), path) {
         Err(error) if interrupt::is_cause(&error) || error.is::<crate::suite::store::Error>() => Err(error),
         Err(error) => {
-            let line = item("it can be read, planned and launched", Verdict::Fail, format!("{error:#}"));
+            let hint = super::hint(&error).map_or(String::new(), |hint| format!("; {hint}"));
+            let line = item(LAUNCHED, Verdict::Fail, format!("{error:#}{hint}"));
             model.sections.push(Section { name: "file".into(), items: vec![line] });
             Ok(model)
         }
@@ -290,6 +303,7 @@ fn through(
     model.sections.push(architecture);
 
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
+    args.how.check_length(suite, &proposal, &shared.engine, shared.output)?;
     let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
     let fit = args.how.fit(&names, &proposal, &file, &args.options, &shared.engine)?;
     let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();

@@ -43,6 +43,11 @@ impl NothingMeasured {
         self.hint.clone()
     }
 
+    /// For a reason that kept everything from being launched.
+    pub fn because(why: impl Into<String>) -> Self {
+        Self { why: why.into(), hint: None }
+    }
+
     /// Of benches that did not measure anything, with the first reason; `None` where something was measured, or nothing tried.
     pub fn of<'a>(benches: impl IntoIterator<Item = &'a Bench>) -> Option<Self> {
         let mut first = None;
