@@ -37,7 +37,8 @@ use crate::tune::neighbours;
   moeplan bench plan.json --depth 0,4096,16384 --repetitions 5 --json -o bench.json
   moeplan bench --url http://127.0.0.1:8080
   moeplan bench --from llama-bench.json --csv table.csv
-  moeplan bench model.gguf --backend rpc --vram 8M --threads 1    (a software device, without a GPU)")]
+  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf    (no GPU? a model for a software device:)
+  moeplan bench tiny.gguf --backend rpc --vram 9M --margin 0 -c 1024 --threads 1")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN", required_unless_present_any = ["url", "from"])]
@@ -307,6 +308,7 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Be
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let engine = args.engine.engine(args.runtime, output)?;
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
+    proposal.warn_of_hole(output);
     args.how.check_length(suite, &proposal, &engine, output)?;
     let file = File::read(&proposal.launch.model, args.how.synthetic)?;
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
@@ -463,6 +465,7 @@ mod tests {
         args.how.apply(&mut suite);
         assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.depth), (5, &[0, 64][..], 0));
         assert!(suite.prompts.iter().all(|prompt| prompt.max_tokens == 9));
+        suite.depths.clone_from(&args.depths);
         assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
         let mut options = args.options;
         make_room(&mut options, 8192);

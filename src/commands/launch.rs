@@ -8,15 +8,16 @@ use serde::Deserialize as _;
 
 use super::engine::Engine;
 use super::plan::PlanOptions;
-use super::{check, model_arg};
+use super::{Output, check, model_arg};
 use crate::bytes::Bytes;
 use crate::gguf;
-use crate::machine::Machine;
+use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Prediction};
 use crate::plan;
 use crate::run::{ModelSource, RunConfig, parse};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
+use crate::suite::facts;
 
 /// What a launch is beyond its plan.
 #[derive(Debug, Clone, clap::Args)]
@@ -76,6 +77,16 @@ impl TooLong {
 }
 
 impl Predicted {
+    /// Devices that a plan was made for and leaves empty.
+    pub fn empty_devices<'a>(&self, proposal: &'a Proposal) -> impl Iterator<Item = &'a Device> {
+        let is_planned = !proposal.plan.is_null();
+        let holds = |device: &Device| {
+            let row = self.prediction.memory.get(&device.name);
+            row.is_some_and(|row| row.model + row.context + row.compute > Bytes(0))
+        };
+        proposal.launch.machine.devices.iter().filter(move |device| is_planned && !holds(device))
+    }
+
     /// Whether a slot of the launch has room for `needs` tokens; if not, `what` does not fit, and
     /// `smaller` says what may in a slot of so many.
     pub fn takes(
@@ -120,6 +131,19 @@ impl Proposal {
     pub fn speed(&self) -> Option<(Turn, Speed)> {
         let turn = Turn::deserialize(self.plan.get("turn")?).ok()?;
         Some((turn, Speed::deserialize(self.plan.get("speed")?).ok()?))
+    }
+
+    /// Says that a file has no weights, before anything is launched with it.
+    pub fn warn_of_hole(&self, output: &Output) {
+        let files = gguf::open(&self.launch.model).map(|gguf| gguf.files).unwrap_or_default();
+        if let Some((stored, whole)) = facts::hole(&files) {
+            output.say(&format!(
+                "warning: `{}` is a hole: {stored} of its {whole} are on the disk, so all its weights are zeros: memory is as with the \
+                 real file, speed and answers are not. Download the model, or let `moeplan synth --list` name one for \
+                 `moeplan synth NAME --tiny --weights random`",
+                self.launch.model.display()
+            ));
+        }
     }
 
     /// What moeplan predicts for it.
@@ -217,8 +241,7 @@ pub fn listed(engine: &Engine, machine: &Machine) -> anyhow::Result<Vec<DeviceIn
 
 /// Servers for the software devices that have none yet, with as many threads as the launch.
 fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::Result<Vec<RpcServer>> {
-    let is_software =
-        |device: &crate::machine::Device| device.backend == crate::machine::Backend::Rpc && device.endpoint().is_none();
+    let is_software = |device: &Device| device.backend == Backend::Rpc && device.endpoint().is_none();
     if machine.devices.iter().any(is_software) {
         let threads = run.n_threads.unwrap_or(0);
         return Ok(bind_software_devices(engine.rpc_program()?, machine, run, threads)?);

@@ -52,10 +52,10 @@ pub struct Args {
     #[command(flatten)]
     pub launch: LaunchArgs,
     /// Start no measurement that would end later than this; the first is always made.
-    #[arg(long, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
+    #[arg(help_heading = "Measurement", long, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
     pub minutes: f64,
     /// Where measurements are kept as they are made; an interrupted tuning goes on from it [default: in the state folder].
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Measurement", long, value_name = "FILE")]
     pub journal: Option<PathBuf>,
     /// What runs them.
     #[command(flatten)]
@@ -166,6 +166,7 @@ impl Tuning {
         let server = args.engine.server(output)?;
         let engine = Engine::Server(Box::new(server.clone()));
         let proposal = Proposal::of_model(&args.model, &args.options, &args.launch, &engine)?;
+        proposal.warn_of_hole(output);
         if !proposal.fits() {
             output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
         }

@@ -303,6 +303,7 @@ fn through(
     model.sections.push(architecture);
 
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
+    proposal.warn_of_hole(shared.output);
     args.how.check_length(suite, &proposal, &shared.engine, shared.output)?;
     let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
     let fit = args.how.fit(&names, &proposal, &file, &args.options, &shared.engine)?;
