@@ -28,7 +28,7 @@ use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
 use crate::suite::rounds::rounds;
 use crate::suite::session::Asking;
 use crate::suite::store::{Store, key};
-use crate::suite::{checklist, earlier, facts};
+use crate::suite::{checklist, earlier, facts, prerequisites};
 use crate::tune::neighbours;
 
 /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
@@ -91,7 +91,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         suite: shared.suite.name.clone(),
         description: shared.suite.description.clone(),
         environment: facts::environment(None),
-        prerequisites: prerequisites(&shared),
+        prerequisites: required(&shared),
         models: named.iter().map(|named| before(&shared, named)).collect(),
         summary: Vec::new(),
     };
@@ -214,11 +214,11 @@ const LAUNCHED: &str = "it can be read, planned and launched";
 const PYTHON: &str = "code of a model can be run isolated";
 
 /// What has to be there.
-fn prerequisites(shared: &Shared<'_>) -> Vec<Item> {
+fn required(shared: &Shared<'_>) -> Vec<Item> {
     let mut items = vec![item("llama-server runs here", Verdict::Pass, shared.engine.name())];
     let machine = shared.args.options.described_machine();
     items.push(match machine.and_then(|machine| Ok((listed(&shared.engine, &machine)?, machine))) {
-        Ok((listed, machine)) => checklist::devices(&machine.devices, &listed),
+        Ok((listed, machine)) => prerequisites::devices(&machine.devices, &listed),
         Err(error) => item("there is a device", Verdict::Fail, format!("{error:#}")),
     });
     items.push(match Isolated.values("def f(n): return n", "f", 1) {

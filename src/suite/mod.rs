@@ -9,6 +9,7 @@ pub mod facts;
 pub mod failure;
 pub mod language;
 pub mod llama_bench;
+pub mod prerequisites;
 pub mod protocol;
 pub mod quality;
 pub mod rounds;
