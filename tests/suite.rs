@@ -392,7 +392,7 @@ fn launches_that_all_fail_are_failures_and_could_not_tell() {
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains("error: nothing was measured: "), "{said}");
-        assert!(said.contains("\nhint: ") || said.contains("; give -c "), "{said}");
+        assert!(said.contains("\nhint: ") || said.contains("; plan with -c "), "{said}");
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
     };
     let mine = format!("mine={}", model.display());
@@ -410,7 +410,7 @@ fn launches_that_all_fail_are_failures_and_could_not_tell() {
     // The suite's sweep is longer than this context: that is known before a launch.
     let short = fake("", &["validate", "--model", &mine, "--results", results.to_str().unwrap(), "-c", "1024"]);
     let page = short.to_string();
-    assert!(page.contains("takes 1568 tokens of context") && page.contains("give -c 1792 or more"), "{page}");
+    assert!(page.contains("takes 1568 tokens of context") && page.contains("plan with -c 1792 or more"), "{page}");
     let bench = fake("bad-model", &["bench", model.to_str().unwrap()]);
     let failure = bench["cases"][0]["sessions"][0]["trouble"]["kind"].as_str();
     assert_eq!(failure, Some("failed"), "{bench}");

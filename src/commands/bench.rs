@@ -34,7 +34,7 @@ use crate::tune::neighbours;
 #[command(mut_arg("depth", |arg| arg.long("plan-depth")))]
 #[command(after_help = "Examples:
   moeplan bench model.gguf --vram 24G --baseline all-on-device,experts-on-host,fit
-  moeplan bench plan.json --depth 0,4096,16384 --repetitions 5 --json -o bench.json
+  moeplan bench model.gguf --vram 24G --depth 0,4096,16384 --repetitions 5 --json -o bench.json
   moeplan bench --url http://127.0.0.1:8080
   moeplan bench --from llama-bench.json --csv table.csv
   moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf    (no GPU? a model for a software device:)

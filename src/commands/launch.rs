@@ -67,7 +67,7 @@ impl TooLong {
     /// What to try.
     pub fn hint(&self) -> String {
         match self.context {
-            Some(context) => format!("give -c {context} or more, or {}", self.smaller),
+            Some(context) => format!("plan with -c {context} or more, or {}", self.smaller),
             None => format!(
                 "the model was trained on {} tokens, and llama-server takes no more: {}",
                 self.slot, self.smaller
