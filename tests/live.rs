@@ -1,7 +1,6 @@
 //! The panel of `run` on a terminal and where there is none, on a fake llama-server that serves one request.
 
 #![cfg(all(target_os = "linux", feature = "cli"))]
-#![expect(clippy::print_stderr, reason = "a test's report")]
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -107,24 +106,22 @@ fn piped(folder: &Path, more: &[&str]) -> Talker {
     Talker::new(&mut command, |child| Box::new(child.stderr.take().expect("stderr")))
 }
 
-/// `run` on a terminal of so many columns; `None` where no program makes one.
-fn on_a_terminal(folder: &Path, columns: u16, more: &[&str]) -> Option<Talker> {
-    if Command::new("script").arg("--version").stdout(Stdio::null()).status().is_err() {
-        eprintln!("not tested on a terminal: there is no `script`");
-        return None;
-    }
+/// `run` on a terminal of so many columns, which `script` makes.
+fn on_a_terminal(folder: &Path, columns: u16, more: &[&str]) -> Talker {
+    let script = Command::new("script").arg("--version").stdout(Stdio::null()).status();
+    assert!(script.is_ok(), "nothing makes a terminal here: install `script` (util-linux; in Debian bsdutils)");
     let line = format!("stty cols {columns} rows 30; exec {}", words(folder, more).join(" "));
     let mut command = Command::new("script");
     command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
     command.stdout(Stdio::piped());
-    Some(Talker::new(&mut command, |child| Box::new(child.stdout.take().expect("stdout"))))
+    Talker::new(&mut command, |child| Box::new(child.stdout.take().expect("stdout")))
 }
 
 #[test]
 fn on_a_terminal_the_panel_stays_below_the_log_and_leaves_with_ctrl_c() {
     for (columns, more, has_color) in [(80, &["--log"][..], true), (40, &["--color", "never"], false)] {
         let folder = tempfile::tempdir().expect("a folder");
-        let Some(mut talker) = on_a_terminal(folder.path(), columns, more) else { return };
+        let mut talker = on_a_terminal(folder.path(), columns, more);
         // The panel is there before the first request.
         talker.until("0 running, 0 served");
         talker.ask();

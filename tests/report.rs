@@ -156,17 +156,27 @@ fn strangers_names_stay_names() {
 fn what_is_no_document_is_an_error_with_a_hint() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("a.json"), r#"{"schema":"moeplan/plan/9"}"#).unwrap();
+    std::fs::write(folder.path().join("m.gguf"), b"GGUF\x03\0\0\0\xff").unwrap();
+    std::fs::write(folder.path().join("program"), b"\x7fELF\xff\xfe").unwrap();
+    std::fs::write(folder.path().join("empty.json"), "").unwrap();
+    std::fs::write(folder.path().join("log.txt"), "hello").unwrap();
+    let as_it_is = "error: `log.txt` is not JSON: expected value at line 1 column 1\n";
     for (words, expected) in [
+        (["report"].to_vec(), "hint: for example: moeplan report run.json"),
+        (["report", "m.gguf"].to_vec(), "hint: `moeplan inspect m.gguf --json"),
+        (["report", "program"].to_vec(), "`program` is not JSON: it is not even text"),
+        (["report", "empty.json"].to_vec(), "`empty.json` is empty"),
+        (["report", "log.txt"].to_vec(), as_it_is),
         (["report", "a.json"].to_vec(), "`moeplan/plan/9`, which a report does not show"),
         (["report", "b.json"].to_vec(), "cannot read `b.json`"),
-        (["report", "."].to_vec(), "cannot read `.`"),
+        (["report", "."].to_vec(), "`.` is a folder"),
     ] {
         let output = moeplan(folder.path(), &words);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(2) && said.contains(expected), "{words:?}: {said}");
     }
     let said = String::from_utf8(moeplan(folder.path(), &["report", "a.json"]).stderr).unwrap();
-    assert!(said.contains("hint: a report shows moeplan/inspect/1"), "{said}");
+    assert!(said.contains("hint: a report shows what inspect, check, plan, run"), "{said}");
 }
 
 /// Chromium, where there is one.

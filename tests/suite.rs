@@ -6,6 +6,8 @@
 #![cfg(feature = "cli")]
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
+#[path = "support/examples.rs"]
+mod examples;
 #[path = "support/fake_endpoint.rs"]
 mod fake_endpoint;
 
@@ -134,7 +136,7 @@ fn refusals_are_kept_and_nothing_of_them_is_markup() {
 fn an_endpoint_that_hangs_or_is_not_there_ends_the_bench() {
     let (bench, code) = of_endpoint(Manner::Hangs, &["--timeout", "1"]);
     let failure = bench.cases[0].sessions[0].failure.clone().unwrap_or_default();
-    assert!(code == 1 && failure.contains("longer than 1 s"), "{failure}");
+    assert!(code == 2 && failure.contains("longer than 1 s"), "{failure}");
     let output = moeplan(&["bench", "--url", "http://127.0.0.1:9"]);
     assert_eq!(output.status.code(), Some(2));
     let said = text(&output.stderr);
@@ -374,6 +376,44 @@ fn a_suite_without_models_could_not_tell() {
     let page = text(&output.stdout);
     // Each model says so, and so does the final checklist of each.
     assert_eq!(page.matches("its file was not named").count(), 5 + 5, "{page}");
+}
+
+#[cfg(unix)]
+#[test]
+fn launches_that_all_fail_are_failures_and_could_not_tell() {
+    let server = examples::example("fake-llama-server", "tests/support/fake_llama_server.rs");
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny(folder.path());
+    let results = folder.path().join("results");
+    let fake = |mode: &str, words: &[&str]| {
+        let mut command = Command::new(MOEPLAN);
+        command.args(words).args(["--vram", "8G", "--json", "--llama-server"]).arg(&server);
+        let output = command.env("FAKE_LLAMA_SERVER", mode).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("error: nothing was measured: "), "{said}");
+        assert!(said.contains("\nhint: ") || said.contains("; plan with -c "), "{said}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let mine = format!("mine={}", model.display());
+    let validation = fake("oom", &["validate", "--model", &mine, "--results", results.to_str().unwrap()]);
+    schemas::assert_valid(&validation);
+    let validation: Validation = serde_json::from_value(validation).unwrap();
+    let device = validation.prerequisites.iter().find(|line| line.what == "there is a device").unwrap();
+    assert!(device.verdict == Verdict::Fail && device.detail.contains("llama.cpp lists none"), "{device:?}");
+    for line in validation.summary.iter().filter(|line| line.what != "architecture") {
+        assert_eq!(line.verdict, Verdict::Fail, "{line:?}");
+    }
+    let placements = &validation.models.iter().find(|model| model.name == "mine").unwrap().sections[1];
+    let says = |name: &str| placements.items.iter().find(|line| line.what.starts_with(name)).unwrap().detail.clone();
+    assert!(says("experts-on-host: every launch").contains("out of memory: 12.00 GiB for weights"), "{placements:?}");
+    // The suite's sweep is longer than this context: that is known before a launch.
+    let short = fake("", &["validate", "--model", &mine, "--results", results.to_str().unwrap(), "-c", "1024"]);
+    let page = short.to_string();
+    assert!(page.contains("takes 1568 tokens of context") && page.contains("plan with -c 1792 or more"), "{page}");
+    let bench = fake("bad-model", &["bench", model.to_str().unwrap()]);
+    let failure = bench["cases"][0]["sessions"][0]["trouble"]["kind"].as_str();
+    assert_eq!(failure, Some("failed"), "{bench}");
 }
 
 #[test]

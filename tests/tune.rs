@@ -51,9 +51,10 @@ impl Bench {
     fn tune(&self, more: &[&str]) -> Command {
         let mut command = Command::new(MOEPLAN);
         command
-            .args(["tune", "--json", "--backend", "rpc", "--vram", "9M", "--margin", "0", "--threads", "1"])
+            .args(["tune", "--json", "--vram", "9M", "--margin", "0", "--threads", "1"])
             .args(["--ubatch-size", "256", "--load-mode", "mmap", "--generate", "4", "--minutes", "2"])
             .args(more)
+            .args(if more.contains(&"--backend") { &[][..] } else { &["--backend", "rpc"] })
             .arg("--llama-server")
             .arg(&self.program)
             .arg("--journal")
@@ -149,12 +150,27 @@ fn a_tuning_survives_being_stopped_and_killed_and_ends_with_a_command() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_no_answer() {
+fn what_cannot_be_measured_is_no_answer_and_is_said_once() {
     let Some(bench) = Bench::new() else { return };
-    let output = bench.tune(&["--ctx-size", "256", "--prompt", "1000", "--no-op-offload"]).output().expect("moeplan");
+    // A device that is not here is not here for any candidate.
+    let output = bench.tune(&["--backend", "cuda", "--prompt", "32"]).output().expect("moeplan");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{said}");
-    assert!(said.contains("error: nothing could be measured: llama-server refused the request"), "{said}");
-    assert!(said.contains("left out: ") && bench.visits().is_empty(), "{said}");
+    assert!(said.contains("error: nothing could be measured: llama-server did not start: "), "{said}");
+    assert_eq!((said.matches("invalid device").count(), said.matches("measuring ").count()), (1, 1), "{said}");
+    assert!(said.contains("\nhint: `moeplan doctor`") && bench.visits().is_empty(), "{said}");
     assert!(!bench.is_model_in_use());
+}
+
+#[test]
+fn a_turn_longer_than_the_context_is_refused_before_anything_is_launched() {
+    let Some(bench) = Bench::new() else { return };
+    let output = bench.tune(&["--ctx-size", "256", "--prompt", "1000"]).output().expect("moeplan");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{said}");
+    assert!(said.contains("error: the turn takes 1004 tokens of context, and this launch has room for 256"), "{said}");
+    assert!(
+        said.contains("\nhint: plan with -c 1024 or more, or --prompt 252 or less") && !said.contains("measuring"),
+        "{said}"
+    );
 }

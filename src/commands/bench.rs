@@ -1,5 +1,6 @@
 //! `bench`: the four prompts, whole and streamed, and a depth sweep, beside baselines launched in turn. [I/O]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::{Outcome, Output, check, interrupt};
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::gguf;
+use crate::plan::{ContextChoice, Objective};
 use crate::report;
 use crate::run::RunConfig;
 use crate::runtime::endpoint::Endpoint;
@@ -20,6 +22,7 @@ use crate::runtime::{RuntimeInfo, detect, server};
 use crate::suite::bench::{Facts, Raw, bench, csv};
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{Bench, Environment, ModelFacts, Verdict, Weights};
+use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::Suite;
 use crate::suite::rounds::rounds;
 use crate::suite::session::{self, Asking};
@@ -31,10 +34,11 @@ use crate::tune::neighbours;
 #[command(mut_arg("depth", |arg| arg.long("plan-depth")))]
 #[command(after_help = "Examples:
   moeplan bench model.gguf --vram 24G --baseline all-on-device,experts-on-host,fit
-  moeplan bench plan.json --depth 0,4096,16384 --repetitions 5 --json -o bench.json
+  moeplan bench model.gguf --vram 24G --depth 0,4096,16384 --repetitions 5 --json -o bench.json
   moeplan bench --url http://127.0.0.1:8080
   moeplan bench --from llama-bench.json --csv table.csv
-  moeplan bench model.gguf --backend rpc --vram 8M --threads 1    (a software device, without a GPU)")]
+  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf    (no GPU? a model for a software device:)
+  moeplan bench tiny.gguf --backend rpc --vram 9M --margin 0 -c 1024 --threads 1")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN", required_unless_present_any = ["url", "from"])]
@@ -59,7 +63,7 @@ pub struct Args {
     /// How it is asked.
     #[command(flatten)]
     pub how: How,
-    /// Tokens in the context before each point of the depth sweep; none for no sweep.
+    /// Tokens in the context before each point of the depth sweep.
     #[arg(id = "depths", long = "depth", value_delimiter = ',', value_name = "N,…", default_value = "0")]
     pub depths: Vec<u32>,
     /// What runs the launch; the embedded llama.cpp gives no streams.
@@ -147,6 +151,31 @@ impl How {
         Ok(fit)
     }
 
+    /// Refuses a sweep that is deeper than the context of the launch, and says which answers it will cut.
+    pub fn check_length(
+        &self,
+        suite: &Suite,
+        proposal: &Proposal,
+        engine: &Engine,
+        output: &Output,
+    ) -> anyhow::Result<()> {
+        let predicted = proposal.predict()?;
+        if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
+            let what =
+                format!("depth {depth}, a prompt of {} and {} generated", suite.depth_prompt, suite.depth_generate);
+            let smaller = |_| "a shorter sweep (its depths, --depth-prompt, --depth-generate)".to_string();
+            predicted.takes(what, deepest(suite), smaller)?;
+        }
+        let longest = suite.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0);
+        if longest >= predicted.slot_tokens {
+            let slot = predicted.slot_tokens;
+            output.say(&format!(
+                "warning: answers may have {longest} tokens and the context has {slot}: long ones are cut (a larger -c, or --max-tokens)"
+            ));
+        }
+        Ok(())
+    }
+
     /// What sessions need to know.
     pub fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
         Ok(Asking {
@@ -157,6 +186,23 @@ impl How {
             interrupted: interrupt::is_pressed,
             limit: Duration::from_secs(timeout),
         })
+    }
+}
+
+/// Tokens that the deepest point of the sweep has in the context at its end; 0 without a sweep.
+fn deepest(suite: &Suite) -> u32 {
+    let end = |depth: &u32| depth.saturating_add(suite.depth_prompt).saturating_add(suite.depth_generate);
+    suite.depths.iter().map(end).max().unwrap_or(0)
+}
+
+/// The context that a plan has at least, where nobody says.
+const PLANNED_CONTEXT: u32 = 8192;
+
+/// Sees to room for so many tokens in a slot, where the context is left to the planner.
+fn make_room(options: &mut PlanOptions, tokens: u32) {
+    if options.ctx_size.is_none() && options.objective != Objective::Context && tokens > PLANNED_CONTEXT {
+        let slots: u32 = options.launch.parallel.as_deref().and_then(|slots| slots.parse().ok()).unwrap_or(1);
+        options.ctx_size = Some(ContextChoice::Fixed(tokens.next_multiple_of(256).saturating_mul(slots)));
     }
 }
 
@@ -191,16 +237,22 @@ impl File {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = Suite::protocol();
     suite.depths.clone_from(&args.depths);
     args.how.apply(&mut suite);
+    make_room(&mut args.options, deepest(&suite));
+    let args = &args;
     let bench = match (&args.url, &args.from) {
         (_, Some(path)) => of_llama_bench(path, &mut suite)?,
         (Some(url), None) => of_endpoint(url, args, &suite, output)?,
         (None, None) => of_launches(args, &suite, output)?,
     };
     answer(&bench, args.csv.as_deref(), output)?;
+    if let Some(nothing) = NothingMeasured::of([&bench]) {
+        return Err(nothing.into());
+    }
+    say_what_to_try([&bench], output);
     Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
 }
 
@@ -209,6 +261,15 @@ fn is_sound(bench: &Bench) -> bool {
     let Some(case) = bench.cases.first() else { return false };
     let ran = case.sessions.iter().all(|session| session.failure.is_none());
     ran && case.stream.iter().all(|item| item.verdict != Verdict::Fail)
+}
+
+/// Says what to try about launches that failed, each advice once.
+pub fn say_what_to_try<'a>(benches: impl IntoIterator<Item = &'a Bench>, output: &Output) {
+    let failed = benches.into_iter().flat_map(|bench| &bench.cases).filter_map(|case| case.first_failed());
+    let hints: BTreeSet<&str> = failed.filter_map(|session| session.trouble.as_ref()?.hint.as_deref()).collect();
+    for hint in hints {
+        output.say(&format!("hint: {hint}"));
+    }
 }
 
 /// Prints a bench.
@@ -247,6 +308,8 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Be
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let engine = args.engine.engine(args.runtime, output)?;
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
+    proposal.warn_of_hole(output);
+    args.how.check_length(suite, &proposal, &engine, output)?;
     let file = File::read(&proposal.launch.model, args.how.synthetic)?;
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
     let fit = args.how.fit(&names, &proposal, &file, &args.options, &engine)?;
@@ -402,5 +465,14 @@ mod tests {
         args.how.apply(&mut suite);
         assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.depth), (5, &[0, 64][..], 0));
         assert!(suite.prompts.iter().all(|prompt| prompt.max_tokens == 9));
+        suite.depths.clone_from(&args.depths);
+        assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
+        let mut options = args.options;
+        make_room(&mut options, 8192);
+        assert_eq!(options.ctx_size, None);
+        make_room(&mut options, 16_900);
+        assert_eq!(options.ctx_size, Some(ContextChoice::Fixed(17_152)));
+        make_room(&mut options, 99_000);
+        assert_eq!(options.ctx_size, Some(ContextChoice::Fixed(17_152)), "what is given is kept");
     }
 }

@@ -28,10 +28,15 @@ use crate::synth::{Wish, spec, synthesize};
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct CalibrateArgs {
-    /// Find what the machine does in a second, and save it for later plans.
+    /// Measure this machine's speeds, in three minutes at the most, for what later plans predict.
+    ///
+    /// The llama-bench beside llama-server runs two small models that are made for it (2 GiB each in the cache folder, removed
+    /// afterwards) on the devices and on the host: how fast memory is read, how fast copies and products are, what a step waits for.
+    /// Saved as machine.json in the folder for settings, or in the file of -o. Every later plan for this machine predicts its speeds
+    /// from that and says so; without it they are a table's or a guess. Memory is not measured here: `moeplan verify` does that.
     #[arg(long)]
     pub calibrate: bool,
-    /// Take what llama-bench measured earlier, or elsewhere (`-o json` or `-o jsonl`); repeatable.
+    /// Measure nothing, take rows that llama-bench wrote before, here or elsewhere (`-o json` or `-o jsonl`); repeatable.
     #[arg(long, value_name = "FILE", requires = "calibrate")]
     pub from: Vec<PathBuf>,
     /// A model that those rows are of, where its name is none that `moeplan synth --list` knows; repeatable.
@@ -40,7 +45,7 @@ pub struct CalibrateArgs {
     /// The llama-server whose llama-bench, in the same folder, measures.
     #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
     pub llama_server: Option<PathBuf>,
-    /// Start no new test after this many seconds.
+    /// Start no new measurement after so many seconds; what is left out is said, and keeps its guess.
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
     pub seconds: u64,
 }

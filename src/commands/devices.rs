@@ -13,7 +13,7 @@ use crate::report;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan devices                                                 what is found here
-  moeplan devices --calibrate                                     how fast it is
+  moeplan devices --calibrate                                     how fast it is, for every later plan
   moeplan devices --vram 24G,12G --ram 128G --json -o pc.json     another, for --machine pc.json")]
 pub struct Args {
     /// A machine to describe instead of this one.

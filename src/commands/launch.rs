@@ -8,15 +8,16 @@ use serde::Deserialize as _;
 
 use super::engine::Engine;
 use super::plan::PlanOptions;
-use super::{check, model_arg};
+use super::{Output, check, model_arg};
 use crate::bytes::Bytes;
 use crate::gguf;
-use crate::machine::Machine;
+use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Prediction};
 use crate::plan;
 use crate::run::{ModelSource, RunConfig, parse};
-use crate::runtime::{Launch, RpcServer, bind_software_devices, machine_of, software_machine};
+use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
+use crate::suite::facts;
 
 /// What a launch is beyond its plan.
 #[derive(Debug, Clone, clap::Args)]
@@ -46,6 +47,64 @@ pub struct Predicted {
     pub mapped_span: Option<Bytes>,
     /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
     pub slot_tokens: u32,
+    /// Tokens that the model was trained on, where its file says.
+    trained: Option<u32>,
+}
+
+/// What is to be asked of a launch is longer than its context.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} takes {needs} tokens of context, and this launch has room for {slot}")]
+pub struct TooLong {
+    what: String,
+    needs: u32,
+    slot: u32,
+    /// What `-c` would have to be; `None` where the model itself was trained on no more.
+    context: Option<u32>,
+    smaller: String,
+}
+
+impl TooLong {
+    /// What to try.
+    pub fn hint(&self) -> String {
+        match self.context {
+            Some(context) => format!("plan with -c {context} or more, or {}", self.smaller),
+            None => format!(
+                "the model was trained on {} tokens, and llama-server takes no more: {}",
+                self.slot, self.smaller
+            ),
+        }
+    }
+}
+
+impl Predicted {
+    /// Devices that a plan was made for and leaves empty.
+    pub fn empty_devices<'a>(&self, proposal: &'a Proposal) -> impl Iterator<Item = &'a Device> {
+        let is_planned = !proposal.plan.is_null();
+        let holds = |device: &Device| {
+            let row = self.prediction.memory.get(&device.name);
+            row.is_some_and(|row| row.model + row.context + row.compute > Bytes(0))
+        };
+        proposal.launch.machine.devices.iter().filter(move |device| is_planned && !holds(device))
+    }
+
+    /// Whether a slot of the launch has room for `needs` tokens; if not, `what` does not fit, and
+    /// `smaller` says what may in a slot of so many.
+    pub fn takes(
+        &self,
+        what: impl Into<String>,
+        needs: u32,
+        smaller: impl FnOnce(u32) -> String,
+    ) -> Result<(), TooLong> {
+        let slot = self.slot_tokens;
+        if needs <= slot {
+            return Ok(());
+        }
+        let context = self
+            .trained
+            .is_none_or(|trained| needs <= trained)
+            .then(|| needs.next_multiple_of(256).saturating_mul(self.prediction.numbers.n_stream.max(1)));
+        Err(TooLong { what: what.into(), needs, slot, context, smaller: smaller(slot) })
+    }
 }
 
 /// What is needed of a plan's document.
@@ -74,6 +133,19 @@ impl Proposal {
         Some((turn, Speed::deserialize(self.plan.get("speed")?).ok()?))
     }
 
+    /// Says that a file has no weights, before anything is launched with it.
+    pub fn warn_of_hole(&self, output: &Output) {
+        let files = gguf::open(&self.launch.model).map(|gguf| gguf.files).unwrap_or_default();
+        if let Some((stored, whole)) = facts::hole(&files) {
+            output.say(&format!(
+                "warning: `{}` is a hole: {stored} of its {whole} are on the disk, so all its weights are zeros: memory is as with the \
+                 real file, speed and answers are not. Download the model, or let `moeplan synth --list` name one for \
+                 `moeplan synth NAME --tiny --weights random`",
+                self.launch.model.display()
+            ));
+        }
+    }
+
     /// What moeplan predicts for it.
     pub fn predict(&self) -> anyhow::Result<Predicted> {
         let launch = &self.launch;
@@ -81,9 +153,9 @@ impl Proposal {
         let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
         let mapped_span = crate::checkup::mapped_span(&model, &launch.run, &placement);
         let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement)?;
-        let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0).unwrap_or(u32::MAX);
-        let slot_tokens = prediction.numbers.n_ctx_seq.min(trained);
-        Ok(Predicted { prediction, mapped_span, slot_tokens })
+        let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0);
+        let slot_tokens = prediction.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX));
+        Ok(Predicted { prediction, mapped_span, slot_tokens, trained })
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.
@@ -160,10 +232,16 @@ fn planned(
     Ok((serde_json::to_value(plan)?, servers))
 }
 
+/// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.
+pub fn listed(engine: &Engine, machine: &Machine) -> anyhow::Result<Vec<DeviceInfo>> {
+    let (mut machine, mut run) = (machine.clone(), RunConfig::default());
+    let _servers = bind(engine, &mut machine, &mut run)?;
+    Ok(engine.runtime().devices(&run.rpc)?)
+}
+
 /// Servers for the software devices that have none yet, with as many threads as the launch.
 fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::Result<Vec<RpcServer>> {
-    let is_software =
-        |device: &crate::machine::Device| device.backend == crate::machine::Backend::Rpc && device.endpoint().is_none();
+    let is_software = |device: &Device| device.backend == Backend::Rpc && device.endpoint().is_none();
     if machine.devices.iter().any(is_software) {
         let threads = run.n_threads.unwrap_or(0);
         return Ok(bind_software_devices(engine.rpc_program()?, machine, run, threads)?);

@@ -210,7 +210,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Doctor(args) => doctor::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),
-        Command::Bench(args) => bench::run(&args, output),
+        Command::Bench(args) => bench::run(*args, output),
         Command::Validate(args) => validate::run(*args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Report(args) => report::run(&args, output),
@@ -274,6 +274,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_synth = || error.chain().find_map(|cause| cause.downcast_ref::<crate::synth::spec::Error>()?.hint());
     let of_words = || error.chain().find_map(|cause| Some(cause.downcast_ref::<Refusal>()?.hint.clone()));
     let of_run = || error.chain().find_map(|cause| cause.downcast_ref::<crate::run::Error>()?.hint());
+    let of_length = || error.chain().find_map(|cause| Some(cause.downcast_ref::<launch::TooLong>()?.hint()));
+    let of_suite =
+        || error.chain().find_map(|cause| cause.downcast_ref::<crate::suite::failure::NothingMeasured>()?.hint());
     inspect::hint(error)
         .or_else(of_words)
         .or_else(of_name)
@@ -284,6 +287,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_runtime)
         .or_else(of_server)
         .or_else(of_endpoint)
+        .or_else(of_suite)
+        .or_else(of_length)
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)

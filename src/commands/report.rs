@@ -16,8 +16,7 @@ const LARGEST: u64 = 256 << 20;
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  moeplan verify --vram 24G model.gguf --json -o run.json
-  moeplan report run.json --format html -o run.html
+  moeplan report run.json -o run.html                (of moeplan verify --vram 24G model.gguf --json -o run.json)
   moeplan report sweep.json -o sweep.svg
   moeplan report plan-a.json plan-b.json bench.json --title 'Three ways' -o report.md")]
 pub struct Args {
@@ -59,15 +58,21 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 
 fn text(file: &Path) -> anyhow::Result<String> {
     let failed = || format!("cannot read `{}`", file.display());
-    let mut text = String::new();
-    let read = if file == Path::new("-") {
-        std::io::stdin().take(LARGEST + 1).read_to_string(&mut text)
+    anyhow::ensure!(!file.is_dir(), "`{}` is a folder: name the documents in it", file.display());
+    let mut source: Box<dyn std::io::Read> = if file == Path::new("-") {
+        Box::new(std::io::stdin())
     } else {
-        std::fs::File::open(file).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text))
+        Box::new(std::fs::File::open(file).with_context(failed)?)
     };
-    let read = read.with_context(failed)?;
-    anyhow::ensure!(read as u64 <= LARGEST, "`{}` is larger than any document of moeplan", file.display());
-    Ok(text)
+    let name = file.display().to_string();
+    let mut bytes = Vec::new();
+    source.by_ref().take(4).read_to_end(&mut bytes).with_context(failed)?;
+    if bytes == b"GGUF" {
+        return Err(read::Error::Model { name }.into());
+    }
+    source.take(LARGEST).read_to_end(&mut bytes).with_context(failed)?;
+    anyhow::ensure!((bytes.len() as u64) <= LARGEST, "`{name}` is larger than any document of moeplan");
+    Ok(String::from_utf8(bytes).map_err(|_| read::Error::Binary { name })?)
 }
 
 /// What to try after an error of this command.

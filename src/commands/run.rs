@@ -85,6 +85,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if !proposal.fits() {
         output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
     }
+    proposal.warn_of_hole(output);
     let Predicted { prediction, mapped_span, .. } = proposal.predict()?;
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;

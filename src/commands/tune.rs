@@ -105,7 +105,12 @@ struct Tuning {
     /// The launches of the race's candidates.
     runs: Vec<RunConfig>,
     journal: PathBuf,
+    /// Why the first candidate that failed did.
+    first_error: Option<runtime::Error>,
 }
+
+/// What is said where no candidate has a sample.
+const NOTHING: &str = "nothing could be measured";
 
 /// Runs the command.
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
@@ -131,8 +136,10 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         tuning.visit(at, output)?;
     }
     let Some((winner, verdict)) = tuning.race.winner() else {
-        let why = tuning.race.failures.iter().flatten().next().cloned();
-        anyhow::bail!("nothing could be measured{}", why.map_or(String::new(), |why| format!(": {why}")));
+        return Err(match tuning.first_error.take() {
+            Some(error) => anyhow::Error::new(error).context(NOTHING),
+            None => anyhow::anyhow!(NOTHING),
+        });
     };
     let document = Document {
         schema: SCHEMA.to_string(),
@@ -160,6 +167,7 @@ impl Tuning {
         let server = args.engine.server(output)?;
         let engine = Engine::Server(Box::new(server.clone()));
         let proposal = Proposal::of_model(&args.model, &args.options, &args.launch, &engine)?;
+        proposal.warn_of_hole(output);
         if !proposal.fits() {
             output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
         }
@@ -167,6 +175,12 @@ impl Tuning {
             .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", args.model.display()))?;
         let turn = &file.turn;
         anyhow::ensure!(turn.prompt > 0 && turn.generate > 0, "a turn to tune for has a --prompt and a --generate");
+        let tokens = turn.depth.saturating_add(turn.prompt).saturating_add(turn.generate);
+        let shorter = |slot: u32| match slot.checked_sub(turn.depth.saturating_add(turn.generate)) {
+            Some(prompt) if prompt > 0 => format!("--prompt {prompt} or less"),
+            _ => "a smaller --depth or --generate".to_string(),
+        };
+        proposal.predict()?.takes("the turn", tokens, shorter)?;
         let launch = &proposal.launch;
         let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
         let subject = subject(launch, &server, turn)?;
@@ -196,7 +210,7 @@ impl Tuning {
                 .context("no folder for the journal: give --journal FILE")?
                 .with_file_name("tune.jsonl"),
         };
-        Ok(Self { server, proposal, model, subject, race: Race::new(candidates), runs, journal })
+        Ok(Self { server, proposal, model, subject, race: Race::new(candidates), runs, journal, first_error: None })
     }
 
     /// Takes over what an earlier tuning of the same has measured; how many visits.
@@ -214,6 +228,11 @@ impl Tuning {
     /// Visits that there are, failed ones too.
     fn made(&self) -> usize {
         self.race.visits.iter().map(Vec::len).sum::<usize>() + self.race.failures.iter().flatten().count()
+    }
+
+    /// Whether any candidate has a sample.
+    fn is_any_measured(&self) -> bool {
+        self.race.visits.iter().any(|visits| !visits.is_empty())
     }
 
     /// How long a visit will take: as its own did, else as the longest did.
@@ -249,9 +268,13 @@ impl Tuning {
                     .say(&format!("what was measured is kept in {}: the same command goes on", self.journal.display()));
                 return Err(runtime::Error::from(runtime::server::Error::Interrupted).into());
             }
+            Err(error) if error.is_of_every_launch() && !self.is_any_measured() => {
+                return Err(anyhow::Error::new(error).context(NOTHING));
+            }
             Err(error) => {
                 output.say(&format!("left out: {error}"));
                 self.race.fail(at, error.to_string());
+                self.first_error.get_or_insert(error);
                 return Ok(());
             }
         };

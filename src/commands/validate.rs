@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::bench::{File, How, Later, a_case, launched};
+use super::bench::{File, How, Later, a_case, launched, say_what_to_try};
 use super::engine::{Engine, EngineArgs, Runs};
-use super::launch::{LaunchArgs, Proposal};
+use super::launch::{LaunchArgs, Proposal, listed};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
 use crate::cli::Format;
@@ -23,11 +23,12 @@ use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{
     Bench, Item, ModelValidation, PlacementFacts, Section, Session, VALIDATION_SCHEMA, Validation, Verdict,
 };
+use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
 use crate::suite::rounds::rounds;
 use crate::suite::session::Asking;
 use crate::suite::store::{Store, key};
-use crate::suite::{checklist, earlier, facts};
+use crate::suite::{checklist, earlier, facts, prerequisites};
 use crate::tune::neighbours;
 
 /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
@@ -90,7 +91,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         suite: shared.suite.name.clone(),
         description: shared.suite.description.clone(),
         environment: facts::environment(None),
-        prerequisites: prerequisites(&shared),
+        prerequisites: required(&shared),
         models: named.iter().map(|named| before(&shared, named)).collect(),
         summary: Vec::new(),
     };
@@ -110,8 +111,22 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     output.say(&format!("results are in {}", args.results.display()));
     let ran = document.models.iter().any(|model| model.skipped.is_none());
     anyhow::ensure!(ran, "no model was run: name one with --model NAME=PATH");
+    let benches = || document.models.iter().filter_map(|model| model.bench.as_ref());
+    if let Some(nothing) = NothingMeasured::of(benches()).or_else(|| unlaunched(&document.models)) {
+        return Err(nothing.into());
+    }
+    say_what_to_try(benches(), output);
     let failed = document.summary.iter().any(|line| line.verdict == Verdict::Fail);
     Ok(if failed { Outcome::No } else { Outcome::Yes })
+}
+
+/// Why no model came so far as to be launched; `None` where one did.
+fn unlaunched(models: &[ModelValidation]) -> Option<NothingMeasured> {
+    if models.iter().any(|model| model.bench.is_some()) {
+        return None;
+    }
+    let mut items = models.iter().flat_map(|model| &model.sections).flat_map(|section| &section.items);
+    items.find(|item| item.what == LAUNCHED).map(|item| NothingMeasured::because(&item.detail))
 }
 
 /// Writes the whole as far as it is known, with its summary, and in the environment what ran and on which devices.
@@ -192,19 +207,18 @@ fn item(what: &str, verdict: Verdict, detail: String) -> Item {
     Item { what: what.to_string(), verdict, detail }
 }
 
+/// The line about a model that does not come so far as to be launched.
+const LAUNCHED: &str = "it can be read, planned and launched";
+
 /// The line about running a model's code.
 const PYTHON: &str = "code of a model can be run isolated";
 
 /// What has to be there.
-fn prerequisites(shared: &Shared<'_>) -> Vec<Item> {
+fn required(shared: &Shared<'_>) -> Vec<Item> {
     let mut items = vec![item("llama-server runs here", Verdict::Pass, shared.engine.name())];
-    items.push(match shared.args.options.described_machine() {
-        Ok(machine) if !machine.devices.is_empty() => {
-            let names: Vec<String> =
-                machine.devices.iter().map(|device| format!("{} with {}", device.name, device.total)).collect();
-            item("there is a device", Verdict::Pass, names.join(", "))
-        }
-        Ok(_) => item("there is a device", Verdict::Fail, "none was found or described (--vram)".to_string()),
+    let machine = shared.args.options.described_machine();
+    items.push(match machine.and_then(|machine| Ok((listed(&shared.engine, &machine)?, machine))) {
+        Ok((listed, machine)) => prerequisites::devices(&machine.devices, &listed),
         Err(error) => item("there is a device", Verdict::Fail, format!("{error:#}")),
     });
     items.push(match Isolated.values("def f(n): return n", "f", 1) {
@@ -262,7 +276,8 @@ fn a_model(shared: &Shared<'_>, (name, expected, _): &Named, path: &Path) -> any
     match through(shared, &mut model, expected.as_ref(), path) {
         Err(error) if interrupt::is_cause(&error) || error.is::<crate::suite::store::Error>() => Err(error),
         Err(error) => {
-            let line = item("it can be read, planned and launched", Verdict::Fail, format!("{error:#}"));
+            let hint = super::hint(&error).map_or(String::new(), |hint| format!("; {hint}"));
+            let line = item(LAUNCHED, Verdict::Fail, format!("{error:#}{hint}"));
             model.sections.push(Section { name: "file".into(), items: vec![line] });
             Ok(model)
         }
@@ -288,10 +303,12 @@ fn through(
     model.sections.push(architecture);
 
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
+    proposal.warn_of_hole(shared.output);
+    args.how.check_length(suite, &proposal, &shared.engine, shared.output)?;
     let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
     let fit = args.how.fit(&names, &proposal, &file, &args.options, &shared.engine)?;
     let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
-    let fits = |case: &CaseLaunch| if case.name == "plan" { Some(proposal.fits()) } else { None };
+    let fits = |case: &CaseLaunch| Some(if case.name == "plan" { proposal.fits() } else { case.lacking().is_none() });
     model.placements =
         cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect::<Vec<PlacementFacts>>();
     store.keep(earlier::PLACEMENTS, &key(&file.facts), &model.placements)?;

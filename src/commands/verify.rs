@@ -22,7 +22,8 @@ use crate::runtime::{Launch, Prompt, Workload};
 #[command(after_help = "Examples:
   moeplan verify model.gguf --vram 24G
   moeplan plan --json -o plan.json model.gguf --vram 24G && moeplan verify plan.json --runtime server
-  moeplan verify model.gguf --backend rpc --vram 8M    (a software device, for a computer without a GPU)
+  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf    (no GPU? a model for a software device:)
+  moeplan verify tiny.gguf --backend rpc --vram 9M --margin 0 -c 1024
   moeplan verify -- llama-server -m model.gguf -ngl 99 -cmoe -c 8192")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
@@ -103,7 +104,16 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say("-fit off: what is predicted is the command as it stands");
         launch.run.fit = false;
     }
+    proposal.warn_of_hole(output);
     let predicted = proposal.predict()?;
+    for device in predicted.empty_devices(&proposal) {
+        output.say(&format!(
+            "note: nothing is put on {}: beside the margin of {} its {} have no room for a layer (--vram, --margin)",
+            device.name,
+            args.options.machine.margin(&proposal.launch.machine),
+            device.total
+        ));
+    }
     let launch = &proposal.launch;
     let workload = workload(how, &engine, launch, predicted.slot_tokens);
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));

@@ -212,7 +212,7 @@ fn gauge(tier: &Tier, held: Option<Held>) -> String {
 
 fn bytes(held: Held) -> Bytes {
     match held {
-        Held::Resident(bytes) | Held::ByProcess(bytes) | Held::ByAll(bytes) => bytes,
+        Held::Resident { all: bytes, .. } | Held::ByProcess(bytes) | Held::ByAll(bytes) => bytes,
     }
 }
 
@@ -220,15 +220,16 @@ fn bytes(held: Held) -> Bytes {
 fn whose(held: Held) -> &'static str {
     match held {
         Held::ByProcess(_) => "",
-        Held::Resident(_) => "the whole process",
+        Held::Resident { .. } => "the whole process",
         Held::ByAll(_) => "all programs",
     }
 }
 
-/// Whether the server itself holds more than it may.
+/// Whether the server itself holds more than it may. Pages of a mapped file that the system may drop are no claim on the budget:
+/// a model that is larger than main memory is mapped for that very reason.
 fn is_over(tier: &Tier, held: Option<Held>) -> bool {
     let own = match held {
-        Some(Held::Resident(bytes) | Held::ByProcess(bytes)) => Some(bytes),
+        Some(Held::Resident { own: bytes, .. } | Held::ByProcess(bytes)) => Some(bytes),
         Some(Held::ByAll(_)) | None => None,
     };
     own.zip(tier.budget).is_some_and(|(own, budget)| own > budget)
@@ -349,7 +350,7 @@ mod tests {
         }
         let held = BTreeMap::from([
             ("CUDA0".to_string(), Held::ByProcess(Bytes(18 * GIB))),
-            (HOST.to_string(), Held::Resident(Bytes(12 * GIB))),
+            (HOST.to_string(), Held::Resident { own: Bytes(2 * GIB), all: Bytes(12 * GIB) }),
         ]);
         Sample { uptime: Duration::from_secs(751), held, serving: reader.serving().clone() }
     }
@@ -425,6 +426,14 @@ mod tests {
         assert!(line(&sample).ends_with("████████████████  over its budget"), "{}", line(&sample));
         sample.held.insert("CUDA0".to_string(), Held::ByAll(Bytes(25 * GIB)));
         assert!(line(&sample).ends_with("  all programs"), "{}", line(&sample));
+        // Of main memory a mapped file's pages do not count, what is the process's own does.
+        for (own, says) in [(2, "the whole process"), (9, "over its budget")] {
+            let budgeted = Promise { tiers: vec![tier(HOST, 14 * GIB, Some(8 * GIB))], ..promise() };
+            let held = Held::Resident { own: Bytes(own * GIB), all: Bytes(12 * GIB) };
+            sample.held.insert(HOST.to_string(), held);
+            let text = texts(&budgeted, &sample, 79).swap_remove(2);
+            assert!(text.contains("12.00 GiB") && text.ends_with(says), "{text}");
+        }
     }
 
     #[test]

@@ -276,6 +276,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether memory could not be had.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Server(server::Error::Failed(failed)) if failed.is_out_of_memory())
+    }
+
+    /// Whether every launch of this model on these devices would end so, whatever its flags: nothing is gained by another.
+    pub fn is_of_every_launch(&self) -> bool {
+        match self {
+            Self::NotBuilt | Self::Start { .. } | Self::Unreachable { .. } | Self::NoRpcServer(_) => true,
+            Self::Server(error) => error.is_of_every_launch(),
+            Self::Died { .. } | Self::TimedOut { .. } | Self::Refused { .. } | Self::BadReply(_) => false,
+        }
+    }
+
     /// What to try.
     pub fn hint(&self) -> Option<String> {
         let text = match self {

@@ -45,11 +45,25 @@ pub fn own() -> ProcessMemory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
     /// By the process that was asked about, of main memory: its resident pages, the program's own included.
-    Resident(Bytes),
+    Resident {
+        /// What the system cannot take back: pages of no file, and what is locked.
+        own: Bytes,
+        /// All of them, pages of mapped files too: those the system drops and reads again where memory is short.
+        all: Bytes,
+    },
     /// By the process that was asked about.
     ByProcess(Bytes),
     /// By every program: the driver does not tell them apart.
     ByAll(Bytes),
+}
+
+impl Held {
+    /// What a process holds of main memory.
+    pub fn of_process(memory: &ProcessMemory) -> Self {
+        let all = memory.resident();
+        let own = memory.rss_anon.0.saturating_add(memory.rss_shmem.0).max(memory.locked.0);
+        Self::Resident { own: Bytes(own).min(all), all }
+    }
 }
 
 /// What a process holds now, by device and `Host`. What cannot be measured is left out: devices of other
@@ -58,7 +72,7 @@ pub fn held(pid: u32) -> BTreeMap<String, Held> {
     let mut held: BTreeMap<String, Held> =
         nvml::devices().into_iter().map(|device| (device.name, Held::ByAll(device.used))).collect();
     held.extend(nvml::process_use(pid).into_iter().map(|(device, bytes)| (device, Held::ByProcess(bytes))));
-    held.extend(process(pid).map(|memory| (HOST.to_string(), Held::Resident(memory.resident()))));
+    held.extend(process(pid).map(|memory| (HOST.to_string(), Held::of_process(&memory))));
     held
 }
 
@@ -196,6 +210,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_a_mapped_file_only_what_is_locked_is_its_own() {
+        let memory =
+            ProcessMemory { rss_anon: Bytes(3), rss_shmem: Bytes(1), rss_file: Bytes(20), ..ProcessMemory::default() };
+        assert_eq!(Held::of_process(&memory), Held::Resident { own: Bytes(4), all: Bytes(24) });
+        let locked = ProcessMemory { locked: Bytes(20), ..memory };
+        assert_eq!(Held::of_process(&locked), Held::Resident { own: Bytes(20), all: Bytes(24) });
+        let beyond = ProcessMemory { locked: Bytes(99), ..locked };
+        assert_eq!(Held::of_process(&beyond), Held::Resident { own: Bytes(24), all: Bytes(24) });
+    }
+
+    #[test]
     fn peaks_keep_the_most_of_each_figure() {
         let process = |anon, file| {
             Some(ProcessMemory { rss_anon: Bytes(anon), rss_file: Bytes(file), ..ProcessMemory::default() })
@@ -226,7 +251,9 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_process_that_is_gone_holds_nothing() {
-        let Some(Held::Resident(resident)) = held(std::process::id()).remove(HOST) else { panic!("no host") };
+        let Some(Held::Resident { all: resident, .. }) = held(std::process::id()).remove(HOST) else {
+            panic!("no host")
+        };
         assert!(resident.0 > 1 << 20, "{resident}");
         assert_eq!(held(u32::MAX).get(HOST), None);
     }

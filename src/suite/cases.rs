@@ -76,6 +76,14 @@ impl CaseLaunch {
         words.map(|word| quoted(&word).unwrap_or_default()).collect::<Vec<_>>().join(" ")
     }
 
+    /// The first device that the prediction overfills, in words; `None` where it fits or nothing is predicted.
+    pub fn lacking(&self) -> Option<String> {
+        let predicted = self.predicted.as_ref()?;
+        let needs = |name: &str| predicted.memory.get(name).map_or(Bytes(0), memory::MemoryBreakdown::total);
+        let device = self.launch.machine.devices.iter().find(|device| needs(&device.name) > device.total)?;
+        Some(format!("it needs {} of {}, which has {}", needs(&device.name), device.name, device.total))
+    }
+
     /// What main memory has to give: the host's part, and the devices' that are in main memory themselves. Mapped weights
     /// are not counted.
     pub fn host_needs(&self) -> Bytes {

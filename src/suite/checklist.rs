@@ -5,14 +5,16 @@ use std::fmt::Write as _;
 use super::bench::on_devices;
 use super::cases::CaseLaunch;
 use super::document::{Bench, Case, Item, Mode, ModelValidation, PlacementFacts, Section, Session, Verdict, Weights};
-use super::quality::overall;
+use super::failure::{Kind, NothingMeasured};
+use super::quality::{NOT_JUDGED, overall};
 use super::session::as_predicted;
 use crate::bytes::Bytes;
 use crate::expectation;
 use crate::measurement::MemoryRow;
-use crate::number::fixed;
+use crate::number::{counted, fixed};
 
-fn item(what: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Item {
+/// A line.
+pub(super) fn item(what: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Item {
     Item { what: what.into(), verdict, detail: detail.into() }
 }
 
@@ -74,9 +76,26 @@ pub fn placements(facts: &[PlacementFacts], bench: &Bench) -> Section {
         if let Some(fact) = facts.iter().find(|fact| fact.case == case.name) {
             items.push(where_experts_go(fact));
         }
+        items.push(launched(case));
         items.push(memory_as_predicted(case));
     }
     Section { name: "placements".into(), items }
+}
+
+/// Whether llama.cpp took every launch of a case and kept it up. What was refused before, or was predicted not to fit, is no
+/// failure.
+fn launched(case: &Case) -> Item {
+    let what = format!("{}: every launch ran to its end", case.name);
+    if let Some(session) = case.first_failed() {
+        let why = session.failure.clone().unwrap_or_default();
+        return item(what, Verdict::Fail, format!("launch {}: {why}", session.repetition));
+    }
+    let seconds = case.load_seconds.map_or(String::new(), |load| format!(", {:.1} s to load", load.mean));
+    match case.sessions.iter().find_map(|session| session.failure.clone()) {
+        Some(why) => item(what, Verdict::Skipped, why),
+        None if case.sessions.is_empty() => item(what, Verdict::Skipped, NOT_RUN),
+        None => item(what, Verdict::Pass, format!("{}{seconds}", launches(case))),
+    }
 }
 
 fn where_experts_go(fact: &PlacementFacts) -> Item {
@@ -89,17 +108,22 @@ fn where_experts_go(fact: &PlacementFacts) -> Item {
     }
 }
 
+fn launches(case: &Case) -> String {
+    let n = case.sessions.len();
+    if n == 1 { "1 launch".to_string() } else { format!("{n} launches") }
+}
+
 fn memory_as_predicted(case: &Case) -> Item {
     let what = format!("{}: memory is as predicted", case.name);
-    if let Some(why) = why_not(case) {
-        return item(what, Verdict::Skipped, why);
+    if let Some((verdict, why)) = in_the_way(case) {
+        return item(what, verdict, why);
     }
     let rows: Vec<_> = case.sessions.iter().flat_map(|session| &session.comparison).cloned().collect();
     match as_predicted(&rows) {
         None => {
             item(what, Verdict::NotAssessed, "llama.cpp chooses this launch by itself: there is no prediction of it")
         }
-        Some(true) => item(what, Verdict::Pass, format!("{} rows of {} launches", rows.len(), case.sessions.len())),
+        Some(true) => item(what, Verdict::Pass, format!("{} of {}", counted(rows.len() as u64, "row"), launches(case))),
         Some(false) => {
             let wrong = rows.iter().filter(|row| !row.ok);
             let shown = |row: &crate::measurement::Row| {
@@ -110,13 +134,28 @@ fn memory_as_predicted(case: &Case) -> Item {
     }
 }
 
-/// Why a case has nothing to show.
-fn why_not(case: &Case) -> Option<String> {
-    if case.sessions.is_empty() {
-        return Some("it was not run".to_string());
+/// What is said of a case that was not launched at all.
+const NOT_RUN: &str = "it was not run";
+
+/// Why a case has nothing to show, and what that makes of a line about it; the reason itself is in the line of [`launched`].
+fn in_the_way(case: &Case) -> Option<(Verdict, String)> {
+    let name = &case.name;
+    let Some(session) = case.sessions.first() else { return Some((Verdict::Skipped, NOT_RUN.to_string())) };
+    if case.sessions.iter().any(|session| session.failure.is_none() || !session.samples.is_empty()) {
+        return None;
     }
-    let all_failed = case.sessions.iter().all(|session| session.failure.is_some());
-    case.sessions.iter().find_map(|session| session.failure.clone()).filter(|_| all_failed)
+    Some(match session.kind() {
+        Kind::NotLaunched => (Verdict::Skipped, format!("{name} was not launched")),
+        Kind::DoesNotFit => (Verdict::Skipped, format!("{name} does not fit, as predicted")),
+        Kind::Failed => (Verdict::Fail, format!("the launch of {name} failed")),
+    })
+}
+
+/// A line that cannot be ticked: what is in the way of one of these cases, else what was not seen.
+fn lacking(what: String, cases: [&Case; 2], unseen: &str) -> Item {
+    let (verdict, why) =
+        cases.into_iter().find_map(in_the_way).unwrap_or_else(|| (Verdict::Skipped, unseen.to_string()));
+    item(what, verdict, why)
 }
 
 /// The four tests on every case: answered, timed, judged.
@@ -128,12 +167,12 @@ pub fn tests(bench: &Bench) -> Section {
         }
         for quality in &case.quality {
             let wrong = quality.items.iter().filter(|item| item.verdict == quality.verdict);
-            let detail = wrong.map(|item| format!("{}: {}", item.what, item.detail)).collect::<Vec<_>>().join("; ");
-            items.push(item(
-                format!("{}: the answer to {} is right", case.name, quality.prompt),
-                quality.verdict,
-                detail,
-            ));
+            let says = |item: &Item| match item.what.as_str() {
+                NOT_JUDGED => item.detail.clone(),
+                what => format!("{what}: {}", item.detail),
+            };
+            let what = format!("{}: the answer to {} is right", case.name, quality.prompt);
+            items.push(item(what, quality.verdict, wrong.map(says).collect::<Vec<_>>().join("; ")));
         }
     }
     Section { name: "tests".into(), items }
@@ -149,7 +188,7 @@ fn answered(case: &Case, prompt: &str, mode: Mode) -> Item {
         .filter(|sample| sample.prompt == prompt && sample.mode == mode)
         .collect();
     if samples.is_empty() {
-        return item(what, Verdict::Skipped, why_not(case).unwrap_or_else(|| "it was not asked".to_string()));
+        return lacking(what, [case, case], "it was not asked");
     }
     if let Some(failure) = samples.iter().find_map(|sample| sample.failure.clone()) {
         return item(what, Verdict::Fail, failure);
@@ -191,17 +230,15 @@ pub fn memory(bench: &Bench) -> Section {
     };
     let measured = |session: &Session| session.failure.is_none().then(|| on_devices(session)).flatten();
     let what = format!("{}: memory was measured", first.name);
-    let not = || why_not(first).unwrap_or_else(|| "its log names no buffer".to_string());
     items.push(first.sessions.iter().find_map(measured).map_or_else(
-        || item(what.clone(), Verdict::Skipped, not()),
+        || lacking(what.clone(), [first, first], "its log names no buffer"),
         |bytes| item(what.clone(), Verdict::Pass, format!("{bytes} on devices")),
     ));
     for baseline in baselines {
         let what = format!("{} takes less of the devices than {}", first.name, baseline.name);
         let of: Vec<_> = bench.savings.iter().filter(|saving| saving.baseline == baseline.name).collect();
         if of.is_empty() {
-            let why = why_not(baseline).or_else(|| why_not(first)).unwrap_or_else(|| "not measured".to_string());
-            items.push(item(what.clone(), Verdict::Skipped, why));
+            items.push(lacking(what.clone(), [first, baseline], "not measured"));
         }
         for saving in of {
             let percent =
@@ -220,9 +257,7 @@ pub fn memory(bench: &Bench) -> Section {
         let what = format!("what that costs in generation beside {} is known", baseline.name);
         items.push(match ratio {
             Some(ratio) => item(what, Verdict::Pass, format!("{ratio:.2} times its speed")),
-            None => {
-                item(what, Verdict::Skipped, why_not(baseline).unwrap_or_else(|| "no speed was measured".to_string()))
-            }
+            None => lacking(what, [first, baseline], "no speed was measured"),
         });
     }
     if !bench.savings.iter().any(|saving| saving.by == "driver") {
@@ -246,15 +281,24 @@ pub fn summary(prerequisites: &[Item], models: &[ModelValidation]) -> Vec<Item> 
             lines.push(folded(name, &items));
         }
     }
+    lines.push(every_model(models));
+    lines
+}
+
+/// Whether every model of the suite gave something.
+fn every_model(models: &[ModelValidation]) -> Item {
+    let what = "every model of the suite was run";
+    let failed = |model: &&ModelValidation| NothingMeasured::of(&model.bench).is_some();
+    let failed: Vec<String> =
+        models.iter().filter(failed).map(|model| format!("{}: nothing of it was measured", model.name)).collect();
     let skipped: Vec<String> =
         models.iter().filter_map(|model| Some(format!("{}: {}", model.name, model.skipped.as_ref()?))).collect();
-    let what = "every model of the suite was run";
-    lines.push(if skipped.is_empty() && !models.is_empty() {
-        item(what, Verdict::Pass, format!("{} models", models.len()))
-    } else {
-        item(what, Verdict::Skipped, skipped.join("; "))
-    });
-    lines
+    let verdict = match (failed.is_empty(), skipped.is_empty() && !models.is_empty()) {
+        (false, _) => Verdict::Fail,
+        (true, false) => Verdict::Skipped,
+        (true, true) => return item(what, Verdict::Pass, counted(models.len() as u64, "model")),
+    };
+    item(what, verdict, failed.into_iter().chain(skipped).collect::<Vec<_>>().join("; "))
 }
 
 fn folded(name: &str, items: &[&Item]) -> Item {
@@ -283,10 +327,16 @@ fn folded(name: &str, items: &[&Item]) -> Item {
 mod unit_tests {
     use super::*;
     use crate::suite::document::{Saving, Settings};
+    use crate::suite::failure::Trouble;
 
     fn case(name: &str, failure: Option<&str>) -> Case {
-        let session =
-            Session { case: name.into(), repetition: 1, failure: failure.map(str::to_string), ..Session::default() };
+        let session = Session {
+            case: name.into(),
+            repetition: 1,
+            failure: failure.map(str::to_string),
+            trouble: failure.map(|_| Trouble { kind: Kind::Failed, hint: None }),
+            ..Session::default()
+        };
         Case {
             name: name.into(),
             what: String::new(),
@@ -329,11 +379,11 @@ mod unit_tests {
     }
 
     #[test]
-    fn savings_are_ticked_with_figures_and_failures_skipped_with_reasons() {
+    fn savings_are_ticked_with_figures() {
         let section = memory(&bench(1));
         let (ticked, detail) = verdict(&section, "less of the devices than all-on-device");
         assert!(ticked == Verdict::Pass && detail.contains("50.0% less, by llama.cpp"), "{detail}");
-        assert_eq!(verdict(&section, "than fit"), (Verdict::Skipped, "out of memory".into()));
+        assert_eq!(verdict(&section, "than fit"), (Verdict::Fail, "the launch of fit failed".into()));
         assert_eq!(verdict(&memory(&bench(-1)), "than all-on-device").0, Verdict::Fail);
         assert_eq!(verdict(&section, "what the devices show").0, Verdict::NotAssessed);
     }
@@ -341,9 +391,37 @@ mod unit_tests {
     #[test]
     fn what_was_not_asked_is_skipped_with_the_reason() {
         let section = tests(&bench(1));
-        assert_eq!(verdict(&section, "fit: code is answered"), (Verdict::Skipped, "out of memory".into()));
         assert_eq!(verdict(&section, "experts-on-host: code is"), (Verdict::Skipped, "it was not asked".into()));
         assert_eq!(verdict(&placements(&[], &bench(1)), "all-on-device: memory").0, Verdict::NotAssessed);
+    }
+
+    #[test]
+    fn a_launch_that_failed_is_a_failure_and_one_that_cannot_be_is_none() {
+        let mut bench = bench(1);
+        let of = |bench: &Bench, what: &str| -> (Verdict, String) {
+            let found =
+                of_bench(&[], bench).iter().flat_map(|section| &section.items).find(|i| i.what == what).cloned();
+            found.map_or_else(|| panic!("{what}"), |item| (item.verdict, item.detail))
+        };
+        let launched = "fit: every launch ran to its end";
+        assert_eq!(of(&bench, launched), (Verdict::Fail, "launch 1: out of memory".into()));
+        for line in ["fit: memory is as predicted", "fit: code is answered in one piece", "fit: code is streamed"] {
+            assert_eq!(of(&bench, line), (Verdict::Fail, "the launch of fit failed".into()), "{line}");
+        }
+        assert_eq!(of(&bench, "all-on-device: every launch ran to its end").0, Verdict::Pass);
+        for (kind, says) in
+            [(Kind::NotLaunched, "fit was not launched"), (Kind::DoesNotFit, "fit does not fit, as predicted")]
+        {
+            bench.cases[2].sessions[0].trouble = Some(Trouble { kind, hint: None });
+            assert_eq!(of(&bench, launched), (Verdict::Skipped, "out of memory".into()));
+            assert_eq!(of(&bench, "fit: code is streamed"), (Verdict::Skipped, says.into()));
+        }
+        // A session of before kinds were written, and one that broke after it had answered.
+        bench.cases[2].sessions[0].trouble = None;
+        assert_eq!(of(&bench, launched).0, Verdict::Fail);
+        bench.cases[2].sessions.push(Session::default());
+        assert_eq!(of(&bench, launched).0, Verdict::Fail);
+        assert_eq!(of(&bench, "fit: code is streamed"), (Verdict::Skipped, "it was not asked".into()));
     }
 
     #[test]

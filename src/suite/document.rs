@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::failure::Trouble;
 use crate::bytes::Bytes;
 use crate::measurement::{MemoryRow, Row, Spread};
 use crate::runtime::{DeviceUsed, ProcessMemory, RuntimeInfo};
@@ -181,6 +182,9 @@ pub struct Session {
     pub repetition: u32,
     /// Why there is nothing, or not everything, in it; null when all went well.
     pub failure: Option<String>,
+    /// What kind of failure that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Trouble>,
     /// The words after the program.
     pub args: Vec<String>,
     /// What ran it.

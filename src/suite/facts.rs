@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use super::document::{DeviceFacts, Environment, ModelFacts, Weights};
 use super::store::hexadecimal;
+use crate::bytes::Bytes;
 use crate::gguf::{ModelFile, Value};
 use crate::inspection::Inspection;
 use crate::machine::Machine;
@@ -81,30 +82,36 @@ pub fn weights(said_synthetic: bool, metadata: Option<&crate::gguf::Metadata>, f
     if matches!(metadata.get(synth::MARK), Some(Value::Bool(true))) {
         return known(Some(true), "the header says that moeplan synth wrote the file");
     }
-    if files.iter().any(is_hole) {
+    if hole(files).is_some() {
         return known(Some(true), "the file is a hole: most of its bytes are not on the disk");
     }
     known(Some(false), "nothing in the header or on the disk says that they are made up")
 }
 
-/// Whether less than a quarter of a file is on the disk.
+/// What of a model is on the disk and how long it is, where one of its files is a hole: less than a quarter of it is stored.
+pub fn hole(files: &[ModelFile]) -> Option<(Bytes, Bytes)> {
+    let stored: Option<Vec<Bytes>> = files.iter().map(stored).collect();
+    let stored = stored?;
+    let is_hole = files.iter().zip(&stored).any(|(file, stored)| stored.0 < file.bytes.0 / 4);
+    is_hole.then(|| (stored.iter().copied().sum(), files.iter().map(|file| file.bytes).sum()))
+}
+
+/// What of a file is on the disk.
 #[cfg(unix)]
-fn is_hole(file: &ModelFile) -> bool {
+fn stored(file: &ModelFile) -> Option<Bytes> {
     use std::os::unix::fs::MetadataExt as _;
-    let stored = std::fs::metadata(&file.path).map(|metadata| metadata.blocks().saturating_mul(512));
-    stored.is_ok_and(|stored| stored < file.bytes.0 / 4)
+    std::fs::metadata(&file.path).ok().map(|metadata| Bytes(metadata.blocks().saturating_mul(512)))
 }
 
 /// Nothing is known here.
 #[cfg(not(unix))]
-fn is_hole(_file: &ModelFile) -> bool {
-    false
+fn stored(_file: &ModelFile) -> Option<Bytes> {
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bytes::Bytes;
     use crate::gguf::Metadata;
 
     #[test]
@@ -129,7 +136,11 @@ mod tests {
             assert_eq!(weights(said, metadata, files).synthetic, synthetic);
         }
         if cfg!(unix) {
-            assert_eq!(weights(false, Some(&plain), &file("hole", 4096)).synthetic, Some(true));
+            let sparse = file("hole", 4096);
+            assert_eq!(weights(false, Some(&plain), &sparse).synthetic, Some(true));
+            let (stored, whole) = hole(&[full[0].clone(), sparse[0].clone()]).unwrap();
+            assert!(whole == Bytes(2 << 20) && stored < Bytes((1 << 20) + (1 << 18)), "{stored}");
+            assert_eq!(hole(&full), None);
         }
         let hash = hash(&full[0]).unwrap();
         assert_eq!((hash.len(), &hash[..8]), (64, "7c8975e1"));

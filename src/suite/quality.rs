@@ -9,12 +9,15 @@ use crate::runtime::sandbox::{Interpreter, Outcome};
 
 /// How many Fibonacci numbers are asked for.
 const FIBONACCI: u32 = 12;
+/// The one line about an answer of made-up weights.
+pub const NOT_JUDGED: &str = "the answer is right";
+
 /// Judges an answer to a prompt.
 pub fn judge(prompt: &SuitePrompt, sample: &Sample, weights: &Weights, interpreter: &dyn Interpreter) -> Quality {
     let name = prompt.name.clone();
     if weights.synthetic == Some(true) {
         let detail = format!("the weights are not real: {}", weights.basis);
-        let items = vec![item("the answer is right", Verdict::NotAssessed, detail)];
+        let items = vec![item(NOT_JUDGED, Verdict::NotAssessed, detail)];
         return Quality { prompt: name, verdict: Verdict::NotAssessed, items };
     }
     if sample.text.trim().is_empty() {

@@ -44,10 +44,9 @@ pub struct Interrupted;
 
 /// Launches a case, asks everything, stops it.
 pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
-    let mut session = Session { case: case.name.clone(), repetition, ..Session::default() };
+    let mut session = Session::of(case, repetition);
     session.predicted = case.predicted.as_ref().map(|predicted| rows(&predicted.memory)).unwrap_or_default();
-    if let Some(why) = &case.refused {
-        session.failure = Some(format!("not launched: {why}"));
+    if session.failure.is_some() {
         return Ok(session);
     }
     let mut watch = Watch::before();
@@ -55,7 +54,7 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
         Ok(running) => running,
         Err(Error::Server(server::Error::Interrupted)) => return Err(Interrupted),
         Err(error) => {
-            session.failure = Some(error.to_string());
+            session.fail(case, &error);
             return Ok(session);
         }
     };
@@ -80,7 +79,7 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     if let Some(end) = running.ended()
         && session.failure.is_none()
     {
-        session.failure = Some(running.why_it_ended("answering", end).to_string());
+        session.fail(case, &running.why_it_ended("answering", end).into());
     }
     session.process = Some(watch.worked().process);
     running.stop();
@@ -124,10 +123,9 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Res
 
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
 pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
-    let mut session = Session { case: case.name.clone(), repetition, ..Session::default() };
+    let mut session = Session::of(case, repetition);
     session.predicted = case.predicted.as_ref().map(|predicted| rows(&predicted.memory)).unwrap_or_default();
-    if let Some(why) = &case.refused {
-        session.failure = Some(format!("not launched: {why}"));
+    if session.failure.is_some() {
         return session;
     }
     session.notes.push("the embedded llama.cpp answers in one piece: there are no streams and no first token".into());
@@ -142,7 +140,7 @@ pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, askin
         match runtime.generate(&case.launch, &workload) {
             Ok(seen) => take(&mut session, case, asking.margin, &prompt.name, seen),
             Err(error) => {
-                session.failure = Some(error.to_string());
+                session.fail(case, &error);
                 return session;
             }
         }

@@ -96,8 +96,26 @@ pub struct Source {
 /// A file that no report can be made of.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A model.
+    #[error("`{name}` is a GGUF model, and a report is made of documents")]
+    Model {
+        /// The file.
+        name: String,
+    },
+    /// Not text.
+    #[error("`{name}` is not JSON: it is not even text")]
+    Binary {
+        /// The file.
+        name: String,
+    },
+    /// Nothing.
+    #[error("`{name}` is empty")]
+    Empty {
+        /// The file.
+        name: String,
+    },
     /// Not JSON.
-    #[error("`{name}` is not JSON: {source}")]
+    #[error("`{name}` is not JSON")]
     Json {
         /// The file.
         name: String,
@@ -119,7 +137,7 @@ pub enum Error {
         schema: String,
     },
     /// It is not what its schema says.
-    #[error("`{name}` is not a `{schema}`: {source}")]
+    #[error("`{name}` is not a `{schema}`")]
     Shape {
         /// The file.
         name: String,
@@ -130,28 +148,17 @@ pub enum Error {
     },
 }
 
-/// The schemas that a report shows.
-const SCHEMAS: [&str; 11] = [
-    "moeplan/inspect/1",
-    "moeplan/inspections/1",
-    "moeplan/check/1",
-    "moeplan/plan/1",
-    "moeplan/sweep/1",
-    "moeplan/plans/1",
-    "moeplan/measurement/1",
-    "moeplan/bench/1",
-    "moeplan/validation/1",
-    "moeplan/run/1",
-    "moeplan/tune/1",
-];
-
 impl Error {
     /// What to try.
     pub fn hint(&self) -> String {
         match self {
-            Self::Json { .. } => "write documents with --json, and llama-bench's rows with -o json".to_string(),
-            Self::NoSchema { .. } | Self::Schema { .. } => {
-                format!("a report shows {}, and llama-bench's JSON", SCHEMAS.join(", "))
+            Self::Model { name } => {
+                format!("`moeplan inspect {name} --json -o inspect.json` writes one of it, so do plan, verify and bench")
+            }
+            Self::Binary { .. } | Self::Empty { .. } | Self::Json { .. } | Self::NoSchema { .. } | Self::Schema { .. } => {
+                "a report shows what inspect, check, plan, run, verify, tune, bench and validate write with --json, and \
+                 llama-bench's rows (-o json or -o jsonl)"
+                    .to_string()
             }
             Self::Shape { .. } => "was it written by another version of moeplan, or by hand?".to_string(),
         }
@@ -160,6 +167,9 @@ impl Error {
 
 /// The documents of a file.
 pub fn read(name: &str, text: &str) -> Result<Vec<Source>, Error> {
+    if text.trim().is_empty() {
+        return Err(Error::Empty { name: name.to_string() });
+    }
     let values = values(text).map_err(|source| Error::Json { name: name.to_string(), source })?;
     let is_bench = |value: &Value| value.get("avg_ts").is_some();
     let of = |document| vec![Source { name: name.to_string(), document }];
@@ -244,12 +254,12 @@ mod tests {
     #[test]
     fn what_is_no_document_says_what_it_is_instead() {
         for (text, expected) in [
-            ("", "`f` holds no document"),
+            ("\n", "`f` is empty"),
             ("[]", "`f` holds no document"),
             ("{", "`f` is not JSON"),
             ("3", "names no schema"),
             (r#"{"schema":"moeplan/plan/2"}"#, "`moeplan/plan/2`, which a report does not show"),
-            (r#"{"schema":"moeplan/plan/1","memory":3}"#, "is not a `moeplan/plan/1`: invalid type"),
+            (r#"{"schema":"moeplan/plan/1","memory":3}"#, "is not a `moeplan/plan/1`"),
             (r#"[{"avg_ts":"fast"}]"#, "is not a `row of llama-bench`"),
             (r#"[{"avg_ts":1},{"schema":"x"}]"#, "names no schema"),
         ] {

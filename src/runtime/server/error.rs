@@ -158,6 +158,30 @@ fn failure(failed: &Failed) -> String {
 }
 
 impl Error {
+    /// Whether every launch of this model on these devices would end so, whatever its flags.
+    pub fn is_of_every_launch(&self) -> bool {
+        match self {
+            Self::Failed(failed) => failed.lacks_device() || matches!(failed.failure, Failure::BadModel(_)),
+            Self::NoSuchServer(_)
+            | Self::NotFound(_)
+            | Self::Probe { .. }
+            | Self::NotAServer { .. }
+            | Self::NoRpcServer(_)
+            | Self::NotForServer(_)
+            | Self::NeedsEmbedded(_)
+            | Self::Log { .. }
+            | Self::SilentLog
+            | Self::NoPort(_) => true,
+            Self::Lacks { .. }
+            | Self::Died { .. }
+            | Self::Hangs { .. }
+            | Self::TimedOut { .. }
+            | Self::Refused { .. }
+            | Self::Answer(_)
+            | Self::Interrupted => false,
+        }
+    }
+
     /// What to try.
     pub fn hint(&self) -> String {
         let text = match self {
@@ -197,6 +221,16 @@ impl Error {
 }
 
 impl Failed {
+    /// Whether memory could not be had.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self.failure, Failure::OutOfMemory { .. })
+    }
+
+    /// Whether it was told of a device that is not there.
+    fn lacks_device(&self) -> bool {
+        matches!(&self.failure, Failure::InvalidArgument(reason) if reason.contains("invalid device"))
+    }
+
     fn hint(&self) -> String {
         match &self.failure {
             Failure::OutOfMemory { buffer, .. } => {
@@ -210,7 +244,7 @@ impl Failed {
                 text.to_string()
             }
             Failure::BadModel(_) => "`moeplan inspect` says what the file holds; is it whole?".to_string(),
-            Failure::InvalidArgument(reason) if reason.contains("invalid device") => {
+            Failure::InvalidArgument(_) if self.lacks_device() => {
                 "`moeplan doctor` says which devices there are and why one is missing; `--backend rpc` starts software devices"
                     .to_string()
             }

@@ -138,9 +138,31 @@ pub fn probe(program: &Path) -> Result<Build, Error> {
         return Err(Error::NotAServer { program: program.to_path_buf(), said: line });
     }
     let flags = flags(&help);
-    let loads = if flags.contains("-lv") { ask(program, &["-lv", "4", "--list-devices"])? } else { String::new() };
-    let isa = variant(&loads).unwrap_or_else(crate::runtime::detect::isa);
+    let isa = if flags.contains("-lv") { picked(program)? } else { None };
+    let isa = isa.unwrap_or_else(crate::runtime::detect::isa);
     Ok(Build { program: program.to_path_buf(), number: number(&line), version: line, flags, isa })
+}
+
+/// How often a program is asked which variant of its code it picked.
+const ASKED: usize = 4;
+
+/// The instruction set of the variant that a program picks for this processor; `None` where it has no variants. It may end
+/// before its log is written to the end (common/log.cpp writes from a thread, b11434), so one that has variants is asked again.
+fn picked(program: &Path) -> Result<Option<Isa>, Error> {
+    let folder = std::fs::canonicalize(program).ok().and_then(|program| program.parent().map(Path::to_path_buf));
+    let mut files = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let has_variants = files.any(|file| file.file_name().to_string_lossy().contains("ggml-cpu-"));
+    picked_of(if has_variants { ASKED } else { 1 }, || ask(program, &["-lv", "4", "--list-devices"]))
+}
+
+fn picked_of(attempts: usize, mut ask: impl FnMut() -> Result<String, Error>) -> Result<Option<Isa>, Error> {
+    for _ in 0..attempts {
+        let isa = variant(&ask()?);
+        if isa.is_some() {
+            return Ok(isa);
+        }
+    }
+    Ok(None)
 }
 
 /// The devices it lists, `rpc` servers' first; the processor is not among them.
@@ -266,6 +288,27 @@ mod tests {
         assert_eq!(variant(&dll("armv8.2_1")), Some(Isa::ArmNeon));
         assert_eq!(variant(&dll("quantum")), None);
         assert_eq!(variant("no backend"), None);
+    }
+
+    #[test]
+    fn a_program_that_ends_before_its_log_is_asked_again() {
+        for (silent, attempts, expected, asked) in [
+            (0, ASKED, Some(Isa::X86Avx512), 1),
+            (2, ASKED, Some(Isa::X86Avx512), 3),
+            (9, ASKED, None, ASKED),
+            (1, 1, None, 1),
+        ] {
+            let mut n = 0;
+            let isa = picked_of(attempts, || {
+                n += 1;
+                Ok(if n > silent {
+                    "libggml-cpu-zen4.so\n".replace(".so", std::env::consts::DLL_SUFFIX)
+                } else {
+                    String::new()
+                })
+            });
+            assert_eq!((isa.unwrap(), n), (expected, asked), "{silent} silent of {attempts}");
+        }
     }
 
     #[test]

@@ -1,0 +1,141 @@
+//! Why a launch gave nothing: told apart as far as a checklist and a hint need it.
+
+use serde::{Deserialize, Serialize};
+
+use super::cases::CaseLaunch;
+use super::document::{Bench, Case, Session};
+use crate::runtime;
+
+/// What kind of failure a session had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It was not launched, for a reason that was known before.
+    NotLaunched,
+    /// Memory could not be had, and that it does not fit was predicted.
+    DoesNotFit,
+    /// It was launched, and failed.
+    Failed,
+}
+
+/// The kind of a failure, and what to try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Trouble {
+    /// Which kind.
+    pub kind: Kind,
+    /// What to try, where that is known.
+    pub hint: Option<String>,
+}
+
+/// Nothing was measured: no question of the person's is answered.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing was measured: {why}")]
+pub struct NothingMeasured {
+    why: String,
+    hint: Option<String>,
+}
+
+impl NothingMeasured {
+    /// What to try, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        self.hint.clone()
+    }
+
+    /// For a reason that kept everything from being launched.
+    pub fn because(why: impl Into<String>) -> Self {
+        Self { why: why.into(), hint: None }
+    }
+
+    /// Of benches that did not measure anything, with the first reason; `None` where something was measured, or nothing tried.
+    pub fn of<'a>(benches: impl IntoIterator<Item = &'a Bench>) -> Option<Self> {
+        let mut first = None;
+        for session in benches.into_iter().flat_map(|bench| &bench.cases).flat_map(|case| &case.sessions) {
+            let why = session.failure.as_ref().filter(|_| session.samples.is_empty())?;
+            let hint = session.trouble.as_ref().and_then(|trouble| trouble.hint.clone());
+            first.get_or_insert(Self { why: why.clone(), hint });
+        }
+        first
+    }
+}
+
+impl Session {
+    /// The session of a case before anything is launched: refused where the case is.
+    pub fn of(case: &CaseLaunch, repetition: u32) -> Self {
+        let mut session = Self { case: case.name.clone(), repetition, ..Self::default() };
+        if let Some(why) = &case.refused {
+            session.failure = Some(format!("not launched: {why}"));
+            session.trouble = Some(Trouble { kind: Kind::NotLaunched, hint: None });
+        }
+        session
+    }
+
+    /// Its launch failed. Where no memory could be had and the prediction says that it is too little, that is added.
+    pub fn fail(&mut self, case: &CaseLaunch, error: &runtime::Error) {
+        let lacking = case.lacking().filter(|_| error.is_out_of_memory());
+        let kind = if lacking.is_some() { Kind::DoesNotFit } else { Kind::Failed };
+        let as_predicted = lacking.map_or(String::new(), |lacking| format!("; as predicted, {lacking}"));
+        self.failure = Some(format!("{error}{as_predicted}"));
+        self.trouble = Some(Trouble { kind, hint: error.hint() });
+    }
+
+    /// What kind of failure it is; of sessions that were written before kinds were, that it failed.
+    pub fn kind(&self) -> Kind {
+        self.trouble.as_ref().map_or(Kind::Failed, |trouble| trouble.kind)
+    }
+}
+
+impl Case {
+    /// Its first launch that failed, not refused and not known before to need too much.
+    pub fn first_failed(&self) -> Option<&Session> {
+        self.sessions.iter().find(|session| session.failure.is_some() && session.kind() == Kind::Failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::Bytes;
+    use crate::machine::{Device, Host, Machine};
+    use crate::memory::MemoryBreakdown;
+    use crate::run::RunConfig;
+    use crate::runtime::log::Failure;
+    use crate::runtime::server::{self, End, Failed};
+    use crate::suite::cases::Predicted;
+
+    fn case(needs: u64, has: &str) -> CaseLaunch {
+        let machine = Machine::new(vec![Device::parse(&format!("CUDA0={has}")).unwrap()], Host::default()).unwrap();
+        let memory = [("CUDA0".to_string(), MemoryBreakdown { model: Bytes(needs), ..MemoryBreakdown::default() })];
+        let predicted = Predicted {
+            memory: memory.into(),
+            mapped_span: None,
+            expert_bytes_on_devices: Bytes(0),
+            expert_bytes_on_host: Bytes(0),
+        };
+        let launch = runtime::Launch { model: "m.gguf".into(), run: RunConfig::default(), machine, n_threads: 0 };
+        let name = "all-on-device".to_string();
+        CaseLaunch { name, what: String::new(), launch, predicted: Some(predicted), refused: None }
+    }
+
+    fn failed(case: &CaseLaunch, failure: Failure) -> Session {
+        let mut session = Session::of(case, 1);
+        let failed = Failed { failure, end: End::Code(1), log: Vec::new() };
+        session.fail(case, &server::Error::Failed(Box::new(failed)).into());
+        session
+    }
+
+    #[test]
+    fn too_little_memory_is_as_predicted_only_where_that_was_predicted() {
+        let no_memory = || Failure::OutOfMemory { buffer: None, bytes: None, part: None };
+        let small = failed(&case(9 << 30, "8G"), no_memory());
+        assert_eq!(small.kind(), Kind::DoesNotFit);
+        let why = small.failure.unwrap();
+        assert!(why.ends_with("; as predicted, it needs 9.00 GiB of CUDA0, which has 8.00 GiB"), "{why}");
+        assert_eq!(failed(&case(9 << 30, "24G"), no_memory()).kind(), Kind::Failed);
+        let cut = failed(&case(9 << 30, "8G"), Failure::BadModel("cut".into()));
+        assert_eq!((cut.kind(), cut.trouble.unwrap().hint.is_some()), (Kind::Failed, true));
+        let refused = Session::of(&CaseLaunch { refused: Some("no device".into()), ..case(1, "8G") }, 1);
+        assert_eq!((refused.kind(), refused.failure.as_deref()), (Kind::NotLaunched, Some("not launched: no device")));
+    }
+}
