@@ -47,14 +47,21 @@ fn named(description: &str) -> Option<Row<'static>> {
 
 /// The rates of a device by its description, else by its backend and size.
 pub fn device(device: &Device) -> DeviceRates {
-    match device.description.as_deref().and_then(named) {
-        _ if device.backend == Backend::Rpc => network(),
+    let card = match device.description.as_deref().and_then(named) {
+        _ if is_software(device) => return software(),
         Some(row) => derived(row, device.backend, NAMED, format!("table: {}", row.words.to_uppercase())),
         None => {
             let (row, class) = class(device.backend, device.total);
             derived(row, device.backend, GUESSED, format!("guess: {class}"))
         }
-    }
+    };
+    if device.backend == Backend::Rpc { behind_network(card) } else { card }
+}
+
+/// Whether a device is a server on this computer: those stand for cards where there are none, on the processor.
+fn is_software(device: &Device) -> bool {
+    let host = device.endpoint().and_then(|endpoint| endpoint.rsplit_once(':')).map(|(host, _)| host);
+    host.is_some_and(|host| host == "localhost" || host.starts_with("127.") || host == "[::1]")
 }
 
 /// What llama.cpp gets out of data-sheet figures.
@@ -104,22 +111,26 @@ fn class(backend: Backend, size: Bytes) -> (Row<'static>, &'static str) {
     }
 }
 
-/// A device of another computer: a processor behind a network of 1 Gbit/s, as nothing else is known.
-fn network() -> DeviceRates {
+/// A card of another computer, behind a network of 1 Gbit/s as nothing else is known.
+fn behind_network(card: DeviceRates) -> DeviceRates {
+    let basis = format!("{} behind 1 Gbit/s; calibrate to know", card.basis);
     DeviceRates {
-        weights: 30.0,
-        products: 0.5,
-        attention: 0.5,
-        cache: 20.0,
-        op: 10.0,
         graph: 1000.0,
         pinned: 0.11,
         pageable: 0.11,
         offload: 300.0,
         switch: 500.0,
         uncertainty: REMOTE,
-        basis: "guess: a computer behind 1 Gbit/s; calibrate to know".to_string(),
+        basis,
+        ..card
     }
+}
+
+/// A server on this computer's processor, reached through the loopback interface.
+fn software() -> DeviceRates {
+    let row = Row { words: "", bandwidth: 43.0, products: 0.5, link: 0.0, op: 10.0 };
+    let processor = derived(row, Backend::Cpu, REMOTE, "guess: a processor as a device".to_string());
+    DeviceRates { basis: processor.basis.clone(), ..behind_network(processor) }
 }
 
 /// The rates of a host by its cores and its instruction set.
@@ -185,5 +196,16 @@ mod tests {
         let known = device(&described("NVIDIA GeForce RTX 3090"));
         assert!(known.uncertainty < unknown.uncertainty && unknown.uncertainty < remote.uncertainty);
         assert!(remote.pinned < known.pageable && known.pageable < known.pinned);
+    }
+
+    #[test]
+    fn a_server_elsewhere_is_a_card_and_one_here_the_processor() {
+        let elsewhere = device(&Device::parse("RPC0[10.0.0.2:1]=24G").unwrap());
+        assert_eq!(elsewhere.basis, "guess: a usual card of 24 GiB behind 1 Gbit/s; calibrate to know");
+        for endpoint in ["127.0.0.1:1", "localhost:50052", "[::1]:1"] {
+            let here = device(&Device::parse(&format!("RPC0[{endpoint}]=24G")).unwrap());
+            assert!(here.weights * 10.0 < elsewhere.weights, "{endpoint}");
+            assert_eq!(here.basis, "guess: a processor as a device", "{endpoint}");
+        }
     }
 }

@@ -25,9 +25,19 @@ fn main() {
     }
     if words.iter().any(|word| word == "--help") {
         println!("-h,    --help                            print usage and exit");
-        for flag in
-            ["-m FILE", "-c N", "-np N", "-ngl N", "-lm MODE", "--load-mode MODE", "-fit on|off", "-lv N", "-t N", "-cmoe", "-ncmoe N"]
-        {
+        for flag in [
+            "-m FILE",
+            "-c N",
+            "-np N",
+            "-ngl N",
+            "-lm MODE",
+            "--load-mode MODE",
+            "-fit on|off",
+            "-lv N",
+            "-t N",
+            "-cmoe",
+            "-ncmoe N",
+        ] {
             println!("{flag}                             as ever");
         }
         println!(
