@@ -166,7 +166,7 @@ impl Problem<'_> {
             return Ok(best);
         }
         let may_gain = |n_ubatch, best: &Candidate| explorer.may_gain_by_room(run, n_ubatch, best);
-        let ubatches = explorer.every_ubatch(run);
+        let mut ubatches = explorer.every_ubatch(run);
         if !ubatches.iter().try_fold(false, |found, n_ubatch| Ok::<_, Error>(found || may_gain(*n_ubatch, &best)?))? {
             return Ok(best);
         }
@@ -190,9 +190,17 @@ impl Problem<'_> {
         base.overrides.extend(self.output_on_host());
         let stage = Stage::new(self, base.clone(), &[])?;
         keep(&mut best, Explorer::new(self, &stage).best(&base)?);
+        let fewer_layers = |n_ubatch, best: &Candidate| self.fewer_layers(&explorer.at(&experts_moved, n_ubatch), best);
+        if !best.devices_fit()
+            && let Some(least) = ubatches.pop()
+        {
+            let fewer = fewer_layers(least, &best)?;
+            keep(&mut best, fewer);
+        }
+        // Where the smallest does not fit with any number of layers, none does.
         for n_ubatch in ubatches {
-            if may_gain(n_ubatch, &best)? {
-                let fewer = self.fewer_layers(&explorer.at(&experts_moved, n_ubatch), &best)?;
+            if best.devices_fit() && may_gain(n_ubatch, &best)? {
+                let fewer = fewer_layers(n_ubatch, &best)?;
                 keep(&mut best, fewer);
             }
         }

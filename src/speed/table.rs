@@ -55,7 +55,7 @@ pub fn device(device: &Device) -> DeviceRates {
             derived(row, device.backend, GUESSED, format!("guess: {class}"))
         }
     };
-    if device.backend == Backend::Rpc { behind_network(card) } else { card }
+    if device.backend == Backend::Rpc { behind_network(&card) } else { card }
 }
 
 /// Whether a device is a server on this computer: those stand for cards where there are none, on the processor.
@@ -112,7 +112,7 @@ fn class(backend: Backend, size: Bytes) -> (Row<'static>, &'static str) {
 }
 
 /// A card of another computer, behind a network of 1 Gbit/s as nothing else is known.
-fn behind_network(card: DeviceRates) -> DeviceRates {
+fn behind_network(card: &DeviceRates) -> DeviceRates {
     let basis = format!("{} behind 1 Gbit/s; calibrate to know", card.basis);
     DeviceRates {
         graph: 1000.0,
@@ -122,7 +122,7 @@ fn behind_network(card: DeviceRates) -> DeviceRates {
         switch: 500.0,
         uncertainty: REMOTE,
         basis,
-        ..card
+        ..card.clone()
     }
 }
 
@@ -130,7 +130,7 @@ fn behind_network(card: DeviceRates) -> DeviceRates {
 fn software() -> DeviceRates {
     let row = Row { words: "", bandwidth: 43.0, products: 0.5, link: 0.0, op: 10.0 };
     let processor = derived(row, Backend::Cpu, REMOTE, "guess: a processor as a device".to_string());
-    DeviceRates { basis: processor.basis.clone(), ..behind_network(processor) }
+    DeviceRates { basis: processor.basis.clone(), ..behind_network(&processor) }
 }
 
 /// The rates of a host by its cores and its instruction set.
