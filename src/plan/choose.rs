@@ -219,6 +219,12 @@ impl Problem<'_> {
     /// where even more layers would not be better than `best`.
     fn fewer_layers(&self, base: &RunConfig, best: &Candidate) -> Result<Candidate, Error> {
         let at = |layers: i32| self.judge(RunConfig { n_gpu_layers: layers, ..base.clone() });
+        if !best.devices_fit() {
+            let none = at(0)?;
+            if !none.devices_fit() {
+                return Ok(none);
+            }
+        }
         let mut too_many = i32::try_from(self.model.hparams.block_count + 1).unwrap_or(i32::MAX);
         let mut step = 1;
         let (mut fits, mut found) = loop {

@@ -3,6 +3,7 @@
 use super::table::{Align, Table};
 use crate::cli::Format;
 use crate::escape;
+use crate::machine::Machine;
 use crate::plan::ModelSummary;
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
 
@@ -30,9 +31,21 @@ pub fn sweep(document: &SweepDocument, format: Format) -> String {
     }
     let model = &document.model;
     let name = model.name.as_deref().unwrap_or(&model.path);
-    let host = document.machine.host.ram.map_or(String::new(), |ram| format!("  planned with {ram} of main memory"));
-    let title = format!("{name}  {}  {}{host}{}", model.architecture, model.bytes, predicted(model));
-    titled(&title, &table, format)
+    let host = main_memory(&document.machine);
+    let title = format!("{name}  {}  {}  planned with {host}{}", model.architecture, model.bytes, predicted(model));
+    titled(&title, &table, speeds(document.points.iter()), format)
+}
+
+/// The main memory that plans count on.
+fn main_memory(machine: &Machine) -> String {
+    let known = |ram| format!("{ram} of main memory");
+    machine.host.ram.map_or("any amount of main memory (--ram SIZE has it checked)".to_string(), known)
+}
+
+/// What the columns of speeds are, with the least certain one's uncertainty.
+fn speeds<'p>(points: impl Iterator<Item = &'p Point>) -> Option<String> {
+    let speed = points.map(|point| &point.speed).max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty))?;
+    Some(format!("Predicted ±{:.0}%: pp and tg in tokens/s ({})", speed.uncertainty * 100.0, speed.basis))
 }
 
 /// That a model does not exist, for the end of a title; nothing of one that does.
@@ -52,15 +65,16 @@ pub fn plans(document: &Plans, format: Format) -> String {
     let budgets: Vec<String> =
         document.machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
-    let host = document.machine.host.ram.map_or(String::new(), |ram| format!(", {ram} of main memory"));
-    titled(&format!("Planned for {budget}{host}"), &table, format)
+    let title = format!("Planned for {budget}, {}", main_memory(&document.machine));
+    titled(&title, &table, speeds(document.rows.iter().map(|row| &row.point)), format)
 }
 
-fn titled(title: &str, table: &Table, format: Format) -> String {
+fn titled(title: &str, table: &Table, below: Option<String>, format: Format) -> String {
+    let below = below.unwrap_or_default();
     if format == Format::Markdown {
-        format!("## {}\n\n{}", escape::markdown(title), table.markdown())
+        format!("## {}\n\n{}\n{}\n", escape::markdown(title), table.markdown(), escape::markdown(&below))
     } else {
-        format!("{}\n\n{}", escape::terminal(title), table.text())
+        format!("{}\n\n{}\n{}\n", escape::terminal(title), table.text(), escape::terminal(&below))
     }
 }
 
