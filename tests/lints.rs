@@ -221,6 +221,17 @@ fn the_expert_cache_takes_whole_slots() {
     assert_eq!(of_environment, cache);
 }
 
+/// A count that ends within the dense blocks matches no tensor, and still the model has experts to move.
+#[test]
+fn a_count_within_the_dense_blocks_is_told_once() {
+    let lints = check(&DEEPSEEK, ONE, "llama-server -c 4096 -np 1 -ngl 99 -ncmoe 1", Target::default()).lints;
+    let told: Vec<&str> = lints.iter().map(|lint| lint.code).collect();
+    assert!(told.contains(&"ncmoe-counts-dense-blocks") && !told.contains(&"rule-matches-nothing"), "{told:?}");
+    let lint = lints.iter().find(|lint| lint.code == "ncmoe-counts-dense-blocks").unwrap();
+    assert!(lint.message.ends_with("block 0 has no experts: it moves none"), "{}", lint.message);
+    assert_eq!(lint.hint.as_deref(), Some("`-ncmoe 2` moves the experts of 1"));
+}
+
 #[test]
 fn ik_has_flags_of_its_own() {
     let ik = Target { dialect: Dialect::Ik, ..Target::default() };

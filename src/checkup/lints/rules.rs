@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::super::OverrideRow;
+use super::super::{OverrideGroup, OverrideRow};
 use super::{Facts, Finding, found};
 use crate::placement::pattern::{self, Pattern};
+use crate::rules::Role;
 
 /// Whether a person wrote the rule (`-ot`), rather than a flag that stands for rules.
 fn written(row: &OverrideRow) -> bool {
@@ -38,6 +39,8 @@ pub(super) fn matches_nothing(facts: &Facts<'_>) -> Option<Finding> {
         let dead = |row: &&OverrideRow| row.matches == 0;
         match rows.first() {
             Some(first) if written(first) => rows.iter().filter(dead).collect(),
+            // That it counts dense blocks is a lint of its own.
+            Some(_) if dense_lead(facts, group).is_some() => Vec::new(),
             Some(first) if rows.iter().all(|row| dead(&row)) => vec![first],
             _ => Vec::new(),
         }
@@ -169,7 +172,7 @@ fn of_cmoe(row: &OverrideRow) -> bool {
 /// `-cmoe` beside `-ncmoe N`, with no rule of a person between them that one of them would come before.
 pub(super) fn ncmoe_beside_cmoe(facts: &Facts<'_>) -> Option<Finding> {
     let all = facts.overrides.iter().position(of_cmoe)?;
-    let beside = |group: &&super::super::OverrideGroup| {
+    let beside = |group: &&OverrideGroup| {
         let rows = facts.overrides.get(group.first.min(all)..group.first.max(all)).unwrap_or_default();
         facts.overrides.get(group.first).is_some_and(of_ncmoe) && !rows.iter().any(written)
     };
@@ -182,28 +185,32 @@ pub(super) fn ncmoe_beside_cmoe(facts: &Facts<'_>) -> Option<Finding> {
     )
 }
 
+/// How many of the blocks that `-ncmoe N` counts come before the first one with experts, where there is one beyond N.
+fn dense_lead(facts: &Facts<'_>, group: &OverrideGroup) -> Option<usize> {
+    let rows = facts.overrides.get(group.first..group.first + group.rules)?;
+    let any_experts = facts.model.tensors.iter().any(|tensor| tensor.role == Role::RoutedExpert);
+    let blocks = facts.placement.layers.len().saturating_sub(1);
+    let dense = rows.iter().take_while(|row| row.matches == 0).count();
+    (rows.first().is_some_and(of_ncmoe) && dense > 0 && any_experts && rows.len() < blocks).then_some(dense)
+}
+
 /// `-ncmoe N` counts every block from 0, those without experts too.
 pub(super) fn ncmoe_counts_dense_blocks(facts: &Facts<'_>) -> Option<Finding> {
-    for group in facts.groups {
-        let rows = facts.overrides.get(group.first..group.first + group.rules)?;
-        let flag = &rows.first()?.origin;
-        let counts = rows.first().is_some_and(of_ncmoe);
-        let dense = rows.iter().take_while(|row| row.matches == 0).count();
-        let any_experts = facts.model.tensors.iter().any(|tensor| tensor.role == crate::rules::Role::RoutedExpert);
-        if !counts || dense == 0 || !any_experts {
-            continue;
-        }
-        let (n, blocks) = (rows.len(), facts.placement.layers.len().saturating_sub(1));
-        if n >= blocks {
-            continue;
-        }
-        let lead = if dense == 1 { "block 0 has".to_string() } else { format!("blocks 0 to {} have", dense - 1) };
-        return found(
-            format!("`{flag} {n}` counts from block 0, and {lead} no experts: it moves those of {}", n - dense),
-            format!("`{flag} {}` moves the experts of {}", (n + dense).min(blocks), n.min(blocks - dense)),
-        );
-    }
-    None
+    let (group, dense) = facts.groups.iter().find_map(|group| Some((group, dense_lead(facts, group)?)))?;
+    let (flag, n, blocks) = (&group.origin, group.rules, facts.placement.layers.len().saturating_sub(1));
+    // N may end before they do.
+    let experts = facts.model.tensors.iter().filter(|tensor| tensor.role == Role::RoutedExpert);
+    let first = experts.filter_map(|tensor| usize::try_from(tensor.block?).ok()).min();
+    let lead = first.unwrap_or(dense).clamp(dense, blocks);
+    let are = if lead == 1 { "block 0 has".to_string() } else { format!("blocks 0 to {} have", lead - 1) };
+    let moved = match n - dense {
+        0 => "none".to_string(),
+        moved => format!("those of {moved}"),
+    };
+    found(
+        format!("`{flag} {n}` counts from block 0, and {are} no experts: it moves {moved}"),
+        format!("`{flag} {}` moves the experts of {}", (n + lead).min(blocks), n.min(blocks - lead)),
+    )
 }
 
 #[cfg(test)]
