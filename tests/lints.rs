@@ -89,6 +89,21 @@ static CASES: &[Case] = &[
         "llama-server -fa off -ctv q8_0",
         "llama-server -fa on -ctk q8_0 -ctv q8_0",
     ),
+    (
+        "cache-types-differ",
+        &DEEPSEEK,
+        ONE,
+        "llama-server -c 4096 -ctk q8_0",
+        "llama-server -c 4096 -ctk q8_0 -ctv q8_0",
+    ),
+    (
+        "cache-types-differ",
+        &DEEPSEEK,
+        ONE,
+        "llama-server -ctk q8_0 -fa off",
+        "llama-server -ctv q8_0 -ctk q8_0 -fa off",
+    ),
+    ("cache-types-differ", &DEEPSEEK, ONE, "llama-server -ctv q8_0 -fa off", "llama-server -fa off"),
     ("rule-matches-nothing", &GPT_OSS, ONE, "llama-server -ot 'ffn_experts=CPU'", "llama-server -ot 'exps=CPU'"),
     ("rule-matches-nothing", &LLAMA, ONE, "llama-server -ncmoe 4", "llama-server -ncffn 4"),
     ("rule-matches-nothing", &GPT_OSS, ONE, r#"llama-server -ot '"exps"=CPU'"#, "llama-server -ncmoe 4"),
@@ -246,6 +261,23 @@ fn ik_has_flags_of_its_own() {
     assert!(!codes(&QWEN, ONE, "llama-server -c 4096 --no-mmap", ik).contains(&"other-dialect"));
 }
 
+/// The usual command for DeepSeek on ik_llama.cpp: `-ctk` alone. llama.cpp refuses it, and the hint at the dialect stays in sight.
+#[test]
+fn ik_takes_k_alone_for_the_latent_cache() {
+    let ik = Target { dialect: Dialect::Ik, ..Target::default() };
+    let line = "llama-server -c 8192 -ctk q8_0 -mla 3 -fa -amb 512 -fmoe -rtr -ngl 99 -ot exps=CPU";
+    let of = |line: &str, target| check(&DEEPSEEK, ONE, line, target);
+    let (found, both) = (of(line, ik), of(&format!("{line} -ctv q8_0"), ik));
+    assert_eq!(found.memory, both.memory);
+    assert_eq!((found.run.type_k, found.run.type_v), (both.run.type_k, both.run.type_v));
+    assert_eq!(found.lints.iter().map(|lint| lint.code).collect::<Vec<_>>(), ["latent-cache-type"]);
+    assert!(both.lints.is_empty(), "{:?}", both.lints);
+    let refused = of(line, Target::default());
+    let told: Vec<&str> = refused.lints.iter().map(|lint| lint.code).collect();
+    assert!(told.contains(&"cache-types-differ") && !told.contains(&"latent-cache-type"), "{told:?}");
+    assert!(refused.lints.iter().any(|lint| lint.hint.as_deref().is_some_and(|hint| hint.contains("--dialect ik"))));
+}
+
 #[test]
 fn errors_come_first_and_each_code_once() {
     let line = r"llama-server --mlock --no-mmap -ot 'x=CPU' -ot 'y=CPU' --frobnicate";
@@ -301,6 +333,7 @@ fn every_code_is_tested_and_in_the_manual() {
         "expert-cache-unused",
         "expert-cache-refused",
         "other-dialect",
+        "latent-cache-type",
         "config-file-read",
         "what-if",
         "imatrix-needed",

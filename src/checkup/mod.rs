@@ -1,6 +1,7 @@
 //! The check document: what a command line would do.
 
 mod basis;
+mod caches;
 pub mod lints;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
 use crate::run::{ContextNumbers, Dialect, FlashAttn, LoadMode, ParsedCommand, Program, RunConfig, SplitMode, dialect};
+use caches::{RefusedCaches, with_allowed_caches};
 use lints::Facts;
 pub use lints::{Lint, Severity};
 
@@ -184,17 +186,17 @@ pub struct Options {
 
 /// What `command` would do with `model` on `machine`.
 pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options: Options) -> Result<Checkup, Error> {
-    let run = &carried_out(model, machine, command)?;
+    let mut run = carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.
-    let projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
+    let mut projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
     let projection = placement::place(model, machine, &projected)?;
-    let (mut prediction, quantized_v) = match memory::predict(model, machine, &projected, &projection) {
-        Err(memory::Error::QuantizedV { .. }) => {
-            let allowed = RunConfig { type_v: crate::gguf::ggml_type::f16(), ..projected.clone() };
-            (memory::predict(model, machine, &allowed, &projection)?, true)
-        }
-        other => (other?, false),
-    };
+    let (mut prediction, refused_caches) = with_allowed_caches(model, machine, &mut projected, &projection)?;
+    let is_ik = command.target.dialect == Dialect::Ik;
+    if is_ik && refused_caches.different_types {
+        // Its latent cache is of K's type, whatever `-ctv` says.
+        run.type_v = run.type_k;
+    }
+    let run = &run;
     let placement = placement::place(model, machine, run)?;
     let memory = rows(&prediction);
     let budget = budgets(machine, &placement, options.margin);
@@ -211,11 +213,11 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
         overrides: &overrides,
         groups: &override_groups,
         short: shortfall.keys().any(|key| key != HOST),
-        quantized_v,
+        refused_caches,
         cache_problem: expert_cache::expert_cache(model, machine, &projected, &projection).problem,
     };
     let lints = lints::lints(&facts);
-    if command.target.dialect == Dialect::Ik {
+    if is_ik {
         prediction.basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
     }
     prediction.basis.extend(basis::rows(command.target, machine, &placement));
