@@ -136,6 +136,13 @@ static CASES: &[Case] = &[
         r"llama-server -ot 'blk\.1\..*exps=CPU'",
     ),
     ("block-number-open", &GPT_OSS, ONE, r"llama-server -ot 'blk\.1=CPU'", r"llama-server -ot 'blk\.\d+.*exps=CPU'"),
+    (
+        "block-number-open",
+        &GPT_OSS,
+        ONE,
+        "llama-server -ot '[4-9].ffn_.*_exps.=CPU'",
+        r"llama-server -ot 'blk\.[4-9]\.ffn_.*_exps\.=CPU'",
+    ),
     ("device-not-used", &GPT_OSS, TWO, "llama-server -dev CUDA0 -ot exps=CUDA1", "llama-server -ot exps=CUDA1"),
     ("ncmoe-beside-cmoe", &GPT_OSS, ONE, "llama-server -cmoe -ncmoe 12", "llama-server -cmoe"),
     ("ncmoe-beside-cmoe", &GPT_OSS, ONE, "llama-server --n-cpu-moe 12 --cpu-moe", "llama-server -ncmoe 12"),

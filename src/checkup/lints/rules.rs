@@ -104,24 +104,47 @@ pub(super) fn shadowed(facts: &Facts<'_>) -> Option<Finding> {
     )
 }
 
-/// `blk\.1` without an end matches blocks 10 to 19 as well.
+/// `blk\.1` without an end matches blocks 10 to 19 as well, and `4\.ffn` without a beginning 14 and 24.
 pub(super) fn block_number_open(facts: &Facts<'_>) -> Option<Finding> {
     for row in facts.overrides.iter().filter(|row| written(row) && row.matches > 0) {
         let Ok(pattern) = pattern::parse(&row.pattern) else { continue };
-        let mut seen = BTreeSet::new();
-        let open: Vec<String> = (facts.model.tensors.iter())
-            .filter_map(|tensor| Some((tensor.block.filter(|block| *block > 9)?, tensor.name.as_str())))
-            .filter(|(block, name)| pattern.matches(name) && seen.insert(*block) && is_open(&pattern, *block, name))
-            .map(|(block, _)| block.to_string())
-            .collect();
-        let Some(first) = open.first() else { continue };
-        let more = if open.len() == 1 { String::new() } else { format!(" and {} more", open.len() - 1) };
-        return found(
-            format!("{} matches block {first}{more} too: the block number is open at its end", shown(row)),
-            r"end the number with `\.`: `blk\.1\.` is block 1 alone",
-        );
+        let sides: [(fn(&Pattern, u32, &str) -> bool, _, _); 2] = [
+            (is_open, "end", r"end the number with `\.`: `blk\.1\.` is block 1 alone"),
+            (is_open_before, "beginning", r"begin the number with `blk\.`: `blk\.[4-9]\.` is blocks 4 to 9 alone"),
+        ];
+        for (is_open, side, hint) in sides {
+            let mut seen = BTreeSet::new();
+            let open: Vec<String> = (facts.model.tensors.iter())
+                .filter_map(|tensor| Some((tensor.block.filter(|block| *block > 9)?, tensor.name.as_str())))
+                .filter(|(block, name)| pattern.matches(name) && seen.insert(*block) && is_open(&pattern, *block, name))
+                .map(|(block, _)| block.to_string())
+                .collect();
+            let Some(first) = open.first() else { continue };
+            let more = if open.len() == 1 { String::new() } else { format!(" and {} more", open.len() - 1) };
+            let what =
+                format!("{} matches block {first}{more} too: the block number is open at its {side}", shown(row));
+            return found(what, hint);
+        }
     }
     None
+}
+
+/// Whether the pattern matches by the last digits of the block number alone, and asks for certain ones.
+fn is_open_before(pattern: &Pattern, block: u32, name: &str) -> bool {
+    let digits = block.to_string();
+    let Some(rest) = name.strip_prefix("blk.").and_then(|name| name.strip_prefix(&digits)) else { return false };
+    let (_, tail) = digits.split_at(1);
+    let (_, after) = tail.split_at(1);
+    let matches = |number: String| pattern.matches(&format!("blk.{number}{rest}"));
+    if !matches(format!("Z{tail}")) || matches(format!("Z{after}")) {
+        return false;
+    }
+    let numbers: Vec<u32> = if after.is_empty() { (0..10).collect() } else { (10..100).collect() };
+    let taken: Vec<u32> = numbers.iter().copied().filter(|number| matches(number.to_string())).collect();
+    // Every other block, or nearly any: so it was meant.
+    let alternate =
+        taken.len() * 2 == numbers.len() && taken.iter().all(|n| n % 2 == taken.first().map_or(0, |n| n % 2));
+    !alternate && taken.len() * 10 < numbers.len() * 9
 }
 
 /// Whether the pattern matches by the first digits of the block number alone, and asks for certain ones.
@@ -235,6 +258,22 @@ mod tests {
         ] {
             let pattern = pattern::parse(text).unwrap();
             assert_eq!(pattern.matches(name) && is_open(&pattern, 17, name), open, "{text}");
+        }
+        for (text, open) in [
+            (r"[4-9].ffn_.*_exps.", true),
+            (r"7\.ffn_up", true),
+            (r"blk.*[4-9]\.ffn", true),
+            (r"blk\.[4-9].ffn_.*_exps.", false),
+            (r"blk\.(1[0-9])\.ffn", false),
+            (r"(1|2)[0-9]\.ffn", false),
+            (r"[0-9]\.ffn", false),
+            (r"\d+\.ffn", false),
+            (r"[13579]\.ffn_.*_exps", false),
+            (r"blk\.\d*7\.", false),
+            (r"exps", false),
+        ] {
+            let pattern = pattern::parse(text).unwrap();
+            assert_eq!(pattern.matches(name) && is_open_before(&pattern, 17, name), open, "{text}");
         }
         let name = "blk.105.ffn_up_exps.weight";
         for (text, open) in
