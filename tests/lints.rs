@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use moeplan::bytes::{Bytes, GIB};
 use moeplan::checkup::{self, Checkup, Options, Severity, lints};
-use moeplan::machine::{Device, Host, Machine};
+use moeplan::machine::{Device, Host, Isa, Machine};
 use moeplan::model::Model;
 use moeplan::run::{Dialect, Target, parse};
 use moeplan::synth::output::{Fill, Watch, write};
@@ -170,6 +170,13 @@ static CASES: &[Case] = &[
         "llama-server -c 4096 -cmoe",
     ),
     ("mapped-beyond-ram", &QWEN, "CUDA0=8G 16", "llama-server -c 4096 -cmoe", "llama-server -c 4096 -ncmoe 30"),
+    (
+        "shared-memory",
+        &QWEN,
+        "MTL0=24G 20",
+        "llama-server -c 32768 -np 1 -ncmoe 24",
+        "llama-server -c 4096 -np 1 -ncmoe 24",
+    ),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -ncmoe 1", "llama-server -ot exps=CUDA0"),
     (
@@ -283,6 +290,18 @@ fn ik_takes_k_alone_for_the_latent_cache() {
     let told: Vec<&str> = refused.lints.iter().map(|lint| lint.code).collect();
     assert!(told.contains(&"cache-types-differ") && !told.contains(&"latent-cache-type"), "{told:?}");
     assert!(refused.lints.iter().any(|lint| lint.hint.as_deref().is_some_and(|hint| hint.contains("--dialect ik"))));
+}
+
+/// Apple's processors and their Metal device have one memory.
+#[test]
+fn what_metal_holds_is_main_memory() {
+    let line = "llama-server -c 4096 -np 1 -ncmoe 24";
+    let of = |on: &str| check(&QWEN, on, line, Target::default());
+    let (enough, short, card) = (of("MTL0=12G 32"), of("MTL0=12G 16"), of("CUDA0=12G 16"));
+    assert!(enough.fits && card.fits);
+    let together: u64 = short.memory.values().map(|row| row.total.0).sum();
+    assert_eq!(short.shortfall, [("Host".to_string(), Bytes(together - 16 * GIB))].into());
+    assert_eq!(machine("MTL0=12G 16").host.isa, Isa::ArmNeon);
 }
 
 #[test]

@@ -200,7 +200,8 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
     let placement = placement::place(model, machine, run)?;
     let memory = rows(&prediction);
     let budget = budgets(machine, &placement, options.margin);
-    let shortfall = shortfall(&memory, &budget);
+    let shared = memory::shared_with_host(machine, &prediction.memory);
+    let shortfall = shortfall(&memory, &budget, shared);
     let overrides = override_rows(model, run, &placement);
     let override_groups = override_groups(&overrides);
     let facts = Facts {
@@ -271,9 +272,14 @@ fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<
     budgets
 }
 
-/// By how much each budget is passed; buffer types that llama.cpp lists apart (`CPU_REPACK`, `AMX`) are host memory.
-fn shortfall(memory: &BTreeMap<String, Row>, budget: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes> {
-    let mut needed: BTreeMap<&str, Bytes> = BTreeMap::new();
+/// By how much each budget is passed; buffer types that llama.cpp lists apart (`CPU_REPACK`, `AMX`) are host memory, and so is what
+/// devices take that share it.
+fn shortfall(
+    memory: &BTreeMap<String, Row>,
+    budget: &BTreeMap<String, Bytes>,
+    shared: Bytes,
+) -> BTreeMap<String, Bytes> {
+    let mut needed: BTreeMap<&str, Bytes> = [(HOST, shared)].into();
     for (key, row) in memory {
         let of = if matches!(key.as_str(), "CPU_REPACK" | "AMX") { HOST } else { key };
         *needed.entry(of).or_default() += row.total;
@@ -443,7 +449,7 @@ mod tests {
                 .into();
         let of = |budgets: &[(&str, u64)]| {
             let budgets = budgets.iter().map(|(key, mib)| ((*key).to_string(), Bytes::mib(*mib))).collect();
-            shortfall(&memory, &budgets).into_iter().collect::<Vec<_>>()
+            shortfall(&memory, &budgets, Bytes(0)).into_iter().collect::<Vec<_>>()
         };
         assert_eq!(of(&[("CUDA0", 10), ("CUDA1", 20)]), []);
         assert_eq!(of(&[("CUDA0", 9), ("CUDA1", 20), ("Host", 70)]), [("CUDA0".to_string(), Bytes::mib(1))]);

@@ -4,7 +4,7 @@ use super::{Facts, Finding, found};
 use crate::bytes::Bytes;
 use crate::memory::caches::{self, CacheKind};
 use crate::memory::expert_cache::Problem;
-use crate::memory::{Caches, HOST};
+use crate::memory::{self, Caches, HOST};
 use crate::placement::Buffer;
 use crate::rules::Role;
 use crate::run::build::BUILDS;
@@ -195,6 +195,21 @@ pub(super) fn pinned_beyond_ram(facts: &Facts<'_>) -> Option<Finding> {
                 "without mapped files the host's {total} are pinned memory, and there are {ram}: loading fails or swaps"
             ),
             "`--load-mode mmap` reads what is needed from the file; or keep more on the devices",
+        )
+    })?
+}
+
+/// Devices without memory of their own, which together with the host need more than there is.
+pub(super) fn shared_memory(facts: &Facts<'_>) -> Option<Finding> {
+    let (ram, host) = (facts.ram()?, facts.host_total());
+    let shared = memory::shared_with_host(facts.machine, &facts.prediction.memory);
+    (shared > Bytes(0) && shared + host > ram).then(|| {
+        let names = facts.device_names().join(", ");
+        found(
+            format!(
+                "{names} and the processor share main memory: {shared} and {host} together are more than the {ram} of it"
+            ),
+            "a smaller quantization or a shorter context: moving experts to the host frees nothing here",
         )
     })?
 }

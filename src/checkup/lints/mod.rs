@@ -114,6 +114,7 @@ const LINTS: &[Rule] = &[
     rule("fit-gives-up", Severity::Warning, launch::fit_gives_up),
     rule("fit-cuts-context", Severity::Warning, launch::fit_cuts_context),
     rule("pinned-memory-beyond-ram", Severity::Warning, launch::pinned_beyond_ram),
+    rule("shared-memory", Severity::Warning, launch::shared_memory),
     rule("mapped-beyond-ram", Severity::Warning, launch::mapped_beyond_ram),
     rule("repacked-experts-not-offloaded", Severity::Warning, launch::repacked_not_offloaded),
     rule("expert-cache-unused", Severity::Warning, launch::expert_cache_unused),
