@@ -104,11 +104,14 @@ pub(super) fn shadowed(facts: &Facts<'_>) -> Option<Finding> {
     )
 }
 
+/// Whether a pattern matches a block by a part of its number, on one side.
+type IsOpen = fn(&Pattern, u32, &str) -> bool;
+
 /// `blk\.1` without an end matches blocks 10 to 19 as well, and `4\.ffn` without a beginning 14 and 24.
 pub(super) fn block_number_open(facts: &Facts<'_>) -> Option<Finding> {
     for row in facts.overrides.iter().filter(|row| written(row) && row.matches > 0) {
         let Ok(pattern) = pattern::parse(&row.pattern) else { continue };
-        let sides: [(fn(&Pattern, u32, &str) -> bool, _, _); 2] = [
+        let sides: [(IsOpen, &str, &str); 2] = [
             (is_open, "end", r"end the number with `\.`: `blk\.1\.` is block 1 alone"),
             (is_open_before, "beginning", r"begin the number with `blk\.`: `blk\.[4-9]\.` is blocks 4 to 9 alone"),
         ];
