@@ -170,7 +170,15 @@ impl Machine {
             }
         }
         number_remote(&mut devices);
-        Ok(Self { devices, host })
+        // A computer with Metal of which nothing else is said is one of Apple's own processors.
+        let unknown = host == Host { ram: host.ram, ..Host::default() };
+        let isa = if unknown && devices.iter().any(|d| d.backend == Backend::Metal) { Isa::ArmNeon } else { host.isa };
+        Ok(Self { devices, host: Host { isa, ..host } })
+    }
+
+    /// Whether a device's memory is main memory: Metal's on Apple's own processors.
+    pub fn is_shared(&self, device: &Device) -> bool {
+        device.backend == Backend::Metal && self.host.isa == Isa::ArmNeon
     }
 
     /// What is to be left free on every device: the largest that one of them calls for.

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use crate::{checkup, commands, doctor, emit, inspection, measurement, plan, report, suite, tune};
+use crate::{commands, doctor, emit, inspection, measurement, plan, report, suite, tune};
 
 /// The schema of one document, whose `schema` key holds `moeplan/NAME`.
 fn schema<T: JsonSchema>(name: &str) -> (String, Value) {
@@ -31,7 +31,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<commands::quants::Quants>("quants/1"),
         schema::<commands::what_if::listing::Document>("what-if/1"),
         schema::<commands::list::List>("list/1"),
-        schema::<checkup::Checkup>("check/1"),
+        schema::<commands::check::Document>("check/1"),
         schema::<plan::Plan>("plan/1"),
         schema::<plan::sweep::SweepDocument>("sweep/1"),
         schema::<plan::sweep::Plans>("plans/1"),

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use moeplan::bytes::{Bytes, GIB};
 use moeplan::checkup::{self, Checkup, Options, Severity, lints};
-use moeplan::machine::{Device, Host, Machine};
+use moeplan::machine::{Device, Host, Isa, Machine};
 use moeplan::model::Model;
 use moeplan::run::{Dialect, Target, parse};
 use moeplan::synth::output::{Fill, Watch, write};
@@ -89,6 +89,21 @@ static CASES: &[Case] = &[
         "llama-server -fa off -ctv q8_0",
         "llama-server -fa on -ctk q8_0 -ctv q8_0",
     ),
+    (
+        "cache-types-differ",
+        &DEEPSEEK,
+        ONE,
+        "llama-server -c 4096 -ctk q8_0",
+        "llama-server -c 4096 -ctk q8_0 -ctv q8_0",
+    ),
+    (
+        "cache-types-differ",
+        &DEEPSEEK,
+        ONE,
+        "llama-server -ctk q8_0 -fa off",
+        "llama-server -ctv q8_0 -ctk q8_0 -fa off",
+    ),
+    ("cache-types-differ", &DEEPSEEK, ONE, "llama-server -ctv q8_0 -fa off", "llama-server -fa off"),
     ("rule-matches-nothing", &GPT_OSS, ONE, "llama-server -ot 'ffn_experts=CPU'", "llama-server -ot 'exps=CPU'"),
     ("rule-matches-nothing", &LLAMA, ONE, "llama-server -ncmoe 4", "llama-server -ncffn 4"),
     ("rule-matches-nothing", &GPT_OSS, ONE, r#"llama-server -ot '"exps"=CPU'"#, "llama-server -ncmoe 4"),
@@ -121,6 +136,13 @@ static CASES: &[Case] = &[
         r"llama-server -ot 'blk\.1\..*exps=CPU'",
     ),
     ("block-number-open", &GPT_OSS, ONE, r"llama-server -ot 'blk\.1=CPU'", r"llama-server -ot 'blk\.\d+.*exps=CPU'"),
+    (
+        "block-number-open",
+        &GPT_OSS,
+        ONE,
+        "llama-server -ot '[4-9].ffn_.*_exps.=CPU'",
+        r"llama-server -ot 'blk\.[4-9]\.ffn_.*_exps\.=CPU'",
+    ),
     ("device-not-used", &GPT_OSS, TWO, "llama-server -dev CUDA0 -ot exps=CUDA1", "llama-server -ot exps=CUDA1"),
     ("ncmoe-beside-cmoe", &GPT_OSS, ONE, "llama-server -cmoe -ncmoe 12", "llama-server -cmoe"),
     ("ncmoe-beside-cmoe", &GPT_OSS, ONE, "llama-server --n-cpu-moe 12 --cpu-moe", "llama-server -ncmoe 12"),
@@ -148,6 +170,13 @@ static CASES: &[Case] = &[
         "llama-server -c 4096 -cmoe",
     ),
     ("mapped-beyond-ram", &QWEN, "CUDA0=8G 16", "llama-server -c 4096 -cmoe", "llama-server -c 4096 -ncmoe 30"),
+    (
+        "shared-memory",
+        &QWEN,
+        "MTL0=24G 20",
+        "llama-server -c 32768 -np 1 -ncmoe 24",
+        "llama-server -c 4096 -np 1 -ncmoe 24",
+    ),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -ncmoe 1", "llama-server -ot exps=CUDA0"),
     (
@@ -221,6 +250,17 @@ fn the_expert_cache_takes_whole_slots() {
     assert_eq!(of_environment, cache);
 }
 
+/// A count that ends within the dense blocks matches no tensor, and still the model has experts to move.
+#[test]
+fn a_count_within_the_dense_blocks_is_told_once() {
+    let lints = check(&DEEPSEEK, ONE, "llama-server -c 4096 -np 1 -ngl 99 -ncmoe 1", Target::default()).lints;
+    let told: Vec<&str> = lints.iter().map(|lint| lint.code).collect();
+    assert!(told.contains(&"ncmoe-counts-dense-blocks") && !told.contains(&"rule-matches-nothing"), "{told:?}");
+    let lint = lints.iter().find(|lint| lint.code == "ncmoe-counts-dense-blocks").unwrap();
+    assert!(lint.message.ends_with("block 0 has no experts: it moves none"), "{}", lint.message);
+    assert_eq!(lint.hint.as_deref(), Some("`-ncmoe 2` moves the experts of 1"));
+}
+
 #[test]
 fn ik_has_flags_of_its_own() {
     let ik = Target { dialect: Dialect::Ik, ..Target::default() };
@@ -233,6 +273,35 @@ fn ik_has_flags_of_its_own() {
     assert!(checkup.basis.iter().any(|row| row.quantity == "compute" && row.how.contains("uncertain")));
     assert!(codes(&QWEN, ONE, "llama-server -c 4096 -lm none", ik).contains(&"other-dialect"));
     assert!(!codes(&QWEN, ONE, "llama-server -c 4096 --no-mmap", ik).contains(&"other-dialect"));
+}
+
+/// The usual command for DeepSeek on ik_llama.cpp: `-ctk` alone. llama.cpp refuses it, and the hint at the dialect stays in sight.
+#[test]
+fn ik_takes_k_alone_for_the_latent_cache() {
+    let ik = Target { dialect: Dialect::Ik, ..Target::default() };
+    let line = "llama-server -c 8192 -ctk q8_0 -mla 3 -fa -amb 512 -fmoe -rtr -ngl 99 -ot exps=CPU";
+    let of = |line: &str, target| check(&DEEPSEEK, ONE, line, target);
+    let (found, both) = (of(line, ik), of(&format!("{line} -ctv q8_0"), ik));
+    assert_eq!(found.memory, both.memory);
+    assert_eq!((found.run.type_k, found.run.type_v), (both.run.type_k, both.run.type_v));
+    assert_eq!(found.lints.iter().map(|lint| lint.code).collect::<Vec<_>>(), ["latent-cache-type"]);
+    assert!(both.lints.is_empty(), "{:?}", both.lints);
+    let refused = of(line, Target::default());
+    let told: Vec<&str> = refused.lints.iter().map(|lint| lint.code).collect();
+    assert!(told.contains(&"cache-types-differ") && !told.contains(&"latent-cache-type"), "{told:?}");
+    assert!(refused.lints.iter().any(|lint| lint.hint.as_deref().is_some_and(|hint| hint.contains("--dialect ik"))));
+}
+
+/// Apple's processors and their Metal device have one memory.
+#[test]
+fn what_metal_holds_is_main_memory() {
+    let line = "llama-server -c 4096 -np 1 -ncmoe 24";
+    let of = |on: &str| check(&QWEN, on, line, Target::default());
+    let (enough, short, card) = (of("MTL0=12G 32"), of("MTL0=12G 16"), of("CUDA0=12G 16"));
+    assert!(enough.fits && card.fits);
+    let together: u64 = short.memory.values().map(|row| row.total.0).sum();
+    assert_eq!(short.shortfall, [("Host".to_string(), Bytes(together - 16 * GIB))].into());
+    assert_eq!(machine("MTL0=12G 16").host.isa, Isa::ArmNeon);
 }
 
 #[test]
@@ -290,6 +359,7 @@ fn every_code_is_tested_and_in_the_manual() {
         "expert-cache-unused",
         "expert-cache-refused",
         "other-dialect",
+        "latent-cache-type",
         "config-file-read",
         "what-if",
         "imatrix-needed",

@@ -1,6 +1,7 @@
 //! The check document: what a command line would do.
 
 mod basis;
+mod caches;
 pub mod lints;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
 use crate::run::{ContextNumbers, Dialect, FlashAttn, LoadMode, ParsedCommand, Program, RunConfig, SplitMode, dialect};
+use caches::{RefusedCaches, with_allowed_caches};
 use lints::Facts;
 pub use lints::{Lint, Severity};
 
@@ -184,21 +186,22 @@ pub struct Options {
 
 /// What `command` would do with `model` on `machine`.
 pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options: Options) -> Result<Checkup, Error> {
-    let run = &carried_out(model, machine, command)?;
+    let mut run = carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.
-    let projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
+    let mut projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
     let projection = placement::place(model, machine, &projected)?;
-    let (mut prediction, quantized_v) = match memory::predict(model, machine, &projected, &projection) {
-        Err(memory::Error::QuantizedV { .. }) => {
-            let allowed = RunConfig { type_v: crate::gguf::ggml_type::f16(), ..projected.clone() };
-            (memory::predict(model, machine, &allowed, &projection)?, true)
-        }
-        other => (other?, false),
-    };
+    let (mut prediction, refused_caches) = with_allowed_caches(model, machine, &mut projected, &projection)?;
+    let is_ik = command.target.dialect == Dialect::Ik;
+    if is_ik && refused_caches.different_types {
+        // Its latent cache is of K's type, whatever `-ctv` says.
+        run.type_v = run.type_k;
+    }
+    let run = &run;
     let placement = placement::place(model, machine, run)?;
     let memory = rows(&prediction);
     let budget = budgets(machine, &placement, options.margin);
-    let shortfall = shortfall(&memory, &budget);
+    let shared = memory::shared_with_host(machine, &prediction.memory);
+    let shortfall = shortfall(&memory, &budget, shared);
     let overrides = override_rows(model, run, &placement);
     let override_groups = override_groups(&overrides);
     let facts = Facts {
@@ -211,11 +214,11 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
         overrides: &overrides,
         groups: &override_groups,
         short: shortfall.keys().any(|key| key != HOST),
-        quantized_v,
+        refused_caches,
         cache_problem: expert_cache::expert_cache(model, machine, &projected, &projection).problem,
     };
     let lints = lints::lints(&facts);
-    if command.target.dialect == Dialect::Ik {
+    if is_ik {
         prediction.basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
     }
     prediction.basis.extend(basis::rows(command.target, machine, &placement));
@@ -269,9 +272,14 @@ fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<
     budgets
 }
 
-/// By how much each budget is passed; buffer types that llama.cpp lists apart (`CPU_REPACK`, `AMX`) are host memory.
-fn shortfall(memory: &BTreeMap<String, Row>, budget: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes> {
-    let mut needed: BTreeMap<&str, Bytes> = BTreeMap::new();
+/// By how much each budget is passed; buffer types that llama.cpp lists apart (`CPU_REPACK`, `AMX`) are host memory, and so is what
+/// devices take that share it.
+fn shortfall(
+    memory: &BTreeMap<String, Row>,
+    budget: &BTreeMap<String, Bytes>,
+    shared: Bytes,
+) -> BTreeMap<String, Bytes> {
+    let mut needed: BTreeMap<&str, Bytes> = [(HOST, shared)].into();
     for (key, row) in memory {
         let of = if matches!(key.as_str(), "CPU_REPACK" | "AMX") { HOST } else { key };
         *needed.entry(of).or_default() += row.total;
@@ -441,7 +449,7 @@ mod tests {
                 .into();
         let of = |budgets: &[(&str, u64)]| {
             let budgets = budgets.iter().map(|(key, mib)| ((*key).to_string(), Bytes::mib(*mib))).collect();
-            shortfall(&memory, &budgets).into_iter().collect::<Vec<_>>()
+            shortfall(&memory, &budgets, Bytes(0)).into_iter().collect::<Vec<_>>()
         };
         assert_eq!(of(&[("CUDA0", 10), ("CUDA1", 20)]), []);
         assert_eq!(of(&[("CUDA0", 9), ("CUDA1", 20), ("Host", 70)]), [("CUDA0".to_string(), Bytes::mib(1))]);

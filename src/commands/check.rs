@@ -16,6 +16,7 @@ use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
 use crate::model::Model;
 use crate::placement;
+use crate::plan;
 use crate::report;
 use crate::run::build::REFERENCE;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
@@ -47,6 +48,19 @@ pub struct Args {
     /// A whole command line of llama-server, llama-cli, llama-bench or llama-fit-params, after `--`.
     #[arg(help_heading = OWN, required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
+}
+
+/// `moeplan/check/1`.
+#[derive(Debug, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Document {
+    /// What the command would do.
+    #[serde(flatten)]
+    checkup: Checkup,
+    /// Which model.
+    model: plan::ModelSummary,
+    /// The command that was checked, quoted for a shell; a stranger's text.
+    command: String,
 }
 
 /// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it.
@@ -85,13 +99,20 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         tensors: args.tensors || output.format() == Format::Html,
     };
     let checkup = checkup::check(&model, &machine, &command, options)?;
+    let words: Option<Vec<String>> = args.command.iter().map(|word| plan::quoted(word)).collect();
+    let command = words.map_or_else(|| args.command.join(" "), |words| words.join(" "));
+    let document = Document { model: plan::summary(&model, &name.display().to_string()), command, checkup };
+    let checkup = &document.checkup;
     match output.format() {
-        Format::Json => output.json(&checkup)?,
-        Format::Html => output.page(&checkup)?,
-        Format::Markdown => output.answer(&report::checkup::markdown(&checkup))?,
-        Format::Text => output.answer(&report::checkup::text(&checkup, output.is_verbose()))?,
+        Format::Json => output.json(&document)?,
+        Format::Html => output.page(&document)?,
+        Format::Markdown => {
+            let of = report::checkup::Asked { model: &document.model.path, command: &document.command };
+            output.answer(&report::checkup::markdown(checkup, &of))?;
+        }
+        Format::Text => output.answer(&report::checkup::text(checkup, output.is_verbose()))?,
     }
-    Ok(outcome(&checkup))
+    Ok(outcome(checkup))
 }
 
 /// The model of a header, its keys as the launch overrides them.
@@ -163,6 +184,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             "llama.cpp takes only devices and `CPU` there; `CPU` becomes pinned, mapped or repacked by itself".into(),
         ),
         placement::Error::UnknownBuffer { buffer, known, .. } => {
+            if let Some(same) = known.split(", ").find(|name| name.eq_ignore_ascii_case(buffer)) {
+                return Some(format!("did you mean `{same}`?"));
+            }
             let server = buffer.find('[').and_then(|at| buffer.get(at..));
             if let Some(named) = server.and_then(|server| known.split(", ").find(|name| name.ends_with(server))) {
                 return Some(format!("write `{named}`: its number counts the devices of that server alone"));

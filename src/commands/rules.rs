@@ -126,7 +126,8 @@ fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
     let load = |path: &PathBuf| check::load(model_arg::open(path, output)?, &RunConfig::default());
     let model = args.model.as_ref().map(load).transpose()?;
     let resolution = model.as_ref().map(|model| resolution(&file, model, args)).transpose()?.flatten();
-    let document = rules_check::check(&args.file, &file, model.as_ref(), resolution.as_ref());
+    let machine = args.options.machine.is_given().then(|| args.options.described_machine()).transpose()?;
+    let document = rules_check::check(&args.file, &file, model.as_ref(), machine.as_ref(), resolution.as_ref());
     match output.format() {
         Format::Json => output.json(&document)?,
         format => output.answer(&report::rules::check(&document, format))?,

@@ -56,6 +56,12 @@ impl MemoryBreakdown {
 /// By device name (`CUDA0`, `RPC0`), `Host`, and buffer types that llama.cpp lists apart (`CPU_REPACK`).
 pub type MemoryByDevice = BTreeMap<String, MemoryBreakdown>;
 
+/// What devices without memory of their own take of main memory.
+pub fn shared_with_host(machine: &Machine, memory: &MemoryByDevice) -> Bytes {
+    let shared = machine.devices.iter().filter(|device| machine.is_shared(device));
+    shared.filter_map(|device| memory.get(&device.name)).map(MemoryBreakdown::total).sum()
+}
+
 /// What a launch would take, and where each figure comes from.
 #[derive(Debug, Clone)]
 pub struct Prediction {

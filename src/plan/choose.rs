@@ -2,7 +2,7 @@
 
 use super::explore::{Explorer, WORTH, compute_of};
 use super::host;
-use super::solver::{Candidate, Error, Problem, Strategy, host_total};
+use super::solver::{Candidate, Error, Problem, Strategy};
 use super::split::split;
 use super::stage::Stage;
 use crate::bytes::Bytes;
@@ -52,7 +52,7 @@ impl Problem<'_> {
     /// What follows from the launch: threads, a prompt cache that main memory has room for.
     fn finished(&self, mut candidate: Candidate) -> Candidate {
         self.choose_threads(&mut candidate);
-        let table = host_total(&candidate.prediction);
+        let table = self.in_main_memory(&candidate.prediction);
         if let Some(ram) = self.machine.host.ram.filter(|_| self.levers.cache_ram)
             && let Some(mib) = host::smaller_prompt_cache(&candidate.run, &candidate.needs, table, ram)
         {

@@ -1,6 +1,6 @@
 //! How `-c` is chosen: room for the turn, or the largest that fits.
 
-use super::solver::{Candidate, Error, Problem, Strategy, host_total};
+use super::solver::{Candidate, Error, Problem, Strategy};
 use super::{Request, Turn};
 use crate::bytes::Bytes;
 use crate::run::RunConfig;
@@ -77,9 +77,10 @@ fn spare(problem: &Problem, candidate: &Candidate) -> i128 {
         let row = candidate.prediction.memory.get(&device.name)?;
         Some(signed(device.total, row.total() + problem.margin))
     });
-    let there = problem.machine.devices.is_empty() || !candidate.run.offload_kqv;
+    let shares = problem.machine.devices.iter().any(|device| problem.machine.is_shared(device));
+    let there = problem.machine.devices.is_empty() || !candidate.run.offload_kqv || shares;
     let ram = problem.machine.host.ram.filter(|_| there);
-    let host = ram.map(|ram| signed(ram, host_total(&candidate.prediction) + candidate.needs.least()));
+    let host = ram.map(|ram| signed(ram, problem.in_main_memory(&candidate.prediction) + candidate.needs.least()));
     devices.chain(host).min().unwrap_or(0)
 }
 

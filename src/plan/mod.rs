@@ -378,7 +378,8 @@ fn replay(
     }
 }
 
-fn summary(model: &Model, path: &str) -> ModelSummary {
+/// What a document says of its model, read from `path`.
+pub fn summary(model: &Model, path: &str) -> ModelSummary {
     ModelSummary {
         path: path.to_string(),
         name: model.name.clone(),

@@ -174,12 +174,17 @@ impl Problem<'_> {
         let needs = host::needs(self.model, &run, &prediction);
         let mut shortfall = self.devices_short(&prediction);
         if let Some(ram) = self.machine.host.ram {
-            let over = (host_total(&prediction) + needs.least()).saturating_sub(ram);
+            let over = (self.in_main_memory(&prediction) + needs.least()).saturating_sub(ram);
             if over > Bytes(0) {
                 shortfall.insert(HOST.to_string(), over);
             }
         }
         Candidate { run, placement, prediction, estimate, needs, shortfall }
+    }
+
+    /// What a launch takes of main memory, devices that share it included.
+    pub(super) fn in_main_memory(&self, prediction: &Prediction) -> Bytes {
+        host_total(prediction) + memory::shared_with_host(self.machine, &prediction.memory)
     }
 
     /// The predicted speed.

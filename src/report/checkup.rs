@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::bar::bar;
+use super::page::markdown::fence;
 use super::table::{Align, Table};
 use crate::bytes::Bytes;
 use crate::checkup::{Checkup, Severity};
@@ -38,9 +39,21 @@ pub fn text(checkup: &Checkup, with_basis: bool) -> String {
     out
 }
 
-/// The same as Markdown.
-pub fn markdown(checkup: &Checkup) -> String {
-    let mut out = memory(checkup).markdown();
+/// What was checked; both are strangers' text.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The model, as the command names it.
+    pub model: &'a str,
+    /// The command, quoted for a shell.
+    pub command: &'a str,
+}
+
+/// The same as Markdown, under what was checked.
+pub fn markdown(checkup: &Checkup, asked: &Asked<'_>) -> String {
+    let mut out = format!("## {}\n\n", escape::markdown(asked.model));
+    fence(&mut out, "sh", asked.command);
+    out += "\n";
+    out += &memory(checkup).markdown();
     let _ = writeln!(out, "\n**{}**\n\n{}", escape::markdown(&verdict(checkup)), escape::markdown(&launch(checkup)));
     for table in [overrides(checkup), tensors(checkup)].into_iter().filter(|table| !table.is_empty()) {
         let _ = write!(out, "\n{}", table.markdown());
@@ -84,11 +97,13 @@ pub(super) fn memory(checkup: &Checkup) -> Table {
 
 /// Yes or no, and by how much.
 fn verdict(checkup: &Checkup) -> String {
+    let refused = checkup.lints.iter().any(|lint| lint.severity == Severity::Error);
     if checkup.fits {
-        return "Fits.".into();
+        return if refused { "Would fit, but llama.cpp refuses the command." } else { "Fits." }.into();
     }
     let over: Vec<String> = checkup.shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect();
-    format!("Does not fit: {}.", over.join(", "))
+    let refused = if refused { "; and llama.cpp refuses the command" } else { "" };
+    format!("Does not fit: {}{refused}.", over.join(", "))
 }
 
 /// The launch in a line.

@@ -99,7 +99,12 @@ pub fn check(document: &RulesCheck, format: Format) -> String {
         let _ = writeln!(out, "\nWithout a rule: {} tensors, {} of {all}", rest.tensors, rest.bytes);
     }
     if document.overrides.is_empty() && document.rules.iter().any(|rule| rule.to.starts_with("fill ")) {
-        let _ = writeln!(out, "Describe a machine (--vram 24G) and a model to see what fits");
+        let said = if document.carried_out {
+            "All of it fits where llama.cpp puts it: no -ot is needed"
+        } else {
+            "Describe a machine (--vram 24G) and a model to see what fits"
+        };
+        let _ = writeln!(out, "{said}");
     }
     for entry in &document.overrides {
         let _ = writeln!(out, "  -ot {}", shown(entry));

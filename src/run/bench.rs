@@ -4,7 +4,8 @@
 //! `-n` and `-pg`, of which the longest counts.
 
 use super::dialect::{Dialect, LastBlocks};
-use super::parse::{Launch, ModelSource, removed, unknown, value_of};
+use super::parse::{Launch, ModelSource, unknown, value_of};
+use super::removed::removed;
 use super::values::{EXPERTS, Given};
 use super::{Error, Program, flags};
 

@@ -140,8 +140,14 @@ pub(super) fn read(launch: &mut Launch, word: &str, next: Option<&String>) -> Re
         "-fa" | "--flash-attn" if next.is_none_or(|word| word.starts_with('-') && word != "-1") => {
             run.flash_attn = FlashAttn::On;
         }
-        "--no-mmap" => run.load_mode = LoadMode::None,
-        "--mlock" => run.load_mode = LoadMode::MmapMlock,
+        "--no-mmap" => {
+            let locked = matches!(run.load_mode, LoadMode::Mlock | LoadMode::MmapMlock);
+            run.load_mode = if locked { LoadMode::Mlock } else { LoadMode::None };
+        }
+        "--mlock" => {
+            let unmapped = matches!(run.load_mode, LoadMode::None | LoadMode::Mlock);
+            run.load_mode = if unmapped { LoadMode::Mlock } else { LoadMode::MmapMlock };
+        }
         "-ncmoe" | "--n-cpu-moe" => {
             let count = Given { flag: word, value: value()? }.natural()?;
             launch.command.last_blocks = Some(LastBlocks { count, origin: word.to_string() });

@@ -20,6 +20,8 @@ mod flags;
 #[doc(hidden)]
 pub mod numbers;
 pub mod parse;
+mod pasted;
+mod removed;
 mod settings;
 mod values;
 
@@ -38,6 +40,28 @@ pub enum Error {
     /// Not a program that is known here.
     #[error("`{0}` is none of llama-server, llama-cli, llama-bench, llama-fit-params")]
     UnknownProgram(String),
+    /// A prompt's sign was copied with the command.
+    #[error("`{0}` is the sign of a shell's prompt, not part of the command: leave it out")]
+    Prompt(String),
+    /// Quotes around all of it.
+    #[error("the whole command is one word: leave out the quotes around it")]
+    OneWord,
+    /// A flag with a typographic dash.
+    #[error("`{word}` begins with a dash that is no hyphen: type `{typed}`")]
+    Dash {
+        /// As pasted.
+        word: String,
+        /// What to write.
+        typed: String,
+    },
+    /// Typographic quotes.
+    #[error("`{word}` has curly quotes, which no shell takes off: type '{typed}'")]
+    CurlyQuotes {
+        /// As pasted.
+        word: String,
+        /// It without them.
+        typed: String,
+    },
     /// The last word is a flag that takes a value.
     #[error("`{flag}` takes a value: {expected}")]
     MissingValue {
@@ -73,7 +97,7 @@ impl Error {
                 let words = expected.split([',', ' ', '`']).filter(|word| !word.is_empty() && *word != value);
                 suggest::did_you_mean(value, words.filter(|word| !["one", "of", "or", "a"].contains(word)))
             }
-            Self::Empty | Self::UnknownProgram(_) | Self::MissingValue { .. } => None,
+            _ => None,
         }
     }
 }

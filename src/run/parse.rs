@@ -20,9 +20,10 @@ use std::path::PathBuf;
 
 use super::build::{NEW_FLAGS, Target};
 use super::dialect::{self, Dialect, LastBlocks};
+use super::removed::removed;
 use super::settings::{self, Speculation};
 use super::values::{Broken, Given};
-use super::{Error, Program, RunConfig, bench, flags};
+use super::{Error, Program, RunConfig, bench, flags, pasted};
 use crate::suggest;
 
 /// What a note ends with whose rule is left out of the answer.
@@ -141,6 +142,9 @@ pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Tar
             break;
         }
         words = rest;
+    }
+    if let Some(error) = pasted::slip(words) {
+        return Err(error);
     }
     let (first, rest) = words.split_first().ok_or(Error::Empty)?;
     let program = program(first).ok_or_else(|| Error::UnknownProgram(first.clone()))?;
@@ -300,21 +304,6 @@ fn newer(command: &mut ParsedCommand, word: &str, since: u32) {
         format!("`{word}` is no flag of {name}: the first build known to have it is b{since}"),
         Some(format!("`moeplan check --build {since}` answers for that build")),
     );
-}
-
-/// A flag that the reference does not have any more: noted, or carried out where the build still takes it.
-pub(super) fn removed(launch: &mut Launch, word: &str, instead: &str) -> Result<(), Error> {
-    let target = launch.command.target;
-    if let Some((flag, value)) = instead.split_once(' ').filter(|_| target.takes_mmap_flags()) {
-        settings::apply(launch, flag, true, Given { flag: word, value })?;
-        return Ok(());
-    }
-    launch.command.note(
-        "removed-flag",
-        format!("`{word}` was removed: {} refuses it", target.name()),
-        Some(format!("use `{instead}`")),
-    );
-    Ok(())
 }
 
 /// Notes a word that no table has; how many words after it look like its value.

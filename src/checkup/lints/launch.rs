@@ -4,7 +4,7 @@ use super::{Facts, Finding, found};
 use crate::bytes::Bytes;
 use crate::memory::caches::{self, CacheKind};
 use crate::memory::expert_cache::Problem;
-use crate::memory::{Caches, HOST};
+use crate::memory::{self, Caches, HOST};
 use crate::placement::Buffer;
 use crate::rules::Role;
 use crate::run::build::BUILDS;
@@ -14,10 +14,40 @@ use crate::run::{Dialect, LoadMode, Program, RunConfig};
 /// llama.cpp refuses a quantized V cache without flash attention.
 pub(super) fn quantized_v(facts: &Facts<'_>) -> Option<Finding> {
     let ty = facts.run.type_v;
-    facts.quantized_v.then(|| {
+    (facts.refused_caches.quantized_v && ty.is_quantized).then(|| {
         found(
             format!("`-ctv {ty}` without flash attention: llama.cpp refuses; the figures are those of `-ctv f16`"),
             "`-fa on` where the model allows it (grok does not), else `-ctv f16`",
+        )
+    })?
+}
+
+/// llama.cpp refuses K and V of two types where V is a view of K (`src/llama-context.cpp` `llama_init_from_model`, b11434).
+pub(super) fn cache_types_differ(facts: &Facts<'_>) -> Option<Finding> {
+    let (type_k, type_v) = (facts.run.type_k, facts.run.type_v);
+    let refused = facts.refused_caches.different_types && facts.command.target.dialect == Dialect::LlamaCpp;
+    refused.then(|| {
+        let architecture = &facts.model.hparams.architecture;
+        found(
+            format!(
+                "`-ctk {type_k}` with `-ctv {type_v}`: llama.cpp refuses, since {architecture} keeps V as a view of K; the \
+                 figures are those of one type for both"
+            ),
+            format!("give both the same type: `-ctk {type_k} -ctv {type_k}`"),
+        )
+    })?
+}
+
+/// ik_llama.cpp keeps one latent cache, of K's type.
+pub(super) fn latent_cache_type(facts: &Facts<'_>) -> Option<Finding> {
+    let ik = facts.refused_caches.different_types && facts.command.target.dialect == Dialect::Ik;
+    ik.then(|| {
+        found(
+            format!(
+                "with `-mla` the one latent cache is taken to be of `-ctk`'s type, {}; `-ctv` is not counted",
+                facts.run.type_k
+            ),
+            "`-mla 0`, which keeps K and V apart, is not modelled",
         )
     })?
 }
@@ -165,6 +195,21 @@ pub(super) fn pinned_beyond_ram(facts: &Facts<'_>) -> Option<Finding> {
                 "without mapped files the host's {total} are pinned memory, and there are {ram}: loading fails or swaps"
             ),
             "`--load-mode mmap` reads what is needed from the file; or keep more on the devices",
+        )
+    })?
+}
+
+/// Devices without memory of their own, which together with the host need more than there is.
+pub(super) fn shared_memory(facts: &Facts<'_>) -> Option<Finding> {
+    let (ram, host) = (facts.ram()?, facts.host_total());
+    let shared = memory::shared_with_host(facts.machine, &facts.prediction.memory);
+    (shared > Bytes(0) && shared + host > ram).then(|| {
+        let names = facts.device_names().join(", ");
+        found(
+            format!(
+                "{names} and the processor share main memory: {shared} and {host} together are more than the {ram} of it"
+            ),
+            "a smaller quantization or a shorter context: moving experts to the host frees nothing here",
         )
     })?
 }

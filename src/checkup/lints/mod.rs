@@ -9,7 +9,7 @@ mod rules;
 
 use serde::Serialize;
 
-use super::{OverrideGroup, OverrideRow};
+use super::{OverrideGroup, OverrideRow, RefusedCaches};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::memory::Prediction;
@@ -64,8 +64,8 @@ pub(super) struct Facts<'a> {
     pub groups: &'a [OverrideGroup],
     /// Whether a device's budget is passed.
     pub short: bool,
-    /// Whether llama.cpp refuses the V cache's type.
-    pub quantized_v: bool,
+    /// Which cache types llama.cpp refuses.
+    pub refused_caches: RefusedCaches,
     /// Why `--moe-cache-mib` would not work.
     pub cache_problem: Option<crate::memory::expert_cache::Problem>,
 }
@@ -97,6 +97,7 @@ const fn rule(code: &'static str, severity: Severity, find: fn(&Facts<'_>) -> Op
 /// Every lint of a whole command, in the order in which they are told within a severity.
 const LINTS: &[Rule] = &[
     rule("quantized-v-without-flash-attention", Severity::Error, launch::quantized_v),
+    rule("cache-types-differ", Severity::Error, launch::cache_types_differ),
     rule("expert-cache-refused", Severity::Error, launch::expert_cache_refused),
     rule("unknown-build", Severity::Warning, launch::unknown_build),
     rule("rule-matches-nothing", Severity::Warning, rules::matches_nothing),
@@ -113,12 +114,14 @@ const LINTS: &[Rule] = &[
     rule("fit-gives-up", Severity::Warning, launch::fit_gives_up),
     rule("fit-cuts-context", Severity::Warning, launch::fit_cuts_context),
     rule("pinned-memory-beyond-ram", Severity::Warning, launch::pinned_beyond_ram),
+    rule("shared-memory", Severity::Warning, launch::shared_memory),
     rule("mapped-beyond-ram", Severity::Warning, launch::mapped_beyond_ram),
     rule("repacked-experts-not-offloaded", Severity::Warning, launch::repacked_not_offloaded),
     rule("expert-cache-unused", Severity::Warning, launch::expert_cache_unused),
     rule("rpc-not-named", Severity::Warning, devices::rpc_not_named),
     rule("no-tensor-split", Severity::Warning, devices::no_tensor_split),
     rule("experts-on-one-device", Severity::Warning, devices::experts_on_one_device),
+    rule("latent-cache-type", Severity::Warning, launch::latent_cache_type),
     rule("fit-would-change", Severity::Info, launch::fit_would_change),
     rule("ngl-leaves-blocks", Severity::Info, launch::ngl_leaves_blocks),
     rule("mmap-with-host-overrides", Severity::Info, launch::mmap_with_host_overrides),

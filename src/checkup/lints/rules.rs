@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::super::OverrideRow;
+use super::super::{OverrideGroup, OverrideRow};
 use super::{Facts, Finding, found};
 use crate::placement::pattern::{self, Pattern};
+use crate::rules::Role;
 
 /// Whether a person wrote the rule (`-ot`), rather than a flag that stands for rules.
 fn written(row: &OverrideRow) -> bool {
@@ -38,6 +39,8 @@ pub(super) fn matches_nothing(facts: &Facts<'_>) -> Option<Finding> {
         let dead = |row: &&OverrideRow| row.matches == 0;
         match rows.first() {
             Some(first) if written(first) => rows.iter().filter(dead).collect(),
+            // That it counts dense blocks is a lint of its own.
+            Some(_) if dense_lead(facts, group).is_some() => Vec::new(),
             Some(first) if rows.iter().all(|row| dead(&row)) => vec![first],
             _ => Vec::new(),
         }
@@ -101,24 +104,50 @@ pub(super) fn shadowed(facts: &Facts<'_>) -> Option<Finding> {
     )
 }
 
-/// `blk\.1` without an end matches blocks 10 to 19 as well.
+/// Whether a pattern matches a block by a part of its number, on one side.
+type IsOpen = fn(&Pattern, u32, &str) -> bool;
+
+/// `blk\.1` without an end matches blocks 10 to 19 as well, and `4\.ffn` without a beginning 14 and 24.
 pub(super) fn block_number_open(facts: &Facts<'_>) -> Option<Finding> {
     for row in facts.overrides.iter().filter(|row| written(row) && row.matches > 0) {
         let Ok(pattern) = pattern::parse(&row.pattern) else { continue };
-        let mut seen = BTreeSet::new();
-        let open: Vec<String> = (facts.model.tensors.iter())
-            .filter_map(|tensor| Some((tensor.block.filter(|block| *block > 9)?, tensor.name.as_str())))
-            .filter(|(block, name)| pattern.matches(name) && seen.insert(*block) && is_open(&pattern, *block, name))
-            .map(|(block, _)| block.to_string())
-            .collect();
-        let Some(first) = open.first() else { continue };
-        let more = if open.len() == 1 { String::new() } else { format!(" and {} more", open.len() - 1) };
-        return found(
-            format!("{} matches block {first}{more} too: the block number is open at its end", shown(row)),
-            r"end the number with `\.`: `blk\.1\.` is block 1 alone",
-        );
+        let sides: [(IsOpen, &str, &str); 2] = [
+            (is_open, "end", r"end the number with `\.`: `blk\.1\.` is block 1 alone"),
+            (is_open_before, "beginning", r"begin the number with `blk\.`: `blk\.[4-9]\.` is blocks 4 to 9 alone"),
+        ];
+        for (is_open, side, hint) in sides {
+            let mut seen = BTreeSet::new();
+            let open: Vec<String> = (facts.model.tensors.iter())
+                .filter_map(|tensor| Some((tensor.block.filter(|block| *block > 9)?, tensor.name.as_str())))
+                .filter(|(block, name)| pattern.matches(name) && seen.insert(*block) && is_open(&pattern, *block, name))
+                .map(|(block, _)| block.to_string())
+                .collect();
+            let Some(first) = open.first() else { continue };
+            let more = if open.len() == 1 { String::new() } else { format!(" and {} more", open.len() - 1) };
+            let what =
+                format!("{} matches block {first}{more} too: the block number is open at its {side}", shown(row));
+            return found(what, hint);
+        }
     }
     None
+}
+
+/// Whether the pattern matches by the last digits of the block number alone, and asks for certain ones.
+fn is_open_before(pattern: &Pattern, block: u32, name: &str) -> bool {
+    let digits = block.to_string();
+    let Some(rest) = name.strip_prefix("blk.").and_then(|name| name.strip_prefix(&digits)) else { return false };
+    let (_, tail) = digits.split_at(1);
+    let (_, after) = tail.split_at(1);
+    let matches = |number: String| pattern.matches(&format!("blk.{number}{rest}"));
+    if !matches(format!("Z{tail}")) || matches(format!("Z{after}")) {
+        return false;
+    }
+    let numbers: Vec<u32> = if after.is_empty() { (0..10).collect() } else { (10..100).collect() };
+    let taken: Vec<u32> = numbers.iter().copied().filter(|number| matches(number.to_string())).collect();
+    // Every other block, or nearly any: so it was meant.
+    let alternate =
+        taken.len() * 2 == numbers.len() && taken.iter().all(|n| n % 2 == taken.first().map_or(0, |n| n % 2));
+    !alternate && taken.len() * 10 < numbers.len() * 9
 }
 
 /// Whether the pattern matches by the first digits of the block number alone, and asks for certain ones.
@@ -169,7 +198,7 @@ fn of_cmoe(row: &OverrideRow) -> bool {
 /// `-cmoe` beside `-ncmoe N`, with no rule of a person between them that one of them would come before.
 pub(super) fn ncmoe_beside_cmoe(facts: &Facts<'_>) -> Option<Finding> {
     let all = facts.overrides.iter().position(of_cmoe)?;
-    let beside = |group: &&super::super::OverrideGroup| {
+    let beside = |group: &&OverrideGroup| {
         let rows = facts.overrides.get(group.first.min(all)..group.first.max(all)).unwrap_or_default();
         facts.overrides.get(group.first).is_some_and(of_ncmoe) && !rows.iter().any(written)
     };
@@ -182,28 +211,32 @@ pub(super) fn ncmoe_beside_cmoe(facts: &Facts<'_>) -> Option<Finding> {
     )
 }
 
+/// How many of the blocks that `-ncmoe N` counts come before the first one with experts, where there is one beyond N.
+fn dense_lead(facts: &Facts<'_>, group: &OverrideGroup) -> Option<usize> {
+    let rows = facts.overrides.get(group.first..group.first + group.rules)?;
+    let any_experts = facts.model.tensors.iter().any(|tensor| tensor.role == Role::RoutedExpert);
+    let blocks = facts.placement.layers.len().saturating_sub(1);
+    let dense = rows.iter().take_while(|row| row.matches == 0).count();
+    (rows.first().is_some_and(of_ncmoe) && dense > 0 && any_experts && rows.len() < blocks).then_some(dense)
+}
+
 /// `-ncmoe N` counts every block from 0, those without experts too.
 pub(super) fn ncmoe_counts_dense_blocks(facts: &Facts<'_>) -> Option<Finding> {
-    for group in facts.groups {
-        let rows = facts.overrides.get(group.first..group.first + group.rules)?;
-        let flag = &rows.first()?.origin;
-        let counts = rows.first().is_some_and(of_ncmoe);
-        let dense = rows.iter().take_while(|row| row.matches == 0).count();
-        let any_experts = facts.model.tensors.iter().any(|tensor| tensor.role == crate::rules::Role::RoutedExpert);
-        if !counts || dense == 0 || !any_experts {
-            continue;
-        }
-        let (n, blocks) = (rows.len(), facts.placement.layers.len().saturating_sub(1));
-        if n >= blocks {
-            continue;
-        }
-        let lead = if dense == 1 { "block 0 has".to_string() } else { format!("blocks 0 to {} have", dense - 1) };
-        return found(
-            format!("`{flag} {n}` counts from block 0, and {lead} no experts: it moves those of {}", n - dense),
-            format!("`{flag} {}` moves the experts of {}", (n + dense).min(blocks), n.min(blocks - dense)),
-        );
-    }
-    None
+    let (group, dense) = facts.groups.iter().find_map(|group| Some((group, dense_lead(facts, group)?)))?;
+    let (flag, n, blocks) = (&group.origin, group.rules, facts.placement.layers.len().saturating_sub(1));
+    // N may end before they do.
+    let experts = facts.model.tensors.iter().filter(|tensor| tensor.role == Role::RoutedExpert);
+    let first = experts.filter_map(|tensor| usize::try_from(tensor.block?).ok()).min();
+    let lead = first.unwrap_or(dense).clamp(dense, blocks);
+    let are = if lead == 1 { "block 0 has".to_string() } else { format!("blocks 0 to {} have", lead - 1) };
+    let moved = match n - dense {
+        0 => "none".to_string(),
+        moved => format!("those of {moved}"),
+    };
+    found(
+        format!("`{flag} {n}` counts from block 0, and {are} no experts: it moves {moved}"),
+        format!("`{flag} {}` moves the experts of {}", (n + lead).min(blocks), n.min(blocks - lead)),
+    )
 }
 
 #[cfg(test)]
@@ -228,6 +261,22 @@ mod tests {
         ] {
             let pattern = pattern::parse(text).unwrap();
             assert_eq!(pattern.matches(name) && is_open(&pattern, 17, name), open, "{text}");
+        }
+        for (text, open) in [
+            (r"[4-9].ffn_.*_exps.", true),
+            (r"7\.ffn_up", true),
+            (r"blk.*[4-9]\.ffn", true),
+            (r"blk\.[4-9].ffn_.*_exps.", false),
+            (r"blk\.(1[0-9])\.ffn", false),
+            (r"(1|2)[0-9]\.ffn", false),
+            (r"[0-9]\.ffn", false),
+            (r"\d+\.ffn", false),
+            (r"[13579]\.ffn_.*_exps", false),
+            (r"blk\.\d*7\.", false),
+            (r"exps", false),
+        ] {
+            let pattern = pattern::parse(text).unwrap();
+            assert_eq!(pattern.matches(name) && is_open_before(&pattern, 17, name), open, "{text}");
         }
         let name = "blk.105.ffn_up_exps.weight";
         for (text, open) in

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::blocks::shown;
 use super::fill::Resolution;
-use super::{Action, Amount, From, PlacementRule, RuleFile, Select, kind};
+use super::{Action, Amount, Fill, From, PlacementRule, RuleFile, Select, kind};
 use crate::bytes::Bytes;
+use crate::machine::Machine;
 use crate::model::Model;
 
 /// The `moeplan/rules/1` document.
@@ -26,7 +27,9 @@ pub struct RulesCheck {
     pub rules: Vec<RuleRow>,
     /// What no rule is about; `None` without a model.
     pub unmatched: Option<Count>,
-    /// The rules as `-ot` takes them; empty where a rule fills devices and no machine was described.
+    /// Whether the rules were carried out; not where one fills devices and model or machine is not known.
+    pub carried_out: bool,
+    /// The rules as `-ot` takes them; empty where they were not carried out.
     pub overrides: Vec<String>,
 }
 
@@ -77,11 +80,18 @@ pub struct Shadow {
     pub count: Count,
 }
 
-/// What `file` does to `model`, filled as in `resolution`.
-pub fn check(name: &str, file: &RuleFile, model: Option<&Model>, resolution: Option<&Resolution>) -> RulesCheck {
+/// What `file` does to `model` on `machine`, filled as in `resolution`.
+pub fn check(
+    name: &str,
+    file: &RuleFile,
+    model: Option<&Model>,
+    machine: Option<&Machine>,
+    resolution: Option<&Resolution>,
+) -> RulesCheck {
     let mut rows: Vec<RuleRow> = file.rules.iter().map(described).collect();
     let mut owner: BTreeMap<usize, u32> = BTreeMap::new();
     for (at, (rule, row)) in file.rules.iter().zip(&mut rows).enumerate() {
+        row.warnings.extend(machine.and_then(|machine| unknown_buffer(rule, machine)));
         let Some(model) = model else { continue };
         counted(rule, row, model, &mut owner);
         for (buffer, tensors) in resolution.and_then(|resolution| resolution.filled.get(at)).into_iter().flatten() {
@@ -102,8 +112,21 @@ pub fn check(name: &str, file: &RuleFile, model: Option<&Model>, resolution: Opt
         model_bytes: model.map(|model| model.tensors.iter().map(|tensor| tensor.bytes).sum()),
         rules: rows,
         unmatched,
+        carried_out: resolution.is_some(),
         overrides: resolution.map(told).unwrap_or_default(),
     }
+}
+
+/// A buffer that the machine does not have.
+fn unknown_buffer(rule: &PlacementRule, machine: &Machine) -> Option<String> {
+    let (Action::Buffer(buffer) | Action::Fill(Fill { then: buffer, .. })) = &rule.action;
+    let known: Vec<&str> = ["CPU"].into_iter().chain(machine.devices.iter().map(|d| d.buffer.as_str())).collect();
+    if known.contains(&buffer.as_str()) {
+        return None;
+    }
+    let same = known.iter().find(|name| name.eq_ignore_ascii_case(buffer));
+    let meant = same.map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
+    Some(format!("`{buffer}` is no buffer of this machine, which has {}{meant}", known.join(", ")))
 }
 
 /// The rule in words.

@@ -38,6 +38,10 @@ pub fn heading(plan: &Plan) -> String {
 }
 
 fn verdict(plan: &Plan) -> Block {
+    let refused = plan.lints.iter().any(|lint| lint.severity == "error");
+    if plan.fits && refused {
+        return Block::Verdict(Verdict::Bad, "Would fit every budget, but llama.cpp refuses the command.".into());
+    }
     if plan.fits {
         return Block::Verdict(Verdict::Good, "Fits every budget.".into());
     }

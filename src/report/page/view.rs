@@ -36,7 +36,7 @@ pub struct Plan {
     pub basis: Vec<Basis>,
     /// Every copy of every tensor, where it was asked for.
     pub tensors: Option<Vec<Tensor>>,
-    /// Which model; a check names none.
+    /// Which model.
     pub model: Option<ModelSummary>,
     /// On which machine.
     pub machine: Option<Machine>,
@@ -44,7 +44,7 @@ pub struct Plan {
     pub warnings: Vec<Lint>,
     /// Kept free of every device.
     pub margin: Bytes,
-    /// The command to paste.
+    /// The command to paste, or that was checked.
     pub command: String,
     /// Where the routed experts are.
     pub placement: ExpertSplit,

@@ -1,0 +1,79 @@
+//! What a forum, a chat or a word processor makes of a command line before it is pasted.
+
+use super::{Error, flags};
+
+/// Dashes that are no hyphen.
+const DASHES: [char; 8] =
+    ['\u{2010}', '\u{2011}', '\u{2012}', '\u{2013}', '\u{2014}', '\u{2015}', '\u{2212}', '\u{fe63}'];
+/// Quotes that no shell takes off.
+const QUOTES: [char; 8] = ['\u{2018}', '\u{2019}', '\u{201a}', '\u{201c}', '\u{201d}', '\u{201e}', '\u{ab}', '\u{bb}'];
+/// Flags whose value is a person's text, in which such signs are meant.
+const TEXTS: [&str; 8] =
+    ["-p", "--prompt", "-sys", "--system-prompt", "-r", "--reverse-prompt", "-a", "--chat-template-kwargs"];
+
+/// The first slip of a pasted command, as an error that says what to type.
+pub(super) fn slip(words: &[String]) -> Option<Error> {
+    let first = words.first()?;
+    if matches!(first.as_str(), "$" | "#" | ">" | "%" | "PS>") && words.len() > 1 {
+        return Some(Error::Prompt(first.clone()));
+    }
+    let program = first.split_whitespace().find(|word| !word.contains('='));
+    if words.len() == 1 && first.contains(char::is_whitespace) && program.is_some_and(|word| word.contains("llama-")) {
+        return Some(Error::OneWord);
+    }
+    let before = [""].into_iter().chain(words.iter().map(String::as_str));
+    before.zip(words).filter(|(before, _)| !TEXTS.contains(before)).find_map(|(_, word)| of_word(word))
+}
+
+/// What is wrong with one word.
+fn of_word(word: &str) -> Option<Error> {
+    let shown = word.to_string();
+    if word.starts_with(DASHES) {
+        let name = word.trim_start_matches(DASHES).trim_start_matches('-');
+        let short = format!("-{name}");
+        let is_short = !name.is_empty() && (name.chars().count() < 2 || flags::find(&short).is_some());
+        let typed = if is_short { short } else { format!("--{name}") };
+        return Some(Error::Dash { word: shown, typed });
+    }
+    let quoted = word.starts_with(QUOTES) || word.ends_with(QUOTES);
+    quoted.then(|| Error::CurlyQuotes { typed: word.trim_matches(QUOTES).to_string(), word: shown })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pasting_spoils_is_named() {
+        let said = |line: &[&str]| {
+            let words: Vec<String> = line.iter().map(|word| (*word).to_string()).collect();
+            slip(&words).map(|error| error.to_string())
+        };
+        for (line, expected) in [
+            (&["llama-server", "\u{2013}m", "x"][..], "`\u{2013}m` begins with a dash that is no hyphen: type `-m`"),
+            (&["llama-server", "\u{2013}ngl", "9"], "`\u{2013}ngl` begins with a dash that is no hyphen: type `-ngl`"),
+            (
+                &["llama-server", "\u{2014}model", "x"],
+                "`\u{2014}model` begins with a dash that is no hyphen: type `--model`",
+            ),
+            (&["\u{2014}", "llama-server"], "`\u{2014}` begins with a dash that is no hyphen: type `--`"),
+            (
+                &["llama-server", "-ot", "\u{201c}exps=CPU\u{201d}"],
+                "`\u{201c}exps=CPU\u{201d}` has curly quotes, which no shell takes off: type 'exps=CPU'",
+            ),
+            (
+                &["$", "llama-server", "-m", "x"],
+                "`$` is the sign of a shell's prompt, not part of the command: leave it out",
+            ),
+            (&["llama-server -m x -ngl 99"], "the whole command is one word: leave out the quotes around it"),
+        ] {
+            assert_eq!(said(line).as_deref(), Some(expected));
+        }
+        for line in [
+            &["llama-cli", "-p", "\u{201c}Hello\u{201d} \u{2013} he said"][..],
+            &["/my llama-bench/llama-server", "-m", "a\u{2013}b"],
+        ] {
+            assert_eq!(said(line), None);
+        }
+    }
+}
