@@ -10,11 +10,13 @@ use super::engine::Engine;
 use super::plan::PlanOptions;
 use super::{Output, check, model_arg};
 use crate::bytes::Bytes;
+use crate::checkup::{self, Lint, Severity};
+use crate::cli::refusal::Refusal;
 use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Prediction};
 use crate::plan;
-use crate::run::{ModelSource, RunConfig, parse};
+use crate::run::{ModelSource, ParsedCommand, RunConfig, Target, parse};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
 use crate::suite::facts;
@@ -36,6 +38,8 @@ pub struct Proposal {
     pub plan: serde_json::Value,
     /// The software devices that were started for it.
     pub servers: Vec<RpcServer>,
+    /// Words of a command line beside those that the launch says.
+    pub beside: Vec<String>,
 }
 
 /// What is expected of a launch.
@@ -151,7 +155,7 @@ impl Proposal {
         let launch = &self.launch;
         let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
         let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
-        let mapped_span = crate::checkup::mapped_span(&model, &launch.run, &placement);
+        let mapped_span = checkup::mapped_span(&model, &launch.run, &placement);
         let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement)?;
         let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0);
         let slot_tokens = prediction.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX));
@@ -175,7 +179,7 @@ impl Proposal {
         servers.extend(bind(engine, &mut machine, &mut run)?);
         let n_threads = run.n_threads.unwrap_or(0);
         let launch = Launch { model: file.model.path, run, machine, n_threads };
-        Ok(Self { launch, plan, servers })
+        Ok(Self { launch, plan, servers, beside: Vec::new() })
     }
 
     /// A command line as it is, on the devices that are here or on `n_devices` software devices; `n_threads` where it has no `-t`.
@@ -191,14 +195,15 @@ impl Proposal {
         if words.first().is_none_or(|word| word.starts_with('-')) {
             words.insert(0, "llama-server".to_string());
         }
-        let command = parse::command(&words, &BTreeMap::new())?;
+        let target = Target { build: engine.build(), ..Target::default() };
+        let mut command = parse::command_for(&words, &BTreeMap::new(), target)?;
         let named = match &command.model {
             Some(ModelSource::Path(path)) => Some(path.clone()),
             _ => None,
         };
         let given = model.map(model_arg::local_path).transpose()?;
         let model = given.or(named).context("no model: name its file before `--` or with -m after it")?;
-        let mut run = command.run;
+        let mut run = command.run.clone();
         run.embeddings |= args.embeddings;
         run.n_threads = run.n_threads.or(n_threads);
         let mut machine = if n_devices > 0 {
@@ -209,9 +214,26 @@ impl Proposal {
         machine.host.isa = engine.isa();
         let servers = bind(engine, &mut machine, &mut run)?;
         let n_threads = run.n_threads.unwrap_or(0);
+        command.run = run.clone();
+        startable(&model, &machine, &command)?;
         let launch = Launch { model, run, machine, n_threads };
-        Ok(Self { launch, plan: serde_json::Value::Null, servers })
+        Ok(Self { launch, plan: serde_json::Value::Null, servers, beside: command.beside })
     }
+}
+
+/// Refuses a command that `check` says llama.cpp would refuse, in its words.
+fn startable(model: &Path, machine: &Machine, command: &ParsedCommand) -> anyhow::Result<()> {
+    let model = check::load(gguf::open(model)?, &command.run)?;
+    let lints = checkup::check(&model, machine, command, checkup::Options::default())?.lints;
+    let errors: Vec<Lint> = lints.into_iter().filter(|lint| lint.severity == Severity::Error).collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let messages: Vec<String> = errors.iter().map(|lint| format!("{} ({})", lint.message, lint.code)).collect();
+    let hints: Vec<String> = errors.into_iter().filter_map(|lint| lint.hint).collect();
+    let message = format!("this command is not launched: {}", messages.join("; "));
+    let hint = if hints.is_empty() { "`moeplan check -- COMMAND` says more".to_string() } else { hints.join("; ") };
+    Err(Refusal::new(message, hint).into())
 }
 
 /// The plan for a model. Software devices are started first, since the plan names their servers.

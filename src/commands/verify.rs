@@ -42,6 +42,8 @@ pub struct Args {
     #[command(flatten)]
     pub engine: EngineArgs,
     /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).
+    ///
+    /// What `check` says that llama.cpp would refuse is not launched.
     #[arg(help_heading = OWN, last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
@@ -91,8 +93,11 @@ pub fn percentage(text: &str) -> Result<f64, String> {
 /// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let how = &args.how;
-    let engine = args.engine.engine(how.runtime, output)?;
+    let mut engine = args.engine.engine(how.runtime, output)?;
     let mut proposal = proposal(args, &engine)?;
+    if let Some(warning) = engine.launch_with(&proposal.beside) {
+        output.say(&warning);
+    }
     for server in &proposal.servers {
         output.say(&format!("software device: an RPC server of our own at {}", server.endpoint()));
     }

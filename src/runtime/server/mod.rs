@@ -18,6 +18,7 @@ mod supervise;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use arguments::measurable;
 pub use client::{Client, Input, Reply, Request, Timings};
 pub use error::{Error, Failed};
 pub use find::Build;
