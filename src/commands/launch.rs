@@ -16,7 +16,8 @@ use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Prediction};
 use crate::plan;
-use crate::run::{ModelSource, ParsedCommand, RunConfig, Target, parse};
+use crate::run::build::{BUILDS, REFERENCE};
+use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
 use crate::suite::facts;
@@ -172,9 +173,7 @@ impl Proposal {
         };
         let file = PlanFile::deserialize(&plan)
             .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", path.display()))?;
-        let mut words = vec!["llama-server".to_string()];
-        words.extend(file.args);
-        let mut run = parse::command(&words, &BTreeMap::new())?.run;
+        let mut run = as_written(&file.args)?;
         let mut machine = file.machine;
         servers.extend(bind(engine, &mut machine, &mut run)?);
         let n_threads = run.n_threads.unwrap_or(0);
@@ -219,6 +218,27 @@ impl Proposal {
         let launch = Launch { model, run, machine, n_threads };
         Ok(Self { launch, plan: serde_json::Value::Null, servers, beside: command.beside })
     }
+}
+
+/// The launch of a plan's arguments, whatever build they are for: nothing of them may be lost before a build refuses it.
+pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
+    let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
+    let newest = BUILDS.iter().map(|build| build.number).max().unwrap_or(REFERENCE);
+    let parsed = parse::command_for(&words, &BTreeMap::new(), Target { build: newest, ..Target::default() })?;
+    let error = |note: &&Note| checkup::lints::codes().any(|known| known == (note.code, Severity::Error));
+    if let Some(note) = parsed.notes.iter().find(error) {
+        let hint = note.hint.clone().unwrap_or_else(|| "let `moeplan plan --json` write the plan".to_string());
+        return Err(Refusal::new(format!("the plan's arguments: {}", note.message), hint).into());
+    }
+    let lost = parsed.beside.iter().find(|word| spelling(word).is_some() && !is_speculation(word));
+    if let Some(word) = lost {
+        return Err(Refusal::new(
+            format!("the plan's arguments: `{word}` is nothing that a plan decides"),
+            format!("take it out; `moeplan run plan.json -- {word} …` hands it on"),
+        )
+        .into());
+    }
+    Ok(parsed.run)
 }
 
 /// Refuses a command that `check` says llama.cpp would refuse, in its words.
