@@ -30,6 +30,19 @@ pub struct LaunchArgs {
     pub embeddings: bool,
 }
 
+impl LaunchArgs {
+    /// Refuses what a plan's file has decided already, where it is launched as it is.
+    pub fn beside_plan(&self, path: &Path, options: &PlanOptions) -> Result<(), Refusal> {
+        options.beside_plan(path, true)?;
+        let is_plan = path.extension().is_some_and(|extension| extension == "json");
+        if is_plan && self.embeddings {
+            let message = format!("--embeddings: the plan `{}` decides that already", path.display());
+            return Err(Refusal::new(message, "plan with --embeddings, or name the model instead of the plan"));
+        }
+        Ok(())
+    }
+}
+
 /// A launch and where it comes from.
 #[derive(Debug)]
 pub struct Proposal {

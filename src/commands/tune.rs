@@ -116,6 +116,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     // The neighbours are the plan's explained alternatives.
     args.options.explain = true;
     anyhow::ensure!(!args.launch.embeddings, "--embeddings: a turn is tuned, and a server that embeds has none");
+    args.options.beside_plan(&args.model, false)?;
     let mut tuning = Tuning::prepare(&args, output)?;
     if !tuning.proposal.servers.is_empty() {
         output.say("software devices: RPC servers of our own, which end with this tuning; the command takes yours");

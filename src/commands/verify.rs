@@ -141,10 +141,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
 fn proposal(args: &Args, engine: &Engine) -> anyhow::Result<Proposal> {
     if !args.command.is_empty() {
+        args.options.beside_command()?;
         let (devices, n_threads) = (args.how.rpc_devices, args.options.launch.n_threads());
         return Proposal::of_command(&args.command, args.model.as_deref(), devices, n_threads, &args.launch, engine);
     }
     let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
+    args.launch.beside_plan(path, &args.options)?;
     Proposal::of_model(path, &args.options, &args.launch, engine)
 }
 
