@@ -80,6 +80,16 @@ fn a_server_without_use_is_not_named() {
 }
 
 #[test]
+fn a_card_without_use_is_told() {
+    let model = model("gpt-oss-20b", &Wish::default());
+    for (budgets, told) in [([24, 12], 1), ([8, 8], 0)] {
+        let plan = plan_for(&model, &budgets.map(|gib| gib * GIB), Strategy::Auto);
+        let warnings = plan.warnings.iter().filter(|warning| warning.code == "device-not-used");
+        assert_eq!(warnings.filter(|warning| warning.message.starts_with("CUDA1 ")).count(), told, "{budgets:?}");
+    }
+}
+
+#[test]
 fn experts_move_to_the_host_until_it_fits_and_no_further() {
     for (name, budget) in [("phi-3.5-moe", 24), ("gpt-oss-20b", 8), ("qwen3-30b-a3b", 8), ("mixtral-8x7b", 12)] {
         let model = model(name, &Wish::default());

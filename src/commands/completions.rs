@@ -10,6 +10,9 @@ use crate::plan::rule_file::BUILT_IN;
 use crate::suite::protocol;
 use crate::synth::spec;
 
+/// What makes the program's `--version` a flag of the script.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Arguments of `completions`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -25,11 +28,17 @@ pub struct Args {
 
 /// Runs `completions`.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    let mut command = named(Cli::command());
+    let mut command = visible(&named(Cli::command()));
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "moeplan", &mut script);
     output.answer(&String::from_utf8(script)?)?;
     Ok(Outcome::Yes)
+}
+
+/// The same without the commands that nobody types.
+fn visible(command: &Command) -> Command {
+    let shown = command.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    Command::new("moeplan").version(VERSION).args(command.get_arguments().cloned()).subcommands(shown)
 }
 
 /// The commands, with the names that come along as the values of what takes them.

@@ -56,7 +56,9 @@ impl MachineArgs {
     /// What to say of main memory that nobody gave: that it is this computer's.
     pub fn assumed(&self, machine: &Machine) -> Option<String> {
         let ram = machine.host.ram.filter(|_| self.ram.is_none() && self.machine.is_none())?;
-        Some(format!("note: the {ram} of main memory are this computer's; --ram SIZE plans for another"))
+        Some(format!(
+            "note: the {ram} of main memory and the processor are this computer's; --ram SIZE plans for another"
+        ))
     }
 
     /// The machine they describe, or this one.

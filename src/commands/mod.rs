@@ -138,6 +138,10 @@ impl Output {
         if let Some(path) = &self.global.output {
             return write(path, &text);
         }
+        let terminal = console::Term::stdout();
+        if let Some((_, columns)) = terminal.size_checked().filter(|_| terminal.is_term()) {
+            text = crate::report::bar::fitted(&text, columns.into(), console::measure_text_width);
+        }
         match anstream::stdout().write_all(text.as_bytes()) {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             other => other.context("cannot write to standard output"),

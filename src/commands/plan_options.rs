@@ -195,6 +195,11 @@ impl PlanOptions {
         let machine = self.machine.machine()?;
         if let Some(device) = machine.devices.iter().find(|device| device.total < LEAST_BUDGET) {
             let bytes = device.total.0;
+            anyhow::ensure!(
+                bytes > 0,
+                "{} is given nothing: leave it out; --backend cpu plans without devices",
+                device.name
+            );
             let unit = if bytes < 1000 { 'G' } else { 'M' };
             anyhow::bail!(
                 "{} is given {bytes} bytes: sizes carry their unit, so write {bytes}{unit} for {bytes} {unit}iB",

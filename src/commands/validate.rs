@@ -110,6 +110,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     output.say(&format!("results are in {}", args.results.display()));
     let ran = document.models.iter().any(|model| model.skipped.is_none());
+    let named = document.models.iter().filter(|model| model.path.is_some());
+    let why: Vec<&str> = named.filter_map(|model| model.skipped.as_deref()).collect();
+    anyhow::ensure!(ran || why.is_empty(), "no model was run: {}", why.join("; "));
     anyhow::ensure!(ran, "no model was run: name one with --model NAME=PATH");
     let benches = || document.models.iter().filter_map(|model| model.bench.as_ref());
     if let Some(nothing) = NothingMeasured::of(benches()).or_else(|| unlaunched(&document.models)) {

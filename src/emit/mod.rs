@@ -26,10 +26,11 @@ use crate::run::{self, Dialect, ModelSource, Override, ParsedCommand, RunConfig}
 use crate::speed::Turn;
 
 /// The form to write a plan in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Form {
     /// The arguments on one line, for `llama-server -m MODEL $(…)`.
+    #[default]
     Args,
     /// A shell script.
     Shell,
@@ -54,8 +55,8 @@ pub enum Runner {
     Embedded,
 }
 
-/// What to emit.
-#[derive(Debug, Clone, Copy)]
+/// What to emit; by default the arguments of llama-server.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Wish {
     /// The form.
     pub form: Form,

@@ -289,6 +289,11 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
         let hint = "write --device 'RPC0[HOST:PORT]=SIZE'; `verify` starts a local server for it";
         warn("rpc-without-address", format!("{} has no address, so the command cannot reach it", device.name), hint);
     }
+    let chosen = candidate.run.devices.as_ref().filter(|_| request.run.devices.is_none());
+    for device in machine.devices.iter().filter(|device| chosen.is_some_and(|names| !names.contains(&device.name))) {
+        let message = format!("{} is left out: the plan is no slower without it", device.name);
+        warn("device-not-used", message, "-ts gives each device a share of the layers");
+    }
     let trained = model.hparams.context_length;
     if let ContextChoice::Fixed(n_ctx) = request.context
         && trained > 0

@@ -16,9 +16,53 @@ pub fn bar(share: f64, width: usize) -> String {
     format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8])
 }
 
+/// Glyphs of a bar, the fullest first.
+const GLYPHS: [char; 8] = ['█', '▉', '▊', '▋', '▌', '▍', '▎', '▏'];
+/// A bar of fewer columns says nothing.
+const LEAST: usize = 5;
+
+/// `text` with the bars that end its lines made smaller alike, or left out, so that they make no line wider than `columns`.
+/// `width` tells the columns of a line without its bar.
+#[expect(clippy::cast_precision_loss, reason = "columns of a terminal")]
+pub fn fitted(text: &str, columns: usize, width: impl Fn(&str) -> usize) -> String {
+    let parts = |line: &str| {
+        let words = line.trim_end_matches(GLYPHS);
+        (words.to_string(), line.chars().count() - words.chars().count())
+    };
+    let with_bars = || text.lines().map(parts).filter(|(_, bar)| *bar > 0);
+    let room = with_bars().map(|(words, _)| columns.saturating_sub(width(&words))).min().unwrap_or(columns);
+    let longest = with_bars().map(|(_, bar)| bar).max().unwrap_or(0);
+    if longest <= room {
+        return text.to_string();
+    }
+    let fit = |line: &str| match parts(line) {
+        (words, 0) => format!("{words}\n"),
+        (words, _) if room < LEAST => format!("{}\n", words.trim_end()),
+        (words, _) => format!("{words}{}\n", bar(length(line) / longest as f64, room)),
+    };
+    text.lines().map(fit).collect()
+}
+
+/// The columns that the bar at the end of a line fills, with the share of its last one.
+#[expect(clippy::cast_precision_loss, reason = "eighths of a terminal's columns")]
+fn length(line: &str) -> f64 {
+    let glyphs = line.chars().rev().map_while(|glyph| GLYPHS.iter().position(|known| *known == glyph));
+    glyphs.map(|at| 8 - at).sum::<usize>() as f64 / 8.0
+}
+
 #[cfg(test)]
 mod tests {
-    use super::bar;
+    use super::{bar, fitted};
+
+    #[test]
+    fn bars_shrink_with_the_terminal_and_keep_their_shares() {
+        let text = "one  1 GiB  ████████\ntwo         ████\nno bar, and a line that is longer than all\n";
+        let width = |line: &str| line.chars().count();
+        assert_eq!(fitted(text, 80, width), text);
+        let narrow = "one  1 GiB  ██████\ntwo         ███\nno bar, and a line that is longer than all\n";
+        assert_eq!(fitted(text, 18, width), narrow);
+        assert_eq!(fitted(text, 14, width), "one  1 GiB\ntwo\nno bar, and a line that is longer than all\n");
+    }
 
     #[test]
     fn bars_fill_by_eighths() {

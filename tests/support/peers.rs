@@ -64,7 +64,7 @@ pub fn cells() -> Vec<Cell> {
 /// How to get our figures, and the table, in Markdown.
 pub fn table() -> String {
     let mut text = String::from(
-        "Ours below: `tar -xJSf testdata/truth-models.tar.xz`, then `moeplan check --device CUDA0=81079M -- llama-server -m MODEL.gguf -ngl 99 -np 1 FLAGS`, the total less the overhead; rows marked RPC: `--device 'RPC0[127.0.0.1:50052]=81079M' -- llama-server --rpc 127.0.0.1:50052 -m …`.\n\n| Error of the device's total: MODEL `FLAGS` | gguf-parser (with its footprint) | llama-mdl | moeplan | MiB |\n|---|---:|---:|---:|---:|\n",
+        "Ours below, in MiB rounded up: `mkdir t && tar -xJSf testdata/truth-models.tar.xz -C t`, then `moeplan check --json --device CUDA0=81079M -- llama-server -m t/MODEL.gguf -ngl 99 -np 1 FLAGS`, the total less the overhead; rows marked RPC: `--device 'RPC0[127.0.0.1:50052]=81079M' -- llama-server --rpc 127.0.0.1:50052 -m …`.\n\n| Error of the device's total: MODEL `FLAGS` | gguf-parser (with its footprint) | llama-mdl | moeplan | MiB |\n|---|---:|---:|---:|---:|\n",
     );
     for cell in cells() {
         #[expect(clippy::cast_precision_loss, reason = "per cent")]
