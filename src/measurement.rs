@@ -29,6 +29,9 @@ pub struct Measurement {
     pub plan: serde_json::Value,
     /// Which runtime.
     pub runtime: RuntimeInfo,
+    /// The command line that ran, its program first; empty where llama.cpp ran inside moeplan.
+    #[serde(default)]
+    pub command: Vec<String>,
     /// Measured memory by device.
     pub memory: BTreeMap<String, MemoryRow>,
     /// What was predicted.
@@ -166,6 +169,7 @@ pub fn measurement<'a>(mut observation: Observation, expected: impl Into<Expecte
         schema: SCHEMA.to_string(),
         plan: serde_json::Value::Null,
         runtime: observation.runtime,
+        command: observation.command,
         memory: rows(&observation.memory),
         predicted: rows(expected.memory),
         mapped_span: observation.mapped_span,

@@ -34,7 +34,8 @@ fn machine() -> Machine {
 }
 
 fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {
-    ParsedCommand { run, model: Some(source), notes: Vec::new(), target: Target::default(), last_blocks: None }
+    let (notes, beside) = (Vec::new(), Vec::new());
+    ParsedCommand { run, model: Some(source), notes, target: Target::default(), last_blocks: None, beside }
 }
 
 fn wish(form: Form, runner: Runner, dialect: Dialect) -> Wish {

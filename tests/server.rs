@@ -259,6 +259,43 @@ fn a_full_disk_is_an_error_that_names_the_file() {
     }
 }
 
+#[test]
+fn a_command_is_launched_as_it_is_or_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = tiny(folder.path());
+    let verify = |words: &str| -> Output {
+        Command::new(MOEPLAN)
+            .args(["verify", "--json", "--runtime", "server", "--llama-server"])
+            .arg(fake())
+            .args(["--", "llama-server", "-m"])
+            .arg(&model)
+            .args(["-c", "512", "-np", "1"])
+            .args(words.split(' '))
+            .output()
+            .expect("moeplan")
+    };
+    for (words, error, hint) in [
+        ("--frobnicate --jinja", "`--frobnicate` is no flag of llama.cpp b11434", "hint:"),
+        ("--no-mmap --mlock", "`--no-mmap` was removed", "--load-mode none"),
+        ("--moe-cache-mib 2", "`--moe-cache-mib` is no flag of llama.cpp b11434", "11549"),
+        ("-ctv q8_0 -fa off", "quantized-v-without-flash-attention", "-fa on"),
+    ] {
+        let output = verify(words);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{words}: {said}");
+        assert!(said.contains("is not launched") && said.contains(error) && said.contains(hint), "{words}: {said}");
+    }
+    let output = verify("--jinja --temp 0.5 --spec-type ngram-simple -lv 0");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
+    schemas::assert_valid(&document);
+    let command: Vec<&str> = document["command"].as_array().expect("words").iter().filter_map(|w| w.as_str()).collect();
+    assert_eq!(command.first().map(Path::new), Some(fake().as_path()));
+    assert!(command.ends_with(&["--jinja", "--temp", "0.5", "--spec-type", "ngram-simple"]), "{command:?}");
+    assert_eq!(command.iter().filter(|word| **word == "--spec-type").count(), 1, "{command:?}");
+    assert!(said.contains("launched without -lv"), "{said}");
+}
+
 /// The real server, if there is one here.
 fn real() -> Option<Server> {
     let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").map(PathBuf::from);

@@ -134,6 +134,9 @@ fn a_tuning_survives_being_stopped_and_killed_and_ends_with_a_command() {
     }
     let kinds: Vec<_> = candidates.iter().take(3).map(|candidate| candidate["kind"].as_str()).collect();
     assert_eq!(kinds, [Some("plan"), Some("fit"), Some("neighbour")]);
+    // b11434 has no expert cache.
+    let what = candidates.iter().filter_map(|candidate| candidate["what"].as_str());
+    assert_eq!(what.filter(|what| what.contains("--moe-cache-mib")).count(), 0, "{document}");
     let winner = &candidates[usize::try_from(document["winner"].as_u64().expect("a winner")).expect("an index")];
     assert_eq!(winner["state"], "winner", "{winner}");
     let words = shlex::split(document["command"].as_str().expect("a command")).expect("words");

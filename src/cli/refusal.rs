@@ -8,7 +8,7 @@ use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::{SHORT_FLAGS, help};
-use crate::run::{Spelling, parse, spelling};
+use crate::run::{ParsedCommand, Spelling, parse, spelling};
 use crate::suggest;
 
 /// Programs whose command lines `check` reads.
@@ -134,7 +134,7 @@ fn is_counted(typed: &str, flag: Spelling) -> bool {
     let with = parse::command(&words, &BTreeMap::new());
     // A value that is none is asked for by a flag that counts.
     match (with, plain) {
-        (Ok(with), Ok(plain)) => with != plain,
+        (Ok(with), Ok(plain)) => ParsedCommand { beside: Vec::new(), ..with } != plain,
         _ => true,
     }
 }

@@ -241,6 +241,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = Suite::protocol();
     suite.depths.clone_from(&args.depths);
     args.how.apply(&mut suite);
+    if let Some(path) = &args.model {
+        args.options.beside_plan(path, false)?;
+    }
     make_room(&mut args.options, deepest(&suite));
     let args = &args;
     let bench = match (&args.url, &args.from) {

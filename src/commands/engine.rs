@@ -10,8 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Output, interrupt};
 use crate::bytes::Bytes;
 use crate::machine::Isa;
+use crate::run::build::REFERENCE;
+use crate::run::spelling;
 use crate::runtime::log::Stage;
-use crate::runtime::server::{Limits, Server, Step};
+use crate::runtime::server::{Limits, Server, Step, measurable};
 use crate::runtime::{Embedded, Launch, RpcProgram, Runtime, nvml};
 
 /// Which llama.cpp, and how long it may take.
@@ -113,6 +115,30 @@ impl Engine {
             Self::Embedded(_) => crate::runtime::embedded_isa(),
             Self::Server(server) => server.build.isa,
         }
+    }
+
+    /// The N of its build bN: which flags it knows.
+    pub fn build(&self) -> u32 {
+        match self {
+            Self::Embedded(_) => crate::runtime::EMBEDDED_BUILD,
+            Self::Server(server) => server.build.number.unwrap_or(REFERENCE),
+        }
+    }
+
+    /// Has the words that a launch does not say launched with it, as far as that can be; names the flags that are left out.
+    pub fn launch_with(&mut self, beside: &[String]) -> Option<String> {
+        let (taken, mut left_out) = measurable(beside);
+        let why = match self {
+            Self::Server(server) => {
+                server.extra = taken;
+                "a measurement reads the log, and asks the server itself"
+            }
+            Self::Embedded(_) => {
+                left_out = beside.iter().filter(|word| spelling(word).is_some()).cloned().collect();
+                "llama.cpp inside moeplan does not take them (--runtime server)"
+            }
+        };
+        (!left_out.is_empty()).then(|| format!("warning: launched without {}: {why}", left_out.join(", ")))
     }
 
     /// What every device of a launch has free before anything is started: by the driver, else by what llama.cpp lists.

@@ -10,11 +10,14 @@ use super::engine::Engine;
 use super::plan::PlanOptions;
 use super::{Output, check, model_arg};
 use crate::bytes::Bytes;
+use crate::checkup::{self, Lint, Severity};
+use crate::cli::refusal::Refusal;
 use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Prediction};
 use crate::plan;
-use crate::run::{ModelSource, RunConfig, parse};
+use crate::run::build::{BUILDS, REFERENCE};
+use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
 use crate::suite::facts;
@@ -27,6 +30,19 @@ pub struct LaunchArgs {
     pub embeddings: bool,
 }
 
+impl LaunchArgs {
+    /// Refuses what a plan's file has decided already, where it is launched as it is.
+    pub fn beside_plan(&self, path: &Path, options: &PlanOptions) -> Result<(), Refusal> {
+        options.beside_plan(path, true)?;
+        let is_plan = path.extension().is_some_and(|extension| extension == "json");
+        if is_plan && self.embeddings {
+            let message = format!("--embeddings: the plan `{}` decides that already", path.display());
+            return Err(Refusal::new(message, "plan with --embeddings, or name the model instead of the plan"));
+        }
+        Ok(())
+    }
+}
+
 /// A launch and where it comes from.
 #[derive(Debug)]
 pub struct Proposal {
@@ -36,6 +52,8 @@ pub struct Proposal {
     pub plan: serde_json::Value,
     /// The software devices that were started for it.
     pub servers: Vec<RpcServer>,
+    /// Words of a command line beside those that the launch says.
+    pub beside: Vec<String>,
 }
 
 /// What is expected of a launch.
@@ -151,7 +169,7 @@ impl Proposal {
         let launch = &self.launch;
         let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
         let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
-        let mapped_span = crate::checkup::mapped_span(&model, &launch.run, &placement);
+        let mapped_span = checkup::mapped_span(&model, &launch.run, &placement);
         let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement)?;
         let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0);
         let slot_tokens = prediction.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX));
@@ -168,14 +186,12 @@ impl Proposal {
         };
         let file = PlanFile::deserialize(&plan)
             .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", path.display()))?;
-        let mut words = vec!["llama-server".to_string()];
-        words.extend(file.args);
-        let mut run = parse::command(&words, &BTreeMap::new())?.run;
+        let mut run = as_written(&file.args)?;
         let mut machine = file.machine;
         servers.extend(bind(engine, &mut machine, &mut run)?);
         let n_threads = run.n_threads.unwrap_or(0);
         let launch = Launch { model: file.model.path, run, machine, n_threads };
-        Ok(Self { launch, plan, servers })
+        Ok(Self { launch, plan, servers, beside: Vec::new() })
     }
 
     /// A command line as it is, on the devices that are here or on `n_devices` software devices; `n_threads` where it has no `-t`.
@@ -191,14 +207,15 @@ impl Proposal {
         if words.first().is_none_or(|word| word.starts_with('-')) {
             words.insert(0, "llama-server".to_string());
         }
-        let command = parse::command(&words, &BTreeMap::new())?;
+        let target = Target { build: engine.build(), ..Target::default() };
+        let mut command = parse::command_for(&words, &BTreeMap::new(), target)?;
         let named = match &command.model {
             Some(ModelSource::Path(path)) => Some(path.clone()),
             _ => None,
         };
         let given = model.map(model_arg::local_path).transpose()?;
         let model = given.or(named).context("no model: name its file before `--` or with -m after it")?;
-        let mut run = command.run;
+        let mut run = command.run.clone();
         run.embeddings |= args.embeddings;
         run.n_threads = run.n_threads.or(n_threads);
         let mut machine = if n_devices > 0 {
@@ -209,9 +226,47 @@ impl Proposal {
         machine.host.isa = engine.isa();
         let servers = bind(engine, &mut machine, &mut run)?;
         let n_threads = run.n_threads.unwrap_or(0);
+        command.run = run.clone();
+        startable(&model, &machine, &command)?;
         let launch = Launch { model, run, machine, n_threads };
-        Ok(Self { launch, plan: serde_json::Value::Null, servers })
+        Ok(Self { launch, plan: serde_json::Value::Null, servers, beside: command.beside })
     }
+}
+
+/// The launch of a plan's arguments, whatever build they are for: nothing of them may be lost before a build refuses it.
+pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
+    let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
+    let newest = BUILDS.iter().map(|build| build.number).max().unwrap_or(REFERENCE);
+    let parsed = parse::command_for(&words, &BTreeMap::new(), Target { build: newest, ..Target::default() })?;
+    let error = |note: &&Note| checkup::lints::codes().any(|known| known == (note.code, Severity::Error));
+    if let Some(note) = parsed.notes.iter().find(error) {
+        let hint = note.hint.clone().unwrap_or_else(|| "let `moeplan plan --json` write the plan".to_string());
+        return Err(Refusal::new(format!("the plan's arguments: {}", note.message), hint).into());
+    }
+    let lost = parsed.beside.iter().find(|word| spelling(word).is_some() && !is_speculation(word));
+    if let Some(word) = lost {
+        return Err(Refusal::new(
+            format!("the plan's arguments: `{word}` is nothing that a plan decides"),
+            format!("take it out; `moeplan run plan.json -- {word} …` hands it on"),
+        )
+        .into());
+    }
+    Ok(parsed.run)
+}
+
+/// Refuses a command that `check` says llama.cpp would refuse, in its words.
+fn startable(model: &Path, machine: &Machine, command: &ParsedCommand) -> anyhow::Result<()> {
+    let model = check::load(gguf::open(model)?, &command.run)?;
+    let lints = checkup::check(&model, machine, command, checkup::Options::default())?.lints;
+    let errors: Vec<Lint> = lints.into_iter().filter(|lint| lint.severity == Severity::Error).collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let messages: Vec<String> = errors.iter().map(|lint| format!("{} ({})", lint.message, lint.code)).collect();
+    let hints: Vec<String> = errors.into_iter().filter_map(|lint| lint.hint).collect();
+    let message = format!("this command is not launched: {}", messages.join("; "));
+    let hint = if hints.is_empty() { "`moeplan check -- COMMAND` says more".to_string() } else { hints.join("; ") };
+    Err(Refusal::new(message, hint).into())
 }
 
 /// The plan for a model. Software devices are started first, since the plan names their servers.

@@ -1,6 +1,7 @@
 //! What is asked of the planner, as it is typed: the machine, llama.cpp's own flags that the plan keeps, and the planner's.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use clap::ValueEnum as _;
 
@@ -13,7 +14,7 @@ use crate::model::Model;
 use crate::number::tokens;
 use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
 use crate::run::parse::LEFT_OUT;
-use crate::run::{RunConfig, Target, build};
+use crate::run::{RunConfig, Target, build, spelling};
 
 /// A budget below this is a slip: a size without its unit is bytes.
 const LEAST_BUDGET: Bytes = Bytes::mib(1);
@@ -238,6 +239,61 @@ impl PlanOptions {
         ))
     }
 
+    /// Refuses what a plan's file (`*.json`) has decided already: the machine, the context, the turn, how it was planned; where
+    /// nothing else is made of them, llama.cpp's own flags, too. `--margin` stays: what is measured is held against it.
+    pub fn beside_plan(&self, path: &Path, and_launch: bool) -> Result<(), Refusal> {
+        if path.extension().is_none_or(|extension| extension != "json") {
+            return Ok(());
+        }
+        let mut given = self.of_planning();
+        if and_launch {
+            let words = self.launch.words();
+            given.extend(words.iter().skip(1).filter(|word| spelling(word).is_some()).cloned());
+        }
+        if given.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            format!("{}: the plan `{}` decides that already", given.join(", "), path.display()),
+            "leave it out, or name the model instead of the plan: it is then planned with it",
+        ))
+    }
+
+    /// Refuses what a whole command says itself; `-t` is for one that does not.
+    pub fn beside_command(&self) -> Result<(), Refusal> {
+        let mut given = self.of_planning();
+        given.extend(self.launch.words().into_iter().skip(1).filter(|word| word != "-t" && spelling(word).is_some()));
+        if given.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            format!("{}: nothing is planned for a command after `--`", given.join(", ")),
+            "leave it out, or write llama.cpp's own flag into the command; --rpc-devices N gives it software devices",
+        ))
+    }
+
+    /// The flags that were given of the machine, the context, the turn and the planner.
+    fn of_planning(&self) -> Vec<String> {
+        let (machine, turn) = (&self.machine, Turn::default());
+        let flags = [
+            ("--vram", !machine.vram.is_empty()),
+            ("--device", !machine.device.is_empty()),
+            ("--ram", machine.ram.is_some()),
+            ("--backend", machine.backend.is_some()),
+            ("--machine", machine.machine.is_some()),
+            ("-c", self.ctx_size.is_some()),
+            ("--rules", self.rules.is_some()),
+            ("--strategy", self.strategy.is_some()),
+            ("--objective", self.objective != Objective::Turn),
+            ("--allow-quantized-cache", self.allow_quantized_cache),
+            ("--build", self.build != build::REFERENCE),
+            ("--prompt", self.prompt != turn.prompt),
+            ("--generate", self.generate != turn.generate),
+            ("--depth", self.depth != turn.depth),
+        ];
+        flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_string()).collect()
+    }
+
     /// What was left to the planner.
     fn levers(&self, run: &RunConfig) -> Levers {
         let launch = &self.launch;
@@ -319,6 +375,35 @@ mod tests {
         assert_eq!(context_choice("max"), Ok(ContextChoice::Max));
         for bad in ["0", "0k", "k", "8kk", "8 k", "-1", "5000M", "", "8é"] {
             assert!(context_choice(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_plan_decides_is_not_said_again_beside_it() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: PlanOptions,
+        }
+        for (line, given, and_launch) in [
+            ("--backend rpc --vram 9M -c 1024", "--vram, --backend, -c", ""),
+            ("--objective context --depth 7 --build 11549", "--objective, --build, --depth", ""),
+            ("--ubatch-size 64 --cpu-moe --cache-ram -1", "", "-ub, -cram, -cmoe"),
+            ("--margin 0 --threads auto", "", ""),
+        ] {
+            let words = std::iter::once("x").chain(line.split(' '));
+            let options = <Line as clap::Parser>::parse_from(words).options;
+            for (refused, expected) in [
+                (options.beside_plan(Path::new("plan.json"), false), given),
+                (options.beside_plan(Path::new("plan.json"), true), [given, and_launch].concat().as_str()),
+            ] {
+                let said = refused.err().map_or(String::new(), |refusal| refusal.message);
+                let expected =
+                    if expected.is_empty() { String::new() } else { format!("{expected}: the plan `plan.json`") };
+                assert!(said.starts_with(&expected) && said.is_empty() == expected.is_empty(), "{line}: {said}");
+            }
+            assert_eq!(options.beside_plan(Path::new("model.gguf"), true), Ok(()));
+            assert_eq!(options.beside_command().is_err(), !(given.is_empty() && and_launch.is_empty()), "{line}");
         }
     }
 

@@ -7,11 +7,15 @@ use anyhow::Context as _;
 
 use super::{Outcome, Output};
 use crate::cli::Format;
+use crate::cli::refusal::Refusal;
 use crate::report::page::read::{self, Source};
 use crate::report::{html, page};
 
 /// A file larger than this is no document of moeplan.
 const LARGEST: u64 = 256 << 20;
+
+/// Endings of names that say what a report is; .md and .txt are Markdown.
+const NAMED: [&str; 4] = ["html", "md", "svg", "txt"];
 
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]
@@ -31,6 +35,9 @@ pub struct Args {
 /// Runs `report`. The format is that of --format; text is Markdown, and a name of -o that ends in .html is a page,
 /// in .svg the first curves alone.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    if let (Format::Text, Some(path)) = (output.format(), &output.global.output) {
+        known(path)?;
+    }
     let mut sources: Vec<Source> = Vec::new();
     for file in &args.files {
         sources.extend(read::read(&file.display().to_string(), &text(file)?)?);
@@ -54,6 +61,20 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
     }
     Ok(Outcome::Yes)
+}
+
+/// Refuses a name whose ending says a format that no report has.
+fn known(path: &Path) -> Result<(), Refusal> {
+    let Some(extension) = path.extension().map(|extension| extension.to_string_lossy().into_owned()) else {
+        return Ok(());
+    };
+    if NAMED.contains(&extension.as_str()) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        format!("-o `{}`: no report is written as .{extension}", path.display()),
+        format!("the endings known are .{}; --format markdown or html writes that under any name", NAMED.join(", .")),
+    ))
 }
 
 fn text(file: &Path) -> anyhow::Result<String> {

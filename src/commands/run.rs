@@ -71,6 +71,7 @@ pub struct Launched {
 
 /// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    args.launch.beside_plan(&args.model, &args.options)?;
     let mut server = args.engine.server(output)?;
     server.extra.clone_from(&args.extra);
     server.keeps_key = true;

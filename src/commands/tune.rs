@@ -1,6 +1,5 @@
 //! `tune`: the plan, `--fit on` and the plan's neighbours measured in turn, and the fastest as a command. [I/O]
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,7 +8,7 @@ use anyhow::Context as _;
 use serde::Deserialize as _;
 
 use super::engine::{Engine, EngineArgs};
-use super::launch::{LaunchArgs, Proposal};
+use super::launch::{LaunchArgs, Proposal, as_written};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, check};
 use crate::bytes::Bytes;
@@ -22,7 +21,7 @@ use crate::measurement::{Expected, measurement, peak_of};
 use crate::memory::MemoryBreakdown;
 use crate::model::Model;
 use crate::report;
-use crate::run::{RunConfig, parse};
+use crate::run::RunConfig;
 use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload};
 use crate::speed::Speed;
@@ -117,6 +116,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     // The neighbours are the plan's explained alternatives.
     args.options.explain = true;
     anyhow::ensure!(!args.launch.embeddings, "--embeddings: a turn is tuned, and a server that embeds has none");
+    args.options.beside_plan(&args.model, false)?;
     let mut tuning = Tuning::prepare(&args, output)?;
     if !tuning.proposal.servers.is_empty() {
         output.say("software devices: RPC servers of our own, which end with this tuning; the command takes yours");
@@ -189,7 +189,9 @@ impl Tuning {
                 "the plan lists no alternatives (`plan --explain --json` does): it is measured against --fit on alone",
             );
         }
-        let alternatives = alternatives(&file, &launch.machine)?;
+        let mut alternatives = alternatives(&file, &launch.machine)?;
+        // What the build lacks (an expert cache, before b11549) is no neighbour of its plan.
+        alternatives.retain(|other| server.takes(&other.run));
         let request = args.options.request(&model, &launch.machine)?;
         let fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
         let predicted = Predicted { speed: file.speed, turn_seconds: file.turn_seconds };
@@ -353,9 +355,7 @@ fn subject(launch: &Launch, server: &Server, turn: &PlanTurn) -> anyhow::Result<
 fn alternatives(file: &PlanFile, machine: &Machine) -> anyhow::Result<Vec<Alternative>> {
     let mut found = Vec::new();
     for other in file.alternatives.iter().filter(|other| other.fits) {
-        let words: Vec<String> =
-            std::iter::once("llama-server".to_string()).chain(other.args.iter().cloned()).collect();
-        let mut run = parse::command(&words, &BTreeMap::new())?.run;
+        let mut run = as_written(&other.args)?;
         run.rpc = machine.rpc_servers(&run.rpc);
         let predicted = Predicted { speed: other.speed.clone(), turn_seconds: other.turn_seconds };
         found.push(Alternative { what: other.what.clone(), run, predicted });
@@ -373,4 +373,46 @@ fn append(path: &Path, visit: &Visit) -> anyhow::Result<()> {
     // A line feed on either side: a line that was torn before stays the only one that is lost.
     let line = format!("\n{}\n", serde_json::to_string(visit)?);
     file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).with_context(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::server::Build;
+
+    #[test]
+    fn a_flag_that_the_build_lacks_makes_no_neighbour() {
+        let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
+        let of = |args: &str| PlanAlternative {
+            what: args.to_string(),
+            args: args.split(' ').map(str::to_string).collect(),
+            fits: true,
+            speed: speed.clone(),
+            turn_seconds: 1.0,
+        };
+        let file = PlanFile {
+            turn: PlanTurn { prompt: 1, generate: 1, depth: 0 },
+            speed: speed.clone(),
+            turn_seconds: 1.0,
+            alternatives: vec![of("-c 512 --moe-cache-mib 2"), of("-c 512 -ub 64")],
+        };
+        let machine = Machine::new(Vec::new(), crate::machine::Host::default()).unwrap();
+        let found = alternatives(&file, &machine).unwrap();
+        assert_eq!(found.iter().map(|other| other.run.moe_cache_mib).collect::<Vec<_>>(), [2, 0]);
+        let build = |flags: &[&str]| Build {
+            program: "llama-server".into(),
+            version: String::new(),
+            number: Some(11434),
+            flags: flags.iter().map(ToString::to_string).collect(),
+            isa: crate::machine::Isa::default(),
+        };
+        let taken = |build: Build| {
+            let server = Server::of(PathBuf::new(), build);
+            found.iter().filter(|other| server.takes(&other.run)).map(|other| other.what.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(taken(build(&["-c", "-ub"])), ["-c 512 -ub 64"]);
+        assert_eq!(taken(build(&["-c", "-ub", "--moe-cache-mib"])).len(), 2);
+        let lost = PlanFile { alternatives: vec![of("-c 512 --frobnicate")], ..file };
+        assert!(alternatives(&lost, &machine).unwrap_err().to_string().contains("--frobnicate"));
+    }
 }

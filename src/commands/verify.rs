@@ -42,6 +42,8 @@ pub struct Args {
     #[command(flatten)]
     pub engine: EngineArgs,
     /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).
+    ///
+    /// What `check` says that llama.cpp would refuse is not launched.
     #[arg(help_heading = OWN, last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
@@ -91,8 +93,11 @@ pub fn percentage(text: &str) -> Result<f64, String> {
 /// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let how = &args.how;
-    let engine = args.engine.engine(how.runtime, output)?;
+    let mut engine = args.engine.engine(how.runtime, output)?;
     let mut proposal = proposal(args, &engine)?;
+    if let Some(warning) = engine.launch_with(&proposal.beside) {
+        output.say(&warning);
+    }
     for server in &proposal.servers {
         output.say(&format!("software device: an RPC server of our own at {}", server.endpoint()));
     }
@@ -136,10 +141,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
 fn proposal(args: &Args, engine: &Engine) -> anyhow::Result<Proposal> {
     if !args.command.is_empty() {
+        args.options.beside_command()?;
         let (devices, n_threads) = (args.how.rpc_devices, args.options.launch.n_threads());
         return Proposal::of_command(&args.command, args.model.as_deref(), devices, n_threads, &args.launch, engine);
     }
     let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
+    args.launch.beside_plan(path, &args.options)?;
     Proposal::of_model(path, &args.options, &args.launch, engine)
 }
 

@@ -6,9 +6,13 @@ use super::table::{Align, Table};
 use crate::bytes::Bytes;
 use crate::escape;
 use crate::measurement::Spread;
-use crate::tune::Subject;
-use crate::tune::document::{Document, Measured};
+use crate::tune::document::{Document, Entry, Measured};
 use crate::tune::race::{End, Standing, Verdict};
+use crate::tune::{Kind, Subject};
+
+/// Whose word memory is where a driver was asked.
+const BY_DRIVER: &str =
+    "what the driver showed more at the peak than before, of devices that it knows; else llama.cpp's own sums";
 
 /// For a terminal; a page of it is `page::of`.
 pub fn render(document: &Document) -> String {
@@ -33,9 +37,9 @@ pub fn table(document: &Document) -> Table {
     let mut table = Table::new(&[
         ("launch", Align::Left),
         ("turn, predicted", Align::Right),
-        ("turn, measured", Align::Right),
-        ("pp", Align::Right),
-        ("tg", Align::Right),
+        ("turn, median", Align::Right),
+        ("pp, mean", Align::Right),
+        ("tg, mean", Align::Right),
         ("n", Align::Right),
         ("memory", Align::Left),
         ("", Align::Left),
@@ -85,15 +89,32 @@ fn standing(standing: &Standing) -> String {
 /// What it says of `--fit on`.
 pub fn verdict(document: &Document) -> String {
     let what = document.candidates.get(document.winner).map_or("", |winner| winner.candidate.what.as_str());
+    let beside = beside_plan(document).map(|beside| format!("; {beside}")).unwrap_or_default();
     match document.verdict {
         Verdict::Beats { times } => {
-            format!("{what} beats --fit on: {times:.2} times as fast, by the medians of the turn")
+            format!("{what} beats --fit on: {times:.2} times as fast, by the medians of the turn{beside}")
         }
-        Verdict::Fit => "Nothing beats --fit on beyond what the samples may be off: take that".to_string(),
+        Verdict::Fit => format!("Nothing beats --fit on beyond what the samples may be off: take that{beside}"),
         Verdict::FitNotMeasured => {
-            format!("{what} is the fastest measured; --fit on was not measured, so nothing is said of it")
+            format!("{what} is the fastest measured; --fit on was not measured, so nothing is said of it{beside}")
         }
     }
+}
+
+/// How much faster than the plan the proposed launch is, where it is another and both were measured.
+fn beside_plan(document: &Document) -> Option<String> {
+    let winner = document.candidates.get(document.winner).filter(|winner| winner.candidate.kind != Kind::Plan)?;
+    let plan = document.candidates.iter().find(|entry| entry.candidate.kind == Kind::Plan)?;
+    let (plan, best) = (plan.measured.as_ref()?.range, winner.measured.as_ref()?.range);
+    if best.median <= 0.0 {
+        return None;
+    }
+    let times = plan.median / best.median;
+    Some(if plan.is_longer(&best) {
+        format!("it is {times:.2} times as fast as the plan, by the medians of the turn")
+    } else {
+        format!("it is {times:.2} times as fast as the plan, which is within what the samples may be off")
+    })
 }
 
 /// What else is to be known.
@@ -120,6 +141,64 @@ pub fn notes(document: &Document) -> Vec<String> {
             100.0 * hits
         ));
     }
+    if measured().next().is_some() {
+        notes.push(
+            "turn: the median of all samples ± two standard errors; pp and tg: mean ± standard deviation, tokens/s"
+                .into(),
+        );
+        let by_driver = |(_, seen): (&Entry, &Measured)| !seen.peak.is_empty();
+        notes.push(format!("memory: {}", if measured().any(by_driver) { BY_DRIVER } else { "llama.cpp's own sums" }));
+    }
     notes.push(format!("Measurements are in {}", document.journal));
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn document(winner: usize, plan: (f64, f64), fit: f64) -> Document {
+        let entry = |kind: &str, (median, half): (f64, f64)| -> Value {
+            json!({"what": kind, "kind": kind, "args": [], "predicted": null, "state": "winner",
+                "measured": {"pp": null, "tg": null, "turn": null, "turns": [median], "range": {"median": median, "half": half},
+                    "depth": 0, "visits": 1, "memory": {}, "peak": {}}})
+        };
+        let verdict = if winner == 1 { json!("fit") } else { json!("beats") };
+        let document = json!({
+            "schema": "moeplan/tune/1", "stopped": "decided", "seconds": 1.0, "journal": "j", "verdict": verdict, "times": 1.5,
+            "subject": {"model": "m", "bytes": 1, "program": "p", "build": 11434, "prompt": 1, "generate": 1, "depth": 0, "devices": []},
+            "candidates": [entry("plan", plan), entry("fit", (fit, 0.001))], "winner": winner, "command": "c",
+        });
+        serde_json::from_value(document).unwrap()
+    }
+
+    #[test]
+    fn a_launch_that_is_faster_than_the_plan_is_said_to_be() {
+        let said = |plan| verdict(&document(1, plan, 0.122));
+        assert!(
+            said((0.274, 0.002))
+                .ends_with("take that; it is 2.25 times as fast as the plan, by the medians of the turn")
+        );
+        assert!(
+            said((0.124, 0.010))
+                .ends_with("1.02 times as fast as the plan, which is within what the samples may be off")
+        );
+        assert!(!verdict(&document(0, (0.1, 0.001), 0.122)).contains("as the plan"));
+    }
+
+    #[test]
+    fn figures_of_two_kinds_are_told_apart() {
+        let shown = render(&document(1, (0.274, 0.002), 0.122));
+        for label in [
+            "turn, median",
+            "pp, mean",
+            "± two standard errors",
+            "± standard deviation",
+            "memory: llama.cpp's own sums",
+        ] {
+            assert!(shown.contains(label), "{label}: {shown}");
+        }
+    }
 }

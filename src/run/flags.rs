@@ -23,6 +23,11 @@ impl Flag {
         self.names.iter().find(|name| name.starts_with("--")).or(self.names.first()).copied().unwrap_or_default()
     }
 
+    /// The last spelling that means the opposite.
+    pub fn negated(&self) -> Option<&'static str> {
+        self.negated.last().copied()
+    }
+
     /// Whether a negated spelling exists (then `LLAMA_ARG_NO_…` counts as well).
     pub fn is_switch(&self) -> bool {
         !self.negated.is_empty()
@@ -87,7 +92,7 @@ pub fn spelling(word: &str) -> Option<Spelling> {
         return Some(Spelling { name, environment: Some(new.environment), values, on: true, negated: None });
     }
     let (flag, on) = find(word)?;
-    let (environment, negated) = (flag.environment, flag.negated.last().copied());
+    let (environment, negated) = (flag.environment, flag.negated());
     Some(Spelling { name: flag.name(), environment, values: flag.values, on, negated })
 }
 

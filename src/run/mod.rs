@@ -30,6 +30,7 @@ pub use dialect::Dialect;
 pub use flags::{Spelling, spelling};
 pub use numbers::{ContextNumbers, numbers};
 pub use parse::{ModelSource, Note, ParsedCommand};
+pub use settings::is_speculation;
 
 /// A command line that llama.cpp would refuse, or that moeplan cannot read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -42,6 +42,8 @@ pub struct ParsedCommand {
     pub target: Target,
     /// ik_llama.cpp's `-ncmoe`, which only model and machine together make overrides of.
     pub last_blocks: Option<LastBlocks>,
+    /// Words of llama-server's command line that `run` does not hold: a launch takes them as they are.
+    pub beside: Vec<String>,
 }
 
 impl ParsedCommand {
@@ -150,7 +152,7 @@ pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Tar
     let program = program(first).ok_or_else(|| Error::UnknownProgram(first.clone()))?;
     let run = RunConfig { program, ..RunConfig::default() };
     let mut launch = Launch {
-        command: ParsedCommand { run, model: None, notes: Vec::new(), target, last_blocks: None },
+        command: ParsedCommand { run, model: None, notes: Vec::new(), target, last_blocks: None, beside: Vec::new() },
         speculation: Speculation::default(),
         fit_print: false,
         hf_repo: None,
@@ -205,9 +207,12 @@ fn environment(launch: &mut Launch, env: &BTreeMap<String, String>) -> Result<()
         let given = Given { flag: name, value };
         if flag.is_switch() {
             let on = given.switch()?;
-            settings::apply(launch, flag.name(), on, given)?;
-        } else if flag.values > 0 || given.truth() == Some(true) {
-            settings::apply(launch, flag.name(), true, given)?;
+            let word = if on { flag.name() } else { flag.negated().unwrap_or_default() };
+            settings::carry_out(launch, flag.name(), on, given, &[word])?;
+        } else if flag.values > 0 {
+            settings::carry_out(launch, flag.name(), true, given, &[flag.name(), value])?;
+        } else if given.truth() == Some(true) {
+            settings::carry_out(launch, flag.name(), true, given, &[flag.name()])?;
         }
     }
     for flag in NEW_FLAGS {
@@ -233,7 +238,9 @@ fn arguments(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
             continue;
         }
         let Some((flag, on)) = flags::find(word) else {
-            at = at.saturating_add(unknown(&mut launch.command, word, words.get(at)));
+            let taken = unknown(&mut launch.command, word, words.get(at));
+            launch.command.beside.extend(std::iter::once(word).chain(words.iter().skip(at).take(taken)).cloned());
+            at = at.saturating_add(taken);
             continue;
         };
         if let Some(value) = optional_value(flag.name(), words.get(at)) {
@@ -249,7 +256,9 @@ fn arguments(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
         if flag.values > 1 && words.len().saturating_sub(at) < flag.values {
             return Err(Error::MissingValue { flag: word.clone(), expected: "two words".into() });
         }
-        settings::apply(launch, flag.name(), on, Given { flag: word, value })?;
+        let typed: Vec<&str> =
+            std::iter::once(word).chain(words.iter().skip(at).take(flag.values)).map(String::as_str).collect();
+        settings::carry_out(launch, flag.name(), on, Given { flag: word, value }, &typed)?;
         at = at.saturating_add(flag.values);
     }
     Ok(())

@@ -4,7 +4,7 @@
 
 use super::parse::{Launch, ModelSource};
 use super::values::{DENSE, EXPERTS, Given, on_host};
-use super::{Error, Program};
+use super::{Error, Program, flags};
 
 /// What the flags of speculation say, before it is known which kinds are on.
 #[derive(Debug)]
@@ -70,6 +70,27 @@ pub(super) fn finish(launch: &mut Launch) {
             Some("leave room for one more block's cache and for its compute buffer".into()),
         );
     }
+}
+
+/// [`apply`], and keeps the words that were `typed` where a launch printed from [`super::RunConfig`] would not say them so:
+/// what does not matter here, files whose memory is not counted, and the kinds of speculation.
+pub(super) fn carry_out(
+    launch: &mut Launch,
+    name: &str,
+    on: bool,
+    given: Given<'_>,
+    typed: &[&str],
+) -> Result<(), Error> {
+    let is_held = apply(launch, name, on, given)?;
+    if !is_held || is_speculation(name) || matches!(name, "--mmproj" | "--mmproj-url" | "--rerank") {
+        launch.command.beside.extend(typed.iter().map(ToString::to_string));
+    }
+    Ok(())
+}
+
+/// Whether a word of llama-server's command line is a flag of speculation.
+pub fn is_speculation(word: &str) -> bool {
+    flags::find(word).is_some_and(|(flag, _)| flag.name().starts_with("--spec-") || flag.name() == "--mtp")
 }
 
 /// Applies the flag called `name`; `on` is false for its negated spelling. Whether it was one that matters here.

@@ -75,6 +75,8 @@ impl Launch {
 pub struct Observation {
     /// Which runtime.
     pub runtime: RuntimeInfo,
+    /// The command line that ran, its program first; empty where llama.cpp runs inside moeplan.
+    pub command: Vec<String>,
     /// Memory by device, in llama.cpp's own sums. Mapped weights count as the exact sum of their tensors.
     pub memory: MemoryByDevice,
     /// How far each figure may be from the true one (a log prints two decimals of MiB); empty = exact.

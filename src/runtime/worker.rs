@@ -261,6 +261,7 @@ fn observation(
 ) -> Observation {
     Observation {
         runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend },
+        command: Vec::new(),
         memory,
         resolution: crate::memory::MemoryByDevice::new(),
         device_used: DeviceUsed::default(),

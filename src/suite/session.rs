@@ -445,6 +445,7 @@ mod tests {
             }
             Ok(Observation {
                 runtime: RuntimeInfo { program: "embedded".into(), build: 11434, backend: "CPU".into() },
+                command: Vec::new(),
                 memory: MemoryByDevice::new(),
                 resolution: MemoryByDevice::new(),
                 device_used: crate::runtime::DeviceUsed::default(),

@@ -62,8 +62,6 @@ pub fn promising<'a>(plan: &RunConfig, alternatives: &'a [Alternative], request:
             && (levers.threads || other.n_threads == plan.n_threads)
             && (levers.op_offload || other.op_offload == plan.op_offload)
             && (request.strategy == Strategy::Auto || other.overrides == plan.overrides)
-            // What a build with an expert cache would give is told, and cannot be launched without one.
-            && (request.target.has_expert_cache() || other.moe_cache_mib == plan.moe_cache_mib)
     };
     let mut found: Vec<&Alternative> =
         alternatives.iter().filter(|other| other.run != *plan && may(&other.run)).collect();
@@ -155,7 +153,6 @@ mod tests {
             ("blocks", RunConfig { overrides: experts_on("CPU"), ..plan.clone() }, 2.0),
             ("blocks again", RunConfig { overrides: experts_on("CPU"), ..plan.clone() }, 2.0),
             ("-c", RunConfig { n_ctx: 4096, ..plan.clone() }, 1.0),
-            ("--moe-cache-mib", RunConfig { moe_cache_mib: 64, ..plan.clone() }, 1.0),
         ];
         let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
         let one = |(what, run, turn_seconds): (&str, RunConfig, f64)| Alternative {
@@ -176,10 +173,6 @@ mod tests {
             (Request { levers: Levers { ubatch: false, ..levers }, ..request() }, vec!["blocks", "-t", "-lm"]),
             (Request { levers: Levers { threads: false, ..levers }, ..request() }, vec!["blocks", "-lm", "-ub"]),
             (Request { strategy: Strategy::ExpertsOnHost, ..request() }, vec!["-t", "-lm", "-ub"]),
-            (
-                Request { target: Target { build: 11549, ..Target::default() }, ..request() },
-                vec!["--moe-cache-mib", "blocks", "-t", "-lm", "-ub"],
-            ),
         ];
         for (request, expected) in cases {
             let found: Vec<&str> = promising(plan, &all, &request).iter().map(|other| other.what.as_str()).collect();

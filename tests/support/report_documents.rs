@@ -33,7 +33,7 @@ pub fn measurement(name: &str) -> Value {
     json!({
         "schema": "moeplan/measurement/1",
         "plan": {"model": {"name": name, "path": name}, "speed": {"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25}},
-        "runtime": runtime(), "memory": memory(5), "predicted": memory(5), "mapped_span": GIB, "device_used": {},
+        "runtime": runtime(), "command": [name], "memory": memory(5), "predicted": memory(5), "mapped_span": GIB, "device_used": {},
         "device_use": {"before": {}, "loaded": {}, "peak": {}, "after": {}, "of_process": {}},
         "process": process, "process_before": process, "load_seconds": 2.5,
         "speed": {"n_prompt": 512, "n_generate": 64, "depth": 0, "pp": [990.0, 1010.0], "tg": [49.0, 51.0], "first_token": [],

@@ -35,7 +35,7 @@ pub fn winner(document: &Document) -> Option<&Measured> {
 }
 
 fn key_figures(winner: &Measured) -> Option<Vec<KeyFigure>> {
-    let samples = counted(winner.turns.len() as u64, "sample");
+    let samples = format!("mean of {}", counted(winner.turns.len() as u64, "sample"));
     let figure = |label: &str, spread: Option<Spread>, unit: Unit, note: &str| {
         let value = unit.spread(spread?);
         Some(KeyFigure { label: label.into(), value, note: format!("{note}{samples}") })

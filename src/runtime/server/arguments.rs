@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Error;
 use super::find::Build;
-use crate::run::{Program, RunConfig, args};
+use crate::run::{Program, RunConfig, args, is_speculation, spelling};
 
 /// Where a server listens: this computer, alone.
 pub const HOST: &str = "127.0.0.1";
@@ -19,7 +19,7 @@ const LOAD_MODES: &[(&str, &[&str])] = &[
 ];
 
 /// The words after the program: the launch, the model, and what moeplan needs to watch it. `extra` words of the person come
-/// last and win; of these only spellings of old and new builds are exchanged.
+/// last and win; of these only spellings of old and new builds are exchanged. What they say of speculation is said by nobody else.
 pub(super) fn arguments(
     build: &Build,
     run: &RunConfig,
@@ -31,7 +31,9 @@ pub(super) fn arguments(
         return Err(Error::NotForServer(run.program));
     }
     let mut words = vec!["-m".to_string(), model.display().to_string()];
-    for group in groups(&args::args(run)) {
+    let speculates = extra.iter().any(|word| is_speculation(word));
+    let is_said = |group: &Vec<String>| speculates && group.first().is_some_and(|flag| is_speculation(flag));
+    for group in groups(&args::args(run)).into_iter().filter(|group| !is_said(group)) {
         words.extend(for_build(build, &group)?);
     }
     let port = port.to_string();
@@ -44,6 +46,42 @@ pub(super) fn arguments(
         words.extend(exchanged(build, &group)?.unwrap_or(group));
     }
     Ok(words)
+}
+
+/// Flags that a launch that is measured cannot have: its log is read, and it is asked over plain HTTP without a key.
+const OF_MOEPLAN: &[&str] = &[
+    "--log-disable",
+    "--log-file",
+    "--log-jsonl",
+    "--log-colors",
+    "--log-prefix",
+    "--log-timestamps",
+    "--verbose",
+    "--verbosity",
+    "--api-key",
+    "--api-key-file",
+    "--api-prefix",
+    "--ssl-key-file",
+    "--ssl-cert-file",
+];
+
+/// Words of a command line in those that a measured launch takes, and the flags that it cannot.
+pub fn measurable(words: &[String]) -> (Vec<String>, Vec<String>) {
+    let (mut taken, mut left_out) = (Vec::new(), Vec::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let flag = spelling(word);
+        let values = words.by_ref().take(flag.map_or(0, |flag| flag.values)).cloned();
+        if flag.is_some_and(|flag| OF_MOEPLAN.contains(&flag.name)) {
+            // The value of a flag that is left out may be a key.
+            let _ = values.count();
+            left_out.push(word.clone());
+        } else {
+            taken.push(word.clone());
+            taken.extend(values);
+        }
+    }
+    (taken, left_out)
 }
 
 /// Words as flags with their values: `[-c, 4096]`, `[-kvu]`.
@@ -150,6 +188,26 @@ mod tests {
         let error = arguments(&build(&["-c"]), &moe, Path::new("m.gguf"), 9, &[]).unwrap_err();
         assert!(error.to_string().contains("--moe-cache-mib 64"), "{error}");
         assert!(error.hint().contains("--llama-server"), "{}", error.hint());
+    }
+
+    #[test]
+    fn what_a_command_says_of_speculation_is_said_once() {
+        let run = RunConfig { n_draft: 16, ..run() };
+        let of = |extra: &[&str]| {
+            let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
+            arguments(&build(&[]), &run, Path::new("m.gguf"), 9, &extra).unwrap().join(" ")
+        };
+        assert!(of(&["--jinja"]).contains("--spec-type ngram-mod"), "{}", of(&["--jinja"]));
+        let own = of(&["--spec-type", "ngram-simple"]);
+        assert!(own.ends_with("--spec-type ngram-simple") && !own.contains("ngram-mod"), "{own}");
+    }
+
+    #[test]
+    fn what_a_measurement_needs_is_not_given_away() {
+        let words = ["--jinja", "-lv", "1", "--temp", "0.5", "--api-key", "secret", "--no-log-prefix"];
+        let (taken, left_out) = measurable(&words.map(str::to_string));
+        assert_eq!(taken, ["--jinja", "--temp", "0.5"]);
+        assert_eq!(left_out, ["-lv", "--api-key", "--no-log-prefix"]);
     }
 
     #[test]

@@ -29,11 +29,14 @@ pub(super) fn generate(server: &Server, launch: &Launch, workload: &Workload) ->
     running.stop();
     let device_used = watch.after();
     let first = samples.replies.first().cloned().unwrap_or_default();
+    let mut command = vec![server.build.program.display().to_string()];
+    command.extend(running.command().iter().cloned());
     let log = running.log();
     if log.buffers.is_empty() {
         return Err(Error::SilentLog.into());
     }
     Ok(Observation {
+        command,
         runtime: RuntimeInfo {
             program: server.build.program.display().to_string(),
             build: server.build.number.unwrap_or(0),

@@ -18,6 +18,7 @@ mod supervise;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use arguments::measurable;
 pub use client::{Client, Input, Reply, Request, Timings};
 pub use error::{Error, Failed};
 pub use find::Build;
@@ -27,6 +28,7 @@ pub use supervise::supervise;
 
 use super::log::Stage;
 use super::{DeviceInfo, Echo, Launch, Observation, Projection, Runtime, Workload};
+use crate::run::RunConfig;
 
 /// How far a server has come, for a progress bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +115,11 @@ impl Server {
             watch: None,
             interrupted: || false,
         }
+    }
+
+    /// Whether its build has every flag of a launch.
+    pub fn takes(&self, run: &RunConfig) -> bool {
+        arguments::arguments(&self.build, run, Path::new(""), 0, &[]).is_ok()
     }
 
     fn tell(&self, step: Step) {
