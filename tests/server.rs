@@ -276,7 +276,7 @@ fn a_command_is_launched_as_it_is_or_refused() {
     };
     for (words, error, hint) in [
         ("--frobnicate --jinja", "`--frobnicate` is no flag of llama.cpp b11434", "hint:"),
-        ("--no-mmap --mlock", "`--no-mmap` was removed", "--load-mode none"),
+        ("--no-mmap --mlock", "`--no-mmap` was removed", "--load-mode mlock"),
         ("--moe-cache-mib 2", "`--moe-cache-mib` is no flag of llama.cpp b11434", "11549"),
         ("-ctv q8_0 -fa off", "quantized-v-without-flash-attention", "-fa on"),
     ] {
