@@ -167,7 +167,9 @@ impl Problem<'_> {
         }
         let may_gain = |n_ubatch, best: &Candidate| explorer.may_gain_by_room(run, n_ubatch, best);
         let mut ubatches = explorer.every_ubatch(run);
-        if !ubatches.iter().try_fold(false, |found, n_ubatch| Ok::<_, Error>(found || may_gain(*n_ubatch, &best)?))? {
+        // A smaller one than that of what fits would fit as well.
+        let mut larger = ubatches.iter().filter(|n_ubatch| !best.devices_fit() || **n_ubatch > best.run.n_ubatch);
+        if !larger.try_fold(false, |found, n_ubatch| Ok::<_, Error>(found || may_gain(*n_ubatch, &best)?))? {
             return Ok(best);
         }
         // Of what fits the cheapest, for which of these must leave depends on the model; of what does not, the least short.
