@@ -1,5 +1,8 @@
 //! A share of a whole as a bar of eighth blocks.
 
+/// Glyphs of a bar, the fullest first.
+const GLYPHS: [char; 8] = ['█', '▉', '▊', '▋', '▌', '▍', '▎', '▏'];
+
 /// A bar of `width` columns filled to `share` (0 to 1); anything above nothing shows at least an eighth of a column.
 #[expect(
     clippy::cast_possible_truncation,
@@ -8,16 +11,14 @@
     reason = "clamped above"
 )]
 pub fn bar(share: f64, width: usize) -> String {
-    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let full = width * 8;
     let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
     let eighths = (share * full as f64).round() as usize;
     let eighths = if share > 0.0 { eighths.max(1) } else { 0 };
-    format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8])
+    let last = GLYPHS.iter().rev().take(eighths % 8).next_back();
+    std::iter::repeat_n(&GLYPHS[0], eighths / 8).chain(last).collect()
 }
 
-/// Glyphs of a bar, the fullest first.
-const GLYPHS: [char; 8] = ['█', '▉', '▊', '▋', '▌', '▍', '▎', '▏'];
 /// A bar of fewer columns says nothing.
 const LEAST: usize = 5;
 

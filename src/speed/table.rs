@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use crate::bytes::Bytes;
+use crate::gguf::source::url::is_this_computer;
 use crate::machine::{Backend, Device, DeviceRates, Host, HostRates, Isa};
 
 /// The rows, as written.
@@ -58,10 +59,10 @@ pub fn device(device: &Device) -> DeviceRates {
     if device.backend == Backend::Rpc { behind_network(&card) } else { card }
 }
 
-/// Whether a device is a server on this computer: those stand for cards where there are none, on the processor.
+/// Whether a device is a server on this computer, where it has no address one that moeplan starts: those stand for cards where
+/// there are none, on the processor.
 fn is_software(device: &Device) -> bool {
-    let host = device.endpoint().and_then(|endpoint| endpoint.rsplit_once(':')).map(|(host, _)| host);
-    host.is_some_and(|host| host == "localhost" || host.starts_with("127.") || host == "[::1]")
+    device.backend == Backend::Rpc && device.endpoint().is_none_or(is_this_computer)
 }
 
 /// What llama.cpp gets out of data-sheet figures.
@@ -202,10 +203,10 @@ mod tests {
     fn a_server_elsewhere_is_a_card_and_one_here_the_processor() {
         let elsewhere = device(&Device::parse("RPC0[10.0.0.2:1]=24G").unwrap());
         assert_eq!(elsewhere.basis, "guess: a usual card of 24 GiB behind 1 Gbit/s; calibrate to know");
-        for endpoint in ["127.0.0.1:1", "localhost:50052", "[::1]:1"] {
-            let here = device(&Device::parse(&format!("RPC0[{endpoint}]=24G")).unwrap());
-            assert!(here.weights * 10.0 < elsewhere.weights, "{endpoint}");
-            assert_eq!(here.basis, "guess: a processor as a device", "{endpoint}");
+        for server in ["RPC0[127.0.0.1:1]=24G", "RPC0[localhost:50052]=24G", "RPC0[[::1]:1]=24G", "RPC0=24G"] {
+            let here = device(&Device::parse(server).unwrap());
+            assert!(here.weights * 10.0 < elsewhere.weights, "{server}");
+            assert_eq!(here.basis, "guess: a processor as a device", "{server}");
         }
     }
 }

@@ -5,6 +5,16 @@ use super::error::Failure;
 /// Longest address taken, in bytes.
 const MAX_LENGTH: usize = 8192;
 
+/// Whether `host`, with a port or without, is this computer by its name or address.
+pub fn is_this_computer(host: &str) -> bool {
+    let name = if host.starts_with('[') {
+        host.split_inclusive(']').next().unwrap_or_default()
+    } else {
+        host.split(':').next().unwrap_or_default()
+    };
+    name == "localhost" || name == "[::1]" || name.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback())
+}
+
 /// An `http://` or `https://` address without credentials and fragment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Url {
@@ -63,13 +73,7 @@ impl Url {
 
     /// Whether the host is this computer.
     pub fn is_local(&self) -> bool {
-        let host = self.origin().split_once("://").map_or("", |(_, host)| host);
-        let name = if host.starts_with('[') {
-            host.split_inclusive(']').next().unwrap_or_default()
-        } else {
-            host.split(':').next().unwrap_or_default()
-        };
-        name == "localhost" || name == "[::1]" || name.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback())
+        self.origin().split_once("://").is_some_and(|(_, host)| is_this_computer(host))
     }
 
     /// The last segment of the path, percent signs and all.
