@@ -64,7 +64,7 @@ pub fn records(measured: &Measurement, launch: &Launch, driver: Option<&str>, ti
     let peaks = peak_of(&measured.device_use);
     let record = |device: &Device| {
         let (seen, predicted) = (measured.memory.get(&device.name)?.terms, measured.predicted.get(&device.name)?.terms);
-        let own = seen.model + seen.context + seen.compute;
+        let own = seen.own();
         let peak = peaks.get(&device.name)?.saturating_sub(own);
         let used = |at: &BTreeMap<String, Bytes>| at.get(&device.name).copied();
         let loaded = used(&measured.device_use.loaded)?.saturating_sub(used(&measured.device_use.before)?);
@@ -77,7 +77,7 @@ pub fn records(measured: &Measurement, launch: &Launch, driver: Option<&str>, ti
             backend: measured.runtime.backend.clone(),
             loaded: loaded.saturating_sub(own),
             peak,
-            predicted: predicted.model + predicted.context + predicted.compute,
+            predicted: predicted.own(),
             own,
             prompt: measured.speed.n_prompt.saturating_add(measured.speed.depth),
             ubatch: launch.run.n_ubatch,

@@ -12,9 +12,10 @@
     )
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::expectation::Check;
@@ -30,11 +31,11 @@ pub use file_type::{Basis, FileType};
 pub use warning::Warning;
 
 /// The document `moeplan/inspect/1`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Inspection {
     /// `moeplan/inspect/1`.
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// The first file.
     pub path: String,
     /// Every file, in split order.
@@ -52,7 +53,7 @@ pub struct Inspection {
     /// `general.name`, untrusted text.
     pub name: Option<String>,
     /// llama.cpp's name of `general.file_type`, or of the type that holds most bytes.
-    pub file_type: Option<&'static str>,
+    pub file_type: Option<Cow<'static, str>>,
     /// Where `file_type` comes from.
     pub file_type_basis: Basis,
     /// How many tensors.
@@ -74,13 +75,13 @@ pub struct Inspection {
     /// Bytes of its tensors.
     pub bytes: TensorBytes,
     /// Tensors by type.
-    pub tensors_by_type: BTreeMap<&'static str, TypeCount>,
+    pub tensors_by_type: BTreeMap<Cow<'static, str>, TypeCount>,
     /// Bits of all tensors by parameter.
     pub bits_per_weight: f64,
     /// What one more token of `-c` adds at `-np 1`, by cache type; `null` where it is not known.
-    pub context_bytes_per_token: Option<BTreeMap<&'static str, Bytes>>,
+    pub context_bytes_per_token: Option<BTreeMap<Cow<'static, str>, Bytes>>,
     /// Windows and states that do not grow with `-c`, at `-np 1`, by cache type.
-    pub context_bytes_fixed: Option<BTreeMap<&'static str, Bytes>>,
+    pub context_bytes_fixed: Option<BTreeMap<Cow<'static, str>, Bytes>>,
     /// What to know before using it.
     pub warnings: Vec<Warning>,
     /// What `--expect` asked.
@@ -94,7 +95,7 @@ pub struct Inspection {
 }
 
 /// Routed experts of a model.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Experts {
     /// Experts of a block.
@@ -112,7 +113,7 @@ pub struct Experts {
 }
 
 /// Parameters: elements of tensors.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Parameters {
     /// Of every tensor in the file.
@@ -126,7 +127,7 @@ pub struct Parameters {
 }
 
 /// Exact bytes of tensors, without padding.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorBytes {
     /// Of every tensor.
@@ -134,11 +135,11 @@ pub struct TensorBytes {
     /// Every role, also those of which the model has none.
     pub by_role: BTreeMap<Role, Bytes>,
     /// The types that the model has.
-    pub by_type: BTreeMap<&'static str, Bytes>,
+    pub by_type: BTreeMap<Cow<'static, str>, Bytes>,
 }
 
 /// Tensors and elements of one type.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TypeCount {
     /// How many tensors.
@@ -148,7 +149,7 @@ pub struct TypeCount {
 }
 
 /// One tensor of the document.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorRow {
     /// The full name, untrusted text.
@@ -174,9 +175,9 @@ pub struct TensorRow {
 #[derive(Debug, Clone, Default)]
 pub struct ContextSizes {
     /// What one more token of `-c` adds.
-    pub per_token: BTreeMap<&'static str, Bytes>,
+    pub per_token: BTreeMap<Cow<'static, str>, Bytes>,
     /// What does not grow.
-    pub fixed: BTreeMap<&'static str, Bytes>,
+    pub fixed: BTreeMap<Cow<'static, str>, Bytes>,
 }
 
 impl Inspection {
@@ -187,14 +188,14 @@ impl Inspection {
         let bytes = tensor_bytes(model);
         let file_type = FileType::of(model, &bytes.by_type);
         let (per_token, fixed) = context.map(|context| (context.per_token, context.fixed)).unzip();
-        let mut tensors_by_type: BTreeMap<&'static str, TypeCount> = BTreeMap::new();
+        let mut tensors_by_type: BTreeMap<Cow<'static, str>, TypeCount> = BTreeMap::new();
         for tensor in &model.tensors {
-            let count = tensors_by_type.entry(tensor.ty.name).or_default();
+            let count = tensors_by_type.entry(tensor.ty.name.into()).or_default();
             count.tensors = count.tensors.saturating_add(1);
             count.parameters = count.parameters.saturating_add(tensor.elements());
         }
         Self {
-            schema: "moeplan/inspect/1",
+            schema: "moeplan/inspect/1".into(),
             path: model.files.first().map(|file| file.path.display().to_string()).unwrap_or_default(),
             files: model.files.clone(),
             kind: model.kind,
@@ -203,7 +204,7 @@ impl Inspection {
             alignment: model.alignment,
             architecture: model.architecture.clone(),
             name: model.name.clone(),
-            file_type: file_type.name,
+            file_type: file_type.name.map(Cow::Borrowed),
             file_type_basis: file_type.basis,
             tensors: model.tensors.len() as u64,
             block_count: hparams.block_count,
@@ -290,9 +291,9 @@ fn idle(model: &Model, block: Option<u32>, routed: u64) -> u64 {
 
 fn tensor_bytes(model: &Model) -> TensorBytes {
     let mut by_role: BTreeMap<Role, Bytes> = Role::ALL.iter().map(|role| (*role, Bytes(0))).collect();
-    let mut by_type: BTreeMap<&'static str, Bytes> = BTreeMap::new();
+    let mut by_type: BTreeMap<Cow<'static, str>, Bytes> = BTreeMap::new();
     for tensor in &model.tensors {
-        for sum in [by_role.entry(tensor.role).or_default(), by_type.entry(tensor.ty.name).or_default()] {
+        for sum in [by_role.entry(tensor.role).or_default(), by_type.entry(tensor.ty.name.into()).or_default()] {
             *sum = Bytes(sum.0.saturating_add(tensor.bytes.0));
         }
     }

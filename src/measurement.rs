@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::{Bytes, MIB};
-use crate::memory::{MemoryBreakdown, MemoryByDevice};
+use crate::memory::{self, MemoryRow};
+use crate::plan::Plan;
 use crate::runtime::{DeviceUsed, Error, Launch, Observation, ProcessMemory, Runtime, RuntimeInfo, Workload};
 pub use compare::{Expected, Row, Seen, compare, peak_of};
 
@@ -26,7 +27,7 @@ pub struct Measurement {
     pub schema: String,
     /// The plan that was launched, if there was one.
     #[serde(default)]
-    pub plan: serde_json::Value,
+    pub plan: Option<Box<Plan>>,
     /// Which runtime.
     pub runtime: RuntimeInfo,
     /// The command line that ran, its program first; empty where llama.cpp ran inside moeplan.
@@ -62,21 +63,28 @@ pub struct Measurement {
     pub comparison: Vec<Row>,
 }
 
-/// A row of memory with its sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct MemoryRow {
-    /// The terms.
-    #[serde(flatten)]
-    pub terms: MemoryBreakdown,
-    /// Together.
-    pub total: Bytes,
-}
+/// The schema of [`Launched`].
+pub const LAUNCHED: &str = "moeplan/run/1";
 
-fn rows(memory: &MemoryByDevice) -> BTreeMap<String, MemoryRow> {
-    let row =
-        |(key, terms): (&String, &MemoryBreakdown)| (key.clone(), MemoryRow { terms: *terms, total: terms.total() });
-    memory.iter().map(row).collect()
+/// A server that is up (`moeplan run`), beside what was predicted of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Launched {
+    /// [`LAUNCHED`].
+    pub schema: String,
+    /// Where requests go.
+    pub endpoint: String,
+    /// The server's process id.
+    pub process: u32,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// From its start until it took requests.
+    pub load_seconds: f64,
+    /// Predicted beside measured.
+    pub comparison: Vec<Row>,
+    /// The plan that was launched.
+    #[serde(default)]
+    pub plan: Option<Box<Plan>>,
 }
 
 /// Samples in tokens/s, one a repetition (llama-bench's names).
@@ -162,16 +170,16 @@ pub fn measurement<'a>(mut observation: Observation, expected: impl Into<Expecte
     let comparison = compare(&expected, &Seen::of(&observation), tolerance);
     let device_used = peak_of(&observation.device_used);
     for (device, row) in &mut observation.memory {
-        let own = row.model + row.context + row.compute;
+        let own = row.own();
         row.overhead = device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(own));
     }
     Measurement {
         schema: SCHEMA.to_string(),
-        plan: serde_json::Value::Null,
+        plan: None,
         runtime: observation.runtime,
         command: observation.command,
-        memory: rows(&observation.memory),
-        predicted: rows(expected.memory),
+        memory: memory::rows(&observation.memory),
+        predicted: memory::rows(expected.memory),
         mapped_span: observation.mapped_span,
         device_used,
         device_use: observation.device_used,

@@ -71,7 +71,7 @@ pub const MERGE_EXPERTS: &str =
     "convert the model again, or take a newer GGUF of it (its experts are merged: ffn_up_exps.weight)";
 
 /// What kind of GGUF file it is (`general.type`, else told from its keys and tensors).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FileKind {

@@ -4,14 +4,15 @@ mod basis;
 mod caches;
 pub mod lints;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{self, HOST, MemoryBreakdown, Prediction, expert_cache};
+use crate::memory::{self, HOST, MemoryRow, expert_cache};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
@@ -21,17 +22,17 @@ use lints::Facts;
 pub use lints::{Lint, Severity};
 
 /// `moeplan/check/1`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Checkup {
     /// Name and version of the document.
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// Which program.
     pub program: Program,
     /// The launch, resolved.
     pub run: Run,
     /// llama.cpp's no-allocation projection, by device, `Host` and buffer types listed apart.
-    pub memory: BTreeMap<String, Row>,
+    pub memory: BTreeMap<String, MemoryRow>,
     /// What each device may hold, margin taken off; of `Host`, where main memory is known.
     pub budget: BTreeMap<String, Bytes>,
     /// Whether everything stays within its budget.
@@ -55,7 +56,7 @@ pub struct Checkup {
 
 /// The launch as llama.cpp resolves it.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Run {
     /// Cells in all.
@@ -94,19 +95,8 @@ pub struct Run {
     pub mtp: bool,
 }
 
-/// A row of memory, with its sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Row {
-    /// The four terms.
-    #[serde(flatten)]
-    pub terms: MemoryBreakdown,
-    /// Together.
-    pub total: Bytes,
-}
-
 /// One override.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OverrideRow {
     /// Its regex.
@@ -126,7 +116,7 @@ pub struct OverrideRow {
 }
 
 /// Entries of the override list that one flag made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OverrideGroup {
     /// The first of them, by its place in the list.
@@ -148,7 +138,7 @@ pub struct OverrideGroup {
 }
 
 /// One copy of a tensor, or a tensor that is left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorRow {
     /// Its name.
@@ -198,7 +188,7 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
     }
     let run = &run;
     let placement = placement::place(model, machine, run)?;
-    let memory = rows(&prediction);
+    let memory = memory::rows(&prediction.memory);
     let budget = budgets(machine, &placement, options.margin);
     let shared = memory::shared_with_host(machine, &prediction.memory);
     let shortfall = shortfall(&memory, &budget, shared);
@@ -223,7 +213,7 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
     }
     prediction.basis.extend(basis::rows(command.target, machine, &placement));
     Ok(Checkup {
-        schema: "moeplan/check/1",
+        schema: "moeplan/check/1".into(),
         program: run.program,
         run: resolved(run, &prediction.numbers),
         fits: shortfall.is_empty(),
@@ -253,11 +243,6 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
     Ok(run)
 }
 
-/// The memory table with sums.
-fn rows(prediction: &Prediction) -> BTreeMap<String, Row> {
-    prediction.memory.iter().map(|(key, terms)| (key.clone(), Row { terms: *terms, total: terms.total() })).collect()
-}
-
 /// What each device may hold.
 fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<String, Bytes> {
     let placed = placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
@@ -275,7 +260,7 @@ fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<
 /// By how much each budget is passed; buffer types that llama.cpp lists apart (`CPU_REPACK`, `AMX`) are host memory, and so is what
 /// devices take that share it.
 fn shortfall(
-    memory: &BTreeMap<String, Row>,
+    memory: &BTreeMap<String, MemoryRow>,
     budget: &BTreeMap<String, Bytes>,
     shared: Bytes,
 ) -> BTreeMap<String, Bytes> {
@@ -440,10 +425,9 @@ mod tests {
     #[test]
     fn buffer_types_of_the_host_count_towards_its_memory() {
         let row = |mib| {
-            let terms = MemoryBreakdown { model: Bytes::mib(mib), ..MemoryBreakdown::default() };
-            Row { terms, total: terms.total() }
+            MemoryRow::from(memory::MemoryBreakdown { model: Bytes::mib(mib), ..memory::MemoryBreakdown::default() })
         };
-        let memory: BTreeMap<String, Row> =
+        let memory: BTreeMap<String, MemoryRow> =
             [("CUDA0", row(10)), ("CUDA1", row(20)), ("Host", row(30)), ("CPU_REPACK", row(40))]
                 .map(|(key, row)| (key.to_string(), row))
                 .into();

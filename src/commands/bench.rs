@@ -14,7 +14,6 @@ use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::gguf;
 use crate::plan::{ContextChoice, Objective};
-use crate::report;
 use crate::run::RunConfig;
 use crate::runtime::endpoint::Endpoint;
 use crate::runtime::sandbox::{self, Interpreter, Isolated};
@@ -280,12 +279,7 @@ fn answer(bench: &Bench, table: Option<&Path>, output: &Output) -> anyhow::Resul
     if let Some(path) = table {
         super::write(path, &csv(bench))?;
     }
-    match output.format() {
-        Format::Json => output.json(bench),
-        Format::Html => output.page(bench),
-        Format::Markdown => output.markdown(bench),
-        Format::Text => output.answer(&report::bench::render(bench)),
-    }
+    output.show(bench)
 }
 
 /// What llama-bench measured.

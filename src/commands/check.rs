@@ -17,7 +17,6 @@ use crate::inspection::Warning;
 use crate::model::Model;
 use crate::placement;
 use crate::plan;
-use crate::report;
 use crate::run::build::REFERENCE;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
 use crate::runtime::server::environment::ConfigFiles;
@@ -50,19 +49,6 @@ pub struct Args {
     command: Vec<String>,
 }
 
-/// `moeplan/check/1`.
-#[derive(Debug, serde::Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Document {
-    /// What the command would do.
-    #[serde(flatten)]
-    checkup: Checkup,
-    /// Which model.
-    model: plan::ModelSummary,
-    /// The command that was checked, quoted for a shell; a stranger's text.
-    command: String,
-}
-
 /// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let target = Target { build: args.build, dialect: args.dialect };
@@ -87,8 +73,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         [recipe] => {
             let made = args.what_if.variant(&model, &name.display().to_string(), &first, recipe)?;
             let warnings = what_if::warnings(&made.what_if, &made.path).into_iter();
-            let note =
-                |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
+            let note = |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
             command.notes.extend(warnings.map(note));
             model = made.model;
         }
@@ -101,17 +86,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let checkup = checkup::check(&model, &machine, &command, options)?;
     let words: Option<Vec<String>> = args.command.iter().map(|word| plan::quoted(word)).collect();
     let command = words.map_or_else(|| args.command.join(" "), |words| words.join(" "));
-    let document = Document { model: plan::summary(&model, &name.display().to_string()), command, checkup };
+    let document = plan::Checked { model: plan::summary(&model, &name.display().to_string()), command, checkup };
     let checkup = &document.checkup;
-    match output.format() {
-        Format::Json => output.json(&document)?,
-        Format::Html => output.page(&document)?,
-        Format::Markdown => {
-            let of = report::checkup::Asked { model: &document.model.path, command: &document.command };
-            output.answer(&report::checkup::markdown(checkup, &of))?;
-        }
-        Format::Text => output.answer(&report::checkup::text(checkup, output.is_verbose()))?,
-    }
+    output.show(&document)?;
     Ok(outcome(checkup))
 }
 
@@ -143,7 +120,7 @@ fn note_config_files(command: &mut ParsedCommand) {
     let files = ConfigFiles::here();
     for file in files.system.into_iter().chain(files.user) {
         command.notes.push(Note {
-            code: "config-file-read",
+            code: "config-file-read".into(),
             message: format!("llama.cpp reads `{}` before the command line; it is not counted here", file.display()),
             hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
         });

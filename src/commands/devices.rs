@@ -7,7 +7,7 @@ use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::evidence;
 use crate::machine::Machine;
-use crate::report;
+use crate::report::page::devices;
 
 /// Arguments of `devices`.
 #[derive(Debug, clap::Args)]
@@ -77,9 +77,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let margin = args.machine.margin(&here.machine);
     match output.format() {
         Format::Json => output.json(&Document::of(here, margin))?,
-        Format::Markdown => output.answer(&report::devices::markdown(&here.machine))?,
-        Format::Text | Format::Html => {
-            output.answer(&report::devices::text(&here.machine))?;
+        _ => {
+            output.pages(&vec![devices::page(&here.machine)].into())?;
             for line in about(&here, margin) {
                 output.say(&line);
             }

@@ -5,14 +5,12 @@ use std::path::{Path, PathBuf};
 use super::machine::{Found, found_with};
 use super::{Outcome, Output, calibrate};
 use crate::bytes::Bytes;
-use crate::cli::Format;
 use crate::doctor::facts::{
     ConfigFile, Embedded, Facts, Folder, Knowledge, Memory, Moeplan, Nvidia, Place, Purpose, Server,
 };
 use crate::doctor::{environment, examine};
 use crate::gguf::source::cache;
 use crate::machine::Machine;
-use crate::report;
 use crate::runtime::server::environment::ConfigFiles;
 use crate::runtime::server::find;
 use crate::runtime::{self, Runtime as _, detect, nvml};
@@ -36,11 +34,7 @@ pub struct Args {
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let facts = facts(args.llama_server.as_deref())?;
     let document = examine(&facts);
-    match output.format() {
-        Format::Json => output.json(&document)?,
-        Format::Markdown => output.answer(&report::doctor::markdown(&document))?,
-        Format::Text | Format::Html => output.answer(&report::doctor::text(&document))?,
-    }
+    output.show(&document)?;
     Ok(if document.ok { Outcome::Yes } else { Outcome::No })
 }
 

@@ -7,15 +7,13 @@ use anyhow::{Context as _, bail, ensure};
 use super::machine::MachineArgs;
 use super::what_if::{WhatIfArgs, listing};
 use super::{Outcome, Output, model_arg, quants};
-use crate::cli::Format;
-use crate::cli::refusal::Refusal;
 use crate::expectation::{self, Expectations};
 use crate::gguf::GgmlType;
 use crate::gguf::source::{Location, Which};
 use crate::inspection::{ContextSizes, Inspection};
 use crate::memory;
 use crate::model::{FileKind, Model};
-use crate::report;
+use crate::report::page::{Document, Page, Report};
 use crate::rules;
 use crate::suggest::Unknown;
 
@@ -58,6 +56,17 @@ pub(crate) struct Several<'a> {
     models: &'a [Inspection],
 }
 
+impl Document for Several<'_> {
+    fn pages(&self) -> Vec<Page> {
+        self.models.iter().flat_map(Document::pages).collect()
+    }
+
+    fn report(&self) -> Report {
+        let title = format!("{} models", self.models.len());
+        Report { title, about: String::new(), pages: self.pages() }
+    }
+}
+
 /// Runs `inspect`: exit 1 when an expectation is not met.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if !args.what_if.recipes().is_empty() {
@@ -68,11 +77,6 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Yes);
     }
     if let Some(repo) = repository(args)? {
-        if output.format() == Format::Html {
-            let hint =
-                format!("--format markdown writes it as a table; hf:{repo}:QUANT, one of its models, has a page");
-            return Err(Refusal::new(format!("the list of the repository `{repo}` has no page of HTML"), hint).into());
-        }
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }
     ensure!(!args.machine.is_given(), "a machine is for `inspect hf:owner/repo`; for one model use `plan`");
@@ -94,14 +98,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
         documents.push(inspection);
     }
-    let pages = |render: fn(&Inspection) -> String| documents.iter().map(render).collect::<Vec<_>>().join("\n");
-    match (output.format(), documents.as_slice()) {
-        (Format::Json, [one]) => output.json(one)?,
-        (Format::Json, several) => output.json(&Several { schema: "moeplan/inspections/1", models: several })?,
-        (Format::Html, [one]) => output.page(one)?,
-        (Format::Html, several) => output.page(&Several { schema: "moeplan/inspections/1", models: several })?,
-        (Format::Markdown, _) => output.answer(&pages(report::inspection::markdown))?,
-        (Format::Text, _) => output.answer(&pages(report::inspection::text))?,
+    match documents.as_slice() {
+        [one] => output.show(one)?,
+        several => output.show(&Several { schema: "moeplan/inspections/1", models: several })?,
     }
     let all_met = documents.iter().flat_map(|document| &document.expectations).all(|check| check.ok);
     Ok(if all_met { Outcome::Yes } else { Outcome::No })
@@ -124,8 +123,8 @@ fn context_sizes(model: &Model) -> ContextSizes {
     let mut sizes = ContextSizes::default();
     for ty in ["f16", "q8_0"].into_iter().filter_map(GgmlType::from_name) {
         if let Ok(context) = memory::context::per_token(model, ty) {
-            sizes.per_token.insert(ty.name, context.per_token);
-            sizes.fixed.insert(ty.name, context.fixed);
+            sizes.per_token.insert(ty.name.into(), context.per_token);
+            sizes.fixed.insert(ty.name.into(), context.fixed);
         }
     }
     sizes

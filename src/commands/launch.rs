@@ -1,10 +1,9 @@
 //! A launch from what a person names: a model to plan for, a plan's file, or a command line. [I/O]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
-use serde::Deserialize as _;
 
 use super::engine::Engine;
 use super::plan::PlanOptions;
@@ -15,7 +14,8 @@ use crate::cli::refusal::Refusal;
 use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Prediction};
-use crate::plan;
+use crate::model::Model;
+use crate::plan::{self, Plan};
 use crate::run::build::{BUILDS, REFERENCE};
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
@@ -48,8 +48,10 @@ impl LaunchArgs {
 pub struct Proposal {
     /// What to launch.
     pub launch: Launch,
-    /// The plan's document; null for a command line.
-    pub plan: serde_json::Value,
+    /// The model that it loads, by its header, with the keys that the launch overrides.
+    pub model: Model,
+    /// The plan; `None` for a command line.
+    pub plan: Option<Box<Plan>>,
     /// The software devices that were started for it.
     pub servers: Vec<RpcServer>,
     /// Words of a command line beside those that the launch says.
@@ -97,10 +99,10 @@ impl TooLong {
 impl Predicted {
     /// Devices that a plan was made for and leaves empty.
     pub fn empty_devices<'a>(&self, proposal: &'a Proposal) -> impl Iterator<Item = &'a Device> {
-        let is_planned = !proposal.plan.is_null();
+        let is_planned = proposal.plan.is_some();
         let holds = |device: &Device| {
             let row = self.prediction.memory.get(&device.name);
-            row.is_some_and(|row| row.model + row.context + row.compute > Bytes(0))
+            row.is_some_and(|row| row.own() > Bytes(0))
         };
         proposal.launch.machine.devices.iter().filter(move |device| is_planned && !holds(device))
     }
@@ -125,36 +127,20 @@ impl Predicted {
     }
 }
 
-/// What is needed of a plan's document.
-#[derive(serde::Deserialize)]
-struct PlanFile {
-    model: PlanModel,
-    machine: Machine,
-    args: Vec<String>,
-}
-
-/// The model of a plan's document.
-#[derive(serde::Deserialize)]
-struct PlanModel {
-    path: PathBuf,
-}
-
 impl Proposal {
     /// Whether the plan, if there is one, fits its budget.
     pub fn fits(&self) -> bool {
-        self.plan.get("fits").is_none_or(|fits| fits.as_bool() == Some(true))
+        self.plan.as_ref().is_none_or(|plan| plan.check.fits)
     }
 
     /// The speed that the plan, if there is one, predicts of its turn.
     pub fn speed(&self) -> Option<(Turn, Speed)> {
-        let turn = Turn::deserialize(self.plan.get("turn")?).ok()?;
-        Some((turn, Speed::deserialize(self.plan.get("speed")?).ok()?))
+        self.plan.as_ref().map(|plan| (plan.turn, plan.speed.clone()))
     }
 
     /// Says that a file has no weights, before anything is launched with it.
     pub fn warn_of_hole(&self, output: &Output) {
-        let files = gguf::open(&self.launch.model).map(|gguf| gguf.files).unwrap_or_default();
-        if let Some((stored, whole)) = facts::hole(&files) {
+        if let Some((stored, whole)) = facts::hole(&self.model.files) {
             output.say(&format!(
                 "warning: `{}` is a hole: {stored} of its {whole} are on the disk, so all its weights are zeros: memory is as with the \
                  real file, speed and answers are not. Download the model, or let `moeplan synth --list` name one for \
@@ -166,11 +152,10 @@ impl Proposal {
 
     /// What moeplan predicts for it.
     pub fn predict(&self) -> anyhow::Result<Predicted> {
-        let launch = &self.launch;
-        let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
-        let placement = crate::placement::place(&model, &launch.machine, &launch.run)?;
-        let mapped_span = checkup::mapped_span(&model, &launch.run, &placement);
-        let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement)?;
+        let Self { launch, model, .. } = self;
+        let placement = crate::placement::place(model, &launch.machine, &launch.run)?;
+        let mapped_span = checkup::mapped_span(model, &launch.run, &placement);
+        let prediction = memory::predict(model, &launch.machine, &launch.run, &placement)?;
         let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0);
         let slot_tokens = prediction.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX));
         Ok(Predicted { prediction, mapped_span, slot_tokens, trained })
@@ -178,20 +163,19 @@ impl Proposal {
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.
     pub fn of_model(path: &Path, options: &PlanOptions, args: &LaunchArgs, engine: &Engine) -> anyhow::Result<Self> {
-        let (plan, mut servers) = if path.extension().is_some_and(|extension| extension == "json") {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-            (serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?, Vec::new())
+        let (plan, model, mut servers) = if path.extension().is_some_and(|extension| extension == "json") {
+            let plan = plan_file(path)?;
+            let model = check::load(gguf::open(Path::new(&plan.model.path))?, &RunConfig::default())?;
+            (plan, model, Vec::new())
         } else {
             planned(path, options, args, engine)?
         };
-        let file = PlanFile::deserialize(&plan)
-            .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", path.display()))?;
-        let mut run = as_written(&file.args)?;
-        let mut machine = file.machine;
+        let mut run = as_written(&plan.args)?;
+        let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
         let n_threads = run.n_threads.unwrap_or(0);
-        let launch = Launch { model: file.model.path, run, machine, n_threads };
-        Ok(Self { launch, plan, servers, beside: Vec::new() })
+        let launch = Launch { model: plan.model.path.clone().into(), run, machine, n_threads };
+        Ok(Self { launch, model, plan: Some(Box::new(plan)), servers, beside: Vec::new() })
     }
 
     /// A command line as it is, on the devices that are here or on `n_devices` software devices; `n_threads` where it has no `-t`.
@@ -214,7 +198,7 @@ impl Proposal {
             _ => None,
         };
         let given = model.map(model_arg::local_path).transpose()?;
-        let model = given.or(named).context("no model: name its file before `--` or with -m after it")?;
+        let path = given.or(named).context("no model: name its file before `--` or with -m after it")?;
         let mut run = command.run.clone();
         run.embeddings |= args.embeddings;
         run.n_threads = run.n_threads.or(n_threads);
@@ -227,9 +211,10 @@ impl Proposal {
         let servers = bind(engine, &mut machine, &mut run)?;
         let n_threads = run.n_threads.unwrap_or(0);
         command.run = run.clone();
+        let model = check::load(gguf::open(&path)?, &run)?;
         startable(&model, &machine, &command)?;
-        let launch = Launch { model, run, machine, n_threads };
-        Ok(Self { launch, plan: serde_json::Value::Null, servers, beside: command.beside })
+        let launch = Launch { model: path, run, machine, n_threads };
+        Ok(Self { launch, model, plan: None, servers, beside: command.beside })
     }
 }
 
@@ -238,7 +223,7 @@ pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
     let newest = BUILDS.iter().map(|build| build.number).max().unwrap_or(REFERENCE);
     let parsed = parse::command_for(&words, &BTreeMap::new(), Target { build: newest, ..Target::default() })?;
-    let error = |note: &&Note| checkup::lints::codes().any(|known| known == (note.code, Severity::Error));
+    let error = |note: &&Note| checkup::lints::codes().any(|(code, severity)| code == note.code && severity == Severity::Error);
     if let Some(note) = parsed.notes.iter().find(error) {
         let hint = note.hint.clone().unwrap_or_else(|| "let `moeplan plan --json` write the plan".to_string());
         return Err(Refusal::new(format!("the plan's arguments: {}", note.message), hint).into());
@@ -255,9 +240,8 @@ pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
 }
 
 /// Refuses a command that `check` says llama.cpp would refuse, in its words.
-fn startable(model: &Path, machine: &Machine, command: &ParsedCommand) -> anyhow::Result<()> {
-    let model = check::load(gguf::open(model)?, &command.run)?;
-    let lints = checkup::check(&model, machine, command, checkup::Options::default())?.lints;
+fn startable(model: &Model, machine: &Machine, command: &ParsedCommand) -> anyhow::Result<()> {
+    let lints = checkup::check(model, machine, command, checkup::Options::default())?.lints;
     let errors: Vec<Lint> = lints.into_iter().filter(|lint| lint.severity == Severity::Error).collect();
     if errors.is_empty() {
         return Ok(());
@@ -269,13 +253,22 @@ fn startable(model: &Path, machine: &Machine, command: &ParsedCommand) -> anyhow
     Err(Refusal::new(message, hint).into())
 }
 
-/// The plan for a model. Software devices are started first, since the plan names their servers.
+/// The plan that a file holds.
+fn plan_file(path: &Path) -> anyhow::Result<Plan> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?;
+    serde_json::from_value(json)
+        .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))
+}
+
+/// The plan for a model, and the model. Software devices are started first, since the plan names their servers.
 fn planned(
     path: &Path,
     options: &PlanOptions,
     args: &LaunchArgs,
     engine: &Engine,
-) -> anyhow::Result<(serde_json::Value, Vec<RpcServer>)> {
+) -> anyhow::Result<(Plan, Model, Vec<RpcServer>)> {
     let path = &model_arg::local_path(path)?;
     let model = check::load(gguf::open(path)?, &RunConfig::default())?;
     let mut machine = options.described_machine()?;
@@ -284,7 +277,7 @@ fn planned(
     request.run.embeddings |= args.embeddings;
     let servers = bind(engine, &mut machine, &mut request.run)?;
     let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
-    Ok((serde_json::to_value(plan)?, servers))
+    Ok((plan, model, servers))
 }
 
 /// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.

@@ -36,6 +36,8 @@ use anyhow::Context as _;
 
 use crate::cli::refusal::Refusal;
 use crate::cli::{Format, Global};
+use crate::report::page::{Document, Report};
+use crate::report::{html, markdown, text};
 use crate::synth::output::usual_permissions;
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
@@ -153,14 +155,26 @@ impl Output {
         self.answer(&serde_json::to_string_pretty(document)?)
     }
 
-    /// Writes a document as a page of HTML: what `report` makes of its JSON.
-    pub fn page(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
-        self.answer(&crate::report::html::of_document(document)?)
+    /// Writes a document in the format asked for: its JSON, or its pages.
+    pub fn show(&self, document: &(impl serde::Serialize + Document)) -> anyhow::Result<()> {
+        match self.format() {
+            Format::Json => self.json(document),
+            _ => self.pages(&document.report()),
+        }
     }
 
-    /// Writes a document as Markdown: what `report` makes of its JSON.
-    pub fn markdown(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
-        self.answer(&crate::report::page::markdown::of_document(document)?)
+    /// Writes pages in the format asked for; they have no JSON of their own.
+    pub fn pages(&self, report: &Report) -> anyhow::Result<()> {
+        match self.format() {
+            Format::Html => self.answer(&html::report(report)),
+            Format::Markdown => self.answer(&markdown::report(report)),
+            Format::Text | Format::Json => {
+                let text = text::report(report, self.is_verbose());
+                // A file gets no codes of colours; standard output drops them itself where it shows none.
+                let plain = || anstream::adapter::strip_str(&text).to_string();
+                self.answer(&if self.global.output.is_some() { plain() } else { text.clone() })
+            }
+        }
     }
 
     /// Says something to the person in one line on standard error, strangers' text made safe; silent with `-q`.

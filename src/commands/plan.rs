@@ -9,14 +9,13 @@ pub use crate::commands::plan_options::PlanOptions;
 use crate::commands::what_if::{self, Variant, WhatIfArgs};
 use crate::commands::{Outcome, Output, check, model_arg};
 use crate::emit;
-use crate::escape;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
 use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Variable};
 use crate::plan::{self, Plan, Request};
 use crate::quantize::{Recipe, WhatIf};
-use crate::report;
+use crate::report::page::Document as _;
 use crate::run::{Dialect, RunConfig};
 
 /// Find the placement that fits a budget, and print the command for it.
@@ -105,7 +104,7 @@ fn make(asked: Asked) -> anyhow::Result<(Model, Plan)> {
     plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
     plan.model.what_if = what_if;
     plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
-        code: "environment",
+        code: "environment".into(),
         message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
         hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
     }));
@@ -134,11 +133,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
         _ => anyhow::bail!("--sweep is given once for vram and once for ctx"),
     };
     document.model.what_if = what_if;
-    match output.format() {
-        Format::Json => output.json(&document)?,
-        Format::Html => output.page(&document)?,
-        format => output.answer(&report::sweep::sweep(&document, format))?,
-    }
+    output.show(&document)?;
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
 }
 
@@ -168,31 +163,9 @@ fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<
     }
     let machine = args.options.described_machine()?;
     args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
-    let document = Plans { schema: "moeplan/plans/1", machine, rows };
-    match output.format() {
-        Format::Json => output.json(&document)?,
-        Format::Html => output.page(&document)?,
-        format => {
-            let made = document.rows.iter().filter_map(|row| row.model.what_if.as_ref());
-            let commands = commands(made.map(|what_if| &what_if.command), format);
-            output.answer(&(report::sweep::plans(&document, format) + &commands))?;
-        }
-    }
+    let document = Plans { schema: "moeplan/plans/1".into(), machine, rows };
+    output.show(&document)?;
     Ok(if document.rows.iter().any(|row| row.point.fits) { Outcome::Yes } else { Outcome::No })
-}
-
-/// What makes the files that do not exist, a command a line; nothing without any.
-pub fn commands<'a>(commands: impl Iterator<Item = &'a String>, format: Format) -> String {
-    let lines: Vec<_> = commands.map(|command| escape::terminal(command)).collect();
-    match (lines.is_empty(), format) {
-        (true, _) => String::new(),
-        (false, Format::Markdown) => {
-            let mut fenced = "\n".to_string();
-            report::page::markdown::fence(&mut fenced, "sh", &lines.join("\n"));
-            fenced
-        }
-        (false, _) => format!("\n{}\n", lines.join("\n")),
-    }
 }
 
 /// Refuses what is asked of an answer that --emit leaves out: it prints the command in its form and nothing else.
@@ -245,12 +218,11 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
                 output.say(&note);
             }
         }
-        (None, Format::Json) => output.json(&plan)?,
-        (None, Format::Html) => match near(&model, &plan, &args.options) {
-            Some(others) => output.page(&(&plan, others))?,
-            None => output.page(&plan)?,
-        },
-        (None, format) => output.answer(&report::plan::render(&plan, format))?,
+        (None, Format::Html) => {
+            let near = near(&model, &plan, &args.options).map(|near| near.pages()).unwrap_or_default();
+            output.pages(&plan.pages().into_iter().chain(near).collect::<Vec<_>>().into())?;
+        }
+        (None, _) => output.show(&plan)?,
     }
     for (device, over) in &plan.check.shortfall {
         if args.emit.is_some() {
@@ -258,17 +230,4 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         }
     }
     Ok(if plan.check.fits { Outcome::Yes } else { Outcome::No })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pasted_command_is_the_one_that_was_quoted() {
-        let command = "llama-quantize '```;id;`.gguf' out.gguf Q8_0".to_string();
-        let markdown = commands(std::iter::once(&command), Format::Markdown);
-        assert_eq!(markdown, format!("\n````sh\n{command}\n````\n"));
-        assert_eq!(commands(std::iter::empty(), Format::Markdown), "");
-    }
 }

@@ -1,22 +1,22 @@
 //! `inspect hf:owner/repo`: the models of a repository, and which of them fit a machine. [I/O]
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use serde::Serialize;
 
 use super::machine::MachineArgs;
 use super::{Outcome, Output, model_arg};
 use crate::bytes::Bytes;
-use crate::checkup;
-use crate::cli::Format;
-use crate::escape;
 use crate::gguf::Gguf;
 use crate::gguf::source::Error;
 use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
+use crate::memory::MemoryRow;
 use crate::model::Model;
+use crate::number::counted;
 use crate::plan::{self, Levers, Request, Strategy};
+use crate::report::page::plan::budgets;
+use crate::report::page::{Block, Document, Page, dotted};
 use crate::report::table::{Align, Table};
 use crate::speed::{Speed, Turn};
 
@@ -73,7 +73,7 @@ struct Fits {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Fit {
     fits: bool,
-    memory: BTreeMap<String, checkup::Row>,
+    memory: BTreeMap<String, MemoryRow>,
     /// What is missing, over all devices.
     short: Bytes,
 }
@@ -113,11 +113,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     };
     let rows = quants.into_iter().map(row).collect();
     let document = Quants { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows };
-    match output.format() {
-        Format::Json => output.json(&document)?,
-        Format::Markdown => output.answer(&(table(&document).markdown() + &predicted(&document, escape::markdown)))?,
-        Format::Text | Format::Html => output.answer(&text(&document))?,
-    }
+    output.show(&document)?;
     let asked = document.machine.is_some();
     let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
     Ok(if asked && !any { Outcome::No } else { Outcome::Yes })
@@ -150,28 +146,28 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
     })
 }
 
-fn text(document: &Quants) -> String {
-    let mut out = format!("{}: {} models", escape::terminal(&document.repo), document.rows.len());
-    if let Some(machine) = &document.machine {
-        let budgets: Vec<String> =
-            machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
-        let _ = write!(out, ", for {}", escape::terminal(&budgets.join(", ")));
+impl Document for Quants {
+    fn pages(&self) -> Vec<Page> {
+        let models = counted(self.rows.len() as u64, "model");
+        let machine = self.machine.as_ref().map(|machine| format!("for {}", budgets(machine)));
+        let fits = self.rows.iter().find_map(|row| row.fits.as_ref());
+        let context = fits.map(|fits| format!("context {}", fits.n_ctx));
+        let about = dotted([models].into_iter().chain(machine).chain(context));
+        let mut page = Page::new("Repository", self.repo.clone(), about);
+        page.push(Block::Table(String::new(), table(self)));
+        page.push(predicted(self).map(Block::Prose));
+        vec![page]
     }
-    if let Some(fits) = document.rows.iter().find_map(|row| row.fits.as_ref()) {
-        let _ = write!(out, ", context {}", fits.n_ctx);
-    }
-    out + "\n\n" + &table(document).text() + &predicted(document, |text| escape::terminal(text).into_owned())
 }
 
 /// What the speeds are of and how sure they are: the least sure of them, where they differ.
-fn predicted(document: &Quants, shown: fn(&str) -> String) -> String {
+fn predicted(document: &Quants) -> Option<String> {
     let speeds = document.rows.iter().filter_map(|row| row.fits.as_ref()?.speed.as_ref());
-    let Some(speed) = speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty)) else { return String::new() };
-    let (prompt, generate, basis) = (Turn::default().prompt, Turn::default().generate, shown(&speed.basis));
-    format!(
-        "\nPredicted ±{:.0}%: tokens/s as planned, and seconds for {prompt} + {generate} tokens ({basis})\n",
-        speed.uncertainty * 100.0
-    )
+    let speed = speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty))?;
+    let Turn { prompt, generate, .. } = Turn::default();
+    let off = speed.uncertainty * 100.0;
+    let of = format!("tokens/s as planned, and seconds for {prompt} + {generate} tokens ({})", speed.basis);
+    Some(format!("Predicted ±{off:.0}%: {of}"))
 }
 
 fn table(document: &Quants) -> Table {

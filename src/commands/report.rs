@@ -8,8 +8,9 @@ use anyhow::Context as _;
 use super::{Outcome, Output};
 use crate::cli::Format;
 use crate::cli::refusal::Refusal;
-use crate::report::page::read::{self, Source};
-use crate::report::{html, page};
+use crate::report::page::compare;
+use crate::report::read::{self, Source};
+use crate::report::{html, markdown};
 
 /// A file larger than this is no document of moeplan.
 const LARGEST: u64 = 256 << 20;
@@ -42,7 +43,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     for file in &args.files {
         sources.extend(read::read(&file.display().to_string(), &text(file)?)?);
     }
-    let page = page::of(&sources, args.title.as_deref());
+    let report = compare::report(&sources, args.title.as_deref());
     let named = |extension| {
         let path = output.global.output.as_ref();
         path.and_then(|path| path.extension()).is_some_and(|found| found == extension)
@@ -50,12 +51,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match output.format() {
         Format::Text if named("svg") => {
             let picture =
-                html::picture(&page).context("no document here has curves to draw: a sweep or a bench has")?;
+                html::picture(&report).context("no document here has curves to draw: a sweep or a bench has")?;
             output.answer(&picture)?;
         }
-        Format::Html => output.answer(&html::page(&page))?,
-        Format::Text if named("html") => output.answer(&html::page(&page))?,
-        Format::Text | Format::Markdown => output.answer(&page::markdown::page(&page))?,
+        Format::Html => output.answer(&html::report(&report))?,
+        Format::Text if named("html") => output.answer(&html::report(&report))?,
+        Format::Text | Format::Markdown => output.answer(&markdown::report(&report))?,
         Format::Json => {
             anyhow::bail!("a report is Markdown or HTML: its figures are in the documents that it is made of")
         }

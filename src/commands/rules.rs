@@ -6,12 +6,11 @@ use anyhow::Context as _;
 
 use super::plan::PlanOptions;
 use super::{Outcome, Output, check, model_arg};
-use crate::cli::Format;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::rule_file::{self, BUILT_IN, RuleFile, check as rules_check, fill};
 use crate::plan::{self, Request};
-use crate::report;
+use crate::report::page::rules::RuleSets;
 use crate::run::RunConfig;
 use crate::suggest::Unknown;
 
@@ -113,10 +112,7 @@ fn filled(
 fn list(output: &Output) -> anyhow::Result<()> {
     let files = BUILT_IN.iter().map(|(name, text)| Ok((*name, rule_file::parse(name, text)?)));
     let files = files.collect::<Result<Vec<_>, rule_file::Error>>()?;
-    match output.format() {
-        Format::Json => output.json(&report::rules::list_document(&files)),
-        format => output.answer(&report::rules::list(&files, format)),
-    }
+    output.show(&RuleSets::of(&files))
 }
 
 /// Checks a file, alone or on a model.
@@ -128,10 +124,7 @@ fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
     let resolution = model.as_ref().map(|model| resolution(&file, model, args)).transpose()?.flatten();
     let machine = args.options.machine.is_given().then(|| args.options.described_machine()).transpose()?;
     let document = rules_check::check(&args.file, &file, model.as_ref(), machine.as_ref(), resolution.as_ref());
-    match output.format() {
-        Format::Json => output.json(&document)?,
-        format => output.answer(&report::rules::check(&document, format))?,
-    }
+    output.show(&document)?;
     let is_odd = document.rules.iter().any(|rule| !rule.warnings.is_empty());
     Ok(if is_odd { Outcome::No } else { Outcome::Yes })
 }

@@ -3,17 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::engine::{Engine, EngineArgs};
 use super::launch::{LaunchArgs, Predicted, Proposal};
 use super::live::{self, Panel};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
-use crate::cli::Format;
 use crate::cli::help::OWN;
-use crate::measurement::{Expected, Row, Seen, compare};
-use crate::report;
+use crate::measurement::{self, Expected, Launched, Seen, compare};
 use crate::report::live::{Promise, Tier};
 use crate::runtime::{DeviceUsed, server};
 
@@ -48,25 +44,6 @@ pub struct Args {
     /// More arguments of llama-server; of a flag given twice the last counts.
     #[arg(help_heading = OWN, last = true, value_name = "ARGUMENT")]
     pub extra: Vec<String>,
-}
-
-/// What is said once the server is up.
-#[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Launched {
-    schema: &'static str,
-    /// Where requests go.
-    endpoint: String,
-    /// The server's process id.
-    process: u32,
-    /// The program and its arguments.
-    command: Vec<String>,
-    /// From its start until it took requests.
-    load_seconds: f64,
-    /// Predicted beside measured.
-    comparison: Vec<Row>,
-    /// The plan that was launched.
-    plan: serde_json::Value,
 }
 
 /// Runs the command.
@@ -106,7 +83,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut command = vec![server.build.program.display().to_string()];
     command.extend(running.command().iter().cloned());
     let launched = Launched {
-        schema: "moeplan/run/1",
+        schema: measurement::LAUNCHED.to_string(),
         endpoint: running.url().to_string(),
         process: running.id(),
         command,
@@ -114,13 +91,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         comparison,
         plan: proposal.plan.clone(),
     };
-    match output.format() {
-        Format::Json => output.json(&launched)?,
-        format => {
-            let table = report::measurement::comparison(&launched.comparison);
-            output.answer(&if format == Format::Text { table.text() } else { table.markdown() })?;
-        }
-    }
+    output.show(&launched)?;
     output.say("");
     output.say(&format!(
         "ready after {:.1} s at {}   (OpenAI's interface below /v1; Ctrl-C stops it)",

@@ -5,26 +5,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use serde::Deserialize as _;
 
 use super::engine::{Engine, EngineArgs};
 use super::launch::{LaunchArgs, Proposal, as_written};
 use super::plan::PlanOptions;
-use super::{Outcome, Output, check};
+use super::{Outcome, Output};
 use crate::bytes::Bytes;
-use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::evidence;
-use crate::gguf;
 use crate::machine::Machine;
 use crate::measurement::{Expected, measurement, peak_of};
-use crate::memory::MemoryBreakdown;
-use crate::model::Model;
-use crate::report;
+use crate::plan::{Turn, explain};
 use crate::run::RunConfig;
 use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload};
-use crate::speed::Speed;
 use crate::tune::document::{Document, Entry};
 use crate::tune::neighbours::{self, Alternative};
 use crate::tune::race::End;
@@ -67,38 +61,10 @@ fn minutes(text: &str) -> Result<f64, String> {
     number.ok().filter(|n| (0.0..=1e6).contains(n)).ok_or_else(|| "write a number of minutes".to_string())
 }
 
-/// What is needed of a plan's document.
-#[derive(serde::Deserialize)]
-struct PlanFile {
-    turn: PlanTurn,
-    speed: Speed,
-    turn_seconds: f64,
-    alternatives: Vec<PlanAlternative>,
-}
-
-/// Its turn.
-#[derive(serde::Deserialize)]
-struct PlanTurn {
-    prompt: u32,
-    generate: u32,
-    depth: u32,
-}
-
-/// One of its alternatives.
-#[derive(serde::Deserialize)]
-struct PlanAlternative {
-    what: String,
-    args: Vec<String>,
-    fits: bool,
-    speed: Speed,
-    turn_seconds: f64,
-}
-
 /// A tuning under way.
 struct Tuning {
     server: Server,
     proposal: Proposal,
-    model: Model,
     subject: Subject,
     race: Race,
     /// The launches of the race's candidates.
@@ -152,12 +118,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         winner,
         command: tuning.command(winner).context("the model's path holds a NUL character")?,
     };
-    match output.format() {
-        Format::Json => output.json(&document)?,
-        Format::Html => output.page(&document)?,
-        Format::Markdown => output.markdown(&document)?,
-        Format::Text => output.answer(&report::tune::render(&document))?,
-    }
+    output.show(&document)?;
     Ok(Outcome::Yes)
 }
 
@@ -171,9 +132,8 @@ impl Tuning {
         if !proposal.fits() {
             output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
         }
-        let file = PlanFile::deserialize(&proposal.plan)
-            .with_context(|| format!("`{}` is no plan as `moeplan plan --json` writes it", args.model.display()))?;
-        let turn = &file.turn;
+        let plan = proposal.plan.as_deref().context("a tuning begins with a plan")?;
+        let turn = plan.turn;
         anyhow::ensure!(turn.prompt > 0 && turn.generate > 0, "a turn to tune for has a --prompt and a --generate");
         let tokens = turn.depth.saturating_add(turn.prompt).saturating_add(turn.generate);
         let shorter = |slot: u32| match slot.checked_sub(turn.depth.saturating_add(turn.generate)) {
@@ -182,19 +142,18 @@ impl Tuning {
         };
         proposal.predict()?.takes("the turn", tokens, shorter)?;
         let launch = &proposal.launch;
-        let model = check::load(gguf::open(&launch.model)?, &launch.run)?;
         let subject = subject(launch, &server, turn)?;
-        if file.alternatives.is_empty() {
+        if plan.why.alternatives.is_empty() {
             output.say(
                 "the plan lists no alternatives (`plan --explain --json` does): it is measured against --fit on alone",
             );
         }
-        let mut alternatives = alternatives(&file, &launch.machine)?;
+        let mut alternatives = alternatives(&plan.why.alternatives, &launch.machine)?;
         // What the build lacks (an expert cache, before b11549) is no neighbour of its plan.
         alternatives.retain(|other| server.takes(&other.run));
-        let request = args.options.request(&model, &launch.machine)?;
+        let request = args.options.request(&proposal.model, &launch.machine)?;
         let fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
-        let predicted = Predicted { speed: file.speed, turn_seconds: file.turn_seconds };
+        let predicted = Predicted { speed: plan.speed.clone(), turn_seconds: plan.turn_seconds };
         let machine = &launch.machine;
         let mut runs = vec![launch.run.clone(), fit.clone()];
         let mut candidates = vec![
@@ -212,7 +171,7 @@ impl Tuning {
                 .context("no folder for the journal: give --journal FILE")?
                 .with_file_name("tune.jsonl"),
         };
-        Ok(Self { server, proposal, model, subject, race: Race::new(candidates), runs, journal, first_error: None })
+        Ok(Self { server, proposal, subject, race: Race::new(candidates), runs, journal, first_error: None })
     }
 
     /// Takes over what an earlier tuning of the same has measured; how many visits.
@@ -281,7 +240,6 @@ impl Tuning {
             }
         };
         let text = std::fs::read(log).unwrap_or_default();
-        let total = |row: &MemoryBreakdown| row.model + row.context + row.compute;
         let visit = Visit {
             schema: journal::SCHEMA.to_string(),
             subject: self.subject.clone(),
@@ -293,7 +251,7 @@ impl Tuning {
             depth: seen.depth,
             pp: seen.pp.clone(),
             tg: seen.tg.clone(),
-            memory: seen.memory.iter().map(|(name, row)| (name.clone(), total(row))).collect(),
+            memory: seen.memory.iter().map(|(name, row)| (name.clone(), row.own())).collect(),
             peak: peak_of(&seen.device_used),
             cache_hits: journal::cache_hits(&String::from_utf8_lossy(&text)),
         };
@@ -310,8 +268,8 @@ impl Tuning {
     /// What the devices showed is evidence for later plans.
     fn keep(&self, launch: &Launch, seen: Observation, output: &Output) {
         let kept = || -> anyhow::Result<()> {
-            let placement = crate::placement::place(&self.model, &launch.machine, &launch.run)?;
-            let predicted = crate::memory::predict(&self.model, &launch.machine, &launch.run, &placement)?;
+            let placement = crate::placement::place(&self.proposal.model, &launch.machine, &launch.run)?;
+            let predicted = crate::memory::predict(&self.proposal.model, &launch.machine, &launch.run, &placement)?;
             let measured = measurement(seen, Expected::from(&predicted.memory), 0.0);
             evidence::store::keep(&measured, launch)?;
             Ok(())
@@ -336,7 +294,7 @@ fn now() -> u64 {
 }
 
 /// What is tuned.
-fn subject(launch: &Launch, server: &Server, turn: &PlanTurn) -> anyhow::Result<Subject> {
+fn subject(launch: &Launch, server: &Server, turn: Turn) -> anyhow::Result<Subject> {
     let path = &launch.model;
     let file = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     Ok(Subject {
@@ -352,9 +310,9 @@ fn subject(launch: &Launch, server: &Server, turn: &PlanTurn) -> anyhow::Result<
 }
 
 /// The plan's alternatives that fit, as launches.
-fn alternatives(file: &PlanFile, machine: &Machine) -> anyhow::Result<Vec<Alternative>> {
+fn alternatives(planned: &[explain::Alternative], machine: &Machine) -> anyhow::Result<Vec<Alternative>> {
     let mut found = Vec::new();
-    for other in file.alternatives.iter().filter(|other| other.fits) {
+    for other in planned.iter().filter(|other| other.fits) {
         let mut run = as_written(&other.args)?;
         run.rpc = machine.rpc_servers(&run.rpc);
         let predicted = Predicted { speed: other.speed.clone(), turn_seconds: other.turn_seconds };
@@ -377,27 +335,31 @@ fn append(path: &Path, visit: &Visit) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::plan::ExpertSplit;
     use crate::runtime::server::Build;
+    use crate::speed::Speed;
 
     #[test]
     fn a_flag_that_the_build_lacks_makes_no_neighbour() {
         let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
-        let of = |args: &str| PlanAlternative {
+        let of = |args: &str| explain::Alternative {
             what: args.to_string(),
             args: args.split(' ').map(str::to_string).collect(),
             fits: true,
+            shortfall: BTreeMap::new(),
+            memory: BTreeMap::new(),
+            placement: ExpertSplit::default(),
             speed: speed.clone(),
             turn_seconds: 1.0,
+            turn_change: 0.0,
+            note: None,
         };
-        let file = PlanFile {
-            turn: PlanTurn { prompt: 1, generate: 1, depth: 0 },
-            speed: speed.clone(),
-            turn_seconds: 1.0,
-            alternatives: vec![of("-c 512 --moe-cache-mib 2"), of("-c 512 -ub 64")],
-        };
+        let planned = [of("-c 512 --moe-cache-mib 2"), of("-c 512 -ub 64")];
         let machine = Machine::new(Vec::new(), crate::machine::Host::default()).unwrap();
-        let found = alternatives(&file, &machine).unwrap();
+        let found = alternatives(&planned, &machine).unwrap();
         assert_eq!(found.iter().map(|other| other.run.moe_cache_mib).collect::<Vec<_>>(), [2, 0]);
         let build = |flags: &[&str]| Build {
             program: "llama-server".into(),
@@ -412,7 +374,6 @@ mod tests {
         };
         assert_eq!(taken(build(&["-c", "-ub"])), ["-c 512 -ub 64"]);
         assert_eq!(taken(build(&["-c", "-ub", "--moe-cache-mib"])).len(), 2);
-        let lost = PlanFile { alternatives: vec![of("-c 512 --frobnicate")], ..file };
-        assert!(alternatives(&lost, &machine).unwrap_err().to_string().contains("--frobnicate"));
+        assert!(alternatives(&[of("-c 512 --frobnicate")], &machine).unwrap_err().to_string().contains("--frobnicate"));
     }
 }

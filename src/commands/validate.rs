@@ -10,11 +10,11 @@ use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal, listed};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
-use crate::cli::Format;
 use crate::expectation::{self, Expectations};
 use crate::inspection::Inspection;
 use crate::plan::ContextChoice;
-use crate::report;
+use crate::report::page::Document as _;
+use crate::report::{html, markdown};
 use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
 use crate::runtime::server;
 use crate::suggest::Unknown;
@@ -102,12 +102,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
             write_whole(&shared.store, &mut document)?;
         }
     }
-    match output.format() {
-        Format::Json => output.json(&document)?,
-        Format::Html => output.page(&document)?,
-        Format::Markdown => output.markdown(&document)?,
-        Format::Text => output.answer(&report::validation::render(&document))?,
-    }
+    output.show(&document)?;
     output.say(&format!("results are in {}", args.results.display()));
     let ran = document.models.iter().any(|model| model.skipped.is_none());
     let named = document.models.iter().filter(|model| model.path.is_some());
@@ -139,8 +134,8 @@ fn write_whole(store: &Store, document: &mut Validation) -> anyhow::Result<()> {
         document.environment = bench.environment.clone();
     }
     store.write("validation.json", &serde_json::to_string_pretty(document)?)?;
-    store.write("validation.md", &report::page::markdown::of_document(document)?)?;
-    store.write("validation.html", &report::html::of_document(document)?)?;
+    store.write("validation.md", &markdown::report(&document.report()))?;
+    store.write("validation.html", &html::report(&document.report()))?;
     Ok(())
 }
 

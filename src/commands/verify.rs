@@ -12,8 +12,7 @@ use super::{Outcome, Output};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::evidence;
-use crate::measurement::{Expected, Measurement, verify};
-use crate::report;
+use crate::measurement::{Expected, verify};
 use crate::run::Program;
 use crate::runtime::{Launch, Prompt, Workload};
 
@@ -126,7 +125,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let expected = Expected { memory: &predicted.prediction.memory, mapped_span: predicted.mapped_span, margin };
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
-    answer(&measured, output)?;
+    output.show(&measured)?;
     match evidence::store::keep(&measured, launch) {
         Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
         Ok(None) => {}
@@ -185,16 +184,6 @@ fn project(engine: &Engine, launch: &Launch, output: &Output) -> anyhow::Result<
         output.answer(&text)?;
     }
     Ok(Outcome::Yes)
-}
-
-/// Prints the measurement.
-fn answer(measured: &Measurement, output: &Output) -> anyhow::Result<()> {
-    match output.format() {
-        Format::Json => output.json(measured),
-        Format::Html => output.page(measured),
-        Format::Markdown => output.answer(&report::measurement::markdown(measured)),
-        Format::Text => output.answer(&report::measurement::text(measured)),
-    }
 }
 
 #[cfg(test)]

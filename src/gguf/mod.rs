@@ -36,7 +36,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 pub use error::{Error, ErrorKind};
@@ -153,7 +153,7 @@ pub struct Gguf {
 }
 
 /// One file of a model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFile {
     /// As opened.
@@ -186,7 +186,7 @@ pub struct Header {
 pub type Metadata = BTreeMap<String, Value>;
 
 /// Byte order of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ByteOrder {

@@ -1,8 +1,9 @@
 //! The name of a file's type mix, from `general.file_type` or from its tensors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::gguf::Value;
@@ -24,7 +25,7 @@ pub struct FileType {
 }
 
 /// Where the name of a file type comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
@@ -38,7 +39,7 @@ pub enum Basis {
 
 impl FileType {
     /// From `general.file_type`, else from the type that holds most bytes.
-    pub fn of(model: &Model, by_type: &BTreeMap<&'static str, Bytes>) -> Self {
+    pub fn of(model: &Model, by_type: &BTreeMap<Cow<'static, str>, Bytes>) -> Self {
         let stated = match model.metadata.get("general.file_type") {
             Some(Value::U64(id)) => rows().find(|row| u64::from(row.file_type) == *id),
             _ => None,
@@ -47,7 +48,7 @@ impl FileType {
             let agrees = by_type.is_empty() || by_type.contains_key(row.base);
             return Self { name: Some(row.name), basis: if agrees { Basis::Stated } else { Basis::Contradicted } };
         }
-        let main = by_type.iter().max_by_key(|(_, bytes)| **bytes).map(|(ty, _)| *ty);
+        let main = by_type.iter().max_by_key(|(_, bytes)| **bytes).map(|(ty, _)| ty.as_ref());
         let usual = rows().find(|row| Some(row.base) == main && row.is_usual);
         Self { name: usual.map(|row| row.name), basis: Basis::Guessed }
     }

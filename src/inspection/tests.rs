@@ -44,8 +44,8 @@ fn inspect(gguf: Gguf) -> Inspection {
     Inspection::new(&model, &refused, None)
 }
 
-fn codes(inspection: &Inspection) -> Vec<&'static str> {
-    inspection.warnings.iter().map(|warning| warning.code).collect()
+fn codes(inspection: &Inspection) -> Vec<&str> {
+    inspection.warnings.iter().map(|warning| &*warning.code).collect()
 }
 
 /// Two blocks of four experts of 8 × 32, one shared expert, routers, an embedding of 10 tokens.

@@ -1,6 +1,8 @@
 //! What to know of a model before using it: a code for programs, a message and what to do for people.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::{Basis, FileType, TensorBytes};
 use crate::gguf::ByteOrder;
@@ -9,11 +11,11 @@ use crate::model::{FileKind, MERGE_EXPERTS, Model};
 use crate::rules::{self, Role};
 
 /// One warning.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Warning {
     /// Stable, for programs.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// What is so.
     pub message: String,
     /// What to do.
@@ -22,7 +24,7 @@ pub struct Warning {
 
 impl Warning {
     fn new(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: hint.into() }
+        Self { code: code.into(), message: message.into(), hint: hint.into() }
     }
 }
 

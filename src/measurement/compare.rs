@@ -109,13 +109,8 @@ const TERMS: [Term; 4] = [
     ("model", |row| row.model, Rule::Exact),
     ("context", |row| row.context, Rule::Exact),
     ("compute", |row| row.compute, Rule::Within(COMPUTE_FLOOR)),
-    ("total", own, Rule::Within(COMPUTE_FLOOR)),
+    ("total", MemoryBreakdown::own, Rule::Within(COMPUTE_FLOOR)),
 ];
-
-/// llama.cpp's own sum.
-fn own(row: &MemoryBreakdown) -> Bytes {
-    row.model + row.context + row.compute
-}
 
 /// Predicted beside measured, term by term, for every device of either. Weights and caches are sums of known tensors and
 /// must be equal as far as they were printed; compute buffers and totals may differ by `tolerance` (a share) or
@@ -155,9 +150,9 @@ pub fn compare(expected: &Expected<'_>, seen: &Seen<'_>, tolerance: f64) -> Vec<
             }
         }
         if let Some(peak) = peaks.get(key) {
-            let overhead = peak.saturating_sub(own(&measured));
+            let overhead = peak.saturating_sub(measured.own());
             let rule = Rule::ShareOf(*peak, expected.margin);
-            let resolution = own(&resolution);
+            let resolution = resolution.own();
             rows.push(row(format!("{key}.overhead"), predicted.overhead, overhead, resolution, rule, tolerance));
             rows.push(row(format!("{key}.peak"), predicted.total(), *peak, Bytes(0), rule, tolerance));
         }

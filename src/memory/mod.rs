@@ -47,10 +47,37 @@ pub struct MemoryBreakdown {
 }
 
 impl MemoryBreakdown {
+    /// llama.cpp's own sum of a device, which its log and its projection state.
+    pub fn own(&self) -> Bytes {
+        self.model + self.context + self.compute
+    }
+
     /// The four terms together.
     pub fn total(&self) -> Bytes {
-        self.model + self.context + self.compute + self.overhead
+        self.own() + self.overhead
     }
+}
+
+/// A row of memory with its sum, as documents have it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct MemoryRow {
+    /// The four terms.
+    #[serde(flatten)]
+    pub terms: MemoryBreakdown,
+    /// Together.
+    pub total: Bytes,
+}
+
+impl From<MemoryBreakdown> for MemoryRow {
+    fn from(terms: MemoryBreakdown) -> Self {
+        Self { terms, total: terms.total() }
+    }
+}
+
+/// Memory by device with sums.
+pub fn rows(memory: &MemoryByDevice) -> BTreeMap<String, MemoryRow> {
+    memory.iter().map(|(key, terms)| (key.clone(), (*terms).into())).collect()
 }
 
 /// By device name (`CUDA0`, `RPC0`), `Host`, and buffer types that llama.cpp lists apart (`CPU_REPACK`).
@@ -78,7 +105,7 @@ pub struct Prediction {
 }
 
 /// Where one figure of a prediction comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Basis {
     /// Which figure: `CUDA0.overhead`, `context`.

@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::context::ContextChoice;
 use super::solver::{Candidate, Error, Levers, Problem, Strategy};
 use super::stage::{End, Stage};
 use super::{ExpertSplit, Request, expert_split};
 use crate::bytes::Bytes;
-use crate::checkup::Row;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{HOST, MemoryBreakdown};
+use crate::memory::{self, HOST, MemoryBreakdown, MemoryRow};
 use crate::model::Model;
 use crate::number::signed;
 use crate::rules::Role;
@@ -21,7 +20,7 @@ use crate::run::{LoadMode, RunConfig, args};
 use crate::speed::{Speed, Term};
 
 /// Another launch beside the one that is proposed.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Alternative {
     /// What differs: `-ub 1024`, `one more block on CUDA0`.
@@ -33,7 +32,7 @@ pub struct Alternative {
     /// By how much it is not.
     pub shortfall: BTreeMap<String, Bytes>,
     /// Memory by device.
-    pub memory: BTreeMap<String, Row>,
+    pub memory: BTreeMap<String, MemoryRow>,
     /// Where its routed experts are.
     pub placement: ExpertSplit,
     /// Its predicted speed.
@@ -48,7 +47,7 @@ pub struct Alternative {
 }
 
 /// One term of the fullest device, and what would make it smaller.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// Which: `context on CUDA0`.
@@ -64,7 +63,7 @@ pub struct Explanation {
 }
 
 /// What is said beside the plan.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Why {
     /// Other launches.
@@ -110,13 +109,12 @@ impl Subject<'_> {
     }
 
     fn alternative(&self, what: String, candidate: &Candidate, note: Option<String>) -> Alternative {
-        let memory = candidate.prediction.memory.iter();
         Alternative {
             what,
             args: args::args(&candidate.run),
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
-            memory: memory.map(|(key, terms)| (key.clone(), Row { terms: *terms, total: terms.total() })).collect(),
+            memory: memory::rows(&candidate.prediction.memory),
             placement: expert_split(self.model, self.machine, candidate),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,

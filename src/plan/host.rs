@@ -1,6 +1,6 @@
 //! What a process of llama.cpp needs of main memory beyond the weights and buffers of the memory table.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::memory::Prediction;
@@ -15,7 +15,7 @@ const PROGRAM: Bytes = Bytes::mib(224);
 const PER_TOKEN: u64 = 512;
 
 /// Main memory beyond the table, in bytes; all but the first two are taken as the server is used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostNeeds {
     /// The program, its vocabulary and graphs.

@@ -23,7 +23,7 @@ pub mod sweep;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::checkup::{self, Checkup};
@@ -69,8 +69,21 @@ pub struct Request {
     pub explain: bool,
 }
 
+/// The `moeplan/check/1` document: what a command line would do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Checked {
+    /// What the command would do.
+    #[serde(flatten)]
+    pub checkup: Checkup,
+    /// Which model.
+    pub model: ModelSummary,
+    /// The command that was checked, quoted for a shell; untrusted text.
+    pub command: String,
+}
+
 /// The `moeplan/plan/1` document: everything of `check` for the proposed command, and the command.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plan {
     /// What `check` answers for the command, under this document's own schema name.
@@ -108,7 +121,7 @@ pub struct Plan {
 }
 
 /// Which model a plan is for.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelSummary {
     /// As the user named it.
@@ -129,7 +142,7 @@ pub struct ModelSummary {
 }
 
 /// Where the routed experts are.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExpertSplit {
     /// On any device.
@@ -246,7 +259,7 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         words(path, &args).iter().map(|word| quoted(word)).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
     let options = checkup::Options { margin: request.margin, tensors: request.tensors };
     let mut check = checkup::check(model, machine, &parsed, options)?;
-    check.schema = "moeplan/plan/1";
+    check.schema = "moeplan/plan/1".into();
     check.fits = candidate.fits();
     check.shortfall = candidate.shortfall.clone();
     // llama.cpp projects with load mode none; what a device holds beside the table is the launch's own.
@@ -281,7 +294,9 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
 /// What a plan's reader should know: what is wrong with the model, a device without an address, no device at all.
 fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Candidate) -> Vec<Warning> {
     let mut warnings = Inspection::new(model, &[], None).warnings;
-    let mut warn = |code, message: String, hint: &str| warnings.push(Warning { code, message, hint: hint.to_string() });
+    let mut warn = |code: &'static str, message: String, hint: &str| {
+        warnings.push(Warning { code: code.into(), message, hint: hint.to_string() });
+    };
     if machine.devices.is_empty() {
         warn("no-device", "no device was described: all is planned for the host".into(), "--vram 24G describes a card");
     }

@@ -48,7 +48,7 @@ pub(super) fn without_idle(
     let (what, it) = if servers.len() == 1 { ("server", "it") } else { ("servers", "them") };
     let then = if renamed.is_empty() { String::new() } else { format!("; {} without {it}", renamed.join(", ")) };
     let warning = Warning {
-        code: "server-not-used",
+        code: "server-not-used".into(),
         message: format!("nothing goes to the RPC {what} {}: the command leaves {it} out{then}", servers.join(", ")),
         hint: format!("a larger budget for {it} may change that"),
     };

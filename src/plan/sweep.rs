@@ -1,14 +1,15 @@
 //! Many plans side by side: over budgets, over contexts, over several files of a model.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::solver::{Candidate, Computes};
 use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request, expert_split};
 use crate::bytes::{Bytes, GIB, MIB};
-use crate::checkup::Row;
 use crate::machine::{Device, Machine};
+use crate::memory::{self, MemoryRow};
 use crate::model::Model;
 use crate::number::tokens;
 use crate::run::{LoadMode, args};
@@ -21,7 +22,7 @@ pub const MOST_POINTS: usize = 256;
 const USUAL_POINTS: u64 = 32;
 
 /// What a sweep varies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Variable {
@@ -98,7 +99,7 @@ fn doubled(from: u64, to: u64) -> Vec<u64> {
 }
 
 /// One plan of many, without its check.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Point {
     /// What varies: bytes, tokens, or which file.
@@ -118,7 +119,7 @@ pub struct Point {
     /// Where the routed experts are.
     pub placement: ExpertSplit,
     /// Memory by device.
-    pub memory: BTreeMap<String, Row>,
+    pub memory: BTreeMap<String, MemoryRow>,
     /// Predicted speed.
     pub speed: Speed,
     /// Predicted time of the turn, in seconds.
@@ -130,7 +131,6 @@ pub struct Point {
 impl Point {
     /// A launch as a point.
     pub fn of(model: &Model, machine: &Machine, candidate: &Candidate, value: u64, label: String) -> Self {
-        let memory = candidate.prediction.memory.iter();
         Self {
             value,
             label,
@@ -140,7 +140,7 @@ impl Point {
             n_ubatch: candidate.prediction.numbers.n_ubatch,
             load_mode: candidate.run.load_mode,
             placement: expert_split(model, machine, candidate),
-            memory: memory.map(|(key, terms)| (key.clone(), Row { terms: *terms, total: terms.total() })).collect(),
+            memory: memory::rows(&candidate.prediction.memory),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
             args: args::args(&candidate.run),
@@ -149,11 +149,11 @@ impl Point {
 }
 
 /// The `moeplan/sweep/1` document.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SweepDocument {
     /// Name and version.
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// Which model.
     pub model: ModelSummary,
     /// The machine whose first device, or whose context, varies.
@@ -161,7 +161,7 @@ pub struct SweepDocument {
     /// What varies.
     pub variable: Variable,
     /// The contexts that are planned for each budget, in tokens, rising; empty where one thing varies.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub contexts: Vec<u64>,
     /// Which point is the plan that the others are around, from 0; null where none is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -261,7 +261,7 @@ impl Subject<'_> {
     fn document(&self, variable: Variable, contexts: Vec<u64>, points: Vec<Point>) -> SweepDocument {
         let model = super::summary(self.model, self.path);
         let machine = self.machine.clone();
-        SweepDocument { schema: "moeplan/sweep/1", model, machine, variable, contexts, asked: None, points }
+        SweepDocument { schema: "moeplan/sweep/1".into(), model, machine, variable, contexts, asked: None, points }
     }
 }
 
@@ -289,11 +289,11 @@ fn context_of(tokens: u64) -> ContextChoice {
 }
 
 /// The `moeplan/plans/1` document: several files on one machine.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plans {
     /// Name and version.
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// The machine.
     pub machine: Machine,
     /// A row a file, in the order given.
@@ -301,7 +301,7 @@ pub struct Plans {
 }
 
 /// One file of several.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlansRow {
     /// Which model.

@@ -4,9 +4,10 @@ mod kept;
 pub mod law;
 pub mod recipe;
 
+use std::borrow::Cow;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, ModelFile, Value};
@@ -140,7 +141,7 @@ impl Facts {
 }
 
 /// Whether the file needs an importance matrix, and has one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Imatrix {
@@ -166,11 +167,11 @@ pub struct Prediction {
 }
 
 /// How a model that does not exist would be made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WhatIf {
     /// As `llama-quantize` names it.
-    pub recipe: &'static str,
+    pub recipe: Cow<'static, str>,
     /// The MODEL whose header it is predicted from.
     pub source: String,
     /// The importance matrix.

@@ -5,13 +5,10 @@ use super::table::Table;
 /// A chart, what it says in words, and the same numbers as a table.
 #[derive(Debug, Clone)]
 pub struct Figure {
-    /// What it shows.
     pub title: String,
     /// How to read it, in a sentence.
     pub text: String,
-    /// What the colours and marks mean.
     pub legend: Vec<Key>,
-    /// The drawing.
     pub chart: Chart,
     /// The same numbers.
     pub table: Table,
@@ -20,11 +17,8 @@ pub struct Figure {
 /// One entry of a legend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// What it is.
     pub label: String,
-    /// In which colour.
     pub tone: Tone,
-    /// How it is filled.
     pub fill: Fill,
 }
 
@@ -40,13 +34,9 @@ pub enum Fill {
 /// A colour by its meaning; the style sheet knows which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// Weights.
     Model,
-    /// Cache.
     Context,
-    /// Compute buffers.
     Compute,
-    /// The runtime's own.
     Overhead,
     /// Main memory.
     Host,
@@ -89,7 +79,7 @@ pub enum Chart {
 pub struct Stack {
     /// Whose: `CUDA0`.
     pub label: String,
-    /// The bars from top to bottom.
+    /// From top to bottom.
     pub bars: Vec<StackedBar>,
     /// A line that they must not cross, and what it is.
     pub limit: Option<(String, u64)>,
@@ -102,9 +92,8 @@ pub struct StackedBar {
     pub label: String,
     /// Its sum as people read it.
     pub value: String,
-    /// How its parts are filled.
     pub fill: Fill,
-    /// The parts from left to right, in bytes.
+    /// From left to right, in bytes.
     pub parts: Vec<(Tone, u64)>,
 }
 
@@ -120,19 +109,15 @@ pub struct Bars {
 /// One bar.
 #[derive(Debug, Clone)]
 pub struct Bar {
-    /// Whose.
     pub label: String,
     /// Its number as people read it.
     pub value: String,
-    /// Its length.
     pub length: f64,
     /// Half the length of its error bar: one standard deviation, or what a prediction may be off.
     pub spread: Option<f64>,
     /// The samples it is the mean of.
     pub samples: Vec<f64>,
-    /// In which colour.
     pub tone: Tone,
-    /// How it is filled.
     pub fill: Fill,
 }
 
@@ -143,20 +128,17 @@ pub struct Lines {
     pub x: String,
     /// What the vertical axis counts: `tokens/s`.
     pub y: String,
-    /// The curves.
     pub series: Vec<Series>,
     /// Levels drawn across, the lowest first: the median, the 95th percentile.
     pub levels: Vec<(String, f64)>,
     /// Whether points are many and drawn as a line alone.
     pub dense: bool,
-    /// How numbers of the horizontal axis are written.
     pub x_is_bytes: bool,
 }
 
 /// One curve.
 #[derive(Debug, Clone)]
 pub struct Series {
-    /// Whose.
     pub label: String,
     /// Its place among the series, which gives colour, mark and dash.
     pub at: usize,
@@ -167,9 +149,7 @@ pub struct Series {
 /// One point of a curve.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
-    /// Across.
     pub x: f64,
-    /// Up.
     pub y: f64,
     /// Half the length of its error bar.
     pub spread: Option<f64>,
@@ -178,32 +158,26 @@ pub struct Point {
 /// What is where.
 #[derive(Debug, Clone)]
 pub struct Grid {
-    /// How many columns (blocks).
+    /// How many blocks.
     pub columns: usize,
-    /// The kinds, top to bottom, each with its runs of equal blocks.
+    /// The kinds, top to bottom.
     pub rows: Vec<GridRow>,
 }
 
-/// One kind of tensor.
+/// One kind of tensor: `ffn_up_exps`.
 #[derive(Debug, Clone)]
 pub struct GridRow {
-    /// `ffn_up_exps`.
     pub label: String,
-    /// Neighbours that are in the same buffer.
     pub runs: Vec<Run>,
 }
 
 /// Neighbouring blocks whose tensor of a kind is in one buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
-    /// The first block.
     pub first: usize,
-    /// The last.
     pub last: usize,
     /// What the cell says on request: `blocks 0–12: CPU, 6.00 GiB`.
     pub text: String,
-    /// In which colour.
     pub tone: Tone,
-    /// How it is filled.
     pub fill: Fill,
 }

@@ -1,20 +1,12 @@
-//! Rendering: the same tables as text, Markdown and HTML, and reports with charts. Renderers never compute.
+//! What a person sees: a document becomes pages (`page`), which `text`, `markdown` and `html` render. Renderers never compute.
 
-pub mod bench;
 pub mod bar;
 pub mod chart;
 pub mod html;
-pub mod page;
-pub mod plan;
-pub mod rules;
-pub mod checkup;
-pub mod devices;
-pub mod doctor;
-pub mod inspection;
 pub mod live;
-pub mod measurement;
-pub mod sweep;
+pub mod markdown;
+pub mod page;
+pub mod read;
 pub mod svg;
 pub mod table;
-pub mod tune;
-pub mod validation;
+pub mod text;

@@ -3,6 +3,7 @@
 use comfy_table::presets;
 use comfy_table::{CellAlignment, ContentArrangement};
 
+use super::bar::bar;
 use crate::escape;
 
 /// Which side a column leans on.
@@ -19,12 +20,17 @@ pub enum Align {
 pub struct Table {
     columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
+    /// A share of a whole for each row that has one, shown as a bar at the end of its line.
+    shares: Vec<Option<f64>>,
 }
+
+/// Columns of a bar.
+const BAR: usize = 24;
 
 impl Table {
     /// A table without rows. Columns that are all unnamed get no heading line in text.
     pub fn new(columns: &[(&str, Align)]) -> Self {
-        Self { columns: columns.iter().map(|(name, align)| ((*name).to_string(), *align)).collect(), rows: Vec::new() }
+        Self { columns: columns.iter().map(|(name, align)| ((*name).to_string(), *align)).collect(), rows: Vec::new(), shares: Vec::new() }
     }
 
     /// Adds a row, one cell a column; the text may be a stranger's.
@@ -32,7 +38,28 @@ impl Table {
         let cells: Vec<String> = cells.into_iter().map(Into::into).collect();
         assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
         self.rows.push(cells);
+        self.shares.push(None);
         self
+    }
+
+    /// Adds a row with a bar for `share` (0 to 1).
+    pub fn row_with_bar<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>, share: f64) -> &mut Self {
+        self.row(cells);
+        if let Some(last) = self.shares.last_mut() {
+            *last = Some(share);
+        }
+        self
+    }
+
+    /// Facts by their names, without a heading line.
+    pub fn facts() -> Self {
+        Self::new(&[("", Align::Left), ("", Align::Left)])
+    }
+
+    /// The column of bars, where any row has one.
+    fn bars(&self) -> Option<impl Iterator<Item = String> + '_> {
+        let has_bars = self.shares.iter().any(Option::is_some);
+        has_bars.then(|| self.shares.iter().map(|share| share.map_or(String::new(), |share| bar(share, BAR))))
     }
 
     /// Names of the columns and the side each leans on.
@@ -57,10 +84,13 @@ impl Table {
         if self.columns.iter().any(|(name, _)| !name.is_empty()) {
             table.set_header(self.columns.iter().map(|(name, _)| name));
         }
+        let mut bars = self.bars();
         for row in &self.rows {
-            table.add_row(row.iter().map(|cell| escape::terminal(cell).into_owned()));
+            let bar = bars.as_mut().and_then(Iterator::next);
+            table.add_row(row.iter().map(|cell| escape::terminal(cell).into_owned()).chain(bar));
         }
-        for (column, (_, align)) in table.column_iter_mut().zip(&self.columns) {
+        let sides = self.columns.iter().map(|(_, align)| *align).chain([Align::Left]);
+        for (column, align) in table.column_iter_mut().zip(sides) {
             column.set_padding((0, 2)).set_cell_alignment(match align {
                 Align::Left => CellAlignment::Left,
                 Align::Right => CellAlignment::Right,
@@ -73,13 +103,18 @@ impl Table {
     /// As a Markdown table.
     pub fn markdown(&self) -> String {
         let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
-        let mut out = line(&mut self.columns.iter().map(|(name, _)| escape::markdown(name)));
-        out += &line(&mut self.columns.iter().map(|(_, align)| match align {
+        let mut bars = self.bars();
+        let extra = |cell: &str| bars.is_some().then(|| cell.to_string());
+        let (unnamed, left) = (extra(""), extra(":---"));
+        let mut out = line(&mut self.columns.iter().map(|(name, _)| escape::markdown(name)).chain(unnamed));
+        let sides = self.columns.iter().map(|(_, align)| match align {
             Align::Left => ":---".to_string(),
             Align::Right => "---:".to_string(),
-        }));
+        });
+        out += &line(&mut sides.chain(left));
         for row in &self.rows {
-            out += &line(&mut row.iter().map(|cell| escape::markdown(cell)));
+            let bar = bars.as_mut().and_then(Iterator::next);
+            out += &line(&mut row.iter().map(|cell| escape::markdown(cell)).chain(bar));
         }
         out
     }

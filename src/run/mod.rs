@@ -4,7 +4,7 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::gguf::{GgmlType, Metadata, Value};
 use crate::suggest;
@@ -268,7 +268,7 @@ pub struct Override {
 }
 
 /// A program of llama.cpp.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Program {
     /// `llama-server`.
@@ -286,7 +286,7 @@ pub enum Program {
 }
 
 /// `-fa`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FlashAttn {
@@ -299,7 +299,7 @@ pub enum FlashAttn {
 }
 
 /// `-sm`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SplitMode {
@@ -314,7 +314,7 @@ pub enum SplitMode {
 }
 
 /// `-lm`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum LoadMode {
     /// mmap where every device supports it.
@@ -335,4 +335,18 @@ pub enum LoadMode {
     /// Direct I/O.
     #[serde(rename = "dio")]
     Dio,
+}
+
+impl LoadMode {
+    /// As `-lm` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::Mmap => "mmap",
+            Self::Mlock => "mlock",
+            Self::MmapMlock => "mmap+mlock",
+            Self::Dio => "dio",
+        }
+    }
 }

@@ -15,6 +15,7 @@
     )
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -49,7 +50,7 @@ pub struct ParsedCommand {
 impl ParsedCommand {
     /// Adds a note.
     pub(super) fn note(&mut self, code: &'static str, message: String, hint: Option<String>) {
-        self.notes.push(Note { code, message, hint });
+        self.notes.push(Note { code: code.into(), message, hint });
     }
 
     /// `-ot`: its entries; one that llama.cpp would take apart in the wrong place is noted and left out.
@@ -106,7 +107,7 @@ pub enum ModelSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     /// A stable name: `unknown-flag`, `removed-flag` …
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// What is the matter; holds words as typed.
     pub message: String,
     /// What to try.
@@ -433,7 +434,7 @@ mod tests {
     #[test]
     fn removed_and_unknown_flags_are_noted() {
         let command = read("llama-server --no-mmap --frobnicate 3 --mlock -fa -ngl 9 -m x").unwrap();
-        let codes: Vec<&str> = command.notes.iter().map(|note| note.code).collect();
+        let codes: Vec<&str> = command.notes.iter().map(|note| &*note.code).collect();
         assert_eq!(codes, ["removed-flag", "unknown-flag", "removed-flag", "flag-needs-value"]);
         assert_eq!((command.run.flash_attn, command.run.n_gpu_layers), (FlashAttn::On, 9));
         assert!(command.model.is_some());

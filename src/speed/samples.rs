@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fit::Sample;
 use super::{Case, Phase, generation, prompt};
+use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::memory;
 use crate::model::Model;
@@ -79,6 +80,9 @@ pub struct BenchRow {
     pub n_depth: u32,
     /// Tokens per second, the mean over the repetitions.
     pub avg_ts: f64,
+    /// Their standard deviation.
+    #[serde(default, skip_serializing)]
+    pub stddev_ts: f64,
     /// The same of each repetition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub samples_ts: Vec<f64>,
@@ -97,6 +101,12 @@ pub struct BenchRow {
     /// When, in UTC.
     #[serde(default)]
     pub test_time: String,
+    /// llama.cpp's description of the model: `qwen3moe 30B.A3B Q4_K - Medium`.
+    #[serde(default, skip_serializing)]
+    pub model_type: String,
+    /// Bytes of the model's tensors.
+    #[serde(default, skip_serializing)]
+    pub model_size: Bytes,
 }
 
 fn f16() -> String {

@@ -9,7 +9,8 @@ use super::document::{
 use super::protocol::Suite;
 use super::quality;
 use crate::bytes::Bytes;
-use crate::measurement::{MemoryRow, Spread};
+use crate::measurement::Spread;
+use crate::memory::MemoryRow;
 use crate::memory::HOST;
 use crate::runtime::sandbox::Interpreter;
 use crate::stats;
@@ -158,7 +159,7 @@ fn merged(what: String, items: &[(&str, &Item)]) -> Item {
 
 /// What the devices of a session hold by llama.cpp's own sums; `None` where nothing was measured.
 pub fn on_devices(session: &Session) -> Option<Bytes> {
-    let own = |row: &MemoryRow| row.terms.model + row.terms.context + row.terms.compute;
+    let own = |row: &MemoryRow| row.terms.own();
     let is_device = |name: &str| name != HOST && !name.starts_with("CPU") && !name.ends_with("_Host");
     if session.memory.is_empty() {
         return None;

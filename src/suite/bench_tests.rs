@@ -37,8 +37,7 @@ fn sample(prompt: &str, mode: Mode, tg: f64, verdict: Verdict) -> Sample {
 
 fn session(case: &str, repetition: u32, device: u64, tg: f64) -> Session {
     let row = |model| {
-        let terms = MemoryBreakdown { model: Bytes(model), ..MemoryBreakdown::default() };
-        MemoryRow { terms, total: terms.total() }
+        MemoryRow::from(MemoryBreakdown { model: Bytes(model), ..MemoryBreakdown::default() })
     };
     Session {
         case: case.into(),

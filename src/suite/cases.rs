@@ -95,7 +95,7 @@ impl CaseLaunch {
         };
         let of = |(name, row): (&String, &memory::MemoryBreakdown)| match name.as_str() {
             name if name == memory::HOST && predicted.mapped_span.is_some() => row.context + row.compute,
-            name if name == memory::HOST || is_local(name) => row.model + row.context + row.compute,
+            name if name == memory::HOST || is_local(name) => row.own(),
             _ => Bytes(0),
         };
         predicted.memory.iter().map(of).sum()

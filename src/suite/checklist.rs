@@ -10,7 +10,6 @@ use super::quality::{NOT_JUDGED, overall};
 use super::session::as_predicted;
 use crate::bytes::Bytes;
 use crate::expectation;
-use crate::measurement::MemoryRow;
 use crate::number::{counted, fixed};
 
 /// A line.
@@ -51,15 +50,12 @@ pub fn architecture(checks: Option<&[expectation::Check]>, weights: &Weights) ->
 /// The predicted placement of a case; `None` where llama.cpp chooses by itself.
 pub fn placement(case: &CaseLaunch, fits: Option<bool>) -> Option<PlacementFacts> {
     let predicted = case.predicted.as_ref()?;
-    let row = |(name, terms): (&String, &crate::memory::MemoryBreakdown)| {
-        (name.clone(), MemoryRow { terms: *terms, total: terms.total() })
-    };
     Some(PlacementFacts {
         case: case.name.clone(),
         command: case.command(),
         expert_bytes_on_devices: predicted.expert_bytes_on_devices,
         expert_bytes_on_host: predicted.expert_bytes_on_host,
-        predicted: predicted.memory.iter().map(row).collect(),
+        predicted: crate::memory::rows(&predicted.memory),
         fits,
     })
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Trouble;
 use crate::bytes::Bytes;
-use crate::measurement::{MemoryRow, Row, Spread};
+use crate::measurement::{Row, Spread};
+use crate::memory::MemoryRow;
 use crate::runtime::{DeviceUsed, ProcessMemory, RuntimeInfo};
 
 /// The schema of [`Bench`].

@@ -1,5 +1,6 @@
 //! Facts around a measurement: the computer, the file by its header, and whether its weights are real. [I/O]
 
+use std::borrow::Cow;
 use std::io::Read as _;
 use std::path::Path;
 use std::time::SystemTime;
@@ -47,7 +48,7 @@ pub fn model(path: &Path, model: &Model, files: &[ModelFile]) -> ModelFacts {
         path: path.display().to_string(),
         name: inspection.name,
         architecture: inspection.architecture,
-        file_type: inspection.file_type.map(str::to_string),
+        file_type: inspection.file_type.map(Cow::into_owned),
         file_bytes: files.iter().map(|file| file.bytes).sum(),
         header_sha256: files.first().and_then(hash),
         tensors: inspection.tensors,

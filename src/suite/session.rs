@@ -1,14 +1,13 @@
 //! One launch, or one endpoint, asked every prompt whole and as a stream, and swept over depths. [I/O]
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cases::CaseLaunch;
 use super::document::{Clock, DepthSample, Mode, Prompt, Sample, Session, Settings, TokenCount};
 use super::stream::Answer;
 use crate::bytes::Bytes;
-use crate::measurement::{Expected, MemoryRow, Row, Seen, compare, peak_of};
-use crate::memory::MemoryByDevice;
+use crate::measurement::{Expected, Row, Seen, compare, peak_of};
+use crate::memory;
 use crate::runtime::endpoint::{self, Ask, Endpoint};
 use crate::runtime::sampler::Watch;
 use crate::runtime::server::{self, Client, Input, Reply, Request, Running, Server};
@@ -45,7 +44,7 @@ pub struct Interrupted;
 /// Launches a case, asks everything, stops it.
 pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
     let mut session = Session::of(case, repetition);
-    session.predicted = case.predicted.as_ref().map(|predicted| rows(&predicted.memory)).unwrap_or_default();
+    session.predicted = case.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
     if session.failure.is_some() {
         return Ok(session);
     }
@@ -124,7 +123,7 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Res
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
 pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session::of(case, repetition);
-    session.predicted = case.predicted.as_ref().map(|predicted| rows(&predicted.memory)).unwrap_or_default();
+    session.predicted = case.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
     if session.failure.is_some() {
         return session;
     }
@@ -180,7 +179,7 @@ fn take(session: &mut Session, case: &CaseLaunch, margin: Bytes, prompt: &str, s
             session.comparison = compare(&expected, &Seen::of(&seen), TOLERANCE);
         }
         session.device_used = peak_of(&seen.device_used);
-        session.memory = rows(&seen.memory);
+        session.memory = memory::rows(&seen.memory);
         session.device_use = seen.device_used;
         session.runtime = Some(seen.runtime);
     }
@@ -368,19 +367,15 @@ fn measured(session: &mut Session, running: &mut Running, case: &CaseLaunch, mar
         session.comparison = compare(&expected, &seen, TOLERANCE);
     }
     for (device, row) in &mut memory {
-        let own = row.model + row.context + row.compute;
+        let own = row.own();
         row.overhead = session.device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(own));
     }
-    session.memory = rows(&memory);
+    session.memory = memory::rows(&memory);
 }
 
 /// Whether every row of a comparison holds; `None` without one.
 pub fn as_predicted(rows: &[Row]) -> Option<bool> {
     (!rows.is_empty()).then(|| rows.iter().all(|row| row.ok))
-}
-
-fn rows(memory: &MemoryByDevice) -> BTreeMap<String, MemoryRow> {
-    memory.iter().map(|(key, terms)| (key.clone(), MemoryRow { terms: *terms, total: terms.total() })).collect()
 }
 
 #[cfg(test)]

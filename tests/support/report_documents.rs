@@ -27,12 +27,32 @@ fn comparison() -> Value {
     ])
 }
 
+/// `moeplan/plan/1`, of a launch with nothing left to say.
+fn plan(name: &str) -> Value {
+    let run = json!({"n_ctx": 8192, "n_ctx_seq": 8192, "n_batch": 2048, "n_ubatch": 512, "type_k": "f16", "type_v": "f16",
+        "flash_attn": "auto", "n_seq_max": 1, "kv_unified": false, "n_outputs_max": 1, "n_gpu_layers": 99, "split_mode": "layer",
+        "tensor_split": [], "load_mode": "auto", "offload_kqv": true, "op_offload": true, "mtp": false});
+    json!({
+        "schema": "moeplan/plan/1", "program": "llama-server", "run": run, "memory": memory(5), "budget": {"CUDA0": 24 * GIB},
+        "fits": true, "shortfall": {}, "mapped_span": null, "overrides": [], "override_groups": [], "lints": [], "basis": [],
+        "model": {"path": name, "name": name, "architecture": "phimoe", "bytes": 20 * GIB, "context_length": 8192, "block_count": 24},
+        "machine": {"devices": [], "host": {}}, "warnings": [], "margin": 0, "strategy": "auto", "objective": "turn",
+        "turn": {"prompt": 4096, "generate": 512, "depth": 0}, "turn_seconds": 17.3,
+        "speed": {"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25},
+        "host_needs": {"process": 0, "logits": 0, "checkpoints": 0, "prompt_cache": 0}, "args": ["-c", "8192"],
+        "command": format!("llama-server -m {name} -c 8192"),
+        "placement": {"routed_expert_bytes_on_devices": 4 * GIB, "routed_expert_bytes_on_host": 14 * GIB,
+            "blocks_with_experts_on_host": 18, "blocks_with_experts": 24, "by_device": {"CUDA0": 4 * GIB}},
+        "alternatives": [], "explain": [], "time": [], "fixes": [],
+    })
+}
+
 /// `moeplan/measurement/1`.
 pub fn measurement(name: &str) -> Value {
     let process = json!({"rss_anon": GIB, "rss_file": 0, "rss_shmem": 0, "locked": 0, "pinned": 0, "peak": GIB});
     json!({
         "schema": "moeplan/measurement/1",
-        "plan": {"model": {"name": name, "path": name}, "speed": {"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25}},
+        "plan": plan(name),
         "runtime": runtime(), "command": [name], "memory": memory(5), "predicted": memory(5), "mapped_span": GIB, "device_used": {},
         "device_use": {"before": {}, "loaded": {}, "peak": {}, "after": {}, "of_process": {}},
         "process": process, "process_before": process, "load_seconds": 2.5,
@@ -119,7 +139,7 @@ pub fn validation(name: &str) -> Value {
 pub fn launched(name: &str) -> Value {
     json!({
         "schema": "moeplan/run/1", "endpoint": "http://127.0.0.1:8080", "process": 4711, "command": ["llama-server", "-m", name],
-        "load_seconds": 3.5, "comparison": comparison(), "plan": {"model": {"name": name, "path": name}},
+        "load_seconds": 3.5, "comparison": comparison(), "plan": plan(name),
     })
 }
 

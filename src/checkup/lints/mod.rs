@@ -7,7 +7,9 @@ mod devices;
 mod launch;
 mod rules;
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::{OverrideGroup, OverrideRow, RefusedCaches};
 use crate::bytes::Bytes;
@@ -18,11 +20,11 @@ use crate::placement::Placement;
 use crate::run::{Note, ParsedCommand, RunConfig};
 
 /// Something wrong or surprising.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Lint {
     /// A stable name.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// How bad it is.
     pub severity: Severity,
     /// What is the matter.
@@ -32,7 +34,7 @@ pub struct Lint {
 }
 
 /// How bad a lint is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -164,7 +166,7 @@ pub(super) fn lints(facts: &Facts<'_>) -> Vec<Lint> {
     let mut lints = noted(&facts.command.notes);
     lints.extend(LINTS.iter().filter_map(|rule| {
         let Finding { message, hint } = (rule.find)(facts)?;
-        Some(Lint { code: rule.code, severity: rule.severity, message, hint })
+        Some(Lint { code: rule.code.into(), severity: rule.severity, message, hint })
     }));
     lints.sort_by_key(|lint| lint.severity);
     lints
@@ -184,7 +186,7 @@ fn noted(notes: &[Note]) -> Vec<Lint> {
             continue;
         }
         let severity = NOTES.iter().find(|(code, _)| *code == note.code).map_or(Severity::Warning, |(_, how)| *how);
-        lints.push(Lint { code: note.code, severity, message: note.message.clone(), hint: note.hint.clone() });
+        lints.push(Lint { code: note.code.clone(), severity, message: note.message.clone(), hint: note.hint.clone() });
     }
     lints
 }

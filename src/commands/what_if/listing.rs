@@ -1,22 +1,20 @@
 //! `inspect --as`: what llama-quantize could make of a model, by recipe.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::{Variant, WhatIfArgs, first_file};
 use crate::bytes::Bytes;
-use crate::cli::Format;
-use crate::cli::refusal::Refusal;
-use crate::commands::{Output, model_arg, plan};
-use crate::escape;
+use crate::commands::{Output, model_arg};
 use crate::gguf::GgmlType;
 use crate::inspection::{Inspection, TypeCount};
 use crate::model::{Model, Tensor};
 use crate::number::counted;
 use crate::quantize::{Imatrix, WhatIf};
+use crate::report::page::{self as report, Block, Page, dotted};
 use crate::report::table::{Align, Table};
 use crate::run::build::REFERENCE;
 
@@ -50,7 +48,7 @@ struct Source {
     path: String,
     name: Option<String>,
     architecture: String,
-    file_type: Option<&'static str>,
+    file_type: Option<Cow<'static, str>>,
     bytes: Bytes,
     bits_per_weight: f64,
 }
@@ -66,8 +64,8 @@ struct Row {
     bits_per_weight: f64,
     /// Of the routed experts.
     routed_expert_bytes: Bytes,
-    bytes_by_type: BTreeMap<&'static str, Bytes>,
-    tensors_by_type: BTreeMap<&'static str, TypeCount>,
+    bytes_by_type: BTreeMap<Cow<'static, str>, Bytes>,
+    tensors_by_type: BTreeMap<Cow<'static, str>, TypeCount>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<TensorRow>>,
 }
@@ -86,10 +84,6 @@ struct TensorRow {
 
 /// `inspect MODEL --as …`: sizes and types by recipe.
 pub fn inspect(args: &WhatIfArgs, model: &Path, with_tensors: bool, output: &Output) -> anyhow::Result<()> {
-    if output.format() == Format::Html {
-        let hint = "--format markdown writes it as a table; `plan --as` makes a page of a plan";
-        return Err(Refusal::new("`inspect --as` writes no page of HTML", hint).into());
-    }
     let gguf = model_arg::open(model, output)?;
     let (shown, first) = (model_arg::shown(model, &gguf), first_file(model, &gguf));
     let model = Model::from_gguf(gguf)?;
@@ -115,10 +109,7 @@ pub fn inspect(args: &WhatIfArgs, model: &Path, with_tensors: bool, output: &Out
         bits_per_weight: own.bits_per_weight,
     };
     let document = Document { schema: "moeplan/what-if/1", source, recipes, refused };
-    match output.format() {
-        Format::Json => output.json(&document),
-        format => output.answer(&render(&document, format)),
-    }
+    output.show(&document)
 }
 
 impl Row {
@@ -149,60 +140,49 @@ fn tensor_rows(model: &Model, made: &Model) -> Vec<TensorRow> {
     made.tensors.iter().map(row).collect()
 }
 
-fn render(document: &Document, format: Format) -> String {
-    use Align::{Left, Right};
-    let is_text = format != Format::Markdown;
-    let shown = |text: &str| if is_text { escape::terminal(text).into_owned() } else { escape::markdown(text) };
-    let written = |table: &Table| if is_text { table.text() } else { table.markdown() };
-    let source = &document.source;
-    let mut out = String::new();
-    let _ = writeln!(
-        out,
-        "{}{}  {}  {}  {}  {:.2} bits per weight",
-        if is_text { "" } else { "## " },
-        shown(source.name.as_deref().unwrap_or(&source.path)),
-        shown(&source.architecture),
-        source.file_type.unwrap_or("mixed"),
-        source.bytes,
-        source.bits_per_weight
-    );
-    let _ = writeln!(out, "Predicted of files that do not exist: what llama-quantize b{REFERENCE} would make of it\n");
-    let mut table = Table::new(&[
-        ("recipe", Left),
-        ("size", Right),
-        ("bits", Right),
-        ("experts", Right),
-        ("types", Left),
-        ("", Left),
-    ]);
-    for row in &document.recipes {
-        table.row([
-            row.what_if.recipe.to_string(),
-            row.bytes.to_string(),
-            format!("{:.2}", row.bits_per_weight),
-            if row.routed_expert_bytes == Bytes(0) { "none".into() } else { row.routed_expert_bytes.to_string() },
-            types(row),
-            remark(&row.what_if),
+impl report::Document for Document {
+    fn pages(&self) -> Vec<Page> {
+        use Align::{Left, Right};
+        let source = &self.source;
+        let about = dotted([
+            source.architecture.as_str(),
+            source.file_type.as_deref().unwrap_or("mixed"),
+            &source.bytes.to_string(),
+            &format!("{:.2} bits per weight", source.bits_per_weight),
         ]);
-    }
-    for Refused { recipe, error } in &document.refused {
-        table.row([recipe, "", "", "", "", error]);
-    }
-    out += &written(&table);
-    for row in &document.recipes {
-        let Some(tensors) = &row.tensors else { continue };
-        let mut table = Table::new(&[("tensor", Left), ("is", Left), ("becomes", Left), ("bytes", Right)]);
-        for tensor in tensors {
-            let TensorRow { name, from, ty, bytes } = tensor;
-            table.row([name.clone(), from.to_string(), ty.to_string(), bytes.0.to_string()]);
+        let mut page = Page::new("What if", source.name.as_deref().unwrap_or(&source.path), about);
+        let predicted = "Predicted of files that do not exist: what llama-quantize";
+        page.push(Block::Prose(format!("{predicted} b{REFERENCE} would make of it")));
+        let columns = [("recipe", Left), ("size", Right), ("bits", Right), ("experts", Right), ("types", Left)];
+        let mut table = Table::new(&[&columns[..], &[("", Left)]].concat());
+        for row in &self.recipes {
+            table.row([
+                row.what_if.recipe.to_string(),
+                row.bytes.to_string(),
+                format!("{:.2}", row.bits_per_weight),
+                if row.routed_expert_bytes == Bytes(0) { "none".into() } else { row.routed_expert_bytes.to_string() },
+                types(row),
+                remark(&row.what_if),
+            ]);
         }
-        let _ = write!(out, "\n{}:\n\n{}", row.what_if.recipe, written(&table));
+        for Refused { recipe, error } in &self.refused {
+            table.row([recipe, "", "", "", "", error]);
+        }
+        page.push(Block::Table(String::new(), table));
+        for row in &self.recipes {
+            let Some(tensors) = &row.tensors else { continue };
+            let mut table = Table::new(&[("tensor", Left), ("is", Left), ("becomes", Left), ("bytes", Right)]);
+            for TensorRow { name, from, ty, bytes } in tensors {
+                table.row([name.clone(), from.to_string(), ty.to_string(), bytes.0.to_string()]);
+            }
+            page.push(Block::Table(row.what_if.recipe.to_string(), table));
+        }
+        let commands = self.recipes.iter().map(|row| row.what_if.command.clone());
+        if self.recipes.len() <= COMMANDS {
+            page.push_all(commands.map(|command| Block::Command(String::new(), command)));
+        }
+        vec![page]
     }
-    let commands = document.recipes.iter().map(|row| &row.what_if.command);
-    if document.recipes.len() <= COMMANDS {
-        out += &plan::commands(commands, format);
-    }
-    out
 }
 
 /// Tensors by type, the most bytes first.

@@ -135,7 +135,7 @@ impl WhatIfArgs {
         let words = self.words(&made, first, &path, recipe);
         let command = words.iter().filter_map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         let what_if = WhatIf {
-            recipe: recipe.name,
+            recipe: recipe.name.into(),
             source: source.to_string(),
             imatrix: made.imatrix,
             fallbacks: made.fallbacks,
@@ -208,7 +208,7 @@ fn output_path(input: &str, recipe: &str) -> String {
 pub fn warnings(what_if: &WhatIf, path: &str) -> Vec<Warning> {
     let WhatIf { recipe, source, imatrix, requantized, command, .. } = what_if;
     let mut warnings = vec![Warning {
-        code: "what-if",
+        code: "what-if".into(),
         message: format!(
             "`{path}` is predicted from the header of `{source}`, with the types that llama-quantize b{REFERENCE} gives it"
         ),
@@ -216,14 +216,14 @@ pub fn warnings(what_if: &WhatIf, path: &str) -> Vec<Warning> {
     }];
     if *imatrix == Imatrix::Needed {
         warnings.push(Warning {
-            code: "imatrix-needed",
+            code: "imatrix-needed".into(),
             message: format!("llama-quantize refuses {recipe} without an importance matrix: predicted as with one"),
             hint: "llama-imatrix makes one; --imatrix FILE names it".into(),
         });
     }
     if *requantized > 0 {
         warnings.push(Warning {
-            code: "requantized",
+            code: "requantized".into(),
             message: format!(
                 "{requantized} tensors of `{source}` are quantized already and would be converted from that"
             ),

@@ -1,4 +1,4 @@
-//! A report as one self-contained page: nothing is fetched, it reads without script, in light, dark and on paper.
+//! Pages as one self-contained document: nothing is fetched, it reads without script, in light, dark and on paper.
 //!
 //! Text is escaped by type: `maud` writes markup only where this module does. What reorders or hides text is spelled out in
 //! the finished page, so that no field can be forgotten.
@@ -9,7 +9,7 @@ mod tests;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{Chart, Figure};
-use super::page::{self, Block, Item, KeyFigure, Page, Section, Verdict, WhatIf};
+use super::page::{Block, Item, KeyFigure, Page, Report, Verdict, WhatIf};
 use super::svg;
 use super::table::{Align, Table};
 use crate::escape;
@@ -19,9 +19,9 @@ const SCRIPT: &str = include_str!("what-if.js");
 /// The hash of [`SCRIPT`], the only script that the page's policy lets run.
 const SCRIPT_HASH: &str = "sha256-BzvIDFne4zSKw4Uf07oZ14gBNf7ekQyAW+B8FMY3x7M=";
 
-/// The whole page.
-pub fn page(page: &Page) -> String {
-    let has_script = page.sections.iter().flat_map(|section| &section.blocks).any(|b| matches!(b, Block::WhatIf(_)));
+/// The whole document.
+pub fn report(report: &Report) -> String {
+    let has_script = report.pages.iter().flat_map(|page| &page.parts).any(|part| matches!(part.block, Block::WhatIf(_)));
     let scripts = if has_script { format!("script-src '{SCRIPT_HASH}'") } else { "script-src 'none'".to_string() };
     let policy =
         format!("default-src 'none'; style-src 'unsafe-inline'; {scripts}; base-uri 'none'; form-action 'none'");
@@ -33,7 +33,7 @@ pub fn page(page: &Page) -> String {
                 meta http-equiv="Content-Security-Policy" content=(policy);
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="generator" content=(concat!("moeplan ", env!("CARGO_PKG_VERSION")));
-                title { (page.title) }
+                title { (report.title) }
                 style { (PreEscaped(STYLE)) }
             }
             body {
@@ -41,11 +41,11 @@ pub fn page(page: &Page) -> String {
                 div.page {
                     header {
                         p.brand { "moeplan" }
-                        h1 { (page.title) }
-                        @if !page.subtitle.is_empty() { p.subtitle { (page.subtitle) } }
-                        @if page.sections.len() > 1 { (contents(page)) }
+                        h1 { (report.title) }
+                        @if !report.about.is_empty() { p.subtitle { (report.about) } }
+                        @if report.pages.len() > 1 { (contents(report)) }
                     }
-                    main { @for (at, part) in page.sections.iter().enumerate() { (section(part, at, page.sections.len() == 1)) } }
+                    main { @for (at, page) in report.pages.iter().enumerate() { (section(report, page, at)) } }
                     footer { "Written by moeplan " (env!("CARGO_PKG_VERSION")) ". Predictions and measurements are marked as what they are." }
                 }
                 @if has_script { script { (PreEscaped(SCRIPT)) } }
@@ -55,17 +55,16 @@ pub fn page(page: &Page) -> String {
     spelled_out(&markup.into_string())
 }
 
-/// The first curves of the page as a picture (SVG) of their own; `None` where it has none.
-pub fn picture(page: &Page) -> Option<String> {
-    let figures = page.sections.iter().flat_map(|section| &section.blocks).filter_map(|block| match block {
-        Block::Figure(figure) => Some(figure),
-        _ => None,
-    });
-    let (figure, lines) = figures.into_iter().find_map(|figure| match &figure.chart {
-        Chart::Lines(lines) => Some((figure, lines)),
+/// The first curves of the report as a picture (SVG) of their own; `None` where it has none.
+pub fn picture(report: &Report) -> Option<String> {
+    let (figure, lines) = report.pages.iter().flat_map(|page| &page.parts).find_map(|part| match &part.block {
+        Block::Figure(figure) => match &figure.chart {
+            Chart::Lines(lines) => Some((figure, lines)),
+            _ => None,
+        },
         _ => None,
     })?;
-    let title = format!("{} · {}", page.title, figure.title);
+    let title = format!("{} · {}", report.title, figure.title);
     Some(spelled_out(&svg::standalone::picture(lines, STYLE, &title, &figure.text).into_string()))
 }
 
@@ -75,21 +74,24 @@ fn spelled_out(page: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-fn contents(page: &Page) -> Markup {
+fn contents(report: &Report) -> Markup {
     html! {
         nav aria-label="Contents" {
-            ul { @for (at, part) in page.sections.iter().enumerate() { li { a href=(format!("#s{at}")) { (part.heading) } } } }
+            ul {
+                @for (at, page) in report.pages.iter().enumerate() { li { a href=(format!("#s{at}")) { (report.heading(page)) } } }
+            }
         }
     }
 }
 
-/// A section; the only one of a page needs no heading beside the page's, but for who moves by headings.
-fn section(section: &Section, at: usize, only: bool) -> Markup {
+/// A section; the only one of a report needs no heading beside the report's, but for readers who move by headings.
+fn section(report: &Report, page: &Page, at: usize) -> Markup {
+    let only = report.pages.len() == 1;
     html! {
         section.only[only] id=(format!("s{at}")) aria-labelledby=(format!("s{at}-name")) {
-            h2.sr[only] id=(format!("s{at}-name")) { (section.heading) }
-            @if !section.source.is_empty() { p.source { (section.source) } }
-            @for (n, part) in section.blocks.iter().enumerate() { (block(part, &format!("s{at}-{n}"))) }
+            h2.sr[only] id=(format!("s{at}-name")) { (report.heading(page)) }
+            @if !page.source.is_empty() { p.source { (page.source) } }
+            @for (n, part) in page.parts.iter().enumerate() { (block(&part.block, &format!("s{at}-{n}"))) }
         }
     }
 }
@@ -102,7 +104,10 @@ fn block(block: &Block, id: &str) -> Markup {
         Block::KeyFigures(figures) => key_figures(figures),
         Block::Table(caption, rows) => table(rows, Some(caption)),
         Block::Figure(drawn) => figure(drawn, id),
-        Block::Command(command) => html! { pre { code { (command) } } },
+        Block::Command(label, command) => html! {
+            @if !label.is_empty() { h3 { (label) } }
+            pre { code { (kept_lines(command)) } }
+        },
         Block::Note(verdict, text, hint) => html! {
             ul.notes { li.(class(*verdict)) {
                 (sign(*verdict))
@@ -115,7 +120,7 @@ fn block(block: &Block, id: &str) -> Markup {
     }
 }
 
-/// Strangers' text over several lines: its line feeds stay, everything else is spelled out as in the rest of the page.
+/// Untrusted text over several lines: its line feeds stay, everything else is spelled out as in the rest of the page.
 fn kept_lines(text: &str) -> String {
     text.replace("\r\n", "\n")
 }
@@ -154,7 +159,10 @@ fn checklist(items: &[Item]) -> Markup {
             @for item in items {
                 li.(class(item.verdict)) {
                     (sign(item.verdict))
-                    span { (item.what) @if !item.why.is_empty() { span.why { (item.why) } } }
+                    span { (item.what)
+                        @if !item.why.is_empty() { span.why { (item.why) } }
+                        @if let Some(hint) = &item.hint { span.why { (hint) } }
+                    }
                 }
             }
         }
@@ -214,7 +222,7 @@ fn figure(figure: &Figure, id: &str) -> Markup {
 
 /// Points of a plan with a slider for each thing that changes; without script, the table of all of them.
 fn what_if(points: &WhatIf, id: &str) -> Markup {
-    let names: Vec<&str> = points.axes.iter().map(|axis| axis.what.as_str()).collect();
+    let names: Vec<&str> = points.axes.iter().map(|axis| axis.what.as_ref()).collect();
     let places = places(points);
     html! {
         div.what-if {
@@ -245,9 +253,4 @@ fn places(points: &WhatIf) -> Vec<usize> {
     }
     places.reverse();
     places
-}
-
-/// The page of one document, from what its JSON says and nothing else.
-pub fn of_document(document: &impl serde::Serialize) -> Result<String, page::Error> {
-    page::of_document(document).map(|made| page(&made))
 }

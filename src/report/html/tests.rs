@@ -19,8 +19,8 @@ fn figure(chart: Chart) -> Block {
     Block::Figure(Figure { title: HOSTILE.into(), text: HOSTILE.into(), legend: vec![key], chart, table })
 }
 
-/// A page with every kind of block, strangers' text in every field.
-fn full() -> Page {
+/// A page with every kind of block, untrusted text in every field.
+fn full() -> Report {
     let text = || HOSTILE.to_string();
     let bar = StackedBar {
         label: text(),
@@ -48,10 +48,10 @@ fn full() -> Page {
         x_is_bytes: false,
     };
     let run = Run { first: 0, last: 1, text: text(), tone: Tone::Host, fill: Fill::Hatched };
-    let item = Item { verdict: Verdict::Bad, what: text(), why: text() };
+    let item = Item { verdict: Verdict::Bad, what: text(), why: text(), hint: Some(text()) };
     let mut points = Table::new(&[("budget", Align::Left)]);
     points.row([HOSTILE]);
-    let axis = Axis { what: text(), values: vec![text()] };
+    let axis = Axis { what: text().into(), values: vec![text()] };
     let blocks = vec![
         Block::Heading(text()),
         Block::Prose(text()),
@@ -62,14 +62,15 @@ fn full() -> Page {
         figure(Chart::Bars(Bars { unit: text(), bars: vec![plain] })),
         figure(Chart::Lines(lines)),
         figure(Chart::Grid(Grid { columns: 2, rows: vec![GridRow { label: text(), runs: vec![run] }] })),
-        Block::Command(text()),
+        Block::Command(text(), text()),
         Block::Note(Verdict::Caution, text(), Some(text())),
         Block::Checklist(vec![item]),
         Block::Output(text(), format!("first\r\nsecond {HOSTILE}")),
         Block::WhatIf(WhatIf { axes: vec![axis.clone(), axis], table: points, commands: vec![text()], start: 5 }),
     ];
-    let section = Section { heading: text(), source: text(), blocks };
-    Page { title: text(), subtitle: text(), sections: vec![section.clone(), section] }
+    let mut page = Page { source: text(), ..Page::new("", text(), text()) };
+    page.push_all(blocks);
+    Report { title: text(), about: text(), pages: vec![page.clone(), page] }
 }
 
 fn select<'a>(page: &'a Html, what: &str) -> Vec<scraper::ElementRef<'a>> {
@@ -78,7 +79,7 @@ fn select<'a>(page: &'a Html, what: &str) -> Vec<scraper::ElementRef<'a>> {
 
 #[test]
 fn the_page_parses_without_an_error() {
-    let parsed = Html::parse_document(&page(&full()));
+    let parsed = Html::parse_document(&report(&full()));
     assert_eq!(parsed.errors, Vec::<String>::new());
     assert_eq!(select(&parsed, "h1").len(), 1);
     let mut ids: Vec<&str> = select(&parsed, "[id]").iter().filter_map(|element| element.value().id()).collect();
@@ -95,8 +96,8 @@ fn the_page_parses_without_an_error() {
 }
 
 #[test]
-fn strangers_text_is_text_wherever_it_stands() {
-    let text = page(&full());
+fn untrusted_text_is_text_wherever_it_stands() {
+    let text = report(&full());
     assert!(!text.contains(['\u{1b}', '\u{202e}', '\u{200b}', '\r']), "a control character reached the page");
     let parsed = Html::parse_document(&text);
     assert_eq!(select(&parsed, "img, iframe, object, embed, link, base, form, [onerror], [src]").len(), 0);
@@ -112,7 +113,7 @@ fn strangers_text_is_text_wherever_it_stands() {
 
 #[test]
 fn every_chart_has_words_and_a_table() {
-    let parsed = Html::parse_document(&page(&full()));
+    let parsed = Html::parse_document(&report(&full()));
     let figures = select(&parsed, "figure");
     assert_eq!(figures.len(), 8);
     for figure in figures {
@@ -141,18 +142,18 @@ fn the_policy_lets_the_script_run() {
 
 #[test]
 fn numbers_that_are_none_stay_out_of_the_drawing() {
-    let text = page(&full());
+    let text = report(&full());
     let body = &text[text.find("<body>").unwrap()..];
     assert!(!body.contains("NaN") && !body.contains("inf\"") && !body.contains("inf%"), "not a number in a drawing");
 }
 
 #[test]
 fn a_page_without_choices_has_no_script() {
-    let mut page = full();
-    page.sections.iter_mut().for_each(|section| section.blocks.retain(|block| !matches!(block, Block::WhatIf(_))));
-    let text = super::page(&page);
+    let mut without = full();
+    without.pages.iter_mut().for_each(|page| page.parts.retain(|part| !matches!(part.block, Block::WhatIf(_))));
+    let text = report(&without);
     assert!(!text.contains("<script") && text.contains("script-src 'none'"));
-    assert_eq!(text, super::page(&page), "the same page twice");
+    assert_eq!(text, report(&without), "the same page twice");
 }
 
 /// The custom properties of the rule that begins at `start`.

@@ -1,63 +1,325 @@
-//! A benchmark as a section: the launch beside its baselines, curves over depth, the gaps between tokens, the answers.
+//! A benchmark: the launch beside its baselines, curves over depth, the gaps between tokens, the answers.
 
 use std::collections::BTreeMap;
 
+use super::compare::Summary;
 use super::memory::{self, Memory, Side, errors, size};
 use super::speed::{Entry, Unit, figure};
-use super::{Block, Item, KeyFigure, Section, Verdict, environment, gaps};
-use crate::measurement::Spread;
-use crate::number::{counted, signed, thousands, typeset};
+use super::{Block, Document, Item, KeyFigure, Page, Verdict, environment, named};
+use crate::bytes::Bytes;
+use crate::measurement::{Row, Spread};
+use crate::memory::HOST;
+use crate::number::{counted, fixed, seconds, signed, thousands, typeset};
 use crate::report::chart::{Chart, Figure, Fill, Lines, Point, Series};
 use crate::report::table::{Align, Table};
-use crate::report::{self, bench::overall};
-use crate::suite::document::{self, Bench, Case, Mode, Sample, SpeedRow};
+use crate::suite::bench::on_devices;
+use crate::suite::document::{self, Bench, Case, DepthRow, Gaps, Mode, Sample, Session, SpeedRow};
 
-/// Characters of an answer that a report shows; the document keeps all of it.
+/// Characters of an answer that a page shows; the document keeps all of it.
 const SHOWN: usize = 3000;
+/// Points that a curve of gaps is drawn with; of more, the longest gap of each stretch.
+const POINTS: usize = 600;
+/// What stands where nothing was measured.
+const UNKNOWN: &str = "not known";
 
-/// The section of a benchmark.
-pub fn section(bench: &Bench, source: &str) -> Section {
-    Section { heading: heading(bench), source: source.to_string(), blocks: blocks(bench) }
+impl Document for Bench {
+    fn pages(&self) -> Vec<Page> {
+        let mut page = Page::new("Benchmark", title(self), environment::about(&self.environment));
+        blocks(self, &mut page);
+        vec![page]
+    }
+
+    fn summaries(&self) -> Vec<Summary> {
+        summary(self, title(self)).into_iter().collect()
+    }
 }
 
 /// The name of the model, else the endpoint.
-pub fn heading(bench: &Bench) -> String {
-    let model = bench.model.as_ref().map(|model| model.name.clone().unwrap_or_else(|| model.path.clone()));
-    model.or_else(|| bench.environment.endpoint.clone()).unwrap_or_else(|| "A model".into())
+fn title(bench: &Bench) -> &str {
+    let model = bench.model.as_ref().map(|model| named(model.name.as_deref(), &model.path));
+    model.or(bench.environment.endpoint.as_deref()).unwrap_or("A model")
+}
+
+/// The first case: the plan or the endpoint.
+pub(super) fn summary(bench: &Bench, label: &str) -> Option<Summary> {
+    let case = bench.cases.first()?;
+    let row = overall(case);
+    Some(Summary {
+        memory: with_memory(case).map(|session| session.memory.clone()),
+        pp: Entry::measured("", row.and_then(|row| row.pp), Vec::new()),
+        tg: Entry::measured("", row.and_then(|row| row.tg), Vec::new()),
+        first: row.and_then(|row| row.first_token_seconds),
+        ..Summary::measured(label)
+    })
 }
 
 /// Everything of a benchmark.
-pub fn blocks(bench: &Bench) -> Vec<Block> {
-    let mut blocks = Vec::new();
-    blocks.extend(bench.cases.first().map(|case| Block::KeyFigures(key_figures(bench, case))));
+pub(super) fn blocks(bench: &Bench, page: &mut Page) {
+    page.push(bench.cases.first().map(|case| Block::KeyFigures(figures(bench, case))));
+    page.push(Block::Prose(format!("Asked {}.", asked(bench))));
+    page.push(Block::Table("Every case, over all prompts".into(), cases(bench)));
+    page.push_all(failures(bench).into_iter().map(|text| Block::Note(Verdict::Bad, text, None)));
+    page.detail_all(speeds(bench).into_iter().chain(depth_curves(bench)).map(Block::Figure));
+    page.push(Block::filled("Speed by depth", depths(bench)));
+    page.push(Block::filled("Against the baselines", savings(bench)));
+    page.detail_all(memories(bench));
+    page.detail(gaps(bench).map(Block::Figure));
+    page.push(Block::filled("Speed by prompt", prompts(bench)));
+    let streams = |case: &Case| vec![(String::new(), case.stream.clone())];
+    let answers = |case: &Case| {
+        let of = |quality: &document::Quality| (format!("{}: ", quality.prompt), quality.items.clone());
+        case.quality.iter().map(of).collect()
+    };
+    judged(bench, page, "Streams", streams);
+    judged(bench, page, "Answers", answers);
+    page.detail_all(bench.cases.iter().flat_map(checklists));
+    page.detail_all(replies(bench));
     if bench.weights.synthetic != Some(false) && !bench.weights.basis.is_empty() {
-        blocks.push(Block::Note(Verdict::Caution, bench.weights.basis.clone(), None));
+        page.push(Block::Note(Verdict::Caution, format!("weights: {}", bench.weights.basis), None));
     }
-    blocks.extend(report::bench::notes(bench).into_iter().map(|note| Block::Note(Verdict::Open, note, None)));
-    let failures = report::bench::failures(bench);
-    blocks.extend(failures.into_iter().map(|text| Block::Note(Verdict::Bad, text, None)));
-    blocks.push(Block::Table("Every case, over all prompts".into(), report::bench::cases(bench)));
-    blocks.extend(speeds(bench).into_iter().map(Block::Figure));
-    blocks.extend(depths(bench).into_iter().map(Block::Figure));
-    blocks.extend(memories(bench));
-    blocks.extend(gaps::blocks(bench));
-    blocks.extend(filled("Speed by prompt", report::bench::prompts(bench)));
-    blocks.extend(bench.cases.iter().flat_map(checklists));
-    blocks.extend(answers(bench));
-    blocks.push(Block::Table("How it was asked".into(), settings(bench)));
-    blocks.push(Block::Table("Machine".into(), environment::machine(&bench.environment)));
-    blocks.extend(bench.model.as_ref().map(|model| Block::Table("Model".into(), environment::model(model))));
-    for case in &bench.cases {
-        if let Some(command) = &case.command {
-            blocks.push(Block::Heading(format!("Command: {}", case.name)));
-            blocks.push(Block::Prose(case.what.clone()));
-            blocks.push(Block::Command(command.clone()));
-        }
-    }
-    blocks
+    page.push_all(notes(bench).into_iter().map(|note| Block::Note(Verdict::Open, note, None)));
+    page.detail(Block::Table("How it was asked".into(), settings(bench)));
+    page.detail(Block::Table("Machine".into(), environment::machine(&bench.environment)));
+    page.detail(bench.model.as_ref().map(|model| Block::Table("Model".into(), environment::model(model))));
+    let command = |case: &Case| Some(Block::Command(format!("{}, {}", case.name, case.what), case.command.clone()?));
+    page.detail_all(bench.cases.iter().filter_map(command));
 }
 
-fn key_figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
+/// What to know of it: its own notes, then those of its launches, each once.
+fn notes(bench: &Bench) -> Vec<String> {
+    let mut seen: Vec<String> =
+        bench.cases.iter().flat_map(|case| &case.sessions).flat_map(|session| session.notes.clone()).collect();
+    seen.sort();
+    seen.dedup();
+    bench.notes.iter().cloned().chain(seen).collect()
+}
+
+/// How often it was asked, and how long answers may be.
+fn asked(bench: &Bench) -> String {
+    let times = format!("{} times", bench.settings.repetitions);
+    let most = || bench.prompts.iter().map(|prompt| prompt.max_tokens);
+    match (most().min(), most().max()) {
+        (Some(low), Some(high)) if low == high => format!("{times}, answers of at most {high} tokens"),
+        (Some(low), Some(high)) => format!("{times}, answers of at most {low} to {high} tokens"),
+        _ => times,
+    }
+}
+
+/// A mean and its spread, or that nobody knows it.
+fn shown(value: Option<Spread>, unit: Unit) -> String {
+    value.map_or_else(|| UNKNOWN.to_string(), |value| unit.spread(value))
+}
+
+/// Tokens per second.
+fn rate(value: Option<Spread>) -> String {
+    shown(value, Unit::TokensPerSecond)
+}
+
+/// Seconds.
+fn time(value: Option<Spread>) -> String {
+    shown(value, Unit::Seconds)
+}
+
+/// The row over all prompts: of streams where there are any.
+fn overall(case: &Case) -> Option<&SpeedRow> {
+    let row = |mode| case.speed.iter().find(|row| row.prompt.is_none() && row.mode == mode);
+    row(Mode::Stream).or_else(|| row(Mode::Whole))
+}
+
+/// The first launch of a case whose memory was seen.
+fn with_memory(case: &Case) -> Option<&Session> {
+    case.sessions.iter().find(|session| !session.memory.is_empty())
+}
+
+/// One line a case: over all prompts, streamed where they were.
+fn cases(bench: &Bench) -> Table {
+    let mut table = Table::new(&[
+        ("case", Align::Left),
+        ("load", Align::Right),
+        ("devices", Align::Right),
+        ("host", Align::Right),
+        ("pp", Align::Right),
+        ("tg", Align::Right),
+        ("first token", Align::Right),
+        ("in all", Align::Right),
+    ]);
+    for case in &bench.cases {
+        let measured = with_memory(case);
+        let devices = measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size);
+        let host = measured.and_then(host_of).unwrap_or_else(|| UNKNOWN.to_string());
+        let speed = overall(case);
+        let loads = if case.command.is_some() { time(case.load_seconds) } else { "was up".to_string() };
+        table.row([
+            case.name.clone(),
+            loads,
+            devices,
+            host,
+            rate(speed.and_then(|row| row.pp)),
+            rate(speed.and_then(|row| row.tg)),
+            time(speed.and_then(|row| row.first_token_seconds)),
+            time(speed.and_then(|row| row.total_seconds)),
+        ]);
+    }
+    table
+}
+
+fn host_of(session: &Session) -> Option<String> {
+    let row = session.memory.get(HOST)?.terms;
+    let own = row.own();
+    let mapped = session.mapped_span;
+    Some(if mapped.0 > 0 { format!("{}, {mapped} mapped", size(own)) } else { size(own) })
+}
+
+/// Why launches and answers failed.
+fn failures(bench: &Bench) -> Vec<String> {
+    let line = |session: &Session| Some(format!("{}: {}", session.case, session.failure.as_ref()?));
+    let mut lines: Vec<String> = bench.cases.iter().flat_map(|case| &case.sessions).filter_map(line).collect();
+    let of_samples = |session: &Session| -> Vec<String> {
+        let failed = session.samples.iter().filter_map(|sample| Some((sample, sample.failure.as_ref()?)));
+        failed.map(|(sample, why)| format!("{}, {}: {why}", session.case, sample.prompt)).collect()
+    };
+    lines.extend(bench.cases.iter().flat_map(|case| &case.sessions).flat_map(of_samples));
+    lines.dedup();
+    lines
+}
+
+/// Every prompt of every case, whole and streamed.
+fn prompts(bench: &Bench) -> Table {
+    let mut table = Table::new(&[
+        ("case", Align::Left),
+        ("prompt", Align::Left),
+        ("answer", Align::Left),
+        ("tokens", Align::Right),
+        ("pp", Align::Right),
+        ("tg", Align::Right),
+        ("first token", Align::Right),
+        ("gap: median", Align::Right),
+        ("95%", Align::Right),
+        ("longest", Align::Right),
+    ]);
+    for case in &bench.cases {
+        for row in case.speed.iter().filter(|row| row.prompt.is_some()) {
+            let is_stream = row.mode == Mode::Stream;
+            let of_stream = |text: String| if is_stream { text } else { "–".to_string() };
+            table.row([
+                case.name.clone(),
+                row.prompt.clone().unwrap_or_default(),
+                if is_stream { "streamed" } else { "whole" }.to_string(),
+                row.generated_tokens.map_or_else(|| UNKNOWN.to_string(), |tokens| fixed(tokens.mean, 0)),
+                rate(row.pp),
+                rate(row.tg),
+                of_stream(time(row.first_token_seconds)),
+                of_stream(time(row.gap_median)),
+                of_stream(time(row.gap_p95)),
+                of_stream(row.gap_max.map_or_else(|| UNKNOWN.to_string(), seconds)),
+            ]);
+        }
+    }
+    table
+}
+
+fn depths(bench: &Bench) -> Table {
+    let mut table = Table::new(&[
+        ("case", Align::Left),
+        ("depth", Align::Right),
+        ("pp", Align::Right),
+        ("tg", Align::Right),
+        ("first token", Align::Right),
+    ]);
+    for case in &bench.cases {
+        for row in &case.depths {
+            table.row([
+                case.name.clone(),
+                thousands(row.depth.into()),
+                rate(row.pp),
+                rate(row.tg),
+                time(row.first_token_seconds),
+            ]);
+        }
+    }
+    table
+}
+
+/// What the first case takes less than its baselines, and what that costs.
+fn savings(bench: &Bench) -> Table {
+    let mut table = Table::new(&[
+        ("baseline", Align::Left),
+        ("by", Align::Left),
+        ("this", Align::Right),
+        ("baseline's", Align::Right),
+        ("saved", Align::Right),
+        ("", Align::Right),
+        ("tg", Align::Right),
+        ("pp", Align::Right),
+    ]);
+    for saving in &bench.savings {
+        let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
+        table.row([
+            saving.baseline.clone(),
+            saving.by.clone(),
+            size(saving.bytes),
+            size(saving.baseline_bytes),
+            format!(
+                "{}{}",
+                if saving.saved_bytes < 0 { "−" } else { "" },
+                size(Bytes(saving.saved_bytes.unsigned_abs()))
+            ),
+            saving.saved_percent.map(|percent| format!("{}%", typeset(&fixed(percent, 1)))).unwrap_or_default(),
+            ratio(saving.tg_ratio),
+            ratio(saving.pp_ratio),
+        ]);
+    }
+    table
+}
+
+/// Judged lines under the name of what they are of.
+type Judged = Vec<(String, Vec<document::Item>)>;
+
+/// A check a line, a case a column; what failed is told in full beneath.
+fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> Judged) {
+    let columns = bench.cases.iter().map(|case| (case.name.as_str(), Align::Left));
+    let mut table = Table::new(&[("", Align::Left)].into_iter().chain(columns).collect::<Vec<_>>());
+    let by_case: Vec<Vec<(String, document::Item)>> = bench
+        .cases
+        .iter()
+        .map(|case| {
+            let lines = of(case).into_iter().flat_map(|(name, items)| {
+                items.into_iter().map(move |item| (format!("{name}{}", item.what), item)).collect::<Vec<_>>()
+            });
+            lines.collect()
+        })
+        .collect();
+    let mut seen: Vec<&String> = Vec::new();
+    for (what, _) in by_case.iter().flatten() {
+        if seen.contains(&what) {
+            continue;
+        }
+        seen.push(what);
+        let verdict = |lines: &Vec<(String, document::Item)>| {
+            let found = lines.iter().find(|(known, _)| known == what);
+            found.map_or("–", |(_, item)| word(item.verdict)).to_string()
+        };
+        table.row([what.clone()].into_iter().chain(by_case.iter().map(verdict)));
+    }
+    page.push(Block::filled(caption, table));
+    for (case, lines) in bench.cases.iter().zip(&by_case) {
+        for (what, item) in lines.iter().filter(|(_, item)| item.verdict == document::Verdict::Fail) {
+            page.push(Block::Note(Verdict::Bad, format!("{}: {what}: {}", case.name, item.detail), None));
+        }
+    }
+}
+
+/// A verdict as a word.
+fn word(verdict: document::Verdict) -> &'static str {
+    match verdict {
+        document::Verdict::Pass => "yes",
+        document::Verdict::Fail => "NO",
+        document::Verdict::NotAssessed => "not assessed",
+        document::Verdict::Skipped => "skipped",
+    }
+}
+
+fn figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
     let mut figures = Vec::new();
     let mut add = |label: String, value: Option<String>, note: String| {
         figures.extend(value.map(|value| KeyFigure { label, value, note }));
@@ -81,8 +343,8 @@ fn key_figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
 /// Repetitions, sampling and lengths, and every prompt.
 fn settings(bench: &Bench) -> Table {
     let settings = &bench.settings;
-    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
-    table.row(["how often", &report::bench::asked(bench)]);
+    let mut table = Table::facts();
+    table.row(["how often", &asked(bench)]);
     table.row(["sampling", &format!("temperature {}, seed {}", settings.temperature, settings.seed)]);
     for prompt in &bench.prompts {
         table.row([
@@ -94,7 +356,7 @@ fn settings(bench: &Bench) -> Table {
 }
 
 /// The samples of one quantity over all prompts, in the mode of the overall row.
-fn samples(case: &Case, of: fn(&Sample) -> Option<f64>) -> Vec<f64> {
+fn samples_of(case: &Case, of: fn(&Sample) -> Option<f64>) -> Vec<f64> {
     let mode = overall(case).map(|row| row.mode);
     let all = case.sessions.iter().flat_map(|session| &session.samples);
     all.filter(|sample| Some(sample.mode) == mode).filter_map(of).collect()
@@ -104,7 +366,7 @@ fn samples(case: &Case, of: fn(&Sample) -> Option<f64>) -> Vec<f64> {
 fn speeds(bench: &Bench) -> Vec<Figure> {
     type Of = (fn(&SpeedRow) -> Option<Spread>, fn(&Sample) -> Option<f64>);
     let chart = |title: &str, unit: Unit, (of, sample): Of| {
-        let entry = |case: &Case| Entry::measured(&case.name, overall(case).and_then(of), samples(case, sample));
+        let entry = |case: &Case| Entry::measured(&case.name, overall(case).and_then(of), samples_of(case, sample));
         figure(title, unit, &bench.cases.iter().map(entry).collect::<Vec<_>>())
     };
     let charts = [
@@ -120,12 +382,12 @@ fn speeds(bench: &Bench) -> Vec<Figure> {
 }
 
 /// Speed over depth, a curve a case.
-fn depths(bench: &Bench) -> Vec<Figure> {
+fn depth_curves(bench: &Bench) -> Vec<Figure> {
     let charts = [depth(bench, "Generation over depth", |row| row.tg), depth(bench, "Prompt over depth", |row| row.pp)];
     charts.into_iter().flatten().collect()
 }
 
-fn depth(bench: &Bench, title: &str, of: fn(&document::DepthRow) -> Option<Spread>) -> Option<Figure> {
+fn depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Option<Figure> {
     let mut table = Table::new(&[("", Align::Left), ("depth", Align::Right), ("tokens/s", Align::Right)]);
     let mut series = Vec::new();
     for (at, case) in bench.cases.iter().enumerate() {
@@ -159,38 +421,29 @@ fn depth(bench: &Bench, title: &str, of: fn(&document::DepthRow) -> Option<Sprea
     Some(Figure { title: title.into(), text, legend: Vec::new(), chart, table })
 }
 
-/// Memory of the first case against its prediction, then of every case, then what was saved.
+/// Memory of the first case against its prediction, then of every case.
 fn memories(bench: &Bench) -> Vec<Block> {
-    let measured = |case: &'_ Case| -> Option<Memory> {
-        let found = case.sessions.iter().find(|session| !session.memory.is_empty())?;
-        Some(found.memory.clone())
-    };
     let mut blocks = Vec::new();
     let none = BTreeMap::new();
-    let predicted = |case: &'_ Case| case.sessions.iter().position(|s| !s.predicted.is_empty() && !s.memory.is_empty());
-    let compared: Vec<(&Case, &document::Session)> =
-        bench.cases.iter().filter_map(|case| Some((case, case.sessions.get(predicted(case)?)?))).collect();
+    let compared = |case: &'_ Case| case.sessions.iter().position(|s| !s.predicted.is_empty() && !s.memory.is_empty());
+    let compared: Vec<(&str, &Session)> =
+        bench.cases.iter().filter_map(|case| Some((case.name.as_str(), case.sessions.get(compared(case)?)?))).collect();
     if let Some((case, session)) = compared.first() {
-        let title = format!("Memory of {}, predicted beside measured", case.name);
+        let title = format!("Memory of {case}, predicted beside measured");
         let (predicted, found) = (&session.predicted, &session.memory);
         blocks.push(Block::Figure(memory::against(&title, predicted, found, session.mapped_span, &none)));
-        let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.comparison.as_slice()));
-        blocks.push(Block::Table("Predicted against measured, term by term".into(), errors(rows)));
+        let rows: Vec<(&str, &[Row])> =
+            compared.iter().map(|(case, session)| (*case, session.comparison.as_slice())).collect();
+        blocks.push(Block::Table("Predicted beside measured, term by term".into(), errors(&rows)));
     }
-    let cases: Vec<(&str, Memory)> =
-        bench.cases.iter().filter_map(|case| Some((case.name.as_str(), measured(case)?))).collect();
+    let cases: Vec<(&str, &Memory)> =
+        bench.cases.iter().filter_map(|case| Some((case.name.as_str(), &with_memory(case)?.memory))).collect();
     if cases.len() > 1 {
         let sides: Vec<Side<'_>> =
             cases.iter().map(|(label, memory)| Side { label, memory, fill: Fill::Plain }).collect();
         blocks.push(Block::Figure(memory::figure("Memory of every case, measured", &sides, &none)));
     }
-    blocks.extend(filled("Against the baselines", report::bench::savings(bench)));
     blocks
-}
-
-/// A table, where it has a row.
-fn filled(caption: &str, table: Table) -> Option<Block> {
-    (!table.is_empty()).then(|| Block::Table(caption.into(), table))
 }
 
 /// Stream health and the judged answers of a case.
@@ -208,7 +461,7 @@ fn checklists(case: &Case) -> Vec<Block> {
 }
 
 /// Lines of a checklist of the document.
-pub fn items(items: &[document::Item]) -> Vec<Item> {
+pub(super) fn items(items: &[document::Item]) -> Vec<Item> {
     let of = |item: &document::Item| Item {
         verdict: match item.verdict {
             document::Verdict::Pass => Verdict::Good,
@@ -218,12 +471,13 @@ pub fn items(items: &[document::Item]) -> Vec<Item> {
         },
         what: item.what.clone(),
         why: item.detail.clone(),
+        hint: None,
     };
     items.iter().map(of).collect()
 }
 
 /// The streamed answers of the first case's first launch.
-fn answers(bench: &Bench) -> Vec<Block> {
+fn replies(bench: &Bench) -> Vec<Block> {
     let session = bench.cases.first().and_then(|case| case.sessions.first());
     let streamed = session.into_iter().flat_map(|session| &session.samples).filter(|s| s.mode == Mode::Stream);
     let output = |sample: &Sample| {
@@ -237,5 +491,75 @@ fn answers(bench: &Bench) -> Vec<Block> {
     if answers.is_empty() {
         return answers;
     }
-    [Block::Heading("Answers".into())].into_iter().chain(answers).collect()
+    [Block::Heading("Replies".into())].into_iter().chain(answers).collect()
+}
+
+/// The gaps between tokens: the longest stream of the first case as a curve, every stream as a row.
+fn gaps(bench: &Bench) -> Option<Figure> {
+    let mut table = Table::new(&[
+        ("case", Align::Left),
+        ("prompt", Align::Left),
+        ("median", Align::Right),
+        ("95% below", Align::Right),
+        ("longest", Align::Right),
+        ("gaps", Align::Right),
+    ]);
+    for case in &bench.cases {
+        for (sample, gaps) in case.sessions.iter().flat_map(|session| &session.samples).filter_map(with_gaps) {
+            table.row([
+                case.name.clone(),
+                sample.prompt.clone(),
+                seconds(gaps.median),
+                seconds(gaps.p95),
+                seconds(gaps.max),
+                gaps.all.len().to_string(),
+            ]);
+        }
+    }
+    let case = bench.cases.first()?;
+    let samples = case.sessions.iter().flat_map(|session| &session.samples).filter_map(with_gaps);
+    let (sample, gaps) = samples.max_by_key(|(_, gaps)| gaps.all.len()).filter(|(_, gaps)| gaps.all.len() > 1)?;
+    let level = |name: &str, value: f64| (format!("{name} {}", seconds(value)), value * 1000.0);
+    let chart = Chart::Lines(Lines {
+        x: "gap, in the order of the stream".into(),
+        y: "milliseconds to the next piece".into(),
+        series: vec![Series { label: case.name.clone(), at: 0, points: points(&gaps.all) }],
+        levels: vec![level("median", gaps.median), level("95% below", gaps.p95)],
+        dense: true,
+        x_is_bytes: false,
+    });
+    let thinned = if gaps.all.len() > POINTS { " Of each stretch the longest is drawn." } else { "" };
+    let text = format!("The longest stream of {}: its answer to the {} prompt.{thinned}", case.name, sample.prompt);
+    Some(Figure { title: "Gaps between tokens".into(), text, legend: Vec::new(), chart, table })
+}
+
+fn with_gaps(sample: &Sample) -> Option<(&Sample, &Gaps)> {
+    sample.gaps.as_ref().map(|gaps| (sample, gaps))
+}
+
+/// The gaps in milliseconds, thinned to what can be drawn.
+#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
+fn points(gaps: &[f64]) -> Vec<Point> {
+    let stretch = gaps.len().div_ceil(POINTS).max(1);
+    let longest = |(at, gaps): (usize, &[f64])| Point {
+        x: (at * stretch + 1) as f64,
+        y: gaps.iter().copied().fold(0.0, f64::max) * 1000.0,
+        spread: None,
+    };
+    gaps.chunks(stretch).enumerate().map(longest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_stream_keeps_its_longest_gaps() {
+        let mut gaps = vec![0.01; 5000];
+        gaps[4321] = 0.5;
+        let points = points(&gaps);
+        assert!(points.len() <= POINTS, "{}", points.len());
+        assert_eq!(points.iter().filter(|point| point.y > 499.0).count(), 1);
+        assert_eq!(points[0].x.to_bits(), 1f64.to_bits());
+    }
 }

@@ -1,33 +1,97 @@
-//! Several runs or models side by side.
+//! Several documents in one report: what can be compared side by side first, then each in the order given.
 
 use std::collections::BTreeMap;
 
 use super::memory::{self, Memory, Side, size};
-use super::read::{Document, Source};
 use super::speed::{Entry, Unit, figure};
-use super::view::Plan;
-use super::{Block, Section, bench, file_name, plan, tune};
+use super::{Block, Page, Report, file_name};
+use crate::measurement::Spread;
+use crate::memory::{HOST, MemoryRow};
 use crate::bytes::Bytes;
-use crate::measurement::{Measurement, Spread};
-use crate::memory::HOST;
 use crate::number::seconds;
 use crate::report::chart::Fill;
+use crate::report::read::Source;
 use crate::report::table::{Align, Table};
-use crate::suite::document::Bench;
+use crate::speed::Speed;
 
 /// What of a document can stand beside another.
-struct Summary {
-    label: String,
-    source: String,
-    memory: Option<Memory>,
-    fill: Fill,
-    pp: Entry,
-    tg: Entry,
-    first: Option<Spread>,
+pub struct Summary {
+    /// What it is of; empty where only its file names it.
+    pub label: String,
+    pub source: String,
+    pub memory: Option<Memory>,
+    /// Whether it is predicted.
+    pub fill: Fill,
+    pub pp: Entry,
+    pub tg: Entry,
+    /// Seconds to the first token.
+    pub first: Option<Spread>,
 }
 
-/// The section that compares, where two or more can be.
-pub fn section(sources: &[Source]) -> Option<Section> {
+impl Summary {
+    /// Nothing measured yet.
+    pub(super) fn measured(label: impl Into<String>) -> Self {
+        let entry = Entry::measured("", None, Vec::new());
+        Self {
+            label: label.into(),
+            source: String::new(),
+            memory: None,
+            fill: Fill::Plain,
+            pp: entry.clone(),
+            tg: entry,
+            first: None,
+        }
+    }
+
+    pub(super) fn predicted(label: &str, memory: &BTreeMap<String, MemoryRow>, speed: Option<&Speed>) -> Self {
+        let mut summary = Self { memory: Some(memory.clone()), fill: Fill::Hatched, ..Self::measured(label) };
+        summary.pp.predicted = speed.map(|speed| (speed.pp, speed.uncertainty));
+        summary.tg.predicted = speed.map(|speed| (speed.tg, speed.uncertainty));
+        summary
+    }
+}
+
+/// The report on documents from files.
+pub fn report(sources: &[Source], title: Option<&str>) -> Report {
+    let of = |source: &Source| {
+        let pages = source.document.pages();
+        // The pages of a validation after its first name their models' files.
+        let name = |mut page: Page| {
+            if page.source.is_empty() {
+                page.source.clone_from(&source.name);
+            }
+            page
+        };
+        pages.into_iter().map(name).collect::<Vec<_>>()
+    };
+    let mut pages: Vec<Page> = page(sources).into_iter().chain(sources.iter().flat_map(of)).collect();
+    tell_apart(&mut pages);
+    let mut report = match sources {
+        [_] => Report::from(pages),
+        _ => Report { title: format!("Report on {} documents", sources.len()), about: String::new(), pages },
+    };
+    if let Some(title) = title {
+        report.title = title.to_string();
+    }
+    report
+}
+
+/// Adds the file to titles that are the same.
+fn tell_apart(pages: &mut [Page]) {
+    let titles: Vec<String> = pages.iter().map(|page| page.title.clone()).collect();
+    for page in pages.iter_mut().filter(|page| !page.source.is_empty()) {
+        if titles.iter().filter(|title| **title == page.title).count() > 1 {
+            page.title = format!("{} ({})", page.title, file_name(&page.source));
+        }
+    }
+}
+
+/// The page that compares, where two or more can be.
+fn page(sources: &[Source]) -> Option<Page> {
+    let of = |source: &Source| {
+        let name = |summary: Summary| Summary { source: source.name.clone(), ..summary };
+        source.document.summaries().into_iter().map(name).collect::<Vec<_>>()
+    };
     let mut summaries: Vec<Summary> = sources.iter().flat_map(of).collect();
     if summaries.len() < 2 {
         return None;
@@ -37,101 +101,25 @@ pub fn section(sources: &[Source]) -> Option<Section> {
         let entries: Vec<Entry> = summaries.iter().map(|summary| of(summary).clone()).collect();
         figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure)
     };
-    let sides: Vec<Side<'_>> = summaries
-        .iter()
-        .filter_map(|summary| {
-            Some(Side { label: &summary.label, memory: summary.memory.as_ref()?, fill: summary.fill })
-        })
-        .collect();
-    let mut blocks = vec![Block::Table(String::new(), table(&summaries))];
-    blocks.extend(speed("Generation", |summary| &summary.tg));
-    blocks.extend(speed("Prompt", |summary| &summary.pp));
+    let side = |summary: &'_ Summary| Some((summary.label.clone(), summary.memory.clone()?, summary.fill));
+    let sides: Vec<(String, Memory, Fill)> = summaries.iter().filter_map(side).collect();
+    let sides: Vec<Side<'_>> =
+        sides.iter().map(|(label, memory, fill)| Side { label, memory, fill: *fill }).collect();
+    let mut page = Page::new("", "Side by side", "");
+    page.push(Block::Table(String::new(), table(&summaries)));
+    page.push(speed("Generation", |summary| &summary.tg));
+    page.push(speed("Prompt", |summary| &summary.pp));
     if !sides.is_empty() {
-        blocks.push(Block::Figure(memory::figure("Memory by device", &sides, &BTreeMap::new())));
+        page.push(Block::Figure(memory::figure("Memory by device", &sides, &BTreeMap::new())));
     }
-    Some(Section { heading: "Side by side".into(), source: String::new(), blocks })
+    Some(page)
 }
 
-fn of(source: &Source) -> Vec<Summary> {
-    match &source.document {
-        Document::Plan(plan) => vec![of_plan(plan, &source.name)],
-        Document::Measurement(measured) => vec![of_measurement(measured, &source.name)],
-        Document::Bench(bench) => of_bench(bench, &bench::heading(bench), &source.name).into_iter().collect(),
-        Document::Validation(validation) => {
-            let benches = validation.models.iter().filter_map(|model| Some((&model.name, model.bench.as_ref()?)));
-            benches.filter_map(|(name, bench)| of_bench(bench, name, &source.name)).collect()
-        }
-        Document::Tuning(tuning) => of_tuning(tuning, &source.name).into_iter().collect(),
-        Document::Inspection(_) | Document::Launched(_) | Document::Sweep(_) | Document::LlamaBench(_) => Vec::new(),
-    }
-}
-
-fn of_plan(plan: &Plan, source: &str) -> Summary {
-    let label = plan::heading(plan);
-    let entry = |of: fn(&crate::speed::Speed) -> f64| Entry {
-        predicted: plan.speed.as_ref().map(|speed| (of(speed), speed.uncertainty)),
-        ..Entry::measured(&label, None, Vec::new())
-    };
-    Summary {
-        pp: entry(|speed| speed.pp),
-        tg: entry(|speed| speed.tg),
-        source: source.to_string(),
-        memory: Some(plan.memory.clone()),
-        fill: Fill::Hatched,
-        first: None,
-        label,
-    }
-}
-
-fn of_measurement(measured: &Measurement, source: &str) -> Summary {
-    let planned: Option<Plan> = serde_json::from_value(measured.plan.clone()).ok();
-    let planned = planned.filter(|plan| plan.model.is_some());
-    let label = planned.map_or_else(|| file_name(source).to_string(), |plan| plan::heading(&plan));
-    let speed = &measured.speed;
-    Summary {
-        pp: Entry::measured(&label, speed.summary.pp, speed.pp.clone()),
-        tg: Entry::measured(&label, speed.summary.tg, speed.tg.clone()),
-        source: source.to_string(),
-        memory: Some(measured.memory.clone()),
-        fill: Fill::Plain,
-        first: speed.summary.first_token,
-        label,
-    }
-}
-
-/// The first case of a benchmark: the plan or the endpoint.
-fn of_bench(bench: &Bench, label: &str, source: &str) -> Option<Summary> {
-    let case = bench.cases.first()?;
-    let row = crate::report::bench::overall(case);
-    let measured = case.sessions.iter().find(|session| !session.memory.is_empty());
-    Some(Summary {
-        label: label.to_string(),
-        source: source.to_string(),
-        memory: measured.map(|session| session.memory.clone()),
-        fill: Fill::Plain,
-        pp: Entry::measured(label, row.and_then(|row| row.pp), Vec::new()),
-        tg: Entry::measured(label, row.and_then(|row| row.tg), Vec::new()),
-        first: row.and_then(|row| row.first_token_seconds),
-    })
-}
-
-/// The winner of a tuning, whose memory is known as sums alone.
-fn of_tuning(tuning: &crate::tune::document::Document, source: &str) -> Option<Summary> {
-    let winner = tune::winner(tuning)?;
-    let label = tune::heading(tuning);
-    Some(Summary {
-        pp: Entry::measured(&label, winner.pp, Vec::new()),
-        tg: Entry::measured(&label, winner.tg, Vec::new()),
-        source: source.to_string(),
-        memory: None,
-        fill: Fill::Plain,
-        first: None,
-        label,
-    })
-}
-
-/// Adds the file's name where two would be called the same.
+/// Adds the file's name where two would be called the same, or nothing else names one.
 fn name_apart(summaries: &mut [Summary]) {
+    for summary in summaries.iter_mut().filter(|summary| summary.label.is_empty()) {
+        summary.label = file_name(&summary.source).to_string();
+    }
     let labels: Vec<String> = summaries.iter().map(|summary| summary.label.clone()).collect();
     for summary in summaries {
         if labels.iter().filter(|label| **label == summary.label).count() > 1 {

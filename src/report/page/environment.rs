@@ -1,12 +1,22 @@
 //! Where something was measured and what: machine, devices, driver, build, the file and its header's facts.
 
 use crate::number::{parameters, thousands};
-use crate::report::table::{Align, Table};
-use crate::suite::document::{Environment, ModelFacts};
+use crate::report::table::Table;
+use super::dotted;
+use crate::suite::document::{DeviceFacts, Environment, ModelFacts};
+
+/// On what something was measured, and when, in a line.
+pub fn about(environment: &Environment) -> String {
+    let device = |device: &DeviceFacts| device.description.clone().unwrap_or_else(|| device.name.clone());
+    let devices = environment.devices.iter().map(device);
+    let build = environment.runtime.iter().map(|runtime| format!("llama.cpp b{}", runtime.build));
+    let begun = (environment.started > 0).then(|| utc(environment.started));
+    dotted(devices.chain(build).chain(begun))
+}
 
 /// The machine and the runtime.
 pub fn machine(environment: &Environment) -> Table {
-    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    let mut table = Table::facts();
     let mut add = |what: &str, value: Option<String>| {
         if let Some(value) = value {
             table.row([what.to_string(), value]);
@@ -32,7 +42,7 @@ pub fn machine(environment: &Environment) -> Table {
 
 /// The file.
 pub fn model(model: &ModelFacts) -> Table {
-    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    let mut table = Table::facts();
     let mut add = |what: &str, value: String| {
         table.row([what.to_string(), value]);
     };
@@ -53,7 +63,7 @@ pub fn model(model: &ModelFacts) -> Table {
 }
 
 /// Seconds since 1970 as a date and a time (days to a civil date by the well-known era arithmetic).
-pub fn utc(seconds: u64) -> String {
+fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);

@@ -1,37 +1,37 @@
-//! llama-bench's own JSON as a section.
+//! llama-bench's own JSON.
 
 use super::speed::{Entry, Unit, figure};
-use super::view::BenchRow;
-use super::{Block, Section};
+use super::{Block, Document, Page};
 use crate::measurement::Spread;
 use crate::number::rate;
 use crate::report::table::{Align, Table};
+use crate::speed::samples::BenchRow;
 
-/// The section of the rows of one file.
-pub fn section(rows: &[BenchRow], source: &str) -> Section {
-    let mut blocks = Vec::new();
-    let charts = [
-        ("Generation", rows.iter().filter(|row| row.n_prompt == 0).collect::<Vec<_>>()),
-        ("Prompt", rows.iter().filter(|row| row.n_gen == 0).collect()),
-        ("Prompt and generation together", rows.iter().filter(|row| row.n_prompt > 0 && row.n_gen > 0).collect()),
-    ];
-    for (title, rows) in charts {
-        let entries: Vec<Entry> = rows.iter().map(|row| entry(row)).collect();
-        blocks.extend(figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure));
-    }
-    blocks.push(Block::Table("Tests".into(), table(rows)));
-    let mut machine = Table::new(&[("", Align::Left), ("", Align::Left)]);
-    if let Some(row) = rows.first() {
-        let facts = [("processor", &row.cpu_info), ("devices", &row.gpu_info), ("file", &row.model_filename)];
-        for (what, fact) in facts.into_iter().filter(|(_, fact)| !fact.is_empty()) {
-            machine.row([what.to_string(), fact.clone()]);
+impl Document for Vec<BenchRow> {
+    fn pages(&self) -> Vec<Page> {
+        let title = self.first().map(|row| row.model_type.as_str()).filter(|name| !name.is_empty());
+        let build = self.first().map_or(String::new(), |row| format!("b{}", row.build_number));
+        let mut page = Page::new("llama-bench", title.unwrap_or("llama-bench"), build);
+        let of = |kept: fn(&&BenchRow) -> bool| self.iter().filter(kept).map(entry).collect::<Vec<_>>();
+        let charts = [
+            ("Generation", of(|row| row.n_prompt == 0)),
+            ("Prompt", of(|row| row.n_gen == 0)),
+            ("Prompt and generation together", of(|row| row.n_prompt > 0 && row.n_gen > 0)),
+        ];
+        for (title, entries) in charts {
+            page.detail(figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure));
         }
+        page.push(Block::Table("Tests".into(), table(self)));
+        let mut machine = Table::facts();
+        if let Some(row) = self.first() {
+            let facts = [("processor", &row.cpu_info), ("devices", &row.gpu_info), ("file", &row.model_filename)];
+            for (what, fact) in facts.into_iter().filter(|(_, fact)| !fact.is_empty()) {
+                machine.row([what, fact.as_str()]);
+            }
+        }
+        page.detail(Block::filled("Machine", machine));
+        vec![page]
     }
-    if !machine.is_empty() {
-        blocks.push(Block::Table("Machine".into(), machine));
-    }
-    let heading = rows.first().map(|row| row.model_type.clone()).filter(|name| !name.is_empty());
-    Section { heading: heading.unwrap_or_else(|| "llama-bench".into()), source: source.to_string(), blocks }
 }
 
 /// `tg128 @ d4096`, as llama-bench names its tests.

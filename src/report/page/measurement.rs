@@ -1,108 +1,227 @@
-//! A measurement as a section: predicted beside measured, term by term, speeds with their samples, the process.
+//! A measurement, and a server that stays up: predicted beside measured, term by term, speeds with their samples.
 
 use std::collections::BTreeMap;
 
-use super::memory::{self, errors, size};
+use super::compare::Summary;
+use super::memory::{self, Memory, errors, size};
 use super::speed::{Entry, Unit, figure};
-use super::view::Plan;
-use super::{Block, KeyFigure, Section, Verdict, file_name, plan};
-use crate::measurement::Measurement;
-use crate::number::{seconds, thousands};
-use crate::report::table::{Align, Table};
+use super::{Block, Document, KeyFigure, Page, Verdict, file_name, placement, plan};
+use crate::bytes::Bytes;
+use crate::measurement::{Launched, Measurement, Row, Spread};
+use crate::memory::{HOST, MemoryRow};
+use crate::number::{counted, seconds, thousands};
+use crate::plan::{Plan, quoted};
+use crate::report::table::Table;
+use crate::speed::Speed;
 
-/// The section of a measurement; with the map and command of its plan where the document holds one.
-pub fn section(measured: &Measurement, source: &str) -> Section {
-    let planned: Option<Plan> = serde_json::from_value(measured.plan.clone()).ok();
-    let mut blocks = vec![verdict(measured), Block::KeyFigures(key_figures(measured))];
-    let command = planned.as_ref().map(|plan| plan.command.clone()).filter(|command| !command.is_empty());
-    blocks.extend(command.map(Block::Command));
-    let budget = planned.as_ref().map(|plan| plan.budget.clone()).unwrap_or_default();
-    let title = "Memory, predicted beside measured";
-    let (predicted, found) = (&measured.predicted, &measured.memory);
-    blocks.push(Block::Figure(memory::against(title, predicted, found, measured.mapped_span, &budget)));
-    blocks.push(Block::Table(
-        "Predicted against measured, term by term".into(),
-        errors([("this", measured.comparison.as_slice())]),
-    ));
-    blocks.extend(speeds(measured, planned.as_ref()));
-    let tensors = planned.as_ref().and_then(|plan| plan.tensors.as_ref());
-    blocks.extend(tensors.and_then(|tensors| super::placement::figure(tensors)).map(Block::Figure));
-    blocks.push(Block::Table("The launch".into(), facts(measured)));
-    if !measured.text.is_empty() {
-        blocks.push(Block::Output("What was generated".into(), measured.text.clone()));
+/// The title of the bars.
+const MEMORY: &str = "Memory, predicted beside measured";
+/// The title of the table.
+const TERMS: &str = "Predicted beside measured, term by term";
+
+impl Document for Measurement {
+    fn pages(&self) -> Vec<Page> {
+        let mut page = Page::new("Measurement", self.title(), format!("llama.cpp b{}", self.runtime.build));
+        page.push(self.verdict());
+        page.push(Block::KeyFigures(self.figures()));
+        let plan = self.plan.as_deref();
+        page.detail(plan.map(|plan| Block::Command(String::new(), plan.command.clone())));
+        let budget = plan.map(|plan| plan.check.budget.clone()).unwrap_or_default();
+        page.push(Block::Table(TERMS.into(), errors(&[("", &self.comparison)])));
+        let bars = memory::against(MEMORY, &self.predicted, &self.memory, self.mapped_span, &budget);
+        page.detail(Block::Figure(bars));
+        page.detail_all(self.speeds());
+        page.detail(map(plan));
+        page.push(Block::Table("The launch".into(), self.facts()));
+        page.detail((!self.text.is_empty()).then(|| Block::Output("What was generated".into(), self.text.clone())));
+        vec![page]
     }
-    let heading = planned.filter(|plan| plan.model.is_some()).map(|plan| plan::heading(&plan));
-    let runtime = &measured.runtime;
-    let heading = heading.unwrap_or_else(|| format!("A launch of {} b{}", file_name(&runtime.program), runtime.build));
-    Section { heading, source: source.to_string(), blocks }
+
+    fn summaries(&self) -> Vec<Summary> {
+        let title = self.plan.as_deref().map_or(String::new(), |plan| plan::name(&plan.model).to_string());
+        let speed = &self.speed;
+        vec![Summary {
+            pp: Entry::measured("", speed.summary.pp, speed.pp.clone()),
+            tg: Entry::measured("", speed.summary.tg, speed.tg.clone()),
+            memory: Some(self.memory.clone()),
+            first: speed.summary.first_token,
+            ..Summary::measured(title)
+        }]
+    }
 }
 
-fn verdict(measured: &Measurement) -> Block {
-    let outside: Vec<&str> =
-        measured.comparison.iter().filter(|row| !row.ok).map(|row| row.quantity.as_str()).collect();
-    let exact = measured.comparison.iter().all(|row| row.predicted == row.measured);
-    let (good, text) = match (outside.is_empty(), exact, measured.finite) {
-        (_, _, false) => (false, "Some logits are not finite numbers.".to_string()),
-        (true, true, _) => (true, "As predicted, to the byte.".to_string()),
-        (true, false, _) => (true, format!("As predicted, within {}%.", 100.0 * measured.tolerance)),
-        (false, ..) => (false, format!("Not as predicted: {}.", outside.join(", "))),
-    };
-    Block::Verdict(Verdict::of(good), text)
+/// The placement map of a plan that lists its tensors.
+fn map(plan: Option<&Plan>) -> Option<Block> {
+    placement::figure(plan?.check.tensors.as_ref()?).map(Block::Figure)
 }
 
-fn key_figures(measured: &Measurement) -> Vec<KeyFigure> {
-    let speed = &measured.speed;
-    let mut figures = Vec::new();
-    let mut add = |label: &str, value: Option<String>, note: String| {
-        figures.extend(value.map(|value| KeyFigure { label: label.into(), value, note }));
-    };
-    let rate = |spread: Option<crate::measurement::Spread>| spread.map(|spread| Unit::TokensPerSecond.spread(spread));
-    let samples = |n: usize| format!("tokens/s, {}", crate::number::counted(n as u64, "sample"));
-    add("Generation", rate(speed.summary.tg), samples(speed.tg.len()));
-    add("Prompt", rate(speed.summary.pp), samples(speed.pp.len()));
-    add("First token", speed.summary.first_token.map(|spread| Unit::Seconds.spread(spread)), "by our clock".into());
-    for (device, row) in measured.memory.iter().filter(|(device, _)| *device != crate::memory::HOST) {
-        add(device, Some(size(row.total)), "measured in all".into());
+impl Measurement {
+    fn title(&self) -> String {
+        match &self.plan {
+            Some(plan) => plan::name(&plan.model).to_string(),
+            None => format!("A launch of {} b{}", file_name(&self.runtime.program), self.runtime.build),
+        }
     }
-    add("Load", Some(seconds(measured.load_seconds)), String::new());
-    figures
+
+    fn verdict(&self) -> Block {
+        let rows = &self.comparison;
+        let is_exact = rows.iter().all(|row| row.error == 0.0);
+        let is_printed = rows.iter().any(|row| row.resolution > Bytes(0));
+        let mut text = match (outside(rows), is_exact) {
+            (None, true) if is_printed => "As predicted, as far as llama.cpp's log prints it".to_string(),
+            (None, true) => "As predicted, to the byte".to_string(),
+            (None, false) => format!("As predicted, within {}%", 100.0 * self.tolerance),
+            (Some(outside), _) => format!("Not as predicted within {}%: {outside}", 100.0 * self.tolerance),
+        };
+        if !self.finite {
+            text += "; some logits are not finite numbers";
+        }
+        Block::Verdict(Verdict::of(self.ok()), text + ".")
+    }
+
+    fn figures(&self) -> Vec<KeyFigure> {
+        let speed = &self.speed;
+        let depth = if speed.depth > 0 { format!(" at depth {}", thousands(speed.depth.into())) } else { String::new() };
+        let mut figures = Vec::new();
+        let mut add = |label: &str, value: Option<String>, note: String| {
+            let value = value.unwrap_or_else(|| "not measured".to_string());
+            figures.push(KeyFigure::new(label, value, note));
+        };
+        let rate = |spread: Option<Spread>| spread.map(|spread| Unit::TokensPerSecond.spread(spread));
+        let samples = |n: usize| counted(n as u64, "sample");
+        let prompt = thousands(speed.n_prompt.into());
+        add("Prompt", rate(speed.summary.pp), format!("tokens/s of {prompt} tokens{depth}, {}", samples(speed.pp.len())));
+        let generated = thousands(speed.n_generate.into());
+        add("Generation", rate(speed.summary.tg), format!("tokens/s of {generated} tokens, {}", samples(speed.tg.len())));
+        if let Some(spread) = speed.summary.first_token {
+            add("First token", Some(Unit::Seconds.spread(spread)), "by our clock".into());
+        }
+        add("Load", Some(seconds(self.load_seconds)), String::new());
+        for (device, row) in self.memory.iter().filter(|(device, _)| *device != HOST) {
+            add(device, Some(size(row.total)), "measured in all".into());
+        }
+        figures
+    }
+
+    fn speeds(&self) -> Vec<Block> {
+        let speed = &self.speed;
+        let predicted: Option<&Speed> = self.plan.as_ref().map(|plan| &plan.speed);
+        let entry = |n: u32, spread, samples: &[f64], of: Option<fn(&Speed) -> f64>| Entry {
+            predicted: of.zip(predicted).map(|(of, speed)| (of(speed), speed.uncertainty)),
+            ..Entry::measured(format!("{} tokens", thousands(n.into())), spread, samples.to_vec())
+        };
+        let (summary, n) = (&speed.summary, speed.n_prompt);
+        let tg = entry(speed.n_generate, summary.tg, &speed.tg, Some(|speed| speed.tg));
+        let charts = [
+            figure("Generation", Unit::TokensPerSecond, &[tg]),
+            figure("Prompt", Unit::TokensPerSecond, &[entry(n, summary.pp, &speed.pp, Some(|speed| speed.pp))]),
+            figure("Time to the first token", Unit::Seconds, &[entry(n, summary.first_token, &speed.first_token, None)]),
+        ];
+        charts.into_iter().flatten().map(Block::Figure).collect()
+    }
+
+    fn facts(&self) -> Table {
+        let mut table = Table::facts();
+        let runtime = &self.runtime;
+        table.row(["runtime", &format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend)]);
+        let process = &self.process;
+        let memory = format!("{} own, {} of files, {} at its peak", process.rss_anon, process.rss_file, process.peak);
+        table.row(["process", &memory]);
+        if self.mapped_span > Bytes(0) {
+            table.row(["mapped", &format!("{} of the file", self.mapped_span)]);
+        }
+        for (device, used) in &self.device_used {
+            let of = |times: &BTreeMap<String, Bytes>| times.get(device).copied();
+            let loaded = of(&self.device_use.loaded).zip(of(&self.device_use.before));
+            let loaded = loaded.and_then(|(loaded, before)| loaded.0.checked_sub(before.0).map(Bytes));
+            let loaded = loaded.map_or(String::new(), |loaded| format!(", {loaded} when loaded"));
+            table.row([device.clone(), format!("{used} at the peak{loaded}, by the driver")]);
+        }
+        table
+    }
 }
 
-fn speeds(measured: &Measurement, planned: Option<&Plan>) -> Vec<Block> {
-    let speed = &measured.speed;
-    let predicted = planned.and_then(|plan| plan.speed.as_ref());
-    let entry = |label: String, spread, samples: &[f64], of: Option<f64>| Entry {
-        predicted: of.zip(predicted.map(|speed| speed.uncertainty)),
-        ..Entry::measured(label, spread, samples.to_vec())
-    };
-    let tokens = |n: u32| format!("{} tokens", thousands(n.into()));
-    let tg = entry(tokens(speed.n_generate), speed.summary.tg, &speed.tg, predicted.map(|speed| speed.tg));
-    let pp = entry(tokens(speed.n_prompt), speed.summary.pp, &speed.pp, predicted.map(|speed| speed.pp));
-    let first = entry(tokens(speed.n_prompt), speed.summary.first_token, &speed.first_token, None);
-    let charts = [
-        figure("Generation", Unit::TokensPerSecond, &[tg]),
-        figure("Prompt", Unit::TokensPerSecond, &[pp]),
-        figure("Time to the first token", Unit::Seconds, &[first]),
-    ];
-    charts.into_iter().flatten().map(Block::Figure).collect()
+/// The rows that are outside the tolerance; `None` without any.
+fn outside(rows: &[Row]) -> Option<String> {
+    let outside: Vec<&str> = rows.iter().filter(|row| !row.ok).map(|row| row.quantity.as_str()).collect();
+    (!outside.is_empty()).then(|| outside.join(", "))
 }
 
-fn facts(measured: &Measurement) -> Table {
-    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
-    let runtime = &measured.runtime;
-    table.row(["runtime", &format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend)]);
-    let process = &measured.process;
-    table.row([
-        "process",
-        &format!("{} its own, {} of files, {} at its peak", process.rss_anon, process.rss_file, process.peak),
-    ]);
-    if measured.mapped_span.0 > 0 {
-        table.row(["mapped", &format!("{} of the file", measured.mapped_span)]);
+impl Document for Launched {
+    fn pages(&self) -> Vec<Page> {
+        let program = self.command.first().map_or("llama-server", |program| file_name(program));
+        let title = match &self.plan {
+            Some(plan) => plan::name(&plan.model).to_string(),
+            None => format!("A launch of {program}"),
+        };
+        let mut page = Page::new("Launch", title, self.endpoint.clone());
+        let rows = self.comparison.as_slice();
+        page.push(match outside(rows) {
+            _ if rows.is_empty() => {
+                Block::Verdict(Verdict::Open, "Its log names no memory: nothing can be compared.".into())
+            }
+            None => Block::Verdict(Verdict::Good, "As predicted, within the tolerance asked for.".into()),
+            Some(outside) => Block::Verdict(Verdict::Bad, format!("Not as predicted: {outside}.")),
+        });
+        page.push(Block::KeyFigures(vec![
+            KeyFigure::new("Load", seconds(self.load_seconds), "until it took requests, by our clock"),
+            KeyFigure::new("Endpoint", self.endpoint.clone(), format!("process {}", self.process)),
+        ]));
+        let words = self.command.iter().filter_map(|word| quoted(word));
+        page.detail(Block::Command(String::new(), words.collect::<Vec<_>>().join(" ")));
+        let (predicted, measured) = (sums(rows, |row| row.predicted), sums(rows, |row| row.measured));
+        let plan = self.plan.as_deref();
+        if !predicted.is_empty() {
+            let budget = plan.map(|plan| plan.check.budget.clone()).unwrap_or_default();
+            let mapped = rows.iter().find(|row| row.quantity.ends_with(".mapped_span"));
+            let mapped = mapped.map_or(Bytes(0), |row| row.measured);
+            page.detail(Block::Figure(memory::against(MEMORY, &predicted, &measured, mapped, &budget)));
+        }
+        page.push(Block::Table(TERMS.into(), errors(&[("", rows)])));
+        page.detail(map(plan));
+        vec![page]
     }
-    let none = BTreeMap::new();
-    let used = if measured.device_used.is_empty() { &none } else { &measured.device_used };
-    for (device, bytes) in used {
-        table.row([format!("{device}, by the driver"), format!("{bytes} at its peak")]);
+}
+
+/// Memory by device from rows that are called `DEVICE.TERM`; the terms that were compared, and no others.
+fn sums(rows: &[Row], of: fn(&Row) -> Bytes) -> Memory {
+    let mut memory: BTreeMap<String, MemoryRow> = BTreeMap::new();
+    for row in rows {
+        let Some((device, term)) = row.quantity.rsplit_once('.') else { continue };
+        if !matches!(term, "model" | "context" | "compute" | "total") {
+            continue;
+        }
+        let found = memory.entry(device.to_string()).or_default();
+        let sum = match term {
+            "model" => &mut found.terms.model,
+            "context" => &mut found.terms.context,
+            "compute" => &mut found.terms.compute,
+            _ => &mut found.total,
+        };
+        *sum = of(row);
     }
-    table
+    memory
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_add_up_by_device_whatever_its_name() {
+        let row = |quantity: &str, predicted: u64| Row {
+            quantity: quantity.into(),
+            predicted: Bytes(predicted),
+            measured: Bytes(predicted + 1),
+            resolution: Bytes(0),
+            error: 0.0,
+            ok: true,
+        };
+        let rows = [row("CUDA0.model", 5), row("CUDA0.total", 7), row("RPC0[10.0.0.1:1].compute", 3), row("peak", 9)];
+        let found = sums(&rows, |row| row.measured);
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["CUDA0", "RPC0[10.0.0.1:1]"]);
+        assert_eq!((found["CUDA0"].terms.model, found["CUDA0"].total), (Bytes(6), Bytes(8)));
+        assert_eq!(found["RPC0[10.0.0.1:1]"].terms.compute, Bytes(4));
+        assert_eq!(outside(&rows), None);
+    }
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::bytes::Bytes;
-use crate::measurement::{MemoryRow, Row};
-use crate::number::{fixed, typeset};
+use crate::measurement::Row;
+use crate::memory::MemoryRow;
+use crate::number::{fixed, share, small_size, typeset};
 use crate::report::chart::{Chart, Figure, Fill, Key, Stack, StackedBar, Tone};
 use crate::report::table::{Align, Table};
 
@@ -97,18 +98,30 @@ fn bar(side: &Side<'_>, row: &MemoryRow) -> StackedBar {
     }
 }
 
+/// A row a device and side, with a bar for the part of its budget that it takes.
 fn table(sides: &[Side<'_>], devices: &BTreeSet<&String>, budget: &BTreeMap<String, Bytes>) -> Table {
     use Align::{Left, Right};
-    let columns = [("device", Left), ("", Left), ("model", Right), ("context", Right), ("compute", Right)];
-    let mut table = Table::new(&[&columns[..], &[("overhead", Right), ("total", Right), ("budget", Right)]].concat());
+    let side_column = (sides.len() > 1).then_some(("", Left));
+    let columns: Vec<(&str, Align)> = [("", Left)].into_iter().chain(side_column).collect();
+    let terms = TERMS.map(|(name, _, _)| (name, Right));
+    let mut table = Table::new(&[&columns[..], &terms, &[("total", Right), ("budget", Right)]].concat());
     for device in devices {
         for side in sides {
             let Some(row) = side.memory.get(*device) else { continue };
-            let mut cells = vec![(*device).clone(), side.label.to_string()];
+            let mut cells = vec![(*device).clone()];
+            cells.extend(side_column.map(|_| side.label.to_string()));
             cells.extend(TERMS.iter().map(|(_, _, of)| size(of(row))));
             cells.push(size(row.total));
-            cells.push(budget.get(*device).map(|bytes| size(*bytes)).unwrap_or_default());
-            table.row(cells);
+            match budget.get(*device) {
+                Some(budget) => {
+                    cells.push(size(*budget));
+                    table.row_with_bar(cells, share(row.total.0, budget.0));
+                }
+                None => {
+                    cells.push(String::new());
+                    table.row(cells);
+                }
+            }
         }
     }
     table
@@ -120,37 +133,31 @@ pub fn size(bytes: Bytes) -> String {
 }
 
 /// Predicted beside measured, term by term; of several launches, each with its name.
-pub fn errors<'a>(launches: impl IntoIterator<Item = (&'a str, &'a [Row])>) -> Table {
+pub fn errors(launches: &[(&str, &[Row])]) -> Table {
     use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("launch", Left),
-        ("term", Left),
-        ("predicted", Right),
-        ("measured", Right),
-        ("difference", Right),
-        ("error", Right),
-        ("within tolerance", Left),
-    ]);
-    for (launch, row) in launches.into_iter().flat_map(|(launch, rows)| rows.iter().map(move |row| (launch, row))) {
-        let difference = i128::from(row.predicted.0) - i128::from(row.measured.0);
-        let difference = match difference {
+    let launch_column = (launches.len() > 1).then_some(("launch", Left));
+    let columns = [("term", Left), ("predicted", Right), ("measured", Right), ("difference", Right), ("error", Right)];
+    let columns: Vec<(&str, Align)> = launch_column.into_iter().chain(columns).chain([("", Left)]).collect();
+    let mut table = Table::new(&columns);
+    for (launch, row) in launches.iter().flat_map(|(launch, rows)| rows.iter().map(move |row| (launch, row))) {
+        let difference = match i128::from(row.predicted.0) - i128::from(row.measured.0) {
             0 => "0".to_string(),
-            d if d.unsigned_abs() <= u128::from(row.resolution.0) => "below what is printed".to_string(),
-            d => format!("{}{}", if d < 0 { "−" } else { "+" }, small(d.unsigned_abs())),
+            off if off.unsigned_abs() <= u128::from(row.resolution.0) => "none that a log shows".to_string(),
+            off => {
+                // Two sizes of 64 bits differ by no more than 64 bits.
+                let size = small_size(Bytes(u64::try_from(off.unsigned_abs()).unwrap_or(u64::MAX)));
+                format!("{}{size}", if off < 0 { "−" } else { "+" })
+            }
         };
-        table.row([
-            launch.to_string(),
+        let cells = [
             row.quantity.clone(),
             size(row.predicted),
             size(row.measured),
             difference,
             format!("{}%", typeset(&fixed(row.error * 100.0, 2))),
-            if row.ok { "✓ yes" } else { "✗ no" }.to_string(),
-        ]);
+            if row.ok { "ok" } else { "OUTSIDE" }.to_string(),
+        ];
+        table.row(launch_column.map(|_| (*launch).to_string()).into_iter().chain(cells));
     }
     table
-}
-
-fn small(bytes: u128) -> String {
-    crate::number::small_size(Bytes(u64::try_from(bytes).unwrap_or(u64::MAX)))
 }

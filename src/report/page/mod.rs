@@ -1,104 +1,138 @@
-//! A report as parts: what `html` and `markdown` both render.
+//! What a person sees of a document: a [`Page`] of blocks, which `text`, `markdown` and `html` render. One function a document.
 #![cfg_attr(
     not(test),
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
 mod bench;
-mod compare;
+pub mod compare;
+pub mod devices;
+mod doctor;
 mod environment;
-mod gaps;
 mod inspection;
-mod launched;
 mod llama_bench;
-pub mod markdown;
 mod measurement;
-pub(super) mod memory;
+mod memory;
 mod placement;
-mod plan;
-pub mod read;
-pub(super) mod speed;
-mod sweep;
+pub mod plan;
+pub mod rules;
+mod speed;
+pub mod sweep;
 mod tune;
 mod validation;
-pub mod view;
+
+use std::borrow::Cow;
 
 use super::chart::Figure;
 use super::table::Table;
-use read::{Document, Source};
+use crate::checkup::Severity;
+use compare::Summary;
 
-/// The report on documents: what can be compared first, then each in the order given.
-pub fn of(sources: &[Source], title: Option<&str>) -> Page {
-    let mut sections: Vec<Section> = compare::section(sources).into_iter().collect();
-    for Source { name, document } in sources {
-        match document {
-            Document::Inspection(model) => sections.push(inspection::section(model, name)),
-            Document::Plan(plan) => sections.push(plan::section(plan, name)),
-            Document::Sweep(sweep) => sections.push(sweep::section(sweep, name)),
-            Document::Measurement(measured) => sections.push(measurement::section(measured, name)),
-            Document::Bench(bench) => sections.push(bench::section(bench, name)),
-            Document::Validation(validation) => sections.extend(validation::sections(validation, name)),
-            Document::Launched(launched) => sections.push(launched::section(launched, name)),
-            Document::Tuning(tuning) => sections.push(tune::section(tuning, name)),
-            Document::LlamaBench(rows) => sections.push(llama_bench::section(rows, name)),
-        }
+/// A document that can be shown.
+pub trait Document {
+    /// Its pages, the one that answers first.
+    fn pages(&self) -> Vec<Page>;
+
+    /// What of it can stand beside other documents.
+    fn summaries(&self) -> Vec<Summary> {
+        Vec::new()
     }
-    tell_apart(&mut sections);
-    let own = match (sections.as_mut_slice(), sources) {
-        ([only], [source]) => {
-            let kind = source.document.kind().to_string();
-            (std::mem::replace(&mut only.heading, kind), source.document.about())
-        }
-        ([first, ..], [source]) => (first.heading.clone(), source.document.about()),
-        _ => (format!("Report on {} documents", sources.len()), String::new()),
-    };
-    Page { title: title.map_or(own.0, str::to_string), subtitle: own.1, sections }
-}
 
-/// The report on one document, from what its JSON says and nothing else.
-pub fn of_document(document: &impl serde::Serialize) -> Result<Page, Error> {
-    let sources = read::read("this document", &serde_json::to_string(document)?)?;
-    let mut page = of(&sources, None).without_sources();
-    // A plan with others around it: the page is the plan's.
-    if let ([Source { document: plan @ Document::Plan(_), .. }, _, ..], [first, ..]) =
-        (sources.as_slice(), page.sections.as_mut_slice())
-    {
-        page.title = std::mem::replace(&mut first.heading, plan.kind().to_string());
-        page.subtitle = plan.about();
+    /// The report on this document alone.
+    fn report(&self) -> Report {
+        Report::from(self.pages())
     }
-    Ok(page)
 }
 
-/// A document that cannot be shown.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It cannot be written as JSON.
-    #[error("the document cannot be written as JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    /// It is none that a report shows.
-    #[error(transparent)]
-    Read(#[from] read::Error),
+/// Pages under one title.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub title: String,
+    pub about: String,
+    pub pages: Vec<Page>,
 }
 
-/// One report.
+impl From<Vec<Page>> for Report {
+    /// The pages of one document, whose first page names them all.
+    fn from(pages: Vec<Page>) -> Self {
+        let (title, about) = pages.first().map(|page| (page.title.clone(), page.subtitle())).unwrap_or_default();
+        Self { title, about, pages }
+    }
+}
+
+impl Report {
+    /// The heading of a page; the page that names the report is called by its kind.
+    pub fn heading<'p>(&self, page: &'p Page) -> &'p str {
+        if page.title == self.title && !page.kind.is_empty() { page.kind } else { &page.title }
+    }
+}
+
+/// What is shown of one thing.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
-    /// What it is about.
+    /// `Plan`, `Benchmark`; empty for what is no document by itself.
+    pub kind: &'static str,
+    /// Of what it is: the name of a model.
     pub title: String,
-    /// A line under the title.
-    pub subtitle: String,
-    /// The parts, in reading order.
-    pub sections: Vec<Section>,
+    /// The least that tells it from another: `phimoe · 78.00 GiB`.
+    pub about: String,
+    /// The file it was read from; empty for a document that is no file.
+    pub source: String,
+    pub parts: Vec<Part>,
 }
 
-/// Adds the file to headings that are the same.
-fn tell_apart(sections: &mut [Section]) {
-    let headings: Vec<String> = sections.iter().map(|section| section.heading.clone()).collect();
-    for section in sections.iter_mut().filter(|section| !section.source.is_empty()) {
-        if headings.iter().filter(|heading| **heading == section.heading).count() > 1 {
-            section.heading = format!("{} ({})", section.heading, file_name(&section.source));
-        }
+/// A block and where it is shown.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Whether only `-v`, Markdown and HTML show it: what a terminal shows has to fit one.
+    pub is_detail: bool,
+    pub block: Block,
+}
+
+impl Page {
+    pub fn new(kind: &'static str, title: impl Into<String>, about: impl Into<String>) -> Self {
+        Self { kind, title: title.into(), about: about.into(), ..Self::default() }
     }
+
+    /// Adds a block, or nothing.
+    pub fn push(&mut self, block: impl Into<Option<Block>>) {
+        self.parts.extend(block.into().map(|block| Part { is_detail: false, block }));
+    }
+
+    /// Adds a block of the long forms, or nothing.
+    pub fn detail(&mut self, block: impl Into<Option<Block>>) {
+        self.parts.extend(block.into().map(|block| Part { is_detail: true, block }));
+    }
+
+    pub fn push_all(&mut self, blocks: impl IntoIterator<Item = Block>) {
+        blocks.into_iter().for_each(|block| self.push(block));
+    }
+
+    pub fn detail_all(&mut self, blocks: impl IntoIterator<Item = Block>) {
+        blocks.into_iter().for_each(|block| self.detail(block));
+    }
+
+    /// The line under the title: what kind of document it is, and of what.
+    pub fn subtitle(&self) -> String {
+        dotted([self.kind, &self.about])
+    }
+}
+
+/// The parts that are not empty, between dots.
+pub fn dotted<T: AsRef<str>>(parts: impl IntoIterator<Item = T>) -> String {
+    let mut out = String::new();
+    for part in parts.into_iter().filter(|part| !part.as_ref().is_empty()) {
+        if !out.is_empty() {
+            out += " · ";
+        }
+        out += part.as_ref();
+    }
+    out
+}
+
+/// The name of a model, else its path.
+fn named<'n>(name: Option<&'n str>, path: &'n str) -> &'n str {
+    name.filter(|name| !name.trim().is_empty()).unwrap_or(path)
 }
 
 /// The last part of a path, on any system.
@@ -106,71 +140,66 @@ fn file_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
-impl Page {
-    /// The page of a document that is no file yet.
-    fn without_sources(mut self) -> Self {
-        self.sections.iter_mut().for_each(|section| section.source.clear());
-        self
-    }
-}
-
-/// A part with a heading.
-#[derive(Debug, Clone, Default)]
-pub struct Section {
-    /// Its heading.
-    pub heading: String,
-    /// Which document it is from: a path.
-    pub source: String,
-    /// What it holds.
-    pub blocks: Vec<Block>,
-}
-
-/// What a section holds. All text may be a stranger's: renderers escape it.
+/// Something to show. All text may be untrusted: renderers escape it.
 #[derive(Debug, Clone)]
 pub enum Block {
-    /// A heading below the section's.
     Heading(String),
-    /// A paragraph.
     Prose(String),
-    /// Yes or no, in a sentence.
+    /// The answer, in a sentence.
     Verdict(Verdict, String),
     /// The few numbers that matter.
     KeyFigures(Vec<KeyFigure>),
-    /// A table with what it shows.
+    /// A table under its caption, which may be empty.
     Table(String, Table),
-    /// A chart.
     Figure(Figure),
-    /// A command line to paste.
-    Command(String),
+    /// A command to paste, under what it is (may be empty); a terminal shows it last.
+    Command(String, String),
     /// What to know: how bad it is, what it is, what to do.
     Note(Verdict, String, Option<String>),
-    /// What was to be shown, and whether it was.
     Checklist(Vec<Item>),
     /// Text that a model or program wrote, kept whole, under a label.
     Output(String, String),
-    /// Points that a reader may step through: what changes, and the table of them.
     WhatIf(WhatIf),
 }
 
-/// One number that matters.
+impl Block {
+    /// A table, where it has a row.
+    pub fn filled(caption: &str, table: Table) -> Option<Self> {
+        (!table.is_empty()).then(|| Self::Table(caption.into(), table))
+    }
+
+    /// A lint or a warning, with its code.
+    pub fn note(severity: Severity, message: &str, code: &str, hint: Option<&str>) -> Self {
+        let verdict = match severity {
+            Severity::Error => Verdict::Bad,
+            Severity::Warning => Verdict::Caution,
+            Severity::Info => Verdict::Open,
+        };
+        let hint = hint.filter(|hint| !hint.is_empty()).map(str::to_string);
+        Self::Note(verdict, format!("{message} [{code}]"), hint)
+    }
+}
+
+/// One number that matters. `value` and `note` read as one phrase: `8,192` `tokens, f16 cache`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFigure {
-    /// What it is.
     pub label: String,
-    /// The number with its unit.
     pub value: String,
-    /// What it stands on.
     pub note: String,
+}
+
+impl KeyFigure {
+    pub fn new(label: &str, value: impl Into<String>, note: impl Into<String>) -> Self {
+        Self { label: label.into(), value: value.into(), note: note.into() }
+    }
 }
 
 /// How something came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Yes.
     Good,
     /// Worth a look.
     Caution,
-    /// No.
     Bad,
     /// Not known, or only told.
     Open,
@@ -189,7 +218,7 @@ impl Verdict {
         }
     }
 
-    /// In a word, for who does not see the mark.
+    /// In a word, for readers who do not see the mark.
     pub fn word(self) -> &'static str {
         match self {
             Self::Good => "yes",
@@ -200,7 +229,6 @@ impl Verdict {
         }
     }
 
-    /// Yes or no.
     pub fn of(good: bool) -> Self {
         if good { Self::Good } else { Self::Bad }
     }
@@ -209,18 +237,18 @@ impl Verdict {
 /// One line of a checklist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// How it came out.
     pub verdict: Verdict,
     /// What was to be shown.
     pub what: String,
     /// The evidence, or the reason.
     pub why: String,
+    /// What to do about it.
+    pub hint: Option<String>,
 }
 
 /// Precomputed points of a plan over one thing that changes, or two.
 #[derive(Debug, Clone)]
 pub struct WhatIf {
-    /// What changes.
     pub axes: Vec<Axis>,
     /// The points, a row each: every value of the last axis at the first value of the one before, and so on.
     pub table: Table,
@@ -234,7 +262,7 @@ pub struct WhatIf {
 #[derive(Debug, Clone)]
 pub struct Axis {
     /// `budget`, `context`, `file`.
-    pub what: String,
+    pub what: Cow<'static, str>,
     /// Its values, as people read them.
     pub values: Vec<String>,
 }

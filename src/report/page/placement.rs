@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::view::Tensor;
 use crate::bytes::Bytes;
+use crate::checkup::TensorRow;
 use crate::report::chart::{Chart, Figure, Fill, Grid, GridRow, Key, Run, Tone};
 use crate::report::table::{Align, Table};
 
@@ -20,7 +20,7 @@ struct Kind {
 }
 
 /// The map of a document's tensors and the table of it; `None` where no tensor belongs to a block.
-pub fn figure(tensors: &[Tensor]) -> Option<Figure> {
+pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
     let (kinds, others) = kinds(tensors);
     let columns = kinds.iter().filter_map(|kind| kind.cells.keys().next_back()).max()? + 1;
     let buffers = buffers(&kinds);
@@ -61,10 +61,10 @@ pub fn figure(tensors: &[Tensor]) -> Option<Figure> {
 }
 
 /// Where a tensor is that is not loaded.
-const NOT_LOADED: &str = "not loaded";
+pub const NOT_LOADED: &str = "not loaded";
 
 /// The tensors of blocks by kind, in the order of the document, and those of no block.
-fn kinds(tensors: &[Tensor]) -> (Vec<Kind>, Vec<&Tensor>) {
+fn kinds(tensors: &[TensorRow]) -> (Vec<Kind>, Vec<&TensorRow>) {
     let mut kinds: Vec<Kind> = Vec::new();
     let mut others = Vec::new();
     for tensor in tensors {
@@ -144,8 +144,9 @@ impl Kind {
 mod tests {
     use super::*;
 
-    fn tensor(name: &str, buffer: Option<&str>) -> Tensor {
-        Tensor { name: name.into(), bytes: Bytes(1 << 20), buffer: buffer.map(str::to_string) }
+    fn tensor(name: &str, buffer: Option<&str>) -> TensorRow {
+        let ty = crate::gguf::GgmlType::from_name("f16").unwrap();
+        TensorRow { name: name.into(), ty, bytes: Bytes(1 << 20), buffer: buffer.map(str::to_string), rule: None }
     }
 
     #[test]

@@ -1,193 +1,354 @@
-//! A plan or a check as a section: what it takes, how fast it is predicted to be, what is where, and the command.
+//! A check and a plan: whether it fits, what it takes of which device, how fast it is predicted to be, and the command.
 
+use super::compare::Summary;
 use super::memory::{self, Side, size};
-use super::speed::{self, Unit};
-use super::view::{Alternative, ExpertSplit, Lint, Plan};
-use super::{Block, KeyFigure, Section, Verdict, placement};
+use super::speed::{self, Entry, Unit};
+use super::{Block, Document, KeyFigure, Page, Verdict, dotted, named, placement};
 use crate::bytes::Bytes;
-use crate::number::{counted, rate, seconds, signed, thousands, typeset};
+use crate::checkup::{Checkup, Severity};
+use crate::inspection::Warning;
+use crate::machine::Machine;
+use crate::memory::HOST;
+use crate::number::{rate, seconds, signed, thousands, typeset};
+use crate::plan::explain::Alternative;
+use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy};
 use crate::report::chart::{Fill, Tone};
 use crate::report::table::{Align, Table};
+use crate::speed::{Phase, Speed};
 
 /// A time below this share of the turn is not worth a row.
 const WORTH_A_ROW: f64 = 0.005;
 
-/// The section of a plan or a check.
-pub fn section(plan: &Plan, source: &str) -> Section {
-    let mut blocks = vec![verdict(plan)];
-    blocks.push(Block::KeyFigures(key_figures(plan)));
-    if !plan.command.is_empty() {
-        blocks.push(Block::Command(plan.command.clone()));
+impl Document for Checked {
+    fn pages(&self) -> Vec<Page> {
+        let check = &self.checkup;
+        let mut page = Page::new("Check", name(&self.model), about(&self.model, None));
+        page.push(verdict(check));
+        page.detail(Block::Command(String::new(), self.command.clone()));
+        page.push(Block::KeyFigures(launch(check)));
+        page.push(Block::Figure(memory(check)));
+        if let Some(span) = check.mapped_span {
+            let text = format!(
+                "A launch with mapped files logs CPU_Mapped as {span}: the span in the file, not what it needs."
+            );
+            page.push(Block::Prose(text));
+        }
+        page.push(Block::filled("Overrides", overrides(check)));
+        placed(&mut page, check);
+        page.detail(Block::filled("Where the figures come from", basis(check)));
+        page.push_all(lints(check, Severity::Info));
+        vec![page]
     }
-    let side = Side { label: "predicted", memory: &plan.memory, fill: Fill::Hatched };
-    blocks.push(Block::Figure(memory::figure("Memory by device", &[side], &plan.budget)));
-    blocks.extend(map(plan));
-    blocks.extend(speeds(plan));
-    blocks.extend(tables(plan));
-    blocks.extend(notes(&plan.warnings));
-    blocks.extend(notes(&plan.lints));
-    Section { heading: heading(plan), source: source.to_string(), blocks }
+
+    fn summaries(&self) -> Vec<Summary> {
+        vec![Summary::predicted(name(&self.model), &self.checkup.memory, None)]
+    }
 }
 
-/// The name of the model, else what was checked.
-pub fn heading(plan: &Plan) -> String {
-    match &plan.model {
-        Some(model) => model.name.clone().filter(|name| !name.trim().is_empty()).unwrap_or_else(|| model.path.clone()),
-        None => format!("What {} would do", if plan.program.is_empty() { "the command" } else { &plan.program }),
+impl Document for Plan {
+    fn pages(&self) -> Vec<Page> {
+        let check = &self.check;
+        let mut page = Page::new("Plan", name(&self.model), about(&self.model, Some(&self.machine)));
+        page.push(self.verdict());
+        page.push(Block::KeyFigures(self.figures()));
+        page.push(Block::Command(String::new(), self.command.clone()));
+        page.push(Block::Figure(memory(check)));
+        placed(&mut page, check);
+        page.detail_all(self.speeds());
+        page.push_all(self.tables());
+        page.detail(Block::filled("Overrides", overrides(check)));
+        let mut basis = basis(check);
+        basis.row(["speed", self.speed.basis.as_str()]);
+        page.detail(Block::Table("Where the figures come from".into(), basis));
+        page.push_all(warnings(&self.warnings));
+        page.push_all(lints(check, Severity::Warning));
+        page.detail_all(notes(check, |severity| severity == Severity::Info));
+        vec![page]
+    }
+
+    fn summaries(&self) -> Vec<Summary> {
+        vec![Summary::predicted(name(&self.model), &self.check.memory, Some(&self.speed))]
     }
 }
 
-fn verdict(plan: &Plan) -> Block {
-    let refused = plan.lints.iter().any(|lint| lint.severity == "error");
-    if plan.fits && refused {
-        return Block::Verdict(Verdict::Bad, "Would fit every budget, but llama.cpp refuses the command.".into());
-    }
-    if plan.fits {
-        return Block::Verdict(Verdict::Good, "Fits every budget.".into());
-    }
-    let over: Vec<String> = plan.shortfall.iter().map(|(device, bytes)| format!("{device} by {bytes}")).collect();
-    Block::Verdict(Verdict::Bad, format!("Does not fit: short on {}.", over.join(", ")))
+/// The name of a model, else its path.
+pub(super) fn name(model: &ModelSummary) -> &str {
+    named(model.name.as_deref(), &model.path)
 }
 
-fn key_figures(plan: &Plan) -> Vec<KeyFigure> {
-    let mut figures = Vec::new();
-    let mut add = |label: &str, value: String, note: String| {
-        figures.push(KeyFigure { label: label.into(), value, note });
+/// What a model is, whether it exists, and what it is planned for.
+pub(super) fn about(model: &ModelSummary, machine: Option<&Machine>) -> String {
+    let made = model.what_if.as_ref().map(|made| format!("predicted: {} of {}", made.recipe, made.source));
+    let facts = [model.architecture.clone(), model.bytes.to_string()].into_iter().chain(made);
+    dotted(facts.chain(machine.map(budgets)))
+}
+
+/// `24.00 GiB of CUDA0, 12.00 GiB of CUDA1`.
+pub fn budgets(machine: &Machine) -> String {
+    let budgets: Vec<String> =
+        machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
+    if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") }
+}
+
+/// Yes or no, and by how much.
+fn verdict(check: &Checkup) -> Block {
+    let refused = check.lints.iter().any(|lint| lint.severity == Severity::Error);
+    let text = match (check.fits, refused) {
+        (true, true) => "Would fit, but llama.cpp refuses the command.".to_string(),
+        (true, false) => "Fits.".to_string(),
+        (false, true) => format!("Does not fit: {}; and llama.cpp refuses the command.", short(check)),
+        (false, false) => format!("Does not fit: {}.", short(check)),
     };
-    if let Some(speed) = &plan.speed {
-        let off = format!("tokens/s, predicted ± {:.0}%", speed.uncertainty * 100.0);
-        add("Generation", rate(speed.tg), off.clone());
-        add("Prompt", rate(speed.pp), off);
+    Block::Verdict(Verdict::of(check.fits && !refused), text)
+}
+
+/// `CUDA0 by 1.00 GiB`.
+fn short(check: &Checkup) -> String {
+    check.shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Context, slots and batches.
+fn launch(check: &Checkup) -> Vec<KeyFigure> {
+    let run = &check.run;
+    let slots = match (run.n_seq_max, run.kv_unified) {
+        (1, _) => "1 slot".to_string(),
+        (n, true) => format!("{n} slots sharing it"),
+        (n, false) => format!("{n} slots of {} tokens", thousands(u64::from(run.n_ctx_seq))),
+    };
+    let cache =
+        if run.type_k == run.type_v { run.type_k.to_string() } else { format!("{}/{}", run.type_k, run.type_v) };
+    let batch = format!("tokens, of batches of {}; load mode {}", thousands(run.n_batch.into()), run.load_mode.name());
+    vec![
+        KeyFigure::new("Context", thousands(run.n_ctx.into()), format!("tokens, {cache} cache, {slots}")),
+        KeyFigure::new("Micro-batch", thousands(run.n_ubatch.into()), batch),
+    ]
+}
+
+/// Memory by device beside the budgets.
+fn memory(check: &Checkup) -> crate::report::chart::Figure {
+    let side = Side { label: "predicted", memory: &check.memory, fill: Fill::Hatched };
+    memory::figure("Memory by device", &[side], &check.budget)
+}
+
+/// Where each tensor is, where the document lists them: a map, and every one of them.
+fn placed(page: &mut Page, check: &Checkup) {
+    let Some(tensors) = &check.tensors else {
+        page.detail(Block::Prose("With --tensors there is a placement map, and a list of every tensor.".into()));
+        return;
+    };
+    page.detail(placement::figure(tensors).map(Block::Figure));
+    page.push(Block::filled("Tensors", list(check)));
+}
+
+/// The overrides and what they did, those of one counting flag in one row.
+fn overrides(check: &Checkup) -> Table {
+    use Align::{Left, Right};
+    let mut table =
+        Table::new(&[("override", Left), ("to", Left), ("tensors", Right), ("bytes", Right), ("from", Left)]);
+    for group in &check.override_groups {
+        let from = match (group.rules, group.shadowed_by) {
+            (1, Some(rule)) => format!("{} (shadowed by {})", group.origin, row_of(check, rule)),
+            (1, None) => group.origin.clone(),
+            (n, _) => format!("{} ({n} rules)", group.origin),
+        };
+        let (tensors, bytes) = (group.tensors.to_string(), group.bytes.to_string());
+        table.row([group.pattern.clone(), group.buffer.clone(), tensors, bytes, from]);
     }
-    if let (Some(turn), Some(time)) = (plan.turn, plan.turn_seconds) {
+    table
+}
+
+/// In which row of the table an override is, counted from 1.
+fn row_of(check: &Checkup, rule: usize) -> usize {
+    check.override_groups.iter().take_while(|group| group.first <= rule).count()
+}
+
+fn basis(check: &Checkup) -> Table {
+    let mut table = Table::new(&[("figure", Align::Left), ("basis", Align::Left)]);
+    for row in &check.basis {
+        table.row([row.quantity.as_str(), row.how.as_str()]);
+    }
+    table
+}
+
+fn list(check: &Checkup) -> Table {
+    use Align::{Left, Right};
+    let mut table =
+        Table::new(&[("tensor", Left), ("type", Left), ("bytes", Right), ("buffer", Left), ("rule", Right)]);
+    for row in check.tensors.iter().flatten() {
+        let buffer = row.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
+        let rule = row.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
+        table.row([row.name.clone(), row.ty.to_string(), thousands(row.bytes.0), buffer.to_string(), rule]);
+    }
+    table
+}
+
+/// The lints that are at least so bad.
+fn lints(check: &Checkup, least: Severity) -> Vec<Block> {
+    notes(check, |severity| severity <= least)
+}
+
+fn notes(check: &Checkup, shown: impl Fn(Severity) -> bool) -> Vec<Block> {
+    let lints = check.lints.iter().filter(|lint| shown(lint.severity));
+    lints.map(|lint| Block::note(lint.severity, &lint.message, &lint.code, lint.hint.as_deref())).collect()
+}
+
+/// What is to be known of a model or a plan.
+pub(super) fn warnings(warnings: &[Warning]) -> impl Iterator<Item = Block> + '_ {
+    warnings
+        .iter()
+        .map(|warning| Block::note(Severity::Warning, &warning.message, &warning.code, Some(&warning.hint)))
+}
+
+impl Plan {
+    /// Whether it fits, and by how much it does or does not.
+    fn verdict(&self) -> Block {
+        if !self.check.fits {
+            let text = format!("Does not fit: short on {}. {}.", short(&self.check), self.remedy());
+            return Block::Verdict(Verdict::Bad, text);
+        }
+        let left = |device: &crate::machine::Device| {
+            let used = self.check.memory.get(&device.name)?.total;
+            // A plan that fits may use up its margin to the last byte and no more.
+            let left = device.total.saturating_sub(used + self.margin);
+            Some(format!("{left} left on {}", device.name))
+        };
+        let left: Vec<String> = self.machine.devices.iter().filter_map(left).collect();
+        let text = match left.is_empty() {
+            true => "Fits.".to_string(),
+            false => format!("Fits: {} beyond the margin of {}.", left.join(", "), self.margin),
+        };
+        Block::Verdict(Verdict::Good, text)
+    }
+
+    /// What to try when it does not fit.
+    fn remedy(&self) -> &'static str {
+        let host_only = self.check.shortfall.keys().all(|name| name == HOST);
+        match (host_only, self.strategy) {
+            (true, _) if self.machine.devices.is_empty() => "Describe your cards with --vram, or take a smaller file",
+            (true, _) => "The host needs more memory: take a smaller file, or a card that holds more of it",
+            (false, Strategy::AllOnDevice | Strategy::Rules) => {
+                "Experts may not be moved by this strategy: --strategy auto moves them to the host"
+            }
+            (false, _) if self.placement.blocks_with_experts == 0 => {
+                "The model is dense: try a smaller -c or -ub, -ctk q8_0 -ctv q8_0, or a smaller file"
+            }
+            (false, _) => {
+                "Every routed expert that may move is on the host: try a smaller -c or -ub, -ctk q8_0 -ctv q8_0, or a \
+                 smaller file"
+            }
+        }
+    }
+
+    fn figures(&self) -> Vec<KeyFigure> {
+        let (speed, turn) = (&self.speed, &self.turn);
+        let off = format!("tokens/s, predicted ±{:.0}% ({})", speed.uncertainty * 100.0, speed.basis);
         let depth = if turn.depth > 0 { format!(" at depth {}", thousands(turn.depth.into())) } else { String::new() };
         let tokens = format!("{} + {} tokens{depth}", thousands(turn.prompt.into()), thousands(turn.generate.into()));
-        add("One turn", seconds(time), format!("{tokens}, predicted"));
+        let mut figures = vec![
+            KeyFigure::new("Generation", rate(speed.tg), off.clone()),
+            KeyFigure::new("Prompt", rate(speed.pp), off),
+            KeyFigure::new("One turn", seconds(self.turn_seconds), format!("for {tokens}, predicted")),
+        ];
+        figures.extend(launch(&self.check));
+        figures.push(self.experts());
+        figures
     }
-    let run = &plan.run;
-    let slots = counted(run.n_seq_max.into(), "slot");
-    add("Context", thousands(run.n_ctx.into()), format!("tokens, {} cache, {slots}", cache(plan)));
-    add("Micro-batch", thousands(run.n_ubatch.into()), format!("tokens; load mode {}", run.load_mode));
-    if plan.placement.blocks_with_experts > 0 {
-        let split = &plan.placement;
-        let of = format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts);
-        let bytes = size(split.routed_expert_bytes_on_host);
-        add("Experts on the host", of, format!("blocks, whole or in part; {bytes}"));
+
+    /// Where the routed experts are.
+    fn experts(&self) -> KeyFigure {
+        let split = &self.placement;
+        let (host, blocks) = (split.blocks_with_experts_on_host, split.blocks_with_experts);
+        if blocks == 0 {
+            return KeyFigure::new("Experts", "none", "the model is dense");
+        }
+        let devices: Vec<String> =
+            split.by_device.iter().map(|(device, bytes)| format!("{bytes} on {device}")).collect();
+        let devices = devices.join(", ");
+        if host == 0 {
+            return KeyFigure::new("Experts", "all", format!("{blocks} blocks on the devices: {devices}"));
+        }
+        let mut note = format!("blocks on the host, whole or in part: {}", split.routed_expert_bytes_on_host);
+        if !devices.is_empty() {
+            note = format!("{note}; {devices}");
+        }
+        KeyFigure::new("Experts", format!("{host} of {blocks}"), note)
     }
-    figures
+
+    /// The proposed launch beside the others, where there are any.
+    fn speeds(&self) -> Vec<Block> {
+        let others: Vec<&Alternative> = self.why.alternatives.iter().filter(|other| other.fits).collect();
+        if others.is_empty() {
+            return Vec::new();
+        }
+        let chart = |title: &str, of: fn(&Speed) -> f64| {
+            let others = others.iter().map(|other| Entry {
+                tone: Some(Tone::Overhead),
+                ..Entry::predicted(&other.what, of(&other.speed), other.speed.uncertainty)
+            });
+            let proposed = Entry::predicted("proposed", of(&self.speed), self.speed.uncertainty);
+            let entries: Vec<Entry> = [proposed].into_iter().chain(others).collect();
+            speed::figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure)
+        };
+        let charts = [chart("Generation, predicted", |speed| speed.tg), chart("Prompt, predicted", |speed| speed.pp)];
+        charts.into_iter().flatten().collect()
+    }
+
+    /// What takes the room, what takes the time, what else there is, what would make it fit.
+    fn tables(&self) -> Vec<Block> {
+        use Align::{Left, Right};
+        let mut terms =
+            Table::new(&[("term", Left), ("bytes", Right), ("fix", Left), ("frees", Right), ("costs", Left)]);
+        for row in &self.why.explain {
+            let frees = if row.saves == Bytes(0) { String::new() } else { row.saves.to_string() };
+            terms.row([row.term.clone(), size(row.bytes), row.fix.clone(), frees, row.costs.clone()]);
+        }
+        let mut time = Table::new(&[("phase", Left), ("time goes to", Left), ("seconds", Right)]);
+        for term in self.why.time.iter().filter(|term| term.seconds >= self.turn_seconds * WORTH_A_ROW) {
+            let phase = match term.phase {
+                Phase::Prompt => "prompt",
+                Phase::Generate => "generation",
+            };
+            time.row([phase.to_string(), term.what.clone(), format!("{:.2}", term.seconds)]);
+        }
+        let tables = [
+            ("What takes the room", terms),
+            ("What takes the time", time),
+            ("What else there is", launches(&self.why.alternatives)),
+            ("What would make it fit", launches(&self.why.fixes)),
+        ];
+        tables.into_iter().filter_map(|(caption, table)| Block::filled(caption, table)).collect()
+    }
 }
 
-fn cache(plan: &Plan) -> String {
-    let run = &plan.run;
-    if run.type_k == run.type_v { run.type_k.clone() } else { format!("{}/{}", run.type_k, run.type_v) }
+/// Whether a launch fits, or what it is short of.
+pub(super) fn fits<'a>(fits: bool, shortfall: impl IntoIterator<Item = (&'a String, &'a Bytes)>) -> String {
+    if fits {
+        return "yes".to_string();
+    }
+    shortfall.into_iter().map(|(name, over)| format!("{name} short of {over}")).collect::<Vec<_>>().join(", ")
 }
 
-/// `18 of 48 blocks`.
-pub fn experts(split: &ExpertSplit) -> String {
-    format!("{} of {} blocks", split.blocks_with_experts_on_host, split.blocks_with_experts)
-}
-
-/// The placement map, or how to get one.
-fn map(plan: &Plan) -> Option<Block> {
-    match &plan.tensors {
-        Some(tensors) => placement::figure(tensors).map(Block::Figure),
-        None => Some(Block::Note(
-            Verdict::Open,
-            "The document lists no tensors, so there is no placement map".into(),
-            Some("Write it with --tensors --json".into()),
-        )),
-    }
-}
-
-/// The proposed launch beside the others, where there are any.
-fn speeds(plan: &Plan) -> Vec<Block> {
-    if plan.alternatives.is_empty() {
-        return Vec::new();
-    }
-    let chart = |title: &str, of: fn(&crate::speed::Speed) -> f64| {
-        let proposed = speed::prediction("proposed", plan.speed.as_ref(), of);
-        let fitting = plan.alternatives.iter().filter(|other| other.fits);
-        let others = fitting.filter_map(|other| speed::prediction(&other.what, other.speed.as_ref(), of));
-        let others = others.map(|entry| speed::Entry { tone: Some(Tone::Overhead), ..entry });
-        let entries: Vec<_> = proposed.into_iter().chain(others).collect();
-        speed::figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure)
-    };
-    let charts = [chart("Generation, predicted", |speed| speed.tg), chart("Prompt, predicted", |speed| speed.pp)];
-    charts.into_iter().flatten().collect()
-}
-
-fn tables(plan: &Plan) -> Vec<Block> {
-    use Align::{Left, Right};
-    let mut terms = Table::new(&[("term", Left), ("bytes", Right), ("fix", Left), ("frees", Right), ("costs", Left)]);
-    for row in &plan.explain {
-        terms.row([row.term.clone(), size(row.bytes), row.fix.clone(), freed(row.saves), row.costs.clone()]);
-    }
-    let mut time = Table::new(&[("phase", Left), ("time goes to", Left), ("seconds", Right)]);
-    let least = plan.turn_seconds.unwrap_or(0.0) * WORTH_A_ROW;
-    for term in plan.time.iter().filter(|term| term.seconds >= least) {
-        time.row([term.phase.clone(), term.what.clone(), format!("{:.2}", term.seconds)]);
-    }
-    let mut overrides =
-        Table::new(&[("override", Left), ("to", Left), ("tensors", Right), ("bytes", Right), ("from", Left)]);
-    for group in &plan.override_groups {
-        let cells = [&group.pattern, &group.buffer, &group.tensors.to_string(), &size(group.bytes), &group.origin];
-        overrides.row(cells.map(Clone::clone));
-    }
-    let mut basis = Table::new(&[("figure", Left), ("basis", Left)]);
-    for row in &plan.basis {
-        basis.row([row.quantity.clone(), row.how.clone()]);
-    }
-    if let Some(speed) = &plan.speed {
-        basis.row(["speed".to_string(), speed.basis.clone()]);
-    }
-    let tables = [
-        ("What takes the room", terms),
-        ("What takes the time", time),
-        ("What else there is", launches(&plan.alternatives)),
-        ("What would make it fit", launches(&plan.fixes)),
-        ("Overrides", overrides),
-        ("Where the figures come from", basis),
-    ];
-    let filled = tables.into_iter().filter(|(_, table)| !table.is_empty());
-    filled.map(|(caption, table)| Block::Table(caption.into(), table)).collect()
-}
-
-/// What a fix frees; nothing where there is none.
-fn freed(bytes: Bytes) -> String {
-    if bytes == Bytes(0) { String::new() } else { bytes.to_string() }
+/// `18 of 48`.
+pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
+    format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts)
 }
 
 /// Other launches, a row each.
 fn launches(others: &[Alternative]) -> Table {
     use Align::{Left, Right};
-    let columns = [("change", Left), ("fits", Left), ("experts on the host", Right), ("pp", Right), ("tg", Right)];
-    let mut table = Table::new(&[&columns[..], &[("turn", Right), ("change", Right), ("note", Left)]].concat());
+    let columns = [("change", Left), ("fits", Left), ("blocks on host", Right), ("pp", Right), ("tg", Right)];
+    let mut table = Table::new(&[&columns[..], &[("turn", Right), ("", Right), ("", Left)]].concat());
     for other in others {
-        let short: Vec<String> = other.shortfall.iter().map(|(name, over)| format!("{name} short of {over}")).collect();
-        let of = |speed: fn(&crate::speed::Speed) -> f64| other.speed.as_ref().map(speed).map(rate).unwrap_or_default();
         table.row([
             other.what.clone(),
-            if other.fits { "yes".to_string() } else { short.join(", ") },
-            experts(&other.placement),
-            of(|speed| speed.pp),
-            of(|speed| speed.tg),
+            fits(other.fits, &other.shortfall),
+            blocks_on_host(&other.placement),
+            rate(other.speed.pp),
+            rate(other.speed.tg),
             seconds(other.turn_seconds),
             format!("{}%", typeset(&signed(other.turn_change * 100.0, 1))),
             other.note.clone().unwrap_or_default(),
         ]);
     }
     table
-}
-
-/// Lints and warnings.
-pub fn notes(lints: &[Lint]) -> Vec<Block> {
-    let note = |lint: &Lint| {
-        let verdict = match lint.severity.as_str() {
-            "error" => Verdict::Bad,
-            "info" => Verdict::Open,
-            _ => Verdict::Caution,
-        };
-        Block::Note(verdict, format!("{} [{}]", lint.message, lint.code), lint.hint.clone().filter(|h| !h.is_empty()))
-    };
-    lints.iter().map(note).collect()
 }

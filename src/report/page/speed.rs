@@ -4,7 +4,6 @@ use crate::measurement::Spread;
 use crate::number::{rate, seconds};
 use crate::report::chart::{Bar, Bars, Chart, Figure, Fill, Key, Tone};
 use crate::report::table::{Align, Table};
-use crate::speed::Speed;
 
 /// What the bars count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +92,7 @@ pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
         let tone = entry.tone.unwrap_or(Tone::Series(at));
         if let Some((value, off)) = entry.predicted.filter(|(value, _)| value.is_finite()) {
             let spread = Some(value * off);
-            let shown = format!("{} ± {:.0}%", unit.show(value), off * 100.0);
+            let shown = format!("{} ±{:.0}%", unit.show(value), off * 100.0);
             let label = predicted_label(entry);
             bars.push(Bar { label, value: shown, length: value, spread, samples: vec![], tone, fill: Fill::Hatched });
             let cells = [entry.label.clone(), "predicted".into(), unit.show(value), unit.show(value * off), "–".into()];
@@ -136,11 +135,6 @@ fn predicted_label(entry: &Entry) -> String {
     if entry.measured.is_some() { format!("{}, predicted", entry.label) } else { entry.label.clone() }
 }
 
-/// The entries of one predicted speed: `pp` or `tg` by `of`.
-pub fn prediction(label: &str, speed: Option<&Speed>, of: fn(&Speed) -> f64) -> Option<Entry> {
-    speed.map(|speed| Entry::predicted(label, of(speed), speed.uncertainty))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +146,7 @@ mod tests {
         let figure = figure("Generation", Unit::TokensPerSecond, &[both]).unwrap();
         let Chart::Bars(bars) = &figure.chart else { panic!("bars") };
         let seen: Vec<_> = bars.bars.iter().map(|bar| (bar.label.as_str(), bar.fill, bar.value.as_str())).collect();
-        assert_eq!(seen, [("plan, predicted", Fill::Hatched, "55.0 ± 15%"), ("plan", Fill::Plain, "50.0 ± 2.0")]);
+        assert_eq!(seen, [("plan, predicted", Fill::Hatched, "55.0 ±15%"), ("plan", Fill::Plain, "50.0 ± 2.0")]);
         assert_eq!(figure.table.rows()[0][1], "predicted");
         assert_eq!(figure.table.rows()[1][1], "measured");
     }

@@ -1,130 +1,174 @@
-//! Many plans as a section: curves over the budget or the context, and a table to step through.
+//! Many plans: curves over the budget or the context, and a table to step through.
 
-use super::view::{Point, Sweep};
-use super::{Axis, Block, Section, WhatIf, plan};
+use std::borrow::Cow;
+
+use super::plan::{about, blocks_on_host, budgets, fits, name};
+use super::{Axis, Block, Document, Page, WhatIf, dotted};
+use crate::machine::Machine;
 use crate::number::{rate, seconds, thousands};
-use crate::plan::quoted;
+use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
+use crate::plan::{ModelSummary, quoted};
 use crate::report::chart::{self, Chart, Figure, Lines, Series};
 use crate::report::table::{Align, Table};
 use crate::speed::Speed;
 
-/// The section of a sweep, or of several files on one machine.
-pub fn section(sweep: &Sweep, source: &str) -> Section {
-    let name = |model: &super::view::ModelSummary| model.name.clone().unwrap_or_else(|| model.path.clone());
-    let heading = match &sweep.model {
-        Some(model) => {
-            let axes: Vec<String> = axes(sweep).into_iter().map(|axis| axis.what).collect();
-            format!("{}: by {}", name(model), axes.join(" and "))
-        }
-        None => "Several files on one machine".to_string(),
-    };
-    let mut blocks = Vec::new();
-    if !sweep.variable.is_empty() {
-        let speed = |of: fn(&Speed) -> f64| move |point: &Point| point.speed.as_ref().map(of);
+/// Columns that every plan of many has.
+const COLUMNS: [(&str, Align); 8] = [
+    ("fits", Align::Left),
+    ("experts on devices", Align::Right),
+    ("blocks on host", Align::Right),
+    ("context", Align::Right),
+    ("-ub", Align::Right),
+    ("pp", Align::Right),
+    ("tg", Align::Right),
+    ("turn", Align::Right),
+];
+
+impl Document for SweepDocument {
+    fn pages(&self) -> Vec<Page> {
+        let axes = self.axes();
+        let names: Vec<&str> = axes.iter().map(|axis| axis.what.as_ref()).collect();
+        let about = dotted([about(&self.model, None), format!("planned with {}", main_memory(&self.machine))]);
+        let mut page = Page::new("Sweep", format!("{}: by {}", name(&self.model), names.join(" and ")), about);
         let curves = [
-            curve(sweep, "Generation", "tokens per second", speed(|speed| speed.tg)),
-            curve(sweep, "Prompt", "tokens per second", speed(|speed| speed.pp)),
-            curve(sweep, "Experts on devices", "GiB", |point| Some(on_devices(point))),
+            self.curve("Generation", "tokens per second", |point| point.speed.tg),
+            self.curve("Prompt", "tokens per second", |point| point.speed.pp),
+            self.curve("Experts on devices", "GiB", |point| {
+                point.placement.routed_expert_bytes_on_devices.in_mib() / 1024.0
+            }),
         ];
-        blocks.extend(curves.into_iter().flatten().map(Block::Figure));
-    }
-    let start = sweep.asked.filter(|at| *at < sweep.points.len());
-    let start = start.or_else(|| sweep.points.iter().position(|point| point.fits)).unwrap_or(0);
-    let commands = sweep.points.iter().map(|point| command(sweep, point)).collect();
-    blocks.push(Block::WhatIf(WhatIf { axes: axes(sweep), table: table(sweep), commands, start }));
-    Section { heading, source: source.to_string(), blocks }
-}
-
-/// Contexts of each budget; 1 where one thing varies. A document whose points are no whole grid has one axis.
-fn width(sweep: &Sweep) -> usize {
-    let width = sweep.contexts.len().max(1);
-    if sweep.points.len().is_multiple_of(width) { width } else { 1 }
-}
-
-/// What a reader may change, each with its values.
-fn axes(sweep: &Sweep) -> Vec<Axis> {
-    let width = width(sweep);
-    let values = sweep.points.iter().step_by(width).map(|point| point.label.clone()).collect();
-    let mut axes = vec![Axis { what: what(sweep).into(), values }];
-    if width > 1 {
-        let values = sweep.contexts.iter().map(|tokens| format!("{} tokens", thousands(*tokens))).collect();
-        axes.push(Axis { what: "context".into(), values });
-    }
-    axes
-}
-
-fn what(sweep: &Sweep) -> &'static str {
-    match sweep.variable.as_str() {
-        "vram" => "budget",
-        "ctx" => "context",
-        _ => "file",
-    }
-}
-
-/// GiB of routed experts on any device.
-fn on_devices(point: &Point) -> f64 {
-    point.placement.routed_expert_bytes_on_devices.in_mib() / 1024.0
-}
-
-/// One predicted quantity over what varies, of the points that fit.
-#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
-fn curve(sweep: &Sweep, title: &str, unit: &str, of: impl Fn(&Point) -> Option<f64>) -> Option<Figure> {
-    let width = width(sweep);
-    let unit_predicted = format!("{unit}, predicted");
-    let mut table =
-        Table::new(&[(what(sweep), Align::Left), ("tokens", Align::Right), (&unit_predicted, Align::Right)]);
-    let mut series: Vec<Series> = Vec::new();
-    for at in 0..width {
-        let mut points = Vec::new();
-        let of_series = sweep.points.iter().skip(at).step_by(width).filter(|point| point.fits);
-        for (point, value) in of_series.filter_map(|point| Some((point, of(point)?))) {
-            points.push(chart::Point { x: point.value as f64, y: value, spread: None });
-            table.row([point.label.clone(), thousands(point.n_ctx.into()), rate(value)]);
+        page.detail_all(curves.into_iter().flatten().map(Block::Figure));
+        let variable = match self.variable {
+            Variable::Vram => self.machine.devices.first().map_or("budget", |device| device.name.as_str()),
+            Variable::Ctx => "-c",
+        };
+        let mut table = Table::new(&[&[(variable, Align::Right)][..], &COLUMNS].concat());
+        for point in &self.points {
+            table.row([vec![point.label.clone()], cells(point)].concat());
         }
-        let context = sweep.contexts.get(at).filter(|_| width > 1);
-        let label = context.map_or_else(|| title.to_string(), |tokens| format!("-c {tokens}"));
-        series.push(Series { label, at, points });
+        let first_that_fits = || self.points.iter().position(|point| point.fits).unwrap_or(0);
+        let start = self.asked.filter(|at| *at < self.points.len()).unwrap_or_else(first_that_fits);
+        let commands = self.points.iter().map(|point| command(&self.model, point)).collect();
+        page.push(Block::WhatIf(WhatIf { axes, table, commands, start }));
+        page.push(speeds(&self.points));
+        vec![page]
     }
-    if series.iter().all(|series| series.points.len() < 2) {
-        return None;
-    }
-    let is_budget = sweep.variable == "vram";
-    let chart = Chart::Lines(Lines {
-        x: if is_budget { "budget of the first device" } else { "context, tokens" }.into(),
-        y: unit.into(),
-        series,
-        levels: Vec::new(),
-        dense: false,
-        x_is_bytes: is_budget,
-    });
-    let text = format!("Of the plan of each {}; points that do not fit are left out.", what(sweep));
-    Some(Figure { title: format!("{title} by {}, predicted", what(sweep)), text, legend: Vec::new(), chart, table })
 }
 
-fn table(sweep: &Sweep) -> Table {
-    use Align::{Left, Right};
-    let columns = [(what(sweep), Left), ("fits", Left), ("experts on the host", Right), ("context", Right)];
-    let more = [("-ub", Right), ("pp, predicted", Right), ("tg, predicted", Right), ("turn, predicted", Right)];
-    let mut table = Table::new(&[&columns[..], &more].concat());
-    for point in &sweep.points {
-        let of = |speed: fn(&Speed) -> f64| point.speed.as_ref().map(speed).map(rate).unwrap_or_default();
-        table.row([
-            point.label.clone(),
-            if point.fits { "yes" } else { "no" }.to_string(),
-            plan::experts(&point.placement),
-            thousands(point.n_ctx.into()),
-            thousands(point.n_ubatch.into()),
-            of(|speed| speed.pp),
-            of(|speed| speed.tg),
-            seconds(point.turn_seconds),
-        ]);
+impl Document for Plans {
+    fn pages(&self) -> Vec<Page> {
+        let title = "Several files on one machine";
+        let about = format!("planned for {}, {}", budgets(&self.machine), main_memory(&self.machine));
+        let mut page = Page::new("Plans", title, about);
+        let first = [("file", Align::Left), ("size", Align::Right), ("bits", Align::Right)];
+        let mut table = Table::new(&[&first[..], &COLUMNS].concat());
+        for row in &self.rows {
+            let own = vec![row.point.label.clone(), row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)];
+            table.row([own, cells(&row.point)].concat());
+        }
+        let values = self.rows.iter().map(|row| row.point.label.clone()).collect();
+        let commands = self.rows.iter().map(|row| command(&row.model, &row.point)).collect();
+        let start = self.rows.iter().position(|row| row.point.fits).unwrap_or(0);
+        let axes = vec![Axis { what: "file".into(), values }];
+        page.push(Block::WhatIf(WhatIf { axes, table, commands, start }));
+        page.push(speeds(self.rows.iter().map(|row| &row.point)));
+        // What makes the files that do not exist.
+        let made = self.rows.iter().filter_map(|row| Some(row.model.what_if.as_ref()?.command.clone()));
+        page.push_all(made.map(|command| Block::Command(String::new(), command)));
+        vec![page]
     }
-    table
+}
+
+/// The main memory that plans count on.
+fn main_memory(machine: &Machine) -> String {
+    let known = |ram| format!("{ram} of main memory");
+    machine.host.ram.map_or("any amount of main memory (--ram SIZE has it checked)".to_string(), known)
+}
+
+/// What the columns of speeds are, with the least certain one's uncertainty.
+fn speeds<'p>(points: impl IntoIterator<Item = &'p Point>) -> Option<Block> {
+    let speeds = points.into_iter().map(|point| &point.speed);
+    let speed: &Speed = speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty))?;
+    let off = speed.uncertainty * 100.0;
+    Some(Block::Prose(format!("Predicted ±{off:.0}%: pp and tg in tokens/s ({})", speed.basis)))
+}
+
+/// What every plan of many shows.
+fn cells(point: &Point) -> Vec<String> {
+    vec![
+        fits(point.fits, &point.shortfall),
+        point.placement.routed_expert_bytes_on_devices.to_string(),
+        blocks_on_host(&point.placement),
+        thousands(point.n_ctx.into()),
+        thousands(point.n_ubatch.into()),
+        rate(point.speed.pp),
+        rate(point.speed.tg),
+        seconds(point.turn_seconds),
+    ]
 }
 
 /// What to type for one point.
-fn command(sweep: &Sweep, point: &Point) -> String {
-    let path = point.model.as_ref().or(sweep.model.as_ref()).map_or("MODEL", |model| &model.path);
-    let words = ["llama-server", "-m", path].into_iter().chain(point.args.iter().map(String::as_str));
+fn command(model: &ModelSummary, point: &Point) -> String {
+    let words = ["llama-server", "-m", &model.path].into_iter().chain(point.args.iter().map(String::as_str));
     words.filter_map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+impl SweepDocument {
+    /// Contexts of each budget; 1 where one thing varies. A document whose points are no whole grid has one axis.
+    fn width(&self) -> usize {
+        let width = self.contexts.len().max(1);
+        if self.points.len().is_multiple_of(width) { width } else { 1 }
+    }
+
+    /// What a reader may change, each with its values.
+    fn axes(&self) -> Vec<Axis> {
+        let width = self.width();
+        let values = self.points.iter().step_by(width).map(|point| point.label.clone()).collect();
+        let mut axes = vec![Axis { what: self.what(), values }];
+        if width > 1 {
+            let values = self.contexts.iter().map(|tokens| format!("{} tokens", thousands(*tokens))).collect();
+            axes.push(Axis { what: "context".into(), values });
+        }
+        axes
+    }
+
+    fn what(&self) -> Cow<'static, str> {
+        match self.variable {
+            Variable::Vram => "budget".into(),
+            Variable::Ctx => "context".into(),
+        }
+    }
+
+    /// One predicted quantity over what varies, of the points that fit.
+    #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
+    fn curve(&self, title: &str, unit: &str, of: impl Fn(&Point) -> f64) -> Option<Figure> {
+        let (width, what) = (self.width(), self.what());
+        let predicted = format!("{unit}, predicted");
+        let mut table = Table::new(&[(&*what, Align::Left), ("tokens", Align::Right), (&predicted, Align::Right)]);
+        let mut series: Vec<Series> = Vec::new();
+        for at in 0..width {
+            let mut points = Vec::new();
+            for point in self.points.iter().skip(at).step_by(width).filter(|point| point.fits) {
+                points.push(chart::Point { x: point.value as f64, y: of(point), spread: None });
+                table.row([point.label.clone(), thousands(point.n_ctx.into()), rate(of(point))]);
+            }
+            let context = self.contexts.get(at).filter(|_| width > 1);
+            let label = context.map_or_else(|| title.to_string(), |tokens| format!("-c {tokens}"));
+            series.push(Series { label, at, points });
+        }
+        if series.iter().all(|series| series.points.len() < 2) {
+            return None;
+        }
+        let is_budget = self.variable == Variable::Vram;
+        let chart = Chart::Lines(Lines {
+            x: if is_budget { "budget of the first device" } else { "context, tokens" }.into(),
+            y: unit.into(),
+            series,
+            levels: Vec::new(),
+            dense: false,
+            x_is_bytes: is_budget,
+        });
+        let text = format!("Of the plan of each {what}; points that do not fit are left out.");
+        Some(Figure { title: format!("{title} by {what}, predicted"), text, legend: Vec::new(), chart, table })
+    }
 }

@@ -1,40 +1,57 @@
-//! A tuning as a section: the turn of every launch that was measured beside what was predicted, and the winner as a command.
+//! A tuning: the turn of every launch that was measured beside what was predicted, and the winner as a command.
 
+use super::compare::Summary;
 use super::speed::{Entry, Unit, figure};
-use super::{Block, KeyFigure, Section, Verdict, file_name};
+use super::{Block, KeyFigure, Page, Verdict, file_name};
+use crate::bytes::Bytes;
 use crate::measurement::Spread;
 use crate::number::{counted, thousands};
 use crate::report::table::{Align, Table};
-use crate::report::tune::{notes, table, turn, verdict};
 use crate::tune::document::{Document, Entry as Candidate, Measured};
-use crate::tune::race::{self, End};
+use crate::tune::race::{self, End, Standing};
+use crate::tune::{Kind, Predicted, Subject};
 
-/// The section of a tuning.
-pub fn section(document: &Document, source: &str) -> Section {
-    let beats = matches!(document.verdict, race::Verdict::Beats { .. }) && document.stopped == End::Decided;
-    let sign = if beats { Verdict::Good } else { Verdict::Open };
-    let mut blocks = vec![Block::Verdict(sign, verdict(document))];
-    blocks.extend(winner(document).and_then(key_figures).map(Block::KeyFigures));
-    blocks.push(Block::Command(document.command.clone()));
-    blocks.extend(figures(document));
-    blocks.push(Block::Prose(turn(&document.subject)));
-    blocks.push(Block::Table("Every launch that took part".into(), table(document)));
-    blocks.extend(notes(document).into_iter().map(|note| Block::Note(Verdict::Open, note, None)));
-    blocks.push(Block::Table("The machine".into(), machine(document)));
-    Section { heading: heading(document), source: source.to_string(), blocks }
+/// Whose word memory is where a driver was asked.
+const BY_DRIVER: &str =
+    "what the driver showed more at the peak than before, of devices that it knows; else llama.cpp's own sums";
+
+impl super::Document for Document {
+    fn pages(&self) -> Vec<Page> {
+        let mut page = Page::new("Tuning", title(self), format!("llama.cpp b{}", self.subject.build));
+        let beats = matches!(self.verdict, race::Verdict::Beats { .. }) && self.stopped == End::Decided;
+        page.push(Block::Verdict(if beats { Verdict::Good } else { Verdict::Open }, verdict(self)));
+        page.push(winner(self).and_then(figures).map(Block::KeyFigures));
+        page.push(Block::Command(String::new(), self.command.clone()));
+        page.detail_all(charts(self));
+        page.push(Block::Prose(turn(&self.subject)));
+        page.push(Block::Table("Every launch that took part".into(), table(self)));
+        page.push_all(notes(self).into_iter().map(|note| Block::Note(Verdict::Open, note, None)));
+        page.detail(Block::Table("The machine".into(), machine(self)));
+        vec![page]
+    }
+
+    /// The winner, whose memory is known as sums alone.
+    fn summaries(&self) -> Vec<Summary> {
+        let of = |winner: &Measured| Summary {
+            pp: Entry::measured("", winner.pp, Vec::new()),
+            tg: Entry::measured("", winner.tg, Vec::new()),
+            ..Summary::measured(title(self))
+        };
+        winner(self).map(of).into_iter().collect()
+    }
 }
 
 /// The model's file.
-pub fn heading(document: &Document) -> String {
+fn title(document: &Document) -> String {
     format!("Tuning of {}", file_name(&document.subject.model))
 }
 
-/// Who is proposed.
-pub fn winner(document: &Document) -> Option<&Measured> {
+/// Which launch is proposed.
+fn winner(document: &Document) -> Option<&Measured> {
     document.candidates.get(document.winner)?.measured.as_ref()
 }
 
-fn key_figures(winner: &Measured) -> Option<Vec<KeyFigure>> {
+fn figures(winner: &Measured) -> Option<Vec<KeyFigure>> {
     let samples = format!("mean of {}", counted(winner.turns.len() as u64, "sample"));
     let figure = |label: &str, spread: Option<Spread>, unit: Unit, note: &str| {
         let value = unit.spread(spread?);
@@ -52,13 +69,13 @@ fn key_figures(winner: &Measured) -> Option<Vec<KeyFigure>> {
 }
 
 /// The turn, and what it is made of, of everybody who was measured.
-fn figures(document: &Document) -> Vec<Block> {
-    type Of = (fn(&Measured) -> Option<Spread>, fn(&crate::tune::Predicted) -> f64);
+fn charts(document: &Document) -> Vec<Block> {
+    type Of = (fn(&Measured) -> Option<Spread>, fn(&Predicted) -> f64);
     let chart = |title: &str, unit: Unit, (of, predicted): Of| {
         let entry = |candidate: &Candidate| {
             let measured = candidate.measured.as_ref()?;
             let samples = if unit == Unit::Seconds { measured.turns.clone() } else { Vec::new() };
-            let off = |known: &crate::tune::Predicted| (predicted(known), known.speed.uncertainty);
+            let off = |known: &Predicted| (predicted(known), known.speed.uncertainty);
             let expected = candidate.candidate.predicted.as_ref().map(off);
             Some(Entry { predicted: expected, ..Entry::measured(&candidate.candidate.what, of(measured), samples) })
         };
@@ -74,7 +91,7 @@ fn figures(document: &Document) -> Vec<Block> {
 
 fn machine(document: &Document) -> Table {
     let subject = &document.subject;
-    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    let mut table = Table::facts();
     table.row(["model", &format!("{} ({})", subject.model, subject.bytes)]);
     table.row(["runtime", &format!("{} b{}", subject.program, subject.build)]);
     for (name, description, budget) in &subject.devices {
@@ -87,4 +104,182 @@ fn machine(document: &Document) -> Table {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time for people")]
 fn whole_seconds(seconds: f64) -> u64 {
     seconds.max(0.0).round() as u64
+}
+
+/// What was measured, and on what.
+fn turn(subject: &Subject) -> String {
+    format!(
+        "turn: {} tokens of prompt, {} generated, at depth {}; measured on {}",
+        subject.prompt, subject.generate, subject.depth, subject.program
+    )
+}
+
+/// The evidence.
+fn table(document: &Document) -> Table {
+    let mut table = Table::new(&[
+        ("launch", Align::Left),
+        ("turn, predicted", Align::Right),
+        ("turn, median", Align::Right),
+        ("pp, mean", Align::Right),
+        ("tg, mean", Align::Right),
+        ("n", Align::Right),
+        ("memory", Align::Left),
+        ("", Align::Left),
+    ]);
+    for entry in &document.candidates {
+        let predicted = entry.candidate.predicted.as_ref();
+        let predicted = predicted.map_or(String::new(), |predicted| format!("{:.3} s", predicted.turn_seconds));
+        let measured = entry.measured.as_ref();
+        let spread = |spread: Option<Spread>| {
+            spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread))
+        };
+        table.row([
+            entry.candidate.what.clone(),
+            predicted,
+            measured.map_or(String::new(), |measured| {
+                format!("{:.3} ± {:.3} s", measured.range.median, measured.range.half)
+            }),
+            measured.map_or(String::new(), |measured| spread(measured.pp)),
+            measured.map_or(String::new(), |measured| spread(measured.tg)),
+            measured.map_or(String::new(), |measured| measured.turns.len().to_string()),
+            measured.map_or(String::new(), memory),
+            standing(&entry.standing),
+        ]);
+    }
+    table
+}
+
+/// Memory by device: the driver's word where there is one, else llama.cpp's.
+fn memory(measured: &Measured) -> String {
+    let of = |(name, own): (&String, &Bytes)| format!("{name} {}", measured.peak.get(name).unwrap_or(own));
+    measured.memory.iter().filter(|(_, bytes)| **bytes > Bytes(0)).map(of).collect::<Vec<_>>().join(", ")
+}
+
+fn standing(standing: &Standing) -> String {
+    match standing {
+        Standing::Winner => "winner".to_string(),
+        Standing::Slower => "slower".to_string(),
+        Standing::Close => "too close to the fastest to tell".to_string(),
+        Standing::CannotWin => "not measured: cannot win by prediction".to_string(),
+        Standing::NoTime => "not measured: no time".to_string(),
+        Standing::Failed { why } => format!("not measured: {why}"),
+    }
+}
+
+/// What it says of `--fit on`.
+fn verdict(document: &Document) -> String {
+    let what = document.candidates.get(document.winner).map_or("", |winner| winner.candidate.what.as_str());
+    let beside = beside_plan(document).map(|beside| format!("; {beside}")).unwrap_or_default();
+    match document.verdict {
+        race::Verdict::Beats { times } => {
+            format!("{what} beats --fit on: {times:.2} times as fast, by the medians of the turn{beside}")
+        }
+        race::Verdict::Fit => format!("Nothing beats --fit on by more than the samples vary: take that{beside}"),
+        race::Verdict::FitNotMeasured => {
+            format!("{what} is the fastest measured; --fit on was not measured, so nothing is said of it{beside}")
+        }
+    }
+}
+
+/// How much faster than the plan the proposed launch is, where it is another and both were measured.
+fn beside_plan(document: &Document) -> Option<String> {
+    let winner = document.candidates.get(document.winner).filter(|winner| winner.candidate.kind != Kind::Plan)?;
+    let plan = document.candidates.iter().find(|entry| entry.candidate.kind == Kind::Plan)?;
+    let (plan, best) = (plan.measured.as_ref()?.range, winner.measured.as_ref()?.range);
+    if best.median <= 0.0 {
+        return None;
+    }
+    let times = plan.median / best.median;
+    Some(if plan.is_longer(&best) {
+        format!("it is {times:.2} times as fast as the plan, by the medians of the turn")
+    } else {
+        format!("it is {times:.2} times as fast as the plan, which is within what the samples may be off")
+    })
+}
+
+/// What else is to be known.
+fn notes(document: &Document) -> Vec<String> {
+    let subject = &document.subject;
+    let mut notes = Vec::new();
+    if document.stopped == End::Close {
+        notes.push("Some are too close to the fastest to tell: their order may be chance".to_string());
+    }
+    if document.stopped == End::Time {
+        notes.push("The time was up: with more --minutes the same command goes on".to_string());
+    }
+    let measured = || document.candidates.iter().filter_map(|entry| entry.measured.as_ref().map(|seen| (entry, seen)));
+    if let Some((_, seen)) = measured().find(|(_, seen)| seen.depth != subject.depth) {
+        notes.push(format!(
+            "The server kept {} tokens in the context, not {}: that is the depth measured",
+            seen.depth, subject.depth
+        ));
+    }
+    for (entry, hits) in measured().filter_map(|(entry, seen)| Some((entry, seen.cache_hits?))) {
+        notes.push(format!(
+            "{}: {:.1}% of the experts were found in the expert cache, with pseudo-random prompts; yours may differ",
+            entry.candidate.what,
+            100.0 * hits
+        ));
+    }
+    if measured().next().is_some() {
+        notes.push(
+            "turn: the median of all samples ± two standard errors; pp and tg: mean ± standard deviation, tokens/s"
+                .into(),
+        );
+        let by_driver = |(_, seen): (&Candidate, &Measured)| !seen.peak.is_empty();
+        notes.push(format!("memory: {}", if measured().any(by_driver) { BY_DRIVER } else { "llama.cpp's own sums" }));
+    }
+    notes.push(format!("Measurements are in {}", document.journal));
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::Document as _;
+    use super::*;
+
+    fn document(winner: usize, plan: (f64, f64), fit: f64) -> Document {
+        let entry = |kind: &str, (median, half): (f64, f64)| -> Value {
+            json!({"what": kind, "kind": kind, "args": [], "predicted": null, "state": "winner",
+                "measured": {"pp": null, "tg": null, "turn": null, "turns": [median], "range": {"median": median, "half": half},
+                    "depth": 0, "visits": 1, "memory": {}, "peak": {}}})
+        };
+        let verdict = if winner == 1 { json!("fit") } else { json!("beats") };
+        let document = json!({
+            "schema": "moeplan/tune/1", "stopped": "decided", "seconds": 1.0, "journal": "j", "verdict": verdict, "times": 1.5,
+            "subject": {"model": "m", "bytes": 1, "program": "p", "build": 11434, "prompt": 1, "generate": 1, "depth": 0, "devices": []},
+            "candidates": [entry("plan", plan), entry("fit", (fit, 0.001))], "winner": winner, "command": "c",
+        });
+        serde_json::from_value(document).unwrap()
+    }
+
+    #[test]
+    fn a_launch_that_is_faster_than_the_plan_is_said_to_be() {
+        let said = |plan| verdict(&document(1, plan, 0.122));
+        assert!(
+            said((0.274, 0.002))
+                .ends_with("take that; it is 2.25 times as fast as the plan, by the medians of the turn")
+        );
+        assert!(
+            said((0.124, 0.010))
+                .ends_with("1.02 times as fast as the plan, which is within what the samples may be off")
+        );
+        assert!(!verdict(&document(0, (0.1, 0.001), 0.122)).contains("as the plan"));
+    }
+
+    #[test]
+    fn figures_of_two_kinds_are_told_apart() {
+        let shown = crate::report::text::report(&document(1, (0.274, 0.002), 0.122).report(), false);
+        for label in [
+            "turn, median",
+            "pp, mean",
+            "± two standard errors",
+            "± standard deviation",
+            "memory: llama.cpp's own sums",
+        ] {
+            assert!(shown.contains(label), "{label}: {shown}");
+        }
+    }
 }

@@ -1,64 +1,57 @@
-//! A validation as sections: the final checklist, then each model with its evidence.
+//! A validation: the final checklist, then each model with its evidence.
 
+use super::compare::Summary;
 use super::memory::size;
-use super::{Block, Item, Section, Verdict, bench, environment};
+use super::{Block, Document, Item, Page, Verdict, bench, environment};
 use crate::report::table::{Align, Table};
 use crate::suite::document::{ModelValidation, Validation};
 
-/// The sections of a validation.
-pub fn sections(validation: &Validation, source: &str) -> Vec<Section> {
-    let mut blocks = Vec::new();
-    if !validation.description.is_empty() {
-        blocks.push(Block::Prose(validation.description.clone()));
+impl Document for Validation {
+    fn pages(&self) -> Vec<Page> {
+        let mut page = Page::new("", format!("Validation: {}", self.suite), environment::about(&self.environment));
+        page.push((!self.description.is_empty()).then(|| Block::Prose(self.description.clone())));
+        for (heading, items) in [("Final checklist", &self.summary), ("Prerequisites", &self.prerequisites)] {
+            if !items.is_empty() {
+                page.push(Block::Heading(heading.into()));
+                page.push(Block::Checklist(bench::items(items)));
+            }
+        }
+        page.detail(Block::Table("Machine".into(), environment::machine(&self.environment)));
+        [page].into_iter().chain(self.models.iter().map(model)).collect()
     }
-    if !validation.summary.is_empty() {
-        blocks.push(Block::Checklist(bench::items(&validation.summary)));
+
+    fn summaries(&self) -> Vec<Summary> {
+        self.models.iter().filter_map(|model| bench::summary(model.bench.as_ref()?, &model.name)).collect()
     }
-    if !validation.prerequisites.is_empty() {
-        blocks.push(Block::Heading("Prerequisites".into()));
-        blocks.push(Block::Checklist(bench::items(&validation.prerequisites)));
-    }
-    blocks.push(Block::Table("Machine".into(), environment::machine(&validation.environment)));
-    let heading = format!("Validation: {}", validation.suite);
-    let first = Section { heading, source: source.to_string(), blocks };
-    [first].into_iter().chain(validation.models.iter().map(model)).collect()
 }
 
-fn model(model: &ModelValidation) -> Section {
-    let mut blocks = Vec::new();
+fn model(model: &ModelValidation) -> Page {
+    let source = model.path.clone().unwrap_or_default();
+    let mut page = Page { source, ..Page::new("", model.name.clone(), "") };
     if let Some(why) = &model.skipped {
-        blocks.push(Block::Checklist(vec![Item {
-            verdict: Verdict::Skipped,
-            what: "It was run".into(),
-            why: why.clone(),
-        }]));
+        let item = Item { verdict: Verdict::Skipped, what: "It was run".into(), why: why.clone(), hint: None };
+        page.push(Block::Checklist(vec![item]));
     }
     for part in &model.sections {
         let mut name = part.name.replace(['-', '_'], " ");
         if let Some(first) = name.get_mut(..1) {
             first.make_ascii_uppercase();
         }
-        blocks.push(Block::Heading(name));
-        blocks.push(Block::Checklist(bench::items(&part.items)));
+        page.push(Block::Heading(name));
+        page.push(Block::Checklist(bench::items(&part.items)));
     }
-    if !model.placements.is_empty() {
-        blocks.push(Block::Table("Placements, predicted".into(), placements(model)));
+    page.detail(Block::filled("Placements, predicted", placements(model)));
+    if let Some(measured) = &model.bench {
+        page.push(Block::Heading("Benchmark".into()));
+        bench::blocks(measured, &mut page);
     }
-    if let Some(bench) = &model.bench {
-        blocks.push(Block::Heading("Benchmark".into()));
-        blocks.extend(bench::blocks(bench));
-    }
-    Section { heading: model.name.clone(), source: model.path.clone().unwrap_or_default(), blocks }
+    page
 }
 
 fn placements(model: &ModelValidation) -> Table {
-    let mut table = Table::new(&[
-        ("case", Align::Left),
-        ("experts on devices", Align::Right),
-        ("experts on the host", Align::Right),
-        ("memory", Align::Left),
-        ("fits", Align::Left),
-    ]);
+    use Align::{Left, Right};
+    let columns = [("case", Left), ("experts on devices", Right), ("experts on the host", Right)];
+    let mut table = Table::new(&[&columns[..], &[("memory", Left), ("fits", Left)]].concat());
     for placement in &model.placements {
         let memory: Vec<String> =
             placement.predicted.iter().map(|(device, row)| format!("{device} {}", size(row.total))).collect();

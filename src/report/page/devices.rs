@@ -1,22 +1,19 @@
-//! A machine for people: its devices, its host, and what was measured of them.
+//! A machine: its devices, its host, and what was measured of them.
 
-use super::table::{Align, Table};
+use super::{Block, Page};
 use crate::machine::Machine;
 use crate::memory::overhead::overhead;
+use crate::report::table::{Align, Table};
 
-/// For a terminal.
-pub fn text(machine: &Machine) -> String {
-    let mut out = devices(machine).text();
-    if !machine.devices.is_empty() {
-        out += "\n";
-        out += &learned(machine).text();
-    }
-    out
-}
+/// llama.cpp's own micro-batch (`common/common.h`, b11434), for which overhead is shown.
+const UBATCH: u32 = 512;
 
-/// As Markdown.
-pub fn markdown(machine: &Machine) -> String {
-    format!("{}\n{}", devices(machine).markdown(), learned(machine).markdown())
+/// The page of a machine.
+pub fn page(machine: &Machine) -> Page {
+    let mut page = Page::new("Machine", "This machine as plans see it", "");
+    page.push(Block::Table(String::new(), devices(machine)));
+    page.push(Block::filled("Kept free of each device", learned(machine)));
+    page
 }
 
 /// What is there.
@@ -45,9 +42,6 @@ fn devices(machine: &Machine) -> Table {
     table.row(["Host".to_string(), format!("{:?}", host.isa), ram, String::new(), cores]);
     table
 }
-
-/// llama.cpp's own micro-batch (`common/common.h`, b11434), for which overhead is shown.
-const UBATCH: u32 = 512;
 
 /// What is kept free of each device, and why.
 fn learned(machine: &Machine) -> Table {
@@ -84,7 +78,8 @@ mod tests {
             build: 11434,
         });
         let host = Host { cores: Some(8), threads: Some(16), ..Host::default() };
-        let shown = text(&Machine::new(devices, host).unwrap());
+        let page = page(&Machine::new(devices, host).unwrap());
+        let shown = crate::report::text::report(&vec![page].into(), false);
         for part in [
             "24.00 GiB",
             "NVIDIA \\u{1b}[31m",
