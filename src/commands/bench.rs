@@ -227,11 +227,13 @@ pub struct File {
 impl File {
     /// Reads a header.
     pub fn read(path: &Path, synthetic: bool) -> anyhow::Result<Self> {
-        let gguf = gguf::open(path)?;
-        let weights = facts::weights(synthetic, Some(&gguf.header.metadata), &gguf.files);
-        let files = gguf.files.clone();
-        let model = check::load(gguf, &RunConfig::default())?;
-        Ok(Self { facts: facts::model(path, &model, &files), model, weights })
+        Ok(Self::of(path, check::load(gguf::open(path)?, &RunConfig::default())?, synthetic))
+    }
+
+    /// The file of a model whose header is read already.
+    fn of(path: &Path, model: crate::model::Model, synthetic: bool) -> Self {
+        let weights = facts::weights(synthetic, Some(&model.metadata), &model.files);
+        Self { facts: facts::model(path, &model, &model.files), model, weights }
     }
 }
 
@@ -307,7 +309,7 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Be
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
     proposal.warn_of_hole(output);
     args.how.check_length(suite, &proposal, &engine, output)?;
-    let file = File::read(&proposal.launch.model, args.how.synthetic)?;
+    let file = File::of(&proposal.launch.model, proposal.model.clone(), args.how.synthetic);
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
     let fit = args.how.fit(&names, &proposal, &file, &args.options, &engine)?;
     let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();

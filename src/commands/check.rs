@@ -73,7 +73,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         [recipe] => {
             let made = args.what_if.variant(&model, &name.display().to_string(), &first, recipe)?;
             let warnings = what_if::warnings(&made.what_if, &made.path).into_iter();
-            let note = |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
+            let note =
+                |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
             command.notes.extend(warnings.map(note));
             model = made.model;
         }

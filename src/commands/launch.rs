@@ -223,7 +223,8 @@ pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
     let newest = BUILDS.iter().map(|build| build.number).max().unwrap_or(REFERENCE);
     let parsed = parse::command_for(&words, &BTreeMap::new(), Target { build: newest, ..Target::default() })?;
-    let error = |note: &&Note| checkup::lints::codes().any(|(code, severity)| code == note.code && severity == Severity::Error);
+    let error =
+        |note: &&Note| checkup::lints::codes().any(|(code, severity)| code == note.code && severity == Severity::Error);
     if let Some(note) = parsed.notes.iter().find(error) {
         let hint = note.hint.clone().unwrap_or_else(|| "let `moeplan plan --json` write the plan".to_string());
         return Err(Refusal::new(format!("the plan's arguments: {}", note.message), hint).into());

@@ -7,7 +7,7 @@ use crate::cli::Format;
 use crate::gguf;
 use crate::gguf::Value;
 use crate::gguf::source::local::{LocalModel, Surroundings};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 
 /// Arguments of `list`.
 #[derive(Debug, clap::Args)]
@@ -74,13 +74,7 @@ fn row(model: LocalModel) -> Row {
 }
 
 fn table(list: &List) -> Table {
-    let mut table = Table::new(&[
-        ("name", Align::Left),
-        ("source", Align::Left),
-        ("architecture", Align::Left),
-        ("size", Align::Right),
-        ("path", Align::Left),
-    ]);
+    let mut table = Table::of("name|source|architecture|>size|path");
     for Row { model, architecture, error } in &list.models {
         let architecture = architecture.clone().unwrap_or_else(|| match error {
             Some(error) => format!("({error})"),

@@ -17,7 +17,7 @@ use crate::number::counted;
 use crate::plan::{self, Levers, Request, Strategy};
 use crate::report::page::plan::budgets;
 use crate::report::page::{Block, Document, Page, dotted};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::speed::{Speed, Turn};
 
 /// Headers read at the same time.
@@ -171,15 +171,11 @@ fn predicted(document: &Quants) -> Option<String> {
 }
 
 fn table(document: &Quants) -> Table {
-    use Align::{Left, Right};
-    let asked = document.machine.is_some();
-    let mut columns = vec![("quant", Left), ("size", Right), ("files", Right)];
-    if asked {
-        columns.extend([("all on device", Left), ("experts on host", Left), ("planned", Left)]);
-        columns.extend([("prompt", Right), ("generation", Right), ("turn", Right)]);
-    }
-    columns.push(("MODEL", Left));
-    let mut table = Table::new(&columns);
+    let judged = match document.machine {
+        Some(_) => "all on device|experts on host|planned|>prompt|>generation|>turn|",
+        None => "",
+    };
+    let mut table = Table::of(&format!("quant|>size|>files|{judged}MODEL"));
     for row in &document.rows {
         let quant = &row.quant;
         let mut cells = vec![quant.name.clone(), quant.bytes.to_string(), quant.files.len().to_string()];

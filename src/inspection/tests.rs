@@ -83,7 +83,7 @@ fn parameters_and_bytes_by_hand() {
     assert_eq!(inspection.tensors_by_type["f16"].tensors, 5);
     let experts = inspection.experts;
     assert_eq!((experts.count, experts.used, experts.shared, experts.blocks, experts.tensors), (4, 1, 1, 2, 4));
-    assert_eq!(inspection.file_type, Some("F16"));
+    assert_eq!(inspection.file_type.as_deref(), Some("F16"));
     assert_eq!(codes(&inspection), [""; 0]);
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use super::bar::bar;
-use super::table::{Align, Table};
+use super::table::Table;
 use crate::bytes::Bytes;
 use crate::escape;
 use crate::machine::Machine;
@@ -159,14 +159,6 @@ fn heading(promise: &Promise, uptime: Duration, width: usize) -> String {
 
 /// The table of memory, in as many columns as fit.
 fn memory(promise: &Promise, sample: &Sample, width: usize) -> Vec<Line> {
-    let columns = [
-        ("", Align::Left),
-        ("now", Align::Right),
-        ("predicted", Align::Right),
-        ("budget", Align::Right),
-        ("", Align::Left),
-        ("", Align::Left),
-    ];
     let rows: Vec<(bool, [String; 6])> = promise
         .tiers
         .iter()
@@ -185,15 +177,19 @@ fn memory(promise: &Promise, sample: &Sample, width: usize) -> Vec<Line> {
             (is_over, cells)
         })
         .collect();
-    let form = |kept: &[usize]| {
-        let kept_columns: Vec<_> = kept.iter().filter_map(|at| columns.get(*at).copied()).collect();
-        let mut table = Table::new(&kept_columns);
+    let form = |(columns, kept): (&str, &[usize])| {
+        let mut table = Table::of(columns);
         for (_, cells) in &rows {
             table.row(kept.iter().filter_map(|at| cells.get(*at).cloned()));
         }
         table.text()
     };
-    let forms = [&[0, 1, 2, 3, 4, 5][..], &[0, 1, 2, 3, 5], &[0, 1, 2, 5], &[0, 1, 2]];
+    let forms: [(&str, &[usize]); 4] = [
+        ("|>now|>predicted|>budget||", &[0, 1, 2, 3, 4, 5]),
+        ("|>now|>predicted|>budget|", &[0, 1, 2, 3, 5]),
+        ("|>now|>predicted|", &[0, 1, 2, 5]),
+        ("|>now|>predicted", &[0, 1, 2]),
+    ];
     let text = fitting(width, forms.into_iter().map(form));
     let red = Style::new().fg_color(Some(AnsiColor::Red.into()));
     let styles = rows.iter().map(|(is_over, _)| if *is_over { red } else { Style::new() });
@@ -277,15 +273,14 @@ fn speeds(promise: &Promise, serving: &Serving, width: usize) -> Vec<Line> {
     if rows.is_empty() {
         return Vec::new();
     }
-    let columns = [("t/s", Align::Left), ("pp", Align::Right), ("tg", Align::Right), ("", Align::Left)];
-    let form = |n: usize| {
-        let mut table = Table::new(columns.get(..n).unwrap_or(&columns));
+    let form = |(columns, n): (&str, usize)| {
+        let mut table = Table::of(columns);
         for cells in &rows {
             table.row(cells.iter().take(n).cloned());
         }
         table.text()
     };
-    let text = fitting(width, [4, 3].into_iter().map(form));
+    let text = fitting(width, [("t/s|>pp|>tg|", 4), ("t/s|>pp|>tg", 3)].into_iter().map(form));
     let styles = std::iter::once(Style::new().dimmed()).chain(std::iter::repeat(Style::new()));
     text.lines().zip(styles).map(|(line, style)| Line::new(line, style)).collect()
 }

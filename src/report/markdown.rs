@@ -93,19 +93,23 @@ fn fence(out: &mut String, language: &str, text: &str) {
 mod tests {
     use super::*;
     use crate::report::page::Page;
-    use crate::report::table::Align;
 
     #[test]
     fn untrusted_text_cannot_leave_its_place() {
         let hostile = "</h1><script>|`x`\n# y\u{202e}";
-        let mut table = Table::new(&[("a", Align::Left)]);
+        let mut table = Table::of("a");
         table.row([hostile]);
         let blocks = vec![
             Block::Output("said".into(), "```\n````x\n\u{1b}[31m".into()),
             Block::Command(hostile.into(), "a\nb".into()),
             Block::Table(hostile.into(), table),
             Block::Note(Verdict::Bad, hostile.into(), None),
-            Block::Checklist(vec![Item { verdict: Verdict::Open, what: hostile.into(), why: String::new(), hint: Some(hostile.into()) }]),
+            Block::Checklist(vec![Item {
+                verdict: Verdict::Open,
+                what: hostile.into(),
+                why: String::new(),
+                hint: Some(hostile.into()),
+            }]),
         ];
         let mut page = Page { source: hostile.into(), ..Page::new("", hostile, hostile) };
         page.push_all(blocks);

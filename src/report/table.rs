@@ -30,7 +30,20 @@ const BAR: usize = 24;
 impl Table {
     /// A table without rows. Columns that are all unnamed get no heading line in text.
     pub fn new(columns: &[(&str, Align)]) -> Self {
-        Self { columns: columns.iter().map(|(name, align)| ((*name).to_string(), *align)).collect(), rows: Vec::new(), shares: Vec::new() }
+        Self {
+            columns: columns.iter().map(|(name, align)| ((*name).to_string(), *align)).collect(),
+            rows: Vec::new(),
+            shares: Vec::new(),
+        }
+    }
+
+    /// A table without rows whose columns are named `tensor|>bytes`: `>` stands before one that leans right.
+    pub fn of(columns: &str) -> Self {
+        let column = |name: &str| match name.strip_prefix('>') {
+            Some(name) => (name.to_string(), Align::Right),
+            None => (name.to_string(), Align::Left),
+        };
+        Self { columns: columns.split('|').map(column).collect(), rows: Vec::new(), shares: Vec::new() }
     }
 
     /// Adds a row, one cell a column; the text may be a stranger's.
@@ -53,7 +66,7 @@ impl Table {
 
     /// Facts by their names, without a heading line.
     pub fn facts() -> Self {
-        Self::new(&[("", Align::Left), ("", Align::Left)])
+        Self::of("|")
     }
 
     /// The column of bars, where any row has one.

@@ -10,8 +10,8 @@ use super::protocol::Suite;
 use super::quality;
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
-use crate::memory::MemoryRow;
 use crate::memory::HOST;
+use crate::memory::MemoryRow;
 use crate::runtime::sandbox::Interpreter;
 use crate::stats;
 

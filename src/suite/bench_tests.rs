@@ -36,9 +36,7 @@ fn sample(prompt: &str, mode: Mode, tg: f64, verdict: Verdict) -> Sample {
 }
 
 fn session(case: &str, repetition: u32, device: u64, tg: f64) -> Session {
-    let row = |model| {
-        MemoryRow::from(MemoryBreakdown { model: Bytes(model), ..MemoryBreakdown::default() })
-    };
+    let row = |model| MemoryRow::from(MemoryBreakdown { model: Bytes(model), ..MemoryBreakdown::default() });
     Session {
         case: case.into(),
         repetition,

@@ -441,8 +441,8 @@ mod tests {
             Ok(Observation {
                 runtime: RuntimeInfo { program: "embedded".into(), build: 11434, backend: "CPU".into() },
                 command: Vec::new(),
-                memory: MemoryByDevice::new(),
-                resolution: MemoryByDevice::new(),
+                memory: memory::MemoryByDevice::new(),
+                resolution: memory::MemoryByDevice::new(),
                 device_used: crate::runtime::DeviceUsed::default(),
                 mapped_span: Bytes(7),
                 process: crate::runtime::ProcessMemory::default(),

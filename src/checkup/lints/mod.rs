@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn notes_of_one_code_become_one_lint() {
         let note = |message: &str, hint: Option<&str>| Note {
-            code: "removed-flag",
+            code: "removed-flag".into(),
             message: message.into(),
             hint: hint.map(str::to_string),
         };

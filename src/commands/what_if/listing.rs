@@ -15,7 +15,7 @@ use crate::model::{Model, Tensor};
 use crate::number::counted;
 use crate::quantize::{Imatrix, WhatIf};
 use crate::report::page::{self as report, Block, Page, dotted};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::run::build::REFERENCE;
 
 /// The most commands that are shown to people; the JSON has them all.
@@ -142,7 +142,6 @@ fn tensor_rows(model: &Model, made: &Model) -> Vec<TensorRow> {
 
 impl report::Document for Document {
     fn pages(&self) -> Vec<Page> {
-        use Align::{Left, Right};
         let source = &self.source;
         let about = dotted([
             source.architecture.as_str(),
@@ -153,8 +152,7 @@ impl report::Document for Document {
         let mut page = Page::new("What if", source.name.as_deref().unwrap_or(&source.path), about);
         let predicted = "Predicted of files that do not exist: what llama-quantize";
         page.push(Block::Prose(format!("{predicted} b{REFERENCE} would make of it")));
-        let columns = [("recipe", Left), ("size", Right), ("bits", Right), ("experts", Right), ("types", Left)];
-        let mut table = Table::new(&[&columns[..], &[("", Left)]].concat());
+        let mut table = Table::of("recipe|>size|>bits|>experts|types|");
         for row in &self.recipes {
             table.row([
                 row.what_if.recipe.to_string(),
@@ -171,7 +169,7 @@ impl report::Document for Document {
         page.push(Block::Table(String::new(), table));
         for row in &self.recipes {
             let Some(tensors) = &row.tensors else { continue };
-            let mut table = Table::new(&[("tensor", Left), ("is", Left), ("becomes", Left), ("bytes", Right)]);
+            let mut table = Table::of("tensor|is|becomes|>bytes");
             for TensorRow { name, from, ty, bytes } in tensors {
                 table.row([name.clone(), from.to_string(), ty.to_string(), bytes.0.to_string()]);
             }

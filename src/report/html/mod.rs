@@ -21,7 +21,8 @@ const SCRIPT_HASH: &str = "sha256-BzvIDFne4zSKw4Uf07oZ14gBNf7ekQyAW+B8FMY3x7M=";
 
 /// The whole document.
 pub fn report(report: &Report) -> String {
-    let has_script = report.pages.iter().flat_map(|page| &page.parts).any(|part| matches!(part.block, Block::WhatIf(_)));
+    let has_script =
+        report.pages.iter().flat_map(|page| &page.parts).any(|part| matches!(part.block, Block::WhatIf(_)));
     let scripts = if has_script { format!("script-src '{SCRIPT_HASH}'") } else { "script-src 'none'".to_string() };
     let policy =
         format!("default-src 'none'; style-src 'unsafe-inline'; {scripts}; base-uri 'none'; form-action 'none'");

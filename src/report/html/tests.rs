@@ -13,7 +13,7 @@ const HOSTILE: &str =
     "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;\u{1b}[31m\u{202e}\u{200b}";
 
 fn figure(chart: Chart) -> Block {
-    let mut table = Table::new(&[("what", Align::Left), ("bytes", Align::Right)]);
+    let mut table = Table::of("what|>bytes");
     table.row([HOSTILE, "1"]);
     let key = Key { label: HOSTILE.into(), tone: Tone::Model, fill: Fill::Hatched };
     Block::Figure(Figure { title: HOSTILE.into(), text: HOSTILE.into(), legend: vec![key], chart, table })
@@ -49,7 +49,7 @@ fn full() -> Report {
     };
     let run = Run { first: 0, last: 1, text: text(), tone: Tone::Host, fill: Fill::Hatched };
     let item = Item { verdict: Verdict::Bad, what: text(), why: text(), hint: Some(text()) };
-    let mut points = Table::new(&[("budget", Align::Left)]);
+    let mut points = Table::of("budget");
     points.row([HOSTILE]);
     let axis = Axis { what: text().into(), values: vec![text()] };
     let blocks = vec![

@@ -59,18 +59,15 @@ pub(super) fn blocks(bench: &Bench, page: &mut Page) {
     page.push(Block::Prose(format!("Asked {}.", asked(bench))));
     page.push(Block::Table("Every case, over all prompts".into(), cases(bench)));
     page.push_all(failures(bench).into_iter().map(|text| Block::Note(Verdict::Bad, text, None)));
-    page.detail_all(speeds(bench).into_iter().chain(depth_curves(bench)).map(Block::Figure));
+    page.detail_all(speeds(bench).into_iter().map(Block::Figure));
+    page.detail(depth(bench, "Generation over depth", |row| row.tg).map(Block::Figure));
+    page.detail(depth(bench, "Prompt over depth", |row| row.pp).map(Block::Figure));
     page.push(Block::filled("Speed by depth", depths(bench)));
     page.push(Block::filled("Against the baselines", savings(bench)));
     page.detail_all(memories(bench));
     page.detail(gaps(bench).map(Block::Figure));
     page.push(Block::filled("Speed by prompt", prompts(bench)));
-    let streams = |case: &Case| vec![(String::new(), case.stream.clone())];
-    let answers = |case: &Case| {
-        let of = |quality: &document::Quality| (format!("{}: ", quality.prompt), quality.items.clone());
-        case.quality.iter().map(of).collect()
-    };
-    judged(bench, page, "Streams", streams);
+    judged(bench, page, "Streams", |case| case.stream.clone());
     judged(bench, page, "Answers", answers);
     page.detail_all(bench.cases.iter().flat_map(checklists));
     page.detail_all(replies(bench));
@@ -133,16 +130,7 @@ fn with_memory(case: &Case) -> Option<&Session> {
 
 /// One line a case: over all prompts, streamed where they were.
 fn cases(bench: &Bench) -> Table {
-    let mut table = Table::new(&[
-        ("case", Align::Left),
-        ("load", Align::Right),
-        ("devices", Align::Right),
-        ("host", Align::Right),
-        ("pp", Align::Right),
-        ("tg", Align::Right),
-        ("first token", Align::Right),
-        ("in all", Align::Right),
-    ]);
+    let mut table = Table::of("case|>load|>devices|>host|>pp|>tg|>first token|>in all");
     for case in &bench.cases {
         let measured = with_memory(case);
         let devices = measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size);
@@ -164,9 +152,7 @@ fn cases(bench: &Bench) -> Table {
 }
 
 fn host_of(session: &Session) -> Option<String> {
-    let row = session.memory.get(HOST)?.terms;
-    let own = row.own();
-    let mapped = session.mapped_span;
+    let (own, mapped) = (session.memory.get(HOST)?.terms.own(), session.mapped_span);
     Some(if mapped.0 > 0 { format!("{}, {mapped} mapped", size(own)) } else { size(own) })
 }
 
@@ -185,18 +171,7 @@ fn failures(bench: &Bench) -> Vec<String> {
 
 /// Every prompt of every case, whole and streamed.
 fn prompts(bench: &Bench) -> Table {
-    let mut table = Table::new(&[
-        ("case", Align::Left),
-        ("prompt", Align::Left),
-        ("answer", Align::Left),
-        ("tokens", Align::Right),
-        ("pp", Align::Right),
-        ("tg", Align::Right),
-        ("first token", Align::Right),
-        ("gap: median", Align::Right),
-        ("95%", Align::Right),
-        ("longest", Align::Right),
-    ]);
+    let mut table = Table::of("case|prompt|answer|>tokens|>pp|>tg|>first token|>gap: median|>95%|>longest");
     for case in &bench.cases {
         for row in case.speed.iter().filter(|row| row.prompt.is_some()) {
             let is_stream = row.mode == Mode::Stream;
@@ -219,13 +194,7 @@ fn prompts(bench: &Bench) -> Table {
 }
 
 fn depths(bench: &Bench) -> Table {
-    let mut table = Table::new(&[
-        ("case", Align::Left),
-        ("depth", Align::Right),
-        ("pp", Align::Right),
-        ("tg", Align::Right),
-        ("first token", Align::Right),
-    ]);
+    let mut table = Table::of("case|>depth|>pp|>tg|>first token");
     for case in &bench.cases {
         for row in &case.depths {
             table.row([
@@ -242,16 +211,7 @@ fn depths(bench: &Bench) -> Table {
 
 /// What the first case takes less than its baselines, and what that costs.
 fn savings(bench: &Bench) -> Table {
-    let mut table = Table::new(&[
-        ("baseline", Align::Left),
-        ("by", Align::Left),
-        ("this", Align::Right),
-        ("baseline's", Align::Right),
-        ("saved", Align::Right),
-        ("", Align::Right),
-        ("tg", Align::Right),
-        ("pp", Align::Right),
-    ]);
+    let mut table = Table::of("baseline|by|>this|>baseline's|>saved|>|>tg|>pp");
     for saving in &bench.savings {
         let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
         table.row([
@@ -272,41 +232,39 @@ fn savings(bench: &Bench) -> Table {
     table
 }
 
-/// Judged lines under the name of what they are of.
-type Judged = Vec<(String, Vec<document::Item>)>;
-
 /// A check a line, a case a column; what failed is told in full beneath.
-fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> Judged) {
+fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> Vec<document::Item>) {
     let columns = bench.cases.iter().map(|case| (case.name.as_str(), Align::Left));
     let mut table = Table::new(&[("", Align::Left)].into_iter().chain(columns).collect::<Vec<_>>());
-    let by_case: Vec<Vec<(String, document::Item)>> = bench
-        .cases
-        .iter()
-        .map(|case| {
-            let lines = of(case).into_iter().flat_map(|(name, items)| {
-                items.into_iter().map(move |item| (format!("{name}{}", item.what), item)).collect::<Vec<_>>()
-            });
-            lines.collect()
-        })
-        .collect();
-    let mut seen: Vec<&String> = Vec::new();
-    for (what, _) in by_case.iter().flatten() {
+    let by_case: Vec<Vec<document::Item>> = bench.cases.iter().map(of).collect();
+    let mut seen: Vec<&str> = Vec::new();
+    for what in by_case.iter().flatten().map(|item| item.what.as_str()) {
         if seen.contains(&what) {
             continue;
         }
         seen.push(what);
-        let verdict = |lines: &Vec<(String, document::Item)>| {
-            let found = lines.iter().find(|(known, _)| known == what);
-            found.map_or("–", |(_, item)| word(item.verdict)).to_string()
+        let of_case = |items: &Vec<document::Item>| {
+            let found = items.iter().find(|item| item.what == what);
+            found.map_or("–", |item| word(item.verdict)).to_string()
         };
-        table.row([what.clone()].into_iter().chain(by_case.iter().map(verdict)));
+        table.row([what.to_string()].into_iter().chain(by_case.iter().map(of_case)));
     }
     page.push(Block::filled(caption, table));
-    for (case, lines) in bench.cases.iter().zip(&by_case) {
-        for (what, item) in lines.iter().filter(|(_, item)| item.verdict == document::Verdict::Fail) {
-            page.push(Block::Note(Verdict::Bad, format!("{}: {what}: {}", case.name, item.detail), None));
+    for (case, items) in bench.cases.iter().zip(&by_case) {
+        for item in items.iter().filter(|item| item.verdict == document::Verdict::Fail) {
+            page.push(Block::Note(Verdict::Bad, format!("{}: {}: {}", case.name, item.what, item.detail), None));
         }
     }
+}
+
+/// Every judged line of a case, with its prompt.
+fn answers(case: &Case) -> Vec<document::Item> {
+    let named = |(prompt, item): (&str, &document::Item)| {
+        let what = format!("{prompt}: {}", item.what);
+        document::Item { what, ..item.clone() }
+    };
+    let lines = case.quality.iter().flat_map(|of| of.items.iter().map(|item| (of.prompt.as_str(), item)));
+    lines.map(named).collect()
 }
 
 /// A verdict as a word.
@@ -372,32 +330,21 @@ fn speeds(bench: &Bench) -> Vec<Figure> {
     let charts = [
         chart("Generation", Unit::TokensPerSecond, (|row| row.tg, |sample| sample.tg)),
         chart("Prompt", Unit::TokensPerSecond, (|row| row.pp, |sample| sample.pp)),
-        chart(
-            "Time to the first token",
-            Unit::Seconds,
-            (|row| row.first_token_seconds, |sample| sample.first_token_seconds),
-        ),
+        chart("Time to the first token", Unit::Seconds, (|row| row.first_token_seconds, |one| one.first_token_seconds)),
     ];
     charts.into_iter().flatten().collect()
 }
 
 /// Speed over depth, a curve a case.
-fn depth_curves(bench: &Bench) -> Vec<Figure> {
-    let charts = [depth(bench, "Generation over depth", |row| row.tg), depth(bench, "Prompt over depth", |row| row.pp)];
-    charts.into_iter().flatten().collect()
-}
-
 fn depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Option<Figure> {
-    let mut table = Table::new(&[("", Align::Left), ("depth", Align::Right), ("tokens/s", Align::Right)]);
     let mut series = Vec::new();
     for (at, case) in bench.cases.iter().enumerate() {
-        let mut points = Vec::new();
-        for (row, spread) in case.depths.iter().filter_map(|row| Some((row, of(row)?))) {
+        let point = |row: &DepthRow| {
+            let spread = of(row)?;
             let error = (spread.n > 1).then_some(spread.stddev);
-            points.push(Point { x: f64::from(row.depth), y: spread.mean, spread: error });
-            let cells = [case.name.clone(), thousands(row.depth.into()), Unit::TokensPerSecond.spread(spread)];
-            table.row(cells);
-        }
+            Some(Point { x: f64::from(row.depth), y: spread.mean, spread: error })
+        };
+        let points: Vec<Point> = case.depths.iter().filter_map(point).collect();
         if !points.is_empty() {
             series.push(Series { label: case.name.clone(), at, points });
         }
@@ -418,16 +365,19 @@ fn depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Opt
         thousands(bench.settings.depth_prompt.into()),
         thousands(bench.settings.depth_generate.into())
     );
-    Some(Figure { title: title.into(), text, legend: Vec::new(), chart, table })
+    Some(Figure { title: title.into(), text, legend: Vec::new(), chart, table: depths(bench) })
 }
 
 /// Memory of the first case against its prediction, then of every case.
 fn memories(bench: &Bench) -> Vec<Block> {
     let mut blocks = Vec::new();
     let none = BTreeMap::new();
-    let compared = |case: &'_ Case| case.sessions.iter().position(|s| !s.predicted.is_empty() && !s.memory.is_empty());
-    let compared: Vec<(&str, &Session)> =
-        bench.cases.iter().filter_map(|case| Some((case.name.as_str(), case.sessions.get(compared(case)?)?))).collect();
+    let is_compared = |session: &&Session| !session.predicted.is_empty() && !session.memory.is_empty();
+    let compared: Vec<(&str, &Session)> = bench
+        .cases
+        .iter()
+        .filter_map(|case| Some((case.name.as_str(), case.sessions.iter().find(is_compared)?)))
+        .collect();
     if let Some((case, session)) = compared.first() {
         let title = format!("Memory of {case}, predicted beside measured");
         let (predicted, found) = (&session.predicted, &session.memory);
@@ -496,14 +446,7 @@ fn replies(bench: &Bench) -> Vec<Block> {
 
 /// The gaps between tokens: the longest stream of the first case as a curve, every stream as a row.
 fn gaps(bench: &Bench) -> Option<Figure> {
-    let mut table = Table::new(&[
-        ("case", Align::Left),
-        ("prompt", Align::Left),
-        ("median", Align::Right),
-        ("95% below", Align::Right),
-        ("longest", Align::Right),
-        ("gaps", Align::Right),
-    ]);
+    let mut table = Table::of("case|prompt|>median|>95% below|>longest|>gaps");
     for case in &bench.cases {
         for (sample, gaps) in case.sessions.iter().flat_map(|session| &session.samples).filter_map(with_gaps) {
             table.row([

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use super::memory::{self, Memory, Side, size};
 use super::speed::{Entry, Unit, figure};
 use super::{Block, Page, Report, file_name};
+use crate::bytes::Bytes;
 use crate::measurement::Spread;
 use crate::memory::{HOST, MemoryRow};
-use crate::bytes::Bytes;
 use crate::number::seconds;
 use crate::report::chart::Fill;
 use crate::report::read::Source;
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::speed::Speed;
 
 /// What of a document can stand beside another.
@@ -103,8 +103,7 @@ fn page(sources: &[Source]) -> Option<Page> {
     };
     let side = |summary: &'_ Summary| Some((summary.label.clone(), summary.memory.clone()?, summary.fill));
     let sides: Vec<(String, Memory, Fill)> = summaries.iter().filter_map(side).collect();
-    let sides: Vec<Side<'_>> =
-        sides.iter().map(|(label, memory, fill)| Side { label, memory, fill: *fill }).collect();
+    let sides: Vec<Side<'_>> = sides.iter().map(|(label, memory, fill)| Side { label, memory, fill: *fill }).collect();
     let mut page = Page::new("", "Side by side", "");
     page.push(Block::Table(String::new(), table(&summaries)));
     page.push(speed("Generation", |summary| &summary.tg));
@@ -131,9 +130,7 @@ fn name_apart(summaries: &mut [Summary]) {
 }
 
 fn table(summaries: &[Summary]) -> Table {
-    use Align::{Left, Right};
-    let columns = [("", Left), ("basis", Left), ("devices", Right), ("host", Right), ("pp", Right), ("tg", Right)];
-    let mut table = Table::new(&[&columns[..], &[("first token", Right)]].concat());
+    let mut table = Table::of("|basis|>devices|>host|>pp|>tg|>first token");
     let speed = |entry: &Entry| match (entry.measured, entry.predicted) {
         (Some(spread), _) => Unit::TokensPerSecond.spread(spread),
         (None, Some((value, _))) => Unit::TokensPerSecond.show(value),

@@ -3,7 +3,7 @@
 use super::{Block, Page};
 use crate::machine::Machine;
 use crate::memory::overhead::overhead;
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 
 /// llama.cpp's own micro-batch (`common/common.h`, b11434), for which overhead is shown.
 const UBATCH: u32 = 512;
@@ -18,14 +18,7 @@ pub fn page(machine: &Machine) -> Page {
 
 /// What is there.
 fn devices(machine: &Machine) -> Table {
-    let columns = [
-        ("device", Align::Left),
-        ("backend", Align::Left),
-        ("total", Align::Right),
-        ("free", Align::Right),
-        ("", Align::Left),
-    ];
-    let mut table = Table::new(&columns);
+    let mut table = Table::of("device|backend|>total|>free|");
     for device in &machine.devices {
         let backend = format!("{:?}", device.backend).to_lowercase();
         let name = device.description.clone().unwrap_or_default();
@@ -45,8 +38,7 @@ fn devices(machine: &Machine) -> Table {
 
 /// What is kept free of each device, and why.
 fn learned(machine: &Machine) -> Table {
-    let columns = [("device", Align::Left), ("overhead", Align::Right), ("margin", Align::Right), ("", Align::Left)];
-    let mut table = Table::new(&columns);
+    let mut table = Table::of("device|>overhead|>margin|");
     for device in &machine.devices {
         let known = overhead(device, UBATCH);
         table.row([

@@ -1,8 +1,8 @@
 //! Where something was measured and what: machine, devices, driver, build, the file and its header's facts.
 
+use super::dotted;
 use crate::number::{parameters, thousands};
 use crate::report::table::Table;
-use super::dotted;
 use crate::suite::document::{DeviceFacts, Environment, ModelFacts};
 
 /// On what something was measured, and when, in a line.

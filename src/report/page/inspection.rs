@@ -9,7 +9,7 @@ use crate::gguf::ByteOrder;
 use crate::inspection::{Basis, Inspection, TypeCount};
 use crate::number::{counted, parameters, percent, share, small_size, thousands};
 use crate::report::chart::{Chart, Figure, Fill, Stack, StackedBar, Tone};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::rules::Role;
 
 /// Types that have a line of their own in the table of types; the rest share one.
@@ -111,8 +111,7 @@ fn context(inspection: &Inspection) -> Vec<KeyFigure> {
 
 /// Bytes by role, and where they are.
 fn by_role(inspection: &Inspection) -> Figure {
-    let columns = [("role", Align::Left), ("parameters", Align::Right), ("size", Align::Right), ("share", Align::Right)];
-    let mut table = Table::new(&columns);
+    let mut table = Table::of("role|>parameters|>size|>share");
     let total = inspection.bytes.total;
     let bytes_of = |role: &Role| inspection.bytes.by_role.get(role).copied().unwrap_or_default();
     for role in Role::ALL {
@@ -140,8 +139,7 @@ fn by_role(inspection: &Inspection) -> Figure {
 }
 
 fn by_type(inspection: &Inspection) -> Table {
-    let columns = [("type", Align::Left), ("tensors", Align::Right), ("parameters", Align::Right)];
-    let mut table = Table::new(&[&columns[..], &[("size", Align::Right), ("share", Align::Right)]].concat());
+    let mut table = Table::of("type|>tensors|>parameters|>size|>share");
     let mut types: Vec<_> = inspection.bytes.by_type.iter().collect();
     types.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
     let (shown, rest) = types.split_at(types.len().min(TYPES));
@@ -166,9 +164,7 @@ fn by_type(inspection: &Inspection) -> Table {
 
 /// Every tensor, where the document lists them.
 fn tensors(inspection: &Inspection) -> Option<Table> {
-    use Align::{Left, Right};
-    let columns = [("tensor", Left), ("role", Left), ("type", Left), ("shape", Left)];
-    let mut table = Table::new(&[&columns[..], &[("bytes", Right), ("file offset", Right)]].concat());
+    let mut table = Table::of("tensor|role|type|shape|>bytes|>file offset");
     for row in inspection.tensor_list.as_ref()? {
         let shape = row.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" × ");
         let shard = if inspection.files.len() > 1 { format!("{}: ", u32::from(row.file) + 1) } else { String::new() };
@@ -186,7 +182,7 @@ fn tensors(inspection: &Inspection) -> Option<Table> {
 
 /// Every key and its value, where the document has them.
 fn metadata(inspection: &Inspection) -> Option<Table> {
-    let mut table = Table::new(&[("key", Align::Left), ("value", Align::Left)]);
+    let mut table = Table::of("key|value");
     for (key, value) in inspection.metadata.as_ref()? {
         table.row([shorten(key, 60), shown(value)]);
     }

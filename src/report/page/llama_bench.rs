@@ -4,7 +4,7 @@ use super::speed::{Entry, Unit, figure};
 use super::{Block, Document, Page};
 use crate::measurement::Spread;
 use crate::number::rate;
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::speed::samples::BenchRow;
 
 impl Document for Vec<BenchRow> {
@@ -63,9 +63,7 @@ fn entry(row: &BenchRow) -> Entry {
 }
 
 fn table(rows: &[BenchRow]) -> Table {
-    use Align::{Left, Right};
-    let columns = [("model", Left), ("size", Right), ("backend", Left), ("build", Left), ("launch", Left)];
-    let mut table = Table::new(&[&columns[..], &[("test", Left), ("tokens/s", Right)]].concat());
+    let mut table = Table::of("model|>size|backend|build|launch|test|>tokens/s");
     for row in rows {
         table.row([
             if row.model_type.is_empty() { row.model_filename.clone() } else { row.model_type.clone() },

@@ -81,7 +81,8 @@ impl Measurement {
 
     fn figures(&self) -> Vec<KeyFigure> {
         let speed = &self.speed;
-        let depth = if speed.depth > 0 { format!(" at depth {}", thousands(speed.depth.into())) } else { String::new() };
+        let depth =
+            if speed.depth > 0 { format!(" at depth {}", thousands(speed.depth.into())) } else { String::new() };
         let mut figures = Vec::new();
         let mut add = |label: &str, value: Option<String>, note: String| {
             let value = value.unwrap_or_else(|| "not measured".to_string());
@@ -90,9 +91,17 @@ impl Measurement {
         let rate = |spread: Option<Spread>| spread.map(|spread| Unit::TokensPerSecond.spread(spread));
         let samples = |n: usize| counted(n as u64, "sample");
         let prompt = thousands(speed.n_prompt.into());
-        add("Prompt", rate(speed.summary.pp), format!("tokens/s of {prompt} tokens{depth}, {}", samples(speed.pp.len())));
+        add(
+            "Prompt",
+            rate(speed.summary.pp),
+            format!("tokens/s of {prompt} tokens{depth}, {}", samples(speed.pp.len())),
+        );
         let generated = thousands(speed.n_generate.into());
-        add("Generation", rate(speed.summary.tg), format!("tokens/s of {generated} tokens, {}", samples(speed.tg.len())));
+        add(
+            "Generation",
+            rate(speed.summary.tg),
+            format!("tokens/s of {generated} tokens, {}", samples(speed.tg.len())),
+        );
         if let Some(spread) = speed.summary.first_token {
             add("First token", Some(Unit::Seconds.spread(spread)), "by our clock".into());
         }
@@ -115,7 +124,11 @@ impl Measurement {
         let charts = [
             figure("Generation", Unit::TokensPerSecond, &[tg]),
             figure("Prompt", Unit::TokensPerSecond, &[entry(n, summary.pp, &speed.pp, Some(|speed| speed.pp))]),
-            figure("Time to the first token", Unit::Seconds, &[entry(n, summary.first_token, &speed.first_token, None)]),
+            figure(
+                "Time to the first token",
+                Unit::Seconds,
+                &[entry(n, summary.first_token, &speed.first_token, None)],
+            ),
         ];
         charts.into_iter().flatten().map(Block::Figure).collect()
     }

@@ -8,7 +8,7 @@ use crate::measurement::Row;
 use crate::memory::MemoryRow;
 use crate::number::{fixed, share, small_size, typeset};
 use crate::report::chart::{Chart, Figure, Fill, Key, Stack, StackedBar, Tone};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 
 /// Memory by device.
 pub type Memory = BTreeMap<String, MemoryRow>;
@@ -100,16 +100,14 @@ fn bar(side: &Side<'_>, row: &MemoryRow) -> StackedBar {
 
 /// A row a device and side, with a bar for the part of its budget that it takes.
 fn table(sides: &[Side<'_>], devices: &BTreeSet<&String>, budget: &BTreeMap<String, Bytes>) -> Table {
-    use Align::{Left, Right};
-    let side_column = (sides.len() > 1).then_some(("", Left));
-    let columns: Vec<(&str, Align)> = [("", Left)].into_iter().chain(side_column).collect();
-    let terms = TERMS.map(|(name, _, _)| (name, Right));
-    let mut table = Table::new(&[&columns[..], &terms, &[("total", Right), ("budget", Right)]].concat());
+    let names_sides = sides.len() > 1;
+    let side_column = if names_sides { "|" } else { "" };
+    let mut table = Table::of(&format!("{side_column}|>model|>context|>compute|>overhead|>total|>budget"));
     for device in devices {
         for side in sides {
             let Some(row) = side.memory.get(*device) else { continue };
             let mut cells = vec![(*device).clone()];
-            cells.extend(side_column.map(|_| side.label.to_string()));
+            cells.extend(names_sides.then(|| side.label.to_string()));
             cells.extend(TERMS.iter().map(|(_, _, of)| size(of(row))));
             cells.push(size(row.total));
             match budget.get(*device) {
@@ -134,11 +132,9 @@ pub fn size(bytes: Bytes) -> String {
 
 /// Predicted beside measured, term by term; of several launches, each with its name.
 pub fn errors(launches: &[(&str, &[Row])]) -> Table {
-    use Align::{Left, Right};
-    let launch_column = (launches.len() > 1).then_some(("launch", Left));
-    let columns = [("term", Left), ("predicted", Right), ("measured", Right), ("difference", Right), ("error", Right)];
-    let columns: Vec<(&str, Align)> = launch_column.into_iter().chain(columns).chain([("", Left)]).collect();
-    let mut table = Table::new(&columns);
+    let names_launches = launches.len() > 1;
+    let launch_column = if names_launches { "launch|" } else { "" };
+    let mut table = Table::of(&format!("{launch_column}term|>predicted|>measured|>difference|>error|"));
     for (launch, row) in launches.iter().flat_map(|(launch, rows)| rows.iter().map(move |row| (launch, row))) {
         let difference = match i128::from(row.predicted.0) - i128::from(row.measured.0) {
             0 => "0".to_string(),
@@ -157,7 +153,7 @@ pub fn errors(launches: &[(&str, &[Row])]) -> Table {
             format!("{}%", typeset(&fixed(row.error * 100.0, 2))),
             if row.ok { "ok" } else { "OUTSIDE" }.to_string(),
         ];
-        table.row(launch_column.map(|_| (*launch).to_string()).into_iter().chain(cells));
+        table.row(names_launches.then(|| (*launch).to_string()).into_iter().chain(cells));
     }
     table
 }

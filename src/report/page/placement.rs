@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::bytes::Bytes;
 use crate::checkup::TensorRow;
 use crate::report::chart::{Chart, Figure, Fill, Grid, GridRow, Key, Run, Tone};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 
 /// More blocks than any model has: what names more is no model.
 const BLOCKS: usize = 1024;
@@ -25,12 +25,7 @@ pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
     let columns = kinds.iter().filter_map(|kind| kind.cells.keys().next_back()).max()? + 1;
     let buffers = buffers(&kinds);
     let look = |buffer: &str| look(&buffers, buffer);
-    let mut table = Table::new(&[
-        ("tensor", Align::Left),
-        ("blocks", Align::Left),
-        ("buffer", Align::Left),
-        ("bytes", Align::Right),
-    ]);
+    let mut table = Table::of("tensor|blocks|buffer|>bytes");
     let mut rows = Vec::new();
     for kind in &kinds {
         let mut runs = Vec::new();

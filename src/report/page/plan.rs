@@ -13,7 +13,7 @@ use crate::number::{rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
 use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy};
 use crate::report::chart::{Fill, Tone};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::speed::{Phase, Speed};
 
 /// A time below this share of the turn is not worth a row.
@@ -142,9 +142,7 @@ fn placed(page: &mut Page, check: &Checkup) {
 
 /// The overrides and what they did, those of one counting flag in one row.
 fn overrides(check: &Checkup) -> Table {
-    use Align::{Left, Right};
-    let mut table =
-        Table::new(&[("override", Left), ("to", Left), ("tensors", Right), ("bytes", Right), ("from", Left)]);
+    let mut table = Table::of("override|to|>tensors|>bytes|from");
     for group in &check.override_groups {
         let from = match (group.rules, group.shadowed_by) {
             (1, Some(rule)) => format!("{} (shadowed by {})", group.origin, row_of(check, rule)),
@@ -163,7 +161,7 @@ fn row_of(check: &Checkup, rule: usize) -> usize {
 }
 
 fn basis(check: &Checkup) -> Table {
-    let mut table = Table::new(&[("figure", Align::Left), ("basis", Align::Left)]);
+    let mut table = Table::of("figure|basis");
     for row in &check.basis {
         table.row([row.quantity.as_str(), row.how.as_str()]);
     }
@@ -171,9 +169,7 @@ fn basis(check: &Checkup) -> Table {
 }
 
 fn list(check: &Checkup) -> Table {
-    use Align::{Left, Right};
-    let mut table =
-        Table::new(&[("tensor", Left), ("type", Left), ("bytes", Right), ("buffer", Left), ("rule", Right)]);
+    let mut table = Table::of("tensor|type|>bytes|buffer|>rule");
     for row in check.tensors.iter().flatten() {
         let buffer = row.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
         let rule = row.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
@@ -194,9 +190,7 @@ fn notes(check: &Checkup, shown: impl Fn(Severity) -> bool) -> Vec<Block> {
 
 /// What is to be known of a model or a plan.
 pub(super) fn warnings(warnings: &[Warning]) -> impl Iterator<Item = Block> + '_ {
-    warnings
-        .iter()
-        .map(|warning| Block::note(Severity::Warning, &warning.message, &warning.code, Some(&warning.hint)))
+    warnings.iter().map(|warning| Block::note(Severity::Warning, &warning.message, &warning.code, Some(&warning.hint)))
 }
 
 impl Plan {
@@ -295,14 +289,12 @@ impl Plan {
 
     /// What takes the room, what takes the time, what else there is, what would make it fit.
     fn tables(&self) -> Vec<Block> {
-        use Align::{Left, Right};
-        let mut terms =
-            Table::new(&[("term", Left), ("bytes", Right), ("fix", Left), ("frees", Right), ("costs", Left)]);
+        let mut terms = Table::of("term|>bytes|fix|>frees|costs");
         for row in &self.why.explain {
             let frees = if row.saves == Bytes(0) { String::new() } else { row.saves.to_string() };
             terms.row([row.term.clone(), size(row.bytes), row.fix.clone(), frees, row.costs.clone()]);
         }
-        let mut time = Table::new(&[("phase", Left), ("time goes to", Left), ("seconds", Right)]);
+        let mut time = Table::of("phase|time goes to|>seconds");
         for term in self.why.time.iter().filter(|term| term.seconds >= self.turn_seconds * WORTH_A_ROW) {
             let phase = match term.phase {
                 Phase::Prompt => "prompt",
@@ -335,9 +327,7 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
 
 /// Other launches, a row each.
 fn launches(others: &[Alternative]) -> Table {
-    use Align::{Left, Right};
-    let columns = [("change", Left), ("fits", Left), ("blocks on host", Right), ("pp", Right), ("tg", Right)];
-    let mut table = Table::new(&[&columns[..], &[("turn", Right), ("", Right), ("", Left)]].concat());
+    let mut table = Table::of("change|fits|>blocks on host|>pp|>tg|>turn|>|");
     for other in others {
         table.row([
             other.what.clone(),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Block, Document, Page, Verdict};
 use crate::plan::rule_file::RuleFile;
 use crate::plan::rule_file::check::{Count, RulesCheck};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 
 /// One built-in rule set, in the `moeplan/rule-sets/1` document.
 #[derive(Debug, Serialize)]
@@ -87,9 +87,7 @@ impl Document for RulesCheck {
 
 /// A rule a row.
 fn table(document: &RulesCheck) -> Table {
-    use Align::{Left, Right};
-    let columns = [("line", Right), ("tensors", Left), ("to", Left), ("matches", Right), ("decides", Right)];
-    let mut table = Table::new(&[&columns[..], &[("blocks", Left)]].concat());
+    let mut table = Table::of(">line|tensors|to|>matches|>decides|blocks");
     let of = |count: &Count| match document.model_bytes {
         Some(_) => format!("{}, {}", count.tensors, count.bytes),
         None => String::new(),

@@ -3,7 +3,7 @@
 use crate::measurement::Spread;
 use crate::number::{rate, seconds};
 use crate::report::chart::{Bar, Bars, Chart, Figure, Fill, Key, Tone};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 
 /// What the bars count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,13 +81,8 @@ impl Entry {
 /// What a chart of speeds says: its bars, and of how many samples each is the mean.
 pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
     let mut bars = Vec::new();
-    let mut table = Table::new(&[
-        ("", Align::Left),
-        ("", Align::Left),
-        (if unit == Unit::Seconds { "seconds" } else { "tokens/s" }, Align::Right),
-        ("±", Align::Right),
-        ("samples", Align::Right),
-    ]);
+    let of = if unit == Unit::Seconds { "seconds" } else { "tokens/s" };
+    let mut table = Table::of(&format!("||>{of}|>±|>samples"));
     for (at, entry) in entries.iter().enumerate() {
         let tone = entry.tone.unwrap_or(Tone::Series(at));
         if let Some((value, off)) = entry.predicted.filter(|(value, _)| value.is_finite()) {

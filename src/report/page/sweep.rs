@@ -9,26 +9,20 @@ use crate::number::{rate, seconds, thousands};
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
 use crate::plan::{ModelSummary, quoted};
 use crate::report::chart::{self, Chart, Figure, Lines, Series};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::speed::Speed;
 
 /// Columns that every plan of many has.
-const COLUMNS: [(&str, Align); 8] = [
-    ("fits", Align::Left),
-    ("experts on devices", Align::Right),
-    ("blocks on host", Align::Right),
-    ("context", Align::Right),
-    ("-ub", Align::Right),
-    ("pp", Align::Right),
-    ("tg", Align::Right),
-    ("turn", Align::Right),
-];
+const COLUMNS: &str = "fits|>experts on devices|>blocks on host|>context|>-ub|>pp|>tg|>turn";
 
 impl Document for SweepDocument {
     fn pages(&self) -> Vec<Page> {
         let axes = self.axes();
         let names: Vec<&str> = axes.iter().map(|axis| axis.what.as_ref()).collect();
-        let about = dotted([about(&self.model, None), format!("planned with {}", main_memory(&self.machine))]);
+        let device = self.machine.devices.first().filter(|_| self.variable == Variable::Vram);
+        let budgets = device.map_or(String::new(), |device| format!("budgets of {}", device.name));
+        let planned = format!("planned with {}", main_memory(&self.machine));
+        let about = dotted([about(&self.model, None), budgets, planned]);
         let mut page = Page::new("Sweep", format!("{}: by {}", name(&self.model), names.join(" and ")), about);
         let curves = [
             self.curve("Generation", "tokens per second", |point| point.speed.tg),
@@ -38,11 +32,7 @@ impl Document for SweepDocument {
             }),
         ];
         page.detail_all(curves.into_iter().flatten().map(Block::Figure));
-        let variable = match self.variable {
-            Variable::Vram => self.machine.devices.first().map_or("budget", |device| device.name.as_str()),
-            Variable::Ctx => "-c",
-        };
-        let mut table = Table::new(&[&[(variable, Align::Right)][..], &COLUMNS].concat());
+        let mut table = Table::of(&format!(">{}|{COLUMNS}", self.what()));
         for point in &self.points {
             table.row([vec![point.label.clone()], cells(point)].concat());
         }
@@ -60,8 +50,7 @@ impl Document for Plans {
         let title = "Several files on one machine";
         let about = format!("planned for {}, {}", budgets(&self.machine), main_memory(&self.machine));
         let mut page = Page::new("Plans", title, about);
-        let first = [("file", Align::Left), ("size", Align::Right), ("bits", Align::Right)];
-        let mut table = Table::new(&[&first[..], &COLUMNS].concat());
+        let mut table = Table::of(&format!("file|>size|>bits|{COLUMNS}"));
         for row in &self.rows {
             let own = vec![row.point.label.clone(), row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)];
             table.row([own, cells(&row.point)].concat());
@@ -143,8 +132,7 @@ impl SweepDocument {
     #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
     fn curve(&self, title: &str, unit: &str, of: impl Fn(&Point) -> f64) -> Option<Figure> {
         let (width, what) = (self.width(), self.what());
-        let predicted = format!("{unit}, predicted");
-        let mut table = Table::new(&[(&*what, Align::Left), ("tokens", Align::Right), (&predicted, Align::Right)]);
+        let mut table = Table::of(&format!("{what}|>tokens|>{unit}, predicted"));
         let mut series: Vec<Series> = Vec::new();
         for at in 0..width {
             let mut points = Vec::new();

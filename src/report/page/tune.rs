@@ -6,7 +6,7 @@ use super::{Block, KeyFigure, Page, Verdict, file_name};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
 use crate::number::{counted, thousands};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::tune::document::{Document, Entry as Candidate, Measured};
 use crate::tune::race::{self, End, Standing};
 use crate::tune::{Kind, Predicted, Subject};
@@ -116,23 +116,13 @@ fn turn(subject: &Subject) -> String {
 
 /// The evidence.
 fn table(document: &Document) -> Table {
-    let mut table = Table::new(&[
-        ("launch", Align::Left),
-        ("turn, predicted", Align::Right),
-        ("turn, median", Align::Right),
-        ("pp, mean", Align::Right),
-        ("tg, mean", Align::Right),
-        ("n", Align::Right),
-        ("memory", Align::Left),
-        ("", Align::Left),
-    ]);
+    let mut table = Table::of("launch|>turn, predicted|>turn, median|>pp, mean|>tg, mean|>n|memory|");
     for entry in &document.candidates {
         let predicted = entry.candidate.predicted.as_ref();
         let predicted = predicted.map_or(String::new(), |predicted| format!("{:.3} s", predicted.turn_seconds));
         let measured = entry.measured.as_ref();
-        let spread = |spread: Option<Spread>| {
-            spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread))
-        };
+        let spread =
+            |spread: Option<Spread>| spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread));
         table.row([
             entry.candidate.what.clone(),
             predicted,

@@ -3,7 +3,7 @@
 use super::compare::Summary;
 use super::memory::size;
 use super::{Block, Document, Item, Page, Verdict, bench, environment};
-use crate::report::table::{Align, Table};
+use crate::report::table::Table;
 use crate::suite::document::{ModelValidation, Validation};
 
 impl Document for Validation {
@@ -49,9 +49,7 @@ fn model(model: &ModelValidation) -> Page {
 }
 
 fn placements(model: &ModelValidation) -> Table {
-    use Align::{Left, Right};
-    let columns = [("case", Left), ("experts on devices", Right), ("experts on the host", Right)];
-    let mut table = Table::new(&[&columns[..], &[("memory", Left), ("fits", Left)]].concat());
+    let mut table = Table::of("case|>experts on devices|>experts on the host|memory|fits");
     for placement in &model.placements {
         let memory: Vec<String> =
             placement.predicted.iter().map(|(device, row)| format!("{device} {}", size(row.total))).collect();
