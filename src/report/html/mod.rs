@@ -19,6 +19,9 @@ const SCRIPT: &str = include_str!("what-if.js");
 /// The hash of [`SCRIPT`], the only script that the page's policy lets run.
 const SCRIPT_HASH: &str = "sha256-BzvIDFne4zSKw4Uf07oZ14gBNf7ekQyAW+B8FMY3x7M=";
 
+/// A table of more rows is folded: it is there to look something up.
+const LONG: usize = 60;
+
 /// The whole document.
 pub fn report(report: &Report) -> String {
     let has_script =
@@ -103,6 +106,9 @@ fn block(block: &Block, id: &str) -> Markup {
         Block::Prose(text) => html! { p { (text) } },
         Block::Verdict(verdict, text) => html! { p.verdict.(class(*verdict)) { (sign(*verdict)) span { (text) } } },
         Block::KeyFigures(figures) => key_figures(figures),
+        Block::Table(caption, rows) if rows.rows().len() > LONG => html! {
+            details { summary { (if caption.is_empty() { "Table" } else { caption }) } (table(rows, None)) }
+        },
         Block::Table(caption, rows) => table(rows, Some(caption)),
         Block::Figure(drawn) => figure(drawn, id),
         Block::Command(label, command) => html! {

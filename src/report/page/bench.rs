@@ -102,19 +102,14 @@ fn asked(bench: &Bench) -> String {
     }
 }
 
-/// A mean and its spread, or that nobody knows it.
-fn shown(value: Option<Spread>, unit: Unit) -> String {
-    value.map_or_else(|| UNKNOWN.to_string(), |value| unit.spread(value))
-}
-
-/// Tokens per second.
+/// Tokens per second, or that they are not known.
 fn rate(value: Option<Spread>) -> String {
-    shown(value, Unit::TokensPerSecond)
+    value.map_or_else(|| UNKNOWN.to_string(), |value| Unit::TokensPerSecond.spread(value))
 }
 
-/// Seconds.
+/// Seconds, or that they are not known.
 fn time(value: Option<Spread>) -> String {
-    shown(value, Unit::Seconds)
+    value.map_or_else(|| UNKNOWN.to_string(), |value| Unit::Seconds.spread(value))
 }
 
 /// The row over all prompts: of streams where there are any.
@@ -158,13 +153,14 @@ fn host_of(session: &Session) -> Option<String> {
 
 /// Why launches and answers failed.
 fn failures(bench: &Bench) -> Vec<String> {
+    let sessions = || bench.cases.iter().flat_map(|case| &case.sessions);
     let line = |session: &Session| Some(format!("{}: {}", session.case, session.failure.as_ref()?));
-    let mut lines: Vec<String> = bench.cases.iter().flat_map(|case| &case.sessions).filter_map(line).collect();
+    let mut lines: Vec<String> = sessions().filter_map(line).collect();
     let of_samples = |session: &Session| -> Vec<String> {
         let failed = session.samples.iter().filter_map(|sample| Some((sample, sample.failure.as_ref()?)));
         failed.map(|(sample, why)| format!("{}, {}: {why}", session.case, sample.prompt)).collect()
     };
-    lines.extend(bench.cases.iter().flat_map(|case| &case.sessions).flat_map(of_samples));
+    lines.extend(sessions().flat_map(of_samples));
     lines.dedup();
     lines
 }
@@ -197,13 +193,8 @@ fn depths(bench: &Bench) -> Table {
     let mut table = Table::of("case|>depth|>pp|>tg|>first token");
     for case in &bench.cases {
         for row in &case.depths {
-            table.row([
-                case.name.clone(),
-                thousands(row.depth.into()),
-                rate(row.pp),
-                rate(row.tg),
-                time(row.first_token_seconds),
-            ]);
+            let depth = thousands(row.depth.into());
+            table.row([case.name.clone(), depth, rate(row.pp), rate(row.tg), time(row.first_token_seconds)]);
         }
     }
     table
@@ -278,24 +269,22 @@ fn word(verdict: document::Verdict) -> &'static str {
 }
 
 fn figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
-    let mut figures = Vec::new();
-    let mut add = |label: String, value: Option<String>, note: String| {
-        figures.extend(value.map(|value| KeyFigure { label, value, note }));
-    };
     let row = overall(case);
-    let rate = |spread: Option<Spread>| spread.map(|spread| Unit::TokensPerSecond.spread(spread));
-    let n = |spread: Option<Spread>| counted(spread.map_or(0, |spread| u64::from(spread.n)), "sample");
-    let (pp, tg) = (row.and_then(|row| row.pp), row.and_then(|row| row.tg));
-    add("Generation".into(), rate(tg), format!("tokens/s, {}", n(tg)));
-    add("Prompt".into(), rate(pp), format!("tokens/s, {}", n(pp)));
+    let n = |spread: Spread| counted(u64::from(spread.n), "sample");
+    let speed = |label: &str, spread: Option<Spread>| {
+        let spread = spread?;
+        Some(KeyFigure::new(label, Unit::TokensPerSecond.spread(spread), format!("tokens/s, {}", n(spread))))
+    };
     let first = row.and_then(|row| row.first_token_seconds);
-    add("First token".into(), first.map(|spread| Unit::Seconds.spread(spread)), n(first));
-    for saving in bench.savings.iter().filter(|saving| saving.saved_percent.is_some()) {
-        let percent = saving.saved_percent.map(|percent| format!("{}%", typeset(&signed(-percent, 1))));
-        let by = format!("{} for {}, by {}", size(saving.bytes), size(saving.baseline_bytes), saving.by);
-        add(format!("Device memory against {}", saving.baseline), percent, by);
-    }
-    figures
+    let first =
+        first.map(|first| KeyFigure::new("First token", Unit::Seconds.spread(first), format!("in {}", n(first))));
+    let saved = |saving: &document::Saving| {
+        let percent = format!("{}%", typeset(&signed(-saving.saved_percent?, 1)));
+        let by = format!("({} for {}, by {})", size(saving.bytes), size(saving.baseline_bytes), saving.by);
+        Some(KeyFigure::new(&format!("Device memory against {}", saving.baseline), percent, by))
+    };
+    let speeds = [speed("Generation", row.and_then(|row| row.tg)), speed("Prompt", row.and_then(|row| row.pp)), first];
+    speeds.into_iter().flatten().chain(bench.savings.iter().filter_map(saved)).collect()
 }
 
 /// Repetitions, sampling and lengths, and every prompt.
@@ -337,8 +326,12 @@ fn speeds(bench: &Bench) -> Vec<Figure> {
 
 /// Speed over depth, a curve a case.
 fn depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Option<Figure> {
+    let mut table = Table::of("case|>depth|>tokens/s");
     let mut series = Vec::new();
     for (at, case) in bench.cases.iter().enumerate() {
+        for (row, spread) in case.depths.iter().filter_map(|row| Some((row, of(row)?))) {
+            table.row([case.name.clone(), thousands(row.depth.into()), Unit::TokensPerSecond.spread(spread)]);
+        }
         let point = |row: &DepthRow| {
             let spread = of(row)?;
             let error = (spread.n > 1).then_some(spread.stddev);
@@ -365,7 +358,7 @@ fn depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Opt
         thousands(bench.settings.depth_prompt.into()),
         thousands(bench.settings.depth_generate.into())
     );
-    Some(Figure { title: title.into(), text, legend: Vec::new(), chart, table: depths(bench) })
+    Some(Figure { title: title.into(), text, legend: Vec::new(), chart, table })
 }
 
 /// Memory of the first case against its prediction, then of every case.

@@ -235,13 +235,13 @@ impl Plan {
 
     fn figures(&self) -> Vec<KeyFigure> {
         let (speed, turn) = (&self.speed, &self.turn);
-        let off = format!("tokens/s, predicted ±{:.0}% ({})", speed.uncertainty * 100.0, speed.basis);
+        let off = format!("tokens/s, predicted ±{:.0}%", speed.uncertainty * 100.0);
         let depth = if turn.depth > 0 { format!(" at depth {}", thousands(turn.depth.into())) } else { String::new() };
         let tokens = format!("{} + {} tokens{depth}", thousands(turn.prompt.into()), thousands(turn.generate.into()));
         let mut figures = vec![
             KeyFigure::new("Generation", rate(speed.tg), off.clone()),
             KeyFigure::new("Prompt", rate(speed.pp), off),
-            KeyFigure::new("One turn", seconds(self.turn_seconds), format!("for {tokens}, predicted")),
+            KeyFigure::new("One turn", seconds(self.turn_seconds), format!("for {tokens} ({})", speed.basis)),
         ];
         figures.extend(launch(&self.check));
         figures.push(self.experts());

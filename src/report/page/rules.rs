@@ -55,7 +55,8 @@ impl Document for RuleSets<'_> {
 
 impl Document for RulesCheck {
     fn pages(&self) -> Vec<Page> {
-        let mut page = Page::new("Rules", self.name.clone(), self.description.trim());
+        let mut page = Page::new("Rules", self.name.clone(), "");
+        page.push(Block::Prose(self.description.trim().to_string()));
         page.push(Block::filled("", table(self)));
         for rule in &self.rules {
             for shadow in &rule.shadowed {
