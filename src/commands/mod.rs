@@ -169,10 +169,12 @@ impl Output {
             Format::Html => self.answer(&html::report(report)),
             Format::Markdown => self.answer(&markdown::report(report)),
             Format::Text | Format::Json => {
-                let text = text::report(report, self.is_verbose());
-                // A file gets no codes of colours; standard output drops them itself where it shows none.
-                let plain = || anstream::adapter::strip_str(&text).to_string();
-                self.answer(&if self.global.output.is_some() { plain() } else { text.clone() })
+                let mut text = text::report(report, self.is_verbose());
+                if self.global.output.is_some() {
+                    // A file gets no codes of colours; standard output drops them itself where it shows none.
+                    text = anstream::adapter::strip_str(&text).to_string();
+                }
+                self.answer(&text)
             }
         }
     }

@@ -24,10 +24,10 @@ fn page(page: &Page, is_long: bool) -> String {
     let mut before: Option<&Block> = None;
     for part in shown().filter(|part| !is_command(part)).chain(shown().filter(is_command)) {
         let goes_on = match (before, part) {
-            (Some(Block::Note(..)), Block::Note(..)) => true,
-            (Some(Block::Heading(_)), _) => true,
-            (Some(Block::Verdict(..) | Block::Prose(_)), Block::Prose(_)) => true,
             (Some(Block::Command(..)), Block::Command(label, _)) => label.is_empty(),
+            (Some(Block::Note(..)), Block::Note(..))
+            | (Some(Block::Heading(_)), _)
+            | (Some(Block::Verdict(..) | Block::Prose(_)), Block::Prose(_)) => true,
             _ => false,
         };
         if !goes_on {

@@ -254,8 +254,7 @@ fn answers(case: &Case) -> Vec<document::Item> {
         let what = format!("{prompt}: {}", item.what);
         document::Item { what, ..item.clone() }
     };
-    let lines = case.quality.iter().flat_map(|of| of.items.iter().map(|item| (of.prompt.as_str(), item)));
-    lines.map(named).collect()
+    case.quality.iter().flat_map(|of| of.items.iter().map(|item| (of.prompt.as_str(), item))).map(named).collect()
 }
 
 /// A verdict as a word.

@@ -207,9 +207,10 @@ impl Plan {
             Some(format!("{left} left on {}", device.name))
         };
         let left: Vec<String> = self.machine.devices.iter().filter_map(left).collect();
-        let text = match left.is_empty() {
-            true => "Fits.".to_string(),
-            false => format!("Fits: {} beyond the margin of {}.", left.join(", "), self.margin),
+        let text = if left.is_empty() {
+            "Fits.".to_string()
+        } else {
+            format!("Fits: {} beyond the margin of {}.", left.join(", "), self.margin)
         };
         Block::Verdict(Verdict::Good, text)
     }
