@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::gguf_builder::{Builder, V, text};
 use moeplan::gguf::cursor::MAX_HEADER;
-use moeplan::gguf::reader::{MAX_KEPT_TEXT, MAX_KEPT_TEXT_IN_ALL, MAX_KEY_LENGTH, MAX_KEYS, MAX_TENSORS};
 use moeplan::gguf::error::Fault;
+use moeplan::gguf::reader::{MAX_KEPT_TEXT, MAX_KEPT_TEXT_IN_ALL, MAX_KEY_LENGTH, MAX_KEYS, MAX_TENSORS};
 use moeplan::gguf::window::FileWindow;
 use moeplan::gguf::{self, ErrorKind, Header, Value};
 
