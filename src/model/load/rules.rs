@@ -1,7 +1,7 @@
 //! `rules/loader/*.txt` as lines to walk.
 //!
 //! A line is a key (`u32? attention.sliding_window -> n_swa`), a tensor (`.attn_q.weight [n_embd, n_embd_q] | flags`; a dot in
-//! front is `blk.{i}.`, `?` is optional), `let`, `set`, `fill`, `copy`, `assert`, `refuse CONDITION: message`, `if`, `else`,
+//! front is `blk.{i}.`, `?` is optional), `let`, `set`, `fill`, `copy`, `alias LAYER = LAYER`, `assert`, `refuse CONDITION: message`, `if`, `else`,
 //! `for i in a..b`, or `use GROUP(…)`; what is indented belongs to the line above. A group's `$1` is its first argument, 0
 //! where there is none.
 
@@ -19,6 +19,8 @@ pub(super) struct Rules {
     pub(super) keys: Vec<Line>,
     /// The tensors.
     pub(super) tensors: Vec<Line>,
+    /// What the graph asserts of the numbers.
+    pub(super) graph: Vec<Line>,
 }
 
 /// What a key's value has to be.
@@ -53,6 +55,8 @@ pub(super) enum Line {
     Set(String, Option<Expr>, Expr),
     Fill(String, Expr),
     Copy(String, String),
+    /// A layer that has another's tensors.
+    Alias(Expr, Expr),
     Assert(Expr, String),
     Refuse(Expr, String),
     If(Expr, Vec<Self>, Vec<Self>),
@@ -106,13 +110,16 @@ impl Rules {
         let at = lines.iter().position(|node| node.text == "tensors").ok_or("a file without `tensors`")?;
         let mut tensors = lines.split_off(at);
         tensors.remove(0);
+        let graph = tensors.iter().position(|node| node.text == "graph");
+        let graph = graph.map_or_else(Vec::new, |at| tensors.split_off(at));
         let with = |first: &str, lines: Vec<Node>, last: &str| {
             let call = |name: &str| Node { text: format!("use {name}"), below: Vec::new() };
             let first = (!first.is_empty()).then(|| call(first));
             let lines: Vec<Node> = first.into_iter().chain(lines).chain([call(last)]).collect();
             compile(&lines, &groups)
         };
-        Ok(Self { keys: with("keys", lines, "vocabulary")?, tensors: with("", tensors, "scales")?, defs })
+        let graph = compile(graph.get(1..).unwrap_or_default(), &groups)?;
+        Ok(Self { keys: with("keys", lines, "vocabulary")?, tensors: with("", tensors, "scales")?, graph, defs })
     }
 }
 
@@ -165,6 +172,10 @@ fn compile(nodes: &[Node], groups: &Groups) -> Result<Vec<Line>, String> {
             "copy" => {
                 let (from, to) = pair(" -> ")?;
                 lines.push(Line::Copy(from.to_string(), to.to_string()));
+            }
+            "alias" => {
+                let (layer, other) = pair(" = ")?;
+                lines.push(Line::Alias(expression(layer)?, expression(other)?));
             }
             "assert" => lines.push(Line::Assert(expression(rest)?, rest.to_string())),
             "refuse" => {

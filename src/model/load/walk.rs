@@ -64,7 +64,7 @@ impl<'a> Walk<'a> {
                 expected,
                 created,
             }),
-            _ => Ok(()),
+            _ => self.block(&rules.graph),
         }
     }
 
@@ -108,6 +108,13 @@ impl<'a> Walk<'a> {
             Line::Copy(from, to) => {
                 let values = self.array(from).clone();
                 self.arrays.insert(to, values);
+                Ok(())
+            }
+            Line::Alias(layer, other) => {
+                let (to, from) = (format!("blk.{}.", self.value(layer)?), format!("blk.{}.", self.value(other)?));
+                let theirs = self.made.iter().filter_map(|name| Some(format!("{to}{}", name.strip_prefix(&from)?)));
+                let theirs: Vec<String> = theirs.collect();
+                self.made.extend(theirs);
                 Ok(())
             }
             Line::Assert(expr, text) => {
