@@ -1,7 +1,7 @@
 //! `rules/loader/*.txt` as lines to walk.
 //!
 //! A line is a key (`u32? attention.sliding_window -> n_swa`), a tensor (`.attn_q.weight [n_embd, n_embd_q] | flags`; a dot in
-//! front is `blk.{i}.`, `?` is optional), `let`, `set`, `fill`, `copy`, `alias LAYER = LAYER`, `assert`, `refuse CONDITION: message`, `if`, `else`,
+//! front is `blk.{i}.`, `?` is optional), `let`, `set`, `fill`, `copy`, `alias LAYER = LAYER`, `need TENSOR`, `assert`, `refuse CONDITION: message`, `if`, `else`,
 //! `for i in a..b`, or `use GROUP(…)`; what is indented belongs to the line above. A group's `$1` is its first argument, 0
 //! where there is none.
 
@@ -57,6 +57,8 @@ pub(super) enum Line {
     Copy(String, String),
     /// A layer that has another's tensors.
     Alias(Expr, Expr),
+    /// Tensors that the loader takes as optional and the graph reads.
+    Need(Vec<String>),
     Assert(Expr, String),
     Refuse(Expr, String),
     If(Expr, Vec<Self>, Vec<Self>),
@@ -177,6 +179,7 @@ fn compile(nodes: &[Node], groups: &Groups) -> Result<Vec<Line>, String> {
                 let (layer, other) = pair(" = ")?;
                 lines.push(Line::Alias(expression(layer)?, expression(other)?));
             }
+            "need" => lines.push(Line::Need(rest.split(", ").map(ToString::to_string).collect())),
             "assert" => lines.push(Line::Assert(expression(rest)?, rest.to_string())),
             "refuse" => {
                 let (condition, message) = pair(": ")?;

@@ -117,6 +117,10 @@ impl<'a> Walk<'a> {
                 self.made.extend(theirs);
                 Ok(())
             }
+            Line::Need(names) => names.iter().try_for_each(|name| {
+                let tensor = self.tensor_name(name);
+                if self.made.contains(&tensor) { Ok(()) } else { Err(Fault::MissingTensor { tensor }) }
+            }),
             Line::Assert(expr, text) => {
                 if self.value(expr)? != 0 {
                     return Ok(());
@@ -343,6 +347,10 @@ impl Values for Walk<'_> {
             "equals" => {
                 let (key, text) = words.split_once('|')?;
                 matches!(self.model.metadata.get(&self.full(key)), Some(Value::String(found)) if found == text)
+            }
+            "any" => {
+                let layers = usize::try_from(self.field("n_layer_all")?).ok()?;
+                self.arrays.get(words).is_some_and(|values| values.iter().take(layers).any(|value| *value != 0))
             }
             "highest" => return self.arrays.get(words).map_or(Some(0), |values| values.iter().copied().max()),
             "distinct" | "distinct_positive" => {
