@@ -1,24 +1,18 @@
 //! The oracle of the loader's rules: headers with one mistake each, asked of the linked llama.cpp and of us.
 //!
-//! Feature `embedded`. The headers are testdata/architectures.tar.xz; each tensor is dropped, each dimension changed by one and
+//! Feature `embedded`. The headers are those of the oracle; each tensor is dropped, each dimension changed by one and
 //! doubled, each number among the keys set to 0, 1, 7 and twice itself. Wherever llama.cpp refuses or aborts, we refuse;
 //! wherever it loads, we answer with its bytes. A sample of a fixed seed; all of it with `MOEPLAN_FULL=1`; `MOEPLAN_CASES` and
 //! `MOEPLAN_SEED` another sample, `MOEPLAN_MODELS` the headers with that in their names, `MOEPLAN_REPORT` a file that every
 //! disagreement goes to.
-#![cfg(feature = "embedded")]
 #![expect(clippy::print_stderr, reason = "a test's report")]
-
-#[path = "support/gguf_builder.rs"]
-mod gguf_builder;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use gguf_builder::{Builder, V};
 use moeplan::bytes::{Bytes, MIB};
 use moeplan::gguf::GgmlType;
 use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
@@ -26,6 +20,9 @@ use moeplan::model::Model;
 use moeplan::run::parse;
 use moeplan::runtime::{Embedded, Error, Launch, Projection, Runtime as _, software_machine};
 use moeplan::{gguf, memory, placement};
+
+use super::oracle;
+use crate::support::gguf_builder::{Builder, V};
 
 /// Mutations of a run that says nothing else.
 const CASES: usize = 1500;
@@ -59,16 +56,9 @@ enum Number {
 }
 
 fn headers() -> Vec<Header> {
-    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/architectures.tar.xz");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("architectures-loader");
-    std::fs::create_dir_all(&folder).expect("a temporary folder");
-    let status = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&folder).status();
-    assert!(status.expect("tar runs").success(), "tar and xz unpack {}", archive.display());
     let wanted = std::env::var("MOEPLAN_MODELS").unwrap_or_default();
-    let entries = std::fs::read_dir(folder).expect("a readable folder").map(|entry| entry.expect("an entry").path());
-    let mut paths: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "gguf")).collect();
-    paths.sort();
-    paths.into_iter().map(|path| read(&path)).filter(|header| header.name.contains(&wanted)).collect()
+    let paths = oracle::headers().unwrap_or_default();
+    paths.iter().map(|path| read(path)).filter(|header| header.name.contains(&wanted)).collect()
 }
 
 fn read(path: &Path) -> Header {
