@@ -64,6 +64,8 @@ pub mod gguf;
 #[doc(hidden)]
 pub mod rules;
 #[doc(hidden)]
+pub mod expression;
+#[doc(hidden)]
 pub mod hparams;
 pub mod model;
 #[doc(hidden)]

@@ -2,7 +2,7 @@
 //!
 //! Source: `src/llama-vocab.cpp` (`llama_vocab::impl::load`), llama.cpp b11434.
 
-use super::expression::Dims;
+use crate::expression::Dims;
 use super::spec::{Error, Spec};
 use crate::gguf::writer::Scalar;
 

@@ -151,6 +151,7 @@ fn model(keys: &[(&str, V)], experts: &[String]) -> Builder {
         ("llama.attention.layer_norm_rms_epsilon", V::F32(1e-5)),
         ("llama.rope.dimension_count", V::U32(16)),
         ("llama.vocab_size", V::U32(32)),
+        ("tokenizer.ggml.model", text("none")),
     ];
     let mut file = Builder::new();
     for (key, value) in base.iter().chain(keys) {
@@ -165,7 +166,8 @@ fn model(keys: &[(&str, V)], experts: &[String]) -> Builder {
             file = with(file, &format!("blk.{block}.{name}.weight"), &[64], 0);
         }
         for name in experts {
-            file = with(file, &format!("blk.{block}.{name}.weight"), &[64, 128], 1);
+            let shape = if name.starts_with("ffn_down") { [128, 64] } else { [64, 128] };
+            file = with(file, &format!("blk.{block}.{name}.weight"), &shape, 1);
         }
     }
     file
