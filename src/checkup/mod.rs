@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{self, HOST, MemoryBreakdown, Prediction, expert_cache};
+use crate::memory::{self, HOST, MemoryBreakdown, Prediction, Uncounted, expert_cache};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
@@ -34,10 +34,17 @@ pub struct Checkup {
     pub memory: BTreeMap<String, Row>,
     /// What each device may hold, margin taken off; of `Host`, where main memory is known.
     pub budget: BTreeMap<String, Bytes>,
-    /// Whether everything stays within its budget.
-    pub fits: bool,
+    /// Whether everything stays within its budget; `None` where what is counted does and not everything is counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fits: Option<bool>,
     /// By how much it does not.
     pub shortfall: BTreeMap<String, Bytes>,
+    /// What the command comes to, as far as that can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// The terms that `memory` does not have, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub uncounted: Vec<Uncounted>,
     /// What a launch with mapped files logs as `CPU_Mapped`; `None` where nothing is mapped.
     pub mapped_span: Option<Bytes>,
     /// The override list and what each entry did.
@@ -94,15 +101,74 @@ pub struct Run {
     pub mtp: bool,
 }
 
-/// A row of memory, with its sum.
+/// What a command comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// llama.cpp refuses it.
+    Refused,
+    /// It does not fit.
+    Short,
+}
+
+/// A row of memory; a term that is not counted is absent, and so is the sum then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Row {
-    /// The four terms.
-    #[serde(flatten)]
-    pub terms: MemoryBreakdown,
+    /// Weights.
+    pub model: Bytes,
+    /// KV caches and recurrent states.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<Bytes>,
+    /// Temporary buffers of the graphs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Bytes>,
+    /// What the device shows beyond llama.cpp's own sum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<Bytes>,
     /// Together.
-    pub total: Bytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<Bytes>,
+}
+
+impl Row {
+    /// The memory table of a prediction.
+    pub fn table(prediction: &Prediction) -> BTreeMap<String, Self> {
+        let row = |terms: &MemoryBreakdown| Self {
+            model: terms.model,
+            context: prediction.counts("context").then_some(terms.context),
+            compute: prediction.counts("compute").then_some(terms.compute),
+            overhead: prediction.counts("overhead").then_some(terms.overhead),
+            total: prediction.uncounted.is_empty().then(|| terms.total()),
+        };
+        prediction.memory.iter().map(|(key, terms)| (key.clone(), row(terms))).collect()
+    }
+
+    /// The terms that are counted, together.
+    pub fn counted(&self) -> Bytes {
+        self.model + [self.context, self.compute, self.overhead].into_iter().flatten().sum::<Bytes>()
+    }
+}
+
+impl Checkup {
+    /// Whether it is known to stay within every budget.
+    pub fn fits(&self) -> bool {
+        self.fits == Some(true)
+    }
+
+    /// Whether llama.cpp refuses the command.
+    pub fn is_refused(&self) -> bool {
+        self.lints.iter().any(|lint| lint.severity == Severity::Error)
+    }
+
+    /// Takes another shortfall, and judges by it.
+    pub(crate) fn with_shortfall(self, shortfall: BTreeMap<String, Bytes>) -> Self {
+        let is_short = !shortfall.is_empty();
+        let verdict = if self.is_refused() { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) };
+        let fits = if is_short { Some(false) } else { self.uncounted.is_empty().then_some(true) };
+        Self { shortfall, verdict, fits, ..self }
+    }
 }
 
 /// One override.
@@ -175,6 +241,16 @@ pub enum Error {
     Memory(#[from] memory::Error),
 }
 
+impl Error {
+    /// Why there is no prediction, where that is it.
+    pub fn memory(&self) -> Option<&memory::Error> {
+        match self {
+            Self::Memory(error) => Some(error),
+            Self::Placement(_) => None,
+        }
+    }
+}
+
 /// What is asked beside the command itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -198,7 +274,7 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
     }
     let run = &run;
     let placement = placement::place(model, machine, run)?;
-    let memory = rows(&prediction);
+    let memory = Row::table(&prediction);
     let budget = budgets(machine, &placement, options.margin);
     let shared = memory::shared_with_host(machine, &prediction.memory);
     let shortfall = shortfall(&memory, &budget, shared);
@@ -222,13 +298,15 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
         prediction.basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
     }
     prediction.basis.extend(basis::rows(command.target, machine, &placement));
-    Ok(Checkup {
+    let checkup = Checkup {
         schema: "moeplan/check/1",
         program: run.program,
         run: resolved(run, &prediction.numbers),
-        fits: shortfall.is_empty(),
+        fits: None,
         budget,
-        shortfall,
+        shortfall: BTreeMap::new(),
+        verdict: None,
+        uncounted: prediction.uncounted,
         mapped_span: mapped_span(model, run, &placement),
         lints,
         overrides,
@@ -236,7 +314,8 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
         memory,
         basis: prediction.basis,
         tensors: options.tensors.then(|| tensor_rows(model, machine, &placement)),
-    })
+    };
+    Ok(checkup.with_shortfall(shortfall))
 }
 
 /// The launch with ik_llama.cpp's `-ncmoe` made overrides of, which takes the model and the layers' devices.
@@ -251,11 +330,6 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
         run.overrides.extend(dialect::last_blocks(wanted, &blocks));
     }
     Ok(run)
-}
-
-/// The memory table with sums.
-fn rows(prediction: &Prediction) -> BTreeMap<String, Row> {
-    prediction.memory.iter().map(|(key, terms)| (key.clone(), Row { terms: *terms, total: terms.total() })).collect()
 }
 
 /// What each device may hold.
@@ -282,7 +356,7 @@ fn shortfall(
     let mut needed: BTreeMap<&str, Bytes> = [(HOST, shared)].into();
     for (key, row) in memory {
         let of = if matches!(key.as_str(), "CPU_REPACK" | "AMX") { HOST } else { key };
-        *needed.entry(of).or_default() += row.total;
+        *needed.entry(of).or_default() += row.counted();
     }
     let over = needed.iter().filter_map(|(key, total)| {
         let missing = total.saturating_sub(*budget.get(*key)?);
@@ -439,10 +513,7 @@ mod tests {
 
     #[test]
     fn buffer_types_of_the_host_count_towards_its_memory() {
-        let row = |mib| {
-            let terms = MemoryBreakdown { model: Bytes::mib(mib), ..MemoryBreakdown::default() };
-            Row { terms, total: terms.total() }
-        };
+        let row = |mib| Row { model: Bytes::mib(mib), context: None, compute: None, overhead: None, total: None };
         let memory: BTreeMap<String, Row> =
             [("CUDA0", row(10)), ("CUDA1", row(20)), ("Host", row(30)), ("CPU_REPACK", row(40))]
                 .map(|(key, row)| (key.to_string(), row))

@@ -9,11 +9,12 @@ use anyhow::bail;
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
-use crate::checkup::{self, Checkup, Options, Severity};
+use crate::checkup::{self, Checkup, Options};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
+use crate::memory;
 use crate::model::Model;
 use crate::placement;
 use crate::plan;
@@ -63,7 +64,7 @@ pub struct Document {
     command: String,
 }
 
-/// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it.
+/// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it; 2 when that cannot be told.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let target = Target { build: args.build, dialect: args.dialect };
     let mut command = run::parse::command_for(&args.command, &environment(), target)?;
@@ -161,16 +162,27 @@ pub fn environment() -> BTreeMap<String, String> {
 
 /// Yes when it fits and would start.
 fn outcome(checkup: &Checkup) -> Outcome {
-    let refused = checkup.lints.iter().any(|lint| lint.severity == Severity::Error);
-    if checkup.fits && !refused { Outcome::Yes } else { Outcome::No }
+    match checkup.fits {
+        Some(true) if !checkup.is_refused() => Outcome::Yes,
+        None if !checkup.is_refused() => Outcome::Untold,
+        _ => Outcome::No,
+    }
 }
 
 /// What to try after an error of this command.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
+    let memory = error.chain().find_map(|cause| {
+        let of_solver = || cause.downcast_ref::<plan::solver::Error>()?.memory();
+        let of_check = || cause.downcast_ref::<checkup::Error>()?.memory();
+        let of_plan = || cause.downcast_ref::<plan::Error>()?.memory();
+        cause.downcast_ref::<memory::Error>().or_else(of_solver).or_else(of_check).or_else(of_plan)
+    });
+    if let Some(memory) = memory {
+        return memory.hint().map(str::to_string);
+    }
     let placement = match error.downcast_ref::<checkup::Error>() {
         Some(checkup::Error::Placement(error)) => Some(error),
-        Some(checkup::Error::Memory(_)) => None,
-        None => error.downcast_ref::<placement::Error>(),
+        _ => error.downcast_ref::<placement::Error>(),
     };
     match placement? {
         placement::Error::UnknownDevice { flag, name, .. } if flag == "--rpc" => {

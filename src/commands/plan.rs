@@ -257,7 +257,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             output.say(&format!("warning: {device} is short of {over}"));
         }
     }
-    Ok(if plan.check.fits { Outcome::Yes } else { Outcome::No })
+    Ok(if plan.check.fits() { Outcome::Yes } else { Outcome::No })
 }
 
 #[cfg(test)]

@@ -131,13 +131,13 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
         plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
     };
     let fit = |plan: plan::Plan| Fit {
-        fits: plan.check.fits,
+        fits: plan.check.fits(),
         short: plan.check.shortfall.values().copied().sum(),
         memory: plan.check.memory,
     };
     let auto = plan(Strategy::Auto)?;
     let (speed, turn_seconds) =
-        if auto.check.fits { (Some(auto.speed.clone()), Some(auto.turn_seconds)) } else { (None, None) };
+        if auto.check.fits() { (Some(auto.speed.clone()), Some(auto.turn_seconds)) } else { (None, None) };
     Ok(Fits {
         speed,
         turn_seconds,

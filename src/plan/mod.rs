@@ -167,6 +167,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Why there is no prediction, where that is it.
+    pub fn memory(&self) -> Option<&crate::memory::Error> {
+        match self {
+            Self::Solver(error) => error.memory(),
+            Self::Check(error) => error.memory(),
+            _ => None,
+        }
+    }
+}
+
 impl Request {
     /// What `moeplan plan` asks without flags: the usual turn, a context with room for it, every choice the planner's, and
     /// free on each device what was learned of `machine`.
@@ -245,15 +256,14 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     let command =
         words(path, &args).iter().map(|word| quoted(word)).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
     let options = checkup::Options { margin: request.margin, tensors: request.tensors };
-    let mut check = checkup::check(model, machine, &parsed, options)?;
+    let check = checkup::check(model, machine, &parsed, options)?;
+    let mut check = check.with_shortfall(candidate.shortfall.clone());
     check.schema = "moeplan/plan/1";
-    check.fits = candidate.fits();
-    check.shortfall = candidate.shortfall.clone();
     // llama.cpp projects with load mode none; what a device holds beside the table is the launch's own.
     for (name, row) in &mut check.memory {
         if let Some(own) = candidate.prediction.memory.get(name) {
-            row.terms.overhead = own.overhead;
-            row.total = row.terms.total();
+            row.overhead = Some(own.overhead);
+            row.total = Some(row.counted());
         }
     }
     if let Some(ram) = check.budget.get_mut(crate::memory::HOST) {

@@ -130,7 +130,6 @@ pub struct Point {
 impl Point {
     /// A launch as a point.
     pub fn of(model: &Model, machine: &Machine, candidate: &Candidate, value: u64, label: String) -> Self {
-        let memory = candidate.prediction.memory.iter();
         Self {
             value,
             label,
@@ -140,7 +139,7 @@ impl Point {
             n_ubatch: candidate.prediction.numbers.n_ubatch,
             load_mode: candidate.run.load_mode,
             placement: expert_split(model, machine, candidate),
-            memory: memory.map(|(key, terms)| (key.clone(), Row { terms: *terms, total: terms.total() })).collect(),
+            memory: Row::table(&candidate.prediction),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
             args: args::args(&candidate.run),

@@ -172,13 +172,13 @@ fn remedy(plan: &Plan) -> &'static str {
 
 /// Whether it fits, and by how much it does or does not.
 fn verdict(plan: &Plan) -> String {
-    if plan.check.fits {
+    if plan.check.fits() {
         let spare: Vec<String> = plan
             .machine
             .devices
             .iter()
             .filter_map(|device| {
-                let used = plan.check.memory.get(&device.name)?.total;
+                let used = plan.check.memory.get(&device.name)?.total?;
                 Some(format!(
                     "{} left on {} beyond the margin",
                     device.total.saturating_sub(used + plan.margin),

@@ -23,14 +23,14 @@ fn within_budgets(plan: &Plan) -> bool {
     plan.machine
         .devices
         .iter()
-        .all(|device| plan.check.memory.get(&device.name).is_none_or(|row| row.total + plan.margin <= device.total))
+        .all(|device| plan.check.memory.get(&device.name).is_none_or(|row| row.counted() + plan.margin <= device.total))
 }
 
 #[test]
 fn what_fits_whole_stays_whole() {
     let model = model("phi-3.5-moe", &Wish::default());
     let plan = plan_for(&model, &[97 * GIB], Strategy::Auto);
-    assert!(plan.check.fits && within_budgets(&plan));
+    assert!(plan.check.fits() && within_budgets(&plan));
     assert_eq!(plan.placement.routed_expert_bytes_on_host, Bytes(0));
     assert!(!plan.args.iter().any(|word| word == "-ot"), "{:?}", plan.args);
 }
@@ -69,7 +69,7 @@ fn a_server_without_use_is_not_named() {
         let machine = Machine::new(devices, moeplan::machine::Host::default()).unwrap();
         let plan = plan::plan(&model, "model.gguf", &machine, &request(Strategy::Auto)).unwrap();
         let line = plan.args.join(" ");
-        assert!(plan.check.fits && line.contains(named), "{line}");
+        assert!(plan.check.fits() && line.contains(named), "{line}");
         assert_eq!(line.contains("-ts "), named.contains(",RPC1"), "{line}");
         assert_eq!(line.contains("--rpc"), named.contains("--rpc"), "{line}");
         assert_eq!(plan.warnings.iter().filter(|warning| warning.code == "server-not-used").count(), warned);
@@ -91,16 +91,16 @@ fn experts_move_to_the_host_until_it_fits_and_no_further() {
     for (name, budget) in [("phi-3.5-moe", 24), ("gpt-oss-20b", 8), ("qwen3-30b-a3b", 8), ("mixtral-8x7b", 12)] {
         let model = model(name, &Wish::default());
         let plan = plan_for(&model, &[budget * GIB], Strategy::Auto);
-        assert!(plan.check.fits && within_budgets(&plan), "{name}");
+        assert!(plan.check.fits() && within_budgets(&plan), "{name}");
         assert!(plan.placement.routed_expert_bytes_on_host > Bytes(0), "{name}");
         let whole = plan_for(&model, &[budget * GIB], Strategy::FirstN);
-        assert!(whole.check.fits && within_budgets(&whole), "{name}");
+        assert!(whole.check.fits() && within_budgets(&whole), "{name}");
         assert!(
             plan.placement.routed_expert_bytes_on_devices >= whole.placement.routed_expert_bytes_on_devices,
             "{name}: single tensors only add"
         );
         // The smallest routed-expert tensor still on the host would not have fitted as well.
-        let spare = plan.machine.devices[0].total.0 - plan.check.memory["CUDA0"].total.0 - plan.margin.0;
+        let spare = plan.machine.devices[0].total.0 - plan.check.memory["CUDA0"].counted().0 - plan.margin.0;
         let smallest = model.tensors.iter().filter(|tensor| tensor.name.ends_with("_exps.weight")).map(|t| t.bytes.0);
         assert!(spare < smallest.max().unwrap(), "{name}: {spare} bytes left idle");
     }
@@ -110,7 +110,7 @@ fn experts_move_to_the_host_until_it_fits_and_no_further() {
 fn too_small_a_budget_is_a_whole_plan_with_its_shortfall() {
     let model = model("phi-3.5-moe", &Wish::default());
     let plan = plan_for(&model, &[800 * MIB], Strategy::Auto);
-    assert!(!plan.check.fits);
+    assert!(!plan.check.fits());
     assert!(plan.check.shortfall["CUDA0"] > Bytes(0));
     assert!(plan.command.contains("-ngl 0"), "the command is there all the same: {}", plan.command);
 }
@@ -120,7 +120,7 @@ fn several_devices_share_the_layers_and_each_keeps_its_budget() {
     let model = model("qwen3-30b-a3b", &Wish::default());
     for budgets in [&[8 * GIB, 4 * GIB][..], &[24 * GIB, 12 * GIB], &[3 * GIB, 3 * GIB, 3 * GIB]] {
         let plan = plan_for(&model, budgets, Strategy::Auto);
-        assert!(plan.check.fits && within_budgets(&plan), "{budgets:?}: {:?}", plan.check.memory);
+        assert!(plan.check.fits() && within_budgets(&plan), "{budgets:?}: {:?}", plan.check.memory);
         assert!(plan.args.iter().any(|word| word == "-ts"), "{:?}", plan.args);
     }
 }
@@ -133,11 +133,11 @@ fn the_largest_context_fits_and_the_next_does_not() {
         plan::plan(&model, "model.gguf", &machine(&[4 * GIB]), &request).unwrap()
     };
     let largest = ask(ContextChoice::Max, Strategy::Auto);
-    assert!(largest.check.fits);
+    assert!(largest.check.fits());
     let n_ctx = largest.check.run.n_ctx;
     assert!((8192..40960).contains(&n_ctx), "{n_ctx}");
     // Beyond it, dense tensors would have to leave as well.
-    assert!(!ask(ContextChoice::Fixed(n_ctx + 256), Strategy::ExpertsOnHost).check.fits);
+    assert!(!ask(ContextChoice::Fixed(n_ctx + 256), Strategy::ExpertsOnHost).check.fits());
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_rule_of_the_user_is_kept() {
     let words = ["llama-server", "-ot", r"blk\.4[0-7]\.ffn_down_exps=CPU"].map(str::to_string);
     request.run = moeplan::run::parse::command(&words, &std::collections::BTreeMap::new()).unwrap().run;
     let plan = plan::plan(&model, "model.gguf", &machine(&[12 * GIB]), &request).unwrap();
-    assert!(plan.check.fits && within_budgets(&plan));
+    assert!(plan.check.fits() && within_budgets(&plan));
     let at = plan.args.iter().position(|word| word == "-ot").unwrap();
     assert!(plan.args[at + 1].starts_with(r"blk\.4[0-7]\.ffn_down_exps=CPU,"), "{}", plan.args[at + 1]);
 }
@@ -176,7 +176,7 @@ fn what_is_left_to_the_planner_makes_a_turn_faster() {
     let machine = machine(&[8 * GIB]);
     let chosen = with_levers(&model, &machine, |_| {});
     let plain = plan_for(&model, &[8 * GIB], Strategy::Auto);
-    assert!(chosen.check.fits && within_budgets(&chosen));
+    assert!(chosen.check.fits() && within_budgets(&chosen));
     assert!(chosen.turn_seconds < 0.8 * plain.turn_seconds, "{} and {}", chosen.turn_seconds, plain.turn_seconds);
     assert!(chosen.check.run.n_ubatch > 512 && chosen.check.run.load_mode == LoadMode::None, "{:?}", chosen.args);
     // For generation alone, a larger micro-batch only takes room from the experts.
@@ -207,17 +207,17 @@ fn main_memory_is_a_limit_with_what_the_process_needs() {
         with_levers(&model, &machine, |_| {})
     };
     let roomy = with_ram(64 * GIB);
-    assert!(roomy.check.fits && !roomy.args.iter().any(|word| word == "--cache-ram"), "{:?}", roomy.args);
-    let table = roomy.check.memory["Host"].total;
+    assert!(roomy.check.fits() && !roomy.args.iter().any(|word| word == "--cache-ram"), "{:?}", roomy.args);
+    let table = roomy.check.memory["Host"].counted();
     let tight = with_ram((table + roomy.host_needs.least()).0 + 512 * MIB);
-    assert!(tight.check.fits && tight.check.run.load_mode == LoadMode::None, "{:?}", tight.args);
+    assert!(tight.check.fits() && tight.check.run.load_mode == LoadMode::None, "{:?}", tight.args);
     let at = tight.args.iter().position(|word| word == "--cache-ram").unwrap();
     let cache = Bytes::mib(tight.args[at + 1].parse().unwrap());
-    let held = tight.check.memory["Host"].total + tight.host_needs.least();
+    let held = tight.check.memory["Host"].counted() + tight.host_needs.least();
     assert!(held + cache <= tight.machine.host.ram.unwrap(), "{held} and {:?}", tight.args);
     assert!(tight.warnings.iter().any(|warning| warning.code == "prompt-cache"));
     let short = with_ram(table.0 - GIB);
-    assert!(!short.check.fits && short.check.run.load_mode != LoadMode::None, "{:?}", short.args);
+    assert!(!short.check.fits() && short.check.run.load_mode != LoadMode::None, "{:?}", short.args);
     assert!(short.warnings.iter().any(|warning| warning.code == "disk-bound"));
 }
 
@@ -225,11 +225,11 @@ fn main_memory_is_a_limit_with_what_the_process_needs() {
 fn dense_parts_leave_only_when_no_expert_is_left() {
     let model = model("qwen3-30b-a3b", &Wish { blocks: Some(12), ..Wish::default() });
     let plan = with_levers(&model, &machine(&[1700 * MIB]), |_| {});
-    assert!(plan.check.fits, "{:?}", plan.check.shortfall);
+    assert!(plan.check.fits(), "{:?}", plan.check.shortfall);
     let dense = with_levers(&model, &machine(&[1200 * MIB]), |_| {});
     assert_eq!(dense.placement.routed_expert_bytes_on_devices, Bytes(0));
-    let on_device = |plan: &Plan| plan.check.memory["CUDA0"].terms.model;
-    assert!(dense.check.fits && on_device(&dense) < on_device(&plan), "{:?}", dense.check.shortfall);
+    let on_device = |plan: &Plan| plan.check.memory["CUDA0"].model;
+    assert!(dense.check.fits() && on_device(&dense) < on_device(&plan), "{:?}", dense.check.shortfall);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn an_explanation_is_of_launches_that_were_planned() {
     assert!(find("-lm mmap").turn_change > 0.0 && find("-ctk q8_0").fits);
     assert!(find("--moe-cache-mib").note.as_ref().unwrap().contains("newer build"));
     let sum: Bytes = plan.why.explain.iter().map(|term| term.bytes).sum();
-    assert_eq!(sum, plan.check.memory["CUDA0"].total + plan.margin);
+    assert_eq!(sum, plan.check.memory["CUDA0"].counted() + plan.margin);
     assert!(plan.why.explain.iter().any(|term| term.fix.starts_with("-ub") && term.saves > Bytes(0)));
 }
 
@@ -253,7 +253,7 @@ fn what_does_not_fit_comes_with_fixes_that_do() {
         request.context = ContextChoice::Fixed(131_072);
         request.strategy = Strategy::AllOnDevice;
     });
-    assert!(!plan.check.fits);
+    assert!(!plan.check.fits());
     let fixes: Vec<&str> = plan.why.fixes.iter().map(|fix| fix.what.as_str()).collect();
     assert!(fixes.contains(&"--strategy auto") && fixes.len() <= 4, "{fixes:?}");
     assert!(plan.why.fixes.iter().all(|fix| fix.fits));
@@ -272,7 +272,7 @@ fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
         request.target = target;
         request.levers.expert_cache = true;
     });
-    assert!(taken.args.iter().any(|word| word == "--moe-cache-mib") && taken.check.fits && within_budgets(&taken));
+    assert!(taken.args.iter().any(|word| word == "--moe-cache-mib") && taken.check.fits() && within_budgets(&taken));
 }
 
 #[test]
@@ -306,7 +306,7 @@ proptest! {
         let levers = if chosen { Levers::unasked() } else { Levers::default() };
         let request = Request { levers, ..request(strategy) };
         let plan = MODELS.with(|models| plan::plan(&models[which], "model.gguf", &machine(&budgets), &request).unwrap());
-        prop_assert_eq!(plan.check.fits, within_budgets(&plan));
-        prop_assert_eq!(plan.check.fits, plan.check.shortfall.is_empty());
+        prop_assert_eq!(plan.check.fits(), within_budgets(&plan));
+        prop_assert_eq!(plan.check.fits(), plan.check.shortfall.is_empty());
     }
 }
