@@ -6,8 +6,10 @@ use super::bar::bar;
 use super::page::markdown::fence;
 use super::table::{Align, Table};
 use crate::bytes::Bytes;
+use crate::checkup::basis::BUDGET;
 use crate::checkup::{Checkup, Severity};
 use crate::escape;
+use crate::memory::Basis;
 use crate::number::{share, thousands};
 
 /// Columns of a bar.
@@ -18,6 +20,9 @@ pub fn text(checkup: &Checkup, with_basis: bool) -> String {
     let mut out = memory(checkup).text();
     let _ = writeln!(out, "\n{}", verdict(checkup));
     let _ = writeln!(out, "{}", launch(checkup));
+    for note in budget_notes(checkup) {
+        let _ = writeln!(out, "{note}.");
+    }
     if let Some(span) = checkup.mapped_span {
         let _ = writeln!(
             out,
@@ -55,6 +60,9 @@ pub fn markdown(checkup: &Checkup, asked: &Asked<'_>) -> String {
     out += "\n";
     out += &memory(checkup).markdown();
     let _ = writeln!(out, "\n**{}**\n\n{}", escape::markdown(&verdict(checkup)), escape::markdown(&launch(checkup)));
+    for note in budget_notes(checkup) {
+        let _ = writeln!(out, "\n{}.", escape::markdown(&note));
+    }
     for table in [overrides(checkup), tensors(checkup)].into_iter().filter(|table| !table.is_empty()) {
         let _ = write!(out, "\n{}", table.markdown());
     }
@@ -63,6 +71,12 @@ pub fn markdown(checkup: &Checkup, asked: &Asked<'_>) -> String {
         let _ = write!(out, "\n> **{}**: {}.{hint}\n", lint.code, escape::markdown(&lint.message));
     }
     out
+}
+
+/// Where budgets come from that are no exact figures.
+fn budget_notes(checkup: &Checkup) -> impl Iterator<Item = String> {
+    let of_device = |row: &Basis| Some(format!("{}: {}", row.quantity.strip_suffix(BUDGET)?, row.how));
+    checkup.basis.iter().filter_map(of_device)
 }
 
 /// Memory by device.
