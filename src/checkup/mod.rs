@@ -1,6 +1,6 @@
 //! The check document: what a command line would do.
 
-mod basis;
+pub(crate) mod basis;
 mod caches;
 pub mod lints;
 

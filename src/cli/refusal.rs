@@ -60,7 +60,7 @@ fn no_command(word: &str) -> Option<Refusal> {
     is_model.then(|| Refusal {
         message: format!("`{word}` is a model's place, not a command"),
         hint: format!(
-            "`moeplan inspect {word}` says what it is, `moeplan plan --vram 24G {word}` plans it for a card of 24 GiB"
+            "`moeplan inspect {word}` says what it is, `moeplan plan --vram 24G {word}` plans it for a card sold as 24 GB"
         ),
     })
 }

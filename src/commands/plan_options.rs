@@ -16,9 +16,6 @@ use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
 use crate::run::parse::LEFT_OUT;
 use crate::run::{RunConfig, Target, build, spelling};
 
-/// A budget below this is a slip: a size without its unit is bytes.
-const LEAST_BUDGET: Bytes = Bytes::mib(1);
-
 /// The heading of the planner's own flags.
 const PLAN: &str = "Plan";
 
@@ -193,18 +190,8 @@ impl PlanOptions {
     /// The machine that they describe.
     pub fn described_machine(&self) -> anyhow::Result<Machine> {
         let machine = self.machine.machine()?;
-        if let Some(device) = machine.devices.iter().find(|device| device.total < LEAST_BUDGET) {
-            let bytes = device.total.0;
-            anyhow::ensure!(
-                bytes > 0,
-                "{} is given nothing: leave it out; --backend cpu plans without devices",
-                device.name
-            );
-            let unit = if bytes < 1000 { 'G' } else { 'M' };
-            anyhow::bail!(
-                "{} is given {bytes} bytes: sizes carry their unit, so write {bytes}{unit} for {bytes} {unit}iB",
-                device.name
-            );
+        if let Some(device) = machine.devices.iter().find(|device| device.total == Bytes(0)) {
+            anyhow::bail!("{} is given nothing: leave it out; --backend cpu plans without devices", device.name);
         }
         Ok(machine)
     }

@@ -160,6 +160,9 @@ fn text(document: &Quants) -> String {
     if let Some(fits) = document.rows.iter().find_map(|row| row.fits.as_ref()) {
         let _ = write!(out, ", context {}", fits.n_ctx);
     }
+    for note in document.machine.iter().flat_map(Machine::budget_notes) {
+        let _ = write!(out, "\n{}", escape::terminal(&note));
+    }
     out + "\n\n" + &table(document).text() + &predicted(document, |text| escape::terminal(text).into_owned())
 }
 

@@ -189,6 +189,7 @@ mod tests {
             description: None,
             total: Bytes::mib(1024),
             free: Bytes::mib(1024),
+            sold_as: None,
             overhead: None,
             calibration: None,
             rates: None,

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::solver::{Candidate, Computes};
 use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request, expert_split};
-use crate::bytes::{Bytes, GIB, MIB};
+use crate::bytes::{Bytes, GIB};
 use crate::checkup::Row;
 use crate::machine::{Device, Machine};
 use crate::model::Model;
@@ -54,12 +54,7 @@ impl std::str::FromStr for Sweep {
         let (range, step) = range.split_once(':').map_or((range, None), |(range, step)| (range, Some(step)));
         let (from, to) = range.split_once("..").ok_or_else(usage)?;
         let number = |text: &str| match variable {
-            Variable::Vram => match text.parse::<Bytes>() {
-                Ok(bytes) if (1..MIB).contains(&bytes.0) => {
-                    Err(format!("`{text}` is {} bytes: sizes carry their unit, as in {text}G", bytes.0))
-                }
-                other => other.map(|bytes| bytes.0).map_err(|error| error.to_string()),
-            },
+            Variable::Vram => text.parse::<Bytes>().map(|bytes| bytes.0).map_err(|error| error.to_string()),
             Variable::Ctx => tokens(text).map(u64::from),
         };
         let (from, to, step) = (number(from)?, number(to)?, step.map(number).transpose()?);
@@ -244,7 +239,7 @@ impl Subject<'_> {
         let label = match variable {
             Variable::Vram => {
                 if let Some(device) = machine.devices.first_mut() {
-                    (device.total, device.free) = (Bytes(value), Bytes(value));
+                    device.limit(Bytes(value));
                 }
                 Bytes(value).to_string()
             }

@@ -6,8 +6,10 @@ use super::bar::bar;
 use super::page::markdown::fence;
 use super::table::{Align, Table};
 use crate::bytes::Bytes;
+use crate::checkup::basis::BUDGET;
 use crate::checkup::{Checkup, Severity};
 use crate::escape;
+use crate::memory::Basis;
 use crate::number::{share, thousands};
 
 /// Columns of a bar.
@@ -21,6 +23,9 @@ pub fn text(checkup: &Checkup, with_basis: bool) -> String {
         let _ = writeln!(out, "{}", escape::terminal(&line));
     }
     let _ = writeln!(out, "{}", launch(checkup));
+    for note in budget_notes(checkup) {
+        let _ = writeln!(out, "{note}.");
+    }
     if let Some(span) = checkup.mapped_span {
         let _ = writeln!(
             out,
@@ -61,6 +66,9 @@ pub fn markdown(checkup: &Checkup, asked: &Asked<'_>) -> String {
     for line in uncounted(checkup) {
         let _ = writeln!(out, "\n{}", escape::markdown(&line));
     }
+    for note in budget_notes(checkup) {
+        let _ = writeln!(out, "\n{}.", escape::markdown(&note));
+    }
     for table in [overrides(checkup), tensors(checkup)].into_iter().filter(|table| !table.is_empty()) {
         let _ = write!(out, "\n{}", table.markdown());
     }
@@ -69,6 +77,12 @@ pub fn markdown(checkup: &Checkup, asked: &Asked<'_>) -> String {
         let _ = write!(out, "\n> **{}**: {}.{hint}\n", lint.code, escape::markdown(&lint.message));
     }
     out
+}
+
+/// Where budgets come from that are no exact figures.
+fn budget_notes(checkup: &Checkup) -> impl Iterator<Item = String> {
+    let of_device = |row: &Basis| Some(format!("{}: {}", row.quantity.strip_suffix(BUDGET)?, row.how));
+    checkup.basis.iter().filter_map(of_device)
 }
 
 /// Memory by device.

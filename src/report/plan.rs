@@ -36,12 +36,16 @@ pub fn render(plan: &Plan, format: Format) -> String {
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
     let _ = writeln!(
         out,
-        "Planned for {budget}, margin {}: context {}, micro-batch {}, {}\n",
+        "Planned for {budget}, margin {}: context {}, micro-batch {}, {}",
         plan.margin,
         run.n_ctx,
         run.n_ubatch,
         counted(run.n_seq_max.into(), "slot")
     );
+    for note in plan.machine.budget_notes() {
+        let _ = writeln!(out, "{}{}", if text { "" } else { "\n" }, shown(&note));
+    }
+    out.push('\n');
     let table = memory(&plan.check);
     out += &if text { table.text() } else { table.markdown() };
     let _ = writeln!(out, "\n{}", experts(plan));

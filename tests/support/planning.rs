@@ -30,6 +30,7 @@ pub fn machine(budgets: &[u64]) -> Machine {
         description: None,
         total: Bytes(*total),
         free: Bytes(*total),
+        sold_as: None,
         overhead: None,
         calibration: None,
         rates: None,
