@@ -70,7 +70,7 @@ fn a_server_without_use_is_not_named() {
         (["RPC0[a:1]=200M", "CUDA0=24G"], "-dev CUDA0", 1),
     ] {
         let devices = devices.map(|text| Device::parse(text).unwrap()).to_vec();
-        let machine = Machine::new(devices, moeplan::machine::Host::default()).unwrap();
+        let machine = Machine::new(devices, Host::default()).unwrap();
         let plan = plan::plan(&model, "model.gguf", &machine, &request(Strategy::Auto)).unwrap();
         let line = plan.args.join(" ");
         assert!(plan.check.fits() && line.contains(named), "{line}");
@@ -149,7 +149,7 @@ fn a_rule_of_the_user_is_kept() {
     let model = model("qwen3-30b-a3b", &Wish::default());
     let mut request = request(Strategy::Auto);
     let words = ["llama-server", "-ot", r"blk\.4[0-7]\.ffn_down_exps=CPU"].map(str::to_string);
-    request.run = moeplan::run::parse::command(&words, &std::collections::BTreeMap::new()).unwrap().run;
+    request.run = moeplan::run::parse::command(&words, &BTreeMap::new()).unwrap().run;
     let plan = plan::plan(&model, "model.gguf", &machine(&[12 * GIB]), &request).unwrap();
     assert!(plan.check.fits() && within_budgets(&plan));
     let at = plan.args.iter().position(|word| word == "-ot").unwrap();
@@ -270,7 +270,7 @@ fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
     let plan = with_levers(&model, &machine(&[4 * GIB]), |request| request.target = target);
     let cached = plan.why.alternatives.iter().find(|other| other.what.starts_with("--moe-cache-mib")).unwrap();
     assert!(cached.fits && cached.speed.tg > plan.speed.tg);
-    assert!(cached.memory["CUDA0"].total + plan.margin <= Bytes(4 * GIB));
+    assert!(cached.memory["CUDA0"].total.unwrap() + plan.margin <= Bytes(4 * GIB));
     assert!(cached.args.iter().any(|word| word == "--moe-cache-mib"));
     let taken = with_levers(&model, &machine(&[4 * GIB]), |request| {
         request.target = target;
@@ -332,10 +332,10 @@ fn no_plan_overflows_a_card_of_its_size() {
             let placement = placement::place(&model, &machine, &run).unwrap();
             let row = plan.check.memory["CUDA0"];
             let of_size = |card: &'static Card| card.sold.iter().filter(|sold| sold.gb == *gb).map(move |sold| (card, sold));
-            for (card, sold) in nvidia().flat_map(of_size).filter(|_| plan.check.fits) {
+            for (card, sold) in nvidia().flat_map(of_size).filter(|_| plan.check.fits()) {
                 let device = Device { description: Some(card.words.to_string()), ..machine.devices[0].clone() };
                 let overhead = overhead::held(&device, 0, &model, &run, &placement).peak;
-                let total = Bytes(row.total.0 - row.terms.overhead.0) + overhead;
+                let total = Bytes(row.total.unwrap().0 - row.overhead.unwrap().0) + overhead;
                 let offered = sold.offers();
                 assert!(total <= offered, "{name} for {gb}G on {} ({}): {total} of {offered}", card.words, sold.system);
                 judged += 1;
@@ -364,16 +364,16 @@ fn launches_that_fill_an_8_gb_pascal_card_fit() {
             let words: Vec<String> = line.split_whitespace().map(str::to_string).collect();
             let command = moeplan::run::parse::command(&words, &BTreeMap::new()).unwrap();
             let check = checkup::check(&model, &machine, &command, checkup::Options::default()).unwrap();
-            (check.fits, check.memory["CUDA0"])
+            (check.fits(), check.memory["CUDA0"])
         };
         let fills = |n_ctx: &u32| {
             let row = on(None, *n_ctx).1;
-            row.total.0 - row.terms.overhead.0 >= Bytes::mib(7400).0
+            row.total.unwrap().0 - row.overhead.unwrap().0 >= Bytes::mib(7400).0
         };
         let n_ctx = (1..512).map(|n| n * 2048).find(fills).expect("a context that fills the card");
         let ((unknown, _), (known, row)) = (on(None, n_ctx), on(Some("NVIDIA P104-100"), n_ctx));
         assert!(!unknown && known, "{name} -c {n_ctx}: {row:?}");
-        assert!((Bytes::mib(84)..Bytes::mib(200)).contains(&row.terms.overhead), "{name}: {}", row.terms.overhead);
+        assert!((Bytes::mib(84)..Bytes::mib(200)).contains(&row.overhead.unwrap()), "{name}: {:?}", row.overhead);
     }
 }
 
