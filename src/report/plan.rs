@@ -40,7 +40,7 @@ pub fn render(plan: &Plan, format: Format) -> String {
         plan.margin,
         run.n_ctx,
         run.n_ubatch,
-        counted(run.n_seq_max.into(), "slot")
+        counted(run.n_seq_max().into(), "slot")
     );
     let table = memory(&plan.check);
     out += &if text { table.text() } else { table.markdown() };

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::Error;
 use super::find::Build;
+use crate::run::groups;
 use crate::run::{Program, RunConfig, args, is_speculation, spelling};
 
 /// Where a server listens: this computer, alone.
@@ -32,9 +33,10 @@ pub(super) fn arguments(
     }
     let mut words = vec!["-m".to_string(), model.display().to_string()];
     let speculates = extra.iter().any(|word| is_speculation(word));
-    let is_said = |group: &Vec<String>| speculates && group.first().is_some_and(|flag| is_speculation(flag));
-    for group in groups(&args::args(run)).into_iter().filter(|group| !is_said(group)) {
-        words.extend(for_build(build, &group)?);
+    for (flag, group) in args::settings(run) {
+        if !(speculates && is_speculation(flag.name())) {
+            words.extend(for_build(build, &group)?);
+        }
     }
     let port = port.to_string();
     for wanted in [&["--host", HOST][..], &["--port", &port], &["-lv", "4"], &["--offline"]] {
@@ -43,7 +45,7 @@ pub(super) fn arguments(
         }
     }
     for group in groups(extra) {
-        words.extend(exchanged(build, &group)?.unwrap_or(group));
+        words.extend(exchanged(build, group)?.unwrap_or_else(|| group.to_vec()));
     }
     Ok(words)
 }
@@ -70,9 +72,9 @@ pub fn measurable(words: &[String]) -> (Vec<String>, Vec<String>) {
     let (mut taken, mut left_out) = (Vec::new(), Vec::new());
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let flag = spelling(word);
+        let flag = spelling(word).map(|(flag, _)| flag);
         let values = words.by_ref().take(flag.map_or(0, |flag| flag.values)).cloned();
-        if flag.is_some_and(|flag| OF_MOEPLAN.contains(&flag.name)) {
+        if flag.is_some_and(|flag| OF_MOEPLAN.contains(&flag.name())) {
             // The value of a flag that is left out may be a key.
             let _ = values.count();
             left_out.push(word.clone());
@@ -82,20 +84,6 @@ pub fn measurable(words: &[String]) -> (Vec<String>, Vec<String>) {
         }
     }
     (taken, left_out)
-}
-
-/// Words as flags with their values: `[-c, 4096]`, `[-kvu]`.
-fn groups(words: &[String]) -> Vec<Vec<String>> {
-    let mut groups: Vec<Vec<String>> = Vec::new();
-    for word in words {
-        let is_flag =
-            word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c == '-' || c.is_ascii_alphabetic()));
-        match groups.last_mut() {
-            Some(group) if !is_flag => group.push(word.clone()),
-            _ => groups.push(vec![word.clone()]),
-        }
-    }
-    groups
 }
 
 /// A flag of the launch as this build takes it.
@@ -217,11 +205,5 @@ mod tests {
             arguments(&build(&[]), &bench, Path::new("m.gguf"), 9, &[]),
             Err(Error::NotForServer(Program::Bench))
         ));
-    }
-
-    #[test]
-    fn a_value_may_begin_with_a_minus() {
-        let words = ["-ngl", "-1", "-kvu", "--x", "y"].map(str::to_string);
-        assert_eq!(groups(&words).iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 2]);
     }
 }
