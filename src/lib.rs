@@ -49,7 +49,7 @@
 //! Sums over the numbers of a hostile header cannot overflow unnoticed and the replay of llama.cpp's graphs asserts what
 //! llama.cpp asserts, so a model that contradicts itself may panic: wrap a computation over strangers' files in [`guard::run`].
 
-// The modules are in reading order: each uses only those above it (`tests/tidy.rs` holds this).
+// The modules are in reading order: each uses only those above it (`tests/core/tidy.rs` holds this).
 pub mod bytes;
 #[doc(hidden)]
 pub mod number;
