@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::config::{FlashAttn, LoadMode, Override, RunConfig};
 use super::values::{EXPERTS, Given, on_host, value_of};
-use super::{Error, args};
+use super::{Error, args, flags};
 
 /// Whose flags a command line is written in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -151,12 +151,11 @@ pub fn ik_args(run: &RunConfig) -> Vec<String> {
     let mut out = Vec::new();
     for (flag, words) in args::settings(&run) {
         match flag.name() {
-            "--load-mode" => match run.load_mode {
-                LoadMode::None | LoadMode::Dio => out.push("--no-mmap".to_string()),
-                LoadMode::Mlock => out.extend(["--no-mmap".to_string(), "--mlock".to_string()]),
-                LoadMode::MmapMlock => out.push("--mlock".to_string()),
-                LoadMode::Auto | LoadMode::Mmap => {}
-            },
+            "--load-mode" => {
+                // It has no direct I/O: read, not mapped, comes nearest.
+                let mode = if run.load_mode == LoadMode::Dio { LoadMode::None } else { run.load_mode };
+                out.extend(flags::old_load_mode(mode).iter().map(ToString::to_string));
+            }
             // There it stands alone and means on.
             "--fit" => {}
             _ if !flag.in_ik => {}

@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use super::config::{Choice, RunConfig};
+use super::config::{Choice, LoadMode, RunConfig};
 use super::values::{self, DENSE, EXPERTS, Given, on_host};
 use super::{Error, Note};
 
@@ -585,6 +585,22 @@ const REMOVED: &[Removed] = &[
     Removed { names: "--spec-ngram-size-m", values: 1, until: 0, instead: "--spec-ngram-simple-size-m" },
     Removed { names: "--spec-ngram-min-hits", values: 1, until: 0, instead: "--spec-ngram-simple-min-hits" },
 ];
+
+/// How builds before `--load-mode` say how the file is read (`common/arg.cpp`, b10434).
+pub fn old_load_mode(mode: LoadMode) -> &'static [&'static str] {
+    match mode {
+        LoadMode::Auto | LoadMode::Mmap => &[],
+        LoadMode::None => &["--no-mmap"],
+        LoadMode::Mlock => &["--no-mmap", "--mlock"],
+        LoadMode::MmapMlock => &["--mlock"],
+        LoadMode::Dio => &["--direct-io"],
+    }
+}
+
+/// What took the place of one of those flags: `--load-mode` and its value.
+pub fn new_load_mode(word: &str) -> Option<&'static str> {
+    find_removed(word).map(|flag| flag.instead).filter(|instead| instead.starts_with("--load-mode "))
+}
 
 /// The removed flag of a word.
 pub(super) fn find_removed(word: &str) -> Option<&'static Removed> {

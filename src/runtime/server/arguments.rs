@@ -5,19 +5,10 @@ use std::path::Path;
 use super::Error;
 use super::find::Build;
 use crate::run::groups;
-use crate::run::{Program, RunConfig, args, is_speculation, spelling};
+use crate::run::{Choice as _, LoadMode, Program, RunConfig, args, flags, is_speculation, spelling};
 
 /// Where a server listens: this computer, alone.
 pub const HOST: &str = "127.0.0.1";
-
-/// Spellings of one wish in builds of different age, the newest first (`common/arg.cpp`, b10434 to b11549).
-const LOAD_MODES: &[(&str, &[&str])] = &[
-    ("none", &["--no-mmap"]),
-    ("mmap", &[]),
-    ("mlock", &["--no-mmap", "--mlock"]),
-    ("mmap+mlock", &["--mlock"]),
-    ("dio", &["--direct-io"]),
-];
 
 /// The words after the program: the launch, the model, and what moeplan needs to watch it. `extra` words of the person come
 /// last and win; of these only spellings of old and new builds are exchanged. What they say of speculation is said by nobody else.
@@ -108,23 +99,15 @@ fn exchanged(build: &Build, group: &[String]) -> Result<Option<Vec<String>>, Err
     let lacks = || Error::Lacks { flag: group.join(" "), build: build.name() };
     match words.as_slice() {
         ["-lm" | "--load-mode", mode] if !build.takes("--load-mode") => {
-            let old = LOAD_MODES.iter().find(|(name, _)| name == mode).map(|(_, old)| *old).unwrap_or_default();
-            if *mode != "auto" && old.iter().any(|flag| !build.takes(flag)) {
+            let old = LoadMode::of_word(mode).map_or(&[][..], flags::old_load_mode);
+            if old.iter().any(|flag| !build.takes(flag)) {
                 return Err(lacks());
             }
             Ok(Some(old.iter().map(ToString::to_string).collect()))
         }
-        [flag @ ("--no-mmap" | "--mlock" | "--direct-io" | "-dio" | "--mmap")] if !build.takes(flag) => {
-            let mode = match *flag {
-                "--no-mmap" => "none",
-                "--mlock" => "mmap+mlock",
-                "--mmap" => "mmap",
-                _ => "dio",
-            };
-            if !build.takes("--load-mode") {
-                return Err(lacks());
-            }
-            Ok(Some(vec!["--load-mode".to_string(), mode.to_string()]))
+        [flag] if !build.takes(flag) && flags::new_load_mode(flag).is_some() => {
+            let new = flags::new_load_mode(flag).filter(|_| build.takes("--load-mode")).ok_or_else(lacks)?;
+            Ok(Some(new.split(' ').map(str::to_string).collect()))
         }
         _ => Ok(None),
     }
@@ -133,7 +116,6 @@ fn exchanged(build: &Build, group: &[String]) -> Result<Option<Vec<String>>, Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::LoadMode;
 
     fn build(flags: &[&str]) -> Build {
         Build {
