@@ -107,7 +107,13 @@ impl FromStr for Bytes {
             && number > 0.0
         {
             // What people mean: few GiB, some thousand MiB, else a count of bytes that a program wrote.
-            let unit = if number < 1024.0 { "G" } else if number < 1_048_576.0 { "M" } else { "B" };
+            let unit = if number < 1024.0 {
+                "G"
+            } else if number < 1_048_576.0 {
+                "M"
+            } else {
+                "B"
+            };
             return Err(ParseBytesError::NoUnit { number: trimmed.to_string(), unit });
         }
         let binary = match trimmed.char_indices().next_back() {

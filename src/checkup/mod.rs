@@ -15,7 +15,7 @@ use crate::memory::{self, HOST, MemoryBreakdown, Prediction, Uncounted, expert_c
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
-use crate::run::{ContextNumbers, Dialect, FlashAttn, LoadMode, ParsedCommand, Program, RunConfig, SplitMode, dialect};
+use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, dialect};
 use caches::{RefusedCaches, with_allowed_caches};
 use lints::Facts;
 pub use lints::{Lint, Severity};
@@ -29,7 +29,7 @@ pub struct Checkup {
     /// Which program.
     pub program: Program,
     /// The launch, resolved.
-    pub run: Run,
+    pub run: ResolvedRun,
     /// llama.cpp's no-allocation projection, by device, `Host` and buffer types listed apart.
     pub memory: BTreeMap<String, Row>,
     /// What each device may hold, margin taken off; of `Host`, where main memory is known.
@@ -58,47 +58,6 @@ pub struct Checkup {
     /// Every copy of every tensor, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensors: Option<Vec<TensorRow>>,
-}
-
-/// The launch as llama.cpp resolves it.
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
-#[derive(Debug, Clone, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Run {
-    /// Cells in all.
-    pub n_ctx: u32,
-    /// Cells of a sequence.
-    pub n_ctx_seq: u32,
-    /// Logical batch.
-    pub n_batch: u32,
-    /// Physical batch.
-    pub n_ubatch: u32,
-    /// K cache type.
-    pub type_k: GgmlType,
-    /// V cache type.
-    pub type_v: GgmlType,
-    /// `-fa`.
-    pub flash_attn: FlashAttn,
-    /// Sequences.
-    pub n_seq_max: u32,
-    /// One cache for all.
-    pub kv_unified: bool,
-    /// Output rows reserved.
-    pub n_outputs_max: u32,
-    /// As given: -1 auto, -2 all.
-    pub n_gpu_layers: i32,
-    /// `-sm`.
-    pub split_mode: SplitMode,
-    /// `-ts`, where given.
-    pub tensor_split: Vec<f32>,
-    /// What the launch would use.
-    pub load_mode: LoadMode,
-    /// Off with `-nkvo`.
-    pub offload_kqv: bool,
-    /// Off with `--no-op-offload`.
-    pub op_offload: bool,
-    /// Whether the NextN blocks are loaded.
-    pub mtp: bool,
 }
 
 /// What a command comes to.
@@ -301,7 +260,7 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
     let checkup = Checkup {
         schema: "moeplan/check/1",
         program: run.program,
-        run: resolved(run, &prediction.numbers),
+        run: ResolvedRun::new(run, &prediction.numbers),
         fits: None,
         budget,
         shortfall: BTreeMap::new(),
@@ -363,29 +322,6 @@ fn shortfall(
         (missing > Bytes(0)).then(|| ((*key).to_string(), missing))
     });
     over.collect()
-}
-
-/// The launch's numbers.
-fn resolved(run: &RunConfig, numbers: &ContextNumbers) -> Run {
-    Run {
-        n_ctx: numbers.n_ctx,
-        n_ctx_seq: numbers.n_ctx_seq,
-        n_batch: numbers.n_batch,
-        n_ubatch: numbers.n_ubatch,
-        type_k: run.type_k,
-        type_v: run.type_v,
-        flash_attn: run.flash_attn,
-        n_seq_max: numbers.n_seq_max,
-        kv_unified: numbers.kv_unified,
-        n_outputs_max: numbers.n_outputs_max,
-        n_gpu_layers: run.n_gpu_layers,
-        split_mode: run.split_mode,
-        tensor_split: run.tensor_split.clone(),
-        load_mode: run.load_mode,
-        offload_kqv: run.offload_kqv,
-        op_offload: run.op_offload,
-        mtp: run.mtp,
-    }
 }
 
 /// The span of each file from the first byte to the last of what stays mapped on the host, summed

@@ -19,7 +19,8 @@ use crate::model::Model;
 use crate::placement;
 use crate::plan;
 use crate::report;
-use crate::run::build::REFERENCE;
+use crate::run::build::{REFERENCE, number};
+use crate::run::command::shell;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
 use crate::runtime::server::environment::ConfigFiles;
 
@@ -38,7 +39,7 @@ pub struct Args {
     #[arg(long, help_heading = OWN)]
     tensors: bool,
     /// The build of llama.cpp that is asked about: the N of bN.
-    #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = build)]
+    #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = number)]
     build: u32,
     /// Whose flags these are.
     #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
@@ -100,8 +101,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         tensors: args.tensors || output.format() == Format::Html,
     };
     let checkup = checkup::check(&model, &machine, &command, options)?;
-    let words: Option<Vec<String>> = args.command.iter().map(|word| plan::quoted(word)).collect();
-    let command = words.map_or_else(|| args.command.join(" "), |words| words.join(" "));
+    let command = shell(&args.command).unwrap_or_else(|| args.command.join(" "));
     let document = Document { model: plan::summary(&model, &name.display().to_string()), command, checkup };
     let checkup = &document.checkup;
     match output.format() {
@@ -128,12 +128,6 @@ fn hugging_face(repo: &str, file: Option<&str>) -> String {
         (Some(file), name) => format!("hf:{}/{file}", name.map_or(repo, |(name, _)| name)),
         (None, _) => format!("hf:{repo}"),
     }
-}
-
-/// A build as it is written: `11434` or `b11434`.
-fn build(text: &str) -> Result<u32, String> {
-    let digits = text.strip_prefix('b').unwrap_or(text);
-    digits.parse().map_err(|_| "the number of a llama.cpp build, for example 11434".to_string())
 }
 
 /// Notes the configuration files that llama.cpp would read first (`common/arg.cpp` `common_params_apply_system_config`, b11434).
@@ -206,16 +200,5 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             Some(format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"))
         }
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn builds_are_numbers_with_or_without_their_letter() {
-        assert_eq!((build("11549"), build("b11549")), (Ok(11549), Ok(11549)));
-        assert!(build("latest").is_err());
     }
 }

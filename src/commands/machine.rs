@@ -181,7 +181,8 @@ fn with_known(mut machine: Machine, here: &Machine) -> Machine {
                 && device.description.as_ref().is_none_or(|name| other.description.as_ref() == Some(name))
         };
         let Some(card) = here.devices.iter().find(same) else { continue };
-        let sold = |gb| cards::named(card.description.as_deref()?).find(|card| card.sold.iter().any(|sold| sold.gb == gb));
+        let sold =
+            |gb| cards::named(card.description.as_deref()?).find(|card| card.sold.iter().any(|sold| sold.gb == gb));
         if device.sold_as.and_then(sold).is_some() {
             device.limit(card.total);
         }

@@ -150,7 +150,7 @@ fn launch(checkup: &Checkup) -> String {
     let run = &checkup.run;
     let cache =
         if run.type_k == run.type_v { run.type_k.to_string() } else { format!("{}/{}", run.type_k, run.type_v) };
-    let slots = match (run.n_seq_max, run.kv_unified) {
+    let slots = match (run.n_seq_max(), run.kv_unified == Some(true)) {
         (1, _) => "1 sequence".to_string(),
         (n, true) => format!("{n} sequences sharing one cache"),
         (n, false) => format!("{n} sequences of {} tokens", thousands(u64::from(run.n_ctx_seq))),

@@ -40,7 +40,7 @@ pub fn render(plan: &Plan, format: Format) -> String {
         plan.margin,
         run.n_ctx,
         run.n_ubatch,
-        counted(run.n_seq_max.into(), "slot")
+        counted(run.n_seq_max().into(), "slot")
     );
     for note in plan.machine.budget_notes() {
         let _ = writeln!(out, "{}{}", if text { "" } else { "\n" }, shown(&note));

@@ -327,11 +327,13 @@ fn no_plan_overflows_a_card_of_its_size() {
             let context = if (at + nth) % 2 == 0 { ContextChoice::Turn } else { ContextChoice::Fixed(long) };
             let plan = with_levers(&model, &machine, |request| request.context = context);
             assert!(plan.args.ends_with(&["-fit".to_string(), "off".to_string()]), "{:?}", plan.args);
-            let words: Vec<String> = ["llama-server".to_string()].into_iter().chain(plan.args.iter().cloned()).collect();
+            let words: Vec<String> =
+                ["llama-server".to_string()].into_iter().chain(plan.args.iter().cloned()).collect();
             let run = moeplan::run::parse::command(&words, &BTreeMap::new()).unwrap().run;
             let placement = placement::place(&model, &machine, &run).unwrap();
             let row = plan.check.memory["CUDA0"];
-            let of_size = |card: &'static Card| card.sold.iter().filter(|sold| sold.gb == *gb).map(move |sold| (card, sold));
+            let of_size =
+                |card: &'static Card| card.sold.iter().filter(|sold| sold.gb == *gb).map(move |sold| (card, sold));
             for (card, sold) in nvidia().flat_map(of_size).filter(|_| plan.check.fits()) {
                 let device = Device { description: Some(card.words.to_string()), ..machine.devices[0].clone() };
                 let overhead = overhead::held(&device, 0, &model, &run, &placement).peak;
@@ -358,7 +360,8 @@ fn launches_that_fill_an_8_gb_pascal_card_fit() {
     ] {
         let model = model(name, &Wish::default());
         let on = |description: Option<&str>, n_ctx: u32| {
-            let device = Device { description: description.map(str::to_string), ..Device::parse("CUDA0=8109M").unwrap() };
+            let device =
+                Device { description: description.map(str::to_string), ..Device::parse("CUDA0=8109M").unwrap() };
             let machine = Machine::new(vec![device], Host::default()).unwrap();
             let line = format!("llama-server -ngl 99 -np 1 -fit off -c {n_ctx} {flags}");
             let words: Vec<String> = line.split_whitespace().map(str::to_string).collect();
