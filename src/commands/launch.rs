@@ -16,7 +16,6 @@ use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Prediction};
 use crate::model::Model;
 use crate::plan::{self, Plan};
-use crate::run::build::{BUILDS, REFERENCE};
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
@@ -130,7 +129,7 @@ impl Predicted {
 impl Proposal {
     /// Whether the plan, if there is one, fits its budget.
     pub fn fits(&self) -> bool {
-        self.plan.as_ref().is_none_or(|plan| plan.check.fits)
+        self.plan.as_ref().is_none_or(|plan| plan.check.fits())
     }
 
     /// The speed that the plan, if there is one, predicts of its turn.
@@ -221,8 +220,7 @@ impl Proposal {
 /// The launch of a plan's arguments, whatever build they are for: nothing of them may be lost before a build refuses it.
 pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
-    let newest = BUILDS.iter().map(|build| build.number).max().unwrap_or(REFERENCE);
-    let parsed = parse::command_for(&words, &BTreeMap::new(), Target { build: newest, ..Target::default() })?;
+    let parsed = parse::command_for(&words, &BTreeMap::new(), Target::newest())?;
     let error =
         |note: &&Note| checkup::lints::codes().any(|(code, severity)| code == note.code && severity == Severity::Error);
     if let Some(note) = parsed.notes.iter().find(error) {

@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::machine::MachineArgs;
 use super::{Outcome, Output, model_arg};
 use crate::bytes::Bytes;
+use crate::checkup;
 use crate::gguf::Gguf;
 use crate::gguf::source::Error;
 use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
-use crate::memory::MemoryRow;
 use crate::model::Model;
 use crate::number::counted;
 use crate::plan::{self, Levers, Request, Strategy};
@@ -73,7 +73,7 @@ struct Fits {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Fit {
     fits: bool,
-    memory: BTreeMap<String, MemoryRow>,
+    memory: BTreeMap<String, checkup::Row>,
     /// What is missing, over all devices.
     short: Bytes,
 }
@@ -127,13 +127,13 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
         plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
     };
     let fit = |plan: plan::Plan| Fit {
-        fits: plan.check.fits,
+        fits: plan.check.fits(),
         short: plan.check.shortfall.values().copied().sum(),
         memory: plan.check.memory,
     };
     let auto = plan(Strategy::Auto)?;
     let (speed, turn_seconds) =
-        if auto.check.fits { (Some(auto.speed.clone()), Some(auto.turn_seconds)) } else { (None, None) };
+        if auto.check.fits() { (Some(auto.speed.clone()), Some(auto.turn_seconds)) } else { (None, None) };
     Ok(Fits {
         speed,
         turn_seconds,
@@ -155,6 +155,7 @@ impl Document for Quants {
         let about = dotted([models].into_iter().chain(machine).chain(context));
         let mut page = Page::new("Repository", self.repo.clone(), about);
         page.push(Block::Table(String::new(), table(self)));
+        page.push_all(self.machine.iter().flat_map(Machine::budget_notes).map(Block::Prose));
         page.push(predicted(self).map(Block::Prose));
         vec![page]
     }

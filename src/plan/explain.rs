@@ -10,9 +10,10 @@ use super::solver::{Candidate, Error, Levers, Problem, Strategy};
 use super::stage::{End, Stage};
 use super::{ExpertSplit, Request, expert_split};
 use crate::bytes::Bytes;
+use crate::checkup::Row;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{self, HOST, MemoryBreakdown, MemoryRow};
+use crate::memory::{HOST, MemoryBreakdown};
 use crate::model::Model;
 use crate::number::signed;
 use crate::rules::Role;
@@ -32,7 +33,7 @@ pub struct Alternative {
     /// By how much it is not.
     pub shortfall: BTreeMap<String, Bytes>,
     /// Memory by device.
-    pub memory: BTreeMap<String, MemoryRow>,
+    pub memory: BTreeMap<String, Row>,
     /// Where its routed experts are.
     pub placement: ExpertSplit,
     /// Its predicted speed.
@@ -114,7 +115,7 @@ impl Subject<'_> {
             args: args::args(&candidate.run),
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
-            memory: memory::rows(&candidate.prediction.memory),
+            memory: Row::table(&candidate.prediction),
             placement: expert_split(self.model, self.machine, candidate),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::solver::{Candidate, Computes};
 use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request, expert_split};
-use crate::bytes::{Bytes, GIB, MIB};
+use crate::bytes::{Bytes, GIB};
+use crate::checkup::Row;
 use crate::machine::{Device, Machine};
-use crate::memory::{self, MemoryRow};
 use crate::model::Model;
 use crate::number::tokens;
 use crate::run::{LoadMode, args};
@@ -55,12 +55,7 @@ impl std::str::FromStr for Sweep {
         let (range, step) = range.split_once(':').map_or((range, None), |(range, step)| (range, Some(step)));
         let (from, to) = range.split_once("..").ok_or_else(usage)?;
         let number = |text: &str| match variable {
-            Variable::Vram => match text.parse::<Bytes>() {
-                Ok(bytes) if (1..MIB).contains(&bytes.0) => {
-                    Err(format!("`{text}` is {} bytes: sizes carry their unit, as in {text}G", bytes.0))
-                }
-                other => other.map(|bytes| bytes.0).map_err(|error| error.to_string()),
-            },
+            Variable::Vram => text.parse::<Bytes>().map(|bytes| bytes.0).map_err(|error| error.to_string()),
             Variable::Ctx => tokens(text).map(u64::from),
         };
         let (from, to, step) = (number(from)?, number(to)?, step.map(number).transpose()?);
@@ -119,7 +114,7 @@ pub struct Point {
     /// Where the routed experts are.
     pub placement: ExpertSplit,
     /// Memory by device.
-    pub memory: BTreeMap<String, MemoryRow>,
+    pub memory: BTreeMap<String, Row>,
     /// Predicted speed.
     pub speed: Speed,
     /// Predicted time of the turn, in seconds.
@@ -140,7 +135,7 @@ impl Point {
             n_ubatch: candidate.prediction.numbers.n_ubatch,
             load_mode: candidate.run.load_mode,
             placement: expert_split(model, machine, candidate),
-            memory: memory::rows(&candidate.prediction.memory),
+            memory: Row::table(&candidate.prediction),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
             args: args::args(&candidate.run),
@@ -245,7 +240,7 @@ impl Subject<'_> {
         let label = match variable {
             Variable::Vram => {
                 if let Some(device) = machine.devices.first_mut() {
-                    (device.total, device.free) = (Bytes(value), Bytes(value));
+                    device.limit(Bytes(value));
                 }
                 Bytes(value).to_string()
             }

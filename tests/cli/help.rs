@@ -151,6 +151,7 @@ fn model(keys: &[(&str, V)], experts: &[String]) -> Builder {
         ("llama.attention.layer_norm_rms_epsilon", V::F32(1e-5)),
         ("llama.rope.dimension_count", V::U32(16)),
         ("llama.vocab_size", V::U32(32)),
+        ("tokenizer.ggml.model", text("none")),
     ];
     let mut file = Builder::new();
     for (key, value) in base.iter().chain(keys) {
@@ -165,7 +166,8 @@ fn model(keys: &[(&str, V)], experts: &[String]) -> Builder {
             file = with(file, &format!("blk.{block}.{name}.weight"), &[64], 0);
         }
         for name in experts {
-            file = with(file, &format!("blk.{block}.{name}.weight"), &[64, 128], 1);
+            let shape = if name.starts_with("ffn_down") { [128, 64] } else { [64, 128] };
+            file = with(file, &format!("blk.{block}.{name}.weight"), &shape, 1);
         }
     }
     file
@@ -253,7 +255,10 @@ fn a_slip_gets_a_hint() {
         ("plan m.gguf -md d.gguf", "leave room with --margin"),
         ("run m.gguf --rpc h:1", "'RPC0[HOST:PORT]=16G'"),
         ("plan m.gguf -fitt 512", "--margin SIZE stays free"),
-        ("plan m.gguf --swa-full", "moeplan check -- llama-server … --swa-full"),
+        ("plan m.gguf --swa-full", "moeplan plan model.gguf … -- --swa-full"),
+        ("run m.gguf --swa-full", "moeplan check -- llama-server … --swa-full"),
+        ("plan m.gguf --vram 24G -- -sm row", "splits by layers"),
+        ("plan m.gguf --vram 24G -- -ub 1k", "write `-ub 1024`"),
         ("plan m.gguf -ncmo 3", "-ncmoe"),
         ("plan m.gguf --vram 24G --strategy first", "first-n"),
         ("plan m.gguf --vram 24G --rules attention-frist", "attention-first"),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const LINES_OF_A_FILE: usize = 500;
+const LINES_OF_A_FILE: usize = 700;
 const LINES_OF_A_FUNCTION: usize = 70;
 
 /// Every Rust file under a folder of the project, with its text.

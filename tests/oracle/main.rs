@@ -4,5 +4,6 @@
 mod support;
 
 mod embedded;
+mod loader;
 mod oracle;
 mod oracle_random;

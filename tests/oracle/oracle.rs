@@ -26,7 +26,7 @@ const CASES: [(&str, bool, &str); 5] = [
 ];
 
 /// The header files, or `None` where this checkout has none.
-fn headers() -> Option<Vec<PathBuf>> {
+pub fn headers() -> Option<Vec<PathBuf>> {
     let folder = if let Some(folder) = std::env::var_os("MOEPLAN_ARCH_DIR") {
         PathBuf::from(folder)
     } else {

@@ -7,7 +7,7 @@ use super::speed::{Entry, Unit, figure};
 use super::{Block, Page, Report, file_name};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
-use crate::memory::{HOST, MemoryRow};
+use crate::memory::HOST;
 use crate::number::seconds;
 use crate::report::chart::Fill;
 use crate::report::read::Source;
@@ -43,8 +43,8 @@ impl Summary {
         }
     }
 
-    pub(super) fn predicted(label: &str, memory: &BTreeMap<String, MemoryRow>, speed: Option<&Speed>) -> Self {
-        let mut summary = Self { memory: Some(memory.clone()), fill: Fill::Hatched, ..Self::measured(label) };
+    pub(super) fn predicted(label: &str, memory: Option<Memory>, speed: Option<&Speed>) -> Self {
+        let mut summary = Self { memory, fill: Fill::Hatched, ..Self::measured(label) };
         summary.pp.predicted = speed.map(|speed| (speed.pp, speed.uncertainty));
         summary.tg.predicted = speed.map(|speed| (speed.tg, speed.uncertainty));
         summary

@@ -10,8 +10,9 @@ use crate::bytes::Bytes;
 use crate::measurement::{Launched, Measurement, Row, Spread};
 use crate::memory::{HOST, MemoryRow};
 use crate::number::{counted, seconds, thousands};
-use crate::plan::{Plan, quoted};
+use crate::plan::Plan;
 use crate::report::table::Table;
+use crate::run::command::shell;
 use crate::speed::Speed;
 
 /// The title of the bars.
@@ -180,8 +181,7 @@ impl Document for Launched {
             KeyFigure::new("Load", seconds(self.load_seconds), "until it took requests, by our clock"),
             KeyFigure::new("Endpoint", self.endpoint.clone(), format!("process {}", self.process)),
         ]));
-        let words = self.command.iter().filter_map(|word| quoted(word));
-        page.detail(Block::Command(String::new(), words.collect::<Vec<_>>().join(" ")));
+        page.detail(shell(&self.command).map(|command| Block::Command(String::new(), command)));
         let (predicted, measured) = (sums(rows, |row| row.predicted), sums(rows, |row| row.measured));
         let plan = self.plan.as_deref();
         if !predicted.is_empty() {

@@ -1,19 +1,21 @@
 //! A check and a plan: whether it fits, what it takes of which device, how fast it is predicted to be, and the command.
 
 use super::compare::Summary;
-use super::memory::{self, Side, size};
+use super::memory::{self, Memory, Side, size};
 use super::speed::{self, Entry, Unit};
 use super::{Block, Document, KeyFigure, Page, Verdict, dotted, named, placement};
 use crate::bytes::Bytes;
+use crate::checkup::basis::BUDGET;
 use crate::checkup::{Checkup, Severity};
 use crate::inspection::Warning;
 use crate::machine::Machine;
-use crate::memory::HOST;
-use crate::number::{rate, seconds, signed, thousands, typeset};
+use crate::memory::{Basis, HOST};
+use crate::number::{rate, seconds, share, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
 use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy};
 use crate::report::chart::{Fill, Tone};
 use crate::report::table::Table;
+use crate::run::Choice as _;
 use crate::speed::{Phase, Speed};
 
 /// A time below this share of the turn is not worth a row.
@@ -24,9 +26,11 @@ impl Document for Checked {
         let check = &self.checkup;
         let mut page = Page::new("Check", name(&self.model), about(&self.model, None));
         page.push(verdict(check));
+        page.push_all(uncounted(check).map(Block::Prose));
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(launch(check)));
-        page.push(Block::Figure(memory(check)));
+        page.push(memory(check));
+        page.push_all(budget_notes(check).map(Block::Prose));
         if let Some(span) = check.mapped_span {
             let text = format!(
                 "A launch with mapped files logs CPU_Mapped as {span}: the span in the file, not what it needs."
@@ -41,7 +45,7 @@ impl Document for Checked {
     }
 
     fn summaries(&self) -> Vec<Summary> {
-        vec![Summary::predicted(name(&self.model), &self.checkup.memory, None)]
+        vec![Summary::predicted(name(&self.model), counted(&self.checkup), None)]
     }
 }
 
@@ -52,7 +56,8 @@ impl Document for Plan {
         page.push(self.verdict());
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
-        page.push(Block::Figure(memory(check)));
+        page.push(memory(check));
+        page.push_all(self.machine.budget_notes().map(Block::Prose));
         placed(&mut page, check);
         page.detail_all(self.speeds());
         page.push_all(self.tables());
@@ -67,7 +72,7 @@ impl Document for Plan {
     }
 
     fn summaries(&self) -> Vec<Summary> {
-        vec![Summary::predicted(name(&self.model), &self.check.memory, Some(&self.speed))]
+        vec![Summary::predicted(name(&self.model), counted(&self.check), Some(&self.speed))]
     }
 }
 
@@ -92,14 +97,36 @@ pub fn budgets(machine: &Machine) -> String {
 
 /// Yes or no, and by how much.
 fn verdict(check: &Checkup) -> Block {
-    let refused = check.lints.iter().any(|lint| lint.severity == Severity::Error);
-    let text = match (check.fits, refused) {
-        (true, true) => "Would fit, but llama.cpp refuses the command.".to_string(),
-        (true, false) => "Fits.".to_string(),
-        (false, true) => format!("Does not fit: {}; and llama.cpp refuses the command.", short(check)),
-        (false, false) => format!("Does not fit: {}.", short(check)),
+    let (verdict, text) = match (check.fits, check.is_refused()) {
+        (Some(true), false) => (Verdict::Good, "Fits.".to_string()),
+        (Some(true), true) => (Verdict::Bad, "Would fit, but llama.cpp refuses the command.".to_string()),
+        (None, true) => (Verdict::Bad, "llama.cpp refuses the command.".to_string()),
+        (None, false) => (Verdict::Open, "Whether it fits cannot be told.".to_string()),
+        (Some(false), true) => {
+            (Verdict::Bad, format!("Does not fit: {}; and llama.cpp refuses the command.", short(check)))
+        }
+        (Some(false), false) => (Verdict::Bad, format!("Does not fit: {}.", short(check))),
     };
-    Block::Verdict(Verdict::of(check.fits && !refused), text)
+    Block::Verdict(verdict, text)
+}
+
+/// What is not in the table, a line for each reason.
+fn uncounted(check: &Checkup) -> impl Iterator<Item = String> + '_ {
+    check.uncounted.chunk_by(|a, b| a.reason == b.reason).filter_map(|terms| {
+        let what: Vec<&str> = terms.iter().map(|term| &*term.what).collect();
+        Some(format!("Not counted: {}. Reason: {}.", what.join(", "), terms.first()?.reason))
+    })
+}
+
+/// Where budgets come from that are not exact figures.
+fn budget_notes(check: &Checkup) -> impl Iterator<Item = String> + '_ {
+    let of_device = |row: &Basis| Some(format!("{}: {}.", row.quantity.strip_suffix(BUDGET)?, row.how));
+    check.basis.iter().filter_map(of_device)
+}
+
+/// Memory by device, where every term of every device is counted.
+fn counted(check: &Checkup) -> Option<Memory> {
+    check.memory.iter().map(|(device, row)| Some((device.clone(), row.whole()?))).collect()
 }
 
 /// `CUDA0 by 1.00 GiB`.
@@ -110,24 +137,39 @@ fn short(check: &Checkup) -> String {
 /// Context, slots and batches.
 fn launch(check: &Checkup) -> Vec<KeyFigure> {
     let run = &check.run;
-    let slots = match (run.n_seq_max, run.kv_unified) {
+    let slots = match (run.n_seq_max(), run.kv_unified == Some(true)) {
         (1, _) => "1 slot".to_string(),
         (n, true) => format!("{n} slots sharing it"),
         (n, false) => format!("{n} slots of {} tokens", thousands(u64::from(run.n_ctx_seq))),
     };
     let cache =
         if run.type_k == run.type_v { run.type_k.to_string() } else { format!("{}/{}", run.type_k, run.type_v) };
-    let batch = format!("tokens, of batches of {}; load mode {}", thousands(run.n_batch.into()), run.load_mode.name());
+    let batch = format!("tokens, of batches of {}; load mode {}", thousands(run.n_batch.into()), run.load_mode.word());
     vec![
         KeyFigure::new("Context", thousands(run.n_ctx.into()), format!("tokens, {cache} cache, {slots}")),
         KeyFigure::new("Micro-batch", thousands(run.n_ubatch.into()), batch),
     ]
 }
 
-/// Memory by device beside the budgets.
-fn memory(check: &Checkup) -> crate::report::chart::Figure {
-    let side = Side { label: "predicted", memory: &check.memory, fill: Fill::Hatched };
-    memory::figure("Memory by device", &[side], &check.budget)
+/// Memory by device beside the budgets; without a chart where a term is not counted.
+fn memory(check: &Checkup) -> Block {
+    let title = "Memory by device";
+    if let Some(memory) = counted(check) {
+        let side = Side { label: "predicted", memory: &memory, fill: Fill::Hatched };
+        return Block::Figure(memory::figure(title, &[side], &check.budget));
+    }
+    let mut table = Table::of("|>model|>context|>compute|>overhead|>total|>budget");
+    let shown = |bytes: Option<Bytes>| bytes.map_or("not counted".to_string(), size);
+    for (device, row) in &check.memory {
+        let terms = [Some(row.model), row.context, row.compute, row.overhead, row.total].map(shown);
+        let budget = check.budget.get(device);
+        let cells = [device.clone()].into_iter().chain(terms).chain([budget.map_or(String::new(), |b| size(*b))]);
+        match budget {
+            Some(budget) => table.row_with_bar(cells, share(row.counted().0, budget.0)),
+            None => table.row(cells),
+        };
+    }
+    Block::Table(title.into(), table)
 }
 
 /// Where each tensor is, where the document lists them: a map, and every one of them.
@@ -196,12 +238,12 @@ pub(super) fn warnings(warnings: &[Warning]) -> impl Iterator<Item = Block> + '_
 impl Plan {
     /// Whether it fits, and by how much it does or does not.
     fn verdict(&self) -> Block {
-        if !self.check.fits {
+        if !self.check.fits() {
             let text = format!("Does not fit: short on {}. {}.", short(&self.check), self.remedy());
             return Block::Verdict(Verdict::Bad, text);
         }
         let left = |device: &crate::machine::Device| {
-            let used = self.check.memory.get(&device.name)?.total;
+            let used = self.check.memory.get(&device.name)?.total?;
             // A plan that fits may use up its margin to the last byte and no more.
             let left = device.total.saturating_sub(used + self.margin);
             Some(format!("{left} left on {}", device.name))

@@ -6,10 +6,11 @@ use super::plan::{about, blocks_on_host, budgets, fits, name};
 use super::{Axis, Block, Document, Page, WhatIf, dotted};
 use crate::machine::Machine;
 use crate::number::{rate, seconds, thousands};
+use crate::plan::ModelSummary;
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
-use crate::plan::{ModelSummary, quoted};
 use crate::report::chart::{self, Chart, Figure, Lines, Series};
 use crate::report::table::Table;
+use crate::run::command::shell;
 use crate::speed::Speed;
 
 /// Columns that every plan of many has.
@@ -40,6 +41,7 @@ impl Document for SweepDocument {
         let start = self.asked.filter(|at| *at < self.points.len()).unwrap_or_else(first_that_fits);
         let commands = self.points.iter().map(|point| command(&self.model, point)).collect();
         page.push(Block::WhatIf(WhatIf { axes, table, commands, start }));
+        page.push_all(self.machine.budget_notes().map(Block::Prose));
         page.push(speeds(&self.points));
         vec![page]
     }
@@ -60,6 +62,7 @@ impl Document for Plans {
         let start = self.rows.iter().position(|row| row.point.fits).unwrap_or(0);
         let axes = vec![Axis { what: "file".into(), values }];
         page.push(Block::WhatIf(WhatIf { axes, table, commands, start }));
+        page.push_all(self.machine.budget_notes().map(Block::Prose));
         page.push(speeds(self.rows.iter().map(|row| &row.point)));
         // What makes the files that do not exist.
         let made = self.rows.iter().filter_map(|row| Some(row.model.what_if.as_ref()?.command.clone()));
@@ -98,8 +101,10 @@ fn cells(point: &Point) -> Vec<String> {
 
 /// What to type for one point.
 fn command(model: &ModelSummary, point: &Point) -> String {
-    let words = ["llama-server", "-m", &model.path].into_iter().chain(point.args.iter().map(String::as_str));
-    words.filter_map(quoted).collect::<Vec<_>>().join(" ")
+    let words: Vec<&str> =
+        ["llama-server", "-m", &model.path].into_iter().chain(point.args.iter().map(String::as_str)).collect();
+    // A word with a NUL was never a command.
+    shell(&words).unwrap_or_default()
 }
 
 impl SweepDocument {
