@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{self, HOST, MemoryBreakdown, MemoryRow, Prediction, Uncounted, expert_cache};
+use crate::memory::{self, HOST, MemoryBreakdown, MemoryRow, Prediction, Uncounted, expert_cache, overhead};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
@@ -241,6 +241,13 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
     }
     let run = &run;
     let placement = placement::place(model, machine, run)?;
+    // What a device holds beside llama.cpp's sums is the launch's own: only load mode none pins.
+    for at in &placement.devices {
+        let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
+        if let Some(row) = prediction.memory.get_mut(&device.name) {
+            row.overhead = overhead::held(device, *at, model, run, &placement).peak;
+        }
+    }
     let memory = Row::table(&prediction);
     let budget = budgets(machine, &placement, options.margin);
     let shared = memory::shared_with_host(machine, &prediction.memory);

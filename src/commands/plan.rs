@@ -23,8 +23,7 @@ use crate::run::{Dialect, RunConfig};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan plan --vram 24G model.gguf
-  moeplan plan --vram 24G,12G -c 32768 -ub 2048 --explain model.gguf
-  moeplan plan --vram 24G model.gguf -- --swa-full -kvu
+  moeplan plan --vram 24G,12G -c 32768 --explain model.gguf -- -ub 2048 --swa-full
   moeplan plan --sweep vram=6G..48G model.gguf
   moeplan plan --vram 16G --as Q4_K_M,Q5_K_M,Q6_K model-F16.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
@@ -62,7 +61,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub what_if: WhatIfArgs,
     /// More flags of llama-server, which the plan keeps: `-- -fa on --swa-full`.
-    #[arg(help_heading = OWN, last = true, value_name = "WORDS")]
+    #[arg(help_heading = OWN, last = true, value_name = "WORDS", hide_short_help = true)]
     pub words: Vec<String>,
 }
 

@@ -16,6 +16,9 @@ use crate::placement::Placement;
 use crate::run::RunConfig;
 use crate::run::numbers::{ContextNumbers, numbers};
 
+/// The most context of a device: 64 PiB, so that no sum over a memory table passes 64 bits.
+const MOST: Bytes = Bytes(1 << 56);
+
 /// llama.cpp's `LLAMA_MAX_SEQ` (`src/llama-cparams.h`, b11434).
 pub const MAX_SEQUENCES: u32 = 256;
 
@@ -92,8 +95,13 @@ pub fn bytes_by_device(
             let key = device.map_or(HOST, |d| d.name.as_str());
             let sum: &mut Bytes = by_device.entry(key.to_string()).or_default();
             for tensor in cache.tensors(layer)? {
-                let bytes = backend.alloc_size(tensor.ty, tensor.shape, tensor.bytes).padded(backend.alignment());
-                *sum = sum.checked_add(bytes).ok_or(Error::TooLarge)?;
+                if tensor.bytes > MOST {
+                    return Err(Error::TooLarge);
+                }
+                *sum += backend.alloc_size(tensor.ty, tensor.shape, tensor.bytes).padded(backend.alignment());
+                if *sum > MOST {
+                    return Err(Error::TooLarge);
+                }
             }
         }
     }

@@ -203,8 +203,8 @@ pub enum Error {
     /// Neither the command nor the model says how long the context is.
     #[error("the context or the batch is 0 tokens: give -c and -b")]
     NoContext,
-    /// Beyond 2^64 bytes.
-    #[error("the context is larger than 2^64 bytes: give a smaller -c")]
+    /// Beyond any memory.
+    #[error("the context is larger than 64 PiB: give a smaller -c")]
     TooLarge,
     /// A key that llama.cpp refuses.
     #[error(transparent)]
@@ -328,6 +328,7 @@ impl Prediction {
     ) -> Result<(), Error> {
         context_hparams::check(&model.hparams)?;
         context::check(&self.caches, model, run, &self.numbers)?;
+        let contexts = context::bytes_by_device(&self.caches, machine, run, placement)?;
         let caches = self.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");
         self.note("context", caches);
         let growth = overhead::host_growth(run, &self.numbers, &self.caches, model.hparams.vocab_size);
@@ -340,7 +341,7 @@ impl Prediction {
             self.row(&device.name).overhead = overhead.peak;
             self.note(&format!("{}.overhead", device.name), overhead.source.to_string());
         }
-        for (device, bytes) in context::bytes_by_device(&self.caches, machine, run, placement)? {
+        for (device, bytes) in contexts {
             self.row(&device).context = bytes;
         }
         for (device, bytes) in expert_cache::expert_cache(model, machine, run, placement).by_device {

@@ -273,13 +273,6 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     let check = checkup::check(model, machine, &parsed, options)?;
     let mut check = check.with_shortfall(candidate.shortfall.clone());
     check.schema = "moeplan/plan/1".into();
-    // llama.cpp projects with load mode none; what a device holds beside the table is the launch's own.
-    for (name, row) in &mut check.memory {
-        if let Some(own) = candidate.prediction.memory.get(name) {
-            row.overhead = Some(own.overhead);
-            row.total = Some(row.counted());
-        }
-    }
     if let Some(ram) = check.budget.get_mut(crate::memory::HOST) {
         *ram = ram.saturating_sub(candidate.needs.least());
     }

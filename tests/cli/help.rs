@@ -221,7 +221,7 @@ fn models_without_experts_and_those_that_fit_are_planned() {
     let big = ["synth", "llama-3.1-8b", "-q", "-o", "big.gguf"];
     assert_eq!(moeplan(here, &big).0, 0);
     let (code, shown, _) = moeplan(here, &["plan", "--vram", "4G", "--ram", "32G", "big.gguf"]);
-    assert!(code == 0 && shown.contains("ffn_(down|gate|up)") && shown.contains("=CPU"), "{shown}");
+    assert!(code == 0 && shown.contains(".ffn_") && shown.contains("=CPU"), "{shown}");
     assert_eq!(moeplan(here, &["synth", "gpt-oss-20b", "-q", "-o", "moe.gguf"]).0, 0);
     let (code, shown, _) = moeplan(here, &["plan", "--vram", "24G", "--ram", "64G", "moe.gguf"]);
     assert!(code == 0 && shown.contains("all 24 blocks on the devices") && !shown.contains("=CPU"), "{shown}");

@@ -308,8 +308,8 @@ fn of_an_unknown_architecture_only_the_weights_are_told() {
     let mut model = LLAMA.clone();
     model.architecture = "llama9".to_string();
     model.hparams.architecture.clone_from(&model.architecture);
-    let checkup = check(&model, ONE, "llama-server -ngl 99", Target::default());
-    let known = check(&LLAMA, ONE, "llama-server -ngl 99", Target::default());
+    let checkup = check(&model, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    let known = check(&LLAMA, ONE, "llama-server -ngl 99 -c 4096", Target::default());
     assert_eq!((checkup.fits, checkup.verdict), (None, Some(Verdict::Refused)));
     let codes: Vec<&str> = checkup.lints.iter().map(|lint| &*lint.code).collect();
     assert!(codes.contains(&"unknown-architecture") && checkup.lints[0].severity == Severity::Error, "{codes:?}");

@@ -382,7 +382,8 @@ pub(super) fn ubatch_beyond_batch(facts: &Facts<'_>) -> Option<Finding> {
 /// llama-server takes 4 slots where none are asked for; windows and states are kept for each.
 pub(super) fn slots_multiply_states(facts: &Facts<'_>) -> Option<Finding> {
     let slots = facts.prediction.numbers.n_seq_max;
-    if facts.run.program != Program::Server || facts.run.n_parallel.is_some() || slots < 2 {
+    let is_told = facts.prediction.counts("context");
+    if facts.run.program != Program::Server || facts.run.n_parallel.is_some() || slots < 2 || !is_told {
         return None;
     }
     let one = RunConfig { n_parallel: Some(1), ..facts.run.clone() };

@@ -59,6 +59,9 @@ pub enum Error {
         /// The last that it knows.
         high: u32,
     },
+    /// Tensors beyond any memory.
+    #[error("the graph is too large for any memory: the file's keys, or -c and -ub, are too large")]
+    TooLarge,
     /// A micro-batch beyond any memory.
     #[error("a micro-batch of {n_tokens} tokens is more than {MAX_TOKENS}: give a smaller -ub")]
     Batch {
@@ -77,7 +80,7 @@ impl Error {
     /// What to try.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Batch { .. } | Self::Architecture { .. } => None,
+            Self::Batch { .. } | Self::TooLarge | Self::Architecture { .. } => None,
             _ => Some(
                 "convert the model again with a current llama.cpp, or take another file of it; if llama.cpp runs this one, \
                  please report it as a bug",

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use self::cache::KvTensors;
 pub use self::error::Error;
-use self::tensor::{Graph, Id, Op};
+use self::tensor::{Graph, Id, Op, TOO_LARGE};
 use self::weights::Weights;
 use super::caches::{CacheKind, Caches};
 use super::context_hparams::LayerHParams;
@@ -179,6 +179,9 @@ impl<'a> Builder<'a> {
     /// An error where an operation did not take its sources.
     fn sound(&self) -> Result<(), Error> {
         let Some(fault) = &self.graph.fault else { return Ok(()) };
+        if fault.what == TOO_LARGE {
+            return Err(Error::TooLarge);
+        }
         let shape = |id: &Id| format!("{:?}", self.graph.tensor(*id).ne);
         let shapes = fault.sources.iter().map(shape).collect::<Vec<_>>().join(" and ");
         let tensor = self.weights.behind(&self.graph, &fault.sources).map(str::to_string);

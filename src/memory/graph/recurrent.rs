@@ -96,7 +96,7 @@ impl Builder<'_> {
     pub(super) fn last_columns(&mut self, input: Id, kernel: u64, channels: u64) -> Id {
         let t = *self.graph.tensor(input);
         let Some(first) = t.ne[0].checked_sub(kernel - 1) else {
-            return self.graph.refuse("a convolution wider than its input", &[input]);
+            return self.graph.refuse("a convolution of that kernel", &[input]);
         };
         let last = first * t.nb[0];
         self.graph.view(input, &[kernel - 1, channels, self.plan.batch.n_seqs], &[t.nb[1], t.nb[2]], last)

@@ -152,6 +152,8 @@ pub const MAX_SRC: usize = 10;
 
 /// The most bytes of a graph's tensors together: 64 PiB, so that no sum over them and their copies passes 64 bits.
 const MAX_BYTES: u64 = 1 << 56;
+/// The fault of a graph beyond these.
+pub const TOO_LARGE: &str = "a graph";
 /// The most tensors of a graph: ten times those of the largest known, so that no header makes one without end.
 const MAX_TENSORS: usize = 1 << 20;
 
@@ -348,7 +350,6 @@ impl Graph {
 
     /// Adds a tensor that does not run yet.
     pub fn push(&mut self, tensor: Tensor) -> Id {
-        const TOO_LARGE: &str = "a graph of tensors that large or that many";
         if self.fault.is_some() {
             return self.last();
         }

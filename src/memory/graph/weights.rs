@@ -107,7 +107,7 @@ impl<'a> Weights<'a> {
         let tensor = self.model.tensors.get(index)?;
         let id = graph.hold(tensor.ty, &tensor.shape, Held::Weight(buffer));
         if tensor.shape.contains(&0) {
-            graph.refuse("a graph", &[id]);
+            graph.refuse("a weight without elements", &[id]);
         }
         self.leafs.insert((index, buffer), id);
         Some(id)

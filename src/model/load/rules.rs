@@ -313,13 +313,82 @@ fn tensors(text: &str) -> Result<Line, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
+    /// The names that lines give a value (`let` apart) and those that they read.
+    fn names(lines: &[Line], given: &mut BTreeSet<String>, local: &mut BTreeSet<String>, read: &mut BTreeSet<String>) {
+        for line in lines {
+            let mut reads = |expr: &Expr| {
+                read.extend(expr.names().into_iter().map(|part| match part {
+                    Expr::Name(name) | Expr::At(name, _) => name.clone(),
+                    other => panic!("{other:?} is not a name"),
+                }));
+            };
+            match line {
+                Line::Key { many, into, .. } => {
+                    given.extend(into.clone());
+                    if let Many::Exactly(count) = many {
+                        reads(count);
+                    }
+                }
+                Line::Let(name, expr) => {
+                    reads(expr);
+                    local.insert(name.clone());
+                }
+                Line::Set(name, index, expr) => {
+                    index.iter().for_each(&mut reads);
+                    reads(expr);
+                    given.insert(name.clone());
+                }
+                Line::Fill(name, expr) => {
+                    reads(expr);
+                    given.insert(name.clone());
+                }
+                Line::Copy(_, to) => {
+                    given.insert(to.clone());
+                }
+                Line::Alias(a, b) => [a, b].into_iter().for_each(&mut reads),
+                Line::Need(_) => {}
+                Line::Assert(expr, _) | Line::Refuse(expr, _) => reads(expr),
+                Line::If(condition, ..) => reads(condition),
+                Line::For(name, from, to, _) => {
+                    [from, to].into_iter().for_each(&mut reads);
+                    local.insert(name.clone());
+                }
+                Line::Tensors { shape, flags, .. } => shape.iter().chain(flags).for_each(&mut reads),
+            }
+            match line {
+                Line::If(_, a, b) => {
+                    names(a, given, local, read);
+                    names(b, given, local, read);
+                }
+                Line::For(.., lines) => names(lines, given, local, read),
+                _ => {}
+            }
+        }
+    }
+
     #[test]
-    fn every_file_is_read() {
+    fn every_file_is_read_and_every_name_has_a_value() {
+        let mut given: BTreeSet<String> =
+            ["optional", "duplicated", "skip", "reshape", "load_mtp"].map(ToString::to_string).into();
+        // Fields that some architectures alone set, and that are 0 elsewhere.
+        let mut sections = Vec::new();
         for architecture in Rules::architectures() {
             let rules = Rules::of(&architecture).unwrap().unwrap_or_else(|error| panic!("{architecture}: {error}"));
             assert!(!rules.tensors.is_empty(), "{architecture}");
+            given.extend(rules.defs.keys().cloned());
+            for lines in [rules.keys, rules.tensors, rules.graph] {
+                let (mut local, mut read) = (BTreeSet::new(), BTreeSet::new());
+                names(&lines, &mut given, &mut local, &mut read);
+                sections.push((architecture.clone(), local, read));
+            }
+        }
+        for (architecture, local, read) in sections {
+            let unknown: Vec<&String> = read.iter().filter(|n| !local.contains(*n) && !given.contains(*n)).collect();
+            assert!(unknown.is_empty(), "{architecture}: {unknown:?}");
         }
     }
 }

@@ -251,7 +251,7 @@ impl Builder<'_> {
     fn weight_as(&mut self, il: u32, name: &str, ne: [u64; 4]) -> Result<Id, Error> {
         let id = self.weight(il, name)?;
         if self.graph.tensor(id).elements() != ne.iter().product::<u64>() {
-            return Ok(self.graph.refuse("a weight of other shape", &[id]));
+            return Ok(self.graph.refuse("a product by groups", &[id]));
         }
         let weight = &mut self.graph.tensors[id.index()];
         (weight.ne, weight.nb) = (ne, Tensor::new(weight.ty, ne).nb);
