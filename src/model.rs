@@ -12,6 +12,8 @@
     )
 )]
 
+pub mod load;
+
 use std::path::PathBuf;
 
 use crate::bytes::Bytes;
@@ -46,6 +48,14 @@ pub enum Error {
         /// The key, and what is wrong with it.
         error: hparams::Error,
     },
+    /// A key or tensor without which llama.cpp loads nothing.
+    #[error("`{}`: llama.cpp refuses this file: {fault}", path.display())]
+    Load {
+        /// The first file.
+        path: PathBuf,
+        /// What is wrong.
+        fault: load::Fault,
+    },
 }
 
 impl Error {
@@ -60,6 +70,7 @@ impl Error {
             }
             Self::Kind { .. } => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
             Self::OneExpertEach { .. } => MERGE_EXPERTS,
+            Self::Load { fault, .. } => fault.hint(),
             Self::Key { .. } => "llama.cpp refuses this file too: convert the model again with a current llama.cpp",
         }
         .to_string()
@@ -156,9 +167,12 @@ impl Model {
         if let Some(tensor) = model.one_expert_tensor() {
             return Err(Error::OneExpertEach { path: path(), tensor: tensor.name.clone() });
         }
-        match refused.into_iter().next() {
-            Some(error) => Err(Error::Key { path: path(), error }),
-            None => Ok(model),
+        if let Some(error) = refused.into_iter().next() {
+            return Err(Error::Key { path: path(), error });
+        }
+        match model.check_load() {
+            Err(fault) => Err(Error::Load { path: path(), fault }),
+            Ok(()) => Ok(model),
         }
     }
 

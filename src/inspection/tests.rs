@@ -12,6 +12,7 @@ fn tensor(name: &str, ty: &str, shape: [u64; 4]) -> TensorInfo {
     TensorInfo { name: name.to_string(), ty, n_dims: 4, shape, offset: 0, shard: 0, bytes }
 }
 
+/// Apertus is an architecture whose tensors the loader's rules do not name.
 /// A model with one key after the other as the loader needs them, and `more` on top (`!key` takes one away).
 fn gguf(architecture: &str, more: &[(&str, Value)], tensors: Vec<TensorInfo>) -> Gguf {
     let mut metadata: Metadata = [
@@ -66,7 +67,7 @@ fn sample() -> Vec<TensorInfo> {
 
 #[test]
 fn parameters_and_bytes_by_hand() {
-    let inspection = inspect(gguf("llama", &[], sample()));
+    let inspection = inspect(gguf("apertus", &[], sample()));
     // A block: 2048 (gate_up) + 1024 (down) + 32 (bias) routed, 32 router, 256 shared.
     let counts = &inspection.parameters;
     assert_eq!(counts.by_role[&Role::RoutedExpert], 2 * 3104);
@@ -90,23 +91,23 @@ fn parameters_and_bytes_by_hand() {
 #[test]
 fn used_experts_may_differ_by_block() {
     let used = Value::Array(vec![Value::U64(1), Value::U64(3)]);
-    let inspection = inspect(gguf("llama", &[("llama.expert_used_count", used)], sample()));
+    let inspection = inspect(gguf("apertus", &[("apertus.expert_used_count", used)], sample()));
     assert_eq!(inspection.experts.used, 3);
     assert_eq!(inspection.parameters.active, inspection.parameters.total - 3104 * 3 / 4 - 3104 / 4);
 }
 
 #[test]
 fn the_stated_count_of_shared_experts_wins() {
-    let stated = ("llama.expert_shared_count", Value::U64(2));
-    assert_eq!(inspect(gguf("llama", &[stated], sample())).experts.shared, 2);
+    let stated = ("apertus.expert_shared_count", Value::U64(2));
+    assert_eq!(inspect(gguf("apertus", &[stated], sample())).experts.shared, 2);
 }
 
 #[test]
 fn a_dense_model_is_all_active() {
-    let dense = [("!llama.expert_count", Value::U64(0)), ("!llama.expert_used_count", Value::U64(0))];
+    let dense = [("!apertus.expert_count", Value::U64(0)), ("!apertus.expert_used_count", Value::U64(0))];
     let tensors =
         vec![tensor("token_embd.weight", "f16", [8, 10, 1, 1]), tensor("blk.0.ffn_up.weight", "f16", [8, 32, 1, 1])];
-    let inspection = inspect(gguf("llama", &dense, tensors));
+    let inspection = inspect(gguf("apertus", &dense, tensors));
     assert_eq!((inspection.parameters.total, inspection.parameters.active), (336, 336));
     assert_eq!((inspection.experts.count, inspection.experts.tensors), (0, 0));
 }
@@ -124,45 +125,50 @@ fn each_warning_has_its_cause() {
     let cases: Vec<(Gguf, &[&str])> = vec![
         (gguf("gptq9", &[], sample()), &["unknown-architecture"]),
         (
-            gguf("llama", &[("!llama.context_length", none.clone()), ("!llama.block_count", none.clone())], sample()),
+            gguf(
+                "apertus",
+                &[("!apertus.context_length", none.clone()), ("!apertus.block_count", none.clone())],
+                sample(),
+            ),
             &["missing-key"],
         ),
-        (gguf("llama", &[("llama.block_count", Value::U64(513))], sample()), &["bad-key"]),
-        (gguf("llama", &[("!general.architecture", none)], sample()), &["missing-key"]),
-        (gguf("llama", &[], old), &["per-expert-tensors"]),
-        (gguf("llama", &[("llama.pooling_type", Value::U64(3))], sample()), &["embedding-model"]),
-        (gguf("llama", &[("llama.pooling_type", Value::U64(0))], sample()), &[]),
-        (gguf("glm4moe", &[("glm4moe.nextn_predict_layers", Value::U64(1))], nextn), &["nextn-not-loaded"]),
-        (gguf("llama", &[("general.file_type", Value::U64(15))], sample()), &["file-type-differs"]),
-        (gguf("llama", &[], odd), &["unnamed-tensors"]),
-        (gguf("llama", &[("general.type", text("adapter"))], sample()), &["not-a-model"]),
+        (gguf("apertus", &[("apertus.block_count", Value::U64(513))], sample()), &["bad-key"]),
+        (gguf("apertus", &[("!general.architecture", none)], sample()), &["missing-key"]),
+        (gguf("apertus", &[], old), &["per-expert-tensors"]),
+        (gguf("apertus", &[("apertus.pooling_type", Value::U64(3))], sample()), &["embedding-model"]),
+        (gguf("apertus", &[("apertus.pooling_type", Value::U64(0))], sample()), &[]),
+        (gguf("apertus", &[("apertus.nextn_predict_layers", Value::U64(1))], nextn), &["nextn-not-loaded"]),
+        (gguf("apertus", &[("general.file_type", Value::U64(15))], sample()), &["file-type-differs"]),
+        (gguf("apertus", &[], odd), &["unnamed-tensors"]),
+        (gguf("llama", &[], sample()), &["missing-key"]),
+        (gguf("apertus", &[("general.type", text("adapter"))], sample()), &["not-a-model"]),
         (gguf("clip", &[], sample()), &["not-a-model"]),
-        (gguf("llama", &[], Vec::new()), &["not-a-model"]),
+        (gguf("apertus", &[], Vec::new()), &["not-a-model"]),
     ];
     for (gguf, expected) in cases {
         let name = format!("{:?}", gguf.header.metadata);
         assert_eq!(codes(&inspect(gguf)), expected, "{name}");
     }
-    let mut big = gguf("llama", &[], sample());
+    let mut big = gguf("apertus", &[], sample());
     big.header.byte_order = ByteOrder::Big;
     assert_eq!(codes(&inspect(big)), ["big-endian"]);
 }
 
 #[test]
 fn a_plan_needs_a_model_that_loads() {
-    let missing = gguf("llama", &[("!llama.block_count", Value::U64(0))], sample());
+    let missing = gguf("apertus", &[("!apertus.block_count", Value::U64(0))], sample());
     assert_eq!(
         Model::from_gguf(missing).unwrap_err().to_string(),
-        "`a/model.gguf`: key `llama.block_count` is missing"
+        "`a/model.gguf`: key `apertus.block_count` is missing"
     );
-    let adapter = gguf("llama", &[("general.type", Value::String("adapter".to_string()))], sample());
+    let adapter = gguf("apertus", &[("general.type", Value::String("adapter".to_string()))], sample());
     assert!(Model::from_gguf(adapter).unwrap_err().to_string().contains("adapter"));
-    assert!(Model::from_gguf(gguf("llama", &[], sample())).is_ok());
+    assert!(Model::from_gguf(gguf("apertus", &[], sample())).is_ok());
 }
 
 #[test]
 fn tensors_and_metadata_on_request() {
-    let (model, refused) = Model::as_far_as_readable(gguf("llama", &[("a.b", Value::Counted { len: 7 })], sample()));
+    let (model, refused) = Model::as_far_as_readable(gguf("apertus", &[("a.b", Value::Counted { len: 7 })], sample()));
     let inspection = Inspection::new(&model, &refused, None).with_tensors(&model).with_metadata(&model);
     let rows = inspection.tensor_list.unwrap();
     assert_eq!((rows[3].shape.as_slice(), rows[3].file_offset), ([8, 4].as_slice(), 1000));

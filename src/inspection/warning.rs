@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{Basis, FileType, TensorBytes};
 use crate::gguf::ByteOrder;
 use crate::hparams;
+use crate::model::load::Fault;
 use crate::model::{FileKind, MERGE_EXPERTS, Model};
 use crate::rules::{self, Role};
 
@@ -34,6 +35,10 @@ pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType
         warnings.extend(missing_keys(refused));
         warnings.extend(refused.iter().filter(|error| !is_missing(error)).map(refused_key));
         warnings.extend(per_expert_tensors(model));
+        // Files of the kinds above lack what the loader asks for, too.
+        if warnings.is_empty() {
+            warnings.extend(unloadable(model));
+        }
         warnings.extend(embedding(model));
     } else {
         warnings.push(Warning::new(
@@ -77,6 +82,20 @@ fn unloadable_architecture(model: &Model) -> Option<Warning> {
             "roles are told from tensor names alone; a fork or a newer llama.cpp may load it",
         )
     })
+}
+
+/// What llama.cpp's loader refuses first.
+fn unloadable(model: &Model) -> Option<Warning> {
+    let fault = model.check_load().err()?;
+    let code = match &fault {
+        Fault::MissingKey { .. } => "missing-key",
+        Fault::KeyType { .. } | Fault::KeyLength { .. } | Fault::Numbers { .. } => "bad-key",
+        Fault::MissingTensor { .. } => "missing-tensor",
+        Fault::WrongShape { .. } => "wrong-shape",
+        Fault::UnusedTensor { .. } | Fault::TooManyTensors { .. } => "unused-tensor",
+        Fault::Rules(_) => "loader-rules",
+    };
+    Some(Warning::new(code, format!("llama.cpp refuses this file: {fault}"), fault.hint()))
 }
 
 fn is_missing(error: &hparams::Error) -> bool {

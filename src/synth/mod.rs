@@ -1,6 +1,5 @@
 //! Known models written as GGUF files: faithful headers, full size or tiny, with random weights or none.
 
-pub mod expression;
 pub mod output;
 pub mod recipe;
 pub mod spec;
@@ -14,10 +13,10 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 
 use crate::bytes::Bytes;
+use crate::expression::Dims;
 use crate::gguf::ByteOrder;
 use crate::gguf::writer::{NewFile, NewTensor, Scalar};
 use crate::quantize::Facts;
-use expression::Dims;
 
 use recipe::Recipe;
 use spec::{Error, Spec};

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_yaml::{Mapping, Value as Yaml};
 
-use super::expression::{self, Dims};
+use crate::expression::{self, Dims};
 use crate::gguf::writer::Scalar;
 use crate::suggest;
 

@@ -1,4 +1,4 @@
-//! A llama-server that fails on command: replays a log, speaks HTTP, and does what `--fake MODE` says, for tests/server.rs and tests/live.rs.
+//! A llama-server that fails on command: replays a log, speaks HTTP, and does what `--fake MODE` says, for tests/server.rs and tests/server/live.rs.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, clippy::exit, reason = "a program that stands for another")]
 

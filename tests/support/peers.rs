@@ -62,8 +62,8 @@ pub fn cells() -> Vec<Cell> {
             let row = rows.iter().find(|row| row.model == entry.model && words(&row.flags) == asked);
             let row = row.unwrap_or_else(|| panic!("models.jsonl has no {} {}", entry.model, entry.flags));
             let shown = row.memory_mib["CUDA0"];
-            // Two figures are cut to whole MiB: one is in the middle of what that hides. The third has two decimals.
-            ((shown.model + shown.context) as f64 + 1.0 + row.compute_mib["CUDA0"], 1.01)
+            // Two figures are cut to whole MiB, which hides 1 MiB around the middle; the third is rounded to two decimals.
+            ((shown.model + shown.context) as f64 + 1.0 + row.compute_mib["CUDA0"], 1.005)
         };
         let (truth, hidden) = entry.ours.map_or_else(projection, |mib| (mib, 0.75));
         let command = format!("llama-server -ngl 99 -np 1 -c 32768 {}", entry.flags);

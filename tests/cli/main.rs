@@ -1,0 +1,16 @@
+//! The program as people use it: its commands, pages and documents.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cmd;
+mod doctor;
+mod frozen;
+mod help;
+mod hostile;
+#[cfg(target_os = "linux")]
+mod limits;
+#[cfg(feature = "remote")]
+mod remote;
+mod report;
+mod schema;

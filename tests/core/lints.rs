@@ -1,0 +1,435 @@
+//! Every lint on a command that deserves it and on one that does not; every code has its section in the manual.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::sync::atomic::AtomicBool;
+
+use moeplan::bytes::{Bytes, GIB};
+use moeplan::checkup::{self, Checkup, Options, Severity, Verdict, lints};
+use moeplan::gguf::Value;
+use moeplan::machine::{Device, Host, Isa, Machine};
+use moeplan::model::Model;
+use moeplan::run::{Dialect, Target, parse};
+use moeplan::synth::output::{Fill, Watch, write};
+use moeplan::synth::{Wish, spec, synthesize};
+use proptest::prelude::*;
+
+/// The header of a known model, as `moeplan synth` writes it.
+fn model(name: &str) -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let synthesis = synthesize(&spec::named(name).unwrap(), &Wish::default()).unwrap();
+    let stop = AtomicBool::new(false);
+    write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
+    Model::from_gguf(moeplan::gguf::open(&path).unwrap()).unwrap()
+}
+
+/// 24 blocks with windows, all with experts: 11.3 GiB.
+static GPT_OSS: LazyLock<Model> = LazyLock::new(|| model("gpt-oss-20b"));
+/// 27 blocks, block 0 dense: MLA.
+static DEEPSEEK: LazyLock<Model> = LazyLock::new(|| model("deepseek-v2-lite"));
+/// 48 blocks, Q4_K_M: 17.3 GiB.
+static QWEN: LazyLock<Model> = LazyLock::new(|| model("qwen3-30b-a3b"));
+/// 32 blocks without experts.
+static LLAMA: LazyLock<Model> = LazyLock::new(|| model("llama-3.1-8b"));
+
+/// A machine by its devices and GiB of main memory; `CUDA0=24G,CUDA1=12G 64`.
+fn machine(text: &str) -> Machine {
+    let (devices, ram) = text.split_once(' ').unwrap();
+    let devices = devices.split(',').filter(|device| !device.is_empty()).map(|device| Device::parse(device).unwrap());
+    let ram = Some(Bytes(ram.parse::<u64>().unwrap() * GIB));
+    Machine::new(devices.collect(), Host { ram, ..Host::default() }).unwrap()
+}
+
+/// What a line, environment first (`NAME=VALUE llama-server …`), does.
+fn check(model: &Model, on: &str, line: &str, target: Target) -> Checkup {
+    let words = shlex::split(line).unwrap();
+    let command = parse::command_for(&words, &BTreeMap::new(), target).unwrap();
+    checkup::check(model, &machine(on), &command, Options::default()).unwrap()
+}
+
+/// The lints of a line, by code.
+fn codes(model: &Model, on: &str, line: &str, target: Target) -> Vec<&'static str> {
+    check(model, on, line, target).lints.iter().map(|lint| lint.code).collect()
+}
+
+/// A code, what it is about, and the two lines.
+type Case = (&'static str, &'static LazyLock<Model>, &'static str, &'static str, &'static str);
+
+const ONE: &str = "CUDA0=24G 64";
+const TWO: &str = "CUDA0=24G,CUDA1=24G 64";
+
+/// Code, model, machine, a line that has it, a line that has not; all of the reference build.
+static CASES: &[Case] = &[
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server --frobnicate", "llama-server --port 80"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server -fmoe", "llama-server -fa on"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-bench --frobnicate 1", "llama-bench -o json"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server model.gguf", "llama-server -a model.gguf"),
+    ("removed-flag", &GPT_OSS, ONE, "llama-server --no-mmap", "llama-server -lm none"),
+    ("flag-of-newer-build", &GPT_OSS, ONE, "llama-server --moe-cache-mib 100", "llama-server -cmoe"),
+    ("flag-needs-value", &GPT_OSS, ONE, "llama-server -fa -np 1", "llama-server -fa on"),
+    ("number-cut-short", &GPT_OSS, ONE, "llama-server -c 8k", "llama-server -c 8192"),
+    ("number-cut-short", &GPT_OSS, ONE, "LLAMA_ARG_UBATCH=1k llama-server", "llama-server -ngl all -t -1"),
+    (
+        "pattern-split-by-comma",
+        &GPT_OSS,
+        ONE,
+        r"llama-server -ot 'blk\.\d{1,2}\.=CPU'",
+        "llama-server -ot 'a=CPU,exps=CPU'",
+    ),
+    ("pattern-split-by-equals", &GPT_OSS, ONE, "llama-server -ot '(?=exps).*=CPU'", "llama-server -ot '(?:exps)=CPU'"),
+    ("pattern-quoted", &GPT_OSS, ONE, r#"llama-server -ot "'exps=CPU'""#, "llama-server -ot 'exps=CPU'"),
+    ("first-variant", &GPT_OSS, ONE, "llama-bench -p 512,1024", "llama-bench -p 512"),
+    ("mtp-context", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp", "llama-server --spec-default"),
+    (
+        "mtp-without-nextn",
+        &GPT_OSS,
+        ONE,
+        "llama-server --spec-type draft-mtp",
+        "llama-server --spec-type draft-mtp -md mtp.gguf",
+    ),
+    ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
+    ("draft-model", &GPT_OSS, ONE, "llama-server -md small.gguf", "llama-server"),
+    ("projector", &GPT_OSS, ONE, "llama-server --mmproj vision.gguf", "llama-server"),
+    (
+        "quantized-v-without-flash-attention",
+        &GPT_OSS,
+        ONE,
+        "llama-server -fa off -ctv q8_0",
+        "llama-server -fa on -ctk q8_0 -ctv q8_0",
+    ),
+    (
+        "cache-types-differ",
+        &DEEPSEEK,
+        ONE,
+        "llama-server -c 4096 -ctk q8_0",
+        "llama-server -c 4096 -ctk q8_0 -ctv q8_0",
+    ),
+    (
+        "cache-types-differ",
+        &DEEPSEEK,
+        ONE,
+        "llama-server -ctk q8_0 -fa off",
+        "llama-server -ctv q8_0 -ctk q8_0 -fa off",
+    ),
+    ("cache-types-differ", &DEEPSEEK, ONE, "llama-server -ctv q8_0 -fa off", "llama-server -fa off"),
+    ("rule-matches-nothing", &GPT_OSS, ONE, "llama-server -ot 'ffn_experts=CPU'", "llama-server -ot 'exps=CPU'"),
+    ("rule-matches-nothing", &LLAMA, ONE, "llama-server -ncmoe 4", "llama-server -ncffn 4"),
+    ("rule-matches-nothing", &GPT_OSS, ONE, r#"llama-server -ot '"exps"=CPU'"#, "llama-server -ncmoe 4"),
+    (
+        "rule-shadowed",
+        &GPT_OSS,
+        ONE,
+        "llama-server -ot exps=CPU,up_exps=CUDA0",
+        "llama-server -ot up_exps=CUDA0,exps=CPU",
+    ),
+    (
+        "rule-after-cpu-moe",
+        &GPT_OSS,
+        ONE,
+        "llama-server -cmoe -ot up_exps=CUDA0",
+        "llama-server -ot up_exps=CUDA0 -cmoe",
+    ),
+    (
+        "rule-beaten-by-environment",
+        &GPT_OSS,
+        ONE,
+        "LLAMA_ARG_CPU_MOE=1 llama-server -ot up_exps=CUDA0",
+        "LLAMA_ARG_OVERRIDE_TENSOR=attn=CPU llama-server -ot up_exps=CUDA0",
+    ),
+    (
+        "block-number-open",
+        &GPT_OSS,
+        ONE,
+        r"llama-server -ot 'blk\.1.*exps=CPU'",
+        r"llama-server -ot 'blk\.1\..*exps=CPU'",
+    ),
+    ("block-number-open", &GPT_OSS, ONE, r"llama-server -ot 'blk\.1=CPU'", r"llama-server -ot 'blk\.\d+.*exps=CPU'"),
+    (
+        "block-number-open",
+        &GPT_OSS,
+        ONE,
+        "llama-server -ot '[4-9].ffn_.*_exps.=CPU'",
+        r"llama-server -ot 'blk\.[4-9]\.ffn_.*_exps\.=CPU'",
+    ),
+    ("device-not-used", &GPT_OSS, TWO, "llama-server -dev CUDA0 -ot exps=CUDA1", "llama-server -ot exps=CUDA1"),
+    ("ncmoe-beside-cmoe", &GPT_OSS, ONE, "llama-server -cmoe -ncmoe 12", "llama-server -cmoe"),
+    ("ncmoe-beside-cmoe", &GPT_OSS, ONE, "llama-server --n-cpu-moe 12 --cpu-moe", "llama-server -ncmoe 12"),
+    (
+        "ncmoe-beside-cmoe",
+        &GPT_OSS,
+        ONE,
+        "LLAMA_ARG_CPU_MOE=1 llama-server -ncmoe 12 -ot attn=CPU",
+        "llama-server -ncmoe 2 -ot exps=CUDA0 -cmoe",
+    ),
+    ("ncmoe-counts-dense-blocks", &DEEPSEEK, ONE, "llama-server -ncmoe 3", "llama-server -cmoe"),
+    ("ncmoe-counts-dense-blocks", &DEEPSEEK, ONE, "llama-server --n_cpu_moe 3", "llama-server -ot exps=CPU"),
+    ("ngl-leaves-block-0", &GPT_OSS, ONE, "llama-server -ngl 24", "llama-server -ngl 25"),
+    ("ngl-leaves-blocks", &GPT_OSS, ONE, "llama-server -ngl 20", "llama-server -ngl 24"),
+    ("output-on-host", &GPT_OSS, ONE, "llama-server -ngl 0", "llama-server -ngl 1"),
+    ("output-on-host", &GPT_OSS, ONE, "llama-server -ot output=CPU", "llama-server -ot attn_output=CPU"),
+    ("fit-gives-up", &QWEN, "CUDA0=12G 64", "llama-server -c 4096 -ngl 99", "llama-server -c 4096 -ngl 99 -fit off"),
+    ("fit-cuts-context", &QWEN, "CUDA0=12G 64", "llama-server", "llama-server -c 4096"),
+    ("fit-would-change", &QWEN, "CUDA0=12G 64", "llama-server -c 4096", "llama-server -c 4096 -cmoe"),
+    (
+        "pinned-memory-beyond-ram",
+        &QWEN,
+        "CUDA0=8G 16",
+        "llama-server -c 4096 -cmoe -lm none",
+        "llama-server -c 4096 -cmoe",
+    ),
+    ("mapped-beyond-ram", &QWEN, "CUDA0=8G 16", "llama-server -c 4096 -cmoe", "llama-server -c 4096 -ncmoe 30"),
+    (
+        "shared-memory",
+        &QWEN,
+        "MTL0=24G 20",
+        "llama-server -c 32768 -np 1 -ncmoe 24",
+        "llama-server -c 4096 -np 1 -ncmoe 24",
+    ),
+    ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
+    ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -ncmoe 1", "llama-server -ot exps=CUDA0"),
+    (
+        "repacked-experts-not-offloaded",
+        &QWEN,
+        ONE,
+        "llama-server -c 4096 -cmoe --no-host",
+        "llama-server -c 4096 -cmoe",
+    ),
+    ("repack-lost", &QWEN, ONE, "llama-server -c 4096 -cmoe --no-op-offload", "llama-server -c 4096 -cmoe"),
+    ("ubatch-beyond-batch", &GPT_OSS, ONE, "llama-server -b 512 -ub 2048", "llama-server -b 256"),
+    ("ubatch-beyond-batch", &GPT_OSS, ONE, "llama-server -ub 4096", "llama-server -c 1024 -b 4096 -ub 4096"),
+    ("slots-multiply-states", &GPT_OSS, ONE, "llama-server -c 8192", "llama-server -c 8192 -np 1"),
+    ("slots-multiply-states", &GPT_OSS, ONE, "llama-server", "llama-cli"),
+    ("slots-share-context", &GPT_OSS, ONE, "llama-server -c 8192 -np 4", "llama-server -c 8192 -np 4 -kvu"),
+    ("rpc-not-named", &QWEN, "RPC0[h:1]=24G 64", "llama-server -c 4096", "llama-server -c 4096 --rpc h:1"),
+    ("rpc-not-named", &QWEN, "RPC0=24G,CUDA0=24G 64", "llama-server -c 4096", "llama-server -c 4096 -dev CUDA0"),
+    ("no-tensor-split", &QWEN, TWO, "llama-server -c 4096", "llama-server -c 4096 -ts 1,1"),
+    ("no-tensor-split", &QWEN, TWO, "llama-server -c 4096", "llama-server -c 4096 -sm none"),
+    ("overrides-stop-pipeline", &QWEN, TWO, "llama-server -c 4096 -ngl 99 -ncmoe 4", "llama-server -c 4096 -ngl 99"),
+    (
+        "copies-on-first-device",
+        &QWEN,
+        TWO,
+        "llama-server -c 4096 -ncmoe 4",
+        "llama-server -c 4096 -ncmoe 4 --no-op-offload",
+    ),
+    ("experts-on-one-device", &QWEN, TWO, "llama-server -c 4096 -ncmoe 24", "llama-server -c 4096 -ncmoe 4"),
+];
+
+#[test]
+fn each_lint_where_it_belongs_and_nowhere_else() {
+    for (code, model, on, with, without) in CASES {
+        let model: &Model = model;
+        let found = codes(model, on, with, Target::default());
+        assert!(found.contains(code), "`{with}` has no {code}: {found:?}");
+        let found = codes(model, on, without, Target::default());
+        assert!(!found.contains(code), "`{without}` has {code}");
+    }
+}
+
+#[test]
+fn builds_differ() {
+    let of = |build| Target { build, ..Target::default() };
+    let found = |build, line| codes(&QWEN, ONE, line, of(build));
+    assert!(found(99999, "llama-server").contains(&"unknown-build"));
+    assert!(!found(11434, "llama-server").contains(&"unknown-build"));
+    let unheard = "llama-server --frobnicate";
+    assert!(found(99999, unheard).contains(&"flag-not-known") && !found(99999, unheard).contains(&"unknown-flag"));
+    assert!(found(11549, unheard).contains(&"unknown-flag") && !found(11549, unheard).contains(&"flag-not-known"));
+    assert!(!found(11549, "llama-server --moe-cache-mib 100 -cmoe").contains(&"flag-of-newer-build"));
+    assert!(!found(10434, "llama-server --no-mmap").contains(&"removed-flag"));
+    assert!(found(11549, "llama-server --no-mmap").contains(&"removed-flag"));
+    assert!(found(11549, "llama-server --moe-cache-mib 4000").contains(&"expert-cache-unused"));
+    assert!(!found(11549, "llama-server --moe-cache-mib 4000 -cmoe").contains(&"expert-cache-unused"));
+    assert!(found(11549, "llama-server --moe-cache-mib 10 -cmoe").contains(&"expert-cache-refused"));
+    assert!(!found(11549, "llama-server --moe-cache-mib 100 -cmoe").contains(&"expert-cache-refused"));
+}
+
+/// Measured on b11549: 4500 MiB asked for gave 4495.61 MiB.
+#[test]
+fn the_expert_cache_takes_whole_slots() {
+    let context = |line: &str| {
+        let target = Target { build: 11549, ..Target::default() };
+        check(&QWEN, ONE, line, target).memory["CUDA0"].context.unwrap().0
+    };
+    let line = "llama-server -c 16384 -np 1 -cmoe -lm none -ub 2048";
+    let cache = context(&format!("{line} --moe-cache-mib 4500")) - context(line);
+    assert_eq!((cache * 100 + (1 << 19)) >> 20, 449_561);
+    let of_environment = context(&format!("LLAMA_ARG_MOE_CACHE_MIB=4500 {line}")) - context(line);
+    assert_eq!(of_environment, cache);
+}
+
+/// A count that ends within the dense blocks matches no tensor, and still the model has experts to move.
+#[test]
+fn a_count_within_the_dense_blocks_is_told_once() {
+    let lints = check(&DEEPSEEK, ONE, "llama-server -c 4096 -np 1 -ngl 99 -ncmoe 1", Target::default()).lints;
+    let told: Vec<&str> = lints.iter().map(|lint| lint.code).collect();
+    assert!(told.contains(&"ncmoe-counts-dense-blocks") && !told.contains(&"rule-matches-nothing"), "{told:?}");
+    let lint = lints.iter().find(|lint| lint.code == "ncmoe-counts-dense-blocks").unwrap();
+    assert!(lint.message.ends_with("block 0 has no experts: it moves none"), "{}", lint.message);
+    assert_eq!(lint.hint.as_deref(), Some("`-ncmoe 2` moves the experts of 1"));
+}
+
+#[test]
+fn ik_has_flags_of_its_own() {
+    let ik = Target { dialect: Dialect::Ik, ..Target::default() };
+    let line =
+        "llama-server -fa -fmoe -mla 3 -amb 512 -rtr -ooae --no-mmap --fit --fit-margin 2000 -ncmoe 4 -np 1 -c 4096";
+    let checkup = check(&QWEN, ONE, line, ik);
+    assert!(checkup.lints.iter().all(|lint| lint.severity > Severity::Warning), "{:?}", checkup.lints);
+    let patterns: Vec<&str> = checkup.overrides.iter().map(|row| &row.pattern[..7]).collect();
+    assert_eq!(patterns, [r"blk\.44", r"blk\.45", r"blk\.46", r"blk\.47"]);
+    assert!(checkup.basis.iter().any(|row| row.quantity == "compute" && row.how.contains("uncertain")));
+    assert!(codes(&QWEN, ONE, "llama-server -c 4096 -lm none", ik).contains(&"other-dialect"));
+    assert!(!codes(&QWEN, ONE, "llama-server -c 4096 --no-mmap", ik).contains(&"other-dialect"));
+}
+
+/// The usual command for DeepSeek on ik_llama.cpp: `-ctk` alone. llama.cpp refuses it, and the hint at the dialect stays in sight.
+#[test]
+fn ik_takes_k_alone_for_the_latent_cache() {
+    let ik = Target { dialect: Dialect::Ik, ..Target::default() };
+    let line = "llama-server -c 8192 -ctk q8_0 -mla 3 -fa -amb 512 -fmoe -rtr -ngl 99 -ot exps=CPU";
+    let of = |line: &str, target| check(&DEEPSEEK, ONE, line, target);
+    let (found, both) = (of(line, ik), of(&format!("{line} -ctv q8_0"), ik));
+    assert_eq!(found.memory, both.memory);
+    assert_eq!((found.run.type_k, found.run.type_v), (both.run.type_k, both.run.type_v));
+    assert_eq!(found.lints.iter().map(|lint| lint.code).collect::<Vec<_>>(), ["latent-cache-type"]);
+    assert!(both.lints.is_empty(), "{:?}", both.lints);
+    let refused = of(line, Target::default());
+    let told: Vec<&str> = refused.lints.iter().map(|lint| lint.code).collect();
+    assert!(told.contains(&"cache-types-differ") && !told.contains(&"latent-cache-type"), "{told:?}");
+    assert!(refused.lints.iter().any(|lint| lint.hint.as_deref().is_some_and(|hint| hint.contains("--dialect ik"))));
+}
+
+/// An architecture that the build does not know: its weights and where they go, no figure of its context and its compute.
+#[test]
+fn of_an_unknown_architecture_only_the_weights_are_told() {
+    let mut model = LLAMA.clone();
+    model.architecture = "llama9".to_string();
+    model.hparams.architecture.clone_from(&model.architecture);
+    let checkup = check(&model, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    let known = check(&LLAMA, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    assert_eq!((checkup.fits, checkup.verdict), (None, Some(Verdict::Refused)));
+    let codes: Vec<&str> = checkup.lints.iter().map(|lint| lint.code).collect();
+    assert!(codes.contains(&"unknown-architecture") && checkup.lints[0].severity == Severity::Error, "{codes:?}");
+    let terms: Vec<&str> = checkup.uncounted.iter().map(|term| term.what).collect();
+    assert_eq!(terms, ["context", "compute", "overhead"]);
+    assert!(checkup.uncounted.iter().all(|term| term.reason.contains("llama9")));
+    for (device, row) in &checkup.memory {
+        assert_eq!(row.model, known.memory[device].model, "{device}");
+        let json = serde_json::to_value(row).unwrap();
+        assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["model"]);
+    }
+    assert!(known.verdict.is_none() && known.uncounted.is_empty() && known.fits());
+}
+
+/// One that llama.cpp loads and whose graph is not built here: all but compute.
+#[test]
+fn of_an_architecture_without_a_graph_here_compute_is_not_told() {
+    let mut model = LLAMA.clone();
+    model.architecture = "apertus".to_string();
+    model.hparams.architecture.clone_from(&model.architecture);
+    let keys: Vec<(String, Value)> = model.hparams.metadata.clone().into_iter().collect();
+    model.hparams.metadata = keys.into_iter().map(|(key, value)| (key.replace("llama.", "apertus."), value)).collect();
+    let checkup = check(&model, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    assert_eq!((checkup.fits, checkup.verdict, checkup.lints.len()), (None, None, 0), "{:?}", checkup.lints);
+    let known = check(&LLAMA, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    let (row, other) = (checkup.memory["CUDA0"], known.memory["CUDA0"]);
+    assert_eq!((row.model, row.context), (other.model, other.context));
+    assert_eq!((row.compute, row.total), (None, None));
+    let short = check(&model, "CUDA0=1G 64", "llama-server -ngl 99 -c 4096", Target::default());
+    assert_eq!((short.fits, short.verdict), (Some(false), Some(Verdict::Short)), "weights alone are too many");
+}
+
+/// Apple's processors and their Metal device have one memory.
+#[test]
+fn what_metal_holds_is_main_memory() {
+    let line = "llama-server -c 4096 -np 1 -ncmoe 24";
+    let of = |on: &str| check(&QWEN, on, line, Target::default());
+    let (enough, short, card) = (of("MTL0=12G 32"), of("MTL0=12G 16"), of("CUDA0=12G 16"));
+    assert!(enough.fits() && card.fits());
+    let together: u64 = short.memory.values().map(|row| row.counted().0).sum();
+    assert_eq!(short.shortfall, [("Host".to_string(), Bytes(together - 16 * GIB))].into());
+    assert_eq!(machine("MTL0=12G 16").host.isa, Isa::ArmNeon);
+}
+
+#[test]
+fn errors_come_first_and_each_code_once() {
+    let line = r"llama-server --mlock --no-mmap -ot 'x=CPU' -ot 'y=CPU' --frobnicate";
+    let lints = check(&GPT_OSS, ONE, line, Target::default()).lints;
+    assert!(lints.windows(2).all(|pair| pair[0].severity <= pair[1].severity));
+    let mut codes: Vec<&str> = lints.iter().map(|lint| lint.code).collect();
+    codes.sort_unstable();
+    assert!(codes.windows(2).all(|pair| pair[0] != pair[1]), "{codes:?}");
+    assert!(lints.iter().all(|lint| !lint.message.is_empty() && !lint.message.ends_with('.')));
+}
+
+/// A command with nothing to say about has nothing said about it.
+#[test]
+fn a_good_command_is_left_alone() {
+    for (model, on, line) in [
+        (&GPT_OSS, ONE, "llama-server -ngl 99 -c 8192 -np 1"),
+        (&QWEN, "CUDA0=12G 64", "llama-server -ngl 99 -c 8192 -np 1 -ncmoe 30 -lm none -fit off"),
+        (&QWEN, TWO, "llama-server -ngl 99 -c 8192 -np 1 -ts 1,1"),
+        (&QWEN, " 64", "llama-server -c 8192 -np 1"),
+    ] {
+        assert_eq!(codes(model, on, line, Target::default()), Vec::<&str>::new(), "{line}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Whatever is typed: an answer or an error, never a panic; and `-ot` decides no more than it matches.
+    #[test]
+    fn any_rule_has_an_answer(
+        rules in proptest::collection::vec("(blk\\\\.)?[0-9b.*+()|\\[\\]a-f_{}=,\"x-]{0,12}=(CPU|CUDA0|CUDA1)", 1..4),
+        ngl in -2_i32..40, count in 0_u32..40, slots in 1_u32..4, build in 10_000_u32..12_000,
+    ) {
+        let mut words: Vec<String> = ["llama-server", "-ngl"].map(String::from).to_vec();
+        words.extend([ngl.to_string(), "-np".into(), slots.to_string(), "-ncmoe".into(), count.to_string()]);
+        words.extend(rules.into_iter().flat_map(|rule| ["-ot".to_string(), rule]));
+        let target = Target { build, ..Target::default() };
+        let Ok(command) = parse::command_for(&words, &BTreeMap::new(), target) else { return Ok(()) };
+        if let Ok(checkup) = checkup::check(&DEEPSEEK, &machine(TWO), &command, Options::default()) {
+            prop_assert!(checkup.overrides.iter().all(|row| row.tensors <= row.matches));
+            prop_assert_eq!(checkup.override_groups.iter().map(|group| group.rules).sum::<usize>(), checkup.overrides.len());
+        }
+    }
+}
+
+#[test]
+fn every_code_is_tested_and_in_the_manual() {
+    let manual = include_str!("../../docs/lints.md");
+    // The last three in tests/cmd/what-if.md.
+    let tested_elsewhere = [
+        "unknown-architecture",
+        "unknown-build",
+        "flag-not-known",
+        "expert-cache-unused",
+        "expert-cache-refused",
+        "other-dialect",
+        "latent-cache-type",
+        "config-file-read",
+        "what-if",
+        "imatrix-needed",
+        "requantized",
+    ];
+    let mut headings: Vec<&str> = manual.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+    for (code, severity) in lints::codes() {
+        let at = headings.iter().position(|heading| *heading == code);
+        headings.swap_remove(at.unwrap_or_else(|| panic!("docs/lints.md has no `### {code}`")));
+        let text = manual.split_once(&format!("### {code}\n")).unwrap().1;
+        let word = match severity {
+            Severity::Error => "*error*",
+            Severity::Warning => "*warning*",
+            Severity::Info => "*note*",
+        };
+        assert!(text.trim_start().starts_with(word), "{code} is {severity:?}");
+        let tested = CASES.iter().any(|case| case.0 == code) || tested_elsewhere.contains(&code);
+        assert!(tested, "no case for {code}");
+    }
+    let page = include_str!("../../docs/check.md");
+    assert!(moeplan::run::build::BUILDS.iter().all(|build| page.contains(&format!("b{}", build.number))));
+    assert!(headings.is_empty(), "docs/lints.md has sections of no lint: {headings:?}");
+}

@@ -1,0 +1,20 @@
+//! The library: the reader, the law of memory, the planner, and what is written and read back.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod accuracy;
+#[cfg(feature = "cli")]
+mod contradictions;
+mod emit;
+mod library;
+mod lints;
+mod plan;
+mod reader;
+mod real_headers;
+mod search;
+mod speed;
+mod synth;
+mod tidy;
+mod truth;
+mod whatif;

@@ -1,0 +1,151 @@
+//! The planner's search: as good as trying everything, and never worse for more room.
+
+use std::sync::LazyLock;
+
+use moeplan::bytes::MIB;
+use moeplan::machine::Machine;
+use moeplan::model::Model;
+use moeplan::plan::solver::{Levers, Objective, Strategy};
+use moeplan::plan::{self, ContextChoice, Request};
+use moeplan::run::{Override, RunConfig};
+use moeplan::synth::Wish;
+use proptest::prelude::*;
+
+use crate::support::planning::{machine, model, request};
+
+/// What the search may miss of the best launch, as a share of its cost.
+const TOLERANCE: f64 = 0.015;
+
+/// Micro-batches that the planner chooses among at the context of [`case`], but for the larger ones, which hold more than it.
+const UBATCHES: [u32; 5] = [128, 256, 512, 1024, 2048];
+
+/// Two models small enough to try every launch of: many small experts, and few large ones.
+static SMALL: LazyLock<Vec<Model>> = LazyLock::new(|| {
+    ["qwen3-30b-a3b", "mixtral-8x7b"].map(|name| model(name, &Wish { blocks: Some(3), ..Wish::default() })).into()
+});
+
+/// A request whose space [`brute_force`] knows.
+fn case(objective: Objective) -> Request {
+    let levers = Levers { ubatch: true, batch: true, ..Levers::default() };
+    Request { levers, objective, context: ContextChoice::Fixed(2048), ..request(Strategy::Auto) }
+}
+
+/// Every launch of the space that the planner searches, tried one by one: the least cost of those that fit.
+fn brute_force(model: &Model, machine: &Machine, request: &Request, start: &RunConfig) -> (f64, Option<RunConfig>) {
+    let problem = request.problem(model, machine);
+    let blocks = model.hparams.block_count;
+    let parts = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let mut best = (f64::INFINITY, None);
+    for (kept, last_stays) in (0..=blocks).flat_map(|kept| [(kept, true), (kept, false)]) {
+        for (n_ubatch, edge) in
+            UBATCHES.into_iter().flat_map(|n| (0..if kept == blocks { 1 } else { 7u32 }).map(move |edge| (n, edge)))
+        {
+            let mut run = RunConfig { n_ubatch, n_batch: n_ubatch.max(2048), ..start.clone() };
+            for block in 0..blocks {
+                let rank = if last_stays { blocks - 1 - block } else { block };
+                for (at, part) in parts.iter().enumerate() {
+                    if rank > kept || (rank == kept && edge >> at & 1 == 0) {
+                        let pattern = format!("blk\\.{block}\\.{part}\\.");
+                        run.overrides.push(Override { pattern, buffer: "CPU".into(), origin: "-ot".into() });
+                    }
+                }
+            }
+            let candidate = problem.judge(run).unwrap();
+            let cost = problem.cost(&candidate.estimate);
+            if candidate.fits() && cost < best.0 {
+                best = (cost, Some(candidate.run));
+            }
+        }
+    }
+    best
+}
+
+/// Plans a case and tries everything; what is wrong with the plan.
+fn compare(which: usize, budget: u64, objective: Objective) -> Result<(), String> {
+    let (model, machine, request) = (&SMALL[which], machine(&[budget * MIB]), case(objective));
+    let found = plan::solve(model, &machine, &request).unwrap();
+    let start = RunConfig { overrides: Vec::new(), ..found.run.clone() };
+    let (best, run) = brute_force(model, &machine, &request, &start);
+    let cost = request.problem(model, &machine).cost(&found.estimate);
+    if found.fits() != found.shortfall.is_empty() {
+        return Err(format!("fits, and is short of {:?}", found.shortfall));
+    }
+    if best.is_finite() && (!found.fits() || cost > best * (1.0 + TOLERANCE)) {
+        return Err(format!("{which} {budget} {objective:?}: {cost} against {best}:\n{:?}\n{run:?}", found.run));
+    }
+    Ok(())
+}
+
+/// The best launch has less compute than any other with its micro-batch, because fewer tensors are copied.
+#[test]
+fn what_fits_only_with_less_to_copy_is_found() {
+    compare(1, 2671, Objective::Turn).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 200 } else { 4 }, ..ProptestConfig::default() })]
+    /// On small cases the search finds what trying everything finds, but for what it holds not worth it.
+    #[test]
+    fn the_search_equals_brute_force(
+        which in 0usize..2,
+        budget in 1500u64..5000,
+        objective in prop_oneof![Just(Objective::Turn), Just(Objective::Tg), Just(Objective::Pp)],
+    ) {
+        compare(which, budget, objective).map_err(TestCaseError::fail)?;
+    }
+}
+
+/// What a plan may be worse by, with more room or a smaller context, as a share of its cost: what the search holds not worth it.
+const UNEVEN: f64 = 0.015;
+
+/// Plans for each request and machine, the least room first: none costs more than one before it.
+fn never_dearer<'a>(model: &Model, rising: impl Iterator<Item = (Machine, Request)> + 'a) -> Result<(), String> {
+    let mut least: Option<(f64, String)> = None;
+    for (machine, request) in rising {
+        let found = plan::solve(model, &machine, &request).unwrap();
+        let cost = request.problem(model, &machine).cost(&found.estimate);
+        let what = format!("{} and {:?}: {cost}: {:?}", machine.devices[0].total, request.context, found.run);
+        match &least {
+            Some((known, other)) if found.fits() && cost > known * (1.0 + UNEVEN) => {
+                return Err(format!("{what}\nis worse than\n{other}"));
+            }
+            Some((known, _)) if cost >= *known => {}
+            _ if found.fits() => least = Some((cost, what)),
+            Some(_) => return Err(format!("{what}\ndoes not fit, and less room does")),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// One card, whatever its budget: its speed is not guessed from its size.
+fn one_card(budget: u64) -> Machine {
+    let mut machine = machine(&[budget * MIB]);
+    machine.devices[0].description = Some("NVIDIA GeForce RTX 4090".into());
+    machine
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 100 } else { 3 }, ..ProptestConfig::default() })]
+    /// More room on the card is never slower, nor is a smaller context.
+    #[test]
+    fn more_room_is_never_worse(
+        which in 0usize..3,
+        budget in 1000u64..5000,
+        step in 20u64..400,
+        objective in prop_oneof![Just(Objective::Turn), Just(Objective::Tg), Just(Objective::Pp)],
+    ) {
+        static MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
+            ["qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b"]
+                .map(|name| model(name, &Wish { blocks: Some(6), ..Wish::default() })).into()
+        });
+        let asked = |n_ctx| {
+            let context = ContextChoice::Fixed(n_ctx);
+            Request { levers: Levers::unasked(), objective, context, ..request(Strategy::Auto) }
+        };
+        let budgets = (0..6).map(|n| (one_card(budget + n * step), asked(8192)));
+        never_dearer(&MODELS[which], budgets).map_err(TestCaseError::fail)?;
+        let contexts = [32768, 16384, 8192, 5120].map(|n_ctx| (one_card(budget), asked(n_ctx)));
+        never_dearer(&MODELS[which], contexts.into_iter()).map_err(TestCaseError::fail)?;
+    }
+}

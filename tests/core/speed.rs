@@ -1,0 +1,112 @@
+//! Predicted speed beside what an H100 measured of the same launches, with and without a past.
+//!
+//! The launches are those of `scripts/compare-fit` that name their placement; the two machine files are calibrations of that
+//! kind of card: from llama-bench's rows, and by `moeplan devices --calibrate` itself.
+#![expect(clippy::print_stdout, reason = "the table of docs/speed.md")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
+const DEPTHS: [u64; 3] = [0, 4096, 16384];
+
+fn moeplan(words: &[&str]) -> Vec<u8> {
+    let output = Command::new(MOEPLAN).args(words).output().expect("moeplan");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "moeplan {words:?}: {said}");
+    output.stdout
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    let half = of.len() / 2;
+    if of.len() % 2 == 1 { of[half] } else { f64::midpoint(of[half - 1], of[half]) }
+}
+
+fn text<'v>(row: &'v Value, key: &str) -> &'v str {
+    row[key].as_str().unwrap_or_default()
+}
+
+/// MiB of the virtual card that a row was measured on.
+fn vram_mib(row: &Value) -> u64 {
+    row["vram_mib"].as_u64().unwrap_or_default()
+}
+
+/// The words that plan exactly the launch that was measured: its flags, and llama.cpp's defaults where it names none.
+fn words(argv: &[&str], vram_mib: u64) -> Vec<String> {
+    let mut words: Vec<String> =
+        ["--margin", "0", "--strategy", "rules", "--prompt", "2048", "--generate", "64", "--json", "--vram"]
+            .map(String::from)
+            .to_vec();
+    words.push(format!("{vram_mib}M"));
+    for (flag, default) in [("-ub", "512"), ("-lm", "mmap")] {
+        if !argv.contains(&flag) {
+            words.extend([flag.to_string(), default.to_string()]);
+        }
+    }
+    let kept = argv.iter().filter(|word| !matches!(**word, "-dev" | "CUDA0" | "-fit" | "off"));
+    words.extend(kept.map(ToString::to_string));
+    words
+}
+
+#[test]
+fn launches_of_an_h100_are_predicted() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let rows = std::fs::read_to_string(data.join("measured/h100-compare.jsonl")).expect("measured rows");
+    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut launches = BTreeMap::new();
+    for row in rows.iter().filter(|row| text(row, "kind") == "loaded") {
+        let argv: Vec<&str> = row["argv"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !argv.contains(&"-fitt") {
+            launches.insert((text(row, "model"), vram_mib(row), text(row, "config")), argv);
+        }
+    }
+    for (model, recipe) in [("gpt-oss-20b", "F16"), ("qwen3-30b-a3b", "Q4_K_M")] {
+        let path = folder.path().join(format!("{model}.gguf"));
+        moeplan(&["synth", model, "--recipe", recipe, "-q", "-o", path.to_str().expect("UTF-8")]);
+    }
+    for machine in ["h100.json", "h100-live.json"] {
+        let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for ((model, vram, config), argv) in &launches {
+            for depth in DEPTHS {
+                let same = |row: &&Value| {
+                    text(row, "kind") == "sample"
+                        && text(row, "model") == *model
+                        && vram_mib(row) == *vram
+                        && text(row, "config") == *config
+                        && row["depth"].as_u64() == Some(depth)
+                };
+                let samples: Vec<&Value> = rows.iter().filter(same).collect();
+                if samples.is_empty() {
+                    continue;
+                }
+                let (path, depth) = (folder.path().join(model), depth.to_string());
+                let mut asked =
+                    vec!["plan".to_string(), path.display().to_string(), "--depth".to_string(), depth.clone()];
+                asked.extend(["--machine".to_string(), data.join("machines").join(machine).display().to_string()]);
+                asked.extend(words(argv, *vram));
+                let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+                let document: Value = serde_json::from_slice(&moeplan(&asked)).expect("a plan");
+                let mut cells = Vec::new();
+                for key in ["pp", "tg"] {
+                    let measured = median(samples.iter().filter_map(|row| row[key].as_f64()).collect());
+                    let predicted = document["speed"][key].as_f64().expect("a speed");
+                    errors.entry(key).or_default().push((predicted / measured - 1.0).abs());
+                    cells
+                        .push(format!("{predicted:.1}, {measured:.1} ({:+.0}%)", 100.0 * (predicted / measured - 1.0)));
+                }
+                println!("| {machine} | {model} | {vram} MiB | {config} | {depth} | {} | {} |", cells[0], cells[1]);
+            }
+        }
+        for (key, errors) in errors {
+            assert!(errors.len() >= 12, "{} launches have samples", errors.len());
+            let error = median(errors);
+            println!("{machine}: median error of {key} {:.1}%", 100.0 * error);
+            assert!(error <= 0.15, "{machine}: {key} is off by {:.0}% in the median", 100.0 * error);
+        }
+    }
+}

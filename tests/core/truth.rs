@@ -1,0 +1,193 @@
+//! Model and context bytes against llama.cpp's own projections: every row of `testdata/truth`, to the MiB.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use moeplan::bytes::{Bytes, MIB};
+use moeplan::gguf;
+use moeplan::machine::{Backend, Device, Host, Isa, Machine};
+use moeplan::memory::caches::{self, CacheKind, Caches};
+use moeplan::memory::{self, HOST, context};
+use moeplan::model::Model;
+use moeplan::placement::{self, Placement};
+use moeplan::run::numbers::numbers;
+use moeplan::run::{RunConfig, parse};
+
+/// One projection: the launch and the MiB (truncated) it showed.
+struct Row {
+    model: String,
+    run: RunConfig,
+    flags: String,
+    /// The model and the context column by device.
+    columns_mib: BTreeMap<String, (u64, u64)>,
+    /// Recurrent states by buffer type, to two decimals.
+    states_mib: BTreeMap<String, f64>,
+}
+
+fn rows(file: &str) -> Vec<Row> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth").join(file);
+    let text = std::fs::read_to_string(&path).expect("the truth is in the repository");
+    text.lines().map(|line| row(&serde_json::from_str(line).expect("JSON lines"))).collect()
+}
+
+fn row(json: &serde_json::Value) -> Row {
+    let text = |key: &str| json[key].as_str().expect("text").to_string();
+    let devices = json["memory_mib"].as_object().expect("a table");
+    let flags = text("flags");
+    let words: Vec<String> = format!("{} {flags}", text("tool")).split_whitespace().map(str::to_string).collect();
+    Row {
+        model: text("model"),
+        run: parse::command(&words, &BTreeMap::new()).expect("llama.cpp took it").run,
+        flags,
+        columns_mib: devices
+            .iter()
+            .map(|(device, cell)| {
+                (device.clone(), (cell["model"].as_u64().expect("MiB"), cell["context"].as_u64().expect("MiB")))
+            })
+            .collect(),
+        states_mib: json["rs_mib"].as_object().map_or_else(BTreeMap::new, |states| {
+            states.iter().map(|(k, v)| (k.clone(), v.as_f64().expect("MiB"))).collect()
+        }),
+    }
+}
+
+/// The card of the projections.
+fn machine() -> Machine {
+    let card = Device {
+        name: "CUDA0".to_string(),
+        buffer: "CUDA0".to_string(),
+        backend: Backend::Cuda,
+        description: None,
+        total: Bytes::mib(81079),
+        free: Bytes::mib(81079),
+        sold_as: None,
+        overhead: None,
+        calibration: None,
+        rates: None,
+    };
+    Machine { devices: vec![card], host: Host { isa: Isa::X86Amx, ..Host::default() } }
+}
+
+/// The context of `model` launched as `run`, without the compute column, which takes longer.
+fn context_of(
+    model: &Model,
+    run: &RunConfig,
+    machine: &Machine,
+    placement: &Placement,
+) -> Result<(Caches, BTreeMap<String, Bytes>), memory::Error> {
+    let numbers = numbers(run, &model.hparams);
+    let caches = caches::caches(model, run, &numbers);
+    context::check(&caches, model, run, &numbers)?;
+    let bytes = context::bytes_by_device(&caches, machine, run, placement)?;
+    Ok((caches, bytes))
+}
+
+/// What is wrong with the prediction of `row`, in words.
+fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
+    let name = format!("{} {}", row.model, row.flags);
+    let machine = machine();
+    let placement = placement::place(model, &machine, &row.run).expect("llama.cpp took it");
+    let models = placement::model_bytes(&placement, model, &machine);
+    let (caches, contexts) = match context_of(model, &row.run, &machine, &placement) {
+        Ok(found) => found,
+        Err(error) => return vec![format!("{name}: {error}")],
+    };
+    let state_cell = |buffer: &str| {
+        let (device, kinds): (_, &[CacheKind]) = match buffer {
+            "DSV4-csa" => ("CUDA0", &[CacheKind::CsaState]),
+            "DSV4-hca" => ("CUDA0", &[CacheKind::HcaState]),
+            "DSV4-lid" => ("CUDA0", &[CacheKind::IndexerState]),
+            "CPU" => (HOST, &[CacheKind::Recurrent, CacheKind::PleState]),
+            device => (device, &[CacheKind::Recurrent, CacheKind::PleState]),
+        };
+        let mut states = caches.clone();
+        states.list.retain(|cache| kinds.contains(&cache.kind));
+        let states = context::bytes_by_device(&states, &machine, &row.run, &placement).expect("predicted above");
+        states.get(device).map_or(0.0, |bytes| bytes.in_mib())
+    };
+    let wrong_states = row
+        .states_mib
+        .iter()
+        .filter(|(buffer, mib)| (state_cell(buffer) - **mib).abs() > 0.0051)
+        .map(|(buffer, mib)| format!("{name}: states {buffer} {} MiB, llama.cpp {mib}", state_cell(buffer)));
+    let wrong_columns = row.columns_mib.iter().filter_map(|(device, (model, context))| {
+        let cell = |column: &BTreeMap<String, Bytes>| column.get(device).copied().unwrap_or_default();
+        let (m, c) = (cell(&models), cell(&contexts));
+        let wrong = m.0 / MIB != *model || c.0 / MIB != *context;
+        wrong.then(|| format!("{name}: {device} {} + {} MiB, llama.cpp {model} + {context}", m.in_mib(), c.in_mib()))
+    });
+    wrong_columns.chain(wrong_states).collect()
+}
+
+/// Checks every row of `file` on the headers in `folder`.
+fn check(file: &str, folder: &Path) {
+    let mut wrong = Vec::new();
+    let mut models = BTreeMap::new();
+    let rows = rows(file);
+    for row in &rows {
+        let model = models.entry(row.model.clone()).or_insert_with(|| {
+            let gguf = gguf::open(&folder.join(format!("{}.gguf", row.model))).expect("a header of the archive");
+            Model::from_gguf(gguf).expect("a model of the archive")
+        });
+        wrong.extend(wrong_cells(row, model));
+    }
+    assert!(!rows.is_empty());
+    assert!(wrong.is_empty(), "{} wrong cells in {} rows:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+}
+
+/// Unpacks an archive of headers (sparse: the weights are holes).
+fn unpack(archive: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(archive);
+    let status = Command::new("tar").arg("-xJSf").arg(path).arg("-C").arg(folder.path()).status();
+    assert!(status.expect("tar is installed").success(), "{archive} unpacks");
+    folder
+}
+
+#[test]
+fn every_architecture() {
+    check("architectures.jsonl", unpack("architectures.tar.xz").path());
+}
+
+#[test]
+fn real_models() {
+    check("real-models.jsonl", unpack("real-models.tar.xz").path());
+}
+
+#[test]
+fn models_of_real_size() {
+    check("models.jsonl", unpack("truth-models.tar.xz").path());
+}
+
+/// `testdata/truth/context.tsv`: every architecture by nine launches, to the byte, and what llama.cpp refuses.
+#[test]
+fn context_to_the_byte() {
+    let folder = unpack("architectures.tar.xz");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth/context.tsv");
+    let text = std::fs::read_to_string(path).expect("the truth is in the repository");
+    let mut lines = text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t'));
+    let launches: Vec<&str> = lines.next().expect("a head").skip(1).collect();
+    let machine = Machine { devices: Vec::new(), ..machine() };
+    let (mut wrong, mut cells) = (Vec::new(), 0);
+    for mut line in lines {
+        let name = line.next().expect("a model");
+        let gguf = gguf::open(&folder.path().join(format!("{name}.gguf"))).expect("a header of the archive");
+        let model = Model::from_gguf(gguf).expect("a model of the archive");
+        for (flags, expected) in launches.iter().zip(line).filter(|(_, expected)| *expected != "aborts") {
+            let words: Vec<String> = format!("llama-server {flags}").split(' ').map(str::to_string).collect();
+            let run = parse::command(&words, &BTreeMap::new()).expect("flags of llama.cpp").run;
+            let placement = placement::place(&model, &machine, &run).expect("the host takes all");
+            let found = match context_of(&model, &run, &machine, &placement) {
+                Ok((_, bytes)) => bytes.get(HOST).map_or(0, |bytes| bytes.0).to_string(),
+                Err(_) => "refused".to_string(),
+            };
+            cells += 1;
+            if found != expected {
+                wrong.push(format!("{name} {flags}: {found}, llama.cpp {expected}"));
+            }
+        }
+    }
+    assert!(cells > 1000, "{cells} cells");
+    assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
+}

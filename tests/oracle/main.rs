@@ -1,0 +1,9 @@
+//! llama.cpp itself, linked into the program, as the oracle.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod embedded;
+mod loader;
+mod oracle;
+mod oracle_random;

@@ -1,0 +1,184 @@
+//! The oracle: for every architecture of llama.cpp, our bytes are those of the linked llama.cpp's own projection.
+//!
+//! Feature `embedded`. The headers are testdata/architectures.tar.xz (sparse files made by llama.cpp's own architecture
+//! test), or those in `MOEPLAN_ARCH_DIR`.
+#![expect(clippy::print_stderr, reason = "a test's report")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use moeplan::bytes::Bytes;
+use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
+use moeplan::model::Model;
+use moeplan::run::parse;
+use moeplan::runtime::{Embedded, Error, Launch, Runtime as _, bind_software_devices, software_machine};
+use moeplan::{gguf, memory, placement};
+
+/// Command lines and whether they get a device. Both programs, both kinds of cache layout, quantized caches.
+const CASES: [(&str, bool, &str); 5] = [
+    ("cpu", false, "llama-server -c 4096"),
+    ("rpc", true, "llama-server -c 4096 -ngl 99"),
+    ("rpc-cmoe", true, "llama-fit-params -c 4096 -ngl 99 -cmoe"),
+    ("rpc-half", true, "llama-server -c 8192 -ngl 2 -np 3 -nkvo"),
+    ("rpc-q8", true, "llama-server -c 8192 -ngl 99 -np 2 -ctk q8_0 -ctv q8_0 -fa on"),
+];
+
+/// The header files, or `None` where this checkout has none.
+pub fn headers() -> Option<Vec<PathBuf>> {
+    let folder = if let Some(folder) = std::env::var_os("MOEPLAN_ARCH_DIR") {
+        PathBuf::from(folder)
+    } else {
+        let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/architectures.tar.xz");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("architectures");
+        if !archive.exists() {
+            return None;
+        }
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        let status = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&folder).status();
+        assert!(status.expect("tar runs").success(), "tar and xz unpack {}", archive.display());
+        folder
+    };
+    let mut found = Vec::new();
+    let mut folders = vec![folder];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a readable folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "gguf") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Some(found)
+}
+
+/// What we predict, or why llama.cpp would refuse.
+fn predict(launch: &Launch) -> Result<MemoryByDevice, String> {
+    let model = Model::from_gguf(gguf::open(&launch.model).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+    let placement = placement::place(&model, &launch.machine, &launch.run).map_err(|e| e.to_string())?;
+    let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement).map_err(|e| e.to_string())?;
+    Ok(prediction.memory)
+}
+
+/// What disagrees in one term; nothing when all is equal.
+fn differences(ours: &MemoryByDevice, theirs: &MemoryByDevice, term: fn(&MemoryBreakdown) -> Bytes) -> String {
+    let mut text = String::new();
+    let keys: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+    for key in keys {
+        let (p, m) = (ours.get(key).map_or(Bytes(0), term), theirs.get(key).map_or(Bytes(0), term));
+        if p != m {
+            let _ = write!(text, " {key} ours {} theirs {} ({:+})", p.0, m.0, i128::from(p.0) - i128::from(m.0));
+        }
+    }
+    text
+}
+
+/// Counts of one case.
+#[derive(Default)]
+struct Score {
+    model: usize,
+    context: usize,
+    refused: usize,
+    rows: usize,
+    compute: Vec<f64>,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+fn compute_errors(ours: &MemoryByDevice, theirs: &MemoryByDevice) -> Vec<f64> {
+    let cells = theirs.iter().filter(|(_, row)| row.compute.0 > 0);
+    let error = |(key, row): (&String, &MemoryBreakdown)| {
+        let p = ours.get(key).map_or(0, |row| row.compute.0);
+        (p as f64 - row.compute.0 as f64) / row.compute.0 as f64
+    };
+    cells.map(error).collect()
+}
+
+#[test]
+fn our_bytes_are_llama_cpps_for_every_architecture() {
+    let Some(headers) = headers() else {
+        eprintln!("skipped: no testdata/architectures.tar.xz and no MOEPLAN_ARCH_DIR");
+        return;
+    };
+    assert!(headers.len() >= 100, "only {} headers", headers.len());
+    let runtime = Embedded::of(env!("CARGO_BIN_EXE_moeplan"));
+    let verbose = std::env::var_os("MOEPLAN_ORACLE_VERBOSE").is_some();
+    let mut wrong = Vec::new();
+    for (name, on_device, line) in CASES {
+        let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+        let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+        let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
+        let _servers = bind_software_devices(&runtime.program, &mut machine, &mut run, 1).expect("a software device");
+        let template = Launch { model: PathBuf::new(), run, machine, n_threads: 1 };
+        let launches: Vec<Launch> =
+            headers.iter().map(|path| Launch { model: path.clone(), ..template.clone() }).collect();
+        let mut score = Score::default();
+        for (launch, theirs) in launches.iter().zip(runtime.project(&launches)) {
+            let file = launch.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            score.rows += 1;
+            let (ours, theirs) = match (predict(launch), theirs) {
+                (Ok(ours), Ok(theirs)) => (ours, theirs.by_device()),
+                // An assertion of llama.cpp's own, such as kimi-linear's with two blocks on the device.
+                (_, Err(Error::Died { status, .. })) => {
+                    eprintln!("{name} {file}: llama.cpp itself dies ({status})");
+                    score.refused += 1;
+                    continue;
+                }
+                (Err(_), Err(_)) => {
+                    score.refused += 1;
+                    continue;
+                }
+                (Ok(_), Err(theirs)) => {
+                    wrong.push(format!("{name} {file}: llama.cpp refuses, we do not: {theirs}"));
+                    continue;
+                }
+                (Err(ours), Ok(_)) => {
+                    wrong.push(format!("{name} {file}: we refuse, llama.cpp does not: {ours}"));
+                    continue;
+                }
+            };
+            let model = differences(&ours, &theirs, |row| row.model);
+            let context = differences(&ours, &theirs, |row| row.context);
+            score.model += usize::from(model.is_empty());
+            score.context += usize::from(context.is_empty());
+            if !model.is_empty() {
+                wrong.push(format!("{name} {file} model:{model}"));
+            }
+            if !context.is_empty() {
+                wrong.push(format!("{name} {file} context:{context}"));
+            }
+            if verbose {
+                eprintln!("{name} {file} compute:{}", differences(&ours, &theirs, |row| row.compute));
+            }
+            score.compute.extend(compute_errors(&ours, &theirs));
+        }
+        report(name, &mut score);
+    }
+    assert!(wrong.is_empty(), "{} disagreements:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+fn report(name: &str, score: &mut Score) {
+    let compute = &mut score.compute;
+    compute.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
+    let exact = compute.iter().filter(|e| **e == 0.0).count();
+    let at = |share: f64| {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into a short list")]
+        let index = (compute.len().saturating_sub(1) as f64 * share) as usize;
+        compute.get(index).map_or(0.0, |e| 100.0 * e.abs())
+    };
+    eprintln!(
+        "{name:<9} {} headers: model {}, context {}, refused {}; compute cells {}: exact {exact}, |error| median {:.2}%, p90 {:.2}%, max {:.2}%",
+        score.rows,
+        score.model,
+        score.context,
+        score.refused,
+        compute.len(),
+        at(0.5),
+        at(0.9),
+        at(1.0)
+    );
+}

@@ -1,0 +1,177 @@
+//! The panel of `run` on a terminal and where there is none, on a fake llama-server that serves one request.
+
+use crate::support::examples;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// A program under test and what it has said.
+struct Talker {
+    child: Child,
+    pieces: Receiver<Vec<u8>>,
+    said: String,
+}
+
+impl Talker {
+    fn new(command: &mut Command, from: impl FnOnce(&mut Child) -> Box<dyn std::io::Read + Send>) -> Self {
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("a program");
+        let mut source = from(&mut child);
+        let (send, pieces) = channel();
+        std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(n) = source.read(&mut piece) {
+                if n == 0 || send.send(piece[..n].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, pieces, said: String::new() }
+    }
+
+    /// Waits until it has said `words`; what it has said since it began.
+    fn until(&mut self, words: &str) -> String {
+        let start = Instant::now();
+        while !self.said.contains(words) {
+            assert!(start.elapsed() < LIMIT, "`{words}` never came: {}", self.said);
+            if let Ok(piece) = self.pieces.recv_timeout(Duration::from_millis(100)) {
+                self.said += &String::from_utf8_lossy(&piece);
+            }
+        }
+        self.said.clone()
+    }
+
+    /// Sends one request to the server that it says is ready, and reads the answer.
+    fn ask(&mut self) {
+        ask(&self.until("Ctrl-C stops"));
+    }
+
+    /// Its exit code, and all that it has said.
+    fn end(mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().expect("an end").code();
+        for piece in &self.pieces {
+            self.said += &String::from_utf8_lossy(&piece);
+        }
+        (code, self.said)
+    }
+}
+
+/// Sends one request to the server whose address `said` names, and reads the answer.
+fn ask(said: &str) {
+    let (_, rest) = said.rsplit_once("http://127.0.0.1:").expect("an address");
+    let port = rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|port| port.parse::<u16>().ok());
+    let mut stream = TcpStream::connect(("127.0.0.1", port.expect("a port"))).expect("the server");
+    stream.write_all(b"POST /completion HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}").expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+}
+
+fn tiny(folder: &Path) -> PathBuf {
+    let path = folder.join("tiny.gguf");
+    let made = Command::new(MOEPLAN)
+        .args(["synth", "qwen3-30b-a3b", "--tiny", "--weights", "random", "-q", "-o"])
+        .arg(&path)
+        .stdout(Stdio::null())
+        .status()
+        .expect("moeplan");
+    assert!(made.success());
+    path
+}
+
+/// The words of a `run` on the fake server.
+fn words(folder: &Path, more: &[&str]) -> Vec<String> {
+    let (server, model) = (examples::example("fake-llama-server", "tests/support/fake_llama_server.rs"), tiny(folder));
+    let mut words = vec![MOEPLAN.to_string()];
+    words.extend(["run", "--backend", "cpu", "--ctx-size", "512", "--llama-server"].map(str::to_string));
+    words.extend([server.display().to_string(), model.display().to_string()]);
+    words.extend(more.iter().map(|word| (*word).to_string()));
+    words
+}
+
+/// `run` without a terminal.
+fn piped(folder: &Path, more: &[&str]) -> Talker {
+    let words = words(folder, more);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdout(Stdio::null()).stderr(Stdio::piped());
+    Talker::new(&mut command, |child| Box::new(child.stderr.take().expect("stderr")))
+}
+
+/// `run` on a terminal of so many columns, which `script` makes.
+fn on_a_terminal(folder: &Path, columns: u16, more: &[&str]) -> Talker {
+    let script = Command::new("script").arg("--version").stdout(Stdio::null()).status();
+    assert!(script.is_ok(), "nothing makes a terminal here: install `script` (util-linux; in Debian bsdutils)");
+    let line = format!("stty cols {columns} rows 30; exec {}", words(folder, more).join(" "));
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
+    command.stdout(Stdio::piped());
+    Talker::new(&mut command, |child| Box::new(child.stdout.take().expect("stdout")))
+}
+
+#[test]
+fn on_a_terminal_the_panel_stays_below_the_log_and_leaves_with_ctrl_c() {
+    for (columns, more, has_color) in [(80, &["--log"][..], true), (40, &["--color", "never"], false)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut talker = on_a_terminal(folder.path(), columns, more);
+        // The panel is there before the first request.
+        talker.until("0 running, 0 served");
+        talker.ask();
+        let said = talker.until("1 served");
+        assert_eq!(said.contains("processing task"), more.contains(&"--log"), "{said}");
+        let (_, panel) = said.split_once("Ctrl-C stops").expect("the line before it");
+        assert_eq!(panel.contains("\u{1b}[1m"), has_color, "{said}");
+        assert_eq!(panel.contains("budget"), columns == 80, "{said}");
+        // What a terminal takes for Ctrl-C.
+        talker.child.stdin.as_mut().expect("stdin").write_all(b"\x03").expect("Ctrl-C");
+        let (code, said) = talker.end();
+        assert_eq!(code, Some(130), "{said}");
+        let (_, after) = said.rsplit_once("stopping llama-server").expect("that it stops");
+        assert!(!after.contains("served") && !after.contains("predicted"), "{after}");
+    }
+}
+
+#[test]
+fn without_a_terminal_there_are_lines() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut talker = piped(folder.path(), &[]);
+    talker.ask();
+    let said = talker.until("; Host ");
+    let line = said.lines().find(|line| line.starts_with("up 0:")).expect("a line");
+    let expected = "; 0 running, 1 served; latest pp 2,000 t/s of 512 tokens and tg 100 t/s of 6 tokens; Host ";
+    assert!(line.contains(expected), "{line}");
+    assert!(!said.contains('\u{1b}'), "{said}");
+    interrupt(&talker.child);
+    assert_eq!(talker.end().0, Some(130));
+}
+
+#[test]
+fn with_quiet_there_is_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let answer = folder.path().join("run.json");
+    let talker = piped(folder.path(), &["-q", "--json", "-o", &answer.display().to_string()]);
+    let start = Instant::now();
+    let document = loop {
+        match std::fs::read_to_string(&answer) {
+            Ok(text) => break text,
+            Err(error) => assert!(start.elapsed() < LIMIT, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let (_, from_endpoint) = document.split_once("\"endpoint\"").expect("an endpoint");
+    ask(from_endpoint.lines().next().expect("a line"));
+    // Longer than the panel's owner waits between two looks.
+    std::thread::sleep(Duration::from_millis(500));
+    interrupt(&talker.child);
+    assert_eq!(talker.end(), (Some(130), String::new()));
+}
+
+fn interrupt(child: &Child) {
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success());
+}

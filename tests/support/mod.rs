@@ -1,0 +1,15 @@
+//! What several test programs share; each uses a part of it.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+pub mod examples;
+pub mod fake_endpoint;
+pub mod gguf_builder;
+pub mod http_server;
+pub mod peers;
+pub mod planning;
+pub mod quantize_cases;
+pub mod random_launch;
+pub mod report_documents;
+pub mod schemas;
+pub mod truth_rows;
+pub mod verdict;
