@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use moeplan::checkup::{self, Options};
 use moeplan::run::{ModelSource, parse};
-use moeplan::{Backend, Device, Host, Machine, Model, gguf};
+use moeplan::{Backend, Bytes, Device, Host, Machine, Model, gguf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -19,11 +19,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let checkup = checkup::check(&model, &machine, &command, Options::default())?;
     for (device, row) in &checkup.memory {
-        println!("{device}: {} model, {} context, {} compute", row.terms.model, row.terms.context, row.terms.compute);
+        let size = |bytes: Option<Bytes>| bytes.map_or("not counted".to_string(), |bytes| bytes.to_string());
+        println!("{device}: {} model, {} context, {} compute", row.model, size(row.context), size(row.compute));
     }
     for lint in &checkup.lints {
         println!("{}: {}", lint.code, lint.message);
     }
-    println!("{}", if checkup.fits { "fits" } else { "does not fit" });
+    println!("{}", checkup.fits.map_or("not known", |fits| if fits { "fits" } else { "does not fit" }));
     Ok(())
 }

@@ -81,15 +81,41 @@ impl fmt::Display for Bytes {
 
 /// A size that cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is not a size: write it as 97G or 97GiB (2^30), 97GB (10^9), 24576M, 0.5G, or plain bytes")]
-pub struct ParseBytesError(String);
+pub enum ParseBytesError {
+    /// A number alone: it may be GiB that are meant, MiB or bytes.
+    #[error("`{number}` has no unit: {number}{unit}?")]
+    NoUnit {
+        /// As it was written.
+        number: String,
+        /// With which it is a usual size.
+        unit: &'static str,
+    },
+    /// Anything else.
+    #[error("`{0}` is not a size: write it as 97G or 97GiB (2^30), 97GB (10^9), 24576M or 0.5G")]
+    NotASize(String),
+}
 
 /// `97G` and `97GiB` are 97·2^30, `97GB` is 97·10^9 (llama.cpp users write MiB = 2^20).
 impl FromStr for Bytes {
     type Err = ParseBytesError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseBytesError(text.to_string());
+        let refuse = || ParseBytesError::NotASize(text.to_string());
         let trimmed = text.trim();
+        let is_number = trimmed.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        if let Ok(number) = trimmed.parse::<f64>()
+            && is_number
+            && number > 0.0
+        {
+            // What people mean: few GiB, some thousand MiB, else a count of bytes that a program wrote.
+            let unit = if number < 1024.0 {
+                "G"
+            } else if number < 1_048_576.0 {
+                "M"
+            } else {
+                "B"
+            };
+            return Err(ParseBytesError::NoUnit { number: trimmed.to_string(), unit });
+        }
         let binary = match trimmed.char_indices().next_back() {
             Some((at, 'k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T')) => {
                 let (number, unit) = trimmed.split_at_checked(at).unwrap_or((trimmed, ""));
@@ -114,7 +140,7 @@ mod tests {
             ("97GB", 97_000_000_000),
             ("24576M", 24 * GIB),
             ("0.5G", GIB / 2),
-            ("12345", 12345),
+            ("12345B", 12345),
             ("81079m", 81079 * MIB),
             ("0", 0),
         ] {
@@ -124,8 +150,19 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in ["", "G", "-1G", "1.5.2G", "12 bananas", "99999999999T"] {
+        for text in ["", "G", "-1G", "1.5.2G", "12 bananas", "99999999999T", "inf", "NaN"] {
             assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_alone_is_refused_with_the_likely_unit() {
+        for (text, spelled) in
+            [("64", "64G"), ("0.5", "0.5G"), ("24576", "24576M"), ("25769803776", "25769803776B"), (" 1 ", "1G")]
+        {
+            let error = text.parse::<Bytes>().unwrap_err();
+            assert_eq!(error.to_string(), format!("`{}` has no unit: {spelled}?", text.trim()));
+            assert!(spelled.parse::<Bytes>().is_ok(), "{spelled}");
         }
     }
 

@@ -7,23 +7,17 @@ use std::ffi::OsString;
 
 use clap::ValueEnum;
 
-/// llama.cpp's short flags of several letters, and the long names that clap knows them by.
-const SHORT_FLAGS: [(&str, &str); 14] = [
-    ("-ub", "--ubatch-size"),
-    ("-ctk", "--cache-type-k"),
-    ("-ctv", "--cache-type-v"),
-    ("-np", "--parallel"),
-    ("-fa", "--flash-attn"),
-    ("-lm", "--load-mode"),
-    ("-ot", "--override-tensor"),
-    ("-ngl", "--gpu-layers"),
-    ("-cmoe", "--cpu-moe"),
-    ("-ncmoe", "--n-cpu-moe"),
-    ("-ts", "--tensor-split"),
-    ("-tb", "--threads-batch"),
-    ("-nkvo", "--no-kv-offload"),
-    ("-cram", "--cache-ram"),
-];
+use crate::run::flags::{self, InPlan};
+
+/// llama.cpp's short flags of several letters that are options of `plan`, and the long names that clap knows them by.
+fn short_flags() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let options = flags::fields().map(|(flag, _)| flag).filter(|flag| matches!(flag.in_plan, InPlan::Option(..)));
+    options.flat_map(|flag| {
+        let (long, of_switch) = (flag.option_name(), flag.is_switch());
+        let names = flag.names().filter(move |_| !of_switch).chain(flag.negated());
+        names.filter(|name| name.len() > 2 && !name.starts_with("--")).map(move |name| (name, long))
+    })
+}
 
 /// The words of a command line with llama.cpp's short flags made long; what follows `--` is left alone.
 pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -32,7 +26,7 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         .into_iter()
         .map(|word| {
             rest_is_verbatim |= word == "--";
-            let known = SHORT_FLAGS.iter().find(|(short, _)| !rest_is_verbatim && word == *short);
+            let known = short_flags().find(|(short, _)| !rest_is_verbatim && word == *short);
             known.map_or(word, |(_, long)| OsString::from(long))
         })
         .collect()

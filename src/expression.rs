@@ -61,15 +61,8 @@ pub enum Expr {
 }
 
 /// Binary operators, loosest first.
-const LEVELS: &[&[&str]] = &[
-    &["or"],
-    &["and"],
-    &["|"],
-    &["&"],
-    &["<=", "<", ">=", ">", "==", "!="],
-    &["+", "-"],
-    &["*", "/", "%"],
-];
+const LEVELS: &[&[&str]] =
+    &[&["or"], &["and"], &["|"], &["&"], &["<=", "<", ">=", ">", "==", "!="], &["+", "-"], &["*", "/", "%"]];
 
 impl Expr {
     /// The expression that `text` is.

@@ -5,13 +5,15 @@
 )]
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bytes::Bytes;
+use crate::bytes::{Bytes, MIB, ParseBytesError};
 use crate::gguf::GgmlType;
 use crate::number::counted;
 
+pub mod cards;
 mod rates;
 
 pub use rates::{DeviceRates, HostRates};
@@ -46,6 +48,9 @@ pub struct Device {
     pub total: Bytes,
     /// What of it is free.
     pub free: Bytes,
+    /// GB on the box, where that is all that is known of the card: `total` is then the least that such cards offer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sold_as: Option<u32>,
     /// What a process holds here beyond llama.cpp's own sums, at its peak; `None` = the built-in table's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Bytes>,
@@ -126,7 +131,7 @@ pub enum Error {
         /// The flag.
         flag: String,
         /// What is the matter.
-        error: crate::bytes::ParseBytesError,
+        error: ParseBytesError,
     },
     /// A name twice.
     #[error("`{0}` is described twice; give every device one name and one size")]
@@ -181,6 +186,11 @@ impl Machine {
         device.backend == Backend::Metal && self.host.isa == Isa::ArmNeon
     }
 
+    /// What to say of its budgets, a line a device.
+    pub fn budget_notes(&self) -> impl Iterator<Item = String> {
+        self.devices.iter().filter_map(|device| Some(format!("{}: {}", device.name, device.budget_note()?)))
+    }
+
     /// What is to be left free on every device: the largest that one of them calls for.
     pub fn margin(&self) -> Bytes {
         self.devices.iter().map(Device::margin).max().unwrap_or(MARGIN_UNCALIBRATED)
@@ -202,9 +212,40 @@ fn number_remote(devices: &mut [Device]) {
     }
 }
 
+/// A device's memory as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceSize {
+    /// What the text says, taken literally.
+    pub bytes: Bytes,
+    /// A whole number of GB, which is what cards are sold with: `24G`, `24GB`; not `24GiB`, `23.5G`, `24576M`.
+    pub sold_as: Option<u32>,
+}
+
+impl From<Bytes> for DeviceSize {
+    /// So many bytes, whatever card it is.
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, sold_as: None }
+    }
+}
+
+impl FromStr for DeviceSize {
+    type Err = ParseBytesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let upper = text.trim().to_ascii_uppercase();
+        let sold_as = upper.strip_suffix("GB").or_else(|| upper.strip_suffix('G')).and_then(|n| n.trim().parse().ok());
+        Ok(Self { bytes: text.parse()?, sold_as })
+    }
+}
+
 impl Device {
+    /// The first devices of a backend, with so many bytes each.
+    pub fn of_budgets(backend: Backend, budgets: &[Bytes]) -> Result<Vec<Self>, Error> {
+        Self::of_sizes(backend, &budgets.iter().copied().map(DeviceSize::from).collect::<Vec<_>>())
+    }
+
     /// The devices of `--vram SIZE,SIZE`: the first ones of a backend.
-    pub fn of_budgets(backend: Backend, sizes: &[Bytes]) -> Result<Vec<Self>, Error> {
+    pub fn of_sizes(backend: Backend, sizes: &[DeviceSize]) -> Result<Vec<Self>, Error> {
         let prefix = backend.device_prefix().filter(|_| backend != Backend::Cpu).ok_or(Error::NoDevices)?;
         Ok(sizes.iter().enumerate().map(|(i, size)| Self::named(format!("{prefix}{i}"), backend, *size)).collect())
     }
@@ -213,7 +254,7 @@ impl Device {
     pub fn parse(text: &str) -> Result<Self, Error> {
         let (name, size) = text.rsplit_once('=').ok_or_else(|| Error::NoSize(text.to_string()))?;
         let flag = || format!("--device {text}");
-        let size: Bytes = size.parse().map_err(|error| Error::Size { flag: flag(), error })?;
+        let size: DeviceSize = size.parse().map_err(|error| Error::Size { flag: flag(), error })?;
         let plain = name.split_once('[').map_or(name, |(plain, _)| plain);
         let backends = [Backend::Cuda, Backend::Vulkan, Backend::Metal, Backend::Rocm, Backend::Rpc];
         let numbered = |backend: &Backend| {
@@ -229,14 +270,17 @@ impl Device {
     }
 
     /// A device that is all free.
-    fn named(name: String, backend: Backend, size: Bytes) -> Self {
+    fn named(name: String, backend: Backend, size: DeviceSize) -> Self {
+        let offer = size.sold_as.and_then(|gb| cards::sold_as(gb, backend));
+        let total = offer.map_or(size.bytes, |offer| offer.least);
         Self {
             buffer: name.clone(),
             name,
             backend,
             description: None,
-            total: size,
-            free: size,
+            total,
+            free: total,
+            sold_as: size.sold_as.filter(|_| offer.is_some()),
             overhead: None,
             calibration: None,
             rates: None,
@@ -246,6 +290,18 @@ impl Device {
     /// What is to be left free of it: what was measured calls for, else [`MARGIN_UNCALIBRATED`].
     pub fn margin(&self) -> Bytes {
         self.calibration.as_ref().map_or(MARGIN_UNCALIBRATED, |known| known.margin)
+    }
+
+    /// Gives it another budget, to the byte.
+    pub fn limit(&mut self, budget: Bytes) {
+        (self.total, self.free, self.sold_as) = (budget, budget, None);
+    }
+
+    /// What to say of a budget that stands for a card of which only the size is known.
+    pub fn budget_note(&self) -> Option<String> {
+        let gb = self.sold_as?;
+        let (total, example) = (self.total, cards::sold_as(gb, self.backend)?.example.0 / MIB);
+        Some(format!("cards sold as {gb} GB offer {total} or more; give the exact size of yours, e.g. {example}M"))
     }
 
     /// The number of an RPC device.
@@ -377,9 +433,34 @@ mod tests {
             assert_eq!((device.name.as_str(), device.buffer.as_str(), device.backend), (name, buffer, backend));
         }
         assert_eq!(Device::parse("RPC0[h:1]=8G").unwrap().endpoint(), Some("h:1"));
-        for bad in ["CUDA0", "CUDA=1G", "GPU0=1G", "CUDA0[x]=1G", "RPC0[x=1G", "CUDA0=lots"] {
+        for bad in ["CUDA0", "CUDA=1G", "GPU0=1G", "CUDA0[x]=1G", "RPC0[x=1G", "CUDA0=lots", "CUDA0=24"] {
             assert!(Device::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_whole_number_of_gb_is_a_card_and_everything_else_exact() {
+        let gib = |n: u64| Bytes(n << 30);
+        let card = |gb| (cards::sold_as(gb, Backend::Cuda).unwrap().least, Some(gb));
+        for (text, expected) in [
+            ("CUDA0=24G", card(24)),
+            ("CUDA0=24g", card(24)),
+            ("CUDA0=24GB", card(24)),
+            ("CUDA0=24GiB", (gib(24), None)),
+            ("CUDA0=24576M", (gib(24), None)),
+            ("CUDA0=23.5G", (Bytes::mib(24_064), None)),
+            ("CUDA0=23G", (gib(23), None)),
+            ("CUDA0=23GB", (Bytes(23_000_000_000), None)),
+            ("MTL0=24G", (gib(24), None)),
+            ("RPC0[h:1]=24G", (gib(24), None)),
+        ] {
+            let device = Device::parse(text).unwrap();
+            assert_eq!((device.total, device.sold_as), expected, "{text}");
+            assert_eq!(device.budget_note().is_some(), expected.1.is_some(), "{text}");
+        }
+        let note = Device::parse("CUDA0=24G").unwrap().budget_note().unwrap();
+        let expected = "cards sold as 24 GB offer 22.20 GiB or more; give the exact size of yours, e.g. 24126M";
+        assert_eq!(note, expected);
     }
 
     #[test]

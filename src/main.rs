@@ -8,10 +8,8 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use moeplan::cli::{Color, help, long_flags, refusal};
 use moeplan::commands::{self, Cli, Outcome, Output, interrupt};
-use moeplan::guard;
 
 fn main() -> ExitCode {
-    guard::silence();
     let cli = match parse() {
         Ok(cli) => cli,
         Err(code) => return code,
@@ -22,9 +20,10 @@ fn main() -> ExitCode {
         Color::Never => anstream::ColorChoice::Never.write_global(),
     }
     let output = Output { global: cli.global };
-    match guard::run(|| commands::run(cli.command, &output)).unwrap_or_else(|failed| Err(failed.into())) {
+    match commands::run(cli.command, &output) {
         Ok(Outcome::Yes) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
+        Ok(Outcome::Untold) => ExitCode::from(2),
         Err(error) => {
             if interrupt::is_cause(&error) {
                 return ExitCode::from(interrupt::EXIT_CODE);

@@ -7,7 +7,6 @@ use libfuzzer_sys::fuzz_target;
 use moeplan::bytes::Bytes;
 use moeplan::checkup::{self, Options};
 use moeplan::gguf::Value;
-use moeplan::guard;
 use moeplan::inspection::Inspection;
 use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::model::Model;
@@ -43,7 +42,7 @@ const COMMANDS: [&str; 8] = [
     "-ngl 2 -c 0 --swa-full", "-b 1 -ub 1 -c 1",
 ];
 
-fuzz_target!(init: guard::silence(), |bytes: &[u8]| {
+fuzz_target!(|bytes: &[u8]| {
     let mut draw = Draw(bytes);
     let architecture = ARCHITECTURES[usize::from(draw.below(16))];
     let mut metadata = BTreeMap::new();

@@ -5,6 +5,9 @@ use crate::memory::Basis;
 use crate::placement::Placement;
 use crate::run::{Dialect, Target};
 
+/// What the quantity of a row ends in that says where a device's budget comes from.
+pub const BUDGET: &str = ".budget";
+
 /// The rows that a prediction itself does not have.
 pub(super) fn rows(target: Target, machine: &Machine, placement: &Placement) -> Vec<Basis> {
     let row = |quantity: &str, how: String| Basis { quantity: quantity.to_string(), how };
@@ -26,8 +29,10 @@ pub(super) fn rows(target: Target, machine: &Machine, placement: &Placement) -> 
             ),
         ],
     };
-    let devices = placement.devices.iter().filter_map(|index| machine.devices.get(usize::from(*index)));
-    rows.extend(devices.map(|device| row(&format!("{}.rules", device.name), of_device(device).to_string())));
+    for device in placement.devices.iter().filter_map(|index| machine.devices.get(usize::from(*index))) {
+        rows.push(row(&format!("{}.rules", device.name), of_device(device).to_string()));
+        rows.extend(device.budget_note().map(|note| row(&format!("{}{BUDGET}", device.name), note)));
+    }
     rows
 }
 

@@ -27,7 +27,7 @@ pub(super) fn with_allowed_caches(
     let differ = run.type_k != run.type_v;
     let mut refused = RefusedCaches::default();
     loop {
-        match memory::predict(model, machine, run, placement) {
+        match memory::predict_as_far_as_known(model, machine, run, placement) {
             Err(memory::Error::DifferentTypes { .. }) if run.type_k != run.type_v => {
                 refused.different_types = differ;
                 // V's only where K's was refused as well: a quantized one without flash attention.

@@ -1,6 +1,6 @@
 //! The check document: what a command line would do.
 
-mod basis;
+pub(crate) mod basis;
 mod caches;
 pub mod lints;
 
@@ -11,11 +11,11 @@ use serde::Serialize;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{self, HOST, MemoryBreakdown, Prediction, expert_cache};
+use crate::memory::{self, HOST, MemoryBreakdown, Prediction, Uncounted, expert_cache, overhead};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
-use crate::run::{ContextNumbers, Dialect, FlashAttn, LoadMode, ParsedCommand, Program, RunConfig, SplitMode, dialect};
+use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, dialect};
 use caches::{RefusedCaches, with_allowed_caches};
 use lints::Facts;
 pub use lints::{Lint, Severity};
@@ -29,15 +29,22 @@ pub struct Checkup {
     /// Which program.
     pub program: Program,
     /// The launch, resolved.
-    pub run: Run,
+    pub run: ResolvedRun,
     /// llama.cpp's no-allocation projection, by device, `Host` and buffer types listed apart.
     pub memory: BTreeMap<String, Row>,
     /// What each device may hold, margin taken off; of `Host`, where main memory is known.
     pub budget: BTreeMap<String, Bytes>,
-    /// Whether everything stays within its budget.
-    pub fits: bool,
+    /// Whether everything stays within its budget; `None` where what is counted does and not everything is counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fits: Option<bool>,
     /// By how much it does not.
     pub shortfall: BTreeMap<String, Bytes>,
+    /// What the command comes to, as far as that can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// The terms that `memory` does not have, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub uncounted: Vec<Uncounted>,
     /// What a launch with mapped files logs as `CPU_Mapped`; `None` where nothing is mapped.
     pub mapped_span: Option<Bytes>,
     /// The override list and what each entry did.
@@ -53,56 +60,74 @@ pub struct Checkup {
     pub tensors: Option<Vec<TensorRow>>,
 }
 
-/// The launch as llama.cpp resolves it.
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
-#[derive(Debug, Clone, Serialize)]
+/// What a command comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Run {
-    /// Cells in all.
-    pub n_ctx: u32,
-    /// Cells of a sequence.
-    pub n_ctx_seq: u32,
-    /// Logical batch.
-    pub n_batch: u32,
-    /// Physical batch.
-    pub n_ubatch: u32,
-    /// K cache type.
-    pub type_k: GgmlType,
-    /// V cache type.
-    pub type_v: GgmlType,
-    /// `-fa`.
-    pub flash_attn: FlashAttn,
-    /// Sequences.
-    pub n_seq_max: u32,
-    /// One cache for all.
-    pub kv_unified: bool,
-    /// Output rows reserved.
-    pub n_outputs_max: u32,
-    /// As given: -1 auto, -2 all.
-    pub n_gpu_layers: i32,
-    /// `-sm`.
-    pub split_mode: SplitMode,
-    /// `-ts`, where given.
-    pub tensor_split: Vec<f32>,
-    /// What the launch would use.
-    pub load_mode: LoadMode,
-    /// Off with `-nkvo`.
-    pub offload_kqv: bool,
-    /// Off with `--no-op-offload`.
-    pub op_offload: bool,
-    /// Whether the NextN blocks are loaded.
-    pub mtp: bool,
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// llama.cpp refuses it.
+    Refused,
+    /// It does not fit.
+    Short,
 }
 
-/// A row of memory, with its sum.
+/// A row of memory; a term that is not counted is absent, and so is the sum then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Row {
-    /// The four terms.
-    #[serde(flatten)]
-    pub terms: MemoryBreakdown,
+    /// Weights.
+    pub model: Bytes,
+    /// KV caches and recurrent states.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<Bytes>,
+    /// Temporary buffers of the graphs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Bytes>,
+    /// What the device shows beyond llama.cpp's own sum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<Bytes>,
     /// Together.
-    pub total: Bytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<Bytes>,
+}
+
+impl Row {
+    /// The memory table of a prediction.
+    pub fn table(prediction: &Prediction) -> BTreeMap<String, Self> {
+        let row = |terms: &MemoryBreakdown| Self {
+            model: terms.model,
+            context: prediction.counts("context").then_some(terms.context),
+            compute: prediction.counts("compute").then_some(terms.compute),
+            overhead: prediction.counts("overhead").then_some(terms.overhead),
+            total: prediction.uncounted.is_empty().then(|| terms.total()),
+        };
+        prediction.memory.iter().map(|(key, terms)| (key.clone(), row(terms))).collect()
+    }
+
+    /// The terms that are counted, together.
+    pub fn counted(&self) -> Bytes {
+        self.model + [self.context, self.compute, self.overhead].into_iter().flatten().sum::<Bytes>()
+    }
+}
+
+impl Checkup {
+    /// Whether it is known to stay within every budget.
+    pub fn fits(&self) -> bool {
+        self.fits == Some(true)
+    }
+
+    /// Whether llama.cpp refuses the command.
+    pub fn is_refused(&self) -> bool {
+        self.lints.iter().any(|lint| lint.severity == Severity::Error)
+    }
+
+    /// Takes another shortfall, and judges by it.
+    pub(crate) fn with_shortfall(self, shortfall: BTreeMap<String, Bytes>) -> Self {
+        let is_short = !shortfall.is_empty();
+        let verdict = if self.is_refused() { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) };
+        let fits = if is_short { Some(false) } else { self.uncounted.is_empty().then_some(true) };
+        Self { shortfall, verdict, fits, ..self }
+    }
 }
 
 /// One override.
@@ -175,6 +200,16 @@ pub enum Error {
     Memory(#[from] memory::Error),
 }
 
+impl Error {
+    /// Why there is no prediction, where that is it.
+    pub fn memory(&self) -> Option<&memory::Error> {
+        match self {
+            Self::Memory(error) => Some(error),
+            Self::Placement(_) => None,
+        }
+    }
+}
+
 /// What is asked beside the command itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -198,7 +233,14 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
     }
     let run = &run;
     let placement = placement::place(model, machine, run)?;
-    let memory = rows(&prediction);
+    // What a device holds beside llama.cpp's sums is the launch's own: only load mode none pins.
+    for at in &placement.devices {
+        let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
+        if let Some(row) = prediction.memory.get_mut(&device.name) {
+            row.overhead = overhead::held(device, *at, model, run, &placement).peak;
+        }
+    }
+    let memory = Row::table(&prediction);
     let budget = budgets(machine, &placement, options.margin);
     let shared = memory::shared_with_host(machine, &prediction.memory);
     let shortfall = shortfall(&memory, &budget, shared);
@@ -222,13 +264,15 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
         prediction.basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
     }
     prediction.basis.extend(basis::rows(command.target, machine, &placement));
-    Ok(Checkup {
+    let checkup = Checkup {
         schema: "moeplan/check/1",
         program: run.program,
-        run: resolved(run, &prediction.numbers),
-        fits: shortfall.is_empty(),
+        run: ResolvedRun::new(run, &prediction.numbers),
+        fits: None,
         budget,
-        shortfall,
+        shortfall: BTreeMap::new(),
+        verdict: None,
+        uncounted: prediction.uncounted,
         mapped_span: mapped_span(model, run, &placement),
         lints,
         overrides,
@@ -236,7 +280,8 @@ pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options:
         memory,
         basis: prediction.basis,
         tensors: options.tensors.then(|| tensor_rows(model, machine, &placement)),
-    })
+    };
+    Ok(checkup.with_shortfall(shortfall))
 }
 
 /// The launch with ik_llama.cpp's `-ncmoe` made overrides of, which takes the model and the layers' devices.
@@ -251,11 +296,6 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
         run.overrides.extend(dialect::last_blocks(wanted, &blocks));
     }
     Ok(run)
-}
-
-/// The memory table with sums.
-fn rows(prediction: &Prediction) -> BTreeMap<String, Row> {
-    prediction.memory.iter().map(|(key, terms)| (key.clone(), Row { terms: *terms, total: terms.total() })).collect()
 }
 
 /// What each device may hold.
@@ -282,36 +322,13 @@ fn shortfall(
     let mut needed: BTreeMap<&str, Bytes> = [(HOST, shared)].into();
     for (key, row) in memory {
         let of = if matches!(key.as_str(), "CPU_REPACK" | "AMX") { HOST } else { key };
-        *needed.entry(of).or_default() += row.total;
+        *needed.entry(of).or_default() += row.counted();
     }
     let over = needed.iter().filter_map(|(key, total)| {
         let missing = total.saturating_sub(*budget.get(*key)?);
         (missing > Bytes(0)).then(|| ((*key).to_string(), missing))
     });
     over.collect()
-}
-
-/// The launch's numbers.
-fn resolved(run: &RunConfig, numbers: &ContextNumbers) -> Run {
-    Run {
-        n_ctx: numbers.n_ctx,
-        n_ctx_seq: numbers.n_ctx_seq,
-        n_batch: numbers.n_batch,
-        n_ubatch: numbers.n_ubatch,
-        type_k: run.type_k,
-        type_v: run.type_v,
-        flash_attn: run.flash_attn,
-        n_seq_max: numbers.n_seq_max,
-        kv_unified: numbers.kv_unified,
-        n_outputs_max: numbers.n_outputs_max,
-        n_gpu_layers: run.n_gpu_layers,
-        split_mode: run.split_mode,
-        tensor_split: run.tensor_split.clone(),
-        load_mode: run.load_mode,
-        offload_kqv: run.offload_kqv,
-        op_offload: run.op_offload,
-        mtp: run.mtp,
-    }
 }
 
 /// The span of each file from the first byte to the last of what stays mapped on the host, summed
@@ -439,10 +456,7 @@ mod tests {
 
     #[test]
     fn buffer_types_of_the_host_count_towards_its_memory() {
-        let row = |mib| {
-            let terms = MemoryBreakdown { model: Bytes::mib(mib), ..MemoryBreakdown::default() };
-            Row { terms, total: terms.total() }
-        };
+        let row = |mib| Row { model: Bytes::mib(mib), context: None, compute: None, overhead: None, total: None };
         let memory: BTreeMap<String, Row> =
             [("CUDA0", row(10)), ("CUDA1", row(20)), ("Host", row(30)), ("CPU_REPACK", row(40))]
                 .map(|(key, row)| (key.to_string(), row))

@@ -1,18 +1,15 @@
 //! What is said of words that are no command line of moeplan: clap's own words, and a hint where a habit can be told.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::{SHORT_FLAGS, help};
-use crate::run::{ParsedCommand, Spelling, parse, spelling};
+use super::{help, short_flags};
+use crate::run::flags::{Effect, Flag, InPlan};
+use crate::run::{Program, spelling};
 use crate::suggest;
-
-/// Programs whose command lines `check` reads.
-const PROGRAMS: [&str; 4] = ["llama-server", "llama-cli", "llama-bench", "llama-fit-params"];
 
 /// An error in moeplan's own words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,8 +47,7 @@ fn no_command(word: &str) -> Option<Refusal> {
     let path = Path::new(word);
     let has_extension = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let is_model = has_extension || path.exists() || word.starts_with("hf:") || word.starts_with("https://");
-    let program = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| PROGRAMS.contains(stem));
-    if let Some(program) = program {
+    if let Some(program) = Program::of_path(word).map(Program::name) {
         return Some(Refusal {
             message: format!("`{word}` is a program, not a command of moeplan"),
             hint: format!("`moeplan check -- {program} …` says what that command line would do"),
@@ -60,7 +56,7 @@ fn no_command(word: &str) -> Option<Refusal> {
     is_model.then(|| Refusal {
         message: format!("`{word}` is a model's place, not a command"),
         hint: format!(
-            "`moeplan inspect {word}` says what it is, `moeplan plan --vram 24G {word}` plans it for a card of 24 GiB"
+            "`moeplan inspect {word}` says what it is, `moeplan plan --vram 24G {word}` plans it for a card sold as 24 GB"
         ),
     })
 }
@@ -89,53 +85,38 @@ fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Ref
         let hint = format!("the model is given without a flag: `moeplan {name} model.gguf`");
         return Some(Refusal { message, hint });
     }
-    if takes_model && let Some(flag) = spelling(typed) {
-        return Some(Refusal { message, hint: of_llama_cpp(typed, flag) });
+    if takes_model && let Some((flag, _)) = spelling(typed) {
+        let is_kept = matches!((flag.effect, flag.in_plan), (Effect::Field(_) | Effect::Speculation, InPlan::Kept));
+        let hint = if name == "plan" && is_kept {
+            format!("a plan keeps llama.cpp's own flags after `--`: `moeplan plan model.gguf … -- {typed}`")
+        } else {
+            of_llama_cpp(typed, flag)
+        };
+        return Some(Refusal { message, hint });
     }
     let long: Vec<String> = command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
-    let of_command = SHORT_FLAGS.iter().filter(|(_, name)| long.iter().any(|long| long == name));
-    let known = of_command.map(|(short, _)| *short).chain(long.iter().map(String::as_str));
+    let of_command = short_flags().filter(|(_, name)| long.iter().any(|long| long == name));
+    let known = of_command.map(|(short, _)| short).chain(long.iter().map(String::as_str));
     let hint = suggest::did_you_mean(typed, known)?;
     Some(Refusal { message, hint })
 }
 
 /// What to do instead with a flag that llama.cpp has.
-fn of_llama_cpp(typed: &str, flag: Spelling) -> String {
+pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
     const ADD: &str = "add it to the planned command, or after `--` of `moeplan run`";
-    match flag.name {
-        "--split-mode" | "--main-gpu" => {
-            "a plan splits by layers (`-sm layer`) over all devices described: for one card alone describe only that one".into()
-        }
-        "--device" | "--rpc" => {
-            "what a plan may use is described with sizes: --device CUDA0=24G --device 'RPC0[HOST:PORT]=16G'".into()
-        }
-        "--fit" | "--fit-target" | "--fit-ctx" => {
-            "a plan leaves nothing to fit: --margin SIZE stays free on each device, `-c max` is the longest context".into()
-        }
-        name if name.starts_with("--mmproj") => {
+    match (flag.in_plan, flag.effect) {
+        (InPlan::Instead(hint), _) => hint.to_string(),
+        _ if flag.name().starts_with("--mmproj") => {
             format!("the projector takes memory that no plan counts: leave room with --margin SIZE, then {ADD}")
         }
-        name if name.starts_with("--spec-draft") => {
+        _ if flag.name().starts_with("--spec-draft") => {
             format!("the draft takes memory that no plan counts: leave room with --margin SIZE, then {ADD}")
         }
-        _ if is_counted(typed, flag) => format!(
+        (_, Effect::None) => format!("llama.cpp has it, and it does not decide the placement: {ADD}"),
+        _ => format!(
             "llama.cpp has it, and it changes what a launch takes: add it to the planned command, and `moeplan check -- \
              llama-server … {typed}` says whether that still fits"
         ),
-        _ => format!("llama.cpp has it, and it does not decide the placement: {ADD}"),
-    }
-}
-
-/// Whether a flag of llama.cpp's changes what `check` answers.
-fn is_counted(typed: &str, flag: Spelling) -> bool {
-    let values = std::iter::repeat_n("1", flag.values);
-    let words = ["llama-server", typed].into_iter().chain(values).map(str::to_string).collect::<Vec<_>>();
-    let plain = parse::command(&words[..1], &BTreeMap::new());
-    let with = parse::command(&words, &BTreeMap::new());
-    // A value that is none is asked for by a flag that counts.
-    match (with, plain) {
-        (Ok(with), Ok(plain)) => ParsedCommand { beside: Vec::new(), ..with } != plain,
-        _ => true,
     }
 }
 

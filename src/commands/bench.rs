@@ -201,7 +201,7 @@ const PLANNED_CONTEXT: u32 = 8192;
 /// Sees to room for so many tokens in a slot, where the context is left to the planner.
 fn make_room(options: &mut PlanOptions, tokens: u32) {
     if options.ctx_size.is_none() && options.objective != Objective::Context && tokens > PLANNED_CONTEXT {
-        let slots: u32 = options.launch.parallel.as_deref().and_then(|slots| slots.parse().ok()).unwrap_or(1);
+        let slots: u32 = options.launch.value("--parallel").and_then(|slots| slots.parse().ok()).unwrap_or(1);
         options.ctx_size = Some(ContextChoice::Fixed(tokens.next_multiple_of(256).saturating_mul(slots)));
     }
 }

@@ -9,16 +9,18 @@ use anyhow::bail;
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
-use crate::checkup::{self, Checkup, Options, Severity};
+use crate::checkup::{self, Checkup, Options};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
+use crate::memory;
 use crate::model::Model;
 use crate::placement;
 use crate::plan;
 use crate::report;
-use crate::run::build::REFERENCE;
+use crate::run::build::{REFERENCE, number};
+use crate::run::command::shell;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
 use crate::runtime::server::environment::ConfigFiles;
 
@@ -37,7 +39,7 @@ pub struct Args {
     #[arg(long, help_heading = OWN)]
     tensors: bool,
     /// The build of llama.cpp that is asked about: the N of bN.
-    #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = build)]
+    #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = number)]
     build: u32,
     /// Whose flags these are.
     #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
@@ -63,7 +65,7 @@ pub struct Document {
     command: String,
 }
 
-/// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it.
+/// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it; 2 when that cannot be told.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let target = Target { build: args.build, dialect: args.dialect };
     let mut command = run::parse::command_for(&args.command, &environment(), target)?;
@@ -99,8 +101,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         tensors: args.tensors || output.format() == Format::Html,
     };
     let checkup = checkup::check(&model, &machine, &command, options)?;
-    let words: Option<Vec<String>> = args.command.iter().map(|word| plan::quoted(word)).collect();
-    let command = words.map_or_else(|| args.command.join(" "), |words| words.join(" "));
+    let command = shell(&args.command).unwrap_or_else(|| args.command.join(" "));
     let document = Document { model: plan::summary(&model, &name.display().to_string()), command, checkup };
     let checkup = &document.checkup;
     match output.format() {
@@ -129,12 +130,6 @@ fn hugging_face(repo: &str, file: Option<&str>) -> String {
     }
 }
 
-/// A build as it is written: `11434` or `b11434`.
-fn build(text: &str) -> Result<u32, String> {
-    let digits = text.strip_prefix('b').unwrap_or(text);
-    digits.parse().map_err(|_| "the number of a llama.cpp build, for example 11434".to_string())
-}
-
 /// Notes the configuration files that llama.cpp would read first (`common/arg.cpp` `common_params_apply_system_config`, b11434).
 fn note_config_files(command: &mut ParsedCommand) {
     if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
@@ -161,16 +156,27 @@ pub fn environment() -> BTreeMap<String, String> {
 
 /// Yes when it fits and would start.
 fn outcome(checkup: &Checkup) -> Outcome {
-    let refused = checkup.lints.iter().any(|lint| lint.severity == Severity::Error);
-    if checkup.fits && !refused { Outcome::Yes } else { Outcome::No }
+    match checkup.fits {
+        Some(true) if !checkup.is_refused() => Outcome::Yes,
+        None if !checkup.is_refused() => Outcome::Untold,
+        _ => Outcome::No,
+    }
 }
 
 /// What to try after an error of this command.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
+    let memory = error.chain().find_map(|cause| {
+        let of_solver = || cause.downcast_ref::<plan::solver::Error>()?.memory();
+        let of_check = || cause.downcast_ref::<checkup::Error>()?.memory();
+        let of_plan = || cause.downcast_ref::<plan::Error>()?.memory();
+        cause.downcast_ref::<memory::Error>().or_else(of_solver).or_else(of_check).or_else(of_plan)
+    });
+    if let Some(memory) = memory {
+        return memory.hint().map(str::to_string);
+    }
     let placement = match error.downcast_ref::<checkup::Error>() {
         Some(checkup::Error::Placement(error)) => Some(error),
-        Some(checkup::Error::Memory(_)) => None,
-        None => error.downcast_ref::<placement::Error>(),
+        _ => error.downcast_ref::<placement::Error>(),
     };
     match placement? {
         placement::Error::UnknownDevice { flag, name, .. } if flag == "--rpc" => {
@@ -194,16 +200,5 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             Some(format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"))
         }
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn builds_are_numbers_with_or_without_their_letter() {
-        assert_eq!((build("11549"), build("b11549")), (Ok(11549), Ok(11549)));
-        assert!(build("latest").is_err());
     }
 }

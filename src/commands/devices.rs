@@ -95,6 +95,7 @@ fn about(here: &Found, margin: Bytes) -> Vec<String> {
         let driver = here.driver.as_ref().map_or(String::new(), |driver| format!(" {driver}"));
         lines.push(format!("devices by {source}{driver}"));
     }
+    lines.extend(here.machine.budget_notes());
     if let Some(processor) = &here.processor {
         let available = here.available.map_or(String::new(), |bytes| format!(", {bytes} of memory available"));
         lines.push(format!("processor: {processor}{available}"));

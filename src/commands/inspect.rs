@@ -82,7 +82,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         let (model, refused) = Model::as_far_as_readable(model_arg::open(path, output)?);
         let loads =
             refused.is_empty() && model.kind == FileKind::Model && rules::knows_architecture(&model.architecture);
-        let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)));
+        let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)).flatten());
         if let Some(expectations) = &expectations {
             inspection.expectations = expectations.check(&inspection)?;
         }
@@ -119,8 +119,9 @@ fn repository(args: &Args) -> anyhow::Result<Option<String>> {
     Ok(None)
 }
 
-/// What context takes at the two usual cache types; a type that llama.cpp refuses for the model is left out.
-fn context_sizes(model: &Model) -> ContextSizes {
+/// What context takes at the two usual cache types; a type that llama.cpp refuses for the model is left out. `None` where it
+/// refuses both.
+fn context_sizes(model: &Model) -> Option<ContextSizes> {
     let mut sizes = ContextSizes::default();
     for ty in ["f16", "q8_0"].into_iter().filter_map(GgmlType::from_name) {
         if let Ok(context) = memory::context::per_token(model, ty) {
@@ -128,7 +129,7 @@ fn context_sizes(model: &Model) -> ContextSizes {
             sizes.fixed.insert(ty.name, context.fixed);
         }
     }
-    sizes
+    (!sizes.per_token.is_empty()).then_some(sizes)
 }
 
 /// The file, or else the built-in one of that name.

@@ -16,7 +16,6 @@ use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Prediction};
 use crate::plan;
-use crate::run::build::{BUILDS, REFERENCE};
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
@@ -236,8 +235,7 @@ impl Proposal {
 /// The launch of a plan's arguments, whatever build they are for: nothing of them may be lost before a build refuses it.
 pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
-    let newest = BUILDS.iter().map(|build| build.number).max().unwrap_or(REFERENCE);
-    let parsed = parse::command_for(&words, &BTreeMap::new(), Target { build: newest, ..Target::default() })?;
+    let parsed = parse::command_for(&words, &BTreeMap::new(), Target::newest())?;
     let error = |note: &&Note| checkup::lints::codes().any(|known| known == (note.code, Severity::Error));
     if let Some(note) = parsed.notes.iter().find(error) {
         let hint = note.hint.clone().unwrap_or_else(|| "let `moeplan plan --json` write the plan".to_string());

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::bytes::Bytes;
 use crate::evidence;
-use crate::machine::{Backend, Device, Host, Machine};
+use crate::machine::{Backend, Device, DeviceSize, Host, Machine, cards};
 use crate::runtime::{detect, machine_of, nvml};
 
 /// How the machine is described; with nothing said, it is this one.
@@ -15,9 +15,10 @@ use crate::runtime::{detect, machine_of, nvml};
 pub struct MachineArgs {
     /// Memory of each device, in order: 24G,12G.
     ///
-    /// With --machine: the budgets of its first devices, the others unused.
+    /// A whole number of G or GB is a card sold with that size, less what its idle system holds; 24GiB, 23.5G and 24576M are exact. With
+    /// --machine: the budgets of its first devices, exact, the others unused.
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
-    pub vram: Vec<Bytes>,
+    pub vram: Vec<DeviceSize>,
     /// One device by llama.cpp's name: CUDA0=24G, `RPC0[HOST:PORT]=8G`.
     ///
     /// Repeatable.
@@ -82,7 +83,7 @@ impl MachineArgs {
         }
         let backend = self.backend.unwrap_or(Backend::Cuda);
         if !self.vram.is_empty() {
-            return Ok(recognised(Machine::new(Device::of_budgets(backend, &self.vram)?, host)?));
+            return Ok(recognised(Machine::new(Device::of_sizes(backend, &self.vram)?, host)?));
         }
         let only_host = self.backend == Some(Backend::Cpu) || self.ram.is_some();
         if only_host { Ok(Machine::new(Vec::new(), host)?) } else { Ok(of_free_memory(found()?.machine)) }
@@ -90,13 +91,13 @@ impl MachineArgs {
 }
 
 /// The machine with these budgets for its first devices, and no others; as it is without any.
-fn budgeted(mut machine: Machine, budgets: &[Bytes]) -> anyhow::Result<Machine> {
+fn budgeted(mut machine: Machine, budgets: &[DeviceSize]) -> anyhow::Result<Machine> {
     if !budgets.is_empty() {
         let (asked, known) = (budgets.len(), machine.devices.len());
         anyhow::ensure!(asked <= known, "--vram gives {asked} sizes, and the machine file describes {known} devices");
         machine.devices.truncate(asked);
         for (device, budget) in machine.devices.iter_mut().zip(budgets) {
-            (device.total, device.free) = (*budget, *budget);
+            device.limit(budget.bytes);
         }
     }
     Ok(machine)
@@ -169,7 +170,8 @@ fn recognised(machine: Machine) -> Machine {
 }
 
 /// What is known of the devices of `here`, for those of `machine` that are the same: the name, no other description, and no
-/// more memory than is there. A host of which nothing is said is then this one.
+/// more memory than is there. What other programs use of such a card now is no part of its budget, and one that was described by the size
+/// on its box has the memory that it has. A host of which nothing is said is then this one.
 fn with_known(mut machine: Machine, here: &Machine) -> Machine {
     let mut is_here = false;
     for device in &mut machine.devices {
@@ -179,6 +181,14 @@ fn with_known(mut machine: Machine, here: &Machine) -> Machine {
                 && device.description.as_ref().is_none_or(|name| other.description.as_ref() == Some(name))
         };
         let Some(card) = here.devices.iter().find(same) else { continue };
+        let sold =
+            |gb| cards::named(card.description.as_deref()?).find(|card| card.sold.iter().any(|sold| sold.gb == gb));
+        if device.sold_as.and_then(sold).is_some() {
+            device.limit(card.total);
+        }
+        if card.free > Bytes(0) && card.free < device.total {
+            device.limit(card.free);
+        }
         device.description = device.description.take().or_else(|| card.description.clone());
         device.calibration = device.calibration.take().or_else(|| card.calibration.clone());
         device.rates = device.rates.take().or_else(|| card.rates.clone());
@@ -205,9 +215,10 @@ mod tests {
         let devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(80), Bytes::mib(40)]).unwrap();
         let machine = Machine::new(devices, Host::default()).unwrap();
         assert_eq!(budgeted(machine.clone(), &[]).unwrap(), machine);
-        let one = budgeted(machine.clone(), &[Bytes::mib(8)]).unwrap();
+        let size = DeviceSize { bytes: Bytes::mib(8), sold_as: Some(24) };
+        let one = budgeted(machine.clone(), &[size]).unwrap();
         assert_eq!(one.devices.iter().map(|device| device.total).collect::<Vec<_>>(), [Bytes::mib(8)]);
-        assert!(budgeted(machine, &[Bytes::mib(8); 3]).unwrap_err().to_string().contains("describes 2 devices"));
+        assert!(budgeted(machine, &[size; 3]).unwrap_err().to_string().contains("describes 2 devices"));
     }
 
     #[test]
@@ -228,6 +239,25 @@ mod tests {
         assert_eq!(known(asked.clone()), [true, false, false]);
         asked.devices[0].description = Some("another card".to_string());
         assert_eq!(known(asked), [false, false, false]);
+    }
+
+    #[test]
+    fn a_card_that_is_here_has_what_is_free_of_it() {
+        let machine = |text: &str| Machine::new(vec![Device::parse(text).unwrap()], Host::default()).unwrap();
+        let mut here = machine("CUDA0=24126M");
+        here.devices[0].description = Some("NVIDIA GeForce RTX 3090".to_string());
+        let budget = |asked: &str, here: &Machine| {
+            let device = with_known(machine(asked), here).devices.remove(0);
+            (device.total, device.sold_as)
+        };
+        assert_eq!(budget("CUDA0=24G", &here), (Bytes::mib(24_126), None));
+        assert_eq!(budget("CUDA0=8192M", &here), (Bytes::mib(8192), None));
+        let (part, sold_as) = budget("CUDA0=8G", &here);
+        assert!(part < Bytes::mib(8192) && sold_as == Some(8), "{part}");
+        here.devices[0].free = Bytes::mib(4000);
+        for asked in ["CUDA0=24G", "CUDA0=8192M", "CUDA0=8G"] {
+            assert_eq!(budget(asked, &here), (Bytes::mib(4000), None), "{asked}");
+        }
     }
 
     #[test]

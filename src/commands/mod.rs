@@ -119,6 +119,8 @@ pub enum Outcome {
     Yes,
     /// Exit code 1: a real no (does not fit, outside tolerance, expectation not met).
     No,
+    /// Exit code 2: the answer is printed, and not a whole one.
+    Untold,
 }
 
 /// Where the answer goes and how it is written.
@@ -269,7 +271,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         hint.map(str::to_string)
     };
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
-    let of_guard = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::guard::Contradiction>()?.hint()));
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
     let of_quantize =
@@ -296,7 +297,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)
-        .or_else(of_guard)
         .or_else(of_quantize)
 }
 

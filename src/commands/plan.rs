@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::bytes::Bytes;
 use crate::cli::Format;
+use crate::cli::help::OWN;
 use crate::cli::refusal::Refusal;
 pub use crate::commands::plan_options::PlanOptions;
 use crate::commands::what_if::{self, Variant, WhatIfArgs};
@@ -23,7 +24,7 @@ use crate::run::{Dialect, RunConfig};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan plan --vram 24G model.gguf
-  moeplan plan --vram 24G,12G -c 32768 -ub 2048 --explain model.gguf
+  moeplan plan --vram 24G,12G -c 32768 --explain model.gguf -- -ub 2048 --swa-full
   moeplan plan --sweep vram=6G..48G model.gguf
   moeplan plan --vram 16G --as Q4_K_M,Q5_K_M,Q6_K model-F16.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
@@ -60,6 +61,9 @@ pub struct PlanArgs {
     /// What the models would be otherwise.
     #[command(flatten)]
     pub what_if: WhatIfArgs,
+    /// More flags of llama-server, which the plan keeps: `-- -fa on --swa-full`.
+    #[arg(help_heading = OWN, last = true, value_name = "WORDS", hide_short_help = true)]
+    pub words: Vec<String>,
 }
 
 /// A model, as it is shown, and what is asked about it.
@@ -78,7 +82,7 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
     let model = check::load(gguf, &RunConfig::default())?;
     let machine = args.options.described_machine()?;
     let ask = |model: Model, path: String, what_if: Option<WhatIf>| {
-        let mut request = args.options.request(&model, &machine)?;
+        let mut request = args.options.request_with(&model, &machine, &args.words)?;
         request.tensors |= output.format() == Format::Html;
         Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };
@@ -143,10 +147,10 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
 }
 
 /// The plans for budgets and contexts around a plan's own, for the page of the plan; `None` where there is nothing to vary.
-fn near(model: &Model, plan: &Plan, options: &PlanOptions) -> Option<SweepDocument> {
+fn near(model: &Model, plan: &Plan, args: &PlanArgs) -> Option<SweepDocument> {
     let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
     let (budgets, contexts) = plan::sweep::near(budget, n_ctx, model.hparams.context_length);
-    let request = options.request(model, &plan.machine).ok()?;
+    let request = args.options.request_with(model, &plan.machine, &args.words).ok()?;
     let axes = (budgets.as_slice(), contexts.as_slice());
     let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
@@ -246,7 +250,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             }
         }
         (None, Format::Json) => output.json(&plan)?,
-        (None, Format::Html) => match near(&model, &plan, &args.options) {
+        (None, Format::Html) => match near(&model, &plan, args) {
             Some(others) => output.page(&(&plan, others))?,
             None => output.page(&plan)?,
         },
@@ -257,7 +261,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             output.say(&format!("warning: {device} is short of {over}"));
         }
     }
-    Ok(if plan.check.fits { Outcome::Yes } else { Outcome::No })
+    Ok(if plan.check.fits() { Outcome::Yes } else { Outcome::No })
 }
 
 #[cfg(test)]

@@ -3,21 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use clap::ValueEnum as _;
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum as _};
 
 use super::machine::MachineArgs;
 use super::rules;
 use crate::bytes::Bytes;
-use crate::cli::refusal::Refusal;
+use crate::cli::refusal::{Refusal, of_llama_cpp};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::number::tokens;
 use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
-use crate::run::parse::LEFT_OUT;
-use crate::run::{RunConfig, Target, build, spelling};
-
-/// A budget below this is a slip: a size without its unit is bytes.
-const LEAST_BUDGET: Bytes = Bytes::mib(1);
+use crate::run::flags::{self, Effect, Flag, InPlan};
+use crate::run::groups;
+use crate::run::{LEFT_OUT, RunConfig, Target, build, spelling};
 
 /// The heading of the planner's own flags.
 const PLAN: &str = "Plan";
@@ -49,7 +47,7 @@ pub struct PlanOptions {
     #[arg(help_heading = PLAN, long)]
     pub allow_quantized_cache: bool,
     /// The build of llama.cpp that the command is for: 11434, b11549 …
-    #[arg(help_heading = PLAN, long, value_name = "N", value_parser = build_number, default_value_t = build::REFERENCE)]
+    #[arg(help_heading = PLAN, long, value_name = "N", value_parser = build::number, default_value_t = build::REFERENCE)]
     pub build: u32,
     /// Say what takes the room, and what every other choice would give.
     #[arg(help_heading = PLAN, long)]
@@ -68,64 +66,113 @@ pub struct PlanOptions {
     pub depth: u32,
 }
 
-/// llama.cpp's own flags: what is given is kept, what is not, or is `auto`, is chosen.
-#[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "llama.cpp's own, kept as given")]
+/// The heading of llama.cpp's own flags.
+const LAUNCH: &str = "llama.cpp's own, kept as given";
+
+/// llama.cpp's own flags as options: what is given is kept, what is not, or is `auto`, is chosen. Which there are, the rows of
+/// [`crate::run::flags`] say.
+#[derive(Debug, Default)]
 pub struct LaunchOptions {
-    /// Logical batch size (llama.cpp: -b).
-    #[arg(short = 'b', long, value_name = "N|auto")]
-    pub batch_size: Option<String>,
-    /// Physical batch size (llama.cpp: -ub; moeplan also takes `-ub`).
-    #[arg(long, value_name = "N|auto")]
-    pub ubatch_size: Option<String>,
-    /// Type of the K cache (llama.cpp: -ctk) [default: f16].
-    #[arg(long, value_name = "TYPE|auto")]
-    pub cache_type_k: Option<String>,
-    /// Type of the V cache (llama.cpp: -ctv) [default: f16].
-    #[arg(long, value_name = "TYPE|auto")]
-    pub cache_type_v: Option<String>,
-    /// Slots of the server (llama.cpp: -np) [default: 1].
-    #[arg(long, value_name = "N")]
-    pub parallel: Option<String>,
-    /// Flash attention (llama.cpp: -fa).
-    #[arg(long, value_name = "on|off|auto")]
-    pub flash_attn: Option<String>,
-    /// How the file is read (llama.cpp: -lm).
-    #[arg(long, value_name = "MODE|auto")]
-    pub load_mode: Option<String>,
-    /// Threads that decode on the host (llama.cpp: -t).
-    #[arg(short = 't', long, value_name = "N|auto")]
-    pub threads: Option<String>,
-    /// Threads that process prompts on the host (llama.cpp: -tb).
-    #[arg(long, value_name = "N")]
-    pub threads_batch: Option<String>,
-    /// Layers on the devices (llama.cpp: -ngl) [default: all].
-    #[arg(long, value_name = "N|all|auto")]
-    pub gpu_layers: Option<String>,
-    /// Shares of the layers by device (llama.cpp: -ts).
-    #[arg(long, value_name = "SHARE,…")]
-    pub tensor_split: Option<String>,
-    /// Your own overrides, tried first (llama.cpp: -ot).
-    #[arg(long, value_name = "PATTERN=BUFFER,…", action = clap::ArgAction::Append)]
-    pub override_tensor: Vec<String>,
-    /// All routed experts on the host (llama.cpp: -cmoe).
-    #[arg(long)]
-    pub cpu_moe: bool,
-    /// The routed experts of the first N blocks on the host, and more where needed (llama.cpp: -ncmoe).
-    #[arg(long, value_name = "N")]
-    pub n_cpu_moe: Option<String>,
-    /// The context on the host (llama.cpp: -nkvo).
-    #[arg(long)]
-    pub no_kv_offload: bool,
-    /// Compute on the host what is there, prompts too (llama.cpp: --no-op-offload).
-    #[arg(long)]
-    pub no_op_offload: bool,
-    /// MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, less where memory is short].
-    #[arg(long, value_name = "MIB|auto", allow_hyphen_values = true)]
-    pub cache_ram: Option<String>,
-    /// MiB of device memory that cache experts of the host; `auto`: as many as are worth it (llama.cpp: --moe-cache-mib, b11549).
-    #[arg(long, value_name = "MIB|auto")]
-    pub moe_cache_mib: Option<String>,
+    given: Vec<Setting>,
+}
+
+/// A flag of llama.cpp's with its value, as words.
+type Setting = (&'static Flag, Vec<String>);
+
+/// Whether a setting leaves the choice to the planner.
+fn is_auto((_, words): &Setting) -> bool {
+    words.get(1).is_some_and(|value| value == "auto")
+}
+
+/// The rows that are options, with the name of the value and the help.
+fn options() -> impl Iterator<Item = (&'static Flag, &'static str, &'static str)> {
+    flags::fields().filter_map(|(flag, _)| match flag.in_plan {
+        InPlan::Option(value, help) => Some((flag, value, help)),
+        InPlan::Kept | InPlan::Instead(_) => None,
+    })
+}
+
+/// What clap calls an option, and what follows `--` when it is typed.
+fn id(flag: &Flag) -> &'static str {
+    flag.option_name().trim_start_matches('-')
+}
+
+impl clap::Args for LaunchOptions {
+    fn augment_args(command: Command) -> Command {
+        options().fold(command.next_help_heading(LAUNCH), |command, (flag, value, help)| {
+            let short = flag.names().find_map(|name| name.strip_prefix('-').filter(|letter| letter.len() == 1));
+            let option =
+                Arg::new(id(flag)).long(id(flag)).help(help).short(short.and_then(|letter| letter.chars().next()));
+            command.arg(match value {
+                "" => option.action(ArgAction::SetTrue),
+                _ => option.action(ArgAction::Append).value_name(value).allow_negative_numbers(true),
+            })
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for LaunchOptions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Vec::new();
+        for (flag, value, _) in options() {
+            let name = flag.printed(false, !flag.is_switch()).to_string();
+            if value.is_empty() {
+                given.extend(matches.get_flag(id(flag)).then(|| (flag, vec![name])));
+            } else {
+                let values = matches.get_many::<String>(id(flag)).into_iter().flatten();
+                given.extend(values.map(|value| (flag, vec![name.clone(), value.clone()])));
+            }
+        }
+        Ok(Self { given })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl LaunchOptions {
+    /// The value of the option of this name, unless it leaves the choice to the planner.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        let said = self.given.iter().rfind(|setting| setting.0.name() == name && !is_auto(setting))?;
+        said.1.get(1).map(String::as_str)
+    }
+
+    /// `-t` where it is a number, more than none.
+    pub fn n_threads(&self) -> Option<u32> {
+        self.value("--threads")?.parse().ok().filter(|threads| *threads > 0)
+    }
+
+    /// The flags that are given, without those that leave the choice to the planner.
+    fn flags(&self) -> impl Iterator<Item = &String> {
+        self.given.iter().filter(|setting| !is_auto(setting)).filter_map(|(_, words)| words.first())
+    }
+}
+
+/// llama.cpp's own words after `plan MODEL … --`: flags that a plan keeps.
+fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
+    let mut settings = Vec::new();
+    for group in groups(words) {
+        let Some(typed) = group.first() else { continue };
+        let refuse = |hint: String| Err(Refusal::new(format!("`moeplan plan` takes no `{typed}` after `--`"), hint));
+        match spelling(typed) {
+            None if typed.starts_with('-') => {
+                return refuse("llama.cpp's own flags go there: `llama-server --help` lists them".to_string());
+            }
+            None => return refuse("only flags of llama-server go there, without the program".to_string()),
+            Some((flag, _)) => match (flag.effect, flag.in_plan) {
+                (Effect::Model, _) => return refuse("the model is named before `--`, without a flag".to_string()),
+                (Effect::None, _) | (_, InPlan::Instead(_)) => return refuse(of_llama_cpp(typed, flag)),
+                _ => settings.push((flag, group.to_vec())),
+            },
+        }
+    }
+    Ok(settings)
 }
 
 fn context_choice(text: &str) -> Result<ContextChoice, String> {
@@ -138,44 +185,67 @@ fn context_choice(text: &str) -> Result<ContextChoice, String> {
     }
 }
 
-fn build_number(text: &str) -> Result<u32, String> {
-    let number = text.strip_prefix('b').unwrap_or(text).parse();
-    number
-        .map_err(|_| "write the number of a build, as `llama-server --version` prints it: 11434 or b11434".to_string())
-}
-
-/// Whether the choice is the planner's.
-fn is_free(value: Option<&String>) -> bool {
-    value.is_none_or(|word| word == "auto")
-}
-
 impl PlanOptions {
     /// What the options mean for `model`.
     pub fn request(&self, model: &Model, machine: &Machine) -> anyhow::Result<Request> {
+        self.request_with(model, machine, &[])
+    }
+
+    /// The same with llama.cpp's own words after `--`, which win over options.
+    pub fn request_with(&self, model: &Model, machine: &Machine, words: &[String]) -> anyhow::Result<Request> {
         if let Some(name) = &self.rules {
             self.leave_experts_to(name)?;
         }
+        let settings: Vec<Setting> = self.launch.given.iter().cloned().chain(kept(words)?).collect();
+        let said = |name: &str| settings.iter().rfind(|setting| setting.0.name() == name);
         let target = Target { build: self.build, ..Target::default() };
-        let wants_cache = self.launch.moe_cache_mib.as_deref().is_some_and(|mib| mib != "0");
-        anyhow::ensure!(
-            !wants_cache || target.has_expert_cache(),
-            "{} has no --moe-cache-mib; with --build 11549 or newer it is planned for",
-            target.name()
-        );
-        let parsed = crate::run::parse::command_for(&self.launch.words(), &BTreeMap::new(), target)?;
+        if let Some((flag, _)) =
+            settings.iter().find(|(flag, words)| !target.has(flag) && words.get(1).is_none_or(|n| n != "0"))
+        {
+            anyhow::bail!(
+                "{} has no {}; with --build {} or newer it is planned for",
+                target.name(),
+                flag.name(),
+                flag.since
+            );
+        }
+        let mut line = vec!["llama-server".to_string()];
+        line.extend(settings.iter().filter(|setting| !is_auto(setting)).flat_map(|(_, words)| words.clone()));
+        let parsed = crate::run::parse::command_for(&line, &BTreeMap::new(), target)?;
         // What a command line of a person's is only told of, a plan must not contain.
         if let Some(note) = parsed.notes.first() {
             let message = note.message.strip_suffix(LEFT_OUT).unwrap_or(&note.message);
             return Err(Refusal::new(message, note.hint.clone().unwrap_or_default()).into());
         }
         let mut run = parsed.run;
-        if is_free(self.launch.batch_size.as_ref()) {
+        let is_free = |name: &str| said(name).is_none_or(is_auto);
+        if is_free("--batch-size") {
             run.n_batch = run.n_batch.max(run.n_ubatch);
         }
+        let mut context = self.context();
+        if said("--ctx-size").is_some() {
+            // `-c 0` is the model's own context; a plan writes the number.
+            let n_ctx = if run.n_ctx == 0 { model.hparams.context_length } else { run.n_ctx };
+            context = ContextChoice::Fixed(n_ctx);
+            run.fit_ctx = RunConfig::default().fit_ctx;
+        }
+        let types = ["--cache-type-k", "--cache-type-v"];
+        let asks_for_types = types.iter().any(|name| said(name).is_some_and(is_auto)) || self.allow_quantized_cache;
+        let levers = Levers {
+            ubatch: is_free("--ubatch-size"),
+            batch: is_free("--batch-size"),
+            load_mode: is_free("--load-mode"),
+            cache_types: asks_for_types && types.iter().all(|name| is_free(name)),
+            threads: is_free("--threads"),
+            op_offload: run.op_offload,
+            cache_ram: is_free("--cache-ram"),
+            expert_cache: said("--moe-cache-mib").is_some_and(is_auto),
+        };
         let request = Request {
-            levers: self.levers(&run),
+            levers,
             run,
-            context: self.context(),
+            beside: parsed.beside,
+            context,
             turn: self.turn(),
             margin: self.machine.margin(machine),
             strategy: self.strategy(),
@@ -193,18 +263,8 @@ impl PlanOptions {
     /// The machine that they describe.
     pub fn described_machine(&self) -> anyhow::Result<Machine> {
         let machine = self.machine.machine()?;
-        if let Some(device) = machine.devices.iter().find(|device| device.total < LEAST_BUDGET) {
-            let bytes = device.total.0;
-            anyhow::ensure!(
-                bytes > 0,
-                "{} is given nothing: leave it out; --backend cpu plans without devices",
-                device.name
-            );
-            let unit = if bytes < 1000 { 'G' } else { 'M' };
-            anyhow::bail!(
-                "{} is given {bytes} bytes: sizes carry their unit, so write {bytes}{unit} for {bytes} {unit}iB",
-                device.name
-            );
+        if let Some(device) = machine.devices.iter().find(|device| device.total == Bytes(0)) {
+            anyhow::bail!("{} is given nothing: leave it out; --backend cpu plans without devices", device.name);
         }
         Ok(machine)
     }
@@ -247,8 +307,7 @@ impl PlanOptions {
         }
         let mut given = self.of_planning();
         if and_launch {
-            let words = self.launch.words();
-            given.extend(words.iter().skip(1).filter(|word| spelling(word).is_some()).cloned());
+            given.extend(self.launch.flags().cloned());
         }
         if given.is_empty() {
             return Ok(());
@@ -262,7 +321,7 @@ impl PlanOptions {
     /// Refuses what a whole command says itself; `-t` is for one that does not.
     pub fn beside_command(&self) -> Result<(), Refusal> {
         let mut given = self.of_planning();
-        given.extend(self.launch.words().into_iter().skip(1).filter(|word| word != "-t" && spelling(word).is_some()));
+        given.extend(self.launch.flags().filter(|word| *word != "-t").cloned());
         if given.is_empty() {
             return Ok(());
         }
@@ -293,78 +352,51 @@ impl PlanOptions {
         ];
         flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_string()).collect()
     }
-
-    /// What was left to the planner.
-    fn levers(&self, run: &RunConfig) -> Levers {
-        let launch = &self.launch;
-        let types = [&launch.cache_type_k, &launch.cache_type_v];
-        let asked = types.iter().any(|ty| ty.as_deref() == Some("auto")) || self.allow_quantized_cache;
-        Levers {
-            ubatch: is_free(launch.ubatch_size.as_ref()),
-            batch: is_free(launch.batch_size.as_ref()),
-            load_mode: is_free(launch.load_mode.as_ref()),
-            cache_types: asked && types.iter().all(|ty| is_free(ty.as_ref())),
-            threads: is_free(launch.threads.as_ref()),
-            op_offload: run.op_offload,
-            cache_ram: is_free(launch.cache_ram.as_ref()),
-            expert_cache: launch.moe_cache_mib.as_deref() == Some("auto"),
-        }
-    }
-}
-
-impl LaunchOptions {
-    /// `-t` where it is a number, more than none.
-    pub fn n_threads(&self) -> Option<u32> {
-        self.threads.as_deref()?.parse().ok().filter(|threads| *threads > 0)
-    }
-
-    /// The flags as the command line of llama-server that they would be; `auto` is not said.
-    fn words(&self) -> Vec<String> {
-        let mut words = vec!["llama-server".to_string()];
-        for (flag, value) in [
-            ("-b", &self.batch_size),
-            ("-ub", &self.ubatch_size),
-            ("-ctk", &self.cache_type_k),
-            ("-ctv", &self.cache_type_v),
-            ("-np", &self.parallel),
-            ("-fa", &self.flash_attn),
-            ("-lm", &self.load_mode),
-            ("-t", &self.threads),
-            ("-tb", &self.threads_batch),
-            ("-ngl", &self.gpu_layers),
-            ("-ts", &self.tensor_split),
-            ("-ncmoe", &self.n_cpu_moe),
-            ("-cram", &self.cache_ram),
-            ("--moe-cache-mib", &self.moe_cache_mib),
-        ] {
-            let said = value.iter().filter(|value| *value != "auto");
-            words.extend(said.flat_map(|value| [flag.to_string(), value.clone()]));
-        }
-        words.extend(self.override_tensor.iter().flat_map(|value| ["-ot".to_string(), value.clone()]));
-        for (flag, on) in
-            [("-cmoe", self.cpu_moe), ("-nkvo", self.no_kv_offload), ("--no-op-offload", self.no_op_offload)]
-        {
-            words.extend(on.then(|| flag.to_string()));
-        }
-        words
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: PlanOptions,
+    }
+
+    fn options_of(line: &str) -> PlanOptions {
+        let words = std::iter::once("x").chain(line.split(' ')).map(std::ffi::OsString::from);
+        <Line as clap::Parser>::parse_from(crate::cli::long_flags(words)).options
+    }
+
     #[test]
     fn what_is_given_is_kept_and_what_is_not_is_chosen() {
-        let launch = LaunchOptions {
-            ubatch_size: Some("1024".into()),
-            load_mode: Some("auto".into()),
-            cpu_moe: true,
-            ..LaunchOptions::default()
+        let launch = options_of("-ub 1024 -lm auto -cmoe -nkvo -cram -1 -ot a=CPU -ot b=CPU -t 3").launch;
+        let flags: Vec<&str> = launch.flags().map(String::as_str).collect();
+        assert_eq!(flags, ["-ub", "-ot", "-ot", "-cmoe", "-t", "-nkvo", "--cache-ram"]);
+        let values = ["--ubatch-size", "--load-mode", "--batch-size", "--cache-ram", "--override-tensor"];
+        assert_eq!(values.map(|name| launch.value(name)), [Some("1024"), None, None, Some("-1"), Some("b=CPU")]);
+        assert_eq!(launch.n_threads(), Some(3));
+    }
+
+    #[test]
+    fn words_after_the_options_are_flags_that_a_plan_keeps() {
+        let of = |line: &str| {
+            let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+            kept(&words).map(|settings| settings.iter().map(|(flag, _)| flag.name()).collect::<Vec<_>>())
         };
-        assert_eq!(launch.words(), ["llama-server", "-ub", "1024", "-cmoe"]);
-        assert!(is_free(launch.load_mode.as_ref()) && is_free(launch.batch_size.as_ref()));
-        assert!(!is_free(launch.ubatch_size.as_ref()));
+        let line = "-fa on -ub 2048 --swa-full -no-kvu --spec-type ngram-mod";
+        assert_eq!(of(line).unwrap(), ["--flash-attn", "--ubatch-size", "--swa-full", "--kv-unified", "--spec-type"]);
+        for (line, hint) in [
+            ("-m x.gguf", "before `--`"),
+            ("llama-server -ub 1", "without the program"),
+            ("-sm row", "splits by layers"),
+            ("--jinja", "does not decide the placement"),
+            ("--frobnicate", "llama-server --help"),
+        ] {
+            let refusal = of(line).unwrap_err();
+            assert!(refusal.hint.contains(hint), "{line}: {refusal:?}");
+        }
     }
 
     #[test]
@@ -380,19 +412,13 @@ mod tests {
 
     #[test]
     fn what_a_plan_decides_is_not_said_again_beside_it() {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            options: PlanOptions,
-        }
         for (line, given, and_launch) in [
             ("--backend rpc --vram 9M -c 1024", "--vram, --backend, -c", ""),
             ("--objective context --depth 7 --build 11549", "--objective, --build, --depth", ""),
-            ("--ubatch-size 64 --cpu-moe --cache-ram -1", "", "-ub, -cram, -cmoe"),
+            ("--ubatch-size 64 --cpu-moe --cache-ram -1", "", "-ub, -cmoe, --cache-ram"),
             ("--margin 0 --threads auto", "", ""),
         ] {
-            let words = std::iter::once("x").chain(line.split(' '));
-            let options = <Line as clap::Parser>::parse_from(words).options;
+            let options = options_of(line);
             for (refused, expected) in [
                 (options.beside_plan(Path::new("plan.json"), false), given),
                 (options.beside_plan(Path::new("plan.json"), true), [given, and_launch].concat().as_str()),
@@ -405,11 +431,5 @@ mod tests {
             assert_eq!(options.beside_plan(Path::new("model.gguf"), true), Ok(()));
             assert_eq!(options.beside_command().is_err(), !(given.is_empty() && and_launch.is_empty()), "{line}");
         }
-    }
-
-    #[test]
-    fn builds_are_numbers() {
-        assert_eq!((build_number("b11549"), build_number("11434")), (Ok(11549), Ok(11434)));
-        assert!(build_number("latest").is_err());
     }
 }

@@ -131,13 +131,13 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
         plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
     };
     let fit = |plan: plan::Plan| Fit {
-        fits: plan.check.fits,
+        fits: plan.check.fits(),
         short: plan.check.shortfall.values().copied().sum(),
         memory: plan.check.memory,
     };
     let auto = plan(Strategy::Auto)?;
     let (speed, turn_seconds) =
-        if auto.check.fits { (Some(auto.speed.clone()), Some(auto.turn_seconds)) } else { (None, None) };
+        if auto.check.fits() { (Some(auto.speed.clone()), Some(auto.turn_seconds)) } else { (None, None) };
     Ok(Fits {
         speed,
         turn_seconds,
@@ -159,6 +159,9 @@ fn text(document: &Quants) -> String {
     }
     if let Some(fits) = document.rows.iter().find_map(|row| row.fits.as_ref()) {
         let _ = write!(out, ", context {}", fits.n_ctx);
+    }
+    for note in document.machine.iter().flat_map(Machine::budget_notes) {
+        let _ = write!(out, "\n{}", escape::terminal(&note));
     }
     out + "\n\n" + &table(document).text() + &predicted(document, |text| escape::terminal(text).into_owned())
 }

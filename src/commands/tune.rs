@@ -21,7 +21,8 @@ use crate::measurement::{Expected, measurement, peak_of};
 use crate::memory::MemoryBreakdown;
 use crate::model::Model;
 use crate::report;
-use crate::run::RunConfig;
+use crate::run::command::{server_command, shell};
+use crate::run::{ModelSource, RunConfig};
 use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload};
 use crate::speed::Speed;
@@ -323,10 +324,9 @@ impl Tuning {
 
     /// The command to paste.
     fn command(&self, at: usize) -> Option<String> {
-        let model = self.proposal.launch.model.display().to_string();
-        let args = self.race.candidates.get(at).map(|candidate| candidate.args.clone()).unwrap_or_default();
-        let words = ["llama-server".to_string(), "-m".to_string(), model].into_iter().chain(args);
-        words.map(|word| crate::plan::quoted(&word)).collect::<Option<Vec<_>>>().map(|words| words.join(" "))
+        let model = ModelSource::Path(self.proposal.launch.model.clone());
+        let args = self.race.candidates.get(at).map(|candidate| candidate.args.as_slice()).unwrap_or_default();
+        shell(&server_command(&model, args))
     }
 }
 

@@ -154,7 +154,7 @@ fn knowledge(facts: &Facts) -> Vec<Finding> {
             area,
             "overhead-unknown",
             "no run has shown what the devices take beyond llama.cpp's own sums",
-            "`moeplan verify --measure-prompt 4096 --vram SIZE MODEL` measures it; until then 600 MiB are assumed",
+            "`moeplan verify --measure-prompt 4096 --vram SIZE MODEL` measures it; until then what is known of cards of its kind is assumed (`moeplan devices` says what)",
         ));
     } else if has_devices {
         let of = known.measured_devices.join(", ");

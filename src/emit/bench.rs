@@ -2,13 +2,15 @@
 //!
 //! Source: `tools/llama-bench/llama-bench.cpp`, b11434: a context of prompt + generation + depth tokens, one sequence.
 
-use super::{Error, Launch, words};
-use crate::run::{self, Dialect, ModelSource, Program, RunConfig};
+use super::{Error, Launch};
+use crate::run::args::settings;
+use crate::run::flags::{self, Flag};
+use crate::run::{Dialect, ModelSource, Program, RunConfig};
 use crate::speed::Turn;
 
 /// The launch that measures the plan's placement on the turn.
 pub(super) fn launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Result<Launch, Error> {
-    let lacks = |lacks, instead| Err(Error::Lacks { program: "llama-bench", lacks, instead });
+    let lacks = |lacks: &str, instead| Err(Error::Lacks { program: "llama-bench", lacks: lacks.to_string(), instead });
     if matches!(source, ModelSource::Url(_) | ModelSource::Docker(_)) {
         return lacks("takes no address", "download the model and give the file");
     }
@@ -21,28 +23,20 @@ pub(super) fn launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Resul
     }
     let longest = turn.prompt.max(turn.generate).saturating_add(turn.depth).max(1);
     let expected = RunConfig {
+        program: Program::Bench,
         n_ctx: longest,
         n_parallel: Some(1),
         kv_unified: Some(false),
-        kv_unified_per_slot: None,
         fit: false,
-        swa_full: false,
-        moe_cache_mib: 0,
-        cache_ram: None,
+        fit_ctx: RunConfig::default().fit_ctx,
         n_draft: 0,
         n_rs_seq: 0,
-        n_threads_batch: None,
-        fit_ctx: RunConfig::default().fit_ctx,
-        metadata_overrides: Vec::new(),
-        program: Program::Bench,
-        ..run.clone()
+        ..flags::without_others(run, Flag::is_in_bench)
     };
     let tests = [("-p", turn.prompt), ("-n", turn.generate), ("-d", turn.depth)];
     let mut args: Vec<String> = tests.iter().flat_map(|(flag, n)| [(*flag).to_string(), n.to_string()]).collect();
-    // `run::args` begins with tests of its own: `-p N -n 0`.
-    args.extend(run::args::args(&expected).into_iter().skip(4));
-    let mut head = vec!["llama-bench".to_string()];
-    head.extend(words::of_model(source));
+    args.extend(settings(&expected).into_iter().flat_map(|(_, words)| words));
+    let head = std::iter::once("llama-bench".to_string()).chain(source.words()).collect();
     let notes = notes(run, longest);
     Ok(Launch { head, args, expected, dialect: Dialect::LlamaCpp, notes })
 }

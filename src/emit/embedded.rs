@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::gguf::GgmlType;
-use crate::run::{FlashAttn, LazyMode, LoadMode, Override, Program, RunConfig, SplitMode};
+use crate::run::build::REFERENCE;
+use crate::run::{FlashAttn, LazyMode, LoadMode, Override, Program, RunConfig, SplitMode, flags};
 
 /// The `moeplan/embedded/1` document.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,9 +28,15 @@ struct ModelParameters {
     devices: Option<Vec<String>>,
     tensor_buft_overrides: Vec<BufferOverride>,
     n_gpu_layers: i32,
-    split_mode: String,
-    load_mode: String,
-    lazy_mode: String,
+    #[serde(with = "constant")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    split_mode: SplitMode,
+    #[serde(with = "constant")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    load_mode: LoadMode,
+    #[serde(with = "constant")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    lazy_mode: LazyMode,
     main_gpu: i32,
     tensor_split: Vec<f32>,
     use_extra_bufts: bool,
@@ -59,9 +66,13 @@ struct ContextParameters {
     /// `null` = the program's choice.
     n_threads: Option<u32>,
     n_threads_batch: Option<u32>,
-    flash_attn_type: String,
-    type_k: String,
-    type_v: String,
+    #[serde(with = "constant")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    flash_attn_type: FlashAttn,
+    #[cfg_attr(test, schemars(with = "String"))]
+    type_k: GgmlType,
+    #[cfg_attr(test, schemars(with = "String"))]
+    type_v: GgmlType,
     embeddings: bool,
     offload_kqv: bool,
     op_offload: bool,
@@ -69,53 +80,35 @@ struct ContextParameters {
     kv_unified: bool,
 }
 
-const SPLIT_MODES: [(SplitMode, &str); 4] = [
-    (SplitMode::None, "LLAMA_SPLIT_MODE_NONE"),
-    (SplitMode::Layer, "LLAMA_SPLIT_MODE_LAYER"),
-    (SplitMode::Row, "LLAMA_SPLIT_MODE_ROW"),
-    (SplitMode::Tensor, "LLAMA_SPLIT_MODE_TENSOR"),
-];
-const LOAD_MODES: [(LoadMode, &str); 6] = [
-    (LoadMode::Auto, "LLAMA_LOAD_MODE_AUTO"),
-    (LoadMode::None, "LLAMA_LOAD_MODE_NONE"),
-    (LoadMode::Mmap, "LLAMA_LOAD_MODE_MMAP"),
-    (LoadMode::Mlock, "LLAMA_LOAD_MODE_MLOCK"),
-    (LoadMode::MmapMlock, "LLAMA_LOAD_MODE_MMAP_MLOCK"),
-    (LoadMode::Dio, "LLAMA_LOAD_MODE_DIRECT_IO"),
-];
-const LAZY_MODES: [(LazyMode, &str); 3] = [
-    (LazyMode::On, "LLAMA_LAZY_MODE_ON"),
-    (LazyMode::Auto, "LLAMA_LAZY_MODE_AUTO"),
-    (LazyMode::Off, "LLAMA_LAZY_MODE_OFF"),
-];
-const FLASH_ATTN: [(FlashAttn, &str); 3] = [
-    (FlashAttn::Auto, "LLAMA_FLASH_ATTN_TYPE_AUTO"),
-    (FlashAttn::On, "LLAMA_FLASH_ATTN_TYPE_ENABLED"),
-    (FlashAttn::Off, "LLAMA_FLASH_ATTN_TYPE_DISABLED"),
-];
+/// A choice by its name in `llama.h`.
+mod constant {
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
 
-/// The name of a value in `llama.h`.
-fn name_of<T: PartialEq>(table: &[(T, &'static str)], value: &T) -> String {
-    table.iter().find(|(known, _)| known == value).map(|(_, name)| (*name).to_string()).unwrap_or_default()
-}
+    use crate::run::Choice;
 
-/// The value of a name in `llama.h`.
-fn value_of<T: Copy>(table: &[(T, &'static str)], name: &str) -> Result<T, String> {
-    let found = table.iter().find(|(_, known)| *known == name);
-    found.map(|(value, _)| *value).ok_or_else(|| format!("`{name}` is not in llama.h"))
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<T: Choice, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(value.constant())
+    }
+
+    pub(super) fn deserialize<'de, T: Choice, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = T::VALUES.iter().find(|(_, _, known, _)| *known == name);
+        found.map(|(value, ..)| *value).ok_or_else(|| de::Error::custom(format!("`{name}` is not in llama.h")))
+    }
 }
 
 /// The parameters of a launch. One output row a sequence, as llama-server reserves them and as the plan's memory counts them.
 pub(super) fn parameters(run: &RunConfig) -> Result<String, Error> {
-    let lacks = |lacks| {
+    let lacks = |lacks: String| {
         let instead = "plan without it, or use --for llama-server";
         Err(Error::Lacks { program: "an embedded llama.cpp", lacks, instead })
     };
-    if run.moe_cache_mib > 0 {
-        return lacks("has no parameter for the expert cache in b11434");
+    if let Some(flag) = flags::newer_than(run, REFERENCE) {
+        return lacks(format!("has no parameter for {} in b{REFERENCE}", flag.name()));
     }
     if !run.metadata_overrides.is_empty() {
-        return lacks("takes metadata overrides as a C array, which this form does not write");
+        return lacks("takes metadata overrides as a C array, which this form does not write".to_string());
     }
     let n_seq_max = run.n_parallel.unwrap_or(1).max(1);
     let buft = |entry: &Override| BufferOverride { pattern: entry.pattern.clone(), buft: entry.buffer.clone() };
@@ -126,9 +119,9 @@ pub(super) fn parameters(run: &RunConfig) -> Result<String, Error> {
             devices: run.devices.clone(),
             tensor_buft_overrides: run.overrides.iter().map(buft).collect(),
             n_gpu_layers: run.n_gpu_layers,
-            split_mode: name_of(&SPLIT_MODES, &run.split_mode),
-            load_mode: name_of(&LOAD_MODES, &run.load_mode),
-            lazy_mode: name_of(&LAZY_MODES, &run.lazy_mode),
+            split_mode: run.split_mode,
+            load_mode: run.load_mode,
+            lazy_mode: run.lazy_mode,
             main_gpu: run.main_gpu,
             tensor_split: run.tensor_split.clone(),
             use_extra_bufts: run.repack,
@@ -144,9 +137,9 @@ pub(super) fn parameters(run: &RunConfig) -> Result<String, Error> {
             n_outputs_max: n_seq_max.saturating_mul(run.n_draft.saturating_add(1)).min(run.n_batch),
             n_threads: run.n_threads,
             n_threads_batch: run.n_threads_batch,
-            flash_attn_type: name_of(&FLASH_ATTN, &run.flash_attn),
-            type_k: run.type_k.to_string(),
-            type_v: run.type_v.to_string(),
+            flash_attn_type: run.flash_attn,
+            type_k: run.type_k,
+            type_v: run.type_v,
             embeddings: run.embeddings,
             offload_kqv: run.offload_kqv,
             op_offload: run.op_offload,
@@ -162,7 +155,6 @@ pub(super) fn parameters(run: &RunConfig) -> Result<String, Error> {
 pub(super) fn read(text: &str) -> Result<RunConfig, String> {
     let document: Parameters = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let (model, context) = (document.llama_model_params, document.llama_context_params);
-    let cache_type = |name: &str| GgmlType::from_name(name).ok_or_else(|| format!("`{name}` is no type"));
     let to_override =
         |entry: BufferOverride| Override { pattern: entry.pattern, buffer: entry.buft, origin: String::new() };
     Ok(RunConfig {
@@ -170,18 +162,18 @@ pub(super) fn read(text: &str) -> Result<RunConfig, String> {
         n_ctx: context.n_ctx,
         n_batch: context.n_batch,
         n_ubatch: context.n_ubatch,
-        type_k: cache_type(&context.type_k)?,
-        type_v: cache_type(&context.type_v)?,
-        flash_attn: value_of(&FLASH_ATTN, &context.flash_attn_type)?,
+        type_k: context.type_k,
+        type_v: context.type_v,
+        flash_attn: context.flash_attn_type,
         n_parallel: Some(context.n_seq_max),
         kv_unified: Some(context.kv_unified),
         n_gpu_layers: model.n_gpu_layers,
-        split_mode: value_of(&SPLIT_MODES, &model.split_mode)?,
+        split_mode: model.split_mode,
         main_gpu: model.main_gpu,
         tensor_split: model.tensor_split,
         devices: model.devices,
-        load_mode: value_of(&LOAD_MODES, &model.load_mode)?,
-        lazy_mode: value_of(&LAZY_MODES, &model.lazy_mode)?,
+        load_mode: model.load_mode,
+        lazy_mode: model.lazy_mode,
         offload_kqv: context.offload_kqv,
         op_offload: context.op_offload,
         no_host: model.no_host,

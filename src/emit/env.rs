@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Error, words};
+use crate::run::groups;
 use crate::run::spelling;
 
 /// The text and what it leaves to the command line.
@@ -25,23 +26,18 @@ pub(super) fn file(command: &[String]) -> Result<File, Error> {
     let (program, args) = command.split_first().map_or(("", command), |(first, rest)| (first.as_str(), rest));
     let mut lines = Vec::new();
     let mut without = vec![program.to_string()];
-    for group in words::groups(args) {
-        let flag = group.first().and_then(|word| spelling(word));
+    for group in groups(args) {
         let value = group.get(1).map_or("1", String::as_str);
-        match flag.map(|flag| (flag.environment, flag)) {
-            Some((Some(name), flag)) => {
-                let value = if flag.on { value } else { "0" };
-                lines.push(format!("{name}={}", quote(value)?));
-            }
-            _ => without.extend(group.iter().cloned()),
+        match group.first().and_then(|word| spelling(word)).and_then(|(flag, on)| Some((flag.environment?, on))) {
+            Some((name, on)) => lines.push(format!("{name}={}", quote(if on { value } else { "0" })?)),
+            None => without.extend(group.iter().cloned()),
         }
     }
-    let start: Vec<String> = without.iter().map(|word| words::quote(word)).collect();
-    let left = start.get(1..).filter(|rest| !rest.is_empty()).map(|rest| rest.join(" "));
+    let left = without.get(1..).filter(|rest| !rest.is_empty()).map(words::line);
     let note = |rest: &String| {
         format!("llama.cpp has no variable for `{rest}`: the file's first line says the command to start with")
     };
-    let text = format!("{START}{}\n{}\n", start.join(" "), lines.join("\n"));
+    let text = format!("{START}{}\n{}\n", words::line(&without), lines.join("\n"));
     Ok(File { text, notes: left.iter().map(note).collect() })
 }
 

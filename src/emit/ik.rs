@@ -1,22 +1,24 @@
 //! A plan in ik_llama.cpp's words; what that fork lacks is left out and said.
 
-use super::{Error, Launch, words};
+use super::{Error, Launch};
+use crate::run::build::REFERENCE;
+use crate::run::command::server_command;
 use crate::run::dialect::ik_args;
-use crate::run::{Dialect, FlashAttn, LazyMode, LoadMode, ModelSource, RunConfig};
+use crate::run::{Dialect, FlashAttn, LoadMode, ModelSource, RunConfig, flags};
 
 /// The launch as ik_llama.cpp takes it.
 pub(super) fn launch(run: &RunConfig, source: &ModelSource) -> Result<Launch, Error> {
-    let lacks = |lacks| {
+    let lacks = |lacks: String| {
         Err(Error::Lacks { program: "ik_llama.cpp", lacks, instead: "plan without it, or use --dialect llama.cpp" })
     };
     if run.no_host {
-        return lacks("is not known to have --no-host");
+        return lacks("is not known to have --no-host".to_string());
     }
-    if run.moe_cache_mib > 0 {
-        return lacks("is not known to have --moe-cache-mib");
+    if let Some(flag) = flags::newer_than(run, REFERENCE) {
+        return lacks(format!("is not known to have {}", flag.name()));
     }
     if run.load_mode == LoadMode::Mlock {
-        return lacks("locks mapped files only");
+        return lacks("locks mapped files only".to_string());
     }
     let expected = RunConfig {
         flash_attn: if run.flash_attn == FlashAttn::Auto { FlashAttn::On } else { run.flash_attn },
@@ -26,16 +28,10 @@ pub(super) fn launch(run: &RunConfig, source: &ModelSource) -> Result<Launch, Er
             LoadMode::Mmap => LoadMode::Auto,
             mode => mode,
         },
-        kv_unified: None,
-        kv_unified_per_slot: None,
-        lazy_mode: LazyMode::Auto,
         fit: false,
-        fit_target: Vec::new(),
-        fit_ctx: RunConfig::default().fit_ctx,
-        ..run.clone()
+        ..flags::without_others(run, |flag| flag.in_ik)
     };
-    let mut head = vec!["llama-server".to_string()];
-    head.extend(words::of_model(source));
+    let head = server_command(source, &[]);
     let mut notes = vec![
         "ik_llama.cpp: its flags are taken from its documentation; the memory figures are llama.cpp's own, not its"
             .to_string(),

@@ -5,27 +5,28 @@
 
 use std::fmt::Write as _;
 
-use super::{Error, words};
+use super::Error;
+use crate::run::groups;
 use crate::run::spelling;
 
 /// A whole preset file with the model as its one section.
 pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
     let args = command.get(1..).unwrap_or_default();
     let mut text = format!("[{name}]\n");
-    for group in words::groups(args) {
+    for group in groups(args) {
         let word = group.first().map(String::as_str).unwrap_or_default();
-        let flag = spelling(word).filter(|flag| flag.values < 2).ok_or(Error::Lacks {
+        let (flag, on) = spelling(word).filter(|(flag, _)| flag.values < 2).ok_or_else(|| Error::Lacks {
             program: "a preset",
-            lacks: "takes no flag that llama-server does not have",
+            lacks: "takes no flag that llama-server does not have".to_string(),
             instead: "use --emit shell",
         })?;
         let value = match group.get(1) {
             Some(value) => value,
-            None if flag.on => "1",
+            None if on => "1",
             None => "0",
         };
         check(value)?;
-        let _ = writeln!(text, "{} = {value}", flag.name.trim_start_matches('-'));
+        let _ = writeln!(text, "{} = {value}", flag.name().trim_start_matches('-'));
     }
     Ok(text)
 }
@@ -58,9 +59,9 @@ pub(super) fn read(text: &str) -> Result<Vec<String>, String> {
         }
         let (key, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no KEY = VALUE"))?;
         let (key, value) = (format!("--{}", key.trim()), value.trim());
-        let flag = spelling(&key).ok_or_else(|| format!("{key} is no flag"))?;
+        let (flag, _) = spelling(&key).ok_or_else(|| format!("{key} is not a flag"))?;
         match (flag.values, value) {
-            (0, "0") => command.extend(flag.negated.map(str::to_string)),
+            (0, "0") => command.extend(flag.negated().last().map(str::to_string)),
             (0, _) => command.push(key),
             _ => command.extend([key, value.to_string()]),
         }

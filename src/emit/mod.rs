@@ -22,7 +22,8 @@ use crate::machine::Machine;
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement};
 use crate::plan::Plan;
-use crate::run::{self, Dialect, ModelSource, Override, ParsedCommand, RunConfig};
+use crate::run::command::server_command;
+use crate::run::{Dialect, ModelSource, Override, ParsedCommand, RunConfig, args};
 use crate::speed::Turn;
 
 /// The form to write a plan in.
@@ -108,7 +109,7 @@ pub enum Error {
         /// The program.
         program: &'static str,
         /// What it cannot do.
-        lacks: &'static str,
+        lacks: String,
         /// What to try.
         instead: &'static str,
     },
@@ -223,15 +224,14 @@ fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<L
             refuse("ik_llama.cpp", "it is not known to read it: use args, shell or llama-swap")
         }
         (false, true, _) => ik::launch(&command.run, source),
-        (false, false, _) => Ok(server(&command.run, source)),
+        (false, false, _) => Ok(server(command, source)),
     }
 }
 
 /// llama-server's own words.
-fn server(run: &RunConfig, source: &ModelSource) -> Launch {
-    let mut head = vec!["llama-server".to_string()];
-    head.extend(words::of_model(source));
-    Launch { head, args: run::args::args(run), expected: run.clone(), dialect: Dialect::LlamaCpp, notes: Vec::new() }
+fn server(command: &ParsedCommand, source: &ModelSource) -> Launch {
+    let (head, args) = (server_command(source, &[]), args::args_beside(&command.run, &command.beside));
+    Launch { head, args, expected: command.run.clone(), dialect: Dialect::LlamaCpp, notes: Vec::new() }
 }
 
 /// The text, what it does not say, and the command that its reader makes of it.
@@ -296,14 +296,21 @@ fn same_run(wish: Wish, expected: &RunConfig, read: &RunConfig) -> Result<(), Er
         run.overrides.iter_mut().for_each(|entry: &mut Override| entry.origin.clear());
         run
     };
-    let replay = |what| Err(Error::Replay { form: wish.form.name(), what });
     let (expected, read) = (anonymous(expected), anonymous(read));
     if expected == read {
         return Ok(());
     }
-    let (expected, read) = (format!("{expected:?}"), format!("{read:?}"));
-    let differs = expected.split(", ").zip(read.split(", ")).find(|(one, other)| one != other);
-    replay(differs.map_or_else(|| "its launch".to_string(), |(one, other)| format!("{other} for {one}")))
+    let fields = |run: &RunConfig| serde_json::to_value(run).unwrap_or_default();
+    let (expected, read) = (fields(&expected), fields(&read));
+    let keys = [&expected, &read].into_iter().filter_map(|run| run.as_object()).flat_map(|run| run.keys());
+    let differs = |key: &&String| expected.get(key.as_str()) != read.get(key.as_str());
+    let shown =
+        |run: &serde_json::Value, key: &str| run.get(key).map_or("its default".to_string(), ToString::to_string);
+    let what = keys.into_iter().find(differs).map_or_else(
+        || "its launch".to_string(),
+        |key| format!("{key} is {} and not {}", shown(&read, key), shown(&expected, key)),
+    );
+    Err(Error::Replay { form: wish.form.name(), what })
 }
 
 /// Demands the same model.

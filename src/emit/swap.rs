@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, words};
+use crate::run::groups;
 
 /// llama-swap's own macro for the port that it chooses.
 const PORT: [&str; 2] = ["--port", "${PORT}"];
@@ -35,8 +36,7 @@ pub(super) fn model(name: &str, command: &[String]) -> Result<String, Error> {
     }
     let (program, args) = command.split_first().map_or(("", command), |(first, rest)| (first.as_str(), rest));
     let first = format!("{} {}", words::quote(program), PORT.join(" "));
-    let line = |group: &[String]| group.iter().map(|word| words::quote(word)).collect::<Vec<_>>().join(" ");
-    let lines: Vec<String> = std::iter::once(first).chain(words::groups(args).into_iter().map(line)).collect();
+    let lines: Vec<String> = std::iter::once(first).chain(groups(args).into_iter().map(words::line)).collect();
     let models = BTreeMap::from([(name.to_string(), Entry { cmd: lines.join("\n") + "\n" })]);
     serde_yaml::to_string(&Config { models })
         .map_err(|error| Error::ReadBack { form: "llama-swap", problem: error.to_string() })

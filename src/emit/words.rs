@@ -1,24 +1,10 @@
-//! Words of command lines: the model's, the names made of it, on one line, in a script; and reading them back.
+//! Words of command lines: names made of a model's, on one line, in a script; and reading them back.
 
 use std::collections::BTreeMap;
 
 use super::Error;
-use crate::plan::quoted;
-use crate::run::build::BUILDS;
-use crate::run::{self, Dialect, ModelSource, ParsedCommand, Target, spelling};
-
-/// `-m FILE`, or how llama.cpp is told to fetch the model.
-pub(super) fn of_model(source: &ModelSource) -> Vec<String> {
-    match source {
-        ModelSource::Path(path) => vec!["-m".into(), path.to_string_lossy().into_owned()],
-        ModelSource::Url(url) => vec!["-mu".into(), url.clone()],
-        ModelSource::Docker(repo) => vec!["-dr".into(), repo.clone()],
-        ModelSource::HuggingFace { repo, file: None } => vec!["-hf".into(), repo.clone()],
-        ModelSource::HuggingFace { repo, file: Some(file) } => {
-            vec!["-hf".into(), repo.clone(), "-hff".into(), file.clone()]
-        }
-    }
-}
+use crate::run::command::quoted;
+use crate::run::{self, Dialect, ModelSource, ParsedCommand, Target};
 
 /// A name for the model in a configuration: its file's, or its repository's, in letters that every format takes.
 pub(super) fn name_of(source: &ModelSource) -> String {
@@ -77,20 +63,9 @@ pub(super) fn quote(word: &str) -> String {
     quoted(word).unwrap_or_default()
 }
 
-/// Flags with their values: where a line of a long command may end. A flag that only a fork has takes what is no flag.
-pub(super) fn groups(words: &[String]) -> Vec<&[String]> {
-    let mut groups = Vec::new();
-    let mut rest = words;
-    while let Some((first, after)) = rest.split_first() {
-        let values = match spelling(first) {
-            Some(flag) => flag.values,
-            None => after.iter().take_while(|word| !word.starts_with('-')).count(),
-        };
-        let (group, others) = rest.split_at((values + 1).min(rest.len()));
-        groups.push(group);
-        rest = others;
-    }
-    groups
+/// Words in a line, each as [`quote`] writes it.
+pub(super) fn line(words: &[String]) -> String {
+    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// What a script begins with.
@@ -100,8 +75,7 @@ const REST: &str = " \"$@\"";
 
 /// A script that becomes the program; what it is called with is passed on, and wins.
 pub(super) fn script(words: &[String]) -> String {
-    let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
-    format!("{SHEBANG}{}{REST}", words.join(" "))
+    format!("{SHEBANG}{}{REST}", line(words))
 }
 
 /// The words of [`script`], as a shell would make them.
@@ -109,16 +83,14 @@ pub(super) fn of_script(text: &str) -> Option<Vec<String>> {
     shlex::split(text.strip_prefix(SHEBANG)?.strip_suffix(REST)?)
 }
 
-/// A command as its program would read it; with flags of a newer build, as that build would.
+/// A command as its program would read it, in the newest build.
 pub(super) fn read(
     words: &[String],
     env: &BTreeMap<String, String>,
     dialect: Dialect,
     form: &'static str,
 ) -> Result<ParsedCommand, Error> {
-    let newer = words.iter().any(|word| word == "--moe-cache-mib") || env.contains_key("LLAMA_ARG_MOE_CACHE_MIB");
-    let newest = BUILDS.last().filter(|_| newer).map(|build| build.number);
-    let target = Target { build: newest.unwrap_or(Target::default().build), dialect };
+    let target = Target { dialect, ..Target::newest() };
     run::parse::command_for(words, env, target).map_err(|error| Error::ReadBack { form, problem: error.to_string() })
 }
 
@@ -138,12 +110,5 @@ mod tests {
         assert_eq!(hub("a/b-GGUF:Q4_0", None), "b-GGUF-Q4_0");
         assert_eq!(hub("a/b-GGUF", Some("sub/c.gguf")), "c");
         assert_eq!(name_of(&ModelSource::Url("https://h/x/y.gguf?download=1".into())), "y");
-    }
-
-    #[test]
-    fn values_stay_with_their_flags() {
-        let words = ["-m", "-x.gguf", "-ngl", "-1", "-kvu", "-ot", "a=CPU", "-amb", "512"].map(str::to_string);
-        let groups: Vec<String> = groups(&words).into_iter().map(|group| group.join(" ")).collect();
-        assert_eq!(groups, ["-m -x.gguf", "-ngl -1", "-kvu", "-ot a=CPU", "-amb 512"]);
     }
 }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// One row of ggml's type table.
 #[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -117,6 +117,13 @@ impl schemars::JsonSchema for GgmlType {
 impl Serialize for GgmlType {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.0.name)
+    }
+}
+
+impl<'de> Deserialize<'de> for GgmlType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::from_name(&name).ok_or_else(|| serde::de::Error::custom(format!("`{name}` is not a type of ggml")))
     }
 }
 

@@ -125,7 +125,11 @@ fn each_warning_has_its_cause() {
     let cases: Vec<(Gguf, &[&str])> = vec![
         (gguf("gptq9", &[], sample()), &["unknown-architecture"]),
         (
-            gguf("apertus", &[("!apertus.context_length", none.clone()), ("!apertus.block_count", none.clone())], sample()),
+            gguf(
+                "apertus",
+                &[("!apertus.context_length", none.clone()), ("!apertus.block_count", none.clone())],
+                sample(),
+            ),
             &["missing-key"],
         ),
         (gguf("apertus", &[("apertus.block_count", Value::U64(513))], sample()), &["bad-key"]),

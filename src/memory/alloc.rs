@@ -77,8 +77,8 @@ impl BufferAllocator {
         let mut found = None;
         for (c, chunk) in self.chunks.iter().enumerate() {
             let mut best = u64::MAX;
-            let inner = chunk.free.len().saturating_sub(1);
-            for (b, block) in chunk.free[..inner].iter().enumerate() {
+            let inner = chunk.free.split_last().map_or(&[][..], |(_, inner)| inner);
+            for (b, block) in inner.iter().enumerate() {
                 if block.size >= size && block.size <= best {
                     (found, best) = (Some((c, b)), block.size);
                 }

@@ -82,6 +82,21 @@ pub enum CacheKind {
     PleState,
 }
 
+impl std::fmt::Display for CacheKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Base => "attention",
+            Self::Swa => "window",
+            Self::Indexer => "indexer",
+            Self::Csa => "compressed (4)",
+            Self::Hca => "compressed (128)",
+            Self::CsaState | Self::HcaState | Self::IndexerState => "compressor state",
+            Self::Recurrent => "recurrent state",
+            Self::PleState => "n-gram state",
+        })
+    }
+}
+
 /// llama.cpp's classes of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -344,7 +359,7 @@ impl Builder<'_> {
 
     /// Without flash attention every layer's V is as wide as the widest one's.
     fn transposed(&self, widths: Vec<u64>) -> Vec<u64> {
-        let widest = widths.iter().copied().max().unwrap_or(0);
+        let widest = widths.iter().copied().fold(0, u64::max);
         if self.v_trans { vec![widest; widths.len()] } else { widths }
     }
 
@@ -360,6 +375,7 @@ impl Builder<'_> {
         let layers = layers.map(|((il, _), k)| CacheLayer {
             il,
             n_embd_k: *k,
+            // Without a list V is a view of K.
             n_embd_v: widths.v.get(il as usize).copied().unwrap_or(0),
         });
         Cache {
@@ -398,6 +414,7 @@ impl Builder<'_> {
             return numbers.n_ctx_seq;
         }
         let n_swa = self.hparams.swa.map_or(0, |swa| swa.n_swa);
+        // Sums past 32 bits are more than any context, which is the bound.
         let sequences = if unified { numbers.n_seq_max } else { 1 };
         let wanted = n_swa.saturating_mul(sequences).saturating_add(numbers.n_ubatch);
         pad_256(wanted.min(numbers.n_ctx_seq))
@@ -407,7 +424,8 @@ impl Builder<'_> {
     fn states(&self, keeps: impl Fn(u32, &LayerHParams) -> bool) -> Vec<Cache> {
         let state = |kind, n_embd_k, n_embd_v, ple: bool| Cache {
             kind,
-            cells: self.numbers.n_seq_max.max(1).saturating_mul(1 + self.snapshots),
+            // At most 2^32 rows, which fit no memory.
+            cells: self.numbers.n_seq_max.max(1).saturating_mul(self.snapshots.saturating_add(1)),
             n_stream: 1,
             type_k: ggml_type::f32(),
             type_v: ggml_type::f32(),
@@ -441,7 +459,8 @@ impl Builder<'_> {
         let state = |kind, n_embd: u64, rows: u32, ratio: u32| Cache {
             kind,
             cells: rows,
-            n_stream: streams.saturating_mul(1 + self.snapshots),
+            // At most 2^32 planes, which fit no memory.
+            n_stream: streams.saturating_mul(self.snapshots.saturating_add(1)),
             type_k: ggml_type::f32(),
             type_v: ggml_type::f32(),
             layers: (0u32..)

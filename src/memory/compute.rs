@@ -6,59 +6,37 @@ use std::collections::BTreeMap;
 
 use super::backend::Target;
 use super::caches::Caches;
-use super::formula;
 use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Plan};
 use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
-use crate::guard;
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::run::{ContextNumbers, FlashAttn, RunConfig, SplitMode};
 
-/// Where a compute figure comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum Basis {
-    /// The graph of this architecture was laid out and allocated as llama.cpp b11434 does.
-    Replay,
-    /// Closed forms: within some per cent on plain attention, 10–20% elsewhere.
-    Formula,
-    /// Closed forms, because no graph can be laid out: the header's keys and shapes contradict each other.
-    Contradiction,
-}
-
-/// Compute bytes by device name and `Host`, and how they were found.
+/// Compute bytes by device name and `Host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compute {
     /// Bytes by device name (`CUDA0`, `RPC0`) and `Host`.
     pub by_device: BTreeMap<String, Bytes>,
-    /// How they were found.
-    pub basis: Basis,
-    /// Whether attention is one operation (`-fa auto` resolved), where the graph was replayed.
-    pub flash_attn: Option<bool>,
+    /// Whether attention is one operation (`-fa auto` resolved).
+    pub flash_attn: bool,
 }
 
 /// What a compute figure depends on.
 #[derive(Debug, Clone, Copy)]
-pub struct Launch<'a> {
-    /// The model.
-    pub model: &'a Model,
-    /// Where it runs.
-    pub machine: &'a Machine,
-    /// How it is started.
-    pub run: &'a RunConfig,
-    /// Its context.
-    pub numbers: &'a ContextNumbers,
-    /// Its caches.
-    pub caches: &'a Caches,
-    /// Where its tensors are.
-    pub placement: &'a Placement,
+struct Launch<'a> {
+    model: &'a Model,
+    machine: &'a Machine,
+    run: &'a RunConfig,
+    numbers: &'a ContextNumbers,
+    caches: &'a Caches,
+    placement: &'a Placement,
 }
 
-/// The compute buffers of `model` launched as `run`, with their basis.
+/// The compute buffers of `model` launched as `run`: its prompt's graph, laid out and allocated. An error where no such graph
+/// can be built.
 pub fn predict(
     model: &Model,
     machine: &Machine,
@@ -66,23 +44,13 @@ pub fn predict(
     numbers: &ContextNumbers,
     caches: &Caches,
     placement: &Placement,
-) -> Compute {
-    let launch = Launch { model, machine, run, numbers, caches, placement };
-    let formula = |basis| {
-        let by_device = guard::run(|| formula::compute(&launch));
-        let basis = if by_device.is_ok() { basis } else { Basis::Contradiction };
-        Compute { by_device: by_device.unwrap_or_default(), basis, flash_attn: None }
-    };
-    match guard::run(|| launch.replay()) {
-        Ok(Some((by_device, flash_attn))) => Compute { by_device, basis: Basis::Replay, flash_attn: Some(flash_attn) },
-        Ok(None) => formula(Basis::Formula),
-        Err(_) => formula(Basis::Contradiction),
-    }
+) -> Result<Compute, graph::Error> {
+    Launch { model, machine, run, numbers, caches, placement }.replay()
 }
 
 impl<'a> Launch<'a> {
-    /// Lays out the prompt's graph, with or without flash attention; `None` for an architecture that is not replayed.
-    fn replay(&self) -> Option<(BTreeMap<String, Bytes>, bool)> {
+    /// Lays out the prompt's graph, with or without flash attention.
+    fn replay(&self) -> Result<Compute, graph::Error> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
         let mut graph = graph::build(&self.plan(self.prompt(), flash_attn))?;
@@ -92,7 +60,7 @@ impl<'a> Launch<'a> {
             None => Some("Host".to_string()),
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
-        Some((named.collect(), flash_attn))
+        Ok(Compute { by_device: named.collect(), flash_attn })
     }
 
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
@@ -139,12 +107,12 @@ impl<'a> Launch<'a> {
     }
 
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.
-    fn resolve_flash_attn(&self, scheduler: &Scheduler) -> Option<bool> {
+    fn resolve_flash_attn(&self, scheduler: &Scheduler) -> Result<bool, graph::Error> {
         let is_off = self.run.flash_attn == FlashAttn::Off || self.model.architecture == "grok";
         // Quantized values need it (`llama_init_from_model`).
         let is_on = self.run.flash_attn == FlashAttn::On || self.run.type_v.is_quantized;
         if is_off || is_on {
-            return graph::is_known(self.model).then_some(!is_off);
+            return Ok(!is_off);
         }
         let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
         let probe = Batch { n_tokens: n_seqs, n_seqs, n_outputs: n_seqs };
@@ -152,6 +120,6 @@ impl<'a> Launch<'a> {
         let attends = |tensor: &Tensor| tensor.op == Op::FlashAttnExt;
         let at_home = scheduler.targets_of(&mut graph, attends);
         let is_home = |(id, target)| graph.layer_targets.get(&id).is_none_or(|home| Some(*home) == target);
-        Some(at_home.into_iter().all(is_home))
+        Ok(at_home.into_iter().all(is_home))
     }
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::caches::{self, Cache, CacheKind, CacheLayer, Caches};
-use super::{Error, HOST};
+use super::caches::{self, Cache, CacheLayer, Caches};
+use super::{Error, HOST, Uncounted, context_hparams};
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::{Backend, Machine};
@@ -15,6 +15,9 @@ use crate::model::Model;
 use crate::placement::Placement;
 use crate::run::RunConfig;
 use crate::run::numbers::{ContextNumbers, numbers};
+
+/// The most context of a device: 64 PiB, so that no sum over a memory table passes 64 bits.
+const MOST: Bytes = Bytes(1 << 56);
 
 /// llama.cpp's `LLAMA_MAX_SEQ` (`src/llama-cparams.h`, b11434).
 pub const MAX_SEQUENCES: u32 = 256;
@@ -92,8 +95,13 @@ pub fn bytes_by_device(
             let key = device.map_or(HOST, |d| d.name.as_str());
             let sum: &mut Bytes = by_device.entry(key.to_string()).or_default();
             for tensor in cache.tensors(layer)? {
-                let bytes = backend.alloc_size(tensor.ty, tensor.shape, tensor.bytes).padded(backend.alignment());
-                *sum = sum.checked_add(bytes).ok_or(Error::TooLarge)?;
+                if tensor.bytes > MOST {
+                    return Err(Error::TooLarge);
+                }
+                *sum += backend.alloc_size(tensor.ty, tensor.shape, tensor.bytes).padded(backend.alignment());
+                if *sum > MOST {
+                    return Err(Error::TooLarge);
+                }
             }
         }
     }
@@ -110,7 +118,8 @@ pub struct ContextPerToken {
     pub fixed: Bytes,
 }
 
-/// The context of `model` with `cache_type` for K and V and one sequence; an error where llama.cpp refuses the type.
+/// The context of `model` with `cache_type` for K and V and one sequence; an error where llama.cpp refuses the type or the
+/// keys, or does not know the architecture.
 pub fn per_token(model: &Model, cache_type: GgmlType) -> Result<ContextPerToken, Error> {
     let run = RunConfig {
         type_k: cache_type,
@@ -120,36 +129,34 @@ pub fn per_token(model: &Model, cache_type: GgmlType) -> Result<ContextPerToken,
         n_ctx: 1 << 24,
         ..RunConfig::default()
     };
+    if let Some(Uncounted { what, reason }) = Uncounted::of(model).into_iter().find(|term| term.what == "context") {
+        return Err(Error::Uncounted { what, reason });
+    }
+    context_hparams::check(&model.hparams)?;
     let numbers = numbers(&run, &model.hparams);
     let caches = caches::caches(model, &run, &numbers);
     check(&caches, model, &run, &numbers)?;
     // In 1/128 of a byte, since 128 tokens are the most that share a cell.
-    let (mut growing, mut fixed) = (0u64, 0u64);
+    let (mut growing, mut fixed) = (0u128, Bytes(0));
     for cache in &caches.list {
         for layer in &cache.layers {
-            let bytes: u64 = cache.tensors(layer)?.iter().map(|t| t.bytes.0).sum();
-            match cache.tokens_per_cell {
-                Some(tokens) => growing += bytes / u64::from(cache.cells) * 128 / u64::from(tokens),
-                None => fixed += bytes,
+            for tensor in cache.tensors(layer)? {
+                match cache.tokens_per_cell {
+                    Some(tokens) => {
+                        growing += u128::from(tensor.bytes.0 / u64::from(cache.cells)) * 128 / u128::from(tokens);
+                    }
+                    None => fixed = fixed.checked_add(tensor.bytes).ok_or(Error::TooLarge)?,
+                }
             }
         }
     }
-    Ok(ContextPerToken { per_token: Bytes(growing.div_ceil(128)), fixed: Bytes(fixed) })
+    let per_token = u64::try_from(growing.div_ceil(128)).map_err(|_| Error::TooLarge)?;
+    Ok(ContextPerToken { per_token: Bytes(per_token), fixed })
 }
 
 /// One cache in words: `base 8192 cells × 1, 48 layers, K f16, V f16`.
 pub fn describe(cache: &Cache) -> String {
-    let kind = match cache.kind {
-        CacheKind::Base => "attention",
-        CacheKind::Swa => "window",
-        CacheKind::Indexer => "indexer",
-        CacheKind::Csa => "compressed (4)",
-        CacheKind::Hca => "compressed (128)",
-        CacheKind::CsaState | CacheKind::HcaState | CacheKind::IndexerState => "compressor state",
-        CacheKind::Recurrent => "recurrent state",
-        CacheKind::PleState => "n-gram state",
-    };
-    let Cache { cells, n_stream, type_k, type_v, layers, .. } = cache;
+    let Cache { kind, cells, n_stream, type_k, type_v, layers, .. } = cache;
     let n = layers.len();
     let types = match layers.first() {
         Some(layer) if layer.n_embd_v == 0 => format!("{type_k}"),
@@ -190,6 +197,7 @@ mod tests {
             description: None,
             total: Bytes::mib(1024),
             free: Bytes::mib(1024),
+            sold_as: None,
             overhead: None,
             calibration: None,
             rates: None,

@@ -3,7 +3,7 @@
 //! Source: `src/models/*.cpp` `load_arch_hparams`, `src/llama-hparams.cpp`, llama.cpp b11434.
 
 use crate::gguf::Value;
-use crate::hparams::HParams;
+use crate::hparams::{self, HParams};
 use crate::model::Model;
 
 /// llama.cpp's hyper-parameters of the memory, resolved (`llama_hparams`).
@@ -191,6 +191,7 @@ impl ContextHParams {
         resolved.unroll(hparams);
         resolved.n_layer_kv_from_start = match hparams.architecture.as_str() {
             "gemma3n" => Some(20),
+            // Where more share than there are, no layer owns keys, and the graph is refused.
             "gemma4" => Some(hparams.block_count.saturating_sub(hparams.u32_or_0("attention.shared_kv_layers"))),
             _ => None,
         };
@@ -204,6 +205,7 @@ impl ContextHParams {
 
     /// How many layers in all, as `u32` (`n_layer_all`).
     pub fn n_layer_all(&self) -> u32 {
+        // At most `hparams::MAX_BLOCKS`.
         u32::try_from(self.layers.len()).unwrap_or(u32::MAX)
     }
 
@@ -245,6 +247,7 @@ impl ContextHParams {
         let Some((_, window, pattern)) = WINDOWS.iter().find(|(name, ..)| *name == hparams.architecture) else {
             return;
         };
+        // A window past 32 bits is the whole context, as any wide one is.
         let stated = hparams.u64("attention.sliding_window").map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let n_swa = match *window {
             Window::Or(default) => Some(stated.unwrap_or(default)),
@@ -314,6 +317,7 @@ impl ContextHParams {
         };
         let k = full("attention.key_length", hparams.key_length);
         let v = full("attention.value_length", hparams.value_length);
+        // Heads past 32 bits are refused with the row or the graph that they make.
         let swa = |key: &str, full: u32| hparams.u64(key).map_or(full, |n| u32::try_from(n).unwrap_or(u32::MAX));
         let k_swa = swa("attention.key_length_swa", k);
         let v_swa = swa("attention.value_length_swa", v);
@@ -326,7 +330,8 @@ impl ContextHParams {
         }
     }
 
-    /// `n_embd_r`, `n_embd_s` and `ple_conv_state` of `src/llama-hparams.cpp`.
+    /// `n_embd_r`, `n_embd_s` and `ple_conv_state` of `src/llama-hparams.cpp`. Widths past 64 bits saturate: `Cache::tensors`
+    /// refuses rows that long.
     fn size_states(&mut self, hparams: &HParams) {
         let get = |key: &str| u64::from(hparams.u32_or_0(key));
         let n_embd = u64::from(hparams.embedding_length);
@@ -344,9 +349,10 @@ impl ContextHParams {
         } else if shortconv != 0 {
             n_embd * (shortconv - 1)
         } else if kda != 0 {
-            3 * if conv > 0 { conv - 1 } else { 3 } * n_head * kda
+            (3 * conv.checked_sub(1).unwrap_or(3)).saturating_mul(n_head * kda)
         } else {
-            conv.saturating_sub(1).saturating_mul(d_inner + 2 * n_group * d_state)
+            // Without the key there is no convolution.
+            conv.saturating_sub(1).saturating_mul((n_group * d_state).saturating_mul(2).saturating_add(d_inner))
         };
         self.n_embd_s = if wkv != 0 {
             n_embd * wkv
@@ -367,7 +373,7 @@ impl ContextHParams {
         };
         let get = |key: &str| u64::from(hparams.u32_or_0(key));
         let (kernel, ngram) = (get("ple.conv_kernel"), get("ple.ngram_size"));
-        let has_heads = ngram.saturating_sub(1) * get("ple.heads_per_ngram") > 0;
+        let has_heads = ngram > 1 && get("ple.heads_per_ngram") > 0;
         if !has_heads || kernel == 0 {
             return;
         }
@@ -393,6 +399,7 @@ fn trunk(model: &Model) -> u32 {
 }
 
 fn heads(hparams: &HParams, il: usize) -> LayerHParams {
+    // They have a value a block.
     let at = |values: &[u32]| values.get(il).copied().unwrap_or(0);
     LayerHParams {
         n_head: at(&hparams.head_count),
@@ -400,6 +407,30 @@ fn heads(hparams: &HParams, il: usize) -> LayerHParams {
         no_ffn: at(&hparams.feed_forward_length) == 0,
         ..LayerHParams::default()
     }
+}
+
+/// Refuses an array by layer of another length than llama.cpp asks for (`get_key_or_arr` in `src/llama-model-loader.cpp`,
+/// b11434). Other arrays may be shorter: layers beyond them have 0 there, as here.
+pub fn check(hparams: &HParams) -> Result<(), hparams::Error> {
+    let (all, trunk) = (hparams.block_count, hparams.n_layer());
+    let arrays: &[(&str, u32)] = match hparams.architecture.as_str() {
+        "glm-dsa" | "glm5-next" | "hy_v4" => &[("attention.indexer.types", trunk)],
+        "minimax-01" | "qwen35" | "qwen35moe" | "qwen3next" => &[("attention.recurrent_layers", all)],
+        "qwen4exp" => &[("attention.recurrent_layers", all), ("attention.compress_ratios", all)],
+        _ => &[],
+    };
+    for (key, expected) in arrays {
+        let found = match hparams.value(key) {
+            Some(Value::Array(values)) => values.len() as u64,
+            Some(Value::Counted { len }) => *len,
+            _ => continue,
+        };
+        if found != u64::from(*expected) {
+            let key = format!("{}.{key}", hparams.architecture);
+            return Err(hparams::Error::WrongLength { key, expected: *expected, found });
+        }
+    }
+    Ok(())
 }
 
 /// An array key as flags, or a scalar one for every layer; `None` where it is absent.

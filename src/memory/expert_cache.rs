@@ -58,7 +58,7 @@ pub fn expert_cache(model: &Model, machine: &Machine, run: &RunConfig, placement
         return ExpertCache::default();
     }
     let problem = |problem| ExpertCache { problem: Some(problem), ..ExpertCache::default() };
-    let used = u64::from(model.hparams.expert_used_count.iter().copied().max().unwrap_or(0));
+    let used = u64::from(model.hparams.expert_used_count.iter().copied().fold(0, u32::max));
     if placement.devices.is_empty() || used == 0 {
         return problem(Problem::Impossible);
     }
@@ -72,9 +72,11 @@ pub fn expert_cache(model: &Model, machine: &Machine, run: &RunConfig, placement
     for group in &groups {
         let Some(device) = machine.devices.get(usize::from(group.device)) else { continue };
         cache.host_bytes += Bytes(group.host_bytes);
+        // Every group's device has a share.
         let share = shares.get(&group.device).copied().unwrap_or(0.0);
         let budget = budget(run.moe_cache_mib, share, group.host_bytes, host_of(group.device));
         let experts = group.layout.first().map_or(0, |(_, shape)| shape[2]);
+        // More than all experts are not kept: the search below ends at 2^32.
         let slots = slots(group, device.backend, budget, group.blocks.saturating_mul(experts));
         if slots < used {
             continue;
@@ -82,7 +84,7 @@ pub fn expert_cache(model: &Model, machine: &Machine, run: &RunConfig, placement
         // Within the budget of 2^52 bytes.
         let banks = u64::try_from(size(group, device.backend, slots)).unwrap_or(budget);
         *cache.by_device.entry(device.name.clone()).or_default() += Bytes(banks);
-        // A map from experts to slots, one 32-bit number each.
+        // A map from experts to slots, one 32-bit number each; tensors hold less than 2^50 elements.
         let maps = Bytes(experts.saturating_mul(4)).padded(Backend::Cpu.alignment());
         *cache.by_device.entry(HOST.to_string()).or_default() += Bytes(maps.0.saturating_mul(group.blocks));
     }
@@ -126,6 +128,7 @@ fn groups(model: &Model, placement: &Placement) -> Vec<Group> {
 /// Each device's part of the budget: by `-ts`, else by free memory; devices without host experts get none.
 #[expect(clippy::cast_precision_loss, reason = "llama.cpp divides in double precision")]
 fn shares(machine: &Machine, run: &RunConfig, placement: &Placement, groups: &[Group]) -> BTreeMap<u16, f64> {
+    // llama.cpp fills the shares that are not given with 0.
     let split = |index: usize| f64::from(run.tensor_split.get(index).copied().unwrap_or(0.0));
     let by_free = (0..placement.devices.len()).all(|index| split(index) == 0.0);
     let mut weights: BTreeMap<u16, f64> = BTreeMap::new();

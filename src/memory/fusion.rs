@@ -75,6 +75,7 @@ fn can_fuse(graph: &Graph, nodes: &[usize], ops: &[Op], outputs: &[usize]) -> bo
             return true;
         }
         let readers = nodes[n + 1..].iter().flat_map(|j| node(graph, *j).sources()).filter(|s| **s == id).count();
+        // Copies that the scheduler added are read by none that counts.
         let uses = graph.uses.get(id.index()).copied().unwrap_or(0);
         let root_is_inside =
             tensor.view_src.is_none_or(|root| in_group(root) || matches!(graph.tensor(root).held, Held::Weight(_)));

@@ -7,7 +7,6 @@ pub mod compute;
 pub mod context;
 pub mod context_hparams;
 pub mod expert_cache;
-mod formula;
 mod fusion;
 pub mod graph;
 pub mod overhead;
@@ -20,12 +19,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
+use crate::hparams;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::placement::{self, Placement};
+use crate::rules;
 use crate::run::RunConfig;
 use crate::run::numbers::{ContextNumbers, numbers};
 pub use caches::Caches;
+use compute::Compute;
 pub use context::ContextPerToken;
 
 /// The key of host memory in memory tables.
@@ -71,10 +73,38 @@ pub struct Prediction {
     pub numbers: ContextNumbers,
     /// The caches behind the context column.
     pub caches: Caches,
-    /// Whether attention is one operation (`-fa auto` resolved), where the graph was replayed.
+    /// Whether attention is one operation (`-fa auto` resolved); `None` where compute is not counted.
     pub flash_attn: Option<bool>,
     /// Where the figures come from.
     pub basis: Vec<Basis>,
+    /// The terms that are not in `memory`. [`predict`] gives none such; [`predict_as_far_as_known`] may.
+    pub uncounted: Vec<Uncounted>,
+}
+
+/// A term of memory that is not counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Uncounted {
+    /// Which: `context`, `compute`, `overhead`.
+    pub what: &'static str,
+    /// Why.
+    pub reason: String,
+}
+
+impl Uncounted {
+    /// What of a model cannot be counted, for want of its architecture.
+    fn of(model: &Model) -> Vec<Self> {
+        let architecture = &model.architecture;
+        let (terms, reason): (&[&str], _) = if !rules::knows_architecture(architecture) {
+            let reason = format!("llama.cpp b11434 does not know the architecture `{architecture}`");
+            (&["context", "compute", "overhead"], reason)
+        } else if !graph::is_known(architecture) {
+            (&["compute"], format!("moeplan does not build the graph of `{architecture}`"))
+        } else {
+            (&[], String::new())
+        };
+        terms.iter().map(|what| Self { what, reason: reason.clone() }).collect()
+    }
 }
 
 /// Where one figure of a prediction comes from.
@@ -145,9 +175,37 @@ pub enum Error {
     /// Neither the command nor the model says how long the context is.
     #[error("the context or the batch is 0 tokens: give -c and -b")]
     NoContext,
-    /// Beyond 2^64 bytes.
-    #[error("the context is larger than 2^64 bytes: give a smaller -c")]
+    /// Beyond any memory.
+    #[error("the context is larger than 64 PiB: give a smaller -c")]
     TooLarge,
+    /// A key that llama.cpp refuses.
+    #[error(transparent)]
+    Key(#[from] hparams::Error),
+    /// A graph that llama.cpp would not build.
+    #[error(transparent)]
+    Graph(#[from] graph::Error),
+    /// An architecture that is not known well enough.
+    #[error("no {what} can be predicted: {reason}")]
+    Uncounted {
+        /// Which term.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// What to try.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Key(_) => Some("llama.cpp refuses this file too: convert the model again with a current llama.cpp"),
+            Self::Graph(error) => error.hint(),
+            Self::Uncounted { .. } => {
+                Some("`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What llama.cpp b11434 would report for `model` on `machine`, launched as `run` and placed as `placement`.
@@ -161,53 +219,109 @@ pub fn predict_with(
     machine: &Machine,
     run: &RunConfig,
     placement: &Placement,
-    compute: Option<&compute::Compute>,
+    compute: Option<&Compute>,
+) -> Result<Prediction, Error> {
+    if let Some(Uncounted { what, reason }) = Uncounted::of(model).pop() {
+        return Err(Error::Uncounted { what, reason });
+    }
+    count(model, machine, run, placement, compute)
+}
+
+/// [`predict`] for any architecture: `uncounted` says which terms are missing.
+pub fn predict_as_far_as_known(
+    model: &Model,
+    machine: &Machine,
+    run: &RunConfig,
+    placement: &Placement,
+) -> Result<Prediction, Error> {
+    count(model, machine, run, placement, None)
+}
+
+/// Counts every term but those that cannot be.
+fn count(
+    model: &Model,
+    machine: &Machine,
+    run: &RunConfig,
+    placement: &Placement,
+    compute: Option<&Compute>,
 ) -> Result<Prediction, Error> {
     let numbers = numbers(run, &model.hparams);
-    let caches = caches::caches(model, run, &numbers);
-    context::check(&caches, model, run, &numbers)?;
-    let mut memory = MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]);
-    let mut basis = vec![Basis {
-        quantity: "context".to_string(),
-        how: caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; "),
-    }];
-    let growth = overhead::host_growth(run, &numbers, &caches, model.hparams.vocab_size);
-    let (logits, checkpoints, cache) = (growth.logits, growth.checkpoints, growth.prompt_cache);
-    basis.push(Basis {
-        quantity: "Host.uncounted".to_string(),
-        how: format!("up to {logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)"),
-    });
-    for at in &placement.devices {
-        let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
-        let overhead = overhead::held(device, *at, model, run, placement);
-        memory.entry(device.name.clone()).or_default().overhead = overhead.peak;
-        basis.push(Basis { quantity: format!("{}.overhead", device.name), how: overhead.source.to_string() });
-    }
-    for (device, bytes) in placement::model_bytes(placement, model, machine) {
-        memory.entry(device).or_default().model = bytes;
-    }
-    for (device, bytes) in context::bytes_by_device(&caches, machine, run, placement)? {
-        memory.entry(device).or_default().context = bytes;
-    }
-    let cache = expert_cache::expert_cache(model, machine, run, placement);
-    for (device, bytes) in &cache.by_device {
-        memory.entry(device.clone()).or_default().context += *bytes;
-        let how =
-            format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");
-        basis.push(Basis { quantity: format!("{device}.context"), how });
-    }
-    let replayed = || compute::predict(model, machine, run, &numbers, &caches, placement);
-    let compute = compute.cloned().unwrap_or_else(replayed);
-    for (device, bytes) in compute.by_device {
-        memory.entry(device).or_default().compute = bytes;
-    }
-    let how = match compute.basis {
-        compute::Basis::Replay => "the graph laid out and allocated as llama.cpp b11434 does",
-        compute::Basis::Formula => "closed forms: within some per cent on plain attention, 10 to 20% elsewhere",
-        compute::Basis::Contradiction => {
-            "closed forms: no graph can be laid out, the header's keys and shapes contradict each other"
-        }
+    let mut prediction = Prediction {
+        memory: MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]),
+        caches: caches::caches(model, run, &numbers),
+        numbers,
+        flash_attn: None,
+        basis: Vec::new(),
+        uncounted: Uncounted::of(model),
     };
-    basis.push(Basis { quantity: "compute".to_string(), how: how.to_string() });
-    Ok(Prediction { memory, numbers, caches, flash_attn: compute.flash_attn, basis })
+    for (device, bytes) in placement::model_bytes(placement, model, machine) {
+        prediction.row(&device).model = bytes;
+    }
+    if prediction.counts("context") {
+        prediction.add_context(model, machine, run, placement)?;
+    } else {
+        (prediction.caches.list, prediction.caches.mtp) = (Vec::new(), Vec::new());
+    }
+    if prediction.counts("compute") {
+        let compute = match compute {
+            Some(known) => known.clone(),
+            None => compute::predict(model, machine, run, &prediction.numbers, &prediction.caches, placement)?,
+        };
+        for (device, bytes) in compute.by_device {
+            prediction.row(&device).compute = bytes;
+        }
+        prediction.flash_attn = Some(compute.flash_attn);
+        prediction.note("compute", "the graph laid out and allocated as llama.cpp b11434 does".to_string());
+    }
+    Ok(prediction)
+}
+
+impl Prediction {
+    /// Whether a term is in the table.
+    pub fn counts(&self, what: &str) -> bool {
+        self.uncounted.iter().all(|term| term.what != what)
+    }
+
+    fn row(&mut self, device: &str) -> &mut MemoryBreakdown {
+        self.memory.entry(device.to_string()).or_default()
+    }
+
+    fn note(&mut self, quantity: &str, how: String) {
+        self.basis.push(Basis { quantity: quantity.to_string(), how });
+    }
+
+    /// The caches, what else the host holds for the context, and what devices hold beside the table.
+    fn add_context(
+        &mut self,
+        model: &Model,
+        machine: &Machine,
+        run: &RunConfig,
+        placement: &Placement,
+    ) -> Result<(), Error> {
+        context_hparams::check(&model.hparams)?;
+        context::check(&self.caches, model, run, &self.numbers)?;
+        let contexts = context::bytes_by_device(&self.caches, machine, run, placement)?;
+        let caches = self.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");
+        self.note("context", caches);
+        let growth = overhead::host_growth(run, &self.numbers, &self.caches, model.hparams.vocab_size);
+        let (logits, checkpoints, cache) = (growth.logits, growth.checkpoints, growth.prompt_cache);
+        let most = format!("{logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)");
+        self.note("Host.uncounted", format!("up to {most}"));
+        for at in &placement.devices {
+            let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
+            let overhead = overhead::held(device, *at, model, run, placement);
+            self.row(&device.name).overhead = overhead.peak;
+            self.note(&format!("{}.overhead", device.name), overhead.source.to_string());
+        }
+        for (device, bytes) in contexts {
+            self.row(&device).context = bytes;
+        }
+        for (device, bytes) in expert_cache::expert_cache(model, machine, run, placement).by_device {
+            self.row(&device).context += bytes;
+            let how =
+                format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");
+            self.note(&format!("{device}.context"), how);
+        }
+        Ok(())
+    }
 }

@@ -1,89 +1,131 @@
 //! What a process holds on a device beyond llama.cpp's own sums: the driver's context, libraries, growing pools.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use super::caches::{CacheKind, Caches};
 use super::pools;
 use crate::bytes::Bytes;
+use crate::machine::cards::{self, CARDS, Card};
 use crate::machine::{Backend, Device};
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::run::numbers::ContextNumbers;
 use crate::run::{Program, RunConfig};
 
-/// One row of the table.
+/// What a process holds on a device beyond llama.cpp's own sums.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overhead {
-    /// The row is for devices whose description contains this, in any case; empty = any.
-    pub description: &'static str,
-    /// The backends it is for.
-    pub backends: &'static [Backend],
     /// After loading, nothing pinned.
     pub loaded: Bytes,
     /// After long prompts, which load kernels and grow the pools; they never shrink. Budgets count with this.
     pub peak: Bytes,
-    /// Multiprocessors of the card, where `loaded` and `peak` are without what [`super::pools`] says of a launch.
+    /// Multiprocessors of the card, where `peak` is without what [`super::pools`] says of a launch.
     pub multiprocessors: Option<u64>,
     /// Where the figures come from.
     pub source: Cow<'static, str>,
 }
 
-/// First match wins.
-pub const OVERHEADS: &[Overhead] = &[
-    Overhead {
-        description: "H100",
-        backends: &[Backend::Cuda],
-        loaded: Bytes::mib(600),
-        peak: Bytes::mib(705),
-        multiprocessors: Some(132),
-        source: Cow::Borrowed(
-            "measured on an H100 80GB, CUDA 13, llama.cpp b11434: 600 MiB loaded, 105 more after long prompts, \
-             the launch's own page tables and pools",
-        ),
+/// What a process takes of an NVIDIA card beyond a context that has done nothing yet.
+struct Growth {
+    /// Of cards of this generation.
+    generation: &'static str,
+    /// Libraries, once a model is loaded.
+    loaded: Bytes,
+    /// And after long prompts, pools and page tables left out.
+    peak: Bytes,
+    /// Who measured it.
+    source: &'static str,
+}
+
+/// The growth that is known. Other generations take the most of it.
+const GROWTH: &[Growth] = &[
+    Growth {
+        generation: "hopper",
+        loaded: Bytes::mib(73),
+        peak: Bytes::mib(178),
+        source: "measured on an H100 80GB, CUDA 13, llama.cpp b11434",
     },
-    Overhead {
-        description: "",
-        backends: &[Backend::Cuda, Backend::Rocm, Backend::Vulkan, Backend::Metal],
-        loaded: Bytes::mib(600),
-        peak: Bytes::mib(600),
-        multiprocessors: None,
-        source: Cow::Borrowed("default: no measurement of this device"),
+    Growth {
+        generation: "blackwell",
+        loaded: Bytes::mib(73),
+        peak: Bytes::mib(151),
+        source: "an RTX PRO 6000's 701 to 712 MiB after long prompts, its pools among them",
     },
-    Overhead {
-        description: "",
-        backends: &[Backend::Rpc, Backend::Cpu],
+    Growth {
+        generation: "pascal",
         loaded: Bytes(0),
-        peak: Bytes(0),
-        multiprocessors: None,
-        source: Cow::Borrowed("no context of its own in this process"),
+        peak: Bytes::mib(68),
+        source: "an 8 GB P104-100's 84 MiB idle and 160 at most after prompts, 8 and more of pools among them",
     },
 ];
 
-/// The row of `device` for micro-batches of `n_ubatch` tokens: what its machine file states, else what was measured of it,
+/// The context of a card: its own, else that of the next larger card of its generation, else of the largest, scaled by multiprocessors.
+/// `None` where none of its generation is known.
+fn context(card: &Card) -> Option<Bytes> {
+    let size = card.multiprocessors?;
+    let relatives = CARDS.iter().filter(|other| other.generation == card.generation);
+    let known = || relatives.clone().filter_map(|other| Some((other.multiprocessors?, other.context?)));
+    let larger = || known().filter(|(other, _)| *other >= size).min();
+    let scaled = || known().max().map(|(other, context)| Bytes((context.0 * size).div_ceil(other)));
+    card.context.or_else(|| larger().map(|(_, context)| context)).or_else(scaled)
+}
+
+/// The overhead of an NVIDIA card; `None` where no context of its generation is known.
+fn of_card(card: &Card) -> Option<Overhead> {
+    let context = context(card)?;
+    let most = || GROWTH.iter().max_by_key(|growth| growth.peak);
+    let own = GROWTH.iter().find(|growth| growth.generation == card.generation);
+    let growth = own.or_else(most)?;
+    let (words, generation) = (card.words.to_uppercase(), card.generation);
+    let whose = if own.is_some() { "" } else { ", the most that is known" };
+    let printed = if card.context.is_some() { "as llama.cpp printed it" } else { "by others of its generation" };
+    let source = format!(
+        "{words} ({generation}): a context of {context} {printed}, {} more after long prompts{whose} ({}), the launch's own page \
+         tables and pools",
+        growth.peak, growth.source
+    );
+    Some(Overhead {
+        loaded: context + growth.loaded,
+        peak: context + growth.peak,
+        multiprocessors: card.multiprocessors,
+        source: Cow::Owned(source),
+    })
+}
+
+/// The upper end of what is known of NVIDIA cards, for one of which nothing is.
+static UNKNOWN_CARD: LazyLock<Overhead> = LazyLock::new(|| {
+    let known = || CARDS.iter().filter(|card| card.context.is_some()).filter_map(of_card);
+    let most = |of: fn(&Overhead) -> Bytes| known().map(|known| of(&known)).max().unwrap_or(DEFAULT);
+    let (loaded, peak) = (most(|known| known.loaded), most(|known| known.peak));
+    let multiprocessors = CARDS.iter().filter_map(|card| card.multiprocessors).max();
+    let source = format!(
+        "default: no measurement of this device; {peak}, the most that is known of any card, and the launch's own page tables and pools"
+    );
+    Overhead { loaded, peak, multiprocessors, source: Cow::Owned(source) }
+});
+
+/// What is assumed of a device that is no NVIDIA card.
+const DEFAULT: Bytes = Bytes::mib(600);
+
+/// The same for every launch.
+fn fixed(bytes: Bytes, source: &'static str) -> Overhead {
+    Overhead { loaded: bytes, peak: bytes, multiprocessors: None, source: Cow::Borrowed(source) }
+}
+
+/// The overhead of `device` for micro-batches of `n_ubatch` tokens: what its machine file states, else what was measured of it,
 /// else the table's.
 pub fn overhead(device: &Device, n_ubatch: u32) -> Overhead {
     if let Some(stated) = device.overhead {
-        let source = Cow::Borrowed("stated by the machine file");
-        return Overhead {
-            description: "",
-            backends: &[],
-            loaded: stated,
-            peak: stated,
-            multiprocessors: None,
-            source,
-        };
+        return fixed(stated, "stated by the machine file");
     }
     let known = tabled(device);
-    match &device.calibration {
-        Some(measured) => Overhead {
-            loaded: measured.loaded,
-            // Pools that no long prompt has grown yet will grow.
-            peak: measured.peak_at(n_ubatch).unwrap_or(known.peak.max(measured.loaded)),
-            multiprocessors: None,
-            source: Cow::Owned(measured.describe()),
-            ..known
-        },
-        None => known,
+    let Some(measured) = &device.calibration else { return known };
+    let (loaded, source) = (measured.loaded, Cow::Owned(measured.describe()));
+    match measured.peak_at(n_ubatch) {
+        Some(peak) => Overhead { loaded, peak, multiprocessors: None, source },
+        // Pools that no long prompt has grown yet will grow.
+        None => Overhead { loaded, peak: known.peak.max(loaded), source, ..known },
     }
 }
 
@@ -98,13 +140,17 @@ pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement:
     known
 }
 
-/// The table's row of `device`.
+/// What is known without a measurement of the device itself.
 fn tabled(device: &Device) -> Overhead {
-    let description = device.description.as_deref().unwrap_or_default().to_ascii_lowercase();
-    let fits = |row: &&Overhead| {
-        row.backends.contains(&device.backend) && description.contains(&row.description.to_ascii_lowercase())
-    };
-    OVERHEADS.iter().find(fits).cloned().expect("the table has a row for every backend")
+    match device.backend {
+        Backend::Cuda => {
+            let named = || cards::named(device.description.as_deref()?).find(|card| card.is_nvidia());
+            named().and_then(of_card).unwrap_or_else(|| UNKNOWN_CARD.clone())
+        }
+        Backend::Rocm | Backend::Vulkan => fixed(DEFAULT, "default: no measurement of this device"),
+        Backend::Metal => fixed(Bytes(0), "Metal: load logs show nothing beyond its buffers"),
+        Backend::Rpc | Backend::Cpu => fixed(Bytes(0), "no context of its own in this process"),
+    }
 }
 
 /// Host memory that llama.cpp lists nowhere: upper bounds, most of it taken only as the server is used.
@@ -159,42 +205,39 @@ mod tests {
     }
 
     #[test]
-    fn every_backend_has_a_row_and_a_known_card_its_own() {
-        let device = |backend, description: Option<&str>| Device {
-            name: "X0".to_string(),
-            buffer: "X0".to_string(),
-            backend,
-            description: description.map(str::to_string),
-            total: Bytes::mib(24576),
-            free: Bytes::mib(24576),
-            overhead: None,
-            calibration: None,
-            rates: None,
+    fn every_backend_has_a_figure_and_a_known_card_its_own() {
+        let device = |name: &str, description: &str| Device {
+            description: Some(description.to_string()),
+            ..Device::parse(&format!("{name}=24576M")).unwrap()
         };
-        for (backend, description, peak) in [
-            (Backend::Cuda, Some("NVIDIA H100 80GB HBM3"), 705),
-            (Backend::Cuda, Some("NVIDIA GeForce RTX 4090"), 600),
-            (Backend::Cuda, None, 600),
-            (Backend::Rocm, None, 600),
-            (Backend::Vulkan, None, 600),
-            (Backend::Metal, None, 600),
-            (Backend::Rpc, None, 0),
-            (Backend::Cpu, None, 0),
+        for (name, description, peak, multiprocessors) in [
+            ("CUDA0", "NVIDIA H100 80GB HBM3", 705, Some(132)),
+            ("CUDA0", "NVIDIA H200", 705, Some(132)),
+            ("CUDA0", "NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 712, Some(188)),
+            ("CUDA0", "NVIDIA P104-100", 152, Some(15)),
+            ("CUDA0", "NVIDIA GeForce RTX 4090", 412 + 178, Some(128)),
+            // The next larger of its generation is the 3090.
+            ("CUDA0", "NVIDIA GeForce RTX 3080", 263 + 178, Some(68)),
+            // No context of a Turing card is known.
+            ("CUDA0", "Tesla T4", 712, Some(188)),
+            ("CUDA0", "Something Else 9000", 712, Some(188)),
+            ("ROCm0", "AMD Radeon RX 7900 XTX", 600, None),
+            ("Vulkan0", "NVIDIA GeForce RTX 4090", 600, None),
+            ("MTL0", "Apple M2 Ultra", 0, None),
+            ("RPC0", "", 0, None),
         ] {
-            assert_eq!(
-                overhead(&device(backend, description), 512).peak,
-                Bytes::mib(peak),
-                "{backend:?} {description:?}"
-            );
+            let found = overhead(&device(name, description), 512);
+            assert_eq!((found.peak, found.multiprocessors), (Bytes::mib(peak), multiprocessors), "{description}");
         }
-        let stated = Device { overhead: Some(Bytes::mib(333)), ..device(Backend::Rpc, None) };
+        assert!(overhead(&Device::parse("CUDA0=24G").unwrap(), 512).source.starts_with("default: no measurement"));
+        let stated = Device { overhead: Some(Bytes::mib(333)), ..device("RPC0", "") };
         assert_eq!(overhead(&stated, 512).peak, Bytes::mib(333));
     }
 
     #[test]
     fn what_was_measured_goes_before_the_table() {
-        let mut device = Device::parse("CUDA0=24G").unwrap();
-        for (loaded, peak, expected) in [(580, Some(700), 700), (580, None, 600), (650, None, 650)] {
+        let mut device = Device::parse("CUDA0=24576M").unwrap();
+        for (loaded, peak, expected) in [(580, Some(700), 700), (580, None, 712), (750, None, 750)] {
             device.calibration = Some(Calibration {
                 runs: 1,
                 loaded: Bytes::mib(loaded),

@@ -240,10 +240,14 @@ impl Scheduling<'_> {
                 }
             }
             if self.target_of[id.index()].is_none() {
-                let able = (0..self.scheduler.targets.len()).find(|t| self.supports(*t, &tensor));
-                self.target_of[id.index()] = Some(able.unwrap_or(self.scheduler.cpu()));
+                self.target_of[id.index()] = (0..self.scheduler.targets.len()).find(|t| self.supports(*t, &tensor));
             }
         }
+    }
+
+    /// The target that pass 4 left a tensor with; the CPU can run everything.
+    fn target(&self, id: Id) -> usize {
+        self.target_of[id.index()].unwrap_or(self.scheduler.cpu())
     }
 
     /// Whether `target` can read `id` where it is (`ggml_backend_sched_buffer_supported`).
@@ -260,7 +264,7 @@ impl Scheduling<'_> {
         let n = self.graph.nodes.len();
         let runs = |id: &Id| !self.graph.tensor(*id).op.is_view();
         let Some(first) = self.graph.nodes.iter().find(|id| runs(id)) else { return };
-        let mut target = self.target_of[first.index()].unwrap_or(self.scheduler.cpu());
+        let mut target = self.target(*first);
         let mut split = Split { target, start: 0, end: n, inputs: Vec::new() };
         for i in 0..n {
             let id = self.graph.nodes[i];
@@ -268,7 +272,7 @@ impl Scheduling<'_> {
             if tensor.op.is_view() {
                 continue;
             }
-            let here = self.target_of[id.index()].unwrap_or(self.scheduler.cpu());
+            let here = self.target(id);
             let needs_weight = here == target && !split.inputs.is_empty() && self.needs_weight(&tensor, target);
             if here != target || needs_weight {
                 split.end = i;
@@ -316,9 +320,9 @@ impl Scheduling<'_> {
         copy.nb = source.nb;
         copy.is_input = self.scheduler.pipeline;
         copy.is_output = self.scheduler.pipeline;
-        let first = self.graph.push(copy);
+        let first = self.graph.append(copy);
         for _ in 1..n {
-            self.graph.push(copy);
+            self.graph.append(copy);
         }
         self.target_of.resize(self.graph.tensors.len(), Some(target));
         first
@@ -331,7 +335,7 @@ impl Scheduling<'_> {
             if !self.tensor(leaf).is_input {
                 continue;
             }
-            let target = self.target_of[leaf.index()].unwrap_or(self.scheduler.cpu());
+            let target = self.target(leaf);
             self.graph.tensors[leaf.index()].is_output = true;
             let others = self.scheduler.n_copies() - 1;
             let first = self.push_copies(leaf, target, others);
@@ -348,7 +352,7 @@ impl Scheduling<'_> {
         for s in 0..self.splits.len() {
             let Split { target, start, end, .. } = self.splits[s];
             for input in std::mem::take(&mut self.splits[s].inputs) {
-                let home = self.target_of[input.index()].unwrap_or(target);
+                let home = self.target(input);
                 nodes.push((self.keep_alive(&[input]), home));
                 let copy = self.copies[input.index() * self.scheduler.targets.len() + target];
                 let copy = copy.expect("an input of a part has a copy there");
@@ -359,7 +363,7 @@ impl Scheduling<'_> {
             }
             for i in start..end {
                 let id = self.graph.nodes[i];
-                nodes.push((id, self.target_of[id.index()].unwrap_or(target)));
+                nodes.push((id, self.target(id)));
                 if let Some(kept) = keeps.get(&id) {
                     for group in kept.chunks(super::graph::tensor::MAX_SRC) {
                         nodes.push((self.keep_alive(group), target));
@@ -367,8 +371,7 @@ impl Scheduling<'_> {
                 }
             }
         }
-        let target = |id: &Id| (*id, self.target_of[id.index()].unwrap_or(self.scheduler.cpu()));
-        leafs.extend(self.graph.leafs.iter().map(target));
+        leafs.extend(self.graph.leafs.iter().map(|id| (*id, self.target(*id))));
         [nodes, leafs]
     }
 
@@ -389,7 +392,7 @@ impl Scheduling<'_> {
         let mut node = Tensor::new(source.ty, source.ne);
         node.view_src = Some(source.view_src.unwrap_or(ids[0]));
         node.push_sources(ids);
-        self.graph.push(node)
+        self.graph.append(node)
     }
 }
 

@@ -96,13 +96,13 @@ impl Fault {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::MissingTensor { tensor } if tensor.contains("_exps.") => {
-                "llama.cpp refuses this file too: its experts are missing or named otherwise; take a GGUF made by llama.cpp's convert_hf_to_gguf.py"
+                "its experts are missing or named otherwise; take a GGUF made by llama.cpp's convert_hf_to_gguf.py"
             }
             Self::MissingTensor { .. } | Self::UnusedTensor { .. } | Self::WrongShape { .. } => {
-                "llama.cpp refuses this file too: it is incomplete, or laid out for another program (ollama makes such files); take a GGUF made by llama.cpp's convert_hf_to_gguf.py"
+                "it is incomplete, or laid out for another program (ollama makes such files); take a GGUF made by llama.cpp's convert_hf_to_gguf.py"
             }
             Self::Rules(_) => "this is a mistake of moeplan; please report it",
-            _ => "llama.cpp refuses this file too: convert the model again with a current llama.cpp",
+            _ => "convert the model again with a current llama.cpp",
         }
     }
 }

@@ -97,6 +97,7 @@ pub(super) fn known(machine: &Machine) -> String {
 #[expect(clippy::cast_precision_loss, reason = "llama.cpp rounds to f32 here")]
 pub(super) fn slots(machine: &Machine, run: &RunConfig, devices: &[u16], block_count: u32) -> Vec<Option<u16>> {
     let total = block_count + 1;
+    // A negative number is all of them, and so is one beyond them.
     let wanted = u32::try_from(run.n_gpu_layers).unwrap_or(total);
     let start = total.saturating_sub(wanted);
     let active = if devices.is_empty() { 0 } else { wanted.min(total) };
@@ -114,10 +115,12 @@ pub(super) fn slots(machine: &Machine, run: &RunConfig, devices: &[u16], block_c
 /// Running sums of the devices' shares, the last one 1.
 #[expect(clippy::cast_precision_loss, reason = "llama.cpp rounds to f32 here")]
 fn bounds(machine: &Machine, run: &RunConfig, devices: &[u16]) -> Vec<f32> {
+    // llama.cpp fills the shares that are not given with 0.
     let given: Vec<f32> = (0..devices.len()).map(|i| run.tensor_split.get(i).copied().unwrap_or(0.0)).collect();
     let free = |index: &u16| {
         let device = machine.devices.get(usize::from(*index)).expect("a device that takes part exists");
-        // A device without figures gets the host's; the Linux host says that all its memory is free.
+        // A device without figures gets the host's; the Linux host says that all its memory is free. Where that is not known
+        // either, it has no share.
         let nothing = device.free.0 == 0 && device.total.0 == 0;
         let bytes = if nothing { machine.host.ram.unwrap_or_default() } else { device.free };
         bytes.0 as f32

@@ -275,6 +275,7 @@ impl Law<'_> {
 
     /// The device of a block; those that are no layers go with the output.
     fn slot(&self, block: u32) -> Option<u16> {
+        // A block number past the address space is no layer either.
         let index = usize::try_from(block).unwrap_or(usize::MAX);
         self.slots.get(index).copied().unwrap_or_else(|| self.output())
     }

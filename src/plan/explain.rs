@@ -110,13 +110,12 @@ impl Subject<'_> {
     }
 
     fn alternative(&self, what: String, candidate: &Candidate, note: Option<String>) -> Alternative {
-        let memory = candidate.prediction.memory.iter();
         Alternative {
             what,
             args: args::args(&candidate.run),
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
-            memory: memory.map(|(key, terms)| (key.clone(), Row { terms: *terms, total: terms.total() })).collect(),
+            memory: Row::table(&candidate.prediction),
             placement: expert_split(self.model, self.machine, candidate),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use super::solver::{Candidate, Error, Problem, Strategy};
 use super::stage::{End, Kept, Stage};
 use crate::bytes::Bytes;
-use crate::memory::compute::{self, Compute};
+use crate::memory::compute::Compute;
 use crate::memory::{self, MemoryByDevice, Prediction};
 use crate::placement::Placement;
 use crate::run::{FlashAttn, Override, RunConfig, numbers};
@@ -286,7 +286,7 @@ impl<'a> Explorer<'a> {
             let placement = if whole { &self.stage.bare } else { &self.stage.hosted };
             compute_of(&self.predict(setting, placement, None)?)
         };
-        self.flash_attn.set(compute.flash_attn == Some(true));
+        self.flash_attn.set(compute.flash_attn);
         self.problem.computes.borrow_mut().insert(key, compute.clone());
         Ok(compute)
     }
@@ -435,8 +435,8 @@ fn keep_least_short(known: &mut Option<Candidate>, other: Candidate) {
 pub fn compute_of(prediction: &Prediction) -> Compute {
     Compute {
         by_device: prediction.memory.iter().map(|(name, row)| (name.clone(), row.compute)).collect(),
-        basis: compute::Basis::Replay,
-        flash_attn: prediction.flash_attn,
+        // Where compute is counted, it is known.
+        flash_attn: prediction.flash_attn == Some(true),
     }
 }
 

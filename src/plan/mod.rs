@@ -27,15 +27,14 @@ use serde::Serialize;
 
 use crate::bytes::Bytes;
 use crate::checkup::{self, Checkup};
-use crate::gguf::source::{Location, Which};
 use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::placement::{self, Buffer};
 use crate::quantize::WhatIf;
 use crate::rules::Role;
-use crate::run::parse::ParsedCommand;
-use crate::run::{self, LoadMode, Program, RunConfig, Target};
+use crate::run::command::{server_command, shell};
+use crate::run::{self, LoadMode, ModelSource, ParsedCommand, Program, RunConfig, Target};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 pub use context::ContextChoice;
@@ -49,6 +48,8 @@ pub use solver::{Levers, Objective, Strategy};
 pub struct Request {
     /// The user's settings; what they left alone is llama.cpp's default.
     pub run: RunConfig,
+    /// Words of speculation, which `run` holds by their cost alone.
+    pub beside: Vec<String>,
     /// How `-c` is chosen.
     pub context: ContextChoice,
     /// The turn to plan for.
@@ -167,12 +168,24 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Why there is no prediction, where that is it.
+    pub fn memory(&self) -> Option<&crate::memory::Error> {
+        match self {
+            Self::Solver(error) => error.memory(),
+            Self::Check(error) => error.memory(),
+            _ => None,
+        }
+    }
+}
+
 impl Request {
     /// What `moeplan plan` asks without flags: the usual turn, a context with room for it, every choice the planner's, and
     /// free on each device what was learned of `machine`.
     pub fn of(machine: &Machine) -> Self {
         Self {
             run: RunConfig::default(),
+            beside: Vec::new(),
             context: ContextChoice::Turn,
             turn: Turn::default(),
             margin: machine.margin(),
@@ -240,22 +253,13 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         plan.warnings.push(warning);
         return Ok(plan);
     }
-    let args = run::args::args(&candidate.run);
+    let args = run::args::args_beside(&candidate.run, &request.beside);
     let parsed = replay(model, path, machine, &args, &candidate, request.target)?;
-    let command =
-        words(path, &args).iter().map(|word| quoted(word)).collect::<Option<Vec<_>>>().ok_or(Error::Path)?.join(" ");
+    let command = shell(&server_command(&ModelSource::of_argument(path), &args)).ok_or(Error::Path)?;
     let options = checkup::Options { margin: request.margin, tensors: request.tensors };
-    let mut check = checkup::check(model, machine, &parsed, options)?;
+    let check = checkup::check(model, machine, &parsed, options)?;
+    let mut check = check.with_shortfall(candidate.shortfall.clone());
     check.schema = "moeplan/plan/1";
-    check.fits = candidate.fits();
-    check.shortfall = candidate.shortfall.clone();
-    // llama.cpp projects with load mode none; what a device holds beside the table is the launch's own.
-    for (name, row) in &mut check.memory {
-        if let Some(own) = candidate.prediction.memory.get(name) {
-            row.terms.overhead = own.overhead;
-            row.total = row.terms.total();
-        }
-    }
     if let Some(ram) = check.budget.get_mut(crate::memory::HOST) {
         *ram = ram.saturating_sub(candidate.needs.least());
     }
@@ -337,27 +341,6 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
     warnings
 }
 
-/// The command line: llama.cpp finds a model on the hub with `-hf` and at an address with `-mu`.
-fn words(path: &str, args: &[String]) -> Vec<String> {
-    let model = match Location::parse(path) {
-        Ok(Location::Hub { repo, which: Which::Default }) => vec!["-hf".into(), repo],
-        Ok(Location::Hub { repo, which: Which::Quant(quant) }) => vec!["-hf".into(), format!("{repo}:{quant}")],
-        Ok(Location::Hub { repo, which: Which::File(file) }) => vec!["-hf".into(), repo, "-hff".into(), file],
-        Ok(Location::Address(url)) => vec!["-mu".into(), url.to_string()],
-        _ => vec!["-m".into(), path.to_string()],
-    };
-    ["llama-server".to_string()].into_iter().chain(model).chain(args.iter().cloned()).collect()
-}
-
-/// A word for a POSIX shell, in single quotes where it needs any: regexes stay readable. `None` for one with a NUL.
-pub fn quoted(word: &str) -> Option<String> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=+%@".contains(c);
-    if word.contains(['\0', '\'']) || word.is_empty() {
-        return shlex::try_quote(word).ok().map(std::borrow::Cow::into_owned);
-    }
-    Some(if word.chars().all(is_plain) { word.to_string() } else { format!("'{word}'") })
-}
-
 /// Reads the arguments back as llama-server would and demands the same placement.
 fn replay(
     model: &Model,
@@ -367,7 +350,8 @@ fn replay(
     candidate: &Candidate,
     target: Target,
 ) -> Result<ParsedCommand, Error> {
-    let parsed = run::parse::command_for(&words(path, args), &BTreeMap::new(), target)?;
+    let parsed =
+        run::parse::command_for(&server_command(&ModelSource::of_argument(path), args), &BTreeMap::new(), target)?;
     let placement = placement::place(model, machine, &parsed.run).map_err(solver::Error::from)?;
     let copies = |placement: &placement::Placement, at: usize| -> Vec<(Buffer, Bytes)> {
         placement.copies[at].iter().map(|copy| (copy.buffer, copy.bytes)).collect()
@@ -414,19 +398,4 @@ fn expert_split(model: &Model, machine: &Machine, candidate: &Candidate) -> Expe
     split.blocks_with_experts_on_host = on_host.len();
     split.blocks_with_experts = blocks.len();
     split
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        for word in ["plain", r"blk\.1\.x=CPU,(a|b)=CPU", "it's", "", "a b", "$(x)`y`"] {
-            let quoted = quoted(word).unwrap();
-            assert_eq!(shlex::split(&quoted), Some(vec![word.to_string()]), "{quoted}");
-        }
-        assert_eq!(quoted(r"a\.b"), Some(r"'a\.b'".to_string()));
-        assert_eq!(quoted("a\0b"), None);
-    }
 }

@@ -143,6 +143,16 @@ pub enum Error {
     Memory(#[from] memory::Error),
 }
 
+impl Error {
+    /// Why there is no prediction, where that is it.
+    pub fn memory(&self) -> Option<&memory::Error> {
+        match self {
+            Self::Memory(error) => Some(error),
+            Self::Placement(_) => None,
+        }
+    }
+}
+
 impl Candidate {
     /// Whether everything is within its budget.
     pub fn fits(&self) -> bool {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::solver::{Candidate, Computes};
 use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request, expert_split};
-use crate::bytes::{Bytes, GIB, MIB};
+use crate::bytes::{Bytes, GIB};
 use crate::checkup::Row;
 use crate::machine::{Device, Machine};
 use crate::model::Model;
@@ -54,12 +54,7 @@ impl std::str::FromStr for Sweep {
         let (range, step) = range.split_once(':').map_or((range, None), |(range, step)| (range, Some(step)));
         let (from, to) = range.split_once("..").ok_or_else(usage)?;
         let number = |text: &str| match variable {
-            Variable::Vram => match text.parse::<Bytes>() {
-                Ok(bytes) if (1..MIB).contains(&bytes.0) => {
-                    Err(format!("`{text}` is {} bytes: sizes carry their unit, as in {text}G", bytes.0))
-                }
-                other => other.map(|bytes| bytes.0).map_err(|error| error.to_string()),
-            },
+            Variable::Vram => text.parse::<Bytes>().map(|bytes| bytes.0).map_err(|error| error.to_string()),
             Variable::Ctx => tokens(text).map(u64::from),
         };
         let (from, to, step) = (number(from)?, number(to)?, step.map(number).transpose()?);
@@ -130,7 +125,6 @@ pub struct Point {
 impl Point {
     /// A launch as a point.
     pub fn of(model: &Model, machine: &Machine, candidate: &Candidate, value: u64, label: String) -> Self {
-        let memory = candidate.prediction.memory.iter();
         Self {
             value,
             label,
@@ -140,7 +134,7 @@ impl Point {
             n_ubatch: candidate.prediction.numbers.n_ubatch,
             load_mode: candidate.run.load_mode,
             placement: expert_split(model, machine, candidate),
-            memory: memory.map(|(key, terms)| (key.clone(), Row { terms: *terms, total: terms.total() })).collect(),
+            memory: Row::table(&candidate.prediction),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
             args: args::args(&candidate.run),
@@ -245,7 +239,7 @@ impl Subject<'_> {
         let label = match variable {
             Variable::Vram => {
                 if let Some(device) = machine.devices.first_mut() {
-                    (device.total, device.free) = (Bytes(value), Bytes(value));
+                    device.limit(Bytes(value));
                 }
                 Bytes(value).to_string()
             }
@@ -356,7 +350,7 @@ mod tests {
             ("vram=6G", "write vram=6G..48G"),
             ("ram=1G..2G", "cannot be swept"),
             ("vram=8G..6G", "rises"),
-            ("vram=6..48", "as in 6G"),
+            ("vram=6..48", "no unit: 6G?"),
             ("ctx=8q..9k", "no number of tokens"),
             ("ctx=1..100000:1", "larger step"),
             ("vram=6G..48G:0", "rises"),

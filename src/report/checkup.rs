@@ -6,8 +6,10 @@ use super::bar::bar;
 use super::page::markdown::fence;
 use super::table::{Align, Table};
 use crate::bytes::Bytes;
+use crate::checkup::basis::BUDGET;
 use crate::checkup::{Checkup, Severity};
 use crate::escape;
+use crate::memory::Basis;
 use crate::number::{share, thousands};
 
 /// Columns of a bar.
@@ -17,7 +19,13 @@ const BAR: usize = 20;
 pub fn text(checkup: &Checkup, with_basis: bool) -> String {
     let mut out = memory(checkup).text();
     let _ = writeln!(out, "\n{}", verdict(checkup));
+    for line in uncounted(checkup) {
+        let _ = writeln!(out, "{}", escape::terminal(&line));
+    }
     let _ = writeln!(out, "{}", launch(checkup));
+    for note in budget_notes(checkup) {
+        let _ = writeln!(out, "{note}.");
+    }
     if let Some(span) = checkup.mapped_span {
         let _ = writeln!(
             out,
@@ -55,6 +63,12 @@ pub fn markdown(checkup: &Checkup, asked: &Asked<'_>) -> String {
     out += "\n";
     out += &memory(checkup).markdown();
     let _ = writeln!(out, "\n**{}**\n\n{}", escape::markdown(&verdict(checkup)), escape::markdown(&launch(checkup)));
+    for line in uncounted(checkup) {
+        let _ = writeln!(out, "\n{}", escape::markdown(&line));
+    }
+    for note in budget_notes(checkup) {
+        let _ = writeln!(out, "\n{}.", escape::markdown(&note));
+    }
     for table in [overrides(checkup), tensors(checkup)].into_iter().filter(|table| !table.is_empty()) {
         let _ = write!(out, "\n{}", table.markdown());
     }
@@ -63,6 +77,12 @@ pub fn markdown(checkup: &Checkup, asked: &Asked<'_>) -> String {
         let _ = write!(out, "\n> **{}**: {}.{hint}\n", lint.code, escape::markdown(&lint.message));
     }
     out
+}
+
+/// Where budgets come from that are no exact figures.
+fn budget_notes(checkup: &Checkup) -> impl Iterator<Item = String> {
+    let of_device = |row: &Basis| Some(format!("{}: {}", row.quantity.strip_suffix(BUDGET)?, row.how));
+    checkup.basis.iter().filter_map(of_device)
 }
 
 /// Memory by device.
@@ -79,14 +99,18 @@ pub(super) fn memory(checkup: &Checkup) -> Table {
     ]);
     for (key, row) in &checkup.memory {
         let budget = checkup.budget.get(key);
-        let part = budget.map_or(0.0, |budget| share(row.total.0, budget.0));
-        let size = |bytes: Bytes| if bytes == Bytes(0) { "0".to_string() } else { bytes.to_string() };
+        let part = budget.map_or(0.0, |budget| share(row.counted().0, budget.0));
+        let size = |bytes: Option<Bytes>| match bytes {
+            None => "not counted".to_string(),
+            Some(Bytes(0)) => "0".to_string(),
+            Some(bytes) => bytes.to_string(),
+        };
         table.row([
             key.clone(),
-            size(row.terms.model),
-            size(row.terms.context),
-            size(row.terms.compute),
-            size(row.terms.overhead),
+            size(Some(row.model)),
+            size(row.context),
+            size(row.compute),
+            size(row.overhead),
             size(row.total),
             budget.map(ToString::to_string).unwrap_or_default(),
             bar(part, BAR),
@@ -97,13 +121,28 @@ pub(super) fn memory(checkup: &Checkup) -> Table {
 
 /// Yes or no, and by how much.
 fn verdict(checkup: &Checkup) -> String {
-    let refused = checkup.lints.iter().any(|lint| lint.severity == Severity::Error);
-    if checkup.fits {
-        return if refused { "Would fit, but llama.cpp refuses the command." } else { "Fits." }.into();
+    let refused = checkup.is_refused();
+    match checkup.fits {
+        Some(true) if refused => return "Would fit, but llama.cpp refuses the command.".into(),
+        Some(true) => return "Fits.".into(),
+        None if refused => return "llama.cpp refuses the command.".into(),
+        None => return "Whether it fits cannot be told.".into(),
+        Some(false) => {}
     }
     let over: Vec<String> = checkup.shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect();
     let refused = if refused { "; and llama.cpp refuses the command" } else { "" };
     format!("Does not fit: {}{refused}.", over.join(", "))
+}
+
+/// What is not in the table, a line for each reason.
+pub(super) fn uncounted(checkup: &Checkup) -> Vec<String> {
+    let mut reasons: Vec<&str> = checkup.uncounted.iter().map(|term| term.reason.as_str()).collect();
+    reasons.dedup();
+    let terms = |reason: &&str| {
+        let of = checkup.uncounted.iter().filter(|term| term.reason == **reason).map(|term| term.what);
+        format!("Not counted: {}. Reason: {reason}.", of.collect::<Vec<_>>().join(", "))
+    };
+    reasons.iter().map(terms).collect()
 }
 
 /// The launch in a line.
@@ -111,7 +150,7 @@ fn launch(checkup: &Checkup) -> String {
     let run = &checkup.run;
     let cache =
         if run.type_k == run.type_v { run.type_k.to_string() } else { format!("{}/{}", run.type_k, run.type_v) };
-    let slots = match (run.n_seq_max, run.kv_unified) {
+    let slots = match (run.n_seq_max(), run.kv_unified == Some(true)) {
         (1, _) => "1 sequence".to_string(),
         (n, true) => format!("{n} sequences sharing one cache"),
         (n, false) => format!("{n} sequences of {} tokens", thousands(u64::from(run.n_ctx_seq))),

@@ -90,7 +90,7 @@ mod tests {
             "NVIDIA \\u{1b}[31m",
             "8 cores, 16 threads",
             "700.00 MiB   32.00 MiB  measured here in 3 runs with llama.cpp b11434",
-            "600.00 MiB  256.00 MiB  default: no measurement of this device",
+            "712.00 MiB  256.00 MiB  default: no measurement of this device; 712.00 MiB, the most that is known",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }

@@ -36,12 +36,16 @@ pub fn render(plan: &Plan, format: Format) -> String {
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
     let _ = writeln!(
         out,
-        "Planned for {budget}, margin {}: context {}, micro-batch {}, {}\n",
+        "Planned for {budget}, margin {}: context {}, micro-batch {}, {}",
         plan.margin,
         run.n_ctx,
         run.n_ubatch,
-        counted(run.n_seq_max.into(), "slot")
+        counted(run.n_seq_max().into(), "slot")
     );
+    for note in plan.machine.budget_notes() {
+        let _ = writeln!(out, "{}{}", if text { "" } else { "\n" }, shown(&note));
+    }
+    out.push('\n');
     let table = memory(&plan.check);
     out += &if text { table.text() } else { table.markdown() };
     let _ = writeln!(out, "\n{}", experts(plan));
@@ -172,13 +176,13 @@ fn remedy(plan: &Plan) -> &'static str {
 
 /// Whether it fits, and by how much it does or does not.
 fn verdict(plan: &Plan) -> String {
-    if plan.check.fits {
+    if plan.check.fits() {
         let spare: Vec<String> = plan
             .machine
             .devices
             .iter()
             .filter_map(|device| {
-                let used = plan.check.memory.get(&device.name)?.total;
+                let used = plan.check.memory.get(&device.name)?.total?;
                 Some(format!(
                     "{} left on {} beyond the margin",
                     device.total.saturating_sub(used + plan.margin),

@@ -6,6 +6,7 @@ use crate::escape;
 use crate::machine::Machine;
 use crate::plan::ModelSummary;
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
+use crate::speed::Speed;
 
 /// Columns that every plan of many has.
 const COLUMNS: [(&str, Align); 8] = [
@@ -33,7 +34,7 @@ pub fn sweep(document: &SweepDocument, format: Format) -> String {
     let name = model.name.as_deref().unwrap_or(&model.path);
     let host = main_memory(&document.machine);
     let title = format!("{name}  {}  {}  planned with {host}{}", model.architecture, model.bytes, predicted(model));
-    titled(&title, &table, speeds(document.points.iter()), format)
+    titled(&title, &table, below(&document.machine, document.points.iter()), format)
 }
 
 /// The main memory that plans count on.
@@ -42,10 +43,13 @@ fn main_memory(machine: &Machine) -> String {
     machine.host.ram.map_or("any amount of main memory (--ram SIZE has it checked)".to_string(), known)
 }
 
-/// What the columns of speeds are, with the least certain one's uncertainty.
-fn speeds<'p>(points: impl Iterator<Item = &'p Point>) -> Option<String> {
-    let speed = points.map(|point| &point.speed).max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty))?;
-    Some(format!("Predicted ±{:.0}%: pp and tg in tokens/s ({})", speed.uncertainty * 100.0, speed.basis))
+/// What stands below a table: what its budgets are, and what the columns of speeds, with the least certain one's uncertainty.
+fn below<'p>(machine: &Machine, points: impl Iterator<Item = &'p Point>) -> Vec<String> {
+    let speed = points.map(|point| &point.speed).max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty));
+    let predicted = |speed: &Speed| {
+        format!("Predicted ±{:.0}%: pp and tg in tokens/s ({})", speed.uncertainty * 100.0, speed.basis)
+    };
+    machine.budget_notes().chain(speed.map(predicted)).collect()
 }
 
 /// That a model does not exist, for the end of a title; nothing of one that does.
@@ -66,15 +70,16 @@ pub fn plans(document: &Plans, format: Format) -> String {
         document.machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
     let title = format!("Planned for {budget}, {}", main_memory(&document.machine));
-    titled(&title, &table, speeds(document.rows.iter().map(|row| &row.point)), format)
+    titled(&title, &table, below(&document.machine, document.rows.iter().map(|row| &row.point)), format)
 }
 
-fn titled(title: &str, table: &Table, below: Option<String>, format: Format) -> String {
-    let below = below.unwrap_or_default();
+fn titled(title: &str, table: &Table, below: Vec<String>, format: Format) -> String {
     if format == Format::Markdown {
-        format!("## {}\n\n{}\n{}\n", escape::markdown(title), table.markdown(), escape::markdown(&below))
+        let below: Vec<String> = below.iter().map(|line| escape::markdown(line)).collect();
+        format!("## {}\n\n{}\n{}\n", escape::markdown(title), table.markdown(), below.join("\n\n"))
     } else {
-        format!("{}\n\n{}\n{}\n", escape::terminal(title), table.text(), escape::terminal(&below))
+        let below: Vec<_> = below.iter().map(|line| escape::terminal(line)).collect();
+        format!("{}\n\n{}\n{}\n", escape::terminal(title), table.text(), below.join("\n"))
     }
 }
 

@@ -1,227 +1,54 @@
-//! A launch printed back as arguments: what differs from the program's defaults, in a fixed order.
+//! A launch printed back as arguments: what differs from the program's defaults, in the order of the rows of [`flags`].
 
-use super::values::{DENSE, EXPERTS, Given, on_host};
-use super::{FlashAttn, LazyMode, LoadMode, Override, Program, RunConfig, SplitMode, flags};
-use crate::gguf::Value;
+use super::config::{Program, RunConfig};
+use super::flags::{self, Effect, Flag};
+use super::{groups, speculation};
 
 /// The arguments (without program and model) that give `run` back when parsed. llama-bench's differ in grammar.
 pub fn args(run: &RunConfig) -> Vec<String> {
     let mut out = Vec::new();
-    let mut writer = Writer { bench: run.program == Program::Bench, out: &mut out };
-    let default = RunConfig { program: run.program, ..RunConfig::default() };
-    sizes(&mut writer, run, &default);
-    devices(&mut writer, run, &default);
-    rest(&mut writer, run, &default);
+    if run.program == Program::Bench {
+        out.extend(["-p".to_string(), run.n_ctx.to_string(), "-n".to_string(), "0".to_string()]);
+    }
+    out.extend(settings(run).into_iter().flat_map(|(_, words)| words));
     out
 }
 
-/// Where words go, and in which program's grammar.
-struct Writer<'a> {
-    bench: bool,
-    out: &'a mut Vec<String>,
+/// The arguments of a launch of llama-server, whose words of speculation are among `words` if any are: [`RunConfig`] says only what
+/// they cost. Words that are not flags of speculation are left out.
+pub fn args_beside(run: &RunConfig, words: &[String]) -> Vec<String> {
+    let said: Vec<&[String]> = groups(words).into_iter().filter(|group| speculates(group)).collect();
+    let settings = settings(run).into_iter().map(|(_, words)| words);
+    let own = settings.filter(|words| said.is_empty() || !speculates(words));
+    own.chain(said.iter().map(|group| group.to_vec())).flatten().collect()
 }
 
-impl Writer<'_> {
-    /// A flag and its value.
-    fn pair(&mut self, flag: &str, value: impl std::fmt::Display) {
-        self.out.extend([flag.to_string(), value.to_string()]);
-    }
-
-    /// A flag that stands alone, or takes 0|1 in llama-bench.
-    fn switch(&mut self, flag: &str, bench: &str) {
-        if self.bench {
-            let (flag, value) = bench.split_once(' ').unwrap_or((bench, "1"));
-            self.pair(flag, value);
-        } else {
-            self.out.push(flag.to_string());
-        }
-    }
+fn speculates(group: &[String]) -> bool {
+    group.first().is_some_and(|word| flags::is_speculation(word))
 }
 
-/// Context and batches.
-fn sizes(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
-    if to.bench {
-        to.pair("-p", run.n_ctx);
-        to.pair("-n", 0);
-    } else {
-        let asked_for_all = run.n_ctx == 0 && run.fit_ctx == u32::MAX;
-        if run.n_ctx != 0 || asked_for_all {
-            to.pair("-c", run.n_ctx);
-        }
-        if let Some(slots) = run.n_parallel {
-            to.pair("-np", slots);
-        }
-        match run.kv_unified {
-            Some(true) => to.out.push("-kvu".into()),
-            Some(false) => to.out.push("-no-kvu".into()),
-            None => {}
-        }
-        if let Some(each) = run.kv_unified_per_slot {
-            to.pair("--kv-unified-per-slot", each);
-        }
-    }
-    if run.n_batch != default.n_batch {
-        to.pair("-b", run.n_batch);
-    }
-    if run.n_ubatch != default.n_ubatch {
-        to.pair("-ub", run.n_ubatch);
-    }
-    if run.type_k != default.type_k {
-        to.pair("-ctk", run.type_k);
-    }
-    if run.type_v != default.type_v {
-        to.pair("-ctv", run.type_v);
-    }
-    match run.flash_attn {
-        FlashAttn::Auto => {}
-        FlashAttn::On => to.pair("-fa", "on"),
-        FlashAttn::Off => to.pair("-fa", "off"),
-    }
+/// Every flag that `run` needs, with its words; of llama-bench those beside its tests.
+pub fn settings(run: &RunConfig) -> Vec<(&'static Flag, Vec<String>)> {
+    let bench = run.program == Program::Bench;
+    let has = |flag: &&Flag| !bench || flag.is_in_bench();
+    let all = flags::ROWS.iter().filter(has).map(|flag| (flag, words(flag, run, bench)));
+    all.filter(|(_, words)| !words.is_empty()).collect()
 }
 
-/// Devices, splits and overrides.
-fn devices(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
-    if !run.rpc.is_empty() {
-        to.pair("--rpc", run.rpc.join(","));
-    }
-    if let Some(names) = &run.devices {
-        let joined = if names.is_empty() { "none".into() } else { names.join(if to.bench { "/" } else { "," }) };
-        to.pair("-dev", joined);
-    }
-    match run.n_gpu_layers {
-        -1 => {}
-        -2 if !to.bench => to.pair("-ngl", "all"),
-        n => to.pair("-ngl", n),
-    }
-    match run.split_mode {
-        SplitMode::Layer => {}
-        SplitMode::None => to.pair("-sm", "none"),
-        SplitMode::Row => to.pair("-sm", "row"),
-        SplitMode::Tensor => to.pair("-sm", "tensor"),
-    }
-    if run.main_gpu != default.main_gpu {
-        to.pair("-mg", run.main_gpu);
-    }
-    if !run.tensor_split.is_empty() {
-        let shares: Vec<String> = run.tensor_split.iter().map(f32::to_string).collect();
-        to.pair("-ts", shares.join(if to.bench { "/" } else { "," }));
-    }
-    if let Some(words) = as_counted(&run.overrides, to.bench) {
-        to.out.extend(words);
-    } else if !run.overrides.is_empty() {
-        let entry = |entry: &Override| format!("{}={}", entry.pattern, entry.buffer);
-        let entries: Vec<String> = run.overrides.iter().map(entry).collect();
-        to.pair("-ot", entries.join(if to.bench { ";" } else { "," }));
-    }
-}
-
-/// The flag that made all of these overrides (`-cmoe`, `-ncmoe N`, `-ncffn N`), as it was given; `None` where there is more than
-/// that, since not every form of a plan keeps the order among several flags, or where llama-bench has no such flag.
-fn as_counted(overrides: &[Override], bench: bool) -> Option<Vec<String>> {
-    let flag = overrides.first()?.origin.as_str();
-    let count = overrides.len().to_string();
-    let counted = |pattern| Given { flag, value: &count }.first_blocks(pattern).is_ok_and(|made| made == overrides);
-    match flags::find(flag)?.0.name() {
-        "--n-cpu-moe" if counted(EXPERTS) => Some(vec![flag.to_string(), count]),
-        "--n-cpu-ffn" if !bench && counted(DENSE) => Some(vec![flag.to_string(), count]),
-        "--cpu-moe" if !bench && overrides == [on_host(EXPERTS.into(), flag)] => Some(vec![flag.to_string()]),
-        _ => None,
-    }
-}
-
-/// Everything else.
-fn rest(to: &mut Writer<'_>, run: &RunConfig, default: &RunConfig) {
-    if let Some(threads) = run.n_threads {
-        to.pair("-t", threads);
-    }
-    if let Some(threads) = run.n_threads_batch.filter(|_| !to.bench) {
-        to.pair("-tb", threads);
-    }
-    match run.load_mode {
-        LoadMode::Auto => {}
-        LoadMode::None => to.pair("-lm", "none"),
-        LoadMode::Mmap => to.pair("-lm", "mmap"),
-        LoadMode::Mlock => to.pair("-lm", "mlock"),
-        LoadMode::MmapMlock => to.pair("-lm", "mmap+mlock"),
-        LoadMode::Dio => to.pair("-lm", "dio"),
-    }
-    match run.lazy_mode {
-        LazyMode::Auto => {}
-        LazyMode::On => to.pair("-lzm", "on"),
-        LazyMode::Off => to.pair("-lzm", "off"),
-    }
-    if !run.offload_kqv {
-        to.switch("-nkvo", "-nkvo 1");
-    }
-    if !run.op_offload {
-        to.switch("--no-op-offload", "-nopo 1");
-    }
-    if run.no_host {
-        to.switch("--no-host", "--no-host 1");
-    }
-    if !run.repack {
-        to.switch("-nr", "--repack 0");
-    }
-    if run.embeddings {
-        to.switch("--embedding", "-embd 1");
-    }
-    if !run.fit_target.is_empty() {
-        let targets: Vec<String> = run.fit_target.iter().map(u32::to_string).collect();
-        to.pair("-fitt", targets.join("/"));
-    }
-    match run.fit_ctx {
-        // `-c 0` says it already.
-        u32::MAX if run.n_ctx == 0 && !to.bench => {}
-        u32::MAX => to.pair("-fitc", -1),
-        fit_ctx if fit_ctx != default.fit_ctx => to.pair("-fitc", fit_ctx),
-        _ => {}
-    }
-    if to.bench {
-        return;
-    }
-    if !run.fit {
-        to.pair("-fit", "off");
-    }
-    if run.swa_full {
-        to.out.push("--swa-full".into());
-    }
-    if let Some(mib) = run.cache_ram {
-        to.pair("--cache-ram", mib);
-    }
-    if run.moe_cache_mib > 0 {
-        to.pair("--moe-cache-mib", run.moe_cache_mib);
-    }
-    speculation(to, run);
-    if !run.metadata_overrides.is_empty() {
-        let entries: Vec<String> =
-            run.metadata_overrides.iter().filter_map(|entry| metadata(&entry.key, &entry.value)).collect();
-        to.pair("--override-kv", entries.join(","));
-    }
-}
-
-/// Speculation, by a kind that costs the same memory.
-fn speculation(to: &mut Writer<'_>, run: &RunConfig) {
-    if run.mtp || run.n_rs_seq > 0 {
-        to.pair("--spec-type", if run.mtp { "draft-mtp" } else { "draft-eagle3" });
-        to.pair("--spec-draft-n-max", run.n_draft);
-    } else if run.n_draft > 0 {
-        to.pair("--spec-type", "ngram-mod");
-        to.pair("--spec-ngram-mod-n-max", run.n_draft);
-    }
-}
-
-/// `KEY=TYPE:VALUE`; arrays cannot be written.
-fn metadata(key: &str, value: &Value) -> Option<String> {
-    let typed = match value {
-        Value::U64(n) => format!("int:{n}"),
-        Value::I64(n) => format!("int:{n}"),
-        Value::F64(x) => format!("float:{x}"),
-        Value::Bool(b) => format!("bool:{b}"),
-        Value::String(s) => format!("str:{s}"),
-        Value::Array(_) | Value::Counted { .. } => return None,
+/// The words of one flag; none where its default is meant.
+fn words(flag: &Flag, run: &RunConfig, bench: bool) -> Vec<String> {
+    let field = match &flag.effect {
+        Effect::Field(field) => field,
+        Effect::Speculation if flag.name() == "--spec-type" => return speculation::words(run),
+        _ => return Vec::new(),
     };
-    let entry = format!("{key}={typed}");
-    Some(if entry.contains([',', '"']) { format!("\"{}\"", entry.replace('"', "\"\"")) } else { entry })
+    let Some(value) = (field.print)(run, bench) else { return Vec::new() };
+    let name = flag.printed(bench, value == "on");
+    match (flag.values, bench) {
+        (0, false) => vec![name.to_string()],
+        (0, true) => vec![name.to_string(), u32::from((value == "on") != flag.bench_negates()).to_string()],
+        _ => vec![name.to_string(), value],
+    }
 }
 
 #[cfg(test)]
@@ -232,19 +59,13 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
-    use crate::gguf::GgmlType;
+    use crate::gguf::{GgmlType, Value};
     use crate::run::values::CACHE_TYPES;
-    use crate::run::{MetadataOverride, parse};
+    use crate::run::{FlashAttn, LazyMode, LoadMode, MetadataOverride, Override, SplitMode, parse};
 
     /// `run` printed and read again.
     fn read_back(run: &RunConfig) -> RunConfig {
-        let program = match run.program {
-            Program::Server => "llama-server",
-            Program::Cli => "llama-cli",
-            Program::Bench => "llama-bench",
-            Program::FitParams => "llama-fit-params",
-        };
-        let words: Vec<String> = [program.to_string()].into_iter().chain(args(run)).collect();
+        let words: Vec<String> = [run.program.name().to_string()].into_iter().chain(args(run)).collect();
         let parsed = parse::command(&words, &BTreeMap::new()).unwrap();
         assert!(parsed.notes.iter().all(|note| note.code == "mtp-context"), "{words:?}");
         parsed.run
@@ -297,6 +118,28 @@ mod tests {
     }
 
     #[test]
+    fn a_launch_in_json_reads_back() {
+        let run = RunConfig {
+            program: Program::Bench,
+            n_parallel: Some(3),
+            kv_unified: Some(false),
+            devices: Some(Vec::new()),
+            overrides: vec![Override { pattern: "a".into(), buffer: "CPU".into(), origin: "-ot".into() }],
+            metadata_overrides: vec![MetadataOverride { key: "a".into(), value: Value::I64(-4) }],
+            repack: false,
+            fit: false,
+            fit_ctx: u32::MAX,
+            cache_ram: Some(-1),
+            lazy_mode: LazyMode::On,
+            ..RunConfig::default()
+        };
+        for run in [run, RunConfig::default()] {
+            let text = serde_json::to_string(&run).unwrap();
+            assert_eq!(serde_json::from_str::<RunConfig>(&text).unwrap(), run, "{text}");
+        }
+    }
+
+    #[test]
     fn what_one_flag_moves_is_said_by_that_flag() {
         let of = |words: &str| {
             let words: Vec<String> = ["llama-server"].into_iter().chain(words.split(' ')).map(str::to_string).collect();
@@ -304,9 +147,10 @@ mod tests {
             assert_eq!(read_back(&run).overrides.len(), run.overrides.len(), "{words:?}");
             args(&run).join(" ")
         };
-        for words in ["-ncmoe 2", "--n-cpu-moe 12", "-cmoe", "--cpu-moe", "-ncffn 3"] {
+        for words in ["-ncmoe 2", "-cmoe", "-ncffn 3"] {
             assert_eq!(of(words), words);
         }
+        assert_eq!([of("--n-cpu-moe 12"), of("--cpu-moe")], ["-ncmoe 12", "-cmoe"]);
         for words in
             ["-ncmoe 1 -ot a=CPU", "-ot a=CPU -ncmoe 2", "-cmoe -ncmoe 2", "-ncmoe 2 -ncmoe 2", "-ncmoe 1 -ncffn 1"]
         {

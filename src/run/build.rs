@@ -4,6 +4,7 @@
 //! 0.1.161 vendors, whose `common/arg.cpp` has the flags of b11434 and whose `src` and `ggml/src` equal it file by file.
 
 use super::dialect::Dialect;
+use super::flags::{self, Flag, Removed};
 
 /// The build that every rule here was checked on.
 pub const REFERENCE: u32 = 11434;
@@ -27,25 +28,12 @@ pub const BUILDS: &[Build] = &[
     Build { number: 11549, memory: "b11434's rules and the expert cache (`--moe-cache-mib`)" },
 ];
 
-/// A flag that the reference does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NewFlag {
-    /// The first build it was seen in.
-    pub since: u32,
-    /// How many words follow it.
-    pub values: usize,
-    /// The environment variable that stands for it.
-    pub environment: &'static str,
-    /// Its spelling.
-    pub name: &'static str,
+/// The number of a build as it is written: `11434` or `b11434`.
+pub fn number(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix('b').unwrap_or(text).parse();
+    number
+        .map_err(|_| "write the number of a build, as `llama-server --version` prints it: 11434 or b11434".to_string())
 }
-
-/// Flags newer than the reference.
-pub(super) const NEW_FLAGS: &[NewFlag] =
-    &[NewFlag { since: 11549, values: 1, environment: "LLAMA_ARG_MOE_CACHE_MIB", name: "--moe-cache-mib" }];
-
-/// The last known build that still takes the mmap flags of old (`--no-mmap`, `--mlock`, `--direct-io`).
-const LAST_WITH_MMAP_FLAGS: u32 = 10434;
 
 /// What a command is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +51,11 @@ impl Default for Target {
 }
 
 impl Target {
+    /// llama.cpp's newest build whose flags are known.
+    pub fn newest() -> Self {
+        Self { build: BUILDS.last().map_or(REFERENCE, |build| build.number), dialect: Dialect::LlamaCpp }
+    }
+
     /// Its row of the table, where it has one.
     pub fn known(self) -> Option<&'static Build> {
         BUILDS.iter().find(|build| build.number == self.build)
@@ -75,15 +68,22 @@ impl Target {
         older.or(BUILDS.first()).expect("the table has rows")
     }
 
-    /// Whether it has the expert cache (`--moe-cache-mib`).
-    pub fn has_expert_cache(self) -> bool {
-        let since = NEW_FLAGS.iter().find(|flag| flag.name == "--moe-cache-mib").map(|flag| flag.since);
-        self.dialect == Dialect::LlamaCpp && since.is_some_and(|since| self.build >= since)
+    /// Whether it has a flag.
+    pub fn has(self, flag: &Flag) -> bool {
+        match self.dialect {
+            Dialect::LlamaCpp => self.build >= flag.since,
+            Dialect::Ik => flag.since <= REFERENCE,
+        }
     }
 
-    /// Whether the flags of old that `--load-mode` replaced are still taken.
-    pub(super) fn takes_mmap_flags(self) -> bool {
-        self.dialect == Dialect::Ik || self.build <= LAST_WITH_MMAP_FLAGS
+    /// Whether it has the expert cache (`--moe-cache-mib`).
+    pub fn has_expert_cache(self) -> bool {
+        self.dialect == Dialect::LlamaCpp && flags::spelling("--moe-cache-mib").is_some_and(|(flag, _)| self.has(flag))
+    }
+
+    /// Whether it still takes a flag of old; ik_llama.cpp has those that b10434 had.
+    pub(super) fn takes(self, flag: &Removed) -> bool {
+        flag.until > 0 && (self.dialect == Dialect::Ik || self.build <= flag.until)
     }
 
     /// What messages call it: `llama.cpp b11434`.
@@ -112,5 +112,11 @@ mod tests {
         ] {
             assert_eq!((of(build).known().is_some(), of(build).nearest().number), (known, nearest), "{build}");
         }
+    }
+
+    #[test]
+    fn builds_are_numbers_with_or_without_their_letter() {
+        assert_eq!((number("b11549"), number("11434")), (Ok(11549), Ok(11434)));
+        assert!(number("latest").is_err());
     }
 }

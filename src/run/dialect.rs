@@ -5,9 +5,9 @@
 
 use serde::Serialize;
 
-use super::parse::Launch;
-use super::values::{EXPERTS, Given, on_host};
-use super::{Error, FlashAttn, LoadMode, Override, RunConfig, args};
+use super::config::{FlashAttn, LoadMode, Override, RunConfig};
+use super::values::{EXPERTS, Given, on_host, value_of};
+use super::{Error, args, flags};
 
 /// Whose flags a command line is written in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -34,92 +34,36 @@ pub struct LastBlocks {
 }
 
 /// Flags of ik_llama.cpp alone, with the number of words that follow; none changes where a weight goes.
-const OWN: &[(&str, usize)] = &[
-    ("-mla", 1),
-    ("--mla-use", 1),
-    ("-amb", 1),
-    ("--attention-max-batch", 1),
-    ("-fmoe", 0),
-    ("--fused-moe", 0),
-    ("-no-fmoe", 0),
-    ("--no-fmoe", 0),
-    ("--no-fused-moe", 0),
-    ("-ger", 0),
-    ("--grouped-expert-routing", 0),
-    ("-no-fug", 0),
-    ("--no-fug", 0),
-    ("--no-fused-up-gate", 0),
-    ("-no-mmad", 0),
-    ("--no-mmad", 0),
-    ("--no-fused-mul-multiadd", 0),
-    ("-gr", 0),
-    ("--graph-reuse", 0),
-    ("-no-gr", 0),
-    ("--no-gr", 0),
-    ("--no-graph-reuse", 0),
-    ("-ser", 1),
-    ("--smart-expert-reduction", 1),
-    ("-khad", 0),
-    ("--k-cache-hadamard", 0),
-    ("-sas", 0),
-    ("--scheduler_async", 0),
-    ("-vq", 0),
-    ("--validate-quants", 0),
-    ("-ooae", 0),
-    ("--offload-only-active-experts", 0),
-    ("-no-ooae", 0),
-    ("--no-offload-only-active-experts", 0),
-    ("-op", 1),
-    ("--offload-policy", 1),
-    ("-cuda", 1),
-    ("--cuda-params", 1),
-    ("-smf16", 0),
-    ("-smf32", 0),
-    ("-smgs", 0),
-    ("-grt", 1),
-    ("--graph-reduce-type", 1),
-    ("--max-gpu", 1),
-    ("-mea", 1),
-    ("--max-extra-alloc", 1),
-    ("-draft", 1),
-    ("-crs", 1),
-    ("--fit-margin", 1),
-    ("-gfm", 1),
-    ("--gpu-fit-margin", 1),
-    ("-rtr", 0),
-    ("--run-time-repack", 0),
-    ("-mqkv", 0),
-    ("--merge-qkv", 0),
-    ("-muge", 0),
-    ("--merge-up-gate-experts", 0),
+const OWN: [(&str, usize); 2] = [
+    (
+        "-fmoe --fused-moe -no-fmoe --no-fmoe --no-fused-moe -ger --grouped-expert-routing -no-fug --no-fug \
+         --no-fused-up-gate -no-mmad --no-mmad --no-fused-mul-multiadd -gr --graph-reuse -no-gr --no-gr \
+         --no-graph-reuse -khad --k-cache-hadamard -sas --scheduler_async -vq --validate-quants -ooae \
+         --offload-only-active-experts -no-ooae --no-offload-only-active-experts -smf16 -smf32 -smgs -rtr \
+         --run-time-repack -mqkv --merge-qkv -muge --merge-up-gate-experts",
+        0,
+    ),
+    (
+        "-mla --mla-use -amb --attention-max-batch -ser --smart-expert-reduction -op --offload-policy -cuda \
+         --cuda-params -grt --graph-reduce-type --max-gpu -mea --max-extra-alloc -draft -crs --fit-margin -gfm \
+         --gpu-fit-margin",
+        1,
+    ),
 ];
 
-/// Flags of llama.cpp that ik_llama.cpp is not known to have.
-const LACKED: &[&str] = &[
-    "--load-mode",
-    "--lazy-mode",
-    "--fit-target",
-    "--fit-ctx",
-    "--fit-print",
-    "--kv-unified",
-    "--kv-unified-per-slot",
-    "--n-cpu-ffn",
-    "--no-host",
-];
+/// How many words follow a flag of ik_llama.cpp alone.
+fn own_values(word: &str) -> Option<usize> {
+    OWN.iter().find(|(names, _)| names.split(' ').any(|name| name == word)).map(|(_, values)| *values)
+}
 
 /// Whether a word is a flag of ik_llama.cpp that llama.cpp does not have.
 pub(super) fn is_own(word: &str) -> bool {
-    OWN.iter().any(|(name, _)| *name == word)
+    own_values(word).is_some()
 }
 
 /// Whether a program with these flags is ik_llama.cpp's.
 pub fn is_ik<'a>(flags: impl IntoIterator<Item = &'a String>) -> bool {
     flags.into_iter().any(|flag| is_own(flag))
-}
-
-/// Whether ik_llama.cpp is not known to have the flag of this name.
-pub(super) fn lacks(name: &str) -> bool {
-    LACKED.contains(&name)
 }
 
 /// What ik_llama.cpp starts from where it differs from llama.cpp: flash attention on, one slot, no fitting.
@@ -131,9 +75,13 @@ pub(super) fn defaults(run: &mut RunConfig) {
 
 /// Reads a word that means something else in ik_llama.cpp; how many words after it belong to it, `None` where it is as in
 /// llama.cpp.
-pub(super) fn read(launch: &mut Launch, word: &str, next: Option<&String>) -> Result<Option<usize>, Error> {
-    let value = || super::parse::value_of(word, word, next);
-    let run = &mut launch.command.run;
+pub(super) fn read(
+    run: &mut RunConfig,
+    last_blocks: &mut Option<LastBlocks>,
+    word: &str,
+    next: Option<&String>,
+) -> Result<Option<usize>, Error> {
+    let value = || value_of(word, word, next);
     match word {
         "--fit" | "-fit" => run.fit = true,
         "-no-fa" | "--no-fa" | "--no-flash-attn" => run.flash_attn = FlashAttn::Off,
@@ -149,13 +97,12 @@ pub(super) fn read(launch: &mut Launch, word: &str, next: Option<&String>) -> Re
             run.load_mode = if unmapped { LoadMode::Mlock } else { LoadMode::MmapMlock };
         }
         "-ncmoe" | "--n-cpu-moe" => {
-            let count = Given { flag: word, value: value()? }.natural()?;
-            launch.command.last_blocks = Some(LastBlocks { count, origin: word.to_string() });
+            let count = Given::new(word, value()?).natural()?;
+            *last_blocks = Some(LastBlocks { count, origin: word.to_string() });
             return Ok(Some(1));
         }
         "--fit-margin" => {
-            let given = Given { flag: word, value: value()? };
-            run.fit_target = vec![given.natural()?];
+            run.fit_target = vec![Given::new(word, value()?).natural()?];
             return Ok(Some(1));
         }
         "-rtr" | "--run-time-repack" | "-mqkv" | "--merge-qkv" | "-muge" | "--merge-up-gate-experts" => {
@@ -167,11 +114,11 @@ pub(super) fn read(launch: &mut Launch, word: &str, next: Option<&String>) -> Re
             return Ok(Some(usize::from(next.is_some_and(|value| value == "0" || value == "1"))));
         }
         _ => {
-            let Some((_, values)) = OWN.iter().find(|(name, _)| *name == word) else { return Ok(None) };
-            if *values > 0 {
+            let Some(values) = own_values(word) else { return Ok(None) };
+            if values > 0 {
                 value()?;
             }
-            return Ok(Some(*values));
+            return Ok(Some(values));
         }
     }
     Ok(Some(0))
@@ -201,22 +148,18 @@ pub fn ik_args(run: &RunConfig) -> Vec<String> {
     for rule in &mut run.overrides {
         rule.origin = "-ot".to_string();
     }
-    let words = args::args(&run);
-    let mut out = Vec::with_capacity(words.len());
-    let mut words = words.into_iter();
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "-lm" => match words.next().as_deref() {
-                Some("none" | "dio") => out.push("--no-mmap".into()),
-                Some("mlock") => out.extend(["--no-mmap".into(), "--mlock".into()]),
-                Some("mmap+mlock") => out.push("--mlock".into()),
-                _ => {}
-            },
-            "-fit" | "-lzm" | "-fitt" | "-fitc" | "--kv-unified-per-slot" => {
-                words.next();
+    let mut out = Vec::new();
+    for (flag, words) in args::settings(&run) {
+        match flag.name() {
+            "--load-mode" => {
+                // It has no direct I/O: read, not mapped, comes nearest.
+                let mode = if run.load_mode == LoadMode::Dio { LoadMode::None } else { run.load_mode };
+                out.extend(flags::old_load_mode(mode).iter().map(ToString::to_string));
             }
-            "-kvu" | "-no-kvu" | "--no-host" => {}
-            _ => out.push(word),
+            // There it stands alone and means on.
+            "--fit" => {}
+            _ if !flag.in_ik => {}
+            _ => out.extend(words),
         }
     }
     out

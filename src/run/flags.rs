@@ -1,119 +1,611 @@
-//! The flags of llama-server, llama-cli and llama-fit-params, as data (`flags.tsv`): how many values each takes.
+//! The flags of llama.cpp, one row each: spellings, variable, value, builds, llama-bench's and ik_llama.cpp's form, and what a
+//! plan does with it. The parser, the printer, `--emit`, and `plan`'s own options read these rows.
+//!
+//! Source: `common/arg.cpp`, `tools/llama-bench/llama-bench.cpp`, b11434. Flags that decide nothing here are in `flags.tsv`.
 
 use std::sync::LazyLock;
 
-use super::build::NEW_FLAGS;
+use super::config::{Choice, LoadMode, RunConfig};
+use super::values::{self, DENSE, EXPERTS, Given, on_host};
+use super::{Error, Note};
 
-/// One flag and its other spellings.
-#[derive(Debug)]
-pub(super) struct Flag {
-    /// How many words follow it.
-    pub values: usize,
+/// One flag.
+#[derive(Debug, Clone, Copy)]
+pub struct Flag {
+    /// Spellings: the first is the one that is printed, the first long one names the flag.
+    names: &'static str,
+    /// Spellings that mean the opposite.
+    negated: &'static str,
     /// The environment variable that stands for it.
     pub environment: Option<&'static str>,
-    /// Its spellings.
-    names: Vec<&'static str>,
-    /// The spellings that mean the opposite.
-    negated: Vec<&'static str>,
+    /// Words that follow it.
+    pub values: usize,
+    /// What it does.
+    pub effect: Effect,
+    /// llama-bench's spellings, the printed one first; empty: it has no such flag. Each takes one value there.
+    bench: &'static str,
+    /// Whether ik_llama.cpp is known to have it.
+    pub in_ik: bool,
+    /// The first build that has it, as far as builds are known.
+    pub since: u32,
+    /// Whether a launch takes its words beside those printed from [`RunConfig`], which does not say all that they do.
+    pub beside: bool,
+    /// What a plan does with it.
+    pub in_plan: InPlan,
+}
+
+/// What a flag does.
+#[derive(Debug, Clone, Copy)]
+pub enum Effect {
+    /// Nothing that is counted.
+    None,
+    /// Sets a field of [`RunConfig`].
+    Field(Field),
+    /// Says where the model is.
+    Model,
+    /// Belongs to speculation, whose fields are known once every flag is read.
+    Speculation,
+    /// `--fit-print`: llama-fit-params fits nothing.
+    FitPrint,
+    /// Loads a file whose memory is not counted.
+    Uncounted(Uncounted),
+}
+
+/// What is said of a file whose memory is not counted.
+#[derive(Debug, Clone, Copy)]
+pub struct Uncounted {
+    /// The note's name.
+    pub code: &'static str,
+    /// What is not counted.
+    pub what: &'static str,
+    /// What to try.
+    pub hint: &'static str,
+}
+
+/// How a value goes into [`RunConfig`] and out again.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    /// The field's name, which is its key in JSON.
+    pub name: &'static str,
+    /// Whether llama.cpp reads a number and leaves what follows it unread (`std::stoi`).
+    pub is_number: bool,
+    /// Reads a value; what a person should know of it comes back.
+    pub read: fn(&mut RunConfig, Given<'_>) -> Result<Vec<Note>, Error>,
+    /// The value's word, in llama-bench's grammar where the second is true; of a flag that stands alone `on` or `off`. `None`
+    /// where nothing is to be printed.
+    pub print: fn(&RunConfig, bool) -> Option<String>,
+    /// Makes the field llama.cpp's default.
+    pub reset: fn(&mut RunConfig),
+}
+
+/// What `moeplan plan` does with a flag.
+#[derive(Debug, Clone, Copy)]
+pub enum InPlan {
+    /// It is an option of `plan`, too: the name of its value (empty: it stands alone), and its help.
+    Option(&'static str, &'static str),
+    /// After `--` it is kept as given.
+    Kept,
+    /// A plan says it in another way: how.
+    Instead(&'static str),
 }
 
 impl Flag {
+    /// A flag with one value and without a variable; what it does is yet to be said.
+    const fn new(names: &'static str, effect: Effect) -> Self {
+        let beside = !matches!(effect, Effect::Field(_) | Effect::Model | Effect::FitPrint);
+        Self {
+            names,
+            negated: "",
+            environment: None,
+            values: 1,
+            effect,
+            bench: "",
+            in_ik: true,
+            since: 0,
+            beside,
+            in_plan: InPlan::Kept,
+        }
+    }
+
+    const fn env(self, name: &'static str) -> Self {
+        Self { environment: Some(name), ..self }
+    }
+
+    /// It stands alone; `negated` means the opposite.
+    const fn alone(self, negated: &'static str) -> Self {
+        Self { values: 0, negated, ..self }
+    }
+
+    const fn bench(self, names: &'static str) -> Self {
+        Self { bench: names, ..self }
+    }
+
+    const fn not_in_ik(self) -> Self {
+        Self { in_ik: false, ..self }
+    }
+
+    const fn since(self, build: u32) -> Self {
+        Self { since: build, ..self }
+    }
+
+    const fn option(self, value: &'static str, help: &'static str) -> Self {
+        Self { in_plan: InPlan::Option(value, help), ..self }
+    }
+
+    const fn instead(self, hint: &'static str) -> Self {
+        Self { in_plan: InPlan::Instead(hint), ..self }
+    }
+
+    /// Spellings.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        words(self.names)
+    }
+
+    /// Spellings that mean the opposite.
+    pub fn negated(&self) -> impl Iterator<Item = &'static str> {
+        words(self.negated)
+    }
+
     /// The first long spelling: what the rest of the code calls it.
     pub fn name(&self) -> &'static str {
-        self.names.iter().find(|name| name.starts_with("--")).or(self.names.first()).copied().unwrap_or_default()
+        // A flag without a long spelling is called by its only one.
+        self.names().find(|name| name.starts_with("--")).unwrap_or(self.names)
     }
 
-    /// The last spelling that means the opposite.
-    pub fn negated(&self) -> Option<&'static str> {
-        self.negated.last().copied()
+    /// The spelling that `plan` has as an option of its own: a switch that is on by default can only be turned off.
+    pub fn option_name(&self) -> &'static str {
+        self.negated().find(|name| name.starts_with("--")).unwrap_or(self.name())
     }
 
-    /// Whether a negated spelling exists (then `LLAMA_ARG_NO_…` counts as well).
+    /// Whether it stands alone and can be negated (then `LLAMA_ARG_NO_…` counts as well).
     pub fn is_switch(&self) -> bool {
         !self.negated.is_empty()
     }
-}
 
-/// Every flag in llama.cpp's order, which is the order in which it reads the environment.
-pub(super) static FLAGS: LazyLock<Vec<Flag>> =
-    LazyLock::new(|| include_str!("flags.tsv").lines().filter(|line| !line.starts_with('#')).map(flag).collect());
+    /// Whether llama-bench has it.
+    pub fn is_in_bench(&self) -> bool {
+        !self.bench.is_empty()
+    }
 
-/// One line of the table; a bad line is our own mistake.
-#[cfg_attr(not(test), expect(clippy::expect_used, reason = "the table is the program's own"))]
-fn flag(line: &'static str) -> Flag {
-    let mut columns = line.split('\t');
-    let mut column = || columns.next().expect("four columns");
-    let names = |text: &'static str| text.split(' ').filter(|name| *name != "-").collect();
-    Flag {
-        values: column().parse().expect("a number of values"),
-        environment: Some(column()).filter(|name| *name != "-"),
-        names: names(column()),
-        negated: names(column()),
+    /// The spelling that is printed: of llama-bench its own, of a switch that is off the first that negates it.
+    pub fn printed(&self, bench: bool, on: bool) -> &'static str {
+        let first = if bench {
+            words(self.bench).next()
+        } else if self.is_switch() && !on {
+            self.negated().next()
+        } else {
+            self.names().next()
+        };
+        first.unwrap_or(self.names)
+    }
+
+    /// Whether 1 in llama-bench means that it is off (`-nkvo 1`).
+    pub fn bench_negates(&self) -> bool {
+        words(self.bench).any(|name| self.negated().any(|negated| negated == name))
+    }
+
+    /// The field that it sets.
+    pub fn field(&self) -> Option<&Field> {
+        match &self.effect {
+            Effect::Field(field) => Some(field),
+            _ => None,
+        }
     }
 }
 
+fn words(text: &'static str) -> impl Iterator<Item = &'static str> {
+    text.split(' ').filter(|word| !word.is_empty())
+}
+
+/// Whether llama.cpp reads a field as a number: what follows it in the word is left unread.
+const NUMBER: bool = true;
+const TEXT: bool = false;
+
+/// A field with its own way to be read and printed.
+macro_rules! custom {
+    ($is_number:expr, $name:ident, |$run:ident, $given:ident| $read:expr, $print:expr) => {
+        Effect::Field(Field {
+            name: stringify!($name),
+            is_number: $is_number,
+            read: |$run, $given| {
+                $read;
+                Ok(Vec::new())
+            },
+            print: $print,
+            reset: |run| run.$name = RunConfig::default().$name,
+        })
+    };
+}
+
+/// A field that is read with a method of [`Given`], and printed with a function of its value and of whether llama-bench reads it.
+macro_rules! field {
+    ($name:ident, $read:expr, $print:expr) => {
+        custom!(TEXT, $name, |run, given| run.$name = $read(&given)?, |run, bench| {
+            (run.$name != RunConfig::default().$name).then(|| $print(&run.$name, bench))
+        })
+    };
+}
+
+/// A number.
+macro_rules! number {
+    ($name:ident, $read:expr) => {
+        custom!(NUMBER, $name, |run, given| run.$name = $read(&given)?, |run, _| {
+            (run.$name != RunConfig::default().$name).then(|| run.$name.to_string())
+        })
+    };
+}
+
+/// A number that need not be given.
+macro_rules! optional {
+    ($name:ident, $read:expr) => {
+        custom!(NUMBER, $name, |run, given| run.$name = $read(&given)?, |run, _| run.$name.map(|n| n.to_string()))
+    };
+}
+
+/// Yes or no.
+macro_rules! switch {
+    ($name:ident) => {
+        field!($name, Given::is_on, on_or_off)
+    };
+}
+
+/// The rows that decide something here, in the order in which a launch is printed. Those of overrides are in llama.cpp's order, in
+/// which it reads the environment.
+#[rustfmt::skip] // A table: a flag a line, and a line for what a plan makes of it.
+pub static ROWS: &[Flag] = &[
+    Flag::new("-c --ctx-size", CONTEXT).env("LLAMA_ARG_CTX_SIZE"),
+    Flag::new("-np --parallel", optional!(n_parallel, Given::slots)).env("LLAMA_ARG_N_PARALLEL")
+        .option("N", "Slots of the server (llama.cpp: -np) [default: 1]"),
+    Flag::new("-kvu --kv-unified", KV_UNIFIED).env("LLAMA_ARG_KV_UNIFIED").alone("-no-kvu --no-kv-unified").not_in_ik(),
+    Flag::new("--kv-unified-per-slot", optional!(kv_unified_per_slot, Given::positive)).env("LLAMA_ARG_KV_UNIFIED_PER_SLOT").not_in_ik(),
+    Flag::new("-b --batch-size", number!(n_batch, Given::natural)).env("LLAMA_ARG_BATCH").bench("-b --batch-size")
+        .option("N|auto", "Logical batch size (llama.cpp: -b)"),
+    Flag::new("-ub --ubatch-size", number!(n_ubatch, Given::natural)).env("LLAMA_ARG_UBATCH").bench("-ub --ubatch-size")
+        .option("N|auto", "Physical batch size (llama.cpp: -ub; moeplan also takes `-ub`)"),
+    Flag::new("-ctk --cache-type-k", field!(type_k, Given::cache_type, shown)).env("LLAMA_ARG_CACHE_TYPE_K").bench("-ctk --cache-type-k")
+        .option("TYPE|auto", "Type of the K cache (llama.cpp: -ctk) [default: f16]"),
+    Flag::new("-ctv --cache-type-v", field!(type_v, Given::cache_type, shown)).env("LLAMA_ARG_CACHE_TYPE_V").bench("-ctv --cache-type-v")
+        .option("TYPE|auto", "Type of the V cache (llama.cpp: -ctv) [default: f16]"),
+    Flag::new("-fa --flash-attn", field!(flash_attn, Given::flash_attn, word)).env("LLAMA_ARG_FLASH_ATTN").bench("-fa --flash-attn")
+        .option("on|off|auto", "Flash attention (llama.cpp: -fa)"),
+    Flag::new("--rpc", RPC).env("LLAMA_ARG_RPC").bench("--rpc -rpc").instead(DESCRIBED),
+    Flag::new("-dev --device", DEVICES).env("LLAMA_ARG_DEVICE").bench("-dev --device").instead(DESCRIBED),
+    Flag::new("-ngl --gpu-layers --n-gpu-layers", LAYERS).env("LLAMA_ARG_N_GPU_LAYERS").bench("-ngl --n-gpu-layers")
+        .option("N|all|auto", "Layers on the devices (llama.cpp: -ngl) [default: all]"),
+    Flag::new("-sm --split-mode", field!(split_mode, Given::choice, word)).env("LLAMA_ARG_SPLIT_MODE").bench("-sm --split-mode").instead(BY_LAYERS),
+    Flag::new("-mg --main-gpu", number!(main_gpu, Given::integer)).env("LLAMA_ARG_MAIN_GPU").bench("-mg --main-gpu").instead(BY_LAYERS),
+    Flag::new("-ts --tensor-split", TENSOR_SPLIT).env("LLAMA_ARG_TENSOR_SPLIT").bench("-ts --tensor-split")
+        .option("SHARE,…", "Shares of the layers by device (llama.cpp: -ts)"),
+    Flag::new("-ot --override-tensor", OVERRIDES).env("LLAMA_ARG_OVERRIDE_TENSOR").bench("-ot --override-tensor")
+        .option("PATTERN=BUFFER,…", "Your own overrides, tried first (llama.cpp: -ot)"),
+    Flag::new("-cmoe --cpu-moe", CPU_MOE).env("LLAMA_ARG_CPU_MOE").alone("")
+        .option("", "All routed experts on the host (llama.cpp: -cmoe)"),
+    Flag::new("-ncmoe --n-cpu-moe", N_CPU_MOE).env("LLAMA_ARG_N_CPU_MOE").bench("-ncmoe --n-cpu-moe")
+        .option("N", "The routed experts of the first N blocks on the host, and more where needed (llama.cpp: -ncmoe)"),
+    Flag::new("-ncffn --n-cpu-ffn", N_CPU_FFN).env("LLAMA_ARG_N_CPU_FFN").not_in_ik(),
+    Flag::new("-t --threads", optional!(n_threads, Given::count)).env("LLAMA_ARG_THREADS").bench("-t --threads")
+        .option("N|auto", "Threads that decode on the host (llama.cpp: -t)"),
+    Flag::new("-tb --threads-batch", optional!(n_threads_batch, Given::count))
+        .option("N", "Threads that process prompts on the host (llama.cpp: -tb)"),
+    Flag::new("-lm --load-mode", field!(load_mode, Given::choice, word)).env("LLAMA_ARG_LOAD_MODE").bench("-lm --load-mode").not_in_ik()
+        .option("MODE|auto", "How the file is read (llama.cpp: -lm)"),
+    Flag::new("-lzm --lazy-mode", field!(lazy_mode, Given::choice, word)).env("LLAMA_ARG_LAZY_MODE").bench("-lzm --lazy-mode").not_in_ik(),
+    Flag::new("-kvo --kv-offload", switch!(offload_kqv)).env("LLAMA_ARG_KV_OFFLOAD").alone("-nkvo --no-kv-offload").bench("-nkvo --no-kv-offload")
+        .option("", "The context on the host (llama.cpp: -nkvo)"),
+    Flag::new("--op-offload", switch!(op_offload)).alone("--no-op-offload").bench("-nopo --no-op-offload")
+        .option("", "Compute on the host what is there, prompts too (llama.cpp: --no-op-offload)"),
+    Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
+    Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
+    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings"),
+    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("") },
+    Flag::new("-fitt --fit-target", FIT_TARGET).env("LLAMA_ARG_FIT_TARGET").bench("-fitt --fit-target").not_in_ik().instead(NOTHING_TO_FIT),
+    Flag::new("-fitc --fit-ctx", FIT_CONTEXT).env("LLAMA_ARG_FIT_CTX").bench("-fitc --fit-ctx").not_in_ik().instead(NOTHING_TO_FIT),
+    Flag::new("-fit --fit", field!(fit, Given::switch, on_or_off)).env("LLAMA_ARG_FIT").instead(NOTHING_TO_FIT),
+    Flag::new("--swa-full", switch!(swa_full)).env("LLAMA_ARG_SWA_FULL").alone(""),
+    Flag::new("--cache-ram -cram", optional!(cache_ram, Given::limit)).env("LLAMA_ARG_CACHE_RAM")
+        .option("MIB|auto", "MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, less where memory is short]"),
+    Flag::new("--moe-cache-mib", number!(moe_cache_mib, Given::natural)).env("LLAMA_ARG_MOE_CACHE_MIB").since(11549)
+        .option("MIB|auto", "MiB of device memory that cache experts of the host; `auto`: as many as are worth it (llama.cpp: --moe-cache-mib, b11549)"),
+    Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE"),
+    Flag::new("--spec-default", Effect::Speculation).alone(""),
+    Flag::new("--spec-draft-n-max", Effect::Speculation).env("LLAMA_ARG_SPEC_DRAFT_N_MAX"),
+    Flag::new("--spec-ngram-simple-size-m", Effect::Speculation),
+    Flag::new("--spec-ngram-map-k-size-m", Effect::Speculation),
+    Flag::new("--spec-ngram-map-k4v-size-m", Effect::Speculation),
+    Flag::new("--spec-ngram-mod-n-max", Effect::Speculation),
+    Flag::new("--spec-draft-model -md --model-draft", DRAFT).env("LLAMA_ARG_SPEC_DRAFT_MODEL"),
+    Flag::new("--spec-draft-hf -hfd -hfrd --hf-repo-draft", DRAFT).env("LLAMA_ARG_SPEC_DRAFT_HF_REPO"),
+    Flag::new("-mm --mmproj", PROJECTOR).env("LLAMA_ARG_MMPROJ"),
+    Flag::new("-mmu --mmproj-url", PROJECTOR).env("LLAMA_ARG_MMPROJ_URL"),
+    Flag::new("--override-kv", METADATA),
+    Flag::new("-fitp --fit-print", Effect::FitPrint).env("LLAMA_ARG_FIT_ESTIMATE").not_in_ik().instead(NOTHING_TO_FIT),
+    Flag::new("-m --model", Effect::Model).env("LLAMA_ARG_MODEL").bench("-m --model"),
+    Flag::new("-mu --model-url", Effect::Model).env("LLAMA_ARG_MODEL_URL"),
+    Flag::new("-dr --docker-repo", Effect::Model).env("LLAMA_ARG_DOCKER_REPO"),
+    Flag::new("-hf -hfr --hf-repo", Effect::Model).env("LLAMA_ARG_HF_REPO").bench("-hf -hfr --hf-repo"),
+    Flag::new("-hff --hf-file", Effect::Model).env("LLAMA_ARG_HF_FILE").bench("-hff --hf-file"),
+];
+
+const DESCRIBED: &str =
+    "what a plan may use is described with sizes: --device CUDA0=24G --device 'RPC0[HOST:PORT]=16G'";
+const BY_LAYERS: &str =
+    "a plan splits by layers (`-sm layer`) over all devices described: for one card alone describe only that one";
+const NOTHING_TO_FIT: &str =
+    "a plan leaves nothing to fit: --margin SIZE stays free on each device, `-c max` is the longest context";
+
+const DRAFT: Effect = Effect::Uncounted(Uncounted {
+    code: "draft-model",
+    what: "the draft model's own memory is not counted",
+    hint: "check it with a command of its own and add both",
+});
+const PROJECTOR: Effect = Effect::Uncounted(Uncounted {
+    code: "projector",
+    what: "the multimodal projector's memory is not counted",
+    hint: "leave room for the projector's file size and its compute buffer",
+});
+
+/// Asking for the model's own context (0) forbids fitting to reduce it.
+const CONTEXT: Effect = custom!(
+    NUMBER,
+    n_ctx,
+    |run, given| {
+        run.n_ctx = given.natural()?;
+        if run.n_ctx == 0 {
+            run.fit_ctx = u32::MAX;
+        }
+    },
+    |run, _| (run.n_ctx != 0 || run.fit_ctx == u32::MAX).then(|| run.n_ctx.to_string())
+);
+
+/// An int that llama.cpp keeps as unsigned (common/arg.cpp, b11434): -1 forbids to reduce the context, as `-c 0` does.
+const FIT_CONTEXT: Effect = custom!(
+    NUMBER,
+    fit_ctx,
+    |run, given| run.fit_ctx = given.integer()?.cast_unsigned(),
+    |run, bench| match run.fit_ctx {
+        // `-c 0` says it already.
+        u32::MAX if run.n_ctx == 0 && !bench => None,
+        n => (n != RunConfig::default().fit_ctx).then(|| n.cast_signed().to_string()),
+    }
+);
+
+const KV_UNIFIED: Effect = custom!(TEXT, kv_unified, |run, given| run.kv_unified = Some(given.on), |run, bench| Some(
+    on_or_off(&run.kv_unified?, bench)
+));
+const RERANK: Effect = custom!(TEXT, embeddings, |run, given| run.embeddings = given.on, |_, _| None);
+const LAYERS: Effect =
+    custom!(
+        NUMBER,
+        n_gpu_layers,
+        |run, given| run.n_gpu_layers = given.layers()?,
+        |run, bench| match run.n_gpu_layers {
+            -1 => None,
+            -2 if !bench => Some("all".to_string()),
+            n => Some(n.to_string()),
+        }
+    );
+const TENSOR_SPLIT: Effect =
+    field!(tensor_split, Given::proportions, |shares: &Vec<f32>, bench: bool| values::list(shares, between(bench)));
+const FIT_TARGET: Effect = field!(fit_target, Given::fit_target, |mib: &Vec<u32>, _| values::list(mib, "/"));
+const DEVICES: Effect =
+    field!(devices, Given::devices, |names: &Option<Vec<String>>, bench: bool| match names.as_deref() {
+        None | Some([]) => "none".to_string(),
+        Some(names) => names.join(between(bench)),
+    });
+const RPC: Effect = custom!(TEXT, rpc, |run, given| run.rpc.extend(given.names(',')), |run, _| (!run.rpc.is_empty())
+    .then(|| run.rpc.join(",")));
+const METADATA: Effect = custom!(
+    TEXT,
+    metadata_overrides,
+    |run, given| run.metadata_overrides.extend(given.metadata_overrides()?),
+    |run, _| (!run.metadata_overrides.is_empty()).then(|| values::metadata_list(&run.metadata_overrides))
+);
+
+/// Overrides that no counting flag made alone.
+const OVERRIDES: Effect = Effect::Field(Field {
+    name: "overrides",
+    is_number: false,
+    read: |run, given| {
+        let (entries, notes) = given.overrides()?;
+        run.overrides.extend(entries);
+        Ok(notes)
+    },
+    print: |run, bench| {
+        let entries: Vec<String> =
+            run.overrides.iter().map(|entry| format!("{}={}", entry.pattern, entry.buffer)).collect();
+        let flags = [("--cpu-moe", EXPERTS), ("--n-cpu-moe", EXPERTS), ("--n-cpu-ffn", DENSE)];
+        let is_counted = flags.iter().any(|(name, pattern)| counted(run, bench, name, pattern).is_some());
+        (!entries.is_empty() && !is_counted).then(|| entries.join(if bench { ";" } else { "," }))
+    },
+    reset: |run| run.overrides.clear(),
+});
+const CPU_MOE: Effect =
+    custom!(TEXT, overrides, |run, given| run.overrides.push(on_host(EXPERTS.into(), given.flag)), |run, bench| {
+        counted(run, bench, "--cpu-moe", EXPERTS).map(|_| "on".to_string())
+    });
+const N_CPU_MOE: Effect = custom!(
+    NUMBER,
+    overrides,
+    |run, given| run.overrides.extend(given.first_blocks(EXPERTS)?),
+    |run, bench| counted(run, bench, "--n-cpu-moe", EXPERTS).map(|count| count.to_string())
+);
+const N_CPU_FFN: Effect = custom!(
+    NUMBER,
+    overrides,
+    |run, given| run.overrides.extend(given.first_blocks(DENSE)?),
+    |run, bench| counted(run, bench, "--n-cpu-ffn", DENSE).map(|count| count.to_string())
+);
+
+/// How many overrides the flag of this name made, where it made all of them; `None` where there is more than that, since not every
+/// form of a plan keeps the order among several flags, or where llama-bench has no such flag.
+fn counted(run: &RunConfig, bench: bool, name: &str, pattern: &str) -> Option<usize> {
+    let origin = run.overrides.first()?.origin.as_str();
+    let (flag, _) = spelling(origin)?;
+    if flag.name() != name || (bench && !flag.is_in_bench()) {
+        return None;
+    }
+    let count = run.overrides.len().to_string();
+    let made = match flag.values {
+        0 => vec![on_host(pattern.into(), origin)],
+        _ => Given::new(origin, &count).first_blocks(pattern).ok()?,
+    };
+    (made == run.overrides).then_some(made.len())
+}
+
+/// What separates the entries of a list.
+fn between(bench: bool) -> &'static str {
+    if bench { "/" } else { "," }
+}
+
+/// A value in its own words.
+fn shown<T: ToString>(value: &T, _: bool) -> String {
+    value.to_string()
+}
+
+/// A value in llama.cpp's word.
+fn word<T: Choice>(value: &T, _: bool) -> String {
+    value.word().to_string()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "one of the functions that print a value")]
+fn on_or_off(on: &bool, _: bool) -> String {
+    if *on { "on" } else { "off" }.to_string()
+}
+
+/// Every flag: the rows above, then those that decide nothing here.
+pub(super) static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
+    let others = include_str!("flags.tsv").lines().filter(|line| !line.starts_with('#')).map(other);
+    ROWS.iter().copied().chain(others).collect()
+});
+
+/// One line of the table; a bad line is our own mistake.
+#[cfg_attr(not(test), expect(clippy::expect_used, reason = "the table is the program's own"))]
+fn other(line: &'static str) -> Flag {
+    let mut columns = line.split('\t');
+    let mut column = || columns.next().map(|text| if text == "-" { "" } else { text }).expect("four columns");
+    let values = column().parse().expect("a number of values");
+    let environment = Some(column()).filter(|name| !name.is_empty());
+    let names = column();
+    Flag { values, environment, negated: column(), ..Flag::new(names, Effect::None) }
+}
+
 /// The flag of a word and whether it is meant positively; `_` counts as `-` in long flags, as llama.cpp has it.
-pub(super) fn find(word: &str) -> Option<(&'static Flag, bool)> {
+pub fn spelling(word: &str) -> Option<(&'static Flag, bool)> {
     let spelled = if word.starts_with("--") { word.replace('_', "-") } else { word.to_string() };
     FLAGS.iter().find_map(|flag| {
-        if flag.names.contains(&spelled.as_str()) {
+        if flag.names().any(|name| name == spelled) {
             Some((flag, true))
         } else {
-            flag.negated.contains(&spelled.as_str()).then_some((flag, false))
+            flag.negated().any(|name| name == spelled).then_some((flag, false))
         }
     })
 }
 
-/// Every spelling of every flag, negated ones too.
-pub fn spellings() -> impl Iterator<Item = &'static str> {
-    let of_table = FLAGS.iter().flat_map(|flag| flag.names.iter().chain(&flag.negated).copied());
-    of_table.chain(NEW_FLAGS.iter().map(|flag| flag.name))
+/// The flag of a word of llama-bench.
+pub(super) fn find_in_bench(word: &str) -> Option<&'static Flag> {
+    let spelled = word.replace('_', "-");
+    FLAGS.iter().find(|flag| words(flag.bench).any(|name| name == spelled))
 }
 
-/// What a word of a command line is, for who writes it in another form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Spelling {
-    /// The first long spelling, with its dashes.
-    pub name: &'static str,
-    /// The variable that stands for it; llama.cpp has none for some flags.
-    pub environment: Option<&'static str>,
+/// Every spelling of every flag, negated ones too.
+pub(super) fn spellings() -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().flat_map(|flag| flag.names().chain(flag.negated()))
+}
+
+/// The rows that set a field, in the order in which a launch is printed.
+pub fn fields() -> impl Iterator<Item = (&'static Flag, &'static Field)> {
+    ROWS.iter().filter_map(|flag| Some((flag, flag.field()?)))
+}
+
+/// `run` as a program would have it that takes only the flags that `has` says: what none of them sets is llama.cpp's default.
+pub fn without_others(run: &RunConfig, has: impl Fn(&Flag) -> bool) -> RunConfig {
+    let mut run = run.clone();
+    for (_, field) in fields() {
+        if !fields().any(|(flag, other)| other.name == field.name && has(flag)) {
+            (field.reset)(&mut run);
+        }
+    }
+    run
+}
+
+/// The first flag that `run` needs and that no build up to `build` has.
+pub fn newer_than(run: &RunConfig, build: u32) -> Option<&'static Flag> {
+    fields().find(|(flag, field)| flag.since > build && (field.print)(run, false).is_some()).map(|(flag, _)| flag)
+}
+
+/// Whether a word of llama-server's command line is a flag of speculation.
+pub fn is_speculation(word: &str) -> bool {
+    spelling(word).is_some_and(|(flag, _)| flag.name().starts_with("--spec-"))
+}
+
+/// Flags with their values. A flag that only a fork has takes what is not a flag.
+pub fn groups(words: &[String]) -> Vec<&[String]> {
+    let mut groups = Vec::new();
+    let mut rest = words;
+    while let Some((first, after)) = rest.split_first() {
+        let values = match spelling(first) {
+            Some((flag, _)) => flag.values,
+            None => after.iter().take_while(|word| !is_flag(word)).count(),
+        };
+        let (group, others) = rest.split_at(values.saturating_add(1).min(rest.len()));
+        groups.push(group);
+        rest = others;
+    }
+    groups
+}
+
+/// Whether a word looks like a flag, and not like a negative number.
+fn is_flag(word: &str) -> bool {
+    word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c == '-' || c.is_ascii_alphabetic()))
+}
+
+/// A flag that b11434 no longer has.
+#[derive(Debug)]
+pub(super) struct Removed {
+    /// Spellings.
+    names: &'static str,
     /// Words that follow it.
     pub values: usize,
-    /// Whether the word means yes; `false` for a negated spelling.
-    pub on: bool,
-    /// The spelling that means no, where there is one.
-    pub negated: Option<&'static str>,
+    /// The last known build that takes it; 0 = older than those that are known.
+    pub until: u32,
+    /// What took its place: a flag, and the value that stands for it.
+    pub instead: &'static str,
 }
 
-/// The flag that a word of llama-server's command line is, flags of newer builds included.
-pub fn spelling(word: &str) -> Option<Spelling> {
-    if let Some(new) = NEW_FLAGS.iter().find(|flag| flag.name == word) {
-        let (name, values) = (new.name, new.values);
-        return Some(Spelling { name, environment: Some(new.environment), values, on: true, negated: None });
-    }
-    let (flag, on) = find(word)?;
-    let (environment, negated) = (flag.environment, flag.negated());
-    Some(Spelling { name: flag.name(), environment, values: flag.values, on, negated })
-}
-
-/// Flags of older builds that b11434 no longer knows, and what took their place.
-pub(super) const REMOVED: &[(&str, usize, &str)] = &[
-    ("--no-mmap", 0, "--load-mode none"),
-    ("--mmap", 0, "--load-mode mmap"),
-    ("--mlock", 0, "--load-mode mmap+mlock"),
-    ("--direct-io", 0, "--load-mode dio"),
-    ("--no-direct-io", 0, "--load-mode auto"),
-    ("-dio", 0, "--load-mode dio"),
-    ("-ndio", 0, "--load-mode auto"),
-    ("--draft", 1, "--spec-draft-n-max"),
-    ("--draft-n", 1, "--spec-draft-n-max"),
-    ("--draft-max", 1, "--spec-draft-n-max"),
-    ("--draft-min", 1, "--spec-draft-n-min"),
-    ("--draft-n-min", 1, "--spec-draft-n-min"),
-    ("--spec-ngram-size-n", 1, "--spec-ngram-simple-size-n"),
-    ("--spec-ngram-size-m", 1, "--spec-ngram-simple-size-m"),
-    ("--spec-ngram-min-hits", 1, "--spec-ngram-simple-min-hits"),
+/// Flags of older builds, and what took their place.
+const REMOVED: &[Removed] = &[
+    Removed { names: "--no-mmap", values: 0, until: 10434, instead: "--load-mode none" },
+    Removed { names: "--mmap", values: 0, until: 10434, instead: "--load-mode mmap" },
+    Removed { names: "--mlock", values: 0, until: 10434, instead: "--load-mode mmap+mlock" },
+    Removed { names: "--direct-io -dio", values: 0, until: 10434, instead: "--load-mode dio" },
+    Removed { names: "--no-direct-io -ndio", values: 0, until: 10434, instead: "--load-mode auto" },
+    Removed { names: "--draft --draft-n --draft-max", values: 1, until: 0, instead: "--spec-draft-n-max" },
+    Removed { names: "--draft-min --draft-n-min", values: 1, until: 0, instead: "--spec-draft-n-min" },
+    Removed { names: "--spec-ngram-size-n", values: 1, until: 0, instead: "--spec-ngram-simple-size-n" },
+    Removed { names: "--spec-ngram-size-m", values: 1, until: 0, instead: "--spec-ngram-simple-size-m" },
+    Removed { names: "--spec-ngram-min-hits", values: 1, until: 0, instead: "--spec-ngram-simple-min-hits" },
 ];
+
+/// How builds before `--load-mode` say how the file is read (`common/arg.cpp`, b10434).
+pub fn old_load_mode(mode: LoadMode) -> &'static [&'static str] {
+    match mode {
+        LoadMode::Auto | LoadMode::Mmap => &[],
+        LoadMode::None => &["--no-mmap"],
+        LoadMode::Mlock => &["--no-mmap", "--mlock"],
+        LoadMode::MmapMlock => &["--mlock"],
+        LoadMode::Dio => &["--direct-io"],
+    }
+}
+
+/// What took the place of one of those flags: `--load-mode` and its value.
+pub fn new_load_mode(word: &str) -> Option<&'static str> {
+    find_removed(word).map(|flag| flag.instead).filter(|instead| instead.starts_with("--load-mode "))
+}
+
+/// The removed flag of a word.
+pub(super) fn find_removed(word: &str) -> Option<&'static Removed> {
+    REMOVED.iter().find(|flag| words(flag.names).any(|name| name == word))
+}
 
 #[cfg(test)]
 mod tests {
@@ -121,12 +613,20 @@ mod tests {
 
     #[test]
     fn the_table_parses_and_no_spelling_is_twice() {
-        let mut all: Vec<&str> = FLAGS.iter().flat_map(|f| f.names.iter().chain(&f.negated)).copied().collect();
+        let mut all: Vec<&str> = spellings().collect();
         assert!(all.len() > 400, "{}", all.len());
         all.sort_unstable();
         let count = all.len();
         all.dedup();
         assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn every_field_has_a_key_of_its_name() {
+        let keys = serde_json::to_string(&RunConfig::default()).unwrap() + &format!("{:?}", RunConfig::default());
+        for (flag, field) in fields() {
+            assert!(keys.contains(field.name), "{} sets `{}`, which is not a field", flag.name(), field.name);
+        }
     }
 
     #[test]
@@ -138,9 +638,16 @@ mod tests {
             ("-fa", "--flash-attn", true, 1),
             ("--control-vector-layer-range", "--control-vector-layer-range", true, 2),
         ] {
-            let (flag, on) = find(word).unwrap();
+            let (flag, on) = spelling(word).unwrap();
             assert_eq!((flag.name(), on, flag.values), (name, positive, values), "{word}");
         }
-        assert!(find("--no-mmap").is_none());
+        assert!(spelling("--no-mmap").is_none());
+    }
+
+    #[test]
+    fn values_stay_with_their_flags() {
+        let words = ["-m", "-x.gguf", "-ngl", "-1", "-kvu", "-ot", "a=CPU", "-amb", "512"].map(str::to_string);
+        let groups: Vec<String> = groups(&words).into_iter().map(|group| group.join(" ")).collect();
+        assert_eq!(groups, ["-m -x.gguf", "-ngl -1", "-kvu", "-ot a=CPU", "-amb 512"]);
     }
 }

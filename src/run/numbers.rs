@@ -2,9 +2,9 @@
 //!
 //! Source: `src/llama-context.cpp` `llama_context::llama_context` and the programs' own settings, llama.cpp b11434.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Program, RunConfig};
+use super::config::{Program, RunConfig};
 use crate::gguf::Value;
 use crate::hparams::HParams;
 
@@ -33,10 +33,7 @@ pub struct ContextNumbers {
 /// `run` on a model of `hparams`, resolved.
 pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
     let server = matches!(run.program, Program::Server | Program::Cli);
-    // llama-server without `-np` takes 4 slots and one cache for all, whatever `-kvu` says.
-    let automatic = run.n_parallel.is_none() && run.program == Program::Server;
-    let n_seq_max = run.n_parallel.unwrap_or(if automatic { 4 } else { 1 }).max(1);
-    let kv_unified = automatic || run.kv_unified.unwrap_or(false);
+    let (n_seq_max, kv_unified) = sequences(run);
     let asked = match (run.n_ctx, run.kv_unified_per_slot) {
         (0, Some(per_slot)) if run.program == Program::Server => per_slot.saturating_mul(n_seq_max),
         // Fitting first asks for the model's context for every sequence (`common/fit.cpp`).
@@ -71,6 +68,56 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
         n_batch,
         n_ubatch,
         n_outputs_max,
+    }
+}
+
+/// Sequences, and whether they share one cache: without `-np` llama-server makes four that share one, whatever `-kvu` says
+/// (`tools/server/server.cpp`, b11434).
+pub fn sequences(run: &RunConfig) -> (u32, bool) {
+    let automatic = run.n_parallel.is_none() && run.program == Program::Server;
+    let n_seq_max = run.n_parallel.unwrap_or(if automatic { 4 } else { 1 }).max(1);
+    (n_seq_max, automatic || run.kv_unified.unwrap_or(false))
+}
+
+/// A launch with the numbers that its context has: the `run` of a document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ResolvedRun {
+    /// The launch: what is left to llama.cpp is what it makes of it. Overrides are listed apart.
+    #[serde(flatten)]
+    pub config: RunConfig,
+    /// Cells of one sequence, tokens.
+    pub n_ctx_seq: u32,
+    /// Output rows reserved.
+    pub n_outputs_max: u32,
+}
+
+impl ResolvedRun {
+    /// `run` with `numbers` in the place of what was asked for.
+    pub fn new(run: &RunConfig, numbers: &ContextNumbers) -> Self {
+        let config = RunConfig {
+            n_ctx: numbers.n_ctx,
+            n_batch: numbers.n_batch,
+            n_ubatch: numbers.n_ubatch,
+            n_parallel: Some(numbers.n_seq_max),
+            kv_unified: Some(numbers.kv_unified),
+            overrides: Vec::new(),
+            ..run.clone()
+        };
+        Self { config, n_ctx_seq: numbers.n_ctx_seq, n_outputs_max: numbers.n_outputs_max }
+    }
+
+    /// Sequences (server slots).
+    pub fn n_seq_max(&self) -> u32 {
+        sequences(&self.config).0
+    }
+}
+
+impl std::ops::Deref for ResolvedRun {
+    type Target = RunConfig;
+
+    fn deref(&self) -> &RunConfig {
+        &self.config
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whole command lines of llama.cpp's programs, read as the program would read them.
 //!
 //! Source: `common/arg.cpp` `common_params_parse_ex`, b11434: the environment first, in the order of the flags' definitions,
-//! then the words; later words win, overrides accumulate.
+//! then the words; later words win, overrides accumulate. Of every list of llama-bench the first value is taken.
 #![cfg_attr(
     not(test),
     deny(
@@ -16,116 +16,17 @@
 )]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use super::build::{NEW_FLAGS, Target};
+use super::bench::{self, Tests};
+use super::build::Target;
+use super::command::{ModelSource, ParsedCommand};
+use super::config::{LoadMode, Override, Program, RunConfig};
 use super::dialect::{self, Dialect, LastBlocks};
-use super::removed::removed;
-use super::settings::{self, Speculation};
-use super::values::{Broken, Given};
-use super::{Error, Program, RunConfig, bench, flags, pasted};
+use super::flags::{self, Effect, Flag, Removed};
+use super::speculation::Speculation;
+use super::values::{Given, value_of};
+use super::{Error, pasted};
 use crate::suggest;
-
-/// What a note ends with whose rule is left out of the answer.
-pub const LEFT_OUT: &str = "; the figures are without this rule";
-
-/// A command line, understood.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ParsedCommand {
-    /// What it says about memory.
-    pub run: RunConfig,
-    /// The model it names.
-    pub model: Option<ModelSource>,
-    /// What a person should know: unknown and removed flags, what is not counted.
-    pub notes: Vec<Note>,
-    /// The build and dialect it was read for.
-    pub target: Target,
-    /// ik_llama.cpp's `-ncmoe`, which only model and machine together make overrides of.
-    pub last_blocks: Option<LastBlocks>,
-    /// Words of llama-server's command line that `run` does not hold: a launch takes them as they are.
-    pub beside: Vec<String>,
-}
-
-impl ParsedCommand {
-    /// Adds a note.
-    pub(super) fn note(&mut self, code: &'static str, message: String, hint: Option<String>) {
-        self.notes.push(Note { code, message, hint });
-    }
-
-    /// `-ot`: its entries; one that llama.cpp would take apart in the wrong place is noted and left out.
-    pub(super) fn override_tensors(&mut self, given: Given<'_>, separator: char) -> Result<(), Error> {
-        let (entries, broken) = given.overrides(separator)?;
-        self.run.overrides.extend(entries);
-        for entry in broken {
-            let (code, why, hint) = match &entry {
-                Broken::Comma { .. } => (
-                    "pattern-split-by-comma",
-                    format!(
-                        "llama.cpp splits at every `{separator}`, finds no `=` in one part, and refuses the command"
-                    ),
-                    "a pattern cannot hold one: write `(a|b)` for a list, `xx?` for `x{1,2}`",
-                ),
-                Broken::Equals { .. } => (
-                    "pattern-split-by-equals",
-                    "llama.cpp splits at the first `=`, takes the rest for a buffer, and refuses the command"
-                        .to_string(),
-                    "a pattern cannot hold `=`: write the rule without a lookahead",
-                ),
-                Broken::Quoted { .. } => (
-                    "pattern-quoted",
-                    "the quotes reach llama.cpp, which knows no such buffer and refuses the command".to_string(),
-                    "leave the inner quotes out: no shell takes them off here",
-                ),
-            };
-            let text = entry.text();
-            self.note(code, format!("`{} {text}`: {why}{LEFT_OUT}", given.flag), Some(hint.into()));
-        }
-        Ok(())
-    }
-}
-
-/// Where the model of a command comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ModelSource {
-    /// `-m`.
-    Path(PathBuf),
-    /// `-hf` and `-hff`.
-    HuggingFace {
-        /// `owner/name[:quant]`.
-        repo: String,
-        /// A file of it.
-        file: Option<String>,
-    },
-    /// `-mu`.
-    Url(String),
-    /// `-dr`.
-    Docker(String),
-}
-
-/// Something about a command line that is no error here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Note {
-    /// A stable name: `unknown-flag`, `removed-flag` …
-    pub code: &'static str,
-    /// What is the matter; holds words as typed.
-    pub message: String,
-    /// What to try.
-    pub hint: Option<String>,
-}
-
-/// A command while it is read.
-pub(super) struct Launch {
-    /// What is known so far.
-    pub command: ParsedCommand,
-    /// Resolved at the end.
-    pub speculation: Speculation,
-    /// `-fitp`.
-    pub fit_print: bool,
-    /// `-hf`.
-    pub hf_repo: Option<String>,
-    /// `-hff`.
-    pub hf_file: Option<String>,
-}
 
 /// Reads a command line: the program, then its words, in the given environment. Leading `NAME=VALUE` words and `env` count
 /// as a shell would count them.
@@ -148,30 +49,27 @@ pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Tar
     if let Some(error) = pasted::slip(words) {
         return Err(error);
     }
-    let (first, rest) = words.split_first().ok_or(Error::Empty)?;
-    let program = program(first).ok_or_else(|| Error::UnknownProgram(first.clone()))?;
-    let run = RunConfig { program, ..RunConfig::default() };
-    let mut launch = Launch {
-        command: ParsedCommand { run, model: None, notes: Vec::new(), target, last_blocks: None, beside: Vec::new() },
-        speculation: Speculation::default(),
-        fit_print: false,
-        hf_repo: None,
-        hf_file: None,
-    };
+    let (first, words) = words.split_first().ok_or(Error::Empty)?;
+    let program = Program::of_path(first).ok_or_else(|| Error::UnknownProgram(first.clone()))?;
+    let mut run = RunConfig { program, ..RunConfig::default() };
     if target.dialect == Dialect::Ik {
-        dialect::defaults(&mut launch.command.run);
+        dialect::defaults(&mut run);
     }
+    let mut reader = Reader {
+        command: ParsedCommand::new(run, None, target),
+        speculation: Speculation::default(),
+        fits_nothing: false,
+        hub: (None, None),
+        tests: Tests::default(),
+        of_tests: Vec::new(),
+    };
     if program == Program::Bench {
-        bench::read(&mut launch, rest)?;
+        reader.bench(words)?;
     } else {
-        environment(&mut launch, &env)?;
-        arguments(&mut launch, rest)?;
-        settings::finish(&mut launch);
+        reader.environment(&env)?;
+        reader.arguments(words)?;
     }
-    if let (Some(repo), false) = (launch.hf_repo, matches!(launch.command.model, Some(ModelSource::Path(_)))) {
-        launch.command.model = Some(ModelSource::HuggingFace { repo, file: launch.hf_file });
-    }
-    Ok(launch.command)
+    Ok(reader.finish())
 }
 
 /// `NAME=VALUE` before a program.
@@ -181,98 +79,321 @@ fn assignment(word: &str) -> Option<(&str, &str)> {
     (plain && !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit())).then_some((name, value))
 }
 
-/// The program of a path to it.
-fn program(path: &str) -> Option<Program> {
-    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    match name.strip_suffix(".exe").unwrap_or(name) {
-        "llama-server" => Some(Program::Server),
-        "llama-cli" => Some(Program::Cli),
-        "llama-bench" => Some(Program::Bench),
-        "llama-fit-params" => Some(Program::FitParams),
-        _ => None,
-    }
+/// A command while it is read.
+struct Reader {
+    command: ParsedCommand,
+    speculation: Speculation,
+    /// `-fitp`.
+    fits_nothing: bool,
+    /// `-hf` and `-hff`.
+    hub: (Option<String>, Option<String>),
+    /// Of llama-bench.
+    tests: Tests,
+    /// llama-bench's `-ncmoe`, which comes after all of its `-ot`.
+    of_tests: Vec<Override>,
 }
 
-/// `LLAMA_ARG_*`, in the order of the flags' definitions.
-fn environment(launch: &mut Launch, env: &BTreeMap<String, String>) -> Result<(), Error> {
-    if env.is_empty() {
-        return Ok(());
-    }
-    for flag in flags::FLAGS.iter() {
-        let Some(name) = flag.environment else { continue };
-        let negated = name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_");
-        let value =
-            if flag.is_switch() && env.contains_key(&negated) { Some("0") } else { env.get(name).map(String::as_str) };
-        let Some(value) = value else { continue };
-        let given = Given { flag: name, value };
-        if flag.is_switch() {
-            let on = given.switch()?;
-            let word = if on { flag.name() } else { flag.negated().unwrap_or_default() };
-            settings::carry_out(launch, flag.name(), on, given, &[word])?;
-        } else if flag.values > 0 {
-            settings::carry_out(launch, flag.name(), true, given, &[flag.name(), value])?;
-        } else if given.truth() == Some(true) {
-            settings::carry_out(launch, flag.name(), true, given, &[flag.name()])?;
+impl Reader {
+    /// `LLAMA_ARG_*`, in the order of the flags' definitions.
+    fn environment(&mut self, env: &BTreeMap<String, String>) -> Result<(), Error> {
+        if env.is_empty() {
+            return Ok(());
         }
-    }
-    for flag in NEW_FLAGS {
-        if let Some(value) = env.get(flag.environment).filter(|_| launch.command.target.build >= flag.since) {
-            settings::apply(launch, flag.name, true, Given { flag: flag.environment, value })?;
+        let target = self.command.target;
+        for flag in flags::FLAGS.iter().filter(|flag| target.has(flag)) {
+            let Some(name) = flag.environment else { continue };
+            let negated = name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_");
+            let is_negated = flag.is_switch() && env.contains_key(&negated);
+            let Some(value) = (if is_negated { Some("0") } else { env.get(name).map(String::as_str) }) else {
+                continue;
+            };
+            let given = Given::new(name, value);
+            if flag.is_switch() {
+                let on = given.switch()?;
+                // The last spelling that negates is the long one.
+                let word = if on { flag.name() } else { flag.negated().last().unwrap_or_default() };
+                self.set(flag, Given { on, ..given }, &[word])?;
+            } else if flag.values > 0 {
+                self.set(flag, given, &[flag.name(), value])?;
+            } else if given.truth() == Some(true) {
+                self.set(flag, given, &[flag.name()])?;
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// The words after the program.
-fn arguments(launch: &mut Launch, words: &[String]) -> Result<(), Error> {
-    let mut at = 0;
-    while let Some(word) = words.get(at) {
-        at = at.saturating_add(1);
-        if let Some(taken) = of_target(launch, word, words.get(at))? {
-            at = at.saturating_add(taken);
-            continue;
+    /// The words after the program.
+    fn arguments(&mut self, mut words: &[String]) -> Result<(), Error> {
+        while let Some((word, rest)) = words.split_first() {
+            let taken = self.argument(word, rest)?;
+            words = rest.get(taken..).unwrap_or_default();
         }
-        if let Some((_, values, instead)) = flags::REMOVED.iter().find(|(name, ..)| name == word) {
-            at = at.saturating_add(*values);
-            removed(launch, word, instead)?;
-            continue;
+        Ok(())
+    }
+
+    /// One flag: how many words after it belong to it.
+    fn argument(&mut self, word: &str, rest: &[String]) -> Result<usize, Error> {
+        let (next, target) = (rest.first(), self.command.target);
+        if target.dialect == Dialect::Ik
+            && let Some(taken) = self.argument_of_ik(word, next)?
+        {
+            return Ok(taken);
         }
-        let Some((flag, on)) = flags::find(word) else {
-            let taken = unknown(&mut launch.command, word, words.get(at));
-            launch.command.beside.extend(std::iter::once(word).chain(words.iter().skip(at).take(taken)).cloned());
-            at = at.saturating_add(taken);
-            continue;
+        if let Some(removed) = flags::find_removed(word) {
+            self.removed(word, removed)?;
+            return Ok(removed.values);
+        }
+        let Some((flag, on)) =
+            flags::spelling(word).filter(|(flag, _)| target.has(flag) || target.dialect != Dialect::Ik)
+        else {
+            let taken = self.unknown(word, next);
+            self.command
+                .beside
+                .extend(std::iter::once(word).chain(rest.iter().take(taken).map(String::as_str)).map(str::to_string));
+            return Ok(taken);
         };
-        if let Some(value) = optional_value(flag.name(), words.get(at)) {
-            launch.command.note(
+        if let Some(value) = optional_value(flag.name(), next) {
+            self.command.note(
                 "flag-needs-value",
-                format!("`{word}` needs a value in {}; read as `{word} {value}`", launch.command.target.name()),
+                format!("`{word}` needs a value in {}; read as `{word} {value}`", target.name()),
                 Some(format!("write `{word} {value}`")),
             );
-            settings::apply(launch, flag.name(), on, Given { flag: word, value })?;
-            continue;
+            self.set(flag, Given { on, ..Given::new(word, value) }, &[word, value])?;
+            return Ok(0);
         }
-        let value = if flag.values == 0 { "" } else { value_of(word, flag.name(), words.get(at))? };
-        if flag.values > 1 && words.len().saturating_sub(at) < flag.values {
-            return Err(Error::MissingValue { flag: word.clone(), expected: "two words".into() });
+        let value = if flag.values == 0 { "" } else { value_of(word, flag.name(), next)? };
+        if rest.len() < flag.values {
+            return Err(Error::MissingValue { flag: word.into(), expected: "two words".into() });
         }
-        let typed: Vec<&str> =
-            std::iter::once(word).chain(words.iter().skip(at).take(flag.values)).map(String::as_str).collect();
-        settings::carry_out(launch, flag.name(), on, Given { flag: word, value }, &typed)?;
-        at = at.saturating_add(flag.values);
+        if target.has(flag) {
+            let values = rest.iter().take(flag.values).map(String::as_str);
+            let typed: Vec<&str> = std::iter::once(word).chain(values).collect();
+            self.set(flag, Given { on, ..Given::new(word, value) }, &typed)?;
+        } else {
+            self.command.note(
+                "flag-of-newer-build",
+                format!(
+                    "`{word}` is no flag of {}: the first build known to have it is b{}",
+                    target.name(),
+                    flag.since
+                ),
+                Some(format!("`moeplan check --build {}` answers for that build", flag.since)),
+            );
+        }
+        Ok(flag.values)
     }
-    Ok(())
-}
 
-/// The value that follows a flag, or the error that says what to write.
-pub(super) fn value_of<'a>(word: &str, name: &str, next: Option<&'a String>) -> Result<&'a str, Error> {
-    let expected = match name {
-        "--gpu-layers" => "a number of layers, `auto` or `all`",
-        "--override-tensor" => "PATTERN=BUFFER",
-        "--model" => "a GGUF file",
-        _ => "one word after it",
-    };
-    next.map(String::as_str).ok_or_else(|| Error::MissingValue { flag: word.into(), expected: expected.into() })
+    /// A flag that ik_llama.cpp reads in its own way; `None` where it is read as llama.cpp does.
+    fn argument_of_ik(&mut self, word: &str, next: Option<&String>) -> Result<Option<usize>, Error> {
+        if let Some((flag, _)) = flags::spelling(word).filter(|(flag, _)| !flag.in_ik) {
+            self.command.note(
+                "other-dialect",
+                format!("`{word}` is a flag of llama.cpp; ik_llama.cpp is not known to have `{}`", flag.name()),
+                Some("see `llama-server --help` of your build; `--no-mmap` stands for `--load-mode none` there".into()),
+            );
+        }
+        dialect::read(&mut self.command.run, &mut self.command.last_blocks, word, next)
+    }
+
+    /// Carries out a flag; the words that were `typed` are kept where [`RunConfig`] does not say all that they do.
+    fn set(&mut self, flag: &Flag, given: Given<'_>, typed: &[&str]) -> Result<(), Error> {
+        match &flag.effect {
+            Effect::None => {}
+            Effect::Field(field) => {
+                let notes = (field.read)(&mut self.command.run, given)?;
+                self.command.notes.extend(notes);
+                if field.is_number {
+                    self.note_unread(given);
+                }
+            }
+            Effect::Model => self.model(flag.name(), given.value),
+            Effect::Speculation => {
+                self.speculation.set(flag.name(), given)?;
+                if flag.name() != "--spec-type" {
+                    self.note_unread(given);
+                }
+            }
+            Effect::FitPrint => self.fits_nothing = given.switch()?,
+            Effect::Uncounted(file) => {
+                self.command.note(file.code, format!("`{}`: {}", given.flag, file.what), Some(file.hint.into()));
+            }
+        }
+        if flag.beside {
+            self.command.beside.extend(typed.iter().map(ToString::to_string));
+        }
+        Ok(())
+    }
+
+    /// Notes what llama.cpp leaves unread of a number (`std::stoi`); llama-bench refuses it.
+    fn note_unread(&mut self, given: Given<'_>) {
+        let (unread, value) = (given.unread(), given.value);
+        if unread.is_empty() || given.bench {
+            return;
+        }
+        let number = value.strip_suffix(unread).unwrap_or(value).trim();
+        let meant = crate::number::tokens(value).map(|whole| format!("write `{} {whole}`", given.flag));
+        self.command.note(
+            "number-cut-short",
+            format!("`{} {value}`: llama.cpp reads {number} and nothing after it", given.flag),
+            meant.ok(),
+        );
+    }
+
+    /// A flag that says where the model is.
+    fn model(&mut self, name: &str, value: &str) {
+        match name {
+            "--model" => self.command.model = Some(ModelSource::Path(value.into())),
+            "--model-url" => self.command.model = Some(ModelSource::Url(value.into())),
+            "--docker-repo" => self.command.model = Some(ModelSource::Docker(value.into())),
+            "--hf-repo" => self.hub.0 = Some(value.into()),
+            _ => self.hub.1 = Some(value.into()),
+        }
+    }
+
+    /// A flag that the reference does not have any more: carried out as it was meant, and noted where the build refuses it.
+    fn removed(&mut self, word: &str, flag: &Removed) -> Result<(), Error> {
+        let target = self.command.target;
+        let instead = match (word, self.command.run.load_mode) {
+            ("--mlock", LoadMode::None) | ("--no-mmap", LoadMode::MmapMlock | LoadMode::Mlock) => "--load-mode mlock",
+            _ => flag.instead,
+        };
+        if let Some((name, value)) = instead.split_once(' ')
+            && let Some((new, _)) = flags::spelling(name)
+        {
+            self.set(new, Given::new(word, value), &[])?;
+            // The last of several says what they come to.
+            let earlier = self.command.notes.iter_mut().filter(|note| note.code == "removed-flag");
+            for note in earlier.filter(|note| note.hint.as_deref().is_some_and(|hint| hint.contains(name))) {
+                note.hint = None;
+            }
+        }
+        if !target.takes(flag) {
+            self.command.note(
+                "removed-flag",
+                format!("`{word}` was removed: {} refuses it", target.name()),
+                Some(format!("use `{instead}`")),
+            );
+        }
+        Ok(())
+    }
+
+    /// Notes a word that no table has; how many words after it look like its value.
+    fn unknown(&mut self, word: &str, next: Option<&String>) -> usize {
+        let target = self.command.target;
+        match target.dialect {
+            Dialect::Ik => self.command.note(
+                "other-dialect",
+                format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter"),
+                None,
+            ),
+            Dialect::LlamaCpp if dialect::is_own(word) => self.command.note(
+                "unknown-flag",
+                format!("`{word}` is a flag of ik_llama.cpp: {} refuses it", target.name()),
+                Some("`--dialect ik` reads the command as ik_llama.cpp does".into()),
+            ),
+            Dialect::LlamaCpp => {
+                let of_bench = self.command.run.program == Program::Bench;
+                let spellings = flags::spellings().filter(|flag| !of_bench || bench::has(flag));
+                let meant = suggest::did_you_mean(word, spellings);
+                let program = if of_bench { "llama-bench of " } else { "" };
+                if target.known().is_some() {
+                    let message = format!("`{word}` is no flag of {program}{}, which refuses it", target.name());
+                    self.command.note("unknown-flag", message, meant);
+                } else {
+                    let message =
+                        format!("`{word}` is no flag known here; whether {} has it is not known", target.name());
+                    let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
+                    self.command.note("flag-not-known", message, Some(hint));
+                }
+            }
+        }
+        usize::from(word.starts_with('-') && next.is_some_and(|value| !value.starts_with('-')))
+    }
+
+    /// The words after `llama-bench`.
+    fn bench(&mut self, mut words: &[String]) -> Result<(), Error> {
+        let run = &mut self.command.run;
+        run.fit = false;
+        run.n_parallel = Some(1);
+        run.kv_unified = Some(false);
+        while let Some((word, rest)) = words.split_first() {
+            let taken = self.argument_of_bench(word, rest.first())?;
+            words = rest.get(taken..).unwrap_or_default();
+        }
+        let run = &mut self.command.run;
+        run.overrides.append(&mut self.of_tests);
+        run.n_ctx = self.tests.n_ctx();
+        Ok(())
+    }
+
+    /// One flag of llama-bench: how many words after it belong to it.
+    fn argument_of_bench(&mut self, word: &str, next: Option<&String>) -> Result<usize, Error> {
+        if let Some(values) = bench::other(word) {
+            return Ok(values);
+        }
+        if let Some(removed) = flags::find_removed(word) {
+            self.removed(word, removed)?;
+            return Ok(removed.values);
+        }
+        if bench::is_test(word) {
+            let whole = value_of(word, word, next)?;
+            let value = if word == "-pg" { whole } else { self.first(word, whole) };
+            self.tests.set(Given { bench: true, ..Given::new(word, value) })?;
+            return Ok(1);
+        }
+        let Some(flag) = flags::find_in_bench(word) else { return Ok(self.unknown(word, next)) };
+        let whole = value_of(word, flag.name(), next)?;
+        let value = if flag.name() == "--rpc" { whole } else { self.first(word, whole) };
+        let given = Given { bench: true, ..Given::new(word, value) };
+        match flag.name() {
+            "--n-cpu-moe" if self.command.target.dialect == Dialect::Ik => {
+                self.command.last_blocks = Some(LastBlocks { count: given.natural()?, origin: word.to_string() });
+            }
+            "--n-cpu-moe" => {
+                let before = std::mem::take(&mut self.command.run.overrides);
+                self.set(flag, given, &[])?;
+                self.of_tests = std::mem::replace(&mut self.command.run.overrides, before);
+            }
+            name => {
+                let on = if flag.values == 0 { given.switch()? != flag.bench_negates() } else { true };
+                self.set(flag, Given { on, ..given }, &[])?;
+                self.command.run.fit |= name == "--fit-target";
+            }
+        }
+        Ok(1)
+    }
+
+    /// The first of the values of a list, with a note where there are more.
+    fn first<'a>(&mut self, word: &str, whole: &'a str) -> &'a str {
+        let Some((value, _)) = whole.split_once(',') else { return whole };
+        self.command.note(
+            "first-variant",
+            format!("`{word} {whole}` makes llama-bench run several tests; this is the one with `{value}`"),
+            Some("check the others one by one".into()),
+        );
+        value
+    }
+
+    /// The command once every word is read.
+    fn finish(mut self) -> ParsedCommand {
+        let run = &mut self.command.run;
+        self.speculation.finish(run);
+        if self.fits_nothing && run.program == Program::FitParams {
+            // Printing measures the command as it is; nothing is fitted.
+            run.fit = false;
+        }
+        if run.mtp {
+            self.command.note(
+                "mtp-context",
+                "`--spec-type draft-mtp`: the weights of the NextN blocks are counted, their own context and compute are not".into(),
+                Some("leave room for one more block's cache and for its compute buffer".into()),
+            );
+        }
+        if let ((Some(repo), file), false) = (self.hub, matches!(self.command.model, Some(ModelSource::Path(_)))) {
+            self.command.model = Some(ModelSource::HuggingFace { repo, file });
+        }
+        self.command
+    }
 }
 
 /// What a bare `-fa` or `-fit` of older builds means, where no fitting value follows.
@@ -281,76 +402,10 @@ fn optional_value(name: &str, next: Option<&String>) -> Option<&'static str> {
     (bare && matches!(name, "--flash-attn" | "--fit")).then_some("on")
 }
 
-/// A flag that the reference does not have, or that ik_llama.cpp reads in its own way: how many words after it belong to it.
-fn of_target(launch: &mut Launch, word: &str, next: Option<&String>) -> Result<Option<usize>, Error> {
-    let target = launch.command.target;
-    if target.dialect == Dialect::Ik {
-        if let Some((flag, _)) = flags::find(word).filter(|(flag, _)| dialect::lacks(flag.name())) {
-            launch.command.note(
-                "other-dialect",
-                format!("`{word}` is a flag of llama.cpp; ik_llama.cpp is not known to have `{}`", flag.name()),
-                Some("see `llama-server --help` of your build; `--no-mmap` stands for `--load-mode none` there".into()),
-            );
-        }
-        return dialect::read(launch, word, next);
-    }
-    let spelled = word.replace('_', "-");
-    let Some(new) = NEW_FLAGS.iter().find(|flag| flag.name == spelled) else { return Ok(None) };
-    let value = value_of(word, new.name, next)?;
-    if target.build < new.since {
-        newer(&mut launch.command, word, new.since);
-    } else {
-        settings::apply(launch, new.name, true, Given { flag: word, value })?;
-    }
-    Ok(Some(new.values))
-}
-
-/// Notes a flag of a build that is newer than the one asked about.
-fn newer(command: &mut ParsedCommand, word: &str, since: u32) {
-    let name = command.target.name();
-    command.note(
-        "flag-of-newer-build",
-        format!("`{word}` is no flag of {name}: the first build known to have it is b{since}"),
-        Some(format!("`moeplan check --build {since}` answers for that build")),
-    );
-}
-
-/// Notes a word that no table has; how many words after it look like its value.
-pub(super) fn unknown(command: &mut ParsedCommand, word: &str, next: Option<&String>) -> usize {
-    let target = command.target;
-    match target.dialect {
-        Dialect::Ik => command.note(
-            "other-dialect",
-            format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter"),
-            None,
-        ),
-        Dialect::LlamaCpp if dialect::is_own(word) => command.note(
-            "unknown-flag",
-            format!("`{word}` is a flag of ik_llama.cpp: {} refuses it", target.name()),
-            Some("`--dialect ik` reads the command as ik_llama.cpp does".into()),
-        ),
-        Dialect::LlamaCpp => {
-            let of_bench = command.run.program == Program::Bench;
-            let spellings = flags::spellings().filter(|flag| !of_bench || bench::has(flag));
-            let meant = suggest::did_you_mean(word, spellings);
-            let program = if of_bench { "llama-bench of " } else { "" };
-            if target.known().is_some() {
-                let message = format!("`{word}` is no flag of {program}{}, which refuses it", target.name());
-                command.note("unknown-flag", message, meant);
-            } else {
-                let message = format!("`{word}` is no flag known here; whether {} has it is not known", target.name());
-                let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
-                command.note("flag-not-known", message, Some(hint));
-            }
-        }
-    }
-    usize::from(word.starts_with('-') && next.is_some_and(|value| !value.starts_with('-')))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::{FlashAttn, SplitMode};
+    use crate::run::{FlashAttn, LoadMode, Program, RunConfig, SplitMode};
 
     fn read(line: &str) -> Result<ParsedCommand, Error> {
         read_in(line, &[])
@@ -480,6 +535,24 @@ mod tests {
             ),
         ] {
             assert_eq!(read(line).unwrap_err().to_string(), message, "{line}");
+        }
+    }
+
+    #[test]
+    fn removed_flags_of_loading_are_read_as_they_were_meant() {
+        for (words, mode, hints) in [
+            ("--no-mmap", LoadMode::None, vec!["use `--load-mode none`"]),
+            ("--mlock", LoadMode::MmapMlock, vec!["use `--load-mode mmap+mlock`"]),
+            ("--no-mmap --mlock", LoadMode::Mlock, vec!["use `--load-mode mlock`"]),
+            ("--mlock --no-mmap", LoadMode::Mlock, vec!["use `--load-mode mlock`"]),
+            ("--no-mmap --draft 3", LoadMode::None, vec!["use `--load-mode none`", "use `--spec-draft-n-max`"]),
+        ] {
+            let command = {
+                let line = format!("llama-server {words}").split(' ').map(str::to_string).collect::<Vec<_>>();
+                command(&line, &BTreeMap::new()).unwrap()
+            };
+            let found: Vec<&str> = command.notes.iter().filter_map(|note| note.hint.as_deref()).collect();
+            assert_eq!((command.run.load_mode, found), (mode, hints), "{words}");
         }
     }
 }

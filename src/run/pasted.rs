@@ -31,7 +31,7 @@ fn of_word(word: &str) -> Option<Error> {
     if word.starts_with(DASHES) {
         let name = word.trim_start_matches(DASHES).trim_start_matches('-');
         let short = format!("-{name}");
-        let is_short = !name.is_empty() && (name.chars().count() < 2 || flags::find(&short).is_some());
+        let is_short = !name.is_empty() && (name.chars().count() < 2 || flags::spelling(&short).is_some());
         let typed = if is_short { short } else { format!("--{name}") };
         return Some(Error::Dash { word: shown, typed });
     }

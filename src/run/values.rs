@@ -1,11 +1,12 @@
-//! The grammars of flag values: numbers as `std::stoi` takes them, overrides, splits, cache types.
+//! The grammars of flag values: numbers as `std::stoi` takes them, overrides, splits, cache types; read and written.
 //!
 //! Source: `common/arg.cpp`, `common/common.cpp` `string_parse_kv_override`, `common/common.h` (expert patterns), b11434.
 
-use super::{Error, FlashAttn, LazyMode, LoadMode, MetadataOverride, Override, SplitMode};
-use crate::gguf::{GgmlType, Value};
+use super::config::{Choice, FlashAttn, MetadataOverride, Override};
+use super::{Error, Note};
+use crate::gguf::GgmlType;
 
-/// What `-cmoe` matches.
+/// What `-cmoe` matches (`LLM_FFN_EXPS_REGEX`).
 pub const EXPERTS: &str = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps";
 /// What `-ncffn` matches in a block.
 pub const DENSE: &str = r"\.ffn_(up|down|gate)\.";
@@ -13,46 +14,28 @@ pub const DENSE: &str = r"\.ffn_(up|down|gate)\.";
 pub const CACHE_TYPES: &[&str] = &["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];
 /// llama.cpp's limit on overrides (`llama_max_tensor_buft_overrides`); a bound for `-ncmoe`.
 const MAX_OVERRIDES: u32 = 4096;
+/// What a note ends with whose rule is left out of the answer.
+pub const LEFT_OUT: &str = "; the figures are without this rule";
 
-/// A flag's value, and the flag for messages.
+/// A flag as it was given.
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
     /// The flag as typed, or the environment variable.
     pub flag: &'a str,
-    /// Its value.
+    /// Its value; empty for a flag that stands alone.
     pub value: &'a str,
+    /// Whether a flag that stands alone says yes: false for a negated spelling.
+    pub on: bool,
+    /// Whether it is llama-bench's grammar: `/` and `;` within lists.
+    pub bench: bool,
 }
 
-/// An entry of `-ot` that llama.cpp takes apart in the wrong place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Broken {
-    /// The separator inside a pattern.
-    Comma {
-        /// As typed.
-        text: String,
-    },
-    /// `=` inside a pattern.
-    Equals {
-        /// As typed.
-        text: String,
-    },
-    /// Quotes around the whole.
-    Quoted {
-        /// As typed.
-        text: String,
-    },
-}
-
-impl Broken {
-    /// As typed.
-    pub fn text(&self) -> &str {
-        match self {
-            Self::Comma { text } | Self::Equals { text } | Self::Quoted { text } => text,
-        }
+impl<'a> Given<'a> {
+    /// A value of a flag of the server.
+    pub fn new(flag: &'a str, value: &'a str) -> Self {
+        Self { flag, value, on: true, bench: false }
     }
-}
 
-impl Given<'_> {
     /// The error that says what was expected.
     pub fn refuse(&self, expected: &str) -> Error {
         Error::BadValue { flag: self.flag.into(), value: self.value.into(), expected: expected.into() }
@@ -68,7 +51,7 @@ impl Given<'_> {
     }
 
     /// What `std::stoi` leaves unread behind a number; empty for a whole one, or none.
-    pub fn unread(&self) -> &str {
+    pub fn unread(&self) -> &'a str {
         let digits = |c: char| c.is_ascii_digit();
         let text = self.value.trim_start();
         let text = text.strip_prefix(['-', '+']).unwrap_or(text);
@@ -78,6 +61,29 @@ impl Given<'_> {
     /// An integer that is not negative.
     pub fn natural(&self) -> Result<u32, Error> {
         u32::try_from(self.integer()?).map_err(|_| self.refuse("a number that is not negative"))
+    }
+
+    /// A number that counts where it is more than zero.
+    pub fn positive(&self) -> Result<Option<u32>, Error> {
+        Ok(Some(self.natural()?).filter(|n| *n > 0))
+    }
+
+    /// MiB, or -1 for no limit.
+    pub fn limit(&self) -> Result<Option<i32>, Error> {
+        Ok(Some(self.integer()?.max(-1)))
+    }
+
+    /// A count; zero or less leaves the choice to llama.cpp.
+    pub fn count(&self) -> Result<Option<u32>, Error> {
+        Ok(u32::try_from(self.integer()?).ok().filter(|n| *n > 0))
+    }
+
+    /// Slots of a server; `None` leaves the choice to it.
+    pub fn slots(&self) -> Result<Option<u32>, Error> {
+        match self.integer()? {
+            0 => Err(self.refuse("a number of slots, or -1 for llama-server's own choice")),
+            slots => Ok(u32::try_from(slots).ok()),
+        }
     }
 
     /// `on|off` and their synonyms; `None` for neither.
@@ -92,6 +98,11 @@ impl Given<'_> {
     /// `on` or `off`.
     pub fn switch(&self) -> Result<bool, Error> {
         self.truth().ok_or_else(|| self.refuse("`on` or `off`"))
+    }
+
+    /// Whether a flag that stands alone says yes.
+    pub fn is_on(&self) -> Result<bool, Error> {
+        Ok(self.on)
     }
 
     /// `on`, `off` or `auto`.
@@ -119,42 +130,18 @@ impl Given<'_> {
         known.ok_or_else(|| self.refuse(&format!("one of {}", CACHE_TYPES.join(", "))))
     }
 
-    /// A load mode.
-    pub fn load_mode(&self) -> Result<LoadMode, Error> {
-        Ok(match self.value {
-            "auto" => LoadMode::Auto,
-            "none" => LoadMode::None,
-            "mmap" => LoadMode::Mmap,
-            "mlock" => LoadMode::Mlock,
-            "mmap+mlock" => LoadMode::MmapMlock,
-            "dio" => LoadMode::Dio,
-            _ => return Err(self.refuse("auto, none, mmap, mlock, mmap+mlock or dio")),
+    /// One of llama.cpp's words.
+    pub fn choice<T: Choice>(&self) -> Result<T, Error> {
+        T::of_word(self.value).ok_or_else(|| {
+            let words: Vec<&str> = T::VALUES.iter().map(|(_, word, ..)| *word).collect();
+            let (last, others) = words.split_last().unwrap_or((&"", &[]));
+            self.refuse(&format!("{} or {last}", others.join(", ")))
         })
     }
 
-    /// A lazy mode.
-    pub fn lazy_mode(&self) -> Result<LazyMode, Error> {
-        Ok(match self.value {
-            "on" => LazyMode::On,
-            "auto" => LazyMode::Auto,
-            "off" => LazyMode::Off,
-            _ => return Err(self.refuse("on, auto or off")),
-        })
-    }
-
-    /// A split mode.
-    pub fn split_mode(&self) -> Result<SplitMode, Error> {
-        Ok(match self.value {
-            "none" => SplitMode::None,
-            "layer" => SplitMode::Layer,
-            "row" => SplitMode::Row,
-            "tensor" => SplitMode::Tensor,
-            _ => return Err(self.refuse("none, layer, row or tensor")),
-        })
-    }
-
-    /// Proportions between any of `separators`.
-    pub fn proportions(&self, separators: &[char]) -> Result<Vec<f32>, Error> {
+    /// Shares, between `,` or `/`; in llama-bench between `/` or `;`.
+    pub fn proportions(&self) -> Result<Vec<f32>, Error> {
+        let separators = if self.bench { ['/', ';'] } else { [',', '/'] };
         let parts = self.value.split(separators).filter(|part| !part.is_empty());
         parts
             .map(|part| part.trim().parse::<f32>().ok().filter(|share| share.is_finite()))
@@ -165,7 +152,7 @@ impl Given<'_> {
     /// MiB between `,` or `/`.
     pub fn fit_target(&self) -> Result<Vec<u32>, Error> {
         let parts = self.value.split([',', '/']).filter(|part| !part.is_empty());
-        parts.map(|part| Given { flag: self.flag, value: part }.natural()).collect()
+        parts.map(|value| Given { value, ..*self }.natural()).collect()
     }
 
     /// Names between commas.
@@ -173,19 +160,27 @@ impl Given<'_> {
         self.value.split(separator).filter(|part| !part.is_empty()).map(str::to_string).collect()
     }
 
-    /// `--device`: names, or none of them for `none`.
-    pub fn devices(&self, separator: char) -> Result<Vec<String>, Error> {
-        let names = self.names(separator);
+    /// `--device`: names, or none of them for `none`; llama-bench's `auto` is all.
+    pub fn devices(&self) -> Result<Option<Vec<String>>, Error> {
+        let names = self.names(if self.bench { '/' } else { ',' });
         match names.as_slice() {
             [] => Err(self.refuse("device names, or `none`")),
-            [only] if only == "none" => Ok(Vec::new()),
-            _ => Ok(names),
+            [only] if only == "none" => Ok(Some(Vec::new())),
+            [only] if only == "auto" && self.bench => Ok(None),
+            _ => Ok(Some(names)),
         }
     }
 
-    /// `PATTERN=BUFFER` entries: split at every separator, then at the first `=`; and those that the splitting breaks.
-    pub fn overrides(&self, separator: char) -> Result<(Vec<Override>, Vec<Broken>), Error> {
-        let (mut entries, mut broken) = (Vec::new(), Vec::new());
+    /// `PATTERN=BUFFER` entries: split at every separator, then at the first `=`. One that the splitting breaks is noted and
+    /// left out.
+    pub fn overrides(&self) -> Result<(Vec<Override>, Vec<Note>), Error> {
+        let separator = if self.bench { ';' } else { ',' };
+        let (mut entries, mut notes) = (Vec::new(), Vec::new());
+        let mut broken = |slip: &Slip, text: &str| {
+            let message =
+                format!("`{} {text}`: {}{LEFT_OUT}", self.flag, slip.why.replace("SEPARATOR", &separator.to_string()));
+            notes.push(Note { code: slip.code.into(), message, hint: Some(slip.hint.into()) });
+        };
         // C++ `getline` yields no entry after a last separator.
         let value = self.value.strip_suffix(separator).unwrap_or(self.value);
         let mut pending: Option<String> = None;
@@ -197,18 +192,18 @@ impl Given<'_> {
                 continue;
             };
             if let Some(half) = pending.take() {
-                broken.push(Broken::Comma { text: format!("{half}{separator}{part}") });
+                broken(&COMMA, &format!("{half}{separator}{part}"));
             } else if buffer.contains('=') {
-                broken.push(Broken::Equals { text: part.to_string() });
+                broken(&EQUALS, part);
             } else if buffer.ends_with(['"', '\'']) {
-                broken.push(Broken::Quoted { text: part.to_string() });
+                broken(&QUOTED, part);
             } else {
                 entries.push(Override { pattern: pattern.into(), buffer: buffer.into(), origin: self.flag.into() });
             }
         }
         match pending {
             Some(_) => Err(self.refuse("PATTERN=BUFFER entries (no comma inside a pattern: llama.cpp splits there)")),
-            None => Ok((entries, broken)),
+            None => Ok((entries, notes)),
         }
     }
 
@@ -223,28 +218,63 @@ impl Given<'_> {
 
     /// `KEY=TYPE:VALUE` entries between commas; double quotes keep commas (`parse_csv_row`).
     pub fn metadata_overrides(&self) -> Result<Vec<MetadataOverride>, Error> {
-        csv(self.value).iter().map(|entry| self.metadata_override(entry)).collect()
+        let entries = csv(self.value).into_iter().map(MetadataOverride::try_from);
+        let refuse = |_| self.refuse("KEY=TYPE:VALUE with TYPE one of int, float, bool, str");
+        entries.map(|entry| entry.map_err(refuse)).collect()
     }
+}
 
-    /// One `KEY=TYPE:VALUE`.
-    fn metadata_override(&self, entry: &str) -> Result<MetadataOverride, Error> {
-        let refuse = || self.refuse("KEY=TYPE:VALUE with TYPE one of int, float, bool, str");
-        let (key, typed) = entry.split_once('=').filter(|(key, _)| key.len() < 128).ok_or_else(refuse)?;
-        let (ty, text) = typed.split_once(':').ok_or_else(refuse)?;
-        let value = match ty {
-            "int" => text.trim().parse::<i64>().map(|n| u64::try_from(n).map_or(Value::I64(n), Value::U64)).ok(),
-            "float" => text.trim().parse().map(Value::F64).ok(),
-            "bool" => text.parse().map(Value::Bool).ok(),
-            "str" => (text.len() < 128).then(|| Value::String(text.to_string())),
-            _ => None,
-        };
-        Ok(MetadataOverride { key: key.into(), value: value.ok_or_else(refuse)? })
-    }
+/// A slip in `-ot` that makes llama.cpp take an entry apart in the wrong place.
+struct Slip {
+    code: &'static str,
+    why: &'static str,
+    hint: &'static str,
+}
+
+const COMMA: Slip = Slip {
+    code: "pattern-split-by-comma",
+    why: "llama.cpp splits at every `SEPARATOR`, finds no `=` in one part, and refuses the command",
+    hint: "a pattern cannot hold one: write `(a|b)` for a list, `xx?` for `x{1,2}`",
+};
+const EQUALS: Slip = Slip {
+    code: "pattern-split-by-equals",
+    why: "llama.cpp splits at the first `=`, takes the rest for a buffer, and refuses the command",
+    hint: "a pattern cannot hold `=`: write the rule without a lookahead",
+};
+const QUOTED: Slip = Slip {
+    code: "pattern-quoted",
+    why: "the quotes reach llama.cpp, which knows no such buffer and refuses the command",
+    hint: "leave the inner quotes out: no shell takes them off here",
+};
+
+/// The value that follows a flag, or the error that says what to write.
+pub fn value_of<'a>(word: &str, name: &str, next: Option<&'a String>) -> Result<&'a str, Error> {
+    let expected = match name {
+        "--gpu-layers" => "a number of layers, `auto` or `all`",
+        "--override-tensor" => "PATTERN=BUFFER",
+        "--model" => "a GGUF file",
+        _ => "one word after it",
+    };
+    next.map(String::as_str).ok_or_else(|| Error::MissingValue { flag: word.into(), expected: expected.into() })
 }
 
 /// An override to the host.
 pub fn on_host(pattern: String, origin: &str) -> Override {
     Override { pattern, buffer: "CPU".into(), origin: origin.into() }
+}
+
+/// Values as one word.
+pub fn list<T: ToString>(values: &[T], separator: &str) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(separator)
+}
+
+/// `--override-kv`'s value; an array cannot be written and is left out.
+pub fn metadata_list(entries: &[MetadataOverride]) -> String {
+    let quoted = |entry: String| {
+        if entry.contains([',', '"']) { format!("\"{}\"", entry.replace('"', "\"\"")) } else { entry }
+    };
+    let entries = entries.iter().map(MetadataOverride::to_string).filter(|entry| !entry.is_empty());
+    entries.map(quoted).collect::<Vec<_>>().join(",")
 }
 
 /// The fields of a comma-separated row with double quotes.
@@ -270,28 +300,33 @@ fn csv(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::Value;
 
     fn given(value: &str) -> Given<'_> {
-        Given { flag: "-x", value }
+        Given::new("-x", value)
     }
 
     #[test]
     fn overrides_split_at_commas_then_at_the_first_equals_sign() {
-        let (list, broken) = given(r"blk\.(3|4)\.ffn=CUDA0,exps=CPU").overrides(',').unwrap();
+        let (list, broken) = given(r"blk\.(3|4)\.ffn=CUDA0,exps=CPU").overrides().unwrap();
         assert_eq!((list.len(), broken.len()), (2, 0));
         assert_eq!((list[0].pattern.as_str(), list[0].buffer.as_str()), (r"blk\.(3|4)\.ffn", "CUDA0"));
-        assert_eq!(given("a=CPU,").overrides(',').unwrap().0.len(), 1);
-        assert!(given("exps").overrides(',').is_err());
-        assert!(given("a=CPU,exps").overrides(',').is_err());
+        assert_eq!(given("a=CPU,").overrides().unwrap().0.len(), 1);
+        assert!(given("exps").overrides().is_err());
+        assert!(given("a=CPU,exps").overrides().is_err());
     }
 
     #[test]
     fn what_the_splitting_breaks() {
-        let text = |value| given(value).overrides(',').unwrap().1;
-        assert_eq!(text("x{1,2}=CPU"), [Broken::Comma { text: "x{1,2}=CPU".into() }]);
-        assert_eq!(text("(?=exps)=CPU"), [Broken::Equals { text: "(?=exps)=CPU".into() }]);
-        assert_eq!(text("\"exps=CPU\""), [Broken::Quoted { text: "\"exps=CPU\"".into() }]);
-        assert_eq!(given("a=CPU,x{1,2}=CPU,b=CPU").overrides(',').unwrap().0.len(), 2);
+        for (value, code) in [
+            ("x{1,2}=CPU", "pattern-split-by-comma"),
+            ("(?=exps)=CPU", "pattern-split-by-equals"),
+            ("\"exps=CPU\"", "pattern-quoted"),
+        ] {
+            let notes = given(value).overrides().unwrap().1;
+            assert!(notes.len() == 1 && notes[0].code == code && notes[0].message.contains(value), "{notes:?}");
+        }
+        assert_eq!(given("a=CPU,x{1,2}=CPU,b=CPU").overrides().unwrap().0.len(), 2);
     }
 
     #[test]

@@ -7,8 +7,12 @@ use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 
-use super::wire::{BufferMemory, DeviceInfo, Generation, Job, KvValue, Projection, Prompt, Workload, pseudo_random};
+use super::wire::{BufferMemory, DeviceInfo, Generation, Job, Projection, Prompt, Workload, pseudo_random};
 use crate::bytes::Bytes;
+use crate::gguf::Value;
+use crate::run::Choice as _;
+use crate::run::numbers::sequences;
+use crate::run::{MetadataOverride, Override, Program};
 
 /// What `moeplan_memory_breakdown` writes (shim.cpp).
 #[repr(C)]
@@ -133,28 +137,29 @@ impl Loaded {
         let path = c_string(&job.model.to_string_lossy())?;
         let mut devices = pick_devices(&job.devices)?;
         devices.push(ptr::null_mut());
-        let patterns: Vec<CString> = job.overrides.iter().map(|(p, _)| c_string(p)).collect::<Result<_, _>>()?;
-        let overrides = override_list(job, &patterns)?;
-        let metadata = metadata_list(&job.metadata);
+        let run = &job.run;
+        let patterns: Vec<CString> = run.overrides.iter().map(|o| c_string(&o.pattern)).collect::<Result<_, _>>()?;
+        let overrides = override_list(&run.overrides, &patterns)?;
+        let metadata = metadata_list(&run.metadata_overrides);
         // SAFETY: takes nothing; longer lists than this are refused by llama.cpp.
         let mut split = vec![0.0_f32; unsafe { sys::llama_max_devices() }];
-        for (share, wanted) in split.iter_mut().zip(&job.tensor_split) {
+        for (share, wanted) in split.iter_mut().zip(&run.tensor_split) {
             *share = *wanted;
         }
         // SAFETY: takes nothing.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.devices = devices.as_mut_ptr();
         params.tensor_buft_overrides = overrides.as_ptr();
-        params.kv_overrides = if job.metadata.is_empty() { ptr::null() } else { metadata.as_ptr() };
-        params.n_gpu_layers = job.n_gpu_layers;
-        params.split_mode = job.split_mode;
-        params.main_gpu = job.main_gpu;
-        params.tensor_split = if job.tensor_split.is_empty() { ptr::null() } else { split.as_ptr() };
-        params.load_mode = if no_alloc { sys::LLAMA_LOAD_MODE_NONE } else { job.load_mode };
-        params.use_extra_bufts = job.repack;
-        params.no_host = job.no_host;
+        params.kv_overrides = if run.metadata_overrides.is_empty() { ptr::null() } else { metadata.as_ptr() };
+        params.n_gpu_layers = run.n_gpu_layers;
+        params.split_mode = run.split_mode.number().cast_unsigned();
+        params.main_gpu = run.main_gpu;
+        params.tensor_split = if run.tensor_split.is_empty() { ptr::null() } else { split.as_ptr() };
+        params.load_mode = if no_alloc { sys::LLAMA_LOAD_MODE_NONE } else { run.load_mode.number() };
+        params.use_extra_bufts = run.repack;
+        params.no_host = run.no_host;
         params.no_alloc = no_alloc;
-        params.load_mtp = job.mtp;
+        params.load_mtp = run.mtp;
         // SAFETY: every pointer in `params` is to a list that ends as llama.h says and lives to the end of this function.
         let model = unsafe { sys::llama_model_load_from_file(path.as_ptr(), params) };
         if model.is_null() {
@@ -321,30 +326,40 @@ impl Drop for Loaded {
     }
 }
 
+/// The parameters that a program makes of a launch (common/common.cpp `common_context_params_to_llama`, b11434).
 fn context_params(job: &Job) -> sys::llama_context_params {
+    let run = &job.run;
     let threads = if job.n_threads == 0 {
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
     } else {
         job.n_threads as usize
     };
     let threads = i32::try_from(threads).unwrap_or(1);
+    let (n_seq_max, kv_unified) = sequences(run);
     // SAFETY: takes nothing.
     let mut params = unsafe { sys::llama_context_default_params() };
-    params.n_ctx = job.n_ctx;
-    params.n_batch = job.n_batch;
-    params.n_ubatch = job.n_ubatch;
-    params.n_seq_max = job.n_seq_max;
-    params.n_outputs_max = job.n_outputs_max;
+    params.n_ctx = match (run.n_ctx, run.kv_unified_per_slot) {
+        (0, Some(per_slot)) => per_slot.saturating_mul(n_seq_max),
+        (n_ctx, _) => n_ctx,
+    };
+    params.n_batch = run.n_batch;
+    params.n_ubatch = run.n_ubatch;
+    params.n_seq_max = n_seq_max;
+    // A server asks for one row a slot, the other tools for all (tools/server/server-context.cpp, b11434).
+    params.n_outputs_max = match run.program {
+        Program::Server | Program::Cli => n_seq_max.min(run.n_batch),
+        Program::Bench | Program::FitParams => 0,
+    };
     params.n_outputs_max_per_seq = 1;
     params.n_threads = threads;
     params.n_threads_batch = threads;
-    params.flash_attn_type = job.flash_attn;
-    params.type_k = job.type_k;
-    params.type_v = job.type_v;
-    params.offload_kqv = job.offload_kqv;
-    params.op_offload = job.op_offload;
-    params.swa_full = job.swa_full;
-    params.kv_unified = job.kv_unified;
+    params.flash_attn_type = run.flash_attn.number();
+    params.type_k = run.type_k.id;
+    params.type_v = run.type_v.id;
+    params.offload_kqv = run.offload_kqv;
+    params.op_offload = run.op_offload;
+    params.swa_full = run.swa_full;
+    params.kv_unified = kv_unified;
     params
 }
 
@@ -385,14 +400,17 @@ fn pick_devices(names: &[String]) -> Result<Vec<sys::ggml_backend_dev_t>, String
 }
 
 /// The override list of llama.h, ended by a null pattern. Buffer types are named as `-ot` takes them (common/arg.cpp).
-fn override_list(job: &Job, patterns: &[CString]) -> Result<Vec<sys::llama_model_tensor_buft_override>, String> {
+fn override_list(
+    overrides: &[Override],
+    patterns: &[CString],
+) -> Result<Vec<sys::llama_model_tensor_buft_override>, String> {
     // SAFETY: devices and buffer types live as long as the program.
     let known: Vec<_> = unsafe {
         let bufts = all_devices().into_iter().map(|device| sys::ggml_backend_dev_buffer_type(device));
         bufts.filter(|b| !b.is_null()).map(|b| (text_of(sys::ggml_backend_buft_name(b)), b)).collect()
     };
     let mut list = Vec::with_capacity(patterns.len() + 1);
-    for ((_, name), pattern) in job.overrides.iter().zip(patterns) {
+    for (Override { buffer: name, .. }, pattern) in overrides.iter().zip(patterns) {
         let Some((_, buft)) = known.iter().find(|(known, _)| known == name) else {
             let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
             return Err(format!(
@@ -407,31 +425,38 @@ fn override_list(job: &Job, patterns: &[CString]) -> Result<Vec<sys::llama_model
 }
 
 /// The `--override-kv` list of llama.h, ended by an empty key.
-fn metadata_list(entries: &[(String, KvValue)]) -> Vec<sys::llama_model_kv_override> {
+fn metadata_list(entries: &[MetadataOverride]) -> Vec<sys::llama_model_kv_override> {
     // SAFETY: the structure is plain numbers and characters, for which all-zero is a value.
     let empty = || unsafe { std::mem::zeroed::<sys::llama_model_kv_override>() };
     let mut list: Vec<sys::llama_model_kv_override> = Vec::with_capacity(entries.len() + 1);
-    for (key, value) in entries {
+    for MetadataOverride { key, value } in entries {
         let mut entry = empty();
         copy_text(&mut entry.key, key);
-        match value {
-            KvValue::Int(n) => {
+        let integer = match value {
+            Value::U64(n) => i64::try_from(*n).ok(),
+            Value::I64(n) => Some(*n),
+            _ => None,
+        };
+        match (value, integer) {
+            (_, Some(n)) => {
                 entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_INT;
-                entry.__bindgen_anon_1.val_i64 = *n;
+                entry.__bindgen_anon_1.val_i64 = n;
             }
-            KvValue::Float(x) => {
+            (Value::F64(x), _) => {
                 entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_FLOAT;
                 entry.__bindgen_anon_1.val_f64 = *x;
             }
-            KvValue::Bool(yes) => {
+            (Value::Bool(yes), _) => {
                 entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_BOOL;
                 entry.__bindgen_anon_1.val_bool = *yes;
             }
-            KvValue::Str(text) => {
+            (Value::String(text), _) => {
                 entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_STR;
                 // SAFETY: the union was zeroed whole, so this view of it is a value.
                 copy_text(unsafe { &mut entry.__bindgen_anon_1.val_str }, text);
             }
+            // `--override-kv` cannot say any other.
+            _ => continue,
         }
         list.push(entry);
     }

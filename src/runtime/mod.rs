@@ -194,6 +194,7 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
         description: Some(info.description.clone()),
         total: info.total,
         free: info.free,
+        sold_as: None,
         overhead: None,
         calibration: None,
         rates: None,

@@ -137,6 +137,7 @@ pub fn software_machine(n: u16, total: Bytes) -> Machine {
             description,
             total,
             free: total,
+            sold_as: None,
             overhead: None,
             calibration: None,
             rates: None,

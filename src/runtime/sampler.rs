@@ -238,14 +238,18 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_sampler_sees_what_a_process_takes() {
-        let sampler = Sampler::start(std::process::id(), Duration::from_millis(5));
-        let before = own().rss_anon;
-        let mut taken = vec![0_u8; 64 << 20];
-        taken.iter_mut().step_by(4096).for_each(|page| *page = 1);
-        std::thread::sleep(Duration::from_millis(60));
-        drop(taken);
-        let peaks = sampler.stop();
-        assert!(peaks.samples > 1 && peaks.process.rss_anon.0 >= before.0 + (60 << 20), "{peaks:?} {before:?}");
+        let seen_within = |time| {
+            let sampler = Sampler::start(std::process::id(), Duration::from_millis(5));
+            let before = own().rss_anon;
+            let mut taken = vec![0_u8; 64 << 20];
+            taken.iter_mut().step_by(4096).for_each(|page| *page = 1);
+            std::thread::sleep(time);
+            drop(taken);
+            let peaks = sampler.stop();
+            peaks.samples > 1 && peaks.process.rss_anon.0 >= before.0 + (60 << 20)
+        };
+        // A busy machine may not get round to looking at once.
+        assert!([60, 600, 60_000].map(Duration::from_millis).into_iter().any(seen_within));
     }
 
     #[cfg(target_os = "linux")]

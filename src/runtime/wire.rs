@@ -1,12 +1,11 @@
-//! What moeplan and its worker process say to each other: one JSON document a line, in llama.cpp's own parameters.
+//! What moeplan and its worker process say to each other: one JSON document a line.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::gguf::Value;
-use crate::run::{FlashAttn, LoadMode, Program, RunConfig, SplitMode};
+use crate::run::RunConfig;
 
 use super::Launch;
 
@@ -46,9 +45,8 @@ pub enum Reply {
     Refused(String),
 }
 
-/// A launch as `llama_model_params` and `llama_context_params` (include/llama.h, b11434).
+/// A launch for the engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "they are llama.cpp's")]
 pub struct Job {
     /// The model file.
     pub model: PathBuf,
@@ -56,66 +54,10 @@ pub struct Job {
     pub devices: Vec<String>,
     /// RPC servers to reach first.
     pub rpc: Vec<String>,
-    /// Tokens of context of all sequences; 0 = the model's.
-    pub n_ctx: u32,
-    /// Tokens of a logical batch.
-    pub n_batch: u32,
-    /// Tokens of a physical batch.
-    pub n_ubatch: u32,
-    /// Sequences.
-    pub n_seq_max: u32,
-    /// Output rows of a batch; 0 = `n_batch`.
-    pub n_outputs_max: u32,
-    /// One cache for all sequences.
-    pub kv_unified: bool,
-    /// ggml type id of the K cache.
-    pub type_k: u32,
-    /// ggml type id of the V cache.
-    pub type_v: u32,
-    /// `llama_flash_attn_type`.
-    pub flash_attn: i32,
-    /// Whether the cache is on the devices.
-    pub offload_kqv: bool,
-    /// Whether large batches over host weights go to a device.
-    pub op_offload: bool,
-    /// Full-size cache for windows.
-    pub swa_full: bool,
-    /// Layers on devices; negative = all.
-    pub n_gpu_layers: i32,
-    /// `llama_split_mode`.
-    pub split_mode: u32,
-    /// Device of split mode none.
-    pub main_gpu: i32,
-    /// Shares of the devices; empty = by free memory.
-    pub tensor_split: Vec<f32>,
-    /// `llama_load_mode`.
-    pub load_mode: i32,
-    /// `--no-host`.
-    pub no_host: bool,
-    /// Whether weights may be repacked.
-    pub repack: bool,
-    /// Whether NextN/MTP blocks are loaded.
-    pub mtp: bool,
-    /// (pattern, buffer type) in order.
-    pub overrides: Vec<(String, String)>,
-    /// `--override-kv`: key and value, the first of a key wins.
-    pub metadata: Vec<(String, KvValue)>,
+    /// The launch.
+    pub run: RunConfig,
     /// Threads; 0 = all processors.
     pub n_threads: u32,
-}
-
-/// A value of `--override-kv` (include/llama.h `llama_model_kv_override`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KvValue {
-    /// `int:`.
-    Int(i64),
-    /// `float:`.
-    Float(f64),
-    /// `bool:`.
-    Bool(bool),
-    /// `str:`.
-    Str(String),
 }
 
 /// What to run.
@@ -256,86 +198,14 @@ impl ProcessMemory {
 }
 
 impl Job {
-    /// The parameters that a program makes of a launch (common/common.cpp `common_model_params_to_llama`,
-    /// `common_context_params_to_llama`; llama-server's slots, b11434).
+    /// What the engine is to do for a launch.
     pub fn of(launch: &Launch) -> Self {
-        let run = &launch.run;
-        let (n_seq_max, kv_unified) = sequences(run);
         Self {
             model: launch.model.clone(),
             devices: launch.device_names(),
             rpc: launch.endpoints(),
-            n_ctx: match (run.n_ctx, run.kv_unified_per_slot) {
-                (0, Some(per_slot)) => per_slot.saturating_mul(n_seq_max),
-                (n_ctx, _) => n_ctx,
-            },
-            n_batch: run.n_batch,
-            n_ubatch: run.n_ubatch,
-            n_seq_max,
-            n_outputs_max: outputs(run, n_seq_max),
-            kv_unified,
-            type_k: run.type_k.id,
-            type_v: run.type_v.id,
-            flash_attn: match run.flash_attn {
-                FlashAttn::Auto => -1,
-                FlashAttn::Off => 0,
-                FlashAttn::On => 1,
-            },
-            offload_kqv: run.offload_kqv,
-            op_offload: run.op_offload,
-            swa_full: run.swa_full,
-            n_gpu_layers: run.n_gpu_layers,
-            split_mode: match run.split_mode {
-                SplitMode::None => 0,
-                SplitMode::Layer => 1,
-                SplitMode::Row => 2,
-                SplitMode::Tensor => 3,
-            },
-            main_gpu: run.main_gpu,
-            tensor_split: run.tensor_split.clone(),
-            load_mode: match run.load_mode {
-                LoadMode::Auto => -1,
-                LoadMode::None => 0,
-                LoadMode::Mmap => 1,
-                LoadMode::Mlock => 2,
-                LoadMode::MmapMlock => 3,
-                LoadMode::Dio => 4,
-            },
-            no_host: run.no_host,
-            repack: run.repack,
-            mtp: run.mtp,
-            overrides: run.overrides.iter().map(|o| (o.pattern.clone(), o.buffer.clone())).collect(),
-            metadata: run.metadata_overrides.iter().filter_map(|o| Some((o.key.clone(), kv(&o.value)?))).collect(),
+            run: launch.run.clone(),
             n_threads: launch.n_threads,
         }
-    }
-}
-
-/// Sequences and whether they share one cache: without `-np` llama-server makes four that share one, `-no-kvu` or not
-/// (tools/server/server.cpp, b11434).
-fn sequences(run: &RunConfig) -> (u32, bool) {
-    let automatic = run.program == Program::Server && run.n_parallel.is_none();
-    let n_seq_max = run.n_parallel.unwrap_or(if automatic { 4 } else { 1 }).max(1);
-    (n_seq_max, automatic || run.kv_unified.unwrap_or(false))
-}
-
-/// Output rows of a batch: a server asks for one a slot, the other tools for all (section "n_outputs_max" of
-/// tools/server/server-context.cpp, b11434).
-fn outputs(run: &RunConfig, n_seq_max: u32) -> u32 {
-    match run.program {
-        Program::Server | Program::Cli => n_seq_max.min(run.n_batch),
-        Program::Bench | Program::FitParams => 0,
-    }
-}
-
-/// The four kinds of value that `--override-kv` can say.
-fn kv(value: &Value) -> Option<KvValue> {
-    match value {
-        Value::U64(n) => i64::try_from(*n).ok().map(KvValue::Int),
-        Value::I64(n) => Some(KvValue::Int(*n)),
-        Value::F64(x) => Some(KvValue::Float(*x)),
-        Value::Bool(yes) => Some(KvValue::Bool(*yes)),
-        Value::String(text) => Some(KvValue::Str(text.clone())),
-        _ => None,
     }
 }

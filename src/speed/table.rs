@@ -1,13 +1,8 @@
 //! Rates of devices and hosts that nobody has measured: by a device's name, else by its size; a guess that says so.
 
-use std::sync::LazyLock;
-
-use crate::bytes::Bytes;
 use crate::gguf::source::url::is_this_computer;
+use crate::machine::cards::{self, Figures};
 use crate::machine::{Backend, Device, DeviceRates, Host, HostRates, Isa};
-
-/// The rows, as written.
-const TABLE: &str = include_str!("devices.tsv");
 
 /// How far off predictions by name may well be: drivers, clocks and hosts differ.
 const NAMED: f64 = 0.4;
@@ -16,44 +11,15 @@ const GUESSED: f64 = 0.6;
 /// The same of another computer over a network.
 const REMOTE: f64 = 0.8;
 
-/// One row: data-sheet figures that everything else is derived from.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Row<'a> {
-    words: &'a str,
-    bandwidth: f64,
-    products: f64,
-    link: f64,
-    op: f64,
-}
-
-/// The rows of the table, in order, read once.
-static ROWS: LazyLock<Vec<Row<'static>>> = LazyLock::new(|| {
-    let is_row = |line: &&str| !line.starts_with('#') && !line.starts_with("words\t");
-    TABLE.lines().filter(is_row).filter_map(row).collect()
-});
-
-fn row(line: &str) -> Option<Row<'_>> {
-    let mut cells = line.split('\t');
-    let words = cells.next()?;
-    let mut number = || cells.next()?.parse::<f64>().ok();
-    Some(Row { words, bandwidth: number()?, products: number()?, link: number()?, op: number()? })
-}
-
-/// The first row whose words are all words of the description.
-fn named(description: &str) -> Option<Row<'static>> {
-    let description = description.to_ascii_lowercase();
-    let words: Vec<&str> = description.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-    ROWS.iter().find(|row| row.words.split(' ').all(|word| words.contains(&word))).copied()
-}
-
 /// The rates of a device by its description, else by its backend and size.
 pub fn device(device: &Device) -> DeviceRates {
-    let card = match device.description.as_deref().and_then(named) {
+    let named = || cards::named(device.description.as_deref()?).find_map(|card| Some((card.words, card.figures?)));
+    let card = match named() {
         _ if is_software(device) => return software(),
-        Some(row) => derived(row, device.backend, NAMED, format!("table: {}", row.words.to_uppercase())),
+        Some((words, figures)) => derived(figures, device.backend, NAMED, format!("table: {}", words.to_uppercase())),
         None => {
-            let (row, class) = class(device.backend, device.total);
-            derived(row, device.backend, GUESSED, format!("guess: {class}"))
+            let (figures, class) = class(device);
+            derived(figures, device.backend, GUESSED, format!("guess: {class}"))
         }
     };
     if device.backend == Backend::Rpc { behind_network(&card) } else { card }
@@ -70,19 +36,19 @@ fn is_software(device: &Device) -> bool {
 /// Shares of the bandwidth: weights 0.7 and caches 0.5 of it, as far as published decode speeds of MoE models tell; copies from pinned
 /// memory 0.8 of the slot's rate; mapped files are copied through a buffer by one core of the host, at 0.35 of it and 10 GB/s at most.
 /// Waits: measured on one H100, alike elsewhere as far as known.
-fn derived(row: Row<'_>, backend: Backend, uncertainty: f64, basis: String) -> DeviceRates {
+fn derived(figures: Figures, backend: Backend, uncertainty: f64, basis: String) -> DeviceRates {
     // Vulkan and Metal have no kernels for the tensor units of most cards in products by expert.
     let less = if backend == Backend::Vulkan { 0.6 } else { 1.0 };
     let unified = backend == Backend::Metal;
     DeviceRates {
-        weights: row.bandwidth * 0.7,
-        products: row.products * less,
-        attention: row.products * less,
-        cache: row.bandwidth * 0.5,
-        op: row.op,
+        weights: figures.bandwidth * 0.7,
+        products: figures.products * less,
+        attention: figures.products * less,
+        cache: figures.bandwidth * 0.5,
+        op: figures.op,
         graph: 200.0,
-        pinned: row.link * 0.8,
-        pageable: if unified { row.link * 0.8 } else { (row.link * 0.35).min(10.0) },
+        pinned: figures.link * 0.8,
+        pageable: if unified { figures.link * 0.8 } else { (figures.link * 0.35).min(10.0) },
         offload: 20.0,
         switch: if unified { 60.0 } else { 30.0 },
         uncertainty,
@@ -91,10 +57,10 @@ fn derived(row: Row<'_>, backend: Backend, uncertainty: f64, basis: String) -> D
 }
 
 /// A class of cards by memory, for `--vram 24G`.
-fn class(backend: Backend, size: Bytes) -> (Row<'static>, &'static str) {
-    let gib = size.0 >> 30;
-    let row = |bandwidth, products, link, op| Row { words: "", bandwidth, products, link, op };
-    if backend == Backend::Metal {
+fn class(device: &Device) -> (Figures, &'static str) {
+    let gib = device.sold_as.map_or(device.total.0 >> 30, u64::from);
+    let row = |bandwidth, products, link, op| Figures { bandwidth, products, link, op };
+    if device.backend == Backend::Metal {
         return match gib {
             0..32 => (row(200.0, 3.0, 100.0, 7.0), "an Apple device of its size"),
             32..100 => (row(400.0, 7.0, 200.0, 6.0), "an Apple device of its size"),
@@ -129,8 +95,8 @@ fn behind_network(card: &DeviceRates) -> DeviceRates {
 
 /// A server on this computer's processor, reached through the loopback interface.
 fn software() -> DeviceRates {
-    let row = Row { words: "", bandwidth: 43.0, products: 0.5, link: 0.0, op: 10.0 };
-    let processor = derived(row, Backend::Cpu, REMOTE, "guess: a processor as a device".to_string());
+    let figures = Figures { bandwidth: 43.0, products: 0.5, link: 0.0, op: 10.0 };
+    let processor = derived(figures, Backend::Cpu, REMOTE, "guess: a processor as a device".to_string());
     DeviceRates { basis: processor.basis.clone(), ..behind_network(&processor) }
 }
 
@@ -165,17 +131,6 @@ mod tests {
     }
 
     #[test]
-    fn every_row_reads_and_can_be_reached() {
-        let lines = TABLE.lines().filter(|line| !line.starts_with('#')).count() - 1;
-        assert_eq!(ROWS.len(), lines);
-        for row in ROWS.iter() {
-            let first = named(row.words).unwrap();
-            assert_eq!(first.words, row.words, "an earlier row hides it");
-            assert!(row.bandwidth > 0.0 && row.products > 0.0 && row.link > 0.0 && row.op > 0.0, "{}", row.words);
-        }
-    }
-
-    #[test]
     fn names_as_drivers_print_them() {
         for (description, basis) in [
             ("NVIDIA GeForce RTX 3060 Ti", "table: RTX 3060 TI"),
@@ -184,6 +139,7 @@ mod tests {
             ("NVIDIA H100 PCIe", "table: H100 PCIE"),
             ("AMD Radeon RX 7900 XTX", "table: 7900 XTX"),
             ("Apple M2 Ultra", "table: M2 ULTRA"),
+            ("NVIDIA GeForce RTX 4070 SUPER", "table: RTX 4070"),
             ("Something Else 9000", "guess: a usual card of 24 GiB"),
         ] {
             assert_eq!(device(&described(description)).basis, basis, "{description}");

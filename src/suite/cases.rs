@@ -4,13 +4,10 @@ use crate::bytes::Bytes;
 use crate::memory::{self, MemoryByDevice};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement};
-use crate::plan::quoted;
 use crate::rules::Role;
-use crate::run::{Override, RunConfig, args};
+use crate::run::command::pasteable;
+use crate::run::{EXPERTS, Override, RunConfig};
 use crate::runtime::Launch;
-
-/// llama.cpp's own pattern of routed experts (`common/common.h`, `LLM_FFN_EXPS_REGEX`, b11434).
-const EXPERTS: &str = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps";
 
 /// A launch with its name.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,9 +68,7 @@ impl CaseLaunch {
 
     /// The command to paste.
     pub fn command(&self) -> String {
-        let model = ["llama-server".to_string(), "-m".into(), self.launch.model.display().to_string()];
-        let words = model.into_iter().chain(args::args(&self.launch.run));
-        words.map(|word| quoted(&word).unwrap_or_default()).collect::<Vec<_>>().join(" ")
+        pasteable(&self.launch.model, &self.launch.run)
     }
 
     /// The first device that the prediction overfills, in words; `None` where it fits or nothing is predicted.
@@ -143,7 +138,7 @@ fn experts(model: &Model, placement: &Placement) -> (Bytes, Bytes) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::parse;
+    use crate::run::{args, parse};
 
     fn words(name: &str, line: &str) -> String {
         let command: Vec<String> = line.split(' ').map(str::to_string).collect();

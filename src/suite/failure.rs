@@ -128,12 +128,12 @@ mod tests {
     #[test]
     fn too_little_memory_is_as_predicted_only_where_that_was_predicted() {
         let no_memory = || Failure::OutOfMemory { buffer: None, bytes: None, part: None };
-        let small = failed(&case(9 << 30, "8G"), no_memory());
+        let small = failed(&case(9 << 30, "8GiB"), no_memory());
         assert_eq!(small.kind(), Kind::DoesNotFit);
         let why = small.failure.unwrap();
         assert!(why.ends_with("; as predicted, it needs 9.00 GiB of CUDA0, which has 8.00 GiB"), "{why}");
-        assert_eq!(failed(&case(9 << 30, "24G"), no_memory()).kind(), Kind::Failed);
-        let cut = failed(&case(9 << 30, "8G"), Failure::BadModel("cut".into()));
+        assert_eq!(failed(&case(9 << 30, "24GiB"), no_memory()).kind(), Kind::Failed);
+        let cut = failed(&case(9 << 30, "8GiB"), Failure::BadModel("cut".into()));
         assert_eq!((cut.kind(), cut.trouble.unwrap().hint.is_some()), (Kind::Failed, true));
         let refused = Session::of(&CaseLaunch { refused: Some("no device".into()), ..case(1, "8G") }, 1);
         assert_eq!((refused.kind(), refused.failure.as_deref()), (Kind::NotLaunched, Some("not launched: no device")));

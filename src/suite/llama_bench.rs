@@ -14,6 +14,7 @@
 
 use super::bench::Raw;
 use super::document::{DepthSample, Session};
+use crate::run::command::shell;
 use crate::runtime::RuntimeInfo;
 use crate::speed::samples::{self, BenchRow, Error};
 
@@ -47,7 +48,8 @@ fn command(row: &BenchRow) -> String {
             launch.extend(pair.iter().cloned());
         }
     }
-    launch.iter().map(|word| crate::plan::quoted(word).unwrap_or_default()).collect::<Vec<_>>().join(" ")
+    // JSON of llama-bench with a NUL has no command to show.
+    shell(&launch).unwrap_or_default()
 }
 
 fn what(row: &BenchRow) -> String {

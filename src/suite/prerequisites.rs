@@ -39,7 +39,7 @@ mod tests {
     #[test]
     fn a_device_is_there_when_llama_cpp_lists_it() {
         let described = |names: &[&str]| -> Vec<Device> {
-            names.iter().map(|name| Device::parse(&format!("{name}=8G")).unwrap()).collect()
+            names.iter().map(|name| Device::parse(&format!("{name}=8GiB")).unwrap()).collect()
         };
         let listed = |name: &str, gpu| DeviceInfo {
             name: name.into(),

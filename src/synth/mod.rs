@@ -13,10 +13,10 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 
 use crate::bytes::Bytes;
+use crate::expression::Dims;
 use crate::gguf::ByteOrder;
 use crate::gguf::writer::{NewFile, NewTensor, Scalar};
 use crate::quantize::Facts;
-use crate::expression::Dims;
 
 use recipe::Recipe;
 use spec::{Error, Spec};

@@ -2,8 +2,8 @@
 //!
 //! Source: `src/llama-vocab.cpp` (`llama_vocab::impl::load`), llama.cpp b11434.
 
-use crate::expression::Dims;
 use super::spec::{Error, Spec};
+use crate::expression::Dims;
 use crate::gguf::writer::Scalar;
 
 /// `enum llama_token_type`.

@@ -120,6 +120,7 @@ mod tests {
     fn request() -> Request {
         Request {
             run: RunConfig::default(),
+            beside: Vec::new(),
             context: ContextChoice::Turn,
             turn: Turn { prompt: 1, generate: 1, depth: 0 },
             margin: Bytes(0),

@@ -1,15 +1,18 @@
-//! The program on models made to harm: whatever the header says, an answer or an error, never a panic or a long wait.
+//! The program on models made to harm: whatever the header says, an answer or an error, never a panic or a hang.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::support::gguf_builder::{Builder, V, text};
 
 fn moeplan(words: &[&str]) -> Output {
-    let started = Instant::now();
-    let output = Command::new(env!("CARGO_BIN_EXE_moeplan")).args(words).env_remove("RUST_BACKTRACE").output().unwrap();
-    assert!(started.elapsed() < Duration::from_secs(20), "{words:?} took {:?}", started.elapsed());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+    command.args(words).env_remove("RUST_BACKTRACE");
+    let (send, ended) = mpsc::channel();
+    std::thread::spawn(move || send.send(command.output()));
+    let output = ended.recv_timeout(Duration::from_mins(2)).unwrap_or_else(|_| panic!("{words:?} hangs")).unwrap();
     let code = output.status.code();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(matches!(code, Some(0..=2)), "{words:?} ended with {code:?}: {said}");
@@ -68,7 +71,7 @@ fn keys_that_contradict_the_tensors() {
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert_eq!(refused.status.code(), Some(2), "{said}");
         assert!(said.contains("tensor 'token_embd.weight' has wrong shape; expected [7, 8], got [64, 8]"), "{said}");
-        assert!(said.contains("hint: llama.cpp refuses this file too"), "{said}");
+        assert!(said.contains("hint: it is incomplete"), "{said}");
     }
 }
 

@@ -16,14 +16,15 @@ use std::time::Duration;
 use crate::support::gguf_builder::{Builder, V, text};
 use moeplan::gguf::source::{Client, Error, Event, Failure, Limits, Url};
 
-/// Quick enough for tests.
+/// Small windows and short waits, for tests; no server here is given up for its slowness, however busy the machine.
 fn limits() -> Limits {
     Limits {
         first_window: 4 << 10,
         step: 16 << 10,
         backoff: Duration::from_millis(5),
-        read: Duration::from_secs(3),
-        body: Duration::from_secs(5),
+        response: Duration::from_mins(1),
+        read: Duration::from_mins(1),
+        body: Duration::from_mins(1),
         ..Limits::default()
     }
 }

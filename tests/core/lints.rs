@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use moeplan::bytes::{Bytes, GIB};
-use moeplan::checkup::{self, Checkup, Options, Severity, lints};
+use moeplan::checkup::{self, Checkup, Options, Severity, Verdict, lints};
+use moeplan::gguf::Value;
 use moeplan::machine::{Device, Host, Isa, Machine};
 use moeplan::model::Model;
 use moeplan::run::{Dialect, Target, parse};
@@ -80,6 +81,14 @@ static CASES: &[Case] = &[
     ("pattern-quoted", &GPT_OSS, ONE, r#"llama-server -ot "'exps=CPU'""#, "llama-server -ot 'exps=CPU'"),
     ("first-variant", &GPT_OSS, ONE, "llama-bench -p 512,1024", "llama-bench -p 512"),
     ("mtp-context", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp", "llama-server --spec-default"),
+    (
+        "mtp-without-nextn",
+        &GPT_OSS,
+        ONE,
+        "llama-server --spec-type draft-mtp",
+        "llama-server --spec-type draft-mtp -md mtp.gguf",
+    ),
+    ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
     ("draft-model", &GPT_OSS, ONE, "llama-server -md small.gguf", "llama-server"),
     ("projector", &GPT_OSS, ONE, "llama-server --mmproj vision.gguf", "llama-server"),
     (
@@ -241,7 +250,7 @@ fn builds_differ() {
 fn the_expert_cache_takes_whole_slots() {
     let context = |line: &str| {
         let target = Target { build: 11549, ..Target::default() };
-        check(&QWEN, ONE, line, target).memory["CUDA0"].terms.context.0
+        check(&QWEN, ONE, line, target).memory["CUDA0"].context.unwrap().0
     };
     let line = "llama-server -c 16384 -np 1 -cmoe -lm none -ub 2048";
     let cache = context(&format!("{line} --moe-cache-mib 4500")) - context(line);
@@ -292,14 +301,54 @@ fn ik_takes_k_alone_for_the_latent_cache() {
     assert!(refused.lints.iter().any(|lint| lint.hint.as_deref().is_some_and(|hint| hint.contains("--dialect ik"))));
 }
 
+/// An architecture that the build does not know: its weights and where they go, no figure of its context and its compute.
+#[test]
+fn of_an_unknown_architecture_only_the_weights_are_told() {
+    let mut model = LLAMA.clone();
+    model.architecture = "llama9".to_string();
+    model.hparams.architecture.clone_from(&model.architecture);
+    let checkup = check(&model, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    let known = check(&LLAMA, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    assert_eq!((checkup.fits, checkup.verdict), (None, Some(Verdict::Refused)));
+    let codes: Vec<&str> = checkup.lints.iter().map(|lint| lint.code).collect();
+    assert!(codes.contains(&"unknown-architecture") && checkup.lints[0].severity == Severity::Error, "{codes:?}");
+    let terms: Vec<&str> = checkup.uncounted.iter().map(|term| term.what).collect();
+    assert_eq!(terms, ["context", "compute", "overhead"]);
+    assert!(checkup.uncounted.iter().all(|term| term.reason.contains("llama9")));
+    for (device, row) in &checkup.memory {
+        assert_eq!(row.model, known.memory[device].model, "{device}");
+        let json = serde_json::to_value(row).unwrap();
+        assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["model"]);
+    }
+    assert!(known.verdict.is_none() && known.uncounted.is_empty() && known.fits());
+}
+
+/// One that llama.cpp loads and whose graph is not built here: all but compute.
+#[test]
+fn of_an_architecture_without_a_graph_here_compute_is_not_told() {
+    let mut model = LLAMA.clone();
+    model.architecture = "apertus".to_string();
+    model.hparams.architecture.clone_from(&model.architecture);
+    let keys: Vec<(String, Value)> = model.hparams.metadata.clone().into_iter().collect();
+    model.hparams.metadata = keys.into_iter().map(|(key, value)| (key.replace("llama.", "apertus."), value)).collect();
+    let checkup = check(&model, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    assert_eq!((checkup.fits, checkup.verdict, checkup.lints.len()), (None, None, 0), "{:?}", checkup.lints);
+    let known = check(&LLAMA, ONE, "llama-server -ngl 99 -c 4096", Target::default());
+    let (row, other) = (checkup.memory["CUDA0"], known.memory["CUDA0"]);
+    assert_eq!((row.model, row.context), (other.model, other.context));
+    assert_eq!((row.compute, row.total), (None, None));
+    let short = check(&model, "CUDA0=1G 64", "llama-server -ngl 99 -c 4096", Target::default());
+    assert_eq!((short.fits, short.verdict), (Some(false), Some(Verdict::Short)), "weights alone are too many");
+}
+
 /// Apple's processors and their Metal device have one memory.
 #[test]
 fn what_metal_holds_is_main_memory() {
     let line = "llama-server -c 4096 -np 1 -ncmoe 24";
     let of = |on: &str| check(&QWEN, on, line, Target::default());
     let (enough, short, card) = (of("MTL0=12G 32"), of("MTL0=12G 16"), of("CUDA0=12G 16"));
-    assert!(enough.fits && card.fits);
-    let together: u64 = short.memory.values().map(|row| row.total.0).sum();
+    assert!(enough.fits() && card.fits());
+    let together: u64 = short.memory.values().map(|row| row.counted().0).sum();
     assert_eq!(short.shortfall, [("Host".to_string(), Bytes(together - 16 * GIB))].into());
     assert_eq!(machine("MTL0=12G 16").host.isa, Isa::ArmNeon);
 }
@@ -354,6 +403,7 @@ fn every_code_is_tested_and_in_the_manual() {
     let manual = include_str!("../../docs/lints.md");
     // The last three in tests/cmd/what-if.md.
     let tested_elsewhere = [
+        "unknown-architecture",
         "unknown-build",
         "flag-not-known",
         "expert-cache-unused",

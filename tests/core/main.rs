@@ -4,6 +4,8 @@
 mod support;
 
 mod accuracy;
+#[cfg(feature = "cli")]
+mod contradictions;
 mod emit;
 mod library;
 mod lints;

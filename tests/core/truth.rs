@@ -61,6 +61,7 @@ fn machine() -> Machine {
         description: None,
         total: Bytes::mib(81079),
         free: Bytes::mib(81079),
+        sold_as: None,
         overhead: None,
         calibration: None,
         rates: None,

@@ -21,6 +21,9 @@ use moeplan::{gguf, memory, placement};
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
+/// Longer than anything here takes on a busy machine: only a hang lasts so long.
+const HANG: Duration = Duration::from_mins(1);
+
 /// One test at a time writes models.
 static WRITING: Mutex<()> = Mutex::new(());
 
@@ -102,7 +105,7 @@ fn two_devices_share_by_tensor_split() {
 #[test]
 fn a_crash_is_an_error_with_the_signal_and_a_hint() {
     let mut worker = Embedded::of(MOEPLAN).worker(&[]).expect("a worker");
-    let error = worker.ask(&Request::Crash, "crashing", Duration::from_secs(20)).expect_err("a crash");
+    let error = worker.ask(&Request::Crash, "crashing", HANG).expect_err("a crash");
     assert!(error.to_string().contains("while crashing"), "{error}");
     #[cfg(unix)]
     assert!(error.to_string().contains("signal 6 (SIGABRT)"), "{error}");
@@ -140,7 +143,7 @@ fn a_worker_that_dies_of_any_signal_is_an_error_and_the_next_one_works() {
                 .stderr(std::process::Stdio::null())
                 .status();
         });
-        let error = worker.ask(&Request::Sleep(60), "sleeping", Duration::from_secs(20)).expect_err("a dead worker");
+        let error = worker.ask(&Request::Sleep(600), "sleeping", HANG).expect_err("a dead worker");
         killer.join().expect("the signal was sent");
         // The numbers are Linux's; elsewhere some differ.
         assert!(!cfg!(target_os = "linux") || error.to_string().contains(words), "{name}: {error}");
@@ -171,7 +174,7 @@ fn the_program_outlives_a_worker_that_crashes() {
         if let Some(worker) = children.split_whitespace().next().and_then(|id| id.parse().ok()) {
             signal("SEGV", worker);
         }
-        if start.elapsed() > Duration::from_mins(1) {
+        if start.elapsed() > HANG {
             program.kill().expect("a child");
             panic!("it outlives no worker: it waits");
         }
@@ -186,10 +189,9 @@ fn the_program_outlives_a_worker_that_crashes() {
 #[test]
 fn a_worker_that_takes_too_long_is_stopped() {
     let mut worker = Embedded::of(MOEPLAN).worker(&[]).expect("a worker");
-    let start = Instant::now();
     let error = worker.ask(&Request::Sleep(600), "sleeping", Duration::from_millis(300)).expect_err("a time limit");
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(10) && !worker.is_alive());
+    assert!(!worker.is_alive());
 }
 
 #[test]
@@ -247,7 +249,7 @@ fn no_child_is_left_when_its_owner_drops_it_or_is_killed() {
     let wait = |what: &str, done: &dyn Fn() -> bool| {
         let start = Instant::now();
         while !done() {
-            assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+            assert!(start.elapsed() < HANG, "{what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     };

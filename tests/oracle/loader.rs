@@ -337,8 +337,10 @@ fn sample<T>(all: Vec<T>, wanted: usize, seed: u64) -> Vec<T> {
 #[test]
 fn what_llama_cpp_refuses_is_refused_and_what_it_loads_is_answered() {
     let headers = headers();
-    let all: Vec<(&Header, Mutation)> =
-        headers.iter().flat_map(|header| header.mutations().into_iter().map(move |mutation| (header, mutation))).collect();
+    let all: Vec<(&Header, Mutation)> = headers
+        .iter()
+        .flat_map(|header| header.mutations().into_iter().map(move |mutation| (header, mutation)))
+        .collect();
     let total = all.len();
     let cases = if std::env::var_os("MOEPLAN_FULL").is_some() {
         all

@@ -42,8 +42,8 @@ pub struct Answer {
     pub length: Option<u64>,
     /// Close the connection after so many bytes of the body.
     pub cut: Option<usize>,
-    /// Wait so long before every 1024 bytes of the body.
-    pub slow: Option<Duration>,
+    /// Send no more after so many bytes of the body, and keep the connection.
+    pub stall: Option<usize>,
     /// After the body, zeros until nobody takes them.
     pub endless: bool,
     /// Close the connection before any answer.
@@ -215,13 +215,15 @@ fn write_answer(stream: &mut impl Write, answer: &Answer, sent: &AtomicU64) -> b
     if stream.write_all(format!("{head}\r\n").as_bytes()).is_err() {
         return false;
     }
-    let body = &answer.body[..answer.cut.unwrap_or(answer.body.len()).min(answer.body.len())];
-    for part in body.chunks(if answer.slow.is_some() { 1024 } else { 1 << 16 }) {
-        std::thread::sleep(answer.slow.unwrap_or_default());
+    let body = &answer.body[..answer.cut.or(answer.stall).unwrap_or(answer.body.len()).min(answer.body.len())];
+    for part in body.chunks(1 << 16) {
         if stream.write_all(part).is_err() {
             return false;
         }
         sent.fetch_add(part.len() as u64, Ordering::SeqCst);
+    }
+    if answer.stall.is_some() {
+        std::thread::sleep(Duration::from_mins(5));
     }
     if answer.endless {
         while stream.write_all(&[0; 1 << 14]).is_ok() {
@@ -229,5 +231,5 @@ fn write_answer(stream: &mut impl Write, answer: &Answer, sent: &AtomicU64) -> b
         }
         return false;
     }
-    answer.cut.is_none() && answer.length.is_none_or(|length| length == answer.body.len() as u64)
+    answer.cut.or(answer.stall).is_none() && answer.length.is_none_or(|length| length == answer.body.len() as u64)
 }

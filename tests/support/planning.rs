@@ -30,6 +30,7 @@ pub fn machine(budgets: &[u64]) -> Machine {
         description: None,
         total: Bytes(*total),
         free: Bytes(*total),
+        sold_as: None,
         overhead: None,
         calibration: None,
         rates: None,
@@ -44,6 +45,7 @@ pub fn machine(budgets: &[u64]) -> Machine {
 pub fn request(strategy: Strategy) -> Request {
     Request {
         run: RunConfig::default(),
+        beside: Vec::new(),
         context: ContextChoice::Turn,
         turn: Turn { prompt: 4096, generate: 512, depth: 0 },
         margin: Bytes::mib(256),

@@ -6,7 +6,7 @@ use crate::memory::caches::{self, CacheKind};
 use crate::memory::expert_cache::Problem;
 use crate::memory::{self, Caches, HOST};
 use crate::placement::Buffer;
-use crate::rules::Role;
+use crate::rules::{self, Role};
 use crate::run::build::BUILDS;
 use crate::run::numbers::numbers;
 use crate::run::{Dialect, LoadMode, Program, RunConfig};
@@ -72,6 +72,32 @@ pub(super) fn expert_cache_unused(facts: &Facts<'_>) -> Option<Finding> {
         found(
             "`--moe-cache-mib`: no block of a device keeps all its experts in host memory, so nothing is cached",
             "use it with `-cmoe` or `-ncmoe N`",
+        )
+    })?
+}
+
+/// An architecture that llama.cpp refuses (`src/llama-model.cpp` `llama_model_create`, b11434).
+pub(super) fn unknown_architecture(facts: &Facts<'_>) -> Option<Finding> {
+    let architecture = &facts.model.architecture;
+    (!rules::knows_architecture(architecture)).then(|| {
+        found(
+            format!("llama.cpp b11434 does not know the architecture `{architecture}`: it refuses the file"),
+            "a fork or a newer llama.cpp may load it; only its weights and where they go are told here",
+        )
+    })?
+}
+
+/// Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
+/// model it is that one's blocks that draft.
+pub(super) fn mtp_without_nextn(facts: &Facts<'_>) -> Option<Finding> {
+    let hparams = &facts.model.hparams;
+    // Its last block is a router's.
+    let has_none = hparams.nextn_predict_layers == 0 || hparams.architecture == "graniteswitch";
+    let has_draft = facts.command.notes.iter().any(|note| note.code == "draft-model");
+    (facts.run.mtp && has_none && !has_draft).then(|| {
+        found(
+            "`--spec-type draft-mtp`: the file has no NextN (MTP) blocks, so llama.cpp creates no drafting context and stops",
+            "leave it out, or take a file with the model's NextN blocks (convert_hf_to_gguf.py without --no-mtp)",
         )
     })?
 }
@@ -356,7 +382,8 @@ pub(super) fn ubatch_beyond_batch(facts: &Facts<'_>) -> Option<Finding> {
 /// llama-server takes 4 slots where none are asked for; windows and states are kept for each.
 pub(super) fn slots_multiply_states(facts: &Facts<'_>) -> Option<Finding> {
     let slots = facts.prediction.numbers.n_seq_max;
-    if facts.run.program != Program::Server || facts.run.n_parallel.is_some() || slots < 2 {
+    let is_told = facts.prediction.counts("context");
+    if facts.run.program != Program::Server || facts.run.n_parallel.is_some() || slots < 2 || !is_told {
         return None;
     }
     let one = RunConfig { n_parallel: Some(1), ..facts.run.clone() };

@@ -99,6 +99,8 @@ const LINTS: &[Rule] = &[
     rule("quantized-v-without-flash-attention", Severity::Error, launch::quantized_v),
     rule("cache-types-differ", Severity::Error, launch::cache_types_differ),
     rule("expert-cache-refused", Severity::Error, launch::expert_cache_refused),
+    rule("unknown-architecture", Severity::Error, launch::unknown_architecture),
+    rule("mtp-without-nextn", Severity::Error, launch::mtp_without_nextn),
     rule("unknown-build", Severity::Warning, launch::unknown_build),
     rule("rule-matches-nothing", Severity::Warning, rules::matches_nothing),
     rule("rule-beaten-by-environment", Severity::Warning, rules::beaten_by_environment),

@@ -13,9 +13,9 @@ use crate::gguf::{GgmlType, Gguf};
 use crate::inspection::Warning;
 use crate::model::Model;
 use crate::placement::pattern;
-use crate::plan::quoted;
 use crate::quantize::{self, Imatrix, Options, RECIPES, Recipe, WhatIf, recipe};
 use crate::run::build::REFERENCE;
+use crate::run::command::quoted;
 
 /// Which files, and the options of llama-quantize that change types.
 #[derive(Debug, Clone, Default, clap::Args)]

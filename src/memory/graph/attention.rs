@@ -4,7 +4,7 @@
 
 use super::cache::CacheInputs;
 use super::tensor::{Id, Op, Unary};
-use super::{Builder, Norm};
+use super::{Builder, Error, Norm};
 use crate::gguf::ggml_type::{f16, f32};
 use crate::memory::caches::{CacheKind, MemoryClass};
 
@@ -42,10 +42,11 @@ pub(super) enum AttnInputs {
 
 impl AttnInputs {
     /// The cache for a layer with or without a window.
-    pub(super) fn of(&self, is_swa: bool) -> Option<CacheInputs> {
+    pub(super) fn cached(&self, is_swa: bool) -> Result<CacheInputs, Error> {
         match self {
-            Self::Cached(base, swa) => Some(swa.filter(|_| is_swa).unwrap_or(*base)),
-            Self::Batch(_) => None,
+            Self::Cached(_, Some(swa)) if is_swa => Ok(*swa),
+            Self::Cached(base, _) => Ok(*base),
+            Self::Batch(_) => Err(Error::Cache { kind: CacheKind::Base, il: None }),
         }
     }
 }
@@ -85,47 +86,47 @@ const ROPE_FACTORS: &[&str] = &[
 
 impl Builder<'_> {
     /// The inputs of one cache, or of a full one and a window's (`build_attn_inp_kv`, `build_attn_inp_kv_iswa`).
-    pub(super) fn inp_attn(&mut self) -> AttnInputs {
+    pub(super) fn inp_attn(&mut self) -> Result<AttnInputs, Error> {
         if self.plan.caches.class == MemoryClass::None {
             let ty = if self.plan.flash_attn { f16() } else { f32() };
-            return AttnInputs::Batch(self.graph.input(ty, &[self.n_tokens, self.n_tokens]));
+            return Ok(AttnInputs::Batch(self.graph.input(ty, &[self.n_tokens, self.n_tokens])));
         }
         if !matches!(self.plan.caches.class, MemoryClass::Iswa | MemoryClass::HybridIswa) {
-            return AttnInputs::Cached(self.inp_kv(CacheKind::Base), None);
+            return Ok(AttnInputs::Cached(self.inp_kv(CacheKind::Base)?, None));
         }
-        let mut base = self.inp_kv_unrotated(CacheKind::Base);
-        let mut swa = self.inp_kv_unrotated(CacheKind::Swa);
+        let mut base = self.inp_kv_unrotated(CacheKind::Base)?;
+        let mut swa = self.inp_kv_unrotated(CacheKind::Swa)?;
         if self.plan.caches.class == MemoryClass::Iswa {
-            (base.k_rot, base.v_rot) = self.inp_rot(CacheKind::Base);
-            (swa.k_rot, swa.v_rot) = self.inp_rot(CacheKind::Swa);
+            (base.k_rot, base.v_rot) = self.inp_rot(CacheKind::Base)?;
+            (swa.k_rot, swa.v_rot) = self.inp_rot(CacheKind::Swa)?;
         }
-        AttnInputs::Cached(base, Some(swa))
+        Ok(AttnInputs::Cached(base, Some(swa)))
     }
 
-    fn inp_kv_unrotated(&mut self, kind: CacheKind) -> CacheInputs {
+    fn inp_kv_unrotated(&mut self, kind: CacheKind) -> Result<CacheInputs, Error> {
         let k_idxs = self.inp_k_idxs();
         let v_idxs = Some(self.inp_v_idxs());
-        let mask = self.inp_mask(kind, self.plan.flash_attn);
-        CacheInputs { kind, k_idxs, v_idxs, mask, k_rot: None, v_rot: None }
+        let mask = self.inp_mask(kind, self.plan.flash_attn)?;
+        Ok(CacheInputs { kind, k_idxs, v_idxs, mask, k_rot: None, v_rot: None })
     }
 
     /// Queries, keys and values of equal heads (`build_qkv`).
-    pub(super) fn qkv(&mut self, il: u32, x: Id) -> Qkv {
-        let layer = self.layer(il);
+    pub(super) fn qkv(&mut self, il: u32, x: Id) -> Result<Qkv, Error> {
+        let layer = self.layer(il)?;
         let (k, v) = (u64::from(layer.n_embd_head_k), u64::from(layer.n_embd_head_v));
         let (n_head, n_head_kv) = (u64::from(layer.n_head), u64::from(layer.n_head_kv));
         self.qkv_of(il, x, (k, n_head), (k, n_head_kv), (v, n_head_kv))
     }
 
     /// The same with stated `(elements of a head, heads)`.
-    pub(super) fn qkv_of(&mut self, il: u32, x: Id, q: (u64, u64), k: (u64, u64), v: (u64, u64)) -> Qkv {
+    pub(super) fn qkv_of(&mut self, il: u32, x: Id, q: (u64, u64), k: (u64, u64), v: (u64, u64)) -> Result<Qkv, Error> {
         let n_tokens = self.n_tokens;
         let clamps = matches!(self.plan.model.architecture.as_str(), "dbrx" | "mpt" | "olmo")
             && self.f64_or_0("attention.clamp_kqv") > 0.0;
         // These multiply by the weights alone.
         let is_raw = matches!(self.plan.model.architecture.as_str(), "cogvlm" | "mimo2" | "plamo3");
-        if self.weight(il, "attn_qkv.weight").is_some() {
-            let mut qkv = if is_raw { self.raw_mm(il, "attn_qkv", x) } else { self.linear(il, "attn_qkv", x) };
+        if self.weights.has(il, "attn_qkv.weight") {
+            let mut qkv = if is_raw { self.raw_mm(il, "attn_qkv", x)? } else { self.linear(il, "attn_qkv", x)? };
             if clamps {
                 qkv = self.graph.clamp(qkv);
             }
@@ -134,15 +135,15 @@ impl Builder<'_> {
                 self.graph.view(qkv, &[head, heads, n_tokens], &[4 * head, stride], 4 * offset)
             };
             let (q_width, k_width) = (q.0 * q.1, k.0 * k.1);
-            return Qkv { q: part(q, 0), k: part(k, q_width), v: part(v, q_width + k_width) };
+            return Ok(Qkv { q: part(q, 0), k: part(k, q_width), v: part(v, q_width + k_width) });
         }
         let mut project = |name: &str| {
-            let rows = if is_raw { self.raw_mm(il, name, x) } else { self.linear(il, name, x) };
-            if clamps { self.graph.clamp(rows) } else { rows }
+            let rows = if is_raw { self.raw_mm(il, name, x)? } else { self.linear(il, name, x)? };
+            Ok(if clamps { self.graph.clamp(rows) } else { rows })
         };
-        let [q_rows, k_rows, v_rows] = ["attn_q", "attn_k", "attn_v"].map(&mut project);
+        let (q_rows, k_rows, v_rows) = (project("attn_q")?, project("attn_k")?, project("attn_v")?);
         let mut by_head = |rows: Id, (head, heads): (u64, u64)| self.graph.reshape(rows, &[head, heads, n_tokens]);
-        Qkv { q: by_head(q_rows, q), k: by_head(k_rows, k), v: by_head(v_rows, v) }
+        Ok(Qkv { q: by_head(q_rows, q), k: by_head(k_rows, k), v: by_head(v_rows, v) })
     }
 
     /// Turns queries and keys by their positions.
@@ -152,30 +153,31 @@ impl Builder<'_> {
     }
 
     /// Norms of the queries and keys, each if the layer has its weight.
-    pub(super) fn norm_qk(&mut self, il: u32, qkv: &mut Qkv, kind: Norm) {
+    pub(super) fn norm_qk(&mut self, il: u32, qkv: &mut Qkv, kind: Norm) -> Result<(), Error> {
         if self.weights.has(il, "attn_q_norm.weight") {
-            qkv.q = self.norm(il, "attn_q_norm", qkv.q, kind);
+            qkv.q = self.norm(il, "attn_q_norm", qkv.q, kind)?;
         }
         if self.weights.has(il, "attn_k_norm.weight") {
-            qkv.k = self.norm(il, "attn_k_norm", qkv.k, kind);
+            qkv.k = self.norm(il, "attn_k_norm", qkv.k, kind)?;
         }
+        Ok(())
     }
 
     /// The model's rope factors that lie with a layer (`get_rope_factors`).
-    pub(super) fn rope_factors(&mut self, il: u32) -> Option<Id> {
+    pub(super) fn rope_factors(&mut self, il: u32) -> Result<Option<Id>, Error> {
         let architecture = self.plan.model.architecture.as_str();
-        let is_local = architecture == "step35" && self.layer(il).is_swa;
+        let is_local = architecture == "step35" && self.layer(il)?.is_swa;
         if is_local || !ROPE_FACTORS.contains(&architecture) {
-            return None;
+            return Ok(None);
         }
         let long = self.plan.numbers.n_ctx_seq > self.original_context();
         let scaled = if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
         for name in ["rope_freqs.weight", scaled] {
             if let Some(id) = self.weights.global_for_layer(&mut self.graph, il, name) {
-                return Some(id);
+                return Ok(Some(id));
             }
         }
-        None
+        Ok(None)
     }
 
     fn original_context(&self) -> u32 {
@@ -187,15 +189,13 @@ impl Builder<'_> {
     }
 
     /// Stores keys and values and attends to what the layer's cache holds; without the output projection.
-    pub(super) fn attn(&mut self, il: u32, inputs: &AttnInputs, qkv: Qkv, extras: Extras) -> Id {
-        match (inputs.of(self.layer(il).is_swa), inputs) {
-            (Some(cached), _) => self.attn_with(il, cached, qkv.q, Some((qkv.k, qkv.v)), il, extras),
-            (None, AttnInputs::Batch(mask)) => {
-                self.graph.expand_all(&[qkv.q, qkv.k, qkv.v]);
-                self.mha(il, qkv.q, qkv.k, qkv.v, *mask, extras)
-            }
-            (None, AttnInputs::Cached(..)) => qkv.q,
+    pub(super) fn attn(&mut self, il: u32, inputs: &AttnInputs, qkv: Qkv, extras: Extras) -> Result<Id, Error> {
+        if let AttnInputs::Batch(mask) = inputs {
+            self.graph.expand_all(&[qkv.q, qkv.k, qkv.v]);
+            return Ok(self.mha(il, qkv.q, qkv.k, qkv.v, *mask, extras));
         }
+        let cached = inputs.cached(self.layer(il)?.is_swa)?;
+        self.attn_with(il, cached, qkv.q, Some((qkv.k, qkv.v)), il, extras)
     }
 
     /// The same with the cache of layer `owner`; nothing is stored without `kv` (KV sharing).
@@ -207,8 +207,8 @@ impl Builder<'_> {
         kv: Option<(Id, Id)>,
         owner: u32,
         extras: Extras,
-    ) -> Id {
-        let layer = self.layer(il);
+    ) -> Result<Id, Error> {
+        let layer = self.layer(il)?;
         let windowed = matches!(self.plan.caches.class, MemoryClass::Iswa | MemoryClass::HybridIswa);
         if let Some(rot) = inputs.k_rot {
             q = self.hadamard(q, rot);
@@ -226,25 +226,25 @@ impl Builder<'_> {
         if let Some((k, v)) = kv {
             let order = if windowed { [k, v] } else { [v, k] };
             self.graph.expand_all(&order);
-            let stored = self.cpy_k(inputs.kind, owner, k, inputs.k_idxs);
+            let stored = self.cpy_k(inputs.kind, owner, k, inputs.k_idxs)?;
             self.graph.expand(stored);
-            let stored = self.cpy_v(inputs.kind, owner, v, inputs.v_idxs.unwrap_or(inputs.k_idxs));
+            let stored = self.cpy_v(inputs.kind, owner, v, inputs.v_idxs()?)?;
             self.graph.expand(stored);
         }
         let (n_kv, head_k, head_v) =
             (u64::from(layer.n_head_kv), u64::from(layer.n_embd_head_k), u64::from(layer.n_embd_head_v));
-        let k = self.get_k(inputs.kind, owner, head_k, n_kv);
-        let v = self.get_v(inputs.kind, owner, head_v, n_kv);
+        let k = self.get_k(inputs.kind, owner, head_k, n_kv)?;
+        let v = self.get_v(inputs.kind, owner, head_v, n_kv)?;
         let result = self.mha(il, q, k, v, inputs.mask, extras);
-        match inputs.v_rot {
+        Ok(match inputs.v_rot {
             Some(rot) => self.hadamard(result, rot),
             None => result,
-        }
+        })
     }
 
     /// Attention and its output projection.
-    pub(super) fn attn_out(&mut self, il: u32, inputs: &AttnInputs, qkv: Qkv, extras: Extras) -> Id {
-        let rows = self.attn(il, inputs, qkv, extras);
+    pub(super) fn attn_out(&mut self, il: u32, inputs: &AttnInputs, qkv: Qkv, extras: Extras) -> Result<Id, Error> {
+        let rows = self.attn(il, inputs, qkv, extras)?;
         self.linear(il, "attn_output", rows)
     }
 
@@ -277,7 +277,7 @@ impl Builder<'_> {
         }
         let mut rows = self.graph.flash_attn_ext(q, k, v, mask);
         self.graph.tensors[rows.index()].param = u32::from(extras.alibi);
-        self.graph.add_source(rows, extras.sinks);
+        self.graph.add_sinks(rows, extras.sinks);
         let target = self.layer_target(il);
         self.graph.layer_targets.insert(rows, target);
         if let Some(v_mla) = extras.v_mla {
@@ -306,7 +306,7 @@ impl Builder<'_> {
             kq = self.graph.add(kq, bias);
         }
         kq = self.graph.soft_max(kq, Some(mask));
-        self.graph.add_source(kq, extras.sinks);
+        self.graph.add_sinks(kq, extras.sinks);
         if !v_trans {
             v = self.graph.transpose(v);
             v = self.graph.cont(v);

@@ -2,8 +2,8 @@
 //!
 //! Source: `src/llama-graph.cpp` `build_ffn`, `build_moe_ffn`, llama.cpp b11434.
 
-use super::Builder;
 use super::tensor::{Glu, Id, Op, Unary};
+use super::{Builder, Error};
 use crate::gguf::Value;
 use crate::gguf::ggml_type::{f32, i32};
 
@@ -52,19 +52,6 @@ pub(super) enum Gating {
     SqrtSoftplus,
 }
 
-impl Gating {
-    /// `expert_gating_func`, or what the architecture does without it.
-    pub(super) fn of(stated: u32, default: Self) -> Self {
-        match stated {
-            1 => Self::Softmax,
-            2 => Self::Sigmoid,
-            3 => Self::SoftmaxWeight,
-            4 => Self::SqrtSoftplus,
-            _ => default,
-        }
-    }
-}
-
 /// The experts of a layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moe {
@@ -93,9 +80,9 @@ enum Clamp {
 }
 
 /// Architectures that clamp their experts in one operation.
-const FUSED_CLAMPS: &[&str] = &["deepseek4", "hy_v4", "maple"];
-/// The same for shared experts.
-const FUSED_SHARED_CLAMPS: &[&str] = &["deepseek4"];
+const FUSED_CLAMPS: &[&str] = &["deepseek4", "glm5-next", "hy_v4", "maple"];
+/// The same for shared experts; without a clamp of their own these have the experts'.
+const FUSED_SHARED_CLAMPS: &[&str] = &["deepseek4", "glm5-next"];
 
 impl Default for Moe {
     fn default() -> Self {
@@ -170,36 +157,37 @@ impl Builder<'_> {
     }
 
     /// Up, a parallel gate if the layer has one, and down: `ffn_up`, `ffn_gate`, `ffn_down` with this suffix.
-    pub(super) fn ffn(&mut self, il: u32, suffix: &str, x: Id, act: Act) -> Id {
-        let up = self.weights_of(il, &format!("ffn_up{suffix}"), x);
+    pub(super) fn ffn(&mut self, il: u32, suffix: &str, x: Id, act: Act) -> Result<Id, Error> {
+        let up = self.weights_of(il, &format!("ffn_up{suffix}"), x)?;
         let has_gate = self.weights.has(il, &format!("ffn_gate{suffix}.weight"));
         let hidden = if has_gate {
-            let gate = self.weights_of(il, &format!("ffn_gate{suffix}"), x);
-            let has_own =
-                self.plan.model.architecture != "deepseek4" || self.hparams().value("swiglu_clamp_shexp").is_some();
+            let gate = self.weights_of(il, &format!("ffn_gate{suffix}"), x)?;
+            let has_own = !self.is_one_of(FUSED_SHARED_CLAMPS) || self.hparams().value("swiglu_clamp_shexp").is_some();
             let shared_clamp = if has_own { "swiglu_clamp_shexp" } else { "swiglu_clamp_exp" };
             self.gated(gate, up, act, self.clamp(il, shared_clamp, FUSED_SHARED_CLAMPS))
+        } else if act == Act::SwigluOai {
+            self.graph.refuse("swiglu_oai without a gate", &[up])
         } else {
             self.ungated(up, act)
         };
         let name = format!("ffn_down{suffix}");
         if !self.weights.has(il, &format!("{name}.weight")) {
-            return hidden;
+            return Ok(hidden);
         }
         self.weights_of(il, &name, hidden)
     }
 
     /// A product, its bias, then its scale: the order of `build_ffn`.
-    fn weights_of(&mut self, il: u32, name: &str, x: Id) -> Id {
-        let Some(weight) = self.weight(il, &format!("{name}.weight")) else { return x };
+    fn weights_of(&mut self, il: u32, name: &str, x: Id) -> Result<Id, Error> {
+        let weight = self.weight(il, &format!("{name}.weight"))?;
         let product = self.graph.mul_mat(weight, x);
         let biased = self.bias(il, name, product);
         let users = if name.ends_with("_shexp") { SHARED_SCALES } else { DENSE_SCALES };
-        let scale = if self.is_one_of(users) { self.weight(il, &format!("{name}.scale")) } else { None };
-        match scale {
+        let scale = if self.is_one_of(users) { self.maybe_weight(il, &format!("{name}.scale")) } else { None };
+        Ok(match scale {
             Some(scale) => self.graph.mul(biased, scale),
             None => biased,
-        }
+        })
     }
 
     /// How the layer's `<arch>.KEY` is heeded.
@@ -242,21 +230,34 @@ impl Builder<'_> {
         }
     }
 
-    /// Experts used by token in a layer.
-    pub(super) fn n_expert_used(&self, il: u32) -> u64 {
-        u64::from(self.hparams().expert_used_count.get(il as usize).copied().unwrap_or(0))
+    /// Experts used by token in a layer that has some.
+    pub(super) fn n_expert_used(&self, il: u32) -> Result<u64, Error> {
+        let used = self.hparams().expert_used_count.get(il as usize).copied().map(u64::from);
+        used.filter(|used| *used > 0).ok_or_else(|| self.key_error("expert_used_count", used))
+    }
+
+    /// `expert_gating_func`, or what the architecture does without it.
+    pub(super) fn stated_gating(&self, default: Gating) -> Result<Gating, Error> {
+        match self.hparams().u32_or_0("expert_gating_func") {
+            0 => Ok(default),
+            1 => Ok(Gating::Softmax),
+            2 => Ok(Gating::Sigmoid),
+            3 => Ok(Gating::SoftmaxWeight),
+            4 => Ok(Gating::SqrtSoftplus),
+            found => Err(Error::Choice { key: self.key("expert_gating_func"), found, high: 4 }),
+        }
     }
 
     /// The experts of a layer: router, chosen experts, weighted sum.
-    pub(super) fn moe(&mut self, il: u32, x: Id, moe: &Moe) -> Id {
-        let n_used = self.n_expert_used(il);
+    pub(super) fn moe(&mut self, il: u32, x: Id, moe: &Moe) -> Result<Id, Error> {
+        let n_used = self.n_expert_used(il)?;
         let (n_embd, n_tokens) = (self.ne(x, 0), self.ne(x, 1));
         let logits = match moe.logits {
             Some(logits) => logits,
-            None => self.linear(il, "ffn_gate_inp", x),
+            None => self.linear(il, "ffn_gate_inp", x)?,
         };
         let n_expert = self.ne(logits, 0);
-        let (selected, weights) = self.route(il, logits, (n_expert, n_used, n_tokens), moe);
+        let (selected, weights) = self.route(il, logits, (n_expert, n_used, n_tokens), moe)?;
         self.graph.expand(weights);
         let mut rows = self.graph.reshape(x, &[n_embd, 1, n_tokens]);
         let weighs_first = self.plan.model.architecture == "llama4";
@@ -264,12 +265,12 @@ impl Builder<'_> {
             rows = self.graph.repeat(rows, &[n_embd, n_used, n_tokens]);
             rows = self.graph.mul(rows, weights);
         }
-        let hidden = self.expert_hidden(il, "exps", rows, selected, moe);
-        let mut experts = self.expert_mm(il, "ffn_down_exps", hidden, selected);
+        let hidden = self.expert_hidden(il, "exps", rows, selected, moe)?;
+        let mut experts = self.expert_mm(il, "ffn_down_exps", hidden, selected)?;
         if !weighs_first {
             experts = self.graph.mul(experts, weights);
         }
-        self.add_up(experts, n_used)
+        Ok(self.add_up(experts, n_used))
     }
 
     /// Which experts, and how much each counts.
@@ -279,7 +280,7 @@ impl Builder<'_> {
         logits: Id,
         (n_expert, n_used, n_tokens): (u64, u64, u64),
         moe: &Moe,
-    ) -> (Id, Id) {
+    ) -> Result<(Id, Id), Error> {
         let probs = match moe.gating {
             Gating::Softmax => self.graph.soft_max(logits, None),
             Gating::Sigmoid => self.graph.unary(Unary::Sigmoid, logits),
@@ -289,10 +290,12 @@ impl Builder<'_> {
                 self.graph.like(Op::Sqrt, &[soft])
             }
         };
-        let selected =
-            moe.selected.unwrap_or_else(|| self.select(il, logits, probs, (n_expert, n_used, n_tokens), moe));
+        let selected = match moe.selected {
+            Some(selected) => selected,
+            None => self.select(il, logits, probs, (n_expert, n_used, n_tokens), moe)?,
+        };
         let weights = self.weigh(probs, selected, (n_expert, n_used, n_tokens), moe);
-        (selected, weights)
+        Ok((selected, weights))
     }
 
     /// How much each chosen expert counts.
@@ -331,10 +334,10 @@ impl Builder<'_> {
         probs: Id,
         (n_expert, n_used, n_tokens): (u64, u64, u64),
         moe: &Moe,
-    ) -> Id {
+    ) -> Result<Id, Error> {
         let mut scores = probs;
         if moe.selection_bias
-            && let Some(bias) = self.weight(il, "exp_probs_b.bias")
+            && let Some(bias) = self.maybe_weight(il, "exp_probs_b.bias")
         {
             scores = self.graph.add(probs, bias);
         }
@@ -343,12 +346,12 @@ impl Builder<'_> {
             "grovemoe" => scores = self.graph.unary(Unary::Sigmoid, logits),
             _ => {}
         }
-        let n_groups = u64::from(self.hparams().u32_or_0("expert_group_count"));
+        let n_groups = self.hparam_or_0("expert_group_count")?;
         if n_groups > 1 {
-            let n_group_used = u64::from(self.hparams().u32_or_0("expert_group_used_count"));
+            let n_group_used = self.hparam("expert_group_used_count")?;
             scores = self.best_groups(scores, n_groups, n_group_used, (n_expert, n_tokens));
         }
-        self.graph.argsort_top_k(scores, n_used)
+        Ok(self.graph.argsort_top_k(scores, n_used))
     }
 
     /// The scores of all groups but the best masked out.
@@ -371,13 +374,13 @@ impl Builder<'_> {
     }
 
     /// A product with the chosen experts' matrices, its scale and its bias.
-    pub(super) fn expert_mm(&mut self, il: u32, name: &str, x: Id, selected: Id) -> Id {
-        let weight = self.weight(il, &format!("{name}.weight"));
-        let mut product = self.graph.mul_mat_id(weight.unwrap_or(x), x, selected);
+    pub(super) fn expert_mm(&mut self, il: u32, name: &str, x: Id, selected: Id) -> Result<Id, Error> {
+        let weight = self.weight(il, &format!("{name}.weight"))?;
+        let mut product = self.graph.mul_mat_id(weight, x, selected);
         // Asks for F32 sources, which CUDA does not do (`ggml_prec_set_src`).
         let is_precise = self.plan.model.architecture == "mistral4" && name == "ffn_down_exps";
         self.graph.tensors[product.index()].param = u32::from(is_precise);
-        let scale = if self.is_one_of(EXPERT_SCALES) { self.weight(il, &format!("{name}.scale")) } else { None };
+        let scale = if self.is_one_of(EXPERT_SCALES) { self.maybe_weight(il, &format!("{name}.scale")) } else { None };
         if let Some(scale) = scale {
             let (n_expert, n_tokens) = (self.ne(scale, 0), self.ne(x, 2));
             let scale = self.graph.reshape(scale, &[1, n_expert, 1]);
@@ -385,35 +388,43 @@ impl Builder<'_> {
             let scale = self.graph.get_rows(scale, selected);
             product = self.graph.mul(product, scale);
         }
-        if let Some(bias) = self.weight(il, &format!("{name}.bias")) {
+        if let Some(bias) = self.maybe_weight(il, &format!("{name}.bias")) {
             product = self.graph.add_id(product, bias, selected);
         }
-        product
+        Ok(product)
     }
 
     /// The experts' rows between up and down.
-    pub(super) fn expert_hidden(&mut self, il: u32, kind: &str, x: Id, selected: Id, moe: &Moe) -> Id {
+    pub(super) fn expert_hidden(&mut self, il: u32, kind: &str, x: Id, selected: Id, moe: &Moe) -> Result<Id, Error> {
         let fused = format!("ffn_gate_up_{kind}");
         if self.weights.has(il, &format!("{fused}.weight")) {
-            let both = self.expert_mm(il, &fused, x, selected);
+            let both = self.expert_mm(il, &fused, x, selected)?;
             let t = *self.graph.tensor(both);
             let half = t.ne[0] / 2;
             let dims = [half, t.ne[1], t.ne[2]];
             let gate = self.graph.view(both, &dims, &[t.nb[1], t.nb[2]], 0);
             let up = self.graph.view(both, &dims, &[t.nb[1], t.nb[2]], half * t.nb[0]);
-            return self.expert_gated(gate, up, moe, Clamp::None);
+            return Ok(self.expert_gated(gate, up, moe, Clamp::None));
         }
-        let up = self.expert_mm(il, &format!("ffn_up_{kind}"), x, selected);
+        let up = self.expert_mm(il, &format!("ffn_up_{kind}"), x, selected)?;
         let gate_name = format!("ffn_gate_{kind}");
         if !self.weights.has(il, &format!("{gate_name}.weight")) {
-            return self.ungated(up, moe.act);
+            return Ok(match moe.act {
+                Act::SwigluOai => self.gated(up, up, moe.act, Clamp::None),
+                Act::Situ => self.graph.refuse("situ without a gate", &[up]),
+                act => self.ungated(up, act),
+            });
         }
-        let gate = self.expert_mm(il, &gate_name, x, selected);
-        self.expert_gated(gate, up, moe, self.clamp(il, "swiglu_clamp_exp", FUSED_CLAMPS))
+        let gate = self.expert_mm(il, &gate_name, x, selected)?;
+        Ok(self.expert_gated(gate, up, moe, self.clamp(il, "swiglu_clamp_exp", FUSED_CLAMPS)))
     }
 
     fn expert_gated(&mut self, gate: Id, up: Id, moe: &Moe, clamp: Clamp) -> Id {
-        if moe.act == Act::Situ { self.situ(gate, up) } else { self.gated(gate, up, moe.act, clamp) }
+        match moe.act {
+            Act::Situ => self.situ(gate, up),
+            Act::ReluSqr => self.graph.refuse("a squared relu with a gate", &[gate]),
+            act => self.gated(gate, up, act, clamp),
+        }
     }
 
     /// kimi-k3's product of squashed rows.
@@ -463,7 +474,8 @@ impl Builder<'_> {
     pub(super) fn f64_or_0(&self, key: &str) -> f64 {
         match self.hparams().value(key) {
             Some(Value::F64(x)) => *x,
-            Some(Value::U64(n)) => f64::from(u32::try_from(*n).unwrap_or(u32::MAX)),
+            #[expect(clippy::cast_precision_loss, reason = "whether it is 0 or 1 is all that is asked")]
+            Some(Value::U64(n)) => *n as f64,
             _ => 0.0,
         }
     }

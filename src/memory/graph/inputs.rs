@@ -3,7 +3,7 @@
 //! Source: `src/llama-graph.cpp` `build_inp_*`, `src/llama-arch.cpp` `llm_arch_supports_mixed_batch`, llama.cpp b11434.
 
 use super::tensor::{Graph, Id, Op};
-use super::{Builder, Norm};
+use super::{Builder, Error, Norm};
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f32, i32};
 
@@ -28,15 +28,15 @@ pub(super) struct Embeddings {
 
 impl Builder<'_> {
     /// The rows of the tokens, of given vectors, and of a mix of both; the tokens' are used (`build_inp_embd`).
-    pub(super) fn inp_embd(&mut self, how: Embeddings) -> Id {
-        let table = self.global("token_embd.weight");
+    pub(super) fn inp_embd(&mut self, how: Embeddings) -> Result<Id, Error> {
+        let table = self.global("token_embd.weight")?;
         let width = self.n_embd * (1 + how.n_deepstack);
         let n_tokens = self.n_tokens;
         let tokens = self.graph.input(i32(), &[n_tokens]);
         let vectors = self.graph.input(f32(), &[width, n_tokens]);
         let more = [width - self.n_embd, 0, 0, 0];
         let rows_of = |graph: &mut Graph, ids: Id| {
-            let rows = graph.get_rows(table.unwrap_or(ids), ids);
+            let rows = graph.get_rows(table, ids);
             if more[0] > 0 { graph.pad(rows, more) } else { rows }
         };
         let mut rows = rows_of(&mut self.graph, tokens);
@@ -66,7 +66,7 @@ impl Builder<'_> {
             rows = self.graph.mul(rows, scales);
         }
         self.graph.expand(rows);
-        rows
+        Ok(rows)
     }
 
     /// The positions, four by token where the model turns by sections.
@@ -104,37 +104,36 @@ impl Builder<'_> {
         }
     }
 
-    /// The last norm, kept to be read as embeddings.
-    pub(super) fn output_norm(&mut self, rows: Id, kind: Norm) -> Id {
-        let weight = self.global("output_norm.weight");
-        let bias = self.global("output_norm.bias");
-        let normed = self.norm_with(None, weight, bias, rows, kind);
-        self.mark_output(normed);
-        normed
+    /// The last norm.
+    pub(super) fn output_norm(&mut self, rows: Id, kind: Norm) -> Result<Id, Error> {
+        let weight = self.global("output_norm.weight")?;
+        let bias = self.maybe_global("output_norm.bias");
+        Ok(self.norm_with(None, Some(weight), bias, rows, kind))
     }
 
     /// The output matrix times `rows`.
-    pub(super) fn lm_head(&mut self, rows: Id) -> Id {
+    pub(super) fn lm_head(&mut self, rows: Id) -> Result<Id, Error> {
         let own = self.weights.global_for_output(&mut self.graph, "output.weight");
-        let weight = own.or_else(|| self.weights.global_for_output(&mut self.graph, "token_embd.weight"));
-        let logits = self.graph.mul_mat(weight.unwrap_or(rows), rows);
-        match self.global("output.scale") {
+        let tied = own.or_else(|| self.weights.global_for_output(&mut self.graph, "token_embd.weight"));
+        let weight = tied.ok_or_else(|| self.no_tensor("output.weight".to_string()))?;
+        let logits = self.graph.mul_mat(weight, rows);
+        Ok(match self.maybe_global("output.scale") {
             Some(scale) => self.graph.mul(logits, scale),
             None => logits,
-        }
+        })
     }
 
     /// The logits without further steps.
-    pub(super) fn logits(&mut self, rows: Id) -> Id {
-        let logits = self.lm_head(rows);
-        self.finish(logits)
+    pub(super) fn logits(&mut self, rows: Id) -> Result<(), Error> {
+        let logits = self.lm_head(rows)?;
+        self.finish(logits);
+        Ok(())
     }
 
     /// Ends the graph with its logits.
-    pub(super) fn finish(&mut self, logits: Id) -> Id {
+    pub(super) fn finish(&mut self, logits: Id) {
         self.mark_output(logits);
         self.graph.expand(logits);
-        logits
     }
 
     /// A tensor that is read after the graph has run.

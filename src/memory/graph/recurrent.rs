@@ -2,8 +2,8 @@
 //!
 //! Source: `src/llama-graph.cpp` `build_rs`, `src/models/delta-net-base.cpp`, llama.cpp b11434.
 
-use super::Builder;
-use super::tensor::{Held, Id, Op, Tensor};
+use super::tensor::{Id, Op, Tensor};
+use super::{Builder, Error};
 use crate::gguf::ggml_type::{f32, i32};
 use crate::memory::caches::CacheKind;
 
@@ -15,32 +15,28 @@ pub(super) struct StateInputs {
     pub(super) main: Id,
     /// All but the first.
     pub(super) tail: Id,
-    n_states: u64,
+    /// Cells of the cache: one a sequence at least.
+    pub(super) n_states: u64,
 }
 
 impl Builder<'_> {
     /// The rows of states to read (`build_rs_inp`).
-    pub(super) fn inp_rs(&mut self) -> StateInputs {
-        let n_states = self.cache(CacheKind::Recurrent).map_or(1, |cache| u64::from(cache.cells));
+    pub(super) fn inp_rs(&mut self) -> Result<StateInputs, Error> {
+        let n_states = self.cells(CacheKind::Recurrent)?;
         let s_copy = self.graph.input(i32(), &[n_states]);
         let main = self.graph.view(s_copy, &[self.plan.batch.n_seqs], &[], 0);
         let tail = self.graph.view(s_copy, &[n_states - 1], &[], 4);
-        StateInputs { s_copy, main, tail, n_states }
+        Ok(StateInputs { s_copy, main, tail, n_states })
     }
 
-    /// The convolution's and the state-space's state of all sequences in a layer.
-    pub(super) fn states(&mut self, il: u32) -> (Id, Id) {
-        let kind = CacheKind::Recurrent;
-        if let Some(found) = self.kv.get(&(kind, il)) {
-            return (found.k, found.v.unwrap_or(found.k));
-        }
-        let held = Held::Cache(self.cache_buffer(il));
-        let hparams = &self.plan.caches.hparams;
-        let n_states = self.cache(kind).map_or(1, |cache| u64::from(cache.cells));
-        let k = self.graph.hold(f32(), &[hparams.n_embd_r, n_states], held);
-        let v = self.graph.hold(f32(), &[hparams.n_embd_s, n_states], held);
-        self.kv.insert((kind, il), super::cache::KvTensors { k, v: Some(v) });
-        (k, v)
+    /// The convolution's state of all sequences in a layer.
+    pub(super) fn conv_states(&mut self, il: u32) -> Result<Id, Error> {
+        Ok(self.kv_tensors(CacheKind::Recurrent, il)?.k)
+    }
+
+    /// The state-space's state of all sequences in a layer.
+    pub(super) fn ssm_states(&mut self, il: u32) -> Result<Id, Error> {
+        self.values(CacheKind::Recurrent, il)
     }
 
     /// The states of the batch's sequences, the others copied along (`build_rs`).
@@ -99,14 +95,22 @@ impl Builder<'_> {
     /// The columns of a convolution's input that the next tokens will need.
     pub(super) fn last_columns(&mut self, input: Id, kernel: u64, channels: u64) -> Id {
         let t = *self.graph.tensor(input);
-        let last = (t.ne[0] - (kernel - 1)) * t.nb[0];
+        let Some(first) = t.ne[0].checked_sub(kernel - 1) else {
+            return self.graph.refuse("a convolution of that kernel", &[input]);
+        };
+        let last = first * t.nb[0];
         self.graph.view(input, &[kernel - 1, channels, self.plan.batch.n_seqs], &[t.nb[1], t.nb[2]], last)
     }
 
     /// A causal convolution of each channel.
     pub(super) fn ssm_conv(&mut self, input: Id, kernel: Id) -> Id {
         let (x, c) = (self.graph.tensor(input).ne, self.graph.tensor(kernel).ne);
-        self.graph.make(Op::SsmConv, f32(), [c[1], x[0] + 1 - c[0], x[2], 1], &[input, kernel])
+        match (x[0] + 1).checked_sub(c[0]) {
+            Some(n) if x[1] == c[1] && x[3] == 1 && c[2..] == [1, 1] => {
+                self.graph.make(Op::SsmConv, f32(), [c[1], n, x[2], 1], &[input, kernel])
+            }
+            _ => self.graph.refuse("ggml_ssm_conv", &[input, kernel]),
+        }
     }
 
     /// Heads of one length (`build_gdn_l2_norm`).
@@ -126,6 +130,11 @@ impl Builder<'_> {
     pub(super) fn delta_rule(&mut self, [q, k, v, g, beta, state]: [Id; 6]) -> (Id, Id) {
         let Tensor { ne, .. } = *self.graph.tensor(v);
         let [size, heads, n_tokens, n_seqs] = ne;
+        let (g_ne, beta_ne, state_ne) = (self.ne(g, 0), self.ne(beta, 0), self.graph.tensor(state).ne);
+        if ![1, size].contains(&g_ne) || beta_ne != 1 || state_ne != [size, size, heads, n_seqs] {
+            let refused = self.graph.refuse("ggml_gated_delta_net", &[v, g, beta, state]);
+            return (refused, refused);
+        }
         let shape = [size * heads, n_tokens * n_seqs + size * n_seqs, 1, 1];
         let result = self.graph.make(Op::GatedDeltaNet, f32(), shape, &[q, k, v, g, beta, state]);
         let strides = [4 * size, 4 * size * heads, 4 * size * heads * n_tokens];

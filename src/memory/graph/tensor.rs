@@ -3,6 +3,7 @@
 //! Source: `ggml/src/ggml.c` (`ggml_nbytes`, `ggml_new_tensor_impl`, `ggml_visit_parents_graph`), llama.cpp b11434.
 
 use crate::gguf::GgmlType;
+use crate::gguf::ggml_type::f32;
 use crate::placement::Buffer;
 
 /// A tensor of one [`Graph`].
@@ -149,6 +150,13 @@ pub enum Held {
 /// The most sources a tensor has (`GGML_MAX_SRC`).
 pub const MAX_SRC: usize = 10;
 
+/// The most bytes of a graph's tensors together: 64 PiB, so that no sum over them and their copies passes 64 bits.
+const MAX_BYTES: u64 = 1 << 56;
+/// The fault of a graph beyond these.
+pub const TOO_LARGE: &str = "a graph";
+/// The most tensors of a graph: ten times those of the largest known, so that no header makes one without end.
+const MAX_TENSORS: usize = 1 << 20;
+
 /// One tensor: shape, strides and where it comes from.
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor {
@@ -177,11 +185,18 @@ pub struct Tensor {
     pub param: u32,
 }
 
+/// Bytes of `n` elements, as if they were whole blocks (`ggml_row_size`).
+pub fn row_size(ty: GgmlType, n: u64) -> u64 {
+    n.saturating_mul(ty.block_bytes) / ty.block_size
+}
+
 impl Tensor {
     /// A contiguous tensor that nothing makes.
     pub fn new(ty: GgmlType, ne: [u64; 4]) -> Self {
-        let row = ty.row_bytes(ne[0]).unwrap_or_else(|| ne[0] * ty.block_bytes / ty.block_size);
-        let nb = [ty.block_bytes, row, row * ne[1], row * ne[1] * ne[2]];
+        let row = row_size(ty, ne[0]);
+        // Strides past 64 bits saturate: a graph takes no tensor near that size (`MAX_BYTES`).
+        let plane = row.saturating_mul(ne[1]);
+        let nb = [ty.block_bytes, row, plane, plane.saturating_mul(ne[2])];
         Self {
             op: Op::None,
             ty,
@@ -211,6 +226,15 @@ impl Tensor {
         }
     }
 
+    /// Whether its elements and its bytes, from the first to the last, are within [`MAX_BYTES`].
+    fn is_within_limits(&self) -> bool {
+        // At least the bytes: a block counts as if it held one element.
+        let span = |i: usize| self.ne[i].max(1).checked_mul(self.nb[i]);
+        let bytes = (0..4).try_fold(0, |sum: u64, i| sum.checked_add(span(i)?));
+        let elements = self.ne.iter().try_fold(1, |n: u64, dim| n.checked_mul((*dim).max(1)));
+        [bytes, elements, Some(self.view_offs)].into_iter().all(|n| n.is_some_and(|n| n <= MAX_BYTES))
+    }
+
     /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.ne.iter().product()
@@ -233,7 +257,6 @@ impl Tensor {
 
     /// Adds a source.
     pub fn push_source(&mut self, id: Id) {
-        assert!(usize::from(self.n_src) < MAX_SRC, "more sources than ggml allows");
         self.src[usize::from(self.n_src)] = id;
         self.n_src += 1;
     }
@@ -264,6 +287,11 @@ impl Tensor {
         true
     }
 
+    /// Its first two dimensions are exchanged (`ggml_is_transposed`).
+    pub fn is_transposed(&self) -> bool {
+        self.nb[0] > self.nb[1]
+    }
+
     /// Without gaps (`ggml_is_contiguous`).
     pub fn is_contiguous(&self) -> bool {
         self.is_contiguous_from(0)
@@ -280,7 +308,19 @@ impl Tensor {
     }
 }
 
+/// An operation that does not take its sources: llama.cpp stops there at an assertion of ggml.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// ggml's name of the operation.
+    pub what: &'static str,
+    /// Its sources.
+    pub sources: Vec<Id>,
+}
+
 /// Tensors, and those of them that run, in order.
+///
+/// The first operation that ggml would refuse is kept as [`Graph::fault`]; from there on nothing is added, so that what builds
+/// a graph reads like the formula that it is.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     /// Every tensor, whether it runs or not.
@@ -296,6 +336,10 @@ pub struct Graph {
     pub pinned: Vec<(Id, usize)>,
     /// The target of the layer that a node was made for, for nodes that are probed.
     pub layer_targets: std::collections::HashMap<Id, usize>,
+    /// The first operation that ggml would refuse.
+    pub fault: Option<Fault>,
+    /// What its tensors hold together, in bytes.
+    bytes: u64,
 }
 
 impl Graph {
@@ -306,9 +350,35 @@ impl Graph {
 
     /// Adds a tensor that does not run yet.
     pub fn push(&mut self, tensor: Tensor) -> Id {
-        let id = Id(u32::try_from(self.tensors.len()).expect("fewer than 2^32 tensors"));
+        if self.fault.is_some() {
+            return self.last();
+        }
+        if self.tensors.len() >= MAX_TENSORS || !tensor.is_within_limits() {
+            return self.refuse(TOO_LARGE, tensor.sources());
+        }
+        if tensor.view_src.is_none() {
+            self.bytes += tensor.bytes();
+        }
+        if self.bytes > MAX_BYTES { self.refuse(TOO_LARGE, tensor.sources()) } else { self.append(tensor) }
+    }
+
+    /// Adds a copy of a tensor of a finished graph.
+    pub fn append(&mut self, tensor: Tensor) -> Id {
         self.tensors.push(tensor);
-        id
+        self.last()
+    }
+
+    /// Keeps the first fault. The number that is added then stands for every later result.
+    pub fn refuse(&mut self, what: &'static str, sources: &[Id]) -> Id {
+        if self.fault.is_none() {
+            self.fault = Some(Fault { what, sources: sources.to_vec() });
+            self.append(Tensor::new(f32(), [1; 4]));
+        }
+        self.last()
+    }
+
+    fn last(&self) -> Id {
+        Id(u32::try_from(self.tensors.len() - 1).expect("fewer than 2^32 tensors"))
     }
 
     /// What holds a tensor, or the tensor it is a view of.
@@ -317,11 +387,27 @@ impl Graph {
         tensor.view_src.map_or(tensor.held, |root| self.tensor(root).held)
     }
 
-    /// Makes `id` run, after everything it needs that does not run yet (`ggml_build_forward_expand`).
+    /// Makes `id` run, after everything it needs that does not run yet (`ggml_build_forward_expand`): depth first, sources
+    /// from left to right.
     pub fn expand(&mut self, id: Id) {
         self.visited.resize(self.tensors.len(), false);
         self.uses.resize(self.tensors.len(), 0);
-        self.visit(id);
+        // Tensors that were met, and how many of their sources have been seen to.
+        let mut open = vec![(id, 0)];
+        while let Some((id, done)) = open.pop() {
+            if done == 0 && std::mem::replace(&mut self.visited[id.index()], true) {
+                continue;
+            }
+            let tensor = &self.tensors[id.index()];
+            match tensor.sources().get(done) {
+                Some(source) => {
+                    self.uses[source.index()] += 1;
+                    open.extend([(id, done + 1), (*source, 0)]);
+                }
+                None if tensor.op == Op::None => self.leafs.push(id),
+                None => self.nodes.push(id),
+            }
+        }
     }
 
     /// Makes each of `ids` run, in this order.
@@ -330,25 +416,12 @@ impl Graph {
             self.expand(*id);
         }
     }
-
-    /// Depth first, sources from left to right. The depth is that of one branch between two `expand`s.
-    fn visit(&mut self, id: Id) {
-        if std::mem::replace(&mut self.visited[id.index()], true) {
-            return;
-        }
-        let tensor = self.tensors[id.index()];
-        for source in tensor.sources() {
-            self.visit(*source);
-            self.uses[source.index()] += 1;
-        }
-        if tensor.op == Op::None { self.leafs.push(id) } else { self.nodes.push(id) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::ggml_type::{f16, f32};
+    use crate::gguf::ggml_type::f16;
 
     #[test]
     fn bytes_of_a_strided_view_end_at_its_last_element() {

@@ -20,6 +20,7 @@ impl<'a> Weights<'a> {
     pub(super) fn new(model: &'a Model, placement: &'a Placement) -> Self {
         let key = |(i, tensor): (usize, &'a crate::model::Tensor)| {
             let suffix = match tensor.block {
+                // `enc.blk.N.` and `dec.blk.N.` are of no graph here, whatever they are taken for.
                 Some(_) => tensor.name.splitn(3, '.').nth(2).unwrap_or(&tensor.name),
                 None => &tensor.name,
             };
@@ -27,6 +28,26 @@ impl<'a> Weights<'a> {
         };
         let by_name = model.tensors.iter().enumerate().map(key).collect();
         Self { model, placement, by_name, leafs: HashMap::new(), blocks: Vec::new() }
+    }
+
+    /// The full name of a weight of a layer.
+    pub(super) fn name(&self, il: u32, suffix: &str) -> String {
+        format!("blk.{}.{suffix}", self.block(il))
+    }
+
+    /// The weight that one of `ids` is or comes from by the fewest operations.
+    pub(super) fn behind(&self, graph: &Graph, ids: &[Id]) -> Option<&'a str> {
+        let mut open = std::collections::VecDeque::from(ids.to_vec());
+        let mut met = std::collections::HashSet::new();
+        while let Some(id) = open.pop_front() {
+            if let Some(((index, _), _)) = self.leafs.iter().find(|(_, leaf)| **leaf == id) {
+                return self.model.tensors.get(*index).map(|tensor| tensor.name.as_str());
+            }
+            if met.insert(id) {
+                open.extend(graph.tensor(id).sources());
+            }
+        }
+        None
     }
 
     /// A weight of a layer: `suffix` is what follows `blk.N.`.
@@ -66,6 +87,7 @@ impl<'a> Weights<'a> {
     }
 
     fn block(&self, il: u32) -> u32 {
+        // A layer is its block, unless blocks run again.
         self.blocks.get(il as usize).copied().unwrap_or(il)
     }
 
@@ -84,6 +106,9 @@ impl<'a> Weights<'a> {
         }
         let tensor = self.model.tensors.get(index)?;
         let id = graph.hold(tensor.ty, &tensor.shape, Held::Weight(buffer));
+        if tensor.shape.contains(&0) {
+            graph.refuse("a weight without elements", &[id]);
+        }
         self.leafs.insert((index, buffer), id);
         Some(id)
     }

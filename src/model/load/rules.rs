@@ -50,7 +50,13 @@ pub(super) enum Many {
 /// One line, with the lines that belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Line {
-    Key { ty: Ty, many: Many, optional: bool, keys: Vec<String>, into: Option<String> },
+    Key {
+        ty: Ty,
+        many: Many,
+        optional: bool,
+        keys: Vec<String>,
+        into: Option<String>,
+    },
     Let(String, Expr),
     Set(String, Option<Expr>, Expr),
     Fill(String, Expr),
@@ -63,7 +69,11 @@ pub(super) enum Line {
     Refuse(Expr, String),
     If(Expr, Vec<Self>, Vec<Self>),
     For(String, Expr, Expr, Vec<Self>),
-    Tensors { names: Vec<(String, bool)>, shape: Vec<Expr>, flags: Option<Expr> },
+    Tensors {
+        names: Vec<(String, bool)>,
+        shape: Vec<Expr>,
+        flags: Option<Expr>,
+    },
 }
 
 /// A line and what is indented below it.

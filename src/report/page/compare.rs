@@ -76,7 +76,7 @@ fn of_plan(plan: &Plan, source: &str) -> Summary {
         pp: entry(|speed| speed.pp),
         tg: entry(|speed| speed.tg),
         source: source.to_string(),
-        memory: Some(plan.memory.clone()),
+        memory: plan.counted(),
         fill: Fill::Hatched,
         first: None,
         label,

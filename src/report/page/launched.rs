@@ -8,7 +8,7 @@ use super::{Block, KeyFigure, Section, Verdict, file_name, placement, plan};
 use crate::bytes::Bytes;
 use crate::measurement::{MemoryRow, Row};
 use crate::number::seconds;
-use crate::plan::quoted;
+use crate::run::command::quoted;
 
 /// The section of a launch.
 pub fn section(launched: &Launched, source: &str) -> Section {

@@ -19,8 +19,7 @@ pub fn section(plan: &Plan, source: &str) -> Section {
     if !plan.command.is_empty() {
         blocks.push(Block::Command(plan.command.clone()));
     }
-    let side = Side { label: "predicted", memory: &plan.memory, fill: Fill::Hatched };
-    blocks.push(Block::Figure(memory::figure("Memory by device", &[side], &plan.budget)));
+    blocks.extend(taken(plan));
     blocks.extend(map(plan));
     blocks.extend(speeds(plan));
     blocks.extend(tables(plan));
@@ -37,13 +36,33 @@ pub fn heading(plan: &Plan) -> String {
     }
 }
 
+/// The memory that it takes; of what is not counted, the reason.
+fn taken(plan: &Plan) -> Vec<Block> {
+    if let Some(memory) = plan.counted() {
+        let side = Side { label: "predicted", memory: &memory, fill: Fill::Hatched };
+        return vec![Block::Figure(memory::figure("Memory by device", &[side], &plan.budget))];
+    }
+    let mut table = Table::new(&[("device", Align::Left), ("model", Align::Right), ("context", Align::Right)]);
+    for (device, terms) in &plan.memory {
+        table.row([device.clone(), size(terms.model), terms.context.map_or("not counted".into(), size)]);
+    }
+    let note = |term: &super::view::Uncounted| {
+        Block::Note(Verdict::Open, format!("Not counted: {} ({})", term.what, term.reason), None)
+    };
+    let table = Block::Table("What is counted of its memory".into(), table);
+    std::iter::once(table).chain(plan.uncounted.iter().map(note)).collect()
+}
+
 fn verdict(plan: &Plan) -> Block {
     let refused = plan.lints.iter().any(|lint| lint.severity == "error");
-    if plan.fits && refused {
-        return Block::Verdict(Verdict::Bad, "Would fit every budget, but llama.cpp refuses the command.".into());
-    }
-    if plan.fits {
-        return Block::Verdict(Verdict::Good, "Fits every budget.".into());
+    match (plan.fits, refused) {
+        (Some(true), true) => {
+            return Block::Verdict(Verdict::Bad, "Would fit every budget, but llama.cpp refuses the command.".into());
+        }
+        (Some(true), false) => return Block::Verdict(Verdict::Good, "Fits every budget.".into()),
+        (None, true) => return Block::Verdict(Verdict::Bad, "llama.cpp refuses the command.".into()),
+        (None, false) => return Block::Verdict(Verdict::Open, "Whether it fits cannot be told.".into()),
+        (Some(false), _) => {}
     }
     let over: Vec<String> = plan.shortfall.iter().map(|(device, bytes)| format!("{device} by {bytes}")).collect();
     Block::Verdict(Verdict::Bad, format!("Does not fit: short on {}.", over.join(", ")))

@@ -3,9 +3,9 @@
 use super::view::{Point, Sweep};
 use super::{Axis, Block, Section, WhatIf, plan};
 use crate::number::{rate, seconds, thousands};
-use crate::plan::quoted;
 use crate::report::chart::{self, Chart, Figure, Lines, Series};
 use crate::report::table::{Align, Table};
+use crate::run::command::shell;
 use crate::speed::Speed;
 
 /// The section of a sweep, or of several files on one machine.
@@ -125,6 +125,8 @@ fn table(sweep: &Sweep) -> Table {
 /// What to type for one point.
 fn command(sweep: &Sweep, point: &Point) -> String {
     let path = point.model.as_ref().or(sweep.model.as_ref()).map_or("MODEL", |model| &model.path);
-    let words = ["llama-server", "-m", path].into_iter().chain(point.args.iter().map(String::as_str));
-    words.filter_map(quoted).collect::<Vec<_>>().join(" ")
+    let words: Vec<&str> =
+        ["llama-server", "-m", path].into_iter().chain(point.args.iter().map(String::as_str)).collect();
+    // A word with a NUL was never a command.
+    shell(&words).unwrap_or_default()
 }

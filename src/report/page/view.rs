@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::measurement::{MemoryRow, Row};
+use crate::memory::MemoryBreakdown;
 use crate::speed::Speed;
 
 /// `moeplan/check/1` and `moeplan/plan/1`.
@@ -21,11 +22,13 @@ pub struct Plan {
     /// The launch.
     pub run: Run,
     /// Predicted memory by device.
-    pub memory: BTreeMap<String, MemoryRow>,
+    pub memory: BTreeMap<String, Terms>,
+    /// What is not in `memory`.
+    pub uncounted: Vec<Uncounted>,
     /// What each device may hold.
     pub budget: BTreeMap<String, Bytes>,
-    /// Whether it is within the budgets.
-    pub fits: bool,
+    /// Whether it is within the budgets, where that can be told.
+    pub fits: Option<bool>,
     /// By how much it is not.
     pub shortfall: BTreeMap<String, Bytes>,
     /// The overrides, those of one flag together.
@@ -62,6 +65,46 @@ pub struct Plan {
     pub time: Vec<Term>,
     /// What would make it fit.
     pub fixes: Vec<Alternative>,
+}
+
+impl Plan {
+    /// Predicted memory by device, where every term is counted.
+    pub fn counted(&self) -> Option<BTreeMap<String, MemoryRow>> {
+        let row = |(device, terms): (&String, &Terms)| {
+            let Terms { model, context, compute, overhead, total } = *terms;
+            // Documents of early versions have no overhead.
+            let overhead = overhead.unwrap_or_default();
+            let terms = MemoryBreakdown { model, context: context?, compute: compute?, overhead };
+            Some((device.clone(), MemoryRow { terms, total: total? }))
+        };
+        self.memory.iter().map(row).collect()
+    }
+}
+
+/// A row of memory; a term that is not counted is absent.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub struct Terms {
+    /// Weights.
+    pub model: Bytes,
+    /// KV caches and recurrent states.
+    pub context: Option<Bytes>,
+    /// Temporary buffers of the graphs.
+    pub compute: Option<Bytes>,
+    /// What the device shows beyond llama.cpp's own sum.
+    pub overhead: Option<Bytes>,
+    /// Together.
+    pub total: Option<Bytes>,
+}
+
+/// A term that is not counted.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Uncounted {
+    /// Which.
+    pub what: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A launch as llama.cpp resolves it.

@@ -4,19 +4,11 @@ use std::path::Path;
 
 use super::Error;
 use super::find::Build;
-use crate::run::{Program, RunConfig, args, is_speculation, spelling};
+use crate::run::groups;
+use crate::run::{Choice as _, LoadMode, Program, RunConfig, args, flags, is_speculation, spelling};
 
 /// Where a server listens: this computer, alone.
 pub const HOST: &str = "127.0.0.1";
-
-/// Spellings of one wish in builds of different age, the newest first (`common/arg.cpp`, b10434 to b11549).
-const LOAD_MODES: &[(&str, &[&str])] = &[
-    ("none", &["--no-mmap"]),
-    ("mmap", &[]),
-    ("mlock", &["--no-mmap", "--mlock"]),
-    ("mmap+mlock", &["--mlock"]),
-    ("dio", &["--direct-io"]),
-];
 
 /// The words after the program: the launch, the model, and what moeplan needs to watch it. `extra` words of the person come
 /// last and win; of these only spellings of old and new builds are exchanged. What they say of speculation is said by nobody else.
@@ -32,9 +24,10 @@ pub(super) fn arguments(
     }
     let mut words = vec!["-m".to_string(), model.display().to_string()];
     let speculates = extra.iter().any(|word| is_speculation(word));
-    let is_said = |group: &Vec<String>| speculates && group.first().is_some_and(|flag| is_speculation(flag));
-    for group in groups(&args::args(run)).into_iter().filter(|group| !is_said(group)) {
-        words.extend(for_build(build, &group)?);
+    for (flag, group) in args::settings(run) {
+        if !(speculates && is_speculation(flag.name())) {
+            words.extend(for_build(build, &group)?);
+        }
     }
     let port = port.to_string();
     for wanted in [&["--host", HOST][..], &["--port", &port], &["-lv", "4"], &["--offline"]] {
@@ -43,7 +36,7 @@ pub(super) fn arguments(
         }
     }
     for group in groups(extra) {
-        words.extend(exchanged(build, &group)?.unwrap_or(group));
+        words.extend(exchanged(build, group)?.unwrap_or_else(|| group.to_vec()));
     }
     Ok(words)
 }
@@ -70,9 +63,9 @@ pub fn measurable(words: &[String]) -> (Vec<String>, Vec<String>) {
     let (mut taken, mut left_out) = (Vec::new(), Vec::new());
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let flag = spelling(word);
+        let flag = spelling(word).map(|(flag, _)| flag);
         let values = words.by_ref().take(flag.map_or(0, |flag| flag.values)).cloned();
-        if flag.is_some_and(|flag| OF_MOEPLAN.contains(&flag.name)) {
+        if flag.is_some_and(|flag| OF_MOEPLAN.contains(&flag.name())) {
             // The value of a flag that is left out may be a key.
             let _ = values.count();
             left_out.push(word.clone());
@@ -82,20 +75,6 @@ pub fn measurable(words: &[String]) -> (Vec<String>, Vec<String>) {
         }
     }
     (taken, left_out)
-}
-
-/// Words as flags with their values: `[-c, 4096]`, `[-kvu]`.
-fn groups(words: &[String]) -> Vec<Vec<String>> {
-    let mut groups: Vec<Vec<String>> = Vec::new();
-    for word in words {
-        let is_flag =
-            word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c == '-' || c.is_ascii_alphabetic()));
-        match groups.last_mut() {
-            Some(group) if !is_flag => group.push(word.clone()),
-            _ => groups.push(vec![word.clone()]),
-        }
-    }
-    groups
 }
 
 /// A flag of the launch as this build takes it.
@@ -120,23 +99,15 @@ fn exchanged(build: &Build, group: &[String]) -> Result<Option<Vec<String>>, Err
     let lacks = || Error::Lacks { flag: group.join(" "), build: build.name() };
     match words.as_slice() {
         ["-lm" | "--load-mode", mode] if !build.takes("--load-mode") => {
-            let old = LOAD_MODES.iter().find(|(name, _)| name == mode).map(|(_, old)| *old).unwrap_or_default();
-            if *mode != "auto" && old.iter().any(|flag| !build.takes(flag)) {
+            let old = LoadMode::of_word(mode).map_or(&[][..], flags::old_load_mode);
+            if old.iter().any(|flag| !build.takes(flag)) {
                 return Err(lacks());
             }
             Ok(Some(old.iter().map(ToString::to_string).collect()))
         }
-        [flag @ ("--no-mmap" | "--mlock" | "--direct-io" | "-dio" | "--mmap")] if !build.takes(flag) => {
-            let mode = match *flag {
-                "--no-mmap" => "none",
-                "--mlock" => "mmap+mlock",
-                "--mmap" => "mmap",
-                _ => "dio",
-            };
-            if !build.takes("--load-mode") {
-                return Err(lacks());
-            }
-            Ok(Some(vec!["--load-mode".to_string(), mode.to_string()]))
+        [flag] if !build.takes(flag) && flags::new_load_mode(flag).is_some() => {
+            let new = flags::new_load_mode(flag).filter(|_| build.takes("--load-mode")).ok_or_else(lacks)?;
+            Ok(Some(new.split(' ').map(str::to_string).collect()))
         }
         _ => Ok(None),
     }
@@ -145,7 +116,6 @@ fn exchanged(build: &Build, group: &[String]) -> Result<Option<Vec<String>>, Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::LoadMode;
 
     fn build(flags: &[&str]) -> Build {
         Build {
@@ -217,11 +187,5 @@ mod tests {
             arguments(&build(&[]), &bench, Path::new("m.gguf"), 9, &[]),
             Err(Error::NotForServer(Program::Bench))
         ));
-    }
-
-    #[test]
-    fn a_value_may_begin_with_a_minus() {
-        let words = ["-ngl", "-1", "-kvu", "--x", "y"].map(str::to_string);
-        assert_eq!(groups(&words).iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 2]);
     }
 }

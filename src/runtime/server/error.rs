@@ -45,7 +45,7 @@ pub enum Error {
         build: String,
     },
     /// A command of another program.
-    #[error("a command of {} cannot be launched on the server runtime", program_name(*.0))]
+    #[error("a command of {} cannot be launched on the server runtime", _0.name())]
     NotForServer(Program),
     /// No software device can be started.
     #[error("no ggml-rpc-server lies beside `{}`", .0.display())]
@@ -124,15 +124,6 @@ pub struct Failed {
     pub end: End,
     /// Its last log lines.
     pub log: Vec<String>,
-}
-
-fn program_name(program: Program) -> &'static str {
-    match program {
-        Program::Server => "llama-server",
-        Program::Cli => "llama-cli",
-        Program::Bench => "llama-bench",
-        Program::FitParams => "llama-fit-params",
-    }
 }
 
 fn failure(failed: &Failed) -> String {

@@ -75,15 +75,13 @@ fn a_broken_connection_is_resumed_where_it_broke() {
 #[test]
 fn a_slow_connection_is_resumed_when_time_is_up() {
     let server = Server::new(|request| {
-        let slow = (request.earlier < 2).then_some(Duration::from_millis(60));
-        Answer { slow, ..good(request) }
+        let stall = (request.earlier == 0).then_some(1500);
+        Answer { stall, ..good(request) }
     });
-    let mut client = client();
-    client.limits.body = Duration::from_millis(150);
-    let client = Client::new(client.limits.clone(), None, "http://127.0.0.1:9", None).unwrap();
+    let limits = Limits { body: Duration::from_secs(2), ..limits() };
+    let client = Client::new(limits, None, "http://127.0.0.1:9", None).unwrap();
     is_model(&open(&client, &server.url("/m.gguf")));
-    let second = server.requests.lock().unwrap()[1].range().unwrap().0;
-    assert!(second > 0 && second < 4096, "{second}");
+    assert_eq!(server.requests.lock().unwrap()[1].range().unwrap().0, 1500);
 }
 
 #[test]
@@ -100,7 +98,7 @@ fn a_server_that_hangs_up_is_asked_three_times() {
 #[test]
 fn a_server_that_never_answers_is_given_up() {
     let server = Server::new(|_| {
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::sleep(Duration::from_mins(5));
         Answer::status(200)
     });
     let limits = Limits { response: Duration::from_millis(100), read: Duration::from_millis(100), ..limits() };

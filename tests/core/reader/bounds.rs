@@ -1,16 +1,26 @@
-//! Files made to take memory or time, and files that change or are none: each ends at a named limit, at once.
+//! Files made to take memory or time, and files that change or are none: each ends at a named limit.
 
-use std::fs::{self, OpenOptions};
+use std::cell::Cell;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::support::gguf_builder::{Builder, V, text};
 use moeplan::gguf::cursor::MAX_HEADER;
+use moeplan::gguf::error::Fault;
 use moeplan::gguf::reader::{MAX_KEPT_TEXT, MAX_KEPT_TEXT_IN_ALL, MAX_KEY_LENGTH, MAX_KEYS, MAX_TENSORS};
+use moeplan::gguf::window::FileWindow;
 use moeplan::gguf::{self, ErrorKind, Header, Value};
+
+/// More than is read at once.
+const WINDOW: u64 = 1 << 20;
+/// Longer than anything here takes on a busy machine: only a hang lasts so long.
+const HANG: Duration = Duration::from_mins(1);
 
 /// Bytes, then a hole: a file of `length` bytes that takes no room.
 fn sparse(folder: &Path, bytes: &[u8], length: u64) -> PathBuf {
@@ -20,15 +30,44 @@ fn sparse(folder: &Path, bytes: &[u8], length: u64) -> PathBuf {
     path
 }
 
-/// The error of opening `path`, which must come within a second.
+/// The error of opening `path`, which must come at all.
 #[track_caller]
-fn quick_error(path: &Path) -> gguf::Error {
-    let started = Instant::now();
-    let error = gguf::open(path).expect_err("the file is bad");
-    let limit = if cfg!(debug_assertions) { 20 } else { 1 };
-    assert!(started.elapsed() < Duration::from_secs(limit), "{error} took {:?}", started.elapsed());
+fn error_of(path: &Path) -> gguf::Error {
+    let (send, opened) = mpsc::channel();
+    let file = path.to_path_buf();
+    std::thread::spawn(move || send.send(gguf::open(&file)));
+    let error = opened.recv_timeout(HANG).expect("an end").expect_err("the file is bad");
     assert!(error.hint().is_some() || matches!(error.kind, ErrorKind::NotAFile | ErrorKind::Io(_)), "{error}");
     error
+}
+
+/// A file that counts the bytes that are read of it.
+struct Counted<'a> {
+    file: File,
+    bytes: &'a Cell<u64>,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.bytes.set(self.bytes.get() + read as u64);
+        Ok(read)
+    }
+}
+
+impl Seek for Counted<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+/// The header of a file, and how many of the file's bytes were read for it.
+fn read_counted(path: &Path) -> (Result<Header, Fault>, u64) {
+    let file = File::open(path).unwrap();
+    let length = file.metadata().unwrap().len();
+    let bytes = Cell::new(0);
+    let header = Header::read_from(FileWindow::new(Counted { file, bytes: &bytes }, length), length);
+    (header, bytes.get())
 }
 
 /// A key `a` whose value is an array of `length` texts, which come with the hole behind them: empty ones.
@@ -40,25 +79,26 @@ fn empty_texts(length: u64) -> Vec<u8> {
 #[test]
 fn header_that_never_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let path = sparse(folder.path(), &empty_texts(1 << 30), 1 << 40);
-    let error = quick_error(&path);
-    assert!(matches!(error.kind.root(), ErrorKind::HeaderTooLong(MAX_HEADER)), "{error}");
-    let path = sparse(
-        folder.path(),
-        &Builder::new().key("a", V::Raw(8, (1_u64 << 29).to_le_bytes().into())).header(),
-        1 << 40,
-    );
-    assert!(matches!(quick_error(&path).kind.root(), ErrorKind::HeaderTooLong(MAX_HEADER)));
+    let texts = empty_texts(1 << 30);
+    let text = Builder::new().key("a", V::Raw(8, (1_u64 << 29).to_le_bytes().into())).header();
+    // What is passed over by its length alone is not read.
+    for (start, most) in [(texts, MAX_HEADER + WINDOW), (text, WINDOW)] {
+        let path = sparse(folder.path(), &start, 1 << 40);
+        let error = error_of(&path);
+        assert!(matches!(error.kind.root(), ErrorKind::HeaderTooLong(MAX_HEADER)), "{error}");
+        let (header, bytes) = read_counted(&path);
+        assert!(header.is_err() && bytes <= most, "{bytes} of {most}");
+    }
 }
 
 #[test]
 fn more_keys_and_tensors_than_any_model_has() {
     let folder = tempfile::tempdir().unwrap();
     let keys = Builder::new().key_count(MAX_KEYS + 1).header();
-    let error = quick_error(&sparse(folder.path(), &keys, 1 << 40)).kind;
+    let error = error_of(&sparse(folder.path(), &keys, 1 << 40)).kind;
     assert!(matches!(error, ErrorKind::TooMany { what: "keys", limit: MAX_KEYS, .. }), "{error}");
     let tensors = Builder::new().tensor_count(MAX_TENSORS + 1).header();
-    let error = quick_error(&sparse(folder.path(), &tensors, 1 << 40)).kind;
+    let error = error_of(&sparse(folder.path(), &tensors, 1 << 40)).kind;
     assert!(matches!(error, ErrorKind::TooMany { what: "tensors", limit: MAX_TENSORS, .. }), "{error}");
 }
 
@@ -96,10 +136,9 @@ fn array_that_is_skipped_is_not_read() {
     let array = [&0_u32.to_le_bytes()[..], &(200_u64 << 20).to_le_bytes()].concat();
     let start = Builder::new().key("a", V::Raw(9, array)).header();
     let path = sparse(folder.path(), &start, start.len() as u64 + (200 << 20));
-    let started = Instant::now();
-    let header = gguf::open(&path).unwrap().header;
-    assert_eq!(header.metadata["a"], Value::Counted { len: 200 << 20 });
-    assert!(started.elapsed() < Duration::from_millis(50), "{:?}", started.elapsed());
+    let (header, bytes) = read_counted(&path);
+    assert_eq!(header.unwrap().metadata["a"], Value::Counted { len: 200 << 20 });
+    assert!(bytes <= WINDOW, "{bytes} bytes were read");
 }
 
 #[test]
@@ -107,7 +146,7 @@ fn pipe_instead_of_a_file_is_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
     assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-    assert!(matches!(quick_error(&path).kind, ErrorKind::NotAFile));
+    assert!(matches!(error_of(&path).kind, ErrorKind::NotAFile));
 }
 
 #[test]
@@ -116,13 +155,13 @@ fn links_that_lead_to_no_file() {
     let at = |name: &str| folder.path().join(name);
     symlink(at("b.gguf"), at("a.gguf")).unwrap();
     symlink(at("a.gguf"), at("b.gguf")).unwrap();
-    assert!(matches!(quick_error(&at("a.gguf")).kind, ErrorKind::Io(_)), "a loop");
+    assert!(matches!(error_of(&at("a.gguf")).kind, ErrorKind::Io(_)), "a loop");
     symlink("/dev/zero", at("zero.gguf")).unwrap();
-    assert!(matches!(quick_error(&at("zero.gguf")).kind, ErrorKind::NotAFile));
+    assert!(matches!(error_of(&at("zero.gguf")).kind, ErrorKind::NotAFile));
     let shard = Builder::new().shard(0, 2, 2).tensor("a", &[32], 0, 128).build();
     fs::write(at("m-00001-of-00002.gguf"), shard).unwrap();
     symlink("/dev/zero", at("m-00002-of-00002.gguf")).unwrap();
-    let error = quick_error(&at("m-00001-of-00002.gguf"));
+    let error = error_of(&at("m-00001-of-00002.gguf"));
     assert!(matches!(error.kind, ErrorKind::NotAFile) && error.path.ends_with("m-00002-of-00002.gguf"), "{error}");
 }
 
@@ -131,7 +170,7 @@ fn shard_beyond_its_own_count() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m-00003-of-00002.gguf");
     fs::write(&path, Builder::new().shard(2, 2, 2).tensor("a", &[32], 0, 128).build()).unwrap();
-    assert!(matches!(quick_error(&path).kind, ErrorKind::ShardName { number: 3, count: 2 }));
+    assert!(matches!(error_of(&path).kind, ErrorKind::ShardName { number: 3, count: 2 }));
 }
 
 #[test]
@@ -145,7 +184,7 @@ fn split_name_that_leads_out_of_its_directory() {
     let first = Builder::new().shard(0, 2, 2).key("general.name", text("../m")).tensor("a", &[32], 0, 128).build();
     for name in ["m-00001-of-00002.gguf", "..-00001-of-00002.gguf"] {
         fs::write(inner.join(name), &first).unwrap();
-        let error = quick_error(&inner.join(name));
+        let error = error_of(&inner.join(name));
         assert!(matches!(error.kind, ErrorKind::MissingShard { number: 2, count: 2 }), "{error}");
         assert_eq!(error.path.parent(), Some(inner.as_path()));
     }
@@ -159,10 +198,7 @@ fn a_split_of_a_thousand_files() {
         let shard = Builder::new().shard(number, 1000, 1000).tensor(&format!("t{number}"), &[32], 0, 128);
         fs::write(path(number + 1), shard.build()).unwrap();
     }
-    let started = Instant::now();
     assert_eq!(gguf::open(&path(500)).unwrap().header.tensors.len(), 1000);
-    let limit = if cfg!(debug_assertions) { 5000 } else { 500 };
-    assert!(started.elapsed() < Duration::from_millis(limit), "{:?}", started.elapsed());
 }
 
 /// A mapped file would end this process by SIGBUS here.
@@ -188,7 +224,7 @@ fn file_cut_and_grown_while_it_is_read() {
             }
         });
         let started = Instant::now();
-        while started.elapsed() < Duration::from_millis(600) {
+        while (whole < 20 || refused < 20) && started.elapsed() < HANG {
             match gguf::open(&path) {
                 Ok(_) => whole += 1,
                 Err(error) => {
@@ -199,7 +235,7 @@ fn file_cut_and_grown_while_it_is_read() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(whole > 0 && refused > 0, "{whole} whole, {refused} refused");
+    assert!(whole >= 20 && refused >= 20, "{whole} whole, {refused} refused");
 }
 
 #[test]
@@ -208,6 +244,6 @@ fn directory_as_a_shard() {
     let shard = Builder::new().shard(0, 2, 2).tensor("a", &[32], 0, 128).build();
     fs::write(folder.path().join("m-00001-of-00002.gguf"), shard).unwrap();
     fs::create_dir(folder.path().join("m-00002-of-00002.gguf")).unwrap();
-    let error = quick_error(&folder.path().join("m-00001-of-00002.gguf"));
+    let error = error_of(&folder.path().join("m-00001-of-00002.gguf"));
     assert!(matches!(error.kind, ErrorKind::NotAFile), "{error}");
 }

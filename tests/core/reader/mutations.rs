@@ -2,7 +2,6 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::time::Instant;
 
 use moeplan::gguf::Header;
 use proptest::prelude::*;
@@ -163,7 +162,6 @@ fn damaged_headers_never_panic_nor_take_memory() {
     let cases = if cfg!(debug_assertions) { 20_000 } else { 1_000_000 } * if is_full { 20 } else { 1 };
     let seeds = seeds();
     let mut numbers = Numbers(0x6d6f_6570_6c61_6e21);
-    let started = Instant::now();
     let mut whole = 0;
     let mut damaged = Vec::new();
     for case in 0..cases {
@@ -173,8 +171,6 @@ fn damaged_headers_never_panic_nor_take_memory() {
         whole += usize::from(read(&damaged));
     }
     assert!(whole > cases / 50 && whole < cases / 2, "{whole} of {cases} were headers still");
-    let elapsed = started.elapsed();
-    assert!(elapsed.as_secs() < if is_full { 1200 } else { 60 }, "{cases} headers took {elapsed:?}");
 }
 
 #[test]

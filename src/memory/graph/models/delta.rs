@@ -6,7 +6,7 @@ use super::super::attention::{AttnInputs, Extras, Qkv};
 use super::super::inputs::Embeddings;
 use super::super::recurrent::StateInputs;
 use super::super::tensor::{Id, Op, Unary};
-use super::super::{Builder, Norm};
+use super::super::{Builder, Error, Norm};
 use super::plain::{PLAIN, Pick, Spec, feed_forward, finish};
 use super::qwen4exp;
 
@@ -23,67 +23,72 @@ struct Heads {
 }
 
 /// Builds the graph.
-pub(super) fn build(b: &mut Builder<'_>) {
-    let mut rows = b.inp_embd(Embeddings::default());
-    let states = b.inp_rs();
-    let attn = b.inp_attn();
+pub(super) fn build(b: &mut Builder<'_>) -> Result<(), Error> {
+    let mut rows = b.inp_embd(Embeddings::default())?;
+    let states = b.inp_rs()?;
+    let attn = b.inp_attn()?;
     let positions = b.inp_pos();
     let out_ids = b.inp_out_ids();
     for il in 0..b.n_layer {
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms);
+        let x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
         b.graph.expand(x);
-        let x = if b.layer(il).is_recr {
-            linear_attention(b, il, x, &states)
+        let x = if b.layer(il)?.is_recr {
+            linear_attention(b, il, x, &states)?
         } else {
-            gated_attention(b, il, x, &attn, positions)
+            gated_attention(b, il, x, &attn, positions)?
         };
         let middle = b.graph.add(x, rows);
-        let x = b.norm(il, "post_attention_norm", middle, Norm::Rms);
-        let x = feed_forward(b, &SPEC, il, x);
+        let x = b.norm(il, "post_attention_norm", middle, Norm::Rms)?;
+        let x = feed_forward(b, &SPEC, il, x)?;
         rows = b.graph.add(x, middle);
     }
-    finish(b, &SPEC, rows, out_ids);
+    finish(b, &SPEC, rows, out_ids)
 }
 
 /// Attention whose query projection holds a gate for each head behind its query.
-pub(super) fn gated_attention(b: &mut Builder<'_>, il: u32, x: Id, attn: &AttnInputs, positions: Id) -> Id {
-    let layer = b.layer(il);
+pub(super) fn gated_attention(
+    b: &mut Builder<'_>,
+    il: u32,
+    x: Id,
+    attn: &AttnInputs,
+    positions: Id,
+) -> Result<Id, Error> {
+    let layer = b.layer(il)?;
     let (head, n_head, n_kv) = (u64::from(layer.n_embd_head_v), u64::from(layer.n_head), u64::from(layer.n_head_kv));
     let n_tokens = b.n_tokens;
     let [both, k, v] = if b.plan.model.architecture == "qwen4exp" {
         // It has biases there that it does not add.
-        ["attn_q", "attn_k", "attn_v"].map(|name| b.mm(il, name, x))
+        [b.mm(il, "attn_q", x)?, b.mm(il, "attn_k", x)?, b.mm(il, "attn_v", x)?]
     } else {
-        b.qkv_rows(il, x, (2 * head * n_head, head * n_kv, head * n_kv))
+        b.qkv_rows(il, x, (2 * head * n_head, head * n_kv, head * n_kv))?
     };
     let strides = [8 * head, 8 * head * n_head];
     let q = b.graph.view(both, &[head, n_head, n_tokens], &strides, 0);
-    let q = b.norm(il, "attn_q_norm", q, Norm::Rms);
+    let q = b.norm(il, "attn_q_norm", q, Norm::Rms)?;
     let k = b.graph.reshape(k, &[head, n_kv, n_tokens]);
-    let k = b.norm(il, "attn_k_norm", k, Norm::Rms);
+    let k = b.norm(il, "attn_k_norm", k, Norm::Rms)?;
     let gate = b.graph.view(both, &[head, n_head, n_tokens], &strides, 4 * head);
     let gate = b.graph.cont_nd(gate, &[head * n_head, n_tokens]);
     let v = b.graph.reshape(v, &[head, n_kv, n_tokens]);
     let mut qkv = Qkv { q, k, v };
     b.rope_qk(&mut qkv, positions, None);
-    let rows = b.attn(il, attn, qkv, Extras::default());
+    let rows = b.attn(il, attn, qkv, Extras::default())?;
     let gate = b.graph.unary(Unary::Sigmoid, gate);
     let rows = b.graph.mul(rows, gate);
     b.mm(il, "attn_output", rows)
 }
 
 /// The delta net of a layer.
-pub(super) fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs) -> Id {
-    let hparam = |key: &str| u64::from(b.hparams().u32_or_0(key));
-    let n_v = hparam("ssm.time_step_rank");
-    let v_dim = hparam("ssm.inner_size") / n_v.max(1);
-    let heads = Heads { k_dim: hparam("ssm.state_size"), n_k: hparam("ssm.group_count"), v_dim, n_v };
+pub(super) fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs) -> Result<Id, Error> {
+    let n_v = b.hparam("ssm.time_step_rank")?;
+    let v_dim = b.hparam("ssm.inner_size")? / n_v;
+    let heads = Heads { k_dim: b.hparam("ssm.state_size")?, n_k: b.hparam("ssm.group_count")?, v_dim, n_v };
     let batch = b.plan.batch;
     let (n_tokens, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
-    let (mixed, z) = project(b, il, x, heads);
-    let (beta, gate) = gates(b, il, x, heads);
-    let (conv_states, ssm_states) = b.states(il);
-    let kernel = b.weight(il, "ssm_conv1d.weight").unwrap_or(x);
+    let (mixed, z) = project(b, il, x, heads)?;
+    let (beta, gate) = gates(b, il, x, heads)?;
+    let (conv_states, ssm_states) = (b.conv_states(il)?, b.ssm_states(il)?);
+    let kernel = b.weight(il, "ssm_conv1d.weight")?;
     let channels = v_dim * n_v + 2 * heads.n_k * heads.k_dim;
     let size = b.ne(kernel, 0);
     let is_exp = b.plan.model.architecture == "qwen4exp";
@@ -111,12 +116,12 @@ pub(super) fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Sta
     }
     let output = b.delta_net([q, k, v, gate, beta, state], ssm_states);
     let z = b.graph.reshape(z, &[v_dim, n_v, n_tokens, n_seqs]);
-    let normed = b.norm(il, "ssm_norm", output, Norm::Rms);
+    let normed = b.norm(il, "ssm_norm", output, Norm::Rms)?;
     let z = b.graph.unary(if is_exp { Unary::Sigmoid } else { Unary::Silu }, z);
     let rows = b.graph.mul(normed, z);
     let rows = b.graph.reshape(rows, &[v_dim * n_v, n_tokens, n_seqs]);
-    let rows = b.mm(il, "ssm_out", rows);
-    b.graph.reshape(rows, &[b.n_embd, n_tokens * n_seqs])
+    let rows = b.mm(il, "ssm_out", rows)?;
+    Ok(b.graph.reshape(rows, &[b.n_embd, n_tokens * n_seqs]))
 }
 
 /// Each key head as often as there are value heads to it.
@@ -129,17 +134,17 @@ fn repeat_heads(b: &mut Builder<'_>, x: Id, heads: Heads) -> Id {
 }
 
 /// Queries, keys and values in one, and the output's gate (`build_qkvz`).
-fn project(b: &mut Builder<'_>, il: u32, x: Id, heads: Heads) -> (Id, Id) {
+fn project(b: &mut Builder<'_>, il: u32, x: Id, heads: Heads) -> Result<(Id, Id), Error> {
     let batch = b.plan.batch;
     let (n_tokens, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
     if b.weights.has(il, "attn_qkv.weight") {
-        let mixed = b.mm(il, "attn_qkv", x);
+        let mixed = b.mm(il, "attn_qkv", x)?;
         let mixed = b.by_sequence(mixed);
-        let z = b.mm(il, "attn_gate", x);
-        return (mixed, z);
+        let z = b.mm(il, "attn_gate", x)?;
+        return Ok((mixed, z));
     }
     let group = heads.v_dim * heads.n_v / heads.n_k;
-    let all = b.mm(il, "ssm_in", x);
+    let all = b.mm(il, "ssm_in", x)?;
     let all = b.graph.reshape(all, &[2 * heads.k_dim + 2 * group, heads.n_k, n_tokens, n_seqs]);
     let nb = b.graph.tensor(all).nb;
     let part = |b: &mut Builder<'_>, width: u64, offset: u64| {
@@ -153,16 +158,16 @@ fn project(b: &mut Builder<'_>, il: u32, x: Id, heads: Heads) -> (Id, Id) {
     let [q, k, v] = [(q, heads.k_dim * heads.n_k), (k, heads.k_dim * heads.n_k), (v, heads.v_dim * heads.n_v)]
         .map(|(part, width)| b.graph.cont_nd(part, &[width, n_tokens, n_seqs]));
     let mixed = b.graph.concat(q, k, 0);
-    (b.graph.concat(mixed, v, 0), z)
+    Ok((b.graph.concat(mixed, v, 0), z))
 }
 
 /// How much of the state is replaced, and how much decays.
-fn gates(b: &mut Builder<'_>, il: u32, x: Id, heads: Heads) -> (Id, Id) {
+fn gates(b: &mut Builder<'_>, il: u32, x: Id, heads: Heads) -> Result<(Id, Id), Error> {
     let batch = b.plan.batch;
     let (n_tokens, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
     let by_head = [1, heads.n_v, n_tokens, n_seqs];
     let (beta, alpha) = if b.weights.has(il, "ssm_ba.weight") {
-        let both = b.mm(il, "ssm_ba", x);
+        let both = b.mm(il, "ssm_ba", x)?;
         let each = heads.n_v / heads.n_k;
         let both = b.graph.reshape(both, &[2 * each, heads.n_k, n_tokens, n_seqs]);
         let nb = b.graph.tensor(both).nb;
@@ -172,16 +177,16 @@ fn gates(b: &mut Builder<'_>, il: u32, x: Id, heads: Heads) -> (Id, Id) {
         let beta = b.graph.unary(Unary::Sigmoid, beta);
         (b.graph.reshape(beta, &by_head), b.graph.cont_nd(alpha, &[heads.n_v, n_tokens, n_seqs]))
     } else {
-        let beta = b.mm(il, "ssm_beta", x);
+        let beta = b.mm(il, "ssm_beta", x)?;
         let beta = b.graph.reshape(beta, &by_head);
         let beta = b.graph.unary(Unary::Sigmoid, beta);
-        let alpha = b.mm(il, "ssm_alpha", x);
+        let alpha = b.mm(il, "ssm_alpha", x)?;
         (beta, b.graph.reshape(alpha, &[heads.n_v, n_tokens, n_seqs]))
     };
-    let bias = b.weight(il, "ssm_dt.bias").unwrap_or(alpha);
+    let bias = b.weight(il, "ssm_dt.bias")?;
     let alpha = b.graph.add(alpha, bias);
     let alpha = b.graph.unary(Unary::Softplus, alpha);
-    let decay = b.weight(il, "ssm_a").unwrap_or(alpha);
+    let decay = b.weight(il, "ssm_a")?;
     let gate = b.graph.like(Op::Mul, &[alpha, decay]);
-    (beta, b.graph.reshape(gate, &by_head))
+    Ok((beta, b.graph.reshape(gate, &by_head)))
 }

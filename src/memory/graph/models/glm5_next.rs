@@ -5,8 +5,8 @@
 use super::super::attention::Extras;
 use super::super::cache::CacheInputs;
 use super::super::inputs::Embeddings;
-use super::super::tensor::{Id, Op, Unary};
-use super::super::{Builder, Norm};
+use super::super::tensor::{Graph, Id, Op, Unary};
+use super::super::{Builder, Error, Norm};
 use super::kpool::Pools;
 use super::mla::Sizes;
 use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
@@ -31,40 +31,43 @@ struct Inputs {
 }
 
 /// Builds the graph.
-pub(super) fn build(b: &mut Builder<'_>) {
-    let rows = b.inp_embd(Embeddings::default());
-    let states = b.inp_rs();
-    let inputs = inputs(b);
+pub(super) fn build(b: &mut Builder<'_>) -> Result<(), Error> {
+    let rows = b.inp_embd(Embeddings::default())?;
+    let states = b.inp_rs()?;
+    let inputs = inputs(b)?;
     let out_ids = b.inp_out_ids();
-    let n_streams = u64::from(b.hparams().u32_or_0("hyper_connection.count"));
+    let n_streams = b.hparam("hyper_connection.count")?;
     let (n_embd, n_tokens) = (b.n_embd, b.n_tokens);
     let rows = b.graph.reshape(rows, &[n_embd, 1, n_tokens]);
-    let is_fused = b.fuses_combinations();
+    let is_fused = b.fuses_combinations()?;
     let mut streams = b.graph.repeat(rows, &[n_embd, n_streams, n_tokens]);
     let mut chosen = None;
     for il in 0..b.n_layer {
-        let (x, post, comb) = b.read_mixed(il, "hc_attn", streams, is_fused);
-        let x = b.norm(il, "attn_norm", x, Norm::Rms);
+        let (x, post, comb) = b.read_mixed(il, "hc_attn", streams, is_fused)?;
+        let x = b.norm(il, "attn_norm", x, Norm::Rms)?;
         b.graph.expand(x);
-        let x =
-            if b.layer(il).is_recr { b.kda_sigmoid(il, x, &states) } else { attention(b, il, x, &inputs, &mut chosen) };
-        streams = b.write_mixed_streams(x, streams, post, comb);
-        let (x, post, comb) = b.read_mixed(il, "hc_ffn", streams, is_fused);
-        let x = b.norm(il, "ffn_norm", x, Norm::Rms);
-        let x = feed_forward(b, &SPEC, il, x);
-        streams = b.write_mixed_streams(x, streams, post, comb);
+        let x = if b.layer(il)?.is_recr {
+            b.kda_sigmoid(il, x, &states)?
+        } else {
+            attention(b, il, x, &inputs, &mut chosen)?
+        };
+        streams = b.write_mixed_streams(x, streams, post, comb)?;
+        let (x, post, comb) = b.read_mixed(il, "hc_ffn", streams, is_fused)?;
+        let x = b.norm(il, "ffn_norm", x, Norm::Rms)?;
+        let x = feed_forward(b, &SPEC, il, x)?;
+        streams = b.write_mixed_streams(x, streams, post, comb)?;
     }
     let flat = b.graph.reshape(streams, &[n_embd * n_streams, n_tokens]);
     let flat = b.graph.get_rows(flat, out_ids);
     let n_outputs = b.plan.batch.n_outputs;
     let streams = b.graph.reshape(flat, &[n_embd, n_streams, n_outputs]);
     let rows = b.mean_stream(streams);
-    finish(b, &SPEC, rows, out_ids);
+    finish(b, &SPEC, rows, out_ids)
 }
 
-fn inputs(b: &mut Builder<'_>) -> Inputs {
-    let latent = b.inp_k(CacheKind::Base);
-    let pools = Pools::new(b);
+fn inputs(b: &mut Builder<'_>) -> Result<Inputs, Error> {
+    let latent = b.inp_k(CacheKind::Base)?;
+    let pools = Pools::new(b)?;
     let tail = "attention.indexer.kpool_select_tail";
     let has_tail = b.hparams().value(tail).is_none() || b.flag(tail);
     let live = b.graph.input(f32(), &[pools.n_sel(has_tail), 1, 1, b.n_tokens]);
@@ -72,50 +75,50 @@ fn inputs(b: &mut Builder<'_>) -> Inputs {
     let numbers = b.plan.numbers;
     let widest = u64::from(b.plan.caches.hparams.indexer_top_k) + pools.size - 1;
     let gathers = numbers.n_ubatch <= MAX_GATHERED && u64::from(numbers.n_ctx) > widest;
-    Inputs { latent, pools, live, has_tail, gathers }
+    Ok(Inputs { latent, pools, live, has_tail, gathers })
 }
 
 /// Attention to the chosen cells' latents; layers without an indexer of their own use what is `chosen` already
 /// (`build_dsa_layer`).
-fn attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, chosen: &mut Option<Id>) -> Id {
-    let (sizes, n_tokens) = (b.mla_sizes(il), b.n_tokens);
-    let low = b.raw_mm(il, "attn_q_a", x);
-    let low = b.norm(il, "attn_q_a_norm", low, Norm::Rms);
-    let q = b.raw_mm(il, "attn_q_b", low);
-    let q = b.graph.reshape(q, &[sizes.nope(), sizes.n_head, n_tokens]);
-    let latent = b.raw_mm(il, "attn_kv_a_mqa", x);
-    let latent = b.norm(il, "attn_kv_a_norm", latent, Norm::Rms);
+fn attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, chosen: &mut Option<Id>) -> Result<Id, Error> {
+    let (sizes, n_tokens) = (b.mla_sizes(il)?, b.n_tokens);
+    let low = b.raw_mm(il, "attn_q_a", x)?;
+    let low = b.norm(il, "attn_q_a_norm", low, Norm::Rms)?;
+    let q = b.raw_mm(il, "attn_q_b", low)?;
+    let q = b.graph.reshape(q, &[sizes.nope, sizes.n_head, n_tokens]);
+    let latent = b.raw_mm(il, "attn_kv_a_mqa", x)?;
+    let latent = b.norm(il, "attn_kv_a_norm", latent, Norm::Rms)?;
     let latent = b.graph.reshape(latent, &[sizes.latent, 1, n_tokens]);
     let q = b.graph.permute(q, [0, 2, 1, 3]);
-    let q = b.raw_mm(il, "attn_k_b", q);
+    let q = b.raw_mm(il, "attn_k_b", q)?;
     let q = b.graph.permute(q, [0, 2, 1, 3]);
     let choice = match *chosen {
-        Some(choice) if !b.layer(il).is_indexer_full => choice,
-        _ => choose(b, il, (x, low), inputs),
+        Some(choice) if !b.layer(il)?.is_indexer_full => choice,
+        _ => choose(b, il, (x, low), inputs)?,
     };
     *chosen = Some(choice);
     b.graph.expand_all(&[q, latent]);
-    let stored = b.cpy_k(CacheKind::Base, il, latent, inputs.latent.k_idxs);
+    let stored = b.cpy_k(CacheKind::Base, il, latent, inputs.latent.k_idxs)?;
     b.graph.expand(stored);
     let rows = if inputs.gathers {
-        gathered(b, il, (q, choice), inputs, sizes)
+        gathered(b, il, (q, choice), inputs, sizes)?
     } else {
         let ne = b.graph.tensor(inputs.latent.mask).ne;
         let mask = b.graph.reshape(choice, &ne);
-        let k = b.get_k(CacheKind::Base, il, sizes.latent, 1);
+        let k = b.get_k(CacheKind::Base, il, sizes.latent, 1)?;
         let t = *b.graph.tensor(k);
         let v = b.graph.view(k, &[sizes.latent, t.ne[1], t.ne[2], t.ne[3]], &t.nb[1..], 0);
-        let v_mla = b.weight(il, "attn_v_b.weight");
-        b.mha(il, q, k, v, mask, Extras { v_mla, ..Extras::default() })
+        let v_mla = b.weight(il, "attn_v_b.weight")?;
+        b.mha(il, q, k, v, mask, Extras { v_mla: Some(v_mla), ..Extras::default() })
     };
     b.raw_mm(il, "attn_output", rows)
 }
 
 /// Attention over the chosen latents, read one by one.
-fn gathered(b: &mut Builder<'_>, il: u32, (q, choice): (Id, Id), inputs: &Inputs, sizes: Sizes) -> Id {
+fn gathered(b: &mut Builder<'_>, il: u32, (q, choice): (Id, Id), inputs: &Inputs, sizes: Sizes) -> Result<Id, Error> {
     b.graph.expand(inputs.latent.mask);
     let (n_sel, n_tokens) = (b.ne(choice, 0), b.n_tokens);
-    let k = b.kv_tensors(CacheKind::Base, il).k;
+    let k = b.kv_tensors(CacheKind::Base, il)?.k;
     let t = *b.graph.tensor(k);
     let cells = b.graph.view(k, &[t.ne[0], t.ne[1] * t.ne[2]], &[t.nb[1]], 0);
     let choice = b.graph.reshape(choice, &[n_sel * n_tokens]);
@@ -127,22 +130,22 @@ fn gathered(b: &mut Builder<'_>, il: u32, (q, choice): (Id, Id), inputs: &Inputs
     let v = b.graph.transpose(k);
     let v = b.graph.cont(v);
     let rows = b.graph.mul_mat(v, scores);
-    let rows = b.raw_mm(il, "attn_v_b", rows);
+    let rows = b.raw_mm(il, "attn_v_b", rows)?;
     let width = b.ne(rows, 0);
     let rows = b.graph.permute(rows, [0, 2, 1, 3]);
     let rows = b.graph.cont(rows);
-    b.graph.reshape(rows, &[width * sizes.n_head, n_tokens])
+    Ok(b.graph.reshape(rows, &[width * sizes.n_head, n_tokens]))
 }
 
 /// The cells that each token should see: their numbers, or a mask (`build_kpool_select`).
-fn choose(b: &mut Builder<'_>, il: u32, (x, low): (Id, Id), inputs: &Inputs) -> Id {
+fn choose(b: &mut Builder<'_>, il: u32, (x, low): (Id, Id), inputs: &Inputs) -> Result<Id, Error> {
     let (pools, n_tokens) = (&inputs.pools, b.n_tokens);
-    let n_head = u64::from(b.hparams().u32_or_0("attention.indexer.head_count"));
+    let n_head = b.hparam("attention.indexer.head_count")?;
     let head = u64::from(b.plan.caches.hparams.indexer_head_size);
-    let q = b.raw_mm(il, "indexer.attn_q_b", low);
+    let q = b.raw_mm(il, "indexer.attn_q_b", low)?;
     let q = b.graph.reshape(q, &[head, n_head, n_tokens]);
-    let keys = pooled_keys(b, il, x, head, pools);
-    let weights = b.raw_mm(il, "indexer.proj", x);
+    let keys = pooled_keys(b, il, x, head, pools)?;
+    let weights = b.raw_mm(il, "indexer.proj", x)?;
     let weights = b.graph.scale(weights);
     let scores = b.pool_scores(q, keys, weights, pools);
     let best = b.graph.top_k(scores, pools.n_top);
@@ -158,7 +161,7 @@ fn choose(b: &mut Builder<'_>, il: u32, (x, low): (Id, Id), inputs: &Inputs) -> 
     let best = b.graph.cast(best, i32());
     let choice = b.chosen_cells(best, pools, inputs.has_tail);
     if inputs.gathers {
-        return choice;
+        return Ok(choice);
     }
     b.graph.expand(choice);
     let n_sel = b.ne(choice, 0);
@@ -169,21 +172,21 @@ fn choose(b: &mut Builder<'_>, il: u32, (x, low): (Id, Id), inputs: &Inputs) -> 
     let row = b.nb(open, 2);
     let open = b.graph.view(open, &[pools.n_kv, n_tokens], &[row], 0);
     let mask = b.graph.reshape(inputs.latent.mask, &[pools.n_kv, n_tokens]);
-    b.graph.add(open, mask)
+    Ok(b.graph.add(open, mask))
 }
 
 /// The keys of all pools; those that the batch completes are means of their cells' keys, weighted by gates.
-fn pooled_keys(b: &mut Builder<'_>, il: u32, x: Id, head: u64, pools: &Pools) -> Id {
-    let k = b.raw_mm(il, "indexer.attn_k", x);
-    let k = b.norm(il, "indexer.k_norm", k, Norm::Layer);
-    let gate = b.raw_mm(il, "indexer_compressor_gate", x);
+fn pooled_keys(b: &mut Builder<'_>, il: u32, x: Id, head: u64, pools: &Pools) -> Result<Id, Error> {
+    let k = b.raw_mm(il, "indexer.attn_k", x)?;
+    let k = b.norm(il, "indexer.k_norm", k, Norm::Layer)?;
+    let gate = b.raw_mm(il, "indexer_compressor_gate", x)?;
     let brought = b.graph.concat(k, gate, 0);
-    let rows = b.pool_rows(il, brought, head, pools);
+    let rows = b.pool_rows(il, brought, head, pools)?;
     let strides = [b.nb(rows, 1), b.nb(rows, 2)];
     let dims = [head, pools.size, pools.n_new];
     let keys = b.graph.view(rows, &dims, &strides, 0);
     let gates = b.graph.view(rows, &dims, &strides, 4 * head);
-    let by_place = b.weight(il, "indexer_compressor_ape.weight").unwrap_or(gates);
+    let by_place = b.weight(il, "indexer_compressor_ape.weight")?;
     let gates = b.graph.add(gates, by_place);
     let gates = b.graph.permute(gates, [1, 0, 2, 3]);
     let gates = b.graph.cont(gates);
@@ -200,11 +203,11 @@ fn pooled_keys(b: &mut Builder<'_>, il: u32, x: Id, head: u64, pools: &Pools) ->
 
 impl Builder<'_> {
     /// The streams after a layer's output (`build_hc_post`).
-    fn write_mixed_streams(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Id {
+    fn write_mixed_streams(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Result<Id, Error> {
         if self.leaves_host() {
             return self.write_in_steps(x, streams, post, comb);
         }
-        self.write_mixed(x, streams, post, comb)
+        Ok(self.write_mixed(x, streams, post, comb))
     }
 
     /// Whether layers on the host come before others: the streams between them are written where they are read, on
@@ -216,11 +219,12 @@ impl Builder<'_> {
     }
 
     /// The same without the operation for it.
-    fn write_in_steps(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Id {
+    fn write_in_steps(&mut self, x: Id, streams: Id, post: Id, comb: Id) -> Result<Id, Error> {
         let [s, p, c] = [streams, post, comb].map(|id| *self.graph.tensor(id));
         let (width, n_tokens) = (s.ne[0], s.ne[2]);
         let mut joined = None;
         for to in 0..s.ne[1] {
+            self.sound()?;
             let share = self.graph.view(post, &[1, n_tokens], &[p.nb[1]], to * p.nb[0]);
             let mut sum = self.graph.mul(x, share);
             for from in 0..s.ne[1] {
@@ -232,22 +236,23 @@ impl Builder<'_> {
             let sum = self.graph.reshape(sum, &[width, 1, n_tokens]);
             joined = Some(joined.map_or(sum, |joined| self.graph.concat(joined, sum, 1)));
         }
-        joined.unwrap_or(streams)
+        joined.ok_or_else(|| self.key_error("hyper_connection.count", Some(0)))
     }
 
     /// The mean of the streams (`build_hc_mean`).
     fn mean_stream(&mut self, streams: Id) -> Id {
-        let Some(sum) = self.sum_streams(streams, None) else { return streams };
+        let sum = self.sum_streams(streams, None);
         self.graph.scale(sum)
     }
 
     /// The streams added up, from `first` on where it is the first one already.
-    pub(super) fn sum_streams(&mut self, streams: Id, first: Option<Id>) -> Option<Id> {
+    pub(super) fn sum_streams(&mut self, streams: Id, first: Option<Id>) -> Id {
         let t = *self.graph.tensor(streams);
-        let mut sum = first;
-        for i in u64::from(first.is_some())..t.ne[1] {
-            let stream = self.graph.view(streams, &[t.ne[0], t.ne[2]], &[t.nb[2]], i * t.nb[1]);
-            sum = Some(sum.map_or(stream, |sum| self.graph.add(sum, stream)));
+        let view = |graph: &mut Graph, i: u64| graph.view(streams, &[t.ne[0], t.ne[2]], &[t.nb[2]], i * t.nb[1]);
+        let mut sum = first.unwrap_or_else(|| view(&mut self.graph, 0));
+        for i in 1..t.ne[1] {
+            let stream = view(&mut self.graph, i);
+            sum = self.graph.add(sum, stream);
         }
         sum
     }

@@ -3,9 +3,9 @@
 //! Source: `src/llama-memory-hybrid-idx.cpp` (`kpool_pad`, `kpool_access`), `src/models/glm5-next.cpp`
 //! `build_kpool_select`, `src/models/qwen4exp.cpp` `build_qsa_sel`, llama.cpp b11434.
 
-use super::super::Builder;
 use super::super::inputs::i64_type;
-use super::super::tensor::{Id, Op, Tensor};
+use super::super::tensor::{Id, Op, Tensor, row_size};
+use super::super::{Builder, Error, MAX_NUMBER};
 use crate::gguf::ggml_type::{f16, f32, i32};
 use crate::memory::caches::CacheKind;
 
@@ -35,15 +35,16 @@ pub(super) struct Pools {
 
 impl Pools {
     /// The inputs; they are kept whether or not something reads them.
-    pub(super) fn new(b: &mut Builder<'_>) -> Self {
+    pub(super) fn new(b: &mut Builder<'_>) -> Result<Self, Error> {
         let size = if b.plan.model.architecture == "qwen4exp" {
-            let ratios = b.hparams().u32_per_layer("attention.compress_ratios").unwrap_or_default();
-            ratios.into_iter().max().unwrap_or(0)
+            let layers = b.plan.caches.hparams.layers.iter();
+            let ratio = layers.map(|layer| u64::from(layer.compress_ratio)).fold(0, u64::max);
+            let is_known = (1..=MAX_NUMBER).contains(&ratio);
+            if is_known { ratio } else { return Err(b.key_error("attention.compress_ratios", Some(ratio))) }
         } else {
-            b.hparams().u32_or_0("attention.indexer.kpool")
+            b.hparam("attention.indexer.kpool")?
         };
-        let size = u64::from(size).max(1);
-        let n_kv = b.cache(CacheKind::Indexer).map_or(0, |cache| u64::from(cache.cells));
+        let n_kv = b.cells(CacheKind::Indexer)?;
         let n_new = n_kv / size * u64::from(b.plan.numbers.n_seq_max);
         let n_pool = (n_new + 1).next_multiple_of(64);
         let n_top = n_pool.min(u64::from(b.plan.caches.hparams.indexer_top_k) / size);
@@ -56,7 +57,7 @@ impl Pools {
         b.graph.expand_all(&[cells, members, mask, tail]);
         let new_members = b.graph.input(i32(), &[size, n_new]);
         let new_rows = b.graph.input(i64_type(), &[n_new]);
-        Self { k_idxs, cells, members, mask, tail, new_members, new_rows, size, n_pool, n_new, n_kv, n_top }
+        Ok(Self { k_idxs, cells, members, mask, tail, new_members, new_rows, size, n_pool, n_new, n_kv, n_top })
     }
 
     /// Cells that a token's choice has room for.
@@ -68,41 +69,40 @@ impl Pools {
 impl Builder<'_> {
     /// Stores what tokens bring to the pools, with room for the pooled key behind it; gives what the members of the
     /// new pools brought, `[width, members, pools]`.
-    pub(super) fn pool_rows(&mut self, il: u32, brought: Id, head: u64, pools: &Pools) -> Id {
+    pub(super) fn pool_rows(&mut self, il: u32, brought: Id, head: u64, pools: &Pools) -> Result<Id, Error> {
         let (width, n_tokens) = (self.ne(brought, 0), self.n_tokens);
         let room = self.graph.new_tensor(f32(), &[head, n_tokens]);
         let room = self.graph.like(Op::Fill, &[room]);
         let packed = self.graph.concat(brought, room, 0);
         let packed = self.graph.reshape(packed, &[width + head, 1, n_tokens]);
-        let stored = self.cpy_k(CacheKind::Indexer, il, packed, pools.k_idxs);
+        let stored = self.cpy_k(CacheKind::Indexer, il, packed, pools.k_idxs)?;
         self.graph.expand(stored);
-        let cells = self.pool_cells(il, width, 0);
+        let cells = self.pool_cells(il, width, 0)?;
         let members = self.graph.reshape(pools.new_members, &[pools.size * pools.n_new]);
         let rows = self.graph.get_rows(cells, members);
-        self.graph.reshape(rows, &[width, pools.size, pools.n_new])
+        Ok(self.graph.reshape(rows, &[width, pools.size, pools.n_new]))
     }
 
     /// A part of all cells of the indexer's cache, the streams behind each other.
-    fn pool_cells(&mut self, il: u32, width: u64, offset: u64) -> Id {
-        let k = self.kv_tensors(CacheKind::Indexer, il).k;
+    fn pool_cells(&mut self, il: u32, width: u64, offset: u64) -> Result<Id, Error> {
+        let k = self.kv_tensors(CacheKind::Indexer, il)?.k;
         let Tensor { ty, ne, nb, .. } = *self.graph.tensor(k);
-        self.graph.view(k, &[width, ne[1] * ne[2]], &[nb[1]], ty.row_bytes(offset).unwrap_or(0))
+        Ok(self.graph.view(k, &[width, ne[1] * ne[2]], &[nb[1]], row_size(ty, offset)))
     }
 
     /// Stores the new pools' keys and reads those of all pools, `[head, 1, pools]`.
-    pub(super) fn pool_keys(&mut self, il: u32, pooled: Id, brought: u64, pools: &Pools) -> Id {
+    pub(super) fn pool_keys(&mut self, il: u32, pooled: Id, brought: u64, pools: &Pools) -> Result<Id, Error> {
         let head = self.ne(pooled, 0);
-        let cells = self.pool_cells(il, head, brought);
+        let cells = self.pool_cells(il, head, brought)?;
         let stored = self.graph.set_rows(cells, pooled, pools.new_rows);
         self.graph.expand(stored);
         let keys = self.graph.get_rows(cells, pools.cells);
-        self.graph.reshape(keys, &[head, 1, pools.n_pool])
+        Ok(self.graph.reshape(keys, &[head, 1, pools.n_pool]))
     }
 
     /// How well each pool fits each token (`ggml_lightning_indexer`).
     pub(super) fn pool_scores(&mut self, q: Id, keys: Id, weights: Id, pools: &Pools) -> Id {
-        let shape = [pools.n_pool, self.n_tokens, 1, 1];
-        self.graph.make(Op::LightningIndexer, f32(), shape, &[q, keys, weights, pools.mask])
+        self.graph.lightning_indexer(q, keys, weights, pools.mask)
     }
 
     /// The scores of the best pools.

@@ -8,7 +8,7 @@ use super::super::ffn::{Act, Moe};
 use super::super::inputs::Embeddings;
 use super::super::recurrent::StateInputs;
 use super::super::tensor::{Id, Op, Unary};
-use super::super::{Builder, Norm};
+use super::super::{Builder, Error, Norm};
 use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
 use crate::gguf::ggml_type::{f16, f32, i32};
 use crate::memory::caches::CacheKind;
@@ -23,14 +23,14 @@ struct Decays {
 }
 
 /// minimax-01.
-pub(super) fn minimax_01(b: &mut Builder<'_>) {
-    let mut rows = b.inp_embd(Embeddings::default());
-    let states = b.inp_rs();
-    let attn = b.inp_attn();
+pub(super) fn minimax_01(b: &mut Builder<'_>) -> Result<(), Error> {
+    let mut rows = b.inp_embd(Embeddings::default())?;
+    let states = b.inp_rs()?;
+    let attn = b.inp_attn()?;
     let positions = b.inp_pos();
     let out_ids = b.inp_out_ids();
     let batch = b.plan.batch;
-    let (n, n_seqs, n_head) = (batch.n_seq_tokens(), batch.n_seqs, u64::from(b.layer(0).n_head));
+    let (n, n_seqs, n_head) = (batch.n_seq_tokens(), batch.n_seqs, u64::from(b.layer(0)?.n_head));
     let decays = Decays {
         slopes: b.graph.input(f32(), &[n_head]),
         q: b.graph.input(f32(), &[1, n_head, n, n_seqs]),
@@ -38,36 +38,36 @@ pub(super) fn minimax_01(b: &mut Builder<'_>) {
         diagonal: b.graph.input(f32(), &[n, n, n_head, n_seqs]),
     };
     for il in 0..b.n_layer {
-        let mut residual = b.norm(il, "attn_norm", rows, Norm::Rms);
-        let mut x = if b.layer(il).is_recr {
-            linear_attention(b, il, residual, &states, decays)
+        let mut residual = b.norm(il, "attn_norm", rows, Norm::Rms)?;
+        let mut x = if b.layer(il)?.is_recr {
+            linear_attention(b, il, residual, &states, decays)?
         } else {
-            let mut qkv = b.qkv(il, residual);
+            let mut qkv = b.qkv(il, residual)?;
             b.rope_qk(&mut qkv, positions, None);
-            b.attn_out(il, &attn, qkv, Extras::default())
+            b.attn_out(il, &attn, qkv, Extras::default())?
         };
         b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
         let residual = b.graph.scale(residual);
         let x = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", x, Norm::Rms);
+        let x = b.norm(il, "ffn_norm", x, Norm::Rms)?;
         let scaled = b.expert_weights_scaled();
-        let routed = b.moe(il, x, &Moe { scaled, ..Moe::default() });
+        let routed = b.moe(il, x, &Moe { scaled, ..Moe::default() })?;
         let residual = b.graph.scale(x);
         rows = b.graph.add(routed, residual);
     }
-    finish(b, &PLAIN, rows, out_ids);
+    finish(b, &PLAIN, rows, out_ids)
 }
 
-fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs, decays: Decays) -> Id {
+fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs, decays: Decays) -> Result<Id, Error> {
     let batch = b.plan.batch;
     let (n, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
-    let layer = b.layer(il);
+    let layer = b.layer(il)?;
     let (head, n_head) = (u64::from(layer.n_embd_head_v), u64::from(layer.n_head));
-    let (conv_states, states) = b.states(il);
+    let (conv_states, states) = (b.conv_states(il)?, b.ssm_states(il)?);
     b.read_states(inputs, conv_states);
     let slopes = b.graph.scale(decays.slopes);
     let x = b.graph.reshape(x, &[b.n_embd, n, 1, n_seqs]);
-    let all = b.mm(il, "attn_qkv", x);
+    let all = b.mm(il, "attn_qkv", x)?;
     let all = b.graph.unary(Unary::Silu, all);
     let all = b.graph.reshape(all, &[3 * head, n_head, n, n_seqs]);
     let nb = b.graph.tensor(all).nb;
@@ -107,13 +107,13 @@ fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs, d
     let rows = b.graph.permute(rows, [0, 2, 1, 3]);
     let rows = b.graph.cont(rows);
     let rows = b.graph.reshape(rows, &[head * n_head, n, 1, n_seqs]);
-    let normed = b.norm(il, "attn_norm_2", rows, Norm::Rms);
-    let gate = b.raw_mm(il, "attn_gate", x);
+    let normed = b.norm(il, "attn_norm_2", rows, Norm::Rms)?;
+    let gate = b.raw_mm(il, "attn_gate", x)?;
     let gate = b.graph.unary(Unary::Sigmoid, gate);
     let rows = b.graph.mul(gate, normed);
-    let rows = b.raw_mm(il, "attn_output", rows);
+    let rows = b.raw_mm(il, "attn_output", rows)?;
     let width = b.ne(rows, 0);
-    b.graph.reshape(rows, &[width, n * n_seqs])
+    Ok(b.graph.reshape(rows, &[width, n * n_seqs]))
 }
 
 /// What sparse attention needs from outside.
@@ -131,42 +131,42 @@ struct Sparse {
 }
 
 /// minimax-m3.
-pub(super) fn minimax_m3(b: &mut Builder<'_>) {
+pub(super) fn minimax_m3(b: &mut Builder<'_>) -> Result<(), Error> {
     let spec =
         Spec { act: Act::SwigluOai, expert_act: Act::SwigluOai, gating_stated: true, norm_w: NormW::Stated, ..PLAIN };
-    let mut rows = b.inp_embd(Embeddings::default());
+    let mut rows = b.inp_embd(Embeddings::default())?;
     let positions = b.inp_pos();
-    let attn = b.inp_attn();
+    let attn = b.inp_attn()?;
     let has_streams = b.plan.numbers.n_seq_max == 1 || !b.plan.numbers.kv_unified;
-    let sparse =
-        attn.of(false).filter(|_| b.plan.flash_attn && has_streams).map(|cached| sparse_inputs(b, cached.mask));
+    let sparse = match b.plan.flash_attn && has_streams {
+        true => Some(sparse_inputs(b, attn.cached(false)?.mask)?),
+        false => None,
+    };
     let out_ids = b.inp_out_ids();
     let n_dense = b.hparams().u32_or_0("leading_dense_block_count");
     for il in 0..b.n_layer {
         let mut residual = rows;
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms);
-        let mut qkv = b.qkv(il, x);
-        b.norm_qk(il, &mut qkv, Norm::Rms);
+        let x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
+        let mut qkv = b.qkv(il, x)?;
+        b.norm_qk(il, &mut qkv, Norm::Rms)?;
         b.rope_qk(&mut qkv, positions, None);
-        let mut x = match (sparse, attn.of(false)) {
-            (Some(sparse), Some(cached)) if il >= n_dense => {
-                sparse_attention(b, il, (x, qkv, positions), cached, sparse)
-            }
-            _ => b.attn(il, &attn, qkv, Extras::default()),
+        let mut x = match sparse {
+            Some(sparse) if il >= n_dense => sparse_attention(b, il, (x, qkv, positions), attn.cached(false)?, sparse)?,
+            _ => b.attn(il, &attn, qkv, Extras::default())?,
         };
-        x = b.mm(il, "attn_output", x);
+        x = b.mm(il, "attn_output", x)?;
         b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
         let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms);
-        let x = feed_forward(b, &spec, il, x);
+        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
+        let x = feed_forward(b, &spec, il, x)?;
         rows = b.graph.add(x, middle);
     }
-    finish(b, &spec, rows, out_ids);
+    finish(b, &spec, rows, out_ids)
 }
 
-fn sparse_inputs(b: &mut Builder<'_>, mask: Id) -> Sparse {
+fn sparse_inputs(b: &mut Builder<'_>, mask: Id) -> Result<Sparse, Error> {
     let k_idxs = b.inp_k_idxs();
-    let block = u64::from(b.hparams().u32_or_0("attention.indexer.block_size").max(1));
+    let block = b.hparam("attention.indexer.block_size")?;
     // An empty cache has no positions: 256 are reserved (`llama_kv_cache_msa_context::get_n_pos`).
     let n_pos = 256_u64.next_multiple_of(block);
     let (n_kv, n_stream, n_tokens) = (b.ne(mask, 0), b.ne(mask, 3), b.n_tokens);
@@ -175,7 +175,7 @@ fn sparse_inputs(b: &mut Builder<'_>, mask: Id) -> Sparse {
     let pos_slot = b.graph.input(i32(), &[n_pos, n_stream]);
     let cell_block = b.graph.input(i32(), &[n_kv, n_stream]);
     let mask = b.graph.cast(mask, f32());
-    Sparse { k_idxs, bias, pos_mask, pos_slot, cell_block, mask, n_pos, block }
+    Ok(Sparse { k_idxs, bias, pos_mask, pos_slot, cell_block, mask, n_pos, block })
 }
 
 fn sparse_attention(
@@ -184,21 +184,21 @@ fn sparse_attention(
     (x, mut qkv, positions): (Id, Qkv, Id),
     cached: CacheInputs,
     sparse: Sparse,
-) -> Id {
+) -> Result<Id, Error> {
     let n_tokens = b.n_tokens;
     let dim = u64::from(b.plan.caches.hparams.indexer_head_size);
-    let n_index = u64::from(b.hparams().u32_or_0("attention.indexer.head_count"));
-    let iq = b.raw_mm(il, "indexer.q_proj", x);
-    let ik = b.raw_mm(il, "indexer.k_proj", x);
+    let n_index = b.hparam("attention.indexer.head_count")?;
+    let iq = b.raw_mm(il, "indexer.q_proj", x)?;
+    let ik = b.raw_mm(il, "indexer.k_proj", x)?;
     let iq = b.graph.reshape(iq, &[dim, n_index, n_tokens]);
     let ik = b.graph.reshape(ik, &[dim, 1, n_tokens]);
-    let iq = b.norm(il, "indexer.q_norm", iq, Norm::Rms);
-    let ik = b.norm(il, "indexer.k_norm", ik, Norm::Rms);
+    let iq = b.norm(il, "indexer.q_norm", iq, Norm::Rms)?;
+    let ik = b.norm(il, "indexer.k_norm", ik, Norm::Rms)?;
     let iq = b.graph.rope(iq, positions, None);
     let ik = b.graph.rope(ik, positions, None);
-    let stored = b.cpy_k(CacheKind::Indexer, il, ik, sparse.k_idxs);
+    let stored = b.cpy_k(CacheKind::Indexer, il, ik, sparse.k_idxs)?;
     b.graph.expand(stored);
-    let index_keys = b.get_k(CacheKind::Indexer, il, dim, 1);
+    let index_keys = b.get_k(CacheKind::Indexer, il, dim, 1)?;
     if let Some(rot) = cached.k_rot {
         qkv.q = b.hadamard(qkv.q, rot);
         qkv.k = b.hadamard(qkv.k, rot);
@@ -207,26 +207,35 @@ fn sparse_attention(
         qkv.v = b.hadamard(qkv.v, rot);
     }
     b.graph.expand_all(&[qkv.q, qkv.k, qkv.v]);
-    let stored = b.cpy_k(cached.kind, il, qkv.k, cached.k_idxs);
+    let stored = b.cpy_k(cached.kind, il, qkv.k, cached.k_idxs)?;
     b.graph.expand(stored);
-    let stored = b.cpy_v(cached.kind, il, qkv.v, cached.v_idxs.unwrap_or(cached.k_idxs));
+    let stored = b.cpy_v(cached.kind, il, qkv.v, cached.v_idxs()?)?;
     b.graph.expand(stored);
-    let layer = b.layer(il);
+    let layer = b.layer(il)?;
     let n_kv_heads = u64::from(layer.n_head_kv);
-    let k = b.get_k(cached.kind, il, u64::from(layer.n_embd_head_k), n_kv_heads);
-    let v = b.get_v(cached.kind, il, u64::from(layer.n_embd_head_v), n_kv_heads);
+    let k = b.get_k(cached.kind, il, u64::from(layer.n_embd_head_k), n_kv_heads)?;
+    let v = b.get_v(cached.kind, il, u64::from(layer.n_embd_head_v), n_kv_heads)?;
     let n_stream = b.ne(sparse.mask, 3);
-    let parts: Vec<Id> = (0..n_stream).map(|s| stream(b, il, s, (iq, index_keys), (qkv.q, k, v), sparse)).collect();
-    let (first, rest) = parts.split_first().expect("at least one stream");
-    let rows = rest.iter().fold(*first, |rows, part| b.graph.concat(rows, *part, 1));
-    match cached.v_rot {
+    let mut rows = stream(b, il, 0, (iq, index_keys), (qkv.q, k, v), sparse)?;
+    for s in 1..n_stream {
+        let part = stream(b, il, s, (iq, index_keys), (qkv.q, k, v), sparse)?;
+        rows = b.graph.concat(rows, part, 1);
+    }
+    Ok(match cached.v_rot {
         Some(rot) => b.hadamard(rows, rot),
         None => rows,
-    }
+    })
 }
 
 /// Sparse attention of one stream.
-fn stream(b: &mut Builder<'_>, il: u32, s: u64, (iq, ik): (Id, Id), (q, k, v): (Id, Id, Id), sparse: Sparse) -> Id {
+fn stream(
+    b: &mut Builder<'_>,
+    il: u32,
+    s: u64,
+    (iq, ik): (Id, Id),
+    (q, k, v): (Id, Id, Id),
+    sparse: Sparse,
+) -> Result<Id, Error> {
     let [n_kv, n, ..] = b.graph.tensor(sparse.mask).ne;
     let part = |b: &mut Builder<'_>, id: Id, dims: &[u64], strides: &[u64], offset: u64| {
         b.graph.view(id, dims, strides, offset)
@@ -295,10 +304,11 @@ fn block_mask(
 }
 
 /// Attention of each group of query heads by its own mask (`build_attn_msa_fa`).
-fn grouped_attention(b: &mut Builder<'_>, il: u32, (q, k, v): (Id, Id, Id), mask: Id) -> Id {
+fn grouped_attention(b: &mut Builder<'_>, il: u32, (q, k, v): (Id, Id, Id), mask: Id) -> Result<Id, Error> {
     let [head, n_head, n, _] = b.graph.tensor(q).ne;
     let n_chunks = b.ne(k, 3);
-    let group = n_head / u64::from(b.layer(il).n_head_kv.max(1));
+    let group = n_head.checked_div(b.layer(il)?.n_head_kv.into()).filter(|group| *group > 0);
+    let Some(group) = group else { return Ok(b.graph.refuse("attention of more key heads than query heads", &[q, k])) };
     let rows = n_head * n / (group * n_chunks);
     let q = b.graph.reshape(q, &[head, group, n_chunks, rows]);
     let q = b.graph.permute(q, [0, 2, 3, 1]);
@@ -307,5 +317,5 @@ fn grouped_attention(b: &mut Builder<'_>, il: u32, (q, k, v): (Id, Id, Id), mask
     if !b.graph.tensor(out).is_contiguous() {
         out = b.graph.cont(out);
     }
-    b.graph.reshape(out, &[head * n_head, n])
+    Ok(b.graph.reshape(out, &[head * n_head, n]))
 }

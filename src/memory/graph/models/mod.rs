@@ -18,28 +18,28 @@ mod plain;
 mod qwen4exp;
 mod table;
 
-use super::Builder;
+use super::{Builder, Error};
 
 /// How the graph of one architecture is built.
 enum Architecture {
     /// A decoder of these traits.
     Plain(plain::Spec),
     /// One of its own.
-    Own(fn(&mut Builder<'_>)),
+    Own(fn(&mut Builder<'_>) -> Result<(), Error>),
 }
 
-/// Whether the architecture's graph can be built.
+/// Builds the graph of the architecture.
+pub(super) fn build(name: &str, builder: &mut Builder<'_>) -> Result<(), Error> {
+    match find(name) {
+        Some(Architecture::Plain(spec)) => plain::decoder(builder, spec),
+        Some(Architecture::Own(build)) => build(builder),
+        None => Err(Error::Architecture { architecture: name.to_string() }),
+    }
+}
+
+/// Whether graphs of the architecture can be built.
 pub(super) fn is_known(name: &str) -> bool {
     find(name).is_some()
-}
-
-/// Builds the graph of the architecture; `None` where it is not known.
-pub(super) fn build(name: &str, builder: &mut Builder<'_>) -> Option<()> {
-    match find(name)? {
-        Architecture::Plain(spec) => plain::decoder(builder, spec),
-        Architecture::Own(build) => build(builder),
-    }
-    Some(())
 }
 
 fn find(name: &str) -> Option<&'static Architecture> {

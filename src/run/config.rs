@@ -1,0 +1,321 @@
+//! The launch that a command line describes: one field a setting of llama.cpp, with the words and numbers that llama.cpp has for
+//! its values. [`RunConfig`] in serde is the `run` of every document and what the embedded worker is sent.
+
+use serde::{Deserialize, Serialize};
+
+use crate::gguf::{GgmlType, Metadata, Value};
+
+/// Declares [`RunConfig`] and its default, which is llama.cpp's own (`common/common.h`, b11434).
+macro_rules! run_config {
+    ($($(#[$about:meta])* $field:ident: $ty:ty = $default:expr,)*) => {
+        /// Everything of a command line that decides memory or speed. Defaults are llama.cpp b11434's.
+        #[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(test, derive(schemars::JsonSchema))]
+        #[serde(default)]
+        pub struct RunConfig { $($(#[$about])* pub $field: $ty,)* }
+
+        impl Default for RunConfig {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+
+run_config! {
+    /// Which program: they differ in slots and output rows.
+    program: Program = Program::Server,
+    /// `-c`, tokens; 0 = the model's own context length.
+    n_ctx: u32 = 0,
+    /// `-b`, tokens.
+    n_batch: u32 = 2048,
+    /// `-ub`, tokens.
+    n_ubatch: u32 = 512,
+    /// `-ctk`.
+    type_k: GgmlType = crate::gguf::ggml_type::f16(),
+    /// `-ctv`.
+    type_v: GgmlType = crate::gguf::ggml_type::f16(),
+    /// `-fa`.
+    flash_attn: FlashAttn = FlashAttn::Auto,
+    /// `-np`; `None` = not given (llama-server: 4 unified slots, others 1).
+    #[serde(rename = "n_seq_max")]
+    n_parallel: Option<u32> = None,
+    /// `-kvu`; `None` = not given.
+    kv_unified: Option<bool> = None,
+    /// `--kv-unified-per-slot`: sizes the shared cache where `-c` is not given.
+    kv_unified_per_slot: Option<u32> = None,
+    /// `-ngl`: -1 auto, -2 all.
+    n_gpu_layers: i32 = -1,
+    /// `-sm`.
+    split_mode: SplitMode = SplitMode::Layer,
+    /// `-mg`: the device of split mode none.
+    main_gpu: i32 = 0,
+    /// `-ts`; empty = not given.
+    tensor_split: Vec<f32> = Vec::new(),
+    /// `--device`; `None` = not given, empty = `none`.
+    devices: Option<Vec<String>> = None,
+    /// `--rpc`: servers, `HOST:PORT`.
+    rpc: Vec<String> = Vec::new(),
+    /// `-ot`, `-cmoe`, `-ncmoe`, `-ncffn` as one list in the order llama.cpp tries them (env and config first). A document lists
+    /// them apart, with what each decided.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    overrides: Vec<Override> = Vec::new(),
+    /// `-lm`.
+    load_mode: LoadMode = LoadMode::Auto,
+    /// `-lzm`.
+    lazy_mode: LazyMode = LazyMode::Auto,
+    /// Off with `-nkvo`.
+    offload_kqv: bool = true,
+    /// Off with `--no-op-offload`.
+    op_offload: bool = true,
+    /// `--no-host`: no pinned memory for weights of the host.
+    no_host: bool = false,
+    /// Off with `-nr`.
+    repack: bool = true,
+    /// `--swa-full`.
+    swa_full: bool = false,
+    /// Whether the NextN/MTP blocks are loaded (`--spec-type draft-mtp`).
+    mtp: bool = false,
+    /// Tokens that speculation may draft at a time; 0 = no speculation.
+    n_draft: u32 = 0,
+    /// Recurrent states kept per sequence for rolling a draft back (llama.cpp: `n_rs_seq`); 0 without a drafting model.
+    n_rs_seq: u32 = 0,
+    /// Whether every token yields an output row (`--embedding`, `--rerank`, `-embd 1`).
+    embeddings: bool = false,
+    /// `-fit`: whether llama.cpp changes what is not given until it fits.
+    fit: bool = true,
+    /// `-fitt`: MiB to leave free by device; empty = 1024 each.
+    fit_target: Vec<u32> = Vec::new(),
+    /// `-fitc`: the smallest context that fitting may choose, tokens; `u32::MAX` forbids fitting to reduce it.
+    fit_ctx: u32 = 4096,
+    /// `--cache-ram`: MiB of llama-server's prompt cache on the host, -1 without limit; `None` = not given (8192).
+    cache_ram: Option<i32> = None,
+    /// `--moe-cache-mib`: MiB of device memory that cache experts of the host (b11549); 0 = none.
+    moe_cache_mib: u32 = 0,
+    /// `-t`: threads that decode on the host; `None` = not given (llama.cpp: as many as it finds cores). No memory depends on it.
+    n_threads: Option<u32> = None,
+    /// `-tb`: threads that process prompts on the host; `None` = not given (as `-t`).
+    n_threads_batch: Option<u32> = None,
+    /// `--override-kv`, in order.
+    metadata_overrides: Vec<MetadataOverride> = Vec::new(),
+}
+
+impl RunConfig {
+    /// `metadata` as llama.cpp sees it after `--override-kv`: the first entry of a key wins
+    /// (`llama-model-loader.cpp`, b11434). Apply it before a [`crate::model::Model`] is made.
+    pub fn override_metadata(&self, metadata: &mut Metadata) {
+        for entry in self.metadata_overrides.iter().rev() {
+            metadata.insert(entry.key.clone(), entry.value.clone());
+        }
+    }
+}
+
+/// One entry of `--override-kv KEY=TYPE:VALUE`; JSON has that text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct MetadataOverride {
+    /// The whole key.
+    pub key: String,
+    /// What it becomes.
+    pub value: Value,
+}
+
+impl From<MetadataOverride> for String {
+    fn from(entry: MetadataOverride) -> Self {
+        entry.to_string()
+    }
+}
+
+/// `KEY=TYPE:VALUE` (`common/common.cpp` `string_parse_kv_override`, b11434). An array has no such text and is empty here.
+impl std::fmt::Display for MetadataOverride {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let key = &self.key;
+        match &self.value {
+            Value::U64(n) => write!(f, "{key}=int:{n}"),
+            Value::I64(n) => write!(f, "{key}=int:{n}"),
+            Value::F64(x) => write!(f, "{key}=float:{x}"),
+            Value::Bool(b) => write!(f, "{key}=bool:{b}"),
+            Value::String(s) => write!(f, "{key}=str:{s}"),
+            Value::Array(_) | Value::Counted { .. } => Ok(()),
+        }
+    }
+}
+
+impl TryFrom<String> for MetadataOverride {
+    type Error = String;
+
+    fn try_from(entry: String) -> Result<Self, String> {
+        let expected = || format!("`{entry}` is not KEY=TYPE:VALUE with TYPE one of int, float, bool, str");
+        let (key, typed) = entry.split_once('=').filter(|(key, _)| key.len() < 128).ok_or_else(expected)?;
+        let (ty, text) = typed.split_once(':').ok_or_else(expected)?;
+        let value = match ty {
+            "int" => text.trim().parse::<i64>().map(|n| u64::try_from(n).map_or(Value::I64(n), Value::U64)).ok(),
+            "float" => text.trim().parse().map(Value::F64).ok(),
+            "bool" => text.parse().map(Value::Bool).ok(),
+            "str" => (text.len() < 128).then(|| Value::String(text.to_string())),
+            _ => None,
+        };
+        Ok(Self { key: key.to_string(), value: value.ok_or_else(expected)? })
+    }
+}
+
+#[cfg(test)]
+impl schemars::JsonSchema for MetadataOverride {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "MetadataOverride".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "description": "`KEY=TYPE:VALUE`, as `--override-kv` takes it.", "type": "string" })
+    }
+}
+
+/// One entry of llama.cpp's override list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Override {
+    /// ECMAScript regex, searched unanchored in the full tensor name.
+    pub pattern: String,
+    /// A buffer type name: `CPU`, `CUDA0`, `RPC0[host:port]`.
+    pub buffer: String,
+    /// The flag it came from (`-ot`, `-cmoe`, `LLAMA_ARG_CPU_MOE` …).
+    pub origin: String,
+}
+
+/// A program of llama.cpp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum Program {
+    /// `llama-server`.
+    #[serde(rename = "llama-server")]
+    Server,
+    /// `llama-cli` (runs the server's code).
+    #[serde(rename = "llama-cli")]
+    Cli,
+    /// `llama-bench`.
+    #[serde(rename = "llama-bench")]
+    Bench,
+    /// `llama-fit-params`.
+    #[serde(rename = "llama-fit-params")]
+    FitParams,
+}
+
+impl Program {
+    /// Every program that is known, by the name of its file.
+    pub const NAMES: [(Self, &'static str); 4] = [
+        (Self::Server, "llama-server"),
+        (Self::Cli, "llama-cli"),
+        (Self::Bench, "llama-bench"),
+        (Self::FitParams, "llama-fit-params"),
+    ];
+
+    /// The name of its file.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(program, _)| *program == self).map_or("", |(_, name)| name)
+    }
+
+    /// The program of a path to it.
+    pub fn of_path(path: &str) -> Option<Self> {
+        let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+        let name = name.strip_suffix(".exe").unwrap_or(name);
+        Self::NAMES.iter().find(|(_, known)| *known == name).map(|(program, _)| *program)
+    }
+}
+
+/// A choice that llama.cpp's flags take as a word and `include/llama.h` (b11434) as an enum.
+pub trait Choice: Copy + PartialEq + 'static {
+    /// Each value with its word on a command line, its name in llama.h and its number there.
+    const VALUES: &'static [(Self, &'static str, &'static str, i32)];
+
+    /// The word on a command line.
+    fn word(self) -> &'static str {
+        Self::VALUES.iter().find(|(value, ..)| *value == self).map_or("", |(_, word, ..)| word)
+    }
+
+    /// The value of a word.
+    fn of_word(word: &str) -> Option<Self> {
+        Self::VALUES.iter().find(|(_, known, ..)| *known == word).map(|(value, ..)| *value)
+    }
+
+    /// The name in llama.h.
+    fn constant(self) -> &'static str {
+        Self::VALUES.iter().find(|(value, ..)| *value == self).map_or("", |(_, _, name, _)| name)
+    }
+
+    /// The number in llama.h.
+    fn number(self) -> i32 {
+        Self::VALUES.iter().find(|(value, ..)| *value == self).map_or(0, |(.., number)| *number)
+    }
+}
+
+/// Declares a [`Choice`] with its JSON, which is the word.
+macro_rules! choice {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $value:ident = $word:literal, $constant:literal, $number:literal;)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(test, derive(schemars::JsonSchema))]
+        pub enum $name { $($(#[$doc])* #[serde(rename = $word)] $value,)* }
+
+        impl Choice for $name {
+            const VALUES: &'static [(Self, &'static str, &'static str, i32)] =
+                &[$((Self::$value, $word, $constant, $number)),*];
+        }
+    };
+}
+
+choice! {
+    /// `-fa`.
+    FlashAttn {
+        /// Used where the device supports it.
+        Auto = "auto", "LLAMA_FLASH_ATTN_TYPE_AUTO", -1;
+        /// Always.
+        On = "on", "LLAMA_FLASH_ATTN_TYPE_ENABLED", 1;
+        /// Never.
+        Off = "off", "LLAMA_FLASH_ATTN_TYPE_DISABLED", 0;
+    }
+}
+
+choice! {
+    /// `-sm`.
+    SplitMode {
+        /// Only `-mg`'s device.
+        None = "none", "LLAMA_SPLIT_MODE_NONE", 0;
+        /// Whole layers.
+        Layer = "layer", "LLAMA_SPLIT_MODE_LAYER", 1;
+        /// Rows (SYCL only in b11434).
+        Row = "row", "LLAMA_SPLIT_MODE_ROW", 2;
+        /// Slices of tensors.
+        Tensor = "tensor", "LLAMA_SPLIT_MODE_TENSOR", 3;
+    }
+}
+
+choice! {
+    /// `-lm`.
+    LoadMode {
+        /// mmap where every device supports it.
+        Auto = "auto", "LLAMA_LOAD_MODE_AUTO", -1;
+        /// Read into buffers (pinned where the device has a host buffer type).
+        None = "none", "LLAMA_LOAD_MODE_NONE", 0;
+        /// Mapped files.
+        Mmap = "mmap", "LLAMA_LOAD_MODE_MMAP", 1;
+        /// Read and locked.
+        Mlock = "mlock", "LLAMA_LOAD_MODE_MLOCK", 2;
+        /// Mapped and locked.
+        MmapMlock = "mmap+mlock", "LLAMA_LOAD_MODE_MMAP_MLOCK", 3;
+        /// Direct I/O.
+        Dio = "dio", "LLAMA_LOAD_MODE_DIRECT_IO", 4;
+    }
+}
+
+choice! {
+    /// `-lzm`.
+    LazyMode {
+        /// Every tensor that may be read lazily stays in the mapped file.
+        On = "on", "LLAMA_LAZY_MODE_ON", 2;
+        /// Those above 4 GiB.
+        Auto = "auto", "LLAMA_LAZY_MODE_AUTO", 1;
+        /// None.
+        Off = "off", "LLAMA_LAZY_MODE_OFF", 0;
+    }
+}
