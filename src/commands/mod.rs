@@ -269,8 +269,8 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     if !matches!(command, Command::Worker(_) | Command::Doctor(_)) {
         temporary::clear();
     }
-    // What `synth -o` names is no answer, and has a check of its own.
-    if !matches!(command, Command::Synth(_)) {
+    // The model that `synth` writes is not an answer, and has a check of its own.
+    if !matches!(&command, Command::Synth(args) if args.spec.is_some()) {
         output.check()?;
     }
     match command {

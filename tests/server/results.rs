@@ -335,6 +335,7 @@ fn one_measures_at_a_time_and_a_lock_goes_with_its_process() {
     signal(&first, "-KILL");
     assert_eq!(end(first).0, None);
     assert_eq!(place.run(VERIFY).0, Some(1), "it measures, and no log of another launch is as predicted");
+    assert!(place.temporary().is_empty(), "{:?}", place.temporary());
     let lock = std::fs::metadata(place.at("moeplan-measuring.lock")).expect("the lock");
     assert_eq!((lock.len(), std::os::unix::fs::PermissionsExt::mode(&lock.permissions()) & 0o777), (0, 0o666));
     // Where there can be no lock, that is said.
