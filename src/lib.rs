@@ -60,6 +60,8 @@ pub mod suggest;
 pub mod guard;
 #[doc(hidden)]
 pub mod stats;
+#[doc(hidden)]
+pub mod files;
 pub mod gguf;
 #[doc(hidden)]
 pub mod rules;

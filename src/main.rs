@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Color::Always => anstream::ColorChoice::Always.write_global(),
         Color::Never => anstream::ColorChoice::Never.write_global(),
     }
-    let output = Output { global: cli.global };
+    let output = Output::new(cli.global);
     match guard::run(|| commands::run(cli.command, &output)).unwrap_or_else(|failed| Err(failed.into())) {
         Ok(Outcome::Yes) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
