@@ -41,7 +41,7 @@ pub struct Global {
     /// Same as --format json.
     #[arg(long, global = true, conflicts_with = "format")]
     pub json: bool,
-    /// Write the answer to FILE, which must be new unless --force; `-` is standard output.
+    /// Write the answer to FILE, which must be new unless --force
     ///
     /// A FILE that exists is refused without --force; a device or a pipe is written to. Whether FILE can be written is found out
     /// before the work; should it fail afterwards, the answer goes to standard output, and the exit code is 2 (docs/files.md).
