@@ -33,6 +33,7 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 }
 
 /// Options of every command.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Clone, clap::Args)]
 pub struct Global {
     /// How the answer is written.

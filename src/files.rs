@@ -80,7 +80,7 @@ pub fn check(path: &Path, replace: bool) -> Result<(), Error> {
     let place = resolved(path);
     // What is written and has no name is gone with this function.
     let probe = tempfile::tempfile_in(folder_of(&place, path)?);
-    probe.and_then(|mut file| file.write_all(&[0; LEAST_ROOM])).map_err(Error::io(path))
+    probe.and_then(|mut file| file.write_all(&vec![0; LEAST_ROOM])).map_err(Error::io(path))
 }
 
 fn is_separator(byte: u8) -> bool {

@@ -93,6 +93,7 @@ pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyh
 }
 
 /// Finds the constants, writes them down and says them.
+#[expect(clippy::needless_pass_by_value, reason = "what was measured is answered once")]
 fn answer(measured: Measured, margin: Option<Bytes>, path: Option<&Path>, output: &Output) -> anyhow::Result<Outcome> {
     let basis = samples::basis(&measured.rows);
     let fit = fit::fit(&measured.machine, &measured.samples, &basis)?;

@@ -141,6 +141,7 @@ impl Output {
     }
 
     /// The same to standard output, where `-o` names something else than the answer.
+    #[must_use]
     pub fn without_file(&self) -> Self {
         Self::new(Global { output: None, ..self.global.clone() })
     }

@@ -34,7 +34,7 @@ pub fn sweep(document: &SweepDocument, format: Format) -> String {
     let name = model.name.as_deref().unwrap_or(&model.path);
     let host = main_memory(&document.machine);
     let title = format!("{name}  {}  {}  planned with {host}{}", model.architecture, model.bytes, predicted(model));
-    titled(&title, &table, below(&document.machine, document.points.iter()), format)
+    titled(&title, &table, &below(&document.machine, document.points.iter()), format)
 }
 
 /// The main memory that plans count on.
@@ -70,10 +70,10 @@ pub fn plans(document: &Plans, format: Format) -> String {
         document.machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
     let budget = if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") };
     let title = format!("Planned for {budget}, {}", main_memory(&document.machine));
-    titled(&title, &table, below(&document.machine, document.rows.iter().map(|row| &row.point)), format)
+    titled(&title, &table, &below(&document.machine, document.rows.iter().map(|row| &row.point)), format)
 }
 
-fn titled(title: &str, table: &Table, below: Vec<String>, format: Format) -> String {
+fn titled(title: &str, table: &Table, below: &[String], format: Format) -> String {
     if format == Format::Markdown {
         let below: Vec<String> = below.iter().map(|line| escape::markdown(line)).collect();
         format!("## {}\n\n{}\n{}\n", escape::markdown(title), table.markdown(), below.join("\n\n"))

@@ -101,6 +101,7 @@ impl<'a> Given<'a> {
     }
 
     /// Whether a flag that stands alone says yes.
+    #[expect(clippy::unnecessary_wraps, reason = "rows of flags hold functions of one type")]
     pub fn is_on(&self) -> Result<bool, Error> {
         Ok(self.on)
     }
@@ -179,7 +180,7 @@ impl<'a> Given<'a> {
         let mut broken = |slip: &Slip, text: &str| {
             let message =
                 format!("`{} {text}`: {}{LEFT_OUT}", self.flag, slip.why.replace("SEPARATOR", &separator.to_string()));
-            notes.push(Note { code: slip.code.into(), message, hint: Some(slip.hint.into()) });
+            notes.push(Note { code: slip.code, message, hint: Some(slip.hint.into()) });
         };
         // C++ `getline` yields no entry after a last separator.
         let value = self.value.strip_suffix(separator).unwrap_or(self.value);
