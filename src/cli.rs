@@ -33,6 +33,7 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 }
 
 /// Options of every command.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Clone, clap::Args)]
 pub struct Global {
     /// How the answer is written.
@@ -41,9 +42,15 @@ pub struct Global {
     /// Same as --format json.
     #[arg(long, global = true, conflicts_with = "format")]
     pub json: bool,
-    /// Write the answer to FILE instead of standard output.
+    /// Write the answer to FILE, which must be new unless --force
+    ///
+    /// A FILE that exists is refused without --force; a device or a pipe is written to. Whether FILE can be written is found out
+    /// before the work; should it fail afterwards, the answer goes to standard output, and the exit code is 2 (docs/files.md).
     #[arg(short, long, global = true, value_name = "FILE")]
     pub output: Option<std::path::PathBuf>,
+    /// Replace files that exist: of -o, --csv, --results and --out.
+    #[arg(long, global = true)]
+    pub force: bool,
     /// Say nothing but the answer and errors.
     #[arg(short, long, global = true)]
     pub quiet: bool,

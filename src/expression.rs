@@ -70,13 +70,11 @@ impl Expr {
         let refuse = |problem: String| Error { text: text.to_string(), problem };
         let mut parser = Parser { rest: text.trim() };
         let expr = parser.either().map_err(&refuse)?;
-        match parser.rest.chars().next() {
-            None => Ok(expr),
-            Some(_) => {
-                let token = parser.token().map_err(&refuse)?;
-                Err(refuse(format!("`{token}` is not expected here")))
-            }
+        if parser.rest.is_empty() {
+            return Ok(expr);
         }
+        let token = parser.token().map_err(&refuse)?;
+        Err(refuse(format!("`{token}` is not expected here")))
     }
 
     /// Its value, or why it has none. What a condition does not choose is not computed.

@@ -56,6 +56,8 @@ pub mod escape;
 pub mod suggest;
 #[doc(hidden)]
 pub mod stats;
+#[doc(hidden)]
+pub mod files;
 pub mod gguf;
 #[doc(hidden)]
 pub mod rules;

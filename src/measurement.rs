@@ -57,6 +57,9 @@ pub struct Measurement {
     pub text: String,
     /// Whether every logit was a finite number.
     pub finite: bool,
+    /// Whether the person stopped it before its last sample.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
     /// The share that compute buffers and totals may differ by.
     pub tolerance: f64,
     /// Predicted beside measured.
@@ -201,6 +204,7 @@ pub fn measurement<'a>(mut observation: Observation, expected: impl Into<Expecte
         },
         text: observation.text,
         finite: observation.finite,
+        interrupted: observation.interrupted,
         tolerance,
         comparison,
     }

@@ -134,7 +134,7 @@ impl Checkup {
         let is_short = !shortfall.is_empty();
         let verdict = if self.is_refused() { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) };
         let fits = if is_short { Some(false) } else { self.uncounted.is_empty().then_some(true) };
-        Self { shortfall, verdict, fits, ..self }
+        Self { fits, shortfall, verdict, ..self }
     }
 }
 

@@ -9,9 +9,8 @@ use anyhow::Context as _;
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal};
 use super::plan::PlanOptions;
-use super::{Outcome, Output, check, interrupt};
+use super::{Outcome, Output, check, interrupt, measuring};
 use crate::bytes::Bytes;
-use crate::cli::Format;
 use crate::gguf;
 use crate::plan::{ContextChoice, Objective};
 use crate::run::RunConfig;
@@ -20,11 +19,11 @@ use crate::runtime::sandbox::{self, Interpreter, Isolated};
 use crate::runtime::{RuntimeInfo, detect, server};
 use crate::suite::bench::{Facts, Raw, bench, csv};
 use crate::suite::cases::CaseLaunch;
-use crate::suite::document::{Bench, Environment, ModelFacts, Verdict, Weights};
+use crate::suite::document::{Bench, Environment, ModelFacts, Session, Verdict, Weights};
 use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::Suite;
 use crate::suite::rounds::rounds;
-use crate::suite::session::{self, Asking};
+use crate::suite::session::{self, Asking, Interrupted};
 use crate::suite::{facts, llama_bench, stream};
 use crate::tune::neighbours;
 
@@ -247,18 +246,31 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     make_room(&mut args.options, deepest(&suite));
     let args = &args;
-    let bench = match (&args.url, &args.from) {
-        (_, Some(path)) => of_llama_bench(path, &mut suite)?,
+    if let Some(table) = &args.csv {
+        anyhow::ensure!(output.file() != Some(table), "-o and --csv name the same file, `{}`", table.display());
+        output.check_file(table)?;
+    }
+    let (bench, interrupted) = match (&args.url, &args.from) {
+        (_, Some(path)) => (of_llama_bench(path, &mut suite)?, false),
         (Some(url), None) => of_endpoint(url, args, &suite, output)?,
         (None, None) => of_launches(args, &suite, output)?,
     };
+    if interrupted && bench.cases.iter().all(|case| case.sessions.is_empty()) {
+        return Err(server::Error::Interrupted.into());
+    }
     answer(&bench, args.csv.as_deref(), output)?;
+    if interrupted {
+        return Err(server::Error::Interrupted.into());
+    }
     if let Some(nothing) = NothingMeasured::of([&bench]) {
         return Err(nothing.into());
     }
     say_what_to_try([&bench], output);
     Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
 }
+
+/// What an interrupted bench says of itself.
+const INTERRUPTED: &str = "interrupted: what was measured until then";
 
 /// Whether the first case ran, its streams were sound and none of its answers wrong. A wrong answer is the model's.
 fn is_sound(bench: &Bench) -> bool {
@@ -276,12 +288,11 @@ pub fn say_what_to_try<'a>(benches: impl IntoIterator<Item = &'a Bench>, output:
     }
 }
 
-/// Prints a bench.
+/// Prints a bench. Whatever cannot be written does not keep the rest from being so.
 fn answer(bench: &Bench, table: Option<&Path>, output: &Output) -> anyhow::Result<()> {
-    if let Some(path) = table {
-        super::write(path, &csv(bench))?;
-    }
-    output.show(bench)
+    let answered = output.show(bench);
+    let tabled = table.map_or(Ok(()), |path| output.write(path, &csv(bench)));
+    answered.and(tabled)
 }
 
 /// What llama-bench measured.
@@ -303,8 +314,9 @@ fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
 }
 
 /// The plan and its baselines, launched in turn.
-fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Bench> {
+fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(Bench, bool)> {
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
+    let _measuring = measuring::begin("bench", output)?;
     let engine = args.engine.engine(args.runtime, output)?;
     let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
     proposal.warn_of_hole(output);
@@ -328,16 +340,16 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Be
     }
     let environment = facts(Vec::new()).environment;
     let mut save = |raw: &[Raw]| {
-        if output.global.output.is_some() && output.format() == Format::Json {
-            let facts = Facts { environment: environment.clone(), ..facts(notes.clone()) };
-            if let Err(error) = output.json(&bench(facts, raw.to_vec(), &Later)) {
-                output.say(&format!("warning: {error:#}"));
-            }
-        }
+        let facts = Facts { environment: environment.clone(), ..facts(notes.clone()) };
+        output.so_far(&bench(facts, raw.to_vec(), &Later));
     };
-    let raw = rounds(&cases, suite.repetitions, &mut |case, n| launched(&engine, case, n, &asking, output), &mut save)
-        .map_err(|_| server::Error::Interrupted)?;
-    Ok(bench(Facts { environment: environment.clone(), ..facts(notes.clone()) }, raw, &Isolated))
+    let answer =
+        rounds(&cases, suite.repetitions, &mut |case, n| launched(&engine, case, n, &asking, output), &mut save);
+    let interrupted = answer.is_err();
+    let raw = answer.unwrap_or_else(|so_far| so_far);
+    notes.extend(interrupted.then(|| INTERRUPTED.to_string()));
+    let facts = Facts { environment, ..facts(notes) };
+    Ok((bench(facts, raw, if interrupted { &Later } else { &Isolated }), interrupted))
 }
 
 impl Baseline {
@@ -367,11 +379,11 @@ pub fn launched(
     repetition: u32,
     asking: &Asking,
     output: &Output,
-) -> Result<crate::suite::document::Session, session::Interrupted> {
+) -> Result<Session, Interrupted> {
     output.say(&format!("{}, {repetition} of {}", case.name, asking.settings.repetitions));
     let session = match engine {
         Engine::Server(server) => session::launched(server, case, repetition, asking)?,
-        Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking),
+        Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking)?,
     };
     if let Some(failure) = &session.failure {
         output.say(&format!("{}: {failure}", case.name));
@@ -380,9 +392,10 @@ pub fn launched(
 }
 
 /// An endpoint that is up.
-fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<Bench> {
+fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(Bench, bool)> {
     interrupt::arm();
     let mut endpoint = Endpoint::new(url)?;
+    let _measuring = endpoint.is_here().then(|| measuring::begin("bench", output)).transpose()?;
     endpoint.key = std::env::var("MOEPLAN_API_KEY").ok().filter(|key| !key.is_empty());
     endpoint.limit = Duration::from_secs(args.engine.timeout);
     endpoint.interrupted = interrupt::is_pressed;
@@ -404,16 +417,19 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     }
     let weights = facts::weights(args.how.synthetic, None, &[]);
     let asking = args.how.asking(suite, Bytes(0), args.engine.timeout)?;
-    let mut sessions = Vec::new();
+    let (mut sessions, mut interrupted) = (Vec::new(), false);
     for repetition in 1..=suite.repetitions {
         output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
-        let session = session::of_endpoint(&endpoint, repetition, &asking).map_err(|_| server::Error::Interrupted)?;
+        let session = session::of_endpoint(&endpoint, repetition, &asking);
+        interrupted = session.is_err();
+        let session = session.unwrap_or_else(|Interrupted(session)| *session);
         let is_over = session.failure.is_some();
-        sessions.push(session);
+        sessions.extend(Some(session).filter(|session| !interrupted || !session.samples.is_empty()));
         if is_over {
             break;
         }
     }
+    notes.extend(interrupted.then(|| INTERRUPTED.to_string()));
     let samples = || sessions.iter().flat_map(|session| &session.samples);
     if samples().any(|sample| sample.generated_tokens.is_none()) {
         notes.push(
@@ -434,7 +450,8 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     notes.push("memory and load time of an endpoint that is up already are not seen".into());
     let what = "the endpoint as it is".to_string();
     let raw = Raw { name: "endpoint".into(), what, command: None, sessions };
-    Ok(bench(Facts { suite, environment, model: None, weights, notes }, vec![raw], &Isolated))
+    let facts = Facts { suite, environment, model: None, weights, notes };
+    Ok((bench(facts, vec![raw], if interrupted { &Later } else { &Isolated }), interrupted))
 }
 
 /// `b11434-unknown` as a runtime.

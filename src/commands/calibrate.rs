@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde::Serialize;
 
 use super::devices::Document;
+use super::interrupt::PRESSED;
 use super::machine::MachineArgs;
-use super::{Outcome, Output};
-use crate::cli::{Format, Global};
+use super::{Outcome, Output, interrupt, measuring};
+use crate::bytes::Bytes;
+use crate::cli::Format;
+use crate::evidence;
+use crate::files::{self, temporary::Folder};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::runtime::bench;
@@ -22,7 +25,8 @@ use crate::speed::fit::{self, Fit, Residual};
 use crate::speed::samples::{self, BenchRow};
 use crate::speed::{Phase, prices};
 use crate::synth::output::{Fill, Watch, write};
-use crate::synth::{Wish, spec, synthesize};
+use crate::synth::spec::{self, Spec};
+use crate::synth::{Wish, synthesize};
 
 /// How a machine is calibrated.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -64,11 +68,33 @@ pub struct Calibration {
     measurements: Vec<Residual>,
 }
 
-/// Runs `devices --calibrate`.
+/// Runs `devices --calibrate`. What is measured is kept until it is whole, so that one that is cut off says how to go on.
 pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyhow::Result<Outcome> {
-    let margin = machine.margin;
-    let machine = machine.machine()?;
-    let measured = if args.from.is_empty() { measure(args, &machine, output)? } else { earlier(args, machine)? };
+    let path = place(output)?;
+    if !args.from.is_empty() {
+        let measured = earlier(args, machine.machine()?)?;
+        return answer(measured, machine.margin, path.as_deref(), output);
+    }
+    let _measuring = measuring::begin("devices --calibrate", output)?;
+    let rows = evidence::store::path().map(|path| path.with_file_name("calibration.jsonl"));
+    let forget = || rows.as_ref().map(std::fs::remove_file);
+    // Rows of an earlier one that was cut off are of another time.
+    let _ = forget();
+    let measured = measure(args, &machine.machine()?, rows.as_deref(), output);
+    let done = measured.and_then(|measured| answer(measured, machine.margin, path.as_deref(), output));
+    if done.is_ok() {
+        let _ = forget();
+    } else if let Some(rows) = rows.as_ref().filter(|rows| rows.exists()) {
+        let rows = rows.display();
+        output
+            .say(&format!("what was measured is kept in {rows}: `moeplan devices --calibrate --from {rows}` takes it"));
+    }
+    done
+}
+
+/// Finds the constants, writes them down and says them.
+#[expect(clippy::needless_pass_by_value, reason = "what was measured is answered once")]
+fn answer(measured: Measured, margin: Option<Bytes>, path: Option<&Path>, output: &Output) -> anyhow::Result<Outcome> {
     let basis = samples::basis(&measured.rows);
     let fit = fit::fit(&measured.machine, &measured.samples, &basis)?;
     let calibration = Calibration {
@@ -77,21 +103,33 @@ pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyh
         generate_median_error: fit::median_error(&fit.residuals, Phase::Generate),
         measurements: fit.residuals.clone(),
     };
-    let path = output.global.output.clone().or_else(own_file).context("no folder for settings here: give -o FILE")?;
-    let said = text(&fit, &calibration, &path, output);
+    let said = text(&fit, &calibration, path, output);
     let margin = margin.unwrap_or_else(|| fit.machine.margin());
     let document = Document::calibrated(fit.machine, margin, calibration);
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
-    }
-    let file = Output { global: Global { output: Some(path.clone()), ..output.global.clone() } };
-    file.json(&document)?;
-    let answer = Output { global: Global { output: None, ..output.global.clone() } };
+    // What names a file is the document's; the answer goes to standard output.
+    let answer = output.without_file();
+    let json = serde_json::to_string_pretty(&document)? + "\n";
+    // Moeplan's own file is written anew each time.
+    let replace = output.global.force || output.global.output.is_none();
+    let kept = path.map_or(Ok(()), |path| files::write(path, json.as_bytes(), replace));
     match output.format() {
-        Format::Json => answer.json(&document)?,
-        Format::Text | Format::Markdown | Format::Html => answer.answer(&said)?,
+        Format::Text | Format::Markdown | Format::Html if kept.is_ok() => answer.answer(&said)?,
+        _ => answer.answer(&json)?,
     }
+    kept?;
     Ok(Outcome::Yes)
+}
+
+/// The file that the document goes to, which can be written: that of `-o`, or this machine's own; none for `-o -`.
+fn place(output: &Output) -> anyhow::Result<Option<PathBuf>> {
+    if output.global.output.is_some() {
+        return Ok(output.file().map(Path::to_path_buf));
+    }
+    let own = own_file().context("no folder for settings here: give -o FILE")?;
+    let folder = own.parent().unwrap_or(Path::new(""));
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`: give -o FILE", folder.display()))?;
+    files::check(&own, true)?;
+    Ok(Some(own))
 }
 
 /// Where this machine's own rates are kept.
@@ -142,22 +180,23 @@ fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
 }
 
 /// Writes small models and lets llama-bench run them. A test that fails is left out, and said.
-fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::Result<Measured> {
+fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output: &Output) -> anyhow::Result<Measured> {
     let server = find::find(args.llama_server.as_deref())?;
     let program = find::beside(&server, &["llama-bench"]).with_context(|| {
         format!("no llama-bench beside `{}`: build llama.cpp's tools, or give rows with --from", server.display())
     })?;
-    let place = crate::gguf::source::cache::directory().context("no folder for the models: set XDG_CACHE_HOME")?;
+    let place = files::cache_folder().context("no folder for the models: set XDG_CACHE_HOME")?;
     std::fs::create_dir_all(&place).with_context(|| format!("cannot make `{}`", place.display()))?;
-    let folder = tempfile::tempdir_in(&place).with_context(|| format!("cannot write in `{}`", place.display()))?;
+    let folder = Folder::within(&place).with_context(|| format!("cannot write in `{}`", place.display()))?;
+    interrupt::arm();
     let tests = design::tests(machine);
     let started = Instant::now();
     let limit = Duration::from_secs(args.seconds);
     let mut measured = Measured { machine: machine.clone(), rows: Vec::new(), samples: Vec::new() };
     for (subject, share) in design::SUBJECTS.into_iter().zip([2, 1]) {
         output.say(&format!("writing {} with random weights", subject.spec));
-        let path = folder.path().join(format!("{}.gguf", subject.spec));
-        write_model(subject.spec, subject.blocks, &path, Fill::Random(1))?;
+        let path = folder.path().join(format!("{}.gguf", subject.name()));
+        write_model(&spec::named(subject.spec)?, subject.blocks, &path, Fill::Random(1))?;
         let mut of_model = Vec::new();
         for test in &tests {
             // Half of the time for each: what one cannot tell the other may.
@@ -166,8 +205,14 @@ fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::
                 continue;
             }
             output.say(&format!("{:>4} s  {}: {}", started.elapsed().as_secs(), subject.spec, test.tells));
-            match bench::run(&program, &path, &test.args, limit.max(LEAST)) {
-                Ok(rows) => of_model.extend(rows),
+            match bench::run(&program, &path, &test.args, limit.max(LEAST), interrupt::is_pressed) {
+                Ok(rows) => {
+                    if let Some(error) = keep.and_then(|keep| keep_rows(keep, &rows).err()) {
+                        output.say(&format!("warning: these rows are not kept, should this be cut off: {error}"));
+                    }
+                    of_model.extend(rows);
+                }
+                Err(bench::Error::Interrupted(error)) => return Err(error.into()),
                 Err(error) => output.say(&format!("left out: {error}")),
             }
         }
@@ -177,6 +222,12 @@ fn measure(args: &CalibrateArgs, machine: &Machine, output: &Output) -> anyhow::
         std::fs::remove_file(&path)?;
     }
     Ok(measured)
+}
+
+/// Keeps rows as llama-bench would write them.
+fn keep_rows(path: &Path, rows: &[BenchRow]) -> std::io::Result<()> {
+    let lines = rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n"));
+    files::append(path, &lines.collect::<std::io::Result<String>>()?)
 }
 
 /// The least time that one test gets: loading may be slow the first time.
@@ -221,25 +272,26 @@ fn header(row: &BenchRow, models: &[PathBuf]) -> anyhow::Result<Model> {
     if let Some(path) = path {
         return Ok(Model::from_gguf(crate::gguf::open(path)?)?);
     }
+    let own = design::SUBJECTS.into_iter().find(|subject| subject.name() == name);
+    let (name, blocks) = own.map_or((name, None), |subject| (subject.spec, subject.blocks));
     let spec = spec::named(name).map_err(|_| {
         anyhow::anyhow!("`{}` is not here and no known model: give it with --model FILE", row.model_filename)
     })?;
-    let folder = tempfile::tempdir()?;
+    let folder = Folder::new()?;
     let path = folder.path().join("header.gguf");
-    write_model(&spec.name, None, &path, Fill::Hole)?;
+    write_model(&spec, blocks, &path, Fill::Hole)?;
     Ok(Model::from_gguf(crate::gguf::open(&path)?)?)
 }
 
 /// A known model as a file.
-fn write_model(name: &str, blocks: Option<u32>, path: &Path, fill: Fill) -> anyhow::Result<()> {
-    let synthesis = synthesize(&spec::named(name)?, &Wish { blocks, ..Wish::default() })?;
-    let stop = AtomicBool::new(false);
-    write(&synthesis, path, fill, false, Watch { wrote: &|_| {}, stop: &stop })?;
+fn write_model(spec: &Spec, blocks: Option<u32>, path: &Path, fill: Fill) -> anyhow::Result<()> {
+    let synthesis = synthesize(spec, &Wish { blocks, ..Wish::default() })?;
+    write(&synthesis, path, fill, false, Watch { wrote: &|_| {}, stop: &PRESSED })?;
     Ok(())
 }
 
 /// The constants, and how well they do.
-fn text(fit: &Fit, calibration: &Calibration, path: &Path, output: &Output) -> String {
+fn text(fit: &Fit, calibration: &Calibration, path: Option<&Path>, output: &Output) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{}", crate::escape::terminal(&calibration.basis));
     for device in &fit.machine.devices {
@@ -279,7 +331,9 @@ fn text(fit: &Fit, calibration: &Calibration, path: &Path, output: &Output) -> S
             let _ = writeln!(out, "{:>8.3}s {:>8.3}s {off:>+5.0}%  {what}", residual.seconds, residual.predicted);
         }
     }
-    let _ = writeln!(out, "\nsaved in {}", crate::escape::terminal(&path.display().to_string()));
+    if let Some(path) = path {
+        let _ = writeln!(out, "\nsaved in {}", crate::escape::terminal(&path.display().to_string()));
+    }
     out
 }
 

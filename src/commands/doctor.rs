@@ -6,9 +6,10 @@ use super::machine::{Found, found_with};
 use super::{Outcome, Output, calibrate};
 use crate::bytes::Bytes;
 use crate::doctor::facts::{
-    ConfigFile, Embedded, Facts, Folder, Knowledge, Memory, Moeplan, Nvidia, Place, Purpose, Server,
+    ConfigFile, Embedded, Facts, Folder, Knowledge, Leftover, Memory, Moeplan, Nvidia, Place, Purpose, Server,
 };
 use crate::doctor::{environment, examine};
+use crate::files::{self, temporary};
 use crate::gguf::source::cache;
 use crate::machine::Machine;
 use crate::runtime::server::environment::ConfigFiles;
@@ -68,6 +69,7 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
         interfaces: interfaces.map(str::to_string).collect(),
         memory: memory(&here),
         folders: folders(),
+        leftovers: leftovers(),
         knowledge: knowledge(&here.machine),
         environment: variables(),
         config_files: file(files.system, true).into_iter().chain(file(files.user, false)).collect(),
@@ -138,7 +140,7 @@ fn memory(here: &Found) -> Memory {
 fn folders() -> Vec<Folder> {
     let of_file = |path: Option<PathBuf>| path.and_then(|path| path.parent().map(Path::to_path_buf));
     let all = [
-        (Purpose::Cache, cache::directory()),
+        (Purpose::Cache, files::cache_folder()),
         (Purpose::State, of_file(evidence::store::path())),
         (Purpose::Config, of_file(calibrate::own_file())),
         (Purpose::Temporary, Some(std::env::temp_dir())),
@@ -152,6 +154,12 @@ fn folders() -> Vec<Folder> {
         Some(Folder { purpose, writable, free: there.and_then(free_space), path })
     };
     all.into_iter().filter_map(folder).collect()
+}
+
+/// What runs left behind that crashed or were killed.
+fn leftovers() -> Vec<Leftover> {
+    let found = temporary::leftovers().into_iter().filter(|left| left.path.exists());
+    found.map(|left| Leftover { path: left.path.clone(), bytes: left.bytes }).collect()
 }
 
 fn knowledge(here: &Machine) -> Knowledge {

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Output, interrupt};
 use crate::bytes::Bytes;
+use crate::files;
 use crate::machine::Isa;
 use crate::run::build::REFERENCE;
 use crate::run::spelling;
@@ -67,6 +68,8 @@ impl EngineArgs {
             return Ok(Engine::Server(Box::new(self.server(output)?)));
         }
         let mut embedded = Embedded::here()?;
+        embedded.interrupted = interrupt::is_pressed;
+        interrupt::arm();
         embedded.limit = Duration::from_secs(self.timeout);
         embedded.echo = output.is_verbose().then_some(super::echo as crate::runtime::Echo);
         Ok(Engine::Embedded(embedded))
@@ -74,6 +77,9 @@ impl EngineArgs {
 
     /// The llama-server, with a progress bar, the log with `-v`, and Ctrl-C heeded.
     pub fn server(&self, output: &Output) -> anyhow::Result<Server> {
+        if let Some(log) = &self.server_log {
+            files::check_append(log)?;
+        }
         let mut server = Server::find(self.llama_server.as_deref())?;
         let limit = Duration::from_secs(self.timeout);
         server.limits =

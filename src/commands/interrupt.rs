@@ -1,30 +1,43 @@
-//! Ctrl-C: the first asks what runs to stop in order, the second ends moeplan at once. [I/O]
+//! Ctrl-C, SIGTERM and SIGHUP: what measures stops in order, all else ends at once; nothing temporary is left. [I/O]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::files::temporary;
 use crate::runtime;
-use crate::runtime::server;
+use crate::runtime::{endpoint, server};
+use crate::synth::output;
 
 /// The exit code of a program that Ctrl-C ended.
 pub const EXIT_CODE: u8 = 130;
 
-static PRESSED: AtomicUsize = AtomicUsize::new(0);
+/// Whether Ctrl-C was pressed.
+pub static PRESSED: AtomicBool = AtomicBool::new(false);
+/// Whether what runs looks at [`PRESSED`].
+static ARMED: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C (and SIGTERM, SIGHUP) are counted instead of ending the program. A second one ends it; what it has
-/// started is then ended by its supervisor.
-pub fn arm() {
-    // A second call is refused, and the first handler serves as well.
-    let _ = ctrlc::set_handler(|| {
-        if PRESSED.fetch_add(1, Ordering::Relaxed) > 0 {
-            #[expect(clippy::exit, reason = "the person insists")]
+/// From now on Ctrl-C (and SIGTERM, SIGHUP) remove what is temporary before they end the program. What it has started is then ended
+/// by its supervisor.
+pub fn watch() {
+    let handler = || {
+        let insists = PRESSED.swap(true, Ordering::Relaxed);
+        if insists || !ARMED.load(Ordering::Relaxed) {
+            temporary::remove_all();
+            #[expect(clippy::exit, reason = "nobody looks, or the person insists")]
             std::process::exit(i32::from(EXIT_CODE));
         }
-    });
+    };
+    // Where no handler can be had, the signals end the program as they end any.
+    let _ = ctrlc::set_handler(handler);
+}
+
+/// From now on the first Ctrl-C only sets [`PRESSED`], and the second ends the program.
+pub fn arm() {
+    ARMED.store(true, Ordering::Relaxed);
 }
 
 /// Whether it was pressed.
 pub fn is_pressed() -> bool {
-    PRESSED.load(Ordering::Relaxed) > 0
+    PRESSED.load(Ordering::Relaxed)
 }
 
 /// Whether an error says that it was pressed.
@@ -32,6 +45,8 @@ pub fn is_cause(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(runtime::Error::Server(server::Error::Interrupted)))
             || matches!(cause.downcast_ref(), Some(server::Error::Interrupted))
+            || matches!(cause.downcast_ref(), Some(endpoint::Error::Interrupted))
+            || matches!(cause.downcast_ref(), Some(output::Error::Stopped))
     })
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::CommandFactory as _;
+use clap_mangen::Man;
 
 use super::{Cli, Outcome, Output};
 
@@ -22,30 +23,35 @@ pub struct Args {
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let command = Cli::command();
     let Some(folder) = &args.out else {
-        let mut page = Vec::new();
-        clap_mangen::Man::new(command).render(&mut page)?;
-        output.answer(&titled(&String::from_utf8(page)?))?;
+        output.answer(&page(command)?)?;
         return Ok(Outcome::Yes);
     };
-    let failed = || format!("cannot write manual pages to `{}`", folder.display());
-    std::fs::create_dir_all(folder).with_context(failed)?;
-    let mut names = Vec::new();
-    pages(&command, "moeplan", &mut names);
-    clap_mangen::generate_to(command, folder).with_context(failed)?;
-    for path in names.iter().map(|name| folder.join(format!("{name}.1"))).filter(|path| path.exists()) {
-        let page = std::fs::read_to_string(&path).with_context(failed)?;
-        std::fs::write(&path, titled(&page)).with_context(failed)?;
-    }
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    let mut pages = Vec::new();
+    below(command, &mut pages)?;
+    let pages: Vec<_> = pages.into_iter().map(|(name, page)| (folder.join(name), page)).collect();
+    pages.iter().try_for_each(|(path, _)| output.check_file(path))?;
+    pages.iter().try_for_each(|(path, page)| output.write(path, page))?;
     output.say(&format!("manual pages in {}", folder.display()));
     Ok(Outcome::Yes)
 }
 
-/// The names of the pages of a command and of those below it.
-fn pages(command: &clap::Command, name: &str, found: &mut Vec<String>) {
-    found.push(name.to_string());
-    for below in command.get_subcommands() {
-        pages(below, &format!("{name}-{}", below.get_name()), found);
+/// The pages of a command and of those below it, with their names.
+fn below(command: clap::Command, found: &mut Vec<(String, String)>) -> anyhow::Result<()> {
+    for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+        below(command.clone(), found)?;
     }
+    found.push((Man::new(command.clone()).get_filename(), page(command)?));
+    Ok(())
+}
+
+/// The page of a command.
+fn page(command: clap::Command) -> anyhow::Result<String> {
+    let mut page = Vec::new();
+    Man::new(command).render(&mut page)?;
+    Ok(titled(&String::from_utf8(page)?))
 }
 
 /// What stands after a command's flags is its examples; clap calls that section otherwise.

@@ -14,6 +14,7 @@ pub mod list;
 pub mod live;
 pub mod machine;
 pub mod man;
+pub mod measuring;
 pub mod model_arg;
 pub mod plan;
 pub mod plan_options;
@@ -30,15 +31,16 @@ pub mod worker;
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::AnsiColor;
 use anyhow::Context as _;
 
 use crate::cli::refusal::Refusal;
 use crate::cli::{Format, Global};
+use crate::files::{self, temporary};
 use crate::report::page::{Document, Report};
 use crate::report::{html, markdown, text};
-use crate::synth::output::usual_permissions;
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, clap::Parser)]
@@ -130,25 +132,70 @@ pub enum Outcome {
 pub struct Output {
     /// The options of every command.
     pub global: Global,
+    /// Whether the file of `-o` is this run's own: what it wrote it may write anew.
+    is_own: AtomicBool,
 }
 
 impl Output {
+    /// Of the options that were typed.
+    pub fn new(global: Global) -> Self {
+        Self { global, is_own: AtomicBool::new(false) }
+    }
+
+    /// The same to standard output, where `-o` names something else than the answer.
+    #[must_use]
+    pub fn without_file(&self) -> Self {
+        Self::new(Global { output: None, ..self.global.clone() })
+    }
+
+    /// The file of `-o`; `-` is standard output.
+    pub fn file(&self) -> Option<&Path> {
+        self.global.output.as_deref().filter(|path| *path != Path::new("-"))
+    }
+
+    /// Finds out before the work whether the file of `-o` can be written.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.file().map_or(Ok(()), |path| self.check_file(path))
+    }
+
+    /// Finds out before the work whether a file can be written, which is never a model.
+    pub fn check_file(&self, path: &Path) -> anyhow::Result<()> {
+        let mut magic = [0; 4];
+        let is_model = !files::is_stream(path)
+            && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
+            && &magic == b"GGUF";
+        anyhow::ensure!(!is_model, "`{}` is a GGUF file, which an answer must not replace", path.display());
+        Ok(files::check(path, self.global.force)?)
+    }
+
     /// Writes the answer: to the file of `-o`, or to standard output. A broken pipe is success.
     pub fn answer(&self, text: &str) -> anyhow::Result<()> {
-        let mut text = text.to_string();
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-        if let Some(path) = &self.global.output {
-            return write(path, &text);
-        }
-        let terminal = console::Term::stdout();
-        if let Some((_, columns)) = terminal.size_checked().filter(|_| terminal.is_term()) {
-            text = crate::report::bar::fitted(&text, columns.into(), console::measure_text_width);
-        }
-        match anstream::stdout().write_all(text.as_bytes()) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("cannot write to standard output"),
+        let text = ended(text);
+        let Some(path) = self.file() else { return print(&text) };
+        let kept = self.keep(path, &text);
+        self.is_own.store(kept.is_ok(), Ordering::Relaxed);
+        or_print(kept, &text)
+    }
+
+    /// Writes a file beside the answer; what cannot be kept goes to standard output, and is an error all the same.
+    pub fn write(&self, path: &Path, text: &str) -> anyhow::Result<()> {
+        let kept = self.keep(path, text);
+        // A document has every figure of it, and stays alone.
+        if self.format() == Format::Json { kept } else { or_print(kept, text) }
+    }
+
+    fn keep(&self, path: &Path, text: &str) -> anyhow::Result<()> {
+        let is_own = self.is_own.load(Ordering::Relaxed) && self.file() == Some(path);
+        Ok(files::write(path, text.as_bytes(), self.global.force || is_own)?)
+    }
+
+    /// Writes a document that is not whole yet to the file of `-o`, where that is to hold JSON.
+    pub fn so_far(&self, document: &impl serde::Serialize) {
+        let Some(path) = self.file().filter(|_| self.format() == Format::Json) else { return };
+        let text = serde_json::to_string_pretty(document).map_err(anyhow::Error::from);
+        match text.and_then(|text| self.keep(path, &ended(&text))) {
+            Ok(()) => self.is_own.store(true, Ordering::Relaxed),
+            Err(error) => self.say(&format!("warning: {error:#}")),
         }
     }
 
@@ -172,7 +219,7 @@ impl Output {
             Format::Markdown => self.answer(&markdown::report(report)),
             Format::Text | Format::Json => {
                 let mut text = text::report(report, self.is_verbose());
-                if self.global.output.is_some() {
+                if self.file().is_some() {
                     // A file gets no codes of colours; standard output drops them itself where it shows none.
                     text = anstream::adapter::strip_str(&text).to_string();
                 }
@@ -199,22 +246,29 @@ impl Output {
     }
 }
 
-/// Writes a file whole or not at all, and never over a model.
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut magic = [0; 4];
-    let is_model =
-        std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF";
-    anyhow::ensure!(!is_model, "-o `{}` is a GGUF file, which an answer must not replace", path.display());
-    let failed = || format!("cannot write `{}`", path.display());
-    if path.exists() && !path.is_file() {
-        return std::fs::write(path, text).with_context(failed);
+/// A text that ends with a line feed.
+fn ended(text: &str) -> String {
+    if text.ends_with('\n') { text.to_string() } else { format!("{text}\n") }
+}
+
+/// Prints what could not be kept, so that it is not lost; the error stays.
+fn or_print(kept: anyhow::Result<()>, text: &str) -> anyhow::Result<()> {
+    if kept.is_err() {
+        print(text)?;
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = usual_permissions(&mut tempfile::Builder::new()).tempfile_in(folder);
-    let mut file = file.with_context(failed)?;
-    file.write_all(text.as_bytes()).with_context(failed)?;
-    file.persist(path).map_err(|error| error.error).with_context(failed)?;
-    Ok(())
+    kept
+}
+
+/// Prints to standard output. A broken pipe is success.
+fn print(text: &str) -> anyhow::Result<()> {
+    let terminal = console::Term::stdout();
+    let columns = terminal.size_checked().filter(|_| terminal.is_term());
+    let fitted =
+        columns.map(|(_, columns)| crate::report::bar::fitted(text, columns.into(), console::measure_text_width));
+    match anstream::stdout().write_all(fitted.as_deref().unwrap_or(text).as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
 }
 
 /// Shows a line on standard error, strangers' text made safe.
@@ -225,6 +279,17 @@ fn echo(line: &str) {
 /// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     anyhow::ensure!(output.format() != Format::Html || command.has_page(), NO_PAGE);
+    if !matches!(command, Command::Worker(_)) {
+        interrupt::watch();
+    }
+    // A doctor looks, and changes nothing.
+    if !matches!(command, Command::Worker(_) | Command::Doctor(_)) {
+        temporary::clear();
+    }
+    // The model that `synth` writes is not an answer, and has a check of its own.
+    if !matches!(&command, Command::Synth(args) if args.spec.is_some()) {
+        output.check()?;
+    }
     match command {
         Command::Devices(args) => devices::run(&args, output),
         Command::Completions(args) => completions::run(&args, output),
@@ -295,6 +360,14 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     let of_synth = || error.chain().find_map(|cause| cause.downcast_ref::<crate::synth::spec::Error>()?.hint());
     let of_words = || error.chain().find_map(|cause| Some(cause.downcast_ref::<Refusal>()?.hint.clone()));
     let of_run = || error.chain().find_map(|cause| cause.downcast_ref::<crate::run::Error>()?.hint());
+    let of_file = || {
+        let written = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref()? {
+            crate::synth::output::Error::File(error) => Some(error.hint()),
+            _ => None,
+        };
+        let hint = |cause: &(dyn std::error::Error + 'static)| Some(cause.downcast_ref::<files::Error>()?.hint());
+        error.chain().find_map(|cause| hint(cause).or_else(|| written(cause))).map(str::to_string)
+    };
     let of_length = || error.chain().find_map(|cause| Some(cause.downcast_ref::<launch::TooLong>()?.hint()));
     let of_suite =
         || error.chain().find_map(|cause| cause.downcast_ref::<crate::suite::failure::NothingMeasured>()?.hint());
@@ -310,6 +383,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(of_endpoint)
         .or_else(of_suite)
         .or_else(of_length)
+        .or_else(of_file)
         .or_else(of_gguf)
         .or_else(of_source)
         .or_else(of_model)

@@ -89,7 +89,7 @@ pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, E
     if !bar.is_hidden() {
         bar.enable_steady_tick(Duration::from_millis(100));
     }
-    let talk = Output { global: output.global.clone() };
+    let talk = Output::new(output.global.clone());
     let shown = bar.clone();
     client.watch = Arc::new(move |event| {
         match event {

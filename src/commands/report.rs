@@ -36,7 +36,7 @@ pub struct Args {
 /// Runs `report`. The format is that of --format; text is Markdown, and a name of -o that ends in .html is a page,
 /// in .svg the first curves alone.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    if let (Format::Text, Some(path)) = (output.format(), &output.global.output) {
+    if let (Format::Text, Some(path)) = (output.format(), output.file()) {
         known(path)?;
     }
     let mut sources: Vec<Source> = Vec::new();
@@ -44,10 +44,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         sources.extend(read::read(&file.display().to_string(), &text(file)?)?);
     }
     let report = compare::report(&sources, args.title.as_deref());
-    let named = |extension| {
-        let path = output.global.output.as_ref();
-        path.and_then(|path| path.extension()).is_some_and(|found| found == extension)
-    };
+    let named = |extension| output.file().and_then(|path| path.extension()).is_some_and(|found| found == extension);
     match output.format() {
         Format::Text if named("svg") => {
             let picture =

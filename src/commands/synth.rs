@@ -2,14 +2,15 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use serde::Serialize;
 
+use super::interrupt::PRESSED;
 use super::{Outcome, Output};
 use crate::bytes::Bytes;
-use crate::cli::{Format, Global};
+use crate::cli::Format;
+use crate::files;
 use crate::gguf::ByteOrder;
 use crate::suggest;
 use crate::synth::output::{self, Fill, Watch};
@@ -52,9 +53,6 @@ pub struct Args {
     /// GGUF version.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=3))]
     pub gguf_version: u32,
-    /// Overwrite FILE.
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// What the tensors hold.
@@ -105,11 +103,12 @@ pub(crate) struct Document {
 /// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     // `-o` is the model, so the answer always goes to standard output.
-    let answer = Output { global: Global { output: None, ..output.global.clone() } };
+    let answer = output.without_file();
     let Some(name) = args.spec.as_deref().filter(|_| !args.list) else {
         return list(output);
     };
-    let path = output.global.output.as_deref().context("say where to write the model: -o FILE")?;
+    let path = output.file().context("say where to write the model: -o FILE")?;
+    anyhow::ensure!(!files::is_stream(path), "a model cannot be written to `{}`: it is not a file", path.display());
     let spec = spec::named(name)?;
     let byte_order = match args.endian {
         Endian::Little => ByteOrder::Little,
@@ -133,14 +132,14 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         Weights::Random => Fill::Random(args.seed),
     };
     let started = std::time::Instant::now();
-    let paths = write(&synthesis, path, fill, args.force, output)?;
+    let paths = write(&synthesis, path, fill, output)?;
     let document = Document {
         schema: "moeplan/synth/1",
         spec: spec.name.clone(),
         recipe: synthesis.recipe.name,
         weights: if fill == Fill::Hole { "hole" } else { "random" },
         file_bytes: Bytes(synthesis.files.iter().map(output::file_bytes).sum()),
-        on_disk: paths.iter().map(|path| on_disk(path)).sum(),
+        on_disk: paths.iter().map(|path| std::fs::metadata(path).ok().and_then(|file| files::on_disk(&file))).sum(),
         paths,
         seconds: started.elapsed().as_secs_f64(),
         totals: synthesis.totals.clone(),
@@ -153,40 +152,15 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok(if document.published.iter().all(|check| check.ok) { Outcome::Yes } else { Outcome::No })
 }
 
-fn write(
-    synthesis: &Synthesis,
-    path: &std::path::Path,
-    fill: Fill,
-    force: bool,
-    output: &Output,
-) -> anyhow::Result<Vec<PathBuf>> {
-    static STOP: AtomicBool = AtomicBool::new(false);
+fn write(synthesis: &Synthesis, path: &std::path::Path, fill: Fill, output: &Output) -> anyhow::Result<Vec<PathBuf>> {
     let hidden = fill == Fill::Hole || output.global.quiet;
     let bar =
         if hidden { indicatif::ProgressBar::hidden() } else { indicatif::ProgressBar::new(synthesis.totals.bytes.0) };
-    if fill != Fill::Hole {
-        // Only a second handler is refused, and that one serves as well.
-        let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
-    }
     bar.set_style(indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
     let wrote = |bytes| bar.inc(bytes);
-    let paths = output::write(synthesis, path, fill, force, Watch { wrote: &wrote, stop: &STOP });
+    let paths = output::write(synthesis, path, fill, output.global.force, Watch { wrote: &wrote, stop: &PRESSED });
     bar.finish_and_clear();
     Ok(paths?)
-}
-
-/// What a file takes on disk.
-fn on_disk(path: &std::path::Path) -> Option<Bytes> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt as _;
-        std::fs::metadata(path).ok().map(|metadata| Bytes(metadata.blocks() * 512))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        None
-    }
 }
 
 fn text(document: &Document) -> String {

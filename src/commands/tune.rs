@@ -1,6 +1,5 @@
 //! `tune`: the plan, `--fit on` and the plan's neighbours measured in turn, and the fastest as a command. [I/O]
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,21 +8,23 @@ use anyhow::Context as _;
 use super::engine::{Engine, EngineArgs};
 use super::launch::{LaunchArgs, Proposal, as_written};
 use super::plan::PlanOptions;
-use super::{Outcome, Output};
+use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
-use crate::evidence;
+use crate::cli::refusal::Refusal;
+use crate::files::temporary::Folder;
 use crate::machine::Machine;
 use crate::measurement::{Expected, measurement, peak_of};
 use crate::plan::{Turn, explain};
 use crate::run::command::{server_command, shell};
 use crate::run::{ModelSource, RunConfig};
-use crate::runtime::server::Server;
+use crate::runtime::server::{self, Server};
 use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload};
 use crate::tune::document::{Document, Entry};
 use crate::tune::neighbours::{self, Alternative};
 use crate::tune::race::End;
 use crate::tune::{Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
+use crate::{evidence, files};
 
 /// Samples of one visit, behind one warm-up.
 const SAMPLES: u32 = 3;
@@ -73,6 +74,8 @@ struct Tuning {
     journal: PathBuf,
     /// Why the first candidate that failed did.
     first_error: Option<runtime::Error>,
+    /// Why the last visit is not in the journal.
+    unkept: Option<anyhow::Error>,
 }
 
 /// What is said where no candidate has a sample.
@@ -84,11 +87,13 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     args.options.explain = true;
     anyhow::ensure!(!args.launch.embeddings, "--embeddings: a turn is tuned, and a server that embeds has none");
     args.options.beside_plan(&args.model, false)?;
-    let mut tuning = Tuning::prepare(&args, output)?;
+    let (journal, earlier) = journal_file(&args)?;
+    let _measuring = measuring::begin("tune", output)?;
+    let mut tuning = Tuning::prepare(&args, journal, output)?;
     if !tuning.proposal.servers.is_empty() {
         output.say("software devices: RPC servers of our own, which end with this tuning; the command takes yours");
     }
-    let known = tuning.resume()?;
+    let known = tuning.resume(&earlier);
     if known > 0 {
         output.say(&format!("{known} launches measured before are taken over from {}", tuning.journal.display()));
     }
@@ -101,6 +106,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
             break;
         }
         tuning.visit(at, output)?;
+        if tuning.unkept.is_some() {
+            break;
+        }
     }
     let Some((winner, verdict)) = tuning.race.winner() else {
         return Err(match tuning.first_error.take() {
@@ -111,7 +119,11 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let document = Document {
         schema: SCHEMA.to_string(),
         subject: tuning.subject.clone(),
-        stopped: if in_time { tuning.race.end() } else { End::Time },
+        stopped: match (&tuning.unkept, in_time) {
+            (Some(_), _) => End::Journal,
+            (None, true) => tuning.race.end(),
+            (None, false) => End::Time,
+        },
         seconds: begin.elapsed().as_secs_f64(),
         journal: tuning.journal.display().to_string(),
         verdict,
@@ -120,12 +132,31 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         command: tuning.command(winner).context("the model's path holds a NUL character")?,
     };
     output.show(&document)?;
-    Ok(Outcome::Yes)
+    tuning.unkept.map_or(Ok(Outcome::Yes), Err)
+}
+
+/// The journal, which can be written, and what is in it: the one that is named, or that of the state folder.
+fn journal_file(args: &Args) -> anyhow::Result<(PathBuf, String)> {
+    let own = || Some(evidence::store::path()?.with_file_name("tune.jsonl"));
+    let path = args.journal.clone().or_else(own).context("no folder for the journal: give --journal FILE")?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make `{}`: give another --journal FILE", folder.display()))?;
+    files::check_append(&path)?;
+    // A device is written to; reading one may never end.
+    let bytes = if path.is_file() { std::fs::read(&path) } else { Ok(Vec::new()) };
+    let text =
+        String::from_utf8_lossy(&bytes.with_context(|| format!("cannot read `{}`", path.display()))?).into_owned();
+    if !journal::is_one(&text) {
+        let message = format!("`{}` is not a journal of `tune`; nothing was added to it", path.display());
+        return Err(Refusal::new(message, "name a new file with --journal").into());
+    }
+    Ok((path, text))
 }
 
 impl Tuning {
     /// The plan, its neighbours and `--fit on`.
-    fn prepare(args: &Args, output: &Output) -> anyhow::Result<Self> {
+    fn prepare(args: &Args, journal: PathBuf, output: &Output) -> anyhow::Result<Self> {
         let server = args.engine.server(output)?;
         let engine = Engine::Server(Box::new(server.clone()));
         let proposal = Proposal::of_model(&args.model, &args.options, &args.launch, &engine)?;
@@ -166,25 +197,15 @@ impl Tuning {
             candidates.push(neighbours::candidate(Kind::Neighbour, &other.what, &other.run, machine, predicted));
             runs.push(other.run.clone());
         }
-        let journal = match &args.journal {
-            Some(path) => path.clone(),
-            None => evidence::store::path()
-                .context("no folder for the journal: give --journal FILE")?
-                .with_file_name("tune.jsonl"),
-        };
-        Ok(Self { server, proposal, subject, race: Race::new(candidates), runs, journal, first_error: None })
+        let race = Race::new(candidates);
+        Ok(Self { server, proposal, subject, race, runs, journal, first_error: None, unkept: None })
     }
 
-    /// Takes over what an earlier tuning of the same has measured; how many visits.
-    fn resume(&mut self) -> anyhow::Result<usize> {
-        let text = match std::fs::read(&self.journal) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", self.journal.display())),
-        };
+    /// Takes over what an earlier tuning of the same has written in the journal; how many visits.
+    fn resume(&mut self, journal: &str) -> usize {
         let since = now().saturating_sub(FRESH.as_secs());
-        let visits = journal::visits(&text, &self.subject).into_iter().filter(|visit| visit.time >= since);
-        Ok(visits.filter(|visit| self.race.add(visit.clone())).count())
+        let visits = journal::visits(journal, &self.subject).into_iter().filter(|visit| visit.time >= since);
+        visits.filter(|visit| self.race.add(visit.clone())).count()
     }
 
     /// Visits that there are, failed ones too.
@@ -213,7 +234,7 @@ impl Tuning {
         output.say(&format!("measuring {}", candidate.what));
         let launch = Launch { run, ..self.proposal.launch.clone() };
         let begin = Instant::now();
-        let folder = tempfile::tempdir()?;
+        let folder = Folder::new()?;
         let mut server = self.server.clone();
         let log = server.log.get_or_insert_with(|| folder.path().join("llama-server.log")).clone();
         let turn = self.subject.turn();
@@ -224,11 +245,11 @@ impl Tuning {
             repetitions: SAMPLES,
         };
         let seen = match server.generate(&launch, &workload) {
-            Ok(seen) => seen,
-            Err(runtime::Error::Server(runtime::server::Error::Interrupted)) => {
+            Ok(seen) if !seen.interrupted => seen,
+            Ok(_) | Err(runtime::Error::Server(server::Error::Interrupted)) => {
                 output
                     .say(&format!("what was measured is kept in {}: the same command goes on", self.journal.display()));
-                return Err(runtime::Error::from(runtime::server::Error::Interrupted).into());
+                return Err(server::Error::Interrupted.into());
             }
             Err(error) if error.is_of_every_launch() && !self.is_any_measured() => {
                 return Err(anyhow::Error::new(error).context(NOTHING));
@@ -256,7 +277,10 @@ impl Tuning {
             peak: peak_of(&seen.device_used),
             cache_hits: journal::cache_hits(&String::from_utf8_lossy(&text)),
         };
-        append(&self.journal, &visit)?;
+        // What cannot be kept is still in the race, and ends it.
+        let line = serde_json::to_string(&visit)? + "\n";
+        let kept = files::append(&self.journal, &line);
+        self.unkept = kept.with_context(|| format!("cannot write the journal `{}`", self.journal.display())).err();
         if !self.race.add(visit) {
             self.race.fail(at, "the server's replies carry no speed".to_string());
         }
@@ -319,18 +343,6 @@ fn alternatives(planned: &[explain::Alternative], machine: &Machine) -> anyhow::
         found.push(Alternative { what: other.what.clone(), run, predicted });
     }
     Ok(found)
-}
-
-/// Adds a line to the journal and sees it onto the disk.
-fn append(path: &Path, visit: &Visit) -> anyhow::Result<()> {
-    let failed = || format!("cannot write the journal `{}`", path.display());
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).with_context(failed)?;
-    }
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).with_context(failed)?;
-    // A line feed on either side: a line that was torn before stays the only one that is lost.
-    let line = format!("\n{}\n", serde_json::to_string(visit)?);
-    file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).with_context(failed)
 }
 
 #[cfg(test)]

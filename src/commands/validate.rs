@@ -9,8 +9,10 @@ use super::bench::{File, How, Later, a_case, launched, say_what_to_try};
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal, listed};
 use super::plan::PlanOptions;
-use super::{Outcome, Output, interrupt};
+use super::{Outcome, Output, interrupt, measuring};
+use crate::cli::refusal::Refusal;
 use crate::expectation::{self, Expectations};
+use crate::files;
 use crate::inspection::Inspection;
 use crate::plan::ContextChoice;
 use crate::report::page::Document as _;
@@ -27,7 +29,7 @@ use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
 use crate::suite::rounds::rounds;
 use crate::suite::session::Asking;
-use crate::suite::store::{Store, key};
+use crate::suite::store::{self, Store, key};
 use crate::suite::{checklist, earlier, facts, prerequisites};
 use crate::tune::neighbours;
 
@@ -77,8 +79,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     args.how.apply(&mut suite);
     args.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
     let mut named = named(&args.model, &suite)?;
+    let store = results(&args.results, output)?;
+    let _measuring = measuring::begin("validate", output)?;
     let engine = args.engine.engine(Runs::Server, output)?;
-    let store = Store::new(&args.results)?;
     for name in store.folders() {
         let is_new = named.iter().all(|(known, ..)| *known != name);
         if is_new && earlier::model(&store, &suite, &name).is_some() {
@@ -96,13 +99,13 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         summary: Vec::new(),
     };
     write_whole(&shared.store, &mut document)?;
-    for (at, named) in named.iter().enumerate() {
-        if let (Some(path), Some(model)) = (file_of(named), document.models.get_mut(at)) {
-            *model = a_model(&shared, named, path)?;
-            write_whole(&shared.store, &mut document)?;
-        }
+    let kept = models(&shared, &named, &mut document);
+    if kept.as_ref().is_err_and(interrupt::is_cause) {
+        output.say(&format!("what was measured is kept in {}: the same command goes on", args.results.display()));
+        return kept.map(|()| Outcome::Yes);
     }
     output.show(&document)?;
+    kept?;
     output.say(&format!("results are in {}", args.results.display()));
     let ran = document.models.iter().any(|model| model.skipped.is_none());
     let named = document.models.iter().filter(|model| model.path.is_some());
@@ -116,6 +119,30 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     say_what_to_try(benches(), output);
     let failed = document.summary.iter().any(|line| line.verdict == Verdict::Fail);
     Ok(if failed { Outcome::No } else { Outcome::Yes })
+}
+
+/// The folder of results: a new one, an empty one, or one of an earlier validation.
+fn results(folder: &Path, output: &Output) -> anyhow::Result<Store> {
+    let store = Store::new(folder)?;
+    if !output.global.force && !store.is_own() {
+        let message = format!("`{}` is not empty, and holds no results of `validate`", folder.display());
+        return Err(Refusal::new(message, "name a new folder with --results; --force writes into this one").into());
+    }
+    store.check()?;
+    Ok(store)
+}
+
+/// Every model that has a file, each written down with the whole. The error is an interruption, or a folder that cannot be written
+/// any more; what was measured is in the document.
+fn models(shared: &Shared<'_>, named: &[Named], document: &mut Validation) -> anyhow::Result<()> {
+    for (at, named) in named.iter().enumerate() {
+        if let (Some(path), Some(model)) = (file_of(named), document.models.get_mut(at)) {
+            let done = a_model(shared, named, path, model);
+            let written = write_whole(&shared.store, document);
+            done.and(written)?;
+        }
+    }
+    Ok(())
 }
 
 /// Why no model came so far as to be launched; `None` where one did.
@@ -133,7 +160,7 @@ fn write_whole(store: &Store, document: &mut Validation) -> anyhow::Result<()> {
     if let Some(bench) = document.models.iter().find_map(|model| model.bench.as_ref()) {
         document.environment = bench.environment.clone();
     }
-    store.write("validation.json", &serde_json::to_string_pretty(document)?)?;
+    store.write(store::WHOLE, &serde_json::to_string_pretty(document)?)?;
     store.write("validation.md", &markdown::report(&document.report()))?;
     store.write("validation.html", &html::report(&document.report()))?;
     Ok(())
@@ -249,37 +276,33 @@ fn before(shared: &Shared<'_>, named: &Named) -> ModelValidation {
         Some(_) => "it was not launched".to_string(),
     };
     let path = path.as_ref().map(|path| path.display().to_string());
-    ModelValidation {
-        name: name.clone(),
-        path,
-        skipped: Some(why),
-        sections: Vec::new(),
-        placements: Vec::new(),
-        bench: None,
-    }
+    ModelValidation { skipped: Some(why), ..ModelValidation::new(name.clone(), path) }
 }
 
 /// One model through all steps. What is wrong with it is in its checklist; only an interruption and a folder that cannot be
 /// written stop the suite.
-fn a_model(shared: &Shared<'_>, (name, expected, _): &Named, path: &Path) -> anyhow::Result<ModelValidation> {
-    let mut model = ModelValidation {
-        name: name.clone(),
-        path: Some(path.display().to_string()),
-        skipped: None,
-        sections: Vec::new(),
-        placements: Vec::new(),
-        bench: None,
-    };
+fn a_model(
+    shared: &Shared<'_>,
+    (name, expected, _): &Named,
+    path: &Path,
+    model: &mut ModelValidation,
+) -> anyhow::Result<()> {
+    let before = std::mem::replace(model, ModelValidation::new(name.clone(), Some(path.display().to_string())));
     shared.output.say(&format!("model {name}"));
-    match through(shared, &mut model, expected.as_ref(), path) {
-        Err(error) if interrupt::is_cause(&error) || error.is::<crate::suite::store::Error>() => Err(error),
+    match through(shared, model, expected.as_ref(), path) {
+        Err(error) if interrupt::is_cause(&error) => {
+            // Half a checklist would look like a whole one.
+            *model = before;
+            Err(error)
+        }
+        Err(error) if error.is::<files::Error>() => Err(error),
         Err(error) => {
             let hint = super::hint(&error).map_or(String::new(), |hint| format!("; {hint}"));
             let line = item(LAUNCHED, Verdict::Fail, format!("{error:#}{hint}"));
             model.sections.push(Section { name: "file".into(), items: vec![line] });
-            Ok(model)
+            Ok(())
         }
-        Ok(()) => Ok(model),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -323,7 +346,7 @@ fn through(
         }
         let session = launched(&shared.engine, case, repetition, &asking, shared.output)?;
         if let Err(error) = store.keep(&name, &key, &session) {
-            shared.output.say(&format!("warning: {error}: {}", error.source));
+            shared.output.say(&format!("warning: {:#}", anyhow::Error::from(error)));
         }
         Ok(session)
     };
@@ -346,11 +369,10 @@ fn through(
     };
     let raw = rounds(&cases, suite.repetitions, &mut step, &mut save).map_err(|_| server::Error::Interrupted)?;
     let bench = bench(facts(), raw, &Isolated);
-    keep(&bench)?;
-    store.write("bench.csv", &csv(&bench))?;
     model.sections.extend(checklist::of_bench(&model.placements, &bench));
-    model.bench = Some(bench);
-    Ok(())
+    let bench = model.bench.insert(bench);
+    keep(bench)?;
+    Ok(store.write("bench.csv", &csv(bench))?)
 }
 
 /// Everything that a launch's result depends on, but for what changes from day to day: ports of software devices, and the

@@ -8,13 +8,13 @@ use anyhow::Context as _;
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal};
 use super::plan::PlanOptions;
-use super::{Outcome, Output};
+use super::{Outcome, Output, measuring};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::evidence;
-use crate::measurement::{Expected, verify};
+use crate::measurement::{Expected, Measurement, verify};
 use crate::run::Program;
-use crate::runtime::{Launch, Prompt, Workload};
+use crate::runtime::{Launch, Prompt, Workload, server};
 
 /// Launch what a plan says, measure, and compare with the prediction, term by term.
 #[derive(Debug, clap::Args)]
@@ -92,6 +92,8 @@ pub fn percentage(text: &str) -> Result<f64, String> {
 /// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let how = &args.how;
+    // What is only projected takes nothing from anybody.
+    let _measuring = (!how.project).then(|| measuring::begin("verify", output)).transpose()?;
     let mut engine = args.engine.engine(how.runtime, output)?;
     let mut proposal = proposal(args, &engine)?;
     if let Some(warning) = engine.launch_with(&proposal.beside) {
@@ -125,16 +127,26 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let expected = Expected { memory: &predicted.prediction.memory, mapped_span: predicted.mapped_span, margin };
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
-    output.show(&measured)?;
-    match evidence::store::keep(&measured, launch) {
-        Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
-        Ok(None) => {}
-        Err(error) => output.say(&format!("warning: what the devices showed is not kept: {error}")),
+    let answered = output.show(&measured);
+    if measured.interrupted {
+        output.say(&format!("interrupted: {} of {} samples", measured.speed.pp.len(), workload.repetitions));
+        return answered.and(Err(server::Error::Interrupted.into()));
     }
+    keep(&measured, launch, output);
+    answered?;
     if !proposal.fits() {
         output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
     }
     Ok(if measured.ok() && proposal.fits() { Outcome::Yes } else { Outcome::No })
+}
+
+/// Keeps what the devices showed.
+fn keep(measured: &Measurement, launch: &Launch, output: &Output) {
+    match evidence::store::keep(measured, launch) {
+        Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
+        Ok(None) => {}
+        Err(error) => output.say(&format!("warning: what the devices showed is not kept: {error}")),
+    }
 }
 
 /// The launch: a command line as it is, a plan's file, or the plan for a model.

@@ -24,6 +24,8 @@ pub struct Facts {
     pub memory: Memory,
     /// Folders that are written to.
     pub folders: Vec<Folder>,
+    /// Temporary files and folders of runs that crashed or were killed.
+    pub leftovers: Vec<Leftover>,
     /// What was learned before.
     pub knowledge: Knowledge,
     /// Variables that matter, sorted by name; those of llama.cpp, the drivers and moeplan.
@@ -129,6 +131,16 @@ pub struct Folder {
     pub writable: bool,
     /// What its disk has left.
     pub free: Option<Bytes>,
+}
+
+/// Something temporary whose owner is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Leftover {
+    /// A file or a folder.
+    pub path: PathBuf,
+    /// What it takes on disk.
+    pub bytes: Bytes,
 }
 
 /// What a folder is for.

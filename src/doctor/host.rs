@@ -1,8 +1,9 @@
 //! Findings on main memory, folders, and what was learned of this machine.
 
-use super::facts::{Facts, Folder, Purpose};
+use super::facts::{Facts, Folder, Leftover, Purpose};
 use super::{Area, Finding};
 use crate::bytes::{Bytes, GIB};
+use crate::number::{counted, small_size};
 
 /// What a calibration writes at its most, and more than all headers that are kept.
 const ROOM: Bytes = Bytes(4 * GIB);
@@ -11,6 +12,7 @@ const ROOM: Bytes = Bytes(4 * GIB);
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found = memory(facts);
     found.extend(facts.folders.iter().map(folder));
+    found.extend(leftovers(&facts.leftovers));
     found.extend(knowledge(facts));
     found
 }
@@ -122,6 +124,20 @@ fn folder(folder: &Folder) -> Finding {
         ),
         _ => Finding::ok(Area::Disk, "folder", text),
     }
+}
+
+/// What crashed runs left behind: models of a calibration take GiB.
+fn leftovers(left: &[Leftover]) -> Option<Finding> {
+    let first = left.first()?;
+    let bytes: Bytes = left.iter().map(|left| left.bytes).sum();
+    let (what, more) = (counted(left.len() as u64, "temporary file"), if left.len() > 1 { ", …" } else { "" });
+    let text = format!("{what} of runs that were killed: {}, `{}`{more}", small_size(bytes), first.path.display());
+    Some(Finding::note(
+        Area::Disk,
+        "left-behind",
+        text,
+        "the next command removes them, whichever it is: `moeplan list`",
+    ))
 }
 
 fn knowledge(facts: &Facts) -> Vec<Finding> {

@@ -1,6 +1,6 @@
 //! Made-up computers, and what is said of each.
 
-use super::facts::{ConfigFile, Embedded, Folder, Knowledge, Nvidia, Place, Purpose, Server, Variable};
+use super::facts::{ConfigFile, Embedded, Folder, Knowledge, Leftover, Nvidia, Place, Purpose, Server, Variable};
 use super::*;
 use crate::bytes::{Bytes, GIB};
 use crate::runtime::DeviceInfo;
@@ -152,6 +152,8 @@ fn memory_and_folders_are_judged_by_what_a_launch_needs() {
     assert_eq!(folder(Purpose::State, false, 100_000), [(Problem, "folder-not-writable")]);
     assert_eq!(folder(Purpose::Cache, true, 2000), [(Note, "little-room")]);
     assert_eq!(folder(Purpose::Cache, true, 1), [(Problem, "disk-full")]);
+    let left = |facts: &mut Facts| facts.leftovers.push(Leftover { path: "/c/x".into(), bytes: Bytes(GIB) });
+    assert_eq!(found(left), [(Note, "left-behind")]);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! The file of evidence: one JSON record a line in the state folder, only ever added to. [I/O]
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Record, SCHEMA, records};
+use crate::files;
 use crate::measurement::Measurement;
 use crate::runtime::{Launch, nvml};
 
@@ -51,36 +52,18 @@ fn read_from(path: &Path) -> io::Result<Vec<Record>> {
     Ok(text.lines().filter_map(record).collect())
 }
 
-/// One write for all of them, at the end of the file whoever else writes; a torn last line is closed first.
+/// One write for all of them.
 fn append_to(path: &Path, records: &[Record]) -> io::Result<()> {
-    if records.is_empty() {
-        return Ok(());
-    }
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
-    let mut text = if ends_whole(&mut file)? { String::new() } else { "\n".to_string() };
-    for record in records {
-        text.push_str(&serde_json::to_string(record)?);
-        text.push('\n');
-    }
-    file.write_all(text.as_bytes())
-}
-
-/// Whether a file is empty or ends with a line feed.
-fn ends_whole(file: &mut File) -> io::Result<bool> {
-    if file.metadata()?.len() == 0 {
-        return Ok(true);
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    Ok(last == *b"\n")
+    let lines = records.iter().map(|record| Ok(serde_json::to_string(record)? + "\n"));
+    let text: String = lines.collect::<io::Result<_>>()?;
+    if text.is_empty() { Ok(()) } else { files::append(path, &text) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+
     use super::*;
     use crate::bytes::Bytes;
 

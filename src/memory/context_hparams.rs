@@ -337,7 +337,13 @@ impl ContextHParams {
         let n_embd = u64::from(hparams.embedding_length);
         let n_head = self.layers.first().map_or(0, |l| u64::from(l.n_head));
         let conv = get("ssm.conv_kernel");
-        let (wkv, shortconv, kda) = (get("wkv.head_size"), get("shortconv.l_cache"), get("kda.head_dim"));
+        // Each key is read by these architectures alone (`load_arch_hparams` of `src/models/*.cpp`, b11434).
+        let (wkv, shortconv, kda) = match hparams.architecture.as_str() {
+            "rwkv6" | "rwkv6qwen2" | "rwkv7" | "arwkv7" => (get("wkv.head_size"), 0, 0),
+            "lfm2" | "lfm2moe" => (0, get("shortconv.l_cache"), 0),
+            "bailingmoe3" | "glm5-next" | "kimi-linear" | "kimi-k3" => (0, 0, get("kda.head_dim")),
+            _ => (0, 0, 0),
+        };
         let d_inner = get("ssm.inner_size");
         let d_state = get("ssm.state_size");
         // mamba and jamba never read the group count.

@@ -96,7 +96,7 @@ mod tests {
         ) -> RunConfig {
             let overrides = patterns.into_iter().map(|(pattern, buffer)| Override { pattern, buffer, origin: "-ot".into() }).collect();
             let tensor_split = tensor_split.into_iter().map(|share| f32::from(share) / 8.0).collect();
-            RunConfig { n_gpu_layers, split_mode, main_gpu, tensor_split, devices, load_mode, overrides, ..run.clone() }
+            RunConfig { n_gpu_layers, split_mode, main_gpu, tensor_split, devices, overrides, load_mode, ..run.clone() }
         }
     }
 
@@ -106,7 +106,7 @@ mod tests {
             let (n_draft, n_rs_seq) = if mtp { (n_draft, n_draft) } else { (0, 0) };
             let kv_unified_per_slot = per_slot;
             let [n_threads, n_threads_batch] = threads.map(|n| n.map(|n| u32::from(n.get())));
-            RunConfig { offload_kqv, op_offload, no_host, repack, swa_full, mtp, fit, kv_unified_per_slot, n_draft, n_rs_seq, embeddings, n_threads, n_threads_batch, ..run.clone() }
+            RunConfig { kv_unified_per_slot, offload_kqv, op_offload, no_host, repack, swa_full, mtp, n_draft, n_rs_seq, embeddings, fit, n_threads, n_threads_batch, ..run.clone() }
         }
     }
 

@@ -9,7 +9,6 @@ use crate::gguf::{GgmlType, Metadata, Value};
 macro_rules! run_config {
     ($($(#[$about:meta])* $field:ident: $ty:ty = $default:expr,)*) => {
         /// Everything of a command line that decides memory or speed. Defaults are llama.cpp b11434's.
-        #[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp")]
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[cfg_attr(test, derive(schemars::JsonSchema))]
         #[serde(default)]

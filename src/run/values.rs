@@ -101,6 +101,7 @@ impl<'a> Given<'a> {
     }
 
     /// Whether a flag that stands alone says yes.
+    #[expect(clippy::unnecessary_wraps, reason = "rows of flags hold functions of one type")]
     pub fn is_on(&self) -> Result<bool, Error> {
         Ok(self.on)
     }

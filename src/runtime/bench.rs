@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::server;
 use crate::speed::samples::{self, BenchRow};
 
 /// The most that is read of what it prints, in bytes.
@@ -41,6 +42,9 @@ pub enum Error {
         /// The time it had.
         limit: Duration,
     },
+    /// The person stopped it.
+    #[error(transparent)]
+    Interrupted(#[from] server::Error),
     /// What it printed cannot be read.
     #[error(transparent)]
     Rows(#[from] samples::Error),
@@ -57,7 +61,13 @@ impl Drop for Owned {
 }
 
 /// Runs tests of `model` and gives their rows.
-pub fn run(program: &Path, model: &Path, args: &[String], limit: Duration) -> Result<Vec<BenchRow>, Error> {
+pub fn run(
+    program: &Path,
+    model: &Path,
+    args: &[String],
+    limit: Duration,
+    interrupted: fn() -> bool,
+) -> Result<Vec<BenchRow>, Error> {
     let start = |source| Error::Start { program: program.to_path_buf(), source };
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -73,13 +83,23 @@ pub fn run(program: &Path, model: &Path, args: &[String], limit: Duration) -> Re
     let started = Instant::now();
     let status = loop {
         if let Some(status) = child.0.try_wait().map_err(start)? {
+            if !status.success() {
+                // Ctrl-C of a terminal ends it too, a moment before or after it is seen here.
+                std::thread::sleep(LOOK);
+            }
             break status;
+        }
+        if interrupted() {
+            return Err(server::Error::Interrupted.into());
         }
         if started.elapsed() > limit {
             return Err(Error::Slow { args: args.join(" "), limit });
         }
         std::thread::sleep(LOOK);
     };
+    if !status.success() && interrupted() {
+        return Err(server::Error::Interrupted.into());
+    }
     let (text, said) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
     if !status.success() {
         let said = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no word").to_string();

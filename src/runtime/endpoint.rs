@@ -13,6 +13,7 @@
 )]
 
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -148,6 +149,14 @@ impl Endpoint {
         &self.base
     }
 
+    /// Whether its address is of this computer.
+    pub fn is_here(&self) -> bool {
+        let uri = self.base.parse::<ureq::http::Uri>().ok();
+        let host = uri.as_ref().and_then(ureq::http::Uri::host).map(|host| host.trim_matches(['[', ']']));
+        let is_loopback = |host: &str| host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        host.is_some_and(|host| host == "localhost" || is_loopback(host))
+    }
+
     /// The models that it lists.
     pub fn models(&self) -> Result<Vec<String>, Error> {
         let answer = self.get("/v1/models").map_err(|why| Error::Unreachable { base: self.base.clone(), why })?;
@@ -281,6 +290,9 @@ mod tests {
         for address in ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/chat/completions"] {
             assert_eq!(Endpoint::new(address).unwrap().address(), "http://h:1", "{address}");
         }
+        let here = |address: &str| Endpoint::new(address).unwrap().is_here();
+        assert!(["http://127.0.0.1:1", "http://localhost", "http://[::1]:8080/v1"].into_iter().all(here));
+        assert!(!here("http://h:1") && !here("http://10.0.0.1:8080"));
         for address in ["", "h:1", "ftp://h", "http://", "http:// h"] {
             assert!(matches!(Endpoint::new(address), Err(Error::Address(_))), "{address}");
         }

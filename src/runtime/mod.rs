@@ -107,6 +107,8 @@ pub struct Observation {
     pub tokens: Vec<i32>,
     /// Whether every logit was a finite number.
     pub finite: bool,
+    /// Whether the person stopped it before its last sample.
+    pub interrupted: bool,
 }
 
 /// Memory in use on each device at the moments of a measurement, by the driver.

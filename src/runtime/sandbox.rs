@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::temporary::Folder;
+
 /// Longer than the interpreter's own alarm; then the whole namespace is killed.
 const LIMIT: Duration = Duration::from_secs(15);
 /// The most that is read of what it says, in bytes.
@@ -177,11 +179,11 @@ enum Why {
 }
 
 /// The command that runs Python isolated, and the folder that its root is made in.
-fn isolated() -> Result<(Command, tempfile::TempDir), Why> {
+fn isolated() -> Result<(Command, Folder), Why> {
     if !cfg!(target_os = "linux") || !Path::new(PYTHON).exists() {
         return Err(Why::Not(format!("no isolation here (needs Linux namespaces and {PYTHON})")));
     }
-    let folder = tempfile::tempdir().map_err(|error| Why::Not(format!("no folder for a sandbox: {error}")))?;
+    let folder = Folder::new().map_err(|error| Why::Not(format!("no folder for a sandbox: {error}")))?;
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork"]);
     command.args(["--kill-child", "--", "/bin/sh", "-eu", "-c", PREPARE, "sandbox"]);

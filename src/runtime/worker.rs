@@ -21,6 +21,8 @@ const TAIL_LINES: usize = 60;
 const TAIL_LINE_BYTES: usize = 400;
 /// How long a projection may take: huge vocabularies take seconds.
 const PROJECT_LIMIT: Duration = Duration::from_mins(2);
+/// How often it is looked whether the person wants to stop.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long an RPC server may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
@@ -34,6 +36,7 @@ pub struct Worker {
     stdin: Option<ChildStdin>,
     replies: Receiver<String>,
     tail: Arc<Mutex<VecDeque<String>>>,
+    interrupted: fn() -> bool,
 }
 
 impl Worker {
@@ -74,7 +77,7 @@ impl Worker {
                 }
             });
         }
-        Ok(Self { child, stdin, replies, tail })
+        Ok(Self { child, stdin, replies, tail, interrupted: || false })
     }
 
     /// The worker's process id.
@@ -89,7 +92,22 @@ impl Worker {
             // A worker that has died already is found out below, with its last words.
             let _ = writeln!(stdin, "{question}").and_then(|()| stdin.flush());
         }
-        match self.replies.recv_timeout(limit) {
+        let begin = Instant::now();
+        let answer = loop {
+            match self.replies.recv_timeout(LOOK.min(limit)) {
+                Err(RecvTimeoutError::Timeout) if begin.elapsed() < limit && !(self.interrupted)() => {}
+                answer => break answer,
+            }
+        };
+        if answer == Err(RecvTimeoutError::Disconnected) {
+            // The thread that reads the log may be a moment behind, and so may Ctrl-C, which a terminal gives to the worker too.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if answer.is_err() && (self.interrupted)() {
+            self.kill();
+            return Err(super::server::Error::Interrupted.into());
+        }
+        match answer {
             Ok(line) => match serde_json::from_str(&line) {
                 Ok(Reply::Refused(message)) => {
                     Err(Error::Refused { doing: doing.into(), message, log: self.last_words() })
@@ -103,8 +121,6 @@ impl Worker {
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let status = self.child.wait().map_or_else(|error| error.to_string(), how_it_ended);
-                // The thread that reads the log may be a moment behind.
-                std::thread::sleep(Duration::from_millis(50));
                 Err(Error::Died { doing: doing.into(), status, log: self.last_words() })
             }
         }
@@ -171,6 +187,8 @@ pub struct Embedded {
     pub limit: Duration,
     /// Where llama.cpp's log lines go as they come.
     pub echo: Option<Echo>,
+    /// Whether the person wants to stop.
+    pub interrupted: fn() -> bool,
 }
 
 impl Embedded {
@@ -181,7 +199,7 @@ impl Embedded {
 
     /// `program`, which must be a moeplan with the feature.
     pub fn of(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), limit: Duration::from_mins(30), echo: None }
+        Self { program: program.into(), limit: Duration::from_mins(30), echo: None, interrupted: || false }
     }
 
     /// A fresh worker. With RPC servers on this computer, idle threads must not spin: they would take the server's cores.
@@ -190,7 +208,9 @@ impl Embedded {
             reach(endpoint)?;
         }
         let environment: &[(&str, &str)] = if rpc.is_empty() { &[] } else { &[("OMP_WAIT_POLICY", "passive")] };
-        Worker::start(&self.program, &[], environment, self.echo)
+        let mut worker = Worker::start(&self.program, &[], environment, self.echo)?;
+        worker.interrupted = self.interrupted;
+        Ok(worker)
     }
 }
 
@@ -277,6 +297,7 @@ fn observation(
         text: generation.text,
         tokens: generation.tokens,
         finite: generation.finite,
+        interrupted: false,
     }
 }
 

@@ -11,6 +11,13 @@ pub struct Subject {
     pub blocks: Option<u32>,
 }
 
+impl Subject {
+    /// What its file is called, so that rows of it are known again.
+    pub fn name(&self) -> String {
+        self.blocks.map_or_else(|| self.spec.to_string(), |blocks| format!("{}.{blocks}-blocks", self.spec))
+    }
+}
+
 /// Many narrow blocks tell waits; few wide ones tell rates. About 2 GiB each.
 pub const SUBJECTS: [Subject; 2] =
     [Subject { spec: "granite-3.1-3b-a800m", blocks: None }, Subject { spec: "qwen3-30b-a3b", blocks: Some(4) }];

@@ -459,6 +459,13 @@ pub struct ModelValidation {
     pub bench: Option<Bench>,
 }
 
+impl ModelValidation {
+    /// Of which nothing is known yet.
+    pub fn new(name: String, path: Option<String>) -> Self {
+        Self { name, path, skipped: None, sections: Vec::new(), placements: Vec::new(), bench: None }
+    }
+}
+
 /// A part of the checklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

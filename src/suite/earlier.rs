@@ -21,14 +21,8 @@ pub fn model(store: &Store, suite: &Suite, name: &str) -> Option<ModelValidation
     let file = Section { name: "file".into(), items: vec![kept(&bench, suite)] };
     let mut sections = vec![file, architecture];
     sections.extend(checklist::of_bench(&placements, &bench));
-    Some(ModelValidation {
-        name: name.to_string(),
-        path: bench.model.as_ref().map(|model| model.path.clone()),
-        skipped: None,
-        sections,
-        placements,
-        bench: Some(bench),
-    })
+    let path = bench.model.as_ref().map(|model| model.path.clone());
+    Some(ModelValidation { sections, placements, bench: Some(bench), ..ModelValidation::new(name.to_string(), path) })
 }
 
 /// The line that says that a model was not run this time, and whether it was asked what the suite asks now.

@@ -6,13 +6,13 @@ use super::document::Session;
 use super::session::Interrupted;
 
 /// Runs every case `repetitions` times, interleaved, another case first in each round. `each` is told after every launch.
-/// A case that could not be launched at all is not tried again.
+/// A case that could not be launched at all is not tried again. The error is an interruption, with what was measured before it.
 pub fn rounds(
     cases: &[CaseLaunch],
     repetitions: u32,
     launch: &mut dyn FnMut(&CaseLaunch, u32) -> Result<Session, Interrupted>,
     each: &mut dyn FnMut(&[Raw]),
-) -> Result<Vec<Raw>, Interrupted> {
+) -> Result<Vec<Raw>, Vec<Raw>> {
     let empty = |case: &CaseLaunch| Raw {
         name: case.name.clone(),
         what: case.what.clone(),
@@ -27,7 +27,13 @@ pub fn rounds(
             if so_far.sessions.iter().any(|session| session.failure.is_some() && session.samples.is_empty()) {
                 continue;
             }
-            so_far.sessions.push(launch(case, repetition)?);
+            match launch(case, repetition) {
+                Ok(session) => so_far.sessions.push(session),
+                Err(Interrupted(session)) => {
+                    so_far.sessions.extend(Some(*session).filter(|session| !session.samples.is_empty()));
+                    return Err(raw);
+                }
+            }
             each(&raw);
         }
     }
@@ -66,17 +72,18 @@ mod tests {
     }
 
     #[test]
-    fn an_interruption_ends_the_rounds() {
+    fn an_interruption_ends_the_rounds_and_what_was_measured_is_kept() {
         let mut launches = 0;
         let answer = rounds(
             &[case("plan"), case("fit")],
             3,
             &mut |_, _| {
                 launches += 1;
-                if launches == 2 { Err(Interrupted) } else { Ok(Session::default()) }
+                if launches == 2 { Err(Interrupted(Box::default())) } else { Ok(Session::default()) }
             },
             &mut |_| {},
         );
-        assert!(answer.is_err() && launches == 2);
+        let sessions: Vec<usize> = answer.unwrap_err().iter().map(|raw| raw.sessions.len()).collect();
+        assert_eq!((sessions, launches), (vec![1, 0], 2));
     }
 }

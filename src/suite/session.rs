@@ -39,7 +39,17 @@ pub struct Asking {
 /// What stops a bench; all else is a failure that its session keeps.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
-pub struct Interrupted;
+pub struct Interrupted(
+    /// What was measured of the launch until then.
+    pub Box<Session>,
+);
+
+impl Interrupted {
+    fn within(mut session: Session) -> Self {
+        session.failure.get_or_insert_with(|| "interrupted".to_string());
+        Self(Box::new(session))
+    }
+}
 
 /// Launches a case, asks everything, stops it.
 pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
@@ -51,7 +61,7 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     let mut watch = Watch::before();
     let mut running = match server.start(&case.launch) {
         Ok(running) => running,
-        Err(Error::Server(server::Error::Interrupted)) => return Err(Interrupted),
+        Err(Error::Server(server::Error::Interrupted)) => return Err(Interrupted::within(session)),
         Err(error) => {
             session.fail(case, &error);
             return Ok(session);
@@ -75,7 +85,8 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
         }),
         Err(error) => Err(Stop::Failed(error.to_string())),
     };
-    if let Some(end) = running.ended()
+    if !matches!(asked, Err(Stop::Interrupted))
+        && let Some(end) = running.ended()
         && session.failure.is_none()
     {
         session.fail(case, &running.why_it_ended("answering", end).into());
@@ -85,7 +96,7 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     session.device_use = watch.after();
     measured(&mut session, &mut running, case, asking.margin);
     match asked {
-        Err(Stop::Interrupted) => Err(Interrupted),
+        Err(Stop::Interrupted) => Err(Interrupted::within(session)),
         Err(Stop::Failed(why)) => {
             session.failure.get_or_insert(why);
             Ok(session)
@@ -111,7 +122,7 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Res
         }
     }
     match asked {
-        Err(Stop::Interrupted) => Err(Interrupted),
+        Err(Stop::Interrupted) => Err(Interrupted::within(session)),
         Err(Stop::Failed(why)) => {
             session.failure = Some(why);
             Ok(session)
@@ -121,11 +132,16 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Res
 }
 
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
-pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
+pub fn embedded(
+    runtime: &dyn Runtime,
+    case: &CaseLaunch,
+    repetition: u32,
+    asking: &Asking,
+) -> Result<Session, Interrupted> {
     let mut session = Session::of(case, repetition);
     session.predicted = case.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
     if session.failure.is_some() {
-        return session;
+        return Ok(session);
     }
     session.notes.push("the embedded llama.cpp answers in one piece: there are no streams and no first token".into());
     session.notes.push("prompts are given to it as they are, without the model's chat template".into());
@@ -138,13 +154,14 @@ pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, askin
         };
         match runtime.generate(&case.launch, &workload) {
             Ok(seen) => take(&mut session, case, asking.margin, &prompt.name, seen),
+            Err(Error::Server(server::Error::Interrupted)) => return Err(Interrupted::within(session)),
             Err(error) => {
                 session.fail(case, &error);
-                return session;
+                return Ok(session);
             }
         }
     }
-    session
+    Ok(session)
 }
 
 /// An answer of the embedded llama.cpp.
@@ -456,6 +473,7 @@ mod tests {
                 text,
                 tokens: vec![1; usize::try_from(workload.n_generate).unwrap()],
                 finite: true,
+                interrupted: false,
             })
         }
     }
@@ -475,15 +493,16 @@ mod tests {
             interrupted: || false,
             limit: Duration::from_secs(1),
         };
-        let session = embedded(&Echo, &case, 1, &asking("again"));
+        let session = embedded(&Echo, &case, 1, &asking("again")).unwrap();
         assert_eq!((session.samples.len(), session.failure.as_ref(), session.load_seconds), (2, None, Some(1.5)));
         let sample = &session.samples[0];
         assert_eq!((sample.text.as_str(), sample.mode, sample.generated_tokens), ("hello", Mode::Whole, Some(8)));
         assert_eq!((Some(sample.total_seconds), sample.first_token_seconds), (Some(2.5), None));
         assert!(session.notes.iter().any(|note| note.contains("no streams")));
-        let failed = embedded(&Echo, &case, 1, &asking("fail"));
+        let failed = embedded(&Echo, &case, 1, &asking("fail")).unwrap();
         assert!(failed.samples.len() == 1 && failed.failure.is_some());
         let refused = CaseLaunch { refused: Some("no device".into()), ..case };
-        assert_eq!(embedded(&Echo, &refused, 1, &asking("x")).failure.as_deref(), Some("not launched: no device"));
+        let refused = embedded(&Echo, &refused, 1, &asking("x")).unwrap();
+        assert_eq!(refused.failure.as_deref(), Some("not launched: no device"));
     }
 }

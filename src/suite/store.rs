@@ -13,12 +13,13 @@
 )]
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::files::{self, Error};
 
 /// The schema of a step's file.
 const SCHEMA: &str = "moeplan/validation-step/1";
@@ -40,23 +41,29 @@ struct Step<T> {
     result: T,
 }
 
-/// A folder or file that cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write results to `{path}`")]
-pub struct Error {
-    /// Which.
-    pub path: PathBuf,
-    /// Why.
-    #[source]
-    pub source: std::io::Error,
-}
+/// The whole of a validation: a folder that holds one is a folder of results.
+pub const WHOLE: &str = "validation.json";
 
 impl Store {
     /// In a folder, which is made where it is not there.
     pub fn new(folder: &Path) -> Result<Self, Error> {
-        let failed = |source| Error { path: folder.to_path_buf(), source };
-        std::fs::create_dir_all(folder).map_err(failed)?;
+        std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.to_path_buf(), source })?;
         Ok(Self { folder: folder.to_path_buf() })
+    }
+
+    /// Whether nothing of anybody's is overwritten in it: it is empty, or holds what an earlier validation wrote.
+    pub fn is_own(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Whole {
+            schema: String,
+        }
+        let is_empty = std::fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.next().is_none());
+        is_empty || self.read(WHOLE).is_some_and(|whole: Whole| whole.schema.starts_with("moeplan/validation/"))
+    }
+
+    /// Finds out whether files can be written to it.
+    pub fn check(&self) -> Result<(), Error> {
+        files::check(&self.path(WHOLE), true)
     }
 
     /// A folder in it.
@@ -116,13 +123,7 @@ impl Store {
 
     /// Writes a file whole or not at all.
     pub fn write(&self, name: &str, text: &str) -> Result<(), Error> {
-        let path = self.path(name);
-        let failed = |source| Error { path: path.clone(), source };
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(failed)?;
-        file.write_all(text.as_bytes()).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(&path).map_err(|error| failed(error.error))?;
-        Ok(())
+        files::write(&self.path(name), text.as_bytes(), true)
     }
 }
 
@@ -161,6 +162,6 @@ mod tests {
     fn a_place_that_is_no_folder_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = Store::new(&file.path().join("x")).unwrap_err();
-        assert!(error.to_string().starts_with("cannot write results to `"), "{error}");
+        assert!(error.to_string().starts_with("cannot write `"), "{error}");
     }
 }

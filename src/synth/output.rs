@@ -5,11 +5,11 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tempfile::NamedTempFile;
-
 use super::Synthesis;
 use super::weights::Weights;
 use crate::bytes::Bytes;
+use crate::files::temporary::Part;
+use crate::files::{self, check};
 use crate::gguf::sparse;
 use crate::gguf::writer::NewFile;
 
@@ -25,9 +25,6 @@ pub enum Fill {
 /// Why a model was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file is in the way.
-    #[error("`{}` exists already (--force overwrites it)", .0.display())]
-    Exists(PathBuf),
     /// Not enough room.
     #[error("{path} needs {needed} and its disk has {free} free: choose another directory or --weights hole",
         path = .path.display())]
@@ -39,14 +36,9 @@ pub enum Error {
         /// What the disk has.
         free: Bytes,
     },
-    /// The operating system's word.
-    #[error("cannot write `{}`", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        source: std::io::Error,
-    },
+    /// A file is in the way, or cannot be written.
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// The person pressed Ctrl-C.
     #[error("stopped; nothing was left on disk")]
     Stopped,
@@ -89,9 +81,7 @@ pub fn write(
     watch: Watch<'_>,
 ) -> Result<Vec<PathBuf>, Error> {
     let paths = paths(path, synthesis.files.len());
-    if let Some(taken) = paths.iter().find(|path| !force && path.exists()) {
-        return Err(Error::Exists(taken.clone()));
-    }
+    paths.iter().try_for_each(|path| check(path, force))?;
     let needed: u64 = synthesis.files.iter().map(file_bytes).sum();
     if fill != Fill::Hole {
         check_room(path, needed)?;
@@ -99,45 +89,28 @@ pub fn write(
     let tied = !synthesis.files.iter().flat_map(|file| &file.tensors).any(|tensor| tensor.name == "output.weight");
     let mut finished = Vec::with_capacity(paths.len());
     for (file, path) in synthesis.files.iter().zip(&paths) {
-        let io = |source| Error::Io { path: path.clone(), source };
-        let mut temporary = temporary(path).map_err(io)?;
+        let io = |source| files::Error::Io { path: path.clone(), source };
+        let mut part = Part::beside(path)?;
         let (header, offsets, data) = file.header();
-        temporary.write_all(&header).map_err(io)?;
+        let out = part.as_file_mut();
+        out.write_all(&header).map_err(io)?;
         if fill == Fill::Hole {
-            sparse::make(temporary.as_file()).map_err(io)?;
+            sparse::make(out).map_err(io)?;
         }
-        temporary.as_file().set_len(header.len() as u64 + data).map_err(io)?;
+        out.set_len(header.len() as u64 + data).map_err(io)?;
         if let Fill::Random(seed) = fill {
             let jobs = jobs(file, &offsets, header.len() as u64);
-            write_random(file, &jobs, &Weights::new(seed, tied), temporary.path(), watch).map_err(io)?;
+            write_random(file, &jobs, &Weights::new(seed, tied), part.path(), watch).map_err(io)?;
         }
         if watch.stop.load(Ordering::Relaxed) {
             return Err(Error::Stopped);
         }
-        finished.push((temporary, path));
+        finished.push(part);
     }
-    for (temporary, path) in finished {
-        temporary.persist(path).map_err(|error| Error::Io { path: path.clone(), source: error.error })?;
+    for part in finished {
+        part.place(force)?;
     }
     Ok(paths)
-}
-
-/// A file of the usual permissions beside `path`.
-fn temporary(path: &Path) -> std::io::Result<NamedTempFile> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    usual_permissions(tempfile::Builder::new().prefix(".moeplan-").suffix(".gguf.part")).tempfile_in(directory)
-}
-
-/// As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
-pub fn usual_permissions<'b, 'name, 'end>(
-    builder: &'b mut tempfile::Builder<'name, 'end>,
-) -> &'b mut tempfile::Builder<'name, 'end> {
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder
 }
 
 /// Errors where the disk of `path` has not `needed` bytes free; silent where that cannot be known.

@@ -104,6 +104,11 @@ impl Visit {
     }
 }
 
+/// Whether a file of this text is a journal: it is empty, or holds a line of one, whichever version's.
+pub fn is_one(text: &str) -> bool {
+    text.trim().is_empty() || text.contains("\"moeplan/tune-visit/")
+}
+
 /// The visits of `subject` in a journal's text. Other lines are passed over: another subject's, a later version's, a torn one.
 pub fn visits(text: &str, subject: &Subject) -> Vec<Visit> {
     let visit = |line: &str| serde_json::from_str::<Visit>(line).ok();
@@ -141,6 +146,7 @@ mod tests {
         let whole = line(&ours);
         let torn = &whole[..whole.len() / 2];
         let text = [whole.as_str(), &line(&other), "not json", &line(&later), "", torn].join("\n");
+        assert!(is_one(&text) && is_one(torn) && is_one("\n") && !is_one("my notes\n"));
         assert_eq!(visits(&text, &ours.subject), [ours]);
     }
 

@@ -77,6 +77,8 @@ pub enum End {
     Close,
     /// The time was up.
     Time,
+    /// The journal could not be written any more.
+    Journal,
 }
 
 /// What the race says of `--fit on`.

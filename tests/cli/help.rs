@@ -231,7 +231,7 @@ fn models_without_experts_and_those_that_fit_are_planned() {
 fn a_slip_gets_a_hint() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
-    let dense: Vec<String> = vec!["ffn_up".to_string(), "ffn_down".to_string()];
+    let dense: Vec<String> = ["ffn_gate", "ffn_up", "ffn_down"].map(str::to_string).to_vec();
     write(here, "m.gguf", &model(&[], &dense));
     for name in ["empty", "one", "two"] {
         std::fs::create_dir(here.join(name)).unwrap();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use moeplan::files::Error;
 use moeplan::gguf::{self, ByteOrder, Gguf};
 use moeplan::model::Model;
 use moeplan::synth::output::{self, Fill, Watch};
@@ -149,7 +150,10 @@ fn a_stopped_or_refused_write_leaves_nothing() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     std::fs::write(&path, "mine").unwrap();
     let watch = Watch { wrote: &|_| (), stop: &AtomicBool::new(false) };
-    assert!(matches!(output::write(&synthesis, &path, Fill::Hole, false, watch), Err(output::Error::Exists(_))));
+    assert!(matches!(
+        output::write(&synthesis, &path, Fill::Hole, false, watch),
+        Err(output::Error::File(Error::Exists(_)))
+    ));
     assert_eq!(std::fs::read(&path).unwrap(), b"mine");
 }
 

@@ -157,10 +157,12 @@ fn a_worker_that_dies_of_any_signal_is_an_error_and_the_next_one_works() {
 fn the_program_outlives_a_worker_that_crashes() {
     let arguments = ["verify", "--measure-prompt", "64", "--measure-generate", "500000", "--"];
     let line = ["llama-server", "-c", "524288", "-np", "1", "-m"];
+    let lock = tempfile::tempdir().expect("a folder");
     let mut program = Command::new(MOEPLAN)
         .args(arguments)
         .args(line)
         .arg(tiny("qwen3-30b-a3b"))
+        .env("MOEPLAN_LOCK_DIR", lock.path())
         .stderr(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()
@@ -234,10 +236,12 @@ fn no_child_is_left_when_its_owner_drops_it_or_is_killed() {
     // A moeplan that is killed in the middle of a run: its worker and its server end by themselves.
     let arguments = ["verify", "--rpc-devices", "1", "--measure-prompt", "64", "--measure-generate", "500000", "--"];
     let line = ["llama-server", "-c", "524288", "-np", "1", "-ngl", "99", "-cmoe", "-m"];
+    let lock = tempfile::tempdir().expect("a folder");
     let mut parent = Command::new(MOEPLAN)
         .args(arguments)
         .args(line)
         .arg(tiny("qwen3-30b-a3b"))
+        .env("MOEPLAN_LOCK_DIR", lock.path())
         .stderr(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
         .spawn()

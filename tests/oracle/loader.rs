@@ -261,6 +261,7 @@ fn ours(launch: &Launch) -> Said {
 
 /// What differs where both answer: model and context to the byte, compute within 1% or 1 MiB.
 fn difference(ours: &MemoryByDevice, theirs: &MemoryByDevice) -> Option<String> {
+    #[expect(clippy::type_complexity, reason = "of this test alone")]
     let terms: [(&str, fn(&MemoryBreakdown) -> Bytes, bool); 3] =
         [("model", |row| row.model, true), ("context", |row| row.context, true), ("compute", |row| row.compute, false)];
     let mut text = String::new();

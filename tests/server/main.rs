@@ -6,6 +6,8 @@ mod support;
 #[cfg(target_os = "linux")]
 mod live;
 #[cfg(unix)]
+mod results;
+#[cfg(unix)]
 mod server;
 mod suite;
 #[cfg(unix)]

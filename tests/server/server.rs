@@ -238,13 +238,14 @@ fn a_full_disk_is_an_error_that_names_the_file() {
             .arg(fake())
             .arg(&model)
             .args(more)
+            .env("MOEPLAN_LOCK_DIR", folder.path())
             .output()
             .expect("moeplan")
     };
     for (more, expected) in [
         (["-o", "/dev/full"], "cannot write `/dev/full`"),
         (["--server-log", "/dev/full"], "llama-server's log shows no memory"),
-        (["--server-log", "/nowhere/log"], "cannot write llama-server's log `/nowhere/log`"),
+        (["--server-log", "/nowhere/log"], "cannot write `/nowhere/log`: there is no folder `/nowhere`"),
     ] {
         let output = verify(&more);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -265,6 +266,7 @@ fn a_command_is_launched_as_it_is_or_refused() {
             .arg(&model)
             .args(["-c", "512", "-np", "1"])
             .args(words.split(' '))
+            .env("MOEPLAN_LOCK_DIR", folder.path())
             .output()
             .expect("moeplan")
     };
@@ -320,6 +322,7 @@ fn the_real_server_takes_what_is_predicted() {
             .arg(&server.build.program)
             .args(case)
             .arg(&model)
+            .env("MOEPLAN_LOCK_DIR", folder.path())
             .output()
             .expect("moeplan");
         let said = String::from_utf8_lossy(&output.stderr);

@@ -17,8 +17,11 @@ use moeplan::suite::document::{Bench, Clock, Item, Mode, TokenCount, Validation,
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
+/// Runs moeplan with a lock of its own: tests measure side by side.
 fn moeplan(words: &[&str]) -> Output {
-    Command::new(MOEPLAN).args(words).env_remove("MOEPLAN_API_KEY").output().expect("moeplan")
+    let lock = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(MOEPLAN);
+    command.args(words).env_remove("MOEPLAN_API_KEY").env("MOEPLAN_LOCK_DIR", lock.path()).output().expect("moeplan")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -341,7 +344,9 @@ fn a_suite_that_is_interrupted_keeps_what_is_done() {
     let mut words = vec!["validate", suite.to_str().unwrap(), "--model", &model];
     words.extend(["--results", results.to_str().unwrap()]);
     words.extend(DEVICE);
-    let mut child = Command::new(MOEPLAN).args(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = Command::new(MOEPLAN);
+    child.args(&words).env("MOEPLAN_LOCK_DIR", folder.path());
+    let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let done = results.join("tiny/all-on-device-1.json");
     let begin = Instant::now();
     while !done.exists() && begin.elapsed() < Duration::from_mins(2) {
@@ -382,6 +387,7 @@ fn launches_that_all_fail_are_failures_and_could_not_tell() {
     let fake = |mode: &str, words: &[&str]| {
         let mut command = Command::new(MOEPLAN);
         command.args(words).args(["--vram", "8G", "--json", "--llama-server"]).arg(&server);
+        command.env("MOEPLAN_LOCK_DIR", folder.path());
         let output = command.env("FAKE_LLAMA_SERVER", mode).output().unwrap();
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");

@@ -59,6 +59,7 @@ impl Bench {
             .arg(self.journal())
             .arg(self.model())
             .env("XDG_STATE_HOME", self.folder.path().join("state"))
+            .env("MOEPLAN_LOCK_DIR", self.folder.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command

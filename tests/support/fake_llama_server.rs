@@ -52,10 +52,28 @@ fn main() {
     let options = Options {
         mode: after("--fake").or_else(|| std::env::var("FAKE_LLAMA_SERVER").ok()).unwrap_or_default(),
         port: after("--port").and_then(|port| port.parse().ok()).unwrap_or(8080),
-        state: after("--fake-state").map(PathBuf::from),
+        state: after("--fake-state").map(PathBuf::from).or_else(state),
         log: Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/logs/b11434-cpu-lv4.log"),
     };
     run(&options);
+}
+
+/// The folder for marks that the environment names.
+fn state() -> Option<PathBuf> {
+    std::env::var_os("FAKE_LLAMA_SERVER_STATE").map(PathBuf::from)
+}
+
+/// `hang-at-N` hangs in the Nth request, counted over all launches that leave their marks in one place.
+fn hang_at(mode: &str) {
+    let Some((n, state)) = mode.strip_prefix("hang-at-").and_then(|n| n.parse::<u64>().ok()).zip(state()) else {
+        return;
+    };
+    let marks = std::fs::File::options().create(true).append(true).open(state.join("requests")).expect("a mark");
+    (&marks).write_all(b".").expect("a mark");
+    if marks.metadata().expect("marks").len() >= n {
+        std::fs::write(state.join("hangs"), "").expect("a mark");
+        sleep_for_ever();
+    }
 }
 
 /// Loads as the mode says, then serves.
@@ -168,9 +186,34 @@ fn answer(stream: TcpStream, mode: &str) {
     match path {
         "/health" => send(&stream, 200, r#"{"status":"ok"}"#),
         "/v1/models" => send(&stream, 200, r#"{"data":[{"meta":{"n_vocab":1024}}]}"#),
-        "/completion" => complete(stream, mode),
+        "/completion" => {
+            hang_at(mode);
+            complete(stream, mode);
+        }
+        "/v1/chat/completions" => {
+            hang_at(mode);
+            chat(&stream, &String::from_utf8_lossy(&body));
+        }
         _ => send(&stream, 404, r#"{"error":{"code":404,"message":"File Not Found"}}"#),
     }
+}
+
+/// A chat completion of three words.
+fn chat(mut stream: &TcpStream, body: &str) {
+    let totals = r#""usage":{"prompt_tokens":9,"completion_tokens":3},"timings":{"prompt_n":9,"prompt_per_second":90.0,"predicted_n":3,"predicted_ms":50.0,"predicted_per_second":60.0}"#;
+    if body.contains("\"stream\":false") {
+        let message = r#"{"role":"assistant","content":"The sea sleeps."}"#;
+        let choice = format!(r#"{{"index":0,"finish_reason":"stop","message":{message}}}"#);
+        return send(stream, 200, &format!(r#"{{"choices":[{choice}],{totals}}}"#));
+    }
+    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n");
+    for word in ["The ", "sea ", "sleeps."] {
+        let delta = format!(r#"{{"delta":{{"content":"{word}"}},"finish_reason":null}}"#);
+        let _ = write!(stream, "data: {{\"choices\":[{delta}]}}\n\n");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let last = r#"{"delta":{},"finish_reason":"stop"}"#;
+    let _ = write!(stream, "data: {{\"choices\":[{last}]}}\n\ndata: {{\"choices\":[],{totals}}}\n\ndata: [DONE]\n\n");
 }
 
 fn send(mut stream: &TcpStream, status: u16, body: &str) {

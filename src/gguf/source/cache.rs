@@ -7,21 +7,17 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
+use crate::files::cache_folder;
+use crate::files::temporary::Part;
 
 /// Longest file read back, in bytes.
 const MAX_FILE: u64 = 132 << 20;
 /// What the cache may hold, in bytes; the oldest entries go first.
 const MAX_ALL: u64 = 1 << 30;
 
-/// `$XDG_CACHE_HOME/moeplan`, or what stands for it on this system.
-pub fn directory() -> Option<PathBuf> {
-    use etcetera::BaseStrategy as _;
-    Some(etcetera::choose_base_strategy().ok()?.cache_dir().join("moeplan"))
-}
-
-/// How many headers are kept there, and the bytes that they take.
+/// How many headers are kept in moeplan's cache folder, and the bytes that they take.
 pub fn kept() -> (usize, Bytes) {
-    let files = directory().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let files = cache_folder().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let lengths = files.filter(|file| is_entry(&file.path())).filter_map(|file| Some(file.metadata().ok()?.len()));
     let lengths: Vec<Bytes> = lengths.map(Bytes).collect();
     (lengths.len(), lengths.into_iter().sum())
@@ -72,11 +68,12 @@ impl Cache {
     /// Keeps an entry: a line of JSON, then the bytes; whole or not at all.
     pub fn store(&self, entry: &Entry) -> std::io::Result<()> {
         fs::create_dir_all(&self.directory)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-        serde_json::to_writer(&mut file, entry)?;
+        let mut part = Part::beside(&self.path(&entry.url)).map_err(std::io::Error::other)?;
+        let file = part.as_file_mut();
+        serde_json::to_writer(&mut *file, entry)?;
         file.write_all(b"\n")?;
         file.write_all(&entry.bytes)?;
-        file.persist(self.path(&entry.url)).map_err(|error| error.error)?;
+        part.place(true).map_err(std::io::Error::other)?;
         self.prune()
     }
 

@@ -172,7 +172,7 @@ impl Client {
     pub fn from_environment() -> Result<Self, Error> {
         let text = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| HUB.to_string());
-        Self::new(Limits::default(), super::cache::directory(), &endpoint, text("HF_TOKEN"))
+        Self::new(Limits::default(), crate::files::cache_folder(), &endpoint, text("HF_TOKEN"))
     }
 
     /// Bytes of bodies that came over the network so far.

@@ -218,6 +218,7 @@ fn compile(nodes: &[Node], groups: &Groups) -> Result<Vec<Line>, String> {
 }
 
 /// Gives `otherwise` to the last `if` of a chain.
+#[expect(clippy::needless_pass_by_value, reason = "it is moved into the chain")]
 fn attach(line: Option<&mut Line>, otherwise: Vec<Line>) -> Option<()> {
     match line {
         Some(Line::If(.., slot)) if slot.is_empty() => *slot = otherwise,
@@ -228,6 +229,7 @@ fn attach(line: Option<&mut Line>, otherwise: Vec<Line>) -> Option<()> {
 }
 
 /// The lines of `NAME(arguments)`.
+#[expect(clippy::items_after_statements, reason = "it is of this function alone")]
 fn used(call: &str, groups: &Groups) -> Result<Vec<Line>, String> {
     let (name, arguments) = call.split_once('(').unwrap_or((call, ")"));
     let group = groups.get(name).ok_or_else(|| format!("no group `{name}`"))?;

@@ -87,18 +87,14 @@ impl<'a> Walk<'a> {
             }
             Line::Set(name, index, expr) => {
                 let value = self.value(expr)?;
-                match index {
-                    Some(index) => {
-                        let index = usize::try_from(self.value(index)?).unwrap_or(MAX_LAYERS);
-                        let slot = self.array(name).get_mut(index);
-                        // llama.cpp would write past its array; its own bounds come before.
-                        slot.map(|slot| *slot = value).ok_or_else(|| beyond(name))
-                    }
-                    None => {
-                        self.set(name, value);
-                        Ok(())
-                    }
-                }
+                let Some(index) = index else {
+                    self.set(name, value);
+                    return Ok(());
+                };
+                let index = usize::try_from(self.value(index)?).unwrap_or(MAX_LAYERS);
+                let slot = self.array(name).get_mut(index);
+                // llama.cpp would write past its array; its own bounds come before.
+                slot.map(|slot| *slot = value).ok_or_else(|| beyond(name))
             }
             Line::Fill(name, expr) => {
                 let value = self.value(expr)?;
@@ -392,7 +388,7 @@ fn number(ty: &Ty, value: &Value) -> Option<i64> {
         (Ty::U64, Value::U64(n)) => i64::try_from(*n).ok(),
         (Ty::I32, Value::I64(n)) => Some(*n),
         (Ty::Bool, Value::Bool(yes)) => Some((*yes).into()),
-        (Ty::F32, Value::F64(x)) => Some(if *x > 0.0 { 1 } else { -i64::from(*x < 0.0) }),
+        (Ty::F32, Value::F64(x)) => Some(i64::from(*x > 0.0).wrapping_sub(i64::from(*x < 0.0))),
         (Ty::Str, Value::String(_) | Value::Counted { .. }) => Some(0),
         (Ty::OneOf(words), Value::String(text)) => {
             words.iter().position(|word| word == text).and_then(|place| i64::try_from(place).ok())

@@ -24,6 +24,10 @@ impl Document for Measurement {
     fn pages(&self) -> Vec<Page> {
         let mut page = Page::new("Measurement", self.title(), format!("llama.cpp b{}", self.runtime.build));
         page.push(self.verdict());
+        if self.interrupted {
+            let text = format!("it was interrupted: speeds are of {}", counted(self.speed.pp.len() as u64, "sample"));
+            page.push(Block::Note(Verdict::Caution, text, None));
+        }
         page.push(Block::KeyFigures(self.figures()));
         let plan = self.plan.as_deref();
         page.detail(plan.map(|plan| Block::Command(String::new(), plan.command.clone())));

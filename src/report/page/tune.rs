@@ -197,6 +197,9 @@ fn notes(document: &Document) -> Vec<String> {
     if document.stopped == End::Time {
         notes.push("The time was up: with more --minutes the same command goes on".to_string());
     }
+    if document.stopped == End::Journal {
+        notes.push("The journal could not be written any more: what is here is all that was measured".to_string());
+    }
     let measured = || document.candidates.iter().filter_map(|entry| entry.measured.as_ref().map(|seen| (entry, seen)));
     if let Some((_, seen)) = measured().find(|(_, seen)| seen.depth != subject.depth) {
         notes.push(format!(

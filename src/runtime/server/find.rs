@@ -105,7 +105,7 @@ pub fn places() -> Vec<(Place, PathBuf)> {
 
 /// Where `scripts/llama-server` puts it.
 fn built() -> Option<PathBuf> {
-    Some(crate::gguf::source::cache::directory()?.join(CACHE_FOLDER).join(program_name("llama-server")))
+    Some(crate::files::cache_folder()?.join(CACHE_FOLDER).join(program_name("llama-server")))
 }
 
 /// A program that was built with `server`: llama-bench, ggml-rpc-server (once rpc-server).

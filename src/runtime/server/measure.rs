@@ -62,6 +62,7 @@ pub(super) fn generate(server: &Server, launch: &Launch, workload: &Workload) ->
         text: first.text,
         tokens: first.tokens,
         finite: samples.finite,
+        interrupted: samples.interrupted,
     })
 }
 
@@ -71,6 +72,20 @@ struct Samples {
     n_prompt: u32,
     pp: Vec<f64>,
     finite: bool,
+    interrupted: bool,
+}
+
+impl Samples {
+    /// None yet, after a warm-up.
+    fn new(warm: &Reply, n_prompt: u32) -> Self {
+        Self { replies: Vec::new(), n_prompt, pp: Vec::new(), finite: warm.finite, interrupted: false }
+    }
+
+    /// The reply of a sample; `None` where the person stopped it: what was measured before is kept.
+    fn unless_interrupted(&mut self, reply: Result<Reply, Error>) -> Result<Option<Reply>, Error> {
+        self.interrupted = matches!(reply, Err(Error::Interrupted));
+        if self.interrupted { Ok(None) } else { reply.map(Some) }
+    }
 }
 
 /// One request that is not counted, then one a repetition, each with a prompt of its own behind the same prefix.
@@ -96,10 +111,11 @@ fn completions(server: &Server, running: &mut Running, workload: &Workload) -> R
     };
     server.tell(Step::WarmUp);
     let warm = running.complete(&request(0, workload.n_generate.clamp(1, WARM_UP_TOKENS)))?;
-    let mut samples = Samples { replies: Vec::new(), n_prompt: 0, pp: Vec::new(), finite: warm.finite };
+    let mut samples = Samples::new(&warm, 0);
     for sample in 1..=of {
         server.tell(Step::Sample { number: sample, of });
-        let reply = running.complete(&request(sample, workload.n_generate))?;
+        let reply = running.complete(&request(sample, workload.n_generate));
+        let Some(reply) = samples.unless_interrupted(reply)? else { break };
         samples.n_prompt = reply.timings.prompt_n;
         samples.pp.push(reply.timings.prompt_per_second);
         samples.replies.push(reply);
@@ -116,10 +132,11 @@ fn embeddings(server: &Server, running: &mut Running, workload: &Workload) -> Re
     let of = workload.repetitions.max(1);
     server.tell(Step::WarmUp);
     let warm = running.embed(&pseudo_random(n, n_vocab, 1))?;
-    let mut samples = Samples { replies: Vec::new(), n_prompt: n, pp: Vec::new(), finite: warm.finite };
+    let mut samples = Samples::new(&warm, n);
     for sample in 1..=of {
         server.tell(Step::Sample { number: sample, of });
-        let reply = running.embed(&pseudo_random(n, n_vocab, u64::from(sample) + 1))?;
+        let reply = running.embed(&pseudo_random(n, n_vocab, u64::from(sample) + 1));
+        let Some(reply) = samples.unless_interrupted(reply)? else { break };
         samples.finite &= reply.finite;
         samples.pp.push(f64::from(n) / reply.whole.as_secs_f64());
         samples.replies.push(reply);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::supervise::{Signal, signal};
+use crate::files::temporary::Folder;
 use crate::runtime::Error as RuntimeError;
 
 /// How long the supervisor may take to say that the program runs.
@@ -84,7 +85,7 @@ pub struct Process {
     patience: Duration,
     log: Log,
     // Where its log lies, when nobody named a place: gone with it.
-    folder: Option<tempfile::TempDir>,
+    folder: Option<Folder>,
 }
 
 /// What to start.
@@ -109,8 +110,14 @@ impl Process {
     pub(super) fn start(start: &Start<'_>) -> Result<Self, RuntimeError> {
         let shown = || start.command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
         let failed = |source| RuntimeError::Start { program: shown(), source };
-        let file = File::options().create(true).append(true).open(&start.log).and_then(|_| File::open(&start.log));
-        let log = Log::new(file.map_err(|source| Error::Log { path: start.log.clone(), source })?);
+        let open = || {
+            File::options().create(true).append(true).open(&start.log)?;
+            let mut file = File::open(&start.log)?;
+            // What earlier launches left in a log that is kept is theirs; a pipe has no end to go to.
+            let _ = file.seek(SeekFrom::End(0));
+            Ok(file)
+        };
+        let log = Log::new(open().map_err(|source| Error::Log { path: start.log.clone(), source })?);
         let mut command = Command::new(start.supervisor);
         command.arg("worker").arg("--supervise").arg(&start.log);
         command.arg("--patience").arg(start.patience.as_secs_f64().to_string()).arg("--").args(&start.command);
@@ -154,7 +161,7 @@ impl Process {
 
     /// Starts a program whose log lies in a temporary place, and which heeds nothing of ours.
     pub(in crate::runtime) fn start_quiet(supervisor: &Path, command: Vec<OsString>) -> Result<Self, RuntimeError> {
-        let folder = tempfile::tempdir().map_err(|source| Error::Log { path: std::env::temp_dir(), source })?;
+        let folder = Folder::new().map_err(|source| Error::Log { path: std::env::temp_dir(), source })?;
         let log = folder.path().join("log");
         let set = vec![("OMP_WAIT_POLICY", "passive".into())];
         let mut process =

@@ -10,6 +10,7 @@ use super::environment::{self, ConfigFiles};
 use super::error::Failed;
 use super::process::{End, Process, Start};
 use super::{Error, Server, Step};
+use crate::files::temporary::Folder;
 use crate::run::LoadMode;
 use crate::runtime::log::{Event, Failure, LogReader, Serving, Stage};
 use crate::runtime::{Error as RuntimeError, Launch};
@@ -37,7 +38,7 @@ pub struct Running {
     command: Vec<String>,
     server: Server,
     // Gone with the server: its log unless a place was named for it, and an empty configuration folder.
-    _folder: tempfile::TempDir,
+    _folder: Folder,
 }
 
 impl Server {
@@ -69,7 +70,7 @@ impl Server {
             run.n_threads = Some(launch.n_threads);
         }
         let words = arguments(&self.build, &run, &launch.model, port, &self.extra)?;
-        let folder = tempfile::tempdir().map_err(|source| Error::Log { path: std::env::temp_dir(), source })?;
+        let folder = Folder::new().map_err(|source| Error::Log { path: std::env::temp_dir(), source })?;
         let log = self.log.clone().unwrap_or_else(|| folder.path().join("llama-server.log"));
         let files = ConfigFiles::here();
         let removed = environment::to_remove(std::env::vars_os().map(|(name, _)| name), self.keeps_key);

@@ -96,13 +96,11 @@ fn attention(b: &mut Builder<'_>, il: u32, x: Id, attn: &AttnInputs, positions: 
     let owner = owner.ok_or_else(|| b.key_error("attention.shared_kv_layers", None))?;
     let mut kv = None;
     if owner == il {
-        let (k, v) = match kv_rows {
-            Some(rows) => rows,
-            None => {
-                let k = b.mm(il, "attn_k", x)?;
-                let v = if b.weights.has(il, "attn_v.weight") { b.mm(il, "attn_v", x)? } else { k };
-                (k, v)
-            }
+        let (k, v) = if let Some(rows) = kv_rows {
+            rows
+        } else {
+            let k = b.mm(il, "attn_k", x)?;
+            (k, if b.weights.has(il, "attn_v.weight") { b.mm(il, "attn_v", x)? } else { k })
         };
         let k = b.graph.reshape(k, &[head, n_kv, n_tokens]);
         let v = b.graph.reshape(v, &[head, n_kv, n_tokens]);

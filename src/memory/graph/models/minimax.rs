@@ -138,10 +138,8 @@ pub(super) fn minimax_m3(b: &mut Builder<'_>) -> Result<(), Error> {
     let positions = b.inp_pos();
     let attn = b.inp_attn()?;
     let has_streams = b.plan.numbers.n_seq_max == 1 || !b.plan.numbers.kv_unified;
-    let sparse = match b.plan.flash_attn && has_streams {
-        true => Some(sparse_inputs(b, attn.cached(false)?.mask)?),
-        false => None,
-    };
+    let sparse =
+        if b.plan.flash_attn && has_streams { Some(sparse_inputs(b, attn.cached(false)?.mask)?) } else { None };
     let out_ids = b.inp_out_ids();
     let n_dense = b.hparams().u32_or_0("leading_dense_block_count");
     for il in 0..b.n_layer {

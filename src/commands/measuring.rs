@@ -1,0 +1,174 @@
+//! One measurement at a time on a machine: a lock that every moeplan of every user looks at, gone with the process that holds it. [I/O]
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::Output;
+use crate::cli::refusal::Refusal;
+use crate::number;
+
+/// Names the folder of the lock, for machines that share a card and not their temporary folder, and for tests.
+const FOLDER: &str = "MOEPLAN_LOCK_DIR";
+/// The most that is read of what a holder says of itself, in bytes: any user may have written it.
+const SAID: u64 = 1 << 10;
+
+/// The right to measure. It ends when this is dropped, or when the process ends in whatever way.
+#[derive(Debug)]
+pub struct Measuring {
+    // `None` where there is no lock to be had, which was said.
+    lock: Option<File>,
+}
+
+impl Drop for Measuring {
+    fn drop(&mut self) {
+        if let Some(lock) = &self.lock {
+            // Whoever holds it next says its own name.
+            let _ = lock.set_len(0);
+        }
+    }
+}
+
+/// Who holds the lock, as its file says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Holder {
+    /// Its process id.
+    process: u32,
+    /// What it runs: the command alone, since its arguments are its user's own.
+    command: String,
+    /// Since when, in seconds since 1970.
+    since: u64,
+}
+
+/// Takes the lock for `command`, or refuses and says who holds it. Where no lock can be had, that is said, and is no reason not to measure.
+pub fn begin(command: &str, output: &Output) -> Result<Measuring, Refusal> {
+    let path = path();
+    let warn = |error: io::Error| {
+        output.say(&format!(
+            "warning: others may measure at the same time: cannot lock `{}` ({error}; {FOLDER} names another folder)",
+            path.display()
+        ));
+        Ok(Measuring { lock: None })
+    };
+    let mut file = match open(&path) {
+        Ok(file) => file,
+        Err(error) => return warn(error),
+    };
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(held(&mut file, &path)),
+        Err(TryLockError::Error(error)) => return warn(error),
+    }
+    let holder = Holder { process: std::process::id(), command: command.to_string(), since: now() };
+    // The lock holds without its words.
+    let _ = file.set_len(0).and_then(|()| file.write_all(&serde_json::to_vec(&holder)?));
+    Ok(Measuring { lock: Some(file) })
+}
+
+/// The same place for every user: the system's folder for temporary files, whatever a session's own is.
+fn path() -> PathBuf {
+    let shared = || if cfg!(unix) { PathBuf::from("/tmp") } else { std::env::temp_dir() };
+    let folder = std::env::var_os(FOLDER).filter(|folder| !folder.is_empty()).map_or_else(shared, PathBuf::from);
+    folder.join("moeplan-measuring.lock")
+}
+
+/// Opens the file, which the first user makes for all. No link is followed and nothing but a file is opened, since anybody may put
+/// something there.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true);
+    #[cfg(unix)]
+    {
+        use rustix::fs::OFlags;
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags.cast_signed());
+    }
+    // Made apart from being opened: Linux refuses O_CREAT on another user's file in such a folder (fs.protected_regular).
+    let file = match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match options.clone().create_new(true).open(path) {
+            Ok(file) => {
+                #[cfg(unix)]
+                file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+                file
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(path)?,
+            Err(error) => return Err(error),
+        },
+        // A file of another user's that is only to be read can be locked as well.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => options.write(false).open(path)?,
+        other => other?,
+    };
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a file")) }
+}
+
+fn held(file: &mut File, path: &Path) -> Refusal {
+    let mut text = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(SAID).read_to_end(&mut text));
+    let holder: Option<Holder> = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
+    let Some(Holder { process, command, since }) = holder else {
+        return Refusal::new(
+            "another moeplan is measuring on this machine; two at once would measure each other",
+            format!("wait until it has ended; it holds `{}`", path.display()),
+        );
+    };
+    // A clock that was set back meanwhile makes it begin now.
+    let seconds = Duration::from_secs(now().saturating_sub(since)).as_secs_f64();
+    Refusal::new(
+        format!(
+            "`moeplan {command}` (process {process}) has been measuring on this machine for {}; two at once would measure each other",
+            number::seconds(seconds)
+        ),
+        format!("wait until it has ended, or stop it with `kill -INT {process}`"),
+    )
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_held_is_told_with_its_holder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let mut first = open(&path).unwrap();
+        first.try_lock().unwrap();
+        let mut second = open(&path).unwrap();
+        assert!(matches!(second.try_lock(), Err(TryLockError::WouldBlock)));
+        assert!(held(&mut second, &path).message.starts_with("another moeplan"));
+        first.write_all(br#"{"process":7,"command":"tune","since":1}"#).unwrap();
+        let said = held(&mut second, &path);
+        assert!(
+            said.message.starts_with("`moeplan tune` (process 7) has been measuring on this machine for "),
+            "{said}"
+        );
+        drop(first);
+        second.try_lock().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_others_may_have_put_there_is_not_followed_and_not_waited_for() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        drop(open(&at("shared")).unwrap());
+        assert_eq!(std::fs::metadata(at("shared")).unwrap().permissions().mode() & 0o777, 0o666);
+        std::fs::write(at("target"), "mine").unwrap();
+        std::os::unix::fs::symlink(at("target"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("nothing"), at("lost")).unwrap();
+        let fifo = std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap();
+        assert!(fifo.success());
+        for name in ["link", "lost", "fifo"] {
+            assert!(open(&at(name)).is_err(), "{name}");
+        }
+        assert!(!at("nothing").exists() && std::fs::read(at("target")).unwrap() == b"mine");
+    }
+}
