@@ -392,6 +392,8 @@ mod tests {
             ("llama-server -ub 1", "without the program"),
             ("-sm row", "splits by layers"),
             ("--jinja", "does not decide the placement"),
+            ("--override-kv a=int:1", "the file's own keys"),
+            ("--rerank", "-- --embedding"),
             ("--frobnicate", "llama-server --help"),
         ] {
             let refusal = of(line).unwrap_err();

@@ -446,7 +446,7 @@ impl Builder<'_> {
     /// `llama_kv_cache_dsv4`: a window of every layer, compressed keys, an indexer, states; one stream a sequence.
     fn dsv4(&self) -> Vec<Cache> {
         let (csa, hca) = (4, 128);
-        let streams = self.numbers.n_seq_max;
+        let streams = self.numbers.n_seq_max.max(1);
         let k_only = |widths: Widths| Widths { v: Vec::new(), ..widths };
         let widths = k_only(self.widths());
         let indexer = u64::from(self.hparams.indexer_head_size);

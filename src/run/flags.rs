@@ -297,7 +297,7 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
     Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings"),
-    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("") },
+    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").instead(AS_EMBEDDING) },
     Flag::new("-fitt --fit-target", FIT_TARGET).env("LLAMA_ARG_FIT_TARGET").bench("-fitt --fit-target").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fitc --fit-ctx", FIT_CONTEXT).env("LLAMA_ARG_FIT_CTX").bench("-fitc --fit-ctx").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fit --fit", field!(fit, Given::switch, on_or_off)).env("LLAMA_ARG_FIT").instead(NOTHING_TO_FIT),
@@ -317,7 +317,7 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--spec-draft-hf -hfd -hfrd --hf-repo-draft", DRAFT).env("LLAMA_ARG_SPEC_DRAFT_HF_REPO"),
     Flag::new("-mm --mmproj", PROJECTOR).env("LLAMA_ARG_MMPROJ"),
     Flag::new("-mmu --mmproj-url", PROJECTOR).env("LLAMA_ARG_MMPROJ_URL"),
-    Flag::new("--override-kv", METADATA),
+    Flag::new("--override-kv", METADATA).instead(OWN_KEYS),
     Flag::new("-fitp --fit-print", Effect::FitPrint).env("LLAMA_ARG_FIT_ESTIMATE").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-m --model", Effect::Model).env("LLAMA_ARG_MODEL").bench("-m --model"),
     Flag::new("-mu --model-url", Effect::Model).env("LLAMA_ARG_MODEL_URL"),
@@ -330,6 +330,9 @@ const DESCRIBED: &str =
     "what a plan may use is described with sizes: --device CUDA0=24G --device 'RPC0[HOST:PORT]=16G'";
 const BY_LAYERS: &str =
     "a plan splits by layers (`-sm layer`) over all devices described: for one card alone describe only that one";
+const AS_EMBEDDING: &str =
+    "plan with `-- --embedding`, which takes the same memory, and write this into the planned command";
+const OWN_KEYS: &str = "a plan counts with the file's own keys: `moeplan check -- llama-server … --override-kv KEY=TYPE:VALUE` counts others";
 const NOTHING_TO_FIT: &str =
     "a plan leaves nothing to fit: --margin SIZE stays free on each device, `-c max` is the longest context";
 

@@ -128,16 +128,10 @@ fn a_header_with_one_thing_changed_is_answered_or_refused() {
             let mut header = gguf.header.clone();
             change(&mut header);
             let changed = Gguf { files: gguf.files.clone(), header };
-            let model = match catch_unwind(AssertUnwindSafe(|| Model::from_gguf(changed))) {
-                Ok(Ok(model)) => model,
-                Ok(Err(_)) => {
-                    refusals += 1;
-                    continue;
-                }
-                Err(_) => {
-                    wrong.push(format!("{name}: {what}"));
-                    continue;
-                }
+            // Nothing that is computed may rely on what the loader's check refuses: `inspect` goes on without it.
+            let Ok(model) = catch_unwind(AssertUnwindSafe(|| Model::as_far_as_readable(changed).0)) else {
+                wrong.push(format!("{name}: {what}"));
+                continue;
             };
             for command in &commands {
                 let found = catch_unwind(AssertUnwindSafe(|| {

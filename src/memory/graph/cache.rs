@@ -34,6 +34,11 @@ impl CacheInputs {
     }
 }
 
+/// The side of a Hadamard matrix of keys: the greatest power of 2 in a head's width, 64 at least.
+pub(super) fn rot_size(head: u64) -> u64 {
+    (head & head.wrapping_neg()).max(64)
+}
+
 impl<'a> Builder<'a> {
     /// A cache that not every model of the architecture has.
     pub(super) fn maybe_cache(&self, kind: CacheKind) -> Option<&'a Cache> {
@@ -102,13 +107,7 @@ impl<'a> Builder<'a> {
         let full = self.layer(0)?;
         let first_k = u64::from(full.n_embd_head_k).is_multiple_of(64);
         let first_v = u64::from(full.n_embd_head_v).is_multiple_of(64);
-        let n_rot_k = k_head.filter(|_| cache.type_k.is_quantized && first_k).map(|head| {
-            let mut n = 64;
-            while head.is_multiple_of(2 * n) {
-                n *= 2;
-            }
-            n
-        });
+        let n_rot_k = k_head.filter(|_| cache.type_k.is_quantized && first_k).map(rot_size);
         let n_rot_v = v_head.filter(|_| cache.type_v.is_quantized && first_v).map(|_| 64);
         let mut matrix = |n: Option<u64>| n.map(|n| self.graph.input(f32(), &[n, n]));
         Ok((matrix(n_rot_k), matrix(n_rot_v)))

@@ -6,6 +6,7 @@ use super::tensor::{Glu, Id, Op, Unary};
 use super::{Builder, Error};
 use crate::gguf::Value;
 use crate::gguf::ggml_type::{f32, i32};
+use crate::hparams::MAX_EXPERTS;
 
 /// What a feed-forward part does between its matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,8 +233,9 @@ impl Builder<'_> {
 
     /// Experts used by token in a layer that has some.
     pub(super) fn n_expert_used(&self, il: u32) -> Result<u64, Error> {
-        let used = self.hparams().expert_used_count.get(il as usize).copied().map(u64::from);
-        used.filter(|used| *used > 0).ok_or_else(|| self.key_error("expert_used_count", used))
+        let used = self.hparams().expert_used_count.get(il as usize).copied();
+        let takes = |used: &u32| (1..=MAX_EXPERTS).contains(used);
+        used.filter(takes).map(u64::from).ok_or_else(|| self.key_error("expert_used_count", used.map(u64::from)))
     }
 
     /// `expert_gating_func`, or what the architecture does without it.

@@ -4,7 +4,7 @@
 //! `dsv4_build_reserve_comp_plan`, llama.cpp b11434.
 
 use super::super::attention::Extras;
-use super::super::cache::CacheInputs;
+use super::super::cache::{CacheInputs, rot_size};
 use super::super::ffn::{Act, Gating, Moe};
 use super::super::inputs::{Embeddings, i64_type};
 use super::super::tensor::{Graph, Held, Id, Op, Tensor};
@@ -219,16 +219,13 @@ impl Builder<'_> {
     /// The Hadamard matrix of compressed keys: of quantized ones, and of the indexer's always.
     fn inp_rot_of(&mut self, keys: CacheKind, head: u64) -> Result<Option<Id>, Error> {
         let full = u64::from(self.layer(0)?.n_embd_head_k);
-        let indexer = u64::from(self.plan.caches.hparams.indexer_head_size);
+        let indexer = self.indexer_head()?;
         let cache = self.cache(keys)?;
         let is_indexers = keys == CacheKind::Indexer || full == indexer;
         if cache.layers.is_empty() || !(is_indexers || (cache.type_k.is_quantized && head.is_multiple_of(64))) {
             return Ok(None);
         }
-        let mut n = 64;
-        while head.is_multiple_of(2 * n) {
-            n *= 2;
-        }
+        let n = rot_size(head);
         Ok(Some(self.graph.input(f32(), &[n, n])))
     }
 

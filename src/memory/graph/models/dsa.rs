@@ -4,7 +4,7 @@
 //! `llm_graph_input_attn_k_dsa`, llama.cpp b11434.
 
 use super::super::attention::{Extras, Qkv};
-use super::super::cache::CacheInputs;
+use super::super::cache::{CacheInputs, rot_size};
 use super::super::inputs::Embeddings;
 use super::super::tensor::{Id, Op, Unary};
 use super::super::{Builder, Error, Norm};
@@ -122,16 +122,20 @@ fn gated_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &Inputs, windows
 }
 
 impl Builder<'_> {
+    /// `attention.indexer.key_length`, which an indexer has to have.
+    pub(super) fn indexer_head(&self) -> Result<u64, Error> {
+        match self.plan.caches.hparams.indexer_head_size {
+            0 => Err(self.key_error("attention.indexer.key_length", Some(0))),
+            head => Ok(u64::from(head)),
+        }
+    }
+
     /// Where an indexer's keys go, and its rotation, which it always has when its keys are as long as the model's.
     fn inp_indexer(&mut self) -> Result<CacheInputs, Error> {
         let kind = CacheKind::Indexer;
         let k_idxs = self.inp_k_idxs();
         let mask = self.inp_mask(kind, true)?;
-        let mut n = 64;
-        let head = u64::from(self.plan.caches.hparams.indexer_head_size);
-        while head.is_multiple_of(2 * n) {
-            n *= 2;
-        }
+        let n = rot_size(self.indexer_head()?);
         let k_rot = Some(self.graph.input(f32(), &[n, n]));
         Ok(CacheInputs { kind, k_idxs, v_idxs: None, mask, k_rot, v_rot: None })
     }
