@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::bytes::Bytes;
 use crate::runtime::DeviceInfo;
-pub use crate::runtime::server::find::Place;
+pub use crate::runtime::server::Place;
 
 /// A computer, as far as moeplan depends on it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::wire::DeviceInfo;
+use super::DeviceInfo;
 use crate::bytes::Bytes;
 
 /// What the driver says of one card (NVML).

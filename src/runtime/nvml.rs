@@ -9,8 +9,8 @@ use nvml_wrapper::enum_wrappers::device::Clock;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 
+use super::DeviceInfo;
 use super::cards::{self, Card, DeviceUse, Order};
-use super::wire::DeviceInfo;
 use crate::bytes::Bytes;
 
 /// The library, loaded once.

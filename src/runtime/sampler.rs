@@ -7,9 +7,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::DeviceUsed;
+use super::ProcessMemory;
 use super::cards::DeviceUse;
 use super::nvml;
-use super::wire::ProcessMemory;
 use crate::bytes::Bytes;
 use crate::memory::HOST;
 

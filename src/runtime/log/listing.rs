@@ -2,7 +2,7 @@
 
 use super::line::{MAX_TEXT, cut, number, whole_mib};
 use crate::bytes::Bytes;
-use crate::runtime::wire::DeviceInfo;
+use crate::runtime::DeviceInfo;
 
 /// A device that the model was given.
 #[derive(Debug, Clone, PartialEq, Eq)]

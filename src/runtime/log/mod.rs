@@ -26,7 +26,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use super::wire::DeviceInfo;
+use super::DeviceInfo;
 use crate::bytes::Bytes;
 use crate::memory::{HOST, MemoryBreakdown, MemoryByDevice};
 pub use breakdown::{Breakdown, BreakdownRow, memory as breakdown_memory};
