@@ -8,7 +8,7 @@ use crate::bytes::Bytes;
 use crate::doctor::facts::{
     ConfigFile, Embedded, Facts, Folder, Knowledge, Leftover, Memory, Moeplan, Nvidia, Place, Purpose, Server,
 };
-use crate::doctor::{environment, examine};
+use crate::doctor::{examine, variable};
 use crate::files::{self, temporary};
 use crate::gguf::source::cache;
 use crate::machine::Machine;
@@ -186,9 +186,8 @@ fn knowledge(here: &Machine) -> Knowledge {
 
 /// The variables that matter, by name.
 fn variables() -> Vec<crate::doctor::facts::Variable> {
-    let mut found: Vec<_> = std::env::vars_os()
-        .filter_map(|(name, value)| environment::variable(name.to_str()?, &value.to_string_lossy()))
-        .collect();
+    let mut found: Vec<_> =
+        std::env::vars_os().filter_map(|(name, value)| variable(name.to_str()?, &value.to_string_lossy())).collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found
 }

@@ -18,7 +18,6 @@ use crate::memory::MemoryByDevice;
 use crate::run::RunConfig;
 use log::{Failure, Part};
 
-pub mod cards;
 pub mod client;
 pub mod detect;
 #[cfg(feature = "embedded")]
@@ -55,6 +54,7 @@ pub struct Launch {
 
 impl Launch {
     /// The devices to use, by the name that tells them apart in llama.cpp: the buffer type's.
+    #[cfg(feature = "embedded")]
     fn device_names(&self) -> Vec<String> {
         let asked = self.run.devices.as_ref();
         let wanted = |name: &str| asked.is_none_or(|names| names.iter().any(|n| n == name));
