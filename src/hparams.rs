@@ -14,6 +14,7 @@
     )
 )]
 
+use crate::arch::{Arch, Layers};
 use crate::gguf::{Metadata, Value};
 
 /// llama.cpp's `LLAMA_MAX_LAYERS` (`src/llama-hparams.h`, b11434).
@@ -152,6 +153,11 @@ impl HParams {
         (hparams, errors)
     }
 
+    /// The record of its architecture.
+    pub fn arch(&self) -> &'static Arch {
+        Arch::of(&self.architecture)
+    }
+
     /// The value of `<arch>.KEY`.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.metadata.get(&format!("{}.{key}", self.architecture))
@@ -183,14 +189,14 @@ impl HParams {
     /// The layers that get a device each (llama.cpp: `n_layer_all`): the blocks, as often as they run (nanbeige), or with
     /// a router's layer in place of NextN blocks (graniteswitch).
     pub fn n_layer_all(&self) -> u32 {
-        match self.architecture.as_str() {
-            // llama.cpp has at most 512 layers.
-            "nanbeige" => {
+        match self.arch().layers {
+            Layers::Blocks => self.block_count,
+            Layers::Loops => {
                 let loops = self.u32_or_0("num_loops").max(1);
+                // llama.cpp has at most 512 layers.
                 self.block_count.saturating_mul(loops).min(MAX_BLOCKS.max(self.block_count))
             }
-            "graniteswitch" => self.n_layer().saturating_add(1),
-            _ => self.block_count,
+            Layers::Router => self.n_layer().saturating_add(1),
         }
     }
 
@@ -299,8 +305,7 @@ impl Keys<'_> {
         let stated = self.scalar("expert_count").unwrap_or(0);
         let mut count = self.in_range("expert_count", stated, 0, MAX_EXPERTS);
         let mut used = self.per_layer("expert_used_count", block_count).unwrap_or_else(|| none.clone());
-        // Dense models of these families state one expert (b11434 `load_hparams`).
-        if matches!(self.hparams.architecture.as_str(), "hunyuan_vl" | "hunyuan-dense") && count <= 1 {
+        if self.hparams.arch().one_expert_is_dense && count <= 1 {
             (count, used) = (0, none);
         }
         let most = used.iter().copied().max().unwrap_or(0);

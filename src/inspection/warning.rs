@@ -5,11 +5,12 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{Basis, FileType, TensorBytes};
+use crate::arch::Arch;
 use crate::gguf::ByteOrder;
 use crate::hparams;
 use crate::model::load::Fault;
 use crate::model::{FileKind, MERGE_EXPERTS, Model};
-use crate::rules::{self, Role};
+use crate::rules::Role;
 
 /// One warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +77,7 @@ pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType
 }
 
 fn unloadable_architecture(model: &Model) -> Option<Warning> {
-    let unknown = !model.architecture.is_empty() && !rules::knows_architecture(&model.architecture);
+    let unknown = !model.architecture.is_empty() && Arch::named(&model.architecture).is_none();
     unknown.then(|| {
         Warning::new(
             "unknown-architecture",

@@ -57,7 +57,7 @@ pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextN
         return Err(Error::NoContext);
     }
     let (type_k, type_v) = (run.type_k, run.type_v);
-    if (caches.hparams.is_mla || model.hparams.architecture == "deepseek4") && type_k != type_v {
+    if (caches.hparams.is_mla || caches.class == caches::MemoryClass::Dsv4) && type_k != type_v {
         return Err(Error::DifferentTypes { architecture: model.hparams.architecture.clone(), type_k, type_v });
     }
     if type_v.is_quantized && caches.v_trans {

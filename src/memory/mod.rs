@@ -18,13 +18,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::hparams;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::placement::{self, Placement};
-use crate::rules;
 use crate::run::RunConfig;
 use crate::run::numbers::{ContextNumbers, numbers};
 pub use caches::Caches;
@@ -123,10 +123,10 @@ impl Uncounted {
     /// What of a model cannot be counted, for want of its architecture.
     fn of(model: &Model) -> Vec<Self> {
         let architecture = &model.architecture;
-        let (terms, reason): (&[&str], _) = if !rules::knows_architecture(architecture) {
+        let (terms, reason): (&[&str], _) = if Arch::named(architecture).is_none() {
             let reason = format!("llama.cpp b11434 does not know the architecture `{architecture}`");
             (&["context", "compute", "overhead"], reason)
-        } else if !graph::is_known(architecture) {
+        } else if !Arch::of(architecture).has_graph() {
             (&["compute"], format!("moeplan does not build the graph of `{architecture}`"))
         } else {
             (&[], String::new())

@@ -2,6 +2,8 @@
 //!
 //! Source: `src/llama-quant.cpp` (`tensor_allows_quantization`), llama.cpp b11434.
 
+use crate::arch::Mix;
+
 /// Parts of the names of tensors that are kept: norms, routers, convolutions, positions, small projections.
 const PARTS: &[&str] = &[
     "_norm.weight",
@@ -63,22 +65,18 @@ const PARTS_OF_GLM5_NEXT: &[&str] = &[
 const NAMES: [&str; 2] = ["position_embd.weight", "token_types.weight"];
 
 /// Whether the tensor stays as it is: a vector, no weight, or one of the small or delicate ones.
-pub fn is_kept(architecture: &str, name: &str, shape: [u64; 4]) -> bool {
+pub fn is_kept(mix: Mix, name: &str, shape: [u64; 4]) -> bool {
     let [_, rows, matrices, more] = shape;
     let is_vector = rows <= 1 && matrices <= 1 && more <= 1;
     // A name of five letters passes llama.cpp's test of the ending too: the position wraps around to "not found".
     let is_weight = name.ends_with("weight") || name.len() == 5;
     let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
-    is_vector
-        || !is_weight
-        || has(PARTS)
-        || NAMES.contains(&name)
-        || (architecture == "glm5-next" && has(PARTS_OF_GLM5_NEXT))
+    is_vector || !is_weight || has(PARTS) || NAMES.contains(&name) || (mix == Mix::Glm5Next && has(PARTS_OF_GLM5_NEXT))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_kept;
+    use super::*;
 
     #[test]
     fn norms_routers_and_vectors_are_kept() {
@@ -93,9 +91,9 @@ mod tests {
             ("v.position_embd.weight", true),
             ("blk.0.hc_fn.weight", false),
         ] {
-            assert_eq!(is_kept("llama", name, matrix), kept, "{name}");
+            assert_eq!(is_kept(Mix::Usual, name, matrix), kept, "{name}");
         }
-        assert!(is_kept("glm5-next", "blk.0.hc_fn.weight", matrix));
-        assert!(is_kept("llama", "rope_freqs.weight", [64, 1, 1, 1]) && !is_kept("llama", "a.b.c", matrix));
+        assert!(is_kept(Mix::Glm5Next, "blk.0.hc_fn.weight", matrix));
+        assert!(is_kept(Mix::Usual, "rope_freqs.weight", [64, 1, 1, 1]) && !is_kept(Mix::Usual, "a.b.c", matrix));
     }
 }

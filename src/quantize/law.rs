@@ -6,6 +6,7 @@
 use super::kept::is_kept;
 use super::recipe::Recipe;
 use super::{Error, Facts, Options};
+use crate::arch::Mix;
 use crate::gguf::GgmlType;
 
 /// A tensor as it is.
@@ -156,7 +157,7 @@ impl State<'_> {
     fn choose(&mut self, tensor: &Given<'_>) -> Result<Chosen, Error> {
         let kept = |ty| Chosen { ty, fell_back: false, needs_imatrix: false };
         let is_left = self.options.keep_output && tensor.name == "output.weight";
-        if is_left || is_kept(&self.facts.architecture, tensor.name, tensor.shape) {
+        if is_left || is_kept(self.facts.mix, tensor.name, tensor.shape) {
             return Ok(kept(tensor.ty));
         }
         let category = category(tensor.name);
@@ -195,14 +196,14 @@ impl State<'_> {
         let Given { name, shape, .. } = *tensor;
         let (recipe, base) = (self.recipe.name, self.recipe.base);
         let of_glm5_next = ["attn_q_a", "attn_q_b", "nextn.eh_proj"].iter().any(|part| name.contains(part));
-        if self.facts.architecture == "glm5-next" && of_glm5_next {
+        if self.facts.mix == Mix::Glm5Next && of_glm5_next {
             return Ok("q8_0");
         }
         if category == Category::Output || (self.tied && category == Category::TokenEmbd) {
             return Ok(self.output(shape[0]));
         }
         if recipe == "MXFP4_MOE" {
-            let are_experts = self.facts.architecture != "bailingmoe3" || category.is_ffn();
+            let are_experts = self.facts.mix != Mix::BailingMoe3 || category.is_ffn();
             return Ok(if shape[2] > 1 && are_experts { "mxfp4" } else { "q8_0" });
         }
         if category == Category::TokenEmbd {
@@ -239,7 +240,7 @@ impl State<'_> {
         if let Some(asked) = self.options.output {
             return asked.name;
         }
-        let is_falcon = self.facts.architecture == "falcon";
+        let is_falcon = self.facts.mix == Mix::Falcon;
         match recipe {
             "MXFP4_MOE" => "q8_0",
             _ if is_falcon || !row.is_multiple_of(ty(base).block_size) => "q8_0",
@@ -301,7 +302,7 @@ impl State<'_> {
 
     fn ffn_down(&self, i: u64) -> &'static str {
         let (n, base, imatrix) = (self.facts.n_layer_all, self.recipe.base, self.options.imatrix);
-        let is_falcon = self.facts.architecture == "falcon";
+        let is_falcon = self.facts.mix == Mix::Falcon;
         match self.recipe.name {
             "Q2_K" => "q3_K",
             "Q2_K_S" if i < n / 8 => "q4_K",
@@ -331,7 +332,7 @@ impl State<'_> {
 
     fn attention_output(&self) -> &'static str {
         let (recipe, base) = (self.recipe.name, self.recipe.base);
-        if self.facts.architecture == "falcon" {
+        if self.facts.mix == Mix::Falcon {
             return if recipe == "Q3_K_L" { "q4_K" } else { base };
         }
         if self.facts.n_expert == 8 {

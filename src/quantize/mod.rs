@@ -9,11 +9,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::{Arch, Is70B, Mix};
 use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, ModelFile, Value};
 use crate::hparams::HParams;
 use crate::model::{FileKind, Model, Tensor};
-use crate::rules;
 use law::Given;
 pub use recipe::{RECIPES, Recipe, RecipeRow};
 
@@ -105,8 +105,7 @@ pub struct Options<'a> {
 /// What the law needs to know of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// `general.architecture`.
-    pub architecture: String,
+    pub mix: Mix,
     /// Blocks, NextN blocks and repeated ones included (llama.cpp: `n_layer_all`).
     pub n_layer_all: u64,
     /// `expert_count`, 0 for a dense model.
@@ -120,14 +119,14 @@ pub struct Facts {
 impl Facts {
     /// From numbers as the file states them; `n_layer` without NextN blocks, heads of the first block.
     pub fn new(architecture: &str, n_layer: u64, n_expert: u64, n_head: u64, n_head_kv: u64) -> Self {
-        let is_70b = match architecture {
-            "llama" | "llama-embed" => n_layer == 80 && n_expert != 8 && n_head != n_head_kv,
-            "deci" | "olmo" | "qwen2" => n_layer == 80,
-            "jais2" => n_layer == 68,
-            _ => false,
+        let arch = Arch::of(architecture);
+        let is_70b = match arch.is_70b {
+            Is70B::Never => false,
+            Is70B::Layers(n) => n_layer == n,
+            Is70B::Grouped => n_layer == 80 && n_expert != 8 && n_head != n_head_kv,
         };
         let n_gqa = n_head.checked_div(n_head_kv).unwrap_or(0);
-        Self { architecture: architecture.to_string(), n_layer_all: n_layer, n_expert, n_gqa, is_70b }
+        Self { mix: arch.mix, n_layer_all: n_layer, n_expert, n_gqa, is_70b }
     }
 
     /// Of a model's keys.
@@ -200,7 +199,7 @@ pub fn predict(model: &Model, recipe: Recipe, options: &Options<'_>, path: &Path
     if model.kind != FileKind::Model {
         return Err(Error::Kind { kind: model.kind });
     }
-    if !rules::knows_architecture(&model.architecture) {
+    if Arch::named(&model.architecture).is_none() {
         return Err(Error::Architecture { architecture: model.architecture.clone() });
     }
     let facts = Facts::of(&model.hparams);

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use crate::arch::Arch;
 use crate::expression::Expr;
 
 static FILES: include_dir::Dir<'static> = include_dir::include_dir!("$CARGO_MANIFEST_DIR/rules/loader");
@@ -88,22 +89,10 @@ type Groups = HashMap<String, Vec<Node>>;
 impl Rules {
     /// The rules of an architecture, if there are any.
     pub(super) fn of(architecture: &str) -> Option<Result<Self, String>> {
-        let texts = FILES.files().filter_map(include_dir::File::contents_utf8);
-        let names = |text: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix("architectures: "))?;
-            line.split(' ').any(|name| name == architecture).then_some(())
-        };
-        let text = texts.into_iter().find(|text| names(text).is_some())?;
+        let name = Arch::of(architecture).loads_as.unwrap_or(architecture);
+        let text = FILES.get_file(format!("{name}.txt"))?.contents_utf8()?;
         let shared = FILES.get_file("groups.txt").and_then(include_dir::File::contents_utf8)?;
         Some(Self::parse(shared, text))
-    }
-
-    /// Every architecture that has rules.
-    #[cfg(test)]
-    pub(super) fn architectures() -> Vec<String> {
-        let texts = FILES.files().filter_map(include_dir::File::contents_utf8);
-        let names = texts.filter_map(|text| text.lines().find_map(|line| line.strip_prefix("architectures: ")));
-        names.flat_map(|names| names.split(' ')).map(ToString::to_string).collect()
     }
 
     fn parse(shared: &str, own: &str) -> Result<Self, String> {
@@ -115,7 +104,7 @@ impl Rules {
             } else if let Some((name, expr)) = node.text.strip_prefix("def ").and_then(|text| text.split_once(" = ")) {
                 let name = name.strip_suffix("[i]").unwrap_or(name);
                 defs.insert(name.to_string(), expression(expr)?);
-            } else if !node.text.starts_with("architectures: ") {
+            } else {
                 lines.push(node);
             }
         }
@@ -378,14 +367,15 @@ mod tests {
             ["optional", "duplicated", "skip", "reshape", "load_mtp"].map(ToString::to_string).into();
         // Fields that some architectures alone set, and that are 0 elsewhere.
         let mut sections = Vec::new();
-        for architecture in Rules::architectures() {
-            let rules = Rules::of(&architecture).unwrap().unwrap_or_else(|error| panic!("{architecture}: {error}"));
+        for Arch { name: architecture, .. } in Arch::ALL {
+            let Some(rules) = Rules::of(architecture) else { continue };
+            let rules = rules.unwrap_or_else(|error| panic!("{architecture}: {error}"));
             assert!(!rules.tensors.is_empty(), "{architecture}");
             given.extend(rules.defs.keys().cloned());
             for lines in [rules.keys, rules.tensors, rules.graph] {
                 let (mut local, mut read) = (BTreeSet::new(), BTreeSet::new());
                 names(&lines, &mut given, &mut local, &mut read);
-                sections.push((architecture.clone(), local, read));
+                sections.push((architecture, local, read));
             }
         }
         for (architecture, local, read) in sections {
