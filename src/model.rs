@@ -12,6 +12,7 @@
     )
 )]
 
+pub mod context;
 pub mod load;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::bytes::Bytes;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Metadata, ModelFile, Value};
 use crate::hparams::{self, HParams};
 use crate::rules::{self, Role, RoleRules};
+use context::ContextHParams;
 
 /// A header that is no model to plan with.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +131,8 @@ pub struct Model {
     pub alignment: u64,
     /// Typed `<arch>.*` keys.
     pub hparams: HParams,
+    /// What they say of the context's memory.
+    pub context: ContextHParams,
     /// Every key and value.
     pub metadata: Metadata,
     /// In file order.
@@ -198,15 +202,11 @@ impl Model {
         };
         let kind = kind_of(&header.metadata, header.tensors.is_empty());
         let architecture = text("general.architecture").unwrap_or_default();
-        let (mut hparams, mut refused) = HParams::read(&architecture, &header.metadata);
+        let (hparams, mut refused) = HParams::read(&architecture, &header.metadata);
         if architecture.is_empty() {
             refused = vec![hparams::Error::Missing { key: "general.architecture".to_string() }];
         }
         let names = header.tensors.iter().map(|tensor| tensor.name.as_str());
-        // b11434 `src/models/deepseek4.cpp`: files made without the MTP weights still state the count.
-        if architecture == "deepseek4" && !names.clone().any(|name| name.ends_with(".nextn.eh_proj.weight")) {
-            hparams.nextn_predict_layers = 0;
-        }
         let roles = RoleRules::built_in(&architecture).roles(names);
         let data_offset =
             |shard: u16| files.get(usize::from(shard)).map_or(header.data_offset, |file| file.data_offset);
@@ -221,7 +221,7 @@ impl Model {
             name: info.name,
         });
         let tensors = tensors.collect();
-        let model = Self {
+        let mut model = Self {
             kind,
             name: text("general.name"),
             architecture,
@@ -232,7 +232,12 @@ impl Model {
             hparams,
             tensors,
             metadata: header.metadata,
+            context: ContextHParams::default(),
         };
+        model.context = load::context(&model);
+        // Files of deepseek4 made without the MTP weights still state the count (`src/models/deepseek4.cpp`, b11434).
+        let nextn = model.context.n_layer_all().saturating_sub(model.context.n_layer);
+        model.hparams.nextn_predict_layers = model.hparams.nextn_predict_layers.min(nextn);
         (model, refused)
     }
 }

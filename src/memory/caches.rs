@@ -4,10 +4,10 @@
 
 use serde::Serialize;
 
-use super::context_hparams::{ContextHParams, LayerHParams};
 use crate::arch::{Arch, Kept, Memory};
 use crate::gguf::{GgmlType, ggml_type};
 use crate::model::Model;
+use crate::model::context::{ContextHParams, LayerHParams};
 use crate::run::numbers::ContextNumbers;
 use crate::run::{FlashAttn, RunConfig};
 
@@ -129,7 +129,7 @@ pub enum MemoryClass {
 
 /// The caches that llama.cpp b11434 creates for `model` launched as `run`, its context resolved to `numbers`.
 pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Caches {
-    let hparams = ContextHParams::of(model);
+    let hparams = model.context.clone();
     let arch = model.hparams.arch();
     let class = class(arch, &hparams);
     // llama-context.cpp forces flash attention off for grok.

@@ -5,7 +5,6 @@ pub mod backend;
 pub mod caches;
 pub mod compute;
 pub mod context;
-pub mod context_hparams;
 pub mod expert_cache;
 mod fusion;
 pub mod graph;
@@ -21,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
-use crate::hparams;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::placement::{self, Placement};
@@ -206,9 +204,6 @@ pub enum Error {
     /// Beyond any memory.
     #[error("the context is larger than 64 PiB: give a smaller -c")]
     TooLarge,
-    /// A key that llama.cpp refuses.
-    #[error(transparent)]
-    Key(#[from] hparams::Error),
     /// A graph that llama.cpp would not build.
     #[error(transparent)]
     Graph(#[from] graph::Error),
@@ -226,7 +221,6 @@ impl Error {
     /// What to try.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Key(_) => Some("llama.cpp refuses this file too: convert the model again with a current llama.cpp"),
             Self::Graph(error) => error.hint(),
             Self::Uncounted { .. } => {
                 Some("`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures")
@@ -326,7 +320,6 @@ impl Prediction {
         run: &RunConfig,
         placement: &Placement,
     ) -> Result<(), Error> {
-        context_hparams::check(&model.hparams)?;
         context::check(&self.caches, model, run, &self.numbers)?;
         let contexts = context::bytes_by_device(&self.caches, machine, run, placement)?;
         let caches = self.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");

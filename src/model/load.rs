@@ -10,6 +10,7 @@ mod walk;
 use std::fmt;
 
 use super::Model;
+use super::context::ContextHParams;
 use rules::Rules;
 use walk::Walk;
 
@@ -135,8 +136,13 @@ impl Model {
     /// # Errors
     /// The first fault, in the order in which llama.cpp looks.
     pub fn check_load(&self) -> Result<(), Fault> {
-        let Some(rules) = Rules::of(&self.architecture) else { return Ok(()) };
-        let rules = rules.map_err(Fault::Rules)?;
-        Walk::new(self, &rules).run()
+        let rules = Rules::of(&self.architecture).map_err(Fault::Rules)?;
+        if rules.tensors.is_empty() { Ok(()) } else { Walk::new(self, &rules).run() }
     }
+}
+
+/// What the keys of a model say of the context's memory.
+pub(super) fn context(model: &Model) -> ContextHParams {
+    // A test reads every file of rules.
+    Rules::of(&model.architecture).map_or_else(|_| ContextHParams::default(), |rules| Walk::new(model, &rules).context())
 }

@@ -120,7 +120,10 @@ fn latent_caches() {
     check("deepseek2", mla, &run, "Base 4096×1 0:576/0 1:576/0 2:576/0");
     let old = "block_count=1 attention.head_count=8 attention.key_length=192 attention.value_length=128";
     check("deepseek2", old, &run, "Base 4096×1 0:1536/1024");
-    let indexer = format!("{mla} attention.indexer.key_length=128 attention.indexer.top_k=64");
+    let indexer = format!(
+        "{mla} rope.dimension_count=64 attention.indexer.head_count=1 attention.indexer.key_length=128 \
+         attention.indexer.top_k=64"
+    );
     let both = "Base 4096×1 0:576/0 1:576/0 2:576/0; Indexer 4096×1 0:128/0 1:128/0 2:128/0";
     check("glm-dsa", &indexer, &run, both);
     check("deepseek32", &indexer, &run, both);

@@ -21,10 +21,10 @@ pub use self::error::Error;
 use self::tensor::{Graph, Id, Op, TOO_LARGE};
 use self::weights::Weights;
 use super::caches::{CacheKind, Caches};
-use super::context_hparams::LayerHParams;
 use crate::arch::{Arch, Norm};
 use crate::hparams::HParams;
 use crate::model::Model;
+use crate::model::context::LayerHParams;
 use crate::placement::{Buffer, Placement};
 use crate::run::ContextNumbers;
 

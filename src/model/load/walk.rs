@@ -6,6 +6,8 @@ use super::Fault;
 use super::rules::{Line, Many, Rules, Ty};
 use crate::expression::{Expr, Values};
 use crate::gguf::Value;
+use crate::hparams::MAX_BLOCKS;
+use crate::model::context::{ContextHParams, LayerHParams, Swa};
 use crate::model::{Model, Tensor};
 
 /// `TENSOR_NOT_REQUIRED` and its siblings (`src/llama-model-loader.h`); the bits are our own.
@@ -14,8 +16,8 @@ const DUPLICATED: i64 = 2;
 const SKIP: i64 = 4;
 const RESHAPE: i64 = 8;
 
-/// `LLAMA_MAX_LAYERS`: the length of per-layer arrays.
-const MAX_LAYERS: usize = 512;
+/// The length of per-layer arrays.
+const MAX_LAYERS: usize = MAX_BLOCKS as usize;
 
 /// A walk: what is known so far.
 pub(super) struct Walk<'a> {
@@ -31,11 +33,14 @@ pub(super) struct Walk<'a> {
     /// Tensors of the file that it has looked at.
     seen: HashSet<&'a str>,
     created: usize,
+    /// Keys that are missing are passed over, whether required or not.
+    is_lenient: bool,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(model: &'a Model, rules: &'a Rules) -> Self {
         Self {
+            is_lenient: false,
             model,
             rules,
             tensors: model.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
@@ -45,6 +50,48 @@ impl<'a> Walk<'a> {
             made: HashSet::new(),
             seen: HashSet::new(),
             created: 0,
+        }
+    }
+
+    /// What the keys say of the context's memory: all of it in a file that llama.cpp loads, else as far as it can be read.
+    pub(super) fn context(mut self) -> ContextHParams {
+        self.is_lenient = true;
+        // What follows a fault is unknown, and llama.cpp refuses the file.
+        let _ = self.block(&self.rules.keys);
+        let narrow = |n: i64| u32::try_from(n.max(0)).unwrap_or(u32::MAX);
+        let field = |name: &str| self.field(name).map_or(0, narrow);
+        // No value: past 64 bits. `Cache::tensors` refuses rows that long.
+        let wide = |name: &str| self.at(name, 0).map_or(u64::MAX, |n| u64::try_from(n).unwrap_or(0));
+        let n_layer_all = field("n_layer_all").min(MAX_BLOCKS);
+        let layer = |il: u32| {
+            let at = |name: &str| self.at(name, il.into()).map_or(0, narrow);
+            LayerHParams {
+                n_head: at("n_head"),
+                n_head_kv: at("n_head_kv"),
+                n_embd_head_k: at("n_embd_head_k"),
+                n_embd_head_v: at("n_embd_head_v"),
+                is_swa: at("is_swa") != 0,
+                is_recr: at("is_recr") != 0,
+                no_ffn: at("n_ff") == 0,
+                is_indexer_full: at("is_indexer_full") != 0,
+                compress_ratio: at("compress_ratio"),
+                is_ple: at("is_ple") != 0,
+            }
+        };
+        ContextHParams {
+            layers: (0..n_layer_all).map(layer).collect(),
+            n_layer: n_layer_all.saturating_sub(field("n_layer_nextn")),
+            has_router_layer: field("has_router_layer") != 0,
+            swa: (field("swa_type") != 0).then(|| Swa { n_swa: field("n_swa"), chunked: field("swa_type") == 2 }),
+            is_mla: field("is_mla") != 0,
+            n_layer_kv_from_start: self.field("n_layer_kv_from_start").and_then(|n| u32::try_from(n).ok()),
+            n_layer_dense_lead: field("n_layer_dense_lead"),
+            indexer_head_size: field("indexer_head_size"),
+            indexer_top_k: field("indexer_top_k"),
+            indexer_rows: field("indexer_rows"),
+            n_embd_r: wide("n_embd_r"),
+            n_embd_s: wide("n_embd_s"),
+            ple_conv_state: wide("ple_conv_state"),
         }
     }
 
@@ -202,7 +249,7 @@ impl<'a> Walk<'a> {
     fn key(&mut self, ty: &Ty, many: &Many, optional: bool, key: &str, into: Option<&'a str>) -> Result<(), Fault> {
         let key = self.full(key);
         let model = self.model;
-        let missing = || if optional { Ok(()) } else { Err(Fault::MissingKey { key: key.clone() }) };
+        let missing = || if optional || self.is_lenient { Ok(()) } else { Err(Fault::MissingKey { key: key.clone() }) };
         let Some(value) = model.metadata.get(&key) else { return missing() };
         let wrong = || Fault::KeyType { key: key.clone(), expected: words(ty), found: kind(value) };
         let length = match value {
@@ -339,6 +386,7 @@ impl Values for Walk<'_> {
             "made" => self.made.contains(&self.tensor_name(words)),
             "nvfp4" => self.made.contains(words) && tensor().is_some_and(|tensor| tensor.ty.name == "nvfp4"),
             "rows" => return i64::try_from(tensor()?.shape[1]).ok(),
+            "array" => matches!(self.model.metadata.get(&self.full(words)), Some(Value::Array(_) | Value::Counted { .. })),
             "given" => self.model.metadata.contains_key(&self.full(words)),
             "equals" => {
                 let (key, text) = words.split_once('|')?;
