@@ -16,10 +16,6 @@ pub struct Arch {
     pub loads_as: Option<&'static str>,
     /// The role rules (YAML) that are asked before the general ones.
     pub roles: Option<&'static str>,
-    /// Which layers get a device each besides the blocks.
-    pub layers: Layers,
-    /// Dense models state one expert (`llama_model_base::load_hparams`).
-    pub one_expert_is_dense: bool,
     pub memory: Memory,
     /// Recurrent states can be undone (`llm_arch_supports_rs_rollback`).
     pub rollback: bool,
@@ -59,16 +55,6 @@ pub struct Arch {
     /// `ffn_down_exps` asks for F32 sources (`ggml_prec_set_src`).
     pub precise_down: bool,
     pub graph: Graph,
-}
-
-/// The layers of an architecture (`n_layer_all`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layers {
-    Blocks,
-    /// The blocks, `num_loops` times.
-    Loops,
-    /// The blocks, and one of a router in place of NextN blocks.
-    Router,
 }
 
 /// llama.cpp's class of memory (`llama_model::create_memory`); a window makes `Kv` and `Hybrid` those of two caches.
@@ -232,8 +218,6 @@ impl Arch {
         name: "",
         loads_as: None,
         roles: None,
-        layers: Layers::Blocks,
-        one_expert_is_dense: false,
         memory: Memory::Kv,
         rollback: false,
         nextn: NextN::Always,

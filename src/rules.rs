@@ -97,24 +97,10 @@ impl Role {
 /// A rule file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not the YAML that is expected; the message has line and column.
     #[error("rules `{name}`: {source}")]
-    Yaml {
-        /// Of the rule set.
-        name: String,
-        /// What serde found.
-        source: serde_yaml::Error,
-    },
-    /// A pattern that is no regular expression.
+    Yaml { name: String, source: serde_yaml::Error },
     #[error("rules `{name}`, rule {number}: {source}")]
-    Pattern {
-        /// Of the rule set.
-        name: String,
-        /// From 1.
-        number: usize,
-        /// What the regex compiler found.
-        source: Box<regex::Error>,
-    },
+    Pattern { name: String, number: usize, source: Box<regex::Error> },
 }
 
 /// Role rules in the order they are asked: the first that matches wins.

@@ -6,8 +6,8 @@ use super::Graph::{
     NemotronH, OpenElm, Plain, Plamo2, Qwen4Exp, SmallThinker, Talkie,
 };
 use super::{
-    Act, Alibi, Arch, FusedClamps, Gating, Input, Is70B, Kept, Layers, Logits, Memory, Mix, NextN, Norm, NormW, Output,
-    PLAIN, Pick, Positions, Pre, QkNorm, Residual, Rope, RopeFactors, Routing, Scales, Spec,
+    Act, Alibi, Arch, FusedClamps, Gating, Input, Is70B, Kept, Logits, Memory, Mix, NextN, Norm, NormW, Output, PLAIN,
+    Pick, Positions, Pre, QkNorm, Residual, Rope, RopeFactors, Routing, Scales, Spec,
 };
 
 const CLIP: Option<&str> = Some(include_str!("../../rules/roles/clip.yaml"));
@@ -146,15 +146,15 @@ pub(super) const ARCHITECTURES: &[Arch] = &[
         graph: GraniteHybrid, ..Arch::PLAIN },
     Arch { name: "granitemoe", rope_factors: RopeFactors::All, graph: Plain(Spec { scales_embd: true,
         scales_residual: true, logits: Logits::Scaled, ..PLAIN }), ..Arch::PLAIN },
-    Arch { name: "graniteswitch", layers: Layers::Router, unmixed: true, ..Arch::PLAIN },
+    Arch { name: "graniteswitch", unmixed: true, ..Arch::PLAIN },
     Arch { name: "grok", squashed: true, graph: Grok, ..Arch::PLAIN },
     Arch { name: "grovemoe", routing: Routing::Sigmoid, graph: GroveMoe, ..Arch::PLAIN },
     Arch { name: "hrm_text", graph: HrmText, ..Arch::PLAIN },
-    Arch { name: "hunyuan-dense", one_expert_is_dense: true, rope_factors: RopeFactors::All,
+    Arch { name: "hunyuan-dense", rope_factors: RopeFactors::All,
         graph: Plain(Spec { qk_norm: QkNorm::After, ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "hunyuan-moe", rope_factors: RopeFactors::All,
         graph: Plain(Spec { qk_norm: QkNorm::After, ..PLAIN }), ..Arch::PLAIN },
-    Arch { name: "hunyuan_vl", loads_as: Some("hunyuan-dense"), one_expert_is_dense: true,
+    Arch { name: "hunyuan_vl", loads_as: Some("hunyuan-dense"),
         positions: Positions::IfStated, rope_factors: RopeFactors::All,
         graph: Plain(Spec { qk_norm: QkNorm::After, ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "hy_v3", nextn: NextN::WithMtp, nextn_anyway: SHARED_HEAD, rope_factors: RopeFactors::All,
@@ -214,7 +214,7 @@ pub(super) const ARCHITECTURES: &[Arch] = &[
     Arch { name: "muse-glimmer", graph: Plain(Spec { input: Input::Normed, rope: Rope::Windows,
         attn_post_norm: Some("post_attention_norm"), ffn_post_norm: Some("post_ffw_norm"),
         logits: Logits::ScaledCapped, ..PLAIN }), ..Arch::PLAIN },
-    Arch { name: "nanbeige", layers: Layers::Loops, rope_factors: RopeFactors::All, scales: Scales { dense: true,
+    Arch { name: "nanbeige", rope_factors: RopeFactors::All, scales: Scales { dense: true,
         ..NO_SCALES }, graph: Nanbeige, ..Arch::PLAIN },
     Arch { name: "nemotron", graph: Plain(Spec { norm: Norm::Layer, act: Act::ReluSqr, ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "nemotron_h", memory: Memory::Hybrid(Kept::WithoutFfn), rollback: true, nextn: NextN::WithMtp,

@@ -18,9 +18,7 @@ pub struct Caches {
     pub list: Vec<Cache>,
     /// The same of the second context, in which the NextN blocks draft (`--spec-type draft-mtp`); none without it.
     pub mtp: Vec<Cache>,
-    /// llama.cpp's class of memory.
     pub class: MemoryClass,
-    /// The hyper-parameters behind them.
     pub hparams: ContextHParams,
     /// V is stored transposed, at the widest layer's width (`-fa off`).
     pub v_trans: bool,
@@ -29,7 +27,6 @@ pub struct Caches {
 /// One cache: tensors of the same cells and types, one or two a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
-    /// What it is for.
     pub kind: CacheKind,
     /// Cells of one stream (rows, for states).
     pub cells: u32,
@@ -48,7 +45,6 @@ pub struct Cache {
 /// One layer of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheLayer {
-    /// The layer.
     pub il: u32,
     /// Elements of a cell's first tensor (`n_embd_k_gqa`, `n_embd_r`).
     pub n_embd_k: u64,

@@ -189,7 +189,7 @@ enum Target {
 /// Where llama.cpp b11434 puts every tensor of `model` on `machine` for `run`.
 pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placement, Error> {
     let devices = devices::participating(machine, run)?;
-    let slots = devices::slots(machine, run, &devices, model.hparams.n_layer_all());
+    let slots = devices::slots(machine, run, &devices, model.context.n_layer_all());
     let law = Law {
         model,
         machine,

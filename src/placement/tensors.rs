@@ -22,11 +22,8 @@ pub(super) enum Class {
 /// The operation that llama.cpp probes a weight with, as far as it decides anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
-    /// A row is looked up.
     GetRows,
-    /// A dense product.
     MulMat,
-    /// A product with some of many matrices.
     MulMatId,
     /// Anything that every backend does.
     Other,

@@ -1,9 +1,8 @@
 //! The law of type mixes: the type that `llama-quantize` gives each tensor, by its name, its shape and its place.
 //!
 //! Source: `src/llama-quant.cpp` (`llama_tensor_get_type`, `llama_tensor_get_type_impl`, `tensor_type_fallback`,
-//! `tensor_requires_imatrix`), llama.cpp b11434. Types are ggml's names.
+//! `tensor_requires_imatrix`, `tensor_allows_quantization`), llama.cpp b11434. Types are ggml's names.
 
-use super::kept::is_kept;
 use super::recipe::Recipe;
 use super::{Error, Facts, Options};
 use crate::arch::Mix;
@@ -12,18 +11,15 @@ use crate::gguf::GgmlType;
 /// A tensor as it is.
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
-    /// The full name.
     pub name: &'a str,
     /// Elements by dimension; missing ones are 1.
     pub shape: [u64; 4],
-    /// Its type.
     pub ty: GgmlType,
 }
 
 /// What becomes of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
-    /// Its type.
     pub ty: GgmlType,
     /// Whether the rows were no whole number of blocks of the type that the mix has for it.
     pub fell_back: bool,
@@ -362,6 +358,76 @@ fn token_embedding(recipe: Recipe) -> &'static str {
     }
 }
 
+/// Parts of the names of tensors that are kept: norms, routers, convolutions, positions, small projections.
+const PARTS: &[&str] = &[
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_tid2eid.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    "time_mix_first.weight",
+    "time_mix_w0.weight",
+    "time_mix_w1.weight",
+    "time_mix_w2.weight",
+    "time_mix_v0.weight",
+    "time_mix_v1.weight",
+    "time_mix_v2.weight",
+    "time_mix_a0.weight",
+    "time_mix_a1.weight",
+    "time_mix_a2.weight",
+    "time_mix_g1.weight",
+    "time_mix_g2.weight",
+    "time_mix_decay_w1.weight",
+    "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight",
+    "attn_rel_b.weight",
+    ".position_embd",
+    "sam.pos_embd",
+    "sam.neck.",
+    "sam.net_",
+    ".rel_pos",
+    ".patch_embd",
+    ".patch_merger",
+    "a.rvq.codebook",
+    "mm.a.code_embd",
+];
+
+/// More of them in `glm5-next`.
+const PARTS_OF_GLM5_NEXT: &[&str] = &[
+    "hc_",
+    "indexer.attn_q_b",
+    "indexer.attn_k",
+    "indexer.proj",
+    "indexer_compressor_gate",
+    "indexer_compressor_ape",
+    "ssm_f_a.weight",
+    "ssm_f_b.weight",
+    "ssm_g_a.weight",
+    "ssm_g_b.weight",
+    "ssm_beta.weight",
+    "attn_kv_a_mqa.weight",
+    "attn_k_b.weight",
+    "attn_v_b.weight",
+];
+
+/// Whole names of tensors that are kept: learned positions and token types.
+const NAMES: [&str; 2] = ["position_embd.weight", "token_types.weight"];
+
+/// Whether the tensor stays as it is: a vector, no weight, or one of the small or delicate ones.
+fn is_kept(mix: Mix, name: &str, shape: [u64; 4]) -> bool {
+    let [_, rows, matrices, more] = shape;
+    let is_vector = rows <= 1 && matrices <= 1 && more <= 1;
+    // A name of five letters passes llama.cpp's test of the ending too: the position wraps around to "not found".
+    let is_weight = name.ends_with("weight") || name.len() == 5;
+    let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    is_vector || !is_weight || has(PARTS) || NAMES.contains(&name) || (mix == Mix::Glm5Next && has(PARTS_OF_GLM5_NEXT))
+}
+
 /// A type that was demanded, where the rows are whole blocks of it; llama-quantize aborts otherwise.
 fn whole_rows(ty: GgmlType, tensor: &Given<'_>) -> Result<GgmlType, Error> {
     let is_whole = tensor.shape[0].is_multiple_of(ty.block_size);
@@ -428,6 +494,25 @@ mod tests {
             let facts = Facts::new(architecture, n_layer, n_expert, 64, n_head_kv);
             assert_eq!(facts.is_70b, is_70b, "{architecture} {n_layer} {n_expert} {n_head_kv}");
         }
+    }
+
+    #[test]
+    fn norms_routers_and_vectors_are_kept() {
+        let matrix = [64, 64, 1, 1];
+        for (name, kept) in [
+            ("blk.0.ffn_gate_exps.weight", false),
+            ("blk.0.ffn_gate_inp.weight", true),
+            ("blk.0.ffn_gate_inp_shexp.weight", false),
+            ("blk.0.attn_norm.weight", true),
+            ("blk.0.attn_q.bias", true),
+            ("position_embd.weight", true),
+            ("v.position_embd.weight", true),
+            ("blk.0.hc_fn.weight", false),
+        ] {
+            assert_eq!(is_kept(Mix::Usual, name, matrix), kept, "{name}");
+        }
+        assert!(is_kept(Mix::Glm5Next, "blk.0.hc_fn.weight", matrix));
+        assert!(is_kept(Mix::Usual, "rope_freqs.weight", [64, 1, 1, 1]) && !is_kept(Mix::Usual, "a.b.c", matrix));
     }
 
     proptest! {

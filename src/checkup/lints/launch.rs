@@ -1,7 +1,7 @@
 //! Lints of the launch: layers left behind, load modes, fitting, slots, caches.
 
 use super::{Facts, Finding, found};
-use crate::arch::{Arch, Layers};
+use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::memory::caches::{self, CacheKind};
 use crate::memory::expert_cache::Problem;
@@ -93,7 +93,7 @@ pub(super) fn unknown_architecture(facts: &Facts<'_>) -> Option<Finding> {
 pub(super) fn mtp_without_nextn(facts: &Facts<'_>) -> Option<Finding> {
     let hparams = &facts.model.hparams;
     // Its last block is a router's.
-    let has_none = hparams.nextn_predict_layers == 0 || hparams.arch().layers == Layers::Router;
+    let has_none = hparams.nextn_predict_layers == 0 || facts.model.context.has_router_layer;
     let has_draft = facts.command.notes.iter().any(|note| note.code == "draft-model");
     (facts.run.mtp && has_none && !has_draft).then(|| {
         found(

@@ -113,16 +113,16 @@ impl Rules {
         let graph = graph.map_or_else(Vec::new, |at| tensors.split_off(at));
         let with = |first: &str, lines: Vec<Node>, last: &str| {
             let call = |name: &str| Node { text: format!("use {name}"), below: Vec::new() };
-            let first = (!first.is_empty()).then(|| call(first));
-            let lines: Vec<Node> = first.into_iter().chain(lines).chain([call(last)]).collect();
+            let call = |name: &str| (!name.is_empty()).then(|| call(name));
+            let lines: Vec<Node> = call(first).into_iter().chain(lines).chain(call(last)).collect();
             compile(&lines, &groups)
         };
         let graph = compile(graph.get(1..).unwrap_or_default(), &groups)?;
-        let tensors = match tensors.get(1..) {
-            Some(lines) => with("", lines.to_vec(), "scales")?,
-            None => Vec::new(),
+        let (tensors, last) = match tensors.get(1..) {
+            Some(tensors) => (with("", tensors.to_vec(), "scales")?, "vocabulary"),
+            None => (Vec::new(), ""),
         };
-        Ok(Self { keys: with("keys", lines, "vocabulary")?, tensors, graph, defs })
+        Ok(Self { keys: with("keys", lines, last)?, tensors, graph, defs })
     }
 }
 

@@ -6,7 +6,7 @@ use super::Fault;
 use super::rules::{Line, Many, Rules, Ty};
 use crate::expression::{Expr, Values};
 use crate::gguf::Value;
-use crate::hparams::MAX_BLOCKS;
+use crate::hparams::{HParams, MAX_BLOCKS};
 use crate::model::context::{ContextHParams, LayerHParams, Swa};
 use crate::model::{Model, Tensor};
 
@@ -33,14 +33,14 @@ pub(super) struct Walk<'a> {
     /// Tensors of the file that it has looked at.
     seen: HashSet<&'a str>,
     created: usize,
-    /// Keys that are missing are passed over, whether required or not.
-    is_lenient: bool,
+    /// Wrong keys are noted here and passed over; without it, they end the walk.
+    noted: Option<Vec<Fault>>,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(model: &'a Model, rules: &'a Rules) -> Self {
         Self {
-            is_lenient: false,
+            noted: None,
             model,
             rules,
             tensors: model.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
@@ -53,16 +53,23 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What the keys say of the context's memory: all of it in a file that llama.cpp loads, else as far as it can be read.
-    pub(super) fn context(mut self) -> ContextHParams {
-        self.is_lenient = true;
-        // What follows a fault is unknown, and llama.cpp refuses the file.
-        let _ = self.block(&self.rules.keys);
+    /// What the keys say: all of it in a file that llama.cpp loads, else as far as it can be read, and what is wrong with it.
+    pub(super) fn read(mut self) -> (HParams, ContextHParams, Vec<Fault>) {
+        self.noted = Some(Vec::new());
+        let walked = self.block(&self.rules.keys);
+        let mut faults = self.noted.take().unwrap_or_default();
+        // Numbers that are refused after a wrong key may be so for want of it.
+        if let Err(fault) = walked
+            && faults.is_empty()
+        {
+            faults.push(fault);
+        }
         let narrow = |n: i64| u32::try_from(n.max(0)).unwrap_or(u32::MAX);
         let field = |name: &str| self.field(name).map_or(0, narrow);
         // No value: past 64 bits. `Cache::tensors` refuses rows that long.
         let wide = |name: &str| self.at(name, 0).map_or(u64::MAX, |n| u64::try_from(n).unwrap_or(0));
-        let n_layer_all = field("n_layer_all").min(MAX_BLOCKS);
+        let block_count = field("n_block");
+        let n_layer_all = if block_count == 0 { 0 } else { field("n_layer_all").min(MAX_BLOCKS) };
         let layer = |il: u32| {
             let at = |name: &str| self.at(name, il.into()).map_or(0, narrow);
             LayerHParams {
@@ -78,9 +85,10 @@ impl<'a> Walk<'a> {
                 is_ple: at("is_ple") != 0,
             }
         };
-        ContextHParams {
+        let n_layer = n_layer_all.saturating_sub(field("n_layer_nextn"));
+        let context = ContextHParams {
             layers: (0..n_layer_all).map(layer).collect(),
-            n_layer: n_layer_all.saturating_sub(field("n_layer_nextn")),
+            n_layer,
             has_router_layer: field("has_router_layer") != 0,
             swa: (field("swa_type") != 0).then(|| Swa { n_swa: field("n_swa"), chunked: field("swa_type") == 2 }),
             is_mla: field("is_mla") != 0,
@@ -92,7 +100,26 @@ impl<'a> Walk<'a> {
             n_embd_r: wide("n_embd_r"),
             n_embd_s: wide("n_embd_s"),
             ple_conv_state: wide("ple_conv_state"),
-        }
+        };
+        let metadata = &self.model.metadata;
+        let n_tokens = match metadata.get("tokenizer.ggml.tokens") {
+            Some(Value::Counted { len }) => u32::try_from(*len).ok(),
+            Some(Value::Array(values)) => u32::try_from(values.len()).ok(),
+            _ => None,
+        };
+        let hparams = HParams {
+            block_count,
+            nextn_predict_layers: field("n_nextn"),
+            context_length: field("n_ctx_train"),
+            embedding_length: field("n_embd"),
+            vocab_size: n_tokens.unwrap_or_else(|| self.model.hparams.u32_or_0("vocab_size")),
+            expert_count: field("n_expert"),
+            expert_used_count: (0..block_count)
+                .map(|il| self.at("n_expert_used", il.into()).map_or(0, narrow))
+                .collect(),
+            ..self.model.hparams.clone()
+        };
+        (hparams, context, faults)
     }
 
     pub(super) fn run(mut self) -> Result<(), Fault> {
@@ -125,7 +152,10 @@ impl<'a> Walk<'a> {
     fn line(&mut self, line: &'a Line) -> Result<(), Fault> {
         match line {
             Line::Key { ty, many, optional, keys, into } => {
-                keys.iter().try_for_each(|key| self.key(ty, many, *optional, key, into.as_deref()))
+                keys.iter().try_for_each(|key| match self.key(ty, many, *optional, key, into.as_deref()) {
+                    Err(fault) => self.noted.as_mut().map(|noted| noted.push(fault.clone())).ok_or(fault),
+                    Ok(()) => Ok(()),
+                })
             }
             Line::Let(name, expr) => {
                 let value = self.value(expr)?;
@@ -249,7 +279,7 @@ impl<'a> Walk<'a> {
     fn key(&mut self, ty: &Ty, many: &Many, optional: bool, key: &str, into: Option<&'a str>) -> Result<(), Fault> {
         let key = self.full(key);
         let model = self.model;
-        let missing = || if optional || self.is_lenient { Ok(()) } else { Err(Fault::MissingKey { key: key.clone() }) };
+        let missing = || if optional { Ok(()) } else { Err(Fault::MissingKey { key: key.clone() }) };
         let Some(value) = model.metadata.get(&key) else { return missing() };
         let wrong = || Fault::KeyType { key: key.clone(), expected: words(ty), found: kind(value) };
         let length = match value {
@@ -386,7 +416,9 @@ impl Values for Walk<'_> {
             "made" => self.made.contains(&self.tensor_name(words)),
             "nvfp4" => self.made.contains(words) && tensor().is_some_and(|tensor| tensor.ty.name == "nvfp4"),
             "rows" => return i64::try_from(tensor()?.shape[1]).ok(),
-            "array" => matches!(self.model.metadata.get(&self.full(words)), Some(Value::Array(_) | Value::Counted { .. })),
+            "array" => {
+                matches!(self.model.metadata.get(&self.full(words)), Some(Value::Array(_) | Value::Counted { .. }))
+            }
             "given" => self.model.metadata.contains_key(&self.full(words)),
             "equals" => {
                 let (key, text) = words.split_once('|')?;
