@@ -68,7 +68,7 @@ fn predicted(model: &Model, recipe: Recipe, flags: &str) -> (Answer, u64) {
     let tensors: Vec<_> = model.tensors.iter().map(given).collect();
     let given: Vec<Given<'_>> =
         tensors.iter().map(|(name, shape, ty)| Given { name, shape: *shape, ty: *ty }).collect();
-    let Ok(chosen) = law::assign(recipe, &Facts::of(&model.hparams), &options, &given) else {
+    let Ok(chosen) = law::assign(recipe, &Facts::of(model), &options, &given) else {
         assert!(quantize::predict(model, recipe, &options, Path::new("out.gguf")).is_err());
         return (None, 0);
     };
