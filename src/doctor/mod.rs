@@ -193,6 +193,7 @@ macro_rules! values {
 }
 
 /// What a check applies to, as the values of its message.
+#[expect(clippy::too_many_lines, reason = "one arm a check")]
 fn found(key: &str, facts: &Facts) -> Vec<Vec<String>> {
     let Facts { moeplan, servers, nvidia, interfaces, memory, folders, leftovers, knowledge, .. } = facts;
     let embedded = moeplan.embedded.as_ref();
