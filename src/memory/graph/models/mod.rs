@@ -25,15 +25,17 @@ enum Architecture {
     /// A decoder of these traits.
     Plain(plain::Spec),
     /// One of its own.
-    Own(fn(&mut Builder<'_>) -> Result<(), Error>),
+    Own(for<'g> fn(&'g Builder<'g>)),
 }
 
-/// Builds the graph of the architecture.
-pub(super) fn build(name: &str, builder: &mut Builder<'_>) -> Result<(), Error> {
-    match find(name) {
-        Some(Architecture::Plain(spec)) => plain::decoder(builder, spec),
-        Some(Architecture::Own(build)) => build(builder),
-        None => Err(Error::Architecture { architecture: name.to_string() }),
+/// Builds the graph of the model's architecture.
+pub(super) fn build<'g>(b: &'g Builder<'g>) {
+    match find(b.arch) {
+        Some(Architecture::Plain(spec)) => plain::decoder(b, spec),
+        Some(Architecture::Own(build)) => build(b),
+        None => {
+            b.fail(Error::Architecture { architecture: b.arch.to_string() });
+        }
     }
 }
 
