@@ -6,6 +6,8 @@
 
 mod table;
 
+pub use table::Graph;
+
 /// One architecture.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "independent facts")]
@@ -171,45 +173,6 @@ pub enum Routing {
     Sigmoid,
     /// The logits choose, and the weights multiply the experts' input (llama4).
     WeighsInput,
-}
-
-/// How the graph is built: by traits, or by a builder of `memory/graph/models`.
-#[derive(Debug, Clone, Copy)]
-pub enum Graph {
-    /// Not at all: compute memory is not counted.
-    None,
-    Plain(Spec),
-    Arctic,
-    BailingMoe3,
-    Deci,
-    Deepseek2,
-    Deepseek4,
-    Delta,
-    Dsa,
-    FalconH1,
-    Gemma4,
-    Glm5Next,
-    GraniteHybrid,
-    Grok,
-    GroveMoe,
-    HrmText,
-    HyV4,
-    Jamba,
-    KimiK3,
-    KimiLinear,
-    Lfm2,
-    Llama4,
-    Mamba,
-    MiniCpm3,
-    MiniMax01,
-    MiniMaxM3,
-    Nanbeige,
-    NemotronH,
-    OpenElm,
-    Plamo2,
-    Qwen4Exp,
-    SmallThinker,
-    Talkie,
 }
 
 impl Arch {
