@@ -190,7 +190,9 @@ fn attention<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>, inputs: &Inputs<'g>) ->
 /// `rows` times a gate by head.
 pub(super) fn gate_heads<'g>(rows: Node<'g>, gate: Node<'g>, n_head: u64) -> Node<'g> {
     let [width, n_tokens, ..] = rows.shape();
-    let by_head = rows.reshape(&[width / n_head, n_head, n_tokens]) * gate.reshape(&[1, n_head, n_tokens]);
+    // Without heads there is nothing to reshape to, which is refused.
+    let head = width.checked_div(n_head).unwrap_or(0);
+    let by_head = rows.reshape(&[head, n_head, n_tokens]) * gate.reshape(&[1, n_head, n_tokens]);
     by_head.reshape(&[width, n_tokens])
 }
 
