@@ -243,21 +243,21 @@ fn flash_attn_bytes(tensors: &[Tensor], tensor: &Tensor) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::graph::tensor::{Graph, Id};
+    use super::super::graph::tensor::{Draft, Graph, Id};
     use super::*;
 
     const CUDA: Target = Target { backend: Backend::Cuda, device: Some(0), alignment: 128 };
 
     /// Attention of 512 tokens with 32 heads to a cache of 1024 cells with 4, both of this type.
     fn attention(head: u64, ty: &str) -> (Graph, Id) {
-        let mut graph = Graph::default();
+        let draft = Draft::default();
         let cache = GgmlType::from_name(ty).unwrap();
-        let mut tensor = |ty, dims: [u64; 3]| graph.input(ty, &dims);
+        let tensor = |ty, dims: [u64; 3]| draft.input(ty, &dims);
         let q = tensor(crate::gguf::ggml_type::f32(), [head, 512, 32]);
         let [k, v] = [0; 2].map(|_| tensor(cache, [head, 1024, 4]));
         let mask = tensor(crate::gguf::ggml_type::f16(), [1024, 512, 1]);
-        let rows = graph.flash_attn_ext(q, k, v, mask);
-        (graph, rows)
+        let rows = q.flash_attn_ext(k, v, mask).id;
+        (draft.0.into_inner(), rows)
     }
 
     #[test]
@@ -282,13 +282,10 @@ mod tests {
 
     #[test]
     fn only_large_batches_are_offloaded() {
-        let mut graph = Graph::default();
-        let weight = graph.input(crate::gguf::ggml_type::f16(), &[64, 64]);
-        let [few, many] = [31, 32].map(|n| {
-            let x = graph.input(crate::gguf::ggml_type::f32(), &[64, n]);
-            graph.mul_mat(weight, x)
-        });
-        assert!(!CUDA.wants_op(graph.tensor(few)) && CUDA.wants_op(graph.tensor(many)));
-        assert!(!Target { backend: Backend::Rpc, ..CUDA }.wants_op(graph.tensor(many)));
+        let draft = Draft::default();
+        let weight = draft.input(crate::gguf::ggml_type::f16(), &[64, 64]);
+        let [few, many] = [31, 32].map(|n| weight.mm(draft.input(crate::gguf::ggml_type::f32(), &[64, n])).tensor());
+        assert!(!CUDA.wants_op(&few) && CUDA.wants_op(&many));
+        assert!(!Target { backend: Backend::Rpc, ..CUDA }.wants_op(&many));
     }
 }

@@ -322,43 +322,37 @@ fn is_shared_expert(graph: &Graph, routed_at: usize, shared_at: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::graph::tensor::Draft;
     use super::*;
     use crate::gguf::ggml_type::f32;
 
-    /// Two experts' rows by their weights, added up; the second addition can be read elsewhere too.
-    fn weighted_sum(graph: &mut Graph, is_read_again: bool) -> (Id, Id, Id) {
-        let experts = graph.input(f32(), &[64, 2, 8]);
-        let experts = graph.cont(experts);
-        let weights = graph.input(f32(), &[1, 2, 8]);
-        let product = graph.mul(experts, weights);
-        graph.expand(product);
-        let nb = graph.tensor(product).nb;
-        let [first, second] = [0, 1].map(|i| graph.view(product, &[64, 8], &[nb[2]], i * nb[1]));
-        graph.expand_all(&[first, second]);
-        let sum = graph.add(first, second);
-        graph.expand(sum);
+    /// What is kept, by node, of two experts' rows by their weights, added up; the product can be read elsewhere too.
+    fn kept(is_read_again: bool) -> (Keeps, [Id; 3]) {
+        let draft = Draft::default();
+        let experts = draft.input(f32(), &[64, 2, 8]).cont();
+        let weights = draft.input(f32(), &[1, 2, 8]);
+        let product = (experts * weights).expand();
+        let nb = product.strides();
+        let [first, second] = [0, 1].map(|i| product.view(&[64, 8], &[nb[2]], i * nb[1]).expand());
+        let sum = (first + second).expand();
         if is_read_again {
-            let other = graph.cont(product);
-            graph.expand(other);
+            product.cont().expand();
         }
-        (experts, weights, sum)
+        let ids = [experts.id, weights.id, sum.id];
+        let mut graph = draft.0.into_inner();
+        let (mut keeps, all) = (Keeps::default(), 0..graph.nodes.len());
+        optimize(&mut graph, all, &mut keeps);
+        (keeps, ids)
     }
 
     #[test]
     fn what_one_kernel_adds_up_stays_until_it_has_run() {
-        let mut graph = Graph::default();
-        let (experts, weights, sum) = weighted_sum(&mut graph, false);
-        let (mut keeps, all) = (Keeps::default(), 0..graph.nodes.len());
-        optimize(&mut graph, all, &mut keeps);
+        let (keeps, [experts, weights, sum]) = kept(false);
         assert_eq!(keeps.until.get(&sum), Some(&vec![experts, weights]));
     }
 
     #[test]
     fn a_product_that_others_read_is_not_fused() {
-        let mut graph = Graph::default();
-        weighted_sum(&mut graph, true);
-        let (mut keeps, all) = (Keeps::default(), 0..graph.nodes.len());
-        optimize(&mut graph, all, &mut keeps);
-        assert!(keeps.until.is_empty());
+        assert!(kept(true).0.until.is_empty());
     }
 }
