@@ -11,7 +11,6 @@ use crate::run::RunConfig;
 /// Which cache types llama.cpp refuses; the figures are then those of types that it takes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RefusedCaches {
-    /// A quantized V without flash attention.
     pub quantized_v: bool,
     /// K and V of two types where V is a view of K.
     pub different_types: bool,

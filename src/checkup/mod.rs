@@ -25,11 +25,8 @@ pub use lints::{Lint, Severity};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Checkup {
-    /// Name and version of the document.
     pub schema: Cow<'static, str>,
-    /// Which program.
     pub program: Program,
-    /// The launch, resolved.
     pub run: ResolvedRun,
     /// llama.cpp's no-allocation projection, by device, `Host` and buffer types listed apart.
     pub memory: BTreeMap<String, Row>,
@@ -38,7 +35,6 @@ pub struct Checkup {
     /// Whether everything stays within its budget; `None` where what is counted does and not everything is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fits: Option<bool>,
-    /// By how much it does not.
     pub shortfall: BTreeMap<String, Bytes>,
     /// What the command comes to, as far as that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,7 +50,6 @@ pub struct Checkup {
     pub override_groups: Vec<OverrideGroup>,
     /// What is wrong or surprising.
     pub lints: Vec<Lint>,
-    /// Where the figures come from.
     pub basis: Vec<memory::Basis>,
     /// Every copy of every tensor, where asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,9 +61,7 @@ pub struct Checkup {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// llama.cpp refuses it.
     Refused,
-    /// It does not fit.
     Short,
 }
 
@@ -76,18 +69,14 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Row {
-    /// Weights.
     pub model: Bytes,
-    /// KV caches and recurrent states.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<Bytes>,
-    /// Temporary buffers of the graphs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<Bytes>,
     /// What the device shows beyond llama.cpp's own sum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Bytes>,
-    /// Together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<Bytes>,
 }
@@ -142,17 +131,11 @@ impl Checkup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OverrideRow {
-    /// Its regex.
     pub pattern: String,
-    /// Its target.
     pub buffer: String,
-    /// The flag it came from.
     pub origin: String,
-    /// Tensors it decides.
     pub tensors: u64,
-    /// Their bytes.
     pub bytes: Bytes,
-    /// Tensors it matches, decided or not.
     pub matches: u64,
     /// The entry before it (by its place in this list) that takes most of what it matches, where it decides nothing.
     pub shadowed_by: Option<usize>,
@@ -164,19 +147,13 @@ pub struct OverrideRow {
 pub struct OverrideGroup {
     /// The first of them, by its place in the list.
     pub first: usize,
-    /// How many they are.
     pub rules: usize,
     /// Their regex; of several, `N…M` stands for the block numbers.
     pub pattern: String,
-    /// Their target.
     pub buffer: String,
-    /// The flag.
     pub origin: String,
-    /// Tensors they decide.
     pub tensors: u64,
-    /// Their bytes.
     pub bytes: Bytes,
-    /// As [`OverrideRow::shadowed_by`], of a single entry.
     pub shadowed_by: Option<usize>,
 }
 
@@ -184,9 +161,7 @@ pub struct OverrideGroup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorRow {
-    /// Its name.
     pub name: String,
-    /// Its type.
     #[serde(rename = "type")]
     pub ty: GgmlType,
     /// What it takes, before alignment.
@@ -200,10 +175,8 @@ pub struct TensorRow {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The placement has none.
     #[error(transparent)]
     Placement(#[from] placement::Error),
-    /// The prediction has none.
     #[error(transparent)]
     Memory(#[from] memory::Error),
 }
@@ -221,7 +194,6 @@ impl Error {
 /// What is asked beside the command itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Memory to leave free on every device.
     pub margin: Bytes,
     /// Whether every tensor is listed.
     pub tensors: bool,

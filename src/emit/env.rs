@@ -12,9 +12,7 @@ use crate::run::spelling;
 /// The text and what it leaves to the command line.
 #[derive(Debug)]
 pub(super) struct File {
-    /// The whole file.
     pub text: String,
-    /// For a person.
     pub notes: Vec<String>,
 }
 

@@ -59,20 +59,15 @@ pub enum Runner {
 /// What to emit; by default the arguments of llama-server.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wish {
-    /// The form.
     pub form: Form,
-    /// Whom it is for.
     pub runner: Runner,
-    /// Whose flags.
     pub dialect: Dialect,
-    /// The turn that llama-bench measures.
     pub turn: Turn,
 }
 
 /// What was asked for, ready to print.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Emitted {
-    /// The whole text.
     pub text: String,
     /// What the form or the program cannot say, for a person.
     pub notes: Vec<String>,
@@ -81,52 +76,33 @@ pub struct Emitted {
 /// Why a plan cannot be written so.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The form does not exist for this program or dialect.
     #[error("--emit {form} is not for {whom}: {instead}")]
     NoSuchForm {
-        /// As `--emit` takes it.
         form: &'static str,
-        /// The program or dialect.
         whom: &'static str,
-        /// What to write.
         instead: &'static str,
     },
-    /// A word that the form cannot carry.
     #[error("`{word}` {problem}, which {form} cannot hold; {instead}")]
     Word {
-        /// The word.
         word: String,
-        /// What about it.
         problem: &'static str,
-        /// The form.
         form: &'static str,
-        /// What to try.
         instead: &'static str,
     },
-    /// The program lacks what the plan needs.
     #[error("{program} {lacks}; {instead}")]
     Lacks {
-        /// The program.
         program: &'static str,
-        /// What it cannot do.
         lacks: String,
-        /// What to try.
         instead: &'static str,
     },
-    /// The text cannot be read back.
     #[error("internal error: the {form} of this plan does not read back ({problem}); please report this model")]
     ReadBack {
-        /// The form.
         form: &'static str,
-        /// What the reader says.
         problem: String,
     },
-    /// The text, read back, is another launch: our own mistake.
     #[error("internal error: the {form} of this plan would launch something else ({what}); please report this model")]
     Replay {
-        /// The form.
         form: &'static str,
-        /// What differs.
         what: String,
     },
 }
@@ -146,15 +122,10 @@ impl Form {
 
 /// A plan's launch as it is to be written.
 struct Launch {
-    /// Program and model, as words.
     head: Vec<String>,
-    /// The rest of the words.
     args: Vec<String>,
-    /// What reading them back must give.
     expected: RunConfig,
-    /// Whose flags they are.
     dialect: Dialect,
-    /// What they do not say.
     notes: Vec<String>,
 }
 

@@ -25,7 +25,6 @@ pub const MAX_SEQUENCES: u32 = 256;
 /// One tensor of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheTensor {
-    /// Its type.
     pub ty: GgmlType,
     /// Row width, cells, streams, 1.
     pub shape: [u64; 4],

@@ -35,7 +35,6 @@ struct Group {
 pub struct ExpertCache {
     /// Context bytes by memory-table key, the slot maps on the host included.
     pub by_device: BTreeMap<String, Bytes>,
-    /// Experts of the host that it serves.
     pub host_bytes: Bytes,
     /// Why it would not work, where it would not.
     pub problem: Option<Problem>,

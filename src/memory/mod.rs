@@ -38,11 +38,8 @@ pub const HOST: &str = "Host";
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryBreakdown {
-    /// Weights.
     pub model: Bytes,
-    /// KV caches and recurrent states.
     pub context: Bytes,
-    /// Temporary buffers of the graphs.
     pub compute: Bytes,
     /// What the device shows beyond llama.cpp's own sum: its context and pools.
     #[serde(default)]
@@ -65,10 +62,8 @@ impl MemoryBreakdown {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryRow {
-    /// The four terms.
     #[serde(flatten)]
     pub terms: MemoryBreakdown,
-    /// Together.
     pub total: Bytes,
 }
 
@@ -97,13 +92,10 @@ pub fn shared_with_host(machine: &Machine, memory: &MemoryByDevice) -> Bytes {
 pub struct Prediction {
     /// A row for every device that takes part, and `Host`.
     pub memory: MemoryByDevice,
-    /// The context's numbers.
     pub numbers: ContextNumbers,
-    /// The caches behind the context column.
     pub caches: Caches,
     /// Whether attention is one operation (`-fa auto` resolved); `None` where compute is not counted.
     pub flash_attn: Option<bool>,
-    /// Where the figures come from.
     pub basis: Vec<Basis>,
     /// The terms that are not in `memory`. [`predict`] gives none such; [`predict_as_far_as_known`] may.
     pub uncounted: Vec<Uncounted>,
@@ -113,9 +105,7 @@ pub struct Prediction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Uncounted {
-    /// Which: `context`, `compute`, `overhead`.
     pub what: Cow<'static, str>,
-    /// Why.
     pub reason: String,
 }
 
@@ -139,9 +129,7 @@ impl Uncounted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Basis {
-    /// Which figure: `CUDA0.overhead`, `context`.
     pub quantity: String,
-    /// How it was found.
     pub how: String,
 }
 
@@ -153,71 +141,47 @@ pub enum Error {
         "llama.cpp refuses -ctk {type_k} with -ctv {type_v} for {architecture}, whose V is a view of K: give both the same type"
     )]
     DifferentTypes {
-        /// `general.architecture`.
         architecture: String,
-        /// `-ctk`.
         type_k: GgmlType,
-        /// `-ctv`.
         type_v: GgmlType,
     },
-    /// Quantized V without flash attention.
     #[error("llama.cpp refuses -ctv {type_v} without flash attention: use -fa on (not possible for grok), or -ctv f16")]
     QuantizedV {
-        /// `-ctv`.
         type_v: GgmlType,
     },
-    /// A head that is no whole number of a cache type's blocks.
     #[error(
         "llama.cpp refuses {ty} for the {cache} cache: its blocks of {block} do not divide this model's head size {head}; use f16"
     )]
     HeadBlock {
-        /// `K` or `V`.
         cache: &'static str,
-        /// The type asked for.
         ty: GgmlType,
-        /// Elements of a head.
         head: u32,
-        /// Elements of a block.
         block: u64,
     },
-    /// A row that is no whole number of a cache type's blocks.
     #[error(
         "a cache row of {width} elements (layer {il}) is no whole number of {ty} blocks of {block}: use -ctk f16 -ctv f16"
     )]
     CacheRow {
-        /// The type.
         ty: GgmlType,
-        /// Elements of a row.
         width: u64,
-        /// The layer.
         il: u32,
-        /// Elements of a block.
         block: u64,
     },
-    /// More sequences than llama.cpp has.
     #[error("llama.cpp refuses -np {n_seq_max}: it has at most {} sequences", context::MAX_SEQUENCES)]
     TooManySequences {
-        /// `-np`.
         n_seq_max: u32,
     },
-    /// Neither the command nor the model says how long the context is.
     #[error("the context or the batch is 0 tokens: give -c and -b")]
     NoContext,
-    /// Beyond any memory.
     #[error("the context is larger than 64 PiB: give a smaller -c")]
     TooLarge,
-    /// A key that llama.cpp refuses.
     #[error(transparent)]
     Key(#[from] hparams::Error),
-    /// A graph that llama.cpp would not build.
     #[error(transparent)]
     Graph(#[from] graph::Error),
-    /// An architecture that is not known well enough.
     #[error("no {what} can be predicted: {reason}")]
     Uncounted {
-        /// Which term.
         what: Cow<'static, str>,
-        /// Why.
         reason: String,
     },
 }

@@ -18,7 +18,6 @@ use tensors::{Class, Op};
 /// A kind of buffer of llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Buffer {
-    /// Plain host memory, or a mapped file.
     Cpu,
     /// Host memory in a layout of its own; no op offload from it.
     CpuRepack,
@@ -26,14 +25,12 @@ pub enum Buffer {
     Amx,
     /// Pinned host memory of the first device that has it (`CUDA_Host`).
     HostPinned,
-    /// `Machine::devices[i]`.
     Device(u16),
 }
 
 /// One copy of a tensor in a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Copy {
-    /// Where it is.
     pub buffer: Buffer,
     /// What it takes there: the buffer type's allocation size, before alignment.
     pub bytes: Bytes,
@@ -55,63 +52,40 @@ pub struct Placement {
 /// Why llama.cpp would not load the model so, or moeplan cannot say.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// A flag names a device that the machine does not have.
     #[error("`{flag}` names `{name}`, which this machine does not have; known: {known}")]
     UnknownDevice {
-        /// The flag.
         flag: String,
-        /// What it names.
         name: String,
-        /// What could be named, comma separated.
         known: String,
     },
-    /// An RPC device whose server the command does not name.
     #[error("`{word}`: llama.cpp has {name} only where `--rpc` names its server, {server}")]
     NoServer {
-        /// The flag and what names the device.
         word: String,
-        /// The device.
         name: String,
-        /// `HOST:PORT`.
         server: String,
     },
-    /// The right side of an override is no buffer type that llama.cpp takes.
     #[error("`{origin} {pattern}={buffer}`: no buffer type `{buffer}` here; known: {known}")]
     UnknownBuffer {
-        /// The flag.
         origin: String,
-        /// Its left side.
         pattern: String,
-        /// Its right side.
         buffer: String,
-        /// What could be named, comma separated.
         known: String,
     },
-    /// The left side of an override is no regex of llama.cpp's.
     #[error("`{origin} {pattern}=…`: {reason}")]
     BadPattern {
-        /// The flag.
         origin: String,
-        /// The regex.
         pattern: String,
-        /// What is the matter.
         reason: String,
     },
-    /// `-mg` beyond the devices.
     #[error("`-mg {main_gpu}`: only {devices} devices take part; llama.cpp counts from 0")]
     MainGpu {
-        /// As given.
         main_gpu: i32,
-        /// How many take part.
         devices: usize,
     },
-    /// `-sm row` on a backend without split buffers.
     #[error("`-sm row`: llama.cpp b11434 has no split buffers for {device} and refuses; use `-sm layer`")]
     SplitRow {
-        /// The first device.
         device: String,
     },
-    /// `-sm tensor` is not modelled.
     #[error("`-sm tensor` is not modelled; use `-sm layer`")]
     SplitTensor,
 }
@@ -180,9 +154,7 @@ struct Law<'a> {
 /// Where an override sends.
 #[derive(Debug, Clone, Copy)]
 enum Target {
-    /// The host's list decides further.
     Host,
-    /// That device's buffer type, unasked.
     Device(u16),
 }
 

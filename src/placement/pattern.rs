@@ -24,7 +24,6 @@ use fancy_regex::Regex;
 pub struct Pattern {
     /// Literal text that it begins with, as `blk.12.`; often empty.
     head: String,
-    /// What must follow the head.
     rest: Arc<Regex>,
 }
 

@@ -8,11 +8,8 @@ use crate::run::RunConfig;
 /// Which list of buffer types a tensor takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Always the host's list.
     Input,
-    /// The list of the output's slot.
     Output,
-    /// The list of a block's slot.
     Block(u32),
     /// Created once for each block: a copy in every buffer type that the blocks use.
     EveryBlock,
@@ -21,13 +18,9 @@ pub(super) enum Class {
 /// The operation that llama.cpp probes a weight with, as far as it decides anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
-    /// A row is looked up.
     GetRows,
-    /// A dense product.
     MulMat,
-    /// A product with some of many matrices.
     MulMatId,
-    /// Anything that every backend does.
     Other,
 }
 
@@ -132,11 +125,8 @@ const OUTPUT_FIRST: &[&str] = &["gemma3n", "gemma4"];
 /// A name taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Name<'a> {
-    /// The number of its block.
     pub block: Option<u32>,
-    /// Without block and suffix.
     pub base: &'a str,
-    /// `weight`, `bias`, `scale` …
     pub suffix: &'a str,
 }
 

@@ -12,7 +12,6 @@ pub enum ContextChoice {
     Turn,
     /// The largest that fits with every movable expert on the host.
     Max,
-    /// What the user wrote.
     Fixed(u32),
 }
 

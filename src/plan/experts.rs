@@ -22,7 +22,6 @@ pub struct ExpertBlock {
 pub struct ExpertPart {
     /// The name between `blk.N.` and the last suffix (`ffn_up_exps`).
     pub stem: String,
-    /// Bytes in the file.
     pub bytes: Bytes,
 }
 

@@ -26,17 +26,12 @@ use crate::speed::{Speed, Term};
 pub struct Alternative {
     /// What differs: `-ub 1024`, `one more block on CUDA0`.
     pub what: String,
-    /// Its arguments.
     pub args: Vec<String>,
     /// Whether it is within the budgets.
     pub fits: bool,
-    /// By how much it is not.
     pub shortfall: BTreeMap<String, Bytes>,
-    /// Memory by device.
     pub memory: BTreeMap<String, Row>,
-    /// Where its routed experts are.
     pub placement: ExpertSplit,
-    /// Its predicted speed.
     pub speed: Speed,
     /// Its predicted time of the turn, in seconds.
     pub turn_seconds: f64,
@@ -51,15 +46,11 @@ pub struct Alternative {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
-    /// Which: `context on CUDA0`.
     pub term: String,
-    /// What it takes.
     pub bytes: Bytes,
     /// What to change; empty where nothing can be.
     pub fix: String,
-    /// What that frees.
     pub saves: Bytes,
-    /// What that costs, in words.
     pub costs: String,
 }
 
@@ -67,11 +58,8 @@ pub struct Explanation {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Why {
-    /// Other launches.
     pub alternatives: Vec<Alternative>,
-    /// The terms of the fullest device.
     pub explain: Vec<Explanation>,
-    /// What the predicted time is spent on.
     pub time: Vec<Term>,
     /// The cheapest changes that make it fit, where it does not.
     pub fixes: Vec<Alternative>,

@@ -38,7 +38,6 @@ const WORTH_JUDGING: f64 = 0.005;
 /// A launch that was ranked and not yet judged.
 #[derive(Debug, Clone)]
 struct Draft {
-    /// Without the planner's overrides.
     setting: RunConfig,
     kept: Kept,
     host: End,
@@ -54,7 +53,6 @@ type Judged = (Kept, Candidate);
 /// The search on one stage.
 pub struct Explorer<'a> {
     problem: &'a Problem<'a>,
-    /// The stage that is searched.
     pub stage: &'a Stage<'a>,
     /// Whether `-fa auto` was found to mean `on`.
     flash_attn: Cell<bool>,

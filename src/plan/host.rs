@@ -18,9 +18,7 @@ const PER_TOKEN: u64 = 512;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostNeeds {
-    /// The program, its vocabulary and graphs.
     pub process: Bytes,
-    /// Rows of logits.
     pub logits: Bytes,
     /// Checkpoints of windows and recurrent states at most.
     pub checkpoints: Bytes,

@@ -50,9 +50,7 @@ pub struct Request {
     pub run: RunConfig,
     /// Words of speculation, which `run` holds by their cost alone.
     pub beside: Vec<String>,
-    /// How `-c` is chosen.
     pub context: ContextChoice,
-    /// The turn to plan for.
     pub turn: Turn,
     /// Kept free of every device's budget.
     pub margin: Bytes,
@@ -62,7 +60,6 @@ pub struct Request {
     pub objective: Objective,
     /// What the planner may choose beside the placement.
     pub levers: Levers,
-    /// The build that the command is for.
     pub target: Target,
     /// Whether the document lists every tensor.
     pub tensors: bool,
@@ -74,10 +71,8 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Checked {
-    /// What the command would do.
     #[serde(flatten)]
     pub checkup: Checkup,
-    /// Which model.
     pub model: ModelSummary,
     /// The command that was checked, quoted for a shell; untrusted text.
     pub command: String,
@@ -90,7 +85,6 @@ pub struct Plan {
     /// What `check` answers for the command, under this document's own schema name.
     #[serde(flatten)]
     pub check: Checkup,
-    /// Which model.
     pub model: ModelSummary,
     /// On which machine; `total` of a device is its budget.
     pub machine: Machine,
@@ -98,23 +92,15 @@ pub struct Plan {
     pub warnings: Vec<Warning>,
     /// Kept free of every device's budget.
     pub margin: Bytes,
-    /// What was allowed.
     pub strategy: Strategy,
-    /// What the launch is best at.
     pub objective: Objective,
-    /// The turn that was timed.
     pub turn: Turn,
-    /// Predicted speed of that turn.
     pub speed: Speed,
     /// Its predicted time, in seconds.
     pub turn_seconds: f64,
-    /// Main memory beyond the table.
     pub host_needs: HostNeeds,
-    /// The arguments for `llama-server -m MODEL`.
     pub args: Vec<String>,
-    /// The command to paste.
     pub command: String,
-    /// Where the routed experts are.
     pub placement: ExpertSplit,
     /// Why it is so, and what else there is.
     #[serde(flatten)]
@@ -125,17 +111,12 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelSummary {
-    /// As the user named it.
     pub path: String,
     /// `general.name`; untrusted text.
     pub name: Option<String>,
-    /// `general.architecture`.
     pub architecture: String,
-    /// Bytes of all tensors.
     pub bytes: Bytes,
-    /// `context_length`.
     pub context_length: u32,
-    /// Blocks, NextN included.
     pub block_count: u32,
     /// How it would be made, where it does not exist.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,37 +127,27 @@ pub struct ModelSummary {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExpertSplit {
-    /// On any device.
     pub routed_expert_bytes_on_devices: Bytes,
-    /// On the host.
     pub routed_expert_bytes_on_host: Bytes,
     /// Blocks with at least one expert tensor on the host.
     pub blocks_with_experts_on_host: usize,
-    /// Blocks with routed experts.
     pub blocks_with_experts: usize,
-    /// Bytes by device.
     pub by_device: BTreeMap<String, Bytes>,
 }
 
 /// What stops a plan.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The law or llama.cpp refuses the launch.
     #[error(transparent)]
     Solver(#[from] solver::Error),
-    /// What the plan's command would do cannot be told.
     #[error(transparent)]
     Check(#[from] checkup::Error),
-    /// No shell can be given the path.
     #[error("the model's path holds a NUL character, which no command line can carry")]
     Path,
-    /// The emitted command cannot be read back.
     #[error(transparent)]
     Run(#[from] run::Error),
-    /// The emitted command, replayed, places a tensor elsewhere: our own mistake.
     #[error("internal error: the arguments of this plan would place `{tensor}` elsewhere; please report this model")]
     Replay {
-        /// The first tensor that differs.
         tensor: String,
     },
 }

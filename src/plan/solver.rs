@@ -57,21 +57,14 @@ pub enum Objective {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp that was or was not given")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Levers {
-    /// `-ub`.
     pub ubatch: bool,
-    /// `-b`.
     pub batch: bool,
-    /// `-lm`.
     pub load_mode: bool,
     /// `-ctk` and `-ctv`, as far as quantized caches were allowed.
     pub cache_types: bool,
-    /// `-t`.
     pub threads: bool,
-    /// `--no-op-offload`.
     pub op_offload: bool,
-    /// `--cache-ram`.
     pub cache_ram: bool,
-    /// `--moe-cache-mib`.
     pub expert_cache: bool,
 }
 
@@ -97,7 +90,6 @@ pub type Computes = Rc<RefCell<HashMap<String, Compute>>>;
 /// The problem: a model, a machine whose `total`s are budgets, and what the user fixed.
 #[derive(Debug, Clone)]
 pub struct Problem<'a> {
-    /// What is placed.
     pub model: &'a Model,
     /// Where; `Device::total` is the budget.
     pub machine: &'a Machine,
@@ -105,13 +97,9 @@ pub struct Problem<'a> {
     pub margin: Bytes,
     /// What the planner may do with the experts.
     pub strategy: Strategy,
-    /// What the best launch is best at.
     pub objective: Objective,
-    /// The turn that is timed.
     pub turn: Turn,
-    /// What the planner may choose beside.
     pub levers: Levers,
-    /// Of this model.
     pub computes: Computes,
 }
 
@@ -120,11 +108,8 @@ pub struct Problem<'a> {
 pub struct Candidate {
     /// With the planner's overrides, tensor split and choices.
     pub run: RunConfig,
-    /// The law's answer to it.
     pub placement: Placement,
-    /// The memory it takes.
     pub prediction: Prediction,
-    /// Its speed, predicted.
     pub estimate: Estimate,
     /// What its process needs of the host beyond the table.
     pub needs: HostNeeds,
@@ -135,10 +120,8 @@ pub struct Candidate {
 /// What can stop the planner.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The launch cannot be placed.
     #[error(transparent)]
     Placement(#[from] placement::Error),
-    /// llama.cpp would refuse the launch.
     #[error(transparent)]
     Memory(#[from] memory::Error),
 }

@@ -60,7 +60,6 @@ struct Sharing<'a> {
     pilot: &'a Candidate,
     /// The pilot with every movable expert on the host.
     hosted: placement::Placement,
-    /// By slot, its movable experts.
     experts: Vec<Vec<usize>>,
     slots: Vec<Slot>,
     room: Vec<i128>,
@@ -130,7 +129,6 @@ impl<'a> Sharing<'a> {
 struct Slot {
     /// What must be on the slot's device: dense weights and context.
     fixed: u64,
-    /// Routed experts.
     experts: u64,
 }
 

@@ -15,9 +15,7 @@ use crate::run::{Override, RunConfig};
 /// Which blocks of a device's range go to the host first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The first ones, as with llama.cpp's `--n-cpu-moe`.
     First,
-    /// The last ones.
     Last,
 }
 
@@ -31,9 +29,7 @@ const PARTS: usize = 12;
 #[derive(Debug)]
 pub struct Stage<'a> {
     problem: &'a Problem<'a>,
-    /// The launch without overrides of this stage.
     pub base: RunConfig,
-    /// The law's answer to it.
     pub bare: Placement,
     /// The law's answer with every movable tensor on the host.
     pub hosted: Placement,

@@ -35,7 +35,6 @@ pub enum Variable {
 /// `vram=6G..48G:2G` or `ctx=8k..128k`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sweep {
-    /// What varies.
     pub variable: Variable,
     /// Its values, rising; bytes or tokens.
     pub values: Vec<u64>,
@@ -99,27 +98,20 @@ fn doubled(from: u64, to: u64) -> Vec<u64> {
 pub struct Point {
     /// What varies: bytes, tokens, or which file.
     pub value: u64,
-    /// The same for people.
     pub label: String,
     /// Whether it is within the budgets.
     pub fits: bool,
-    /// By how much it is not.
     pub shortfall: BTreeMap<String, Bytes>,
     /// `-c` as it came out, in tokens.
     pub n_ctx: u32,
     /// `-ub`, in tokens.
     pub n_ubatch: u32,
-    /// `-lm`.
     pub load_mode: LoadMode,
-    /// Where the routed experts are.
     pub placement: ExpertSplit,
-    /// Memory by device.
     pub memory: BTreeMap<String, Row>,
-    /// Predicted speed.
     pub speed: Speed,
     /// Predicted time of the turn, in seconds.
     pub turn_seconds: f64,
-    /// The arguments for `llama-server -m MODEL`.
     pub args: Vec<String>,
 }
 
@@ -147,13 +139,10 @@ impl Point {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SweepDocument {
-    /// Name and version.
     pub schema: Cow<'static, str>,
-    /// Which model.
     pub model: ModelSummary,
     /// The machine whose first device, or whose context, varies.
     pub machine: Machine,
-    /// What varies.
     pub variable: Variable,
     /// The contexts that are planned for each budget, in tokens, rising; empty where one thing varies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -287,9 +276,7 @@ fn context_of(tokens: u64) -> ContextChoice {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plans {
-    /// Name and version.
     pub schema: Cow<'static, str>,
-    /// The machine.
     pub machine: Machine,
     /// A row a file, in the order given.
     pub rows: Vec<PlansRow>,
@@ -299,11 +286,8 @@ pub struct Plans {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlansRow {
-    /// Which model.
     pub model: ModelSummary,
-    /// Bits by weight of the file.
     pub bits_per_weight: f64,
-    /// Its plan.
     #[serde(flatten)]
     pub point: Point,
 }

@@ -12,7 +12,6 @@ pub const REFERENCE: u32 = 11434;
 /// A build whose differences from the reference are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Build {
-    /// The N of `bN`.
     pub number: u32,
     /// What is known of its memory, in a sentence.
     pub memory: &'static str,
@@ -38,9 +37,7 @@ pub fn number(text: &str) -> Result<u32, String> {
 /// What a command is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    /// The N of `bN`; of ik_llama.cpp, nothing.
     pub build: u32,
-    /// llama.cpp or a fork of it.
     pub dialect: Dialect,
 }
 

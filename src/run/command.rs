@@ -11,9 +11,7 @@ use crate::gguf::source::{Location, Which};
 /// A command line, understood.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParsedCommand {
-    /// What it says about memory.
     pub run: RunConfig,
-    /// The model it names.
     pub model: Option<ModelSource>,
     /// What a person should know: unknown and removed flags, what is not counted.
     pub notes: Vec<Note>,
@@ -40,18 +38,12 @@ impl ParsedCommand {
 /// Where the model of a command comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// `-m`.
     Path(PathBuf),
-    /// `-hf` and `-hff`.
     HuggingFace {
-        /// `owner/name[:quant]`.
         repo: String,
-        /// A file of it.
         file: Option<String>,
     },
-    /// `-mu`.
     Url(String),
-    /// `-dr`.
     Docker(String),
 }
 

@@ -83,11 +83,8 @@ fn assignment(word: &str) -> Option<(&str, &str)> {
 struct Reader {
     command: ParsedCommand,
     speculation: Speculation,
-    /// `-fitp`.
     fits_nothing: bool,
-    /// `-hf` and `-hff`.
     hub: (Option<String>, Option<String>),
-    /// Of llama-bench.
     tests: Tests,
     /// llama-bench's `-ncmoe`, which comes after all of its `-ot`.
     of_tests: Vec<Override>,

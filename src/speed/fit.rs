@@ -11,13 +11,9 @@ use crate::machine::Machine;
 /// One measured time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Which launch and test, for people.
     pub what: String,
-    /// Prompt or generation.
     pub phase: Phase,
-    /// What it asked of the tiers.
     pub work: Work,
-    /// How long it took.
     pub seconds: f64,
 }
 
@@ -25,13 +21,10 @@ pub struct Sample {
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Residual {
-    /// The sample.
     pub what: String,
-    /// Prompt or generation.
     pub phase: Phase,
     /// As measured.
     pub seconds: f64,
-    /// By the fitted constants.
     pub predicted: f64,
 }
 
@@ -45,21 +38,16 @@ impl Residual {
 /// Constants that were found, and how well they do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
-    /// The machine with its rates.
     pub machine: Machine,
-    /// By sample, in their order.
     pub residuals: Vec<Residual>,
 }
 
 /// Why there is no fit.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// Fewer samples than make sense.
     #[error("{found} usable measurements, {least} at least are needed")]
     TooFew {
-        /// How many there are.
         found: usize,
-        /// How many there must be.
         least: usize,
     },
 }

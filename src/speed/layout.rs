@@ -20,27 +20,21 @@ pub(super) const ON_HOST: Tier = 0;
 /// Weights in the same place that are used alike.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Part {
-    /// Where they are.
     pub tier: Tier,
     /// Whether prompts may be processed elsewhere: host memory that a device can copy from as it is.
     pub copyable: bool,
-    /// In a layout of the processor's own.
     pub repacked: bool,
     /// Read once a prompt only: the output matrix.
     pub output: bool,
     /// Experts, and how many of them a token uses; 1 and 1 for what every token uses.
     pub count: u32,
-    /// See `count`.
     pub used: u32,
-    /// Bytes of all.
     pub bytes: f64,
     /// Bytes, each weighted with what its type costs the processor beside `q4_K`.
     pub effort: f64,
-    /// Elements of all.
     pub elements: f64,
     /// Elements weighted likewise.
     pub element_effort: f64,
-    /// How many tensors.
     pub ops: f64,
 }
 
@@ -54,7 +48,6 @@ impl Part {
 /// Attention layers alike in place and reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Attention {
-    /// Where their keys and values are.
     pub tier: Tier,
     /// Tokens that a query sees at most.
     pub reach: f64,
@@ -67,9 +60,7 @@ pub(super) struct Attention {
 /// A model as placed, summed.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
-    /// Weights.
     pub parts: Vec<Part>,
-    /// Attention.
     pub attention: Vec<Attention>,
     /// Bytes of recurrent states by tier, read and written for every token.
     pub states: Vec<f64>,
@@ -89,7 +80,6 @@ pub(super) struct Layout {
     pub cache_hits: f64,
     /// The share of the host's weights that does not stay in memory.
     pub missing: f64,
-    /// How many tiers there are.
     pub tiers: usize,
     /// Micro-batches of one prompt run on several devices at once.
     pub pipelined: bool,

@@ -23,11 +23,8 @@ pub use work::{Cost, Work, generation, prompt};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Turn {
-    /// Of the prompt.
     pub prompt: u32,
-    /// Generated.
     pub generate: u32,
-    /// Already in the context.
     pub depth: u32,
 }
 
@@ -48,15 +45,10 @@ impl Default for Turn {
 /// A launch whose speed is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
-    /// What runs.
     pub model: &'a Model,
-    /// On what.
     pub machine: &'a Machine,
-    /// How.
     pub run: &'a RunConfig,
-    /// Where each tensor is.
     pub placement: &'a Placement,
-    /// Its memory and context numbers.
     pub prediction: &'a Prediction,
 }
 
@@ -90,11 +82,9 @@ pub struct Estimate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Term {
-    /// Prompt or generation.
     pub phase: Phase,
     /// What: `experts copied to CUDA0`, `experts computed on the host`, `attention on CUDA0` …
     pub what: String,
-    /// Seconds of the whole turn.
     pub seconds: f64,
 }
 
@@ -103,9 +93,7 @@ pub struct Term {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Prompt processing (pp).
     Prompt,
-    /// Generation (tg).
     Generate,
 }
 

@@ -9,7 +9,6 @@ use crate::machine::{Device, DeviceRates, Host, HostRates, Machine};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prices {
     by_tier: Vec<[f64; Cost::ALL.len()]>,
-    /// Where they come from.
     pub basis: String,
     /// The share that predictions may well be off.
     pub uncertainty: f64,

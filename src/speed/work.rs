@@ -7,29 +7,21 @@ use super::layout::{Layout, ON_HOST, Part, Tier};
 /// What an amount is of, and so which constant prices it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cost {
-    /// Bytes of weights read.
     Weights,
     /// Operations of products with weights in micro-batches; on the host by thread.
     Products,
-    /// Operations of attention in micro-batches.
     Attention,
-    /// Bytes of keys, values and states read.
     Cache,
-    /// Weight tensors used.
     Op,
-    /// Passes through the graph.
     Graph,
     /// Bytes copied from pinned memory to this device.
     Pinned,
     /// Bytes copied from pageable memory to this device, or over the network.
     Pageable,
-    /// Host tensors copied.
     Offload,
-    /// Changes between this device and another tier.
     Switch,
     /// Bytes by thread: weights multiplied with one row on the host.
     ByThread,
-    /// Bytes read from the disk.
     Disk,
 }
 

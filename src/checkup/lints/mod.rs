@@ -23,13 +23,9 @@ use crate::run::{Note, ParsedCommand, RunConfig};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Lint {
-    /// A stable name.
     pub code: Cow<'static, str>,
-    /// How bad it is.
     pub severity: Severity,
-    /// What is the matter.
     pub message: String,
-    /// What to try.
     pub hint: Option<String>,
 }
 
@@ -38,37 +34,25 @@ pub struct Lint {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// llama.cpp refuses the command.
     Error,
-    /// Probably not what was meant.
     Warning,
-    /// Good to know.
     Info,
 }
 
 /// Everything that a lint may look at.
 pub(super) struct Facts<'a> {
-    /// The model.
     pub model: &'a Model,
-    /// The machine.
     pub machine: &'a Machine,
-    /// The command as read.
     pub command: &'a ParsedCommand,
-    /// Its launch, ik_llama.cpp's `-ncmoe` carried out.
     pub run: &'a RunConfig,
-    /// Where everything is in the launch.
     pub placement: &'a Placement,
-    /// What it takes.
     pub prediction: &'a Prediction,
-    /// The override list.
     pub overrides: &'a [OverrideRow],
     /// The same with the entries of a counting flag together.
     pub groups: &'a [OverrideGroup],
     /// Whether a device's budget is passed.
     pub short: bool,
-    /// Which cache types llama.cpp refuses.
     pub refused_caches: RefusedCaches,
-    /// Why `--moe-cache-mib` would not work.
     pub cache_problem: Option<crate::memory::expert_cache::Problem>,
 }
 

@@ -16,7 +16,6 @@ pub enum Blocks {
     Ranges(Vec<(u32, Option<u32>)>),
     /// The first so many blocks that have such tensors.
     First(usize),
-    /// The last so many.
     Last(usize),
 }
 

@@ -15,15 +15,12 @@ use crate::model::Model;
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RulesCheck {
-    /// Always `moeplan/rules/1`.
     pub schema: &'static str,
-    /// The file or built-in name.
     pub name: String,
     /// Its own description; a stranger's text.
     pub description: String,
     /// Bytes of all tensors of the model; `None` without one.
     pub model_bytes: Option<Bytes>,
-    /// In order.
     pub rules: Vec<RuleRow>,
     /// What no rule is about; `None` without a model.
     pub unmatched: Option<Count>,
@@ -41,21 +38,15 @@ pub struct RuleRow {
     pub line: u32,
     /// In the file, from 1.
     pub column: u32,
-    /// Which tensors, in words; holds the file's.
     pub tensors: String,
-    /// Where to, in words.
     pub to: String,
-    /// What it is about.
     pub matches: Count,
     /// What it decides: an earlier rule decided the rest.
     pub decides: Count,
-    /// The blocks it decides about: `0-3, 8`.
     pub blocks: String,
-    /// What earlier rules took of it.
     pub shadowed: Vec<Shadow>,
     /// What a rule that fills put where, by buffer type.
     pub filled: BTreeMap<String, Count>,
-    /// What is odd about it.
     pub warnings: Vec<String>,
 }
 
@@ -63,9 +54,7 @@ pub struct RuleRow {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Count {
-    /// How many.
     pub tensors: usize,
-    /// Their bytes.
     pub bytes: Bytes,
 }
 
@@ -73,9 +62,7 @@ pub struct Count {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Shadow {
-    /// The earlier rule's line.
     pub line: u32,
-    /// What it took.
     #[serde(flatten)]
     pub count: Count,
 }

@@ -15,23 +15,17 @@ use crate::run::{Override, RunConfig};
 /// Why the rules cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The launch cannot be placed.
     #[error(transparent)]
     Placement(#[from] placement::Error),
-    /// llama.cpp would refuse the launch.
     #[error(transparent)]
     Memory(#[from] memory::Error),
-    /// A device that is not there.
     #[error(
         "the rule at line {}, column {} fills `{name}`, which this machine does not have; known: {known}, or `{DEVICES}` for all",
         position.line, position.column
     )]
     UnknownDevice {
-        /// Of the rule.
         position: Position,
-        /// As written.
         name: String,
-        /// What could be named.
         known: String,
     },
 }
@@ -39,7 +33,6 @@ pub enum Error {
 /// The rules, carried out for one launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
-    /// What they come to, in order.
     pub overrides: Vec<Override>,
     /// By rule: the tensors that a filling rule put into each buffer; nothing for another rule.
     pub filled: Vec<Assignment>,
@@ -93,7 +86,6 @@ struct Unit {
     tensors: BTreeSet<usize>,
     /// Where it is without a rule; `None` = host.
     device: Option<u16>,
-    /// What is placed first is smallest.
     rank: (usize, i64, usize),
 }
 

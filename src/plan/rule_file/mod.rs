@@ -35,7 +35,6 @@ pub const DEVICES: &str = "devices";
 /// A rule file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleFile {
-    /// For people.
     pub description: String,
     /// In order; the first that matches a tensor decides.
     pub rules: Vec<PlacementRule>,
@@ -44,33 +43,25 @@ pub struct RuleFile {
 /// Where something stands in a file, from 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Position {
-    /// Line.
     pub line: u32,
-    /// Column.
     pub column: u32,
 }
 
 /// One rule: which tensors, and where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacementRule {
-    /// Of its first word.
     pub position: Position,
-    /// Which tensors.
     pub select: Select,
-    /// Where to.
     pub action: Action,
 }
 
 /// Which tensors a rule is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Select {
-    /// Those of a role.
     Role {
-        /// The role.
         role: Role,
         /// Only these kinds (`down` of `ffn_down_exps`); empty = all.
         kinds: Vec<String>,
-        /// Only these blocks.
         blocks: Option<Blocks>,
     },
     /// Those that this regex finds (llama.cpp's ECMAScript, a search in the full name).
@@ -80,7 +71,6 @@ pub enum Select {
 /// Where a rule's tensors go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// All into this buffer: `CPU`, `CUDA0`.
     Buffer(String),
     /// Onto devices as far as they may be filled.
     Fill(Fill),
@@ -93,9 +83,7 @@ pub struct Fill {
     pub devices: Vec<(String, Amount)>,
     /// Kinds that are placed first, in this order (`up`, `gate`, `down`: down goes last). Empty: whole blocks.
     pub order: Vec<String>,
-    /// Which blocks are placed first.
     pub from: From,
-    /// Where the rest goes.
     pub then: String,
 }
 
@@ -111,7 +99,6 @@ pub enum Amount {
 /// Which blocks are placed first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum From {
-    /// Those with the lowest numbers.
     First,
     /// Those with the highest, as `--n-cpu-moe` leaves them on the device.
     #[default]
@@ -122,11 +109,8 @@ pub enum From {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("rules `{name}`, line {}, column {}: {problem}", position.line, position.column)]
 pub struct Error {
-    /// The file or built-in name.
     pub name: String,
-    /// Where.
     pub position: Position,
-    /// What is wrong and what to write.
     pub problem: String,
 }
 
