@@ -29,7 +29,7 @@ pub(super) fn rows(target: Target, machine: &Machine, placement: &Placement) -> 
             ),
         ],
     };
-    for device in placement.devices.iter().filter_map(|index| machine.devices.get(usize::from(*index))) {
+    for (_, device) in placement.taking_part(machine) {
         rows.push(row(&format!("{}.rules", device.name), of_device(device).to_string()));
         rows.extend(device.budget_note().map(|note| row(&format!("{}{BUDGET}", device.name), note)));
     }

@@ -1,11 +1,10 @@
 //! Cache types that llama.cpp refuses, and the figures of the nearest that it takes.
 
-use super::Error;
 use crate::gguf::ggml_type;
 use crate::machine::Machine;
-use crate::memory::{self, Prediction};
+use crate::memory::{self, Forecast};
 use crate::model::Model;
-use crate::placement::Placement;
+use crate::placement;
 use crate::run::RunConfig;
 
 /// Which cache types llama.cpp refuses; the figures are then those of types that it takes.
@@ -16,17 +15,18 @@ pub(super) struct RefusedCaches {
     pub different_types: bool,
 }
 
-/// The prediction; of a launch whose cache types llama.cpp refuses, with the nearest that it takes.
+/// The forecast; of a launch whose cache types llama.cpp refuses, with the nearest that it takes.
 pub(super) fn with_allowed_caches(
     model: &Model,
     machine: &Machine,
     run: &mut RunConfig,
-    placement: &Placement,
-) -> Result<(Prediction, RefusedCaches), Error> {
+) -> Result<(Forecast, RefusedCaches), memory::Error> {
     let differ = run.type_k != run.type_v;
     let mut refused = RefusedCaches::default();
     loop {
-        match memory::predict_as_far_as_known(model, machine, run, placement) {
+        // Where tensors go does not depend on the types of the cache; a refusal is rare.
+        let placement = placement::place(model, machine, run)?;
+        match memory::as_far_as_known(model, machine, run, placement, None) {
             Err(memory::Error::DifferentTypes { .. }) if run.type_k != run.type_v => {
                 refused.different_types = differ;
                 // V's only where K's was refused as well: a quantized one without flash attention.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{self, HOST, MemoryBreakdown, MemoryRow, Prediction, Uncounted, expert_cache, overhead};
+use crate::memory::{self, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, expert_cache, overhead};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
@@ -82,16 +82,16 @@ pub struct Row {
 }
 
 impl Row {
-    /// The memory table of a prediction.
-    pub fn table(prediction: &Prediction) -> BTreeMap<String, Self> {
+    /// The memory table of a forecast.
+    pub fn table(forecast: &Forecast) -> BTreeMap<String, Self> {
         let row = |terms: &MemoryBreakdown| Self {
             model: terms.model,
-            context: prediction.counts("context").then_some(terms.context),
-            compute: prediction.counts("compute").then_some(terms.compute),
-            overhead: prediction.counts("overhead").then_some(terms.overhead),
-            total: prediction.uncounted.is_empty().then(|| terms.total()),
+            context: forecast.counts("context").then_some(terms.context),
+            compute: forecast.counts("compute").then_some(terms.compute),
+            overhead: forecast.counts("overhead").then_some(terms.overhead),
+            total: forecast.uncounted.is_empty().then(|| terms.total()),
         };
-        prediction.memory.iter().map(|(key, terms)| (key.clone(), row(terms))).collect()
+        forecast.memory.iter().map(|(key, terms)| (key.clone(), row(terms))).collect()
     }
 
     /// The row, where every term is counted.
@@ -116,14 +116,6 @@ impl Checkup {
     /// Whether llama.cpp refuses the command.
     pub fn is_refused(&self) -> bool {
         self.lints.iter().any(|lint| lint.severity == Severity::Error)
-    }
-
-    /// Takes another shortfall, and judges by it.
-    pub(crate) fn with_shortfall(self, shortfall: BTreeMap<String, Bytes>) -> Self {
-        let is_short = !shortfall.is_empty();
-        let verdict = if self.is_refused() { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) };
-        let fits = if is_short { Some(false) } else { self.uncounted.is_empty().then_some(true) };
-        Self { fits, shortfall, verdict, ..self }
     }
 }
 
@@ -172,100 +164,100 @@ pub struct TensorRow {
     pub rule: Option<usize>,
 }
 
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Placement(#[from] placement::Error),
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-}
-
-impl Error {
-    /// Why there is no prediction, where that is it.
-    pub fn memory(&self) -> Option<&memory::Error> {
-        match self {
-            Self::Memory(error) => Some(error),
-            Self::Placement(_) => None,
-        }
-    }
-}
-
 /// What is asked beside the command itself.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
+pub struct Options<'a> {
     pub margin: Bytes,
     /// Whether every tensor is listed.
     pub tensors: bool,
+    /// Of a plan's command: what the planner knows of it.
+    pub planned: Option<Planned<'a>>,
+}
+
+/// What a planner counts that a command does not say.
+#[derive(Debug, Clone, Copy)]
+pub struct Planned<'a> {
+    /// Main memory beside the table that the process cannot do without.
+    pub process: Bytes,
+    /// By how much each budget is passed, the process counted.
+    pub shortfall: &'a BTreeMap<String, Bytes>,
 }
 
 /// What `command` would do with `model` on `machine`.
-pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options: Options) -> Result<Checkup, Error> {
+pub fn check(
+    model: &Model,
+    machine: &Machine,
+    command: &ParsedCommand,
+    options: Options<'_>,
+) -> Result<Checkup, memory::Error> {
     let mut run = carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.
     let mut projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
-    let projection = placement::place(model, machine, &projected)?;
-    let (mut prediction, refused_caches) = with_allowed_caches(model, machine, &mut projected, &projection)?;
+    let (mut forecast, refused_caches) = with_allowed_caches(model, machine, &mut projected)?;
     let is_ik = command.target.dialect == Dialect::Ik;
     if is_ik && refused_caches.different_types {
         // Its latent cache is of K's type, whatever `-ctv` says.
         run.type_v = run.type_k;
     }
     let run = &run;
-    let placement = placement::place(model, machine, run)?;
+    let cache_problem = expert_cache::expert_cache(model, machine, &projected, &forecast.placement).problem;
+    forecast.placement = placement::place(model, machine, run)?;
+    forecast.mapped_span = forecast.placement.mapped_span(model, run);
     // What a device holds beside llama.cpp's sums is the launch's own: only load mode none pins.
-    for at in &placement.devices {
-        let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
-        if let Some(row) = prediction.memory.get_mut(&device.name) {
-            row.overhead = overhead::held(device, *at, model, run, &placement).peak;
+    for (at, device) in forecast.placement.taking_part(machine) {
+        if let Some(row) = forecast.memory.get_mut(&device.name) {
+            row.overhead = overhead::held(device, at, model, run, &forecast.placement).peak;
         }
     }
-    let memory = Row::table(&prediction);
-    let budget = budgets(machine, &placement, options.margin);
-    let shared = memory::shared_with_host(machine, &prediction.memory);
-    let shortfall = shortfall(&memory, &budget, shared);
-    let overrides = override_rows(model, run, &placement);
+    let memory = Row::table(&forecast);
+    let mut budget = budgets(machine, &forecast.placement, options.margin);
+    let shortfall = shortfall(&memory, &budget, memory::shared_with_host(machine, &forecast.memory));
+    let overrides = override_rows(model, run, &forecast.placement);
     let override_groups = override_groups(&overrides);
-    let facts = Facts {
+    let lints = lints::lints(&Facts {
         model,
         machine,
         command,
         run,
-        placement: &placement,
-        prediction: &prediction,
+        forecast: &forecast,
         overrides: &overrides,
         groups: &override_groups,
         short: shortfall.keys().any(|key| key != HOST),
         refused_caches,
-        cache_problem: expert_cache::expert_cache(model, machine, &projected, &projection).problem,
-    };
-    let lints = lints::lints(&facts);
-    if is_ik {
-        prediction.basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
+        cache_problem,
+    });
+    if let (Some(planned), Some(ram)) = (options.planned, budget.get_mut(HOST)) {
+        *ram = ram.saturating_sub(planned.process);
     }
-    prediction.basis.extend(basis::rows(command.target, machine, &placement));
-    let checkup = Checkup {
-        schema: "moeplan/check/1".into(),
+    let shortfall = options.planned.map_or(shortfall, |planned| planned.shortfall.clone());
+    let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
+    let is_short = !shortfall.is_empty();
+    let mut basis = forecast.basis;
+    if is_ik {
+        basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
+    }
+    basis.extend(basis::rows(command.target, machine, &forecast.placement));
+    Ok(Checkup {
+        schema: if options.planned.is_some() { "moeplan/plan/1" } else { "moeplan/check/1" }.into(),
         program: run.program,
-        run: ResolvedRun::new(run, &prediction.numbers),
-        fits: None,
+        run: ResolvedRun::new(run, &forecast.numbers),
+        fits: if is_short { Some(false) } else { forecast.uncounted.is_empty().then_some(true) },
         budget,
-        shortfall: BTreeMap::new(),
-        verdict: None,
-        uncounted: prediction.uncounted,
-        mapped_span: mapped_span(model, run, &placement),
+        shortfall,
+        verdict: if is_refused { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) },
+        uncounted: forecast.uncounted,
+        mapped_span: forecast.mapped_span,
         lints,
         overrides,
         override_groups,
         memory,
-        basis: prediction.basis,
-        tensors: options.tensors.then(|| tensor_rows(model, machine, &placement)),
-    };
-    Ok(checkup.with_shortfall(shortfall))
+        basis,
+        tensors: options.tensors.then(|| tensor_rows(model, machine, &forecast.placement)),
+    })
 }
 
 /// The launch with ik_llama.cpp's `-ncmoe` made overrides of, which takes the model and the layers' devices.
-fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, Error> {
+fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, memory::Error> {
     let mut run = command.run.clone();
     if let Some(wanted) = &command.last_blocks {
         let layers = placement::place(model, machine, &run)?.layers;
@@ -301,7 +293,7 @@ fn shortfall(
 ) -> BTreeMap<String, Bytes> {
     let mut needed: BTreeMap<&str, Bytes> = [(HOST, shared)].into();
     for (key, row) in memory {
-        let of = if matches!(key.as_str(), "CPU_REPACK" | "AMX") { HOST } else { key };
+        let of = if memory::is_host(key) { HOST } else { key };
         *needed.entry(of).or_default() += row.counted();
     }
     let over = needed.iter().filter_map(|(key, total)| {
@@ -309,23 +301,6 @@ fn shortfall(
         (missing > Bytes(0)).then(|| ((*key).to_string(), missing))
     });
     over.collect()
-}
-
-/// The span of each file from the first byte to the last of what stays mapped on the host, summed
-/// (`src/llama-model.cpp` `load_tensors`, `get_mapping_range`, b11434).
-pub fn mapped_span(model: &Model, run: &RunConfig, placement: &Placement) -> Option<Bytes> {
-    if !matches!(run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock) {
-        return None;
-    }
-    let mut spans: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
-    for (tensor, copies) in model.tensors.iter().zip(&placement.copies) {
-        if copies.iter().any(|copy| copy.buffer == Buffer::Cpu) {
-            let (first, last) = (tensor.file_offset, tensor.file_offset.saturating_add(tensor.bytes.0));
-            let span = spans.entry(tensor.shard).or_insert((first, last));
-            *span = (span.0.min(first), span.1.max(last));
-        }
-    }
-    (!spans.is_empty()).then(|| spans.values().map(|(first, last)| Bytes(last - first)).sum())
 }
 
 /// What each override matched and decided.

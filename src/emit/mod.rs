@@ -77,34 +77,15 @@ pub struct Emitted {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("--emit {form} is not for {whom}: {instead}")]
-    NoSuchForm {
-        form: &'static str,
-        whom: &'static str,
-        instead: &'static str,
-    },
+    NoSuchForm { form: &'static str, whom: &'static str, instead: &'static str },
     #[error("`{word}` {problem}, which {form} cannot hold; {instead}")]
-    Word {
-        word: String,
-        problem: &'static str,
-        form: &'static str,
-        instead: &'static str,
-    },
+    Word { word: String, problem: &'static str, form: &'static str, instead: &'static str },
     #[error("{program} {lacks}; {instead}")]
-    Lacks {
-        program: &'static str,
-        lacks: String,
-        instead: &'static str,
-    },
+    Lacks { program: &'static str, lacks: String, instead: &'static str },
     #[error("internal error: the {form} of this plan does not read back ({problem}); please report this model")]
-    ReadBack {
-        form: &'static str,
-        problem: String,
-    },
+    ReadBack { form: &'static str, problem: String },
     #[error("internal error: the {form} of this plan would launch something else ({what}); please report this model")]
-    Replay {
-        form: &'static str,
-        what: String,
-    },
+    Replay { form: &'static str, what: String },
 }
 
 impl Form {

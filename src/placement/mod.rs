@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::{Model, Tensor};
-use crate::run::{LazyMode, LoadMode, RunConfig};
+use crate::rules::Role;
+use crate::run::{LazyMode, RunConfig};
 use buffers::HostList;
 use pattern::Pattern;
 use tensors::{Class, Op};
@@ -49,49 +50,54 @@ pub struct Placement {
     pub devices: Vec<u16>,
 }
 
+impl Placement {
+    /// The devices that take part, each with its place in the machine.
+    pub fn taking_part<'a>(&'a self, machine: &'a Machine) -> impl Iterator<Item = (u16, &'a Device)> {
+        self.devices.iter().filter_map(|at| Some((*at, machine.device(*at)?)))
+    }
+
+    /// Every copy of every routed expert.
+    pub fn experts<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (&'a Tensor, &'a Copy)> {
+        let experts = model.tensors.iter().zip(&self.copies).filter(|(tensor, _)| tensor.role == Role::RoutedExpert);
+        experts.flat_map(|(tensor, copies)| copies.iter().map(move |copy| (tensor, copy)))
+    }
+
+    /// The span of each file from the first byte to the last of what stays mapped on the host, summed
+    /// (`src/llama-model.cpp` `load_tensors`, `get_mapping_range`, b11434); `None` where nothing is mapped.
+    pub fn mapped_span(&self, model: &Model, run: &RunConfig) -> Option<Bytes> {
+        let mut spans: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+        for (tensor, copies) in model.tensors.iter().zip(&self.copies).filter(|_| run.load_mode.is_mapped()) {
+            if copies.iter().any(|copy| copy.buffer == Buffer::Cpu) {
+                let (first, last) = (tensor.file_offset, tensor.file_offset.saturating_add(tensor.bytes.0));
+                let span = spans.entry(tensor.shard).or_insert((first, last));
+                *span = (span.0.min(first), span.1.max(last));
+            }
+        }
+        (!spans.is_empty()).then(|| spans.values().map(|(first, last)| Bytes(last - first)).sum())
+    }
+}
+
 /// Why llama.cpp would not load the model so, or moeplan cannot say.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     #[error("`{flag}` names `{name}`, which this machine does not have; known: {known}")]
-    UnknownDevice {
-        flag: String,
-        name: String,
-        known: String,
-    },
+    UnknownDevice { flag: String, name: String, known: String },
     #[error("`{word}`: llama.cpp has {name} only where `--rpc` names its server, {server}")]
-    NoServer {
-        word: String,
-        name: String,
-        server: String,
-    },
+    NoServer { word: String, name: String, server: String },
     #[error("`{origin} {pattern}={buffer}`: no buffer type `{buffer}` here; known: {known}")]
-    UnknownBuffer {
-        origin: String,
-        pattern: String,
-        buffer: String,
-        known: String,
-    },
+    UnknownBuffer { origin: String, pattern: String, buffer: String, known: String },
     #[error("`{origin} {pattern}=…`: {reason}")]
-    BadPattern {
-        origin: String,
-        pattern: String,
-        reason: String,
-    },
+    BadPattern { origin: String, pattern: String, reason: String },
     #[error("`-mg {main_gpu}`: only {devices} devices take part; llama.cpp counts from 0")]
-    MainGpu {
-        main_gpu: i32,
-        devices: usize,
-    },
+    MainGpu { main_gpu: i32, devices: usize },
     #[error("`-sm row`: llama.cpp b11434 has no split buffers for {device} and refuses; use `-sm layer`")]
-    SplitRow {
-        device: String,
-    },
+    SplitRow { device: String },
     #[error("`-sm tensor` is not modelled; use `-sm layer`")]
     SplitTensor,
 }
 
 /// The key of host memory in memory tables.
-const HOST: &str = "Host";
+pub const HOST: &str = "Host";
 
 impl Buffer {
     /// The key in llama.cpp's memory table: a device's name, `Host`, or the buffer type's own name.
@@ -119,7 +125,7 @@ impl Buffer {
     /// The device it is of.
     fn device(self, machine: &Machine) -> Option<&Device> {
         match self {
-            Self::Device(index) => machine.devices.get(usize::from(index)),
+            Self::Device(index) => machine.device(index),
             _ => None,
         }
     }
@@ -169,7 +175,7 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
         host: HostList {
             pinned: pinned(machine, &devices).filter(|_| !run.no_host),
             repack: Some(machine.host.isa).filter(|_| run.repack),
-            mapped: matches!(run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock),
+            mapped: run.load_mode.is_mapped(),
         },
         slots: &slots,
         overrides: overrides(machine, run)?,

@@ -1,17 +1,18 @@
 //! The choices around the search: devices, the split of layers, load mode, cache types, what leaves when experts are exhausted.
 
-use super::explore::{Explorer, WORTH, compute_of};
-use super::host;
-use super::solver::{Candidate, Error, Problem, Strategy};
+use std::collections::BTreeSet;
+
+use super::explore::{Explorer, WORTH};
+use super::solver::{Candidate, HostNeeds, Problem, Strategy};
 use super::split::split;
 use super::stage::Stage;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::Device;
-use crate::memory;
+use crate::memory::{self, Error, HOST};
 use crate::placement::{self, Buffer};
 use crate::rules::Role;
-use crate::run::{LoadMode, Override, RunConfig};
+use crate::run::{LoadMode, Override, RunConfig, on_host};
 
 /// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
 const WORTH_OP_OFFLOAD: f64 = 0.05;
@@ -51,33 +52,25 @@ impl Problem<'_> {
 
     /// What follows from the launch: threads, a prompt cache that main memory has room for.
     fn finished(&self, mut candidate: Candidate) -> Candidate {
-        self.choose_threads(&mut candidate);
-        let table = self.in_main_memory(&candidate.prediction);
-        if let Some(ram) = self.machine.host.ram.filter(|_| self.levers.cache_ram)
-            && let Some(mib) = host::smaller_prompt_cache(&candidate.run, &candidate.needs, table, ram)
-        {
-            candidate.run.cache_ram = Some(i32::try_from(mib).unwrap_or(i32::MAX));
-            candidate.needs = host::needs(self.model, &candidate.run, &candidate.prediction);
-        }
-        candidate
-    }
-
-    /// `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
-    fn choose_threads(&self, candidate: &mut Candidate) {
         let host = &self.machine.host;
-        let counts: std::collections::BTreeSet<u32> =
-            [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten().filter(|n| *n > 0).collect();
-        if !self.levers.threads || host.rates.is_none() {
-            return;
-        }
+        // `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
+        let counts = [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten();
+        let counts: BTreeSet<u32> = counts.filter(|n| *n > 0 && self.levers.threads && host.rates.is_some()).collect();
         for count in counts {
             let run = RunConfig { n_threads: Some(count), ..candidate.run.clone() };
-            let estimate = self.estimate(&run, &candidate.placement, &candidate.prediction);
+            let estimate = self.estimate(&run, &candidate.forecast.placement, &candidate.forecast);
             if self.cost(&estimate) < self.cost(&candidate.estimate) * (1.0 - WORTH_THREADS) {
-                candidate.run = run;
-                candidate.estimate = estimate;
+                (candidate.run, candidate.estimate) = (run, estimate);
             }
         }
+        let table = candidate.forecast.in_main_memory(self.machine);
+        if let Some(ram) = host.ram.filter(|_| self.levers.cache_ram)
+            && let Some(mib) = candidate.needs.smaller_prompt_cache(&candidate.run, table, ram)
+        {
+            candidate.run.cache_ram = Some(i32::try_from(mib).unwrap_or(i32::MAX));
+            candidate.needs = HostNeeds::of(self.model, &candidate.run, &candidate.forecast);
+        }
+        candidate
     }
 
     /// [`Problem::solve_layers`]; where it does not fit on all devices, the same without the smallest, then without the two
@@ -100,17 +93,21 @@ impl Problem<'_> {
 
     /// The best launch on the devices that `run` names.
     fn solve_layers(&self, run: &RunConfig) -> Result<Candidate, Error> {
-        let run = match split(self, run)? {
-            Some(shares) => self.with_shares(run, shares),
-            None => run.clone(),
-        };
+        let mut run = run.clone();
+        if let Some(shares) = split(self, &run)? {
+            // Devices without a share of the layers are left out.
+            let names = run.devices.unwrap_or_else(|| self.machine.devices.iter().map(|d| d.name.clone()).collect());
+            let shared = names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0);
+            let (devices, tensor_split) = shared.unzip();
+            run = RunConfig { devices: Some(devices), tensor_split, ..run };
+        }
         let best = self.solve_load_mode(&run)?;
         if !self.levers.op_offload || self.leaves_nothing(&best) {
             return Ok(best);
         }
         // Prompts computed on the host: for short ones over a slow bus. Nothing is then copied, so compute shrinks as well.
         let run_there = RunConfig { op_offload: false, ..best.run.clone() };
-        let there = self.estimate(&run_there, &best.placement, &best.prediction);
+        let there = self.estimate(&run_there, &best.forecast.placement, &best.forecast);
         if self.cost(&there) > self.cost(&best.estimate) * (1.0 - WORTH_OP_OFFLOAD) {
             return Ok(best);
         }
@@ -118,20 +115,9 @@ impl Problem<'_> {
         Ok(if other.fits() && self.is_better(&other, &best, WORTH_OP_OFFLOAD) { other } else { best })
     }
 
-    /// `run` with a share of the layers for each of its devices; those without a share are left out.
-    fn with_shares(&self, run: &RunConfig, shares: Vec<f32>) -> RunConfig {
-        let all = || self.machine.devices.iter().map(|device| device.name.clone()).collect();
-        let names: Vec<String> = run.devices.clone().unwrap_or_else(all);
-        let (devices, shares): (Vec<String>, Vec<f32>) =
-            names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0).unzip();
-        RunConfig { devices: Some(devices), tensor_split: shares, ..run.clone() }
-    }
-
     /// Whether no routed expert is on the host.
     fn leaves_nothing(&self, candidate: &Candidate) -> bool {
-        let on_host = |copy: &placement::Copy| !matches!(copy.buffer, Buffer::Device(_));
-        let mut experts = self.model.tensors.iter().zip(&candidate.placement.copies);
-        !experts.any(|(tensor, copies)| tensor.role == Role::RoutedExpert && copies.iter().any(on_host))
+        candidate.forecast.placement.experts(self.model).all(|(_, copy)| matches!(copy.buffer, Buffer::Device(_)))
     }
 
     /// [`Problem::solve_tiers`] with the load mode that serves best.
@@ -141,7 +127,7 @@ impl Problem<'_> {
         }
         // Read into memory, host weights are pinned and copied at the bus's full rate; mapped, they need not fit.
         let read = self.solve_tiers(&RunConfig { load_mode: LoadMode::None, ..run.clone() })?;
-        if read.shortfall.contains_key("Host") {
+        if read.shortfall.contains_key(HOST) {
             return self.solve_tiers(&RunConfig { load_mode: LoadMode::Auto, ..run.clone() });
         }
         let mapped = self.with_load_mode(&read, LoadMode::Auto)?;
@@ -152,9 +138,9 @@ impl Problem<'_> {
     pub fn with_load_mode(&self, candidate: &Candidate, load_mode: LoadMode) -> Result<Candidate, Error> {
         let run = RunConfig { load_mode, ..candidate.run.clone() };
         let placement = placement::place(self.model, self.machine, &run)?;
-        let compute = compute_of(&candidate.prediction);
-        let prediction = memory::predict_with(self.model, self.machine, &run, &placement, Some(&compute))?;
-        Ok(self.candidate(run, placement, prediction))
+        let compute = candidate.forecast.compute();
+        let forecast = memory::forecast_placed(self.model, self.machine, &run, placement, Some(&compute))?;
+        Ok(self.candidate(run, forecast))
     }
 
     /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.
@@ -167,9 +153,13 @@ impl Problem<'_> {
         }
         let may_gain = |n_ubatch, best: &Candidate| explorer.may_gain_by_room(run, n_ubatch, best);
         let mut ubatches = explorer.every_ubatch(run);
-        // A smaller one than that of what fits would fit as well.
-        let mut larger = ubatches.iter().filter(|n_ubatch| !best.devices_fit() || **n_ubatch > best.run.n_ubatch);
-        if !larger.try_fold(false, |found, n_ubatch| Ok::<_, Error>(found || may_gain(*n_ubatch, &best)?))? {
+        let mut may_any_gain = false;
+        for n_ubatch in &ubatches {
+            // A smaller one than that of what fits would fit as well.
+            let is_larger = !best.devices_fit() || *n_ubatch > best.run.n_ubatch;
+            may_any_gain = may_any_gain || (is_larger && may_gain(*n_ubatch, &best)?);
+        }
+        if !may_any_gain {
             return Ok(best);
         }
         // Of what fits the cheapest, for which of these must leave depends on the model; of what does not, the least short.
@@ -213,8 +203,7 @@ impl Problem<'_> {
     fn output_on_host(&self) -> Option<Override> {
         let has = |name: &str| self.model.tensors.iter().any(|tensor| tensor.name == name);
         let name = ["output.weight", "token_embd.weight"].into_iter().find(|name| has(name))?;
-        let pattern = format!("^{}$", name.replace('.', "\\."));
-        Some(Override { pattern, buffer: "CPU".into(), origin: "-ot".into() })
+        Some(on_host(format!("^{}$", name.replace('.', "\\.")), "-ot"))
     }
 
     /// The most layers on the devices that fit, the rest whole on the host, their caches too. Given up, with what does not fit,
@@ -254,7 +243,6 @@ impl Problem<'_> {
 
     /// Bytes of a launch's weights that stay in the mapped file and do not fit into main memory: they come from the disk.
     pub fn from_disk(&self, candidate: &Candidate) -> Option<Bytes> {
-        let mapped = matches!(candidate.run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock);
-        candidate.shortfall.get("Host").copied().filter(|_| mapped)
+        candidate.shortfall.get(HOST).copied().filter(|_| candidate.run.load_mode.is_mapped())
     }
 }

@@ -1,8 +1,9 @@
 //! How `-c` is chosen: room for the turn, or the largest that fits.
 
-use super::solver::{Candidate, Error, Problem, Strategy};
+use super::solver::{Candidate, Problem, Strategy};
 use super::{Request, Turn};
 use crate::bytes::Bytes;
+use crate::memory::Error;
 use crate::run::RunConfig;
 
 /// How `-c` is chosen.
@@ -73,13 +74,13 @@ fn largest_context(problem: &Problem, run: &RunConfig) -> Result<u32, Error> {
 fn spare(problem: &Problem, candidate: &Candidate) -> i128 {
     let signed = |budget: Bytes, used: Bytes| i128::from(budget.0) - i128::from(used.0);
     let devices = problem.machine.devices.iter().filter_map(|device| {
-        let row = candidate.prediction.memory.get(&device.name)?;
+        let row = candidate.forecast.memory.get(&device.name)?;
         Some(signed(device.total, row.total() + problem.margin))
     });
     let shares = problem.machine.devices.iter().any(|device| problem.machine.is_shared(device));
     let there = problem.machine.devices.is_empty() || !candidate.run.offload_kqv || shares;
     let ram = problem.machine.host.ram.filter(|_| there);
-    let host = ram.map(|ram| signed(ram, problem.in_main_memory(&candidate.prediction) + candidate.needs.least()));
+    let host = ram.map(|ram| signed(ram, candidate.forecast.in_main_memory(problem.machine) + candidate.needs.least()));
     devices.chain(host).min().unwrap_or(0)
 }
 

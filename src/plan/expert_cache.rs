@@ -4,10 +4,10 @@
 //! Its memory is exact (`memory::expert_cache`); how often it hits is the speed model's assumption.
 
 use super::explore::Explorer;
-use super::solver::{Candidate, Error, Problem, Strategy};
+use super::solver::{Candidate, Problem, Strategy};
 use super::stage::{End, Stage};
 use crate::bytes::Bytes;
-use crate::memory::expert_cache;
+use crate::memory::{Error, HOST, expert_cache};
 use crate::rules::Role;
 use crate::run::{Override, RunConfig};
 
@@ -27,12 +27,11 @@ impl Problem<'_> {
     ) -> Result<Option<Candidate>, Error> {
         let base = RunConfig { overrides: own.to_vec(), moe_cache_mib: 0, ..without.run.clone() };
         let stage = Stage::new(self, base.clone(), &[Role::RoutedExpert])?;
-        if stage.is_fixed() || without.prediction.memory.len() < 2 || !without.devices_fit() {
+        if stage.is_fixed() || without.forecast.memory.len() < 2 || !without.devices_fit() {
             return Ok(None);
         }
         let explorer = Explorer::new(self, &stage);
-        let all_moved = explorer.with_compute_of(&base, &stage.hosted, without)?;
-        let room = stage.room(&all_moved);
+        let room = stage.room(&explorer.hosted_with_compute_of(&base, without)?);
         let mut best: Option<Candidate> = None;
         for share in SHARES {
             let rest: Vec<i128> = room.iter().map(|room| room - part(*room, share)).collect();
@@ -46,8 +45,7 @@ impl Problem<'_> {
             {
                 continue;
             }
-            let prediction = explorer.with_compute_of(&setting, &placement, without)?;
-            let candidate = self.candidate(stage.run(&setting, &kept), placement, prediction);
+            let candidate = explorer.candidate(&setting, &kept, Some(without))?;
             if best.as_ref().is_none_or(|known| self.cost(&candidate.estimate) < self.cost(&known.estimate)) {
                 best = Some(candidate);
             }
@@ -62,7 +60,7 @@ impl Problem<'_> {
     fn shrunk(&self, mut candidate: Candidate) -> Result<Option<Candidate>, Error> {
         for _ in 0..8 {
             candidate = self.judge(candidate.run)?;
-            let short = candidate.shortfall.iter().filter(|(name, _)| name.as_str() != "Host").map(|(_, over)| *over);
+            let short = candidate.shortfall.iter().filter(|(name, _)| name.as_str() != HOST).map(|(_, over)| *over);
             let short: Bytes = short.sum();
             if short == Bytes(0) {
                 return Ok(Some(candidate));

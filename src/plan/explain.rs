@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::context::ContextChoice;
-use super::solver::{Candidate, Error, Levers, Problem, Strategy};
+use super::solver::{Candidate, Levers, Problem, Strategy};
 use super::stage::{End, Stage};
 use super::{ExpertSplit, Request, expert_split};
 use crate::bytes::Bytes;
 use crate::checkup::Row;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{HOST, MemoryBreakdown};
+use crate::memory::{Error, HOST};
 use crate::model::Model;
 use crate::number::signed;
 use crate::rules::Role;
@@ -103,7 +103,7 @@ impl Subject<'_> {
             args: args::args(&candidate.run),
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
-            memory: Row::table(&candidate.prediction),
+            memory: Row::table(&candidate.forecast),
             placement: expert_split(self.model, self.machine, candidate),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
@@ -187,14 +187,13 @@ impl Subject<'_> {
     fn blocks(&self, problem: &Problem<'_>) -> Result<Vec<Alternative>, Error> {
         let base = self.fixed();
         let stage = Stage::new(problem, base.clone(), &[Role::RoutedExpert])?;
-        let kept = stage.kept_of(&self.candidate.placement);
+        let kept = stage.kept_of(&self.candidate.forecast.placement);
         if stage.is_fixed() || kept == stage.everything() {
             return Ok(Vec::new());
         }
         let host = stage.end_of(&kept);
         let mut found = Vec::new();
-        for (at, device) in self.machine.devices.iter().enumerate() {
-            let Ok(at) = u16::try_from(at) else { break };
+        for (at, device) in (0..).zip(&self.machine.devices) {
             let more = stage.one_more(&kept, at, host).map(|kept| (format!("one more block on {}", device.name), kept));
             let less = stage.one_less(&kept, at, host).map(|kept| (format!("one step less on {}", device.name), kept));
             for (what, kept) in more.into_iter().chain(less) {
@@ -216,12 +215,12 @@ impl Subject<'_> {
     /// The terms of the fullest device.
     fn terms(&self) -> Vec<Explanation> {
         let left = |name: &str, total: Bytes| {
-            self.candidate.prediction.memory.get(name).map(|row| total.saturating_sub(row.total()))
+            self.candidate.forecast.memory.get(name).map(|row| total.saturating_sub(row.total()))
         };
         let fullest =
             self.machine.devices.iter().filter_map(|device| Some((left(&device.name, device.total)?, device)));
         let Some((_, device)) = fullest.min_by_key(|(left, _)| *left) else { return Vec::new() };
-        let Some(row) = self.candidate.prediction.memory.get(&device.name) else { return Vec::new() };
+        let Some(row) = self.candidate.forecast.memory.get(&device.name) else { return Vec::new() };
         let experts = expert_split(self.model, self.machine, self.candidate);
         let here = experts.by_device.get(&device.name).copied().unwrap_or_default();
         let problem = Problem { levers: Levers::default(), ..self.problem() };
@@ -272,8 +271,7 @@ impl Subject<'_> {
         };
         match problem.judge(changed) {
             Ok(other) => {
-                let total = |candidate: &Candidate| candidate.prediction.memory.get(device).map(MemoryBreakdown::total);
-                let saves = total(self.candidate).unwrap_or_default().saturating_sub(total(&other).unwrap_or_default());
+                let saves = self.candidate.forecast.total(device).saturating_sub(other.forecast.total(device));
                 let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
                 let quality = if ubatch { "" } else { ", and precision of the cache" };
                 (

@@ -2,13 +2,9 @@
 
 mod choose;
 mod context;
-#[doc(hidden)]
-pub mod experts;
 mod expert_cache;
 pub mod explain;
 mod explore;
-#[doc(hidden)]
-pub mod host;
 #[doc(hidden)]
 pub mod patterns;
 #[doc(hidden)]
@@ -26,22 +22,21 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::checkup::{self, Checkup};
+use crate::checkup::{self, Checkup, Planned};
 use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
+use crate::memory;
 use crate::model::Model;
 use crate::placement::{self, Buffer};
 use crate::quantize::WhatIf;
-use crate::rules::Role;
 use crate::run::command::{server_command, shell};
 use crate::run::{self, LoadMode, ModelSource, ParsedCommand, Program, RunConfig, Target};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 pub use context::ContextChoice;
 use explain::{Subject, Why};
-use host::HostNeeds;
 use solver::{Candidate, Computes, Problem};
-pub use solver::{Levers, Objective, Strategy};
+pub use solver::{HostNeeds, Levers, Objective, Strategy};
 
 /// What is asked of the planner.
 #[derive(Debug, Clone)]
@@ -139,25 +134,20 @@ pub struct ExpertSplit {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Solver(#[from] solver::Error),
-    #[error(transparent)]
-    Check(#[from] checkup::Error),
+    Forecast(#[from] memory::Error),
     #[error("the model's path holds a NUL character, which no command line can carry")]
     Path,
     #[error(transparent)]
     Run(#[from] run::Error),
     #[error("internal error: the arguments of this plan would place `{tensor}` elsewhere; please report this model")]
-    Replay {
-        tensor: String,
-    },
+    Replay { tensor: String },
 }
 
 impl Error {
     /// Why there is no prediction, where that is it.
-    pub fn memory(&self) -> Option<&crate::memory::Error> {
+    pub fn memory(&self) -> Option<&memory::Error> {
         match self {
-            Self::Solver(error) => error.memory(),
-            Self::Check(error) => error.memory(),
+            Self::Forecast(error) => Some(error),
             _ => None,
         }
     }
@@ -240,13 +230,9 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     let args = run::args::args_beside(&candidate.run, &request.beside);
     let parsed = replay(model, path, machine, &args, &candidate, request.target)?;
     let command = shell(&server_command(&ModelSource::of_argument(path), &args)).ok_or(Error::Path)?;
-    let options = checkup::Options { margin: request.margin, tensors: request.tensors };
+    let planned = Planned { process: candidate.needs.least(), shortfall: &candidate.shortfall };
+    let options = checkup::Options { margin: request.margin, tensors: request.tensors, planned: Some(planned) };
     let check = checkup::check(model, machine, &parsed, options)?;
-    let mut check = check.with_shortfall(candidate.shortfall.clone());
-    check.schema = "moeplan/plan/1".into();
-    if let Some(ram) = check.budget.get_mut(crate::memory::HOST) {
-        *ram = ram.saturating_sub(candidate.needs.least());
-    }
     Ok(Plan {
         check,
         model: summary(model, path),
@@ -292,7 +278,7 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
         let message = format!("-c {n_ctx} is more than the model was trained on: {trained} tokens");
         warn("context-beyond-training", message, "-c max stays within it");
     }
-    let numbers = &candidate.prediction.numbers;
+    let numbers = &candidate.forecast.numbers;
     let (slot, tokens) = (numbers.n_ctx_seq, request.turn.tokens());
     if tokens > slot {
         let Turn { prompt, generate, depth } = request.turn;
@@ -306,7 +292,7 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
         let hint = if is_choice { shorter.to_string() } else { format!("-c {room} has room for it; {shorter}") };
         warn("turn-beyond-context", message, &hint);
     }
-    let table = solver::host_total(&candidate.prediction);
+    let table = candidate.forecast.host_total();
     if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {
         let message =
             format!("-lm none takes {} of main memory, and its size was not given", table + candidate.needs.least());
@@ -338,11 +324,11 @@ fn replay(
 ) -> Result<ParsedCommand, Error> {
     let parsed =
         run::parse::command_for(&server_command(&ModelSource::of_argument(path), args), &BTreeMap::new(), target)?;
-    let placement = placement::place(model, machine, &parsed.run).map_err(solver::Error::from)?;
+    let placement = placement::place(model, machine, &parsed.run).map_err(memory::Error::from)?;
     let copies = |placement: &placement::Placement, at: usize| -> Vec<(Buffer, Bytes)> {
         placement.copies[at].iter().map(|copy| (copy.buffer, copy.bytes)).collect()
     };
-    match (0..model.tensors.len()).find(|at| copies(&placement, *at) != copies(&candidate.placement, *at)) {
+    match (0..model.tensors.len()).find(|at| copies(&placement, *at) != copies(&candidate.forecast.placement, *at)) {
         Some(at) => Err(Error::Replay { tensor: model.tensors[at].name.clone() }),
         None => Ok(parsed),
     }
@@ -366,19 +352,14 @@ fn expert_split(model: &Model, machine: &Machine, candidate: &Candidate) -> Expe
     let mut split = ExpertSplit::default();
     let mut on_host = std::collections::BTreeSet::new();
     let mut blocks = std::collections::BTreeSet::new();
-    for (tensor, copies) in model.tensors.iter().zip(&candidate.placement.copies) {
-        if tensor.role != Role::RoutedExpert {
-            continue;
-        }
-        for copy in copies {
-            blocks.insert(tensor.block);
-            if let Buffer::Device(at) = copy.buffer {
-                split.routed_expert_bytes_on_devices += tensor.bytes;
-                *split.by_device.entry(machine.devices[usize::from(at)].name.clone()).or_default() += tensor.bytes;
-            } else {
-                split.routed_expert_bytes_on_host += tensor.bytes;
-                on_host.insert(tensor.block);
-            }
+    for (tensor, copy) in candidate.forecast.placement.experts(model) {
+        blocks.insert(tensor.block);
+        if let Buffer::Device(at) = copy.buffer {
+            split.routed_expert_bytes_on_devices += tensor.bytes;
+            *split.by_device.entry(machine.devices[usize::from(at)].name.clone()).or_default() += tensor.bytes;
+        } else {
+            split.routed_expert_bytes_on_host += tensor.bytes;
+            on_host.insert(tensor.block);
         }
     }
     split.blocks_with_experts_on_host = on_host.len();

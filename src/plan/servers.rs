@@ -12,13 +12,12 @@ pub(super) fn without_idle(
     request: &Request,
     candidate: &Candidate,
 ) -> Option<(Machine, Request, Warning)> {
-    let placed = candidate.placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
+    let placed = candidate.forecast.placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
         Buffer::Device(at) => Some(at),
         _ => None,
     });
-    let used: Vec<u16> = candidate.placement.devices.iter().copied().chain(placed).collect();
-    let servers_in_use: Vec<&str> =
-        used.iter().filter_map(|at| machine.devices.get(usize::from(*at))?.endpoint()).collect();
+    let used: Vec<u16> = candidate.forecast.placement.devices.iter().copied().chain(placed).collect();
+    let servers_in_use: Vec<&str> = used.iter().filter_map(|at| machine.device(*at)?.endpoint()).collect();
     let is_named = |device: &Device| request.run.overrides.iter().any(|rule| rule.buffer == device.buffer);
     let is_idle = |device: &&Device| {
         device.endpoint().is_some_and(|server| !servers_in_use.contains(&server)) && !is_named(device)

@@ -39,10 +39,7 @@ impl ParsedCommand {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
     Path(PathBuf),
-    HuggingFace {
-        repo: String,
-        file: Option<String>,
-    },
+    HuggingFace { repo: String, file: Option<String> },
     Url(String),
     Docker(String),
 }

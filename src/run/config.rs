@@ -307,6 +307,13 @@ choice! {
     }
 }
 
+impl LoadMode {
+    /// Whether the file is mapped: `auto` maps where every device supports it, which all known here do.
+    pub fn is_mapped(self) -> bool {
+        matches!(self, Self::Auto | Self::Mmap | Self::MmapMlock)
+    }
+}
+
 choice! {
     /// `-lzm`.
     LazyMode {

@@ -34,7 +34,7 @@ pub use config::{Choice, FlashAttn, LazyMode, LoadMode, MetadataOverride, Overri
 pub use dialect::Dialect;
 pub use flags::{groups, is_speculation, spelling};
 pub use numbers::{ContextNumbers, ResolvedRun, numbers};
-pub use values::{EXPERTS, LEFT_OUT};
+pub use values::{EXPERTS, LEFT_OUT, on_host};
 
 /// A command line that llama.cpp would refuse, or that moeplan cannot read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -48,26 +48,13 @@ pub enum Error {
     #[error("the whole command is one word: leave out the quotes around it")]
     OneWord,
     #[error("`{word}` begins with a dash that is no hyphen: type `{typed}`")]
-    Dash {
-        word: String,
-        typed: String,
-    },
+    Dash { word: String, typed: String },
     #[error("`{word}` has curly quotes, which no shell takes off: type '{typed}'")]
-    CurlyQuotes {
-        word: String,
-        typed: String,
-    },
+    CurlyQuotes { word: String, typed: String },
     #[error("`{flag}` takes a value: {expected}")]
-    MissingValue {
-        flag: String,
-        expected: String,
-    },
+    MissingValue { flag: String, expected: String },
     #[error("`{flag} {value}`: expected {expected}")]
-    BadValue {
-        flag: String,
-        value: String,
-        expected: String,
-    },
+    BadValue { flag: String, value: String, expected: String },
 }
 
 impl Error {

@@ -46,10 +46,7 @@ pub struct Fit {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     #[error("{found} usable measurements, {least} at least are needed")]
-    TooFew {
-        found: usize,
-        least: usize,
-    },
+    TooFew { found: usize, least: usize },
 }
 
 /// Fewer samples than this tell nothing.

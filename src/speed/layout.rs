@@ -190,7 +190,7 @@ impl Layout {
 
     /// Sums keys, values and states.
     fn caches(&mut self, case: &Case<'_>) {
-        let caches = &case.prediction.caches;
+        let caches = &case.forecast.caches;
         for cache in &caches.list {
             for layer in &cache.layers {
                 let device = case.placement.layers.get(layer.il as usize).copied().flatten();
@@ -268,7 +268,7 @@ fn tier(buffer: Buffer) -> Tier {
 }
 
 fn backend(case: &Case<'_>, index: u16) -> Option<Backend> {
-    case.machine.devices.get(usize::from(index)).map(|device| device.backend)
+    case.machine.device(index).map(|device| device.backend)
 }
 
 /// The first device in llama.cpp's order that asks for host products of at least 32 rows; RPC servers never do
@@ -303,13 +303,13 @@ const SMT: f64 = 0.25;
 
 /// Tokens in a window cache; with `--swa-full` the cache holds more than the window shows.
 fn window(case: &Case<'_>, cells: u32) -> f64 {
-    let n_swa = case.prediction.caches.hparams.swa.map_or(cells, |swa| swa.n_swa);
+    let n_swa = case.forecast.caches.hparams.swa.map_or(cells, |swa| swa.n_swa);
     f64::from(cells.min(n_swa.max(1)))
 }
 
 /// Operations of one query with one token in a layer: q·k and p·v of every head.
 fn flops(case: &Case<'_>, layer: &crate::memory::caches::CacheLayer) -> f64 {
-    let hparams = &case.prediction.caches.hparams;
+    let hparams = &case.forecast.caches.hparams;
     let Some(of) = hparams.layers.get(layer.il as usize) else { return 0.0 };
     let heads = f64::from(of.n_head);
     if hparams.is_mla {
@@ -336,7 +336,7 @@ fn cache_hits(case: &Case<'_>) -> f64 {
 fn missing(case: &Case<'_>, parts: &[Part]) -> f64 {
     let Some(ram) = case.machine.host.ram else { return 0.0 };
     let weights: f64 = parts.iter().filter(|part| part.tier == ON_HOST).map(|part| part.bytes).sum();
-    let rest = case.prediction.memory.get(HOST).map_or(0.0, |host| float(host.context.0 + host.compute.0));
+    let rest = case.forecast.memory.get(HOST).map_or(0.0, |host| float(host.context.0 + host.compute.0));
     let room = (float(ram.0) * FOR_WEIGHTS - rest).max(0.0);
     if weights <= room { 0.0 } else { 1.0 - room / weights }
 }

@@ -12,7 +12,7 @@ mod work;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::memory::Prediction;
+use crate::memory::Forecast;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::run::RunConfig;
@@ -42,14 +42,15 @@ impl Default for Turn {
     }
 }
 
-/// A launch whose speed is asked.
+/// A launch whose speed is asked. `placement` may be another than the forecast's own: a search times it with the memory of a launch
+/// nearby.
 #[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
     pub model: &'a Model,
     pub machine: &'a Machine,
     pub run: &'a RunConfig,
     pub placement: &'a Placement,
-    pub prediction: &'a Prediction,
+    pub forecast: &'a Forecast,
 }
 
 /// Tokens per second; predicted here, never shown as measured.

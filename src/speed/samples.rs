@@ -14,7 +14,6 @@ use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::memory;
 use crate::model::Model;
-use crate::placement;
 use crate::run::{self, RunConfig};
 
 /// One row of llama-bench's JSON (`-o json` or `-o jsonl`, b11434), as far as time depends on it.
@@ -113,14 +112,9 @@ fn yes() -> bool {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("row {number}: {source}; write it with `llama-bench -o jsonl`")]
-    Row {
-        number: usize,
-        source: serde_json::Error,
-    },
+    Row { number: usize, source: serde_json::Error },
     #[error("{0}")]
     Launch(#[from] run::Error),
-    #[error("{0}")]
-    Placement(#[from] placement::Error),
     #[error("{0}")]
     Memory(#[from] memory::Error),
 }
@@ -226,9 +220,8 @@ impl BenchRow {
     /// The measurement as the fit takes it; `model` is the row's model, `machine` the one it was taken on.
     pub fn sample(&self, model: &Model, machine: &Machine) -> Result<Sample, Error> {
         let run = self.run()?;
-        let placement = placement::place(model, machine, &run)?;
-        let prediction = memory::predict(model, machine, &run, &placement)?;
-        let case = Case { model, machine, run: &run, placement: &placement, prediction: &prediction };
+        let forecast = &memory::forecast(model, machine, &run)?;
+        let case = Case { model, machine, run: &run, placement: &forecast.placement, forecast };
         let (phase, work) = if self.n_gen == 0 {
             (Phase::Prompt, prompt(&case, self.n_prompt, self.n_depth))
         } else {

@@ -96,7 +96,7 @@ pub fn generation(case: &Case<'_>, tokens: u32, depth: u32) -> Work {
 /// [`prompt`] of a layout.
 pub(super) fn prompt_of(layout: &Layout, case: &Case<'_>, tokens: u32, depth: u32) -> Work {
     let mut work = Work::new(layout.tiers);
-    let numbers = &case.prediction.numbers;
+    let numbers = &case.forecast.numbers;
     let (batch, ubatch) = (numbers.n_batch.max(1), numbers.n_ubatch.max(1));
     // Batches of `-b` tokens, each in micro-batches of `-ub`: whole ones and what is left of whole and last batches.
     let of_batch = |size: u32| (size / ubatch, size % ubatch);

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::{OverrideGroup, OverrideRow, RefusedCaches};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
-use crate::memory::Prediction;
+use crate::memory::Forecast;
 use crate::model::Model;
-use crate::placement::Placement;
 use crate::run::{Note, ParsedCommand, RunConfig};
 
 /// Something wrong or surprising.
@@ -45,8 +44,7 @@ pub(super) struct Facts<'a> {
     pub machine: &'a Machine,
     pub command: &'a ParsedCommand,
     pub run: &'a RunConfig,
-    pub placement: &'a Placement,
-    pub prediction: &'a Prediction,
+    pub forecast: &'a Forecast,
     pub overrides: &'a [OverrideRow],
     /// The same with the entries of a counting flag together.
     pub groups: &'a [OverrideGroup],
@@ -180,24 +178,17 @@ fn noted(notes: &[Note]) -> Vec<Lint> {
 impl Facts<'_> {
     /// Whether any device takes part.
     fn has_devices(&self) -> bool {
-        !self.placement.devices.is_empty()
+        !self.forecast.placement.devices.is_empty()
     }
 
     /// Names of the devices that take part.
     fn device_names(&self) -> Vec<&str> {
-        let devices = self.placement.devices.iter().filter_map(|index| self.machine.devices.get(usize::from(*index)));
-        devices.map(|device| device.name.as_str()).collect()
+        self.forecast.placement.taking_part(self.machine).map(|(_, device)| device.name.as_str()).collect()
     }
 
     /// Main memory, where it is known.
     fn ram(&self) -> Option<Bytes> {
         self.machine.host.ram
-    }
-
-    /// What the host holds in all.
-    fn host_total(&self) -> Bytes {
-        let on_host = |key: &str| matches!(key, crate::memory::HOST | "CPU_REPACK" | "AMX");
-        self.prediction.memory.iter().filter(|(key, _)| on_host(key)).map(|(_, terms)| terms.total()).sum()
     }
 }
 

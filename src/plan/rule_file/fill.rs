@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Action, Amount, DEVICES, Fill, From, Position, RuleFile, fixed, kind, overrides_of};
 use crate::bytes::Bytes;
 use crate::machine::{Device, Machine};
-use crate::memory::{self, MemoryBreakdown};
+use crate::memory;
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement};
 use crate::plan::solver::{Levers, Strategy};
@@ -16,18 +16,12 @@ use crate::run::{Override, RunConfig};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Placement(#[from] placement::Error),
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
+    Forecast(#[from] memory::Error),
     #[error(
         "the rule at line {}, column {} fills `{name}`, which this machine does not have; known: {known}, or `{DEVICES}` for all",
         position.line, position.column
     )]
-    UnknownDevice {
-        position: Position,
-        name: String,
-        known: String,
-    },
+    UnknownDevice { position: Position, name: String, known: String },
 }
 
 /// The rules, carried out for one launch.
@@ -129,7 +123,7 @@ impl<'a> Filler<'a> {
 
     /// The law's answer to them.
     fn place(&self, rules: usize) -> Result<Placement, Error> {
-        Ok(placement::place(self.model, self.machine, &self.launch(rules))?)
+        Ok(placement::place(self.model, self.machine, &self.launch(rules)).map_err(memory::Error::from)?)
     }
 
     /// Carries out one filling rule.
@@ -219,7 +213,7 @@ impl<'a> Filler<'a> {
         let of = |wanted: Option<u16>| -> BTreeSet<usize> {
             units.iter().zip(on).filter(|(_, on)| **on == wanted).flat_map(|(unit, _)| unit.tensors.clone()).collect()
         };
-        let buffer = |device: u16| self.machine.devices.get(usize::from(device)).map(|device| device.buffer.clone());
+        let buffer = |device: u16| self.machine.device(device).map(|device| device.buffer.clone());
         let devices = limits.iter().filter_map(|(device, _)| Some((buffer(*device)?, of(Some(*device)))));
         let rest = std::iter::once((fill.then.clone(), of(None)));
         devices.chain(rest).filter(|(_, tensors)| !tensors.is_empty()).collect()
@@ -227,14 +221,9 @@ impl<'a> Filler<'a> {
 
     /// Whether every device of a rule keeps within its limit, all rules counted.
     fn fits(&self, limits: &[(u16, Bytes)]) -> Result<bool, Error> {
-        let run = self.launch(self.file.rules.len());
-        let placement = placement::place(self.model, self.machine, &run)?;
-        let memory = memory::predict(self.model, self.machine, &run, &placement)?.memory;
-        Ok(limits.iter().all(|(device, limit)| {
-            let device = self.machine.devices.get(usize::from(*device));
-            let row = device.and_then(|device| memory.get(&device.name));
-            row.map_or(Bytes(0), MemoryBreakdown::total) <= *limit
-        }))
+        let forecast = memory::forecast(self.model, self.machine, &self.launch(self.file.rules.len()))?;
+        let total = |at: u16| self.machine.device(at).map_or(Bytes(0), |device| forecast.total(&device.name));
+        Ok(limits.iter().all(|(device, limit)| total(*device) <= *limit))
     }
 
     /// Leaves out what is on its device without being told: a command is to be read by people.
@@ -300,8 +289,7 @@ mod tests {
     fn totals(model: &Model, machine: &Machine, run: &RunConfig, resolution: &Resolution) -> BTreeMap<String, Bytes> {
         let mut run = run.clone();
         run.overrides.extend(resolution.overrides.iter().cloned());
-        let placement = placement::place(model, machine, &run).unwrap();
-        let memory = memory::predict(model, machine, &run, &placement).unwrap().memory;
+        let memory = memory::forecast(model, machine, &run).unwrap().memory;
         memory.into_iter().map(|(name, row)| (name, row.total())).collect()
     }
 

@@ -10,8 +10,7 @@ use std::collections::BTreeSet;
 use crate::bytes::Bytes;
 use crate::model::{Model, Tensor};
 use crate::placement::pattern;
-use crate::plan::experts::stem;
-use crate::plan::patterns::{self, TensorSet};
+use crate::plan::patterns::{self, TensorSet, key};
 use crate::rules::Role;
 use crate::run::Override;
 use blocks::Blocks;
@@ -153,7 +152,7 @@ impl Select {
 
 /// The kind of a tensor: `down` of `blk.3.ffn_down_exps.weight`, `attn_q` of `blk.3.attn_q.bias`.
 pub(super) fn kind(tensor: &Tensor) -> &str {
-    let name = tensor.block.and_then(|block| stem(&tensor.name, block)).unwrap_or(&tensor.name);
+    let name = key(tensor).map_or(tensor.name.as_str(), |(_, stem)| stem);
     let Some(part) = name.strip_prefix("ffn_") else { return name };
     ["_exps", "_chexps", "_shexp"].iter().find_map(|suffix| part.strip_suffix(suffix)).unwrap_or(part)
 }
@@ -167,10 +166,10 @@ fn is_of_kind(tensor: &Tensor, wanted: &str) -> bool {
 /// What `-ot` needs to say that these tensors go to a buffer.
 pub(super) fn overrides_of(model: &Model, tensors: &BTreeSet<usize>, buffer: &str) -> Vec<Override> {
     let to = |pattern: String| Override { pattern, buffer: buffer.to_string(), origin: "--rules".to_string() };
-    let key = |tensor: &Tensor| Some((tensor.block?, stem(&tensor.name, tensor.block?)?.to_string()));
-    let universe: TensorSet = model.tensors.iter().filter_map(key).collect();
+    let owned = |tensor| key(tensor).map(|(block, stem)| (block, stem.to_string()));
+    let universe: TensorSet = model.tensors.iter().filter_map(owned).collect();
     let chosen = || tensors.iter().filter_map(|at| model.tensors.get(*at));
-    let in_blocks: TensorSet = chosen().filter_map(key).collect();
+    let in_blocks: TensorSet = chosen().filter_map(owned).collect();
     let names = chosen().filter(|tensor| key(tensor).is_none()).map(|tensor| exactly(&tensor.name));
     patterns::patterns(&in_blocks, &universe).into_iter().chain(names).map(to).collect()
 }

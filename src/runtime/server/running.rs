@@ -11,7 +11,6 @@ use super::error::Failed;
 use super::process::{End, Process, Start};
 use super::{Error, Server, Step};
 use crate::files::temporary::Folder;
-use crate::run::LoadMode;
 use crate::runtime::log::{Event, Failure, LogReader, Serving, Stage};
 use crate::runtime::{Error as RuntimeError, Launch};
 
@@ -107,7 +106,7 @@ impl Server {
 
 /// Asks for the pages of a model that the launch maps, where memory holds them: it is then read at the disk's own speed.
 fn warm(launch: &Launch) {
-    let is_mapped = matches!(launch.run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock);
+    let is_mapped = launch.run.load_mode.is_mapped();
     let bytes = std::fs::metadata(&launch.model).map_or(0, |file| file.len());
     if is_mapped && launch.machine.host.ram.is_some_and(|ram| bytes < ram.0) {
         // Advice: a launch goes on without it.
