@@ -1,7 +1,5 @@
 //! The check document: what a command line would do.
 
-pub(crate) mod basis;
-mod caches;
 pub mod lints;
 
 use std::borrow::Cow;
@@ -10,14 +8,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::gguf::GgmlType;
-use crate::machine::Machine;
-use crate::memory::{self, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, expert_cache, overhead};
+use crate::gguf::{GgmlType, ggml_type};
+use crate::machine::{Backend, Device, Machine};
+use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, expert_cache, overhead};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
-use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, dialect};
-use caches::{RefusedCaches, with_allowed_caches};
+use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect};
 use lints::Facts;
 pub use lints::{Lint, Severity};
 
@@ -50,13 +47,12 @@ pub struct Checkup {
     pub override_groups: Vec<OverrideGroup>,
     /// What is wrong or surprising.
     pub lints: Vec<Lint>,
-    pub basis: Vec<memory::Basis>,
+    pub basis: Vec<Basis>,
     /// Every copy of every tensor, where asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensors: Option<Vec<TensorRow>>,
 }
 
-/// What a command comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -82,7 +78,6 @@ pub struct Row {
 }
 
 impl Row {
-    /// The memory table of a forecast.
     pub fn table(forecast: &Forecast) -> BTreeMap<String, Self> {
         let row = |terms: &MemoryBreakdown| Self {
             model: terms.model,
@@ -101,7 +96,6 @@ impl Row {
         Some(MemoryRow { terms, total: self.total? })
     }
 
-    /// The terms that are counted, together.
     pub fn counted(&self) -> Bytes {
         self.model + [self.context, self.compute, self.overhead].into_iter().flatten().sum::<Bytes>()
     }
@@ -119,7 +113,6 @@ impl Checkup {
     }
 }
 
-/// One override.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OverrideRow {
@@ -236,7 +229,7 @@ pub fn check(
     if is_ik {
         basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
     }
-    basis.extend(basis::rows(command.target, machine, &forecast.placement));
+    basis.extend(basis_rows(command.target, machine, &forecast.placement));
     Ok(Checkup {
         schema: if options.planned.is_some() { "moeplan/plan/1" } else { "moeplan/check/1" }.into(),
         program: run.program,
@@ -270,7 +263,6 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
     Ok(run)
 }
 
-/// What each device may hold.
 fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<String, Bytes> {
     let placed = placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
         Buffer::Device(index) => Some(index),
@@ -303,7 +295,6 @@ fn shortfall(
     over.collect()
 }
 
-/// What each override matched and decided.
 fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<OverrideRow> {
     let mut rows = Vec::with_capacity(run.overrides.len());
     let mut patterns = pattern::Parser::default();
@@ -390,7 +381,6 @@ fn follows(pattern: &str, before: &str) -> bool {
     }
 }
 
-/// Every copy of every tensor.
 fn tensor_rows(model: &Model, machine: &Machine, placement: &Placement) -> Vec<TensorRow> {
     let mut rows = Vec::with_capacity(model.tensors.len());
     for (tensor, copies) in model.tensors.iter().zip(&placement.copies) {
@@ -403,6 +393,94 @@ fn tensor_rows(model: &Model, machine: &Machine, placement: &Placement) -> Vec<T
         }
     }
     rows
+}
+
+/// Which cache types llama.cpp refuses; the figures are then those of types that it takes.
+#[derive(Debug, Clone, Copy, Default)]
+struct RefusedCaches {
+    pub quantized_v: bool,
+    /// K and V of two types where V is a view of K.
+    pub different_types: bool,
+}
+
+/// The forecast; of a launch whose cache types llama.cpp refuses, with the nearest that it takes.
+fn with_allowed_caches(
+    model: &Model,
+    machine: &Machine,
+    run: &mut RunConfig,
+) -> Result<(Forecast, RefusedCaches), memory::Error> {
+    let differ = run.type_k != run.type_v;
+    let mut refused = RefusedCaches::default();
+    loop {
+        // Where tensors go does not depend on the types of the cache; a refusal is rare.
+        let placement = placement::place(model, machine, run)?;
+        match memory::as_far_as_known(model, machine, run, placement, None) {
+            Err(memory::Error::DifferentTypes { .. }) if run.type_k != run.type_v => {
+                refused.different_types = differ;
+                // V's only where K's was refused as well: a quantized one without flash attention.
+                if refused.quantized_v { run.type_k = run.type_v } else { run.type_v = run.type_k }
+            }
+            Err(memory::Error::QuantizedV { .. }) if run.type_v.is_quantized => {
+                refused.quantized_v = true;
+                run.type_v = ggml_type::f16();
+            }
+            other => return Ok((other?, refused)),
+        }
+    }
+}
+
+/// What the quantity of a row ends in that says where a device's budget comes from.
+pub const BUDGET: &str = ".budget";
+
+/// The rows that a prediction itself does not have.
+fn basis_rows(target: Target, machine: &Machine, placement: &Placement) -> Vec<Basis> {
+    let row = |quantity: &str, how: String| Basis { quantity: quantity.to_string(), how };
+    let mut rows = match target.dialect {
+        Dialect::LlamaCpp => {
+            let nearest = target.nearest();
+            let unknown = if target.known().is_some() { "" } else { " (this build is not known; the nearest is)" };
+            vec![row("build", format!("llama.cpp b{}{unknown}: {}", nearest.number, nearest.memory))]
+        }
+        Dialect::Ik => vec![
+            row(
+                "model",
+                "ik_llama.cpp: its -ncmoe takes the last blocks of each device (since August 2026)".to_string(),
+            ),
+            row("context", "ik_llama.cpp: as llama.cpp keeps it, with -mla 1 to 3 the same latent cache".to_string()),
+            row(
+                "compute",
+                "ik_llama.cpp: llama.cpp's figure; -fmoe, -mla and -amb change it, uncertain by half".to_string(),
+            ),
+        ],
+    };
+    for (_, device) in placement.taking_part(machine) {
+        rows.push(row(&format!("{}.rules", device.name), of_device(device).to_string()));
+        rows.extend(device.budget_note().map(|note| row(&format!("{}{BUDGET}", device.name), note)));
+    }
+    rows
+}
+
+/// What is known of a device's rules.
+fn of_device(device: &Device) -> &'static str {
+    match device.backend {
+        Backend::Cuda => "CUDA: alignment 128; compared with llama.cpp's own projection on an H100",
+        Backend::Rocm => {
+            "ROCm: CUDA's rules, from the same source; compared with no device, compute uncertain by some per cent"
+        }
+        Backend::Vulkan => {
+            "Vulkan: alignment taken as 64 (it is the device's own, 16 to 256), weights in buffers of 1 GiB; compared with no \
+             device: model and context uncertain by the alignment, compute by some per cent"
+        }
+        Backend::Metal => {
+            "Metal: alignment 32, no pinned host memory; compared with no device, compute uncertain by some per cent (scratch of \
+             its kernels is not counted)"
+        }
+        Backend::Rpc => {
+            "RPC: as a server on a processor answers (alignment 32), compared with llama.cpp's own projection; a server on a GPU \
+             has that GPU's alignment"
+        }
+        Backend::Cpu => "CPU: host memory",
+    }
 }
 
 #[cfg(test)]

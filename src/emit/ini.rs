@@ -31,7 +31,6 @@ pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Refuses what the format cannot hold.
 fn check(value: &str) -> Result<(), Error> {
     let problem = if value.contains([';', '#']) {
         "holds `;` or `#`"

@@ -17,10 +17,9 @@ mod words;
 
 use std::collections::BTreeMap;
 
-use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::placement::{self, Buffer, Placement};
+use crate::placement;
 use crate::plan::Plan;
 use crate::run::command::server_command;
 use crate::run::{Dialect, ModelSource, Override, ParsedCommand, RunConfig, args};
@@ -111,7 +110,6 @@ struct Launch {
 }
 
 impl Launch {
-    /// Every word.
     fn words(&self) -> Vec<String> {
         self.head.iter().chain(&self.args).cloned().collect()
     }
@@ -180,7 +178,6 @@ fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<L
     }
 }
 
-/// llama-server's own words.
 fn server(command: &ParsedCommand, source: &ModelSource) -> Launch {
     let (head, args) = (server_command(source, &[]), args::args_beside(&command.run, &command.beside));
     Launch { head, args, expected: command.run.clone(), dialect: Dialect::LlamaCpp, notes: Vec::new() }
@@ -226,7 +223,6 @@ fn written(launch: &Launch, source: &ModelSource, wish: Wish) -> Result<(String,
     })
 }
 
-/// The plan's own command, read.
 fn planned(plan: &Plan) -> Result<ParsedCommand, Error> {
     let words = shlex::split(&plan.command)
         .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
@@ -265,7 +261,6 @@ fn same_run(wish: Wish, expected: &RunConfig, read: &RunConfig) -> Result<(), Er
     Err(Error::Replay { form: wish.form.name(), what })
 }
 
-/// Demands the same model.
 fn same_model(wish: Wish, source: &ModelSource, read: Option<&ModelSource>) -> Result<(), Error> {
     // `--emit args` leaves the model to the caller; its head is put back before reading.
     if read == Some(source) { Ok(()) } else { Err(Error::Replay { form: wish.form.name(), what: "its model".into() }) }
@@ -276,9 +271,6 @@ fn same_placement(model: &Model, machine: &Machine, wish: Wish, runs: [&RunConfi
     let replay = |what| Error::Replay { form: wish.form.name(), what };
     let [planned, read] = runs.map(|run| placement::place(model, machine, run).map_err(|e| replay(e.to_string())));
     let (planned, read) = (planned?, read?);
-    let copies = |placement: &Placement, at: usize| -> Vec<(Buffer, Bytes)> {
-        placement.copies.get(at).into_iter().flatten().map(|copy| (copy.buffer, copy.bytes)).collect()
-    };
-    let moved = model.tensors.iter().enumerate().find(|(at, _)| copies(&planned, *at) != copies(&read, *at));
-    moved.map_or(Ok(()), |(_, tensor)| Err(replay(format!("{} is placed elsewhere", tensor.name))))
+    let moved = planned.first_moved(&read, model);
+    moved.map_or(Ok(()), |tensor| Err(replay(format!("{} is placed elsewhere", tensor.name))))
 }

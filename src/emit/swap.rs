@@ -18,13 +18,11 @@ struct Config {
     models: BTreeMap<String, Entry>,
 }
 
-/// One model.
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
     cmd: String,
 }
 
-/// The configuration with this one model.
 pub(super) fn model(name: &str, command: &[String]) -> Result<String, Error> {
     if let Some(word) = command.iter().find(|word| word.contains("${")) {
         return Err(Error::Word {

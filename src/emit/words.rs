@@ -68,9 +68,7 @@ pub(super) fn line(words: &[String]) -> String {
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
-/// What a script begins with.
 const SHEBANG: &str = "#!/bin/sh\nexec ";
-/// What it passes on.
 const REST: &str = " \"$@\"";
 
 /// A script that becomes the program; what it is called with is passed on, and wins.

@@ -24,7 +24,6 @@ pub struct Compute {
     pub flash_attn: bool,
 }
 
-/// What a compute figure depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch<'a> {
     pub model: &'a Model,

@@ -22,7 +22,6 @@ const MOST: Bytes = Bytes(1 << 56);
 /// llama.cpp's `LLAMA_MAX_SEQ` (`src/llama-cparams.h`, b11434).
 pub const MAX_SEQUENCES: u32 = 256;
 
-/// One tensor of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheTensor {
     pub ty: GgmlType,

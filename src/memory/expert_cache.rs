@@ -40,7 +40,6 @@ pub struct ExpertCache {
     pub problem: Option<Problem>,
 }
 
-/// Why there is no cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Problem {
     /// No device takes part, or the model has no experts: llama.cpp refuses.

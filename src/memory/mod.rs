@@ -56,7 +56,6 @@ impl MemoryBreakdown {
         self.model + self.context + self.compute
     }
 
-    /// The four terms together.
     pub fn total(&self) -> Bytes {
         self.own() + self.overhead
     }
@@ -77,7 +76,6 @@ impl From<MemoryBreakdown> for MemoryRow {
     }
 }
 
-/// Memory by device with sums.
 pub fn rows(memory: &MemoryByDevice) -> BTreeMap<String, MemoryRow> {
     memory.iter().map(|(key, terms)| (key.clone(), (*terms).into())).collect()
 }
@@ -176,7 +174,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// What to try.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Key(_) => Some("llama.cpp refuses this file too: convert the model again with a current llama.cpp"),

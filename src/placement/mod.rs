@@ -39,7 +39,6 @@ pub struct Copy {
     pub rule: Option<usize>,
 }
 
-/// Where everything is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// By tensor of the model, in its order: no copy (skipped), one, or two (tied embeddings).
@@ -56,10 +55,16 @@ impl Placement {
         self.devices.iter().filter_map(|at| Some((*at, machine.device(*at)?)))
     }
 
-    /// Every copy of every routed expert.
     pub fn experts<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (&'a Tensor, &'a Copy)> {
         let experts = model.tensors.iter().zip(&self.copies).filter(|(tensor, _)| tensor.role == Role::RoutedExpert);
         experts.flat_map(|(tensor, copies)| copies.iter().map(move |copy| (tensor, copy)))
+    }
+
+    /// The first tensor that `other` puts into other buffers, or with other sizes.
+    pub fn first_moved<'a>(&self, other: &Self, model: &'a Model) -> Option<&'a Tensor> {
+        let what = |copies: &[Copy]| copies.iter().map(|copy| (copy.buffer, copy.bytes)).collect::<Vec<_>>();
+        let mut copies = model.tensors.iter().zip(self.copies.iter().zip(&other.copies));
+        copies.find(|(_, (one, other))| what(one) != what(other)).map(|(tensor, _)| tensor)
     }
 
     /// The span of each file from the first byte to the last of what stays mapped on the host, summed
@@ -122,7 +127,6 @@ impl Buffer {
         }
     }
 
-    /// The device it is of.
     fn device(self, machine: &Machine) -> Option<&Device> {
         match self {
             Self::Device(index) => machine.device(index),
@@ -147,7 +151,6 @@ fn pinned(machine: &Machine, devices: &[u16]) -> Option<Backend> {
     backends.into_iter().find(|backend| backend.host_buffer_name().is_some())
 }
 
-/// Everything that decides about one tensor.
 struct Law<'a> {
     model: &'a Model,
     machine: &'a Machine,
@@ -157,7 +160,6 @@ struct Law<'a> {
     overrides: Vec<(Pattern, Target)>,
 }
 
-/// Where an override sends.
 #[derive(Debug, Clone, Copy)]
 enum Target {
     Host,
@@ -185,7 +187,6 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
     Ok(Placement { copies, layers: slots, devices })
 }
 
-/// The override list, read.
 fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)>, Error> {
     let mut patterns = pattern::Parser::default();
     let read = |entry: &crate::run::Override| {
@@ -246,7 +247,6 @@ impl Law<'_> {
         }
     }
 
-    /// The device of the output's slot.
     fn output(&self) -> Option<u16> {
         self.slots.last().copied().flatten()
     }

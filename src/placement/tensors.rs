@@ -122,7 +122,6 @@ const NO_OUTPUT: &[&str] = &[
 /// Architectures that create the tied output before the token embedding, which is then created again.
 const OUTPUT_FIRST: &[&str] = &["gemma3n", "gemma4"];
 
-/// A name taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Name<'a> {
     pub block: Option<u32>,
@@ -157,7 +156,6 @@ pub(super) fn class(architecture: &str, name: Name<'_>) -> Class {
     }
 }
 
-/// What a tensor is probed with.
 pub(super) fn op(name: Name<'_>, tensor: &Tensor) -> Op {
     if name.suffix != "weight" || tensor.shape[1] == 1 {
         Op::Other

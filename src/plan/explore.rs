@@ -21,7 +21,6 @@ use crate::speed::Estimate;
 const UBATCHES: [u32; 7] = [128, 256, 512, 1024, 2048, 4096, 8192];
 /// llama.cpp's `-ub` where it is not given: smaller ones are an exception.
 const USUAL_UBATCH: u32 = 512;
-/// Where none of those fits.
 const LEAST_UBATCH: u32 = 64;
 /// How many choices beyond the room are judged, the largest first.
 const REACHES: usize = 6;
@@ -51,7 +50,6 @@ struct Draft {
 /// A choice and what it is worth.
 type Judged = (Kept, Candidate);
 
-/// The search on one stage.
 pub struct Explorer<'a> {
     problem: &'a Problem<'a>,
     pub stage: &'a Stage<'a>,
@@ -133,7 +131,6 @@ impl<'a> Explorer<'a> {
         self.problem.levers.ubatch && self.problem.strategy == Strategy::Auto
     }
 
-    /// The micro-batches to try.
     fn ubatches(&self, setting: &RunConfig) -> Vec<u32> {
         if !self.problem.levers.ubatch {
             return vec![setting.n_ubatch];
@@ -221,7 +218,6 @@ impl<'a> Explorer<'a> {
         self.stage.is_fixed() || matches!(self.problem.strategy, Strategy::AllOnDevice | Strategy::Rules)
     }
 
-    /// Which ends to try.
     fn ends(&self) -> &'static [End] {
         match self.problem.strategy {
             Strategy::Auto if self.stage.len() > 1 => &[End::First, End::Last],
@@ -277,7 +273,6 @@ impl<'a> Explorer<'a> {
         Ok(between)
     }
 
-    /// Compute predicted at a setting, once.
     fn compute_at(&self, setting: &RunConfig, whole: bool) -> Result<Compute, Error> {
         let Stage { bare, hosted, base, .. } = self.stage;
         let key = (whole, setting.clone(), bare.layers.clone(), base.overrides.clone());

@@ -1,15 +1,12 @@
 //! A plan: the launch that keeps a model within a budget, what it takes, and the command that gives it.
 
 mod choose;
-mod context;
-mod expert_cache;
 pub mod explain;
 mod explore;
 #[doc(hidden)]
 pub mod patterns;
 #[doc(hidden)]
 pub mod rule_file;
-mod servers;
 #[doc(hidden)]
 pub mod solver;
 mod split;
@@ -30,15 +27,14 @@ use crate::model::Model;
 use crate::placement::{self, Buffer};
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
-use crate::run::{self, LoadMode, ModelSource, ParsedCommand, Program, RunConfig, Target};
+use crate::run::{self, LoadMode, ModelSource, Program, RunConfig, Target};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
-pub use context::ContextChoice;
+pub use choose::ContextChoice;
 use explain::{Subject, Why};
 use solver::{Candidate, Computes, Problem};
 pub use solver::{HostNeeds, Levers, Objective, Strategy};
 
-/// What is asked of the planner.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The user's settings; what they left alone is llama.cpp's default.
@@ -102,7 +98,6 @@ pub struct Plan {
     pub why: Why,
 }
 
-/// Which model a plan is for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelSummary {
@@ -118,7 +113,6 @@ pub struct ModelSummary {
     pub what_if: Option<WhatIf>,
 }
 
-/// Where the routed experts are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExpertSplit {
@@ -130,7 +124,6 @@ pub struct ExpertSplit {
     pub by_device: BTreeMap<String, Bytes>,
 }
 
-/// What stops a plan.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -172,7 +165,6 @@ impl Request {
         }
     }
 
-    /// The problem that the request poses.
     pub fn problem<'a>(&self, model: &'a Model, machine: &'a Machine) -> Problem<'a> {
         self.problem_with(model, machine, &Computes::default())
     }
@@ -215,21 +207,26 @@ pub fn solve(model: &Model, machine: &Machine, request: &Request) -> Result<Cand
 /// [`solve`] as one of many for the same model.
 fn solve_with(model: &Model, machine: &Machine, request: &Request, computes: &Computes) -> Result<Candidate, Error> {
     let problem = request.problem_with(model, machine, computes);
-    let run = context::with_context(&problem, request, request.start(model, machine))?;
+    let run = choose::with_context(&problem, request, request.start(model, machine))?;
     Ok(problem.solve(&run)?)
 }
 
-/// Makes the plan.
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
     let candidate = solve(model, machine, request)?;
-    if let Some((machine, request, warning)) = servers::without_idle(machine, request, &candidate) {
+    if let Some((machine, request, warning)) = choose::without_idle(machine, request, &candidate) {
         let mut plan = plan(model, path, &machine, &request)?;
         plan.warnings.push(warning);
         return Ok(plan);
     }
     let args = run::args::args_beside(&candidate.run, &request.beside);
-    let parsed = replay(model, path, machine, &args, &candidate, request.target)?;
-    let command = shell(&server_command(&ModelSource::of_argument(path), &args)).ok_or(Error::Path)?;
+    let words = server_command(&ModelSource::of_argument(path), &args);
+    let command = shell(&words).ok_or(Error::Path)?;
+    // What is proposed is what llama-server makes of these words.
+    let parsed = run::parse::command_for(&words, &BTreeMap::new(), request.target)?;
+    let placement = placement::place(model, machine, &parsed.run).map_err(memory::Error::from)?;
+    if let Some(tensor) = placement.first_moved(&candidate.forecast.placement, model) {
+        return Err(Error::Replay { tensor: tensor.name.clone() });
+    }
     let planned = Planned { process: candidate.needs.least(), shortfall: &candidate.shortfall };
     let options = checkup::Options { margin: request.margin, tensors: request.tensors, planned: Some(planned) };
     let check = checkup::check(model, machine, &parsed, options)?;
@@ -311,27 +308,6 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
         warn("prompt-cache", message, "with --cache-ram of your own it stays as you say");
     }
     warnings
-}
-
-/// Reads the arguments back as llama-server would and demands the same placement.
-fn replay(
-    model: &Model,
-    path: &str,
-    machine: &Machine,
-    args: &[String],
-    candidate: &Candidate,
-    target: Target,
-) -> Result<ParsedCommand, Error> {
-    let parsed =
-        run::parse::command_for(&server_command(&ModelSource::of_argument(path), args), &BTreeMap::new(), target)?;
-    let placement = placement::place(model, machine, &parsed.run).map_err(memory::Error::from)?;
-    let copies = |placement: &placement::Placement, at: usize| -> Vec<(Buffer, Bytes)> {
-        placement.copies[at].iter().map(|copy| (copy.buffer, copy.bytes)).collect()
-    };
-    match (0..model.tensors.len()).find(|at| copies(&placement, *at) != copies(&candidate.forecast.placement, *at)) {
-        Some(at) => Err(Error::Replay { tensor: model.tensors[at].name.clone() }),
-        None => Ok(parsed),
-    }
 }
 
 /// What a document says of its model, read from `path`.

@@ -108,7 +108,6 @@ pub struct Problem<'a> {
     pub computes: Computes,
 }
 
-/// A launch and what it takes.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// With the planner's overrides, tensor split and choices.
@@ -121,7 +120,6 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Whether everything is within its budget.
     pub fn fits(&self) -> bool {
         self.shortfall.is_empty()
     }
@@ -131,14 +129,12 @@ impl Candidate {
         self.shortfall.keys().all(|name| name == HOST)
     }
 
-    /// Bytes missing in all.
     pub fn missing(&self) -> Bytes {
         self.shortfall.values().copied().sum()
     }
 }
 
 impl Problem<'_> {
-    /// Places and forecasts one launch.
     pub fn judge(&self, run: RunConfig) -> Result<Candidate, Error> {
         let forecast = memory::forecast(self.model, self.machine, &run)?;
         Ok(self.candidate(run, forecast))
@@ -202,7 +198,6 @@ pub struct HostNeeds {
 }
 
 impl HostNeeds {
-    /// What cannot be done without.
     pub fn least(&self) -> Bytes {
         self.process + self.logits + self.checkpoints
     }

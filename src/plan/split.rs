@@ -55,7 +55,6 @@ fn shares(counts: &[usize]) -> Vec<f32> {
 /// A faster split must be faster by this share: the one by bytes keeps the cards evenly filled.
 const WORTH: f64 = 0.01;
 
-/// What splits are timed with.
 struct Sharing<'a> {
     problem: &'a Problem<'a>,
     pilot: &'a Candidate,

@@ -55,7 +55,6 @@ struct Unit {
 }
 
 impl Unit {
-    /// All parts.
     fn whole(&self) -> u32 {
         (1u32 << self.bytes.len()) - 1
     }
@@ -107,22 +106,18 @@ impl<'a> Stage<'a> {
         Ok(stage)
     }
 
-    /// Every movable tensor on the host.
     pub fn nothing(&self) -> Kept {
         vec![0; self.units.len()]
     }
 
-    /// Every movable tensor with its layer.
     pub fn everything(&self) -> Kept {
         self.units.iter().map(Unit::whole).collect()
     }
 
-    /// Whether nothing may move.
     pub fn is_fixed(&self) -> bool {
         self.units.is_empty()
     }
 
-    /// How many movable blocks there are.
     pub fn len(&self) -> usize {
         self.units.len()
     }
@@ -137,7 +132,6 @@ impl<'a> Stage<'a> {
         self.units.iter().filter(|unit| unit.device == Some(device)).map(|unit| unit.bytes_of(unit.whole())).sum()
     }
 
-    /// Where everything is under a choice.
     pub fn placement(&self, kept: &Kept) -> Placement {
         let copies = self.part_of.iter().enumerate().map(|(at, part)| {
             let stays = part.is_none_or(|(unit, part)| kept[unit] >> part & 1 == 1);

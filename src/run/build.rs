@@ -17,7 +17,6 @@ pub struct Build {
     pub memory: &'static str,
 }
 
-/// By number.
 pub const BUILDS: &[Build] = &[
     Build { number: 10434, memory: "flags known (the old mmap flags still count); memory taken to be b11434's" },
     Build {
@@ -34,7 +33,6 @@ pub fn number(text: &str) -> Result<u32, String> {
         .map_err(|_| "write the number of a build, as `llama-server --version` prints it: 11434 or b11434".to_string())
 }
 
-/// What a command is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     pub build: u32,
@@ -65,7 +63,6 @@ impl Target {
         older.or(BUILDS.first()).expect("the table has rows")
     }
 
-    /// Whether it has a flag.
     pub fn has(self, flag: &Flag) -> bool {
         match self.dialect {
             Dialect::LlamaCpp => self.build >= flag.since,

@@ -8,7 +8,6 @@ use super::dialect::LastBlocks;
 use super::{Note, args};
 use crate::gguf::source::{Location, Which};
 
-/// A command line, understood.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParsedCommand {
     pub run: RunConfig,
@@ -29,7 +28,6 @@ impl ParsedCommand {
         Self { run, model, notes: Vec::new(), target, last_blocks: None, beside: Vec::new() }
     }
 
-    /// Adds a note.
     pub(super) fn note(&mut self, code: &'static str, message: String, hint: Option<String>) {
         self.notes.push(Note { code: code.into(), message, hint });
     }

@@ -9,7 +9,6 @@ use super::config::{Choice, LoadMode, RunConfig};
 use super::values::{self, DENSE, EXPERTS, Given, on_host};
 use super::{Error, Note};
 
-/// One flag.
 #[derive(Debug, Clone, Copy)]
 pub struct Flag {
     /// Spellings: the first is the one that is printed, the first long one names the flag.
@@ -29,7 +28,6 @@ pub struct Flag {
     pub in_plan: InPlan,
 }
 
-/// What a flag does.
 #[derive(Debug, Clone, Copy)]
 pub enum Effect {
     None,
@@ -122,12 +120,10 @@ impl Flag {
         Self { in_plan: InPlan::Instead(hint), ..self }
     }
 
-    /// Spellings.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         words(self.names)
     }
 
-    /// Spellings that mean the opposite.
     pub fn negated(&self) -> impl Iterator<Item = &'static str> {
         words(self.negated)
     }
@@ -148,7 +144,6 @@ impl Flag {
         !self.negated.is_empty()
     }
 
-    /// Whether llama-bench has it.
     pub fn is_in_bench(&self) -> bool {
         !self.bench.is_empty()
     }
@@ -170,7 +165,6 @@ impl Flag {
         words(self.bench).any(|name| self.negated().any(|negated| negated == name))
     }
 
-    /// The field that it sets.
     pub fn field(&self) -> Option<&Field> {
         match &self.effect {
             Effect::Field(field) => Some(field),
@@ -446,7 +440,6 @@ fn between(bench: bool) -> &'static str {
     if bench { "/" } else { "," }
 }
 
-/// A value in its own words.
 fn shown<T: ToString>(value: &T, _: bool) -> String {
     value.to_string()
 }
@@ -589,7 +582,6 @@ pub fn new_load_mode(word: &str) -> Option<&'static str> {
     find_removed(word).map(|flag| flag.instead).filter(|instead| instead.starts_with("--load-mode "))
 }
 
-/// The removed flag of a word.
 pub(super) fn find_removed(word: &str) -> Option<&'static Removed> {
     REMOVED.iter().find(|flag| words(flag.names).any(|name| name == word))
 }

@@ -25,7 +25,6 @@ pub mod command;
 #[doc(hidden)]
 pub mod numbers;
 mod pasted;
-mod bench;
 pub mod parse;
 
 pub use build::Target;
@@ -58,7 +57,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// What to try.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownProgram(word) if std::path::Path::new(word).extension().is_some_and(|ext| ext == "gguf") => {

@@ -102,7 +102,6 @@ impl ResolvedRun {
         Self { config, n_ctx_seq: numbers.n_ctx_seq, n_outputs_max: numbers.n_outputs_max }
     }
 
-    /// Sequences (server slots).
     pub fn n_seq_max(&self) -> u32 {
         sequences(&self.config).0
     }

@@ -1,7 +1,6 @@
 //! Predicted speed of a launch: the time of a turn from the bytes moved, the operations done and the waits of every tier.
 
 pub mod design;
-mod experts;
 pub mod fit;
 mod layout;
 pub mod prices;
@@ -17,7 +16,7 @@ use crate::model::Model;
 use crate::placement::Placement;
 use crate::run::RunConfig;
 use prices::Prices;
-pub use work::{Cost, Work, generation, prompt};
+pub use work::{Cost, Work};
 
 /// One turn of a conversation, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +28,6 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Of the context at its end.
     pub fn tokens(self) -> u32 {
         self.prompt.saturating_add(self.generate).saturating_add(self.depth)
     }
@@ -79,7 +77,6 @@ pub struct Estimate {
     pub terms: Vec<Term>,
 }
 
-/// One part of a turn's time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Term {
@@ -89,7 +86,6 @@ pub struct Term {
     pub seconds: f64,
 }
 
-/// A phase of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -106,9 +102,9 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     let prices = Prices::of(case.machine, &case.placement.devices);
     let layout = layout::Layout::of(case);
     let tokens = if turn.prompt == 0 { USUAL_PROMPT } else { turn.prompt };
-    let prompt = work::prompt_of(&layout, case, tokens, turn.depth);
+    let prompt = work::prompt(&layout, case, tokens, turn.depth);
     let generated = turn.generate.max(1);
-    let generation = work::generation_of(&layout, case, generated, turn.depth.saturating_add(turn.prompt));
+    let generation = work::generation(&layout, generated, turn.depth.saturating_add(turn.prompt));
     let (prompt_seconds, token_seconds) = (prices.seconds(&prompt), prices.seconds(&generation) / f64::from(generated));
     let mut terms = Vec::new();
     if turn.prompt > 0 {
@@ -131,8 +127,8 @@ fn basis(prices: &Prices, case: &Case<'_>, layout: &layout::Layout) -> (String, 
     let mut basis = prices.basis.clone();
     let mut uncertainty = prices.uncertainty;
     if layout.cache_hits > 0.0 {
-        basis.push_str(experts::ASSUMPTION);
-        uncertainty = uncertainty.max(experts::UNCERTAINTY);
+        basis.push_str(layout::CACHE_ASSUMPTION);
+        uncertainty = uncertainty.max(layout::CACHE_UNCERTAINTY);
     }
     if layout.missing > 0.0 {
         basis.push_str("; host weights exceed main memory: bound by the disk");

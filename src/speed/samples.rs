@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::fit::Sample;
-use super::{Case, Phase, generation, prompt};
+use super::layout::Layout;
+use super::{Case, Phase, work};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::memory;
@@ -176,7 +177,6 @@ impl BenchRow {
         words
     }
 
-    /// The launch that was measured.
     pub fn run(&self) -> Result<RunConfig, Error> {
         let mut run = run::parse::command(&self.words(), &BTreeMap::new())?.run;
         run.n_ctx = self.n_prompt.saturating_add(self.n_gen).saturating_add(self.n_depth).max(1);
@@ -222,10 +222,11 @@ impl BenchRow {
         let run = self.run()?;
         let forecast = &memory::forecast(model, machine, &run)?;
         let case = Case { model, machine, run: &run, placement: &forecast.placement, forecast };
+        let layout = Layout::of(&case);
         let (phase, work) = if self.n_gen == 0 {
-            (Phase::Prompt, prompt(&case, self.n_prompt, self.n_depth))
+            (Phase::Prompt, work::prompt(&layout, &case, self.n_prompt, self.n_depth))
         } else {
-            (Phase::Generate, generation(&case, self.n_gen, self.n_depth))
+            (Phase::Generate, work::generation(&layout, self.n_gen, self.n_depth))
         };
         Ok(Sample { what: self.what(), phase, work, seconds: self.seconds() })
     }

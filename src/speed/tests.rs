@@ -21,7 +21,6 @@ pub(super) fn model(name: &str) -> Model {
     Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
 }
 
-/// A computer with this card.
 pub(super) fn machine(description: &str) -> Machine {
     let card = Device { description: Some(description.into()), ..Device::parse("CUDA0=80G").unwrap() };
     let host = Host { ram: Some(Bytes::mib(128 << 10)), cores: Some(16), threads: Some(16), ..Host::default() };
@@ -192,7 +191,6 @@ static SAMPLES: LazyLock<Vec<fit::Sample>> = LazyLock::new(|| {
     samples::rows(H100).unwrap().iter().map(sample).collect()
 });
 
-/// The samples of one model.
 fn samples_of(model: &str) -> Vec<fit::Sample> {
     SAMPLES.iter().filter(|sample| sample.what.starts_with(model)).cloned().collect()
 }

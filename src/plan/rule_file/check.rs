@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::blocks::shown;
 use super::fill::Resolution;
-use super::{Action, Amount, Fill, From, PlacementRule, RuleFile, Select, kind};
+use super::{Action, Fill, PlacementRule, RuleFile, Select, kind, shown};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
@@ -30,7 +29,6 @@ pub struct RulesCheck {
     pub overrides: Vec<String>,
 }
 
-/// One rule.
 #[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuleRow {
@@ -58,7 +56,6 @@ pub struct Count {
     pub bytes: Bytes,
 }
 
-/// What one earlier rule took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Shadow {
@@ -116,7 +113,6 @@ fn unknown_buffer(rule: &PlacementRule, machine: &Machine) -> Option<String> {
     Some(format!("`{buffer}` is no buffer of this machine, which has {}{meant}", known.join(", ")))
 }
 
-/// The rule in words.
 fn described(rule: &PlacementRule) -> RuleRow {
     let tensors = match &rule.select {
         Select::Pattern(pattern) => format!("/{pattern}/"),
@@ -126,13 +122,13 @@ fn described(rule: &PlacementRule) -> RuleRow {
     let to = match &rule.action {
         Action::Buffer(buffer) => buffer.clone(),
         Action::Fill(fill) => {
-            let amount = |(device, amount): &(String, Amount)| match amount {
-                Amount::UpTo(bytes) => format!("{device} to {bytes}"),
-                Amount::Rest => format!("{device} to its budget"),
+            let amount = |(device, amount): &(String, Option<Bytes>)| match amount {
+                Some(bytes) => format!("{device} to {bytes}"),
+                None => format!("{device} to its budget"),
             };
             let devices: Vec<String> = fill.devices.iter().map(amount).collect();
             let order = if fill.order.is_empty() { String::new() } else { format!(" by {}", fill.order.join(", ")) };
-            let from = if fill.from == From::First { "first" } else { "last" };
+            let from = if fill.from_first { "first" } else { "last" };
             format!("fill {}{order}, {from} blocks before others; then {}", devices.join(", "), fill.then)
         }
     };
@@ -195,7 +191,6 @@ fn nothing(rule: &PlacementRule, model: &Model) -> String {
     )
 }
 
-/// Tensors and bytes of a set.
 fn count(model: &Model, tensors: &BTreeSet<usize>) -> Count {
     let bytes = tensors.iter().filter_map(|at| model.tensors.get(*at)).map(|tensor| tensor.bytes).sum();
     Count { tensors: tensors.len(), bytes }
