@@ -1,7 +1,12 @@
 //! Placement rule files (`rules/placement/*.yaml`, `--rules`): ordered rules, the first that matches a tensor decides. The YAML is
 //! read with the place of every word, so that each mistake is told with line and column.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 pub mod check;
+#[cfg_attr(not(test), expect(clippy::indexing_slicing, reason = "places in the model's and the file's own lists"))]
 pub mod fill;
 
 use std::collections::BTreeSet;
