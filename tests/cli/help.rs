@@ -274,8 +274,6 @@ fn a_slip_gets_a_hint() {
         ("plan --vram 24G nothere.gguf", "pass a .gguf file"),
         ("plan --vram 24G nothere", "moeplan list"),
         ("inspect empty", "a folder that holds one model"),
-        ("inspect hf:owner/repo --format html", "--format markdown writes it"),
-        ("inspect m.gguf --as Q8_0 --format html", "--format markdown writes it"),
         ("inspect --expect gpt-oss-20 m.gguf", "gpt-oss-20b"),
         ("rules show attention-frist", "attention-first"),
         ("synth gpt-oss-20 -o x.gguf", "gpt-oss-20b"),

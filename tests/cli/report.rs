@@ -69,7 +69,7 @@ fn every_document_has_its_section_in_both_formats() {
     assert_eq!(count(&page, "figure"), count(&page, "figure details table"), "a chart without its table");
     assert!(count(&page, "figure") > 20 && count(&page, ".what-if tbody tr") == 6);
     assert_eq!(count(&page, ".what-if input[type=range]"), 2);
-    assert!(text.len() < 300_000, "{} bytes", text.len());
+    assert!(text.len() < 360_000, "{} bytes", text.len());
     let markdown = ok(folder.path(), &all(&["--format", "markdown"]));
     let shown = words(&page);
     for fact in [

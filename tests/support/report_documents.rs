@@ -29,14 +29,13 @@ fn comparison() -> Value {
 
 /// `moeplan/plan/1`, of a launch with nothing left to say.
 fn plan(name: &str) -> Value {
-    let run = json!({"n_ctx": 8192, "n_ctx_seq": 8192, "n_batch": 2048, "n_ubatch": 512, "type_k": "f16", "type_v": "f16",
-        "flash_attn": "auto", "n_seq_max": 1, "kv_unified": false, "n_outputs_max": 1, "n_gpu_layers": 99, "split_mode": "layer",
-        "tensor_split": [], "load_mode": "auto", "offload_kqv": true, "op_offload": true, "mtp": false});
+    let real: Value = serde_json::from_str(include_str!("../../testdata/frozen/plan-qwen3.json")).unwrap();
+    let run = &real["run"];
     json!({
         "schema": "moeplan/plan/1", "program": "llama-server", "run": run, "memory": memory(5), "budget": {"CUDA0": 24 * GIB},
         "fits": true, "shortfall": {}, "mapped_span": null, "overrides": [], "override_groups": [], "lints": [], "basis": [],
         "model": {"path": name, "name": name, "architecture": "phimoe", "bytes": 20 * GIB, "context_length": 8192, "block_count": 24},
-        "machine": {"devices": [], "host": {}}, "warnings": [], "margin": 0, "strategy": "auto", "objective": "turn",
+        "machine": {"devices": [], "host": real["machine"]["host"]}, "warnings": [], "margin": 0, "strategy": "auto", "objective": "turn",
         "turn": {"prompt": 4096, "generate": 512, "depth": 0}, "turn_seconds": 17.3,
         "speed": {"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25},
         "host_needs": {"process": 0, "logits": 0, "checkpoints": 0, "prompt_cache": 0}, "args": ["-c", "8192"],
@@ -165,7 +164,7 @@ pub fn tuning(name: &str) -> Value {
 pub fn llama_bench(name: &str) -> Value {
     let row = |prompt: u32, generate: u32, depth: u32| {
         json!({"build_number": 11434, "cpu_info": name, "gpu_info": name, "backends": "CUDA", "model_filename": name,
-            "model_type": name, "model_size": GIB, "n_ubatch": 512, "n_threads": 8, "n_gpu_layers": 99, "n_cpu_moe": 3,
+            "model_type": name, "model_size": GIB, "n_batch": 2048, "n_ubatch": 512, "n_threads": 8, "n_gpu_layers": 99, "n_cpu_moe": 3,
             "tensor_buft_overrides": "none", "load_mode": "auto", "n_prompt": prompt, "n_gen": generate, "n_depth": depth,
             "avg_ts": 50.0, "stddev_ts": 1.0, "samples_ts": [49.0, 51.0]})
     };
