@@ -269,7 +269,7 @@ fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<
         _ => None,
     });
     let used = placement.devices.iter().copied().chain(placed);
-    let devices = used.filter_map(|index| machine.devices.get(usize::from(index)));
+    let devices = used.filter_map(|index| machine.device(index));
     let mut budgets: BTreeMap<String, Bytes> =
         devices.map(|device| (device.name.clone(), device.total.saturating_sub(margin))).collect();
     budgets.extend(machine.host.ram.map(|ram| (HOST.to_string(), ram)));

@@ -88,7 +88,7 @@ pub fn bytes_by_device(
     for cache in caches.list.iter().chain(&caches.mtp) {
         for layer in &cache.layers {
             let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
-            let device = slot.and_then(|i| machine.devices.get(usize::from(i)));
+            let device = slot.and_then(|i| machine.device(i));
             let backend = device.map_or(Backend::Cpu, |d| d.backend);
             let key = device.map_or(HOST, |d| d.name.as_str());
             let sum: &mut Bytes = by_device.entry(key.to_string()).or_default();

@@ -147,7 +147,7 @@ impl Buffer {
 
 /// The backend of the first participating device that offers pinned host memory.
 fn pinned(machine: &Machine, devices: &[u16]) -> Option<Backend> {
-    let backends = devices.iter().filter_map(|i| machine.devices.get(usize::from(*i))).map(|device| device.backend);
+    let backends = devices.iter().filter_map(|i| machine.device(*i)).map(|device| device.backend);
     backends.into_iter().find(|backend| backend.host_buffer_name().is_some())
 }
 

@@ -202,9 +202,8 @@ impl Problem<'_> {
 
     /// An override that leaves the output's weights to the host; none where the model's have another name.
     fn output_on_host(&self) -> Option<Override> {
-        let has = |name: &str| self.model.tensors.iter().any(|tensor| tensor.name == name);
-        let name = ["output.weight", "token_embd.weight"].into_iter().find(|name| has(name))?;
-        Some(on_host(format!("^{}$", name.replace('.', "\\.")), "-ot"))
+        let output = self.model.tensors.get(self.model.output()?)?;
+        Some(on_host(format!("^{}$", output.name.replace('.', "\\.")), "-ot"))
     }
 
     /// The most layers on the devices that fit, the rest whole on the host, their caches too. Given up, with what does not fit,

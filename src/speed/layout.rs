@@ -116,15 +116,15 @@ impl Layout {
         let model = case.model;
         let n_layer = model.hparams.n_layer();
         let mut stages = vec![[None; STAGES]; n_layer as usize];
-        let tied = !model.tensors.iter().any(|tensor| tensor.name == "output.weight");
-        for (tensor, copies) in model.tensors.iter().zip(&case.placement.copies) {
+        let logits = model.output();
+        for (at, (tensor, copies)) in model.tensors.iter().zip(&case.placement.copies).enumerate() {
             if tensor.block.is_some_and(|block| block >= n_layer) {
                 // NextN blocks draft; speculation is not counted.
                 continue;
             }
             let output = tensor.block.is_none();
             let copy = match tensor.role {
-                Role::TokenEmbd if !(tied && tensor.name == "token_embd.weight") => continue,
+                Role::TokenEmbd if logits != Some(at) => continue,
                 _ => copies.last(),
             };
             let Some(copy) = copy else { continue };

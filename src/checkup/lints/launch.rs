@@ -160,12 +160,8 @@ pub(super) fn output_on_host(facts: &Facts<'_>) -> Option<Finding> {
     if facts.model.is_embedding() {
         return None;
     }
-    let name = if facts.model.tensors.iter().any(|tensor| tensor.name == "output.weight") {
-        "output.weight"
-    } else {
-        "token_embd.weight"
-    };
-    let at = facts.model.tensors.iter().position(|tensor| tensor.name == name)?;
+    let at = facts.model.output()?;
+    let name = &facts.model.tensors.get(at)?.name;
     let copy = facts.forecast.placement.copies.get(at)?.last()?;
     if !facts.has_devices() || matches!(copy.buffer, Buffer::Device(_)) {
         return None;
