@@ -23,7 +23,7 @@ use crate::arch::Graph;
 /// Builds the graph of the architecture.
 pub(super) fn build<'g>(b: &'g Builder<'g>) {
     match &b.arch.graph {
-        Graph::None => b.fail(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
+        Graph::None => _ = b.fail(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
         Graph::Plain(spec) => plain::decoder(b, spec),
         Graph::Arctic => own::arctic(b),
         Graph::BailingMoe3 => kda::bailingmoe3(b),
