@@ -148,7 +148,6 @@ struct State {
 
 /// A scheduled graph with its buffers.
 pub struct Layout<'a, F> {
-    /// Every tensor of the graph.
     pub tensors: &'a [Tensor],
     /// The nodes in order, each with the number of its buffer.
     pub nodes: &'a [(Id, usize)],

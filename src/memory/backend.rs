@@ -105,8 +105,8 @@ fn cuda_supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
     let src = |i: usize| tensor.sources().get(i).map(|s| &tensors[s.index()]);
     let Some(a) = src(0) else { return true };
     match tensor.op {
-        Op::Unary(Unary::Other) | Op::Tri | Op::Pool => true,
-        Op::Unary(_) | Op::GroupNorm => a.is_contiguous(),
+        Op::Unary(Unary::Other) | Op::Pool => true,
+        Op::Unary(_) => a.is_contiguous(),
         Op::Glu(Glu::SwigluOai | Glu::SwigluClamp) if a.ty.name == "bf16" => false,
         Op::Glu(_) => a.is_contiguous_from(1),
         Op::MulMatId if tensor.param != 0 => false,
@@ -124,7 +124,7 @@ fn cuda_supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
         Op::Cpy => cuda_copies(a, tensor),
         Op::Repeat => is(a.ty, &["f32", "f16"]),
         Op::Concat => src(1).is_some_and(|b| a.ty == b.ty) && a.ty == tensor.ty,
-        Op::Norm | Op::RmsNorm | Op::L2Norm | Op::SumRows | Op::Mean => a.has_contiguous_rows(),
+        Op::Norm | Op::RmsNorm | Op::SumRows => a.has_contiguous_rows(),
         Op::Scale => is(a.ty, &["f32", "bf16"]) && tensor.ty == a.ty,
         Op::Add | Op::Sub | Op::Mul | Op::Div => {
             let plain = |t: &Tensor| is(t.ty, &["f32", "f16"]);

@@ -46,7 +46,6 @@ struct Split {
 struct Scheduling<'a> {
     scheduler: &'a Scheduler,
     graph: &'a mut Graph,
-    /// The target of every tensor.
     target_of: Vec<Option<usize>>,
     /// By tensor and target: its first copy there, the others following it.
     copies: Vec<Option<Id>>,

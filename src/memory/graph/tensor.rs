@@ -30,23 +30,15 @@ pub enum Op {
     Div,
     Sqr,
     Sqrt,
-    Log,
-    Sin,
-    Cos,
     SumRows,
     CumSum,
-    Mean,
     Repeat,
     Concat,
     Norm,
     RmsNorm,
-    L2Norm,
-    GroupNorm,
     MulMat,
     MulMatId,
-    OutProd,
     Scale,
-    Set,
     Cpy,
     Cont,
     Reshape,
@@ -55,10 +47,7 @@ pub enum Op {
     Transpose,
     GetRows,
     SetRows,
-    Diag,
     Fill,
-    Tri,
-    SolveTri,
     SoftMax,
     HcPre,
     Rope,
@@ -71,8 +60,6 @@ pub enum Op {
     FlashAttnExt,
     SsmConv,
     SsmScan,
-    RwkvWkv,
-    GatedLinearAttn,
     GatedDeltaNet,
     LightningIndexer,
     HyperConnection,
@@ -90,8 +77,6 @@ pub enum Unary {
     Softplus,
     Tanh,
     Exp,
-    Neg,
-    Xielu,
     Other,
 }
 
@@ -124,7 +109,6 @@ impl Op {
                 | Self::Div
                 | Self::Sqr
                 | Self::Sqrt
-                | Self::Log
                 | Self::Unary(_)
                 | Self::Rope
                 | Self::RmsNorm

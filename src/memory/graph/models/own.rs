@@ -7,7 +7,10 @@ use super::super::ffn::{Act, Gating, Moe, add_up, scaled_ids, weigh};
 use super::super::inputs::Embeddings;
 use super::super::tensor::Node;
 use super::super::{Builder, Error, Layer, Norm};
-use super::plain::{Logits, NormW, PLAIN, Spec, finish, layer, logits, plain_attention, stack};
+use super::plain::{Logits, NormW, PLAIN, Pick, Pre, Spec, finish, layer, logits, plain_attention, stack};
+
+/// Norms without weights.
+const UNWEIGHTED: Spec = Spec { pre: Pre::Bare, ffn_norm: Some(""), ..PLAIN };
 
 /// What every layer reads besides its rows.
 struct Common<'g> {
@@ -145,14 +148,14 @@ pub(super) fn talkie<'g>(b: &'g Builder<'g>) {
     let embeddings = b.tokens().rms();
     let (mut rows, common) = (embeddings, common(b));
     for l in b.layers() {
-        let mut qkv = l.qkv(rows.rms());
-        l.rope_qk(&mut qkv, common.positions, None);
-        qkv.q = l.norm("attn_q_norm", qkv.q);
-        qkv.k = qkv.k.rms();
-        let x = l.attn_out(&common.attn, qkv);
-        let [x, residual, skip] = l.only_outputs(common.out_ids, [x, rows, embeddings]);
-        let middle = x + residual;
-        rows = l.ffn("", middle.rms(), Act::Silu) + middle + skip * l.weight("layer_output_scale");
+        rows = layer(l, &UNWEIGHTED, rows, common.out_ids, |x| {
+            let mut qkv = l.qkv(x);
+            l.rope_qk(&mut qkv, common.positions, None);
+            (qkv.q, qkv.k) = (l.norm("attn_q_norm", qkv.q), qkv.k.rms());
+            l.attn_out(&common.attn, qkv)
+        });
+        let [skip] = l.only_outputs(common.out_ids, [embeddings]);
+        rows = rows + skip * l.weight("layer_output_scale");
     }
     b.lm_head(rows.rms().mark_output()).scale().mark_output().expand();
 }
@@ -194,13 +197,12 @@ pub(super) fn hrm_text<'g>(b: &'g Builder<'g>) {
         if l.il.is_multiple_of(per_stack) {
             rows = low.map_or(high, |low| high + low);
         }
-        let x = rows.rms();
-        let gate = l.raw_mm("attn_gate", x);
-        let mut qkv = l.qkv(x);
-        l.rope_qk(&mut qkv, common.positions, None);
-        let x = l.attn(&common.attn, qkv, Extras::default()) * gate.sigmoid();
-        let middle = l.mm("attn_output", x) + rows;
-        rows = l.ffn("", middle.rms(), Act::Silu) + middle;
+        rows = layer(l, &Spec { pick: Pick::Never, ..UNWEIGHTED }, rows, common.out_ids, |x| {
+            let mut qkv = l.qkv(x);
+            l.rope_qk(&mut qkv, common.positions, None);
+            let gate = l.raw_mm("attn_gate", x).sigmoid();
+            l.mm("attn_output", l.attn(&common.attn, qkv, Extras::default()) * gate)
+        });
         if (l.il + 1).is_multiple_of(per_stack) && is_high(l.il) {
             high = rows.rms();
         } else if (l.il + 1).is_multiple_of(per_stack) {
