@@ -11,7 +11,7 @@ use super::{Outcome, Output, interrupt};
 use crate::cli::help::OWN;
 use crate::measurement::{self, Expected, Launched, Seen, compare};
 use crate::report::live::{Promise, Tier};
-use crate::runtime::{DeviceUsed, server};
+use crate::runtime::{DeviceUsed, Error, server};
 
 /// How often the server is looked at while it serves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -64,7 +64,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
     }
     proposal.warn_of_hole(output);
-    let Predicted { prediction, mapped_span, .. } = proposal.predict()?;
+    let Predicted { forecast, .. } = proposal.predict()?;
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
     for note in running.notes() {
@@ -72,12 +72,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     let log = running.log();
     if log.buffers.is_empty() {
-        return Err(server::Error::SilentLog.into());
+        return Err(server::silent_log().into());
     }
     let (memory, resolution) = (log.memory(), log.resolution());
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
     let used = DeviceUsed::default();
-    let expected = Expected { mapped_span, ..Expected::from(&prediction.memory) };
+    let expected = Expected { mapped_span: forecast.mapped_span, ..Expected::from(&forecast.memory) };
     let seen = Seen { memory: &memory, resolution: &resolution, mapped_span: log.mapped_span(), used: &used };
     let comparison = compare(&expected, &seen, args.tolerance);
     let mut command = vec![server.build.program.display().to_string()];
@@ -100,7 +100,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let promise = Promise {
         model: model_name(&proposal),
         endpoint: launched.endpoint,
-        tiers: Tier::of(&prediction.memory, &proposal.launch.machine),
+        tiers: Tier::of(&forecast.memory, &proposal.launch.machine),
         speed: proposal.speed(),
     };
     stay(running, Panel::new(promise, output), output)
@@ -113,7 +113,7 @@ fn stay(mut running: server::Running, mut panel: Panel, output: &Output) -> anyh
             panel.clear();
             output.say("stopping llama-server");
             running.stop();
-            return Err(server::Error::Interrupted.into());
+            return Err(Error::interrupted().into());
         }
         if let Some(end) = running.ended() {
             panel.clear();

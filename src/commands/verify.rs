@@ -14,7 +14,7 @@ use crate::cli::help::OWN;
 use crate::evidence;
 use crate::measurement::{Expected, Measurement, verify};
 use crate::run::Program;
-use crate::runtime::{Launch, Prompt, Workload, server};
+use crate::runtime::{Error, Launch, Prompt, Workload};
 
 /// Launch what a plan says, measure, and compare with the prediction, term by term.
 #[derive(Debug, clap::Args)]
@@ -124,13 +124,13 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let workload = workload(how, &engine, launch, predicted.slot_tokens);
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let margin = args.options.machine.margin(&launch.machine);
-    let expected = Expected { memory: &predicted.prediction.memory, mapped_span: predicted.mapped_span, margin };
+    let expected = Expected { memory: &predicted.forecast.memory, mapped_span: predicted.forecast.mapped_span, margin };
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
     let answered = output.show(&measured);
     if measured.interrupted {
         output.say(&format!("interrupted: {} of {} samples", measured.speed.pp.len(), workload.repetitions));
-        return answered.and(Err(server::Error::Interrupted.into()));
+        return answered.and(Err(Error::interrupted().into()));
     }
     keep(&measured, launch, output);
     answered?;

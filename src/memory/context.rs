@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::caches::{self, Cache, CacheLayer, Caches};
-use super::{Error, HOST, Uncounted, context_hparams};
+use super::{Error, HOST, Uncounted};
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::{Backend, Machine};
@@ -22,10 +22,8 @@ const MOST: Bytes = Bytes(1 << 56);
 /// llama.cpp's `LLAMA_MAX_SEQ` (`src/llama-cparams.h`, b11434).
 pub const MAX_SEQUENCES: u32 = 256;
 
-/// One tensor of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheTensor {
-    /// Its type.
     pub ty: GgmlType,
     /// Row width, cells, streams, 1.
     pub shape: [u64; 4],
@@ -57,7 +55,7 @@ pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextN
         return Err(Error::NoContext);
     }
     let (type_k, type_v) = (run.type_k, run.type_v);
-    if (caches.hparams.is_mla || model.hparams.architecture == "deepseek4") && type_k != type_v {
+    if (caches.hparams.is_mla || caches.class == caches::MemoryClass::Dsv4) && type_k != type_v {
         return Err(Error::DifferentTypes { architecture: model.hparams.architecture.clone(), type_k, type_v });
     }
     if type_v.is_quantized && caches.v_trans {
@@ -90,7 +88,7 @@ pub fn bytes_by_device(
     for cache in caches.list.iter().chain(&caches.mtp) {
         for layer in &cache.layers {
             let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
-            let device = slot.and_then(|i| machine.devices.get(usize::from(i)));
+            let device = slot.and_then(|i| machine.device(i));
             let backend = device.map_or(Backend::Cpu, |d| d.backend);
             let key = device.map_or(HOST, |d| d.name.as_str());
             let sum: &mut Bytes = by_device.entry(key.to_string()).or_default();
@@ -132,7 +130,6 @@ pub fn per_token(model: &Model, cache_type: GgmlType) -> Result<ContextPerToken,
     if let Some(Uncounted { what, reason }) = Uncounted::of(model).into_iter().find(|term| term.what == "context") {
         return Err(Error::Uncounted { what, reason });
     }
-    context_hparams::check(&model.hparams)?;
     let numbers = numbers(&run, &model.hparams);
     let caches = caches::caches(model, &run, &numbers);
     check(&caches, model, &run, &numbers)?;

@@ -2,16 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use super::DeviceInfo;
 use super::nvml;
-use super::server::find;
-use super::wire::DeviceInfo;
+use super::server;
 use crate::bytes::Bytes;
 use crate::machine::Isa;
 
 /// The devices that are here, and who says so.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Devices {
-    /// In llama.cpp's order.
     pub list: Vec<DeviceInfo>,
     /// The driver's version, where a driver was asked.
     pub driver: Option<String>,
@@ -25,14 +24,14 @@ pub fn devices(server: Option<&Path>) -> Devices {
     if !list.is_empty() {
         return Devices { list, driver: nvml::driver(), source: Some("the NVIDIA driver".to_string()) };
     }
-    let listed = server.and_then(|server| Some((find::devices(server, &[]).ok()?, server.display().to_string())));
+    let listed = server.and_then(|server| Some((server::devices(server, &[]).ok()?, server.display().to_string())));
     listed.map_or_else(Devices::default, |(list, program)| Devices { list, driver: None, source: Some(program) })
 }
 
 /// The llama-server that `MOEPLAN_LLAMA_SERVER` names, or the one that is found.
 pub fn server() -> Option<PathBuf> {
     let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").filter(|name| !name.is_empty()).map(PathBuf::from);
-    find::find(named.as_deref()).ok()
+    server::find(named.as_deref()).ok()
 }
 
 /// The computer around the devices.
@@ -44,15 +43,11 @@ pub struct HostFacts {
     pub available: Option<Bytes>,
     /// Physical cores that this process may use.
     pub cores: Option<u32>,
-    /// Threads that they run at once.
     pub threads: Option<u32>,
-    /// What the processor calls itself.
     pub processor: Option<String>,
-    /// What it repacks.
     pub isa: Isa,
 }
 
-/// Memory, cores and instruction set of this computer.
 pub fn host() -> HostFacts {
     let mut facts = HostFacts { isa: isa(), ..HostFacts::default() };
     facts.threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
@@ -77,7 +72,6 @@ pub fn host() -> HostFacts {
 pub struct Limits {
     /// The computer's main memory, whatever a control group allows.
     pub computer: Option<Bytes>,
-    /// Swap in use.
     pub swap_used: Bytes,
     /// The most that a process may lock; `None` = no limit, or unknown.
     pub lock: Option<Bytes>,

@@ -13,8 +13,8 @@ use moeplan::bytes::Bytes;
 use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
-use moeplan::runtime::{Embedded, Error, Launch, Runtime as _, bind_software_devices, software_machine};
-use moeplan::{gguf, memory, placement};
+use moeplan::runtime::{Embedded, Error, Kind, Launch, Runtime as _, bind_software_devices, software_machine};
+use moeplan::{gguf, memory};
 
 /// Command lines and whether they get a device. Both programs, both kinds of cache layout, quantized caches.
 const CASES: [(&str, bool, &str); 5] = [
@@ -59,9 +59,7 @@ pub fn headers() -> Option<Vec<PathBuf>> {
 /// What we predict, or why llama.cpp would refuse.
 fn predict(launch: &Launch) -> Result<MemoryByDevice, String> {
     let model = Model::from_gguf(gguf::open(&launch.model).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
-    let placement = placement::place(&model, &launch.machine, &launch.run).map_err(|e| e.to_string())?;
-    let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement).map_err(|e| e.to_string())?;
-    Ok(prediction.memory)
+    Ok(memory::forecast(&model, &launch.machine, &launch.run).map_err(|e| e.to_string())?.memory)
 }
 
 /// What disagrees in one term; nothing when all is equal.
@@ -122,8 +120,8 @@ fn our_bytes_are_llama_cpps_for_every_architecture() {
             let (ours, theirs) = match (predict(launch), theirs) {
                 (Ok(ours), Ok(theirs)) => (ours, theirs.by_device()),
                 // An assertion of llama.cpp's own, such as kimi-linear's with two blocks on the device.
-                (_, Err(Error::Died { status, .. })) => {
-                    eprintln!("{name} {file}: llama.cpp itself dies ({status})");
+                (_, Err(error @ Error { kind: Kind::Died, .. })) => {
+                    eprintln!("{name} {file}: {error}");
                     score.refused += 1;
                     continue;
                 }

@@ -6,6 +6,7 @@ use super::cache::CacheInputs;
 use super::ops::HEADS;
 use super::tensor::{Node, Op};
 use super::{Builder, Error, Layer, Norm};
+use crate::arch::RopeFactors;
 use crate::gguf::ggml_type::{f16, f32};
 use crate::memory::caches::{CacheKind, MemoryClass};
 
@@ -34,39 +35,6 @@ pub(super) enum AttnInputs<'g> {
     /// None: the batch attends to itself, by this mask.
     Batch(Node<'g>),
 }
-
-/// Architectures that turn by factors of the file (`get_rope_factors` in `src/models`), where it has them.
-const ROPE_FACTORS: &[&str] = &[
-    "apertus",
-    "arcee",
-    "bailingmoe",
-    "cohere2",
-    "cohere2moe",
-    "deci",
-    "deepseek",
-    "exaone",
-    "exaone-moe",
-    "exaone4",
-    "gemma4",
-    "granite",
-    "granite_swa",
-    "granitehybrid",
-    "granitemoe",
-    "hunyuan-dense",
-    "hunyuan-moe",
-    "hunyuan_vl",
-    "hy_v3",
-    "llama",
-    "llama-embed",
-    "llama4",
-    "minicpm",
-    "minicpm3",
-    "mistral3",
-    "nanbeige",
-    "phi3",
-    "phimoe",
-    "step35",
-];
 
 impl<'g> Builder<'g> {
     /// The inputs of one cache, or of a full one and a window's (`build_attn_inp_kv`, `build_attn_inp_kv_iswa`).
@@ -112,9 +80,8 @@ impl<'g> Builder<'g> {
 impl<'g> Layer<'g> {
     /// Queries, keys and values of equal heads (`build_qkv`).
     pub(super) fn qkv(self, x: Node<'g>) -> Qkv<'g> {
-        let clamps = matches!(self.arch, "dbrx" | "mpt" | "olmo") && self.f64_or_0("attention.clamp_kqv") > 0.0;
-        // These multiply by the weights alone.
-        let is_raw = matches!(self.arch, "cogvlm" | "mimo2" | "plamo3");
+        let clamps = self.arch.clamps_qkv && self.f64_or_0("attention.clamp_kqv") > 0.0;
+        let is_raw = self.arch.raw_qkv;
         let project = |name: &str| {
             let rows = if is_raw { self.raw_mm(name, x) } else { self.linear(name, x) };
             if clamps { rows.clamp() } else { rows }
@@ -161,9 +128,10 @@ impl<'g> Layer<'g> {
 
     /// The model's rope factors that lie with this layer (`get_rope_factors`).
     pub(super) fn rope_factors(self) -> Option<Node<'g>> {
-        let is_local = self.arch == "step35" && self.hp.is_swa;
-        if is_local || !ROPE_FACTORS.contains(&self.arch) {
-            return None;
+        match self.arch.rope_factors {
+            RopeFactors::No => return None,
+            RopeFactors::FullAttention if self.hp.is_swa => return None,
+            RopeFactors::All | RopeFactors::FullAttention => {}
         }
         let original = match self.hparams().u32_or_0("rope.scaling.original_context_length") {
             0 => self.hparams().context_length,
@@ -246,7 +214,7 @@ impl<'g> Layer<'g> {
         extras: Extras,
     ) -> Node<'g> {
         let mut kq = k.mm(q);
-        if self.arch == "grok" {
+        if self.arch.squashed {
             kq = kq.scale().tanh().scale();
         }
         if extras.soft_cap {

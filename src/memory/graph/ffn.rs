@@ -4,25 +4,11 @@
 
 use super::tensor::{Glu, Node, Op, Unary};
 use super::{Builder, Error, Layer};
+pub(super) use crate::arch::{Act, Gating};
+use crate::arch::{FusedClamps, Routing};
 use crate::gguf::Value;
 use crate::gguf::ggml_type::{f32, i32};
 use crate::hparams::MAX_EXPERTS;
-
-/// What a feed-forward part does between its matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
-    Silu,
-    Gelu,
-    Relu,
-    /// The square of the positive part, without gate.
-    ReluSqr,
-    /// gpt-oss's gated function.
-    SwigluOai,
-    /// kimi-k3's squashed product.
-    Situ,
-    /// The first half of one matrix gates the second.
-    SwigluFused,
-}
 
 impl Act {
     fn glu(self) -> Glu {
@@ -41,16 +27,6 @@ impl Act {
             _ => Unary::Silu,
         }
     }
-}
-
-/// How a router's logits become weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gating {
-    Softmax,
-    Sigmoid,
-    /// Softmax over the chosen experts only.
-    SoftmaxWeight,
-    SqrtSoftplus,
 }
 
 /// The experts of a layer.
@@ -78,75 +54,13 @@ enum Clamp {
     Fused,
 }
 
-/// Architectures that clamp their experts in one operation.
-const FUSED_CLAMPS: &[&str] = &["deepseek4", "glm5-next", "hy_v4", "maple"];
-/// The same for shared experts; without a clamp of their own these have the experts'.
-const FUSED_SHARED_CLAMPS: &[&str] = &["deepseek4", "glm5-next"];
-
 impl Default for Moe<'_> {
     fn default() -> Self {
         Self { act: Act::Silu, gating: Gating::Softmax, norm_w: true, scaled: false, logits: None, selected: None }
     }
 }
 
-/// Architectures that apply the scales of NVFP4 experts (`ffn_up_exps_s` in `src/models`).
-const EXPERT_SCALES: &[&str] = &[
-    "cohere2moe",
-    "deepseek32",
-    "dots3note",
-    "gemma4",
-    "glm-dsa",
-    "hy_v3",
-    "llama",
-    "mellum",
-    "mistral3",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "qwen35moe",
-    "qwen3moe",
-    "qwen3next",
-    "qwen4exp",
-];
-/// The same for dense parts (`ffn_up_s`).
-const DENSE_SCALES: &[&str] = &[
-    "bitnet",
-    "clef",
-    "cohere2",
-    "cohere2moe",
-    "deepseek32",
-    "dflash",
-    "dots3note",
-    "gemma4",
-    "glm-dsa",
-    "hy_v3",
-    "llama",
-    "mistral3",
-    "nanbeige",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "qwen3",
-    "qwen35",
-    "talkie",
-];
-/// The same for shared experts (`ffn_up_shexp_s`).
-const SHARED_SCALES: &[&str] = &[
-    "cohere2moe",
-    "deepseek32",
-    "dots3note",
-    "glm-dsa",
-    "hy_v3",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "qwen35moe",
-    "qwen3next",
-    "qwen4exp",
-];
-
 impl<'g> Builder<'g> {
-    fn is_one_of(&self, names: &[&str]) -> bool {
-        names.contains(&self.arch)
-    }
-
     /// `expert_gating_func`, or what the architecture does without it.
     pub(super) fn stated_gating(&self, default: Gating) -> Gating {
         match self.hparams().u32_or_0("expert_gating_func") {
@@ -203,9 +117,10 @@ impl<'g> Layer<'g> {
         let up = self.ffn_mm(&format!("ffn_up{suffix}"), x);
         let gate = format!("ffn_gate{suffix}");
         let hidden = if self.has(&gate) {
-            let has_own = !self.is_one_of(FUSED_SHARED_CLAMPS) || self.hparams().value("swiglu_clamp_shexp").is_some();
+            let is_fused = self.arch.fused_clamps == FusedClamps::Shared;
+            let has_own = !is_fused || self.hparams().value("swiglu_clamp_shexp").is_some();
             let clamp = if has_own { "swiglu_clamp_shexp" } else { "swiglu_clamp_exp" };
-            gated(self.ffn_mm(&gate, x), up, act, self.clamp(clamp, FUSED_SHARED_CLAMPS))
+            gated(self.ffn_mm(&gate, x), up, act, self.clamp(clamp, is_fused))
         } else {
             self.ungated(up, act)
         };
@@ -216,13 +131,14 @@ impl<'g> Layer<'g> {
     /// A product, its bias, then its scale: the order of `build_ffn`.
     fn ffn_mm(self, name: &str, x: Node<'g>) -> Node<'g> {
         let biased = self.bias(name, self.raw_mm(name, x));
-        let users = if name.ends_with("_shexp") { SHARED_SCALES } else { DENSE_SCALES };
-        let scale = self.get(name, "scale").filter(|_| self.is_one_of(users));
+        let scales = self.arch.scales;
+        let is_applied = if name.ends_with("_shexp") { scales.shared } else { scales.dense };
+        let scale = self.get(name, "scale").filter(|_| is_applied);
         scale.map_or(biased, |scale| biased * scale)
     }
 
     /// How the layer's `<arch>.KEY` is heeded.
-    fn clamp(self, key: &str, fused: &[&str]) -> Clamp {
+    fn clamp(self, key: &str, is_fused: bool) -> Clamp {
         let is_set = |value: &Value| matches!(value, Value::F64(limit) if *limit > 1e-6);
         let is_on = match self.hparams().value(key) {
             Some(Value::Array(by_layer)) => by_layer.get(self.il as usize).is_some_and(is_set),
@@ -231,7 +147,7 @@ impl<'g> Layer<'g> {
         };
         match is_on {
             false => Clamp::None,
-            true if self.is_one_of(fused) => Clamp::Fused,
+            true if is_fused => Clamp::Fused,
             true => Clamp::Separate,
         }
     }
@@ -262,7 +178,7 @@ impl<'g> Layer<'g> {
         let selected = moe.selected.unwrap_or_else(|| self.select(logits, probs, n_used));
         let weights = weigh(probs, selected, n_used, moe).expand();
         let mut rows = x.reshape(&[n_embd, 1, n_tokens]);
-        let weighs_first = self.arch == "llama4";
+        let weighs_first = self.arch.routing == Routing::WeighsInput;
         if weighs_first {
             rows = rows.repeat(&[n_embd, n_used, n_tokens]) * weights;
         }
@@ -273,10 +189,10 @@ impl<'g> Layer<'g> {
 
     /// The best experts, of the best groups where there are groups.
     fn select(self, logits: Node<'g>, probs: Node<'g>, n_used: u64) -> Node<'g> {
-        let scores = match self.arch {
-            "llama4" => logits,
-            "grovemoe" => logits.sigmoid(),
-            _ => self.get("exp_probs_b", "bias").map_or(probs, |bias| probs + bias),
+        let scores = match self.arch.routing {
+            Routing::WeighsInput => logits,
+            Routing::Sigmoid => logits.sigmoid(),
+            Routing::Usual => self.get("exp_probs_b", "bias").map_or(probs, |bias| probs + bias),
         };
         let n_groups = self.hparam_or_0("expert_group_count");
         if n_groups <= 1 {
@@ -301,9 +217,9 @@ impl<'g> Layer<'g> {
     pub(super) fn expert_mm(self, name: &str, x: Node<'g>, selected: Node<'g>) -> Node<'g> {
         let mut product = self.weight(name).mm_id(x, selected);
         // Asks for F32 sources, which CUDA does not do (`ggml_prec_set_src`).
-        let is_precise = self.arch == "mistral4" && name == "ffn_down_exps";
+        let is_precise = self.arch.precise_down && name == "ffn_down_exps";
         product.edit(|tensor| tensor.param = u32::from(is_precise));
-        if let Some(scale) = self.get(name, "scale").filter(|_| self.is_one_of(EXPERT_SCALES)) {
+        if let Some(scale) = self.get(name, "scale").filter(|_| self.arch.scales.experts) {
             let n_expert = scale.ne(0);
             let by_token = scale.reshape(&[1, n_expert, 1]).repeat(&[1, n_expert, x.ne(2)]);
             product = product * by_token.get_rows(selected);
@@ -327,7 +243,7 @@ impl<'g> Layer<'g> {
                 act => self.ungated(up, act),
             };
         }
-        let clamp = self.clamp("swiglu_clamp_exp", FUSED_CLAMPS);
+        let clamp = self.clamp("swiglu_clamp_exp", self.arch.fused_clamps != FusedClamps::No);
         self.expert_gated(self.expert_mm(&gate, x, selected), up, moe, clamp)
     }
 

@@ -4,11 +4,9 @@
 
 use super::tensor::{Node, Op};
 use super::{Builder, Layer, Norm};
+use crate::arch::Positions;
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f32, i32};
-
-/// Architectures whose batches are tokens or vectors, never both.
-const UNMIXED: &[&str] = &["cogvlm", "deepseek4", "graniteswitch", "eagle3", "dflash", "gemma4-assistant"];
 
 /// 64-bit integers: row numbers to write to.
 pub(super) fn i64_type() -> GgmlType {
@@ -39,7 +37,7 @@ impl<'g> Builder<'g> {
         };
         let mut rows = rows_of(input(i32(), &[n_tokens])).expand();
         input(f32(), &vectors).expand();
-        if !UNMIXED.contains(&self.arch) {
+        if !self.arch.unmixed {
             let copy = input(f32(), &vectors).op(Op::Dup);
             copy.set_rows(rows_of(input(i32(), &[n_tokens])), input(i64_type(), &[n_tokens])).expand();
         }
@@ -69,12 +67,11 @@ impl<'g> Builder<'g> {
 
     /// Whether positions have sections (`n_pos_per_embd`: M-RoPE and its interleaved kind).
     fn is_sectioned(&self) -> bool {
-        const SECTIONED: &[&str] =
-            &["qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp", "clef", "qwen3tts"];
-        let hparams = self.hparams();
-        let by_sections = matches!(self.arch, "glm4" | "glm4moe" | "hunyuan_vl" | "bailingmoe3")
-            && hparams.value("rope.dimension_sections").is_some();
-        by_sections || SECTIONED.contains(&self.arch)
+        match self.arch.positions {
+            Positions::One => false,
+            Positions::Sections => true,
+            Positions::IfStated => self.hparams().value("rope.dimension_sections").is_some(),
+        }
     }
 
     /// A factor by token for the queries.

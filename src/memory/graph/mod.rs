@@ -24,10 +24,11 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 pub use self::error::Error;
 use self::tensor::{Draft, Graph, Held, Id, Node, Op, TOO_LARGE};
 use super::caches::{CacheKind, Caches};
-use super::context_hparams::LayerHParams;
+use crate::arch::{Arch, Norm};
 use crate::gguf::Value;
 use crate::hparams::HParams;
 use crate::model::Model;
+use crate::model::context::LayerHParams;
 use crate::placement::{Buffer, Copy, Placement};
 use crate::run::ContextNumbers;
 
@@ -72,15 +73,10 @@ pub fn build(plan: &Plan<'_>) -> Result<Graph, Error> {
     Ok(draft.0.into_inner())
 }
 
-/// Whether graphs of the architecture can be built.
-pub fn is_known(architecture: &str) -> bool {
-    models::is_known(architecture)
-}
-
 /// A graph in the making (`llm_graph_context`).
 struct Builder<'g> {
     plan: &'g Plan<'g>,
-    arch: &'g str,
+    arch: &'g Arch,
     draft: &'g Draft,
     /// Weights by block, name and ending (`weight`, `bias`, `scale` or nothing).
     by_name: HashMap<(Option<u32>, &'g str, &'g str), usize>,
@@ -121,14 +117,6 @@ impl<'g> std::ops::Deref for Layer<'g> {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Norm {
-    /// By mean and variance.
-    Layer,
-    /// By the mean square.
-    Rms,
-}
-
 impl<'g> Builder<'g> {
     fn new(plan: &'g Plan<'g>, draft: &'g Draft) -> Self {
         let key = |(i, tensor): (usize, &'g crate::model::Tensor)| {
@@ -144,7 +132,7 @@ impl<'g> Builder<'g> {
         let batch = plan.batch;
         Self {
             plan,
-            arch: &plan.model.architecture,
+            arch: plan.model.hparams.arch(),
             draft,
             by_name: plan.model.tensors.iter().enumerate().map(key).collect(),
             leafs: RefCell::default(),
@@ -224,7 +212,7 @@ impl<'g> Builder<'g> {
 
     /// `<arch>.KEY`.
     fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.arch)
+        format!("{}.{key}", self.plan.model.architecture)
     }
 
     fn key_error(&self, key: &str, found: Option<u64>) -> Error {
@@ -339,7 +327,7 @@ impl<'g> Builder<'g> {
     }
 
     fn no_tensor(&self, tensor: String) -> Node<'g> {
-        self.fail(Error::Tensor { tensor, architecture: self.arch.to_string() })
+        self.fail(Error::Tensor { tensor, architecture: self.plan.model.architecture.clone() })
     }
 
     /// A norm of each row, then its weight and its bias.

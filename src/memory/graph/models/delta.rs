@@ -31,7 +31,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
 /// Attention whose query projection holds a gate for each head behind its query.
 pub(super) fn gated_attention<'g>(l: Layer<'g>, x: Node<'g>, attn: &AttnInputs<'g>, positions: Node<'g>) -> Node<'g> {
     let (head, n_head, n_kv, n_tokens) = (l.head_v, l.n_head, l.n_kv, l.n_tokens);
-    let [both, k, v] = if l.arch == "qwen4exp" {
+    let [both, k, v] = if l.arch.name == "qwen4exp" {
         // It has biases there that it does not add.
         ["attn_q", "attn_k", "attn_v"].map(|name| l.mm(name, x))
     } else {
@@ -51,7 +51,7 @@ pub(super) fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInpu
     let v_dim = l.hparam("ssm.inner_size") / n_v;
     let (k_dim, n_k) = (l.hparam("ssm.state_size"), l.hparam("ssm.group_count"));
     let heads = Heads { k_dim, n_k, v_dim, n_v };
-    let (n_tokens, n_seqs, is_exp) = (l.n_seq_tokens, l.n_seqs, l.arch == "qwen4exp");
+    let (n_tokens, n_seqs, is_exp) = (l.n_seq_tokens, l.n_seqs, l.arch.name == "qwen4exp");
     let (mixed, z) = project(l, x, heads);
     let (beta, gate) = gates(l, x, heads);
     let (conv_states, ssm_states, kernel) = (l.conv_states(), l.ssm_states(), l.weight("ssm_conv1d"));
@@ -67,7 +67,7 @@ pub(super) fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInpu
     let (q, k) = (part(k_dim, n_k, 0), part(k_dim, n_k, k_dim * n_k));
     let v = part(v_dim, n_v, 2 * k_dim * n_k);
     // Each key head as often as there are value heads to it.
-    let repeats = n_k != n_v && l.arch == "qwen3next";
+    let repeats = n_k != n_v && l.arch.name == "qwen3next";
     let [q, k] = [q, k].map(|x| {
         let x = unit_norm(x);
         if !repeats {

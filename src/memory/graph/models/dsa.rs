@@ -30,7 +30,7 @@ impl<'g> Inputs<'g> {
             let (kind, n) = (CacheKind::Indexer, rot_size(b.indexer_head()));
             CacheInputs { mask: b.inp_mask(kind, f16()), k_rot: Some(b.draft.input(f32(), &[n, n])), ..b.inp_k(kind) }
         });
-        let windows = (b.arch == "dots3note").then(|| b.inp_k(CacheKind::Swa));
+        let windows = (b.arch.name == "dots3note").then(|| b.inp_k(CacheKind::Swa));
         Self { latent: b.inp_k(CacheKind::Base), indexer, windows, positions: b.inp_pos() }
     }
 }
@@ -47,12 +47,12 @@ pub(super) fn attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &Inputs<'g>, chos
         return gated_attention(l, x, inputs, windows);
     }
     let (sizes, low) = (l.mla_sizes(), l.low_q(x));
-    if l.hp.is_indexer_full || l.arch == "deepseek32" {
+    if l.hp.is_indexer_full || l.arch.name == "deepseek32" {
         *chosen = inputs.indexer.map(|indexer| index(l, low, x, indexer, inputs.positions));
     }
     let qkv = l.mla_qkv(l.raw_mm("attn_q_b", low), x, Some(inputs.positions), sizes);
     let mut rows = l.attn_latent(inputs.latent, qkv, *chosen);
-    if l.arch == "hy_v4" {
+    if l.arch.name == "hy_v4" {
         rows = rows * l.raw_mm("attn_gate", x).sigmoid();
     }
     l.mm("attn_output", rows)
@@ -85,7 +85,7 @@ fn index<'g>(l: Layer<'g>, low: Node<'g>, x: Node<'g>, indexer: CacheInputs<'g>,
     let q = l.raw_mm("indexer.attn_q_b", low).reshape(&[head, n_head, l.n_tokens]).rope(positions, None);
     let k = l.norm_of(Norm::Layer, "indexer.k_norm", l.raw_mm("indexer.attn_k", x));
     let k = k.reshape(&[head, 1, l.n_tokens]).rope(positions, None);
-    let rot = indexer.k_rot.filter(|_| l.arch != "hy_v4");
+    let rot = indexer.k_rot.filter(|_| l.arch.name != "hy_v4");
     let [q, k] = [q, k].map(|x| rot.map_or(x, |rot| rot.mm(x)));
     l.store_k(CacheKind::Indexer, l.il, k, indexer.k_idxs);
     let k = l.get_k(CacheKind::Indexer, l.il, head, 1);

@@ -78,7 +78,7 @@ impl<'g> Layer<'g> {
         let inner = head * n_head;
         let (conv_states, ssm_states) = (self.conv_states(), self.ssm_states());
         let past = self.read_states(inputs, conv_states);
-        let is_linear = self.arch == "kimi-linear";
+        let is_linear = self.arch.name == "kimi-linear";
         let rows = if is_linear {
             self.qkv_rows(x, [inner; 3])
         } else {
@@ -97,7 +97,7 @@ impl<'g> Layer<'g> {
         }
         let x = if is_linear { self.by_sequence(x).reshape(&[x.ne(0), n]) } else { x };
         let mut gate = self.raw_mm(if self.has("ssm_g") { "ssm_g" } else { "ssm_g_a" }, x);
-        if is_linear || self.arch == "glm5-next" {
+        if is_linear || self.arch.name == "glm5-next" {
             gate = self.raw_mm("ssm_g_b", gate);
         }
         let gate = gate.reshape(&[head, n_head, n]).sigmoid();
@@ -109,9 +109,9 @@ impl<'g> Layer<'g> {
     fn decay(self, x: Node<'g>, (head, n_head): (u64, u64)) -> Node<'g> {
         let is_stated =
             self.hparams().value("kda.gate_lower_bound").is_some() && self.f64_or_0("kda.gate_lower_bound").is_finite();
-        let is_bounded = self.arch == "bailingmoe3" || self.arch != "kimi-linear" && is_stated;
+        let is_bounded = self.arch.name == "bailingmoe3" || self.arch.name != "kimi-linear" && is_stated;
         let mut decay = self.raw_mm("ssm_f_a", x);
-        if self.arch == "kimi-linear" || self.has("ssm_f_b") {
+        if self.arch.name == "kimi-linear" || self.has("ssm_f_b") {
             decay = self.raw_mm("ssm_f_b", decay);
         }
         decay = self.bias("ssm_dt", decay);
@@ -119,7 +119,7 @@ impl<'g> Layer<'g> {
             decay = decay.softplus();
         }
         decay = decay.reshape(&[head, n_head, self.n_tokens]) * self.need("ssm_a", "").reshape(&[1, n_head, 1]);
-        match self.arch {
+        match self.arch.name {
             _ if !is_bounded => decay,
             "bailingmoe3" => decay.sigmoid().scale(),
             _ => decay.scale().sigmoid().scale(),

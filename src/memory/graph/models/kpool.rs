@@ -36,7 +36,7 @@ pub(super) struct Pools<'g> {
 impl<'g> Pools<'g> {
     /// The inputs; they are kept whether or not something reads them.
     pub(super) fn new(b: &'g Builder<'g>) -> Self {
-        let size = if b.arch == "qwen4exp" {
+        let size = if b.arch.name == "qwen4exp" {
             let layers = b.plan.caches.hparams.layers.iter();
             let ratio = layers.map(|layer| u64::from(layer.compress_ratio)).fold(0, u64::max);
             if !(1..=MAX_NUMBER).contains(&ratio) {

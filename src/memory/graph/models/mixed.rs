@@ -95,7 +95,7 @@ fn shortconv<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>) -> Node<'g
 pub(super) fn mamba<'g>(b: &'g Builder<'g>) {
     let (mut rows, states, out_ids) = (b.tokens(), b.inp_rs(), b.inp_out_ids());
     for l in b.layers() {
-        let scanned = if b.arch == "mamba" { mamba_layer } else { mamba2_layer };
+        let scanned = if b.arch.name == "mamba" { mamba_layer } else { mamba2_layer };
         let x = scanned(l, &states, l.norm("attn_norm", rows));
         let [x, residual] = l.only_outputs(out_ids, [x, rows]);
         rows = x + residual;

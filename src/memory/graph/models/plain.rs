@@ -3,178 +3,12 @@
 //! Source: `src/models/*.cpp` (`graph::graph` of each architecture in the table), llama.cpp b11434.
 
 use super::super::attention::{AttnInputs, Extras, Qkv};
-use super::super::ffn::{Act, Gating, Moe};
+use super::super::ffn::Moe;
 use super::super::inputs::Embeddings;
 use super::super::tensor::Node;
-use super::super::{Builder, Layer, Norm};
-
-/// Which layers turn queries and keys by position.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rope {
-    All,
-    Never,
-    /// Those with a window.
-    Windows,
-    /// Those with a window; all where none has one.
-    WindowsIfAny,
-    /// Those with a window and the leading dense ones.
-    WindowsOrLead,
-    /// All but each `n`th, `n` given here.
-    SkipEvery(u32),
-    /// All, in models of this many layers.
-    IfLayers(u32),
-}
-
-/// Where queries and keys are normed, if the model has the weights.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum QkNorm {
-    /// Head by head, before they are turned.
-    Before,
-    /// Head by head, after.
-    After,
-    /// All heads as one row, before.
-    Flat,
-    /// Not even where there are weights.
-    Never,
-}
-
-/// What of the input a layer normalises before attention.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pre {
-    Weighted,
-    /// By a norm without weight.
-    Bare,
-    /// Nothing.
-    Raw,
-}
-
-/// What happens to the rows before the first layer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Input {
-    Plain,
-    /// Multiplied by a number.
-    Scaled,
-    /// By a norm without weight.
-    Normed,
-}
-
-/// How attention and feed-forward part come together.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Residual {
-    Sequential,
-    /// The feed-forward part reads attention's input; sums with the residual first.
-    Parallel,
-    /// The same; sums with attention's result first.
-    ParallelAttnFirst,
-    /// The same, the feed-forward part added to attention's result.
-    ParallelOntoAttn,
-    /// Parallel where `use_parallel_residual` says so.
-    ParallelIfStated,
-}
-
-/// When the rows to put out are picked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pick {
-    /// In the last layer.
-    Early,
-    /// Before the last norm.
-    BeforeNorm,
-    /// After it.
-    AfterNorm,
-    /// Every row is put out.
-    Never,
-}
-
-/// Whether the weights of the chosen experts are made to add up to 1.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum NormW {
-    Always,
-    Never,
-    /// `expert_weights_norm`.
-    Stated,
-}
-
-/// What happens to the logits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Logits {
-    Plain,
-    /// Multiplied where `logit_scale` is not 0.
-    Scaled,
-    /// Squashed by `final_logit_softcapping`, where it is not 0.
-    Capped,
-    /// Both.
-    ScaledCapped,
-}
-
-/// The traits of an architecture.
-#[derive(Clone, Copy)]
-#[allow(clippy::struct_excessive_bools, reason = "independent traits")]
-pub(super) struct Spec {
-    pub(super) norm: Norm,
-    pub(super) embeddings: Embeddings,
-    pub(super) input: Input,
-    pub(super) pre: Pre,
-    pub(super) rope: Rope,
-    pub(super) qk_norm: QkNorm,
-    /// Queries are multiplied by a number.
-    pub(super) scales_q: bool,
-    /// Queries are multiplied by a factor of their position where `attention.temperature_scale` is set.
-    pub(super) temperature: bool,
-    pub(super) extras: Extras,
-    /// The norm after attention, before the residual is added.
-    pub(super) attn_post_norm: Option<&'static str>,
-    /// The norm before the feed-forward part; `None`: it has none.
-    pub(super) ffn_norm: Option<&'static str>,
-    pub(super) ffn_post_norm: Option<&'static str>,
-    /// Both parts' results are multiplied by a number.
-    pub(super) scales_residual: bool,
-    pub(super) residual: Residual,
-    /// The sum after attention is residual plus attention's result instead of the other way round.
-    pub(super) attn_residual_first: bool,
-    /// The same of the last sum and the feed-forward part.
-    pub(super) residual_first: bool,
-    pub(super) act: Act,
-    /// Routers are used, where a layer has one.
-    pub(super) has_experts: bool,
-    pub(super) gating: Gating,
-    /// `expert_gating_func` decides where it is stated.
-    pub(super) gating_stated: bool,
-    pub(super) norm_w: NormW,
-    /// `expert_weights_scale` is applied.
-    pub(super) scales_w: bool,
-    pub(super) expert_act: Act,
-    pub(super) pick: Pick,
-    pub(super) logits: Logits,
-}
-
-/// llama's traits: what most others share.
-pub(super) const PLAIN: Spec = Spec {
-    norm: Norm::Rms,
-    embeddings: Embeddings { n_deepstack: 0, scaled: false, token_scaled: false },
-    input: Input::Plain,
-    pre: Pre::Weighted,
-    rope: Rope::All,
-    qk_norm: QkNorm::Before,
-    scales_q: false,
-    temperature: false,
-    extras: Extras { soft_cap: false, alibi: false },
-    attn_post_norm: None,
-    ffn_norm: Some("ffn_norm"),
-    ffn_post_norm: None,
-    scales_residual: false,
-    residual: Residual::Sequential,
-    attn_residual_first: false,
-    residual_first: false,
-    act: Act::Silu,
-    has_experts: true,
-    gating: Gating::Softmax,
-    gating_stated: false,
-    norm_w: NormW::Always,
-    scales_w: true,
-    expert_act: Act::Silu,
-    pick: Pick::Early,
-    logits: Logits::Plain,
-};
+use super::super::{Builder, Layer};
+use crate::arch::{Act, Alibi, Input, Norm, Pre, QkNorm, Residual, Rope};
+pub(super) use crate::arch::{Logits, NormW, PLAIN, Pick, Spec};
 
 /// What every layer of a decoder reads besides its rows.
 struct Inputs<'g> {
@@ -185,9 +19,11 @@ struct Inputs<'g> {
 
 /// Builds a decoder of these traits.
 pub(super) fn decoder<'g>(b: &'g Builder<'g>, spec: &Spec) {
-    let mut embeddings = spec.embeddings;
-    embeddings.n_deepstack = if spec.embeddings.n_deepstack > 0 { b.hparam_or_0("n_deepstack_layers") } else { 0 };
-    embeddings.scaled &= has_multiplier(b, "embedding_scale");
+    let embeddings = Embeddings {
+        n_deepstack: if spec.deepstack { b.hparam_or_0("n_deepstack_layers") } else { 0 },
+        scaled: spec.scales_embd && has_multiplier(b, spec, "embedding_scale"),
+        token_scaled: spec.scales_tokens,
+    };
     let mut rows = b.inp_embd(embeddings);
     rows = match spec.input {
         Input::Plain => rows,
@@ -236,7 +72,7 @@ pub(super) fn layer<'g>(
 ) -> Node<'g> {
     let norm = |name: &str, x: Node<'g>| l.norm_of(spec.norm, name, x);
     let scaled =
-        |x: Node<'g>| if spec.scales_residual && has_multiplier(l.b, "residual_scale") { x.scale() } else { x };
+        |x: Node<'g>| if spec.scales_residual && has_multiplier(l.b, spec, "residual_scale") { x.scale() } else { x };
     let normed = match spec.pre {
         Pre::Weighted => norm("attn_norm", residual),
         Pre::Bare => l.bare_norm(residual, spec.norm),
@@ -264,8 +100,7 @@ pub(super) fn layer<'g>(
     let middle = if spec.attn_residual_first { residual + rows } else { rows + residual };
     let x = match spec.ffn_norm {
         Some("") => l.bare_norm(middle, spec.norm),
-        // It has either two norms or one for both parts.
-        Some(name) if l.arch == "stablelm" && !l.has(name) => normed,
+        Some(name) if spec.one_norm && !l.has(name) => normed,
         Some(name) => norm(name, middle),
         None => middle,
     };
@@ -336,17 +171,20 @@ fn attention<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>, inputs: &Inputs<'g>) ->
     if let Some(factor) = inputs.attn_scale {
         qkv.q = qkv.q * factor;
     }
-    let is_stated = matches!(l.arch, "jais" | "mpt");
-    let alibi = spec.extras.alibi || is_stated && l.is_set("attention.max_alibi_bias");
-    let mut rows = l.attn(&inputs.attn, qkv, Extras { alibi, ..spec.extras });
+    let alibi = match spec.alibi {
+        Alibi::No => false,
+        Alibi::Always => true,
+        Alibi::IfStated => l.is_set("attention.max_alibi_bias"),
+    };
+    let mut rows = l.attn(&inputs.attn, qkv, Extras { alibi, soft_cap: spec.soft_cap });
     if l.has("attn_gate") {
         // By head, or element by element.
         let gate = l.raw_mm("attn_gate", x);
-        let gate = if l.arch == "laguna" { gate.softplus() } else { gate.sigmoid() };
+        let gate = if spec.softplus_gate { gate.softplus() } else { gate.sigmoid() };
         rows = if gate.ne(0) == l.n_head { gate_heads(rows, gate, l.n_head) } else { rows * gate };
     }
     rows = l.linear("attn_output", rows);
-    if l.arch == "mimo2" && l.is_set("attention.value_scale") { rows.scale() } else { rows }
+    if spec.scales_v && l.is_set("attention.value_scale") { rows.scale() } else { rows }
 }
 
 /// `rows` times a gate by head.
@@ -394,15 +232,15 @@ pub(super) fn feed_forward<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>) -> Node<'
     let mut shared = l.ffn("_shexp", x, act);
     if l.has("ffn_gate_inp_shexp") {
         let gate = l.mm("ffn_gate_inp_shexp", x);
-        shared = shared * if l.arch == "qwen2moe" { gate.silu() / gate } else { gate.sigmoid() };
+        shared = shared * if spec.silu_gate { gate.silu() / gate } else { gate.sigmoid() };
     }
     let sum = routed + shared;
-    if l.arch == "cohere2moe" { sum.scale() } else { sum }
+    if spec.scales_sum { sum.scale() } else { sum }
 }
 
-/// Whether a multiplier is set; minicpm has all of them without stating any.
-fn has_multiplier(b: &Builder<'_>, key: &str) -> bool {
-    b.arch == "minicpm" || b.is_set(key)
+/// Whether a multiplier is set.
+fn has_multiplier(b: &Builder<'_>, spec: &Spec, key: &str) -> bool {
+    spec.has_multipliers || b.is_set(key)
 }
 
 /// Attention as most have it: norms of queries and keys, if the layer has their weights, and positions, if there are any.
