@@ -58,13 +58,10 @@ pub struct CalibrateArgs {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Calibration {
-    /// What they were found from.
     basis: String,
     /// Half of the prompt measurements are met within this share.
     prompt_median_error: Option<f64>,
-    /// The same of generation.
     generate_median_error: Option<f64>,
-    /// Each measurement beside what the constants say of it.
     measurements: Vec<Residual>,
 }
 

@@ -50,9 +50,7 @@ pub enum Runs {
 /// The llama.cpp that was chosen.
 #[derive(Debug)]
 pub enum Engine {
-    /// Inside moeplan.
     Embedded(Embedded),
-    /// A program of its own.
     Server(Box<Server>),
 }
 

@@ -45,13 +45,11 @@ impl LaunchArgs {
 /// A launch and where it comes from.
 #[derive(Debug)]
 pub struct Proposal {
-    /// What to launch.
     pub launch: Launch,
     /// The model that it loads, by its header, with the keys that the launch overrides.
     pub model: Model,
     /// The plan; `None` for a command line.
     pub plan: Option<Box<Plan>>,
-    /// The software devices that were started for it.
     pub servers: Vec<RpcServer>,
     /// Words of a command line beside those that the launch says.
     pub beside: Vec<String>,
@@ -60,9 +58,7 @@ pub struct Proposal {
 /// What is expected of a launch.
 #[derive(Debug)]
 pub struct Predicted {
-    /// Memory and context numbers.
     pub prediction: Prediction,
-    /// The span of what is mapped.
     pub mapped_span: Option<Bytes>,
     /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
     pub slot_tokens: u32,
@@ -162,13 +158,34 @@ impl Proposal {
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.
     pub fn of_model(path: &Path, options: &PlanOptions, args: &LaunchArgs, engine: &Engine) -> anyhow::Result<Self> {
-        let (plan, model, mut servers) = if path.extension().is_some_and(|extension| extension == "json") {
+        let header = |path: &Path| check::load(gguf::open(path)?, &RunConfig::default());
+        if path.extension().is_some_and(|extension| extension == "json") {
             let plan = plan_file(path)?;
-            let model = check::load(gguf::open(Path::new(&plan.model.path))?, &RunConfig::default())?;
-            (plan, model, Vec::new())
-        } else {
-            planned(path, options, args, engine)?
-        };
+            let model = header(Path::new(&plan.model.path))?;
+            return Self::of_plan(plan, model, Vec::new(), engine);
+        }
+        let path = &model_arg::local_path(path)?;
+        Self::planned(path, header(path)?, options, args, engine)
+    }
+
+    /// The plan for a model whose header is read. Software devices are started first, since the plan names their servers.
+    pub fn planned(
+        path: &Path,
+        model: Model,
+        options: &PlanOptions,
+        args: &LaunchArgs,
+        engine: &Engine,
+    ) -> anyhow::Result<Self> {
+        let mut machine = options.described_machine()?;
+        machine.host.isa = engine.isa();
+        let mut request = options.request(&model, &machine)?;
+        request.run.embeddings |= args.embeddings;
+        let servers = bind(engine, &mut machine, &mut request.run)?;
+        let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
+        Self::of_plan(plan, model, servers, engine)
+    }
+
+    fn of_plan(plan: Plan, model: Model, mut servers: Vec<RpcServer>, engine: &Engine) -> anyhow::Result<Self> {
         let mut run = as_written(&plan.args)?;
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
@@ -259,24 +276,6 @@ fn plan_file(path: &Path) -> anyhow::Result<Plan> {
         serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?;
     serde_json::from_value(json)
         .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))
-}
-
-/// The plan for a model, and the model. Software devices are started first, since the plan names their servers.
-fn planned(
-    path: &Path,
-    options: &PlanOptions,
-    args: &LaunchArgs,
-    engine: &Engine,
-) -> anyhow::Result<(Plan, Model, Vec<RpcServer>)> {
-    let path = &model_arg::local_path(path)?;
-    let model = check::load(gguf::open(path)?, &RunConfig::default())?;
-    let mut machine = options.described_machine()?;
-    machine.host.isa = engine.isa();
-    let mut request = options.request(&model, &machine)?;
-    request.run.embeddings |= args.embeddings;
-    let servers = bind(engine, &mut machine, &mut request.run)?;
-    let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
-    Ok((plan, model, servers))
 }
 
 /// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.

@@ -26,13 +26,10 @@ pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
-    /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// What the launch is beyond its plan.
     #[command(flatten)]
     pub launch: LaunchArgs,
-    /// What runs it.
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Pass llama-server's log through to standard error.

@@ -41,10 +41,8 @@ pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --explain --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
-    /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// What the launches are beyond their plan.
     #[command(flatten)]
     pub launch: LaunchArgs,
     /// Start no measurement that would end later than this; the first is always made.
@@ -53,7 +51,6 @@ pub struct Args {
     /// Where measurements are kept as they are made; an interrupted tuning goes on from it [default: in the state folder].
     #[arg(long, help_heading = OWN, value_name = "FILE")]
     pub journal: Option<PathBuf>,
-    /// What runs them.
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -69,12 +66,9 @@ struct Tuning {
     proposal: Proposal,
     subject: Subject,
     race: Race,
-    /// The launches of the race's candidates.
     runs: Vec<RunConfig>,
     journal: PathBuf,
-    /// Why the first candidate that failed did.
     first_error: Option<runtime::Error>,
-    /// Why the last visit is not in the journal.
     unkept: Option<anyhow::Error>,
 }
 

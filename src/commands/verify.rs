@@ -28,16 +28,12 @@ pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: Option<PathBuf>,
-    /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
-    /// What the launch is beyond its plan.
     #[command(flatten)]
     pub launch: LaunchArgs,
-    /// How the launch is measured.
     #[command(flatten)]
     pub how: How,
-    /// What runs it.
     #[command(flatten)]
     pub engine: EngineArgs,
     /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).

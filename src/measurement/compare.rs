@@ -12,7 +12,6 @@ use crate::runtime::{DeviceUsed, Observation};
 /// What a measurement is held to.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected<'a> {
-    /// Memory by device.
     pub memory: &'a MemoryByDevice,
     /// The span of mapped host weights, where the launch maps any.
     pub mapped_span: Option<Bytes>,
@@ -29,13 +28,11 @@ impl<'a> From<&'a MemoryByDevice> for Expected<'a> {
 /// What was measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
-    /// Memory by device, llama.cpp's own sums.
     pub memory: &'a MemoryByDevice,
     /// How far each figure may be from the true one; empty = exact.
     pub resolution: &'a MemoryByDevice,
     /// The span of mapped host weights; zero when nothing is mapped.
     pub mapped_span: Bytes,
-    /// What the driver showed.
     pub used: &'a DeviceUsed,
 }
 
@@ -62,16 +59,13 @@ impl<'a> Seen<'a> {
 pub struct Row {
     /// `CUDA0.compute`.
     pub quantity: String,
-    /// What was predicted.
     pub predicted: Bytes,
-    /// What came.
     pub measured: Bytes,
     /// How far `measured` may be from the true figure, for it was printed with few digits; 0 = exact.
     #[serde(default)]
     pub resolution: Bytes,
     /// (predicted − measured) / measured; 0 when they are equal as far as `measured` is known.
     pub error: f64,
-    /// Whether that is within the tolerance.
     pub ok: bool,
 }
 

@@ -14,22 +14,17 @@ use crate::runtime::Launch;
 pub struct CaseLaunch {
     /// `plan`, `all-on-device`, `experts-on-host`, `fit`.
     pub name: String,
-    /// What that means, a sentence.
     pub what: String,
-    /// What is launched.
     pub launch: Launch,
     /// What is predicted of it; `None` where llama.cpp chooses by itself.
     pub predicted: Option<Predicted>,
-    /// Why it is not launched.
     pub refused: Option<String>,
 }
 
 /// What is predicted of a launch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Predicted {
-    /// Memory by device.
     pub memory: MemoryByDevice,
-    /// The file's span that is mapped.
     pub mapped_span: Option<Bytes>,
     /// Bytes of routed experts on any device.
     pub expert_bytes_on_devices: Bytes,

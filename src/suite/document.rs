@@ -16,26 +16,21 @@ pub const BENCH_SCHEMA: &str = "moeplan/bench/1";
 pub const VALIDATION_SCHEMA: &str = "moeplan/validation/1";
 
 /// How a model answered, how fast, and what it took, for a launch and its baselines or for an endpoint.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bench {
     /// [`BENCH_SCHEMA`].
     pub schema: String,
-    /// Where it was measured.
     pub environment: Environment,
     /// Which model; null for an endpoint whose file nobody named.
     pub model: Option<ModelFacts>,
     /// Whether the weights are real: only then can answers be judged.
     pub weights: Weights,
-    /// What was asked for.
     pub settings: Settings,
-    /// The prompts.
     pub prompts: Vec<Prompt>,
-    /// The plan (or the endpoint) first, then the baselines.
     pub cases: Vec<Case>,
     /// What the first case takes of the devices beside each measured baseline.
     pub savings: Vec<Saving>,
-    /// What to know when reading it, a sentence each.
     pub notes: Vec<String>,
 }
 
@@ -43,25 +38,18 @@ pub struct Bench {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Environment {
-    /// moeplan's version.
     pub moeplan: String,
     /// When it began, in seconds since 1970 (UTC).
     pub started: u64,
-    /// The operating system.
     pub system: Option<String>,
-    /// What the processor calls itself.
     pub processor: Option<String>,
-    /// Logical processors.
     pub processors: Option<u32>,
-    /// Memory of the host.
     pub ram: Option<Bytes>,
-    /// The devices that were used.
     pub devices: Vec<DeviceFacts>,
     /// Driver of the devices, where one says.
     pub driver: Option<String>,
     /// What ran the model; null where an endpoint does not say.
     pub runtime: Option<RuntimeInfo>,
-    /// The address of an endpoint that was there already.
     pub endpoint: Option<String>,
 }
 
@@ -69,9 +57,7 @@ pub struct Environment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceFacts {
-    /// As llama.cpp names it.
     pub name: String,
-    /// What it calls itself.
     pub description: Option<String>,
     /// The memory it has, or the budget it was given.
     pub total: Bytes,
@@ -81,7 +67,6 @@ pub struct DeviceFacts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFacts {
-    /// As it was named.
     pub path: String,
     /// `general.name`.
     pub name: Option<String>,
@@ -89,21 +74,15 @@ pub struct ModelFacts {
     pub architecture: String,
     /// llama.cpp's name of the type of most tensors.
     pub file_type: Option<String>,
-    /// Of all files of the model.
     pub file_bytes: Bytes,
     /// SHA-256 of the header of the first file (all bytes before the first tensor), in hexadecimal.
     pub header_sha256: Option<String>,
-    /// How many tensors.
     pub tensors: u64,
-    /// How many blocks.
     pub blocks: u32,
-    /// Parameters of every tensor.
     pub parameters: u64,
-    /// Those that a token uses.
     pub active_parameters: u64,
     /// Routed experts of a block; 0 for a dense model.
     pub experts: u32,
-    /// Of which a token uses so many.
     pub experts_used: u32,
     /// Bytes of routed experts.
     pub expert_bytes: Bytes,
@@ -115,7 +94,6 @@ pub struct ModelFacts {
 pub struct Weights {
     /// True for made-up ones, false where nothing says so, null where nothing is known of the file.
     pub synthetic: Option<bool>,
-    /// How that is known, a sentence.
     pub basis: String,
 }
 
@@ -123,17 +101,13 @@ pub struct Weights {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Settings {
-    /// How often each was run.
     pub repetitions: u32,
     /// Sampling temperature; 0 = the most likely token.
     pub temperature: f64,
-    /// Seed of the sampler.
     pub seed: u32,
     /// Tokens in the context before the prompt of each point of the depth sweep.
     pub depths: Vec<u32>,
-    /// Prompt tokens of a point of the depth sweep.
     pub depth_prompt: u32,
-    /// Tokens generated at a point of the depth sweep.
     pub depth_generate: u32,
 }
 
@@ -143,19 +117,17 @@ pub struct Settings {
 pub struct Prompt {
     /// `code`, `mathematics`, `creative`, `technical`.
     pub name: String,
-    /// What is asked.
     pub text: String,
     /// Tokens of the answer, at most.
     pub max_tokens: u32,
 }
 
 /// One way to run the model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
     /// `plan`, `all-on-device`, `experts-on-host`, `fit`, `endpoint`.
     pub name: String,
-    /// What that means, a sentence.
     pub what: String,
     /// The command to paste; null for an endpoint.
     pub command: Option<String>,
@@ -165,11 +137,9 @@ pub struct Case {
     pub load_seconds: Option<Spread>,
     /// Speed by prompt and mode; `prompt` null = over all prompts.
     pub speed: Vec<SpeedRow>,
-    /// Speed by depth.
     pub depths: Vec<DepthRow>,
     /// The health of its streams, over all prompts and repetitions.
     pub stream: Vec<Item>,
-    /// Its answers, judged.
     pub quality: Vec<Quality>,
 }
 
@@ -177,18 +147,14 @@ pub struct Case {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Session {
-    /// The case's name.
     pub case: String,
     /// From 1.
     pub repetition: u32,
     /// Why there is nothing, or not everything, in it; null when all went well.
     pub failure: Option<String>,
-    /// What kind of failure that is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
-    /// The words after the program.
     pub args: Vec<String>,
-    /// What ran it.
     pub runtime: Option<RuntimeInfo>,
     /// Seconds from start until it took requests.
     pub load_seconds: Option<f64>,
@@ -202,26 +168,20 @@ pub struct Session {
     pub device_used: BTreeMap<String, Bytes>,
     /// What the driver showed before, loaded, at the peak and after.
     pub device_use: DeviceUsed,
-    /// Memory of its process.
     pub process: Option<ProcessMemory>,
-    /// Predicted beside measured.
     pub comparison: Vec<Row>,
-    /// The prompts.
     pub samples: Vec<Sample>,
-    /// The depth sweep.
     pub depths: Vec<DepthSample>,
-    /// What to know of it, a sentence each.
     pub notes: Vec<String>,
 }
 
 /// How an answer came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// In one piece.
+    #[default]
     Whole,
-    /// As server-sent events.
     Stream,
 }
 
@@ -230,9 +190,7 @@ pub enum Mode {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TokenCount {
-    /// The runtime that generated them.
     Runtime,
-    /// The model's tokenizer, afterwards, on the text.
     Tokenizer,
 }
 
@@ -241,33 +199,25 @@ pub enum TokenCount {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
-    /// The runtime's own timings.
     Runtime,
     /// Ours, from first to last content, network included; tokens as [`Sample::tokens_by`] says.
     Ours,
 }
 
 /// One answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sample {
-    /// The prompt's name.
     pub prompt: String,
-    /// How it came.
     pub mode: Mode,
-    /// Why there is none, or not all of it.
     pub failure: Option<String>,
-    /// Tokens of the prompt, template included.
     pub prompt_tokens: Option<u32>,
-    /// Generated tokens.
     pub generated_tokens: Option<u32>,
-    /// Who counted.
     pub tokens_by: Option<TokenCount>,
     /// Prompt processing, tokens/s.
     pub pp: Option<f64>,
     /// Generation, tokens/s.
     pub tg: Option<f64>,
-    /// By whose clock.
     pub speed_by: Option<Clock>,
     /// Seconds until the first content delta, by our clock; only of a stream.
     pub first_token_seconds: Option<f64>,
@@ -275,9 +225,7 @@ pub struct Sample {
     pub gaps: Option<Gaps>,
     /// Seconds until the end, by our clock.
     pub total_seconds: f64,
-    /// As the server says.
     pub finish_reason: Option<String>,
-    /// The answer.
     pub text: String,
     /// What it thought aloud, where the server tells that apart (`reasoning_content`).
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -295,21 +243,17 @@ pub struct Gaps {
     pub median: f64,
     /// 95% are shorter.
     pub p95: f64,
-    /// The longest.
     pub max: f64,
-    /// All of them, in order.
     pub all: Vec<f64>,
 }
 
 /// One point of the depth sweep.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DepthSample {
     /// Tokens in the context before the prompt, as the runtime counts them.
     pub depth: u32,
-    /// Prompt tokens.
     pub prompt_tokens: u32,
-    /// Generated tokens.
     pub generated_tokens: u32,
     /// Prompt processing, tokens/s.
     pub pp: Option<f64>,
@@ -320,14 +264,12 @@ pub struct DepthSample {
 }
 
 /// Speed over repetitions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpeedRow {
     /// The prompt's name; null = over all prompts.
     pub prompt: Option<String>,
-    /// How the answers came.
     pub mode: Mode,
-    /// Generated tokens.
     pub generated_tokens: Option<Spread>,
     /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
@@ -349,7 +291,6 @@ pub struct SpeedRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DepthRow {
-    /// Tokens in the context before the prompt.
     pub depth: u32,
     /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
@@ -363,14 +304,11 @@ pub struct DepthRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Saving {
-    /// The baseline's name.
     pub baseline: String,
     /// What is compared: `llama.cpp` (model, context and compute of all devices by its own sums) or `driver` (what the
     /// devices show at their peak).
     pub by: String,
-    /// Of the first case.
     pub bytes: Bytes,
-    /// Of the baseline.
     pub baseline_bytes: Bytes,
     /// Baseline − case, in bytes; negative when the case takes more.
     pub saved_bytes: i64,
@@ -378,7 +316,6 @@ pub struct Saving {
     pub saved_percent: Option<f64>,
     /// Generation of the case over that of the baseline (streams, all prompts); null where either is not known.
     pub tg_ratio: Option<f64>,
-    /// The same of prompt processing.
     pub pp_ratio: Option<f64>,
 }
 
@@ -401,23 +338,38 @@ pub enum Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Item {
-    /// What is asked, as a statement.
     pub what: String,
-    /// Whether it holds.
     pub verdict: Verdict,
-    /// The evidence, or the reason.
     pub detail: String,
+}
+
+impl Item {
+    pub fn new(what: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict, detail: detail.into() }
+    }
+
+    /// Passes where it holds, fails where it does not.
+    pub fn held(what: impl Into<String>, holds: bool, detail: impl Into<String>) -> Self {
+        Self::new(what, if holds { Verdict::Pass } else { Verdict::Fail }, detail)
+    }
+
+    pub fn skipped(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(what, Verdict::Skipped, why)
+    }
+
+    /// Nobody could tell.
+    pub fn open(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(what, Verdict::NotAssessed, why)
+    }
 }
 
 /// An answer, judged by what a program can judge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quality {
-    /// The prompt's name.
     pub prompt: String,
     /// `fail` where any item fails, `pass` where all that were assessed hold, else `not-assessed`.
     pub verdict: Verdict,
-    /// One by one.
     pub items: Vec<Item>,
 }
 
@@ -427,43 +379,25 @@ pub struct Quality {
 pub struct Validation {
     /// [`VALIDATION_SCHEMA`].
     pub schema: String,
-    /// The suite's name.
     pub suite: String,
-    /// What it is for.
     pub description: String,
-    /// Where it was run.
     pub environment: Environment,
-    /// What has to be there.
     pub prerequisites: Vec<Item>,
-    /// Each model.
     pub models: Vec<ModelValidation>,
-    /// The final checklist over all models.
     pub summary: Vec<Item>,
 }
 
 /// One model of the suite.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelValidation {
-    /// As the suite names it.
     pub name: String,
-    /// Its file.
     pub path: Option<String>,
     /// Why it was not run; null when it was.
     pub skipped: Option<String>,
-    /// The checklist, section by section.
     pub sections: Vec<Section>,
-    /// Predicted placements.
     pub placements: Vec<PlacementFacts>,
-    /// What was measured.
     pub bench: Option<Bench>,
-}
-
-impl ModelValidation {
-    /// Of which nothing is known yet.
-    pub fn new(name: String, path: Option<String>) -> Self {
-        Self { name, path, skipped: None, sections: Vec::new(), placements: Vec::new(), bench: None }
-    }
 }
 
 /// A part of the checklist.
@@ -472,7 +406,6 @@ impl ModelValidation {
 pub struct Section {
     /// `architecture`, `placements`, `tests`, `streaming`, `memory`.
     pub name: String,
-    /// Its lines.
     pub items: Vec<Item>,
 }
 
@@ -480,15 +413,12 @@ pub struct Section {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlacementFacts {
-    /// The case's name.
     pub case: String,
-    /// The command.
     pub command: String,
     /// Bytes of routed experts on any device.
     pub expert_bytes_on_devices: Bytes,
     /// Bytes of routed experts on the host.
     pub expert_bytes_on_host: Bytes,
-    /// Memory by device.
     pub predicted: BTreeMap<String, MemoryRow>,
     /// Whether it is within the budget; null where none was given.
     pub fits: Option<bool>,

@@ -15,7 +15,6 @@ pub enum Kind {
     NotLaunched,
     /// Memory could not be had, and that it does not fit was predicted.
     DoesNotFit,
-    /// It was launched, and failed.
     Failed,
 }
 
@@ -23,7 +22,6 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Trouble {
-    /// Which kind.
     pub kind: Kind,
     /// What to try, where that is known.
     pub hint: Option<String>,
@@ -63,7 +61,9 @@ impl NothingMeasured {
 impl Session {
     /// The session of a case before anything is launched: refused where the case is.
     pub fn of(case: &CaseLaunch, repetition: u32) -> Self {
-        let mut session = Self { case: case.name.clone(), repetition, ..Self::default() };
+        let predicted =
+            case.predicted.as_ref().map(|predicted| crate::memory::rows(&predicted.memory)).unwrap_or_default();
+        let mut session = Self { case: case.name.clone(), repetition, predicted, ..Self::default() };
         if let Some(why) = &case.refused {
             session.failure = Some(format!("not launched: {why}"));
             session.trouble = Some(Trouble { kind: Kind::NotLaunched, hint: None });

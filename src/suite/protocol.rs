@@ -13,16 +13,11 @@ static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rul
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Suite {
-    /// Its name.
     pub name: String,
-    /// What it is for.
     pub description: String,
-    /// How often everything is run.
     pub repetitions: u32,
-    /// Sampling temperature.
     #[serde(default)]
     pub temperature: f64,
-    /// Seed of the sampler.
     #[serde(default = "seed")]
     pub seed: u32,
     /// `-c` of every launch, in tokens.
@@ -30,18 +25,14 @@ pub struct Suite {
     /// Tokens in the context before each point of the depth sweep; empty = no sweep.
     #[serde(default)]
     pub depths: Vec<u32>,
-    /// Prompt tokens of a point of the depth sweep.
     #[serde(default = "depth_prompt")]
     pub depth_prompt: u32,
-    /// Tokens generated there.
     #[serde(default = "depth_generate")]
     pub depth_generate: u32,
     /// Ways to run a model, the one under test first.
     pub cases: Vec<String>,
-    /// The models.
     #[serde(default)]
     pub models: Vec<SuiteModel>,
-    /// The prompts.
     pub prompts: Vec<SuitePrompt>,
 }
 
@@ -51,10 +42,8 @@ pub struct Suite {
 pub struct SuiteModel {
     /// As `--model NAME=PATH` names it.
     pub name: String,
-    /// The name of a built-in file of expectations.
     #[serde(default)]
     pub expect: Option<String>,
-    /// Expectations of its own: keys of the inspect document.
     #[serde(default)]
     pub expectations: Option<serde_yaml::Value>,
 }
@@ -63,13 +52,10 @@ pub struct SuiteModel {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SuitePrompt {
-    /// Its name.
     pub name: String,
-    /// What is asked.
     pub text: String,
     /// Tokens of the answer, at most.
     pub max_tokens: u32,
-    /// What the answer should be.
     pub check: Check,
 }
 
@@ -77,19 +63,13 @@ pub struct SuitePrompt {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Check {
-    /// A Python function that gives Fibonacci numbers.
     Fibonacci {
-        /// Its name.
         function: String,
     },
-    /// A known number.
     Number {
-        /// The number.
         value: f64,
-        /// The unit it may be followed by.
         unit: String,
     },
-    /// A poem.
     Poem {
         /// Stanzas, at least.
         stanzas: usize,
@@ -98,9 +78,7 @@ pub enum Check {
         /// Dashes, at least.
         dashes: usize,
     },
-    /// An explanation that names things.
     Concepts {
-        /// One word of each list has to be there.
         concepts: Vec<Vec<String>>,
     },
 }
@@ -122,20 +100,9 @@ fn depth_generate() -> u32 {
 pub enum Error {
     /// Not YAML, or not a suite; the message has line and column.
     #[error("suite `{name}`")]
-    Yaml {
-        /// The file or built-in name.
-        name: String,
-        /// What the YAML reader found.
-        source: serde_yaml::Error,
-    },
-    /// It asks for what makes no sense.
+    Yaml { name: String, source: serde_yaml::Error },
     #[error("suite `{name}`: {problem}")]
-    Bad {
-        /// The file or built-in name.
-        name: String,
-        /// What.
-        problem: String,
-    },
+    Bad { name: String, problem: String },
 }
 
 /// The ways to run a model.

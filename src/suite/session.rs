@@ -6,11 +6,10 @@ use super::cases::CaseLaunch;
 use super::document::{Clock, DepthSample, Mode, Prompt, Sample, Session, Settings, TokenCount};
 use super::stream::Answer;
 use crate::bytes::Bytes;
-use crate::measurement::{Expected, Row, Seen, compare, peak_of};
-use crate::memory;
+use crate::measurement::{Expected, Seen, Taken};
 use crate::runtime::endpoint::{self, Ask, Endpoint};
 use crate::runtime::sampler::Watch;
-use crate::runtime::server::{self, Client, Input, Reply, Request, Running, Server};
+use crate::runtime::server::{self, Client, Input, Reply, Request, Server};
 use crate::runtime::wire::pseudo_random;
 use crate::runtime::{Error, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload};
 
@@ -22,17 +21,13 @@ pub const TOLERANCE: f64 = 0.02;
 /// What every session asks.
 #[derive(Debug, Clone)]
 pub struct Asking {
-    /// The prompts.
     pub prompts: Vec<Prompt>,
-    /// How.
     pub settings: Settings,
     /// Whose tokenizer counts where the endpoint does not.
     pub tokenizer: Option<Endpoint>,
     /// What a plan leaves free: how far overhead may be off.
     pub margin: Bytes,
-    /// Whether the person wants to stop.
     pub interrupted: fn() -> bool,
-    /// How long an answer may take.
     pub limit: Duration,
 }
 
@@ -54,7 +49,6 @@ impl Interrupted {
 /// Launches a case, asks everything, stops it.
 pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
     let mut session = Session::of(case, repetition);
-    session.predicted = case.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
     if session.failure.is_some() {
         return Ok(session);
     }
@@ -93,16 +87,22 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     }
     session.process = Some(watch.worked().process);
     running.stop();
-    session.device_use = watch.after();
-    measured(&mut session, &mut running, case, asking.margin);
+    let device_use = watch.after();
+    let log = running.log();
+    let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
+    let seen = Seen { memory: &memory, resolution: &resolution, mapped_span, used: &device_use };
+    session.measured(case, asking.margin, &seen);
+    ended(session, asked)
+}
+
+/// A session that was asked everything, or not.
+fn ended(mut session: Session, asked: Result<(), Stop>) -> Result<Session, Interrupted> {
     match asked {
-        Err(Stop::Interrupted) => Err(Interrupted::within(session)),
-        Err(Stop::Failed(why)) => {
-            session.failure.get_or_insert(why);
-            Ok(session)
-        }
-        Ok(()) => Ok(session),
+        Err(Stop::Interrupted) => return Err(Interrupted::within(session)),
+        Err(Stop::Failed(why)) => _ = session.failure.get_or_insert(why),
+        Ok(()) => {}
     }
+    Ok(session)
 }
 
 /// Asks an endpoint that is there already.
@@ -121,14 +121,7 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Res
                 .push("no depth sweep: the endpoint takes no prompts of tokens (llama-server's /completion)".into());
         }
     }
-    match asked {
-        Err(Stop::Interrupted) => Err(Interrupted::within(session)),
-        Err(Stop::Failed(why)) => {
-            session.failure = Some(why);
-            Ok(session)
-        }
-        Ok(()) => Ok(session),
-    }
+    ended(session, asked)
 }
 
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
@@ -139,7 +132,6 @@ pub fn embedded(
     asking: &Asking,
 ) -> Result<Session, Interrupted> {
     let mut session = Session::of(case, repetition);
-    session.predicted = case.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
     if session.failure.is_some() {
         return Ok(session);
     }
@@ -172,32 +164,20 @@ fn take(session: &mut Session, case: &CaseLaunch, margin: Bytes, prompt: &str, s
     session.samples.push(Sample {
         prompt: prompt.to_string(),
         mode: Mode::Whole,
-        failure: None,
         prompt_tokens: Some(seen.n_prompt),
         generated_tokens: Some(tokens),
         tokens_by: Some(TokenCount::Runtime),
         pp,
         tg,
         speed_by: Some(Clock::Runtime),
-        first_token_seconds: None,
-        gaps: None,
         total_seconds: seconds(seen.n_prompt, pp) + seconds(tokens, tg),
-        finish_reason: None,
         text: seen.text.clone(),
-        reasoning: String::new(),
-        stream: Vec::new(),
+        ..Sample::default()
     });
     if session.runtime.is_none() {
         session.load_seconds = Some(seen.load_seconds);
         session.process = Some(seen.process);
-        session.mapped_span = seen.mapped_span;
-        if let Some(predicted) = &case.predicted {
-            let expected = Expected { memory: &predicted.memory, mapped_span: predicted.mapped_span, margin };
-            session.comparison = compare(&expected, &Seen::of(&seen), TOLERANCE);
-        }
-        session.device_used = peak_of(&seen.device_used);
-        session.memory = memory::rows(&seen.memory);
-        session.device_use = seen.device_used;
+        session.measured(case, margin, &Seen::of(&seen));
         session.runtime = Some(seen.runtime);
     }
 }
@@ -367,32 +347,18 @@ fn depth_sample(reply: &Reply) -> DepthSample {
     }
 }
 
-/// Memory, from the log and the driver, beside what was predicted.
-fn measured(session: &mut Session, running: &mut Running, case: &CaseLaunch, margin: Bytes) {
-    let log = running.log();
-    let (mut memory, resolution) = (log.memory(), log.resolution());
-    session.mapped_span = log.mapped_span();
-    session.device_used = peak_of(&session.device_use);
-    if let Some(predicted) = &case.predicted {
-        let expected = Expected { memory: &predicted.memory, mapped_span: predicted.mapped_span, margin };
-        let seen = Seen {
-            memory: &memory,
-            resolution: &resolution,
-            mapped_span: session.mapped_span,
-            used: &session.device_use,
-        };
-        session.comparison = compare(&expected, &seen, TOLERANCE);
+impl Session {
+    /// Memory by llama.cpp and the driver, beside what was predicted.
+    fn measured(&mut self, case: &CaseLaunch, margin: Bytes, seen: &Seen<'_>) {
+        let expected = case.predicted.as_ref().map(|predicted| Expected {
+            memory: &predicted.memory,
+            mapped_span: predicted.mapped_span,
+            margin,
+        });
+        let Taken { memory, device_used, comparison } = Taken::of(expected.as_ref(), seen, TOLERANCE);
+        (self.memory, self.device_used, self.comparison) = (memory, device_used, comparison);
+        (self.mapped_span, self.device_use) = (seen.mapped_span, seen.used.clone());
     }
-    for (device, row) in &mut memory {
-        let own = row.own();
-        row.overhead = session.device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(own));
-    }
-    session.memory = memory::rows(&memory);
-}
-
-/// Whether every row of a comparison holds; `None` without one.
-pub fn as_predicted(rows: &[Row]) -> Option<bool> {
-    (!rows.is_empty()).then(|| rows.iter().all(|row| row.ok))
 }
 
 #[cfg(test)]
@@ -458,8 +424,8 @@ mod tests {
             Ok(Observation {
                 runtime: RuntimeInfo { program: "embedded".into(), build: 11434, backend: "CPU".into() },
                 command: Vec::new(),
-                memory: memory::MemoryByDevice::new(),
-                resolution: memory::MemoryByDevice::new(),
+                memory: crate::memory::MemoryByDevice::new(),
+                resolution: crate::memory::MemoryByDevice::new(),
                 device_used: crate::runtime::DeviceUsed::default(),
                 mapped_span: Bytes(7),
                 process: crate::runtime::ProcessMemory::default(),

@@ -35,28 +35,22 @@ pub struct Answer {
     pub deltas: Vec<Delta>,
     /// What it thought aloud, where the server tells that apart.
     pub reasoning: String,
-    /// As the server says.
     pub finish_reason: Option<String>,
     /// Tokens of the prompt, by the server.
     pub prompt_tokens: Option<u32>,
     /// Generated tokens, by the server.
     pub generated_tokens: Option<u32>,
-    /// llama-server's own clock.
     pub timings: Option<Timings>,
     /// What the server refused it with, or what broke it.
     pub failure: Option<String>,
-    /// What was wrong with its framing.
     pub faults: Faults,
 }
 
 /// A piece of content.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Delta {
-    /// When it came.
     pub seconds: f64,
-    /// Which read of the connection brought it.
     pub piece: usize,
-    /// What came.
     pub text: String,
 }
 
@@ -71,15 +65,12 @@ pub struct Faults {
     pub empty: u32,
     /// Bytes that are no UTF-8, or half a surrogate pair.
     pub encoding: Vec<String>,
-    /// Chunks with a finish reason.
     pub finishes: u32,
     /// Whether `[DONE]` came.
     pub done: bool,
     /// Events behind `[DONE]`.
     pub after_done: u32,
-    /// Content behind the finish reason.
     pub after_finish: u32,
-    /// Chunks.
     pub chunks: u32,
 }
 
@@ -250,19 +241,18 @@ impl Answer {
     /// How sound the stream was. `whole` is the same answer in one piece, where there is one.
     pub fn health(&self, whole: Option<&str>) -> Vec<Item> {
         let faults = &self.faults;
-        let chunks = format!("{} chunks, {} content deltas", faults.chunks, self.deltas.len());
+        let deltas = format!("{} content deltas", self.deltas.len());
+        let chunks = format!("{} chunks, {deltas}", faults.chunks);
+        let empty = (faults.empty > 0).then(|| format!("{} empty deltas", faults.empty));
+        let ending = format!("finish reason `{}`, then [DONE]", self.finish_reason.as_deref().unwrap_or_default());
         vec![
             item("server-sent events are framed validly", described(&faults.framing), &chunks),
             item("every event parses", described(&faults.events), &chunks),
-            item(
-                "no delta is empty",
-                (faults.empty > 0).then(|| format!("{} empty deltas", faults.empty)),
-                &format!("{} content deltas", self.deltas.len()),
-            ),
+            item("no delta is empty", empty, &deltas),
             self.duplicates(whole),
             item("no character is split (UTF-8)", self.broken_characters(whole), &chunks),
             item("no grapheme is broken between deltas", self.broken_graphemes(), &chunks),
-            item("it ends with a finish reason and [DONE]", self.bad_end(), &self.ending()),
+            item("it ends with a finish reason and [DONE]", self.bad_end(), &ending),
             self.equality(whole),
             self.spread(),
         ]
@@ -272,24 +262,16 @@ impl Answer {
     fn duplicates(&self, whole: Option<&str>) -> Item {
         let what = "no delta is duplicated";
         let twice = self.deltas.windows(2).filter(|pair| matches!(pair, [a, b] if a.text == b.text)).count();
-        let text = self.text();
+        let (text, seen) = (self.text(), format!("{twice} deltas equal the one before"));
         match whole {
-            _ if twice == 0 => item(what, None, "no two deltas in a row are equal"),
+            _ if twice == 0 => Item::held(what, true, "no two deltas in a row are equal"),
             Some(whole) if whole == text => {
-                item(what, None, &format!("{twice} deltas equal the one before, and so it is in the text in one piece"))
+                Item::held(what, true, format!("{seen}, and so it is in the text in one piece"))
             }
-            Some(whole) if whole.chars().count() < text.chars().count() => item(
-                what,
-                Some(format!("{twice} deltas equal the one before, and the text in one piece is shorter")),
-                "",
-            ),
-            _ => Item {
-                what: what.to_string(),
-                verdict: Verdict::NotAssessed,
-                detail: format!(
-                    "{twice} deltas equal the one before; without an equal text in one piece nobody can tell"
-                ),
-            },
+            Some(whole) if whole.chars().count() < text.chars().count() => {
+                Item::held(what, false, format!("{seen}, and the text in one piece is shorter"))
+            }
+            _ => Item::open(what, format!("{seen}; without an equal text in one piece nobody can tell")),
         }
     }
 
@@ -319,48 +301,32 @@ impl Answer {
 
     fn bad_end(&self) -> Option<String> {
         let faults = &self.faults;
-        let mut wrong = Vec::new();
-        if let Some(failure) = &self.failure {
-            wrong.push(failure.clone());
-        }
+        let mut wrong: Vec<String> = self.failure.iter().cloned().collect();
         match faults.finishes {
             0 => wrong.push("no finish reason".to_string()),
             1 => {}
             n => wrong.push(format!("{n} finish reasons")),
         }
-        if !faults.done {
-            wrong.push("no [DONE]".to_string());
-        }
-        if faults.after_done > 0 {
-            wrong.push(format!("{} events behind [DONE]", faults.after_done));
-        }
-        if faults.after_finish > 0 {
-            wrong.push(format!("{} deltas behind the finish reason", faults.after_finish));
-        }
+        wrong.extend((!faults.done).then(|| "no [DONE]".to_string()));
+        wrong.extend((faults.after_done > 0).then(|| format!("{} events behind [DONE]", faults.after_done)));
+        wrong.extend(
+            (faults.after_finish > 0).then(|| format!("{} deltas behind the finish reason", faults.after_finish)),
+        );
         described(&wrong)
-    }
-
-    fn ending(&self) -> String {
-        format!("finish reason `{}`, then [DONE]", self.finish_reason.as_deref().unwrap_or_default())
     }
 
     fn equality(&self, whole: Option<&str>) -> Item {
         let what = "the deltas together equal the text in one piece";
         let text = self.text();
-        let Some(whole) = whole else {
-            let detail = "there is no text in one piece to compare with".to_string();
-            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
-        };
+        let Some(whole) = whole else { return Item::open(what, "there is no text in one piece to compare with") };
+        let (streamed, plain) = (text.chars().count(), whole.chars().count());
         if whole == text {
-            return item(what, None, &format!("{} characters are equal", text.chars().count()));
+            return Item::held(what, true, format!("{streamed} characters are equal"));
         }
         let same = whole.chars().zip(text.chars()).take_while(|(a, b)| a == b).count();
-        let (streamed, plain) = (text.chars().count(), whole.chars().count());
-        let differs = format!(
-            "they differ from character {} on ({streamed} streamed, {plain} in one piece)",
-            same.saturating_add(1)
-        );
-        item(what, Some(differs), "")
+        let from = same.saturating_add(1);
+        let differs = format!("they differ from character {from} on ({streamed} streamed, {plain} in one piece)");
+        Item::held(what, false, differs)
     }
 
     /// Whether the deltas came at once although they were generated one after the other: then the time between them is no
@@ -370,23 +336,22 @@ impl Answer {
     }
 
     fn spread(&self) -> Item {
-        let what = OVER_TIME;
         let n = self.deltas.len();
         if n < FEW {
-            let detail = format!("{n} deltas are too few to tell");
-            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
+            return Item::open(OVER_TIME, format!("{n} deltas are too few to tell"));
         }
         let mut pieces: Vec<usize> = self.deltas.iter().map(|delta| delta.piece).collect();
         pieces.dedup();
         let span = self.deltas.last().map_or(0.0, |last| last.seconds) - self.first_token().unwrap_or(0.0);
         let seen = format!("{n} deltas in {} reads over {span:.3} s", pieces.len());
         let needed = self.timings.map_or(0.0, |timings| timings.predicted_ms / 1000.0);
+        let although =
+            if needed > 0.0 { format!(", although they were generated in {needed:.3} s") } else { String::new() };
         let is_burst = pieces.len() <= (n / FEW).saturating_add(1) || span < 0.5 * needed;
         if is_burst && needed > 0.0 && needed < SOON {
-            let detail = format!("{seen}{}: too soon to tell", generated_in(needed));
-            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
+            return Item::open(OVER_TIME, format!("{seen}{although}: too soon to tell"));
         }
-        item(what, is_burst.then(|| format!("{seen}{}", generated_in(needed))), &seen)
+        item(OVER_TIME, is_burst.then(|| format!("{seen}{although}")), &seen)
     }
 }
 
@@ -398,14 +363,9 @@ pub fn came_at_once(line: &Item) -> bool {
     line.what == OVER_TIME && line.verdict == Verdict::Fail
 }
 
-fn generated_in(seconds: f64) -> String {
-    if seconds > 0.0 { format!(", although they were generated in {seconds:.3} s") } else { String::new() }
-}
-
-/// A line of the checklist: what is wrong, or the evidence that nothing is.
+/// What is wrong, or the evidence that nothing is.
 fn item(what: &str, wrong: Option<String>, evidence: &str) -> Item {
-    let verdict = if wrong.is_some() { Verdict::Fail } else { Verdict::Pass };
-    Item { what: what.to_string(), verdict, detail: wrong.unwrap_or_else(|| evidence.to_string()) }
+    Item::held(what, wrong.is_none(), wrong.as_deref().unwrap_or(evidence))
 }
 
 fn described(faults: &[String]) -> Option<String> {

@@ -15,22 +15,16 @@ use crate::measurement::Spread;
 pub struct Document {
     /// `moeplan/tune/1`.
     pub schema: String,
-    /// What was tuned.
     pub subject: Subject,
-    /// Why it ended.
     pub stopped: End,
     /// How long it took this time, in seconds.
     pub seconds: f64,
-    /// Where its measurements are.
     pub journal: String,
     /// What it says of `--fit on`.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// Everybody who took part.
     pub candidates: Vec<Entry>,
-    /// Who of them is proposed.
     pub winner: usize,
-    /// Its command.
     pub command: String,
 }
 
@@ -38,10 +32,8 @@ pub struct Document {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Entry {
-    /// Which.
     #[serde(flatten)]
     pub candidate: Candidate,
-    /// Where it stands.
     #[serde(flatten)]
     pub standing: Standing,
     /// `None` where it was not.
@@ -62,9 +54,7 @@ pub struct Measured {
     pub range: Range,
     /// The samples of all visits: turns, in seconds.
     pub turns: Vec<f64>,
-    /// Tokens in the context before each prompt.
     pub depth: u32,
-    /// Launches.
     pub visits: usize,
     /// The most that llama.cpp said that it holds, by device.
     pub memory: BTreeMap<String, Bytes>,

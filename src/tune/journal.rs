@@ -24,21 +24,14 @@ use crate::speed::Turn;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Subject {
-    /// The model's file.
     pub model: String,
-    /// Its length (of the first file of a split).
     pub bytes: Bytes,
-    /// The server's program.
     pub program: String,
     /// Its build; 0 where it does not say.
     pub build: u32,
-    /// Tokens of the prompt.
     pub prompt: u32,
-    /// Tokens generated.
     pub generate: u32,
-    /// Tokens already in the context.
     pub depth: u32,
-    /// Names, descriptions and budgets of the devices.
     pub devices: Vec<(String, String, Bytes)>,
 }
 
@@ -63,11 +56,9 @@ pub const SCHEMA: &str = "moeplan/tune-visit/1";
 pub struct Visit {
     /// [`SCHEMA`].
     pub schema: String,
-    /// What was tuned.
     pub subject: Subject,
     /// The candidate's [`super::Candidate::id`].
     pub candidate: String,
-    /// What it was called.
     pub what: String,
     /// When, in seconds since 1970.
     pub time: u64,
@@ -81,7 +72,6 @@ pub struct Visit {
     pub pp: Vec<f64>,
     /// Generation, tokens/s of each sample.
     pub tg: Vec<f64>,
-    /// What llama.cpp says that it holds by device.
     pub memory: BTreeMap<String, Bytes>,
     /// The most that the driver showed more than before the launch, by device; empty where no driver says.
     pub peak: BTreeMap<String, Bytes>,

@@ -19,11 +19,8 @@ pub const SCHEMA: &str = "moeplan/tune/1";
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// What the planner proposes.
     Plan,
-    /// What llama.cpp chooses by itself within the same budget.
     Fit,
-    /// The plan with one thing changed.
     Neighbour,
 }
 
@@ -33,12 +30,10 @@ pub enum Kind {
 pub struct Candidate {
     /// What differs from the plan: `-ub 1024`.
     pub what: String,
-    /// What it is.
     pub kind: Kind,
     /// Its arguments without what differs from day to day, which tell it apart in a journal.
     #[serde(skip)]
     pub id: String,
-    /// Its arguments.
     pub args: Vec<String>,
     /// What is predicted of it; `None` for `--fit on`.
     pub predicted: Option<Predicted>,
@@ -48,8 +43,6 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Predicted {
-    /// Tokens per second.
     pub speed: Speed,
-    /// Of the turn.
     pub turn_seconds: f64,
 }

@@ -17,11 +17,8 @@ const FIT_MARGIN: u64 = 1024;
 /// A launch that differs from the plan in one thing.
 #[derive(Debug, Clone)]
 pub struct Alternative {
-    /// What differs.
     pub what: String,
-    /// The launch.
     pub run: RunConfig,
-    /// What is predicted of it.
     pub predicted: Predicted,
 }
 

@@ -21,9 +21,7 @@ const ERRORS: f64 = 2.0;
 pub struct Race {
     /// The plan, `--fit on`, then the neighbours.
     pub candidates: Vec<Candidate>,
-    /// By candidate.
     pub visits: Vec<Vec<Visit>>,
-    /// Why it cannot be measured, by candidate.
     pub failures: Vec<Option<String>>,
 }
 
@@ -31,9 +29,7 @@ pub struct Race {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Range {
-    /// Of all samples.
     pub median: f64,
-    /// Two standard errors.
     pub half: f64,
 }
 
@@ -49,19 +45,14 @@ impl Range {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum Standing {
-    /// Proposed at the end.
     Winner,
     /// Slower beyond what the samples may be off.
     Slower,
-    /// Not to be told from the fastest.
     Close,
     /// Not measured: even with its uncertainty, what is predicted of it does not win.
     CannotWin,
-    /// Not measured: there was no time.
     NoTime,
-    /// It cannot be measured.
     Failed {
-        /// Why.
         why: String,
     },
 }
@@ -71,13 +62,10 @@ pub enum Standing {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum End {
-    /// What is left cannot win.
     Decided,
     /// Several cannot be told apart, after as many launches as there are for each.
     Close,
-    /// The time was up.
     Time,
-    /// The journal could not be written any more.
     Journal,
 }
 
@@ -86,9 +74,7 @@ pub enum End {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
-    /// The winner beats it.
     Beats {
-        /// Its median turn over the winner's.
         times: f64,
     },
     /// Nothing beats it beyond what the samples may be off: it is proposed.
