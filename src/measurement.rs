@@ -1,6 +1,7 @@
 //! A measurement and its comparison with a prediction: predicted and measured are one type, so that they subtract.
 
 mod compare;
+mod forecast;
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,8 @@ use crate::memory::{self, MemoryRow};
 use crate::plan::Plan;
 use crate::runtime::{DeviceUsed, Error, Launch, Observation, ProcessMemory, Runtime, RuntimeInfo, Workload};
 pub use compare::{Expected, Row, Seen, compare, peak_of};
+pub use forecast::{Forecast, TooLong};
 
-/// The schema of [`Measurement`].
 pub const SCHEMA: &str = "moeplan/measurement/1";
 
 /// What compute buffers and totals may differ by whatever the tolerance: they are replayed, not summed, and a percentage
@@ -23,7 +24,6 @@ pub const COMPUTE_FLOOR: Bytes = Bytes(MIB);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measurement {
-    /// [`SCHEMA`].
     pub schema: String,
     #[serde(default)]
     pub plan: Option<Box<Plan>>,
@@ -43,7 +43,6 @@ pub struct Measurement {
     pub device_use: DeviceUsed,
     pub process: ProcessMemory,
     pub process_before: ProcessMemory,
-    /// Time to load, in seconds.
     pub load_seconds: f64,
     pub speed: SpeedSamples,
     pub text: String,
@@ -55,14 +54,12 @@ pub struct Measurement {
     pub comparison: Vec<Row>,
 }
 
-/// The schema of [`Launched`].
 pub const LAUNCHED: &str = "moeplan/run/1";
 
 /// A server that is up (`moeplan run`), beside what was predicted of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Launched {
-    /// [`LAUNCHED`].
     pub schema: String,
     pub endpoint: String,
     pub process: u32,
@@ -103,7 +100,6 @@ pub struct SpeedSummary {
     pub first_token: Option<Spread>,
 }
 
-/// A mean and its spread.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Spread {

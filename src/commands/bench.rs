@@ -18,7 +18,7 @@ use crate::runtime::sandbox::Isolated;
 use crate::runtime::{RuntimeInfo, detect, server};
 use crate::suite::bench::{NotYet, csv};
 use crate::suite::cases::CaseLaunch;
-use crate::suite::document::{Bench, Case, Environment, Session, Verdict};
+use crate::suite::document::{Bench, Case, Environment, Sample, Session, Verdict};
 use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::Suite;
 use crate::suite::session::{self, Asking, Interrupted};
@@ -65,14 +65,11 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Runs::Server, value_name = "RUNTIME")]
     pub runtime: Runs,
     #[command(flatten)]
-    pub options: PlanOptions,
-    #[command(flatten)]
     pub launch: LaunchArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
 
-/// A launch to compare with.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub enum Baseline {
     /// Every layer and every expert on the devices.
@@ -112,7 +109,6 @@ pub struct AskArgs {
 }
 
 impl AskArgs {
-    /// The suite as it is asked here.
     pub fn apply(&self, suite: &mut Suite) {
         suite.repetitions = self.repetitions.unwrap_or(suite.repetitions);
         suite.depth_prompt = self.depth_prompt.unwrap_or(suite.depth_prompt);
@@ -127,14 +123,14 @@ impl AskArgs {
         &self,
         cases: &[&str],
         proposal: &Proposal,
-        options: &PlanOptions,
+        args: &LaunchArgs,
         engine: &Engine,
     ) -> anyhow::Result<RunConfig> {
         let launch = &proposal.launch;
         if !cases.contains(&"fit") {
             return Ok(launch.run.clone());
         }
-        let request = options.request(&proposal.model, &launch.machine)?;
+        let request = args.options.request(&proposal.model, &launch.machine)?;
         let mut fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
         if !self.fit_target.is_empty() {
             fit.fit_target.clone_from(&self.fit_target);
@@ -144,7 +140,7 @@ impl AskArgs {
 
     /// Refuses a sweep that is deeper than the context of the launch, and says which answers it will cut.
     fn check_length(&self, suite: &Suite, proposal: &Proposal, engine: &Engine, output: &Output) -> anyhow::Result<()> {
-        let predicted = proposal.predict()?;
+        let predicted = proposal.forecast()?;
         if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
             let what =
                 format!("depth {depth}, a prompt of {} and {} generated", suite.depth_prompt, suite.depth_generate);
@@ -206,15 +202,15 @@ impl Trial {
         suite: &Suite,
         proposal: &Proposal,
         ask: &AskArgs,
-        options: &PlanOptions,
-        limit: &EngineArgs,
+        args: &LaunchArgs,
+        timeout: u64,
         engine: &Engine,
         output: &Output,
     ) -> anyhow::Result<Self> {
         let Proposal { launch, model, .. } = proposal;
         proposal.warn_of_hole(output);
         ask.check_length(suite, proposal, engine, output)?;
-        let fit = ask.fit(names, proposal, options, engine)?;
+        let fit = ask.fit(names, proposal, args, engine)?;
         let weights = facts::weights(ask.synthetic, Some(&model.metadata), &model.files);
         let about = facts::model(&launch.model, model, &model.files);
         let available = detect::host().available;
@@ -227,23 +223,22 @@ impl Trial {
             }
             case
         };
-        Ok(Self {
-            cases: names.iter().map(case).collect(),
-            asking: ask.asking(suite, options.machine.margin(&launch.machine), limit.timeout)?,
-            bench: Bench::new(suite, facts::environment(Some(&launch.machine)), Some(about), weights),
-        })
+        let cases: Vec<CaseLaunch> = names.iter().map(case).collect();
+        let mut bench = Bench::new(suite, facts::environment(Some(&launch.machine)), Some(about), weights);
+        bench.cases = cases.iter().map(CaseLaunch::case).collect();
+        let asking = ask.asking(suite, args.options.machine.margin(&launch.machine), timeout)?;
+        Ok(Self { cases, asking, bench })
     }
 }
 
-/// Runs the command.
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = Suite::protocol();
     suite.depths.clone_from(&args.depths);
     args.ask.apply(&mut suite);
     if let Some(path) = &args.model {
-        args.options.beside_plan(path, false)?;
+        args.launch.options.beside_plan(path, false)?;
     }
-    make_room(&mut args.options, deepest(&suite));
+    make_room(&mut args.launch.options, deepest(&suite));
     let args = &args;
     if let Some(table) = &args.csv {
         anyhow::ensure!(output.file() != Some(table), "-o and --csv name the same file, `{}`", table.display());
@@ -314,29 +309,32 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let _measuring = measuring::begin("bench", output)?;
     let engine = args.engine.engine(args.runtime, output)?;
-    let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
+    let proposal = Proposal::of_model(path, &args.launch, &engine)?;
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
     let Trial { cases, asking, mut bench } =
-        Trial::new(&names, suite, &proposal, &args.ask, &args.options, &args.engine, &engine, output)?;
+        Trial::new(&names, suite, &proposal, &args.ask, &args.launch, args.engine.timeout, &engine, output)?;
     if !proposal.fits() {
         bench.notes.push("the plan does not fit its budget; it was launched all the same".to_string());
     }
-    let mut launch = |case: &CaseLaunch, n| launched(&engine, case, n, &asking, output);
-    let is_interrupted = bench.run(&cases, suite, &mut launch, &mut |so_far| output.so_far(so_far));
-    bench.end(suite, is_interrupted);
-    Ok((bench, is_interrupted))
+    let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, output);
+    Ok(run_all(bench, suite, &mut launch, output))
 }
 
-impl Bench {
-    /// Says whether it was interrupted; only then no answer's code is run.
-    fn end(&mut self, suite: &Suite, is_interrupted: bool) {
-        if is_interrupted {
-            self.notes.push("interrupted: what was measured until then".to_string());
-            self.sum_up(suite, &NotYet);
-        } else {
-            self.sum_up(suite, &Isolated);
-        }
+/// Runs a bench to its end, or until it is interrupted; what is measured is kept as it comes.
+fn run_all(
+    mut bench: Bench,
+    suite: &Suite,
+    launch: &mut dyn FnMut(usize, u32) -> Result<Session, Interrupted>,
+    output: &Output,
+) -> (Bench, bool) {
+    let is_interrupted = bench.run(suite, launch, &mut |so_far| output.so_far(so_far));
+    if is_interrupted {
+        bench.notes.push("interrupted: what was measured until then".to_string());
+        bench.sum_up(suite, &NotYet);
+    } else {
+        bench.sum_up(suite, &Isolated);
     }
+    (bench, is_interrupted)
 }
 
 impl Baseline {
@@ -393,42 +391,24 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
         }),
     }
     let asking = args.ask.asking(suite, Bytes(0), args.engine.timeout)?;
-    let (mut sessions, mut interrupted) = (Vec::new(), false);
-    for repetition in 1..=suite.repetitions {
-        output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
-        let session = session::of_endpoint(&endpoint, repetition, &asking);
-        interrupted = session.is_err();
-        let session = session.unwrap_or_else(|Interrupted(session)| *session);
-        let is_over = session.failure.is_some();
-        sessions.extend(Some(session).filter(|session| !interrupted || !session.samples.is_empty()));
-        if is_over {
-            break;
-        }
-    }
-    let samples = || sessions.iter().flat_map(|session| &session.samples);
-    if samples().any(|sample| sample.generated_tokens.is_none()) {
-        notes.push(
-            "the endpoint does not count tokens (no usage, or zeros): their number and tg are unknown; --tokenizer counts them"
-                .into(),
-        );
-    }
-    if samples().any(|sample| sample.pp.is_none()) {
-        notes.push("the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock".into());
-    }
-    if samples().any(|sample| sample.stream.iter().any(stream::came_at_once)) {
-        notes.push(
-            "streams came in one burst: their first token is their end, and the gaps between deltas say nothing of \
-             generation"
-                .into(),
-        );
-    }
-    notes.push("memory and load time of an endpoint that is up already are not seen".into());
-    let what = "the endpoint as it is".to_string();
     let mut bench = Bench::new(suite, environment, None, facts::weights(args.ask.synthetic, None, &[]));
-    bench.cases = vec![Case { name: "endpoint".into(), what, sessions, ..Case::default() }];
-    bench.notes = notes;
-    bench.end(suite, interrupted);
-    Ok((bench, interrupted))
+    bench.cases = vec![Case { name: "endpoint".into(), what: "the endpoint as it is".into(), ..Case::default() }];
+    let mut ask = |_, repetition| {
+        output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
+        session::of_endpoint(&endpoint, repetition, &asking)
+    };
+    let (mut bench, is_interrupted) = run_all(bench, suite, &mut ask, output);
+    let samples = || bench.cases.iter().flat_map(|case| &case.sessions).flat_map(|session| &session.samples);
+    let uncounted = "the endpoint does not count tokens (no usage, or zeros): their number and tg are unknown; --tokenizer counts them";
+    let untimed = "the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock";
+    let burst = "streams came in one burst: their first token is their end, and the gaps between deltas say nothing of generation";
+    let at_once = |sample: &Sample| sample.stream.iter().any(stream::came_at_once);
+    notes.extend(samples().any(|sample| sample.generated_tokens.is_none()).then(|| uncounted.to_string()));
+    notes.extend(samples().any(|sample| sample.pp.is_none()).then(|| untimed.to_string()));
+    notes.extend(samples().any(at_once).then(|| burst.to_string()));
+    notes.push("memory and load time of an endpoint that is up already are not seen".into());
+    bench.notes.splice(0..0, notes);
+    Ok((bench, is_interrupted))
 }
 
 /// `b11434-unknown` as a runtime.
@@ -456,11 +436,11 @@ mod tests {
         let super::super::Command::Bench(args) = cli.command else { panic!("not bench") };
         let mut suite = Suite::protocol();
         args.ask.apply(&mut suite);
-        assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.depth), (5, &[0, 64][..], 0));
+        assert_eq!((suite.repetitions, args.depths.as_slice(), args.launch.options.depth), (5, &[0, 64][..], 0));
         assert!(suite.prompts.iter().all(|prompt| prompt.max_tokens == 9));
         suite.depths.clone_from(&args.depths);
         assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
-        let mut options = args.options;
+        let mut options = args.launch.options;
         make_room(&mut options, 8192);
         assert_eq!(options.ctx_size, None);
         make_room(&mut options, 16_900);

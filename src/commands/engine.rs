@@ -47,7 +47,6 @@ pub enum Runs {
     Embedded,
 }
 
-/// The llama.cpp that was chosen.
 #[derive(Debug)]
 pub enum Engine {
     Embedded(Embedded),
@@ -198,7 +197,6 @@ fn show(step: Step) {
     }
 }
 
-/// Steps of the bar.
 const STEPS: u64 = 6;
 
 /// How far a stage is, and what it is called.

@@ -8,10 +8,8 @@ use serde::Serialize;
 use super::bench::{AskArgs, Trial, launched, say_what_to_try};
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal, listed};
-use super::plan::PlanOptions;
 use super::{Outcome, Output, check, interrupt, measuring};
 use crate::cli::refusal::Refusal;
-use crate::expectation::{self, Expectations};
 use crate::inspection::Inspection;
 use crate::model::Model;
 use crate::plan::ContextChoice;
@@ -54,14 +52,11 @@ pub struct Args {
     #[command(flatten)]
     pub ask: AskArgs,
     #[command(flatten)]
-    pub options: PlanOptions,
-    #[command(flatten)]
     pub launch: LaunchArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
 
-/// Everything that models share.
 struct Shared<'a> {
     args: &'a Args,
     suite: Suite,
@@ -70,11 +65,10 @@ struct Shared<'a> {
     output: &'a Output,
 }
 
-/// Runs the command.
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = load(&args.suite)?;
     args.ask.apply(&mut suite);
-    args.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
+    args.launch.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
     let mut named = named(&args.model, &suite)?;
     let store = results(&args.results, output)?;
     let _measuring = measuring::begin("validate", output)?;
@@ -129,15 +123,32 @@ fn results(folder: &Path, output: &Output) -> anyhow::Result<Store> {
     Ok(store)
 }
 
-/// Every model that has a file, each written down with the whole. The error is an interruption, or a folder that cannot be written
-/// any more; what was measured is in the document.
+/// Every model that has a file, each written down with the whole. What is wrong with one is in its checklist; the error is an
+/// interruption, or a folder that cannot be written any more.
 fn models(shared: &Shared<'_>, named: &[Named], document: &mut Validation) -> anyhow::Result<()> {
     for (at, named) in named.iter().enumerate() {
-        if let (Some(path), Some(model)) = (file_of(named), document.models.get_mut(at)) {
-            let done = a_model(shared, named, path, model);
-            let written = write_whole(&shared.store, document);
-            done.and(written)?;
-        }
+        let Some(path) = file_of(named) else { continue };
+        let model = &mut document.models[at];
+        let (name, path_shown) = (named.0.clone(), Some(path.display().to_string()));
+        shared.output.say(&format!("model {name}"));
+        let fresh = ModelValidation { name, path: path_shown, ..ModelValidation::default() };
+        let before = std::mem::replace(model, fresh);
+        let done = match through(shared, model, named.1.as_ref(), path) {
+            Err(error) if interrupt::is_cause(&error) => {
+                // Half a checklist would look like a whole one.
+                *model = before;
+                Err(error)
+            }
+            Err(error) if !error.is::<files::Error>() => {
+                let hint = super::hint(&error).map_or(String::new(), |hint| format!("; {hint}"));
+                let line = Item::held(LAUNCHED, false, format!("{error:#}{hint}"));
+                model.sections.push(Section { name: "file".into(), items: vec![line] });
+                Ok(())
+            }
+            done => done,
+        };
+        let written = write_whole(&shared.store, document);
+        done.and(written)?;
     }
     Ok(())
 }
@@ -204,7 +215,7 @@ fn named(words: &[String], suite: &Suite) -> anyhow::Result<Vec<Named>> {
 fn recognised(path: &Path, suite: &Suite) -> anyhow::Result<String> {
     let inspection = Inspection::new(&header(path)?, &[], None);
     for model in &suite.models {
-        let checks = expectations(model)?.map(|expectations| expectations.check(&inspection)).transpose();
+        let checks = model.expectations()?.map(|expectations| expectations.check(&inspection)).transpose();
         if checks.is_ok_and(|checks| checks.is_some_and(|checks| checks.iter().all(|check| check.ok))) {
             return Ok(model.name.clone());
         }
@@ -216,18 +227,6 @@ fn header(path: &Path) -> anyhow::Result<Model> {
     check::load(gguf::open(path)?, &RunConfig::default())
 }
 
-/// What the suite expects of a model.
-fn expectations(model: &SuiteModel) -> anyhow::Result<Option<Expectations>> {
-    Ok(match (&model.expect, &model.expectations) {
-        (_, Some(own)) => Some(Expectations::from_yaml(&model.name, &serde_yaml::to_string(own)?)?),
-        (Some(name), None) => match expectation::built_in(name) {
-            Some(text) => Some(Expectations::from_yaml(name, text)?),
-            None => None,
-        },
-        (None, None) => None,
-    })
-}
-
 /// The line about a model that does not come so far as to be launched.
 const LAUNCHED: &str = "it can be read, planned and launched";
 
@@ -235,7 +234,7 @@ const LAUNCHED: &str = "it can be read, planned and launched";
 fn required(shared: &Shared<'_>) -> Vec<Item> {
     let python = "code of a model can be run isolated";
     let open = |why: String| Item::open(python, format!("only its syntax is read: {why}"));
-    let machine = shared.args.options.described_machine();
+    let machine = shared.args.launch.options.described_machine();
     vec![
         Item::held("llama-server runs here", true, shared.engine.name()),
         match machine.and_then(|machine| Ok((listed(&shared.engine, &machine)?, machine))) {
@@ -273,36 +272,7 @@ fn before(shared: &Shared<'_>, named: &Named) -> ModelValidation {
     ModelValidation { name: name.clone(), path, skipped: Some(why), ..ModelValidation::default() }
 }
 
-/// One model through all steps. What is wrong with it is in its checklist; only an interruption and a folder that cannot be
-/// written stop the suite.
-fn a_model(
-    shared: &Shared<'_>,
-    (name, expected, _): &Named,
-    path: &Path,
-    model: &mut ModelValidation,
-) -> anyhow::Result<()> {
-    let path_shown = Some(path.display().to_string());
-    let fresh = ModelValidation { name: name.clone(), path: path_shown, ..ModelValidation::default() };
-    let before = std::mem::replace(model, fresh);
-    shared.output.say(&format!("model {name}"));
-    match through(shared, model, expected.as_ref(), path) {
-        Err(error) if interrupt::is_cause(&error) => {
-            // Half a checklist would look like a whole one.
-            *model = before;
-            Err(error)
-        }
-        Err(error) if error.is::<files::Error>() => Err(error),
-        Err(error) => {
-            let hint = super::hint(&error).map_or(String::new(), |hint| format!("; {hint}"));
-            let line = Item::held(LAUNCHED, false, format!("{error:#}{hint}"));
-            model.sections.push(Section { name: "file".into(), items: vec![line] });
-            Ok(())
-        }
-        Ok(()) => Ok(()),
-    }
-}
-
-/// The steps of one model.
+/// One model through all steps.
 fn through(
     shared: &Shared<'_>,
     model: &mut ModelValidation,
@@ -313,7 +283,7 @@ fn through(
     let store = shared.store.below(&model.name)?;
     let header = header(path)?;
     let weights = facts::weights(args.ask.synthetic, Some(&header.metadata), &header.files);
-    let expectations = expected.map(expectations).transpose()?.flatten();
+    let expectations = expected.map(SuiteModel::expectations).transpose()?.flatten();
     let inspection = Inspection::new(&header, &[], None);
     let checks = expectations.map(|expectations| expectations.check(&inspection)).transpose()?;
     let architecture = checklist::architecture(checks.as_deref(), &weights);
@@ -321,15 +291,18 @@ fn through(
     store.keep(earlier::ARCHITECTURE, &about, &architecture)?;
     model.sections.push(architecture);
 
-    let proposal = Proposal::planned(path, header, &args.options, &args.launch, &shared.engine)?;
+    let proposal = Proposal::planned(path, header, &args.launch, &shared.engine)?;
     let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
+    let (engine, output, timeout) = (&shared.engine, shared.output, args.engine.timeout);
     let Trial { cases, asking, mut bench } =
-        Trial::new(&names, suite, &proposal, &args.ask, &args.options, &args.engine, &shared.engine, shared.output)?;
-    let fits = |case: &CaseLaunch| Some(if case.name == "plan" { proposal.fits() } else { case.lacking().is_none() });
+        Trial::new(&names, suite, &proposal, &args.ask, &args.launch, timeout, engine, output)?;
+    let lacks = |case: &CaseLaunch| case.predicted.as_ref().and_then(|it| it.lacking(&case.launch.machine));
+    let fits = |case: &CaseLaunch| Some(if case.name == "plan" { proposal.fits() } else { lacks(case).is_none() });
     model.placements = cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect();
     store.keep(earlier::PLACEMENTS, &about, &model.placements)?;
 
-    let mut launch = |case: &CaseLaunch, repetition: u32| {
+    let mut launch = |at: usize, repetition: u32| {
+        let case = &cases[at];
         let name = format!("{}-{repetition}", case.name);
         let key = step_key(shared, case, &asking, path);
         if let Some(session) = store.found::<Session>(&name, &key).filter(|session| session.failure.is_none()) {
@@ -351,7 +324,7 @@ fn through(
             shared.output.say(&format!("warning: {error:#}"));
         }
     };
-    if bench.run(&cases, suite, &mut launch, &mut save) {
+    if bench.run(suite, &mut launch, &mut save) {
         return Err(server::Error::Interrupted.into());
     }
     bench.sum_up(suite, &Isolated);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::cases::CaseLaunch;
 use super::document::{
     BENCH_SCHEMA, Bench, Case, DepthRow, DepthSample, Environment, Gaps, Item, Mode, ModelFacts, Sample, Saving,
     Session, SpeedRow, Verdict, Weights,
@@ -33,31 +32,23 @@ impl Bench {
         Self { schema, environment, model, weights, settings, prompts, ..Self::default() }
     }
 
-    /// Launches every case as often as the settings say, so that what changes over time changes for all: every case once, then
-    /// every case again, another one first in each round. `each` is told after every launch. A case that could not be launched
-    /// at all is not tried again. Whether it was interrupted; what was measured before is in it.
+    /// Launches every case, by its number, as often as the settings say, so that what changes over time changes for all: every
+    /// case once, then every case again, another one first in each round. `each` is told after every launch. A case that could
+    /// not be launched at all is not tried again. Whether it was interrupted; what was measured before is in it.
     pub fn run(
         &mut self,
-        cases: &[CaseLaunch],
         suite: &Suite,
-        launch: &mut dyn FnMut(&CaseLaunch, u32) -> Result<Session, Interrupted>,
+        launch: &mut dyn FnMut(usize, u32) -> Result<Session, Interrupted>,
         each: &mut dyn FnMut(&Self),
     ) -> bool {
-        let empty = |case: &CaseLaunch| Case {
-            name: case.name.clone(),
-            what: case.what.clone(),
-            command: Some(case.command()),
-            ..Case::default()
-        };
-        self.cases = cases.iter().map(empty).collect();
+        let n = self.cases.len();
         for (first, repetition) in (1..=self.settings.repetitions.max(1)).enumerate() {
-            for at in 0..cases.len() {
-                let at = (first + at) % cases.len();
-                let (Some(case), Some(so_far)) = (cases.get(at), self.cases.get_mut(at)) else { continue };
+            for at in (0..n).map(|at| (first + at) % n) {
+                let so_far = &mut self.cases[at];
                 if so_far.sessions.iter().any(|session| session.failure.is_some() && session.samples.is_empty()) {
                     continue;
                 }
-                match launch(case, repetition) {
+                match launch(at, repetition) {
                     Ok(session) => so_far.sessions.push(session),
                     Err(Interrupted(session)) => {
                         so_far.sessions.extend(Some(*session).filter(|session| !session.samples.is_empty()));
@@ -398,29 +389,24 @@ mod tests {
 
     #[test]
     fn cases_take_turns_a_failed_one_is_not_tried_again_and_an_interruption_ends_them() {
-        let case = |name: &str| {
-            let machine = crate::machine::Machine { devices: Vec::new(), host: crate::machine::Host::default() };
-            let run = crate::run::RunConfig::default();
-            let launch = crate::runtime::Launch { model: "m.gguf".into(), run, machine, n_threads: 0 };
-            CaseLaunch { name: name.into(), what: String::new(), launch, predicted: None, refused: None }
-        };
         let suite = Suite { repetitions: 3, ..Suite::protocol() };
-        let cases = [case("plan"), case("bad"), case("fit")];
+        let names = ["plan", "bad", "fit"];
         for (interrupted_at, launches, sessions) in [
             (None, "plan1 bad1 fit1 fit2 plan2 fit3 plan3", [3, 1, 3]),
             (Some("fit2"), "plan1 bad1 fit1 fit2", [1, 1, 1]),
         ] {
             let mut bench = Bench::new(&suite, Environment::default(), None, Weights::default());
             let (mut order, mut told) = (Vec::new(), 0);
-            let mut launch = |case: &CaseLaunch, repetition| {
-                order.push(format!("{}{repetition}", case.name));
+            bench.cases = names.map(|name| Case { name: name.into(), ..Case::default() }).to_vec();
+            let mut launch = |at: usize, repetition| {
+                order.push(format!("{}{repetition}", names[at]));
                 if order.last().map(String::as_str) == interrupted_at {
                     return Err(Interrupted(Box::default()));
                 }
-                let failure = (case.name == "bad").then(|| "no memory".to_string());
-                Ok(Session { case: case.name.clone(), repetition, failure, ..Session::default() })
+                let failure = (names[at] == "bad").then(|| "no memory".to_string());
+                Ok(Session { repetition, failure, ..Session::default() })
             };
-            let is_interrupted = bench.run(&cases, &suite, &mut launch, &mut |_| told += 1);
+            let is_interrupted = bench.run(&suite, &mut launch, &mut |_| told += 1);
             assert_eq!((is_interrupted, order.join(" ").as_str()), (interrupted_at.is_some(), launches));
             assert_eq!(bench.cases.iter().map(|case| case.sessions.len()).collect::<Vec<_>>(), sessions);
             assert_eq!(told, sessions.iter().sum::<usize>());

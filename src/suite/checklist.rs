@@ -67,8 +67,8 @@ pub fn placement(case: &CaseLaunch, fits: Option<bool>) -> Option<PlacementFacts
     Some(PlacementFacts {
         case: case.name.clone(),
         command: case.command(),
-        expert_bytes_on_devices: predicted.expert_bytes_on_devices,
-        expert_bytes_on_host: predicted.expert_bytes_on_host,
+        expert_bytes_on_devices: predicted.experts.0,
+        expert_bytes_on_host: predicted.experts.1,
         predicted: crate::memory::rows(&predicted.memory),
         fits,
     })

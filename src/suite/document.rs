@@ -10,16 +10,13 @@ use crate::measurement::{Row, Spread};
 use crate::memory::MemoryRow;
 use crate::runtime::{DeviceUsed, ProcessMemory, RuntimeInfo};
 
-/// The schema of [`Bench`].
 pub const BENCH_SCHEMA: &str = "moeplan/bench/1";
-/// The schema of [`Validation`].
 pub const VALIDATION_SCHEMA: &str = "moeplan/validation/1";
 
 /// How a model answered, how fast, and what it took, for a launch and its baselines or for an endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bench {
-    /// [`BENCH_SCHEMA`].
     pub schema: String,
     pub environment: Environment,
     /// Which model; null for an endpoint whose file nobody named.
@@ -53,7 +50,6 @@ pub struct Environment {
     pub endpoint: Option<String>,
 }
 
-/// A device of the environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceFacts {
@@ -63,7 +59,6 @@ pub struct DeviceFacts {
     pub total: Bytes,
 }
 
-/// Which file, by its header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFacts {
@@ -88,7 +83,6 @@ pub struct ModelFacts {
     pub expert_bytes: Bytes,
 }
 
-/// Whether weights are real.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Weights {
@@ -97,7 +91,6 @@ pub struct Weights {
     pub basis: String,
 }
 
-/// How the prompts were run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Settings {
@@ -111,7 +104,6 @@ pub struct Settings {
     pub depth_generate: u32,
 }
 
-/// One prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Prompt {
@@ -175,7 +167,6 @@ pub struct Session {
     pub notes: Vec<String>,
 }
 
-/// How an answer came.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -185,7 +176,6 @@ pub enum Mode {
     Stream,
 }
 
-/// Who counted tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -204,7 +194,6 @@ pub enum Clock {
     Ours,
 }
 
-/// One answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sample {
@@ -277,7 +266,6 @@ pub struct SpeedRow {
     pub tg: Option<Spread>,
     /// Seconds until the first content delta.
     pub first_token_seconds: Option<Spread>,
-    /// Median gap of each stream, seconds.
     pub gap_median: Option<Spread>,
     /// 95th percentile of the gaps of each stream, seconds.
     pub gap_p95: Option<Spread>,
@@ -319,7 +307,6 @@ pub struct Saving {
     pub pp_ratio: Option<f64>,
 }
 
-/// Whether something holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -377,7 +364,6 @@ pub struct Quality {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Validation {
-    /// [`VALIDATION_SCHEMA`].
     pub schema: String,
     pub suite: String,
     pub description: String,

@@ -16,8 +16,8 @@ pub const BENCH: &str = "bench.json";
 pub fn model(store: &Store, suite: &Suite, name: &str) -> Option<ModelValidation> {
     let store = store.existing(name)?;
     let bench: Bench = store.read(BENCH)?;
-    let architecture: Section = store.last(ARCHITECTURE)?;
-    let placements: Vec<PlacementFacts> = store.last(PLACEMENTS)?;
+    let architecture: Section = store.step(ARCHITECTURE)?.result;
+    let placements: Vec<PlacementFacts> = store.step(PLACEMENTS)?.result;
     let file = Section { name: "file".into(), items: vec![kept(&bench, suite)] };
     let mut sections = vec![file, architecture];
     sections.extend(checklist::of_bench(&placements, &bench));

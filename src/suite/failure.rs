@@ -6,7 +6,6 @@ use super::cases::CaseLaunch;
 use super::document::{Bench, Case, Session};
 use crate::runtime;
 
-/// What kind of failure a session had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -18,12 +17,10 @@ pub enum Kind {
     Failed,
 }
 
-/// The kind of a failure, and what to try.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Trouble {
     pub kind: Kind,
-    /// What to try, where that is known.
     pub hint: Option<String>,
 }
 
@@ -36,7 +33,6 @@ pub struct NothingMeasured {
 }
 
 impl NothingMeasured {
-    /// What to try, where that is known.
     pub fn hint(&self) -> Option<String> {
         self.hint.clone()
     }
@@ -73,7 +69,11 @@ impl Session {
 
     /// Its launch failed. Where no memory could be had and the prediction says that it is too little, that is added.
     pub fn fail(&mut self, case: &CaseLaunch, error: &runtime::Error) {
-        let lacking = case.lacking().filter(|_| error.is_out_of_memory());
+        let lacking = case
+            .predicted
+            .as_ref()
+            .and_then(|predicted| predicted.lacking(&case.launch.machine))
+            .filter(|_| error.is_out_of_memory());
         let kind = if lacking.is_some() { Kind::DoesNotFit } else { Kind::Failed };
         let as_predicted = lacking.map_or(String::new(), |lacking| format!("; as predicted, {lacking}"));
         self.failure = Some(format!("{error}{as_predicted}"));
@@ -98,21 +98,16 @@ mod tests {
     use super::*;
     use crate::bytes::Bytes;
     use crate::machine::{Device, Host, Machine};
+    use crate::measurement::Forecast;
     use crate::memory::MemoryBreakdown;
     use crate::run::RunConfig;
     use crate::runtime::log::Failure;
     use crate::runtime::server::{self, End, Failed};
-    use crate::suite::cases::Predicted;
 
     fn case(needs: u64, has: &str) -> CaseLaunch {
         let machine = Machine::new(vec![Device::parse(&format!("CUDA0={has}")).unwrap()], Host::default()).unwrap();
         let memory = [("CUDA0".to_string(), MemoryBreakdown { model: Bytes(needs), ..MemoryBreakdown::default() })];
-        let predicted = Predicted {
-            memory: memory.into(),
-            mapped_span: None,
-            expert_bytes_on_devices: Bytes(0),
-            expert_bytes_on_host: Bytes(0),
-        };
+        let predicted = Forecast { memory: memory.into(), ..Forecast::default() };
         let launch = runtime::Launch { model: "m.gguf".into(), run: RunConfig::default(), machine, n_threads: 0 };
         let name = "all-on-device".to_string();
         CaseLaunch { name, what: String::new(), launch, predicted: Some(predicted), refused: None }

@@ -20,7 +20,6 @@ const FUNCTION_WORDS: &str = "the of and to that it for with this by be you its 
     first very just like up down does do us upon every without where's it's using used given same will must most yet nor off \
     himself herself itself";
 
-/// Judges an answer to a prompt.
 pub fn judge(prompt: &SuitePrompt, sample: &Sample, weights: &Weights, interpreter: &dyn Interpreter) -> Quality {
     let text = &sample.text;
     let items = if weights.synthetic == Some(true) {

@@ -6,7 +6,7 @@ use super::cases::CaseLaunch;
 use super::document::{Clock, DepthSample, Mode, Prompt, Sample, Session, Settings, TokenCount};
 use super::stream::Answer;
 use crate::bytes::Bytes;
-use crate::measurement::{Expected, Seen, Taken};
+use crate::measurement::{Seen, Taken};
 use crate::runtime::endpoint::{self, Ask, Endpoint};
 use crate::runtime::sampler::Watch;
 use crate::runtime::server::{self, Client, Input, Reply, Request, Server};
@@ -350,11 +350,7 @@ fn depth_sample(reply: &Reply) -> DepthSample {
 impl Session {
     /// Memory by llama.cpp and the driver, beside what was predicted.
     fn measured(&mut self, case: &CaseLaunch, margin: Bytes, seen: &Seen<'_>) {
-        let expected = case.predicted.as_ref().map(|predicted| Expected {
-            memory: &predicted.memory,
-            mapped_span: predicted.mapped_span,
-            margin,
-        });
+        let expected = case.predicted.as_ref().map(|predicted| predicted.expected(margin));
         let Taken { memory, device_used, comparison } = Taken::of(expected.as_ref(), seen, TOLERANCE);
         (self.memory, self.device_used, self.comparison) = (memory, device_used, comparison);
         (self.mapped_span, self.device_use) = (seen.mapped_span, seen.used.clone());

@@ -46,7 +46,6 @@ pub struct Answer {
     pub faults: Faults,
 }
 
-/// A piece of content.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Delta {
     pub seconds: f64,
@@ -75,7 +74,6 @@ pub struct Faults {
 }
 
 impl Answer {
-    /// The whole content.
     pub fn text(&self) -> String {
         self.deltas.iter().map(|delta| delta.text.as_str()).collect()
     }
@@ -92,7 +90,6 @@ impl Answer {
         Some(Gaps { median: stats::median(&all)?, p95: stats::quantile(&all, 0.95)?, max: stats::max(&all)?, all })
     }
 
-    /// Of an answer in one piece.
     pub fn whole(recording: &Recording) -> Self {
         let mut answer = Self::default();
         let body = recording.body();
@@ -127,7 +124,6 @@ impl Answer {
         answer
     }
 
-    /// Of a stream.
     pub fn streamed(recording: &Recording) -> Self {
         let mut answer = Self::default();
         if recording.status != 200 {

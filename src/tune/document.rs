@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::race::{End, Range, Standing};
+use super::race::{End, Entrant, Range, Standing};
 use super::{Candidate, Race, Subject, Verdict, Visit};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
@@ -28,7 +28,6 @@ pub struct Document {
     pub command: String,
 }
 
-/// A candidate and what was measured of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Entry {
@@ -40,7 +39,6 @@ pub struct Entry {
     pub measured: Option<Measured>,
 }
 
-/// What was measured of a candidate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measured {
@@ -67,10 +65,10 @@ pub struct Measured {
 
 impl Entry {
     /// What a race knows of a candidate.
-    pub fn of(race: &Race, at: usize) -> Option<Self> {
-        let candidate = race.candidates.get(at)?.clone();
-        let measured = race.range(at).map(|range| Measured::of(race.visits_of(at), range));
-        Some(Self { candidate, standing: race.standing(at), measured })
+    pub fn of(race: &Race, at: usize) -> Self {
+        let Entrant { candidate, visits, .. } = &race.entrants[at];
+        let measured = race.range(at).map(|range| Measured::of(visits, range));
+        Self { candidate: candidate.clone(), standing: race.standing(at), measured }
     }
 }
 

@@ -48,13 +48,11 @@ impl Subject {
     }
 }
 
-/// The schema of a line of the journal.
 pub const SCHEMA: &str = "moeplan/tune-visit/1";
 
 /// One launch of a candidate, loaded, warmed up and measured: a line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Visit {
-    /// [`SCHEMA`].
     pub schema: String,
     pub subject: Subject,
     /// The candidate's [`super::Candidate::id`].

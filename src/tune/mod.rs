@@ -7,14 +7,13 @@ pub mod race;
 
 use serde::{Deserialize, Serialize};
 
+use crate::run::RunConfig;
 use crate::speed::Speed;
 pub use journal::{Subject, Visit};
 pub use race::{Race, Verdict};
 
-/// The name of the document.
 pub const SCHEMA: &str = "moeplan/tune/1";
 
-/// What a candidate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -35,6 +34,8 @@ pub struct Candidate {
     #[serde(skip)]
     pub id: String,
     pub args: Vec<String>,
+    #[serde(skip)]
+    pub run: RunConfig,
     /// What is predicted of it; `None` for `--fit on`.
     pub predicted: Option<Predicted>,
 }
