@@ -263,14 +263,12 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         return Err(nothing.into());
     }
     say_what_to_try([&bench], output);
-    Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
-}
-
-/// Whether the first case ran, its streams were sound and none of its answers wrong. A wrong answer is the model's.
-fn is_sound(bench: &Bench) -> bool {
-    let Some(case) = bench.cases.first() else { return false };
-    let ran = case.sessions.iter().all(|session| session.failure.is_none());
-    ran && case.stream.iter().all(|item| item.verdict != Verdict::Fail)
+    // Whether the first case ran and its streams were sound. A wrong answer is the model's.
+    let is_sound = bench.cases.first().is_some_and(|case| {
+        let ran = case.sessions.iter().all(|session| session.failure.is_none());
+        ran && case.stream.iter().all(|item| item.verdict != Verdict::Fail)
+    });
+    Ok(if is_sound { Outcome::Yes } else { Outcome::No })
 }
 
 /// Says what to try about launches that failed, each advice once.

@@ -13,7 +13,7 @@ use crate::cli::help::OWN;
 use crate::cli::refusal::Refusal;
 use crate::evidence::store::now;
 use crate::files::temporary::Folder;
-use crate::machine::Machine;
+use crate::machine::{Device, Machine};
 use crate::measurement::{Forecast, measurement, peak_of};
 use crate::plan::{Turn, explain};
 use crate::run::ModelSource;
@@ -284,6 +284,7 @@ impl Tuning {
 fn subject(launch: &Launch, server: &Server, turn: Turn) -> anyhow::Result<Subject> {
     let path = &launch.model;
     let file = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let device = |d: &Device| (d.name.clone(), d.description.clone().unwrap_or_default(), d.total);
     Ok(Subject {
         model: path.display().to_string(),
         bytes: Bytes(file.len()),
@@ -292,7 +293,7 @@ fn subject(launch: &Launch, server: &Server, turn: Turn) -> anyhow::Result<Subje
         prompt: turn.prompt,
         generate: turn.generate,
         depth: turn.depth,
-        devices: Subject::devices_of(&launch.machine),
+        devices: launch.machine.devices.iter().map(device).collect(),
     })
 }
 

@@ -69,6 +69,7 @@ pub struct ModelFacts {
     pub architecture: String,
     /// llama.cpp's name of the type of most tensors.
     pub file_type: Option<String>,
+    /// Of all files of the model.
     pub file_bytes: Bytes,
     /// SHA-256 of the header of the first file (all bytes before the first tensor), in hexadecimal.
     pub header_sha256: Option<String>,
@@ -279,6 +280,7 @@ pub struct SpeedRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DepthRow {
+    /// Tokens in the context before the prompt.
     pub depth: u32,
     /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,

@@ -14,7 +14,7 @@ pub const BENCH: &str = "bench.json";
 
 /// A model as its steps in the folder tell it; `None` where none of its launches was made before.
 pub fn model(store: &Store, suite: &Suite, name: &str) -> Option<ModelValidation> {
-    let store = store.existing(name)?;
+    let store = store.at(name);
     let bench: Bench = store.read(BENCH)?;
     let architecture: Section = store.step(ARCHITECTURE)?.result;
     let placements: Vec<PlacementFacts> = store.step(PLACEMENTS)?.result;

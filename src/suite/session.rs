@@ -322,7 +322,16 @@ fn sweep(
                 if cached != *depth {
                     session.notes.push(format!("depth {depth} was asked for; the runtime kept {cached} tokens of it"));
                 }
-                session.depths.push(depth_sample(&reply));
+                let timings = &reply.timings;
+                let is_speed = |speed: &f64| speed.is_finite() && *speed > 0.0;
+                session.depths.push(DepthSample {
+                    depth: timings.cache_n,
+                    prompt_tokens: timings.prompt_n,
+                    generated_tokens: timings.predicted_n,
+                    pp: Some(timings.prompt_per_second).filter(is_speed),
+                    tg: Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1),
+                    first_token_seconds: reply.first_token.map(|time| time.as_secs_f64()),
+                });
             }
             Err(server::Error::Interrupted) => return Err(Stop::Interrupted),
             Err(server::Error::Refused { message, .. }) => {
@@ -332,19 +341,6 @@ fn sweep(
         }
     }
     Ok(())
-}
-
-fn depth_sample(reply: &Reply) -> DepthSample {
-    let timings = &reply.timings;
-    let is_speed = |speed: &f64| speed.is_finite() && *speed > 0.0;
-    DepthSample {
-        depth: timings.cache_n,
-        prompt_tokens: timings.prompt_n,
-        generated_tokens: timings.predicted_n,
-        pp: Some(timings.prompt_per_second).filter(is_speed),
-        tg: Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1),
-        first_token_seconds: reply.first_token.map(|time| time.as_secs_f64()),
-    }
 }
 
 impl Session {

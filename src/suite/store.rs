@@ -66,10 +66,9 @@ impl Store {
         Self::new(&self.folder.join(name))
     }
 
-    /// A folder in it that is there already.
-    pub fn existing(&self, name: &str) -> Option<Self> {
-        let folder = self.folder.join(name);
-        folder.is_dir().then_some(Self { folder })
+    /// A folder in it, whether it is there or not.
+    pub fn at(&self, name: &str) -> Self {
+        Self { folder: self.folder.join(name) }
     }
 
     /// The names of the folders in it, in alphabetical order.

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::machine::Machine;
 use crate::speed::Turn;
 
 /// What was tuned: measurements of another subject are no evidence.
@@ -25,6 +24,7 @@ use crate::speed::Turn;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Subject {
     pub model: String,
+    /// The length of the file, of the first of a split.
     pub bytes: Bytes,
     pub program: String,
     /// Its build; 0 where it does not say.
@@ -32,6 +32,7 @@ pub struct Subject {
     pub prompt: u32,
     pub generate: u32,
     pub depth: u32,
+    /// Names, descriptions and budgets.
     pub devices: Vec<(String, String, Bytes)>,
 }
 
@@ -39,12 +40,6 @@ impl Subject {
     /// The turn that is measured.
     pub fn turn(&self) -> Turn {
         Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
-    }
-
-    /// The devices of a machine, as a subject names them.
-    pub fn devices_of(machine: &Machine) -> Vec<(String, String, Bytes)> {
-        let devices = machine.devices.iter();
-        devices.map(|d| (d.name.clone(), d.description.clone().unwrap_or_default(), d.total)).collect()
     }
 }
 

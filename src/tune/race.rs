@@ -42,6 +42,7 @@ impl Entrant {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Range {
     pub median: f64,
+    /// Two standard errors.
     pub half: f64,
 }
 
@@ -59,6 +60,7 @@ pub enum Standing {
     Winner,
     /// Slower beyond what the samples may be off.
     Slower,
+    /// Not to be told from the fastest.
     Close,
     /// Not measured: even with its uncertainty, what is predicted of it does not win.
     CannotWin,
@@ -86,6 +88,7 @@ pub enum End {
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
     Beats {
+        /// The median turn of `--fit on` over the winner's.
         times: f64,
     },
     /// Nothing beats it beyond what the samples may be off: it is proposed.
