@@ -13,15 +13,15 @@ use super::{Outcome, Output, interrupt, measuring};
 use crate::bytes::Bytes;
 use crate::plan::{ContextChoice, Objective};
 use crate::run::RunConfig;
-use crate::runtime::endpoint::Endpoint;
+use crate::runtime::client::Endpoint;
 use crate::runtime::sandbox::Isolated;
-use crate::runtime::{RuntimeInfo, detect, server};
+use crate::runtime::{Error, RuntimeInfo, detect};
 use crate::suite::bench::{NotYet, csv};
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{Bench, Case, Environment, Sample, Session, Verdict};
 use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::Suite;
-use crate::suite::session::{self, Asking, Interrupted};
+use crate::suite::session::{self, Asking};
 use crate::suite::{facts, llama_bench, stream};
 use crate::tune::neighbours;
 
@@ -250,14 +250,14 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         (None, None) => of_launches(args, &suite, output)?,
     };
     if interrupted && bench.cases.iter().all(|case| case.sessions.is_empty()) {
-        return Err(server::Error::Interrupted.into());
+        return Err(Error::interrupted().into());
     }
     // Whatever cannot be written does not keep the rest from being so.
     let answered = output.show(&bench);
     let tabled = args.csv.as_deref().map_or(Ok(()), |path| output.write(path, &csv(&bench)));
     answered.and(tabled)?;
     if interrupted {
-        return Err(server::Error::Interrupted.into());
+        return Err(Error::interrupted().into());
     }
     if let Some(nothing) = NothingMeasured::of([&bench]) {
         return Err(nothing.into());
@@ -322,7 +322,7 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
 fn run_all(
     mut bench: Bench,
     suite: &Suite,
-    launch: &mut dyn FnMut(usize, u32) -> Result<Session, Interrupted>,
+    launch: &mut dyn FnMut(usize, u32) -> Session,
     output: &Output,
 ) -> (Bench, bool) {
     let is_interrupted = bench.run(suite, launch, &mut |so_far| output.so_far(so_far));
@@ -346,22 +346,16 @@ impl Baseline {
 }
 
 /// Launches a case on the engine.
-pub fn launched(
-    engine: &Engine,
-    case: &CaseLaunch,
-    repetition: u32,
-    asking: &Asking,
-    output: &Output,
-) -> Result<Session, Interrupted> {
+pub fn launched(engine: &Engine, case: &CaseLaunch, repetition: u32, asking: &Asking, output: &Output) -> Session {
     output.say(&format!("{}, {repetition} of {}", case.name, asking.settings.repetitions));
     let session = match engine {
-        Engine::Server(server) => session::launched(server, case, repetition, asking)?,
-        Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking)?,
+        Engine::Server(server) => session::launched(server, case, repetition, asking),
+        Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking),
     };
-    if let Some(failure) = &session.failure {
+    if let Some(failure) = session.failure.as_ref().filter(|_| !session.is_interrupted) {
         output.say(&format!("{}: {failure}", case.name));
     }
-    Ok(session)
+    session
 }
 
 /// An endpoint that is up.

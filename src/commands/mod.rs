@@ -344,13 +344,7 @@ pub fn print_usage(error: &clap::Error) {
 
 /// What to try after an error, where the error knows.
 fn hint(error: &anyhow::Error) -> Option<String> {
-    let of_server =
-        || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::runtime::server::Error>()?.hint()));
     let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
-    let of_endpoint = || {
-        let hint = error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::endpoint::Error>()?.hint());
-        hint.map(str::to_string)
-    };
     let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
     let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
     let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
@@ -380,8 +374,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         .or_else(|| check::hint(error))
         .or_else(|| report::hint(error))
         .or_else(of_runtime)
-        .or_else(of_server)
-        .or_else(of_endpoint)
         .or_else(of_suite)
         .or_else(of_length)
         .or_else(of_file)

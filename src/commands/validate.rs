@@ -16,8 +16,8 @@ use crate::plan::ContextChoice;
 use crate::report::page::Document as _;
 use crate::report::{html, markdown};
 use crate::run::RunConfig;
+use crate::runtime;
 use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
-use crate::runtime::server;
 use crate::suggest::Unknown;
 use crate::suite::bench::csv;
 use crate::suite::cases::CaseLaunch;
@@ -242,7 +242,7 @@ fn required(shared: &Shared<'_>) -> Vec<Item> {
             Err(error) => Item::held("there is a device", false, format!("{error:#}")),
         },
         match Isolated.values("def f(n): return n", "f", 1) {
-            sandbox::Outcome::Ran { .. } => Item::held(python, true, "Python in namespaces of its own".to_string()),
+            sandbox::Outcome::Ran { .. } => Item::held(python, true, "Python in a sandbox"),
             sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => open(why),
             other => open(format!("{other:?}")),
         },
@@ -307,13 +307,15 @@ fn through(
         let key = step_key(shared, case, &asking, path);
         if let Some(session) = store.found::<Session>(&name, &key).filter(|session| session.failure.is_none()) {
             shared.output.say(&format!("{}, {repetition} of {}: done before", case.name, suite.repetitions));
-            return Ok(session);
+            return session;
         }
-        let session = launched(&shared.engine, case, repetition, &asking, shared.output)?;
-        if let Err(error) = store.keep(&name, &key, &session) {
+        let session = launched(&shared.engine, case, repetition, &asking, shared.output);
+        if !session.is_interrupted
+            && let Err(error) = store.keep(&name, &key, &session)
+        {
             shared.output.say(&format!("warning: {:#}", anyhow::Error::from(error)));
         }
-        Ok(session)
+        session
     };
     let keep = |bench: &Bench| -> anyhow::Result<()> {
         Ok(store.write(earlier::BENCH, &serde_json::to_string_pretty(bench)?)?)
@@ -325,7 +327,7 @@ fn through(
         }
     };
     if bench.run(suite, &mut launch, &mut save) {
-        return Err(server::Error::Interrupted.into());
+        return Err(runtime::Error::interrupted().into());
     }
     bench.sum_up(suite, &Isolated);
     model.sections.extend(checklist::of_bench(&model.placements, &bench));

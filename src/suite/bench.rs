@@ -8,7 +8,6 @@ use super::document::{
 };
 use super::protocol::Suite;
 use super::quality;
-use super::session::Interrupted;
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
 use crate::memory::HOST;
@@ -38,7 +37,7 @@ impl Bench {
     pub fn run(
         &mut self,
         suite: &Suite,
-        launch: &mut dyn FnMut(usize, u32) -> Result<Session, Interrupted>,
+        launch: &mut dyn FnMut(usize, u32) -> Session,
         each: &mut dyn FnMut(&Self),
     ) -> bool {
         let n = self.cases.len();
@@ -48,12 +47,11 @@ impl Bench {
                 if so_far.sessions.iter().any(|session| session.failure.is_some() && session.samples.is_empty()) {
                     continue;
                 }
-                match launch(at, repetition) {
-                    Ok(session) => so_far.sessions.push(session),
-                    Err(Interrupted(session)) => {
-                        so_far.sessions.extend(Some(*session).filter(|session| !session.samples.is_empty()));
-                        return true;
-                    }
+                let session = launch(at, repetition);
+                let is_interrupted = session.is_interrupted;
+                so_far.sessions.extend(Some(session).filter(|it| !is_interrupted || !it.samples.is_empty()));
+                if is_interrupted {
+                    return true;
                 }
                 self.sum_up(suite, &NotYet);
                 each(self);
@@ -400,11 +398,9 @@ mod tests {
             bench.cases = names.map(|name| Case { name: name.into(), ..Case::default() }).to_vec();
             let mut launch = |at: usize, repetition| {
                 order.push(format!("{}{repetition}", names[at]));
-                if order.last().map(String::as_str) == interrupted_at {
-                    return Err(Interrupted(Box::default()));
-                }
+                let is_interrupted = order.last().map(String::as_str) == interrupted_at;
                 let failure = (names[at] == "bad").then(|| "no memory".to_string());
-                Ok(Session { repetition, failure, ..Session::default() })
+                Session { repetition, failure, is_interrupted, ..Session::default() }
             };
             let is_interrupted = bench.run(&suite, &mut launch, &mut |_| told += 1);
             assert_eq!((is_interrupted, order.join(" ").as_str()), (interrupted_at.is_some(), launches));

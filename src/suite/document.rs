@@ -166,6 +166,9 @@ pub struct Session {
     pub samples: Vec<Sample>,
     pub depths: Vec<DepthSample>,
     pub notes: Vec<String>,
+    /// The person stopped it before its end.
+    #[serde(skip)]
+    pub is_interrupted: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

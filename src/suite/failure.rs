@@ -67,13 +67,19 @@ impl Session {
         session
     }
 
-    /// Its launch failed. Where no memory could be had and the prediction says that it is too little, that is added.
-    pub fn fail(&mut self, case: &CaseLaunch, error: &runtime::Error) {
-        let lacking = case
-            .predicted
-            .as_ref()
-            .and_then(|predicted| predicted.lacking(&case.launch.machine))
-            .filter(|_| error.is_out_of_memory());
+    /// It failed, or was interrupted; the first reason stays. Where no memory could be had and the prediction says that it is
+    /// too little, that is added.
+    pub fn fail(&mut self, case: Option<&CaseLaunch>, error: &runtime::Error) {
+        if self.failure.is_some() {
+            return;
+        }
+        if error.is_interrupted() {
+            self.is_interrupted = true;
+            self.failure = Some("interrupted".to_string());
+            return;
+        }
+        let lacking = case.and_then(|case| case.predicted.as_ref()?.lacking(&case.launch.machine));
+        let lacking = lacking.filter(|_| error.kind == runtime::Kind::OutOfMemory);
         let kind = if lacking.is_some() { Kind::DoesNotFit } else { Kind::Failed };
         let as_predicted = lacking.map_or(String::new(), |lacking| format!("; as predicted, {lacking}"));
         self.failure = Some(format!("{error}{as_predicted}"));
@@ -101,8 +107,8 @@ mod tests {
     use crate::measurement::Forecast;
     use crate::memory::MemoryBreakdown;
     use crate::run::RunConfig;
+    use crate::runtime::End;
     use crate::runtime::log::Failure;
-    use crate::runtime::server::{self, End, Failed};
 
     fn case(needs: u64, has: &str) -> CaseLaunch {
         let machine = Machine::new(vec![Device::parse(&format!("CUDA0={has}")).unwrap()], Host::default()).unwrap();
@@ -115,8 +121,7 @@ mod tests {
 
     fn failed(case: &CaseLaunch, failure: Failure) -> Session {
         let mut session = Session::of(case, 1);
-        let failed = Failed { failure, end: End::Code(1), log: Vec::new() };
-        session.fail(case, &server::Error::Failed(Box::new(failed)).into());
+        session.fail(Some(case), &runtime::Error::failed(failure, End::Code(1), Vec::new()));
         session
     }
 

@@ -7,11 +7,10 @@ use super::document::{Clock, DepthSample, Mode, Prompt, Sample, Session, Setting
 use super::stream::Answer;
 use crate::bytes::Bytes;
 use crate::measurement::{Seen, Taken};
-use crate::runtime::endpoint::{self, Ask, Endpoint};
+use crate::runtime::client::{Ask, Endpoint, Input, Reply, Request};
 use crate::runtime::sampler::Watch;
-use crate::runtime::server::{self, Client, Input, Reply, Request, Server};
-use crate::runtime::wire::pseudo_random;
-use crate::runtime::{Error, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload};
+use crate::runtime::server::Server;
+use crate::runtime::{Error, Kind, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload, pseudo_random};
 
 /// How often memory is looked at while it works.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -31,34 +30,18 @@ pub struct Asking {
     pub limit: Duration,
 }
 
-/// What stops a bench; all else is a failure that its session keeps.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted(
-    /// What was measured of the launch until then.
-    pub Box<Session>,
-);
-
-impl Interrupted {
-    fn within(mut session: Session) -> Self {
-        session.failure.get_or_insert_with(|| "interrupted".to_string());
-        Self(Box::new(session))
-    }
-}
-
 /// Launches a case, asks everything, stops it.
-pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
+pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session::of(case, repetition);
     if session.failure.is_some() {
-        return Ok(session);
+        return session;
     }
     let mut watch = Watch::before();
     let mut running = match server.start(&case.launch) {
         Ok(running) => running,
-        Err(Error::Server(server::Error::Interrupted)) => return Err(Interrupted::within(session)),
         Err(error) => {
-            session.fail(case, &error);
-            return Ok(session);
+            session.fail(Some(case), &error);
+            return session;
         }
     };
     watch.loaded(running.id(), PERIOD);
@@ -71,20 +54,18 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
         build: server.build.number.unwrap_or(0),
         backend: backend.unwrap_or("CPU").to_string(),
     });
-    let asked = match endpoint(running.url(), asking) {
-        Ok(endpoint) => ask_all(&endpoint, asking, &mut session).and_then(|()| {
-            let n_vocab = running.vocabulary().map_err(|error| Stop::Failed(error.to_string()))?;
-            let mut complete = |request: &Request| running.complete(request);
-            sweep(&mut complete, &asking.settings, n_vocab, &mut session)
-        }),
-        Err(error) => Err(Stop::Failed(error.to_string())),
-    };
-    if !matches!(asked, Err(Stop::Interrupted))
+    let asked = endpoint(running.url(), asking).and_then(|endpoint| {
+        ask_all(&endpoint, asking, &mut session)?;
+        let n_vocab = running.vocabulary()?;
+        sweep(&mut |request| running.complete(request), &asking.settings, n_vocab, &mut session)
+    });
+    // An end of the server says more than the answer that did not come.
+    if !asked.as_ref().is_err_and(Error::is_interrupted)
         && let Some(end) = running.ended()
-        && session.failure.is_none()
     {
-        session.fail(case, &running.why_it_ended("answering", end).into());
+        session.fail(Some(case), &running.why_it_ended("answering", end));
     }
+    session.end(Some(case), asked);
     session.process = Some(watch.worked().process);
     running.stop();
     let device_use = watch.after();
@@ -92,68 +73,46 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
     let seen = Seen { memory: &memory, resolution: &resolution, mapped_span, used: &device_use };
     session.measured(case, asking.margin, &seen);
-    ended(session, asked)
-}
-
-/// A session that was asked everything, or not.
-fn ended(mut session: Session, asked: Result<(), Stop>) -> Result<Session, Interrupted> {
-    match asked {
-        Err(Stop::Interrupted) => return Err(Interrupted::within(session)),
-        Err(Stop::Failed(why)) => _ = session.failure.get_or_insert(why),
-        Ok(()) => {}
-    }
-    Ok(session)
+    session
 }
 
 /// Asks an endpoint that is there already.
-pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
+pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session { case: "endpoint".to_string(), repetition, ..Session::default() };
-    let client = Client::new(endpoint.address());
     let mut asked = ask_all(endpoint, asking, &mut session);
     if asked.is_ok() && !asking.settings.depths.is_empty() {
-        if let Ok(n_vocab) = client.vocabulary() {
-            let limit = asking.limit;
-            let mut complete = |request: &Request| wait(&client, request, limit, asking.interrupted);
+        if let Ok(n_vocab) = endpoint.vocabulary() {
+            let mut complete = |request: &Request| endpoint.complete(request, &mut || None);
             asked = sweep(&mut complete, &asking.settings, n_vocab, &mut session);
         } else {
-            session
-                .notes
-                .push("no depth sweep: the endpoint takes no prompts of tokens (llama-server's /completion)".into());
+            let why = "no depth sweep: the endpoint takes no prompts of tokens (llama-server's /completion)";
+            session.notes.push(why.into());
         }
     }
-    ended(session, asked)
+    session.end(None, asked);
+    session
 }
 
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
-pub fn embedded(
-    runtime: &dyn Runtime,
-    case: &CaseLaunch,
-    repetition: u32,
-    asking: &Asking,
-) -> Result<Session, Interrupted> {
+pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session::of(case, repetition);
     if session.failure.is_some() {
-        return Ok(session);
+        return session;
     }
     session.notes.push("the embedded llama.cpp answers in one piece: there are no streams and no first token".into());
     session.notes.push("prompts are given to it as they are, without the model's chat template".into());
     for prompt in &asking.prompts {
-        let workload = Workload {
-            prompt: Text::Text(prompt.text.clone()),
-            depth: 0,
-            n_generate: prompt.max_tokens,
-            repetitions: 1,
-        };
+        let (text, n_generate) = (Text::Text(prompt.text.clone()), prompt.max_tokens);
+        let workload = Workload { prompt: text, depth: 0, n_generate, repetitions: 1 };
         match runtime.generate(&case.launch, &workload) {
             Ok(seen) => take(&mut session, case, asking.margin, &prompt.name, seen),
-            Err(Error::Server(server::Error::Interrupted)) => return Err(Interrupted::within(session)),
             Err(error) => {
-                session.fail(case, &error);
-                return Ok(session);
+                session.fail(Some(case), &error);
+                break;
             }
         }
     }
-    Ok(session)
+    session
 }
 
 /// An answer of the embedded llama.cpp.
@@ -182,41 +141,14 @@ fn take(session: &mut Session, case: &CaseLaunch, margin: Bytes, prompt: &str, s
     }
 }
 
-/// Why no more is asked.
-enum Stop {
-    Interrupted,
-    Failed(String),
-}
-
-fn endpoint(url: &str, asking: &Asking) -> Result<Endpoint, endpoint::Error> {
+fn endpoint(url: &str, asking: &Asking) -> Result<Endpoint, Error> {
     let mut endpoint = Endpoint::new(url)?;
     (endpoint.limit, endpoint.interrupted) = (asking.limit, asking.interrupted);
     Ok(endpoint)
 }
 
-fn wait(
-    client: &Client,
-    request: &Request,
-    limit: Duration,
-    interrupted: fn() -> bool,
-) -> Result<Reply, server::Error> {
-    let pending = client.complete(request);
-    let begin = std::time::Instant::now();
-    loop {
-        if let Some(answer) = pending.wait(Duration::from_millis(25)) {
-            return answer;
-        }
-        if interrupted() {
-            return Err(server::Error::Interrupted);
-        }
-        if begin.elapsed() > limit {
-            return Err(server::Error::TimedOut { doing: "answering", seconds: limit.as_secs() });
-        }
-    }
-}
-
 /// Every prompt, whole and as a stream, after one short request that is not counted.
-fn ask_all(endpoint: &Endpoint, asking: &Asking, session: &mut Session) -> Result<(), Stop> {
+fn ask_all(endpoint: &Endpoint, asking: &Asking, session: &mut Session) -> Result<(), Error> {
     let warm = Prompt { name: "warm-up".into(), text: "Hello".into(), max_tokens: 8 };
     ask_one(endpoint, asking, &warm, Mode::Whole, None)?;
     for prompt in &asking.prompts {
@@ -236,19 +168,14 @@ fn ask_one(
     prompt: &Prompt,
     mode: Mode,
     whole: Option<&str>,
-) -> Result<Sample, Stop> {
-    let ask = Ask {
+) -> Result<Sample, Error> {
+    let recording = endpoint.chat(&Ask {
         text: prompt.text.clone(),
         max_tokens: prompt.max_tokens,
         temperature: asking.settings.temperature,
         seed: asking.settings.seed,
         stream: mode == Mode::Stream,
-    };
-    let recording = match endpoint.chat(&ask) {
-        Ok(recording) => recording,
-        Err(endpoint::Error::Interrupted) => return Err(Stop::Interrupted),
-        Err(error) => return Err(Stop::Failed(error.to_string())),
-    };
+    })?;
     let answer = if mode == Mode::Stream { Answer::streamed(&recording) } else { Answer::whole(&recording) };
     let count = |text: &str| asking.tokenizer.as_ref()?.count_tokens(text);
     let mut sample = sample(&prompt.name, mode, &answer, recording.seconds, count);
@@ -302,11 +229,11 @@ fn sample(prompt: &str, mode: Mode, answer: &Answer, seconds: f64, count: impl F
 
 /// The depth sweep: at each depth one request that fills the cache and is not counted, then the one that is.
 fn sweep(
-    complete: &mut dyn FnMut(&Request) -> Result<Reply, server::Error>,
+    complete: &mut dyn FnMut(&Request) -> Result<Reply, Error>,
     settings: &Settings,
     n_vocab: u32,
     session: &mut Session,
-) -> Result<(), Stop> {
+) -> Result<(), Error> {
     for (at, depth) in (1_u64..).zip(&settings.depths) {
         let prefix = pseudo_random(*depth, n_vocab, 0);
         let request = |seed: u64, n_predict: u32| {
@@ -333,17 +260,22 @@ fn sweep(
                     first_token_seconds: reply.first_token.map(|time| time.as_secs_f64()),
                 });
             }
-            Err(server::Error::Interrupted) => return Err(Stop::Interrupted),
-            Err(server::Error::Refused { message, .. }) => {
-                session.notes.push(format!("depth {depth} was refused: {message}"));
+            Err(Error { kind: Kind::Refused(words), .. }) => {
+                session.notes.push(format!("depth {depth} was refused: {words}"));
             }
-            Err(error) => return Err(Stop::Failed(error.to_string())),
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
 impl Session {
+    fn end(&mut self, case: Option<&CaseLaunch>, asked: Result<(), Error>) {
+        if let Err(error) = asked {
+            self.fail(case, &error);
+        }
+    }
+
     /// Memory by llama.cpp and the driver, beside what was predicted.
     fn measured(&mut self, case: &CaseLaunch, margin: Bytes, seen: &Seen<'_>) {
         let expected = case.predicted.as_ref().map(|predicted| predicted.expected(margin));
@@ -356,7 +288,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::server::Timings;
+    use crate::runtime::client::Timings;
     use crate::suite::stream::Delta;
 
     fn answer(n: u32) -> Answer {
@@ -409,29 +341,21 @@ mod tests {
         }
 
         fn generate(&self, _launch: &crate::runtime::Launch, workload: &Workload) -> Result<Observation, Error> {
-            let Text::Text(text) = workload.prompt.clone() else { return Err(Error::NotBuilt) };
+            let Text::Text(text) = workload.prompt.clone() else { return Err(Error::not_built()) };
             if text == "fail" {
-                return Err(Error::NotBuilt);
+                return Err(Error::not_built());
             }
             Ok(Observation {
                 runtime: RuntimeInfo { program: "embedded".into(), build: 11434, backend: "CPU".into() },
-                command: Vec::new(),
-                memory: crate::memory::MemoryByDevice::new(),
-                resolution: crate::memory::MemoryByDevice::new(),
-                device_used: crate::runtime::DeviceUsed::default(),
                 mapped_span: Bytes(7),
-                process: crate::runtime::ProcessMemory::default(),
-                process_before: crate::runtime::ProcessMemory::default(),
                 load_seconds: 1.5,
                 n_prompt: 10,
-                depth: 0,
-                first_token: Vec::new(),
                 pp: vec![20.0],
                 tg: vec![4.0],
                 text,
                 tokens: vec![1; usize::try_from(workload.n_generate).unwrap()],
                 finite: true,
-                interrupted: false,
+                ..Observation::default()
             })
         }
     }
@@ -451,16 +375,16 @@ mod tests {
             interrupted: || false,
             limit: Duration::from_secs(1),
         };
-        let session = embedded(&Echo, &case, 1, &asking("again")).unwrap();
+        let session = embedded(&Echo, &case, 1, &asking("again"));
         assert_eq!((session.samples.len(), session.failure.as_ref(), session.load_seconds), (2, None, Some(1.5)));
         let sample = &session.samples[0];
         assert_eq!((sample.text.as_str(), sample.mode, sample.generated_tokens), ("hello", Mode::Whole, Some(8)));
         assert_eq!((Some(sample.total_seconds), sample.first_token_seconds), (Some(2.5), None));
         assert!(session.notes.iter().any(|note| note.contains("no streams")));
-        let failed = embedded(&Echo, &case, 1, &asking("fail")).unwrap();
+        let failed = embedded(&Echo, &case, 1, &asking("fail"));
         assert!(failed.samples.len() == 1 && failed.failure.is_some());
         let refused = CaseLaunch { refused: Some("no device".into()), ..case };
-        let refused = embedded(&Echo, &refused, 1, &asking("x")).unwrap();
+        let refused = embedded(&Echo, &refused, 1, &asking("x"));
         assert_eq!(refused.failure.as_deref(), Some("not launched: no device"));
     }
 }
