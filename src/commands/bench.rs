@@ -139,7 +139,7 @@ impl AskArgs {
     }
 
     /// Refuses a sweep that is deeper than the context of the launch, and says which answers it will cut.
-    fn check_length(&self, suite: &Suite, proposal: &Proposal, engine: &Engine, output: &Output) -> anyhow::Result<()> {
+    fn check_length(suite: &Suite, proposal: &Proposal, engine: &Engine, output: &Output) -> anyhow::Result<()> {
         let predicted = proposal.forecast()?;
         if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
             let what =
@@ -158,7 +158,7 @@ impl AskArgs {
     }
 
     /// What sessions need to know.
-    fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
+    pub fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
         Ok(Asking {
             prompts: suite.prompts(),
             settings: suite.settings(),
@@ -190,7 +190,6 @@ fn make_room(options: &mut PlanOptions, tokens: u32) {
 /// The launches of a model, ready to be measured in turn.
 pub struct Trial {
     pub cases: Vec<CaseLaunch>,
-    pub asking: Asking,
     /// With the facts of the model and the machine.
     pub bench: Bench,
 }
@@ -203,13 +202,12 @@ impl Trial {
         proposal: &Proposal,
         ask: &AskArgs,
         args: &LaunchArgs,
-        timeout: u64,
         engine: &Engine,
         output: &Output,
     ) -> anyhow::Result<Self> {
         let Proposal { launch, model, .. } = proposal;
         proposal.warn_of_hole(output);
-        ask.check_length(suite, proposal, engine, output)?;
+        AskArgs::check_length(suite, proposal, engine, output)?;
         let fit = ask.fit(names, proposal, args, engine)?;
         let weights = facts::weights(ask.synthetic, Some(&model.metadata), &model.files);
         let about = facts::model(&launch.model, model, &model.files);
@@ -226,8 +224,7 @@ impl Trial {
         let cases: Vec<CaseLaunch> = names.iter().map(case).collect();
         let mut bench = Bench::new(suite, facts::environment(Some(&launch.machine)), Some(about), weights);
         bench.cases = cases.iter().map(CaseLaunch::case).collect();
-        let asking = ask.asking(suite, args.options.machine.margin(&launch.machine), timeout)?;
-        Ok(Self { cases, asking, bench })
+        Ok(Self { cases, bench })
     }
 }
 
@@ -309,8 +306,9 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let engine = args.engine.engine(args.runtime, output)?;
     let proposal = Proposal::of_model(path, &args.launch, &engine)?;
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
-    let Trial { cases, asking, mut bench } =
-        Trial::new(&names, suite, &proposal, &args.ask, &args.launch, args.engine.timeout, &engine, output)?;
+    let Trial { cases, mut bench } = Trial::new(&names, suite, &proposal, &args.ask, &args.launch, &engine, output)?;
+    let margin = args.launch.options.machine.margin(&proposal.launch.machine);
+    let asking = args.ask.asking(suite, margin, args.engine.timeout)?;
     if !proposal.fits() {
         bench.notes.push("the plan does not fit its budget; it was launched all the same".to_string());
     }

@@ -293,9 +293,10 @@ fn through(
 
     let proposal = Proposal::planned(path, header, &args.launch, &shared.engine)?;
     let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
-    let (engine, output, timeout) = (&shared.engine, shared.output, args.engine.timeout);
-    let Trial { cases, asking, mut bench } =
-        Trial::new(&names, suite, &proposal, &args.ask, &args.launch, timeout, engine, output)?;
+    let Trial { cases, mut bench } =
+        Trial::new(&names, suite, &proposal, &args.ask, &args.launch, &shared.engine, shared.output)?;
+    let margin = args.launch.options.machine.margin(&proposal.launch.machine);
+    let asking = args.ask.asking(suite, margin, args.engine.timeout)?;
     let lacks = |case: &CaseLaunch| case.predicted.as_ref().and_then(|it| it.lacking(&case.launch.machine));
     let fits = |case: &CaseLaunch| Some(if case.name == "plan" { proposal.fits() } else { lacks(case).is_none() });
     model.placements = cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect();

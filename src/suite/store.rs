@@ -12,6 +12,7 @@
     )
 )]
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -67,6 +68,7 @@ impl Store {
     }
 
     /// A folder in it, whether it is there or not.
+    #[must_use]
     pub fn at(&self, name: &str) -> Self {
         Self { folder: self.folder.join(name) }
     }
@@ -123,7 +125,11 @@ pub fn key(of: &impl Serialize) -> String {
 
 /// SHA-256 in hexadecimal.
 pub fn hexadecimal(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 #[cfg(test)]

@@ -360,6 +360,7 @@ pub fn came_at_once(line: &Item) -> bool {
 }
 
 /// What is wrong, or the evidence that nothing is.
+#[expect(clippy::needless_pass_by_value, reason = "each caller has made it for this line")]
 fn item(what: &str, wrong: Option<String>, evidence: &str) -> Item {
     Item::held(what, wrong.is_none(), wrong.as_deref().unwrap_or(evidence))
 }
