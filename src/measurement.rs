@@ -12,7 +12,7 @@ use crate::memory::{self, MemoryRow};
 use crate::plan::Plan;
 use crate::runtime::{DeviceUsed, Error, Launch, Observation, ProcessMemory, Runtime, RuntimeInfo, Workload};
 pub use compare::{Expected, Row, Seen, compare, peak_of};
-pub use forecast::{Forecast, TooLong};
+pub use forecast::{LaunchForecast, TooLong};
 
 pub const SCHEMA: &str = "moeplan/measurement/1";
 

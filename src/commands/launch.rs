@@ -13,7 +13,7 @@ use crate::checkup::{self, Lint, Severity};
 use crate::cli::refusal::Refusal;
 use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
-use crate::measurement::Forecast;
+use crate::measurement::LaunchForecast;
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
@@ -89,8 +89,8 @@ impl Proposal {
         }
     }
 
-    pub fn forecast(&self) -> anyhow::Result<Forecast> {
-        Forecast::of(&self.model, &self.launch)
+    pub fn forecast(&self) -> anyhow::Result<LaunchForecast> {
+        LaunchForecast::of(&self.model, &self.launch)
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.

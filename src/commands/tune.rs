@@ -14,7 +14,7 @@ use crate::cli::refusal::Refusal;
 use crate::evidence::store::now;
 use crate::files::temporary::Folder;
 use crate::machine::{Device, Machine};
-use crate::measurement::{Forecast, measurement, peak_of};
+use crate::measurement::{LaunchForecast, measurement, peak_of};
 use crate::plan::{Turn, explain};
 use crate::run::ModelSource;
 use crate::run::command::{server_command, shell};
@@ -266,7 +266,7 @@ impl Tuning {
 
     /// What the devices showed is evidence for later plans.
     fn keep(&self, launch: &Launch, seen: Observation, output: &Output) {
-        let forecast = Forecast::of(&self.proposal.model, launch);
+        let forecast = LaunchForecast::of(&self.proposal.model, launch);
         let kept = forecast.and_then(|forecast| {
             Ok(evidence::store::keep(&measurement(seen, forecast.expected(Bytes(0)), 0.0), launch)?)
         });

@@ -1,17 +1,15 @@
-//! What moeplan predicts of a launch, as a measurement is held to it.
+//! What a measurement of a launch is held to: what of its forecast can be measured.
 
 use super::Expected;
 use crate::bytes::Bytes;
-use crate::checkup;
 use crate::machine::Machine;
 use crate::memory::{self, MemoryBreakdown, MemoryByDevice};
 use crate::model::Model;
-use crate::placement::{self, Buffer};
-use crate::rules::Role;
+use crate::placement::Buffer;
 use crate::runtime::Launch;
 
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Forecast {
+pub struct LaunchForecast {
     pub memory: MemoryByDevice,
     /// The file's span that is mapped, where anything is.
     pub mapped_span: Option<Bytes>,
@@ -47,26 +45,21 @@ impl TooLong {
     }
 }
 
-impl Forecast {
+impl LaunchForecast {
     pub fn of(model: &Model, launch: &Launch) -> anyhow::Result<Self> {
-        let placement = placement::place(model, &launch.machine, &launch.run)?;
-        let prediction = memory::predict(model, &launch.machine, &launch.run, &placement)?;
+        let forecast = memory::forecast(model, &launch.machine, &launch.run)?;
         let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0);
         let mut experts = (Bytes(0), Bytes(0));
-        let routed =
-            model.tensors.iter().zip(&placement.copies).filter(|(tensor, _)| tensor.role == Role::RoutedExpert);
-        for (tensor, copies) in routed {
-            for copy in copies {
-                let on = if matches!(copy.buffer, Buffer::Device(_)) { &mut experts.0 } else { &mut experts.1 };
-                *on += tensor.bytes;
-            }
+        for (_, copy) in forecast.placement.experts(model) {
+            let on = if matches!(copy.buffer, Buffer::Device(_)) { &mut experts.0 } else { &mut experts.1 };
+            *on += copy.bytes;
         }
         Ok(Self {
-            mapped_span: checkup::mapped_span(model, &launch.run, &placement),
-            memory: prediction.memory,
+            memory: forecast.memory,
+            mapped_span: forecast.mapped_span,
             experts,
-            slot_tokens: prediction.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX)),
-            n_stream: prediction.numbers.n_stream.max(1),
+            slot_tokens: forecast.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX)),
+            n_stream: forecast.numbers.n_stream.max(1),
             trained,
         })
     }

@@ -2,7 +2,7 @@
 
 use super::document::Case;
 use crate::bytes::Bytes;
-use crate::measurement::Forecast;
+use crate::measurement::LaunchForecast;
 use crate::memory;
 use crate::model::Model;
 use crate::rules::Role;
@@ -17,7 +17,7 @@ pub struct CaseLaunch {
     pub what: String,
     pub launch: Launch,
     /// What is predicted of it; `None` where llama.cpp chooses by itself.
-    pub predicted: Option<Forecast>,
+    pub predicted: Option<LaunchForecast>,
     pub refused: Option<String>,
 }
 
@@ -42,7 +42,7 @@ impl CaseLaunch {
         } else if name == "experts-on-host" && !has_experts {
             case.refused = Some("the model has no routed experts".to_string());
         } else if !case.launch.run.fit {
-            match Forecast::of(model, &case.launch) {
+            match LaunchForecast::of(model, &case.launch) {
                 Ok(predicted) => case.predicted = Some(predicted),
                 Err(why) => case.refused = Some(why.to_string()),
             }

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::bytes::Bytes;
     use crate::machine::{Device, Host, Machine};
-    use crate::measurement::Forecast;
+    use crate::measurement::LaunchForecast;
     use crate::memory::MemoryBreakdown;
     use crate::run::RunConfig;
     use crate::runtime::End;
@@ -113,7 +113,7 @@ mod tests {
     fn case(needs: u64, has: &str) -> CaseLaunch {
         let machine = Machine::new(vec![Device::parse(&format!("CUDA0={has}")).unwrap()], Host::default()).unwrap();
         let memory = [("CUDA0".to_string(), MemoryBreakdown { model: Bytes(needs), ..MemoryBreakdown::default() })];
-        let predicted = Forecast { memory: memory.into(), ..Forecast::default() };
+        let predicted = LaunchForecast { memory: memory.into(), ..LaunchForecast::default() };
         let launch = runtime::Launch { model: "m.gguf".into(), run: RunConfig::default(), machine, n_threads: 0 };
         let name = "all-on-device".to_string();
         CaseLaunch { name, what: String::new(), launch, predicted: Some(predicted), refused: None }
