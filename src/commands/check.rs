@@ -85,6 +85,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let options = Options {
         margin: args.machine.margin.unwrap_or_default(),
         tensors: args.tensors || output.format() == Format::Html,
+        planned: None,
     };
     let checkup = checkup::check(&model, &machine, &command, options)?;
     let command = shell(&args.command).unwrap_or_else(|| args.command.join(" "));
@@ -143,18 +144,14 @@ fn outcome(checkup: &Checkup) -> Outcome {
 
 /// What to try after an error of this command.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
-    let memory = error.chain().find_map(|cause| {
-        let of_solver = || cause.downcast_ref::<plan::solver::Error>()?.memory();
-        let of_check = || cause.downcast_ref::<checkup::Error>()?.memory();
+    let forecast = error.chain().find_map(|cause| {
         let of_plan = || cause.downcast_ref::<plan::Error>()?.memory();
-        cause.downcast_ref::<memory::Error>().or_else(of_solver).or_else(of_check).or_else(of_plan)
+        cause.downcast_ref::<memory::Error>().or_else(of_plan)
     });
-    if let Some(memory) = memory {
-        return memory.hint().map(str::to_string);
-    }
-    let placement = match error.downcast_ref::<checkup::Error>() {
-        Some(checkup::Error::Placement(error)) => Some(error),
-        _ => error.downcast_ref::<placement::Error>(),
+    let placement = match forecast {
+        Some(memory::Error::Placement(error)) => Some(error),
+        Some(error) => return error.hint().map(str::to_string),
+        None => error.downcast_ref::<placement::Error>(),
     };
     match placement? {
         placement::Error::UnknownDevice { flag, name, .. } if flag == "--rpc" => {

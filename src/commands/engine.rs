@@ -47,12 +47,9 @@ pub enum Runs {
     Embedded,
 }
 
-/// The llama.cpp that was chosen.
 #[derive(Debug)]
 pub enum Engine {
-    /// Inside moeplan.
     Embedded(Embedded),
-    /// A program of its own.
     Server(Box<Server>),
 }
 
@@ -198,7 +195,6 @@ fn show(step: Step) {
     }
 }
 
-/// Steps of the bar.
 const STEPS: u64 = 6;
 
 /// How far a stage is, and what it is called.

@@ -362,7 +362,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         let hint = |cause: &(dyn std::error::Error + 'static)| Some(cause.downcast_ref::<files::Error>()?.hint());
         error.chain().find_map(|cause| hint(cause).or_else(|| written(cause))).map(str::to_string)
     };
-    let of_length = || error.chain().find_map(|cause| Some(cause.downcast_ref::<launch::TooLong>()?.hint()));
+    let of_length =
+        || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::measurement::TooLong>()?.hint()));
     let of_suite =
         || error.chain().find_map(|cause| cause.downcast_ref::<crate::suite::failure::NothingMeasured>()?.hint());
     inspect::hint(error)

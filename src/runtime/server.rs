@@ -586,7 +586,7 @@ fn notes(removed: &[String], files: &ConfigFiles) -> Vec<String> {
 /// Asks the system to read a model that the launch maps ahead into its page cache, where memory holds it: it is then read at the
 /// disk's own speed. Nothing is read here, nothing waits, and a launch goes on without it.
 fn read_ahead(launch: &Launch) {
-    let is_mapped = matches!(launch.run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock);
+    let is_mapped = launch.run.load_mode.is_mapped();
     let Ok(file) = File::open(&launch.model) else { return };
     let bytes = file.metadata().map_or(0, |file| file.len());
     if is_mapped && launch.machine.host.ram.is_some_and(|ram| bytes < ram.0) {

@@ -5,7 +5,7 @@ use super::memory::{self, Memory, Side, size};
 use super::speed::{self, Entry, Unit};
 use super::{Block, Document, KeyFigure, Page, Verdict, dotted, named, placement};
 use crate::bytes::Bytes;
-use crate::checkup::basis::BUDGET;
+use crate::checkup::BUDGET;
 use crate::checkup::{Checkup, Severity};
 use crate::inspection::Warning;
 use crate::machine::Machine;
