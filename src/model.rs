@@ -14,12 +14,14 @@
 
 pub mod load;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use crate::bytes::Bytes;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Metadata, ModelFile, Value};
 use crate::hparams::{self, HParams};
 use crate::rules::{self, Role, RoleRules};
+use crate::suggest::Hint;
 
 /// A header that is no model to plan with.
 #[derive(Debug, thiserror::Error)]
@@ -58,10 +60,9 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// What to try.
-    pub fn hint(&self) -> String {
-        match self {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match self {
             Self::Kind { kind: FileKind::Mmproj, .. } => {
                 "give the model itself; the projector goes with llama.cpp's --mmproj"
             }
@@ -70,10 +71,10 @@ impl Error {
             }
             Self::Kind { .. } => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
             Self::OneExpertEach { .. } => MERGE_EXPERTS,
-            Self::Load { fault, .. } => fault.hint(),
+            Self::Load { fault, .. } => return fault.hint(),
             Self::Key { .. } => "llama.cpp refuses this file too: convert the model again with a current llama.cpp",
-        }
-        .to_string()
+        };
+        Some(text.into())
     }
 }
 

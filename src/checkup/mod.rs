@@ -17,6 +17,7 @@ use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
 use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, dialect};
+use crate::suggest::Hint;
 use caches::{RefusedCaches, with_allowed_caches};
 use lints::Facts;
 pub use lints::{Lint, Severity};
@@ -208,12 +209,11 @@ pub enum Error {
     Memory(#[from] memory::Error),
 }
 
-impl Error {
-    /// Why there is no prediction, where that is it.
-    pub fn memory(&self) -> Option<&memory::Error> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Memory(error) => Some(error),
-            Self::Placement(_) => None,
+            Self::Placement(error) => error.hint(),
+            Self::Memory(error) => error.hint(),
         }
     }
 }

@@ -58,7 +58,6 @@ pub struct Args {
     /// Write the tables as comma-separated values, too.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
-    /// How it is asked.
     #[command(flatten)]
     pub how: How,
     /// Tokens in the context before each point of the depth sweep.
@@ -73,7 +72,6 @@ pub struct Args {
     /// What the launch is beyond its plan.
     #[command(flatten)]
     pub launch: LaunchArgs,
-    /// What runs it.
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -215,16 +213,12 @@ impl Interpreter for Later {
 
 /// The file that is launched, by its header.
 pub struct File {
-    /// The model.
     pub model: crate::model::Model,
-    /// Its facts.
     pub facts: ModelFacts,
-    /// Whether its weights are real.
     pub weights: Weights,
 }
 
 impl File {
-    /// Reads a header.
     pub fn read(path: &Path, synthetic: bool) -> anyhow::Result<Self> {
         Ok(Self::of(path, check::load(gguf::open(path)?, &RunConfig::default())?, synthetic))
     }
@@ -236,7 +230,6 @@ impl File {
     }
 }
 
-/// Runs the command.
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = Suite::protocol();
     suite.depths.clone_from(&args.depths);

@@ -50,9 +50,7 @@ pub enum Runs {
 /// The llama.cpp that was chosen.
 #[derive(Debug)]
 pub enum Engine {
-    /// Inside moeplan.
     Embedded(Embedded),
-    /// A program of its own.
     Server(Box<Server>),
 }
 
@@ -155,7 +153,6 @@ impl Engine {
         Ok(free)
     }
 
-    /// What messages call it.
     pub fn name(&self) -> String {
         match self {
             Self::Embedded(_) => format!("llama.cpp b{} inside moeplan", crate::runtime::EMBEDDED_BUILD),
@@ -200,7 +197,6 @@ fn show(step: Step) {
     }
 }
 
-/// Steps of the bar.
 const STEPS: u64 = 6;
 
 /// How far a stage is, and what it is called.

@@ -1,5 +1,6 @@
 //! A launch from what a person names: a model to plan for, a plan's file, or a command line. [I/O]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -19,6 +20,7 @@ use crate::plan::{self, Plan};
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
+use crate::suggest::Hint;
 use crate::suite::facts;
 
 /// What a launch is beyond its plan.
@@ -45,7 +47,6 @@ impl LaunchArgs {
 /// A launch and where it comes from.
 #[derive(Debug)]
 pub struct Proposal {
-    /// What to launch.
     pub launch: Launch,
     /// The model that it loads, by its header, with the keys that the launch overrides.
     pub model: Model,
@@ -60,9 +61,7 @@ pub struct Proposal {
 /// What is expected of a launch.
 #[derive(Debug)]
 pub struct Predicted {
-    /// Memory and context numbers.
     pub prediction: Prediction,
-    /// The span of what is mapped.
     pub mapped_span: Option<Bytes>,
     /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
     pub slot_tokens: u32,
@@ -82,16 +81,16 @@ pub struct TooLong {
     smaller: String,
 }
 
-impl TooLong {
-    /// What to try.
-    pub fn hint(&self) -> String {
-        match self.context {
-            Some(context) => format!("plan with -c {context} or more, or {}", self.smaller),
+impl Hint for TooLong {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(match self.context {
+            Some(context) => format!("plan with -c {context} or more, or {}", self.smaller).into(),
             None => format!(
                 "the model was trained on {} tokens, and llama-server takes no more: {}",
                 self.slot, self.smaller
-            ),
-        }
+            )
+            .into(),
+        })
     }
 }
 

@@ -35,7 +35,6 @@ impl Drop for Measuring {
 /// Who holds the lock, as its file says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Holder {
-    /// Its process id.
     process: u32,
     /// What it runs: the command alone, since its arguments are its user's own.
     command: String,

@@ -46,7 +46,6 @@ pub struct Args {
     pub extra: Vec<String>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     args.launch.beside_plan(&args.model, &args.options)?;
     let mut server = args.engine.server(output)?;

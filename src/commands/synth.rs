@@ -100,7 +100,6 @@ pub(crate) struct Document {
     published: Vec<Check>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     // `-o` is the model, so the answer always goes to standard output.
     let answer = output.without_file();

@@ -63,13 +63,11 @@ fn minutes(text: &str) -> Result<f64, String> {
     number.ok().filter(|n| (0.0..=1e6).contains(n)).ok_or_else(|| "write a number of minutes".to_string())
 }
 
-/// A tuning under way.
 struct Tuning {
     server: Server,
     proposal: Proposal,
     subject: Subject,
     race: Race,
-    /// The launches of the race's candidates.
     runs: Vec<RunConfig>,
     journal: PathBuf,
     /// Why the first candidate that failed did.
@@ -81,7 +79,6 @@ struct Tuning {
 /// What is said where no candidate has a sample.
 const NOTHING: &str = "nothing could be measured";
 
-/// Runs the command.
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     // The neighbours are the plan's explained alternatives.
     args.options.explain = true;
@@ -304,7 +301,6 @@ impl Tuning {
         }
     }
 
-    /// The command to paste.
     fn command(&self, at: usize) -> Option<String> {
         let model = ModelSource::Path(self.proposal.launch.model.clone());
         let args = self.race.candidates.get(at).map(|candidate| candidate.args.as_slice()).unwrap_or_default();
@@ -317,7 +313,6 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// What is tuned.
 fn subject(launch: &Launch, server: &Server, turn: Turn) -> anyhow::Result<Subject> {
     let path = &launch.model;
     let file = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;

@@ -64,7 +64,6 @@ pub struct Args {
     pub engine: EngineArgs,
 }
 
-/// Everything that models share.
 struct Shared<'a> {
     args: &'a Args,
     suite: Suite,
@@ -73,7 +72,6 @@ struct Shared<'a> {
     output: &'a Output,
 }
 
-/// Runs the command.
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = load(&args.suite)?;
     args.how.apply(&mut suite);

@@ -89,7 +89,6 @@ pub fn percentage(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let how = &args.how;
     // What is only projected takes nothing from anybody.

@@ -42,16 +42,13 @@ pub enum Scalar {
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTensor {
-    /// The full name, suffix included.
     pub name: String,
-    /// Its type.
     pub ty: GgmlType,
     /// Elements by dimension; the first is contiguous. One to four of them.
     pub shape: Vec<u64>,
 }
 
 impl NewTensor {
-    /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }

@@ -10,6 +10,7 @@ use crate::hparams;
 use crate::model::load::Fault;
 use crate::model::{FileKind, MERGE_EXPERTS, Model};
 use crate::rules::{self, Role};
+use crate::suggest::Hint as _;
 
 /// One warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +98,8 @@ fn unloadable(model: &Model) -> Option<Warning> {
         Fault::UnusedTensor { .. } | Fault::TooManyTensors { .. } => "unused-tensor",
         Fault::Rules(_) => "loader-rules",
     };
-    Some(Warning::new(code, format!("llama.cpp refuses this file: {fault}"), fault.hint()))
+    let hint = fault.hint().unwrap_or_default().into_owned();
+    Some(Warning::new(code, format!("llama.cpp refuses this file: {fault}"), hint))
 }
 
 fn is_missing(error: &hparams::Error) -> bool {

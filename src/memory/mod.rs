@@ -27,6 +27,7 @@ use crate::placement::{self, Placement};
 use crate::rules;
 use crate::run::RunConfig;
 use crate::run::numbers::{ContextNumbers, numbers};
+use crate::suggest::Hint;
 pub use caches::Caches;
 use compute::Compute;
 pub use context::ContextPerToken;
@@ -222,15 +223,16 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// What to try.
-    pub fn hint(&self) -> Option<&'static str> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Key(_) => Some("llama.cpp refuses this file too: convert the model again with a current llama.cpp"),
-            Self::Graph(error) => error.hint(),
-            Self::Uncounted { .. } => {
-                Some("`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures")
+            Self::Key(_) => {
+                Some("llama.cpp refuses this file too: convert the model again with a current llama.cpp".into())
             }
+            Self::Graph(error) => error.hint(),
+            Self::Uncounted { .. } => Some(
+                "`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures".into(),
+            ),
             _ => None,
         }
     }

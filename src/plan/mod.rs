@@ -21,6 +21,7 @@ mod stage;
 #[doc(hidden)]
 pub mod sweep;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,7 @@ use crate::run::command::{server_command, shell};
 use crate::run::{self, LoadMode, ModelSource, ParsedCommand, Program, RunConfig, Target};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
+use crate::suggest::Hint;
 pub use context::ContextChoice;
 use explain::{Subject, Why};
 use host::HostNeeds;
@@ -181,12 +183,12 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// Why there is no prediction, where that is it.
-    pub fn memory(&self) -> Option<&crate::memory::Error> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Solver(error) => error.memory(),
-            Self::Check(error) => error.memory(),
+            Self::Solver(error) => error.hint(),
+            Self::Check(error) => error.hint(),
+            Self::Run(error) => error.hint(),
             _ => None,
         }
     }

@@ -3,6 +3,7 @@
 //! A launch that is said to fit was judged by the law and the prediction themselves (`placement::place`,
 //! `memory::predict`); the predicted speed only decides among launches.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use crate::model::Model;
 use crate::placement::{self, Placement};
 use crate::run::RunConfig;
 use crate::speed::{self, Case, Estimate, Turn};
+use crate::suggest::Hint;
 
 /// What the planner may do with the routed experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -143,12 +145,11 @@ pub enum Error {
     Memory(#[from] memory::Error),
 }
 
-impl Error {
-    /// Why there is no prediction, where that is it.
-    pub fn memory(&self) -> Option<&memory::Error> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Memory(error) => Some(error),
-            Self::Placement(_) => None,
+            Self::Placement(error) => error.hint(),
+            Self::Memory(error) => error.hint(),
         }
     }
 }

@@ -9,9 +9,7 @@ use crate::escape;
 /// Which side a column leans on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
     Left,
-    /// Numbers.
     Right,
 }
 
@@ -24,7 +22,6 @@ pub struct Table {
     shares: Vec<Option<f64>>,
 }
 
-/// Columns of a bar.
 const BAR: usize = 24;
 
 impl Table {
@@ -85,7 +82,6 @@ impl Table {
         &self.rows
     }
 
-    /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -113,7 +109,19 @@ impl Table {
         lines.join("\n") + "\n"
     }
 
-    /// As a Markdown table.
+    /// The same without its last columns, as many as make it wider than `width`.
+    pub fn fitted(&self, width: usize) -> String {
+        let mut table = self.clone();
+        loop {
+            let text = table.text();
+            if table.columns.len() < 2 || text.lines().all(|line| console::measure_text_width(line) <= width) {
+                return text;
+            }
+            table.columns.pop();
+            table.rows.iter_mut().for_each(|row| drop(row.pop()));
+        }
+    }
+
     pub fn markdown(&self) -> String {
         let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
         let mut bars = self.bars();

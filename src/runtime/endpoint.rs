@@ -12,6 +12,7 @@
     )
 )]
 
+use std::borrow::Cow;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::sync::mpsc::channel;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::server::client::{SHORT, agent};
+use crate::suggest::Hint;
 
 /// How often it is looked whether the person wants to stop.
 const LOOK: Duration = Duration::from_millis(50);
@@ -114,15 +116,15 @@ pub enum Error {
     Interrupted,
 }
 
-impl Error {
-    /// What to try.
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Address(_) => Some("write for example --url http://127.0.0.1:8080"),
-            Self::Unreachable { .. } => Some("is the server up, and is the port right?"),
-            Self::TimedOut { .. } => Some("a larger --timeout, or a smaller --max-tokens"),
-            Self::Interrupted => None,
-        }
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match self {
+            Self::Address(_) => "write for example --url http://127.0.0.1:8080",
+            Self::Unreachable { .. } => "is the server up, and is the port right?",
+            Self::TimedOut { .. } => "a larger --timeout, or a smaller --max-tokens",
+            Self::Interrupted => return None,
+        };
+        Some(text.into())
     }
 }
 

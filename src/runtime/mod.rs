@@ -7,6 +7,7 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Isa, Machine};
 use crate::memory::MemoryByDevice;
 use crate::run::{LoadMode, RunConfig};
+use crate::suggest::Hint;
 
 #[cfg(feature = "embedded")]
 mod child;
@@ -294,9 +296,10 @@ impl Error {
             Self::Died { .. } | Self::TimedOut { .. } | Self::Refused { .. } | Self::BadReply(_) => false,
         }
     }
+}
 
-    /// What to try.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         let text = match self {
             Self::NotBuilt => {
                 "build it with `cargo build --release --features embedded` (needs cmake, a C++ compiler and libclang)"
@@ -310,12 +313,12 @@ impl Error {
             }
             Self::TimedOut { .. } => "a larger --timeout, a smaller model, or fewer tokens",
             Self::Refused { .. } => "run it again with -v for llama.cpp's whole log",
-            Self::Server(error) => return Some(error.hint()),
+            Self::Server(error) => return error.hint(),
             Self::BadReply(_) => "is another program of the same name being run?",
             Self::Unreachable { .. } => "start one there with `ggml-rpc-server -H HOST -p PORT`",
             Self::NoRpcServer(_) => "is a loopback address allowed here?",
         };
-        Some(text.to_string())
+        Some(text.into())
     }
 }
 

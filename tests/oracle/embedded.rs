@@ -18,6 +18,7 @@ use moeplan::runtime::{
     Embedded, Error, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, software_machine,
 };
 use moeplan::{gguf, memory, placement};
+use moeplan::suggest::Hint as _;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 

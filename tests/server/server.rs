@@ -17,6 +17,7 @@ use moeplan::machine::Machine;
 use moeplan::run::{Program, RunConfig, parse};
 use moeplan::runtime::server::{End, Error, Input, Limits, Request, Server, find};
 use moeplan::runtime::{Error as RuntimeError, Launch, Prompt, Runtime as _, Workload, machine_of};
+use moeplan::suggest::Hint as _;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 

@@ -17,7 +17,13 @@ pub fn example(name: &str, source: &str) -> PathBuf {
         let profile = folder.file_name().and_then(|name| name.to_str()).filter(|name| *name != "debug");
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--example", name, "--profile", profile.unwrap_or("dev")]);
-        if !cfg!(feature = "cli") {
+        // As the test itself was built, so that the crate is not compiled again.
+        if cfg!(debug_assertions) && profile.is_some() {
+            cargo.args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/quick.toml")]);
+        }
+        if cfg!(feature = "embedded") {
+            cargo.args(["--features", "embedded"]);
+        } else if !cfg!(feature = "cli") {
             cargo.arg("--no-default-features");
         }
         assert!(cargo.status().expect("cargo").success(), "{name} does not build");

@@ -19,14 +19,12 @@ pub fn is_this_computer(host: &str) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Url {
     text: String,
-    /// Where the path starts.
     path: usize,
     /// Where the query starts, or the end.
     query: usize,
 }
 
 impl Url {
-    /// Reads an address.
     pub fn parse(text: &str) -> Result<Self, Failure> {
         let text = text.split('#').next().unwrap_or_default();
         let refused = |why| Err(Failure::Address(why));
@@ -56,7 +54,6 @@ impl Url {
         Ok(Self { text, path, query })
     }
 
-    /// As sent.
     pub fn as_str(&self) -> &str {
         &self.text
     }

@@ -53,7 +53,6 @@ pub(super) fn summary(bench: &Bench, label: &str) -> Option<Summary> {
     })
 }
 
-/// Everything of a benchmark.
 pub(super) fn blocks(bench: &Bench, page: &mut Page) {
     page.push(bench.cases.first().map(|case| Block::KeyFigures(figures(bench, case))));
     page.push(Block::Prose(format!("Asked {}.", asked(bench))));
@@ -348,9 +347,7 @@ fn depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Opt
         x: "tokens in the context before the prompt".into(),
         y: "tokens per second".into(),
         series,
-        levels: Vec::new(),
-        dense: false,
-        x_is_bytes: false,
+        ..Lines::default()
     });
     let text = format!(
         "Measured with prompts of {} and {} generated tokens; whiskers are one standard deviation.",
@@ -461,7 +458,7 @@ fn gaps(bench: &Bench) -> Option<Figure> {
         series: vec![Series { label: case.name.clone(), at: 0, points: points(&gaps.all) }],
         levels: vec![level("median", gaps.median), level("95% below", gaps.p95)],
         dense: true,
-        x_is_bytes: false,
+        ..Lines::default()
     });
     let thinned = if gaps.all.len() > POINTS { " Of each stretch the longest is drawn." } else { "" };
     let text = format!("The longest stream of {}: its answer to the {} prompt.{thinned}", case.name, sample.prompt);

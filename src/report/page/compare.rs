@@ -20,7 +20,6 @@ pub struct Summary {
     pub label: String,
     pub source: String,
     pub memory: Option<Memory>,
-    /// Whether it is predicted.
     pub fill: Fill,
     pub pp: Entry,
     pub tg: Entry,
@@ -29,7 +28,6 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Nothing measured yet.
     pub(super) fn measured(label: impl Into<String>) -> Self {
         let entry = Entry::measured("", None, Vec::new());
         Self {

@@ -16,7 +16,6 @@ pub fn page(machine: &Machine) -> Page {
     page
 }
 
-/// What is there.
 fn devices(machine: &Machine) -> Table {
     let mut table = Table::of("device|backend|>total|>free|");
     for device in &machine.devices {

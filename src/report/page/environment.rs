@@ -40,7 +40,6 @@ pub fn machine(environment: &Environment) -> Table {
     table
 }
 
-/// The file.
 pub fn model(model: &ModelFacts) -> Table {
     let mut table = Table::facts();
     let mut add = |what: &str, value: String| {

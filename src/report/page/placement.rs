@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::bytes::Bytes;
 use crate::checkup::TensorRow;
-use crate::report::chart::{Chart, Figure, Fill, Grid, GridRow, Key, Run, Tone};
+use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Part, Tone};
 use crate::report::table::Table;
 
 /// More blocks than any model has: what names more is no model.
@@ -20,23 +20,25 @@ struct Kind {
 }
 
 /// The map of a document's tensors and the table of it; `None` where no tensor belongs to a block.
+#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
     let (kinds, others) = kinds(tensors);
     let columns = kinds.iter().filter_map(|kind| kind.cells.keys().next_back()).max()? + 1;
     let buffers = buffers(&kinds);
     let look = |buffer: &str| look(&buffers, buffer);
     let mut table = Table::of("tensor|blocks|buffer|>bytes");
-    let mut rows = Vec::new();
+    let mut bars = Vec::new();
     for kind in &kinds {
-        let mut runs = Vec::new();
+        let mut parts = Vec::new();
         for (first, last, buffer, bytes) in kind.runs() {
             let blocks = if first == last { first.to_string() } else { format!("{first}–{last}") };
             let (tone, fill) = look(&buffer);
             let text = format!("{}, block {blocks}: {buffer}, {bytes}", kind.name);
-            runs.push(Run { first, last, text, tone, fill });
+            let (from, length) = (first as f64, (last + 1 - first) as f64);
+            parts.push(Part { from, length, tone, fill, text });
             table.row([kind.name.clone(), blocks, buffer, bytes.to_string()]);
         }
-        rows.push(GridRow { label: kind.name.clone(), runs });
+        bars.push(Bar { parts, ..Bar::stacked(&kind.name, String::new(), Fill::Plain, []) });
     }
     for tensor in others {
         let buffer = tensor.buffer.clone().unwrap_or_else(|| NOT_LOADED.to_string());
@@ -50,7 +52,7 @@ pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
         title: "Where each tensor is".into(),
         text: "A column is a block, a row a kind of tensor. Hatched cells are in main memory.".into(),
         legend: buffers.iter().map(key).collect(),
-        chart: Chart::Grid(Grid { columns, rows }),
+        chart: Chart::Bars(vec![Bars { label: String::new(), axis: Axis::Blocks(columns), bars, limit: None }]),
         table,
     })
 }

@@ -134,7 +134,6 @@ fn short(check: &Checkup) -> String {
     check.shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect::<Vec<_>>().join(", ")
 }
 
-/// Context, slots and batches.
 fn launch(check: &Checkup) -> Vec<KeyFigure> {
     let run = &check.run;
     let slots = match (run.n_seq_max(), run.kv_unified == Some(true)) {

@@ -32,7 +32,6 @@ pub struct RuleSets<'a> {
 }
 
 impl<'a> RuleSets<'a> {
-    /// The built-in sets.
     pub fn of(files: &'a [(&'a str, RuleFile)]) -> Self {
         let set = |(name, file): &'a (&'a str, RuleFile)| {
             let (rules, fills) = (file.rules.len(), file.fills());
@@ -86,7 +85,6 @@ impl Document for RulesCheck {
     }
 }
 
-/// A rule a row.
 fn table(document: &RulesCheck) -> Table {
     let mut table = Table::of(">line|tensors|to|>matches|>decides|blocks");
     let of = |count: &Count| match document.model_bytes {

@@ -157,9 +157,8 @@ impl SweepDocument {
             x: if is_budget { "budget of the first device" } else { "context, tokens" }.into(),
             y: unit.into(),
             series,
-            levels: Vec::new(),
-            dense: false,
             x_is_bytes: is_budget,
+            ..Lines::default()
         });
         let text = format!("Of the plan of each {what}; points that do not fit are left out.");
         Some(Figure { title: format!("{title} by {what}, predicted"), text, legend: Vec::new(), chart, table })

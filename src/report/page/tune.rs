@@ -41,12 +41,10 @@ impl super::Document for Document {
     }
 }
 
-/// The model's file.
 fn title(document: &Document) -> String {
     format!("Tuning of {}", file_name(&document.subject.model))
 }
 
-/// Which launch is proposed.
 fn winner(document: &Document) -> Option<&Measured> {
     document.candidates.get(document.winner)?.measured.as_ref()
 }
@@ -114,7 +112,6 @@ fn turn(subject: &Subject) -> String {
     )
 }
 
-/// The evidence.
 fn table(document: &Document) -> Table {
     let mut table = Table::of("launch|>turn, predicted|>turn, median|>pp, mean|>tg, mean|>n|memory|");
     for entry in &document.candidates {

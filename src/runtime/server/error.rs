@@ -1,5 +1,6 @@
 //! Why llama-server did not do what was asked, told apart as far as it helps, and what to try.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use super::process::End;
@@ -7,6 +8,7 @@ use crate::bytes::Bytes;
 use crate::run::Program;
 use crate::runtime::log::{Failure, Part};
 use crate::runtime::said;
+use crate::suggest::Hint;
 
 /// What went wrong with a llama-server.
 #[derive(Debug, thiserror::Error)]
@@ -172,9 +174,10 @@ impl Error {
             | Self::Interrupted => false,
         }
     }
+}
 
-    /// What to try.
-    pub fn hint(&self) -> String {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         let text = match self {
             Self::NoSuchServer(_) | Self::NotAServer { .. } => {
                 "name llama.cpp's llama-server with --llama-server PATH or MOEPLAN_LLAMA_SERVER"
@@ -207,7 +210,7 @@ impl Error {
             Self::Answer(_) => "is another program of that name being run?",
             Self::Interrupted => "the server is stopped; nothing is left behind",
         };
-        text.to_string()
+        Some(text.into())
     }
 }
 
@@ -222,26 +225,25 @@ impl Failed {
         matches!(&self.failure, Failure::InvalidArgument(reason) if reason.contains("invalid device"))
     }
 
-    fn hint(&self) -> String {
-        match &self.failure {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match &self.failure {
             Failure::OutOfMemory { buffer, .. } => {
                 let on_host = buffer.as_ref().is_some_and(|buffer| buffer.starts_with("CPU"));
-                let text = if on_host {
+                if on_host {
                     "main memory is short: a smaller context, `-lm mmap`, or more of the model on the devices"
                 } else {
                     "give more room there: a larger --margin, a smaller -c or -ub, or `-ctk q8_0 -ctv q8_0`; \
                      another program may hold memory of the device"
-                };
-                text.to_string()
+                }
             }
-            Failure::BadModel(_) => "`moeplan inspect` says what the file holds; is it whole?".to_string(),
+            Failure::BadModel(_) => "`moeplan inspect` says what the file holds; is it whole?",
             Failure::InvalidArgument(_) if self.lacks_device() => {
                 "`moeplan doctor` says which devices there are and why one is missing; `--backend rpc` starts software devices"
-                    .to_string()
             }
-            Failure::InvalidArgument(_) => "`moeplan check -- COMMAND` says what this build takes".to_string(),
-            Failure::Bind(_) => "give another --port, or none".to_string(),
-            Failure::Crash(_) | Failure::Other(_) => "run it again with -v for llama.cpp's whole log".to_string(),
-        }
+            Failure::InvalidArgument(_) => "`moeplan check -- COMMAND` says what this build takes",
+            Failure::Bind(_) => "give another --port, or none",
+            Failure::Crash(_) | Failure::Other(_) => "run it again with -v for llama.cpp's whole log",
+        };
+        Some(text.into())
     }
 }

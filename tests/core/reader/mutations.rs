@@ -60,7 +60,7 @@ fn read(bytes: &[u8]) -> bool {
             true
         }
         Err(fault) => {
-            let offset = fault.offset;
+            let offset = fault.offset.expect("a place");
             let error = fault.in_file("m.gguf");
             assert!(offset <= bytes.len() as u64, "{error}");
             assert!(error.hint().is_some(), "{error}");
