@@ -164,7 +164,7 @@ mod tests {
         ] {
             let error = read("f", text).unwrap_err();
             assert!(error.to_string().contains(expected), "{text}: {error}");
-            assert!(!error.hint().is_empty());
+            assert!(error.hint().is_some());
         }
     }
 }

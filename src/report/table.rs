@@ -61,9 +61,17 @@ impl Table {
         self
     }
 
-    /// Facts by their names, without a heading line.
-    pub fn facts() -> Self {
-        Self::of("|")
+    /// A table of [`Table::of`] with its rows.
+    pub fn rows_of<R: IntoIterator<Item: Into<String>>>(columns: &str, rows: impl IntoIterator<Item = R>) -> Self {
+        let mut table = Self::of(columns);
+        rows.into_iter().for_each(|row| drop(table.row(row)));
+        table
+    }
+
+    /// Facts by their names, without a heading line; those that are not known have no row.
+    pub fn facts<N: Into<String>>(facts: impl IntoIterator<Item = (N, Option<String>)>) -> Self {
+        let known = facts.into_iter().filter_map(|(name, fact)| Some([name.into(), fact?]));
+        Self::rows_of("|", known)
     }
 
     /// The column of bars, where any row has one.

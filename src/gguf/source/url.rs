@@ -52,7 +52,8 @@ impl Url {
     /// Scheme, host and port: whom a token is for.
     pub fn origin(&self) -> &str {
         let host = self.0.find("://").map_or(0, |at| at.saturating_add(3));
-        let path = self.0.get(host..).and_then(|rest| rest.find('/')).map_or(self.0.len(), |at| at.saturating_add(host));
+        let path =
+            self.0.get(host..).and_then(|rest| rest.find('/')).map_or(self.0.len(), |at| at.saturating_add(host));
         self.0.get(..path).unwrap_or_default()
     }
 

@@ -124,25 +124,20 @@ fn with_memory(case: &Case) -> Option<&Session> {
 
 /// One line a case: over all prompts, streamed where they were.
 fn cases(bench: &Bench) -> Table {
-    let mut table = Table::of("case|>load|>devices|>host|>pp|>tg|>first token|>in all");
-    for case in &bench.cases {
-        let measured = with_memory(case);
-        let devices = measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size);
-        let host = measured.and_then(host_of).unwrap_or_else(|| UNKNOWN.to_string());
-        let speed = overall(case);
-        let loads = if case.command.is_some() { time(case.load_seconds) } else { "was up".to_string() };
-        table.row([
+    let row = |case: &Case| {
+        let (measured, speed) = (with_memory(case), overall(case));
+        [
             case.name.clone(),
-            loads,
-            devices,
-            host,
+            if case.command.is_some() { time(case.load_seconds) } else { "was up".to_string() },
+            measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size),
+            measured.and_then(host_of).unwrap_or_else(|| UNKNOWN.to_string()),
             rate(speed.and_then(|row| row.pp)),
             rate(speed.and_then(|row| row.tg)),
             time(speed.and_then(|row| row.first_token_seconds)),
             time(speed.and_then(|row| row.total_seconds)),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::rows_of("case|>load|>devices|>host|>pp|>tg|>first token|>in all", bench.cases.iter().map(row))
 }
 
 fn host_of(session: &Session) -> Option<String> {
@@ -189,37 +184,31 @@ fn prompts(bench: &Bench) -> Table {
 }
 
 fn depths(bench: &Bench) -> Table {
-    let mut table = Table::of("case|>depth|>pp|>tg|>first token");
-    for case in &bench.cases {
-        for row in &case.depths {
-            let depth = thousands(row.depth.into());
-            table.row([case.name.clone(), depth, rate(row.pp), rate(row.tg), time(row.first_token_seconds)]);
-        }
-    }
-    table
+    let rows = bench.cases.iter().flat_map(|case| case.depths.iter().map(move |row| (case, row)));
+    let row = |(case, row): (&Case, &DepthRow)| {
+        let depth = thousands(row.depth.into());
+        [case.name.clone(), depth, rate(row.pp), rate(row.tg), time(row.first_token_seconds)]
+    };
+    Table::rows_of("case|>depth|>pp|>tg|>first token", rows.map(row))
 }
 
 /// What the first case takes less than its baselines, and what that costs.
 fn savings(bench: &Bench) -> Table {
-    let mut table = Table::of("baseline|by|>this|>baseline's|>saved|>|>tg|>pp");
-    for saving in &bench.savings {
-        let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
-        table.row([
+    let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
+    let row = |saving: &document::Saving| {
+        let sign = if saving.saved_bytes < 0 { "−" } else { "" };
+        [
             saving.baseline.clone(),
             saving.by.clone(),
             size(saving.bytes),
             size(saving.baseline_bytes),
-            format!(
-                "{}{}",
-                if saving.saved_bytes < 0 { "−" } else { "" },
-                size(Bytes(saving.saved_bytes.unsigned_abs()))
-            ),
+            format!("{sign}{}", size(Bytes(saving.saved_bytes.unsigned_abs()))),
             saving.saved_percent.map(|percent| format!("{}%", typeset(&fixed(percent, 1)))).unwrap_or_default(),
             ratio(saving.tg_ratio),
             ratio(saving.pp_ratio),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::rows_of("baseline|by|>this|>baseline's|>saved|>|>tg|>pp", bench.savings.iter().map(row))
 }
 
 /// A check a line, a case a column; what failed is told in full beneath.
@@ -288,16 +277,15 @@ fn figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
 /// Repetitions, sampling and lengths, and every prompt.
 fn settings(bench: &Bench) -> Table {
     let settings = &bench.settings;
-    let mut table = Table::facts();
-    table.row(["how often", &asked(bench)]);
-    table.row(["sampling", &format!("temperature {}, seed {}", settings.temperature, settings.seed)]);
-    for prompt in &bench.prompts {
-        table.row([
-            prompt.name.clone(),
-            format!("{} (at most {} tokens)", prompt.text, thousands(prompt.max_tokens.into())),
-        ]);
-    }
-    table
+    let how = [
+        ("how often", Some(asked(bench))),
+        ("sampling", Some(format!("temperature {}, seed {}", settings.temperature, settings.seed))),
+    ];
+    let prompts = bench.prompts.iter().map(|prompt| {
+        let most = thousands(prompt.max_tokens.into());
+        (prompt.name.as_str(), Some(format!("{} (at most {most} tokens)", prompt.text)))
+    });
+    Table::facts(how.into_iter().chain(prompts))
 }
 
 /// The samples of one quantity over all prompts, in the mode of the overall row.

@@ -162,29 +162,20 @@ fn by_type(inspection: &Inspection) -> Table {
 
 /// Every tensor, where the document lists them.
 fn tensors(inspection: &Inspection) -> Option<Table> {
-    let mut table = Table::of("tensor|role|type|shape|>bytes|>file offset");
-    for row in inspection.tensor_list.as_ref()? {
+    let rows = inspection.tensor_list.as_ref()?.iter().map(|row| {
         let shape = row.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" × ");
         let shard = if inspection.files.len() > 1 { format!("{}: ", u32::from(row.file) + 1) } else { String::new() };
-        table.row([
-            row.name.clone(),
-            row.role.words().to_string(),
-            row.ty.to_string(),
-            shape,
-            thousands(row.bytes.0),
-            format!("{shard}{}", thousands(row.file_offset)),
-        ]);
-    }
-    Some(table)
+        let offset = format!("{shard}{}", thousands(row.file_offset));
+        let role = row.role.words().to_string();
+        [row.name.clone(), role, row.ty.to_string(), shape, thousands(row.bytes.0), offset]
+    });
+    Some(Table::rows_of("tensor|role|type|shape|>bytes|>file offset", rows))
 }
 
 /// Every key and its value, where the document has them.
 fn metadata(inspection: &Inspection) -> Option<Table> {
-    let mut table = Table::of("key|value");
-    for (key, value) in inspection.metadata.as_ref()? {
-        table.row([shorten(key, 60), shown(value)]);
-    }
-    Some(table)
+    let rows = inspection.metadata.as_ref()?.iter().map(|(key, value)| [shorten(key, 60), shown(value)]);
+    Some(Table::rows_of("key|value", rows))
 }
 
 fn expectations(inspection: &Inspection) -> Vec<Item> {

@@ -6,7 +6,7 @@ use super::speed::{self, Entry, Unit};
 use super::{Block, Document, KeyFigure, Page, Verdict, dotted, named, placement};
 use crate::bytes::Bytes;
 use crate::checkup::basis::BUDGET;
-use crate::checkup::{Checkup, Severity};
+use crate::checkup::{Checkup, Severity, TensorRow};
 use crate::inspection::Warning;
 use crate::machine::Machine;
 use crate::memory::{Basis, HOST};
@@ -183,17 +183,15 @@ fn placed(page: &mut Page, check: &Checkup) {
 
 /// The overrides and what they did, those of one counting flag in one row.
 fn overrides(check: &Checkup) -> Table {
-    let mut table = Table::of("override|to|>tensors|>bytes|from");
-    for group in &check.override_groups {
+    let rows = check.override_groups.iter().map(|group| {
         let from = match (group.rules, group.shadowed_by) {
             (1, Some(rule)) => format!("{} (shadowed by {})", group.origin, row_of(check, rule)),
             (1, None) => group.origin.clone(),
             (n, _) => format!("{} ({n} rules)", group.origin),
         };
-        let (tensors, bytes) = (group.tensors.to_string(), group.bytes.to_string());
-        table.row([group.pattern.clone(), group.buffer.clone(), tensors, bytes, from]);
-    }
-    table
+        [group.pattern.clone(), group.buffer.clone(), group.tensors.to_string(), group.bytes.to_string(), from]
+    });
+    Table::rows_of("override|to|>tensors|>bytes|from", rows)
 }
 
 /// In which row of the table an override is, counted from 1.
@@ -202,21 +200,16 @@ fn row_of(check: &Checkup, rule: usize) -> usize {
 }
 
 fn basis(check: &Checkup) -> Table {
-    let mut table = Table::of("figure|basis");
-    for row in &check.basis {
-        table.row([row.quantity.as_str(), row.how.as_str()]);
-    }
-    table
+    Table::rows_of("figure|basis", check.basis.iter().map(|row| [row.quantity.as_str(), row.how.as_str()]))
 }
 
 fn list(check: &Checkup) -> Table {
-    let mut table = Table::of("tensor|type|>bytes|buffer|>rule");
-    for row in check.tensors.iter().flatten() {
+    let row = |row: &TensorRow| {
         let buffer = row.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
         let rule = row.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
-        table.row([row.name.clone(), row.ty.to_string(), thousands(row.bytes.0), buffer.to_string(), rule]);
-    }
-    table
+        [row.name.clone(), row.ty.to_string(), thousands(row.bytes.0), buffer.to_string(), rule]
+    };
+    Table::rows_of("tensor|type|>bytes|buffer|>rule", check.tensors.iter().flatten().map(row))
 }
 
 /// The lints that are at least so bad.
@@ -369,9 +362,8 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
 
 /// Other launches, a row each.
 fn launches(others: &[Alternative]) -> Table {
-    let mut table = Table::of("change|fits|>blocks on host|>pp|>tg|>turn|>|");
-    for other in others {
-        table.row([
+    let row = |other: &Alternative| {
+        [
             other.what.clone(),
             fits(other.fits, &other.shortfall),
             blocks_on_host(&other.placement),
@@ -380,7 +372,7 @@ fn launches(others: &[Alternative]) -> Table {
             seconds(other.turn_seconds),
             format!("{}%", typeset(&signed(other.turn_change * 100.0, 1))),
             other.note.clone().unwrap_or_default(),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::rows_of("change|fits|>blocks on host|>pp|>tg|>turn|>|", others.iter().map(row))
 }

@@ -33,10 +33,8 @@ impl Document for SweepDocument {
             }),
         ];
         page.detail_all(curves.into_iter().flatten().map(Block::Figure));
-        let mut table = Table::of(&format!(">{}|{COLUMNS}", self.what()));
-        for point in &self.points {
-            table.row([vec![point.label.clone()], cells(point)].concat());
-        }
+        let row = |point: &Point| [vec![point.label.clone()], cells(point)].concat();
+        let table = Table::rows_of(&format!(">{}|{COLUMNS}", self.what()), self.points.iter().map(row));
         let first_that_fits = || self.points.iter().position(|point| point.fits).unwrap_or(0);
         let start = self.asked.filter(|at| *at < self.points.len()).unwrap_or_else(first_that_fits);
         let commands = self.points.iter().map(|point| command(&self.model, point)).collect();
@@ -52,11 +50,13 @@ impl Document for Plans {
         let title = "Several files on one machine";
         let about = format!("planned for {}, {}", budgets(&self.machine), main_memory(&self.machine));
         let mut page = Page::new("Plans", title, about);
-        let mut table = Table::of(&format!("file|>size|>bits|{COLUMNS}"));
-        for row in &self.rows {
-            let own = vec![row.point.label.clone(), row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)];
-            table.row([own, cells(&row.point)].concat());
-        }
+        let table = Table::rows_of(
+            &format!("file|>size|>bits|{COLUMNS}"),
+            self.rows.iter().map(|row| {
+                let (size, bits) = (row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight));
+                [vec![row.point.label.clone(), size, bits], cells(&row.point)].concat()
+            }),
+        );
         let values = self.rows.iter().map(|row| row.point.label.clone()).collect();
         let commands = self.rows.iter().map(|row| command(&row.model, &row.point)).collect();
         let start = self.rows.iter().position(|row| row.point.fits).unwrap_or(0);

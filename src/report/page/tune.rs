@@ -87,21 +87,16 @@ fn charts(document: &Document) -> Vec<Block> {
     charts.into_iter().flatten().collect()
 }
 
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time for people")]
 fn machine(document: &Document) -> Table {
     let subject = &document.subject;
-    let mut table = Table::facts();
-    table.row(["model", &format!("{} ({})", subject.model, subject.bytes)]);
-    table.row(["runtime", &format!("{} b{}", subject.program, subject.build)]);
-    for (name, description, budget) in &subject.devices {
-        table.row([name.clone(), format!("{description}, budget {budget}")]);
-    }
-    table.row(["took", &format!("{} s", thousands(whole_seconds(document.seconds)))]);
-    table
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time for people")]
-fn whole_seconds(seconds: f64) -> u64 {
-    seconds.max(0.0).round() as u64
+    let device = |(name, description, budget): &(String, String, _)| {
+        (name.clone(), Some(format!("{description}, budget {budget}")))
+    };
+    let model = ("model".to_string(), Some(format!("{} ({})", subject.model, subject.bytes)));
+    let runtime = ("runtime".to_string(), Some(format!("{} b{}", subject.program, subject.build)));
+    let took = ("took".to_string(), Some(format!("{} s", thousands(document.seconds.max(0.0).round() as u64))));
+    Table::facts([model, runtime].into_iter().chain(subject.devices.iter().map(device)).chain([took]))
 }
 
 /// What was measured, and on what.
