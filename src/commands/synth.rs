@@ -179,7 +179,8 @@ fn text(document: &Document) -> String {
         ("file".to_string(), Some(document.file_bytes.to_string())),
         ("on disk".to_string(), document.on_disk.map(|bytes| bytes.to_string())),
     ];
-    let facts = Table::facts([("model".to_string(), Some(model))].into_iter().chain(counted).chain(by_type).chain(sizes));
+    let facts =
+        Table::facts([("model".to_string(), Some(model))].into_iter().chain(counted).chain(by_type).chain(sizes));
     let first = document.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
     let more = match document.paths.len() {
         0 | 1 => String::new(),

@@ -20,6 +20,15 @@ pub struct Figure {
     pub table: Table,
 }
 
+impl Figure {
+    /// Curves, where one has two points or more.
+    pub fn lines(title: impl Into<String>, text: String, lines: Lines, table: Table) -> Option<Self> {
+        let has_curve = lines.series.iter().any(|series| series.points.len() > 1);
+        let figure = || Self { title: title.into(), text, legend: Vec::new(), chart: Chart::Lines(lines), table };
+        has_curve.then(figure)
+    }
+}
+
 /// One entry of a legend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {

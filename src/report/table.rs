@@ -64,7 +64,9 @@ impl Table {
     /// A table of [`Table::of`] with its rows.
     pub fn rows_of<R: IntoIterator<Item: Into<String>>>(columns: &str, rows: impl IntoIterator<Item = R>) -> Self {
         let mut table = Self::of(columns);
-        rows.into_iter().for_each(|row| drop(table.row(row)));
+        for row in rows {
+            table.row(row);
+        }
         table
     }
 

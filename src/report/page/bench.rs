@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use super::compare::Summary;
 use super::memory::{self, Memory, Side, errors, size};
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, Item, KeyFigure, Page, Verdict, environment, named};
 use crate::bytes::Bytes;
 use crate::measurement::{Row, Spread};
 use crate::memory::HOST;
 use crate::number::{counted, fixed, seconds, signed, thousands, typeset};
-use crate::report::chart::{Chart, Figure, Fill, Lines, Point, Series};
+use crate::report::chart::{Figure, Fill, Lines, Point, Series};
 use crate::report::table::{Align, Table};
 use crate::suite::bench::on_devices;
 use crate::suite::document::{self, Bench, Case, DepthRow, Gaps, Mode, Sample, Session, SpeedRow};
@@ -58,7 +58,7 @@ pub(super) fn blocks(bench: &Bench, page: &mut Page) {
     page.push(Block::Prose(format!("Asked {}.", asked(bench))));
     page.push(Block::Table("Every case, over all prompts".into(), cases(bench)));
     page.push_all(failures(bench).into_iter().map(|text| Block::Note(Verdict::Bad, text, None)));
-    page.detail_all(speeds(bench).into_iter().map(Block::Figure));
+    page.detail_all(speeds(bench));
     page.detail(depth(bench, "Generation over depth", |row| row.tg).map(Block::Figure));
     page.detail(depth(bench, "Prompt over depth", |row| row.pp).map(Block::Figure));
     page.push(Block::filled("Speed by depth", depths(bench)));
@@ -296,18 +296,21 @@ fn samples_of(case: &Case, of: fn(&Sample) -> Option<f64>) -> Vec<f64> {
 }
 
 /// Every case beside the others.
-fn speeds(bench: &Bench) -> Vec<Figure> {
+fn speeds(bench: &Bench) -> [Option<Block>; 3] {
     type Of = (fn(&SpeedRow) -> Option<Spread>, fn(&Sample) -> Option<f64>);
-    let chart = |title: &str, unit: Unit, (of, sample): Of| {
+    let beside = |title: &str, unit: Unit, (of, sample): Of| {
         let entry = |case: &Case| Entry::measured(&case.name, overall(case).and_then(of), samples_of(case, sample));
-        figure(title, unit, &bench.cases.iter().map(entry).collect::<Vec<_>>())
+        chart(title, unit, bench.cases.iter().map(entry))
     };
-    let charts = [
-        chart("Generation", Unit::TokensPerSecond, (|row| row.tg, |sample| sample.tg)),
-        chart("Prompt", Unit::TokensPerSecond, (|row| row.pp, |sample| sample.pp)),
-        chart("Time to the first token", Unit::Seconds, (|row| row.first_token_seconds, |one| one.first_token_seconds)),
-    ];
-    charts.into_iter().flatten().collect()
+    [
+        beside("Generation", Unit::TokensPerSecond, (|row| row.tg, |sample| sample.tg)),
+        beside("Prompt", Unit::TokensPerSecond, (|row| row.pp, |sample| sample.pp)),
+        beside(
+            "Time to the first token",
+            Unit::Seconds,
+            (|row| row.first_token_seconds, |one| one.first_token_seconds),
+        ),
+    ]
 }
 
 /// Speed over depth, a curve a case.
@@ -328,21 +331,13 @@ fn depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Opt
             series.push(Series { label: case.name.clone(), at, points });
         }
     }
-    if series.iter().all(|series| series.points.len() < 2) {
-        return None;
-    }
-    let chart = Chart::Lines(Lines {
-        x: "tokens in the context before the prompt".into(),
-        y: "tokens per second".into(),
-        series,
-        ..Lines::default()
-    });
+    let (x, y) = ("tokens in the context before the prompt".into(), "tokens per second".into());
     let text = format!(
         "Measured with prompts of {} and {} generated tokens; whiskers are one standard deviation.",
         thousands(bench.settings.depth_prompt.into()),
         thousands(bench.settings.depth_generate.into())
     );
-    Some(Figure { title: title.into(), text, legend: Vec::new(), chart, table })
+    Figure::lines(title, text, Lines { x, y, series, ..Lines::default() }, table)
 }
 
 /// Memory of the first case against its prediction, then of every case.
@@ -438,19 +433,19 @@ fn gaps(bench: &Bench) -> Option<Figure> {
     }
     let case = bench.cases.first()?;
     let samples = case.sessions.iter().flat_map(|session| &session.samples).filter_map(with_gaps);
-    let (sample, gaps) = samples.max_by_key(|(_, gaps)| gaps.all.len()).filter(|(_, gaps)| gaps.all.len() > 1)?;
+    let (sample, gaps) = samples.max_by_key(|(_, gaps)| gaps.all.len())?;
     let level = |name: &str, value: f64| (format!("{name} {}", seconds(value)), value * 1000.0);
-    let chart = Chart::Lines(Lines {
+    let lines = Lines {
         x: "gap, in the order of the stream".into(),
         y: "milliseconds to the next piece".into(),
         series: vec![Series { label: case.name.clone(), at: 0, points: points(&gaps.all) }],
         levels: vec![level("median", gaps.median), level("95% below", gaps.p95)],
         dense: true,
         ..Lines::default()
-    });
+    };
     let thinned = if gaps.all.len() > POINTS { " Of each stretch the longest is drawn." } else { "" };
     let text = format!("The longest stream of {}: its answer to the {} prompt.{thinned}", case.name, sample.prompt);
-    Some(Figure { title: "Gaps between tokens".into(), text, legend: Vec::new(), chart, table })
+    Figure::lines("Gaps between tokens", text, lines, table)
 }
 
 fn with_gaps(sample: &Sample) -> Option<(&Sample, &Gaps)> {

@@ -1,6 +1,6 @@
 //! llama-bench's own JSON.
 
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, Page};
 use crate::measurement::Spread;
 use crate::number::rate;
@@ -19,7 +19,7 @@ impl Document for Vec<BenchRow> {
             ("Prompt and generation together", of(|row| row.n_prompt > 0 && row.n_gen > 0)),
         ];
         for (title, entries) in charts {
-            page.detail(figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure));
+            page.detail(chart(title, Unit::TokensPerSecond, entries));
         }
         page.push(Block::Table("Tests".into(), table(self)));
         let facts = self.first().map(|row| {

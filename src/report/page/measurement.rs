@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::compare::Summary;
 use super::memory::{self, Memory, errors, size};
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, file_name, placement, plan};
 use crate::bytes::Bytes;
 use crate::measurement::{Launched, Measurement, Row, Spread};
@@ -112,7 +112,7 @@ impl Measurement {
         figures
     }
 
-    fn speeds(&self) -> Vec<Block> {
+    fn speeds(&self) -> [Option<Block>; 3] {
         let speed = &self.speed;
         let predicted: Option<&Speed> = self.plan.as_ref().map(|plan| &plan.speed);
         let entry = |n: u32, spread, samples: &[f64], of: Option<fn(&Speed) -> f64>| Entry {
@@ -121,16 +121,13 @@ impl Measurement {
         };
         let (summary, n) = (&speed.summary, speed.n_prompt);
         let tg = entry(speed.n_generate, summary.tg, &speed.tg, Some(|speed| speed.tg));
-        let charts = [
-            figure("Generation", Unit::TokensPerSecond, &[tg]),
-            figure("Prompt", Unit::TokensPerSecond, &[entry(n, summary.pp, &speed.pp, Some(|speed| speed.pp))]),
-            figure(
-                "Time to the first token",
-                Unit::Seconds,
-                &[entry(n, summary.first_token, &speed.first_token, None)],
-            ),
-        ];
-        charts.into_iter().flatten().map(Block::Figure).collect()
+        let pp = entry(n, summary.pp, &speed.pp, Some(|speed| speed.pp));
+        let first = entry(n, summary.first_token, &speed.first_token, None);
+        [
+            chart("Generation", Unit::TokensPerSecond, [tg]),
+            chart("Prompt", Unit::TokensPerSecond, [pp]),
+            chart("Time to the first token", Unit::Seconds, [first]),
+        ]
     }
 
     fn facts(&self) -> Table {

@@ -103,11 +103,11 @@ impl Page {
         self.parts.extend(block.into().map(|block| Part { is_detail: true, block }));
     }
 
-    pub fn push_all(&mut self, blocks: impl IntoIterator<Item = Block>) {
+    pub fn push_all<B: Into<Option<Block>>>(&mut self, blocks: impl IntoIterator<Item = B>) {
         blocks.into_iter().for_each(|block| self.push(block));
     }
 
-    pub fn detail_all(&mut self, blocks: impl IntoIterator<Item = Block>) {
+    pub fn detail_all<B: Into<Option<Block>>>(&mut self, blocks: impl IntoIterator<Item = B>) {
         blocks.into_iter().for_each(|block| self.detail(block));
     }
 

@@ -2,7 +2,7 @@
 
 use super::compare::Summary;
 use super::memory::{self, Memory, Side, size};
-use super::speed::{self, Entry, Unit};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, dotted, named, placement};
 use crate::bytes::Bytes;
 use crate::checkup::basis::BUDGET;
@@ -304,26 +304,21 @@ impl Plan {
     }
 
     /// The proposed launch beside the others, where there are any.
-    fn speeds(&self) -> Vec<Block> {
+    fn speeds(&self) -> [Option<Block>; 2] {
         let others: Vec<&Alternative> = self.why.alternatives.iter().filter(|other| other.fits).collect();
-        if others.is_empty() {
-            return Vec::new();
-        }
-        let chart = |title: &str, of: fn(&Speed) -> f64| {
-            let others = others.iter().map(|other| Entry {
+        let beside = |title: &str, of: fn(&Speed) -> f64| {
+            let entries = others.iter().map(|other| Entry {
                 tone: Some(Tone::Overhead),
                 ..Entry::predicted(&other.what, of(&other.speed), other.speed.uncertainty)
             });
             let proposed = Entry::predicted("proposed", of(&self.speed), self.speed.uncertainty);
-            let entries: Vec<Entry> = [proposed].into_iter().chain(others).collect();
-            speed::figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure)
+            chart(title, Unit::TokensPerSecond, [proposed].into_iter().chain(entries)).filter(|_| !others.is_empty())
         };
-        let charts = [chart("Generation, predicted", |speed| speed.tg), chart("Prompt, predicted", |speed| speed.pp)];
-        charts.into_iter().flatten().collect()
+        [beside("Generation, predicted", |speed| speed.tg), beside("Prompt, predicted", |speed| speed.pp)]
     }
 
     /// What takes the room, what takes the time, what else there is, what would make it fit.
-    fn tables(&self) -> Vec<Block> {
+    fn tables(&self) -> [Option<Block>; 4] {
         let mut terms = Table::of("term|>bytes|fix|>frees|costs");
         for row in &self.why.explain {
             let frees = if row.saves == Bytes(0) { String::new() } else { row.saves.to_string() };
@@ -343,7 +338,7 @@ impl Plan {
             ("What else there is", launches(&self.why.alternatives)),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
-        tables.into_iter().filter_map(|(caption, table)| Block::filled(caption, table)).collect()
+        tables.map(|(caption, table)| Block::filled(caption, table))
     }
 }
 

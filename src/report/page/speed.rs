@@ -1,5 +1,6 @@
 //! Speeds as bars: what was measured with its samples, what was predicted hatched.
 
+use super::Block;
 use crate::measurement::Spread;
 use crate::number::{rate, seconds};
 use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Tone};
@@ -73,8 +74,13 @@ impl Entry {
     }
 }
 
+/// [`figure`] as a block.
+pub fn chart(title: &str, unit: Unit, entries: impl IntoIterator<Item = Entry>) -> Option<Block> {
+    figure(title, unit, &entries.into_iter().collect::<Vec<_>>()).map(Block::Figure)
+}
+
 /// What a chart of speeds says: its bars, and of how many samples each is the mean.
-pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
+fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
     let mut bars = Vec::new();
     let of = if unit == Unit::Seconds { "seconds" } else { "tokens/s" };
     let mut table = Table::of(&format!("||>{of}|>±|>samples"));

@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::number::{rate, seconds, thousands};
 use crate::plan::ModelSummary;
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
-use crate::report::chart::{self, Chart, Figure, Lines, Series};
+use crate::report::chart::{self, Figure, Lines, Series};
 use crate::report::table::Table;
 use crate::run::command::shell;
 use crate::speed::Speed;
@@ -149,18 +149,15 @@ impl SweepDocument {
             let label = context.map_or_else(|| title.to_string(), |tokens| format!("-c {tokens}"));
             series.push(Series { label, at, points });
         }
-        if series.iter().all(|series| series.points.len() < 2) {
-            return None;
-        }
         let is_budget = self.variable == Variable::Vram;
-        let chart = Chart::Lines(Lines {
+        let lines = Lines {
             x: if is_budget { "budget of the first device" } else { "context, tokens" }.into(),
             y: unit.into(),
             series,
             x_is_bytes: is_budget,
             ..Lines::default()
-        });
+        };
         let text = format!("Of the plan of each {what}; points that do not fit are left out.");
-        Some(Figure { title: format!("{title} by {what}, predicted"), text, legend: Vec::new(), chart, table })
+        Figure::lines(format!("{title} by {what}, predicted"), text, lines, table)
     }
 }

@@ -1,7 +1,7 @@
 //! A tuning: the turn of every launch that was measured beside what was predicted, and the winner as a command.
 
 use super::compare::Summary;
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, KeyFigure, Page, Verdict, file_name};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
@@ -66,10 +66,10 @@ fn figures(winner: &Measured) -> Option<Vec<KeyFigure>> {
     (!figures.is_empty()).then_some(figures)
 }
 
-/// The turn, and what it is made of, of everybody who was measured.
-fn charts(document: &Document) -> Vec<Block> {
+/// The turn, and what it is made of, of everything that was measured.
+fn charts(document: &Document) -> [Option<Block>; 3] {
     type Of = (fn(&Measured) -> Option<Spread>, fn(&Predicted) -> f64);
-    let chart = |title: &str, unit: Unit, (of, predicted): Of| {
+    let beside = |title: &str, unit: Unit, (of, predicted): Of| {
         let entry = |candidate: &Candidate| {
             let measured = candidate.measured.as_ref()?;
             let samples = if unit == Unit::Seconds { measured.turns.clone() } else { Vec::new() };
@@ -77,14 +77,13 @@ fn charts(document: &Document) -> Vec<Block> {
             let expected = candidate.candidate.predicted.as_ref().map(off);
             Some(Entry { predicted: expected, ..Entry::measured(&candidate.candidate.what, of(measured), samples) })
         };
-        figure(title, unit, &document.candidates.iter().filter_map(entry).collect::<Vec<_>>()).map(Block::Figure)
+        chart(title, unit, document.candidates.iter().filter_map(entry))
     };
-    let charts = [
-        chart("Time of the turn", Unit::Seconds, (|seen| seen.turn, |known| known.turn_seconds)),
-        chart("Generation", Unit::TokensPerSecond, (|seen| seen.tg, |known| known.speed.tg)),
-        chart("Prompt", Unit::TokensPerSecond, (|seen| seen.pp, |known| known.speed.pp)),
-    ];
-    charts.into_iter().flatten().collect()
+    [
+        beside("Time of the turn", Unit::Seconds, (|seen| seen.turn, |known| known.turn_seconds)),
+        beside("Generation", Unit::TokensPerSecond, (|seen| seen.tg, |known| known.speed.tg)),
+        beside("Prompt", Unit::TokensPerSecond, (|seen| seen.pp, |known| known.speed.pp)),
+    ]
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time for people")]
@@ -108,27 +107,18 @@ fn turn(subject: &Subject) -> String {
 }
 
 fn table(document: &Document) -> Table {
-    let mut table = Table::of("launch|>turn, predicted|>turn, median|>pp, mean|>tg, mean|>n|memory|");
-    for entry in &document.candidates {
+    let spread = |spread: Option<Spread>| spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread));
+    let rows = document.candidates.iter().map(|entry| {
         let predicted = entry.candidate.predicted.as_ref();
         let predicted = predicted.map_or(String::new(), |predicted| format!("{:.3} s", predicted.turn_seconds));
-        let measured = entry.measured.as_ref();
-        let spread =
-            |spread: Option<Spread>| spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread));
-        table.row([
-            entry.candidate.what.clone(),
-            predicted,
-            measured.map_or(String::new(), |measured| {
-                format!("{:.3} ± {:.3} s", measured.range.median, measured.range.half)
-            }),
-            measured.map_or(String::new(), |measured| spread(measured.pp)),
-            measured.map_or(String::new(), |measured| spread(measured.tg)),
-            measured.map_or(String::new(), |measured| measured.turns.len().to_string()),
-            measured.map_or(String::new(), memory),
-            standing(&entry.standing),
-        ]);
-    }
-    table
+        let measured = entry.measured.as_ref().map(|seen| {
+            let turn = format!("{:.3} ± {:.3} s", seen.range.median, seen.range.half);
+            [turn, spread(seen.pp), spread(seen.tg), seen.turns.len().to_string(), memory(seen)]
+        });
+        let cells = [entry.candidate.what.clone(), predicted].into_iter().chain(measured.unwrap_or_default());
+        cells.chain([standing(&entry.standing)])
+    });
+    Table::rows_of("launch|>turn, predicted|>turn, median|>pp, mean|>tg, mean|>n|memory|", rows)
 }
 
 /// Memory by device: the driver's word where there is one, else llama.cpp's.
