@@ -77,10 +77,11 @@ pub fn cells() -> Vec<Cell> {
 /// How to get our figures, and the table, in Markdown.
 pub fn table() -> String {
     let mut text = String::from(
-        "The device's total in MiB, and what the figure is off from llama.cpp's own projection. Ours: \
-         `mkdir t && tar -xJSf testdata/truth-models.tar.xz -C t`, then `moeplan check --json --device CUDA0=81079M -- \
-         llama-server -m t/MODEL.gguf -ngl 99 -np 1 -c 32768 FLAGS`, the total less the overhead. Theirs: gguf-parser-go 0.25 (in \
-         brackets: with its footprint of 500 MiB) and llama-mdl 0.14.0 `--no-oracle`.\n\n\
+        "Memory of one device, and its error against llama.cpp's own projection. To reproduce moeplan's column, take the overhead \
+         from the total:\n\n```sh\nmkdir t && tar -xJSf testdata/truth-models.tar.xz -C t\n\
+         moeplan check --json --device CUDA0=81079M -- llama-server -m t/MODEL.gguf -ngl 99 -np 1 -c 32768 FLAGS\n```\n\n\
+         The other columns are gguf-parser-go 0.25 (in brackets: with its footprint of 500 MiB) and llama-mdl 0.14.0 \
+         `--no-oracle`.\n\n\
          | MODEL `FLAGS` | moeplan, MiB | moeplan | gguf-parser-go | llama-mdl |\n|---|---:|---:|---:|---:|\n",
     );
     for cell in cells() {
