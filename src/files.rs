@@ -19,12 +19,10 @@ const LEAST_ROOM: usize = 64 << 10;
 /// Why a file is not, or cannot be, written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is one, and nobody said that it may be replaced.
     #[error("`{}` exists already", .0.display())]
     Exists(PathBuf),
     #[error("`{}` is a folder, not a file", .0.display())]
     Folder(PathBuf),
-    /// The folder that it is to be in is not there.
     #[error("cannot write `{}`: there is no folder `{}`", path.display(), folder.display())]
     NoFolder { path: PathBuf, folder: PathBuf },
     #[error("cannot write `{}`", path.display())]

@@ -119,17 +119,14 @@ impl Backend {
 /// A device that was described in a way that cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// No `=`.
     #[error("`--device {0}`: write NAME=SIZE, for example CUDA0=24G or RPC0[127.0.0.1:50052]=24G")]
     NoSize(String),
-    /// Not a name that llama.cpp prints.
     #[error("`--device {0}`: no device name of llama.cpp; known are CUDA0, Vulkan0, MTL0, ROCm0, RPC0[HOST:PORT]")]
     UnknownName(String),
     #[error("`{flag}`: {error}")]
     Size { flag: String, error: ParseBytesError },
     #[error("`{0}` is described twice; give every device one name and one size")]
     Twice(String),
-    /// A budget for a backend that has no devices.
     #[error("`--backend cpu` has no devices to give `--vram` to; leave `--vram` out")]
     NoDevices,
 }

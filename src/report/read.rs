@@ -39,13 +39,10 @@ pub enum Error {
     Empty { name: String },
     #[error("`{name}` is not JSON")]
     Json { name: String, source: serde_json::Error },
-    /// JSON without a schema, and not llama-bench's.
     #[error("`{name}` holds no document of moeplan: it names no schema")]
     NoSchema { name: String },
-    /// A schema that no report shows.
     #[error("`{name}` is `{schema}`, which a report does not show")]
     Schema { name: String, schema: String },
-    /// It is not what its schema says.
     #[error("`{name}` is not a `{schema}`")]
     Shape { name: String, schema: String, source: serde_json::Error },
 }

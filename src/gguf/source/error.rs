@@ -9,34 +9,18 @@ use crate::suggest::Hint;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What came is no good GGUF header.
     #[error("{0}")]
     Gguf(#[from] GgufError),
-    /// An address that could not be read.
     #[error("`{url}`: {failure}")]
     Address { url: String, failure: Failure },
-    /// `hf:` and then something else than a repository.
     #[error("`{0}` is not of the form hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf")]
     Repository(String),
     #[error("`{repo}` holds no GGUF model that matches `{wanted}`")]
-    NoSuchFile {
-        repo: String,
-        /// A quantisation or a file.
-        wanted: String,
-        known: Vec<String>,
-    },
-    /// A repository without GGUF models.
+    NoSuchFile { repo: String, wanted: String, known: Vec<String> },
     #[error("`{0}` holds no GGUF model")]
     NoModels(String),
-    /// A split model in a repository that is not whole.
     #[error("`{repo}`: shard {number} of {count} of `{name}` is missing")]
-    Incomplete {
-        repo: String,
-        name: String,
-        /// Which one, from 1.
-        number: u64,
-        count: u64,
-    },
+    Incomplete { repo: String, name: String, number: u64, count: u64 },
     #[error("`{name}` is no file, and no model found in the caches here has that name")]
     UnknownName { name: String, near: Vec<String> },
     #[error("`{name}` fits {} models found here", .candidates.len())]
@@ -47,10 +31,8 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// Built without the feature `remote`.
     #[error("this moeplan is built without network access (feature `remote`)")]
     NotBuilt,
-    /// `--offline`, and nothing cached.
     #[error("not in the cache, and --offline (or MOEPLAN_OFFLINE) forbids to ask for it")]
     Offline,
     #[error("not an address that can be asked: {0}")]
@@ -61,57 +43,33 @@ pub enum Failure {
     Timeout,
     #[error("no secure connection (TLS): {0}")]
     Tls(String),
-    /// Nobody who could vouch for a server.
     #[error("no certificate authority is known: {0}")]
     Authorities(String),
     #[error("the connection failed: {0}")]
     Io(std::io::Error),
     #[error("the server does not speak HTTP properly: {0}")]
     Protocol(String),
-    /// A redirect to a redirect, and so on.
     #[error("more than {0} redirects")]
     Redirects(u32),
-    /// A redirect from https to http.
     #[error("redirected from https to an unencrypted address, which is not followed")]
     Downgrade,
-    /// An answer that says no.
+    /// `retry_after` is in seconds, as the server says it.
     #[error("the server answers {code}{}", meaning(*code))]
-    Status {
-        code: u16,
-        /// Seconds to wait before the next try, as the server says.
-        retry_after: Option<u64>,
-        /// Whether a token was sent.
-        with_token: bool,
-        /// Whether the host is where a Hugging Face token is for.
-        is_hub: bool,
-    },
-    /// Compressed though asked not to.
+    Status { code: u16, retry_after: Option<u64>, with_token: bool, is_hub: bool },
     #[error("the server compresses its answer (`{0}`), though asked not to")]
     Encoding(String),
     #[error("the server answers with a web page instead of a GGUF file")]
     Page,
-    /// A range other than the one asked for.
     #[error("asked for byte {asked}, the server answers with the range `{found}`")]
-    Range {
-        /// The first byte asked for.
-        asked: u64,
-        /// `Content-Range`, or nothing.
-        found: String,
-    },
-    /// Other bytes than before.
+    Range { asked: u64, found: String },
     #[error("the file changed on the server while its header was read")]
     Changed,
     #[error("the connection ended after {have} bytes")]
-    Dropped {
-        /// Bytes of the file that are there.
-        have: u64,
-    },
+    Dropped { have: u64 },
     #[error("the header is not complete after {0} requests")]
     Requests(u32),
-    /// A header without end.
     #[error("the header is longer than {0} bytes, the most that is read over the network")]
     TooLong(u64),
-    /// The hub's list is no list.
     #[error("the list of files cannot be read: {0}")]
     Listing(String),
 }
