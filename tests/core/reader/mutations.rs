@@ -4,6 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use moeplan::gguf::Header;
+use moeplan::suggest::Hint as _;
 use proptest::prelude::*;
 
 use crate::support::gguf_builder::{Builder, V, text};
