@@ -39,11 +39,11 @@ pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
         let mut runs: Vec<(usize, usize, &str, Bytes)> = Vec::new();
         for (block, (buffer, bytes)) in cells {
             match runs.last_mut() {
-                Some((_, last, of, sum)) if *last + 1 == *block && of == buffer => {
+                Some((_, last, of, sum)) if *last + 1 == *block && *of == buffer.as_str() => {
                     *last = *block;
                     *sum = sum.checked_add(*bytes).unwrap_or(*sum);
                 }
-                _ => runs.push((*block, *block, buffer, *bytes)),
+                _ => runs.push((*block, *block, buffer.as_str(), *bytes)),
             }
         }
         let mut parts = Vec::new();
@@ -58,7 +58,7 @@ pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
     }
     for tensor in others {
         let buffer = tensor.buffer.as_deref().unwrap_or(NOT_LOADED);
-        table.row([&tensor.name, "–", buffer, &tensor.bytes.to_string()]);
+        table.row([tensor.name.as_str(), "–", buffer, &tensor.bytes.to_string()]);
     }
     let key = |buffer: &&str| {
         let (tone, fill) = look(buffer);
