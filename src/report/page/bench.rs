@@ -148,39 +148,36 @@ fn host_of(session: &Session) -> Option<String> {
 /// Why launches and answers failed.
 fn failures(bench: &Bench) -> Vec<String> {
     let sessions = || bench.cases.iter().flat_map(|case| &case.sessions);
-    let line = |session: &Session| Some(format!("{}: {}", session.case, session.failure.as_ref()?));
-    let mut lines: Vec<String> = sessions().filter_map(line).collect();
-    let of_samples = |session: &Session| -> Vec<String> {
-        let failed = session.samples.iter().filter_map(|sample| Some((sample, sample.failure.as_ref()?)));
-        failed.map(|(sample, why)| format!("{}, {}: {why}", session.case, sample.prompt)).collect()
-    };
-    lines.extend(sessions().flat_map(of_samples));
+    let launches = sessions().filter_map(|session| Some(format!("{}: {}", session.case, session.failure.as_ref()?)));
+    let answers = sessions().flat_map(|session| {
+        let of = |sample: &Sample| Some(format!("{}, {}: {}", session.case, sample.prompt, sample.failure.as_ref()?));
+        session.samples.iter().filter_map(of)
+    });
+    let mut lines: Vec<String> = launches.chain(answers).collect();
     lines.dedup();
     lines
 }
 
 /// Every prompt of every case, whole and streamed.
 fn prompts(bench: &Bench) -> Table {
-    let mut table = Table::of("case|prompt|answer|>tokens|>pp|>tg|>first token|>gap: median|>95%|>longest");
-    for case in &bench.cases {
-        for row in case.speed.iter().filter(|row| row.prompt.is_some()) {
-            let is_stream = row.mode == Mode::Stream;
-            let of_stream = |text: String| if is_stream { text } else { "–".to_string() };
-            table.row([
-                case.name.clone(),
-                row.prompt.clone().unwrap_or_default(),
-                if is_stream { "streamed" } else { "whole" }.to_string(),
-                row.generated_tokens.map_or_else(|| UNKNOWN.to_string(), |tokens| fixed(tokens.mean, 0)),
-                rate(row.pp),
-                rate(row.tg),
-                of_stream(time(row.first_token_seconds)),
-                of_stream(time(row.gap_median)),
-                of_stream(time(row.gap_p95)),
-                of_stream(row.gap_max.map_or_else(|| UNKNOWN.to_string(), seconds)),
-            ]);
-        }
-    }
-    table
+    let rows = bench.cases.iter().flat_map(|case| case.speed.iter().map(move |row| (case, row)));
+    let rows = rows.filter(|(_, row)| row.prompt.is_some()).map(|(case, row)| {
+        let is_stream = row.mode == Mode::Stream;
+        let of_stream = |text: String| if is_stream { text } else { "–".to_string() };
+        [
+            case.name.clone(),
+            row.prompt.clone().unwrap_or_default(),
+            if is_stream { "streamed" } else { "whole" }.to_string(),
+            row.generated_tokens.map_or_else(|| UNKNOWN.to_string(), |tokens| fixed(tokens.mean, 0)),
+            rate(row.pp),
+            rate(row.tg),
+            of_stream(time(row.first_token_seconds)),
+            of_stream(time(row.gap_median)),
+            of_stream(time(row.gap_p95)),
+            of_stream(row.gap_max.map_or_else(|| UNKNOWN.to_string(), seconds)),
+        ]
+    });
+    Table::rows_of("case|prompt|answer|>tokens|>pp|>tg|>first token|>gap: median|>95%|>longest", rows)
 }
 
 fn depths(bench: &Bench) -> Table {
