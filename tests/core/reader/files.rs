@@ -216,7 +216,7 @@ fn directory_with_one_model() {
 #[test]
 fn directory_with_several_models() {
     let files = directory(&[("a.gguf", Builder::small().build()), ("b-00002-of-00002.gguf", shard(1, "b").build())]);
-    let parts = ["the directory holds 2 models", "name one of them: `a.gguf`, `b-00001-of-00002.gguf`"];
+    let parts = ["the directory holds 2 models: `a.gguf`, `b-00001-of-00002.gguf`", "name one of them"];
     assert_refused(files.path(), &parts);
 }
 
