@@ -40,7 +40,7 @@ pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
 pub struct Unknown {
     /// What it should have been: `built-in rule set, and no file that can be read`.
     what: &'static str,
-    /// What was typed; a stranger's text.
+    /// What was typed; untrusted text.
     word: String,
     /// What there is.
     known: Vec<String>,

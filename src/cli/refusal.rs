@@ -16,7 +16,7 @@ use crate::suggest::{self, Hint};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// What is wrong; may hold strangers' text.
+    /// What is wrong; may hold untrusted text.
     pub message: String,
     pub hint: String,
 }

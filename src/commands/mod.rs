@@ -227,7 +227,7 @@ impl Output {
         }
     }
 
-    /// Says something to the person in one line on standard error, strangers' text made safe; silent with `-q`.
+    /// Says something to the person in one line on standard error, untrusted text escaped; silent with `-q`.
     pub fn say(&self, text: &str) {
         if !self.global.quiet {
             echo(text);
@@ -269,7 +269,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Shows a line on standard error, strangers' text made safe.
+/// Shows a line on standard error, untrusted text escaped.
 fn echo(line: &str) {
     let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
 }
@@ -309,7 +309,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     }
 }
 
-/// Prints an error and what caused it, strangers' text escaped, then a hint where one is known.
+/// Prints an error and what caused it, untrusted text escaped, then a hint where one is known.
 pub fn print_error(error: &anyhow::Error) {
     let chain: Vec<String> =
         error.chain().map(|cause| crate::escape::terminal(&cause.to_string()).into_owned()).collect();

@@ -43,7 +43,7 @@ impl Table {
         Self { columns: columns.split('|').map(column).collect(), rows: Vec::new(), shares: Vec::new() }
     }
 
-    /// Adds a row, one cell a column; the text may be a stranger's.
+    /// Adds a row, one cell a column; the text may be untrusted.
     pub fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) -> &mut Self {
         let cells: Vec<String> = cells.into_iter().map(Into::into).collect();
         assert_eq!(cells.len(), self.columns.len(), "a cell for each column");

@@ -262,7 +262,7 @@ fn alignment_of_another_type() {
 }
 
 #[test]
-fn strangers_text_is_cut_and_stays_on_one_page() {
+fn untrusted_text_is_cut_and_stays_on_one_page() {
     let key = "k".repeat(5000);
     let bytes = Builder::small().key(&key, V::Raw(99, vec![])).build();
     assert!(error(&bytes).to_string().len() < 300);
