@@ -172,16 +172,13 @@ fn beside_plan(document: &Document) -> Option<String> {
 /// What else is to be known.
 fn notes(document: &Document) -> Vec<String> {
     let subject = &document.subject;
-    let mut notes = Vec::new();
-    if document.stopped == End::Close {
-        notes.push("Some are too close to the fastest to tell: their order may be chance".to_string());
-    }
-    if document.stopped == End::Time {
-        notes.push("The time was up: with more --minutes the same command goes on".to_string());
-    }
-    if document.stopped == End::Journal {
-        notes.push("The journal could not be written any more: what is here is all that was measured".to_string());
-    }
+    let stopped = match document.stopped {
+        End::Close => Some("Some are too close to the fastest to tell: their order may be chance"),
+        End::Time => Some("The time was up: with more --minutes the same command goes on"),
+        End::Journal => Some("The journal could not be written any more: what is here is all that was measured"),
+        End::Decided => None,
+    };
+    let mut notes: Vec<String> = stopped.map(str::to_string).into_iter().collect();
     let measured = || document.candidates.iter().filter_map(|entry| entry.measured.as_ref().map(|seen| (entry, seen)));
     if let Some((_, seen)) = measured().find(|(_, seen)| seen.depth != subject.depth) {
         notes.push(format!(
