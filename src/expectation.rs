@@ -28,46 +28,14 @@ pub struct Check {
 /// A file of expectations that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not YAML, or not a mapping of keys; the message has line and column.
     #[error("expectations `{name}`")]
-    Yaml {
-        /// The file or built-in name.
-        name: String,
-        /// What the YAML reader found.
-        source: serde_yaml::Error,
-    },
-    /// Not `key: value` lines.
+    Yaml { name: String, source: serde_yaml::Error },
     #[error("expectations `{name}`: line 1, column 1: not a mapping of keys to values")]
-    NotKeys {
-        /// The file or built-in name.
-        name: String,
-    },
-    /// A key that the document does not have.
+    NotKeys { name: String },
     #[error("expectations `{name}`: line {line}, column {column}: the inspect document has no `{key}`")]
-    UnknownKey {
-        /// The file or built-in name.
-        name: String,
-        /// From 1.
-        line: usize,
-        /// From 1.
-        column: usize,
-        /// The dotted key.
-        key: String,
-        /// Keys that it may have been meant to be.
-        near: Vec<String>,
-    },
-    /// A value that cannot be compared.
+    UnknownKey { name: String, line: usize, column: usize, key: String, near: Vec<String> },
     #[error("expectations `{name}`: line {line}, column {column}: `{value}` is not a number such as 41.87B ± 0.5%")]
-    Value {
-        /// The file or built-in name.
-        name: String,
-        /// From 1.
-        line: usize,
-        /// From 1.
-        column: usize,
-        /// As written.
-        value: String,
-    },
+    Value { name: String, line: usize, column: usize, value: String },
 }
 
 impl Hint for Error {

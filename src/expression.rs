@@ -42,9 +42,7 @@ pub fn evaluate(text: &str, dims: &Dims) -> Result<i64, Error> {
 /// A parsed expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expr {
-    /// A number.
     Number(i64),
-    /// A name.
     Name(String),
     /// `name[index]`.
     At(String, Box<Self>),

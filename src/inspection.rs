@@ -20,14 +20,13 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::expectation::Check;
 use crate::gguf::{ByteOrder, GgmlType, ModelFile, Value};
-use crate::hparams;
+use crate::model::load::Fault;
 use crate::model::{FileKind, Model, Tensor};
+use crate::quantize::recipe::{NVFP4, RECIPES, Recipe};
 use crate::rules::Role;
 
-mod file_type;
 mod warning;
 
-pub use file_type::{Basis, FileType};
 pub use warning::Warning;
 
 /// The document `moeplan/inspect/1`.
@@ -182,7 +181,7 @@ pub struct ContextSizes {
 
 impl Inspection {
     /// The document of a model; `refused` are the keys that llama.cpp would refuse.
-    pub fn new(model: &Model, refused: &[hparams::Error], context: Option<ContextSizes>) -> Self {
+    pub fn new(model: &Model, refused: &[Fault], context: Option<ContextSizes>) -> Self {
         let hparams = &model.hparams;
         let parameters = parameters(model);
         let bytes = tensor_bytes(model);
@@ -241,6 +240,49 @@ impl Inspection {
     }
 }
 
+/// Every file type that has a name.
+fn file_types() -> impl Iterator<Item = Recipe> {
+    RECIPES.iter().chain([&NVFP4])
+}
+
+/// The name of a file's type mix, and where it comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct FileType {
+    /// The name, if the id is known or could be told.
+    pub name: Option<&'static str>,
+    pub basis: Basis,
+}
+
+/// Where the name of a file type comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Basis {
+    /// `general.file_type`, and its tensors agree.
+    Stated,
+    /// `general.file_type`, but no tensor has the type it names.
+    Contradicted,
+    /// The file does not say: from the type that holds most bytes.
+    Guessed,
+}
+
+impl FileType {
+    /// From `general.file_type`, else from the type that holds most bytes.
+    pub fn of(model: &Model, by_type: &BTreeMap<Cow<'static, str>, Bytes>) -> Self {
+        let stated = match model.metadata.get("general.file_type") {
+            Some(Value::U64(id)) => file_types().find(|row| u64::from(row.file_type) == *id),
+            _ => None,
+        };
+        if let Some(row) = stated {
+            let agrees = by_type.is_empty() || by_type.contains_key(row.base);
+            return Self { name: Some(row.name), basis: if agrees { Basis::Stated } else { Basis::Contradicted } };
+        }
+        let main = by_type.iter().max_by_key(|(_, bytes)| **bytes).map(|(ty, _)| ty.as_ref());
+        let usual = file_types().find(|row| Some(row.base) == main && row.is_usual);
+        Self { name: usual.map(|row| row.name), basis: Basis::Guessed }
+    }
+}
+
 /// Whether it is the weight of routed experts; biases and scales are not (`*_exps.weight`, and old `ffn_up.3.weight`).
 fn is_expert_weight(tensor: &Tensor) -> bool {
     tensor.role == Role::RoutedExpert && tensor.name.ends_with(".weight")
@@ -255,7 +297,10 @@ fn experts(model: &Model) -> Experts {
     Experts {
         count: model.hparams.expert_count,
         used: model.hparams.expert_used_count.iter().copied().max().unwrap_or(0),
-        shared: model.hparams.expert_shared_count.unwrap_or(u32::from(has_shared)),
+        shared: match model.hparams.u64("expert_shared_count") {
+            Some(stated) => u32::try_from(stated).unwrap_or(u32::MAX),
+            None => u32::from(has_shared),
+        },
         blocks: blocks.len() as u64,
         tensors: routed().filter(|tensor| is_expert_weight(tensor)).count() as u64,
         bytes: routed().map(|tensor| tensor.bytes).sum(),

@@ -60,6 +60,7 @@ pub mod stats;
 pub mod files;
 pub mod gguf;
 #[doc(hidden)]
+pub mod arch;
 pub mod rules;
 #[doc(hidden)]
 pub mod expression;

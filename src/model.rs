@@ -12,6 +12,7 @@
     )
 )]
 
+pub mod context;
 pub mod load;
 
 use std::borrow::Cow;
@@ -19,45 +20,20 @@ use std::path::PathBuf;
 
 use crate::bytes::Bytes;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Metadata, ModelFile, Value};
-use crate::hparams::{self, HParams};
+use crate::hparams::HParams;
 use crate::rules::{self, Role, RoleRules};
 use crate::suggest::Hint;
+use context::ContextHParams;
 
 /// A header that is no model to plan with.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A projector, an adapter, an importance matrix, a vocabulary.
     #[error("`{}`: {kind}, not a model that runs by itself", path.display())]
-    Kind {
-        /// The first file.
-        path: PathBuf,
-        /// What it is.
-        kind: FileKind,
-    },
-    /// A file of early 2024.
+    Kind { path: PathBuf, kind: FileKind },
     #[error("`{}`: `{tensor}` and its like hold one expert each: llama.cpp no longer loads such files", path.display())]
-    OneExpertEach {
-        /// The first file.
-        path: PathBuf,
-        /// The first such tensor.
-        tensor: String,
-    },
-    /// A key that llama.cpp would refuse.
-    #[error("`{}`: {error}", path.display())]
-    Key {
-        /// The first file.
-        path: PathBuf,
-        /// The key, and what is wrong with it.
-        error: hparams::Error,
-    },
-    /// A key or tensor without which llama.cpp loads nothing.
+    OneExpertEach { path: PathBuf, tensor: String },
     #[error("`{}`: llama.cpp refuses this file: {fault}", path.display())]
-    Load {
-        /// The first file.
-        path: PathBuf,
-        /// What is wrong.
-        fault: load::Fault,
-    },
+    Load { path: PathBuf, fault: load::Fault },
 }
 
 impl Hint for Error {
@@ -72,7 +48,6 @@ impl Hint for Error {
             Self::Kind { .. } => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
             Self::OneExpertEach { .. } => MERGE_EXPERTS,
             Self::Load { fault, .. } => return fault.hint(),
-            Self::Key { .. } => "llama.cpp refuses this file too: convert the model again with a current llama.cpp",
         };
         Some(text.into())
     }
@@ -114,7 +89,6 @@ impl std::fmt::Display for FileKind {
 /// A model as llama.cpp would see it, without its weights.
 #[derive(Debug, Clone)]
 pub struct Model {
-    /// What kind of file it is.
     pub kind: FileKind,
     /// `general.architecture`.
     pub architecture: String,
@@ -122,15 +96,13 @@ pub struct Model {
     pub name: Option<String>,
     /// The files, in split order.
     pub files: Vec<ModelFile>,
-    /// GGUF version.
     pub gguf_version: u32,
-    /// Byte order of the files.
     pub byte_order: ByteOrder,
-    /// `general.alignment`.
     pub alignment: u64,
     /// Typed `<arch>.*` keys.
     pub hparams: HParams,
-    /// Every key and value.
+    /// What they say of the context's memory.
+    pub context: ContextHParams,
     pub metadata: Metadata,
     /// In file order.
     pub tensors: Vec<Tensor>,
@@ -143,9 +115,7 @@ pub struct Tensor {
     pub name: String,
     /// `N` of `blk.N.`.
     pub block: Option<u32>,
-    /// What it is for.
     pub role: Role,
-    /// Its type.
     pub ty: GgmlType,
     /// Elements by dimension; `shape[0]` is contiguous.
     pub shape: [u64; 4],
@@ -168,10 +138,7 @@ impl Model {
         if let Some(tensor) = model.one_expert_tensor() {
             return Err(Error::OneExpertEach { path: path(), tensor: tensor.name.clone() });
         }
-        if let Some(error) = refused.into_iter().next() {
-            return Err(Error::Key { path: path(), error });
-        }
-        match model.check_load() {
+        match refused.into_iter().next().map_or_else(|| model.check_load(), Err) {
             Err(fault) => Err(Error::Load { path: path(), fault }),
             Ok(()) => Ok(model),
         }
@@ -191,7 +158,7 @@ impl Model {
     }
 
     /// What can be said of any GGUF file, and every key that llama.cpp would refuse.
-    pub fn as_far_as_readable(gguf: Gguf) -> (Self, Vec<hparams::Error>) {
+    pub fn as_far_as_readable(gguf: Gguf) -> (Self, Vec<load::Fault>) {
         let Gguf { files, header } = gguf;
         let text = |key: &str| match header.metadata.get(key) {
             Some(Value::String(text)) => Some(text.clone()),
@@ -199,15 +166,9 @@ impl Model {
         };
         let kind = kind_of(&header.metadata, header.tensors.is_empty());
         let architecture = text("general.architecture").unwrap_or_default();
-        let (mut hparams, mut refused) = HParams::read(&architecture, &header.metadata);
-        if architecture.is_empty() {
-            refused = vec![hparams::Error::Missing { key: "general.architecture".to_string() }];
-        }
+        let hparams =
+            HParams { architecture: architecture.clone(), metadata: header.metadata.clone(), ..HParams::default() };
         let names = header.tensors.iter().map(|tensor| tensor.name.as_str());
-        // b11434 `src/models/deepseek4.cpp`: files made without the MTP weights still state the count.
-        if architecture == "deepseek4" && !names.clone().any(|name| name.ends_with(".nextn.eh_proj.weight")) {
-            hparams.nextn_predict_layers = 0;
-        }
         let roles = RoleRules::built_in(&architecture).roles(names);
         let data_offset =
             |shard: u16| files.get(usize::from(shard)).map_or(header.data_offset, |file| file.data_offset);
@@ -222,7 +183,7 @@ impl Model {
             name: info.name,
         });
         let tensors = tensors.collect();
-        let model = Self {
+        let mut model = Self {
             kind,
             name: text("general.name"),
             architecture,
@@ -233,7 +194,12 @@ impl Model {
             hparams,
             tensors,
             metadata: header.metadata,
+            context: ContextHParams::default(),
         };
+        let mut refused = load::read(&mut model);
+        if model.architecture.is_empty() {
+            refused = vec![load::Fault::MissingKey { key: "general.architecture".to_string() }];
+        }
         (model, refused)
     }
 }
@@ -256,7 +222,6 @@ fn kind_of(metadata: &Metadata, no_tensors: bool) -> FileKind {
 }
 
 impl Tensor {
-    /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }

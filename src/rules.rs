@@ -17,6 +17,8 @@ use std::collections::BTreeSet;
 use regex::bytes::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
+use crate::arch::Arch;
+
 /// What a tensor is for. It says nothing about where llama.cpp puts it: that is the placement's matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -95,24 +97,10 @@ impl Role {
 /// A rule file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not the YAML that is expected; the message has line and column.
     #[error("rules `{name}`: {source}")]
-    Yaml {
-        /// Of the rule set.
-        name: String,
-        /// What serde found.
-        source: serde_yaml::Error,
-    },
-    /// A pattern that is no regular expression.
+    Yaml { name: String, source: serde_yaml::Error },
     #[error("rules `{name}`, rule {number}: {source}")]
-    Pattern {
-        /// Of the rule set.
-        name: String,
-        /// From 1.
-        number: usize,
-        /// What the regex compiler found.
-        source: Box<regex::Error>,
-    },
+    Pattern { name: String, number: usize, source: Box<regex::Error> },
 }
 
 /// Role rules in the order they are asked: the first that matches wins.
@@ -144,31 +132,15 @@ struct RuleText {
     in_blocks_with: Option<String>,
 }
 
-/// The rule files of this program by architecture. `general` is asked last, for every architecture.
-static FILES: &[(&str, &str)] = &[
-    ("general", include_str!("../rules/roles/general.yaml")),
-    ("bailingmoe3", include_str!("../rules/roles/bailingmoe3.yaml")),
-    ("clip", include_str!("../rules/roles/clip.yaml")),
-    ("glm5-next", include_str!("../rules/roles/glm5-next.yaml")),
-    ("kimi-k3", include_str!("../rules/roles/kimi-k3.yaml")),
-    ("kimi-linear", include_str!("../rules/roles/kimi-linear.yaml")),
-    ("minimax-01", include_str!("../rules/roles/minimax-01.yaml")),
-    ("qwen35", include_str!("../rules/roles/qwen35.yaml")),
-    ("qwen35moe", include_str!("../rules/roles/qwen35moe.yaml")),
-    ("qwen3next", include_str!("../rules/roles/qwen3next.yaml")),
-    ("qwen4exp", include_str!("../rules/roles/qwen4exp.yaml")),
-];
+/// Asked last, for every architecture.
+const GENERAL: &str = include_str!("../rules/roles/general.yaml");
 
 impl RoleRules {
     /// The built-in rules of an architecture: its own file, if it has one, then the general ones.
     pub fn built_in(architecture: &str) -> Self {
-        let own = FILES.iter().filter(|(name, _)| *name == architecture && *name != "general");
-        let general = FILES.iter().filter(|(name, _)| *name == "general");
-        let rules = own
-            .chain(general)
-            // A test reads every one of them.
-            .filter_map(|(name, text)| Some(Self::from_yaml(name, text).ok()?.0));
-        Self(rules.flatten().collect())
+        let texts = Arch::of(architecture).roles.into_iter().chain([GENERAL]);
+        // A test reads every one of them.
+        Self(texts.filter_map(|text| Some(Self::from_yaml(architecture, text).ok()?.0)).flatten().collect())
     }
 
     /// The rules of one file.
@@ -205,11 +177,6 @@ impl RoleRules {
         };
         names.map(|name| self.0.iter().find(|rule| holds(rule, name)).map_or(Role::Other, |rule| rule.role)).collect()
     }
-}
-
-/// Whether llama.cpp b11434 knows the architecture (`src/llama-arch.cpp`, `LLM_ARCH_NAMES`).
-pub fn knows_architecture(name: &str) -> bool {
-    include_str!("../rules/architectures/b11434.txt").lines().any(|line| line == name)
 }
 
 /// `N` of `blk.N.`, also in the encoder and decoder of T5 (`enc.blk.N.`).

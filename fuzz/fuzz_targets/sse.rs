@@ -2,16 +2,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use moeplan::runtime::endpoint::{Piece, Recording};
-use moeplan::runtime::server::sse::Reader;
+use moeplan::runtime::client::{Events, Piece, Recording};
 use moeplan::suite::stream::Answer;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((size, bytes)) = bytes.split_first() else { return };
-    let mut whole = Reader::default();
+    let mut whole = Events::default();
     let mut events = whole.push(bytes).expect("a short line");
     events.extend(whole.end());
-    let mut pieces = Reader::default();
+    let mut pieces = Events::default();
     let mut again = Vec::new();
     for piece in bytes.chunks(usize::from(*size).max(1)) {
         again.extend(pieces.push(piece).expect("a short line"));

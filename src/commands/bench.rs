@@ -14,9 +14,9 @@ use crate::bytes::Bytes;
 use crate::gguf;
 use crate::plan::{ContextChoice, Objective};
 use crate::run::RunConfig;
-use crate::runtime::endpoint::Endpoint;
+use crate::runtime::client::Endpoint;
 use crate::runtime::sandbox::{self, Interpreter, Isolated};
-use crate::runtime::{RuntimeInfo, detect, server};
+use crate::runtime::{Error, RuntimeInfo, detect};
 use crate::suite::bench::{Facts, Raw, bench, csv};
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{Bench, Environment, ModelFacts, Session, Verdict, Weights};
@@ -249,11 +249,11 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         (None, None) => of_launches(args, &suite, output)?,
     };
     if interrupted && bench.cases.iter().all(|case| case.sessions.is_empty()) {
-        return Err(server::Error::Interrupted.into());
+        return Err(Error::interrupted().into());
     }
     answer(&bench, args.csv.as_deref(), output)?;
     if interrupted {
-        return Err(server::Error::Interrupted.into());
+        return Err(Error::interrupted().into());
     }
     if let Some(nothing) = NothingMeasured::of([&bench]) {
         return Err(nothing.into());

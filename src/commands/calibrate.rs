@@ -18,8 +18,7 @@ use crate::evidence;
 use crate::files::{self, temporary::Folder};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
-use crate::runtime::bench;
-use crate::runtime::server::find;
+use crate::runtime::server;
 use crate::speed::design;
 use crate::speed::fit::{self, Fit, Residual};
 use crate::speed::samples::{self, BenchRow};
@@ -180,9 +179,9 @@ fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
 
 /// Writes small models and lets llama-bench run them. A test that fails is left out, and said.
 fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output: &Output) -> anyhow::Result<Measured> {
-    let server = find::find(args.llama_server.as_deref())?;
-    let program = find::beside(&server, &["llama-bench"]).with_context(|| {
-        format!("no llama-bench beside `{}`: build llama.cpp's tools, or give rows with --from", server.display())
+    let beside = server::find(args.llama_server.as_deref())?;
+    let program = server::beside(&beside, &["llama-bench"]).with_context(|| {
+        format!("no llama-bench beside `{}`: build llama.cpp's tools, or give rows with --from", beside.display())
     })?;
     let place = files::cache_folder().context("no folder for the models: set XDG_CACHE_HOME")?;
     std::fs::create_dir_all(&place).with_context(|| format!("cannot make `{}`", place.display()))?;
@@ -204,14 +203,14 @@ fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output:
                 continue;
             }
             output.say(&format!("{:>4} s  {}: {}", started.elapsed().as_secs(), subject.spec, test.tells));
-            match bench::run(&program, &path, &test.args, limit.max(LEAST), interrupt::is_pressed) {
+            match server::bench(&program, &path, &test.args, limit.max(LEAST), interrupt::is_pressed) {
                 Ok(rows) => {
                     if let Some(error) = keep.and_then(|keep| keep_rows(keep, &rows).err()) {
                         output.say(&format!("warning: these rows are not kept, should this be cut off: {error}"));
                     }
                     of_model.extend(rows);
                 }
-                Err(bench::Error::Interrupted(error)) => return Err(error.into()),
+                Err(error) if error.is_interrupted() => return Err(error.into()),
                 Err(error) => output.say(&format!("left out: {error}")),
             }
         }

@@ -19,7 +19,7 @@ use crate::plan;
 use crate::run::build::{REFERENCE, number};
 use crate::run::command::shell;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
-use crate::runtime::server::environment::ConfigFiles;
+use crate::runtime::server::ConfigFiles;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]

@@ -8,12 +8,11 @@ use crate::bytes::Bytes;
 use crate::doctor::facts::{
     ConfigFile, Embedded, Facts, Folder, Knowledge, Leftover, Memory, Moeplan, Nvidia, Place, Purpose, Server,
 };
-use crate::doctor::{environment, examine};
+use crate::doctor::{examine, variable};
 use crate::files::{self, temporary};
 use crate::gguf::source::cache;
 use crate::machine::Machine;
-use crate::runtime::server::environment::ConfigFiles;
-use crate::runtime::server::find;
+use crate::runtime::server::{self, ConfigFiles};
 use crate::runtime::{self, Runtime as _, detect, nvml};
 use crate::synth::output::free_space;
 use crate::{evidence, run};
@@ -85,7 +84,7 @@ fn embedded() -> Embedded {
 /// The server that is used, asked for what it is, then those that it hides.
 fn servers(named: Option<&Path>) -> Vec<Server> {
     let mut all: Vec<(Place, PathBuf)> = named.map(|path| (Place::Named, path.to_path_buf())).into_iter().collect();
-    all.extend(find::places());
+    all.extend(server::places());
     let mut all = all.into_iter();
     let Some((place, program)) = all.next() else { return Vec::new() };
     let used = server(place, &program);
@@ -95,24 +94,24 @@ fn servers(named: Option<&Path>) -> Vec<Server> {
 }
 
 fn server(place: Place, program: &Path) -> Server {
-    let mut server = Server { place, program: program.to_path_buf(), ..Server::default() };
-    let build = match find::find(Some(program)).and_then(|program| find::probe(&program)) {
+    let mut found = Server { place, program: program.to_path_buf(), ..Server::default() };
+    let build = match server::find(Some(program)).and_then(|program| server::probe(&program)) {
         Ok(build) => build,
         Err(error) => {
-            server.error = Some(chain(&error));
-            return server;
+            found.error = Some(chain(&error));
+            return found;
         }
     };
-    server.program.clone_from(&build.program);
-    if let Ok(devices) = find::devices(&build.program, &[]) {
-        (server.lists_devices, server.devices) = (true, devices);
+    found.program.clone_from(&build.program);
+    if let Ok(devices) = server::devices(&build.program, &[]) {
+        (found.lists_devices, found.devices) = (true, devices);
     }
-    server.bench = find::beside(&build.program, &["llama-bench"]).is_some();
-    server.rpc = find::beside(&build.program, &["ggml-rpc-server", "rpc-server"]).is_some();
-    server.ik = run::dialect::is_ik(&build.flags);
-    server.flags = build.flags.len();
-    (server.version, server.build) = (Some(build.version), build.number);
-    server
+    found.bench = server::beside(&build.program, &["llama-bench"]).is_some();
+    found.rpc = server::beside(&build.program, &["ggml-rpc-server", "rpc-server"]).is_some();
+    found.ik = run::dialect::is_ik(&build.flags);
+    found.flags = build.flags.len();
+    (found.version, found.build) = (Some(build.version), build.number);
+    found
 }
 
 /// An error and what caused it, in one line.
@@ -187,9 +186,8 @@ fn knowledge(here: &Machine) -> Knowledge {
 
 /// The variables that matter, by name.
 fn variables() -> Vec<crate::doctor::facts::Variable> {
-    let mut found: Vec<_> = std::env::vars_os()
-        .filter_map(|(name, value)| environment::variable(name.to_str()?, &value.to_string_lossy()))
-        .collect();
+    let mut found: Vec<_> =
+        std::env::vars_os().filter_map(|(name, value)| variable(name.to_str()?, &value.to_string_lossy())).collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found
 }

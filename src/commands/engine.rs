@@ -105,10 +105,8 @@ impl Engine {
     /// What serves software devices for it.
     pub fn rpc_program(&self) -> anyhow::Result<RpcProgram> {
         Ok(match self {
-            Self::Embedded(embedded) => RpcProgram::Moeplan(embedded.program.clone()),
-            Self::Server(server) => {
-                RpcProgram::Ggml { moeplan: server.moeplan.clone(), program: server.rpc_program()? }
-            }
+            Self::Embedded(embedded) => RpcProgram::from(&embedded.program),
+            Self::Server(server) => RpcProgram { moeplan: server.moeplan.clone(), ggml: Some(server.rpc_program()?) },
         })
     }
 

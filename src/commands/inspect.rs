@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use super::machine::MachineArgs;
 use super::what_if::{WhatIfArgs, listing};
 use super::{Outcome, Output, model_arg, quants};
+use crate::arch::Arch;
 use crate::expectation::{self, Expectations};
 use crate::gguf::GgmlType;
 use crate::gguf::source::{Location, Which};
@@ -14,7 +15,6 @@ use crate::inspection::{ContextSizes, Inspection};
 use crate::memory;
 use crate::model::{FileKind, Model};
 use crate::report::page::{Document, Page, Report};
-use crate::rules;
 use crate::suggest::Unknown;
 
 /// Arguments of `inspect`.
@@ -84,8 +84,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut documents = Vec::with_capacity(args.models.len());
     for path in &args.models {
         let (model, refused) = Model::as_far_as_readable(model_arg::open(path, output)?);
-        let loads =
-            refused.is_empty() && model.kind == FileKind::Model && rules::knows_architecture(&model.architecture);
+        let loads = refused.is_empty() && model.kind == FileKind::Model && Arch::named(&model.architecture).is_some();
         let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)).flatten());
         if let Some(expectations) = &expectations {
             inspection.expectations = expectations.check(&inspection)?;

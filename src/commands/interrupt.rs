@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::files::temporary;
 use crate::runtime;
-use crate::runtime::{endpoint, server};
 use crate::synth::output;
 
 /// The exit code of a program that Ctrl-C ended.
@@ -41,9 +40,7 @@ pub fn is_pressed() -> bool {
 /// Whether an error says that it was pressed.
 pub fn is_cause(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(runtime::Error::Server(server::Error::Interrupted)))
-            || matches!(cause.downcast_ref(), Some(server::Error::Interrupted))
-            || matches!(cause.downcast_ref(), Some(endpoint::Error::Interrupted))
+        cause.downcast_ref().is_some_and(runtime::Error::is_interrupted)
             || matches!(cause.downcast_ref(), Some(output::Error::Stopped))
     })
 }
@@ -54,7 +51,7 @@ mod tests {
 
     #[test]
     fn an_interruption_is_known_by_its_error() {
-        let error = anyhow::Error::from(runtime::Error::from(server::Error::Interrupted)).context("while measuring");
+        let error = anyhow::Error::from(runtime::Error::interrupted()).context("while measuring");
         assert!(is_cause(&error));
         assert!(!is_cause(&anyhow::anyhow!("interrupted")));
     }

@@ -365,8 +365,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             crate::quantize::Error,
             crate::run::Error,
             crate::runtime::Error,
-            crate::runtime::endpoint::Error,
-            crate::runtime::server::Error,
             crate::suggest::Unknown,
             crate::suite::failure::NothingMeasured,
             crate::synth::output::Error,

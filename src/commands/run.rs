@@ -11,7 +11,7 @@ use super::{Outcome, Output, interrupt};
 use crate::cli::help::OWN;
 use crate::measurement::{self, Expected, Launched, Seen, compare};
 use crate::report::live::{Promise, Tier};
-use crate::runtime::{DeviceUsed, server};
+use crate::runtime::{DeviceUsed, Error, server};
 
 /// How often the server is looked at while it serves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -71,7 +71,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     let log = running.log();
     if log.buffers.is_empty() {
-        return Err(server::Error::SilentLog.into());
+        return Err(server::silent_log().into());
     }
     let (memory, resolution) = (log.memory(), log.resolution());
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
@@ -112,7 +112,7 @@ fn stay(mut running: server::Running, mut panel: Panel, output: &Output) -> anyh
             panel.clear();
             output.say("stopping llama-server");
             running.stop();
-            return Err(server::Error::Interrupted.into());
+            return Err(Error::interrupted().into());
         }
         if let Some(end) = running.ended() {
             panel.clear();

@@ -18,7 +18,7 @@ use crate::measurement::{Expected, measurement, peak_of};
 use crate::plan::{Turn, explain};
 use crate::run::command::{server_command, shell};
 use crate::run::{ModelSource, RunConfig};
-use crate::runtime::server::{self, Server};
+use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload};
 use crate::tune::document::{Document, Entry};
 use crate::tune::neighbours::{self, Alternative};
@@ -243,10 +243,10 @@ impl Tuning {
         };
         let seen = match server.generate(&launch, &workload) {
             Ok(seen) if !seen.interrupted => seen,
-            Ok(_) | Err(runtime::Error::Server(server::Error::Interrupted)) => {
+            Ok(_) | Err(runtime::Error { kind: runtime::Kind::Interrupted, .. }) => {
                 output
                     .say(&format!("what was measured is kept in {}: the same command goes on", self.journal.display()));
-                return Err(server::Error::Interrupted.into());
+                return Err(runtime::Error::interrupted().into());
             }
             Err(error) if error.is_of_every_launch() && !self.is_any_measured() => {
                 return Err(anyhow::Error::new(error).context(NOTHING));

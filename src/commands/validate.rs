@@ -17,8 +17,8 @@ use crate::inspection::Inspection;
 use crate::plan::ContextChoice;
 use crate::report::page::Document as _;
 use crate::report::{html, markdown};
+use crate::runtime;
 use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
-use crate::runtime::server;
 use crate::suggest::Unknown;
 use crate::suite::bench::{Facts, Raw, bench, csv};
 use crate::suite::cases::CaseLaunch;
@@ -245,7 +245,7 @@ fn required(shared: &Shared<'_>) -> Vec<Item> {
         Err(error) => item("there is a device", Verdict::Fail, format!("{error:#}")),
     });
     items.push(match Isolated.values("def f(n): return n", "f", 1) {
-        sandbox::Outcome::Ran { .. } => item(PYTHON, Verdict::Pass, "Python in namespaces of its own".to_string()),
+        sandbox::Outcome::Ran { .. } => item(PYTHON, Verdict::Pass, "Python in a sandbox".to_string()),
         sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => {
             item(PYTHON, Verdict::NotAssessed, format!("only its syntax is read: {why}"))
         }
@@ -365,7 +365,7 @@ fn through(
             shared.output.say(&format!("warning: {error:#}"));
         }
     };
-    let raw = rounds(&cases, suite.repetitions, &mut step, &mut save).map_err(|_| server::Error::Interrupted)?;
+    let raw = rounds(&cases, suite.repetitions, &mut step, &mut save).map_err(|_| runtime::Error::interrupted())?;
     let bench = bench(facts(), raw, &Isolated);
     model.sections.extend(checklist::of_bench(&model.placements, &bench));
     let bench = model.bench.insert(bench);

@@ -14,7 +14,7 @@ use crate::cli::help::OWN;
 use crate::evidence;
 use crate::measurement::{Expected, Measurement, verify};
 use crate::run::Program;
-use crate::runtime::{Launch, Prompt, Workload, server};
+use crate::runtime::{Error, Launch, Prompt, Workload};
 
 /// Launch what a plan says, measure, and compare with the prediction, term by term.
 #[derive(Debug, clap::Args)]
@@ -129,7 +129,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let answered = output.show(&measured);
     if measured.interrupted {
         output.say(&format!("interrupted: {} of {} samples", measured.speed.pp.len(), workload.repetitions));
-        return answered.and(Err(server::Error::Interrupted.into()));
+        return answered.and(Err(Error::interrupted().into()));
     }
     keep(&measured, launch, output);
     answered?;

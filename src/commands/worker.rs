@@ -36,7 +36,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Runs until standard input ends.
 pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.supervise {
-        Some(log) => crate::runtime::server::supervise(log, &args.command, Duration::from_secs_f64(args.patience))?,
+        Some(log) => crate::runtime::process::supervise(log, &args.command, Duration::from_secs_f64(args.patience))?,
         None => serve(args)?,
     }
     Ok(Outcome::Yes)
@@ -54,5 +54,5 @@ fn serve(args: &Args) -> anyhow::Result<()> {
 /// Says that this moeplan has no llama.cpp.
 #[cfg(not(feature = "embedded"))]
 fn serve(_args: &Args) -> anyhow::Result<()> {
-    Err(crate::runtime::Error::NotBuilt.into())
+    Err(crate::runtime::Error::not_built().into())
 }

@@ -6,21 +6,18 @@ use serde::Serialize;
 
 use crate::bytes::Bytes;
 use crate::runtime::DeviceInfo;
-pub use crate::runtime::server::find::Place;
+pub use crate::runtime::server::Place;
 
 /// A computer, as far as moeplan depends on it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Facts {
-    /// This moeplan.
     pub moeplan: Moeplan,
     /// Every llama-server, in the order in which one is looked for; the first is the one that is used.
     pub servers: Vec<Server>,
-    /// The NVIDIA driver.
     pub nvidia: Nvidia,
     /// Other graphics interfaces that the system shows: `/dev/kfd`, `/dev/dri`, `/dev/dxg`.
     pub interfaces: Vec<String>,
-    /// Main memory.
     pub memory: Memory,
     /// Folders that are written to.
     pub folders: Vec<Folder>,
@@ -61,9 +58,7 @@ pub struct Embedded {
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Server {
-    /// Where.
     pub place: Place,
-    /// The program.
     pub program: PathBuf,
     /// Why it cannot be used; `None` where it can.
     pub error: Option<String>,
@@ -125,7 +120,6 @@ pub struct Memory {
 pub struct Folder {
     /// What it is for.
     pub purpose: Purpose,
-    /// Where.
     pub path: PathBuf,
     /// Whether a file can be made there (or in what would hold the folder, where it is not there yet).
     pub writable: bool,
@@ -163,9 +157,7 @@ pub enum Purpose {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Knowledge {
-    /// The file of evidence.
     pub evidence: Option<PathBuf>,
-    /// Records in it.
     pub records: usize,
     /// The file of rates, where there is one.
     pub rates: Option<PathBuf>,
@@ -187,7 +179,6 @@ pub struct Knowledge {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Variable {
-    /// Its name.
     pub name: String,
     /// Its value; `None` where it is, or may hold, a secret.
     pub value: Option<String>,
@@ -197,7 +188,6 @@ pub struct Variable {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ConfigFile {
-    /// Where.
     pub path: PathBuf,
     /// Whether it is the system's, which cannot be kept from a llama-server.
     pub system: bool,

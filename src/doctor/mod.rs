@@ -1,13 +1,22 @@
 //! What of a computer helps or hinders moeplan: facts in, findings out, each with what to do about it.
+//!
+//! What is looked for is a row of `checks.tsv`, and an arm of [`found`] that says where it applies; variables of the
+//! environment are rows of `variables.tsv`.
 
-pub mod environment;
 pub mod facts;
-mod host;
-mod runtime;
 
 use serde::Serialize;
 
+use crate::bytes::{Bytes, GIB};
+use crate::number::{counted, small_size};
+use crate::run::build::{BUILDS, REFERENCE};
 pub use facts::Facts;
+use facts::{Folder, Purpose, Server, Variable};
+
+const CHECKS: &str = include_str!("checks.tsv");
+const VARIABLES: &str = include_str!("variables.tsv");
+/// What a calibration writes at its most, and more than all headers that are kept.
+const ROOM: Bytes = Bytes(4 * GIB);
 
 /// The document `moeplan/doctor/1`.
 #[derive(Debug, Serialize)]
@@ -43,7 +52,6 @@ pub enum Area {
 }
 
 impl Area {
-    /// As a heading.
     pub fn title(self) -> &'static str {
         match self {
             Self::Runtime => "Runtime",
@@ -54,9 +62,20 @@ impl Area {
             Self::Environment => "Environment",
         }
     }
+
+    fn of_word(word: &str) -> Self {
+        match word {
+            "runtime" => Self::Runtime,
+            "devices" => Self::Devices,
+            "memory" => Self::Memory,
+            "disk" => Self::Disk,
+            "knowledge" => Self::Knowledge,
+            _ => Self::Environment,
+        }
+    }
 }
 
-/// How much it matters.
+/// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -70,12 +89,19 @@ pub enum Level {
 }
 
 impl Level {
-    /// In words.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Note => "note",
             Self::Problem => "problem",
+        }
+    }
+
+    fn of_word(word: &str) -> Self {
+        match word {
+            "ok" => Self::Ok,
+            "note" => Self::Note,
+            _ => Self::Problem,
         }
     }
 }
@@ -90,34 +116,223 @@ pub struct Finding {
     pub level: Level,
     /// Its name, which does not change.
     pub code: &'static str,
-    /// What was found; may hold strangers' text.
+    /// What was found; may hold untrusted text.
     pub message: String,
     /// What to do about it; `None` where there is nothing to do.
     pub hint: Option<String>,
 }
 
-impl Finding {
-    fn ok(area: Area, code: &'static str, message: impl Into<String>) -> Self {
-        Self { area, level: Level::Ok, code, message: message.into(), hint: None }
-    }
-
-    fn note(area: Area, code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { area, level: Level::Note, code, message: message.into(), hint: Some(hint.into()) }
-    }
-
-    fn problem(area: Area, code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { level: Level::Problem, ..Self::note(area, code, message, hint) }
-    }
+/// The rows of a table: five columns, `#` before a comment.
+fn rows(table: &'static str) -> impl Iterator<Item = [&'static str; 5]> {
+    let lines = table.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split('\t').collect::<Vec<_>>().try_into().ok())
 }
 
 /// Judges the facts.
 pub fn examine(facts: &Facts) -> Doctor<'_> {
-    let mut findings = runtime::findings(facts);
-    findings.extend(host::findings(facts));
-    findings.extend(environment::findings(facts));
+    let mut findings: Vec<Finding> = facts.environment.iter().filter_map(of_variable).collect();
+    for [key, level, area, message, hint] in rows(CHECKS) {
+        for values in found(key, facts) {
+            let mut values = values.into_iter();
+            let message = message.split("{}").flat_map(|piece| [piece.to_string(), values.next().unwrap_or_default()]);
+            findings.push(Finding {
+                area: Area::of_word(area),
+                level: Level::of_word(level),
+                code: key.split(':').next().unwrap_or(key),
+                message: message.collect(),
+                hint: (!hint.is_empty()).then(|| hint.to_string()),
+            });
+        }
+    }
     findings.sort_by_key(|finding| finding.area);
     let ok = findings.iter().all(|finding| finding.level != Level::Problem);
     Doctor { schema: "moeplan/doctor/1", ok, findings, facts }
+}
+
+/// The row of a variable. Names differ in case only where proxies are meant.
+fn known(name: &str) -> Option<[&'static str; 5]> {
+    let is = |pattern: &str| match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
+        (Some(start), _) => name.starts_with(start),
+        (None, Some(end)) => name.to_uppercase().ends_with(end),
+        (None, None) => name == pattern,
+    };
+    rows(VARIABLES).find(|[pattern, ..]| is(pattern))
+}
+
+/// The variable as a fact, where it matters; the value of one that may hold a secret is left out.
+pub fn variable(name: &str, value: &str) -> Option<Variable> {
+    const SECRETS: [&str; 7] = ["TOKEN", "KEY", "SECRET", "PASS", "PASSWORD", "AUTH", "CREDENTIALS"];
+    let [_, _, shown, ..] = known(name)?;
+    // What only a whole family is known of may hold a key too: by a word of its name, or an address with a password.
+    let may_be_secret = name.split('_').any(|word| SECRETS.contains(&word))
+        || value.split_once("://").is_some_and(|(_, at)| at.contains('@'));
+    let shown = shown == "shown" && !may_be_secret;
+    Some(Variable { name: name.to_string(), value: shown.then(|| value.to_string()) })
+}
+
+fn of_variable(variable: &Variable) -> Option<Finding> {
+    let [_, level, _, what, hint] = known(&variable.name)?;
+    let value = variable.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
+    let message = format!("{}{value}: {what}", variable.name);
+    let hint = (!hint.is_empty()).then(|| hint.to_string());
+    Some(Finding { area: Area::Environment, level: Level::of_word(level), code: "variable", message, hint })
+}
+
+/// The values of a message, for each thing that it is to be said of.
+fn each<T>(things: impl IntoIterator<Item = T>, values: impl Fn(T) -> Vec<String>) -> Vec<Vec<String>> {
+    things.into_iter().map(values).collect()
+}
+
+/// A message without values, said where `holds`.
+fn when(holds: bool) -> Vec<Vec<String>> {
+    each(holds.then_some(()), |()| Vec::new())
+}
+
+macro_rules! values {
+    ($($value:expr),*) => { vec![$($value.to_string()),*] };
+}
+
+/// What a check applies to, as the values of its message.
+fn found(key: &str, facts: &Facts) -> Vec<Vec<String>> {
+    let Facts { moeplan, servers, nvidia, interfaces, memory, folders, leftovers, knowledge, .. } = facts;
+    let embedded = moeplan.embedded.as_ref();
+    let server = servers.first().filter(|server| server.error.is_none());
+    let listed: &[_] = server.map_or(&[], |server| &server.devices);
+    let is_silent = server.is_some_and(|server| !server.lists_devices);
+    let is_driver_broken = nvidia.kernel_module && nvidia.driver.is_none();
+    let has_no_device = nvidia.installed == 0 && nvidia.cards.is_empty() && listed.is_empty();
+    let has_no_device = has_no_device && !is_silent && !is_driver_broken;
+    let has_device = !nvidia.cards.is_empty() || servers.first().is_some_and(|server| !server.devices.is_empty());
+    let hidden = nvidia.installed.saturating_sub(nvidia.cards.len());
+    let ram = memory.available.zip(memory.total);
+    let low_lock = memory.lock_limit.filter(|limit| memory.total.is_some_and(|total| limit.0 < total.0 / 2));
+    let rated: Vec<&str> =
+        knowledge.rated_devices.iter().map(String::as_str).chain(knowledge.rated_host.then_some("the host")).collect();
+    let broken = |place: &str| {
+        let server = servers.first().filter(|server| server.place.name() == place);
+        let error = server.and_then(|server| Some((server, server.error.as_ref()?)));
+        each(error, |(server, error)| values![server.program.display(), place, error])
+    };
+    let cards = |in_use: bool| {
+        let driver = nvidia.driver.as_deref().unwrap_or("unknown");
+        // A desktop takes a few hundred MiB; a tenth is another program's model.
+        let cards = nvidia.cards.iter().filter(|card| (card.free.0 < card.total.0 / 10 * 9) == in_use);
+        each(cards, |card| values![card.name, card.description, card.free, card.total, driver])
+    };
+    let not_writable = |purpose: Purpose| {
+        let folders = folders.iter().filter(|folder| !folder.writable && folder.purpose == purpose);
+        each(folders, |folder| values![folder.path.display()])
+    };
+    let of_folder = |folder: &Folder| match folder.free {
+        Some(free) if free.0 < GIB / 16 => "disk-full",
+        Some(free) if free < ROOM && folder.purpose == Purpose::Cache => "little-room",
+        _ => "folder",
+    };
+    let config_files = |system: bool| {
+        let files = facts.config_files.iter().filter(|file| file.system == system);
+        each(files, |file| values![file.path.display()])
+    };
+    match key {
+        "moeplan" => {
+            let network = if moeplan.remote { "reads headers over the network" } else { "built without `remote`" };
+            vec![values![moeplan.version, network]]
+        }
+        "embedded" => each(embedded.filter(|embedded| embedded.error.is_none()), |embedded| values![embedded.build]),
+        "embedded-broken" => each(embedded.and_then(|embedded| embedded.error.as_ref()), |error| values![error]),
+        "server" => each(server, |server| {
+            let unknown = || server.version.clone().unwrap_or_else(|| "of an unknown version".to_string());
+            let version = server.build.map_or_else(unknown, |build| format!("llama.cpp b{build}"));
+            let flags = if server.flags == 0 { String::new() } else { format!(", {} flags", server.flags) };
+            values![server.program.display(), server.place.name(), version, flags]
+        }),
+        "server-ik" => when(server.is_some_and(|server| server.ik)),
+        "server-unknown-build" => {
+            let oldest = BUILDS.first().map_or(REFERENCE, |build| build.number);
+            let newest = BUILDS.last().map_or(REFERENCE, |build| build.number);
+            let number = server.filter(|server| !server.ik).and_then(|server| server.build);
+            each(number.filter(|n| !(oldest..=newest).contains(n)), |number| values![number, oldest, newest])
+        }
+        "server-alone" => each(server.filter(|server| !(server.bench && server.rpc)), |server| {
+            let beside = [(server.bench, "llama-bench"), (server.rpc, "ggml-rpc-server")];
+            let missing: Vec<&str> = beside.iter().filter(|(is_there, _)| !is_there).map(|(_, name)| *name).collect();
+            values![missing.join(" and no ")]
+        }),
+        "server-hidden" => {
+            each(servers.iter().skip(1), |server| values![server.program.display(), server.place.name()])
+        }
+        "no-runtime" => when(servers.is_empty() && embedded.is_none()),
+        "no-server" => when(servers.is_empty() && embedded.is_some()),
+        "device:card" => cards(false),
+        "device-in-use" => cards(true),
+        "devices-hidden" => each((hidden > 0).then_some(hidden), |hidden| values![hidden, nvidia.installed]),
+        "driver-broken" => when(is_driver_broken),
+        "devices-not-listed" => each(server.filter(|_| is_silent), |server: &Server| values![server.program.display()]),
+        "server-without-gpu" => when(server.is_some() && !is_silent && listed.is_empty() && !nvidia.cards.is_empty()),
+        "device" => {
+            let others = listed.iter().filter(|device| nvidia.cards.iter().all(|card| card.name != device.name));
+            each(others, |device| values![device.buffer, device.description, device.free, device.total])
+        }
+        "no-device:at all" => when(has_no_device && interfaces.is_empty()),
+        "no-device:listed" => {
+            each((has_no_device && !interfaces.is_empty()).then(|| interfaces.join(", ")), |shown| values![shown])
+        }
+        "memory" => each(ram, |(available, total)| values![available, total]),
+        "memory-in-use" => when(ram.is_some_and(|(available, total)| available.0 < total.0 / 2)),
+        "memory-unknown" => when(ram.is_none()),
+        "memory-of-control-group" => {
+            each(memory.computer.zip(memory.total), |(computer, total)| values![computer, total])
+        }
+        "swapping" => each((memory.swap_used.0 > GIB).then_some(memory.swap_used), |swap| values![swap]),
+        "overcommit-strict" => when(memory.overcommit == Some(2)),
+        "wsl" => when(memory.wsl),
+        // `-lm mlock` locks weights within this limit (`src/llama-mmap.cpp` `llama_mlock`, b11434: a warning where it cannot).
+        "lock-limit:low" => each(low_lock, |limit| values![limit]),
+        "lock-limit" => each(low_lock.is_none().then_some(memory.lock_limit), |limit| {
+            vec![limit.map_or("no limit on locked memory".to_string(), |limit| format!("a process may lock {limit}"))]
+        }),
+        "folder-not-writable:cache" => not_writable(Purpose::Cache),
+        "folder-not-writable:state" => not_writable(Purpose::State),
+        "folder-not-writable:config" => not_writable(Purpose::Config),
+        "folder-not-writable:temporary" => not_writable(Purpose::Temporary),
+        "disk-full" | "little-room" | "folder" => {
+            let folders = folders.iter().filter(|folder| folder.writable && of_folder(folder) == key);
+            each(folders, |folder| {
+                let what = match folder.purpose {
+                    Purpose::Cache => "headers and built servers",
+                    Purpose::State => "what runs have shown",
+                    Purpose::Config => "this machine's rates",
+                    Purpose::Temporary => "temporary files",
+                };
+                let free = folder.free.map(|free| format!(", {free} free")).unwrap_or_default();
+                values![folder.path.display(), what, free]
+            })
+        }
+        // What crashed runs left behind: models of a calibration take GiB.
+        "left-behind" => each(leftovers.first(), |first| {
+            let bytes: Bytes = leftovers.iter().map(|left| left.bytes).sum();
+            let what = counted(leftovers.len() as u64, "temporary file");
+            let more = if leftovers.len() > 1 { ", …" } else { "" };
+            values![what, small_size(bytes), first.path.display(), more]
+        }),
+        "rates-unreadable" => {
+            let error = knowledge.rates.as_ref().zip(knowledge.rates_error.as_ref());
+            each(error, |(path, error)| values![path.display(), error])
+        }
+        "not-calibrated" => when(rated.is_empty()),
+        "calibrated" => each((!rated.is_empty()).then(|| rated.join(", ")), |rated| values![rated]),
+        "overhead-unknown" => when(has_device && knowledge.measured_devices.is_empty()),
+        "overhead" => {
+            let measured = Some(&knowledge.measured_devices).filter(|measured| has_device && !measured.is_empty());
+            each(measured, |measured| values![measured.join(", "), knowledge.records])
+        }
+        "headers" => {
+            each((knowledge.headers > 0).then_some(knowledge), |known| values![known.headers, known.headers_bytes])
+        }
+        "config-file:system" => config_files(true),
+        "config-file" => config_files(false),
+        "environment" => when(facts.environment.is_empty() && facts.config_files.is_empty()),
+        _ => key.strip_prefix("server-broken:").map(broken).unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Made-up computers, and what is said of each.
 
-use super::facts::{ConfigFile, Embedded, Folder, Knowledge, Leftover, Nvidia, Place, Purpose, Server, Variable};
+use super::facts::{ConfigFile, Embedded, Knowledge, Leftover, Nvidia, Place};
 use super::*;
 use crate::bytes::{Bytes, GIB};
 use crate::runtime::DeviceInfo;
@@ -71,13 +71,7 @@ fn found(change: impl FnOnce(&mut Facts)) -> Vec<(Level, &'static str)> {
 }
 
 fn of_server(change: impl FnOnce(&mut Server)) -> Vec<(Level, &'static str)> {
-    found(|facts| facts.servers.iter_mut().take(1).for_each(change_once(change)))
-}
-
-/// `FnOnce` for the one server that there is.
-fn change_once(change: impl FnOnce(&mut Server)) -> impl FnMut(&mut Server) {
-    let mut change = Some(change);
-    move |server| change.take().expect("one server")(server)
+    found(|facts| change(&mut facts.servers[0]))
 }
 
 #[test]
@@ -160,7 +154,7 @@ fn memory_and_folders_are_judged_by_what_a_launch_needs() {
 fn what_interferes_is_named_with_what_is_done_about_it() {
     use Level::{Note, Problem};
     let set = |name: &str, value: &str| {
-        let variable = environment::variable(name, value).unwrap();
+        let variable = variable(name, value).unwrap();
         found(|facts| facts.environment.push(variable))
     };
     assert_eq!(set("LLAMA_ARG_N_CPU_MOE", "9"), [(Note, "variable")]);
@@ -194,4 +188,41 @@ fn findings_come_by_area() {
     facts.environment = vec![Variable { name: "HF_TOKEN".into(), value: None }];
     let areas: Vec<Area> = examine(&facts).findings.iter().map(|finding| finding.area).collect();
     assert!(areas.is_sorted() && areas.len() > 6, "{areas:?}");
+}
+
+#[test]
+fn no_row_is_hidden_by_an_earlier_one_and_secrets_stay() {
+    let all: Vec<_> = rows(VARIABLES).collect();
+    assert_eq!(all.len(), VARIABLES.lines().filter(|line| !line.starts_with('#')).count());
+    for row in all {
+        assert_eq!(known(&row[0].replace('*', "X")), Some(row), "{} is hidden", row[0]);
+    }
+    for (name, shown) in [
+        ("LLAMA_ARG_CTX_SIZE", Some("1")),
+        ("HF_TOKEN", None),
+        ("https_proxy", None),
+        ("MOEPLAN_API_KEY", None),
+        ("LLAMA_API_KEY", None),
+        ("HF_ENDPOINT", None),
+    ] {
+        assert_eq!(variable(name, "1").unwrap().value.as_deref(), shown, "{name}");
+    }
+    assert_eq!(variable("PATH", "/bin"), None);
+    let kept = [("HF_API_KEY", "x"), ("LLAMA_CLOUD_API_TOKEN", "x"), ("MOEPLAN_X", "https://me:word@host")];
+    assert!(kept.iter().all(|(name, value)| variable(name, value).unwrap().value.is_none()));
+}
+
+#[test]
+fn every_row_is_an_arm_and_every_arm_a_row() {
+    let code = include_str!("mod.rs");
+    let rows: Vec<_> = rows(CHECKS).collect();
+    assert_eq!(rows.len(), CHECKS.lines().filter(|line| !line.starts_with('#')).count());
+    for [key, level, area, ..] in &rows {
+        let is_arm = code.contains(&format!("\"{key}\"")) || key.starts_with("server-broken:");
+        assert!(is_arm && Level::of_word(level).name() == *level, "{key}");
+        assert_eq!(serde_json::json!(Area::of_word(area)), *area, "{key}");
+    }
+    for place in [Place::Named, Place::Path, Place::Cache] {
+        assert!(rows.iter().any(|[key, ..]| *key == format!("server-broken:{}", place.name())));
+    }
 }

@@ -113,6 +113,43 @@ fn a_dense_model_is_all_active() {
 }
 
 #[test]
+fn keys_are_read_as_the_loader_reads_them() {
+    let array = |values: &[u64]| Value::Array(values.iter().map(|n| Value::U64(*n)).collect());
+    let keys = [
+        ("apertus.attention.head_count", array(&[8, 4])),
+        ("apertus.attention.head_count_kv", array(&[0, 2])),
+        ("apertus.attention.value_length", Value::U64(24)),
+        ("tokenizer.ggml.tokens", Value::Counted { len: 999 }),
+        ("apertus.vocab_size", Value::U64(7)),
+    ];
+    let (model, refused) = Model::as_far_as_readable(gguf("apertus", &keys, sample()));
+    assert!(refused.is_empty(), "{refused:?}");
+    let [first, second] = model.context.layers[..] else { panic!("two blocks") };
+    assert_eq!((first.n_head, first.n_head_kv, second.n_head, second.n_head_kv), (8, 0, 4, 2));
+    // The first block's heads give the size of every key.
+    assert_eq!((second.n_embd_head_k, second.n_embd_head_v), (1, 24));
+    assert_eq!((model.hparams.vocab_size, model.hparams.expert_used_count.as_slice()), (999, [1, 1].as_slice()));
+    let no_number = |found| format!("{found}, not a whole number of 32 bits");
+    for (key, value, says) in [
+        ("block_count", Value::U64(513), "block_count is not 1 to 512 (n_layer_all = 513)".to_string()),
+        ("block_count", Value::String("3".into()), no_number("key `apertus.block_count` is `3`")),
+        (
+            "nextn_predict_layers",
+            Value::U64(3),
+            "nextn_predict_layers is more than block_count (n_layer_nextn = 3".into(),
+        ),
+        ("expert_count", Value::U64(1025), "expert_count is more than 1024 (n_expert = 1025)".into()),
+        ("expert_used_count", Value::U64(8), "expert_used_count is more than expert_count (n_expert = 4)".into()),
+        ("attention.head_count", array(&[1; 3]), "key `apertus.attention.head_count` has 3 values, 2 expected".into()),
+        ("feed_forward_length", Value::F64(0.5), no_number("key `apertus.feed_forward_length` is the fraction 0.5")),
+        ("context_length", Value::U64(1 << 40), no_number("key `apertus.context_length` is 1099511627776")),
+    ] {
+        let (_, refused) = Model::as_far_as_readable(gguf("apertus", &[(&format!("apertus.{key}"), value)], sample()));
+        assert!(refused.len() == 1 && refused[0].to_string().starts_with(&says), "{key}: {refused:?}");
+    }
+}
+
+#[test]
 fn each_warning_has_its_cause() {
     let text = |text: &str| Value::String(text.to_string());
     let none = Value::U64(0);
@@ -159,7 +196,7 @@ fn a_plan_needs_a_model_that_loads() {
     let missing = gguf("apertus", &[("!apertus.block_count", Value::U64(0))], sample());
     assert_eq!(
         Model::from_gguf(missing).unwrap_err().to_string(),
-        "`a/model.gguf`: key `apertus.block_count` is missing"
+        "`a/model.gguf`: llama.cpp refuses this file: key `apertus.block_count` is missing"
     );
     let adapter = gguf("apertus", &[("general.type", Value::String("adapter".to_string()))], sample());
     assert!(Model::from_gguf(adapter).unwrap_err().to_string().contains("adapter"));

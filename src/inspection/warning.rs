@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{Basis, FileType, TensorBytes};
+use crate::arch::Arch;
 use crate::gguf::ByteOrder;
-use crate::hparams;
 use crate::model::load::Fault;
 use crate::model::{FileKind, MERGE_EXPERTS, Model};
-use crate::rules::{self, Role};
+use crate::rules::Role;
 use crate::suggest::Hint as _;
 
 /// One warning.
@@ -31,16 +31,16 @@ impl Warning {
 }
 
 /// Every warning of a model, the gravest first.
-pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType, bytes: &TensorBytes) -> Vec<Warning> {
+pub(super) fn of(model: &Model, refused: &[Fault], file_type: &FileType, bytes: &TensorBytes) -> Vec<Warning> {
     let mut warnings: Vec<Warning> = Vec::new();
     if model.kind == FileKind::Model {
         warnings.extend(unloadable_architecture(model));
         warnings.extend(missing_keys(refused));
-        warnings.extend(refused.iter().filter(|error| !is_missing(error)).map(refused_key));
+        warnings.extend(refused.iter().filter(|fault| !matches!(fault, Fault::MissingKey { .. })).map(unloadable));
         warnings.extend(per_expert_tensors(model));
         // Files of the kinds above lack what the loader asks for, too.
         if warnings.is_empty() {
-            warnings.extend(unloadable(model));
+            warnings.extend(model.check_load().err().as_ref().map(unloadable));
         }
         warnings.extend(embedding(model));
     } else {
@@ -77,7 +77,7 @@ pub(super) fn of(model: &Model, refused: &[hparams::Error], file_type: &FileType
 }
 
 fn unloadable_architecture(model: &Model) -> Option<Warning> {
-    let unknown = !model.architecture.is_empty() && !rules::knows_architecture(&model.architecture);
+    let unknown = !model.architecture.is_empty() && Arch::named(&model.architecture).is_none();
     unknown.then(|| {
         Warning::new(
             "unknown-architecture",
@@ -87,10 +87,9 @@ fn unloadable_architecture(model: &Model) -> Option<Warning> {
     })
 }
 
-/// What llama.cpp's loader refuses first.
-fn unloadable(model: &Model) -> Option<Warning> {
-    let fault = model.check_load().err()?;
-    let code = match &fault {
+/// What llama.cpp's loader refuses.
+fn unloadable(fault: &Fault) -> Warning {
+    let code = match fault {
         Fault::MissingKey { .. } => "missing-key",
         Fault::KeyType { .. } | Fault::KeyLength { .. } | Fault::Numbers { .. } => "bad-key",
         Fault::MissingTensor { .. } => "missing-tensor",
@@ -99,17 +98,13 @@ fn unloadable(model: &Model) -> Option<Warning> {
         Fault::Rules(_) => "loader-rules",
     };
     let hint = fault.hint().unwrap_or_default().into_owned();
-    Some(Warning::new(code, format!("llama.cpp refuses this file: {fault}"), hint))
-}
-
-fn is_missing(error: &hparams::Error) -> bool {
-    matches!(error, hparams::Error::Missing { .. })
+    Warning::new(code, format!("llama.cpp refuses this file: {fault}"), hint)
 }
 
 /// One warning for all keys that are missing.
-fn missing_keys(refused: &[hparams::Error]) -> Option<Warning> {
+fn missing_keys(refused: &[Fault]) -> Option<Warning> {
     let keys = refused.iter().filter_map(|error| match error {
-        hparams::Error::Missing { key } => Some(format!("`{key}`")),
+        Fault::MissingKey { key } => Some(format!("`{key}`")),
         _ => None,
     });
     let keys: Vec<String> = keys.collect();
@@ -117,11 +112,6 @@ fn missing_keys(refused: &[hparams::Error]) -> Option<Warning> {
         let message = format!("llama.cpp refuses this file: it lacks {}", keys.join(", "));
         Warning::new("missing-key", message, "convert the model again with a current llama.cpp")
     })
-}
-
-fn refused_key(error: &hparams::Error) -> Warning {
-    let message = format!("llama.cpp refuses this file: {error}");
-    Warning::new("bad-key", message, "convert the model again with a current llama.cpp")
 }
 
 /// One tensor an expert (`ffn_up.0.weight`), as files of early 2024 had.

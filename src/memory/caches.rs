@@ -4,9 +4,10 @@
 
 use serde::Serialize;
 
-use super::context_hparams::{ContextHParams, LayerHParams};
+use crate::arch::{Arch, Kept, Memory};
 use crate::gguf::{GgmlType, ggml_type};
 use crate::model::Model;
+use crate::model::context::{ContextHParams, LayerHParams};
 use crate::run::numbers::ContextNumbers;
 use crate::run::{FlashAttn, RunConfig};
 
@@ -17,9 +18,7 @@ pub struct Caches {
     pub list: Vec<Cache>,
     /// The same of the second context, in which the NextN blocks draft (`--spec-type draft-mtp`); none without it.
     pub mtp: Vec<Cache>,
-    /// llama.cpp's class of memory.
     pub class: MemoryClass,
-    /// The hyper-parameters behind them.
     pub hparams: ContextHParams,
     /// V is stored transposed, at the widest layer's width (`-fa off`).
     pub v_trans: bool,
@@ -28,7 +27,6 @@ pub struct Caches {
 /// One cache: tensors of the same cells and types, one or two a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
-    /// What it is for.
     pub kind: CacheKind,
     /// Cells of one stream (rows, for states).
     pub cells: u32,
@@ -47,7 +45,6 @@ pub struct Cache {
 /// One layer of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheLayer {
-    /// The layer.
     pub il: u32,
     /// Elements of a cell's first tensor (`n_embd_k_gqa`, `n_embd_r`).
     pub n_embd_k: u64,
@@ -126,101 +123,42 @@ pub enum MemoryClass {
     HybridIdx,
 }
 
-/// Architectures without memory; `gemma4-assistant` uses the cache of the model it drafts for.
-const NO_MEMORY: &[&str] = &[
-    "bert",
-    "jina-bert-v2",
-    "jina-bert-v3",
-    "nomic-bert",
-    "nomic-bert-moe",
-    "neo-bert",
-    "eurobert",
-    "wavtokenizer-dec",
-    "modern-bert",
-    "gemma-embedding",
-    "dream",
-    "llada",
-    "llada-moe",
-    "rnd1",
-    "clef",
-    "gemma4-assistant",
-];
-
-/// Architectures that are recurrent throughout (`llm_arch_is_recurrent`).
-const RECURRENT: &[&str] = &["mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"];
-
-/// Architectures with recurrent and attention layers (`llm_arch_is_hybrid`, less those with a class of their own).
-const HYBRID: &[&str] = &[
-    "jamba",
-    "falcon-h1",
-    "plamo2",
-    "granitehybrid",
-    "lfm2",
-    "lfm2moe",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "qwen3next",
-    "kimi-linear",
-    "bailingmoe3",
-    "kimi-k3",
-    "glm5-next",
-    "qwen35",
-    "qwen35moe",
-    "qwen4exp",
-    "minimax-01",
-];
-
-/// Architectures that can undo recurrent states (`llm_arch_supports_rs_rollback`).
-const ROLLBACK: &[&str] = &[
-    "kimi-k3",
-    "qwen35",
-    "qwen35moe",
-    "qwen4exp",
-    "deepseek4",
-    "glm5-next",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "lfm2",
-    "lfm2moe",
-    "bailingmoe3",
-];
-
 /// The caches that llama.cpp b11434 creates for `model` launched as `run`, its context resolved to `numbers`.
 pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Caches {
-    let hparams = ContextHParams::of(model);
-    let architecture = model.hparams.architecture.as_str();
-    let class = class(architecture, &hparams);
+    let hparams = model.context.clone();
+    let arch = model.hparams.arch();
+    let class = class(arch, &hparams);
     // llama-context.cpp forces flash attention off for grok.
-    let v_trans = run.flash_attn == FlashAttn::Off || architecture == "grok";
-    let snapshots = if ROLLBACK.contains(&architecture) { run.n_rs_seq } else { 0 };
-    let builder = Builder { architecture, hparams: &hparams, run, numbers, v_trans, snapshots };
+    let v_trans = run.flash_attn == FlashAttn::Off || arch.squashed;
+    let snapshots = if arch.rollback { run.n_rs_seq } else { 0 };
+    let builder = Builder { arch, hparams: &hparams, run, numbers, v_trans, snapshots };
     let list = builder.list(class);
     let mtp = if run.mtp { builder.list_mtp(class) } else { Vec::new() };
     Caches { list, mtp, class, hparams, v_trans }
 }
 
-fn class(architecture: &str, hparams: &ContextHParams) -> MemoryClass {
+fn class(arch: &Arch, hparams: &ContextHParams) -> MemoryClass {
     let windowed = hparams.swa.is_some();
-    match architecture {
-        "minimax-m3" => MemoryClass::Msa,
-        "glm-dsa" | "deepseek32" => MemoryClass::Dsa,
-        "hy_v4" if hparams.indexer_top_k > 0 => MemoryClass::Dsa,
-        "dots3note" => MemoryClass::DsaIswa,
-        "deepseek4" => MemoryClass::Dsv4,
-        _ if NO_MEMORY.contains(&architecture) => MemoryClass::None,
-        _ if RECURRENT.contains(&architecture) => MemoryClass::Recurrent,
-        _ if HYBRID.contains(&architecture) && windowed => MemoryClass::HybridIswa,
-        "glm5-next" | "qwen4exp" => MemoryClass::HybridIdx,
-        _ if HYBRID.contains(&architecture) => MemoryClass::Hybrid,
-        _ if windowed => MemoryClass::Iswa,
-        _ => MemoryClass::Kv,
+    match arch.memory {
+        Memory::None => MemoryClass::None,
+        Memory::Recurrent => MemoryClass::Recurrent,
+        Memory::Msa => MemoryClass::Msa,
+        Memory::Dsa => MemoryClass::Dsa,
+        Memory::DsaIfIndexed if hparams.indexer_top_k > 0 => MemoryClass::Dsa,
+        Memory::DsaIswa => MemoryClass::DsaIswa,
+        Memory::Dsv4 => MemoryClass::Dsv4,
+        Memory::Hybrid(_) | Memory::HybridIdx { .. } if windowed => MemoryClass::HybridIswa,
+        Memory::HybridIdx { .. } => MemoryClass::HybridIdx,
+        Memory::Hybrid(_) => MemoryClass::Hybrid,
+        Memory::Kv | Memory::DsaIfIndexed if windowed => MemoryClass::Iswa,
+        Memory::Kv | Memory::DsaIfIndexed => MemoryClass::Kv,
     }
 }
 
 /// What every cache of one context is built from.
 #[derive(Clone, Copy)]
 struct Builder<'a> {
-    architecture: &'a str,
+    arch: &'a Arch,
     hparams: &'a ContextHParams,
     run: &'a RunConfig,
     numbers: &'a ContextNumbers,
@@ -247,7 +185,7 @@ impl Builder<'_> {
             MemoryClass::Iswa => self.iswa(|il, _| self.plain(il)),
             MemoryClass::Recurrent => self.states(|_, _| true),
             MemoryClass::Dsa => {
-                let mut list = vec![self.base(|il, _| self.architecture == "hy_v4" || in_trunk(il))];
+                let mut list = vec![self.base(|il, _| self.arch.memory == Memory::DsaIfIndexed || in_trunk(il))];
                 list.push(self.indexer(&self.indexer_widths(1, false), |il, l| in_trunk(il) && l.is_indexer_full));
                 list
             }
@@ -275,8 +213,8 @@ impl Builder<'_> {
             MemoryClass::HybridIdx => {
                 let mut list = vec![self.base(|il, l| self.attends(il, l))];
                 list.extend(self.states(|il, l| self.recurs(il, l)));
-                if self.architecture == "glm5-next" || self.hparams.indexer_head_size > 0 {
-                    let all = self.architecture == "qwen4exp";
+                let all = self.arch.memory == Memory::HybridIdx { all: true };
+                if !all || self.hparams.indexer_head_size > 0 {
                     list.push(self.indexer(&self.indexer_widths(self.hparams.indexer_rows, true), |il, l| {
                         self.attends(il, l) && (all || l.is_indexer_full)
                     }));
@@ -315,24 +253,22 @@ impl Builder<'_> {
 
     /// The attention layers of a hybrid.
     fn attends(&self, il: u32, layer: &LayerHParams) -> bool {
-        match self.architecture {
-            "falcon-h1" => true,
-            "nemotron_h" | "nemotron_h_moe" => !layer.is_recr && layer.no_ffn,
-            "qwen3next" | "qwen35" | "qwen35moe" | "qwen4exp" | "minimax-01" | "glm5-next" => {
-                il < self.hparams.n_layer && !layer.is_recr
-            }
-            _ => !layer.is_recr,
+        match self.arch.memory {
+            Memory::Hybrid(Kept::Both) => true,
+            Memory::Hybrid(Kept::WithoutFfn) => !layer.is_recr && layer.no_ffn,
+            Memory::Hybrid(Kept::NotRecurrent) => !layer.is_recr,
+            _ => il < self.hparams.n_layer && !layer.is_recr,
         }
     }
 
     /// The recurrent layers of a hybrid; states exist in the trunk only.
     fn recurs(&self, il: u32, layer: &LayerHParams) -> bool {
-        il < self.hparams.n_layer
-            && match self.architecture {
-                "falcon-h1" => true,
-                "nemotron_h" | "nemotron_h_moe" => layer.is_recr && layer.no_ffn,
-                _ => layer.is_recr,
-            }
+        let has_state = match self.arch.memory {
+            Memory::Hybrid(Kept::Both) => true,
+            Memory::Hybrid(Kept::WithoutFfn) => layer.is_recr && layer.no_ffn,
+            _ => layer.is_recr,
+        };
+        il < self.hparams.n_layer && has_state
     }
 
     fn widths(&self) -> Widths {

@@ -108,7 +108,7 @@ impl<'a> Launch<'a> {
 
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.
     fn resolve_flash_attn(&self, scheduler: &Scheduler) -> Result<bool, graph::Error> {
-        let is_off = self.run.flash_attn == FlashAttn::Off || self.model.architecture == "grok";
+        let is_off = self.run.flash_attn == FlashAttn::Off || self.model.hparams.arch().squashed;
         // Quantized values need it (`llama_init_from_model`).
         let is_on = self.run.flash_attn == FlashAttn::On || self.run.type_v.is_quantized;
         if is_off || is_on {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::caches::{self, Cache, CacheLayer, Caches};
-use super::{Error, HOST, Uncounted, context_hparams};
+use super::{Error, HOST, Uncounted};
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::{Backend, Machine};
@@ -57,7 +57,7 @@ pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextN
         return Err(Error::NoContext);
     }
     let (type_k, type_v) = (run.type_k, run.type_v);
-    if (caches.hparams.is_mla || model.hparams.architecture == "deepseek4") && type_k != type_v {
+    if (caches.hparams.is_mla || caches.class == caches::MemoryClass::Dsv4) && type_k != type_v {
         return Err(Error::DifferentTypes { architecture: model.hparams.architecture.clone(), type_k, type_v });
     }
     if type_v.is_quantized && caches.v_trans {
@@ -132,7 +132,6 @@ pub fn per_token(model: &Model, cache_type: GgmlType) -> Result<ContextPerToken,
     if let Some(Uncounted { what, reason }) = Uncounted::of(model).into_iter().find(|term| term.what == "context") {
         return Err(Error::Uncounted { what, reason });
     }
-    context_hparams::check(&model.hparams)?;
     let numbers = numbers(&run, &model.hparams);
     let caches = caches::caches(model, &run, &numbers);
     check(&caches, model, &run, &numbers)?;

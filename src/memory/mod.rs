@@ -5,7 +5,6 @@ pub mod backend;
 pub mod caches;
 pub mod compute;
 pub mod context;
-pub mod context_hparams;
 pub mod expert_cache;
 mod fusion;
 pub mod graph;
@@ -18,13 +17,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
-use crate::hparams;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::placement::{self, Placement};
-use crate::rules;
 use crate::run::RunConfig;
 use crate::run::numbers::{ContextNumbers, numbers};
 use crate::suggest::Hint;
@@ -124,10 +122,10 @@ impl Uncounted {
     /// What of a model cannot be counted, for want of its architecture.
     fn of(model: &Model) -> Vec<Self> {
         let architecture = &model.architecture;
-        let (terms, reason): (&[&str], _) = if !rules::knows_architecture(architecture) {
+        let (terms, reason): (&[&str], _) = if Arch::named(architecture).is_none() {
             let reason = format!("llama.cpp b11434 does not know the architecture `{architecture}`");
             (&["context", "compute", "overhead"], reason)
-        } else if !graph::is_known(architecture) {
+        } else if !Arch::of(architecture).has_graph() {
             (&["compute"], format!("moeplan does not build the graph of `{architecture}`"))
         } else {
             (&[], String::new())
@@ -207,9 +205,6 @@ pub enum Error {
     /// Beyond any memory.
     #[error("the context is larger than 64 PiB: give a smaller -c")]
     TooLarge,
-    /// A key that llama.cpp refuses.
-    #[error(transparent)]
-    Key(#[from] hparams::Error),
     /// A graph that llama.cpp would not build.
     #[error(transparent)]
     Graph(#[from] graph::Error),
@@ -226,9 +221,6 @@ pub enum Error {
 impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Key(_) => {
-                Some("llama.cpp refuses this file too: convert the model again with a current llama.cpp".into())
-            }
             Self::Graph(error) => error.hint(),
             Self::Uncounted { .. } => Some(
                 "`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures".into(),
@@ -328,7 +320,6 @@ impl Prediction {
         run: &RunConfig,
         placement: &Placement,
     ) -> Result<(), Error> {
-        context_hparams::check(&model.hparams)?;
         context::check(&self.caches, model, run, &self.numbers)?;
         let contexts = context::bytes_by_device(&self.caches, machine, run, placement)?;
         let caches = self.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");

@@ -18,77 +18,22 @@ use walk::Walk;
 /// Why llama.cpp does not load a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// A required key is not there.
     #[error("key `{key}` is missing")]
-    MissingKey {
-        /// The full key.
-        key: String,
-    },
-    /// A key of another type.
+    MissingKey { key: String },
     #[error("key `{key}` is {found}, not {expected}")]
-    KeyType {
-        /// The full key.
-        key: String,
-        /// What llama.cpp reads there, in words.
-        expected: String,
-        /// What the file has, in words.
-        found: String,
-    },
-    /// An array with another number of values.
+    KeyType { key: String, expected: String, found: String },
     #[error("key `{key}` has {found} values, {expected} expected")]
-    KeyLength {
-        /// The full key.
-        key: String,
-        /// How many values llama.cpp wants.
-        expected: i64,
-        /// How many the file has.
-        found: u64,
-    },
-    /// Numbers that llama.cpp refuses.
+    KeyLength { key: String, expected: i64, found: u64 },
     #[error("{rule}{}", Known(numbers))]
-    Numbers {
-        /// llama.cpp's message, or the condition that does not hold.
-        rule: String,
-        /// The numbers in that condition.
-        numbers: Vec<(String, i64)>,
-    },
-    /// A required tensor is not there.
+    Numbers { rule: String, numbers: Vec<(String, i64)> },
     #[error("missing tensor '{tensor}'")]
-    MissingTensor {
-        /// Its full name.
-        tensor: String,
-    },
-    /// A tensor of another shape.
+    MissingTensor { tensor: String },
     #[error("tensor '{tensor}' has wrong shape; expected {}, got {}", Shape(expected), Shape(found))]
-    WrongShape {
-        /// Its full name.
-        tensor: String,
-        /// What the hyper-parameters make of it.
-        expected: Vec<i64>,
-        /// What the file has.
-        found: Vec<i64>,
-    },
-    /// The file has a tensor that the architecture does not have.
+    WrongShape { tensor: String, expected: Vec<i64>, found: Vec<i64> },
     #[error("wrong number of tensors; expected {expected}, got {created}: {architecture} has no tensor '{tensor}'")]
-    UnusedTensor {
-        /// The first such tensor.
-        tensor: String,
-        /// `general.architecture`.
-        architecture: String,
-        /// How many tensors the file has.
-        expected: usize,
-        /// How many of them llama.cpp takes.
-        created: usize,
-    },
-    /// More tensors are made than the file has: one is made twice.
+    UnusedTensor { tensor: String, architecture: String, expected: usize, created: usize },
     #[error("too many tensors created; expected {expected}, got {created}")]
-    TooManyTensors {
-        /// How many tensors the file has.
-        expected: usize,
-        /// How many llama.cpp makes of them.
-        created: usize,
-    },
-    /// A rule file of moeplan cannot be read.
+    TooManyTensors { expected: usize, created: usize },
     #[error("moeplan's loader rules: {0}")]
     Rules(String),
 }
@@ -137,8 +82,19 @@ impl Model {
     /// # Errors
     /// The first fault, in the order in which llama.cpp looks.
     pub fn check_load(&self) -> Result<(), Fault> {
-        let Some(rules) = Rules::of(&self.architecture) else { return Ok(()) };
-        let rules = rules.map_err(Fault::Rules)?;
-        Walk::new(self, &rules).run()
+        let rules = Rules::of(&self.architecture).map_err(Fault::Rules)?;
+        if rules.tensors.is_empty() { Ok(()) } else { Walk::new(self, &rules).run() }
+    }
+}
+
+/// Reads the keys of a model, as far as they can be read; what llama.cpp would refuse among them.
+pub(super) fn read(model: &mut Model) -> Vec<Fault> {
+    match Rules::of(&model.architecture) {
+        Ok(rules) => {
+            let (hparams, context, faults) = Walk::new(model, &rules).read();
+            (model.hparams, model.context) = (hparams, context);
+            faults
+        }
+        Err(error) => vec![Fault::Rules(error)],
     }
 }

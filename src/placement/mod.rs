@@ -221,7 +221,7 @@ enum Target {
 /// Where llama.cpp b11434 puts every tensor of `model` on `machine` for `run`.
 pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placement, Error> {
     let devices = devices::participating(machine, run)?;
-    let slots = devices::slots(machine, run, &devices, model.hparams.n_layer_all());
+    let slots = devices::slots(machine, run, &devices, model.context.n_layer_all());
     let law = Law {
         model,
         machine,
@@ -272,7 +272,7 @@ impl Law<'_> {
         }
         let op = tensors::op(name, tensor);
         let rule = self.overrides.iter().position(|(pattern, _)| pattern.matches(&tensor.name));
-        match tensors::class(&self.model.architecture, name) {
+        match tensors::class(self.model.hparams.arch(), name) {
             Class::Input => {
                 let mut copies = vec![self.copy(tensor, op, None, rule)];
                 if tied && tensor.name == "token_embd.weight" {
@@ -338,8 +338,7 @@ impl Law<'_> {
 
     /// Whether the tensor stays in the mapped file, row by row (`TENSOR_READ_LAZY`).
     fn is_lazy(&self, tensor: &Tensor) -> bool {
-        let readable = tensor.name == "per_layer_token_embd.weight"
-            && matches!(self.model.architecture.as_str(), "gemma4" | "qwen4exp");
+        let readable = tensor.name == "per_layer_token_embd.weight" && self.model.hparams.arch().lazy_rows;
         readable
             && match self.run.lazy_mode {
                 LazyMode::On => true,

@@ -2,6 +2,7 @@
 //!
 //! Source: `src/llama-arch.cpp` `LLM_TENSOR_INFOS`, `src/models/*.cpp` `load_arch_tensors`, b11434.
 
+use crate::arch::{Arch, NextN, Output};
 use crate::model::{Model, Tensor};
 use crate::run::RunConfig;
 
@@ -21,11 +22,8 @@ pub(super) enum Class {
 /// The operation that llama.cpp probes a weight with, as far as it decides anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
-    /// A row is looked up.
     GetRows,
-    /// A dense product.
     MulMat,
-    /// A product with some of many matrices.
     MulMatId,
     /// Anything that every backend does.
     Other,
@@ -62,73 +60,6 @@ const LOOKED_UP: &[&str] = &[
 ];
 /// Names that llama.cpp loads nothing for (operation NONE).
 const UNUSED: &[&str] = &["cross_attn_rel_b", "masked_embd_centroids", "masked_embd_ordering"];
-/// Architectures that leave their NextN blocks out unless MTP speculation is on.
-const NEXTN_WITH_MTP: &[&str] = &[
-    "bailingmoe3",
-    "cohere2moe",
-    "deepseek2",
-    "deepseek32",
-    "deepseek4",
-    "glm-dsa",
-    "glm4moe",
-    "glm5-next",
-    "hy_v3",
-    "mimo2",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "qwen35",
-    "qwen35moe",
-    "qwen3next",
-    "qwen4exp",
-    "step35",
-];
-/// Architectures that never load their NextN blocks.
-const NEXTN_NEVER: &[&str] = &["bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4"];
-/// What a NextN block that is left out loads all the same: created without llama.cpp's skip flag (`load_block_mtp` and its like).
-const NEXTN_ANYWAY: &[(&[&str], &[&str])] = &[
-    (
-        &["step35"],
-        &[
-            "attn_q_norm",
-            "attn_k_norm",
-            "attn_gate",
-            "ffn_gate",
-            "ffn_down",
-            "ffn_up",
-            "ffn_gate_inp",
-            "ffn_gate_exps",
-            "ffn_down_exps",
-            "ffn_up_exps",
-            "exp_probs_b",
-            "ffn_gate_shexp",
-            "ffn_down_shexp",
-            "ffn_up_shexp",
-            "nextn.embed_tokens",
-            "nextn.shared_head_head",
-            "nextn.shared_head_norm",
-        ],
-    ),
-    (&["cohere2moe", "hy_v3"], &["nextn.embed_tokens", "nextn.shared_head_head", "nextn.shared_head_norm"]),
-    (&["deepseek32", "glm-dsa"], &["exp_probs_b"]),
-];
-/// Architectures whose NextN blocks have rope factors even when they are left out.
-const NEXTN_ROPE: &[&str] = &["exaone4", "step35"];
-/// Architectures without an output matrix.
-const NO_OUTPUT: &[&str] = &[
-    "bert",
-    "modern-bert",
-    "nomic-bert",
-    "nomic-bert-moe",
-    "neo-bert",
-    "jina-bert-v2",
-    "jina-bert-v3",
-    "eurobert",
-    "clef",
-    "gemma4-assistant",
-];
-/// Architectures that create the tied output before the token embedding, which is then created again.
-const OUTPUT_FIRST: &[&str] = &["gemma3n", "gemma4"];
-
 /// A name taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Name<'a> {
@@ -155,14 +86,14 @@ pub(super) fn name(full: &str) -> Name<'_> {
     Name { block: None, base: stem, suffix }
 }
 
-/// Which list a tensor of `architecture` takes.
-pub(super) fn class(architecture: &str, name: Name<'_>) -> Class {
-    let lfm2_norm = name.base == "token_embd_norm" && matches!(architecture, "lfm2" | "lfm2moe");
+/// Which list a tensor of an architecture takes.
+pub(super) fn class(arch: &Arch, name: Name<'_>) -> Class {
+    let is_output_norm = name.base == "token_embd_norm" && arch.embd_norm_is_output;
     match name.block {
         Some(block) => Class::Block(block),
         None if INPUTS.contains(&name.base) => Class::Input,
         None if SHARED_BY_BLOCKS.contains(&name.base) => Class::EveryBlock,
-        None if OF_BLOCK_0.contains(&name.base) && !lfm2_norm => Class::Block(0),
+        None if OF_BLOCK_0.contains(&name.base) && !is_output_norm => Class::Block(0),
         None => Class::Output,
     }
 }
@@ -182,40 +113,38 @@ pub(super) fn op(name: Name<'_>, tensor: &Tensor) -> Op {
 
 /// Whether llama.cpp leaves a tensor out.
 pub(super) fn is_skipped(model: &Model, run: &RunConfig, name: Name<'_>) -> bool {
-    let architecture = model.architecture.as_str();
-    let anyway = |(architectures, bases): &(&[&str], &[&str])| {
-        architectures.contains(&architecture) && bases.contains(&name.base)
-    };
     let left_out = name.block.is_some_and(|block| is_left_out(model, run, block));
-    UNUSED.contains(&name.base) || (left_out && !NEXTN_ANYWAY.iter().any(anyway))
+    UNUSED.contains(&name.base) || (left_out && !model.hparams.arch().nextn_anyway.contains(&name.base))
 }
 
 /// Whether a block is a NextN block that this launch does not use.
 fn is_left_out(model: &Model, run: &RunConfig, block: u32) -> bool {
-    let architecture = model.architecture.as_str();
-    let nextn = block >= model.hparams.n_layer() && block < model.hparams.block_count;
-    nextn && (NEXTN_NEVER.contains(&architecture) || (!run.mtp && NEXTN_WITH_MTP.contains(&architecture)))
+    let is_used = match model.hparams.arch().nextn {
+        NextN::Always => true,
+        NextN::WithMtp => run.mtp,
+        NextN::Never => false,
+    };
+    !is_used && block >= model.hparams.n_layer() && block < model.hparams.block_count
 }
 
 /// Whether the token embedding serves as the output matrix too.
 pub(super) fn is_tied(model: &Model) -> bool {
     let has_output = model.tensors.iter().any(|tensor| tensor.name == "output.weight");
-    !has_output && !NO_OUTPUT.contains(&model.architecture.as_str())
+    !has_output && model.hparams.arch().output != Output::None
 }
 
 /// Whether a tied output never shares the token embedding's copy.
 pub(super) fn output_comes_first(model: &Model) -> bool {
-    OUTPUT_FIRST.contains(&model.architecture.as_str())
+    model.hparams.arch().output == Output::TiedFirst
 }
 
 /// The blocks that create a shared tensor such as `rope_freqs`.
 pub(super) fn sharing_blocks(model: &Model, run: &RunConfig) -> Vec<u32> {
-    let always = NEXTN_ROPE.contains(&model.architecture.as_str());
+    let always = model.hparams.arch().nextn_rope;
     let loaded = |block: &u32| always || !is_left_out(model, run, *block);
     let full_attention = |block: &u32| {
         use crate::gguf::Value;
-        // Only gemma4 looks: its full-attention blocks alone turn with these factors.
-        if model.architecture != "gemma4" {
+        if !model.hparams.arch().rope_on_full_attention {
             return true;
         }
         match model.hparams.value("attention.sliding_window_pattern") {
@@ -246,9 +175,9 @@ mod tests {
             ("dec.blk.3.attn_q.weight", Class::Block(3)),
             ("blk.7.nextn.eh_proj.weight", Class::Block(7)),
         ] {
-            assert_eq!(class("llama", name(full)), expected, "{full}");
+            assert_eq!(class(&Arch::PLAIN, name(full)), expected, "{full}");
         }
-        assert_eq!(class("lfm2moe", name("token_embd_norm.weight")), Class::Output);
+        assert_eq!(class(Arch::of("lfm2moe"), name("token_embd_norm.weight")), Class::Output);
         assert_eq!(
             name("blk.3.ffn_gate_exps.input_scale"),
             Name { block: Some(3), base: "ffn_gate_exps", suffix: "input_scale" }

@@ -1,28 +1,25 @@
 //! The law of type mixes: the type that `llama-quantize` gives each tensor, by its name, its shape and its place.
 //!
 //! Source: `src/llama-quant.cpp` (`llama_tensor_get_type`, `llama_tensor_get_type_impl`, `tensor_type_fallback`,
-//! `tensor_requires_imatrix`), llama.cpp b11434. Types are ggml's names.
+//! `tensor_requires_imatrix`, `tensor_allows_quantization`), llama.cpp b11434. Types are ggml's names.
 
-use super::kept::is_kept;
 use super::recipe::Recipe;
 use super::{Error, Facts, Options};
+use crate::arch::Mix;
 use crate::gguf::GgmlType;
 
 /// A tensor as it is.
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
-    /// The full name.
     pub name: &'a str,
     /// Elements by dimension; missing ones are 1.
     pub shape: [u64; 4],
-    /// Its type.
     pub ty: GgmlType,
 }
 
 /// What becomes of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
-    /// Its type.
     pub ty: GgmlType,
     /// Whether the rows were no whole number of blocks of the type that the mix has for it.
     pub fell_back: bool,
@@ -156,7 +153,7 @@ impl State<'_> {
     fn choose(&mut self, tensor: &Given<'_>) -> Result<Chosen, Error> {
         let kept = |ty| Chosen { ty, fell_back: false, needs_imatrix: false };
         let is_left = self.options.keep_output && tensor.name == "output.weight";
-        if is_left || is_kept(&self.facts.architecture, tensor.name, tensor.shape) {
+        if is_left || is_kept(self.facts.mix, tensor.name, tensor.shape) {
             return Ok(kept(tensor.ty));
         }
         let category = category(tensor.name);
@@ -195,14 +192,14 @@ impl State<'_> {
         let Given { name, shape, .. } = *tensor;
         let (recipe, base) = (self.recipe.name, self.recipe.base);
         let of_glm5_next = ["attn_q_a", "attn_q_b", "nextn.eh_proj"].iter().any(|part| name.contains(part));
-        if self.facts.architecture == "glm5-next" && of_glm5_next {
+        if self.facts.mix == Mix::Glm5Next && of_glm5_next {
             return Ok("q8_0");
         }
         if category == Category::Output || (self.tied && category == Category::TokenEmbd) {
             return Ok(self.output(shape[0]));
         }
         if recipe == "MXFP4_MOE" {
-            let are_experts = self.facts.architecture != "bailingmoe3" || category.is_ffn();
+            let are_experts = self.facts.mix != Mix::BailingMoe3 || category.is_ffn();
             return Ok(if shape[2] > 1 && are_experts { "mxfp4" } else { "q8_0" });
         }
         if category == Category::TokenEmbd {
@@ -239,7 +236,7 @@ impl State<'_> {
         if let Some(asked) = self.options.output {
             return asked.name;
         }
-        let is_falcon = self.facts.architecture == "falcon";
+        let is_falcon = self.facts.mix == Mix::Falcon;
         match recipe {
             "MXFP4_MOE" => "q8_0",
             _ if is_falcon || !row.is_multiple_of(ty(base).block_size) => "q8_0",
@@ -301,7 +298,7 @@ impl State<'_> {
 
     fn ffn_down(&self, i: u64) -> &'static str {
         let (n, base, imatrix) = (self.facts.n_layer_all, self.recipe.base, self.options.imatrix);
-        let is_falcon = self.facts.architecture == "falcon";
+        let is_falcon = self.facts.mix == Mix::Falcon;
         match self.recipe.name {
             "Q2_K" => "q3_K",
             "Q2_K_S" if i < n / 8 => "q4_K",
@@ -331,7 +328,7 @@ impl State<'_> {
 
     fn attention_output(&self) -> &'static str {
         let (recipe, base) = (self.recipe.name, self.recipe.base);
-        if self.facts.architecture == "falcon" {
+        if self.facts.mix == Mix::Falcon {
             return if recipe == "Q3_K_L" { "q4_K" } else { base };
         }
         if self.facts.n_expert == 8 {
@@ -359,6 +356,76 @@ fn token_embedding(recipe: Recipe) -> &'static str {
         "TQ1_0" | "TQ2_0" | "Q2_0" => "q4_K",
         _ => recipe.base,
     }
+}
+
+/// Parts of the names of tensors that are kept: norms, routers, convolutions, positions, small projections.
+const PARTS: &[&str] = &[
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_tid2eid.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    "time_mix_first.weight",
+    "time_mix_w0.weight",
+    "time_mix_w1.weight",
+    "time_mix_w2.weight",
+    "time_mix_v0.weight",
+    "time_mix_v1.weight",
+    "time_mix_v2.weight",
+    "time_mix_a0.weight",
+    "time_mix_a1.weight",
+    "time_mix_a2.weight",
+    "time_mix_g1.weight",
+    "time_mix_g2.weight",
+    "time_mix_decay_w1.weight",
+    "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight",
+    "attn_rel_b.weight",
+    ".position_embd",
+    "sam.pos_embd",
+    "sam.neck.",
+    "sam.net_",
+    ".rel_pos",
+    ".patch_embd",
+    ".patch_merger",
+    "a.rvq.codebook",
+    "mm.a.code_embd",
+];
+
+/// More of them in `glm5-next`.
+const PARTS_OF_GLM5_NEXT: &[&str] = &[
+    "hc_",
+    "indexer.attn_q_b",
+    "indexer.attn_k",
+    "indexer.proj",
+    "indexer_compressor_gate",
+    "indexer_compressor_ape",
+    "ssm_f_a.weight",
+    "ssm_f_b.weight",
+    "ssm_g_a.weight",
+    "ssm_g_b.weight",
+    "ssm_beta.weight",
+    "attn_kv_a_mqa.weight",
+    "attn_k_b.weight",
+    "attn_v_b.weight",
+];
+
+/// Whole names of tensors that are kept: learned positions and token types.
+const NAMES: [&str; 2] = ["position_embd.weight", "token_types.weight"];
+
+/// Whether the tensor stays as it is: a vector, no weight, or one of the small or delicate ones.
+fn is_kept(mix: Mix, name: &str, shape: [u64; 4]) -> bool {
+    let [_, rows, matrices, more] = shape;
+    let is_vector = rows <= 1 && matrices <= 1 && more <= 1;
+    // A name of five letters passes llama.cpp's test of the ending too: the position wraps around to "not found".
+    let is_weight = name.ends_with("weight") || name.len() == 5;
+    let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    is_vector || !is_weight || has(PARTS) || NAMES.contains(&name) || (mix == Mix::Glm5Next && has(PARTS_OF_GLM5_NEXT))
 }
 
 /// A type that was demanded, where the rows are whole blocks of it; llama-quantize aborts otherwise.
@@ -427,6 +494,25 @@ mod tests {
             let facts = Facts::new(architecture, n_layer, n_expert, 64, n_head_kv);
             assert_eq!(facts.is_70b, is_70b, "{architecture} {n_layer} {n_expert} {n_head_kv}");
         }
+    }
+
+    #[test]
+    fn norms_routers_and_vectors_are_kept() {
+        let matrix = [64, 64, 1, 1];
+        for (name, kept) in [
+            ("blk.0.ffn_gate_exps.weight", false),
+            ("blk.0.ffn_gate_inp.weight", true),
+            ("blk.0.ffn_gate_inp_shexp.weight", false),
+            ("blk.0.attn_norm.weight", true),
+            ("blk.0.attn_q.bias", true),
+            ("position_embd.weight", true),
+            ("v.position_embd.weight", true),
+            ("blk.0.hc_fn.weight", false),
+        ] {
+            assert_eq!(is_kept(Mix::Usual, name, matrix), kept, "{name}");
+        }
+        assert!(is_kept(Mix::Glm5Next, "blk.0.hc_fn.weight", matrix));
+        assert!(is_kept(Mix::Usual, "rope_freqs.weight", [64, 1, 1, 1]) && !is_kept(Mix::Usual, "a.b.c", matrix));
     }
 
     proptest! {

@@ -1,6 +1,5 @@
 //! What `llama-quantize` would make of a model: the type and the size of every tensor, without reading a weight.
 
-mod kept;
 pub mod law;
 pub mod recipe;
 
@@ -9,11 +8,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::{Arch, Is70B, Mix};
 use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, ModelFile, Value};
-use crate::hparams::HParams;
 use crate::model::{FileKind, Model, Tensor};
-use crate::rules;
 use crate::suggest::Hint;
 use law::Given;
 pub use recipe::{RECIPES, Recipe, RecipeRow};
@@ -21,50 +19,18 @@ pub use recipe::{RECIPES, Recipe, RecipeRow};
 /// What llama-quantize refuses, or cannot write.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// No model with weights to quantize.
     #[error("it is {kind}: llama-quantize takes models")]
-    Kind {
-        /// What it is.
-        kind: FileKind,
-    },
-    /// An architecture that this build does not know.
+    Kind { kind: FileKind },
     #[error("llama-quantize refuses the architecture `{architecture}`: llama.cpp b11434 does not know it")]
-    Architecture {
-        /// `general.architecture`.
-        architecture: String,
-    },
-    /// A feed-forward tensor of an expert model whose name has no block of the model.
+    Architecture { architecture: String },
     #[error("llama-quantize refuses `{tensor}`: its name says no block below {blocks}")]
-    Block {
-        /// Its name.
-        tensor: String,
-        /// Blocks of the model.
-        blocks: u64,
-    },
-    /// Rows that are no whole number of blocks of the type, where llama-quantize knows no other.
+    Block { tensor: String, blocks: u64 },
     #[error("llama-quantize cannot make `{tensor}` {ty}: its rows of {row} are no whole number of {}", ty.block_size)]
-    Rows {
-        /// Its name.
-        tensor: String,
-        /// Elements of a row.
-        row: u64,
-        /// The type.
-        ty: GgmlType,
-    },
-    /// A type that ggml reads but cannot convert from.
+    Rows { tensor: String, row: u64, ty: GgmlType },
     #[error("llama-quantize cannot convert `{tensor}` from {ty}")]
-    From {
-        /// Its name.
-        tensor: String,
-        /// Its type.
-        ty: GgmlType,
-    },
-    /// More bytes than can be counted.
+    From { tensor: String, ty: GgmlType },
     #[error("`{tensor}` would take more bytes than can be counted")]
-    TooLarge {
-        /// Its name.
-        tensor: String,
-    },
+    TooLarge { tensor: String },
 }
 
 impl Hint for Error {
@@ -106,8 +72,7 @@ pub struct Options<'a> {
 /// What the law needs to know of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// `general.architecture`.
-    pub architecture: String,
+    pub mix: Mix,
     /// Blocks, NextN blocks and repeated ones included (llama.cpp: `n_layer_all`).
     pub n_layer_all: u64,
     /// `expert_count`, 0 for a dense model.
@@ -121,23 +86,23 @@ pub struct Facts {
 impl Facts {
     /// From numbers as the file states them; `n_layer` without NextN blocks, heads of the first block.
     pub fn new(architecture: &str, n_layer: u64, n_expert: u64, n_head: u64, n_head_kv: u64) -> Self {
-        let is_70b = match architecture {
-            "llama" | "llama-embed" => n_layer == 80 && n_expert != 8 && n_head != n_head_kv,
-            "deci" | "olmo" | "qwen2" => n_layer == 80,
-            "jais2" => n_layer == 68,
-            _ => false,
+        let arch = Arch::of(architecture);
+        let is_70b = match arch.is_70b {
+            Is70B::Never => false,
+            Is70B::Layers(n) => n_layer == n,
+            Is70B::Grouped => n_layer == 80 && n_expert != 8 && n_head != n_head_kv,
         };
         let n_gqa = n_head.checked_div(n_head_kv).unwrap_or(0);
-        Self { architecture: architecture.to_string(), n_layer_all: n_layer, n_expert, n_gqa, is_70b }
+        Self { mix: arch.mix, n_layer_all: n_layer, n_expert, n_gqa, is_70b }
     }
 
     /// Of a model's keys.
-    pub fn of(hparams: &HParams) -> Self {
-        let first = |heads: &[u32]| heads.first().map_or(0, |n| u64::from(*n));
-        let n_head_kv = first(&hparams.head_count_kv);
-        let (n_layer, n_expert) = (hparams.n_layer().into(), hparams.expert_count.into());
-        let facts = Self::new(&hparams.architecture, n_layer, n_expert, first(&hparams.head_count), n_head_kv);
-        Self { n_layer_all: hparams.n_layer_all().into(), ..facts }
+    pub fn of(model: &Model) -> Self {
+        let context = &model.context;
+        let (n_head, n_head_kv) = context.layers.first().map_or((0, 0), |layer| (layer.n_head, layer.n_head_kv));
+        let (n_layer, n_expert) = (model.hparams.n_layer().into(), model.hparams.expert_count.into());
+        let facts = Self::new(&model.architecture, n_layer, n_expert, n_head.into(), n_head_kv.into());
+        Self { n_layer_all: context.n_layer_all().into(), ..facts }
     }
 }
 
@@ -159,7 +124,6 @@ pub enum Imatrix {
 pub struct Prediction {
     /// The file, as its header would be read; its path is the one asked for.
     pub model: Model,
-    /// The importance matrix.
     pub imatrix: Imatrix,
     /// Tensors whose rows were no whole number of blocks of the type that the mix has for them.
     pub fallbacks: u64,
@@ -201,10 +165,10 @@ pub fn predict(model: &Model, recipe: Recipe, options: &Options<'_>, path: &Path
     if model.kind != FileKind::Model {
         return Err(Error::Kind { kind: model.kind });
     }
-    if !rules::knows_architecture(&model.architecture) {
+    if Arch::named(&model.architecture).is_none() {
         return Err(Error::Architecture { architecture: model.architecture.clone() });
     }
-    let facts = Facts::of(&model.hparams);
+    let facts = Facts::of(model);
     let tensors = model.tensors.iter();
     let tensors: Vec<Given<'_>> =
         tensors.map(|tensor| Given { name: &tensor.name, shape: tensor.shape, ty: tensor.ty }).collect();

@@ -6,7 +6,6 @@
 /// One row: the name people type, `general.file_type`, the default tensor type.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RecipeRow {
-    /// As `llama-quantize` names it.
     pub name: &'static str,
     /// The value of `general.file_type` (`enum llama_ftype`).
     pub file_type: u32,

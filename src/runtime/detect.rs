@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::DeviceInfo;
 use super::nvml;
-use super::server::find;
-use super::wire::DeviceInfo;
+use super::server;
 use crate::bytes::Bytes;
 use crate::machine::Isa;
 
@@ -25,14 +25,14 @@ pub fn devices(server: Option<&Path>) -> Devices {
     if !list.is_empty() {
         return Devices { list, driver: nvml::driver(), source: Some("the NVIDIA driver".to_string()) };
     }
-    let listed = server.and_then(|server| Some((find::devices(server, &[]).ok()?, server.display().to_string())));
+    let listed = server.and_then(|server| Some((server::devices(server, &[]).ok()?, server.display().to_string())));
     listed.map_or_else(Devices::default, |(list, program)| Devices { list, driver: None, source: Some(program) })
 }
 
 /// The llama-server that `MOEPLAN_LLAMA_SERVER` names, or the one that is found.
 pub fn server() -> Option<PathBuf> {
     let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").filter(|name| !name.is_empty()).map(PathBuf::from);
-    find::find(named.as_deref()).ok()
+    server::find(named.as_deref()).ok()
 }
 
 /// The computer around the devices.

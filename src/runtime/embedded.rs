@@ -7,7 +7,10 @@ use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 
-use super::wire::{BufferMemory, DeviceInfo, Generation, Job, Projection, Prompt, Workload, pseudo_random};
+use super::{
+    BufferMemory, DeviceInfo, EMBEDDED_BUILD, Launch, Observation, Projection, Prompt, RuntimeInfo, Workload,
+    pseudo_random, sampler,
+};
 use crate::bytes::Bytes;
 use crate::gguf::Value;
 use crate::run::Choice as _;
@@ -75,46 +78,42 @@ pub fn devices() -> Vec<DeviceInfo> {
     all_devices().into_iter().map(describe).collect()
 }
 
-/// What `job` would allocate.
-pub fn project(job: &Job) -> Result<Projection, String> {
-    let loaded = Loaded::new(job, true)?;
-    Ok(loaded.memory())
+/// What `launch` would allocate.
+pub fn project(launch: &Launch) -> Result<Projection, String> {
+    Ok(Loaded::new(launch, true)?.memory())
 }
 
-/// Loads `job` for real and runs `workload`.
-pub fn generate(job: &Job, workload: &Workload) -> Result<Generation, String> {
-    let before = crate::runtime::sampler::own();
+/// Loads `launch` for real and runs `workload`.
+pub fn generate(launch: &Launch, workload: &Workload) -> Result<Observation, String> {
+    let process_before = sampler::own();
     let start = Instant::now();
-    let loaded = Loaded::new(job, false)?;
+    let loaded = Loaded::new(launch, false)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let prefix = loaded.pseudo_random(workload.depth, 0);
     let prompt = loaded.prompt(&workload.prompt)?;
-    let mut generation = Generation {
-        memory: loaded.memory(),
+    let mut seen = Observation {
+        runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend: launch.backend() },
+        process_before,
         load_seconds,
-        n_prompt: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+        n_prompt: u32::try_from(prompt.len()).map_err(|_| "the prompt is too long".to_string())?,
         depth: workload.depth,
-        pp: Vec::new(),
-        tg: Vec::new(),
-        text: String::new(),
-        tokens: Vec::new(),
         finite: true,
-        process: before,
-        before,
+        ..Observation::default()
     };
     for repetition in 0..workload.repetitions.max(1) {
         let run = loaded.run(&prefix, &prompt, workload.n_generate)?;
-        generation.pp.push(run.pp);
-        generation.tg.extend(run.tg);
-        generation.finite &= run.finite;
+        seen.pp.push(run.pp);
+        seen.tg.extend(run.tg);
+        seen.finite &= run.finite;
         if repetition == 0 {
-            generation.text = loaded.text(&run.tokens);
-            generation.tokens = run.tokens;
+            seen.text = loaded.text(&run.tokens);
+            seen.tokens = run.tokens;
         }
     }
-    generation.memory = loaded.memory();
-    generation.process = crate::runtime::sampler::own();
-    Ok(generation)
+    let memory = loaded.memory();
+    (seen.memory, seen.mapped_span) = (memory.by_device(), memory.mapped_span());
+    seen.process = sampler::own();
+    Ok(seen)
 }
 
 /// A model with a context, freed in the right order.
@@ -133,11 +132,11 @@ struct Run {
 }
 
 impl Loaded {
-    fn new(job: &Job, no_alloc: bool) -> Result<Self, String> {
-        let path = c_string(&job.model.to_string_lossy())?;
-        let mut devices = pick_devices(&job.devices)?;
+    fn new(launch: &Launch, no_alloc: bool) -> Result<Self, String> {
+        let path = c_string(&launch.model.to_string_lossy())?;
+        let mut devices = pick_devices(&launch.device_names())?;
         devices.push(ptr::null_mut());
-        let run = &job.run;
+        let run = &launch.run;
         let patterns: Vec<CString> = run.overrides.iter().map(|o| c_string(&o.pattern)).collect::<Result<_, _>>()?;
         let overrides = override_list(&run.overrides, &patterns)?;
         let metadata = metadata_list(&run.metadata_overrides);
@@ -166,7 +165,7 @@ impl Loaded {
             return Err("the model does not load".to_string());
         }
         // SAFETY: `model` is a loaded model; the parameters hold no pointers.
-        let context = unsafe { sys::llama_init_from_model(model, context_params(job)) };
+        let context = unsafe { sys::llama_init_from_model(model, context_params(launch)) };
         if context.is_null() {
             // SAFETY: nothing else holds the model.
             unsafe { sys::llama_model_free(model) };
@@ -327,12 +326,12 @@ impl Drop for Loaded {
 }
 
 /// The parameters that a program makes of a launch (common/common.cpp `common_context_params_to_llama`, b11434).
-fn context_params(job: &Job) -> sys::llama_context_params {
-    let run = &job.run;
-    let threads = if job.n_threads == 0 {
+fn context_params(launch: &Launch) -> sys::llama_context_params {
+    let run = &launch.run;
+    let threads = if launch.n_threads == 0 {
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
     } else {
-        job.n_threads as usize
+        launch.n_threads as usize
     };
     let threads = i32::try_from(threads).unwrap_or(1);
     let (n_seq_max, kv_unified) = sequences(run);

@@ -11,47 +11,44 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Isa, Machine};
 use crate::memory::MemoryByDevice;
-use crate::run::{LoadMode, RunConfig};
+use crate::run::RunConfig;
 use crate::suggest::Hint;
+use log::{Failure, Part};
 
-#[cfg(feature = "embedded")]
-mod child;
+pub mod client;
+pub mod detect;
 #[cfg(feature = "embedded")]
 mod embedded;
-pub mod bench;
-pub mod cards;
-pub mod detect;
-pub mod endpoint;
 pub mod log;
 pub mod nvml;
-mod rpc;
+pub mod process;
+pub mod sampler;
 pub mod sandbox;
 pub mod server;
-pub mod sampler;
-pub mod wire;
-mod warm;
-mod worker;
+pub mod worker;
 
+pub use process::End;
+pub use worker::{Embedded, RpcProgram, RpcServer, Worker, bind_software_devices, software_machine};
 #[cfg(feature = "embedded")]
-pub use child::{serve, serve_rpc};
-pub use rpc::{RpcProgram, RpcServer, bind_software_devices, software_machine};
-pub use wire::{BufferMemory, DeviceInfo, Job, ProcessMemory, Projection, Prompt, Workload};
-pub use worker::{Echo, Embedded, Worker};
+pub use worker::{serve, serve_rpc};
+
+/// What takes a log line of llama.cpp; untrusted text.
+pub type Echo = fn(&str);
 
 /// The llama.cpp build that feature `embedded` links (llama-cpp-sys-2 0.1.161).
 pub const EMBEDDED_BUILD: u32 = 11434;
 
 /// One launch of llama.cpp: which model, how, and on what.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Launch {
     /// The model file (the first of a split).
     pub model: PathBuf,
-    /// What its command line says.
     pub run: RunConfig,
-    /// The devices it may use.
     pub machine: Machine,
     /// Threads of the engine; 0 = all processors.
     pub n_threads: u32,
@@ -59,6 +56,7 @@ pub struct Launch {
 
 impl Launch {
     /// The devices to use, by the name that tells them apart in llama.cpp: the buffer type's.
+    #[cfg(feature = "embedded")]
     fn device_names(&self) -> Vec<String> {
         let asked = self.run.devices.as_ref();
         let wanted = |name: &str| asked.is_none_or(|names| names.iter().any(|n| n == name));
@@ -70,12 +68,50 @@ impl Launch {
     fn endpoints(&self) -> Vec<String> {
         self.machine.rpc_servers(&self.run.rpc)
     }
+
+    /// The backend of its devices: the first one's name without its number.
+    fn backend(&self) -> String {
+        let name = self.machine.devices.first().map_or("CPU", |device| &device.name);
+        name.trim_end_matches(|c: char| c.is_ascii_digit()).to_string()
+    }
+}
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Workload {
+    pub prompt: Prompt,
+    /// Tokens that are in the cache before the prompt.
+    pub depth: u32,
+    /// Tokens to generate, greedily.
+    pub n_generate: u32,
+    /// How often, for the spread.
+    pub repetitions: u32,
+}
+
+/// What generation starts from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompt {
+    /// This text, tokenised by the model.
+    Text(String),
+    /// So many tokens spread over the vocabulary.
+    Tokens(u32),
+}
+
+/// A fixed sequence of `n` tokens spread over a vocabulary (a linear congruential generator), another one for each `seed`, so
+/// that a run can be repeated.
+pub fn pseudo_random(n: u32, n_vocab: u32, seed: u64) -> Vec<u32> {
+    let n_vocab = u64::from(n_vocab.max(1));
+    let next = |state: &mut u64| {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from((*state >> 33) % n_vocab).ok()
+    };
+    (0..n).scan(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(42), |state, _| next(state)).collect()
 }
 
 /// What a run showed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
-    /// Which runtime.
     pub runtime: RuntimeInfo,
     /// The command line that ran, its program first; empty where llama.cpp runs inside moeplan.
     pub command: Vec<String>,
@@ -91,7 +127,6 @@ pub struct Observation {
     pub process: ProcessMemory,
     /// What it had before the model was loaded.
     pub process_before: ProcessMemory,
-    /// Time to load, in seconds.
     pub load_seconds: f64,
     /// Prompt tokens of each repetition.
     pub n_prompt: u32,
@@ -103,9 +138,8 @@ pub struct Observation {
     pub pp: Vec<f64>,
     /// Generation, tokens/s of each repetition.
     pub tg: Vec<f64>,
-    /// What was generated.
+    /// What was generated first.
     pub text: String,
-    /// Its tokens.
     pub tokens: Vec<i32>,
     /// Whether every logit was a finite number.
     pub finite: bool,
@@ -114,7 +148,7 @@ pub struct Observation {
 }
 
 /// Memory in use on each device at the moments of a measurement, by the driver.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceUsed {
     /// Before the launch.
@@ -130,7 +164,7 @@ pub struct DeviceUsed {
 }
 
 /// Which runtime measured.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuntimeInfo {
     /// `embedded`, or the program's path.
@@ -139,6 +173,82 @@ pub struct RuntimeInfo {
     pub build: u32,
     /// The backend of its devices (`CUDA`, `RPC`), or `CPU`.
     pub backend: String,
+}
+
+/// A device as llama.cpp lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct DeviceInfo {
+    /// `CUDA0`, `RPC0`, `CPU`.
+    pub name: String,
+    /// Its buffer type's name, which `-ot` takes.
+    pub buffer: String,
+    /// What it calls itself.
+    pub description: String,
+    /// Its backend's name (`CUDA`, `RPC`, `CPU`).
+    pub backend: String,
+    /// Whether weights can be offloaded to it.
+    pub gpu: bool,
+    /// Memory it has.
+    pub total: Bytes,
+    /// Memory it says is free.
+    pub free: Bytes,
+}
+
+/// What one buffer type holds or would hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferMemory {
+    /// The buffer type's name.
+    pub buffer: String,
+    /// The device it belongs to, if any.
+    pub device: Option<String>,
+    /// Whether llama.cpp counts it as host memory.
+    pub host: bool,
+    /// Weights.
+    pub model: Bytes,
+    /// Caches and states.
+    pub context: Bytes,
+    /// Buffers of the graphs.
+    pub compute: Bytes,
+}
+
+/// What llama.cpp says that a launch allocates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Projection {
+    /// By buffer type.
+    pub buffers: Vec<BufferMemory>,
+    /// The devices that the model uses, in its order.
+    pub devices: Vec<String>,
+    /// The context length that came of it.
+    pub n_ctx: u32,
+}
+
+/// Memory of a process (Linux; zero elsewhere).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ProcessMemory {
+    /// Resident and its own (RssAnon).
+    pub rss_anon: Bytes,
+    /// Resident pages of files (RssFile): what is mapped of a model, and the program.
+    pub rss_file: Bytes,
+    /// Resident shared memory (RssShmem); drivers keep pinned memory here too.
+    #[serde(default)]
+    pub rss_shmem: Bytes,
+    /// Memory that `-lm mlock` holds (VmLck).
+    #[serde(default)]
+    pub locked: Bytes,
+    /// Memory that a driver has pinned, as far as the kernel knows (VmPin).
+    #[serde(default)]
+    pub pinned: Bytes,
+    /// The most that was ever resident (VmHWM).
+    pub peak: Bytes,
+}
+
+impl ProcessMemory {
+    /// All that is resident (VmRSS).
+    pub fn resident(&self) -> Bytes {
+        self.rss_anon + self.rss_file + self.rss_shmem
+    }
 }
 
 /// Something that runs llama.cpp. The one seam of this module: tests put a mock here.
@@ -210,151 +320,182 @@ pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
     }
 }
 
-/// `launch` as the projection takes it: nothing mapped, as llama.cpp's own projections.
-fn unmapped(launch: &Launch) -> Launch {
-    let mut launch = launch.clone();
-    launch.run.load_mode = LoadMode::None;
-    launch
+/// Why llama.cpp did not do what was asked: the kinds that somebody tells apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    Interrupted,
+    /// Every launch of this model on these devices would end so, whatever its flags.
+    Setup,
+    /// The runtime does not take these flags.
+    Flags,
+    /// No RPC server, or no endpoint, answers at its address.
+    Unreachable,
+    OutOfMemory,
+    PortTaken,
+    /// It ended by itself.
+    Died,
+    /// It took too long and was stopped.
+    TimedOut,
+    /// It refused, in these words.
+    Refused(String),
+    /// The connection broke, or what came over it is not an answer.
+    BadAnswer,
 }
 
-/// Why a runtime did not answer.
+/// Why llama.cpp did not do what was asked, and what to try.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The feature is off.
-    #[error("this moeplan was built without the embedded llama.cpp")]
-    NotBuilt,
-    /// The worker process cannot be started.
-    #[error("cannot start `{program}` as a worker")]
-    Start {
-        /// The program.
-        program: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The worker ended by itself.
-    #[error("llama.cpp died while {doing} ({status}){}", said(log))]
-    Died {
-        /// What it was asked.
-        doing: String,
-        /// Exit code or signal.
-        status: String,
-        /// Its last log lines.
-        log: Vec<String>,
-    },
-    /// The worker took too long and was killed.
-    #[error("llama.cpp was stopped after {seconds} s while {doing}{}", said(log))]
-    TimedOut {
-        /// What it was asked.
-        doing: String,
-        /// The limit.
-        seconds: u64,
-        /// Its last log lines.
-        log: Vec<String>,
-    },
-    /// llama.cpp said no.
-    #[error("llama.cpp refused: {message} while {doing}{}", said(log))]
-    Refused {
-        /// What it was asked.
-        doing: String,
-        /// What failed.
-        message: String,
-        /// Its last log lines.
-        log: Vec<String>,
-    },
-    /// The worker's answer makes no sense.
-    #[error("the worker answered `{0}`, which is not an answer")]
-    BadReply(String),
-    /// llama-server did not do what was asked.
-    #[error(transparent)]
-    Server(#[from] server::Error),
-    /// No RPC server listens.
-    #[error("no RPC server answers at `{endpoint}`")]
-    Unreachable {
-        /// `host:port`.
-        endpoint: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Our own RPC server does not come up.
-    #[error("the local RPC server did not start{}", said(.0))]
-    NoRpcServer(Vec<String>),
+#[error("{message}")]
+pub struct Error {
+    pub kind: Kind,
+    message: String,
+    hint: Option<String>,
+    /// Its last log lines, where it had a log.
+    pub log: Vec<String>,
+    source: Option<std::io::Error>,
 }
+
+const SEE_LOG: &str = "run it again with -v for llama.cpp's whole log";
 
 impl Error {
-    /// Whether memory could not be had.
-    pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Server(server::Error::Failed(failed)) if failed.is_out_of_memory())
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None, log: Vec::new(), source: None }
+    }
+
+    #[must_use]
+    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    #[must_use]
+    fn caused_by(self, source: std::io::Error) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
+    /// The person wants to stop.
+    pub fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, "interrupted").with_hint("what was started is stopped; nothing is left behind")
+    }
+
+    /// The feature `embedded` is off.
+    pub fn not_built() -> Self {
+        Self::new(Kind::Setup, "this moeplan was built without the embedded llama.cpp").with_hint(
+            "build it with `cargo build --release --features embedded` (needs cmake, a C++ compiler and libclang)",
+        )
+    }
+
+    fn start(program: &str, source: std::io::Error) -> Self {
+        Self::new(Kind::Setup, format!("cannot start `{program}`"))
+            .caused_by(source)
+            .with_hint("is the program still where it was, and does it run by hand?")
+    }
+
+    fn bad_answer(who: &str, why: impl std::fmt::Display) -> Self {
+        Self::new(Kind::BadAnswer, format!("{who}'s answer cannot be read: {why}"))
+            .with_hint("is another program of that name being run?")
+    }
+
+    fn died(who: &str, doing: &str, end: End, log: Vec<String>) -> Self {
+        let hint = match end {
+            End::Signal(9) => "the system may have run out of memory: a smaller model or context, or `-lm mmap`",
+            End::Signal(4) => {
+                "its code for this processor does not run here: remove the variant that `llama-server -lv 4 --list-devices` \
+                 names (libggml-cpu-NAME.so beside it), or try `-nr` after `--`"
+            }
+            _ => "run it again with -v for llama.cpp's whole log; `moeplan check` says what the launch needs",
+        };
+        let message = format!("{who} died while {doing} ({end}){}", telling(&log));
+        Self { log, ..Self::new(Kind::Died, message).with_hint(hint) }
+    }
+
+    fn timed_out(who: &str, doing: &str, limit: std::time::Duration, log: Vec<String>) -> Self {
+        let seconds = limit.as_secs();
+        let message = format!("{who} was stopped after {seconds} s while {doing}{}", telling(&log));
+        Self {
+            log,
+            ..Self::new(Kind::TimedOut, message).with_hint("a larger --timeout, a smaller model, or fewer tokens")
+        }
+    }
+
+    /// A llama-server that ended at its start, for a reason that its log names.
+    pub(crate) fn failed(failure: Failure, end: End, log: Vec<String>) -> Self {
+        let (kind, reason, hint) = match failure {
+            Failure::OutOfMemory { buffer, bytes, part } => {
+                let size = bytes.map_or_else(|| "memory".to_string(), |bytes: Bytes| bytes.to_string());
+                let place = buffer.as_ref().map_or_else(String::new, |buffer| format!(" on {buffer}"));
+                let part = match part {
+                    Some(Part::Model) => " for weights",
+                    Some(Part::Context) => " for the context",
+                    Some(Part::Compute) => " for compute buffers",
+                    Some(Part::Output) => " for output rows",
+                    None => "",
+                };
+                let hint = if buffer.is_some_and(|buffer| buffer.starts_with("CPU")) {
+                    "main memory is short: a smaller context, `-lm mmap`, or more of the model on the devices"
+                } else {
+                    "give more room there: a larger --margin, a smaller -c or -ub, or `-ctk q8_0 -ctv q8_0`; \
+                     another program may hold memory of the device"
+                };
+                (Kind::OutOfMemory, format!("out of memory: {size}{part} cannot be had{place}"), hint)
+            }
+            Failure::BadModel(reason) => (
+                Kind::Setup,
+                format!("the model cannot be loaded: {reason}"),
+                "`moeplan inspect` says what the file holds; is it whole?",
+            ),
+            Failure::InvalidArgument(reason) => {
+                // A device that is not there is missing whatever the other flags are.
+                let lacks_device = reason.contains("invalid device");
+                let hint = if lacks_device {
+                    "`moeplan doctor` says which devices there are and why one is missing; `--backend rpc` starts software devices"
+                } else {
+                    "`moeplan check -- COMMAND` says what this build takes"
+                };
+                let kind = if lacks_device { Kind::Setup } else { Kind::Flags };
+                (kind, format!("it does not take the command line: {reason}"), hint)
+            }
+            Failure::Bind(reason) => {
+                (Kind::PortTaken, format!("its port is taken: {reason}"), "give another --port, or none")
+            }
+            Failure::Crash(reason) => (Kind::Died, format!("{reason} ({end})"), SEE_LOG),
+            Failure::Other(reason) => (Kind::Died, format!("{reason} ({end}){}", telling(&log)), SEE_LOG),
+        };
+        Self { log, ..Self::new(kind, format!("llama-server did not start: {reason}")).with_hint(hint) }
+    }
+
+    pub fn is_interrupted(&self) -> bool {
+        self.kind == Kind::Interrupted
     }
 
     /// Whether every launch of this model on these devices would end so, whatever its flags: nothing is gained by another.
     pub fn is_of_every_launch(&self) -> bool {
-        match self {
-            Self::NotBuilt | Self::Start { .. } | Self::Unreachable { .. } | Self::NoRpcServer(_) => true,
-            Self::Server(error) => error.is_of_every_launch(),
-            Self::Died { .. } | Self::TimedOut { .. } | Self::Refused { .. } | Self::BadReply(_) => false,
-        }
+        matches!(self.kind, Kind::Setup | Kind::Unreachable)
     }
 }
 
 impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
-        let text = match self {
-            Self::NotBuilt => {
-                "build it with `cargo build --release --features embedded` (needs cmake, a C++ compiler and libclang)"
-            }
-            Self::Start { .. } => "is the program still where it was started from?",
-            Self::Died { status, .. } if status.contains("SIGKILL") => {
-                "the system may have run out of memory: a smaller model or context, or `-lm mmap`"
-            }
-            Self::Died { .. } => {
-                "run it again with -v for llama.cpp's whole log; `moeplan check` says what the launch needs"
-            }
-            Self::TimedOut { .. } => "a larger --timeout, a smaller model, or fewer tokens",
-            Self::Refused { .. } => "run it again with -v for llama.cpp's whole log",
-            Self::Server(error) => return error.hint(),
-            Self::BadReply(_) => "is another program of the same name being run?",
-            Self::Unreachable { .. } => "start one there with `ggml-rpc-server -H HOST -p PORT`",
-            Self::NoRpcServer(_) => "is a loopback address allowed here?",
-        };
-        Some(text.into())
-    }
-}
-
-/// This very program.
-fn this_program() -> Result<PathBuf, Error> {
-    std::env::current_exe().map_err(|source| Error::Start { program: "moeplan".into(), source })
-}
-
-/// ` (SIGKILL)` and the like; nothing for a signal that says little.
-fn signal_name(signal: i32) -> &'static str {
-    match signal {
-        2 => " (SIGINT)",
-        4 => " (SIGILL)",
-        6 => " (SIGABRT)",
-        7 => " (SIGBUS)",
-        8 => " (SIGFPE)",
-        9 => " (SIGKILL)",
-        11 => " (SIGSEGV)",
-        15 => " (SIGTERM)",
-        _ => "",
+        self.hint.as_deref().map(Cow::Borrowed)
     }
 }
 
 /// `: ` and the log lines that say most, or nothing.
-fn said(log: &[String]) -> String {
-    const TELLING: [&str; 6] = ["error", "failed", "assert", "abort", "unknown", "unable"];
-    let telling = |line: &&String| {
+fn telling(log: &[String]) -> String {
+    const WORDS: [&str; 6] = ["error", "failed", "assert", "abort", "unknown", "unable"];
+    let tells = |line: &&String| {
         let lower = line.to_lowercase();
-        TELLING.iter().any(|word| lower.contains(word))
+        WORDS.iter().any(|word| lower.contains(word))
     };
-    let mut lines: Vec<&String> = log.iter().filter(telling).collect();
+    let mut lines: Vec<&String> = log.iter().filter(tells).collect();
     if lines.is_empty() {
         lines = log.iter().collect();
     }
     let last: Vec<&str> = lines.iter().rev().take(3).rev().map(|line| line.trim()).collect();
     if last.is_empty() { String::new() } else { format!(": {}", last.join(" | ")) }
+}
+
+/// This very program.
+fn this_program() -> Result<PathBuf, Error> {
+    std::env::current_exe().map_err(|error| Error::start("moeplan", error))
 }
 
 #[cfg(test)]
@@ -393,7 +534,7 @@ mod tests {
     #[test]
     fn an_error_says_the_lines_that_matter_and_what_to_try() {
         let log: Vec<String> = ["loading", "error: no such tensor", "bye"].map(str::to_string).to_vec();
-        let error = Error::Died { doing: "loading `m`".into(), status: "signal 6 (SIGABRT)".into(), log };
+        let error = Error::died("llama.cpp", "loading `m`", End::Signal(6), log);
         assert_eq!(error.to_string(), "llama.cpp died while loading `m` (signal 6 (SIGABRT)): error: no such tensor");
         assert!(error.hint().is_some());
     }

@@ -1,4 +1,5 @@
-//! The NVIDIA driver's library, found at run time: without it there are no cards, and that is no error. [I/O]
+//! NVIDIA cards as llama.cpp numbers them: what the driver's library says, found at run time, and what the environment asks.
+//! Without the library there are no cards, and that is not an error. [I/O]
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -9,9 +10,28 @@ use nvml_wrapper::enum_wrappers::device::Clock;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 
-use super::cards::{self, Card, DeviceUse, Order};
-use super::wire::DeviceInfo;
+use super::DeviceInfo;
 use crate::bytes::Bytes;
+
+/// What the driver says of one card.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Card {
+    /// As llama.cpp numbers it: `CUDA0`.
+    pub name: String,
+    /// `NVIDIA GeForce RTX 4090`.
+    pub description: String,
+    /// `GPU-…`.
+    uuid: String,
+    /// What programs can have. What the driver keeps for itself CUDA does not count.
+    pub total: Bytes,
+    pub free: Bytes,
+    /// What is used, by whomever.
+    pub used: Bytes,
+    /// Cores × clock in MHz: how CUDA tells the fastest; 0 where unknown.
+    speed: u64,
+    /// Bytes by process, where the driver says so.
+    processes: BTreeMap<u32, Bytes>,
+}
 
 /// The library, loaded once.
 fn library() -> Option<&'static Nvml> {
@@ -21,7 +41,7 @@ fn library() -> Option<&'static Nvml> {
     LIBRARY.get_or_init(|| Nvml::init().ok().or_else(versioned)).as_ref()
 }
 
-/// What the driver says of every card, in the order of their slots. Cards that cannot be asked are left out.
+/// Every card, in the order of their slots, without the name that CUDA gives it. Cards that cannot be asked are left out.
 pub fn cards() -> Vec<Card> {
     let Some(library) = library() else { return Vec::new() };
     let count = library.device_count().unwrap_or(0);
@@ -39,10 +59,10 @@ fn card(library: &Nvml, index: u32) -> Result<Card, NvmlError> {
         }
     }
     Ok(Card {
-        name: device.name()?,
+        name: String::new(),
+        description: device.name()?,
         uuid: device.uuid().unwrap_or_default(),
-        total: Bytes(memory.total),
-        reserved: Bytes(memory.reserved),
+        total: Bytes(memory.total).saturating_sub(Bytes(memory.reserved)),
         free: Bytes(memory.free),
         used: Bytes(memory.used),
         speed: speed().unwrap_or(0),
@@ -55,23 +75,97 @@ pub fn driver() -> Option<String> {
     library()?.sys_driver_version().ok()
 }
 
-/// What this process's environment says about the order of cards; a child inherits it.
-fn order() -> Order {
+/// The cards that programs here see, in CUDA's order. What the environment says about it, a child inherits.
+pub fn devices() -> Vec<Card> {
     let variable = |name| std::env::var(name).ok();
-    Order { visible: variable("CUDA_VISIBLE_DEVICES"), order: variable("CUDA_DEVICE_ORDER") }
+    named(cards(), variable("CUDA_VISIBLE_DEVICES").as_deref(), variable("CUDA_DEVICE_ORDER").as_deref())
 }
 
 /// The cards as llama.cpp would list them.
 pub fn listed() -> Vec<DeviceInfo> {
-    cards::devices(&cards::named(&cards(), &order()))
+    let device = |card: Card| DeviceInfo {
+        buffer: card.name.clone(),
+        name: card.name,
+        description: card.description,
+        backend: "CUDA".to_string(),
+        gpu: true,
+        total: card.total,
+        free: card.free,
+    };
+    devices().into_iter().map(device).collect()
 }
 
-/// What is used of each card now, by whomever.
-pub fn devices() -> Vec<DeviceUse> {
-    cards::usage(&cards::named(&cards(), &order()))
+/// What a process uses of each card; cards on which the driver does not know it (as in a container of its own) are left out.
+pub fn process_use(cards: &[Card], pid: u32) -> BTreeMap<String, Bytes> {
+    cards.iter().filter_map(|card| Some((card.name.clone(), *card.processes.get(&pid)?))).collect()
 }
 
-/// What a process uses of each card now; empty where the driver does not know it (as in a container of its own).
-pub fn process_use(pid: u32) -> BTreeMap<String, Bytes> {
-    cards::process_use(&cards::named(&cards(), &order()), pid)
+/// Names the cards, which are in the order of their slots.
+///
+/// CUDA numbers the fastest first, the rest by slot, unless `CUDA_DEVICE_ORDER=PCI_BUS_ID`; then `CUDA_VISIBLE_DEVICES` picks
+/// by number or by the beginning of a UUID, and ends at the first entry that is no card (CUDA C programming guide,
+/// "CUDA environment variables").
+fn named(mut cards: Vec<Card>, visible: Option<&str>, order: Option<&str>) -> Vec<Card> {
+    if order != Some("PCI_BUS_ID") {
+        cards.sort_by_key(|card| std::cmp::Reverse(card.speed));
+    }
+    let mut picked: Vec<usize> = Vec::new();
+    match visible {
+        None => picked.extend(0..cards.len()),
+        Some(list) => {
+            for entry in list.split(',').map(str::trim) {
+                let is_uuid = entry.len() > "GPU-".len() && entry.starts_with("GPU-");
+                let mut begun = cards.iter().enumerate().filter(|(_, card)| is_uuid && card.uuid.starts_with(entry));
+                let at = match entry.parse() {
+                    Ok(number) => Some(number).filter(|at| *at < cards.len()),
+                    // A beginning of several is none.
+                    Err(_) => begun.next().filter(|_| begun.next().is_none()).map(|(at, _)| at),
+                };
+                match at.filter(|at| !picked.contains(at)) {
+                    Some(at) => picked.push(at),
+                    None => break,
+                }
+            }
+        }
+    }
+    let picked = picked.into_iter().filter_map(|at| cards.get(at).cloned()).enumerate();
+    picked.map(|(i, card)| Card { name: format!("CUDA{i}"), ..card }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_are_numbered_as_cuda_numbers_them() {
+        let card = |description: &str, uuid: &str, speed| Card {
+            description: description.into(),
+            uuid: uuid.into(),
+            speed,
+            processes: BTreeMap::from([(7, Bytes::mib(500))]),
+            ..Card::default()
+        };
+        let cards = [card("slow", "GPU-aa1", 10), card("fast", "GPU-ab2", 90), card("slow too", "GPU-ac3", 10)];
+        for (order, visible, expected) in [
+            (None, None, vec!["fast", "slow", "slow too"]),
+            (Some("FASTEST_FIRST"), None, vec!["fast", "slow", "slow too"]),
+            (Some("PCI_BUS_ID"), None, vec!["slow", "fast", "slow too"]),
+            (Some("PCI_BUS_ID"), Some("2,0"), vec!["slow too", "slow"]),
+            (None, Some("0"), vec!["fast"]),
+            (None, Some("GPU-ac, 0"), vec!["slow too", "fast"]),
+            (None, Some("0,GPU-a,1"), vec!["fast"]),
+            (None, Some("0,9,1"), vec!["fast"]),
+            (None, Some("1,1"), vec!["slow"]),
+            (None, Some("-1"), vec![]),
+            (None, Some(""), vec![]),
+        ] {
+            let named = named(cards.to_vec(), visible, order);
+            let found: Vec<_> = named.iter().map(|card| card.description.as_str()).collect();
+            assert_eq!(found, expected, "{order:?} {visible:?}");
+            assert!(named.iter().enumerate().all(|(i, card)| card.name == format!("CUDA{i}")));
+        }
+        let named = named(cards.to_vec(), None, None);
+        assert_eq!(process_use(&named, 7).get("CUDA2"), Some(&Bytes::mib(500)));
+        assert!(process_use(&named, 8).is_empty());
+    }
 }

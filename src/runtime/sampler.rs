@@ -1,15 +1,12 @@
 //! Memory of a process and of the devices while it runs, looked at again and again from a thread of its own. [I/O]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::DeviceUsed;
-use super::cards::DeviceUse;
-use super::nvml;
-use super::wire::ProcessMemory;
+use super::nvml::{self, Card};
+use super::{DeviceUsed, ProcessMemory};
 use crate::bytes::Bytes;
 use crate::memory::HOST;
 
@@ -30,7 +27,6 @@ pub fn process(pid: u32) -> Option<ProcessMemory> {
     })
 }
 
-/// Memory of a process now; `None` where it is gone or the system does not say (only Linux does).
 #[cfg(not(target_os = "linux"))]
 pub fn process(_pid: u32) -> Option<ProcessMemory> {
     None
@@ -69,29 +65,12 @@ impl Held {
 /// What a process holds now, by device and `Host`. What cannot be measured is left out: devices of other
 /// machines, devices that are no NVIDIA cards, and the host where the system does not say.
 pub fn held(pid: u32) -> BTreeMap<String, Held> {
+    let cards = nvml::devices();
     let mut held: BTreeMap<String, Held> =
-        nvml::devices().into_iter().map(|device| (device.name, Held::ByAll(device.used))).collect();
-    held.extend(nvml::process_use(pid).into_iter().map(|(device, bytes)| (device, Held::ByProcess(bytes))));
+        cards.iter().map(|card| (card.name.clone(), Held::ByAll(card.used))).collect();
+    held.extend(nvml::process_use(&cards, pid).into_iter().map(|(device, bytes)| (device, Held::ByProcess(bytes))));
     held.extend(process(pid).map(|memory| (HOST.to_string(), Held::of_process(&memory))));
     held
-}
-
-/// What of a file is resident in the mappings of a process: of a mapped model, what it has really read. `None` where
-/// nothing is mapped or the system does not say.
-#[cfg(target_os = "linux")]
-pub fn resident(pid: u32, file: &Path) -> Option<Bytes> {
-    use procfs::process::MMapPath;
-    let file = file.canonicalize().ok()?;
-    let maps = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.smaps().ok()?;
-    let of_file = maps.iter().filter(|map| matches!(&map.pathname, MMapPath::Path(path) if *path == file));
-    let resident: Vec<u64> = of_file.filter_map(|map| map.extension.map.get("Rss").copied()).collect();
-    (!resident.is_empty()).then(|| Bytes(resident.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))))
-}
-
-/// What of a file is resident in the mappings of a process; `None` where the system does not say.
-#[cfg(not(target_os = "linux"))]
-pub fn resident(_pid: u32, _file: &Path) -> Option<Bytes> {
-    None
 }
 
 /// The most that was seen of each figure.
@@ -109,22 +88,29 @@ pub struct Peaks {
 
 impl Peaks {
     /// Takes one look in.
-    fn add(&mut self, process: Option<ProcessMemory>, used: &[DeviceUse], by_process: BTreeMap<String, Bytes>) {
+    fn add(
+        &mut self,
+        process: Option<ProcessMemory>,
+        used: BTreeMap<String, Bytes>,
+        by_process: BTreeMap<String, Bytes>,
+    ) {
         let process = process.unwrap_or_default();
         let most = &mut self.process;
-        most.rss_anon = most.rss_anon.max(process.rss_anon);
-        most.rss_file = most.rss_file.max(process.rss_file);
-        most.rss_shmem = most.rss_shmem.max(process.rss_shmem);
-        most.locked = most.locked.max(process.locked);
-        most.pinned = most.pinned.max(process.pinned);
-        most.peak = most.peak.max(process.peak);
-        for device in used {
-            let most = self.used.entry(device.name.clone()).or_default();
-            *most = device.used.max(*most);
+        for (most, seen) in [
+            (&mut most.rss_anon, process.rss_anon),
+            (&mut most.rss_file, process.rss_file),
+            (&mut most.rss_shmem, process.rss_shmem),
+            (&mut most.locked, process.locked),
+            (&mut most.pinned, process.pinned),
+            (&mut most.peak, process.peak),
+        ] {
+            *most = seen.max(*most);
         }
-        for (device, bytes) in by_process {
-            let most = self.by_process.entry(device).or_default();
-            *most = bytes.max(*most);
+        for (most, seen) in [(&mut self.used, used), (&mut self.by_process, by_process)] {
+            for (device, bytes) in seen {
+                let most = most.entry(device).or_default();
+                *most = bytes.max(*most);
+            }
         }
         self.samples = self.samples.saturating_add(1);
     }
@@ -145,7 +131,8 @@ impl Sampler {
         let look = move || {
             let mut peaks = Peaks::default();
             loop {
-                peaks.add(process(pid), &nvml::devices(), nvml::process_use(pid));
+                let cards = nvml::devices();
+                peaks.add(process(pid), by_name(&cards), nvml::process_use(&cards, pid));
                 if stopped.recv_timeout(period) != Err(RecvTimeoutError::Timeout) {
                     return peaks;
                 }
@@ -201,7 +188,7 @@ impl Watch {
     }
 }
 
-fn by_name(devices: &[DeviceUse]) -> BTreeMap<String, Bytes> {
+fn by_name(devices: &[Card]) -> BTreeMap<String, Bytes> {
     devices.iter().map(|device| (device.name.clone(), device.used)).collect()
 }
 
@@ -225,12 +212,11 @@ mod tests {
         let process = |anon, file| {
             Some(ProcessMemory { rss_anon: Bytes(anon), rss_file: Bytes(file), ..ProcessMemory::default() })
         };
-        let device =
-            |used| DeviceUse { name: "CUDA0".into(), total: Bytes(100), free: Bytes(100 - used), used: Bytes(used) };
+        let device = |used| BTreeMap::from([("CUDA0".to_string(), Bytes(used))]);
         let mut peaks = Peaks::default();
-        peaks.add(process(5, 1), &[device(10)], BTreeMap::from([("CUDA0".to_string(), Bytes(7))]));
-        peaks.add(process(3, 9), &[device(8)], BTreeMap::new());
-        peaks.add(None, &[], BTreeMap::new());
+        peaks.add(process(5, 1), device(10), device(7));
+        peaks.add(process(3, 9), device(8), BTreeMap::new());
+        peaks.add(None, BTreeMap::new(), BTreeMap::new());
         assert_eq!((peaks.process.rss_anon, peaks.process.rss_file, peaks.samples), (Bytes(5), Bytes(9), 3));
         assert_eq!((peaks.used["CUDA0"], peaks.by_process["CUDA0"]), (Bytes(10), Bytes(7)));
     }
@@ -260,14 +246,5 @@ mod tests {
         };
         assert!(resident.0 > 1 << 20, "{resident}");
         assert_eq!(held(u32::MAX).get(HOST), None);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn the_program_itself_is_resident_and_a_stranger_is_not() {
-        let program = std::env::current_exe().unwrap();
-        assert!(resident(std::process::id(), &program).is_some_and(|bytes| bytes.0 > 0));
-        assert_eq!(resident(std::process::id(), Path::new("/proc/version")), None);
-        assert_eq!(process(u32::MAX), None);
     }
 }

@@ -1,58 +1,22 @@
-//! Running a model's Python where it can do no harm: namespaces of its own, no network, no files, no rights, little time. [I/O]
+//! Running a model's Python where it can do no harm: no network, no files but the system's programs, no rights, little time. [I/O]
 //!
-//! Answers of a model are strangers' code. It runs only where Linux namespaces isolate it (`unshare` and the system's own
-//! `/usr/bin/python3`); elsewhere its syntax is read and nothing is run.
+//! Answers of a model are untrusted code. It runs only in a sandbox of bubblewrap (`bwrap`), with the system's own
+//! `/usr/bin/python3`; elsewhere its syntax is read and nothing is run.
 
-use std::io::{Read as _, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::temporary::Folder;
+use super::process::output;
 
-/// Longer than the interpreter's own alarm; then the whole namespace is killed.
+/// Longer than the interpreter's own alarm; then the sandbox is killed.
 const LIMIT: Duration = Duration::from_secs(15);
 /// The most that is read of what it says, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
-/// The only interpreter that is run isolated: its files are all below `/usr`.
+/// The only interpreter that runs code: its files are all below `/usr`.
 const PYTHON: &str = "/usr/bin/python3";
-
-/// Prepares the namespace: a root that holds nothing but the system's programs and libraries, read-only.
-const PREPARE: &str = r#"
-mount -t tmpfs -o size=1m,mode=755 none "$1"
-cd "$1"
-mkdir old
-for d in usr bin lib lib64 lib32; do
-  if [ -L "/$d" ]; then cp -P "/$d" "$d"
-  elif [ -d "/$d" ]; then mkdir "$d"; mount --rbind "/$d" "$d"; mount -o remount,bind,ro "$d"; fi
-done
-pivot_root . old
-cd /
-exec /usr/bin/env -i /usr/bin/python3 -I -S -B -c "$2"
-"#;
-
-/// Lets go of the old root and of every right, looks whether that worked, and only then runs the answer.
-const ISOLATE: &str = r#"
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-def must(result, what):
-    if result != 0:
-        sys.exit(what + ": " + os.strerror(ctypes.get_errno()))
-must(libc.umount2(b"/old", 2), "the old root stays")
-os.rmdir("/old")
-must(libc.mount(None, b"/", None, 1 | 32 | 4096, None), "the root stays writable")
-must(libc.prctl(38, 1, 0, 0, 0), "new privileges stay possible")
-must(libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()), "rights stay")
-if set(os.listdir("/")) - {"usr", "bin", "lib", "lib64", "lib32"}:
-    sys.exit("files of the computer are visible")
-try:
-    os.chroot("/usr")
-    sys.exit("rights stayed")
-except PermissionError:
-    pass
-"#;
 
 /// Reads the answer's syntax; runs it where `isolated` says so, and asks its function for the first numbers.
 const RUN: &str = r#"
@@ -127,12 +91,11 @@ pub trait Interpreter {
     fn values(&self, code: &str, function: &str, count: u32) -> Outcome;
 }
 
-/// Python in namespaces of its own.
+/// Python in a sandbox of bubblewrap.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Isolated;
 
 #[derive(Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Job<'a> {
     code: &'a str,
     function: &'a str,
@@ -153,104 +116,64 @@ struct Answer {
 impl Interpreter for Isolated {
     fn values(&self, code: &str, function: &str, count: u32) -> Outcome {
         let job = Job { code, function, count, isolated: true };
-        let why = match isolated().and_then(|(command, folder)| {
-            let answer = ask(command, &job);
-            drop(folder);
-            answer
-        }) {
+        let why = match sandbox().and_then(|mut command| ask(&mut command, &job)) {
             Ok(answer) => return outcome(answer, None),
-            Err(Why::Slow) => return Outcome::Failed(format!("it did not end within {} s", LIMIT.as_secs())),
-            Err(Why::Not(why)) => why,
+            Err(why) => format!("no isolation here ({why})"),
         };
-        let mut plain = Command::new("python3");
-        plain.args(["-I", "-S", "-B", "-c", RUN]);
-        match ask(plain, &Job { isolated: false, ..job }) {
+        match ask(Command::new("python3").args(["-I", "-S", "-B", "-c", RUN]), &Job { isolated: false, ..job }) {
             Ok(answer) => outcome(answer, Some(why)),
-            Err(Why::Slow) => Outcome::Unavailable("python3 did not answer".to_string()),
-            Err(Why::Not(why)) => Outcome::Unavailable(why),
+            Err(why) => Outcome::Unavailable(why),
         }
     }
 }
 
-/// Why there is no answer.
-enum Why {
-    Slow,
-    Not(String),
-}
-
-/// The command that runs Python isolated, and the folder that its root is made in.
-fn isolated() -> Result<(Command, Folder), Why> {
+/// The command that runs Python in a root that holds nothing but the system's programs and libraries, read-only.
+fn sandbox() -> Result<Command, String> {
     if !cfg!(target_os = "linux") || !Path::new(PYTHON).exists() {
-        return Err(Why::Not(format!("no isolation here (needs Linux namespaces and {PYTHON})")));
+        return Err(format!("it needs Linux, bubblewrap and {PYTHON}"));
     }
-    let folder = Folder::new().map_err(|error| Why::Not(format!("no folder for a sandbox: {error}")))?;
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork"]);
-    command.args(["--kill-child", "--", "/bin/sh", "-eu", "-c", PREPARE, "sandbox"]);
-    command.arg(folder.path()).arg(format!("{ISOLATE}{RUN}"));
-    Ok((command, folder))
+    let mut command = Command::new("bwrap");
+    command.args(["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]);
+    command.args(["--ro-bind", "/usr", "/usr"]);
+    for folder in ["/bin", "/lib", "/lib64", "/lib32"] {
+        match std::fs::read_link(folder) {
+            Ok(target) => command.arg("--symlink").arg(target).arg(folder),
+            Err(_) => command.args(["--ro-bind-try", folder, folder]),
+        };
+    }
+    command.args(["--remount-ro", "/", "--chdir", "/", "--", PYTHON, "-I", "-S", "-B", "-c", RUN]);
+    Ok(command)
 }
 
-/// Runs a command with a job on its standard input and reads its one line.
-fn ask(mut command: Command, job: &Job<'_>) -> Result<Answer, Why> {
+/// Runs a command with a job on its standard input and reads its one line; the error is why nothing was run.
+fn ask(command: &mut Command, job: &Job<'_>) -> Result<Answer, String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| Why::Not(format!("`{name}` cannot be started: {error}")))?;
-    let input = serde_json::to_vec(job).unwrap_or_default();
-    let mut stdin = child.stdin.take();
-    let writer = std::thread::spawn(move || stdin.take().map(|mut pipe| pipe.write_all(&input)));
-    let (said, errors) = (reader(child.stdout.take()), reader(child.stderr.take()));
-    let ended = wait(&mut child);
-    let _ = writer.join();
-    let (said, errors) = (said.join().unwrap_or_default(), errors.join().unwrap_or_default());
-    let answer = said.lines().next().and_then(|line| serde_json::from_str(line).ok());
-    match (ended, answer) {
-        (_, Some(answer)) => Ok(answer),
-        (None, None) => Err(Why::Slow),
-        // Python ends without a word when a limit kills it; what prepares the sandbox says why it failed.
-        (Some(true), None) => {
-            Ok(Answer { failed: Some("it ended without an answer".to_string()), ..Answer::default() })
-        }
-        (Some(false), None) if errors.trim().is_empty() => {
-            Ok(Answer { failed: Some("it was killed for its time or memory".to_string()), ..Answer::default() })
-        }
-        (Some(false), None) => {
-            let last = errors.trim().lines().last().unwrap_or_default();
-            Err(Why::Not(format!("no isolation here (`{name}`: {last})")))
-        }
+    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
+    let job = serde_json::to_vec(job).map_err(|error| error.to_string())?;
+    let printed =
+        output(command, job, LIMIT, MAX_ANSWER).map_err(|error| format!("`{name}` cannot be started: {error}"))?;
+    if let Some(answer) = printed.stdout.lines().next().and_then(|line| serde_json::from_str(line).ok()) {
+        return Ok(answer);
     }
-}
-
-/// All that a pipe says, as far as it is taken, read on a thread of its own.
-fn reader(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.map(|pipe| pipe.take(MAX_ANSWER).read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-/// Whether it succeeded; `None` when it had to be killed.
-fn wait(child: &mut Child) -> Option<bool> {
-    let begin = Instant::now();
-    while begin.elapsed() < LIMIT {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status.success()),
-            Ok(None) => std::thread::sleep(Duration::from_millis(10)),
-            Err(_) => break,
-        }
-    }
-    let _ = child.kill();
-    let _ = child.wait();
-    None
+    let failed = match printed.status {
+        None => format!("it did not end within {} s", LIMIT.as_secs()),
+        // Python ends without a word when a limit kills it; bubblewrap says why it failed.
+        Some(status) if status.success() => "it ended without an answer".to_string(),
+        Some(_) => match printed.stderr.trim().lines().last() {
+            None => "it was killed for its time or memory".to_string(),
+            Some(last) => return Err(format!("`{name}`: {last}")),
+        },
+    };
+    Ok(Answer { failed: Some(failed), ..Answer::default() })
 }
 
 fn outcome(answer: Answer, why_not_run: Option<String>) -> Outcome {
     match (answer, why_not_run) {
         (Answer { syntax: Some(error), .. }, _) => Outcome::Syntax(error),
         (Answer { parses: true, .. }, why) => Outcome::OnlyParsed(why.unwrap_or_default()),
-        (Answer { failed: Some(error), .. }, _) => Outcome::Failed(error),
+        // Without isolation only the syntax is read: that it was not told is not the answer's fault.
+        (Answer { failed: Some(error), .. }, Some(_)) => Outcome::Unavailable(error),
+        (Answer { failed: Some(error), .. }, None) => Outcome::Failed(error),
         (Answer { function: Some(function), values, .. }, _) => Outcome::Ran { function, values },
         _ => Outcome::Failed("it ended without an answer".to_string()),
     }
@@ -277,7 +200,7 @@ mod tests {
     #[test]
     fn a_function_gives_its_values_and_can_do_no_harm() {
         if !is_isolated() {
-            // The other half is what people get here: nothing of a stranger is run.
+            // The other half is what people get here: no untrusted code is run.
             assert!(!matches!(run("def f(n): return n"), Outcome::Ran { .. } | Outcome::Failed(_)));
             return;
         }

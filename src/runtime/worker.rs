@@ -1,181 +1,141 @@
-//! The parent's side of the worker process: start, ask with a time limit, keep its last words, kill. [I/O]
+//! The embedded llama.cpp in a child process: a question a line on its standard input, an answer a line on its standard output. [I/O]
 
-use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
-use super::wire::{Generation, MARK, Reply, Request};
-use super::{
-    DeviceInfo, DeviceUsed, EMBEDDED_BUILD, Error, Job, Launch, Observation, Projection, Runtime, RuntimeInfo,
-    Workload, unmapped,
-};
+use serde::{Deserialize, Serialize};
 
-/// How many of the worker's last log lines are kept.
-const TAIL_LINES: usize = 60;
-/// The longest log line that is kept, in bytes.
-const TAIL_LINE_BYTES: usize = 400;
+use super::process::{Log, Peer, Process, Stopped, never, pause, wait};
+use super::{DeviceInfo, Echo, End, Error, Kind, Launch, Observation, Projection, Runtime, Workload, telling};
+use crate::bytes::Bytes;
+use crate::machine::{Backend, Device, Host, Machine};
+use crate::run::{LoadMode, RunConfig};
+
 /// How long a projection may take: huge vocabularies take seconds.
 const PROJECT_LIMIT: Duration = Duration::from_mins(2);
-/// How often it is looked whether the person wants to stop.
-const LOOK: Duration = Duration::from_millis(50);
 /// How long an RPC server may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// How often a free port is looked for: another program may take it first.
+const PORT_ATTEMPTS: usize = 5;
+/// How long a local RPC server may take to listen.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// What the worker puts before each answer, since llama.cpp prints lines of its own to standard output.
+const MARK: &str = "moeplan-worker ";
 
-/// What takes a log line of llama.cpp; strangers' text.
-pub type Echo = fn(&str);
+/// A question to the worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Which devices are there, those of RPC servers (`host:port`) too.
+    Devices { rpc: Vec<String> },
+    /// What would be allocated.
+    Project(Launch),
+    /// Load, run, measure.
+    Generate(Launch, Workload),
+    /// End at once as a crash would, to test what becomes of it.
+    Crash,
+    /// Sleep for seconds, to test time limits.
+    Sleep(u64),
+}
+
+/// An answer of the worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    Devices(Vec<DeviceInfo>),
+    Projection(Projection),
+    Observation(Box<Observation>),
+    /// llama.cpp refused: what it was doing.
+    Refused(String),
+}
 
 /// A running worker. Killed when dropped.
 #[derive(Debug)]
 pub struct Worker {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    replies: Receiver<String>,
-    tail: Arc<Mutex<VecDeque<String>>>,
+    peer: Peer,
+    log: Log,
+    echo: Option<Echo>,
     interrupted: fn() -> bool,
 }
 
 impl Worker {
-    /// Starts `program worker ARGUMENTS…`. Each line of its log goes to `echo` as it comes.
-    pub fn start(
-        program: &Path,
-        arguments: &[&str],
-        environment: &[(&str, &str)],
-        echo: Option<Echo>,
-    ) -> Result<Self, Error> {
-        if !cfg!(feature = "embedded") {
-            return Err(Error::NotBuilt);
-        }
-        let mut child = Command::new(program)
-            .arg("worker")
-            .args(arguments)
-            .envs(environment.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|source| Error::Start { program: program.display().to_string(), source })?;
-        let tail = Arc::new(Mutex::new(VecDeque::new()));
-        let stdin = child.stdin.take();
-        let (send, replies) = channel();
-        if let Some(stderr) = child.stderr.take() {
-            let tail = Arc::clone(&tail);
-            std::thread::spawn(move || keep_tail(stderr, &tail, echo));
-        }
-        if let Some(stdout) = child.stdout.take() {
-            std::thread::spawn(move || {
-                for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                    if let Some(reply) = line.strip_prefix(MARK)
-                        && send.send(reply.to_string()).is_err()
-                    {
-                        break;
-                    }
-                }
-            });
-        }
-        Ok(Self { child, stdin, replies, tail, interrupted: || false })
-    }
-
     /// The worker's process id.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.peer.child.id()
     }
 
     /// Asks one question and waits for the answer, at most `limit`; `doing` says it in errors.
     pub fn ask(&mut self, request: &Request, doing: &str, limit: Duration) -> Result<Reply, Error> {
-        let question = serde_json::to_string(request).map_err(|error| Error::BadReply(error.to_string()))?;
-        if let Some(stdin) = &mut self.stdin {
-            // A worker that has died already is found out below, with its last words.
-            let _ = writeln!(stdin, "{question}").and_then(|()| stdin.flush());
-        }
-        let begin = Instant::now();
-        let answer = loop {
-            match self.replies.recv_timeout(LOOK.min(limit)) {
-                Err(RecvTimeoutError::Timeout) if begin.elapsed() < limit && !(self.interrupted)() => {}
-                answer => break answer,
+        const WHO: &str = "llama.cpp";
+        let bad = |error| Error::bad_answer("the worker", error);
+        self.peer.say(&serde_json::to_string(request).map_err(bad)?);
+        let answer = wait(limit, self.interrupted, |time| {
+            let line = self.peer.lines.recv_timeout(time);
+            self.follow();
+            match line {
+                Ok(line) => line.strip_prefix(MARK).map(|reply| Some(reply.to_string())),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(None),
             }
-        };
-        if answer == Err(RecvTimeoutError::Disconnected) {
-            // The thread that reads the log may be a moment behind, and so may Ctrl-C, which a terminal gives to the worker too.
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        if answer.is_err() && (self.interrupted)() {
-            self.kill();
-            return Err(super::server::Error::Interrupted.into());
-        }
+        });
         match answer {
-            Ok(line) => match serde_json::from_str(&line) {
-                Ok(Reply::Refused(message)) => {
-                    Err(Error::Refused { doing: doing.into(), message, log: self.last_words() })
+            Ok(Some(line)) => match serde_json::from_str(&line).map_err(bad)? {
+                Reply::Refused(words) => {
+                    self.follow();
+                    let log = self.log.tail();
+                    let message = format!("llama.cpp refused: {words} while {doing}{}", telling(&log));
+                    Err(Error { log, ..Error::new(Kind::Refused(words), message).with_hint(super::SEE_LOG) })
                 }
-                Ok(reply) => Ok(reply),
-                Err(_) => Err(Error::BadReply(line)),
+                reply => Ok(reply),
             },
-            Err(RecvTimeoutError::Timeout) => {
-                self.kill();
-                Err(Error::TimedOut { doing: doing.into(), seconds: limit.as_secs(), log: self.last_words() })
+            Ok(None) => {
+                let end = self.peer.child.wait().map_or(End::Unseen, End::from);
+                self.follow();
+                Err(Error::died(WHO, doing, end, self.log.tail()))
             }
-            Err(RecvTimeoutError::Disconnected) => {
-                let status = self.child.wait().map_or_else(|error| error.to_string(), how_it_ended);
-                Err(Error::Died { doing: doing.into(), status, log: self.last_words() })
+            Err(stopped) => {
+                self.peer.kill();
+                self.follow();
+                Err(match stopped {
+                    Stopped::Interrupted => Error::interrupted(),
+                    Stopped::TimedOut => Error::timed_out(WHO, doing, limit, self.log.tail()),
+                })
             }
+        }
+    }
+
+    /// Asks for one projection: nothing mapped, as llama.cpp's own projections.
+    fn project(&mut self, launch: &Launch) -> Result<Projection, Error> {
+        let mut launch = launch.clone();
+        launch.run.load_mode = LoadMode::None;
+        let doing = format!("projecting `{}`", launch.model.display());
+        match self.ask(&Request::Project(launch), &doing, PROJECT_LIMIT)? {
+            Reply::Projection(projection) => Ok(projection),
+            other => Err(unasked(&other)),
         }
     }
 
     /// Whether it still runs.
     pub fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        matches!(self.peer.child.try_wait(), Ok(None))
     }
 
-    /// Its last log lines.
-    pub fn last_words(&self) -> Vec<String> {
-        self.tail.lock().map(|tail| tail.iter().cloned().collect()).unwrap_or_default()
-    }
-
-    fn kill(&mut self) {
-        self.stdin = None;
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// Reads a log to its end and keeps the last lines.
-fn keep_tail(log: impl std::io::Read, tail: &Mutex<VecDeque<String>>, echo: Option<Echo>) {
-    for line in BufReader::new(log).split(b'\n').map_while(Result::ok) {
-        let mut line = String::from_utf8_lossy(&line).into_owned();
-        if let Some(echo) = echo {
-            echo(&line);
-        }
-        if line.len() > TAIL_LINE_BYTES {
-            let end = (0..=TAIL_LINE_BYTES).rev().find(|&at| line.is_char_boundary(at)).unwrap_or(0);
-            line.truncate(end);
-        }
-        if let Ok(mut tail) = tail.lock() {
-            if tail.len() == TAIL_LINES {
-                tail.pop_front();
+    fn follow(&mut self) {
+        let lines = self.log.new_lines();
+        for line in &lines {
+            if let Some(echo) = self.echo {
+                echo(line);
             }
-            tail.push_back(line);
         }
     }
 }
 
-/// How a process ended, in words.
-fn how_it_ended(status: ExitStatus) -> String {
-    #[cfg(unix)]
-    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-        return format!("signal {signal}{}", super::signal_name(signal));
-    }
-    status.code().map_or_else(|| "no exit code".to_string(), |code| format!("exit code {code}"))
+fn unasked(reply: &Reply) -> Error {
+    Error::bad_answer("the worker", format!("`{reply:?}` was not asked for"))
 }
 
 /// The llama.cpp that is linked into this program, each time in a process of its own.
@@ -199,18 +159,27 @@ impl Embedded {
 
     /// `program`, which must be a moeplan with the feature.
     pub fn of(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), limit: Duration::from_mins(30), echo: None, interrupted: || false }
+        Self { program: program.into(), limit: Duration::from_mins(30), echo: None, interrupted: never }
     }
 
     /// A fresh worker. With RPC servers on this computer, idle threads must not spin: they would take the server's cores.
     pub fn worker(&self, rpc: &[String]) -> Result<Worker, Error> {
-        for endpoint in rpc {
-            reach(endpoint)?;
+        if !cfg!(feature = "embedded") {
+            return Err(Error::not_built());
         }
-        let environment: &[(&str, &str)] = if rpc.is_empty() { &[] } else { &[("OMP_WAIT_POLICY", "passive")] };
-        let mut worker = Worker::start(&self.program, &[], environment, self.echo)?;
-        worker.interrupted = self.interrupted;
-        Ok(worker)
+        rpc.iter().try_for_each(|endpoint| reach(endpoint))?;
+        // The worker's log, unlinked at once.
+        let log = tempfile::NamedTempFile::new().and_then(|file| Ok((file.reopen()?, file.into_file())));
+        let (read, written) = log.map_err(|error| {
+            Error::new(Kind::Setup, "cannot keep llama.cpp's log").caused_by(error).with_hint("is the disk full?")
+        })?;
+        let mut command = Command::new(&self.program);
+        command.arg("worker");
+        if !rpc.is_empty() {
+            command.env("OMP_WAIT_POLICY", "passive");
+        }
+        let peer = Peer::spawn(command, Stdio::from(written))?;
+        Ok(Worker { peer, log: Log::new(read), echo: self.echo, interrupted: self.interrupted })
     }
 }
 
@@ -219,117 +188,237 @@ impl Runtime for Embedded {
         let request = Request::Devices { rpc: rpc.to_vec() };
         match self.worker(rpc)?.ask(&request, "listing devices", PROJECT_LIMIT)? {
             Reply::Devices(devices) => Ok(devices),
-            other => Err(Error::BadReply(format!("{other:?}"))),
+            other => Err(unasked(&other)),
         }
     }
 
     fn project(&self, launches: &[Launch]) -> Vec<Result<Projection, Error>> {
+        // One worker as long as it lives and its RPC servers are those that are asked for.
         let mut current: Option<(Worker, Vec<String>)> = None;
-        let mut answers = Vec::with_capacity(launches.len());
-        for launch in launches {
-            let job = Job::of(&unmapped(launch));
-            let kept =
-                current.take().and_then(|(mut worker, rpc)| (rpc == job.rpc && worker.is_alive()).then_some(worker));
-            let worker = kept.map_or_else(|| self.worker(&job.rpc), Ok);
-            let answer = worker.and_then(|mut worker| {
-                let rpc = job.rpc.clone();
-                let answer = project(&mut worker, job);
-                current = Some((worker, rpc));
-                answer
-            });
-            answers.push(answer);
-        }
-        answers
+        let project = |launch: &Launch| {
+            let rpc = launch.endpoints();
+            let kept = current.take().filter(|(_, known)| *known == rpc);
+            let kept = kept.and_then(|(mut worker, rpc)| worker.is_alive().then_some((worker, rpc)));
+            let mut worker = kept.map_or_else(|| self.worker(&rpc), |(worker, _)| Ok(worker))?;
+            let answer = worker.project(launch);
+            current = Some((worker, rpc));
+            answer
+        };
+        launches.iter().map(project).collect()
     }
 
     fn generate(&self, launch: &Launch, workload: &Workload) -> Result<Observation, Error> {
-        let job = Job::of(launch);
-        let mut worker = self.worker(&job.rpc)?;
+        let mut worker = self.worker(&launch.endpoints())?;
         let doing = format!("running `{}`", launch.model.display());
-        let backend = backend(launch);
-        let generation = match worker.ask(&Request::Generate(job, workload.clone()), &doing, self.limit)? {
-            Reply::Generation(generation) => *generation,
-            other => return Err(Error::BadReply(format!("{other:?}"))),
+        let mut seen = match worker.ask(&Request::Generate(launch.clone(), workload.clone()), &doing, self.limit)? {
+            Reply::Observation(seen) => *seen,
+            other => return Err(unasked(&other)),
         };
-        let mut memory = generation.memory.by_device();
-        let mapped_span = generation.memory.mapped_span();
-        if mapped_span.0 > 0 {
+        if seen.mapped_span.0 > 0 {
             // A mapped buffer is the file's span; what is asked for is the sum of its tensors, which a projection has.
-            let exact = project(&mut worker, Job::of(&unmapped(launch)))?.by_device();
-            if let (Some(row), Some(exact)) = (memory.get_mut("Host"), exact.get("Host")) {
+            let exact = worker.project(launch)?.by_device();
+            if let (Some(row), Some(exact)) = (seen.memory.get_mut("Host"), exact.get("Host")) {
                 row.model = exact.model;
             }
         }
-        Ok(observation(generation, memory, mapped_span, backend))
+        Ok(seen)
     }
 }
 
-/// Asks for one projection.
-fn project(worker: &mut Worker, job: Job) -> Result<Projection, Error> {
-    let doing = format!("projecting `{}`", job.model.display());
-    match worker.ask(&Request::Project(job), &doing, PROJECT_LIMIT)? {
-        Reply::Projection(projection) => Ok(projection),
-        other => Err(Error::BadReply(format!("{other:?}"))),
+/// Answers until standard input ends. That ends the process at once, whatever it is doing: the parent is gone, or wants
+/// it gone.
+#[cfg(feature = "embedded")]
+pub fn serve() -> anyhow::Result<()> {
+    use std::io::{BufRead as _, Write as _};
+
+    use super::embedded;
+
+    let (send, requests) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            let _ = send.send(line);
+        }
+        embedded::leave(0);
+    });
+    embedded::init();
+    let mut known = std::collections::BTreeSet::new();
+    let mut connect = |rpc: Vec<String>| {
+        let mut new = rpc.into_iter().filter(|endpoint| known.insert(endpoint.clone()));
+        new.try_for_each(|endpoint| embedded::add_rpc(&endpoint))
+    };
+    let mut answer = |request| match request {
+        Request::Devices { rpc } => connect(rpc).map(|()| Reply::Devices(embedded::devices())),
+        Request::Project(launch) => {
+            connect(launch.endpoints()).and_then(|()| embedded::project(&launch)).map(Reply::Projection)
+        }
+        Request::Generate(launch, workload) => connect(launch.endpoints())
+            .and_then(|()| embedded::generate(&launch, &workload))
+            .map(|seen| Reply::Observation(Box::new(seen))),
+        Request::Crash => std::process::abort(),
+        Request::Sleep(seconds) => {
+            std::thread::sleep(Duration::from_secs(seconds));
+            Ok(Reply::Devices(Vec::new()))
+        }
+    };
+    for line in requests {
+        let reply = match serde_json::from_str(&line) {
+            Ok(request) => answer(request).unwrap_or_else(Reply::Refused),
+            Err(error) => Reply::Refused(format!("the question is not understood: {error}")),
+        };
+        // llama.cpp's own lines may have left the line unfinished.
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "\n{MARK}{}", serde_json::to_string(&reply)?)?;
+        out.flush()?;
     }
+    Ok(())
 }
 
-fn observation(
-    generation: Generation,
-    memory: crate::memory::MemoryByDevice,
-    mapped_span: crate::bytes::Bytes,
-    backend: String,
-) -> Observation {
-    Observation {
-        runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend },
-        command: Vec::new(),
-        memory,
-        resolution: crate::memory::MemoryByDevice::new(),
-        device_used: DeviceUsed::default(),
-        mapped_span,
-        process: generation.process,
-        process_before: generation.before,
-        load_seconds: generation.load_seconds,
-        n_prompt: generation.n_prompt,
-        depth: generation.depth,
-        first_token: Vec::new(),
-        pp: generation.pp,
-        tg: generation.tg,
-        text: generation.text,
-        tokens: generation.tokens,
-        finite: generation.finite,
-        interrupted: false,
-    }
-}
-
-/// The backend of the launch's devices by name: a device's name without its number.
-pub(super) fn backend(launch: &Launch) -> String {
-    launch.machine.devices.first().map_or_else(
-        || "CPU".to_string(),
-        |device| device.name.trim_end_matches(|c: char| c.is_ascii_digit()).to_string(),
-    )
+/// Serves this computer's processor at `endpoint` until its supervisor ends it.
+#[cfg(feature = "embedded")]
+pub fn serve_rpc(endpoint: &str, n_threads: u32) -> anyhow::Result<()> {
+    super::embedded::init();
+    super::embedded::serve_rpc(endpoint, n_threads)?;
+    anyhow::bail!("the RPC server at `{endpoint}` stopped")
 }
 
 /// Refuses an RPC server that nobody runs: llama.cpp itself would abort.
 pub(super) fn reach(endpoint: &str) -> Result<(), Error> {
-    let unreachable = |source| Error::Unreachable { endpoint: endpoint.to_string(), source };
-    let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "no address");
-    for address in endpoint.to_socket_addrs().map_err(unreachable)? {
-        match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
-            Ok(_) => return Ok(()),
-            Err(error) => last = error,
-        }
-    }
-    Err(unreachable(last))
+    let connected = endpoint.to_socket_addrs().and_then(|addresses| {
+        let none = Err(std::io::Error::new(std::io::ErrorKind::NotFound, "no address"));
+        addresses.fold(none, |answer, address| {
+            answer.or_else(|_| TcpStream::connect_timeout(&address, CONNECT_LIMIT).map(drop))
+        })
+    });
+    connected.map_err(|error| {
+        Error::new(Kind::Unreachable, format!("no RPC server answers at `{endpoint}`"))
+            .caused_by(error)
+            .with_hint("start one there with `ggml-rpc-server -H HOST -p PORT`")
+    })
 }
 
-/// Waits until a server accepts connections or its process has ended.
-pub(super) fn wait_for(endpoint: &str, mut is_alive: impl FnMut() -> bool, limit: Duration) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < limit && is_alive() {
-        if reach(endpoint).is_ok() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
+/// A port of the loopback interface that is free now.
+pub(super) fn free_port() -> Result<u16, Error> {
+    let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    address.map(|address| address.port()).map_err(|error| {
+        Error::new(Kind::Setup, "no free port could be had at 127.0.0.1")
+            .caused_by(error)
+            .with_hint("is a loopback address allowed here?")
+    })
+}
+
+/// What serves a software device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RpcProgram {
+    /// The moeplan program, which supervises, and serves where there is no other.
+    pub moeplan: PathBuf,
+    /// llama.cpp's own ggml-rpc-server; `None` = a moeplan with feature `embedded` serves.
+    pub ggml: Option<PathBuf>,
+}
+
+impl<P: AsRef<Path> + ?Sized> From<&P> for RpcProgram {
+    fn from(moeplan: &P) -> Self {
+        Self { moeplan: moeplan.as_ref().to_path_buf(), ggml: None }
     }
-    false
+}
+
+/// A local RPC server: a software device, for machines without a GPU. It ends when this value is dropped, or when this program ends.
+#[derive(Debug)]
+pub struct RpcServer {
+    endpoint: String,
+    process: Process,
+}
+
+impl RpcServer {
+    /// Starts one on a free loopback port, with `n_threads` threads.
+    pub fn start(program: impl Into<RpcProgram>, n_threads: u32) -> Result<Self, Error> {
+        let RpcProgram { moeplan, ggml } = program.into();
+        if ggml.is_none() && !cfg!(feature = "embedded") {
+            return Err(Error::not_built());
+        }
+        let threads = n_threads.max(1).to_string();
+        let mut log = Vec::new();
+        for _ in 0..PORT_ATTEMPTS {
+            let port = free_port()?.to_string();
+            let endpoint = format!("127.0.0.1:{port}");
+            let (program, words) = match &ggml {
+                Some(program) => (program, vec!["-H", "127.0.0.1", "-p", &port, "-t", &threads]),
+                None => (&moeplan, vec!["worker", "--rpc-server", &endpoint, "--threads", &threads]),
+            };
+            let command = std::iter::once(program.into()).chain(words.iter().map(OsString::from)).collect();
+            let set = vec![("OMP_WAIT_POLICY", "passive".into())];
+            let mut process = Process::start_quiet(&moeplan, command, set, Vec::new())?;
+            let listens = wait(START_LIMIT, never, |time| match process.ended() {
+                Some(_) => Some(false),
+                None if reach(&endpoint).is_ok() => Some(true),
+                None => pause(time),
+            });
+            if listens == Ok(true) {
+                return Ok(Self { endpoint, process });
+            }
+            log = process.log.new_lines();
+        }
+        let message = format!("the local RPC server did not start{}", telling(&log));
+        Err(Error::new(Kind::Setup, message).with_hint("is a loopback address allowed here?"))
+    }
+
+    /// `host:port`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// The server's process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+/// A machine of `n` software devices that have no server yet ([`bind_software_devices`] starts them). `total` is the
+/// budget of each.
+pub fn software_machine(n: u16, total: Bytes) -> Machine {
+    let device = |i| {
+        let name = format!("RPC{i}");
+        Device {
+            buffer: name.clone(),
+            name,
+            backend: Backend::Rpc,
+            description: Some("software device".to_string()),
+            total,
+            free: total,
+            sold_as: None,
+            overhead: None,
+            calibration: None,
+            rates: None,
+        }
+    };
+    Machine { devices: (0..n).map(device).collect(), host: Host::default() }
+}
+
+/// Starts a local server for each RPC device of the machine that names no endpoint, gives the device and the overrides
+/// that name it the full name, and lists every RPC device's server in `run`. The servers live as long as the returned
+/// values.
+pub fn bind_software_devices(
+    program: impl Into<RpcProgram>,
+    machine: &mut Machine,
+    run: &mut RunConfig,
+    n_threads: u32,
+) -> Result<Vec<RpcServer>, Error> {
+    let program = program.into();
+    let mut servers = Vec::new();
+    for device in machine.devices.iter_mut().filter(|device| device.backend == Backend::Rpc) {
+        if device.endpoint().is_none() {
+            let server = RpcServer::start(program.clone(), n_threads)?;
+            // The number in a buffer type's name counts the server's own devices: it has one.
+            device.buffer = format!("RPC0[{}]", server.endpoint());
+            for rule in run.overrides.iter_mut().filter(|rule| rule.buffer == device.name) {
+                rule.buffer.clone_from(&device.buffer);
+            }
+            servers.push(server);
+        }
+        if let Some(endpoint) = device.endpoint().map(str::to_string)
+            && !run.rpc.contains(&endpoint)
+        {
+            run.rpc.push(endpoint);
+        }
+    }
+    Ok(servers)
 }

@@ -77,7 +77,7 @@ impl Session {
 
     /// Its launch failed. Where no memory could be had and the prediction says that it is too little, that is added.
     pub fn fail(&mut self, case: &CaseLaunch, error: &runtime::Error) {
-        let lacking = case.lacking().filter(|_| error.is_out_of_memory());
+        let lacking = case.lacking().filter(|_| error.kind == runtime::Kind::OutOfMemory);
         let kind = if lacking.is_some() { Kind::DoesNotFit } else { Kind::Failed };
         let as_predicted = lacking.map_or(String::new(), |lacking| format!("; as predicted, {lacking}"));
         self.failure = Some(format!("{error}{as_predicted}"));
@@ -104,8 +104,8 @@ mod tests {
     use crate::machine::{Device, Host, Machine};
     use crate::memory::MemoryBreakdown;
     use crate::run::RunConfig;
+    use crate::runtime::End;
     use crate::runtime::log::Failure;
-    use crate::runtime::server::{self, End, Failed};
     use crate::suite::cases::Predicted;
 
     fn case(needs: u64, has: &str) -> CaseLaunch {
@@ -124,8 +124,7 @@ mod tests {
 
     fn failed(case: &CaseLaunch, failure: Failure) -> Session {
         let mut session = Session::of(case, 1);
-        let failed = Failed { failure, end: End::Code(1), log: Vec::new() };
-        session.fail(case, &server::Error::Failed(Box::new(failed)).into());
+        session.fail(case, &runtime::Error::failed(failure, End::Code(1), Vec::new()));
         session
     }
 

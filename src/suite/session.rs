@@ -8,11 +8,10 @@ use super::stream::Answer;
 use crate::bytes::Bytes;
 use crate::measurement::{Expected, Row, Seen, compare, peak_of};
 use crate::memory;
-use crate::runtime::endpoint::{self, Ask, Endpoint};
+use crate::runtime::client::{Ask, Endpoint, Input, Reply, Request};
 use crate::runtime::sampler::Watch;
-use crate::runtime::server::{self, Client, Input, Reply, Request, Running, Server};
-use crate::runtime::wire::pseudo_random;
-use crate::runtime::{Error, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload};
+use crate::runtime::server::{Running, Server};
+use crate::runtime::{Error, Kind, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload, pseudo_random};
 
 /// How often memory is looked at while it works.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -61,7 +60,7 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     let mut watch = Watch::before();
     let mut running = match server.start(&case.launch) {
         Ok(running) => running,
-        Err(Error::Server(server::Error::Interrupted)) => return Err(Interrupted::within(session)),
+        Err(error) if error.is_interrupted() => return Err(Interrupted::within(session)),
         Err(error) => {
             session.fail(case, &error);
             return Ok(session);
@@ -89,7 +88,7 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
         && let Some(end) = running.ended()
         && session.failure.is_none()
     {
-        session.fail(case, &running.why_it_ended("answering", end).into());
+        session.fail(case, &running.why_it_ended("answering", end));
     }
     session.process = Some(watch.worked().process);
     running.stop();
@@ -108,12 +107,10 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
 /// Asks an endpoint that is there already.
 pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
     let mut session = Session { case: "endpoint".to_string(), repetition, ..Session::default() };
-    let client = Client::new(endpoint.address());
     let mut asked = ask_all(endpoint, asking, &mut session);
     if asked.is_ok() && !asking.settings.depths.is_empty() {
-        if let Ok(n_vocab) = client.vocabulary() {
-            let limit = asking.limit;
-            let mut complete = |request: &Request| wait(&client, request, limit, asking.interrupted);
+        if let Ok(n_vocab) = endpoint.vocabulary() {
+            let mut complete = |request: &Request| endpoint.complete(request, &mut || None);
             asked = sweep(&mut complete, &asking.settings, n_vocab, &mut session);
         } else {
             session
@@ -154,7 +151,7 @@ pub fn embedded(
         };
         match runtime.generate(&case.launch, &workload) {
             Ok(seen) => take(&mut session, case, asking.margin, &prompt.name, seen),
-            Err(Error::Server(server::Error::Interrupted)) => return Err(Interrupted::within(session)),
+            Err(error) if error.is_interrupted() => return Err(Interrupted::within(session)),
             Err(error) => {
                 session.fail(case, &error);
                 return Ok(session);
@@ -208,31 +205,10 @@ enum Stop {
     Failed(String),
 }
 
-fn endpoint(url: &str, asking: &Asking) -> Result<Endpoint, endpoint::Error> {
+fn endpoint(url: &str, asking: &Asking) -> Result<Endpoint, Error> {
     let mut endpoint = Endpoint::new(url)?;
     (endpoint.limit, endpoint.interrupted) = (asking.limit, asking.interrupted);
     Ok(endpoint)
-}
-
-fn wait(
-    client: &Client,
-    request: &Request,
-    limit: Duration,
-    interrupted: fn() -> bool,
-) -> Result<Reply, server::Error> {
-    let pending = client.complete(request);
-    let begin = std::time::Instant::now();
-    loop {
-        if let Some(answer) = pending.wait(Duration::from_millis(25)) {
-            return answer;
-        }
-        if interrupted() {
-            return Err(server::Error::Interrupted);
-        }
-        if begin.elapsed() > limit {
-            return Err(server::Error::TimedOut { doing: "answering", seconds: limit.as_secs() });
-        }
-    }
 }
 
 /// Every prompt, whole and as a stream, after one short request that is not counted.
@@ -266,7 +242,7 @@ fn ask_one(
     };
     let recording = match endpoint.chat(&ask) {
         Ok(recording) => recording,
-        Err(endpoint::Error::Interrupted) => return Err(Stop::Interrupted),
+        Err(error) if error.is_interrupted() => return Err(Stop::Interrupted),
         Err(error) => return Err(Stop::Failed(error.to_string())),
     };
     let answer = if mode == Mode::Stream { Answer::streamed(&recording) } else { Answer::whole(&recording) };
@@ -322,7 +298,7 @@ fn sample(prompt: &str, mode: Mode, answer: &Answer, seconds: f64, count: impl F
 
 /// The depth sweep: at each depth one request that fills the cache and is not counted, then the one that is.
 fn sweep(
-    complete: &mut dyn FnMut(&Request) -> Result<Reply, server::Error>,
+    complete: &mut dyn FnMut(&Request) -> Result<Reply, Error>,
     settings: &Settings,
     n_vocab: u32,
     session: &mut Session,
@@ -344,11 +320,11 @@ fn sweep(
                 }
                 session.depths.push(depth_sample(&reply));
             }
-            Err(server::Error::Interrupted) => return Err(Stop::Interrupted),
-            Err(server::Error::Refused { message, .. }) => {
-                session.notes.push(format!("depth {depth} was refused: {message}"));
-            }
-            Err(error) => return Err(Stop::Failed(error.to_string())),
+            Err(error) => match error.kind {
+                Kind::Interrupted => return Err(Stop::Interrupted),
+                Kind::Refused(words) => session.notes.push(format!("depth {depth} was refused: {words}")),
+                _ => return Err(Stop::Failed(error.to_string())),
+            },
         }
     }
     Ok(())
@@ -398,7 +374,7 @@ pub fn as_predicted(rows: &[Row]) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::server::Timings;
+    use crate::runtime::client::Timings;
     use crate::suite::stream::Delta;
 
     fn answer(n: u32) -> Answer {
@@ -451,29 +427,21 @@ mod tests {
         }
 
         fn generate(&self, _launch: &crate::runtime::Launch, workload: &Workload) -> Result<Observation, Error> {
-            let Text::Text(text) = workload.prompt.clone() else { return Err(Error::NotBuilt) };
+            let Text::Text(text) = workload.prompt.clone() else { return Err(Error::not_built()) };
             if text == "fail" {
-                return Err(Error::NotBuilt);
+                return Err(Error::not_built());
             }
             Ok(Observation {
                 runtime: RuntimeInfo { program: "embedded".into(), build: 11434, backend: "CPU".into() },
-                command: Vec::new(),
-                memory: memory::MemoryByDevice::new(),
-                resolution: memory::MemoryByDevice::new(),
-                device_used: crate::runtime::DeviceUsed::default(),
                 mapped_span: Bytes(7),
-                process: crate::runtime::ProcessMemory::default(),
-                process_before: crate::runtime::ProcessMemory::default(),
                 load_seconds: 1.5,
                 n_prompt: 10,
-                depth: 0,
-                first_token: Vec::new(),
                 pp: vec![20.0],
                 tg: vec![4.0],
                 text,
                 tokens: vec![1; usize::try_from(workload.n_generate).unwrap()],
                 finite: true,
-                interrupted: false,
+                ..Observation::default()
             })
         }
     }

@@ -16,9 +16,7 @@ use serde_json::Value;
 use unicode_segmentation::UnicodeSegmentation as _;
 
 use super::document::{Gaps, Item, Verdict};
-use crate::runtime::endpoint::Recording;
-use crate::runtime::server::Timings;
-use crate::runtime::server::sse::{Event, Reader};
+use crate::runtime::client::{Event, Events, Recording, Timings};
 use crate::stats;
 
 /// How many faults of a kind are described.
@@ -147,7 +145,7 @@ impl Answer {
             answer.faults.framing.push(format!("content-type is `{kind}`, not text/event-stream"));
         }
         answer.look_at_bytes(&recording.body());
-        let mut reader = Reader::default();
+        let mut reader = Events::default();
         for (at, piece) in recording.pieces.iter().enumerate() {
             match reader.push(&piece.bytes) {
                 Ok(events) => events.into_iter().for_each(|event| answer.take(event, piece.seconds, at)),

@@ -1,7 +1,7 @@
 //! Every fault a stream can have, one case each.
 
 use super::*;
-use crate::runtime::endpoint::Piece;
+use crate::runtime::client::Piece;
 
 const GOOD: &[&str] = &[
     r#"data: {"choices":[{"delta":{"role":"assistant","content":null},"finish_reason":null}]}"#,

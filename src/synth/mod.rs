@@ -34,7 +34,6 @@ pub struct Wish {
     pub shards: u16,
     /// GGUF version, 2 or 3.
     pub version: u32,
-    /// Byte order of every number.
     pub byte_order: ByteOrder,
 }
 
@@ -47,13 +46,10 @@ impl Default for Wish {
 /// A model ready to be written.
 #[derive(Debug, Clone)]
 pub struct Synthesis {
-    /// What it is made from.
     pub spec: Spec,
-    /// Its type mix.
     pub recipe: Recipe,
     /// In split order.
     pub files: Vec<NewFile>,
-    /// Its sums.
     pub totals: Totals,
     /// Its sums against the published ones, where those are known for this wish.
     pub published: Vec<Check>,

@@ -27,21 +27,11 @@ pub enum Fill {
 /// Why a model was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not enough room.
     #[error("{path} needs {needed} and its disk has {free} free: choose another directory or --weights hole",
         path = .path.display())]
-    NoRoom {
-        /// The file.
-        path: PathBuf,
-        /// What all files need.
-        needed: Bytes,
-        /// What the disk has.
-        free: Bytes,
-    },
-    /// A file is in the way, or cannot be written.
+    NoRoom { path: PathBuf, needed: Bytes, free: Bytes },
     #[error(transparent)]
     File(#[from] files::Error),
-    /// The person pressed Ctrl-C.
     #[error("stopped; nothing was left on disk")]
     Stopped,
 }

@@ -4,6 +4,7 @@
 //! llama.cpp b11434.
 
 use super::spec::Error;
+use crate::arch::Mix;
 use crate::gguf::{GgmlType, ggml_type};
 use crate::quantize::law::{self, Given};
 use crate::quantize::{Facts, Options};
@@ -46,7 +47,7 @@ pub fn named(name: &str) -> Option<Recipe> {
 /// The type of each tensor.
 pub fn assign(recipe: Recipe, facts: &Facts, tensors: &[(String, Vec<u64>)]) -> Result<Vec<GgmlType>, Error> {
     // The published weights of gpt-oss are MXFP4 already; these recipes keep them.
-    let keeps_experts = facts.architecture == "gpt-oss" && matches!(recipe.name, "F16" | "BF16" | "Q8_0" | "MXFP4_MOE");
+    let keeps_experts = facts.mix == Mix::GptOss && matches!(recipe.name, "F16" | "BF16" | "Q8_0" | "MXFP4_MOE");
     let shape = |dims: &[u64]| std::array::from_fn(|at| dims.get(at).copied().unwrap_or(1));
     let given: Vec<Given<'_>> =
         tensors.iter().map(|(name, dims)| Given { name, shape: shape(dims), ty: ggml_type::f32() }).collect();

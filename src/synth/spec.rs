@@ -20,41 +20,16 @@ static FILES: include_dir::Dir<'static> = include_dir::include_dir!("$CARGO_MANI
 /// What is wrong with a spec file or a wish.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No spec has this name.
     #[error("`{name}` is no known model: one of {known} (`moeplan synth --list` says more)")]
-    Unknown {
-        /// What was asked for.
-        name: String,
-        /// The known names, separated by commas.
-        known: String,
-    },
-    /// The file is not YAML or not a spec.
+    Unknown { name: String, known: String },
     #[error("spec `{name}`: {source}")]
-    Yaml {
-        /// The spec.
-        name: String,
-        /// What the YAML reader says.
-        source: serde_yaml::Error,
-    },
-    /// An expression has no value.
+    Yaml { name: String, source: serde_yaml::Error },
     #[error("spec `{name}`: {source}")]
-    Expression {
-        /// The spec.
-        name: String,
-        /// Which expression and why.
-        source: expression::Error,
-    },
-    /// Names or shapes for which the mix has no types.
+    Expression { name: String, source: expression::Error },
     #[error(transparent)]
     Mix(#[from] crate::quantize::Error),
-    /// Anything else that a spec cannot say.
     #[error("spec `{name}`: {problem}")]
-    Bad {
-        /// The spec.
-        name: String,
-        /// What is wrong.
-        problem: String,
-    },
+    Bad { name: String, problem: String },
 }
 
 impl Hint for Error {
@@ -83,7 +58,6 @@ pub struct Spec {
     pub tiny: Dims,
     keys: Mapping,
     tensors: TensorLists,
-    /// The vocabulary.
     pub tokenizer: Tokenizer,
     /// Totals of the published file, to be equalled.
     #[serde(default)]
@@ -131,9 +105,7 @@ pub struct Tokenizer {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Published {
-    /// How many tensors.
     pub tensors: Option<u64>,
-    /// Elements of all tensors.
     pub parameters: Option<u64>,
     /// Bytes of all tensors without padding, by recipe.
     #[serde(default)]

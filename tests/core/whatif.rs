@@ -17,7 +17,7 @@ use moeplan::model::{Model, Tensor};
 use moeplan::placement::pattern;
 use moeplan::quantize::law::{self, Given};
 use moeplan::quantize::{self, Facts, Imatrix, Options, RECIPES, Recipe};
-use moeplan::runtime::server::find;
+use moeplan::runtime::server;
 use moeplan::synth::output::{Fill, Watch, write};
 use moeplan::synth::{Wish, spec, synthesize};
 
@@ -68,7 +68,7 @@ fn predicted(model: &Model, recipe: Recipe, flags: &str) -> (Answer, u64) {
     let tensors: Vec<_> = model.tensors.iter().map(given).collect();
     let given: Vec<Given<'_>> =
         tensors.iter().map(|(name, shape, ty)| Given { name, shape: *shape, ty: *ty }).collect();
-    let Ok(chosen) = law::assign(recipe, &Facts::of(&model.hparams), &options, &given) else {
+    let Ok(chosen) = law::assign(recipe, &Facts::of(model), &options, &given) else {
         assert!(quantize::predict(model, recipe, &options, Path::new("out.gguf")).is_err());
         return (None, 0);
     };
@@ -90,8 +90,8 @@ struct Oracle {
 impl Oracle {
     fn find(folder: &Path) -> Option<Self> {
         let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").filter(|name| !name.is_empty());
-        let server = find::find(named.as_deref().map(Path::new)).ok()?;
-        let program = find::beside(&server, &["llama-quantize"])?;
+        let found = server::find(named.as_deref().map(Path::new)).ok()?;
+        let program = server::beside(&found, &["llama-quantize"])?;
         Some(Self { program, imatrix: quantize_cases::imatrix(folder) })
     }
 

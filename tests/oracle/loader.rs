@@ -18,7 +18,7 @@ use moeplan::gguf::GgmlType;
 use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
-use moeplan::runtime::{Embedded, Error, Launch, Projection, Runtime as _, software_machine};
+use moeplan::runtime::{Embedded, Error, Kind, Launch, Projection, Runtime as _, software_machine};
 use moeplan::{gguf, memory, placement};
 
 use super::oracle;
@@ -235,7 +235,7 @@ impl Said {
 fn theirs(answer: Result<Projection, Error>) -> Said {
     match answer {
         Ok(projection) => Said::Loads(projection.by_device()),
-        Err(error @ (Error::Died { .. } | Error::TimedOut { .. })) => Said::Dies(error.to_string()),
+        Err(error @ Error { kind: Kind::Died | Kind::TimedOut, .. }) => Said::Dies(error.to_string()),
         Err(error) => Said::Refuses(error.to_string()),
     }
 }

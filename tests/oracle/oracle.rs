@@ -13,7 +13,7 @@ use moeplan::bytes::Bytes;
 use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
-use moeplan::runtime::{Embedded, Error, Launch, Runtime as _, bind_software_devices, software_machine};
+use moeplan::runtime::{Embedded, Error, Kind, Launch, Runtime as _, bind_software_devices, software_machine};
 use moeplan::{gguf, memory, placement};
 
 /// Command lines and whether they get a device. Both programs, both kinds of cache layout, quantized caches.
@@ -122,8 +122,8 @@ fn our_bytes_are_llama_cpps_for_every_architecture() {
             let (ours, theirs) = match (predict(launch), theirs) {
                 (Ok(ours), Ok(theirs)) => (ours, theirs.by_device()),
                 // An assertion of llama.cpp's own, such as kimi-linear's with two blocks on the device.
-                (_, Err(Error::Died { status, .. })) => {
-                    eprintln!("{name} {file}: llama.cpp itself dies ({status})");
+                (_, Err(error @ Error { kind: Kind::Died, .. })) => {
+                    eprintln!("{name} {file}: {error}");
                     score.refused += 1;
                     continue;
                 }

@@ -20,7 +20,7 @@ use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::{RunConfig, parse};
 use moeplan::runtime::{
-    Embedded, Error, Launch, Projection, RpcServer, Runtime as _, bind_software_devices, software_machine,
+    Embedded, Error, Kind, Launch, Projection, RpcServer, Runtime as _, bind_software_devices, software_machine,
 };
 use moeplan::synth::output::{self, Fill, Watch};
 use moeplan::synth::{Wish, spec, synthesize};
@@ -115,7 +115,7 @@ impl Rig {
     fn judge(&mut self, cases: &[Case]) -> Vec<Verdict> {
         let launches: Vec<Launch> = cases.iter().map(|case| self.launch(case)).collect();
         let theirs = self.runtime.project(&launches);
-        if theirs.iter().any(|answer| matches!(answer, Err(Error::Unreachable { .. }))) {
+        if theirs.iter().any(|answer| matches!(answer, Err(Error { kind: Kind::Unreachable, .. }))) {
             // A server died of what it was asked: the cases after it deserve an answer.
             self.start_servers();
             return cases.iter().map(|case| self.judge_alone(case)).collect();
@@ -127,7 +127,7 @@ impl Rig {
     fn judge_alone(&mut self, case: &Case) -> Verdict {
         let launch = self.launch(case);
         let theirs = self.runtime.project(std::slice::from_ref(&launch)).remove(0);
-        if matches!(theirs, Err(Error::Unreachable { .. })) {
+        if matches!(theirs, Err(Error { kind: Kind::Unreachable, .. })) {
             self.start_servers();
         }
         verdict(&self.model(case).2, &launch, theirs)
@@ -168,7 +168,7 @@ fn verdict(model: &Model, launch: &Launch, theirs: Result<Projection, Error>) ->
     let ours = predict(model, launch);
     match (ours, theirs) {
         (Ok(ours), Ok(theirs)) => Verdict::Compared { ours, theirs: theirs.by_device() },
-        (ours, Err(Error::Died { log, .. })) => Verdict::Died { refused: ours.is_err(), log },
+        (ours, Err(Error { kind: Kind::Died, log, .. })) => Verdict::Died { refused: ours.is_err(), log },
         (Err(_), Err(_)) => Verdict::BothRefuse,
         (Ok(_), Err(theirs)) => Verdict::OnlyTheyRefuse(theirs.to_string()),
         (Err(ours), Ok(_)) => Verdict::OnlyWeRefuse(ours),

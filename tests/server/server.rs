@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use moeplan::machine::Machine;
 use moeplan::run::{Program, RunConfig, parse};
-use moeplan::runtime::server::{End, Error, Input, Limits, Request, Server, find};
-use moeplan::runtime::{Error as RuntimeError, Launch, Prompt, Runtime as _, Workload, machine_of};
+use moeplan::runtime::client::{Input, Request};
+use moeplan::runtime::server::{Limits, Server, find, probe};
+use moeplan::runtime::{End, Launch, Prompt, Runtime as _, Workload, machine_of};
 use moeplan::suggest::Hint as _;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
@@ -26,7 +27,7 @@ fn fake() -> PathBuf {
 }
 
 fn failing(mode: &str) -> Server {
-    let build = find::probe(&fake()).expect("a version");
+    let build = probe(&fake()).expect("a version");
     let mut server = Server::of(MOEPLAN.into(), build);
     server.extra = vec!["--fake".to_string(), mode.to_string()];
     server.limits = Limits {
@@ -178,7 +179,7 @@ fn the_wish_to_stop_stops_what_runs() {
     let mut server = failing("hang");
     server.interrupted = || true;
     let error = server.start(&launch(Path::new("m.gguf"))).expect_err("interrupted");
-    assert!(matches!(error, RuntimeError::Server(Error::Interrupted)));
+    assert!(error.is_interrupted());
 }
 
 /// A tiny model that can be run.
@@ -296,7 +297,7 @@ fn a_command_is_launched_as_it_is_or_refused() {
 /// The real server, if there is one here.
 fn real() -> Option<Server> {
     let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").map(PathBuf::from);
-    let found = find::find(named.as_deref()).and_then(|program| find::probe(&program));
+    let found = find(named.as_deref()).and_then(|program| probe(&program));
     match found {
         Ok(build) => Some(Server::of(MOEPLAN.into(), build)),
         Err(error) => {
@@ -371,7 +372,7 @@ fn the_real_server_fails_in_ways_that_are_known() {
     let error = server.start(&launch(&model)).expect_err("a taken port");
     assert!(error.to_string().contains("its port is taken"), "{error}");
     odd.run = RunConfig { program: Program::Bench, ..RunConfig::default() };
-    assert!(matches!(server.start(&odd), Err(RuntimeError::Server(Error::NotForServer(_)))));
+    assert!(server.start(&odd).is_err_and(|error| error.is_of_every_launch()));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::fake_endpoint::{Manner, start};
-use moeplan::runtime::server::find;
+use moeplan::runtime::server;
 use moeplan::suite::document::{Bench, Clock, Item, Mode, TokenCount, Validation, Verdict};
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
@@ -166,7 +166,7 @@ fn what_llama_bench_measured_is_a_bench() {
 
 /// The real llama-server, or a line that says why the test says nothing.
 fn real_server() -> Option<PathBuf> {
-    let found = find::find(std::env::var_os("MOEPLAN_LLAMA_SERVER").as_deref().map(Path::new)).ok();
+    let found = server::find(std::env::var_os("MOEPLAN_LLAMA_SERVER").as_deref().map(Path::new)).ok();
     if found.is_none() {
         eprintln!("skipped: no llama-server (scripts/llama-server builds one)");
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use moeplan::runtime::server::find;
+use moeplan::runtime::server;
 use serde_json::Value;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
@@ -24,7 +24,7 @@ impl Bench {
     /// `None` where there is no server.
     fn new() -> Option<Self> {
         let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").map(PathBuf::from);
-        let program = match find::find(named.as_deref()) {
+        let program = match server::find(named.as_deref()) {
             Ok(program) => program,
             Err(error) => {
                 eprintln!("not tested with the real llama-server: {error}");

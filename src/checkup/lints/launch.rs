@@ -1,12 +1,13 @@
 //! Lints of the launch: layers left behind, load modes, fitting, slots, caches.
 
 use super::{Facts, Finding, found};
+use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::memory::caches::{self, CacheKind};
 use crate::memory::expert_cache::Problem;
 use crate::memory::{self, Caches, HOST};
 use crate::placement::Buffer;
-use crate::rules::{self, Role};
+use crate::rules::Role;
 use crate::run::build::BUILDS;
 use crate::run::numbers::numbers;
 use crate::run::{Dialect, LoadMode, Program, RunConfig};
@@ -79,7 +80,7 @@ pub(super) fn expert_cache_unused(facts: &Facts<'_>) -> Option<Finding> {
 /// An architecture that llama.cpp refuses (`src/llama-model.cpp` `llama_model_create`, b11434).
 pub(super) fn unknown_architecture(facts: &Facts<'_>) -> Option<Finding> {
     let architecture = &facts.model.architecture;
-    (!rules::knows_architecture(architecture)).then(|| {
+    Arch::named(architecture).is_none().then(|| {
         found(
             format!("llama.cpp b11434 does not know the architecture `{architecture}`: it refuses the file"),
             "a fork or a newer llama.cpp may load it; only its weights and where they go are told here",
@@ -92,7 +93,7 @@ pub(super) fn unknown_architecture(facts: &Facts<'_>) -> Option<Finding> {
 pub(super) fn mtp_without_nextn(facts: &Facts<'_>) -> Option<Finding> {
     let hparams = &facts.model.hparams;
     // Its last block is a router's.
-    let has_none = hparams.nextn_predict_layers == 0 || hparams.architecture == "graniteswitch";
+    let has_none = hparams.nextn_predict_layers == 0 || facts.model.context.has_router_layer;
     let has_draft = facts.command.notes.iter().any(|note| note.code == "draft-model");
     (facts.run.mtp && has_none && !has_draft).then(|| {
         found(

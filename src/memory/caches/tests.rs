@@ -120,7 +120,10 @@ fn latent_caches() {
     check("deepseek2", mla, &run, "Base 4096×1 0:576/0 1:576/0 2:576/0");
     let old = "block_count=1 attention.head_count=8 attention.key_length=192 attention.value_length=128";
     check("deepseek2", old, &run, "Base 4096×1 0:1536/1024");
-    let indexer = format!("{mla} attention.indexer.key_length=128 attention.indexer.top_k=64");
+    let indexer = format!(
+        "{mla} rope.dimension_count=64 attention.indexer.head_count=1 attention.indexer.key_length=128 \
+         attention.indexer.top_k=64"
+    );
     let both = "Base 4096×1 0:576/0 1:576/0 2:576/0; Indexer 4096×1 0:128/0 1:128/0 2:128/0";
     check("glm-dsa", &indexer, &run, both);
     check("deepseek32", &indexer, &run, both);
@@ -153,7 +156,7 @@ fn an_index_cache_with_a_v_that_nobody_reads() {
 fn compressed_caches_keep_a_stream_a_sequence() {
     let keys = "block_count=3 attention.head_count=8 attention.head_count_kv=1 attention.key_length=512 \
         attention.value_length=512 attention.sliding_window=128 attention.indexer.key_length=128 \
-        attention.compress_ratios=0,4,128 nextn_predict_layers=1";
+        attention.compress_ratios=0,4,128 expert_gating_func=4 nextn_predict_layers=1";
     let run = RunConfig { n_ctx: 65536, n_parallel: Some(2), kv_unified: Some(true), ..RunConfig::default() };
     let expected = "Swa 768×2 0:512/0 1:512/0 2:512/0; Csa 16384×2 1:512/0; Hca 512×2 2:512/0; \
         Indexer 16384×2 1:128/0; CsaState 8×2 1:1024/1024; HcaState 128×2 2:512/512; IndexerState 8×2 1:256/256";

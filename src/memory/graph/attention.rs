@@ -5,6 +5,7 @@
 use super::cache::CacheInputs;
 use super::tensor::{Id, Op, Unary};
 use super::{Builder, Error, Norm};
+use crate::arch::RopeFactors;
 use crate::gguf::ggml_type::{f16, f32};
 use crate::memory::caches::{CacheKind, MemoryClass};
 
@@ -51,39 +52,6 @@ impl AttnInputs {
     }
 }
 
-/// Architectures that turn by factors of the file (`get_rope_factors` in `src/models`), where it has them.
-const ROPE_FACTORS: &[&str] = &[
-    "apertus",
-    "arcee",
-    "bailingmoe",
-    "cohere2",
-    "cohere2moe",
-    "deci",
-    "deepseek",
-    "exaone",
-    "exaone-moe",
-    "exaone4",
-    "gemma4",
-    "granite",
-    "granite_swa",
-    "granitehybrid",
-    "granitemoe",
-    "hunyuan-dense",
-    "hunyuan-moe",
-    "hunyuan_vl",
-    "hy_v3",
-    "llama",
-    "llama-embed",
-    "llama4",
-    "minicpm",
-    "minicpm3",
-    "mistral3",
-    "nanbeige",
-    "phi3",
-    "phimoe",
-    "step35",
-];
-
 impl Builder<'_> {
     /// The inputs of one cache, or of a full one and a window's (`build_attn_inp_kv`, `build_attn_inp_kv_iswa`).
     pub(super) fn inp_attn(&mut self) -> Result<AttnInputs, Error> {
@@ -121,10 +89,8 @@ impl Builder<'_> {
     /// The same with stated `(elements of a head, heads)`.
     pub(super) fn qkv_of(&mut self, il: u32, x: Id, q: (u64, u64), k: (u64, u64), v: (u64, u64)) -> Result<Qkv, Error> {
         let n_tokens = self.n_tokens;
-        let clamps = matches!(self.plan.model.architecture.as_str(), "dbrx" | "mpt" | "olmo")
-            && self.f64_or_0("attention.clamp_kqv") > 0.0;
-        // These multiply by the weights alone.
-        let is_raw = matches!(self.plan.model.architecture.as_str(), "cogvlm" | "mimo2" | "plamo3");
+        let clamps = self.arch().clamps_qkv && self.f64_or_0("attention.clamp_kqv") > 0.0;
+        let is_raw = self.arch().raw_qkv;
         if self.weights.has(il, "attn_qkv.weight") {
             let mut qkv = if is_raw { self.raw_mm(il, "attn_qkv", x)? } else { self.linear(il, "attn_qkv", x)? };
             if clamps {
@@ -165,10 +131,10 @@ impl Builder<'_> {
 
     /// The model's rope factors that lie with a layer (`get_rope_factors`).
     pub(super) fn rope_factors(&mut self, il: u32) -> Result<Option<Id>, Error> {
-        let architecture = self.plan.model.architecture.as_str();
-        let is_local = architecture == "step35" && self.layer(il)?.is_swa;
-        if is_local || !ROPE_FACTORS.contains(&architecture) {
-            return Ok(None);
+        match self.arch().rope_factors {
+            RopeFactors::No => return Ok(None),
+            RopeFactors::FullAttention if self.layer(il)?.is_swa => return Ok(None),
+            RopeFactors::All | RopeFactors::FullAttention => {}
         }
         let long = self.plan.numbers.n_ctx_seq > self.original_context();
         let scaled = if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
@@ -292,7 +258,7 @@ impl Builder<'_> {
 
     fn scores(&mut self, q: Id, k: Id, mut v: Id, v_trans: bool, mask: Id, extras: Extras) -> Id {
         let mut kq = self.graph.mul_mat(k, q);
-        if self.plan.model.architecture == "grok" {
+        if self.arch().squashed {
             kq = self.graph.scale(kq);
             kq = self.graph.unary(Unary::Tanh, kq);
             kq = self.graph.scale(kq);

@@ -7,7 +7,7 @@ use super::tensor::{Held, Id, Tensor, row_size};
 use super::{Builder, Error};
 use crate::gguf::ggml_type::{f16, f32};
 use crate::memory::caches::{Cache, CacheKind};
-use crate::memory::context_hparams::LayerHParams;
+use crate::model::context::LayerHParams;
 
 /// The tensors of one layer in a cache.
 #[derive(Debug, Clone, Copy)]

@@ -4,25 +4,11 @@
 
 use super::tensor::{Glu, Id, Op, Unary};
 use super::{Builder, Error};
+pub(super) use crate::arch::{Act, Gating};
+use crate::arch::{FusedClamps, Routing};
 use crate::gguf::Value;
 use crate::gguf::ggml_type::{f32, i32};
 use crate::hparams::MAX_EXPERTS;
-
-/// What a feed-forward part does between its matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
-    Silu,
-    Gelu,
-    Relu,
-    /// The square of the positive part, without gate.
-    ReluSqr,
-    /// gpt-oss's gated function.
-    SwigluOai,
-    /// kimi-k3's squashed product.
-    Situ,
-    /// The first half of one matrix gates the second.
-    SwigluFused,
-}
 
 impl Act {
     fn glu(self) -> Glu {
@@ -41,16 +27,6 @@ impl Act {
             _ => Unary::Silu,
         }
     }
-}
-
-/// How a router's logits become weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gating {
-    Softmax,
-    Sigmoid,
-    /// Softmax over the chosen experts only.
-    SoftmaxWeight,
-    SqrtSoftplus,
 }
 
 /// The experts of a layer.
@@ -80,11 +56,6 @@ enum Clamp {
     Fused,
 }
 
-/// Architectures that clamp their experts in one operation.
-const FUSED_CLAMPS: &[&str] = &["deepseek4", "glm5-next", "hy_v4", "maple"];
-/// The same for shared experts; without a clamp of their own these have the experts'.
-const FUSED_SHARED_CLAMPS: &[&str] = &["deepseek4", "glm5-next"];
-
 impl Default for Moe {
     fn default() -> Self {
         Self {
@@ -99,73 +70,17 @@ impl Default for Moe {
     }
 }
 
-/// Architectures that apply the scales of NVFP4 experts (`ffn_up_exps_s` in `src/models`).
-const EXPERT_SCALES: &[&str] = &[
-    "cohere2moe",
-    "deepseek32",
-    "dots3note",
-    "gemma4",
-    "glm-dsa",
-    "hy_v3",
-    "llama",
-    "mellum",
-    "mistral3",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "qwen35moe",
-    "qwen3moe",
-    "qwen3next",
-    "qwen4exp",
-];
-/// The same for dense parts (`ffn_up_s`).
-const DENSE_SCALES: &[&str] = &[
-    "bitnet",
-    "clef",
-    "cohere2",
-    "cohere2moe",
-    "deepseek32",
-    "dflash",
-    "dots3note",
-    "gemma4",
-    "glm-dsa",
-    "hy_v3",
-    "llama",
-    "mistral3",
-    "nanbeige",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "qwen3",
-    "qwen35",
-    "talkie",
-];
-/// The same for shared experts (`ffn_up_shexp_s`).
-const SHARED_SCALES: &[&str] = &[
-    "cohere2moe",
-    "deepseek32",
-    "dots3note",
-    "glm-dsa",
-    "hy_v3",
-    "nemotron_h",
-    "nemotron_h_moe",
-    "qwen35moe",
-    "qwen3next",
-    "qwen4exp",
-];
-
 impl Builder<'_> {
-    fn is_one_of(&self, names: &[&str]) -> bool {
-        names.contains(&self.plan.model.architecture.as_str())
-    }
-
     /// Up, a parallel gate if the layer has one, and down: `ffn_up`, `ffn_gate`, `ffn_down` with this suffix.
     pub(super) fn ffn(&mut self, il: u32, suffix: &str, x: Id, act: Act) -> Result<Id, Error> {
         let up = self.weights_of(il, &format!("ffn_up{suffix}"), x)?;
         let has_gate = self.weights.has(il, &format!("ffn_gate{suffix}.weight"));
         let hidden = if has_gate {
             let gate = self.weights_of(il, &format!("ffn_gate{suffix}"), x)?;
-            let has_own = !self.is_one_of(FUSED_SHARED_CLAMPS) || self.hparams().value("swiglu_clamp_shexp").is_some();
+            let fused_clamps = self.arch().fused_clamps;
+            let has_own = fused_clamps != FusedClamps::Shared || self.hparams().value("swiglu_clamp_shexp").is_some();
             let shared_clamp = if has_own { "swiglu_clamp_shexp" } else { "swiglu_clamp_exp" };
-            self.gated(gate, up, act, self.clamp(il, shared_clamp, FUSED_SHARED_CLAMPS))
+            self.gated(gate, up, act, self.clamp(il, shared_clamp, fused_clamps == FusedClamps::Shared))
         } else if act == Act::SwigluOai {
             self.graph.refuse("swiglu_oai without a gate", &[up])
         } else {
@@ -183,8 +98,9 @@ impl Builder<'_> {
         let weight = self.weight(il, &format!("{name}.weight"))?;
         let product = self.graph.mul_mat(weight, x);
         let biased = self.bias(il, name, product);
-        let users = if name.ends_with("_shexp") { SHARED_SCALES } else { DENSE_SCALES };
-        let scale = if self.is_one_of(users) { self.maybe_weight(il, &format!("{name}.scale")) } else { None };
+        let scales = self.arch().scales;
+        let is_applied = if name.ends_with("_shexp") { scales.shared } else { scales.dense };
+        let scale = if is_applied { self.maybe_weight(il, &format!("{name}.scale")) } else { None };
         Ok(match scale {
             Some(scale) => self.graph.mul(biased, scale),
             None => biased,
@@ -192,7 +108,7 @@ impl Builder<'_> {
     }
 
     /// How the layer's `<arch>.KEY` is heeded.
-    fn clamp(&self, il: u32, key: &str, fused: &[&str]) -> Clamp {
+    fn clamp(&self, il: u32, key: &str, is_fused: bool) -> Clamp {
         let is_set = |value: &Value| matches!(value, Value::F64(limit) if *limit > 1e-6);
         let is_on = match self.hparams().value(key) {
             Some(Value::Array(by_layer)) => by_layer.get(il as usize).is_some_and(is_set),
@@ -201,7 +117,7 @@ impl Builder<'_> {
         };
         match is_on {
             false => Clamp::None,
-            true if self.is_one_of(fused) => Clamp::Fused,
+            true if is_fused => Clamp::Fused,
             true => Clamp::Separate,
         }
     }
@@ -262,7 +178,7 @@ impl Builder<'_> {
         let (selected, weights) = self.route(il, logits, (n_expert, n_used, n_tokens), moe)?;
         self.graph.expand(weights);
         let mut rows = self.graph.reshape(x, &[n_embd, 1, n_tokens]);
-        let weighs_first = self.plan.model.architecture == "llama4";
+        let weighs_first = self.arch().routing == Routing::WeighsInput;
         if weighs_first {
             rows = self.graph.repeat(rows, &[n_embd, n_used, n_tokens]);
             rows = self.graph.mul(rows, weights);
@@ -343,10 +259,10 @@ impl Builder<'_> {
         {
             scores = self.graph.add(probs, bias);
         }
-        match self.plan.model.architecture.as_str() {
-            "llama4" => scores = logits,
-            "grovemoe" => scores = self.graph.unary(Unary::Sigmoid, logits),
-            _ => {}
+        match self.arch().routing {
+            Routing::Usual => {}
+            Routing::Sigmoid => scores = self.graph.unary(Unary::Sigmoid, logits),
+            Routing::WeighsInput => scores = logits,
         }
         let n_groups = self.hparam_or_0("expert_group_count")?;
         if n_groups > 1 {
@@ -380,9 +296,9 @@ impl Builder<'_> {
         let weight = self.weight(il, &format!("{name}.weight"))?;
         let mut product = self.graph.mul_mat_id(weight, x, selected);
         // Asks for F32 sources, which CUDA does not do (`ggml_prec_set_src`).
-        let is_precise = self.plan.model.architecture == "mistral4" && name == "ffn_down_exps";
+        let is_precise = self.arch().precise_down && name == "ffn_down_exps";
         self.graph.tensors[product.index()].param = u32::from(is_precise);
-        let scale = if self.is_one_of(EXPERT_SCALES) { self.maybe_weight(il, &format!("{name}.scale")) } else { None };
+        let scale = if self.arch().scales.experts { self.maybe_weight(il, &format!("{name}.scale")) } else { None };
         if let Some(scale) = scale {
             let (n_expert, n_tokens) = (self.ne(scale, 0), self.ne(x, 2));
             let scale = self.graph.reshape(scale, &[1, n_expert, 1]);
@@ -418,7 +334,12 @@ impl Builder<'_> {
             });
         }
         let gate = self.expert_mm(il, &gate_name, x, selected)?;
-        Ok(self.expert_gated(gate, up, moe, self.clamp(il, "swiglu_clamp_exp", FUSED_CLAMPS)))
+        Ok(self.expert_gated(
+            gate,
+            up,
+            moe,
+            self.clamp(il, "swiglu_clamp_exp", self.arch().fused_clamps != FusedClamps::No),
+        ))
     }
 
     fn expert_gated(&mut self, gate: Id, up: Id, moe: &Moe, clamp: Clamp) -> Id {

@@ -4,11 +4,9 @@
 
 use super::tensor::{Graph, Id, Op};
 use super::{Builder, Error, Norm};
+use crate::arch::Positions;
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f32, i32};
-
-/// Architectures whose batches are tokens or vectors, never both.
-const UNMIXED: &[&str] = &["cogvlm", "deepseek4", "graniteswitch", "eagle3", "dflash", "gemma4-assistant"];
 
 /// 64-bit integers: row numbers to write to.
 pub(super) fn i64_type() -> GgmlType {
@@ -42,7 +40,7 @@ impl Builder<'_> {
         let mut rows = rows_of(&mut self.graph, tokens);
         self.graph.expand(rows);
         self.graph.expand(vectors);
-        if !UNMIXED.contains(&self.plan.model.architecture.as_str()) {
+        if !self.arch().unmixed {
             let mixed_tokens = self.graph.input(i32(), &[n_tokens]);
             let slots = self.graph.input(i64_type(), &[n_tokens]);
             let mixed = self.graph.input(f32(), &[width, n_tokens]);
@@ -77,12 +75,11 @@ impl Builder<'_> {
 
     /// Whether positions have sections (`n_pos_per_embd`: M-RoPE and its interleaved kind).
     fn is_sectioned(&self) -> bool {
-        const SECTIONED: &[&str] =
-            &["qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp", "clef", "qwen3tts"];
-        let hparams = self.hparams();
-        let by_sections = matches!(hparams.architecture.as_str(), "glm4" | "glm4moe" | "hunyuan_vl" | "bailingmoe3")
-            && hparams.value("rope.dimension_sections").is_some();
-        by_sections || SECTIONED.contains(&hparams.architecture.as_str())
+        match self.arch().positions {
+            Positions::One => false,
+            Positions::Sections => true,
+            Positions::IfStated => self.hparams().value("rope.dimension_sections").is_some(),
+        }
     }
 
     /// A factor by token for the queries.

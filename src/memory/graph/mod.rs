@@ -21,9 +21,10 @@ pub use self::error::Error;
 use self::tensor::{Graph, Id, Op, TOO_LARGE};
 use self::weights::Weights;
 use super::caches::{CacheKind, Caches};
-use super::context_hparams::LayerHParams;
+use crate::arch::{Arch, Norm};
 use crate::hparams::HParams;
 use crate::model::Model;
+use crate::model::context::LayerHParams;
 use crate::placement::{Buffer, Placement};
 use crate::run::ContextNumbers;
 
@@ -75,13 +76,8 @@ const MAX_TOKENS: u64 = 1 << 24;
 /// The graph of `plan`; an error where llama.cpp refuses the file or stops at an assertion.
 pub fn build(plan: &Plan<'_>) -> Result<Graph, Error> {
     let mut builder = Builder::new(plan)?;
-    models::build(&plan.model.architecture, &mut builder)?;
+    models::build(&mut builder)?;
     builder.finished()
-}
-
-/// Whether graphs of the architecture can be built.
-pub fn is_known(architecture: &str) -> bool {
-    models::is_known(architecture)
 }
 
 /// A graph in the making (`llm_graph_context`).
@@ -94,15 +90,6 @@ struct Builder<'a> {
     n_embd: u64,
     /// Layers of the trunk.
     n_layer: u32,
-}
-
-/// How a norm works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Norm {
-    /// By mean and variance.
-    Layer,
-    /// By the mean square.
-    Rms,
 }
 
 impl<'a> Builder<'a> {
@@ -186,6 +173,10 @@ impl<'a> Builder<'a> {
         let shapes = fault.sources.iter().map(shape).collect::<Vec<_>>().join(" and ");
         let tensor = self.weights.behind(&self.graph, &fault.sources).map(str::to_string);
         Err(Error::Operation { what: fault.what, shapes, tensor })
+    }
+
+    fn arch(&self) -> &'static Arch {
+        self.plan.model.hparams.arch()
     }
 
     fn hparams(&self) -> &'a HParams {

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use crate::arch::Arch;
 use crate::expression::Expr;
 
 static FILES: include_dir::Dir<'static> = include_dir::include_dir!("$CARGO_MANIFEST_DIR/rules/loader");
@@ -17,7 +18,7 @@ pub(super) struct Rules {
     pub(super) defs: HashMap<String, Expr>,
     /// What is read before the tensors.
     pub(super) keys: Vec<Line>,
-    /// The tensors.
+    /// The tensors; none where a file has no `tensors`: such architectures are not checked.
     pub(super) tensors: Vec<Line>,
     /// What the graph asserts of the numbers.
     pub(super) graph: Vec<Line>,
@@ -86,24 +87,11 @@ struct Node {
 type Groups = HashMap<String, Vec<Node>>;
 
 impl Rules {
-    /// The rules of an architecture, if there are any.
-    pub(super) fn of(architecture: &str) -> Option<Result<Self, String>> {
-        let texts = FILES.files().filter_map(include_dir::File::contents_utf8);
-        let names = |text: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix("architectures: "))?;
-            line.split(' ').any(|name| name == architecture).then_some(())
-        };
-        let text = texts.into_iter().find(|text| names(text).is_some())?;
-        let shared = FILES.get_file("groups.txt").and_then(include_dir::File::contents_utf8)?;
-        Some(Self::parse(shared, text))
-    }
-
-    /// Every architecture that has rules.
-    #[cfg(test)]
-    pub(super) fn architectures() -> Vec<String> {
-        let texts = FILES.files().filter_map(include_dir::File::contents_utf8);
-        let names = texts.filter_map(|text| text.lines().find_map(|line| line.strip_prefix("architectures: ")));
-        names.flat_map(|names| names.split(' ')).map(ToString::to_string).collect()
+    /// The rules of an architecture; of one without a file, what every architecture shares.
+    pub(super) fn of(architecture: &str) -> Result<Self, String> {
+        let text = |name: &str| FILES.get_file(format!("{name}.txt"))?.contents_utf8();
+        let own = text(Arch::of(architecture).loads_as.unwrap_or(architecture));
+        Self::parse(text("groups").unwrap_or_default(), own.unwrap_or_default())
     }
 
     fn parse(shared: &str, own: &str) -> Result<Self, String> {
@@ -115,23 +103,26 @@ impl Rules {
             } else if let Some((name, expr)) = node.text.strip_prefix("def ").and_then(|text| text.split_once(" = ")) {
                 let name = name.strip_suffix("[i]").unwrap_or(name);
                 defs.insert(name.to_string(), expression(expr)?);
-            } else if !node.text.starts_with("architectures: ") {
+            } else {
                 lines.push(node);
             }
         }
-        let at = lines.iter().position(|node| node.text == "tensors").ok_or("a file without `tensors`")?;
-        let mut tensors = lines.split_off(at);
-        tensors.remove(0);
+        let at = lines.iter().position(|node| node.text == "tensors");
+        let mut tensors = at.map_or_else(Vec::new, |at| lines.split_off(at));
         let graph = tensors.iter().position(|node| node.text == "graph");
         let graph = graph.map_or_else(Vec::new, |at| tensors.split_off(at));
         let with = |first: &str, lines: Vec<Node>, last: &str| {
             let call = |name: &str| Node { text: format!("use {name}"), below: Vec::new() };
-            let first = (!first.is_empty()).then(|| call(first));
-            let lines: Vec<Node> = first.into_iter().chain(lines).chain([call(last)]).collect();
+            let call = |name: &str| (!name.is_empty()).then(|| call(name));
+            let lines: Vec<Node> = call(first).into_iter().chain(lines).chain(call(last)).collect();
             compile(&lines, &groups)
         };
         let graph = compile(graph.get(1..).unwrap_or_default(), &groups)?;
-        Ok(Self { keys: with("keys", lines, "vocabulary")?, tensors: with("", tensors, "scales")?, graph, defs })
+        let (tensors, last) = match tensors.get(1..) {
+            Some(tensors) => (with("", tensors.to_vec(), "scales")?, "vocabulary"),
+            None => (Vec::new(), ""),
+        };
+        Ok(Self { keys: with("keys", lines, last)?, tensors, graph, defs })
     }
 }
 
@@ -378,14 +369,13 @@ mod tests {
             ["optional", "duplicated", "skip", "reshape", "load_mtp"].map(ToString::to_string).into();
         // Fields that some architectures alone set, and that are 0 elsewhere.
         let mut sections = Vec::new();
-        for architecture in Rules::architectures() {
-            let rules = Rules::of(&architecture).unwrap().unwrap_or_else(|error| panic!("{architecture}: {error}"));
-            assert!(!rules.tensors.is_empty(), "{architecture}");
+        for Arch { name: architecture, .. } in Arch::ALL {
+            let rules = Rules::of(architecture).unwrap_or_else(|error| panic!("{architecture}: {error}"));
             given.extend(rules.defs.keys().cloned());
             for lines in [rules.keys, rules.tensors, rules.graph] {
                 let (mut local, mut read) = (BTreeSet::new(), BTreeSet::new());
                 names(&lines, &mut given, &mut local, &mut read);
-                sections.push((architecture.clone(), local, read));
+                sections.push((architecture, local, read));
             }
         }
         for (architecture, local, read) in sections {

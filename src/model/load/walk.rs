@@ -6,6 +6,8 @@ use super::Fault;
 use super::rules::{Line, Many, Rules, Ty};
 use crate::expression::{Expr, Values};
 use crate::gguf::Value;
+use crate::hparams::{HParams, MAX_BLOCKS};
+use crate::model::context::{ContextHParams, LayerHParams, Swa};
 use crate::model::{Model, Tensor};
 
 /// `TENSOR_NOT_REQUIRED` and its siblings (`src/llama-model-loader.h`); the bits are our own.
@@ -14,8 +16,8 @@ const DUPLICATED: i64 = 2;
 const SKIP: i64 = 4;
 const RESHAPE: i64 = 8;
 
-/// `LLAMA_MAX_LAYERS`: the length of per-layer arrays.
-const MAX_LAYERS: usize = 512;
+/// The length of per-layer arrays.
+const MAX_LAYERS: usize = MAX_BLOCKS as usize;
 
 /// A walk: what is known so far.
 pub(super) struct Walk<'a> {
@@ -31,11 +33,14 @@ pub(super) struct Walk<'a> {
     /// Tensors of the file that it has looked at.
     seen: HashSet<&'a str>,
     created: usize,
+    /// Wrong keys are noted here and passed over; without it, they end the walk.
+    noted: Option<Vec<Fault>>,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(model: &'a Model, rules: &'a Rules) -> Self {
         Self {
+            noted: None,
             model,
             rules,
             tensors: model.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
@@ -46,6 +51,75 @@ impl<'a> Walk<'a> {
             seen: HashSet::new(),
             created: 0,
         }
+    }
+
+    /// What the keys say: all of it in a file that llama.cpp loads, else as far as it can be read, and what is wrong with it.
+    pub(super) fn read(mut self) -> (HParams, ContextHParams, Vec<Fault>) {
+        self.noted = Some(Vec::new());
+        let walked = self.block(&self.rules.keys);
+        let mut faults = self.noted.take().unwrap_or_default();
+        // Numbers that are refused after a wrong key may be so for want of it.
+        if let Err(fault) = walked
+            && faults.is_empty()
+        {
+            faults.push(fault);
+        }
+        let narrow = |n: i64| u32::try_from(n.max(0)).unwrap_or(u32::MAX);
+        let field = |name: &str| self.field(name).map_or(0, narrow);
+        // No value: past 64 bits. `Cache::tensors` refuses rows that long.
+        let wide = |name: &str| self.at(name, 0).map_or(u64::MAX, |n| u64::try_from(n).unwrap_or(0));
+        let block_count = field("n_block");
+        let n_layer_all = if block_count == 0 { 0 } else { field("n_layer_all").min(MAX_BLOCKS) };
+        let layer = |il: u32| {
+            let at = |name: &str| self.at(name, il.into()).map_or(0, narrow);
+            LayerHParams {
+                n_head: at("n_head"),
+                n_head_kv: at("n_head_kv"),
+                n_embd_head_k: at("n_embd_head_k"),
+                n_embd_head_v: at("n_embd_head_v"),
+                is_swa: at("is_swa") != 0,
+                is_recr: at("is_recr") != 0,
+                no_ffn: at("n_ff") == 0,
+                is_indexer_full: at("is_indexer_full") != 0,
+                compress_ratio: at("compress_ratio"),
+                is_ple: at("is_ple") != 0,
+            }
+        };
+        let n_layer = n_layer_all.saturating_sub(field("n_layer_nextn"));
+        let context = ContextHParams {
+            layers: (0..n_layer_all).map(layer).collect(),
+            n_layer,
+            has_router_layer: field("has_router_layer") != 0,
+            swa: (field("swa_type") != 0).then(|| Swa { n_swa: field("n_swa"), chunked: field("swa_type") == 2 }),
+            is_mla: field("is_mla") != 0,
+            n_layer_kv_from_start: self.field("n_layer_kv_from_start").and_then(|n| u32::try_from(n).ok()),
+            n_layer_dense_lead: field("n_layer_dense_lead"),
+            indexer_head_size: field("indexer_head_size"),
+            indexer_top_k: field("indexer_top_k"),
+            indexer_rows: field("indexer_rows"),
+            n_embd_r: wide("n_embd_r"),
+            n_embd_s: wide("n_embd_s"),
+            ple_conv_state: wide("ple_conv_state"),
+        };
+        let metadata = &self.model.metadata;
+        let n_tokens = match metadata.get("tokenizer.ggml.tokens") {
+            Some(Value::Counted { len }) => u32::try_from(*len).ok(),
+            Some(Value::Array(values)) => u32::try_from(values.len()).ok(),
+            _ => None,
+        };
+        let hparams = HParams {
+            block_count,
+            nextn_predict_layers: field("n_nextn"),
+            context_length: field("n_ctx_train"),
+            embedding_length: field("n_embd"),
+            vocab_size: n_tokens.unwrap_or_else(|| self.model.hparams.u32_or_0("vocab_size")),
+            expert_count: field("n_expert"),
+            expert_used_count: (0..block_count)
+                .map(|il| self.at("n_expert_used", il.into()).map_or(0, narrow))
+                .collect(),
+            ..self.model.hparams.clone()
+        };
+        (hparams, context, faults)
     }
 
     pub(super) fn run(mut self) -> Result<(), Fault> {
@@ -78,7 +152,10 @@ impl<'a> Walk<'a> {
     fn line(&mut self, line: &'a Line) -> Result<(), Fault> {
         match line {
             Line::Key { ty, many, optional, keys, into } => {
-                keys.iter().try_for_each(|key| self.key(ty, many, *optional, key, into.as_deref()))
+                keys.iter().try_for_each(|key| match self.key(ty, many, *optional, key, into.as_deref()) {
+                    Err(fault) => self.noted.as_mut().map(|noted| noted.push(fault.clone())).ok_or(fault),
+                    Ok(()) => Ok(()),
+                })
             }
             Line::Let(name, expr) => {
                 let value = self.value(expr)?;
@@ -339,6 +416,9 @@ impl Values for Walk<'_> {
             "made" => self.made.contains(&self.tensor_name(words)),
             "nvfp4" => self.made.contains(words) && tensor().is_some_and(|tensor| tensor.ty.name == "nvfp4"),
             "rows" => return i64::try_from(tensor()?.shape[1]).ok(),
+            "array" => {
+                matches!(self.model.metadata.get(&self.full(words)), Some(Value::Array(_) | Value::Counted { .. }))
+            }
             "given" => self.model.metadata.contains_key(&self.full(words)),
             "equals" => {
                 let (key, text) = words.split_once('|')?;

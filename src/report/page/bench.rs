@@ -150,7 +150,8 @@ fn failures(bench: &Bench) -> Vec<String> {
     let sessions = || bench.cases.iter().flat_map(|case| &case.sessions);
     let launches = sessions().filter_map(|session| Some(format!("{}: {}", session.case, session.failure.as_ref()?)));
     let answers = sessions().flat_map(|session| {
-        let of = move |sample: &Sample| Some(format!("{}, {}: {}", session.case, sample.prompt, sample.failure.as_ref()?));
+        let of =
+            move |sample: &Sample| Some(format!("{}, {}: {}", session.case, sample.prompt, sample.failure.as_ref()?));
         session.samples.iter().filter_map(of)
     });
     let mut lines: Vec<String> = launches.chain(answers).collect();

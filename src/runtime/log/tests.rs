@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::bytes::MIB;
 
 /// A captured log.
 fn captured(name: &str) -> String {
@@ -49,20 +48,46 @@ fn captured_logs_give_memory_by_device() {
     }
 }
 
+/// A row of llama.cpp's own table of memory at exit (`common_memory_breakdown_print`, common/fit.cpp, b11434), text or
+/// `--log-jsonl`, in whole MiB, cut: name, model, context, compute.
+fn table_rows(log: &str) -> Vec<(String, [u64; 3])> {
+    let mut rows = Vec::new();
+    for line in log.lines() {
+        if line.contains("memory breakdown [MiB]") {
+            rows.clear();
+        } else if let Some((_, row)) = line.split_once("memory_breakdown_print: |   - ") {
+            let (name, numbers) = row.trim_end().trim_end_matches('|').rsplit_once('|').unwrap();
+            let is_sign = |c: char| c.is_whitespace() || "=+()".contains(c);
+            let numbers: Vec<i64> = numbers.split(is_sign).filter_map(|word| word.parse().ok()).collect();
+            // total = free + (own = model + context + compute) + unaccounted, or own = model + context + compute.
+            let at = if numbers.len() == 7 { 3 } else { 1 };
+            let terms = [0, 1, 2].map(|term| u64::try_from(numbers[at + term]).unwrap());
+            rows.push((name.split_whitespace().next().unwrap().to_string(), terms));
+        } else if line.contains("fit_memory_breakdown") {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            let terms = |row: &serde_json::Value| ["model", "context", "compute"].map(|key| row[key].as_u64().unwrap());
+            let of_table = record["data"]["rows"].as_array().unwrap().iter();
+            rows = of_table.map(|row| (row["name"].as_str().unwrap().to_string(), terms(row))).collect();
+        }
+    }
+    rows
+}
+
 #[test]
 fn sums_of_lines_are_llama_cpps_own_sums() {
     for name in ["b11434-rpc-cmoe-lv4.log", "b11434-rpc-cmoe-jsonl.log", "b10434-vulkan-cmoe.log", "b11434-cpu-lv4.log"]
     {
-        let log = LoadLog::read(&captured(name));
+        let text = captured(name);
+        let log = LoadLog::read(&text);
         let mut memory = log.memory();
         // The table counts what is mapped by its span.
         memory.get_mut(HOST).unwrap().model += log.mapped_span();
-        let whole = |bytes: Bytes| Bytes::mib(bytes.0 / MIB);
-        assert!(log.breakdown.len() >= 2 || name.contains("cpu"), "{name}: {:?}", log.breakdown);
-        for row in &log.breakdown {
-            let terms = memory[&row.name];
-            let found = [terms.model, terms.context, terms.compute].map(whole);
-            assert_eq!(found, [row.model, row.context, row.compute], "{name}: {}", row.name);
+        let table = table_rows(&text);
+        assert!(table.len() >= 2 || name.contains("cpu"), "{name}: {table:?}");
+        for (row, expected) in table {
+            let terms = memory[&row];
+            let found = [terms.model, terms.context, terms.compute].map(|bytes| bytes.0 / MIB);
+            assert_eq!(found, expected, "{name}: {row}");
         }
     }
 }
@@ -70,23 +95,13 @@ fn sums_of_lines_are_llama_cpps_own_sums() {
 #[test]
 fn a_log_tells_the_launch() {
     let log = LoadLog::read(&captured("b11434-rpc-cmoe-v.log"));
-    assert_eq!(log.build, Some(Build { number: 11434, commit: "sdist-11434".into() }));
-    assert_eq!((log.layers, log.n_ctx, log.stage), (Some((5, 5)), Some(512), Stage::Ready));
-    assert_eq!(log.graph, Some(Graph { nodes: 197, splits: 10, splits_one: 10 }));
-    assert_eq!(log.overrides, BTreeMap::from([("CPU".to_string(), 12)]));
+    assert_eq!(log.stage, Stage::Ready);
     assert_eq!(log.listening.as_deref(), Some("http://127.0.0.1:18080"));
     assert_eq!((log.used.len(), log.used[0].name.as_str()), (1, "RPC0"));
     assert_eq!(log.resolution()["RPC0"].model, PRINTED);
-    let two_lines = LoadLog::read(&captured("b10434-vulkan-cmoe.log"));
-    assert_eq!(two_lines.graph, Some(Graph { nodes: 214, splits: 13, splits_one: 10 }));
-    assert_eq!(two_lines.used[0].description, "llvmpipe (LLVM 15.0.6, 256 bits)");
-    let cuda = LoadLog::read(&captured("b11434-cuda-h100.log"));
-    let h100 = cuda.devices.iter().find(|device| device.name == "CUDA0").map(|device| (device.total, device.gpu));
-    assert_eq!(h100, Some((Bytes::mib(81079), true)));
-    let exit = LoadLog::read(&captured("b11434-cuda-none.log")).breakdown.remove(0);
-    assert_eq!((exit.total, exit.unaccounted_mib), (Some(Bytes::mib(81079)), Some(787)));
-    assert_eq!(cuda.used[0].id.as_deref(), Some("0000:00:06.0"));
-    assert_eq!(cuda.resolution()["CUDA0"].context, Bytes(2 * PRINTED.0));
+    let vulkan = LoadLog::read(&captured("b10434-vulkan-cmoe.log"));
+    assert_eq!(vulkan.used[0].description, "llvmpipe (LLVM 15.0.6, 256 bits)");
+    assert_eq!(LoadLog::read(&captured("b11434-cuda-h100.log")).resolution()["CUDA0"].context, Bytes(2 * PRINTED.0));
 }
 
 #[test]
@@ -143,23 +158,6 @@ fn rocm_prints_cudas_words() {
 }
 
 proptest! {
-    /// In whatever pieces a log comes, it says the same.
-    #[test]
-    fn pieces_do_not_matter(sizes in prop::collection::vec(1_usize..400, 1..80)) {
-        let text = captured("b11434-rpc-cmoe-lv4.log");
-        let mut reader = LogReader::default();
-        let mut rest = text.as_bytes();
-        for size in sizes.iter().cycle() {
-            let (piece, after) = rest.split_at((*size).min(rest.len()));
-            reader.push(piece);
-            rest = after;
-            if rest.is_empty() {
-                break;
-            }
-        }
-        prop_assert_eq!(reader.log(), &LoadLog::read(&text));
-    }
-
     /// Lines with a piece cut out, doubled or replaced are read without a panic, and memory stays bounded.
     #[test]
     fn mutated_lines_do_no_harm(at in any::<prop::sample::Index>(), length in 0_usize..40, junk in ".{0,20}") {
@@ -169,22 +167,275 @@ proptest! {
             let at = at.index(bytes.len());
             let end = (at + length).min(bytes.len());
             let mutated = [&bytes[..at], junk.as_bytes(), &bytes[end..]].concat();
-            let mut reader = LogReader::default();
-            reader.push(&mutated);
-            let total: u64 = reader.log().memory().values().map(|row| row.total().0).fold(0, u64::saturating_add);
+            let log = LoadLog::read(&String::from_utf8_lossy(&mutated));
+            let total: u64 = log.memory().values().map(|row| row.total().0).fold(0, u64::saturating_add);
             prop_assert!(total < 1 << 62, "{total}");
         }
     }
 }
 
 #[test]
-fn a_line_without_an_end_takes_bounded_memory() {
-    let mut reader = LogReader::default();
-    for _ in 0..64 {
-        assert!(reader.push(&vec![b'x'; 65_536]).is_empty());
+fn prefixes_and_json_shells_come_off() {
+    let text = |line| text_of(line).unwrap_or("a record".to_string());
+    assert_eq!(text("0.00.133.769 I load_tensors:   CPU\r\n"), "load_tensors:   CPU");
+    assert_eq!(text("12.5 tokens a second"), "12.5 tokens a second");
+    assert_eq!(text(r#"{"type":"log","time":1,"level":"info","msg":"srv  x: y\n"}"#), "srv  x: y");
+    assert_eq!(text(r#"{"type":"fit_memory_breakdown","data":{}}"#), "a record");
+    assert_eq!(text(r#"{"type":"log","msg":3"#), r#"{"type":"log","msg":3"#);
+}
+
+#[test]
+fn sizes_keep_two_decimals() {
+    assert_eq!(mib("    14.04"), Some(Bytes(14_722_007)));
+    assert_eq!(mib("135910.84"), Some(Bytes(142_512_844_964)));
+    for bad in ["14", "14.0", "-1.00", "1e5.00", "268435457.00", "99999999999999999999.00", "1.x0"] {
+        assert_eq!(mib(bad), None, "{bad}");
     }
-    assert!(reader.pending.len() <= MAX_LINE);
-    let events = reader.push(b"\nsrv  llama_server: listening on http://127.0.0.1:1\n");
-    assert_eq!(events, [Event::Listening("http://127.0.0.1:1".to_string())]);
-    assert_eq!(reader.push(&[0xff, 0xfe, b'\n', b'{', 0xc3]), []);
+}
+
+#[test]
+fn long_lines_are_cut_between_characters() {
+    assert_eq!(cut("漢字", 4), "漢");
+    assert_eq!(cut("ab", 4), "ab");
+}
+
+#[test]
+fn every_wording_is_read() {
+    for (line, name, kind, mib) in [
+        ("load_tensors:   CPU_Mapped model buffer size =    14.04 MiB", "CPU_Mapped", Kind::Model, "14.04"),
+        (
+            "load_tensors: RPC0[127.0.0.1:50052] model buffer size =     2.04 MiB",
+            "RPC0[127.0.0.1:50052]",
+            Kind::Model,
+            "2.04",
+        ),
+        ("llm_load_tensors:      CUDA0 buffer size =  7168.00 MiB", "CUDA0", Kind::Model, "7168.00"),
+        ("llama_kv_cache:      CUDA0 KV buffer size =   384.00 MiB", "CUDA0", Kind::Kv, "384.00"),
+        ("llama_kv_cache_init:      CUDA0 KV buffer size =   384.00 MiB", "CUDA0", Kind::Kv, "384.00"),
+        ("llama_memory_recurrent:      CUDA1 RS buffer size =     1.50 MiB", "CUDA1", Kind::Recurrent, "1.50"),
+        ("llama_dsv4_comp_state:  CPU DSV4 csa state buffer size =  0.25 MiB", "CPU", Kind::State, "0.25"),
+        (
+            "llama_moe_cache:      CUDA0 MoE cache size =  4495.61 MiB for 15552.00 MiB of host experts",
+            "CUDA0",
+            Kind::Experts,
+            "4495.61",
+        ),
+        ("sched_reserve:  CUDA_Host compute buffer size =     9.01 MiB", "CUDA_Host", Kind::Compute, "9.01"),
+        ("llama_context:        CPU  output buffer size =     0.02 MiB", "CPU", Kind::Output, "0.02"),
+        (
+            "llama_new_context_with_model:  CUDA_Host  output buffer size =     0.58 MiB",
+            "CUDA_Host",
+            Kind::Output,
+            "0.58",
+        ),
+        ("llama_adapter_lora_init_impl:      CUDA0 LoRA buffer size =    12.00 MiB", "CUDA0", Kind::Adapter, "12.00"),
+    ] {
+        let found = buffer(line).unwrap_or_else(|| panic!("{line}"));
+        assert_eq!((found.name.as_str(), found.kind, Some(found.size)), (name, kind, super::mib(mib)), "{line}");
+    }
+}
+
+#[test]
+fn other_lines_are_none() {
+    for line in [
+        "~llama_context:        CPU compute buffer size is   6.0176 MiB, matches expectation of   6.0176 MiB",
+        "llama_kv_cache: size =    1.00 MiB (   512 cells,   4 layers,  4/1 seqs), K (f16):    0.50 MiB",
+        "load_tensors: buffer size = 1.00 MiB",
+        "x: CUDA0 mystery buffer size = 1.00 MiB",
+        "x: CUDA0 model buffer size = 1.00",
+        "CUDA0 buffer size = 1.00 MiB",
+    ] {
+        assert_eq!(buffer(line), None, "{line}");
+    }
+}
+
+#[test]
+fn a_list_of_devices_is_read() {
+    let text = "load_backend: loaded RPC backend\nAvailable devices:\n\
+        \x20 RPC0: 127.0.0.1:50052 (24105 MiB, 24105 MiB free)\n\
+        \x20 RPC1: 127.0.0.1:50052 (16000 MiB, 15000 MiB free)\n\
+        \x20 RPC2: 10.0.0.2:50052 (8192 MiB, 8000 MiB free)\n\
+        \x20 CUDA0: NVIDIA H100 80GB HBM3 (81079 MiB, 80552 MiB free)\n\
+        \x20 Vulkan0: llvmpipe (LLVM 15.0.6, 256 bits) (2048 MiB, 2048 MiB free)\n";
+    let found = devices(text);
+    let names: Vec<_> = found.iter().map(|d| (d.name.as_str(), d.buffer.as_str(), d.total)).collect();
+    let expected = [
+        ("RPC0", "RPC0[127.0.0.1:50052]", Bytes::mib(24105)),
+        ("RPC1", "RPC1[127.0.0.1:50052]", Bytes::mib(16000)),
+        ("RPC2", "RPC0[10.0.0.2:50052]", Bytes::mib(8192)),
+        ("CUDA0", "CUDA0", Bytes::mib(81079)),
+        ("Vulkan0", "Vulkan0", Bytes::mib(2048)),
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(found[4].description, "llvmpipe (LLVM 15.0.6, 256 bits)");
+    assert!(devices("Available devices:\n  (none)\n").is_empty() && devices("").is_empty());
+}
+
+#[test]
+fn the_devices_of_a_model_are_read_with_and_without_an_id() {
+    for (line, name, description) in [
+        (
+            "llama_prepare_model_devices: using device CUDA0 (NVIDIA H100 80GB HBM3) (0000:00:06.0) - 80552 MiB free",
+            "CUDA0",
+            "NVIDIA H100 80GB HBM3",
+        ),
+        (
+            "x: using device Vulkan0 (llvmpipe (LLVM 15.0.6, 256 bits)) (unknown id) - 2048 MiB free",
+            "Vulkan0",
+            "llvmpipe (LLVM 15.0.6, 256 bits)",
+        ),
+        (
+            "llama_model_load_from_file_impl: using device CUDA0 (NVIDIA GeForce RTX 3060) - 11910 MiB free",
+            "CUDA0",
+            "NVIDIA GeForce RTX 3060",
+        ),
+    ] {
+        let found = used_device(line).unwrap_or_else(|| panic!("{line}"));
+        assert_eq!((found.name.as_str(), found.description.as_str()), (name, description));
+    }
+    assert_eq!(used_device("using device CUDA0 - 3 MiB free"), None);
+}
+
+fn oom(buffer: Option<&str>, bytes: Option<u64>, part: Option<Part>) -> Failure {
+    Failure::OutOfMemory { buffer: buffer.map(str::to_string), bytes: bytes.map(Bytes), part }
+}
+
+#[test]
+fn refused_allocations_say_which_and_how_much() {
+    for (line, expected) in [
+        (
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 7168.00 MiB on device 1: cudaMalloc failed: out of memory",
+            oom(Some("CUDA1"), Some(7168 << 20), None),
+        ),
+        (
+            "alloc_tensor_range: failed to allocate CUDA0 buffer of size 7516192768",
+            oom(Some("CUDA0"), Some(7_516_192_768), None),
+        ),
+        (
+            "ggml_gallocr_reserve_n_impl: failed to allocate CUDA0 buffer of size 500",
+            oom(Some("CUDA0"), Some(500), Some(Part::Compute)),
+        ),
+        (
+            "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 99",
+            oom(Some("CPU"), Some(99), None),
+        ),
+        (
+            "llama_context: failed to allocate output buffer of size 12.50 MiB",
+            oom(None, Some(25 << 19), Some(Part::Output)),
+        ),
+        ("ggml_vulkan: Device memory allocation of size 1073741824 failed.", oom(None, Some(1 << 30), None)),
+        (
+            "llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+            oom(Some("CUDA0"), None, Some(Part::Model)),
+        ),
+        (
+            "llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache",
+            oom(None, None, Some(Part::Context)),
+        ),
+        ("CUDA error: out of memory", oom(None, None, None)),
+    ] {
+        assert_eq!(failure(line), Some(expected), "{line}");
+    }
+}
+
+#[test]
+fn later_lines_add_what_earlier_ones_left_open() {
+    let lines = [
+        "x: allocating 2.00 MiB on device 0: cudaMalloc failed: out of memory",
+        "y: failed to allocate CUDA0 buffer of size 2097152",
+        "llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache",
+        "srv  llama_server: exiting due to model loading error",
+    ];
+    let whole = lines.iter().filter_map(|line| failure(line)).reduce(Failure::and);
+    assert_eq!(whole, Some(oom(Some("CUDA0"), Some(2 << 20), Some(Part::Context))));
+}
+
+#[test]
+fn lines_of_a_good_load_are_none() {
+    for line in ["load_tensors: offloaded 5/5 layers to GPU", "srv    load_model: loading model 'error.gguf'", ""] {
+        assert_eq!(failure(line), None, "{line}");
+    }
+}
+
+fn after(lines: &[&str]) -> Serving {
+    let mut serving = Serving::default();
+    for line in lines {
+        serving.line(line);
+    }
+    serving
+}
+
+/// Tokens and rate of a phase.
+type Pair = Option<(u32, f64)>;
+
+fn paces(latest: Option<&Latest>) -> (Pair, Pair, bool) {
+    let pair = |pace: Option<Pace>| pace.map(|pace| (pace.tokens, pace.rate));
+    let latest = latest.expect("a request");
+    (pair(latest.pp), pair(latest.tg), latest.is_over)
+}
+
+const BEGIN: &str = "slot launch_slot_: id  3 | task 0 | processing task, is_child = 0";
+const PROMPT: &str = "slot print_timing: id  3 | task 0 | prompt eval time =     719.67 ms /    11 tokens (   65.42 ms per token,    15.28 tokens per second)";
+const ANSWER: &str = "slot print_timing: id  3 | task 0 |        eval time =    4338.20 ms /     8 tokens (  619.74 ms per token,     1.61 tokens per second)";
+const END: &str = "slot      release: id  3 | task 0 | stop processing: n_tokens = 18, truncated = 0";
+
+#[test]
+fn a_request_runs_and_is_served() {
+    let slots = "srv    load_model: initializing, n_slots = 4, n_ctx_slot = 512, kv_unified = 'true'";
+    let mut serving = after(&[slots, BEGIN]);
+    assert_eq!((serving.slots, serving.running(), serving.served), (Some(4), 1, 0));
+    for line in [PROMPT, ANSWER, END] {
+        serving.line(line);
+    }
+    assert_eq!((serving.running(), serving.served, serving.cancelled), (0, 1, 0));
+    assert_eq!(paces(serving.latest.as_ref()), (Some((11, 15.28)), Some((8, 1.61)), true));
+}
+
+#[test]
+fn what_is_broken_off_is_not_served() {
+    let serving = after(&[BEGIN, "srv          stop: cancel task, id_task = 0", END]);
+    assert_eq!((serving.running(), serving.served, serving.cancelled), (0, 0, 1));
+    let idle = after(&[BEGIN, "srv  update_slots: all slots are idle"]);
+    assert_eq!((idle.running(), idle.served), (0, 0));
+}
+
+#[test]
+fn a_session_is_all_tokens_over_all_time() {
+    let prompt = |ms: &str, tokens: u32, rate: &str| {
+        format!("prompt eval time = {ms} ms / {tokens} tokens ( 1.00 ms per token, {rate} tokens per second)")
+    };
+    let serving = after(&[&prompt("1000.00", 100, "100.00"), &prompt("3000.00", 900, "300.00")]);
+    assert_eq!((serving.pp(), serving.tg()), (Some(250.0), None));
+    let nothing = "       eval time =       0.00 ms /     1 tokens (     inf ms per token,     -nan tokens per second)";
+    let serving = after(&[PROMPT, nothing]);
+    assert_eq!((serving.tg(), paces(serving.latest.as_ref()).1), (None, None));
+}
+
+#[test]
+fn a_request_under_way_is_told_as_it_goes() {
+    let reading = "slot print_timing: id  0 | task 7 | prompt processing, n_tokens =   2048, progress = 0.50, t =   4.10 s / 499.51 tokens per second";
+    let writing = "slot print_timing: id  0 | task 7 | n_gen =    150, tg =  31.20 t/s, tg_3s =  30.10 t/s";
+    assert_eq!(paces(after(&[reading]).latest.as_ref()), (Some((2048, 499.51)), None, false));
+    let both = after(&[reading, writing]);
+    assert_eq!(paces(both.latest.as_ref()), (Some((2048, 499.51)), Some((150, 30.1)), false));
+    assert_eq!(both.tg(), None, "only what is over counts in the session");
+    // Of another request nothing is taken over.
+    assert_eq!(paces(after(&[PROMPT, writing]).latest.as_ref()), (None, Some((150, 30.1)), false));
+}
+
+#[test]
+fn nonsense_says_nothing() {
+    for line in [
+        "slot print_timing: id  x | task 0 | prompt eval time = y",
+        "slot release: id 99999999999 | task 1 | stop processing",
+        "slot launch_slot_: id  1 | task -1 | processing task",
+        "prompt eval time = / tokens",
+        "n_gen = 5, tg = 1 t/s",
+        "slot  | task  | ",
+        "srv stop: cancel task, id_task = x",
+    ] {
+        let serving = after(&[line]);
+        let said = serving.latest.as_ref().is_some_and(|latest| latest.pp.is_some() || latest.tg.is_some());
+        assert!(!said && serving.running() == 0 && serving.served == 0, "{line}: {serving:?}");
+    }
 }

@@ -16,32 +16,45 @@ mod own;
 mod plamo2;
 mod plain;
 mod qwen4exp;
-mod table;
 
 use super::{Builder, Error};
-
-/// How the graph of one architecture is built.
-enum Architecture {
-    /// A decoder of these traits.
-    Plain(plain::Spec),
-    /// One of its own.
-    Own(fn(&mut Builder<'_>) -> Result<(), Error>),
-}
+use crate::arch::Graph;
 
 /// Builds the graph of the architecture.
-pub(super) fn build(name: &str, builder: &mut Builder<'_>) -> Result<(), Error> {
-    match find(name) {
-        Some(Architecture::Plain(spec)) => plain::decoder(builder, spec),
-        Some(Architecture::Own(build)) => build(builder),
-        None => Err(Error::Architecture { architecture: name.to_string() }),
+pub(super) fn build(b: &mut Builder<'_>) -> Result<(), Error> {
+    match &b.arch().graph {
+        Graph::None => Err(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
+        Graph::Plain(spec) => plain::decoder(b, spec),
+        Graph::Arctic => own::arctic(b),
+        Graph::BailingMoe3 => kda::bailingmoe3(b),
+        Graph::Deci => own::deci(b),
+        Graph::Deepseek2 => mla::deepseek2(b),
+        Graph::Deepseek4 => deepseek4::build(b),
+        Graph::Delta => delta::build(b),
+        Graph::Dsa => dsa::build(b),
+        Graph::FalconH1 => mixed::falcon_h1(b),
+        Graph::Gemma4 => gemma::gemma4(b),
+        Graph::Glm5Next => glm5_next::build(b),
+        Graph::GraniteHybrid => mixed::granite(b),
+        Graph::Grok => own::grok(b),
+        Graph::GroveMoe => own::grovemoe(b),
+        Graph::HrmText => own::hrm_text(b),
+        Graph::HyV4 => hyper::hy_v4(b),
+        Graph::Jamba => mixed::jamba(b),
+        Graph::KimiK3 => kimi_k3::build(b),
+        Graph::KimiLinear => kda::kimi_linear(b),
+        Graph::Lfm2 => mixed::lfm2(b),
+        Graph::Llama4 => own::llama4(b),
+        Graph::Mamba => mixed::mamba(b),
+        Graph::MiniCpm3 => mla::minicpm3(b),
+        Graph::MiniMax01 => minimax::minimax_01(b),
+        Graph::MiniMaxM3 => minimax::minimax_m3(b),
+        Graph::Nanbeige => own::nanbeige(b),
+        Graph::NemotronH => mixed::nemotron_h(b),
+        Graph::OpenElm => own::openelm(b),
+        Graph::Plamo2 => plamo2::build(b),
+        Graph::Qwen4Exp => qwen4exp::build(b),
+        Graph::SmallThinker => own::smallthinker(b),
+        Graph::Talkie => own::talkie(b),
     }
-}
-
-/// Whether graphs of the architecture can be built.
-pub(super) fn is_known(name: &str) -> bool {
-    find(name).is_some()
-}
-
-fn find(name: &str) -> Option<&'static Architecture> {
-    table::ARCHITECTURES.iter().find(|(known, _)| *known == name).map(|(_, architecture)| architecture)
 }

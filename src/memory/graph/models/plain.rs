@@ -3,175 +3,12 @@
 //! Source: `src/models/*.cpp` (`graph::graph` of each architecture in the table), llama.cpp b11434.
 
 use super::super::attention::{AttnInputs, Extras, Qkv};
-use super::super::ffn::{Act, Gating, Moe};
+use super::super::ffn::Moe;
 use super::super::inputs::Embeddings;
 use super::super::tensor::{Id, Unary};
-use super::super::{Builder, Error, Norm};
-
-/// Which layers turn queries and keys by position.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rope {
-    All,
-    Never,
-    /// Those with a window.
-    Windows,
-    /// Those with a window; all where none has one.
-    WindowsIfAny,
-    /// Those with a window and the leading dense ones.
-    WindowsOrLead,
-    /// All but each `n`th, `n` given here.
-    SkipEvery(u32),
-    /// All, in models of this many layers.
-    IfLayers(u32),
-}
-
-/// Where queries and keys are normed, if the model has the weights.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum QkNorm {
-    /// Head by head, before they are turned.
-    Before,
-    /// Head by head, after.
-    After,
-    /// All heads as one row, before.
-    Flat,
-    /// Not even where there are weights.
-    Never,
-}
-
-/// What of the input a layer normalises before attention.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pre {
-    Weighted,
-    /// By a norm without weight.
-    Bare,
-    /// Nothing.
-    Raw,
-}
-
-/// What happens to the rows before the first layer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Input {
-    Plain,
-    /// Multiplied by a number.
-    Scaled,
-    /// By a norm without weight.
-    Normed,
-}
-
-/// How attention and feed-forward part come together.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Residual {
-    Sequential,
-    /// The feed-forward part reads attention's input; sums with the residual first.
-    Parallel,
-    /// The same; sums with attention's result first.
-    ParallelAttnFirst,
-    /// The same, the feed-forward part added to attention's result.
-    ParallelOntoAttn,
-    /// Parallel where `use_parallel_residual` says so.
-    ParallelIfStated,
-}
-
-/// When the rows to put out are picked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pick {
-    /// In the last layer.
-    Early,
-    /// Before the last norm.
-    BeforeNorm,
-    /// After it.
-    AfterNorm,
-    /// Every row is put out.
-    Never,
-}
-
-/// Whether the weights of the chosen experts are made to add up to 1.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum NormW {
-    Always,
-    Never,
-    /// `expert_weights_norm`.
-    Stated,
-}
-
-/// What happens to the logits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Logits {
-    Plain,
-    /// Multiplied where `logit_scale` is not 0.
-    Scaled,
-    /// Squashed by `final_logit_softcapping`, where it is not 0.
-    Capped,
-    /// Both.
-    ScaledCapped,
-}
-
-/// The traits of an architecture.
-#[derive(Clone, Copy)]
-#[allow(clippy::struct_excessive_bools, reason = "independent traits")]
-pub(super) struct Spec {
-    pub(super) norm: Norm,
-    pub(super) embeddings: Embeddings,
-    pub(super) input: Input,
-    pub(super) pre: Pre,
-    pub(super) rope: Rope,
-    pub(super) qk_norm: QkNorm,
-    /// Queries are multiplied by a number.
-    pub(super) scales_q: bool,
-    /// Queries are multiplied by a factor of their position where `attention.temperature_scale` is set.
-    pub(super) temperature: bool,
-    pub(super) extras: Extras,
-    /// The norm after attention, before the residual is added.
-    pub(super) attn_post_norm: Option<&'static str>,
-    /// The norm before the feed-forward part; `None`: it has none.
-    pub(super) ffn_norm: Option<&'static str>,
-    pub(super) ffn_post_norm: Option<&'static str>,
-    /// Both parts' results are multiplied by a number.
-    pub(super) scales_residual: bool,
-    pub(super) residual: Residual,
-    /// The last sum is residual plus feed-forward part instead of the other way round.
-    pub(super) residual_first: bool,
-    pub(super) act: Act,
-    /// Routers are used, where a layer has one.
-    pub(super) has_experts: bool,
-    pub(super) gating: Gating,
-    /// `expert_gating_func` decides where it is stated.
-    pub(super) gating_stated: bool,
-    pub(super) norm_w: NormW,
-    /// `expert_weights_scale` is applied.
-    pub(super) scales_w: bool,
-    pub(super) expert_act: Act,
-    pub(super) pick: Pick,
-    pub(super) logits: Logits,
-}
-
-/// llama's traits: what most others share.
-pub(super) const PLAIN: Spec = Spec {
-    norm: Norm::Rms,
-    embeddings: Embeddings { n_deepstack: 0, scaled: false, token_scaled: false },
-    input: Input::Plain,
-    pre: Pre::Weighted,
-    rope: Rope::All,
-    qk_norm: QkNorm::Before,
-    scales_q: false,
-    temperature: false,
-    extras: Extras { kq_b: None, sinks: None, v_mla: None, soft_cap: false, alibi: false },
-    attn_post_norm: None,
-    ffn_norm: Some("ffn_norm"),
-    ffn_post_norm: None,
-    scales_residual: false,
-    residual: Residual::Sequential,
-    residual_first: false,
-    act: Act::Silu,
-    has_experts: true,
-    gating: Gating::Softmax,
-    gating_stated: false,
-    norm_w: NormW::Always,
-    scales_w: true,
-    expert_act: Act::Silu,
-    pick: Pick::Early,
-    logits: Logits::Plain,
-};
+use super::super::{Builder, Error};
+use crate::arch::{Act, Alibi, Input, Norm, Pre, QkNorm, Residual, Rope};
+pub(super) use crate::arch::{Logits, NormW, PLAIN, Pick, Spec};
 
 /// What every layer of a decoder reads besides its rows.
 pub(super) struct Inputs {
@@ -185,9 +22,11 @@ pub(super) struct Inputs {
 
 /// Builds a decoder of these traits.
 pub(super) fn decoder(b: &mut Builder<'_>, spec: &Spec) -> Result<(), Error> {
-    let mut embeddings = spec.embeddings;
-    embeddings.n_deepstack = if spec.embeddings.n_deepstack > 0 { b.hparam_or_0("n_deepstack_layers")? } else { 0 };
-    embeddings.scaled &= b.has_multiplier("embedding_scale");
+    let embeddings = Embeddings {
+        n_deepstack: if spec.deepstack { b.hparam_or_0("n_deepstack_layers")? } else { 0 },
+        scaled: spec.scales_embd && b.has_multiplier(spec, "embedding_scale"),
+        token_scaled: spec.scales_tokens,
+    };
     let mut rows = b.inp_embd(embeddings)?;
     rows = match spec.input {
         Input::Plain => rows,
@@ -275,7 +114,7 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
     let own = b.weights.has(il, "attn_norm_2.weight");
     let attn_input = if own { b.norm(il, "attn_norm_2", residual, spec.norm)? } else { normed };
     let mut rows = attention(b, spec, il, attn_input, inputs)?;
-    if b.plan.model.architecture == "mimo2" && b.f64_or_0("attention.value_scale").abs() > 0.0 {
+    if spec.scales_v && b.f64_or_0("attention.value_scale").abs() > 0.0 {
         rows = b.graph.scale(rows);
     }
     if spec.pick == Pick::Early {
@@ -289,7 +128,7 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
     if let Some(name) = spec.attn_post_norm {
         rows = b.norm(il, name, rows, spec.norm)?;
     }
-    if spec.scales_residual && b.has_multiplier("residual_scale") {
+    if spec.scales_residual && b.has_multiplier(spec, "residual_scale") {
         rows = b.graph.scale(rows);
     }
     let is_parallel = match spec.residual {
@@ -312,7 +151,7 @@ fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &I
         let weight = b.norm_weight(il, name)?;
         x = b.norm_with(Some(il).filter(|_| spec.pins_last_norm()), Some(weight), None, x, spec.norm);
     }
-    if spec.scales_residual && b.has_multiplier("residual_scale") {
+    if spec.scales_residual && b.has_multiplier(spec, "residual_scale") {
         x = b.graph.scale(x);
     }
     Ok(if spec.residual_first { b.graph.add(middle, x) } else { b.graph.add(x, middle) })
@@ -385,20 +224,30 @@ fn attention(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, inputs: &Inputs) 
         qkv.q = b.graph.mul(qkv.q, factor);
     }
     let sinks = b.maybe_weight(il, "attn_sinks.weight");
-    let is_stated = matches!(b.plan.model.architecture.as_str(), "jais" | "mpt");
-    let alibi = spec.extras.alibi || is_stated && b.f64_or_0("attention.max_alibi_bias").abs() > 0.0;
-    let extras = Extras { sinks, alibi, ..spec.extras };
+    let alibi = match spec.alibi {
+        Alibi::No => false,
+        Alibi::Always => true,
+        Alibi::IfStated => b.f64_or_0("attention.max_alibi_bias").abs() > 0.0,
+    };
+    let extras = Extras { sinks, alibi, soft_cap: spec.soft_cap, ..Extras::default() };
     if b.weights.has(il, "attn_gate.weight") {
-        return gated(b, il, x, (qkv, extras), inputs);
+        return gated(b, spec, il, x, (qkv, extras), inputs);
     }
     b.attn_out(il, &inputs.attn, qkv, extras)
 }
 
 /// Attention whose result is multiplied by a gate before its output projection: by head, or element by element.
-fn gated(b: &mut Builder<'_>, il: u32, x: Id, (qkv, extras): (Qkv, Extras), inputs: &Inputs) -> Result<Id, Error> {
+fn gated(
+    b: &mut Builder<'_>,
+    spec: &Spec,
+    il: u32,
+    x: Id,
+    (qkv, extras): (Qkv, Extras),
+    inputs: &Inputs,
+) -> Result<Id, Error> {
     let gate = b.raw_mm(il, "attn_gate", x)?;
     let mut rows = b.attn(il, &inputs.attn, qkv, extras)?;
-    let function = if b.plan.model.architecture == "laguna" { Unary::Softplus } else { Unary::Sigmoid };
+    let function = if spec.softplus_gate { Unary::Softplus } else { Unary::Sigmoid };
     let gate = b.graph.unary(function, gate);
     let n_head = u64::from(b.layer(il)?.n_head);
     let (width, n_tokens) = (b.ne(rows, 0), b.ne(rows, 1));
@@ -444,7 +293,7 @@ fn shared_expert(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, routed: Id) -
     let mut shared = b.ffn(il, "_shexp", x, act)?;
     if b.weights.has(il, "ffn_gate_inp_shexp.weight") {
         let gate = b.mm(il, "ffn_gate_inp_shexp", x)?;
-        let open = if b.plan.model.architecture == "qwen2moe" {
+        let open = if spec.silu_gate {
             let silu = b.graph.unary(Unary::Silu, gate);
             b.graph.div(silu, gate)
         } else {
@@ -453,13 +302,13 @@ fn shared_expert(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, routed: Id) -
         shared = b.graph.mul(shared, open);
     }
     let sum = b.graph.add(routed, shared);
-    Ok(if b.plan.model.architecture == "cohere2moe" { b.graph.scale(sum) } else { sum })
+    Ok(if spec.scales_sum { b.graph.scale(sum) } else { sum })
 }
 
 impl Builder<'_> {
-    /// Whether a multiplier is set; minicpm has all of them without stating any.
-    fn has_multiplier(&self, key: &str) -> bool {
-        self.plan.model.architecture == "minicpm" || self.f64_or_0(key).abs() > 0.0
+    /// Whether a multiplier is set.
+    fn has_multiplier(&self, spec: &Spec, key: &str) -> bool {
+        spec.has_multipliers || self.f64_or_0(key).abs() > 0.0
     }
 
     /// Queries, keys and values whose norms see all heads as one row (`build_qkv` without reshape).

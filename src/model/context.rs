@@ -1,0 +1,78 @@
+//! What of a model's hyper-parameters shapes its caches, by layer: windows, recurrence, head sizes, indexers. The loader rules
+//! say it, in the words of `load_arch_hparams`.
+//!
+//! Source: `src/llama-hparams.h`, llama.cpp b11434.
+
+/// llama.cpp's hyper-parameters of the memory, resolved (`llama_hparams`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContextHParams {
+    /// By layer, NextN and router layers included (`n_layer_all`); loops of the same blocks are unrolled.
+    pub layers: Vec<LayerHParams>,
+    /// The layers of the trunk (`n_layer()`): the first ones.
+    pub n_layer: u32,
+    /// Whether the last layer is a router's own (graniteswitch) instead of a NextN block.
+    pub has_router_layer: bool,
+    /// The sliding window in tokens and its kind; `None` where no layer has one.
+    pub swa: Option<Swa>,
+    /// Whether keys and values share one latent row, so that no V is stored.
+    pub is_mla: bool,
+    /// Only the first layers own keys and values, the others reuse theirs (gemma3n, gemma4).
+    pub n_layer_kv_from_start: Option<u32>,
+    /// `leading_dense_block_count`.
+    pub n_layer_dense_lead: u32,
+    /// `attention.indexer.key_length`: the width of an indexer's key.
+    pub indexer_head_size: u32,
+    /// `attention.indexer.top_k`.
+    pub indexer_top_k: u32,
+    /// Rows of an indexer's width kept by token (key, gate, pooled).
+    pub indexer_rows: u32,
+    /// F32 elements of a convolution state by layer and sequence (`n_embd_r`).
+    pub n_embd_r: u64,
+    /// F32 elements of a recurrent state by layer and sequence (`n_embd_s`).
+    pub n_embd_s: u64,
+    /// F32 elements of the n-gram embedding's history by sequence (qwen4exp).
+    pub ple_conv_state: u64,
+}
+
+/// One layer's share of [`ContextHParams`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a layer, as llama_hparams keeps them")]
+pub struct LayerHParams {
+    /// `attention.head_count`.
+    pub n_head: u32,
+    /// `attention.head_count_kv`.
+    pub n_head_kv: u32,
+    /// Elements of one key head here (`n_embd_head_k(il)`).
+    pub n_embd_head_k: u32,
+    /// Elements of one value head here (`n_embd_head_v(il)`).
+    pub n_embd_head_v: u32,
+    /// Attends to a window only.
+    pub is_swa: bool,
+    /// Has a recurrent state.
+    pub is_recr: bool,
+    /// Has no feed-forward part (`n_ff(il) == 0`).
+    pub no_ffn: bool,
+    /// Has an indexer of its own.
+    pub is_indexer_full: bool,
+    /// deepseek4's compression of this layer's keys; 0 = none.
+    pub compress_ratio: u32,
+    /// Keeps the n-gram embedding's history (qwen4exp).
+    pub is_ple: bool,
+}
+
+/// A sliding window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Swa {
+    /// Tokens (`n_swa`).
+    pub n_swa: u32,
+    /// Chunks of `n_swa` instead of a moving window (llama4).
+    pub chunked: bool,
+}
+
+impl ContextHParams {
+    /// How many layers in all, as `u32` (`n_layer_all`).
+    pub fn n_layer_all(&self) -> u32 {
+        // At most `hparams::MAX_BLOCKS`.
+        u32::try_from(self.layers.len()).unwrap_or(u32::MAX)
+    }
+}

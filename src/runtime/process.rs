@@ -1,0 +1,505 @@
+//! Child processes: the one way to wait, children that are spoken to by lines, a supervised program and its log. [I/O]
+//!
+//! No child outlives moeplan, however that ends: each one is killed when its value is dropped, and ends by itself when its standard
+//! input does. A program of others does not look at its standard input; between moeplan and it stands a supervisor, which is
+//! moeplan itself as `moeplan worker --supervise`.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Kind};
+use crate::files::temporary::Folder;
+
+/// How often what is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(25);
+/// How long the supervisor may take to say that the program runs.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long a supervisor may take to end a program beyond its patience.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How many of the last log lines are kept.
+const TAIL_LINES: usize = 200;
+/// The longest log line that is kept, in bytes.
+const LINE_BYTES: usize = 16 << 10;
+/// The most that is read of a log at a time, in bytes.
+const READ_AT_ONCE: u64 = 4 << 20;
+
+/// Why waiting ended without what was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    Interrupted,
+    TimedOut,
+}
+
+/// Calls `until` again and again until it gives a value, `limit` is over, or the person wants to stop. `until` is given the time
+/// that it may spend looking, and does the pausing: on a channel, or asleep ([`pause`]).
+pub fn wait<T>(
+    limit: Duration,
+    interrupted: fn() -> bool,
+    mut until: impl FnMut(Duration) -> Option<T>,
+) -> Result<T, Stopped> {
+    let begin = Instant::now();
+    loop {
+        if let Some(value) = until(LOOK.min(limit)) {
+            return Ok(value);
+        }
+        if interrupted() {
+            return Err(Stopped::Interrupted);
+        }
+        if begin.elapsed() >= limit {
+            return Err(Stopped::TimedOut);
+        }
+    }
+}
+
+/// Nothing yet: sleeps.
+pub fn pause<T>(time: Duration) -> Option<T> {
+    std::thread::sleep(time);
+    None
+}
+
+/// Nobody can interrupt this.
+pub fn never() -> bool {
+    false
+}
+
+fn exit_of(child: &mut Child, time: Duration) -> Option<io::Result<ExitStatus>> {
+    child.try_wait().transpose().or_else(|| pause(time))
+}
+
+/// What a program printed within a time.
+#[derive(Debug)]
+pub struct Printed {
+    /// `None`: it was killed because its time was over.
+    pub status: Option<ExitStatus>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a program to its end with `input`; at most `most` bytes are kept of each of its streams.
+pub fn output(command: &mut Command, input: Vec<u8>, limit: Duration, most: u64) -> io::Result<Printed> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take();
+    std::thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&input)));
+    let read = |stream: Option<Box<dyn Read + Send>>| {
+        let (send, text) = channel();
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            if let Some(mut stream) = stream {
+                let _ = (&mut stream).take(most).read_to_end(&mut bytes);
+                // A program whose pipe is full would wait for ever.
+                let _ = io::copy(&mut stream, &mut io::sink());
+            }
+            let _ = send.send(String::from_utf8_lossy(&bytes).into_owned());
+        });
+        text
+    };
+    let stdout = read(child.stdout.take().map(|stream| Box::new(stream) as _));
+    let stderr = read(child.stderr.take().map(|stream| Box::new(stream) as _));
+    let status = match wait(limit, never, |time| exit_of(&mut child, time)) {
+        Ok(status) => Some(status?),
+        Err(_) => {
+            child.kill()?;
+            child.wait()?;
+            None
+        }
+    };
+    // A grandchild may hold the pipes open: it is not waited for.
+    let text = |text: Receiver<String>| text.recv_timeout(STOP_LIMIT).unwrap_or_default();
+    Ok(Printed { status, stdout: text(stdout), stderr: text(stderr) })
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    Code(i32),
+    Signal(i32),
+    /// Nobody saw it: its supervisor is gone.
+    Unseen,
+}
+
+impl From<ExitStatus> for End {
+    fn from(status: ExitStatus) -> Self {
+        #[cfg(unix)]
+        if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+            return Self::Signal(signal);
+        }
+        status.code().map_or(Self::Unseen, Self::Code)
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const NAMES: [(i32, &str); 8] = [
+            (2, "SIGINT"),
+            (4, "SIGILL"),
+            (6, "SIGABRT"),
+            (7, "SIGBUS"),
+            (8, "SIGFPE"),
+            (9, "SIGKILL"),
+            (11, "SIGSEGV"),
+            (15, "SIGTERM"),
+        ];
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => {
+                write!(f, "signal {signal}")?;
+                NAMES.iter().find(|(n, _)| n == signal).map_or(Ok(()), |(_, name)| write!(f, " ({name})"))
+            }
+            Self::Unseen => f.write_str("nobody saw how"),
+        }
+    }
+}
+
+/// A moeplan that is spoken to by lines, and ends with its standard input. Killed when dropped.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub child: Child,
+    stdin: Option<ChildStdin>,
+    /// The lines of its standard output.
+    pub lines: Receiver<String>,
+}
+
+impl Peer {
+    pub fn spawn(mut command: Command, stderr: Stdio) -> Result<Self, Error> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        // Ctrl-C of the terminal is for moeplan alone, which then stops its children in order.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn();
+        let mut child = spawned.map_err(|error| Error::start(&program, error))?;
+        let (send, lines) = channel();
+        if let Some(stdout) = child.stdout.take() {
+            std::thread::spawn(move || {
+                let mut read = BufReader::new(stdout).lines().map_while(Result::ok);
+                read.try_for_each(|line| send.send(line))
+            });
+        }
+        Ok(Self { stdin: child.stdin.take(), child, lines })
+    }
+
+    pub fn say(&mut self, line: &str) {
+        // One that has died already is found out when its answer is waited for.
+        let _ = self.stdin.as_mut().map(|stdin| writeln!(stdin, "{line}").and_then(|()| stdin.flush()));
+    }
+
+    pub fn kill(&mut self) -> End {
+        self.stdin = None;
+        let _ = self.child.kill();
+        self.child.wait().map_or(End::Unseen, End::from)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A log file that is read as it grows.
+#[derive(Debug)]
+pub(super) struct Log {
+    file: File,
+    partial: Vec<u8>,
+    tail: VecDeque<String>,
+}
+
+impl Log {
+    pub fn new(file: File) -> Self {
+        Self { file, partial: Vec::new(), tail: VecDeque::new() }
+    }
+
+    /// The lines that have come since the last call.
+    pub fn new_lines(&mut self) -> Vec<String> {
+        let mut bytes = Vec::new();
+        let _ = (&self.file).take(READ_AT_ONCE).read_to_end(&mut bytes);
+        let mut lines = Vec::new();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE_BYTES.saturating_sub(self.partial.len());
+            self.partial.extend(piece.iter().filter(|byte| **byte != b'\n').take(room));
+            if piece.ends_with(b"\n") {
+                lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned());
+            }
+        }
+        self.tail.extend(lines.iter().cloned());
+        self.tail.drain(..self.tail.len().saturating_sub(TAIL_LINES));
+        lines
+    }
+
+    /// The last lines of those that were read.
+    pub fn tail(&self) -> Vec<String> {
+        self.tail.iter().cloned().collect()
+    }
+}
+
+/// What the supervisor says, one JSON value a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    /// The program runs; its process id.
+    Started(u32),
+    /// It could not be started, and why.
+    Refused(String),
+    Ended(End),
+}
+
+/// A program under a supervisor. Dropping it stops the program.
+#[derive(Debug)]
+pub struct Process {
+    supervisor: Peer,
+    id: u32,
+    ended: Option<End>,
+    patience: Duration,
+    pub(super) log: Log,
+    _folder: Option<Folder>,
+}
+
+/// What to start.
+#[derive(Debug)]
+pub(super) struct Start<'a> {
+    /// The moeplan program.
+    pub supervisor: &'a Path,
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    pub set: Vec<(&'static str, OsString)>,
+    /// Variables to take away.
+    pub remove: Vec<String>,
+    /// Where its output goes; `None` = a temporary place.
+    pub log: Option<PathBuf>,
+    /// Between asking it to end and killing it.
+    pub patience: Duration,
+}
+
+impl Process {
+    pub(super) fn start(start: Start<'_>) -> Result<Self, Error> {
+        let cannot_log = |path: &Path, error| {
+            Error::new(Kind::Setup, format!("cannot write llama-server's log `{}`", path.display()))
+                .caused_by(error)
+                .with_hint("is the disk full?")
+        };
+        let folder = match &start.log {
+            Some(_) => None,
+            None => Some(Folder::new().map_err(|error| cannot_log(&std::env::temp_dir(), error))?),
+        };
+        let path = start.log.or_else(|| Some(folder.as_ref()?.path().join("log"))).unwrap_or_default();
+        let open = || {
+            File::options().create(true).append(true).open(&path)?;
+            let mut file = File::open(&path)?;
+            // What earlier launches left in a log that is kept is theirs; a pipe has no end to go to.
+            let _ = file.seek(SeekFrom::End(0));
+            Ok(file)
+        };
+        let log = Log::new(open().map_err(|error| cannot_log(&path, error))?);
+        let mut command = Command::new(start.supervisor);
+        command.arg("worker").arg("--supervise").arg(&path);
+        command.arg("--patience").arg(start.patience.as_secs_f64().to_string()).arg("--").args(&start.command);
+        for name in &start.remove {
+            command.env_remove(name);
+        }
+        command.envs(start.set);
+        let supervisor = Peer::spawn(command, Stdio::null())?;
+        let said = supervisor.lines.recv_timeout(START_LIMIT);
+        let why = match said.ok().and_then(|line| serde_json::from_str(&line).ok()) {
+            Some(Word::Started(id)) => {
+                return Ok(Self { supervisor, id, ended: None, patience: start.patience, log, _folder: folder });
+            }
+            Some(Word::Refused(why)) => why,
+            Some(Word::Ended(_)) | None => "its supervisor did not answer".to_string(),
+        };
+        let program = start.command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
+        Err(Error::start(&program, io::Error::other(why)))
+    }
+
+    /// Starts a program that holds nothing worth waiting for: its log lies in a temporary place, and it is killed at once.
+    pub(super) fn start_quiet(
+        supervisor: &Path,
+        command: Vec<OsString>,
+        set: Vec<(&'static str, OsString)>,
+        remove: Vec<String>,
+    ) -> Result<Self, Error> {
+        Self::start(Start { supervisor, command, set, remove, log: None, patience: Duration::ZERO })
+    }
+
+    /// The program's process id.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<End> {
+        self.ends_within(Duration::ZERO)
+    }
+
+    pub(super) fn ends_within(&mut self, time: Duration) -> Option<End> {
+        if self.ended.is_none() {
+            match self.supervisor.lines.recv_timeout(time) {
+                Ok(line) => {
+                    if let Ok(Word::Ended(end)) = serde_json::from_str(&line) {
+                        self.ended = Some(end);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => self.lost(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        self.ended
+    }
+
+    /// Ends it: politely, then firmly. Returns when it is gone, with how it ended.
+    pub fn stop(&mut self) -> End {
+        self.supervisor.stdin = None;
+        if wait(self.patience + STOP_LIMIT, never, |time| self.ends_within(time)).is_err() {
+            self.lost();
+        }
+        if self.ended == Some(End::Unseen) {
+            let _ = self.supervisor.child.kill();
+        }
+        let _ = self.supervisor.child.wait();
+        self.ended.unwrap_or(End::Unseen)
+    }
+
+    /// The supervisor is gone or does not answer: nobody is left to end the program but us.
+    fn lost(&mut self) {
+        signal(self.id, Signal::Kill);
+        self.ended = Some(End::Unseen);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Runs `command` with its output going to the file `log`, in a process group of its own, until it ends, standard input
+/// ends, or a line comes from there. The polite signal is SIGINT (llama-server frees and prints its table); after half of
+/// `patience` comes SIGTERM, after all of it the process group is killed. Says on standard output what process it is and how it ended.
+pub fn supervise(log: &Path, command: &[OsString], patience: Duration) -> anyhow::Result<()> {
+    let spawn = || {
+        let (program, arguments) = command.split_first().ok_or_else(|| io::Error::other("no program was named"))?;
+        let out = OpenOptions::new().create(true).append(true).open(log)?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.spawn()
+    };
+    let mut child = match spawn() {
+        Ok(child) => child,
+        Err(error) => return say(&Word::Refused(error.to_string())),
+    };
+    say(&Word::Started(child.id()))?;
+    let (send, asked) = channel();
+    std::thread::spawn(move || {
+        // A line or the end: both mean stop.
+        let _ = io::stdin().lock().read_line(&mut String::new());
+        let _ = send.send(());
+    });
+    let ended_or_asked = wait(Duration::MAX, never, |time| match child.try_wait() {
+        Ok(None) if asked.recv_timeout(time) == Err(RecvTimeoutError::Timeout) => None,
+        ended_or_asked => Some(ended_or_asked),
+    });
+    let mut status = ended_or_asked.unwrap_or(Ok(None))?;
+    let steps = [(Signal::Interrupt, patience / 2), (Signal::Terminate, patience / 2), (Signal::Kill, Duration::MAX)];
+    for (name, limit) in steps {
+        if status.is_none() && !limit.is_zero() {
+            signal(child.id(), name);
+            if cfg!(not(unix)) {
+                child.kill()?;
+            }
+            status = wait(limit, never, |time| exit_of(&mut child, time)).ok().transpose()?;
+        }
+    }
+    // What the program itself may have started.
+    signal(child.id(), Signal::Kill);
+    say(&Word::Ended(status.map_or(End::Unseen, End::from)))
+}
+
+fn say(word: &Word) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    // Nobody may be listening any more; the program has to be ended all the same.
+    let _ = writeln!(out, "{}", serde_json::to_string(word)?).and_then(|()| out.flush());
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Signal {
+    Interrupt,
+    Terminate,
+    Kill,
+}
+
+/// Signals the process group that `leader` leads; a group that is gone is not an error.
+#[cfg(unix)]
+fn signal(leader: u32, signal: Signal) {
+    let name = match signal {
+        Signal::Interrupt => rustix::process::Signal::INT,
+        Signal::Terminate => rustix::process::Signal::TERM,
+        Signal::Kill => rustix::process::Signal::KILL,
+    };
+    if let Some(pid) = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process_group(pid, name);
+    }
+}
+
+/// There are no process groups here; the child is killed through its handle.
+#[cfg(not(unix))]
+fn signal(_leader: u32, _signal: Signal) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_growing_log_is_read_line_by_line_and_huge_lines_are_cut() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut log = Log::new(File::open(file.path()).unwrap());
+        assert_eq!(log.new_lines(), Vec::<String>::new());
+        file.write_all(b"one\ntw").unwrap();
+        assert_eq!(log.new_lines(), ["one"]);
+        file.write_all("o\u{fc}".as_bytes().get(..2).unwrap()).unwrap();
+        file.write_all(&[0xff, b'\n']).unwrap();
+        assert_eq!(log.new_lines(), ["two\u{fffd}\u{fffd}"]);
+        file.write_all(&vec![b'x'; 3 * LINE_BYTES]).unwrap();
+        assert!(log.new_lines().is_empty());
+        file.write_all(b"\nlast\n").unwrap();
+        let lines = log.new_lines();
+        assert_eq!((lines.first().unwrap().len(), lines.last().unwrap().as_str()), (LINE_BYTES, "last"));
+        assert_eq!(log.tail().len(), 4);
+    }
+
+    #[test]
+    fn waiting_ends_with_a_value_a_limit_or_the_person() {
+        let mut left = 3;
+        let counted = wait(Duration::MAX, never, |_| {
+            left -= 1;
+            (left == 0).then_some("done")
+        });
+        assert_eq!(counted, Ok("done"));
+        assert_eq!(wait(Duration::ZERO, never, pause::<()>), Err(Stopped::TimedOut));
+        assert_eq!(wait(Duration::MAX, || true, pause::<()>), Err(Stopped::Interrupted));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_program_that_says_too_much_or_never_ends_is_cut() {
+        let run = |script: &str, limit| {
+            output(Command::new("/bin/sh").args(["-c", script]), b"hello".to_vec(), limit, 1000).unwrap()
+        };
+        let noisy = run("cat; head -c 1000000 /dev/zero >&2", Duration::from_mins(1));
+        assert_eq!((noisy.stdout.as_str(), noisy.stderr.len()), ("hello", 1000));
+        assert!(noisy.status.is_some_and(|status| status.success()));
+        let endless = run("exec sleep 600", Duration::from_millis(50));
+        assert!(endless.status.is_none());
+        assert_eq!(End::Signal(9).to_string(), "signal 9 (SIGKILL)");
+        assert_eq!(End::Code(1).to_string(), "exit code 1");
+    }
+}

@@ -1,0 +1,1127 @@
+//! The real llama-server as a runtime: found, started under supervision, measured over HTTP, stopped. [I/O]
+//!
+//! [`Server::start`] gives a [`Running`]; [`Running::complete`] a [`Reply`] with the server's own timings; [`Running::stop`]
+//! ends it. What of the environment would change a launch without its command line saying so is kept out: `common/arg.cpp`
+//! `common_params_parse_ex`, `common_params_apply_system_config`; `tools/server/server-http.cpp` (`AIP_*`),
+//! `tools/server/server-models.cpp` (`LLAMA_SERVER_*`), b11434.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::client::{Endpoint, Input, Reply, Request};
+use super::log::{self, Event, LogReader, Serving, Stage};
+use super::process::{End, Process, Start, Stopped, never, output, pause, wait};
+use super::sampler::Watch;
+use super::worker::{free_port, reach};
+use super::{
+    DeviceInfo, Echo, Error, Kind, Launch, Observation, Projection, Prompt, Runtime, RuntimeInfo, Workload,
+    pseudo_random, telling,
+};
+use crate::files::temporary::Folder;
+use crate::machine::Isa;
+use crate::run::{Choice as _, LoadMode, Program, RunConfig, args, flags, groups, is_speculation, spelling};
+use crate::speed::samples::{self, BenchRow};
+
+/// The folder below moeplan's cache that `scripts/llama-server` fills.
+pub const CACHE_FOLDER: &str = "llama.cpp-b11434/bin";
+/// The variable that makes a server ask for a key.
+pub const API_KEY: &str = "LLAMA_API_KEY";
+/// Where a server listens: this computer, alone.
+const HOST: &str = "127.0.0.1";
+/// How long a program may take to say what it is: a GPU driver can take seconds to wake.
+const PROBE_LIMIT: Duration = Duration::from_mins(1);
+/// The most that is read of what it says, in bytes.
+const PROBE_BYTES: u64 = 1 << 20;
+/// The smallest number that is a release of llama.cpp; builds outside its repository count from 1.
+const FIRST_RELEASE: u32 = 1000;
+/// How often a program is asked which variant of its code it picked.
+const ASKED: usize = 4;
+/// How often a free port is looked for: another program may take it first.
+const PORT_ATTEMPTS: usize = 4;
+/// How often a server that has not said that it listens is asked all the same.
+const ASK_ANYWAY: Duration = Duration::from_secs(5);
+/// How often it is looked whether its process moves at all.
+const LOOK_AT_PROCESS: Duration = Duration::from_secs(1);
+/// After its connection broke: how long until its end is seen, if it has ended.
+const UNTIL_END_IS_SEEN: Duration = Duration::from_secs(2);
+/// How often memory is looked at while it works.
+const PERIOD: Duration = Duration::from_millis(50);
+/// Tokens generated in the warm-up: enough for the graph of one token to be built and run.
+const WARM_UP_TOKENS: u32 = 8;
+
+/// Where a llama-server was looked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// It was named, by a flag or by `MOEPLAN_LLAMA_SERVER`.
+    Named,
+    /// `PATH`.
+    #[default]
+    Path,
+    /// What `scripts/llama-server` has built.
+    Cache,
+}
+
+impl Place {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Named => "named",
+            Self::Path => "on PATH",
+            Self::Cache => "built by scripts/llama-server",
+        }
+    }
+}
+
+/// A llama-server that can be run here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// The program.
+    pub program: PathBuf,
+    /// The line it says of its version.
+    pub version: String,
+    /// The N of bN; `None` when it does not say, or when it was built apart from llama.cpp's repository.
+    pub number: Option<u32>,
+    /// Every flag its help lists; empty when there is no help.
+    pub flags: BTreeSet<String>,
+    /// What it repacks: of a build with variants for many processors the one it picked, else this processor's.
+    pub isa: Isa,
+}
+
+impl Build {
+    /// Whether it takes this flag; a build without help is taken to.
+    pub fn takes(&self, flag: &str) -> bool {
+        self.flags.is_empty() || self.flags.contains(flag)
+    }
+
+    /// What messages call it: `llama.cpp b11434`, or its version's line.
+    pub fn name(&self) -> String {
+        self.number.map_or_else(|| format!("`{}`", self.version), |number| format!("llama.cpp b{number}"))
+    }
+}
+
+/// Finds llama-server: the path that was named, `PATH`, then what `scripts/llama-server` has built. Every place that was
+/// looked at is in the error.
+pub fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
+    if let Some(path) = named {
+        let program = if path.is_dir() { path.join(program_name("llama-server")) } else { path.to_path_buf() };
+        return if is_program(&program) {
+            Ok(program)
+        } else {
+            Err(Error::new(Kind::Setup, format!("`{}` is not a program that can be run", program.display()))
+                .with_hint("name llama.cpp's llama-server with --llama-server PATH or MOEPLAN_LLAMA_SERVER"))
+        };
+    }
+    places().into_iter().next().map(|(_, program)| program).ok_or_else(|| {
+        let built = built().map(|program| format!(", {}", program.display())).unwrap_or_default();
+        Error::new(Kind::Setup, format!("no llama-server was found (looked at PATH{built})")).with_hint(
+            "scripts/llama-server builds one; or name yours with --llama-server PATH or MOEPLAN_LLAMA_SERVER",
+        )
+    })
+}
+
+/// Every llama-server that can be run, in the order in which one is looked for when none is named.
+pub fn places() -> Vec<(Place, PathBuf)> {
+    let on_path =
+        std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    let on_path = on_path.map(|folder| (Place::Path, folder.join(program_name("llama-server"))));
+    let all = on_path.chain(built().map(|program| (Place::Cache, program)));
+    let mut found: Vec<(Place, PathBuf)> = Vec::new();
+    for (place, program) in all.filter(|(_, program)| is_program(program)) {
+        if found.iter().all(|(_, known)| *known != program) {
+            found.push((place, program));
+        }
+    }
+    found
+}
+
+/// Where `scripts/llama-server` puts it.
+fn built() -> Option<PathBuf> {
+    Some(crate::files::cache_folder()?.join(CACHE_FOLDER).join(program_name("llama-server")))
+}
+
+/// A program that was built with `server`: llama-bench, ggml-rpc-server (once rpc-server).
+pub fn beside(server: &Path, names: &[&str]) -> Option<PathBuf> {
+    let folder = std::fs::canonicalize(server).ok()?;
+    let folder = folder.parent()?;
+    names.iter().map(|name| folder.join(program_name(name))).find(|program| is_program(program))
+}
+
+fn program_name(name: &str) -> String {
+    format!("{name}{}", std::env::consts::EXE_SUFFIX)
+}
+
+fn is_program(path: &Path) -> bool {
+    let Ok(metadata) = std::fs::metadata(path) else { return false };
+    #[cfg(unix)]
+    let runs = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o111 != 0;
+    #[cfg(not(unix))]
+    let runs = true;
+    metadata.is_file() && runs
+}
+
+/// Asks a program for its version and flags.
+pub fn probe(program: &Path) -> Result<Build, Error> {
+    let version = ask(program, &["--version"])?;
+    let help = ask(program, &["--help"]).unwrap_or_default();
+    let line = version.lines().find(|line| line.contains("version:")).or_else(|| version.lines().next());
+    let line = line.unwrap_or_default().trim().to_string();
+    if !line.contains("version") {
+        let program = program.display();
+        let message = format!("`{program}` is not a llama-server: asked for its version it says `{line}`");
+        return Err(Error::new(Kind::Setup, message)
+            .with_hint("name llama.cpp's llama-server with --llama-server PATH or MOEPLAN_LLAMA_SERVER"));
+    }
+    let flags = flags(&help);
+    let isa = if flags.contains("-lv") { picked(program)? } else { None };
+    let isa = isa.unwrap_or_else(super::detect::isa);
+    Ok(Build { program: program.to_path_buf(), number: number(&line), version: line, flags, isa })
+}
+
+/// The instruction set of the variant that a program picks for this processor; `None` where it has no variants. It may end
+/// before its log is written to the end (common/log.cpp writes from a thread, b11434), so one that has variants is asked again.
+fn picked(program: &Path) -> Result<Option<Isa>, Error> {
+    let folder = std::fs::canonicalize(program).ok().and_then(|program| program.parent().map(Path::to_path_buf));
+    let mut files = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let has_variants = files.any(|file| file.file_name().to_string_lossy().contains("ggml-cpu-"));
+    picked_of(if has_variants { ASKED } else { 1 }, || ask(program, &["-lv", "4", "--list-devices"]))
+}
+
+fn picked_of(attempts: usize, mut ask: impl FnMut() -> Result<String, Error>) -> Result<Option<Isa>, Error> {
+    for _ in 0..attempts {
+        let isa = variant(&ask()?);
+        if isa.is_some() {
+            return Ok(isa);
+        }
+    }
+    Ok(None)
+}
+
+/// The devices it lists, `rpc` servers' first; the processor is not among them.
+pub fn devices(program: &Path, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error> {
+    let servers = rpc.join(",");
+    let arguments: &[&str] = if rpc.is_empty() { &["--list-devices"] } else { &["--rpc", &servers, "--list-devices"] };
+    Ok(log::devices(&ask(program, arguments)?))
+}
+
+/// What a program prints, on both streams.
+fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
+    let failed = |error| {
+        Error::new(Kind::Setup, format!("cannot ask `{}` for `{}`", program.display(), arguments.join(" ")))
+            .caused_by(error)
+            .with_hint("does it run by hand, with its libraries beside it?")
+    };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    for name in to_remove(false) {
+        command.env_remove(name);
+    }
+    let printed = output(&mut command, Vec::new(), PROBE_LIMIT, PROBE_BYTES).map_err(failed)?;
+    if printed.status.is_none() {
+        return Err(failed(std::io::Error::other(format!("no answer in {} s", PROBE_LIMIT.as_secs()))));
+    }
+    Ok(format!("{}\n{}", printed.stdout, printed.stderr))
+}
+
+/// The instruction set of the processor's variant that was loaded (ggml/src/ggml-backend-reg.cpp; the variants of
+/// ggml/src/CMakeLists.txt, b11434).
+fn variant(log: &str) -> Option<Isa> {
+    let (_, rest) = log.split_once("ggml-cpu-")?;
+    let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || "._".contains(*c)).collect();
+    let name = name.trim_end_matches(std::env::consts::DLL_SUFFIX);
+    Some(match name {
+        "sapphirerapids" => Isa::X86Amx,
+        "skylakex" | "cannonlake" | "cascadelake" | "icelake" | "cooperlake" | "zen4" => Isa::X86Avx512,
+        "haswell" | "alderlake" => Isa::X86Avx2,
+        "x64" | "sse42" | "sandybridge" | "ivybridge" | "piledriver" => Isa::Generic,
+        name if name.starts_with("armv8.0") => Isa::Generic,
+        name if name.starts_with("arm") || name.starts_with("apple") => Isa::ArmNeon,
+        _ => return None,
+    })
+}
+
+/// The build's number in `version: 0.6.0-dev (build 11434, commit …)` or `version: 4567 (abcdef)`.
+fn number(line: &str) -> Option<u32> {
+    let after = line.split_once("build ").or_else(|| line.split_once("version: "))?.1;
+    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+    let rest = after.get(digits.len()..)?;
+    let number = digits.parse().ok().filter(|_| !rest.starts_with('.'))?;
+    (number >= FIRST_RELEASE).then_some(number)
+}
+
+/// The flags of a help text: the words that begin its lines, up to the first that is none.
+fn flags(help: &str) -> BTreeSet<String> {
+    let is_flag = |word: &&str| {
+        word.strip_prefix('-')
+            .is_some_and(|rest| rest.trim_start_matches('-').starts_with(|c: char| c.is_ascii_alphabetic()))
+    };
+    let lines = help.lines().filter(|line| line.starts_with('-'));
+    lines
+        .flat_map(|line| line.split_whitespace().map(|word| word.trim_end_matches(',')).take_while(is_flag))
+        .map(str::to_string)
+        .collect()
+}
+
+/// The variables here that llama-server would heed, sorted. `keeps_key` leaves [`API_KEY`] to it.
+fn to_remove(keeps_key: bool) -> Vec<String> {
+    heeded(std::env::vars_os().map(|(name, _)| name), keeps_key)
+}
+
+fn heeded(names: impl IntoIterator<Item = impl AsRef<OsStr>>, keeps_key: bool) -> Vec<String> {
+    let is_heeded = |name: &String| {
+        ["LLAMA_ARG_", "AIP_", "LLAMA_SERVER_"].iter().any(|start| name.starts_with(start))
+            || ["LLAMA_CACHE_DEBUG", "LLAMA_GRAPH_REUSE_DISABLE", "LLAMA_TRACE"].contains(&name.as_str())
+            || (name == API_KEY && !keeps_key)
+    };
+    // A name that is not text is none of these.
+    let names = names.into_iter().filter_map(|name| name.as_ref().to_str().map(str::to_string));
+    names.filter(is_heeded).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// llama.cpp's configuration files that exist: the system's, which cannot be kept from it, and the user's, which can.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConfigFiles {
+    /// `/etc/llama.cpp/config.ini`.
+    pub system: Option<PathBuf>,
+    /// `${XDG_CONFIG_HOME:-~/.config}/llama.cpp/config.ini`.
+    pub user: Option<PathBuf>,
+}
+
+impl ConfigFiles {
+    /// Those of this computer.
+    pub fn here() -> Self {
+        let there = |file: &PathBuf| file.is_file();
+        let all = Self::of(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME"));
+        Self { system: all.system.filter(there), user: all.user.filter(there) }
+    }
+
+    /// Where llama.cpp looks for them, by two variables of the environment.
+    fn of(config_home: Option<OsString>, home: Option<OsString>) -> Self {
+        let of_user = config_home
+            .filter(|folder| !folder.is_empty())
+            .map(PathBuf::from)
+            .or_else(|| home.map(|home| Path::new(&home).join(".config")));
+        let file = |folder: &Path| folder.join("llama.cpp/config.ini");
+        Self { system: Some(file(Path::new("/etc"))), user: of_user.map(|folder| file(&folder)) }
+    }
+}
+
+/// The words after the program: the launch, the model, and what moeplan needs to watch it. `extra` words of the person come
+/// last and win; of these only spellings of old and new builds are exchanged. What they say of speculation is said by nobody else.
+fn arguments(build: &Build, run: &RunConfig, model: &Path, port: u16, extra: &[String]) -> Result<Vec<String>, Error> {
+    if run.program != Program::Server {
+        let message = format!("a command of {} cannot be launched on the server runtime", run.program.name());
+        return Err(Error::new(Kind::Setup, message).with_hint("use --runtime embedded"));
+    }
+    let mut words = vec!["-m".to_string(), model.display().to_string()];
+    let speculates = extra.iter().any(|word| is_speculation(word));
+    for (flag, group) in args::settings(run) {
+        if !(speculates && is_speculation(flag.name())) {
+            words.extend(for_build(build, &group)?);
+        }
+    }
+    let port = port.to_string();
+    for wanted in [&["--host", HOST][..], &["--port", &port], &["-lv", "4"], &["--offline"]] {
+        if wanted.first().is_some_and(|flag| build.takes(flag)) {
+            words.extend(wanted.iter().map(ToString::to_string));
+        }
+    }
+    for group in groups(extra) {
+        words.extend(exchanged(build, group)?.unwrap_or_else(|| group.to_vec()));
+    }
+    Ok(words)
+}
+
+/// Flags that a launch that is measured cannot have: its log is read, and it is asked over plain HTTP without a key.
+const OF_MOEPLAN: &[&str] = &[
+    "--log-disable",
+    "--log-file",
+    "--log-jsonl",
+    "--log-colors",
+    "--log-prefix",
+    "--log-timestamps",
+    "--verbose",
+    "--verbosity",
+    "--api-key",
+    "--api-key-file",
+    "--api-prefix",
+    "--ssl-key-file",
+    "--ssl-cert-file",
+];
+
+/// Words of a command line in those that a measured launch takes, and the flags that it cannot.
+pub fn measurable(words: &[String]) -> (Vec<String>, Vec<String>) {
+    let (mut taken, mut left_out) = (Vec::new(), Vec::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let flag = spelling(word).map(|(flag, _)| flag);
+        let values = words.by_ref().take(flag.map_or(0, |flag| flag.values)).cloned();
+        if flag.is_some_and(|flag| OF_MOEPLAN.contains(&flag.name())) {
+            // The value of a flag that is left out may be a key.
+            let _ = values.count();
+            left_out.push(word.clone());
+        } else {
+            taken.push(word.clone());
+            taken.extend(values);
+        }
+    }
+    (taken, left_out)
+}
+
+/// A flag of the launch as this build takes it.
+fn for_build(build: &Build, group: &[String]) -> Result<Vec<String>, Error> {
+    if let Some(words) = exchanged(build, group)? {
+        return Ok(words);
+    }
+    let flag = group.first().map_or("", String::as_str);
+    if build.takes(flag) {
+        return Ok(group.to_vec());
+    }
+    // A build that knows no fitting does none.
+    if flag == "-fit" && group.get(1).is_some_and(|value| value == "off") {
+        return Ok(Vec::new());
+    }
+    Err(lacks(build, group))
+}
+
+/// How the file is read, in the build's own spelling; `None` when nothing is to be exchanged.
+fn exchanged(build: &Build, group: &[String]) -> Result<Option<Vec<String>>, Error> {
+    let words: Vec<&str> = group.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["-lm" | "--load-mode", mode] if !build.takes("--load-mode") => {
+            let old = LoadMode::of_word(mode).map_or(&[][..], flags::old_load_mode);
+            if old.iter().any(|flag| !build.takes(flag)) {
+                return Err(lacks(build, group));
+            }
+            Ok(Some(old.iter().map(ToString::to_string).collect()))
+        }
+        [flag] if !build.takes(flag) && flags::new_load_mode(flag).is_some() => {
+            let new =
+                flags::new_load_mode(flag).filter(|_| build.takes("--load-mode")).ok_or_else(|| lacks(build, group))?;
+            Ok(Some(new.split(' ').map(str::to_string).collect()))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn lacks(build: &Build, group: &[String]) -> Error {
+    Error::new(Kind::Flags, format!("{} has no `{}`", build.name(), group.join(" ")))
+        .with_hint("leave the flag out, or name a newer build with --llama-server PATH")
+}
+
+/// How far a server has come, for a progress bar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It loads.
+    Loading(Stage),
+    /// It takes requests, or the measurement is over.
+    Ready,
+    /// The first request, which is not counted.
+    WarmUp,
+    /// The `of`-th part of a measurement.
+    Sample {
+        /// From 1.
+        number: u32,
+        /// How many there will be.
+        of: u32,
+    },
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Until it takes requests.
+    pub load: Duration,
+    /// With nothing moving while it loads: no line of log, no processor time, no change of memory.
+    pub stall: Duration,
+    /// One request.
+    pub request: Duration,
+    /// Between asking it to end and killing it.
+    pub stop: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            load: Duration::from_mins(30),
+            stall: Duration::from_mins(5),
+            request: Duration::from_mins(30),
+            stop: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A llama-server that can be started, and how.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// The moeplan program, which supervises the server.
+    pub moeplan: PathBuf,
+    /// The server's program and what it says of itself.
+    pub build: Build,
+    /// How long things may take.
+    pub limits: Limits,
+    /// Words after those of the launch.
+    pub extra: Vec<String>,
+    /// Where its log is kept; `None` = in a temporary place until it is stopped.
+    pub log: Option<PathBuf>,
+    /// Whether `LLAMA_API_KEY` is left to it.
+    pub keeps_key: bool,
+    /// Where its log lines go as they come.
+    pub echo: Option<Echo>,
+    /// Where steps are told.
+    pub watch: Option<fn(Step)>,
+    /// Whether the person wants to stop.
+    pub interrupted: fn() -> bool,
+}
+
+impl Server {
+    /// The server at `named`, or the one that is found ([`find::find`]), asked for its version and flags.
+    pub fn find(named: Option<&Path>) -> Result<Self, Error> {
+        let build = probe(&find(named)?)?;
+        Ok(Self { moeplan: super::this_program()?, ..Self::of(PathBuf::new(), build) })
+    }
+
+    /// A server of `build` under the moeplan program `moeplan`.
+    pub fn of(moeplan: PathBuf, build: Build) -> Self {
+        Self {
+            moeplan,
+            build,
+            limits: Limits::default(),
+            extra: Vec::new(),
+            log: None,
+            keeps_key: false,
+            echo: None,
+            watch: None,
+            interrupted: never,
+        }
+    }
+
+    /// Whether its build has every flag of a launch.
+    pub fn takes(&self, run: &RunConfig) -> bool {
+        arguments(&self.build, run, Path::new(""), 0, &[]).is_ok()
+    }
+
+    fn tell(&self, step: Step) {
+        if let Some(watch) = self.watch {
+            watch(step);
+        }
+    }
+
+    /// The RPC server that was built with it.
+    pub fn rpc_program(&self) -> Result<PathBuf, Error> {
+        let program = &self.build.program;
+        beside(program, &["ggml-rpc-server", "rpc-server"]).ok_or_else(|| {
+            Error::new(Kind::Setup, format!("no ggml-rpc-server lies beside `{}`", program.display()))
+                .with_hint("build it beside llama-server (target ggml-rpc-server), as scripts/llama-server does")
+        })
+    }
+
+    /// Starts the server and waits until it takes requests. `launch.run.fit` decides whether llama.cpp fits the launch by
+    /// itself.
+    pub fn start(&self, launch: &Launch) -> Result<Running, Error> {
+        launch.endpoints().iter().try_for_each(|endpoint| reach(endpoint))?;
+        let is_port_named = self.extra.iter().any(|word| word == "--port");
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let answer = self.start_at(launch, free_port()?);
+            let is_taken = answer.as_ref().is_err_and(|error| error.kind == Kind::PortTaken);
+            if !is_taken || is_port_named || attempt == PORT_ATTEMPTS {
+                return answer;
+            }
+        }
+    }
+
+    fn start_at(&self, launch: &Launch, port: u16) -> Result<Running, Error> {
+        let mut run = launch.run.clone();
+        run.rpc = launch.endpoints();
+        if run.n_threads.is_none() && launch.n_threads > 0 {
+            run.n_threads = Some(launch.n_threads);
+        }
+        let words = arguments(&self.build, &run, &launch.model, port, &self.extra)?;
+        let folder = Folder::new().map_err(|error| {
+            Error::new(Kind::Setup, "no temporary folder can be made").caused_by(error).with_hint("is the disk full?")
+        })?;
+        let files = ConfigFiles::here();
+        let remove = to_remove(self.keeps_key);
+        let mut set: Vec<(&str, OsString)> = Vec::new();
+        if files.user.is_some() {
+            // An empty folder where it looks for the user's configuration.
+            set.push(("XDG_CONFIG_HOME", folder.path().into()));
+        }
+        if !run.rpc.is_empty() {
+            // An RPC server on this computer needs the cores that idle threads would spin on.
+            set.push(("OMP_WAIT_POLICY", "passive".into()));
+        }
+        let command = std::iter::once((&self.build.program).into()).chain(words.iter().map(OsString::from)).collect();
+        read_ahead(launch);
+        let begin = Instant::now();
+        let process = Process::start(Start {
+            supervisor: &self.moeplan,
+            command,
+            set,
+            remove: remove.clone(),
+            log: self.log.clone(),
+            patience: self.limits.stop,
+        })?;
+        let mut running = Running {
+            process,
+            reader: LogReader::default(),
+            client: Endpoint::at(&format!("http://{HOST}:{port}")),
+            load_time: Duration::ZERO,
+            notes: notes(&remove, &files),
+            command: words,
+            server: self.clone(),
+            _folder: folder,
+        };
+        (running.client.limit, running.client.interrupted) = (self.limits.request, self.interrupted);
+        running.wait_until_ready(begin)?;
+        running.load_time = begin.elapsed();
+        self.tell(Step::Ready);
+        Ok(running)
+    }
+}
+
+/// What a person should know about the environment, a sentence each.
+fn notes(removed: &[String], files: &ConfigFiles) -> Vec<String> {
+    let kept = (!removed.is_empty())
+        .then(|| format!("{} kept from llama-server: the launch is what its command line says", removed.join(", ")));
+    let user =
+        files.user.as_ref().map(|file| format!("`{}` kept from llama-server, for the same reason", file.display()));
+    let system = files
+        .system
+        .as_ref()
+        .map(|file| format!("llama-server reads `{}` first, which cannot be kept from it", file.display()));
+    [kept, user, system].into_iter().flatten().collect()
+}
+
+/// Asks the system to read a model that the launch maps ahead into its page cache, where memory holds it: it is then read at the
+/// disk's own speed. Nothing is read here, nothing waits, and a launch goes on without it.
+fn read_ahead(launch: &Launch) {
+    let is_mapped = matches!(launch.run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock);
+    let Ok(file) = File::open(&launch.model) else { return };
+    let bytes = file.metadata().map_or(0, |file| file.len());
+    if is_mapped && launch.machine.host.ram.is_some_and(|ram| bytes < ram.0) {
+        #[cfg(unix)]
+        #[expect(unsafe_code, reason = "a map for the system to read ahead; none of its bytes is ever looked at")]
+        // SAFETY: the map is only named in the advice and dropped; no byte behind it is read, so it does not matter whether
+        // another process changes or cuts the file meanwhile.
+        let _ = unsafe { memmap2::Mmap::map(&file) }.and_then(|map| map.advise(memmap2::Advice::WillNeed));
+    }
+}
+
+fn needs_embedded(what: &str) -> Error {
+    Error::new(Kind::Setup, format!("{what} needs the embedded llama.cpp")).with_hint("use --runtime embedded")
+}
+
+impl Runtime for Server {
+    fn devices(&self, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error> {
+        rpc.iter().try_for_each(|endpoint| reach(endpoint))?;
+        devices(&self.build.program, rpc)
+    }
+
+    fn project(&self, launches: &[Launch]) -> Vec<Result<Projection, Error>> {
+        launches.iter().map(|_| Err(needs_embedded("a projection"))).collect()
+    }
+
+    /// One request that is not counted, then one a repetition, each with a prompt of its own behind the same prefix.
+    fn generate(&self, launch: &Launch, workload: &Workload) -> Result<Observation, Error> {
+        let embeds = launch.run.embeddings;
+        let mut watch = Watch::before();
+        let mut running = self.start(launch)?;
+        watch.loaded(running.id(), PERIOD);
+        let n_vocab = match workload.prompt {
+            Prompt::Text(_) if embeds => return Err(needs_embedded("a text for a launch with --embedding")),
+            Prompt::Text(_) => 0,
+            Prompt::Tokens(_) => running.vocabulary()?,
+        };
+        let prefix = pseudo_random(workload.depth, n_vocab, 0);
+        let ask = |running: &mut Running, sample: u32, n_predict: u32| {
+            let fresh = |n| pseudo_random(n, n_vocab, u64::from(sample) + 1);
+            let prompt = match &workload.prompt {
+                Prompt::Tokens(n) if embeds => return running.embed(&fresh(*n)),
+                Prompt::Tokens(n) => Input::Tokens(prefix.iter().copied().chain(fresh(*n)).collect()),
+                Prompt::Text(text) => Input::Text(text.clone()),
+            };
+            running.complete(&Request {
+                prompt,
+                n_predict,
+                cache_prompt: workload.depth > 0,
+                probabilities: sample == 0,
+            })
+        };
+        self.tell(Step::WarmUp);
+        let warm = ask(&mut running, 0, workload.n_generate.clamp(1, WARM_UP_TOKENS))?;
+        let mut seen = Observation { finite: warm.finite, ..Observation::default() };
+        let mut replies: Vec<Reply> = Vec::new();
+        let of = workload.repetitions.max(1);
+        for number in 1..=of {
+            self.tell(Step::Sample { number, of });
+            match ask(&mut running, number, workload.n_generate) {
+                // What was measured before is kept.
+                Err(error) if error.is_interrupted() => {
+                    seen.interrupted = true;
+                    break;
+                }
+                reply => replies.push(reply?),
+            }
+        }
+        self.tell(Step::Ready);
+        seen.process = watch.worked().process;
+        running.stop();
+        seen.device_used = watch.after();
+        for reply in &replies {
+            let timings = &reply.timings;
+            // Answers of a server that only embeds have no clock of their own.
+            (seen.n_prompt, seen.pp) = match workload.prompt {
+                Prompt::Tokens(n) if embeds => (n, [seen.pp, vec![f64::from(n) / reply.whole.as_secs_f64()]].concat()),
+                _ => (timings.prompt_n, [seen.pp, vec![timings.prompt_per_second]].concat()),
+            };
+            seen.tg.extend((timings.predicted_n > 1).then_some(timings.predicted_per_second));
+            seen.first_token.extend(reply.first_token.map(|time| time.as_secs_f64()));
+            seen.finite &= reply.finite;
+        }
+        seen.depth = replies.iter().map(|reply| reply.timings.cache_n).min().unwrap_or(0);
+        if let Some(first) = replies.into_iter().next() {
+            (seen.text, seen.tokens) = (first.text, first.tokens);
+        }
+        let program = self.build.program.display().to_string();
+        seen.command = [std::slice::from_ref(&program), running.command()].concat();
+        seen.load_seconds = running.load_time().as_secs_f64();
+        let log = running.log();
+        if log.buffers.is_empty() {
+            return Err(silent_log());
+        }
+        (seen.memory, seen.resolution, seen.mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
+        seen.runtime = RuntimeInfo { program, build: self.build.number.unwrap_or(0), backend: launch.backend() };
+        Ok(seen)
+    }
+}
+
+/// A log does not hold what is measured from it.
+pub fn silent_log() -> Error {
+    Error::new(Kind::Setup, "llama-server's log shows no memory")
+        .with_hint("is the disk of its log full, or its verbosity changed after `--`?")
+}
+
+/// A server that is up. Dropping it stops it, and so does the end of this process, however it comes.
+#[derive(Debug)]
+pub struct Running {
+    process: Process,
+    reader: LogReader,
+    client: Endpoint,
+    load_time: Duration,
+    notes: Vec<String>,
+    command: Vec<String>,
+    server: Server,
+    // Gone with the server: its log unless a place was named for it, and an empty configuration folder.
+    _folder: Folder,
+}
+
+impl Running {
+    /// Where it takes requests: `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> &str {
+        self.client.address()
+    }
+
+    /// The words after the program that it was started with.
+    pub fn command(&self) -> &[String] {
+        &self.command
+    }
+
+    /// The server's process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// From its start until it took requests.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    /// What was kept from it and what could not be, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What its log says so far.
+    pub fn log(&mut self) -> &log::LoadLog {
+        self.follow();
+        self.reader.log()
+    }
+
+    /// What its log says about requests, as far as it was read.
+    pub fn serving(&self) -> &Serving {
+        self.reader.serving()
+    }
+
+    /// The size of the model's vocabulary.
+    pub fn vocabulary(&self) -> Result<u32, Error> {
+        self.client.vocabulary()
+    }
+
+    /// Completes a prompt; the answer, or what became of the server.
+    pub fn complete(&mut self, request: &Request) -> Result<Reply, Error> {
+        let client = self.client.clone();
+        self.watched(|meanwhile| client.complete(request, meanwhile))
+    }
+
+    /// Runs tokens through a server that only embeds.
+    fn embed(&mut self, tokens: &[u32]) -> Result<Reply, Error> {
+        let client = self.client.clone();
+        self.watched(|meanwhile| client.embed(tokens, meanwhile))
+    }
+
+    fn watched(
+        &mut self,
+        ask: impl FnOnce(&mut dyn FnMut() -> Option<Error>) -> Result<Reply, Error>,
+    ) -> Result<Reply, Error> {
+        const DOING: &str = "answering";
+        let answer = ask(&mut || self.ended().map(|end| self.why_it_ended(DOING, end)));
+        self.follow();
+        match answer.as_ref().err().map(|error| &error.kind) {
+            // The connection broke: if it has ended, that is seen a moment later.
+            Some(Kind::BadAnswer) => {
+                if let Ok(end) = wait(UNTIL_END_IS_SEEN, never, |time| self.process.ends_within(time)) {
+                    return Err(self.why_it_ended(DOING, end));
+                }
+            }
+            Some(Kind::Interrupted | Kind::TimedOut) => {
+                self.stop();
+            }
+            _ => {}
+        }
+        answer
+    }
+
+    /// How it ended, if it has. Reads its log on.
+    pub fn ended(&mut self) -> Option<End> {
+        self.follow();
+        self.process.ended()
+    }
+
+    /// Stops it, politely at first, and returns how it ended; its log is then whole ([`Self::log`]).
+    pub fn stop(&mut self) -> End {
+        let end = self.process.stop();
+        while self.follow() {}
+        end
+    }
+
+    /// What became of a server that has ended: the reason its log names, or how it ended.
+    pub fn why_it_ended(&mut self, doing: &'static str, end: End) -> Error {
+        while self.follow() {}
+        let log = self.process.log.tail();
+        match self.reader.log().failure() {
+            Some(failure) => Error::failed(failure, end, log),
+            None => Error::died("llama-server", doing, end, log),
+        }
+    }
+
+    /// Reads the log on; whether anything was new.
+    fn follow(&mut self) -> bool {
+        let lines = self.process.log.new_lines();
+        for line in &lines {
+            if let Some(echo) = self.server.echo {
+                echo(line);
+            }
+            match self.reader.line(line) {
+                Some(Event::Stage(stage)) if stage < Stage::Ready => self.server.tell(Step::Loading(stage)),
+                Some(Event::Listening(address)) if self.load_time.is_zero() => self.moved_to(&address),
+                _ => {}
+            }
+        }
+        !lines.is_empty()
+    }
+
+    /// Takes the address that it says it listens on: the person may have named another port or all interfaces.
+    fn moved_to(&mut self, address: &str) {
+        self.client.base = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+    }
+
+    fn wait_until_ready(&mut self, begin: Instant) -> Result<(), Error> {
+        const DOING: &str = "loading";
+        let Limits { load, stall, .. } = self.server.limits;
+        let mut asked = begin;
+        let mut pulse = Pulse::new(self.process.id());
+        let answer = wait(load, self.server.interrupted, |time| {
+            if self.follow() {
+                pulse.last = Instant::now();
+            }
+            if let Some(end) = self.process.ended() {
+                return Some(Err(self.why_it_ended(DOING, end)));
+            }
+            let listens = self.reader.log().listening.is_some();
+            if listens && !self.url().starts_with("http://") {
+                // TLS or a socket of the file system, as the person asked: its word must do.
+                return Some(Ok(()));
+            }
+            if listens || asked.elapsed() > ASK_ANYWAY {
+                if self.client.is_ready() {
+                    return Some(Ok(()));
+                }
+                asked = Instant::now();
+            }
+            if pulse.has_stopped_for() > stall {
+                let log = self.process.log.tail();
+                let seconds = stall.as_secs();
+                let message =
+                    format!("llama-server hangs while {DOING}: nothing has moved for {seconds} s{}", telling(&log));
+                let hint =
+                    "is the disk it reads from still there? An RPC server serves one client at a time: is it free?";
+                return Some(Err(Error { log, ..Error::new(Kind::TimedOut, message).with_hint(hint) }));
+            }
+            pause(time)
+        });
+        answer.unwrap_or_else(|stopped| {
+            Err(match stopped {
+                Stopped::Interrupted => Error::interrupted(),
+                Stopped::TimedOut => Error::timed_out("llama-server", DOING, load, Vec::new()),
+            })
+        })
+    }
+}
+
+/// Whether a process moves: its log grows, it computes, or its memory changes.
+struct Pulse {
+    process: u32,
+    seen: Option<(u64, u64)>,
+    looked: Instant,
+    last: Instant,
+}
+
+impl Pulse {
+    fn new(process: u32) -> Self {
+        let now = Instant::now();
+        Self { process, seen: None, looked: now, last: now }
+    }
+
+    /// How long nothing has moved.
+    fn has_stopped_for(&mut self) -> Duration {
+        if self.looked.elapsed() > LOOK_AT_PROCESS {
+            self.looked = Instant::now();
+            let now = work(self.process);
+            if now != self.seen {
+                (self.seen, self.last) = (now, self.looked);
+            }
+        }
+        self.last.elapsed()
+    }
+}
+
+/// Processor time and resident pages of a process; where they cannot be read, only the log tells.
+#[cfg(target_os = "linux")]
+fn work(process: u32) -> Option<(u64, u64)> {
+    let stat = procfs::process::Process::new(i32::try_from(process).ok()?).ok()?.stat().ok()?;
+    Some((stat.utime.saturating_add(stat.stime), stat.rss))
+}
+
+/// Nothing is known here.
+#[cfg(not(target_os = "linux"))]
+fn work(_process: u32) -> Option<(u64, u64)> {
+    None
+}
+
+/// Runs tests of `model` in llama-bench, and gives their rows.
+pub fn bench(
+    program: &Path,
+    model: &Path,
+    words: &[String],
+    limit: Duration,
+    interrupted: fn() -> bool,
+) -> Result<Vec<BenchRow>, Error> {
+    let name = format!("`llama-bench {}`", words.join(" "));
+    let mut command: Vec<OsString> = vec![program.into(), "-m".into(), model.into()];
+    command.extend(words.iter().map(OsString::from));
+    command.extend(["-r", "2", "-o", "jsonl"].map(OsString::from));
+    let mut process = Process::start_quiet(&super::this_program()?, command, Vec::new(), to_remove(false))?;
+    let end = wait(limit, interrupted, |time| process.ends_within(time)).map_err(|stopped| match stopped {
+        Stopped::Interrupted => Error::interrupted(),
+        Stopped::TimedOut => Error::new(Kind::TimedOut, format!("{name} was stopped after {} s", limit.as_secs())),
+    })?;
+    let mut lines: Vec<String> = Vec::new();
+    while let new @ [_, ..] = process.log.new_lines().as_mut_slice() {
+        lines.extend(new.iter_mut().map(std::mem::take));
+    }
+    if end != End::Code(0) {
+        let last = lines.iter().rfind(|line| !line.trim().is_empty()).map_or("no word", String::as_str);
+        return Err(Error::new(Kind::Died, format!("{name} ended with {end}: {last}")));
+    }
+    samples::rows(&lines.join("\n")).map_err(|error| Error::bad_answer("llama-bench", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suggest::Hint as _;
+
+    #[test]
+    fn a_version_has_a_number_only_where_it_is_a_release() {
+        for (line, expected) in [
+            ("version: 0.6.0-dev (build 11434, commit sdist-11434)", Some(11434)),
+            ("version: 0.1.0-dev (build 1, commit 7e4c0a9)", None),
+            ("version: 4567 (abcdef0)", Some(4567)),
+            ("version: 0.6.0", None),
+            ("version: 99999999999999", None),
+        ] {
+            assert_eq!(number(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_variant_that_was_loaded_says_what_is_repacked() {
+        let line = |name: &str| format!("0.00 I load_backend: loaded CPU backend from /x/libggml-cpu-{name}.so\n");
+        let dll = |name: &str| line(name).replace(".so", std::env::consts::DLL_SUFFIX);
+        assert_eq!(variant(&dll("icelake")), Some(Isa::X86Avx512));
+        assert_eq!(variant(&dll("sapphirerapids")), Some(Isa::X86Amx));
+        assert_eq!(variant(&dll("armv8.2_1")), Some(Isa::ArmNeon));
+        assert_eq!(variant(&dll("quantum")), None);
+        assert_eq!(variant("no backend"), None);
+    }
+
+    #[test]
+    fn a_program_that_ends_before_its_log_is_asked_again() {
+        for (silent, attempts, expected, asked) in [
+            (0, ASKED, Some(Isa::X86Avx512), 1),
+            (2, ASKED, Some(Isa::X86Avx512), 3),
+            (9, ASKED, None, ASKED),
+            (1, 1, None, 1),
+        ] {
+            let mut n = 0;
+            let isa = picked_of(attempts, || {
+                n += 1;
+                Ok(if n > silent {
+                    "libggml-cpu-zen4.so\n".replace(".so", std::env::consts::DLL_SUFFIX)
+                } else {
+                    String::new()
+                })
+            });
+            assert_eq!((isa.unwrap(), n), (expected, asked), "{silent} silent of {attempts}");
+        }
+    }
+
+    #[test]
+    fn flags_are_what_begins_a_line_of_the_help() {
+        let help = "----- common params -----\n\n-h,    --help, --usage                  print usage and exit\n\
+            -lm,   --load-mode MODE                 as --no-mmap did\n                                        --not-this\n\
+            --perf, --no-perf                       whether\n-c N\n";
+        let found: Vec<String> = flags(help).into_iter().collect();
+        assert_eq!(found, ["--help", "--load-mode", "--no-perf", "--perf", "--usage", "-c", "-h", "-lm"]);
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_named() {
+        let error = find(Some(Path::new("/nowhere/llama-server"))).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/llama-server"), "{error}");
+    }
+
+    fn build(flags: &[&str]) -> Build {
+        Build {
+            program: "llama-server".into(),
+            version: "version: 0 (test)".into(),
+            number: Some(11434),
+            flags: flags.iter().map(ToString::to_string).collect(),
+            isa: Isa::default(),
+        }
+    }
+
+    fn run() -> RunConfig {
+        RunConfig { load_mode: LoadMode::None, fit: false, n_ctx: 256, ..RunConfig::default() }
+    }
+
+    #[test]
+    fn each_build_gets_its_own_spelling() {
+        let new = build(&["-c", "-lm", "--load-mode", "-fit", "--port", "--host"]);
+        let old = build(&["-c", "--no-mmap", "--port", "--host"]);
+        let of = |build: &Build, extra: &[&str]| {
+            let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
+            arguments(build, &run(), Path::new("m.gguf"), 9, &extra).unwrap().join(" ")
+        };
+        assert_eq!(
+            of(&new, &["--no-mmap", "--jinja"]),
+            "-m m.gguf -c 256 -lm none -fit off --host 127.0.0.1 --port 9 --load-mode none --jinja"
+        );
+        assert_eq!(of(&old, &["-lm", "none"]), "-m m.gguf -c 256 --no-mmap --host 127.0.0.1 --port 9 --no-mmap");
+        assert_eq!(
+            of(&build(&[]), &[]),
+            "-m m.gguf -c 256 -lm none -fit off --host 127.0.0.1 --port 9 -lv 4 --offline"
+        );
+    }
+
+    #[test]
+    fn what_a_build_lacks_is_refused_with_the_flag() {
+        let error = arguments(&build(&["-c"]), &run(), Path::new("m.gguf"), 9, &[]).unwrap_err();
+        assert_eq!(error.to_string(), "llama.cpp b11434 has no `-lm none`");
+        let moe = RunConfig { moe_cache_mib: 64, fit: true, ..RunConfig::default() };
+        let error = arguments(&build(&["-c"]), &moe, Path::new("m.gguf"), 9, &[]).unwrap_err();
+        assert!(error.to_string().contains("--moe-cache-mib 64"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("--llama-server")));
+    }
+
+    #[test]
+    fn what_a_command_says_of_speculation_is_said_once() {
+        let run = RunConfig { n_draft: 16, ..run() };
+        let of = |extra: &[&str]| {
+            let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
+            arguments(&build(&[]), &run, Path::new("m.gguf"), 9, &extra).unwrap().join(" ")
+        };
+        assert!(of(&["--jinja"]).contains("--spec-type ngram-mod"), "{}", of(&["--jinja"]));
+        let own = of(&["--spec-type", "ngram-simple"]);
+        assert!(own.ends_with("--spec-type ngram-simple") && !own.contains("ngram-mod"), "{own}");
+    }
+
+    #[test]
+    fn what_a_measurement_needs_is_not_given_away() {
+        let words = ["--jinja", "-lv", "1", "--temp", "0.5", "--api-key", "secret", "--no-log-prefix"];
+        let (taken, left_out) = measurable(&words.map(str::to_string));
+        assert_eq!(taken, ["--jinja", "--temp", "0.5"]);
+        assert_eq!(left_out, ["-lv", "--api-key", "--no-log-prefix"]);
+    }
+
+    #[test]
+    fn a_command_of_another_program_is_refused() {
+        let bench = RunConfig { program: Program::Bench, ..RunConfig::default() };
+        let error = arguments(&build(&[]), &bench, Path::new("m.gguf"), 9, &[]).unwrap_err();
+        assert!(error.is_of_every_launch() && error.to_string().contains("llama-bench"), "{error}");
+    }
+
+    #[test]
+    fn what_llama_server_heeds_is_taken_away() {
+        let names = ["PATH", "LLAMA_ARG_N_CPU_MOE", "AIP_HTTP_PORT", "LLAMA_API_KEY", "CUDA_VISIBLE_DEVICES"];
+        assert_eq!(heeded(names, false), ["AIP_HTTP_PORT", "LLAMA_API_KEY", "LLAMA_ARG_N_CPU_MOE"]);
+        assert_eq!(heeded(names, true), ["AIP_HTTP_PORT", "LLAMA_ARG_N_CPU_MOE"]);
+    }
+
+    #[test]
+    fn llama_cpp_has_two_configuration_files() {
+        let files = |config: Option<&str>, home: Option<&str>| {
+            let files = ConfigFiles::of(config.map(OsString::from), home.map(OsString::from));
+            assert_eq!(files.system.as_deref(), Some(Path::new("/etc/llama.cpp/config.ini")));
+            files.user.map(|file| file.display().to_string())
+        };
+        assert_eq!(files(Some("/c"), Some("/h")).as_deref(), Some("/c/llama.cpp/config.ini"));
+        assert_eq!(files(Some(""), Some("/h")).as_deref(), Some("/h/.config/llama.cpp/config.ini"));
+        assert_eq!(files(None, None), None);
+    }
+
+    #[test]
+    fn what_is_kept_from_a_server_is_told() {
+        let files = ConfigFiles { system: Some("/etc/x".into()), user: Some("/home/me/y".into()) };
+        assert_eq!(notes(&["LLAMA_ARG_X".to_string()], &files).len(), 3);
+    }
+
+    #[test]
+    fn a_model_is_asked_for_and_a_missing_one_does_no_harm() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        for model in [file.path(), Path::new("/nowhere/at/all")] {
+            let mut machine = super::super::machine_of(&[]);
+            machine.host.ram = Some(crate::bytes::Bytes::mib(2));
+            read_ahead(&Launch { model: model.to_path_buf(), run: RunConfig::default(), machine, n_threads: 0 });
+        }
+    }
+}
