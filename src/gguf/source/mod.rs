@@ -100,6 +100,8 @@ impl Client {
 
 /// What the hub's list says about the content of files, by address.
 type Oids = HashMap<String, String>;
+/// A shard by its number, from 1.
+type Numbered = (u64, (Header, ModelFile));
 
 impl Client {
     /// The model at an address; of a split model, at the address of any of its shards.
@@ -140,7 +142,7 @@ impl Client {
         &self,
         split: Split,
         shard: &(dyn Fn(u64) -> Result<(Header, ModelFile), Error> + Sync),
-    ) -> Result<Vec<(u64, (Header, ModelFile))>, Error> {
+    ) -> Result<Vec<Numbered>, Error> {
         let next = AtomicU64::new(1);
         let work = || -> Result<Vec<_>, Error> {
             let mut shards = Vec::new();

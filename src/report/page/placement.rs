@@ -17,6 +17,8 @@ pub const NOT_LOADED: &str = "not loaded";
 
 /// The tensors of one kind by block: where each is, and its bytes.
 type Cells = BTreeMap<usize, (String, Bytes)>;
+/// By kind, experts last.
+type Kinds<'t> = BTreeMap<(bool, &'t str), Cells>;
 
 /// The map of a document's tensors and the table of it; `None` where no tensor belongs to a block.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
@@ -73,9 +75,9 @@ pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
     })
 }
 
-/// The tensors of blocks by kind, experts last, and those of no block.
-fn kinds(tensors: &[TensorRow]) -> (BTreeMap<(bool, &str), Cells>, Vec<&TensorRow>) {
-    let mut kinds: BTreeMap<(bool, &str), Cells> = BTreeMap::new();
+/// The tensors of blocks by kind, and those of no block.
+fn kinds(tensors: &[TensorRow]) -> (Kinds<'_>, Vec<&TensorRow>) {
+    let mut kinds = Kinds::new();
     let mut others = Vec::new();
     for tensor in tensors {
         let Some((block, name)) = block_and_kind(&tensor.name) else {
