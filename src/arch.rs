@@ -404,6 +404,10 @@ pub struct Spec {
     /// `embedding_scale` and `residual_scale` have values without being stated (minicpm).
     pub has_multipliers: bool,
     pub residual: Residual,
+    /// The feed-forward part reads attention's input in layers without a norm of its own (stablelm).
+    pub one_norm: bool,
+    /// The sum after attention is residual plus attention's result instead of the other way round.
+    pub attn_residual_first: bool,
     /// The last sum is residual plus feed-forward part instead of the other way round.
     pub residual_first: bool,
     pub act: Act,
@@ -446,6 +450,8 @@ pub const PLAIN: Spec = Spec {
     scales_residual: false,
     has_multipliers: false,
     residual: Residual::Sequential,
+    one_norm: false,
+    attn_residual_first: false,
     residual_first: false,
     act: Act::Silu,
     has_experts: true,

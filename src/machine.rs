@@ -132,6 +132,10 @@ pub enum Error {
 }
 
 impl Machine {
+    pub fn device(&self, index: u16) -> Option<&Device> {
+        self.devices.get(usize::from(index))
+    }
+
     /// The RPC servers that a launch must name: those it names already, then those of the devices.
     pub fn rpc_servers(&self, named: &[String]) -> Vec<String> {
         let mut servers = named.to_vec();

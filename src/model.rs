@@ -144,6 +144,12 @@ impl Model {
         }
     }
 
+    /// The weight that gives the logits, by its place: `output.weight`, or the token embedding that is tied to it.
+    pub fn output(&self) -> Option<usize> {
+        let of = |name: &str| self.tensors.iter().position(|tensor| tensor.name == name);
+        of("output.weight").or_else(|| of("token_embd.weight"))
+    }
+
     /// The first tensor that holds one expert (`ffn_up.0.weight`), as in files of early 2024: llama.cpp b11434 has its name
     /// (`src/llama-arch.cpp`) and loads it in no architecture.
     pub fn one_expert_tensor(&self) -> Option<&Tensor> {

@@ -318,7 +318,7 @@ pub(super) const ARCHITECTURES: &[Arch] = &[
     Arch { name: "smallthinker", graph: Graph::SmallThinker, ..Arch::PLAIN },
     Arch { name: "smollm3", graph: Plain(Spec { rope: Rope::SkipEvery(4), ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "spark2_5", graph: Plain(Spec { act: Act::Gelu, ..PLAIN }), ..Arch::PLAIN },
-    Arch { name: "stablelm", graph: Plain(Spec { norm: Norm::Layer, ..PLAIN }), ..Arch::PLAIN },
+    Arch { name: "stablelm", graph: Plain(Spec { norm: Norm::Layer, one_norm: true, ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "starcoder", loads_as: Some("gpt2"),
         graph: Plain(Spec { norm: Norm::Layer, act: Act::Gelu, rope: Rope::Never, ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "starcoder2", graph: Plain(Spec { norm: Norm::Layer, act: Act::Gelu, ..PLAIN }), ..Arch::PLAIN },

@@ -1,7 +1,5 @@
 //! The check document: what a command line would do.
 
-pub(crate) mod basis;
-mod caches;
 pub mod lints;
 
 use std::borrow::Cow;
@@ -10,15 +8,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::gguf::GgmlType;
-use crate::machine::Machine;
-use crate::memory::{self, HOST, MemoryBreakdown, MemoryRow, Prediction, Uncounted, expert_cache, overhead};
+use crate::gguf::{GgmlType, ggml_type};
+use crate::machine::{Backend, Device, Machine};
+use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, expert_cache, overhead};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
-use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, dialect};
-use crate::suggest::Hint;
-use caches::{RefusedCaches, with_allowed_caches};
+use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect};
 use lints::Facts;
 pub use lints::{Lint, Severity};
 
@@ -26,11 +22,8 @@ pub use lints::{Lint, Severity};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Checkup {
-    /// Name and version of the document.
     pub schema: Cow<'static, str>,
-    /// Which program.
     pub program: Program,
-    /// The launch, resolved.
     pub run: ResolvedRun,
     /// llama.cpp's no-allocation projection, by device, `Host` and buffer types listed apart.
     pub memory: BTreeMap<String, Row>,
@@ -39,7 +32,6 @@ pub struct Checkup {
     /// Whether everything stays within its budget; `None` where what is counted does and not everything is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fits: Option<bool>,
-    /// By how much it does not.
     pub shortfall: BTreeMap<String, Bytes>,
     /// What the command comes to, as far as that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,21 +47,17 @@ pub struct Checkup {
     pub override_groups: Vec<OverrideGroup>,
     /// What is wrong or surprising.
     pub lints: Vec<Lint>,
-    /// Where the figures come from.
-    pub basis: Vec<memory::Basis>,
+    pub basis: Vec<Basis>,
     /// Every copy of every tensor, where asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensors: Option<Vec<TensorRow>>,
 }
 
-/// What a command comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// llama.cpp refuses it.
     Refused,
-    /// It does not fit.
     Short,
 }
 
@@ -77,33 +65,28 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Row {
-    /// Weights.
     pub model: Bytes,
-    /// KV caches and recurrent states.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<Bytes>,
-    /// Temporary buffers of the graphs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<Bytes>,
     /// What the device shows beyond llama.cpp's own sum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Bytes>,
-    /// Together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<Bytes>,
 }
 
 impl Row {
-    /// The memory table of a prediction.
-    pub fn table(prediction: &Prediction) -> BTreeMap<String, Self> {
+    pub fn table(forecast: &Forecast) -> BTreeMap<String, Self> {
         let row = |terms: &MemoryBreakdown| Self {
             model: terms.model,
-            context: prediction.counts("context").then_some(terms.context),
-            compute: prediction.counts("compute").then_some(terms.compute),
-            overhead: prediction.counts("overhead").then_some(terms.overhead),
-            total: prediction.uncounted.is_empty().then(|| terms.total()),
+            context: forecast.counts("context").then_some(terms.context),
+            compute: forecast.counts("compute").then_some(terms.compute),
+            overhead: forecast.counts("overhead").then_some(terms.overhead),
+            total: forecast.uncounted.is_empty().then(|| terms.total()),
         };
-        prediction.memory.iter().map(|(key, terms)| (key.clone(), row(terms))).collect()
+        forecast.memory.iter().map(|(key, terms)| (key.clone(), row(terms))).collect()
     }
 
     /// The row, where every term is counted.
@@ -113,7 +96,6 @@ impl Row {
         Some(MemoryRow { terms, total: self.total? })
     }
 
-    /// The terms that are counted, together.
     pub fn counted(&self) -> Bytes {
         self.model + [self.context, self.compute, self.overhead].into_iter().flatten().sum::<Bytes>()
     }
@@ -129,31 +111,16 @@ impl Checkup {
     pub fn is_refused(&self) -> bool {
         self.lints.iter().any(|lint| lint.severity == Severity::Error)
     }
-
-    /// Takes another shortfall, and judges by it.
-    pub(crate) fn with_shortfall(self, shortfall: BTreeMap<String, Bytes>) -> Self {
-        let is_short = !shortfall.is_empty();
-        let verdict = if self.is_refused() { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) };
-        let fits = if is_short { Some(false) } else { self.uncounted.is_empty().then_some(true) };
-        Self { fits, shortfall, verdict, ..self }
-    }
 }
 
-/// One override.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OverrideRow {
-    /// Its regex.
     pub pattern: String,
-    /// Its target.
     pub buffer: String,
-    /// The flag it came from.
     pub origin: String,
-    /// Tensors it decides.
     pub tensors: u64,
-    /// Their bytes.
     pub bytes: Bytes,
-    /// Tensors it matches, decided or not.
     pub matches: u64,
     /// The entry before it (by its place in this list) that takes most of what it matches, where it decides nothing.
     pub shadowed_by: Option<usize>,
@@ -165,19 +132,13 @@ pub struct OverrideRow {
 pub struct OverrideGroup {
     /// The first of them, by its place in the list.
     pub first: usize,
-    /// How many they are.
     pub rules: usize,
     /// Their regex; of several, `N…M` stands for the block numbers.
     pub pattern: String,
-    /// Their target.
     pub buffer: String,
-    /// The flag.
     pub origin: String,
-    /// Tensors they decide.
     pub tensors: u64,
-    /// Their bytes.
     pub bytes: Bytes,
-    /// As [`OverrideRow::shadowed_by`], of a single entry.
     pub shadowed_by: Option<usize>,
 }
 
@@ -185,9 +146,7 @@ pub struct OverrideGroup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorRow {
-    /// Its name.
     pub name: String,
-    /// Its type.
     #[serde(rename = "type")]
     pub ty: GgmlType,
     /// What it takes, before alignment.
@@ -198,102 +157,100 @@ pub struct TensorRow {
     pub rule: Option<usize>,
 }
 
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The placement has none.
-    #[error(transparent)]
-    Placement(#[from] placement::Error),
-    /// The prediction has none.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-}
-
-impl Hint for Error {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::Placement(error) => error.hint(),
-            Self::Memory(error) => error.hint(),
-        }
-    }
-}
-
 /// What is asked beside the command itself.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
-    /// Memory to leave free on every device.
+pub struct Options<'a> {
     pub margin: Bytes,
     /// Whether every tensor is listed.
     pub tensors: bool,
+    /// Of a plan's command: what the planner knows of it.
+    pub planned: Option<Planned<'a>>,
+}
+
+/// What a planner counts that a command does not say.
+#[derive(Debug, Clone, Copy)]
+pub struct Planned<'a> {
+    /// Main memory beside the table that the process cannot do without.
+    pub process: Bytes,
+    /// By how much each budget is passed, the process counted.
+    pub shortfall: &'a BTreeMap<String, Bytes>,
 }
 
 /// What `command` would do with `model` on `machine`.
-pub fn check(model: &Model, machine: &Machine, command: &ParsedCommand, options: Options) -> Result<Checkup, Error> {
+pub fn check(
+    model: &Model,
+    machine: &Machine,
+    command: &ParsedCommand,
+    options: Options<'_>,
+) -> Result<Checkup, memory::Error> {
     let mut run = carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.
     let mut projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
-    let projection = placement::place(model, machine, &projected)?;
-    let (mut prediction, refused_caches) = with_allowed_caches(model, machine, &mut projected, &projection)?;
+    let (mut forecast, refused_caches) = with_allowed_caches(model, machine, &mut projected)?;
     let is_ik = command.target.dialect == Dialect::Ik;
     if is_ik && refused_caches.different_types {
         // Its latent cache is of K's type, whatever `-ctv` says.
         run.type_v = run.type_k;
     }
     let run = &run;
-    let placement = placement::place(model, machine, run)?;
+    let cache_problem = expert_cache::expert_cache(model, machine, &projected, &forecast.placement).problem;
+    forecast.placement = placement::place(model, machine, run)?;
+    forecast.mapped_span = forecast.placement.mapped_span(model, run);
     // What a device holds beside llama.cpp's sums is the launch's own: only load mode none pins.
-    for at in &placement.devices {
-        let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
-        if let Some(row) = prediction.memory.get_mut(&device.name) {
-            row.overhead = overhead::held(device, *at, model, run, &placement).peak;
+    for (at, device) in forecast.placement.taking_part(machine) {
+        if let Some(row) = forecast.memory.get_mut(&device.name) {
+            row.overhead = overhead::held(device, at, model, run, &forecast.placement).peak;
         }
     }
-    let memory = Row::table(&prediction);
-    let budget = budgets(machine, &placement, options.margin);
-    let shared = memory::shared_with_host(machine, &prediction.memory);
-    let shortfall = shortfall(&memory, &budget, shared);
-    let overrides = override_rows(model, run, &placement);
+    let memory = Row::table(&forecast);
+    let mut budget = budgets(machine, &forecast.placement, options.margin);
+    let shortfall = shortfall(&memory, &budget, memory::shared_with_host(machine, &forecast.memory));
+    let overrides = override_rows(model, run, &forecast.placement);
     let override_groups = override_groups(&overrides);
-    let facts = Facts {
+    let lints = lints::lints(&Facts {
         model,
         machine,
         command,
         run,
-        placement: &placement,
-        prediction: &prediction,
+        forecast: &forecast,
         overrides: &overrides,
         groups: &override_groups,
         short: shortfall.keys().any(|key| key != HOST),
         refused_caches,
-        cache_problem: expert_cache::expert_cache(model, machine, &projected, &projection).problem,
-    };
-    let lints = lints::lints(&facts);
-    if is_ik {
-        prediction.basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
+        cache_problem,
+    });
+    if let (Some(planned), Some(ram)) = (options.planned, budget.get_mut(HOST)) {
+        *ram = ram.saturating_sub(planned.process);
     }
-    prediction.basis.extend(basis::rows(command.target, machine, &placement));
-    let checkup = Checkup {
-        schema: "moeplan/check/1".into(),
+    let shortfall = options.planned.map_or(shortfall, |planned| planned.shortfall.clone());
+    let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
+    let is_short = !shortfall.is_empty();
+    let mut basis = forecast.basis;
+    if is_ik {
+        basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
+    }
+    basis.extend(basis_rows(command.target, machine, &forecast.placement));
+    Ok(Checkup {
+        schema: if options.planned.is_some() { "moeplan/plan/1" } else { "moeplan/check/1" }.into(),
         program: run.program,
-        run: ResolvedRun::new(run, &prediction.numbers),
-        fits: None,
+        run: ResolvedRun::new(run, &forecast.numbers),
+        fits: if is_short { Some(false) } else { forecast.uncounted.is_empty().then_some(true) },
         budget,
-        shortfall: BTreeMap::new(),
-        verdict: None,
-        uncounted: prediction.uncounted,
-        mapped_span: mapped_span(model, run, &placement),
+        shortfall,
+        verdict: if is_refused { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) },
+        uncounted: forecast.uncounted,
+        mapped_span: forecast.mapped_span,
         lints,
         overrides,
         override_groups,
         memory,
-        basis: prediction.basis,
-        tensors: options.tensors.then(|| tensor_rows(model, machine, &placement)),
-    };
-    Ok(checkup.with_shortfall(shortfall))
+        basis,
+        tensors: options.tensors.then(|| tensor_rows(model, machine, &forecast.placement)),
+    })
 }
 
 /// The launch with ik_llama.cpp's `-ncmoe` made overrides of, which takes the model and the layers' devices.
-fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, Error> {
+fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, memory::Error> {
     let mut run = command.run.clone();
     if let Some(wanted) = &command.last_blocks {
         let layers = placement::place(model, machine, &run)?.layers;
@@ -306,14 +263,13 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
     Ok(run)
 }
 
-/// What each device may hold.
 fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<String, Bytes> {
     let placed = placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
         Buffer::Device(index) => Some(index),
         _ => None,
     });
     let used = placement.devices.iter().copied().chain(placed);
-    let devices = used.filter_map(|index| machine.devices.get(usize::from(index)));
+    let devices = used.filter_map(|index| machine.device(index));
     let mut budgets: BTreeMap<String, Bytes> =
         devices.map(|device| (device.name.clone(), device.total.saturating_sub(margin))).collect();
     budgets.extend(machine.host.ram.map(|ram| (HOST.to_string(), ram)));
@@ -329,7 +285,7 @@ fn shortfall(
 ) -> BTreeMap<String, Bytes> {
     let mut needed: BTreeMap<&str, Bytes> = [(HOST, shared)].into();
     for (key, row) in memory {
-        let of = if matches!(key.as_str(), "CPU_REPACK" | "AMX") { HOST } else { key };
+        let of = if memory::is_host(key) { HOST } else { key };
         *needed.entry(of).or_default() += row.counted();
     }
     let over = needed.iter().filter_map(|(key, total)| {
@@ -339,24 +295,6 @@ fn shortfall(
     over.collect()
 }
 
-/// The span of each file from the first byte to the last of what stays mapped on the host, summed
-/// (`src/llama-model.cpp` `load_tensors`, `get_mapping_range`, b11434).
-pub fn mapped_span(model: &Model, run: &RunConfig, placement: &Placement) -> Option<Bytes> {
-    if !matches!(run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock) {
-        return None;
-    }
-    let mut spans: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
-    for (tensor, copies) in model.tensors.iter().zip(&placement.copies) {
-        if copies.iter().any(|copy| copy.buffer == Buffer::Cpu) {
-            let (first, last) = (tensor.file_offset, tensor.file_offset.saturating_add(tensor.bytes.0));
-            let span = spans.entry(tensor.shard).or_insert((first, last));
-            *span = (span.0.min(first), span.1.max(last));
-        }
-    }
-    (!spans.is_empty()).then(|| spans.values().map(|(first, last)| Bytes(last - first)).sum())
-}
-
-/// What each override matched and decided.
 fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<OverrideRow> {
     let mut rows = Vec::with_capacity(run.overrides.len());
     let mut patterns = pattern::Parser::default();
@@ -443,7 +381,6 @@ fn follows(pattern: &str, before: &str) -> bool {
     }
 }
 
-/// Every copy of every tensor.
 fn tensor_rows(model: &Model, machine: &Machine, placement: &Placement) -> Vec<TensorRow> {
     let mut rows = Vec::with_capacity(model.tensors.len());
     for (tensor, copies) in model.tensors.iter().zip(&placement.copies) {
@@ -456,6 +393,94 @@ fn tensor_rows(model: &Model, machine: &Machine, placement: &Placement) -> Vec<T
         }
     }
     rows
+}
+
+/// Which cache types llama.cpp refuses; the figures are then those of types that it takes.
+#[derive(Debug, Clone, Copy, Default)]
+struct RefusedCaches {
+    pub quantized_v: bool,
+    /// K and V of two types where V is a view of K.
+    pub different_types: bool,
+}
+
+/// The forecast; of a launch whose cache types llama.cpp refuses, with the nearest that it takes.
+fn with_allowed_caches(
+    model: &Model,
+    machine: &Machine,
+    run: &mut RunConfig,
+) -> Result<(Forecast, RefusedCaches), memory::Error> {
+    let differ = run.type_k != run.type_v;
+    let mut refused = RefusedCaches::default();
+    loop {
+        // Where tensors go does not depend on the types of the cache; a refusal is rare.
+        let placement = placement::place(model, machine, run)?;
+        match memory::as_far_as_known(model, machine, run, placement, None) {
+            Err(memory::Error::DifferentTypes { .. }) if run.type_k != run.type_v => {
+                refused.different_types = differ;
+                // V's only where K's was refused as well: a quantized one without flash attention.
+                if refused.quantized_v { run.type_k = run.type_v } else { run.type_v = run.type_k }
+            }
+            Err(memory::Error::QuantizedV { .. }) if run.type_v.is_quantized => {
+                refused.quantized_v = true;
+                run.type_v = ggml_type::f16();
+            }
+            other => return Ok((other?, refused)),
+        }
+    }
+}
+
+/// What the quantity of a row ends in that says where a device's budget comes from.
+pub const BUDGET: &str = ".budget";
+
+/// The rows that a prediction itself does not have.
+fn basis_rows(target: Target, machine: &Machine, placement: &Placement) -> Vec<Basis> {
+    let row = |quantity: &str, how: String| Basis { quantity: quantity.to_string(), how };
+    let mut rows = match target.dialect {
+        Dialect::LlamaCpp => {
+            let nearest = target.nearest();
+            let unknown = if target.known().is_some() { "" } else { " (this build is not known; the nearest is)" };
+            vec![row("build", format!("llama.cpp b{}{unknown}: {}", nearest.number, nearest.memory))]
+        }
+        Dialect::Ik => vec![
+            row(
+                "model",
+                "ik_llama.cpp: its -ncmoe takes the last blocks of each device (since August 2026)".to_string(),
+            ),
+            row("context", "ik_llama.cpp: as llama.cpp keeps it, with -mla 1 to 3 the same latent cache".to_string()),
+            row(
+                "compute",
+                "ik_llama.cpp: llama.cpp's figure; -fmoe, -mla and -amb change it, uncertain by half".to_string(),
+            ),
+        ],
+    };
+    for (_, device) in placement.taking_part(machine) {
+        rows.push(row(&format!("{}.rules", device.name), of_device(device).to_string()));
+        rows.extend(device.budget_note().map(|note| row(&format!("{}{BUDGET}", device.name), note)));
+    }
+    rows
+}
+
+/// What is known of a device's rules.
+fn of_device(device: &Device) -> &'static str {
+    match device.backend {
+        Backend::Cuda => "CUDA: alignment 128; compared with llama.cpp's own projection on an H100",
+        Backend::Rocm => {
+            "ROCm: CUDA's rules, from the same source; compared with no device, compute uncertain by some per cent"
+        }
+        Backend::Vulkan => {
+            "Vulkan: alignment taken as 64 (it is the device's own, 16 to 256), weights in buffers of 1 GiB; compared with no \
+             device: model and context uncertain by the alignment, compute by some per cent"
+        }
+        Backend::Metal => {
+            "Metal: alignment 32, no pinned host memory; compared with no device, compute uncertain by some per cent (scratch of \
+             its kernels is not counted)"
+        }
+        Backend::Rpc => {
+            "RPC: as a server on a processor answers (alignment 32), compared with llama.cpp's own projection; a server on a GPU \
+             has that GPU's alignment"
+        }
+        Backend::Cpu => "CPU: host memory",
+    }
 }
 
 #[cfg(test)]

@@ -83,6 +83,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let options = Options {
         margin: args.machine.margin.unwrap_or_default(),
         tensors: args.tensors || output.format() == Format::Html,
+        planned: None,
     };
     let checkup = checkup::check(&model, &machine, &command, options)?;
     let command = shell(&args.command).unwrap_or_else(|| args.command.join(" "));

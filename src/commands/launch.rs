@@ -14,7 +14,7 @@ use crate::checkup::{self, Lint, Severity};
 use crate::cli::refusal::Refusal;
 use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
-use crate::memory::{self, Prediction};
+use crate::memory::{self, Forecast};
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
@@ -61,8 +61,7 @@ pub struct Proposal {
 /// What is expected of a launch.
 #[derive(Debug)]
 pub struct Predicted {
-    pub prediction: Prediction,
-    pub mapped_span: Option<Bytes>,
+    pub forecast: Forecast,
     /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
     pub slot_tokens: u32,
     /// Tokens that the model was trained on, where its file says.
@@ -99,7 +98,7 @@ impl Predicted {
     pub fn empty_devices<'a>(&self, proposal: &'a Proposal) -> impl Iterator<Item = &'a Device> {
         let is_planned = proposal.plan.is_some();
         let holds = |device: &Device| {
-            let row = self.prediction.memory.get(&device.name);
+            let row = self.forecast.memory.get(&device.name);
             row.is_some_and(|row| row.own() > Bytes(0))
         };
         proposal.launch.machine.devices.iter().filter(move |device| is_planned && !holds(device))
@@ -120,7 +119,7 @@ impl Predicted {
         let context = self
             .trained
             .is_none_or(|trained| needs <= trained)
-            .then(|| needs.next_multiple_of(256).saturating_mul(self.prediction.numbers.n_stream.max(1)));
+            .then(|| needs.next_multiple_of(256).saturating_mul(self.forecast.numbers.n_stream.max(1)));
         Err(TooLong { what: what.into(), needs, slot, context, smaller: smaller(slot) })
     }
 }
@@ -151,12 +150,10 @@ impl Proposal {
     /// What moeplan predicts for it.
     pub fn predict(&self) -> anyhow::Result<Predicted> {
         let Self { launch, model, .. } = self;
-        let placement = crate::placement::place(model, &launch.machine, &launch.run)?;
-        let mapped_span = checkup::mapped_span(model, &launch.run, &placement);
-        let prediction = memory::predict(model, &launch.machine, &launch.run, &placement)?;
+        let forecast = memory::forecast(model, &launch.machine, &launch.run)?;
         let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0);
-        let slot_tokens = prediction.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX));
-        Ok(Predicted { prediction, mapped_span, slot_tokens, trained })
+        let slot_tokens = forecast.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX));
+        Ok(Predicted { forecast, slot_tokens, trained })
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.

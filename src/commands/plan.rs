@@ -122,19 +122,13 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
     args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
-    let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable);
-    let mut document = match (args.sweep.as_slice(), of(Variable::Vram), of(Variable::Ctx)) {
-        ([one], ..) => plan::sweep::sweep(&model, &path, &machine, &request, one)?,
-        ([_, _], Some(budgets), Some(contexts)) => {
-            let points = budgets.values.len() * contexts.values.len();
-            anyhow::ensure!(
-                points <= MOST_POINTS,
-                "--sweep: {points} points, {MOST_POINTS} at most: take larger steps"
-            );
-            plan::sweep::grid(&model, &path, &machine, &request, (&budgets.values, &contexts.values))?
-        }
-        _ => anyhow::bail!("--sweep is given once for vram and once for ctx"),
-    };
+    let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable).map(|sweep| sweep.values.as_slice());
+    let axes = (of(Variable::Vram), of(Variable::Ctx));
+    let varied = usize::from(axes.0.is_some()) + usize::from(axes.1.is_some());
+    anyhow::ensure!(varied == args.sweep.len(), "--sweep is given once for vram and once for ctx");
+    let points = axes.0.map_or(1, <[u64]>::len) * axes.1.map_or(1, <[u64]>::len);
+    anyhow::ensure!(points <= MOST_POINTS, "--sweep: {points} points, {MOST_POINTS} at most: take larger steps");
+    let mut document = plan::sweep::sweep(&model, &path, &machine, &request, axes)?;
     document.model.what_if = what_if;
     output.show(&document)?;
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
@@ -145,8 +139,8 @@ fn near(model: &Model, plan: &Plan, args: &PlanArgs) -> Option<SweepDocument> {
     let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
     let (budgets, contexts) = plan::sweep::near(budget, n_ctx, model.hparams.context_length);
     let request = args.options.request_with(model, &plan.machine, &args.words).ok()?;
-    let axes = (budgets.as_slice(), contexts.as_slice());
-    let mut document = plan::sweep::grid(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
+    let axes = (Some(budgets.as_slice()), Some(contexts.as_slice()));
+    let mut document = plan::sweep::sweep(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
     document.model.what_if.clone_from(&plan.model.what_if);
     Some(document)

@@ -63,7 +63,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
     }
     proposal.warn_of_hole(output);
-    let Predicted { prediction, mapped_span, .. } = proposal.predict()?;
+    let Predicted { forecast, .. } = proposal.predict()?;
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
     for note in running.notes() {
@@ -76,7 +76,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let (memory, resolution) = (log.memory(), log.resolution());
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
     let used = DeviceUsed::default();
-    let expected = Expected { mapped_span, ..Expected::from(&prediction.memory) };
+    let expected = Expected { mapped_span: forecast.mapped_span, ..Expected::from(&forecast.memory) };
     let seen = Seen { memory: &memory, resolution: &resolution, mapped_span: log.mapped_span(), used: &used };
     let comparison = compare(&expected, &seen, args.tolerance);
     let mut command = vec![server.build.program.display().to_string()];
@@ -99,7 +99,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let promise = Promise {
         model: model_name(&proposal),
         endpoint: launched.endpoint,
-        tiers: Tier::of(&prediction.memory, &proposal.launch.machine),
+        tiers: Tier::of(&forecast.memory, &proposal.launch.machine),
         speed: proposal.speed(),
     };
     stay(running, Panel::new(promise, output), output)

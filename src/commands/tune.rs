@@ -290,8 +290,7 @@ impl Tuning {
     /// What the devices showed is evidence for later plans.
     fn keep(&self, launch: &Launch, seen: Observation, output: &Output) {
         let kept = || -> anyhow::Result<()> {
-            let placement = crate::placement::place(&self.proposal.model, &launch.machine, &launch.run)?;
-            let predicted = crate::memory::predict(&self.proposal.model, &launch.machine, &launch.run, &placement)?;
+            let predicted = crate::memory::forecast(&self.proposal.model, &launch.machine, &launch.run)?;
             let measured = measurement(seen, Expected::from(&predicted.memory), 0.0);
             evidence::store::keep(&measured, launch)?;
             Ok(())

@@ -123,7 +123,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let workload = workload(how, &engine, launch, predicted.slot_tokens);
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let margin = args.options.machine.margin(&launch.machine);
-    let expected = Expected { memory: &predicted.prediction.memory, mapped_span: predicted.mapped_span, margin };
+    let expected = Expected { memory: &predicted.forecast.memory, mapped_span: predicted.forecast.mapped_span, margin };
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
     let answered = output.show(&measured);

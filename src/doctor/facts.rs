@@ -43,7 +43,6 @@ pub struct Moeplan {
     pub embedded: Option<Embedded>,
 }
 
-/// The llama.cpp inside moeplan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Embedded {
@@ -118,7 +117,6 @@ pub struct Memory {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Folder {
-    /// What it is for.
     pub purpose: Purpose,
     pub path: PathBuf,
     /// Whether a file can be made there (or in what would hold the folder, where it is not there yet).
@@ -131,7 +129,6 @@ pub struct Folder {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Leftover {
-    /// A file or a folder.
     pub path: PathBuf,
     /// What it takes on disk.
     pub bytes: Bytes,

@@ -150,7 +150,6 @@ pub(super) fn parameters(run: &RunConfig) -> Result<String, Error> {
         .map_err(|error| Error::ReadBack { form: "embedded", problem: error.to_string() })
 }
 
-/// The launch of a document.
 pub(super) fn read(text: &str) -> Result<RunConfig, String> {
     let document: Parameters = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let (model, context) = (document.llama_model_params, document.llama_context_params);

@@ -7,23 +7,21 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-mod bench;
 pub(crate) mod embedded;
-mod env;
-mod ik;
-mod ini;
-mod swap;
-mod words;
+mod forms;
 
 use std::collections::BTreeMap;
 
-use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::placement::{self, Buffer, Placement};
+use crate::placement;
 use crate::plan::Plan;
+use crate::run::args::settings;
+use crate::run::build::REFERENCE;
 use crate::run::command::server_command;
-use crate::run::{Dialect, ModelSource, Override, ParsedCommand, RunConfig, args};
+use crate::run::dialect::ik_args;
+use crate::run::flags::{self, Flag};
+use crate::run::{Dialect, FlashAttn, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, args};
 use crate::speed::Turn;
 
 /// The form to write a plan in.
@@ -59,20 +57,15 @@ pub enum Runner {
 /// What to emit; by default the arguments of llama-server.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wish {
-    /// The form.
     pub form: Form,
-    /// Whom it is for.
     pub runner: Runner,
-    /// Whose flags.
     pub dialect: Dialect,
-    /// The turn that llama-bench measures.
     pub turn: Turn,
 }
 
 /// What was asked for, ready to print.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Emitted {
-    /// The whole text.
     pub text: String,
     /// What the form or the program cannot say, for a person.
     pub notes: Vec<String>,
@@ -81,54 +74,16 @@ pub struct Emitted {
 /// Why a plan cannot be written so.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The form does not exist for this program or dialect.
     #[error("--emit {form} is not for {whom}: {instead}")]
-    NoSuchForm {
-        /// As `--emit` takes it.
-        form: &'static str,
-        /// The program or dialect.
-        whom: &'static str,
-        /// What to write.
-        instead: &'static str,
-    },
-    /// A word that the form cannot carry.
+    NoSuchForm { form: &'static str, whom: &'static str, instead: &'static str },
     #[error("`{word}` {problem}, which {form} cannot hold; {instead}")]
-    Word {
-        /// The word.
-        word: String,
-        /// What about it.
-        problem: &'static str,
-        /// The form.
-        form: &'static str,
-        /// What to try.
-        instead: &'static str,
-    },
-    /// The program lacks what the plan needs.
+    Word { word: String, problem: &'static str, form: &'static str, instead: &'static str },
     #[error("{program} {lacks}; {instead}")]
-    Lacks {
-        /// The program.
-        program: &'static str,
-        /// What it cannot do.
-        lacks: String,
-        /// What to try.
-        instead: &'static str,
-    },
-    /// The text cannot be read back.
+    Lacks { program: &'static str, lacks: String, instead: &'static str },
     #[error("internal error: the {form} of this plan does not read back ({problem}); please report this model")]
-    ReadBack {
-        /// The form.
-        form: &'static str,
-        /// What the reader says.
-        problem: String,
-    },
-    /// The text, read back, is another launch: our own mistake.
+    ReadBack { form: &'static str, problem: String },
     #[error("internal error: the {form} of this plan would launch something else ({what}); please report this model")]
-    Replay {
-        /// The form.
-        form: &'static str,
-        /// What differs.
-        what: String,
-    },
+    Replay { form: &'static str, what: String },
 }
 
 impl Form {
@@ -146,20 +101,14 @@ impl Form {
 
 /// A plan's launch as it is to be written.
 struct Launch {
-    /// Program and model, as words.
     head: Vec<String>,
-    /// The rest of the words.
     args: Vec<String>,
-    /// What reading them back must give.
     expected: RunConfig,
-    /// Whose flags they are.
     dialect: Dialect,
-    /// What they do not say.
     notes: Vec<String>,
 }
 
 impl Launch {
-    /// Every word.
     fn words(&self) -> Vec<String> {
         self.head.iter().chain(&self.args).cloned().collect()
     }
@@ -181,7 +130,7 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
         return embed(model, machine, &command.run, wish);
     }
     let launch = launch(command, source, wish)?;
-    words::printable(&launch.words())?;
+    forms::printable(&launch.words())?;
     let (text, notes, read) = written(&launch, source, wish)?;
     same_launch(wish, &launch.expected, &read)?;
     same_model(wish, source, read.model.as_ref())?;
@@ -218,17 +167,16 @@ fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<L
     let (is_bench, is_ik) = (wish.runner == Runner::LlamaBench, wish.dialect == Dialect::Ik);
     match (is_bench, is_ik, wish.form) {
         (true, true, _) => refuse("ik_llama.cpp's llama-bench", "its grammar is not known here"),
-        (true, false, Form::Args | Form::Shell) => bench::launch(&command.run, source, wish.turn),
+        (true, false, Form::Args | Form::Shell) => bench_launch(&command.run, source, wish.turn),
         (true, false, _) => refuse("llama-bench", "it reads arguments only: use --emit args or --emit shell"),
         (false, true, Form::Env | Form::Ini) => {
             refuse("ik_llama.cpp", "it is not known to read it: use args, shell or llama-swap")
         }
-        (false, true, _) => ik::launch(&command.run, source),
+        (false, true, _) => ik_launch(&command.run, source),
         (false, false, _) => Ok(server(command, source)),
     }
 }
 
-/// llama-server's own words.
 fn server(command: &ParsedCommand, source: &ModelSource) -> Launch {
     let (head, args) = (server_command(source, &[]), args::args_beside(&command.run, &command.beside));
     Launch { head, args, expected: command.run.clone(), dialect: Dialect::LlamaCpp, notes: Vec::new() }
@@ -237,48 +185,46 @@ fn server(command: &ParsedCommand, source: &ModelSource) -> Launch {
 /// The text, what it does not say, and the command that its reader makes of it.
 fn written(launch: &Launch, source: &ModelSource, wish: Wish) -> Result<(String, Vec<String>, ParsedCommand), Error> {
     let form = wish.form.name();
-    let back = |words: &[String], env: &BTreeMap<String, String>| words::read(words, env, launch.dialect, form);
-    let no_env = BTreeMap::new();
     let unreadable = |problem: &str| Error::ReadBack { form, problem: problem.to_string() };
-    Ok(match wish.form {
+    let name = || forms::name_of(source);
+    let (mut notes, mut environment) = (Vec::new(), BTreeMap::new());
+    let (text, words) = match wish.form {
         Form::Args => {
-            let text = words::on_one_line(&launch.args)?;
+            let text = forms::on_one_line(&launch.args)?;
             let again = text.split_whitespace().map(str::to_string);
-            let command = back(&launch.head.iter().cloned().chain(again).collect::<Vec<_>>(), &no_env)?;
-            (text, Vec::new(), command)
+            let words = launch.head.iter().cloned().chain(again).collect();
+            (text, words)
         }
         Form::Shell => {
-            let text = words::script(&launch.words());
-            let read = words::of_script(&text).ok_or_else(|| unreadable("its line cannot be split into words"))?;
-            let command = back(&read, &no_env)?;
-            (text, Vec::new(), command)
+            let text = forms::script(&launch.words());
+            let words = forms::of_script(&text).ok_or_else(|| unreadable("its line cannot be split into words"))?;
+            (text, words)
         }
         Form::Env => {
-            let file = env::file(&launch.words())?;
-            let (variables, words) = env::read(&file.text).map_err(|problem| unreadable(&problem))?;
-            let command = back(&words, &variables)?;
-            (file.text, file.notes, command)
+            let (text, left) = forms::env_file(&launch.words())?;
+            let (variables, words) = forms::read_env(&text).map_err(|problem| unreadable(&problem))?;
+            (notes, environment) = (left, variables);
+            (text, words)
         }
         Form::Ini => {
-            let text = ini::preset(&words::name_of(source), &launch.words())?;
-            let read = ini::read(&text).map_err(|problem| unreadable(&problem))?;
-            let command = back(&read, &no_env)?;
-            (text, Vec::new(), command)
+            let text = forms::preset(&name(), &launch.words())?;
+            let words = forms::read_preset(&text).map_err(|problem| unreadable(&problem))?;
+            (text, words)
         }
         Form::LlamaSwap => {
-            let text = swap::model(&words::name_of(source), &launch.words())?;
-            let read = swap::read(&text).map_err(|problem| unreadable(&problem))?;
-            let command = back(&read, &no_env)?;
-            (text, Vec::new(), command)
+            let text = forms::swap_model(&name(), &launch.words())?;
+            let words = forms::read_swap(&text).map_err(|problem| unreadable(&problem))?;
+            (text, words)
         }
-    })
+    };
+    let command = forms::read(&words, &environment, launch.dialect, form)?;
+    Ok((text, notes, command))
 }
 
-/// The plan's own command, read.
 fn planned(plan: &Plan) -> Result<ParsedCommand, Error> {
     let words = shlex::split(&plan.command)
         .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
-    words::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")
+    forms::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")
 }
 
 /// Demands what was expected, and that the reader found nothing odd.
@@ -313,7 +259,6 @@ fn same_run(wish: Wish, expected: &RunConfig, read: &RunConfig) -> Result<(), Er
     Err(Error::Replay { form: wish.form.name(), what })
 }
 
-/// Demands the same model.
 fn same_model(wish: Wish, source: &ModelSource, read: Option<&ModelSource>) -> Result<(), Error> {
     // `--emit args` leaves the model to the caller; its head is put back before reading.
     if read == Some(source) { Ok(()) } else { Err(Error::Replay { form: wish.form.name(), what: "its model".into() }) }
@@ -324,9 +269,94 @@ fn same_placement(model: &Model, machine: &Machine, wish: Wish, runs: [&RunConfi
     let replay = |what| Error::Replay { form: wish.form.name(), what };
     let [planned, read] = runs.map(|run| placement::place(model, machine, run).map_err(|e| replay(e.to_string())));
     let (planned, read) = (planned?, read?);
-    let copies = |placement: &Placement, at: usize| -> Vec<(Buffer, Bytes)> {
-        placement.copies.get(at).into_iter().flatten().map(|copy| (copy.buffer, copy.bytes)).collect()
+    let moved = planned.first_moved(&read, model);
+    moved.map_or(Ok(()), |tensor| Err(replay(format!("{} is placed elsewhere", tensor.name))))
+}
+
+/// The launch that measures the plan's placement on the turn.
+/// (`tools/llama-bench/llama-bench.cpp`, b11434: a context of prompt + generation + depth tokens, one sequence.)
+fn bench_launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Result<Launch, Error> {
+    let lacks = |lacks: &str, instead| Err(Error::Lacks { program: "llama-bench", lacks: lacks.to_string(), instead });
+    if matches!(source, ModelSource::Url(_) | ModelSource::Docker(_)) {
+        return lacks("takes no address", "download the model and give the file");
+    }
+    if run.mtp {
+        return lacks("loads no NextN blocks", "measure this plan with llama-server");
+    }
+    let broken = |text: &str| text.contains([';', ',']);
+    if run.overrides.iter().any(|entry| broken(&entry.pattern) || broken(&entry.buffer)) {
+        return lacks("splits overrides at `,` and `;`", "write the pattern without them");
+    }
+    let longest = turn.prompt.max(turn.generate).saturating_add(turn.depth).max(1);
+    let expected = RunConfig {
+        program: Program::Bench,
+        n_ctx: longest,
+        n_parallel: Some(1),
+        kv_unified: Some(false),
+        fit: false,
+        fit_ctx: RunConfig::default().fit_ctx,
+        n_draft: 0,
+        n_rs_seq: 0,
+        ..flags::without_others(run, Flag::is_in_bench)
     };
-    let moved = model.tensors.iter().enumerate().find(|(at, _)| copies(&planned, *at) != copies(&read, *at));
-    moved.map_or(Ok(()), |(_, tensor)| Err(replay(format!("{} is placed elsewhere", tensor.name))))
+    let tests = [("-p", turn.prompt), ("-n", turn.generate), ("-d", turn.depth)];
+    let mut args: Vec<String> = tests.iter().flat_map(|(flag, n)| [(*flag).to_string(), n.to_string()]).collect();
+    args.extend(settings(&expected).into_iter().flat_map(|(_, words)| words));
+    let head = std::iter::once("llama-bench".to_string()).chain(source.words()).collect();
+    let notes = bench_notes(run, longest);
+    Ok(Launch { head, args, expected, dialect: Dialect::LlamaCpp, notes })
+}
+
+/// What of the plan llama-bench does not measure.
+fn bench_notes(run: &RunConfig, longest: u32) -> Vec<String> {
+    let threads = run.n_threads_batch.is_some() && run.n_threads_batch != run.n_threads;
+    let lost = [
+        (run.n_ctx > longest, format!("a context of {longest} tokens, the plan's is {}", run.n_ctx)),
+        (run.n_parallel.is_some_and(|slots| slots > 1), "one sequence in place of the plan's slots".to_string()),
+        (threads, "the prompt with -t, for it has no -tb".to_string()),
+        (run.swa_full, "windows at their size, for it has no --swa-full".to_string()),
+        (run.moe_cache_mib > 0, "no expert cache, for it is not known to have --moe-cache-mib".to_string()),
+        (run.n_draft > 0, "no speculation".to_string()),
+        (!run.metadata_overrides.is_empty(), "the file's own keys, for it has no --override-kv".to_string()),
+    ];
+    lost.into_iter().filter(|(applies, _)| *applies).map(|(_, what)| format!("llama-bench measures {what}")).collect()
+}
+
+/// The launch as ik_llama.cpp takes it.
+fn ik_launch(run: &RunConfig, source: &ModelSource) -> Result<Launch, Error> {
+    let lacks = |lacks: String| {
+        Err(Error::Lacks { program: "ik_llama.cpp", lacks, instead: "plan without it, or use --dialect llama.cpp" })
+    };
+    if run.no_host {
+        return lacks("is not known to have --no-host".to_string());
+    }
+    if let Some(flag) = flags::newer_than(run, REFERENCE) {
+        return lacks(format!("is not known to have {}", flag.name()));
+    }
+    if run.load_mode == LoadMode::Mlock {
+        return lacks("locks mapped files only".to_string());
+    }
+    let expected = RunConfig {
+        flash_attn: if run.flash_attn == FlashAttn::Auto { FlashAttn::On } else { run.flash_attn },
+        n_parallel: Some(run.n_parallel.unwrap_or(1)),
+        load_mode: match run.load_mode {
+            LoadMode::Dio => LoadMode::None,
+            LoadMode::Mmap => LoadMode::Auto,
+            mode => mode,
+        },
+        fit: false,
+        ..flags::without_others(run, |flag| flag.in_ik)
+    };
+    let head = server_command(source, &[]);
+    let mut notes = vec![
+        "ik_llama.cpp: its flags are taken from its documentation; the memory figures are llama.cpp's own, not its"
+            .to_string(),
+    ];
+    if run.kv_unified.is_some() {
+        notes.push("ik_llama.cpp is not known to have --kv-unified: it is left out".to_string());
+    }
+    if run.flash_attn == FlashAttn::Auto {
+        notes.push("ik_llama.cpp has no `-fa auto`: flash attention is on".to_string());
+    }
+    Ok(Launch { head, args: ik_args(run), expected, dialect: Dialect::Ik, notes })
 }

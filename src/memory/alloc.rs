@@ -148,7 +148,6 @@ struct State {
 
 /// A scheduled graph with its buffers.
 pub struct Layout<'a, F> {
-    /// Every tensor of the graph.
     pub tensors: &'a [Tensor],
     /// The nodes in order, each with the number of its buffer.
     pub nodes: &'a [(Id, usize)],
@@ -292,23 +291,19 @@ impl<'a, F: Fn(usize, &Tensor) -> u64> Allocator<'a, F> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::graph::tensor::Graph;
+    use super::super::graph::tensor::Draft;
     use super::*;
     use crate::gguf::ggml_type::f32;
 
     /// The size that one buffer of alignment 16 gets.
-    fn size(graph: &Graph) -> u64 {
+    fn size(draft: &Draft) -> u64 {
+        let graph = draft.0.borrow();
         let mut buffers = [BufferAllocator::new(16, u64::MAX)];
         let on_it = |ids: &[Id]| ids.iter().map(|id| (*id, 0)).collect::<Vec<_>>();
         let (nodes, leafs) = (on_it(&graph.nodes), on_it(&graph.leafs));
         let alloc_size = |_, tensor: &Tensor| tensor.bytes();
         Layout { tensors: &graph.tensors, nodes: &nodes, leafs: &leafs, alloc_size }.allocate(&mut buffers);
         buffers[0].size()
-    }
-
-    /// An input of `n` floats.
-    fn start(graph: &mut Graph, n: u64) -> Id {
-        graph.input(f32(), &[n])
     }
 
     #[test]
@@ -336,40 +331,30 @@ mod tests {
 
     #[test]
     fn a_result_takes_its_sources_place_unless_that_is_read_again() {
-        let mut graph = Graph::default();
-        let x = start(&mut graph, 16);
-        let a = graph.scale(x);
-        let b = graph.scale(a);
-        graph.expand(b);
-        assert_eq!(size(&graph), 64);
-        let again = graph.add(b, a);
-        graph.expand(again);
-        assert_eq!(size(&graph), 128);
+        let draft = Draft::default();
+        let a = draft.input(f32(), &[16]).scale();
+        let b = a.scale().expand();
+        assert_eq!(size(&draft), 64);
+        (b + a).expand();
+        assert_eq!(size(&draft), 128);
     }
 
     #[test]
     fn what_is_viewed_stays_until_its_views_are_read() {
-        let mut graph = Graph::default();
-        let x = start(&mut graph, 16);
-        let whole = graph.cont(x);
-        let half = graph.view(whole, &[8], &[], 0);
-        let other = graph.cont(half);
-        graph.expand(other);
+        let draft = Draft::default();
+        draft.input(f32(), &[16]).cont().cols(8, 0).cont().expand();
         // The input's place is free once it has been copied, and the half is copied into it.
-        assert_eq!(size(&graph), 128);
+        assert_eq!(size(&draft), 128);
     }
 
     #[test]
     fn outputs_are_never_freed() {
         let build = |is_output: bool| {
-            let mut graph = Graph::default();
-            let x = start(&mut graph, 16);
-            let a = graph.cont(x);
-            graph.tensors[a.index()].is_output = is_output;
-            let b = graph.cont(a);
-            let c = graph.cont(b);
-            graph.expand(c);
-            size(&graph)
+            let draft = Draft::default();
+            let a = draft.input(f32(), &[16]).cont();
+            a.edit(|tensor| tensor.is_output = is_output);
+            a.cont().cont().expand();
+            size(&draft)
         };
         assert_eq!((build(false), build(true)), (128, 192));
     }

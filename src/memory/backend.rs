@@ -105,8 +105,8 @@ fn cuda_supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
     let src = |i: usize| tensor.sources().get(i).map(|s| &tensors[s.index()]);
     let Some(a) = src(0) else { return true };
     match tensor.op {
-        Op::Unary(Unary::Other) | Op::Tri | Op::Pool => true,
-        Op::Unary(_) | Op::GroupNorm => a.is_contiguous(),
+        Op::Unary(Unary::Other) | Op::Pool => true,
+        Op::Unary(_) => a.is_contiguous(),
         Op::Glu(Glu::SwigluOai | Glu::SwigluClamp) if a.ty.name == "bf16" => false,
         Op::Glu(_) => a.is_contiguous_from(1),
         Op::MulMatId if tensor.param != 0 => false,
@@ -124,7 +124,7 @@ fn cuda_supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
         Op::Cpy => cuda_copies(a, tensor),
         Op::Repeat => is(a.ty, &["f32", "f16"]),
         Op::Concat => src(1).is_some_and(|b| a.ty == b.ty) && a.ty == tensor.ty,
-        Op::Norm | Op::RmsNorm | Op::L2Norm | Op::SumRows | Op::Mean => a.has_contiguous_rows(),
+        Op::Norm | Op::RmsNorm | Op::SumRows => a.has_contiguous_rows(),
         Op::Scale => is(a.ty, &["f32", "bf16"]) && tensor.ty == a.ty,
         Op::Add | Op::Sub | Op::Mul | Op::Div => {
             let plain = |t: &Tensor| is(t.ty, &["f32", "f16"]);
@@ -243,21 +243,21 @@ fn flash_attn_bytes(tensors: &[Tensor], tensor: &Tensor) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::graph::tensor::{Graph, Id};
+    use super::super::graph::tensor::{Draft, Graph, Id};
     use super::*;
 
     const CUDA: Target = Target { backend: Backend::Cuda, device: Some(0), alignment: 128 };
 
     /// Attention of 512 tokens with 32 heads to a cache of 1024 cells with 4, both of this type.
     fn attention(head: u64, ty: &str) -> (Graph, Id) {
-        let mut graph = Graph::default();
+        let draft = Draft::default();
         let cache = GgmlType::from_name(ty).unwrap();
-        let mut tensor = |ty, dims: [u64; 3]| graph.input(ty, &dims);
+        let tensor = |ty, dims: [u64; 3]| draft.input(ty, &dims);
         let q = tensor(crate::gguf::ggml_type::f32(), [head, 512, 32]);
         let [k, v] = [0; 2].map(|_| tensor(cache, [head, 1024, 4]));
         let mask = tensor(crate::gguf::ggml_type::f16(), [1024, 512, 1]);
-        let rows = graph.flash_attn_ext(q, k, v, mask);
-        (graph, rows)
+        let rows = q.flash_attn_ext(k, v, mask).id;
+        (draft.0.into_inner(), rows)
     }
 
     #[test]
@@ -282,13 +282,10 @@ mod tests {
 
     #[test]
     fn only_large_batches_are_offloaded() {
-        let mut graph = Graph::default();
-        let weight = graph.input(crate::gguf::ggml_type::f16(), &[64, 64]);
-        let [few, many] = [31, 32].map(|n| {
-            let x = graph.input(crate::gguf::ggml_type::f32(), &[64, n]);
-            graph.mul_mat(weight, x)
-        });
-        assert!(!CUDA.wants_op(graph.tensor(few)) && CUDA.wants_op(graph.tensor(many)));
-        assert!(!Target { backend: Backend::Rpc, ..CUDA }.wants_op(graph.tensor(many)));
+        let draft = Draft::default();
+        let weight = draft.input(crate::gguf::ggml_type::f16(), &[64, 64]);
+        let [few, many] = [31, 32].map(|n| weight.mm(draft.input(crate::gguf::ggml_type::f32(), &[64, n])).tensor());
+        assert!(!CUDA.wants_op(&few) && CUDA.wants_op(&many));
+        assert!(!Target { backend: Backend::Rpc, ..CUDA }.wants_op(&many));
     }
 }

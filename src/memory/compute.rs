@@ -24,40 +24,27 @@ pub struct Compute {
     pub flash_attn: bool,
 }
 
-/// What a compute figure depends on.
 #[derive(Debug, Clone, Copy)]
-struct Launch<'a> {
-    model: &'a Model,
-    machine: &'a Machine,
-    run: &'a RunConfig,
-    numbers: &'a ContextNumbers,
-    caches: &'a Caches,
-    placement: &'a Placement,
-}
-
-/// The compute buffers of `model` launched as `run`: its prompt's graph, laid out and allocated. An error where no such graph
-/// can be built.
-pub fn predict(
-    model: &Model,
-    machine: &Machine,
-    run: &RunConfig,
-    numbers: &ContextNumbers,
-    caches: &Caches,
-    placement: &Placement,
-) -> Result<Compute, graph::Error> {
-    Launch { model, machine, run, numbers, caches, placement }.replay()
+pub(super) struct Launch<'a> {
+    pub model: &'a Model,
+    pub machine: &'a Machine,
+    pub run: &'a RunConfig,
+    pub numbers: &'a ContextNumbers,
+    pub caches: &'a Caches,
+    pub placement: &'a Placement,
 }
 
 impl<'a> Launch<'a> {
-    /// Lays out the prompt's graph, with or without flash attention.
-    fn replay(&self) -> Result<Compute, graph::Error> {
+    /// The compute buffers: the prompt's graph, with or without flash attention, laid out and allocated. An error where no such
+    /// graph can be built.
+    pub fn compute(&self) -> Result<Compute, graph::Error> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
         let mut graph = graph::build(&self.plan(self.prompt(), flash_attn))?;
         let Scheduled { sizes, .. } = scheduler.reserve(&mut graph);
         let name = |target: &Target| match target.device {
-            Some(device) => self.machine.devices.get(usize::from(device)).map(|d| d.name.clone()),
-            None => Some("Host".to_string()),
+            Some(device) => self.machine.device(device).map(|d| d.name.clone()),
+            None => Some(super::HOST.to_string()),
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
         Ok(Compute { by_device: named.collect(), flash_attn })
@@ -92,7 +79,7 @@ impl<'a> Launch<'a> {
 
     fn scheduler(&self) -> Scheduler {
         let device = |index: &u16| {
-            let device = self.machine.devices.get(usize::from(*index))?;
+            let device = self.machine.device(*index)?;
             Some(Target { backend: device.backend, device: Some(*index), alignment: device.backend.alignment() })
         };
         let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();

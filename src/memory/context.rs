@@ -22,10 +22,8 @@ const MOST: Bytes = Bytes(1 << 56);
 /// llama.cpp's `LLAMA_MAX_SEQ` (`src/llama-cparams.h`, b11434).
 pub const MAX_SEQUENCES: u32 = 256;
 
-/// One tensor of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheTensor {
-    /// Its type.
     pub ty: GgmlType,
     /// Row width, cells, streams, 1.
     pub shape: [u64; 4],
@@ -90,7 +88,7 @@ pub fn bytes_by_device(
     for cache in caches.list.iter().chain(&caches.mtp) {
         for layer in &cache.layers {
             let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
-            let device = slot.and_then(|i| machine.devices.get(usize::from(i)));
+            let device = slot.and_then(|i| machine.device(i));
             let backend = device.map_or(Backend::Cpu, |d| d.backend);
             let key = device.map_or(HOST, |d| d.name.as_str());
             let sum: &mut Bytes = by_device.entry(key.to_string()).or_default();

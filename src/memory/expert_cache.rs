@@ -35,13 +35,11 @@ struct Group {
 pub struct ExpertCache {
     /// Context bytes by memory-table key, the slot maps on the host included.
     pub by_device: BTreeMap<String, Bytes>,
-    /// Experts of the host that it serves.
     pub host_bytes: Bytes,
     /// Why it would not work, where it would not.
     pub problem: Option<Problem>,
 }
 
-/// Why there is no cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Problem {
     /// No device takes part, or the model has no experts: llama.cpp refuses.
@@ -70,7 +68,7 @@ pub fn expert_cache(model: &Model, machine: &Machine, run: &RunConfig, placement
     let shares = shares(machine, run, placement, &groups);
     let mut cache = ExpertCache::default();
     for group in &groups {
-        let Some(device) = machine.devices.get(usize::from(group.device)) else { continue };
+        let Some(device) = machine.device(group.device) else { continue };
         cache.host_bytes += Bytes(group.host_bytes);
         // Every group's device has a share.
         let share = shares.get(&group.device).copied().unwrap_or(0.0);
@@ -134,7 +132,7 @@ fn shares(machine: &Machine, run: &RunConfig, placement: &Placement, groups: &[G
     let mut weights: BTreeMap<u16, f64> = BTreeMap::new();
     for (index, device) in placement.devices.iter().enumerate() {
         if groups.iter().any(|group| group.device == *device) {
-            let free = machine.devices.get(usize::from(*device)).map_or(0.0, |found| found.free.0 as f64);
+            let free = machine.device(*device).map_or(0.0, |found| found.free.0 as f64);
             weights.insert(*device, if by_free { free } else { split(index) });
         }
     }

@@ -63,17 +63,11 @@ fn source(tensor: &Tensor, i: usize) -> Option<Id> {
 }
 
 /// Whether nodes can become one kernel: nobody outside reads what is not among `outputs`.
-fn can_fuse(graph: &Graph, nodes: &[usize], ops: &[Op], outputs: &[usize]) -> bool {
+fn can_fuse(graph: &Graph, nodes: &[usize], outputs: &[usize]) -> bool {
     let in_group = |id: Id| nodes.iter().any(|i| graph.nodes[*i] == id);
-    nodes.iter().zip(ops).enumerate().all(|(n, (i, op))| {
+    nodes.iter().enumerate().filter(|(_, i)| !outputs.contains(i)).all(|(n, i)| {
         let id = graph.nodes[*i];
         let tensor = graph.tensor(id);
-        if tensor.op != *op {
-            return false;
-        }
-        if outputs.contains(i) {
-            return true;
-        }
         let readers = nodes[n + 1..].iter().flat_map(|j| node(graph, *j).sources()).filter(|s| **s == id).count();
         // Copies that the scheduler added are read by none that counts.
         let uses = graph.uses.get(id.index()).copied().unwrap_or(0);
@@ -139,15 +133,8 @@ fn weighted_reduction(graph: &Graph, at: usize, end: usize) -> Option<Reduction>
     }
     sums_views(graph, at + n_products..at + n_nodes, weighted_id, n_used)?;
     let nodes: Vec<usize> = (at..at + n_nodes).collect();
-    let ops: Vec<Op> = nodes.iter().map(|i| node(graph, *i).op).collect();
-    let last = at + n_nodes - 1;
-    can_fuse(graph, &nodes, &ops, &[last]).then(|| Reduction {
-        experts,
-        scale,
-        weights,
-        result: graph.nodes[last],
-        n_nodes,
-    })
+    let result = graph.nodes[at + n_nodes - 1];
+    can_fuse(graph, &nodes, &nodes[n_nodes - 1..]).then_some(Reduction { experts, scale, weights, result, n_nodes })
 }
 
 /// Whether nodes are the views of each expert's rows and their sum, in any mix of both.
@@ -186,56 +173,38 @@ fn sums_views(graph: &Graph, nodes: Range<usize>, weighted_id: Id, n_used: usize
 
 /// The nodes of a router that starts at `at`, if one kernel can do it (`ggml_cuda_topk_moe_fusion` and its use).
 fn router(graph: &Graph, at: usize, end: usize) -> Option<usize> {
-    let op = |i: usize| (i < end).then(|| node(graph, i).op);
-    let follows = |i: usize, source_at: usize| i < end && source(node(graph, i), 0) == Some(graph.nodes[source_at]);
-    let mut ops = match op(at)? {
-        Op::SoftMax => vec![Op::SoftMax],
-        Op::Unary(Unary::Sigmoid) => vec![Op::Unary(Unary::Sigmoid)],
-        Op::Unary(Unary::Softplus) if op(at + 1) == Some(Op::Sqrt) && follows(at + 1, at) => {
-            vec![Op::Unary(Unary::Softplus), Op::Sqrt]
-        }
+    let reads = |i: usize, n: usize, source_at: usize| source(node(graph, i), n) == Some(graph.nodes[source_at]);
+    let is = |i: usize, op: Op, source_at: usize| i < end && node(graph, i).op == op && reads(i, 0, source_at);
+    let probs = match node(graph, at).op {
+        Op::SoftMax | Op::Unary(Unary::Sigmoid) => at,
+        Op::Unary(Unary::Softplus) if is(at + 1, Op::Sqrt, at) => at + 1,
         _ => return None,
     };
-    let probs = at + ops.len() - 1;
-    let mut i = probs + 1;
-    (op(i)? == Op::Reshape && follows(i, probs)).then_some(())?;
-    ops.push(Op::Reshape);
-    i += 1;
-    let is_biased = op(i)? == Op::Add && follows(i, probs);
-    if is_biased {
-        ops.push(Op::Add);
-        i += 1;
+    let reshaped = probs + 1;
+    let sorted = if is(reshaped + 1, Op::Add, probs) { reshaped + 1 } else { probs };
+    let order = sorted.max(reshaped) + 1;
+    let ids = order + 1;
+    let mut last = order + 2;
+    let picks = is(reshaped, Op::Reshape, probs)
+        && is(order, Op::Argsort, sorted)
+        && is(ids, Op::View, order)
+        && is(last, Op::GetRows, reshaped)
+        && reads(last, 1, ids);
+    if !picks {
+        return None;
     }
-    let sorted = if is_biased { i - 1 } else { probs };
-    (op(i)? == Op::Argsort && follows(i, sorted)).then_some(())?;
-    (op(i + 1)? == Op::View && follows(i + 1, i)).then_some(())?;
-    let picks = op(i + 2)? == Op::GetRows
-        && follows(i + 2, probs + 1)
-        && source(node(graph, i + 2), 1) == Some(graph.nodes[i + 1]);
-    picks.then_some(())?;
-    let ids = i + 1;
-    ops.extend([Op::Argsort, Op::View, Op::GetRows]);
-    i += 3;
-    let norm = [Op::Reshape, Op::SumRows, Op::Clamp];
-    let is_normed = norm.iter().enumerate().all(|(k, o)| op(i + k) == Some(*o) && follows(i + k, i + k - 1))
-        && op(i + 3) == Some(Op::Div)
-        && follows(i + 3, i)
-        && source(node(graph, i + 3), 1) == Some(graph.nodes[i + 2])
-        && op(i + 4) == Some(Op::Reshape)
-        && follows(i + 4, i + 3);
-    if is_normed {
-        ops.extend(norm);
-        ops.extend([Op::Div, Op::Reshape]);
-        i += 5;
-    }
-    // Where a reshape is no norm's, llama.cpp stops looking before the scale.
-    let looks_for_scale = is_normed || op(i) != Some(Op::Reshape);
-    if looks_for_scale && op(i) == Some(Op::Scale) && follows(i, i - 1) {
-        ops.push(Op::Scale);
-        i += 1;
-    }
-    let nodes: Vec<usize> = (at..i).collect();
-    (can_fuse(graph, &nodes, &ops, &[ids, i - 1]) && has_kernel(graph, at, i - 1, ids)).then_some(ops.len())
+    let is_normed = is(last + 1, Op::Reshape, last)
+        && is(last + 2, Op::SumRows, last + 1)
+        && is(last + 3, Op::Clamp, last + 2)
+        && is(last + 4, Op::Div, last + 1)
+        && reads(last + 4, 1, last + 3)
+        && is(last + 5, Op::Reshape, last + 4);
+    // Where a reshape is not a norm's, llama.cpp stops looking before the scale.
+    let looks_for_scale = is_normed || last + 1 < end && node(graph, last + 1).op != Op::Reshape;
+    last += if is_normed { 5 } else { 0 };
+    last += usize::from(looks_for_scale && is(last + 1, Op::Scale, last));
+    let nodes: Vec<usize> = (at..=last).collect();
+    (can_fuse(graph, &nodes, &[ids, last]) && has_kernel(graph, at, last, ids)).then_some(nodes.len())
 }
 
 /// `ggml_cuda_should_use_topk_moe`.
@@ -280,8 +249,9 @@ fn is_shared_expert(graph: &Graph, routed_at: usize, shared_at: usize) -> bool {
     let nodes = [routed_at, routed_at + 1, routed_at + 2, shared_at, shared_at + 1, shared_at + 2];
     let (routed, shared) = (node(graph, nodes[2]), node(graph, nodes[5]));
     let (Op::Glu(kind), Op::Glu(shared_kind)) = (routed.op, shared.op) else { return false };
-    let ops = [Op::MulMatId, Op::MulMatId, routed.op, Op::MulMat, Op::MulMat, shared.op];
-    if kind != shared_kind || kind == Glu::Reglu || !can_fuse(graph, &nodes, &ops, &[nodes[2], nodes[5]]) {
+    let products = [(0, Op::MulMatId), (1, Op::MulMatId), (3, Op::MulMat), (4, Op::MulMat)];
+    let are_products = products.iter().all(|(i, op)| node(graph, nodes[*i]).op == *op);
+    if kind != shared_kind || kind == Glu::Reglu || !are_products || !can_fuse(graph, &nodes, &[nodes[2], nodes[5]]) {
         return false;
     }
     let pair = |glu: &Tensor, at: usize| {
@@ -322,43 +292,37 @@ fn is_shared_expert(graph: &Graph, routed_at: usize, shared_at: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::graph::tensor::Draft;
     use super::*;
     use crate::gguf::ggml_type::f32;
 
-    /// Two experts' rows by their weights, added up; the second addition can be read elsewhere too.
-    fn weighted_sum(graph: &mut Graph, is_read_again: bool) -> (Id, Id, Id) {
-        let experts = graph.input(f32(), &[64, 2, 8]);
-        let experts = graph.cont(experts);
-        let weights = graph.input(f32(), &[1, 2, 8]);
-        let product = graph.mul(experts, weights);
-        graph.expand(product);
-        let nb = graph.tensor(product).nb;
-        let [first, second] = [0, 1].map(|i| graph.view(product, &[64, 8], &[nb[2]], i * nb[1]));
-        graph.expand_all(&[first, second]);
-        let sum = graph.add(first, second);
-        graph.expand(sum);
+    /// What is kept, by node, of two experts' rows by their weights, added up; the product can be read elsewhere too.
+    fn kept(is_read_again: bool) -> (Keeps, [Id; 3]) {
+        let draft = Draft::default();
+        let experts = draft.input(f32(), &[64, 2, 8]).cont();
+        let weights = draft.input(f32(), &[1, 2, 8]);
+        let product = (experts * weights).expand();
+        let nb = product.strides();
+        let [first, second] = [0, 1].map(|i| product.view(&[64, 8], &[nb[2]], i * nb[1]).expand());
+        let sum = (first + second).expand();
         if is_read_again {
-            let other = graph.cont(product);
-            graph.expand(other);
+            product.cont().expand();
         }
-        (experts, weights, sum)
+        let ids = [experts.id, weights.id, sum.id];
+        let mut graph = draft.0.into_inner();
+        let (mut keeps, all) = (Keeps::default(), 0..graph.nodes.len());
+        optimize(&mut graph, all, &mut keeps);
+        (keeps, ids)
     }
 
     #[test]
     fn what_one_kernel_adds_up_stays_until_it_has_run() {
-        let mut graph = Graph::default();
-        let (experts, weights, sum) = weighted_sum(&mut graph, false);
-        let (mut keeps, all) = (Keeps::default(), 0..graph.nodes.len());
-        optimize(&mut graph, all, &mut keeps);
+        let (keeps, [experts, weights, sum]) = kept(false);
         assert_eq!(keeps.until.get(&sum), Some(&vec![experts, weights]));
     }
 
     #[test]
     fn a_product_that_others_read_is_not_fused() {
-        let mut graph = Graph::default();
-        weighted_sum(&mut graph, true);
-        let (mut keeps, all) = (Keeps::default(), 0..graph.nodes.len());
-        optimize(&mut graph, all, &mut keeps);
-        assert!(keeps.until.is_empty());
+        assert!(kept(true).0.until.is_empty());
     }
 }

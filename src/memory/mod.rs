@@ -30,18 +30,19 @@ pub use caches::Caches;
 use compute::Compute;
 pub use context::ContextPerToken;
 
-/// The key of host memory in memory tables.
-pub const HOST: &str = "Host";
+pub use crate::placement::HOST;
+
+/// Whether a key of memory tables is of host memory: buffer types that llama.cpp lists apart are.
+pub fn is_host(key: &str) -> bool {
+    matches!(key, HOST | "CPU_REPACK" | "AMX")
+}
 
 /// Memory of one device (or `Host`, or another buffer type) by term.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryBreakdown {
-    /// Weights.
     pub model: Bytes,
-    /// KV caches and recurrent states.
     pub context: Bytes,
-    /// Temporary buffers of the graphs.
     pub compute: Bytes,
     /// What the device shows beyond llama.cpp's own sum: its context and pools.
     #[serde(default)]
@@ -54,7 +55,6 @@ impl MemoryBreakdown {
         self.model + self.context + self.compute
     }
 
-    /// The four terms together.
     pub fn total(&self) -> Bytes {
         self.own() + self.overhead
     }
@@ -64,10 +64,8 @@ impl MemoryBreakdown {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryRow {
-    /// The four terms.
     #[serde(flatten)]
     pub terms: MemoryBreakdown,
-    /// Together.
     pub total: Bytes,
 }
 
@@ -77,7 +75,6 @@ impl From<MemoryBreakdown> for MemoryRow {
     }
 }
 
-/// Memory by device with sums.
 pub fn rows(memory: &MemoryByDevice) -> BTreeMap<String, MemoryRow> {
     memory.iter().map(|(key, terms)| (key.clone(), (*terms).into())).collect()
 }
@@ -91,20 +88,21 @@ pub fn shared_with_host(machine: &Machine, memory: &MemoryByDevice) -> Bytes {
     shared.filter_map(|device| memory.get(&device.name)).map(MemoryBreakdown::total).sum()
 }
 
-/// What a launch would take, and where each figure comes from.
+/// What a launch would take by llama.cpp b11434: where every tensor is, the memory, and where each figure comes from. Made by
+/// [`forecast`] and carried from there.
 #[derive(Debug, Clone)]
-pub struct Prediction {
+pub struct Forecast {
+    pub placement: Placement,
     /// A row for every device that takes part, and `Host`.
     pub memory: MemoryByDevice,
-    /// The context's numbers.
+    /// The span of the files that stays mapped; `None` where nothing is mapped.
+    pub mapped_span: Option<Bytes>,
     pub numbers: ContextNumbers,
-    /// The caches behind the context column.
     pub caches: Caches,
     /// Whether attention is one operation (`-fa auto` resolved); `None` where compute is not counted.
     pub flash_attn: Option<bool>,
-    /// Where the figures come from.
     pub basis: Vec<Basis>,
-    /// The terms that are not in `memory`. [`predict`] gives none such; [`predict_as_far_as_known`] may.
+    /// The terms that are not in `memory`: only [`as_far_as_known`] leaves any out.
     pub uncounted: Vec<Uncounted>,
 }
 
@@ -112,9 +110,7 @@ pub struct Prediction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Uncounted {
-    /// Which: `context`, `compute`, `overhead`.
     pub what: Cow<'static, str>,
-    /// Why.
     pub reason: String,
 }
 
@@ -138,9 +134,7 @@ impl Uncounted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Basis {
-    /// Which figure: `CUDA0.overhead`, `context`.
     pub quantity: String,
-    /// How it was found.
     pub how: String,
 }
 
@@ -151,76 +145,35 @@ pub enum Error {
     #[error(
         "llama.cpp refuses -ctk {type_k} with -ctv {type_v} for {architecture}, whose V is a view of K: give both the same type"
     )]
-    DifferentTypes {
-        /// `general.architecture`.
-        architecture: String,
-        /// `-ctk`.
-        type_k: GgmlType,
-        /// `-ctv`.
-        type_v: GgmlType,
-    },
-    /// Quantized V without flash attention.
+    DifferentTypes { architecture: String, type_k: GgmlType, type_v: GgmlType },
     #[error("llama.cpp refuses -ctv {type_v} without flash attention: use -fa on (not possible for grok), or -ctv f16")]
-    QuantizedV {
-        /// `-ctv`.
-        type_v: GgmlType,
-    },
-    /// A head that is no whole number of a cache type's blocks.
+    QuantizedV { type_v: GgmlType },
     #[error(
         "llama.cpp refuses {ty} for the {cache} cache: its blocks of {block} do not divide this model's head size {head}; use f16"
     )]
-    HeadBlock {
-        /// `K` or `V`.
-        cache: &'static str,
-        /// The type asked for.
-        ty: GgmlType,
-        /// Elements of a head.
-        head: u32,
-        /// Elements of a block.
-        block: u64,
-    },
-    /// A row that is no whole number of a cache type's blocks.
+    HeadBlock { cache: &'static str, ty: GgmlType, head: u32, block: u64 },
     #[error(
         "a cache row of {width} elements (layer {il}) is no whole number of {ty} blocks of {block}: use -ctk f16 -ctv f16"
     )]
-    CacheRow {
-        /// The type.
-        ty: GgmlType,
-        /// Elements of a row.
-        width: u64,
-        /// The layer.
-        il: u32,
-        /// Elements of a block.
-        block: u64,
-    },
-    /// More sequences than llama.cpp has.
+    CacheRow { ty: GgmlType, width: u64, il: u32, block: u64 },
     #[error("llama.cpp refuses -np {n_seq_max}: it has at most {} sequences", context::MAX_SEQUENCES)]
-    TooManySequences {
-        /// `-np`.
-        n_seq_max: u32,
-    },
-    /// Neither the command nor the model says how long the context is.
+    TooManySequences { n_seq_max: u32 },
     #[error("the context or the batch is 0 tokens: give -c and -b")]
     NoContext,
-    /// Beyond any memory.
     #[error("the context is larger than 64 PiB: give a smaller -c")]
     TooLarge,
-    /// A graph that llama.cpp would not build.
+    #[error(transparent)]
+    Placement(#[from] placement::Error),
     #[error(transparent)]
     Graph(#[from] graph::Error),
-    /// An architecture that is not known well enough.
     #[error("no {what} can be predicted: {reason}")]
-    Uncounted {
-        /// Which term.
-        what: Cow<'static, str>,
-        /// Why.
-        reason: String,
-    },
+    Uncounted { what: Cow<'static, str>, reason: String },
 }
 
 impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
+            Self::Placement(error) => error.hint(),
             Self::Graph(error) => error.hint(),
             Self::Uncounted { .. } => Some(
                 "`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures".into(),
@@ -230,78 +183,95 @@ impl Hint for Error {
     }
 }
 
-/// What llama.cpp b11434 would report for `model` on `machine`, launched as `run` and placed as `placement`.
-pub fn predict(model: &Model, machine: &Machine, run: &RunConfig, placement: &Placement) -> Result<Prediction, Error> {
-    predict_with(model, machine, run, placement, None)
+/// What llama.cpp b11434 would report for `model` on `machine`, launched as `run`.
+pub fn forecast(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Forecast, Error> {
+    forecast_placed(model, machine, run, placement::place(model, machine, run)?, None)
 }
 
-/// [`predict`] with the compute buffers known already: all but them is sums, so that many launches can be looked at.
-pub fn predict_with(
+/// [`forecast`] of a launch whose placement is known, and perhaps its compute buffers: all but them is sums, so that many launches
+/// can be looked at.
+pub fn forecast_placed(
     model: &Model,
     machine: &Machine,
     run: &RunConfig,
-    placement: &Placement,
+    placement: Placement,
     compute: Option<&Compute>,
-) -> Result<Prediction, Error> {
+) -> Result<Forecast, Error> {
     if let Some(Uncounted { what, reason }) = Uncounted::of(model).pop() {
         return Err(Error::Uncounted { what, reason });
     }
-    count(model, machine, run, placement, compute)
+    as_far_as_known(model, machine, run, placement, compute)
 }
 
-/// [`predict`] for any architecture: `uncounted` says which terms are missing.
-pub fn predict_as_far_as_known(
+/// [`forecast_placed`] for any architecture: `uncounted` says which terms are missing.
+pub fn as_far_as_known(
     model: &Model,
     machine: &Machine,
     run: &RunConfig,
-    placement: &Placement,
-) -> Result<Prediction, Error> {
-    count(model, machine, run, placement, None)
-}
-
-/// Counts every term but those that cannot be.
-fn count(
-    model: &Model,
-    machine: &Machine,
-    run: &RunConfig,
-    placement: &Placement,
+    placement: Placement,
     compute: Option<&Compute>,
-) -> Result<Prediction, Error> {
+) -> Result<Forecast, Error> {
     let numbers = numbers(run, &model.hparams);
-    let mut prediction = Prediction {
+    let mut forecast = Forecast {
         memory: MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]),
+        mapped_span: placement.mapped_span(model, run),
         caches: caches::caches(model, run, &numbers),
+        placement,
         numbers,
         flash_attn: None,
         basis: Vec::new(),
         uncounted: Uncounted::of(model),
     };
-    for (device, bytes) in placement::model_bytes(placement, model, machine) {
-        prediction.row(&device).model = bytes;
+    for (device, bytes) in placement::model_bytes(&forecast.placement, model, machine) {
+        forecast.row(&device).model = bytes;
     }
-    if prediction.counts("context") {
-        prediction.add_context(model, machine, run, placement)?;
+    if forecast.counts("context") {
+        forecast.add_context(model, machine, run)?;
     } else {
-        (prediction.caches.list, prediction.caches.mtp) = (Vec::new(), Vec::new());
+        (forecast.caches.list, forecast.caches.mtp) = (Vec::new(), Vec::new());
     }
-    if prediction.counts("compute") {
+    if forecast.counts("compute") {
         let compute = match compute {
             Some(known) => known.clone(),
-            None => compute::predict(model, machine, run, &prediction.numbers, &prediction.caches, placement)?,
+            None => {
+                let Forecast { numbers, caches, placement, .. } = &forecast;
+                compute::Launch { model, machine, run, numbers, caches, placement }.compute()?
+            }
         };
         for (device, bytes) in compute.by_device {
-            prediction.row(&device).compute = bytes;
+            forecast.row(&device).compute = bytes;
         }
-        prediction.flash_attn = Some(compute.flash_attn);
-        prediction.note("compute", "the graph laid out and allocated as llama.cpp b11434 does".to_string());
+        forecast.flash_attn = Some(compute.flash_attn);
+        forecast.note("compute", "the graph laid out and allocated as llama.cpp b11434 does".to_string());
     }
-    Ok(prediction)
+    Ok(forecast)
 }
 
-impl Prediction {
+impl Forecast {
     /// Whether a term is in the table.
     pub fn counts(&self, what: &str) -> bool {
         self.uncounted.iter().all(|term| term.what != what)
+    }
+
+    /// All that a device or `Host` holds; nothing where it takes no part.
+    pub fn total(&self, name: &str) -> Bytes {
+        self.memory.get(name).map_or(Bytes(0), MemoryBreakdown::total)
+    }
+
+    /// The total of every row that is not a device's.
+    pub fn host_total(&self) -> Bytes {
+        self.memory.iter().filter(|(name, _)| is_host(name)).map(|(_, row)| row.total()).sum()
+    }
+
+    /// What the launch takes of main memory, devices that share it included.
+    pub fn in_main_memory(&self, machine: &Machine) -> Bytes {
+        self.host_total() + shared_with_host(machine, &self.memory)
+    }
+
+    /// The compute column, where compute is counted.
+    pub fn compute(&self) -> Compute {
+        let by_device = self.memory.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
+        Compute { by_device, flash_attn: self.flash_attn == Some(true) }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {
@@ -313,31 +283,24 @@ impl Prediction {
     }
 
     /// The caches, what else the host holds for the context, and what devices hold beside the table.
-    fn add_context(
-        &mut self,
-        model: &Model,
-        machine: &Machine,
-        run: &RunConfig,
-        placement: &Placement,
-    ) -> Result<(), Error> {
+    fn add_context(&mut self, model: &Model, machine: &Machine, run: &RunConfig) -> Result<(), Error> {
         context::check(&self.caches, model, run, &self.numbers)?;
-        let contexts = context::bytes_by_device(&self.caches, machine, run, placement)?;
+        let contexts = context::bytes_by_device(&self.caches, machine, run, &self.placement)?;
         let caches = self.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");
         self.note("context", caches);
         let growth = overhead::host_growth(run, &self.numbers, &self.caches, model.hparams.vocab_size);
         let (logits, checkpoints, cache) = (growth.logits, growth.checkpoints, growth.prompt_cache);
         let most = format!("{logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)");
         self.note("Host.uncounted", format!("up to {most}"));
-        for at in &placement.devices {
-            let Some(device) = machine.devices.get(usize::from(*at)) else { continue };
-            let overhead = overhead::held(device, *at, model, run, placement);
+        for (at, device) in self.placement.devices.clone().iter().filter_map(|at| Some((*at, machine.device(*at)?))) {
+            let overhead = overhead::held(device, at, model, run, &self.placement);
             self.row(&device.name).overhead = overhead.peak;
             self.note(&format!("{}.overhead", device.name), overhead.source.to_string());
         }
         for (device, bytes) in contexts {
             self.row(&device).context = bytes;
         }
-        for (device, bytes) in expert_cache::expert_cache(model, machine, run, placement).by_device {
+        for (device, bytes) in expert_cache::expert_cache(model, machine, run, &self.placement).by_device {
             self.row(&device).context += bytes;
             let how =
                 format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");

@@ -108,7 +108,6 @@ static UNKNOWN_CARD: LazyLock<Overhead> = LazyLock::new(|| {
 /// What is assumed of a device that is no NVIDIA card.
 const DEFAULT: Bytes = Bytes::mib(600);
 
-/// The same for every launch.
 fn fixed(bytes: Bytes, source: &'static str) -> Overhead {
     Overhead { loaded: bytes, peak: bytes, multiprocessors: None, source: Cow::Borrowed(source) }
 }

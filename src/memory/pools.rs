@@ -72,7 +72,7 @@ mod tests {
 
     use super::*;
     use crate::machine::{Backend, Device, Host, Machine};
-    use crate::memory::{overhead, predict};
+    use crate::memory::{forecast, overhead};
     use crate::synth::output::{Fill, Watch, write};
     use crate::synth::{Wish, spec, synthesize};
 
@@ -107,12 +107,11 @@ mod tests {
             let command = format!("llama-server -c 24576 -np 1 -fit off -ngl 99 {args}");
             let words: Vec<String> = command.split(' ').map(String::from).collect();
             let run = crate::run::parse::command(&words, &BTreeMap::new()).unwrap().run;
-            let placement = crate::placement::place(model, &machine, &run).unwrap();
-            let told = overhead::held(&machine.devices[0], 0, model, &run, &placement);
+            let forecast = forecast(model, &machine, &run).unwrap();
+            let told = overhead::held(&machine.devices[0], 0, model, &run, &forecast.placement);
             assert!(told.loaded.0.abs_diff(loaded * MIB) <= 4 * MIB, "{args}: {} loaded", told.loaded);
             assert!(told.peak.0.abs_diff(peak * MIB) <= 32 * MIB, "{args}: {} at the peak", told.peak);
-            let prediction = predict(model, &machine, &run, &placement).unwrap();
-            assert_eq!(prediction.memory["CUDA0"].overhead, told.peak);
+            assert_eq!(forecast.memory["CUDA0"].overhead, told.peak);
         }
     }
 }

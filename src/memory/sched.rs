@@ -46,7 +46,6 @@ struct Split {
 struct Scheduling<'a> {
     scheduler: &'a Scheduler,
     graph: &'a mut Graph,
-    /// The target of every tensor.
     target_of: Vec<Option<usize>>,
     /// By tensor and target: its first copy there, the others following it.
     copies: Vec<Option<Id>>,
@@ -391,13 +390,14 @@ impl Scheduling<'_> {
         let source = self.tensor(ids[0]);
         let mut node = Tensor::new(source.ty, source.ne);
         node.view_src = Some(source.view_src.unwrap_or(ids[0]));
-        node.push_sources(ids);
+        node.push_sources(ids.iter().copied());
         self.graph.append(node)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::graph::tensor::Draft;
     use super::*;
     use crate::gguf::ggml_type::{f16, f32};
     use crate::machine::Backend;
@@ -414,14 +414,13 @@ mod tests {
 
     /// `n_tokens` rows through one matrix in each of `buffers`.
     fn products(n_tokens: u64, buffers: &[Buffer]) -> Graph {
-        let mut graph = Graph::default();
-        let mut x = graph.input(f32(), &[64, n_tokens]);
+        let draft = Draft::default();
+        let mut x = draft.input(f32(), &[64, n_tokens]);
         for buffer in buffers {
-            let weight = graph.hold(f16(), &[64, 64], Held::Weight(*buffer));
-            x = graph.mul_mat(weight, x);
+            x = draft.hold(f16(), &[64, 64], Held::Weight(*buffer)).mm(x);
         }
-        graph.expand(x);
-        graph
+        x.expand();
+        draft.0.into_inner()
     }
 
     fn homes(scheduler: &Scheduler, graph: &mut Graph) -> Vec<usize> {
@@ -463,16 +462,11 @@ mod tests {
 
     #[test]
     fn what_a_device_cannot_run_falls_to_the_host() {
-        let mut graph = Graph::default();
-        let x = graph.input(f32(), &[64, 4]);
-        let weight = graph.hold(f16(), &[64, 64], Held::Weight(Buffer::Device(0)));
-        let x = graph.mul_mat(weight, x);
-        let t = *graph.tensor(x);
-        let strided = graph.view(x, &[32, 4], &[t.nb[1]], 0);
-        let squashed = graph.unary(super::super::graph::tensor::Unary::Silu, strided);
-        graph.expand(squashed);
+        let draft = Draft::default();
+        let weight = draft.hold(f16(), &[64, 64], Held::Weight(Buffer::Device(0)));
+        let squashed = weight.mm(draft.input(f32(), &[64, 4])).cols(32, 0).silu().expand().id;
         let scheduler = scheduler(1, false);
-        let found = scheduler.targets_of(&mut graph, |tensor| matches!(tensor.op, Op::Unary(_)));
+        let found = scheduler.targets_of(&mut draft.0.into_inner(), |tensor| matches!(tensor.op, Op::Unary(_)));
         assert_eq!(found, [(squashed, Some(1))]);
     }
 }

@@ -14,7 +14,6 @@ use crate::model::Tensor;
 pub(super) struct HostList {
     /// The backend of the first device with pinned host memory.
     pub pinned: Option<Backend>,
-    /// The processor, where repacking is on.
     pub repack: Option<Isa>,
     /// Whether pinned memory gives way to mapped files.
     pub mapped: bool,

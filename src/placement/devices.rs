@@ -23,7 +23,7 @@ pub(super) fn participating(machine: &Machine, run: &RunConfig) -> Result<Vec<u1
         SplitMode::Layer => {}
         SplitMode::None => devices = main_device(&devices, run.main_gpu)?,
         SplitMode::Row => {
-            if let Some(device) = devices.first().and_then(|i| machine.devices.get(usize::from(*i))) {
+            if let Some(device) = devices.first().and_then(|i| machine.device(*i)) {
                 return Err(Error::SplitRow { device: device.name.clone() });
             }
         }
@@ -59,7 +59,7 @@ fn named(machine: &Machine, names: &[String], servers: &[String]) -> Result<Vec<
 
 /// Refuses a device whose server the command does not name: llama.cpp does not have it then.
 pub(super) fn must_be_registered(machine: &Machine, at: u16, servers: &[String], word: &str) -> Result<(), Error> {
-    let Some(device) = machine.devices.get(usize::from(at)) else { return Ok(()) };
+    let Some(device) = machine.device(at) else { return Ok(()) };
     match device.endpoint().filter(|server| !servers.iter().any(|named| named == server)) {
         Some(server) => Err(Error::NoServer { word: word.into(), name: device.name.clone(), server: server.into() }),
         None => Ok(()),
@@ -118,7 +118,7 @@ fn bounds(machine: &Machine, run: &RunConfig, devices: &[u16]) -> Vec<f32> {
     // llama.cpp fills the shares that are not given with 0.
     let given: Vec<f32> = (0..devices.len()).map(|i| run.tensor_split.get(i).copied().unwrap_or(0.0)).collect();
     let free = |index: &u16| {
-        let device = machine.devices.get(usize::from(*index)).expect("a device that takes part exists");
+        let device = machine.device(*index).expect("a device that takes part exists");
         // A device without figures gets the host's; the Linux host says that all its memory is free. Where that is not known
         // either, it has no share.
         let nothing = device.free.0 == 0 && device.total.0 == 0;

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::{Model, Tensor};
-use crate::run::{LazyMode, LoadMode, RunConfig};
+use crate::rules::Role;
+use crate::run::{LazyMode, RunConfig};
 use crate::suggest::Hint;
 use buffers::HostList;
 use pattern::Pattern;
@@ -20,7 +21,6 @@ use tensors::{Class, Op};
 /// A kind of buffer of llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Buffer {
-    /// Plain host memory, or a mapped file.
     Cpu,
     /// Host memory in a layout of its own; no op offload from it.
     CpuRepack,
@@ -28,14 +28,12 @@ pub enum Buffer {
     Amx,
     /// Pinned host memory of the first device that has it (`CUDA_Host`).
     HostPinned,
-    /// `Machine::devices[i]`.
     Device(u16),
 }
 
 /// One copy of a tensor in a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Copy {
-    /// Where it is.
     pub buffer: Buffer,
     /// What it takes there: the buffer type's allocation size, before alignment.
     pub bytes: Bytes,
@@ -43,7 +41,6 @@ pub struct Copy {
     pub rule: Option<usize>,
 }
 
-/// Where everything is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// By tensor of the model, in its order: no copy (skipped), one, or two (tied embeddings).
@@ -54,66 +51,54 @@ pub struct Placement {
     pub devices: Vec<u16>,
 }
 
+impl Placement {
+    /// The devices that take part, each with its place in the machine.
+    pub fn taking_part<'a>(&'a self, machine: &'a Machine) -> impl Iterator<Item = (u16, &'a Device)> {
+        self.devices.iter().filter_map(|at| Some((*at, machine.device(*at)?)))
+    }
+
+    pub fn experts<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (&'a Tensor, &'a Copy)> {
+        let experts = model.tensors.iter().zip(&self.copies).filter(|(tensor, _)| tensor.role == Role::RoutedExpert);
+        experts.flat_map(|(tensor, copies)| copies.iter().map(move |copy| (tensor, copy)))
+    }
+
+    /// The first tensor that `other` puts into other buffers, or with other sizes.
+    pub fn first_moved<'a>(&self, other: &Self, model: &'a Model) -> Option<&'a Tensor> {
+        let what = |copies: &[Copy]| copies.iter().map(|copy| (copy.buffer, copy.bytes)).collect::<Vec<_>>();
+        let mut copies = model.tensors.iter().zip(self.copies.iter().zip(&other.copies));
+        copies.find(|(_, (one, other))| what(one) != what(other)).map(|(tensor, _)| tensor)
+    }
+
+    /// The span of each file from the first byte to the last of what stays mapped on the host, summed
+    /// (`src/llama-model.cpp` `load_tensors`, `get_mapping_range`, b11434); `None` where nothing is mapped.
+    pub fn mapped_span(&self, model: &Model, run: &RunConfig) -> Option<Bytes> {
+        let mut spans: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+        for (tensor, copies) in model.tensors.iter().zip(&self.copies).filter(|_| run.load_mode.is_mapped()) {
+            if copies.iter().any(|copy| copy.buffer == Buffer::Cpu) {
+                let (first, last) = (tensor.file_offset, tensor.file_offset.saturating_add(tensor.bytes.0));
+                let span = spans.entry(tensor.shard).or_insert((first, last));
+                *span = (span.0.min(first), span.1.max(last));
+            }
+        }
+        (!spans.is_empty()).then(|| spans.values().map(|(first, last)| Bytes(last - first)).sum())
+    }
+}
+
 /// Why llama.cpp would not load the model so, or moeplan cannot say.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// A flag names a device that the machine does not have.
     #[error("`{flag}` names `{name}`, which this machine does not have; known: {known}")]
-    UnknownDevice {
-        /// The flag.
-        flag: String,
-        /// What it names.
-        name: String,
-        /// What could be named, comma separated.
-        known: String,
-    },
-    /// An RPC device whose server the command does not name.
+    UnknownDevice { flag: String, name: String, known: String },
     #[error("`{word}`: llama.cpp has {name} only where `--rpc` names its server, {server}")]
-    NoServer {
-        /// The flag and what names the device.
-        word: String,
-        /// The device.
-        name: String,
-        /// `HOST:PORT`.
-        server: String,
-    },
-    /// The right side of an override is no buffer type that llama.cpp takes.
+    NoServer { word: String, name: String, server: String },
     #[error("`{origin} {pattern}={buffer}`: no buffer type `{buffer}` here; known: {known}")]
-    UnknownBuffer {
-        /// The flag.
-        origin: String,
-        /// Its left side.
-        pattern: String,
-        /// Its right side.
-        buffer: String,
-        /// What could be named, comma separated.
-        known: String,
-    },
-    /// The left side of an override is no regex of llama.cpp's.
+    UnknownBuffer { origin: String, pattern: String, buffer: String, known: String },
     #[error("`{origin} {pattern}=…`: {reason}")]
-    BadPattern {
-        /// The flag.
-        origin: String,
-        /// The regex.
-        pattern: String,
-        /// What is the matter.
-        reason: String,
-    },
-    /// `-mg` beyond the devices.
+    BadPattern { origin: String, pattern: String, reason: String },
     #[error("`-mg {main_gpu}`: only {devices} devices take part; llama.cpp counts from 0")]
-    MainGpu {
-        /// As given.
-        main_gpu: i32,
-        /// How many take part.
-        devices: usize,
-    },
-    /// `-sm row` on a backend without split buffers.
+    MainGpu { main_gpu: i32, devices: usize },
     #[error("`-sm row`: llama.cpp b11434 has no split buffers for {device} and refuses; use `-sm layer`")]
-    SplitRow {
-        /// The first device.
-        device: String,
-    },
-    /// `-sm tensor` is not modelled.
+    SplitRow { device: String },
     #[error("`-sm tensor` is not modelled; use `-sm layer`")]
     SplitTensor,
 }
@@ -149,7 +134,7 @@ impl Hint for Error {
 }
 
 /// The key of host memory in memory tables.
-const HOST: &str = "Host";
+pub const HOST: &str = "Host";
 
 impl Buffer {
     /// The key in llama.cpp's memory table: a device's name, `Host`, or the buffer type's own name.
@@ -174,10 +159,9 @@ impl Buffer {
         }
     }
 
-    /// The device it is of.
     fn device(self, machine: &Machine) -> Option<&Device> {
         match self {
-            Self::Device(index) => machine.devices.get(usize::from(index)),
+            Self::Device(index) => machine.device(index),
             _ => None,
         }
     }
@@ -195,11 +179,10 @@ impl Buffer {
 
 /// The backend of the first participating device that offers pinned host memory.
 fn pinned(machine: &Machine, devices: &[u16]) -> Option<Backend> {
-    let backends = devices.iter().filter_map(|i| machine.devices.get(usize::from(*i))).map(|device| device.backend);
+    let backends = devices.iter().filter_map(|i| machine.device(*i)).map(|device| device.backend);
     backends.into_iter().find(|backend| backend.host_buffer_name().is_some())
 }
 
-/// Everything that decides about one tensor.
 struct Law<'a> {
     model: &'a Model,
     machine: &'a Machine,
@@ -209,12 +192,9 @@ struct Law<'a> {
     overrides: Vec<(Pattern, Target)>,
 }
 
-/// Where an override sends.
 #[derive(Debug, Clone, Copy)]
 enum Target {
-    /// The host's list decides further.
     Host,
-    /// That device's buffer type, unasked.
     Device(u16),
 }
 
@@ -229,7 +209,7 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
         host: HostList {
             pinned: pinned(machine, &devices).filter(|_| !run.no_host),
             repack: Some(machine.host.isa).filter(|_| run.repack),
-            mapped: matches!(run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock),
+            mapped: run.load_mode.is_mapped(),
         },
         slots: &slots,
         overrides: overrides(machine, run)?,
@@ -239,7 +219,6 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
     Ok(Placement { copies, layers: slots, devices })
 }
 
-/// The override list, read.
 fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)>, Error> {
     let mut patterns = pattern::Parser::default();
     let read = |entry: &crate::run::Override| {
@@ -300,7 +279,6 @@ impl Law<'_> {
         }
     }
 
-    /// The device of the output's slot.
     fn output(&self) -> Option<u16> {
         self.slots.last().copied().flatten()
     }

@@ -24,7 +24,6 @@ use fancy_regex::Regex;
 pub struct Pattern {
     /// Literal text that it begins with, as `blk.12.`; often empty.
     head: String,
-    /// What must follow the head.
     rest: Arc<Regex>,
 }
 
@@ -67,7 +66,6 @@ impl Parser {
     }
 }
 
-/// Reads one ECMAScript regex.
 pub fn parse(text: &str) -> Result<Pattern, String> {
     Parser::default().parse(text)
 }
@@ -184,7 +182,6 @@ fn find(chars: &[char], from: usize, end: &[char]) -> Option<usize> {
     from.checked_add(offset)?.checked_add(end.len().checked_sub(1)?)
 }
 
-/// What follows a backslash.
 fn escape(next: Option<char>, in_class: bool) -> Result<String, String> {
     match next {
         None => Err("a backslash at the end escapes nothing".into()),

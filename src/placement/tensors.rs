@@ -9,11 +9,8 @@ use crate::run::RunConfig;
 /// Which list of buffer types a tensor takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Always the host's list.
     Input,
-    /// The list of the output's slot.
     Output,
-    /// The list of a block's slot.
     Block(u32),
     /// Created once for each block: a copy in every buffer type that the blocks use.
     EveryBlock,
@@ -25,7 +22,6 @@ pub(super) enum Op {
     GetRows,
     MulMat,
     MulMatId,
-    /// Anything that every backend does.
     Other,
 }
 
@@ -60,14 +56,11 @@ const LOOKED_UP: &[&str] = &[
 ];
 /// Names that llama.cpp loads nothing for (operation NONE).
 const UNUSED: &[&str] = &["cross_attn_rel_b", "masked_embd_centroids", "masked_embd_ordering"];
-/// A name taken apart.
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Name<'a> {
-    /// The number of its block.
     pub block: Option<u32>,
-    /// Without block and suffix.
     pub base: &'a str,
-    /// `weight`, `bias`, `scale` …
     pub suffix: &'a str,
 }
 
@@ -98,7 +91,6 @@ pub(super) fn class(arch: &Arch, name: Name<'_>) -> Class {
     }
 }
 
-/// What a tensor is probed with.
 pub(super) fn op(name: Name<'_>, tensor: &Tensor) -> Op {
     if name.suffix != "weight" || tensor.shape[1] == 1 {
         Op::Other

@@ -3,7 +3,7 @@
 use super::*;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Header, ModelFile, TensorInfo, Value};
 use crate::machine::{Host, Isa};
-use crate::run::{Override, SplitMode};
+use crate::run::{LoadMode, Override, SplitMode};
 
 /// A model of four blocks with experts; `extra` tensors are (name, type, shape), `keys` are added to the metadata.
 fn model(architecture: &str, extra: &[(&str, &str, [u64; 4])], keys: &[(&str, u64)]) -> Model {
@@ -48,7 +48,6 @@ fn model(architecture: &str, extra: &[(&str, &str, [u64; 4])], keys: &[(&str, u6
     Model::as_far_as_readable(Gguf { files, header }).0
 }
 
-/// A machine with these devices.
 fn machine(devices: &[&str]) -> Machine {
     let devices = devices.iter().map(|text| Device::parse(text).unwrap()).collect();
     Machine::new(devices, Host::default()).unwrap()
@@ -63,7 +62,6 @@ fn run(overrides: &[(&str, &str)]) -> RunConfig {
     RunConfig { overrides: overrides.iter().map(entry).collect(), load_mode: LoadMode::None, ..RunConfig::default() }
 }
 
-/// The buffers of a tensor's copies.
 fn buffers_of(model: &Model, placement: &Placement, name: &str) -> Vec<Buffer> {
     let at = model.tensors.iter().position(|tensor| tensor.name == name).unwrap();
     placement.copies[at].iter().map(|copy| copy.buffer).collect()

@@ -1,17 +1,21 @@
-//! The choices around the search: devices, the split of layers, load mode, cache types, what leaves when experts are exhausted.
+//! The choices around the search: the context, devices, the split of layers, load mode, cache types, what leaves when experts are
+//! exhausted, the expert cache, and which servers a plan has a use for.
 
-use super::explore::{Explorer, WORTH, compute_of};
-use super::host;
-use super::solver::{Candidate, Error, Problem, Strategy};
+use std::collections::BTreeSet;
+
+use super::explain::quantized;
+use super::explore::{Explorer, WORTH};
+use super::solver::{Candidate, HostNeeds, Problem, Strategy};
 use super::split::split;
-use super::stage::Stage;
+use super::stage::{End, Stage};
+use super::{Request, Turn};
 use crate::bytes::Bytes;
-use crate::gguf::GgmlType;
-use crate::machine::Device;
-use crate::memory;
+use crate::inspection::Warning;
+use crate::machine::{Backend, Device, Machine};
+use crate::memory::{self, Error, HOST, expert_cache};
 use crate::placement::{self, Buffer};
 use crate::rules::Role;
-use crate::run::{LoadMode, Override, RunConfig};
+use crate::run::{LoadMode, Override, RunConfig, on_host};
 
 /// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
 const WORTH_OP_OFFLOAD: f64 = 0.05;
@@ -24,11 +28,9 @@ impl Problem<'_> {
     /// The best launch for the user's settings in `run`, whose overrides are the user's and stay first.
     pub fn solve(&self, run: &RunConfig) -> Result<Candidate, Error> {
         let mut best = self.solve_with_fewer_devices(run)?;
-        if self.levers.cache_types {
-            let q8_0 = GgmlType::from_name("q8_0").expect("a type of the table");
+        if let Some(quantized) = quantized(run).filter(|_| self.levers.cache_types) {
             // A model whose heads q8_0 does not divide keeps its f16 cache.
-            let quantized = self.solve_with_fewer_devices(&RunConfig { type_k: q8_0, type_v: q8_0, ..run.clone() });
-            best = match quantized {
+            best = match self.solve_with_fewer_devices(&quantized) {
                 Ok(other) if other.fits() && !best.fits() => other,
                 Ok(other) if other.fits() && self.is_better(&other, &best, WORTH_QUANTIZED_CACHE) => other,
                 _ => best,
@@ -51,33 +53,25 @@ impl Problem<'_> {
 
     /// What follows from the launch: threads, a prompt cache that main memory has room for.
     fn finished(&self, mut candidate: Candidate) -> Candidate {
-        self.choose_threads(&mut candidate);
-        let table = self.in_main_memory(&candidate.prediction);
-        if let Some(ram) = self.machine.host.ram.filter(|_| self.levers.cache_ram)
-            && let Some(mib) = host::smaller_prompt_cache(&candidate.run, &candidate.needs, table, ram)
-        {
-            candidate.run.cache_ram = Some(i32::try_from(mib).unwrap_or(i32::MAX));
-            candidate.needs = host::needs(self.model, &candidate.run, &candidate.prediction);
-        }
-        candidate
-    }
-
-    /// `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
-    fn choose_threads(&self, candidate: &mut Candidate) {
         let host = &self.machine.host;
-        let counts: std::collections::BTreeSet<u32> =
-            [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten().filter(|n| *n > 0).collect();
-        if !self.levers.threads || host.rates.is_none() {
-            return;
-        }
+        // `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
+        let counts = [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten();
+        let counts: BTreeSet<u32> = counts.filter(|n| *n > 0 && self.levers.threads && host.rates.is_some()).collect();
         for count in counts {
             let run = RunConfig { n_threads: Some(count), ..candidate.run.clone() };
-            let estimate = self.estimate(&run, &candidate.placement, &candidate.prediction);
+            let estimate = self.estimate(&run, &candidate.forecast.placement, &candidate.forecast);
             if self.cost(&estimate) < self.cost(&candidate.estimate) * (1.0 - WORTH_THREADS) {
-                candidate.run = run;
-                candidate.estimate = estimate;
+                (candidate.run, candidate.estimate) = (run, estimate);
             }
         }
+        let table = candidate.forecast.in_main_memory(self.machine);
+        if let Some(ram) = host.ram.filter(|_| self.levers.cache_ram)
+            && let Some(mib) = candidate.needs.smaller_prompt_cache(&candidate.run, table, ram)
+        {
+            candidate.run.cache_ram = Some(i32::try_from(mib).unwrap_or(i32::MAX));
+            candidate.needs = HostNeeds::of(self.model, &candidate.run, &candidate.forecast);
+        }
+        candidate
     }
 
     /// [`Problem::solve_layers`]; where it does not fit on all devices, the same without the smallest, then without the two
@@ -100,17 +94,21 @@ impl Problem<'_> {
 
     /// The best launch on the devices that `run` names.
     fn solve_layers(&self, run: &RunConfig) -> Result<Candidate, Error> {
-        let run = match split(self, run)? {
-            Some(shares) => self.with_shares(run, shares),
-            None => run.clone(),
-        };
+        let mut run = run.clone();
+        if let Some(shares) = split(self, &run)? {
+            // Devices without a share of the layers are left out.
+            let names = run.devices.unwrap_or_else(|| self.machine.devices.iter().map(|d| d.name.clone()).collect());
+            let shared = names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0);
+            let (devices, tensor_split) = shared.unzip();
+            run = RunConfig { devices: Some(devices), tensor_split, ..run };
+        }
         let best = self.solve_load_mode(&run)?;
         if !self.levers.op_offload || self.leaves_nothing(&best) {
             return Ok(best);
         }
         // Prompts computed on the host: for short ones over a slow bus. Nothing is then copied, so compute shrinks as well.
         let run_there = RunConfig { op_offload: false, ..best.run.clone() };
-        let there = self.estimate(&run_there, &best.placement, &best.prediction);
+        let there = self.estimate(&run_there, &best.forecast.placement, &best.forecast);
         if self.cost(&there) > self.cost(&best.estimate) * (1.0 - WORTH_OP_OFFLOAD) {
             return Ok(best);
         }
@@ -118,20 +116,9 @@ impl Problem<'_> {
         Ok(if other.fits() && self.is_better(&other, &best, WORTH_OP_OFFLOAD) { other } else { best })
     }
 
-    /// `run` with a share of the layers for each of its devices; those without a share are left out.
-    fn with_shares(&self, run: &RunConfig, shares: Vec<f32>) -> RunConfig {
-        let all = || self.machine.devices.iter().map(|device| device.name.clone()).collect();
-        let names: Vec<String> = run.devices.clone().unwrap_or_else(all);
-        let (devices, shares): (Vec<String>, Vec<f32>) =
-            names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0).unzip();
-        RunConfig { devices: Some(devices), tensor_split: shares, ..run.clone() }
-    }
-
     /// Whether no routed expert is on the host.
     fn leaves_nothing(&self, candidate: &Candidate) -> bool {
-        let on_host = |copy: &placement::Copy| !matches!(copy.buffer, Buffer::Device(_));
-        let mut experts = self.model.tensors.iter().zip(&candidate.placement.copies);
-        !experts.any(|(tensor, copies)| tensor.role == Role::RoutedExpert && copies.iter().any(on_host))
+        candidate.forecast.placement.experts(self.model).all(|(_, copy)| matches!(copy.buffer, Buffer::Device(_)))
     }
 
     /// [`Problem::solve_tiers`] with the load mode that serves best.
@@ -141,7 +128,7 @@ impl Problem<'_> {
         }
         // Read into memory, host weights are pinned and copied at the bus's full rate; mapped, they need not fit.
         let read = self.solve_tiers(&RunConfig { load_mode: LoadMode::None, ..run.clone() })?;
-        if read.shortfall.contains_key("Host") {
+        if read.shortfall.contains_key(HOST) {
             return self.solve_tiers(&RunConfig { load_mode: LoadMode::Auto, ..run.clone() });
         }
         let mapped = self.with_load_mode(&read, LoadMode::Auto)?;
@@ -152,9 +139,9 @@ impl Problem<'_> {
     pub fn with_load_mode(&self, candidate: &Candidate, load_mode: LoadMode) -> Result<Candidate, Error> {
         let run = RunConfig { load_mode, ..candidate.run.clone() };
         let placement = placement::place(self.model, self.machine, &run)?;
-        let compute = compute_of(&candidate.prediction);
-        let prediction = memory::predict_with(self.model, self.machine, &run, &placement, Some(&compute))?;
-        Ok(self.candidate(run, placement, prediction))
+        let compute = candidate.forecast.compute();
+        let forecast = memory::forecast_placed(self.model, self.machine, &run, placement, Some(&compute))?;
+        Ok(self.candidate(run, forecast))
     }
 
     /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.
@@ -167,9 +154,13 @@ impl Problem<'_> {
         }
         let may_gain = |n_ubatch, best: &Candidate| explorer.may_gain_by_room(run, n_ubatch, best);
         let mut ubatches = explorer.every_ubatch(run);
-        // A smaller one than that of what fits would fit as well.
-        let mut larger = ubatches.iter().filter(|n_ubatch| !best.devices_fit() || **n_ubatch > best.run.n_ubatch);
-        if !larger.try_fold(false, |found, n_ubatch| Ok::<_, Error>(found || may_gain(*n_ubatch, &best)?))? {
+        let mut may_any_gain = false;
+        for n_ubatch in &ubatches {
+            // A smaller one than that of what fits would fit as well.
+            let is_larger = !best.devices_fit() || *n_ubatch > best.run.n_ubatch;
+            may_any_gain = may_any_gain || (is_larger && may_gain(*n_ubatch, &best)?);
+        }
+        if !may_any_gain {
             return Ok(best);
         }
         // Of what fits the cheapest, for which of these must leave depends on the model; of what does not, the least short.
@@ -211,10 +202,8 @@ impl Problem<'_> {
 
     /// An override that leaves the output's weights to the host; none where the model's have another name.
     fn output_on_host(&self) -> Option<Override> {
-        let has = |name: &str| self.model.tensors.iter().any(|tensor| tensor.name == name);
-        let name = ["output.weight", "token_embd.weight"].into_iter().find(|name| has(name))?;
-        let pattern = format!("^{}$", name.replace('.', "\\."));
-        Some(Override { pattern, buffer: "CPU".into(), origin: "-ot".into() })
+        let output = self.model.tensors.get(self.model.output()?)?;
+        Some(on_host(format!("^{}$", output.name.replace('.', "\\.")), "-ot"))
     }
 
     /// The most layers on the devices that fit, the rest whole on the host, their caches too. Given up, with what does not fit,
@@ -254,7 +243,221 @@ impl Problem<'_> {
 
     /// Bytes of a launch's weights that stay in the mapped file and do not fit into main memory: they come from the disk.
     pub fn from_disk(&self, candidate: &Candidate) -> Option<Bytes> {
-        let mapped = matches!(candidate.run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock);
-        candidate.shortfall.get("Host").copied().filter(|_| mapped)
+        candidate.shortfall.get(HOST).copied().filter(|_| candidate.run.load_mode.is_mapped())
+    }
+}
+
+/// Shares of the room for experts that the expert cache (`--moe-cache-mib`) may get. Its memory is exact; how often it hits is the
+/// speed model's assumption.
+const SHARES: [f64; 4] = [1.0, 0.75, 0.5, 0.25];
+
+impl Problem<'_> {
+    /// The best launch with a cache beside `without`, which has none and keeps its other choices; `None` where nothing is to be
+    /// cached or no cache fits.
+    ///
+    /// With `exact`, it was judged; without, its compute is that of `without`.
+    pub fn with_expert_cache(
+        &self,
+        without: &Candidate,
+        own: &[Override],
+        exact: bool,
+    ) -> Result<Option<Candidate>, Error> {
+        let base = RunConfig { overrides: own.to_vec(), moe_cache_mib: 0, ..without.run.clone() };
+        let stage = Stage::new(self, base.clone(), &[Role::RoutedExpert])?;
+        if stage.is_fixed() || without.forecast.memory.len() < 2 || !without.devices_fit() {
+            return Ok(None);
+        }
+        let explorer = Explorer::new(self, &stage);
+        let room = stage.room(&explorer.hosted_with_compute_of(&base, without)?);
+        let mut best: Option<Candidate> = None;
+        for share in SHARES {
+            let rest: Vec<i128> = room.iter().map(|room| room - part(*room, share)).collect();
+            let kept = stage.whole_blocks(&stage.fill(&rest, End::First, false));
+            let taken = i128::from(stage.bytes(&kept));
+            let total: i128 = room.iter().map(|room| (*room).max(0)).sum();
+            let Ok(mib) = u32::try_from((total - taken) >> 20) else { continue };
+            let setting = RunConfig { moe_cache_mib: mib, ..base.clone() };
+            let placement = stage.placement(&kept);
+            if mib == 0 || expert_cache::expert_cache(self.model, self.machine, &setting, &placement).problem.is_some()
+            {
+                continue;
+            }
+            let candidate = explorer.candidate(&setting, &kept, Some(without))?;
+            if best.as_ref().is_none_or(|known| self.cost(&candidate.estimate) < self.cost(&known.estimate)) {
+                best = Some(candidate);
+            }
+        }
+        match best {
+            Some(best) if exact => self.shrunk(best),
+            other => Ok(other.filter(Candidate::devices_fit)),
+        }
+    }
+
+    /// The launch judged, its cache made smaller until the devices fit.
+    fn shrunk(&self, mut candidate: Candidate) -> Result<Option<Candidate>, Error> {
+        for _ in 0..8 {
+            candidate = self.judge(candidate.run)?;
+            let short = candidate.shortfall.iter().filter(|(name, _)| name.as_str() != HOST).map(|(_, over)| *over);
+            let short: Bytes = short.sum();
+            if short == Bytes(0) {
+                return Ok(Some(candidate));
+            }
+            let less = u32::try_from(short.0.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+            candidate.run.moe_cache_mib = candidate.run.moe_cache_mib.saturating_sub(less.saturating_add(1));
+            if candidate.run.moe_cache_mib == 0 {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the planner may look at caches at all.
+    pub fn may_cache_experts(&self) -> bool {
+        self.strategy == Strategy::Auto && !self.machine.devices.is_empty()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "bytes below 2^52, ranked only")]
+fn part(room: i128, share: f64) -> i128 {
+    (room.max(0) as f64 * share) as i128
+}
+
+/// How `-c` is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContextChoice {
+    /// Room for the turn, at least 8192 tokens, at most the model's own length.
+    Turn,
+    /// The largest that fits with every movable expert on the host.
+    Max,
+    Fixed(u32),
+}
+
+/// `run` with the context that the request asks for.
+pub(super) fn with_context(problem: &Problem, request: &Request, run: RunConfig) -> Result<RunConfig, Error> {
+    let n_ctx = match request.context {
+        ContextChoice::Fixed(n_ctx) => n_ctx,
+        ContextChoice::Turn => {
+            let slots = request.run.n_parallel.unwrap_or(1).max(1);
+            turn_context(request.turn, problem.model.hparams.context_length).saturating_mul(slots)
+        }
+        ContextChoice::Max => largest_context(problem, &run)?,
+    };
+    Ok(RunConfig { n_ctx, ..run })
+}
+
+/// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.
+fn turn_context(turn: Turn, context_length: u32) -> u32 {
+    let wanted = turn.tokens().next_multiple_of(256).max(8192);
+    if context_length == 0 { wanted } else { wanted.min(context_length) }
+}
+
+/// The largest multiple of 256 that fits with the experts on the host; 256 where none does.
+///
+/// Memory grows with the context in nearly a straight line, so after the longest and a short one, each try is where the line
+/// says that the budget ends, and its neighbour.
+fn largest_context(problem: &Problem, run: &RunConfig) -> Result<u32, Error> {
+    let strategy = match problem.strategy {
+        Strategy::AllOnDevice | Strategy::Rules => problem.strategy,
+        _ => Strategy::ExpertsOnHost,
+    };
+    let levers = super::Levers::default();
+    let lean = Problem { strategy, levers, ..problem.clone() };
+    let judge = |steps: u32| -> Result<i128, Error> {
+        Ok(spare(&lean, &lean.solve(&RunConfig { n_ctx: steps * 256, ..run.clone() })?))
+    };
+    let (mut fits, mut too_many) = (1, problem.model.hparams.context_length.div_ceil(256).max(1));
+    let (mut left, mut short) = (judge(fits)?, judge(too_many)?);
+    if left < 0 || short >= 0 {
+        return Ok(if left < 0 { 256 } else { too_many * 256 });
+    }
+    let mut tries = 0;
+    while too_many - fits > 1 {
+        tries += 1;
+        let by_line = i128::from(too_many - fits) * left / (left - short).max(1);
+        let by_line = u32::try_from(by_line).map_or(fits, |steps| fits + steps);
+        let tried = if tries < 7 { by_line.clamp(fits + 1, too_many - 1) } else { u32::midpoint(fits, too_many) };
+        let found = judge(tried)?;
+        if found >= 0 {
+            (fits, left) = (tried, found);
+        } else {
+            (too_many, short) = (tried, found);
+        }
+    }
+    Ok(fits * 256)
+}
+
+/// Bytes left where least are; negative where they are missing. The host counts where the context is there.
+fn spare(problem: &Problem, candidate: &Candidate) -> i128 {
+    let signed = |budget: Bytes, used: Bytes| i128::from(budget.0) - i128::from(used.0);
+    let devices = problem.machine.devices.iter().filter_map(|device| {
+        let row = candidate.forecast.memory.get(&device.name)?;
+        Some(signed(device.total, row.total() + problem.margin))
+    });
+    let shares = problem.machine.devices.iter().any(|device| problem.machine.is_shared(device));
+    let there = problem.machine.devices.is_empty() || !candidate.run.offload_kqv || shares;
+    let ram = problem.machine.host.ram.filter(|_| there);
+    let host = ram.map(|ram| signed(ram, candidate.forecast.in_main_memory(problem.machine) + candidate.needs.least()));
+    devices.chain(host).min().unwrap_or(0)
+}
+
+/// RPC servers that a plan has no use for are left out, and those after them numbered as llama.cpp then numbers them: the machine and
+/// the request without the servers on whose devices `candidate` has nothing; `None` where it uses them all.
+pub(super) fn without_idle(
+    machine: &Machine,
+    request: &Request,
+    candidate: &Candidate,
+) -> Option<(Machine, Request, Warning)> {
+    let placed = candidate.forecast.placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
+        Buffer::Device(at) => Some(at),
+        _ => None,
+    });
+    let used: Vec<u16> = candidate.forecast.placement.devices.iter().copied().chain(placed).collect();
+    let servers_in_use: Vec<&str> = used.iter().filter_map(|at| machine.device(*at)?.endpoint()).collect();
+    let is_named = |device: &Device| request.run.overrides.iter().any(|rule| rule.buffer == device.buffer);
+    let is_idle = |device: &&Device| {
+        device.endpoint().is_some_and(|server| !servers_in_use.contains(&server)) && !is_named(device)
+    };
+    let idle: Vec<&Device> = machine.devices.iter().filter(is_idle).collect();
+    if idle.is_empty() {
+        return None;
+    }
+    let kept: Vec<Device> = machine.devices.iter().filter(|device| !is_idle(device)).cloned().collect();
+    let left = Machine::new(kept, machine.host.clone()).ok()?;
+    // Buffer types keep their names: they count the devices of one server.
+    let new_name = |device: &Device| left.devices.iter().find(|other| other.buffer == device.buffer).map(|d| &d.name);
+    let renamed: Vec<String> = (machine.devices.iter())
+        .filter(|device| device.backend == Backend::Rpc)
+        .filter_map(|device| new_name(device).filter(|new| **new != device.name).map(|new| (device, new)))
+        .map(|(device, new)| format!("{} is {new}", device.name))
+        .collect();
+    let mut request = request.clone();
+    request.run.rpc.retain(|server| !idle.iter().any(|device| device.endpoint() == Some(server)));
+    let still_named = |name: String| match machine.devices.iter().find(|device| device.name == name) {
+        Some(device) => new_name(device).cloned(),
+        None => Some(name),
+    };
+    request.run.devices = request.run.devices.map(|names| names.into_iter().filter_map(still_named).collect());
+    let mut servers: Vec<&str> = idle.iter().filter_map(|device| device.endpoint()).collect();
+    servers.dedup();
+    let (what, it) = if servers.len() == 1 { ("server", "it") } else { ("servers", "them") };
+    let then = if renamed.is_empty() { String::new() } else { format!("; {} without {it}", renamed.join(", ")) };
+    let warning = Warning {
+        code: "server-not-used".into(),
+        message: format!("nothing goes to the RPC {what} {}: the command leaves {it} out{then}", servers.join(", ")),
+        hint: format!("a larger budget for {it} may change that"),
+    };
+    Some((left, request, warning))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_context_holds_the_turn() {
+        let turn = |prompt, depth| Turn { prompt, generate: 512, depth };
+        assert_eq!(turn_context(turn(4096, 0), 131_072), 8192);
+        assert_eq!(turn_context(turn(4096, 16384), 131_072), 20992);
+        assert_eq!(turn_context(turn(4096, 16384), 4096), 4096);
     }
 }

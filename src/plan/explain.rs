@@ -5,19 +5,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::ContextChoice;
-use super::solver::{Candidate, Error, Levers, Problem, Strategy};
+use super::solver::{Candidate, Levers, Problem, Strategy};
 use super::stage::{End, Stage};
-use super::{ExpertSplit, Request, expert_split};
+use super::{ContextChoice, ExpertSplit, Request, expert_split};
 use crate::bytes::Bytes;
 use crate::checkup::Row;
 use crate::gguf::GgmlType;
 use crate::machine::Machine;
-use crate::memory::{HOST, MemoryBreakdown};
+use crate::memory::{Error, HOST};
 use crate::model::Model;
 use crate::number::signed;
 use crate::rules::Role;
-use crate::run::{LoadMode, RunConfig, args};
+use crate::run::{Choice as _, LoadMode, RunConfig, args};
 use crate::speed::{Speed, Term};
 
 /// Another launch beside the one that is proposed.
@@ -26,17 +25,12 @@ use crate::speed::{Speed, Term};
 pub struct Alternative {
     /// What differs: `-ub 1024`, `one more block on CUDA0`.
     pub what: String,
-    /// Its arguments.
     pub args: Vec<String>,
     /// Whether it is within the budgets.
     pub fits: bool,
-    /// By how much it is not.
     pub shortfall: BTreeMap<String, Bytes>,
-    /// Memory by device.
     pub memory: BTreeMap<String, Row>,
-    /// Where its routed experts are.
     pub placement: ExpertSplit,
-    /// Its predicted speed.
     pub speed: Speed,
     /// Its predicted time of the turn, in seconds.
     pub turn_seconds: f64,
@@ -51,27 +45,19 @@ pub struct Alternative {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
-    /// Which: `context on CUDA0`.
     pub term: String,
-    /// What it takes.
     pub bytes: Bytes,
     /// What to change; empty where nothing can be.
     pub fix: String,
-    /// What that frees.
     pub saves: Bytes,
-    /// What that costs, in words.
     pub costs: String,
 }
 
-/// What is said beside the plan.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Why {
-    /// Other launches.
     pub alternatives: Vec<Alternative>,
-    /// The terms of the fullest device.
     pub explain: Vec<Explanation>,
-    /// What the predicted time is spent on.
     pub time: Vec<Term>,
     /// The cheapest changes that make it fit, where it does not.
     pub fixes: Vec<Alternative>,
@@ -115,7 +101,7 @@ impl Subject<'_> {
             args: args::args(&candidate.run),
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
-            memory: Row::table(&candidate.prediction),
+            memory: Row::table(&candidate.forecast),
             placement: expert_split(self.model, self.machine, candidate),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
@@ -151,7 +137,7 @@ impl Subject<'_> {
         for (what, run, note) in self.changes() {
             // A launch that llama.cpp would refuse is no alternative.
             if let Ok(candidate) = problem.solve(&run) {
-                found.push(self.alternative(what, &candidate, note));
+                found.push(self.alternative(what, &candidate, note.map(str::to_string)));
             }
         }
         found.extend(self.blocks(&problem)?);
@@ -159,38 +145,32 @@ impl Subject<'_> {
     }
 
     /// One change each.
-    fn changes(&self) -> Vec<(String, RunConfig, Option<String>)> {
-        let run = self.fixed();
+    fn changes(&self) -> Vec<(String, RunConfig, Option<&'static str>)> {
+        let run = &self.fixed();
         let mut changes = Vec::new();
-        let trained = self.model.hparams.context_length;
-        let mut add =
-            |what: String, run: RunConfig, note: Option<&str>| changes.push((what, run, note.map(str::to_string)));
         for n_ubatch in [run.n_ubatch / 2, run.n_ubatch.saturating_mul(2)] {
             if (64..=run.n_ctx.max(512)).contains(&n_ubatch) {
                 let n_batch = run.n_batch.max(n_ubatch);
-                add(format!("-ub {n_ubatch}"), RunConfig { n_batch, n_ubatch, ..run.clone() }, None);
+                changes.push((format!("-ub {n_ubatch}"), RunConfig { n_batch, n_ubatch, ..run.clone() }, None));
             }
         }
-        if run.load_mode == LoadMode::None {
-            add("-lm mmap".into(), RunConfig { load_mode: LoadMode::Mmap, ..run.clone() }, None);
-        } else {
-            let note = "the host's weights must fit into main memory";
-            add("-lm none".into(), RunConfig { load_mode: LoadMode::None, ..run.clone() }, Some(note));
-        }
-        if let (false, Some(q8_0)) = (run.type_k.is_quantized, GgmlType::from_name("q8_0")) {
-            let note = "a quantized cache costs quality that no speed shows";
-            add("-ctk q8_0 -ctv q8_0".into(), RunConfig { type_k: q8_0, type_v: q8_0, ..run.clone() }, Some(note));
-        }
+        let (load_mode, note) = match run.load_mode {
+            LoadMode::None => (LoadMode::Mmap, None),
+            _ => (LoadMode::None, Some("the host's weights must fit into main memory")),
+        };
+        changes.push((format!("-lm {}", load_mode.word()), RunConfig { load_mode, ..run.clone() }, note));
+        changes.extend(quantized(run).map(|run| (QUANTIZED.to_string(), run, Some(QUALITY))));
+        let trained = self.model.hparams.context_length;
         for n_ctx in [run.n_ctx / 2, run.n_ctx.saturating_mul(2)] {
             if n_ctx >= 1024 && (trained == 0 || n_ctx <= trained) {
-                add(format!("-c {n_ctx}"), RunConfig { n_ctx, ..run.clone() }, None);
+                changes.push((format!("-c {n_ctx}"), RunConfig { n_ctx, ..run.clone() }, None));
             }
         }
         let offload = if run.op_offload { "--no-op-offload" } else { "with op offload" };
-        add(offload.into(), RunConfig { op_offload: !run.op_offload, ..run.clone() }, None);
+        changes.push((offload.to_string(), RunConfig { op_offload: !run.op_offload, ..run.clone() }, None));
         if let Some(cores) = run.n_threads.or(self.machine.host.cores).filter(|cores| *cores > 1) {
-            let half = cores / 2;
-            add(format!("-t {half}"), RunConfig { n_threads: Some(half), ..run.clone() }, None);
+            let n_threads = Some(cores / 2);
+            changes.push((format!("-t {}", cores / 2), RunConfig { n_threads, ..run.clone() }, None));
         }
         changes
     }
@@ -199,14 +179,13 @@ impl Subject<'_> {
     fn blocks(&self, problem: &Problem<'_>) -> Result<Vec<Alternative>, Error> {
         let base = self.fixed();
         let stage = Stage::new(problem, base.clone(), &[Role::RoutedExpert])?;
-        let kept = stage.kept_of(&self.candidate.placement);
+        let kept = stage.kept_of(&self.candidate.forecast.placement);
         if stage.is_fixed() || kept == stage.everything() {
             return Ok(Vec::new());
         }
         let host = stage.end_of(&kept);
         let mut found = Vec::new();
-        for (at, device) in self.machine.devices.iter().enumerate() {
-            let Ok(at) = u16::try_from(at) else { break };
+        for (at, device) in (0..).zip(&self.machine.devices) {
             let more = stage.one_more(&kept, at, host).map(|kept| (format!("one more block on {}", device.name), kept));
             let less = stage.one_less(&kept, at, host).map(|kept| (format!("one step less on {}", device.name), kept));
             for (what, kept) in more.into_iter().chain(less) {
@@ -227,148 +206,110 @@ impl Subject<'_> {
 
     /// The terms of the fullest device.
     fn terms(&self) -> Vec<Explanation> {
-        let left = |name: &str, total: Bytes| {
-            self.candidate.prediction.memory.get(name).map(|row| total.saturating_sub(row.total()))
+        let forecast = &self.candidate.forecast;
+        let rows = self.machine.devices.iter().filter_map(|device| Some((device, forecast.memory.get(&device.name)?)));
+        let Some((device, row)) = rows.min_by_key(|(device, row)| device.total.saturating_sub(row.total())) else {
+            return Vec::new();
         };
-        let fullest =
-            self.machine.devices.iter().filter_map(|device| Some((left(&device.name, device.total)?, device)));
-        let Some((_, device)) = fullest.min_by_key(|(left, _)| *left) else { return Vec::new() };
-        let Some(row) = self.candidate.prediction.memory.get(&device.name) else { return Vec::new() };
         let experts = expert_split(self.model, self.machine, self.candidate);
-        let here = experts.by_device.get(&device.name).copied().unwrap_or_default();
-        let problem = Problem { levers: Levers::default(), ..self.problem() };
-        let (context_fix, context_saves, context_costs) = self.cheaper(&problem, &device.name, false);
-        let (compute_fix, compute_saves, compute_costs) = self.cheaper(&problem, &device.name, true);
-        let term = |what: &str, bytes: Bytes, fix: &str, saves: Bytes, costs: &str| Explanation {
+        let experts = experts.by_device.get(&device.name).copied().unwrap_or_default();
+        let (run, margin) = (&self.candidate.run, self.request.margin);
+        let n_ubatch = (run.n_ubatch / 2).max(64);
+        let fixed = |costs: &str| (String::new(), Bytes(0), costs.to_string());
+        let of_context = quantized(run)
+            .map(|run| self.cheaper(&device.name, QUANTIZED.to_string(), run, ", and precision of the cache"));
+        let of_compute =
+            self.cheaper(&device.name, format!("-ub {n_ubatch}"), RunConfig { n_ubatch, ..run.clone() }, "");
+        let rows = [
+            ("routed experts", experts, fixed("what is left of the budget goes here")),
+            (
+                "other weights",
+                row.model.saturating_sub(experts),
+                fixed("they leave only when no expert is left to move"),
+            ),
+            ("context", row.context, of_context.unwrap_or_else(|| fixed("the cache is quantized already"))),
+            ("compute", row.compute, of_compute),
+            ("overhead", row.overhead, fixed("the driver's context and pools at their peak")),
+            ("margin", margin, ("--margin 0".to_string(), margin, NO_MARGIN.to_string())),
+        ];
+        let term = |(what, bytes, (fix, saves, costs)): (&str, Bytes, (String, Bytes, String))| Explanation {
             term: format!("{what} on {}", device.name),
             bytes,
-            fix: fix.to_string(),
+            fix,
             saves,
-            costs: costs.to_string(),
+            costs,
         };
-        let mut terms = vec![
-            term("routed experts", here, "", Bytes(0), "what is left of the budget goes here"),
-            term(
-                "other weights",
-                row.model.saturating_sub(here),
-                "",
-                Bytes(0),
-                "they leave only when no expert is left to move",
-            ),
-            term("context", row.context, &context_fix, context_saves, &context_costs),
-            term("compute", row.compute, &compute_fix, compute_saves, &compute_costs),
-            term("overhead", row.overhead, "", Bytes(0), "the driver's context and pools at their peak"),
-            term(
-                "margin",
-                self.request.margin,
-                "--margin 0",
-                self.request.margin,
-                "nothing is left for what the prediction may be off",
-            ),
-        ];
+        let mut terms = rows.map(term).to_vec();
         terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
         terms
     }
 
-    /// What halving the micro-batch, or quantizing the cache, frees of a device, and what it costs.
-    fn cheaper(&self, problem: &Problem<'_>, device: &str, ubatch: bool) -> (String, Bytes, String) {
-        let run = &self.candidate.run;
-        let (fix, changed) = if ubatch {
-            let n_ubatch = (run.n_ubatch / 2).max(64);
-            (format!("-ub {n_ubatch}"), RunConfig { n_ubatch, ..run.clone() })
-        } else {
-            let Some(q8_0) = GgmlType::from_name("q8_0").filter(|_| !run.type_k.is_quantized) else {
-                return (String::new(), Bytes(0), "the cache is quantized already".to_string());
-            };
-            ("-ctk q8_0 -ctv q8_0".to_string(), RunConfig { type_k: q8_0, type_v: q8_0, ..run.clone() })
+    /// What a change frees of a device with the same placement, and what it costs.
+    fn cheaper(&self, device: &str, fix: String, changed: RunConfig, quality: &str) -> (String, Bytes, String) {
+        let other = match self.problem().judge(changed) {
+            Ok(other) => other,
+            Err(error) => return (String::new(), Bytes(0), error.to_string()),
         };
-        match problem.judge(changed) {
-            Ok(other) => {
-                let total = |candidate: &Candidate| candidate.prediction.memory.get(device).map(MemoryBreakdown::total);
-                let saves = total(self.candidate).unwrap_or_default().saturating_sub(total(&other).unwrap_or_default());
-                let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
-                let quality = if ubatch { "" } else { ", and precision of the cache" };
-                (
-                    fix,
-                    saves,
-                    format!("{}% of the turn's time with the same placement{quality}", signed(change * 100.0, 1)),
-                )
-            }
-            Err(error) => (String::new(), Bytes(0), error.to_string()),
-        }
+        let saves = self.candidate.forecast.total(device).saturating_sub(other.forecast.total(device));
+        let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
+        let change = signed(change * 100.0, 1);
+        (fix, saves, format!("{change}% of the turn's time with the same placement{quality}"))
     }
 
     /// The three cheapest changes that make it fit, each really planned; more memory comes last.
     fn fixes(&self) -> Vec<Alternative> {
         let mut found: Vec<Alternative> = Vec::new();
-        let requests = self.fix_requests();
-        for (what, request, note) in requests {
+        for (what, request, note) in self.fix_requests() {
             let Ok(candidate) = super::solve(self.model, self.machine, &request) else { continue };
             if candidate.fits() {
                 let what = what.replace("{c}", &candidate.run.n_ctx.to_string());
-                found.push(self.alternative(what, &candidate, note));
+                found.push(self.alternative(what, &candidate, note.map(str::to_string)));
             }
         }
         found.sort_by(|a, b| a.turn_seconds.total_cmp(&b.turn_seconds));
         found.truncate(3);
-        if found.len() < 3
-            && let Some(larger) = self.larger_machine()
-        {
-            found.push(larger);
+        if found.len() < 3 {
+            found.extend(self.larger_machine());
         }
         found
     }
 
     /// Requests that differ from the user's in one thing, or in two where one would hardly do.
-    fn fix_requests(&self) -> Vec<(String, Request, Option<String>)> {
-        let request = self.request;
-        let mut changes: Vec<(String, Request, Option<String>)> = Vec::new();
-        let mut add = |what: &str, request: Request, note: Option<&str>| {
-            changes.push((what.to_string(), request, note.map(str::to_string)));
-        };
-        let with = |run: RunConfig| Request { run, ..request.clone() };
-        let quality = Some("a quantized cache costs quality that no speed shows");
-        let q8_0 = GgmlType::from_name("q8_0").filter(|_| !request.run.type_k.is_quantized);
-        let quantized = q8_0.map(|ty| with(RunConfig { type_k: ty, type_v: ty, ..request.run.clone() }));
-        if request.context != ContextChoice::Max {
-            add("-c {c}", Request { context: ContextChoice::Max, ..request.clone() }, None);
-        }
-        if let Some(quantized) = quantized {
-            add("-ctk q8_0 -ctv q8_0", quantized.clone(), quality);
-            if request.context != ContextChoice::Max {
-                add("-ctk q8_0 -ctv q8_0 -c {c}", Request { context: ContextChoice::Max, ..quantized }, quality);
-            }
-        }
-        if !request.levers.ubatch && request.run.n_ubatch > 128 {
-            let levers = Levers { ubatch: true, batch: true, ..request.levers };
-            add("without -ub of your own", Request { levers, ..request.clone() }, None);
-        }
-        if request.strategy != Strategy::Auto {
-            add("--strategy auto", Request { strategy: Strategy::Auto, ..request.clone() }, None);
-        }
-        if request.run.n_parallel.is_some_and(|slots| slots > 1) {
-            add(
-                "-np 1",
-                with(RunConfig { n_parallel: Some(1), ..request.run.clone() }),
-                Some("one slot instead of several"),
-            );
-        }
-        if !request.run.overrides.is_empty() {
-            add(
-                "without overrides of your own",
-                with(RunConfig { overrides: Vec::new(), ..request.run.clone() }),
-                None,
-            );
-        }
-        if request.margin > Bytes(0) {
-            let note = Some("nothing is left for what the prediction may be off");
-            add("--margin 0", Request { margin: Bytes(0), ..request.clone() }, note);
-        }
-        if request.run.offload_kqv {
-            let note = Some("the context goes to the host, and attention with it");
-            add("-nkvo", with(RunConfig { offload_kqv: false, ..request.run.clone() }), note);
-        }
-        changes
+    fn fix_requests(&self) -> impl Iterator<Item = (&'static str, Request, Option<&'static str>)> {
+        let (request, run, levers) = (self.request, &self.request.run, self.request.levers);
+        let own = || request.clone();
+        let with = |run: RunConfig| Request { run, ..own() };
+        let longest = |request: Request| Request { context: ContextChoice::Max, ..request };
+        let (is_longest, smaller_cache) = (request.context == ContextChoice::Max, quantized(run).map(with));
+        let slots = run.n_parallel.filter(|slots| *slots > 1);
+        [
+            (!is_longest).then(|| ("-c {c}", longest(own()), None)),
+            smaller_cache.clone().map(|request| (QUANTIZED, request, Some(QUALITY))),
+            smaller_cache
+                .filter(|_| !is_longest)
+                .map(|request| ("-ctk q8_0 -ctv q8_0 -c {c}", longest(request), Some(QUALITY))),
+            (!levers.ubatch && run.n_ubatch > 128).then(|| {
+                let levers = Levers { ubatch: true, batch: true, ..levers };
+                ("without -ub of your own", Request { levers, ..own() }, None)
+            }),
+            (request.strategy != Strategy::Auto)
+                .then(|| ("--strategy auto", Request { strategy: Strategy::Auto, ..own() }, None)),
+            slots.map(|_| {
+                let one = RunConfig { n_parallel: Some(1), ..run.clone() };
+                ("-np 1", with(one), Some("one slot instead of several"))
+            }),
+            (!run.overrides.is_empty()).then(|| {
+                let none = RunConfig { overrides: Vec::new(), ..run.clone() };
+                ("without overrides of your own", with(none), None)
+            }),
+            (request.margin > Bytes(0)).then(|| ("--margin 0", Request { margin: Bytes(0), ..own() }, Some(NO_MARGIN))),
+            run.offload_kqv.then(|| {
+                let on_host = RunConfig { offload_kqv: false, ..run.clone() };
+                ("-nkvo", with(on_host), Some("the context goes to the host, and attention with it"))
+            }),
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// The same plan on a machine with what is missing.
@@ -389,4 +330,14 @@ impl Subject<'_> {
         let candidate = super::solve(self.model, &machine, self.request).ok().filter(Candidate::fits)?;
         Some(self.alternative(wanted.join(" and "), &candidate, Some("more memory".to_string())))
     }
+}
+
+const QUANTIZED: &str = "-ctk q8_0 -ctv q8_0";
+const QUALITY: &str = "a quantized cache costs quality that no speed shows";
+const NO_MARGIN: &str = "nothing is left for what the prediction may be off";
+
+/// The launch with a quantized cache, where its cache is not.
+pub(super) fn quantized(run: &RunConfig) -> Option<RunConfig> {
+    let q8_0 = GgmlType::from_name("q8_0").filter(|_| !run.type_k.is_quantized)?;
+    Some(RunConfig { type_k: q8_0, type_v: q8_0, ..run.clone() })
 }

@@ -7,20 +7,20 @@
 
 use std::cell::Cell;
 
-use super::solver::{Candidate, Error, Problem, Strategy};
+use super::solver::{Candidate, Problem, Strategy};
 use super::stage::{End, Kept, Stage};
 use crate::bytes::Bytes;
+use crate::machine::Device;
 use crate::memory::compute::Compute;
-use crate::memory::{self, MemoryByDevice, Prediction};
+use crate::memory::{self, Error, Forecast, MemoryByDevice};
 use crate::placement::Placement;
-use crate::run::{FlashAttn, Override, RunConfig, numbers};
+use crate::run::{FlashAttn, RunConfig, numbers, on_host};
 use crate::speed::Estimate;
 
 /// Micro-batches to choose from, in tokens.
 const UBATCHES: [u32; 7] = [128, 256, 512, 1024, 2048, 4096, 8192];
 /// llama.cpp's `-ub` where it is not given: smaller ones are an exception.
 const USUAL_UBATCH: u32 = 512;
-/// Where none of those fits.
 const LEAST_UBATCH: u32 = 64;
 /// How many choices beyond the room are judged, the largest first.
 const REACHES: usize = 6;
@@ -38,7 +38,6 @@ const WORTH_JUDGING: f64 = 0.005;
 /// A launch that was ranked and not yet judged.
 #[derive(Debug, Clone)]
 struct Draft {
-    /// Without the planner's overrides.
     setting: RunConfig,
     kept: Kept,
     host: End,
@@ -51,10 +50,8 @@ struct Draft {
 /// A choice and what it is worth.
 type Judged = (Kept, Candidate);
 
-/// The search on one stage.
 pub struct Explorer<'a> {
     problem: &'a Problem<'a>,
-    /// The stage that is searched.
     pub stage: &'a Stage<'a>,
     /// Whether `-fa auto` was found to mean `on`.
     flash_attn: Cell<bool>,
@@ -101,7 +98,7 @@ impl<'a> Explorer<'a> {
             let draft = Draft { setting, kept, host: End::First, bound: f64::INFINITY, least };
             keep_least_short(&mut least_short, self.settle(&draft)?);
         }
-        least_short.map_or_else(|| self.exact(setting, &self.stage.nothing()), Ok)
+        least_short.map_or_else(|| self.candidate(setting, &self.stage.nothing(), None), Ok)
     }
 
     /// Every micro-batch that may be chosen, the largest first.
@@ -117,7 +114,7 @@ impl<'a> Explorer<'a> {
             return Ok(true);
         }
         let setting = self.at(setting, n_ubatch);
-        let hosted = self.with_compute_of(&setting, &self.stage.hosted, best)?;
+        let hosted = self.hosted_with_compute_of(&setting, best)?;
         let promised = self.promise(&setting, &self.stage.nothing(), &hosted);
         Ok(promised < self.score(&best.estimate, best.run.n_ubatch) * (1.0 - WORTH))
     }
@@ -134,7 +131,6 @@ impl<'a> Explorer<'a> {
         self.problem.levers.ubatch && self.problem.strategy == Strategy::Auto
     }
 
-    /// The micro-batches to try.
     fn ubatches(&self, setting: &RunConfig) -> Vec<u32> {
         if !self.problem.levers.ubatch {
             return vec![setting.n_ubatch];
@@ -159,7 +155,8 @@ impl<'a> Explorer<'a> {
         let fills = self.problem.strategy != Strategy::ExpertsOnHost;
         for ubatch in ubatches {
             let setting = self.at(setting, *ubatch);
-            let whole = self.predict(&setting, &self.stage.bare, Some(&self.compute(&setting, range, true)?))?;
+            let whole =
+                self.forecast(&setting, self.stage.bare.clone(), Some(&self.compute(&setting, range, true)?))?;
             let draft = |kept: Kept, host, bound| Draft {
                 setting: setting.clone(),
                 kept,
@@ -172,7 +169,8 @@ impl<'a> Explorer<'a> {
                 drafts.push(draft(self.stage.everything(), End::First, bound));
                 continue;
             }
-            let hosted = self.predict(&setting, &self.stage.hosted, Some(&self.compute(&setting, range, false)?))?;
+            let hosted =
+                self.forecast(&setting, self.stage.hosted.clone(), Some(&self.compute(&setting, range, false)?))?;
             let most = self.most_room(&hosted, &whole);
             let room = self.stage.room(&hosted);
             let single_parts = self.problem.strategy == Strategy::Auto;
@@ -199,16 +197,15 @@ impl<'a> Explorer<'a> {
     }
 
     /// The score of a choice with the memory of another one.
-    fn promise(&self, setting: &RunConfig, kept: &Kept, prediction: &Prediction) -> f64 {
-        let estimate = self.problem.estimate(setting, &self.stage.placement(kept), prediction);
+    fn promise(&self, setting: &RunConfig, kept: &Kept, forecast: &Forecast) -> f64 {
+        let estimate = self.problem.estimate(setting, &self.stage.placement(kept), forecast);
         self.score(&estimate, setting.n_ubatch)
     }
 
     /// The room for what may move at the most: as if nothing on the host had to be copied, nor to be pinned for it.
-    fn most_room(&self, hosted: &Prediction, whole: &Prediction) -> Vec<i128> {
-        let beside = |of: &Prediction, name: &str| {
-            of.memory.get(name).map_or(0, |row| i128::from((row.compute + row.overhead).0))
-        };
+    fn most_room(&self, hosted: &Forecast, whole: &Forecast) -> Vec<i128> {
+        let beside =
+            |of: &Forecast, name: &str| of.memory.get(name).map_or(0, |row| i128::from((row.compute + row.overhead).0));
         let mut room = self.stage.room(hosted);
         for (room, device) in room.iter_mut().zip(&self.problem.machine.devices) {
             *room += (beside(hosted, &device.name) - beside(whole, &device.name)).max(0);
@@ -221,7 +218,6 @@ impl<'a> Explorer<'a> {
         self.stage.is_fixed() || matches!(self.problem.strategy, Strategy::AllOnDevice | Strategy::Rules)
     }
 
-    /// Which ends to try.
     fn ends(&self) -> &'static [End] {
         match self.problem.strategy {
             Strategy::Auto if self.stage.len() > 1 => &[End::First, End::Last],
@@ -229,12 +225,12 @@ impl<'a> Explorer<'a> {
         }
     }
 
-    fn predict(
+    fn forecast(
         &self,
         setting: &RunConfig,
-        placement: &Placement,
+        placement: Placement,
         compute: Option<&Compute>,
-    ) -> Result<Prediction, Error> {
+    ) -> Result<Forecast, Error> {
         let mut run = setting.clone();
         // Finding out what `-fa auto` means costs a graph, and where experts are does not change it.
         if run.flash_attn == FlashAttn::Auto && self.flash_attn.get() {
@@ -242,20 +238,21 @@ impl<'a> Explorer<'a> {
         }
         // That there are overrides at all keeps several devices from working in a pipeline; which ones is in the placement.
         if run.overrides.is_empty() && placement.copies != self.stage.bare.copies {
-            run.overrides.push(Override { pattern: String::new(), buffer: "CPU".into(), origin: "-ot".into() });
+            run.overrides.push(on_host(String::new(), "-ot"));
         }
-        let run = &run;
-        Ok(memory::predict_with(self.problem.model, self.problem.machine, run, placement, compute)?)
+        memory::forecast_placed(self.problem.model, self.problem.machine, &run, placement, compute)
     }
 
-    /// The memory of a launch with the compute that another one was found to have.
-    pub fn with_compute_of(
-        &self,
-        run: &RunConfig,
-        placement: &Placement,
-        other: &Candidate,
-    ) -> Result<Prediction, Error> {
-        self.predict(run, placement, Some(&compute_of(&other.prediction)))
+    /// The memory of a launch with everything moved, with the compute that another one was found to have.
+    pub fn hosted_with_compute_of(&self, setting: &RunConfig, other: &Candidate) -> Result<Forecast, Error> {
+        self.forecast(setting, self.stage.hosted.clone(), Some(&other.forecast.compute()))
+    }
+
+    /// A choice with the compute of another launch, exactly without.
+    pub fn candidate(&self, setting: &RunConfig, kept: &Kept, other: Option<&Candidate>) -> Result<Candidate, Error> {
+        let compute = other.map(|other| other.forecast.compute());
+        let forecast = self.forecast(setting, self.stage.placement(kept), compute.as_ref())?;
+        Ok(self.problem.candidate(self.stage.run(setting, kept), forecast))
     }
 
     /// Compute at a micro-batch: predicted at the ends of `range`, straight between.
@@ -276,26 +273,21 @@ impl<'a> Explorer<'a> {
         Ok(between)
     }
 
-    /// Compute predicted at a setting, once.
     fn compute_at(&self, setting: &RunConfig, whole: bool) -> Result<Compute, Error> {
-        let key = format!("{whole} {:?} {setting:?} {:?}", self.stage.bare.layers, self.stage.base.overrides);
-        let known = self.problem.computes.borrow().get(&key).cloned();
+        let Stage { bare, hosted, base, .. } = self.stage;
+        let key = (whole, setting.clone(), bare.layers.clone(), base.overrides.clone());
+        let known =
+            self.problem.computes.borrow().iter().find(|(known, _)| *known == key).map(|(_, found)| found.clone());
         let compute = if let Some(known) = known {
             known
         } else {
-            let placement = if whole { &self.stage.bare } else { &self.stage.hosted };
-            compute_of(&self.predict(setting, placement, None)?)
+            let placement = if whole { bare } else { hosted };
+            let found = self.forecast(setting, placement.clone(), None)?.compute();
+            self.problem.computes.borrow_mut().push((key, found.clone()));
+            found
         };
         self.flash_attn.set(compute.flash_attn);
-        self.problem.computes.borrow_mut().insert(key, compute.clone());
         Ok(compute)
-    }
-
-    /// Judges a choice exactly.
-    fn exact(&self, setting: &RunConfig, kept: &Kept) -> Result<Candidate, Error> {
-        let placement = self.stage.placement(kept);
-        let prediction = self.predict(setting, &placement, None)?;
-        Ok(self.problem.candidate(self.stage.run(setting, kept), placement, prediction))
     }
 
     /// Judges a draft exactly, and refills it with its own compute until nothing changes.
@@ -304,7 +296,7 @@ impl<'a> Explorer<'a> {
         let mut kept = draft.kept.clone();
         let mut tried: Vec<Kept> = Vec::new();
         while tried.len() < 5 && !tried.contains(&kept) {
-            let candidate = self.exact(&draft.setting, &kept)?;
+            let candidate = self.candidate(&draft.setting, &kept, None)?;
             tried.push(kept.clone());
             let next = self.refilled(draft, &kept, &candidate)?;
             if candidate.devices_fit() {
@@ -320,7 +312,7 @@ impl<'a> Explorer<'a> {
         match (best, worst) {
             (Some((kept, candidate)), _) => self.polish(draft, self.reach(draft, kept, candidate)?),
             (None, Some((kept, candidate))) => self.step_down(draft, kept, candidate),
-            (None, None) => self.exact(&draft.setting, &draft.kept),
+            (None, None) => self.candidate(&draft.setting, &draft.kept, None),
         }
     }
 
@@ -330,10 +322,9 @@ impl<'a> Explorer<'a> {
         if self.is_whole() || self.problem.strategy != Strategy::Auto {
             return Ok(candidate);
         }
-        for (at, device) in self.problem.machine.devices.iter().enumerate() {
-            let Ok(at) = u16::try_from(at) else { break };
+        for (at, device) in (0..).zip(&self.problem.machine.devices) {
             let bytes = self.stage.bytes(&kept);
-            let row = candidate.prediction.memory.get(&device.name).copied().unwrap_or_default();
+            let row = candidate.forecast.memory.get(&device.name).copied().unwrap_or_default();
             let least = draft.least.get(&device.name).map_or(Bytes(0), |row| row.compute);
             let spare =
                 device.total.saturating_sub(row.total() + self.problem.margin) + row.compute.saturating_sub(least);
@@ -342,11 +333,11 @@ impl<'a> Explorer<'a> {
             further.sort_by_key(|next| std::cmp::Reverse(self.stage.bytes(next)));
             for next in further.into_iter().take(REACHES) {
                 let placement = self.stage.placement(&next);
-                let promised = self.problem.estimate(&draft.setting, &placement, &candidate.prediction);
+                let promised = self.problem.estimate(&draft.setting, &placement, &candidate.forecast);
                 if self.problem.cost(&promised) > self.problem.cost(&candidate.estimate) * (1.0 - WORTH_POLISHING) {
                     continue;
                 }
-                let tried = self.exact(&draft.setting, &next)?;
+                let tried = self.candidate(&draft.setting, &next, None)?;
                 if tried.devices_fit() && self.problem.is_better(&tried, &candidate, 0.0) {
                     (kept, candidate) = (next, tried);
                     break;
@@ -362,17 +353,17 @@ impl<'a> Explorer<'a> {
         if self.problem.strategy != Strategy::Auto {
             return Ok(candidate);
         }
-        let kept = self.stage.kept_of(&candidate.placement);
+        let kept = self.stage.kept_of(&candidate.forecast.placement);
         let mut best = (self.problem.cost(&candidate.estimate) * (1.0 - WORTH_POLISHING), None);
         for other in self.stage.with_other_parts(&kept) {
             let placement = self.stage.placement(&other);
-            let cost = self.problem.cost(&self.problem.estimate(&draft.setting, &placement, &candidate.prediction));
+            let cost = self.problem.cost(&self.problem.estimate(&draft.setting, &placement, &candidate.forecast));
             if cost < best.0 {
                 best = (cost, Some(other));
             }
         }
         let Some(other) = best.1 else { return Ok(candidate) };
-        let polished = self.exact(&draft.setting, &other)?;
+        let polished = self.candidate(&draft.setting, &other, None)?;
         Ok(if polished.devices_fit() { polished } else { candidate })
     }
 
@@ -381,24 +372,21 @@ impl<'a> Explorer<'a> {
         if self.is_whole() || self.problem.strategy == Strategy::ExpertsOnHost {
             return Ok(kept.clone());
         }
-        let compute = compute_of(&candidate.prediction);
-        let all_moved = self.predict(&draft.setting, &self.stage.hosted, Some(&compute))?;
+        let all_moved = self.hosted_with_compute_of(&draft.setting, candidate)?;
         let mut room = self.stage.room(&all_moved);
         // What a device holds beside the table grows with the pinned memory of the host: the candidate's is nearer.
         for (room, device) in room.iter_mut().zip(&self.problem.machine.devices) {
-            let overhead = |of: &Prediction| of.memory.get(&device.name).map_or(0, |row| i128::from(row.overhead.0));
-            *room += overhead(&all_moved) - overhead(&candidate.prediction);
+            let overhead = |of: &Forecast| of.memory.get(&device.name).map_or(0, |row| i128::from(row.overhead.0));
+            *room += overhead(&all_moved) - overhead(&candidate.forecast);
         }
         let filled = self.stage.fill(&room, draft.host, self.problem.strategy == Strategy::Auto);
         // With nothing left to copy to a device, the area for it goes: that may be what the rest lacks.
         let whole = self.stage.everything();
-        let freed = |(at, room): (usize, &i128)| {
-            let device = &self.problem.machine.devices[at];
-            let compute = compute.by_device.get(&device.name).map_or(0, |bytes| i128::from(bytes.0));
-            let wanted = u16::try_from(at).map_or(0, |at| self.stage.moved_bytes(&self.stage.nothing(), at));
-            i128::from(wanted) <= room + compute
+        let freed = |((at, device), room): ((u16, &Device), &i128)| {
+            let compute = candidate.forecast.memory.get(&device.name).map_or(0, |row| i128::from(row.compute.0));
+            i128::from(self.stage.movable_bytes(at)) <= room + compute
         };
-        let fits = filled != whole && *kept != whole && room.iter().enumerate().all(freed);
+        let fits = filled != whole && *kept != whole && (0..).zip(&self.problem.machine.devices).zip(&room).all(freed);
         Ok(if fits && candidate.devices_fit() { whole } else { filled })
     }
 
@@ -407,9 +395,9 @@ impl<'a> Explorer<'a> {
         let mut steps = 1;
         while !candidate.devices_fit() && !self.is_whole() {
             let mut moved = false;
-            for (at, device) in self.problem.machine.devices.iter().enumerate() {
+            for (at, device) in (0..).zip(&self.problem.machine.devices) {
                 for _ in 0..if candidate.shortfall.contains_key(&device.name) { steps } else { 0 } {
-                    let less = u16::try_from(at).ok().and_then(|at| self.stage.one_less(&kept, at, draft.host));
+                    let less = self.stage.one_less(&kept, at, draft.host);
                     moved |= less.is_some();
                     kept = less.unwrap_or(kept);
                 }
@@ -417,7 +405,7 @@ impl<'a> Explorer<'a> {
             if !moved {
                 break;
             }
-            candidate = self.exact(&draft.setting, &kept)?;
+            candidate = self.candidate(&draft.setting, &kept, None)?;
             steps *= 2;
         }
         Ok(candidate)
@@ -428,15 +416,6 @@ impl<'a> Explorer<'a> {
 fn keep_least_short(known: &mut Option<Candidate>, other: Candidate) {
     if known.as_ref().is_none_or(|known| other.missing() < known.missing()) {
         *known = Some(other);
-    }
-}
-
-/// The compute column of a prediction.
-pub fn compute_of(prediction: &Prediction) -> Compute {
-    Compute {
-        by_device: prediction.memory.iter().map(|(name, row)| (name.clone(), row.compute)).collect(),
-        // Where compute is counted, it is known.
-        flash_attn: prediction.flash_attn == Some(true),
     }
 }
 

@@ -1,19 +1,12 @@
 //! A plan: the launch that keeps a model within a budget, what it takes, and the command that gives it.
 
 mod choose;
-mod context;
-#[doc(hidden)]
-pub mod experts;
-mod expert_cache;
 pub mod explain;
 mod explore;
-#[doc(hidden)]
-pub mod host;
 #[doc(hidden)]
 pub mod patterns;
 #[doc(hidden)]
 pub mod rule_file;
-mod servers;
 #[doc(hidden)]
 pub mod solver;
 mod split;
@@ -27,34 +20,30 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::checkup::{self, Checkup};
+use crate::checkup::{self, Checkup, Planned};
 use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
+use crate::memory;
 use crate::model::Model;
 use crate::placement::{self, Buffer};
 use crate::quantize::WhatIf;
-use crate::rules::Role;
 use crate::run::command::{server_command, shell};
-use crate::run::{self, LoadMode, ModelSource, ParsedCommand, Program, RunConfig, Target};
+use crate::run::{self, LoadMode, ModelSource, Program, RunConfig, Target};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 use crate::suggest::Hint;
-pub use context::ContextChoice;
+pub use choose::ContextChoice;
 use explain::{Subject, Why};
-use host::HostNeeds;
 use solver::{Candidate, Computes, Problem};
-pub use solver::{Levers, Objective, Strategy};
+pub use solver::{HostNeeds, Levers, Objective, Strategy};
 
-/// What is asked of the planner.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The user's settings; what they left alone is llama.cpp's default.
     pub run: RunConfig,
     /// Words of speculation, which `run` holds by their cost alone.
     pub beside: Vec<String>,
-    /// How `-c` is chosen.
     pub context: ContextChoice,
-    /// The turn to plan for.
     pub turn: Turn,
     /// Kept free of every device's budget.
     pub margin: Bytes,
@@ -64,7 +53,6 @@ pub struct Request {
     pub objective: Objective,
     /// What the planner may choose beside the placement.
     pub levers: Levers,
-    /// The build that the command is for.
     pub target: Target,
     /// Whether the document lists every tensor.
     pub tensors: bool,
@@ -76,10 +64,8 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Checked {
-    /// What the command would do.
     #[serde(flatten)]
     pub checkup: Checkup,
-    /// Which model.
     pub model: ModelSummary,
     /// The command that was checked, quoted for a shell; untrusted text.
     pub command: String,
@@ -92,7 +78,6 @@ pub struct Plan {
     /// What `check` answers for the command, under this document's own schema name.
     #[serde(flatten)]
     pub check: Checkup,
-    /// Which model.
     pub model: ModelSummary,
     /// On which machine; `total` of a device is its budget.
     pub machine: Machine,
@@ -100,94 +85,63 @@ pub struct Plan {
     pub warnings: Vec<Warning>,
     /// Kept free of every device's budget.
     pub margin: Bytes,
-    /// What was allowed.
     pub strategy: Strategy,
-    /// What the launch is best at.
     pub objective: Objective,
-    /// The turn that was timed.
     pub turn: Turn,
-    /// Predicted speed of that turn.
     pub speed: Speed,
     /// Its predicted time, in seconds.
     pub turn_seconds: f64,
-    /// Main memory beyond the table.
     pub host_needs: HostNeeds,
-    /// The arguments for `llama-server -m MODEL`.
     pub args: Vec<String>,
-    /// The command to paste.
     pub command: String,
-    /// Where the routed experts are.
     pub placement: ExpertSplit,
     /// Why it is so, and what else there is.
     #[serde(flatten)]
     pub why: Why,
 }
 
-/// Which model a plan is for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelSummary {
-    /// As the user named it.
     pub path: String,
     /// `general.name`; untrusted text.
     pub name: Option<String>,
-    /// `general.architecture`.
     pub architecture: String,
-    /// Bytes of all tensors.
     pub bytes: Bytes,
-    /// `context_length`.
     pub context_length: u32,
-    /// Blocks, NextN included.
     pub block_count: u32,
     /// How it would be made, where it does not exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub what_if: Option<WhatIf>,
 }
 
-/// Where the routed experts are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExpertSplit {
-    /// On any device.
     pub routed_expert_bytes_on_devices: Bytes,
-    /// On the host.
     pub routed_expert_bytes_on_host: Bytes,
     /// Blocks with at least one expert tensor on the host.
     pub blocks_with_experts_on_host: usize,
-    /// Blocks with routed experts.
     pub blocks_with_experts: usize,
-    /// Bytes by device.
     pub by_device: BTreeMap<String, Bytes>,
 }
 
-/// What stops a plan.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The law or llama.cpp refuses the launch.
     #[error(transparent)]
-    Solver(#[from] solver::Error),
-    /// What the plan's command would do cannot be told.
-    #[error(transparent)]
-    Check(#[from] checkup::Error),
-    /// No shell can be given the path.
+    Forecast(#[from] memory::Error),
     #[error("the model's path holds a NUL character, which no command line can carry")]
     Path,
-    /// The emitted command cannot be read back.
     #[error(transparent)]
     Run(#[from] run::Error),
-    /// The emitted command, replayed, places a tensor elsewhere: our own mistake.
     #[error("internal error: the arguments of this plan would place `{tensor}` elsewhere; please report this model")]
-    Replay {
-        /// The first tensor that differs.
-        tensor: String,
-    },
+    Replay { tensor: String },
 }
 
 impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Solver(error) => error.hint(),
-            Self::Check(error) => error.hint(),
+            Self::Forecast(error) => error.hint(),
             Self::Run(error) => error.hint(),
             _ => None,
         }
@@ -213,7 +167,6 @@ impl Request {
         }
     }
 
-    /// The problem that the request poses.
     pub fn problem<'a>(&self, model: &'a Model, machine: &'a Machine) -> Problem<'a> {
         self.problem_with(model, machine, &Computes::default())
     }
@@ -256,28 +209,29 @@ pub fn solve(model: &Model, machine: &Machine, request: &Request) -> Result<Cand
 /// [`solve`] as one of many for the same model.
 fn solve_with(model: &Model, machine: &Machine, request: &Request, computes: &Computes) -> Result<Candidate, Error> {
     let problem = request.problem_with(model, machine, computes);
-    let run = context::with_context(&problem, request, request.start(model, machine))?;
+    let run = choose::with_context(&problem, request, request.start(model, machine))?;
     Ok(problem.solve(&run)?)
 }
 
-/// Makes the plan.
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
     let candidate = solve(model, machine, request)?;
-    if let Some((machine, request, warning)) = servers::without_idle(machine, request, &candidate) {
+    if let Some((machine, request, warning)) = choose::without_idle(machine, request, &candidate) {
         let mut plan = plan(model, path, &machine, &request)?;
         plan.warnings.push(warning);
         return Ok(plan);
     }
     let args = run::args::args_beside(&candidate.run, &request.beside);
-    let parsed = replay(model, path, machine, &args, &candidate, request.target)?;
-    let command = shell(&server_command(&ModelSource::of_argument(path), &args)).ok_or(Error::Path)?;
-    let options = checkup::Options { margin: request.margin, tensors: request.tensors };
-    let check = checkup::check(model, machine, &parsed, options)?;
-    let mut check = check.with_shortfall(candidate.shortfall.clone());
-    check.schema = "moeplan/plan/1".into();
-    if let Some(ram) = check.budget.get_mut(crate::memory::HOST) {
-        *ram = ram.saturating_sub(candidate.needs.least());
+    let words = server_command(&ModelSource::of_argument(path), &args);
+    let command = shell(&words).ok_or(Error::Path)?;
+    // What is proposed is what llama-server makes of these words.
+    let parsed = run::parse::command_for(&words, &BTreeMap::new(), request.target)?;
+    let placement = placement::place(model, machine, &parsed.run).map_err(memory::Error::from)?;
+    if let Some(tensor) = placement.first_moved(&candidate.forecast.placement, model) {
+        return Err(Error::Replay { tensor: tensor.name.clone() });
     }
+    let planned = Planned { process: candidate.needs.least(), shortfall: &candidate.shortfall };
+    let options = checkup::Options { margin: request.margin, tensors: request.tensors, planned: Some(planned) };
+    let check = checkup::check(model, machine, &parsed, options)?;
     Ok(Plan {
         check,
         model: summary(model, path),
@@ -323,7 +277,7 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
         let message = format!("-c {n_ctx} is more than the model was trained on: {trained} tokens");
         warn("context-beyond-training", message, "-c max stays within it");
     }
-    let numbers = &candidate.prediction.numbers;
+    let numbers = &candidate.forecast.numbers;
     let (slot, tokens) = (numbers.n_ctx_seq, request.turn.tokens());
     if tokens > slot {
         let Turn { prompt, generate, depth } = request.turn;
@@ -337,7 +291,7 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
         let hint = if is_choice { shorter.to_string() } else { format!("-c {room} has room for it; {shorter}") };
         warn("turn-beyond-context", message, &hint);
     }
-    let table = solver::host_total(&candidate.prediction);
+    let table = candidate.forecast.host_total();
     if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {
         let message =
             format!("-lm none takes {} of main memory, and its size was not given", table + candidate.needs.least());
@@ -358,27 +312,6 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
     warnings
 }
 
-/// Reads the arguments back as llama-server would and demands the same placement.
-fn replay(
-    model: &Model,
-    path: &str,
-    machine: &Machine,
-    args: &[String],
-    candidate: &Candidate,
-    target: Target,
-) -> Result<ParsedCommand, Error> {
-    let parsed =
-        run::parse::command_for(&server_command(&ModelSource::of_argument(path), args), &BTreeMap::new(), target)?;
-    let placement = placement::place(model, machine, &parsed.run).map_err(solver::Error::from)?;
-    let copies = |placement: &placement::Placement, at: usize| -> Vec<(Buffer, Bytes)> {
-        placement.copies[at].iter().map(|copy| (copy.buffer, copy.bytes)).collect()
-    };
-    match (0..model.tensors.len()).find(|at| copies(&placement, *at) != copies(&candidate.placement, *at)) {
-        Some(at) => Err(Error::Replay { tensor: model.tensors[at].name.clone() }),
-        None => Ok(parsed),
-    }
-}
-
 /// What a document says of its model, read from `path`.
 pub fn summary(model: &Model, path: &str) -> ModelSummary {
     ModelSummary {
@@ -397,19 +330,14 @@ fn expert_split(model: &Model, machine: &Machine, candidate: &Candidate) -> Expe
     let mut split = ExpertSplit::default();
     let mut on_host = std::collections::BTreeSet::new();
     let mut blocks = std::collections::BTreeSet::new();
-    for (tensor, copies) in model.tensors.iter().zip(&candidate.placement.copies) {
-        if tensor.role != Role::RoutedExpert {
-            continue;
-        }
-        for copy in copies {
-            blocks.insert(tensor.block);
-            if let Buffer::Device(at) = copy.buffer {
-                split.routed_expert_bytes_on_devices += tensor.bytes;
-                *split.by_device.entry(machine.devices[usize::from(at)].name.clone()).or_default() += tensor.bytes;
-            } else {
-                split.routed_expert_bytes_on_host += tensor.bytes;
-                on_host.insert(tensor.block);
-            }
+    for (tensor, copy) in candidate.forecast.placement.experts(model) {
+        blocks.insert(tensor.block);
+        if let Buffer::Device(at) = copy.buffer {
+            split.routed_expert_bytes_on_devices += tensor.bytes;
+            *split.by_device.entry(machine.devices[usize::from(at)].name.clone()).or_default() += tensor.bytes;
+        } else {
+            split.routed_expert_bytes_on_host += tensor.bytes;
+            on_host.insert(tensor.block);
         }
     }
     split.blocks_with_experts_on_host = on_host.len();

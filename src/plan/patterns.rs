@@ -5,8 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::model::Tensor;
+
 /// Tensors by block and stem, the stem being the name between `blk.N.` and the last suffix (`ffn_up_exps`).
 pub type TensorSet = BTreeSet<(u32, String)>;
+
+/// A tensor of a block by block and stem: `blk.3.ffn_up_exps.bias` is 3 and `ffn_up_exps`.
+pub fn key(tensor: &Tensor) -> Option<(u32, &str)> {
+    let block = tensor.block?;
+    let (stem, _) = tensor.name.strip_prefix(&format!("blk.{block}."))?.rsplit_once('.')?;
+    Some((block, stem))
+}
 
 /// Patterns that match exactly the tensors of `chosen` among those of `universe`, few and short.
 ///

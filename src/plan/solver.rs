@@ -1,26 +1,26 @@
 //! The problem: which launch, within the budgets, serves the objective best; and what a launch is judged by.
 //!
-//! A launch that is said to fit was judged by the law and the prediction themselves (`placement::place`,
-//! `memory::predict`); the predicted speed only decides among launches.
+//! A launch that is said to fit was judged by the law and the prediction themselves (`memory::forecast`); the predicted speed only decides
+//! among launches.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::host::{self, HostNeeds};
+use serde::{Deserialize, Serialize};
+
 use crate::bytes::Bytes;
 use crate::machine::{Device, Machine};
 use crate::memory::compute::Compute;
-use crate::memory::{self, HOST, MemoryBreakdown, Prediction};
+use crate::memory::overhead::{HostGrowth, host_growth};
+use crate::memory::{self, Error, Forecast, HOST};
 use crate::model::Model;
-use crate::placement::{self, Placement};
-use crate::run::RunConfig;
+use crate::placement::Placement;
+use crate::run::{Override, Program, RunConfig};
 use crate::speed::{self, Case, Estimate, Turn};
-use crate::suggest::Hint;
 
 /// What the planner may do with the routed experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
@@ -39,7 +39,7 @@ pub enum Strategy {
 }
 
 /// What the best launch is best at.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
@@ -59,21 +59,14 @@ pub enum Objective {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of llama.cpp that was or was not given")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Levers {
-    /// `-ub`.
     pub ubatch: bool,
-    /// `-b`.
     pub batch: bool,
-    /// `-lm`.
     pub load_mode: bool,
     /// `-ctk` and `-ctv`, as far as quantized caches were allowed.
     pub cache_types: bool,
-    /// `-t`.
     pub threads: bool,
-    /// `--no-op-offload`.
     pub op_offload: bool,
-    /// `--cache-ram`.
     pub cache_ram: bool,
-    /// `--moe-cache-mib`.
     pub expert_cache: bool,
 }
 
@@ -94,12 +87,14 @@ impl Levers {
 }
 
 /// Compute buffers that were predicted before, by all that they depend on: budgets are not among it, so a sweep shares them.
-pub type Computes = Rc<RefCell<HashMap<String, Compute>>>;
+pub type Computes = Rc<RefCell<Vec<(ComputeKey, Compute)>>>;
+
+/// What compute depends on: whether all is with its layer, the launch, the layers' devices, the overrides of the stage.
+pub type ComputeKey = (bool, RunConfig, Vec<Option<u16>>, Vec<Override>);
 
 /// The problem: a model, a machine whose `total`s are budgets, and what the user fixed.
 #[derive(Debug, Clone)]
 pub struct Problem<'a> {
-    /// What is placed.
     pub model: &'a Model,
     /// Where; `Device::total` is the budget.
     pub machine: &'a Machine,
@@ -107,55 +102,24 @@ pub struct Problem<'a> {
     pub margin: Bytes,
     /// What the planner may do with the experts.
     pub strategy: Strategy,
-    /// What the best launch is best at.
     pub objective: Objective,
-    /// The turn that is timed.
     pub turn: Turn,
-    /// What the planner may choose beside.
     pub levers: Levers,
-    /// Of this model.
     pub computes: Computes,
 }
 
-/// A launch and what it takes.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// With the planner's overrides, tensor split and choices.
     pub run: RunConfig,
-    /// The law's answer to it.
-    pub placement: Placement,
-    /// The memory it takes.
-    pub prediction: Prediction,
-    /// Its speed, predicted.
+    pub forecast: Forecast,
     pub estimate: Estimate,
-    /// What its process needs of the host beyond the table.
     pub needs: HostNeeds,
     /// By how much each device, or `Host`, is over its budget; empty when it fits.
     pub shortfall: BTreeMap<String, Bytes>,
 }
 
-/// What can stop the planner.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The launch cannot be placed.
-    #[error(transparent)]
-    Placement(#[from] placement::Error),
-    /// llama.cpp would refuse the launch.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-}
-
-impl Hint for Error {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::Placement(error) => error.hint(),
-            Self::Memory(error) => error.hint(),
-        }
-    }
-}
-
 impl Candidate {
-    /// Whether everything is within its budget.
     pub fn fits(&self) -> bool {
         self.shortfall.is_empty()
     }
@@ -165,49 +129,40 @@ impl Candidate {
         self.shortfall.keys().all(|name| name == HOST)
     }
 
-    /// Bytes missing in all.
     pub fn missing(&self) -> Bytes {
         self.shortfall.values().copied().sum()
     }
 }
 
 impl Problem<'_> {
-    /// Places and predicts one launch.
     pub fn judge(&self, run: RunConfig) -> Result<Candidate, Error> {
-        let placement = placement::place(self.model, self.machine, &run)?;
-        let prediction = memory::predict(self.model, self.machine, &run, &placement)?;
-        Ok(self.candidate(run, placement, prediction))
+        let forecast = memory::forecast(self.model, self.machine, &run)?;
+        Ok(self.candidate(run, forecast))
     }
 
     /// A launch whose placement and memory are known.
-    pub(super) fn candidate(&self, run: RunConfig, placement: Placement, prediction: Prediction) -> Candidate {
-        let estimate = self.estimate(&run, &placement, &prediction);
-        let needs = host::needs(self.model, &run, &prediction);
-        let mut shortfall = self.devices_short(&prediction);
+    pub(super) fn candidate(&self, run: RunConfig, forecast: Forecast) -> Candidate {
+        let estimate = self.estimate(&run, &forecast.placement, &forecast);
+        let needs = HostNeeds::of(self.model, &run, &forecast);
+        let mut shortfall = self.devices_short(&forecast);
         if let Some(ram) = self.machine.host.ram {
-            let over = (self.in_main_memory(&prediction) + needs.least()).saturating_sub(ram);
+            let over = (forecast.in_main_memory(self.machine) + needs.least()).saturating_sub(ram);
             if over > Bytes(0) {
                 shortfall.insert(HOST.to_string(), over);
             }
         }
-        Candidate { run, placement, prediction, estimate, needs, shortfall }
+        Candidate { run, forecast, estimate, needs, shortfall }
     }
 
-    /// What a launch takes of main memory, devices that share it included.
-    pub(super) fn in_main_memory(&self, prediction: &Prediction) -> Bytes {
-        host_total(prediction) + memory::shared_with_host(self.machine, &prediction.memory)
-    }
-
-    /// The predicted speed.
-    pub(super) fn estimate(&self, run: &RunConfig, placement: &Placement, prediction: &Prediction) -> Estimate {
-        let case = Case { model: self.model, machine: self.machine, run, placement, prediction };
-        speed::predict(&case, self.turn)
+    /// The predicted speed of `placement`, with the memory of a launch nearby.
+    pub(super) fn estimate(&self, run: &RunConfig, placement: &Placement, forecast: &Forecast) -> Estimate {
+        speed::predict(&Case { model: self.model, machine: self.machine, run, placement, forecast }, self.turn)
     }
 
     /// By how much each device is over its budget.
-    pub(super) fn devices_short(&self, prediction: &Prediction) -> BTreeMap<String, Bytes> {
+    pub(super) fn devices_short(&self, forecast: &Forecast) -> BTreeMap<String, Bytes> {
         let over = |device: &Device| {
-            let used = prediction.memory.get(&device.name).map_or(Bytes(0), MemoryBreakdown::total);
+            let used = forecast.total(&device.name);
             let over = (used + self.margin).saturating_sub(device.total);
             (used > Bytes(0) && over > Bytes(0)).then(|| (device.name.clone(), over))
         };
@@ -224,8 +179,47 @@ impl Problem<'_> {
     }
 }
 
-/// The host's total: every row that is no device (`Host`, `CPU_REPACK`, `AMX`).
-pub fn host_total(prediction: &Prediction) -> Bytes {
-    let of_host = |name: &str| matches!(name, "Host" | "CPU_REPACK" | "AMX");
-    prediction.memory.iter().filter(|(name, _)| of_host(name)).map(|(_, row)| row.total()).sum()
+/// The program itself with a device's runtime: 288 MiB of anonymous and shared memory measured with Qwen3-30B-A3B on CUDA
+/// (b11434), of which about 75 are its vocabulary.
+const PROGRAM: Bytes = Bytes::mib(224);
+/// Of the vocabulary: a token's text twice, its tables and hashes. Estimated from the same run (152 thousand tokens).
+const PER_TOKEN: u64 = 512;
+
+/// Main memory beyond the table, in bytes; all but the first two are taken as the server is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct HostNeeds {
+    pub process: Bytes,
+    pub logits: Bytes,
+    /// Checkpoints of windows and recurrent states at most.
+    pub checkpoints: Bytes,
+    /// llama-server's prompt cache at most (`--cache-ram`).
+    pub prompt_cache: Bytes,
+}
+
+impl HostNeeds {
+    pub fn least(&self) -> Bytes {
+        self.process + self.logits + self.checkpoints
+    }
+
+    pub fn most(&self) -> Bytes {
+        self.least() + self.prompt_cache
+    }
+
+    pub(super) fn of(model: &Model, run: &RunConfig, forecast: &Forecast) -> Self {
+        let growth = host_growth(run, &forecast.numbers, &forecast.caches, model.hparams.vocab_size);
+        let vocabulary = Bytes(u64::from(model.hparams.vocab_size).saturating_mul(PER_TOKEN));
+        let HostGrowth { logits, checkpoints, prompt_cache } = growth;
+        Self { process: PROGRAM + vocabulary, logits, checkpoints, prompt_cache }
+    }
+
+    /// The prompt cache in MiB that main memory has room for beside `table`, where it is less than what the launch would take.
+    pub(super) fn smaller_prompt_cache(&self, run: &RunConfig, table: Bytes, ram: Bytes) -> Option<u32> {
+        if run.program != Program::Server || table + self.most() <= ram {
+            return None;
+        }
+        let room = ram.saturating_sub(table + self.least()).min(self.prompt_cache);
+        // In steps of 256 MiB: less than one is none.
+        u32::try_from(room.0 >> 20 >> 8 << 8).ok()
+    }
 }

@@ -3,8 +3,9 @@
 //! Bytes come first: a split on which dense weights and caches have room and the most experts too. From there, slots move
 //! between neighbours as long as the predicted speed gains by it: a fast card takes what a slow one would be waited for.
 
-use super::solver::{Candidate, Error, Problem};
+use super::solver::{Candidate, Problem};
 use super::stage::Stage;
+use crate::memory::Error;
 use crate::model::Model;
 use crate::placement;
 use crate::rules::Role;
@@ -20,7 +21,7 @@ pub(super) fn split(problem: &Problem, run: &RunConfig) -> Result<Option<Vec<f32
         return Ok(None);
     }
     let pilot = &problem.judge(run.clone())?;
-    let devices = &pilot.placement.devices;
+    let devices = &pilot.forecast.placement.devices;
     if devices.len() < 2 {
         return Ok(None);
     }
@@ -29,7 +30,7 @@ pub(super) fn split(problem: &Problem, run: &RunConfig) -> Result<Option<Vec<f32
         .iter()
         .map(|device| {
             let device = &problem.machine.devices[usize::from(*device)];
-            let row = pilot.prediction.memory.get(&device.name).copied().unwrap_or_default();
+            let row = pilot.forecast.memory.get(&device.name).copied().unwrap_or_default();
             i128::from(device.total.0) - i128::from((problem.margin + row.compute + row.overhead).0)
         })
         .collect();
@@ -54,13 +55,11 @@ fn shares(counts: &[usize]) -> Vec<f32> {
 /// A faster split must be faster by this share: the one by bytes keeps the cards evenly filled.
 const WORTH: f64 = 0.01;
 
-/// What splits are timed with.
 struct Sharing<'a> {
     problem: &'a Problem<'a>,
     pilot: &'a Candidate,
     /// The pilot with every movable expert on the host.
     hosted: placement::Placement,
-    /// By slot, its movable experts.
     experts: Vec<Vec<usize>>,
     slots: Vec<Slot>,
     room: Vec<i128>,
@@ -121,7 +120,7 @@ impl<'a> Sharing<'a> {
                 }
             }
         }
-        Ok(self.problem.cost(&self.problem.estimate(&run, &placement, &self.pilot.prediction)))
+        Ok(self.problem.cost(&self.problem.estimate(&run, &placement, &self.pilot.forecast)))
     }
 }
 
@@ -130,18 +129,17 @@ impl<'a> Sharing<'a> {
 struct Slot {
     /// What must be on the slot's device: dense weights and context.
     fixed: u64,
-    /// Routed experts.
     experts: u64,
 }
 
 fn slots(model: &Model, pilot: &Candidate) -> Vec<Slot> {
-    let mut slots = vec![Slot::default(); pilot.placement.layers.len()];
+    let mut slots = vec![Slot::default(); pilot.forecast.placement.layers.len()];
     let last = slots.len() - 1;
-    let context: u64 = pilot.prediction.memory.values().map(|row| row.context.0).sum();
+    let context: u64 = pilot.forecast.memory.values().map(|row| row.context.0).sum();
     for slot in &mut slots[..last] {
         slot.fixed = context / last.max(1) as u64;
     }
-    for (tensor, copies) in model.tensors.iter().zip(&pilot.placement.copies) {
+    for (tensor, copies) in model.tensors.iter().zip(&pilot.forecast.placement.copies) {
         for copy in copies.iter().filter(|copy| matches!(copy.buffer, placement::Buffer::Device(_))) {
             let slot = &mut slots[tensor.block.map_or(last, |block| (block as usize).min(last))];
             let movable = tensor.role == Role::RoutedExpert && copy.rule.is_none();

@@ -4,20 +4,21 @@
 //! Where one tensor goes does not depend on where another goes (`placement`), so two answers of the law, nothing moved and all
 //! moved, hold the answer to every mixture of them; no regex is matched while the planner looks around.
 
-use super::experts::{self, ExpertBlock};
-use super::patterns::{self, TensorSet};
-use super::solver::{Error, Problem};
-use crate::memory::Prediction;
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use super::patterns::{self, TensorSet, key};
+use super::solver::Problem;
+use crate::memory::{Error, Forecast};
 use crate::placement::{self, Buffer, Placement};
 use crate::rules::Role;
-use crate::run::{Override, RunConfig};
+use crate::run::{RunConfig, on_host};
 
 /// Which blocks of a device's range go to the host first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The first ones, as with llama.cpp's `--n-cpu-moe`.
+    /// As with llama.cpp's `--n-cpu-moe`.
     First,
-    /// The last ones.
     Last,
 }
 
@@ -31,9 +32,7 @@ const PARTS: usize = 12;
 #[derive(Debug)]
 pub struct Stage<'a> {
     problem: &'a Problem<'a>,
-    /// The launch without overrides of this stage.
     pub base: RunConfig,
-    /// The law's answer to it.
     pub bare: Placement,
     /// The law's answer with every movable tensor on the host.
     pub hosted: Placement,
@@ -43,77 +42,82 @@ pub struct Stage<'a> {
     universe: TensorSet,
 }
 
-/// One movable block.
+/// One movable block. A part is the tensors of one kind: a weight with its biases and scales, always on the same side.
 #[derive(Debug)]
 struct Unit {
-    block: ExpertBlock,
+    block: u32,
     /// The device of its layer, by its place in the machine; `None` for a layer of the host.
     device: Option<u16>,
+    /// `ffn_up_exps`, in the order of the file.
+    stems: Vec<String>,
     /// Bytes of each part on that device, padded.
     bytes: Vec<u64>,
 }
 
 impl Unit {
-    /// All parts.
     fn whole(&self) -> u32 {
         (1u32 << self.bytes.len()) - 1
     }
 
-    /// Bytes of some parts.
     fn bytes_of(&self, parts: u32) -> u64 {
         self.bytes.iter().enumerate().filter(|(part, _)| parts >> part & 1 == 1).map(|(_, bytes)| bytes).sum()
     }
 }
 
 impl<'a> Stage<'a> {
-    /// The stage of a launch on which tensors of `roles` may move.
+    /// The stage of a launch on which tensors of `roles` may move. What a rule of the launch placed is left alone, and a block part
+    /// of which is claimed offers the rest.
     pub fn new(problem: &'a Problem<'a>, base: RunConfig, roles: &[Role]) -> Result<Self, Error> {
-        let bare = placement::place(problem.model, problem.machine, &base)?;
-        let blocks = experts::movable(problem.model, &bare, roles);
-        let universe = experts::universe(problem.model, &bare, roles);
-        let mut part_of = vec![None; problem.model.tensors.len()];
-        let mut units: Vec<Unit> = blocks
-            .into_iter()
-            .map(|block| Unit {
-                device: bare.layers.get(block.block as usize).copied().flatten(),
-                bytes: vec![0; block.parts.len().min(PARTS)],
-                block,
-            })
-            .collect();
-        for (index, block, stem) in experts::loaded(problem.model, &bare, roles) {
-            let Ok(unit) = units.binary_search_by_key(&block, |unit| unit.block.block) else { continue };
-            let Some(part) = units[unit].block.parts.iter().position(|part| part.stem == stem) else { continue };
-            let part = part.min(PARTS - 1);
-            part_of[index] = Some((unit, part));
-            let on_device = bare.copies[index].iter().filter(|copy| matches!(copy.buffer, Buffer::Device(_)));
-            let padding =
-                units[unit].device.map_or(32, |at| problem.machine.devices[usize::from(at)].backend.alignment());
-            units[unit].bytes[part] += on_device.map(|copy| copy.bytes.padded(padding).0).sum::<u64>();
+        let (model, machine) = (problem.model, problem.machine);
+        let bare = placement::place(model, machine, &base)?;
+        let of_roles = model.tensors.iter().zip(&bare.copies).enumerate().filter_map(|(at, (tensor, copies))| {
+            let is_loaded = roles.contains(&tensor.role) && !copies.is_empty();
+            key(tensor).filter(|_| is_loaded).map(|key| (at, key, copies))
+        });
+        let loaded: Vec<_> = of_roles.collect();
+        let by_rule = loaded.iter().filter(|(.., copies)| copies.iter().any(|copy| copy.rule.is_some()));
+        let claimed: BTreeSet<_> = by_rule.map(|(_, key, _)| *key).collect();
+        let mut part_of = vec![None; model.tensors.len()];
+        let mut units: Vec<Unit> = Vec::new();
+        let free: Vec<_> = loaded.iter().filter(|(_, key, _)| !claimed.contains(key)).collect();
+        for block in free.iter().map(|(_, (block, _), _)| *block).collect::<BTreeSet<u32>>() {
+            let device = bare.layers.get(block as usize).copied().flatten();
+            units.push(Unit { block, device, stems: Vec::new(), bytes: Vec::new() });
         }
-        let mut stage = Self { problem, base, hosted: bare.clone(), bare, units, part_of, universe };
-        if !stage.units.is_empty() {
-            let all_moved = stage.run(&stage.base, &stage.nothing());
-            stage.hosted = placement::place(problem.model, problem.machine, &all_moved)?;
+        for (at, (block, stem), copies) in free {
+            let Ok(index) = units.binary_search_by_key(block, |unit| unit.block) else { continue };
+            let unit = &mut units[index];
+            let part = unit.stems.iter().position(|known| known == stem).unwrap_or_else(|| {
+                unit.stems.push((*stem).to_string());
+                unit.bytes.resize(unit.stems.len().min(PARTS), 0);
+                unit.stems.len() - 1
+            });
+            let part = part.min(PARTS - 1);
+            part_of[*at] = Some((index, part));
+            let padding = unit.device.and_then(|at| machine.device(at)).map_or(32, |device| device.backend.alignment());
+            let on_device = copies.iter().filter(|copy| matches!(copy.buffer, Buffer::Device(_)));
+            unit.bytes[part] += on_device.map(|copy| copy.bytes.padded(padding).0).sum::<u64>();
+        }
+        let universe = loaded.iter().map(|(_, (block, stem), _)| (*block, (*stem).to_string())).collect();
+        let mut stage = Self { problem, hosted: bare.clone(), bare, base, units, part_of, universe };
+        if !stage.is_fixed() {
+            stage.hosted = placement::place(model, machine, &stage.run(&stage.base, &stage.nothing()))?;
         }
         Ok(stage)
     }
 
-    /// Every movable tensor on the host.
     pub fn nothing(&self) -> Kept {
         vec![0; self.units.len()]
     }
 
-    /// Every movable tensor with its layer.
     pub fn everything(&self) -> Kept {
         self.units.iter().map(Unit::whole).collect()
     }
 
-    /// Whether nothing may move.
     pub fn is_fixed(&self) -> bool {
         self.units.is_empty()
     }
 
-    /// How many movable blocks there are.
     pub fn len(&self) -> usize {
         self.units.len()
     }
@@ -123,19 +127,16 @@ impl<'a> Stage<'a> {
         self.units.iter().zip(kept).map(|(unit, parts)| unit.bytes_of(*parts)).sum()
     }
 
-    /// Bytes of a choice on each device of the machine that `kept` leaves to the host.
-    pub fn moved_bytes(&self, kept: &Kept, device: u16) -> u64 {
-        let here = self.units.iter().zip(kept).filter(|(unit, _)| unit.device == Some(device));
-        here.map(|(unit, parts)| unit.bytes_of(unit.whole() & !parts)).sum()
+    /// Bytes of all that may move from a device of the machine.
+    pub fn movable_bytes(&self, device: u16) -> u64 {
+        self.units.iter().filter(|unit| unit.device == Some(device)).map(|unit| unit.bytes_of(unit.whole())).sum()
     }
 
-    /// Where everything is under a choice.
     pub fn placement(&self, kept: &Kept) -> Placement {
-        let stays = |part: &Option<(usize, usize)>| part.is_none_or(|(unit, part)| kept[unit] >> part & 1 == 1);
-        let copies =
-            self.part_of.iter().enumerate().map(|(at, part)| {
-                if stays(part) { self.bare.copies[at].clone() } else { self.hosted.copies[at].clone() }
-            });
+        let copies = self.part_of.iter().enumerate().map(|(at, part)| {
+            let stays = part.is_none_or(|(unit, part)| kept[unit] >> part & 1 == 1);
+            if stays { self.bare.copies[at].clone() } else { self.hosted.copies[at].clone() }
+        });
         Placement { copies: copies.collect(), layers: self.bare.layers.clone(), devices: self.bare.devices.clone() }
     }
 
@@ -143,61 +144,51 @@ impl<'a> Stage<'a> {
     pub fn run(&self, setting: &RunConfig, kept: &Kept) -> RunConfig {
         let mut moved = TensorSet::new();
         for (unit, parts) in self.units.iter().zip(kept) {
-            for (at, part) in unit.block.parts.iter().enumerate() {
-                if parts >> at.min(PARTS - 1) & 1 == 0 {
-                    moved.insert((unit.block.block, part.stem.clone()));
-                }
-            }
+            let leaves = unit.stems.iter().enumerate().filter(|(at, _)| parts >> at.min(&(PARTS - 1)) & 1 == 0);
+            moved.extend(leaves.map(|(_, stem)| (unit.block, stem.clone())));
         }
         let mut run = setting.clone();
-        run.overrides.extend(patterns::patterns(&moved, &self.universe).into_iter().map(|pattern| Override {
-            pattern,
-            buffer: "CPU".to_string(),
-            origin: "-ot".to_string(),
-        }));
+        let patterns = patterns::patterns(&moved, &self.universe);
+        run.overrides.extend(patterns.into_iter().map(|pattern| on_host(pattern, "-ot")));
         run
     }
 
-    /// What each device of the machine has left beside what a prediction of the launch with everything moved takes, in bytes.
-    pub fn room(&self, all_moved: &Prediction) -> Vec<i128> {
+    /// What each device of the machine has left beside what a forecast of the launch with everything moved takes, in bytes.
+    pub fn room(&self, all_moved: &Forecast) -> Vec<i128> {
         let left = |device: &crate::machine::Device| {
-            let used = all_moved.memory.get(&device.name).map_or(0, |row| i128::from(row.total().0));
-            i128::from(device.total.0) - i128::from(self.problem.margin.0) - used
+            i128::from(device.total.0) - i128::from((self.problem.margin + all_moved.total(&device.name)).0)
         };
         self.problem.machine.devices.iter().map(left).collect()
+    }
+
+    /// The movable blocks of a device, the one that stays there longest first.
+    fn staying(&self, device: u16, host: End) -> Vec<usize> {
+        let mut here: Vec<usize> = (0..self.units.len()).filter(|at| self.units[*at].device == Some(device)).collect();
+        if host == End::First {
+            here.reverse();
+        }
+        here
     }
 
     /// The most that fits into the room of each device: whole blocks from the end that stays, then single parts of one more.
     pub fn fill(&self, room: &[i128], host: End, single_parts: bool) -> Kept {
         let mut kept = self.nothing();
-        for (device, room) in room.iter().enumerate() {
-            let mut here: Vec<usize> =
-                (0..self.units.len()).filter(|at| self.units[*at].device.map(usize::from) == Some(device)).collect();
-            if host == End::First {
-                here.reverse();
-            }
+        for (device, room) in (0..).zip(room) {
             let mut left = *room;
-            for at in here {
-                let whole = i128::from(self.units[at].bytes_of(self.units[at].whole()));
-                if whole <= left {
-                    left -= whole;
-                    kept[at] = self.units[at].whole();
-                } else {
-                    if single_parts {
-                        kept[at] = self.most_parts(at, left);
-                    }
+            for at in self.staying(device, host) {
+                let unit = &self.units[at];
+                let whole = i128::from(unit.bytes_of(unit.whole()));
+                if whole > left {
+                    let fitting = (0..unit.whole()).filter(|parts| i128::from(unit.bytes_of(*parts)) <= left);
+                    let most = fitting.max_by_key(|parts| (unit.bytes_of(*parts), Reverse(parts.count_ones())));
+                    kept[at] = most.filter(|_| single_parts).unwrap_or(0);
                     break;
                 }
+                left -= whole;
+                kept[at] = unit.whole();
             }
         }
         kept
-    }
-
-    /// The parts of a block that take the most of `room`.
-    fn most_parts(&self, at: usize, room: i128) -> u32 {
-        let unit = &self.units[at];
-        let fitting = (0..unit.whole()).filter(|parts| i128::from(unit.bytes_of(*parts)) <= room);
-        fitting.max_by_key(|parts| (unit.bytes_of(*parts), std::cmp::Reverse(parts.count_ones()))).unwrap_or(0)
     }
 
     /// A choice without the single parts of blocks.
@@ -208,13 +199,9 @@ impl<'a> Stage<'a> {
     /// A choice with one step less on `device`: the single parts go, else the block nearest to the moved ones. `None` where
     /// nothing is left to move.
     pub fn one_less(&self, kept: &Kept, device: u16, host: End) -> Option<Kept> {
-        let here: Vec<usize> = (0..self.units.len()).filter(|at| self.units[*at].device == Some(device)).collect();
-        let partial = here.iter().find(|at| kept[**at] != 0 && kept[**at] != self.units[**at].whole());
-        let nearest = match host {
-            End::First => here.iter().find(|at| kept[**at] != 0),
-            End::Last => here.iter().rev().find(|at| kept[**at] != 0),
-        };
-        let at = *partial.or(nearest)?;
+        let here = self.staying(device, host);
+        let partial = here.iter().rfind(|at| kept[**at] != 0 && kept[**at] != self.units[**at].whole());
+        let at = *partial.or_else(|| here.iter().rfind(|at| kept[**at] != 0))?;
         let mut less = kept.clone();
         less[at] = 0;
         Some(less)
@@ -222,11 +209,7 @@ impl<'a> Stage<'a> {
 
     /// A choice with one whole block more on `device`. `None` where all are there.
     pub fn one_more(&self, kept: &Kept, device: u16, host: End) -> Option<Kept> {
-        let missing = |at: &usize| self.units[*at].device == Some(device) && kept[*at] != self.units[*at].whole();
-        let at = match host {
-            End::First => (0..self.units.len()).rev().find(missing),
-            End::Last => (0..self.units.len()).find(missing),
-        }?;
+        let at = self.staying(device, host).into_iter().find(|at| kept[*at] != self.units[*at].whole())?;
         let mut more = kept.clone();
         more[at] = self.units[at].whole();
         Some(more)
@@ -235,9 +218,9 @@ impl<'a> Stage<'a> {
     /// The choice that a placement of this stage's model shows.
     pub fn kept_of(&self, placement: &Placement) -> Kept {
         let mut kept = self.everything();
-        for (at, part) in self.part_of.iter().enumerate() {
+        for (part, copies) in self.part_of.iter().zip(&placement.copies) {
             if let Some((unit, part)) = part
-                && placement.copies[at].iter().any(|copy| !matches!(copy.buffer, Buffer::Device(_)))
+                && copies.iter().any(|copy| !matches!(copy.buffer, Buffer::Device(_)))
             {
                 kept[*unit] &= !(1 << part);
             }
@@ -254,14 +237,10 @@ impl<'a> Stage<'a> {
     /// As many whole blocks on each device as in `kept`, with the other end on the host.
     pub fn mirrored(&self, kept: &Kept, host: End) -> Kept {
         let mut mirrored = self.nothing();
-        let devices: std::collections::BTreeSet<u16> = self.units.iter().filter_map(|unit| unit.device).collect();
-        for device in devices {
-            let here: Vec<usize> = (0..self.units.len()).filter(|at| self.units[*at].device == Some(device)).collect();
+        for device in self.units.iter().filter_map(|unit| unit.device).collect::<BTreeSet<u16>>() {
+            let here = self.staying(device, host);
             let whole = here.iter().filter(|at| kept[**at] == self.units[**at].whole()).count();
-            let stays: &[usize] = if host == End::First { &here[here.len() - whole..] } else { &here[..whole] };
-            for at in stays {
-                mirrored[*at] = self.units[*at].whole();
-            }
+            here.iter().take(whole).for_each(|at| mirrored[*at] = self.units[*at].whole());
         }
         mirrored
     }
@@ -269,10 +248,7 @@ impl<'a> Stage<'a> {
     /// Choices that keep more on `device` than `kept` does: more whole blocks from the end that stays, with any parts of one
     /// more.
     pub fn beyond(&self, kept: &Kept, device: u16, host: End) -> Vec<Kept> {
-        let mut here: Vec<usize> = (0..self.units.len()).filter(|at| self.units[*at].device == Some(device)).collect();
-        if host == End::First {
-            here.reverse();
-        }
+        let here = self.staying(device, host);
         let bytes = self.bytes(kept);
         let mut found = Vec::new();
         for whole in 0..=here.len() {

@@ -16,12 +16,10 @@ use crate::run::{LoadMode, args};
 use crate::speed::Speed;
 use crate::speed::prices::device_rates;
 
-/// The most points of one sweep.
 pub const MOST_POINTS: usize = 256;
 /// About as many points where no step is given.
 const USUAL_POINTS: u64 = 32;
 
-/// What a sweep varies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -35,7 +33,6 @@ pub enum Variable {
 /// `vram=6G..48G:2G` or `ctx=8k..128k`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sweep {
-    /// What varies.
     pub variable: Variable,
     /// Its values, rising; bytes or tokens.
     pub values: Vec<u64>,
@@ -99,43 +96,35 @@ fn doubled(from: u64, to: u64) -> Vec<u64> {
 pub struct Point {
     /// What varies: bytes, tokens, or which file.
     pub value: u64,
-    /// The same for people.
     pub label: String,
     /// Whether it is within the budgets.
     pub fits: bool,
-    /// By how much it is not.
     pub shortfall: BTreeMap<String, Bytes>,
     /// `-c` as it came out, in tokens.
     pub n_ctx: u32,
     /// `-ub`, in tokens.
     pub n_ubatch: u32,
-    /// `-lm`.
     pub load_mode: LoadMode,
-    /// Where the routed experts are.
     pub placement: ExpertSplit,
-    /// Memory by device.
     pub memory: BTreeMap<String, Row>,
-    /// Predicted speed.
     pub speed: Speed,
     /// Predicted time of the turn, in seconds.
     pub turn_seconds: f64,
-    /// The arguments for `llama-server -m MODEL`.
     pub args: Vec<String>,
 }
 
 impl Point {
-    /// A launch as a point.
     pub fn of(model: &Model, machine: &Machine, candidate: &Candidate, value: u64, label: String) -> Self {
         Self {
             value,
             label,
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
-            n_ctx: candidate.prediction.numbers.n_ctx,
-            n_ubatch: candidate.prediction.numbers.n_ubatch,
+            n_ctx: candidate.forecast.numbers.n_ctx,
+            n_ubatch: candidate.forecast.numbers.n_ubatch,
             load_mode: candidate.run.load_mode,
             placement: expert_split(model, machine, candidate),
-            memory: Row::table(&candidate.prediction),
+            memory: Row::table(&candidate.forecast),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
             args: args::args(&candidate.run),
@@ -147,13 +136,10 @@ impl Point {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SweepDocument {
-    /// Name and version.
     pub schema: Cow<'static, str>,
-    /// Which model.
     pub model: ModelSummary,
     /// The machine whose first device, or whose context, varies.
     pub machine: Machine,
-    /// What varies.
     pub variable: Variable,
     /// The contexts that are planned for each budget, in tokens, rising; empty where one thing varies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -165,102 +151,56 @@ pub struct SweepDocument {
     pub points: Vec<Point>,
 }
 
-/// A plan for every value of the sweep.
+/// A plan for every budget of the first device, in bytes, and every context, in tokens; `None` where that does not vary.
 pub fn sweep(
     model: &Model,
     path: &str,
     machine: &Machine,
     request: &Request,
-    sweep: &Sweep,
+    (budgets, contexts): (Option<&[u64]>, Option<&[u64]>),
 ) -> Result<SweepDocument, Error> {
-    Subject { model, path, machine, request }.sweep(sweep)
-}
-
-/// A plan for every context, in tokens, at every budget of the first device, in bytes.
-pub fn grid(
-    model: &Model,
-    path: &str,
-    machine: &Machine,
-    request: &Request,
-    (budgets, contexts): (&[u64], &[u64]),
-) -> Result<SweepDocument, Error> {
-    Subject { model, path, machine, request }.grid(budgets, contexts)
-}
-
-/// What every point of a sweep shares.
-struct Subject<'a> {
-    model: &'a Model,
-    path: &'a str,
-    machine: &'a Machine,
-    request: &'a Request,
-}
-
-impl Subject<'_> {
-    fn sweep(&self, sweep: &Sweep) -> Result<SweepDocument, Error> {
-        let computes = Computes::default();
-        let machine = self.one_card((sweep.variable == Variable::Vram).then_some(sweep.values.as_slice()));
-        let point = |value: &u64| self.point(machine.clone(), self.request, (sweep.variable, *value), &computes);
-        let points = sweep.values.iter().map(point).collect::<Result<_, _>>()?;
-        Ok(self.document(sweep.variable, Vec::new(), points))
+    let computes = Computes::default();
+    // One and the same first card at all budgets: where nothing but its size is known, its speed is guessed by the size that it has, or
+    // by the largest budget where it has none, and not by each budget anew.
+    let mut card = machine.clone();
+    if let (Some(device), Some(largest)) = (card.devices.first_mut(), budgets.and_then(|budgets| budgets.iter().max()))
+    {
+        let total = if device.total == Bytes(0) { Bytes(*largest) } else { device.total };
+        device.rates = Some(device_rates(&Device { total, ..device.clone() }));
     }
-
-    fn grid(&self, budgets: &[u64], contexts: &[u64]) -> Result<SweepDocument, Error> {
-        let computes = Computes::default();
-        let machine = self.one_card(Some(budgets));
-        let mut points = Vec::with_capacity(budgets.len() * contexts.len());
-        for budget in budgets {
-            for context in contexts {
-                let request = Request { context: context_of(*context), ..self.request.clone() };
-                points.push(self.point(machine.clone(), &request, (Variable::Vram, *budget), &computes)?);
+    let axis = |values: Option<&[u64]>| -> Vec<Option<u64>> {
+        values.map_or_else(|| vec![None], |values| values.iter().copied().map(Some).collect())
+    };
+    let mut points = Vec::new();
+    for budget in axis(budgets) {
+        for context in axis(contexts) {
+            let (mut machine, mut request) = (card.clone(), request.clone());
+            if let (Some(device), Some(budget)) = (machine.devices.first_mut(), budget) {
+                device.limit(Bytes(budget));
             }
+            if let Some(tokens) = context {
+                request.context = ContextChoice::Fixed(u32::try_from(tokens).unwrap_or(u32::MAX));
+            }
+            let (value, label) = match (budget, context) {
+                (Some(budget), _) => (budget, Bytes(budget).to_string()),
+                // Something varies.
+                (None, context) => (context.unwrap_or(0), context.unwrap_or(0).to_string()),
+            };
+            let candidate = super::solve_with(model, &machine, &request, &computes)?;
+            points.push(Point::of(model, &machine, &candidate, value, label));
         }
-        Ok(self.document(Variable::Vram, contexts.to_vec(), points))
     }
-
-    /// The machine with one and the same first card at all `budgets`: where nothing but its size is known, its speed is guessed by
-    /// the size that it has, or by the largest budget where it has none, and not by each budget anew.
-    fn one_card(&self, budgets: Option<&[u64]>) -> Machine {
-        let mut machine = self.machine.clone();
-        let largest = budgets.and_then(|budgets| budgets.iter().max()).copied().map(Bytes);
-        if let (Some(device), Some(largest)) = (machine.devices.first_mut(), largest) {
-            let total = if device.total == Bytes(0) { largest } else { device.total };
-            device.rates = Some(device_rates(&Device { total, ..device.clone() }));
-        }
-        machine
-    }
-
-    fn point(
-        &self,
-        mut machine: Machine,
-        request: &Request,
-        (variable, value): (Variable, u64),
-        computes: &Computes,
-    ) -> Result<Point, Error> {
-        let mut request = request.clone();
-        let label = match variable {
-            Variable::Vram => {
-                if let Some(device) = machine.devices.first_mut() {
-                    device.limit(Bytes(value));
-                }
-                Bytes(value).to_string()
-            }
-            Variable::Ctx => {
-                request.context = context_of(value);
-                value.to_string()
-            }
-        };
-        let candidate = super::solve_with(self.model, &machine, &request, computes)?;
-        Ok(Point::of(self.model, &machine, &candidate, value, label))
-    }
-
-    fn document(&self, variable: Variable, contexts: Vec<u64>, points: Vec<Point>) -> SweepDocument {
-        let model = super::summary(self.model, self.path);
-        let machine = self.machine.clone();
-        SweepDocument { schema: "moeplan/sweep/1".into(), model, machine, variable, contexts, asked: None, points }
-    }
+    Ok(SweepDocument {
+        schema: "moeplan/sweep/1".into(),
+        model: super::summary(model, path),
+        machine: machine.clone(),
+        variable: if budgets.is_some() { Variable::Vram } else { Variable::Ctx },
+        contexts: contexts.filter(|_| budgets.is_some()).unwrap_or_default().to_vec(),
+        asked: None,
+        points,
+    })
 }
 
-/// GiB that cards have.
 const CARDS: [u64; 14] = [4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96];
 
 /// What a reader of a plan may ask next: budgets that cards have on both sides of the plan's own, in bytes, and contexts from half
@@ -279,37 +219,26 @@ pub fn near(budget: Bytes, n_ctx: u32, trained: u32) -> (Vec<u64>, Vec<u64>) {
     (budgets, contexts)
 }
 
-fn context_of(tokens: u64) -> ContextChoice {
-    ContextChoice::Fixed(u32::try_from(tokens).unwrap_or(u32::MAX))
-}
-
 /// The `moeplan/plans/1` document: several files on one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plans {
-    /// Name and version.
     pub schema: Cow<'static, str>,
-    /// The machine.
     pub machine: Machine,
     /// A row a file, in the order given.
     pub rows: Vec<PlansRow>,
 }
 
-/// One file of several.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlansRow {
-    /// Which model.
     pub model: ModelSummary,
-    /// Bits by weight of the file.
     pub bits_per_weight: f64,
-    /// Its plan.
     #[serde(flatten)]
     pub point: Point,
 }
 
 impl PlansRow {
-    /// The row of one file.
     pub fn of(model: &Model, path: &str, machine: &Machine, request: &Request, at: u64) -> Result<Self, Error> {
         let candidate = super::solve(model, machine, request)?;
         let summary = super::summary(model, path);

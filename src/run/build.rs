@@ -12,13 +12,11 @@ pub const REFERENCE: u32 = 11434;
 /// A build whose differences from the reference are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Build {
-    /// The N of `bN`.
     pub number: u32,
     /// What is known of its memory, in a sentence.
     pub memory: &'static str,
 }
 
-/// By number.
 pub const BUILDS: &[Build] = &[
     Build { number: 10434, memory: "flags known (the old mmap flags still count); memory taken to be b11434's" },
     Build {
@@ -35,12 +33,9 @@ pub fn number(text: &str) -> Result<u32, String> {
         .map_err(|_| "write the number of a build, as `llama-server --version` prints it: 11434 or b11434".to_string())
 }
 
-/// What a command is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    /// The N of `bN`; of ik_llama.cpp, nothing.
     pub build: u32,
-    /// llama.cpp or a fork of it.
     pub dialect: Dialect,
 }
 
@@ -68,7 +63,6 @@ impl Target {
         older.or(BUILDS.first()).expect("the table has rows")
     }
 
-    /// Whether it has a flag.
     pub fn has(self, flag: &Flag) -> bool {
         match self.dialect {
             Dialect::LlamaCpp => self.build >= flag.since,

@@ -8,12 +8,9 @@ use super::dialect::LastBlocks;
 use super::{Note, args};
 use crate::gguf::source::{Location, Which};
 
-/// A command line, understood.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParsedCommand {
-    /// What it says about memory.
     pub run: RunConfig,
-    /// The model it names.
     pub model: Option<ModelSource>,
     /// What a person should know: unknown and removed flags, what is not counted.
     pub notes: Vec<Note>,
@@ -31,7 +28,6 @@ impl ParsedCommand {
         Self { run, model, notes: Vec::new(), target, last_blocks: None, beside: Vec::new() }
     }
 
-    /// Adds a note.
     pub(super) fn note(&mut self, code: &'static str, message: String, hint: Option<String>) {
         self.notes.push(Note { code: code.into(), message, hint });
     }
@@ -40,18 +36,9 @@ impl ParsedCommand {
 /// Where the model of a command comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// `-m`.
     Path(PathBuf),
-    /// `-hf` and `-hff`.
-    HuggingFace {
-        /// `owner/name[:quant]`.
-        repo: String,
-        /// A file of it.
-        file: Option<String>,
-    },
-    /// `-mu`.
+    HuggingFace { repo: String, file: Option<String> },
     Url(String),
-    /// `-dr`.
     Docker(String),
 }
 

@@ -209,7 +209,6 @@ impl Program {
         (Self::FitParams, "llama-fit-params"),
     ];
 
-    /// The name of its file.
     pub fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(program, _)| *program == self).map_or("", |(_, name)| name)
     }
@@ -227,22 +226,18 @@ pub trait Choice: Copy + PartialEq + 'static {
     /// Each value with its word on a command line, its name in llama.h and its number there.
     const VALUES: &'static [(Self, &'static str, &'static str, i32)];
 
-    /// The word on a command line.
     fn word(self) -> &'static str {
         Self::VALUES.iter().find(|(value, ..)| *value == self).map_or("", |(_, word, ..)| word)
     }
 
-    /// The value of a word.
     fn of_word(word: &str) -> Option<Self> {
         Self::VALUES.iter().find(|(_, known, ..)| *known == word).map(|(value, ..)| *value)
     }
 
-    /// The name in llama.h.
     fn constant(self) -> &'static str {
         Self::VALUES.iter().find(|(value, ..)| *value == self).map_or("", |(_, _, name, _)| name)
     }
 
-    /// The number in llama.h.
     fn number(self) -> i32 {
         Self::VALUES.iter().find(|(value, ..)| *value == self).map_or(0, |(.., number)| *number)
     }
@@ -304,6 +299,13 @@ choice! {
         MmapMlock = "mmap+mlock", "LLAMA_LOAD_MODE_MMAP_MLOCK", 3;
         /// Direct I/O.
         Dio = "dio", "LLAMA_LOAD_MODE_DIRECT_IO", 4;
+    }
+}
+
+impl LoadMode {
+    /// Whether the file is mapped: `auto` maps where every device supports it, which all known here do.
+    pub fn is_mapped(self) -> bool {
+        matches!(self, Self::Auto | Self::Mmap | Self::MmapMlock)
     }
 }
 

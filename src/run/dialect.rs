@@ -27,9 +27,7 @@ pub enum Dialect {
 /// `-ncmoe N` of ik_llama.cpp: which blocks it means depends on the model and on the devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastBlocks {
-    /// How many blocks with experts.
     pub count: u32,
-    /// The flag.
     pub origin: String,
 }
 

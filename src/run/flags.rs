@@ -9,18 +9,13 @@ use super::config::{Choice, LoadMode, RunConfig};
 use super::values::{self, DENSE, EXPERTS, Given, on_host};
 use super::{Error, Note};
 
-/// One flag.
 #[derive(Debug, Clone, Copy)]
 pub struct Flag {
     /// Spellings: the first is the one that is printed, the first long one names the flag.
     names: &'static str,
-    /// Spellings that mean the opposite.
     negated: &'static str,
-    /// The environment variable that stands for it.
     pub environment: Option<&'static str>,
-    /// Words that follow it.
     pub values: usize,
-    /// What it does.
     pub effect: Effect,
     /// llama-bench's spellings, the printed one first; empty: it has no such flag. Each takes one value there.
     bench: &'static str,
@@ -30,22 +25,16 @@ pub struct Flag {
     pub since: u32,
     /// Whether a launch takes its words beside those printed from [`RunConfig`], which does not say all that they do.
     pub beside: bool,
-    /// What a plan does with it.
     pub in_plan: InPlan,
 }
 
-/// What a flag does.
 #[derive(Debug, Clone, Copy)]
 pub enum Effect {
-    /// Nothing that is counted.
     None,
-    /// Sets a field of [`RunConfig`].
     Field(Field),
-    /// Says where the model is.
     Model,
     /// Belongs to speculation, whose fields are known once every flag is read.
     Speculation,
-    /// `--fit-print`: llama-fit-params fits nothing.
     FitPrint,
     /// Loads a file whose memory is not counted.
     Uncounted(Uncounted),
@@ -54,11 +43,8 @@ pub enum Effect {
 /// What is said of a file whose memory is not counted.
 #[derive(Debug, Clone, Copy)]
 pub struct Uncounted {
-    /// The note's name.
     pub code: &'static str,
-    /// What is not counted.
     pub what: &'static str,
-    /// What to try.
     pub hint: &'static str,
 }
 
@@ -74,7 +60,6 @@ pub struct Field {
     /// The value's word, in llama-bench's grammar where the second is true; of a flag that stands alone `on` or `off`. `None`
     /// where nothing is to be printed.
     pub print: fn(&RunConfig, bool) -> Option<String>,
-    /// Makes the field llama.cpp's default.
     pub reset: fn(&mut RunConfig),
 }
 
@@ -83,7 +68,6 @@ pub struct Field {
 pub enum InPlan {
     /// It is an option of `plan`, too: the name of its value (empty: it stands alone), and its help.
     Option(&'static str, &'static str),
-    /// After `--` it is kept as given.
     Kept,
     /// A plan says it in another way: how.
     Instead(&'static str),
@@ -136,12 +120,10 @@ impl Flag {
         Self { in_plan: InPlan::Instead(hint), ..self }
     }
 
-    /// Spellings.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         words(self.names)
     }
 
-    /// Spellings that mean the opposite.
     pub fn negated(&self) -> impl Iterator<Item = &'static str> {
         words(self.negated)
     }
@@ -162,7 +144,6 @@ impl Flag {
         !self.negated.is_empty()
     }
 
-    /// Whether llama-bench has it.
     pub fn is_in_bench(&self) -> bool {
         !self.bench.is_empty()
     }
@@ -184,7 +165,6 @@ impl Flag {
         words(self.bench).any(|name| self.negated().any(|negated| negated == name))
     }
 
-    /// The field that it sets.
     pub fn field(&self) -> Option<&Field> {
         match &self.effect {
             Effect::Field(field) => Some(field),
@@ -460,7 +440,6 @@ fn between(bench: bool) -> &'static str {
     if bench { "/" } else { "," }
 }
 
-/// A value in its own words.
 fn shown<T: ToString>(value: &T, _: bool) -> String {
     value.to_string()
 }
@@ -565,9 +544,7 @@ fn is_flag(word: &str) -> bool {
 /// A flag that b11434 no longer has.
 #[derive(Debug)]
 pub(super) struct Removed {
-    /// Spellings.
     names: &'static str,
-    /// Words that follow it.
     pub values: usize,
     /// The last known build that takes it; 0 = older than those that are known.
     pub until: u32,
@@ -605,7 +582,6 @@ pub fn new_load_mode(word: &str) -> Option<&'static str> {
     find_removed(word).map(|flag| flag.instead).filter(|instead| instead.starts_with("--load-mode "))
 }
 
-/// The removed flag of a word.
 pub(super) fn find_removed(word: &str) -> Option<&'static Removed> {
     REMOVED.iter().find(|flag| words(flag.names).any(|name| name == word))
 }

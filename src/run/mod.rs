@@ -25,7 +25,6 @@ pub mod command;
 #[doc(hidden)]
 pub mod numbers;
 mod pasted;
-mod bench;
 pub mod parse;
 
 pub use build::Target;
@@ -34,57 +33,27 @@ pub use config::{Choice, FlashAttn, LazyMode, LoadMode, MetadataOverride, Overri
 pub use dialect::Dialect;
 pub use flags::{groups, is_speculation, spelling};
 pub use numbers::{ContextNumbers, ResolvedRun, numbers};
-pub use values::{EXPERTS, LEFT_OUT};
+pub use values::{EXPERTS, LEFT_OUT, on_host};
 
 /// A command line that llama.cpp would refuse, or that moeplan cannot read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// Nothing to read.
     #[error("no command: write it after `--`, for example `-- llama-server -m model.gguf -ngl 99`")]
     Empty,
-    /// Not a program that is known here.
     #[error("`{0}` is none of llama-server, llama-cli, llama-bench, llama-fit-params")]
     UnknownProgram(String),
-    /// A prompt's sign was copied with the command.
     #[error("`{0}` is the sign of a shell's prompt, not part of the command: leave it out")]
     Prompt(String),
-    /// Quotes around all of it.
     #[error("the whole command is one word: leave out the quotes around it")]
     OneWord,
-    /// A flag with a typographic dash.
     #[error("`{word}` begins with a dash that is no hyphen: type `{typed}`")]
-    Dash {
-        /// As pasted.
-        word: String,
-        /// What to write.
-        typed: String,
-    },
-    /// Typographic quotes.
+    Dash { word: String, typed: String },
     #[error("`{word}` has curly quotes, which no shell takes off: type '{typed}'")]
-    CurlyQuotes {
-        /// As pasted.
-        word: String,
-        /// It without them.
-        typed: String,
-    },
-    /// The last word is a flag that takes a value.
+    CurlyQuotes { word: String, typed: String },
     #[error("`{flag}` takes a value: {expected}")]
-    MissingValue {
-        /// As typed.
-        flag: String,
-        /// What to write.
-        expected: String,
-    },
-    /// A value that llama.cpp refuses too.
+    MissingValue { flag: String, expected: String },
     #[error("`{flag} {value}`: expected {expected}")]
-    BadValue {
-        /// As typed, or the environment variable.
-        flag: String,
-        /// As typed.
-        value: String,
-        /// What to write.
-        expected: String,
-    },
+    BadValue { flag: String, value: String, expected: String },
 }
 
 impl Hint for Error {
@@ -110,10 +79,8 @@ impl Hint for Error {
 /// Something about a command line that is no error here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    /// A stable name: `unknown-flag`, `removed-flag` …
     pub code: Cow<'static, str>,
     /// What is the matter; holds words as typed.
     pub message: String,
-    /// What to try.
     pub hint: Option<String>,
 }

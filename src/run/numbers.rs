@@ -16,17 +16,13 @@ pub struct ContextNumbers {
     pub n_ctx: u32,
     /// Cells of one sequence; equal to `n_ctx` when unified.
     pub n_ctx_seq: u32,
-    /// Sequences (server slots).
     pub n_seq_max: u32,
     /// Separate streams of the cache: 1 when unified, else `n_seq_max`.
     pub n_stream: u32,
     /// Whether one cache serves all sequences.
     pub kv_unified: bool,
-    /// Logical batch.
     pub n_batch: u32,
-    /// Physical batch.
     pub n_ubatch: u32,
-    /// Output rows reserved.
     pub n_outputs_max: u32,
 }
 
@@ -88,7 +84,6 @@ pub struct ResolvedRun {
     pub config: RunConfig,
     /// Cells of one sequence, tokens.
     pub n_ctx_seq: u32,
-    /// Output rows reserved.
     pub n_outputs_max: u32,
 }
 
@@ -107,7 +102,6 @@ impl ResolvedRun {
         Self { config, n_ctx_seq: numbers.n_ctx_seq, n_outputs_max: numbers.n_outputs_max }
     }
 
-    /// Sequences (server slots).
     pub fn n_seq_max(&self) -> u32 {
         sequences(&self.config).0
     }

@@ -17,7 +17,6 @@
 
 use std::collections::BTreeMap;
 
-use super::bench::{self, Tests};
 use super::build::Target;
 use super::command::{ModelSource, ParsedCommand};
 use super::config::{LoadMode, Override, Program, RunConfig};
@@ -79,15 +78,11 @@ fn assignment(word: &str) -> Option<(&str, &str)> {
     (plain && !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit())).then_some((name, value))
 }
 
-/// A command while it is read.
 struct Reader {
     command: ParsedCommand,
     speculation: Speculation,
-    /// `-fitp`.
     fits_nothing: bool,
-    /// `-hf` and `-hff`.
     hub: (Option<String>, Option<String>),
-    /// Of llama-bench.
     tests: Tests,
     /// llama-bench's `-ncmoe`, which comes after all of its `-ot`.
     of_tests: Vec<Override>,
@@ -122,7 +117,6 @@ impl Reader {
         Ok(())
     }
 
-    /// The words after the program.
     fn arguments(&mut self, mut words: &[String]) -> Result<(), Error> {
         while let Some((word, rest)) = words.split_first() {
             let taken = self.argument(word, rest)?;
@@ -293,7 +287,7 @@ impl Reader {
             ),
             Dialect::LlamaCpp => {
                 let of_bench = self.command.run.program == Program::Bench;
-                let spellings = flags::spellings().filter(|flag| !of_bench || bench::has(flag));
+                let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
                 let meant = suggest::did_you_mean(word, spellings);
                 let program = if of_bench { "llama-bench of " } else { "" };
                 if target.known().is_some() {
@@ -328,14 +322,14 @@ impl Reader {
 
     /// One flag of llama-bench: how many words after it belong to it.
     fn argument_of_bench(&mut self, word: &str, next: Option<&String>) -> Result<usize, Error> {
-        if let Some(values) = bench::other(word) {
+        if let Some(values) = bench_flag_of_no_effect(word) {
             return Ok(values);
         }
         if let Some(removed) = flags::find_removed(word) {
             self.removed(word, removed)?;
             return Ok(removed.values);
         }
-        if bench::is_test(word) {
+        if is_test(word) {
             let whole = value_of(word, word, next)?;
             let value = if word == "-pg" { whole } else { self.first(word, whole) };
             self.tests.set(Given { bench: true, ..Given::new(word, value) })?;
@@ -400,6 +394,71 @@ impl Reader {
 fn optional_value(name: &str, next: Option<&String>) -> Option<&'static str> {
     let bare = next.is_none_or(|word| word.starts_with('-') && word != "-1");
     (bare && matches!(name, "--flash-attn" | "--fit")).then_some("on")
+}
+
+// llama-bench's own flags: the tests that it makes, of which the longest counts, and what decides nothing here (llama-bench's help and
+// `tools/llama-bench/README.md`, b11434). Its values come in lists, every combination a test.
+
+/// Flags that decide nothing here, with the number of words that follow.
+const BENCH_OTHERS: [(&str, usize); 2] = [
+    ("-h --help --version --list-devices -v --verbose --progress --no-warmup --offline", 0),
+    (
+        "--numa -r --repetitions --prio --delay -o --output -oe --output-err -hft --hf-token -C --cpu-mask --cpu-strict --poll",
+        1,
+    ),
+];
+
+const TESTS: [&str; 7] = ["-p", "--n-prompt", "-n", "--n-gen", "-pg", "-d", "--n-depth"];
+
+/// How many words follow a flag that decides nothing here; `None` for another word.
+fn bench_flag_of_no_effect(word: &str) -> Option<usize> {
+    BENCH_OTHERS.iter().find(|(names, _)| names.split(' ').any(|name| name == word)).map(|(_, values)| *values)
+}
+
+fn is_in_bench(word: &str) -> bool {
+    is_test(word) || bench_flag_of_no_effect(word).is_some() || flags::find_in_bench(word).is_some()
+}
+
+/// Whether a word says which tests are made.
+fn is_test(word: &str) -> bool {
+    TESTS.contains(&word.replace('_', "-").as_str())
+}
+
+/// How long the tests are, in tokens.
+#[derive(Debug)]
+struct Tests {
+    prompt: u32,
+    generate: u32,
+    both: u32,
+    depth: u32,
+}
+
+impl Default for Tests {
+    fn default() -> Self {
+        Self { prompt: 512, generate: 128, both: 0, depth: 0 }
+    }
+}
+
+impl Tests {
+    fn set(&mut self, given: Given<'_>) -> Result<(), Error> {
+        match given.flag.trim_start_matches('-').replace('_', "-").as_str() {
+            "p" | "n-prompt" => self.prompt = given.natural()?,
+            "n" | "n-gen" => self.generate = given.natural()?,
+            "d" | "n-depth" => self.depth = given.natural()?,
+            _ => {
+                let (prompt, generate) = given.value.split_once(',').ok_or_else(|| given.refuse("PROMPT,GENERATE"))?;
+                let part = |value| Given { value, ..given }.natural();
+                self.both = part(prompt)?.saturating_add(part(generate)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The context that the longest of them needs.
+    fn n_ctx(&self) -> u32 {
+        let longest = self.prompt.max(self.generate).max(self.both);
+        longest.saturating_add(self.depth).max(1)
+    }
 }
 
 #[cfg(test)]

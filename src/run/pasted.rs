@@ -2,10 +2,8 @@
 
 use super::{Error, flags};
 
-/// Dashes that are no hyphen.
 const DASHES: [char; 8] =
     ['\u{2010}', '\u{2011}', '\u{2012}', '\u{2013}', '\u{2014}', '\u{2015}', '\u{2212}', '\u{fe63}'];
-/// Quotes that no shell takes off.
 const QUOTES: [char; 8] = ['\u{2018}', '\u{2019}', '\u{201a}', '\u{201c}', '\u{201d}', '\u{201e}', '\u{ab}', '\u{bb}'];
 /// Flags whose value is a person's text, in which such signs are meant.
 const TEXTS: [&str; 8] =
@@ -25,7 +23,6 @@ pub(super) fn slip(words: &[String]) -> Option<Error> {
     before.zip(words).filter(|(before, _)| !TEXTS.contains(before)).find_map(|(_, word)| of_word(word))
 }
 
-/// What is wrong with one word.
 fn of_word(word: &str) -> Option<Error> {
     let shown = word.to_string();
     if word.starts_with(DASHES) {

@@ -9,17 +9,11 @@ use super::values::Given;
 /// What the flags of speculation say, before it is known which kinds are on.
 #[derive(Debug)]
 pub(super) struct Speculation {
-    /// Kinds by llama.cpp's names.
     kinds: Vec<String>,
-    /// `--spec-draft-n-max`.
     draft: u32,
-    /// `--spec-ngram-simple-size-m`.
     simple: u32,
-    /// `--spec-ngram-map-k-size-m`.
     map_k: u32,
-    /// `--spec-ngram-map-k4v-size-m`.
     map_k4v: u32,
-    /// `--spec-ngram-mod-n-max`.
     ngram_mod: u32,
 }
 

@@ -11,7 +11,6 @@ use crate::machine::Isa;
 /// The devices that are here, and who says so.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Devices {
-    /// In llama.cpp's order.
     pub list: Vec<DeviceInfo>,
     /// The driver's version, where a driver was asked.
     pub driver: Option<String>,
@@ -44,15 +43,11 @@ pub struct HostFacts {
     pub available: Option<Bytes>,
     /// Physical cores that this process may use.
     pub cores: Option<u32>,
-    /// Threads that they run at once.
     pub threads: Option<u32>,
-    /// What the processor calls itself.
     pub processor: Option<String>,
-    /// What it repacks.
     pub isa: Isa,
 }
 
-/// Memory, cores and instruction set of this computer.
 pub fn host() -> HostFacts {
     let mut facts = HostFacts { isa: isa(), ..HostFacts::default() };
     facts.threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
@@ -77,7 +72,6 @@ pub fn host() -> HostFacts {
 pub struct Limits {
     /// The computer's main memory, whatever a control group allows.
     pub computer: Option<Bytes>,
-    /// Swap in use.
     pub swap_used: Bytes,
     /// The most that a process may lock; `None` = no limit, or unknown.
     pub lock: Option<Bytes>,

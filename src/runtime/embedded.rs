@@ -78,7 +78,6 @@ pub fn devices() -> Vec<DeviceInfo> {
     all_devices().into_iter().map(describe).collect()
 }
 
-/// What `launch` would allocate.
 pub fn project(launch: &Launch) -> Result<Projection, String> {
     Ok(Loaded::new(launch, true)?.memory())
 }
@@ -123,7 +122,6 @@ struct Loaded {
     n_batch: usize,
 }
 
-/// What one repetition gave.
 struct Run {
     pp: f64,
     tg: Option<f64>,
@@ -211,7 +209,6 @@ impl Loaded {
         usize::try_from(unsafe { sys::llama_vocab_n_tokens(self.vocab()) }).unwrap_or(0)
     }
 
-    /// The prompt as tokens.
     fn prompt(&self, prompt: &Prompt) -> Result<Vec<i32>, String> {
         let tokens = match prompt {
             Prompt::Text(text) => self.tokenize(text)?,
@@ -220,7 +217,6 @@ impl Loaded {
         if tokens.is_empty() { Err("the prompt has no tokens".to_string()) } else { Ok(tokens) }
     }
 
-    /// Tokens spread over the vocabulary.
     fn pseudo_random(&self, n: u32, seed: u64) -> Vec<i32> {
         let tokens = pseudo_random(n, u32::try_from(self.n_vocab()).unwrap_or(1), seed);
         tokens.into_iter().filter_map(|token| i32::try_from(token).ok()).collect()

@@ -138,10 +138,8 @@ pub struct Observation {
     pub pp: Vec<f64>,
     /// Generation, tokens/s of each repetition.
     pub tg: Vec<f64>,
-    /// What was generated first.
     pub text: String,
     pub tokens: Vec<i32>,
-    /// Whether every logit was a finite number.
     pub finite: bool,
     /// Whether the person stopped it before its last sample.
     pub interrupted: bool,
@@ -198,24 +196,18 @@ pub struct DeviceInfo {
 /// What one buffer type holds or would hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BufferMemory {
-    /// The buffer type's name.
     pub buffer: String,
-    /// The device it belongs to, if any.
     pub device: Option<String>,
     /// Whether llama.cpp counts it as host memory.
     pub host: bool,
-    /// Weights.
     pub model: Bytes,
-    /// Caches and states.
     pub context: Bytes,
-    /// Buffers of the graphs.
     pub compute: Bytes,
 }
 
 /// What llama.cpp says that a launch allocates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Projection {
-    /// By buffer type.
     pub buffers: Vec<BufferMemory>,
     /// The devices that the model uses, in its order.
     pub devices: Vec<String>,
@@ -326,17 +318,14 @@ pub enum Kind {
     Interrupted,
     /// Every launch of this model on these devices would end so, whatever its flags.
     Setup,
-    /// The runtime does not take these flags.
     Flags,
     /// No RPC server, or no endpoint, answers at its address.
     Unreachable,
     OutOfMemory,
     PortTaken,
-    /// It ended by itself.
     Died,
     /// It took too long and was stopped.
     TimedOut,
-    /// It refused, in these words.
     Refused(String),
     /// The connection broke, or what came over it is not an answer.
     BadAnswer,
@@ -371,7 +360,6 @@ impl Error {
         Self { source: Some(source), ..self }
     }
 
-    /// The person wants to stop.
     pub fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted").with_hint("what was started is stopped; nothing is left behind")
     }
@@ -493,7 +481,6 @@ fn telling(log: &[String]) -> String {
     if last.is_empty() { String::new() } else { format!(": {}", last.join(" | ")) }
 }
 
-/// This very program.
 fn this_program() -> Result<PathBuf, Error> {
     std::env::current_exe().map_err(|error| Error::start("moeplan", error))
 }

@@ -328,7 +328,6 @@ impl Process {
         Self::start(Start { supervisor, command, set, remove, log: None, patience: Duration::ZERO })
     }
 
-    /// The program's process id.
     pub fn id(&self) -> u32 {
         self.id
     }

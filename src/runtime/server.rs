@@ -60,7 +60,6 @@ const WARM_UP_TOKENS: u32 = 8;
 pub enum Place {
     /// It was named, by a flag or by `MOEPLAN_LLAMA_SERVER`.
     Named,
-    /// `PATH`.
     #[default]
     Path,
     /// What `scripts/llama-server` has built.
@@ -68,7 +67,6 @@ pub enum Place {
 }
 
 impl Place {
-    /// In words.
     pub fn name(self) -> &'static str {
         match self {
             Self::Named => "named",
@@ -81,7 +79,6 @@ impl Place {
 /// A llama-server that can be run here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
-    /// The program.
     pub program: PathBuf,
     /// The line it says of its version.
     pub version: String,
@@ -165,7 +162,6 @@ fn is_program(path: &Path) -> bool {
     metadata.is_file() && runs
 }
 
-/// Asks a program for its version and flags.
 pub fn probe(program: &Path) -> Result<Build, Error> {
     let version = ask(program, &["--version"])?;
     let help = ask(program, &["--help"]).unwrap_or_default();
@@ -293,7 +289,6 @@ pub struct ConfigFiles {
 }
 
 impl ConfigFiles {
-    /// Those of this computer.
     pub fn here() -> Self {
         let there = |file: &PathBuf| file.is_file();
         let all = Self::of(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME"));
@@ -373,7 +368,6 @@ pub fn measurable(words: &[String]) -> (Vec<String>, Vec<String>) {
     (taken, left_out)
 }
 
-/// A flag of the launch as this build takes it.
 fn for_build(build: &Build, group: &[String]) -> Result<Vec<String>, Error> {
     if let Some(words) = exchanged(build, group)? {
         return Ok(words);
@@ -417,29 +411,23 @@ fn lacks(build: &Build, group: &[String]) -> Error {
 /// How far a server has come, for a progress bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// It loads.
     Loading(Stage),
     /// It takes requests, or the measurement is over.
     Ready,
-    /// The first request, which is not counted.
     WarmUp,
     /// The `of`-th part of a measurement.
     Sample {
-        /// From 1.
         number: u32,
-        /// How many there will be.
         of: u32,
     },
 }
 
-/// How long things may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Until it takes requests.
     pub load: Duration,
     /// With nothing moving while it loads: no line of log, no processor time, no change of memory.
     pub stall: Duration,
-    /// One request.
     pub request: Duration,
     /// Between asking it to end and killing it.
     pub stop: Duration,
@@ -461,9 +449,7 @@ impl Default for Limits {
 pub struct Server {
     /// The moeplan program, which supervises the server.
     pub moeplan: PathBuf,
-    /// The server's program and what it says of itself.
     pub build: Build,
-    /// How long things may take.
     pub limits: Limits,
     /// Words after those of the launch.
     pub extra: Vec<String>,
@@ -471,11 +457,8 @@ pub struct Server {
     pub log: Option<PathBuf>,
     /// Whether `LLAMA_API_KEY` is left to it.
     pub keeps_key: bool,
-    /// Where its log lines go as they come.
     pub echo: Option<Echo>,
-    /// Where steps are told.
     pub watch: Option<fn(Step)>,
-    /// Whether the person wants to stop.
     pub interrupted: fn() -> bool,
 }
 
@@ -603,7 +586,7 @@ fn notes(removed: &[String], files: &ConfigFiles) -> Vec<String> {
 /// Asks the system to read a model that the launch maps ahead into its page cache, where memory holds it: it is then read at the
 /// disk's own speed. Nothing is read here, nothing waits, and a launch goes on without it.
 fn read_ahead(launch: &Launch) {
-    let is_mapped = matches!(launch.run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock);
+    let is_mapped = launch.run.load_mode.is_mapped();
     let Ok(file) = File::open(&launch.model) else { return };
     let bytes = file.metadata().map_or(0, |file| file.len());
     if is_mapped && launch.machine.host.ram.is_some_and(|ram| bytes < ram.0) {
@@ -734,7 +717,6 @@ impl Running {
         &self.command
     }
 
-    /// The server's process id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
@@ -749,7 +731,6 @@ impl Running {
         &self.notes
     }
 
-    /// What its log says so far.
     pub fn log(&mut self) -> &log::LoadLog {
         self.follow();
         self.reader.log()
@@ -760,7 +741,6 @@ impl Running {
         self.reader.serving()
     }
 
-    /// The size of the model's vocabulary.
     pub fn vocabulary(&self) -> Result<u32, Error> {
         self.client.vocabulary()
     }
@@ -771,7 +751,6 @@ impl Running {
         self.watched(|meanwhile| client.complete(request, meanwhile))
     }
 
-    /// Runs tokens through a server that only embeds.
     fn embed(&mut self, tokens: &[u32]) -> Result<Reply, Error> {
         let client = self.client.clone();
         self.watched(|meanwhile| client.embed(tokens, meanwhile))
@@ -900,7 +879,6 @@ impl Pulse {
         Self { process, seen: None, looked: now, last: now }
     }
 
-    /// How long nothing has moved.
     fn has_stopped_for(&mut self) -> Duration {
         if self.looked.elapsed() > LOOK_AT_PROCESS {
             self.looked = Instant::now();
@@ -920,7 +898,6 @@ fn work(process: u32) -> Option<(u64, u64)> {
     Some((stat.utime.saturating_add(stat.stime), stat.rss))
 }
 
-/// Nothing is known here.
 #[cfg(not(target_os = "linux"))]
 fn work(_process: u32) -> Option<(u64, u64)> {
     None
@@ -943,10 +920,8 @@ pub fn bench(
         Stopped::Interrupted => Error::interrupted(),
         Stopped::TimedOut => Error::new(Kind::TimedOut, format!("{name} was stopped after {} s", limit.as_secs())),
     })?;
-    let mut lines: Vec<String> = Vec::new();
-    while let new @ [_, ..] = process.log.new_lines().as_mut_slice() {
-        lines.extend(new.iter_mut().map(std::mem::take));
-    }
+    let lines: Vec<String> =
+        std::iter::repeat_with(|| process.log.new_lines()).take_while(|new| !new.is_empty()).flatten().collect();
     if end != End::Code(0) {
         let last = lines.iter().rfind(|line| !line.trim().is_empty()).map_or("no word", String::as_str);
         return Err(Error::new(Kind::Died, format!("{name} ended with {end}: {last}")));

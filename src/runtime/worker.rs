@@ -31,10 +31,11 @@ const MARK: &str = "moeplan-worker ";
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Which devices are there, those of RPC servers (`host:port`) too.
-    Devices { rpc: Vec<String> },
+    Devices {
+        rpc: Vec<String>,
+    },
     /// What would be allocated.
     Project(Launch),
-    /// Load, run, measure.
     Generate(Launch, Workload),
     /// End at once as a crash would, to test what becomes of it.
     Crash,
@@ -42,7 +43,6 @@ pub enum Request {
     Sleep(u64),
 }
 
-/// An answer of the worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
@@ -63,7 +63,6 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// The worker's process id.
     pub fn id(&self) -> u32 {
         self.peer.child.id()
     }
@@ -119,7 +118,6 @@ impl Worker {
         }
     }
 
-    /// Whether it still runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.peer.child.try_wait(), Ok(None))
     }
@@ -143,16 +141,12 @@ fn unasked(reply: &Reply) -> Error {
 pub struct Embedded {
     /// The moeplan program to run as a worker.
     pub program: PathBuf,
-    /// How long a run may take.
     pub limit: Duration,
-    /// Where llama.cpp's log lines go as they come.
     pub echo: Option<Echo>,
-    /// Whether the person wants to stop.
     pub interrupted: fn() -> bool,
 }
 
 impl Embedded {
-    /// This very program.
     pub fn here() -> Result<Self, Error> {
         Ok(Self::of(super::this_program()?))
     }
@@ -306,7 +300,6 @@ pub(super) fn free_port() -> Result<u16, Error> {
     })
 }
 
-/// What serves a software device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RpcProgram {
     /// The moeplan program, which supervises, and serves where there is no other.
@@ -361,12 +354,10 @@ impl RpcServer {
         Err(Error::new(Kind::Setup, message).with_hint("is a loopback address allowed here?"))
     }
 
-    /// `host:port`.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// The server's process id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }

@@ -5,7 +5,6 @@ use crate::machine::{Backend, Machine};
 /// A model to write for it: small, yet with expert and layer widths of real ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subject {
-    /// The spec (`moeplan synth --list`).
     pub spec: &'static str,
     /// Only so many blocks; `None` = all.
     pub blocks: Option<u32>,
@@ -25,9 +24,7 @@ pub const SUBJECTS: [Subject; 2] =
 /// Launches of one model: arguments of llama-bench after the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Test {
-    /// What it tells.
     pub tells: &'static str,
-    /// The arguments.
     pub args: Vec<String>,
 }
 

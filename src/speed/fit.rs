@@ -8,30 +8,21 @@ use super::prices::{self, Prices};
 use super::work::{Cost, Work};
 use crate::machine::Machine;
 
-/// One measured time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Which launch and test, for people.
     pub what: String,
-    /// Prompt or generation.
     pub phase: Phase,
-    /// What it asked of the tiers.
     pub work: Work,
-    /// How long it took.
     pub seconds: f64,
 }
 
-/// How well one sample is met.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Residual {
-    /// The sample.
     pub what: String,
-    /// Prompt or generation.
     pub phase: Phase,
     /// As measured.
     pub seconds: f64,
-    /// By the fitted constants.
     pub predicted: f64,
 }
 
@@ -45,26 +36,16 @@ impl Residual {
 /// Constants that were found, and how well they do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
-    /// The machine with its rates.
     pub machine: Machine,
-    /// By sample, in their order.
     pub residuals: Vec<Residual>,
 }
 
-/// Why there is no fit.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// Fewer samples than make sense.
     #[error("{found} usable measurements, {least} at least are needed")]
-    TooFew {
-        /// How many there are.
-        found: usize,
-        /// How many there must be.
-        least: usize,
-    },
+    TooFew { found: usize, least: usize },
 }
 
-/// Fewer samples than this tell nothing.
 const LEAST_SAMPLES: usize = 4;
 /// How far a price of the host may go from the guess, in either direction: hosts differ by their channels of memory.
 const FARTHEST_OF_HOST: f64 = 8.0;
@@ -78,7 +59,6 @@ const OUTLIER: f64 = 0.1;
 const SWEEPS: usize = 4000;
 /// The largest relative step at which they are taken to have settled.
 const SETTLED: f64 = 1e-7;
-/// How often samples are weighted anew.
 const ROUNDS: usize = 8;
 
 /// One unknown: a price of a tier.
@@ -103,7 +83,10 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Er
     if samples.len() < LEAST_SAMPLES {
         return Err(Error::TooFew { found: samples.len(), least: LEAST_SAMPLES });
     }
-    let bare = without_rates(machine);
+    // As the table sees it.
+    let mut bare = machine.clone();
+    bare.host.rates = None;
+    bare.devices.iter_mut().for_each(|device| device.rates = None);
     let everyone: Vec<u16> = (0..u16::try_from(machine.devices.len()).unwrap_or(u16::MAX)).collect();
     let start = Prices::of(&bare, &everyone);
     let unknowns: Vec<Unknown> = (0..=machine.devices.len())
@@ -134,8 +117,11 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Er
             predicted: share * sample.seconds,
         })
         .collect();
+    let mut machine = machine.clone();
     let touched = |tier: usize| unknowns.iter().any(|unknown| unknown.tier == tier);
-    let machine = with_rates(machine, &by_tier, touched, spread(&residuals), basis);
+    for (tier, found) in by_tier.iter().enumerate().filter(|(tier, _)| touched(*tier)) {
+        prices::set(&mut machine, tier, found, spread(&residuals), basis);
+    }
     Ok(Fit { machine, residuals })
 }
 
@@ -207,38 +193,6 @@ fn spread(residuals: &[Residual]) -> f64 {
     errors.sort_by(f64::total_cmp);
     let at = errors.len() * 9 / 10;
     errors.get(at).or(errors.last()).copied().unwrap_or(1.0).max(0.05)
-}
-
-/// The machine as the table sees it.
-fn without_rates(machine: &Machine) -> Machine {
-    let mut bare = machine.clone();
-    bare.host.rates = None;
-    for device in &mut bare.devices {
-        device.rates = None;
-    }
-    bare
-}
-
-/// The machine with what was found of the tiers that took part.
-fn with_rates(
-    machine: &Machine,
-    by_tier: &[[f64; Cost::ALL.len()]],
-    touched: impl Fn(usize) -> bool,
-    uncertainty: f64,
-    basis: &str,
-) -> Machine {
-    let mut machine = machine.clone();
-    for (tier, prices) in by_tier.iter().enumerate().filter(|(tier, _)| touched(*tier)) {
-        match tier.checked_sub(1) {
-            None => machine.host.rates = Some(prices::to_host(prices, uncertainty, basis.to_string())),
-            Some(index) => {
-                if let Some(device) = machine.devices.get_mut(index) {
-                    device.rates = Some(prices::to_device(prices, uncertainty, basis.to_string()));
-                }
-            }
-        }
-    }
-    machine
 }
 
 /// Half of the samples of a phase are predicted within this share; `None` without samples.

@@ -1,7 +1,6 @@
 //! What of a placed model costs time: weights summed by where they are and how often they are used, and the changes of tier.
 
 use super::Case;
-use super::experts;
 use crate::machine::Backend;
 use crate::memory::HOST;
 use crate::memory::caches::CacheKind;
@@ -9,43 +8,34 @@ use crate::memory::expert_cache;
 use crate::model::{Model, Tensor};
 use crate::placement::Buffer;
 use crate::rules::Role;
-use crate::run::LoadMode;
 
 /// Where work is done: 0 is the host, `i + 1` is `Machine::devices[i]`.
 pub(super) type Tier = usize;
 
-/// The host's tier.
 pub(super) const ON_HOST: Tier = 0;
 
 /// Weights in the same place that are used alike.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Part {
-    /// Where they are.
     pub tier: Tier,
     /// Whether prompts may be processed elsewhere: host memory that a device can copy from as it is.
     pub copyable: bool,
-    /// In a layout of the processor's own.
     pub repacked: bool,
     /// Read once a prompt only: the output matrix.
     pub output: bool,
     /// Experts, and how many of them a token uses; 1 and 1 for what every token uses.
     pub count: u32,
-    /// See `count`.
     pub used: u32,
-    /// Bytes of all.
     pub bytes: f64,
     /// Bytes, each weighted with what its type costs the processor beside `q4_K`.
     pub effort: f64,
-    /// Elements of all.
     pub elements: f64,
     /// Elements weighted likewise.
     pub element_effort: f64,
-    /// How many tensors.
     pub ops: f64,
 }
 
 impl Part {
-    /// The share that one token uses.
     pub fn active(&self) -> f64 {
         f64::from(self.used) / f64::from(self.count)
     }
@@ -54,7 +44,6 @@ impl Part {
 /// Attention layers alike in place and reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Attention {
-    /// Where their keys and values are.
     pub tier: Tier,
     /// Tokens that a query sees at most.
     pub reach: f64,
@@ -64,12 +53,9 @@ pub(super) struct Attention {
     pub flops: f64,
 }
 
-/// A model as placed, summed.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
-    /// Weights.
     pub parts: Vec<Part>,
-    /// Attention.
     pub attention: Vec<Attention>,
     /// Bytes of recurrent states by tier, read and written for every token.
     pub states: Vec<f64>,
@@ -89,14 +75,12 @@ pub(super) struct Layout {
     pub cache_hits: f64,
     /// The share of the host's weights that does not stay in memory.
     pub missing: f64,
-    /// How many tiers there are.
     pub tiers: usize,
     /// Micro-batches of one prompt run on several devices at once.
     pub pipelined: bool,
 }
 
 impl Layout {
-    /// Sums a case.
     pub fn of(case: &Case<'_>) -> Self {
         let tiers = case.machine.devices.len() + 1;
         let mut layout = Self {
@@ -104,7 +88,7 @@ impl Layout {
             attention: Vec::with_capacity(4),
             states: vec![0.0; tiers],
             offload: offload(case),
-            pinned: is_pinned(case.run.load_mode) && !case.run.no_host,
+            pinned: !case.run.load_mode.is_mapped() && !case.run.no_host,
             threads: threads(case, case.run.n_threads),
             threads_batch: threads(case, case.run.n_threads_batch.or(case.run.n_threads)),
             switches: vec![[0.0; 2]; tiers],
@@ -132,15 +116,15 @@ impl Layout {
         let model = case.model;
         let n_layer = model.hparams.n_layer();
         let mut stages = vec![[None; STAGES]; n_layer as usize];
-        let tied = !model.tensors.iter().any(|tensor| tensor.name == "output.weight");
-        for (tensor, copies) in model.tensors.iter().zip(&case.placement.copies) {
+        let logits = model.output();
+        for (at, (tensor, copies)) in model.tensors.iter().zip(&case.placement.copies).enumerate() {
             if tensor.block.is_some_and(|block| block >= n_layer) {
                 // NextN blocks draft; speculation is not counted.
                 continue;
             }
             let output = tensor.block.is_none();
             let copy = match tensor.role {
-                Role::TokenEmbd if !(tied && tensor.name == "token_embd.weight") => continue,
+                Role::TokenEmbd if logits != Some(at) => continue,
                 _ => copies.last(),
             };
             let Some(copy) = copy else { continue };
@@ -151,11 +135,13 @@ impl Layout {
             let (count, used) = experts_of(model, tensor);
             let repacked = matches!(copy.buffer, Buffer::CpuRepack | Buffer::Amx);
             let key = (tier, repacked, output, count, used);
-            let found = self.parts.iter_mut().find(|p| (p.tier, p.repacked, p.output, p.count, p.used) == key);
-            let part = match found {
-                Some(part) => part,
-                None => self.add(key),
-            };
+            let known = |p: &Part| (p.tier, p.repacked, p.output, p.count, p.used) == key;
+            let at = self.parts.iter().position(known).unwrap_or_else(|| {
+                let copyable = tier == ON_HOST && !repacked && !output;
+                self.parts.push(Part { tier, copyable, repacked, output, count, used, ..Part::default() });
+                self.parts.len() - 1
+            });
+            let part = &mut self.parts[at];
             let (bytes, elements) = (float(tensor.bytes.0), float(tensor.elements()));
             let effort = effort(tensor.ty.name);
             part.bytes += bytes;
@@ -165,16 +151,6 @@ impl Layout {
             part.ops += 1.0;
         }
         stages
-    }
-
-    /// A new part.
-    fn add(&mut self, (tier, repacked, output, count, used): (Tier, bool, bool, u32, u32)) -> &mut Part {
-        let copyable = tier == ON_HOST && !repacked && !output;
-        let sums = (0.0, 0.0, 0.0, 0.0, 0.0);
-        let (bytes, effort, elements, element_effort, ops) = sums;
-        let part = Part { tier, copyable, repacked, output, count, used, bytes, effort, elements, element_effort, ops };
-        self.parts.push(part);
-        self.parts.last_mut().expect("a part was pushed")
     }
 
     /// Counts where a token, and a large batch, go from one tier to another.
@@ -198,9 +174,8 @@ impl Layout {
         }
     }
 
-    /// Sums keys, values and states.
     fn caches(&mut self, case: &Case<'_>) {
-        let caches = &case.prediction.caches;
+        let caches = &case.forecast.caches;
         for cache in &caches.list {
             for layer in &cache.layers {
                 let device = case.placement.layers.get(layer.il as usize).copied().flatten();
@@ -248,7 +223,6 @@ impl Layout {
 /// Stages of a block in the order they run: attention and the rest, dense parts, the experts' first products, their last.
 const STAGES: usize = 4;
 
-/// The stage of a block's tensor.
 fn stage(tensor: &Tensor) -> usize {
     match tensor.role {
         Role::RoutedExpert if tensor.name.contains("_down") => 3,
@@ -269,7 +243,6 @@ fn experts_of(model: &Model, tensor: &Tensor) -> (u32, u32) {
     (count, used.clamp(1, count))
 }
 
-/// The tier of a buffer.
 fn tier(buffer: Buffer) -> Tier {
     match buffer {
         Buffer::Device(i) => usize::from(i) + 1,
@@ -278,7 +251,7 @@ fn tier(buffer: Buffer) -> Tier {
 }
 
 fn backend(case: &Case<'_>, index: u16) -> Option<Backend> {
-    case.machine.devices.get(usize::from(index)).map(|device| device.backend)
+    case.machine.device(index).map(|device| device.backend)
 }
 
 /// The first device in llama.cpp's order that asks for host products of at least 32 rows; RPC servers never do
@@ -287,11 +260,6 @@ fn offload(case: &Case<'_>) -> Option<Tier> {
     let asks = |i: &&u16| !matches!(backend(case, **i), None | Some(Backend::Rpc | Backend::Cpu));
     let first = case.placement.devices.iter().find(asks)?;
     Some(usize::from(*first) + 1).filter(|_| case.run.op_offload)
-}
-
-/// Whether weights of the host are read into buffers (pinned where a device offers that) instead of mapped.
-fn is_pinned(mode: LoadMode) -> bool {
-    matches!(mode, LoadMode::None | LoadMode::Mlock | LoadMode::Dio)
 }
 
 /// Cores that `-t` keeps busy. Without it llama.cpp takes one thread a core (`common_cpu_get_num_math`); second threads of a
@@ -313,13 +281,13 @@ const SMT: f64 = 0.25;
 
 /// Tokens in a window cache; with `--swa-full` the cache holds more than the window shows.
 fn window(case: &Case<'_>, cells: u32) -> f64 {
-    let n_swa = case.prediction.caches.hparams.swa.map_or(cells, |swa| swa.n_swa);
+    let n_swa = case.forecast.caches.hparams.swa.map_or(cells, |swa| swa.n_swa);
     f64::from(cells.min(n_swa.max(1)))
 }
 
 /// Operations of one query with one token in a layer: q·k and p·v of every head.
 fn flops(case: &Case<'_>, layer: &crate::memory::caches::CacheLayer) -> f64 {
-    let hparams = &case.prediction.caches.hparams;
+    let hparams = &case.forecast.caches.hparams;
     let Some(of) = hparams.layers.get(layer.il as usize) else { return 0.0 };
     let heads = f64::from(of.n_head);
     if hparams.is_mla {
@@ -339,14 +307,14 @@ fn cache_hits(case: &Case<'_>) -> f64 {
         return 0.0;
     }
     let cached: u64 = cache.by_device.iter().filter(|(key, _)| *key != HOST).map(|(_, bytes)| bytes.0).sum();
-    experts::hits(float(cached) / float(cache.host_bytes.0))
+    hits(float(cached) / float(cache.host_bytes.0))
 }
 
 /// The share of host weights that main memory does not hold, once the system and the process have theirs.
 fn missing(case: &Case<'_>, parts: &[Part]) -> f64 {
     let Some(ram) = case.machine.host.ram else { return 0.0 };
     let weights: f64 = parts.iter().filter(|part| part.tier == ON_HOST).map(|part| part.bytes).sum();
-    let rest = case.prediction.memory.get(HOST).map_or(0.0, |host| float(host.context.0 + host.compute.0));
+    let rest = case.forecast.memory.get(HOST).map_or(0.0, |host| float(host.context.0 + host.compute.0));
     let room = (float(ram.0) * FOR_WEIGHTS - rest).max(0.0);
     if weights <= room { 0.0 } else { 1.0 - room / weights }
 }
@@ -373,4 +341,56 @@ fn effort(ty: &str) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "times are estimates; bytes stay below 2^53 anyway")]
 pub(super) fn float(n: u64) -> f64 {
     n as f64
+}
+
+/// The share of `count` experts that at least one of `tokens` tokens uses, each token drawing `used` of them evenly.
+///
+/// Real routing is more uneven, so fewer are touched: copies are rather over- than underestimated.
+pub(super) fn touched(count: u32, used: u32, tokens: f64) -> f64 {
+    if count == 0 || used >= count {
+        return 1.0;
+    }
+    1.0 - (1.0 - f64::from(used) / f64::from(count)).powf(tokens)
+}
+
+/// Share of the experts that fit in the cache, and the share of draws that it then serves: published figures of a least
+/// recently used cache over 512 experts (64 of them 67%, 128 of them 81%), straight lines between them.
+const HITS: [(f64, f64); 4] = [(0.0, 0.0), (0.125, 0.67), (0.25, 0.81), (1.0, 1.0)];
+
+pub(super) const CACHE_ASSUMPTION: &str = "; expert cache: hit rate assumed from published figures (1/8 of the experts cached: 67%, 1/4: 81%), measure it with your prompts";
+
+/// How far off a launch with an expert cache may be: even routing would hit no more than the share that is cached.
+pub(super) const CACHE_UNCERTAINTY: f64 = 0.5;
+
+/// The share of draws that a cache of this share of the experts serves.
+fn hits(share: f64) -> f64 {
+    for (low, high) in HITS.iter().zip(HITS.iter().skip(1)) {
+        if share <= high.0 {
+            let along = (share - low.0).max(0.0) / (high.0 - low.0);
+            return low.1 + along * (high.1 - low.1);
+        }
+    }
+    1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_tokens_touch_more_experts() {
+        assert!((touched(128, 8, 1.0) - 0.0625).abs() < 1e-12);
+        assert!(touched(128, 8, 32.0) > 0.8 && touched(128, 8, 32.0) < 0.9);
+        assert!(touched(128, 8, 512.0) > 0.999);
+        assert!((touched(0, 0, 1.0) - 1.0).abs() < 1e-12, "a dense weight is read whole");
+    }
+
+    #[test]
+    fn the_published_points_are_on_the_curve() {
+        for (share, expected) in [(0.0, 0.0), (0.125, 0.67), (0.25, 0.81), (1.0, 1.0), (2.0, 1.0)] {
+            assert!((hits(share) - expected).abs() < 1e-9, "{share}");
+        }
+        let curve: Vec<f64> = (0..=100_u8).map(|n| hits(f64::from(n) / 100.0)).collect();
+        assert!(curve.is_sorted());
+    }
 }

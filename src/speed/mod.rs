@@ -1,7 +1,6 @@
 //! Predicted speed of a launch: the time of a turn from the bytes moved, the operations done and the waits of every tier.
 
 pub mod design;
-mod experts;
 pub mod fit;
 mod layout;
 pub mod prices;
@@ -12,27 +11,23 @@ mod work;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::memory::Prediction;
+use crate::memory::Forecast;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::run::RunConfig;
 use prices::Prices;
-pub use work::{Cost, Work, generation, prompt};
+pub use work::{Cost, Work};
 
 /// One turn of a conversation, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Turn {
-    /// Of the prompt.
     pub prompt: u32,
-    /// Generated.
     pub generate: u32,
-    /// Already in the context.
     pub depth: u32,
 }
 
 impl Turn {
-    /// Of the context at its end.
     pub fn tokens(self) -> u32 {
         self.prompt.saturating_add(self.generate).saturating_add(self.depth)
     }
@@ -45,19 +40,15 @@ impl Default for Turn {
     }
 }
 
-/// A launch whose speed is asked.
+/// A launch whose speed is asked. `placement` may be another than the forecast's own: a search times it with the memory of a launch
+/// nearby.
 #[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
-    /// What runs.
     pub model: &'a Model,
-    /// On what.
     pub machine: &'a Machine,
-    /// How.
     pub run: &'a RunConfig,
-    /// Where each tensor is.
     pub placement: &'a Placement,
-    /// Its memory and context numbers.
-    pub prediction: &'a Prediction,
+    pub forecast: &'a Forecast,
 }
 
 /// Tokens per second; predicted here, never shown as measured.
@@ -86,26 +77,20 @@ pub struct Estimate {
     pub terms: Vec<Term>,
 }
 
-/// One part of a turn's time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Term {
-    /// Prompt or generation.
     pub phase: Phase,
     /// What: `experts copied to CUDA0`, `experts computed on the host`, `attention on CUDA0` …
     pub what: String,
-    /// Seconds of the whole turn.
     pub seconds: f64,
 }
 
-/// A phase of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Prompt processing (pp).
     Prompt,
-    /// Generation (tg).
     Generate,
 }
 
@@ -117,9 +102,9 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     let prices = Prices::of(case.machine, &case.placement.devices);
     let layout = layout::Layout::of(case);
     let tokens = if turn.prompt == 0 { USUAL_PROMPT } else { turn.prompt };
-    let prompt = work::prompt_of(&layout, case, tokens, turn.depth);
+    let prompt = work::prompt(&layout, case, tokens, turn.depth);
     let generated = turn.generate.max(1);
-    let generation = work::generation_of(&layout, case, generated, turn.depth.saturating_add(turn.prompt));
+    let generation = work::generation(&layout, generated, turn.depth.saturating_add(turn.prompt));
     let (prompt_seconds, token_seconds) = (prices.seconds(&prompt), prices.seconds(&generation) / f64::from(generated));
     let mut terms = Vec::new();
     if turn.prompt > 0 {
@@ -142,8 +127,8 @@ fn basis(prices: &Prices, case: &Case<'_>, layout: &layout::Layout) -> (String, 
     let mut basis = prices.basis.clone();
     let mut uncertainty = prices.uncertainty;
     if layout.cache_hits > 0.0 {
-        basis.push_str(experts::ASSUMPTION);
-        uncertainty = uncertainty.max(experts::UNCERTAINTY);
+        basis.push_str(layout::CACHE_ASSUMPTION);
+        uncertainty = uncertainty.max(layout::CACHE_UNCERTAINTY);
     }
     if layout.missing > 0.0 {
         basis.push_str("; host weights exceed main memory: bound by the disk");

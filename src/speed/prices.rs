@@ -9,7 +9,6 @@ use crate::machine::{Device, DeviceRates, Host, HostRates, Machine};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prices {
     by_tier: Vec<[f64; Cost::ALL.len()]>,
-    /// Where they come from.
     pub basis: String,
     /// The share that predictions may well be off.
     pub uncertainty: f64,
@@ -29,12 +28,12 @@ impl Prices {
     /// The prices of a machine on which `devices` take part.
     pub fn of(machine: &Machine, devices: &[u16]) -> Self {
         let host = host_rates(&machine.host);
-        let mut by_tier = vec![of_host(&host)];
+        let mut by_tier = vec![prices(&host, &OF_HOST)];
         let mut basis = Vec::new();
         let mut uncertainty = host.uncertainty;
         for (index, device) in (0_u16..).zip(&machine.devices) {
             let rates = device_rates(device);
-            by_tier.push(of_device(&rates));
+            by_tier.push(prices(&rates, &OF_DEVICE));
             if devices.contains(&index) {
                 uncertainty = uncertainty.max(rates.uncertainty);
                 if !basis.contains(&rates.basis) {
@@ -53,7 +52,6 @@ impl Prices {
         self.by_tier.get(tier).map_or(0.0, |kinds| kinds[cost as usize])
     }
 
-    /// The prices of a tier.
     pub(super) fn on(&self, tier: usize) -> [f64; Cost::ALL.len()] {
         self.by_tier.get(tier).copied().unwrap_or_default()
     }
@@ -69,7 +67,6 @@ impl Prices {
         if amount > 0.0 { amount * self.price(tier, cost) } else { 0.0 }
     }
 
-    /// Seconds of the work.
     pub fn seconds(&self, work: &Work) -> f64 {
         let by_tier = (0..work.tiers()).map(|tier| self.of_tier(work, tier));
         let all: f64 = by_tier.clone().sum();
@@ -138,71 +135,61 @@ const GIGA: f64 = 1e9;
 const TERA: f64 = 1e12;
 const MICRO: f64 = 1e-6;
 
+/// A kind of work, the unit of its rate, and the rate: work by second, or, where the unit is below 1, seconds.
+type Row<R> = (Cost, f64, fn(&mut R) -> &mut f64);
+
+const OF_DEVICE: [Row<DeviceRates>; 10] = [
+    (Cost::Weights, GIGA, |rates| &mut rates.weights),
+    (Cost::Products, TERA, |rates| &mut rates.products),
+    (Cost::Attention, TERA, |rates| &mut rates.attention),
+    (Cost::Cache, GIGA, |rates| &mut rates.cache),
+    (Cost::Op, MICRO, |rates| &mut rates.op),
+    (Cost::Graph, MICRO, |rates| &mut rates.graph),
+    (Cost::Pinned, GIGA, |rates| &mut rates.pinned),
+    (Cost::Pageable, GIGA, |rates| &mut rates.pageable),
+    (Cost::Offload, MICRO, |rates| &mut rates.offload),
+    (Cost::Switch, MICRO, |rates| &mut rates.switch),
+];
+const OF_HOST: [Row<HostRates>; 5] = [
+    (Cost::Weights, GIGA, |rates| &mut rates.memory),
+    (Cost::ByThread, GIGA, |rates| &mut rates.by_thread),
+    (Cost::Products, GIGA, |rates| &mut rates.products),
+    (Cost::Op, MICRO, |rates| &mut rates.op),
+    (Cost::Disk, GIGA, |rates| &mut rates.disk),
+];
+
 /// Rates turned over.
-pub(super) fn of_device(rates: &DeviceRates) -> [f64; Cost::ALL.len()] {
-    let mut prices = [0.0; Cost::ALL.len()];
-    for (cost, price) in [
-        (Cost::Weights, 1.0 / (rates.weights * GIGA)),
-        (Cost::Products, 1.0 / (rates.products * TERA)),
-        (Cost::Attention, 1.0 / (rates.attention * TERA)),
-        (Cost::Cache, 1.0 / (rates.cache * GIGA)),
-        (Cost::Op, rates.op * MICRO),
-        (Cost::Graph, rates.graph * MICRO),
-        (Cost::Pinned, 1.0 / (rates.pinned * GIGA)),
-        (Cost::Pageable, 1.0 / (rates.pageable * GIGA)),
-        (Cost::Offload, rates.offload * MICRO),
-        (Cost::Switch, rates.switch * MICRO),
-    ] {
-        prices[cost as usize] = price;
+fn prices<R: Clone>(rates: &R, rows: &[Row<R>]) -> [f64; Cost::ALL.len()] {
+    let (mut rates, mut prices) = (rates.clone(), [0.0; Cost::ALL.len()]);
+    for (cost, unit, rate) in rows {
+        let rate = *rate(&mut rates) * unit;
+        prices[*cost as usize] = if *unit < 1.0 { rate } else { 1.0 / rate };
     }
     prices
 }
 
-/// Prices turned over; the inverse of [`of_device`].
-pub(super) fn to_device(prices: &[f64; Cost::ALL.len()], uncertainty: f64, basis: String) -> DeviceRates {
-    let rate = |cost: Cost, unit: f64| 1.0 / (prices[cost as usize] * unit);
-    let wait = |cost: Cost| prices[cost as usize] / MICRO;
-    DeviceRates {
-        weights: rate(Cost::Weights, GIGA),
-        products: rate(Cost::Products, TERA),
-        attention: rate(Cost::Attention, TERA),
-        cache: rate(Cost::Cache, GIGA),
-        op: wait(Cost::Op),
-        graph: wait(Cost::Graph),
-        pinned: rate(Cost::Pinned, GIGA),
-        pageable: rate(Cost::Pageable, GIGA),
-        offload: wait(Cost::Offload),
-        switch: wait(Cost::Switch),
-        uncertainty,
-        basis,
+/// The inverse of [`prices`]: every rate of `rates` by its price.
+fn with_prices<R>(mut rates: R, prices: &[f64; Cost::ALL.len()], rows: &[Row<R>]) -> R {
+    for (cost, unit, rate) in rows {
+        let price = prices[*cost as usize];
+        *rate(&mut rates) = if *unit < 1.0 { price / unit } else { 1.0 / (price * unit) };
     }
+    rates
 }
 
-/// Rates turned over.
-pub(super) fn of_host(rates: &HostRates) -> [f64; Cost::ALL.len()] {
-    let mut prices = [0.0; Cost::ALL.len()];
-    for (cost, price) in [
-        (Cost::Weights, 1.0 / (rates.memory * GIGA)),
-        (Cost::ByThread, 1.0 / (rates.by_thread * GIGA)),
-        (Cost::Products, 1.0 / (rates.products * GIGA)),
-        (Cost::Op, rates.op * MICRO),
-        (Cost::Disk, 1.0 / (rates.disk * GIGA)),
-    ] {
-        prices[cost as usize] = price;
-    }
-    prices
-}
-
-/// Prices turned over; the inverse of [`of_host`].
-pub(super) fn to_host(prices: &[f64; Cost::ALL.len()], uncertainty: f64, basis: String) -> HostRates {
-    let rate = |cost: Cost| 1.0 / (prices[cost as usize] * GIGA);
-    HostRates {
-        memory: rate(Cost::Weights),
-        by_thread: rate(Cost::ByThread),
-        products: rate(Cost::Products),
-        op: prices[Cost::Op as usize] / MICRO,
-        disk: rate(Cost::Disk),
-        uncertainty,
-        basis,
+/// The machine with these prices on a tier.
+pub(super) fn set(machine: &mut Machine, tier: usize, prices: &[f64; Cost::ALL.len()], uncertainty: f64, basis: &str) {
+    let basis = basis.to_string();
+    match tier.checked_sub(1) {
+        None => {
+            let rates = with_prices(host_rates(&machine.host), prices, &OF_HOST);
+            machine.host.rates = Some(HostRates { uncertainty, basis, ..rates });
+        }
+        Some(index) => {
+            if let Some(device) = machine.devices.get_mut(index) {
+                let rates = with_prices(device_rates(device), prices, &OF_DEVICE);
+                device.rates = Some(DeviceRates { uncertainty, basis, ..rates });
+            }
+        }
     }
 }

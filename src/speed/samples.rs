@@ -9,93 +9,66 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::fit::Sample;
-use super::{Case, Phase, generation, prompt};
+use super::layout::Layout;
+use super::{Case, Phase, work};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::memory;
 use crate::model::Model;
-use crate::placement;
 use crate::run::{self, RunConfig};
 
 /// One row of llama-bench's JSON (`-o json` or `-o jsonl`, b11434), as far as time depends on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BenchRow {
-    /// The model's file.
     #[serde(alias = "model")]
     pub model_filename: String,
-    /// `-b`.
     pub n_batch: u32,
-    /// `-ub`.
     pub n_ubatch: u32,
-    /// `-t`.
     pub n_threads: u32,
-    /// `-ctk`.
     #[serde(default = "f16")]
     pub type_k: String,
-    /// `-ctv`.
     #[serde(default = "f16")]
     pub type_v: String,
-    /// `-ngl`.
     #[serde(default = "all_layers")]
     pub n_gpu_layers: i32,
-    /// `-ncmoe`.
     #[serde(default)]
     pub n_cpu_moe: u32,
-    /// `-sm`.
     #[serde(default = "layer")]
     pub split_mode: String,
-    /// `-nkvo`.
     #[serde(default)]
     pub no_kv_offload: bool,
-    /// `-fa`: -1 auto, 0 off, 1 on.
     #[serde(default = "auto_attention")]
     pub flash_attn: i32,
-    /// `-dev`.
     #[serde(default = "auto")]
     pub devices: String,
-    /// `-ts`.
     #[serde(default)]
     pub tensor_split: String,
-    /// `-ot`.
     #[serde(default = "none")]
     pub tensor_buft_overrides: String,
-    /// `-lm`.
     #[serde(default = "auto")]
     pub load_mode: String,
-    /// `-nopo`.
     #[serde(default)]
     pub no_op_offload: u32,
-    /// `--no-host`.
     #[serde(default)]
     pub no_host: bool,
-    /// `--repack`.
     #[serde(default = "yes")]
     pub repack: bool,
-    /// `-p`.
     pub n_prompt: u32,
-    /// `-n`.
     pub n_gen: u32,
-    /// `-d`.
     pub n_depth: u32,
     /// Tokens per second, the mean over the repetitions.
     pub avg_ts: f64,
-    /// Their standard deviation.
     #[serde(default, skip_serializing)]
     pub stddev_ts: f64,
-    /// The same of each repetition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub samples_ts: Vec<f64>,
-    /// llama.cpp's build.
     #[serde(default)]
     pub build_number: u32,
-    /// What the devices call themselves.
     #[serde(default)]
     pub gpu_info: String,
-    /// What the processor calls itself.
     #[serde(default)]
     pub cpu_info: String,
-    /// The backends: `CUDA`, `RPC`, `CPU`.
     #[serde(default)]
     pub backends: String,
     /// When, in UTC.
@@ -104,7 +77,6 @@ pub struct BenchRow {
     /// llama.cpp's description of the model: `qwen3moe 30B.A3B Q4_K - Medium`.
     #[serde(default, skip_serializing)]
     pub model_type: String,
-    /// Bytes of the model's tensors.
     #[serde(default, skip_serializing)]
     pub model_size: Bytes,
 }
@@ -140,21 +112,10 @@ fn yes() -> bool {
 /// A file that is no output of llama-bench.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not JSON, or a row lacks a figure.
     #[error("row {number}: {source}; write it with `llama-bench -o jsonl`")]
-    Row {
-        /// From 1.
-        number: usize,
-        /// What serde found.
-        source: serde_json::Error,
-    },
-    /// Flags that llama.cpp would not take.
+    Row { number: usize, source: serde_json::Error },
     #[error("{0}")]
     Launch(#[from] run::Error),
-    /// A launch that names what the machine does not have.
-    #[error("{0}")]
-    Placement(#[from] placement::Error),
-    /// A launch that llama.cpp would refuse.
     #[error("{0}")]
     Memory(#[from] memory::Error),
 }
@@ -216,7 +177,6 @@ impl BenchRow {
         words
     }
 
-    /// The launch that was measured.
     pub fn run(&self) -> Result<RunConfig, Error> {
         let mut run = run::parse::command(&self.words(), &BTreeMap::new())?.run;
         run.n_ctx = self.n_prompt.saturating_add(self.n_gen).saturating_add(self.n_depth).max(1);
@@ -260,13 +220,13 @@ impl BenchRow {
     /// The measurement as the fit takes it; `model` is the row's model, `machine` the one it was taken on.
     pub fn sample(&self, model: &Model, machine: &Machine) -> Result<Sample, Error> {
         let run = self.run()?;
-        let placement = placement::place(model, machine, &run)?;
-        let prediction = memory::predict(model, machine, &run, &placement)?;
-        let case = Case { model, machine, run: &run, placement: &placement, prediction: &prediction };
+        let forecast = &memory::forecast(model, machine, &run)?;
+        let case = Case { model, machine, run: &run, placement: &forecast.placement, forecast };
+        let layout = Layout::of(&case);
         let (phase, work) = if self.n_gen == 0 {
-            (Phase::Prompt, prompt(&case, self.n_prompt, self.n_depth))
+            (Phase::Prompt, work::prompt(&layout, &case, self.n_prompt, self.n_depth))
         } else {
-            (Phase::Generate, generation(&case, self.n_gen, self.n_depth))
+            (Phase::Generate, work::generation(&layout, self.n_gen, self.n_depth))
         };
         Ok(Sample { what: self.what(), phase, work, seconds: self.seconds() })
     }

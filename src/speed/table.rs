@@ -6,7 +6,6 @@ use crate::machine::{Backend, Device, DeviceRates, Host, HostRates, Isa};
 
 /// How far off predictions by name may well be: drivers, clocks and hosts differ.
 const NAMED: f64 = 0.4;
-/// The same by size alone.
 const GUESSED: f64 = 0.6;
 /// The same of another computer over a network.
 const REMOTE: f64 = 0.8;

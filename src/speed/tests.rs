@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicBool;
 use super::*;
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host};
+use crate::memory;
 use crate::run::{LoadMode, Override, Program};
 use crate::synth::output::{Fill, Watch, write};
 use crate::synth::{Wish, spec, synthesize};
-use crate::{memory, placement};
 
 /// A known model by its header alone.
 pub(super) fn model(name: &str) -> Model {
@@ -21,7 +21,6 @@ pub(super) fn model(name: &str) -> Model {
     Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
 }
 
-/// A computer with this card.
 pub(super) fn machine(description: &str) -> Machine {
     let card = Device { description: Some(description.into()), ..Device::parse("CUDA0=80G").unwrap() };
     let host = Host { ram: Some(Bytes::mib(128 << 10)), cores: Some(16), threads: Some(16), ..Host::default() };
@@ -38,9 +37,8 @@ pub(super) fn hosted(blocks: u32) -> RunConfig {
 
 /// Predicts a launch, placed and sized by the library itself.
 pub(super) fn estimate(model: &Model, machine: &Machine, run: &RunConfig, turn: Turn) -> Estimate {
-    let placement = placement::place(model, machine, run).unwrap();
-    let prediction = memory::predict(model, machine, run, &placement).unwrap();
-    predict(&Case { model, machine, run, placement: &placement, prediction: &prediction }, turn)
+    let forecast = &memory::forecast(model, machine, run).unwrap();
+    predict(&Case { model, machine, run, placement: &forecast.placement, forecast }, turn)
 }
 
 const TURN: Turn = Turn { prompt: 4096, generate: 512, depth: 0 };
@@ -193,7 +191,6 @@ static SAMPLES: LazyLock<Vec<fit::Sample>> = LazyLock::new(|| {
     samples::rows(H100).unwrap().iter().map(sample).collect()
 });
 
-/// The samples of one model.
 fn samples_of(model: &str) -> Vec<fit::Sample> {
     SAMPLES.iter().filter(|sample| sample.what.starts_with(model)).cloned().collect()
 }

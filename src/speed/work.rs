@@ -1,40 +1,30 @@
 //! What a turn asks of every tier: amounts of bytes, operations and waits, by the constant that prices them.
 
 use super::Case;
-use super::experts::touched;
-use super::layout::{Layout, ON_HOST, Part, Tier};
+use super::layout::{Layout, ON_HOST, Part, Tier, touched};
 
 /// What an amount is of, and so which constant prices it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cost {
-    /// Bytes of weights read.
     Weights,
     /// Operations of products with weights in micro-batches; on the host by thread.
     Products,
-    /// Operations of attention in micro-batches.
     Attention,
-    /// Bytes of keys, values and states read.
     Cache,
-    /// Weight tensors used.
     Op,
-    /// Passes through the graph.
     Graph,
     /// Bytes copied from pinned memory to this device.
     Pinned,
     /// Bytes copied from pageable memory to this device, or over the network.
     Pageable,
-    /// Host tensors copied.
     Offload,
-    /// Changes between this device and another tier.
     Switch,
     /// Bytes by thread: weights multiplied with one row on the host.
     ByThread,
-    /// Bytes read from the disk.
     Disk,
 }
 
 impl Cost {
-    /// Every kind.
     pub const ALL: [Self; 12] = [
         Self::Weights,
         Self::Products,
@@ -64,7 +54,6 @@ impl Work {
         Self { amounts: vec![[0.0; Cost::ALL.len()]; tiers], overlapped: 1.0 }
     }
 
-    /// How many tiers there are.
     pub fn tiers(&self) -> usize {
         self.amounts.len()
     }
@@ -92,19 +81,9 @@ const OFFLOAD_ROWS: u32 = 32;
 const REPACKED_PRODUCTS: f64 = 2.5;
 
 /// The work of a prompt of `tokens` tokens after `depth` others.
-pub fn prompt(case: &Case<'_>, tokens: u32, depth: u32) -> Work {
-    prompt_of(&Layout::of(case), case, tokens, depth)
-}
-
-/// The work of generating `tokens` tokens after `depth` others.
-pub fn generation(case: &Case<'_>, tokens: u32, depth: u32) -> Work {
-    generation_of(&Layout::of(case), case, tokens, depth)
-}
-
-/// [`prompt`] of a layout.
-pub(super) fn prompt_of(layout: &Layout, case: &Case<'_>, tokens: u32, depth: u32) -> Work {
+pub(super) fn prompt(layout: &Layout, case: &Case<'_>, tokens: u32, depth: u32) -> Work {
     let mut work = Work::new(layout.tiers);
-    let numbers = &case.prediction.numbers;
+    let numbers = &case.forecast.numbers;
     let (batch, ubatch) = (numbers.n_batch.max(1), numbers.n_ubatch.max(1));
     // Batches of `-b` tokens, each in micro-batches of `-ub`: whole ones and what is left of whole and last batches.
     let of_batch = |size: u32| (size / ubatch, size % ubatch);
@@ -218,8 +197,8 @@ fn attention(work: &mut Work, layout: &Layout, tokens: u32, depth: u32) {
     }
 }
 
-/// [`generation`] of a layout.
-pub(super) fn generation_of(layout: &Layout, _case: &Case<'_>, tokens: u32, depth: u32) -> Work {
+/// The work of generating `tokens` tokens after `depth` others.
+pub(super) fn generation(layout: &Layout, tokens: u32, depth: u32) -> Work {
     let mut work = Work::new(layout.tiers);
     let n = f64::from(tokens);
     for part in &layout.parts {

@@ -3,7 +3,7 @@
 use crate::bytes::Bytes;
 use crate::memory::{self, MemoryByDevice};
 use crate::model::Model;
-use crate::placement::{self, Buffer, Placement};
+use crate::placement::{Buffer, Copy};
 use crate::rules::Role;
 use crate::run::command::pasteable;
 use crate::run::{EXPERTS, Override, RunConfig};
@@ -112,27 +112,18 @@ fn baseline(name: &str, run: &RunConfig) -> RunConfig {
 }
 
 fn predict(model: &Model, launch: &Launch) -> Result<Predicted, String> {
-    let placement = placement::place(model, &launch.machine, &launch.run).map_err(|error| error.to_string())?;
-    let prediction =
-        memory::predict(model, &launch.machine, &launch.run, &placement).map_err(|error| error.to_string())?;
-    let (on_devices, on_host) = experts(model, &placement);
+    let forecast = memory::forecast(model, &launch.machine, &launch.run).map_err(|error| error.to_string())?;
+    let is_on_device = |copy: &Copy| matches!(copy.buffer, Buffer::Device(_));
+    let experts = |wanted: bool| {
+        let all = forecast.placement.experts(model).map(|(_, copy)| copy);
+        all.filter(|copy| is_on_device(copy) == wanted).map(|copy| copy.bytes).sum()
+    };
     Ok(Predicted {
-        mapped_span: crate::checkup::mapped_span(model, &launch.run, &placement),
-        memory: prediction.memory,
-        expert_bytes_on_devices: on_devices,
-        expert_bytes_on_host: on_host,
+        mapped_span: forecast.mapped_span,
+        expert_bytes_on_devices: experts(true),
+        expert_bytes_on_host: experts(false),
+        memory: forecast.memory,
     })
-}
-
-/// Bytes of routed experts on devices and on the host.
-fn experts(model: &Model, placement: &Placement) -> (Bytes, Bytes) {
-    let (mut on_devices, mut on_host) = (Bytes(0), Bytes(0));
-    let experts = model.tensors.iter().zip(&placement.copies).filter(|(tensor, _)| tensor.role == Role::RoutedExpert);
-    for copy in experts.flat_map(|(_, copies)| copies) {
-        let sum = if matches!(copy.buffer, Buffer::Device(_)) { &mut on_devices } else { &mut on_host };
-        *sum += copy.bytes;
-    }
-    (on_devices, on_host)
 }
 
 #[cfg(test)]

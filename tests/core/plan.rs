@@ -284,7 +284,7 @@ fn more_room_is_never_slower() {
     let model = model("gpt-oss-20b", &Wish { blocks: Some(12), ..Wish::default() });
     let request = Request { levers: Levers::unasked(), ..request(Strategy::Auto) };
     let over: Sweep = "vram=2G..8G:1G".parse().unwrap();
-    let document = sweep(&model, "model.gguf", &machine(&[GIB]), &request, &over).unwrap();
+    let document = sweep(&model, "model.gguf", &machine(&[GIB]), &request, (Some(&over.values), None)).unwrap();
     assert_eq!(document.points.len(), 7);
     for pair in document.points.windows(2) {
         assert!(pair[1].turn_seconds <= pair[0].turn_seconds * 1.02, "{} and {}", pair[0].label, pair[1].label);

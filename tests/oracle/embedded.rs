@@ -17,8 +17,8 @@ use moeplan::runtime::worker::Request;
 use moeplan::runtime::{
     Embedded, Kind, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, software_machine,
 };
-use moeplan::{gguf, memory, placement};
 use moeplan::suggest::Hint as _;
+use moeplan::{gguf, memory};
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
@@ -53,8 +53,7 @@ fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
     let Launch { machine, run, .. } = &mut launch;
     let _servers = bind_software_devices(&runtime.program, machine, run, 1).expect("software devices");
     let model = Model::from_gguf(gguf::open(&launch.model).expect("a header")).expect("a model");
-    let placement = placement::place(&model, &launch.machine, &launch.run).expect("a placement");
-    let predicted = memory::predict(&model, &launch.machine, &launch.run, &placement).expect("a prediction").memory;
+    let predicted = memory::forecast(&model, &launch.machine, &launch.run).expect("a forecast").memory;
     let workload = Workload { prompt, depth: 0, n_generate, repetitions: 1 };
     measurement::verify(&runtime, &launch, &workload, &predicted, 0.02).expect("a measurement")
 }

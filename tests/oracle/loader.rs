@@ -19,7 +19,7 @@ use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
 use moeplan::runtime::{Embedded, Error, Kind, Launch, Projection, Runtime as _, software_machine};
-use moeplan::{gguf, memory, placement};
+use moeplan::{gguf, memory};
 
 use super::oracle;
 use crate::support::gguf_builder::{Builder, V};
@@ -244,10 +244,7 @@ fn ours(launch: &Launch) -> Said {
     let predict = || -> Result<MemoryByDevice, String> {
         let gguf = gguf::open(&launch.model).map_err(|e| e.to_string())?;
         let model = Model::from_gguf(gguf).map_err(|e| e.to_string())?;
-        let placement = placement::place(&model, &launch.machine, &launch.run).map_err(|e| e.to_string())?;
-        let prediction =
-            memory::predict(&model, &launch.machine, &launch.run, &placement).map_err(|e| e.to_string())?;
-        Ok(prediction.memory)
+        Ok(memory::forecast(&model, &launch.machine, &launch.run).map_err(|e| e.to_string())?.memory)
     };
     match catch_unwind(AssertUnwindSafe(predict)) {
         Ok(Ok(memory)) => Said::Loads(memory),

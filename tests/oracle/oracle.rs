@@ -14,7 +14,7 @@ use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
 use moeplan::runtime::{Embedded, Error, Kind, Launch, Runtime as _, bind_software_devices, software_machine};
-use moeplan::{gguf, memory, placement};
+use moeplan::{gguf, memory};
 
 /// Command lines and whether they get a device. Both programs, both kinds of cache layout, quantized caches.
 const CASES: [(&str, bool, &str); 5] = [
@@ -59,9 +59,7 @@ pub fn headers() -> Option<Vec<PathBuf>> {
 /// What we predict, or why llama.cpp would refuse.
 fn predict(launch: &Launch) -> Result<MemoryByDevice, String> {
     let model = Model::from_gguf(gguf::open(&launch.model).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
-    let placement = placement::place(&model, &launch.machine, &launch.run).map_err(|e| e.to_string())?;
-    let prediction = memory::predict(&model, &launch.machine, &launch.run, &placement).map_err(|e| e.to_string())?;
-    Ok(prediction.memory)
+    Ok(memory::forecast(&model, &launch.machine, &launch.run).map_err(|e| e.to_string())?.memory)
 }
 
 /// What disagrees in one term; nothing when all is equal.

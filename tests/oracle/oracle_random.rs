@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicBool;
 use crate::support::random_launch::{Case, case};
 use crate::support::verdict::{Score, Verdict};
 use moeplan::bytes::Bytes;
+use moeplan::gguf;
 use moeplan::machine::Machine;
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
@@ -24,7 +25,6 @@ use moeplan::runtime::{
 };
 use moeplan::synth::output::{self, Fill, Watch};
 use moeplan::synth::{Wish, spec, synthesize};
-use moeplan::{gguf, placement};
 use proptest::strategy::{Strategy as _, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -177,9 +177,7 @@ fn verdict(model: &Model, launch: &Launch, theirs: Result<Projection, Error>) ->
 
 /// What we predict, or why llama.cpp would refuse.
 fn predict(model: &Model, launch: &Launch) -> Result<MemoryByDevice, String> {
-    let placement = placement::place(model, &launch.machine, &launch.run).map_err(|e| e.to_string())?;
-    let prediction = memory::predict(model, &launch.machine, &launch.run, &placement).map_err(|e| e.to_string())?;
-    Ok(prediction.memory)
+    Ok(memory::forecast(model, &launch.machine, &launch.run).map_err(|e| e.to_string())?.memory)
 }
 
 /// A number from the environment.

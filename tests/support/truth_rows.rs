@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
+use moeplan::gguf;
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
 use moeplan::synth::output::{Fill, Watch, write};
 use moeplan::synth::{Wish, recipe, spec, synthesize};
-use moeplan::{gguf, placement};
 use serde::Deserialize;
 
 /// One of llama.cpp's projections.
@@ -120,6 +120,5 @@ pub fn predict_on(
     // The processor beside the card of the projections repacks for AMX.
     let isa = if device.backend == Backend::Cuda { Isa::X86Amx } else { Isa::default() };
     let machine = Machine { devices: vec![device], host: Host { isa, ..Host::default() } };
-    let placement = placement::place(model, &machine, &run).map_err(|e| e.to_string())?;
-    Ok(memory::predict(model, &machine, &run, &placement).map_err(|e| e.to_string())?.memory)
+    Ok(memory::forecast(model, &machine, &run).map_err(|e| e.to_string())?.memory)
 }

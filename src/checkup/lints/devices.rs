@@ -6,14 +6,13 @@ use super::{Facts, Finding, found};
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device};
 use crate::placement::Buffer;
-use crate::rules::Role;
 use crate::run::SplitMode;
 
 /// Whether several devices hold layers.
 fn several(facts: &Facts<'_>) -> bool {
-    let mut used = facts.placement.layers.iter().flatten();
+    let mut used = facts.forecast.placement.layers.iter().flatten();
     let first = used.next();
-    facts.placement.devices.len() > 1 && first.is_some_and(|first| used.any(|other| other != first))
+    facts.forecast.placement.devices.len() > 1 && first.is_some_and(|first| used.any(|other| other != first))
 }
 
 /// RPC devices exist only where `--rpc` names their servers (`common/arg.cpp` `add_rpc_devices`, b11434).
@@ -51,8 +50,8 @@ pub(super) fn no_tensor_split(facts: &Facts<'_>) -> Option<Finding> {
     if given || facts.run.split_mode != SplitMode::Layer || !several(facts) {
         return None;
     }
-    let devices = facts.placement.devices.iter().filter_map(|index| facts.machine.devices.get(usize::from(*index)));
-    let shares: Vec<String> = devices.map(|device| (device.free.0 >> 20).max(1).to_string()).collect();
+    let devices = facts.forecast.placement.taking_part(facts.machine);
+    let shares: Vec<String> = devices.map(|(_, device)| (device.free.0 >> 20).max(1).to_string()).collect();
     found(
         format!(
             "without `-ts` the layers of {} follow the memory that is free when it starts",
@@ -65,9 +64,9 @@ pub(super) fn no_tensor_split(facts: &Facts<'_>) -> Option<Finding> {
 /// Any override turns pipeline parallelism off (`src/llama-context.cpp`, b11434).
 pub(super) fn overrides_stop_pipeline(facts: &Facts<'_>) -> Option<Finding> {
     let run = facts.run;
-    let on_device = facts.placement.layers.iter().all(Option::is_some);
-    let mut devices = facts.placement.devices.iter().filter_map(|index| facts.machine.devices.get(usize::from(*index)));
-    let events = devices.all(|device| matches!(device.backend, Backend::Cuda | Backend::Rocm));
+    let on_device = facts.forecast.placement.layers.iter().all(Option::is_some);
+    let mut devices = facts.forecast.placement.taking_part(facts.machine);
+    let events = devices.all(|(_, device)| matches!(device.backend, Backend::Cuda | Backend::Rocm));
     let possible = several(facts) && on_device && events && run.offload_kqv && run.split_mode == SplitMode::Layer;
     (possible && !run.overrides.is_empty()).then(|| {
         found(
@@ -82,11 +81,8 @@ pub(super) fn copies_on_first_device(facts: &Facts<'_>) -> Option<Finding> {
     if !several(facts) || !facts.run.op_offload {
         return None;
     }
-    let experts = facts.model.tensors.iter().zip(&facts.placement.copies);
-    let on_host = experts.filter(|(tensor, copies)| {
-        tensor.role == Role::RoutedExpert
-            && copies.iter().any(|copy| matches!(copy.buffer, Buffer::Cpu | Buffer::HostPinned))
-    });
+    let experts = facts.forecast.placement.experts(facts.model);
+    let on_host = experts.filter(|(_, copy)| matches!(copy.buffer, Buffer::Cpu | Buffer::HostPinned));
     let largest = on_host.map(|(tensor, _)| tensor.bytes).max()?;
     let names = facts.device_names();
     let first = names.first()?;
@@ -104,16 +100,14 @@ pub(super) fn experts_on_one_device(facts: &Facts<'_>) -> Option<Finding> {
         return None;
     }
     let mut by_device: BTreeMap<u16, Bytes> = BTreeMap::new();
-    for (tensor, copies) in facts.model.tensors.iter().zip(&facts.placement.copies) {
-        for copy in copies.iter().filter(|_| tensor.role == Role::RoutedExpert) {
-            if let Buffer::Device(index) = copy.buffer {
-                *by_device.entry(index).or_default() += copy.bytes;
-            }
+    for (_, copy) in facts.forecast.placement.experts(facts.model) {
+        if let Buffer::Device(index) = copy.buffer {
+            *by_device.entry(index).or_default() += copy.bytes;
         }
     }
     let sum: Bytes = by_device.values().copied().sum();
     let (index, most) = by_device.into_iter().max_by_key(|(_, bytes)| *bytes)?;
-    let name = &facts.machine.devices.get(usize::from(index))?.name;
+    let name = &facts.machine.device(index)?.name;
     (most.0 / 9 >= (sum.0 - most.0) && most > Bytes(0)).then(|| {
         found(
             format!("of {sum} of experts on devices, {most} are on {name}: `-ncmoe` and bare patterns empty one device and fill another"),

@@ -3,6 +3,7 @@
 use super::{Facts, Finding, found};
 use crate::arch::Arch;
 use crate::bytes::Bytes;
+use crate::machine::Device;
 use crate::memory::caches::{self, CacheKind};
 use crate::memory::expert_cache::Problem;
 use crate::memory::{self, Caches, HOST};
@@ -10,7 +11,7 @@ use crate::placement::Buffer;
 use crate::rules::Role;
 use crate::run::build::BUILDS;
 use crate::run::numbers::numbers;
-use crate::run::{Dialect, LoadMode, Program, RunConfig};
+use crate::run::{Dialect, Program, RunConfig};
 
 /// llama.cpp refuses a quantized V cache without flash attention.
 pub(super) fn quantized_v(facts: &Facts<'_>) -> Option<Finding> {
@@ -123,7 +124,7 @@ pub(super) fn unknown_build(facts: &Facts<'_>) -> Option<Finding> {
 
 /// Blocks that stay on the host, and how many there are.
 fn left_behind(facts: &Facts<'_>) -> Option<(usize, usize)> {
-    let (_, blocks) = facts.placement.layers.split_last()?;
+    let (_, blocks) = facts.forecast.placement.layers.split_last()?;
     let left = blocks.iter().filter(|device| device.is_none()).count();
     (facts.has_devices() && facts.run.n_gpu_layers > 0).then_some((left, blocks.len()))
 }
@@ -160,13 +161,9 @@ pub(super) fn output_on_host(facts: &Facts<'_>) -> Option<Finding> {
     if facts.model.is_embedding() {
         return None;
     }
-    let name = if facts.model.tensors.iter().any(|tensor| tensor.name == "output.weight") {
-        "output.weight"
-    } else {
-        "token_embd.weight"
-    };
-    let at = facts.model.tensors.iter().position(|tensor| tensor.name == name)?;
-    let copy = facts.placement.copies.get(at)?.last()?;
+    let at = facts.model.output()?;
+    let name = &facts.model.tensors.get(at)?.name;
+    let copy = facts.forecast.placement.copies.get(at)?.last()?;
     if !facts.has_devices() || matches!(copy.buffer, Buffer::Device(_)) {
         return None;
     }
@@ -181,14 +178,9 @@ pub(super) fn output_on_host(facts: &Facts<'_>) -> Option<Finding> {
     found(format!("the output matrix ({name}, {}) stays on the host: {why}", copy.bytes), hint)
 }
 
-/// Whether files are mapped.
-fn is_mapped(run: &RunConfig) -> bool {
-    matches!(run.load_mode, LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock)
-}
-
 /// Weights that rules keep on the host of a machine with devices.
 fn overridden_to_host(facts: &Facts<'_>) -> Bytes {
-    let copies = facts.placement.copies.iter().flatten();
+    let copies = facts.forecast.placement.copies.iter().flatten();
     let kept = copies.filter(|copy| copy.rule.is_some() && matches!(copy.buffer, Buffer::Cpu | Buffer::HostPinned));
     if facts.has_devices() { kept.map(|copy| copy.bytes).sum() } else { Bytes(0) }
 }
@@ -196,10 +188,13 @@ fn overridden_to_host(facts: &Facts<'_>) -> Bytes {
 /// Mapped experts are copied through pageable memory; pinned ones are not.
 pub(super) fn mmap_with_host_overrides(facts: &Facts<'_>) -> Option<Finding> {
     let kept = overridden_to_host(facts);
-    let pinned = facts.placement.devices.iter().filter_map(|index| facts.machine.devices.get(usize::from(*index)));
-    let can_pin = pinned.into_iter().any(|device| device.backend.host_buffer_name().is_some());
-    let room = facts.ram().is_none_or(|ram| facts.host_total() <= ram);
-    if kept == Bytes(0) || !is_mapped(facts.run) || facts.run.no_host || !can_pin || !room {
+    let can_pin = facts
+        .forecast
+        .placement
+        .taking_part(facts.machine)
+        .any(|(_, device)| device.backend.host_buffer_name().is_some());
+    let room = facts.ram().is_none_or(|ram| facts.forecast.host_total() <= ram);
+    if kept == Bytes(0) || !facts.run.load_mode.is_mapped() || facts.run.no_host || !can_pin || !room {
         return None;
     }
     found(
@@ -214,8 +209,8 @@ pub(super) fn mmap_with_host_overrides(facts: &Facts<'_>) -> Option<Finding> {
 
 /// Pinned weights that main memory cannot hold.
 pub(super) fn pinned_beyond_ram(facts: &Facts<'_>) -> Option<Finding> {
-    let pinned = facts.placement.copies.iter().flatten().any(|copy| copy.buffer == Buffer::HostPinned);
-    let (ram, total) = (facts.ram()?, facts.host_total());
+    let pinned = facts.forecast.placement.copies.iter().flatten().any(|copy| copy.buffer == Buffer::HostPinned);
+    let (ram, total) = (facts.ram()?, facts.forecast.host_total());
     (pinned && total > ram).then(|| {
         found(
             format!(
@@ -228,8 +223,8 @@ pub(super) fn pinned_beyond_ram(facts: &Facts<'_>) -> Option<Finding> {
 
 /// Devices without memory of their own, which together with the host need more than there is.
 pub(super) fn shared_memory(facts: &Facts<'_>) -> Option<Finding> {
-    let (ram, host) = (facts.ram()?, facts.host_total());
-    let shared = memory::shared_with_host(facts.machine, &facts.prediction.memory);
+    let (ram, host) = (facts.ram()?, facts.forecast.host_total());
+    let shared = memory::shared_with_host(facts.machine, &facts.forecast.memory);
     (shared > Bytes(0) && shared + host > ram).then(|| {
         let names = facts.device_names().join(", ");
         found(
@@ -243,8 +238,8 @@ pub(super) fn shared_memory(facts: &Facts<'_>) -> Option<Finding> {
 
 /// Mapped weights that the page cache cannot hold.
 pub(super) fn mapped_beyond_ram(facts: &Facts<'_>) -> Option<Finding> {
-    let (ram, model) = (facts.ram()?, facts.prediction.memory.get(HOST)?.model);
-    (is_mapped(facts.run) && model > ram).then(|| {
+    let (ram, model) = (facts.ram()?, facts.forecast.memory.get(HOST)?.model);
+    (facts.run.load_mode.is_mapped() && model > ram).then(|| {
         found(
             format!(
                 "{model} of mapped weights are more than the {ram} of main memory: every token reads from the disk"
@@ -256,10 +251,9 @@ pub(super) fn mapped_beyond_ram(facts: &Facts<'_>) -> Option<Finding> {
 
 /// Host experts in a layout of the processor's own: prompts are computed where they are.
 pub(super) fn repacked_not_offloaded(facts: &Facts<'_>) -> Option<Finding> {
-    let experts = facts.model.tensors.iter().zip(&facts.placement.copies);
-    let repacked = experts.filter(|(tensor, _)| tensor.role == Role::RoutedExpert).flat_map(|(_, copies)| copies);
-    let bytes: Bytes =
-        repacked.filter(|copy| matches!(copy.buffer, Buffer::CpuRepack | Buffer::Amx)).map(|copy| copy.bytes).sum();
+    let experts = facts.forecast.placement.experts(facts.model);
+    let repacked = experts.filter(|(_, copy)| matches!(copy.buffer, Buffer::CpuRepack | Buffer::Amx));
+    let bytes: Bytes = repacked.map(|(_, copy)| copy.bytes).sum();
     // Without the flag it is devices that have no host memory of their own, RPC servers, which take no copies either way.
     let (who, hint) = if facts.run.no_host {
         ("`--no-host` repacks", "leave `--no-host` out: prompts were 20 to 60 times as fast where it was measured")
@@ -292,19 +286,18 @@ fn is_tight(facts: &Facts<'_>) -> bool {
         [one] => *one,
         several => several.get(at).copied().unwrap_or(1024),
     };
-    let short = |(at, index): (usize, &u16)| {
-        let device = facts.machine.devices.get(usize::from(*index))?;
-        let terms = facts.prediction.memory.get(&device.name)?;
-        Some(terms.total() + Bytes::mib(u64::from(margin(at))) > device.total)
+    let short = |(at, (_, device)): (usize, (u16, &Device))| {
+        let terms = facts.forecast.memory.get(&device.name);
+        terms.is_some_and(|terms| terms.total() + Bytes::mib(u64::from(margin(at))) > device.total)
     };
     // llama-fit-params fits on purpose.
     let on_purpose = facts.run.program == Program::FitParams;
-    !on_purpose && facts.placement.devices.iter().enumerate().any(|device| short(device).unwrap_or(false))
+    !on_purpose && facts.forecast.placement.taking_part(facts.machine).enumerate().any(short)
 }
 
 /// What keeps fitting from moving weights.
 fn forbids_moving(facts: &Facts<'_>) -> Option<&'static str> {
-    let several = facts.placement.devices.len() > 1;
+    let several = facts.forecast.placement.devices.len() > 1;
     match facts.run {
         run if run.n_gpu_layers != -1 => Some("-ngl"),
         run if !run.overrides.is_empty() => Some("-ot, -cmoe or -ncmoe"),
@@ -315,7 +308,7 @@ fn forbids_moving(facts: &Facts<'_>) -> Option<&'static str> {
 
 /// Whether fitting shortens the context: it is not given, and `-c 0` is not either.
 fn shortens(facts: &Facts<'_>) -> bool {
-    facts.run.fit && is_tight(facts) && facts.run.n_ctx == 0 && facts.prediction.numbers.n_ctx > facts.run.fit_ctx
+    facts.run.fit && is_tight(facts) && facts.run.n_ctx == 0 && facts.forecast.numbers.n_ctx > facts.run.fit_ctx
 }
 
 /// Fitting is on, but will not rescue the command.
@@ -334,7 +327,7 @@ pub(super) fn fit_cuts_context(facts: &Facts<'_>) -> Option<Finding> {
     if !shortens(facts) {
         return None;
     }
-    let (from, to) = (facts.prediction.numbers.n_ctx, facts.run.fit_ctx);
+    let (from, to) = (facts.forecast.numbers.n_ctx, facts.run.fit_ctx);
     let rest =
         forbids_moving(facts).map(|flag| format!("; because {flag} is given it moves no weight if that is not enough"));
     found(
@@ -382,14 +375,14 @@ pub(super) fn ubatch_beyond_batch(facts: &Facts<'_>) -> Option<Finding> {
 
 /// llama-server takes 4 slots where none are asked for; windows and states are kept for each.
 pub(super) fn slots_multiply_states(facts: &Facts<'_>) -> Option<Finding> {
-    let slots = facts.prediction.numbers.n_seq_max;
-    let is_told = facts.prediction.counts("context");
+    let slots = facts.forecast.numbers.n_seq_max;
+    let is_told = facts.forecast.counts("context");
     if facts.run.program != Program::Server || facts.run.n_parallel.is_some() || slots < 2 || !is_told {
         return None;
     }
     let one = RunConfig { n_parallel: Some(1), ..facts.run.clone() };
     let caches = caches::caches(facts.model, &one, &numbers(&one, &facts.model.hparams));
-    let (now, alone) = (fixed(&facts.prediction.caches), fixed(&caches));
+    let (now, alone) = (fixed(&facts.forecast.caches), fixed(&caches));
     (now > alone).then(|| {
         found(
             format!("llama-server's own {slots} slots each keep windows and states: {now} instead of {alone}"),
@@ -400,7 +393,7 @@ pub(super) fn slots_multiply_states(facts: &Facts<'_>) -> Option<Finding> {
 
 /// Slots that are not unified divide the context.
 pub(super) fn slots_share_context(facts: &Facts<'_>) -> Option<Finding> {
-    let numbers = &facts.prediction.numbers;
+    let numbers = &facts.forecast.numbers;
     let divided = facts.run.program == Program::Server && facts.run.n_ctx > 0 && !numbers.kv_unified;
     (divided && numbers.n_seq_max > 1).then(|| {
         found(

@@ -14,22 +14,17 @@ use serde::{Deserialize, Serialize};
 use super::{OverrideGroup, OverrideRow, RefusedCaches};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
-use crate::memory::Prediction;
+use crate::memory::Forecast;
 use crate::model::Model;
-use crate::placement::Placement;
 use crate::run::{Note, ParsedCommand, RunConfig};
 
 /// Something wrong or surprising.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Lint {
-    /// A stable name.
     pub code: Cow<'static, str>,
-    /// How bad it is.
     pub severity: Severity,
-    /// What is the matter.
     pub message: String,
-    /// What to try.
     pub hint: Option<String>,
 }
 
@@ -38,37 +33,24 @@ pub struct Lint {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// llama.cpp refuses the command.
     Error,
-    /// Probably not what was meant.
     Warning,
-    /// Good to know.
     Info,
 }
 
 /// Everything that a lint may look at.
 pub(super) struct Facts<'a> {
-    /// The model.
     pub model: &'a Model,
-    /// The machine.
     pub machine: &'a Machine,
-    /// The command as read.
     pub command: &'a ParsedCommand,
-    /// Its launch, ik_llama.cpp's `-ncmoe` carried out.
     pub run: &'a RunConfig,
-    /// Where everything is in the launch.
-    pub placement: &'a Placement,
-    /// What it takes.
-    pub prediction: &'a Prediction,
-    /// The override list.
+    pub forecast: &'a Forecast,
     pub overrides: &'a [OverrideRow],
     /// The same with the entries of a counting flag together.
     pub groups: &'a [OverrideGroup],
     /// Whether a device's budget is passed.
     pub short: bool,
-    /// Which cache types llama.cpp refuses.
     pub refused_caches: RefusedCaches,
-    /// Why `--moe-cache-mib` would not work.
     pub cache_problem: Option<crate::memory::expert_cache::Problem>,
 }
 
@@ -196,24 +178,17 @@ fn noted(notes: &[Note]) -> Vec<Lint> {
 impl Facts<'_> {
     /// Whether any device takes part.
     fn has_devices(&self) -> bool {
-        !self.placement.devices.is_empty()
+        !self.forecast.placement.devices.is_empty()
     }
 
     /// Names of the devices that take part.
     fn device_names(&self) -> Vec<&str> {
-        let devices = self.placement.devices.iter().filter_map(|index| self.machine.devices.get(usize::from(*index)));
-        devices.map(|device| device.name.as_str()).collect()
+        self.forecast.placement.taking_part(self.machine).map(|(_, device)| device.name.as_str()).collect()
     }
 
     /// Main memory, where it is known.
     fn ram(&self) -> Option<Bytes> {
         self.machine.host.ram
-    }
-
-    /// What the host holds in all.
-    fn host_total(&self) -> Bytes {
-        let on_host = |key: &str| matches!(key, crate::memory::HOST | "CPU_REPACK" | "AMX");
-        self.prediction.memory.iter().filter(|(key, _)| on_host(key)).map(|(_, terms)| terms.total()).sum()
     }
 }
 

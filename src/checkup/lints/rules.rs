@@ -171,7 +171,8 @@ fn is_open(pattern: &Pattern, block: u32, name: &str) -> bool {
 pub(super) fn device_not_used(facts: &Facts<'_>) -> Option<Finding> {
     let left_out = |row: &&OverrideRow| {
         let index = facts.machine.devices.iter().position(|device| device.buffer == row.buffer);
-        row.tensors > 0 && index.is_some_and(|at| !facts.placement.devices.iter().any(|used| usize::from(*used) == at))
+        row.tensors > 0
+            && index.is_some_and(|at| !facts.forecast.placement.devices.iter().any(|used| usize::from(*used) == at))
     };
     let row = facts.overrides.iter().find(left_out)?;
     found(
@@ -215,7 +216,7 @@ pub(super) fn ncmoe_beside_cmoe(facts: &Facts<'_>) -> Option<Finding> {
 fn dense_lead(facts: &Facts<'_>, group: &OverrideGroup) -> Option<usize> {
     let rows = facts.overrides.get(group.first..group.first + group.rules)?;
     let any_experts = facts.model.tensors.iter().any(|tensor| tensor.role == Role::RoutedExpert);
-    let blocks = facts.placement.layers.len().saturating_sub(1);
+    let blocks = facts.forecast.placement.layers.len().saturating_sub(1);
     let dense = rows.iter().take_while(|row| row.matches == 0).count();
     (rows.first().is_some_and(of_ncmoe) && dense > 0 && any_experts && rows.len() < blocks).then_some(dense)
 }
@@ -223,7 +224,7 @@ fn dense_lead(facts: &Facts<'_>, group: &OverrideGroup) -> Option<usize> {
 /// `-ncmoe N` counts every block from 0, those without experts too.
 pub(super) fn ncmoe_counts_dense_blocks(facts: &Facts<'_>) -> Option<Finding> {
     let (group, dense) = facts.groups.iter().find_map(|group| Some((group, dense_lead(facts, group)?)))?;
-    let (flag, n, blocks) = (&group.origin, group.rules, facts.placement.layers.len().saturating_sub(1));
+    let (flag, n, blocks) = (&group.origin, group.rules, facts.forecast.placement.layers.len().saturating_sub(1));
     // N may end before they do.
     let experts = facts.model.tensors.iter().filter(|tensor| tensor.role == Role::RoutedExpert);
     let first = experts.filter_map(|tensor| usize::try_from(tensor.block?).ok()).min();

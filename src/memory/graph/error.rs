@@ -12,28 +12,20 @@ pub enum Error {
     /// A tensor that llama.cpp requires.
     #[error("the file has no tensor `{tensor}`, which llama.cpp requires of {architecture}")]
     Tensor {
-        /// Its full name.
         tensor: String,
         /// `general.architecture`; untrusted text.
         architecture: String,
     },
     /// A number that shapes are made of.
     #[error("key `{key}` is {}: a graph needs 1 to {MAX_NUMBER}", found.map_or("missing".to_string(), |n| n.to_string()))]
-    Key {
-        /// The full key.
-        key: String,
-        /// What is there; `None` where it is missing.
-        found: Option<u64>,
-    },
+    Key { key: String, found: Option<u64> },
     /// An operation that does not take its sources.
     #[error(
         "the file's keys and tensors contradict each other: {what} does not take {shapes}{}",
         tensor.as_ref().map(|name| format!(", at or after `{name}`")).unwrap_or_default()
     )]
     Operation {
-        /// ggml's name of the operation.
         what: &'static str,
-        /// The shapes of its sources.
         shapes: String,
         /// The nearest weight that they come from.
         tensor: Option<String>,
@@ -41,23 +33,17 @@ pub enum Error {
     /// A cache that the graph reads and the keys leave out.
     #[error("the file's keys contradict each other: there is no {kind} cache{}", il.map(|il| format!(" of layer {il}")).unwrap_or_default())]
     Cache {
-        /// Which cache.
         kind: CacheKind,
         /// The layer; `None` where there is no such cache at all.
         il: Option<u32>,
     },
     /// A layer beyond the last.
     #[error("the file's keys contradict each other: there is no layer {il}")]
-    Layer {
-        /// The layer.
-        il: u32,
-    },
+    Layer { il: u32 },
     /// A value that llama.cpp has no function for.
     #[error("key `{key}` is {found}: llama.cpp knows 1 to {high}")]
     Choice {
-        /// The full key.
         key: String,
-        /// What is there.
         found: u32,
         /// The last that it knows.
         high: u32,
@@ -67,10 +53,7 @@ pub enum Error {
     TooLarge,
     /// A micro-batch beyond any memory.
     #[error("a micro-batch of {n_tokens} tokens is more than {MAX_TOKENS}: give a smaller -ub")]
-    Batch {
-        /// Tokens.
-        n_tokens: u64,
-    },
+    Batch { n_tokens: u64 },
     /// An architecture without a graph here.
     #[error("no graph of {architecture} is built here")]
     Architecture {

@@ -2,8 +2,8 @@
 //!
 //! Source: `src/llama-graph.cpp` `build_inp_*`, `src/llama-arch.cpp` `llm_arch_supports_mixed_batch`, llama.cpp b11434.
 
-use super::tensor::{Graph, Id, Op};
-use super::{Builder, Error, Norm};
+use super::tensor::{Node, Op};
+use super::{Builder, Layer, Norm};
 use crate::arch::Positions;
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f32, i32};
@@ -24,58 +24,50 @@ pub(super) struct Embeddings {
     pub(super) token_scaled: bool,
 }
 
-impl Builder<'_> {
+impl<'g> Builder<'g> {
     /// The rows of the tokens, of given vectors, and of a mix of both; the tokens' are used (`build_inp_embd`).
-    pub(super) fn inp_embd(&mut self, how: Embeddings) -> Result<Id, Error> {
-        let table = self.global("token_embd.weight")?;
-        let width = self.n_embd * (1 + how.n_deepstack);
-        let n_tokens = self.n_tokens;
-        let tokens = self.graph.input(i32(), &[n_tokens]);
-        let vectors = self.graph.input(f32(), &[width, n_tokens]);
-        let more = [width - self.n_embd, 0, 0, 0];
-        let rows_of = |graph: &mut Graph, ids: Id| {
-            let rows = graph.get_rows(table, ids);
-            if more[0] > 0 { graph.pad(rows, more) } else { rows }
+    pub(super) fn inp_embd(&self, embeddings: Embeddings) -> Node<'g> {
+        let (table, n_tokens) = (self.global("token_embd"), self.n_tokens);
+        let more = self.n_embd * embeddings.n_deepstack;
+        let input = |ty, dims: &[u64]| self.draft.input(ty, dims);
+        let vectors = [self.n_embd + more, n_tokens];
+        let rows_of = |ids: Node<'g>| {
+            let rows = table.get_rows(ids);
+            if more > 0 { rows.pad(more) } else { rows }
         };
-        let mut rows = rows_of(&mut self.graph, tokens);
-        self.graph.expand(rows);
-        self.graph.expand(vectors);
-        if !self.arch().unmixed {
-            let mixed_tokens = self.graph.input(i32(), &[n_tokens]);
-            let slots = self.graph.input(i64_type(), &[n_tokens]);
-            let mixed = self.graph.input(f32(), &[width, n_tokens]);
-            let copy = self.graph.like(Op::Dup, &[mixed]);
-            let token_rows = rows_of(&mut self.graph, mixed_tokens);
-            let mixed = self.graph.set_rows(copy, token_rows, slots);
-            self.graph.expand(mixed);
+        let mut rows = rows_of(input(i32(), &[n_tokens])).expand();
+        input(f32(), &vectors).expand();
+        if !self.arch.unmixed {
+            let copy = input(f32(), &vectors).op(Op::Dup);
+            copy.set_rows(rows_of(input(i32(), &[n_tokens])), input(i64_type(), &[n_tokens])).expand();
         }
-        if how.n_deepstack > 0 {
-            let stride = self.nb(rows, 1);
-            rows = self.graph.view(rows, &[self.n_embd, n_tokens], &[stride], 0);
+        if more > 0 {
+            rows = rows.view(&[self.n_embd, n_tokens], &[rows.nb(1)], 0);
         }
-        if how.scaled {
-            rows = self.graph.scale(rows);
+        if embeddings.scaled {
+            rows = rows.scale();
         }
-        if how.token_scaled {
-            let scales = self.graph.input(f32(), &[1, n_tokens]);
-            if !self.graph.tensor(rows).is_contiguous() {
-                rows = self.graph.cont(rows);
-            }
-            rows = self.graph.mul(rows, scales);
+        if embeddings.token_scaled {
+            let packed = if rows.tensor().is_contiguous() { rows } else { rows.cont() };
+            rows = packed * input(f32(), &[1, n_tokens]);
         }
-        self.graph.expand(rows);
-        Ok(rows)
+        rows.expand()
+    }
+
+    /// The embeddings of the tokens alone.
+    pub(super) fn tokens(&self) -> Node<'g> {
+        self.inp_embd(Embeddings::default())
     }
 
     /// The positions, four by token where the model turns by sections.
-    pub(super) fn inp_pos(&mut self) -> Id {
+    pub(super) fn inp_pos(&self) -> Node<'g> {
         let per_token = if self.is_sectioned() { 4 } else { 1 };
-        self.graph.input(i32(), &[self.n_tokens * per_token])
+        self.draft.input(i32(), &[self.n_tokens * per_token])
     }
 
     /// Whether positions have sections (`n_pos_per_embd`: M-RoPE and its interleaved kind).
     fn is_sectioned(&self) -> bool {
-        match self.arch().positions {
+        match self.arch.positions {
             Positions::One => false,
             Positions::Sections => true,
             Positions::IfStated => self.hparams().value("rope.dimension_sections").is_some(),
@@ -83,58 +75,39 @@ impl Builder<'_> {
     }
 
     /// A factor by token for the queries.
-    pub(super) fn inp_attn_scale(&mut self) -> Id {
-        self.graph.input(f32(), &[1, 1, self.n_tokens])
+    pub(super) fn inp_attn_scale(&self) -> Node<'g> {
+        self.draft.input(f32(), &[1, 1, self.n_tokens])
     }
 
     /// The tokens with an output row.
-    pub(super) fn inp_out_ids(&mut self) -> Id {
-        self.graph.input(i32(), &[self.plan.batch.n_outputs])
-    }
-
-    /// Keeps the rows that are put out, in the last layer.
-    pub(super) fn only_outputs(&mut self, il: u32, out_ids: Id, rows: &mut [&mut Id]) {
-        if self.is_last(il) {
-            for id in rows {
-                **id = self.graph.get_rows(**id, out_ids);
-            }
-        }
+    pub(super) fn inp_out_ids(&self) -> Node<'g> {
+        self.draft.input(i32(), &[self.plan.batch.n_outputs])
     }
 
     /// The last norm.
-    pub(super) fn output_norm(&mut self, rows: Id, kind: Norm) -> Result<Id, Error> {
-        let weight = self.global("output_norm.weight")?;
-        let bias = self.maybe_global("output_norm.bias");
-        Ok(self.norm_with(None, Some(weight), bias, rows, kind))
+    pub(super) fn output_norm(&self, rows: Node<'g>, kind: Norm) -> Node<'g> {
+        self.norm_with(Some(self.global("output_norm")), self.get("output_norm", "bias"), rows, kind)
     }
 
     /// The output matrix times `rows`.
-    pub(super) fn lm_head(&mut self, rows: Id) -> Result<Id, Error> {
-        let own = self.weights.global_for_output(&mut self.graph, "output.weight");
-        let tied = own.or_else(|| self.weights.global_for_output(&mut self.graph, "token_embd.weight"));
-        let weight = tied.ok_or_else(|| self.no_tensor("output.weight".to_string()))?;
-        let logits = self.graph.mul_mat(weight, rows);
-        Ok(match self.maybe_global("output.scale") {
-            Some(scale) => self.graph.mul(logits, scale),
-            None => logits,
-        })
+    pub(super) fn lm_head(&self, rows: Node<'g>) -> Node<'g> {
+        let weight = self.last_copy("output").or_else(|| self.last_copy("token_embd"));
+        let logits = weight.unwrap_or_else(|| self.no_tensor("output.weight".to_string())).mm(rows);
+        self.get("output", "scale").map_or(logits, |scale| logits * scale)
     }
+}
 
-    /// The logits without further steps.
-    pub(super) fn logits(&mut self, rows: Id) -> Result<(), Error> {
-        let logits = self.lm_head(rows)?;
-        self.finish(logits);
-        Ok(())
+impl<'g> Layer<'g> {
+    /// In the last layer, only the rows that are put out.
+    pub(super) fn only_outputs<const N: usize>(self, out_ids: Node<'g>, rows: [Node<'g>; N]) -> [Node<'g>; N] {
+        if self.is_last() { rows.map(|rows| rows.get_rows(out_ids)) } else { rows }
     }
+}
 
-    /// Ends the graph with its logits.
-    pub(super) fn finish(&mut self, logits: Id) {
-        self.mark_output(logits);
-        self.graph.expand(logits);
-    }
-
-    /// A tensor that is read after the graph has run.
-    pub(super) fn mark_output(&mut self, id: Id) {
-        self.graph.tensors[id.index()].is_output = true;
+impl Node<'_> {
+    /// Read after the graph has run.
+    pub(super) fn mark_output(self) -> Self {
+        self.edit(|tensor| tensor.is_output = true);
+        self
     }
 }

@@ -1,4 +1,8 @@
 //! The graph of a model as llama.cpp builds it for the reserved prompt: operations, shapes and what they read.
+//!
+//! A builder reads like its formula: nodes have methods and operators, and what is wrong with a file (a weight, a number or a
+//! cache that is missing, sources that an operation refuses) is kept by the builder. From there on nothing is added, and
+//! numbers and nodes are stand-ins, until [`build`] returns the error.
 
 #![allow(clippy::many_single_char_names, reason = "q, k, v, x and z are what llama.cpp calls them")]
 
@@ -12,36 +16,29 @@ mod ffn;
 mod inputs;
 mod recurrent;
 mod models;
-mod weights;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use self::cache::KvTensors;
 pub use self::error::Error;
-use self::tensor::{Graph, Id, Op, TOO_LARGE};
-use self::weights::Weights;
+use self::tensor::{Draft, Graph, Held, Id, Node, Op, TOO_LARGE};
 use super::caches::{CacheKind, Caches};
 use crate::arch::{Arch, Norm};
+use crate::gguf::Value;
 use crate::hparams::HParams;
 use crate::model::Model;
 use crate::model::context::LayerHParams;
-use crate::placement::{Buffer, Placement};
+use crate::placement::{Buffer, Copy, Placement};
 use crate::run::ContextNumbers;
 
 /// What a graph is built from.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan<'a> {
-    /// The model.
     pub model: &'a Model,
-    /// Its context.
     pub numbers: &'a ContextNumbers,
-    /// Its caches.
     pub caches: &'a Caches,
-    /// Where its tensors are.
     pub placement: &'a Placement,
-    /// The micro-batch.
     pub batch: Batch,
-    /// Attention in one operation.
     pub flash_attn: bool,
     /// Caches lie with their layers instead of on the host.
     pub offload_kqv: bool,
@@ -54,17 +51,9 @@ pub struct Plan<'a> {
 pub struct Batch {
     /// Tokens in all, a multiple of `n_seqs`.
     pub n_tokens: u64,
-    /// Sequences.
     pub n_seqs: u64,
     /// Tokens with an output row.
     pub n_outputs: u64,
-}
-
-impl Batch {
-    /// Tokens of each sequence.
-    pub fn n_seq_tokens(&self) -> u64 {
-        self.n_tokens / self.n_seqs
-    }
 }
 
 /// The largest number among a header's keys that shapes are made of; the largest known is 16 384. Products of three of them,
@@ -75,36 +64,86 @@ const MAX_TOKENS: u64 = 1 << 24;
 
 /// The graph of `plan`; an error where llama.cpp refuses the file or stops at an assertion.
 pub fn build(plan: &Plan<'_>) -> Result<Graph, Error> {
-    let mut builder = Builder::new(plan)?;
-    models::build(&mut builder)?;
-    builder.finished()
+    let draft = Draft::default();
+    let builder = Builder::new(plan, &draft);
+    builder.check_numbers()?;
+    models::build(&builder);
+    builder.finished()?;
+    Ok(draft.0.into_inner())
 }
 
 /// A graph in the making (`llm_graph_context`).
-struct Builder<'a> {
-    plan: &'a Plan<'a>,
-    graph: Graph,
-    weights: Weights<'a>,
-    kv: BTreeMap<(CacheKind, u32), KvTensors>,
+struct Builder<'g> {
+    plan: &'g Plan<'g>,
+    arch: &'g Arch,
+    draft: &'g Draft,
+    /// Weights by block, name and ending (`weight`, `bias`, `scale` or nothing).
+    by_name: HashMap<(Option<u32>, &'g str, &'g str), usize>,
+    /// Weights that are read already.
+    leafs: RefCell<HashMap<(usize, Buffer), Id>>,
+    /// The block of every layer, where layers run blocks again.
+    blocks: RefCell<Vec<u32>>,
+    kv: RefCell<BTreeMap<(CacheKind, u32), (Id, Option<Id>)>>,
+    /// The first error that is not an operation's.
+    error: RefCell<Option<Error>>,
     n_tokens: u64,
+    n_seqs: u64,
+    /// Tokens of each sequence.
+    n_seq_tokens: u64,
     n_embd: u64,
     /// Layers of the trunk.
     n_layer: u32,
 }
 
-impl<'a> Builder<'a> {
-    fn new(plan: &'a Plan<'a>) -> Result<Self, Error> {
-        let builder = Self {
+/// A layer of a graph in the making.
+#[derive(Clone, Copy)]
+struct Layer<'g> {
+    b: &'g Builder<'g>,
+    il: u32,
+    hp: LayerHParams,
+    n_head: u64,
+    n_kv: u64,
+    /// Elements of a head's keys, and of its values.
+    head_k: u64,
+    head_v: u64,
+}
+
+impl<'g> std::ops::Deref for Layer<'g> {
+    type Target = Builder<'g>;
+
+    fn deref(&self) -> &Self::Target {
+        self.b
+    }
+}
+
+impl<'g> Builder<'g> {
+    fn new(plan: &'g Plan<'g>, draft: &'g Draft) -> Self {
+        let key = |(i, tensor): (usize, &'g crate::model::Tensor)| {
+            let suffix = match tensor.block {
+                // `enc.blk.N.` and `dec.blk.N.` are of no graph here, whatever they are taken for.
+                Some(_) => tensor.name.splitn(3, '.').nth(2).unwrap_or(&tensor.name),
+                None => &tensor.name,
+            };
+            let parts = suffix.rsplit_once('.').filter(|(_, ending)| ["weight", "bias", "scale"].contains(ending));
+            let (name, ending) = parts.unwrap_or((suffix, ""));
+            ((tensor.block, name, ending), i)
+        };
+        let batch = plan.batch;
+        Self {
             plan,
-            graph: Graph::default(),
-            weights: Weights::new(plan.model, plan.placement),
-            kv: BTreeMap::new(),
-            n_tokens: plan.batch.n_tokens,
+            arch: plan.model.hparams.arch(),
+            draft,
+            by_name: plan.model.tensors.iter().enumerate().map(key).collect(),
+            leafs: RefCell::default(),
+            blocks: RefCell::default(),
+            kv: RefCell::default(),
+            error: RefCell::default(),
+            n_tokens: batch.n_tokens,
+            n_seqs: batch.n_seqs,
+            n_seq_tokens: batch.n_tokens / batch.n_seqs,
             n_embd: u64::from(plan.model.hparams.embedding_length),
             n_layer: plan.caches.hparams.n_layer,
-        };
-        builder.check_numbers()?;
-        Ok(builder)
+        }
     }
 
     /// Refuses numbers that no shape is made of.
@@ -126,10 +165,48 @@ impl<'a> Builder<'a> {
             ("attention.indexer.key_length", resolved.indexer_head_size),
         ];
         let too_large = heads.chain(others).find(|(_, number)| u64::from(*number) > MAX_NUMBER);
-        match too_large {
-            Some((key, number)) => Err(self.key_error(key, Some(number.into()))),
-            None => Ok(()),
+        too_large.map_or(Ok(()), |(key, number)| Err(self.key_error(key, Some(number.into()))))
+    }
+
+    /// What is wrong with the file, if anything is.
+    fn finished(&self) -> Result<(), Error> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
         }
+        let graph = self.draft.0.borrow();
+        let Some(fault) = &graph.fault else { return Ok(()) };
+        if fault.what == TOO_LARGE {
+            return Err(Error::TooLarge);
+        }
+        let shape = |id: &Id| format!("{:?}", graph.tensor(*id).ne);
+        let shapes = fault.sources.iter().map(shape).collect::<Vec<_>>().join(" and ");
+        let tensor = self.weight_behind(&graph, &fault.sources).map(str::to_string);
+        Err(Error::Operation { what: fault.what, shapes, tensor })
+    }
+
+    /// The weight that one of `ids` is or comes from by the fewest operations.
+    fn weight_behind(&self, graph: &Graph, ids: &[Id]) -> Option<&'g str> {
+        let leafs = self.leafs.borrow();
+        let (mut open, mut met) = (VecDeque::from(ids.to_vec()), HashSet::new());
+        while let Some(id) = open.pop_front() {
+            if let Some(((index, _), _)) = leafs.iter().find(|(_, leaf)| **leaf == id) {
+                return self.plan.model.tensors.get(*index).map(|tensor| tensor.name.as_str());
+            }
+            if met.insert(id) {
+                open.extend(graph.tensor(id).sources());
+            }
+        }
+        None
+    }
+
+    /// Keeps the first error; the node stands for what is missing.
+    fn fail(&self, error: Error) -> Node<'g> {
+        self.error.borrow_mut().get_or_insert(error);
+        self.draft.refuse("a graph with an error", &[])
+    }
+
+    fn hparams(&self) -> &'g HParams {
+        &self.plan.model.hparams
     }
 
     /// `<arch>.KEY`.
@@ -142,175 +219,223 @@ impl<'a> Builder<'a> {
     }
 
     /// The number `<arch>.KEY`, which has to be there and above 0.
-    fn hparam(&self, key: &str) -> Result<u64, Error> {
-        match self.hparam_or_0(key)? {
-            0 => Err(self.key_error(key, self.hparams().u64(key))),
-            number => Ok(number),
+    fn hparam(&self, key: &str) -> u64 {
+        match self.hparam_or_0(key) {
+            0 => {
+                self.fail(self.key_error(key, self.hparams().u64(key)));
+                1
+            }
+            number => number,
         }
     }
 
     /// The number `<arch>.KEY`; 0 where it is absent, as in llama.cpp.
-    fn hparam_or_0(&self, key: &str) -> Result<u64, Error> {
+    fn hparam_or_0(&self, key: &str) -> u64 {
         match self.hparams().u64(key) {
-            Some(number) if number > MAX_NUMBER => Err(self.key_error(key, Some(number))),
-            number => Ok(number.unwrap_or(0)),
+            Some(number) if number > MAX_NUMBER => {
+                self.fail(self.key_error(key, Some(number)));
+                1
+            }
+            number => number.unwrap_or(0),
         }
     }
 
-    /// The graph, if every operation took its sources.
-    fn finished(self) -> Result<Graph, Error> {
-        self.sound()?;
-        Ok(self.graph)
-    }
-
-    /// An error where an operation did not take its sources.
-    fn sound(&self) -> Result<(), Error> {
-        let Some(fault) = &self.graph.fault else { return Ok(()) };
-        if fault.what == TOO_LARGE {
-            return Err(Error::TooLarge);
+    /// The number `<arch>.KEY`, or 0.
+    fn f64_or_0(&self, key: &str) -> f64 {
+        match self.hparams().value(key) {
+            Some(Value::F64(x)) => *x,
+            #[expect(clippy::cast_precision_loss, reason = "whether it is 0 or 1 is all that is asked")]
+            Some(Value::U64(n)) => *n as f64,
+            _ => 0.0,
         }
-        let shape = |id: &Id| format!("{:?}", self.graph.tensor(*id).ne);
-        let shapes = fault.sources.iter().map(shape).collect::<Vec<_>>().join(" and ");
-        let tensor = self.weights.behind(&self.graph, &fault.sources).map(str::to_string);
-        Err(Error::Operation { what: fault.what, shapes, tensor })
     }
 
-    fn arch(&self) -> &'static Arch {
-        self.plan.model.hparams.arch()
+    /// Whether the number `<arch>.KEY` is there and not 0.
+    fn is_set(&self, key: &str) -> bool {
+        self.f64_or_0(key).abs() > 0.0
     }
 
-    fn hparams(&self) -> &'a HParams {
-        &self.plan.model.hparams
+    /// The boolean `<arch>.KEY`, or false.
+    fn flag(&self, key: &str) -> bool {
+        matches!(self.hparams().value(key), Some(Value::Bool(true)))
     }
 
-    fn layer(&self, il: u32) -> Result<LayerHParams, Error> {
-        self.plan.caches.hparams.layers.get(il as usize).copied().ok_or(Error::Layer { il })
+    fn layer(&'g self, il: u32) -> Layer<'g> {
+        let hp = self.plan.caches.hparams.layers.get(il as usize).copied().unwrap_or_else(|| {
+            self.fail(Error::Layer { il });
+            LayerHParams::default()
+        });
+        let [n_head, n_kv, head_k, head_v] =
+            [hp.n_head, hp.n_head_kv, hp.n_embd_head_k, hp.n_embd_head_v].map(u64::from);
+        Layer { b: self, il, hp, n_head, n_kv, head_k, head_v }
     }
 
-    fn is_last(&self, il: u32) -> bool {
-        il + 1 == self.n_layer
+    /// The layers, as long as nothing is wrong.
+    fn layers(&'g self) -> impl Iterator<Item = Layer<'g>> {
+        (0..self.n_layer).map_while(|il| (!self.draft.is_faulty()).then(|| self.layer(il)))
     }
 
-    /// The elements along a dimension.
-    fn ne(&self, id: Id, dim: usize) -> u64 {
-        self.graph.tensor(id).ne[dim]
+    /// Layers run these blocks.
+    fn run_blocks(&self, blocks: impl Iterator<Item = u32>) {
+        *self.blocks.borrow_mut() = blocks.collect();
     }
 
-    /// The bytes between neighbours along a dimension.
-    fn nb(&self, id: Id, dim: usize) -> u64 {
-        self.graph.tensor(id).nb[dim]
+    /// The device of a layer.
+    fn home(&self, il: u32) -> Option<u16> {
+        self.plan.placement.layers.get(il as usize).copied().flatten()
     }
 
-    /// The device of a layer, as a position among the launch's devices.
-    fn layer_target(&self, il: u32) -> usize {
+    /// Binds a node to a target: a position among the launch's devices, the host after them.
+    fn pin(&self, node: Node<'g>, target: usize) {
+        self.draft.0.borrow_mut().pinned.push((node.id, target));
+    }
+
+    /// A weight, as a leaf in the buffer that `choose` takes of its copies.
+    fn leaf(
+        &self,
+        key: (Option<u32>, &str, &str),
+        choose: impl FnOnce(&'g [Copy]) -> Option<&'g Copy>,
+    ) -> Option<Node<'g>> {
+        let index = *self.by_name.get(&key)?;
+        let buffer = choose(self.plan.placement.copies.get(index)?)?.buffer;
+        if let Some(id) = self.leafs.borrow().get(&(index, buffer)) {
+            return Some(self.draft.node(*id));
+        }
+        let tensor = self.plan.model.tensors.get(index)?;
+        let leaf = self.draft.hold(tensor.ty, &tensor.shape, Held::Weight(buffer));
+        if tensor.shape.contains(&0) {
+            self.draft.refuse("a weight without elements", &[leaf]);
+        }
+        self.leafs.borrow_mut().insert((index, buffer), leaf.id);
+        Some(leaf)
+    }
+
+    /// `NAME.ENDING`, a weight of no layer, if the file has it (`TENSOR_NOT_REQUIRED`); the first of its copies.
+    fn get(&self, name: &str, ending: &str) -> Option<Node<'g>> {
+        self.leaf((None, name, ending), <[Copy]>::first)
+    }
+
+    /// `NAME.weight`, a weight of no layer that llama.cpp requires.
+    fn global(&self, name: &str) -> Node<'g> {
+        self.get(name, "weight").unwrap_or_else(|| self.no_tensor(format!("{name}.weight")))
+    }
+
+    /// The last copy of `NAME.weight`: the one that the output of a tied model reads.
+    fn last_copy(&self, name: &str) -> Option<Node<'g>> {
+        self.leaf((None, name, "weight"), <[Copy]>::last)
+    }
+
+    fn no_tensor(&self, tensor: String) -> Node<'g> {
+        self.fail(Error::Tensor { tensor, architecture: self.plan.model.architecture.clone() })
+    }
+
+    /// A norm of each row, then its weight and its bias.
+    fn norm_with(&self, weight: Option<Node<'g>>, bias: Option<Node<'g>>, x: Node<'g>, kind: Norm) -> Node<'g> {
+        weighted(self.bare_norm(x, kind), weight, bias)
+    }
+
+    fn bare_norm(&self, x: Node<'g>, kind: Norm) -> Node<'g> {
+        x.op(if kind == Norm::Rms { Op::RmsNorm } else { Op::Norm })
+    }
+}
+
+fn weighted<'g>(x: Node<'g>, weight: Option<Node<'g>>, bias: Option<Node<'g>>) -> Node<'g> {
+    let x = weight.map_or(x, |weight| x * weight);
+    bias.map_or(x, |bias| x + bias)
+}
+
+impl<'g> Layer<'g> {
+    fn is_last(self) -> bool {
+        self.il + 1 == self.n_layer
+    }
+
+    /// A layer is its block, unless blocks run again.
+    fn block(self) -> u32 {
+        self.blocks.borrow().get(self.il as usize).copied().unwrap_or(self.il)
+    }
+
+    /// Its device, as a position among the launch's devices; the host after them.
+    fn target(self) -> usize {
         let devices = &self.plan.placement.devices;
-        let device = self.plan.placement.layers.get(il as usize).copied().flatten();
-        device.and_then(|d| devices.iter().position(|other| *other == d)).unwrap_or(devices.len())
+        self.home(self.il).and_then(|d| devices.iter().position(|other| *other == d)).unwrap_or(devices.len())
     }
 
-    /// Where a layer's cache lies.
-    fn cache_buffer(&self, il: u32) -> Buffer {
-        let device = self.plan.placement.layers.get(il as usize).copied().flatten();
-        device.filter(|_| self.plan.offload_kqv).map_or(Buffer::Cpu, Buffer::Device)
+    /// `blk.N.NAME.ENDING`, if the file has it (`TENSOR_NOT_REQUIRED`).
+    fn get(self, name: &str, ending: &str) -> Option<Node<'g>> {
+        self.b.leaf((Some(self.block()), name, ending), <[Copy]>::first)
     }
 
-    /// A weight of a layer that llama.cpp requires: `suffix` is what follows `blk.N.`.
-    fn weight(&mut self, il: u32, suffix: &str) -> Result<Id, Error> {
-        let id = self.maybe_weight(il, suffix);
-        id.ok_or_else(|| self.no_tensor(self.weights.name(il, suffix)))
+    /// `blk.N.NAME.weight`, if the file has it.
+    fn maybe(self, name: &str) -> Option<Node<'g>> {
+        self.get(name, "weight")
     }
 
-    /// The same of one that a file may lack (`TENSOR_NOT_REQUIRED`).
-    fn maybe_weight(&mut self, il: u32, suffix: &str) -> Option<Id> {
-        self.weights.layer(&mut self.graph, il, suffix)
+    /// Whether there is a `blk.N.NAME.weight`.
+    fn has(self, name: &str) -> bool {
+        self.by_name.contains_key(&(Some(self.block()), name, "weight"))
     }
 
-    /// A weight of no layer that llama.cpp requires.
-    fn global(&mut self, name: &str) -> Result<Id, Error> {
-        let id = self.maybe_global(name);
-        id.ok_or_else(|| self.no_tensor(name.to_string()))
+    /// `blk.N.NAME.weight`, which llama.cpp requires.
+    fn weight(self, name: &str) -> Node<'g> {
+        self.need(name, "weight")
     }
 
-    /// The same of one that a file may lack (`TENSOR_NOT_REQUIRED`).
-    fn maybe_global(&mut self, name: &str) -> Option<Id> {
-        self.weights.global(&mut self.graph, name)
-    }
-
-    fn no_tensor(&self, tensor: String) -> Error {
-        Error::Tensor { tensor, architecture: self.plan.model.architecture.clone() }
-    }
-
-    /// `weight` times `x`, then the scale that an NVFP4 weight has (`build_lora_mm`).
-    fn mm(&mut self, il: u32, name: &str, x: Id) -> Result<Id, Error> {
-        let product = self.raw_mm(il, name, x)?;
-        Ok(match self.maybe_weight(il, &format!("{name}.scale")) {
-            Some(scale) => self.graph.mul(product, scale),
-            None => product,
+    /// `blk.N.NAME.ENDING`, which llama.cpp requires.
+    fn need(self, name: &str, ending: &str) -> Node<'g> {
+        self.get(name, ending).unwrap_or_else(|| {
+            let dot = if ending.is_empty() { "" } else { "." };
+            self.no_tensor(format!("blk.{}.{name}{dot}{ending}", self.block()))
         })
     }
 
-    /// `weight` times `x`, whatever scale the weight has (`ggml_mul_mat`).
-    fn raw_mm(&mut self, il: u32, name: &str, x: Id) -> Result<Id, Error> {
-        let weight = self.weight(il, &format!("{name}.weight"))?;
-        Ok(self.graph.mul_mat(weight, x))
+    /// The copy of `NAME.weight` that lies with this layer (`rope_freqs.weight`).
+    fn global_here(self, name: &str) -> Option<Node<'g>> {
+        let device = self.home(self.il).map(Buffer::Device);
+        let is_here = |copy: &&Copy| match device {
+            Some(device) => copy.buffer == device,
+            None => !matches!(copy.buffer, Buffer::Device(_)),
+        };
+        self.b.leaf((None, name, "weight"), |copies| copies.iter().find(is_here).or(copies.first()))
+    }
+
+    /// A weight times `x`, whatever scale the weight has (`ggml_mul_mat`).
+    fn raw_mm(self, name: &str, x: Node<'g>) -> Node<'g> {
+        self.weight(name).mm(x)
+    }
+
+    /// A weight times `x`, then the scale that an NVFP4 weight has (`build_lora_mm`).
+    fn mm(self, name: &str, x: Node<'g>) -> Node<'g> {
+        let product = self.raw_mm(name, x);
+        self.get(name, "scale").map_or(product, |scale| product * scale)
     }
 
     /// `x` plus a bias, if the layer has it.
-    fn bias(&mut self, il: u32, name: &str, x: Id) -> Id {
-        match self.maybe_weight(il, &format!("{name}.bias")) {
-            Some(bias) => self.graph.add(x, bias),
-            None => x,
-        }
+    fn bias(self, name: &str, x: Node<'g>) -> Node<'g> {
+        self.get(name, "bias").map_or(x, |bias| x + bias)
     }
 
-    /// `weight` times `x` plus its bias.
-    fn linear(&mut self, il: u32, name: &str, x: Id) -> Result<Id, Error> {
-        let product = self.mm(il, name, x)?;
-        Ok(self.bias(il, name, product))
+    /// A weight times `x` plus its bias.
+    fn linear(self, name: &str, x: Node<'g>) -> Node<'g> {
+        self.bias(name, self.mm(name, x))
     }
 
     /// The weight of a norm; falcon-h1, plamo2 and plamo3 name some without `.weight`.
-    fn norm_weight(&mut self, il: u32, name: &str) -> Result<Id, Error> {
-        match self.maybe_weight(il, name) {
-            Some(weight) => Ok(weight),
-            None => self.weight(il, &format!("{name}.weight")),
-        }
+    fn norm_weight(self, name: &str) -> Node<'g> {
+        self.get(name, "").unwrap_or_else(|| self.weight(name))
     }
 
-    /// A norm with the layer's weight of this name, and the bias that it may have (`build_norm`).
-    fn norm(&mut self, il: u32, name: &str, x: Id, kind: Norm) -> Result<Id, Error> {
-        let weight = self.norm_weight(il, name)?;
-        let bias = self.maybe_weight(il, &format!("{name}.bias"));
-        Ok(self.norm_with(Some(il), Some(weight), bias, x, kind))
+    fn norm(self, name: &str, x: Node<'g>) -> Node<'g> {
+        self.norm_of(Norm::Rms, name, x)
     }
 
-    /// A norm of each row; with a weight or bias, it is bound to its layer's device when all layers are on devices
-    /// (`llama_context::graph_get_cb`).
-    fn norm_with(&mut self, il: Option<u32>, weight: Option<Id>, bias: Option<Id>, x: Id, kind: Norm) -> Id {
-        let op = if kind == Norm::Rms { Op::RmsNorm } else { Op::Norm };
-        let mut result = self.graph.like(op, &[x]);
-        if let Some(il) = il.filter(|_| weight.is_some() || bias.is_some()) {
-            self.pin(il, result);
-        }
-        if let Some(weight) = weight {
-            result = self.graph.mul(result, weight);
-        }
-        if let Some(bias) = bias {
-            result = self.graph.add(result, bias);
-        }
-        result
-    }
-
-    /// Binds a node to its layer's device, where llama.cpp does.
-    fn pin(&mut self, il: u32, id: Id) {
+    /// A norm with the layer's weight of this name and the bias that it may have (`build_norm`). It is bound to its layer's
+    /// device when all layers are on devices (`llama_context::graph_get_cb`).
+    fn norm_of(self, kind: Norm, name: &str, x: Node<'g>) -> Node<'g> {
+        let (weight, bias) = (self.norm_weight(name), self.get(name, "bias"));
+        let x = self.bare_norm(x, kind);
         if self.plan.full_offload || self.n_tokens < 32 {
-            let target = self.layer_target(il);
-            self.graph.pinned.push((id, target));
+            self.pin(x, self.target());
         }
-    }
-
-    /// The RMS norm without weight.
-    fn rms(&mut self, x: Id) -> Id {
-        self.graph.like(Op::RmsNorm, &[x])
+        weighted(x, Some(weight), bias)
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Source: `ggml/src/ggml.c` (`ggml_nbytes`, `ggml_new_tensor_impl`, `ggml_visit_parents_graph`), llama.cpp b11434.
 
+use std::cell::RefCell;
+
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::f32;
 use crate::placement::Buffer;
@@ -11,7 +13,6 @@ use crate::placement::Buffer;
 pub struct Id(pub u32);
 
 impl Id {
-    /// Its place in [`Graph::tensors`].
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -19,7 +20,6 @@ impl Id {
 
 /// ggml's operations, as far as models use them. What only changes values is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is ggml's own name")]
 pub enum Op {
     None,
     Dup,
@@ -30,23 +30,15 @@ pub enum Op {
     Div,
     Sqr,
     Sqrt,
-    Log,
-    Sin,
-    Cos,
     SumRows,
     CumSum,
-    Mean,
     Repeat,
     Concat,
     Norm,
     RmsNorm,
-    L2Norm,
-    GroupNorm,
     MulMat,
     MulMatId,
-    OutProd,
     Scale,
-    Set,
     Cpy,
     Cont,
     Reshape,
@@ -55,10 +47,7 @@ pub enum Op {
     Transpose,
     GetRows,
     SetRows,
-    Diag,
     Fill,
-    Tri,
-    SolveTri,
     SoftMax,
     HcPre,
     Rope,
@@ -71,8 +60,6 @@ pub enum Op {
     FlashAttnExt,
     SsmConv,
     SsmScan,
-    RwkvWkv,
-    GatedLinearAttn,
     GatedDeltaNet,
     LightningIndexer,
     HyperConnection,
@@ -82,7 +69,6 @@ pub enum Op {
 
 /// Element-wise functions, as far as backends tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is ggml's own name")]
 pub enum Unary {
     Silu,
     Gelu,
@@ -91,14 +77,11 @@ pub enum Unary {
     Softplus,
     Tanh,
     Exp,
-    Neg,
-    Xielu,
     Other,
 }
 
 /// Gated functions, as far as fusion tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is ggml's own name")]
 pub enum Glu {
     Reglu,
     Geglu,
@@ -126,7 +109,6 @@ impl Op {
                 | Self::Div
                 | Self::Sqr
                 | Self::Sqrt
-                | Self::Log
                 | Self::Unary(_)
                 | Self::Rope
                 | Self::RmsNorm
@@ -139,11 +121,8 @@ impl Op {
 /// What holds a tensor's bytes before the graph is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// Nothing: the allocator finds a place.
     Not,
-    /// A weight, in a buffer of the model.
     Weight(Buffer),
-    /// A cache.
     Cache(Buffer),
 }
 
@@ -160,17 +139,13 @@ const MAX_TENSORS: usize = 1 << 20;
 /// One tensor: shape, strides and where it comes from.
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor {
-    /// What makes it.
     pub op: Op,
-    /// Its type.
     pub ty: GgmlType,
-    /// Elements by dimension.
     pub ne: [u64; 4],
     /// Bytes between neighbours, by dimension.
     pub nb: [u64; 4],
-    /// What it is made from.
-    src: [Id; MAX_SRC],
-    n_src: u8,
+    pub(super) src: [Id; MAX_SRC],
+    pub(super) n_src: u8,
     /// The tensor whose bytes it shows; never itself a view.
     pub view_src: Option<Id>,
     /// From the start of `view_src`, in bytes.
@@ -179,7 +154,6 @@ pub struct Tensor {
     pub is_input: bool,
     /// Read from outside after the graph has run: never freed.
     pub is_output: bool,
-    /// A weight or a cache.
     pub held: Held,
     /// A number that a rule needs: the prefix length of a scan, the dimension of a concatenation.
     pub param: u32,
@@ -235,7 +209,6 @@ impl Tensor {
         [bytes, elements, Some(self.view_offs)].into_iter().all(|n| n.is_some_and(|n| n <= MAX_BYTES))
     }
 
-    /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.ne.iter().product()
     }
@@ -245,26 +218,19 @@ impl Tensor {
         self.ne[1] * self.ne[2] * self.ne[3]
     }
 
-    /// What it is made from.
     pub fn sources(&self) -> &[Id] {
         &self.src[..usize::from(self.n_src)]
     }
 
-    /// The same as [`Self::sources`], to be replaced.
     pub fn sources_mut(&mut self) -> &mut [Id] {
         &mut self.src[..usize::from(self.n_src)]
     }
 
-    /// Adds a source.
-    pub fn push_source(&mut self, id: Id) {
-        self.src[usize::from(self.n_src)] = id;
-        self.n_src += 1;
-    }
-
     /// Adds sources in this order.
-    pub fn push_sources(&mut self, ids: &[Id]) {
+    pub fn push_sources(&mut self, ids: impl IntoIterator<Item = Id>) {
         for id in ids {
-            self.push_source(*id);
+            self.src[usize::from(self.n_src)] = id;
+            self.n_src += 1;
         }
     }
 
@@ -311,9 +277,7 @@ impl Tensor {
 /// An operation that does not take its sources: llama.cpp stops there at an assertion of ggml.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// ggml's name of the operation.
     pub what: &'static str,
-    /// Its sources.
     pub sources: Vec<Id>,
 }
 
@@ -323,7 +287,6 @@ pub struct Fault {
 /// a graph reads like the formula that it is.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
-    /// Every tensor, whether it runs or not.
     pub tensors: Vec<Tensor>,
     /// Those that an operation makes, in the order they run.
     pub nodes: Vec<Id>,
@@ -336,19 +299,17 @@ pub struct Graph {
     pub pinned: Vec<(Id, usize)>,
     /// The target of the layer that a node was made for, for nodes that are probed.
     pub layer_targets: std::collections::HashMap<Id, usize>,
-    /// The first operation that ggml would refuse.
     pub fault: Option<Fault>,
     /// What its tensors hold together, in bytes.
     bytes: u64,
 }
 
 impl Graph {
-    /// The tensor of an id.
     pub fn tensor(&self, id: Id) -> &Tensor {
         &self.tensors[id.index()]
     }
 
-    /// Adds a tensor that does not run yet.
+    /// Adds a tensor that does not run yet. After a fault nothing is added.
     pub fn push(&mut self, tensor: Tensor) -> Id {
         if self.fault.is_some() {
             return self.last();
@@ -409,12 +370,82 @@ impl Graph {
             }
         }
     }
+}
 
-    /// Makes each of `ids` run, in this order.
-    pub fn expand_all(&mut self, ids: &[Id]) {
-        for id in ids {
-            self.expand(*id);
-        }
+/// A graph in the making, to which its nodes add.
+#[derive(Debug, Default)]
+pub struct Draft(pub RefCell<Graph>);
+
+/// A tensor of a draft. Its methods and operators are in `ops`.
+#[derive(Debug, Clone, Copy)]
+pub struct Node<'g> {
+    pub draft: &'g Draft,
+    pub id: Id,
+}
+
+impl Draft {
+    pub fn node(&self, id: Id) -> Node<'_> {
+        Node { draft: self, id }
+    }
+
+    pub fn push(&self, tensor: Tensor) -> Node<'_> {
+        self.node(self.0.borrow_mut().push(tensor))
+    }
+
+    /// Keeps the first fault (see [`Graph::refuse`]).
+    pub fn refuse(&self, what: &'static str, sources: &[Node<'_>]) -> Node<'_> {
+        let sources: Vec<Id> = sources.iter().map(|source| source.id).collect();
+        self.node(self.0.borrow_mut().refuse(what, &sources))
+    }
+
+    pub fn is_faulty(&self) -> bool {
+        self.0.borrow().fault.is_some()
+    }
+
+    /// Makes each of `nodes` run, in this order.
+    pub fn expand(&self, nodes: &[Node<'_>]) {
+        nodes.iter().for_each(|node| self.0.borrow_mut().expand(node.id));
+    }
+}
+
+impl Node<'_> {
+    pub fn tensor(self) -> Tensor {
+        *self.draft.0.borrow().tensor(self.id)
+    }
+
+    /// Changes what is known of it.
+    pub fn edit(self, change: impl FnOnce(&mut Tensor)) {
+        change(&mut self.draft.0.borrow_mut().tensors[self.id.index()]);
+    }
+
+    /// Elements by dimension.
+    pub fn shape(self) -> [u64; 4] {
+        self.draft.0.borrow().tensor(self.id).ne
+    }
+
+    /// Elements along a dimension.
+    pub fn ne(self, dim: usize) -> u64 {
+        self.shape()[dim]
+    }
+
+    /// Bytes between neighbours, by dimension.
+    pub fn strides(self) -> [u64; 4] {
+        self.draft.0.borrow().tensor(self.id).nb
+    }
+
+    /// Bytes between neighbours along a dimension.
+    pub fn nb(self, dim: usize) -> u64 {
+        self.strides()[dim]
+    }
+
+    pub fn elements(self) -> u64 {
+        self.shape().iter().product()
+    }
+
+    /// Makes it run, after everything it needs.
+    pub fn expand(self) -> Self {
+        self.draft.0.borrow_mut().expand(self.id);
+        self
     }
 }
 
@@ -449,7 +480,7 @@ mod tests {
         let mut make = |op, sources: &[Id]| {
             let mut tensor = Tensor::new(f32(), [1; 4]);
             tensor.op = op;
-            tensor.push_sources(sources);
+            tensor.push_sources(sources.iter().copied());
             graph.push(tensor)
         };
         let a = make(Op::Sqr, &[leaf]);

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::blocks::shown;
 use super::fill::Resolution;
-use super::{Action, Amount, Fill, From, PlacementRule, RuleFile, Select, kind};
+use super::{Action, Fill, PlacementRule, RuleFile, Select, kind, shown};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
@@ -15,15 +14,12 @@ use crate::model::Model;
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RulesCheck {
-    /// Always `moeplan/rules/1`.
     pub schema: &'static str,
-    /// The file or built-in name.
     pub name: String,
     /// Its own description; a stranger's text.
     pub description: String,
     /// Bytes of all tensors of the model; `None` without one.
     pub model_bytes: Option<Bytes>,
-    /// In order.
     pub rules: Vec<RuleRow>,
     /// What no rule is about; `None` without a model.
     pub unmatched: Option<Count>,
@@ -33,7 +29,6 @@ pub struct RulesCheck {
     pub overrides: Vec<String>,
 }
 
-/// One rule.
 #[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuleRow {
@@ -41,21 +36,15 @@ pub struct RuleRow {
     pub line: u32,
     /// In the file, from 1.
     pub column: u32,
-    /// Which tensors, in words; holds the file's.
     pub tensors: String,
-    /// Where to, in words.
     pub to: String,
-    /// What it is about.
     pub matches: Count,
     /// What it decides: an earlier rule decided the rest.
     pub decides: Count,
-    /// The blocks it decides about: `0-3, 8`.
     pub blocks: String,
-    /// What earlier rules took of it.
     pub shadowed: Vec<Shadow>,
     /// What a rule that fills put where, by buffer type.
     pub filled: BTreeMap<String, Count>,
-    /// What is odd about it.
     pub warnings: Vec<String>,
 }
 
@@ -63,19 +52,14 @@ pub struct RuleRow {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Count {
-    /// How many.
     pub tensors: usize,
-    /// Their bytes.
     pub bytes: Bytes,
 }
 
-/// What one earlier rule took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Shadow {
-    /// The earlier rule's line.
     pub line: u32,
-    /// What it took.
     #[serde(flatten)]
     pub count: Count,
 }
@@ -129,7 +113,6 @@ fn unknown_buffer(rule: &PlacementRule, machine: &Machine) -> Option<String> {
     Some(format!("`{buffer}` is no buffer of this machine, which has {}{meant}", known.join(", ")))
 }
 
-/// The rule in words.
 fn described(rule: &PlacementRule) -> RuleRow {
     let tensors = match &rule.select {
         Select::Pattern(pattern) => format!("/{pattern}/"),
@@ -139,13 +122,13 @@ fn described(rule: &PlacementRule) -> RuleRow {
     let to = match &rule.action {
         Action::Buffer(buffer) => buffer.clone(),
         Action::Fill(fill) => {
-            let amount = |(device, amount): &(String, Amount)| match amount {
-                Amount::UpTo(bytes) => format!("{device} to {bytes}"),
-                Amount::Rest => format!("{device} to its budget"),
+            let amount = |(device, amount): &(String, Option<Bytes>)| match amount {
+                Some(bytes) => format!("{device} to {bytes}"),
+                None => format!("{device} to its budget"),
             };
             let devices: Vec<String> = fill.devices.iter().map(amount).collect();
             let order = if fill.order.is_empty() { String::new() } else { format!(" by {}", fill.order.join(", ")) };
-            let from = if fill.from == From::First { "first" } else { "last" };
+            let from = if fill.from_first { "first" } else { "last" };
             format!("fill {}{order}, {from} blocks before others; then {}", devices.join(", "), fill.then)
         }
     };
@@ -208,7 +191,6 @@ fn nothing(rule: &PlacementRule, model: &Model) -> String {
     )
 }
 
-/// Tensors and bytes of a set.
 fn count(model: &Model, tensors: &BTreeSet<usize>) -> Count {
     let bytes = tensors.iter().filter_map(|at| model.tensors.get(*at)).map(|tensor| tensor.bytes).sum();
     Count { tensors: tensors.len(), bytes }

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Action, Amount, DEVICES, Fill, From, Position, RuleFile, fixed, kind, overrides_of};
+use super::{Action, DEVICES, Fill, PlacementRule, Position, RuleFile, fixed, kind, overrides_of};
 use crate::bytes::Bytes;
 use crate::machine::{Device, Machine};
-use crate::memory::{self, MemoryBreakdown};
+use crate::memory;
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement};
 use crate::plan::solver::{Levers, Strategy};
@@ -15,31 +15,18 @@ use crate::run::{Override, RunConfig};
 /// Why the rules cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The launch cannot be placed.
     #[error(transparent)]
-    Placement(#[from] placement::Error),
-    /// llama.cpp would refuse the launch.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-    /// A device that is not there.
+    Forecast(#[from] memory::Error),
     #[error(
         "the rule at line {}, column {} fills `{name}`, which this machine does not have; known: {known}, or `{DEVICES}` for all",
         position.line, position.column
     )]
-    UnknownDevice {
-        /// Of the rule.
-        position: Position,
-        /// As written.
-        name: String,
-        /// What could be named.
-        known: String,
-    },
+    UnknownDevice { position: Position, name: String, known: String },
 }
 
 /// The rules, carried out for one launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
-    /// What they come to, in order.
     pub overrides: Vec<Override>,
     /// By rule: the tensors that a filling rule put into each buffer; nothing for another rule.
     pub filled: Vec<Assignment>,
@@ -72,19 +59,35 @@ pub fn resolve(
     run: &RunConfig,
 ) -> Result<Resolution, Error> {
     let mut filler = Filler { file, model, machine, margin, run, filled: Vec::new() };
+    let fill_of = |rule: &PlacementRule| match &rule.action {
+        Action::Fill(fill) => Some(fill.clone()),
+        Action::Buffer(_) => None,
+    };
+    let fills: Vec<Option<Fill>> = file.rules.iter().map(fill_of).collect();
     // Until its turn comes, what a rule would fill with is where the rest goes.
-    for at in 0..file.rules.len() {
-        let pending = filler.fill_at(at).map(|fill| vec![(fill.then.clone(), file.rules[at].select.tensors(model))]);
-        filler.filled.push(pending.unwrap_or_default());
+    for (rule, fill) in file.rules.iter().zip(&fills) {
+        filler.filled.push(fill.iter().map(|fill| (fill.then.clone(), rule.select.tensors(model))).collect());
     }
-    for at in 0..file.rules.len() {
-        if let Some(fill) = filler.fill_at(at) {
+    for (at, fill) in fills.iter().enumerate() {
+        if let Some(fill) = fill {
             filler.fill(at, fill)?;
         }
     }
     let filled = filler.filled.clone();
-    filler.drop_what_needs_no_override()?;
-    Ok(Resolution { overrides: filler.overrides(file.rules.len()), filled })
+    // What is on its device without being told is left out: a command is to be read by people.
+    let wanted = filler.place(file.rules.len())?;
+    for at in 0..file.rules.len() {
+        for group in (0..filler.filled[at].len()).rev() {
+            let without = filler.filled[at].remove(group);
+            let buffers = |placement: &Placement| -> Vec<Vec<Buffer>> {
+                placement.copies.iter().map(|copies| copies.iter().map(|copy| copy.buffer).collect()).collect()
+            };
+            if buffers(&filler.place(file.rules.len())?) != buffers(&wanted) {
+                filler.filled[at].insert(group, without);
+            }
+        }
+    }
+    Ok(Resolution { overrides: filler.launch(file.rules.len()).overrides.split_off(run.overrides.len()), filled })
 }
 
 /// Tensors that stay together: a weight with its biases and scales.
@@ -93,11 +96,9 @@ struct Unit {
     tensors: BTreeSet<usize>,
     /// Where it is without a rule; `None` = host.
     device: Option<u16>,
-    /// What is placed first is smallest.
     rank: (usize, i64, usize),
 }
 
-/// The rules while they are carried out.
 struct Filler<'a> {
     file: &'a RuleFile,
     model: &'a Model,
@@ -107,40 +108,25 @@ struct Filler<'a> {
     filled: Vec<Assignment>,
 }
 
-impl<'a> Filler<'a> {
-    /// What a rule fills.
-    fn fill_at(&self, at: usize) -> Option<&'a Fill> {
-        match self.file.rules.get(at).map(|rule| &rule.action) {
-            Some(Action::Fill(fill)) => Some(fill),
-            _ => None,
-        }
-    }
-
-    /// The overrides of the first so many rules, as they stand.
-    fn overrides(&self, rules: usize) -> Vec<Override> {
-        let of = |(rule, assigned): (&super::PlacementRule, &Assignment)| match &rule.action {
-            Action::Buffer(buffer) => fixed(rule, self.model, buffer),
-            Action::Fill(_) => {
-                let to = |(buffer, tensors): &(String, BTreeSet<usize>)| overrides_of(self.model, tensors, buffer);
-                assigned.iter().flat_map(to).collect()
-            }
-        };
-        self.file.rules.iter().zip(&self.filled).take(rules).flat_map(of).collect()
-    }
-
-    /// The launch with the overrides of the first so many rules.
+impl Filler<'_> {
+    /// The launch with the overrides of the first so many rules, as they stand.
     fn launch(&self, rules: usize) -> RunConfig {
         let mut run = self.run.clone();
-        run.overrides.extend(self.overrides(rules));
+        for (rule, assigned) in self.file.rules.iter().zip(&self.filled).take(rules) {
+            if let Action::Buffer(buffer) = &rule.action {
+                run.overrides.extend(fixed(rule, self.model, buffer));
+            }
+            for (buffer, tensors) in assigned {
+                run.overrides.extend(overrides_of(self.model, tensors, buffer));
+            }
+        }
         run
     }
 
-    /// The law's answer to them.
     fn place(&self, rules: usize) -> Result<Placement, Error> {
-        Ok(placement::place(self.model, self.machine, &self.launch(rules))?)
+        Ok(placement::place(self.model, self.machine, &self.launch(rules)).map_err(memory::Error::from)?)
     }
 
-    /// Carries out one filling rule.
     fn fill(&mut self, at: usize, fill: &Fill) -> Result<(), Error> {
         let limits = self.limits(at, fill)?;
         let units = self.units(at, fill)?;
@@ -176,19 +162,14 @@ impl<'a> Filler<'a> {
             let found: Vec<(u16, &Device)> = (0..).zip(&self.machine.devices).filter(|(_, d)| named(d)).collect();
             if found.is_empty() && name != DEVICES {
                 let known: Vec<&str> = self.machine.devices.iter().map(|device| device.name.as_str()).collect();
-                let position = self.file.rules.get(at).map(|rule| rule.position).unwrap_or_default();
+                let position = self.file.rules[at].position;
                 return Err(Error::UnknownDevice { position, name: name.clone(), known: known.join(", ") });
             }
             for (index, device) in found {
-                if limits.iter().any(|(known, _)| *known == index) {
-                    continue;
+                if limits.iter().all(|(known, _)| *known != index) {
+                    let budget = device.total.saturating_sub(self.margin);
+                    limits.push((index, amount.map_or(budget, |most| budget.min(most))));
                 }
-                let budget = device.total.saturating_sub(self.margin);
-                let limit = match amount {
-                    Amount::UpTo(bytes) => budget.min(*bytes),
-                    Amount::Rest => budget,
-                };
-                limits.push((index, limit));
             }
         }
         Ok(limits)
@@ -199,9 +180,7 @@ impl<'a> Filler<'a> {
         let before = self.place(at)?;
         let mut units: BTreeMap<(Option<u32>, String), Unit> = BTreeMap::new();
         for index in self.file.rules[at].select.tensors(self.model) {
-            let (Some(tensor), Some(copies)) = (self.model.tensors.get(index), before.copies.get(index)) else {
-                continue;
-            };
+            let (tensor, copies) = (&self.model.tensors[index], &before.copies[index]);
             if copies.is_empty() || copies.iter().any(|copy| copy.rule.is_some()) {
                 continue;
             }
@@ -209,12 +188,12 @@ impl<'a> Filler<'a> {
             let place_of = |wanted: &String| kind == wanted || kind.split('_').any(|part| part == wanted);
             let order = fill.order.iter().position(place_of).unwrap_or(fill.order.len());
             let block = tensor.block.map_or(0, i64::from);
-            let block = if fill.from == From::First { block } else { -block };
             let device = copies.iter().find_map(|copy| match copy.buffer {
                 Buffer::Device(device) => Some(device),
                 _ => None,
             });
-            let unit = Unit { tensors: BTreeSet::new(), device, rank: (order, block, index) };
+            let rank = (order, if fill.from_first { block } else { -block }, index);
+            let unit = Unit { tensors: BTreeSet::new(), device, rank };
             units.entry((tensor.block, kind.to_string())).or_insert(unit).tensors.insert(index);
         }
         let mut units: Vec<Unit> = units.into_values().collect();
@@ -227,7 +206,7 @@ impl<'a> Filler<'a> {
         let of = |wanted: Option<u16>| -> BTreeSet<usize> {
             units.iter().zip(on).filter(|(_, on)| **on == wanted).flat_map(|(unit, _)| unit.tensors.clone()).collect()
         };
-        let buffer = |device: u16| self.machine.devices.get(usize::from(device)).map(|device| device.buffer.clone());
+        let buffer = |device: u16| self.machine.device(device).map(|device| device.buffer.clone());
         let devices = limits.iter().filter_map(|(device, _)| Some((buffer(*device)?, of(Some(*device)))));
         let rest = std::iter::once((fill.then.clone(), of(None)));
         devices.chain(rest).filter(|(_, tensors)| !tensors.is_empty()).collect()
@@ -235,32 +214,9 @@ impl<'a> Filler<'a> {
 
     /// Whether every device of a rule keeps within its limit, all rules counted.
     fn fits(&self, limits: &[(u16, Bytes)]) -> Result<bool, Error> {
-        let run = self.launch(self.file.rules.len());
-        let placement = placement::place(self.model, self.machine, &run)?;
-        let memory = memory::predict(self.model, self.machine, &run, &placement)?.memory;
-        Ok(limits.iter().all(|(device, limit)| {
-            let device = self.machine.devices.get(usize::from(*device));
-            let row = device.and_then(|device| memory.get(&device.name));
-            row.map_or(Bytes(0), MemoryBreakdown::total) <= *limit
-        }))
-    }
-
-    /// Leaves out what is on its device without being told: a command is to be read by people.
-    fn drop_what_needs_no_override(&mut self) -> Result<(), Error> {
-        let buffers = |placement: Placement| -> Vec<Vec<Buffer>> {
-            placement.copies.iter().map(|copies| copies.iter().map(|copy| copy.buffer).collect()).collect()
-        };
-        let rules = self.file.rules.len();
-        let wanted = buffers(self.place(rules)?);
-        for at in 0..rules {
-            for group in (0..self.filled.get(at).map_or(0, Vec::len)).rev() {
-                let without = self.filled[at].remove(group);
-                if buffers(self.place(rules)?) != wanted {
-                    self.filled[at].insert(group, without);
-                }
-            }
-        }
-        Ok(())
+        let forecast = memory::forecast(self.model, self.machine, &self.launch(self.file.rules.len()))?;
+        let total = |at: u16| self.machine.device(at).map_or(Bytes(0), |device| forecast.total(&device.name));
+        Ok(limits.iter().all(|(device, limit)| total(*device) <= *limit))
     }
 }
 
@@ -308,8 +264,7 @@ mod tests {
     fn totals(model: &Model, machine: &Machine, run: &RunConfig, resolution: &Resolution) -> BTreeMap<String, Bytes> {
         let mut run = run.clone();
         run.overrides.extend(resolution.overrides.iter().cloned());
-        let placement = placement::place(model, machine, &run).unwrap();
-        let memory = memory::predict(model, machine, &run, &placement).unwrap().memory;
+        let memory = memory::forecast(model, machine, &run).unwrap().memory;
         memory.into_iter().map(|(name, row)| (name, row.total())).collect()
     }
 

@@ -35,7 +35,6 @@ pub const PRINTED: Bytes = Bytes(MIB.div_ceil(200));
 /// How far a launch has come, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Stage {
-    /// The program runs.
     #[default]
     Started,
     /// The header of the model was read.
@@ -46,11 +45,9 @@ pub enum Stage {
     Context,
     /// The model is run once on nothing.
     WarmUp,
-    /// It answers.
     Ready,
 }
 
-/// Something that a line told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// Loading came to a new stage.
@@ -85,7 +82,6 @@ pub enum Kind {
 pub struct Buffer {
     /// The buffer's name: `CUDA0`, `CPU_Mapped`, `RPC0[127.0.0.1:50052]`.
     pub name: String,
-    /// What it is for.
     pub kind: Kind,
     /// Its size, known to [`PRINTED`].
     pub size: Bytes,
@@ -108,7 +104,6 @@ struct UsedDevice {
 pub struct LoadLog {
     /// Every buffer, in the log's order.
     pub buffers: Vec<Buffer>,
-    /// How far it came.
     pub stage: Stage,
     /// The address that the server listens on.
     pub listening: Option<String>,
@@ -216,7 +211,6 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// What was read so far.
     pub fn log(&self) -> &LoadLog {
         &self.log
     }
@@ -427,29 +421,19 @@ fn used_device(text: &str) -> Option<UsedDevice> {
     Some(UsedDevice { name: cut(name, MAX_TEXT).to_string(), description: cut(description, MAX_TEXT).to_string() })
 }
 
-/// What a launch asks memory for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// Weights.
     Model,
-    /// KV caches and states.
     Context,
-    /// Buffers of the graphs.
     Compute,
-    /// Rows of logits.
     Output,
 }
 
-/// Why a launch failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// An allocation was refused.
     OutOfMemory {
-        /// Which buffer type, where it was said.
         buffer: Option<String>,
-        /// How much was asked for.
         bytes: Option<Bytes>,
-        /// What for.
         part: Option<Part>,
     },
     /// The model cannot be loaded: missing, cut, of an unknown kind.
@@ -494,7 +478,6 @@ impl Failure {
     }
 }
 
-/// The failure that a line tells of.
 fn failure(text: &str) -> Option<Failure> {
     out_of_memory(text).or_else(|| refusal(text))
 }
@@ -547,7 +530,6 @@ fn out_of_memory(text: &str) -> Option<Failure> {
     None
 }
 
-/// Every other failure.
 fn refusal(text: &str) -> Option<Failure> {
     let kept = |text: &str| cut(text.trim(), MAX_TEXT).to_string();
     if let Some((_, reason)) = text.split_once("error loading model: ") {
@@ -574,20 +556,15 @@ fn refusal(text: &str) -> Option<Failure> {
 /// One phase of a request by the server's own clock.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
-    /// Tokens so far.
     pub tokens: u32,
-    /// Tokens/s.
     pub rate: f64,
 }
 
 /// The request that the log last told a speed of.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Latest {
-    /// Its number, where the line says it.
     task: Option<u32>,
-    /// Reading the prompt.
     pub pp: Option<Pace>,
-    /// Generating.
     pub tg: Option<Pace>,
     /// Whether these are its last figures.
     pub is_over: bool,
@@ -633,7 +610,6 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Slots that work now.
     pub fn running(&self) -> usize {
         self.running.len()
     }

@@ -53,9 +53,16 @@ fn captured_logs_give_memory_by_device() {
 fn table_rows(log: &str) -> Vec<(String, [u64; 3])> {
     let mut rows = Vec::new();
     for line in log.lines() {
-        if line.contains("memory breakdown [MiB]") {
+        let Some(text) = text_of(line) else {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            let terms = |row: &serde_json::Value| ["model", "context", "compute"].map(|key| row[key].as_u64().unwrap());
+            let of_table = record["data"]["rows"].as_array().into_iter().flatten();
+            rows = of_table.map(|row| (row["name"].as_str().unwrap().to_string(), terms(row))).collect();
+            continue;
+        };
+        if text.contains("memory breakdown [MiB]") {
             rows.clear();
-        } else if let Some((_, row)) = line.split_once("memory_breakdown_print: |   - ") {
+        } else if let Some((_, row)) = text.split_once("memory_breakdown_print: |   - ") {
             let (name, numbers) = row.trim_end().trim_end_matches('|').rsplit_once('|').unwrap();
             let is_sign = |c: char| c.is_whitespace() || "=+()".contains(c);
             let numbers: Vec<i64> = numbers.split(is_sign).filter_map(|word| word.parse().ok()).collect();
@@ -63,11 +70,6 @@ fn table_rows(log: &str) -> Vec<(String, [u64; 3])> {
             let at = if numbers.len() == 7 { 3 } else { 1 };
             let terms = [0, 1, 2].map(|term| u64::try_from(numbers[at + term]).unwrap());
             rows.push((name.split_whitespace().next().unwrap().to_string(), terms));
-        } else if line.contains("fit_memory_breakdown") {
-            let record: serde_json::Value = serde_json::from_str(line).unwrap();
-            let terms = |row: &serde_json::Value| ["model", "context", "compute"].map(|key| row[key].as_u64().unwrap());
-            let of_table = record["data"]["rows"].as_array().unwrap().iter();
-            rows = of_table.map(|row| (row["name"].as_str().unwrap().to_string(), terms(row))).collect();
         }
     }
     rows

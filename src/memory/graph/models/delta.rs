@@ -3,15 +3,11 @@
 //! Source: `src/models/qwen3next.cpp`, `qwen35.cpp`, `qwen35moe.cpp`, `qwen4exp.cpp`, llama.cpp b11434.
 
 use super::super::attention::{AttnInputs, Extras, Qkv};
-use super::super::inputs::Embeddings;
-use super::super::recurrent::StateInputs;
-use super::super::tensor::{Id, Op, Unary};
-use super::super::{Builder, Error, Norm};
-use super::plain::{PLAIN, Pick, Spec, feed_forward, finish};
+use super::super::recurrent::{StateInputs, unit_norm};
+use super::super::tensor::Node;
+use super::super::{Builder, Layer};
+use super::plain::{PLAIN, Pick, Spec, stack};
 use super::qwen4exp;
-
-/// The traits that these share with plain decoders.
-const SPEC: Spec = Spec { pick: Pick::AfterNorm, ..PLAIN };
 
 /// The sizes of a delta net's heads.
 #[derive(Clone, Copy)]
@@ -23,170 +19,97 @@ struct Heads {
 }
 
 /// Builds the graph.
-pub(super) fn build(b: &mut Builder<'_>) -> Result<(), Error> {
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let states = b.inp_rs()?;
-    let attn = b.inp_attn()?;
-    let positions = b.inp_pos();
-    let out_ids = b.inp_out_ids();
-    for il in 0..b.n_layer {
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
-        b.graph.expand(x);
-        let x = if b.layer(il)?.is_recr {
-            linear_attention(b, il, x, &states)?
-        } else {
-            gated_attention(b, il, x, &attn, positions)?
-        };
-        let middle = b.graph.add(x, rows);
-        let x = b.norm(il, "post_attention_norm", middle, Norm::Rms)?;
-        let x = feed_forward(b, &SPEC, il, x)?;
-        rows = b.graph.add(x, middle);
-    }
-    finish(b, &SPEC, rows, out_ids)
+pub(super) fn build<'g>(b: &'g Builder<'g>) {
+    let spec = Spec { pick: Pick::AfterNorm, ffn_norm: Some("post_attention_norm"), ..PLAIN };
+    let (rows, states, attn, positions) = (b.tokens(), b.inp_rs(), b.inp_attn(), b.inp_pos());
+    stack(b, &spec, rows, |l, x| {
+        x.expand();
+        if l.hp.is_recr { linear_attention(l, x, &states) } else { gated_attention(l, x, &attn, positions) }
+    });
 }
 
 /// Attention whose query projection holds a gate for each head behind its query.
-pub(super) fn gated_attention(
-    b: &mut Builder<'_>,
-    il: u32,
-    x: Id,
-    attn: &AttnInputs,
-    positions: Id,
-) -> Result<Id, Error> {
-    let layer = b.layer(il)?;
-    let (head, n_head, n_kv) = (u64::from(layer.n_embd_head_v), u64::from(layer.n_head), u64::from(layer.n_head_kv));
-    let n_tokens = b.n_tokens;
-    let [both, k, v] = if b.plan.model.architecture == "qwen4exp" {
+pub(super) fn gated_attention<'g>(l: Layer<'g>, x: Node<'g>, attn: &AttnInputs<'g>, positions: Node<'g>) -> Node<'g> {
+    let (head, n_head, n_kv, n_tokens) = (l.head_v, l.n_head, l.n_kv, l.n_tokens);
+    let [both, k, v] = if l.arch.name == "qwen4exp" {
         // It has biases there that it does not add.
-        [b.mm(il, "attn_q", x)?, b.mm(il, "attn_k", x)?, b.mm(il, "attn_v", x)?]
+        ["attn_q", "attn_k", "attn_v"].map(|name| l.mm(name, x))
     } else {
-        b.qkv_rows(il, x, (2 * head * n_head, head * n_kv, head * n_kv))?
+        l.qkv_rows(x, [2 * head * n_head, head * n_kv, head * n_kv])
     };
-    let strides = [8 * head, 8 * head * n_head];
-    let q = b.graph.view(both, &[head, n_head, n_tokens], &strides, 0);
-    let q = b.norm(il, "attn_q_norm", q, Norm::Rms)?;
-    let k = b.graph.reshape(k, &[head, n_kv, n_tokens]);
-    let k = b.norm(il, "attn_k_norm", k, Norm::Rms)?;
-    let gate = b.graph.view(both, &[head, n_head, n_tokens], &strides, 4 * head);
-    let gate = b.graph.cont_nd(gate, &[head * n_head, n_tokens]);
-    let v = b.graph.reshape(v, &[head, n_kv, n_tokens]);
-    let mut qkv = Qkv { q, k, v };
-    b.rope_qk(&mut qkv, positions, None);
-    let rows = b.attn(il, attn, qkv, Extras::default())?;
-    let gate = b.graph.unary(Unary::Sigmoid, gate);
-    let rows = b.graph.mul(rows, gate);
-    b.mm(il, "attn_output", rows)
+    let half = |at| both.split(head, n_head, 2 * head, at);
+    let k = l.norm("attn_k_norm", k.reshape(&[head, n_kv, n_tokens]));
+    let mut qkv = Qkv { q: l.norm("attn_q_norm", half(0)), k, v: v.reshape(&[head, n_kv, n_tokens]) };
+    l.rope_qk(&mut qkv, positions, None);
+    let gate = half(head).cont_nd(&[head * n_head, n_tokens]).sigmoid();
+    l.mm("attn_output", l.attn(attn, qkv, Extras::default()) * gate)
 }
 
 /// The delta net of a layer.
-pub(super) fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs) -> Result<Id, Error> {
-    let n_v = b.hparam("ssm.time_step_rank")?;
-    let v_dim = b.hparam("ssm.inner_size")? / n_v;
-    let heads = Heads { k_dim: b.hparam("ssm.state_size")?, n_k: b.hparam("ssm.group_count")?, v_dim, n_v };
-    let batch = b.plan.batch;
-    let (n_tokens, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
-    let (mixed, z) = project(b, il, x, heads)?;
-    let (beta, gate) = gates(b, il, x, heads)?;
-    let (conv_states, ssm_states) = (b.conv_states(il)?, b.ssm_states(il)?);
-    let kernel = b.weight(il, "ssm_conv1d.weight")?;
-    let channels = v_dim * n_v + 2 * heads.n_k * heads.k_dim;
-    let size = b.ne(kernel, 0);
-    let is_exp = b.plan.model.architecture == "qwen4exp";
+pub(super) fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInputs<'g>) -> Node<'g> {
+    let n_v = l.hparam("ssm.time_step_rank");
+    let v_dim = l.hparam("ssm.inner_size") / n_v;
+    let (k_dim, n_k) = (l.hparam("ssm.state_size"), l.hparam("ssm.group_count"));
+    let heads = Heads { k_dim, n_k, v_dim, n_v };
+    let (n_tokens, n_seqs, is_exp) = (l.n_seq_tokens, l.n_seqs, l.arch.name == "qwen4exp");
+    let (mixed, z) = project(l, x, heads);
+    let (beta, gate) = gates(l, x, heads);
+    let (conv_states, ssm_states, kernel) = (l.conv_states(), l.ssm_states(), l.weight("ssm_conv1d"));
+    let channels = v_dim * n_v + 2 * n_k * k_dim;
     let input = if is_exp {
-        qwen4exp::conv_input(b, inputs, conv_states, mixed, (size - 1, channels))
+        qwen4exp::conv_input(l.b, inputs, conv_states, mixed, [kernel.ne(0) - 1, channels])
     } else {
-        b.conv_input(inputs, conv_states, mixed, size, channels)
+        l.conv_input(inputs, conv_states, mixed, [kernel.ne(0), channels])
     };
-    let state = b.read_states(inputs, ssm_states);
-    let state = b.graph.reshape(state, &[v_dim, v_dim, n_v, n_seqs]);
-    let conv = b.ssm_conv(input, kernel);
-    let conv = b.graph.unary(Unary::Silu, conv);
-    let row = 4 * channels;
-    let part = |b: &mut Builder<'_>, dim: u64, n: u64, offset: u64| {
-        b.graph.view(conv, &[dim, n, n_tokens, n_seqs], &[4 * dim, row, row * n_tokens], 4 * offset)
-    };
-    let q = part(b, heads.k_dim, heads.n_k, 0);
-    let k = part(b, heads.k_dim, heads.n_k, heads.k_dim * heads.n_k);
-    let v = part(b, v_dim, n_v, 2 * heads.k_dim * heads.n_k);
-    let mut q = b.unit_norm(q);
-    let mut k = b.unit_norm(k);
-    if heads.n_k != n_v && b.plan.model.architecture == "qwen3next" {
-        q = repeat_heads(b, q, heads);
-        k = repeat_heads(b, k, heads);
-    }
-    let output = b.delta_net([q, k, v, gate, beta, state], ssm_states);
-    let z = b.graph.reshape(z, &[v_dim, n_v, n_tokens, n_seqs]);
-    let normed = b.norm(il, "ssm_norm", output, Norm::Rms)?;
-    let z = b.graph.unary(if is_exp { Unary::Sigmoid } else { Unary::Silu }, z);
-    let rows = b.graph.mul(normed, z);
-    let rows = b.graph.reshape(rows, &[v_dim * n_v, n_tokens, n_seqs]);
-    let rows = b.mm(il, "ssm_out", rows)?;
-    Ok(b.graph.reshape(rows, &[b.n_embd, n_tokens * n_seqs]))
-}
-
-/// Each key head as often as there are value heads to it.
-fn repeat_heads(b: &mut Builder<'_>, x: Id, heads: Heads) -> Id {
-    let batch = b.plan.batch;
-    let n = batch.n_tokens;
-    let apart = b.graph.reshape(x, &[heads.k_dim, 1, heads.n_k, n]);
-    let repeated = b.graph.repeat(apart, &[heads.k_dim, heads.n_v / heads.n_k, heads.n_k, n]);
-    b.graph.reshape(repeated, &[heads.k_dim, heads.n_v, batch.n_seq_tokens(), batch.n_seqs])
+    let state = l.read_states(inputs, ssm_states).reshape(&[v_dim, v_dim, n_v, n_seqs]);
+    let conv = l.ssm_conv(input, kernel).silu();
+    let part = |dim, n, at| conv.split(dim, n, dim, at);
+    let (q, k) = (part(k_dim, n_k, 0), part(k_dim, n_k, k_dim * n_k));
+    let v = part(v_dim, n_v, 2 * k_dim * n_k);
+    // Each key head as often as there are value heads to it.
+    let repeats = n_k != n_v && l.arch.name == "qwen3next";
+    let [q, k] = [q, k].map(|x| {
+        let x = unit_norm(x);
+        if !repeats {
+            return x;
+        }
+        let apart = x.reshape(&[k_dim, 1, n_k, l.n_tokens]);
+        apart.repeat(&[k_dim, n_v / n_k, n_k, l.n_tokens]).reshape(&[k_dim, n_v, n_tokens, n_seqs])
+    });
+    let (output, new_state) = l.delta_rule([q, k, v, gate, beta, state]);
+    l.write_states(new_state, ssm_states);
+    let z = z.reshape(&[v_dim, n_v, n_tokens, n_seqs]);
+    let rows = l.norm("ssm_norm", output) * if is_exp { z.sigmoid() } else { z.silu() };
+    let rows = l.mm("ssm_out", rows.reshape(&[v_dim * n_v, n_tokens, n_seqs]));
+    rows.reshape(&[l.n_embd, n_tokens * n_seqs])
 }
 
 /// Queries, keys and values in one, and the output's gate (`build_qkvz`).
-fn project(b: &mut Builder<'_>, il: u32, x: Id, heads: Heads) -> Result<(Id, Id), Error> {
-    let batch = b.plan.batch;
-    let (n_tokens, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
-    if b.weights.has(il, "attn_qkv.weight") {
-        let mixed = b.mm(il, "attn_qkv", x)?;
-        let mixed = b.by_sequence(mixed);
-        let z = b.mm(il, "attn_gate", x)?;
-        return Ok((mixed, z));
+fn project<'g>(l: Layer<'g>, x: Node<'g>, heads: Heads) -> (Node<'g>, Node<'g>) {
+    if l.has("attn_qkv") {
+        return (l.by_sequence(l.mm("attn_qkv", x)), l.mm("attn_gate", x));
     }
-    let group = heads.v_dim * heads.n_v / heads.n_k;
-    let all = b.mm(il, "ssm_in", x)?;
-    let all = b.graph.reshape(all, &[2 * heads.k_dim + 2 * group, heads.n_k, n_tokens, n_seqs]);
-    let nb = b.graph.tensor(all).nb;
-    let part = |b: &mut Builder<'_>, width: u64, offset: u64| {
-        b.graph.view(all, &[width, heads.n_k, n_tokens, n_seqs], &nb[1..], 4 * offset)
-    };
-    let q = part(b, heads.k_dim, 0);
-    let k = part(b, heads.k_dim, heads.k_dim);
-    let v = part(b, group, 2 * heads.k_dim);
-    let z = part(b, group, 2 * heads.k_dim + group);
-    let z = b.graph.cont(z);
-    let [q, k, v] = [(q, heads.k_dim * heads.n_k), (k, heads.k_dim * heads.n_k), (v, heads.v_dim * heads.n_v)]
-        .map(|(part, width)| b.graph.cont_nd(part, &[width, n_tokens, n_seqs]));
-    let mixed = b.graph.concat(q, k, 0);
-    Ok((b.graph.concat(mixed, v, 0), z))
+    let Heads { k_dim, n_k, v_dim, n_v } = heads;
+    let (n_tokens, n_seqs, group) = (l.n_seq_tokens, l.n_seqs, v_dim * n_v / n_k);
+    let all = l.mm("ssm_in", x).reshape(&[2 * k_dim + 2 * group, n_k, n_tokens, n_seqs]);
+    let rows = |width, at, all_heads| all.cols(width, at).cont_nd(&[all_heads, n_tokens, n_seqs]);
+    let (q, k) = (rows(k_dim, 0, k_dim * n_k), rows(k_dim, k_dim, k_dim * n_k));
+    let v = rows(group, 2 * k_dim, v_dim * n_v);
+    (q.concat(k, 0).concat(v, 0), all.cols(group, 2 * k_dim + group).cont())
 }
 
 /// How much of the state is replaced, and how much decays.
-fn gates(b: &mut Builder<'_>, il: u32, x: Id, heads: Heads) -> Result<(Id, Id), Error> {
-    let batch = b.plan.batch;
-    let (n_tokens, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
-    let by_head = [1, heads.n_v, n_tokens, n_seqs];
-    let (beta, alpha) = if b.weights.has(il, "ssm_ba.weight") {
-        let both = b.mm(il, "ssm_ba", x)?;
-        let each = heads.n_v / heads.n_k;
-        let both = b.graph.reshape(both, &[2 * each, heads.n_k, n_tokens, n_seqs]);
-        let nb = b.graph.tensor(both).nb;
-        let beta = b.graph.view(both, &[each, heads.n_k, n_tokens, n_seqs], &nb[1..], 0);
-        let alpha = b.graph.view(both, &[each, heads.n_k, n_tokens, n_seqs], &nb[1..], 4 * each);
-        let beta = b.graph.cont(beta);
-        let beta = b.graph.unary(Unary::Sigmoid, beta);
-        (b.graph.reshape(beta, &by_head), b.graph.cont_nd(alpha, &[heads.n_v, n_tokens, n_seqs]))
+fn gates<'g>(l: Layer<'g>, x: Node<'g>, heads: Heads) -> (Node<'g>, Node<'g>) {
+    let (n_tokens, n_seqs, n_v) = (l.n_seq_tokens, l.n_seqs, heads.n_v);
+    let (by_head, by_token) = ([1, n_v, n_tokens, n_seqs], [n_v, n_tokens, n_seqs]);
+    let (beta, alpha) = if l.has("ssm_ba") {
+        let each = n_v / heads.n_k;
+        let both = l.mm("ssm_ba", x).reshape(&[2 * each, heads.n_k, n_tokens, n_seqs]);
+        (both.cols(each, 0).cont().sigmoid().reshape(&by_head), both.cols(each, each).cont_nd(&by_token))
     } else {
-        let beta = b.mm(il, "ssm_beta", x)?;
-        let beta = b.graph.reshape(beta, &by_head);
-        let beta = b.graph.unary(Unary::Sigmoid, beta);
-        let alpha = b.mm(il, "ssm_alpha", x)?;
-        (beta, b.graph.reshape(alpha, &[heads.n_v, n_tokens, n_seqs]))
+        let beta = l.mm("ssm_beta", x).reshape(&by_head).sigmoid();
+        (beta, l.mm("ssm_alpha", x).reshape(&by_token))
     };
-    let bias = b.weight(il, "ssm_dt.bias")?;
-    let alpha = b.graph.add(alpha, bias);
-    let alpha = b.graph.unary(Unary::Softplus, alpha);
-    let decay = b.weight(il, "ssm_a")?;
-    let gate = b.graph.like(Op::Mul, &[alpha, decay]);
-    Ok((beta, b.graph.reshape(gate, &by_head)))
+    let alpha = (alpha + l.need("ssm_dt", "bias")).softplus();
+    (beta, (alpha * l.need("ssm_a", "")).reshape(&by_head))
 }

@@ -1,147 +1,165 @@
 //! Layers joined by several residual streams (hyper-connections).
 //!
-//! Source: `src/models/hy-v4.cpp`, llama.cpp b11434.
+//! Source: `src/models/hy-v4.cpp`, `deepseek4.cpp`, llama.cpp b11434.
 
-use super::super::inputs::Embeddings;
-use super::super::tensor::{Graph, Id, Unary};
-use super::super::{Builder, Error, Norm};
+use super::super::tensor::{Held, Node};
+use super::super::{Builder, Layer};
 use super::dsa;
-use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
+use super::mla::SPEC;
+use super::plain::{feed_forward, finish};
 use crate::gguf::ggml_type::f32;
-
-/// The traits shared with plain decoders.
-const SPEC: Spec = Spec { gating_stated: true, norm_w: NormW::Stated, ..PLAIN };
+use crate::placement::Buffer;
 
 /// hy_v4: sparse attention, if it has an indexer, between hyper-connections.
-pub(super) fn hy_v4(b: &mut Builder<'_>) -> Result<(), Error> {
-    let n_streams = b.hparam("hyper_connection.count")?;
-    let rows = b.inp_embd(Embeddings::default())?;
-    let inputs = dsa::Inputs::new(b)?;
-    let out_ids = b.inp_out_ids();
-    let (n_embd, n_tokens) = (b.n_embd, b.n_tokens);
-    let rows = b.graph.reshape(rows, &[n_embd, 1, n_tokens]);
-    let mut streams = b.graph.repeat(rows, &[n_embd, n_streams, n_tokens]);
-    let mut chosen = None;
-    for il in 0..b.n_layer {
-        let (x, post) = b.read_streams(il, "hc_attn", streams)?;
-        let x = b.norm(il, "attn_norm", x, Norm::Rms)?;
-        let x = dsa::attention(b, il, x, &inputs, &mut chosen)?;
-        streams = b.write_streams(x, streams, post);
-        let (x, post) = b.read_streams(il, "hc_ffn", streams)?;
-        let x = b.norm(il, "ffn_norm", x, Norm::Rms)?;
-        let x = feed_forward(b, &SPEC, il, x)?;
-        streams = b.write_streams(x, streams, post);
+pub(super) fn hy_v4<'g>(b: &'g Builder<'g>) {
+    let (rows, inputs, out_ids) = (b.tokens(), dsa::Inputs::new(b), b.inp_out_ids());
+    let (mut streams, mut chosen) = (b.streams(rows), None);
+    for l in b.layers() {
+        let (x, post) = read_streams(l, "hc_attn", streams);
+        let x = dsa::attention(l, l.norm("attn_norm", x), &inputs, &mut chosen);
+        streams = write_streams(x, streams, post);
+        let (x, post) = read_streams(l, "hc_ffn", streams);
+        streams = write_streams(feed_forward(l, &SPEC, l.norm("ffn_norm", x)), streams, post);
     }
-    let flat = b.graph.reshape(streams, &[n_embd * n_streams, n_tokens]);
-    let flat = b.graph.get_rows(flat, out_ids);
-    let n_outputs = b.plan.batch.n_outputs;
-    let streams = b.graph.reshape(flat, &[n_embd, n_streams, n_outputs]);
-    let rows = b.head(streams)?;
-    finish(b, &SPEC, rows, out_ids)
+    let streams = b.output_streams(streams, out_ids);
+    finish(b, &SPEC, reduce(streams, b.head_weights(streams)), out_ids);
 }
 
 /// What the streams of a layer's input say, and what it is made from.
-#[derive(Clone, Copy)]
-pub(super) struct Mixes {
-    pub(super) rows: Id,
-    pub(super) scale: Id,
-    pub(super) base: Id,
+struct Mixes<'g> {
+    rows: Node<'g>,
+    scale: Node<'g>,
+    base: Node<'g>,
     /// How much the layer takes of each stream.
-    pub(super) pre: Id,
+    pre: Node<'g>,
     /// How much each stream takes of the layer.
-    pub(super) post: Id,
+    post: Node<'g>,
 }
 
-impl Builder<'_> {
-    /// What the streams say about themselves: one row of `weight` times all of a token's streams, normed.
-    fn mix(&mut self, weight: Id, streams: Id) -> Id {
-        let ne = self.graph.tensor(streams).ne;
-        let flat = self.graph.reshape(streams, &[ne[0] * ne[1], ne[2]]);
-        let flat = self.rms(flat);
-        self.graph.mul_mat(weight, flat)
+/// The layer's input, and how much each stream takes of its output (`build_hc_pre`).
+fn read_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, Node<'g>) {
+    let Mixes { pre, post, .. } = l.mixes(name, streams);
+    (reduce(streams, pre), post.scale())
+}
+
+/// What the streams say about themselves: one row of `weight` times all of a token's streams, normed.
+fn mix<'g>(weight: Node<'g>, streams: Node<'g>) -> Node<'g> {
+    let ne = streams.shape();
+    weight.mm(streams.reshape(&[ne[0] * ne[1], ne[2]]).rms())
+}
+
+/// One residual stream.
+pub(super) fn stream(streams: Node<'_>, i: u64) -> Node<'_> {
+    let t = streams.tensor();
+    streams.view(&[t.ne[0], t.ne[2]], &[t.nb[2]], i * t.nb[1])
+}
+
+/// `make` of each number below `n` joined by `join`.
+pub(super) fn joined<'g>(
+    n: u64,
+    make: impl FnMut(u64) -> Node<'g>,
+    join: impl FnMut(Node<'g>, Node<'g>) -> Node<'g>,
+) -> Node<'g> {
+    (0..n).map(make).reduce(join).expect("one at least")
+}
+
+/// The sum of the streams by weight, step by step.
+pub(super) fn weigh_streams<'g>(streams: Node<'g>, by: Node<'g>) -> Node<'g> {
+    let weight = |i| by.view(&[1, streams.ne(2)], &[by.nb(1)], 4 * i);
+    joined(streams.ne(1), |i| stream(streams, i) * weight(i), |sum, part| sum + part)
+}
+
+/// The same in F32 (`hy_v4_hc_reduce`).
+fn reduce<'g>(streams: Node<'g>, by: Node<'g>) -> Node<'g> {
+    weigh_streams(streams.cast(f32()), by).cast(f32())
+}
+
+/// The streams after a layer's output (`build_hc_post`).
+fn write_streams<'g>(x: Node<'g>, streams: Node<'g>, post: Node<'g>) -> Node<'g> {
+    let [x, post, streams] = [x, post, streams].map(|node| node.cast(f32()));
+    let [width, n_streams, n_tokens, _] = streams.shape();
+    let written = |i| {
+        let taken = x * post.view(&[1, n_tokens], &[post.nb(1)], 4 * i);
+        (stream(streams, i) + taken).reshape(&[width, 1, n_tokens])
+    };
+    joined(n_streams, written, |streams, stream| streams.concat(stream, 1)).cast(f32())
+}
+
+impl<'g> Builder<'g> {
+    /// As many streams of `rows` as the model has.
+    pub(super) fn streams(&self, rows: Node<'g>) -> Node<'g> {
+        let (n_embd, n_tokens) = (self.n_embd, self.n_tokens);
+        rows.reshape(&[n_embd, 1, n_tokens]).repeat(&[n_embd, self.hparam("hyper_connection.count"), n_tokens])
     }
 
-    /// The layer's input, and how much each stream takes of its output (`build_hc_pre`).
-    fn read_streams(&mut self, il: u32, name: &str, streams: Id) -> Result<(Id, Id), Error> {
-        let Mixes { pre, post, .. } = self.mixes(il, name, streams)?;
-        let post = self.graph.scale(post);
-        Ok((self.reduce(streams, pre), post))
+    /// The streams of the tokens that are put out.
+    pub(super) fn output_streams(&self, streams: Node<'g>, out_ids: Node<'g>) -> Node<'g> {
+        let ne = streams.shape();
+        let flat = streams.reshape(&[ne[0] * ne[1], ne[2]]).get_rows(out_ids);
+        flat.reshape(&[ne[0], ne[1], self.plan.batch.n_outputs])
     }
 
+    /// How much each stream counts at the end (`build_hc_head`).
+    pub(super) fn head_weights(&self, streams: Node<'g>) -> Node<'g> {
+        let mixes = mix(self.global("output_hc_fn"), streams);
+        (mixes * self.global("output_hc_scale") + self.global("output_hc_base")).sigmoid().scale()
+    }
+
+    /// Whether each layer's streams are combined in one operation: not where a weight of it lies away from its layer,
+    /// unless the probe has rows enough for that to be undone (`resolve_fused_ops`, `GGML_OP_OFFLOAD_MIN_BATCH`).
+    pub(super) fn fuses_combinations(&'g self) -> bool {
+        let n_streams = self.hparam("hyper_connection.count");
+        let is_offloaded = n_streams * u64::from(self.plan.numbers.n_seq_max) >= 32;
+        self.layers().all(|l| {
+            let home = self.home(l.il);
+            ["hc_attn_scale", "hc_ffn_scale"].map(|name| l.weight(name)).iter().all(|weight| {
+                match weight.tensor().held {
+                    Held::Weight(Buffer::Device(device)) => home == Some(device),
+                    _ => home.is_none() || is_offloaded,
+                }
+            })
+        })
+    }
+}
+
+impl<'g> Layer<'g> {
     /// How much a layer takes of each stream and gives to each.
-    pub(super) fn mixes(&mut self, il: u32, name: &str, streams: Id) -> Result<Mixes, Error> {
-        let weight = self.weight(il, &format!("{name}_fn.weight"))?;
-        let mixes = self.mix(weight, streams);
-        let scale = self.weight(il, &format!("{name}_scale.weight"))?;
-        let base = self.weight(il, &format!("{name}_base.weight"))?;
-        let (n_streams, n_tokens, stride) = (self.ne(streams, 1), self.ne(streams, 2), self.nb(mixes, 1));
-        let [pre, post] = [0, 1].map(|i: u64| {
-            let part = self.graph.view(mixes, &[n_streams, n_tokens], &[stride], 4 * i * n_streams);
-            let scale = self.graph.view(scale, &[1], &[], 4 * i);
-            let base = self.graph.view(base, &[n_streams], &[], 4 * i * n_streams);
-            let part = self.graph.mul(part, scale);
-            let part = self.graph.add(part, base);
-            let part = self.graph.unary(Unary::Sigmoid, part);
-            self.graph.scale(part)
+    fn mixes(self, name: &str, streams: Node<'g>) -> Mixes<'g> {
+        let weight = |part: &str| self.weight(&format!("{name}_{part}"));
+        let (scale, base) = (weight("scale"), weight("base"));
+        let rows = mix(weight("fn"), streams);
+        let n = streams.ne(1);
+        let [pre, post] = [0, 1].map(|i| {
+            let scaled = rows.cols(n, i * n) * scale.view(&[1], &[], 4 * i);
+            (scaled + base.view(&[n], &[], 4 * i * n)).sigmoid().scale()
         });
-        Ok(Mixes { rows: mixes, scale, base, pre, post })
+        Mixes { rows, scale, base, pre, post }
     }
 
-    /// The sum of the streams by weight (`hy_v4_hc_reduce`).
-    fn reduce(&mut self, streams: Id, by: Id) -> Id {
-        let streams = self.graph.cast(streams, f32());
-        let t = *self.graph.tensor(streams);
-        let stride = self.nb(by, 1);
-        let weighed = |graph: &mut Graph, i: u64| {
-            let stream = graph.view(streams, &[t.ne[0], t.ne[2]], &[t.nb[2]], i * t.nb[1]);
-            let weight = graph.view(by, &[1, t.ne[2]], &[stride], 4 * i);
-            graph.mul(stream, weight)
+    /// The layer's input, how much each stream takes of its output, and how streams mix (`build_hc_pre`).
+    pub(super) fn read_mixed(self, name: &str, streams: Node<'g>, is_fused: bool) -> [Node<'g>; 3] {
+        let mixes = self.mixes(name, streams);
+        let comb = if is_fused {
+            mixes.rows.hc_comb(mixes.scale, mixes.base)
+        } else {
+            self.combination(&mixes, streams.ne(1))
         };
-        let mut sum = weighed(&mut self.graph, 0);
-        for i in 1..t.ne[1] {
-            let part = weighed(&mut self.graph, i);
-            sum = self.graph.add(sum, part);
+        [streams.hc_pre(mixes.pre), mixes.post, comb]
+    }
+
+    /// How streams mix, step by step (`build_hc_sinkhorn`).
+    fn combination(self, mixes: &Mixes<'g>, n: u64) -> Node<'g> {
+        let part = mixes.rows.cols(n * n, 2 * n) * mixes.scale.view(&[1], &[], 8);
+        let part = part + mixes.base.view(&[n * n], &[], 8 * n);
+        let eps = self.draft.filled(f32(), &[1]);
+        let mut comb = part.reshape(&[n, n, mixes.rows.ne(1)]).soft_max() + eps;
+        for i in 0..self.hparam("hyper_connection.sinkhorn_iterations") {
+            if i > 0 {
+                comb = comb / (comb.sum_rows() + eps);
+            }
+            let columns = comb.permute([1, 0, 2, 3]).cont().sum_rows() + eps;
+            comb = comb / columns.permute([1, 0, 2, 3]);
         }
-        self.graph.cast(sum, f32())
-    }
-
-    /// The streams after a layer's output (`build_hc_post`).
-    fn write_streams(&mut self, x: Id, streams: Id, post: Id) -> Id {
-        let x = self.graph.cast(x, f32());
-        let post = self.graph.cast(post, f32());
-        let streams = self.graph.cast(streams, f32());
-        let t = *self.graph.tensor(streams);
-        let stride = self.nb(post, 1);
-        let written = |graph: &mut Graph, i: u64| {
-            let stream = graph.view(streams, &[t.ne[0], t.ne[2]], &[t.nb[2]], i * t.nb[1]);
-            let weight = graph.view(post, &[1, t.ne[2]], &[stride], 4 * i);
-            let taken = graph.mul(x, weight);
-            let stream = graph.add(stream, taken);
-            graph.reshape(stream, &[t.ne[0], 1, t.ne[2]])
-        };
-        let mut joined = written(&mut self.graph, 0);
-        for i in 1..t.ne[1] {
-            let stream = written(&mut self.graph, i);
-            joined = self.graph.concat(joined, stream, 1);
-        }
-        self.graph.cast(joined, f32())
-    }
-
-    /// One row a token of its streams (`build_hc_head`).
-    fn head(&mut self, streams: Id) -> Result<Id, Error> {
-        let pre = self.head_weights(streams)?;
-        Ok(self.reduce(streams, pre))
-    }
-
-    /// How much each stream counts at the end.
-    pub(super) fn head_weights(&mut self, streams: Id) -> Result<Id, Error> {
-        let weight = self.global("output_hc_fn.weight")?;
-        let mixes = self.mix(weight, streams);
-        let scale = self.global("output_hc_scale.weight")?;
-        let base = self.global("output_hc_base.weight")?;
-        let pre = self.graph.mul(mixes, scale);
-        let pre = self.graph.add(pre, base);
-        let pre = self.graph.unary(Unary::Sigmoid, pre);
-        Ok(self.graph.scale(pre))
+        comb
     }
 }

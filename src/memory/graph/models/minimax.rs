@@ -5,315 +5,200 @@
 use super::super::attention::{Extras, Qkv};
 use super::super::cache::CacheInputs;
 use super::super::ffn::{Act, Moe};
-use super::super::inputs::Embeddings;
+use super::super::ops::HEADS;
 use super::super::recurrent::StateInputs;
-use super::super::tensor::{Id, Op, Unary};
-use super::super::{Builder, Error, Norm};
-use super::plain::{NormW, PLAIN, Spec, feed_forward, finish};
+use super::super::tensor::{Node, Op};
+use super::super::{Builder, Layer, Norm};
+use super::hyper::joined;
+use super::plain::{NormW, PLAIN, Spec, finish, stack};
 use crate::gguf::ggml_type::{f16, f32, i32};
 use crate::memory::caches::CacheKind;
 
 /// Decays of linear attention, by head and distance.
 #[derive(Clone, Copy)]
-struct Decays {
-    slopes: Id,
-    q: Id,
-    k: Id,
-    diagonal: Id,
+struct Decays<'g> {
+    slopes: Node<'g>,
+    q: Node<'g>,
+    k: Node<'g>,
+    diagonal: Node<'g>,
 }
 
-/// minimax-01.
-pub(super) fn minimax_01(b: &mut Builder<'_>) -> Result<(), Error> {
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let states = b.inp_rs()?;
-    let attn = b.inp_attn()?;
-    let positions = b.inp_pos();
-    let out_ids = b.inp_out_ids();
-    let batch = b.plan.batch;
-    let (n, n_seqs, n_head) = (batch.n_seq_tokens(), batch.n_seqs, u64::from(b.layer(0)?.n_head));
+pub(super) fn minimax_01<'g>(b: &'g Builder<'g>) {
+    let (mut rows, states, attn, positions, out_ids) =
+        (b.tokens(), b.inp_rs(), b.inp_attn(), b.inp_pos(), b.inp_out_ids());
+    let (n, n_seqs, n_head) = (b.n_seq_tokens, b.n_seqs, b.layer(0).n_head);
     let decays = Decays {
-        slopes: b.graph.input(f32(), &[n_head]),
-        q: b.graph.input(f32(), &[1, n_head, n, n_seqs]),
-        k: b.graph.input(f32(), &[1, n_head, n, n_seqs]),
-        diagonal: b.graph.input(f32(), &[n, n, n_head, n_seqs]),
+        slopes: b.draft.input(f32(), &[n_head]),
+        q: b.draft.input(f32(), &[1, n_head, n, n_seqs]),
+        k: b.draft.input(f32(), &[1, n_head, n, n_seqs]),
+        diagonal: b.draft.input(f32(), &[n, n, n_head, n_seqs]),
     };
-    for il in 0..b.n_layer {
-        let mut residual = b.norm(il, "attn_norm", rows, Norm::Rms)?;
-        let mut x = if b.layer(il)?.is_recr {
-            linear_attention(b, il, residual, &states, decays)?
+    for l in b.layers() {
+        let normed = l.norm("attn_norm", rows);
+        let x = if l.hp.is_recr {
+            linear_attention(l, normed, &states, decays)
         } else {
-            let mut qkv = b.qkv(il, residual)?;
-            b.rope_qk(&mut qkv, positions, None);
-            b.attn_out(il, &attn, qkv, Extras::default())?
+            let mut qkv = l.qkv(normed);
+            l.rope_qk(&mut qkv, positions, None);
+            l.attn_out(&attn, qkv)
         };
-        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
-        let residual = b.graph.scale(residual);
-        let x = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", x, Norm::Rms)?;
-        let scaled = b.expert_weights_scaled();
-        let routed = b.moe(il, x, &Moe { scaled, ..Moe::default() })?;
-        let residual = b.graph.scale(x);
-        rows = b.graph.add(routed, residual);
+        let [x, residual] = l.only_outputs(out_ids, [x, normed]);
+        let x = l.norm("ffn_norm", x + residual.scale());
+        let moe = Moe { scaled: b.expert_weights_scaled(), ..Moe::default() };
+        rows = l.moe(x, &moe) + x.scale();
     }
-    finish(b, &PLAIN, rows, out_ids)
+    finish(b, &PLAIN, rows, out_ids);
 }
 
-fn linear_attention(b: &mut Builder<'_>, il: u32, x: Id, inputs: &StateInputs, decays: Decays) -> Result<Id, Error> {
-    let batch = b.plan.batch;
-    let (n, n_seqs) = (batch.n_seq_tokens(), batch.n_seqs);
-    let layer = b.layer(il)?;
-    let (head, n_head) = (u64::from(layer.n_embd_head_v), u64::from(layer.n_head));
-    let (conv_states, states) = (b.conv_states(il)?, b.ssm_states(il)?);
-    b.read_states(inputs, conv_states);
-    let slopes = b.graph.scale(decays.slopes);
-    let x = b.graph.reshape(x, &[b.n_embd, n, 1, n_seqs]);
-    let all = b.mm(il, "attn_qkv", x)?;
-    let all = b.graph.unary(Unary::Silu, all);
-    let all = b.graph.reshape(all, &[3 * head, n_head, n, n_seqs]);
-    let nb = b.graph.tensor(all).nb;
-    let [q, k, v] = [0, 1, 2].map(|i| b.graph.view(all, &[head, n_head, n, n_seqs], &nb[1..], 4 * i * head));
-    let state = b.read_states(inputs, states);
-    let old = b.graph.reshape(state, &[head, head, n_head, n_seqs]);
-    let mut decay = |id: Id| {
-        let scaled = b.graph.scale(id);
-        b.graph.unary(Unary::Exp, scaled)
-    };
-    let (q_decay, k_decay, diagonal) = (decay(decays.q), decay(decays.k), decay(decays.diagonal));
-    let scaled_q = b.graph.mul(q, q_decay);
-    let scaled_q = b.graph.permute(scaled_q, [0, 2, 1, 3]);
-    let from_state = b.graph.mul_mat(old, scaled_q);
-    let q = b.graph.permute(q, [0, 2, 1, 3]);
-    let k_by_head = b.graph.permute(k, [0, 2, 1, 3]);
-    let qk = b.graph.mul_mat(k_by_head, q);
-    let qk = b.graph.mul(qk, diagonal);
-    let v = b.graph.permute(v, [1, 2, 0, 3]);
-    let v = b.graph.cont(v);
-    let from_batch = b.graph.mul_mat(v, qk);
-    let rows = b.graph.add(from_state, from_batch);
-    b.graph.expand(rows);
-    let slopes = b.graph.scale(slopes);
-    let block_decay = b.graph.unary(Unary::Exp, slopes);
-    let block_decay = b.graph.reshape(block_decay, &[1, 1, n_head]);
-    let old = b.graph.mul(old, block_decay);
-    let k = b.graph.mul(k, k_decay);
-    let k = b.graph.permute(k, [1, 2, 0, 3]);
-    let k = b.graph.cont(k);
-    let new = b.graph.mul_mat(k, v);
-    let new = b.graph.add(old, new);
-    let kept = b.graph.tensor(new).elements();
-    let to = b.graph.view(states, &[kept], &[], 0);
-    let written = b.graph.cpy(new, to);
-    b.graph.expand(written);
-    let rows = b.graph.permute(rows, [0, 2, 1, 3]);
-    let rows = b.graph.cont(rows);
-    let rows = b.graph.reshape(rows, &[head * n_head, n, 1, n_seqs]);
-    let normed = b.norm(il, "attn_norm_2", rows, Norm::Rms)?;
-    let gate = b.raw_mm(il, "attn_gate", x)?;
-    let gate = b.graph.unary(Unary::Sigmoid, gate);
-    let rows = b.graph.mul(gate, normed);
-    let rows = b.raw_mm(il, "attn_output", rows)?;
-    let width = b.ne(rows, 0);
-    Ok(b.graph.reshape(rows, &[width, n * n_seqs]))
+fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInputs<'g>, decays: Decays<'g>) -> Node<'g> {
+    let (n, n_seqs, head, n_head) = (l.n_seq_tokens, l.n_seqs, l.head_v, l.n_head);
+    let states = l.ssm_states();
+    l.read_states(inputs, l.conv_states());
+    let x = x.reshape(&[l.n_embd, n, 1, n_seqs]);
+    let all = l.mm("attn_qkv", x).silu().reshape(&[3 * head, n_head, n, n_seqs]);
+    let [q, k, v] = [0, 1, 2].map(|i| all.cols(head, i * head));
+    let old = l.read_states(inputs, states).reshape(&[head, head, n_head, n_seqs]);
+    let [q_decay, k_decay, diagonal] = [decays.q, decays.k, decays.diagonal].map(|decay| decay.scale().exp());
+    let v = v.permute([1, 2, 0, 3]).cont();
+    let scores = k.permute(HEADS).mm(q.permute(HEADS)) * diagonal;
+    let rows = (old.mm((q * q_decay).permute(HEADS)) + v.mm(scores)).expand();
+    let block_decay = decays.slopes.scale().scale().exp().reshape(&[1, 1, n_head]);
+    let new = old * block_decay + (k * k_decay).permute([1, 2, 0, 3]).cont().mm(v);
+    l.store(new, states);
+    let rows = rows.permute(HEADS).cont().reshape(&[head * n_head, n, 1, n_seqs]);
+    let rows = l.raw_mm("attn_gate", x).sigmoid() * l.norm("attn_norm_2", rows);
+    let rows = l.raw_mm("attn_output", rows);
+    rows.reshape(&[rows.ne(0), n * n_seqs])
 }
 
 /// What sparse attention needs from outside.
 #[derive(Clone, Copy)]
-struct Sparse {
-    k_idxs: Id,
-    bias: Id,
-    pos_mask: Id,
-    pos_slot: Id,
-    cell_block: Id,
-    mask: Id,
+struct Sparse<'g> {
+    k_idxs: Node<'g>,
+    bias: Node<'g>,
+    pos_mask: Node<'g>,
+    pos_slot: Node<'g>,
+    cell_block: Node<'g>,
+    mask: Node<'g>,
     /// Positions in all, a whole number of blocks.
     n_pos: u64,
     block: u64,
 }
 
-/// minimax-m3.
-pub(super) fn minimax_m3(b: &mut Builder<'_>) -> Result<(), Error> {
+pub(super) fn minimax_m3<'g>(b: &'g Builder<'g>) {
     let spec =
         Spec { act: Act::SwigluOai, expert_act: Act::SwigluOai, gating_stated: true, norm_w: NormW::Stated, ..PLAIN };
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let positions = b.inp_pos();
-    let attn = b.inp_attn()?;
+    let (rows, positions, attn) = (b.tokens(), b.inp_pos(), b.inp_attn());
     let has_streams = b.plan.numbers.n_seq_max == 1 || !b.plan.numbers.kv_unified;
-    let sparse =
-        if b.plan.flash_attn && has_streams { Some(sparse_inputs(b, attn.cached(false)?.mask)?) } else { None };
-    let out_ids = b.inp_out_ids();
+    let sparse = (b.plan.flash_attn && has_streams).then(|| sparse_inputs(b, b.cached(&attn, false).mask));
     let n_dense = b.hparams().u32_or_0("leading_dense_block_count");
-    for il in 0..b.n_layer {
-        let mut residual = rows;
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
-        let mut qkv = b.qkv(il, x)?;
-        b.norm_qk(il, &mut qkv, Norm::Rms)?;
-        b.rope_qk(&mut qkv, positions, None);
-        let mut x = match sparse {
-            Some(sparse) if il >= n_dense => sparse_attention(b, il, (x, qkv, positions), attn.cached(false)?, sparse)?,
-            _ => b.attn(il, &attn, qkv, Extras::default())?,
+    stack(b, &spec, rows, |l, x| {
+        let mut qkv = l.qkv(x);
+        l.norm_qk(&mut qkv, Norm::Rms);
+        l.rope_qk(&mut qkv, positions, None);
+        let rows = match sparse {
+            Some(sparse) if l.il >= n_dense => sparse_attention(l, x, qkv, positions, l.cached(&attn, false), sparse),
+            _ => l.attn(&attn, qkv, Extras::default()),
         };
-        x = b.mm(il, "attn_output", x)?;
-        b.only_outputs(il, out_ids, &mut [&mut x, &mut residual]);
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-        let x = feed_forward(b, &spec, il, x)?;
-        rows = b.graph.add(x, middle);
-    }
-    finish(b, &spec, rows, out_ids)
+        l.mm("attn_output", rows)
+    });
 }
 
-fn sparse_inputs(b: &mut Builder<'_>, mask: Id) -> Result<Sparse, Error> {
-    let k_idxs = b.inp_k_idxs();
-    let block = b.hparam("attention.indexer.block_size")?;
+fn sparse_inputs<'g>(b: &'g Builder<'g>, mask: Node<'g>) -> Sparse<'g> {
+    let block = b.hparam("attention.indexer.block_size");
     // An empty cache has no positions: 256 are reserved (`llama_kv_cache_msa_context::get_n_pos`).
     let n_pos = 256_u64.next_multiple_of(block);
-    let (n_kv, n_stream, n_tokens) = (b.ne(mask, 0), b.ne(mask, 3), b.n_tokens);
-    let bias = b.graph.input(f32(), &[n_pos / block, n_tokens]);
-    let pos_mask = b.graph.input(f32(), &[n_pos, n_tokens]);
-    let pos_slot = b.graph.input(i32(), &[n_pos, n_stream]);
-    let cell_block = b.graph.input(i32(), &[n_kv, n_stream]);
-    let mask = b.graph.cast(mask, f32());
-    Ok(Sparse { k_idxs, bias, pos_mask, pos_slot, cell_block, mask, n_pos, block })
+    let [n_kv, _, _, n_stream] = mask.shape();
+    let input = |ty, dims: &[u64]| b.draft.input(ty, dims);
+    Sparse {
+        k_idxs: b.inp_k_idxs(),
+        bias: input(f32(), &[n_pos / block, b.n_tokens]),
+        pos_mask: input(f32(), &[n_pos, b.n_tokens]),
+        pos_slot: input(i32(), &[n_pos, n_stream]),
+        cell_block: input(i32(), &[n_kv, n_stream]),
+        mask: mask.cast(f32()),
+        n_pos,
+        block,
+    }
 }
 
-fn sparse_attention(
-    b: &mut Builder<'_>,
-    il: u32,
-    (x, mut qkv, positions): (Id, Qkv, Id),
-    cached: CacheInputs,
-    sparse: Sparse,
-) -> Result<Id, Error> {
-    let n_tokens = b.n_tokens;
-    let dim = u64::from(b.plan.caches.hparams.indexer_head_size);
-    let n_index = b.hparam("attention.indexer.head_count")?;
-    let iq = b.raw_mm(il, "indexer.q_proj", x)?;
-    let ik = b.raw_mm(il, "indexer.k_proj", x)?;
-    let iq = b.graph.reshape(iq, &[dim, n_index, n_tokens]);
-    let ik = b.graph.reshape(ik, &[dim, 1, n_tokens]);
-    let iq = b.norm(il, "indexer.q_norm", iq, Norm::Rms)?;
-    let ik = b.norm(il, "indexer.k_norm", ik, Norm::Rms)?;
-    let iq = b.graph.rope(iq, positions, None);
-    let ik = b.graph.rope(ik, positions, None);
-    let stored = b.cpy_k(CacheKind::Indexer, il, ik, sparse.k_idxs)?;
-    b.graph.expand(stored);
-    let index_keys = b.get_k(CacheKind::Indexer, il, dim, 1)?;
-    if let Some(rot) = cached.k_rot {
-        qkv.q = b.hadamard(qkv.q, rot);
-        qkv.k = b.hadamard(qkv.k, rot);
-    }
-    if let Some(rot) = cached.v_rot {
-        qkv.v = b.hadamard(qkv.v, rot);
-    }
-    b.graph.expand_all(&[qkv.q, qkv.k, qkv.v]);
-    let stored = b.cpy_k(cached.kind, il, qkv.k, cached.k_idxs)?;
-    b.graph.expand(stored);
-    let stored = b.cpy_v(cached.kind, il, qkv.v, cached.v_idxs()?)?;
-    b.graph.expand(stored);
-    let layer = b.layer(il)?;
-    let n_kv_heads = u64::from(layer.n_head_kv);
-    let k = b.get_k(cached.kind, il, u64::from(layer.n_embd_head_k), n_kv_heads)?;
-    let v = b.get_v(cached.kind, il, u64::from(layer.n_embd_head_v), n_kv_heads)?;
-    let n_stream = b.ne(sparse.mask, 3);
-    let mut rows = stream(b, il, 0, (iq, index_keys), (qkv.q, k, v), sparse)?;
-    for s in 1..n_stream {
-        let part = stream(b, il, s, (iq, index_keys), (qkv.q, k, v), sparse)?;
-        rows = b.graph.concat(rows, part, 1);
-    }
-    Ok(match cached.v_rot {
-        Some(rot) => b.hadamard(rows, rot),
-        None => rows,
-    })
+fn sparse_attention<'g>(
+    l: Layer<'g>,
+    x: Node<'g>,
+    Qkv { q, k, v }: Qkv<'g>,
+    positions: Node<'g>,
+    cached: CacheInputs<'g>,
+    sparse: Sparse<'g>,
+) -> Node<'g> {
+    let (dim, n_index) = (l.indexer_head(), l.hparam("attention.indexer.head_count"));
+    let index = |name: &str, n: u64| {
+        let rows = l.raw_mm(&format!("indexer.{name}_proj"), x).reshape(&[dim, n, l.n_tokens]);
+        l.norm(&format!("indexer.{name}_norm"), rows).rope(positions, None)
+    };
+    let iq = index("q", n_index);
+    l.store_k(CacheKind::Indexer, l.il, index("k", 1), sparse.k_idxs);
+    let ik = l.get_k(CacheKind::Indexer, l.il, dim, 1);
+    let (q, k, v) = (l.hadamard(q, cached.k_rot), l.hadamard(k, cached.k_rot), l.hadamard(v, cached.v_rot));
+    l.draft.expand(&[q, k, v]);
+    l.store_k(cached.kind, l.il, k, cached.k_idxs);
+    l.store_v(cached.kind, l.il, v, cached.v_idxs);
+    let k = l.get_k(cached.kind, l.il, l.head_k, l.n_kv);
+    let v = l.get_v(cached.kind, l.il, l.head_v, l.n_kv);
+    let stream = |s| stream(l, s, (iq, ik), (q, k, v), sparse);
+    l.hadamard(joined(sparse.mask.ne(3), stream, |rows, part| rows.concat(part, 1)), cached.v_rot)
 }
 
 /// Sparse attention of one stream.
-fn stream(
-    b: &mut Builder<'_>,
-    il: u32,
+fn stream<'g>(
+    l: Layer<'g>,
     s: u64,
-    (iq, ik): (Id, Id),
-    (q, k, v): (Id, Id, Id),
-    sparse: Sparse,
-) -> Result<Id, Error> {
-    let [n_kv, n, ..] = b.graph.tensor(sparse.mask).ne;
-    let part = |b: &mut Builder<'_>, id: Id, dims: &[u64], strides: &[u64], offset: u64| {
-        b.graph.view(id, dims, strides, offset)
-    };
-    let t = |b: &Builder<'_>, id: Id| *b.graph.tensor(id);
-    let (iq_t, ik_t, q_t, k_t, v_t) = (t(b, iq), t(b, ik), t(b, q), t(b, k), t(b, v));
-    let (dim, n_index) = (iq_t.ne[0], iq_t.ne[1]);
-    let iq = part(b, iq, &[dim, n_index, n], &iq_t.nb[1..3], s * n * iq_t.nb[2]);
-    let ik = part(b, ik, &[dim, n_kv], &[ik_t.nb[2]], s * ik_t.nb[3]);
-    let slot_t = t(b, sparse.pos_slot);
-    let slots = part(b, sparse.pos_slot, &[sparse.n_pos], &[], s * slot_t.nb[1]);
-    let row = t(b, sparse.pos_mask).nb[1];
-    let pos_mask = part(b, sparse.pos_mask, &[sparse.n_pos, 1, n], &[row, row], s * n * row);
-    let block_t = t(b, sparse.cell_block);
-    let cell_block = part(b, sparse.cell_block, &[n_kv], &[], s * block_t.nb[1]);
-    let mask_t = t(b, sparse.mask);
-    let mask = part(b, sparse.mask, &[n_kv, n, 1], &[mask_t.nb[1], mask_t.nb[3]], s * mask_t.nb[3]);
-    let (n_blocks, row) = (b.ne(sparse.bias, 0), t(b, sparse.bias).nb[1]);
-    let bias = part(b, sparse.bias, &[n_blocks, 1, n], &[row, row], s * n * row);
-    let q = part(b, q, &[q_t.ne[0], q_t.ne[1], n], &q_t.nb[1..3], s * n * q_t.nb[2]);
-    let k = part(b, k, &[k_t.ne[0], k_t.ne[1], n_kv, 1], &k_t.nb[1..], s * k_t.nb[3]);
-    let v = part(b, v, &[v_t.ne[0], v_t.ne[1], n_kv, 1], &v_t.nb[1..], s * v_t.nb[3]);
-    let keys = b.graph.get_rows(ik, slots);
-    let iq = b.graph.reshape(iq, &[dim, n_index * n]);
-    let scores = b.graph.mul_mat(keys, iq);
-    let scores = b.graph.reshape(scores, &[sparse.n_pos, n_index, n]);
-    let scores = b.graph.into_place(Op::Add, scores, &[scores, pos_mask]);
-    let pooled =
-        b.graph.make(Op::Pool, f32(), [(sparse.n_pos - sparse.block) / sparse.block + 1, n_index, n, 1], &[scores]);
-    let biased = b.graph.add(pooled, bias);
-    let mask = block_mask(b, (biased, bias, cell_block, mask), (n_blocks, n_index, n, n_kv));
-    let [k, v] = [k, v].map(|id| b.graph.permute(id, [0, 3, 1, 2]));
-    grouped_attention(b, il, (q, k, v), mask)
+    (iq, ik): (Node<'g>, Node<'g>),
+    (q, k, v): (Node<'g>, Node<'g>, Node<'g>),
+    sparse: Sparse<'g>,
+) -> Node<'g> {
+    let [n_kv, n, ..] = sparse.mask.shape();
+    let n_pos = sparse.n_pos;
+    // The stream's tokens of queries, its plane of a cache, its tokens of a bias.
+    let tokens = |x: Node<'g>| x.view(&[x.ne(0), x.ne(1), n], &x.strides()[1..3], s * n * x.nb(2));
+    let plane = |x: Node<'g>| x.view(&[x.ne(0), x.ne(1), n_kv, 1], &x.strides()[1..], s * x.nb(3));
+    let by_token = |x: Node<'g>| x.view(&[x.ne(0), 1, n], &[x.nb(1), x.nb(1)], s * n * x.nb(1));
+    let column = |x: Node<'g>| x.view(&[x.ne(0)], &[], s * x.nb(1));
+    let (iq, keys) = (tokens(iq), ik.view(&[iq.ne(0), n_kv], &[ik.nb(2)], s * ik.nb(3)));
+    let n_index = iq.ne(1);
+    let mask = sparse.mask.view(&[n_kv, n, 1], &[sparse.mask.nb(1), sparse.mask.nb(3)], s * sparse.mask.nb(3));
+    let keys = keys.get_rows(column(sparse.pos_slot));
+    let scores = keys.mm(iq.reshape(&[iq.ne(0), n_index * n])).reshape(&[n_pos, n_index, n]);
+    let scores = scores.into_place(Op::Add, &[scores, by_token(sparse.pos_mask)]);
+    let pooled = [(n_pos - sparse.block) / sparse.block + 1, n_index, n, 1];
+    let pooled = l.draft.make(Op::Pool, f32(), pooled, &[scores]);
+    let bias = by_token(sparse.bias);
+    let mask = block_mask(l, pooled + bias, bias, column(sparse.cell_block), mask);
+    let [k, v] = [k, v].map(|x| plane(x).permute([0, 3, 1, 2]));
+    grouped_attention(l, tokens(q), k, v, mask)
 }
 
 /// The mask that opens the cells of the best blocks.
-fn block_mask(
-    b: &mut Builder<'_>,
-    (scores, bias, cell_block, mask): (Id, Id, Id, Id),
-    (n_blocks, n_index, n, n_kv): (u64, u64, u64, u64),
-) -> Id {
-    let top = u64::from(b.plan.caches.hparams.indexer_top_k).min(n_blocks);
-    let best = b.graph.top_k(scores, top);
-    let closed = b.graph.scale(bias);
-    let closed = b.graph.cast(closed, f16());
-    let closed = b.graph.repeat(closed, &[n_blocks, n_index, n]);
-    let zeros = b.graph.cast(best, f32());
-    let zeros = b.graph.scale(zeros);
-    let closed = b.graph.reshape(closed, &[1, n_blocks, n_index * n]);
-    let zeros = b.graph.reshape(zeros, &[1, top, n_index * n]);
-    let best = b.graph.reshape(best, &[top, n_index * n]);
-    let open = b.graph.set_rows(closed, zeros, best);
-    let open = b.graph.reshape(open, &[n_blocks, n_index, n]);
-    let open = b.graph.permute(open, [0, 2, 1, 3]);
-    let open = b.graph.cont(open);
-    let open = b.graph.reshape(open, &[n_blocks, n * n_index]);
-    let open = b.graph.transpose(open);
-    let open = b.graph.cont(open);
-    let by_cell = b.graph.get_rows(open, cell_block);
-    let by_cell = b.graph.transpose(by_cell);
-    let by_cell = b.graph.cont(by_cell);
-    let by_cell = b.graph.reshape(by_cell, &[n_kv, n, n_index]);
-    let all = b.graph.into_place(Op::Add, by_cell, &[by_cell, mask]);
-    let all = b.graph.reshape(all, &[n_kv, n, 1, n_index]);
-    b.graph.cast(all, f16())
+fn block_mask<'g>(l: Layer<'g>, scores: Node<'g>, bias: Node<'g>, cell_block: Node<'g>, mask: Node<'g>) -> Node<'g> {
+    let ([n_blocks, n_index, n, _], n_kv) = (scores.shape(), mask.ne(0));
+    let top = u64::from(l.plan.caches.hparams.indexer_top_k).min(n_blocks);
+    let best = scores.top_k(top);
+    let closed = bias.scale().cast(f16()).repeat(&[n_blocks, n_index, n]).reshape(&[1, n_blocks, n_index * n]);
+    let zeros = best.cast(f32()).scale().reshape(&[1, top, n_index * n]);
+    let open = closed.set_rows(zeros, best.reshape(&[top, n_index * n])).reshape(&[n_blocks, n_index, n]);
+    let open = open.permute(HEADS).cont().reshape(&[n_blocks, n * n_index]).transpose().cont();
+    let by_cell = open.get_rows(cell_block).transpose().cont().reshape(&[n_kv, n, n_index]);
+    let all = by_cell.into_place(Op::Add, &[by_cell, mask]);
+    all.reshape(&[n_kv, n, 1, n_index]).cast(f16())
 }
 
 /// Attention of each group of query heads by its own mask (`build_attn_msa_fa`).
-fn grouped_attention(b: &mut Builder<'_>, il: u32, (q, k, v): (Id, Id, Id), mask: Id) -> Result<Id, Error> {
-    let [head, n_head, n, _] = b.graph.tensor(q).ne;
-    let n_chunks = b.ne(k, 3);
-    let group = n_head.checked_div(b.layer(il)?.n_head_kv.into()).filter(|group| *group > 0);
-    let Some(group) = group else { return Ok(b.graph.refuse("attention of more key heads than query heads", &[q, k])) };
-    let rows = n_head * n / (group * n_chunks);
-    let q = b.graph.reshape(q, &[head, group, n_chunks, rows]);
-    let q = b.graph.permute(q, [0, 2, 3, 1]);
-    let out = b.graph.flash_attn_ext(q, k, v, mask);
-    let mut out = b.graph.permute(out, [0, 1, 3, 2]);
-    if !b.graph.tensor(out).is_contiguous() {
-        out = b.graph.cont(out);
-    }
-    Ok(b.graph.reshape(out, &[head * n_head, n]))
+fn grouped_attention<'g>(l: Layer<'g>, q: Node<'g>, k: Node<'g>, v: Node<'g>, mask: Node<'g>) -> Node<'g> {
+    let ([head, n_head, n, _], n_chunks) = (q.shape(), k.ne(3));
+    let Some(group) = n_head.checked_div(l.n_kv).filter(|group| *group > 0) else {
+        return l.draft.refuse("attention of more key heads than query heads", &[q, k]);
+    };
+    let q = q.reshape(&[head, group, n_chunks, n_head * n / (group * n_chunks)]).permute([0, 2, 3, 1]);
+    let out = q.flash_attn_ext(k, v, mask).permute([0, 1, 3, 2]);
+    let out = if out.tensor().is_contiguous() { out } else { out.cont() };
+    out.reshape(&[head * n_head, n])
 }

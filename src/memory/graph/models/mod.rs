@@ -21,9 +21,9 @@ use super::{Builder, Error};
 use crate::arch::Graph;
 
 /// Builds the graph of the architecture.
-pub(super) fn build(b: &mut Builder<'_>) -> Result<(), Error> {
-    match &b.arch().graph {
-        Graph::None => Err(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
+pub(super) fn build<'g>(b: &'g Builder<'g>) {
+    match &b.arch.graph {
+        Graph::None => _ = b.fail(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
         Graph::Plain(spec) => plain::decoder(b, spec),
         Graph::Arctic => own::arctic(b),
         Graph::BailingMoe3 => kda::bailingmoe3(b),

@@ -3,333 +3,230 @@
 //! Source: `src/models/*.cpp` named at each function, llama.cpp b11434.
 
 use super::super::attention::{AttnInputs, Extras, Qkv};
-use super::super::ffn::{Act, Gating, Moe};
+use super::super::ffn::{Act, Gating, Moe, add_up, scaled_ids, weigh};
 use super::super::inputs::Embeddings;
-use super::super::tensor::{Id, Unary};
-use super::super::{Builder, Error, Norm};
-use super::plain::{Logits, NormW, PLAIN, Pick, Spec, feed_forward, finish};
+use super::super::tensor::Node;
+use super::super::{Builder, Error, Layer, Norm};
+use super::plain::{Logits, NormW, PLAIN, Pick, Pre, Spec, finish, layer, logits, plain_attention, stack};
+
+/// Norms without weights.
+const UNWEIGHTED: Spec = Spec { pre: Pre::Bare, ffn_norm: Some(""), ..PLAIN };
 
 /// What every layer reads besides its rows.
-struct Common {
-    positions: Id,
-    attn: AttnInputs,
-    out_ids: Id,
+struct Common<'g> {
+    positions: Node<'g>,
+    attn: AttnInputs<'g>,
+    out_ids: Node<'g>,
 }
 
-fn common(b: &mut Builder<'_>) -> Result<Common, Error> {
-    Ok(Common { positions: b.inp_pos(), attn: b.inp_attn()?, out_ids: b.inp_out_ids() })
+fn common<'g>(b: &'g Builder<'g>) -> Common<'g> {
+    Common { positions: b.inp_pos(), attn: b.inp_attn(), out_ids: b.inp_out_ids() }
 }
 
 /// A layer's attention after its norm, and the residual, cut to the rows that are put out.
-fn attended(b: &mut Builder<'_>, il: u32, rows: Id, common: &Common) -> Result<(Id, Id), Error> {
-    let mut residual = rows;
-    let x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
-    let mut qkv = b.qkv(il, x)?;
-    b.norm_qk(il, &mut qkv, Norm::Rms)?;
-    let factors = b.rope_factors(il)?;
-    b.rope_qk(&mut qkv, common.positions, factors);
-    let mut x = b.attn_out(il, &common.attn, qkv, Extras::default())?;
-    b.only_outputs(il, common.out_ids, &mut [&mut x, &mut residual]);
-    Ok((x, residual))
+fn attended<'g>(l: Layer<'g>, rows: Node<'g>, common: &Common<'g>) -> [Node<'g>; 2] {
+    let x = plain_attention(l, l.norm("attn_norm", rows), &common.attn, Some(common.positions));
+    l.only_outputs(common.out_ids, [x, rows])
 }
 
 /// `arctic.cpp`: a dense part, and experts that read the layer's input.
-pub(super) fn arctic(b: &mut Builder<'_>) -> Result<(), Error> {
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let common = common(b)?;
-    for il in 0..b.n_layer {
-        let (x, residual) = attended(b, il, rows, &common)?;
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-        let x = b.ffn(il, "", x, Act::Silu)?;
-        let dense = b.graph.add(x, middle);
-        let x = b.norm(il, "ffn_norm_exps", residual, Norm::Rms)?;
-        let scaled = b.expert_weights_scaled();
-        let x = b.moe(il, x, &Moe { scaled, ..Moe::default() })?;
-        rows = b.graph.add(x, dense);
+pub(super) fn arctic<'g>(b: &'g Builder<'g>) {
+    let (mut rows, common) = (b.tokens(), common(b));
+    for l in b.layers() {
+        let [x, residual] = attended(l, rows, &common);
+        let middle = x + residual;
+        let dense = l.ffn("", l.norm("ffn_norm", middle), Act::Silu) + middle;
+        let moe = Moe { scaled: b.expert_weights_scaled(), ..Moe::default() };
+        rows = l.moe(l.norm("ffn_norm_exps", residual), &moe) + dense;
     }
-    finish(b, &PLAIN, rows, common.out_ids)
+    finish(b, &PLAIN, rows, common.out_ids);
 }
 
 /// `grok.cpp`: norms after both parts, experts beside a dense part, scores squashed.
-pub(super) fn grok(b: &mut Builder<'_>) -> Result<(), Error> {
-    let spec = Spec { logits: Logits::ScaledCapped, ..PLAIN };
-    let scaled = b.f64_or_0("embedding_scale").abs() > 0.0;
-    let mut rows = b.inp_embd(Embeddings { scaled, ..Embeddings::default() })?;
-    let common = common(b)?;
-    for il in 0..b.n_layer {
-        let (x, residual) = attended(b, il, rows, &common)?;
-        let x = b.norm(il, "attn_output_norm", x, Norm::Rms)?;
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
+pub(super) fn grok<'g>(b: &'g Builder<'g>) {
+    let mut rows = b.inp_embd(Embeddings { scaled: b.is_set("embedding_scale"), ..Embeddings::default() });
+    let common = common(b);
+    for l in b.layers() {
+        let [x, residual] = attended(l, rows, &common);
+        let middle = l.norm("attn_output_norm", x) + residual;
+        let x = l.norm("ffn_norm", middle);
         let scaled = b.expert_weights_scaled();
-        let mut routed = b.moe(il, x, &Moe { act: Act::Gelu, scaled, ..Moe::default() })?;
-        if b.weights.has(il, "ffn_up.weight") {
-            let dense = b.ffn(il, "", x, Act::Gelu)?;
-            let sum = b.graph.add(dense, routed);
-            routed = b.graph.scale(sum);
+        let mut routed = l.moe(x, &Moe { act: Act::Gelu, scaled, ..Moe::default() });
+        if l.has("ffn_up") {
+            routed = (l.ffn("", x, Act::Gelu) + routed).scale();
         }
-        let name = if b.weights.has(il, "layer_output_norm.weight") { "layer_output_norm" } else { "post_ffw_norm" };
-        let x = b.norm(il, name, routed, Norm::Rms)?;
-        rows = b.graph.add(x, middle);
+        let name = if l.has("layer_output_norm") { "layer_output_norm" } else { "post_ffw_norm" };
+        rows = l.norm(name, routed) + middle;
     }
-    finish(b, &spec, rows, common.out_ids)
+    finish(b, &Spec { logits: Logits::ScaledCapped, ..PLAIN }, rows, common.out_ids);
 }
 
 /// `grovemoe.cpp`: experts, and chunk experts that groups of them share, chosen by one router.
-pub(super) fn grovemoe(b: &mut Builder<'_>) -> Result<(), Error> {
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let common = common(b)?;
-    for il in 0..b.n_layer {
-        let (x, residual) = attended(b, il, rows, &common)?;
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-        let logits = b.mm(il, "ffn_gate_inp", x)?;
+pub(super) fn grovemoe<'g>(b: &'g Builder<'g>) {
+    let (mut rows, common) = (b.tokens(), common(b));
+    for l in b.layers() {
+        let [x, residual] = attended(l, rows, &common);
+        let middle = x + residual;
+        let x = l.norm("ffn_norm", middle);
+        let logits = l.mm("ffn_gate_inp", x);
         let moe = Moe { scaled: b.expert_weights_scaled(), logits: Some(logits), ..Moe::default() };
-        let routed = b.moe(il, x, &moe)?;
-        let chunks = b.chunk_experts(il, routed, logits, &moe)?;
-        let chunks = b.graph.scale(chunks);
-        let x = b.graph.add(routed, chunks);
-        rows = b.graph.add(x, middle);
+        let routed = l.moe(x, &moe);
+        rows = routed + chunk_experts(l, routed, logits, &moe).scale() + middle;
     }
-    finish(b, &PLAIN, rows, common.out_ids)
+    finish(b, &PLAIN, rows, common.out_ids);
 }
 
-impl Builder<'_> {
-    /// The experts that `experts_per_group` experts share; they read the experts' sum.
-    fn chunk_experts(&mut self, il: u32, x: Id, logits: Id, moe: &Moe) -> Result<Id, Error> {
-        let n_expert = self.ne(logits, 0);
-        let n_chunks = n_expert / self.hparam("experts_per_group")?;
-        let n_views = self.n_expert_used(il)?;
-        let n_used = n_views.min(n_chunks);
-        let (n_embd, n_tokens) = (self.ne(x, 0), self.ne(x, 1));
-        let probs = self.graph.soft_max(logits, None);
-        let scores = self.graph.unary(Unary::Sigmoid, logits);
-        let best = self.graph.argsort_top_k(scores, n_used);
-        let selected = self.scaled_ids(best);
-        let weights = self.weigh(probs, selected, (n_expert, n_used, n_tokens), moe);
-        self.graph.expand(weights);
-        let rows = self.graph.reshape(x, &[n_embd, 1, n_tokens]);
-        let hidden = self.expert_hidden(il, "chexps", rows, selected, moe)?;
-        let experts = self.expert_mm(il, "ffn_down_chexps", hidden, selected)?;
-        let experts = self.graph.mul(experts, weights);
-        Ok(self.add_up(experts, n_views))
-    }
+/// The experts that `experts_per_group` experts share; they read the experts' sum.
+fn chunk_experts<'g>(l: Layer<'g>, x: Node<'g>, logits: Node<'g>, moe: &Moe<'g>) -> Node<'g> {
+    let n_views = l.n_expert_used();
+    let n_used = n_views.min(logits.ne(0) / l.hparam("experts_per_group"));
+    let probs = logits.soft_max();
+    let selected = scaled_ids(logits.sigmoid().argsort_top_k(n_used));
+    let weights = weigh(probs, selected, n_used, moe).expand();
+    let rows = x.reshape(&[x.ne(0), 1, x.ne(1)]);
+    let hidden = l.expert_hidden("chexps", rows, selected, moe);
+    add_up(l.expert_mm("ffn_down_chexps", hidden, selected) * weights, n_views)
 }
 
 /// `llama4.cpp`: every fourth layer without positions but with a factor of them.
-pub(super) fn llama4(b: &mut Builder<'_>) -> Result<(), Error> {
+pub(super) fn llama4<'g>(b: &'g Builder<'g>) {
     let spec = Spec { gating: Gating::Sigmoid, norm_w: NormW::Never, ..PLAIN };
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let scale = b.inp_attn_scale();
-    let common = common(b)?;
-    let windowed = b.plan.caches.hparams.swa.is_some();
-    let step = if windowed { 4 } else { b.n_layer.max(1) };
+    let (rows, scale, common) = (b.tokens(), b.inp_attn_scale(), common(b));
+    let step = if b.plan.caches.hparams.swa.is_some() { 4 } else { b.n_layer.max(1) };
     // Only Maverick (128 experts) leaves queries and keys as they are.
     let norms_qk = b.hparams().expert_count != 128;
-    for il in 0..b.n_layer {
-        let mut residual = rows;
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
-        let mut qkv = b.qkv(il, x)?;
-        if (il + 1).is_multiple_of(step) {
-            qkv.q = b.graph.mul(qkv.q, scale);
+    stack(b, &spec, rows, |l, x| {
+        let mut qkv = l.qkv(x);
+        if (l.il + 1).is_multiple_of(step) {
+            qkv.q = qkv.q * scale;
         } else {
-            let factors = b.rope_factors(il)?;
-            b.rope_qk(&mut qkv, common.positions, factors);
+            l.rope_qk(&mut qkv, common.positions, l.rope_factors());
             if norms_qk {
-                qkv.q = b.rms(qkv.q);
-                qkv.k = b.rms(qkv.k);
+                (qkv.q, qkv.k) = (qkv.q.rms(), qkv.k.rms());
             }
         }
-        let mut x = b.attn_out(il, &common.attn, qkv, Extras::default())?;
-        b.only_outputs(il, common.out_ids, &mut [&mut x, &mut residual]);
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-        let x = feed_forward(b, &spec, il, x)?;
-        rows = b.graph.add(x, middle);
-    }
-    finish(b, &spec, rows, common.out_ids)
+        l.attn_out(&common.attn, qkv)
+    });
 }
 
 /// `smallthinker.cpp`: the router reads the layer's input before attention.
-pub(super) fn smallthinker(b: &mut Builder<'_>) -> Result<(), Error> {
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let common = common(b)?;
+pub(super) fn smallthinker<'g>(b: &'g Builder<'g>) {
+    let (mut rows, common) = (b.tokens(), common(b));
     let step = if b.plan.caches.hparams.swa.is_some() { 4 } else { b.n_layer.max(1) };
-    let gating = b.stated_gating(Gating::Softmax)?;
-    for il in 0..b.n_layer {
-        let mut residual = rows;
-        let mut logits = b.mm(il, "ffn_gate_inp", rows)?;
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
-        let mut qkv = b.qkv(il, x)?;
-        if step == b.n_layer || !il.is_multiple_of(step) {
-            b.rope_qk(&mut qkv, common.positions, None);
-        }
-        let mut x = b.attn_out(il, &common.attn, qkv, Extras::default())?;
-        b.only_outputs(il, common.out_ids, &mut [&mut x, &mut residual, &mut logits]);
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-        let scaled = b.expert_weights_scaled();
-        let x = b.moe(il, x, &Moe { act: Act::Relu, gating, scaled, logits: Some(logits), ..Moe::default() })?;
-        rows = b.graph.add(x, middle);
+    let gating = b.stated_gating(Gating::Softmax);
+    for l in b.layers() {
+        let logits = l.mm("ffn_gate_inp", rows);
+        let is_turned = step == b.n_layer || !l.il.is_multiple_of(step);
+        let positions = is_turned.then_some(common.positions);
+        let x = plain_attention(l, l.norm("attn_norm", rows), &common.attn, positions);
+        let [x, residual, logits] = l.only_outputs(common.out_ids, [x, rows, logits]);
+        let middle = x + residual;
+        let (scaled, logits) = (b.expert_weights_scaled(), Some(logits));
+        let moe = Moe { act: Act::Relu, gating, scaled, logits, ..Moe::default() };
+        rows = l.moe(l.norm("ffn_norm", middle), &moe) + middle;
     }
-    finish(b, &PLAIN, rows, common.out_ids)
+    finish(b, &PLAIN, rows, common.out_ids);
 }
 
 /// `openelm.cpp`: heads by layer, from one projection.
-pub(super) fn openelm(b: &mut Builder<'_>) -> Result<(), Error> {
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let common = common(b)?;
-    for il in 0..b.n_layer {
-        let mut residual = rows;
-        let x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
-        let layer = b.layer(il)?;
-        let (head, n_head, n_kv) =
-            (u64::from(layer.n_embd_head_k), u64::from(layer.n_head), u64::from(layer.n_head_kv));
-        let n_tokens = b.n_tokens;
-        let all = b.raw_mm(il, "attn_qkv", x)?;
-        let all = b.graph.reshape(all, &[head, n_head + 2 * n_kv, n_tokens]);
-        let nb = b.graph.tensor(all).nb;
-        let [q, k, v] = [(n_head, 0), (n_kv, n_head), (n_kv, n_head + n_kv)]
-            .map(|(n, from)| b.graph.view(all, &[head, n, n_tokens], &nb[1..3], from * nb[1]));
-        let mut qkv = Qkv { q, k, v };
-        b.norm_qk(il, &mut qkv, Norm::Rms)?;
-        b.rope_qk(&mut qkv, common.positions, None);
-        let mut x = b.attn_out(il, &common.attn, qkv, Extras::default())?;
-        b.only_outputs(il, common.out_ids, &mut [&mut x, &mut residual]);
-        let middle = b.graph.add(residual, x);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-        let x = b.ffn(il, "", x, Act::Silu)?;
-        rows = b.graph.add(x, middle);
-    }
-    finish(b, &PLAIN, rows, common.out_ids)
+pub(super) fn openelm<'g>(b: &'g Builder<'g>) {
+    let (rows, common) = (b.tokens(), common(b));
+    stack(b, &Spec { attn_residual_first: true, ..PLAIN }, rows, |l, x| {
+        let (head, n_head, n_kv) = (l.head_k, l.n_head, l.n_kv);
+        let all = l.raw_mm("attn_qkv", x).reshape(&[head, n_head + 2 * n_kv, b.n_tokens]);
+        let nb = all.strides();
+        let part = |n, from| all.view(&[head, n, b.n_tokens], &nb[1..3], from * nb[1]);
+        let mut qkv = Qkv { q: part(n_head, 0), k: part(n_kv, n_head), v: part(n_kv, n_head + n_kv) };
+        l.norm_qk(&mut qkv, Norm::Rms);
+        l.rope_qk(&mut qkv, common.positions, None);
+        l.attn_out(&common.attn, qkv)
+    });
 }
 
 /// `talkie.cpp`: norms without weights, the embeddings added again in every layer.
-pub(super) fn talkie(b: &mut Builder<'_>) -> Result<(), Error> {
-    let rows = b.inp_embd(Embeddings::default())?;
-    let mut rows = b.rms(rows);
-    let embeddings = rows;
-    let common = common(b)?;
-    for il in 0..b.n_layer {
-        let (mut residual, mut skip) = (rows, embeddings);
-        let x = b.rms(rows);
-        let mut qkv = b.qkv(il, x)?;
-        b.rope_qk(&mut qkv, common.positions, None);
-        qkv.q = b.norm(il, "attn_q_norm", qkv.q, Norm::Rms)?;
-        qkv.k = b.rms(qkv.k);
-        let mut x = b.attn_out(il, &common.attn, qkv, Extras::default())?;
-        b.only_outputs(il, common.out_ids, &mut [&mut x, &mut residual, &mut skip]);
-        let middle = b.graph.add(x, residual);
-        let x = b.rms(middle);
-        let x = b.ffn(il, "", x, Act::Silu)?;
-        let x = b.graph.add(x, middle);
-        let scale = b.weight(il, "layer_output_scale.weight")?;
-        let skip = b.graph.mul(skip, scale);
-        rows = b.graph.add(x, skip);
+pub(super) fn talkie<'g>(b: &'g Builder<'g>) {
+    let embeddings = b.tokens().rms();
+    let (mut rows, common) = (embeddings, common(b));
+    for l in b.layers() {
+        rows = layer(l, &UNWEIGHTED, rows, common.out_ids, |x| {
+            let mut qkv = l.qkv(x);
+            l.rope_qk(&mut qkv, common.positions, None);
+            (qkv.q, qkv.k) = (l.norm("attn_q_norm", qkv.q), qkv.k.rms());
+            l.attn_out(&common.attn, qkv)
+        });
+        let [skip] = l.only_outputs(common.out_ids, [embeddings]);
+        rows = rows + skip * l.weight("layer_output_scale");
     }
-    let rows = b.rms(rows);
-    b.mark_output(rows);
-    let logits = b.lm_head(rows)?;
-    let logits = b.graph.scale(logits);
-    b.finish(logits);
-    Ok(())
+    b.lm_head(rows.rms().mark_output()).scale().mark_output().expand();
 }
 
 /// `nanbeige.cpp`: the same layers several times, the last norm between the rounds.
-pub(super) fn nanbeige(b: &mut Builder<'_>) -> Result<(), Error> {
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let common = common(b)?;
+pub(super) fn nanbeige<'g>(b: &'g Builder<'g>) {
+    let (mut rows, common) = (b.tokens(), common(b));
     let n_blocks = b.hparams().block_count.max(1);
-    b.weights.run_blocks((0..b.n_layer).map(|il| il % n_blocks).collect());
+    b.run_blocks((0..b.n_layer).map(|il| il % n_blocks));
     let norms_between = b.n_layer > n_blocks && !b.flag("skip_loop_final_norm");
-    for il in 0..b.n_layer {
-        let (x, residual) = attended(b, il, rows, &common)?;
-        let middle = b.graph.add(x, residual);
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-        let x = b.ffn(il, "", x, Act::Silu)?;
-        rows = b.graph.add(x, middle);
-        if norms_between && (il + 1).is_multiple_of(n_blocks) && !b.is_last(il) {
-            let weight = b.global("output_norm.weight")?;
-            rows = b.norm_with(None, Some(weight), None, rows, Norm::Rms);
+    for l in b.layers() {
+        rows = layer(l, &PLAIN, rows, common.out_ids, |x| plain_attention(l, x, &common.attn, Some(common.positions)));
+        if norms_between && (l.il + 1).is_multiple_of(n_blocks) && !l.is_last() {
+            rows = b.norm_with(Some(b.global("output_norm")), None, rows, Norm::Rms);
         }
     }
-    finish(b, &PLAIN, rows, common.out_ids)
+    finish(b, &PLAIN, rows, common.out_ids);
 }
 
 /// `hrm-text.cpp`: two stacks that read each other's state, several times.
-pub(super) fn hrm_text(b: &mut Builder<'_>) -> Result<(), Error> {
-    let scaled = b.f64_or_0("embedding_scale").abs() > 0.0;
-    let mut high = b.inp_embd(Embeddings { scaled, ..Embeddings::default() })?;
-    let common = common(b)?;
-    let number = |key: &str| b.hparam(key).map(|_| b.hparams().u32_or_0(key));
-    let per_stack = number("hrm.layers_per_stack")?;
-    let (n_high, n_low) = (number("hrm.h_cycles")?, number("hrm.l_cycles")?);
-    let n_layer = b.n_layer;
-    let block = |il: u32| il % per_stack + if il / per_stack % (n_low + 1) == n_low { per_stack } else { 0 };
-    b.weights.run_blocks((0..n_layer).map(block).collect());
-    let mut low = match b.maybe_global("hrm.z_l_init.weight") {
-        Some(low) => low,
-        None => b.global("hrm.z_l_init")?,
-    };
-    for h in 0..n_high {
-        for l in 0..n_low {
-            let sum = b.graph.add(high, low);
-            low = hrm_stack(b, sum, (h * (n_low + 1) + l) * per_stack, per_stack, &common)?;
+pub(super) fn hrm_text<'g>(b: &'g Builder<'g>) {
+    let mut high = b.inp_embd(Embeddings { scaled: b.is_set("embedding_scale"), ..Embeddings::default() });
+    let common = common(b);
+    let number = |key: &str| u32::try_from(b.hparam(key)).expect("at most MAX_NUMBER");
+    let per_stack = number("hrm.layers_per_stack");
+    let (n_high, n_low) = (number("hrm.h_cycles"), number("hrm.l_cycles"));
+    let is_high = |il: u32| il / per_stack % (n_low + 1) == n_low;
+    b.run_blocks((0..b.n_layer).map(|il| il % per_stack + if is_high(il) { per_stack } else { 0 }));
+    let n_layer = u64::from(n_high) * u64::from(n_low + 1) * u64::from(per_stack);
+    if n_layer != u64::from(b.n_layer) {
+        b.fail(Error::Layer { il: b.n_layer });
+    }
+    let mut low = b.get("hrm.z_l_init", "weight").or_else(|| b.get("hrm.z_l_init", ""));
+    if low.is_none() {
+        b.no_tensor("hrm.z_l_init".to_string());
+    }
+    let mut rows = high;
+    for l in b.layers() {
+        if l.il.is_multiple_of(per_stack) {
+            rows = low.map_or(high, |low| high + low);
         }
-        let sum = b.graph.add(high, low);
-        high = hrm_stack(b, sum, (h * (n_low + 1) + n_low) * per_stack, per_stack, &common)?;
+        rows = layer(l, &Spec { pick: Pick::Never, ..UNWEIGHTED }, rows, common.out_ids, |x| {
+            let mut qkv = l.qkv(x);
+            l.rope_qk(&mut qkv, common.positions, None);
+            let gate = l.raw_mm("attn_gate", x).sigmoid();
+            l.mm("attn_output", l.attn(&common.attn, qkv, Extras::default()) * gate)
+        });
+        if (l.il + 1).is_multiple_of(per_stack) && is_high(l.il) {
+            high = rows.rms();
+        } else if (l.il + 1).is_multiple_of(per_stack) {
+            low = Some(rows.rms());
+        }
     }
-    let rows = b.graph.get_rows(high, common.out_ids);
-    b.mark_output(rows);
-    b.logits(rows)
-}
-
-fn hrm_stack(b: &mut Builder<'_>, mut rows: Id, first: u32, n: u32, common: &Common) -> Result<Id, Error> {
-    for il in first..first + n {
-        let x = b.rms(rows);
-        let gate = b.raw_mm(il, "attn_gate", x)?;
-        let mut qkv = b.qkv(il, x)?;
-        b.rope_qk(&mut qkv, common.positions, None);
-        let x = b.attn(il, &common.attn, qkv, Extras::default())?;
-        let gate = b.graph.unary(Unary::Sigmoid, gate);
-        let x = b.graph.mul(x, gate);
-        let x = b.mm(il, "attn_output", x)?;
-        let middle = b.graph.add(x, rows);
-        let x = b.rms(middle);
-        let x = b.ffn(il, "", x, Act::Silu)?;
-        rows = b.graph.add(x, middle);
-    }
-    Ok(b.rms(rows))
+    logits(b, high.get_rows(common.out_ids));
 }
 
 /// `deci.cpp`: layers may lack attention, have only its output matrix, or lack a feed-forward part.
-pub(super) fn deci(b: &mut Builder<'_>) -> Result<(), Error> {
-    let mut rows = b.inp_embd(Embeddings::default())?;
-    let common = common(b)?;
-    for il in 0..b.n_layer {
-        let layer = b.layer(il)?;
-        let mut residual = rows;
-        let mut x = rows;
-        if layer.n_head > 0 {
-            x = b.norm(il, "attn_norm", rows, Norm::Rms)?;
-        }
-        if layer.n_head > 0 && layer.n_head_kv == 0 {
-            x = b.mm(il, "attn_output", x)?;
-        } else if layer.n_head > 0 {
-            let factors = b.rope_factors(il)?;
-            let mut qkv = b.qkv(il, x)?;
-            b.rope_qk(&mut qkv, common.positions, factors);
-            x = b.attn_out(il, &common.attn, qkv, Extras::default())?;
-        }
-        b.only_outputs(il, common.out_ids, &mut [&mut x, &mut residual]);
-        if layer.no_ffn {
+pub(super) fn deci<'g>(b: &'g Builder<'g>) {
+    let (mut rows, common) = (b.tokens(), common(b));
+    for l in b.layers() {
+        let x = match (l.n_head, l.n_kv) {
+            (0, _) => rows,
+            (_, 0) => l.mm("attn_output", l.norm("attn_norm", rows)),
+            _ => plain_attention(l, l.norm("attn_norm", rows), &common.attn, Some(common.positions)),
+        };
+        let [x, residual] = l.only_outputs(common.out_ids, [x, rows]);
+        if l.hp.no_ffn {
             continue;
         }
-        let middle = if layer.n_head > 0 { b.graph.add(x, residual) } else { x };
-        let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-        let x = b.ffn(il, "", x, Act::Silu)?;
-        rows = b.graph.add(x, middle);
+        let middle = if l.n_head > 0 { x + residual } else { x };
+        rows = l.ffn("", l.norm("ffn_norm", middle), Act::Silu) + middle;
     }
-    finish(b, &Spec { pick: Pick::Early, ..PLAIN }, rows, common.out_ids)
+    finish(b, &PLAIN, rows, common.out_ids);
 }

@@ -5,344 +5,255 @@
 use super::super::attention::{AttnInputs, Extras, Qkv};
 use super::super::ffn::Moe;
 use super::super::inputs::Embeddings;
-use super::super::tensor::{Id, Unary};
-use super::super::{Builder, Error};
+use super::super::tensor::Node;
+use super::super::{Builder, Layer};
 use crate::arch::{Act, Alibi, Input, Norm, Pre, QkNorm, Residual, Rope};
 pub(super) use crate::arch::{Logits, NormW, PLAIN, Pick, Spec};
 
 /// What every layer of a decoder reads besides its rows.
-pub(super) struct Inputs {
-    pub(super) positions: Id,
-    pub(super) attn: AttnInputs,
-    pub(super) attn_scale: Option<Id>,
-    pub(super) out_ids: Id,
-    /// The embeddings, for layers that add a part of them (deepstack).
-    pub(super) embeddings: Id,
+struct Inputs<'g> {
+    positions: Node<'g>,
+    attn: AttnInputs<'g>,
+    attn_scale: Option<Node<'g>>,
 }
 
 /// Builds a decoder of these traits.
-pub(super) fn decoder(b: &mut Builder<'_>, spec: &Spec) -> Result<(), Error> {
+pub(super) fn decoder<'g>(b: &'g Builder<'g>, spec: &Spec) {
     let embeddings = Embeddings {
-        n_deepstack: if spec.deepstack { b.hparam_or_0("n_deepstack_layers")? } else { 0 },
-        scaled: spec.scales_embd && b.has_multiplier(spec, "embedding_scale"),
+        n_deepstack: if spec.deepstack { b.hparam_or_0("n_deepstack_layers") } else { 0 },
+        scaled: spec.scales_embd && has_multiplier(b, spec, "embedding_scale"),
         token_scaled: spec.scales_tokens,
     };
-    let mut rows = b.inp_embd(embeddings)?;
+    let mut rows = b.inp_embd(embeddings);
     rows = match spec.input {
         Input::Plain => rows,
-        Input::Scaled => b.graph.scale(rows),
-        Input::Normed => b.rms(rows),
+        Input::Scaled => rows.scale(),
+        Input::Normed => rows.rms(),
     };
-    if let Some(weight) = b.maybe_global("token_embd_norm.weight") {
-        let bias = b.maybe_global("token_embd_norm.bias");
-        rows = b.norm_with(None, Some(weight), bias, rows, spec.norm);
+    if let Some(weight) = b.get("token_embd_norm", "weight") {
+        rows = b.norm_with(Some(weight), b.get("token_embd_norm", "bias"), rows, spec.norm);
     }
-    if let Some(table) = b.maybe_global("position_embd.weight") {
-        let positions = b.inp_pos();
-        let places = b.graph.get_rows(table, positions);
-        rows = b.graph.add(rows, places);
+    if let Some(table) = b.get("position_embd", "weight") {
+        rows = rows + table.get_rows(b.inp_pos());
     }
-    let is_tempered = spec.temperature && b.f64_or_0("attention.temperature_scale").abs() > 0.0;
-    let attn_scale = is_tempered.then(|| b.inp_attn_scale());
-    let positions = b.inp_pos();
-    let inputs = Inputs { positions, attn: b.inp_attn()?, attn_scale, out_ids: b.inp_out_ids(), embeddings: rows };
-    for il in 0..b.n_layer {
-        rows = layer(b, spec, il, rows, &inputs)?;
-        if embeddings.n_deepstack > 0 && u64::from(il) < embeddings.n_deepstack {
-            let (width, n_tokens, stride) = (b.n_embd, b.n_tokens, b.nb(inputs.embeddings, 1));
-            let part = b.graph.view(inputs.embeddings, &[width, n_tokens], &[stride], 4 * width * u64::from(il + 1));
-            rows = b.graph.add(rows, part);
+    let attn_scale = (spec.temperature && b.is_set("attention.temperature_scale")).then(|| b.inp_attn_scale());
+    let inputs = Inputs { positions: b.inp_pos(), attn: b.inp_attn(), attn_scale };
+    let (out_ids, first, width) = (b.inp_out_ids(), rows, b.n_embd);
+    for l in b.layers() {
+        rows = layer(l, spec, rows, out_ids, |x| attention(l, spec, x, &inputs));
+        if u64::from(l.il) < embeddings.n_deepstack {
+            rows = rows + first.view(&[width, b.n_tokens], &[first.nb(1)], 4 * width * u64::from(l.il + 1));
         }
     }
-    finish(b, spec, rows, inputs.out_ids)
+    finish(b, spec, rows, out_ids);
 }
 
-/// What follows attention `x` in a layer that got `rows`: both added, the feed-forward part of the sum's norm, added to it.
-pub(super) fn after_attention(
-    b: &mut Builder<'_>,
+/// Layers of these traits around attention, or what takes its place, and the logits.
+pub(super) fn stack<'g>(
+    b: &'g Builder<'g>,
     spec: &Spec,
-    il: u32,
-    (mut x, mut rows): (Id, Id),
-    out_ids: Id,
-) -> Result<Id, Error> {
-    b.only_outputs(il, out_ids, &mut [&mut x, &mut rows]);
-    let middle = b.graph.add(x, rows);
-    let x = b.norm(il, "ffn_norm", middle, Norm::Rms)?;
-    let x = feed_forward(b, spec, il, x)?;
-    Ok(b.graph.add(x, middle))
+    mut rows: Node<'g>,
+    mut mix: impl FnMut(Layer<'g>, Node<'g>) -> Node<'g>,
+) {
+    let out_ids = b.inp_out_ids();
+    for l in b.layers() {
+        rows = layer(l, spec, rows, out_ids, |x| mix(l, x));
+    }
+    finish(b, spec, rows, out_ids);
 }
 
-/// The last norm and the logits.
-pub(super) fn finish(b: &mut Builder<'_>, spec: &Spec, mut rows: Id, out_ids: Id) -> Result<(), Error> {
-    if spec.pick == Pick::BeforeNorm {
-        b.mark_output(rows);
-        rows = b.graph.get_rows(rows, out_ids);
-    }
-    let mut rows = if spec.pre == Pre::Bare {
-        b.norm_with(None, None, None, rows, spec.norm)
-    } else {
-        b.output_norm(rows, spec.norm)?
-    };
-    b.mark_output(rows);
-    if spec.pick == Pick::AfterNorm {
-        rows = b.graph.get_rows(rows, out_ids);
-        b.mark_output(rows);
-    }
-    let mut logits = b.lm_head(rows)?;
-    if let Some(bias) = b.maybe_global("output.bias") {
-        logits = b.graph.add(logits, bias);
-    }
-    let is_set = |b: &Builder<'_>, key: &str| b.f64_or_0(key).abs() > 0.0;
-    if matches!(spec.logits, Logits::Scaled | Logits::ScaledCapped) && is_set(b, "logit_scale") {
-        logits = b.graph.scale(logits);
-    }
-    if matches!(spec.logits, Logits::Capped | Logits::ScaledCapped) && is_set(b, "final_logit_softcapping") {
-        logits = b.graph.scale(logits);
-        logits = b.graph.unary(Unary::Tanh, logits);
-        logits = b.graph.scale(logits);
-    }
-    b.finish(logits);
-    Ok(())
-}
-
-fn layer(b: &mut Builder<'_>, spec: &Spec, il: u32, mut residual: Id, inputs: &Inputs) -> Result<Id, Error> {
-    let mut normed = match spec.pre {
-        Pre::Weighted => b.norm(il, "attn_norm", residual, spec.norm)?,
-        Pre::Bare => b.norm_with(None, None, None, residual, spec.norm),
+/// One layer: `mix` is attention, or what takes its place.
+pub(super) fn layer<'g>(
+    l: Layer<'g>,
+    spec: &Spec,
+    residual: Node<'g>,
+    out_ids: Node<'g>,
+    mix: impl FnOnce(Node<'g>) -> Node<'g>,
+) -> Node<'g> {
+    let norm = |name: &str, x: Node<'g>| l.norm_of(spec.norm, name, x);
+    let scaled =
+        |x: Node<'g>| if spec.scales_residual && has_multiplier(l.b, spec, "residual_scale") { x.scale() } else { x };
+    let normed = match spec.pre {
+        Pre::Weighted => norm("attn_norm", residual),
+        Pre::Bare => l.bare_norm(residual, spec.norm),
         Pre::Raw => residual,
     };
-    let own = b.weights.has(il, "attn_norm_2.weight");
-    let attn_input = if own { b.norm(il, "attn_norm_2", residual, spec.norm)? } else { normed };
-    let mut rows = attention(b, spec, il, attn_input, inputs)?;
-    if spec.scales_v && b.f64_or_0("attention.value_scale").abs() > 0.0 {
-        rows = b.graph.scale(rows);
-    }
-    if spec.pick == Pick::Early {
-        b.only_outputs(il, inputs.out_ids, &mut [&mut rows, &mut residual]);
-        if spec.residual != Residual::Sequential
-            || spec.ffn_norm.is_some_and(|n| !b.weights.has(il, &format!("{n}.weight")))
-        {
-            b.only_outputs(il, inputs.out_ids, &mut [&mut normed]);
-        }
-    }
-    if let Some(name) = spec.attn_post_norm {
-        rows = b.norm(il, name, rows, spec.norm)?;
-    }
-    if spec.scales_residual && b.has_multiplier(spec, "residual_scale") {
-        rows = b.graph.scale(rows);
-    }
+    let rows = mix(if l.has("attn_norm_2") { norm("attn_norm_2", residual) } else { normed });
+    let early = spec.pick == Pick::Early;
+    let rows = [rows, residual, normed];
+    let [rows, residual, normed] = if early { l.only_outputs(out_ids, rows) } else { rows };
+    let rows = scaled(spec.attn_post_norm.map_or(rows, |name| norm(name, rows)));
     let is_parallel = match spec.residual {
         Residual::Sequential => false,
-        Residual::ParallelIfStated => b.flag("use_parallel_residual"),
+        Residual::ParallelIfStated => l.flag("use_parallel_residual"),
         _ => true,
     };
     if is_parallel {
-        return parallel(b, spec, il, (rows, residual, normed));
+        let own_norm = spec.ffn_norm.filter(|name| l.has(name));
+        let x = feed_forward(l, spec, own_norm.map_or(normed, |name| norm(name, residual)));
+        return match spec.residual {
+            Residual::ParallelAttnFirst => x + rows + residual,
+            Residual::ParallelOntoAttn => rows + x + residual,
+            _ => x + residual + rows,
+        };
     }
-    let middle = b.graph.add(rows, residual);
+    let middle = if spec.attn_residual_first { residual + rows } else { rows + residual };
     let x = match spec.ffn_norm {
-        Some(name) if spec.pre == Pre::Bare && name.is_empty() => b.norm_with(None, None, None, middle, spec.norm),
-        Some(name) if b.weights.has(il, &format!("{name}.weight")) => b.norm(il, name, middle, spec.norm)?,
-        Some(_) => normed,
+        Some("") => l.bare_norm(middle, spec.norm),
+        Some(name) if spec.one_norm && !l.has(name) => normed,
+        Some(name) => norm(name, middle),
         None => middle,
     };
-    let mut x = feed_forward(b, spec, il, x)?;
+    let mut x = feed_forward(l, spec, x);
     if let Some(name) = spec.ffn_post_norm {
-        let weight = b.norm_weight(il, name)?;
-        x = b.norm_with(Some(il).filter(|_| spec.pins_last_norm()), Some(weight), None, x, spec.norm);
+        // gemma, exaone4 and olmo2 give this norm no layer number, so that it is not bound to its device.
+        let is_bound = name != "post_ffw_norm";
+        x = if is_bound { norm(name, x) } else { l.norm_with(Some(l.norm_weight(name)), None, x, spec.norm) };
     }
-    if spec.scales_residual && b.has_multiplier(spec, "residual_scale") {
-        x = b.graph.scale(x);
-    }
-    Ok(if spec.residual_first { b.graph.add(middle, x) } else { b.graph.add(x, middle) })
+    let x = scaled(x);
+    if spec.residual_first { middle + x } else { x + middle }
 }
 
-impl Spec {
-    /// gemma, exaone4 and olmo2 give the last norm of a layer no layer number, so that it is not bound to its device.
-    fn pins_last_norm(&self) -> bool {
-        self.ffn_post_norm != Some(UNBOUND)
+/// The last norm and the logits.
+pub(super) fn finish<'g>(b: &'g Builder<'g>, spec: &Spec, mut rows: Node<'g>, out_ids: Node<'g>) {
+    if spec.pick == Pick::BeforeNorm {
+        rows = rows.mark_output().get_rows(out_ids);
     }
+    rows = if spec.pre == Pre::Bare { b.bare_norm(rows, spec.norm) } else { b.output_norm(rows, spec.norm) };
+    rows.mark_output();
+    if spec.pick == Pick::AfterNorm {
+        rows = rows.get_rows(out_ids).mark_output();
+    }
+    let mut logits = b.lm_head(rows);
+    if let Some(bias) = b.get("output", "bias") {
+        logits = logits + bias;
+    }
+    if matches!(spec.logits, Logits::Scaled | Logits::ScaledCapped) && b.is_set("logit_scale") {
+        logits = logits.scale();
+    }
+    if matches!(spec.logits, Logits::Capped | Logits::ScaledCapped) && b.is_set("final_logit_softcapping") {
+        logits = logits.scale().tanh().scale();
+    }
+    logits.mark_output().expand();
 }
 
-/// The last norm's name where it is not bound to its layer's device.
-const UNBOUND: &str = "post_ffw_norm";
-
-fn parallel(b: &mut Builder<'_>, spec: &Spec, il: u32, (rows, residual, normed): (Id, Id, Id)) -> Result<Id, Error> {
-    let own_norm = spec.ffn_norm.filter(|n| b.weights.has(il, &format!("{n}.weight")));
-    let x = match own_norm {
-        Some(name) => b.norm(il, name, residual, spec.norm)?,
-        None => normed,
-    };
-    let x = feed_forward(b, spec, il, x)?;
-    Ok(match spec.residual {
-        Residual::ParallelAttnFirst => {
-            let x = b.graph.add(x, rows);
-            b.graph.add(x, residual)
-        }
-        Residual::ParallelOntoAttn => {
-            let x = b.graph.add(rows, x);
-            b.graph.add(x, residual)
-        }
-        _ => {
-            let x = b.graph.add(x, residual);
-            b.graph.add(x, rows)
-        }
-    })
+/// The logits of the last rows, without further steps.
+pub(super) fn logits<'g>(b: &'g Builder<'g>, rows: Node<'g>) {
+    b.lm_head(rows.mark_output()).mark_output().expand();
 }
 
-fn turns(b: &Builder<'_>, spec: &Spec, il: u32) -> Result<bool, Error> {
-    let is_swa = b.layer(il)?.is_swa;
-    Ok(match spec.rope {
+fn turns(l: Layer<'_>, spec: &Spec) -> bool {
+    match spec.rope {
         Rope::All => true,
         Rope::Never => false,
-        Rope::Windows => is_swa,
-        Rope::WindowsIfAny => is_swa || b.plan.caches.hparams.swa.is_none(),
-        Rope::WindowsOrLead => is_swa || il < b.hparams().u32_or_0("leading_dense_block_count"),
-        Rope::SkipEvery(n) => !(il + 1).is_multiple_of(n),
-        Rope::IfLayers(n) => b.n_layer == n,
-    })
+        Rope::Windows => l.hp.is_swa,
+        Rope::WindowsIfAny => l.hp.is_swa || l.plan.caches.hparams.swa.is_none(),
+        Rope::WindowsOrLead => l.hp.is_swa || l.il < l.hparams().u32_or_0("leading_dense_block_count"),
+        Rope::SkipEvery(n) => !(l.il + 1).is_multiple_of(n),
+        Rope::IfLayers(n) => l.n_layer == n,
+    }
 }
 
-fn attention(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, inputs: &Inputs) -> Result<Id, Error> {
-    let mut qkv = b.qkv(il, x)?;
-    if spec.qk_norm == QkNorm::Flat {
-        qkv = b.qkv_flat(il, x, spec.norm)?;
-    } else if spec.qk_norm == QkNorm::Before {
-        b.norm_qk(il, &mut qkv, spec.norm)?;
+fn attention<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
+    let mut qkv = if spec.qk_norm == QkNorm::Flat { flat_qkv(l, x, spec.norm) } else { l.qkv(x) };
+    if spec.qk_norm == QkNorm::Before {
+        l.norm_qk(&mut qkv, spec.norm);
     }
-    if turns(b, spec, il)? {
-        let factors = b.rope_factors(il)?;
-        b.rope_qk(&mut qkv, inputs.positions, factors);
+    if turns(l, spec) {
+        l.rope_qk(&mut qkv, inputs.positions, l.rope_factors());
     }
     if spec.qk_norm == QkNorm::After {
-        b.norm_qk(il, &mut qkv, spec.norm)?;
+        l.norm_qk(&mut qkv, spec.norm);
     }
     if spec.scales_q {
-        qkv.q = b.graph.scale(qkv.q);
+        qkv.q = qkv.q.scale();
     }
     if let Some(factor) = inputs.attn_scale {
-        qkv.q = b.graph.mul(qkv.q, factor);
+        qkv.q = qkv.q * factor;
     }
-    let sinks = b.maybe_weight(il, "attn_sinks.weight");
     let alibi = match spec.alibi {
         Alibi::No => false,
         Alibi::Always => true,
-        Alibi::IfStated => b.f64_or_0("attention.max_alibi_bias").abs() > 0.0,
+        Alibi::IfStated => l.is_set("attention.max_alibi_bias"),
     };
-    let extras = Extras { sinks, alibi, soft_cap: spec.soft_cap, ..Extras::default() };
-    if b.weights.has(il, "attn_gate.weight") {
-        return gated(b, spec, il, x, (qkv, extras), inputs);
+    let mut rows = l.attn(&inputs.attn, qkv, Extras { alibi, soft_cap: spec.soft_cap });
+    if l.has("attn_gate") {
+        // By head, or element by element.
+        let gate = l.raw_mm("attn_gate", x);
+        let gate = if spec.softplus_gate { gate.softplus() } else { gate.sigmoid() };
+        rows = if gate.ne(0) == l.n_head { gate_heads(rows, gate, l.n_head) } else { rows * gate };
     }
-    b.attn_out(il, &inputs.attn, qkv, extras)
+    rows = l.linear("attn_output", rows);
+    if spec.scales_v && l.is_set("attention.value_scale") { rows.scale() } else { rows }
 }
 
-/// Attention whose result is multiplied by a gate before its output projection: by head, or element by element.
-fn gated(
-    b: &mut Builder<'_>,
-    spec: &Spec,
-    il: u32,
-    x: Id,
-    (qkv, extras): (Qkv, Extras),
-    inputs: &Inputs,
-) -> Result<Id, Error> {
-    let gate = b.raw_mm(il, "attn_gate", x)?;
-    let mut rows = b.attn(il, &inputs.attn, qkv, extras)?;
-    let function = if spec.softplus_gate { Unary::Softplus } else { Unary::Sigmoid };
-    let gate = b.graph.unary(function, gate);
-    let n_head = u64::from(b.layer(il)?.n_head);
-    let (width, n_tokens) = (b.ne(rows, 0), b.ne(rows, 1));
-    if b.ne(gate, 0) == n_head {
-        rows = b.graph.reshape(rows, &[width / n_head, n_head, n_tokens]);
-        let gate = b.graph.reshape(gate, &[1, n_head, n_tokens]);
-        rows = b.graph.mul(rows, gate);
-        rows = b.graph.reshape(rows, &[width, n_tokens]);
-    } else {
-        rows = b.graph.mul(rows, gate);
+/// `rows` times a gate by head.
+pub(super) fn gate_heads<'g>(rows: Node<'g>, gate: Node<'g>, n_head: u64) -> Node<'g> {
+    let [width, n_tokens, ..] = rows.shape();
+    // Without heads there is nothing to reshape to, which is refused.
+    let head = width.checked_div(n_head).unwrap_or(0);
+    let by_head = rows.reshape(&[head, n_head, n_tokens]) * gate.reshape(&[1, n_head, n_tokens]);
+    by_head.reshape(&[width, n_tokens])
+}
+
+/// Queries, keys and values whose norms see all heads as one row (`build_qkv` without reshape).
+fn flat_qkv<'g>(l: Layer<'g>, x: Node<'g>, kind: Norm) -> Qkv<'g> {
+    let (k, v, n_head, n_kv) = (l.head_k, l.head_v, l.n_head, l.n_kv);
+    let [q_rows, k_rows, v_rows] = l.qkv_rows(x, [k * n_head, k * n_kv, v * n_kv]);
+    Qkv {
+        q: l.norm_of(kind, "attn_q_norm", q_rows).reshape(&[k, n_head, l.n_tokens]),
+        k: l.norm_of(kind, "attn_k_norm", k_rows).reshape(&[k, n_kv, l.n_tokens]),
+        v: v_rows.reshape(&[v, n_kv, l.n_tokens]),
     }
-    b.linear(il, "attn_output", rows)
 }
 
 /// Experts where the layer has a router, else one dense part.
-pub(super) fn feed_forward(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id) -> Result<Id, Error> {
-    let has_router = b.weights.has(il, "ffn_gate_inp.weight");
-    if has_router && !spec.has_experts && !b.weights.has(il, "ffn_up.weight") {
+pub(super) fn feed_forward<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>) -> Node<'g> {
+    let has_router = l.has("ffn_gate_inp");
+    if has_router && !spec.has_experts && !l.has("ffn_up") {
         // refact loads experts and gives `build_ffn` its dense matrices, which then are null.
-        return Ok(b.graph.unary(Unary::Silu, x));
+        return x.silu();
     }
     if !spec.has_experts || !has_router {
-        return b.ffn(il, "", x, spec.act);
+        return l.ffn("", x, spec.act);
     }
     let norm_w = match spec.norm_w {
         NormW::Always => true,
         NormW::Never => false,
-        NormW::Stated => b.flag("expert_weights_norm"),
+        NormW::Stated => l.flag("expert_weights_norm"),
     };
-    let scaled = spec.scales_w && b.expert_weights_scaled();
-    let gating = if spec.gating_stated { b.stated_gating(spec.gating)? } else { spec.gating };
-    let moe = Moe { act: spec.expert_act, gating, norm_w, scaled, ..Moe::default() };
-    let routed = b.moe(il, x, &moe)?;
-    shared_expert(b, spec, il, x, routed)
+    let scaled = spec.scales_w && l.expert_weights_scaled();
+    let gating = if spec.gating_stated { l.stated_gating(spec.gating) } else { spec.gating };
+    let routed = l.moe(x, &Moe { act: spec.expert_act, gating, norm_w, scaled, ..Moe::default() });
+    if !l.has("ffn_up_shexp") {
+        return routed;
+    }
+    let act = if l.has("ffn_gate_shexp") { spec.act } else { Act::SwigluFused };
+    let mut shared = l.ffn("_shexp", x, act);
+    if l.has("ffn_gate_inp_shexp") {
+        let gate = l.mm("ffn_gate_inp_shexp", x);
+        shared = shared * if spec.silu_gate { gate.silu() / gate } else { gate.sigmoid() };
+    }
+    let sum = routed + shared;
+    if spec.scales_sum { sum.scale() } else { sum }
 }
 
-/// The experts' sum and the shared expert's rows.
-fn shared_expert(b: &mut Builder<'_>, spec: &Spec, il: u32, x: Id, routed: Id) -> Result<Id, Error> {
-    if !b.weights.has(il, "ffn_up_shexp.weight") {
-        return Ok(routed);
-    }
-    let act = if b.weights.has(il, "ffn_gate_shexp.weight") { spec.act } else { Act::SwigluFused };
-    let mut shared = b.ffn(il, "_shexp", x, act)?;
-    if b.weights.has(il, "ffn_gate_inp_shexp.weight") {
-        let gate = b.mm(il, "ffn_gate_inp_shexp", x)?;
-        let open = if spec.silu_gate {
-            let silu = b.graph.unary(Unary::Silu, gate);
-            b.graph.div(silu, gate)
-        } else {
-            b.graph.unary(Unary::Sigmoid, gate)
-        };
-        shared = b.graph.mul(shared, open);
-    }
-    let sum = b.graph.add(routed, shared);
-    Ok(if spec.scales_sum { b.graph.scale(sum) } else { sum })
+/// Whether a multiplier is set.
+fn has_multiplier(b: &Builder<'_>, spec: &Spec, key: &str) -> bool {
+    spec.has_multipliers || b.is_set(key)
 }
 
-impl Builder<'_> {
-    /// Whether a multiplier is set.
-    fn has_multiplier(&self, spec: &Spec, key: &str) -> bool {
-        spec.has_multipliers || self.f64_or_0(key).abs() > 0.0
+/// Attention as most have it: norms of queries and keys, if the layer has their weights, and positions, if there are any.
+pub(super) fn plain_attention<'g>(
+    l: Layer<'g>,
+    x: Node<'g>,
+    attn: &AttnInputs<'g>,
+    positions: Option<Node<'g>>,
+) -> Node<'g> {
+    let mut qkv = l.qkv(x);
+    l.norm_qk(&mut qkv, Norm::Rms);
+    if let Some(positions) = positions {
+        l.rope_qk(&mut qkv, positions, l.rope_factors());
     }
-
-    /// Queries, keys and values whose norms see all heads as one row (`build_qkv` without reshape).
-    fn qkv_flat(&mut self, il: u32, x: Id, kind: Norm) -> Result<Qkv, Error> {
-        let layer = self.layer(il)?;
-        let n_tokens = self.n_tokens;
-        let (k, v) = (u64::from(layer.n_embd_head_k), u64::from(layer.n_embd_head_v));
-        let (n_head, n_kv) = (u64::from(layer.n_head), u64::from(layer.n_head_kv));
-        let [q_rows, k_rows, v_rows] = self.qkv_rows(il, x, (k * n_head, k * n_kv, v * n_kv))?;
-        let q_rows = self.norm(il, "attn_q_norm", q_rows, kind)?;
-        let k_rows = self.norm(il, "attn_k_norm", k_rows, kind)?;
-        Ok(Qkv {
-            q: self.graph.reshape(q_rows, &[k, n_head, n_tokens]),
-            k: self.graph.reshape(k_rows, &[k, n_kv, n_tokens]),
-            v: self.graph.reshape(v_rows, &[v, n_kv, n_tokens]),
-        })
-    }
-
-    /// Projections as rows of all heads; parts of a fused one are copied.
-    pub(super) fn qkv_rows(&mut self, il: u32, x: Id, (q, k, v): (u64, u64, u64)) -> Result<[Id; 3], Error> {
-        if !self.weights.has(il, "attn_qkv.weight") {
-            let mut rows = |name: &str| self.linear(il, name, x);
-            return Ok([rows("attn_q")?, rows("attn_k")?, rows("attn_v")?]);
-        }
-        let qkv = self.linear(il, "attn_qkv", x)?;
-        let (stride, n_tokens) = (self.nb(qkv, 1), self.n_tokens);
-        Ok([(q, 0), (k, q), (v, q + k)].map(|(width, offset)| {
-            let part = self.graph.view(qkv, &[width, n_tokens], &[stride], 4 * offset);
-            self.graph.cont(part)
-        }))
-    }
-
-    /// The boolean `<arch>.KEY`, or false.
-    pub(super) fn flag(&self, key: &str) -> bool {
-        matches!(self.hparams().value(key), Some(crate::gguf::Value::Bool(true)))
-    }
+    l.attn_out(attn, qkv)
 }

@@ -4,294 +4,187 @@
 
 use super::super::attention::AttnInputs;
 use super::super::cache::CacheInputs;
-use super::super::inputs::Embeddings;
 use super::super::recurrent::StateInputs;
-use super::super::tensor::{Graph, Id, Op, Unary};
-use super::super::{Builder, Error, Norm};
+use super::super::tensor::{Node, Op, Unary};
+use super::super::{Builder, Layer};
 use super::delta;
-use super::kpool::Pools;
-use super::plain::{PLAIN, feed_forward};
+use super::hyper::{joined, stream};
+use super::kpool::{Pools, open_cells};
+use super::plain::{PLAIN, feed_forward, logits};
 use crate::gguf::ggml_type::{f32, i32};
 use crate::memory::caches::CacheKind;
 
 /// What attention to pools needs from outside.
 #[derive(Clone, Copy)]
-struct Chooser {
-    pools: Pools,
+struct Chooser<'g> {
+    pools: Pools<'g>,
     /// The positions of the new pools' first cells.
-    new_positions: Id,
+    new_positions: Node<'g>,
 }
 
 /// Builds the graph.
-pub(super) fn build(b: &mut Builder<'_>) -> Result<(), Error> {
-    let n_streams = b.hparam("hyper_connection.count")?;
-    let rows = b.inp_embd(Embeddings::default())?;
-    let states = b.inp_rs()?;
-    let base = b.inp_kv(CacheKind::Base)?;
-    let chooser = chooser(b)?;
-    let positions = b.inp_pos();
-    let out_ids = b.inp_out_ids();
-    let grams = b.ngrams()?;
-    let (n_embd, n_tokens) = (b.n_embd, b.n_tokens);
-    let rows = b.graph.reshape(rows, &[n_embd, 1, n_tokens]);
-    let mut streams = b.graph.repeat(rows, &[n_embd, n_streams, n_tokens]);
-    b.graph.expand(streams);
-    for il in 0..b.n_layer {
-        let is_ple = b.layer(il)?.is_ple;
-        if let Some(grams) = grams.filter(|_| is_ple) {
-            streams = b.add_ngrams(il, streams, grams, &states)?;
+pub(super) fn build<'g>(b: &'g Builder<'g>) {
+    let (rows, states, base) = (b.tokens(), b.inp_rs(), b.inp_kv(CacheKind::Base));
+    let chooser = b.maybe_cache(CacheKind::Indexer).map(|_| {
+        let pools = Pools::new(b);
+        Chooser { pools, new_positions: b.draft.input(i32(), &[4 * pools.n_new]) }
+    });
+    let (positions, out_ids, grams) = (b.inp_pos(), b.inp_out_ids(), ngrams(b));
+    let mut streams = b.streams(rows).expand();
+    for l in b.layers() {
+        if let Some(grams) = grams.filter(|_| l.hp.is_ple) {
+            streams = add_ngrams(l, streams, grams, &states);
         }
-        let (mut x, mut inject) = b.read_gated(il, "hc_attn", streams)?;
-        b.graph.expand(x);
-        x = if b.layer(il)?.is_recr {
-            delta::linear_attention(b, il, x, &states)?
+        let (x, mut inject) = read_streams(l, "hc_attn", streams);
+        x.expand();
+        let mut x = if l.hp.is_recr {
+            delta::linear_attention(l, x, &states)
         } else {
-            attention(b, il, x, (base, chooser, positions))?
+            attention(l, x, base, chooser.as_ref(), positions)
         };
-        if b.is_last(il) {
-            b.only_outputs(il, out_ids, &mut [&mut x, &mut inject]);
-            let flat = b.graph.reshape(streams, &[n_embd * n_streams, n_tokens]);
-            let flat = b.graph.get_rows(flat, out_ids);
-            streams = b.graph.reshape(flat, &[n_embd, n_streams, b.plan.batch.n_outputs]);
+        if l.is_last() {
+            [x, inject] = l.only_outputs(out_ids, [x, inject]);
+            streams = b.output_streams(streams, out_ids);
         }
-        streams = b.write_gated(x, streams, inject);
-        let (x, inject) = b.read_gated(il, "hc_ffn", streams)?;
-        let x = feed_forward(b, &PLAIN, il, x)?;
-        streams = b.write_gated(x, streams, inject);
+        streams = write_streams(x, streams, inject);
+        let (x, inject) = read_streams(l, "hc_ffn", streams);
+        streams = write_streams(feed_forward(l, &PLAIN, x), streams, inject);
     }
-    let rows = b.last_stream(streams)?;
-    b.mark_output(rows);
-    b.logits(rows)
-}
-
-fn chooser(b: &mut Builder<'_>) -> Result<Option<Chooser>, Error> {
-    if b.maybe_cache(CacheKind::Indexer).is_none() {
-        return Ok(None);
-    }
-    let pools = Pools::new(b)?;
-    let new_positions = b.graph.input(i32(), &[4 * pools.n_new]);
-    Ok(Some(Chooser { pools, new_positions }))
+    logits(b, last_stream(b, streams));
 }
 
 /// Gated attention, to the cells of the best pools where the layer has an indexer.
-fn attention(
-    b: &mut Builder<'_>,
-    il: u32,
-    x: Id,
-    (mut base, chooser, positions): (CacheInputs, Option<Chooser>, Id),
-) -> Result<Id, Error> {
-    if let Some(chooser) = chooser.filter(|_| b.weights.has(il, "indexer.k_proj.weight")) {
-        let ne = b.graph.tensor(base.mask).ne;
-        let open = choose(b, il, x, (&chooser, positions, base.mask))?;
-        base.mask = b.graph.reshape(open, &ne);
+fn attention<'g>(
+    l: Layer<'g>,
+    x: Node<'g>,
+    mut base: CacheInputs<'g>,
+    chooser: Option<&Chooser<'g>>,
+    positions: Node<'g>,
+) -> Node<'g> {
+    if let Some(chooser) = chooser.filter(|_| l.has("indexer.k_proj")) {
+        let ne = base.mask.shape();
+        base.mask = choose(l, x, chooser, positions, base.mask).reshape(&ne);
     }
-    delta::gated_attention(b, il, x, &AttnInputs::Cached(base, None), positions)
+    delta::gated_attention(l, x, &AttnInputs::Cached(base, None), positions)
 }
 
 /// The mask that opens the cells of the best pools (`build_qsa_sel`).
-fn choose(b: &mut Builder<'_>, il: u32, x: Id, (chooser, positions, mask): (&Chooser, Id, Id)) -> Result<Id, Error> {
-    let (pools, n_tokens) = (&chooser.pools, b.n_tokens);
-    let n_head = b.hparam("attention.indexer.head_count")?;
-    let head = u64::from(b.plan.caches.hparams.indexer_head_size);
-    let keys = pooled_keys(b, il, x, head, chooser)?;
-    let q = b.raw_mm(il, "indexer.q_proj", x)?;
-    let q = b.graph.reshape(q, &[head, n_head, n_tokens]);
-    let q = b.norm(il, "indexer.q_norm", q, Norm::Rms)?;
-    let q = b.graph.rope(q, positions, None);
-    let weights = b.graph.new_tensor(f32(), &[n_head, n_tokens]);
-    let weights = b.graph.like(Op::Fill, &[weights]);
-    let scores = b.pool_scores(q, keys, weights, pools);
-    let best = b.graph.top_k(scores, pools.n_top);
-    let choice = b.chosen_cells(best, pools, true);
-    b.graph.expand(choice);
-    let live = b.best_scores(scores, best, pools);
-    let live = b.graph.scale(live);
-    let live = b.graph.clamp(live);
-    let live = b.graph.repeat(live, &[pools.size, pools.n_top, n_tokens]);
-    let live = b.graph.reshape(live, &[pools.size * pools.n_top, n_tokens]);
-    let tail = b.graph.cast(pools.tail, f32());
-    let tail = b.graph.scale(tail);
-    let tail = b.graph.clamp(tail);
-    let live = b.graph.concat(live, tail, 0);
-    let dump = b.graph.like(Op::Fill, &[live]);
-    let dump = b.graph.like(Op::CumSum, &[dump]);
-    let dump = b.graph.scale(dump);
-    let open = b.open_cells(choice, live, dump, mask, pools.n_kv);
-    let (row, ne) = (b.nb(open, 2), b.graph.tensor(mask).ne);
-    let strides = [row, row * ne[1], row * ne[1] * ne[2]];
-    let open = b.graph.view(open, &[pools.n_kv, ne[1], ne[2], ne[3]], &strides, 0);
-    Ok(b.graph.add(open, mask))
+fn choose<'g>(l: Layer<'g>, x: Node<'g>, chooser: &Chooser<'g>, positions: Node<'g>, mask: Node<'g>) -> Node<'g> {
+    let (pools, n_tokens) = (&chooser.pools, l.n_tokens);
+    let (n_head, head) = (l.hparam("attention.indexer.head_count"), l.indexer_head());
+    let keys = pooled_keys(l, x, head, chooser);
+    let q = l.raw_mm("indexer.q_proj", x).reshape(&[head, n_head, n_tokens]);
+    let q = l.norm("indexer.q_norm", q).rope(positions, None);
+    let scores = q.lightning_indexer(keys, l.draft.filled(f32(), &[n_head, n_tokens]), pools.mask);
+    let best = scores.top_k(pools.n_top);
+    let choice = pools.chosen_cells(best, true).expand();
+    let live = pools.best_scores(scores, best).scale().clamp().repeat(&[pools.size, pools.n_top, n_tokens]);
+    let tail = pools.tail.cast(f32()).scale().clamp();
+    let live = live.reshape(&[pools.size * pools.n_top, n_tokens]).concat(tail, 0);
+    let dump = live.op(Op::Fill).op(Op::CumSum).scale();
+    let open = open_cells(choice, live, dump, mask, pools.n_kv);
+    let (row, ne) = (open.nb(2), mask.shape());
+    open.view(&[pools.n_kv, ne[1], ne[2], ne[3]], &[row, row * ne[1], row * ne[1] * ne[2]], 0) + mask
 }
 
 /// The keys of all pools; those that the batch completes are means of their cells' keys.
-fn pooled_keys(b: &mut Builder<'_>, il: u32, x: Id, head: u64, chooser: &Chooser) -> Result<Id, Error> {
-    let pools = &chooser.pools;
-    let k = b.raw_mm(il, "indexer.k_proj", x)?;
-    let rows = b.pool_rows(il, k, head, pools)?;
-    let t = *b.graph.tensor(rows);
-    let slice = |graph: &mut Graph, i: u64| graph.view(rows, &[head, pools.n_new], &[t.nb[2]], i * t.nb[1]);
-    let first = slice(&mut b.graph, 0);
-    let mut sum = b.graph.cont(first);
-    for i in 1..pools.size {
-        let next = slice(&mut b.graph, i);
-        sum = b.graph.add(sum, next);
-    }
-    let keys = b.graph.scale(sum);
-    let keys = b.norm(il, "indexer.k_norm", keys, Norm::Rms)?;
-    let keys = b.graph.reshape(keys, &[head, 1, pools.n_new]);
-    let keys = b.graph.rope(keys, chooser.new_positions, None);
-    let keys = b.graph.reshape(keys, &[head, pools.n_new]);
-    b.pool_keys(il, keys, head, pools)
+fn pooled_keys<'g>(l: Layer<'g>, x: Node<'g>, head: u64, chooser: &Chooser<'g>) -> Node<'g> {
+    let n_new = chooser.pools.n_new;
+    let rows = l.pool_rows(l.raw_mm("indexer.k_proj", x), head, &chooser.pools);
+    let t = rows.tensor();
+    let slice = |i| rows.view(&[head, n_new], &[t.nb[2]], i * t.nb[1]);
+    let first = |i| if i == 0 { slice(i).cont() } else { slice(i) };
+    let keys = joined(chooser.pools.size, first, |sum, next| sum + next).scale();
+    let keys = l.norm("indexer.k_norm", keys).reshape(&[head, 1, n_new]).rope(chooser.new_positions, None);
+    l.pool_keys(keys.reshape(&[head, n_new]), head, &chooser.pools)
 }
 
 /// A convolution's input; its last columns are copied before they become the state (`build_conv_state_at`).
-pub(super) fn conv_input(
-    b: &mut Builder<'_>,
-    inputs: &StateInputs,
-    states: Id,
-    x: Id,
-    (columns, channels): (u64, u64),
-) -> Id {
-    let past = b.read_states(inputs, states);
-    let past = b.graph.reshape(past, &[columns, channels, b.plan.batch.n_seqs]);
-    let x = b.graph.transpose(x);
-    let input = b.graph.concat(past, x, 0);
-    let last = b.last_columns(input, columns + 1, channels);
-    let last = b.graph.cont(last);
-    b.write_states(last, states);
+pub(super) fn conv_input<'g>(
+    b: &Builder<'g>,
+    inputs: &StateInputs<'g>,
+    states: Node<'g>,
+    x: Node<'g>,
+    [columns, channels]: [u64; 2],
+) -> Node<'g> {
+    let input = b.past_and(inputs, states, x, [columns, channels]);
+    b.write_states(b.last_columns(input, columns + 1, channels).cont(), states);
     input
 }
 
-impl Builder<'_> {
-    /// The embeddings of the n-grams that end at each token (`build_inp_ple`).
-    fn ngrams(&mut self) -> Result<Option<Id>, Error> {
-        if !self.plan.caches.hparams.layers.iter().any(|layer| layer.is_ple) {
-            return Ok(None);
-        }
-        let n_heads = (self.hparam("ple.ngram_size")? - 1) * self.hparam("ple.heads_per_ngram")?;
-        let table = self.global("per_layer_token_embd.weight")?;
-        let ids = self.graph.input(i32(), &[n_heads * self.n_tokens]);
-        let rows = self.graph.get_rows(table, ids);
-        let width = self.ne(rows, 0) * n_heads;
-        let rows = self.graph.reshape(rows, &[width, self.n_tokens]);
-        self.graph.expand(rows);
-        Ok(Some(rows))
+/// The embeddings of the n-grams that end at each token (`build_inp_ple`).
+fn ngrams<'g>(b: &'g Builder<'g>) -> Option<Node<'g>> {
+    if !b.plan.caches.hparams.layers.iter().any(|layer| layer.is_ple) {
+        return None;
     }
+    let n_heads = (b.hparam("ple.ngram_size") - 1) * b.hparam("ple.heads_per_ngram");
+    let rows = b.global("per_layer_token_embd").get_rows(b.draft.input(i32(), &[n_heads * b.n_tokens]));
+    Some(rows.reshape(&[rows.ne(0) * n_heads, b.n_tokens]).expand())
+}
 
-    /// The streams with what n-grams add to them (`build_ple`).
-    fn add_ngrams(&mut self, il: u32, streams: Id, grams: Id, inputs: &StateInputs) -> Result<Id, Error> {
-        let (n_embd, n_streams, n_tokens) = (self.n_embd, self.ne(streams, 1), self.n_tokens);
-        let by_stream = [n_embd, n_streams, n_tokens];
-        let key = self.raw_mm(il, "ple_key", grams)?;
-        let value = self.raw_mm(il, "ple_value", grams)?;
-        let key = self.stream_norm(il, "ple_norm_key", key, by_stream)?;
-        let query = self.stream_norm(il, "ple_norm_query", streams, by_stream)?;
-        let score = self.graph.mul(key, query);
-        let score = self.graph.sum_rows(score);
-        let score = self.graph.scale(score);
-        let size = self.graph.unary(Unary::Other, score);
-        let size = self.graph.clamp(size);
-        let size = self.graph.like(Op::Sqrt, &[size]);
-        let sign = self.graph.unary(Unary::Other, score);
-        let gate = self.graph.mul(sign, size);
-        let gate = self.graph.unary(Unary::Sigmoid, gate);
-        let value = self.graph.reshape(value, &[n_embd, 1, n_tokens]);
-        let value = self.graph.repeat(value, &by_stream);
-        let gated = self.graph.mul(value, gate);
-        let flat = self.graph.reshape(gated, &[n_embd * n_streams, n_tokens]);
-        let normed = self.stream_norm(il, "ple_norm_conv", flat, by_stream)?;
-        let normed = self.graph.reshape(normed, &[n_embd * n_streams, n_tokens]);
-        let conv = self.ngram_conv(il, normed, inputs)?;
-        let conv = self.graph.reshape(conv, &by_stream);
-        let added = self.graph.add(gated, conv);
-        Ok(self.graph.add(streams, added))
-    }
+/// The streams with what n-grams add to them (`build_ple`).
+fn add_ngrams<'g>(l: Layer<'g>, streams: Node<'g>, grams: Node<'g>, inputs: &StateInputs<'g>) -> Node<'g> {
+    let (n_embd, n_streams, n_tokens) = (l.n_embd, streams.ne(1), l.n_tokens);
+    let by_stream = [n_embd, n_streams, n_tokens];
+    // Each stream by itself.
+    let norm = |name: &str, x: Node<'g>| x.reshape(&by_stream).rms() * l.weight(name);
+    let key = norm("ple_norm_key", l.raw_mm("ple_key", grams));
+    let score = (key * norm("ple_norm_query", streams)).sum_rows().scale();
+    // The absolute value and the sign.
+    let [size, sign] = [score; 2].map(|score| score.unary(Unary::Other));
+    let gate = (sign * size.clamp().sqrt()).sigmoid();
+    let value = l.raw_mm("ple_value", grams).reshape(&[n_embd, 1, n_tokens]).repeat(&by_stream);
+    let gated = value * gate;
+    let flat = [n_embd * n_streams, n_tokens];
+    let normed = norm("ple_norm_conv", gated.reshape(&flat)).reshape(&flat);
+    let conv = ngram_conv(l, normed, inputs).reshape(&by_stream);
+    streams + (gated + conv)
+}
 
-    /// A dilated convolution of each channel, as a sum of shifted copies.
-    fn ngram_conv(&mut self, il: u32, x: Id, inputs: &StateInputs) -> Result<Id, Error> {
-        let batch = self.plan.batch;
-        let (channels, n_tokens, n_seqs) = (self.ne(x, 0), batch.n_seq_tokens(), batch.n_seqs);
-        let kernel = self.hparam("ple.conv_kernel")?;
-        let apart = self.hparam("ple.ngram_size")?;
-        let columns = (kernel - 1) * apart;
-        let states = self.kv_tensors(CacheKind::PleState, il)?.k;
-        let x = self.graph.reshape(x, &[channels, n_tokens, n_seqs]);
-        let input = conv_input(self, inputs, states, x, (columns, channels));
-        let strides = [self.nb(input, 1), self.nb(input, 2)];
-        let weights = self.weight(il, "ple_conv1d.weight")?;
-        let w = *self.graph.tensor(weights);
-        let term = |graph: &mut Graph, i: u64| {
-            let shifted = graph.view(input, &[n_tokens, channels, n_seqs], &strides, 4 * i * apart);
-            let shifted = graph.transpose(shifted);
-            let shifted = graph.cont(shifted);
-            let weight = graph.view(weights, &[1, channels], &[w.nb[1]], i * w.nb[0]);
-            let weight = graph.cont(weight);
-            let mut weight = graph.reshape(weight, &[channels]);
-            if w.ty != f32() {
-                weight = graph.cast(weight, f32());
-            }
-            graph.mul(shifted, weight)
-        };
-        let mut sum = term(&mut self.graph, 0);
-        for i in 1..kernel {
-            let next = term(&mut self.graph, i);
-            sum = self.graph.add(sum, next);
-        }
-        let sum = self.graph.unary(Unary::Silu, sum);
-        Ok(self.graph.cont(sum))
-    }
+/// A dilated convolution of each channel, as a sum of shifted copies.
+fn ngram_conv<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInputs<'g>) -> Node<'g> {
+    let (channels, n_tokens, n_seqs) = (x.ne(0), l.n_seq_tokens, l.n_seqs);
+    let (kernel, apart) = (l.hparam("ple.conv_kernel"), l.hparam("ple.ngram_size"));
+    let states = l.keys(CacheKind::PleState, l.il);
+    let x = x.reshape(&[channels, n_tokens, n_seqs]);
+    let input = conv_input(l.b, inputs, states, x, [(kernel - 1) * apart, channels]);
+    let strides = input.strides();
+    let weights = l.weight("ple_conv1d");
+    let w = weights.tensor();
+    let term = |i| {
+        let shifted = input.view(&[n_tokens, channels, n_seqs], &strides[1..3], 4 * i * apart).transpose().cont();
+        let weight = weights.view(&[1, channels], &[w.nb[1]], i * w.nb[0]).cont().reshape(&[channels]);
+        shifted * if w.ty == f32() { weight } else { weight.cast(f32()) }
+    };
+    joined(kernel, term, |sum, next| sum + next).silu().cont()
+}
 
-    /// A norm of each stream by itself.
-    fn stream_norm(&mut self, il: u32, name: &str, x: Id, by_stream: [u64; 3]) -> Result<Id, Error> {
-        let x = self.graph.reshape(x, &by_stream);
-        let x = self.rms(x);
-        let weight = self.weight(il, &format!("{name}.weight"))?;
-        Ok(self.graph.mul(x, weight))
-    }
+/// All streams normed, as one row a token, and how much of each is read (`build_hc_mix`).
+fn stream_gates<'g>(streams: Node<'g>, [norm, down, up]: [Node<'g>; 3]) -> (Node<'g>, Node<'g>) {
+    let ne = streams.shape();
+    let normed = (streams.rms() * norm).reshape(&[ne[0] * ne[1], ne[2]]);
+    (normed, up.mm(down.mm(normed).scale().silu()))
+}
 
-    /// All streams normed, as one row a token, and how much of each is read (`build_hc_mix`).
-    fn stream_gates(&mut self, streams: Id, [norm, down, up]: [Id; 3]) -> (Id, Id) {
-        let ne = self.graph.tensor(streams).ne;
-        let normed = self.rms(streams);
-        let normed = self.graph.mul(normed, norm);
-        let normed = self.graph.reshape(normed, &[ne[0] * ne[1], ne[2]]);
-        let low = self.graph.mul_mat(down, normed);
-        let low = self.graph.scale(low);
-        let low = self.graph.unary(Unary::Silu, low);
-        (normed, self.graph.mul_mat(up, low))
-    }
+/// A layer's input, and how much each stream takes of its output.
+fn read_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, Node<'g>) {
+    let weights = ["norm", "down", "up"].map(|part| l.weight(&format!("{name}_{part}")));
+    let (normed, gate) = stream_gates(streams, weights);
+    let ne = streams.shape();
+    let x = normed.reshape(&ne).hc_pre(gate.reshape(&ne));
+    (x, l.raw_mm(&format!("{name}_inject"), normed))
+}
 
-    /// A layer's input, and how much each stream takes of its output.
-    fn read_gated(&mut self, il: u32, name: &str, streams: Id) -> Result<(Id, Id), Error> {
-        let ne = self.graph.tensor(streams).ne;
-        let mut weight = |part: &str| self.weight(il, &format!("{name}_{part}.weight"));
-        let weights = [weight("norm")?, weight("down")?, weight("up")?];
-        let (normed, gate) = self.stream_gates(streams, weights);
-        let [by_stream, gate] = [normed, gate].map(|id| self.graph.reshape(id, &ne));
-        let x = self.graph.hc_pre(by_stream, gate);
-        Ok((x, self.raw_mm(il, &format!("{name}_inject"), normed)?))
-    }
+/// The streams after a layer's output (`build_hc_combine`).
+fn write_streams<'g>(x: Node<'g>, streams: Node<'g>, inject: Node<'g>) -> Node<'g> {
+    x.hc_post(streams, inject.scale().sigmoid().scale(), None)
+}
 
-    /// The streams after a layer's output (`build_hc_combine`).
-    fn write_gated(&mut self, x: Id, streams: Id, inject: Id) -> Id {
-        let share = self.graph.scale(inject);
-        let share = self.graph.unary(Unary::Sigmoid, share);
-        let share = self.graph.scale(share);
-        self.graph.hc_post(x, streams, share, None)
-    }
-
-    /// One row a token of its streams, step by step at the end.
-    fn last_stream(&mut self, streams: Id) -> Result<Id, Error> {
-        let ne = self.graph.tensor(streams).ne;
-        let mut weight = |part: &str| self.global(&format!("output_hc_{part}.weight"));
-        let weights = [weight("norm")?, weight("down")?, weight("up")?];
-        let (normed, gate) = self.stream_gates(streams, weights);
-        let gate = self.graph.unary(Unary::Sigmoid, gate);
-        let gated = self.graph.mul(normed, gate);
-        let gated = self.graph.reshape(gated, &ne);
-        let first = self.graph.view(gated, &[ne[0], ne[2]], &[4 * ne[0] * ne[1]], 0);
-        let first = self.graph.cont(first);
-        let sum = self.sum_streams(gated, Some(first));
-        Ok(self.graph.scale(sum))
-    }
+/// One row a token of its streams, step by step at the end.
+fn last_stream<'g>(b: &'g Builder<'g>, streams: Node<'g>) -> Node<'g> {
+    let weights = ["norm", "down", "up"].map(|part| b.global(&format!("output_hc_{part}")));
+    let (normed, gate) = stream_gates(streams, weights);
+    let gated = (normed * gate.sigmoid()).reshape(&streams.shape());
+    let first = |i| if i == 0 { stream(gated, i).cont() } else { stream(gated, i) };
+    joined(gated.ne(1), first, |sum, stream| sum + stream).scale()
 }

@@ -1,0 +1,365 @@
+//! The forms of a plan: on one line, a script, an env file, a preset of llama.cpp's model router, a model of llama-swap's
+//! configuration; each with the way back, as its reader reads it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use crate::run::command::quoted;
+use crate::run::{self, Dialect, ModelSource, ParsedCommand, Target, groups, spelling};
+
+/// A name for the model in a configuration: its file's, or its repository's, in letters that every format takes.
+pub(super) fn name_of(source: &ModelSource) -> String {
+    let stem = |file: &str| {
+        let name = file.rsplit(['/', '\\']).next().unwrap_or(file).split('?').next().unwrap_or_default().to_string();
+        let name = name.strip_suffix(".gguf").unwrap_or(&name);
+        // The first file of a split model: `-00001-of-00003`.
+        let whole = name.len().checked_sub("-00001-of-00001".len()).and_then(|at| name.split_at_checked(at));
+        let whole = whole.filter(|(_, shard)| shard.get(6..10) == Some("-of-"));
+        whole.map_or(name, |(whole, _)| whole).to_string()
+    };
+    let name = match source {
+        ModelSource::Path(path) => stem(&path.to_string_lossy()),
+        ModelSource::Url(url) => stem(url),
+        ModelSource::HuggingFace { file: Some(file), .. } => stem(file),
+        ModelSource::HuggingFace { repo, file: None } | ModelSource::Docker(repo) => {
+            repo.rsplit('/').next().unwrap_or(repo).to_string()
+        }
+    };
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = name.chars().map(plain).collect();
+    // `default` and `*` are sections of their own in llama.cpp's presets.
+    if name.is_empty() || name == "default" { "model".to_string() } else { name }
+}
+
+/// Refuses words with control characters: no form carries them through every reader.
+pub(super) fn printable(words: &[String]) -> Result<(), Error> {
+    words.iter().find(|word| word.contains(char::is_control)).map_or(Ok(()), |word| {
+        Err(Error::Word {
+            word: word.clone(),
+            problem: "holds a control character",
+            form: "an emitted plan",
+            instead: "rename the file",
+        })
+    })
+}
+
+/// Words that `$(…)` takes apart again: it splits at spaces and takes quotes literally.
+pub(super) fn on_one_line(words: &[String]) -> Result<String, Error> {
+    let broken = words.iter().find(|word| word.is_empty() || word.contains(char::is_whitespace));
+    broken.map_or_else(
+        || Ok(words.join(" ")),
+        |word| {
+            Err(Error::Word {
+                word: word.clone(),
+                problem: "is empty or holds a space",
+                form: "$(…)",
+                instead: "use --emit shell",
+            })
+        },
+    )
+}
+
+/// A word in single quotes where it needs any; [`printable`] has refused what cannot be quoted.
+pub(super) fn quote(word: &str) -> String {
+    quoted(word).unwrap_or_default()
+}
+
+/// Words in a line, each as [`quote`] writes it.
+pub(super) fn line(words: &[String]) -> String {
+    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
+}
+
+const SHEBANG: &str = "#!/bin/sh\nexec ";
+const REST: &str = " \"$@\"";
+
+/// A script that becomes the program; what it is called with is passed on, and wins.
+pub(super) fn script(words: &[String]) -> String {
+    format!("{SHEBANG}{}{REST}", line(words))
+}
+
+/// The words of [`script`], as a shell would make them.
+pub(super) fn of_script(text: &str) -> Option<Vec<String>> {
+    shlex::split(text.strip_prefix(SHEBANG)?.strip_suffix(REST)?)
+}
+
+/// A command as its program would read it, in the newest build.
+pub(super) fn read(
+    words: &[String],
+    env: &BTreeMap<String, String>,
+    dialect: Dialect,
+    form: &'static str,
+) -> Result<ParsedCommand, Error> {
+    let target = Target { dialect, ..Target::newest() };
+    run::parse::command_for(words, env, target).map_err(|error| Error::ReadBack { form, problem: error.to_string() })
+}
+
+/// What the comment with the command begins with.
+const START: &str = "# Start: ";
+
+/// The env file of a command, its program first, and what it leaves to the command line: one `LLAMA_ARG_…` a flag, quoted so that a
+/// shell, systemd and Compose read the same value. What has no variable (`common/arg.cpp` `common_arg::get_value_from_env`, b11434)
+/// stays in the command that the file's first comment gives.
+pub(super) fn env_file(command: &[String]) -> Result<(String, Vec<String>), Error> {
+    let (program, args) = command.split_first().map_or(("", command), |(first, rest)| (first.as_str(), rest));
+    let mut lines = Vec::new();
+    let mut without = vec![program.to_string()];
+    for group in groups(args) {
+        let value = group.get(1).map_or("1", String::as_str);
+        match group.first().and_then(|word| spelling(word)).and_then(|(flag, on)| Some((flag.environment?, on))) {
+            Some((name, on)) => lines.push(format!("{name}={}", quote_variable(if on { value } else { "0" })?)),
+            None => without.extend(group.iter().cloned()),
+        }
+    }
+    let left = without.get(1..).filter(|rest| !rest.is_empty()).map(line);
+    let note = |rest: &String| {
+        format!("llama.cpp has no variable for `{rest}`: the file's first line says the command to start with")
+    };
+    let text = format!("{START}{}\n{}\n", line(&without), lines.join("\n"));
+    Ok((text, left.iter().map(note).collect()))
+}
+
+/// A value in single quotes, or in double ones where it holds a single one: what is inside is literal in both, for a POSIX
+/// shell, systemd's EnvironmentFile and Compose's env_file. (`docker run --env-file` knows no quotes at all.)
+fn quote_variable(value: &str) -> Result<String, Error> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,+%@".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        return Ok(value.to_string());
+    }
+    if !value.contains('\'') {
+        return Ok(format!("'{value}'"));
+    }
+    if value.contains(['"', '\\', '$', '`']) {
+        return Err(Error::Word {
+            word: value.to_string(),
+            problem: "holds a single quote beside `\"`, `\\`, `$` or a backtick",
+            form: "an env file",
+            instead: "use --emit shell",
+        });
+    }
+    Ok(format!("\"{value}\""))
+}
+
+/// The variables of a file and the command of its first comment.
+pub(super) fn read_env(text: &str) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
+    let mut lines = text.lines();
+    let start = lines.next().and_then(|line| line.strip_prefix(START)).ok_or("no command in its first line")?;
+    let words = shlex::split(start).ok_or("its command cannot be split into words")?;
+    let mut variables = BTreeMap::new();
+    for line in lines {
+        let (name, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no NAME=VALUE"))?;
+        let value = shlex::split(value).filter(|words| words.len() == 1).and_then(|words| words.into_iter().next());
+        let value = value.ok_or_else(|| format!("`{line}` is not one value"))?;
+        if variables.insert(name.to_string(), value).is_some() {
+            return Err(format!("{name} is there twice"));
+        }
+    }
+    Ok((variables, words))
+}
+
+/// A whole preset file with the model as its one section, keys that are long flags without dashes (`common/preset.cpp`
+/// `parse_ini_from_file`, `common_preset_context::load_from_ini` and `docs/preset.md`, b11434): a value ends at the end of its line or
+/// at the first `;` or `#`, nothing is quoted and nothing is escaped.
+pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
+    let args = command.get(1..).unwrap_or_default();
+    let mut text = format!("[{name}]\n");
+    for group in groups(args) {
+        let word = group.first().map(String::as_str).unwrap_or_default();
+        let (flag, on) = spelling(word).filter(|(flag, _)| flag.values < 2).ok_or_else(|| Error::Lacks {
+            program: "a preset",
+            lacks: "takes no flag that llama-server does not have".to_string(),
+            instead: "use --emit shell",
+        })?;
+        let value = match group.get(1) {
+            Some(value) => value,
+            None if on => "1",
+            None => "0",
+        };
+        fits_preset(value)?;
+        let _ = writeln!(text, "{} = {value}", flag.name().trim_start_matches('-'));
+    }
+    Ok(text)
+}
+
+fn fits_preset(value: &str) -> Result<(), Error> {
+    let problem = if value.contains([';', '#']) {
+        "holds `;` or `#`"
+    } else if value.is_empty() || value.trim() != value {
+        "is empty, or begins or ends with a space"
+    } else {
+        return Ok(());
+    };
+    let (word, form) = (value.to_string(), "a preset of llama.cpp");
+    Err(Error::Word { word, problem, form, instead: "rename the file, or use --emit shell" })
+}
+
+/// The command that llama-server's router makes of a preset file with one section.
+pub(super) fn read_preset(text: &str) -> Result<Vec<String>, String> {
+    let mut command = vec!["llama-server".to_string()];
+    let mut sections = 0;
+    for line in text.lines() {
+        let line = line.split([';', '#']).next().unwrap_or_default().trim();
+        if line.is_empty() {
+            continue;
+        }
+        if line.starts_with('[') {
+            sections += 1;
+            continue;
+        }
+        let (key, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no KEY = VALUE"))?;
+        let (key, value) = (format!("--{}", key.trim()), value.trim());
+        let (flag, _) = spelling(&key).ok_or_else(|| format!("{key} is not a flag"))?;
+        match (flag.values, value) {
+            (0, "0") => command.extend(flag.negated().last().map(str::to_string)),
+            (0, _) => command.push(key),
+            _ => command.extend([key, value.to_string()]),
+        }
+    }
+    if sections == 1 { Ok(command) } else { Err(format!("it has {sections} sections")) }
+}
+
+/// llama-swap's own macro for the port that it chooses.
+const PORT: [&str; 2] = ["--port", "${PORT}"];
+
+/// The part of the configuration that moeplan writes.
+#[derive(Debug, Serialize, Deserialize)]
+struct SwapConfig {
+    models: BTreeMap<String, SwapEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SwapEntry {
+    cmd: String,
+}
+
+/// The configuration with this one model, `models.NAME.cmd`, the port left to llama-swap, which takes a command apart as a POSIX
+/// shell does, after putting macros (`${…}`) in; lines are joined.
+pub(super) fn swap_model(name: &str, command: &[String]) -> Result<String, Error> {
+    if let Some(word) = command.iter().find(|word| word.contains("${")) {
+        return Err(Error::Word {
+            word: word.clone(),
+            problem: "holds `${`",
+            form: "llama-swap's configuration (it would be a macro)",
+            instead: "rename the file",
+        });
+    }
+    let (program, args) = command.split_first().map_or(("", command), |(first, rest)| (first.as_str(), rest));
+    let first = format!("{} {}", quote(program), PORT.join(" "));
+    let lines: Vec<String> = std::iter::once(first).chain(groups(args).into_iter().map(line)).collect();
+    let models = BTreeMap::from([(name.to_string(), SwapEntry { cmd: lines.join("\n") + "\n" })]);
+    serde_yaml::to_string(&SwapConfig { models })
+        .map_err(|error| Error::ReadBack { form: "llama-swap", problem: error.to_string() })
+}
+
+/// The command of a configuration with one model, without the port.
+pub(super) fn read_swap(text: &str) -> Result<Vec<String>, String> {
+    let config: SwapConfig = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
+    let mut models = config.models.into_values();
+    let (Some(entry), None) = (models.next(), models.next()) else { return Err("it has not one model".to_string()) };
+    let mut words = shlex::split(&entry.cmd).ok_or("its command cannot be split into words")?;
+    let at = words.windows(2).position(|pair| pair == PORT).ok_or("its command leaves the port to nobody")?;
+    words.drain(at..at + PORT.len());
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_files_without_shards_in_plain_letters() {
+        let path = |path: &str| name_of(&ModelSource::Path(path.into()));
+        let hub = |repo: &str, file: Option<&str>| {
+            name_of(&ModelSource::HuggingFace { repo: repo.into(), file: file.map(str::to_string) })
+        };
+        assert_eq!(path("/m/Qwen3 30B-Q4_K_M-00001-of-00003.gguf"), "Qwen3-30B-Q4_K_M");
+        assert_eq!(path("default.gguf"), "model");
+        assert_eq!(path("x-00001-of-0001é.gguf"), "x-00001-of-0001-");
+        assert_eq!(hub("a/b-GGUF:Q4_0", None), "b-GGUF-Q4_0");
+        assert_eq!(hub("a/b-GGUF", Some("sub/c.gguf")), "c");
+        assert_eq!(name_of(&ModelSource::Url("https://h/x/y.gguf?download=1".into())), "y");
+    }
+
+    #[test]
+    fn flags_become_variables_and_the_rest_stays_a_command() {
+        let command: Vec<String> =
+            shlex::split("llama-server -m 'it is.gguf' -c 8192 -no-kvu -tb 8 -ot 'a|b=CPU' --no-op-offload").unwrap();
+        let (text, notes) = env_file(&command).unwrap();
+        assert_eq!(
+            text,
+            "# Start: llama-server -tb 8 --no-op-offload\nLLAMA_ARG_MODEL='it is.gguf'\nLLAMA_ARG_CTX_SIZE=8192\n\
+             LLAMA_ARG_KV_UNIFIED=0\nLLAMA_ARG_OVERRIDE_TENSOR='a|b=CPU'\n"
+        );
+        assert_eq!(notes.len(), 1);
+        let (variables, words) = read_env(&text).unwrap();
+        assert_eq!(variables.get("LLAMA_ARG_MODEL").map(String::as_str), Some("it is.gguf"));
+        assert_eq!(words.join(" "), "llama-server -tb 8 --no-op-offload");
+    }
+
+    #[test]
+    fn values_that_readers_differ_on_are_refused() {
+        assert_eq!(quote_variable("it's").unwrap(), "\"it's\"");
+        assert_eq!(quote_variable(r"a\b $x").unwrap(), r"'a\b $x'");
+        assert_eq!(quote_variable("").unwrap(), "''");
+        assert!(quote_variable("it's $x").is_err());
+    }
+
+    #[test]
+    fn broken_files_are_told() {
+        for (text, problem) in [
+            ("LLAMA_ARG_MODEL=x\n", "first line"),
+            ("# Start: a\nno\n", "NAME=VALUE"),
+            ("# Start: a\nA=1\nA=2\n", "twice"),
+            ("# Start: a\nA=1 2\n", "one value"),
+        ] {
+            assert!(read_env(text).unwrap_err().contains(problem), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_section_and_its_way_back() {
+        let line =
+            r"llama-server -m '/m/a b.gguf' -ngl 99 -nkvo -kvu -ot 'blk\.[0-9]\.(a|b)=CPU,c=CUDA1' --no-op-offload";
+        let text = preset("a-b", &shlex::split(line).unwrap()).unwrap();
+        assert_eq!(
+            text,
+            "[a-b]\nmodel = /m/a b.gguf\ngpu-layers = 99\nkv-offload = 0\nkv-unified = 1\n\
+             override-tensor = blk\\.[0-9]\\.(a|b)=CPU,c=CUDA1\nop-offload = 0\n"
+        );
+        assert_eq!(
+            read_preset(&text).unwrap().join(" "),
+            r"llama-server --model /m/a b.gguf --gpu-layers 99 --no-kv-offload --kv-unified --override-tensor blk\.[0-9]\.(a|b)=CPU,c=CUDA1 --no-op-offload"
+        );
+    }
+
+    #[test]
+    fn what_the_format_cuts_is_refused() {
+        for path in ["a;b.gguf", "a#b.gguf", " a.gguf", ""] {
+            let command = ["llama-server", "-m", path].map(str::to_string);
+            assert!(matches!(preset("x", &command), Err(Error::Word { .. })), "{path}");
+        }
+        assert!(
+            read_preset("[a]\nx\n").is_err()
+                && read_preset("model = a\n").is_err()
+                && read_preset("[a]\nnothing = 1\n").is_err()
+        );
+    }
+
+    #[test]
+    fn a_model_and_its_way_back() {
+        let command = shlex::split(r"llama-server -m '/m/it'\''s #1.gguf' -c 8192 -ot 'a\.(b|c)=CPU' -kvu").unwrap();
+        let text = swap_model("its-1", &command).unwrap();
+        assert!(text.starts_with("models:\n  its-1:\n    cmd: |\n      llama-server --port ${PORT}\n"), "{text}");
+        assert!(text.contains("\n      -c 8192\n"), "{text}");
+        assert_eq!(read_swap(&text).unwrap(), command);
+    }
+
+    #[test]
+    fn macros_in_a_name_are_refused() {
+        let command = ["llama-server", "-m", "${HOME}.gguf"].map(str::to_string);
+        assert!(matches!(swap_model("x", &command), Err(Error::Word { .. })));
+        assert!(read_swap("models: {}").is_err() && read_swap("models: {a: {cmd: llama-server}}").is_err());
+    }
+}
