@@ -7,7 +7,8 @@ use super::super::ffn::{Act, Gating, Moe, add_up, scaled_ids, weigh};
 use super::super::inputs::Embeddings;
 use super::super::tensor::Node;
 use super::super::{Builder, Error, Layer, Norm};
-use super::plain::{Logits, NormW, PLAIN, Pick, Pre, Spec, finish, layer, logits, plain_attention, stack};
+use super::plain::{Logits, NormW, PLAIN, Pick, Spec, finish, layer, logits, plain_attention, stack};
+use crate::arch::Pre;
 
 /// Norms without weights.
 const UNWEIGHTED: Spec = Spec { pre: Pre::Bare, ffn_norm: Some(""), ..PLAIN };
