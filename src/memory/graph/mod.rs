@@ -5,6 +5,7 @@
 //! numbers and nodes are stand-ins, until [`build`] returns the error.
 
 #![allow(clippy::many_single_char_names, reason = "q, k, v, x and z are what llama.cpp calls them")]
+#![allow(clippy::return_self_not_must_use, reason = "a node that is made without being used does not run")]
 
 pub mod ops;
 pub mod tensor;

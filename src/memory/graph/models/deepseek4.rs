@@ -112,11 +112,11 @@ fn attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
         CSA_RATIO => {
             compress(l, x, &inputs.csa);
             compress(l, x, &inputs.indexer);
-            Some((inputs.csa, Some(choose(l, low, x, inputs))))
+            Some((&inputs.csa, Some(choose(l, low, x, inputs))))
         }
         HCA_RATIO => {
             compress(l, x, &inputs.hca);
-            Some((inputs.hca, None))
+            Some((&inputs.hca, None))
         }
         _ => None,
     };
@@ -259,14 +259,14 @@ fn attend<'g>(
     window: CacheInputs<'g>,
     q: Node<'g>,
     kv: Node<'g>,
-    compressed: Option<(Compressor<'g>, Option<Node<'g>>)>,
+    compressed: Option<(&Compressor<'g>, Option<Node<'g>>)>,
 ) -> Node<'g> {
     let [q, kv] = [q, kv].map(|x| l.hadamard(x, window.k_rot));
     l.draft.expand(&[q, kv]);
     l.store_k(window.kind, l.il, kv, window.k_idxs);
     let (mut k, mut mask) = (l.get_k(window.kind, l.il, l.head_k, 1), window.mask);
     if let Some((c, chosen)) = compressed {
-        k = k.concat(compressed_keys(l, &c), 2);
+        k = k.concat(compressed_keys(l, c), 2);
         mask = mask.concat(chosen.map_or(c.mask, |chosen| l.mask_of(c.mask, chosen, l.mask_type())), 0);
     }
     l.hadamard(l.mha(Qkv { q, k, v: k }, mask, None, Extras::default()), window.k_rot)
