@@ -17,7 +17,6 @@ use crate::machine::{Calibration, Device, MARGIN_UNCALIBRATED, Machine};
 use crate::measurement::{Measurement, peak_of};
 use crate::runtime::Launch;
 
-/// The schema of [`Record`].
 pub const SCHEMA: &str = "moeplan/evidence/1";
 
 /// What is always left free.
@@ -32,11 +31,9 @@ pub const LONG_PROMPT: u32 = 4096;
 /// What one run showed of one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// [`SCHEMA`].
     pub schema: String,
     /// When, in seconds since 1970.
     pub time: u64,
-    /// What the device calls itself.
     pub device: String,
     /// The driver's version, where it is known.
     #[serde(default)]

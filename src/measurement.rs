@@ -1,6 +1,7 @@
 //! A measurement and its comparison with a prediction: predicted and measured are one type, so that they subtract.
 
 mod compare;
+mod forecast;
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,8 @@ use crate::memory::{self, MemoryRow};
 use crate::plan::Plan;
 use crate::runtime::{DeviceUsed, Error, Launch, Observation, ProcessMemory, Runtime, RuntimeInfo, Workload};
 pub use compare::{Expected, Row, Seen, compare, peak_of};
+pub use forecast::{LaunchForecast, TooLong};
 
-/// The schema of [`Measurement`].
 pub const SCHEMA: &str = "moeplan/measurement/1";
 
 /// What compute buffers and totals may differ by whatever the tolerance: they are replayed, not summed, and a percentage
@@ -23,19 +24,14 @@ pub const COMPUTE_FLOOR: Bytes = Bytes(MIB);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measurement {
-    /// [`SCHEMA`].
     pub schema: String,
-    /// The plan that was launched, if there was one.
     #[serde(default)]
     pub plan: Option<Box<Plan>>,
-    /// Which runtime.
     pub runtime: RuntimeInfo,
     /// The command line that ran, its program first; empty where llama.cpp ran inside moeplan.
     #[serde(default)]
     pub command: Vec<String>,
-    /// Measured memory by device.
     pub memory: BTreeMap<String, MemoryRow>,
-    /// What was predicted.
     pub predicted: BTreeMap<String, MemoryRow>,
     /// The span of mapped weights in their file; zero when nothing is mapped.
     pub mapped_span: Bytes,
@@ -45,47 +41,32 @@ pub struct Measurement {
     /// What the driver showed before, loaded, at the peak and after, by whomever.
     #[serde(default)]
     pub device_use: DeviceUsed,
-    /// Memory of the runtime's process after the run.
     pub process: ProcessMemory,
-    /// What it had before the model was loaded.
     pub process_before: ProcessMemory,
-    /// Time to load, in seconds.
     pub load_seconds: f64,
-    /// Samples of the speed.
     pub speed: SpeedSamples,
-    /// What was generated.
     pub text: String,
-    /// Whether every logit was a finite number.
     pub finite: bool,
-    /// Whether the person stopped it before its last sample.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
     /// The share that compute buffers and totals may differ by.
     pub tolerance: f64,
-    /// Predicted beside measured.
     pub comparison: Vec<Row>,
 }
 
-/// The schema of [`Launched`].
 pub const LAUNCHED: &str = "moeplan/run/1";
 
 /// A server that is up (`moeplan run`), beside what was predicted of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Launched {
-    /// [`LAUNCHED`].
     pub schema: String,
-    /// Where requests go.
     pub endpoint: String,
-    /// The server's process id.
     pub process: u32,
-    /// The program and its arguments.
     pub command: Vec<String>,
     /// From its start until it took requests.
     pub load_seconds: f64,
-    /// Predicted beside measured.
     pub comparison: Vec<Row>,
-    /// The plan that was launched.
     #[serde(default)]
     pub plan: Option<Box<Plan>>,
 }
@@ -94,21 +75,15 @@ pub struct Launched {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpeedSamples {
-    /// Prompt tokens of each repetition.
     pub n_prompt: u32,
-    /// Generated tokens of each repetition.
     pub n_generate: u32,
-    /// Tokens that were in the cache before each prompt.
     #[serde(default)]
     pub depth: u32,
-    /// Prompt processing.
     pub pp: Vec<f64>,
-    /// Generation.
     pub tg: Vec<f64>,
     /// Seconds until the first token, by our clock.
     #[serde(default)]
     pub first_token: Vec<f64>,
-    /// Mean and spread of each.
     #[serde(default)]
     pub summary: SpeedSummary,
 }
@@ -125,15 +100,12 @@ pub struct SpeedSummary {
     pub first_token: Option<Spread>,
 }
 
-/// A mean and its spread.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Spread {
-    /// The mean.
     pub mean: f64,
     /// Standard deviation of the samples (n − 1); 0 for one sample.
     pub stddev: f64,
-    /// How many samples.
     pub n: u32,
 }
 
@@ -167,21 +139,38 @@ pub fn verify<'a>(
     Ok(measurement(observation, expected, tolerance))
 }
 
-/// The document of an observation.
-pub fn measurement<'a>(mut observation: Observation, expected: impl Into<Expected<'a>>, tolerance: f64) -> Measurement {
-    let expected = expected.into();
-    let comparison = compare(&expected, &Seen::of(&observation), tolerance);
-    let device_used = peak_of(&observation.device_used);
-    for (device, row) in &mut observation.memory {
-        let own = row.own();
-        row.overhead = device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(own));
+/// What a launch took, and how that is beside what was expected.
+pub struct Taken {
+    /// llama.cpp's own sums by device, and what the driver shows beyond them.
+    pub memory: BTreeMap<String, MemoryRow>,
+    /// Of each device at its peak, by the driver.
+    pub device_used: BTreeMap<String, Bytes>,
+    /// Empty where nothing was expected.
+    pub comparison: Vec<Row>,
+}
+
+impl Taken {
+    pub fn of(expected: Option<&Expected<'_>>, seen: &Seen<'_>, tolerance: f64) -> Self {
+        let comparison = expected.map(|expected| compare(expected, seen, tolerance)).unwrap_or_default();
+        let (device_used, mut memory) = (peak_of(seen.used), seen.memory.clone());
+        for (device, row) in &mut memory {
+            let own = row.own();
+            row.overhead = device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(own));
+        }
+        Self { memory: memory::rows(&memory), device_used, comparison }
     }
+}
+
+/// The document of an observation.
+pub fn measurement<'a>(observation: Observation, expected: impl Into<Expected<'a>>, tolerance: f64) -> Measurement {
+    let expected = expected.into();
+    let Taken { memory, device_used, comparison } = Taken::of(Some(&expected), &Seen::of(&observation), tolerance);
     Measurement {
         schema: SCHEMA.to_string(),
         plan: None,
         runtime: observation.runtime,
         command: observation.command,
-        memory: memory::rows(&observation.memory),
+        memory,
         predicted: memory::rows(expected.memory),
         mapped_span: observation.mapped_span,
         device_used,

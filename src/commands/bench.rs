@@ -9,21 +9,19 @@ use anyhow::Context as _;
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal};
 use super::plan::PlanOptions;
-use super::{Outcome, Output, check, interrupt, measuring};
+use super::{Outcome, Output, interrupt, measuring};
 use crate::bytes::Bytes;
-use crate::gguf;
 use crate::plan::{ContextChoice, Objective};
 use crate::run::RunConfig;
 use crate::runtime::client::Endpoint;
-use crate::runtime::sandbox::{self, Interpreter, Isolated};
+use crate::runtime::sandbox::Isolated;
 use crate::runtime::{Error, RuntimeInfo, detect};
-use crate::suite::bench::{Facts, Raw, bench, csv};
+use crate::suite::bench::{NotYet, csv};
 use crate::suite::cases::CaseLaunch;
-use crate::suite::document::{Bench, Environment, ModelFacts, Session, Verdict, Weights};
+use crate::suite::document::{Bench, Case, Environment, Sample, Session, Verdict};
 use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::Suite;
-use crate::suite::rounds::rounds;
-use crate::suite::session::{self, Asking, Interrupted};
+use crate::suite::session::{self, Asking};
 use crate::suite::{facts, llama_bench, stream};
 use crate::tune::neighbours;
 
@@ -59,25 +57,20 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
     #[command(flatten)]
-    pub how: How,
+    pub ask: AskArgs,
     /// Tokens in the context before each point of the depth sweep.
     #[arg(id = "depths", long = "depth", value_delimiter = ',', value_name = "N,…", default_value = "0")]
     pub depths: Vec<u32>,
     /// What runs the launch; the embedded llama.cpp gives no streams.
     #[arg(long, value_enum, default_value_t = Runs::Server, value_name = "RUNTIME")]
     pub runtime: Runs,
-    /// What is asked of the planner.
-    #[command(flatten)]
-    pub options: PlanOptions,
-    /// What the launch is beyond its plan.
     #[command(flatten)]
     pub launch: LaunchArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
 
-/// A launch to compare with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub enum Baseline {
     /// Every layer and every expert on the devices.
     AllOnDevice,
@@ -90,7 +83,7 @@ pub enum Baseline {
 /// How prompts are asked; shared with `validate`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Measurement")]
-pub struct How {
+pub struct AskArgs {
     /// How often everything is run [default: 3, or what the suite says].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: Option<u32>,
@@ -115,8 +108,7 @@ pub struct How {
     pub fit_target: Vec<u32>,
 }
 
-impl How {
-    /// The suite as it is asked here.
+impl AskArgs {
     pub fn apply(&self, suite: &mut Suite) {
         suite.repetitions = self.repetitions.unwrap_or(suite.repetitions);
         suite.depth_prompt = self.depth_prompt.unwrap_or(suite.depth_prompt);
@@ -127,19 +119,18 @@ impl How {
     }
 
     /// The launch that llama.cpp chooses by itself within the budget of the plan; the plan's own where no case asks for it.
-    pub fn fit(
+    fn fit(
         &self,
         cases: &[&str],
         proposal: &Proposal,
-        file: &File,
-        options: &PlanOptions,
+        args: &LaunchArgs,
         engine: &Engine,
     ) -> anyhow::Result<RunConfig> {
         let launch = &proposal.launch;
-        if !cases.contains(&Baseline::Fit.case()) {
+        if !cases.contains(&"fit") {
             return Ok(launch.run.clone());
         }
-        let request = options.request(&file.model, &launch.machine)?;
+        let request = args.options.request(&proposal.model, &launch.machine)?;
         let mut fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
         if !self.fit_target.is_empty() {
             fit.fit_target.clone_from(&self.fit_target);
@@ -148,14 +139,8 @@ impl How {
     }
 
     /// Refuses a sweep that is deeper than the context of the launch, and says which answers it will cut.
-    pub fn check_length(
-        &self,
-        suite: &Suite,
-        proposal: &Proposal,
-        engine: &Engine,
-        output: &Output,
-    ) -> anyhow::Result<()> {
-        let predicted = proposal.predict()?;
+    fn check_length(suite: &Suite, proposal: &Proposal, engine: &Engine, output: &Output) -> anyhow::Result<()> {
+        let predicted = proposal.forecast()?;
         if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
             let what =
                 format!("depth {depth}, a prompt of {} and {} generated", suite.depth_prompt, suite.depth_generate);
@@ -163,8 +148,8 @@ impl How {
             predicted.takes(what, deepest(suite), smaller)?;
         }
         let longest = suite.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0);
-        if longest >= predicted.slot_tokens {
-            let slot = predicted.slot_tokens;
+        let slot = predicted.slot_tokens;
+        if longest >= slot {
             output.say(&format!(
                 "warning: answers may have {longest} tokens and the context has {slot}: long ones are cut (a larger -c, or --max-tokens)"
             ));
@@ -202,42 +187,55 @@ fn make_room(options: &mut PlanOptions, tokens: u32) {
     }
 }
 
-/// Judges nothing: for documents that are written before all is done.
-pub struct Later;
-
-impl Interpreter for Later {
-    fn values(&self, _code: &str, _function: &str, _count: u32) -> sandbox::Outcome {
-        sandbox::Outcome::Unavailable("the bench is not over".to_string())
-    }
+/// The launches of a model, ready to be measured in turn.
+pub struct Trial {
+    pub cases: Vec<CaseLaunch>,
+    /// With the facts of the model and the machine.
+    pub bench: Bench,
 }
 
-/// The file that is launched, by its header.
-pub struct File {
-    pub model: crate::model::Model,
-    pub facts: ModelFacts,
-    pub weights: Weights,
-}
-
-impl File {
-    pub fn read(path: &Path, synthetic: bool) -> anyhow::Result<Self> {
-        Ok(Self::of(path, check::load(gguf::open(path)?, &RunConfig::default())?, synthetic))
-    }
-
-    /// The file of a model whose header is read already.
-    fn of(path: &Path, model: crate::model::Model, synthetic: bool) -> Self {
-        let weights = facts::weights(synthetic, Some(&model.metadata), &model.files);
-        Self { facts: facts::model(path, &model, &model.files), model, weights }
+impl Trial {
+    /// The named cases of a launch; what could not be measured is refused, or said.
+    pub fn new(
+        names: &[&str],
+        suite: &Suite,
+        proposal: &Proposal,
+        ask: &AskArgs,
+        args: &LaunchArgs,
+        engine: &Engine,
+        output: &Output,
+    ) -> anyhow::Result<Self> {
+        let Proposal { launch, model, .. } = proposal;
+        proposal.warn_of_hole(output);
+        AskArgs::check_length(suite, proposal, engine, output)?;
+        let fit = ask.fit(names, proposal, args, engine)?;
+        let weights = facts::weights(ask.synthetic, Some(&model.metadata), &model.files);
+        let about = facts::model(&launch.model, model, &model.files);
+        let available = detect::host().available;
+        let case = |name: &&str| {
+            let mut case = CaseLaunch::new(name, launch, &fit, model);
+            let needs = case.host_needs();
+            if let Some(available) = available.filter(|available| needs > *available) {
+                let why = format!("it needs {needs} of main memory, of which {available} are free");
+                case.refused.get_or_insert(why);
+            }
+            case
+        };
+        let cases: Vec<CaseLaunch> = names.iter().map(case).collect();
+        let mut bench = Bench::new(suite, facts::environment(Some(&launch.machine)), Some(about), weights);
+        bench.cases = cases.iter().map(CaseLaunch::case).collect();
+        Ok(Self { cases, bench })
     }
 }
 
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = Suite::protocol();
     suite.depths.clone_from(&args.depths);
-    args.how.apply(&mut suite);
+    args.ask.apply(&mut suite);
     if let Some(path) = &args.model {
-        args.options.beside_plan(path, false)?;
+        args.launch.options.beside_plan(path, false)?;
     }
-    make_room(&mut args.options, deepest(&suite));
+    make_room(&mut args.launch.options, deepest(&suite));
     let args = &args;
     if let Some(table) = &args.csv {
         anyhow::ensure!(output.file() != Some(table), "-o and --csv name the same file, `{}`", table.display());
@@ -251,7 +249,10 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     if interrupted && bench.cases.iter().all(|case| case.sessions.is_empty()) {
         return Err(Error::interrupted().into());
     }
-    answer(&bench, args.csv.as_deref(), output)?;
+    // Whatever cannot be written does not keep the rest from being so.
+    let answered = output.show(&bench);
+    let tabled = args.csv.as_deref().map_or(Ok(()), |path| output.write(path, &csv(&bench)));
+    answered.and(tabled)?;
     if interrupted {
         return Err(Error::interrupted().into());
     }
@@ -259,17 +260,12 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         return Err(nothing.into());
     }
     say_what_to_try([&bench], output);
-    Ok(if is_sound(&bench) { Outcome::Yes } else { Outcome::No })
-}
-
-/// What an interrupted bench says of itself.
-const INTERRUPTED: &str = "interrupted: what was measured until then";
-
-/// Whether the first case ran, its streams were sound and none of its answers wrong. A wrong answer is the model's.
-fn is_sound(bench: &Bench) -> bool {
-    let Some(case) = bench.cases.first() else { return false };
-    let ran = case.sessions.iter().all(|session| session.failure.is_none());
-    ran && case.stream.iter().all(|item| item.verdict != Verdict::Fail)
+    // Whether the first case ran and its streams were sound. A wrong answer is the model's.
+    let is_sound = bench.cases.first().is_some_and(|case| {
+        let ran = case.sessions.iter().all(|session| session.failure.is_none());
+        ran && case.stream.iter().all(|item| item.verdict != Verdict::Fail)
+    });
+    Ok(if is_sound { Outcome::Yes } else { Outcome::No })
 }
 
 /// Says what to try about launches that failed, each advice once.
@@ -281,29 +277,26 @@ pub fn say_what_to_try<'a>(benches: impl IntoIterator<Item = &'a Bench>, output:
     }
 }
 
-/// Prints a bench. Whatever cannot be written does not keep the rest from being so.
-fn answer(bench: &Bench, table: Option<&Path>, output: &Output) -> anyhow::Result<()> {
-    let answered = output.show(bench);
-    let tabled = table.map_or(Ok(()), |path| output.write(path, &csv(bench)));
-    answered.and(tabled)
-}
-
 /// What llama-bench measured.
 fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let raw = llama_bench::cases(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))?;
-    anyhow::ensure!(!raw.is_empty(), "`{}` holds no test of llama-bench", path.display());
+    let cases =
+        llama_bench::cases(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))?;
+    anyhow::ensure!(!cases.is_empty(), "`{}` holds no test of llama-bench", path.display());
     suite.prompts.clear();
-    suite.depths = raw.iter().flat_map(|case| &case.sessions).flat_map(|s| &s.depths).map(|d| d.depth).collect();
+    suite.depths = cases.iter().flat_map(|case| &case.sessions).flat_map(|s| &s.depths).map(|d| d.depth).collect();
     suite.depths.sort_unstable();
     suite.depths.dedup();
-    let most = raw.iter().map(|case| case.sessions.len()).max().unwrap_or(0);
+    let most = cases.iter().map(|case| case.sessions.len()).max().unwrap_or(0);
     suite.repetitions = u32::try_from(most).unwrap_or(u32::MAX);
     let environment = Environment { moeplan: env!("CARGO_PKG_VERSION").to_string(), ..Environment::default() };
-    let notes =
-        vec!["measured by llama-bench, which tells neither memory nor answers; nothing was run here".to_string()];
-    let weights = facts::weights(false, None, &[]);
-    Ok(bench(Facts { suite, environment, model: None, weights, notes }, raw, &Later))
+    let mut bench = Bench::new(suite, environment, None, facts::weights(false, None, &[]));
+    bench
+        .notes
+        .push("measured by llama-bench, which tells neither memory nor answers; nothing was run here".to_string());
+    bench.cases = cases;
+    bench.sum_up(suite, &NotYet);
+    Ok(bench)
 }
 
 /// The plan and its baselines, launched in turn.
@@ -311,38 +304,33 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let _measuring = measuring::begin("bench", output)?;
     let engine = args.engine.engine(args.runtime, output)?;
-    let proposal = Proposal::of_model(path, &args.options, &args.launch, &engine)?;
-    proposal.warn_of_hole(output);
-    args.how.check_length(suite, &proposal, &engine, output)?;
-    let file = File::of(&proposal.launch.model, proposal.model.clone(), args.how.synthetic);
+    let proposal = Proposal::of_model(path, &args.launch, &engine)?;
     let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
-    let fit = args.how.fit(&names, &proposal, &file, &args.options, &engine)?;
-    let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
-    let margin = args.options.machine.margin(&proposal.launch.machine);
-    let asking = args.how.asking(suite, margin, args.engine.timeout)?;
-    let facts = |notes| Facts {
-        suite,
-        environment: facts::environment(Some(&proposal.launch.machine)),
-        model: Some(file.facts.clone()),
-        weights: file.weights.clone(),
-        notes,
-    };
-    let mut notes = Vec::new();
+    let Trial { cases, mut bench } = Trial::new(&names, suite, &proposal, &args.ask, &args.launch, &engine, output)?;
+    let margin = args.launch.options.machine.margin(&proposal.launch.machine);
+    let asking = args.ask.asking(suite, margin, args.engine.timeout)?;
     if !proposal.fits() {
-        notes.push("the plan does not fit its budget; it was launched all the same".to_string());
+        bench.notes.push("the plan does not fit its budget; it was launched all the same".to_string());
     }
-    let environment = facts(Vec::new()).environment;
-    let mut save = |raw: &[Raw]| {
-        let facts = Facts { environment: environment.clone(), ..facts(notes.clone()) };
-        output.so_far(&bench(facts, raw.to_vec(), &Later));
-    };
-    let answer =
-        rounds(&cases, suite.repetitions, &mut |case, n| launched(&engine, case, n, &asking, output), &mut save);
-    let interrupted = answer.is_err();
-    let raw = answer.unwrap_or_else(|so_far| so_far);
-    notes.extend(interrupted.then(|| INTERRUPTED.to_string()));
-    let facts = Facts { environment, ..facts(notes) };
-    Ok((bench(facts, raw, if interrupted { &Later } else { &Isolated }), interrupted))
+    let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, output);
+    Ok(run_all(bench, suite, &mut launch, output))
+}
+
+/// Runs a bench to its end, or until it is interrupted; what is measured is kept as it comes.
+fn run_all(
+    mut bench: Bench,
+    suite: &Suite,
+    launch: &mut dyn FnMut(usize, u32) -> Session,
+    output: &Output,
+) -> (Bench, bool) {
+    let is_interrupted = bench.run(suite, launch, &mut |so_far| output.so_far(so_far));
+    if is_interrupted {
+        bench.notes.push("interrupted: what was measured until then".to_string());
+        bench.sum_up(suite, &NotYet);
+    } else {
+        bench.sum_up(suite, &Isolated);
+    }
+    (bench, is_interrupted)
 }
 
 impl Baseline {
@@ -355,33 +343,17 @@ impl Baseline {
     }
 }
 
-/// A case of a launch; refused where main memory could not hold it.
-pub fn a_case(name: &str, proposal: &Proposal, fit: &RunConfig, file: &File) -> CaseLaunch {
-    let mut case = CaseLaunch::new(name, &proposal.launch, fit, &file.model);
-    let needs = case.host_needs();
-    if let Some(available) = detect::host().available.filter(|available| needs > *available) {
-        case.refused.get_or_insert(format!("it needs {needs} of main memory, of which {available} are free"));
-    }
-    case
-}
-
 /// Launches a case on the engine.
-pub fn launched(
-    engine: &Engine,
-    case: &CaseLaunch,
-    repetition: u32,
-    asking: &Asking,
-    output: &Output,
-) -> Result<Session, Interrupted> {
+pub fn launched(engine: &Engine, case: &CaseLaunch, repetition: u32, asking: &Asking, output: &Output) -> Session {
     output.say(&format!("{}, {repetition} of {}", case.name, asking.settings.repetitions));
     let session = match engine {
-        Engine::Server(server) => session::launched(server, case, repetition, asking)?,
-        Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking)?,
+        Engine::Server(server) => session::launched(server, case, repetition, asking),
+        Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking),
     };
-    if let Some(failure) = &session.failure {
+    if let Some(failure) = session.failure.as_ref().filter(|_| !session.is_interrupted) {
         output.say(&format!("{}: {failure}", case.name));
     }
-    Ok(session)
+    session
 }
 
 /// An endpoint that is up.
@@ -408,43 +380,25 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
             None => "the endpoint does not say which program it is".to_string(),
         }),
     }
-    let weights = facts::weights(args.how.synthetic, None, &[]);
-    let asking = args.how.asking(suite, Bytes(0), args.engine.timeout)?;
-    let (mut sessions, mut interrupted) = (Vec::new(), false);
-    for repetition in 1..=suite.repetitions {
+    let asking = args.ask.asking(suite, Bytes(0), args.engine.timeout)?;
+    let mut bench = Bench::new(suite, environment, None, facts::weights(args.ask.synthetic, None, &[]));
+    bench.cases = vec![Case { name: "endpoint".into(), what: "the endpoint as it is".into(), ..Case::default() }];
+    let mut ask = |_, repetition| {
         output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
-        let session = session::of_endpoint(&endpoint, repetition, &asking);
-        interrupted = session.is_err();
-        let session = session.unwrap_or_else(|Interrupted(session)| *session);
-        let is_over = session.failure.is_some();
-        sessions.extend(Some(session).filter(|session| !interrupted || !session.samples.is_empty()));
-        if is_over {
-            break;
-        }
-    }
-    notes.extend(interrupted.then(|| INTERRUPTED.to_string()));
-    let samples = || sessions.iter().flat_map(|session| &session.samples);
-    if samples().any(|sample| sample.generated_tokens.is_none()) {
-        notes.push(
-            "the endpoint does not count tokens (no usage, or zeros): their number and tg are unknown; --tokenizer counts them"
-                .into(),
-        );
-    }
-    if samples().any(|sample| sample.pp.is_none()) {
-        notes.push("the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock".into());
-    }
-    if samples().any(|sample| sample.stream.iter().any(stream::came_at_once)) {
-        notes.push(
-            "streams came in one burst: their first token is their end, and the gaps between deltas say nothing of \
-             generation"
-                .into(),
-        );
-    }
+        session::of_endpoint(&endpoint, repetition, &asking)
+    };
+    let (mut bench, is_interrupted) = run_all(bench, suite, &mut ask, output);
+    let samples = || bench.cases.iter().flat_map(|case| &case.sessions).flat_map(|session| &session.samples);
+    let uncounted = "the endpoint does not count tokens (no usage, or zeros): their number and tg are unknown; --tokenizer counts them";
+    let untimed = "the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock";
+    let burst = "streams came in one burst: their first token is their end, and the gaps between deltas say nothing of generation";
+    let at_once = |sample: &Sample| sample.stream.iter().any(stream::came_at_once);
+    notes.extend(samples().any(|sample| sample.generated_tokens.is_none()).then(|| uncounted.to_string()));
+    notes.extend(samples().any(|sample| sample.pp.is_none()).then(|| untimed.to_string()));
+    notes.extend(samples().any(at_once).then(|| burst.to_string()));
     notes.push("memory and load time of an endpoint that is up already are not seen".into());
-    let what = "the endpoint as it is".to_string();
-    let raw = Raw { name: "endpoint".into(), what, command: None, sessions };
-    let facts = Facts { suite, environment, model: None, weights, notes };
-    Ok((bench(facts, vec![raw], if interrupted { &Later } else { &Isolated }), interrupted))
+    bench.notes.splice(0..0, notes);
+    Ok((bench, is_interrupted))
 }
 
 /// `b11434-unknown` as a runtime.
@@ -471,12 +425,12 @@ mod tests {
         let cli = super::super::Cli::try_parse_from(words).unwrap();
         let super::super::Command::Bench(args) = cli.command else { panic!("not bench") };
         let mut suite = Suite::protocol();
-        args.how.apply(&mut suite);
-        assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.depth), (5, &[0, 64][..], 0));
+        args.ask.apply(&mut suite);
+        assert_eq!((suite.repetitions, args.depths.as_slice(), args.launch.options.depth), (5, &[0, 64][..], 0));
         assert!(suite.prompts.iter().all(|prompt| prompt.max_tokens == 9));
         suite.depths.clone_from(&args.depths);
         assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
-        let mut options = args.options;
+        let mut options = args.launch.options;
         make_room(&mut options, 8192);
         assert_eq!(options.ctx_size, None);
         make_room(&mut options, 16_900);

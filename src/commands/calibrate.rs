@@ -1,7 +1,6 @@
 //! `devices --calibrate`: what this machine does in a second, from llama-bench, saved for every later plan. [I/O]
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,6 @@ use crate::synth::output::{Fill, Watch, write};
 use crate::synth::spec::{self, Spec};
 use crate::synth::{Wish, synthesize};
 
-/// How a machine is calibrated.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct CalibrateArgs {
@@ -57,13 +55,10 @@ pub struct CalibrateArgs {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Calibration {
-    /// What they were found from.
     basis: String,
     /// Half of the prompt measurements are met within this share.
     prompt_median_error: Option<f64>,
-    /// The same of generation.
     generate_median_error: Option<f64>,
-    /// Each measurement beside what the constants say of it.
     measurements: Vec<Residual>,
 }
 
@@ -222,7 +217,6 @@ fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output:
     Ok(measured)
 }
 
-/// Keeps rows as llama-bench would write them.
 fn keep_rows(path: &Path, rows: &[BenchRow]) -> std::io::Result<()> {
     let lines = rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n"));
     files::append(path, &lines.collect::<std::io::Result<String>>()?)
@@ -231,7 +225,6 @@ fn keep_rows(path: &Path, rows: &[BenchRow]) -> std::io::Result<()> {
 /// The least time that one test gets: loading may be slow the first time.
 const LEAST: Duration = Duration::from_mins(1);
 
-/// The rows of a file.
 fn read(path: &Path) -> anyhow::Result<Vec<BenchRow>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     samples::rows(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))
@@ -281,7 +274,6 @@ fn header(row: &BenchRow, models: &[PathBuf]) -> anyhow::Result<Model> {
     Ok(Model::from_gguf(crate::gguf::open(&path)?)?)
 }
 
-/// A known model as a file.
 fn write_model(spec: &Spec, blocks: Option<u32>, path: &Path, fill: Fill) -> anyhow::Result<()> {
     let synthesis = synthesize(spec, &Wish { blocks, ..Wish::default() })?;
     write(&synthesis, path, fill, false, Watch { wrote: &|_| {}, stop: &PRESSED })?;
@@ -290,49 +282,41 @@ fn write_model(spec: &Spec, blocks: Option<u32>, path: &Path, fill: Fill) -> any
 
 /// The constants, and how well they do.
 fn text(fit: &Fit, calibration: &Calibration, path: Option<&Path>, output: &Output) -> String {
-    let mut out = String::new();
-    let _ = writeln!(out, "{}", crate::escape::terminal(&calibration.basis));
+    let mut lines = vec![calibration.basis.clone()];
     for device in &fit.machine.devices {
         let r = prices::device_rates(device);
-        let name = device.description.as_deref().unwrap_or_default();
-        let _ = writeln!(out, "\n{}  {}", crate::escape::terminal(&device.name), crate::escape::terminal(name));
-        let _ = writeln!(out, "  weights {:.0} GB/s, keys and values {:.0} GB/s", r.weights, r.cache);
-        let _ = writeln!(out, "  products {:.1} TFLOP/s, attention {:.1} TFLOP/s", r.products, r.attention);
-        let _ =
-            writeln!(out, "  copies from pinned memory {:.1} GB/s, from mapped files {:.1} GB/s", r.pinned, r.pageable);
-        let _ = writeln!(
-            out,
+        lines.push(String::new());
+        lines.push(format!("{}  {}", device.name, device.description.as_deref().unwrap_or_default()));
+        lines.push(format!("  weights {:.0} GB/s, keys and values {:.0} GB/s", r.weights, r.cache));
+        lines.push(format!("  products {:.1} TFLOP/s, attention {:.1} TFLOP/s", r.products, r.attention));
+        lines.push(format!(
+            "  copies from pinned memory {:.1} GB/s, from mapped files {:.1} GB/s",
+            r.pinned, r.pageable
+        ));
+        lines.push(format!(
             "  waits: {:.1} µs an operation, {:.0} µs a pass, {:.0} µs a copied tensor, {:.0} µs a change of tier",
             r.op, r.graph, r.offload, r.switch
-        );
+        ));
     }
     let r = prices::host_rates(&fit.machine.host);
-    let _ = writeln!(out, "\nHost");
-    let _ = writeln!(
-        out,
-        "  memory {:.0} GB/s, {:.1} GB/s a thread, {:.0} GFLOP/s a thread",
-        r.memory, r.by_thread, r.products
-    );
-    let _ = writeln!(out);
-    for (phase, error) in
-        [("prompt", calibration.prompt_median_error), ("generation", calibration.generate_median_error)]
-    {
-        if let Some(error) = error {
-            let _ = writeln!(out, "{phase}: half of the measurements are met within {:.1}%", 100.0 * error);
-        }
+    lines.extend([String::new(), "Host".to_string()]);
+    let (memory, thread, products) = (r.memory, r.by_thread, r.products);
+    lines.push(format!("  memory {memory:.0} GB/s, {thread:.1} GB/s a thread, {products:.0} GFLOP/s a thread"));
+    lines.push(String::new());
+    let errors = [("prompt", calibration.prompt_median_error), ("generation", calibration.generate_median_error)];
+    for (phase, error) in errors.into_iter().filter_map(|(phase, error)| Some((phase, 100.0 * error?))) {
+        lines.push(format!("{phase}: half of the measurements are met within {error:.1}%"));
     }
     if output.is_verbose() {
-        let _ = writeln!(out, "\n{:>9} {:>9} {:>6}  measurement", "measured", "by these", "off");
-        for residual in &fit.residuals {
-            let off = 100.0 * residual.error();
-            let what = crate::escape::terminal(&residual.what);
-            let _ = writeln!(out, "{:>8.3}s {:>8.3}s {off:>+5.0}%  {what}", residual.seconds, residual.predicted);
-        }
+        lines.push(String::new());
+        lines.push(format!("{:>9} {:>9} {:>6}  measurement", "measured", "by these", "off"));
+        lines.extend(fit.residuals.iter().map(|row| {
+            let (seconds, predicted, off) = (row.seconds, row.predicted, 100.0 * row.error());
+            format!("{seconds:>8.3}s {predicted:>8.3}s {off:>+5.0}%  {}", row.what)
+        }));
     }
-    if let Some(path) = path {
-        let _ = writeln!(out, "\nsaved in {}", crate::escape::terminal(&path.display().to_string()));
-    }
-    out
+    lines.extend(path.into_iter().flat_map(|path| [String::new(), format!("saved in {}", path.display())]));
+    lines.iter().map(|line| crate::escape::terminal(line) + "\n").collect()
 }
 
 #[cfg(test)]

@@ -47,7 +47,6 @@ pub enum Runs {
     Embedded,
 }
 
-/// The llama.cpp that was chosen.
 #[derive(Debug)]
 pub enum Engine {
     Embedded(Embedded),

@@ -1,6 +1,5 @@
 //! A launch from what a person names: a model to plan for, a plan's file, or a command line. [I/O]
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,18 +13,19 @@ use crate::checkup::{self, Lint, Severity};
 use crate::cli::refusal::Refusal;
 use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
-use crate::memory::{self, Forecast};
+use crate::measurement::LaunchForecast;
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
 use crate::speed::{Speed, Turn};
-use crate::suggest::Hint;
 use crate::suite::facts;
 
-/// What a launch is beyond its plan.
-#[derive(Debug, Clone, clap::Args)]
+/// What is asked of the planner, and what a launch is beyond its plan: the flags of every command that launches.
+#[derive(Debug, clap::Args)]
 pub struct LaunchArgs {
+    #[command(flatten)]
+    pub options: PlanOptions,
     /// Plan and launch for embeddings: every token yields an output row (llama.cpp: --embeddings).
     #[arg(long)]
     pub embeddings: bool,
@@ -33,8 +33,8 @@ pub struct LaunchArgs {
 
 impl LaunchArgs {
     /// Refuses what a plan's file has decided already, where it is launched as it is.
-    pub fn beside_plan(&self, path: &Path, options: &PlanOptions) -> Result<(), Refusal> {
-        options.beside_plan(path, true)?;
+    pub fn beside_plan(&self, path: &Path) -> Result<(), Refusal> {
+        self.options.beside_plan(path, true)?;
         let is_plan = path.extension().is_some_and(|extension| extension == "json");
         if is_plan && self.embeddings {
             let message = format!("--embeddings: the plan `{}` decides that already", path.display());
@@ -52,77 +52,12 @@ pub struct Proposal {
     pub model: Model,
     /// The plan; `None` for a command line.
     pub plan: Option<Box<Plan>>,
-    /// The software devices that were started for it.
     pub servers: Vec<RpcServer>,
     /// Words of a command line beside those that the launch says.
     pub beside: Vec<String>,
 }
 
-/// What is expected of a launch.
-#[derive(Debug)]
-pub struct Predicted {
-    pub forecast: Forecast,
-    /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
-    pub slot_tokens: u32,
-    /// Tokens that the model was trained on, where its file says.
-    trained: Option<u32>,
-}
-
-/// What is to be asked of a launch is longer than its context.
-#[derive(Debug, thiserror::Error)]
-#[error("{what} takes {needs} tokens of context, and this launch has room for {slot}")]
-pub struct TooLong {
-    what: String,
-    needs: u32,
-    slot: u32,
-    /// What `-c` would have to be; `None` where the model itself was trained on no more.
-    context: Option<u32>,
-    smaller: String,
-}
-
-impl Hint for TooLong {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        Some(match self.context {
-            Some(context) => format!("plan with -c {context} or more, or {}", self.smaller).into(),
-            None => format!(
-                "the model was trained on {} tokens, and llama-server takes no more: {}",
-                self.slot, self.smaller
-            )
-            .into(),
-        })
-    }
-}
-
-impl Predicted {
-    /// Devices that a plan was made for and leaves empty.
-    pub fn empty_devices<'a>(&self, proposal: &'a Proposal) -> impl Iterator<Item = &'a Device> {
-        let is_planned = proposal.plan.is_some();
-        let holds = |device: &Device| {
-            let row = self.forecast.memory.get(&device.name);
-            row.is_some_and(|row| row.own() > Bytes(0))
-        };
-        proposal.launch.machine.devices.iter().filter(move |device| is_planned && !holds(device))
-    }
-
-    /// Whether a slot of the launch has room for `needs` tokens; if not, `what` does not fit, and
-    /// `smaller` says what may in a slot of so many.
-    pub fn takes(
-        &self,
-        what: impl Into<String>,
-        needs: u32,
-        smaller: impl FnOnce(u32) -> String,
-    ) -> Result<(), TooLong> {
-        let slot = self.slot_tokens;
-        if needs <= slot {
-            return Ok(());
-        }
-        let context = self
-            .trained
-            .is_none_or(|trained| needs <= trained)
-            .then(|| needs.next_multiple_of(256).saturating_mul(self.forecast.numbers.n_stream.max(1)));
-        Err(TooLong { what: what.into(), needs, slot, context, smaller: smaller(slot) })
-    }
-}
+pub const DOES_NOT_FIT: &str = "warning: the plan does not fit its budget; `moeplan plan` says by how much";
 
 impl Proposal {
     /// Whether the plan, if there is one, fits its budget.
@@ -135,7 +70,14 @@ impl Proposal {
         self.plan.as_ref().map(|plan| (plan.turn, plan.speed.clone()))
     }
 
-    /// Says that a file has no weights, before anything is launched with it.
+    /// Says that the plan does not fit, and that a file has no weights, before anything is launched.
+    pub fn warn(&self, output: &Output) {
+        if !self.fits() {
+            output.say(DOES_NOT_FIT);
+        }
+        self.warn_of_hole(output);
+    }
+
     pub fn warn_of_hole(&self, output: &Output) {
         if let Some((stored, whole)) = facts::hole(&self.model.files) {
             output.say(&format!(
@@ -147,24 +89,34 @@ impl Proposal {
         }
     }
 
-    /// What moeplan predicts for it.
-    pub fn predict(&self) -> anyhow::Result<Predicted> {
-        let Self { launch, model, .. } = self;
-        let forecast = memory::forecast(model, &launch.machine, &launch.run)?;
-        let trained = Some(model.hparams.context_length).filter(|tokens| *tokens > 0);
-        let slot_tokens = forecast.numbers.n_ctx_seq.min(trained.unwrap_or(u32::MAX));
-        Ok(Predicted { forecast, slot_tokens, trained })
+    pub fn forecast(&self) -> anyhow::Result<LaunchForecast> {
+        LaunchForecast::of(&self.model, &self.launch)
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.
-    pub fn of_model(path: &Path, options: &PlanOptions, args: &LaunchArgs, engine: &Engine) -> anyhow::Result<Self> {
-        let (plan, model, mut servers) = if path.extension().is_some_and(|extension| extension == "json") {
+    pub fn of_model(path: &Path, args: &LaunchArgs, engine: &Engine) -> anyhow::Result<Self> {
+        let header = |path: &Path| check::load(gguf::open(path)?, &RunConfig::default());
+        if path.extension().is_some_and(|extension| extension == "json") {
             let plan = plan_file(path)?;
-            let model = check::load(gguf::open(Path::new(&plan.model.path))?, &RunConfig::default())?;
-            (plan, model, Vec::new())
-        } else {
-            planned(path, options, args, engine)?
-        };
+            let model = header(Path::new(&plan.model.path))?;
+            return Self::of_plan(plan, model, Vec::new(), engine);
+        }
+        let path = &model_arg::local_path(path)?;
+        Self::planned(path, header(path)?, args, engine)
+    }
+
+    /// The plan for a model whose header is read. Software devices are started first, since the plan names their servers.
+    pub fn planned(path: &Path, model: Model, args: &LaunchArgs, engine: &Engine) -> anyhow::Result<Self> {
+        let mut machine = args.options.described_machine()?;
+        machine.host.isa = engine.isa();
+        let mut request = args.options.request(&model, &machine)?;
+        request.run.embeddings |= args.embeddings;
+        let servers = bind(engine, &mut machine, &mut request.run)?;
+        let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
+        Self::of_plan(plan, model, servers, engine)
+    }
+
+    fn of_plan(plan: Plan, model: Model, mut servers: Vec<RpcServer>, engine: &Engine) -> anyhow::Result<Self> {
         let mut run = as_written(&plan.args)?;
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
@@ -173,12 +125,11 @@ impl Proposal {
         Ok(Self { launch, model, plan: Some(Box::new(plan)), servers, beside: Vec::new() })
     }
 
-    /// A command line as it is, on the devices that are here or on `n_devices` software devices; `n_threads` where it has no `-t`.
+    /// A command line as it is, on the devices that are here or on `n_devices` software devices.
     pub fn of_command(
         words: &[String],
         model: Option<&Path>,
         n_devices: u16,
-        n_threads: Option<u32>,
         args: &LaunchArgs,
         engine: &Engine,
     ) -> anyhow::Result<Self> {
@@ -196,7 +147,7 @@ impl Proposal {
         let path = given.or(named).context("no model: name its file before `--` or with -m after it")?;
         let mut run = command.run.clone();
         run.embeddings |= args.embeddings;
-        run.n_threads = run.n_threads.or(n_threads);
+        run.n_threads = run.n_threads.or(args.options.launch.n_threads());
         let mut machine = if n_devices > 0 {
             software_machine(n_devices, Bytes::mib(24 * 1024))
         } else {
@@ -248,31 +199,12 @@ fn startable(model: &Model, machine: &Machine, command: &ParsedCommand) -> anyho
     Err(Refusal::new(message, hint).into())
 }
 
-/// The plan that a file holds.
 fn plan_file(path: &Path) -> anyhow::Result<Plan> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let json: serde_json::Value =
         serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?;
     serde_json::from_value(json)
         .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))
-}
-
-/// The plan for a model, and the model. Software devices are started first, since the plan names their servers.
-fn planned(
-    path: &Path,
-    options: &PlanOptions,
-    args: &LaunchArgs,
-    engine: &Engine,
-) -> anyhow::Result<(Plan, Model, Vec<RpcServer>)> {
-    let path = &model_arg::local_path(path)?;
-    let model = check::load(gguf::open(path)?, &RunConfig::default())?;
-    let mut machine = options.described_machine()?;
-    machine.host.isa = engine.isa();
-    let mut request = options.request(&model, &machine)?;
-    request.run.embeddings |= args.embeddings;
-    let servers = bind(engine, &mut machine, &mut request.run)?;
-    let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
-    Ok((plan, model, servers))
 }
 
 /// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.

@@ -3,12 +3,13 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Output;
 use crate::cli::refusal::Refusal;
+use crate::evidence::store::now;
 use crate::number;
 
 /// Names the folder of the lock, for machines that share a card and not their temporary folder, and for tests.
@@ -122,11 +123,6 @@ fn held(file: &mut File, path: &Path) -> Refusal {
         ),
         format!("wait until it has ended, or stop it with `kill -INT {process}`"),
     )
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

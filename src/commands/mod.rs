@@ -350,12 +350,12 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         let hint: Option<Cow<'_, str>> = first_of!(cause:
             Refusal,
-            launch::TooLong,
             read::Error,
             files::Error,
             crate::expectation::Error,
             crate::gguf::Error,
             crate::gguf::source::Error,
+            crate::measurement::TooLong,
             crate::memory::Error,
             crate::model::Error,
             crate::placement::Error,

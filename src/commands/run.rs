@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::engine::{Engine, EngineArgs};
-use super::launch::{LaunchArgs, Predicted, Proposal};
+use super::launch::{LaunchArgs, Proposal};
 use super::live::{self, Panel};
-use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt};
+use crate::bytes::Bytes;
 use crate::cli::help::OWN;
-use crate::measurement::{self, Expected, Launched, Seen, compare};
+use crate::measurement::{self, Launched, Seen, compare};
 use crate::report::live::{Promise, Tier};
 use crate::runtime::{DeviceUsed, Error, server};
 
@@ -26,13 +26,8 @@ pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
-    /// What is asked of the planner.
-    #[command(flatten)]
-    pub options: PlanOptions,
-    /// What the launch is beyond its plan.
     #[command(flatten)]
     pub launch: LaunchArgs,
-    /// What runs it.
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Pass llama-server's log through to standard error.
@@ -47,7 +42,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    args.launch.beside_plan(&args.model, &args.options)?;
+    args.launch.beside_plan(&args.model)?;
     let mut server = args.engine.server(output)?;
     server.extra.clone_from(&args.extra);
     server.keeps_key = true;
@@ -58,12 +53,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         server.echo = Some(live::echo);
     }
     let engine = Engine::Server(Box::new(server.clone()));
-    let proposal = Proposal::of_model(&args.model, &args.options, &args.launch, &engine)?;
-    if !proposal.fits() {
-        output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
-    }
-    proposal.warn_of_hole(output);
-    let Predicted { forecast, .. } = proposal.predict()?;
+    let proposal = Proposal::of_model(&args.model, &args.launch, &engine)?;
+    proposal.warn(output);
+    let forecast = proposal.forecast()?;
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
     for note in running.notes() {
@@ -76,9 +68,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let (memory, resolution) = (log.memory(), log.resolution());
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
     let used = DeviceUsed::default();
-    let expected = Expected { mapped_span: forecast.mapped_span, ..Expected::from(&forecast.memory) };
     let seen = Seen { memory: &memory, resolution: &resolution, mapped_span: log.mapped_span(), used: &used };
-    let comparison = compare(&expected, &seen, args.tolerance);
+    let comparison = compare(&forecast.expected(Bytes(0)), &seen, args.tolerance);
     let mut command = vec![server.build.program.display().to_string()];
     command.extend(running.command().iter().cloned());
     let launched = Launched {

@@ -1,29 +1,29 @@
 //! `tune`: the plan, `--fit on` and the plan's neighbours measured in turn, and the fastest as a command. [I/O]
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use super::engine::{Engine, EngineArgs};
 use super::launch::{LaunchArgs, Proposal, as_written};
-use super::plan::PlanOptions;
 use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::cli::refusal::Refusal;
+use crate::evidence::store::now;
 use crate::files::temporary::Folder;
-use crate::machine::Machine;
-use crate::measurement::{Expected, measurement, peak_of};
+use crate::machine::{Device, Machine};
+use crate::measurement::{LaunchForecast, measurement, peak_of};
 use crate::plan::{Turn, explain};
+use crate::run::ModelSource;
 use crate::run::command::{server_command, shell};
-use crate::run::{ModelSource, RunConfig};
 use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload};
 use crate::tune::document::{Document, Entry};
-use crate::tune::neighbours::{self, Alternative};
+use crate::tune::neighbours;
 use crate::tune::race::End;
-use crate::tune::{Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
+use crate::tune::{Candidate, Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
 use crate::{evidence, files};
 
 /// Samples of one visit, behind one warm-up.
@@ -41,10 +41,6 @@ pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --explain --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
-    /// What is asked of the planner.
-    #[command(flatten)]
-    pub options: PlanOptions,
-    /// What the launches are beyond their plan.
     #[command(flatten)]
     pub launch: LaunchArgs,
     /// Start no measurement that would end later than this; the first is always made.
@@ -53,7 +49,6 @@ pub struct Args {
     /// Where measurements are kept as they are made; an interrupted tuning goes on from it [default: in the state folder].
     #[arg(long, help_heading = OWN, value_name = "FILE")]
     pub journal: Option<PathBuf>,
-    /// What runs them.
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -68,11 +63,8 @@ struct Tuning {
     proposal: Proposal,
     subject: Subject,
     race: Race,
-    runs: Vec<RunConfig>,
     journal: PathBuf,
-    /// Why the first candidate that failed did.
     first_error: Option<runtime::Error>,
-    /// Why the last visit is not in the journal.
     unkept: Option<anyhow::Error>,
 }
 
@@ -81,9 +73,9 @@ const NOTHING: &str = "nothing could be measured";
 
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     // The neighbours are the plan's explained alternatives.
-    args.options.explain = true;
+    args.launch.options.explain = true;
     anyhow::ensure!(!args.launch.embeddings, "--embeddings: a turn is tuned, and a server that embeds has none");
-    args.options.beside_plan(&args.model, false)?;
+    args.launch.options.beside_plan(&args.model, false)?;
     let (journal, earlier) = journal_file(&args)?;
     let _measuring = measuring::begin("tune", output)?;
     let mut tuning = Tuning::prepare(&args, journal, output)?;
@@ -124,7 +116,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         seconds: begin.elapsed().as_secs_f64(),
         journal: tuning.journal.display().to_string(),
         verdict,
-        candidates: (0..tuning.runs.len()).filter_map(|at| Entry::of(&tuning.race, at)).collect(),
+        candidates: (0..tuning.race.entrants.len()).map(|at| Entry::of(&tuning.race, at)).collect(),
         winner,
         command: tuning.command(winner).context("the model's path holds a NUL character")?,
     };
@@ -156,11 +148,8 @@ impl Tuning {
     fn prepare(args: &Args, journal: PathBuf, output: &Output) -> anyhow::Result<Self> {
         let server = args.engine.server(output)?;
         let engine = Engine::Server(Box::new(server.clone()));
-        let proposal = Proposal::of_model(&args.model, &args.options, &args.launch, &engine)?;
-        proposal.warn_of_hole(output);
-        if !proposal.fits() {
-            output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
-        }
+        let proposal = Proposal::of_model(&args.model, &args.launch, &engine)?;
+        proposal.warn(output);
         let plan = proposal.plan.as_deref().context("a tuning begins with a plan")?;
         let turn = plan.turn;
         anyhow::ensure!(turn.prompt > 0 && turn.generate > 0, "a turn to tune for has a --prompt and a --generate");
@@ -169,7 +158,7 @@ impl Tuning {
             Some(prompt) if prompt > 0 => format!("--prompt {prompt} or less"),
             _ => "a smaller --depth or --generate".to_string(),
         };
-        proposal.predict()?.takes("the turn", tokens, shorter)?;
+        proposal.forecast()?.takes("the turn", tokens, shorter)?;
         let launch = &proposal.launch;
         let subject = subject(launch, &server, turn)?;
         if plan.why.alternatives.is_empty() {
@@ -177,25 +166,20 @@ impl Tuning {
                 "the plan lists no alternatives (`plan --explain --json` does): it is measured against --fit on alone",
             );
         }
-        let mut alternatives = alternatives(&plan.why.alternatives, &launch.machine)?;
+        let machine = &launch.machine;
+        let mut alternatives = alternatives(&plan.why.alternatives, machine)?;
         // What the build lacks (an expert cache, before b11549) is no neighbour of its plan.
         alternatives.retain(|other| server.takes(&other.run));
-        let request = args.options.request(&proposal.model, &launch.machine)?;
-        let fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
+        let request = args.launch.options.request(&proposal.model, machine)?;
+        let fit = neighbours::fit(&launch.run, &request, machine, &engine.free(launch)?);
         let predicted = Predicted { speed: plan.speed.clone(), turn_seconds: plan.turn_seconds };
-        let machine = &launch.machine;
-        let mut runs = vec![launch.run.clone(), fit.clone()];
         let mut candidates = vec![
-            neighbours::candidate(Kind::Plan, "the plan", &launch.run, machine, Some(predicted)),
-            neighbours::candidate(Kind::Fit, "--fit on", &fit, machine, None),
+            Candidate::new(Kind::Plan, "the plan", launch.run.clone(), machine, Some(predicted)),
+            Candidate::new(Kind::Fit, "--fit on", fit, machine, None),
         ];
-        for other in neighbours::promising(&launch.run, &alternatives, &request) {
-            let predicted = Some(other.predicted.clone());
-            candidates.push(neighbours::candidate(Kind::Neighbour, &other.what, &other.run, machine, predicted));
-            runs.push(other.run.clone());
-        }
+        candidates.extend(neighbours::promising(&launch.run, alternatives, &request));
         let race = Race::new(candidates);
-        Ok(Self { server, proposal, subject, race, runs, journal, first_error: None, unkept: None })
+        Ok(Self { server, proposal, subject, race, journal, first_error: None, unkept: None })
     }
 
     /// Takes over what an earlier tuning of the same has written in the journal; how many visits.
@@ -207,29 +191,22 @@ impl Tuning {
 
     /// Visits that there are, failed ones too.
     fn made(&self) -> usize {
-        self.race.visits.iter().map(Vec::len).sum::<usize>() + self.race.failures.iter().flatten().count()
-    }
-
-    /// Whether any candidate has a sample.
-    fn is_any_measured(&self) -> bool {
-        self.race.visits.iter().any(|visits| !visits.is_empty())
+        self.race.entrants.iter().map(|entrant| entrant.visits.len() + usize::from(entrant.failure.is_some())).sum()
     }
 
     /// How long a visit will take: as its own did, else as the longest did.
     fn expected(&self, at: usize) -> Duration {
         let longest = |visits: &[Visit]| visits.iter().map(|visit| visit.seconds).fold(0.0, f64::max);
-        let own = longest(self.race.visits_of(at));
-        let all = self.race.visits.iter().map(|visits| longest(visits)).fold(0.0, f64::max);
+        let own = longest(&self.race.entrants[at].visits);
+        let all = self.race.entrants.iter().map(|entrant| longest(&entrant.visits)).fold(0.0, f64::max);
         Duration::try_from_secs_f64(if own > 0.0 { own } else { all }).unwrap_or_default()
     }
 
     /// Loads a candidate, measures it and writes that down. An interruption is an error, any other failure is the candidate's.
     fn visit(&mut self, at: usize, output: &Output) -> anyhow::Result<()> {
-        let (Some(candidate), Some(run)) = (self.race.candidates.get(at).cloned(), self.runs.get(at).cloned()) else {
-            return Ok(());
-        };
+        let candidate = self.race.entrants[at].candidate.clone();
         output.say(&format!("measuring {}", candidate.what));
-        let launch = Launch { run, ..self.proposal.launch.clone() };
+        let launch = Launch { run: candidate.run.clone(), ..self.proposal.launch.clone() };
         let begin = Instant::now();
         let folder = Folder::new()?;
         let mut server = self.server.clone();
@@ -248,12 +225,12 @@ impl Tuning {
                     .say(&format!("what was measured is kept in {}: the same command goes on", self.journal.display()));
                 return Err(runtime::Error::interrupted().into());
             }
-            Err(error) if error.is_of_every_launch() && !self.is_any_measured() => {
+            Err(error) if error.is_of_every_launch() && self.race.entrants.iter().all(|e| e.visits.is_empty()) => {
                 return Err(anyhow::Error::new(error).context(NOTHING));
             }
             Err(error) => {
                 output.say(&format!("left out: {error}"));
-                self.race.fail(at, error.to_string());
+                self.race.entrants[at].failure = Some(error.to_string());
                 self.first_error.get_or_insert(error);
                 return Ok(());
             }
@@ -279,7 +256,7 @@ impl Tuning {
         let kept = files::append(&self.journal, &line);
         self.unkept = kept.with_context(|| format!("cannot write the journal `{}`", self.journal.display())).err();
         if !self.race.add(visit) {
-            self.race.fail(at, "the server's replies carry no speed".to_string());
+            self.race.entrants[at].failure = Some("the server's replies carry no speed".to_string());
         }
         if candidate.kind != Kind::Fit {
             self.keep(&launch, seen, output);
@@ -289,32 +266,25 @@ impl Tuning {
 
     /// What the devices showed is evidence for later plans.
     fn keep(&self, launch: &Launch, seen: Observation, output: &Output) {
-        let kept = || -> anyhow::Result<()> {
-            let predicted = crate::memory::forecast(&self.proposal.model, &launch.machine, &launch.run)?;
-            let measured = measurement(seen, Expected::from(&predicted.memory), 0.0);
-            evidence::store::keep(&measured, launch)?;
-            Ok(())
-        };
-        if let Err(error) = kept() {
+        let forecast = LaunchForecast::of(&self.proposal.model, launch);
+        let kept = forecast.and_then(|forecast| {
+            Ok(evidence::store::keep(&measurement(seen, forecast.expected(Bytes(0)), 0.0), launch)?)
+        });
+        if let Err(error) = kept {
             output.say(&format!("warning: what the devices showed is not kept: {error}"));
         }
     }
 
     fn command(&self, at: usize) -> Option<String> {
         let model = ModelSource::Path(self.proposal.launch.model.clone());
-        let args = self.race.candidates.get(at).map(|candidate| candidate.args.as_slice()).unwrap_or_default();
-        shell(&server_command(&model, args))
+        shell(&server_command(&model, &self.race.entrants[at].candidate.args))
     }
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn subject(launch: &Launch, server: &Server, turn: Turn) -> anyhow::Result<Subject> {
     let path = &launch.model;
     let file = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let device = |d: &Device| (d.name.clone(), d.description.clone().unwrap_or_default(), d.total);
     Ok(Subject {
         model: path.display().to_string(),
         bytes: Bytes(file.len()),
@@ -323,20 +293,19 @@ fn subject(launch: &Launch, server: &Server, turn: Turn) -> anyhow::Result<Subje
         prompt: turn.prompt,
         generate: turn.generate,
         depth: turn.depth,
-        devices: Subject::devices_of(&launch.machine),
+        devices: launch.machine.devices.iter().map(device).collect(),
     })
 }
 
 /// The plan's alternatives that fit, as launches.
-fn alternatives(planned: &[explain::Alternative], machine: &Machine) -> anyhow::Result<Vec<Alternative>> {
-    let mut found = Vec::new();
-    for other in planned.iter().filter(|other| other.fits) {
+fn alternatives(planned: &[explain::Alternative], machine: &Machine) -> anyhow::Result<Vec<Candidate>> {
+    let candidate = |other: &explain::Alternative| {
         let mut run = as_written(&other.args)?;
         run.rpc = machine.rpc_servers(&run.rpc);
         let predicted = Predicted { speed: other.speed.clone(), turn_seconds: other.turn_seconds };
-        found.push(Alternative { what: other.what.clone(), run, predicted });
-    }
-    Ok(found)
+        Ok(Candidate::new(Kind::Neighbour, &other.what, run, machine, Some(predicted)))
+    };
+    planned.iter().filter(|other| other.fits).map(candidate).collect()
 }
 
 #[cfg(test)]

@@ -5,33 +5,32 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::bench::{File, How, Later, a_case, launched, say_what_to_try};
+use super::bench::{AskArgs, Trial, launched, say_what_to_try};
 use super::engine::{Engine, EngineArgs, Runs};
 use super::launch::{LaunchArgs, Proposal, listed};
-use super::plan::PlanOptions;
-use super::{Outcome, Output, interrupt, measuring};
+use super::{Outcome, Output, check, interrupt, measuring};
 use crate::cli::refusal::Refusal;
-use crate::expectation::{self, Expectations};
-use crate::files;
 use crate::inspection::Inspection;
+use crate::model::Model;
 use crate::plan::ContextChoice;
 use crate::report::page::Document as _;
 use crate::report::{html, markdown};
+use crate::run::RunConfig;
 use crate::runtime;
 use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
 use crate::suggest::Unknown;
-use crate::suite::bench::{Facts, Raw, bench, csv};
+use crate::suite::bench::csv;
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{
-    Bench, Item, ModelValidation, PlacementFacts, Section, Session, VALIDATION_SCHEMA, Validation, Verdict,
+    Bench, Item, ModelValidation, Prompt, Section, Session, Settings, VALIDATION_SCHEMA, Validation, Verdict,
 };
 use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
-use crate::suite::rounds::rounds;
 use crate::suite::session::Asking;
 use crate::suite::store::{self, Store, key};
-use crate::suite::{checklist, earlier, facts, prerequisites};
+use crate::suite::{checklist, earlier, facts};
 use crate::tune::neighbours;
+use crate::{files, gguf};
 
 /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
 #[derive(Debug, clap::Args)]
@@ -50,16 +49,10 @@ pub struct Args {
     /// The folder that results are written to and taken up from.
     #[arg(long, value_name = "DIR", default_value = "moeplan-validation")]
     pub results: PathBuf,
-    /// How it is asked.
     #[command(flatten)]
-    pub how: How,
-    /// What is asked of the planner.
-    #[command(flatten)]
-    pub options: PlanOptions,
-    /// What the launch is beyond its plan.
+    pub ask: AskArgs,
     #[command(flatten)]
     pub launch: LaunchArgs,
-    /// What runs it.
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -74,8 +67,8 @@ struct Shared<'a> {
 
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = load(&args.suite)?;
-    args.how.apply(&mut suite);
-    args.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
+    args.ask.apply(&mut suite);
+    args.launch.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
     let mut named = named(&args.model, &suite)?;
     let store = results(&args.results, output)?;
     let _measuring = measuring::begin("validate", output)?;
@@ -130,15 +123,32 @@ fn results(folder: &Path, output: &Output) -> anyhow::Result<Store> {
     Ok(store)
 }
 
-/// Every model that has a file, each written down with the whole. The error is an interruption, or a folder that cannot be written
-/// any more; what was measured is in the document.
+/// Every model that has a file, each written down with the whole. What is wrong with one is in its checklist; the error is an
+/// interruption, or a folder that cannot be written any more.
 fn models(shared: &Shared<'_>, named: &[Named], document: &mut Validation) -> anyhow::Result<()> {
     for (at, named) in named.iter().enumerate() {
-        if let (Some(path), Some(model)) = (file_of(named), document.models.get_mut(at)) {
-            let done = a_model(shared, named, path, model);
-            let written = write_whole(&shared.store, document);
-            done.and(written)?;
-        }
+        let Some(path) = file_of(named) else { continue };
+        let model = &mut document.models[at];
+        let (name, path_shown) = (named.0.clone(), Some(path.display().to_string()));
+        shared.output.say(&format!("model {name}"));
+        let fresh = ModelValidation { name, path: path_shown, ..ModelValidation::default() };
+        let before = std::mem::replace(model, fresh);
+        let done = match through(shared, model, named.1.as_ref(), path) {
+            Err(error) if interrupt::is_cause(&error) => {
+                // Half a checklist would look like a whole one.
+                *model = before;
+                Err(error)
+            }
+            Err(error) if !error.is::<files::Error>() => {
+                let hint = super::hint(&error).map_or(String::new(), |hint| format!("; {hint}"));
+                let line = Item::held(LAUNCHED, false, format!("{error:#}{hint}"));
+                model.sections.push(Section { name: "file".into(), items: vec![line] });
+                Ok(())
+            }
+            done => done,
+        };
+        let written = write_whole(&shared.store, document);
+        done.and(written)?;
     }
     Ok(())
 }
@@ -203,10 +213,9 @@ fn named(words: &[String], suite: &Suite) -> anyhow::Result<Vec<Named>> {
 
 /// The suite's name of a file: the model whose expectations it meets, else its own name.
 fn recognised(path: &Path, suite: &Suite) -> anyhow::Result<String> {
-    let file = File::read(path, false)?;
-    let inspection = Inspection::new(&file.model, &[], None);
+    let inspection = Inspection::new(&header(path)?, &[], None);
     for model in &suite.models {
-        let checks = expectations(model)?.map(|expectations| expectations.check(&inspection)).transpose();
+        let checks = model.expectations()?.map(|expectations| expectations.check(&inspection)).transpose();
         if checks.is_ok_and(|checks| checks.is_some_and(|checks| checks.iter().all(|check| check.ok))) {
             return Ok(model.name.clone());
         }
@@ -214,44 +223,30 @@ fn recognised(path: &Path, suite: &Suite) -> anyhow::Result<String> {
     Ok(path.file_stem().map_or("model".to_string(), |stem| stem.to_string_lossy().into_owned()))
 }
 
-/// What the suite expects of a model.
-fn expectations(model: &SuiteModel) -> anyhow::Result<Option<Expectations>> {
-    Ok(match (&model.expect, &model.expectations) {
-        (_, Some(own)) => Some(Expectations::from_yaml(&model.name, &serde_yaml::to_string(own)?)?),
-        (Some(name), None) => match expectation::built_in(name) {
-            Some(text) => Some(Expectations::from_yaml(name, text)?),
-            None => None,
-        },
-        (None, None) => None,
-    })
-}
-
-fn item(what: &str, verdict: Verdict, detail: String) -> Item {
-    Item { what: what.to_string(), verdict, detail }
+fn header(path: &Path) -> anyhow::Result<Model> {
+    check::load(gguf::open(path)?, &RunConfig::default())
 }
 
 /// The line about a model that does not come so far as to be launched.
 const LAUNCHED: &str = "it can be read, planned and launched";
 
-/// The line about running a model's code.
-const PYTHON: &str = "code of a model can be run isolated";
-
 /// What has to be there.
 fn required(shared: &Shared<'_>) -> Vec<Item> {
-    let mut items = vec![item("llama-server runs here", Verdict::Pass, shared.engine.name())];
-    let machine = shared.args.options.described_machine();
-    items.push(match machine.and_then(|machine| Ok((listed(&shared.engine, &machine)?, machine))) {
-        Ok((listed, machine)) => prerequisites::devices(&machine.devices, &listed),
-        Err(error) => item("there is a device", Verdict::Fail, format!("{error:#}")),
-    });
-    items.push(match Isolated.values("def f(n): return n", "f", 1) {
-        sandbox::Outcome::Ran { .. } => item(PYTHON, Verdict::Pass, "Python in a sandbox".to_string()),
-        sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => {
-            item(PYTHON, Verdict::NotAssessed, format!("only its syntax is read: {why}"))
-        }
-        other => item(PYTHON, Verdict::NotAssessed, format!("only its syntax is read: {other:?}")),
-    });
-    items
+    let python = "code of a model can be run isolated";
+    let open = |why: String| Item::open(python, format!("only its syntax is read: {why}"));
+    let machine = shared.args.launch.options.described_machine();
+    vec![
+        Item::held("llama-server runs here", true, shared.engine.name()),
+        match machine.and_then(|machine| Ok((listed(&shared.engine, &machine)?, machine))) {
+            Ok((listed, machine)) => checklist::devices(&machine.devices, &listed),
+            Err(error) => Item::held("there is a device", false, format!("{error:#}")),
+        },
+        match Isolated.values("def f(n): return n", "f", 1) {
+            sandbox::Outcome::Ran { .. } => Item::held(python, true, "Python in a sandbox"),
+            sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => open(why),
+            other => open(format!("{other:?}")),
+        },
+    ]
 }
 
 /// The file of a model, where it was named and is there.
@@ -274,37 +269,10 @@ fn before(shared: &Shared<'_>, named: &Named) -> ModelValidation {
         Some(_) => "it was not launched".to_string(),
     };
     let path = path.as_ref().map(|path| path.display().to_string());
-    ModelValidation { skipped: Some(why), ..ModelValidation::new(name.clone(), path) }
+    ModelValidation { name: name.clone(), path, skipped: Some(why), ..ModelValidation::default() }
 }
 
-/// One model through all steps. What is wrong with it is in its checklist; only an interruption and a folder that cannot be
-/// written stop the suite.
-fn a_model(
-    shared: &Shared<'_>,
-    (name, expected, _): &Named,
-    path: &Path,
-    model: &mut ModelValidation,
-) -> anyhow::Result<()> {
-    let before = std::mem::replace(model, ModelValidation::new(name.clone(), Some(path.display().to_string())));
-    shared.output.say(&format!("model {name}"));
-    match through(shared, model, expected.as_ref(), path) {
-        Err(error) if interrupt::is_cause(&error) => {
-            // Half a checklist would look like a whole one.
-            *model = before;
-            Err(error)
-        }
-        Err(error) if error.is::<files::Error>() => Err(error),
-        Err(error) => {
-            let hint = super::hint(&error).map_or(String::new(), |hint| format!("; {hint}"));
-            let line = item(LAUNCHED, Verdict::Fail, format!("{error:#}{hint}"));
-            model.sections.push(Section { name: "file".into(), items: vec![line] });
-            Ok(())
-        }
-        Ok(()) => Ok(()),
-    }
-}
-
-/// The steps of one model.
+/// One model through all steps.
 fn through(
     shared: &Shared<'_>,
     model: &mut ModelValidation,
@@ -313,60 +281,56 @@ fn through(
 ) -> anyhow::Result<()> {
     let (args, suite) = (shared.args, &shared.suite);
     let store = shared.store.below(&model.name)?;
-    let file = File::read(path, args.how.synthetic)?;
-    let inspection = Inspection::new(&file.model, &[], None);
-    let expectations = expected.map(expectations).transpose()?.flatten();
+    let header = header(path)?;
+    let weights = facts::weights(args.ask.synthetic, Some(&header.metadata), &header.files);
+    let expectations = expected.map(SuiteModel::expectations).transpose()?.flatten();
+    let inspection = Inspection::new(&header, &[], None);
     let checks = expectations.map(|expectations| expectations.check(&inspection)).transpose()?;
-    let architecture = checklist::architecture(checks.as_deref(), &file.weights);
-    store.keep(earlier::ARCHITECTURE, &key(&file.facts), &architecture)?;
+    let architecture = checklist::architecture(checks.as_deref(), &weights);
+    let about = key(&facts::model(path, &header, &header.files));
+    store.keep(earlier::ARCHITECTURE, &about, &architecture)?;
     model.sections.push(architecture);
 
-    let proposal = Proposal::of_model(path, &args.options, &args.launch, &shared.engine)?;
-    proposal.warn_of_hole(shared.output);
-    args.how.check_length(suite, &proposal, &shared.engine, shared.output)?;
+    let proposal = Proposal::planned(path, header, &args.launch, &shared.engine)?;
     let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
-    let fit = args.how.fit(&names, &proposal, &file, &args.options, &shared.engine)?;
-    let cases: Vec<CaseLaunch> = names.iter().map(|name| a_case(name, &proposal, &fit, &file)).collect();
-    let fits = |case: &CaseLaunch| Some(if case.name == "plan" { proposal.fits() } else { case.lacking().is_none() });
-    model.placements =
-        cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect::<Vec<PlacementFacts>>();
-    store.keep(earlier::PLACEMENTS, &key(&file.facts), &model.placements)?;
+    let Trial { cases, mut bench } =
+        Trial::new(&names, suite, &proposal, &args.ask, &args.launch, &shared.engine, shared.output)?;
+    let margin = args.launch.options.machine.margin(&proposal.launch.machine);
+    let asking = args.ask.asking(suite, margin, args.engine.timeout)?;
+    let lacks = |case: &CaseLaunch| case.predicted.as_ref().and_then(|it| it.lacking(&case.launch.machine));
+    let fits = |case: &CaseLaunch| Some(if case.name == "plan" { proposal.fits() } else { lacks(case).is_none() });
+    model.placements = cases.iter().filter_map(|case| checklist::placement(case, fits(case))).collect();
+    store.keep(earlier::PLACEMENTS, &about, &model.placements)?;
 
-    let margin = args.options.machine.margin(&proposal.launch.machine);
-    let asking = args.how.asking(suite, margin, args.engine.timeout)?;
-    let environment = facts::environment(Some(&proposal.launch.machine));
-    let mut step = |case: &CaseLaunch, repetition: u32| {
+    let mut launch = |at: usize, repetition: u32| {
+        let case = &cases[at];
         let name = format!("{}-{repetition}", case.name);
         let key = step_key(shared, case, &asking, path);
         if let Some(session) = store.found::<Session>(&name, &key).filter(|session| session.failure.is_none()) {
             shared.output.say(&format!("{}, {repetition} of {}: done before", case.name, suite.repetitions));
-            return Ok(session);
+            return session;
         }
-        let session = launched(&shared.engine, case, repetition, &asking, shared.output)?;
-        if let Err(error) = store.keep(&name, &key, &session) {
+        let session = launched(&shared.engine, case, repetition, &asking, shared.output);
+        if !session.is_interrupted
+            && let Err(error) = store.keep(&name, &key, &session)
+        {
             shared.output.say(&format!("warning: {:#}", anyhow::Error::from(error)));
         }
-        Ok(session)
-    };
-    let facts = || Facts {
-        suite,
-        environment: environment.clone(),
-        model: Some(file.facts.clone()),
-        weights: file.weights.clone(),
-        notes: Vec::new(),
+        session
     };
     let keep = |bench: &Bench| -> anyhow::Result<()> {
         Ok(store.write(earlier::BENCH, &serde_json::to_string_pretty(bench)?)?)
     };
     // What is measured is kept, should this end before the last launch.
-    let mut save = |raw: &[Raw]| {
-        let so_far = bench(facts(), raw.to_vec(), &Later);
-        if let Err(error) = keep(&so_far) {
+    let mut save = |so_far: &Bench| {
+        if let Err(error) = keep(so_far) {
             shared.output.say(&format!("warning: {error:#}"));
         }
     };
-    let raw = rounds(&cases, suite.repetitions, &mut step, &mut save).map_err(|_| runtime::Error::interrupted())?;
-    let bench = bench(facts(), raw, &Isolated);
+    if bench.run(suite, &mut launch, &mut save) {
+        return Err(runtime::Error::interrupted().into());
+    }
+    bench.sum_up(suite, &Isolated);
     model.sections.extend(checklist::of_bench(&model.placements, &bench));
     let bench = model.bench.insert(bench);
     keep(bench)?;
@@ -383,8 +347,8 @@ fn step_key(shared: &Shared<'_>, case: &CaseLaunch, asking: &Asking, path: &Path
         devices: Vec<(&'a str, u64)>,
         fit_target: &'a [u32],
         threads: u32,
-        prompts: &'a [crate::suite::document::Prompt],
-        settings: crate::suite::document::Settings,
+        prompts: &'a [Prompt],
+        settings: Settings,
         bytes: u64,
         modified: u64,
     }
@@ -396,10 +360,10 @@ fn step_key(shared: &Shared<'_>, case: &CaseLaunch, asking: &Asking, path: &Path
         runtime: shared.engine.name(),
         launch: neighbours::id(&case.launch.run, machine),
         devices: machine.devices.iter().map(|device| (device.name.as_str(), device.total.0)).collect(),
-        fit_target: &shared.args.how.fit_target,
+        fit_target: &shared.args.ask.fit_target,
         threads: case.launch.n_threads,
         prompts: &asking.prompts,
-        settings: crate::suite::document::Settings { repetitions: 0, ..asking.settings.clone() },
+        settings: Settings { repetitions: 0, ..asking.settings.clone() },
         bytes: file.map_or(0, |file| file.len()),
         modified: since.map_or(0, |since| since.as_secs()),
     })

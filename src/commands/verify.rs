@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use super::engine::{Engine, EngineArgs, Runs};
-use super::launch::{LaunchArgs, Proposal};
-use super::plan::PlanOptions;
+use super::launch::{DOES_NOT_FIT, LaunchArgs, Proposal};
 use super::{Outcome, Output, measuring};
+use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::evidence;
-use crate::measurement::{Expected, Measurement, verify};
+use crate::measurement::{Measurement, verify};
 use crate::run::Program;
 use crate::runtime::{Error, Launch, Prompt, Workload};
 
@@ -28,16 +28,10 @@ pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: Option<PathBuf>,
-    /// What is asked of the planner.
-    #[command(flatten)]
-    pub options: PlanOptions,
-    /// What the launch is beyond its plan.
     #[command(flatten)]
     pub launch: LaunchArgs,
-    /// How the launch is measured.
     #[command(flatten)]
     pub how: How,
-    /// What runs it.
     #[command(flatten)]
     pub engine: EngineArgs,
     /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).
@@ -47,7 +41,6 @@ pub struct Args {
     pub command: Vec<String>,
 }
 
-/// How a launch is measured.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Measurement")]
 pub struct How {
@@ -110,20 +103,22 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         launch.run.fit = false;
     }
     proposal.warn_of_hole(output);
-    let predicted = proposal.predict()?;
-    for device in predicted.empty_devices(&proposal) {
+    let predicted = proposal.forecast()?;
+    let is_empty = |name: &str| predicted.memory.get(name).is_none_or(|row| row.own() == Bytes(0));
+    let devices = proposal.launch.machine.devices.iter().filter(|device| is_empty(&device.name));
+    for device in devices.filter(|_| proposal.plan.is_some()) {
         output.say(&format!(
             "note: nothing is put on {}: beside the margin of {} its {} have no room for a layer (--vram, --margin)",
             device.name,
-            args.options.machine.margin(&proposal.launch.machine),
+            args.launch.options.machine.margin(&proposal.launch.machine),
             device.total
         ));
     }
     let launch = &proposal.launch;
     let workload = workload(how, &engine, launch, predicted.slot_tokens);
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
-    let margin = args.options.machine.margin(&launch.machine);
-    let expected = Expected { memory: &predicted.forecast.memory, mapped_span: predicted.forecast.mapped_span, margin };
+    let margin = args.launch.options.machine.margin(&launch.machine);
+    let expected = predicted.expected(margin);
     let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
     measured.plan = proposal.plan.clone();
     let answered = output.show(&measured);
@@ -134,7 +129,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     keep(&measured, launch, output);
     answered?;
     if !proposal.fits() {
-        output.say("warning: the plan does not fit its budget; `moeplan plan` says by how much");
+        output.say(DOES_NOT_FIT);
     }
     Ok(if measured.ok() && proposal.fits() { Outcome::Yes } else { Outcome::No })
 }
@@ -151,13 +146,13 @@ fn keep(measured: &Measurement, launch: &Launch, output: &Output) {
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
 fn proposal(args: &Args, engine: &Engine) -> anyhow::Result<Proposal> {
     if !args.command.is_empty() {
-        args.options.beside_command()?;
-        let (devices, n_threads) = (args.how.rpc_devices, args.options.launch.n_threads());
-        return Proposal::of_command(&args.command, args.model.as_deref(), devices, n_threads, &args.launch, engine);
+        args.launch.options.beside_command()?;
+        let devices = args.how.rpc_devices;
+        return Proposal::of_command(&args.command, args.model.as_deref(), devices, &args.launch, engine);
     }
     let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
-    args.launch.beside_plan(path, &args.options)?;
-    Proposal::of_model(path, &args.options, &args.launch, engine)
+    args.launch.beside_plan(path)?;
+    Proposal::of_model(path, &args.launch, engine)
 }
 
 /// What is run, cut to the context, and to one physical batch where only embeddings come out.

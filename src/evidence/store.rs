@@ -26,18 +26,20 @@ pub fn read() -> Vec<Record> {
     path().and_then(|path| read_from(&path).ok()).unwrap_or_default()
 }
 
-/// Adds records, and says where.
-pub fn append(records: &[Record]) -> io::Result<PathBuf> {
-    let path = path().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no home folder"))?;
-    append_to(&path, records)?;
-    Ok(path)
-}
-
 /// Keeps what a run showed of the devices; says where, or `None` where no driver showed any.
 pub fn keep(measured: &Measurement, launch: &Launch) -> io::Result<Option<PathBuf>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let records = records(measured, launch, nvml::driver().as_deref(), now);
-    if records.is_empty() { Ok(None) } else { append(&records).map(Some) }
+    let records = records(measured, launch, nvml::driver().as_deref(), now());
+    if records.is_empty() {
+        return Ok(None);
+    }
+    let path = path().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no home folder"))?;
+    append_to(&path, &records)?;
+    Ok(Some(path))
+}
+
+/// In seconds since 1970; 0 on a computer whose clock is before that.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Lines that are no record of this schema are passed over: a torn one, a later version's, a person's.

@@ -12,7 +12,6 @@ use crate::runtime::{DeviceUsed, Observation};
 /// What a measurement is held to.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected<'a> {
-    /// Memory by device.
     pub memory: &'a MemoryByDevice,
     /// The span of mapped host weights, where the launch maps any.
     pub mapped_span: Option<Bytes>,
@@ -29,13 +28,11 @@ impl<'a> From<&'a MemoryByDevice> for Expected<'a> {
 /// What was measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
-    /// Memory by device, llama.cpp's own sums.
     pub memory: &'a MemoryByDevice,
     /// How far each figure may be from the true one; empty = exact.
     pub resolution: &'a MemoryByDevice,
     /// The span of mapped host weights; zero when nothing is mapped.
     pub mapped_span: Bytes,
-    /// What the driver showed.
     pub used: &'a DeviceUsed,
 }
 
@@ -62,16 +59,13 @@ impl<'a> Seen<'a> {
 pub struct Row {
     /// `CUDA0.compute`.
     pub quantity: String,
-    /// What was predicted.
     pub predicted: Bytes,
-    /// What came.
     pub measured: Bytes,
     /// How far `measured` may be from the true figure, for it was printed with few digits; 0 = exact.
     #[serde(default)]
     pub resolution: Bytes,
     /// (predicted − measured) / measured; 0 when they are equal as far as `measured` is known.
     pub error: f64,
-    /// Whether that is within the tolerance.
     pub ok: bool,
 }
 
@@ -90,26 +84,14 @@ pub fn peak_of(used: &DeviceUsed) -> BTreeMap<String, Bytes> {
     used.peak.iter().map(net).collect()
 }
 
-/// How a quantity is judged.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Rule {
-    /// A sum of known tensors: equal to the byte, as far as it was printed.
-    Exact,
-    /// Replayed: within the tolerance (a share of what was measured) or this much.
-    Within(Bytes),
-    /// Within the tolerance's share of this much more than what was measured, or this much: (of, floor).
-    ShareOf(Bytes, Bytes),
-}
+/// A term of the memory table that llama.cpp's own sums have, and whether it is a sum of known tensors: then it is exact.
+type Term = (&'static str, fn(&MemoryBreakdown) -> Bytes, bool);
 
-/// A term of the memory table.
-type Term = (&'static str, fn(&MemoryBreakdown) -> Bytes, Rule);
-
-/// The terms that llama.cpp's own sums have.
 const TERMS: [Term; 4] = [
-    ("model", |row| row.model, Rule::Exact),
-    ("context", |row| row.context, Rule::Exact),
-    ("compute", |row| row.compute, Rule::Within(COMPUTE_FLOOR)),
-    ("total", MemoryBreakdown::own, Rule::Within(COMPUTE_FLOOR)),
+    ("model", |row| row.model, true),
+    ("context", |row| row.context, true),
+    ("compute", |row| row.compute, false),
+    ("total", MemoryBreakdown::own, false),
 ];
 
 /// Predicted beside measured, term by term, for every device of either. Weights and caches are sums of known tensors and
@@ -134,50 +116,45 @@ pub fn compare(expected: &Expected<'_>, seen: &Seen<'_>, tolerance: f64) -> Vec<
         if key == HOST
             && let Some(span) = expected.mapped_span.filter(|_| seen.mapped_span > Bytes(0))
         {
-            rows.push(row(
-                format!("{key}.mapped_span"),
-                span,
-                seen.mapped_span,
-                resolution.model,
-                Rule::Exact,
-                tolerance,
-            ));
+            let name = format!("{key}.mapped_span");
+            rows.push(row(name, span, seen.mapped_span, resolution.model, Bytes(0), 0.0));
         }
-        for (term, of, rule) in TERMS {
+        for (term, of, is_exact) in TERMS {
             let (p, m) = (of(&predicted), of(&measured));
             if p > Bytes(0) || m > Bytes(0) {
-                rows.push(row(format!("{key}.{term}"), p, m, of(&resolution), rule, tolerance));
+                let (floor, share) = if is_exact { (Bytes(0), 0.0) } else { (COMPUTE_FLOOR, share(tolerance, m)) };
+                rows.push(row(format!("{key}.{term}"), p, m, of(&resolution), floor, share));
             }
         }
         if let Some(peak) = peaks.get(key) {
             let overhead = peak.saturating_sub(measured.own());
-            let rule = Rule::ShareOf(*peak, expected.margin);
-            let resolution = resolution.own();
-            rows.push(row(format!("{key}.overhead"), predicted.overhead, overhead, resolution, rule, tolerance));
-            rows.push(row(format!("{key}.peak"), predicted.total(), *peak, Bytes(0), rule, tolerance));
+            let (floor, share) = (expected.margin, share(tolerance, *peak));
+            rows.push(row(format!("{key}.overhead"), predicted.overhead, overhead, resolution.own(), floor, share));
+            rows.push(row(format!("{key}.peak"), predicted.total(), *peak, Bytes(0), floor, share));
         }
     }
     rows
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a tolerance is no exact figure")]
+fn share(tolerance: f64, of: Bytes) -> f64 {
+    tolerance * of.0 as f64
+}
+
+/// A row, which may differ by `floor` or by `share`, both in bytes; figures are equal as far as `resolution` tells.
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-fn row(quantity: String, predicted: Bytes, measured: Bytes, resolution: Bytes, rule: Rule, tolerance: f64) -> Row {
+fn row(quantity: String, predicted: Bytes, measured: Bytes, resolution: Bytes, floor: Bytes, share: f64) -> Row {
     let difference = match predicted.0.abs_diff(measured.0) {
         known if known > resolution.0 => known,
         _ => 0,
     };
-    let within = |of: Bytes, floor: Bytes| difference <= floor.0 || difference as f64 <= tolerance * of.0 as f64;
-    let ok = match rule {
-        Rule::Exact => difference == 0,
-        Rule::Within(floor) => within(measured, floor),
-        Rule::ShareOf(of, floor) => within(of, floor),
-    };
-    let share = match (difference, measured.0) {
+    let ok = difference <= floor.0 || difference as f64 <= share;
+    let error = match (difference, measured.0) {
         (0, _) => 0.0,
         (_, 0) => 1.0,
         (difference, measured) => difference as f64 / measured as f64,
     };
-    let error = if predicted < measured { -share } else { share };
+    let error = if predicted < measured { -error } else { error };
     Row { quantity, predicted, measured, resolution, error, ok }
 }
 

@@ -1,104 +1,102 @@
-//! A bench document from its launches: speeds over repetitions, streams over prompts, savings beside baselines.
+//! A bench: its cases launched in turn, speeds over repetitions, streams over prompts, savings beside baselines.
 
 use std::collections::BTreeMap;
 
 use super::document::{
-    BENCH_SCHEMA, Bench, Case, DepthRow, Environment, Item, Mode, ModelFacts, Quality, Sample, Saving, Session,
-    SpeedRow, Verdict, Weights,
+    BENCH_SCHEMA, Bench, Case, DepthRow, DepthSample, Environment, Gaps, Item, Mode, ModelFacts, Sample, Saving,
+    Session, SpeedRow, Verdict, Weights,
 };
 use super::protocol::Suite;
 use super::quality;
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
 use crate::memory::HOST;
-use crate::memory::MemoryRow;
-use crate::runtime::sandbox::Interpreter;
+use crate::runtime::sandbox::{Interpreter, Outcome};
 use crate::stats;
 
-/// A case before it is summed up.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Raw {
-    /// Its name.
-    pub name: String,
-    /// What that means.
-    pub what: String,
-    /// The command to paste.
-    pub command: Option<String>,
-    /// Its launches.
-    pub sessions: Vec<Session>,
-}
+/// Runs no code: for documents that are written before all is measured.
+pub struct NotYet;
 
-/// What is known beside the cases.
-#[derive(Debug)]
-pub struct Facts<'a> {
-    /// What was asked.
-    pub suite: &'a Suite,
-    /// Where.
-    pub environment: Environment,
-    /// Which model.
-    pub model: Option<ModelFacts>,
-    /// Whether its weights are real.
-    pub weights: Weights,
-    /// What to know.
-    pub notes: Vec<String>,
-}
-
-/// Sums everything up.
-pub fn bench(facts: Facts<'_>, cases: Vec<Raw>, interpreter: &dyn Interpreter) -> Bench {
-    let cases: Vec<Case> = cases.into_iter().map(|raw| case(raw, facts.suite, &facts.weights, interpreter)).collect();
-    let mut environment = facts.environment;
-    let ran = cases.iter().flat_map(|case| &case.sessions).find_map(|session| session.runtime.clone());
-    environment.runtime = environment.runtime.or(ran);
-    Bench {
-        schema: BENCH_SCHEMA.to_string(),
-        environment,
-        model: facts.model,
-        weights: facts.weights,
-        settings: facts.suite.settings(),
-        prompts: facts.suite.prompts(),
-        savings: savings(&cases),
-        cases,
-        notes: facts.notes,
+impl Interpreter for NotYet {
+    fn values(&self, _code: &str, _function: &str, _count: u32) -> Outcome {
+        Outcome::Unavailable("the bench is not over".to_string())
     }
 }
 
-fn case(raw: Raw, suite: &Suite, weights: &Weights, interpreter: &dyn Interpreter) -> Case {
-    let samples: Vec<&Sample> = raw.sessions.iter().flat_map(|session| &session.samples).collect();
-    let mut speed = Vec::new();
-    for mode in [Mode::Whole, Mode::Stream] {
-        let of_mode: Vec<&Sample> = samples.iter().copied().filter(|sample| sample.mode == mode).collect();
-        for prompt in &suite.prompts {
-            let of_prompt: Vec<&Sample> = of_mode.iter().copied().filter(|s| s.prompt == prompt.name).collect();
-            speed.extend(speed_row(Some(prompt.name.clone()), mode, &of_prompt));
+impl Bench {
+    /// Before anything is measured.
+    pub fn new(suite: &Suite, environment: Environment, model: Option<ModelFacts>, weights: Weights) -> Self {
+        let (settings, prompts) = (suite.settings(), suite.prompts());
+        let schema = BENCH_SCHEMA.to_string();
+        Self { schema, environment, model, weights, settings, prompts, ..Self::default() }
+    }
+
+    /// Launches every case, by its number, as often as the settings say, so that what changes over time changes for all: every
+    /// case once, then every case again, another one first in each round. `each` is told after every launch. A case that could
+    /// not be launched at all is not tried again. Whether it was interrupted; what was measured before is in it.
+    pub fn run(
+        &mut self,
+        suite: &Suite,
+        launch: &mut dyn FnMut(usize, u32) -> Session,
+        each: &mut dyn FnMut(&Self),
+    ) -> bool {
+        let n = self.cases.len();
+        for (first, repetition) in (1..=self.settings.repetitions.max(1)).enumerate() {
+            for at in (0..n).map(|at| (first + at) % n) {
+                let so_far = &mut self.cases[at];
+                if so_far.sessions.iter().any(|session| session.failure.is_some() && session.samples.is_empty()) {
+                    continue;
+                }
+                let session = launch(at, repetition);
+                let is_interrupted = session.is_interrupted;
+                so_far.sessions.extend(Some(session).filter(|it| !is_interrupted || !it.samples.is_empty()));
+                if is_interrupted {
+                    return true;
+                }
+                self.sum_up(suite, &NotYet);
+                each(self);
+            }
         }
-        speed.extend(speed_row(None, mode, &of_mode));
+        false
     }
-    let loads: Vec<f64> = raw.sessions.iter().filter_map(|session| session.load_seconds).collect();
-    let judged = |prompt: &super::protocol::SuitePrompt| {
-        let sample = samples.iter().find(|sample| sample.prompt == prompt.name)?;
-        Some(quality::judge(prompt, sample, weights, interpreter))
-    };
-    let quality: Vec<Quality> = suite.prompts.iter().filter_map(judged).collect();
-    Case {
-        load_seconds: Spread::of(&loads),
-        speed,
-        depths: depths(&raw.sessions),
-        stream: stream(&samples),
-        quality,
-        name: raw.name,
-        what: raw.what,
-        command: raw.command,
-        sessions: raw.sessions,
+
+    /// Makes every figure that follows from the sessions.
+    pub fn sum_up(&mut self, suite: &Suite, interpreter: &dyn Interpreter) {
+        for case in &mut self.cases {
+            let samples: Vec<&Sample> = case.sessions.iter().flat_map(|session| &session.samples).collect();
+            case.speed.clear();
+            for mode in [Mode::Whole, Mode::Stream] {
+                let of_mode: Vec<&Sample> = samples.iter().copied().filter(|sample| sample.mode == mode).collect();
+                for prompt in &suite.prompts {
+                    let of_prompt: Vec<&Sample> = of_mode.iter().copied().filter(|s| s.prompt == prompt.name).collect();
+                    case.speed.extend(speed_row(Some(prompt.name.clone()), mode, &of_prompt));
+                }
+                case.speed.extend(speed_row(None, mode, &of_mode));
+            }
+            let first = |name: &str| samples.iter().find(|sample| sample.prompt == name);
+            let asked = suite.prompts.iter().filter_map(|prompt| Some((prompt, *first(&prompt.name)?)));
+            case.quality =
+                asked.map(|(prompt, sample)| quality::judge(prompt, sample, &self.weights, interpreter)).collect();
+            case.load_seconds = spread(&case.sessions, |session| session.load_seconds);
+            case.depths = depths(&case.sessions);
+            case.stream = stream(&samples);
+        }
+        let ran = self.cases.iter().flat_map(|case| &case.sessions).find_map(|session| session.runtime.clone());
+        self.environment.runtime = self.environment.runtime.take().or(ran);
+        self.savings = savings(&self.cases);
     }
+}
+
+/// Mean and spread of a figure, where it is known.
+fn spread<'a, T: 'a>(of: impl IntoIterator<Item = &'a T>, figure: impl Fn(&T) -> Option<f64>) -> Option<Spread> {
+    Spread::of(&of.into_iter().filter_map(figure).collect::<Vec<_>>())
 }
 
 fn speed_row(prompt: Option<String>, mode: Mode, samples: &[&Sample]) -> Option<SpeedRow> {
     if samples.is_empty() {
         return None;
     }
-    let spread = |figure: &dyn Fn(&Sample) -> Option<f64>| {
-        Spread::of(&samples.iter().filter_map(|sample| figure(sample)).collect::<Vec<_>>())
-    };
+    let spread = |figure: &dyn Fn(&Sample) -> Option<f64>| spread(samples.iter().copied(), figure);
     let longest: Vec<f64> = samples.iter().filter_map(|sample| Some(sample.gaps.as_ref()?.max)).collect();
     Some(SpeedRow {
         prompt,
@@ -119,13 +117,11 @@ fn depths(sessions: &[Session]) -> Vec<DepthRow> {
     for sample in sessions.iter().flat_map(|session| &session.depths) {
         by_depth.entry(sample.depth).or_default().push(sample);
     }
-    let row = |(depth, samples): (u32, Vec<&super::document::DepthSample>)| DepthRow {
+    let row = |(depth, samples): (u32, Vec<&DepthSample>)| DepthRow {
         depth,
-        pp: Spread::of(&samples.iter().filter_map(|sample| sample.pp).collect::<Vec<_>>()),
-        tg: Spread::of(&samples.iter().filter_map(|sample| sample.tg).collect::<Vec<_>>()),
-        first_token_seconds: Spread::of(
-            &samples.iter().filter_map(|sample| sample.first_token_seconds).collect::<Vec<_>>(),
-        ),
+        pp: spread(samples.iter().copied(), |sample| sample.pp),
+        tg: spread(samples.iter().copied(), |sample| sample.tg),
+        first_token_seconds: spread(samples.iter().copied(), |sample| sample.first_token_seconds),
     };
     by_depth.into_iter().map(row).collect()
 }
@@ -145,26 +141,23 @@ fn stream(samples: &[&Sample]) -> Vec<Item> {
 }
 
 fn merged(what: String, items: &[(&str, &Item)]) -> Item {
-    let of = |verdict| items.iter().filter(|(_, item)| item.verdict == verdict).collect::<Vec<_>>();
-    let all = items.len();
     for verdict in [Verdict::Fail, Verdict::Pass, Verdict::NotAssessed] {
-        let found = of(verdict);
-        if let Some((prompt, item)) = found.first() {
-            let detail = format!("{} of {all} streams; {prompt}: {}", found.len(), item.detail);
-            return Item { what, verdict, detail };
+        let mut found = items.iter().filter(|(_, item)| item.verdict == verdict);
+        if let Some((prompt, item)) = found.next() {
+            let detail = format!("{} of {} streams; {prompt}: {}", 1 + found.count(), items.len(), item.detail);
+            return Item::new(what, verdict, detail);
         }
     }
-    Item { what, verdict: Verdict::Skipped, detail: "no stream was run".to_string() }
+    Item::skipped(what, "no stream was run")
 }
 
 /// What the devices of a session hold by llama.cpp's own sums; `None` where nothing was measured.
 pub fn on_devices(session: &Session) -> Option<Bytes> {
-    let own = |row: &MemoryRow| row.terms.own();
     let is_device = |name: &str| name != HOST && !name.starts_with("CPU") && !name.ends_with("_Host");
     if session.memory.is_empty() {
         return None;
     }
-    Some(session.memory.iter().filter(|(name, _)| is_device(name)).map(|(_, row)| own(row)).sum())
+    Some(session.memory.iter().filter(|(name, _)| is_device(name)).map(|(_, row)| row.terms.own()).sum())
 }
 
 fn by_driver(session: &Session) -> Option<Bytes> {
@@ -250,7 +243,7 @@ fn shown(value: Option<f64>) -> String {
 fn sample_cells(sample: &Sample) -> Vec<String> {
     let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_string();
     let count = |value: Option<u32>| value.map(|value| value.to_string()).unwrap_or_default();
-    let gap = |figure: fn(&super::document::Gaps) -> f64| shown(sample.gaps.as_ref().map(figure));
+    let gap = |figure: fn(&Gaps) -> f64| shown(sample.gaps.as_ref().map(figure));
     vec![
         word(serde_json::json!(sample.mode)),
         sample.prompt.clone(),
@@ -284,5 +277,135 @@ fn line(out: &mut String, cells: impl Iterator<Item = String>) {
 }
 
 #[cfg(test)]
-#[path = "bench_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::memory::{MemoryBreakdown, MemoryRow};
+
+    fn sample(prompt: &str, mode: Mode, tg: f64, verdict: Verdict) -> Sample {
+        Sample {
+            prompt: prompt.into(),
+            mode,
+            prompt_tokens: Some(9),
+            generated_tokens: Some(50),
+            pp: Some(100.0),
+            tg: Some(tg),
+            first_token_seconds: Some(0.1),
+            gaps: Some(Gaps { median: 0.01, p95: 0.02, max: tg / 100.0, all: vec![0.01] }),
+            total_seconds: 1.0,
+            finish_reason: Some("stop".into()),
+            text: "=1+1, \"a\"".into(),
+            stream: (mode == Mode::Stream).then(|| Item::new("it ends", verdict, tg.to_string())).into_iter().collect(),
+            ..Sample::default()
+        }
+    }
+
+    fn session(case: &str, repetition: u32, device: u64, tg: f64) -> Session {
+        let row = |model| MemoryRow::from(MemoryBreakdown { model: Bytes(model), ..MemoryBreakdown::default() });
+        let pp = Some(10.0 * f64::from(repetition));
+        Session {
+            case: case.into(),
+            repetition,
+            load_seconds: Some(f64::from(repetition)),
+            memory: BTreeMap::from([("CUDA0".into(), row(device)), ("Host".into(), row(1000))]),
+            samples: vec![
+                sample("code", Mode::Whole, tg, Verdict::Pass),
+                sample("code", Mode::Stream, tg, Verdict::Pass),
+                sample("creative", Mode::Stream, 2.0 * tg, if repetition == 2 { Verdict::Fail } else { Verdict::Pass }),
+            ],
+            depths: vec![DepthSample {
+                depth: 256,
+                prompt_tokens: 64,
+                generated_tokens: 8,
+                pp,
+                ..DepthSample::default()
+            }],
+            ..Session::default()
+        }
+    }
+
+    fn measured() -> Bench {
+        let suite = Suite::protocol();
+        let case = |name: &str, sessions| Case { name: name.into(), sessions, ..Case::default() };
+        let failed = Session { repetition: 1, failure: Some("out, of \"memory\"".into()), ..Session::default() };
+        let weights = Weights { synthetic: Some(true), basis: "a test".into() };
+        let mut bench = Bench::new(&suite, Environment::default(), None, weights);
+        bench.cases = vec![
+            case(
+                "experts-on-host",
+                vec![session("experts-on-host", 1, 250, 10.0), session("experts-on-host", 2, 250, 20.0)],
+            ),
+            case("all-on-device", vec![session("all-on-device", 1, 1000, 60.0)]),
+            case("fit", vec![failed]),
+        ];
+        bench.sum_up(&suite, &NotYet);
+        bench
+    }
+
+    #[test]
+    fn sessions_are_summed_up() {
+        let bench = measured();
+        let case = &bench.cases[0];
+        assert_eq!(case.load_seconds.map(|load| (load.mean, load.n)), Some((1.5, 2)));
+        let row = |prompt: Option<&str>, mode| {
+            case.speed.iter().find(|row| row.prompt.as_deref() == prompt && row.mode == mode).unwrap()
+        };
+        assert_eq!(row(Some("code"), Mode::Stream).tg, Spread::of(&[10.0, 20.0]));
+        assert_eq!(row(None, Mode::Stream).tg.unwrap(), Spread::of(&[10.0, 20.0, 20.0, 40.0]).unwrap());
+        assert_eq!((row(None, Mode::Stream).gap_max, case.depths[0].pp), (Some(0.4), Spread::of(&[10.0, 20.0])));
+        assert_eq!(case.depths[0].tg, None);
+        // One bad stream fails the check with its detail.
+        let stream: Vec<_> = case.stream.iter().map(|item| (item.verdict, item.detail.as_str())).collect();
+        assert_eq!(stream, [(Verdict::Fail, "1 of 4 streams; creative: 40")]);
+        assert!(case.quality.iter().all(|quality| quality.verdict == Verdict::NotAssessed));
+        assert_eq!(case.quality.len(), 2, "only prompts that were asked are judged");
+        let [saving] = bench.savings.as_slice() else {
+            panic!("a case that failed is no baseline: {:?}", bench.savings)
+        };
+        assert_eq!((saving.baseline.as_str(), saving.by.as_str()), ("all-on-device", "llama.cpp"));
+        assert_eq!((saving.bytes, saving.baseline_bytes, saving.saved_bytes), (Bytes(250), Bytes(1000), 750));
+        assert_eq!((saving.saved_percent, saving.tg_ratio), (Some(75.0), Some(22.5 / 90.0)));
+    }
+
+    #[test]
+    fn the_document_reads_back_and_its_table_has_a_line_for_everything() {
+        let bench = measured();
+        let again: Bench = serde_json::from_str(&serde_json::to_string(&bench).unwrap()).unwrap();
+        // Sums may lose their last bit in decimal; what was measured does not.
+        assert!(again.cases.iter().zip(&bench.cases).all(|(a, b)| a.sessions == b.sessions && a.stream == b.stream));
+        assert_eq!((again.cases.len(), again.savings), (bench.cases.len(), bench.savings.clone()));
+        let table = csv(&bench);
+        assert_eq!(table.split("\r\n").count(), 1 + 3 * 3 + 3 + 1 + 1);
+        let plain = table.replace("\"out, of \"\"memory\"\"\"", "x");
+        assert!(plain.lines().all(|line| line.matches(',').count() == 17), "{table}");
+        assert!(table.contains("all-on-device,1,stream,creative,,9,50,,100.000000,120.000000,,0.100000,"), "{table}");
+        assert!(table.contains(",depth,,256,64,8,runtime,10.000000,,runtime,,,,,,,\r\n"), "{table}");
+        assert!(table.ends_with("\"out, of \"\"memory\"\"\"\r\n"), "{table}");
+        let mut out = String::new();
+        line(&mut out, ["=1+1".to_string(), "-2.5".into(), "a\"b".into()].into_iter());
+        assert_eq!(out, "'=1+1,-2.5,\"a\"\"b\"\r\n");
+    }
+
+    #[test]
+    fn cases_take_turns_a_failed_one_is_not_tried_again_and_an_interruption_ends_them() {
+        let suite = Suite { repetitions: 3, ..Suite::protocol() };
+        let names = ["plan", "bad", "fit"];
+        for (interrupted_at, launches, sessions) in [
+            (None, "plan1 bad1 fit1 fit2 plan2 fit3 plan3", [3, 1, 3]),
+            (Some("fit2"), "plan1 bad1 fit1 fit2", [1, 1, 1]),
+        ] {
+            let mut bench = Bench::new(&suite, Environment::default(), None, Weights::default());
+            let (mut order, mut told) = (Vec::new(), 0);
+            bench.cases = names.map(|name| Case { name: name.into(), ..Case::default() }).to_vec();
+            let mut launch = |at: usize, repetition| {
+                order.push(format!("{}{repetition}", names[at]));
+                let is_interrupted = order.last().map(String::as_str) == interrupted_at;
+                let failure = (names[at] == "bad").then(|| "no memory".to_string());
+                Session { repetition, failure, is_interrupted, ..Session::default() }
+            };
+            let is_interrupted = bench.run(&suite, &mut launch, &mut |_| told += 1);
+            assert_eq!((is_interrupted, order.join(" ").as_str()), (interrupted_at.is_some(), launches));
+            assert_eq!(bench.cases.iter().map(|case| case.sessions.len()).collect::<Vec<_>>(), sessions);
+            assert_eq!(told, sessions.iter().sum::<usize>());
+        }
+    }
+}

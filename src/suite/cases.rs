@@ -1,40 +1,24 @@
 //! The ways to run one model that are compared: the launch itself and its baselines.
 
+use super::document::Case;
 use crate::bytes::Bytes;
-use crate::memory::{self, MemoryByDevice};
+use crate::measurement::LaunchForecast;
+use crate::memory;
 use crate::model::Model;
-use crate::placement::{Buffer, Copy};
 use crate::rules::Role;
 use crate::run::command::pasteable;
 use crate::run::{EXPERTS, Override, RunConfig};
 use crate::runtime::Launch;
 
-/// A launch with its name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CaseLaunch {
     /// `plan`, `all-on-device`, `experts-on-host`, `fit`.
     pub name: String,
-    /// What that means, a sentence.
     pub what: String,
-    /// What is launched.
     pub launch: Launch,
     /// What is predicted of it; `None` where llama.cpp chooses by itself.
-    pub predicted: Option<Predicted>,
-    /// Why it is not launched.
+    pub predicted: Option<LaunchForecast>,
     pub refused: Option<String>,
-}
-
-/// What is predicted of a launch.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Predicted {
-    /// Memory by device.
-    pub memory: MemoryByDevice,
-    /// The file's span that is mapped.
-    pub mapped_span: Option<Bytes>,
-    /// Bytes of routed experts on any device.
-    pub expert_bytes_on_devices: Bytes,
-    /// Bytes of routed experts on the host.
-    pub expert_bytes_on_host: Bytes,
 }
 
 impl CaseLaunch {
@@ -58,25 +42,22 @@ impl CaseLaunch {
         } else if name == "experts-on-host" && !has_experts {
             case.refused = Some("the model has no routed experts".to_string());
         } else if !case.launch.run.fit {
-            match predict(model, &case.launch) {
+            match LaunchForecast::of(model, &case.launch) {
                 Ok(predicted) => case.predicted = Some(predicted),
-                Err(why) => case.refused = Some(why),
+                Err(why) => case.refused = Some(why.to_string()),
             }
         }
         case
     }
 
-    /// The command to paste.
     pub fn command(&self) -> String {
         pasteable(&self.launch.model, &self.launch.run)
     }
 
-    /// The first device that the prediction overfills, in words; `None` where it fits or nothing is predicted.
-    pub fn lacking(&self) -> Option<String> {
-        let predicted = self.predicted.as_ref()?;
-        let needs = |name: &str| predicted.memory.get(name).map_or(Bytes(0), memory::MemoryBreakdown::total);
-        let device = self.launch.machine.devices.iter().find(|device| needs(&device.name) > device.total)?;
-        Some(format!("it needs {} of {}, which has {}", needs(&device.name), device.name, device.total))
+    /// Before its first launch.
+    pub fn case(&self) -> Case {
+        let (name, what) = (self.name.clone(), self.what.clone());
+        Case { name, what, command: Some(self.command()), ..Case::default() }
     }
 
     /// What main memory has to give: the host's part, and the devices' that are in main memory themselves. Mapped weights
@@ -109,21 +90,6 @@ fn baseline(name: &str, run: &RunConfig) -> RunConfig {
         }
         _ => RunConfig { fit: false, ..run.clone() },
     }
-}
-
-fn predict(model: &Model, launch: &Launch) -> Result<Predicted, String> {
-    let forecast = memory::forecast(model, &launch.machine, &launch.run).map_err(|error| error.to_string())?;
-    let is_on_device = |copy: &Copy| matches!(copy.buffer, Buffer::Device(_));
-    let experts = |wanted: bool| {
-        let all = forecast.placement.experts(model).map(|(_, copy)| copy);
-        all.filter(|copy| is_on_device(copy) == wanted).map(|copy| copy.bytes).sum()
-    };
-    Ok(Predicted {
-        mapped_span: forecast.mapped_span,
-        expert_bytes_on_devices: experts(true),
-        expert_bytes_on_host: experts(false),
-        memory: forecast.memory,
-    })
 }
 
 #[cfg(test)]

@@ -7,43 +7,57 @@ use super::cases::CaseLaunch;
 use super::document::{Bench, Case, Item, Mode, ModelValidation, PlacementFacts, Section, Session, Verdict, Weights};
 use super::failure::{Kind, NothingMeasured};
 use super::quality::{NOT_JUDGED, overall};
-use super::session::as_predicted;
 use crate::bytes::Bytes;
 use crate::expectation;
+use crate::machine::Device;
+use crate::measurement::{Row, Spread};
 use crate::number::{counted, fixed};
+use crate::runtime::DeviceInfo;
 
-/// A line.
-pub(super) fn item(what: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Item {
-    Item { what: what.into(), verdict, detail: detail.into() }
-}
-
-fn held(what: impl Into<String>, holds: bool, detail: impl Into<String>) -> Item {
-    item(what, if holds { Verdict::Pass } else { Verdict::Fail }, detail)
+/// Whether the devices of the suite are there: only those that llama.cpp itself lists.
+pub fn devices(described: &[Device], listed: &[DeviceInfo]) -> Item {
+    let what = "there is a device";
+    if described.is_empty() {
+        return Item::held(what, false, "none was found or described (--vram)");
+    }
+    let found = |device: &Device| listed.iter().find(|found| found.gpu && found.name == device.name);
+    let missing = described.iter().filter(|device| found(device).is_none()).map(|device| device.name.as_str());
+    let missing: Vec<&str> = missing.collect();
+    if !missing.is_empty() {
+        let there: Vec<&str> = listed.iter().filter(|found| found.gpu).map(|found| found.name.as_str()).collect();
+        let detail = format!(
+            "{} was described and is not here: llama.cpp lists {} (`moeplan doctor` says why; --backend rpc starts software \
+             devices)",
+            missing.join(", "),
+            if there.is_empty() { "none".to_string() } else { there.join(", ") }
+        );
+        return Item::held(what, false, detail);
+    }
+    let seen = |device: &Device| {
+        let found = found(device).map_or(String::new(), |found| format!(": {}, {}", found.description, found.total));
+        format!("{} with {}{found}", device.name, device.total)
+    };
+    let seen: Vec<String> = described.iter().map(seen).collect();
+    Item::held(what, true, format!("llama.cpp lists {}", seen.join("; ")))
 }
 
 /// Whether the file is what the suite expects; `None` where it expects nothing.
 pub fn architecture(checks: Option<&[expectation::Check]>, weights: &Weights) -> Section {
     let line = |check: &expectation::Check| {
         let shown = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        held(
+        Item::held(
             format!("{} is {}", check.what, shown(&check.expected)),
             check.ok,
             format!("found {}", shown(&check.found)),
         )
     };
+    let none = "the suite has no expectations for this model";
     let mut items: Vec<Item> = match checks {
         Some(checks) => checks.iter().map(line).collect(),
-        None => vec![item(
-            "the architecture is as expected",
-            Verdict::NotAssessed,
-            "the suite has no expectations for this model",
-        )],
+        None => vec![Item::open("the architecture is as expected", none)],
     };
-    let real = match weights.synthetic {
-        Some(false) => Verdict::Pass,
-        _ => Verdict::NotAssessed,
-    };
-    items.push(item("the weights are real", real, weights.basis.clone()));
+    let real = if weights.synthetic == Some(false) { Verdict::Pass } else { Verdict::NotAssessed };
+    items.push(Item::new("the weights are real", real, weights.basis.clone()));
     Section { name: "architecture".into(), items }
 }
 
@@ -53,8 +67,8 @@ pub fn placement(case: &CaseLaunch, fits: Option<bool>) -> Option<PlacementFacts
     Some(PlacementFacts {
         case: case.name.clone(),
         command: case.command(),
-        expert_bytes_on_devices: predicted.expert_bytes_on_devices,
-        expert_bytes_on_host: predicted.expert_bytes_on_host,
+        expert_bytes_on_devices: predicted.experts.0,
+        expert_bytes_on_host: predicted.experts.1,
         predicted: crate::memory::rows(&predicted.memory),
         fits,
     })
@@ -83,25 +97,26 @@ pub fn placements(facts: &[PlacementFacts], bench: &Bench) -> Section {
 fn launched(case: &Case) -> Item {
     let what = format!("{}: every launch ran to its end", case.name);
     if let Some(session) = case.first_failed() {
-        let why = session.failure.clone().unwrap_or_default();
-        return item(what, Verdict::Fail, format!("launch {}: {why}", session.repetition));
+        let why = session.failure.as_deref().unwrap_or_default();
+        return Item::held(what, false, format!("launch {}: {why}", session.repetition));
     }
     let seconds = case.load_seconds.map_or(String::new(), |load| format!(", {:.1} s to load", load.mean));
     match case.sessions.iter().find_map(|session| session.failure.clone()) {
-        Some(why) => item(what, Verdict::Skipped, why),
-        None if case.sessions.is_empty() => item(what, Verdict::Skipped, NOT_RUN),
-        None => item(what, Verdict::Pass, format!("{}{seconds}", launches(case))),
+        Some(why) => Item::skipped(what, why),
+        None if case.sessions.is_empty() => Item::skipped(what, NOT_RUN),
+        None => Item::held(what, true, format!("{}{seconds}", launches(case))),
     }
 }
 
 fn where_experts_go(fact: &PlacementFacts) -> Item {
     let (devices, host) = (fact.expert_bytes_on_devices, fact.expert_bytes_on_host);
+    let (what, holds) = match fact.case.as_str() {
+        "all-on-device" => ("no routed expert is on the host", host == Bytes(0)),
+        "experts-on-host" => ("no routed expert is on a device", devices == Bytes(0)),
+        _ => ("where the routed experts are is known", true),
+    };
     let detail = format!("{devices} of experts on devices, {host} on the host, by the placement that is replayed");
-    match fact.case.as_str() {
-        "all-on-device" => held("all-on-device: no routed expert is on the host", host == Bytes(0), detail),
-        "experts-on-host" => held("experts-on-host: no routed expert is on a device", devices == Bytes(0), detail),
-        _ => item(format!("{}: where the routed experts are is known", fact.case), Verdict::Pass, detail),
-    }
+    Item::held(format!("{}: {what}", fact.case), holds, detail)
 }
 
 fn launches(case: &Case) -> String {
@@ -112,21 +127,16 @@ fn launches(case: &Case) -> String {
 fn memory_as_predicted(case: &Case) -> Item {
     let what = format!("{}: memory is as predicted", case.name);
     if let Some((verdict, why)) = in_the_way(case) {
-        return item(what, verdict, why);
+        return Item::new(what, verdict, why);
     }
-    let rows: Vec<_> = case.sessions.iter().flat_map(|session| &session.comparison).cloned().collect();
-    match as_predicted(&rows) {
-        None => {
-            item(what, Verdict::NotAssessed, "llama.cpp chooses this launch by itself: there is no prediction of it")
-        }
-        Some(true) => item(what, Verdict::Pass, format!("{} of {}", counted(rows.len() as u64, "row"), launches(case))),
-        Some(false) => {
-            let wrong = rows.iter().filter(|row| !row.ok);
-            let shown = |row: &crate::measurement::Row| {
-                format!("{}: predicted {}, measured {}", row.quantity, row.predicted, row.measured)
-            };
-            item(what, Verdict::Fail, wrong.take(3).map(shown).collect::<Vec<_>>().join("; "))
-        }
+    let rows: Vec<&Row> = case.sessions.iter().flat_map(|session| &session.comparison).collect();
+    let wrong = rows.iter().filter(|row| !row.ok).take(3);
+    let wrong: Vec<String> =
+        wrong.map(|row| format!("{}: predicted {}, measured {}", row.quantity, row.predicted, row.measured)).collect();
+    match (rows.len(), wrong.as_slice()) {
+        (0, _) => Item::open(what, "llama.cpp chooses this launch by itself: there is no prediction of it"),
+        (n, []) => Item::held(what, true, format!("{} of {}", counted(n as u64, "row"), launches(case))),
+        (_, wrong) => Item::held(what, false, wrong.join("; ")),
     }
 }
 
@@ -148,10 +158,11 @@ fn in_the_way(case: &Case) -> Option<(Verdict, String)> {
 }
 
 /// A line that cannot be ticked: what is in the way of one of these cases, else what was not seen.
-fn lacking(what: String, cases: [&Case; 2], unseen: &str) -> Item {
-    let (verdict, why) =
-        cases.into_iter().find_map(in_the_way).unwrap_or_else(|| (Verdict::Skipped, unseen.to_string()));
-    item(what, verdict, why)
+fn lacking(what: String, cases: &[&Case], unseen: &str) -> Item {
+    match cases.iter().copied().find_map(in_the_way) {
+        Some((verdict, why)) => Item::new(what, verdict, why),
+        None => Item::skipped(what, unseen),
+    }
 }
 
 /// The four tests on every case: answered, timed, judged.
@@ -168,7 +179,7 @@ pub fn tests(bench: &Bench) -> Section {
                 what => format!("{what}: {}", item.detail),
             };
             let what = format!("{}: the answer to {} is right", case.name, quality.prompt);
-            items.push(item(what, quality.verdict, wrong.map(says).collect::<Vec<_>>().join("; ")));
+            items.push(Item::new(what, quality.verdict, wrong.map(says).collect::<Vec<_>>().join("; ")));
         }
     }
     Section { name: "tests".into(), items }
@@ -177,31 +188,27 @@ pub fn tests(bench: &Bench) -> Section {
 fn answered(case: &Case, prompt: &str, mode: Mode) -> Item {
     let how = if mode == Mode::Stream { "streamed" } else { "answered in one piece" };
     let what = format!("{}: {prompt} is {how}", case.name);
-    let samples: Vec<_> = case
-        .sessions
-        .iter()
-        .flat_map(|session| &session.samples)
-        .filter(|sample| sample.prompt == prompt && sample.mode == mode)
-        .collect();
+    let samples = case.sessions.iter().flat_map(|session| &session.samples);
+    let samples: Vec<_> = samples.filter(|sample| sample.prompt == prompt && sample.mode == mode).collect();
     if samples.is_empty() {
-        return lacking(what, [case, case], "it was not asked");
+        return lacking(what, &[case], "it was not asked");
     }
     if let Some(failure) = samples.iter().find_map(|sample| sample.failure.clone()) {
-        return item(what, Verdict::Fail, failure);
+        return Item::held(what, false, failure);
     }
     let row = case.speed.iter().find(|row| row.prompt.as_deref() == Some(prompt) && row.mode == mode);
-    let mean = |value: Option<crate::measurement::Spread>, unit: &str| {
+    let mean = |unit: &str, value: Option<Spread>| {
         value.map_or(format!("{unit} unknown"), |value| format!("{unit} {:.2} ± {:.2}", value.mean, value.stddev))
     };
     let mut figures = vec![
-        mean(row.and_then(|row| row.generated_tokens), "tokens"),
-        mean(row.and_then(|row| row.pp), "pp"),
-        mean(row.and_then(|row| row.tg), "tg"),
+        mean("tokens", row.and_then(|row| row.generated_tokens)),
+        mean("pp", row.and_then(|row| row.pp)),
+        mean("tg", row.and_then(|row| row.tg)),
     ];
     if mode == Mode::Stream {
-        figures.push(mean(row.and_then(|row| row.first_token_seconds), "seconds to the first token"));
+        figures.push(mean("seconds to the first token", row.and_then(|row| row.first_token_seconds)));
     }
-    item(what, Verdict::Pass, format!("{} times; {}", samples.len(), figures.join(", ")))
+    Item::held(what, true, format!("{} times; {}", samples.len(), figures.join(", ")))
 }
 
 /// Streams of every case.
@@ -226,17 +233,17 @@ pub fn memory(bench: &Bench) -> Section {
     };
     let measured = |session: &Session| session.failure.is_none().then(|| on_devices(session)).flatten();
     let what = format!("{}: memory was measured", first.name);
-    items.push(first.sessions.iter().find_map(measured).map_or_else(
-        || lacking(what.clone(), [first, first], "its log names no buffer"),
-        |bytes| item(what.clone(), Verdict::Pass, format!("{bytes} on devices")),
-    ));
+    items.push(match first.sessions.iter().find_map(measured) {
+        Some(bytes) => Item::held(what, true, format!("{bytes} on devices")),
+        None => lacking(what, &[first], "its log names no buffer"),
+    });
     for baseline in baselines {
         let what = format!("{} takes less of the devices than {}", first.name, baseline.name);
-        let of: Vec<_> = bench.savings.iter().filter(|saving| saving.baseline == baseline.name).collect();
-        if of.is_empty() {
-            items.push(lacking(what.clone(), [first, baseline], "not measured"));
+        let savings: Vec<_> = bench.savings.iter().filter(|saving| saving.baseline == baseline.name).collect();
+        if savings.is_empty() {
+            items.push(lacking(what.clone(), &[first, baseline], "not measured"));
         }
-        for saving in of {
+        for saving in &savings {
             let percent =
                 saving.saved_percent.map_or(String::new(), |percent| format!(", {}% less", fixed(percent, 1)));
             let detail = format!("{} beside {}{percent}, by {}", saving.bytes, saving.baseline_bytes, saving.by);
@@ -246,19 +253,17 @@ pub fn memory(bench: &Bench) -> Section {
                 (false, "all-on-device") => Verdict::Fail,
                 (false, _) => Verdict::NotAssessed,
             };
-            items.push(item(what.clone(), verdict, detail));
+            items.push(Item::new(what.clone(), verdict, detail));
         }
-        let ratio =
-            bench.savings.iter().find(|saving| saving.baseline == baseline.name).and_then(|saving| saving.tg_ratio);
         let what = format!("what that costs in generation beside {} is known", baseline.name);
-        items.push(match ratio {
-            Some(ratio) => item(what, Verdict::Pass, format!("{ratio:.2} times its speed")),
-            None => lacking(what, [first, baseline], "no speed was measured"),
+        items.push(match savings.first().and_then(|saving| saving.tg_ratio) {
+            Some(ratio) => Item::held(what, true, format!("{ratio:.2} times its speed")),
+            None => lacking(what, &[first, baseline], "no speed was measured"),
         });
     }
     if !bench.savings.iter().any(|saving| saving.by == "driver") {
-        let why = "no driver here says what a device shows";
-        items.push(item("what the devices show agrees with llama.cpp's own sums", Verdict::NotAssessed, why));
+        let what = "what the devices show agrees with llama.cpp's own sums";
+        items.push(Item::open(what, "no driver here says what a device shows"));
     }
     Section { name: "memory".into(), items }
 }
@@ -292,37 +297,34 @@ fn every_model(models: &[ModelValidation]) -> Item {
     let verdict = match (failed.is_empty(), skipped.is_empty() && !models.is_empty()) {
         (false, _) => Verdict::Fail,
         (true, false) => Verdict::Skipped,
-        (true, true) => return item(what, Verdict::Pass, counted(models.len() as u64, "model")),
+        (true, true) => return Item::held(what, true, counted(models.len() as u64, "model")),
     };
-    item(what, verdict, failed.into_iter().chain(skipped).collect::<Vec<_>>().join("; "))
+    Item::new(what, verdict, failed.into_iter().chain(skipped).collect::<Vec<_>>().join("; "))
 }
 
 fn folded(name: &str, items: &[&Item]) -> Item {
+    if items.is_empty() {
+        return Item::skipped(name, "nothing was run");
+    }
     let count = |verdict| items.iter().filter(|item| item.verdict == verdict).count();
-    let (passed, failed) = (count(Verdict::Pass), count(Verdict::Fail));
-    let all: Vec<Item> = items.iter().map(|item| (*item).clone()).collect();
-    let verdict = if items.is_empty() { Verdict::Skipped } else { overall(&all) };
-    let mut detail = format!("{passed} of {} lines hold", items.len());
-    for (n, what) in
-        [(failed, "do not"), (count(Verdict::NotAssessed), "not assessed"), (count(Verdict::Skipped), "skipped")]
+    let mut detail = format!("{} of {} lines hold", count(Verdict::Pass), items.len());
+    for (verdict, what) in
+        [(Verdict::Fail, "do not"), (Verdict::NotAssessed, "not assessed"), (Verdict::Skipped, "skipped")]
     {
-        if n > 0 {
+        if let n @ 1.. = count(verdict) {
             let _ = write!(detail, ", {n} {what}");
         }
     }
     if let Some(first) = items.iter().find(|item| item.verdict == Verdict::Fail) {
         let _ = write!(detail, "; the first that does not: {} ({})", first.what, first.detail);
     }
-    if items.is_empty() {
-        detail = "nothing was run".to_string();
-    }
-    item(name, verdict, detail)
+    Item::new(name, overall(items.iter().copied()), detail)
 }
 
 #[cfg(test)]
-mod unit_tests {
+mod tests {
     use super::*;
-    use crate::suite::document::{Saving, Settings};
+    use crate::suite::document::{Prompt, Saving};
     use crate::suite::failure::Trouble;
 
     fn case(name: &str, failure: Option<&str>) -> Case {
@@ -333,39 +335,25 @@ mod unit_tests {
             trouble: failure.map(|_| Trouble { kind: Kind::Failed, hint: None }),
             ..Session::default()
         };
-        Case {
-            name: name.into(),
-            what: String::new(),
-            command: None,
-            sessions: vec![session],
-            load_seconds: None,
-            speed: Vec::new(),
-            depths: Vec::new(),
-            stream: Vec::new(),
-            quality: Vec::new(),
-        }
+        Case { name: name.into(), sessions: vec![session], ..Case::default() }
     }
 
     fn bench(saved: i64) -> Bench {
+        let saving = Saving {
+            baseline: "all-on-device".into(),
+            by: "llama.cpp".into(),
+            bytes: Bytes(1),
+            baseline_bytes: Bytes(2),
+            saved_bytes: saved,
+            saved_percent: Some(50.0),
+            tg_ratio: Some(0.5),
+            pp_ratio: None,
+        };
         Bench {
-            schema: String::new(),
-            environment: super::super::document::Environment::default(),
-            model: None,
-            weights: Weights::default(),
-            settings: Settings::default(),
-            prompts: vec![super::super::document::Prompt { name: "code".into(), text: String::new(), max_tokens: 1 }],
+            prompts: vec![Prompt { name: "code".into(), text: String::new(), max_tokens: 1 }],
             cases: vec![case("experts-on-host", None), case("all-on-device", None), case("fit", Some("out of memory"))],
-            savings: vec![Saving {
-                baseline: "all-on-device".into(),
-                by: "llama.cpp".into(),
-                bytes: Bytes(1),
-                baseline_bytes: Bytes(2),
-                saved_bytes: saved,
-                saved_percent: Some(50.0),
-                tg_ratio: Some(0.5),
-                pp_ratio: None,
-            }],
-            notes: Vec::new(),
+            savings: vec![saving],
+            ..Bench::default()
         }
     }
 
@@ -432,20 +420,42 @@ mod unit_tests {
 
     #[test]
     fn the_summary_counts_and_names_the_first_failure() {
-        let model = |skipped: Option<&str>, sections| ModelValidation {
-            name: "m".into(),
-            path: None,
-            skipped: skipped.map(str::to_string),
-            sections,
-            placements: Vec::new(),
-            bench: None,
+        let model = |skipped: Option<&str>, sections| {
+            let skipped = skipped.map(str::to_string);
+            ModelValidation { name: "m".into(), skipped, sections, ..ModelValidation::default() }
         };
         let models = [model(None, vec![memory(&bench(-1))]), model(Some("no file"), Vec::new())];
-        let lines = summary(&[item("x", Verdict::Pass, "")], &models);
+        let lines = summary(&[Item::held("x", true, "")], &models);
         let of = |what: &str| lines.iter().find(|line| line.what == what).unwrap().clone();
         assert_eq!(of("prerequisites").verdict, Verdict::Pass);
         assert!(of("memory").verdict == Verdict::Fail && of("memory").detail.contains("the first that does not"));
         assert_eq!((of("tests").verdict, of("tests").detail.as_str()), (Verdict::Skipped, "nothing was run"));
         assert_eq!(lines.last().unwrap().detail, "m: no file");
+    }
+
+    #[test]
+    fn a_device_is_there_when_llama_cpp_lists_it() {
+        let described = |names: &[&str]| -> Vec<Device> {
+            names.iter().map(|name| Device::parse(&format!("{name}=8GiB")).unwrap()).collect()
+        };
+        let listed = |name: &str, gpu| DeviceInfo {
+            name: name.into(),
+            buffer: name.into(),
+            description: "a card".into(),
+            backend: "CUDA".into(),
+            gpu,
+            total: Bytes::mib(81_079),
+            free: Bytes::mib(80_000),
+        };
+        let here = [listed("CUDA0", true), listed("CPU", false)];
+        for (names, listed, verdict, says) in [
+            (&["CUDA0"][..], &here[..], Verdict::Pass, "llama.cpp lists CUDA0 with 8.00 GiB: a card, 79.18 GiB"),
+            (&["CUDA0", "CUDA1"], &here, Verdict::Fail, "CUDA1 was described and is not here: llama.cpp lists CUDA0 ("),
+            (&["CUDA0"], &here[1..], Verdict::Fail, "llama.cpp lists none"),
+            (&[], &here, Verdict::Fail, "none was found or described"),
+        ] {
+            let item = devices(&described(names), listed);
+            assert!(item.verdict == verdict && item.detail.contains(says), "{item:?}");
+        }
     }
 }

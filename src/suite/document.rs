@@ -10,32 +10,24 @@ use crate::measurement::{Row, Spread};
 use crate::memory::MemoryRow;
 use crate::runtime::{DeviceUsed, ProcessMemory, RuntimeInfo};
 
-/// The schema of [`Bench`].
 pub const BENCH_SCHEMA: &str = "moeplan/bench/1";
-/// The schema of [`Validation`].
 pub const VALIDATION_SCHEMA: &str = "moeplan/validation/1";
 
 /// How a model answered, how fast, and what it took, for a launch and its baselines or for an endpoint.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bench {
-    /// [`BENCH_SCHEMA`].
     pub schema: String,
-    /// Where it was measured.
     pub environment: Environment,
     /// Which model; null for an endpoint whose file nobody named.
     pub model: Option<ModelFacts>,
     /// Whether the weights are real: only then can answers be judged.
     pub weights: Weights,
-    /// What was asked for.
     pub settings: Settings,
-    /// The prompts.
     pub prompts: Vec<Prompt>,
-    /// The plan (or the endpoint) first, then the baselines.
     pub cases: Vec<Case>,
     /// What the first case takes of the devices beside each measured baseline.
     pub savings: Vec<Saving>,
-    /// What to know when reading it, a sentence each.
     pub notes: Vec<String>,
 }
 
@@ -43,45 +35,33 @@ pub struct Bench {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Environment {
-    /// moeplan's version.
     pub moeplan: String,
     /// When it began, in seconds since 1970 (UTC).
     pub started: u64,
-    /// The operating system.
     pub system: Option<String>,
-    /// What the processor calls itself.
     pub processor: Option<String>,
-    /// Logical processors.
     pub processors: Option<u32>,
-    /// Memory of the host.
     pub ram: Option<Bytes>,
-    /// The devices that were used.
     pub devices: Vec<DeviceFacts>,
     /// Driver of the devices, where one says.
     pub driver: Option<String>,
     /// What ran the model; null where an endpoint does not say.
     pub runtime: Option<RuntimeInfo>,
-    /// The address of an endpoint that was there already.
     pub endpoint: Option<String>,
 }
 
-/// A device of the environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceFacts {
-    /// As llama.cpp names it.
     pub name: String,
-    /// What it calls itself.
     pub description: Option<String>,
     /// The memory it has, or the budget it was given.
     pub total: Bytes,
 }
 
-/// Which file, by its header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFacts {
-    /// As it was named.
     pub path: String,
     /// `general.name`.
     pub name: Option<String>,
@@ -93,69 +73,54 @@ pub struct ModelFacts {
     pub file_bytes: Bytes,
     /// SHA-256 of the header of the first file (all bytes before the first tensor), in hexadecimal.
     pub header_sha256: Option<String>,
-    /// How many tensors.
     pub tensors: u64,
-    /// How many blocks.
     pub blocks: u32,
-    /// Parameters of every tensor.
     pub parameters: u64,
-    /// Those that a token uses.
     pub active_parameters: u64,
     /// Routed experts of a block; 0 for a dense model.
     pub experts: u32,
-    /// Of which a token uses so many.
     pub experts_used: u32,
     /// Bytes of routed experts.
     pub expert_bytes: Bytes,
 }
 
-/// Whether weights are real.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Weights {
     /// True for made-up ones, false where nothing says so, null where nothing is known of the file.
     pub synthetic: Option<bool>,
-    /// How that is known, a sentence.
     pub basis: String,
 }
 
-/// How the prompts were run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Settings {
-    /// How often each was run.
     pub repetitions: u32,
     /// Sampling temperature; 0 = the most likely token.
     pub temperature: f64,
-    /// Seed of the sampler.
     pub seed: u32,
     /// Tokens in the context before the prompt of each point of the depth sweep.
     pub depths: Vec<u32>,
-    /// Prompt tokens of a point of the depth sweep.
     pub depth_prompt: u32,
-    /// Tokens generated at a point of the depth sweep.
     pub depth_generate: u32,
 }
 
-/// One prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Prompt {
     /// `code`, `mathematics`, `creative`, `technical`.
     pub name: String,
-    /// What is asked.
     pub text: String,
     /// Tokens of the answer, at most.
     pub max_tokens: u32,
 }
 
 /// One way to run the model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
     /// `plan`, `all-on-device`, `experts-on-host`, `fit`, `endpoint`.
     pub name: String,
-    /// What that means, a sentence.
     pub what: String,
     /// The command to paste; null for an endpoint.
     pub command: Option<String>,
@@ -165,11 +130,9 @@ pub struct Case {
     pub load_seconds: Option<Spread>,
     /// Speed by prompt and mode; `prompt` null = over all prompts.
     pub speed: Vec<SpeedRow>,
-    /// Speed by depth.
     pub depths: Vec<DepthRow>,
     /// The health of its streams, over all prompts and repetitions.
     pub stream: Vec<Item>,
-    /// Its answers, judged.
     pub quality: Vec<Quality>,
 }
 
@@ -177,18 +140,14 @@ pub struct Case {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Session {
-    /// The case's name.
     pub case: String,
     /// From 1.
     pub repetition: u32,
     /// Why there is nothing, or not everything, in it; null when all went well.
     pub failure: Option<String>,
-    /// What kind of failure that is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
-    /// The words after the program.
     pub args: Vec<String>,
-    /// What ran it.
     pub runtime: Option<RuntimeInfo>,
     /// Seconds from start until it took requests.
     pub load_seconds: Option<f64>,
@@ -202,37 +161,30 @@ pub struct Session {
     pub device_used: BTreeMap<String, Bytes>,
     /// What the driver showed before, loaded, at the peak and after.
     pub device_use: DeviceUsed,
-    /// Memory of its process.
     pub process: Option<ProcessMemory>,
-    /// Predicted beside measured.
     pub comparison: Vec<Row>,
-    /// The prompts.
     pub samples: Vec<Sample>,
-    /// The depth sweep.
     pub depths: Vec<DepthSample>,
-    /// What to know of it, a sentence each.
     pub notes: Vec<String>,
+    /// The person stopped it before its end.
+    #[serde(skip)]
+    pub is_interrupted: bool,
 }
 
-/// How an answer came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// In one piece.
+    #[default]
     Whole,
-    /// As server-sent events.
     Stream,
 }
 
-/// Who counted tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TokenCount {
-    /// The runtime that generated them.
     Runtime,
-    /// The model's tokenizer, afterwards, on the text.
     Tokenizer,
 }
 
@@ -241,33 +193,24 @@ pub enum TokenCount {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
-    /// The runtime's own timings.
     Runtime,
     /// Ours, from first to last content, network included; tokens as [`Sample::tokens_by`] says.
     Ours,
 }
 
-/// One answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sample {
-    /// The prompt's name.
     pub prompt: String,
-    /// How it came.
     pub mode: Mode,
-    /// Why there is none, or not all of it.
     pub failure: Option<String>,
-    /// Tokens of the prompt, template included.
     pub prompt_tokens: Option<u32>,
-    /// Generated tokens.
     pub generated_tokens: Option<u32>,
-    /// Who counted.
     pub tokens_by: Option<TokenCount>,
     /// Prompt processing, tokens/s.
     pub pp: Option<f64>,
     /// Generation, tokens/s.
     pub tg: Option<f64>,
-    /// By whose clock.
     pub speed_by: Option<Clock>,
     /// Seconds until the first content delta, by our clock; only of a stream.
     pub first_token_seconds: Option<f64>,
@@ -275,9 +218,7 @@ pub struct Sample {
     pub gaps: Option<Gaps>,
     /// Seconds until the end, by our clock.
     pub total_seconds: f64,
-    /// As the server says.
     pub finish_reason: Option<String>,
-    /// The answer.
     pub text: String,
     /// What it thought aloud, where the server tells that apart (`reasoning_content`).
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -295,21 +236,17 @@ pub struct Gaps {
     pub median: f64,
     /// 95% are shorter.
     pub p95: f64,
-    /// The longest.
     pub max: f64,
-    /// All of them, in order.
     pub all: Vec<f64>,
 }
 
 /// One point of the depth sweep.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DepthSample {
     /// Tokens in the context before the prompt, as the runtime counts them.
     pub depth: u32,
-    /// Prompt tokens.
     pub prompt_tokens: u32,
-    /// Generated tokens.
     pub generated_tokens: u32,
     /// Prompt processing, tokens/s.
     pub pp: Option<f64>,
@@ -320,14 +257,12 @@ pub struct DepthSample {
 }
 
 /// Speed over repetitions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpeedRow {
     /// The prompt's name; null = over all prompts.
     pub prompt: Option<String>,
-    /// How the answers came.
     pub mode: Mode,
-    /// Generated tokens.
     pub generated_tokens: Option<Spread>,
     /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
@@ -335,7 +270,6 @@ pub struct SpeedRow {
     pub tg: Option<Spread>,
     /// Seconds until the first content delta.
     pub first_token_seconds: Option<Spread>,
-    /// Median gap of each stream, seconds.
     pub gap_median: Option<Spread>,
     /// 95th percentile of the gaps of each stream, seconds.
     pub gap_p95: Option<Spread>,
@@ -363,14 +297,11 @@ pub struct DepthRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Saving {
-    /// The baseline's name.
     pub baseline: String,
     /// What is compared: `llama.cpp` (model, context and compute of all devices by its own sums) or `driver` (what the
     /// devices show at their peak).
     pub by: String,
-    /// Of the first case.
     pub bytes: Bytes,
-    /// Of the baseline.
     pub baseline_bytes: Bytes,
     /// Baseline − case, in bytes; negative when the case takes more.
     pub saved_bytes: i64,
@@ -378,11 +309,9 @@ pub struct Saving {
     pub saved_percent: Option<f64>,
     /// Generation of the case over that of the baseline (streams, all prompts); null where either is not known.
     pub tg_ratio: Option<f64>,
-    /// The same of prompt processing.
     pub pp_ratio: Option<f64>,
 }
 
-/// Whether something holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -401,23 +330,38 @@ pub enum Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Item {
-    /// What is asked, as a statement.
     pub what: String,
-    /// Whether it holds.
     pub verdict: Verdict,
-    /// The evidence, or the reason.
     pub detail: String,
+}
+
+impl Item {
+    pub fn new(what: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict, detail: detail.into() }
+    }
+
+    /// Passes where it holds, fails where it does not.
+    pub fn held(what: impl Into<String>, holds: bool, detail: impl Into<String>) -> Self {
+        Self::new(what, if holds { Verdict::Pass } else { Verdict::Fail }, detail)
+    }
+
+    pub fn skipped(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(what, Verdict::Skipped, why)
+    }
+
+    /// Nobody could tell.
+    pub fn open(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(what, Verdict::NotAssessed, why)
+    }
 }
 
 /// An answer, judged by what a program can judge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quality {
-    /// The prompt's name.
     pub prompt: String,
     /// `fail` where any item fails, `pass` where all that were assessed hold, else `not-assessed`.
     pub verdict: Verdict,
-    /// One by one.
     pub items: Vec<Item>,
 }
 
@@ -425,45 +369,26 @@ pub struct Quality {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Validation {
-    /// [`VALIDATION_SCHEMA`].
     pub schema: String,
-    /// The suite's name.
     pub suite: String,
-    /// What it is for.
     pub description: String,
-    /// Where it was run.
     pub environment: Environment,
-    /// What has to be there.
     pub prerequisites: Vec<Item>,
-    /// Each model.
     pub models: Vec<ModelValidation>,
-    /// The final checklist over all models.
     pub summary: Vec<Item>,
 }
 
 /// One model of the suite.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelValidation {
-    /// As the suite names it.
     pub name: String,
-    /// Its file.
     pub path: Option<String>,
     /// Why it was not run; null when it was.
     pub skipped: Option<String>,
-    /// The checklist, section by section.
     pub sections: Vec<Section>,
-    /// Predicted placements.
     pub placements: Vec<PlacementFacts>,
-    /// What was measured.
     pub bench: Option<Bench>,
-}
-
-impl ModelValidation {
-    /// Of which nothing is known yet.
-    pub fn new(name: String, path: Option<String>) -> Self {
-        Self { name, path, skipped: None, sections: Vec::new(), placements: Vec::new(), bench: None }
-    }
 }
 
 /// A part of the checklist.
@@ -472,7 +397,6 @@ impl ModelValidation {
 pub struct Section {
     /// `architecture`, `placements`, `tests`, `streaming`, `memory`.
     pub name: String,
-    /// Its lines.
     pub items: Vec<Item>,
 }
 
@@ -480,15 +404,12 @@ pub struct Section {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlacementFacts {
-    /// The case's name.
     pub case: String,
-    /// The command.
     pub command: String,
     /// Bytes of routed experts on any device.
     pub expert_bytes_on_devices: Bytes,
     /// Bytes of routed experts on the host.
     pub expert_bytes_on_host: Bytes,
-    /// Memory by device.
     pub predicted: BTreeMap<String, MemoryRow>,
     /// Whether it is within the budget; null where none was given.
     pub fits: Option<bool>,

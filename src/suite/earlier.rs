@@ -14,15 +14,15 @@ pub const BENCH: &str = "bench.json";
 
 /// A model as its steps in the folder tell it; `None` where none of its launches was made before.
 pub fn model(store: &Store, suite: &Suite, name: &str) -> Option<ModelValidation> {
-    let store = store.existing(name)?;
+    let store = store.at(name);
     let bench: Bench = store.read(BENCH)?;
-    let architecture: Section = store.last(ARCHITECTURE)?;
-    let placements: Vec<PlacementFacts> = store.last(PLACEMENTS)?;
+    let architecture: Section = store.step(ARCHITECTURE)?.result;
+    let placements: Vec<PlacementFacts> = store.step(PLACEMENTS)?.result;
     let file = Section { name: "file".into(), items: vec![kept(&bench, suite)] };
     let mut sections = vec![file, architecture];
     sections.extend(checklist::of_bench(&placements, &bench));
     let path = bench.model.as_ref().map(|model| model.path.clone());
-    Some(ModelValidation { sections, placements, bench: Some(bench), ..ModelValidation::new(name.to_string(), path) })
+    Some(ModelValidation { name: name.to_string(), path, sections, placements, bench: Some(bench), skipped: None })
 }
 
 /// The line that says that a model was not run this time, and whether it was asked what the suite asks now.
@@ -48,44 +48,25 @@ fn kept(bench: &Bench, suite: &Suite) -> Item {
     } else {
         (Verdict::NotAssessed, format!("other {} than the suite has now", other.join(" and ")))
     };
-    Item {
-        what: "the results of an earlier run are of this suite".into(),
+    Item::new(
+        "the results of an earlier run are of this suite",
         verdict,
-        detail: format!("its file was not run this time; {asked}"),
-    }
+        format!("its file was not run this time; {asked}"),
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::sandbox::{Interpreter, Outcome};
-    use crate::suite::bench::{Facts, Raw, bench};
+    use crate::suite::bench::NotYet;
     use crate::suite::document::{Environment, Session, Weights};
-
-    struct Nobody;
-
-    impl Interpreter for Nobody {
-        fn values(&self, _code: &str, _function: &str, _count: u32) -> Outcome {
-            Outcome::Unavailable("a test".into())
-        }
-    }
 
     fn kept_in(store: &Store, suite: &Suite, name: &str) {
         let session = Session { case: "fit".into(), repetition: 1, ..Session::default() };
-        let raw = |name: &String| Raw {
-            name: name.clone(),
-            what: String::new(),
-            command: None,
-            sessions: vec![session.clone()],
-        };
-        let facts = Facts {
-            suite,
-            environment: Environment::default(),
-            model: None,
-            weights: Weights::default(),
-            notes: Vec::new(),
-        };
-        let bench = bench(facts, suite.cases.iter().map(raw).collect(), &Nobody);
+        let mut bench = Bench::new(suite, Environment::default(), None, Weights::default());
+        let case = |name: &String| Case { name: name.clone(), sessions: vec![session.clone()], ..Case::default() };
+        bench.cases = suite.cases.iter().map(case).collect();
+        bench.sum_up(suite, &NotYet);
         let below = store.below(name).unwrap();
         below.write(BENCH, &serde_json::to_string(&bench).unwrap()).unwrap();
         below.keep(ARCHITECTURE, "of the file then", &checklist::architecture(None, &Weights::default())).unwrap();

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::io::Read as _;
 use std::path::Path;
-use std::time::SystemTime;
 
 use super::document::{DeviceFacts, Environment, ModelFacts, Weights};
 use super::store::hexadecimal;
 use crate::bytes::Bytes;
+use crate::evidence::store::now;
 use crate::gguf::{ModelFile, Value};
 use crate::inspection::Inspection;
 use crate::machine::Machine;
@@ -26,10 +26,9 @@ pub fn environment(machine: Option<&Machine>) -> Environment {
         description: device.description.clone(),
         total: device.total,
     };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     Environment {
         moeplan: env!("CARGO_PKG_VERSION").to_string(),
-        started: now.map_or(0, |time| time.as_secs()),
+        started: now(),
         system: sysinfo::System::long_os_version().ok(),
         processor: host.processor,
         processors: host.threads,
@@ -41,7 +40,6 @@ pub fn environment(machine: Option<&Machine>) -> Environment {
     }
 }
 
-/// The file by its header.
 pub fn model(path: &Path, model: &Model, files: &[ModelFile]) -> ModelFacts {
     let inspection = Inspection::new(model, &[], None);
     ModelFacts {

@@ -9,7 +9,6 @@ use super::document::{Bench, Case, Session};
 use crate::runtime;
 use crate::suggest::Hint;
 
-/// What kind of failure a session had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -18,17 +17,13 @@ pub enum Kind {
     NotLaunched,
     /// Memory could not be had, and that it does not fit was predicted.
     DoesNotFit,
-    /// It was launched, and failed.
     Failed,
 }
 
-/// The kind of a failure, and what to try.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Trouble {
-    /// Which kind.
     pub kind: Kind,
-    /// What to try, where that is known.
     pub hint: Option<String>,
 }
 
@@ -67,7 +62,9 @@ impl Hint for NothingMeasured {
 impl Session {
     /// The session of a case before anything is launched: refused where the case is.
     pub fn of(case: &CaseLaunch, repetition: u32) -> Self {
-        let mut session = Self { case: case.name.clone(), repetition, ..Self::default() };
+        let predicted =
+            case.predicted.as_ref().map(|predicted| crate::memory::rows(&predicted.memory)).unwrap_or_default();
+        let mut session = Self { case: case.name.clone(), repetition, predicted, ..Self::default() };
         if let Some(why) = &case.refused {
             session.failure = Some(format!("not launched: {why}"));
             session.trouble = Some(Trouble { kind: Kind::NotLaunched, hint: None });
@@ -75,9 +72,19 @@ impl Session {
         session
     }
 
-    /// Its launch failed. Where no memory could be had and the prediction says that it is too little, that is added.
-    pub fn fail(&mut self, case: &CaseLaunch, error: &runtime::Error) {
-        let lacking = case.lacking().filter(|_| error.kind == runtime::Kind::OutOfMemory);
+    /// It failed, or was interrupted; the first reason stays. Where no memory could be had and the prediction says that it is
+    /// too little, that is added.
+    pub fn fail(&mut self, case: Option<&CaseLaunch>, error: &runtime::Error) {
+        if self.failure.is_some() {
+            return;
+        }
+        if error.is_interrupted() {
+            self.is_interrupted = true;
+            self.failure = Some("interrupted".to_string());
+            return;
+        }
+        let lacking = case.and_then(|case| case.predicted.as_ref()?.lacking(&case.launch.machine));
+        let lacking = lacking.filter(|_| error.kind == runtime::Kind::OutOfMemory);
         let kind = if lacking.is_some() { Kind::DoesNotFit } else { Kind::Failed };
         let as_predicted = lacking.map_or(String::new(), |lacking| format!("; as predicted, {lacking}"));
         self.failure = Some(format!("{error}{as_predicted}"));
@@ -102,21 +109,16 @@ mod tests {
     use super::*;
     use crate::bytes::Bytes;
     use crate::machine::{Device, Host, Machine};
+    use crate::measurement::LaunchForecast;
     use crate::memory::MemoryBreakdown;
     use crate::run::RunConfig;
     use crate::runtime::End;
     use crate::runtime::log::Failure;
-    use crate::suite::cases::Predicted;
 
     fn case(needs: u64, has: &str) -> CaseLaunch {
         let machine = Machine::new(vec![Device::parse(&format!("CUDA0={has}")).unwrap()], Host::default()).unwrap();
         let memory = [("CUDA0".to_string(), MemoryBreakdown { model: Bytes(needs), ..MemoryBreakdown::default() })];
-        let predicted = Predicted {
-            memory: memory.into(),
-            mapped_span: None,
-            expert_bytes_on_devices: Bytes(0),
-            expert_bytes_on_host: Bytes(0),
-        };
+        let predicted = LaunchForecast { memory: memory.into(), ..LaunchForecast::default() };
         let launch = runtime::Launch { model: "m.gguf".into(), run: RunConfig::default(), machine, n_threads: 0 };
         let name = "all-on-device".to_string();
         CaseLaunch { name, what: String::new(), launch, predicted: Some(predicted), refused: None }
@@ -124,7 +126,7 @@ mod tests {
 
     fn failed(case: &CaseLaunch, failure: Failure) -> Session {
         let mut session = Session::of(case, 1);
-        session.fail(case, &runtime::Error::failed(failure, End::Code(1), Vec::new()));
+        session.fail(Some(case), &runtime::Error::failed(failure, End::Code(1), Vec::new()));
         session
     }
 

@@ -12,8 +12,7 @@
     )
 )]
 
-use super::bench::Raw;
-use super::document::{DepthSample, Session};
+use super::document::{Case, DepthSample, Session};
 use crate::run::command::shell;
 use crate::runtime::RuntimeInfo;
 use crate::speed::samples::{self, BenchRow, Error};
@@ -22,14 +21,14 @@ use crate::speed::samples::{self, BenchRow, Error};
 const TESTS: [&str; 3] = ["-p", "-n", "-d"];
 
 /// The cases of llama-bench's JSON or JSON lines, in the order in which their launches first come.
-pub fn cases(text: &str) -> Result<Vec<Raw>, Error> {
-    let mut cases: Vec<Raw> = Vec::new();
+pub fn cases(text: &str) -> Result<Vec<Case>, Error> {
+    let mut cases: Vec<Case> = Vec::new();
     for row in samples::rows(text)? {
         let command = command(&row);
         let at = cases.iter().position(|case| case.command.as_ref() == Some(&command));
         let at = at.unwrap_or_else(|| {
             let name = format!("llama-bench-{}", cases.len().saturating_add(1));
-            cases.push(Raw { name, what: what(&row), command: Some(command), sessions: Vec::new() });
+            cases.push(Case { name, what: what(&row), command: Some(command), ..Case::default() });
             cases.len().saturating_sub(1)
         });
         if let Some(case) = cases.get_mut(at) {
@@ -58,7 +57,7 @@ fn what(row: &BenchRow) -> String {
 }
 
 /// A row is one point, measured as often as it has samples; without samples its mean is the only one.
-fn take(case: &mut Raw, row: &BenchRow) {
+fn take(case: &mut Case, row: &BenchRow) {
     let speeds = if row.samples_ts.is_empty() { vec![row.avg_ts] } else { row.samples_ts.clone() };
     for (at, speed) in (1_u32..).zip(speeds) {
         let known = case.sessions.iter().position(|session| session.repetition == at);

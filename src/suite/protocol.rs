@@ -5,24 +5,18 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::document::{Prompt, Settings};
+use crate::expectation::{self, Expectations};
 
-/// The built-in suites by name.
 static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml"))];
 
-/// What is validated and how.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Suite {
-    /// Its name.
     pub name: String,
-    /// What it is for.
     pub description: String,
-    /// How often everything is run.
     pub repetitions: u32,
-    /// Sampling temperature.
     #[serde(default)]
     pub temperature: f64,
-    /// Seed of the sampler.
     #[serde(default = "seed")]
     pub seed: u32,
     /// `-c` of every launch, in tokens.
@@ -30,46 +24,47 @@ pub struct Suite {
     /// Tokens in the context before each point of the depth sweep; empty = no sweep.
     #[serde(default)]
     pub depths: Vec<u32>,
-    /// Prompt tokens of a point of the depth sweep.
     #[serde(default = "depth_prompt")]
     pub depth_prompt: u32,
-    /// Tokens generated there.
     #[serde(default = "depth_generate")]
     pub depth_generate: u32,
     /// Ways to run a model, the one under test first.
     pub cases: Vec<String>,
-    /// The models.
     #[serde(default)]
     pub models: Vec<SuiteModel>,
-    /// The prompts.
     pub prompts: Vec<SuitePrompt>,
 }
 
-/// A model of a suite.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SuiteModel {
     /// As `--model NAME=PATH` names it.
     pub name: String,
-    /// The name of a built-in file of expectations.
     #[serde(default)]
     pub expect: Option<String>,
-    /// Expectations of its own: keys of the inspect document.
     #[serde(default)]
     pub expectations: Option<serde_yaml::Value>,
 }
 
-/// A prompt of a suite.
+impl SuiteModel {
+    /// What the suite expects of it, if anything.
+    pub fn expectations(&self) -> anyhow::Result<Option<Expectations>> {
+        let own = |own| anyhow::Ok(Expectations::from_yaml(&self.name, &serde_yaml::to_string(own)?)?);
+        if let Some(yaml) = &self.expectations {
+            return own(yaml).map(Some);
+        }
+        let built_in = self.expect.as_deref().and_then(|name| Some((name, expectation::built_in(name)?)));
+        Ok(built_in.map(|(name, text)| Expectations::from_yaml(name, text)).transpose()?)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SuitePrompt {
-    /// Its name.
     pub name: String,
-    /// What is asked.
     pub text: String,
     /// Tokens of the answer, at most.
     pub max_tokens: u32,
-    /// What the answer should be.
     pub check: Check,
 }
 
@@ -77,19 +72,13 @@ pub struct SuitePrompt {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Check {
-    /// A Python function that gives Fibonacci numbers.
     Fibonacci {
-        /// Its name.
         function: String,
     },
-    /// A known number.
     Number {
-        /// The number.
         value: f64,
-        /// The unit it may be followed by.
         unit: String,
     },
-    /// A poem.
     Poem {
         /// Stanzas, at least.
         stanzas: usize,
@@ -98,9 +87,7 @@ pub enum Check {
         /// Dashes, at least.
         dashes: usize,
     },
-    /// An explanation that names things.
     Concepts {
-        /// One word of each list has to be there.
         concepts: Vec<Vec<String>>,
     },
 }
@@ -117,31 +104,17 @@ fn depth_generate() -> u32 {
     32
 }
 
-/// A suite that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Not YAML, or not a suite; the message has line and column.
     #[error("suite `{name}`")]
-    Yaml {
-        /// The file or built-in name.
-        name: String,
-        /// What the YAML reader found.
-        source: serde_yaml::Error,
-    },
-    /// It asks for what makes no sense.
+    Yaml { name: String, source: serde_yaml::Error },
     #[error("suite `{name}`: {problem}")]
-    Bad {
-        /// The file or built-in name.
-        name: String,
-        /// What.
-        problem: String,
-    },
+    Bad { name: String, problem: String },
 }
 
-/// The ways to run a model.
 pub const CASES: [&str; 4] = ["plan", "all-on-device", "experts-on-host", "fit"];
 
-/// The names of the built-in suites.
 pub fn built_in_names() -> impl Iterator<Item = &'static str> {
     BUILT_IN.iter().map(|(name, _)| *name)
 }
@@ -153,7 +126,6 @@ impl Suite {
         Self::from_yaml(name, text).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// A built-in suite.
     pub fn built_in(name: &str) -> Option<Result<Self, Error>> {
         let (name, text) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
         Some(Self::from_yaml(name, text))
@@ -170,45 +142,41 @@ impl Suite {
     }
 
     fn problem(&self) -> Option<String> {
-        if let Some(case) = self.cases.iter().find(|case| !CASES.contains(&case.as_str())) {
+        let is_name = |name: &&str| {
+            let is_known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !name.is_empty() && !name.starts_with('.') && name.chars().all(is_known)
+        };
+        let twice = |names: &[&str]| {
+            let mut seen = BTreeSet::new();
+            names.iter().find(|name| !seen.insert(**name)).map(|name| format!("`{name}` is there twice"))
+        };
+        let cases: Vec<&str> = self.cases.iter().map(String::as_str).collect();
+        let models: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
+        let prompts: Vec<&str> = self.prompts.iter().map(|prompt| prompt.name.as_str()).collect();
+        if let Some(case) = cases.iter().find(|case| !CASES.contains(case)) {
             return Some(format!("no case `{case}`; there are {}", CASES.join(", ")));
         }
-        let twice = |names: Vec<&String>| -> Option<String> {
-            let mut seen = BTreeSet::new();
-            names.into_iter().find(|name| !seen.insert(*name)).map(|name| format!("`{name}` is there twice"))
-        };
-        let is_name = |name: &String| {
-            !name.is_empty()
-                && !name.starts_with('.')
-                && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        };
-        let models: Vec<&String> = self.models.iter().map(|model| &model.name).collect();
-        let prompts: Vec<&String> = self.prompts.iter().map(|prompt| &prompt.name).collect();
         if let Some(name) = models.iter().chain(&prompts).find(|name| !is_name(name)) {
             return Some(format!("the name `{name}`: letters, digits, `-`, `_` and `.` only, for it names files"));
         }
-        let unknown = |model: &SuiteModel| {
-            let name = model.expect.as_ref().filter(|name| crate::expectation::built_in(name).is_none())?;
-            let known = crate::expectation::built_in_names().collect::<Vec<_>>().join(", ");
-            Some(format!("no expectations `{name}`; there are {known}"))
-        };
-        let empty = [
-            ("repetitions", self.repetitions == 0),
-            ("cases", self.cases.is_empty()),
-            ("prompts", self.prompts.is_empty()),
-            ("context", self.context == 0),
+        if let Some(problem) = [&cases, &models, &prompts].into_iter().find_map(|names| twice(names)) {
+            return Some(problem);
+        }
+        let mut expected = self.models.iter().filter_map(|model| model.expect.as_deref());
+        if let Some(name) = expected.find(|name| expectation::built_in(name).is_none()) {
+            let known = expectation::built_in_names().collect::<Vec<_>>().join(", ");
+            return Some(format!("no expectations `{name}`; there are {known}"));
+        }
+        let problems = [
+            ("no repetitions", self.repetitions == 0),
+            ("no cases", cases.is_empty()),
+            ("no prompts", prompts.is_empty()),
+            ("no context", self.context == 0),
+            ("temperature is not between 0 and 2", !(0.0..=2.0).contains(&self.temperature)),
         ];
-        twice(self.cases.iter().collect())
-            .or_else(|| twice(models))
-            .or_else(|| twice(prompts))
-            .or_else(|| self.models.iter().find_map(unknown))
-            .or_else(|| empty.iter().find(|(_, is_empty)| *is_empty).map(|(what, _)| format!("no {what}")))
-            .or_else(|| {
-                (!(0.0..=2.0).contains(&self.temperature)).then(|| "temperature is not between 0 and 2".to_string())
-            })
+        problems.iter().find(|(_, is_so)| *is_so).map(|(problem, _)| (*problem).to_string())
     }
 
-    /// The prompts as documents keep them.
     pub fn prompts(&self) -> Vec<Prompt> {
         let row = |prompt: &SuitePrompt| Prompt {
             name: prompt.name.clone(),
@@ -218,7 +186,6 @@ impl Suite {
         self.prompts.iter().map(row).collect()
     }
 
-    /// How it is run, as documents keep it.
     pub fn settings(&self) -> Settings {
         Settings {
             repetitions: self.repetitions,

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
+
 use super::document::{Item, Quality, Sample, Verdict, Weights};
-use super::language;
 use super::protocol::{Check, SuitePrompt};
 use crate::runtime::sandbox::{Interpreter, Outcome};
 
@@ -11,63 +12,64 @@ use crate::runtime::sandbox::{Interpreter, Outcome};
 const FIBONACCI: u32 = 12;
 /// The one line about an answer of made-up weights.
 pub const NOT_JUDGED: &str = "the answer is right";
+/// Words that hold English sentences together. Those that other languages with Latin letters use as well (`a`, `in`, `is`,
+/// `no`, `on`, `so`, `was` …) are left out.
+const FUNCTION_WORDS: &str = "the of and to that it for with this by be you its at from are which have has had not or but can we they \
+    their there when where what who how if then than each would could should may into out over more our your my his he she them \
+    these those been were because while through about between let one all any some such only other here both after before until \
+    first very just like up down does do us upon every without where's it's using used given same will must most yet nor off \
+    himself herself itself";
 
-/// Judges an answer to a prompt.
 pub fn judge(prompt: &SuitePrompt, sample: &Sample, weights: &Weights, interpreter: &dyn Interpreter) -> Quality {
-    let name = prompt.name.clone();
-    if weights.synthetic == Some(true) {
-        let detail = format!("the weights are not real: {}", weights.basis);
-        let items = vec![item(NOT_JUDGED, Verdict::NotAssessed, detail)];
-        return Quality { prompt: name, verdict: Verdict::NotAssessed, items };
-    }
-    if sample.text.trim().is_empty() {
+    let text = &sample.text;
+    let items = if weights.synthetic == Some(true) {
+        vec![Item::open(NOT_JUDGED, format!("the weights are not real: {}", weights.basis))]
+    } else if text.trim().is_empty() {
         let why = sample.failure.clone().unwrap_or_else(|| "the answer is empty".to_string());
         let why =
             if sample.reasoning.is_empty() { why } else { "it only thought aloud and never answered".to_string() };
-        let items = vec![item("there is an answer", Verdict::Fail, why)];
-        return Quality { prompt: name, verdict: Verdict::Fail, items };
-    }
-    let text = &sample.text;
-    let mut items = match &prompt.check {
-        Check::Fibonacci { function } => fibonacci(text, function, interpreter),
-        Check::Number { value, unit } => vec![number(text, *value, unit)],
-        Check::Poem { stanzas, words, dashes } => poem(text, *stanzas, *words, *dashes),
-        Check::Concepts { concepts } => vec![named(text, concepts)],
+        vec![Item::held("there is an answer", false, why)]
+    } else {
+        let mut items = match &prompt.check {
+            Check::Fibonacci { function } => fibonacci(text, function, interpreter),
+            Check::Number { value, unit } => vec![number(text, *value, unit)],
+            Check::Poem { stanzas, words, dashes } => poem(text, *stanzas, *words, *dashes),
+            Check::Concepts { concepts } => vec![concepts_named(text, concepts)],
+        };
+        items.push(repetition(text));
+        items.push(truncation(text, sample.finish_reason.as_deref(), sample.generated_tokens, prompt.max_tokens));
+        // Of an answer that is code without a fence, only the prose before it is judged.
+        let is_bare = matches!(prompt.check, Check::Fibonacci { .. }) && !text.lines().any(is_fence);
+        let code = code_of(text).filter(|_| is_bare).unwrap_or_default();
+        items.push(english(text.strip_suffix(code.as_str()).unwrap_or(text)));
+        items
     };
-    items.push(repetition(text));
-    items.push(truncation(text, sample.finish_reason.as_deref(), sample.generated_tokens, prompt.max_tokens));
-    items.push(language(text, matches!(prompt.check, Check::Fibonacci { .. })));
-    Quality { prompt: name, verdict: overall(&items), items }
+    Quality { prompt: prompt.name.clone(), verdict: overall(&items), items }
 }
 
 /// `Fail` where any fails, `Pass` where something passes, else not assessed.
-pub fn overall(items: &[Item]) -> Verdict {
-    let has = |verdict| items.iter().any(|item| item.verdict == verdict);
-    match () {
-        () if has(Verdict::Fail) => Verdict::Fail,
-        () if has(Verdict::Pass) => Verdict::Pass,
-        () => Verdict::NotAssessed,
-    }
+pub fn overall<'a>(items: impl IntoIterator<Item = &'a Item>) -> Verdict {
+    items.into_iter().fold(Verdict::NotAssessed, |so_far, item| match (so_far, item.verdict) {
+        (Verdict::Fail, _) | (_, Verdict::Fail) => Verdict::Fail,
+        (Verdict::Pass, _) | (_, Verdict::Pass) => Verdict::Pass,
+        _ => Verdict::NotAssessed,
+    })
 }
 
-fn item(what: &str, verdict: Verdict, detail: impl Into<String>) -> Item {
-    Item { what: what.to_string(), verdict, detail: detail.into() }
-}
-
-fn held(what: &str, holds: bool, detail: impl Into<String>) -> Item {
-    item(what, if holds { Verdict::Pass } else { Verdict::Fail }, detail)
+fn is_fence(line: &str) -> bool {
+    line.trim_start().starts_with("```")
 }
 
 /// The code of the first fenced block, else from the first line that begins a definition on.
-pub fn code_of(text: &str) -> Option<String> {
+fn code_of(text: &str) -> Option<String> {
     let mut lines = text.lines();
-    if lines.any(|line| line.trim_start().starts_with("```")) {
-        let block: Vec<&str> = lines.take_while(|line| !line.trim_start().starts_with("```")).collect();
-        return Some(block.join("\n"));
+    if lines.any(is_fence) {
+        return Some(lines.take_while(|line| !is_fence(line)).collect::<Vec<_>>().join("\n"));
     }
     let begins = |line: &str| ["def ", "import ", "from "].iter().any(|word| line.starts_with(word));
-    let code: Vec<&str> = text.lines().skip_while(|line| !begins(line)).collect();
-    (!code.is_empty()).then(|| code.join("\n"))
+    let at = text.match_indices('\n').map(|(at, _)| at + 1);
+    let at = std::iter::once(0).chain(at).find(|at| text.get(*at..).is_some_and(begins))?;
+    text.get(at..).map(str::to_string)
 }
 
 fn fibonacci(text: &str, function: &str, interpreter: &dyn Interpreter) -> Vec<Item> {
@@ -75,74 +77,42 @@ fn fibonacci(text: &str, function: &str, interpreter: &dyn Interpreter) -> Vec<I
     const COMPILES: &str = "the code compiles";
     const RIGHT: &str = "it gives right Fibonacci numbers";
     let Some(code) = code_of(text) else {
-        return vec![item(EXTRACTS, Verdict::Fail, "no code block and no definition")];
+        return vec![Item::held(EXTRACTS, false, "no code block and no definition")];
     };
-    let mut items = vec![item(EXTRACTS, Verdict::Pass, format!("{} lines", code.lines().count()))];
-    let parsed = "Python parses it";
-    match interpreter.values(&code, function, FIBONACCI) {
-        Outcome::Syntax(error) => items.push(item(COMPILES, Verdict::Fail, error)),
-        Outcome::OnlyParsed(why) => {
-            items.push(item(COMPILES, Verdict::Pass, parsed));
-            items.push(item(RIGHT, Verdict::NotAssessed, format!("it was not run: {why}")));
+    let mut items = vec![Item::held(EXTRACTS, true, format!("{} lines", code.lines().count()))];
+    let right = match interpreter.values(&code, function, FIBONACCI) {
+        Outcome::Syntax(error) => {
+            items.push(Item::held(COMPILES, false, error));
+            return items;
         }
-        Outcome::Unavailable(why) => items.push(item(COMPILES, Verdict::NotAssessed, why)),
-        Outcome::Failed(why) => {
-            items.push(item(COMPILES, Verdict::Pass, parsed));
-            items.push(item(RIGHT, Verdict::Fail, why));
+        Outcome::Unavailable(why) => {
+            items.push(Item::open(COMPILES, why));
+            return items;
         }
+        Outcome::OnlyParsed(why) => Item::open(RIGHT, format!("it was not run: {why}")),
+        Outcome::Failed(why) => Item::held(RIGHT, false, why),
         Outcome::Ran { function, values } => {
-            items.push(item(COMPILES, Verdict::Pass, parsed));
             let shown = values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let shown: String = shown.chars().take(120).collect();
-            let detail = format!("{function}(1), {function}(2) … gave {shown}");
-            items.push(held(RIGHT, are_fibonacci(&values), detail));
+            Item::held(RIGHT, are_fibonacci(&values), format!("{function}(1), {function}(2) … gave {shown}"))
         }
-    }
+    };
+    items.extend([Item::held(COMPILES, true, "Python parses it"), right]);
     items
 }
 
 /// Whether values at 1, 2, 3 … are F(1), F(2), F(3) … = 1, 1, 2 …, or lists of the first so many numbers, from 0 or from 1.
-fn are_fibonacci(values: &[serde_json::Value]) -> bool {
-    let numbers: Vec<u64> = {
-        let mut numbers = vec![0_u64, 1];
-        while numbers.len() < FIBONACCI as usize + 3 {
-            let last = numbers.iter().rev().take(2).sum();
-            numbers.push(last);
-        }
-        numbers
+fn are_fibonacci(values: &[Value]) -> bool {
+    let right: Vec<u64> =
+        std::iter::successors(Some((0, 1)), |(a, b)| Some((*b, a + b))).map(|(a, _)| a).take(16).collect();
+    let begins = |list: &[Value], from: usize| {
+        !list.is_empty()
+            && list.iter().zip(right.iter().skip(from)).all(|(value, right)| value.as_u64() == Some(*right))
     };
-    let as_list = |value: &serde_json::Value| -> Option<Vec<u64>> {
-        value.as_array()?.iter().map(serde_json::Value::as_u64).collect()
+    let are_lists = |from: usize| {
+        !values.is_empty() && values.iter().all(|value| value.as_array().is_some_and(|list| begins(list, from)))
     };
-    let single: Option<Vec<u64>> = values.iter().map(serde_json::Value::as_u64).collect();
-    if let Some(single) = single {
-        return !single.is_empty() && numbers.iter().skip(1).zip(&single).all(|(a, b)| a == b);
-    }
-    let lists: Option<Vec<Vec<u64>>> = values.iter().map(as_list).collect();
-    lists.is_some_and(|lists| {
-        (0..2).any(|from| {
-            let starts =
-                |list: &Vec<u64>| !list.is_empty() && list.iter().zip(numbers.iter().skip(from)).all(|(a, b)| a == b);
-            !lists.is_empty() && lists.iter().all(starts)
-        })
-    })
-}
-
-/// The numbers of a text with what follows each.
-fn numbers(text: &str) -> Vec<(f64, &str)> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
-        let from = rest.get(at..).unwrap_or_default();
-        let is_part = |c: char| c.is_ascii_digit() || c == '.' || c == ',';
-        let end = from.find(|c: char| !is_part(c)).unwrap_or(from.len());
-        let digits = from.get(..end).unwrap_or_default().trim_end_matches(['.', ',']).replace(',', "");
-        rest = from.get(end..).unwrap_or_default();
-        if let Ok(number) = digits.parse() {
-            found.push((number, rest));
-        }
-    }
-    found
+    begins(values, 1) || are_lists(0) || are_lists(1)
 }
 
 /// The number that the answer ends with: the last that its unit follows, else the last of all.
@@ -155,48 +125,50 @@ fn number(text: &str, value: f64, unit: &str) -> Item {
         let rest = rest.strip_prefix("text{").unwrap_or(&rest).trim_start();
         spellings.iter().any(|spelling| rest.starts_with(spelling.as_str()))
     };
-    let all = numbers(text);
-    let with_unit = all.iter().rev().find(|(_, rest)| has_unit(rest));
-    match with_unit.or(all.last()) {
-        Some((found, _)) => held(
+    let (mut found, mut rest) = (Vec::new(), text);
+    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
+        let from = rest.get(at..).unwrap_or_default();
+        let end = from.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ',').unwrap_or(from.len());
+        let digits = from.get(..end).unwrap_or_default().trim_end_matches(['.', ',']).replace(',', "");
+        rest = from.get(end..).unwrap_or_default();
+        found.extend(digits.parse::<f64>().ok().map(|number| (number, rest)));
+    }
+    match found.iter().rev().find(|(_, rest)| has_unit(rest)).or(found.last()) {
+        Some((found, _)) => Item::held(
             WHAT,
             (found - value).abs() < 1e-6 * value.abs().max(1.0),
             format!("it ends with {found}; right is {value} {unit}"),
         ),
-        None => item(WHAT, Verdict::Fail, format!("it has no number; right is {value} {unit}")),
+        None => Item::held(WHAT, false, format!("it has no number; right is {value} {unit}")),
     }
 }
 
 fn poem(text: &str, stanzas: usize, words: usize, dashes: usize) -> Vec<Item> {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let groups = lines.split(|line| line.is_empty()).filter(|group| group.len() >= 2).count();
-    let mut lengths: Vec<usize> =
-        lines.iter().filter(|line| !line.is_empty()).map(|line| line.split_whitespace().count()).collect();
+    let filled = lines.iter().filter(|line| !line.is_empty());
+    let mut lengths: Vec<usize> = filled.map(|line| line.split_whitespace().count()).collect();
     lengths.sort_unstable();
     let half = lengths.get(lengths.len() / 2).copied().unwrap_or(0);
     let found = text.matches(['—', '–']).count() + text.matches(" - ").count() + text.matches("--").count();
     let found = found + lines.iter().filter(|line| line.ends_with(" -")).count();
+    let lengths = format!("half of its lines have at most {half} words; {words} at most");
     vec![
-        held("it has stanzas", groups >= stanzas, format!("{groups} stanzas; {stanzas} at least")),
-        held(
-            "its lines are short",
-            half <= words,
-            format!("half of its lines have at most {half} words; {words} at most"),
-        ),
-        held("it has dashes", found >= dashes, format!("{found} dashes; {dashes} at least")),
+        Item::held("it has stanzas", groups >= stanzas, format!("{groups} stanzas; {stanzas} at least")),
+        Item::held("its lines are short", half <= words, lengths),
+        Item::held("it has dashes", found >= dashes, format!("{found} dashes; {dashes} at least")),
     ]
 }
 
-fn named(text: &str, concepts: &[Vec<String>]) -> Item {
+fn concepts_named(text: &str, concepts: &[Vec<String>]) -> Item {
     let lower = text.to_lowercase();
     let has = |words: &&Vec<String>| words.iter().any(|word| lower.contains(&word.to_lowercase()));
     let missing: Vec<String> = concepts.iter().filter(|words| !has(words)).map(|words| words.join(" or ")).collect();
-    let detail = if missing.is_empty() {
-        format!("all {} are there", concepts.len())
-    } else {
-        format!("not there: {}", missing.join("; "))
+    let detail = match missing.as_slice() {
+        [] => format!("all {} are there", concepts.len()),
+        missing => format!("not there: {}", missing.join("; ")),
     };
-    held("it names the concepts", missing.is_empty(), detail)
+    Item::held("it names the concepts", missing.is_empty(), detail)
 }
 
 /// Whether a text goes in circles: few of its runs of four words are different, or one line is there again and again.
@@ -207,53 +179,255 @@ fn repetition(text: &str) -> Item {
     for line in text.lines().map(str::trim).filter(|line| line.split_whitespace().count() >= 3) {
         *lines.entry(line).or_default() += 1;
     }
-    let (line, times) = lines.iter().max_by_key(|(_, times)| **times).map_or(("", 0), |(line, times)| (*line, *times));
-    if times >= 4 {
+    if let Some((line, times)) = lines.into_iter().max_by_key(|(_, times)| *times).filter(|(_, times)| *times >= 4) {
         let line: String = line.chars().take(60).collect();
-        return item(WHAT, Verdict::Fail, format!("a line is there {times} times: `{line}`"));
+        return Item::held(WHAT, false, format!("a line is there {times} times: `{line}`"));
     }
     let runs: Vec<&[&str]> = words.windows(4).collect();
     if runs.len() < 24 {
         let is_one_word = words.len() >= 8 && words.iter().collect::<BTreeSet<_>>().len() <= 2;
-        return held(WHAT, !is_one_word, format!("{} words", words.len()));
+        return Item::held(WHAT, !is_one_word, format!("{} words", words.len()));
     }
-    let different = runs.iter().collect::<BTreeSet<_>>().len();
-    let percent = 100 * different / runs.len();
-    held(WHAT, percent >= 50, format!("{percent}% of its runs of four words are different"))
+    let percent = 100 * runs.iter().collect::<BTreeSet<_>>().len() / runs.len();
+    Item::held(WHAT, percent >= 50, format!("{percent}% of its runs of four words are different"))
 }
 
 /// Whether it was cut: the server says so, it has as many tokens as it may, or it ends inside a sentence or a code block.
 fn truncation(text: &str, finish: Option<&str>, tokens: Option<u32>, max_tokens: u32) -> Item {
     const WHAT: &str = "it is not cut off";
     if finish == Some("length") || tokens.is_some_and(|tokens| tokens >= max_tokens) {
-        return item(WHAT, Verdict::Fail, format!("it was cut at {max_tokens} tokens"));
+        return Item::held(WHAT, false, format!("it was cut at {max_tokens} tokens"));
     }
-    if text.lines().filter(|line| line.trim_start().starts_with("```")).count() % 2 == 1 {
-        return item(WHAT, Verdict::Fail, "its last code block has no end");
+    if text.lines().filter(|line| is_fence(line)).count() % 2 == 1 {
+        return Item::held(WHAT, false, "its last code block has no end");
     }
     let last = text.trim_end().chars().next_back();
     let ends = last.is_some_and(|c| !c.is_alphabetic() && c != ',' && c != ';' && c != ':');
     match (finish, ends) {
-        (Some(reason), _) if tokens.is_some() => item(WHAT, Verdict::Pass, format!("finish reason `{reason}`")),
+        (Some(reason), _) if tokens.is_some() => Item::held(WHAT, true, format!("finish reason `{reason}`")),
         (Some(reason), true) => {
-            item(WHAT, Verdict::Pass, format!("finish reason `{reason}`, and it ends like a sentence"))
+            Item::held(WHAT, true, format!("finish reason `{reason}`, and it ends like a sentence"))
         }
-        (_, true) => item(WHAT, Verdict::NotAssessed, "the server gives no finish reason; it ends like a sentence"),
-        (_, false) => {
-            item(WHAT, Verdict::NotAssessed, "it ends inside a sentence, and the server does not count its tokens")
-        }
+        (_, true) => Item::open(WHAT, "the server gives no finish reason; it ends like a sentence"),
+        (_, false) => Item::open(WHAT, "it ends inside a sentence, and the server does not count its tokens"),
     }
 }
 
-/// Whether it is English; of an answer that is code without a fence around it, its prose.
-fn language(text: &str, is_code: bool) -> Item {
+/// Whether prose is English, by the share of its words that are English function words; code is not looked at.
+fn english(text: &str) -> Item {
     const WHAT: &str = "it is English";
-    let has_fence = text.lines().any(|line| line.trim_start().starts_with("```"));
-    let code = if is_code && !has_fence { code_of(text) } else { None };
-    let (verdict, detail) = language::english(text.strip_suffix(code.as_deref().unwrap_or_default()).unwrap_or(text));
-    item(WHAT, verdict, detail)
+    let (mut prose, mut in_code) = (String::new(), false);
+    for line in text.lines() {
+        in_code ^= is_fence(line);
+        if !in_code && !is_fence(line) {
+            prose.extend(line.split('`').step_by(2).chain(["\n"]));
+        }
+    }
+    let letters = prose.chars().filter(|c| c.is_alphabetic()).count();
+    let latin = prose.chars().filter(char::is_ascii_alphabetic).count();
+    if letters >= 20 && latin * 10 < letters * 9 {
+        return Item::held(WHAT, false, format!("{latin} of {letters} letters are Latin without accents"));
+    }
+    let prose = prose.replace('’', "'").to_lowercase();
+    let words =
+        prose.split(|c: char| !c.is_alphabetic() && c != '\'').filter(|word| word.contains(char::is_alphabetic));
+    let words: Vec<&str> = words.collect();
+    if words.len() < 8 {
+        return Item::open(WHAT, format!("{} words of prose are too few to tell", words.len()));
+    }
+    let known: BTreeSet<&str> = FUNCTION_WORDS.split_whitespace().collect();
+    let found: Vec<&&str> = words.iter().filter(|word| known.contains(**word)).collect();
+    let different = found.iter().collect::<BTreeSet<_>>().len();
+    let detail =
+        format!("{} of {} words, {different} different ones, are English function words", found.len(), words.len());
+    match (different, words.len()) {
+        (2.., n) if found.len() * 6 >= n => Item::held(WHAT, true, detail),
+        (2.., n) if found.len() * 8 >= n => Item::open(WHAT, detail),
+        _ => Item::held(WHAT, false, detail),
+    }
 }
 
 #[cfg(test)]
-#[path = "quality_tests.rs"]
-mod tests;
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::suite::protocol::Suite;
+
+    struct Said(Outcome);
+
+    impl Interpreter for Said {
+        fn values(&self, _code: &str, _function: &str, _count: u32) -> Outcome {
+            self.0.clone()
+        }
+    }
+
+    fn ran(values: &Value) -> Said {
+        let values = values.as_array().cloned().unwrap_or_default();
+        Said(Outcome::Ran { function: "fibonacci".into(), values })
+    }
+
+    fn sample(text: &str) -> Sample {
+        let (generated_tokens, finish_reason) = (Some(50), Some("stop".into()));
+        Sample { text: text.into(), generated_tokens, finish_reason, ..Sample::default() }
+    }
+
+    fn judged(prompt: &str, sample: &Sample, synthetic: bool, interpreter: &Said) -> Quality {
+        let suite = Suite::protocol();
+        let prompt = suite.prompts.iter().find(|known| known.name == prompt).unwrap();
+        let weights = Weights { synthetic: Some(synthetic), basis: "the header says so".into() };
+        judge(prompt, sample, &weights, interpreter)
+    }
+
+    fn line<'a>(quality: &'a Quality, what: &str) -> &'a Item {
+        quality.items.iter().find(|item| item.what.contains(what)).unwrap_or_else(|| panic!("{what}: {quality:?}"))
+    }
+
+    #[test]
+    fn made_up_weights_and_empty_answers_are_not_judged() {
+        let quality = judged("mathematics", &sample("75 km/h"), true, &ran(&json!([1, 1, 2])));
+        assert_eq!((quality.verdict, quality.items.len()), (Verdict::NotAssessed, 1));
+        assert!(quality.items[0].detail.contains("header"));
+        let empty = Sample { failure: Some("status 500".into()), ..sample("  ") };
+        let quality = judged("code", &empty, false, &ran(&json!([])));
+        assert_eq!((quality.verdict, quality.items[0].detail.as_str()), (Verdict::Fail, "status 500"));
+        let thinking = Sample { reasoning: "hm".into(), ..sample("") };
+        assert!(judged("code", &thinking, false, &ran(&json!([]))).items[0].detail.contains("thought aloud"));
+    }
+
+    #[test]
+    fn code_is_found_and_its_numbers_are_judged() {
+        let text = "Here is the function:\n\n```python\ndef fibonacci(n):\n    pass\n```\nThat is all of it, as it is in the book.";
+        assert_eq!(code_of(text).as_deref(), Some("def fibonacci(n):\n    pass"));
+        assert_eq!(code_of("Sure:\ndef f(n):\n return n").as_deref(), Some("def f(n):\n return n"));
+        assert_eq!(code_of("no code at all"), None);
+        for (outcome, compiles, right) in [
+            (ran(&json!([1, 1, 2, 3, 5, 8])), Verdict::Pass, Some(Verdict::Pass)),
+            (ran(&json!([[0], [0, 1], [0, 1, 1]])), Verdict::Pass, Some(Verdict::Pass)),
+            (ran(&json!([[1], [1, 1], [1, 1, 2]])), Verdict::Pass, Some(Verdict::Pass)),
+            (ran(&json!([0, 1, 1, 2])), Verdict::Pass, Some(Verdict::Fail)),
+            (ran(&json!([1, 1, 2, 4])), Verdict::Pass, Some(Verdict::Fail)),
+            (ran(&json!([null, null])), Verdict::Pass, Some(Verdict::Fail)),
+            (ran(&json!([[], []])), Verdict::Pass, Some(Verdict::Fail)),
+            (Said(Outcome::Failed("boom".into())), Verdict::Pass, Some(Verdict::Fail)),
+            (Said(Outcome::OnlyParsed("no isolation".into())), Verdict::Pass, Some(Verdict::NotAssessed)),
+            (Said(Outcome::Syntax("line 1".into())), Verdict::Fail, None),
+            (Said(Outcome::Unavailable("no python3".into())), Verdict::NotAssessed, None),
+        ] {
+            let quality = judged("code", &sample(text), false, &outcome);
+            assert_eq!(line(&quality, "compiles").verdict, compiles, "{:?}", outcome.0);
+            let found = quality.items.iter().find(|item| item.what.contains("right")).map(|item| item.verdict);
+            assert_eq!(found, right, "{:?}", outcome.0);
+        }
+    }
+
+    #[test]
+    fn the_answers_number_is_the_one_it_ends_with() {
+        for (text, right) in [
+            ("Total 300 km in 4 hours: the average is 75 km/h.", true),
+            ("The speed is **75 km/h**", true),
+            ("so $75 \\text{ km/h}$ it is", true),
+            ("= 75.0 kilometers per hour over 4 hours", true),
+            ("The answer is 75.", true),
+            ("80 km/h, then 72 km/h, so 76 km/h", false),
+            ("75 km/h at first; in the end 80 km/h", false),
+            ("I do not know.", false),
+            ("1,075 km/h", false),
+        ] {
+            let item = number(text, 75.0, "km/h");
+            assert_eq!(item.verdict == Verdict::Pass, right, "{text}: {}", item.detail);
+        }
+    }
+
+    #[test]
+    fn poems_and_explanations_have_what_was_asked_for() {
+        let said = ran(&json!([]));
+        let good = "The Sea — at Night — is but a Door —\nThat no one dares to close —\n\nIt keeps the Moon upon the floor —\nWherever Water goes —";
+        assert_eq!(judged("creative", &sample(good), false, &said).verdict, Verdict::Pass);
+        let prose = "The sea at night is a wide and dark thing that moves in ways that we do not see, and it is a wonder to all of us who stand on its shore.";
+        let quality = judged("creative", &sample(prose), false, &said);
+        for what in ["stanzas", "short", "dashes"] {
+            assert_eq!(line(&quality, what).verdict, Verdict::Fail, "{what}");
+        }
+        let good = "The gradient of the loss says in which direction it grows. We take a step against it, of a size that the learning rate sets, and repeat until a minimum is near.";
+        assert_eq!(judged("technical", &sample(good), false, &said).verdict, Verdict::Pass);
+        let poor = "It is a way to train the network by going down the slope of a hill, step by step.";
+        let quality = judged("technical", &sample(poor), false, &said);
+        let lacks = &line(&quality, "concepts").detail;
+        assert!(lacks.contains("learning rate or step size") && !lacks.contains("derivative"), "{lacks}");
+    }
+
+    #[test]
+    fn circles_and_cuts_are_flagged() {
+        for (text, expected) in [
+            ("and then the sea was the sea and ".repeat(20), Verdict::Fail),
+            ("& ".repeat(9), Verdict::Fail),
+            ("one line of three\n\n".repeat(4), Verdict::Fail),
+            ("A short answer.".into(), Verdict::Pass),
+        ] {
+            assert_eq!(repetition(&text).verdict, expected, "{text}");
+        }
+        for (text, finish, tokens, expected) in [
+            ("All done.", Some("stop"), Some(5), Verdict::Pass),
+            ("All do", Some("length"), Some(5), Verdict::Fail),
+            ("All do", Some("stop"), Some(64), Verdict::Fail),
+            ("```\nx = 1", Some("stop"), Some(5), Verdict::Fail),
+            ("All done.", Some("stop"), None, Verdict::Pass),
+            ("All do", Some("stop"), None, Verdict::NotAssessed),
+            ("All done.", None, None, Verdict::NotAssessed),
+        ] {
+            assert_eq!(truncation(text, finish, tokens, 64).verdict, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn english_is_told_from_other_languages_gibberish_and_code() {
+        let code = "def fibonacci(n):\n    if n <= 1:\n        return n\n    a, b = 0, 1\n    for _ in range(n - 1):\n        a, b = b, a + b\n    return b\n";
+        let (fenced, open) = (format!("```python\n{code}```\n"), format!("```\n{code}"));
+        for (text, expected) in [
+            ("The sea is a door that no one dares to close at night.", Verdict::Pass),
+            (
+                "Because I could not stop for Death –\nHe kindly stopped for me –\nThe Carriage held but just Ourselves –",
+                Verdict::Pass,
+            ),
+            (
+                "Gradient descent is an optimization algorithm used to minimize the loss function of a neural network.\n\n1. **Forward pass**: the network computes its predictions.\n2. **Learning rate**: it controls how large each step is.",
+                Verdict::Pass,
+            ),
+            (
+                "Here is a Python function that computes the numbers of Fibonacci:\n```python\nx = 1\n```\nIt keeps the last two of them.",
+                Verdict::Pass,
+            ),
+            (
+                "Der Zug hat in zwei Stunden also 150 Kilometer hinter sich; so ist die Antwort am Ende 75, und was will man mehr als das.",
+                Verdict::Fail,
+            ),
+            (
+                "De trein rijdt in twee uur honderdvijftig kilometer, dus is de snelheid van de trein vijfenzeventig kilometer per uur.",
+                Verdict::Fail,
+            ),
+            (
+                "La descente de gradient est un algorithme qui minimise une fonction de perte par petits pas, on y arrive en calculant la pente.",
+                Verdict::Fail,
+            ),
+            (
+                "El descenso de gradiente es un algoritmo que minimiza una función de pérdida con pasos pequeños, y no hay otro tan usado.",
+                Verdict::Fail,
+            ),
+            ("Море ночью — это дверь, которую никто не решается закрыть.", Verdict::Fail),
+            ("勾配降下法は、損失関数を最小化するための最適化アルゴリズムです。勾配の逆方向に進みます。", Verdict::Fail),
+            // Real words without grammar, as a model with random weights writes them.
+            ("piano harbor seven green running cloud tablet forty jump silver marble window engine", Verdict::Fail),
+            (&"the ".repeat(40), Verdict::Fail),
+            (code, Verdict::Fail),
+            ("It is 75 km/h.", Verdict::NotAssessed),
+            (&fenced, Verdict::NotAssessed),
+            (&open, Verdict::NotAssessed),
+        ] {
+            let item = english(text);
+            assert_eq!(item.verdict, expected, "{text}: {}", item.detail);
+        }
+        let bare = judged("code", &sample(code), false, &Said(Outcome::Unavailable("a test".into())));
+        assert_eq!(line(&bare, "English").verdict, Verdict::NotAssessed);
+    }
+}

@@ -6,11 +6,10 @@ use super::cases::CaseLaunch;
 use super::document::{Clock, DepthSample, Mode, Prompt, Sample, Session, Settings, TokenCount};
 use super::stream::Answer;
 use crate::bytes::Bytes;
-use crate::measurement::{Expected, Row, Seen, compare, peak_of};
-use crate::memory;
+use crate::measurement::{Seen, Taken};
 use crate::runtime::client::{Ask, Endpoint, Input, Reply, Request};
 use crate::runtime::sampler::Watch;
-use crate::runtime::server::{Running, Server};
+use crate::runtime::server::Server;
 use crate::runtime::{Error, Kind, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload, pseudo_random};
 
 /// How often memory is looked at while it works.
@@ -21,49 +20,28 @@ pub const TOLERANCE: f64 = 0.02;
 /// What every session asks.
 #[derive(Debug, Clone)]
 pub struct Asking {
-    /// The prompts.
     pub prompts: Vec<Prompt>,
-    /// How.
     pub settings: Settings,
     /// Whose tokenizer counts where the endpoint does not.
     pub tokenizer: Option<Endpoint>,
     /// What a plan leaves free: how far overhead may be off.
     pub margin: Bytes,
-    /// Whether the person wants to stop.
     pub interrupted: fn() -> bool,
-    /// How long an answer may take.
     pub limit: Duration,
 }
 
-/// What stops a bench; all else is a failure that its session keeps.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted(
-    /// What was measured of the launch until then.
-    pub Box<Session>,
-);
-
-impl Interrupted {
-    fn within(mut session: Session) -> Self {
-        session.failure.get_or_insert_with(|| "interrupted".to_string());
-        Self(Box::new(session))
-    }
-}
-
 /// Launches a case, asks everything, stops it.
-pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
+pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session::of(case, repetition);
-    session.predicted = case.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
     if session.failure.is_some() {
-        return Ok(session);
+        return session;
     }
     let mut watch = Watch::before();
     let mut running = match server.start(&case.launch) {
         Ok(running) => running,
-        Err(error) if error.is_interrupted() => return Err(Interrupted::within(session)),
         Err(error) => {
-            session.fail(case, &error);
-            return Ok(session);
+            session.fail(Some(case), &error);
+            return session;
         }
     };
     watch.loaded(running.id(), PERIOD);
@@ -76,36 +54,30 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
         build: server.build.number.unwrap_or(0),
         backend: backend.unwrap_or("CPU").to_string(),
     });
-    let asked = match endpoint(running.url(), asking) {
-        Ok(endpoint) => ask_all(&endpoint, asking, &mut session).and_then(|()| {
-            let n_vocab = running.vocabulary().map_err(|error| Stop::Failed(error.to_string()))?;
-            let mut complete = |request: &Request| running.complete(request);
-            sweep(&mut complete, &asking.settings, n_vocab, &mut session)
-        }),
-        Err(error) => Err(Stop::Failed(error.to_string())),
-    };
-    if !matches!(asked, Err(Stop::Interrupted))
+    let asked = endpoint(running.url(), asking).and_then(|endpoint| {
+        ask_all(&endpoint, asking, &mut session)?;
+        let n_vocab = running.vocabulary()?;
+        sweep(&mut |request| running.complete(request), &asking.settings, n_vocab, &mut session)
+    });
+    // An end of the server says more than the answer that did not come.
+    if !asked.as_ref().is_err_and(Error::is_interrupted)
         && let Some(end) = running.ended()
-        && session.failure.is_none()
     {
-        session.fail(case, &running.why_it_ended("answering", end));
+        session.fail(Some(case), &running.why_it_ended("answering", end));
     }
+    session.end(Some(case), asked);
     session.process = Some(watch.worked().process);
     running.stop();
-    session.device_use = watch.after();
-    measured(&mut session, &mut running, case, asking.margin);
-    match asked {
-        Err(Stop::Interrupted) => Err(Interrupted::within(session)),
-        Err(Stop::Failed(why)) => {
-            session.failure.get_or_insert(why);
-            Ok(session)
-        }
-        Ok(()) => Ok(session),
-    }
+    let device_use = watch.after();
+    let log = running.log();
+    let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
+    let seen = Seen { memory: &memory, resolution: &resolution, mapped_span, used: &device_use };
+    session.measured(case, asking.margin, &seen);
+    session
 }
 
 /// Asks an endpoint that is there already.
-pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Result<Session, Interrupted> {
+pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session { case: "endpoint".to_string(), repetition, ..Session::default() };
     let mut asked = ask_all(endpoint, asking, &mut session);
     if asked.is_ok() && !asking.settings.depths.is_empty() {
@@ -113,52 +85,34 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Res
             let mut complete = |request: &Request| endpoint.complete(request, &mut || None);
             asked = sweep(&mut complete, &asking.settings, n_vocab, &mut session);
         } else {
-            session
-                .notes
-                .push("no depth sweep: the endpoint takes no prompts of tokens (llama-server's /completion)".into());
+            let why = "no depth sweep: the endpoint takes no prompts of tokens (llama-server's /completion)";
+            session.notes.push(why.into());
         }
     }
-    match asked {
-        Err(Stop::Interrupted) => Err(Interrupted::within(session)),
-        Err(Stop::Failed(why)) => {
-            session.failure = Some(why);
-            Ok(session)
-        }
-        Ok(()) => Ok(session),
-    }
+    session.end(None, asked);
+    session
 }
 
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
-pub fn embedded(
-    runtime: &dyn Runtime,
-    case: &CaseLaunch,
-    repetition: u32,
-    asking: &Asking,
-) -> Result<Session, Interrupted> {
+pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session::of(case, repetition);
-    session.predicted = case.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
     if session.failure.is_some() {
-        return Ok(session);
+        return session;
     }
     session.notes.push("the embedded llama.cpp answers in one piece: there are no streams and no first token".into());
     session.notes.push("prompts are given to it as they are, without the model's chat template".into());
     for prompt in &asking.prompts {
-        let workload = Workload {
-            prompt: Text::Text(prompt.text.clone()),
-            depth: 0,
-            n_generate: prompt.max_tokens,
-            repetitions: 1,
-        };
+        let (text, n_generate) = (Text::Text(prompt.text.clone()), prompt.max_tokens);
+        let workload = Workload { prompt: text, depth: 0, n_generate, repetitions: 1 };
         match runtime.generate(&case.launch, &workload) {
             Ok(seen) => take(&mut session, case, asking.margin, &prompt.name, seen),
-            Err(error) if error.is_interrupted() => return Err(Interrupted::within(session)),
             Err(error) => {
-                session.fail(case, &error);
-                return Ok(session);
+                session.fail(Some(case), &error);
+                break;
             }
         }
     }
-    Ok(session)
+    session
 }
 
 /// An answer of the embedded llama.cpp.
@@ -169,40 +123,22 @@ fn take(session: &mut Session, case: &CaseLaunch, margin: Bytes, prompt: &str, s
     session.samples.push(Sample {
         prompt: prompt.to_string(),
         mode: Mode::Whole,
-        failure: None,
         prompt_tokens: Some(seen.n_prompt),
         generated_tokens: Some(tokens),
         tokens_by: Some(TokenCount::Runtime),
         pp,
         tg,
         speed_by: Some(Clock::Runtime),
-        first_token_seconds: None,
-        gaps: None,
         total_seconds: seconds(seen.n_prompt, pp) + seconds(tokens, tg),
-        finish_reason: None,
         text: seen.text.clone(),
-        reasoning: String::new(),
-        stream: Vec::new(),
+        ..Sample::default()
     });
     if session.runtime.is_none() {
         session.load_seconds = Some(seen.load_seconds);
         session.process = Some(seen.process);
-        session.mapped_span = seen.mapped_span;
-        if let Some(predicted) = &case.predicted {
-            let expected = Expected { memory: &predicted.memory, mapped_span: predicted.mapped_span, margin };
-            session.comparison = compare(&expected, &Seen::of(&seen), TOLERANCE);
-        }
-        session.device_used = peak_of(&seen.device_used);
-        session.memory = memory::rows(&seen.memory);
-        session.device_use = seen.device_used;
+        session.measured(case, margin, &Seen::of(&seen));
         session.runtime = Some(seen.runtime);
     }
-}
-
-/// Why no more is asked.
-enum Stop {
-    Interrupted,
-    Failed(String),
 }
 
 fn endpoint(url: &str, asking: &Asking) -> Result<Endpoint, Error> {
@@ -212,7 +148,7 @@ fn endpoint(url: &str, asking: &Asking) -> Result<Endpoint, Error> {
 }
 
 /// Every prompt, whole and as a stream, after one short request that is not counted.
-fn ask_all(endpoint: &Endpoint, asking: &Asking, session: &mut Session) -> Result<(), Stop> {
+fn ask_all(endpoint: &Endpoint, asking: &Asking, session: &mut Session) -> Result<(), Error> {
     let warm = Prompt { name: "warm-up".into(), text: "Hello".into(), max_tokens: 8 };
     ask_one(endpoint, asking, &warm, Mode::Whole, None)?;
     for prompt in &asking.prompts {
@@ -232,19 +168,14 @@ fn ask_one(
     prompt: &Prompt,
     mode: Mode,
     whole: Option<&str>,
-) -> Result<Sample, Stop> {
-    let ask = Ask {
+) -> Result<Sample, Error> {
+    let recording = endpoint.chat(&Ask {
         text: prompt.text.clone(),
         max_tokens: prompt.max_tokens,
         temperature: asking.settings.temperature,
         seed: asking.settings.seed,
         stream: mode == Mode::Stream,
-    };
-    let recording = match endpoint.chat(&ask) {
-        Ok(recording) => recording,
-        Err(error) if error.is_interrupted() => return Err(Stop::Interrupted),
-        Err(error) => return Err(Stop::Failed(error.to_string())),
-    };
+    })?;
     let answer = if mode == Mode::Stream { Answer::streamed(&recording) } else { Answer::whole(&recording) };
     let count = |text: &str| asking.tokenizer.as_ref()?.count_tokens(text);
     let mut sample = sample(&prompt.name, mode, &answer, recording.seconds, count);
@@ -302,7 +233,7 @@ fn sweep(
     settings: &Settings,
     n_vocab: u32,
     session: &mut Session,
-) -> Result<(), Stop> {
+) -> Result<(), Error> {
     for (at, depth) in (1_u64..).zip(&settings.depths) {
         let prefix = pseudo_random(*depth, n_vocab, 0);
         let request = |seed: u64, n_predict: u32| {
@@ -318,57 +249,40 @@ fn sweep(
                 if cached != *depth {
                     session.notes.push(format!("depth {depth} was asked for; the runtime kept {cached} tokens of it"));
                 }
-                session.depths.push(depth_sample(&reply));
+                let timings = &reply.timings;
+                let is_speed = |speed: &f64| speed.is_finite() && *speed > 0.0;
+                session.depths.push(DepthSample {
+                    depth: timings.cache_n,
+                    prompt_tokens: timings.prompt_n,
+                    generated_tokens: timings.predicted_n,
+                    pp: Some(timings.prompt_per_second).filter(is_speed),
+                    tg: Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1),
+                    first_token_seconds: reply.first_token.map(|time| time.as_secs_f64()),
+                });
             }
-            Err(error) => match error.kind {
-                Kind::Interrupted => return Err(Stop::Interrupted),
-                Kind::Refused(words) => session.notes.push(format!("depth {depth} was refused: {words}")),
-                _ => return Err(Stop::Failed(error.to_string())),
-            },
+            Err(Error { kind: Kind::Refused(words), .. }) => {
+                session.notes.push(format!("depth {depth} was refused: {words}"));
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-fn depth_sample(reply: &Reply) -> DepthSample {
-    let timings = &reply.timings;
-    let is_speed = |speed: &f64| speed.is_finite() && *speed > 0.0;
-    DepthSample {
-        depth: timings.cache_n,
-        prompt_tokens: timings.prompt_n,
-        generated_tokens: timings.predicted_n,
-        pp: Some(timings.prompt_per_second).filter(is_speed),
-        tg: Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1),
-        first_token_seconds: reply.first_token.map(|time| time.as_secs_f64()),
+impl Session {
+    fn end(&mut self, case: Option<&CaseLaunch>, asked: Result<(), Error>) {
+        if let Err(error) = asked {
+            self.fail(case, &error);
+        }
     }
-}
 
-/// Memory, from the log and the driver, beside what was predicted.
-fn measured(session: &mut Session, running: &mut Running, case: &CaseLaunch, margin: Bytes) {
-    let log = running.log();
-    let (mut memory, resolution) = (log.memory(), log.resolution());
-    session.mapped_span = log.mapped_span();
-    session.device_used = peak_of(&session.device_use);
-    if let Some(predicted) = &case.predicted {
-        let expected = Expected { memory: &predicted.memory, mapped_span: predicted.mapped_span, margin };
-        let seen = Seen {
-            memory: &memory,
-            resolution: &resolution,
-            mapped_span: session.mapped_span,
-            used: &session.device_use,
-        };
-        session.comparison = compare(&expected, &seen, TOLERANCE);
+    /// Memory by llama.cpp and the driver, beside what was predicted.
+    fn measured(&mut self, case: &CaseLaunch, margin: Bytes, seen: &Seen<'_>) {
+        let expected = case.predicted.as_ref().map(|predicted| predicted.expected(margin));
+        let Taken { memory, device_used, comparison } = Taken::of(expected.as_ref(), seen, TOLERANCE);
+        (self.memory, self.device_used, self.comparison) = (memory, device_used, comparison);
+        (self.mapped_span, self.device_use) = (seen.mapped_span, seen.used.clone());
     }
-    for (device, row) in &mut memory {
-        let own = row.own();
-        row.overhead = session.device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(own));
-    }
-    session.memory = memory::rows(&memory);
-}
-
-/// Whether every row of a comparison holds; `None` without one.
-pub fn as_predicted(rows: &[Row]) -> Option<bool> {
-    (!rows.is_empty()).then(|| rows.iter().all(|row| row.ok))
 }
 
 #[cfg(test)]
@@ -461,16 +375,16 @@ mod tests {
             interrupted: || false,
             limit: Duration::from_secs(1),
         };
-        let session = embedded(&Echo, &case, 1, &asking("again")).unwrap();
+        let session = embedded(&Echo, &case, 1, &asking("again"));
         assert_eq!((session.samples.len(), session.failure.as_ref(), session.load_seconds), (2, None, Some(1.5)));
         let sample = &session.samples[0];
         assert_eq!((sample.text.as_str(), sample.mode, sample.generated_tokens), ("hello", Mode::Whole, Some(8)));
         assert_eq!((Some(sample.total_seconds), sample.first_token_seconds), (Some(2.5), None));
         assert!(session.notes.iter().any(|note| note.contains("no streams")));
-        let failed = embedded(&Echo, &case, 1, &asking("fail")).unwrap();
+        let failed = embedded(&Echo, &case, 1, &asking("fail"));
         assert!(failed.samples.len() == 1 && failed.failure.is_some());
         let refused = CaseLaunch { refused: Some("no device".into()), ..case };
-        let refused = embedded(&Echo, &refused, 1, &asking("x")).unwrap();
+        let refused = embedded(&Echo, &refused, 1, &asking("x"));
         assert_eq!(refused.failure.as_deref(), Some("not launched: no device"));
     }
 }

@@ -21,24 +21,21 @@ use sha2::{Digest as _, Sha256};
 
 use crate::files::{self, Error};
 
-/// The schema of a step's file.
 const SCHEMA: &str = "moeplan/validation-step/1";
 /// The longest step that is read back, in bytes.
 const MAX_STEP: u64 = 256 << 20;
 
-/// Where results are kept.
 #[derive(Debug, Clone)]
 pub struct Store {
     folder: PathBuf,
 }
 
-/// A step as its file has it.
 #[derive(Serialize, Deserialize)]
-struct Step<T> {
+pub struct Step<T> {
     schema: String,
     /// A hash of everything that the result depends on.
     key: String,
-    result: T,
+    pub result: T,
 }
 
 /// The whole of a validation: a folder that holds one is a folder of results.
@@ -66,15 +63,14 @@ impl Store {
         files::check(&self.path(WHOLE), true)
     }
 
-    /// A folder in it.
     pub fn below(&self, name: &str) -> Result<Self, Error> {
         Self::new(&self.folder.join(name))
     }
 
-    /// A folder in it that is there already.
-    pub fn existing(&self, name: &str) -> Option<Self> {
-        let folder = self.folder.join(name);
-        folder.is_dir().then_some(Self { folder })
+    /// A folder in it, whether it is there or not.
+    #[must_use]
+    pub fn at(&self, name: &str) -> Self {
+        Self { folder: self.folder.join(name) }
     }
 
     /// The names of the folders in it, in alphabetical order.
@@ -87,7 +83,6 @@ impl Store {
         names
     }
 
-    /// The path of a file in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -97,12 +92,8 @@ impl Store {
         self.step(name).filter(|step| step.key == key).map(|step| step.result)
     }
 
-    /// The result of a step, whatever it was written for. A file that cannot be read is no result.
-    pub fn last<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        self.step(name).map(|step| step.result)
-    }
-
-    fn step<T: DeserializeOwned>(&self, name: &str) -> Option<Step<T>> {
+    /// A step, whatever it was written for.
+    pub fn step<T: DeserializeOwned>(&self, name: &str) -> Option<Step<T>> {
         self.read(&format!("{name}.json")).filter(|step: &Step<T>| step.schema == SCHEMA)
     }
 

@@ -33,28 +33,22 @@ pub struct Answer {
     pub deltas: Vec<Delta>,
     /// What it thought aloud, where the server tells that apart.
     pub reasoning: String,
-    /// As the server says.
     pub finish_reason: Option<String>,
     /// Tokens of the prompt, by the server.
     pub prompt_tokens: Option<u32>,
     /// Generated tokens, by the server.
     pub generated_tokens: Option<u32>,
-    /// llama-server's own clock.
     pub timings: Option<Timings>,
     /// What the server refused it with, or what broke it.
     pub failure: Option<String>,
-    /// What was wrong with its framing.
     pub faults: Faults,
 }
 
-/// A piece of content.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Delta {
-    /// When it came.
     pub seconds: f64,
     /// Which read of the connection brought it.
     pub piece: usize,
-    /// What came.
     pub text: String,
 }
 
@@ -69,20 +63,17 @@ pub struct Faults {
     pub empty: u32,
     /// Bytes that are no UTF-8, or half a surrogate pair.
     pub encoding: Vec<String>,
-    /// Chunks with a finish reason.
     pub finishes: u32,
     /// Whether `[DONE]` came.
     pub done: bool,
     /// Events behind `[DONE]`.
     pub after_done: u32,
-    /// Content behind the finish reason.
+    /// Contents behind the finish reason.
     pub after_finish: u32,
-    /// Chunks.
     pub chunks: u32,
 }
 
 impl Answer {
-    /// The whole content.
     pub fn text(&self) -> String {
         self.deltas.iter().map(|delta| delta.text.as_str()).collect()
     }
@@ -99,7 +90,6 @@ impl Answer {
         Some(Gaps { median: stats::median(&all)?, p95: stats::quantile(&all, 0.95)?, max: stats::max(&all)?, all })
     }
 
-    /// Of an answer in one piece.
     pub fn whole(recording: &Recording) -> Self {
         let mut answer = Self::default();
         let body = recording.body();
@@ -134,7 +124,6 @@ impl Answer {
         answer
     }
 
-    /// Of a stream.
     pub fn streamed(recording: &Recording) -> Self {
         let mut answer = Self::default();
         if recording.status != 200 {
@@ -248,19 +237,18 @@ impl Answer {
     /// How sound the stream was. `whole` is the same answer in one piece, where there is one.
     pub fn health(&self, whole: Option<&str>) -> Vec<Item> {
         let faults = &self.faults;
-        let chunks = format!("{} chunks, {} content deltas", faults.chunks, self.deltas.len());
+        let deltas = format!("{} content deltas", self.deltas.len());
+        let chunks = format!("{} chunks, {deltas}", faults.chunks);
+        let empty = (faults.empty > 0).then(|| format!("{} empty deltas", faults.empty));
+        let ending = format!("finish reason `{}`, then [DONE]", self.finish_reason.as_deref().unwrap_or_default());
         vec![
             item("server-sent events are framed validly", described(&faults.framing), &chunks),
             item("every event parses", described(&faults.events), &chunks),
-            item(
-                "no delta is empty",
-                (faults.empty > 0).then(|| format!("{} empty deltas", faults.empty)),
-                &format!("{} content deltas", self.deltas.len()),
-            ),
+            item("no delta is empty", empty, &deltas),
             self.duplicates(whole),
             item("no character is split (UTF-8)", self.broken_characters(whole), &chunks),
             item("no grapheme is broken between deltas", self.broken_graphemes(), &chunks),
-            item("it ends with a finish reason and [DONE]", self.bad_end(), &self.ending()),
+            item("it ends with a finish reason and [DONE]", self.bad_end(), &ending),
             self.equality(whole),
             self.spread(),
         ]
@@ -270,24 +258,16 @@ impl Answer {
     fn duplicates(&self, whole: Option<&str>) -> Item {
         let what = "no delta is duplicated";
         let twice = self.deltas.windows(2).filter(|pair| matches!(pair, [a, b] if a.text == b.text)).count();
-        let text = self.text();
+        let (text, seen) = (self.text(), format!("{twice} deltas equal the one before"));
         match whole {
-            _ if twice == 0 => item(what, None, "no two deltas in a row are equal"),
+            _ if twice == 0 => Item::held(what, true, "no two deltas in a row are equal"),
             Some(whole) if whole == text => {
-                item(what, None, &format!("{twice} deltas equal the one before, and so it is in the text in one piece"))
+                Item::held(what, true, format!("{seen}, and so it is in the text in one piece"))
             }
-            Some(whole) if whole.chars().count() < text.chars().count() => item(
-                what,
-                Some(format!("{twice} deltas equal the one before, and the text in one piece is shorter")),
-                "",
-            ),
-            _ => Item {
-                what: what.to_string(),
-                verdict: Verdict::NotAssessed,
-                detail: format!(
-                    "{twice} deltas equal the one before; without an equal text in one piece nobody can tell"
-                ),
-            },
+            Some(whole) if whole.chars().count() < text.chars().count() => {
+                Item::held(what, false, format!("{seen}, and the text in one piece is shorter"))
+            }
+            _ => Item::open(what, format!("{seen}; without an equal text in one piece nobody can tell")),
         }
     }
 
@@ -317,48 +297,32 @@ impl Answer {
 
     fn bad_end(&self) -> Option<String> {
         let faults = &self.faults;
-        let mut wrong = Vec::new();
-        if let Some(failure) = &self.failure {
-            wrong.push(failure.clone());
-        }
+        let mut wrong: Vec<String> = self.failure.iter().cloned().collect();
         match faults.finishes {
             0 => wrong.push("no finish reason".to_string()),
             1 => {}
             n => wrong.push(format!("{n} finish reasons")),
         }
-        if !faults.done {
-            wrong.push("no [DONE]".to_string());
-        }
-        if faults.after_done > 0 {
-            wrong.push(format!("{} events behind [DONE]", faults.after_done));
-        }
-        if faults.after_finish > 0 {
-            wrong.push(format!("{} deltas behind the finish reason", faults.after_finish));
-        }
+        wrong.extend((!faults.done).then(|| "no [DONE]".to_string()));
+        wrong.extend((faults.after_done > 0).then(|| format!("{} events behind [DONE]", faults.after_done)));
+        wrong.extend(
+            (faults.after_finish > 0).then(|| format!("{} deltas behind the finish reason", faults.after_finish)),
+        );
         described(&wrong)
-    }
-
-    fn ending(&self) -> String {
-        format!("finish reason `{}`, then [DONE]", self.finish_reason.as_deref().unwrap_or_default())
     }
 
     fn equality(&self, whole: Option<&str>) -> Item {
         let what = "the deltas together equal the text in one piece";
         let text = self.text();
-        let Some(whole) = whole else {
-            let detail = "there is no text in one piece to compare with".to_string();
-            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
-        };
+        let Some(whole) = whole else { return Item::open(what, "there is no text in one piece to compare with") };
+        let (streamed, plain) = (text.chars().count(), whole.chars().count());
         if whole == text {
-            return item(what, None, &format!("{} characters are equal", text.chars().count()));
+            return Item::held(what, true, format!("{streamed} characters are equal"));
         }
         let same = whole.chars().zip(text.chars()).take_while(|(a, b)| a == b).count();
-        let (streamed, plain) = (text.chars().count(), whole.chars().count());
-        let differs = format!(
-            "they differ from character {} on ({streamed} streamed, {plain} in one piece)",
-            same.saturating_add(1)
-        );
-        item(what, Some(differs), "")
+        let from = same.saturating_add(1);
+        let differs = format!("they differ from character {from} on ({streamed} streamed, {plain} in one piece)");
+        Item::held(what, false, differs)
     }
 
     /// Whether the deltas came at once although they were generated one after the other: then the time between them is no
@@ -368,23 +332,22 @@ impl Answer {
     }
 
     fn spread(&self) -> Item {
-        let what = OVER_TIME;
         let n = self.deltas.len();
         if n < FEW {
-            let detail = format!("{n} deltas are too few to tell");
-            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
+            return Item::open(OVER_TIME, format!("{n} deltas are too few to tell"));
         }
         let mut pieces: Vec<usize> = self.deltas.iter().map(|delta| delta.piece).collect();
         pieces.dedup();
         let span = self.deltas.last().map_or(0.0, |last| last.seconds) - self.first_token().unwrap_or(0.0);
         let seen = format!("{n} deltas in {} reads over {span:.3} s", pieces.len());
         let needed = self.timings.map_or(0.0, |timings| timings.predicted_ms / 1000.0);
+        let although =
+            if needed > 0.0 { format!(", although they were generated in {needed:.3} s") } else { String::new() };
         let is_burst = pieces.len() <= (n / FEW).saturating_add(1) || span < 0.5 * needed;
         if is_burst && needed > 0.0 && needed < SOON {
-            let detail = format!("{seen}{}: too soon to tell", generated_in(needed));
-            return Item { what: what.to_string(), verdict: Verdict::NotAssessed, detail };
+            return Item::open(OVER_TIME, format!("{seen}{although}: too soon to tell"));
         }
-        item(what, is_burst.then(|| format!("{seen}{}", generated_in(needed))), &seen)
+        item(OVER_TIME, is_burst.then(|| format!("{seen}{although}")), &seen)
     }
 }
 
@@ -396,14 +359,10 @@ pub fn came_at_once(line: &Item) -> bool {
     line.what == OVER_TIME && line.verdict == Verdict::Fail
 }
 
-fn generated_in(seconds: f64) -> String {
-    if seconds > 0.0 { format!(", although they were generated in {seconds:.3} s") } else { String::new() }
-}
-
-/// A line of the checklist: what is wrong, or the evidence that nothing is.
+/// What is wrong, or the evidence that nothing is.
+#[expect(clippy::needless_pass_by_value, reason = "each caller has made it for this line")]
 fn item(what: &str, wrong: Option<String>, evidence: &str) -> Item {
-    let verdict = if wrong.is_some() { Verdict::Fail } else { Verdict::Pass };
-    Item { what: what.to_string(), verdict, detail: wrong.unwrap_or_else(|| evidence.to_string()) }
+    Item::held(what, wrong.is_none(), wrong.as_deref().unwrap_or(evidence))
 }
 
 fn described(faults: &[String]) -> Option<String> {
@@ -430,5 +389,193 @@ fn error_of(value: &Value) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "stream_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::runtime::client::Piece;
+
+    const GOOD: &[&str] = &[
+        r#"data: {"choices":[{"delta":{"role":"assistant","content":null},"finish_reason":null}]}"#,
+        r#"data: {"choices":[{"delta":{"content":"na"},"finish_reason":null}]}"#,
+        r#"data: {"choices":[{"delta":{"content":"na"},"finish_reason":null}]}"#,
+        r#"data: {"choices":[{"delta":{"content":"ï"},"finish_reason":null}]}"#,
+        r#"data: {"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
+        r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4},"timings":{"predicted_n":4,"predicted_ms":1.0}}"#,
+        "data: [DONE]",
+    ];
+
+    fn recording(events: &[&str]) -> Recording {
+        let pieces = events
+            .iter()
+            .zip(1_u8..)
+            .map(|(event, at)| Piece { seconds: f64::from(at), bytes: format!("{event}\n\n").into_bytes() });
+        Recording {
+            status: 200,
+            content_type: Some("text/event-stream".into()),
+            pieces: pieces.collect(),
+            seconds: 9.0,
+            broken: None,
+        }
+    }
+
+    /// What fails, with its detail.
+    fn failing(recording: &Recording, whole: Option<&str>) -> Vec<(String, String)> {
+        let items = Answer::streamed(recording).health(whole);
+        items.into_iter().filter(|item| item.verdict == Verdict::Fail).map(|item| (item.what, item.detail)).collect()
+    }
+
+    #[test]
+    fn a_sound_stream_passes_and_adds_up() {
+        let answer = Answer::streamed(&recording(GOOD));
+        assert_eq!((answer.text().as_str(), answer.first_token()), ("nanaï", Some(2.0)));
+        assert_eq!((answer.prompt_tokens, answer.generated_tokens), (Some(3), Some(4)));
+        assert_eq!(answer.gaps().map(|gaps| (gaps.median, gaps.max, gaps.all)), Some((1.0, 1.0, vec![1.0, 1.0])));
+        assert_eq!(failing(&recording(GOOD), Some("nanaï")), []);
+        let unknown: Vec<String> = answer
+            .health(None)
+            .into_iter()
+            .filter(|item| item.verdict == Verdict::NotAssessed)
+            .map(|item| item.what)
+            .collect();
+        assert_eq!(
+            unknown,
+            [
+                "no delta is duplicated",
+                "the deltas together equal the text in one piece",
+                "tokens arrive over time and not in one burst"
+            ]
+        );
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let content =
+            |text: &str| format!(r#"data: {{"choices":[{{"delta":{{"content":"{text}"}},"finish_reason":null}}]}}"#);
+        let with = |at: usize, event: &str| {
+            let mut events: Vec<String> = GOOD.iter().map(ToString::to_string).collect();
+            events.insert(at, event.to_string());
+            events
+        };
+        let without = |at: usize| {
+            let mut events: Vec<String> = GOOD.iter().map(ToString::to_string).collect();
+            events.remove(at);
+            events
+        };
+        for (events, what, detail) in [
+            (with(2, "nonsense"), "framed validly", "a line of no field: `nonsense`"),
+            (with(2, "data: {broken"), "every event parses", "`{broken`"),
+            (with(2, r#"data: {"x":1}"#), "every event parses", "no choices"),
+            (with(2, &content("")), "no delta is empty", "1 empty deltas"),
+            (with(2, &content("na")), "no delta is duplicated", "the text in one piece is shorter"),
+            (with(2, &content(r"\ud83d")), "no character is split", "hex escape"),
+            (with(2, &content("\u{fffd}")), "no character is split", "1 replacement characters"),
+            (with(4, &content("\u{308}")), "no grapheme is broken", "begins inside a grapheme"),
+            (without(4), "finish reason and [DONE]", "no finish reason"),
+            (without(6), "finish reason and [DONE]", "no [DONE]"),
+            (with(5, GOOD[4]), "finish reason and [DONE]", "2 finish reasons"),
+            (with(5, &content("x")), "finish reason and [DONE]", "1 deltas behind the finish reason"),
+            (with(7, &content("x")), "finish reason and [DONE]", "1 events behind [DONE]"),
+            (with(2, r#"data: {"error":{"message":"boom"}}"#), "finish reason and [DONE]", "the server refused: boom"),
+            (with(2, &content("x")), "equal the text in one piece", "they differ from character 3 on"),
+        ] {
+            let events: Vec<&str> = events.iter().map(String::as_str).collect();
+            let failing = failing(&recording(&events), Some("nanaï"));
+            assert!(
+                failing.iter().any(|(name, found)| name.contains(what) && found.contains(detail)),
+                "{what}: {detail}: {failing:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_cut_inside_a_character_are_sound_but_bytes_that_are_none_are_not() {
+        let mut cut = recording(GOOD);
+        let body = cut.body();
+        let at = body.windows(2).position(|pair| pair == "ï".as_bytes()).unwrap() + 1;
+        cut.pieces = vec![
+            Piece { seconds: 1.0, bytes: body[..at].to_vec() },
+            Piece { seconds: 2.0, bytes: body[at..].to_vec() },
+        ];
+        assert_eq!(failing(&cut, Some("nanaï")), []);
+        cut.pieces[1].bytes[0] = b'?';
+        let failing = failing(&cut, Some("nanaï"));
+        assert!(failing.iter().any(|(what, _)| what.starts_with("no character is split")), "{failing:?}");
+    }
+
+    #[test]
+    fn a_burst_is_seen_by_its_reads_and_by_the_servers_clock() {
+        let mut events = vec![GOOD[0].to_string()];
+        events.extend(
+            (0..20).map(|n| format!(r#"data: {{"choices":[{{"delta":{{"content":"t{n} "}},"finish_reason":null}}]}}"#)),
+        );
+        events.extend(GOOD[4..].iter().map(ToString::to_string));
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        let burst = |recording: &Recording| failing(recording, None).iter().any(|(what, _)| what.contains("burst"));
+        let spread = recording(&events);
+        assert!(!burst(&spread));
+        let mut at_once = spread.clone();
+        let body = String::from_utf8(spread.body()).unwrap().replace("\"timings\"", "\"other\"");
+        at_once.pieces = vec![Piece { seconds: 5.0, bytes: body.into_bytes() }];
+        assert!(burst(&at_once));
+        let mut fast = recording(&events);
+        for piece in &mut fast.pieces {
+            piece.seconds /= 1e9;
+        }
+        assert!(!burst(&fast), "20 tokens that took 1 ms may come at once");
+        let slow: Vec<String> =
+            events.iter().map(|event| event.replace("\"predicted_ms\":1.0", "\"predicted_ms\":1000.0")).collect();
+        fast.pieces = recording(&slow.iter().map(String::as_str).collect::<Vec<_>>()).pieces;
+        for piece in &mut fast.pieces {
+            piece.seconds /= 1e9;
+        }
+        assert!(burst(&fast), "20 tokens that took 1 s may not");
+    }
+
+    #[test]
+    fn an_answer_in_one_piece_is_read_or_refused() {
+        let whole = |status: u16, body: &str| {
+            Answer::whole(&Recording {
+                status,
+                pieces: vec![Piece { seconds: 1.0, bytes: body.as_bytes().to_vec() }],
+                seconds: 1.5,
+                ..Recording::default()
+            })
+        };
+        let good = whole(
+            200,
+            r#"{"choices":[{"finish_reason":"length","message":{"content":"hi","reasoning_content":"hm"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#,
+        );
+        assert_eq!((good.text().as_str(), good.reasoning.as_str(), good.generated_tokens), ("hi", "hm", Some(2)));
+        assert_eq!((good.finish_reason.as_deref(), good.failure), (Some("length"), None));
+        for (status, body, why) in [
+            (200, "data: {}\n\n", "it streams although"),
+            (200, "<html>", "it is no JSON"),
+            (502, "<html>", "status 502: it is no JSON"),
+            (500, r#"{"error":{"message":"no memory"}}"#, "the server refused: no memory"),
+            (200, r#"{"choices":[]}"#, "the answer has no content"),
+        ] {
+            let failure = whole(status, body).failure.unwrap();
+            assert!(failure.starts_with(why), "{failure}");
+        }
+    }
+
+    #[test]
+    fn zeros_are_no_counts() {
+        let body = r#"{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":0,"completion_tokens":0}}"#;
+        let pieces = vec![Piece { seconds: 1.0, bytes: body.into() }];
+        let answer = Answer::whole(&Recording { status: 200, pieces, ..Recording::default() });
+        assert_eq!((answer.text().as_str(), answer.prompt_tokens, answer.generated_tokens), ("a", None, None));
+    }
+
+    #[test]
+    fn shimmys_chunks_are_sound_without_usage() {
+        let events = [
+            r#"data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":null},"finish_reason":null}]}"#,
+            r#"data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":null,"content":"a"},"finish_reason":null}]}"#,
+            r#"data: {"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":null,"content":null},"finish_reason":"stop"}]}"#,
+            "data: [DONE]",
+        ];
+        let answer = Answer::streamed(&recording(&events));
+        assert_eq!((answer.text().as_str(), answer.generated_tokens, answer.timings), ("a", None, None));
+        assert_eq!(failing(&recording(&events), Some("a")), []);
+    }
+}

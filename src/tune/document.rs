@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::race::{End, Range, Standing};
+use super::race::{End, Entrant, Range, Standing};
 use super::{Candidate, Race, Subject, Verdict, Visit};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
@@ -15,40 +15,30 @@ use crate::measurement::Spread;
 pub struct Document {
     /// `moeplan/tune/1`.
     pub schema: String,
-    /// What was tuned.
     pub subject: Subject,
-    /// Why it ended.
     pub stopped: End,
     /// How long it took this time, in seconds.
     pub seconds: f64,
-    /// Where its measurements are.
     pub journal: String,
     /// What it says of `--fit on`.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// Everybody who took part.
     pub candidates: Vec<Entry>,
-    /// Who of them is proposed.
     pub winner: usize,
-    /// Its command.
     pub command: String,
 }
 
-/// A candidate and what was measured of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Entry {
-    /// Which.
     #[serde(flatten)]
     pub candidate: Candidate,
-    /// Where it stands.
     #[serde(flatten)]
     pub standing: Standing,
     /// `None` where it was not.
     pub measured: Option<Measured>,
 }
 
-/// What was measured of a candidate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measured {
@@ -62,9 +52,7 @@ pub struct Measured {
     pub range: Range,
     /// The samples of all visits: turns, in seconds.
     pub turns: Vec<f64>,
-    /// Tokens in the context before each prompt.
     pub depth: u32,
-    /// Launches.
     pub visits: usize,
     /// The most that llama.cpp said that it holds, by device.
     pub memory: BTreeMap<String, Bytes>,
@@ -77,10 +65,10 @@ pub struct Measured {
 
 impl Entry {
     /// What a race knows of a candidate.
-    pub fn of(race: &Race, at: usize) -> Option<Self> {
-        let candidate = race.candidates.get(at)?.clone();
-        let measured = race.range(at).map(|range| Measured::of(race.visits_of(at), range));
-        Some(Self { candidate, standing: race.standing(at), measured })
+    pub fn of(race: &Race, at: usize) -> Self {
+        let Entrant { candidate, visits, .. } = &race.entrants[at];
+        let measured = race.range(at).map(|range| Measured::of(visits, range));
+        Self { candidate: candidate.clone(), standing: race.standing(at), measured }
     }
 }
 

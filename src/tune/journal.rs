@@ -17,28 +17,22 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::machine::Machine;
 use crate::speed::Turn;
 
 /// What was tuned: measurements of another subject are no evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Subject {
-    /// The model's file.
     pub model: String,
-    /// Its length (of the first file of a split).
+    /// The length of the file, of the first of a split.
     pub bytes: Bytes,
-    /// The server's program.
     pub program: String,
     /// Its build; 0 where it does not say.
     pub build: u32,
-    /// Tokens of the prompt.
     pub prompt: u32,
-    /// Tokens generated.
     pub generate: u32,
-    /// Tokens already in the context.
     pub depth: u32,
-    /// Names, descriptions and budgets of the devices.
+    /// Names, descriptions and budgets.
     pub devices: Vec<(String, String, Bytes)>,
 }
 
@@ -47,27 +41,17 @@ impl Subject {
     pub fn turn(&self) -> Turn {
         Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
     }
-
-    /// The devices of a machine, as a subject names them.
-    pub fn devices_of(machine: &Machine) -> Vec<(String, String, Bytes)> {
-        let devices = machine.devices.iter();
-        devices.map(|d| (d.name.clone(), d.description.clone().unwrap_or_default(), d.total)).collect()
-    }
 }
 
-/// The schema of a line of the journal.
 pub const SCHEMA: &str = "moeplan/tune-visit/1";
 
 /// One launch of a candidate, loaded, warmed up and measured: a line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Visit {
-    /// [`SCHEMA`].
     pub schema: String,
-    /// What was tuned.
     pub subject: Subject,
     /// The candidate's [`super::Candidate::id`].
     pub candidate: String,
-    /// What it was called.
     pub what: String,
     /// When, in seconds since 1970.
     pub time: u64,
@@ -81,7 +65,6 @@ pub struct Visit {
     pub pp: Vec<f64>,
     /// Generation, tokens/s of each sample.
     pub tg: Vec<f64>,
-    /// What llama.cpp says that it holds by device.
     pub memory: BTreeMap<String, Bytes>,
     /// The most that the driver showed more than before the launch, by device; empty where no driver says.
     pub peak: BTreeMap<String, Bytes>,

@@ -7,23 +7,19 @@ pub mod race;
 
 use serde::{Deserialize, Serialize};
 
+use crate::run::RunConfig;
 use crate::speed::Speed;
 pub use journal::{Subject, Visit};
 pub use race::{Race, Verdict};
 
-/// The name of the document.
 pub const SCHEMA: &str = "moeplan/tune/1";
 
-/// What a candidate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// What the planner proposes.
     Plan,
-    /// What llama.cpp chooses by itself within the same budget.
     Fit,
-    /// The plan with one thing changed.
     Neighbour,
 }
 
@@ -33,13 +29,13 @@ pub enum Kind {
 pub struct Candidate {
     /// What differs from the plan: `-ub 1024`.
     pub what: String,
-    /// What it is.
     pub kind: Kind,
     /// Its arguments without what differs from day to day, which tell it apart in a journal.
     #[serde(skip)]
     pub id: String,
-    /// Its arguments.
     pub args: Vec<String>,
+    #[serde(skip)]
+    pub run: RunConfig,
     /// What is predicted of it; `None` for `--fit on`.
     pub predicted: Option<Predicted>,
 }
@@ -48,8 +44,6 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Predicted {
-    /// Tokens per second.
     pub speed: Speed,
-    /// Of the turn.
     pub turn_seconds: f64,
 }

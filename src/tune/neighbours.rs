@@ -14,17 +14,6 @@ pub const MOST: usize = 5;
 /// MiB that `--fit` leaves free of a device by default (`common/common.h` `fit_params_target`, b11434).
 const FIT_MARGIN: u64 = 1024;
 
-/// A launch that differs from the plan in one thing.
-#[derive(Debug, Clone)]
-pub struct Alternative {
-    /// What differs.
-    pub what: String,
-    /// The launch.
-    pub run: RunConfig,
-    /// What is predicted of it.
-    pub predicted: Predicted,
-}
-
 /// What tells launches apart in a journal: their arguments without addresses and without what other programs leave free.
 pub fn id(run: &RunConfig, machine: &Machine) -> String {
     let mut run = RunConfig { rpc: Vec::new(), fit_target: Vec::new(), ..run.clone() };
@@ -37,20 +26,15 @@ pub fn id(run: &RunConfig, machine: &Machine) -> String {
     args::args(&run).join(" ")
 }
 
-/// A candidate of a launch.
-pub fn candidate(
-    kind: Kind,
-    what: &str,
-    run: &RunConfig,
-    machine: &Machine,
-    predicted: Option<Predicted>,
-) -> Candidate {
-    Candidate { what: what.to_string(), kind, id: id(run, machine), args: args::args(run), predicted }
+impl Candidate {
+    pub fn new(kind: Kind, what: &str, run: RunConfig, machine: &Machine, predicted: Option<Predicted>) -> Self {
+        Self { what: what.to_string(), kind, id: id(&run, machine), args: args::args(&run), run, predicted }
+    }
 }
 
 /// The alternatives that may be taken in the plan's place, the fastest by prediction first: they serve the same context with
 /// the same cache, and leave what the user fixed as it is.
-pub fn promising<'a>(plan: &RunConfig, alternatives: &'a [Alternative], request: &Request) -> Vec<&'a Alternative> {
+pub fn promising(plan: &RunConfig, mut alternatives: Vec<Candidate>, request: &Request) -> Vec<Candidate> {
     let levers = request.levers;
     let may = |other: &RunConfig| {
         let same_service = (other.n_ctx, other.n_parallel, other.type_k, other.type_v)
@@ -63,17 +47,16 @@ pub fn promising<'a>(plan: &RunConfig, alternatives: &'a [Alternative], request:
             && (levers.op_offload || other.op_offload == plan.op_offload)
             && (request.strategy == Strategy::Auto || other.overrides == plan.overrides)
     };
-    let mut found: Vec<&Alternative> =
-        alternatives.iter().filter(|other| other.run != *plan && may(&other.run)).collect();
-    found.sort_by(|a, b| a.predicted.turn_seconds.total_cmp(&b.predicted.turn_seconds));
-    let mut seen: Vec<&RunConfig> = Vec::new();
-    found.retain(|other| {
-        let is_new = !seen.contains(&&other.run);
-        seen.push(&other.run);
+    let mut seen: Vec<RunConfig> = Vec::new();
+    let turn = |other: &Candidate| other.predicted.as_ref().map_or(f64::INFINITY, |predicted| predicted.turn_seconds);
+    alternatives.sort_by(|a, b| turn(a).total_cmp(&turn(b)));
+    alternatives.retain(|other| {
+        let is_new = other.run != *plan && may(&other.run) && !seen.contains(&other.run);
+        seen.push(other.run.clone());
         is_new
     });
-    found.truncate(MOST);
-    found
+    alternatives.truncate(MOST);
+    alternatives
 }
 
 /// What llama.cpp is started with to choose by itself: the user's own settings, the plan's context, slots and cache, and of
@@ -144,7 +127,7 @@ mod tests {
         vec![Override { pattern: "exps".into(), buffer: buffer.into(), origin: "-ot".into() }]
     }
 
-    fn alternatives() -> Vec<Alternative> {
+    fn alternatives() -> Vec<Candidate> {
         let plan = RunConfig { n_ctx: 8192, ..RunConfig::default() };
         let runs = [
             ("same", plan.clone(), 1.0),
@@ -156,10 +139,10 @@ mod tests {
             ("-c", RunConfig { n_ctx: 4096, ..plan.clone() }, 1.0),
         ];
         let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
-        let one = |(what, run, turn_seconds): (&str, RunConfig, f64)| Alternative {
-            what: what.into(),
-            run,
-            predicted: Predicted { speed: speed.clone(), turn_seconds },
+        let machine = Machine::new(Vec::new(), Host::default()).unwrap();
+        let one = |(what, run, turn_seconds): (&str, RunConfig, f64)| {
+            let predicted = Some(Predicted { speed: speed.clone(), turn_seconds });
+            Candidate::new(Kind::Neighbour, what, run, &machine, predicted)
         };
         runs.into_iter().map(one).collect()
     }
@@ -176,7 +159,8 @@ mod tests {
             (Request { strategy: Strategy::ExpertsOnHost, ..request() }, vec!["-t", "-lm", "-ub"]),
         ];
         for (request, expected) in cases {
-            let found: Vec<&str> = promising(plan, &all, &request).iter().map(|other| other.what.as_str()).collect();
+            let found: Vec<String> =
+                promising(plan, all.clone(), &request).into_iter().map(|other| other.what).collect();
             assert_eq!(found, expected);
         }
     }

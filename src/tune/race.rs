@@ -16,22 +16,31 @@ const UNKNOWN_SPREAD: f64 = 0.05;
 /// Standard errors on either side of a median.
 const ERRORS: f64 = 2.0;
 
-/// Candidates and what was seen of them.
+/// Candidates and what was seen of them: the plan, `--fit on`, then the neighbours.
 #[derive(Debug, Clone)]
 pub struct Race {
-    /// The plan, `--fit on`, then the neighbours.
-    pub candidates: Vec<Candidate>,
-    /// By candidate.
-    pub visits: Vec<Vec<Visit>>,
-    /// Why it cannot be measured, by candidate.
-    pub failures: Vec<Option<String>>,
+    pub entrants: Vec<Entrant>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Entrant {
+    pub candidate: Candidate,
+    pub visits: Vec<Visit>,
+    /// Why it cannot be measured.
+    pub failure: Option<String>,
+}
+
+impl Entrant {
+    /// Times of the turn in all samples.
+    pub fn turns(&self) -> Vec<f64> {
+        self.visits.iter().flat_map(Visit::turns).collect()
+    }
 }
 
 /// A median and how far off it may well be, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Range {
-    /// Of all samples.
     pub median: f64,
     /// Two standard errors.
     pub half: f64,
@@ -44,12 +53,10 @@ impl Range {
     }
 }
 
-/// Where a candidate stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum Standing {
-    /// Proposed at the end.
     Winner,
     /// Slower beyond what the samples may be off.
     Slower,
@@ -57,11 +64,8 @@ pub enum Standing {
     Close,
     /// Not measured: even with its uncertainty, what is predicted of it does not win.
     CannotWin,
-    /// Not measured: there was no time.
     NoTime,
-    /// It cannot be measured.
     Failed {
-        /// Why.
         why: String,
     },
 }
@@ -71,13 +75,10 @@ pub enum Standing {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum End {
-    /// What is left cannot win.
     Decided,
     /// Several cannot be told apart, after as many launches as there are for each.
     Close,
-    /// The time was up.
     Time,
-    /// The journal could not be written any more.
     Journal,
 }
 
@@ -86,9 +87,8 @@ pub enum End {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
-    /// The winner beats it.
     Beats {
-        /// Its median turn over the winner's.
+        /// The median turn of `--fit on` over the winner's.
         times: f64,
     },
     /// Nothing beats it beyond what the samples may be off: it is proposed.
@@ -100,80 +100,54 @@ pub enum Verdict {
 impl Race {
     /// Before the first visit.
     pub fn new(candidates: Vec<Candidate>) -> Self {
-        let n = candidates.len();
-        Self { candidates, visits: vec![Vec::new(); n], failures: vec![None; n] }
+        let entrant = |candidate| Entrant { candidate, visits: Vec::new(), failure: None };
+        Self { entrants: candidates.into_iter().map(entrant).collect() }
     }
 
     /// Takes a visit in; whether it is of one of the candidates and has samples.
     pub fn add(&mut self, visit: Visit) -> bool {
-        let at = self.candidates.iter().position(|candidate| candidate.id == visit.candidate);
-        let Some(visits) = at.and_then(|at| self.visits.get_mut(at)).filter(|_| !visit.turns().is_empty()) else {
-            return false;
-        };
-        visits.push(visit);
+        let entrant = self.entrants.iter_mut().find(|entrant| entrant.candidate.id == visit.candidate);
+        let Some(entrant) = entrant.filter(|_| !visit.turns().is_empty()) else { return false };
+        entrant.visits.push(visit);
         true
-    }
-
-    /// A candidate cannot be measured.
-    pub fn fail(&mut self, at: usize, why: String) {
-        if let Some(failure) = self.failures.get_mut(at) {
-            *failure = Some(why);
-        }
-    }
-
-    /// Its visits.
-    pub fn visits_of(&self, at: usize) -> &[Visit] {
-        self.visits.get(at).map_or(&[], Vec::as_slice)
-    }
-
-    /// Times of the turn in all samples of a candidate.
-    pub fn turns(&self, at: usize) -> Vec<f64> {
-        self.visits_of(at).iter().flat_map(Visit::turns).collect()
     }
 
     /// The median turn of a candidate and how far off it may be; `None` without samples, and of what has failed once: it is
     /// not to be relied on.
     pub fn range(&self, at: usize) -> Option<Range> {
-        if self.failures.get(at).is_some_and(Option::is_some) {
-            return None;
-        }
-        let turns = self.turns(at);
-        let median = median(&turns)?;
-        let relative = spread(&[turns.as_slice()]).unwrap_or(0.0).max(self.pooled_spread());
+        let turns = self.entrants[at].turns();
+        let median = median(&turns).filter(|_| self.entrants[at].failure.is_none())?;
+        let all: Vec<Vec<f64>> = self.entrants.iter().map(Entrant::turns).collect();
+        let pooled = spread(&all).unwrap_or(UNKNOWN_SPREAD).max(LEAST_SPREAD);
+        let relative = spread(std::slice::from_ref(&turns)).unwrap_or(0.0).max(pooled);
         #[expect(clippy::cast_precision_loss, reason = "a handful")]
         let half = ERRORS * relative * median / (turns.len() as f64).sqrt();
         Some(Range { median, half })
     }
 
-    /// The relative standard deviation of all candidates' samples together.
-    fn pooled_spread(&self) -> f64 {
-        let all: Vec<Vec<f64>> = (0..self.candidates.len()).map(|at| self.turns(at)).collect();
-        let all: Vec<&[f64]> = all.iter().map(Vec::as_slice).collect();
-        spread(&all).unwrap_or(UNKNOWN_SPREAD).max(LEAST_SPREAD)
-    }
-
     /// The candidate with the least median.
-    pub fn fastest(&self) -> Option<usize> {
-        let ranges = (0..self.candidates.len()).filter_map(|at| Some((at, self.range(at)?)));
+    fn fastest(&self) -> Option<usize> {
+        let ranges = (0..self.entrants.len()).filter_map(|at| Some((at, self.range(at)?)));
         ranges.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median)).map(|(at, _)| at)
     }
 
     fn of_kind(&self, kind: Kind) -> Option<usize> {
-        self.candidates.iter().position(|candidate| candidate.kind == kind)
+        self.entrants.iter().position(|entrant| entrant.candidate.kind == kind)
     }
 
     /// Whether what is predicted of an unmeasured candidate, in proportion to what was measured of the plan, is too slow even
     /// when it is off by its uncertainty.
     fn cannot_win(&self, at: usize) -> bool {
-        let seconds = |at: usize| self.candidates.get(at)?.predicted.as_ref().map(|predicted| predicted.turn_seconds);
-        let least = || -> Option<bool> {
+        let predicted = |at: usize| self.entrants[at].candidate.predicted.as_ref();
+        let too_slow = || -> Option<bool> {
             let plan = self.of_kind(Kind::Plan)?;
-            let uncertainty = self.candidates.get(at)?.predicted.as_ref()?.speed.uncertainty;
-            let expected = self.range(plan)?.median * seconds(at)? / seconds(plan)?;
+            let ratio = predicted(at)?.turn_seconds / predicted(plan)?.turn_seconds;
             let best = self.range(self.fastest()?)?;
-            Some(expected * (1.0 - uncertainty.clamp(0.0, 1.0)) > best.median + best.half)
+            let least = 1.0 - predicted(at)?.speed.uncertainty.clamp(0.0, 1.0);
+            Some(self.range(plan)?.median * ratio * least > best.median + best.half)
         };
-        self.range(at).is_none() && least().unwrap_or(false)
+        // Without figures of either nobody is ruled out.
+        self.range(at).is_none() && too_slow().unwrap_or(false)
     }
 
     /// Whether it is out of the race.
@@ -186,28 +160,25 @@ impl Race {
     /// Who is to be visited next, so that visits alternate; `None` when what is left cannot win or was visited enough.
     pub fn next(&self) -> Option<usize> {
         let fastest = self.fastest();
-        let is_wanted = |at: usize| {
-            let n = self.visits_of(at).len();
-            let is_pillar = Some(at) == fastest || Some(at) == self.of_kind(Kind::Fit);
-            let may_win = !self.is_out(at) && n < MOST_VISITS && !self.is_decided(at);
-            self.failures.get(at).is_some_and(Option::is_none) && (may_win || (is_pillar && n < LEAST_VISITS))
+        let is_wanted = |at: &usize| {
+            let n = self.entrants[*at].visits.len();
+            let is_pillar = Some(*at) == fastest || Some(*at) == self.of_kind(Kind::Fit);
+            let may_win = !self.is_out(*at) && n < MOST_VISITS && !self.is_decided(*at);
+            self.entrants[*at].failure.is_none() && (may_win || (is_pillar && n < LEAST_VISITS))
         };
-        let wanted = (0..self.candidates.len()).filter(|at| is_wanted(*at));
         // There and back again: a drift of the machine meets all alike.
-        let turn = |at: usize, round: usize| if round.is_multiple_of(2) { at } else { self.candidates.len() - at };
-        wanted.min_by_key(|at| {
-            let round = self.visits_of(*at).len();
-            (round, turn(*at, round))
+        (0..self.entrants.len()).filter(is_wanted).min_by_key(|at| {
+            let round = self.entrants[*at].visits.len();
+            (round, if round.is_multiple_of(2) { *at } else { self.entrants.len() - at })
         })
     }
 
     /// Whether it is the fastest and nobody is left who may catch up.
     fn is_decided(&self, at: usize) -> bool {
-        let is_rival =
-            |other: usize| other != at && self.failures.get(other).is_some_and(Option::is_none) && !self.is_out(other);
+        let is_rival = |other: usize| other != at && self.entrants[other].failure.is_none() && !self.is_out(other);
         Some(at) == self.fastest()
-            && self.visits_of(at).len() >= LEAST_VISITS
-            && !(0..self.candidates.len()).any(is_rival)
+            && self.entrants[at].visits.len() >= LEAST_VISITS
+            && !(0..self.entrants.len()).any(is_rival)
     }
 
     /// The candidate to propose and what is said of `--fit on`; `None` when nothing was measured.
@@ -226,14 +197,13 @@ impl Race {
     /// Why it is over, when [`Self::next`] has nobody more.
     pub fn end(&self) -> End {
         let is_close = |at| self.standing(at) == Standing::Close;
-        if (0..self.candidates.len()).any(is_close) { End::Close } else { End::Decided }
+        if (0..self.entrants.len()).any(is_close) { End::Close } else { End::Decided }
     }
 
     /// Where a candidate stands at the end.
     pub fn standing(&self, at: usize) -> Standing {
         let winner = self.winner().map(|(winner, _)| winner);
-        let failure = self.failures.get(at).and_then(Option::as_ref);
-        match (self.range(at), failure) {
+        match (self.range(at), &self.entrants[at].failure) {
             (_, Some(why)) => Standing::Failed { why: why.clone() },
             (None, _) if self.cannot_win(at) => Standing::CannotWin,
             (None, _) => Standing::NoTime,
@@ -245,7 +215,7 @@ impl Race {
 }
 
 /// The relative standard deviation within groups of samples (n − 1 of each); `None` where no group has two.
-fn spread(groups: &[&[f64]]) -> Option<f64> {
+fn spread(groups: &[Vec<f64>]) -> Option<f64> {
     let (mut squares, mut freedom) = (0.0, 0.0);
     for group in groups.iter().filter(|group| group.len() > 1) {
         #[expect(clippy::cast_precision_loss, reason = "a handful")]
@@ -261,6 +231,7 @@ fn spread(groups: &[&[f64]]) -> Option<f64> {
 pub(super) mod tests {
     use super::*;
     use crate::bytes::Bytes;
+    use crate::run::RunConfig;
     use crate::speed::Speed;
     use crate::tune::journal::SCHEMA;
     use crate::tune::{Predicted, Subject};
@@ -296,20 +267,15 @@ pub(super) mod tests {
 
     /// The plan, `--fit on` and neighbours; predicted turns in seconds.
     fn race(predicted: &[f64]) -> Race {
-        let one = |(at, seconds): (usize, &f64)| {
+        let candidate = |what: String, kind, seconds: Option<f64>| {
             let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
-            Candidate {
-                what: format!("n{at}"),
-                kind: if at == 0 { Kind::Plan } else { Kind::Neighbour },
-                id: format!("n{at}"),
-                args: Vec::new(),
-                predicted: Some(Predicted { speed, turn_seconds: *seconds }),
-            }
+            let predicted = seconds.map(|turn_seconds| Predicted { speed, turn_seconds });
+            Candidate { id: what.clone(), what, kind, args: Vec::new(), run: RunConfig::default(), predicted }
         };
+        let kind = |at| if at == 0 { Kind::Plan } else { Kind::Neighbour };
+        let one = |(at, seconds): (usize, &f64)| candidate(format!("n{at}"), kind(at), Some(*seconds));
         let mut candidates: Vec<Candidate> = predicted.iter().enumerate().map(one).collect();
-        let fit =
-            Candidate { what: "fit".into(), kind: Kind::Fit, id: "fit".into(), args: Vec::new(), predicted: None };
-        candidates.insert(1, fit);
+        candidates.insert(1, candidate("fit".into(), Kind::Fit, None));
         Race::new(candidates)
     }
 
@@ -319,7 +285,7 @@ pub(super) mod tests {
         while let Some(at) = race.next() {
             assert!(order.len() < 100, "{order:?}");
             let s = seconds[at];
-            let id = race.candidates[at].id.clone();
+            let id = race.entrants[at].candidate.id.clone();
             assert!(race.add(visit(&id, &[s * 0.99, s, s * 1.01])));
             order.push(at);
         }
@@ -354,13 +320,13 @@ pub(super) mod tests {
     fn what_fails_is_out_and_without_fit_nothing_is_said_of_it() {
         let mut race = race(&[10.0, 9.0]);
         assert_eq!((race.winner(), race.standing(0)), (None, Standing::NoTime));
-        race.fail(1, "out of memory".into());
+        race.entrants[1].failure = Some("out of memory".into());
         let order = run(&mut race, &[10.0, 1.0, 8.0]);
         assert!(!order.contains(&1), "{order:?}");
         assert_eq!(race.winner(), Some((2, Verdict::FitNotMeasured)));
         assert_eq!(race.standing(1), Standing::Failed { why: "out of memory".into() });
         // What worked and then fails is not proposed.
-        race.fail(2, "out of memory".into());
+        race.entrants[2].failure = Some("out of memory".into());
         assert_eq!(race.winner(), Some((0, Verdict::FitNotMeasured)));
         assert!(!race.add(visit("unknown", &[1.0])) && !race.add(visit("n0", &[])));
     }

@@ -77,6 +77,14 @@ impl<'g> Builder<'g> {
     }
 }
 
+impl<'g> Qkv<'g> {
+    /// Turns queries and keys by their positions.
+    pub(super) fn rope(&mut self, positions: Node<'g>, factors: Option<Node<'g>>) {
+        self.q = self.q.rope(positions, factors);
+        self.k = self.k.rope(positions, factors);
+    }
+}
+
 impl<'g> Layer<'g> {
     /// Queries, keys and values of equal heads (`build_qkv`).
     pub(super) fn qkv(self, x: Node<'g>) -> Qkv<'g> {
@@ -109,12 +117,6 @@ impl<'g> Layer<'g> {
         }
         let qkv = self.linear("attn_qkv", x);
         [(q, 0), (k, q), (v, q + k)].map(|(width, at)| qkv.cols(width, at).cont())
-    }
-
-    /// Turns queries and keys by their positions.
-    pub(super) fn rope_qk(self, qkv: &mut Qkv<'g>, positions: Node<'g>, factors: Option<Node<'g>>) {
-        qkv.q = qkv.q.rope(positions, factors);
-        qkv.k = qkv.k.rope(positions, factors);
     }
 
     /// Norms of the queries and keys, each if the layer has its weight.

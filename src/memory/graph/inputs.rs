@@ -86,7 +86,7 @@ impl<'g> Builder<'g> {
 
     /// The last norm.
     pub(super) fn output_norm(&self, rows: Node<'g>, kind: Norm) -> Node<'g> {
-        self.norm_with(Some(self.global("output_norm")), self.get("output_norm", "bias"), rows, kind)
+        rows.norm(kind, Some(self.global("output_norm")), self.get("output_norm", "bias"))
     }
 
     /// The output matrix times `rows`.

@@ -73,6 +73,9 @@ pub fn build(plan: &Plan<'_>) -> Result<Graph, Error> {
     Ok(draft.0.into_inner())
 }
 
+/// The tensors of one layer in a cache.
+type KvIds = (Id, Option<Id>);
+
 /// A graph in the making (`llm_graph_context`).
 struct Builder<'g> {
     plan: &'g Plan<'g>,
@@ -84,7 +87,7 @@ struct Builder<'g> {
     leafs: RefCell<HashMap<(usize, Buffer), Id>>,
     /// The block of every layer, where layers run blocks again.
     blocks: RefCell<Vec<u32>>,
-    kv: RefCell<BTreeMap<(CacheKind, u32), (Id, Option<Id>)>>,
+    kv: RefCell<BTreeMap<(CacheKind, u32), KvIds>>,
     /// The first error that is not an operation's.
     error: RefCell<Option<Error>>,
     n_tokens: u64,
@@ -329,20 +332,18 @@ impl<'g> Builder<'g> {
     fn no_tensor(&self, tensor: String) -> Node<'g> {
         self.fail(Error::Tensor { tensor, architecture: self.plan.model.architecture.clone() })
     }
-
-    /// A norm of each row, then its weight and its bias.
-    fn norm_with(&self, weight: Option<Node<'g>>, bias: Option<Node<'g>>, x: Node<'g>, kind: Norm) -> Node<'g> {
-        weighted(self.bare_norm(x, kind), weight, bias)
-    }
-
-    fn bare_norm(&self, x: Node<'g>, kind: Norm) -> Node<'g> {
-        x.op(if kind == Norm::Rms { Op::RmsNorm } else { Op::Norm })
-    }
 }
 
-fn weighted<'g>(x: Node<'g>, weight: Option<Node<'g>>, bias: Option<Node<'g>>) -> Node<'g> {
-    let x = weight.map_or(x, |weight| x * weight);
-    bias.map_or(x, |bias| x + bias)
+impl Node<'_> {
+    /// A norm of each row, then a weight and a bias.
+    fn norm(self, kind: Norm, weight: Option<Self>, bias: Option<Self>) -> Self {
+        self.op(if kind == Norm::Rms { Op::RmsNorm } else { Op::Norm }).weighted(weight, bias)
+    }
+
+    fn weighted(self, weight: Option<Self>, bias: Option<Self>) -> Self {
+        let x = weight.map_or(self, |weight| self * weight);
+        bias.map_or(x, |bias| x + bias)
+    }
 }
 
 impl<'g> Layer<'g> {
@@ -433,10 +434,10 @@ impl<'g> Layer<'g> {
     /// device when all layers are on devices (`llama_context::graph_get_cb`).
     fn norm_of(self, kind: Norm, name: &str, x: Node<'g>) -> Node<'g> {
         let (weight, bias) = (self.norm_weight(name), self.get(name, "bias"));
-        let x = self.bare_norm(x, kind);
+        let x = x.norm(kind, None, None);
         if self.plan.full_offload || self.n_tokens < 32 {
             self.pin(x, self.target());
         }
-        weighted(x, Some(weight), bias)
+        x.weighted(Some(weight), bias)
     }
 }

@@ -40,18 +40,9 @@ impl<'g> Builder<'g> {
         StateInputs { s_copy, main, tail: s_copy.view(&[n_states - 1], &[], 4), n_states }
     }
 
-    /// All states as rows, the first of them zeroed.
-    fn zeroed(&self, states: Node<'g>) -> Node<'g> {
-        let ne = states.shape();
-        let flat = states.reshape(&[ne[0], ne[1]]);
-        let first = flat.view(&[ne[0]], &[], 0);
-        first.into_place(Op::Scale, &[first]).expand();
-        flat
-    }
-
     /// The states of the batch's sequences, the others copied along (`build_rs`).
     pub(super) fn read_states(&self, inputs: &StateInputs<'g>, states: Node<'g>) -> Node<'g> {
-        let all = self.zeroed(states).get_rows(inputs.s_copy);
+        let all = states.zeroed().get_rows(inputs.s_copy);
         let wanted = all.view(&[states.ne(0), self.n_seqs], &[all.nb(1)], 0).expand();
         self.copy_extra(inputs, states, all, self.n_seqs);
         wanted
@@ -72,7 +63,7 @@ impl<'g> Builder<'g> {
         shape @ [size, head, n_head]: [u64; 3],
         sources @ [x, dt, a, b, c]: [Node<'g>; 5],
     ) -> Node<'g> {
-        let flat = self.zeroed(states);
+        let flat = states.zeroed();
         let all = flat.get_rows(inputs.tail);
         let by_head = flat.reshape(&[size, head, n_head, states.ne(1)]);
         let [x_ne, dt_ne, a_ne, b_ne, c_ne] = sources.map(Node::shape);
@@ -161,14 +152,25 @@ impl<'g> Builder<'g> {
     pub(super) fn by_sequence(&self, x: Node<'g>) -> Node<'g> {
         x.reshape(&[x.ne(0), self.n_seq_tokens, self.n_seqs])
     }
-
-    /// Stores `x` as the first elements of a state's tensor.
-    pub(super) fn store(&self, x: Node<'g>, states: Node<'g>) {
-        x.cpy(states.view(&[x.elements()], &[], 0)).expand();
-    }
 }
 
-/// Heads of one length (`build_gdn_l2_norm`).
-pub(super) fn unit_norm(x: Node<'_>) -> Node<'_> {
-    x.rms().scale()
+impl Node<'_> {
+    /// All states as rows, the first of them zeroed.
+    fn zeroed(self) -> Self {
+        let ne = self.shape();
+        let flat = self.reshape(&[ne[0], ne[1]]);
+        let first = flat.view(&[ne[0]], &[], 0);
+        first.into_place(Op::Scale, &[first]).expand();
+        flat
+    }
+
+    /// Stores it as the first elements of a state's tensor.
+    pub(super) fn store(self, states: Self) {
+        self.cpy(states.view(&[self.elements()], &[], 0)).expand();
+    }
+
+    /// Heads of one length (`build_gdn_l2_norm`).
+    pub(super) fn unit_norm(self) -> Self {
+        self.rms().scale()
+    }
 }

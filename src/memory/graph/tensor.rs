@@ -404,7 +404,9 @@ impl Draft {
 
     /// Makes each of `nodes` run, in this order.
     pub fn expand(&self, nodes: &[Node<'_>]) {
-        nodes.iter().for_each(|node| self.0.borrow_mut().expand(node.id));
+        for node in nodes {
+            node.expand();
+        }
     }
 }
 

@@ -185,7 +185,7 @@ fn inp_compressor<'g>(
 }
 
 /// All rows of a compressor's state: keys and scores (`get_kv_all`, `get_score_all`).
-fn state_rows<'g>(l: Layer<'g>, state: CacheKind) -> [Node<'g>; 2] {
+fn state_rows(l: Layer<'_>, state: CacheKind) -> [Node<'_>; 2] {
     [l.keys(state, l.il), l.values(state, l.il)].map(|tensor| {
         let Tensor { ne, nb, .. } = tensor.tensor();
         tensor.view(&[ne[0], ne[1] * ne[2]], &[nb[1]], 0)

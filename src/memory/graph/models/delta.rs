@@ -3,7 +3,7 @@
 //! Source: `src/models/qwen3next.cpp`, `qwen35.cpp`, `qwen35moe.cpp`, `qwen4exp.cpp`, llama.cpp b11434.
 
 use super::super::attention::{AttnInputs, Extras, Qkv};
-use super::super::recurrent::{StateInputs, unit_norm};
+use super::super::recurrent::StateInputs;
 use super::super::tensor::Node;
 use super::super::{Builder, Layer};
 use super::plain::{PLAIN, Pick, Spec, stack};
@@ -40,7 +40,7 @@ pub(super) fn gated_attention<'g>(l: Layer<'g>, x: Node<'g>, attn: &AttnInputs<'
     let half = |at| both.split(head, n_head, 2 * head, at);
     let k = l.norm("attn_k_norm", k.reshape(&[head, n_kv, n_tokens]));
     let mut qkv = Qkv { q: l.norm("attn_q_norm", half(0)), k, v: v.reshape(&[head, n_kv, n_tokens]) };
-    l.rope_qk(&mut qkv, positions, None);
+    qkv.rope(positions, None);
     let gate = half(head).cont_nd(&[head * n_head, n_tokens]).sigmoid();
     l.mm("attn_output", l.attn(attn, qkv, Extras::default()) * gate)
 }
@@ -69,7 +69,7 @@ pub(super) fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInpu
     // Each key head as often as there are value heads to it.
     let repeats = n_k != n_v && l.arch.name == "qwen3next";
     let [q, k] = [q, k].map(|x| {
-        let x = unit_norm(x);
+        let x = x.unit_norm();
         if !repeats {
             return x;
         }

@@ -20,7 +20,7 @@ pub(super) fn gemma4<'g>(b: &'g Builder<'g>) {
         let x = attention(l, l.norm("attn_norm", rows), &attn, positions);
         let middle = l.norm("post_attention_norm", x) + rows;
         let post_norm = l.weight("post_ffw_norm");
-        rows = b.norm_with(Some(post_norm), None, feed_forward(l, middle), Norm::Rms) + middle;
+        rows = feed_forward(l, middle).norm(Norm::Rms, Some(post_norm), None) + middle;
         if let Some(inputs) = per_layer {
             let [width, n_tokens, ..] = inputs.shape();
             let own = inputs.view(&[width, n_tokens], &[4 * width], 4 * u64::from(l.il) * width * n_tokens);
@@ -42,7 +42,7 @@ fn per_layer_inputs<'g>(b: &'g Builder<'g>, rows: Node<'g>) -> Option<Node<'g>> 
     let x = b.global("per_layer_token_embd").get_rows(b.draft.input(i32(), &[b.n_tokens]));
     let x = x.reshape(&dims).scale().expand();
     let projected = b.global("per_layer_model_proj").mm(rows).scale().reshape(&dims);
-    let projected = b.norm_with(Some(b.global("per_layer_proj_norm")), None, projected, Norm::Rms);
+    let projected = projected.norm(Norm::Rms, Some(b.global("per_layer_proj_norm")), None);
     Some((projected + x).scale().permute(HEADS).cont())
 }
 

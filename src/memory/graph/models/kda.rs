@@ -3,7 +3,7 @@
 //! Source: `src/models/kimi-linear.cpp`, `bailingmoe3.cpp`, llama.cpp b11434.
 
 use super::super::attention::{Extras, Qkv};
-use super::super::recurrent::{StateInputs, unit_norm};
+use super::super::recurrent::StateInputs;
 use super::super::tensor::Node;
 use super::super::{Builder, Layer};
 use super::mla::{Cached, SPEC};
@@ -89,9 +89,9 @@ impl<'g> Layer<'g> {
         let decay = self.decay(x, (head, n_head)).reshape(&[head, n_head, n_tokens, n_seqs]);
         let beta = self.raw_mm("ssm_beta", x).reshape(&[1, n_head, n_tokens, n_seqs]).sigmoid();
         let state = self.read_states(inputs, ssm_states).reshape(&[head, head, n_head, n_seqs]);
-        let (output, new_state) = self.delta_rule([unit_norm(q), unit_norm(k), v, decay, beta, state]);
+        let (output, new_state) = self.delta_rule([q.unit_norm(), k.unit_norm(), v, decay, beta, state]);
         if is_linear {
-            self.store(new_state, ssm_states);
+            new_state.store(ssm_states);
         } else {
             self.write_states(new_state, ssm_states);
         }

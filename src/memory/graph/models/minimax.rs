@@ -39,7 +39,7 @@ pub(super) fn minimax_01<'g>(b: &'g Builder<'g>) {
             linear_attention(l, normed, &states, decays)
         } else {
             let mut qkv = l.qkv(normed);
-            l.rope_qk(&mut qkv, positions, None);
+            qkv.rope(positions, None);
             l.attn_out(&attn, qkv)
         };
         let [x, residual] = l.only_outputs(out_ids, [x, normed]);
@@ -64,7 +64,7 @@ fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInputs<'g>, dec
     let rows = (old.mm((q * q_decay).permute(HEADS)) + v.mm(scores)).expand();
     let block_decay = decays.slopes.scale().scale().exp().reshape(&[1, 1, n_head]);
     let new = old * block_decay + (k * k_decay).permute([1, 2, 0, 3]).cont().mm(v);
-    l.store(new, states);
+    new.store(states);
     let rows = rows.permute(HEADS).cont().reshape(&[head * n_head, n, 1, n_seqs]);
     let rows = l.raw_mm("attn_gate", x).sigmoid() * l.norm("attn_norm_2", rows);
     let rows = l.raw_mm("attn_output", rows);
@@ -95,7 +95,7 @@ pub(super) fn minimax_m3<'g>(b: &'g Builder<'g>) {
     stack(b, &spec, rows, |l, x| {
         let mut qkv = l.qkv(x);
         l.norm_qk(&mut qkv, Norm::Rms);
-        l.rope_qk(&mut qkv, positions, None);
+        qkv.rope(positions, None);
         let rows = match sparse {
             Some(sparse) if l.il >= n_dense => sparse_attention(l, x, qkv, positions, l.cached(&attn, false), sparse),
             _ => l.attn(&attn, qkv, Extras::default()),

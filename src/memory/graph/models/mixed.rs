@@ -15,7 +15,7 @@ use crate::gguf::Value;
 pub(super) fn mamba_conv<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>, channels: u64) -> Node<'g> {
     let (states, kernel) = (l.conv_states(), l.hparam("ssm.conv_kernel"));
     let input = l.past_and(inputs, states, x, [kernel - 1, channels]);
-    l.store(l.last_columns(input, kernel, channels), states);
+    l.last_columns(input, kernel, channels).store(states);
     l.bias("ssm_conv1d", l.ssm_conv(input, l.weight("ssm_conv1d"))).silu()
 }
 
@@ -40,7 +40,7 @@ fn mamba_layer<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>) -> Node<
     let states = l.ssm_states();
     let result = l.scan(inputs, states, [state, 1, inner], [x, dt, l.need("ssm_a", ""), b, c]);
     let t = x.tensor();
-    l.store(result.view(&[state * inner * l.n_seqs], &[], t.nb[3] * t.ne[3]), states);
+    result.view(&[state * inner * l.n_seqs], &[], t.nb[3] * t.ne[3]).store(states);
     let y = result.view(&[inner, l.n_seq_tokens, l.n_seqs], &t.nb[2..], 0) + rows * l.need("ssm_d", "");
     let rows = l.mm("ssm_out", z.cont().glu_split(Glu::Swiglu, y));
     rows.reshape(&[rows.ne(0), l.n_tokens])
@@ -151,7 +151,7 @@ pub(super) fn lfm2<'g>(b: &'g Builder<'g>) {
         });
     }
     let normed = match b.get("token_embd_norm", "weight") {
-        Some(weight) => b.norm_with(Some(weight), None, rows, Norm::Rms),
+        Some(weight) => rows.norm(Norm::Rms, Some(weight), None),
         None => b.output_norm(rows, Norm::Rms),
     };
     logits(b, normed);

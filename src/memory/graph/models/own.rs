@@ -101,7 +101,7 @@ pub(super) fn llama4<'g>(b: &'g Builder<'g>) {
         if (l.il + 1).is_multiple_of(step) {
             qkv.q = qkv.q * scale;
         } else {
-            l.rope_qk(&mut qkv, common.positions, l.rope_factors());
+            qkv.rope(common.positions, l.rope_factors());
             if norms_qk {
                 (qkv.q, qkv.k) = (qkv.q.rms(), qkv.k.rms());
             }
@@ -139,7 +139,7 @@ pub(super) fn openelm<'g>(b: &'g Builder<'g>) {
         let part = |n, from| all.view(&[head, n, b.n_tokens], &nb[1..3], from * nb[1]);
         let mut qkv = Qkv { q: part(n_head, 0), k: part(n_kv, n_head), v: part(n_kv, n_head + n_kv) };
         l.norm_qk(&mut qkv, Norm::Rms);
-        l.rope_qk(&mut qkv, common.positions, None);
+        qkv.rope(common.positions, None);
         l.attn_out(&common.attn, qkv)
     });
 }
@@ -151,7 +151,7 @@ pub(super) fn talkie<'g>(b: &'g Builder<'g>) {
     for l in b.layers() {
         rows = layer(l, &UNWEIGHTED, rows, common.out_ids, |x| {
             let mut qkv = l.qkv(x);
-            l.rope_qk(&mut qkv, common.positions, None);
+            qkv.rope(common.positions, None);
             (qkv.q, qkv.k) = (l.norm("attn_q_norm", qkv.q), qkv.k.rms());
             l.attn_out(&common.attn, qkv)
         });
@@ -170,7 +170,7 @@ pub(super) fn nanbeige<'g>(b: &'g Builder<'g>) {
     for l in b.layers() {
         rows = layer(l, &PLAIN, rows, common.out_ids, |x| plain_attention(l, x, &common.attn, Some(common.positions)));
         if norms_between && (l.il + 1).is_multiple_of(n_blocks) && !l.is_last() {
-            rows = b.norm_with(Some(b.global("output_norm")), None, rows, Norm::Rms);
+            rows = rows.norm(Norm::Rms, Some(b.global("output_norm")), None);
         }
     }
     finish(b, &PLAIN, rows, common.out_ids);
@@ -200,7 +200,7 @@ pub(super) fn hrm_text<'g>(b: &'g Builder<'g>) {
         }
         rows = layer(l, &Spec { pick: Pick::Never, ..UNWEIGHTED }, rows, common.out_ids, |x| {
             let mut qkv = l.qkv(x);
-            l.rope_qk(&mut qkv, common.positions, None);
+            qkv.rope(common.positions, None);
             let gate = l.raw_mm("attn_gate", x).sigmoid();
             l.mm("attn_output", l.attn(&common.attn, qkv, Extras::default()) * gate)
         });

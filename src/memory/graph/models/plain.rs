@@ -31,7 +31,7 @@ pub(super) fn decoder<'g>(b: &'g Builder<'g>, spec: &Spec) {
         Input::Normed => rows.rms(),
     };
     if let Some(weight) = b.get("token_embd_norm", "weight") {
-        rows = b.norm_with(Some(weight), b.get("token_embd_norm", "bias"), rows, spec.norm);
+        rows = rows.norm(spec.norm, Some(weight), b.get("token_embd_norm", "bias"));
     }
     if let Some(table) = b.get("position_embd", "weight") {
         rows = rows + table.get_rows(b.inp_pos());
@@ -75,7 +75,7 @@ pub(super) fn layer<'g>(
         |x: Node<'g>| if spec.scales_residual && has_multiplier(l.b, spec, "residual_scale") { x.scale() } else { x };
     let normed = match spec.pre {
         Pre::Weighted => norm("attn_norm", residual),
-        Pre::Bare => l.bare_norm(residual, spec.norm),
+        Pre::Bare => residual.norm(spec.norm, None, None),
         Pre::Raw => residual,
     };
     let rows = mix(if l.has("attn_norm_2") { norm("attn_norm_2", residual) } else { normed });
@@ -99,7 +99,7 @@ pub(super) fn layer<'g>(
     }
     let middle = if spec.attn_residual_first { residual + rows } else { rows + residual };
     let x = match spec.ffn_norm {
-        Some("") => l.bare_norm(middle, spec.norm),
+        Some("") => middle.norm(spec.norm, None, None),
         Some(name) if spec.one_norm && !l.has(name) => normed,
         Some(name) => norm(name, middle),
         None => middle,
@@ -108,7 +108,7 @@ pub(super) fn layer<'g>(
     if let Some(name) = spec.ffn_post_norm {
         // gemma, exaone4 and olmo2 give this norm no layer number, so that it is not bound to its device.
         let is_bound = name != "post_ffw_norm";
-        x = if is_bound { norm(name, x) } else { l.norm_with(Some(l.norm_weight(name)), None, x, spec.norm) };
+        x = if is_bound { norm(name, x) } else { x.norm(spec.norm, Some(l.norm_weight(name)), None) };
     }
     let x = scaled(x);
     if spec.residual_first { middle + x } else { x + middle }
@@ -119,7 +119,7 @@ pub(super) fn finish<'g>(b: &'g Builder<'g>, spec: &Spec, mut rows: Node<'g>, ou
     if spec.pick == Pick::BeforeNorm {
         rows = rows.mark_output().get_rows(out_ids);
     }
-    rows = if spec.pre == Pre::Bare { b.bare_norm(rows, spec.norm) } else { b.output_norm(rows, spec.norm) };
+    rows = if spec.pre == Pre::Bare { rows.norm(spec.norm, None, None) } else { b.output_norm(rows, spec.norm) };
     rows.mark_output();
     if spec.pick == Pick::AfterNorm {
         rows = rows.get_rows(out_ids).mark_output();
@@ -160,7 +160,7 @@ fn attention<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>, inputs: &Inputs<'g>) ->
         l.norm_qk(&mut qkv, spec.norm);
     }
     if turns(l, spec) {
-        l.rope_qk(&mut qkv, inputs.positions, l.rope_factors());
+        qkv.rope(inputs.positions, l.rope_factors());
     }
     if spec.qk_norm == QkNorm::After {
         l.norm_qk(&mut qkv, spec.norm);
@@ -253,7 +253,7 @@ pub(super) fn plain_attention<'g>(
     let mut qkv = l.qkv(x);
     l.norm_qk(&mut qkv, Norm::Rms);
     if let Some(positions) = positions {
-        l.rope_qk(&mut qkv, positions, l.rope_factors());
+        qkv.rope(positions, l.rope_factors());
     }
     l.attn_out(attn, qkv)
 }

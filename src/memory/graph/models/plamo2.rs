@@ -21,7 +21,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
         } else {
             let mut qkv = l.parted(l.mm("attn_qkv", x));
             l.norm_qk(&mut qkv, Norm::Rms);
-            l.rope_qk(&mut qkv, positions, None);
+            qkv.rope(positions, None);
             l.attn_out(&attn, qkv)
         };
         let [x, residual] = l.only_outputs(out_ids, [x, rows]);
@@ -49,7 +49,7 @@ fn mamba<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInputs<'g>) -> Node<'g> {
     let (x, states) = (x.split(head, n_head, head, 0), l.ssm_states());
     let result = l.scan(inputs, states, [state, head, n_head], [x, dt, a, b, c]);
     let new = result.view(&[inner * state * n_seqs], &[], 4 * inner * n_tokens * n_seqs);
-    l.store(new, states);
+    new.store(states);
     let y = result.view(&x.shape(), &x.strides()[1..], 0) + x * l.need("ssm_d", "").reshape(&[1, n_head]);
     let y = z.cont().glu_split(Glu::Swiglu, y);
     let rows = l.mm("ssm_out", y.view(&[inner, n_tokens, n_seqs], &y.strides()[2..], 0));
