@@ -141,7 +141,9 @@ impl Encoder {
         self.u32(9);
         self.u32(id);
         self.u64(items.len() as u64);
-        items.iter().for_each(|item| put(self, item));
+        for item in items {
+            put(self, item);
+        }
     }
 
     fn scalar<const N: usize>(&mut self, id: u32, little: [u8; N]) {

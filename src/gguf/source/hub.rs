@@ -138,7 +138,9 @@ pub(super) fn models<T>(files: impl IntoIterator<Item = (String, T)>) -> Vec<Sha
             model.files.push((number, file));
         }
     }
-    models.iter_mut().for_each(|model| model.files.sort_by_key(|(number, _)| *number));
+    for model in &mut models {
+        model.files.sort_by_key(|(number, _)| *number);
+    }
     models
 }
 

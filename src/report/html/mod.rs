@@ -62,7 +62,7 @@ pub fn picture(report: &Report) -> Option<String> {
     let (figure, lines) = report.pages.iter().flat_map(|page| &page.parts).find_map(|part| match &part.block {
         Block::Figure(figure) => match &figure.chart {
             Chart::Lines(lines) => Some((figure, lines)),
-            _ => None,
+            Chart::Bars(_) => None,
         },
         _ => None,
     })?;
