@@ -4,8 +4,12 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+
+use crate::suggest::Hint;
 
 /// One line of the checklist.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +36,20 @@ pub enum Error {
     UnknownKey { name: String, line: usize, column: usize, key: String, near: Vec<String> },
     #[error("expectations `{name}`: line {line}, column {column}: `{value}` is not a number such as 41.87B ± 0.5%")]
     Value { name: String, line: usize, column: usize, value: String },
+}
+
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::UnknownKey { near, .. } if !near.is_empty() => {
+                format!("keys of that name: {}", near.join(", ")).into()
+            }
+            Self::UnknownKey { .. } => "`moeplan inspect MODEL --json` shows every key".into(),
+            _ => {
+                "write one `key: value` a line, such as `experts.count: 16` or `parameters.total: 41.87B ± 0.5%`".into()
+            }
+        })
+    }
 }
 
 /// The built-in files by name.

@@ -4,11 +4,13 @@
 
 pub mod temporary;
 
+use std::borrow::Cow;
 use std::fs;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::bytes::Bytes;
+use crate::suggest::Hint;
 use temporary::Part;
 
 /// What must have room on a disk before the work begins, in bytes: about a document of moeplan.
@@ -17,28 +19,14 @@ const LEAST_ROOM: usize = 64 << 10;
 /// Why a file is not, or cannot be, written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is one, and nobody said that it may be replaced.
     #[error("`{}` exists already", .0.display())]
     Exists(PathBuf),
-    /// A folder is in its place.
     #[error("`{}` is a folder, not a file", .0.display())]
     Folder(PathBuf),
-    /// The folder that it is to be in is not there.
     #[error("cannot write `{}`: there is no folder `{}`", path.display(), folder.display())]
-    NoFolder {
-        /// The file.
-        path: PathBuf,
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// The operating system's word.
+    NoFolder { path: PathBuf, folder: PathBuf },
     #[error("cannot write `{}`", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
 impl Error {
@@ -46,10 +34,11 @@ impl Error {
         let path = path.to_path_buf();
         move |source| Self::Io { path, source }
     }
+}
 
-    /// What to try.
-    pub fn hint(&self) -> &'static str {
-        match self {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match self {
             Self::Exists(_) => "--force replaces it; or name another file",
             Self::Folder(_) => "name a file in it",
             Self::NoFolder { .. } => "make the folder first, or name another file",
@@ -57,7 +46,8 @@ impl Error {
                 "free some of that disk, or name a file on another one"
             }
             Self::Io { .. } => "name a file in a folder that you can write to",
-        }
+        };
+        Some(text.into())
     }
 }
 

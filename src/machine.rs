@@ -119,24 +119,14 @@ impl Backend {
 /// A device that was described in a way that cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// No `=`.
     #[error("`--device {0}`: write NAME=SIZE, for example CUDA0=24G or RPC0[127.0.0.1:50052]=24G")]
     NoSize(String),
-    /// Not a name that llama.cpp prints.
     #[error("`--device {0}`: no device name of llama.cpp; known are CUDA0, Vulkan0, MTL0, ROCm0, RPC0[HOST:PORT]")]
     UnknownName(String),
-    /// Not a size.
     #[error("`{flag}`: {error}")]
-    Size {
-        /// The flag.
-        flag: String,
-        /// What is the matter.
-        error: ParseBytesError,
-    },
-    /// A name twice.
+    Size { flag: String, error: ParseBytesError },
     #[error("`{0}` is described twice; give every device one name and one size")]
     Twice(String),
-    /// A budget for a backend that has no devices.
     #[error("`--backend cpu` has no devices to give `--vram` to; leave `--vram` out")]
     NoDevices,
 }
@@ -219,7 +209,6 @@ fn number_remote(devices: &mut [Device]) {
 /// A device's memory as it is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceSize {
-    /// What the text says, taken literally.
     pub bytes: Bytes,
     /// A whole number of GB, which is what cards are sold with: `24G`, `24GB`; not `24GiB`, `23.5G`, `24576M`.
     pub sold_as: Option<u32>,

@@ -15,12 +15,14 @@
 pub mod context;
 pub mod load;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use crate::bytes::Bytes;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Metadata, ModelFile, Value};
 use crate::hparams::HParams;
 use crate::rules::{self, Role, RoleRules};
+use crate::suggest::Hint;
 use context::ContextHParams;
 
 /// A header that is no model to plan with.
@@ -34,9 +36,9 @@ pub enum Error {
     Load { path: PathBuf, fault: load::Fault },
 }
 
-impl Error {
-    pub fn hint(&self) -> String {
-        match self {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match self {
             Self::Kind { kind: FileKind::Mmproj, .. } => {
                 "give the model itself; the projector goes with llama.cpp's --mmproj"
             }
@@ -45,9 +47,9 @@ impl Error {
             }
             Self::Kind { .. } => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
             Self::OneExpertEach { .. } => MERGE_EXPERTS,
-            Self::Load { fault, .. } => fault.hint(),
-        }
-        .to_string()
+            Self::Load { fault, .. } => return fault.hint(),
+        };
+        Some(text.into())
     }
 }
 

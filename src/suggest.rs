@@ -1,4 +1,13 @@
-//! What a mistyped name may have meant, among those that are known.
+//! What to try after an error: hints, and what a mistyped name may have meant.
+
+use std::borrow::Cow;
+
+/// What to try after an error, where something is known to help.
+pub trait Hint {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        None
+    }
+}
 
 /// How alike two words must be, 0 to 1, for one to be meant by the other: clap's own bound.
 const ALIKE: f64 = 0.7;
@@ -31,7 +40,7 @@ pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
 pub struct Unknown {
     /// What it should have been: `built-in rule set, and no file that can be read`.
     what: &'static str,
-    /// What was typed; a stranger's text.
+    /// What was typed; untrusted text.
     word: String,
     /// What there is.
     known: Vec<String>,
@@ -46,10 +55,11 @@ impl Unknown {
     fn list(&self) -> String {
         if self.known.is_empty() { String::new() } else { format!("; there are {}", self.known.join(", ")) }
     }
+}
 
-    /// What may have been meant.
-    pub fn hint(&self) -> Option<String> {
-        did_you_mean(&self.word, self.known.iter().map(String::as_str))
+impl Hint for Unknown {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        did_you_mean(&self.word, self.known.iter().map(String::as_str)).map(Cow::Owned)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is said of words that are no command line of moeplan: clap's own words, and a hint where a habit can be told.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -9,16 +10,21 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::{help, short_flags};
 use crate::run::flags::{Effect, Flag, InPlan};
 use crate::run::{Program, spelling};
-use crate::suggest;
+use crate::suggest::{self, Hint};
 
 /// An error in moeplan's own words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// What is wrong; may hold strangers' text.
+    /// What is wrong; may hold untrusted text.
     pub message: String,
-    /// What to try.
     pub hint: String,
+}
+
+impl Hint for Refusal {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(&self.hint))
+    }
 }
 
 impl Refusal {

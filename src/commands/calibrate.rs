@@ -99,7 +99,7 @@ fn answer(measured: Measured, margin: Option<Bytes>, path: Option<&Path>, output
     };
     let said = text(&fit, &calibration, path, output);
     let margin = margin.unwrap_or_else(|| fit.machine.margin());
-    let document = Document::calibrated(fit.machine, margin, calibration);
+    let document = Document::new(fit.machine.into(), margin, Some(calibration));
     // What names a file is the document's; the answer goes to standard output.
     let answer = output.without_file();
     let json = serde_json::to_string_pretty(&document)? + "\n";

@@ -14,9 +14,7 @@ use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
-use crate::memory;
 use crate::model::Model;
-use crate::placement;
 use crate::plan;
 use crate::run::build::{REFERENCE, number};
 use crate::run::command::shell;
@@ -139,41 +137,5 @@ fn outcome(checkup: &Checkup) -> Outcome {
         Some(true) if !checkup.is_refused() => Outcome::Yes,
         None if !checkup.is_refused() => Outcome::Untold,
         _ => Outcome::No,
-    }
-}
-
-/// What to try after an error of this command.
-pub fn hint(error: &anyhow::Error) -> Option<String> {
-    let forecast = error.chain().find_map(|cause| {
-        let of_plan = || cause.downcast_ref::<plan::Error>()?.memory();
-        cause.downcast_ref::<memory::Error>().or_else(of_plan)
-    });
-    let placement = match forecast {
-        Some(memory::Error::Placement(error)) => Some(error),
-        Some(error) => return error.hint().map(str::to_string),
-        None => error.downcast_ref::<placement::Error>(),
-    };
-    match placement? {
-        placement::Error::UnknownDevice { flag, name, .. } if flag == "--rpc" => {
-            Some(format!("describe the server before `--`: --device 'RPC0[{name}]=SIZE'"))
-        }
-        placement::Error::NoServer { server, .. } => Some(format!("add `--rpc {server}` to the command, after `--`")),
-        placement::Error::UnknownDevice { name, .. } => {
-            Some(format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE"))
-        }
-        placement::Error::UnknownBuffer { buffer, .. } if buffer.contains("Host") || buffer == "CPU_REPACK" => Some(
-            "llama.cpp takes only devices and `CPU` there; `CPU` becomes pinned, mapped or repacked by itself".into(),
-        ),
-        placement::Error::UnknownBuffer { buffer, known, .. } => {
-            if let Some(same) = known.split(", ").find(|name| name.eq_ignore_ascii_case(buffer)) {
-                return Some(format!("did you mean `{same}`?"));
-            }
-            let server = buffer.find('[').and_then(|at| buffer.get(at..));
-            if let Some(named) = server.and_then(|server| known.split(", ").find(|name| name.ends_with(server))) {
-                return Some(format!("write `{named}`: its number counts the devices of that server alone"));
-            }
-            Some(format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"))
-        }
-        _ => None,
     }
 }

@@ -6,7 +6,6 @@ use super::{Outcome, Output};
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::evidence;
-use crate::machine::Machine;
 use crate::report::page::devices;
 
 /// Arguments of `devices`.
@@ -30,19 +29,7 @@ pub struct Args {
 pub struct Document {
     schema: &'static str,
     #[serde(flatten)]
-    machine: Machine,
-    /// The driver's version, where a driver was asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    driver: Option<String>,
-    /// Who named the devices.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-    /// What the processor calls itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    processor: Option<String>,
-    /// Main memory that could be had now.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    available: Option<Bytes>,
+    found: Found,
     /// What a plan would leave free on each device.
     margin: Bytes,
     /// How well its speeds meet what they were found from, after `--calibrate`.
@@ -51,15 +38,8 @@ pub struct Document {
 }
 
 impl Document {
-    /// Of a machine that was just calibrated.
-    pub fn calibrated(machine: Machine, margin: Bytes, calibration: Calibration) -> Self {
-        let found = Found { machine, driver: None, source: None, available: None, processor: None };
-        Self { calibration: Some(calibration), ..Self::of(found, margin) }
-    }
-
-    fn of(found: Found, margin: Bytes) -> Self {
-        let Found { machine, driver, source, available, processor } = found;
-        Self { schema: "moeplan/devices/1", machine, driver, source, processor, available, margin, calibration: None }
+    pub fn new(found: Found, margin: Bytes, calibration: Option<Calibration>) -> Self {
+        Self { schema: "moeplan/devices/1", found, margin, calibration }
     }
 }
 
@@ -68,15 +48,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if args.calibrate.calibrate {
         return calibrate::run(&args.calibrate, &args.machine, output);
     }
-    let here = if args.machine.is_given() {
-        let machine = args.machine.machine()?;
-        Found { machine, driver: None, source: None, available: None, processor: None }
-    } else {
-        found()?
-    };
+    let here = if args.machine.is_given() { args.machine.machine()?.into() } else { found()? };
     let margin = args.machine.margin(&here.machine);
     match output.format() {
-        Format::Json => output.json(&Document::of(here, margin))?,
+        Format::Json => output.json(&Document::new(here, margin, None))?,
         _ => {
             output.pages(&vec![devices::page(&here.machine)].into())?;
             for line in about(&here, margin) {

@@ -150,7 +150,6 @@ impl Engine {
         Ok(free)
     }
 
-    /// What messages call it.
     pub fn name(&self) -> String {
         match self {
             Self::Embedded(_) => format!("llama.cpp b{} inside moeplan", crate::runtime::EMBEDDED_BUILD),

@@ -143,17 +143,3 @@ fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
     };
     Ok(Expectations::from_yaml(&name, &text)?)
 }
-
-/// What to try after an error of this command.
-pub fn hint(error: &anyhow::Error) -> Option<String> {
-    match error.downcast_ref::<expectation::Error>()? {
-        expectation::Error::UnknownKey { near, .. } if !near.is_empty() => {
-            Some(format!("keys of that name: {}", near.join(", ")))
-        }
-        expectation::Error::UnknownKey { .. } => Some("`moeplan inspect MODEL --json` shows every key".to_string()),
-        _ => Some(
-            "write one `key: value` a line, such as `experts.count: 16` or `parameters.total: 41.87B ± 0.5%`"
-                .to_string(),
-        ),
-    }
-}

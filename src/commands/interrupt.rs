@@ -9,7 +9,6 @@ use crate::synth::output;
 /// The exit code of a program that Ctrl-C ended.
 pub const EXIT_CODE: u8 = 130;
 
-/// Whether Ctrl-C was pressed.
 pub static PRESSED: AtomicBool = AtomicBool::new(false);
 /// Whether what runs looks at [`PRESSED`].
 static ARMED: AtomicBool = AtomicBool::new(false);
@@ -34,7 +33,6 @@ pub fn arm() {
     ARMED.store(true, Ordering::Relaxed);
 }
 
-/// Whether it was pressed.
 pub fn is_pressed() -> bool {
     PRESSED.load(Ordering::Relaxed)
 }

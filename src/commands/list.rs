@@ -69,7 +69,7 @@ fn row(model: LocalModel) -> Row {
     };
     match opened {
         Ok(opened) => Row { architecture: architecture(&opened.header), error: None, model },
-        Err(error) => Row { architecture: None, error: Some(error.kind.to_string()), model },
+        Err(error) => Row { architecture: None, error: Some(error.at.message), model },
     }
 }
 

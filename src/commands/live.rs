@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Output;
-use crate::report::live::{Promise, Sample, lines, summary};
+use crate::report::live::{Promise, Sample, panel, summary};
 use crate::runtime::log::Serving;
 use crate::runtime::sampler;
 
@@ -24,11 +24,9 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 /// Where the panel is shown.
 #[derive(Debug)]
 enum Place {
-    /// Nowhere.
     Nowhere,
     /// On a terminal, at its lower end.
     Terminal(ProgressBar),
-    /// As lines on standard error.
     Lines,
 }
 
@@ -70,17 +68,15 @@ impl Panel {
         match &self.place {
             Place::Terminal(bar) => {
                 let width = console::Term::stderr().size_checked().map_or(WIDTH, |(_, columns)| columns.into());
+                let text = panel(&self.promise, &sample, width.saturating_sub(1));
                 let has_color = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-                let lines = lines(&self.promise, &sample, width.saturating_sub(1));
-                let painted: Vec<String> = lines.iter().map(|line| line.painted(has_color)).collect();
-                bar.set_message(painted.join("\n"));
+                bar.set_message(if has_color { text } else { anstream::adapter::strip_str(&text).to_string() });
             }
             Place::Lines => super::echo(&summary(&self.promise, &sample)),
             Place::Nowhere => {}
         }
     }
 
-    /// Takes the panel away.
     pub fn clear(&mut self) {
         if let Place::Terminal(bar) = &self.place {
             hold(None);

@@ -41,12 +41,8 @@ pub struct MachineArgs {
 impl MachineArgs {
     /// Whether any flag says what the machine is.
     pub fn is_given(&self) -> bool {
-        !self.vram.is_empty()
-            || !self.device.is_empty()
-            || self.ram.is_some()
-            || self.backend.is_some()
-            || self.machine.is_some()
-            || self.margin.is_some()
+        let has_devices = !self.vram.is_empty() || !self.device.is_empty() || self.machine.is_some();
+        has_devices || self.ram.is_some() || self.backend.is_some() || self.margin.is_some()
     }
 
     /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.
@@ -65,7 +61,7 @@ impl MachineArgs {
     /// The machine they describe, or this one.
     pub fn machine(&self) -> anyhow::Result<Machine> {
         let mut machine = match &self.machine {
-            Some(path) => recognised(budgeted(read(path)?, &self.vram)?),
+            Some(path) => recognised(budgeted(read(path)?, &self.vram)?)?,
             None => self.described()?,
         };
         if self.ram.is_some() {
@@ -79,11 +75,11 @@ impl MachineArgs {
         let host = Host::default();
         if !self.device.is_empty() {
             let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
-            return Ok(recognised(Machine::new(devices, host)?));
+            return recognised(Machine::new(devices, host)?);
         }
         let backend = self.backend.unwrap_or(Backend::Cuda);
         if !self.vram.is_empty() {
-            return Ok(recognised(Machine::new(Device::of_sizes(backend, &self.vram)?, host)?));
+            return recognised(Machine::new(Device::of_sizes(backend, &self.vram)?, host)?);
         }
         let only_host = self.backend == Some(Backend::Cpu) || self.ram.is_some();
         if only_host { Ok(Machine::new(Vec::new(), host)?) } else { Ok(of_free_memory(found()?.machine)) }
@@ -103,7 +99,6 @@ fn budgeted(mut machine: Machine, budgets: &[DeviceSize]) -> anyhow::Result<Mach
     Ok(machine)
 }
 
-/// A machine file.
 fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let machine: Machine = serde_json::from_str(&text)
@@ -111,22 +106,33 @@ fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
     Ok(Machine::new(machine.devices, machine.host)?)
 }
 
-/// This computer, and what is known of it beside what a machine file holds.
-#[derive(Debug)]
+/// A machine, and what is known of it beside what a machine file holds, where it is this one.
+#[derive(Debug, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Found {
-    /// Its devices and host, with what was measured of them before.
+    #[serde(flatten)]
     pub machine: Machine,
     /// The driver's version, where a driver was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
     /// Who named the devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Main memory that could be had now without swapping.
-    pub available: Option<Bytes>,
     /// What the processor calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub processor: Option<String>,
+    /// Main memory that could be had now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available: Option<Bytes>,
 }
 
-/// What is here.
+impl From<Machine> for Found {
+    /// A machine that was described.
+    fn from(machine: Machine) -> Self {
+        Self { machine, driver: None, source: None, processor: None, available: None }
+    }
+}
+
 pub fn found() -> anyhow::Result<Found> {
     found_with(detect::devices(detect::server().as_deref()))
 }
@@ -135,7 +141,8 @@ pub fn found() -> anyhow::Result<Found> {
 pub fn found_with(devices: detect::Devices) -> anyhow::Result<Found> {
     let facts = detect::host();
     let mut machine = machine_of(&devices.list);
-    machine.host = host(&facts);
+    let (ram, isa, cores, threads) = (facts.ram, facts.isa, facts.cores, facts.threads);
+    machine.host = Host { ram, isa, cores, threads, ..Host::default() };
     super::calibrate::apply_own(&mut machine);
     evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
     Ok(Found {
@@ -156,17 +163,13 @@ fn of_free_memory(mut machine: Machine) -> Machine {
 }
 
 /// A card that is described and is here: what was measured of it and of this host holds, whatever budget it is given.
-fn recognised(machine: Machine) -> Machine {
-    let cards = nvml::listed();
-    if cards.is_empty() {
-        return machine;
+fn recognised(machine: Machine) -> anyhow::Result<Machine> {
+    let list = nvml::listed();
+    if list.is_empty() {
+        return Ok(machine);
     }
-    let mut here = machine_of(&cards);
-    here.host = host(&detect::host());
-    super::calibrate::apply_own(&mut here);
-    evidence::calibrate(&mut here, &evidence::store::read(), nvml::driver().as_deref());
-    super::calibrate::apply_own(&mut here);
-    with_known(machine, &here)
+    let here = found_with(detect::Devices { list, driver: nvml::driver(), source: None })?;
+    Ok(with_known(machine, &here.machine))
 }
 
 /// What is known of the devices of `here`, for those of `machine` that are the same: the name, no other description, and no
@@ -198,11 +201,6 @@ fn with_known(mut machine: Machine, here: &Machine) -> Machine {
         machine.host = here.host.clone();
     }
     machine
-}
-
-/// The host of the facts found.
-fn host(facts: &detect::HostFacts) -> Host {
-    Host { ram: facts.ram, isa: facts.isa, cores: facts.cores, threads: facts.threads, ..Host::default() }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub mod verify;
 pub mod what_if;
 pub mod worker;
 
+use std::borrow::Cow;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +41,8 @@ use crate::cli::refusal::Refusal;
 use crate::cli::{Format, Global};
 use crate::files::{self, temporary};
 use crate::report::page::{Document, Report};
-use crate::report::{html, markdown, text};
+use crate::report::{html, markdown, read, text};
+use crate::suggest::Hint;
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, clap::Parser)]
@@ -56,10 +58,8 @@ use crate::report::{html, markdown, text};
   moeplan verify --vram 24G model.gguf                       is that true"
 )]
 pub struct Cli {
-    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -130,7 +130,6 @@ pub enum Outcome {
 /// Where the answer goes and how it is written.
 #[derive(Debug)]
 pub struct Output {
-    /// The options of every command.
     pub global: Global,
     /// Whether the file of `-o` is this run's own: what it wrote it may write anew.
     is_own: AtomicBool,
@@ -228,14 +227,13 @@ impl Output {
         }
     }
 
-    /// Says something to the person in one line on standard error, strangers' text made safe; silent with `-q`.
+    /// Says something to the person in one line on standard error, untrusted text escaped; silent with `-q`.
     pub fn say(&self, text: &str) {
         if !self.global.quiet {
             echo(text);
         }
     }
 
-    /// The format asked for.
     pub fn format(&self) -> Format {
         self.global.format()
     }
@@ -271,7 +269,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Shows a line on standard error, strangers' text made safe.
+/// Shows a line on standard error, untrusted text escaped.
 fn echo(line: &str) {
     let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
 }
@@ -311,7 +309,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     }
 }
 
-/// Prints an error and what caused it, strangers' text escaped, then a hint where one is known.
+/// Prints an error and what caused it, untrusted text escaped, then a hint where one is known.
 pub fn print_error(error: &anyhow::Error) {
     let chain: Vec<String> =
         error.chain().map(|cause| crate::escape::terminal(&cause.to_string()).into_owned()).collect();
@@ -342,45 +340,36 @@ pub fn print_usage(error: &clap::Error) {
     };
 }
 
-/// What to try after an error, where the error knows.
+/// What to try after an error: what the first of its causes knows that knows anything.
 fn hint(error: &anyhow::Error) -> Option<String> {
-    let of_runtime = || error.chain().find_map(|cause| cause.downcast_ref::<crate::runtime::Error>()?.hint());
-    let of_gguf = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::Error>()?.hint());
-    let of_source = || error.chain().find_map(|cause| cause.downcast_ref::<crate::gguf::source::Error>()?.hint());
-    let of_model = || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::model::Error>()?.hint()));
-    let of_quantize =
-        || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::quantize::Error>()?.hint().to_string()));
-    let of_name = || error.chain().find_map(|cause| cause.downcast_ref::<crate::suggest::Unknown>()?.hint());
-    let of_synth = || error.chain().find_map(|cause| cause.downcast_ref::<crate::synth::spec::Error>()?.hint());
-    let of_words = || error.chain().find_map(|cause| Some(cause.downcast_ref::<Refusal>()?.hint.clone()));
-    let of_run = || error.chain().find_map(|cause| cause.downcast_ref::<crate::run::Error>()?.hint());
-    let of_file = || {
-        let written = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref()? {
-            crate::synth::output::Error::File(error) => Some(error.hint()),
-            _ => None,
+    macro_rules! first_of {
+        ($cause:ident: $($kind:ty),* $(,)?) => {
+            None$(.or_else(|| $cause.downcast_ref::<$kind>()?.hint()))*
         };
-        let hint = |cause: &(dyn std::error::Error + 'static)| Some(cause.downcast_ref::<files::Error>()?.hint());
-        error.chain().find_map(|cause| hint(cause).or_else(|| written(cause))).map(str::to_string)
-    };
-    let of_length =
-        || error.chain().find_map(|cause| Some(cause.downcast_ref::<crate::measurement::TooLong>()?.hint()));
-    let of_suite =
-        || error.chain().find_map(|cause| cause.downcast_ref::<crate::suite::failure::NothingMeasured>()?.hint());
-    inspect::hint(error)
-        .or_else(of_words)
-        .or_else(of_name)
-        .or_else(of_synth)
-        .or_else(of_run)
-        .or_else(|| check::hint(error))
-        .or_else(|| report::hint(error))
-        .or_else(of_runtime)
-        .or_else(of_suite)
-        .or_else(of_length)
-        .or_else(of_file)
-        .or_else(of_gguf)
-        .or_else(of_source)
-        .or_else(of_model)
-        .or_else(of_quantize)
+    }
+    error.chain().find_map(|cause| {
+        let hint: Option<Cow<'_, str>> = first_of!(cause:
+            Refusal,
+            read::Error,
+            files::Error,
+            crate::expectation::Error,
+            crate::gguf::Error,
+            crate::gguf::source::Error,
+            crate::measurement::TooLong,
+            crate::memory::Error,
+            crate::model::Error,
+            crate::placement::Error,
+            crate::plan::Error,
+            crate::quantize::Error,
+            crate::run::Error,
+            crate::runtime::Error,
+            crate::suggest::Unknown,
+            crate::suite::failure::NothingMeasured,
+            crate::synth::output::Error,
+            crate::synth::spec::Error,
+        );
+        hint.map(Cow::into_owned)
+    })
 }
 
 #[cfg(test)]

@@ -101,7 +101,6 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
     }
 }
 
-/// Makes the plan.
 fn make(asked: Asked) -> anyhow::Result<(Model, Plan)> {
     let Asked { model, path, what_if, machine, request } = asked;
     let mut plan = plan::plan(&model, &path, &machine, &request)?;
@@ -189,7 +188,6 @@ fn only_emitted(args: &PlanArgs, output: &Output) -> Result<(), Refusal> {
     Err(Refusal::new(format!("{emit} prints the command and nothing else, so {beside} has no place beside it"), hint))
 }
 
-/// Runs the command.
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     only_emitted(args, output)?;
     let mut all = Vec::new();

@@ -93,8 +93,3 @@ fn text(file: &Path) -> anyhow::Result<String> {
     anyhow::ensure!((bytes.len() as u64) <= LARGEST, "`{name}` is larger than any document of moeplan");
     Ok(String::from_utf8(bytes).map_err(|_| read::Error::Binary { name })?)
 }
-
-/// What to try after an error of this command.
-pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| Some(cause.downcast_ref::<read::Error>()?.hint()))
-}

@@ -60,7 +60,6 @@ struct CheckArgs {
     options: PlanOptions,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match &args.command {
         Command::List => list(output)?,
@@ -108,7 +107,6 @@ fn filled(
     Ok(fill::pinned(file, model, machine, request, without.run)?)
 }
 
-/// The built-in sets.
 fn list(output: &Output) -> anyhow::Result<()> {
     let files = BUILT_IN.iter().map(|(name, text)| Ok((*name, rule_file::parse(name, text)?)));
     let files = files.collect::<Result<Vec<_>, rule_file::Error>>()?;

@@ -1,6 +1,5 @@
 //! `moeplan synth`: a GGUF of a known model with a faithful header. [I/O]
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -12,6 +11,7 @@ use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::files;
 use crate::gguf::ByteOrder;
+use crate::report::table::Table;
 use crate::suggest;
 use crate::synth::output::{self, Fill, Watch};
 use crate::synth::{self, Check, Synthesis, Totals, Wish, recipe, spec, synthesize};
@@ -100,7 +100,6 @@ pub(crate) struct Document {
     published: Vec<Check>,
 }
 
-/// Runs the command.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     // `-o` is the model, so the answer always goes to standard output.
     let answer = output.without_file();
@@ -164,38 +163,30 @@ fn write(synthesis: &Synthesis, path: &std::path::Path, fill: Fill, output: &Out
 }
 
 fn text(document: &Document) -> String {
-    let mut out = String::new();
-    let shown = document.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
+    let totals = &document.totals;
+    let verdict = |what: &str| match document.published.iter().find(|check| check.what == what) {
+        Some(check) if check.ok => " (published: EQUAL)".into(),
+        Some(check) => format!(" (published: {} DIFFERS)", check.expected),
+        None => String::new(),
+    };
+    let counted = [("parameters", totals.parameters), ("tensors", totals.tensors), ("bytes", totals.bytes.0)];
+    let counted = counted.map(|(what, found)| (what.to_string(), Some(format!("{found}{}", verdict(what)))));
+    let by_type = totals.by_type.iter().map(|(ty, (tensors, bytes))| {
+        (format!("  {ty}"), Some(format!("{tensors} tensors, {bytes}{}", verdict(&format!("tensors.{ty}")))))
+    });
+    let model = format!("{} {}, weights: {}", document.spec, document.recipe, document.weights);
+    let sizes = [
+        ("file".to_string(), Some(document.file_bytes.to_string())),
+        ("on disk".to_string(), document.on_disk.map(|bytes| bytes.to_string())),
+    ];
+    let facts =
+        Table::facts([("model".to_string(), Some(model))].into_iter().chain(counted).chain(by_type).chain(sizes));
+    let first = document.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
     let more = match document.paths.len() {
         0 | 1 => String::new(),
         n => format!(" and {} more", n - 1),
     };
-    let _ = writeln!(out, "{}{more}", crate::escape::terminal(&shown));
-    let _ = writeln!(out, "model       {} {}, weights: {}", document.spec, document.recipe, document.weights);
-    for (what, found) in [
-        ("parameters", document.totals.parameters),
-        ("tensors", document.totals.tensors),
-        ("bytes", document.totals.bytes.0),
-    ] {
-        let _ = writeln!(out, "{what:<11} {found}{}", verdict(document, what));
-    }
-    for (ty, (tensors, bytes)) in &document.totals.by_type {
-        let what = format!("tensors.{ty}");
-        let _ = writeln!(out, "  {ty:<9} {tensors} tensors, {bytes}{}", verdict(document, &what));
-    }
-    let _ = writeln!(out, "file        {}", document.file_bytes);
-    if let Some(on_disk) = document.on_disk {
-        let _ = writeln!(out, "on disk     {on_disk}");
-    }
-    out
-}
-
-fn verdict(document: &Document, what: &str) -> String {
-    match document.published.iter().find(|check| check.what == what) {
-        Some(check) if check.ok => " (published: EQUAL)".into(),
-        Some(check) => format!(" (published: {} DIFFERS)", check.expected),
-        None => String::new(),
-    }
+    format!("{}{more}\n{}", crate::escape::terminal(&first), facts.text())
 }
 
 /// One row of `--list`.
@@ -243,31 +234,21 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
         output.json(&list)?;
         return Ok(Outcome::Yes);
     }
-    let mut out = format!(
-        "{:<22} {:<11} {:<7} {:>8} {:>8} {:>17} {:>11}  {}\n",
-        "model", "arch", "recipe", "experts", "tensors", "parameters", "bytes", "published"
-    );
-    for row in &list.models {
-        let experts = if row.experts == 0 { "dense".into() } else { format!("{}/{}", row.used, row.experts) };
-        let checked: Vec<String> = row
-            .published
-            .iter()
-            .filter(|check| !check.what.starts_with("tensors."))
-            .map(|check| format!("{} {}", check.what, if check.ok { "EQUAL" } else { "DIFFERS" }))
-            .collect();
-        let _ = writeln!(
-            out,
-            "{:<22} {:<11} {:<7} {experts:>8} {:>8} {:>17} {:>11}  {}",
-            row.name,
-            row.architecture,
-            row.recipe,
-            row.totals.tensors,
-            row.totals.parameters,
+    let rows = list.models.iter().map(|row| {
+        let checked = row.published.iter().filter(|check| !check.what.starts_with("tensors."));
+        let word = |check: &Check| format!("{} {}", check.what, if check.ok { "EQUAL" } else { "DIFFERS" });
+        [
+            row.name.clone(),
+            row.architecture.clone(),
+            row.recipe.to_string(),
+            if row.experts == 0 { "dense".into() } else { format!("{}/{}", row.used, row.experts) },
+            row.totals.tensors.to_string(),
+            row.totals.parameters.to_string(),
             row.totals.bytes.to_string(),
-            checked.join(", ")
-        );
-    }
-    let _ = write!(out, "recipes: {}", list.recipes.join(" "));
-    output.answer(&out)?;
+            checked.map(word).collect::<Vec<_>>().join(", "),
+        ]
+    });
+    let table = Table::rows_of("model|arch|recipe|>experts|>tensors|>parameters|>bytes|published", rows);
+    output.answer(&format!("{}recipes: {}", table.text(), list.recipes.join(" ")))?;
     Ok(Outcome::Yes)
 }

@@ -26,7 +26,6 @@ pub struct Args {
     pub command: Vec<OsString>,
 }
 
-/// At most an hour.
 fn seconds(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()

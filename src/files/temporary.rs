@@ -53,7 +53,6 @@ impl Drop for Claim {
     }
 }
 
-/// The folder of records.
 fn records() -> Option<PathBuf> {
     Some(cache_folder()?.join("temporary"))
 }
@@ -139,7 +138,6 @@ impl Folder {
         Ok(Self { folder, _claim: claim })
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -168,9 +166,7 @@ fn remove(item: &Path) -> bool {
 /// Something whose owner is gone.
 #[derive(Debug)]
 pub struct Leftover {
-    /// What it is.
     pub path: PathBuf,
-    /// What it takes on disk.
     pub bytes: Bytes,
     record: PathBuf,
     // Held, so that no two clear the same.

@@ -1,7 +1,7 @@
 //! A place in the bytes of a header: every read is checked against what remains and against what a header may be.
 
 use super::ByteOrder;
-use super::error::{ErrorKind, Fault};
+use super::error::{At, Fault};
 use super::window::Window;
 
 /// Longest text that llama.cpp takes, in bytes (`GGUF_MAX_STRING_LENGTH`, `ggml/src/gguf.cpp`, b11434).
@@ -18,6 +18,15 @@ pub struct Cursor<W> {
     file_bytes: u64,
     /// How numbers are read from here on.
     pub order: ByteOrder,
+}
+
+fn ends(offset: u64, what: &str, missing: u64) -> At {
+    At::new(offset, Fault::Ends, format!("the file ends inside its header: {what} needs {missing} more bytes"))
+}
+
+/// More than llama.cpp takes, however long the file.
+pub(super) fn over_limit(offset: impl Into<Option<u64>>, what: &str, count: u64, limit: u64) -> At {
+    At::new(offset, Fault::Refused, format!("{what} of {count} is over llama.cpp's limit of {limit}"))
 }
 
 /// A length as 64 bits.
@@ -43,10 +52,10 @@ impl<W: Window> Cursor<W> {
     }
 
     /// The next `length` bytes, which are copied to memory: the caller bounds them.
-    pub fn take(&mut self, length: u64, what: &'static str) -> Result<&[u8], Fault> {
+    pub fn take(&mut self, length: u64, what: &'static str) -> Result<&[u8], At> {
         self.check_step(length)?;
         let (offset, left) = (self.offset(), self.window.left());
-        let ends = |left: u64| Fault { offset, kind: ErrorKind::Ends { what, missing: length.saturating_sub(left) } };
+        let ends = |left: u64| ends(offset, what, length.saturating_sub(left));
         let short = usize::try_from(length).map_err(|_| ends(left))?;
         match self.window.take(short) {
             Ok(Some(taken)) => {
@@ -54,51 +63,52 @@ impl<W: Window> Cursor<W> {
                 Ok(taken)
             }
             Ok(None) => Err(ends(if left < length { left } else { 0 })),
-            Err(error) => Err(Fault { offset, kind: ErrorKind::Io(error) }),
+            Err(error) => Err(At::new(offset, Fault::Io(error.kind()), format!("cannot be read: {error}"))),
         }
     }
 
     /// Steps over `length` bytes, which are not looked at.
-    pub fn skip(&mut self, length: u64, what: &'static str) -> Result<(), Fault> {
+    pub fn skip(&mut self, length: u64, what: &'static str) -> Result<(), At> {
         self.check_step(length)?;
         if !self.window.skip(length) {
             let missing = length.saturating_sub(self.window.left());
-            return Err(Fault { offset: self.offset(), kind: ErrorKind::Ends { what, missing } });
+            return Err(ends(self.offset(), what, missing));
         }
         self.remaining = self.remaining.saturating_sub(length);
         Ok(())
     }
 
     /// That a step stays within what a header may be.
-    fn check_step(&self, length: u64) -> Result<(), Fault> {
+    fn check_step(&self, length: u64) -> Result<(), At> {
         // A step past the end of the file has a better message than this one.
         if length <= self.remaining && self.offset().saturating_add(length) > MAX_HEADER {
-            return Err(Fault { offset: self.offset(), kind: ErrorKind::HeaderTooLong(MAX_HEADER) });
+            let message = format!("the header goes on past {MAX_HEADER} bytes, which is longer than that of any model");
+            return Err(At::new(self.offset(), Fault::Excessive, message));
         }
         Ok(())
     }
 
     /// The length of the text that follows.
-    pub fn text_length(&mut self, what: &'static str) -> Result<u64, Fault> {
+    pub fn text_length(&mut self, what: &'static str) -> Result<u64, At> {
         let offset = self.offset();
         let length = self.u64(what)?;
         self.check_text(length, offset, what)?;
         Ok(length)
     }
 
-    fn check_text(&self, length: u64, offset: u64, what: &'static str) -> Result<(), Fault> {
+    fn check_text(&self, length: u64, offset: u64, what: &'static str) -> Result<(), At> {
         if length > MAX_STRING_LENGTH {
-            return Err(Fault { offset, kind: ErrorKind::Limit { what, count: length, limit: MAX_STRING_LENGTH } });
+            return Err(over_limit(offset, what, length, MAX_STRING_LENGTH));
         }
         if length > self.remaining {
-            let kind = ErrorKind::StringPastEnd { what, length, remaining: self.remaining };
-            return Err(Fault { offset, kind });
+            let message = format!("{what} of {length} bytes cannot be: {} bytes remain in the file", self.remaining);
+            return Err(At::new(offset, Fault::Refused, message));
         }
         Ok(())
     }
 
     /// Steps over `texts` texts of any bytes: of each only the length is looked at.
-    pub fn skip_texts(&mut self, texts: u64, what: &'static str) -> Result<(), Fault> {
+    pub fn skip_texts(&mut self, texts: u64, what: &'static str) -> Result<(), At> {
         let mut left = texts;
         while left > 0 {
             let (stepped, bytes) = whole_texts(self.window.at_hand(), left, self.order);
@@ -114,29 +124,22 @@ impl<W: Window> Cursor<W> {
         Ok(())
     }
 
-    /// The next 8 bytes as a number.
-    pub fn u64(&mut self, what: &'static str) -> Result<u64, Fault> {
-        self.number(what, u64::from_le_bytes, u64::from_be_bytes)
+    pub fn u64(&mut self, what: &'static str) -> Result<u64, At> {
+        Ok(u64::from_le_bytes(self.bytes(what)?))
     }
 
-    /// The next 4 bytes as a number.
-    pub fn u32(&mut self, what: &'static str) -> Result<u32, Fault> {
-        self.number(what, u32::from_le_bytes, u32::from_be_bytes)
+    pub fn u32(&mut self, what: &'static str) -> Result<u32, At> {
+        Ok(u32::from_le_bytes(self.bytes(what)?))
     }
 
-    /// The next `N` bytes, in the file's byte order.
-    pub fn number<const N: usize, T>(
-        &mut self,
-        what: &'static str,
-        little: fn([u8; N]) -> T,
-        big: fn([u8; N]) -> T,
-    ) -> Result<T, Fault> {
+    /// The bytes of the next number, the lowest first, whatever the file's order.
+    pub fn bytes<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], At> {
         let order = self.order;
-        let bytes = self.take(count(N), what)?.first_chunk::<N>().copied().unwrap_or([0; N]);
-        Ok(match order {
-            ByteOrder::Little => little(bytes),
-            ByteOrder::Big => big(bytes),
-        })
+        let mut bytes = self.take(count(N), what)?.first_chunk::<N>().copied().unwrap_or([0; N]);
+        if order == ByteOrder::Big {
+            bytes.reverse();
+        }
+        Ok(bytes)
     }
 }
 

@@ -9,15 +9,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// One row of ggml's type table.
 #[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TypeRow {
-    /// The id in GGUF files.
     pub id: u32,
     /// llama.cpp's name of it in log lines, lower case except for the K-quants' letter (`q4_K`).
     pub name: &'static str,
-    /// Elements of a block.
     pub block_size: u64,
-    /// Bytes of a block.
     pub block_bytes: u64,
-    /// Whether ggml calls it quantized.
     pub is_quantized: bool,
 }
 

@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-pub use error::{Error, ErrorKind};
+pub use error::{At, Error, Fault};
 pub use ggml_type::GgmlType;
 use shards::Split;
 use window::FileWindow;
@@ -56,7 +56,7 @@ pub fn open(path: &Path) -> Result<Gguf, Error> {
         path
     };
     let (header, file) = open_file(path)?;
-    let error = |kind| Error { path: path.to_path_buf(), offset: None, kind };
+    let error = |at: At| at.in_file(path);
     let Some(split) = Split::of(&header).map_err(error)? else {
         return Ok(Gguf { files: vec![file], header });
     };
@@ -74,7 +74,7 @@ pub fn open(path: &Path) -> Result<Gguf, Error> {
     }
     match shards::join(headers) {
         Ok(header) => Ok(Gguf { files, header }),
-        Err((shard, kind)) => Err(Error { path: path_of(&files, shard), offset: None, kind }),
+        Err((shard, at)) => Err(at.in_file(path_of(&files, shard))),
     }
 }
 
@@ -84,19 +84,21 @@ fn path_of(files: &[ModelFile], shard: usize) -> PathBuf {
 }
 
 fn open_shard(path: &Path, split: Split, number: u64) -> Result<(Header, ModelFile), Error> {
-    open_file(path).map_err(|error| match error.kind {
-        ErrorKind::Io(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
-            Error { kind: ErrorKind::MissingShard { number, count: split.count }, ..error }
-        }
-        kind => Error { kind, ..error },
+    open_file(path).map_err(|error| match error.at.what {
+        Fault::Io(std::io::ErrorKind::NotFound) => shards::missing(number, split.count).in_file(path),
+        _ => error,
     })
+}
+
+fn io(path: &Path, cause: &std::io::Error) -> Error {
+    At::new(None, Fault::Io(cause.kind()), format!("cannot be read: {cause}")).in_file(path)
 }
 
 /// The one model in a directory: a file, or the first file of a split model that is there. Projectors and importance
 /// matrices, which lie beside models and have the same ending, do not count.
 fn model_in(directory: &Path) -> Result<PathBuf, Error> {
-    let error = |kind| Error { path: directory.to_path_buf(), offset: None, kind };
-    let io = |cause| error(ErrorKind::Io(cause));
+    let error = |what, message: String| At::new(None, what, message).in_file(directory);
+    let io = |cause| io(directory, &cause);
     let mut models: BTreeMap<String, PathBuf> = BTreeMap::new();
     for entry in directory.read_dir().map_err(io)? {
         let path = entry.map_err(io)?.path();
@@ -111,32 +113,41 @@ fn model_in(directory: &Path) -> Result<PathBuf, Error> {
         models.entry(model).and_modify(|first| *first = path.clone().min(first.clone())).or_insert(path);
     }
     match models.len() {
-        0 => Err(error(ErrorKind::NoModel)),
-        1 => models.into_values().next().ok_or_else(|| error(ErrorKind::NoModel)),
-        _ => Err(error(ErrorKind::SeveralModels(models.into_keys().collect()))),
+        0 | 1 => {
+            let none = || error(Fault::NoModel, "the directory holds no .gguf model".into());
+            models.into_values().next().ok_or_else(none)
+        }
+        many => {
+            let shown: Vec<String> = models.into_keys().take(10).map(|name| format!("`{name}`")).collect();
+            let more = if many > 10 { ", …" } else { "" };
+            let message = format!("the directory holds {many} models: {}{more}", shown.join(", "));
+            Err(error(Fault::SeveralModels, message))
+        }
     }
 }
 
 /// One file's header, its tensors as shard 0.
 fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
-    let error = |kind| Error { path: path.to_path_buf(), offset: None, kind };
-    let io = |cause| error(ErrorKind::Io(cause));
+    let error = |what, message: String| At::new(None, what, message).in_file(path);
+    let not_a_file = || error(Fault::NotAFile, "not a regular file".into());
+    let io = |cause| io(path, &cause);
     // Asked before the file is opened too: opening a pipe waits for its other end.
     let is_file = || Ok(path.metadata()?.is_file());
-    let file =
-        if is_file().map_err(io)? { File::open(path).map_err(io)? } else { return Err(error(ErrorKind::NotAFile)) };
+    let file = if is_file().map_err(io)? { File::open(path).map_err(io)? } else { return Err(not_a_file()) };
     let before = file.metadata().map_err(io)?;
     if !before.is_file() {
-        return Err(error(ErrorKind::NotAFile));
+        return Err(not_a_file());
     }
     if before.len() == 0 {
-        return Err(error(ErrorKind::Empty));
+        return Err(error(Fault::Unfinished, "the file is empty".into()));
     }
     let window = FileWindow::new(&file, before.len());
     let header = Header::read_from(window, before.len()).map_err(|fault| fault.in_file(path));
     let after = file.metadata().map_err(io)?;
     if after.len() != before.len() || after.modified().ok() != before.modified().ok() {
-        return Err(error(ErrorKind::Changed { before: before.len(), after: after.len() }));
+        let (before, after) = (before.len(), after.len());
+        let message = format!("the file changed while it was read (it had {before} bytes, now {after})");
+        return Err(error(Fault::Unfinished, message));
     }
     let header = header?;
     let file = ModelFile { path: path.to_path_buf(), bytes: Bytes(before.len()), data_offset: header.data_offset };
@@ -196,12 +207,9 @@ pub enum ByteOrder {
     Big,
 }
 
-/// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// Any unsigned integer type.
     U64(u64),
-    /// Any signed integer type.
     I64(i64),
     /// `f32` (widened) or `f64`.
     F64(f64),
@@ -234,7 +242,6 @@ impl Value {
 pub struct TensorInfo {
     /// The full name, suffix included (`blk.3.ffn_up_exps.weight`).
     pub name: String,
-    /// Its type.
     pub ty: GgmlType,
     /// How many of `shape` the file states.
     pub n_dims: u32,
@@ -249,7 +256,6 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }

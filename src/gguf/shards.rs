@@ -5,8 +5,9 @@
 
 use std::collections::HashSet;
 
-use super::error::ErrorKind;
-use super::reader::MAX_DATA;
+use super::cursor::over_limit;
+use super::error::{At, Fault};
+use super::reader::{MAX_DATA, too_much_data};
 use super::{Header, Value};
 
 /// What a file's metadata says about its place in a split model.
@@ -20,32 +21,32 @@ pub struct Split {
 
 impl Split {
     /// The split of a file, or `None` for a whole model.
-    pub fn of(header: &Header) -> Result<Option<Self>, ErrorKind> {
+    pub fn of(header: &Header) -> Result<Option<Self>, At> {
         let Some(count) = integer(header, "split.count") else {
             let is_there = header.metadata.contains_key("split.count");
-            return if is_there { Err(ErrorKind::SplitKey("split.count")) } else { Ok(None) };
+            return if is_there { Err(no_number("split.count")) } else { Ok(None) };
         };
         if count <= 1 {
             return Ok(None);
         }
         if count > u64::from(u16::MAX) {
-            return Err(ErrorKind::Limit { what: "a split", count, limit: u16::MAX.into() });
+            return Err(over_limit(None, "a split", count, u16::MAX.into()));
         }
-        let number = integer(header, "split.no").ok_or(ErrorKind::SplitKey("split.no"))?.saturating_add(1);
+        let number = integer(header, "split.no").ok_or(no_number("split.no"))?.saturating_add(1);
         if number > count {
-            return Err(ErrorKind::ShardName { number, count });
+            return Err(wrong_name(Self { number, count }));
         }
         Ok(Some(Self { number, count }))
     }
 
     /// The part of the file's name before `-00001-of-00003.gguf`.
-    pub fn prefix(self, file_name: &str) -> Result<&str, ErrorKind> {
+    pub fn prefix(self, file_name: &str) -> Result<&str, At> {
         match parse_name(file_name) {
             Some((prefix, named)) if named == self => Ok(prefix),
             Some((_, named)) if named.count == self.count => {
-                Err(ErrorKind::ShardNumber { found: self.number.saturating_sub(1), number: named.number })
+                Err(wrong_number(self.number.saturating_sub(1), named.number))
             }
-            _ => Err(ErrorKind::ShardName { number: self.number, count: self.count }),
+            _ => Err(wrong_name(self)),
         }
     }
 
@@ -64,21 +65,42 @@ pub fn parse_name(file_name: &str) -> Option<(&str, Split)> {
     Some((prefix, Split { number: five(number)?, count: five(count)? }))
 }
 
+fn no_number(key: &str) -> At {
+    At::new(None, Fault::Refused, format!("key `{key}` is missing or is not a number, though the model is split"))
+}
+
+/// A shard's name does not follow `<prefix>-00001-of-00003.gguf`, or is not its own.
+pub(super) fn wrong_name(Split { number, count }: Split) -> At {
+    let message = format!("holds shard {number} of {count}, but is not named `…-{number:05}-of-{count:05}.gguf`");
+    At::new(None, Fault::ShardName, message)
+}
+
+/// `split.no` of the file, from 0, is not the number that its name says, from 1.
+fn wrong_number(found: u64, number: u64) -> At {
+    let expected = number.saturating_sub(1);
+    let message = format!("`split.no` is {found}, but the file's name says shard {number} (`split.no` {expected})");
+    At::new(None, Fault::Shards, message)
+}
+
+pub(super) fn missing(number: u64, count: u64) -> At {
+    At::new(None, Fault::MissingShard, format!("shard {number} of {count} is missing"))
+}
+
 fn integer(header: &Header, key: &str) -> Option<u64> {
     header.metadata.get(key)?.as_u64()
 }
 
 /// Joins the headers of all shards, in order; an error comes with the shard at fault, from 0.
-pub fn join(shards: Vec<Header>) -> Result<Header, (usize, ErrorKind)> {
+pub fn join(shards: Vec<Header>) -> Result<Header, (usize, At)> {
     if let [first, ..] = shards.as_slice() {
         for (index, shard) in shards.iter().enumerate() {
             check_shard(first, shard, index).map_err(|kind| (index, kind))?;
         }
     }
     let mut rest = shards.into_iter();
-    let Some(mut first) = rest.next() else { return Err((0, ErrorKind::MissingShard { number: 1, count: 0 })) };
+    let Some(mut first) = rest.next() else { return Err((0, missing(1, 0))) };
     for (index, shard) in (1..).zip(rest) {
-        let number = u16::try_from(index).map_err(|_| (index, ErrorKind::SplitKey("split.count")))?;
+        let number = u16::try_from(index).map_err(|_| (index, no_number("split.count")))?;
         first.tensors.extend(shard.tensors.into_iter().map(|mut tensor| {
             tensor.shard = number;
             tensor
@@ -89,28 +111,36 @@ pub fn join(shards: Vec<Header>) -> Result<Header, (usize, ErrorKind)> {
     for tensor in &first.tensors {
         bytes = bytes.saturating_add(tensor.bytes.0);
         if bytes > MAX_DATA {
-            return Err((tensor.shard.into(), ErrorKind::TooMuchData(MAX_DATA)));
+            return Err((tensor.shard.into(), too_much_data(None)));
         }
         if !seen.insert(tensor.name.as_str()) {
-            return Err((tensor.shard.into(), ErrorKind::DuplicateTensor(tensor.name.clone())));
+            let message = format!("tensor `{}` is there twice", tensor.name);
+            return Err((tensor.shard.into(), At::new(None, Fault::Refused, message)));
         }
     }
     let found = first.tensors.len() as u64;
     match integer(&first, "split.tensors.count") {
-        None => Err((0, ErrorKind::SplitKey("split.tensors.count"))),
-        Some(expected) if expected != found => Err((0, ErrorKind::TensorsCount { found, expected })),
+        None => Err((0, no_number("split.tensors.count"))),
+        Some(expected) if expected != found => {
+            let message = format!("the shards hold {found} tensors together, `split.tensors.count` says {expected}");
+            Err((0, At::new(None, Fault::Shards, message)))
+        }
         Some(_) => Ok(first),
     }
 }
 
 /// That `shard` is number `index` (from 0) of the model of `first`.
-fn check_shard(first: &Header, shard: &Header, index: usize) -> Result<(), ErrorKind> {
+fn check_shard(first: &Header, shard: &Header, index: usize) -> Result<(), At> {
     let number = index as u64;
-    let found = integer(shard, "split.no").ok_or(ErrorKind::SplitKey("split.no"))?;
+    let found = integer(shard, "split.no").ok_or(no_number("split.no"))?;
     if found != number {
-        return Err(ErrorKind::ShardNumber { found, number: number.saturating_add(1) });
+        return Err(wrong_number(found, number.saturating_add(1)));
     }
-    let other = |what, found: String, expected: String| Err(ErrorKind::OtherModel { what, found, expected });
+    let other = |what, found: String, expected: String| {
+        let message =
+            format!("this shard is of another model: {what} is {found} here and {expected} in the first shard");
+        Err(At::new(None, Fault::Shards, message))
+    };
     if shard.byte_order != first.byte_order {
         return other("the byte order", shard.byte_order.to_string(), first.byte_order.to_string());
     }
@@ -154,7 +184,7 @@ mod tests {
     #[test]
     fn a_renamed_shard_is_told_apart_from_a_free_name() {
         let split = Split { number: 2, count: 3 };
-        assert!(matches!(split.prefix("x-00003-of-00003.gguf"), Err(ErrorKind::ShardNumber { found: 1, number: 3 })));
-        assert!(matches!(split.prefix("x.gguf"), Err(ErrorKind::ShardName { number: 2, count: 3 })));
+        assert!(matches!(split.prefix("x-00003-of-00003.gguf"), Err(At { what: Fault::Shards, .. })));
+        assert!(matches!(split.prefix("x.gguf"), Err(At { what: Fault::ShardName, .. })));
     }
 }

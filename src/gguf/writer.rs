@@ -42,16 +42,13 @@ pub enum Scalar {
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTensor {
-    /// The full name, suffix included.
     pub name: String,
-    /// Its type.
     pub ty: GgmlType,
     /// Elements by dimension; the first is contiguous. One to four of them.
     pub shape: Vec<u64>,
 }
 
 impl NewTensor {
-    /// The number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }
@@ -97,7 +94,7 @@ impl NewFile {
         let (mut offsets, mut end) = (Vec::with_capacity(self.tensors.len()), 0u64);
         for tensor in &self.tensors {
             out.string(&tensor.name);
-            out.length32(tensor.shape.len());
+            out.u32(u32::try_from(tensor.shape.len()).expect("a count of dimensions"));
             tensor.shape.iter().for_each(|n| out.u64(*n));
             out.u32(tensor.ty.id);
             out.u64(end);
@@ -134,10 +131,6 @@ impl Encoder {
         self.number(n.to_le_bytes());
     }
 
-    fn length32(&mut self, n: usize) {
-        self.u32(u32::try_from(n).expect("a count of dimensions"));
-    }
-
     fn string(&mut self, text: &str) {
         self.u64(text.len() as u64);
         self.bytes.extend_from_slice(text.as_bytes());
@@ -153,37 +146,24 @@ impl Encoder {
         }
     }
 
+    fn scalar<const N: usize>(&mut self, id: u32, little: [u8; N]) {
+        self.u32(id);
+        self.number(little);
+    }
+
     /// A value: its type id (`enum gguf_type`), then itself.
     fn value(&mut self, value: &Scalar) {
         match value {
-            Scalar::U16(n) => {
-                self.u32(2);
-                self.number(n.to_le_bytes());
-            }
-            Scalar::U32(n) => {
-                self.u32(4);
-                self.u32(*n);
-            }
-            Scalar::I32(n) => {
-                self.u32(5);
-                self.number(n.to_le_bytes());
-            }
-            Scalar::F32(x) => {
-                self.u32(6);
-                self.number(x.to_le_bytes());
-            }
-            Scalar::Bool(b) => {
-                self.u32(7);
-                self.bytes.push(u8::from(*b));
-            }
+            Scalar::U16(n) => self.scalar(2, n.to_le_bytes()),
+            Scalar::U32(n) => self.scalar(4, n.to_le_bytes()),
+            Scalar::I32(n) => self.scalar(5, n.to_le_bytes()),
+            Scalar::F32(x) => self.scalar(6, x.to_le_bytes()),
+            Scalar::Bool(b) => self.scalar(7, [u8::from(*b)]),
             Scalar::String(text) => {
                 self.u32(8);
                 self.string(text);
             }
-            Scalar::U64(n) => {
-                self.u32(10);
-                self.u64(*n);
-            }
+            Scalar::U64(n) => self.scalar(10, n.to_le_bytes()),
             Scalar::U32s(items) => self.array(4, items, |out, n| out.u32(*n)),
             Scalar::I32s(items) => self.array(5, items, |out, n| out.number(n.to_le_bytes())),
             Scalar::F32s(items) => self.array(6, items, |out, x| out.number(x.to_le_bytes())),

@@ -10,6 +10,7 @@ use crate::gguf::ByteOrder;
 use crate::model::load::Fault;
 use crate::model::{FileKind, MERGE_EXPERTS, Model};
 use crate::rules::Role;
+use crate::suggest::Hint as _;
 
 /// One warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +97,8 @@ fn unloadable(fault: &Fault) -> Warning {
         Fault::UnusedTensor { .. } | Fault::TooManyTensors { .. } => "unused-tensor",
         Fault::Rules(_) => "loader-rules",
     };
-    Warning::new(code, format!("llama.cpp refuses this file: {fault}"), fault.hint())
+    let hint = fault.hint().unwrap_or_default().into_owned();
+    Warning::new(code, format!("llama.cpp refuses this file: {fault}"), hint)
 }
 
 /// One warning for all keys that are missing.

@@ -5,7 +5,6 @@ use std::sync::LazyLock;
 use super::Backend;
 use crate::bytes::Bytes;
 
-/// The facts, as written.
 const TABLE: &str = include_str!("cards.tsv");
 
 /// A row of the table.
@@ -15,7 +14,6 @@ pub struct Card {
     pub words: &'static str,
     /// NVIDIA's name of its generation; of other cards, the maker.
     pub generation: &'static str,
-    /// From the data sheet.
     pub multiprocessors: Option<u64>,
     /// What CUDA takes for a process that has done nothing yet, where it was printed.
     pub context: Option<Bytes>,
@@ -25,23 +23,18 @@ pub struct Card {
     pub sold: Vec<Sold>,
 }
 
-/// Figures of speed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figures {
-    /// Of its memory, GB/s.
     pub bandwidth: f64,
-    /// TFLOP/s of products with quantized experts.
     pub products: f64,
     /// Of its slot in one direction, GB/s.
     pub link: f64,
-    /// Microseconds of one operation.
     pub op: f64,
 }
 
 /// A card's memory as llama.cpp saw it on one operating system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sold {
-    /// GB on the box.
     pub gb: u32,
     /// `linux` or `windows`.
     pub system: &'static str,
@@ -52,7 +45,6 @@ pub struct Sold {
 }
 
 impl Card {
-    /// Whether NVIDIA makes it.
     pub fn is_nvidia(&self) -> bool {
         !matches!(self.generation, "amd" | "intel" | "apple")
     }

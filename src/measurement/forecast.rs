@@ -1,5 +1,7 @@
 //! What a measurement of a launch is held to: what of its forecast can be measured.
 
+use std::borrow::Cow;
+
 use super::Expected;
 use crate::bytes::Bytes;
 use crate::machine::Machine;
@@ -7,6 +9,7 @@ use crate::memory::{self, MemoryBreakdown, MemoryByDevice};
 use crate::model::Model;
 use crate::placement::Buffer;
 use crate::runtime::Launch;
+use crate::suggest::Hint;
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LaunchForecast {
@@ -35,13 +38,14 @@ pub struct TooLong {
     smaller: String,
 }
 
-impl TooLong {
-    pub fn hint(&self) -> String {
+impl Hint for TooLong {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         let Self { slot, smaller, .. } = self;
-        match self.context {
+        let text = match self.context {
             Some(context) => format!("plan with -c {context} or more, or {smaller}"),
             None => format!("the model was trained on {slot} tokens, and llama-server takes no more: {smaller}"),
-        }
+        };
+        Some(text.into())
     }
 }
 

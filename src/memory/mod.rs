@@ -25,6 +25,7 @@ use crate::model::Model;
 use crate::placement::{self, Placement};
 use crate::run::RunConfig;
 use crate::run::numbers::{ContextNumbers, numbers};
+use crate::suggest::Hint;
 pub use caches::Caches;
 use compute::Compute;
 pub use context::ContextPerToken;
@@ -169,13 +170,14 @@ pub enum Error {
     Uncounted { what: Cow<'static, str>, reason: String },
 }
 
-impl Error {
-    pub fn hint(&self) -> Option<&'static str> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
+            Self::Placement(error) => error.hint(),
             Self::Graph(error) => error.hint(),
-            Self::Uncounted { .. } => {
-                Some("`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures")
-            }
+            Self::Uncounted { .. } => Some(
+                "`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures".into(),
+            ),
             _ => None,
         }
     }

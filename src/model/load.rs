@@ -7,9 +7,11 @@
 mod rules;
 mod walk;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use super::Model;
+use crate::suggest::Hint;
 use rules::Rules;
 use walk::Walk;
 
@@ -36,9 +38,9 @@ pub enum Fault {
     Rules(String),
 }
 
-impl Fault {
-    pub fn hint(&self) -> &'static str {
-        match self {
+impl Hint for Fault {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match self {
             Self::MissingTensor { tensor } if tensor.contains("_exps.") => {
                 "its experts are missing or named otherwise; take a GGUF made by llama.cpp's convert_hf_to_gguf.py"
             }
@@ -47,7 +49,8 @@ impl Fault {
             }
             Self::Rules(_) => "this is a mistake of moeplan; please report it",
             _ => "convert the model again with a current llama.cpp",
-        }
+        };
+        Some(text.into())
     }
 }
 

@@ -5,6 +5,7 @@ mod devices;
 pub mod pattern;
 mod tensors;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::bytes::Bytes;
@@ -12,6 +13,7 @@ use crate::machine::{Backend, Device, Machine};
 use crate::model::{Model, Tensor};
 use crate::rules::Role;
 use crate::run::{LazyMode, RunConfig};
+use crate::suggest::Hint;
 use buffers::HostList;
 use pattern::Pattern;
 use tensors::{Class, Op};
@@ -99,6 +101,36 @@ pub enum Error {
     SplitRow { device: String },
     #[error("`-sm tensor` is not modelled; use `-sm layer`")]
     SplitTensor,
+}
+
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match self {
+            Self::UnknownDevice { flag, name, .. } if flag == "--rpc" => {
+                format!("describe the server before `--`: --device 'RPC0[{name}]=SIZE'")
+            }
+            Self::NoServer { server, .. } => format!("add `--rpc {server}` to the command, after `--`"),
+            Self::UnknownDevice { name, .. } => {
+                format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE")
+            }
+            Self::UnknownBuffer { buffer, .. } if buffer.contains("Host") || buffer == "CPU_REPACK" => {
+                "llama.cpp takes only devices and `CPU` there; `CPU` becomes pinned, mapped or repacked by itself"
+                    .into()
+            }
+            Self::UnknownBuffer { buffer, known, .. } => {
+                if let Some(same) = known.split(", ").find(|name| name.eq_ignore_ascii_case(buffer)) {
+                    return Some(format!("did you mean `{same}`?").into());
+                }
+                let server = buffer.find('[').and_then(|at| buffer.get(at..));
+                match server.and_then(|server| known.split(", ").find(|name| name.ends_with(server))) {
+                    Some(named) => format!("write `{named}`: its number counts the devices of that server alone"),
+                    None => format!("describe it before `--`: --device '{buffer}=SIZE', or --vram SIZE,SIZE"),
+                }
+            }
+            _ => return None,
+        };
+        Some(text.into())
+    }
 }
 
 /// The key of host memory in memory tables.

@@ -14,6 +14,7 @@ mod stage;
 #[doc(hidden)]
 pub mod sweep;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,7 @@ use crate::run::command::{server_command, shell};
 use crate::run::{self, LoadMode, ModelSource, Program, RunConfig, Target};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
+use crate::suggest::Hint;
 pub use choose::ContextChoice;
 use explain::{Subject, Why};
 use solver::{Candidate, Computes, Problem};
@@ -136,11 +138,11 @@ pub enum Error {
     Replay { tensor: String },
 }
 
-impl Error {
-    /// Why there is no prediction, where that is it.
-    pub fn memory(&self) -> Option<&memory::Error> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Forecast(error) => Some(error),
+            Self::Forecast(error) => error.hint(),
+            Self::Run(error) => error.hint(),
             _ => None,
         }
     }

@@ -12,6 +12,7 @@ use crate::arch::{Arch, Is70B, Mix};
 use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, ModelFile, Value};
 use crate::model::{FileKind, Model, Tensor};
+use crate::suggest::Hint;
 use law::Given;
 pub use recipe::{RECIPES, Recipe, RecipeRow};
 
@@ -32,9 +33,9 @@ pub enum Error {
     TooLarge { tensor: String },
 }
 
-impl Error {
-    pub fn hint(&self) -> &'static str {
-        match self {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match self {
             Self::Kind { .. } => "give the model's own GGUF file",
             Self::Architecture { .. } => {
                 "quantize with a build that knows it; `moeplan inspect` shows what the file is"
@@ -43,7 +44,8 @@ impl Error {
             Self::Block { .. } | Self::From { .. } | Self::TooLarge { .. } => {
                 "quantize from a file of F32, F16 or BF16 that a current llama.cpp converted"
             }
-        }
+        };
+        Some(text.into())
     }
 }
 

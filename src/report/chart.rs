@@ -1,6 +1,13 @@
-//! What a chart shows: plain numbers with labels, drawn by `svg` and told by the table beside it.
+//! Charts as inline SVG: bars and lines. The table beside each tells the same numbers.
+//!
+//! Horizontal places are percentages, so that text keeps its size on every screen; labels are HTML beside. Colours come from the
+//! page's style sheet by class, so that light, dark and paper need no second drawing.
+
+use maud::{Markup, PreEscaped, html};
 
 use super::table::Table;
+use crate::bytes::{GIB, MIB};
+use crate::number::thousands;
 
 /// A chart, what it says in words, and the same numbers as a table.
 #[derive(Debug, Clone)]
@@ -10,8 +17,16 @@ pub struct Figure {
     pub text: String,
     pub legend: Vec<Key>,
     pub chart: Chart,
-    /// The same numbers.
     pub table: Table,
+}
+
+impl Figure {
+    /// Curves, where one has two points or more.
+    pub fn lines(title: impl Into<String>, text: String, lines: Lines, table: Table) -> Option<Self> {
+        let has_curve = lines.series.iter().any(|series| series.points.len() > 1);
+        let figure = || Self { title: title.into(), text, legend: Vec::new(), chart: Chart::Lines(lines), table };
+        has_curve.then(figure)
+    }
 }
 
 /// One entry of a legend.
@@ -38,91 +53,91 @@ pub enum Tone {
     Context,
     Compute,
     Overhead,
-    /// Main memory.
     Host,
     /// The n-th thing compared, from 0.
     Series(usize),
 }
 
 /// How many colours things that are compared have; after them they repeat, with other marks.
-pub const SERIES: usize = 6;
+const SERIES: usize = 6;
 
 impl Tone {
     /// Its class in the style sheet.
-    pub fn class(self) -> String {
+    fn class(self) -> String {
         match self {
-            Self::Model => "t-model".into(),
-            Self::Context => "t-context".into(),
-            Self::Compute => "t-compute".into(),
-            Self::Overhead => "t-overhead".into(),
-            Self::Host => "t-host".into(),
             Self::Series(at) => format!("t-{}", at % SERIES),
+            named => format!("t-{}", format!("{named:?}").to_lowercase()),
         }
     }
 }
 
-/// What is drawn.
 #[derive(Debug, Clone)]
 pub enum Chart {
-    /// Stacked bars in groups, each group to its own scale.
-    Stacks(Vec<Stack>),
-    /// Bars to one scale.
-    Bars(Bars),
-    /// Curves.
+    /// Groups of bars, each to its own scale.
+    Bars(Vec<Bars>),
     Lines(Lines),
-    /// What is where: a row a kind, a column a block.
-    Grid(Grid),
-}
-
-/// Bars of one thing, all to one scale, in bytes.
-#[derive(Debug, Clone)]
-pub struct Stack {
-    /// Whose: `CUDA0`.
-    pub label: String,
-    /// From top to bottom.
-    pub bars: Vec<StackedBar>,
-    /// A line that they must not cross, and what it is.
-    pub limit: Option<(String, u64)>,
-}
-
-/// One bar of parts.
-#[derive(Debug, Clone)]
-pub struct StackedBar {
-    /// `predicted`, `measured`, the name of a run.
-    pub label: String,
-    /// Its sum as people read it.
-    pub value: String,
-    pub fill: Fill,
-    /// From left to right, in bytes.
-    pub parts: Vec<(Tone, u64)>,
 }
 
 /// Bars to one scale from zero.
 #[derive(Debug, Clone)]
 pub struct Bars {
-    /// What the numbers are: `tokens/s`.
-    pub unit: String,
-    /// From top to bottom.
+    /// Whose: `CUDA0`; may be empty.
+    pub label: String,
+    pub axis: Axis,
     pub bars: Vec<Bar>,
+    /// A line that they must not cross, and what it is.
+    pub limit: Option<(String, f64)>,
 }
 
-/// One bar.
+#[derive(Debug, Clone)]
+pub enum Axis {
+    Bytes,
+    /// What the numbers are: `tokens/s`.
+    Number(String),
+    /// A map: as many columns as the model has blocks.
+    Blocks(usize),
+}
+
 #[derive(Debug, Clone)]
 pub struct Bar {
+    /// `predicted`, `measured`, the name of a run or of a kind of tensor.
     pub label: String,
-    /// Its number as people read it.
+    /// What it says as people read it.
     pub value: String,
-    pub length: f64,
+    pub parts: Vec<Part>,
     /// Half the length of its error bar: one standard deviation, or what a prediction may be off.
     pub spread: Option<f64>,
     /// The samples it is the mean of.
     pub samples: Vec<f64>,
+}
+
+/// A part of a bar, in the units of the axis.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub from: f64,
+    pub length: f64,
     pub tone: Tone,
     pub fill: Fill,
+    /// What it says on request: `blocks 0–12: CPU, 6.00 GiB`; may be empty.
+    pub text: String,
+}
+
+impl Bar {
+    /// Parts from left to right, one after the other.
+    pub fn stacked(label: &str, value: String, fill: Fill, parts: impl IntoIterator<Item = (Tone, f64)>) -> Self {
+        let mut end = 0.0;
+        let part = |(tone, length)| {
+            let from = end;
+            end += length;
+            Part { from, length, tone, fill, text: String::new() }
+        };
+        let parts = parts.into_iter().map(part).collect();
+        Self { label: label.into(), value, parts, spread: None, samples: Vec::new() }
+    }
 }
 
 /// Curves over a common axis.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Lines {
     /// What the horizontal axis counts: `tokens in the context`.
     pub x: String,
@@ -136,13 +151,11 @@ pub struct Lines {
     pub x_is_bytes: bool,
 }
 
-/// One curve.
 #[derive(Debug, Clone)]
 pub struct Series {
     pub label: String,
     /// Its place among the series, which gives colour, mark and dash.
     pub at: usize,
-    /// Its points, x ascending.
     pub points: Vec<Point>,
 }
 
@@ -155,29 +168,438 @@ pub struct Point {
     pub spread: Option<f64>,
 }
 
-/// What is where.
-#[derive(Debug, Clone)]
-pub struct Grid {
-    /// How many blocks.
-    pub columns: usize,
-    /// The kinds, top to bottom.
-    pub rows: Vec<GridRow>,
+/// Shapes that other drawings refer to: the hatching of what is predicted or on the host. Once a page, before any chart.
+pub fn definitions() -> Markup {
+    html! {
+        svg.defs width="0" height="0" aria-hidden="true" focusable="false" {
+            defs {
+                pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)" {
+                    rect.stripe width="2.5" height="6" {}
+                }
+            }
+        }
+    }
 }
 
-/// One kind of tensor: `ffn_up_exps`.
-#[derive(Debug, Clone)]
-pub struct GridRow {
-    pub label: String,
-    pub runs: Vec<Run>,
+/// The drawing; `id` is its own within the page.
+pub fn drawn(figure: &Figure, id: &str) -> Markup {
+    match &figure.chart {
+        Chart::Bars(groups) => html! { @for group in groups { (bars(group, id)) } },
+        Chart::Lines(lines) => {
+            let is_named = lines.series.len() > 1;
+            html! {
+                div.plot.named[is_named] {
+                    @if is_named { (names(lines)) }
+                    p.unit { (lines.y) }
+                    (plot(lines, id, &figure.title, &figure.text))
+                    p.unit.x-unit { (lines.x) }
+                }
+            }
+        }
+    }
 }
 
-/// Neighbouring blocks whose tensor of a kind is in one buffer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Run {
-    pub first: usize,
-    pub last: usize,
-    /// What the cell says on request: `blocks 0–12: CPU, 6.00 GiB`.
-    pub text: String,
-    pub tone: Tone,
-    pub fill: Fill,
+pub fn legend(keys: &[Key]) -> Markup {
+    html! {
+        @if !keys.is_empty() {
+            ul.legend {
+                @for key in keys {
+                    li {
+                        svg width="14" height="14" aria-hidden="true" focusable="false" {
+                            (area(&key.tone.class(), key.fill, "0", "100%"))
+                        }
+                        (key.label)
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A rectangle over the whole height, hatched where its fill says so.
+fn area(class: &str, fill: Fill, x: &str, width: &str) -> Markup {
+    html! {
+        rect.(class) x=(x) width=(width) height="100%" {}
+        @if fill == Fill::Hatched { rect.hatched x=(x) width=(width) height="100%" {} }
+    }
+}
+
+/// Steps of an axis under bars.
+const BAR_STEPS: f64 = 4.0;
+
+#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
+fn bars(group: &Bars, id: &str) -> Markup {
+    let reach = |bar: &Bar| {
+        let end = bar.parts.iter().map(|part| part.from + part.length).fold(0.0, f64::max);
+        bar.samples.iter().copied().fold(end + bar.spread.unwrap_or(0.0), f64::max)
+    };
+    let limit = group.limit.as_ref().map(|(_, limit)| *limit);
+    let longest = group.bars.iter().map(reach).chain(limit).fold(0.0, f64::max);
+    let (scale, marks) = match &group.axis {
+        Axis::Bytes => (longest.max(1.0), size_ticks(0.0, longest.max(1.0), BAR_STEPS)),
+        Axis::Number(_) => {
+            let scale = ceiling(longest, BAR_STEPS);
+            (scale, ticks(0.0, scale, BAR_STEPS))
+        }
+        Axis::Blocks(columns) => {
+            let whole = ticks(0.0, *columns as f64 - 1.0, 8.0).into_iter().filter(|tick| tick.at.fract() == 0.0);
+            ((*columns).max(1) as f64, whole.map(|tick| Tick { at: tick.at + 0.5, ..tick }).collect())
+        }
+    };
+    let is_map = matches!(group.axis, Axis::Blocks(_));
+    let at = |value: f64| across(percent(value, 0.0, scale));
+    let ruling = format!("{id}-ruling");
+    let columns = format!("{:.6}", 1.0 / scale);
+    html! {
+        div.group {
+            @if is_map {
+                svg.defs width="0" height="0" aria-hidden="true" focusable="false" {
+                    defs { pattern id=(ruling) width=(columns) height="1" { rect.rule width="1" height="40" {} } }
+                }
+            } @else if !group.label.is_empty() || group.limit.is_some() {
+                div.group-head {
+                    span.group-name { (group.label) }
+                    @if let Some((what, _)) = &group.limit { span.limit-key { (what) } }
+                }
+            }
+            div.rows.map[is_map] {
+                @for bar in &group.bars {
+                    span.row-name { (bar.label) }
+                    svg.(if is_map { "cell" } else { "bar" }) aria-hidden="true" focusable="false" {
+                        @if !is_map {
+                            @for mark in &marks { line.gridline x1=(at(mark.at)) x2=(at(mark.at)) y1="-15%" y2="115%" {} }
+                        }
+                        (parts(bar, &at))
+                        @if let Some(limit) = limit {
+                            line.limit-halo x1=(at(limit)) x2=(at(limit)) y1="-10%" y2="110%" {}
+                            line.limit x1=(at(limit)) x2=(at(limit)) y1="-10%" y2="110%" {}
+                        }
+                        @if is_map { rect width="100%" height="100%" fill=(format!("url(#{ruling})")) pointer-events="none" {} }
+                    }
+                    @if !is_map { span.row-value { (bar.value) } }
+                }
+                @if is_map { span.row-name { "block" } }
+                svg.axis aria-hidden="true" focusable="false" {
+                    @for tick in &marks {
+                        @if !is_map { line.tick x1=(at(tick.at)) x2=(at(tick.at)) y1="0" y2="4" {} }
+                        text.(anchor(percent(tick.at, 0.0, scale))) x=(at(tick.at)) y=(if is_map { "14" } else { "17" }) { (tick.label) }
+                    }
+                }
+            }
+            @if let Axis::Number(unit) = &group.axis { p.unit { (unit) } }
+        }
+    }
+}
+
+/// The areas of a bar, a dot for each sample, and its error bar above the dots where there are any.
+fn parts(bar: &Bar, at: &dyn Fn(f64) -> String) -> Markup {
+    let (top, middle, bottom) = if bar.samples.is_empty() { ("34%", "50%", "66%") } else { ("20%", "36%", "52%") };
+    let end = bar.parts.iter().map(|part| part.from + part.length).fold(0.0, f64::max);
+    html! {
+        @for part in bar.parts.iter().filter(|part| part.length > 0.0) {
+            g {
+                @if !part.text.is_empty() { title { (part.text) } }
+                (area(&part.tone.class(), part.fill, &at(part.from), &at(part.length)))
+            }
+        }
+        @for sample in &bar.samples { circle.sample cx=(at(*sample)) cy="76%" r="2.5" {} }
+        @if let Some(spread) = bar.spread.filter(|spread| *spread > 0.0) {
+            @let (low, high) = (at(end - spread), at(end + spread));
+            line.whisker x1=(low) x2=(high) y1=(middle) y2=(middle) {}
+            line.whisker x1=(low) x2=(low) y1=(top) y2=(bottom) {}
+            line.whisker x1=(high) x2=(high) y1=(top) y2=(bottom) {}
+        }
+    }
+}
+
+/// Which side of its place a label is on, so that it stays inside.
+fn anchor(place: f64) -> &'static str {
+    if place < 3.0 {
+        "from"
+    } else if place > 94.0 {
+        "to"
+    } else {
+        "on"
+    }
+}
+
+/// Height of the plot, in CSS pixels.
+const PLOT: f64 = 240.0;
+/// Room below it for the axis.
+const BELOW: f64 = 24.0;
+/// Steps of the axes of curves.
+const STEPS: f64 = 5.0;
+/// Least distance between two labels at the ends of curves.
+const APART: f64 = 15.0;
+
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    left: f64,
+    right: f64,
+    top: f64,
+}
+
+impl Frame {
+    fn of(lines: &Lines) -> Self {
+        let points = || lines.series.iter().flat_map(|series| &series.points).filter(|point| point.x.is_finite());
+        let left = points().map(|point| point.x).fold(f64::INFINITY, f64::min);
+        let right = points().map(|point| point.x).fold(f64::NEG_INFINITY, f64::max);
+        let reach = points().map(|point| point.y + point.spread.unwrap_or(0.0));
+        let top =
+            reach.chain(lines.levels.iter().map(|(_, level)| *level)).filter(|y| y.is_finite()).fold(0.0, f64::max);
+        let (left, right) = match (left.is_finite(), right > left) {
+            (true, true) => (left, right),
+            (true, false) => (left - 1.0, left + 1.0),
+            (false, _) => (0.0, 1.0),
+        };
+        Self { left, right, top: ceiling(top, STEPS) }
+    }
+
+    fn x(self, value: f64) -> f64 {
+        percent(value, self.left, self.right)
+    }
+
+    fn y(self, value: f64) -> f64 {
+        PLOT - percent(value, 0.0, self.top) / 100.0 * PLOT
+    }
+}
+
+/// The curves and their axes, without what the axes are called.
+fn plot(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
+    let frame = Frame::of(lines);
+    let (named, described) = (format!("{id}-name"), format!("{id}-text"));
+    html! {
+            svg height=(coordinate(PLOT + BELOW)) role="img" aria-labelledby=(named) aria-describedby=(described) {
+                title id=(named) { (title) }
+                desc id=(described) { (text) }
+                (axes(lines, frame))
+                @for series in &lines.series { (curve(series, lines.dense, frame)) }
+                @for (at, (label, level)) in lines.levels.iter().enumerate() {
+                    @let y = frame.y(*level);
+                    line.level x1="0" x2="100%" y1=(coordinate(y)) y2=(coordinate(y)) {}
+                    text.to.level-label x="100%" y=(coordinate(if at == 0 { y + 16.0 } else { y - 6.0 })) { (label) }
+                }
+                @if lines.series.len() > 1 { (labels(lines, frame)) }
+            }
+    }
+}
+
+fn axes(lines: &Lines, frame: Frame) -> Markup {
+    let sizes = lines.x_is_bytes;
+    let marks = if sizes { size_ticks(frame.left, frame.right, STEPS) } else { ticks(frame.left, frame.right, STEPS) };
+    html! {
+        @for tick in ticks(0.0, frame.top, STEPS) {
+            @let y = coordinate(frame.y(tick.at));
+            line.(if tick.at == 0.0 { "base" } else { "gridline" }) x1="0" x2="100%" y1=(y) y2=(y) {}
+            text.to x="-8" y=(coordinate(frame.y(tick.at) + 4.0)) { (tick.label) }
+        }
+        @for tick in marks {
+            @let place = frame.x(tick.at);
+            line.tick x1=(across(place)) x2=(across(place)) y1=(coordinate(PLOT)) y2=(coordinate(PLOT + 5.0)) {}
+            text.(anchor(place)) x=(across(place)) y=(coordinate(PLOT + 19.0)) { (tick.label) }
+        }
+    }
+}
+
+fn curve(series: &Series, dense: bool, frame: Frame) -> Markup {
+    let class = Tone::Series(series.at).class();
+    let place = |point: &Point| format!("{},{}", coordinate(frame.x(point.x)), coordinate(frame.y(point.y)));
+    let path: Vec<String> = series.points.iter().map(place).collect();
+    html! {
+        svg viewBox=(format!("0 0 100 {PLOT}")) preserveAspectRatio="none" width="100%" height=(coordinate(PLOT)) {
+            polyline.curve.(class).(format!("d-{}", series.at % SERIES)).thin[dense] points=(path.join(" ")) {}
+        }
+        @if !dense {
+            @for point in &series.points {
+                @let (x, y) = (across(frame.x(point.x)), frame.y(point.y));
+                @if let Some(spread) = point.spread.filter(|spread| *spread > 0.0) {
+                    @let (low, high) = (frame.y(point.y - spread), frame.y(point.y + spread));
+                    line.whisker x1=(x) x2=(x) y1=(coordinate(low)) y2=(coordinate(high)) {}
+                }
+                svg.mark x=(x) y=(coordinate(y)) { path.(class) d=(mark(series.at)) {} }
+            }
+        }
+    }
+}
+
+/// The mark of a series: disc, square, triangle, diamond, cross, bar.
+fn mark(at: usize) -> &'static str {
+    const MARKS: [&str; SERIES] = [
+        "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0",
+        "M-4,-4h8v8h-8z",
+        "M0,-5l5,9h-10z",
+        "M0,-5.5l5,5.5l-5,5.5l-5,-5.5z",
+        "M-5,-1.5h3.5v-3.5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5z",
+        "M-5,-2h10v4h-10z",
+    ];
+    MARKS[at % SERIES]
+}
+
+/// The names with their marks, for screens without room beside the plot.
+fn names(lines: &Lines) -> Markup {
+    html! {
+        ul.legend {
+            @for series in &lines.series {
+                li {
+                    svg width="14" height="14" aria-hidden="true" focusable="false" {
+                        svg.mark x="7" y="7" { path.(Tone::Series(series.at).class()) d=(mark(series.at)) {} }
+                    }
+                    (series.label)
+                }
+            }
+        }
+    }
+}
+
+/// The names at the ends of the curves, pushed apart where they would overlap.
+fn labels(lines: &Lines, frame: Frame) -> Markup {
+    let ends = lines.series.iter().filter_map(|series| Some((series, frame.y(series.points.last()?.y) + 4.0)));
+    let mut ends: Vec<(&Series, f64)> = ends.collect();
+    ends.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.at.cmp(&b.0.at)));
+    let mut last = f64::NEG_INFINITY;
+    for (_, y) in &mut ends {
+        *y = y.max(last + APART).max(10.0);
+        last = *y;
+    }
+    let over = (last - (PLOT - 6.0)).max(0.0);
+    html! {
+        @for (series, y) in ends {
+            text.from.end-label.(Tone::Series(series.at).class()) x="100%" dx="12" y=(coordinate(y - over)) { (series.label) }
+        }
+    }
+}
+
+/// The picture's size and the place of its plot, in CSS pixels.
+const WIDTH: u32 = 820;
+const HEIGHT: u32 = 404;
+const LEFT: u32 = 72;
+const TOP: u32 = 104;
+
+/// One chart of curves as a file of its own, for a page that shows pictures; `style` is the page's style sheet, whose colours it has.
+pub fn picture(drawn: &Lines, style: &str, title: &str, text: &str) -> Markup {
+    // Names at the ends of several curves stand right of the plot.
+    let right = if drawn.series.len() > 1 { 150 } else { 32 };
+    html! {
+        svg xmlns="http://www.w3.org/2000/svg" width=(WIDTH) height=(HEIGHT) viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) {
+            style { (PreEscaped(style)) (PreEscaped(FONT)) }
+            rect.paper width="100%" height="100%" {}
+            text.name x="24" y="38" { (title) }
+            text x="24" y="60" { (text) }
+            text x="24" y=(TOP - 16) { (drawn.y) }
+            svg x=(LEFT) y=(TOP) width=(WIDTH - LEFT - right) height=(HEIGHT - TOP) {
+                (plot(drawn, "chart", title, text))
+            }
+            text.to x=(WIDTH - right) y=(HEIGHT - 14) { (drawn.x) }
+        }
+    }
+}
+
+/// A page's style sheet sets the font of `body`, which a picture has not.
+const FONT: &str = "text { font-family: system-ui, sans-serif; } .paper { fill: var(--paper); } \
+                    svg text.name { font-size: 17px; font-weight: 650; fill: var(--ink); }";
+
+/// One mark of an axis: where it is, and what it says.
+#[derive(Debug, Clone, PartialEq)]
+struct Tick {
+    at: f64,
+    label: String,
+}
+
+/// A place between `low` and `high` as a share of 100; what is no number is at 0.
+fn percent(value: f64, low: f64, high: f64) -> f64 {
+    let share = (value - low) / (high - low) * 100.0;
+    if share.is_finite() { share.clamp(0.0, 100.0) } else { 0.0 }
+}
+
+/// A coordinate with two decimals and no more digits than it needs.
+fn coordinate(value: f64) -> String {
+    let text = format!("{value:.2}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".into() } else { text.into() }
+}
+
+/// A coordinate across: `12.5%`.
+fn across(share: f64) -> String {
+    coordinate(share) + "%"
+}
+
+/// A step of 1, 2 or 5 times a power of ten that cuts `length` into at most `most` parts.
+fn step(length: f64, most: f64) -> f64 {
+    if !length.is_finite() || length <= 0.0 {
+        return 1.0;
+    }
+    let rough = length / most;
+    let power = 10f64.powf(rough.log10().floor());
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * power >= rough * 0.999_999).unwrap_or(10.0);
+    factor * power
+}
+
+/// Marks at multiples of a round step from `low` to `high`.
+fn ticks(low: f64, high: f64, most: f64) -> Vec<Tick> {
+    let step = step(high - low, most);
+    let mut at = (low / step).ceil() * step;
+    let mut ticks = Vec::new();
+    while at <= high + step * 1e-6 && ticks.len() < 32 {
+        ticks.push(Tick { at, label: number(at, step) });
+        at += step;
+    }
+    ticks
+}
+
+/// Marks of sizes from `low` to `high` bytes, in MiB or GiB.
+#[expect(clippy::cast_precision_loss, reason = "places on an axis")]
+fn size_ticks(low: f64, high: f64, most: f64) -> Vec<Tick> {
+    let (unit, name) = if high >= GIB as f64 { (GIB as f64, "GiB") } else { (MIB as f64, "MiB") };
+    let in_units = ticks(low / unit, high / unit, most).into_iter();
+    in_units.map(|tick| Tick { at: tick.at * unit, label: format!("{} {name}", tick.label) }).collect()
+}
+
+/// The smallest multiple of the axis's own step that holds `max`.
+fn ceiling(max: f64, most: f64) -> f64 {
+    if !max.is_finite() || max <= 0.0 {
+        return 1.0;
+    }
+    let step = step(max, most);
+    (max / step - 1e-9).ceil() * step
+}
+
+/// A number with the decimals that `step` needs.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and not negative here")]
+fn number(value: f64, step: f64) -> String {
+    let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
+    if step >= 1.0 && (0.0..1e15).contains(&value) {
+        return thousands(value.round() as u64);
+    }
+    let decimals = if step < 1.0 { (-step.log10()).ceil().clamp(0.0, 9.0) as usize } else { 0 };
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_round_and_few() {
+        for (low, high, labels) in [
+            (0.0, 24.0, vec!["0", "5", "10", "15", "20"]),
+            (0.0, 1.0, vec!["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+            (0.0, 10_459.0, vec!["0", "5,000", "10,000"]),
+            (4096.0, 65_536.0, vec!["20,000", "40,000", "60,000"]),
+            (0.0, f64::NAN, vec![]),
+        ] {
+            let found: Vec<String> = ticks(low, high, 5.0).into_iter().map(|tick| tick.label).collect();
+            assert_eq!(found, labels, "{low} to {high}");
+        }
+        let sizes: Vec<String> = size_ticks(0.0, 8.0 * 1024f64.powi(3), 4.0).into_iter().map(|t| t.label).collect();
+        assert_eq!(sizes, ["0 GiB", "2 GiB", "4 GiB", "6 GiB", "8 GiB"]);
+    }
+
+    #[test]
+    fn places_are_within_the_chart_whatever_the_number() {
+        for (value, place) in [(5.0, "50%"), (-1.0, "0%"), (99.0, "100%"), (f64::NAN, "0%"), (1.0 / 3.0, "3.33%")] {
+            assert_eq!(across(percent(value, 0.0, 10.0)), place);
+        }
+        assert_eq!(across(percent(1.0, 2.0, 2.0)), "0%");
+        assert!((ceiling(10_459.0, 5.0) - 15_000.0).abs() < 1e-6 && (ceiling(10.0, 5.0) - 10.0).abs() < 1e-9);
+    }
 }

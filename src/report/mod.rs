@@ -7,6 +7,5 @@ pub mod live;
 pub mod markdown;
 pub mod page;
 pub mod read;
-pub mod svg;
 pub mod table;
 pub mod text;

@@ -1,5 +1,6 @@
 //! The documents that a report is made of, told apart by their schema; llama-bench's JSON has none and is known by its keys.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::DeserializeOwned;
@@ -11,12 +12,12 @@ use crate::measurement::{Launched, Measurement};
 use crate::plan::sweep::{Plans, SweepDocument};
 use crate::plan::{Checked, Plan};
 use crate::speed::samples::BenchRow;
+use crate::suggest::Hint;
 use crate::suite::document::{Bench, Validation};
 use crate::tune::document::Document as Tuning;
 
 /// A document and where it is from.
 pub struct Source {
-    /// A path, as it was named.
     pub name: String,
     pub document: Box<dyn Document>,
 }
@@ -30,72 +31,35 @@ impl fmt::Debug for Source {
 /// A file that no report can be made of.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A model.
     #[error("`{name}` is a GGUF model, and a report is made of documents")]
-    Model {
-        /// The file.
-        name: String,
-    },
-    /// Not text.
+    Model { name: String },
     #[error("`{name}` is not JSON: it is not even text")]
-    Binary {
-        /// The file.
-        name: String,
-    },
-    /// Nothing.
+    Binary { name: String },
     #[error("`{name}` is empty")]
-    Empty {
-        /// The file.
-        name: String,
-    },
-    /// Not JSON.
+    Empty { name: String },
     #[error("`{name}` is not JSON")]
-    Json {
-        /// The file.
-        name: String,
-        /// Where it stops being JSON.
-        source: serde_json::Error,
-    },
-    /// JSON without a schema, and not llama-bench's.
+    Json { name: String, source: serde_json::Error },
     #[error("`{name}` holds no document of moeplan: it names no schema")]
-    NoSchema {
-        /// The file.
-        name: String,
-    },
-    /// A schema that no report shows.
+    NoSchema { name: String },
     #[error("`{name}` is `{schema}`, which a report does not show")]
-    Schema {
-        /// The file.
-        name: String,
-        /// What it says it is.
-        schema: String,
-    },
-    /// It is not what its schema says.
+    Schema { name: String, schema: String },
     #[error("`{name}` is not a `{schema}`")]
-    Shape {
-        /// The file.
-        name: String,
-        /// What it says it is.
-        schema: String,
-        /// The key that is wrong.
-        source: serde_json::Error,
-    },
+    Shape { name: String, schema: String, source: serde_json::Error },
 }
 
-impl Error {
-    /// What to try.
-    pub fn hint(&self) -> String {
-        match self {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
             Self::Model { name } => {
-                format!("`moeplan inspect {name} --json -o inspect.json` writes one of it, so do plan, verify and bench")
+                format!("`moeplan inspect {name} --json -o inspect.json` writes one of it, so do plan, verify and bench").into()
             }
             Self::Binary { .. } | Self::Empty { .. } | Self::Json { .. } | Self::NoSchema { .. } | Self::Schema { .. } => {
                 "a report shows what inspect, check, plan, run, verify, tune, bench and validate write with --json, and \
                  llama-bench's rows (-o json or -o jsonl)"
-                    .to_string()
+                    .into()
             }
-            Self::Shape { .. } => "was it written by another version of moeplan, or by hand?".to_string(),
-        }
+            Self::Shape { .. } => "was it written by another version of moeplan, or by hand?".into(),
+        })
     }
 }
 
@@ -197,7 +161,7 @@ mod tests {
         ] {
             let error = read("f", text).unwrap_err();
             assert!(error.to_string().contains(expected), "{text}: {error}");
-            assert!(!error.hint().is_empty());
+            assert!(error.hint().is_some());
         }
     }
 }

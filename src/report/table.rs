@@ -9,9 +9,7 @@ use crate::escape;
 /// Which side a column leans on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
     Left,
-    /// Numbers.
     Right,
 }
 
@@ -24,7 +22,6 @@ pub struct Table {
     shares: Vec<Option<f64>>,
 }
 
-/// Columns of a bar.
 const BAR: usize = 24;
 
 impl Table {
@@ -46,7 +43,7 @@ impl Table {
         Self { columns: columns.split('|').map(column).collect(), rows: Vec::new(), shares: Vec::new() }
     }
 
-    /// Adds a row, one cell a column; the text may be a stranger's.
+    /// Adds a row, one cell a column; the text may be untrusted.
     pub fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) -> &mut Self {
         let cells: Vec<String> = cells.into_iter().map(Into::into).collect();
         assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
@@ -64,9 +61,19 @@ impl Table {
         self
     }
 
-    /// Facts by their names, without a heading line.
-    pub fn facts() -> Self {
-        Self::of("|")
+    /// A table of [`Table::of`] with its rows.
+    pub fn rows_of<R: IntoIterator<Item: Into<String>>>(columns: &str, rows: impl IntoIterator<Item = R>) -> Self {
+        let mut table = Self::of(columns);
+        for row in rows {
+            table.row(row);
+        }
+        table
+    }
+
+    /// Facts by their names, without a heading line; those that are not known have no row.
+    pub fn facts<N: Into<String>>(facts: impl IntoIterator<Item = (N, Option<String>)>) -> Self {
+        let known = facts.into_iter().filter_map(|(name, fact)| Some([name.into(), fact?]));
+        Self::rows_of("|", known)
     }
 
     /// The column of bars, where any row has one.
@@ -85,7 +92,6 @@ impl Table {
         &self.rows
     }
 
-    /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -113,7 +119,19 @@ impl Table {
         lines.join("\n") + "\n"
     }
 
-    /// As a Markdown table.
+    /// The same without its last columns, as many as make it wider than `width`.
+    pub fn fitted(&self, width: usize) -> String {
+        let mut table = self.clone();
+        loop {
+            let text = table.text();
+            if table.columns.len() < 2 || text.lines().all(|line| console::measure_text_width(line) <= width) {
+                return text;
+            }
+            table.columns.pop();
+            table.rows.iter_mut().for_each(|row| drop(row.pop()));
+        }
+    }
+
     pub fn markdown(&self) -> String {
         let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
         let mut bars = self.bars();

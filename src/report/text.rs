@@ -88,11 +88,8 @@ fn table(out: &mut String, caption: &str, table: &Table) {
 
 /// Figures as lines: `context  8,192 tokens, f16 cache`.
 pub(super) fn key_figures(figures: &[KeyFigure]) -> Table {
-    let mut table = Table::facts();
-    for KeyFigure { label, value, note } in figures {
-        table.row([label.clone(), format!("{value} {note}").trim().to_string()]);
-    }
-    table
+    let phrase = |figure: &KeyFigure| format!("{} {}", figure.value, figure.note).trim().to_string();
+    Table::facts(figures.iter().map(|figure| (figure.label.as_str(), Some(phrase(figure)))))
 }
 
 /// `✓ what: why`, and what to do on a line of its own.

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::suggest;
+use crate::suggest::{self, Hint};
 
 // In reading order: each uses those before it.
 mod config;
@@ -56,22 +56,23 @@ pub enum Error {
     BadValue { flag: String, value: String, expected: String },
 }
 
-impl Error {
-    pub fn hint(&self) -> Option<String> {
-        match self {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let text = match self {
             Self::UnknownProgram(word) if std::path::Path::new(word).extension().is_some_and(|ext| ext == "gguf") => {
-                Some(format!("check reads a whole command: `moeplan check -- llama-server -m {word} -ngl 99`"))
+                format!("check reads a whole command: `moeplan check -- llama-server -m {word} -ngl 99`")
             }
             Self::UnknownProgram(word) if word.contains('-') => {
                 let name = word.rsplit(['/', '\\']).next().unwrap_or(word);
-                suggest::did_you_mean(name, Program::NAMES.map(|(_, name)| name))
+                suggest::did_you_mean(name, Program::NAMES.map(|(_, name)| name))?
             }
             Self::BadValue { value, expected, .. } => {
                 let words = expected.split([',', ' ', '`']).filter(|word| !word.is_empty() && *word != value);
-                suggest::did_you_mean(value, words.filter(|word| !["one", "of", "or", "a"].contains(word)))
+                suggest::did_you_mean(value, words.filter(|word| !["one", "of", "or", "a"].contains(word)))?
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        Some(text.into())
     }
 }
 

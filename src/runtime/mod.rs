@@ -7,6 +7,7 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Isa, Machine};
 use crate::memory::MemoryByDevice;
 use crate::run::RunConfig;
+use crate::suggest::Hint;
 use log::{Failure, Part};
 
 pub mod client;
@@ -456,9 +458,11 @@ impl Error {
     pub fn is_of_every_launch(&self) -> bool {
         matches!(self.kind, Kind::Setup | Kind::Unreachable)
     }
+}
 
-    pub fn hint(&self) -> Option<String> {
-        self.hint.clone()
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.hint.as_deref().map(Cow::Borrowed)
     }
 }
 

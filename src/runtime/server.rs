@@ -932,6 +932,7 @@ pub fn bench(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::suggest::Hint as _;
 
     #[test]
     fn a_version_has_a_number_only_where_it_is_a_release() {

@@ -1,10 +1,13 @@
 //! Why a launch gave nothing: told apart as far as a checklist and a hint need it.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::cases::CaseLaunch;
 use super::document::{Bench, Case, Session};
 use crate::runtime;
+use crate::suggest::Hint;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -33,10 +36,6 @@ pub struct NothingMeasured {
 }
 
 impl NothingMeasured {
-    pub fn hint(&self) -> Option<String> {
-        self.hint.clone()
-    }
-
     /// For a reason that kept everything from being launched.
     pub fn because(why: impl Into<String>) -> Self {
         Self { why: why.into(), hint: None }
@@ -51,6 +50,12 @@ impl NothingMeasured {
             first.get_or_insert(Self { why: why.clone(), hint });
         }
         first
+    }
+}
+
+impl Hint for NothingMeasured {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.hint.as_deref().map(Cow::Borrowed)
     }
 }
 
@@ -83,7 +88,7 @@ impl Session {
         let kind = if lacking.is_some() { Kind::DoesNotFit } else { Kind::Failed };
         let as_predicted = lacking.map_or(String::new(), |lacking| format!("; as predicted, {lacking}"));
         self.failure = Some(format!("{error}{as_predicted}"));
-        self.trouble = Some(Trouble { kind, hint: error.hint() });
+        self.trouble = Some(Trouble { kind, hint: error.hint().map(Cow::into_owned) });
     }
 
     /// What kind of failure it is; of sessions that were written before kinds were, that it failed.

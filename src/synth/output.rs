@@ -1,5 +1,6 @@
 //! Synthetic models on disk: a hole or random weights, by several threads, whole or not at all. [I/O]
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use crate::files::temporary::Part;
 use crate::files::{self, check};
 use crate::gguf::sparse;
 use crate::gguf::writer::NewFile;
+use crate::suggest::Hint;
 
 /// What goes into the data section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,13 @@ pub enum Error {
     File(#[from] files::Error),
     #[error("stopped; nothing was left on disk")]
     Stopped,
+}
+
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let Self::File(error) = self else { return None };
+        error.hint()
+    }
 }
 
 /// Watching and stopping.

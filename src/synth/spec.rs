@@ -4,6 +4,7 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -11,7 +12,7 @@ use serde_yaml::{Mapping, Value as Yaml};
 
 use crate::expression::{self, Dims};
 use crate::gguf::writer::Scalar;
-use crate::suggest;
+use crate::suggest::{self, Hint};
 
 /// The spec files, compiled in: a new model is a new file.
 static FILES: include_dir::Dir<'static> = include_dir::include_dir!("$CARGO_MANIFEST_DIR/rules/models");
@@ -31,10 +32,10 @@ pub enum Error {
     Bad { name: String, problem: String },
 }
 
-impl Error {
-    pub fn hint(&self) -> Option<String> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         let Self::Unknown { name, known } = self else { return None };
-        suggest::did_you_mean(name, known.split(", "))
+        suggest::did_you_mean(name, known.split(", ")).map(Cow::Owned)
     }
 }
 

@@ -270,7 +270,7 @@ fn a_slip_gets_a_hint() {
         ("plan m.gguf --vram 24G -ub 1k", "write `-ub 1024`"),
         (r"plan m.gguf --vram 24G -ot blk\.\d{1,2}\.=CPU", "a pattern cannot hold one"),
         ("plan m.gguf --vram 24G -lm nmap", "mmap"),
-        ("plan --vram 24G two", "`a.gguf`"),
+        ("plan --vram 24G two", "name one of them"),
         ("plan --vram 24G nothere.gguf", "pass a .gguf file"),
         ("plan --vram 24G nothere", "moeplan list"),
         ("inspect empty", "a folder that holds one model"),

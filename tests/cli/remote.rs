@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::support::gguf_builder::{Builder, V, text};
 use moeplan::gguf::source::{Client, Error, Event, Failure, Limits, Url};
+use moeplan::suggest::Hint as _;
 
 /// Small windows and short waits, for tests; no server here is given up for its slowness, however busy the machine.
 fn limits() -> Limits {
@@ -70,7 +71,7 @@ fn is_model(opened: &Result<moeplan::gguf::Gguf, Error>) {
 /// The failure of an address.
 fn failure(opened: Result<moeplan::gguf::Gguf, Error>) -> (Failure, String) {
     let error = opened.expect_err("must fail");
-    let hint = error.hint().unwrap_or_default();
+    let hint = error.hint().unwrap_or_default().into_owned();
     match error {
         Error::Address { failure, .. } => (failure, hint),
         other => panic!("{other}"),

@@ -17,6 +17,7 @@ use moeplan::runtime::worker::Request;
 use moeplan::runtime::{
     Embedded, Kind, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, software_machine,
 };
+use moeplan::suggest::Hint as _;
 use moeplan::{gguf, memory};
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");

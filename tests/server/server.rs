@@ -18,6 +18,7 @@ use moeplan::run::{Program, RunConfig, parse};
 use moeplan::runtime::client::{Input, Request};
 use moeplan::runtime::server::{Limits, Server, find, probe};
 use moeplan::runtime::{End, Launch, Prompt, Runtime as _, Workload, machine_of};
+use moeplan::suggest::Hint as _;
 
 const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 

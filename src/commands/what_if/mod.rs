@@ -99,11 +99,9 @@ fn writable(name: &str) -> Result<GgmlType, String> {
 /// A model that does not exist, its path, and how it would be made.
 #[derive(Debug)]
 pub struct Variant {
-    /// The model.
     pub model: Model,
     /// What `llama-quantize` would write.
     pub path: String,
-    /// The rest.
     pub what_if: WhatIf,
 }
 

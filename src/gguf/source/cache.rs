@@ -28,18 +28,14 @@ pub fn kept() -> (usize, Bytes) {
 pub struct Entry {
     /// Where it came from.
     pub url: String,
-    /// The server's entity tag.
     pub etag: Option<String>,
-    /// The hub's content identity.
     pub oid: Option<String>,
-    /// The file's whole length.
     pub file_bytes: Option<u64>,
     /// Its first bytes.
     #[serde(skip)]
     pub bytes: Vec<u8>,
 }
 
-/// A directory of entries.
 #[derive(Debug, Clone)]
 pub struct Cache {
     directory: PathBuf,

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::cache::Cache;
 use super::error::{Error, Failure};
-use super::transport;
 use super::url::Url;
 
 /// Where Hugging Face repositories are, unless `HF_ENDPOINT` says otherwise.
@@ -26,13 +25,10 @@ pub struct Limits {
     pub header: u64,
     /// Longest answer of the hub's list of files, a page.
     pub listing: u64,
-    /// Pages of that list.
     pub pages: u32,
-    /// Longest head of an answer.
     pub response_header: usize,
     /// Requests for one header, redirects not counted.
     pub requests: u32,
-    /// Redirects of one request.
     pub redirects: u32,
     /// Tries that bring no new byte, before it is an error.
     pub tries: u32,
@@ -40,13 +36,9 @@ pub struct Limits {
     pub backoff: Duration,
     /// The longest wait that a server's `Retry-After` may ask for.
     pub longest_wait: Duration,
-    /// Name and connection, TLS included.
     pub connect: Duration,
-    /// Head of the answer.
     pub response: Duration,
-    /// One read of the body.
     pub read: Duration,
-    /// The body of one answer.
     pub body: Duration,
     /// Shards asked for at the same time.
     pub parallel: usize,
@@ -76,9 +68,7 @@ impl Default for Limits {
     }
 }
 
-/// What a server answered.
 pub struct Answer {
-    /// The status code.
     pub status: u16,
     /// Header names in lower case, and their values.
     pub headers: Vec<(String, String)>,
@@ -92,6 +82,17 @@ pub trait Transport: Send + Sync {
     fn get(&self, url: &str, headers: &[(&str, String)], is_local: bool) -> Result<Answer, Failure>;
 }
 
+/// Stands in for HTTP where moeplan is built without the feature `remote`.
+#[cfg(not(feature = "remote"))]
+struct NotBuilt;
+
+#[cfg(not(feature = "remote"))]
+impl Transport for NotBuilt {
+    fn get(&self, _: &str, _: &[(&str, String)], _: bool) -> Result<Answer, Failure> {
+        Err(Failure::NotBuilt)
+    }
+}
+
 /// Something that a person may want to see while it happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -100,11 +101,8 @@ pub enum Event {
     Moved(u64),
     /// The server takes no range requests: the file is read from its start and left early.
     NoRanges(String),
-    /// A try failed; another follows.
     Again {
-        /// The address.
         url: String,
-        /// Why.
         why: String,
     },
 }
@@ -115,11 +113,9 @@ pub type Watch = Arc<dyn Fn(&Event) + Send + Sync>;
 /// Reads headers over the network, and remembers them.
 #[derive(Clone)]
 pub struct Client {
-    /// The bounds.
     pub limits: Limits,
     /// Nothing is asked, only the cache is read.
     pub offline: bool,
-    /// Sees what happens.
     pub watch: Watch,
     pub(super) cache: Option<Cache>,
     pub(super) endpoint: Url,
@@ -142,7 +138,10 @@ impl Client {
         endpoint: &str,
         token: Option<String>,
     ) -> Result<Self, Error> {
-        let transport = transport::http(&limits);
+        #[cfg(feature = "remote")]
+        let transport = super::transport::http(&limits);
+        #[cfg(not(feature = "remote"))]
+        let transport = Arc::new(NotBuilt);
         Self::over(transport, limits, cache, endpoint, token)
     }
 
@@ -265,14 +264,12 @@ impl Client {
     }
 }
 
-/// Tries that brought nothing.
 pub(super) struct Tries {
     left: u32,
     wait: Duration,
 }
 
 impl Tries {
-    /// All of them left.
     pub fn new(limits: &Limits) -> Self {
         Self { left: limits.tries.saturating_sub(1), wait: limits.backoff }
     }

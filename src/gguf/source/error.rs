@@ -1,147 +1,75 @@
 //! What can go wrong between a MODEL and its header, in one line each, and what to try.
 
+use std::borrow::Cow;
+
 use super::super::error::Error as GgufError;
+use crate::suggest::Hint;
 
 /// A model whose header could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What came is no good GGUF header.
     #[error("{0}")]
     Gguf(#[from] GgufError),
-    /// An address that could not be read.
     #[error("`{url}`: {failure}")]
-    Address {
-        /// As asked for.
-        url: String,
-        /// What went wrong.
-        failure: Failure,
-    },
-    /// `hf:` and then something else than a repository.
+    Address { url: String, failure: Failure },
     #[error("`{0}` is not of the form hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf")]
     Repository(String),
-    /// No such file in a repository.
     #[error("`{repo}` holds no GGUF model that matches `{wanted}`")]
-    NoSuchFile {
-        /// The repository.
-        repo: String,
-        /// A quantisation or a file.
-        wanted: String,
-        /// What there is.
-        known: Vec<String>,
-    },
-    /// A repository without GGUF models.
+    NoSuchFile { repo: String, wanted: String, known: Vec<String> },
     #[error("`{0}` holds no GGUF model")]
     NoModels(String),
-    /// A split model in a repository that is not whole.
     #[error("`{repo}`: shard {number} of {count} of `{name}` is missing")]
-    Incomplete {
-        /// The repository.
-        repo: String,
-        /// The first file.
-        name: String,
-        /// Which one, from 1.
-        number: u64,
-        /// How many there are.
-        count: u64,
-    },
-    /// Nothing found here has that name.
+    Incomplete { repo: String, name: String, number: u64, count: u64 },
     #[error("`{name}` is no file, and no model found in the caches here has that name")]
-    UnknownName {
-        /// As typed.
-        name: String,
-        /// Names that are similar.
-        near: Vec<String>,
-    },
-    /// Several models found here fit.
+    UnknownName { name: String, near: Vec<String> },
     #[error("`{name}` fits {} models found here", .candidates.len())]
-    Ambiguous {
-        /// As typed.
-        name: String,
-        /// The names that fit.
-        candidates: Vec<String>,
-    },
+    Ambiguous { name: String, candidates: Vec<String> },
 }
 
 /// What went wrong with an address.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// Built without the feature `remote`.
     #[error("this moeplan is built without network access (feature `remote`)")]
     NotBuilt,
-    /// `--offline`, and nothing cached.
     #[error("not in the cache, and --offline (or MOEPLAN_OFFLINE) forbids to ask for it")]
     Offline,
-    /// No address at all.
     #[error("not an address that can be asked: {0}")]
     Address(&'static str),
-    /// No such host.
     #[error("the host's name is not known (DNS)")]
     Host,
-    /// Nothing came in time.
     #[error("no answer in time")]
     Timeout,
-    /// No trust.
     #[error("no secure connection (TLS): {0}")]
     Tls(String),
-    /// Nobody who could vouch for a server.
     #[error("no certificate authority is known: {0}")]
     Authorities(String),
-    /// The connection broke.
     #[error("the connection failed: {0}")]
     Io(std::io::Error),
-    /// Not HTTP as it should be.
     #[error("the server does not speak HTTP properly: {0}")]
     Protocol(String),
-    /// A redirect to a redirect, and so on.
     #[error("more than {0} redirects")]
     Redirects(u32),
-    /// A redirect from https to http.
     #[error("redirected from https to an unencrypted address, which is not followed")]
     Downgrade,
-    /// An answer that says no.
+    /// `retry_after` is in seconds, as the server says it.
     #[error("the server answers {code}{}", meaning(*code))]
-    Status {
-        /// The status code.
-        code: u16,
-        /// Seconds to wait before the next try, as the server says.
-        retry_after: Option<u64>,
-        /// Whether a token was sent.
-        with_token: bool,
-        /// Whether the host is where a Hugging Face token is for.
-        is_hub: bool,
-    },
-    /// Compressed though asked not to.
+    Status { code: u16, retry_after: Option<u64>, with_token: bool, is_hub: bool },
     #[error("the server compresses its answer (`{0}`), though asked not to")]
     Encoding(String),
-    /// A page for people.
     #[error("the server answers with a web page instead of a GGUF file")]
     Page,
-    /// A range other than the one asked for.
     #[error("asked for byte {asked}, the server answers with the range `{found}`")]
-    Range {
-        /// The first byte asked for.
-        asked: u64,
-        /// `Content-Range`, or nothing.
-        found: String,
-    },
-    /// Other bytes than before.
+    Range { asked: u64, found: String },
     #[error("the file changed on the server while its header was read")]
     Changed,
-    /// The body stopped early.
     #[error("the connection ended after {have} bytes")]
-    Dropped {
-        /// Bytes of the file that are there.
-        have: u64,
-    },
-    /// Too many requests for one header.
+    Dropped { have: u64 },
     #[error("the header is not complete after {0} requests")]
     Requests(u32),
-    /// A header without end.
     #[error("the header is longer than {0} bytes, the most that is read over the network")]
     TooLong(u64),
-    /// The hub's list is no list.
     #[error("the list of files cannot be read: {0}")]
     Listing(String),
 }
@@ -174,66 +102,59 @@ impl Failure {
         }
     }
 
-    /// What to try.
-    fn hint(&self, url: &str) -> Option<String> {
+    fn hint(&self, url: &str) -> Option<&'static str> {
         Some(match self {
-            Self::NotBuilt => "build it with default features, or download the file and pass its path".into(),
-            Self::Offline => "run once without --offline; headers are kept".into(),
-            Self::Address(_) => "write https://host/path/model.gguf".into(),
-            Self::Host => "check the address and the network; --offline uses what is cached".into(),
+            Self::NotBuilt => "build it with default features, or download the file and pass its path",
+            Self::Offline => "run once without --offline; headers are kept",
+            Self::Address(_) => "write https://host/path/model.gguf",
+            Self::Host => "check the address and the network; --offline uses what is cached",
             Self::Status { code: 401 | 403, with_token: true, .. } => {
                 "the token in HF_TOKEN may not read this: accept the model's terms on its page, or use another token"
-                    .into()
             }
             Self::Status { code: 401 | 403, is_hub: true, .. } => {
-                "a private or gated repository, or none of that name: set HF_TOKEN to a token that may read it".into()
+                "a private or gated repository, or none of that name: set HF_TOKEN to a token that may read it"
             }
-            Self::Status { code: 404, .. } => "check owner, name and file; a private repository needs HF_TOKEN".into(),
-            Self::Status { code: 429, .. } => "wait a while; with HF_TOKEN the limits are higher".into(),
+            Self::Status { code: 404, .. } => "check owner, name and file; a private repository needs HF_TOKEN",
+            Self::Status { code: 429, .. } => "wait a while; with HF_TOKEN the limits are higher",
             Self::Page | Self::Downgrade | Self::Redirects(_) if url.contains("/blob/") => {
-                "on Hugging Face, the file's own address has /resolve/ instead of /blob/".into()
+                "on Hugging Face, the file's own address has /resolve/ instead of /blob/"
             }
-            Self::Page => "take the address of the download itself, not of its page".into(),
-            Self::Timeout | Self::Io(_) | Self::Dropped { .. } => "check the network and try again".into(),
+            Self::Page => "take the address of the download itself, not of its page",
+            Self::Timeout | Self::Io(_) | Self::Dropped { .. } => "check the network and try again",
             Self::Tls(why) if why.contains("UnknownIssuer") => {
                 "if you trust who signed it (a company's proxy, a hub of your own), name its PEM file in SSL_CERT_FILE"
-                    .into()
             }
-            Self::Tls(_) => "check the address, the clock, and whether a proxy changes certificates".into(),
+            Self::Tls(_) => "check the address, the clock, and whether a proxy changes certificates",
             Self::Authorities(_) => {
                 "SSL_CERT_FILE names a PEM file, SSL_CERT_DIR directories of them; unset them for the system's own"
-                    .into()
             }
             Self::Encoding(_) | Self::Range { .. } => {
-                "a proxy or this server changes answers: try another address, or download the file".into()
+                "a proxy or this server changes answers: try another address, or download the file"
             }
-            Self::Changed => "an upload may be under way: try again later".into(),
+            Self::Changed => "an upload may be under way: try again later",
             _ => return None,
         })
     }
 }
 
-impl Error {
-    /// What to try, where something is known to help.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         let list = |names: &[String]| {
             let shown: Vec<String> = names.iter().take(12).map(|name| format!("`{name}`")).collect();
             format!("{}{}", shown.join(", "), if names.len() > 12 { ", …" } else { "" })
         };
-        match self {
-            Self::Gguf(error) => error.hint(),
-            Self::Address { url, failure } => failure.hint(url),
-            Self::Repository(_) => Some("for example hf:ggml-org/gpt-oss-20b-GGUF".into()),
-            Self::NoSuchFile { known, .. } => Some(format!("it holds {}", list(known))),
-            Self::NoModels(_) => Some("look for a repository whose name ends in GGUF".into()),
-            Self::Incomplete { .. } => {
-                Some("an upload may be under way: try again later, or another quantisation".into())
-            }
-            Self::UnknownName { near, .. } if !near.is_empty() => Some(format!("did you mean {}?", list(near))),
+        Some(match self {
+            Self::Gguf(error) => return error.hint(),
+            Self::Address { url, failure } => failure.hint(url)?.into(),
+            Self::Repository(_) => "for example hf:ggml-org/gpt-oss-20b-GGUF".into(),
+            Self::NoSuchFile { known, .. } => format!("it holds {}", list(known)).into(),
+            Self::NoModels(_) => "look for a repository whose name ends in GGUF".into(),
+            Self::Incomplete { .. } => "an upload may be under way: try again later, or another quantisation".into(),
+            Self::UnknownName { near, .. } if !near.is_empty() => format!("did you mean {}?", list(near)).into(),
             Self::UnknownName { .. } => {
-                Some("pass a path, https://…, hf:owner/repo, or a name that `moeplan list` shows".into())
+                "pass a path, https://…, hf:owner/repo, or a name that `moeplan list` shows".into()
             }
-            Self::Ambiguous { candidates, .. } => Some(format!("name one of them: {}", list(candidates))),
-        }
+            Self::Ambiguous { candidates, .. } => format!("name one of them: {}", list(candidates)).into(),
+        })
     }
 }

@@ -2,8 +2,7 @@
 
 use std::io::Read;
 
-use super::super::error::ErrorKind;
-use super::super::{Header, ModelFile};
+use super::super::{Fault, Header, ModelFile};
 use super::cache::Entry;
 use super::client::{Answer, Client, Event, Tries, header, refuse_encoding};
 use super::error::{Error, Failure};
@@ -37,7 +36,6 @@ impl Part {
     }
 }
 
-/// What a request brought.
 enum Step {
     More,
     /// The cached entry is the file as it is.
@@ -118,7 +116,7 @@ impl Client {
             }
             match parse(url, &part.bytes, part.file_bytes.or(part.ended.then_some(part.have()))) {
                 Ok((header, file)) => return Ok(Some((part, header, file))),
-                Err(Error::Gguf(fault)) if matches!(fault.kind.root(), ErrorKind::Ends { .. }) && !part.is_whole() => {
+                Err(Error::Gguf(fault)) if fault.at.what == Fault::Ends && !part.is_whole() => {
                     if let Some(spliced) = known.take().and_then(|known| self.splice(url, &part, known)) {
                         return Ok(Some(spliced));
                     }
@@ -159,7 +157,7 @@ impl Client {
         if let Some(mut stream) = part.stream.take() {
             let result = self.fill(&mut *stream, &mut part.bytes, goal);
             part.stream = Some(stream);
-            return self.ended(part, result?).map(|()| Step::More);
+            return ended(part, result?);
         }
         let have = part.have();
         let last = part.file_bytes.unwrap_or(u64::MAX).min(goal).saturating_sub(1);
@@ -211,17 +209,16 @@ impl Client {
         part.file_bytes = header(&answer, "content-length").and_then(|text| text.trim().parse().ok());
         let result = self.fill(&mut *answer.body, &mut part.bytes, goal);
         part.stream = Some(answer.body);
-        self.ended(part, result?).map(|()| Step::More)
+        ended(part, result?)
     }
+}
 
-    /// Notes the end of a stream, which must not come before the stated length.
-    #[expect(clippy::unused_self, reason = "reads as a step of the client")]
-    fn ended(&self, part: &mut Part, ended: bool) -> Result<(), Failure> {
-        part.ended = ended;
-        match part.file_bytes {
-            Some(length) if ended && part.have() < length => Err(Failure::Dropped { have: part.have() }),
-            _ => Ok(()),
-        }
+/// Notes the end of a stream, which must not come before the stated length.
+fn ended(part: &mut Part, ended: bool) -> Result<Step, Failure> {
+    part.ended = ended;
+    match part.file_bytes {
+        Some(length) if ended && part.have() < length => Err(Failure::Dropped { have: part.have() }),
+        _ => Ok(Step::More),
     }
 }
 

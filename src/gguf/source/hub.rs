@@ -3,14 +3,16 @@
 //! The choice is llama.cpp b11434's (`common/download.cpp`, `find_best_model`): the first file whose path holds `QUANT.` or
 //! `QUANT-` in any case; without QUANT, Q4_K_M, else Q8_0, else the first model.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::super::Gguf;
 use super::super::shards::parse_name;
+use super::Oids;
 use super::cache::Entry;
 use super::client::Client;
 use super::error::{Error, Failure};
-use super::remote::Oids;
 use super::splice::Known;
 use super::url::{Url, encode_path};
 use crate::bytes::Bytes;
@@ -113,50 +115,63 @@ fn quant_name(stem: &str) -> &str {
     if word.is_empty() { file } else { word }
 }
 
-/// The models in a list of files, split ones put together, in the list's order.
-pub fn quants(repo: &str, files: Vec<HubFile>) -> Result<Vec<Quant>, Error> {
-    let mut found: Vec<(String, u64, Quant)> = Vec::new();
-    let mut places: std::collections::HashMap<(String, u64), usize> = std::collections::HashMap::new();
-    for file in files.into_iter().filter(|file| is_model_path(&file.path)) {
-        let (stem, shard) = stem(&file.path);
-        let count = shard.map_or(1, |(_, count)| count);
-        let place = *places.entry((stem.to_string(), count)).or_insert(found.len());
-        if place == found.len() {
-            let name = quant_name(stem).to_string();
-            let quant = Quant { name, path: String::new(), files: Vec::new(), bytes: Bytes(0) };
-            found.push((stem.to_string(), count, quant));
+/// A model among files: what its files are called without their numbers, how many shards it has, and those that are there.
+pub(super) struct Shards<T> {
+    pub stem: String,
+    pub count: u64,
+    /// With their numbers, from 1, in order.
+    pub files: Vec<(u64, T)>,
+}
+
+/// The models among files, given with their paths; split ones are put together, in the order of their first files.
+pub(super) fn models<T>(files: impl IntoIterator<Item = (String, T)>) -> Vec<Shards<T>> {
+    let mut models: Vec<Shards<T>> = Vec::new();
+    let mut places: HashMap<(String, u64), usize> = HashMap::new();
+    for (path, file) in files.into_iter().filter(|(path, _)| is_model_path(path)) {
+        let (stem, shard) = stem(&path);
+        let (number, count) = shard.unwrap_or((1, 1));
+        let place = *places.entry((stem.to_string(), count)).or_insert(models.len());
+        if place == models.len() {
+            models.push(Shards { stem: stem.to_string(), count, files: Vec::new() });
         }
-        if let Some((_, _, quant)) = found.get_mut(place) {
-            quant.files.push(file);
+        if let Some(model) = models.get_mut(place) {
+            model.files.push((number, file));
         }
     }
-    let whole = |(name, count, mut quant): (String, u64, Quant)| {
-        quant.files.sort_by(|a, b| a.path.cmp(&b.path));
-        let is_shard = |number: u64, file: &HubFile| {
-            count == 1 || parse_name(&file.path).is_some_and(|(_, split)| split.number == number)
-        };
-        let missing = (1..=count).zip(quant.files.iter().map(Some).chain(std::iter::repeat(None)));
-        for (number, file) in missing {
-            if !file.is_some_and(|file| is_shard(number, file)) {
-                return Err(Error::Incomplete { repo: repo.to_string(), name, number, count });
-            }
-        }
-        quant.path = quant.files.first().map(|file| file.path.clone()).unwrap_or_default();
-        quant.bytes = Bytes(quant.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes.0)));
-        Ok(quant)
-    };
-    let mut quants = Vec::with_capacity(found.len());
+    for model in &mut models {
+        model.files.sort_by_key(|(number, _)| *number);
+    }
+    models
+}
+
+impl<T> Shards<T> {
+    /// The first shard that is not there.
+    pub fn missing(&self) -> Option<u64> {
+        let there = self.files.iter().map(|(number, _)| Some(*number)).chain(std::iter::repeat(None));
+        (1..=self.count).zip(there).find(|(number, there)| *there != Some(*number)).map(|(number, _)| number)
+    }
+}
+
+/// The models in a repository's list of files, in its order; those without all their shards are left out.
+pub fn quants(repo: &str, files: Vec<HubFile>) -> Result<Vec<Quant>, Error> {
+    let mut quants = Vec::new();
     let mut broken = None;
-    for found in found {
-        match whole(found) {
-            Ok(quant) => quants.push(quant),
-            Err(error) => broken = Some(error),
+    for model in models(files.into_iter().map(|file| (file.path.clone(), file))) {
+        let (missing, Shards { stem, count, files }) = (model.missing(), model);
+        if let Some(number) = missing {
+            broken = Some(Error::Incomplete { repo: repo.to_string(), name: stem, number, count });
+            continue;
         }
+        let files: Vec<HubFile> = files.into_iter().map(|(_, file)| file).collect();
+        let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
+        // The list is untrusted: its sizes may pass 64 bits together.
+        let bytes = Bytes(files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes.0)));
+        quants.push(Quant { name: quant_name(&stem).to_string(), path, files, bytes });
     }
     match broken {
-        Some(error) if quants.is_empty() => Err(error),
-        _ if quants.is_empty() => Err(Error::NoModels(repo.to_string())),
-        _ => Ok(quants),
+        _ if !quants.is_empty() => Ok(quants),
+        Some(error) => Err(error),
+        None => Err(Error::NoModels(repo.to_string())),
     }
 }
 
@@ -171,18 +186,17 @@ pub fn choose<'a>(repo: &str, quants: &'a [Quant], wanted: Option<&str>) -> Resu
         quants.iter().find(|quant| holds(&quant.path))
     };
     match wanted {
-        Some(wanted) => matching(wanted).ok_or_else(|| no_such(repo, quants, wanted)),
+        Some(wanted) => matching(wanted).ok_or_else(|| Error::NoSuchFile {
+            repo: repo.to_string(),
+            wanted: wanted.to_string(),
+            known: quants.iter().map(|quant| quant.name.clone()).collect(),
+        }),
         None => DEFAULT_QUANTS
             .iter()
             .find_map(|name| matching(name))
             .or(quants.first())
             .ok_or_else(|| Error::NoModels(repo.to_string())),
     }
-}
-
-fn no_such(repo: &str, quants: &[Quant], wanted: &str) -> Error {
-    let known = quants.iter().map(|quant| quant.name.clone()).collect();
-    Error::NoSuchFile { repo: repo.to_string(), wanted: wanted.to_string(), known }
 }
 
 impl Client {

@@ -12,12 +12,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
-use super::hub::{is_model_path, is_repository, stem};
+use super::hub::{is_repository, models};
 use crate::bytes::Bytes;
 
 /// Entries looked at in all caches together.
 const MAX_ENTRIES: usize = 200_000;
-/// Directories inside directories.
 const MAX_DEPTH: usize = 8;
 /// Longest ollama manifest, in bytes.
 const MAX_MANIFEST: u64 = 1 << 20;
@@ -74,14 +73,11 @@ pub struct LocalModel {
 /// The environment as far as caches depend on it.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
-    /// Variables by name.
     pub variables: BTreeMap<String, PathBuf>,
-    /// The home directory.
     pub home: Option<PathBuf>,
 }
 
 impl Surroundings {
-    /// Those of this process.
     pub fn here() -> Self {
         let names = ["LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"];
         let names = names.into_iter().chain(["OLLAMA_MODELS", "LOCALAPPDATA"]);
@@ -131,15 +127,11 @@ impl Surroundings {
         for (program, root) in self.directories() {
             match program {
                 Program::HuggingFace => hub_cache(&root, &mut budget, &mut found),
-                Program::LlamaCpp => {
-                    let files = walk(&root, 1, &mut budget);
-                    gather(&root, program, "", files, &mut found);
-                }
-                Program::LmStudio => {
-                    let files = walk(&root, MAX_DEPTH, &mut budget);
-                    gather(&root, program, "", files, &mut found);
-                }
                 Program::Ollama => ollama(&root, &mut budget, &mut found),
+                Program::LlamaCpp | Program::LmStudio => {
+                    let depth = if program == Program::LlamaCpp { 1 } else { MAX_DEPTH };
+                    gather(&root, program, "", walk(&root, depth, &mut budget), &mut found);
+                }
             }
         }
         let mut seen = HashSet::new();
@@ -172,23 +164,15 @@ fn walk(root: &Path, depth: usize, budget: &mut usize) -> Vec<PathBuf> {
     files
 }
 
-/// Puts the shards among `files` together and names the models by their path below `root`.
+/// The models among files, named by their path below `root`.
 fn gather(root: &Path, source: Program, prefix: &str, files: Vec<PathBuf>, found: &mut Vec<LocalModel>) {
-    let mut models: BTreeMap<(String, u64), Vec<(u64, PathBuf)>> = BTreeMap::new();
-    for path in files {
-        let below = path.strip_prefix(root).ok().and_then(Path::to_str).map(|below| below.replace('\\', "/"));
-        let Some(below) = below.filter(|below| is_model_path(below)) else { continue };
-        let (stem, shard) = stem(&below);
-        let (number, count) = shard.unwrap_or((1, 1));
-        models.entry((format!("{prefix}{stem}"), count)).or_default().push((number, path));
-    }
-    for ((name, count), mut shards) in models {
-        shards.sort();
+    let below = |path: PathBuf| Some((path.strip_prefix(root).ok()?.to_str()?.replace('\\', "/"), path));
+    for model in models(files.into_iter().filter_map(below)) {
         let length = |path: &PathBuf| fs::metadata(path).map_or(0, |meta| meta.len());
-        let bytes = Bytes(shards.iter().map(|(_, path)| length(path)).fold(0, u64::saturating_add));
-        let files = shards.len() as u64;
-        let is_whole = files == count && shards.iter().zip(1..).all(|((found, _), number)| *found == number);
-        let Some((_, path)) = shards.into_iter().next() else { continue };
+        let bytes = Bytes(model.files.iter().map(|(_, path)| length(path)).fold(0, u64::saturating_add));
+        let (name, files) = (format!("{prefix}{}", model.stem), model.files.len() as u64);
+        let is_whole = files == model.count && model.missing().is_none();
+        let Some((_, path)) = model.files.into_iter().next() else { continue };
         found.push(LocalModel { name, source, path, files, is_whole, bytes });
     }
 }

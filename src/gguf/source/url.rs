@@ -15,25 +15,18 @@ pub fn is_this_computer(host: &str) -> bool {
     name == "localhost" || name == "[::1]" || name.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback())
 }
 
-/// An `http://` or `https://` address without credentials and fragment.
+/// An `http://` or `https://` address without credentials and fragment; its path begins with a slash.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Url {
-    text: String,
-    /// Where the path starts.
-    path: usize,
-    /// Where the query starts, or the end.
-    query: usize,
-}
+pub struct Url(String);
 
 impl Url {
-    /// Reads an address.
     pub fn parse(text: &str) -> Result<Self, Failure> {
         let text = text.split('#').next().unwrap_or_default();
         let refused = |why| Err(Failure::Address(why));
-        let scheme = ["http://", "https://"]
-            .iter()
-            .find(|scheme| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
-        let Some(scheme) = scheme else { return refused("it does not start with http:// or https://") };
+        let starts = |scheme: &&str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+        let Some(scheme) = ["http://", "https://"].into_iter().find(starts) else {
+            return refused("it does not start with http:// or https://");
+        };
         if text.len() > MAX_LENGTH {
             return refused("it is too long");
         }
@@ -41,34 +34,31 @@ impl Url {
             return refused("it holds a character that belongs in no address");
         }
         let rest = text.get(scheme.len()..).unwrap_or_default();
-        let authority = rest.split(['/', '?']).next().unwrap_or_default();
-        if authority.contains('@') {
+        let (host, rest) = rest.split_at_checked(rest.find(['/', '?']).unwrap_or(rest.len())).unwrap_or_default();
+        if host.contains('@') {
             return refused("it holds a user name or password");
         }
-        if authority.is_empty() || authority.starts_with(':') {
+        if host.is_empty() || host.starts_with(':') {
             return refused("it names no host");
         }
-        let path = scheme.len().saturating_add(authority.len());
-        let rest = text.get(path..).unwrap_or_default();
         let slash = if rest.starts_with('/') { "" } else { "/" };
-        let text = format!("{scheme}{}{slash}{rest}", authority.to_ascii_lowercase());
-        let query = text.find('?').unwrap_or(text.len());
-        Ok(Self { text, path, query })
+        Ok(Self(format!("{scheme}{}{slash}{rest}", host.to_ascii_lowercase())))
     }
 
-    /// As sent.
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0
     }
 
     /// Scheme, host and port: whom a token is for.
     pub fn origin(&self) -> &str {
-        self.text.get(..self.path).unwrap_or_default()
+        let host = self.0.find("://").map_or(0, |at| at.saturating_add(3));
+        let path =
+            self.0.get(host..).and_then(|rest| rest.find('/')).map_or(self.0.len(), |at| at.saturating_add(host));
+        self.0.get(..path).unwrap_or_default()
     }
 
-    /// Whether the way is encrypted.
     pub fn is_https(&self) -> bool {
-        self.text.starts_with("https://")
+        self.0.starts_with("https://")
     }
 
     /// Whether the host is this computer.
@@ -83,16 +73,16 @@ impl Url {
 
     /// The path, without the query.
     pub fn path(&self) -> &str {
-        self.text.get(self.path..self.query).unwrap_or_default()
+        let rest = self.0.get(self.origin().len()..).unwrap_or_default();
+        rest.split('?').next().unwrap_or_default()
     }
 
     /// The same place with another last segment; the query stays.
     #[must_use]
     pub fn with_file_name(&self, name: &str) -> Self {
-        let end = self.query.saturating_sub(self.file_name().len());
-        let before = self.text.get(..end).unwrap_or_default();
-        let query = self.text.get(self.query..).unwrap_or_default();
-        Self { text: format!("{before}{name}{query}"), path: self.path, query: before.len().saturating_add(name.len()) }
+        let folder = self.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+        let query = self.0.split_once('?').map_or(String::new(), |(_, query)| format!("?{query}"));
+        Self(format!("{}{folder}/{name}{query}", self.origin()))
     }
 
     /// Where a redirect leads: never from https to http.
@@ -104,27 +94,22 @@ impl Url {
     /// Where a redirect (or link) of this address leads.
     pub fn join(&self, location: &str) -> Result<Self, Failure> {
         let location = location.trim();
-        if location.starts_with("//") {
-            let scheme = self.text.split("//").next().unwrap_or_default();
-            return Self::parse(&format!("{scheme}{location}"));
-        }
-        if location.starts_with('/') {
-            return Self::parse(&format!("{}{location}", self.origin()));
-        }
-        if location.contains("://") {
-            return Self::parse(location);
-        }
-        if location.starts_with('?') {
-            return Self::parse(&format!("{}{}{location}", self.origin(), self.path()));
-        }
-        let directory = self.path().rsplit_once('/').map_or("", |(directory, _)| directory);
-        Self::parse(&format!("{}{directory}/{location}", self.origin()))
+        let scheme = self.0.split("//").next().unwrap_or_default();
+        let folder = self.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+        let base = match location {
+            _ if location.starts_with("//") => scheme.to_string(),
+            _ if location.starts_with('/') => self.origin().to_string(),
+            _ if location.contains("://") => String::new(),
+            _ if location.starts_with('?') => format!("{}{}", self.origin(), self.path()),
+            _ => format!("{}{folder}/", self.origin()),
+        };
+        Self::parse(&format!("{base}{location}"))
     }
 }
 
 impl std::fmt::Display for Url {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0)
     }
 }
 

@@ -1,7 +1,10 @@
 //! Why a graph cannot be built: llama.cpp refuses such a file, or stops at an assertion.
 
+use std::borrow::Cow;
+
 use super::{MAX_NUMBER, MAX_TOKENS};
 use crate::memory::caches::CacheKind;
+use crate::suggest::Hint;
 
 /// What is wrong with a file, or with a command for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,15 +62,14 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// What to try.
-    pub fn hint(&self) -> Option<&'static str> {
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Batch { .. } | Self::TooLarge | Self::Architecture { .. } => None,
-            _ => Some(
+            _ => Some(Cow::Borrowed(
                 "convert the model again with a current llama.cpp, or take another file of it; if llama.cpp runs this one, \
                  please report it as a bug",
-            ),
+            )),
         }
     }
 }

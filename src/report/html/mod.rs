@@ -8,9 +8,8 @@ mod tests;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::chart::{Chart, Figure};
+use super::chart::{self, Chart, Figure};
 use super::page::{Block, Item, KeyFigure, Page, Report, Verdict, WhatIf};
-use super::svg;
 use super::table::{Align, Table};
 use crate::escape;
 
@@ -22,7 +21,6 @@ const SCRIPT_HASH: &str = "sha256-BzvIDFne4zSKw4Uf07oZ14gBNf7ekQyAW+B8FMY3x7M=";
 /// A table of more rows is folded: it is there to look something up.
 const LONG: usize = 60;
 
-/// The whole document.
 pub fn report(report: &Report) -> String {
     let has_script =
         report.pages.iter().flat_map(|page| &page.parts).any(|part| matches!(part.block, Block::WhatIf(_)));
@@ -41,7 +39,7 @@ pub fn report(report: &Report) -> String {
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                (svg::definitions())
+                (chart::definitions())
                 div.page {
                     header {
                         p.brand { "moeplan" }
@@ -64,12 +62,12 @@ pub fn picture(report: &Report) -> Option<String> {
     let (figure, lines) = report.pages.iter().flat_map(|page| &page.parts).find_map(|part| match &part.block {
         Block::Figure(figure) => match &figure.chart {
             Chart::Lines(lines) => Some((figure, lines)),
-            _ => None,
+            Chart::Bars(_) => None,
         },
         _ => None,
     })?;
     let title = format!("{} · {}", report.title, figure.title);
-    Some(spelled_out(&svg::standalone::picture(lines, STYLE, &title, &figure.text).into_string()))
+    Some(spelled_out(&chart::picture(lines, STYLE, &title, &figure.text).into_string()))
 }
 
 /// The page with every character that reorders or hides text written as `\u{…}`; its own line feeds stay.
@@ -212,11 +210,11 @@ fn table(table: &Table, caption: Option<&str>) -> Markup {
 fn figure(figure: &Figure, id: &str) -> Markup {
     let is_one_drawing = matches!(figure.chart, Chart::Lines(_));
     let (named, described) = (format!("{id}-title"), format!("{id}-desc"));
-    let drawing = svg::chart(&figure.chart, id, &figure.title, &figure.text);
+    let drawing = chart::drawn(figure, id);
     html! {
         figure {
             figcaption { b id=(named) { (figure.title) } @if !figure.text.is_empty() { span id=(described) { (figure.text) } } }
-            (svg::legend(&figure.legend))
+            (chart::legend(&figure.legend))
             @if is_one_drawing {
                 (drawing)
             } @else {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use scraper::{Html, Selector};
 
 use super::*;
-use crate::report::chart::{Bar, Bars, Fill, Grid, GridRow, Key, Lines, Point, Run, Series, Stack, StackedBar, Tone};
-use crate::report::page::Axis;
+use crate::report::chart::{Axis, Bar, Bars, Fill, Key, Lines, Part, Point, Series, Tone};
+use crate::report::page;
 
 /// Markup, an entity, an attribute's end, a control, a bidirectional override, a zero-width space.
 const HOSTILE: &str =
@@ -22,21 +22,13 @@ fn figure(chart: Chart) -> Block {
 /// A page with every kind of block, untrusted text in every field.
 fn full() -> Report {
     let text = || HOSTILE.to_string();
-    let bar = StackedBar {
-        label: text(),
-        value: text(),
-        fill: Fill::Plain,
-        parts: vec![(Tone::Model, u64::MAX), (Tone::Host, 3)],
-    };
-    let plain = Bar {
-        label: text(),
-        value: text(),
-        length: 3.0,
-        spread: Some(1.0),
-        samples: vec![2.0, f64::NAN],
-        tone: Tone::Series(9),
-        fill: Fill::Hatched,
-    };
+    let stacked = |fill, parts: &[(Tone, f64)]| Bar::stacked(HOSTILE, text(), fill, parts.iter().copied());
+    let bar = stacked(Fill::Plain, &[(Tone::Model, 2f64.powi(64)), (Tone::Host, 3.0)]);
+    let plain =
+        Bar { spread: Some(1.0), samples: vec![2.0, f64::NAN], ..stacked(Fill::Hatched, &[(Tone::Series(9), 3.0)]) };
+    let part = Part { from: 0.0, length: 2.0, tone: Tone::Host, fill: Fill::Hatched, text: text() };
+    let cells = Bar { parts: vec![part], ..stacked(Fill::Plain, &[]) };
+    let group = |axis, bar, limit| Chart::Bars(vec![Bars { label: text(), axis, bars: vec![bar], limit }]);
     let point = |x, y| Point { x, y, spread: Some(0.5) };
     let series = |at| Series { label: text(), at, points: vec![point(0.0, 1.0), point(f64::INFINITY, 2.0)] };
     let lines = Lines {
@@ -47,21 +39,20 @@ fn full() -> Report {
         dense: false,
         x_is_bytes: false,
     };
-    let run = Run { first: 0, last: 1, text: text(), tone: Tone::Host, fill: Fill::Hatched };
     let item = Item { verdict: Verdict::Bad, what: text(), why: text(), hint: Some(text()) };
     let mut points = Table::of("budget");
     points.row([HOSTILE]);
-    let axis = Axis { what: text().into(), values: vec![text()] };
+    let axis = page::Axis { what: text().into(), values: vec![text()] };
     let blocks = vec![
         Block::Heading(text()),
         Block::Prose(text()),
         Block::Verdict(Verdict::Good, text()),
         Block::KeyFigures(vec![KeyFigure { label: text(), value: text(), note: text() }]),
         Block::Table(text(), points.clone()),
-        figure(Chart::Stacks(vec![Stack { label: text(), bars: vec![bar], limit: Some((text(), 7)) }])),
-        figure(Chart::Bars(Bars { unit: text(), bars: vec![plain] })),
+        figure(group(Axis::Bytes, bar, Some((text(), 7.0)))),
+        figure(group(Axis::Number(text()), plain, None)),
         figure(Chart::Lines(lines)),
-        figure(Chart::Grid(Grid { columns: 2, rows: vec![GridRow { label: text(), runs: vec![run] }] })),
+        figure(group(Axis::Blocks(2), cells, None)),
         Block::Command(text(), text()),
         Block::Note(Verdict::Caution, text(), Some(text())),
         Block::Checklist(vec![item]),

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use super::compare::Summary;
 use super::memory::{self, Memory, Side, errors, size};
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, Item, KeyFigure, Page, Verdict, environment, named};
 use crate::bytes::Bytes;
 use crate::measurement::{Row, Spread};
 use crate::memory::HOST;
 use crate::number::{counted, fixed, seconds, signed, thousands, typeset};
-use crate::report::chart::{Chart, Figure, Fill, Lines, Point, Series};
+use crate::report::chart::{Figure, Fill, Lines, Point, Series};
 use crate::report::table::{Align, Table};
 use crate::suite::bench::on_devices;
 use crate::suite::document::{self, Bench, Case, DepthRow, Gaps, Mode, Sample, Session, SpeedRow};
@@ -53,13 +53,12 @@ pub(super) fn summary(bench: &Bench, label: &str) -> Option<Summary> {
     })
 }
 
-/// Everything of a benchmark.
 pub(super) fn blocks(bench: &Bench, page: &mut Page) {
     page.push(bench.cases.first().map(|case| Block::KeyFigures(figures(bench, case))));
     page.push(Block::Prose(format!("Asked {}.", asked(bench))));
     page.push(Block::Table("Every case, over all prompts".into(), cases(bench)));
     page.push_all(failures(bench).into_iter().map(|text| Block::Note(Verdict::Bad, text, None)));
-    page.detail_all(speeds(bench).into_iter().map(Block::Figure));
+    page.detail_all(speeds(bench));
     page.detail(depth(bench, "Generation over depth", |row| row.tg).map(Block::Figure));
     page.detail(depth(bench, "Prompt over depth", |row| row.pp).map(Block::Figure));
     page.push(Block::filled("Speed by depth", depths(bench)));
@@ -125,25 +124,20 @@ fn with_memory(case: &Case) -> Option<&Session> {
 
 /// One line a case: over all prompts, streamed where they were.
 fn cases(bench: &Bench) -> Table {
-    let mut table = Table::of("case|>load|>devices|>host|>pp|>tg|>first token|>in all");
-    for case in &bench.cases {
-        let measured = with_memory(case);
-        let devices = measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size);
-        let host = measured.and_then(host_of).unwrap_or_else(|| UNKNOWN.to_string());
-        let speed = overall(case);
-        let loads = if case.command.is_some() { time(case.load_seconds) } else { "was up".to_string() };
-        table.row([
+    let row = |case: &Case| {
+        let (measured, speed) = (with_memory(case), overall(case));
+        [
             case.name.clone(),
-            loads,
-            devices,
-            host,
+            if case.command.is_some() { time(case.load_seconds) } else { "was up".to_string() },
+            measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size),
+            measured.and_then(host_of).unwrap_or_else(|| UNKNOWN.to_string()),
             rate(speed.and_then(|row| row.pp)),
             rate(speed.and_then(|row| row.tg)),
             time(speed.and_then(|row| row.first_token_seconds)),
             time(speed.and_then(|row| row.total_seconds)),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::rows_of("case|>load|>devices|>host|>pp|>tg|>first token|>in all", bench.cases.iter().map(row))
 }
 
 fn host_of(session: &Session) -> Option<String> {
@@ -154,73 +148,65 @@ fn host_of(session: &Session) -> Option<String> {
 /// Why launches and answers failed.
 fn failures(bench: &Bench) -> Vec<String> {
     let sessions = || bench.cases.iter().flat_map(|case| &case.sessions);
-    let line = |session: &Session| Some(format!("{}: {}", session.case, session.failure.as_ref()?));
-    let mut lines: Vec<String> = sessions().filter_map(line).collect();
-    let of_samples = |session: &Session| -> Vec<String> {
-        let failed = session.samples.iter().filter_map(|sample| Some((sample, sample.failure.as_ref()?)));
-        failed.map(|(sample, why)| format!("{}, {}: {why}", session.case, sample.prompt)).collect()
-    };
-    lines.extend(sessions().flat_map(of_samples));
+    let launches = sessions().filter_map(|session| Some(format!("{}: {}", session.case, session.failure.as_ref()?)));
+    let answers = sessions().flat_map(|session| {
+        let of =
+            move |sample: &Sample| Some(format!("{}, {}: {}", session.case, sample.prompt, sample.failure.as_ref()?));
+        session.samples.iter().filter_map(of)
+    });
+    let mut lines: Vec<String> = launches.chain(answers).collect();
     lines.dedup();
     lines
 }
 
 /// Every prompt of every case, whole and streamed.
 fn prompts(bench: &Bench) -> Table {
-    let mut table = Table::of("case|prompt|answer|>tokens|>pp|>tg|>first token|>gap: median|>95%|>longest");
-    for case in &bench.cases {
-        for row in case.speed.iter().filter(|row| row.prompt.is_some()) {
-            let is_stream = row.mode == Mode::Stream;
-            let of_stream = |text: String| if is_stream { text } else { "–".to_string() };
-            table.row([
-                case.name.clone(),
-                row.prompt.clone().unwrap_or_default(),
-                if is_stream { "streamed" } else { "whole" }.to_string(),
-                row.generated_tokens.map_or_else(|| UNKNOWN.to_string(), |tokens| fixed(tokens.mean, 0)),
-                rate(row.pp),
-                rate(row.tg),
-                of_stream(time(row.first_token_seconds)),
-                of_stream(time(row.gap_median)),
-                of_stream(time(row.gap_p95)),
-                of_stream(row.gap_max.map_or_else(|| UNKNOWN.to_string(), seconds)),
-            ]);
-        }
-    }
-    table
+    let rows = bench.cases.iter().flat_map(|case| case.speed.iter().map(move |row| (case, row)));
+    let rows = rows.filter(|(_, row)| row.prompt.is_some()).map(|(case, row)| {
+        let is_stream = row.mode == Mode::Stream;
+        let of_stream = |text: String| if is_stream { text } else { "–".to_string() };
+        [
+            case.name.clone(),
+            row.prompt.clone().unwrap_or_default(),
+            if is_stream { "streamed" } else { "whole" }.to_string(),
+            row.generated_tokens.map_or_else(|| UNKNOWN.to_string(), |tokens| fixed(tokens.mean, 0)),
+            rate(row.pp),
+            rate(row.tg),
+            of_stream(time(row.first_token_seconds)),
+            of_stream(time(row.gap_median)),
+            of_stream(time(row.gap_p95)),
+            of_stream(row.gap_max.map_or_else(|| UNKNOWN.to_string(), seconds)),
+        ]
+    });
+    Table::rows_of("case|prompt|answer|>tokens|>pp|>tg|>first token|>gap: median|>95%|>longest", rows)
 }
 
 fn depths(bench: &Bench) -> Table {
-    let mut table = Table::of("case|>depth|>pp|>tg|>first token");
-    for case in &bench.cases {
-        for row in &case.depths {
-            let depth = thousands(row.depth.into());
-            table.row([case.name.clone(), depth, rate(row.pp), rate(row.tg), time(row.first_token_seconds)]);
-        }
-    }
-    table
+    let rows = bench.cases.iter().flat_map(|case| case.depths.iter().map(move |row| (case, row)));
+    let row = |(case, row): (&Case, &DepthRow)| {
+        let depth = thousands(row.depth.into());
+        [case.name.clone(), depth, rate(row.pp), rate(row.tg), time(row.first_token_seconds)]
+    };
+    Table::rows_of("case|>depth|>pp|>tg|>first token", rows.map(row))
 }
 
 /// What the first case takes less than its baselines, and what that costs.
 fn savings(bench: &Bench) -> Table {
-    let mut table = Table::of("baseline|by|>this|>baseline's|>saved|>|>tg|>pp");
-    for saving in &bench.savings {
-        let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
-        table.row([
+    let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
+    let row = |saving: &document::Saving| {
+        let sign = if saving.saved_bytes < 0 { "−" } else { "" };
+        [
             saving.baseline.clone(),
             saving.by.clone(),
             size(saving.bytes),
             size(saving.baseline_bytes),
-            format!(
-                "{}{}",
-                if saving.saved_bytes < 0 { "−" } else { "" },
-                size(Bytes(saving.saved_bytes.unsigned_abs()))
-            ),
+            format!("{sign}{}", size(Bytes(saving.saved_bytes.unsigned_abs()))),
             saving.saved_percent.map(|percent| format!("{}%", typeset(&fixed(percent, 1)))).unwrap_or_default(),
             ratio(saving.tg_ratio),
             ratio(saving.pp_ratio),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::rows_of("baseline|by|>this|>baseline's|>saved|>|>tg|>pp", bench.savings.iter().map(row))
 }
 
 /// A check a line, a case a column; what failed is told in full beneath.
@@ -289,16 +275,15 @@ fn figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
 /// Repetitions, sampling and lengths, and every prompt.
 fn settings(bench: &Bench) -> Table {
     let settings = &bench.settings;
-    let mut table = Table::facts();
-    table.row(["how often", &asked(bench)]);
-    table.row(["sampling", &format!("temperature {}, seed {}", settings.temperature, settings.seed)]);
-    for prompt in &bench.prompts {
-        table.row([
-            prompt.name.clone(),
-            format!("{} (at most {} tokens)", prompt.text, thousands(prompt.max_tokens.into())),
-        ]);
-    }
-    table
+    let how = [
+        ("how often", Some(asked(bench))),
+        ("sampling", Some(format!("temperature {}, seed {}", settings.temperature, settings.seed))),
+    ];
+    let prompts = bench.prompts.iter().map(|prompt| {
+        let most = thousands(prompt.max_tokens.into());
+        (prompt.name.as_str(), Some(format!("{} (at most {most} tokens)", prompt.text)))
+    });
+    Table::facts(how.into_iter().chain(prompts))
 }
 
 /// The samples of one quantity over all prompts, in the mode of the overall row.
@@ -309,18 +294,21 @@ fn samples_of(case: &Case, of: fn(&Sample) -> Option<f64>) -> Vec<f64> {
 }
 
 /// Every case beside the others.
-fn speeds(bench: &Bench) -> Vec<Figure> {
+fn speeds(bench: &Bench) -> [Option<Block>; 3] {
     type Of = (fn(&SpeedRow) -> Option<Spread>, fn(&Sample) -> Option<f64>);
-    let chart = |title: &str, unit: Unit, (of, sample): Of| {
+    let beside = |title: &str, unit: Unit, (of, sample): Of| {
         let entry = |case: &Case| Entry::measured(&case.name, overall(case).and_then(of), samples_of(case, sample));
-        figure(title, unit, &bench.cases.iter().map(entry).collect::<Vec<_>>())
+        chart(title, unit, bench.cases.iter().map(entry))
     };
-    let charts = [
-        chart("Generation", Unit::TokensPerSecond, (|row| row.tg, |sample| sample.tg)),
-        chart("Prompt", Unit::TokensPerSecond, (|row| row.pp, |sample| sample.pp)),
-        chart("Time to the first token", Unit::Seconds, (|row| row.first_token_seconds, |one| one.first_token_seconds)),
-    ];
-    charts.into_iter().flatten().collect()
+    [
+        beside("Generation", Unit::TokensPerSecond, (|row| row.tg, |sample| sample.tg)),
+        beside("Prompt", Unit::TokensPerSecond, (|row| row.pp, |sample| sample.pp)),
+        beside(
+            "Time to the first token",
+            Unit::Seconds,
+            (|row| row.first_token_seconds, |one| one.first_token_seconds),
+        ),
+    ]
 }
 
 /// Speed over depth, a curve a case.
@@ -341,23 +329,13 @@ fn depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Opt
             series.push(Series { label: case.name.clone(), at, points });
         }
     }
-    if series.iter().all(|series| series.points.len() < 2) {
-        return None;
-    }
-    let chart = Chart::Lines(Lines {
-        x: "tokens in the context before the prompt".into(),
-        y: "tokens per second".into(),
-        series,
-        levels: Vec::new(),
-        dense: false,
-        x_is_bytes: false,
-    });
+    let (x, y) = ("tokens in the context before the prompt".into(), "tokens per second".into());
     let text = format!(
         "Measured with prompts of {} and {} generated tokens; whiskers are one standard deviation.",
         thousands(bench.settings.depth_prompt.into()),
         thousands(bench.settings.depth_generate.into())
     );
-    Some(Figure { title: title.into(), text, legend: Vec::new(), chart, table })
+    Figure::lines(title, text, Lines { x, y, series, ..Lines::default() }, table)
 }
 
 /// Memory of the first case against its prediction, then of every case.
@@ -453,19 +431,19 @@ fn gaps(bench: &Bench) -> Option<Figure> {
     }
     let case = bench.cases.first()?;
     let samples = case.sessions.iter().flat_map(|session| &session.samples).filter_map(with_gaps);
-    let (sample, gaps) = samples.max_by_key(|(_, gaps)| gaps.all.len()).filter(|(_, gaps)| gaps.all.len() > 1)?;
+    let (sample, gaps) = samples.max_by_key(|(_, gaps)| gaps.all.len())?;
     let level = |name: &str, value: f64| (format!("{name} {}", seconds(value)), value * 1000.0);
-    let chart = Chart::Lines(Lines {
+    let lines = Lines {
         x: "gap, in the order of the stream".into(),
         y: "milliseconds to the next piece".into(),
         series: vec![Series { label: case.name.clone(), at: 0, points: points(&gaps.all) }],
         levels: vec![level("median", gaps.median), level("95% below", gaps.p95)],
         dense: true,
-        x_is_bytes: false,
-    });
+        ..Lines::default()
+    };
     let thinned = if gaps.all.len() > POINTS { " Of each stretch the longest is drawn." } else { "" };
     let text = format!("The longest stream of {}: its answer to the {} prompt.{thinned}", case.name, sample.prompt);
-    Some(Figure { title: "Gaps between tokens".into(), text, legend: Vec::new(), chart, table })
+    Figure::lines("Gaps between tokens", text, lines, table)
 }
 
 fn with_gaps(sample: &Sample) -> Option<(&Sample, &Gaps)> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::memory::{self, Memory, Side, size};
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Page, Report, file_name};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
@@ -20,7 +20,6 @@ pub struct Summary {
     pub label: String,
     pub source: String,
     pub memory: Option<Memory>,
-    /// Whether it is predicted.
     pub fill: Fill,
     pub pp: Entry,
     pub tg: Entry,
@@ -29,7 +28,6 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Nothing measured yet.
     pub(super) fn measured(label: impl Into<String>) -> Self {
         let entry = Entry::measured("", None, Vec::new());
         Self {
@@ -98,8 +96,7 @@ fn page(sources: &[Source]) -> Option<Page> {
     }
     name_apart(&mut summaries);
     let speed = |title: &str, of: fn(&Summary) -> &Entry| {
-        let entries: Vec<Entry> = summaries.iter().map(|summary| of(summary).clone()).collect();
-        figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure)
+        chart(title, Unit::TokensPerSecond, summaries.iter().map(|summary| of(summary).clone()))
     };
     let side = |summary: &'_ Summary| Some((summary.label.clone(), summary.memory.clone()?, summary.fill));
     let sides: Vec<(String, Memory, Fill)> = summaries.iter().filter_map(side).collect();

@@ -1,7 +1,7 @@
 //! A machine: its devices, its host, and what was measured of them.
 
 use super::{Block, Page};
-use crate::machine::Machine;
+use crate::machine::{Device, Machine};
 use crate::memory::overhead::overhead;
 use crate::report::table::Table;
 
@@ -16,7 +16,6 @@ pub fn page(machine: &Machine) -> Page {
     page
 }
 
-/// What is there.
 fn devices(machine: &Machine) -> Table {
     let mut table = Table::of("device|backend|>total|>free|");
     for device in &machine.devices {
@@ -38,24 +37,18 @@ fn devices(machine: &Machine) -> Table {
 
 /// What is kept free of each device, and why.
 fn learned(machine: &Machine) -> Table {
-    let mut table = Table::of("device|>overhead|>margin|");
-    for device in &machine.devices {
+    let row = |device: &Device| {
         let known = overhead(device, UBATCH);
-        table.row([
-            device.name.clone(),
-            known.peak.to_string(),
-            device.margin().to_string(),
-            known.source.into_owned(),
-        ]);
-    }
-    table
+        [device.name.clone(), known.peak.to_string(), device.margin().to_string(), known.source.into_owned()]
+    };
+    Table::rows_of("device|>overhead|>margin|", machine.devices.iter().map(row))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bytes::Bytes;
-    use crate::machine::{Backend, Calibration, Device, Host};
+    use crate::machine::{Backend, Calibration, Host};
 
     #[test]
     fn a_machine_shows_what_was_measured_and_what_was_not() {

@@ -16,50 +16,48 @@ pub fn about(environment: &Environment) -> String {
 
 /// The machine and the runtime.
 pub fn machine(environment: &Environment) -> Table {
-    let mut table = Table::facts();
-    let mut add = |what: &str, value: Option<String>| {
-        if let Some(value) = value {
-            table.row([what.to_string(), value]);
-        }
-    };
-    add("system", environment.system.clone());
     let threads = environment.processors.map(|n| format!("{n} threads"));
     let processor: Vec<String> = environment.processor.clone().into_iter().chain(threads).collect();
-    add("processor", Some(processor.join(", ")).filter(|text| !text.is_empty()));
-    add("main memory", environment.ram.map(|bytes| bytes.to_string()));
-    for device in &environment.devices {
+    let device = |device: &DeviceFacts| {
         let name = device.description.as_ref().map(|text| format!("{text}, ")).unwrap_or_default();
-        add(&device.name, Some(format!("{name}{}", device.total)));
-    }
-    add("driver", environment.driver.clone());
+        (device.name.clone(), Some(format!("{name}{}", device.total)))
+    };
     let runtime = environment.runtime.as_ref();
-    add("runtime", runtime.map(|runtime| format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend)));
-    add("endpoint", environment.endpoint.clone());
-    add("moeplan", Some(environment.moeplan.clone()).filter(|text| !text.is_empty()));
-    add("begun", (environment.started > 0).then(|| utc(environment.started)));
-    table
+    let runtime = runtime.map(|runtime| format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend));
+    let named = |(name, fact): (&str, Option<String>)| (name.to_string(), fact.filter(|fact| !fact.is_empty()));
+    let computer = [
+        ("system", environment.system.clone()),
+        ("processor", Some(processor.join(", "))),
+        ("main memory", environment.ram.map(|bytes| bytes.to_string())),
+    ];
+    let programs = [
+        ("driver", environment.driver.clone()),
+        ("runtime", runtime),
+        ("endpoint", environment.endpoint.clone()),
+        ("moeplan", Some(environment.moeplan.clone())),
+        ("begun", (environment.started > 0).then(|| utc(environment.started))),
+    ];
+    let devices = environment.devices.iter().map(device);
+    Table::facts(computer.map(named).into_iter().chain(devices).chain(programs.map(named)))
 }
 
-/// The file.
 pub fn model(model: &ModelFacts) -> Table {
-    let mut table = Table::facts();
-    let mut add = |what: &str, value: String| {
-        table.row([what.to_string(), value]);
-    };
-    add("file", model.path.clone());
-    add("name", model.name.clone().unwrap_or_else(|| "not stated".into()));
-    add("architecture", model.architecture.clone());
     let file_type = model.file_type.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
-    add("size", format!("{file_type}{} ({} bytes)", model.file_bytes, thousands(model.file_bytes.0)));
-    add("header SHA-256", model.header_sha256.clone().unwrap_or_else(|| "not known".into()));
     let active = parameters(model.active_parameters);
-    add("parameters", format!("{}, {active} active per token", parameters(model.parameters)));
-    if model.experts > 0 {
+    let experts = || {
         let (count, used) = (model.experts, model.experts_used);
-        add("experts", format!("{count} in a block, {used} used per token, {}", model.expert_bytes));
-    }
-    add("shape", format!("{} blocks, {} tensors", model.blocks, thousands(model.tensors)));
-    table
+        format!("{count} in a block, {used} used per token, {}", model.expert_bytes)
+    };
+    Table::facts([
+        ("file", Some(model.path.clone())),
+        ("name", Some(model.name.clone().unwrap_or_else(|| "not stated".into()))),
+        ("architecture", Some(model.architecture.clone())),
+        ("size", Some(format!("{file_type}{} ({} bytes)", model.file_bytes, thousands(model.file_bytes.0)))),
+        ("header SHA-256", Some(model.header_sha256.clone().unwrap_or_else(|| "not known".into()))),
+        ("parameters", Some(format!("{}, {active} active per token", parameters(model.parameters)))),
+        ("experts", (model.experts > 0).then(experts)),
+        ("shape", Some(format!("{} blocks, {} tensors", model.blocks, thousands(model.tensors)))),
+    ])
 }
 
 /// Seconds since 1970 as a date and a time (days to a civil date by the well-known era arithmetic).

@@ -8,7 +8,7 @@ use crate::bytes::Bytes;
 use crate::gguf::ByteOrder;
 use crate::inspection::{Basis, Inspection, TypeCount};
 use crate::number::{counted, parameters, percent, share, small_size, thousands};
-use crate::report::chart::{Chart, Figure, Fill, Stack, StackedBar, Tone};
+use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Tone};
 use crate::report::table::Table;
 use crate::rules::Role;
 
@@ -110,6 +110,7 @@ fn context(inspection: &Inspection) -> Vec<KeyFigure> {
 }
 
 /// Bytes by role, and where they are.
+#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 fn by_role(inspection: &Inspection) -> Figure {
     let mut table = Table::of("role|>parameters|>size|>share");
     let total = inspection.bytes.total;
@@ -126,15 +127,12 @@ fn by_role(inspection: &Inspection) -> Figure {
     let mut roles: Vec<(Role, Bytes)> = Role::ALL.iter().map(|role| (*role, bytes_of(role))).collect();
     roles.retain(|(_, bytes)| bytes.0 > 0);
     roles.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let bar = |(role, bytes): &(Role, Bytes)| StackedBar {
-        label: role.words().to_string(),
-        value: small_size(*bytes),
-        fill: Fill::Plain,
-        parts: vec![(Tone::Model, bytes.0)],
+    let bar = |(role, bytes): &(Role, Bytes)| {
+        Bar::stacked(role.words(), small_size(*bytes), Fill::Plain, [(Tone::Model, bytes.0 as f64)])
     };
-    let stack = Stack { label: String::new(), bars: roles.iter().map(bar).collect(), limit: None };
+    let bars = roles.iter().map(bar).collect();
+    let chart = Chart::Bars(vec![Bars { label: String::new(), axis: Axis::Bytes, bars, limit: None }]);
     let text = "Bytes of the file by what its tensors are for.".into();
-    let chart = Chart::Stacks(vec![stack]);
     Figure { title: "Tensors by role".into(), text, legend: Vec::new(), chart, table }
 }
 
@@ -164,29 +162,20 @@ fn by_type(inspection: &Inspection) -> Table {
 
 /// Every tensor, where the document lists them.
 fn tensors(inspection: &Inspection) -> Option<Table> {
-    let mut table = Table::of("tensor|role|type|shape|>bytes|>file offset");
-    for row in inspection.tensor_list.as_ref()? {
+    let rows = inspection.tensor_list.as_ref()?.iter().map(|row| {
         let shape = row.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" × ");
         let shard = if inspection.files.len() > 1 { format!("{}: ", u32::from(row.file) + 1) } else { String::new() };
-        table.row([
-            row.name.clone(),
-            row.role.words().to_string(),
-            row.ty.to_string(),
-            shape,
-            thousands(row.bytes.0),
-            format!("{shard}{}", thousands(row.file_offset)),
-        ]);
-    }
-    Some(table)
+        let offset = format!("{shard}{}", thousands(row.file_offset));
+        let role = row.role.words().to_string();
+        [row.name.clone(), role, row.ty.to_string(), shape, thousands(row.bytes.0), offset]
+    });
+    Some(Table::rows_of("tensor|role|type|shape|>bytes|>file offset", rows))
 }
 
 /// Every key and its value, where the document has them.
 fn metadata(inspection: &Inspection) -> Option<Table> {
-    let mut table = Table::of("key|value");
-    for (key, value) in inspection.metadata.as_ref()? {
-        table.row([shorten(key, 60), shown(value)]);
-    }
-    Some(table)
+    let rows = inspection.metadata.as_ref()?.iter().map(|(key, value)| [shorten(key, 60), shown(value)]);
+    Some(Table::rows_of("key|value", rows))
 }
 
 fn expectations(inspection: &Inspection) -> Vec<Item> {

@@ -1,6 +1,6 @@
 //! llama-bench's own JSON.
 
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, Page};
 use crate::measurement::Spread;
 use crate::number::rate;
@@ -19,16 +19,14 @@ impl Document for Vec<BenchRow> {
             ("Prompt and generation together", of(|row| row.n_prompt > 0 && row.n_gen > 0)),
         ];
         for (title, entries) in charts {
-            page.detail(figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure));
+            page.detail(chart(title, Unit::TokensPerSecond, entries));
         }
         page.push(Block::Table("Tests".into(), table(self)));
-        let mut machine = Table::facts();
-        if let Some(row) = self.first() {
-            let facts = [("processor", &row.cpu_info), ("devices", &row.gpu_info), ("file", &row.model_filename)];
-            for (what, fact) in facts.into_iter().filter(|(_, fact)| !fact.is_empty()) {
-                machine.row([what, fact.as_str()]);
-            }
-        }
+        let facts = self.first().map(|row| {
+            [("processor", &row.cpu_info), ("devices", &row.gpu_info), ("file", &row.model_filename)]
+                .map(|(what, fact)| (what, Some(fact.clone()).filter(|fact| !fact.is_empty())))
+        });
+        let machine = Table::facts(facts.into_iter().flatten());
         page.detail(Block::filled("Machine", machine));
         vec![page]
     }
@@ -63,9 +61,8 @@ fn entry(row: &BenchRow) -> Entry {
 }
 
 fn table(rows: &[BenchRow]) -> Table {
-    let mut table = Table::of("model|>size|backend|build|launch|test|>tokens/s");
-    for row in rows {
-        table.row([
+    let row = |row: &BenchRow| {
+        [
             if row.model_type.is_empty() { row.model_filename.clone() } else { row.model_type.clone() },
             row.model_size.to_string(),
             row.backends.clone(),
@@ -73,7 +70,7 @@ fn table(rows: &[BenchRow]) -> Table {
             format!("{}, ngl {}, load mode {}", launch(row), row.n_gpu_layers, row.load_mode),
             test(row),
             format!("{} ± {}", rate(row.avg_ts), rate(row.stddev_ts)),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::rows_of("model|>size|backend|build|launch|test|>tokens/s", rows.iter().map(row))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::compare::Summary;
 use super::memory::{self, Memory, errors, size};
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, file_name, placement, plan};
 use crate::bytes::Bytes;
 use crate::measurement::{Launched, Measurement, Row, Spread};
@@ -88,36 +88,31 @@ impl Measurement {
         let speed = &self.speed;
         let depth =
             if speed.depth > 0 { format!(" at depth {}", thousands(speed.depth.into())) } else { String::new() };
-        let mut figures = Vec::new();
-        let mut add = |label: &str, value: Option<String>, note: String| {
-            let value = value.unwrap_or_else(|| "not measured".to_string());
-            figures.push(KeyFigure::new(label, value, note));
+        let figure = |label: &str, spread: Option<Spread>, note: String| {
+            let value = spread.map_or("not measured".to_string(), |spread| Unit::TokensPerSecond.spread(spread));
+            KeyFigure::new(label, value, note)
         };
-        let rate = |spread: Option<Spread>| spread.map(|spread| Unit::TokensPerSecond.spread(spread));
-        let samples = |n: usize| counted(n as u64, "sample");
-        let prompt = thousands(speed.n_prompt.into());
-        add(
-            "Prompt",
-            rate(speed.summary.pp),
-            format!("tokens/s of {prompt} tokens{depth}, {}", samples(speed.pp.len())),
-        );
-        let generated = thousands(speed.n_generate.into());
-        add(
-            "Generation",
-            rate(speed.summary.tg),
-            format!("tokens/s of {generated} tokens, {}", samples(speed.tg.len())),
-        );
-        if let Some(spread) = speed.summary.first_token {
-            add("First token", Some(Unit::Seconds.spread(spread)), "by our clock".into());
-        }
-        add("Load", Some(seconds(self.load_seconds)), String::new());
+        let note = |tokens: u32, depth: &str, samples: &[f64]| {
+            format!(
+                "tokens/s of {} tokens{depth}, {}",
+                thousands(tokens.into()),
+                counted(samples.len() as u64, "sample")
+            )
+        };
+        let mut figures = vec![
+            figure("Prompt", speed.summary.pp, note(speed.n_prompt, &depth, &speed.pp)),
+            figure("Generation", speed.summary.tg, note(speed.n_generate, "", &speed.tg)),
+        ];
+        let first = speed.summary.first_token.map(|spread| Unit::Seconds.spread(spread));
+        figures.extend(first.map(|first| KeyFigure::new("First token", first, "by our clock")));
+        figures.push(KeyFigure::new("Load", seconds(self.load_seconds), ""));
         for (device, row) in self.memory.iter().filter(|(device, _)| *device != HOST) {
-            add(device, Some(size(row.total)), "measured in all".into());
+            figures.push(KeyFigure::new(device, size(row.total), "measured in all"));
         }
         figures
     }
 
-    fn speeds(&self) -> Vec<Block> {
+    fn speeds(&self) -> [Option<Block>; 3] {
         let speed = &self.speed;
         let predicted: Option<&Speed> = self.plan.as_ref().map(|plan| &plan.speed);
         let entry = |n: u32, spread, samples: &[f64], of: Option<fn(&Speed) -> f64>| Entry {
@@ -126,36 +121,33 @@ impl Measurement {
         };
         let (summary, n) = (&speed.summary, speed.n_prompt);
         let tg = entry(speed.n_generate, summary.tg, &speed.tg, Some(|speed| speed.tg));
-        let charts = [
-            figure("Generation", Unit::TokensPerSecond, &[tg]),
-            figure("Prompt", Unit::TokensPerSecond, &[entry(n, summary.pp, &speed.pp, Some(|speed| speed.pp))]),
-            figure(
-                "Time to the first token",
-                Unit::Seconds,
-                &[entry(n, summary.first_token, &speed.first_token, None)],
-            ),
-        ];
-        charts.into_iter().flatten().map(Block::Figure).collect()
+        let pp = entry(n, summary.pp, &speed.pp, Some(|speed| speed.pp));
+        let first = entry(n, summary.first_token, &speed.first_token, None);
+        [
+            chart("Generation", Unit::TokensPerSecond, [tg]),
+            chart("Prompt", Unit::TokensPerSecond, [pp]),
+            chart("Time to the first token", Unit::Seconds, [first]),
+        ]
     }
 
     fn facts(&self) -> Table {
-        let mut table = Table::facts();
-        let runtime = &self.runtime;
-        table.row(["runtime", &format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend)]);
-        let process = &self.process;
+        let (runtime, process) = (&self.runtime, &self.process);
         let memory = format!("{} own, {} of files, {} at its peak", process.rss_anon, process.rss_file, process.peak);
-        table.row(["process", &memory]);
-        if self.mapped_span > Bytes(0) {
-            table.row(["mapped", &format!("{} of the file", self.mapped_span)]);
-        }
-        for (device, used) in &self.device_used {
+        let mapped = (self.mapped_span > Bytes(0)).then(|| format!("{} of the file", self.mapped_span));
+        let device = |(device, used): (&String, &Bytes)| {
             let of = |times: &BTreeMap<String, Bytes>| times.get(device).copied();
             let loaded = of(&self.device_use.loaded).zip(of(&self.device_use.before));
             let loaded = loaded.and_then(|(loaded, before)| loaded.0.checked_sub(before.0).map(Bytes));
             let loaded = loaded.map_or(String::new(), |loaded| format!(", {loaded} when loaded"));
-            table.row([device.clone(), format!("{used} at the peak{loaded}, by the driver")]);
-        }
-        table
+            (device.clone(), Some(format!("{used} at the peak{loaded}, by the driver")))
+        };
+        let facts = [
+            ("runtime", Some(format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend))),
+            ("process", Some(memory)),
+            ("mapped", mapped),
+        ];
+        let facts = facts.map(|(name, fact)| (name.to_string(), fact));
+        Table::facts(facts.into_iter().chain(self.device_used.iter().map(device)))
     }
 }
 

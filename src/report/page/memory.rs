@@ -7,10 +7,9 @@ use crate::bytes::Bytes;
 use crate::measurement::Row;
 use crate::memory::MemoryRow;
 use crate::number::{fixed, share, small_size, typeset};
-use crate::report::chart::{Chart, Figure, Fill, Key, Stack, StackedBar, Tone};
+use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Tone};
 use crate::report::table::Table;
 
-/// Memory by device.
 pub type Memory = BTreeMap<String, MemoryRow>;
 
 /// One bar in each group: whose it is, what it is, and whether it is only predicted.
@@ -18,19 +17,19 @@ pub type Memory = BTreeMap<String, MemoryRow>;
 pub struct Side<'a> {
     /// `predicted`, `measured`, the name of a run.
     pub label: &'a str,
-    /// Its memory.
     pub memory: &'a Memory,
-    /// Whether it is a prediction.
     pub fill: Fill,
 }
 
 /// A chart of memory by device, a bar a side, and its table.
+#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 pub fn figure(title: &str, sides: &[Side<'_>], budget: &BTreeMap<String, Bytes>) -> Figure {
     let devices: BTreeSet<&String> = sides.iter().flat_map(|side| side.memory.keys()).collect();
-    let stack = |device: &String| Stack {
+    let group = |device: &String| Bars {
         label: device.clone(),
+        axis: Axis::Bytes,
         bars: sides.iter().filter_map(|side| Some(bar(side, side.memory.get(device)?))).collect(),
-        limit: budget.get(device).map(|bytes| (format!("budget {bytes}"), bytes.0)),
+        limit: budget.get(device).map(|bytes| (format!("budget {bytes}"), bytes.0 as f64)),
     };
     let hatched = sides.iter().any(|side| side.fill == Fill::Hatched);
     let plain = sides.iter().any(|side| side.fill == Fill::Plain);
@@ -45,12 +44,11 @@ pub fn figure(title: &str, sides: &[Side<'_>], budget: &BTreeMap<String, Bytes>)
     if hatched && plain {
         legend.push(Key { label: "predicted".into(), tone: Tone::Overhead, fill: Fill::Hatched });
     }
-    let stacks = devices.iter().map(|device| stack(device)).collect();
     Figure {
         title: title.into(),
         text: text.into(),
         legend,
-        chart: Chart::Stacks(stacks),
+        chart: Chart::Bars(devices.iter().map(|device| group(device)).collect()),
         table: table(sides, &devices, budget),
     }
 }
@@ -81,7 +79,6 @@ pub fn against(
 /// A term of a row of memory.
 type Term = (&'static str, Tone, fn(&MemoryRow) -> Bytes);
 
-/// All of them.
 const TERMS: [Term; 4] = [
     ("model", Tone::Model, |row| row.terms.model),
     ("context", Tone::Context, |row| row.terms.context),
@@ -89,13 +86,10 @@ const TERMS: [Term; 4] = [
     ("overhead", Tone::Overhead, |row| row.terms.overhead),
 ];
 
-fn bar(side: &Side<'_>, row: &MemoryRow) -> StackedBar {
-    StackedBar {
-        label: side.label.to_string(),
-        value: row.total.to_string(),
-        fill: side.fill,
-        parts: TERMS.iter().map(|(_, tone, of)| (*tone, of(row).0)).collect(),
-    }
+#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
+fn bar(side: &Side<'_>, row: &MemoryRow) -> Bar {
+    let parts = TERMS.iter().map(|(_, tone, of)| (*tone, of(row).0 as f64));
+    Bar::stacked(side.label, row.total.to_string(), side.fill, parts)
 }
 
 /// A row a device and side, with a bar for the part of its budget that it takes.

@@ -44,7 +44,6 @@ pub trait Document {
     }
 }
 
-/// Pages under one title.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     pub title: String,
@@ -104,11 +103,11 @@ impl Page {
         self.parts.extend(block.into().map(|block| Part { is_detail: true, block }));
     }
 
-    pub fn push_all(&mut self, blocks: impl IntoIterator<Item = Block>) {
+    pub fn push_all<B: Into<Option<Block>>>(&mut self, blocks: impl IntoIterator<Item = B>) {
         blocks.into_iter().for_each(|block| self.push(block));
     }
 
-    pub fn detail_all(&mut self, blocks: impl IntoIterator<Item = Block>) {
+    pub fn detail_all<B: Into<Option<Block>>>(&mut self, blocks: impl IntoIterator<Item = B>) {
         blocks.into_iter().for_each(|block| self.detail(block));
     }
 
@@ -145,9 +144,7 @@ fn file_name(path: &str) -> &str {
 pub enum Block {
     Heading(String),
     Prose(String),
-    /// The answer, in a sentence.
     Verdict(Verdict, String),
-    /// The few numbers that matter.
     KeyFigures(Vec<KeyFigure>),
     /// A table under its caption, which may be empty.
     Table(String, Table),
@@ -194,11 +191,9 @@ impl KeyFigure {
     }
 }
 
-/// How something came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Good,
-    /// Worth a look.
     Caution,
     Bad,
     /// Not known, or only told.
@@ -238,11 +233,9 @@ impl Verdict {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     pub verdict: Verdict,
-    /// What was to be shown.
     pub what: String,
     /// The evidence, or the reason.
     pub why: String,
-    /// What to do about it.
     pub hint: Option<String>,
 }
 
@@ -252,9 +245,7 @@ pub struct WhatIf {
     pub axes: Vec<Axis>,
     /// The points, a row each: every value of the last axis at the first value of the one before, and so on.
     pub table: Table,
-    /// The command of each point.
     pub commands: Vec<String>,
-    /// Which point is shown first.
     pub start: usize,
 }
 
@@ -263,6 +254,5 @@ pub struct WhatIf {
 pub struct Axis {
     /// `budget`, `context`, `file`.
     pub what: Cow<'static, str>,
-    /// Its values, as people read them.
     pub values: Vec<String>,
 }

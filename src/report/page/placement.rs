@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::bytes::Bytes;
 use crate::checkup::TensorRow;
-use crate::report::chart::{Chart, Figure, Fill, Grid, GridRow, Key, Run, Tone};
+use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Part, Tone};
 use crate::report::table::Table;
 
 /// More blocks than any model has: what names more is no model.
@@ -12,79 +12,89 @@ const BLOCKS: usize = 1024;
 /// More kinds than any model has.
 const KINDS: usize = 96;
 
-/// One kind of tensor: by block, where it is and its bytes.
-#[derive(Default)]
-struct Kind {
-    name: String,
-    cells: BTreeMap<usize, (String, Bytes)>,
-}
+/// Where a tensor is that is not loaded.
+pub const NOT_LOADED: &str = "not loaded";
+
+/// The tensors of one kind by block: where each is, and its bytes.
+type Cells = BTreeMap<usize, (String, Bytes)>;
+/// By kind, experts last.
+type Kinds<'t> = BTreeMap<(bool, &'t str), Cells>;
 
 /// The map of a document's tensors and the table of it; `None` where no tensor belongs to a block.
+#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
     let (kinds, others) = kinds(tensors);
-    let columns = kinds.iter().filter_map(|kind| kind.cells.keys().next_back()).max()? + 1;
-    let buffers = buffers(&kinds);
-    let look = |buffer: &str| look(&buffers, buffer);
+    let columns = kinds.values().filter_map(|cells| cells.keys().next_back()).max()? + 1;
+    let mut buffers: Vec<&str> = kinds.values().flat_map(BTreeMap::values).map(|(buffer, _)| buffer.as_str()).collect();
+    // Devices by name, then main memory, then what is not loaded.
+    buffers.sort_by_key(|name| (*name == NOT_LOADED, is_host(name), *name));
+    buffers.dedup();
+    // Devices have colours; main memory is grey and hatched.
+    let look = |buffer: &str| match buffers.iter().position(|known| *known == buffer) {
+        Some(at) if !is_host(buffer) && buffer != NOT_LOADED => (Tone::Series(at), Fill::Plain),
+        _ => (Tone::Host, Fill::Hatched),
+    };
     let mut table = Table::of("tensor|blocks|buffer|>bytes");
-    let mut rows = Vec::new();
-    for kind in &kinds {
-        let mut runs = Vec::new();
-        for (first, last, buffer, bytes) in kind.runs() {
-            let blocks = if first == last { first.to_string() } else { format!("{first}–{last}") };
-            let (tone, fill) = look(&buffer);
-            let text = format!("{}, block {blocks}: {buffer}, {bytes}", kind.name);
-            runs.push(Run { first, last, text, tone, fill });
-            table.row([kind.name.clone(), blocks, buffer, bytes.to_string()]);
+    let mut bars = Vec::new();
+    for ((_, kind), cells) in &kinds {
+        // Neighbouring blocks in one buffer are one part.
+        let mut runs: Vec<(usize, usize, &str, Bytes)> = Vec::new();
+        for (block, (buffer, bytes)) in cells {
+            match runs.last_mut() {
+                Some((_, last, of, sum)) if *last + 1 == *block && *of == buffer.as_str() => {
+                    *last = *block;
+                    *sum = sum.checked_add(*bytes).unwrap_or(*sum);
+                }
+                _ => runs.push((*block, *block, buffer.as_str(), *bytes)),
+            }
         }
-        rows.push(GridRow { label: kind.name.clone(), runs });
+        let mut parts = Vec::new();
+        for (first, last, buffer, bytes) in runs {
+            let blocks = if first == last { first.to_string() } else { format!("{first}–{last}") };
+            let (tone, fill) = look(buffer);
+            let text = format!("{kind}, block {blocks}: {buffer}, {bytes}");
+            parts.push(Part { from: first as f64, length: (last + 1 - first) as f64, tone, fill, text });
+            table.row([(*kind).to_string(), blocks, buffer.to_string(), bytes.to_string()]);
+        }
+        bars.push(Bar { parts, ..Bar::stacked(kind, String::new(), Fill::Plain, []) });
     }
     for tensor in others {
-        let buffer = tensor.buffer.clone().unwrap_or_else(|| NOT_LOADED.to_string());
-        table.row([tensor.name.clone(), "–".into(), buffer, tensor.bytes.to_string()]);
+        let buffer = tensor.buffer.as_deref().unwrap_or(NOT_LOADED);
+        table.row([tensor.name.as_str(), "–", buffer, &tensor.bytes.to_string()]);
     }
-    let key = |buffer: &String| {
+    let key = |buffer: &&str| {
         let (tone, fill) = look(buffer);
-        Key { label: buffer.clone(), tone, fill }
+        Key { label: (*buffer).to_string(), tone, fill }
     };
     Some(Figure {
         title: "Where each tensor is".into(),
         text: "A column is a block, a row a kind of tensor. Hatched cells are in main memory.".into(),
         legend: buffers.iter().map(key).collect(),
-        chart: Chart::Grid(Grid { columns, rows }),
+        chart: Chart::Bars(vec![Bars { label: String::new(), axis: Axis::Blocks(columns), bars, limit: None }]),
         table,
     })
 }
 
-/// Where a tensor is that is not loaded.
-pub const NOT_LOADED: &str = "not loaded";
-
-/// The tensors of blocks by kind, in the order of the document, and those of no block.
-fn kinds(tensors: &[TensorRow]) -> (Vec<Kind>, Vec<&TensorRow>) {
-    let mut kinds: Vec<Kind> = Vec::new();
+/// The tensors of blocks by kind, and those of no block.
+fn kinds(tensors: &[TensorRow]) -> (Kinds<'_>, Vec<&TensorRow>) {
+    let mut kinds = Kinds::new();
     let mut others = Vec::new();
     for tensor in tensors {
         let Some((block, name)) = block_and_kind(&tensor.name) else {
             others.push(tensor);
             continue;
         };
-        let buffer = tensor.buffer.clone().unwrap_or_else(|| NOT_LOADED.to_string());
-        let at = kinds.iter().position(|kind| kind.name == name);
-        if at.is_none() && kinds.len() >= KINDS {
+        let kind = (name.contains("_exps"), name);
+        if kinds.len() >= KINDS && !kinds.contains_key(&kind) {
             continue;
         }
-        let at = at.unwrap_or_else(|| {
-            kinds.push(Kind { name: name.to_string(), ..Kind::default() });
-            kinds.len() - 1
-        });
-        if let Some(kind) = kinds.get_mut(at) {
-            let cell = kind.cells.entry(block).or_insert_with(|| (buffer.clone(), Bytes(0)));
-            cell.1 = cell.1.checked_add(tensor.bytes).unwrap_or(cell.1);
-            if cell.0 != buffer {
-                cell.0 = format!("{} + {buffer}", cell.0);
-            }
+        let buffer = tensor.buffer.as_deref().unwrap_or(NOT_LOADED);
+        let cell = kinds.entry(kind).or_default().entry(block).or_insert_with(|| (buffer.to_string(), Bytes(0)));
+        cell.1 = cell.1.checked_add(tensor.bytes).unwrap_or(cell.1);
+        if cell.0 != buffer {
+            cell.0 = format!("{} + {buffer}", cell.0);
         }
     }
-    kinds.sort_by_key(|kind| (kind.name.contains("_exps"), kind.name.clone()));
     (kinds, others)
 }
 
@@ -96,43 +106,9 @@ fn block_and_kind(name: &str) -> Option<(usize, &str)> {
     Some((block, kind))
 }
 
-/// Every buffer of the map: devices by name, then main memory, then what is not loaded.
-fn buffers(kinds: &[Kind]) -> Vec<String> {
-    let mut names: Vec<String> =
-        kinds.iter().flat_map(|kind| kind.cells.values().map(|(buffer, _)| buffer.clone())).collect();
-    names.sort_by_key(|name| (name == NOT_LOADED, is_host(name), name.clone()));
-    names.dedup();
-    names
-}
-
 /// Whether llama.cpp's name of a buffer type is of main memory.
 fn is_host(name: &str) -> bool {
     name.starts_with("CPU") || name.ends_with("_Host") || name == "Host"
-}
-
-/// Devices have colours; main memory is grey and hatched.
-fn look(buffers: &[String], buffer: &str) -> (Tone, Fill) {
-    if is_host(buffer) || buffer == NOT_LOADED {
-        return (Tone::Host, Fill::Hatched);
-    }
-    (Tone::Series(buffers.iter().position(|known| known == buffer).unwrap_or(0)), Fill::Plain)
-}
-
-impl Kind {
-    /// Neighbouring blocks in one buffer: first, last, where, how much.
-    fn runs(&self) -> Vec<(usize, usize, String, Bytes)> {
-        let mut runs: Vec<(usize, usize, String, Bytes)> = Vec::new();
-        for (block, (buffer, bytes)) in &self.cells {
-            match runs.last_mut() {
-                Some(run) if run.1 + 1 == *block && run.2 == *buffer => {
-                    run.1 = *block;
-                    run.3 = run.3.checked_add(*bytes).unwrap_or(run.3);
-                }
-                _ => runs.push((*block, *block, buffer.clone(), *bytes)),
-            }
-        }
-        runs
-    }
 }
 
 #[cfg(test)]

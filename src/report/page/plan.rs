@@ -2,11 +2,10 @@
 
 use super::compare::Summary;
 use super::memory::{self, Memory, Side, size};
-use super::speed::{self, Entry, Unit};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, dotted, named, placement};
 use crate::bytes::Bytes;
-use crate::checkup::BUDGET;
-use crate::checkup::{Checkup, Severity};
+use crate::checkup::{BUDGET, Checkup, Severity, TensorRow};
 use crate::inspection::Warning;
 use crate::machine::Machine;
 use crate::memory::{Basis, HOST};
@@ -134,7 +133,6 @@ fn short(check: &Checkup) -> String {
     check.shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect::<Vec<_>>().join(", ")
 }
 
-/// Context, slots and batches.
 fn launch(check: &Checkup) -> Vec<KeyFigure> {
     let run = &check.run;
     let slots = match (run.n_seq_max(), run.kv_unified == Some(true)) {
@@ -184,17 +182,15 @@ fn placed(page: &mut Page, check: &Checkup) {
 
 /// The overrides and what they did, those of one counting flag in one row.
 fn overrides(check: &Checkup) -> Table {
-    let mut table = Table::of("override|to|>tensors|>bytes|from");
-    for group in &check.override_groups {
+    let rows = check.override_groups.iter().map(|group| {
         let from = match (group.rules, group.shadowed_by) {
             (1, Some(rule)) => format!("{} (shadowed by {})", group.origin, row_of(check, rule)),
             (1, None) => group.origin.clone(),
             (n, _) => format!("{} ({n} rules)", group.origin),
         };
-        let (tensors, bytes) = (group.tensors.to_string(), group.bytes.to_string());
-        table.row([group.pattern.clone(), group.buffer.clone(), tensors, bytes, from]);
-    }
-    table
+        [group.pattern.clone(), group.buffer.clone(), group.tensors.to_string(), group.bytes.to_string(), from]
+    });
+    Table::rows_of("override|to|>tensors|>bytes|from", rows)
 }
 
 /// In which row of the table an override is, counted from 1.
@@ -203,21 +199,16 @@ fn row_of(check: &Checkup, rule: usize) -> usize {
 }
 
 fn basis(check: &Checkup) -> Table {
-    let mut table = Table::of("figure|basis");
-    for row in &check.basis {
-        table.row([row.quantity.as_str(), row.how.as_str()]);
-    }
-    table
+    Table::rows_of("figure|basis", check.basis.iter().map(|row| [row.quantity.as_str(), row.how.as_str()]))
 }
 
 fn list(check: &Checkup) -> Table {
-    let mut table = Table::of("tensor|type|>bytes|buffer|>rule");
-    for row in check.tensors.iter().flatten() {
+    let row = |row: &TensorRow| {
         let buffer = row.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
         let rule = row.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
-        table.row([row.name.clone(), row.ty.to_string(), thousands(row.bytes.0), buffer.to_string(), rule]);
-    }
-    table
+        [row.name.clone(), row.ty.to_string(), thousands(row.bytes.0), buffer.to_string(), rule]
+    };
+    Table::rows_of("tensor|type|>bytes|buffer|>rule", check.tensors.iter().flatten().map(row))
 }
 
 /// The lints that are at least so bad.
@@ -312,26 +303,21 @@ impl Plan {
     }
 
     /// The proposed launch beside the others, where there are any.
-    fn speeds(&self) -> Vec<Block> {
+    fn speeds(&self) -> [Option<Block>; 2] {
         let others: Vec<&Alternative> = self.why.alternatives.iter().filter(|other| other.fits).collect();
-        if others.is_empty() {
-            return Vec::new();
-        }
-        let chart = |title: &str, of: fn(&Speed) -> f64| {
-            let others = others.iter().map(|other| Entry {
+        let beside = |title: &str, of: fn(&Speed) -> f64| {
+            let entries = others.iter().map(|other| Entry {
                 tone: Some(Tone::Overhead),
                 ..Entry::predicted(&other.what, of(&other.speed), other.speed.uncertainty)
             });
             let proposed = Entry::predicted("proposed", of(&self.speed), self.speed.uncertainty);
-            let entries: Vec<Entry> = [proposed].into_iter().chain(others).collect();
-            speed::figure(title, Unit::TokensPerSecond, &entries).map(Block::Figure)
+            chart(title, Unit::TokensPerSecond, [proposed].into_iter().chain(entries)).filter(|_| !others.is_empty())
         };
-        let charts = [chart("Generation, predicted", |speed| speed.tg), chart("Prompt, predicted", |speed| speed.pp)];
-        charts.into_iter().flatten().collect()
+        [beside("Generation, predicted", |speed| speed.tg), beside("Prompt, predicted", |speed| speed.pp)]
     }
 
     /// What takes the room, what takes the time, what else there is, what would make it fit.
-    fn tables(&self) -> Vec<Block> {
+    fn tables(&self) -> [Option<Block>; 4] {
         let mut terms = Table::of("term|>bytes|fix|>frees|costs");
         for row in &self.why.explain {
             let frees = if row.saves == Bytes(0) { String::new() } else { row.saves.to_string() };
@@ -351,7 +337,7 @@ impl Plan {
             ("What else there is", launches(&self.why.alternatives)),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
-        tables.into_iter().filter_map(|(caption, table)| Block::filled(caption, table)).collect()
+        tables.map(|(caption, table)| Block::filled(caption, table))
     }
 }
 
@@ -370,9 +356,8 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
 
 /// Other launches, a row each.
 fn launches(others: &[Alternative]) -> Table {
-    let mut table = Table::of("change|fits|>blocks on host|>pp|>tg|>turn|>|");
-    for other in others {
-        table.row([
+    let row = |other: &Alternative| {
+        [
             other.what.clone(),
             fits(other.fits, &other.shortfall),
             blocks_on_host(&other.placement),
@@ -381,7 +366,7 @@ fn launches(others: &[Alternative]) -> Table {
             seconds(other.turn_seconds),
             format!("{}%", typeset(&signed(other.turn_change * 100.0, 1))),
             other.note.clone().unwrap_or_default(),
-        ]);
-    }
-    table
+        ]
+    };
+    Table::rows_of("change|fits|>blocks on host|>pp|>tg|>turn|>|", others.iter().map(row))
 }

@@ -32,7 +32,6 @@ pub struct RuleSets<'a> {
 }
 
 impl<'a> RuleSets<'a> {
-    /// The built-in sets.
     pub fn of(files: &'a [(&'a str, RuleFile)]) -> Self {
         let set = |(name, file): &'a (&'a str, RuleFile)| {
             let (rules, fills) = (file.rules.len(), file.fills());
@@ -86,17 +85,14 @@ impl Document for RulesCheck {
     }
 }
 
-/// A rule a row.
 fn table(document: &RulesCheck) -> Table {
-    let mut table = Table::of(">line|tensors|to|>matches|>decides|blocks");
     let of = |count: &Count| match document.model_bytes {
         Some(_) => format!("{}, {}", count.tensors, count.bytes),
         None => String::new(),
     };
-    for rule in &document.rules {
+    let rows = document.rules.iter().map(|rule| {
         let (matches, decides) = (of(&rule.matches), of(&rule.decides));
-        let line = rule.line.to_string();
-        table.row([line, rule.tensors.clone(), rule.to.clone(), matches, decides, rule.blocks.clone()]);
-    }
-    table
+        [rule.line.to_string(), rule.tensors.clone(), rule.to.clone(), matches, decides, rule.blocks.clone()]
+    });
+    Table::rows_of(">line|tensors|to|>matches|>decides|blocks", rows)
 }

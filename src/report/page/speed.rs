@@ -1,21 +1,19 @@
 //! Speeds as bars: what was measured with its samples, what was predicted hatched.
 
+use super::Block;
 use crate::measurement::Spread;
 use crate::number::{rate, seconds};
-use crate::report::chart::{Bar, Bars, Chart, Figure, Fill, Key, Tone};
+use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Tone};
 use crate::report::table::Table;
 
-/// What the bars count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Tokens per second.
     TokensPerSecond,
-    /// Seconds.
     Seconds,
 }
 
 impl Unit {
-    /// A number of it.
     pub fn show(self, value: f64) -> String {
         match self {
             Self::TokensPerSecond => rate(value),
@@ -48,9 +46,7 @@ impl Unit {
 /// One thing whose speed is shown.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its name.
     pub label: String,
-    /// What was measured.
     pub measured: Option<Spread>,
     /// The samples it is the mean of.
     pub samples: Vec<f64>,
@@ -78,8 +74,13 @@ impl Entry {
     }
 }
 
+/// [`figure`] as a block.
+pub fn chart(title: &str, unit: Unit, entries: impl IntoIterator<Item = Entry>) -> Option<Block> {
+    figure(title, unit, &entries.into_iter().collect::<Vec<_>>()).map(Block::Figure)
+}
+
 /// What a chart of speeds says: its bars, and of how many samples each is the mean.
-pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
+fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
     let mut bars = Vec::new();
     let of = if unit == Unit::Seconds { "seconds" } else { "tokens/s" };
     let mut table = Table::of(&format!("||>{of}|>±|>samples"));
@@ -89,17 +90,16 @@ pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
             let spread = Some(value * off);
             let shown = format!("{} ±{:.0}%", unit.show(value), off * 100.0);
             let label = predicted_label(entry);
-            bars.push(Bar { label, value: shown, length: value, spread, samples: vec![], tone, fill: Fill::Hatched });
+            bars.push(Bar { spread, ..Bar::stacked(&label, shown, Fill::Hatched, [(tone, value)]) });
             let cells = [entry.label.clone(), "predicted".into(), unit.show(value), unit.show(value * off), "–".into()];
             table.row(cells);
         }
         if let Some(spread) = entry.measured {
             let value = unit.spread(spread);
-            let length = spread.mean;
             let error = (spread.n > 1).then_some(spread.stddev);
             let samples = entry.samples.clone();
-            let label = entry.label.clone();
-            bars.push(Bar { label, value, length, spread: error, samples, tone, fill: Fill::Plain });
+            let bar = Bar::stacked(&entry.label, value, Fill::Plain, [(tone, spread.mean)]);
+            bars.push(Bar { spread: error, samples, ..bar });
             let off = error.map(|error| unit.show(error)).unwrap_or_default();
             let cells = [entry.label.clone(), "measured".into(), unit.show(spread.mean), off, spread.n.to_string()];
             table.row(cells);
@@ -108,8 +108,8 @@ pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
     if bars.is_empty() {
         return None;
     }
-    let predicted = bars.iter().any(|bar| bar.fill == Fill::Hatched);
-    let measured = bars.iter().any(|bar| bar.fill == Fill::Plain);
+    let any = |fill| bars.iter().flat_map(|bar| &bar.parts).any(|part| part.fill == fill);
+    let (predicted, measured) = (any(Fill::Hatched), any(Fill::Plain));
     let text = [
         (measured, "Measured: mean, one standard deviation, and a dot for each sample."),
         (predicted, "Hatched bars are predicted, with what they may well be off."),
@@ -121,7 +121,8 @@ pub fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
     } else {
         Vec::new()
     };
-    let chart = Chart::Bars(Bars { unit: unit.name().into(), bars });
+    let axis = Axis::Number(unit.name().into());
+    let chart = Chart::Bars(vec![Bars { label: String::new(), axis, bars, limit: None }]);
     Some(Figure { title: title.into(), text, legend, chart, table })
 }
 
@@ -140,7 +141,8 @@ mod tests {
         let both = Entry { predicted: Some((55.0, 0.15)), ..Entry::measured("plan", Some(spread), vec![48.0]) };
         let figure = figure("Generation", Unit::TokensPerSecond, &[both]).unwrap();
         let Chart::Bars(bars) = &figure.chart else { panic!("bars") };
-        let seen: Vec<_> = bars.bars.iter().map(|bar| (bar.label.as_str(), bar.fill, bar.value.as_str())).collect();
+        let seen = bars[0].bars.iter().map(|bar| (bar.label.as_str(), bar.parts[0].fill, bar.value.as_str()));
+        let seen: Vec<_> = seen.collect();
         assert_eq!(seen, [("plan, predicted", Fill::Hatched, "55.0 ±15%"), ("plan", Fill::Plain, "50.0 ± 2.0")]);
         assert_eq!(figure.table.rows()[0][1], "predicted");
         assert_eq!(figure.table.rows()[1][1], "measured");

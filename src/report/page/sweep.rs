@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::number::{rate, seconds, thousands};
 use crate::plan::ModelSummary;
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
-use crate::report::chart::{self, Chart, Figure, Lines, Series};
+use crate::report::chart::{self, Figure, Lines, Series};
 use crate::report::table::Table;
 use crate::run::command::shell;
 use crate::speed::Speed;
@@ -33,10 +33,8 @@ impl Document for SweepDocument {
             }),
         ];
         page.detail_all(curves.into_iter().flatten().map(Block::Figure));
-        let mut table = Table::of(&format!(">{}|{COLUMNS}", self.what()));
-        for point in &self.points {
-            table.row([vec![point.label.clone()], cells(point)].concat());
-        }
+        let row = |point: &Point| [vec![point.label.clone()], cells(point)].concat();
+        let table = Table::rows_of(&format!(">{}|{COLUMNS}", self.what()), self.points.iter().map(row));
         let first_that_fits = || self.points.iter().position(|point| point.fits).unwrap_or(0);
         let start = self.asked.filter(|at| *at < self.points.len()).unwrap_or_else(first_that_fits);
         let commands = self.points.iter().map(|point| command(&self.model, point)).collect();
@@ -52,11 +50,13 @@ impl Document for Plans {
         let title = "Several files on one machine";
         let about = format!("planned for {}, {}", budgets(&self.machine), main_memory(&self.machine));
         let mut page = Page::new("Plans", title, about);
-        let mut table = Table::of(&format!("file|>size|>bits|{COLUMNS}"));
-        for row in &self.rows {
-            let own = vec![row.point.label.clone(), row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)];
-            table.row([own, cells(&row.point)].concat());
-        }
+        let table = Table::rows_of(
+            &format!("file|>size|>bits|{COLUMNS}"),
+            self.rows.iter().map(|row| {
+                let (size, bits) = (row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight));
+                [vec![row.point.label.clone(), size, bits], cells(&row.point)].concat()
+            }),
+        );
         let values = self.rows.iter().map(|row| row.point.label.clone()).collect();
         let commands = self.rows.iter().map(|row| command(&row.model, &row.point)).collect();
         let start = self.rows.iter().position(|row| row.point.fits).unwrap_or(0);
@@ -149,19 +149,15 @@ impl SweepDocument {
             let label = context.map_or_else(|| title.to_string(), |tokens| format!("-c {tokens}"));
             series.push(Series { label, at, points });
         }
-        if series.iter().all(|series| series.points.len() < 2) {
-            return None;
-        }
         let is_budget = self.variable == Variable::Vram;
-        let chart = Chart::Lines(Lines {
+        let lines = Lines {
             x: if is_budget { "budget of the first device" } else { "context, tokens" }.into(),
             y: unit.into(),
             series,
-            levels: Vec::new(),
-            dense: false,
             x_is_bytes: is_budget,
-        });
+            ..Lines::default()
+        };
         let text = format!("Of the plan of each {what}; points that do not fit are left out.");
-        Some(Figure { title: format!("{title} by {what}, predicted"), text, legend: Vec::new(), chart, table })
+        Figure::lines(format!("{title} by {what}, predicted"), text, lines, table)
     }
 }

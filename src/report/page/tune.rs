@@ -1,7 +1,7 @@
 //! A tuning: the turn of every launch that was measured beside what was predicted, and the winner as a command.
 
 use super::compare::Summary;
-use super::speed::{Entry, Unit, figure};
+use super::speed::{Entry, Unit, chart};
 use super::{Block, KeyFigure, Page, Verdict, file_name};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
@@ -41,12 +41,10 @@ impl super::Document for Document {
     }
 }
 
-/// The model's file.
 fn title(document: &Document) -> String {
     format!("Tuning of {}", file_name(&document.subject.model))
 }
 
-/// Which launch is proposed.
 fn winner(document: &Document) -> Option<&Measured> {
     document.candidates.get(document.winner)?.measured.as_ref()
 }
@@ -68,10 +66,10 @@ fn figures(winner: &Measured) -> Option<Vec<KeyFigure>> {
     (!figures.is_empty()).then_some(figures)
 }
 
-/// The turn, and what it is made of, of everybody who was measured.
-fn charts(document: &Document) -> Vec<Block> {
+/// The turn, and what it is made of, of everything that was measured.
+fn charts(document: &Document) -> [Option<Block>; 3] {
     type Of = (fn(&Measured) -> Option<Spread>, fn(&Predicted) -> f64);
-    let chart = |title: &str, unit: Unit, (of, predicted): Of| {
+    let beside = |title: &str, unit: Unit, (of, predicted): Of| {
         let entry = |candidate: &Candidate| {
             let measured = candidate.measured.as_ref()?;
             let samples = if unit == Unit::Seconds { measured.turns.clone() } else { Vec::new() };
@@ -79,31 +77,25 @@ fn charts(document: &Document) -> Vec<Block> {
             let expected = candidate.candidate.predicted.as_ref().map(off);
             Some(Entry { predicted: expected, ..Entry::measured(&candidate.candidate.what, of(measured), samples) })
         };
-        figure(title, unit, &document.candidates.iter().filter_map(entry).collect::<Vec<_>>()).map(Block::Figure)
+        chart(title, unit, document.candidates.iter().filter_map(entry))
     };
-    let charts = [
-        chart("Time of the turn", Unit::Seconds, (|seen| seen.turn, |known| known.turn_seconds)),
-        chart("Generation", Unit::TokensPerSecond, (|seen| seen.tg, |known| known.speed.tg)),
-        chart("Prompt", Unit::TokensPerSecond, (|seen| seen.pp, |known| known.speed.pp)),
-    ];
-    charts.into_iter().flatten().collect()
-}
-
-fn machine(document: &Document) -> Table {
-    let subject = &document.subject;
-    let mut table = Table::facts();
-    table.row(["model", &format!("{} ({})", subject.model, subject.bytes)]);
-    table.row(["runtime", &format!("{} b{}", subject.program, subject.build)]);
-    for (name, description, budget) in &subject.devices {
-        table.row([name.clone(), format!("{description}, budget {budget}")]);
-    }
-    table.row(["took", &format!("{} s", thousands(whole_seconds(document.seconds)))]);
-    table
+    [
+        beside("Time of the turn", Unit::Seconds, (|seen| seen.turn, |known| known.turn_seconds)),
+        beside("Generation", Unit::TokensPerSecond, (|seen| seen.tg, |known| known.speed.tg)),
+        beside("Prompt", Unit::TokensPerSecond, (|seen| seen.pp, |known| known.speed.pp)),
+    ]
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time for people")]
-fn whole_seconds(seconds: f64) -> u64 {
-    seconds.max(0.0).round() as u64
+fn machine(document: &Document) -> Table {
+    let subject = &document.subject;
+    let device = |(name, description, budget): &(String, String, _)| {
+        (name.clone(), Some(format!("{description}, budget {budget}")))
+    };
+    let model = ("model".to_string(), Some(format!("{} ({})", subject.model, subject.bytes)));
+    let runtime = ("runtime".to_string(), Some(format!("{} b{}", subject.program, subject.build)));
+    let took = ("took".to_string(), Some(format!("{} s", thousands(document.seconds.max(0.0).round() as u64))));
+    Table::facts([model, runtime].into_iter().chain(subject.devices.iter().map(device)).chain([took]))
 }
 
 /// What was measured, and on what.
@@ -114,29 +106,19 @@ fn turn(subject: &Subject) -> String {
     )
 }
 
-/// The evidence.
 fn table(document: &Document) -> Table {
-    let mut table = Table::of("launch|>turn, predicted|>turn, median|>pp, mean|>tg, mean|>n|memory|");
-    for entry in &document.candidates {
+    let spread = |spread: Option<Spread>| spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread));
+    let rows = document.candidates.iter().map(|entry| {
         let predicted = entry.candidate.predicted.as_ref();
         let predicted = predicted.map_or(String::new(), |predicted| format!("{:.3} s", predicted.turn_seconds));
-        let measured = entry.measured.as_ref();
-        let spread =
-            |spread: Option<Spread>| spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread));
-        table.row([
-            entry.candidate.what.clone(),
-            predicted,
-            measured.map_or(String::new(), |measured| {
-                format!("{:.3} ± {:.3} s", measured.range.median, measured.range.half)
-            }),
-            measured.map_or(String::new(), |measured| spread(measured.pp)),
-            measured.map_or(String::new(), |measured| spread(measured.tg)),
-            measured.map_or(String::new(), |measured| measured.turns.len().to_string()),
-            measured.map_or(String::new(), memory),
-            standing(&entry.standing),
-        ]);
-    }
-    table
+        let measured = entry.measured.as_ref().map(|seen| {
+            let turn = format!("{:.3} ± {:.3} s", seen.range.median, seen.range.half);
+            [turn, spread(seen.pp), spread(seen.tg), seen.turns.len().to_string(), memory(seen)]
+        });
+        let cells = [entry.candidate.what.clone(), predicted].into_iter().chain(measured.unwrap_or_default());
+        cells.chain([standing(&entry.standing)])
+    });
+    Table::rows_of("launch|>turn, predicted|>turn, median|>pp, mean|>tg, mean|>n|memory|", rows)
 }
 
 /// Memory by device: the driver's word where there is one, else llama.cpp's.
@@ -190,16 +172,13 @@ fn beside_plan(document: &Document) -> Option<String> {
 /// What else is to be known.
 fn notes(document: &Document) -> Vec<String> {
     let subject = &document.subject;
-    let mut notes = Vec::new();
-    if document.stopped == End::Close {
-        notes.push("Some are too close to the fastest to tell: their order may be chance".to_string());
-    }
-    if document.stopped == End::Time {
-        notes.push("The time was up: with more --minutes the same command goes on".to_string());
-    }
-    if document.stopped == End::Journal {
-        notes.push("The journal could not be written any more: what is here is all that was measured".to_string());
-    }
+    let stopped = match document.stopped {
+        End::Close => Some("Some are too close to the fastest to tell: their order may be chance"),
+        End::Time => Some("The time was up: with more --minutes the same command goes on"),
+        End::Journal => Some("The journal could not be written any more: what is here is all that was measured"),
+        End::Decided => None,
+    };
+    let mut notes: Vec<String> = stopped.map(str::to_string).into_iter().collect();
     let measured = || document.candidates.iter().filter_map(|entry| entry.measured.as_ref().map(|seen| (entry, seen)));
     if let Some((_, seen)) = measured().find(|(_, seen)| seen.depth != subject.depth) {
         notes.push(format!(

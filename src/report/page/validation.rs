@@ -49,22 +49,12 @@ fn model(model: &ModelValidation) -> Page {
 }
 
 fn placements(model: &ModelValidation) -> Table {
-    let mut table = Table::of("case|>experts on devices|>experts on the host|memory|fits");
-    for placement in &model.placements {
+    let rows = model.placements.iter().map(|placement| {
         let memory: Vec<String> =
             placement.predicted.iter().map(|(device, row)| format!("{device} {}", size(row.total))).collect();
-        let fits = match placement.fits {
-            Some(true) => "yes",
-            Some(false) => "no",
-            None => "no budget given",
-        };
-        table.row([
-            placement.case.clone(),
-            size(placement.expert_bytes_on_devices),
-            size(placement.expert_bytes_on_host),
-            memory.join(", "),
-            fits.to_string(),
-        ]);
-    }
-    table
+        let fits = placement.fits.map_or("no budget given", |fits| if fits { "yes" } else { "no" });
+        let (devices, host) = (size(placement.expert_bytes_on_devices), size(placement.expert_bytes_on_host));
+        [placement.case.clone(), devices, host, memory.join(", "), fits.to_string()]
+    });
+    Table::rows_of("case|>experts on devices|>experts on the host|memory|fits", rows)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::support::gguf_builder::{Builder, V, text};
 use moeplan::gguf::ggml_type::TYPES;
 use moeplan::gguf::{self, ByteOrder, Gguf, Header, Value};
+use moeplan::suggest::Hint as _;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/headers").join(name)
@@ -30,7 +31,8 @@ fn refused(path: &Path) -> (String, String) {
     let line = error.to_string();
     assert!(line.starts_with(&format!("`{}`: ", error.path.display())), "{line}");
     assert!(!line.contains('\n'), "{line}");
-    (line, error.hint().unwrap_or_default())
+    let hint = error.hint().unwrap_or_default().into_owned();
+    (line, hint)
 }
 
 #[track_caller]
@@ -125,7 +127,7 @@ fn shard(number: u16, tensor: &str) -> Builder {
 #[test]
 fn missing_shard() {
     let files = directory(&[("m-00002-of-00002.gguf", shard(1, "b").build())]);
-    let parts = ["m-00001-of-00002.gguf`", "shard 1 of 2 is missing", "put all 2 shards into one directory"];
+    let parts = ["m-00001-of-00002.gguf`", "shard 1 of 2 is missing", "put all shards into one directory"];
     assert_refused(&files.path().join("m-00002-of-00002.gguf"), &parts);
 }
 
@@ -214,7 +216,7 @@ fn directory_with_one_model() {
 #[test]
 fn directory_with_several_models() {
     let files = directory(&[("a.gguf", Builder::small().build()), ("b-00002-of-00002.gguf", shard(1, "b").build())]);
-    let parts = ["the directory holds 2 models", "name one of them: `a.gguf`, `b-00001-of-00002.gguf`"];
+    let parts = ["the directory holds 2 models: `a.gguf`, `b-00001-of-00002.gguf`", "name one of them"];
     assert_refused(files.path(), &parts);
 }
 

@@ -4,6 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use moeplan::gguf::Header;
+use moeplan::suggest::Hint as _;
 use proptest::prelude::*;
 
 use crate::support::gguf_builder::{Builder, V, text};
@@ -60,7 +61,7 @@ fn read(bytes: &[u8]) -> bool {
             true
         }
         Err(fault) => {
-            let offset = fault.offset;
+            let offset = fault.offset.expect("a place");
             let error = fault.in_file("m.gguf");
             assert!(offset <= bytes.len() as u64, "{error}");
             assert!(error.hint().is_some(), "{error}");
