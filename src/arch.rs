@@ -33,7 +33,6 @@ pub struct Arch {
     pub rope_on_full_attention: bool,
     /// `per_layer_token_embd` may stay in the mapped file (`TENSOR_READ_LAZY`).
     pub lazy_rows: bool,
-    /// llama-quantize's exceptions for it.
     pub mix: Mix,
     /// When llama.cpp takes it for a model of 70B (`LLM_TYPE_70B`).
     pub is_70b: Is70B,
@@ -62,7 +61,6 @@ pub struct Arch {
 /// llama.cpp's class of memory (`llama_model::create_memory`); a window makes `Kv` and `Hybrid` those of two caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Memory {
-    /// Encoders and diffusion models.
     None,
     Kv,
     /// `llm_arch_is_recurrent`.
@@ -90,7 +88,6 @@ pub enum Kept {
     InTrunk,
     /// Either, where the layer has no feed-forward part.
     WithoutFfn,
-    /// Both in every layer.
     Both,
 }
 
@@ -98,7 +95,6 @@ pub enum Kept {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextN {
     Always,
-    /// With MTP speculation.
     WithMtp,
     Never,
 }
@@ -146,7 +142,6 @@ pub enum Positions {
 pub enum RopeFactors {
     No,
     All,
-    /// Those without a window.
     FullAttention,
 }
 
@@ -229,9 +224,7 @@ impl Arch {
 /// How a norm works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Norm {
-    /// By mean and variance.
     Layer,
-    /// By the mean square.
     Rms,
 }
 
@@ -243,7 +236,6 @@ pub enum Act {
     Relu,
     /// The square of the positive part, without gate.
     ReluSqr,
-    /// gpt-oss's gated function.
     SwigluOai,
     /// kimi-k3's squashed product.
     Situ,
@@ -266,7 +258,6 @@ pub enum Gating {
 pub enum Rope {
     All,
     Never,
-    /// Those with a window.
     Windows,
     /// Those with a window; all where none has one.
     WindowsIfAny,
@@ -283,7 +274,6 @@ pub enum Rope {
 pub enum QkNorm {
     /// Head by head, before they are turned.
     Before,
-    /// Head by head, after.
     After,
     /// All heads as one row, before.
     Flat,
@@ -295,9 +285,7 @@ pub enum QkNorm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pre {
     Weighted,
-    /// By a norm without weight.
     Bare,
-    /// Nothing.
     Raw,
 }
 
@@ -305,9 +293,7 @@ pub enum Pre {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Input {
     Plain,
-    /// Multiplied by a number.
     Scaled,
-    /// By a norm without weight.
     Normed,
 }
 
@@ -328,13 +314,9 @@ pub enum Residual {
 /// When the rows to put out are picked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pick {
-    /// In the last layer.
     Early,
-    /// Before the last norm.
     BeforeNorm,
-    /// After it.
     AfterNorm,
-    /// Every row is put out.
     Never,
 }
 
@@ -355,7 +337,6 @@ pub enum Logits {
     Scaled,
     /// Squashed by `final_logit_softcapping`, where it is not 0.
     Capped,
-    /// Both.
     ScaledCapped,
 }
 

@@ -85,12 +85,10 @@ pub enum ParseBytesError {
     /// A number alone: it may be GiB that are meant, MiB or bytes.
     #[error("`{number}` has no unit: {number}{unit}?")]
     NoUnit {
-        /// As it was written.
         number: String,
         /// With which it is a usual size.
         unit: &'static str,
     },
-    /// Anything else.
     #[error("`{0}` is not a size: write it as 97G or 97GiB (2^30), 97GB (10^9), 24576M or 0.5G")]
     NotASize(String),
 }

@@ -38,13 +38,11 @@ pub struct Record {
     /// The driver's version, where it is known.
     #[serde(default)]
     pub driver: Option<String>,
-    /// The llama.cpp build.
     pub build: u32,
     /// Its backend (`CUDA`).
     pub backend: String,
     /// Beyond llama.cpp's own sum after loading.
     pub loaded: Bytes,
-    /// Beyond it at the peak.
     pub peak: Bytes,
     /// llama.cpp's own sum as it was predicted.
     pub predicted: Bytes,

@@ -17,11 +17,9 @@ use crate::suggest::Hint;
 pub struct Check {
     /// The dotted key of the document: `experts.count`.
     pub what: String,
-    /// As the file has it.
     pub expected: Json,
     /// What the document has; `null` where it has nothing there.
     pub found: Json,
-    /// Whether they agree.
     pub ok: bool,
 }
 

@@ -35,13 +35,10 @@ pub use warning::Warning;
 pub struct Inspection {
     /// `moeplan/inspect/1`.
     pub schema: Cow<'static, str>,
-    /// The first file.
     pub path: String,
-    /// Every file, in split order.
     pub files: Vec<ModelFile>,
     /// What kind of file it is.
     pub kind: FileKind,
-    /// GGUF version.
     pub gguf_version: u32,
     /// Byte order of the files.
     pub byte_order: ByteOrder,
@@ -55,7 +52,6 @@ pub struct Inspection {
     pub file_type: Option<Cow<'static, str>>,
     /// Where `file_type` comes from.
     pub file_type_basis: Basis,
-    /// How many tensors.
     pub tensors: u64,
     /// Blocks, NextN blocks included.
     pub block_count: u32,
@@ -63,17 +59,13 @@ pub struct Inspection {
     pub nextn_predict_layers: u32,
     /// Tokens the model was trained for.
     pub context_length: u32,
-    /// Width of the residual stream.
     pub embedding_length: u32,
     /// Tokens of the vocabulary.
     pub vocab_size: u32,
-    /// Its routed experts.
     pub experts: Experts,
-    /// Its parameters.
     pub parameters: Parameters,
     /// Bytes of its tensors.
     pub bytes: TensorBytes,
-    /// Tensors by type.
     pub tensors_by_type: BTreeMap<Cow<'static, str>, TypeCount>,
     /// Bits of all tensors by parameter.
     pub bits_per_weight: f64,
@@ -97,7 +89,6 @@ pub struct Inspection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Experts {
-    /// Experts of a block.
     pub count: u32,
     /// Experts a token uses: the most of any block.
     pub used: u32,
@@ -129,7 +120,6 @@ pub struct Parameters {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorBytes {
-    /// Of every tensor.
     pub total: Bytes,
     /// Every role, also those of which the model has none.
     pub by_role: BTreeMap<Role, Bytes>,
@@ -141,9 +131,7 @@ pub struct TensorBytes {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TypeCount {
-    /// How many tensors.
     pub tensors: u64,
-    /// Their elements.
     pub parameters: u64,
 }
 
@@ -151,13 +139,10 @@ pub struct TypeCount {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TensorRow {
-    /// The full name, untrusted text.
     pub name: String,
-    /// What it is for.
     pub role: Role,
     /// `N` of `blk.N.`.
     pub block: Option<u32>,
-    /// Its type.
     #[serde(rename = "type")]
     pub ty: GgmlType,
     /// Elements by dimension, contiguous first, trailing ones left out.
@@ -175,7 +160,6 @@ pub struct TensorRow {
 pub struct ContextSizes {
     /// What one more token of `-c` adds.
     pub per_token: BTreeMap<Cow<'static, str>, Bytes>,
-    /// What does not grow.
     pub fixed: BTreeMap<Cow<'static, str>, Bytes>,
 }
 

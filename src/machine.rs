@@ -27,7 +27,6 @@ pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
 pub struct Machine {
     /// In llama.cpp's order (RPC servers first, then GPUs).
     pub devices: Vec<Device>,
-    /// The computer itself.
     pub host: Host,
 }
 
@@ -39,14 +38,12 @@ pub struct Device {
     pub name: String,
     /// The buffer type that `-ot` takes; equal to `name` but for RPC (`RPC0[host:port]`).
     pub buffer: String,
-    /// What drives it.
     pub backend: Backend,
     /// What it calls itself, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// The memory it has, or the budget it is given.
     pub total: Bytes,
-    /// What of it is free.
     pub free: Bytes,
     /// GB on the box, where that is all that is known of the card: `total` is then the least that such cards offer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -356,10 +353,8 @@ impl Calibration {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Host {
-    /// Main memory, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ram: Option<Bytes>,
-    /// Decides which weights are repacked.
     #[serde(default)]
     pub isa: Isa,
     /// Physical cores, if known: the threads that llama.cpp takes without `-t`.
@@ -398,7 +393,6 @@ pub enum Backend {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Isa {
-    /// No repacking known.
     Generic,
     /// AVX2.
     #[default]

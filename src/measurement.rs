@@ -145,7 +145,6 @@ pub struct Taken {
     pub memory: BTreeMap<String, MemoryRow>,
     /// Of each device at its peak, by the driver.
     pub device_used: BTreeMap<String, Bytes>,
-    /// Empty where nothing was expected.
     pub comparison: Vec<Row>,
 }
 

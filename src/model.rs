@@ -62,13 +62,10 @@ pub const MERGE_EXPERTS: &str =
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FileKind {
-    /// A model.
     Model,
     /// A model's vocabulary without its weights.
     Vocabulary,
-    /// A vision or audio projector.
     Mmproj,
-    /// A LoRA or control vector.
     Adapter,
     /// An importance matrix of llama-imatrix.
     Imatrix,
@@ -94,7 +91,6 @@ pub struct Model {
     pub architecture: String,
     /// `general.name`, untrusted text.
     pub name: Option<String>,
-    /// The files, in split order.
     pub files: Vec<ModelFile>,
     pub gguf_version: u32,
     pub byte_order: ByteOrder,
@@ -104,7 +100,6 @@ pub struct Model {
     /// What they say of the context's memory.
     pub context: ContextHParams,
     pub metadata: Metadata,
-    /// In file order.
     pub tensors: Vec<Tensor>,
 }
 

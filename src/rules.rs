@@ -38,11 +38,9 @@ pub enum Role {
     TokenEmbd,
     /// `output` and what belongs to the output stage.
     Output,
-    /// Every norm, wherever it sits.
     Norm,
     /// State-space, linear-attention and convolution weights.
     Recurrent,
-    /// What no rule names.
     Other,
 }
 

@@ -42,7 +42,6 @@ pub struct Unknown {
     what: &'static str,
     /// What was typed; untrusted text.
     word: String,
-    /// What there is.
     known: Vec<String>,
 }
 

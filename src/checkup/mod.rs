@@ -45,7 +45,6 @@ pub struct Checkup {
     pub overrides: Vec<OverrideRow>,
     /// The same with the entries of a counting flag (`-ncmoe N`) together.
     pub override_groups: Vec<OverrideGroup>,
-    /// What is wrong or surprising.
     pub lints: Vec<Lint>,
     pub basis: Vec<Basis>,
     /// Every copy of every tensor, where asked for.
@@ -149,7 +148,6 @@ pub struct TensorRow {
     pub name: String,
     #[serde(rename = "type")]
     pub ty: GgmlType,
-    /// What it takes, before alignment.
     pub bytes: Bytes,
     /// llama.cpp's name of the buffer type; `None` = not loaded.
     pub buffer: Option<String>,
@@ -161,7 +159,6 @@ pub struct TensorRow {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options<'a> {
     pub margin: Bytes,
-    /// Whether every tensor is listed.
     pub tensors: bool,
     /// Of a plan's command: what the planner knows of it.
     pub planned: Option<Planned<'a>>,

@@ -29,7 +29,6 @@ use crate::runtime::server::ConfigFiles;
   moeplan check --vram 24G,12G --tensors -- llama-bench -m model.gguf -ot 'exps=CPU'
 Every warning: docs/lints.md.")]
 pub struct Args {
-    /// The machine.
     #[command(flatten)]
     machine: MachineArgs,
     /// List every tensor: type, bytes, buffer, rule.
@@ -38,7 +37,6 @@ pub struct Args {
     /// The build of llama.cpp that is asked about: the N of bN.
     #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = number)]
     build: u32,
-    /// Whose flags these are.
     #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
     dialect: Dialect,
     /// What the model of the command would be otherwise.

@@ -21,7 +21,6 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
   moeplan completions fish -o ~/.config/fish/completions/moeplan.fish
   moeplan completions powershell                                 add it to $PROFILE")]
 pub struct Args {
-    /// The shell.
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }

@@ -43,7 +43,6 @@ pub struct Args {
     /// For a repository: say which of its models fit this machine.
     #[command(flatten)]
     machine: MachineArgs,
-    /// What it would be otherwise.
     #[command(flatten)]
     what_if: WhatIfArgs,
 }

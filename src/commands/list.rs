@@ -37,7 +37,6 @@ struct Row {
     model: LocalModel,
     /// `general.architecture`; `null` where the header cannot be read.
     architecture: Option<String>,
-    /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }

@@ -115,10 +115,8 @@ pub struct Found {
     /// The driver's version, where a driver was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
-    /// Who named the devices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// What the processor calls itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processor: Option<String>,
     /// Main memory that could be had now.

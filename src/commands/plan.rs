@@ -54,7 +54,6 @@ pub struct PlanArgs {
         default_value = "llama-server"
     )]
     pub runner: emit::Runner,
-    /// Whose flags --emit writes.
     #[arg(long, help_heading = "Answer", value_enum, requires = "emit", default_value = "llama.cpp")]
     pub dialect: Dialect,
     /// What the models would be otherwise.

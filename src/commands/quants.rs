@@ -38,7 +38,6 @@ pub struct Quants {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
-    /// What to give as MODEL.
     model: String,
     #[serde(flatten)]
     quant: Quant,

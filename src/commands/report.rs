@@ -28,7 +28,6 @@ pub struct Args {
     /// Documents of inspect, check, plan, run, verify, tune, bench or validate, or llama-bench's JSON; `-` is standard input.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What the report is called.
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
 }

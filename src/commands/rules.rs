@@ -22,7 +22,6 @@ use crate::suggest::Unknown;
   moeplan rules check mine.yaml model.gguf --vram 24G
   moeplan plan --vram 24G --rules mine.yaml model.gguf")]
 pub struct Args {
-    /// What to do.
     #[command(subcommand)]
     command: Command,
 }

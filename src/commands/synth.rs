@@ -32,25 +32,21 @@ pub struct Args {
     /// Type mix, as llama-quantize names it (F16, Q8_0, Q4_K_M, MXFP4_MOE …); default: the published file's.
     #[arg(long, value_name = "TYPE", value_parser = parse_recipe)]
     pub recipe: Option<recipe::Recipe>,
-    /// What the tensors hold.
     #[arg(long, value_enum, default_value_t = Weights::Hole, value_name = "KIND")]
     pub weights: Weights,
     /// A small sibling (4 blocks, a few experts, 1024 tokens) that llama.cpp loads and runs in a second.
     #[arg(long)]
     pub tiny: bool,
-    /// Random weights of this seed.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
     /// Only the first N blocks.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub blocks: Option<u32>,
-    /// Split into N files.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub shards: u16,
     /// Byte order; `big` goes with no weights only.
     #[arg(long, value_enum, default_value_t = Endian::Little, value_name = "ORDER")]
     pub endian: Endian,
-    /// GGUF version.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=3))]
     pub gguf_version: u32,
 }
@@ -90,7 +86,6 @@ pub(crate) struct Document {
     recipe: &'static str,
     weights: &'static str,
     paths: Vec<PathBuf>,
-    /// Length of all files.
     file_bytes: Bytes,
     /// What they take on disk, where the system says.
     on_disk: Option<Bytes>,

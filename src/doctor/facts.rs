@@ -19,11 +19,9 @@ pub struct Facts {
     /// Other graphics interfaces that the system shows: `/dev/kfd`, `/dev/dri`, `/dev/dxg`.
     pub interfaces: Vec<String>,
     pub memory: Memory,
-    /// Folders that are written to.
     pub folders: Vec<Folder>,
     /// Temporary files and folders of runs that crashed or were killed.
     pub leftovers: Vec<Leftover>,
-    /// What was learned before.
     pub knowledge: Knowledge,
     /// Variables that matter, sorted by name; those of llama.cpp, the drivers and moeplan.
     pub environment: Vec<Variable>,
@@ -46,7 +44,6 @@ pub struct Moeplan {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Embedded {
-    /// The N of bN.
     pub build: u32,
     /// Why it does not run; `None` where it does.
     pub error: Option<String>,
@@ -73,9 +70,7 @@ pub struct Server {
     pub devices: Vec<DeviceInfo>,
     /// Whether `--list-devices` was answered.
     pub lists_devices: bool,
-    /// llama-bench beside it.
     pub bench: bool,
-    /// ggml-rpc-server beside it.
     pub rpc: bool,
 }
 
@@ -103,7 +98,6 @@ pub struct Memory {
     pub available: Option<Bytes>,
     /// What the computer has, where a control group allows less.
     pub computer: Option<Bytes>,
-    /// Swap in use.
     pub swap_used: Bytes,
     /// The most that a process may lock; `None` = no limit, or unknown.
     pub lock_limit: Option<Bytes>,
@@ -121,7 +115,6 @@ pub struct Folder {
     pub path: PathBuf,
     /// Whether a file can be made there (or in what would hold the folder, where it is not there yet).
     pub writable: bool,
-    /// What its disk has left.
     pub free: Option<Bytes>,
 }
 
@@ -130,7 +123,6 @@ pub struct Folder {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Leftover {
     pub path: PathBuf,
-    /// What it takes on disk.
     pub bytes: Bytes,
 }
 
@@ -142,11 +134,8 @@ pub enum Purpose {
     /// Headers that came over the network, and the llama-server that scripts/llama-server builds.
     #[default]
     Cache,
-    /// What runs have shown.
     State,
-    /// Rates of this machine.
     Config,
-    /// Models to calibrate with, logs.
     Temporary,
 }
 
@@ -158,7 +147,6 @@ pub struct Knowledge {
     pub records: usize,
     /// The file of rates, where there is one.
     pub rates: Option<PathBuf>,
-    /// Why it cannot be used.
     pub rates_error: Option<String>,
     /// Devices here that have measured rates.
     pub rated_devices: Vec<String>,
@@ -168,7 +156,6 @@ pub struct Knowledge {
     pub rated_host: bool,
     /// Headers kept of models on the network.
     pub headers: usize,
-    /// What they take.
     pub headers_bytes: Bytes,
 }
 

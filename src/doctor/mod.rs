@@ -28,7 +28,6 @@ pub struct Doctor<'a> {
     pub ok: bool,
     /// In the order of [`Area`].
     pub findings: Vec<Finding>,
-    /// What they were found from.
     pub facts: &'a Facts,
 }
 
@@ -41,13 +40,10 @@ pub enum Area {
     Runtime,
     /// What weights can be offloaded to.
     Devices,
-    /// Main memory and its limits.
     Memory,
-    /// Folders that are written to.
     Disk,
     /// What was learned of this machine before.
     Knowledge,
-    /// Variables and configuration files.
     Environment,
 }
 
@@ -80,7 +76,6 @@ impl Area {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// As it should be.
     Ok,
     /// Worth knowing; every command works, and its answers are right.
     Note,
@@ -110,9 +105,7 @@ impl Level {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Finding {
-    /// What it is about.
     pub area: Area,
-    /// How much it matters.
     pub level: Level,
     /// Its name, which does not change.
     pub code: &'static str,

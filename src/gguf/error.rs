@@ -30,7 +30,6 @@ pub struct At {
 #[non_exhaustive]
 pub enum Fault {
     Io(io::ErrorKind),
-    /// A pipe, socket or device.
     NotAFile,
     /// The bytes end inside the header: a caller that holds only a part of the file may come back with more.
     Ends,

@@ -167,11 +167,8 @@ pub struct Gguf {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFile {
-    /// As opened.
     pub path: PathBuf,
-    /// Its length.
     pub bytes: Bytes,
-    /// Where its data section starts.
     #[serde(skip)]
     pub data_offset: u64,
 }
@@ -201,7 +198,6 @@ pub type Metadata = BTreeMap<String, Value>;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ByteOrder {
-    /// The usual one.
     Little,
     /// Loads in llama.cpp only on a big-endian host.
     Big,

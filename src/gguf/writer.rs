@@ -71,7 +71,6 @@ pub struct NewFile {
     pub alignment: u64,
     /// Keys and values in file order.
     pub metadata: Vec<(String, Scalar)>,
-    /// In file order.
     pub tensors: Vec<NewTensor>,
 }
 

@@ -16,11 +16,8 @@ use crate::suggest::Hint as _;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Warning {
-    /// Stable, for programs.
     pub code: Cow<'static, str>,
-    /// What is so.
     pub message: String,
-    /// What to do.
     pub hint: String,
 }
 

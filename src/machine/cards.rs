@@ -38,7 +38,6 @@ pub struct Sold {
     pub gb: u32,
     /// `linux` or `windows`.
     pub system: &'static str,
-    /// What llama.cpp calls total.
     pub total: Bytes,
     /// What of it is free on an idle system; `None` = nobody printed it.
     pub free: Option<Bytes>,

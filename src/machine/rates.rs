@@ -50,6 +50,5 @@ pub struct HostRates {
     pub disk: f64,
     /// The share by which predictions with these figures may well be off.
     pub uncertainty: f64,
-    /// Where they come from.
     pub basis: String,
 }

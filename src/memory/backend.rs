@@ -177,7 +177,6 @@ fn cuda_indexes(q: &Tensor, k: Option<&Tensor>) -> bool {
 /// Which kernel would run flash attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kernel {
-    /// None can.
     None,
     /// One for few tokens, which reads the cache in its own type.
     Vector,

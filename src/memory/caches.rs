@@ -61,7 +61,6 @@ pub enum CacheKind {
     Base,
     /// The same of layers that see a window.
     Swa,
-    /// An indexer's keys.
     Indexer,
     /// deepseek4's compressed keys, 4 tokens a cell.
     Csa,
@@ -169,7 +168,6 @@ struct Builder<'a> {
 
 /// The row widths of a `llama_kv_cache`: the model's own, or an indexer's.
 struct Widths {
-    /// Elements of K by layer.
     k: Vec<u64>,
     /// Elements of V by layer; empty where V is a view of K.
     v: Vec<u64>,

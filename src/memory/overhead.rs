@@ -16,25 +16,21 @@ use crate::run::{Program, RunConfig};
 /// What a process holds on a device beyond llama.cpp's own sums.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overhead {
-    /// After loading, nothing pinned.
     pub loaded: Bytes,
     /// After long prompts, which load kernels and grow the pools; they never shrink. Budgets count with this.
     pub peak: Bytes,
     /// Multiprocessors of the card, where `peak` is without what [`super::pools`] says of a launch.
     pub multiprocessors: Option<u64>,
-    /// Where the figures come from.
     pub source: Cow<'static, str>,
 }
 
 /// What a process takes of an NVIDIA card beyond a context that has done nothing yet.
 struct Growth {
-    /// Of cards of this generation.
     generation: &'static str,
     /// Libraries, once a model is loaded.
     loaded: Bytes,
     /// And after long prompts, pools and page tables left out.
     peak: Bytes,
-    /// Who measured it.
     source: &'static str,
 }
 

@@ -46,9 +46,7 @@ pub struct LayerHParams {
     pub n_embd_head_k: u32,
     /// Elements of one value head here (`n_embd_head_v(il)`).
     pub n_embd_head_v: u32,
-    /// Attends to a window only.
     pub is_swa: bool,
-    /// Has a recurrent state.
     pub is_recr: bool,
     /// Has no feed-forward part (`n_ff(il) == 0`).
     pub no_ffn: bool,

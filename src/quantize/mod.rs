@@ -113,7 +113,6 @@ impl Facts {
 pub enum Imatrix {
     /// None is given and none is needed.
     None,
-    /// One is given.
     Given,
     /// None is given, and llama-quantize refuses without: types are predicted as with one.
     Needed,
@@ -139,13 +138,11 @@ pub struct WhatIf {
     pub recipe: Cow<'static, str>,
     /// The MODEL whose header it is predicted from.
     pub source: String,
-    /// The importance matrix.
     pub imatrix: Imatrix,
     /// Tensors whose rows were no whole number of blocks of the type that the mix has for them.
     pub fallbacks: u64,
     /// Tensors that are quantized already and would be again.
     pub requantized: u64,
-    /// The command that makes it.
     pub command: String,
 }
 

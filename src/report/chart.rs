@@ -40,9 +40,7 @@ pub struct Key {
 /// How an area is filled: what was predicted must not look like what was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
-    /// Measured, or on a device.
     Plain,
-    /// Predicted, or on the host.
     Hatched,
 }
 

@@ -114,9 +114,7 @@ impl RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct MetadataOverride {
-    /// The whole key.
     pub key: String,
-    /// What it becomes.
     pub value: Value,
 }
 
@@ -263,9 +261,7 @@ choice! {
     FlashAttn {
         /// Used where the device supports it.
         Auto = "auto", "LLAMA_FLASH_ATTN_TYPE_AUTO", -1;
-        /// Always.
         On = "on", "LLAMA_FLASH_ATTN_TYPE_ENABLED", 1;
-        /// Never.
         Off = "off", "LLAMA_FLASH_ATTN_TYPE_DISABLED", 0;
     }
 }
@@ -279,7 +275,6 @@ choice! {
         Layer = "layer", "LLAMA_SPLIT_MODE_LAYER", 1;
         /// Rows (SYCL only in b11434).
         Row = "row", "LLAMA_SPLIT_MODE_ROW", 2;
-        /// Slices of tensors.
         Tensor = "tensor", "LLAMA_SPLIT_MODE_TENSOR", 3;
     }
 }
@@ -291,11 +286,8 @@ choice! {
         Auto = "auto", "LLAMA_LOAD_MODE_AUTO", -1;
         /// Read into buffers (pinned where the device has a host buffer type).
         None = "none", "LLAMA_LOAD_MODE_NONE", 0;
-        /// Mapped files.
         Mmap = "mmap", "LLAMA_LOAD_MODE_MMAP", 1;
-        /// Read and locked.
         Mlock = "mlock", "LLAMA_LOAD_MODE_MLOCK", 2;
-        /// Mapped and locked.
         MmapMlock = "mmap+mlock", "LLAMA_LOAD_MODE_MMAP_MLOCK", 3;
         /// Direct I/O.
         Dio = "dio", "LLAMA_LOAD_MODE_DIRECT_IO", 4;
@@ -316,7 +308,6 @@ choice! {
         On = "on", "LLAMA_LAZY_MODE_ON", 2;
         /// Those above 4 GiB.
         Auto = "auto", "LLAMA_LAZY_MODE_AUTO", 1;
-        /// None.
         Off = "off", "LLAMA_LAZY_MODE_OFF", 0;
     }
 }

@@ -39,20 +39,17 @@ pub struct Endpoint {
 /// A question of a chat.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ask {
-    /// The message of the user.
     pub text: String,
     pub max_tokens: u32,
     /// 0 = the most likely token.
     pub temperature: f64,
     pub seed: u32,
-    /// As server-sent events.
     pub stream: bool,
 }
 
 /// A piece of an answer as it came.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
-    /// Since the request was sent.
     pub seconds: f64,
     pub bytes: Vec<u8>,
 }
@@ -60,11 +57,9 @@ pub struct Piece {
 /// An answer as it came.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recording {
-    /// The HTTP status.
     pub status: u16,
     pub content_type: Option<String>,
     pub pieces: Vec<Piece>,
-    /// Until its end.
     pub seconds: f64,
     /// Why it ended before its end.
     pub broken: Option<String>,
@@ -117,7 +112,6 @@ pub struct Timings {
 pub struct Reply {
     pub text: String,
     pub tokens: Vec<i32>,
-    /// The server's own clock.
     pub timings: Timings,
     /// Until the first content came, by our clock; `None` when nothing was generated.
     pub first_token: Option<Duration>,

@@ -84,7 +84,6 @@ pub struct Workload {
     pub depth: u32,
     /// Tokens to generate, greedily.
     pub n_generate: u32,
-    /// How often, for the spread.
     pub repetitions: u32,
 }
 
@@ -149,13 +148,9 @@ pub struct Observation {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceUsed {
-    /// Before the launch.
     pub before: BTreeMap<String, Bytes>,
-    /// Once it was loaded.
     pub loaded: BTreeMap<String, Bytes>,
-    /// The most that was seen.
     pub peak: BTreeMap<String, Bytes>,
-    /// After it was stopped.
     pub after: BTreeMap<String, Bytes>,
     /// The most that the launch's own process was seen to use, where the driver tells processes apart.
     pub of_process: BTreeMap<String, Bytes>,
@@ -167,7 +162,6 @@ pub struct DeviceUsed {
 pub struct RuntimeInfo {
     /// `embedded`, or the program's path.
     pub program: String,
-    /// llama.cpp's build number.
     pub build: u32,
     /// The backend of its devices (`CUDA`, `RPC`), or `CPU`.
     pub backend: String,
@@ -181,15 +175,12 @@ pub struct DeviceInfo {
     pub name: String,
     /// Its buffer type's name, which `-ot` takes.
     pub buffer: String,
-    /// What it calls itself.
     pub description: String,
     /// Its backend's name (`CUDA`, `RPC`, `CPU`).
     pub backend: String,
     /// Whether weights can be offloaded to it.
     pub gpu: bool,
-    /// Memory it has.
     pub total: Bytes,
-    /// Memory it says is free.
     pub free: Bytes,
 }
 
@@ -219,7 +210,6 @@ pub struct Projection {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessMemory {
-    /// Resident and its own (RssAnon).
     pub rss_anon: Bytes,
     /// Resident pages of files (RssFile): what is mapped of a model, and the program.
     pub rss_file: Bytes,

@@ -25,7 +25,6 @@ pub struct Card {
     /// What programs can have. What the driver keeps for itself CUDA does not count.
     pub total: Bytes,
     pub free: Bytes,
-    /// What is used, by whomever.
     pub used: Bytes,
     /// Cores × clock in MHz: how CUDA tells the fastest; 0 where unknown.
     speed: u64,

@@ -265,12 +265,9 @@ pub struct Process {
 /// What to start.
 #[derive(Debug)]
 pub(super) struct Start<'a> {
-    /// The moeplan program.
     pub supervisor: &'a Path,
-    /// The program and its arguments.
     pub command: Vec<OsString>,
     pub set: Vec<(&'static str, OsString)>,
-    /// Variables to take away.
     pub remove: Vec<String>,
     /// Where its output goes; `None` = a temporary place.
     pub log: Option<PathBuf>,

@@ -76,13 +76,11 @@ pub fn held(pid: u32) -> BTreeMap<String, Held> {
 /// The most that was seen of each figure.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peaks {
-    /// Of the process.
     pub process: ProcessMemory,
     /// Used on each device, by whomever.
     pub used: BTreeMap<String, Bytes>,
     /// Used on each device by the process, where the driver says so.
     pub by_process: BTreeMap<String, Bytes>,
-    /// How often was looked.
     pub samples: u32,
 }
 
@@ -119,7 +117,6 @@ impl Peaks {
 /// A thread that looks at a process and the devices until it is stopped.
 #[derive(Debug)]
 pub struct Sampler {
-    /// Dropped to stop.
     stop: Option<SyncSender<()>>,
     thread: Option<JoinHandle<Peaks>>,
 }

@@ -70,14 +70,12 @@ except BaseException as error:
 pub enum Outcome {
     /// It ran, isolated: what its function gave for 1, 2, 3 …
     Ran {
-        /// The function's name.
         function: String,
         /// One value a call: numbers, or lists of them.
         values: Vec<serde_json::Value>,
     },
     /// It ran, isolated, and did not do what was asked.
     Failed(String),
-    /// It is not Python.
     Syntax(String),
     /// It is Python; it was not run, for this reason.
     OnlyParsed(String),

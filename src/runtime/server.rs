@@ -424,7 +424,6 @@ pub enum Step {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Until it takes requests.
     pub load: Duration,
     /// With nothing moving while it loads: no line of log, no processor time, no change of memory.
     pub stall: Duration,

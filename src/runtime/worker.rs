@@ -34,7 +34,6 @@ pub enum Request {
     Devices {
         rpc: Vec<String>,
     },
-    /// What would be allocated.
     Project(Launch),
     Generate(Launch, Workload),
     /// End at once as a crash would, to test what becomes of it.

@@ -21,7 +21,6 @@ pub struct Sample {
 pub struct Residual {
     pub what: String,
     pub phase: Phase,
-    /// As measured.
     pub seconds: f64,
     pub predicted: f64,
 }

@@ -30,7 +30,6 @@ pub(super) struct Part {
     /// Bytes, each weighted with what its type costs the processor beside `q4_K`.
     pub effort: f64,
     pub elements: f64,
-    /// Elements weighted likewise.
     pub element_effort: f64,
     pub ops: f64,
 }

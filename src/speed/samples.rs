@@ -71,7 +71,6 @@ pub struct BenchRow {
     pub cpu_info: String,
     #[serde(default)]
     pub backends: String,
-    /// When, in UTC.
     #[serde(default)]
     pub test_time: String,
     /// llama.cpp's description of the model: `qwen3moe 30B.A3B Q4_K - Medium`.

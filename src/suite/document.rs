@@ -232,7 +232,6 @@ pub struct Sample {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Gaps {
-    /// Half are shorter.
     pub median: f64,
     /// 95% are shorter.
     pub p95: f64,

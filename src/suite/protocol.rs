@@ -80,11 +80,9 @@ pub enum Check {
         unit: String,
     },
     Poem {
-        /// Stanzas, at least.
         stanzas: usize,
         /// Words of half of its lines, at most.
         words: usize,
-        /// Dashes, at least.
         dashes: usize,
     },
     Concepts {

@@ -59,7 +59,6 @@ pub struct Faults {
     pub framing: Vec<String>,
     /// Events that are no JSON, or no chunk of a completion.
     pub events: Vec<String>,
-    /// Chunks with an empty content.
     pub empty: u32,
     /// Bytes that are no UTF-8, or half a surrogate pair.
     pub encoding: Vec<String>,
@@ -68,7 +67,6 @@ pub struct Faults {
     pub done: bool,
     /// Events behind `[DONE]`.
     pub after_done: u32,
-    /// Contents behind the finish reason.
     pub after_finish: u32,
     pub chunks: u32,
 }

@@ -48,7 +48,6 @@ impl Default for Wish {
 pub struct Synthesis {
     pub spec: Spec,
     pub recipe: Recipe,
-    /// In split order.
     pub files: Vec<NewFile>,
     pub totals: Totals,
     /// Its sums against the published ones, where those are known for this wish.
@@ -62,9 +61,7 @@ pub const MARK: &str = "moeplan.synthetic";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Totals {
-    /// How many tensors.
     pub tensors: u64,
-    /// Elements of all tensors.
     pub parameters: u64,
     /// Bytes of all tensors, padding not counted.
     pub bytes: Bytes,
@@ -78,11 +75,8 @@ pub struct Totals {
 pub struct Check {
     /// `tensors`, `parameters`, `bytes` or a type's `tensors.f16`.
     pub what: String,
-    /// As published.
     pub expected: u64,
-    /// As written.
     pub found: u64,
-    /// Whether they are equal.
     pub ok: bool,
 }
 

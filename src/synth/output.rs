@@ -20,7 +20,6 @@ use crate::suggest::Hint;
 pub enum Fill {
     /// Nothing: the file has its length and takes no disk.
     Hole,
-    /// Random weights of this seed.
     Random(u64),
 }
 

@@ -110,7 +110,6 @@ pub struct Published {
     /// Bytes of all tensors without padding, by recipe.
     #[serde(default)]
     pub bytes: BTreeMap<String, u64>,
-    /// Tensors by type, by recipe.
     #[serde(default)]
     pub types: BTreeMap<String, BTreeMap<String, u64>>,
 }

@@ -32,7 +32,6 @@ pub struct Subject {
     pub prompt: u32,
     pub generate: u32,
     pub depth: u32,
-    /// Names, descriptions and budgets.
     pub devices: Vec<(String, String, Bytes)>,
 }
 

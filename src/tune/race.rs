@@ -26,7 +26,6 @@ pub struct Race {
 pub struct Entrant {
     pub candidate: Candidate,
     pub visits: Vec<Visit>,
-    /// Why it cannot be measured.
     pub failure: Option<String>,
 }
 
@@ -42,7 +41,6 @@ impl Entrant {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Range {
     pub median: f64,
-    /// Two standard errors.
     pub half: f64,
 }
 

@@ -26,7 +26,6 @@ const COMMANDS: usize = 6;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Document {
     schema: &'static str,
-    /// The model as it is.
     source: Source,
     /// A row a recipe, in the order asked.
     recipes: Vec<Row>,
@@ -38,7 +37,6 @@ pub struct Document {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Refused {
     recipe: &'static str,
-    /// Why.
     error: String,
 }
 
@@ -56,13 +54,10 @@ struct Source {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Row {
-    /// What llama-quantize would write.
     path: String,
     what_if: WhatIf,
-    /// Of all tensors.
     bytes: Bytes,
     bits_per_weight: f64,
-    /// Of the routed experts.
     routed_expert_bytes: Bytes,
     bytes_by_type: BTreeMap<Cow<'static, str>, Bytes>,
     tensors_by_type: BTreeMap<Cow<'static, str>, TypeCount>,
@@ -74,9 +69,7 @@ struct Row {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct TensorRow {
     name: String,
-    /// As it is.
     from: GgmlType,
-    /// As it would be.
     #[serde(rename = "type")]
     ty: GgmlType,
     bytes: Bytes,

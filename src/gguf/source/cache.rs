@@ -26,7 +26,6 @@ pub fn kept() -> (usize, Bytes) {
 /// The start of a file, and what tells whether it is still that file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Where it came from.
     pub url: String,
     pub etag: Option<String>,
     pub oid: Option<String>,

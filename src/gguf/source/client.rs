@@ -72,7 +72,6 @@ pub struct Answer {
     pub status: u16,
     /// Header names in lower case, and their values.
     pub headers: Vec<(String, String)>,
-    /// The body, not yet read.
     pub body: Box<dyn Read + Send>,
 }
 

@@ -30,9 +30,7 @@ const MAX_FILES: usize = 100_000;
 pub struct HubFile {
     /// Inside the repository; untrusted text, but no path that leaves it.
     pub path: String,
-    /// Its length.
     pub bytes: Bytes,
-    /// What tells its content apart.
     #[serde(skip)]
     pub oid: Option<String>,
 }
@@ -43,11 +41,8 @@ pub struct HubFile {
 pub struct Quant {
     /// What to write after `hf:owner/repo:`; untrusted text.
     pub name: String,
-    /// The first file.
     pub path: String,
-    /// All of them.
     pub files: Vec<HubFile>,
-    /// Together.
     pub bytes: Bytes,
 }
 

@@ -30,13 +30,10 @@ pub enum Program {
     /// The hub's cache, llama.cpp's too.
     #[serde(rename = "huggingface")]
     HuggingFace,
-    /// Older files of llama.cpp.
     #[serde(rename = "llama.cpp")]
     LlamaCpp,
-    /// LM Studio.
     #[serde(rename = "lmstudio")]
     LmStudio,
-    /// ollama.
     #[serde(rename = "ollama")]
     Ollama,
 }
@@ -58,15 +55,12 @@ impl std::fmt::Display for Program {
 pub struct LocalModel {
     /// `owner/repo/file` or `name:tag`; untrusted text.
     pub name: String,
-    /// Whose cache it is in.
     pub source: Program,
-    /// The (first) file.
     pub path: PathBuf,
     /// How many files it has here.
     pub files: u64,
     /// Whether all of them are here.
     pub is_whole: bool,
-    /// Of all of them.
     pub bytes: Bytes,
 }
 

@@ -38,14 +38,12 @@ pub enum Location {
         repo: String,
         which: Which,
     },
-    /// A path or a name.
     Here(String),
 }
 
 /// Which model of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
-    /// llama.cpp's choice.
     Default,
     Quant(String),
     File(String),

@@ -37,18 +37,11 @@ pub enum Error {
         /// The layer; `None` where there is no such cache at all.
         il: Option<u32>,
     },
-    /// A layer beyond the last.
     #[error("the file's keys contradict each other: there is no layer {il}")]
     Layer { il: u32 },
     /// A value that llama.cpp has no function for.
     #[error("key `{key}` is {found}: llama.cpp knows 1 to {high}")]
-    Choice {
-        key: String,
-        found: u32,
-        /// The last that it knows.
-        high: u32,
-    },
-    /// Tensors beyond any memory.
+    Choice { key: String, found: u32, high: u32 },
     #[error("the graph is too large for any memory: the file's keys, or -c and -ub, are too large")]
     TooLarge,
     /// A micro-batch beyond any memory.

@@ -83,7 +83,6 @@ struct Builder<'g> {
     draft: &'g Draft,
     /// Weights by block, name and ending (`weight`, `bias`, `scale` or nothing).
     by_name: HashMap<(Option<u32>, &'g str, &'g str), usize>,
-    /// Weights that are read already.
     leafs: RefCell<HashMap<(usize, Buffer), Id>>,
     /// The block of every layer, where layers run blocks again.
     blocks: RefCell<Vec<u32>>,

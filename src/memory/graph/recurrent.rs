@@ -13,7 +13,6 @@ pub(super) struct StateInputs<'g> {
     s_copy: Node<'g>,
     /// The part of the batch's own sequences.
     main: Node<'g>,
-    /// All but the first.
     tail: Node<'g>,
     /// Cells of the cache: one a sequence at least.
     n_states: u64,

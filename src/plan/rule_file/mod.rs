@@ -91,7 +91,6 @@ pub struct Fill {
     /// Whether the blocks with the lowest numbers are placed first, not those with the highest, which `--n-cpu-moe` leaves on the
     /// device.
     pub from_first: bool,
-    /// Where the rest goes.
     pub then: String,
 }
 

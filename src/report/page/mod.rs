@@ -196,9 +196,7 @@ pub enum Verdict {
     Good,
     Caution,
     Bad,
-    /// Not known, or only told.
     Open,
-    /// It was not run.
     Skipped,
 }
 
@@ -234,7 +232,6 @@ impl Verdict {
 pub struct Item {
     pub verdict: Verdict,
     pub what: String,
-    /// The evidence, or the reason.
     pub why: String,
     pub hint: Option<String>,
 }

@@ -15,7 +15,6 @@ pub struct RuleSet<'a> {
     name: &'a str,
     /// What it does and when it helps.
     description: &'a str,
-    /// How many rules.
     rules: usize,
     /// Whether it fills devices to their budgets.
     fills: bool,
@@ -27,7 +26,6 @@ pub struct RuleSet<'a> {
 pub struct RuleSets<'a> {
     /// Always `moeplan/rule-sets/1`.
     schema: &'static str,
-    /// By name.
     sets: Vec<RuleSet<'a>>,
 }
 

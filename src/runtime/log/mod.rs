@@ -39,7 +39,6 @@ pub enum Stage {
     Started,
     /// The header of the model was read.
     Header,
-    /// Weights are being read.
     Weights,
     /// Weights are there; caches and graphs are being made.
     Context,
@@ -595,7 +594,6 @@ impl Mean {
 pub struct Serving {
     /// Slots that the server has, where it says so.
     pub slots: Option<u32>,
-    /// Requests that ended by themselves.
     pub served: u64,
     /// Requests that whoever asked broke off.
     pub cancelled: u64,

@@ -86,7 +86,10 @@ fn header_that_never_ends() {
     for (start, most) in [(texts, MAX_HEADER + WINDOW), (text, WINDOW)] {
         let path = sparse(folder.path(), &start, 1 << 40);
         let error = error_of(&path);
-        assert!(error.at.what == Fault::Excessive && error.to_string().contains(&format!("past {MAX_HEADER} bytes")), "{error}");
+        assert!(
+            error.at.what == Fault::Excessive && error.to_string().contains(&format!("past {MAX_HEADER} bytes")),
+            "{error}"
+        );
         let (header, bytes) = read_counted(&path);
         assert!(header.is_err() && bytes <= most, "{bytes} of {most}");
     }
@@ -100,7 +103,10 @@ fn more_keys_and_tensors_than_any_model_has() {
     assert!(error.contains(&format!("keys are more than any model has: moeplan reads {MAX_KEYS} at most")), "{error}");
     let tensors = Builder::new().tensor_count(MAX_TENSORS + 1).header();
     let error = error_of(&sparse(folder.path(), &tensors, 1 << 40)).to_string();
-    assert!(error.contains(&format!("tensors are more than any model has: moeplan reads {MAX_TENSORS} at most")), "{error}");
+    assert!(
+        error.contains(&format!("tensors are more than any model has: moeplan reads {MAX_TENSORS} at most")),
+        "{error}"
+    );
 }
 
 #[test]

@@ -30,13 +30,11 @@ type Rows<'g> = (Node<'g>, Node<'g>);
 struct Compressor<'g> {
     /// Its weights are `NAME_compressor_*`.
     name: &'static str,
-    /// Where its keys go.
     keys: CacheKind,
     /// Where the tokens of an unfinished block are kept.
     state: CacheKind,
     /// Rows of that state.
     n_rows: u64,
-    /// Elements of a key.
     head: u64,
     /// Tokens a block.
     ratio: u64,

@@ -18,7 +18,6 @@ pub(super) const SPEC: Spec = Spec { gating_stated: true, norm_w: NormW::Stated,
 pub(super) enum Cached<'g> {
     /// One latent row by token.
     Latent(CacheInputs<'g>),
-    /// Keys and values, decompressed.
     Heads(AttnInputs<'g>),
 }
 
@@ -36,7 +35,6 @@ pub(super) struct Sizes {
     pub(super) v_head: u64,
     /// The part of a head that is turned.
     pub(super) rope: u64,
-    /// The part that is not.
     pub(super) nope: u64,
     pub(super) latent: u64,
     pub(super) n_head: u64,
