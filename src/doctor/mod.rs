@@ -1,6 +1,6 @@
 //! What of a computer helps or hinders moeplan: facts in, findings out, each with what to do about it.
 //!
-//! What is looked for is a row of `checks.tsv`, and an arm of [`found`] that says where it applies; variables of the
+//! What is looked for is a row of `checks.tsv`, and an arm of `found` that says where it applies; variables of the
 //! environment are rows of `variables.tsv`.
 
 pub mod facts;
