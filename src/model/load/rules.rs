@@ -5,7 +5,8 @@
 //! `for i in a..b`, or `use GROUP(…)`; what is indented belongs to the line above. A group's `$1` is its first argument, 0
 //! where there is none.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arch::Arch;
 use crate::expression::Expr;
@@ -88,10 +89,21 @@ type Groups = HashMap<String, Vec<Node>>;
 
 impl Rules {
     /// The rules of an architecture; of one without a file, what every architecture shares.
-    pub(super) fn of(architecture: &str) -> Result<Self, String> {
+    pub(super) fn of(architecture: &str) -> Result<Arc<Self>, String> {
+        // A model's keys and its tensors are walked one after the other, and the files of a folder are often of one kind.
+        static READ: Mutex<BTreeMap<String, Arc<Rules>>> = Mutex::new(BTreeMap::new());
+        let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = Arch::of(architecture).loads_as.unwrap_or(architecture);
+        if let Some(rules) = read.get(name) {
+            return Ok(Arc::clone(rules));
+        }
         let text = |name: &str| FILES.get_file(format!("{name}.txt"))?.contents_utf8();
-        let own = text(Arch::of(architecture).loads_as.unwrap_or(architecture));
-        Self::parse(text("groups").unwrap_or_default(), own.unwrap_or_default())
+        let own = text(name);
+        let rules = Arc::new(Self::parse(text("groups").unwrap_or_default(), own.unwrap_or_default())?);
+        if own.is_some() {
+            read.insert(name.to_string(), Arc::clone(&rules));
+        }
+        Ok(rules)
     }
 
     fn parse(shared: &str, own: &str) -> Result<Self, String> {
@@ -372,9 +384,9 @@ mod tests {
         for Arch { name: architecture, .. } in Arch::ALL {
             let rules = Rules::of(architecture).unwrap_or_else(|error| panic!("{architecture}: {error}"));
             given.extend(rules.defs.keys().cloned());
-            for lines in [rules.keys, rules.tensors, rules.graph] {
+            for lines in [&rules.keys, &rules.tensors, &rules.graph] {
                 let (mut local, mut read) = (BTreeSet::new(), BTreeSet::new());
-                names(&lines, &mut given, &mut local, &mut read);
+                names(lines, &mut given, &mut local, &mut read);
                 sections.push((architecture, local, read));
             }
         }
