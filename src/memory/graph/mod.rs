@@ -432,11 +432,15 @@ impl<'g> Layer<'g> {
     /// A norm with the layer's weight of this name and the bias that it may have (`build_norm`). It is bound to its layer's
     /// device when all layers are on devices (`llama_context::graph_get_cb`).
     fn norm_of(self, kind: Norm, name: &str, x: Node<'g>) -> Node<'g> {
-        let (weight, bias) = (self.norm_weight(name), self.get(name, "bias"));
+        self.norm_with(kind, Some(self.norm_weight(name)), name, x)
+    }
+
+    /// [`Self::norm_of`] where the loader takes the weight as optional: `build_norm` leaves out what is absent.
+    fn norm_with(self, kind: Norm, weight: Option<Node<'g>>, name: &str, x: Node<'g>) -> Node<'g> {
         let x = x.norm(kind, None, None);
         if self.plan.full_offload || self.n_tokens < 32 {
             self.pin(x, self.target());
         }
-        x.weighted(Some(weight), bias)
+        x.weighted(weight, self.get(name, "bias"))
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Inputs<'g> {
 
 impl<'g> Inputs<'g> {
     pub(super) fn new(b: &'g Builder<'g>) -> Self {
-        let has_indexer = b.plan.caches.hparams.indexer_top_k > 0;
+        let has_indexer = b.maybe_cache(CacheKind::Indexer).is_some();
         // An indexer always has a rotation when its keys are as long as the model's.
         let indexer = has_indexer.then(|| {
             let (kind, n) = (CacheKind::Indexer, rot_size(b.indexer_head()));
@@ -83,7 +83,8 @@ fn gated_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &Inputs<'g>, windows: 
 fn index<'g>(l: Layer<'g>, low: Node<'g>, x: Node<'g>, indexer: CacheInputs<'g>, positions: Node<'g>) -> Node<'g> {
     let (head, n_head) = (l.indexer_head(), l.hparam("attention.indexer.head_count"));
     let q = l.raw_mm("indexer.attn_q_b", low).reshape(&[head, n_head, l.n_tokens]).rope(positions, None);
-    let k = l.norm_of(Norm::Layer, "indexer.k_norm", l.raw_mm("indexer.attn_k", x));
+    let k_norm = l.get("indexer.k_norm", "weight");
+    let k = l.norm_with(Norm::Layer, k_norm, "indexer.k_norm", l.raw_mm("indexer.attn_k", x));
     let k = k.reshape(&[head, 1, l.n_tokens]).rope(positions, None);
     let rot = indexer.k_rot.filter(|_| l.arch.name != "hy_v4");
     let [q, k] = [q, k].map(|x| rot.map_or(x, |rot| rot.mm(x)));
