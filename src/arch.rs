@@ -106,6 +106,8 @@ pub enum Output {
     Tied,
     /// The same, created before the token embedding, which is then created again.
     TiedFirst,
+    /// Its own, which is created twice where the file has no token embedding.
+    OrEmbedding,
     None,
 }
 

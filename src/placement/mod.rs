@@ -264,7 +264,11 @@ impl Law<'_> {
                 }
                 copies
             }
-            Class::Output => vec![self.copy(tensor, op, self.output(), rule)],
+            Class::Output => {
+                let copy = self.copy(tensor, op, self.output(), rule);
+                let twice = tensor.name == "output.weight" && tensors::output_embeds(self.model);
+                vec![copy; if twice { 2 } else { 1 }]
+            }
             Class::Block(block) => vec![self.copy(tensor, op, self.slot(block), rule)],
             Class::EveryBlock => {
                 let mut copies: Vec<Copy> = Vec::new();

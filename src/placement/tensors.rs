@@ -130,6 +130,12 @@ pub(super) fn output_comes_first(model: &Model) -> bool {
     model.hparams.arch().output == Output::TiedFirst
 }
 
+/// Whether the output matrix serves as the token embedding too (`src/models/codeshell.cpp`).
+pub(super) fn output_embeds(model: &Model) -> bool {
+    let has_embedding = || model.tensors.iter().any(|tensor| tensor.name == "token_embd.weight");
+    model.hparams.arch().output == Output::OrEmbedding && !has_embedding()
+}
+
 /// The blocks that create a shared tensor such as `rope_freqs`.
 pub(super) fn sharing_blocks(model: &Model, run: &RunConfig) -> Vec<u32> {
     let always = model.hparams.arch().nextn_rope;

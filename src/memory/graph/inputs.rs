@@ -4,7 +4,7 @@
 
 use super::tensor::{Node, Op};
 use super::{Builder, Layer, Norm};
-use crate::arch::Positions;
+use crate::arch::{Output, Positions};
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f32, i32};
 
@@ -27,7 +27,9 @@ pub(super) struct Embeddings {
 impl<'g> Builder<'g> {
     /// The rows of the tokens, of given vectors, and of a mix of both; the tokens' are used (`build_inp_embd`).
     pub(super) fn inp_embd(&self, embeddings: Embeddings) -> Node<'g> {
-        let (table, n_tokens) = (self.global("token_embd"), self.n_tokens);
+        let output = || self.last_copy("output").filter(|_| self.arch.output == Output::OrEmbedding);
+        let embedding = self.get("token_embd", "weight").or_else(output);
+        let (table, n_tokens) = (embedding.unwrap_or_else(|| self.global("token_embd")), self.n_tokens);
         let more = self.n_embd * embeddings.n_deepstack;
         let input = |ty, dims: &[u64]| self.draft.input(ty, dims);
         let vectors = [self.n_embd + more, n_tokens];
