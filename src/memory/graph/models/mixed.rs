@@ -29,7 +29,7 @@ fn mamba_layer<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>) -> Node<
     let mut parts = [all.cols(rank, 0), all.split(state, 1, state, rank), all.split(state, 1, state, rank + state)];
     if l.flag("ssm.dt_b_c_rms") || l.has("ssm_dt_norm") {
         for (part, name) in parts.iter_mut().zip(["ssm_dt_norm", "ssm_b_norm", "ssm_c_norm"]) {
-            *part = l.norm(name, *part);
+            *part = l.norm_with(Norm::Rms, l.get(name, "weight"), name, *part);
         }
     } else {
         parts[0] = parts[0].cont();
