@@ -129,7 +129,12 @@ fn a_header_with_one_thing_changed_is_answered_or_refused() {
             change(&mut header);
             let changed = Gguf { files: gguf.files.clone(), header };
             // Nothing that is computed may rely on what the loader's check refuses: `inspect` goes on without it.
-            let Ok(model) = catch_unwind(AssertUnwindSafe(|| Model::as_far_as_readable(changed).0)) else {
+            let read = || {
+                let (model, _) = Model::as_far_as_readable(changed);
+                let _ = model.check_load();
+                model
+            };
+            let Ok(model) = catch_unwind(AssertUnwindSafe(read)) else {
                 wrong.push(format!("{name}: {what}"));
                 continue;
             };
