@@ -237,7 +237,7 @@ impl Device {
     /// The devices of `--vram SIZE,SIZE`: the first ones of a backend.
     pub fn of_sizes(backend: Backend, sizes: &[DeviceSize]) -> Result<Vec<Self>, Error> {
         let prefix = backend.device_prefix().filter(|_| backend != Backend::Cpu).ok_or(Error::NoDevices)?;
-        Ok(sizes.iter().enumerate().map(|(i, size)| Self::named(format!("{prefix}{i}"), backend, *size)).collect())
+        Ok(sizes.iter().enumerate().map(|(i, size)| Self::of_size(format!("{prefix}{i}"), backend, *size)).collect())
     }
 
     /// A device of `--device NAME=SIZE`; an RPC device may say where its server is: `RPC0[HOST:PORT]=SIZE`.
@@ -256,13 +256,11 @@ impl Device {
         if bracketed && (backend != Backend::Rpc || !name.ends_with(']')) {
             return Err(Error::UnknownName(name.to_string()));
         }
-        Ok(Self { buffer: name.to_string(), ..Self::named(plain.to_string(), backend, size) })
+        Ok(Self { buffer: name.to_string(), ..Self::of_size(plain.to_string(), backend, size) })
     }
 
-    /// A device that is all free.
-    fn named(name: String, backend: Backend, size: DeviceSize) -> Self {
-        let offer = size.sold_as.and_then(|gb| cards::sold_as(gb, backend));
-        let total = offer.map_or(size.bytes, |offer| offer.least);
+    /// A device that is all free and of which nothing else is known.
+    pub fn new(name: String, backend: Backend, total: Bytes) -> Self {
         Self {
             buffer: name.clone(),
             name,
@@ -270,11 +268,17 @@ impl Device {
             description: None,
             total,
             free: total,
-            sold_as: size.sold_as.filter(|_| offer.is_some()),
+            sold_as: None,
             overhead: None,
             calibration: None,
             rates: None,
         }
+    }
+
+    fn of_size(name: String, backend: Backend, size: DeviceSize) -> Self {
+        let offer = size.sold_as.and_then(|gb| cards::sold_as(gb, backend));
+        let total = offer.map_or(size.bytes, |offer| offer.least);
+        Self { sold_as: size.sold_as.filter(|_| offer.is_some()), ..Self::new(name, backend, total) }
     }
 
     /// What is to be left free of it: what was measured calls for, else [`MARGIN_UNCALIBRATED`].
