@@ -555,8 +555,25 @@ mod tests {
         MemoryBreakdown { model: bytes(model), context: bytes(context), compute: bytes(compute), overhead: Bytes(0) }
     }
 
+    /// Rows of llama.cpp's own table of memory at exit (`common_memory_breakdown_print`, common/fit.cpp, b11434), in whole MiB, cut:
+    /// name, and model, context, compute.
+    fn table_rows(log: &str) -> Vec<(&str, [u64; 3])> {
+        let (_, last) = log.rsplit_once("memory breakdown [MiB]").unwrap_or_default();
+        let rows = last.lines().filter_map(|line| line.split_once("memory_breakdown_print: |   - "));
+        rows.map(|(_, row)| {
+            let (name, numbers) = row.trim_end().trim_end_matches('|').rsplit_once('|').unwrap();
+            let is_sign = |c: char| c.is_whitespace() || "=+()".contains(c);
+            let numbers: Vec<i64> = numbers.split(is_sign).filter_map(|word| word.parse().ok()).collect();
+            // total = free + (own = model + context + compute) + unaccounted, or own = model + context + compute.
+            let at = if numbers.len() == 7 { 3 } else { 1 };
+            let terms = [0, 1, 2].map(|term| u64::try_from(numbers[at + term]).unwrap());
+            (name.split_whitespace().next().unwrap(), terms)
+        })
+        .collect()
+    }
+
     #[test]
-    fn captured_logs_give_memory_by_device() {
+    fn captured_logs_give_memory_by_device_as_llama_cpp_sums_it() {
         for (name, span, rows) in [
             ("b11434-cpu-lv4.log", 1454, vec![("Host", row(0, 100, 602))]),
             ("b11434-rpc-cmoe-lv4.log", 1404, vec![("Host", row(0, 0, 452)), ("RPC0", row(204, 100, 351))]),
@@ -578,59 +595,56 @@ mod tests {
             ),
             ("b11434-cuda-h100.log", 767_525, vec![("CUDA0", row(718_300, 40_200, 0)), ("Host", row(0, 0, 0))]),
         ] {
-            let log = LoadLog::read(&captured(name));
-            let memory = log.memory();
-            let found: Vec<_> = memory.iter().map(|(key, row)| (key.as_str(), *row)).collect();
-            assert_eq!((log.mapped_span(), found), (row(span, 0, 0).model, rows), "{name}");
-            assert_eq!(log.failure(), None, "{name}");
-        }
-    }
-
-    /// A row of llama.cpp's own table of memory at exit (`common_memory_breakdown_print`, common/fit.cpp, b11434), text or
-    /// `--log-jsonl`, in whole MiB, cut: name, model, context, compute.
-    fn table_rows(log: &str) -> Vec<(String, [u64; 3])> {
-        let mut rows = Vec::new();
-        for line in log.lines() {
-            let Some(text) = text_of(line) else {
-                let record: serde_json::Value = serde_json::from_str(line).unwrap();
-                let terms =
-                    |row: &serde_json::Value| ["model", "context", "compute"].map(|key| row[key].as_u64().unwrap());
-                let of_table = record["data"]["rows"].as_array().into_iter().flatten();
-                rows = of_table.map(|row| (row["name"].as_str().unwrap().to_string(), terms(row))).collect();
-                continue;
-            };
-            if text.contains("memory breakdown [MiB]") {
-                rows.clear();
-            } else if let Some((_, row)) = text.split_once("memory_breakdown_print: |   - ") {
-                let (name, numbers) = row.trim_end().trim_end_matches('|').rsplit_once('|').unwrap();
-                let is_sign = |c: char| c.is_whitespace() || "=+()".contains(c);
-                let numbers: Vec<i64> = numbers.split(is_sign).filter_map(|word| word.parse().ok()).collect();
-                // total = free + (own = model + context + compute) + unaccounted, or own = model + context + compute.
-                let at = if numbers.len() == 7 { 3 } else { 1 };
-                let terms = [0, 1, 2].map(|term| u64::try_from(numbers[at + term]).unwrap());
-                rows.push((name.split_whitespace().next().unwrap().to_string(), terms));
-            }
-        }
-        rows
-    }
-
-    #[test]
-    fn sums_of_lines_are_llama_cpps_own_sums() {
-        let rpc = ["b11434-rpc-cmoe-lv4.log", "b11434-rpc-cmoe-jsonl.log"];
-        for name in rpc.into_iter().chain(["b10434-vulkan-cmoe.log", "b11434-cpu-lv4.log"]) {
             let text = captured(name);
             let log = LoadLog::read(&text);
             let mut memory = log.memory();
+            let found: Vec<_> = memory.iter().map(|(key, row)| (key.as_str(), *row)).collect();
+            assert_eq!((log.mapped_span(), found), (row(span, 0, 0).model, rows), "{name}");
+            assert_eq!(log.failure(), None, "{name}");
             // The table counts what is mapped by its span.
             memory.get_mut(HOST).unwrap().model += log.mapped_span();
-            let table = table_rows(&text);
-            assert!(table.len() >= 2 || name.contains("cpu"), "{name}: {table:?}");
-            for (row, expected) in table {
-                let terms = memory[&row];
+            for (row, expected) in table_rows(&text) {
+                let terms = memory[row];
                 let found = [terms.model, terms.context, terms.compute].map(|bytes| bytes.0 / MIB);
                 assert_eq!(found, expected, "{name}: {row}");
             }
         }
+    }
+
+    /// What a log says, in a line for each thing.
+    fn told(text: &str) -> String {
+        let log = LoadLog::read(text);
+        let mut told: Vec<String> =
+            log.buffers.iter().map(|buffer| format!("{} {:?} {}", buffer.name, buffer.part, buffer.size.0)).collect();
+        told.extend(log.devices.iter().map(|(name, description)| format!("device {name}: {description}")));
+        told.extend(log.failure().map(|failure| format!("{failure:?}")));
+        let Serving { slots, served, cancelled, latest, .. } = &log.serving;
+        if log.serving != Serving::default() {
+            let (running, pp, tg) = (log.serving.running(), log.serving.pp(), log.serving.tg());
+            told.push(format!("{running} of {slots:?} running, {served} served, {cancelled} cancelled, {pp:?} {tg:?}"));
+        }
+        if let Some(Latest { pp, tg, is_over, .. }) = latest {
+            let pace = |pace: &Option<Pace>| pace.map(|pace| (pace.tokens, pace.rate));
+            told.push(format!("{:?} {:?} {is_over}", pace(pp), pace(tg)));
+        }
+        told.extend(log.listening.map(|address| format!("listening {address}")));
+        told.join("\n")
+    }
+
+    /// `testdata/logs/wordings.txt`: log lines, then what they say behind `=>`, a block each.
+    #[test]
+    fn every_wording_says_what_it_says() {
+        let text = captured("wordings.txt");
+        let mut wrong = Vec::new();
+        for block in text.split("\n\n") {
+            let (log, expected) = block.trim_end().split_once("\n=>").unwrap();
+            let log: String = log.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
+            let found = told(&log);
+            if found != expected.trim().replace("\n=> ", "\n") {
+                wrong.push(format!("{log}=> {}\n", found.replace('\n', "\n=> ")));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
     #[test]
@@ -640,52 +654,6 @@ mod tests {
         assert_eq!((log.devices.len(), log.resolution()["RPC0"].model), (1, PRINTED));
         let h100 = LoadLog::read(&captured("b11434-cuda-h100.log"));
         assert_eq!(h100.resolution()["CUDA0"].context, Bytes(2 * PRINTED.0));
-        for (line, name, description) in [
-            ("x: using device CUDA0 (NVIDIA H100) (0000:00:06.0) - 80552 MiB free", "CUDA0", "NVIDIA H100"),
-            (
-                "x: using device Vulkan0 (llvmpipe (LLVM 15.0.6, 256 bits)) (unknown id) - 2048 MiB free",
-                "Vulkan0",
-                "llvmpipe (LLVM 15.0.6, 256 bits)",
-            ),
-            ("x: using device CUDA0 (NVIDIA RTX 3060) - 11910 MiB free", "CUDA0", "NVIDIA RTX 3060"),
-        ] {
-            assert_eq!(LoadLog::read(line).devices, [(name.to_string(), description.to_string())]);
-        }
-        assert!(LoadLog::read("using device CUDA0 - 3 MiB free").devices.is_empty());
-    }
-
-    #[test]
-    fn every_wording_of_a_buffer_is_read() {
-        for (line, name, part, size) in [
-            ("load_tensors:   CPU_REPACK model buffer size =    14.04 MiB", "CPU_REPACK", Part::Model, "14.04"),
-            ("llm_load_tensors:      CUDA0 buffer size =  7168.00 MiB", "CUDA0", Part::Model, "7168.00"),
-            ("llama_kv_cache_init:      CUDA0 KV buffer size =   384.00 MiB", "CUDA0", Part::Context, "384.00"),
-            ("llama_memory_recurrent:      CUDA1 RS buffer size =     1.50 MiB", "CUDA1", Part::Context, "1.50"),
-            ("llama_dsv4_comp_state:  Y DSV4 csa state buffer size =  0.25 MiB", "Y", Part::Context, "0.25"),
-            (
-                "llama_moe_cache:      CUDA0 MoE cache size =  4495.61 MiB for 15552.00 MiB of host experts",
-                "CUDA0",
-                Part::Context,
-                "4495.61",
-            ),
-            ("0.1.2.3 I sched_reserve:  X compute buffer size =     9.01 MiB", "X", Part::Compute, "9.01"),
-        ] {
-            let buffers = LoadLog::read(line).buffers;
-            let found: Vec<_> = buffers.iter().map(|b| (b.name.as_str(), b.part, Some(b.size))).collect();
-            assert_eq!(found, [(name, part, mib(size))], "{line}");
-        }
-        for line in [
-            "~llama_context:        CPU compute buffer size is   6.0176 MiB, matches expectation of   6.0176 MiB",
-            "llama_kv_cache: size =    1.00 MiB (   512 cells,   4 layers,  4/1 seqs), K (f16):    0.50 MiB",
-            "llama_context:        CPU  output buffer size =     0.02 MiB",
-            "llama_adapter_lora_init_impl:      CUDA0 LoRA buffer size =    12.00 MiB",
-            "load_tensors: buffer size = 1.00 MiB",
-            "x: CUDA0 mystery buffer size = 1.00 MiB",
-            "x: CUDA0 model buffer size = 1.00",
-            "CUDA0 buffer size = 1.00 MiB",
-        ] {
-            assert_eq!(LoadLog::read(line), LoadLog::default(), "{line}");
-        }
     }
 
     #[test]
@@ -730,53 +698,6 @@ mod tests {
             ("b11434-cpu-default.log", None),
         ] {
             assert_eq!(LoadLog::read(&captured(name)).failure(), expected, "{name}");
-        }
-        for line in ["load_tensors: offloaded 5/5 layers to GPU", "srv    load_model: loading model 'error.gguf'", ""] {
-            assert_eq!(LoadLog::read(line).failure(), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn refused_allocations_say_which_and_how_much() {
-        const CUDA: &str = "ggml_cuda: allocating 64.00 MiB on device 1: cudaMalloc failed: out of memory";
-        let rocm = format!("x: using device ROCm1 (AMD Radeon) (0000:03:00.0) - 24000 MiB free\n{CUDA}");
-        for (text, buffer, bytes, part) in [
-            (CUDA, "CUDA1", 64 << 20, None),
-            // ROCm prints CUDA's words.
-            (&rocm, "ROCm1", 64 << 20, None),
-            ("alloc_tensor_range: failed to allocate CUDA0 buffer of size 751", "CUDA0", 751, None),
-            ("ggml_gallocr_x: failed to allocate CUDA0 buffer of size 500", "CUDA0", 500, Some(Part::Compute)),
-            ("ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 99", "CPU", 99, None),
-            (
-                "llama_context: failed to allocate output buffer of size 12.50 MiB",
-                "",
-                25 << 19,
-                Some(Part::Output),
-            ),
-            ("x: failed to allocate buffer, size =  12.50 MiB", "MTL0", 25 << 19, None),
-            ("ggml_vulkan: Device memory allocation of size 1073741824 failed.", "", 1 << 30, None),
-            ("x: error loading model: unable to allocate CUDA0 buffer", "CUDA0", 0, Some(Part::Model)),
-            (
-                "x: failed to initialize the context: failed to allocate buffer for kv cache",
-                "",
-                0,
-                Some(Part::Context),
-            ),
-            ("CUDA error: out of memory", "", 0, None),
-            // Later lines add what earlier ones left open.
-            (
-                "x: allocating 2.00 MiB on device 0: cudaMalloc failed: out of memory\n\
-                 y: failed to allocate CUDA0 buffer of size 2097152\n\
-                 z: failed to initialize the context: failed to allocate buffer for kv cache\n\
-                 srv  llama_server: exiting due to model loading error",
-                "CUDA0",
-                2 << 20,
-                Some(Part::Context),
-            ),
-        ] {
-            let buffer = Some(buffer.to_string()).filter(|name| !name.is_empty());
-            let bytes = Some(Bytes(bytes)).filter(|bytes| bytes.0 > 0);
-            assert_eq!(LoadLog::read(text).failure(), Some(Failure::OutOfMemory { buffer, bytes, part }), "{text}");
         }
     }
 
@@ -837,65 +758,5 @@ mod tests {
         assert_eq!(names, expected);
         assert_eq!(found[4].description, "llvmpipe (LLVM 15.0.6, 256 bits)");
         assert!(devices("Available devices:\n  (none)\n").is_empty() && devices("").is_empty());
-    }
-
-    const BEGIN: &str = "slot launch_slot_: id  3 | task 0 | processing task, is_child = 0";
-    const PROMPT: &str = "slot print_timing: id  3 | task 0 | prompt eval time =     719.67 ms /    11 tokens (   65.42 ms per token,    15.28 tokens per second)";
-    const ANSWER: &str = "slot print_timing: id  3 | task 0 |        eval time =    4338.20 ms /     8 tokens (  619.74 ms per token,     1.61 tokens per second)";
-    const END: &str = "slot      release: id  3 | task 0 | stop processing: n_tokens = 18, truncated = 0";
-
-    #[test]
-    fn requests_run_and_are_served_or_broken_off() {
-        let slots = "srv    load_model: initializing, n_slots = 4, n_ctx_slot = 512, kv_unified = 'true'";
-        let cancel = "srv          stop: cancel task, id_task = 0";
-        let nonsense = [
-            "slot print_timing: id  x | task 0 | prompt eval time = y",
-            "slot release: id 99999999999 | task 1 | stop processing",
-            "slot launch_slot_: id  1 | task -1 | processing task",
-            "prompt eval time = / tokens",
-            "n_gen = 5, tg = 1 t/s",
-            "slot  | task  | ",
-            "srv stop: cancel task, id_task = x",
-        ];
-        for (lines, running, served, cancelled) in [
-            (&[slots, BEGIN][..], 1, 0, 0),
-            (&[slots, BEGIN, PROMPT, ANSWER, END], 0, 1, 0),
-            (&[slots, BEGIN, cancel, END], 0, 0, 1),
-            (&[slots, BEGIN, "srv  update_slots: all slots are idle"], 0, 0, 0),
-            (&nonsense, 0, 0, 0),
-        ] {
-            let serving = LoadLog::read(&lines.join("\n")).serving;
-            let found = (serving.running(), serving.served, serving.cancelled);
-            assert_eq!(found, (running, served, cancelled), "{lines:?}");
-            assert_eq!(serving.slots, lines.contains(&slots).then_some(4));
-        }
-        assert_eq!(LoadLog::read(&nonsense.join("\n")).serving.latest, None);
-    }
-
-    #[test]
-    fn a_request_is_told_as_it_goes_and_a_session_is_all_tokens_over_all_time() {
-        let nothing =
-            "       eval time =       0.00 ms /     1 tokens (     inf ms per token,     -nan tokens per second)";
-        let reading = "slot print_timing: id  0 | task 7 | prompt processing, n_tokens =   2048, progress = 0.50, t =   4.10 s / 499.51 tokens per second";
-        let writing =
-            "slot print_timing: id  0 | task 7 | n_gen =    150, tg =  31.20 t/s, tg_3s =  30.10 t/s";
-        for (lines, pp, tg, is_over) in [
-            (&[PROMPT, ANSWER][..], Some((11, 15.28)), Some((8, 1.61)), true),
-            (&[PROMPT, nothing], None, None, true),
-            (&[reading], Some((2048, 499.51)), None, false),
-            (&[reading, writing], Some((2048, 499.51)), Some((150, 30.1)), false),
-            // Of another request nothing is taken over.
-            (&[PROMPT, writing], None, Some((150, 30.1)), false),
-        ] {
-            let latest = LoadLog::read(&lines.join("\n")).serving.latest.unwrap();
-            let pair = |pace: Option<Pace>| pace.map(|pace| (pace.tokens, pace.rate));
-            assert_eq!((pair(latest.pp), pair(latest.tg), latest.is_over), (pp, tg, is_over), "{lines:?}");
-        }
-        let prompt = |ms: &str, tokens: u32, rate: &str| {
-            format!("prompt eval time = {ms} ms / {tokens} tokens ( 1.00 ms per token, {rate} tokens per second)")
-        };
-        let text = [prompt("1000.00", 100, "100.00"), prompt("3000.00", 900, "300.00"), nothing.to_string()];
-        let serving = LoadLog::read(&[text.join("\n"), writing.to_string()].join("\n")).serving;
-        assert_eq!((serving.pp(), serving.tg()), (Some(250.0), None));
     }
 }
