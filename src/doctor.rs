@@ -499,11 +499,7 @@ mod tests {
                 installed: 1,
                 kernel_module: true,
             },
-            memory: Memory {
-                total: Some(Bytes(128 * GIB)),
-                available: Some(Bytes(120 * GIB)),
-                ..Memory::default()
-            },
+            memory: Memory { total: Some(Bytes(128 * GIB)), available: Some(Bytes(120 * GIB)), ..Memory::default() },
             knowledge: Knowledge {
                 rated_devices: vec!["CUDA0".to_string()],
                 rated_host: true,
@@ -575,15 +571,9 @@ mod tests {
             (|f| set(f, "LLAMA_ARG_N_CPU_MOE"), &[(Note, "variable")]),
             (|f| set(f, "GGML_CUDA_ENABLE_UNIFIED_MEMORY"), &[(Problem, "variable")]),
             (|f| set(f, "HF_TOKEN"), &[]),
-            (
-                |f| f.config_files.push(ConfigFile { path: "/c.ini".into(), system: true }),
-                &[(Problem, "config-file")],
-            ),
+            (|f| f.config_files.push(ConfigFile { path: "/c.ini".into(), system: true }), &[(Problem, "config-file")]),
             (|f| f.config_files.push(ConfigFile { path: "/c.ini".into(), system: false }), &[(Note, "config-file")]),
-            (
-                |f| f.knowledge = Knowledge::default(),
-                &[(Note, "not-calibrated"), (Note, "overhead-unknown")],
-            ),
+            (|f| f.knowledge = Knowledge::default(), &[(Note, "not-calibrated"), (Note, "overhead-unknown")]),
             (
                 |f| (f.knowledge.rates, f.knowledge.rates_error) = (Some("/m.json".into()), Some("bad".into())),
                 &[(Problem, "rates-unreadable")],
@@ -595,9 +585,16 @@ mod tests {
             let Doctor { ok, findings, .. } = examine(&facts);
             assert!(findings.iter().all(|found| found.level != Problem || found.hint.is_some()), "{findings:?}");
             assert!(findings.is_sorted_by_key(|found| found.area), "{findings:?}");
-            let wrong: Vec<_> =
-                findings.iter().filter(|found| found.level != Level::Ok).map(|found| (found.level, found.code)).collect();
-            assert_eq!((wrong.as_slice(), ok), (*expected, expected.iter().all(|(level, _)| *level != Problem)), "{at}");
+            let wrong: Vec<_> = findings
+                .iter()
+                .filter(|found| found.level != Level::Ok)
+                .map(|found| (found.level, found.code))
+                .collect();
+            assert_eq!(
+                (wrong.as_slice(), ok),
+                (*expected, expected.iter().all(|(level, _)| *level != Problem)),
+                "{at}"
+            );
         }
     }
 
@@ -610,7 +607,8 @@ mod tests {
         }
         let shown = |name: &str, value: &str| variable(name, value).unwrap().value;
         assert_eq!(shown("LLAMA_ARG_CTX_SIZE", "1").as_deref(), Some("1"));
-        for name in ["HF_TOKEN", "https_proxy", "MOEPLAN_API_KEY", "LLAMA_API_KEY", "HF_ENDPOINT", "LLAMA_CLOUD_TOKEN"] {
+        for name in ["HF_TOKEN", "https_proxy", "MOEPLAN_API_KEY", "LLAMA_API_KEY", "HF_ENDPOINT", "LLAMA_CLOUD_TOKEN"]
+        {
             assert_eq!(shown(name, "1"), None, "{name}");
         }
         assert_eq!(shown("MOEPLAN_X", "https://me:word@host"), None);

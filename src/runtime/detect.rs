@@ -34,7 +34,6 @@ pub fn server() -> Option<PathBuf> {
     server::find(named.as_deref()).ok()
 }
 
-/// The computer around the devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostFacts {
     /// Main memory that processes here may have: the computer's, or less where a control group says so.

@@ -238,13 +238,7 @@ impl Loaded {
     }
 
     /// Clears the caches, reads `prefix` apart from the clock, then the prompt, generates greedily: the tokens. Speeds go to `seen`.
-    fn run(
-        &self,
-        prefix: &[i32],
-        prompt: &[i32],
-        n_generate: u32,
-        seen: &mut Observation,
-    ) -> Result<Vec<i32>, String> {
+    fn run(&self, prefix: &[i32], prompt: &[i32], n_generate: u32, seen: &mut Observation) -> Result<Vec<i32>, String> {
         // SAFETY: the context is live; a context without caches has no memory to clear.
         unsafe {
             let memory = sys::llama_get_memory(self.context);

@@ -48,7 +48,6 @@ pub enum Stage {
     Ready,
 }
 
-/// A term of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     Model,
@@ -106,7 +105,6 @@ impl Failure {
     }
 }
 
-/// What a line says.
 #[derive(Clone, Copy)]
 enum Says {
     /// Nothing that counts: llama.cpp's own table of memory at exit.
@@ -207,7 +205,6 @@ static LINES: LazyLock<Vec<(Regex, Says)>> = LazyLock::new(|| {
     ROWS.iter().filter_map(|(row, says)| Some((Regex::new(&whole(row)).ok()?, *says))).collect()
 });
 
-/// One buffer that was reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Buffer {
     /// `CUDA0`, `CPU_Mapped`, `RPC0[127.0.0.1:50052]`.
@@ -244,7 +241,6 @@ pub struct LoadLog {
 }
 
 impl LoadLog {
-    /// The log of a whole run.
     pub fn read(text: &str) -> Self {
         let mut log = Self::default();
         text.lines().for_each(|line| log.line(line));
@@ -254,8 +250,7 @@ impl LoadLog {
     /// Takes one line, with or without its line feed.
     pub fn line(&mut self, line: &str) {
         let Some(text) = text_of(line) else { return };
-        let Some((groups, says)) =
-            LINES.iter().find_map(|(pattern, says)| Some((pattern.captures(&text)?, *says)))
+        let Some((groups, says)) = LINES.iter().find_map(|(pattern, says)| Some((pattern.captures(&text)?, *says)))
         else {
             return;
         };
@@ -406,9 +401,8 @@ fn mib(text: &str) -> Option<Bytes> {
 /// Every device that `llama-server --list-devices` prints (common/arg.cpp, b11434): `  NAME: DESCRIPTION (N MiB, N MiB free)`, or
 /// `  - NAME   : …` of `device_info`.
 pub fn devices(text: &str) -> Vec<DeviceInfo> {
-    static LISTED: LazyLock<Option<Regex>> = LazyLock::new(|| {
-        Regex::new(r"^(?:.*  -|\s*-)?\s*(\S+?)\s*:\s*(.*?)\s*\((\d+) MiB, (\d+) MiB free\)\s*$").ok()
-    });
+    static LISTED: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"^(?:.*  -|\s*-)?\s*(\S+?)\s*:\s*(.*?)\s*\((\d+) MiB, (\d+) MiB free\)\s*$").ok());
     let mut devices: Vec<DeviceInfo> = Vec::new();
     for line in text.lines().skip_while(|line| !line.contains("Available devices")).skip(1).take(256) {
         let Some(groups) = LISTED.as_ref().and_then(|pattern| pattern.captures(line)) else { continue };
@@ -559,7 +553,8 @@ mod tests {
     /// name, and model, context, compute.
     fn table_rows(log: &str) -> Vec<(&str, [u64; 3])> {
         let (_, last) = log.rsplit_once("memory breakdown [MiB]").unwrap_or_default();
-        let rows = last.lines().filter_map(|line| line.split_once("memory_breakdown_print: |   - "));
+        let plain = last.lines().filter(|line| !line.starts_with('{'));
+        let rows = plain.filter_map(|line| line.split_once("memory_breakdown_print: |   - "));
         rows.map(|(_, row)| {
             let (name, numbers) = row.trim_end().trim_end_matches('|').rsplit_once('|').unwrap();
             let is_sign = |c: char| c.is_whitespace() || "=+()".contains(c);

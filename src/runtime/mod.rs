@@ -78,7 +78,6 @@ impl Launch {
     }
 }
 
-/// What to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
     pub prompt: Prompt,
@@ -89,11 +88,9 @@ pub struct Workload {
     pub repetitions: u32,
 }
 
-/// What generation starts from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
-    /// This text, tokenised by the model.
     Text(String),
     /// So many tokens spread over the vocabulary.
     Tokens(u32),
@@ -110,7 +107,6 @@ pub fn pseudo_random(n: u32, n_vocab: u32, seed: u64) -> Vec<u32> {
     (0..n).scan(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(42), |state, _| next(state)).collect()
 }
 
-/// What a run showed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     pub runtime: RuntimeInfo,
@@ -194,7 +190,6 @@ impl DeviceInfo {
     }
 }
 
-/// What one buffer type holds or would hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BufferMemory {
     pub buffer: String,
@@ -206,11 +201,9 @@ pub struct BufferMemory {
     pub compute: Bytes,
 }
 
-/// What llama.cpp says that a launch allocates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Projection {
     pub buffers: Vec<BufferMemory>,
-    /// The devices that the model uses, in its order.
     pub devices: Vec<String>,
     /// The context length that came of it.
     pub n_ctx: u32,
@@ -249,7 +242,6 @@ pub trait Runtime {
     fn devices(&self, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error>;
     /// What llama.cpp says that each launch would allocate; nothing is allocated or read but headers.
     fn project(&self, launches: &[Launch]) -> Vec<Result<Projection, Error>>;
-    /// Loads, runs, measures.
     fn generate(&self, launch: &Launch, workload: &Workload) -> Result<Observation, Error>;
 }
 
@@ -317,7 +309,6 @@ pub enum Kind {
     OutOfMemory,
     PortTaken,
     Died,
-    /// It took too long and was stopped.
     TimedOut,
     Refused(String),
     /// The connection broke, or what came over it is not an answer.
@@ -343,7 +334,6 @@ impl Error {
         Self { kind, message: message.into(), hint: None, log: Vec::new(), source: None }
     }
 
-    /// What is wrong for every launch, and what to try.
     fn setup(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(Kind::Setup, message).with_hint(hint)
     }
@@ -362,9 +352,9 @@ impl Error {
         Self::new(Kind::Interrupted, "interrupted").with_hint("what was started is stopped; nothing is left behind")
     }
 
-    /// The feature `embedded` is off.
     pub fn not_built() -> Self {
-        let hint = "build it with `cargo build --release --features embedded` (needs cmake, a C++ compiler and libclang)";
+        let hint =
+            "build it with `cargo build --release --features embedded` (needs cmake, a C++ compiler and libclang)";
         Self::setup("this moeplan was built without the embedded llama.cpp", hint)
     }
 

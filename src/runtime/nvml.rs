@@ -13,13 +13,11 @@ use nvml_wrapper::error::NvmlError;
 use super::DeviceInfo;
 use crate::bytes::Bytes;
 
-/// What the driver says of one card.
 #[derive(Debug, Clone)]
 pub struct Card {
     /// As llama.cpp would list it. Its total is what programs can have: what the driver keeps for itself CUDA does not count.
     pub info: DeviceInfo,
     pub used: Bytes,
-    /// `GPU-…`.
     uuid: String,
     /// Cores × clock in MHz: how CUDA tells the fastest; 0 where unknown.
     speed: u64,
@@ -27,7 +25,6 @@ pub struct Card {
     processes: BTreeMap<u32, Bytes>,
 }
 
-/// The library, loaded once.
 fn library() -> Option<&'static Nvml> {
     static LIBRARY: OnceLock<Option<Nvml>> = OnceLock::new();
     // Drivers install the name with a version; the plain one comes with development packages.
@@ -60,7 +57,6 @@ fn card(library: &Nvml, index: u32) -> Result<Card, NvmlError> {
     })
 }
 
-/// The version of the driver.
 pub fn driver() -> Option<String> {
     library()?.sys_driver_version().ok()
 }
@@ -71,7 +67,6 @@ pub fn devices() -> Vec<Card> {
     named(cards(), variable("CUDA_VISIBLE_DEVICES").as_deref(), variable("CUDA_DEVICE_ORDER").as_deref())
 }
 
-/// The cards as llama.cpp would list them.
 pub fn listed() -> Vec<DeviceInfo> {
     devices().into_iter().map(|card| card.info).collect()
 }

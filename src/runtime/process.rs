@@ -64,10 +64,8 @@ pub fn wait<T>(
     }
 }
 
-/// A folder for what is needed while a child lives.
 pub(super) fn temporary_folder() -> Result<Folder, Error> {
-    Folder::new()
-        .map_err(|error| Error::setup("no temporary folder can be made", "is the disk full?").caused_by(error))
+    Folder::new().map_err(|error| Error::setup("no temporary folder can be made", "is the disk full?").caused_by(error))
 }
 
 /// Nothing yet: sleeps.
@@ -76,7 +74,6 @@ pub fn pause<T>(time: Duration) -> Option<T> {
     None
 }
 
-/// Nobody can interrupt this.
 pub fn never() -> bool {
     false
 }
@@ -127,7 +124,6 @@ pub fn output(command: &mut Command, input: Vec<u8>, limit: Duration, most: u64)
     Ok(Printed { status, stdout: text(stdout), stderr: text(stderr) })
 }
 
-/// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum End {
@@ -175,7 +171,6 @@ impl std::fmt::Display for End {
 pub(super) struct Peer {
     pub child: Child,
     stdin: Option<ChildStdin>,
-    /// The lines of its standard output.
     pub lines: Receiver<String>,
 }
 
@@ -245,7 +240,6 @@ impl Log {
         lines
     }
 
-    /// The last lines of those that were read.
     pub fn tail(&self) -> Vec<String> {
         self.tail.iter().cloned().collect()
     }
@@ -255,9 +249,7 @@ impl Log {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Word {
-    /// The program runs; its process id.
     Started(u32),
-    /// It could not be started, and why.
     Refused(String),
     Ended(End),
 }
@@ -297,7 +289,7 @@ impl Process {
         })?;
         let mut command = Command::new(supervisor);
         command.arg("worker").arg("--supervise").arg(&path);
-        command.arg("--patience").arg(patience.as_secs_f64().to_string());
+        command.arg("--patience").arg(patience.as_millis().to_string());
         command.arg("--").arg(program.get_program()).args(program.get_args());
         for (name, value) in program.get_envs() {
             match value {

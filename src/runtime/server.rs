@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use regex::Regex;
+
 use super::client::{Endpoint, Input, Reply, Request};
 use super::log::{self, LoadLog, Serving, Stage};
 use super::process::{End, Process, never, output, pause, temporary_folder, wait};
@@ -75,11 +77,9 @@ impl Place {
     }
 }
 
-/// A llama-server that can be run here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
     pub program: PathBuf,
-    /// The line it says of its version.
     pub version: String,
     /// The N of bN; `None` when it does not say, or when it was built apart from llama.cpp's repository.
     pub number: Option<u32>,
@@ -131,7 +131,6 @@ pub fn places() -> Vec<(Place, PathBuf)> {
     found
 }
 
-/// Where `scripts/llama-server` puts it.
 fn built() -> Option<PathBuf> {
     Some(crate::files::cache_folder()?.join(CACHE_FOLDER).join(program_name("llama-server")))
 }
@@ -231,11 +230,8 @@ fn variant(log: &str) -> Option<Isa> {
 
 /// The build's number in `version: 0.6.0-dev (build 11434, commit …)` or `version: 4567 (abcdef)`.
 fn number(line: &str) -> Option<u32> {
-    let after = line.split_once("build ").or_else(|| line.split_once("version: "))?.1;
-    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
-    let rest = after.get(digits.len()..)?;
-    let number = digits.parse().ok().filter(|_| !rest.starts_with('.'))?;
-    (number >= FIRST_RELEASE).then_some(number)
+    let groups = Regex::new(r"(?:build |version: )(\d+)(?:[^.\d]|$)").ok()?.captures(line)?;
+    groups.get(1)?.as_str().parse().ok().filter(|number| *number >= FIRST_RELEASE)
 }
 
 /// The flags of a help text: the words that begin its lines, up to the first that is none.
@@ -420,11 +416,9 @@ impl Default for Limits {
 /// A llama-server that can be started, and how.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// The moeplan program, which supervises the server.
     pub moeplan: PathBuf,
     pub build: Build,
     pub limits: Limits,
-    /// Words after those of the launch.
     pub extra: Vec<String>,
     /// Where its log is kept; `None` = in a temporary place until it is stopped.
     pub log: Option<PathBuf>,
@@ -442,7 +436,6 @@ impl Server {
         Ok(Self { moeplan: super::this_program()?, ..Self::of(PathBuf::new(), build) })
     }
 
-    /// A server of `build` under the moeplan program `moeplan`.
     pub fn of(moeplan: PathBuf, build: Build) -> Self {
         Self {
             moeplan,
@@ -457,7 +450,6 @@ impl Server {
         }
     }
 
-    /// Whether its build has every flag of a launch.
     pub fn takes(&self, run: &RunConfig) -> bool {
         arguments(&self.build, run, Path::new(""), 0, &[]).is_ok()
     }
@@ -468,7 +460,6 @@ impl Server {
         }
     }
 
-    /// The RPC server that was built with it.
     pub fn rpc_program(&self) -> Result<PathBuf, Error> {
         let program = &self.build.program;
         beside(program, &["ggml-rpc-server", "rpc-server"]).ok_or_else(|| {
@@ -608,24 +599,17 @@ impl Runtime for Server {
         self.tell(Step::WarmUp);
         let warm = ask(&mut running, 0, workload.n_generate.clamp(1, WARM_UP_TOKENS))?;
         let mut seen = Observation { finite: warm.finite, ..Observation::default() };
-        let mut replies: Vec<Reply> = Vec::new();
         let of = workload.repetitions.max(1);
         for number in 1..=of {
             self.tell(Step::Sample { number, of });
-            match ask(&mut running, number, workload.n_generate) {
+            let reply = match ask(&mut running, number, workload.n_generate) {
                 // What was measured before is kept.
                 Err(error) if error.is_interrupted() => {
                     seen.interrupted = true;
                     break;
                 }
-                reply => replies.push(reply?),
-            }
-        }
-        self.tell(Step::Ready);
-        seen.process = watch.worked().process;
-        running.stop();
-        seen.device_used = watch.after();
-        for reply in &replies {
+                reply => reply?,
+            };
             let timings = &reply.timings;
             // Answers of a server that only embeds have no clock of their own.
             let (n_prompt, pp) = match workload.prompt {
@@ -637,11 +621,15 @@ impl Runtime for Server {
             seen.tg.extend((timings.predicted_n > 1).then_some(timings.predicted_per_second));
             seen.first_token.extend(reply.first_token.map(|time| time.as_secs_f64()));
             seen.finite &= reply.finite;
+            if number == 1 {
+                (seen.depth, seen.text, seen.tokens) = (timings.cache_n, reply.text, reply.tokens);
+            }
+            seen.depth = seen.depth.min(timings.cache_n);
         }
-        seen.depth = replies.iter().map(|reply| reply.timings.cache_n).min().unwrap_or(0);
-        if let Some(first) = replies.into_iter().next() {
-            (seen.text, seen.tokens) = (first.text, first.tokens);
-        }
+        self.tell(Step::Ready);
+        seen.process = watch.worked().process;
+        running.stop();
+        seen.device_used = watch.after();
         let program = self.build.program.display().to_string();
         seen.command = [std::slice::from_ref(&program), running.command()].concat();
         seen.load_seconds = running.load_time.as_secs_f64();
@@ -655,7 +643,6 @@ impl Runtime for Server {
     }
 }
 
-/// A log does not hold what is measured from it.
 pub fn silent_log() -> Error {
     let hint = "is the disk of its log full, or its verbosity changed after `--`?";
     Error::setup("llama-server's log shows no memory", hint)
@@ -681,7 +668,6 @@ impl Running {
         self.client.address()
     }
 
-    /// The words after the program that it was started with.
     pub fn command(&self) -> &[String] {
         &self.command
     }
@@ -705,7 +691,6 @@ impl Running {
         &self.log
     }
 
-    /// What its log says about requests, as far as it was read.
     pub fn serving(&self) -> &Serving {
         &self.log.serving
     }
@@ -714,7 +699,6 @@ impl Running {
         self.client.vocabulary()
     }
 
-    /// Completes a prompt; the answer, or what became of the server.
     pub fn complete(&mut self, request: &Request) -> Result<Reply, Error> {
         let client = self.client.clone();
         self.watched(|meanwhile| client.complete(request, meanwhile))

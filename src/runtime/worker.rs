@@ -42,7 +42,6 @@ pub enum Request {
     Sleep(u64),
 }
 
-/// A running worker. Killed when dropped.
 #[derive(Debug)]
 pub struct Worker {
     peer: Peer,
@@ -78,10 +77,12 @@ impl Worker {
         self.follow();
         let log = self.log.tail();
         match (answer, end) {
-            (Ok(Some(line)), _) => serde_json::from_str::<Result<Value, String>>(&line).map_err(bad)?.map_err(|words| {
-                let message = format!("llama.cpp refused: {words} while {doing}{}", telling(&log));
-                Error { log, ..Error::new(Kind::Refused(words), message).with_hint(super::SEE_LOG) }
-            }),
+            (Ok(Some(line)), _) => {
+                serde_json::from_str::<Result<Value, String>>(&line).map_err(bad)?.map_err(|words| {
+                    let message = format!("llama.cpp refused: {words} while {doing}{}", telling(&log));
+                    Error { log, ..Error::new(Kind::Refused(words), message).with_hint(super::SEE_LOG) }
+                })
+            }
             (Err(stopped), _) => Err(Error::stopped(stopped, WHO, doing, limit, log)),
             (Ok(None), end) => Err(Error::died(WHO, doing, end.unwrap_or(End::Unseen), log)),
         }
@@ -117,7 +118,6 @@ fn bad(error: serde_json::Error) -> Error {
 /// The llama.cpp that is linked into this program, each time in a process of its own.
 #[derive(Debug, Clone)]
 pub struct Embedded {
-    /// The moeplan program to run as a worker.
     pub program: PathBuf,
     pub limit: Duration,
     pub echo: Option<Echo>,
@@ -179,8 +179,7 @@ impl Runtime for Embedded {
         let mut worker = self.worker(&launch.endpoints())?;
         let doing = format!("running `{}`", launch.model.display());
         let request = Request::Generate(launch.clone(), workload.clone());
-        let mut seen: Observation =
-            serde_json::from_value(worker.ask(&request, &doing, self.limit)?).map_err(bad)?;
+        let mut seen: Observation = serde_json::from_value(worker.ask(&request, &doing, self.limit)?).map_err(bad)?;
         if seen.mapped_span.0 > 0 {
             // A mapped buffer is the file's span; what is asked for is the sum of its tensors, which a projection has.
             let exact = worker.project(launch)?.by_device();
@@ -214,25 +213,26 @@ pub fn serve() -> anyhow::Result<()> {
         new.try_for_each(|endpoint| embedded::add_rpc(&endpoint))
     };
     let mut answer = |line: &str| -> Result<Value, String> {
-        let value = match serde_json::from_str(line).map_err(|error| format!("the question is not understood: {error}"))? {
-            Request::Devices { rpc } => {
-                connect(rpc)?;
-                serde_json::to_value(embedded::devices())
-            }
-            Request::Project(launch) => {
-                connect(launch.endpoints())?;
-                serde_json::to_value(embedded::project(&launch)?)
-            }
-            Request::Generate(launch, workload) => {
-                connect(launch.endpoints())?;
-                serde_json::to_value(embedded::generate(&launch, &workload)?)
-            }
-            Request::Crash => std::process::abort(),
-            Request::Sleep(seconds) => {
-                std::thread::sleep(Duration::from_secs(seconds));
-                Ok(Value::Null)
-            }
-        };
+        let value =
+            match serde_json::from_str(line).map_err(|error| format!("the question is not understood: {error}"))? {
+                Request::Devices { rpc } => {
+                    connect(rpc)?;
+                    serde_json::to_value(embedded::devices())
+                }
+                Request::Project(launch) => {
+                    connect(launch.endpoints())?;
+                    serde_json::to_value(embedded::project(&launch)?)
+                }
+                Request::Generate(launch, workload) => {
+                    connect(launch.endpoints())?;
+                    serde_json::to_value(embedded::generate(&launch, &workload)?)
+                }
+                Request::Crash => std::process::abort(),
+                Request::Sleep(seconds) => {
+                    std::thread::sleep(Duration::from_secs(seconds));
+                    Ok(Value::Null)
+                }
+            };
         value.map_err(|error| error.to_string())
     };
     for line in requests {
@@ -297,7 +297,6 @@ pub struct RpcServer {
 }
 
 impl RpcServer {
-    /// Starts one on a free loopback port, with `n_threads` threads.
     pub fn start(program: impl Into<RpcProgram>, n_threads: u32) -> Result<Self, Error> {
         let RpcProgram { moeplan, ggml } = program.into();
         if ggml.is_none() && !cfg!(feature = "embedded") {
@@ -342,8 +341,7 @@ impl RpcServer {
 /// budget of each.
 pub fn software_machine(n: u16, total: Bytes) -> Machine {
     let description = Some("software device".to_string());
-    let device =
-        |i| Device { description: description.clone(), ..Device::new(format!("RPC{i}"), Backend::Rpc, total) };
+    let device = |i| Device { description: description.clone(), ..Device::new(format!("RPC{i}"), Backend::Rpc, total) };
     Machine { devices: (0..n).map(device).collect(), host: Host::default() }
 }
 
