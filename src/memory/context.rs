@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::caches::{self, Cache, CacheLayer, Caches};
 use super::{Error, HOST, Uncounted};
+use crate::arch::Memory;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::{Backend, Machine};
@@ -44,6 +45,12 @@ impl Cache {
         };
         stored.map(tensor).collect()
     }
+
+    /// All layers, before padding; a layer that llama.cpp refuses counts nothing.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self.layers.iter().filter_map(|layer| self.tensors(layer).ok()).flatten();
+        tensors.map(|tensor| tensor.bytes.0).sum()
+    }
 }
 
 /// Refuses what llama.cpp refuses when it creates a context (`src/llama-context.cpp`, b11434).
@@ -55,7 +62,7 @@ pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextN
         return Err(Error::NoContext);
     }
     let (type_k, type_v) = (run.type_k, run.type_v);
-    if (caches.hparams.is_mla || caches.class == caches::MemoryClass::Dsv4) && type_k != type_v {
+    if (caches.hparams.is_mla || model.hparams.arch().memory == Memory::Dsv4) && type_k != type_v {
         return Err(Error::DifferentTypes { architecture: model.hparams.architecture.clone(), type_k, type_v });
     }
     if type_v.is_quantized && caches.v_trans {
@@ -77,7 +84,6 @@ pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextN
 
 /// Context bytes by memory-table key, for the devices that hold any: each tensor padded to its buffer's alignment.
 /// A layer's caches follow the layer's slot, or stay on the host with `-nkvo`; overrides never move them.
-/// The drafting context of NextN blocks is counted in.
 pub fn bytes_by_device(
     caches: &Caches,
     machine: &Machine,
@@ -85,7 +91,7 @@ pub fn bytes_by_device(
     placement: &Placement,
 ) -> Result<BTreeMap<String, Bytes>, Error> {
     let mut by_device = BTreeMap::new();
-    for cache in caches.list.iter().chain(&caches.mtp) {
+    for cache in &caches.list {
         for layer in &cache.layers {
             let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
             let device = slot.and_then(|i| machine.device(i));

@@ -13,6 +13,7 @@ use moeplan::model::Model;
 use moeplan::placement::{self, Placement};
 use moeplan::run::numbers::numbers;
 use moeplan::run::{RunConfig, parse};
+use moeplan::{checkup, synth};
 
 /// One projection: the launch and the MiB (truncated) it showed.
 struct Row {
@@ -189,5 +190,57 @@ fn context_to_the_byte() {
         }
     }
     assert!(cells > 1000, "{cells} cells");
+    assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// `testdata/truth/companions.jsonl`: two cards, draft models, MTP; every part by itself, to the MiB (truncated).
+#[test]
+fn launches_of_several_parts() {
+    let folder = unpack("companions.tar.xz");
+    let open = |name: &str| {
+        let path = folder.path().join(name);
+        if !path.exists() {
+            synth::hole(name.trim_end_matches(".gguf"), folder.path()).expect("a known model");
+        }
+        Model::from_gguf(gguf::open(&path).expect("a GGUF")).expect("a model")
+    };
+    let card =
+        |name: &str| Device { total: Bytes::mib(143_155), ..Device::parse(&format!("{name}=1G")).expect("a card") };
+    let machine = Machine {
+        devices: vec![card("CUDA0"), card("CUDA1")],
+        host: Host { isa: Isa::X86Amx, ram: Some(Bytes::mib(258_048)), ..Host::default() },
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth/companions.jsonl");
+    let text = std::fs::read_to_string(path).expect("the truth is in the repository");
+    let mut wrong = Vec::new();
+    let mut models = BTreeMap::new();
+    for json in text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON lines")) {
+        let (name, flags) = (json["model"].as_str().expect("a name"), json["flags"].as_str().expect("flags"));
+        if json["kind"] == "sm-tensor" {
+            continue;
+        }
+        let words: Vec<String> = format!("llama-server {flags}").split(' ').map(str::to_string).collect();
+        let mut command = parse::command(&words, &BTreeMap::new()).expect("llama.cpp took it");
+        let mut model = models.entry(name.to_string()).or_insert_with(|| open(&format!("{name}.gguf"))).clone();
+        if let Some(draft) = command.run.draft_model.clone() {
+            let draft = open(&draft);
+            command.run.infer_speculation(draft.ends_in_nextn());
+            model.draft = Some(draft.into());
+        }
+        let check = checkup::check(&model, &machine, &command, checkup::Options::default()).expect("a forecast");
+        for (part, cells) in check.parts.iter().zip([&json["target"], &json["drafting"]]) {
+            for (device, cell) in cells.as_object().expect("a table") {
+                let found = part
+                    .memory
+                    .get(device)
+                    .map_or([0; 3], |row| [row.model, row.context, row.compute].map(|b| b.0 / MIB));
+                let theirs = ["model", "context", "compute"].map(|term| cell[term].as_u64().expect("MiB"));
+                if found != theirs {
+                    wrong.push(format!("{name} {flags}: {:?} {device} {found:?}, llama.cpp {theirs:?}", part.what));
+                }
+            }
+        }
+        assert_eq!(check.parts.len(), 1 + usize::from(json["drafting"].is_object()), "{name} {flags}");
+    }
     assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
 }
