@@ -78,6 +78,18 @@ pub enum CacheKind {
     PleState,
 }
 
+impl CacheKind {
+    /// llama.cpp's names of a layer's tensors, before `_lN`.
+    pub fn tensor_names(self) -> [&'static str; 2] {
+        match self {
+            Self::Base | Self::Swa => ["cache_k", "cache_v"],
+            Self::Recurrent => ["cache_r", "cache_s"],
+            // Every device has all of these (`-sm tensor`).
+            _ => ["cache_idx_k", "cache_idx_v"],
+        }
+    }
+}
+
 impl std::fmt::Display for CacheKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -183,6 +183,8 @@ pub enum Error {
     CacheRow { ty: GgmlType, width: u64, il: u32, block: u64 },
     #[error("llama.cpp refuses -np {n_seq_max}: it has at most {} sequences", context::MAX_SEQUENCES)]
     TooManySequences { n_seq_max: u32 },
+    #[error("llama.cpp refuses `-sm tensor` with `-fa off`: use `-fa on`, or `-sm layer`")]
+    TensorSplitWithoutFlash,
     #[error("the context or the batch is 0 tokens: give -c and -b")]
     NoContext,
     #[error("the context is larger than 64 PiB: give a smaller -c")]
@@ -284,7 +286,14 @@ fn context_forecast(
                 compute::Launch { model, machine, run, numbers, caches, placement }.compute()?
             }
         };
+        let shared = forecast.placement.shares.iter().flat_map(|shares| &shares.devices);
+        let shared: Vec<_> = shared.filter_map(|at| Some(machine.device(*at)?.name.clone())).collect();
         for (device, bytes) in compute.by_device {
+            // Each device of `-sm tensor` allocates the whole graph.
+            let all = shared.iter().filter(|_| shared.first() == Some(&device));
+            for name in all {
+                forecast.row(name).compute = bytes;
+            }
             forecast.row(&device).compute = bytes;
         }
         forecast.flash_attn = Some(compute.flash_attn);
@@ -321,8 +330,16 @@ impl Forecast {
 
     /// The devices that the launch uses, by their place in the machine.
     pub fn devices(&self) -> Vec<u16> {
-        let mut devices = self.placement.devices.clone();
-        devices.extend(self.drafting.iter().flat_map(|part| &part.placement.devices));
+        let placements = std::iter::once(&self.placement).chain(self.drafting.iter().map(|part| &part.placement));
+        let of = |placement: &Placement| {
+            [Some(&placement.devices), placement.shares.as_ref().map(|all| &all.devices)]
+                .into_iter()
+                .flatten()
+                .flatten()
+                .copied()
+                .collect::<Vec<_>>()
+        };
+        let mut devices: Vec<u16> = placements.flat_map(of).collect();
         devices.sort_unstable();
         devices.dedup();
         devices
@@ -393,7 +410,7 @@ impl Forecast {
     /// The caches.
     fn add_context(&mut self, model: &Model, machine: &Machine, run: &RunConfig) -> Result<(), Error> {
         context::check(&self.caches, model, run, &self.numbers)?;
-        let contexts = context::bytes_by_device(&self.caches, machine, run, &self.placement)?;
+        let contexts = context::bytes_by_device(&self.caches, model, machine, run, &self.placement)?;
         let caches = self.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");
         self.note("context", caches);
         for (device, bytes) in contexts {

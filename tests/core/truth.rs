@@ -80,7 +80,7 @@ fn context_of(
     let numbers = numbers(run, &model.hparams);
     let caches = caches::caches(model, run, &numbers);
     context::check(&caches, model, run, &numbers)?;
-    let bytes = context::bytes_by_device(&caches, machine, run, placement)?;
+    let bytes = context::bytes_by_device(&caches, model, machine, run, placement)?;
     Ok((caches, bytes))
 }
 
@@ -104,7 +104,7 @@ fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
         };
         let mut states = caches.clone();
         states.list.retain(|cache| kinds.contains(&cache.kind));
-        let states = context::bytes_by_device(&states, &machine, &row.run, &placement).expect("predicted above");
+        let states = context::bytes_by_device(&states, model, &machine, &row.run, &placement).expect("predicted above");
         states.get(device).map_or(0.0, |bytes| bytes.in_mib())
     };
     let wrong_states = row
@@ -216,9 +216,6 @@ fn launches_of_several_parts() {
     let mut models = BTreeMap::new();
     for json in text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON lines")) {
         let (name, flags) = (json["model"].as_str().expect("a name"), json["flags"].as_str().expect("flags"));
-        if json["kind"] == "sm-tensor" {
-            continue;
-        }
         let words: Vec<String> = format!("llama-server {flags}").split(' ').map(str::to_string).collect();
         let mut command = parse::command(&words, &BTreeMap::new()).expect("llama.cpp took it");
         let mut model = models.entry(name.to_string()).or_insert_with(|| open(&format!("{name}.gguf"))).clone();
@@ -227,7 +224,27 @@ fn launches_of_several_parts() {
             command.run.infer_speculation(draft.ends_in_nextn());
             model.draft = Some(draft.into());
         }
-        let check = checkup::check(&model, &machine, &command, checkup::Options::default()).expect("a forecast");
+        let check = checkup::check(&model, &machine, &command, checkup::Options::default());
+        if json["refused"] == true {
+            assert!(check.is_err(), "{name} {flags}: llama.cpp refuses");
+            continue;
+        }
+        let check = check.expect("a forecast");
+        if let Some(buffers) = json["buffers"].as_array().filter(|_| json["kind"] == "sm-tensor") {
+            // The log of a real load: `Meta()` is one device's part.
+            let theirs = ["model", "KV", "compute"].map(|what| {
+                let of = |row: &&serde_json::Value| row[0] == "Meta()" && row[1] == what;
+                buffers.iter().filter(of).map(|row| row[2].as_f64().expect("MiB")).sum::<f64>()
+            });
+            for device in ["CUDA0", "CUDA1"] {
+                let row = &check.parts[0].memory[device];
+                let ours = [row.model, row.context, row.compute].map(|bytes| bytes.in_mib());
+                if ours.iter().zip(theirs).any(|(ours, theirs)| (ours - theirs).abs() > 0.0101) {
+                    wrong.push(format!("{name} {flags}: {device} {ours:?}, llama.cpp {theirs:?}"));
+                }
+            }
+            continue;
+        }
         for (part, cells) in check.parts.iter().zip([&json["target"], &json["drafting"]]) {
             for (device, cell) in cells.as_object().expect("a table") {
                 let found = part
