@@ -155,31 +155,6 @@ pub fn on_disk(file: &fs::Metadata) -> Option<Bytes> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_cannot_be_written_is_found_before_and_nothing_is_left() {
-        let folder = tempfile::tempdir().unwrap();
-        let mine = folder.path().join("mine");
-        write(&mine, b"1", false).unwrap();
-        for (name, replace, expected) in [
-            ("mine", false, "Exists("),
-            (".", true, "Folder("),
-            ("x/", true, "Folder("),
-            ("no/x", true, "NoFolder {"),
-            ("mine/x", true, "Io {"),
-            (&"x".repeat(300), true, "Io {"),
-        ] {
-            let error = check(&folder.path().join(name), replace).unwrap_err();
-            assert!(format!("{error:?}").starts_with(expected), "{name}: {error:?}");
-        }
-        assert!(matches!(check(Path::new(""), true), Err(Error::Folder(_))));
-        check(&folder.path().join("new"), false).unwrap();
-        check(&mine, true).unwrap();
-        assert!(matches!(write(&mine, b"2", false), Err(Error::Exists(_))));
-        assert_eq!(fs::read(&mine).unwrap(), b"1");
-        write(&mine, b"3", true).unwrap();
-        assert_eq!((fs::read(&mine).unwrap(), fs::read_dir(folder.path()).unwrap().count()), (b"3".to_vec(), 1));
-    }
-
     #[cfg(unix)]
     #[test]
     fn a_link_stays_and_what_it_leads_to_is_replaced_with_its_permissions() {

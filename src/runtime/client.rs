@@ -272,43 +272,36 @@ impl Endpoint {
     fn fetch(&self, path: &str, body: Option<Value>, limit: Option<Duration>) -> Recording {
         let begin = Instant::now();
         let mut recording = Recording::default();
-        recording.broken = self.read(path, body, limit, begin, &mut recording).err().map(|error| error.to_string());
+        let read = |into: &mut Recording| -> anyhow::Result<()> {
+            let mut request = ureq::http::Request::builder().uri(format!("{}{path}", self.base));
+            if let Some(key) = &self.key {
+                request = request.header("authorization", format!("Bearer {key}"));
+            }
+            let response = if let Some(body) = body {
+                let request = request.method("POST").header("content-type", "application/json");
+                let request = self.agent.configure_request(request.body(body.to_string())?);
+                self.agent.run(request.timeout_global(limit).build())?
+            } else {
+                self.agent.run(self.agent.configure_request(request.body(())?).timeout_global(limit).build())?
+            };
+            into.status = response.status().as_u16();
+            let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
+            into.content_type = content_type.map(str::to_string);
+            let mut body = response.into_body().into_reader();
+            let (mut piece, mut room) = (vec![0_u8; 64 << 10], MAX_ANSWER);
+            loop {
+                let bytes = match body.read(&mut piece)? {
+                    0 => return Ok(()),
+                    n => piece.get(..n).unwrap_or_default().to_vec(),
+                };
+                let too_long = || format!("it is longer than {} MiB", MAX_ANSWER >> 20);
+                room = room.checked_sub(bytes.len()).with_context(too_long)?;
+                into.pieces.push(Piece { seconds: begin.elapsed().as_secs_f64(), bytes });
+            }
+        };
+        recording.broken = read(&mut recording).err().map(|error| error.to_string());
         recording.seconds = begin.elapsed().as_secs_f64();
         recording
-    }
-
-    fn read(
-        &self,
-        path: &str,
-        body: Option<Value>,
-        limit: Option<Duration>,
-        begin: Instant,
-        into: &mut Recording,
-    ) -> anyhow::Result<()> {
-        let mut request = ureq::http::Request::builder().uri(format!("{}{path}", self.base));
-        if let Some(key) = &self.key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        let response = if let Some(body) = body {
-            let request = request.method("POST").header("content-type", "application/json").body(body.to_string())?;
-            self.agent.run(self.agent.configure_request(request).timeout_global(limit).build())?
-        } else {
-            self.agent.run(self.agent.configure_request(request.body(())?).timeout_global(limit).build())?
-        };
-        into.status = response.status().as_u16();
-        let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
-        into.content_type = content_type.map(str::to_string);
-        let mut body = response.into_body().into_reader();
-        let (mut piece, mut room) = (vec![0_u8; 64 << 10], MAX_ANSWER);
-        loop {
-            let n = body.read(&mut piece)?;
-            if n == 0 {
-                return Ok(());
-            }
-            let seconds = begin.elapsed().as_secs_f64();
-            into.pieces.push(Piece { seconds, bytes: piece.get(..n).unwrap_or_default().to_vec() });
-            room = room.checked_sub(n).with_context(|| format!("it is longer than {} MiB", MAX_ANSWER >> 20))?;
-        }
     }
 
     /// Asks on a thread of its own, and calls `meanwhile` until the answer is there; that may end it with an error.

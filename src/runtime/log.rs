@@ -262,8 +262,11 @@ impl LoadLog {
                 let Some(size) = mib(group("mib")) else { return };
                 let buffer = Buffer { name: owned("name"), part, size, by: owned("by"), context: self.contexts };
                 // A compute buffer that the same function of the same context reports again is reserved anew.
-                let same = |other: &Buffer| part == Part::Compute && Buffer { size, ..other.clone() } == buffer;
-                if let Some(at) = self.buffers.iter().position(same) {
+                let is_anew = |other: &Buffer| {
+                    let is_same = (other.part, other.context) == (Part::Compute, buffer.context);
+                    is_same && part == Part::Compute && (&other.by, &other.name) == (&buffer.by, &buffer.name)
+                };
+                if let Some(at) = self.buffers.iter().position(is_anew) {
                     self.buffers.swap_remove(at);
                 }
                 if self.buffers.len() < MOST {
