@@ -319,8 +319,7 @@ impl Endpoint {
             Err(RecvTimeoutError::Timeout) => meanwhile().map(Err),
             Err(RecvTimeoutError::Disconnected) => Some(Err(bad("the thread that reads it ended"))),
         });
-        answer
-            .unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", "answering", self.limit, Vec::new())))
+        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", "answering", self.limit, &[])))
     }
 
     /// Asks, and keeps what comes with the time it came.

@@ -126,7 +126,7 @@ mod tests {
 
     fn failed(case: &CaseLaunch, failure: Failure) -> Session {
         let mut session = Session::of(case, 1);
-        session.fail(Some(case), &runtime::Error::failed(failure, End::Code(1), Vec::new()));
+        session.fail(Some(case), &runtime::Error::failed(failure, End::Code(1), &[]));
         session
     }
 
