@@ -257,7 +257,6 @@ impl LoadLog {
         let group = |name| groups.name(name).map_or("", |group| cut(group.as_str().trim(), MAX_TEXT));
         let owned = |name| group(name).to_string();
         match says {
-            Says::Nothing => {}
             Says::Buffer(part) => {
                 let Some(size) = mib(group("mib")) else { return };
                 let buffer = Buffer { name: owned("name"), part, size, by: owned("by"), context: self.contexts };
@@ -277,7 +276,7 @@ impl LoadLog {
                 }
             }
             Says::Device if self.devices.len() < MOST => self.devices.push((owned("name"), owned("description"))),
-            Says::Device => {}
+            Says::Nothing | Says::Device => {}
             Says::Fitted => {
                 let (listening, serving) = (self.listening.take(), std::mem::take(&mut self.serving));
                 *self = Self { listening, serving, ..Self::default() };

@@ -238,7 +238,9 @@ impl Log {
             }
         }
         if let Some(echo) = self.echo {
-            lines.iter().for_each(|line| echo(line));
+            for line in &lines {
+                echo(line);
+            }
         }
         self.tail.extend(lines.iter().cloned());
         self.tail.drain(..self.tail.len().saturating_sub(TAIL_LINES));

@@ -496,9 +496,9 @@ impl Server {
         let remove = to_remove(self.keeps_key);
         let mut command = Command::new(&self.build.program);
         command.args(&words);
-        remove.iter().for_each(|name| {
+        for name in &remove {
             command.env_remove(name);
-        });
+        }
         if files.user.is_some() {
             // An empty folder where it looks for the user's configuration.
             command.env("XDG_CONFIG_HOME", folder.path());

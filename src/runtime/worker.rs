@@ -100,7 +100,6 @@ impl Worker {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn bad(error: serde_json::Error) -> Error {
     Error::bad_answer("the worker", error)
 }
