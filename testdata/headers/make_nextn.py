@@ -10,7 +10,7 @@ import sys
 from gguf import GGUFReader, GGUFValueType, GGMLQuantizationType
 
 MODELS = """bailingmoe3-moe cohere2moe-moe deepseek2-moe deepseek32-moe deepseek4-moe glm-dsa-moe glm4moe-moe hy_v3-moe mimo2-moe
-qwen35-dense qwen35moe-moe qwen3next-moe""".split()
+qwen35-dense qwen35moe-moe qwen3next-moe qwen4exp-moe""".split()
 
 def string(text):
     raw = text if isinstance(text, bytes) else text.encode()
@@ -39,10 +39,15 @@ def convert(path, out):
         if any('ffn_up' in n for n in names):
             own = {k: v for k, v in own.items() if not is_ffn(k)} | {n: (s, t) for n, s, t in mine if is_ffn(n)}
     f32 = GGMLQuantizationType.F32
-    own = {name: what for name, what in own.items() if not name.endswith('scale')}
+    own = {name: what for name, what in own.items() if not (name.endswith(('.scale', '.input_scale')) or 'compressor' in name or name.startswith('indexer') and arch == 'deepseek4')}
     own |= {'nextn.eh_proj.weight': ([2 * embd, embd], f32), 'nextn.enorm.weight': ([embd], f32), 'nextn.hnorm.weight': ([embd], f32), 'nextn.shared_head_norm.weight': ([embd], f32)}
     if arch == 'bailingmoe3':
         own['layer_output_norm.weight'] = own.pop('nextn.shared_head_norm.weight')
+    if arch == 'qwen4exp':
+        streams = fields[f'{arch}.hyper_connection.count'][1]
+        own['nextn.hnorm.weight'] = ([embd, streams], f32)
+        del own['nextn.shared_head_norm.weight']
+        own |= {f'nextn.hc_head_{part}.weight': own[f'hc_attn_{part}.weight'] for part in ('norm', 'down', 'up')}
     if arch == 'mimo2':
         width = sum(own.pop(f'attn_{part}.weight')[0][1] for part in 'qkv')
         own = {name: what for name, what in own.items() if not name.startswith(('ffn_', 'exp_probs')) or name == 'ffn_norm.weight'}
@@ -55,7 +60,7 @@ def convert(path, out):
     for name, (types, items) in fields.items():
         if name.startswith(arch + '.') and isinstance(items, list) and len(items) == blocks and types[-1] != GGUFValueType.STRING:
             last = [i for i in items if i] or items
-            fields[name] = (types, items + ([type(items[0])(0)] if name.endswith('recurrent_layers') else last[-1:]))
+            fields[name] = (types, items + ([type(items[0])(0)] if name.endswith(('recurrent_layers', 'compress_ratios')) else last[-1:]))
     head = b'GGUF' + struct.pack('<IQQ', 3, len(new), len(fields))
     for name, (types, item) in fields.items():
         head += string(name) + struct.pack('<I', types[0])
