@@ -141,17 +141,17 @@ const ROWS: &[(&str, Says)] = &[
     // The cache of experts (b11549) counts as context in llama.cpp's own table.
     (r"BUFFER(?:(?:KV|RS|DSV4 .*state) +buffer|MoE +cache) +SIZE", Says::Buffer(Part::Context)),
     (r"BUFFERcompute +buffer +SIZE", Says::Buffer(Part::Compute)),
-    (r"allocating (?<mib>\S+) MiB on device (?<device>\d+).*alloc failed", Says::NoMemory("CUDA$device", None)),
-    (r"failed to allocate +output buffer of size +(?<mib>\S+) MiB", Says::NoMemory("", Some(Part::Output))),
+    (r"allocating (?<mib>.*) MiB on device (?<device>\d+).*alloc failed", Says::NoMemory("CUDA$device", None)),
+    (r"failed to allocate +output buffer of size *(?<mib>\S*)", Says::NoMemory("", Some(Part::Output))),
     (
-        r"gallocr.*failed to allocate (?:(?<name>\S+) )?buffer of size +(?<bytes>\d+)",
+        r"gallocr.*failed to allocate (?:(?<name>\S+) )?buffer of size *(?<bytes>\d*)",
         Says::NoMemory("$name", Some(Part::Compute)),
     ),
-    (r"cpu_buffer_type.*failed to allocate buffer of size +(?<bytes>\d+)", Says::NoMemory("CPU", None)),
-    (r"failed to allocate (?:(?<name>\S+) )?buffer of size +(?<bytes>\d+)", Says::NoMemory("$name", None)),
-    (r"failed to allocate buffer, size = +(?<mib>\S+) MiB", Says::NoMemory("MTL0", None)),
-    (r"Device memory allocation of size +(?<bytes>\d+)", Says::NoMemory("", None)),
-    (r"unable to allocate (?<name>\S+) buffer", Says::NoMemory("$name", Some(Part::Model))),
+    (r"cpu_buffer_type.*failed to allocate buffer of size *(?<bytes>\d*)", Says::NoMemory("CPU", None)),
+    (r"failed to allocate (?:(?<name>\S+) )?buffer of size *(?<bytes>\d*)", Says::NoMemory("$name", None)),
+    (r"failed to allocate buffer, size = *(?<mib>\S*)", Says::NoMemory("MTL0", None)),
+    (r"Device memory allocation of size *(?<bytes>\d*)", Says::NoMemory("", None)),
+    (r"unable to allocate (?<name>.*?) *buffer", Says::NoMemory("$name", Some(Part::Model))),
     (r"failed to allocate buffer for", Says::NoMemory("", Some(Part::Context))),
     (r"failed to allocate compute", Says::NoMemory("", Some(Part::Compute))),
     (r"failed to reserve initial output buffer", Says::NoMemory("", Some(Part::Output))),
@@ -196,7 +196,7 @@ const ROWS: &[(&str, Says)] = &[
 const PIECES: [(&str, &str); 4] = [
     ("BUFFER", r"(?<by>[^ :]*): +(?<name>\S+) +"),
     ("SIZE", r"size *= *(?<mib>\S+) MiB"),
-    ("SLOT", r"^(?:slot .*: id +(?<slot>\d+) \| task (?<task>-?\d+) \|)? *"),
+    ("SLOT", r"^(?:slot .*: id +(?<slot>\d+) +\| task +(?<task>-?\d+) +\|)? *"),
     ("LAST", r" *(?<ms>\S+) ms / *(?<n>\d+) tokens .* ms per token, *(?<rate>\S+)"),
 ];
 
