@@ -9,7 +9,7 @@ use anyhow::bail;
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
-use crate::checkup::{self, Checkup, Options};
+use crate::checkup::{self, Options};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
@@ -21,7 +21,6 @@ use crate::run::command::shell;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
 use crate::runtime::server::ConfigFiles;
 
-/// Arguments of `check`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan check --vram 12G --ram 64G -- llama-server -m model.gguf -ngl 99 -ncmoe 12 -c 16384
@@ -55,8 +54,11 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let machine = args.machine.machine()?;
     let (name, gguf) = match &command.model {
         Some(ModelSource::Path(path)) => (path.clone(), gguf::open(path)?),
+        // `-hff` wins over a quantisation of `-hf`.
         Some(ModelSource::HuggingFace { repo, file }) => {
-            let name = PathBuf::from(hugging_face(repo, file.as_deref()));
+            let bare = repo.split_once(':').map_or(repo.as_str(), |(bare, _)| bare);
+            let file = file.as_ref().map(|file| format!("hf:{bare}/{file}"));
+            let name = PathBuf::from(file.unwrap_or_else(|| format!("hf:{repo}")));
             let gguf = model_arg::open(&name, output)?;
             (name, gguf)
         }
@@ -78,31 +80,23 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
-    let options = Options {
-        margin: args.machine.margin.unwrap_or_default(),
-        tensors: args.tensors || output.format() == Format::Html,
-        planned: None,
-    };
+    let tensors = args.tensors || output.format() == Format::Html;
+    let options = Options { margin: args.machine.margin.unwrap_or_default(), tensors, planned: None };
     let checkup = checkup::check(&model, &machine, &command, options)?;
     let command = shell(&args.command).unwrap_or_else(|| args.command.join(" "));
     let document = plan::Checked { model: plan::summary(&model, &name.display().to_string()), command, checkup };
-    let checkup = &document.checkup;
     output.show(&document)?;
-    Ok(outcome(checkup))
+    Ok(match document.checkup.fits {
+        Some(true) if !document.checkup.is_refused() => Outcome::Yes,
+        None if !document.checkup.is_refused() => Outcome::Untold,
+        _ => Outcome::No,
+    })
 }
 
 /// The model of a header, its keys as the launch overrides them.
 pub fn load(mut gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
     run.override_metadata(&mut gguf.header.metadata);
     Ok(Model::from_gguf(gguf)?)
-}
-
-/// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.
-fn hugging_face(repo: &str, file: Option<&str>) -> String {
-    match (file, repo.split_once(':')) {
-        (Some(file), name) => format!("hf:{}/{file}", name.map_or(repo, |(name, _)| name)),
-        (None, _) => format!("hf:{repo}"),
-    }
 }
 
 /// Notes the configuration files that llama.cpp would read first (`common/arg.cpp` `common_params_apply_system_config`, b11434).
@@ -127,13 +121,4 @@ pub fn environment() -> BTreeMap<String, String> {
         Some((name, value.to_string_lossy().into_owned()))
     };
     std::env::vars_os().filter_map(text).collect()
-}
-
-/// Yes when it fits and would start.
-fn outcome(checkup: &Checkup) -> Outcome {
-    match checkup.fits {
-        Some(true) if !checkup.is_refused() => Outcome::Yes,
-        None if !checkup.is_refused() => Outcome::Untold,
-        _ => Outcome::No,
-    }
 }

@@ -15,9 +15,8 @@ use crate::inspection::{ContextSizes, Inspection};
 use crate::memory;
 use crate::model::{FileKind, Model};
 use crate::report::page::{Document, Page, Report};
-use crate::suggest::Unknown;
+use crate::suggest::Refusal;
 
-/// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan inspect model.gguf
@@ -136,7 +135,7 @@ fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
         Some(text) if !path.exists() => text.to_string(),
         _ if !path.exists() => {
             let known = expectation::built_in_names();
-            return Err(Unknown::new("file of expectations, and none that is built in", &name, known).into());
+            return Err(Refusal::unknown("file of expectations, and none that is built in", &name, known).into());
         }
         _ => std::fs::read_to_string(path).with_context(|| format!("cannot read expectations `{name}`"))?,
     };

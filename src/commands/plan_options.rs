@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum as _};
 
 use super::machine::MachineArgs;
 use super::rules;
 use crate::bytes::Bytes;
-use crate::cli::refusal::{Refusal, of_llama_cpp};
+use crate::cli::refusal::of_llama_cpp;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::number::tokens;
@@ -16,6 +17,7 @@ use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
 use crate::run::flags::{self, Effect, Flag, InPlan};
 use crate::run::groups;
 use crate::run::{LEFT_OUT, RunConfig, Target, build, spelling};
+use crate::suggest::Refusal;
 
 /// The heading of the planner's own flags.
 const PLAN: &str = "Plan";
@@ -74,7 +76,13 @@ const LAUNCH: &str = "llama.cpp's own, kept as given";
 #[derive(Debug, Default)]
 pub struct LaunchOptions {
     given: Vec<Setting>,
+    /// The planner's own flags that were typed: those of [`OF_PLANNING`].
+    of_planning: Vec<String>,
 }
+
+/// The options of the machine, the context, the turn and the planner, which a plan's file has decided, by their fields.
+const OF_PLANNING: &str = "vram device ram backend machine ctx_size rules strategy objective allow_quantized_cache build prompt \
+                           generate depth";
 
 /// A flag of llama.cpp's with its value, as words.
 type Setting = (&'static Flag, Vec<String>);
@@ -127,7 +135,10 @@ impl clap::FromArgMatches for LaunchOptions {
                 given.extend(values.map(|value| (flag, vec![name.clone(), value.clone()])));
             }
         }
-        Ok(Self { given })
+        let is_typed = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let typed = |id: &str| if id == "ctx_size" { "-c".into() } else { format!("--{}", id.replace('_', "-")) };
+        let of_planning = OF_PLANNING.split(' ').filter(is_typed).map(typed).collect();
+        Ok(Self { given, of_planning })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -159,29 +170,28 @@ fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
     let mut settings = Vec::new();
     for group in groups(words) {
         let Some(typed) = group.first() else { continue };
-        let refuse = |hint: String| Err(Refusal::new(format!("`moeplan plan` takes no `{typed}` after `--`"), hint));
-        match spelling(typed) {
-            None if typed.starts_with('-') => {
-                return refuse("llama.cpp's own flags go there: `llama-server --help` lists them".to_string());
-            }
-            None => return refuse("only flags of llama-server go there, without the program".to_string()),
+        let hint = match spelling(typed) {
+            None if typed.starts_with('-') => "llama.cpp's own flags go there: `llama-server --help` lists them".into(),
+            None => "only flags of llama-server go there, without the program".into(),
             Some((flag, _)) => match (flag.effect, flag.in_plan) {
-                (Effect::Model, _) => return refuse("the model is named before `--`, without a flag".to_string()),
-                (Effect::None, _) | (_, InPlan::Instead(_)) => return refuse(of_llama_cpp(typed, flag)),
-                _ => settings.push((flag, group.to_vec())),
+                (Effect::Model, _) => "the model is named before `--`, without a flag".into(),
+                (Effect::None, _) | (_, InPlan::Instead(_)) => of_llama_cpp(typed, flag),
+                _ => {
+                    settings.push((flag, group.to_vec()));
+                    continue;
+                }
             },
-        }
+        };
+        return Err(Refusal::new(format!("`moeplan plan` takes no `{typed}` after `--`"), hint));
     }
     Ok(settings)
 }
 
 fn context_choice(text: &str) -> Result<ContextChoice, String> {
-    match text {
-        "max" => Ok(ContextChoice::Max),
-        _ => match tokens(text) {
-            Ok(0) | Err(_) => Err("write a number of tokens (8192 or 8k), or `max`".to_string()),
-            Ok(n) => Ok(ContextChoice::Fixed(n)),
-        },
+    match tokens(text) {
+        _ if text == "max" => Ok(ContextChoice::Max),
+        Ok(0) | Err(_) => Err("write a number of tokens (8192 or 8k), or `max`".to_string()),
+        Ok(n) => Ok(ContextChoice::Fixed(n)),
     }
 }
 
@@ -202,12 +212,8 @@ impl PlanOptions {
         if let Some((flag, _)) =
             settings.iter().find(|(flag, words)| !target.has(flag) && words.get(1).is_none_or(|n| n != "0"))
         {
-            anyhow::bail!(
-                "{} has no {}; with --build {} or newer it is planned for",
-                target.name(),
-                flag.name(),
-                flag.since
-            );
+            let since = flag.since;
+            anyhow::bail!("{} has no {}; with --build {since} or newer it is planned for", target.name(), flag.name());
         }
         let mut line = vec!["llama-server".to_string()];
         line.extend(settings.iter().filter(|setting| !is_auto(setting)).flat_map(|(_, words)| words.clone()));
@@ -222,7 +228,11 @@ impl PlanOptions {
         if is_free("--batch-size") {
             run.n_batch = run.n_batch.max(run.n_ubatch);
         }
-        let mut context = self.context();
+        // A longest context is what that objective asks for.
+        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Turn };
+        let mut context = self.ctx_size.unwrap_or(longest);
+        // The rule set that leaves everything on the devices means that nothing else is moved either.
+        let by_rules = if self.rules.as_deref() == Some("all-on-device") { Strategy::Rules } else { Strategy::Auto };
         if said("--ctx-size").is_some() {
             // `-c 0` is the model's own context; a plan writes the number.
             let n_ctx = if run.n_ctx == 0 { model.hparams.context_length } else { run.n_ctx };
@@ -248,14 +258,14 @@ impl PlanOptions {
             context,
             turn: self.turn(),
             margin: self.machine.margin(machine),
-            strategy: self.strategy(),
+            strategy: self.strategy.unwrap_or(by_rules),
             objective: self.objective,
             target,
             tensors: self.tensors,
             explain: self.explain,
         };
         match &self.rules {
-            Some(name) => rules::apply(&rules::open(name)?, model, machine, request),
+            Some(name) => Ok(rules::apply(&rules::open(name)?, model, machine, request)?.0),
             None => Ok(request),
         }
     }
@@ -274,18 +284,6 @@ impl PlanOptions {
         Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
     }
 
-    /// A longest context is what that objective asks for.
-    fn context(&self) -> ContextChoice {
-        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Turn };
-        self.ctx_size.unwrap_or(longest)
-    }
-
-    /// The rule set that leaves everything on the devices means that nothing else is moved either.
-    fn strategy(&self) -> Strategy {
-        let by_rules = if self.rules.as_deref() == Some("all-on-device") { Strategy::Rules } else { Strategy::Auto };
-        self.strategy.unwrap_or(by_rules)
-    }
-
     /// Refuses a strategy beside rules: both say what is done with the experts, and the rules would be carried out for a launch
     /// that was chosen for the strategy.
     pub fn leave_experts_to(&self, rules: &str) -> Result<(), Refusal> {
@@ -302,14 +300,10 @@ impl PlanOptions {
     /// Refuses what a plan's file (`*.json`) has decided already: the machine, the context, the turn, how it was planned; where
     /// nothing else is made of them, llama.cpp's own flags, too. `--margin` stays: what is measured is held against it.
     pub fn beside_plan(&self, path: &Path, and_launch: bool) -> Result<(), Refusal> {
-        if path.extension().is_none_or(|extension| extension != "json") {
-            return Ok(());
-        }
-        let mut given = self.of_planning();
-        if and_launch {
-            given.extend(self.launch.flags().cloned());
-        }
-        if given.is_empty() {
+        let is_plan = path.extension().is_some_and(|extension| extension == "json");
+        let launch = self.launch.flags().filter(|_| and_launch);
+        let given: Vec<&str> = self.launch.of_planning.iter().chain(launch).map(String::as_str).collect();
+        if given.is_empty() || !is_plan {
             return Ok(());
         }
         Err(Refusal::new(
@@ -320,8 +314,8 @@ impl PlanOptions {
 
     /// Refuses what a whole command says itself; `-t` is for one that does not.
     pub fn beside_command(&self) -> Result<(), Refusal> {
-        let mut given = self.of_planning();
-        given.extend(self.launch.flags().filter(|word| *word != "-t").cloned());
+        let launch = self.launch.flags().filter(|word| *word != "-t");
+        let given: Vec<&str> = self.launch.of_planning.iter().chain(launch).map(String::as_str).collect();
         if given.is_empty() {
             return Ok(());
         }
@@ -329,28 +323,6 @@ impl PlanOptions {
             format!("{}: nothing is planned for a command after `--`", given.join(", ")),
             "leave it out, or write llama.cpp's own flag into the command; --rpc-devices N gives it software devices",
         ))
-    }
-
-    /// The flags that were given of the machine, the context, the turn and the planner.
-    fn of_planning(&self) -> Vec<String> {
-        let (machine, turn) = (&self.machine, Turn::default());
-        let flags = [
-            ("--vram", !machine.vram.is_empty()),
-            ("--device", !machine.device.is_empty()),
-            ("--ram", machine.ram.is_some()),
-            ("--backend", machine.backend.is_some()),
-            ("--machine", machine.machine.is_some()),
-            ("-c", self.ctx_size.is_some()),
-            ("--rules", self.rules.is_some()),
-            ("--strategy", self.strategy.is_some()),
-            ("--objective", self.objective != Objective::Turn),
-            ("--allow-quantized-cache", self.allow_quantized_cache),
-            ("--build", self.build != build::REFERENCE),
-            ("--prompt", self.prompt != turn.prompt),
-            ("--generate", self.generate != turn.generate),
-            ("--depth", self.depth != turn.depth),
-        ];
-        flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_string()).collect()
     }
 }
 
@@ -403,10 +375,8 @@ mod tests {
 
     #[test]
     fn contexts_are_numbers_with_or_without_a_unit() {
-        assert_eq!(context_choice("8k"), Ok(ContextChoice::Fixed(8192)));
-        assert_eq!(context_choice("1M"), Ok(ContextChoice::Fixed(1 << 20)));
-        assert_eq!(context_choice("8192"), Ok(ContextChoice::Fixed(8192)));
-        assert_eq!(context_choice("max"), Ok(ContextChoice::Max));
+        let fixed = |text| context_choice(text).ok();
+        assert_eq!(["8k", "8192"].map(fixed), [Some(ContextChoice::Fixed(8192)); 2]);
         for bad in ["0", "0k", "k", "8kk", "8 k", "-1", "5000M", "", "8é"] {
             assert!(context_choice(bad).is_err(), "{bad}");
         }
