@@ -54,11 +54,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let machine = args.machine.machine()?;
     let (name, gguf) = match &command.model {
         Some(ModelSource::Path(path)) => (path.clone(), gguf::open(path)?),
-        // `-hff` wins over a quantisation of `-hf`.
         Some(ModelSource::HuggingFace { repo, file }) => {
-            let bare = repo.split_once(':').map_or(repo.as_str(), |(bare, _)| bare);
-            let file = file.as_ref().map(|file| format!("hf:{bare}/{file}"));
-            let name = PathBuf::from(file.unwrap_or_else(|| format!("hf:{repo}")));
+            let name = PathBuf::from(hugging_face(repo, file.as_deref()));
             let gguf = model_arg::open(&name, output)?;
             (name, gguf)
         }
@@ -80,6 +77,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
+    add_draft(&mut model, &mut command.run, output)?;
     let tensors = args.tensors || output.format() == Format::Html;
     let options = Options { margin: args.machine.margin.unwrap_or_default(), tensors, planned: None };
     let checkup = checkup::check(&model, &machine, &command, options)?;
@@ -97,6 +95,27 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 pub fn load(mut gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
     run.override_metadata(&mut gguf.header.metadata);
     Ok(Model::from_gguf(gguf)?)
+}
+
+/// Opens the draft model of a launch, which says what kind of speculation it is for where the command does not.
+pub fn add_draft(model: &mut Model, run: &mut RunConfig, output: &Output) -> anyhow::Result<()> {
+    let gguf = match (&run.draft_model, &run.draft_hf) {
+        (Some(path), None) => gguf::open(path.as_ref())?,
+        (file, Some(repo)) => model_arg::open(hugging_face(repo, file.as_deref()).as_ref(), output)?,
+        (None, None) => return Ok(()),
+    };
+    let draft = load(gguf, run)?;
+    run.infer_speculation(draft.ends_in_nextn());
+    model.draft = Some(draft.into());
+    Ok(())
+}
+
+/// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.
+fn hugging_face(repo: &str, file: Option<&str>) -> String {
+    match (file, repo.split_once(':')) {
+        (Some(file), name) => format!("hf:{}/{file}", name.map_or(repo, |(name, _)| name)),
+        (None, _) => format!("hf:{repo}"),
+    }
 }
 
 /// Notes the configuration files that llama.cpp would read first (`common/arg.cpp` `common_params_apply_system_config`, b11434).
