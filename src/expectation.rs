@@ -24,7 +24,6 @@ pub struct Check {
 /// What to write instead of a file that cannot be read.
 const LINES: &str = "write one `key: value` a line, such as `experts.count: 16` or `parameters.total: 41.87B ± 0.5%`";
 
-/// The built-in files by name.
 static BUILT_IN: &[(&str, &str)] = &[
     ("deepseek-moe-16b", include_str!("../rules/suites/expect-deepseek-moe-16b.yaml")),
     ("deepseek-v2", include_str!("../rules/suites/expect-deepseek-v2.yaml")),
@@ -33,17 +32,14 @@ static BUILT_IN: &[(&str, &str)] = &[
     ("phi-3.5-moe", include_str!("../rules/suites/expect-phi-3.5-moe.yaml")),
 ];
 
-/// The text of a built-in file.
 pub fn built_in(name: &str) -> Option<&'static str> {
     BUILT_IN.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, text)| *text)
 }
 
-/// The names of the built-in files.
 pub fn built_in_names() -> impl Iterator<Item = &'static str> {
     BUILT_IN.iter().map(|(name, _)| *name)
 }
 
-/// A file of expectations, as written.
 #[derive(Debug, Clone)]
 pub struct Expectations {
     name: String,
@@ -66,7 +62,6 @@ impl Expectations {
         Ok(Self { name: name.to_string(), text: text.to_string(), keys })
     }
 
-    /// The checklist of a document.
     pub fn check(&self, document: &impl Serialize) -> Result<Vec<Check>, Refusal> {
         let document = serde_json::to_value(document).unwrap_or_default();
         self.keys.iter().map(|(key, expected)| self.check_one(&document, key, expected)).collect()

@@ -220,7 +220,6 @@ impl Inspection {
         }
     }
 
-    /// The document with every tensor.
     #[must_use]
     pub fn with_tensors(mut self, model: &Model) -> Self {
         let row = |tensor: &Tensor| {
@@ -240,7 +239,6 @@ impl Inspection {
         self
     }
 
-    /// The document with every key and value.
     #[must_use]
     pub fn with_metadata(mut self, model: &Model) -> Self {
         self.metadata = Some(model.metadata.iter().map(|(key, value)| (key.clone(), json(value))).collect());

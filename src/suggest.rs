@@ -11,7 +11,6 @@ pub trait Hint {
 
 /// How alike two words must be, 0 to 1, for one to be meant by the other: clap's own bound.
 const ALIKE: f64 = 0.7;
-/// How many are named at most.
 const MOST: usize = 3;
 
 /// The known names that a word may have meant, the likeliest first.

@@ -26,7 +26,6 @@ pub fn refusal(command: &Command, error: &clap::Error, words: &[OsString]) -> Op
     }
 }
 
-/// A word that stands where a command should.
 fn no_command(word: &str) -> Option<Refusal> {
     if let Some(program) = Program::of_path(word).map(Program::name) {
         let hint = format!("`moeplan check -- {program} …` says what that command line would do");
@@ -95,7 +94,6 @@ pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
     }
 }
 
-/// Something is missing: an example of the command.
 fn missing(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<Refusal> {
     let Some(ContextValue::Strings(what)) = error.get(ContextKind::InvalidArg) else { return None };
     let command = named(command, words);

@@ -128,7 +128,6 @@ fn context_sizes(model: &Model) -> Option<ContextSizes> {
     (!sizes.per_token.is_empty()).then_some(sizes)
 }
 
-/// The file, or else the built-in one of that name.
 fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
     let name = path.to_string_lossy();
     let text = match expectation::built_in(&name) {

@@ -21,7 +21,6 @@ pub struct Args {
     name: Option<String>,
 }
 
-/// The document `moeplan/list/1`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct List {

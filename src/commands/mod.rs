@@ -110,7 +110,6 @@ const NO_PAGE: &str =
 /// How a command ended when nothing went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Exit code 0.
     Yes,
     /// Exit code 1: a real no (does not fit, outside tolerance, expectation not met).
     No,
@@ -187,7 +186,6 @@ impl Output {
         self.answer(&serde_json::to_string_pretty(document)?)
     }
 
-    /// Writes a document in the format asked for: its JSON, or its pages.
     pub fn show(&self, document: &(impl serde::Serialize + Document)) -> anyhow::Result<()> {
         match self.format() {
             Format::Json => self.json(document),
@@ -195,7 +193,6 @@ impl Output {
         }
     }
 
-    /// Writes pages in the format asked for; they have no JSON of their own.
     pub fn pages(&self, report: &Report) -> anyhow::Result<()> {
         let text = match self.format() {
             Format::Html => html::report(report),
@@ -224,7 +221,6 @@ impl Output {
         self.global.format()
     }
 
-    /// Whether more is to be said.
     pub fn is_verbose(&self) -> bool {
         self.global.verbose > 0
     }
@@ -251,7 +247,6 @@ fn echo(line: &str) {
     let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
 }
 
-/// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     let looks = matches!(command, Command::Report(_) | Command::Inspect(_) | Command::Check(_) | Command::Plan(_));
     let measures = matches!(command, Command::Verify(_) | Command::Bench(_) | Command::Validate(_) | Command::Tune(_));
@@ -292,20 +287,10 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
 pub fn print_error(error: &anyhow::Error) {
     let chain: Vec<String> =
         error.chain().map(|cause| crate::escape::terminal(&cause.to_string()).into_owned()).collect();
-    print_lines(&chain.join(": "), hint(error).as_deref());
-}
-
-/// Prints what is wrong with a command line, and what to try.
-pub fn print_refusal(refusal: &Refusal) {
-    print_lines(&crate::escape::terminal(&refusal.message), Some(&refusal.hint));
-}
-
-fn print_lines(message: &str, hint: Option<&str>) {
-    let red = AnsiColor::Red.on_default().bold();
-    let cyan = AnsiColor::Cyan.on_default();
-    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {message}");
-    if let Some(hint) = hint {
-        let _ = writeln!(anstream::stderr(), "{cyan}hint:{cyan:#} {}", crate::escape::terminal(hint));
+    let (red, cyan) = (AnsiColor::Red.on_default().bold(), AnsiColor::Cyan.on_default());
+    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {}", chain.join(": "));
+    if let Some(hint) = hint(error) {
+        let _ = writeln!(anstream::stderr(), "{cyan}hint:{cyan:#} {}", crate::escape::terminal(&hint));
     }
 }
 

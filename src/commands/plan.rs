@@ -106,7 +106,6 @@ fn make(asked: Asked) -> anyhow::Result<(Model, Plan)> {
     Ok((model, plan))
 }
 
-/// A table of plans of one model.
 fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, mut machine, request } = asked;
     if machine.devices.is_empty() && args.sweep.iter().any(|sweep| sweep.variable == Variable::Vram) {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum as _};
 
 use super::machine::MachineArgs;
@@ -19,7 +18,6 @@ use crate::run::groups;
 use crate::run::{LEFT_OUT, RunConfig, Target, build, spelling};
 use crate::suggest::Refusal;
 
-/// The heading of the planner's own flags.
 const PLAN: &str = "Plan";
 
 /// What is asked of the planner; shared by the commands that plan.
@@ -68,7 +66,6 @@ pub struct PlanOptions {
     pub depth: u32,
 }
 
-/// The heading of llama.cpp's own flags.
 const LAUNCH: &str = "llama.cpp's own, kept as given";
 
 /// llama.cpp's own flags as options: what is given is kept, what is not, or is `auto`, is chosen. Which there are, the rows of
@@ -76,13 +73,7 @@ const LAUNCH: &str = "llama.cpp's own, kept as given";
 #[derive(Debug, Default)]
 pub struct LaunchOptions {
     given: Vec<Setting>,
-    /// The planner's own flags that were typed: those of [`OF_PLANNING`].
-    of_planning: Vec<String>,
 }
-
-/// The options of the machine, the context, the turn and the planner, which a plan's file has decided, by their fields.
-const OF_PLANNING: &str = "vram device ram backend machine ctx_size rules strategy objective allow_quantized_cache build prompt \
-                           generate depth";
 
 /// A flag of llama.cpp's with its value, as words.
 type Setting = (&'static Flag, Vec<String>);
@@ -135,10 +126,7 @@ impl clap::FromArgMatches for LaunchOptions {
                 given.extend(values.map(|value| (flag, vec![name.clone(), value.clone()])));
             }
         }
-        let is_typed = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
-        let typed = |id: &str| if id == "ctx_size" { "-c".into() } else { format!("--{}", id.replace('_', "-")) };
-        let of_planning = OF_PLANNING.split(' ').filter(is_typed).map(typed).collect();
-        Ok(Self { given, of_planning })
+        Ok(Self { given })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -196,7 +184,6 @@ fn context_choice(text: &str) -> Result<ContextChoice, String> {
 }
 
 impl PlanOptions {
-    /// What the options mean for `model`.
     pub fn request(&self, model: &Model, machine: &Machine) -> anyhow::Result<Request> {
         self.request_with(model, machine, &[])
     }
@@ -270,7 +257,6 @@ impl PlanOptions {
         }
     }
 
-    /// The machine that they describe.
     pub fn described_machine(&self) -> anyhow::Result<Machine> {
         let machine = self.machine.machine()?;
         if let Some(device) = machine.devices.iter().find(|device| device.total == Bytes(0)) {
@@ -279,7 +265,6 @@ impl PlanOptions {
         Ok(machine)
     }
 
-    /// The turn to plan for.
     pub fn turn(&self) -> Turn {
         Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
     }
@@ -301,28 +286,43 @@ impl PlanOptions {
     /// nothing else is made of them, llama.cpp's own flags, too. `--margin` stays: what is measured is held against it.
     pub fn beside_plan(&self, path: &Path, and_launch: bool) -> Result<(), Refusal> {
         let is_plan = path.extension().is_some_and(|extension| extension == "json");
-        let launch = self.launch.flags().filter(|_| and_launch);
-        let given: Vec<&str> = self.launch.of_planning.iter().chain(launch).map(String::as_str).collect();
-        if given.is_empty() || !is_plan {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            format!("{}: the plan `{}` decides that already", given.join(", "), path.display()),
-            "leave it out, or name the model instead of the plan: it is then planned with it",
-        ))
+        let typed = if is_plan { self.typed(|_| and_launch) } else { String::new() };
+        let hint = "leave it out, or name the model instead of the plan: it is then planned with it";
+        let refusal = || Refusal::new(format!("{typed}: the plan `{}` decides that already", path.display()), hint);
+        if typed.is_empty() { Ok(()) } else { Err(refusal()) }
     }
 
     /// Refuses what a whole command says itself; `-t` is for one that does not.
     pub fn beside_command(&self) -> Result<(), Refusal> {
-        let launch = self.launch.flags().filter(|word| *word != "-t");
-        let given: Vec<&str> = self.launch.of_planning.iter().chain(launch).map(String::as_str).collect();
-        if given.is_empty() {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            format!("{}: nothing is planned for a command after `--`", given.join(", ")),
-            "leave it out, or write llama.cpp's own flag into the command; --rpc-devices N gives it software devices",
-        ))
+        let typed = self.typed(|flag| flag != "-t");
+        let hint =
+            "leave it out, or write llama.cpp's own flag into the command; --rpc-devices N gives it software devices";
+        let refusal = || Refusal::new(format!("{typed}: nothing is planned for a command after `--`"), hint);
+        if typed.is_empty() { Ok(()) } else { Err(refusal()) }
+    }
+
+    /// The flags of the machine, the context, the turn and the planner that were typed, then those of llama.cpp's that count.
+    fn typed(&self, counts: impl Fn(&str) -> bool) -> String {
+        let (machine, turn) = (&self.machine, Turn::default());
+        let of_planning = [
+            ("--vram", !machine.vram.is_empty()),
+            ("--device", !machine.device.is_empty()),
+            ("--ram", machine.ram.is_some()),
+            ("--backend", machine.backend.is_some()),
+            ("--machine", machine.machine.is_some()),
+            ("-c", self.ctx_size.is_some()),
+            ("--rules", self.rules.is_some()),
+            ("--strategy", self.strategy.is_some()),
+            ("--objective", self.objective != Objective::Turn),
+            ("--allow-quantized-cache", self.allow_quantized_cache),
+            ("--build", self.build != build::REFERENCE),
+            ("--prompt", self.prompt != turn.prompt),
+            ("--generate", self.generate != turn.generate),
+            ("--depth", self.depth != turn.depth),
+        ];
+        let of_planning = of_planning.into_iter().filter(|(_, is_typed)| *is_typed).map(|(flag, _)| flag);
+        let launch = self.launch.flags().map(String::as_str).filter(|flag| counts(flag));
+        of_planning.chain(launch).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -384,24 +384,28 @@ mod tests {
 
     #[test]
     fn what_a_plan_decides_is_not_said_again_beside_it() {
-        for (line, given, and_launch) in [
-            ("--backend rpc --vram 9M -c 1024", "--vram, --backend, -c", ""),
-            ("--objective context --depth 7 --build 11549", "--objective, --build, --depth", ""),
+        for (line, planning, all) in [
+            ("--backend rpc --vram 9M -c 1024", "--vram, --backend, -c", "--vram, --backend, -c"),
+            (
+                "--objective context --depth 7 --build 11549",
+                "--objective, --build, --depth",
+                "--objective, --build, --depth",
+            ),
             ("--ubatch-size 64 --cpu-moe --cache-ram -1", "", "-ub, -cmoe, --cache-ram"),
             ("--margin 0 --threads auto", "", ""),
         ] {
             let options = options_of(line);
-            for (refused, expected) in [
-                (options.beside_plan(Path::new("plan.json"), false), given),
-                (options.beside_plan(Path::new("plan.json"), true), [given, and_launch].concat().as_str()),
-            ] {
-                let said = refused.err().map_or(String::new(), |refusal| refusal.message);
-                let expected =
-                    if expected.is_empty() { String::new() } else { format!("{expected}: the plan `plan.json`") };
-                assert!(said.starts_with(&expected) && said.is_empty() == expected.is_empty(), "{line}: {said}");
+            for (and_launch, typed) in [(false, planning), (true, all)] {
+                let refused = options.beside_plan(Path::new("plan.json"), and_launch);
+                let expected = format!("{typed}: the plan `plan.json` decides that already");
+                assert_eq!(
+                    refused.err().map(|refusal| refusal.message),
+                    (!typed.is_empty()).then_some(expected),
+                    "{line}"
+                );
             }
             assert_eq!(options.beside_plan(Path::new("model.gguf"), true), Ok(()));
-            assert_eq!(options.beside_command().is_err(), !(given.is_empty() && and_launch.is_empty()), "{line}");
+            assert_eq!(options.beside_command().is_err(), !all.is_empty(), "{line}");
         }
     }
 }

@@ -23,7 +23,6 @@ use crate::speed::{Speed, Turn};
 /// Headers read at the same time.
 const PARALLEL: usize = 4;
 
-/// The document `moeplan/quants/1`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quants {

@@ -9,7 +9,6 @@ use super::table::Table;
 use crate::bytes::{GIB, MIB};
 use crate::number::thousands;
 
-/// A chart, what it says in words, and the same numbers as a table.
 #[derive(Debug, Clone)]
 pub struct Figure {
     pub title: String,
@@ -20,7 +19,6 @@ pub struct Figure {
     pub table: Table,
 }
 
-/// One entry of a legend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     pub label: String,
@@ -58,7 +56,6 @@ const MARKS: [&str; 6] = [
 ];
 
 impl Tone {
-    /// Its class in the style sheet.
     fn class(self) -> String {
         match self {
             Self::Series(at) => format!("t-{}", at % MARKS.len()),
@@ -74,7 +71,6 @@ pub enum Chart {
     Lines(Lines),
 }
 
-/// Bars to one scale from zero.
 #[derive(Debug, Clone)]
 pub struct Bars {
     /// Whose: `CUDA0`; may be empty.
@@ -98,12 +94,10 @@ pub enum Axis {
 pub struct Bar {
     /// `predicted`, `measured`, the name of a run or of a kind of tensor.
     pub label: String,
-    /// What it says as people read it.
     pub value: String,
     pub parts: Vec<Part>,
     /// Half the length of its error bar: one standard deviation, or what a prediction may be off.
     pub spread: Option<f64>,
-    /// The samples it is the mean of.
     pub samples: Vec<f64>,
 }
 
@@ -119,7 +113,6 @@ pub struct Part {
 }
 
 impl Bar {
-    /// Parts from left to right, one after the other.
     pub fn stacked(label: &str, value: String, fill: Fill, parts: impl IntoIterator<Item = (Tone, f64)>) -> Self {
         let mut from = 0.0;
         let part = |(tone, length)| {
@@ -135,7 +128,6 @@ impl Bar {
     }
 }
 
-/// Curves over a common axis.
 #[derive(Debug, Clone, Default)]
 pub struct Lines {
     /// What the horizontal axis counts: `tokens in the context`.
@@ -163,7 +155,6 @@ impl Series {
         Tone::Series(self.at).class()
     }
 
-    /// Its mark at a place.
     fn drawn(&self, x: &str, y: &str) -> Markup {
         html! { svg.mark x=(x) y=(y) { path.(self.class()) d=(MARKS[self.at % MARKS.len()]) {} } }
     }
@@ -173,7 +164,6 @@ impl Series {
 pub struct Point {
     pub x: f64,
     pub y: f64,
-    /// Half the length of its error bar.
     pub spread: Option<f64>,
 }
 
@@ -190,7 +180,6 @@ pub fn definitions() -> Markup {
     }
 }
 
-/// The drawing; `id` is its own within the page.
 pub fn drawn(figure: &Figure, id: &str) -> Markup {
     match &figure.chart {
         Chart::Bars(groups) => html! { @for group in groups { (bars(group, id)) } },
@@ -224,7 +213,6 @@ fn keys<'k>(entries: impl Iterator<Item = (Markup, &'k String)>) -> Markup {
     }
 }
 
-/// A rectangle over the whole height, hatched where its fill says so.
 fn area(tone: Tone, fill: Fill, x: &str, width: &str) -> Markup {
     html! {
         rect.(tone.class()) x=(x) width=(width) height="100%" {}
@@ -331,10 +319,8 @@ fn anchor(place: f64) -> &'static str {
 /// Height of the plot in CSS pixels, and the room below it for the axis.
 const PLOT: f64 = 240.0;
 const BELOW: f64 = 24.0;
-/// Least distance between two labels at the ends of curves.
 const APART: f64 = 15.0;
 
-/// The curves and their axes, without what the axes are called.
 fn plot(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
     let points = || lines.series.iter().flat_map(|series| &series.points).filter(|point| point.x.is_finite());
     let left = points().map(|point| point.x).fold(f64::INFINITY, f64::min);
@@ -450,7 +436,6 @@ fn coordinate(value: f64) -> String {
     if text == "-0" { "0".into() } else { text.into() }
 }
 
-/// A coordinate across: `12.5%`.
 fn across(share: f64) -> String {
     coordinate(share) + "%"
 }
@@ -478,7 +463,6 @@ fn ticks(low: f64, high: f64, most: f64) -> Vec<(f64, String)> {
     ticks
 }
 
-/// Marks of sizes from `low` to `high` bytes, in MiB or GiB.
 #[expect(clippy::cast_precision_loss, reason = "places on an axis")]
 fn size_ticks(low: f64, high: f64, most: f64) -> Vec<(f64, String)> {
     let (unit, name) = if high >= GIB as f64 { (GIB as f64, "GiB") } else { (MIB as f64, "MiB") };
@@ -495,7 +479,6 @@ fn ceiling(max: f64, most: f64) -> f64 {
     (max / step - 1e-9).ceil() * step
 }
 
-/// A number with the decimals that `step` needs.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and not negative here")]
 fn number(value: f64, step: f64) -> String {
     let value = if value.abs() < step * 1e-6 { 0.0 } else { value };

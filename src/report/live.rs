@@ -16,9 +16,7 @@ use crate::runtime::log::{Pace, Serving};
 use crate::runtime::sampler::Held;
 use crate::speed::{Speed, Turn};
 
-/// Columns of a bar of memory.
 const BAR: usize = 16;
-/// What stands where nothing can be measured.
 const NOT_MEASURED: &str = "not measured";
 
 /// What was said before the server ran.
@@ -114,7 +112,6 @@ pub fn summary(promise: &Promise, sample: &Sample) -> String {
     parts.join("; ")
 }
 
-/// What is seen of a tier.
 struct Look {
     bytes: Option<Bytes>,
     /// Whose memory it is, where it is not the server's alone.

@@ -13,7 +13,6 @@ use crate::suggest::Refusal;
 use crate::suite::document::{Bench, Validation};
 use crate::tune::document::Document as Tuning;
 
-/// A document and where it is from.
 pub struct Source {
     pub name: String,
     pub document: Box<dyn Document>,
@@ -22,7 +21,6 @@ pub struct Source {
 const KNOWN: &str = "a report shows what inspect, check, plan, run, verify, tune, bench and validate write with --json, and \
                      llama-bench's rows (-o json or -o jsonl)";
 
-/// The documents of a file.
 pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
     if bytes.starts_with(b"GGUF") {
         return Err(Refusal::new(

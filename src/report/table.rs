@@ -5,7 +5,6 @@ use console::measure_text_width;
 
 use crate::escape;
 
-/// Rows of text under named columns.
 #[derive(Debug, Clone)]
 pub struct Table {
     /// Names, and whether a column leans right.
@@ -43,16 +42,16 @@ impl Table {
         self.shares.push(share.into());
     }
 
-    /// A table of [`Table::of`] with its rows.
     pub fn rows_of<R: IntoIterator<Item: Into<String>>>(columns: &str, rows: impl IntoIterator<Item = R>) -> Self {
         let mut table = Self::of(columns);
         rows.into_iter().for_each(|row| table.row(row));
         table
     }
 
-    /// Facts by their names, without a heading line; those that are not known have no row.
+    /// Facts by their names, without a heading line; those that are not known, or empty, have no row.
     pub fn facts<N: Into<String>>(facts: impl IntoIterator<Item = (N, Option<String>)>) -> Self {
-        Self::rows_of("|", facts.into_iter().filter_map(|(name, fact)| Some([name.into(), fact?])))
+        let known = facts.into_iter().filter_map(|(name, fact)| Some([name.into(), fact?]));
+        Self::rows_of("|", known.filter(|[_, fact]| !fact.is_empty()))
     }
 
     /// For a terminal of so many columns: aligned, two spaces between columns, no trailing spaces. Bars take the room that is left.

@@ -84,7 +84,6 @@ pub(super) fn key_figures(figures: &[KeyFigure]) -> Table {
     Table::facts(figures.iter().map(|figure| (figure.label.as_str(), Some(phrase(figure)))))
 }
 
-/// What a note is, in a word.
 pub(super) fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Bad => "error",

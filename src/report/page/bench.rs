@@ -19,7 +19,6 @@ use crate::suite::document::{self, Bench, Case, DepthRow, Gaps, Mode, Sample, Se
 const SHOWN: usize = 3000;
 /// Points that a curve of gaps is drawn with; of more, the longest gap of each stretch.
 const POINTS: usize = 600;
-/// What stands where nothing was measured.
 const UNKNOWN: &str = "not known";
 
 impl Document for Bench {
@@ -34,13 +33,11 @@ impl Document for Bench {
     }
 }
 
-/// The name of the model, else the endpoint.
 fn title(bench: &Bench) -> &str {
     let model = bench.model.as_ref().map(|model| named(model.name.as_deref(), &model.path));
     model.or(bench.environment.endpoint.as_deref()).unwrap_or("A model")
 }
 
-/// The first case: the plan or the endpoint.
 pub(super) fn summary(bench: &Bench, label: &str) -> Option<Summary> {
     let case = bench.cases.first()?;
     let row = overall(case);
@@ -115,7 +112,6 @@ fn by_case<'b, T, I: Iterator<Item = T>>(
     Table::rows_of(columns, bench.cases.iter().flat_map(row))
 }
 
-/// How often it was asked, and how long answers may be.
 fn asked(bench: &Bench) -> String {
     let times = format!("{} times", bench.settings.repetitions);
     let most = || bench.prompts.iter().map(|prompt| prompt.max_tokens);
@@ -126,12 +122,10 @@ fn asked(bench: &Bench) -> String {
     }
 }
 
-/// Tokens per second, or that they are not known.
 fn rate(value: Option<Spread>) -> String {
     value.map_or_else(|| UNKNOWN.to_string(), |value| Unit::TokensPerSecond.spread(value))
 }
 
-/// Seconds, or that they are not known.
 fn time(value: Option<Spread>) -> String {
     value.map_or_else(|| UNKNOWN.to_string(), |value| Unit::Seconds.spread(value))
 }
@@ -147,7 +141,6 @@ fn with_memory(case: &Case) -> Option<&Session> {
     case.sessions.iter().find(|session| !session.memory.is_empty())
 }
 
-/// One line a case: over all prompts, streamed where they were.
 fn cases(bench: &Bench) -> Table {
     let host = |session: &Session| {
         let own = size(session.memory.get(HOST)?.terms.own());
@@ -169,7 +162,6 @@ fn cases(bench: &Bench) -> Table {
     })
 }
 
-/// Why launches and answers failed.
 fn failures(bench: &Bench) -> Vec<String> {
     let all = || sessions(bench).map(|(_, session)| session);
     let launches = all().filter_map(|session| Some(format!("{}: {}", session.case, session.failure.as_ref()?)));
@@ -180,7 +172,6 @@ fn failures(bench: &Bench) -> Vec<String> {
     lines
 }
 
-/// Every prompt of every case, whole and streamed.
 fn prompts(bench: &Bench) -> Table {
     let columns = "case|prompt|answer|>tokens|>pp|>tg|>first token|>gap: median|>95%|>longest";
     by_case(
@@ -205,7 +196,6 @@ fn prompts(bench: &Bench) -> Table {
     )
 }
 
-/// What the first case takes less than its baselines, and what that costs.
 fn savings(bench: &Bench) -> Table {
     let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
     let row = |saving: &document::Saving| {
@@ -255,7 +245,6 @@ fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> V
     }
 }
 
-/// Every judged line of a case, with its prompt.
 fn answers(case: &Case) -> Vec<document::Item> {
     let all = case.quality.iter().flat_map(|of| of.items.iter().map(|item| (&of.prompt, item)));
     let named = |(prompt, item): (&String, &document::Item)| document::Item {
@@ -284,7 +273,6 @@ fn figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
     speeds.into_iter().filter_map(speed).chain(bench.savings.iter().filter_map(saved)).collect()
 }
 
-/// Repetitions, sampling and lengths, and every prompt.
 fn settings(bench: &Bench) -> Table {
     let sampling = format!("temperature {}, seed {}", bench.settings.temperature, bench.settings.seed);
     let prompts = bench.prompts.iter().map(|prompt| {
@@ -311,7 +299,6 @@ fn beside(
     chart(title, unit, bench.cases.iter().map(entry))
 }
 
-/// Speed over depth, a curve a case.
 fn over_depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Option<Block> {
     let mut table = Table::of("case|>depth|>tokens/s");
     let mut series = Vec::new();
@@ -333,7 +320,6 @@ fn over_depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -
     Block::lines(title, text, Lines { x, y, series, ..Lines::default() }, table)
 }
 
-/// Memory of the first case against its prediction, then of every case.
 fn memories(bench: &Bench) -> Vec<Block> {
     let mut blocks = Vec::new();
     let none = BTreeMap::new();
@@ -357,7 +343,6 @@ fn memories(bench: &Bench) -> Vec<Block> {
     blocks
 }
 
-/// Lines of a checklist of the document.
 pub(super) fn items(items: &[document::Item]) -> Vec<Item> {
     let of = |item: &document::Item| Item {
         verdict: match item.verdict {
@@ -373,7 +358,6 @@ pub(super) fn items(items: &[document::Item]) -> Vec<Item> {
     items.iter().map(of).collect()
 }
 
-/// The streamed answers of the first case's first launch.
 fn replies(bench: &Bench) -> Vec<Block> {
     let session = bench.cases.first().and_then(|case| case.sessions.first());
     let streamed = session.into_iter().flat_map(|session| &session.samples).filter(|s| s.mode == Mode::Stream);
@@ -415,7 +399,6 @@ fn gaps(bench: &Bench) -> Option<Block> {
     Block::lines("Gaps between tokens", text, lines, table)
 }
 
-/// The gaps in milliseconds, thinned to what can be drawn.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 fn points(gaps: &[f64]) -> Vec<Point> {
     let stretch = gaps.len().div_ceil(POINTS).max(1);

@@ -14,7 +14,6 @@ use crate::report::read::Source;
 use crate::report::table::Table;
 use crate::speed::Speed;
 
-/// What of a document can stand beside another.
 #[derive(Default)]
 pub struct Summary {
     /// What it is of; empty where only its file names it.
@@ -24,7 +23,6 @@ pub struct Summary {
     pub is_predicted: bool,
     pub pp: Entry,
     pub tg: Entry,
-    /// Seconds to the first token.
     pub first: Option<Spread>,
 }
 
@@ -41,7 +39,6 @@ impl Summary {
     }
 }
 
-/// The report on documents from files.
 pub fn report(sources: &[Source], title: Option<&str>) -> Report {
     let mut pages: Vec<Page> = page(sources).into_iter().collect();
     for source in sources {
@@ -81,7 +78,6 @@ fn tell_apart<T>(all: &mut [T], of: impl Fn(&mut T) -> (&mut String, &String)) {
     }
 }
 
-/// The page that compares, where two or more can be.
 fn page(sources: &[Source]) -> Option<Page> {
     let mut summaries: Vec<Summary> = Vec::new();
     for source in sources {

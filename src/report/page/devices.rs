@@ -8,7 +8,6 @@ use crate::report::table::Table;
 /// llama.cpp's own micro-batch (`common/common.h`, b11434), for which overhead is shown.
 const UBATCH: u32 = 512;
 
-/// The page of a machine.
 pub fn page(machine: &Machine) -> Page {
     let mut page = Page::new("Machine", "This machine as plans see it", "");
     let mut table = Table::of("device|backend|>total|>free|");

@@ -10,13 +10,12 @@ use crate::bytes::Bytes;
 use crate::gguf::ByteOrder;
 use crate::inspection::{Basis, Inspection, TypeCount};
 use crate::number::{counted, parameters, percent, share, small_size, thousands};
-use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Tone};
+use crate::report::chart::{Axis, Bar, Fill, Tone};
 use crate::report::table::Table;
 use crate::rules::Role;
 
 /// Types that have a line of their own in the table of types; the rest share one.
 const TYPES: usize = 8;
-/// Characters of a key or a value that are shown.
 const SHOWN: usize = 60;
 
 impl Document for Inspection {
@@ -30,7 +29,7 @@ impl Document for Inspection {
         let about = dotted([architecture, &file_type.unwrap_or_default(), &small_size(self.bytes.total)]);
         let mut page = Page::new("Model", named(self.name.as_deref(), file_name(&self.path)), about);
         page.push(Block::KeyFigures(figures(self)));
-        page.push(Block::Figure(by_role(self)));
+        page.push(by_role(self));
         page.push(Block::table("", by_type(self)));
         page.push(self.tensor_list.as_ref().map(|list| {
             let rows = list.iter().map(|row| {
@@ -126,9 +125,8 @@ fn context(inspection: &Inspection) -> Vec<KeyFigure> {
     [KeyFigure::new("Context", length, note)].into_iter().chain(fixed).collect()
 }
 
-/// Bytes by role, and where they are.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
-fn by_role(inspection: &Inspection) -> Figure {
+fn by_role(inspection: &Inspection) -> Block {
     let mut table = Table::of("role|>parameters|>size|>share");
     let total = inspection.bytes.total;
     let mut roles: Vec<(Role, Bytes)> = Vec::new();
@@ -147,9 +145,8 @@ fn by_role(inspection: &Inspection) -> Figure {
         Bar::stacked(role.words(), small_size(*bytes), Fill::Plain, [(Tone::Model, bytes.0 as f64)])
     };
     let bars = roles.iter().map(bar).collect();
-    let chart = Chart::Bars(vec![Bars { label: String::new(), axis: Axis::Bytes, bars, limit: None }]);
     let text = "Bytes of the file by what its tensors are for.".into();
-    Figure { title: "Tensors by role".into(), text, legend: Vec::new(), chart, table }
+    Block::bars("Tensors by role", text, Vec::new(), Axis::Bytes, bars, table)
 }
 
 fn by_type(inspection: &Inspection) -> Table {
@@ -172,7 +169,6 @@ fn by_type(inspection: &Inspection) -> Table {
     table
 }
 
-/// A value on one line, shortened.
 fn shown(value: &Value) -> String {
     let list = |values: &[Value]| values.iter().map(shown).collect::<Vec<_>>().join(", ");
     match value {

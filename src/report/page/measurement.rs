@@ -15,7 +15,6 @@ use crate::report::table::Table;
 use crate::run::command::shell;
 use crate::speed::Speed;
 
-/// The title of the bars.
 const MEMORY: &str = "Memory, predicted beside measured";
 
 impl Document for Measurement {
@@ -57,9 +56,8 @@ fn budgets(plan: Option<&Plan>) -> BTreeMap<String, Bytes> {
     plan.map(|plan| plan.check.budget.clone()).unwrap_or_default()
 }
 
-/// The placement map of a plan that lists its tensors.
 fn map(plan: Option<&Plan>) -> Option<Block> {
-    placement::figure(plan?.check.tensors.as_ref()?).map(Block::Figure)
+    placement::map(plan?.check.tensors.as_ref()?)
 }
 
 impl Measurement {
@@ -133,7 +131,6 @@ impl Measurement {
     }
 }
 
-/// The rows that are outside the tolerance; `None` without any.
 fn outside(rows: &[Row]) -> Option<String> {
     let outside: Vec<&str> = rows.iter().filter(|row| !row.ok).map(|row| row.quantity.as_str()).collect();
     (!outside.is_empty()).then(|| outside.join(", "))

@@ -24,7 +24,6 @@ fn terms(row: &MemoryRow) -> [Bytes; 4] {
     [row.terms.model, row.terms.context, row.terms.compute, row.terms.overhead]
 }
 
-/// A chart of memory by device, a bar a side, and its table.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 pub fn figure(title: &str, sides: &[Side<'_>], budgets: &Budgets) -> Figure {
     let devices: BTreeSet<&String> = sides.iter().flat_map(|(_, memory, _)| memory.keys()).collect();

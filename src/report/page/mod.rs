@@ -23,22 +23,19 @@ mod validation;
 
 use std::borrow::Cow;
 
-use super::chart::{Chart, Figure, Lines};
+use super::chart::{Axis, Bar, Bars, Chart, Figure, Key, Lines};
 use super::table::Table;
 use crate::checkup::Severity;
 use compare::Summary;
 
-/// A document that can be shown.
 pub trait Document {
     /// Its pages, the one that answers first.
     fn pages(&self) -> Vec<Page>;
 
-    /// What of it can stand beside other documents.
     fn summaries(&self) -> Vec<Summary> {
         Vec::new()
     }
 
-    /// The report on this document alone.
     fn report(&self) -> Report {
         self.pages().into()
     }
@@ -52,7 +49,6 @@ pub struct Report {
 }
 
 impl From<Vec<Page>> for Report {
-    /// The pages of one document, whose first page names them all.
     fn from(pages: Vec<Page>) -> Self {
         let named = |page: &Page| (page.title.clone(), dotted([page.kind, &page.about]));
         let (title, about) = pages.first().map(named).unwrap_or_default();
@@ -67,7 +63,6 @@ impl Report {
     }
 }
 
-/// What is shown of one thing.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
     /// `Plan`, `Benchmark`; empty for what is no document by itself.
@@ -91,7 +86,6 @@ impl Page {
         self.blocks.extend(blocks.into_iter().map(|block| (false, block)));
     }
 
-    /// Adds blocks of the long forms.
     pub fn detail(&mut self, blocks: impl IntoIterator<Item = Block>) {
         self.blocks.extend(blocks.into_iter().map(|block| (true, block)));
     }
@@ -103,7 +97,6 @@ pub fn dotted<T: AsRef<str>>(parts: impl IntoIterator<Item = T>) -> String {
     parts.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" · ")
 }
 
-/// The name of a model, else its path.
 fn named<'n>(name: Option<&'n str>, path: &'n str) -> &'n str {
     name.filter(|name| !name.trim().is_empty()).unwrap_or(path)
 }
@@ -148,9 +141,14 @@ impl IntoIterator for Block {
 }
 
 impl Block {
-    /// A table, where it has a row.
     pub fn table(caption: &str, table: Table) -> Option<Self> {
         (!table.rows.is_empty()).then(|| Self::Table(caption.into(), table))
+    }
+
+    /// Bars of one group.
+    pub fn bars(title: &str, text: String, legend: Vec<Key>, axis: Axis, bars: Vec<Bar>, table: Table) -> Self {
+        let chart = Chart::Bars(vec![Bars { label: String::new(), axis, bars, limit: None }]);
+        Self::Figure(Figure { title: title.into(), text, legend, chart, table })
     }
 
     /// Curves, where one has two points or more.
@@ -160,7 +158,6 @@ impl Block {
         has_curve.then(|| Self::Figure(Figure { title: title.into(), text, legend: Vec::new(), chart, table }))
     }
 
-    /// Items under their heading, where there are any.
     pub fn checklist(heading: &str, items: Vec<Item>) -> Vec<Self> {
         if items.is_empty() { Vec::new() } else { vec![Self::Heading(heading.into()), Self::Checklist(items)] }
     }
@@ -227,7 +224,6 @@ impl Verdict {
     }
 }
 
-/// One line of a checklist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     pub verdict: Verdict,
@@ -239,16 +235,15 @@ pub struct Item {
 /// Precomputed points of a plan over one thing that changes, or two.
 #[derive(Debug, Clone)]
 pub struct WhatIf {
-    pub axes: Vec<Axis>,
+    pub axes: Vec<Slider>,
     /// The points, a row each: every value of the last axis at the first value of the one before, and so on.
     pub table: Table,
     pub commands: Vec<String>,
     pub start: usize,
 }
 
-/// One thing that a reader may change.
 #[derive(Debug, Clone)]
-pub struct Axis {
+pub struct Slider {
     /// `budget`, `context`, `file`.
     pub what: Cow<'static, str>,
     pub values: Vec<String>,

@@ -78,12 +78,10 @@ impl Document for Plan {
     }
 }
 
-/// The name of a model, else its path.
 pub(super) fn name(model: &ModelSummary) -> &str {
     named(model.name.as_deref(), &model.path)
 }
 
-/// What a model is, whether it exists, and what it is planned for.
 pub(super) fn about(model: &ModelSummary, machine: Option<&Machine>) -> String {
     let made = model.what_if.as_ref().map(|made| format!("predicted: {} of {}", made.recipe, made.source));
     let facts = [model.architecture.clone(), model.bytes.to_string()].into_iter().chain(made);
@@ -97,7 +95,6 @@ pub fn budgets(machine: &Machine) -> String {
     if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") }
 }
 
-/// Yes or no, and by how much.
 fn verdict(check: &Checkup) -> Block {
     let (verdict, text) = match (check.fits, check.is_refused()) {
         (Some(true), false) => (Verdict::Good, "Fits.".to_string()),
@@ -133,13 +130,12 @@ fn launch(check: &Checkup) -> Vec<KeyFigure> {
     ]
 }
 
-/// Where each tensor is, where the document lists them: a map, and every one of them.
 fn placed(page: &mut Page, check: &Checkup) {
     let Some(tensors) = &check.tensors else {
         page.detail(Block::Prose("With --tensors there is a placement map, and a list of every tensor.".into()));
         return;
     };
-    page.detail(placement::figure(tensors).map(Block::Figure));
+    page.detail(placement::map(tensors));
     let row = |row: &TensorRow| {
         let buffer = row.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
         let rule = row.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
@@ -178,13 +174,11 @@ fn lints(check: &Checkup, is_shown: fn(Severity) -> bool) -> impl Iterator<Item 
     lints.map(|lint| Block::note(lint.severity, &lint.message, &lint.code, lint.hint.as_deref()))
 }
 
-/// What is to be known of a model or a plan.
 pub(super) fn warnings(warnings: &[Warning]) -> impl Iterator<Item = Block> + '_ {
     warnings.iter().map(|warning| Block::note(Severity::Warning, &warning.message, &warning.code, Some(&warning.hint)))
 }
 
 impl Plan {
-    /// Whether it fits, and by how much it does or does not.
     fn verdict(&self) -> Block {
         if !self.check.fits() {
             let text = format!("Does not fit: short on {}. {}.", short(&self.check), self.remedy());
@@ -201,7 +195,6 @@ impl Plan {
         Block::Verdict(Verdict::Good, format!("Fits{}.", if left.is_empty() { "" } else { &margin }))
     }
 
-    /// What to try when it does not fit.
     fn remedy(&self) -> &'static str {
         let host_only = self.check.shortfall.keys().all(|name| name == HOST);
         match (host_only, self.strategy) {
@@ -233,7 +226,6 @@ impl Plan {
         speeds.into_iter().chain(launch(&self.check)).chain([self.experts()]).collect()
     }
 
-    /// Where the routed experts are.
     fn experts(&self) -> KeyFigure {
         let split = &self.placement;
         let (host, blocks) = (split.blocks_with_experts_on_host, split.blocks_with_experts);
@@ -261,7 +253,6 @@ impl Plan {
         chart(title, Unit::TokensPerSecond, [proposed].into_iter().chain(others)).filter(|_| !is_alone)
     }
 
-    /// What takes the room, what takes the time, what else there is, what would make it fit.
     fn tables(&self) -> impl Iterator<Item = Block> {
         let terms = self.why.explain.iter().map(|row| {
             let frees = if row.saves == Bytes(0) { String::new() } else { row.saves.to_string() };
@@ -284,7 +275,6 @@ impl Plan {
     }
 }
 
-/// Whether a launch fits, or what it is short of.
 pub(super) fn fits<'a>(fits: bool, shortfall: impl IntoIterator<Item = (&'a String, &'a Bytes)>) -> String {
     let short = |(name, over): (&String, &Bytes)| format!("{name} short of {over}");
     if fits { "yes".into() } else { shortfall.into_iter().map(short).collect::<Vec<_>>().join(", ") }
@@ -295,7 +285,6 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
     format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts)
 }
 
-/// Other launches, a row each.
 fn launches(others: &[Alternative]) -> Table {
     let row = |other: &Alternative| {
         [

@@ -20,7 +20,6 @@ pub struct RuleSet<'a> {
     fills: bool,
 }
 
-/// The list as a document.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuleSets<'a> {

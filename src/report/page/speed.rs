@@ -3,7 +3,7 @@
 use super::Block;
 use crate::measurement::Spread;
 use crate::number::{rate, seconds};
-use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Tone};
+use crate::report::chart::{Axis, Bar, Fill, Key, Tone};
 use crate::report::table::Table;
 use crate::speed::Speed;
 
@@ -36,12 +36,10 @@ impl Unit {
     }
 }
 
-/// One thing whose speed is shown.
 #[derive(Debug, Clone, Default)]
 pub struct Entry {
     pub label: String,
     pub measured: Option<Spread>,
-    /// The samples it is the mean of.
     pub samples: Vec<f64>,
     /// What was predicted, and the share that it may be off.
     pub predicted: Option<(f64, f64)>,
@@ -97,8 +95,7 @@ pub fn chart(title: &str, unit: Unit, entries: impl IntoIterator<Item = Entry>) 
         (false, true) => (predicted.into(), Vec::new()),
         (false, false) => return None,
     };
-    let chart = Chart::Bars(vec![Bars { label: String::new(), axis: Axis::Number(axis.into()), bars, limit: None }]);
-    Some(Block::Figure(Figure { title: title.into(), text, legend, chart, table }))
+    Some(Block::bars(title, text, legend, Axis::Number(axis.into()), bars, table))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Many plans: curves over the budget or the context, and a table to step through.
 
 use super::plan::{about, blocks_on_host, budgets, fits, name};
-use super::{Axis, Block, Document, Page, WhatIf, dotted};
+use super::{Block, Document, Page, Slider, WhatIf, dotted};
 use crate::machine::Machine;
 use crate::number::{rate, seconds, thousands};
 use crate::plan::ModelSummary;
@@ -10,17 +10,16 @@ use crate::report::chart::{self, Lines, Series};
 use crate::report::table::Table;
 use crate::run::command::shell;
 
-/// Columns that every plan of many has.
 const COLUMNS: &str = "fits|>experts on devices|>blocks on host|>context|>-ub|>pp|>tg|>turn";
 
 impl Document for SweepDocument {
     fn pages(&self) -> Vec<Page> {
         let (what, width) = (self.what(), self.width());
         let values = self.points.iter().step_by(width).map(|point| point.label.clone()).collect();
-        let mut axes = vec![Axis { what: what.into(), values }];
+        let mut axes = vec![Slider { what: what.into(), values }];
         if width > 1 {
             let values = self.contexts.iter().map(|tokens| format!("{} tokens", thousands(*tokens))).collect();
-            axes.push(Axis { what: "context".into(), values });
+            axes.push(Slider { what: "context".into(), values });
         }
         let names: Vec<&str> = axes.iter().map(|axis| axis.what.as_ref()).collect();
         let title = format!("{}: by {}", name(&self.model), names.join(" and "));
@@ -52,7 +51,7 @@ impl Document for Plans {
                 (&row.point, &row.model, vec![row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)])
             })
             .collect();
-        let axes = vec![Axis { what: "file".into(), values }];
+        let axes = vec![Slider { what: "file".into(), values }];
         page.push(what_if(axes, "file|>size|>bits", &points, None, &self.machine));
         // What makes the files that do not exist.
         let made = self.rows.iter().filter_map(|row| Some(row.model.what_if.as_ref()?.command.clone()));
@@ -61,7 +60,6 @@ impl Document for Plans {
     }
 }
 
-/// The main memory that plans count on.
 fn main_memory(machine: &Machine) -> String {
     let known = |ram| format!("{ram} of main memory");
     machine.host.ram.map_or("any amount of main memory (--ram SIZE has it checked)".to_string(), known)
@@ -70,7 +68,7 @@ fn main_memory(machine: &Machine) -> String {
 /// The points with what else is shown of each, the commands, and what the columns are; it begins at `start`, else at the first that
 /// fits.
 fn what_if(
-    axes: Vec<Axis>,
+    axes: Vec<Slider>,
     columns: &str,
     points: &[(&Point, &ModelSummary, Vec<String>)],
     start: Option<usize>,

@@ -120,7 +120,6 @@ fn table(document: &Document) -> Table {
     Table::rows_of("launch|>turn, predicted|>turn, median|>pp, mean|>tg, mean|>n|memory|", rows)
 }
 
-/// What it says of `--fit on`.
 fn verdict(document: &Document) -> String {
     let what = document.candidates.get(document.winner).map_or("", |winner| winner.candidate.what.as_str());
     let beside = beside_plan(document).map(|beside| format!("; {beside}")).unwrap_or_default();
@@ -146,7 +145,6 @@ fn beside_plan(document: &Document) -> Option<String> {
     (best.median > 0.0).then(|| format!("it is {times:.2} times as fast as the plan, {sure}"))
 }
 
-/// What else is to be known.
 fn notes(document: &Document) -> Vec<String> {
     let subject = &document.subject;
     let stopped = match document.stopped {
