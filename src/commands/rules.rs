@@ -8,7 +8,7 @@ use super::plan::PlanOptions;
 use super::{Outcome, Output, check, model_arg};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::plan::rule_file::{self, BUILT_IN, RuleFile, check as rules_check, fill};
+use crate::plan::rule_file::{self, BUILT_IN, Resolution, RuleFile};
 use crate::plan::{self, Request};
 use crate::report::page::rules::RuleSets;
 use crate::run::RunConfig;
@@ -89,14 +89,14 @@ pub fn apply(
     model: &Model,
     machine: &Machine,
     mut request: Request,
-) -> anyhow::Result<(Request, fill::Resolution)> {
+) -> anyhow::Result<(Request, Resolution)> {
     if file.fills() {
         let without = plan::solve(model, machine, &request)?;
-        return Ok(fill::pinned(file, model, machine, &request, without.run)?);
+        return Ok(rule_file::pinned(file, model, machine, &request, without.run)?);
     }
     let overrides = rule_file::overrides(file, model);
     request.run.overrides.extend(overrides.iter().cloned());
-    Ok((request, fill::Resolution { overrides, filled: Vec::new() }))
+    Ok((request, Resolution { overrides, filled: Vec::new() }))
 }
 
 fn list(output: &Output) -> anyhow::Result<()> {
@@ -117,11 +117,11 @@ fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
             Some(apply(&file, model, machine, args.options.request(model, machine)?)?.1)
         }
         (Some(model), _) if !file.fills() => {
-            Some(fill::Resolution { overrides: rule_file::overrides(&file, model), filled: Vec::new() })
+            Some(Resolution { overrides: rule_file::overrides(&file, model), filled: Vec::new() })
         }
         _ => None,
     };
-    let document = rules_check::check(&args.file, &file, model.as_ref(), machine.as_ref(), resolution.as_ref());
+    let document = rule_file::check(&args.file, &file, model.as_ref(), machine.as_ref(), resolution.as_ref());
     output.show(&document)?;
     let is_odd = document.rules.iter().any(|rule| !rule.warnings.is_empty());
     Ok(if is_odd { Outcome::No } else { Outcome::Yes })
