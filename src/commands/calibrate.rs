@@ -1,6 +1,7 @@
 //! `devices --calibrate`: what this machine does in a second, from llama-bench, saved for every later plan. [I/O]
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -76,12 +77,12 @@ pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyh
     let _ = forget();
     let measured = measure(args, &machine.machine()?, rows.as_deref(), output);
     let done = measured.and_then(|measured| answer(measured, machine.margin, path.as_deref(), output));
-    if done.is_ok() {
-        let _ = forget();
-    } else if let Some(rows) = rows.as_ref().filter(|rows| rows.exists()) {
-        let rows = rows.display();
-        output
-            .say(&format!("what was measured is kept in {rows}: `moeplan devices --calibrate --from {rows}` takes it"));
+    match &rows {
+        Some(rows) if done.is_err() && rows.exists() => output.say(&format!(
+            "what was measured is kept in {0}: `moeplan devices --calibrate --from {0}` takes it",
+            rows.display()
+        )),
+        _ => drop(forget()),
     }
     done
 }
@@ -165,7 +166,9 @@ struct Measured {
 fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
     let mut rows = Vec::new();
     for path in &args.from {
-        rows.extend(read(path)?);
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let of_file = samples::rows(&text);
+        rows.extend(of_file.with_context(|| format!("`{}` is no output of llama-bench", path.display()))?);
     }
     let machine = described_by(machine, &rows);
     let samples = samples_of(&rows, &args.model, &machine)?;
@@ -225,11 +228,6 @@ fn keep_rows(path: &Path, rows: &[BenchRow]) -> std::io::Result<()> {
 /// The least time that one test gets: loading may be slow the first time.
 const LEAST: Duration = Duration::from_mins(1);
 
-fn read(path: &Path) -> anyhow::Result<Vec<BenchRow>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    samples::rows(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))
-}
-
 /// The machine with what the rows call its devices, where nothing better is known.
 fn described_by(mut machine: Machine, rows: &[BenchRow]) -> Machine {
     let names = rows.iter().map(|row| row.gpu_info.as_str()).find(|names| !names.is_empty()).unwrap_or_default();
@@ -246,8 +244,8 @@ fn samples_of(rows: &[BenchRow], models: &[PathBuf], machine: &Machine) -> anyho
     let mut samples = Vec::new();
     for row in rows {
         let model = match headers.entry(row.model()) {
-            std::collections::btree_map::Entry::Occupied(found) => found.into_mut(),
-            std::collections::btree_map::Entry::Vacant(vacant) => vacant.insert(header(row, models)?),
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(vacant) => vacant.insert(header(row, models)?),
         };
         samples.push(row.sample(model, machine).with_context(|| format!("a row of `{}`", row.model()))?);
     }
@@ -285,31 +283,28 @@ fn text(fit: &Fit, calibration: &Calibration, path: Option<&Path>, output: &Outp
     let mut lines = vec![calibration.basis.clone()];
     for device in &fit.machine.devices {
         let r = prices::device_rates(device);
-        lines.push(String::new());
-        lines.push(format!("{}  {}", device.name, device.description.as_deref().unwrap_or_default()));
-        lines.push(format!("  weights {:.0} GB/s, keys and values {:.0} GB/s", r.weights, r.cache));
-        lines.push(format!("  products {:.1} TFLOP/s, attention {:.1} TFLOP/s", r.products, r.attention));
-        lines.push(format!(
-            "  copies from pinned memory {:.1} GB/s, from mapped files {:.1} GB/s",
-            r.pinned, r.pageable
-        ));
-        lines.push(format!(
-            "  waits: {:.1} µs an operation, {:.0} µs a pass, {:.0} µs a copied tensor, {:.0} µs a change of tier",
-            r.op, r.graph, r.offload, r.switch
-        ));
+        lines.extend([
+            String::new(),
+            format!("{}  {}", device.name, device.description.as_deref().unwrap_or_default()),
+            format!("  weights {:.0} GB/s, keys and values {:.0} GB/s", r.weights, r.cache),
+            format!("  products {:.1} TFLOP/s, attention {:.1} TFLOP/s", r.products, r.attention),
+            format!("  copies from pinned memory {:.1} GB/s, from mapped files {:.1} GB/s", r.pinned, r.pageable),
+            format!(
+                "  waits: {:.1} µs an operation, {:.0} µs a pass, {:.0} µs a copied tensor, {:.0} µs a change of tier",
+                r.op, r.graph, r.offload, r.switch
+            ),
+        ]);
     }
     let r = prices::host_rates(&fit.machine.host);
-    lines.extend([String::new(), "Host".to_string()]);
     let (memory, thread, products) = (r.memory, r.by_thread, r.products);
-    lines.push(format!("  memory {memory:.0} GB/s, {thread:.1} GB/s a thread, {products:.0} GFLOP/s a thread"));
-    lines.push(String::new());
+    let host = format!("  memory {memory:.0} GB/s, {thread:.1} GB/s a thread, {products:.0} GFLOP/s a thread");
+    lines.extend([String::new(), "Host".to_string(), host, String::new()]);
     let errors = [("prompt", calibration.prompt_median_error), ("generation", calibration.generate_median_error)];
     for (phase, error) in errors.into_iter().filter_map(|(phase, error)| Some((phase, 100.0 * error?))) {
         lines.push(format!("{phase}: half of the measurements are met within {error:.1}%"));
     }
     if output.is_verbose() {
-        lines.push(String::new());
-        lines.push(format!("{:>9} {:>9} {:>6}  measurement", "measured", "by these", "off"));
+        lines.extend([String::new(), format!("{:>9} {:>9} {:>6}  measurement", "measured", "by these", "off")]);
         lines.extend(fit.residuals.iter().map(|row| {
             let (seconds, predicted, off) = (row.seconds, row.predicted, 100.0 * row.error());
             format!("{seconds:>8.3}s {predicted:>8.3}s {off:>+5.0}%  {}", row.what)
@@ -324,45 +319,35 @@ mod tests {
     use super::*;
     use crate::machine::{Device, Host};
 
-    fn machine(description: &str, cores: u32, calibrated: bool) -> Machine {
-        let mut card = Device { description: Some(description.into()), ..Device::parse("CUDA0=8G").unwrap() };
-        let mut host = Host { cores: Some(cores), ..Host::default() };
-        if calibrated {
-            card.rates = Some(prices::device_rates(&card));
-            host.rates = Some(prices::host_rates(&host));
-        }
-        Machine::new(vec![card], host).unwrap()
+    fn machine(description: &str, cores: u32) -> Machine {
+        let card = Device { description: Some(description.into()), ..Device::parse("CUDA0=8G").unwrap() };
+        Machine::new(vec![card], Host { cores: Some(cores), ..Host::default() }).unwrap()
     }
 
     #[test]
     fn saved_rates_are_for_the_same_card_and_the_same_cores() {
-        let saved = machine("NVIDIA H100", 16, true);
-        for (description, cores, card_too, host_too) in
-            [("NVIDIA H100", 16, true, true), ("NVIDIA A100", 16, false, true), ("NVIDIA H100", 8, true, false)]
+        let mut saved = machine("NVIDIA H100", 16);
+        saved.devices[0].rates = Some(prices::device_rates(&saved.devices[0]));
+        saved.host.rates = Some(prices::host_rates(&saved.host));
+        for (description, cores, expected) in
+            [("NVIDIA H100", 16, (true, true)), ("NVIDIA A100", 16, (false, true)), ("NVIDIA H100", 8, (true, false))]
         {
-            let mut here = machine(description, cores, false);
+            let mut here = machine(description, cores);
             take_rates(&mut here, &saved);
-            let found = (here.devices[0].rates.is_some(), here.host.rates.is_some());
-            assert_eq!(found, (card_too, host_too), "{description}, {cores} cores");
+            assert_eq!((here.devices[0].rates.is_some(), here.host.rates.is_some()), expected, "{description}, {cores}");
         }
     }
 
     #[test]
-    fn rows_name_the_cards_that_nobody_named() {
-        let row = r#"{"model": "m", "n_batch": 1, "n_ubatch": 1, "n_threads": 1, "n_prompt": 1, "n_gen": 0, "n_depth": 0,
-            "avg_ts": 1.0, "gpu_info": "NVIDIA H100, NVIDIA A100"}"#;
-        let rows = samples::rows(&format!("[{row}]")).unwrap();
+    fn rows_name_the_cards_that_nobody_named_and_ask_for_headers_that_nobody_knows() {
+        let rows = include_str!("../../testdata/measured/h100-bench.jsonl").replace("qwen3-30b-a3b", "no-such-model");
+        let mut row = samples::rows(&rows).unwrap().remove(0);
+        let error = header(&row, &[]).unwrap_err().to_string();
+        assert!(error.contains("`no-such-model.gguf` is not here") && error.contains("--model FILE"), "{error}");
+        row.gpu_info = "NVIDIA H100, NVIDIA A100".to_string();
         let devices = ["RPC0[h:1]=8G", "CUDA0=8G", "CUDA1=8G"].map(|text| Device::parse(text).unwrap()).to_vec();
-        let named = described_by(Machine::new(devices, Host::default()).unwrap(), &rows);
+        let named = described_by(Machine::new(devices, Host::default()).unwrap(), &[row]);
         let descriptions: Vec<_> = named.devices.iter().map(|device| device.description.as_deref()).collect();
         assert_eq!(descriptions, [None, Some("NVIDIA H100"), Some("NVIDIA A100")]);
-    }
-
-    #[test]
-    fn a_row_of_an_unknown_model_asks_for_its_header() {
-        let rows = include_str!("../../testdata/measured/h100-bench.jsonl").replace("qwen3-30b-a3b", "no-such-model");
-        let row = &samples::rows(&rows).unwrap()[0];
-        let error = header(row, &[]).unwrap_err().to_string();
-        assert!(error.contains("`no-such-model.gguf` is not here") && error.contains("--model FILE"), "{error}");
     }
 }

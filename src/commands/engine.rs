@@ -64,12 +64,10 @@ impl EngineArgs {
         if !is_embedded {
             return Ok(Engine::Server(Box::new(self.server(output)?)));
         }
-        let mut embedded = Embedded::here()?;
-        embedded.interrupted = interrupt::is_pressed;
         interrupt::arm();
-        embedded.limit = Duration::from_secs(self.timeout);
-        embedded.echo = output.is_verbose().then_some(super::echo as crate::runtime::Echo);
-        Ok(Engine::Embedded(embedded))
+        let (interrupted, limit) = (interrupt::is_pressed as fn() -> bool, Duration::from_secs(self.timeout));
+        let echo = output.is_verbose().then_some(super::echo as crate::runtime::Echo);
+        Ok(Engine::Embedded(Embedded { interrupted, limit, echo, ..Embedded::here()? }))
     }
 
     /// The llama-server, with a progress bar, the log with `-v`, and Ctrl-C heeded.
@@ -168,17 +166,25 @@ impl Engine {
 
 /// Shows a step on the terminal.
 fn show(step: Step) {
+    const STEPS: u64 = 6;
     static BAR: OnceLock<ProgressBar> = OnceLock::new();
     let bar = BAR.get_or_init(|| {
         let bar = ProgressBar::new(STEPS);
-        if let Ok(style) = ProgressStyle::with_template("{bar:24} {msg} {elapsed}") {
-            bar.set_style(style);
+        match ProgressStyle::with_template("{bar:24} {msg} {elapsed}") {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
         }
-        bar
     });
     match step {
         Step::Loading(stage) => {
-            let (at, text) = stage_text(stage);
+            let (at, text) = match stage {
+                Stage::Started => (0, "starting"),
+                Stage::Header => (1, "reading the header"),
+                Stage::Weights => (2, "loading weights"),
+                Stage::Context => (4, "making the context"),
+                Stage::WarmUp => (5, "warming up"),
+                Stage::Ready => (STEPS, "ready"),
+            };
             bar.set_position(at);
             bar.set_message(text);
         }
@@ -191,19 +197,5 @@ fn show(step: Step) {
             bar.set_position(u64::from(number) * STEPS / (u64::from(of) + 1));
             bar.set_message(format!("measurement {number} of {of}"));
         }
-    }
-}
-
-const STEPS: u64 = 6;
-
-/// How far a stage is, and what it is called.
-fn stage_text(stage: Stage) -> (u64, &'static str) {
-    match stage {
-        Stage::Started => (0, "starting"),
-        Stage::Header => (1, "reading the header"),
-        Stage::Weights => (2, "loading weights"),
-        Stage::Context => (4, "making the context"),
-        Stage::WarmUp => (5, "warming up"),
-        Stage::Ready => (STEPS, "ready"),
     }
 }

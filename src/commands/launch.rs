@@ -9,16 +9,15 @@ use super::engine::Engine;
 use super::plan::PlanOptions;
 use super::{Output, check, model_arg};
 use crate::bytes::Bytes;
-use crate::checkup::{self, Lint, Severity};
+use crate::checkup::{self, Severity};
 use crate::cli::refusal::Refusal;
 use crate::gguf;
 use crate::machine::{Backend, Device, Machine};
-use crate::measurement::LaunchForecast;
+use crate::memory::{self, Forecast};
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
-use crate::speed::{Speed, Turn};
 use crate::suite::facts;
 
 /// What is asked of the planner, and what a launch is beyond its plan: the flags of every command that launches.
@@ -65,11 +64,6 @@ impl Proposal {
         self.plan.as_ref().is_none_or(|plan| plan.check.fits())
     }
 
-    /// The speed that the plan, if there is one, predicts of its turn.
-    pub fn speed(&self) -> Option<(Turn, Speed)> {
-        self.plan.as_ref().map(|plan| (plan.turn, plan.speed.clone()))
-    }
-
     /// Says that the plan does not fit, and that a file has no weights, before anything is launched.
     pub fn warn(&self, output: &Output) {
         if !self.fits() {
@@ -89,8 +83,40 @@ impl Proposal {
         }
     }
 
-    pub fn forecast(&self) -> anyhow::Result<LaunchForecast> {
-        LaunchForecast::of(&self.model, &self.launch)
+    pub fn forecast(&self) -> Result<Forecast, memory::Error> {
+        memory::forecast(&self.model, &self.launch.machine, &self.launch.run)
+    }
+
+    /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
+    pub fn slot_tokens(&self, forecast: &Forecast) -> u32 {
+        forecast.numbers.n_ctx_seq.min(self.trained().unwrap_or(u32::MAX))
+    }
+
+    /// Tokens that the model was trained on, where its file says.
+    fn trained(&self) -> Option<u32> {
+        Some(self.model.hparams.context_length).filter(|tokens| *tokens > 0)
+    }
+
+    /// Refuses `what` where a slot of the launch has no room for its tokens; `smaller` says what may be asked of a slot of so many.
+    pub fn has_room(
+        &self,
+        forecast: &Forecast,
+        what: &str,
+        needs: u32,
+        smaller: impl FnOnce(u32) -> String,
+    ) -> Result<(), Refusal> {
+        let slot = self.slot_tokens(forecast);
+        if needs <= slot {
+            return Ok(());
+        }
+        let smaller = smaller(slot);
+        let hint = if self.trained().is_none_or(|trained| needs <= trained) {
+            let context = needs.next_multiple_of(256).saturating_mul(forecast.numbers.n_stream.max(1));
+            format!("plan with -c {context} or more, or {smaller}")
+        } else {
+            format!("the model was trained on {slot} tokens, and llama-server takes no more: {smaller}")
+        };
+        Err(Refusal::new(format!("{what} takes {needs} tokens of context, and this launch has room for {slot}"), hint))
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.
@@ -139,12 +165,11 @@ impl Proposal {
         }
         let target = Target { build: engine.build(), ..Target::default() };
         let mut command = parse::command_for(&words, &BTreeMap::new(), target)?;
-        let named = match &command.model {
-            Some(ModelSource::Path(path)) => Some(path.clone()),
-            _ => None,
+        let path = match (model, &command.model) {
+            (Some(path), _) => model_arg::local_path(path)?,
+            (None, Some(ModelSource::Path(path))) => path.clone(),
+            _ => anyhow::bail!("no model: name its file before `--` or with -m after it"),
         };
-        let given = model.map(model_arg::local_path).transpose()?;
-        let path = given.or(named).context("no model: name its file before `--` or with -m after it")?;
         let mut run = command.run.clone();
         run.embeddings |= args.embeddings;
         run.n_threads = run.n_threads.or(args.options.launch.n_threads());
@@ -188,23 +213,22 @@ pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
 /// Refuses a command that `check` says llama.cpp would refuse, in its words.
 fn startable(model: &Model, machine: &Machine, command: &ParsedCommand) -> anyhow::Result<()> {
     let lints = checkup::check(model, machine, command, checkup::Options::default())?.lints;
-    let errors: Vec<Lint> = lints.into_iter().filter(|lint| lint.severity == Severity::Error).collect();
-    if errors.is_empty() {
+    let errors = || lints.iter().filter(|lint| lint.severity == Severity::Error);
+    let messages: Vec<String> = errors().map(|lint| format!("{} ({})", lint.message, lint.code)).collect();
+    if messages.is_empty() {
         return Ok(());
     }
-    let messages: Vec<String> = errors.iter().map(|lint| format!("{} ({})", lint.message, lint.code)).collect();
-    let hints: Vec<String> = errors.into_iter().filter_map(|lint| lint.hint).collect();
+    let hints: Vec<String> = errors().filter_map(|lint| lint.hint.clone()).collect();
     let message = format!("this command is not launched: {}", messages.join("; "));
     let hint = if hints.is_empty() { "`moeplan check -- COMMAND` says more".to_string() } else { hints.join("; ") };
     Err(Refusal::new(message, hint).into())
 }
 
 fn plan_file(path: &Path) -> anyhow::Result<Plan> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?;
-    serde_json::from_value(json)
-        .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;
+    let json: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("`{shown}` is not JSON"))?;
+    serde_json::from_value(json).with_context(|| format!("`{shown}` is not a plan as `moeplan plan --json` writes it"))
 }
 
 /// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.

@@ -1,7 +1,7 @@
 //! The panel below the log of a server that runs: on a terminal it stays in place, elsewhere it is a line now and then. [I/O]
 
 use std::io::IsTerminal as _;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -42,12 +42,18 @@ pub struct Panel {
 }
 
 impl Panel {
-    /// A panel on standard error; nothing with `-q`.
+    /// A panel on standard error, below the log where that is a terminal that can move its cursor; nothing with `-q`.
     pub fn new(promise: Promise, output: &Output) -> Self {
-        let place = if output.global.quiet { Place::Nowhere } else { place() };
-        if let Place::Terminal(bar) = &place {
-            hold(Some(bar.clone()));
-        }
+        let bar = ProgressBar::new_spinner();
+        let place = match ProgressStyle::with_template("{msg}") {
+            _ if output.global.quiet => Place::Nowhere,
+            Ok(style) if std::io::stderr().is_terminal() && !bar.is_hidden() => {
+                let bar = bar.with_style(style);
+                *shown() = Some(bar.clone());
+                Place::Terminal(bar)
+            }
+            _ => Place::Lines,
+        };
         Self { promise, place, since: Instant::now(), shown: None, over: 0 }
     }
 
@@ -79,7 +85,7 @@ impl Panel {
 
     pub fn clear(&mut self) {
         if let Place::Terminal(bar) = &self.place {
-            hold(None);
+            *shown() = None;
             bar.finish_and_clear();
         }
         self.place = Place::Nowhere;
@@ -92,23 +98,13 @@ impl Drop for Panel {
     }
 }
 
-/// A terminal where standard error is one that can move its cursor.
-fn place() -> Place {
-    let bar = ProgressBar::new_spinner();
-    match ProgressStyle::with_template("{msg}") {
-        Ok(style) if std::io::stderr().is_terminal() && !bar.is_hidden() => Place::Terminal(bar.with_style(style)),
-        _ => Place::Lines,
-    }
-}
-
-fn hold(bar: Option<ProgressBar>) {
-    *SHOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = bar;
+fn shown() -> MutexGuard<'static, Option<ProgressBar>> {
+    SHOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Shows a log line of the server on standard error, above the panel where there is one.
 pub fn echo(line: &str) {
-    let shown = SHOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    match shown.as_ref() {
+    match shown().as_ref() {
         Some(bar) => bar.suspend(|| super::echo(line)),
         None => super::echo(line),
     }

@@ -355,7 +355,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             crate::expectation::Error,
             crate::gguf::Error,
             crate::gguf::source::Error,
-            crate::measurement::TooLong,
             crate::memory::Error,
             crate::model::Error,
             crate::placement::Error,
@@ -364,7 +363,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             crate::run::Error,
             crate::runtime::Error,
             crate::suggest::Unknown,
-            crate::suite::failure::NothingMeasured,
             crate::synth::output::Error,
             crate::synth::spec::Error,
         );

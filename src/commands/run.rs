@@ -9,9 +9,9 @@ use super::live::{self, Panel};
 use super::{Outcome, Output, interrupt};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
-use crate::measurement::{self, Launched, Seen, compare};
+use crate::measurement::{self, Expected, Launched, compare};
 use crate::report::live::{Promise, Tier};
-use crate::runtime::{DeviceUsed, Error, server};
+use crate::runtime::{Error, Observation, server};
 
 /// How often the server is looked at while it serves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -65,11 +65,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if log.buffers.is_empty() {
         return Err(server::silent_log().into());
     }
-    let (memory, resolution) = (log.memory(), log.resolution());
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
-    let used = DeviceUsed::default();
-    let seen = Seen { memory: &memory, resolution: &resolution, mapped_span: log.mapped_span(), used: &used };
-    let comparison = compare(&forecast.expected(Bytes(0)), &seen, args.tolerance);
+    let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
+    let seen = Observation { memory, resolution, mapped_span, ..Observation::default() };
+    let comparison = compare(&Expected::of(&forecast, Bytes(0)), &seen, args.tolerance);
     let mut command = vec![server.build.program.display().to_string()];
     command.extend(running.command().iter().cloned());
     let launched = Launched {
@@ -87,11 +86,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         "ready after {:.1} s at {}   (OpenAI's interface below /v1; Ctrl-C stops it)",
         launched.load_seconds, launched.endpoint
     ));
+    let path = &proposal.launch.model;
     let promise = Promise {
-        model: model_name(&proposal),
+        model: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         endpoint: launched.endpoint,
         tiers: Tier::of(&forecast.memory, &proposal.launch.machine),
-        speed: proposal.speed(),
+        speed: proposal.plan.as_ref().map(|plan| (plan.turn, plan.speed.clone())),
     };
     stay(running, Panel::new(promise, output), output)
 }
@@ -112,10 +112,4 @@ fn stay(mut running: server::Running, mut panel: Panel, output: &Output) -> anyh
         panel.show(running.id(), running.serving());
         std::thread::sleep(LOOK);
     }
-}
-
-/// The model's file, without the folder it lies in.
-fn model_name(proposal: &Proposal) -> String {
-    let path = &proposal.launch.model;
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }

@@ -13,7 +13,6 @@ use crate::measurement::Spread;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Document {
-    /// `moeplan/tune/1`.
     pub schema: String,
     pub subject: Subject,
     pub stopped: End,
@@ -42,11 +41,8 @@ pub struct Entry {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measured {
-    /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
-    /// Generation, tokens/s.
     pub tg: Option<Spread>,
-    /// The turn, in seconds.
     pub turn: Option<Spread>,
     /// The median turn and how far off it may be, in seconds.
     pub range: Range,

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::speed::Turn;
 
 /// What was tuned: measurements of another subject are no evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,13 +32,6 @@ pub struct Subject {
     pub generate: u32,
     pub depth: u32,
     pub devices: Vec<(String, String, Bytes)>,
-}
-
-impl Subject {
-    /// The turn that is measured.
-    pub fn turn(&self) -> Turn {
-        Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
-    }
 }
 
 pub const SCHEMA: &str = "moeplan/tune-visit/1";
@@ -75,11 +67,11 @@ pub struct Visit {
 impl Visit {
     /// The time of the turn in each sample, in seconds: prompt ÷ pp + generated ÷ tg.
     pub fn turns(&self) -> Vec<f64> {
-        let turn = self.subject.turn();
-        let prompt = |pp: &f64| f64::from(turn.prompt) / pp;
-        let generation = |at: usize| self.tg.get(at).map(|tg| f64::from(turn.generate) / tg);
+        let Subject { prompt, generate, .. } = self.subject;
+        let prompt = |pp: &f64| f64::from(prompt) / pp;
+        let generation = |at: usize| self.tg.get(at).map(|tg| f64::from(generate) / tg);
         // A single token belongs to the prompt.
-        let only_prompt = turn.generate <= 1;
+        let only_prompt = generate <= 1;
         let samples = self.pp.iter().enumerate();
         let turns = samples.filter_map(|(at, pp)| Some(prompt(pp) + if only_prompt { 0.0 } else { generation(at)? }));
         turns.filter(|seconds| seconds.is_finite() && *seconds > 0.0).collect()
@@ -148,10 +140,7 @@ mod tests {
     fn hits_of_the_expert_cache_are_read_from_the_log() {
         let log = "I llama_moe_cache: CUDA0: hits = 30, misses = 10, hit rate = 75.00%\n\
                    I llama_moe_cache: CUDA1: hits = 50, misses = 10, hit rate = 83.33%\nllama_moe_cache: hits = x\n";
-        assert_eq!(cache_hits(log), Some(0.8));
-        assert_eq!(
-            (cache_hits("hits = 1, misses = 1"), cache_hits("llama_moe_cache: hits = 0, misses = 0")),
-            (None, None)
-        );
+        let others = ["hits = 1, misses = 1", "llama_moe_cache: hits = 0, misses = 0"];
+        assert_eq!((cache_hits(log), others.map(cache_hits)), (Some(0.8), [None; 2]));
     }
 }

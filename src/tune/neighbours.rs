@@ -95,41 +95,18 @@ pub fn fit(plan: &RunConfig, request: &Request, machine: &Machine, free: &BTreeM
 mod tests {
     use super::*;
     use crate::machine::{Backend, Device, Host};
-    use crate::plan::ContextChoice;
-    use crate::plan::solver::{Levers, Objective};
-    use crate::run::{LoadMode, Override, Target};
-    use crate::speed::{Speed, Turn};
-
-    fn request() -> Request {
-        Request {
-            run: RunConfig::default(),
-            beside: Vec::new(),
-            context: ContextChoice::Turn,
-            turn: Turn { prompt: 1, generate: 1, depth: 0 },
-            margin: Bytes(0),
-            strategy: Strategy::Auto,
-            objective: Objective::Turn,
-            levers: Levers {
-                ubatch: true,
-                batch: true,
-                load_mode: true,
-                threads: true,
-                op_offload: true,
-                ..Levers::default()
-            },
-            target: Target::default(),
-            tensors: false,
-            explain: true,
-        }
-    }
+    use crate::run::{LoadMode, Override};
+    use crate::speed::Speed;
 
     fn experts_on(buffer: &str) -> Vec<Override> {
         vec![Override { pattern: "exps".into(), buffer: buffer.into(), origin: "-ot".into() }]
     }
 
-    fn alternatives() -> Vec<Candidate> {
+    #[test]
+    fn what_the_user_fixed_and_what_is_served_stay() {
+        let machine = Machine::new(Vec::new(), Host::default()).unwrap();
         let plan = RunConfig { n_ctx: 8192, ..RunConfig::default() };
-        let runs = [
+        let others = [
             ("same", plan.clone(), 1.0),
             ("-ub", RunConfig { n_ubatch: 1024, ..plan.clone() }, 5.0),
             ("-lm", RunConfig { load_mode: LoadMode::None, ..plan.clone() }, 4.0),
@@ -139,29 +116,22 @@ mod tests {
             ("-c", RunConfig { n_ctx: 4096, ..plan.clone() }, 1.0),
         ];
         let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
-        let machine = Machine::new(Vec::new(), Host::default()).unwrap();
-        let one = |(what, run, turn_seconds): (&str, RunConfig, f64)| {
+        let others = others.map(|(what, run, turn_seconds)| {
             let predicted = Some(Predicted { speed: speed.clone(), turn_seconds });
             Candidate::new(Kind::Neighbour, what, run, &machine, predicted)
-        };
-        runs.into_iter().map(one).collect()
-    }
-
-    #[test]
-    fn what_the_user_fixed_and_what_is_served_stay() {
-        let all = alternatives();
-        let plan = &all[0].run;
-        let levers = request().levers;
-        let cases = [
-            (request(), vec!["blocks", "-t", "-lm", "-ub"]),
-            (Request { levers: Levers { ubatch: false, ..levers }, ..request() }, vec!["blocks", "-t", "-lm"]),
-            (Request { levers: Levers { threads: false, ..levers }, ..request() }, vec!["blocks", "-lm", "-ub"]),
-            (Request { strategy: Strategy::ExpertsOnHost, ..request() }, vec!["-t", "-lm", "-ub"]),
+        });
+        let fixes: [(fn(&mut Request), &str); 4] = [
+            (|_| {}, "blocks -t -lm -ub"),
+            (|request| request.levers.ubatch = false, "blocks -t -lm"),
+            (|request| request.levers.threads = false, "blocks -lm -ub"),
+            (|request| request.strategy = Strategy::ExpertsOnHost, "-t -lm -ub"),
         ];
-        for (request, expected) in cases {
-            let found: Vec<String> =
-                promising(plan, all.clone(), &request).into_iter().map(|other| other.what).collect();
-            assert_eq!(found, expected);
+        for (fix, expected) in fixes {
+            let mut request = Request::of(&machine);
+            fix(&mut request);
+            let found = promising(&plan, others.to_vec(), &request);
+            let found: Vec<&str> = found.iter().map(|other| other.what.as_str()).collect();
+            assert_eq!(found.join(" "), expected);
         }
     }
 
@@ -169,15 +139,10 @@ mod tests {
     fn fit_gets_the_budget_as_what_it_must_leave_free() {
         let devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(24 * 1024), Bytes::mib(12 * 1024)]).unwrap();
         let machine = Machine::new(devices, Host::default()).unwrap();
-        let plan = RunConfig {
-            n_ctx: 8192,
-            n_parallel: Some(1),
-            n_ubatch: 2048,
-            overrides: experts_on("CPU"),
-            ..RunConfig::default()
-        };
-        let mut request = request();
-        request.run.load_mode = LoadMode::Mmap;
+        let (n_parallel, overrides) = (Some(1), experts_on("CPU"));
+        let plan = RunConfig { n_ctx: 8192, n_parallel, n_ubatch: 2048, overrides, ..RunConfig::default() };
+        let mut request = Request::of(&machine);
+        (request.run.load_mode, request.run.n_ubatch) = (LoadMode::Mmap, 512);
         let free = BTreeMap::from([("CUDA0".to_string(), Bytes::mib(80_000)), ("CUDA1".to_string(), Bytes::mib(100))]);
         let run = fit(&plan, &request, &machine, &free);
         // 80000 − 24576 + 1024; a device that has less than its budget keeps llama.cpp's own margin.
@@ -185,8 +150,7 @@ mod tests {
         assert_eq!((run.n_ctx, run.n_parallel, run.n_ubatch, run.load_mode), (8192, Some(1), 512, LoadMode::Mmap));
         assert!(run.fit && run.overrides.is_empty());
         let later = fit(&plan, &request, &machine, &BTreeMap::new());
-        assert_ne!(later.fit_target, run.fit_target);
-        assert_eq!(id(&later, &machine), id(&run, &machine));
+        assert!(later.fit_target != run.fit_target && id(&later, &machine) == id(&run, &machine));
     }
 
     #[test]
@@ -194,12 +158,9 @@ mod tests {
         let at = |port: &str| {
             let device = Device::parse(&format!("RPC0[127.0.0.1:{port}]=1G")).unwrap();
             let machine = Machine::new(vec![device], Host::default()).unwrap();
-            let buffer = &machine.devices[0].buffer;
-            let run =
-                RunConfig { overrides: experts_on(buffer), rpc: machine.rpc_servers(&[]), ..RunConfig::default() };
-            id(&run, &machine)
+            let overrides = experts_on(&machine.devices[0].buffer);
+            id(&RunConfig { overrides, rpc: machine.rpc_servers(&[]), ..RunConfig::default() }, &machine)
         };
-        assert_eq!(at("1"), at("2"));
-        assert!(at("1").contains("exps=RPC0"), "{}", at("1"));
+        assert!(at("1") == at("2") && at("1").contains("exps=RPC0"), "{}", at("1"));
     }
 }
