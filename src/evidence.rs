@@ -28,7 +28,6 @@ const RUNS_KEPT: usize = 20;
 /// Tokens of prompt that grow the pools to their peak.
 pub const LONG_PROMPT: u32 = 4096;
 
-/// What one run showed of one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub schema: String,

@@ -155,7 +155,6 @@ impl Taken {
     }
 }
 
-/// The document of an observation.
 pub fn measurement(seen: Observation, expected: &Expected<'_>, tolerance: f64) -> Measurement {
     let Taken { memory, device_used, comparison } = Taken::of(Some(expected), &seen, tolerance);
     Measurement {
@@ -246,10 +245,8 @@ pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> V
     for key in keys {
         // A log prints of mapped weights their span only, and no sum of their tensors. Weights that nobody expected to be mapped stay in
         // their row, and are missing there.
-        let span_only = key == HOST
-            && seen.mapped_span > Bytes(0)
-            && !seen.resolution.is_empty()
-            && expected.mapped_span.is_some();
+        let span_only =
+            key == HOST && seen.mapped_span > Bytes(0) && !seen.resolution.is_empty() && expected.mapped_span.is_some();
         let terms_of = |memory: &MemoryByDevice| {
             let terms = memory.get(key).copied().unwrap_or_default();
             if span_only { MemoryBreakdown { model: Bytes(0), ..terms } } else { terms }
@@ -337,7 +334,8 @@ mod tests {
         let found: Vec<_> = found.iter().map(|row| format!("{} {}", row.quantity, row.ok)).collect();
         let expected = "CUDA0.model true, CUDA0.context false, CUDA0.compute true, CUDA0.total true, Host.model true, Host.total true";
         assert_eq!(found.join(", "), expected);
-        let of = |tolerance| rows(&[("CUDA0", 0, 0, 90 * MIB)], &seen(&[("CUDA0", 0, 0, 100 * MIB)]), tolerance).remove(0);
+        let of =
+            |tolerance| rows(&[("CUDA0", 0, 0, 90 * MIB)], &seen(&[("CUDA0", 0, 0, 100 * MIB)]), tolerance).remove(0);
         assert!((of(0.1).error + 0.1).abs() < 1e-12 && of(0.1).ok && !of(0.09).ok);
         let missing = rows(&[("RPC0", 5, 0, 0)], &seen(&[]), 0.02);
         assert!(missing.iter().any(|row| row.quantity == "RPC0.model" && !row.ok && row.measured == Bytes(0)));

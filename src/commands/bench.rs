@@ -115,7 +115,6 @@ impl AskArgs {
         }
     }
 
-    /// What sessions need to know.
     fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
         Ok(Asking {
             prompts: suite.prompts(),
@@ -189,8 +188,7 @@ impl Trial {
                 fit.fit_target.clone_from(&ask.fit_target);
             }
         }
-        let mut cases: Vec<CaseLaunch> =
-            names.iter().map(|name| CaseLaunch::new(name, launch, &fit, model)).collect();
+        let mut cases: Vec<CaseLaunch> = names.iter().map(|name| CaseLaunch::new(name, launch, &fit, model)).collect();
         if let Some(available) = detect::host().available {
             for case in &mut cases {
                 let needs = case.host_needs();
@@ -255,7 +253,6 @@ pub fn say_what_to_try<'a>(benches: impl IntoIterator<Item = &'a Bench>, output:
     }
 }
 
-/// What llama-bench measured.
 fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let cases =
@@ -293,7 +290,6 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     Ok((bench, is_interrupted))
 }
 
-/// Launches a case on the engine.
 pub fn launched(engine: &Engine, case: &CaseLaunch, repetition: u32, asking: &Asking, output: &Output) -> Session {
     output.say(&format!("{}, {repetition} of {}", case.case.name, asking.settings.repetitions));
     let session = match engine {

@@ -142,7 +142,6 @@ pub fn apply_own(machine: &mut Machine) {
     }
 }
 
-/// The rates of `saved` where it describes the same.
 fn take_rates(machine: &mut Machine, saved: &Machine) {
     for device in &mut machine.devices {
         let same = saved.devices.iter().find(|s| s.name == device.name && s.description == device.description);
@@ -156,7 +155,6 @@ fn take_rates(machine: &mut Machine, saved: &Machine) {
     }
 }
 
-/// What was measured, on what.
 struct Measured {
     machine: Machine,
     rows: Vec<BenchRow>,
@@ -278,7 +276,6 @@ fn write_model(spec: &Spec, blocks: Option<u32>, path: &Path, fill: Fill) -> any
     Ok(())
 }
 
-/// The constants, and how well they do.
 fn text(fit: &Fit, calibration: &Calibration, path: Option<&Path>, output: &Output) -> String {
     let mut lines = vec![calibration.basis.clone()];
     for device in &fit.machine.devices {
@@ -334,7 +331,11 @@ mod tests {
         {
             let mut here = machine(description, cores);
             take_rates(&mut here, &saved);
-            assert_eq!((here.devices[0].rates.is_some(), here.host.rates.is_some()), expected, "{description}, {cores}");
+            assert_eq!(
+                (here.devices[0].rates.is_some(), here.host.rates.is_some()),
+                expected,
+                "{description}, {cores}"
+            );
         }
     }
 

@@ -35,7 +35,6 @@ pub struct EngineArgs {
     pub stall: u64,
 }
 
-/// What can run a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Runs {
     /// llama-server where one is named with --llama-server or MOEPLAN_LLAMA_SERVER, else the embedded llama.cpp where this
@@ -54,7 +53,6 @@ pub enum Engine {
 }
 
 impl EngineArgs {
-    /// The runtime that `runs` means here.
     pub fn engine(&self, runs: Runs, output: &Output) -> anyhow::Result<Engine> {
         let is_embedded = match runs {
             Runs::Embedded => true,
@@ -91,7 +89,6 @@ impl EngineArgs {
 }
 
 impl Engine {
-    /// As the trait that measures.
     pub fn runtime(&self) -> &dyn Runtime {
         match self {
             Self::Embedded(embedded) => embedded,
@@ -99,7 +96,6 @@ impl Engine {
         }
     }
 
-    /// What serves software devices for it.
     pub fn rpc_program(&self) -> anyhow::Result<RpcProgram> {
         Ok(match self {
             Self::Embedded(embedded) => RpcProgram::from(&embedded.program),
@@ -164,7 +160,6 @@ impl Engine {
     }
 }
 
-/// Shows a step on the terminal.
 fn show(step: Step) {
     const STEPS: u64 = 6;
     static BAR: OnceLock<ProgressBar> = OnceLock::new();

@@ -21,7 +21,6 @@ const WIDTH: usize = 80;
 /// The bar that holds the panel while it is shown: lines of log are printed above it.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Where the panel is shown.
 #[derive(Debug)]
 enum Place {
     Nowhere,
@@ -30,7 +29,6 @@ enum Place {
     Lines,
 }
 
-/// What is shown of a server that runs.
 #[derive(Debug)]
 pub struct Panel {
     promise: Promise,

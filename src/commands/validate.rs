@@ -140,7 +140,6 @@ fn write_whole(store: &Store, document: &mut Validation) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The built-in suite, or the file.
 fn load(name: &str) -> anyhow::Result<Suite> {
     if Path::new(name).exists() {
         let text = std::fs::read_to_string(name).with_context(|| format!("cannot read suite `{name}`"))?;
@@ -197,7 +196,6 @@ fn header(path: &Path) -> anyhow::Result<Model> {
 const LAUNCHED: &str = "it can be read, planned and launched";
 
 impl Shared<'_> {
-    /// What has to be there.
     fn prerequisites(&self) -> Vec<Item> {
         let python = "code of a model can be run isolated";
         let open = |why: String| Item::open(python, format!("only its syntax is read: {why}"));
@@ -263,13 +261,7 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// One model through all steps.
-    fn through(
-        &self,
-        model: &mut ModelValidation,
-        expected: Option<&SuiteModel>,
-        path: &Path,
-    ) -> anyhow::Result<()> {
+    fn through(&self, model: &mut ModelValidation, expected: Option<&SuiteModel>, path: &Path) -> anyhow::Result<()> {
         let (args, suite) = (self.args, &self.suite);
         let store = Store::new(&self.store.path(&model.name))?;
         let header = header(path)?;

@@ -73,7 +73,7 @@ mod tests {
         let record = |time| Record { device: "a \"card\"\n".into(), ..crate::evidence::tests::run(time, 800, 4096) };
         append_to(&path, &[record(1), record(2)]).unwrap();
         let torn = b"\n{\"schema\":\"moeplan/evidence/9\"}\nnot json\xff\n{\"schema\":\"moeplan/evid";
-        std::io::Write::write_all(&mut File::options().append(true).open(&path).unwrap(), torn).unwrap();
+        io::Write::write_all(&mut File::options().append(true).open(&path).unwrap(), torn).unwrap();
         append_to(&path, &[record(3)]).unwrap();
         append_to(&path, &[]).unwrap();
         assert_eq!(read_from(&path).unwrap(), [record(1), record(2), record(3)]);

@@ -16,7 +16,6 @@ use crate::runtime::{Error, Kind};
 use crate::stats;
 
 impl Bench {
-    /// Before anything is measured.
     pub fn new(suite: &Suite, environment: Environment, model: Option<ModelFacts>, weights: Weights) -> Self {
         let (settings, prompts) = (suite.settings(), suite.prompts());
         let schema = BENCH_SCHEMA.to_string();
@@ -98,7 +97,6 @@ pub fn nothing_measured<'a>(benches: impl IntoIterator<Item = &'a Bench>) -> Opt
     })
 }
 
-/// Mean and spread of a figure, where it is known.
 fn spread<'a, T: 'a>(of: impl IntoIterator<Item = &'a T>, figure: impl Fn(&T) -> Option<f64>) -> Option<Spread> {
     Spread::of(&of.into_iter().filter_map(figure).collect::<Vec<_>>())
 }
@@ -217,11 +215,14 @@ pub fn csv(bench: &Bench) -> String {
         "case,repetition,kind,prompt,depth,prompt_tokens,generated_tokens,tokens_by,pp_tokens_per_s,tg_tokens_per_s,\
          speed_by,first_token_s,gap_median_s,gap_p95_s,gap_max_s,total_s,finish_reason,failure\r\n",
     );
-    for (case, session) in bench.cases.iter().flat_map(|case| case.sessions.iter().map(move |session| (case, session))) {
+    for (case, session) in bench.cases.iter().flat_map(|case| case.sessions.iter().map(move |session| (case, session)))
+    {
         let head = [case.name.clone(), session.repetition.to_string()];
         let depths = session.depths.iter().map(|at| {
-            let (depth, prompt, generated) = (at.depth.to_string(), at.prompt_tokens.to_string(), at.generated_tokens.to_string());
-            let cells = ["depth".into(), String::new(), depth, prompt, generated, "runtime".into(), shown(at.pp), shown(at.tg)];
+            let (depth, prompt, generated) =
+                (at.depth.to_string(), at.prompt_tokens.to_string(), at.generated_tokens.to_string());
+            let cells =
+                ["depth".into(), String::new(), depth, prompt, generated, "runtime".into(), shown(at.pp), shown(at.tg)];
             let unknown = std::iter::repeat_n(String::new(), 6);
             cells.into_iter().chain(["runtime".into(), shown(at.first_token_seconds)]).chain(unknown).collect()
         });
@@ -309,7 +310,13 @@ mod tests {
                 sample("code", Mode::Stream, tg, Verdict::Pass),
                 sample("creative", Mode::Stream, 2.0 * tg, last),
             ],
-            depths: vec![DepthSample { depth: 256, prompt_tokens: 64, generated_tokens: 8, pp, ..DepthSample::default() }],
+            depths: vec![DepthSample {
+                depth: 256,
+                prompt_tokens: 64,
+                generated_tokens: 8,
+                pp,
+                ..DepthSample::default()
+            }],
             ..Session::default()
         }
     }

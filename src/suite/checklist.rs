@@ -16,11 +16,8 @@ use crate::measurement::{Row, Spread};
 use crate::number::{counted, fixed};
 use crate::runtime::DeviceInfo;
 
-/// The name of the step that holds a model's checked header.
 pub const ARCHITECTURE: &str = "architecture";
-/// The name of the step that holds a model's predicted placements.
 pub const PLACEMENTS: &str = "placements";
-/// The file that holds all launches of a model.
 pub const BENCH: &str = "bench.json";
 
 /// Whether the devices of the suite are there: only those that llama.cpp itself lists.
@@ -101,7 +98,6 @@ fn kept(bench: &Bench, suite: &Suite) -> Item {
     Item::new(what, verdict, format!("its file was not run this time; {asked}"))
 }
 
-/// Every section that the launches of a model decide.
 pub fn of_bench(facts: &[PlacementFacts], bench: &Bench) -> [Section; 4] {
     let (mut placements, mut tests, mut streaming) = (Vec::new(), Vec::new(), Vec::new());
     for case in &bench.cases {
@@ -202,7 +198,6 @@ fn lacking(what: String, cases: &[&Case], unseen: &str) -> Item {
     }
 }
 
-/// Whether a prompt was answered in all launches of a case, and how fast.
 fn answered(case: &Case, prompt: &str, mode: Mode) -> Item {
     let is_stream = mode == Mode::Stream;
     let what = format!("{}: {prompt} is {}", case.name, if is_stream { "streamed" } else { "answered in one piece" });
@@ -228,7 +223,6 @@ fn answered(case: &Case, prompt: &str, mode: Mode) -> Item {
     Item::held(what, true, format!("{} times; {}", samples.len(), figures.join(", ")))
 }
 
-/// What the case under test saves, and what that costs.
 fn memory(bench: &Bench) -> Vec<Item> {
     let Some((first, baselines)) = bench.cases.split_first() else { return Vec::new() };
     let measured = |session: &Session| session.failure.is_none().then(|| on_devices(session)).flatten();
@@ -360,7 +354,8 @@ mod tests {
         holds(&items, "all-on-device: every launch", Verdict::Pass, "1 launch");
         holds(&lines(&self::bench(-1)), "than all-on-device", Verdict::Fail, "");
         // A launch that failed is a failure, one that cannot be is not.
-        let of_fit = ["fit: memory is as predicted", "fit: code is answered in one piece", "fit: code is streamed", "than fit"];
+        let of_fit =
+            ["fit: memory is as predicted", "fit: code is answered in one piece", "fit: code is streamed", "than fit"];
         for (kind, verdict, says, launched) in [
             (Some(Kind::Failed), Verdict::Fail, "the launch of fit failed", "launch 1: out of memory"),
             (Some(Kind::NotLaunched), Verdict::Skipped, "fit was not launched", "out of memory"),
@@ -377,7 +372,8 @@ mod tests {
         bench.cases[2].sessions.push(Session::default());
         holds(&lines(&bench), "fit: every launch", Verdict::Fail, "");
         holds(&lines(&bench), "fit: code is streamed", Verdict::Skipped, "it was not asked");
-        let check = expectation::Check { what: "experts.count".into(), expected: 16.into(), found: 8.into(), ok: false };
+        let check =
+            expectation::Check { what: "experts.count".into(), expected: 16.into(), found: 8.into(), ok: false };
         let weights = Weights { synthetic: Some(true), basis: "a hole".into() };
         let items = architecture(Some(&[check]), &weights).items;
         holds(&items, "experts.count is 16", Verdict::Fail, "found 8");
@@ -430,7 +426,8 @@ mod tests {
         let mut suite = Suite { repetitions: 1, ..Suite::protocol() };
         let write = |suite: &Suite| {
             let mut bench = Bench::new(suite, Environment::default(), None, Weights::default());
-            let case = |name: &String| Case { name: name.clone(), sessions: vec![Session::default()], ..Case::default() };
+            let case =
+                |name: &String| Case { name: name.clone(), sessions: vec![Session::default()], ..Case::default() };
             bench.cases = suite.cases.iter().map(case).collect();
             let below = Store::new(&store.path("small")).unwrap();
             below.write(BENCH, &serde_json::to_string(&bench).unwrap()).unwrap();

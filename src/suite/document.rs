@@ -109,7 +109,6 @@ pub struct Prompt {
     pub max_tokens: u32,
 }
 
-/// One way to run the model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
@@ -339,7 +338,6 @@ pub enum Verdict {
     Skipped,
 }
 
-/// One line of a checklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Item {
@@ -391,7 +389,6 @@ pub struct Validation {
     pub summary: Vec<Item>,
 }
 
-/// One model of the suite.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelValidation {
@@ -404,7 +401,6 @@ pub struct ModelValidation {
     pub bench: Option<Bench>,
 }
 
-/// A part of the checklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Section {

@@ -19,7 +19,6 @@ use crate::synth;
 /// The longest header that is hashed, in bytes.
 const MAX_HEADER: u64 = 1 << 30;
 
-/// The computer, and the devices of a launch.
 pub fn environment(machine: Option<&Machine>) -> Environment {
     let host = detect::host();
     let device = |device: &crate::machine::Device| DeviceFacts {

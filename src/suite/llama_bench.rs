@@ -39,12 +39,12 @@ pub fn cases(text: &str) -> Result<Vec<Case>, Error> {
     Ok(cases)
 }
 
-/// The launch as words, without the test.
 fn command(row: &BenchRow) -> String {
     let words = row.words();
     let mut launch = vec!["llama-bench".to_string(), "-m".to_string(), row.model_filename.clone()];
     let pairs = words.get(1..).unwrap_or_default().chunks(2);
-    launch.extend(pairs.filter(|pair| !matches!(pair, [flag, ..] if TESTS.contains(&flag.as_str()))).flatten().cloned());
+    launch
+        .extend(pairs.filter(|pair| !matches!(pair, [flag, ..] if TESTS.contains(&flag.as_str()))).flatten().cloned());
     // JSON of llama-bench with a NUL has no command to show.
     shell(&launch).unwrap_or_default()
 }
@@ -70,7 +70,13 @@ fn take(case: &mut Case, row: &BenchRow) {
         let (program, backend) = ("llama-bench".to_string(), row.backends.clone());
         let runtime = Some(RuntimeInfo { program, build: row.build_number, backend });
         let case_name = case.name.clone();
-        case.sessions.push(Session { case: case_name, repetition, runtime, depths: vec![sample], ..Session::default() });
+        case.sessions.push(Session {
+            case: case_name,
+            repetition,
+            runtime,
+            depths: vec![sample],
+            ..Session::default()
+        });
     }
 }
 
@@ -95,7 +101,8 @@ mod tests {
         assert_eq!(raw, cases(&rows.join("\n")).unwrap());
         let names: Vec<(&str, usize)> = raw.iter().map(|case| (case.name.as_str(), case.sessions.len())).collect();
         assert_eq!(names, [("llama-bench-1", 2), ("llama-bench-2", 1)]);
-        let points = |session: &Session| -> Vec<_> { session.depths.iter().map(|at| (at.depth, at.pp, at.tg)).collect() };
+        let points =
+            |session: &Session| -> Vec<_> { session.depths.iter().map(|at| (at.depth, at.pp, at.tg)).collect() };
         assert_eq!(points(&raw[0].sessions[1]), [(0, Some(20.0), None), (0, None, Some(4.0))]);
         assert_eq!(points(&raw[1].sessions[0]), [(4096, Some(7.0), None)]);
         let command = raw[1].command.as_ref().unwrap();

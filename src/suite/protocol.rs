@@ -117,7 +117,6 @@ pub fn built_in_names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Suite {
-    /// The suite that `bench` takes its prompts from.
     pub fn protocol() -> Self {
         let (name, text) = BUILT_IN[0];
         Self::from_yaml(name, text).unwrap_or_else(|error| panic!("{error}"))
@@ -128,7 +127,6 @@ impl Suite {
         Some(Self::from_yaml(name, text))
     }
 
-    /// From a file's text; `name` is for messages.
     pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
         let suite: Self =
             serde_yaml::from_str(text).map_err(|source| Error::Yaml { name: name.to_string(), source })?;

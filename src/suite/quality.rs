@@ -267,7 +267,7 @@ mod tests {
             (&sample("75 km/h"), true, Verdict::NotAssessed, "the weights are not real: the header says so"),
             (&failed, false, Verdict::Fail, "status 500"),
             (&thinking, false, Verdict::Fail, "it only thought aloud and never answered"),
-            (&self::sample(""), false, Verdict::Fail, "the answer is empty"),
+            (&sample(""), false, Verdict::Fail, "the answer is empty"),
         ] {
             let quality = judged("mathematics", sample, synthetic, &none);
             assert_eq!((quality.verdict, quality.items.len()), (verdict, 1));

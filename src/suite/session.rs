@@ -24,7 +24,6 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// The share that compute buffers and totals may differ by.
 const TOLERANCE: f64 = 0.02;
 
-/// What every session asks.
 #[derive(Debug, Clone)]
 pub struct Asking {
     pub prompts: Vec<Prompt>,
@@ -131,7 +130,6 @@ fn baseline(name: &str, run: &RunConfig) -> RunConfig {
     }
 }
 
-/// Launches a case, asks everything, stops it.
 pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
     let mut session = case.session(repetition);
     if session.failure.is_some() {
@@ -175,11 +173,14 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     let device_used = watch.after();
     let log = running.log();
     let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
-    session.measured(case, asking, &Observation { memory, resolution, mapped_span, device_used, ..Observation::default() });
+    session.measured(
+        case,
+        asking,
+        &Observation { memory, resolution, mapped_span, device_used, ..Observation::default() },
+    );
     session
 }
 
-/// Asks an endpoint that is there already.
 pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session { case: "endpoint".to_string(), repetition, ..Session::default() };
     let mut asked = ask_all(endpoint, asking, &mut session);
@@ -226,7 +227,6 @@ pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, askin
     session
 }
 
-/// An answer of the embedded llama.cpp.
 fn in_one_piece(prompt: &str, seen: &Observation) -> Sample {
     let tokens = u32::try_from(seen.tokens.len()).unwrap_or(u32::MAX);
     let (pp, tg) = (seen.pp.first().copied(), seen.tg.first().copied());
@@ -394,7 +394,6 @@ impl Session {
         self.trouble = Some(Trouble { kind, hint: error.hint().map(Cow::into_owned) });
     }
 
-    /// Memory by llama.cpp and the driver, beside what was predicted.
     fn measured(&mut self, case: &CaseLaunch, asking: &Asking, seen: &Observation) {
         let expected = case.predicted.as_ref().map(|predicted| Expected::of(predicted, asking.margin));
         let Taken { memory, device_used, comparison } = Taken::of(expected.as_ref(), seen, TOLERANCE);
@@ -446,8 +445,13 @@ mod tests {
         let delta = |at: u32| Delta { seconds: f64::from(at), piece: 0, text: "x".into() };
         let answer = |n: u32| Answer { deltas: (0..n).map(delta).collect(), ..Answer::default() };
         let (pp, tg) = (30.0, 8.0);
-        let timings =
-            Timings { prompt_n: 3, prompt_per_second: pp, predicted_n: 5, predicted_per_second: tg, ..Timings::default() };
+        let timings = Timings {
+            prompt_n: 3,
+            prompt_per_second: pp,
+            predicted_n: 5,
+            predicted_per_second: tg,
+            ..Timings::default()
+        };
         let told = Answer { timings: Some(timings), generated_tokens: Some(5), ..answer(4) };
         let found = sample("p", Mode::Stream, &told, 9.0, |_| Some(99));
         assert_eq!((found.pp, found.tg, found.speed_by), (Some(pp), Some(tg), Some(Clock::Runtime)));

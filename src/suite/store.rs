@@ -40,7 +40,6 @@ pub struct Step<T> {
 }
 
 impl Store {
-    /// In a folder, which is made where it is not there.
     pub fn new(folder: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.to_path_buf(), source })?;
         Ok(Self { folder: folder.to_path_buf() })
@@ -77,7 +76,6 @@ impl Store {
         self.step(name).filter(|step| step.key == key).map(|step| step.result)
     }
 
-    /// A step, whatever it was written for.
     pub fn step<T: DeserializeOwned>(&self, name: &str) -> Option<Step<T>> {
         self.read(&format!("{name}.json")).filter(|step: &Step<T>| step.schema == SCHEMA)
     }

@@ -242,12 +242,14 @@ impl Answer {
             (!self.is_done).then(|| "no [DONE]".to_string()),
         ];
         faults.extend(ends.into_iter().flatten().map(|fault| (END, fault)));
-        faults.extend(self.broken_graphemes().map(|text| {
-            (GRAPHEMES, format!("a delta begins inside a grapheme: `{}`", start_of(text)))
-        }));
+        faults.extend(
+            self.broken_graphemes()
+                .map(|text| (GRAPHEMES, format!("a delta begins inside a grapheme: `{}`", start_of(text)))),
+        );
         // What is wrong, or the evidence that nothing is.
         let line = |what: &str, evidence: &str| {
-            let found: Vec<&str> = faults.iter().filter(|(of, _)| *of == what).map(|(_, fault)| fault.as_str()).collect();
+            let found: Vec<&str> =
+                faults.iter().filter(|(of, _)| *of == what).map(|(_, fault)| fault.as_str()).collect();
             let first = found.iter().take(DESCRIBED).copied().collect::<Vec<_>>().join("; ");
             match found.len().saturating_sub(DESCRIBED) {
                 _ if found.is_empty() => Item::held(what, true, evidence),
@@ -447,7 +449,8 @@ mod tests {
         assert!(is_burst(&Recording { pieces: at_once, ..spread.clone() }));
         // 20 tokens within nanoseconds: right if they took 1 ms, not if they took 1 s.
         for (ms, expected) in [("1.0", false), ("1000.0", true)] {
-            let events: Vec<String> = events.iter().map(|event| event.replace("_ms\":1.0", &format!("_ms\":{ms}"))).collect();
+            let events: Vec<String> =
+                events.iter().map(|event| event.replace("_ms\":1.0", &format!("_ms\":{ms}"))).collect();
             let mut fast = recording(&events);
             fast.pieces.iter_mut().for_each(|piece| piece.seconds /= 1e9);
             assert_eq!(is_burst(&fast), expected, "{ms} ms");

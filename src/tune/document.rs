@@ -9,7 +9,6 @@ use super::{Candidate, Race, Subject, Verdict, Visit};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
 
-/// The `moeplan/tune/1` document.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Document {
@@ -60,7 +59,6 @@ pub struct Measured {
 }
 
 impl Entry {
-    /// What a race knows of a candidate.
     pub fn of(race: &Race, at: usize) -> Self {
         let Entrant { candidate, visits, .. } = &race.entrants[at];
         let measured = race.range(at).map(|range| Measured::of(visits, range));

@@ -23,7 +23,6 @@ pub enum Kind {
     Neighbour,
 }
 
-/// A launch that may be measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Candidate {
@@ -40,7 +39,6 @@ pub struct Candidate {
     pub predicted: Option<Predicted>,
 }
 
-/// What is predicted of a candidate; never measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Predicted {

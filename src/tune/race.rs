@@ -36,7 +36,6 @@ pub struct Entrant {
 }
 
 impl Entrant {
-    /// Times of the turn in all samples.
     pub fn turns(&self) -> Vec<f64> {
         self.visits.iter().flat_map(Visit::turns).collect()
     }
@@ -74,7 +73,6 @@ pub enum Standing {
     },
 }
 
-/// Why a tuning ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -129,7 +127,6 @@ impl Race {
         Some(Range { median, half })
     }
 
-    /// The candidate with the least median.
     fn fastest(&self) -> Option<usize> {
         let ranges = (0..self.entrants.len()).filter_map(|at| Some((at, self.range(at)?)));
         ranges.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median)).map(|(at, _)| at)
@@ -149,7 +146,6 @@ impl Race {
         self.range(at).is_none() && too_slow().unwrap_or(false)
     }
 
-    /// Whether it is out of the race.
     fn is_out(&self, at: usize) -> bool {
         let best = self.fastest().and_then(|best| self.range(best));
         let is_slower = self.range(at).zip(best).is_some_and(|(own, best)| own.is_longer(&best));
