@@ -7,8 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::ValueEnum as _;
 
-use super::engine::{Engine, EngineArgs, Runs};
-use super::launch::{LaunchArgs, Proposal};
+use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, Runs};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt, measuring};
 use crate::bytes::Bytes;
@@ -20,7 +19,7 @@ use crate::suite::document::{Bench, Case, Environment, Sample, Session, Verdict}
 use crate::suite::protocol::Suite;
 use crate::suite::session::{self, Asking, CaseLaunch};
 use crate::suite::{facts, llama_bench, stream};
-use crate::tune::neighbours;
+use crate::tune;
 
 /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
 #[derive(Debug, clap::Args)]
@@ -183,7 +182,7 @@ impl Trial {
         let mut fit = launch.run.clone();
         if names.contains(&"fit") {
             let request = args.options.request(model, &launch.machine)?;
-            fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
+            fit = tune::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
             if !ask.fit_target.is_empty() {
                 fit.fit_target.clone_from(&ask.fit_target);
             }

@@ -66,21 +66,28 @@ pub struct Calibration {
 /// Runs `devices --calibrate`. What is measured is kept until it is whole, so that one that is cut off says how to go on.
 pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyhow::Result<Outcome> {
     let path = place(output)?;
+    let margin = machine.margin;
+    let answer = |here, rows: &[BenchRow]| answer(here, rows, &args.model, margin, path.as_deref(), output);
     if !args.from.is_empty() {
-        let measured = earlier(args, machine.machine()?)?;
-        return answer(measured, machine.margin, path.as_deref(), output);
+        let mut rows = Vec::new();
+        for path in &args.from {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+            let of_file = samples::rows(&text);
+            rows.extend(of_file.with_context(|| format!("`{}` is no output of llama-bench", path.display()))?);
+        }
+        return answer(machine.machine()?, &rows);
     }
     let _measuring = measuring::begin("devices --calibrate", output)?;
-    let rows = evidence::store::path().map(|path| path.with_file_name("calibration.jsonl"));
-    let forget = || rows.as_ref().map(std::fs::remove_file);
+    let kept = evidence::store::path().map(|path| path.with_file_name("calibration.jsonl"));
+    let forget = || kept.as_ref().map(std::fs::remove_file);
     // Rows of an earlier one that was cut off are of another time.
     let _ = forget();
-    let measured = measure(args, &machine.machine()?, rows.as_deref(), output);
-    let done = measured.and_then(|measured| answer(measured, machine.margin, path.as_deref(), output));
-    match &rows {
-        Some(rows) if done.is_err() && rows.exists() => output.say(&format!(
+    let here = machine.machine()?;
+    let done = measure(args, &here, kept.as_deref(), output).and_then(|rows| answer(here, &rows));
+    match &kept {
+        Some(kept) if done.is_err() && kept.exists() => output.say(&format!(
             "what was measured is kept in {0}: `moeplan devices --calibrate --from {0}` takes it",
-            rows.display()
+            kept.display()
         )),
         _ => drop(forget()),
     }
@@ -88,10 +95,17 @@ pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyh
 }
 
 /// Finds the constants, writes them down and says them.
-#[expect(clippy::needless_pass_by_value, reason = "what was measured is answered once")]
-fn answer(measured: Measured, margin: Option<Bytes>, path: Option<&Path>, output: &Output) -> anyhow::Result<Outcome> {
-    let basis = samples::basis(&measured.rows);
-    let fit = fit::fit(&measured.machine, &measured.samples, &basis)?;
+fn answer(
+    here: Machine,
+    rows: &[BenchRow],
+    models: &[PathBuf],
+    margin: Option<Bytes>,
+    path: Option<&Path>,
+    output: &Output,
+) -> anyhow::Result<Outcome> {
+    let basis = samples::basis(rows);
+    let here = described_by(here, rows);
+    let fit = fit::fit(&here, &samples_of(rows, models, &here)?, &basis)?;
     let calibration = Calibration {
         basis: basis.clone(),
         prompt_median_error: fit::median_error(&fit.residuals, Phase::Prompt),
@@ -155,26 +169,13 @@ fn take_rates(machine: &mut Machine, saved: &Machine) {
     }
 }
 
-struct Measured {
-    machine: Machine,
-    rows: Vec<BenchRow>,
-    samples: Vec<fit::Sample>,
-}
-
-fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
-    let mut rows = Vec::new();
-    for path in &args.from {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let of_file = samples::rows(&text);
-        rows.extend(of_file.with_context(|| format!("`{}` is no output of llama-bench", path.display()))?);
-    }
-    let machine = described_by(machine, &rows);
-    let samples = samples_of(&rows, &args.model, &machine)?;
-    Ok(Measured { machine, rows, samples })
-}
-
 /// Writes small models and lets llama-bench run them. A test that fails is left out, and said.
-fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output: &Output) -> anyhow::Result<Measured> {
+fn measure(
+    args: &CalibrateArgs,
+    machine: &Machine,
+    keep: Option<&Path>,
+    output: &Output,
+) -> anyhow::Result<Vec<BenchRow>> {
     let beside = server::find(args.llama_server.as_deref())?;
     let program = server::beside(&beside, &["llama-bench"]).with_context(|| {
         format!("no llama-bench beside `{}`: build llama.cpp's tools, or give rows with --from", beside.display())
@@ -186,12 +187,11 @@ fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output:
     let tests = design::tests(machine);
     let started = Instant::now();
     let limit = Duration::from_secs(args.seconds);
-    let mut measured = Measured { machine: machine.clone(), rows: Vec::new(), samples: Vec::new() };
+    let mut measured = Vec::new();
     for (subject, share) in design::SUBJECTS.into_iter().zip([2, 1]) {
         output.say(&format!("writing {} with random weights", subject.spec));
         let path = folder.path().join(format!("{}.gguf", subject.name()));
         write_model(&spec::named(subject.spec)?, subject.blocks, &path, Fill::Random(1))?;
-        let mut of_model = Vec::new();
         for test in &tests {
             // Half of the time for each: what one cannot tell the other may.
             if started.elapsed() > limit / share {
@@ -201,26 +201,21 @@ fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output:
             output.say(&format!("{:>4} s  {}: {}", started.elapsed().as_secs(), subject.spec, test.tells));
             match server::bench(&program, &path, &test.args, limit.max(LEAST), interrupt::is_pressed) {
                 Ok(rows) => {
-                    if let Some(error) = keep.and_then(|keep| keep_rows(keep, &rows).err()) {
+                    let lines = rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n"));
+                    let lines = lines.collect::<std::io::Result<String>>();
+                    let kept = lines.and_then(|lines| keep.map_or(Ok(()), |keep| files::append(keep, &lines)));
+                    if let Err(error) = kept {
                         output.say(&format!("warning: these rows are not kept, should this be cut off: {error}"));
                     }
-                    of_model.extend(rows);
+                    measured.extend(rows);
                 }
                 Err(error) if error.is_interrupted() => return Err(error.into()),
                 Err(error) => output.say(&format!("left out: {error}")),
             }
         }
-        measured.machine = described_by(measured.machine, &of_model);
-        measured.samples.extend(samples_of(&of_model, &[], &measured.machine)?);
-        measured.rows.extend(of_model);
         std::fs::remove_file(&path)?;
     }
     Ok(measured)
-}
-
-fn keep_rows(path: &Path, rows: &[BenchRow]) -> std::io::Result<()> {
-    let lines = rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n"));
-    files::append(path, &lines.collect::<std::io::Result<String>>()?)
 }
 
 /// The least time that one test gets: loading may be slow the first time.

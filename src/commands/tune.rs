@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::engine::{Engine, EngineArgs};
-use super::launch::{LaunchArgs, Proposal, as_written};
+use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, as_written};
 use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
@@ -22,9 +21,8 @@ use crate::run::command::{server_command, shell};
 use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Prompt, Runtime as _, Workload};
 use crate::tune::document::{Document, Entry};
-use crate::tune::neighbours;
 use crate::tune::race::End;
-use crate::tune::{Candidate, Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
+use crate::tune::{self, Candidate, Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
 use crate::{evidence, files};
 
 /// Samples of one visit, behind one warm-up.
@@ -168,13 +166,13 @@ impl Tuning {
         // What the build lacks (an expert cache, before b11549) is no neighbour of its plan.
         alternatives.retain(|other| server.takes(&other.run));
         let request = args.launch.options.request(&proposal.model, machine)?;
-        let fit = neighbours::fit(&launch.run, &request, machine, &engine.free(launch)?);
+        let fit = tune::fit(&launch.run, &request, machine, &engine.free(launch)?);
         let predicted = Predicted { speed: plan.speed.clone(), turn_seconds: plan.turn_seconds };
         let mut candidates = vec![
             Candidate::new(Kind::Plan, "the plan", launch.run.clone(), machine, Some(predicted)),
             Candidate::new(Kind::Fit, "--fit on", fit, machine, None),
         ];
-        candidates.extend(neighbours::promising(&launch.run, alternatives, &request));
+        candidates.extend(tune::promising(&launch.run, alternatives, &request));
         let race = Race::new(candidates);
         Ok(Self { server, proposal, subject, race, journal, first_error: None, unkept: None })
     }

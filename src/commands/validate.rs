@@ -6,8 +6,7 @@ use anyhow::{Context as _, bail};
 use serde_json::json;
 
 use super::bench::{AskArgs, Trial, launched, say_what_to_try};
-use super::engine::{Engine, EngineArgs, Runs};
-use super::launch::{LaunchArgs, Proposal, listed};
+use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, Runs, listed};
 use super::{Outcome, Output, check, interrupt, measuring};
 use crate::bytes::Bytes;
 use crate::cli::refusal::Refusal;
@@ -29,7 +28,7 @@ use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
 use crate::suite::session::{Asking, CaseLaunch};
 use crate::suite::store::{self, Store, key};
 use crate::suite::{checklist, facts};
-use crate::tune::neighbours;
+use crate::tune;
 use crate::{files, gguf, memory};
 
 /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
@@ -323,7 +322,7 @@ impl Shared<'_> {
         let since = modified.and_then(|time| time.duration_since(std::time::SystemTime::UNIX_EPOCH).ok());
         key(&json!({
             "runtime": self.engine.name(),
-            "launch": neighbours::id(&case.launch.run, machine),
+            "launch": tune::id(&case.launch.run, machine),
             "devices": machine.devices.iter().map(|device| (&device.name, device.total)).collect::<Vec<_>>(),
             "fit_target": self.args.ask.fit_target,
             "threads": case.launch.n_threads,

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::engine::{Engine, EngineArgs, Runs};
-use super::launch::{DOES_NOT_FIT, LaunchArgs, Proposal};
+use super::launch::{DOES_NOT_FIT, Engine, EngineArgs, LaunchArgs, Proposal, Runs};
 use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
 use crate::cli::Format;
@@ -154,7 +153,8 @@ fn workload(ask: &MeasureArgs, engine: &Engine, launch: &Launch, n_ctx: u32) -> 
     let room = room.saturating_sub(depth).max(1);
     let room = if launch.run.embeddings { room.min(launch.run.n_ubatch.max(1)) } else { room };
     let prompt = ask.text.clone().map_or(Prompt::Tokens(ask.measure_prompt.min(room)), Prompt::Text);
-    let repetitions = ask.repetitions.unwrap_or_else(|| engine.repetitions());
+    // A server's own clock has a spread worth showing.
+    let repetitions = ask.repetitions.unwrap_or(if matches!(engine, Engine::Server(_)) { 3 } else { 1 });
     Workload { prompt, depth, n_generate: ask.measure_generate, repetitions }
 }
 

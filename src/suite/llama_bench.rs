@@ -1,15 +1,7 @@
 //! llama-bench's own JSON as a bench: every launch of it a case, every test a point of the depth sweep.
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::string_slice,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation
-    )
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
 use super::document::{Case, DepthSample, Session};
@@ -29,7 +21,7 @@ pub fn cases(text: &str) -> Result<Vec<Case>, Error> {
             take(case, &row);
             continue;
         }
-        let name = format!("llama-bench-{}", cases.len().saturating_add(1));
+        let name = format!("llama-bench-{}", cases.len() + 1);
         let devices = if row.gpu_info.is_empty() { &row.cpu_info } else { &row.gpu_info };
         let what = format!("measured by llama-bench b{} on {devices}, {}", row.build_number, row.test_time);
         let mut case = Case { name, what, command, ..Case::default() };

@@ -12,14 +12,6 @@ use crate::runtime::sandbox::Outcome;
 pub const FIBONACCI: u32 = 12;
 /// The one line about an answer of made-up weights.
 pub const NOT_JUDGED: &str = "the answer is right";
-/// Words that hold English sentences together. Those that other languages with Latin letters use as well (`a`, `in`, `is`,
-/// `no`, `on`, `so`, `was` …) are left out.
-const FUNCTION_WORDS: &str = "the of and to that it for with this by be you its at from are which have has had not or but can we they \
-    their there when where what who how if then than each would could should may into out over more our your my his he she them \
-    these those been were because while through about between let one all any some such only other here both after before until \
-    first very just like up down does do us upon every without where's it's using used given same will must most yet nor off \
-    himself herself itself";
-
 /// `run_code` gives the first [`FIBONACCI`] values of a function in code.
 pub fn judge(
     prompt: &SuitePrompt,
@@ -43,10 +35,6 @@ pub fn judge(
         };
         items.push(repetition(text));
         items.push(truncation(text, sample.finish_reason.as_deref(), sample.generated_tokens, prompt.max_tokens));
-        // Of an answer that is code without a fence, only the prose before it is judged.
-        let is_bare = matches!(prompt.check, Check::Fibonacci { .. }) && !text.lines().any(is_fence);
-        let code = code_of(text).filter(|_| is_bare).unwrap_or_default();
-        items.push(english(text.strip_suffix(code.as_str()).unwrap_or(text)));
         items
     };
     Quality { prompt: prompt.name.clone(), verdict: overall(&items), items }
@@ -199,40 +187,6 @@ fn truncation(text: &str, finish: Option<&str>, tokens: Option<u32>, max_tokens:
     }
 }
 
-/// Whether prose is English, by the share of its words that are English function words; code is not looked at.
-fn english(text: &str) -> Item {
-    const WHAT: &str = "it is English";
-    let (mut prose, mut in_code) = (String::new(), false);
-    for line in text.lines() {
-        in_code ^= is_fence(line);
-        if !in_code && !is_fence(line) {
-            prose.extend(line.split('`').step_by(2).chain(["\n"]));
-        }
-    }
-    let letters = prose.chars().filter(|c| c.is_alphabetic()).count();
-    let latin = prose.chars().filter(char::is_ascii_alphabetic).count();
-    if letters >= 20 && latin * 10 < letters * 9 {
-        return Item::held(WHAT, false, format!("{latin} of {letters} letters are Latin without accents"));
-    }
-    let prose = prose.replace('’', "'").to_lowercase();
-    let words =
-        prose.split(|c: char| !c.is_alphabetic() && c != '\'').filter(|word| word.contains(char::is_alphabetic));
-    let words: Vec<&str> = words.collect();
-    if words.len() < 8 {
-        return Item::open(WHAT, format!("{} words of prose are too few to tell", words.len()));
-    }
-    let known: BTreeSet<&str> = FUNCTION_WORDS.split_whitespace().collect();
-    let found: Vec<&&str> = words.iter().filter(|word| known.contains(**word)).collect();
-    let different = found.iter().collect::<BTreeSet<_>>().len();
-    let detail =
-        format!("{} of {} words, {different} different ones, are English function words", found.len(), words.len());
-    match (different, words.len()) {
-        (2.., n) if found.len() * 6 >= n => Item::held(WHAT, true, detail),
-        (2.., n) if found.len() * 8 >= n => Item::open(WHAT, detail),
-        _ => Item::held(WHAT, false, detail),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -360,35 +314,5 @@ mod tests {
         ] {
             assert_eq!(truncation(text, finish, tokens, 64).verdict, expected, "{text}");
         }
-    }
-
-    #[test]
-    fn english_is_told_from_other_languages_gibberish_and_code() {
-        let code = "def fibonacci(n):\n    if n <= 1:\n        return n\n    a, b = 0, 1\n    for _ in range(n - 1):\n        a, b = b, a + b\n    return b\n";
-        for (text, expected) in [
-            ("The sea is a door that no one dares to close at night.", Verdict::Pass),
-            (TEXT, Verdict::Pass),
-            (
-                "Der Zug hat in zwei Stunden also 150 Kilometer hinter sich; so ist die Antwort am Ende 75, und was will man mehr als das.",
-                Verdict::Fail,
-            ),
-            (
-                "La descente de gradient est un algorithme qui minimise une fonction de perte par petits pas, on y arrive en calculant la pente.",
-                Verdict::Fail,
-            ),
-            ("Море ночью — это дверь, которую никто не решается закрыть.", Verdict::Fail),
-            ("勾配降下法は、損失関数を最小化するための最適化アルゴリズムです。勾配の逆方向に進みます。", Verdict::Fail),
-            // Real words without grammar, as a model with random weights writes them.
-            ("piano harbor seven green running cloud tablet forty jump silver marble window engine", Verdict::Fail),
-            (&"the ".repeat(40), Verdict::Fail),
-            (code, Verdict::Fail),
-            ("It is 75 km/h.", Verdict::NotAssessed),
-            (&format!("```\n{code}"), Verdict::NotAssessed),
-        ] {
-            let item = english(text);
-            assert_eq!(item.verdict, expected, "{text}: {}", item.detail);
-        }
-        let bare = judged("code", &sample(code), false, &Outcome::Failed(String::new()));
-        assert_eq!(verdict_of(&bare, "English"), Some(Verdict::NotAssessed));
     }
 }

@@ -48,7 +48,7 @@ pub struct CaseLaunch {
 
 impl CaseLaunch {
     /// The case of that name, made from a launch: all but `fit` differ from it in nothing but where tensors go. `fit` is the launch that
-    /// llama.cpp chooses by itself ([`crate::tune::neighbours::fit`]).
+    /// llama.cpp chooses by itself ([`crate::tune::fit`]).
     pub fn new(name: &str, launch: &Launch, fit: &RunConfig, model: &Model) -> Self {
         let what = match name {
             "all-on-device" => "every layer and every expert on the devices (-ngl 99), else as the launch under test",

