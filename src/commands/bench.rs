@@ -267,7 +267,7 @@ fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
     let note = "measured by llama-bench, which tells neither memory nor answers; nothing was run here";
     bench.notes.push(note.to_string());
     bench.cases = cases;
-    bench.sum_up(suite, None);
+    bench.sum_up(suite, false);
     Ok(bench)
 }
 

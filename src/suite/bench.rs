@@ -11,7 +11,7 @@ use super::quality;
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
 use crate::memory::HOST;
-use crate::runtime::sandbox::{Interpreter, Isolated, Outcome};
+use crate::runtime::sandbox::{Interpreter as _, Isolated, Outcome};
 use crate::runtime::{Error, Kind};
 use crate::stats;
 
@@ -42,7 +42,7 @@ impl Bench {
                 let session = launch(at, repetition);
                 let is_interrupted = session.is_interrupted;
                 so_far.sessions.extend(Some(session).filter(|it| !is_interrupted || !it.samples.is_empty()));
-                self.sum_up(suite, None);
+                self.sum_up(suite, false);
                 if is_interrupted {
                     self.notes.push("interrupted: what was measured until then".to_string());
                     return true;
@@ -50,15 +50,17 @@ impl Bench {
                 each(self);
             }
         }
-        self.sum_up(suite, Some(&Isolated));
+        self.sum_up(suite, true);
         false
     }
 
-    /// Makes every figure that follows from the sessions. Without an interpreter no code of an answer is run.
-    pub fn sum_up(&mut self, suite: &Suite, interpreter: Option<&dyn Interpreter>) {
-        let run_code = |code: &str, function: &str| match interpreter {
-            Some(interpreter) => interpreter.values(code, function, quality::FIBONACCI),
-            None => Outcome::Unavailable("the bench is not over".to_string()),
+    /// Makes every figure that follows from the sessions. Code of answers is run where the bench is over.
+    pub fn sum_up(&mut self, suite: &Suite, is_over: bool) {
+        let run_code = |code: &str, function: &str| {
+            if is_over {
+                return Isolated.values(code, function, quality::FIBONACCI);
+            }
+            Outcome::Unavailable("the bench is not over".to_string())
         };
         for case in &mut self.cases {
             let samples: Vec<&Sample> = case.samples().collect();
@@ -332,7 +334,7 @@ mod tests {
             case("all-on-device", vec![session(1, 1000, 60.0)]),
             case("fit", vec![failed]),
         ];
-        bench.sum_up(&suite, None);
+        bench.sum_up(&suite, false);
         bench
     }
 
