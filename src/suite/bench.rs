@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
+
 use super::document::{
-    BENCH_SCHEMA, Bench, Case, DepthRow, DepthSample, Environment, Gaps, Item, Mode, ModelFacts, Sample, Saving,
+    BENCH_SCHEMA, Bench, Case, Clock, DepthRow, DepthSample, Environment, Gaps, Item, Mode, ModelFacts, Sample, Saving,
     Session, SpeedRow, Verdict, Weights,
 };
 use super::protocol::Suite;
@@ -210,72 +212,57 @@ fn savings(cases: &[Case]) -> Vec<Saving> {
     savings
 }
 
+const COLUMNS: &str = "case,repetition,kind,prompt,depth,prompt_tokens,generated_tokens,tokens_by,pp_tokens_per_s,\
+    tg_tokens_per_s,speed_by,first_token_s,gap_median_s,gap_p95_s,gap_max_s,total_s,finish_reason,failure";
+
 /// The tables as comma-separated values (RFC 4180): a line an answer, then a line a point of the depth sweep. What is not
 /// known is empty.
 pub fn csv(bench: &Bench) -> String {
-    let mut out = String::from(
-        "case,repetition,kind,prompt,depth,prompt_tokens,generated_tokens,tokens_by,pp_tokens_per_s,tg_tokens_per_s,\
-         speed_by,first_token_s,gap_median_s,gap_p95_s,gap_max_s,total_s,finish_reason,failure\r\n",
-    );
-    for (case, session) in bench.cases.iter().flat_map(|case| case.sessions.iter().map(move |session| (case, session)))
-    {
-        let head = [case.name.clone(), session.repetition.to_string()];
-        let depths = session.depths.iter().map(|at| {
-            let (depth, prompt, generated) =
-                (at.depth.to_string(), at.prompt_tokens.to_string(), at.generated_tokens.to_string());
-            let cells =
-                ["depth".into(), String::new(), depth, prompt, generated, "runtime".into(), shown(at.pp), shown(at.tg)];
-            let unknown = std::iter::repeat_n(String::new(), 6);
-            cells.into_iter().chain(["runtime".into(), shown(at.first_token_seconds)]).chain(unknown).collect()
+    let mut out = COLUMNS.to_string() + "\r\n";
+    let sessions = bench.cases.iter().flat_map(|case| case.sessions.iter().map(move |session| (case, session)));
+    for (case, session) in sessions {
+        let samples = session.samples.iter().map(|s| {
+            let gap = |figure: fn(&Gaps) -> f64| s.gaps.as_ref().map(figure);
+            json!({
+                "kind": s.mode, "prompt": s.prompt, "prompt_tokens": s.prompt_tokens, "generated_tokens": s.generated_tokens,
+                "tokens_by": s.tokens_by, "pp_tokens_per_s": s.pp, "tg_tokens_per_s": s.tg, "speed_by": s.speed_by,
+                "first_token_s": s.first_token_seconds, "gap_median_s": gap(|gaps| gaps.median), "gap_p95_s": gap(|gaps| gaps.p95),
+                "gap_max_s": gap(|gaps| gaps.max), "total_s": s.total_seconds, "finish_reason": s.finish_reason,
+                "failure": s.failure,
+            })
         });
-        let mut lines: Vec<Vec<String>> = session.samples.iter().map(sample_cells).chain(depths).collect();
-        if lines.is_empty() {
-            lines.push(vec![String::new(); 15]);
-            lines[0].push(session.failure.clone().unwrap_or_default());
+        let depths = session.depths.iter().map(|at| {
+            json!({
+                "kind": "depth", "depth": at.depth, "prompt_tokens": at.prompt_tokens, "generated_tokens": at.generated_tokens,
+                "tokens_by": Clock::Runtime, "pp_tokens_per_s": at.pp, "tg_tokens_per_s": at.tg, "speed_by": Clock::Runtime,
+                "first_token_s": at.first_token_seconds,
+            })
+        });
+        let mut rows: Vec<Value> = samples.chain(depths).collect();
+        if rows.is_empty() {
+            rows.push(json!({ "failure": session.failure }));
         }
-        lines.into_iter().for_each(|cells| line(&mut out, head.iter().cloned().chain(cells)));
+        for mut row in rows {
+            (row["case"], row["repetition"]) = (json!(case.name), json!(session.repetition));
+            let cells: Vec<String> = COLUMNS.split(',').map(|column| cell(&row[column])).collect();
+            out += &(cells.join(",") + "\r\n");
+        }
     }
     out
 }
 
-fn shown(value: Option<f64>) -> String {
-    value.map(|value| format!("{value:.6}")).unwrap_or_default()
-}
-
-fn sample_cells(sample: &Sample) -> Vec<String> {
-    let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_string();
-    let count = |value: Option<u32>| value.map(|value| value.to_string()).unwrap_or_default();
-    let gap = |figure: fn(&Gaps) -> f64| shown(sample.gaps.as_ref().map(figure));
-    vec![
-        word(serde_json::json!(sample.mode)),
-        sample.prompt.clone(),
-        String::new(),
-        count(sample.prompt_tokens),
-        count(sample.generated_tokens),
-        word(serde_json::json!(sample.tokens_by)),
-        shown(sample.pp),
-        shown(sample.tg),
-        word(serde_json::json!(sample.speed_by)),
-        shown(sample.first_token_seconds),
-        gap(|gaps| gaps.median),
-        gap(|gaps| gaps.p95),
-        gap(|gaps| gaps.max),
-        shown(Some(sample.total_seconds)),
-        sample.finish_reason.clone().unwrap_or_default(),
-        sample.failure.clone().unwrap_or_default(),
-    ]
-}
-
-/// One line; text that a spreadsheet would take for a formula gets an apostrophe before it.
-fn line(out: &mut String, cells: impl Iterator<Item = String>) {
-    let cell = |cell: String| {
-        let is_formula = cell.starts_with(['=', '+', '-', '@', '\t']) && cell.parse::<f64>().is_err();
-        let cell = if is_formula { format!("'{cell}") } else { cell };
-        let needs_quotes = cell.contains(['"', ',', '\n', '\r']);
-        if needs_quotes { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
+/// Text that a spreadsheet would take for a formula gets an apostrophe before it.
+fn cell(value: &Value) -> String {
+    let cell = match value {
+        Value::String(text) if text.starts_with(['=', '+', '-', '@', '\t']) => format!("'{text}"),
+        Value::String(text) => text.clone(),
+        Value::Number(number) => {
+            number.as_f64().filter(|_| number.is_f64()).map_or(number.to_string(), |n| format!("{n:.6}"))
+        }
+        _ => String::new(),
     };
-    out.push_str(&cells.map(cell).collect::<Vec<_>>().join(","));
-    out.push_str("\r\n");
+    let needs_quotes = cell.contains(['"', ',', '\n', '\r']);
+    if needs_quotes { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
 }
 
 #[cfg(test)]
@@ -369,9 +356,8 @@ mod tests {
         assert!(table.contains("all-on-device,1,stream,creative,,9,50,,100.000000,120.000000,,0.100000,"), "{table}");
         assert!(table.contains(",depth,,256,64,8,runtime,10.000000,,runtime,,,,,,,\r\n"), "{table}");
         assert!(table.ends_with("\"out, of \"\"memory\"\"\"\r\n"), "{table}");
-        let mut out = String::new();
-        line(&mut out, ["=1+1".to_string(), "-2.5".into(), "a\"b".into()].into_iter());
-        assert_eq!(out, "'=1+1,-2.5,\"a\"\"b\"\r\n");
+        let cells = [json!("=1+1"), json!(-2.5), json!("a\"b"), json!(7), Value::Null];
+        assert_eq!(cells.each_ref().map(cell), ["'=1+1", "-2.500000", "\"a\"\"b\"", "7", ""]);
     }
 
     #[test]

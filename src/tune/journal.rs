@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 
 /// What was tuned: measurements of another subject are no evidence.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Subject {
     pub model: String,
@@ -29,7 +29,7 @@ pub struct Subject {
 pub const SCHEMA: &str = "moeplan/tune-visit/1";
 
 /// One launch of a candidate, loaded, warmed up and measured: a line of the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Visit {
     pub schema: String,
     pub subject: Subject,

@@ -236,7 +236,6 @@ fn spread(groups: &[Vec<f64>]) -> Option<f64> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::bytes::Bytes;
     use crate::run::RunConfig;
     use crate::speed::Speed;
     use crate::tune::journal::SCHEMA;
@@ -244,30 +243,13 @@ pub(super) mod tests {
 
     /// A visit whose samples took so many seconds.
     pub fn visit(candidate: &str, turns: &[f64]) -> Visit {
-        let subject = Subject {
-            model: "m.gguf".into(),
-            bytes: Bytes(1),
-            program: "llama-server".into(),
-            build: 11434,
-            prompt: 1000,
-            generate: 1,
-            depth: 0,
-            devices: Vec::new(),
-        };
         Visit {
             schema: SCHEMA.into(),
-            subject,
+            subject: Subject { prompt: 1000, generate: 1, ..Subject::default() },
             candidate: candidate.into(),
-            what: candidate.into(),
-            time: 0,
             seconds: 1.0,
-            load_seconds: 0.5,
-            depth: 0,
             pp: turns.iter().map(|seconds| 1000.0 / seconds).collect(),
-            tg: Vec::new(),
-            memory: std::collections::BTreeMap::new(),
-            peak: std::collections::BTreeMap::new(),
-            cache_hits: None,
+            ..Visit::default()
         }
     }
 
