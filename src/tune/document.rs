@@ -9,6 +9,7 @@ use super::{Candidate, Race, Subject, Verdict, Visit};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
 
+/// Which of the launches that took part is fastest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Document {
@@ -37,6 +38,7 @@ pub struct Entry {
     pub measured: Option<Measured>,
 }
 
+/// Speeds in tokens/s, times in seconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measured {
