@@ -39,7 +39,7 @@ def convert(path, out):
         if any('ffn_up' in n for n in names):
             own = {k: v for k, v in own.items() if not is_ffn(k)} | {n: (s, t) for n, s, t in mine if is_ffn(n)}
     f32 = GGMLQuantizationType.F32
-    own = {name: what for name, what in own.items() if not name.endswith('scale')}
+    own = {name: what for name, what in own.items() if not (name.endswith(('.scale', '.input_scale')) or 'compressor' in name or name.startswith('indexer') and arch == 'deepseek4')}
     own |= {'nextn.eh_proj.weight': ([2 * embd, embd], f32), 'nextn.enorm.weight': ([embd], f32), 'nextn.hnorm.weight': ([embd], f32), 'nextn.shared_head_norm.weight': ([embd], f32)}
     if arch == 'bailingmoe3':
         own['layer_output_norm.weight'] = own.pop('nextn.shared_head_norm.weight')
@@ -55,7 +55,7 @@ def convert(path, out):
     for name, (types, items) in fields.items():
         if name.startswith(arch + '.') and isinstance(items, list) and len(items) == blocks and types[-1] != GGUFValueType.STRING:
             last = [i for i in items if i] or items
-            fields[name] = (types, items + ([type(items[0])(0)] if name.endswith('recurrent_layers') else last[-1:]))
+            fields[name] = (types, items + ([type(items[0])(0)] if name.endswith(('recurrent_layers', 'compress_ratios')) else last[-1:]))
     head = b'GGUF' + struct.pack('<IQQ', 3, len(new), len(fields))
     for name, (types, item) in fields.items():
         head += string(name) + struct.pack('<I', types[0])

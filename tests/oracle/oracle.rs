@@ -17,12 +17,13 @@ use moeplan::runtime::{Embedded, Error, Kind, Launch, Runtime as _, bind_softwar
 use moeplan::{gguf, memory};
 
 /// Command lines and whether they get a device. Both programs, both kinds of cache layout, quantized caches.
-const CASES: [(&str, bool, &str); 5] = [
+const CASES: [(&str, bool, &str); 6] = [
     ("cpu", false, "llama-server -c 4096"),
     ("rpc", true, "llama-server -c 4096 -ngl 99"),
     ("rpc-cmoe", true, "llama-fit-params -c 4096 -ngl 99 -cmoe"),
     ("rpc-half", true, "llama-server -c 8192 -ngl 2 -np 3 -nkvo"),
     ("rpc-q8", true, "llama-server -c 8192 -ngl 99 -np 2 -ctk q8_0 -ctv q8_0 -fa on"),
+    ("rpc-draft", true, "llama-server -c 4096 -ngl 99 -np 2 -ub 64 --spec-type draft-eagle3 --spec-draft-n-max 5"),
 ];
 
 /// The header files, or `None` where this checkout has none.

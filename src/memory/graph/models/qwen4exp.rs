@@ -108,7 +108,7 @@ pub(super) fn conv_input<'g>(
     [columns, channels]: [u64; 2],
 ) -> Node<'g> {
     let input = b.past_and(inputs, states, x, [columns, channels]);
-    b.write_states(b.last_columns(input, columns + 1, channels).cont(), states);
+    b.write_columns(input, [columns + 1, channels], states, Node::cont);
     input
 }
 
