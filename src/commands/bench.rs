@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::ValueEnum as _;
+use clap::builder::PossibleValue;
 
 use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, Runs};
 use super::plan::PlanOptions;
@@ -278,7 +279,7 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let engine = args.engine.engine(args.runtime, output)?;
     let proposal = Proposal::of_model(path, &args.launch, &engine)?;
     let baselines: Vec<_> = args.baseline.iter().filter_map(Baseline::to_possible_value).collect();
-    let names: Vec<&str> = ["plan"].into_iter().chain(baselines.iter().map(|value| value.get_name())).collect();
+    let names: Vec<&str> = ["plan"].into_iter().chain(baselines.iter().map(PossibleValue::get_name)).collect();
     let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.launch, (&engine, &args.engine), output)?;
     let Trial { cases, mut bench, asking } = trial;
     if !proposal.fits() {

@@ -314,7 +314,7 @@ impl EngineArgs {
         interrupt::arm();
         let (interrupted, limit) = (interrupt::is_pressed as fn() -> bool, Duration::from_secs(self.timeout));
         let echo = output.is_verbose().then_some(super::echo as Echo);
-        Ok(Engine::Embedded(Embedded { interrupted, limit, echo, ..Embedded::here()? }))
+        Ok(Engine::Embedded(Embedded { limit, echo, interrupted, ..Embedded::here()? }))
     }
 
     /// The llama-server, with a progress bar, the log with `-v`, and Ctrl-C heeded.
@@ -380,7 +380,7 @@ impl Engine {
 
     pub fn name(&self) -> String {
         match self {
-            Self::Embedded(_) => format!("llama.cpp b{} inside moeplan", EMBEDDED_BUILD),
+            Self::Embedded(_) => format!("llama.cpp b{EMBEDDED_BUILD} inside moeplan"),
             Self::Server(server) => format!("{} (`{}`)", server.build.name(), server.build.program.display()),
         }
     }

@@ -178,6 +178,8 @@ fn by_driver(session: &Session) -> Option<Bytes> {
     (!session.device_used.is_empty()).then(|| session.device_used.values().copied().sum())
 }
 
+type Figure = fn(&Session) -> Option<Bytes>;
+
 /// The first case beside every other, where both were measured.
 fn savings(cases: &[Case]) -> Vec<Saving> {
     let Some((first, others)) = cases.split_first() else { return Vec::new() };
@@ -188,7 +190,7 @@ fn savings(cases: &[Case]) -> Vec<Saving> {
     let mut savings = Vec::new();
     for other in others {
         let ratio = |figure| Some(overall(first, figure)? / overall(other, figure)?);
-        let figures: [(&str, fn(&Session) -> Option<Bytes>); 2] = [("llama.cpp", on_devices), ("driver", by_driver)];
+        let figures: [(&str, Figure); 2] = [("llama.cpp", on_devices), ("driver", by_driver)];
         for (by, figure) in figures {
             let measured =
                 |case: &Case| case.sessions.iter().filter(|session| session.failure.is_none()).find_map(figure);

@@ -176,7 +176,7 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     session.measured(
         case,
         asking,
-        &Observation { memory, resolution, mapped_span, device_used, ..Observation::default() },
+        &Observation { memory, resolution, device_used, mapped_span, ..Observation::default() },
     );
     session
 }

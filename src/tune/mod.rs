@@ -77,22 +77,18 @@ impl Candidate {
 /// the same cache, and leave what the user fixed as it is.
 pub fn promising(plan: &RunConfig, mut alternatives: Vec<Candidate>, request: &Request) -> Vec<Candidate> {
     let levers = request.levers;
-    let may = |other: &RunConfig| {
-        let same_service = (other.n_ctx, other.n_parallel, other.type_k, other.type_v)
-            == (plan.n_ctx, plan.n_parallel, plan.type_k, plan.type_v);
-        same_service
-            && (levers.ubatch || other.n_ubatch == plan.n_ubatch)
-            && (levers.batch || other.n_batch == plan.n_batch)
-            && (levers.load_mode || other.load_mode == plan.load_mode)
-            && (levers.threads || other.n_threads == plan.n_threads)
-            && (levers.op_offload || other.op_offload == plan.op_offload)
-            && (request.strategy == Strategy::Auto || other.overrides == plan.overrides)
+    let fixed = |run: &RunConfig| {
+        let service = (run.n_ctx, run.n_parallel, run.type_k, run.type_v);
+        let batches = ((!levers.ubatch).then_some(run.n_ubatch), (!levers.batch).then_some(run.n_batch));
+        let load = ((!levers.load_mode).then_some(run.load_mode), (!levers.threads).then_some(run.n_threads));
+        let placement = (request.strategy != Strategy::Auto).then(|| run.overrides.clone());
+        (service, batches, load, (!levers.op_offload).then_some(run.op_offload), placement)
     };
     let mut seen: Vec<RunConfig> = Vec::new();
     let turn = |other: &Candidate| other.predicted.as_ref().map_or(f64::INFINITY, |predicted| predicted.turn_seconds);
     alternatives.sort_by(|a, b| turn(a).total_cmp(&turn(b)));
     alternatives.retain(|other| {
-        let is_new = other.run != *plan && may(&other.run) && !seen.contains(&other.run);
+        let is_new = other.run != *plan && fixed(&other.run) == fixed(plan) && !seen.contains(&other.run);
         seen.push(other.run.clone());
         is_new
     });
