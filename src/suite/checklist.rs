@@ -366,7 +366,9 @@ mod tests {
             bench.cases[2].sessions[0].trouble = kind.map(|kind| Trouble { kind, hint: None });
             let items = lines(&bench);
             holds(&items, "fit: every launch ran to its end", verdict, launched);
-            of_fit.iter().for_each(|line| holds(&items, line, verdict, says));
+            for line in of_fit {
+                holds(&items, line, verdict, says);
+            }
         }
         // It broke after it had answered.
         bench.cases[2].sessions.push(Session::default());

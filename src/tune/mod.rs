@@ -138,6 +138,8 @@ mod tests {
         vec![Override { pattern: "exps".into(), buffer: buffer.into(), origin: "-ot".into() }]
     }
 
+    type Fix = fn(&mut Request);
+
     #[test]
     fn what_the_user_fixed_and_what_is_served_stay() {
         let machine = Machine::new(Vec::new(), Host::default()).unwrap();
@@ -156,7 +158,7 @@ mod tests {
             let predicted = Some(Predicted { speed: speed.clone(), turn_seconds });
             Candidate::new(Kind::Neighbour, what, run, &machine, predicted)
         });
-        let fixes: [(fn(&mut Request), &str); 4] = [
+        let fixes: [(Fix, &str); 4] = [
             (|_| {}, "blocks -t -lm -ub"),
             (|request| request.levers.ubatch = false, "blocks -t -lm"),
             (|request| request.levers.threads = false, "blocks -lm -ub"),
