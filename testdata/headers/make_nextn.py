@@ -10,7 +10,7 @@ import sys
 from gguf import GGUFReader, GGUFValueType, GGMLQuantizationType
 
 MODELS = """bailingmoe3-moe cohere2moe-moe deepseek2-moe deepseek32-moe deepseek4-moe glm-dsa-moe glm4moe-moe hy_v3-moe mimo2-moe
-qwen35-dense qwen35moe-moe qwen3next-moe""".split()
+qwen35-dense qwen35moe-moe qwen3next-moe qwen4exp-moe""".split()
 
 def string(text):
     raw = text if isinstance(text, bytes) else text.encode()
@@ -43,6 +43,11 @@ def convert(path, out):
     own |= {'nextn.eh_proj.weight': ([2 * embd, embd], f32), 'nextn.enorm.weight': ([embd], f32), 'nextn.hnorm.weight': ([embd], f32), 'nextn.shared_head_norm.weight': ([embd], f32)}
     if arch == 'bailingmoe3':
         own['layer_output_norm.weight'] = own.pop('nextn.shared_head_norm.weight')
+    if arch == 'qwen4exp':
+        streams = fields[f'{arch}.hyper_connection.count'][1]
+        own['nextn.hnorm.weight'] = ([embd, streams], f32)
+        del own['nextn.shared_head_norm.weight']
+        own |= {f'nextn.hc_head_{part}.weight': own[f'hc_attn_{part}.weight'] for part in ('norm', 'down', 'up')}
     if arch == 'mimo2':
         width = sum(own.pop(f'attn_{part}.weight')[0][1] for part in 'qkv')
         own = {name: what for name, what in own.items() if not name.startswith(('ffn_', 'exp_probs')) or name == 'ffn_norm.weight'}

@@ -5,7 +5,7 @@
 use super::super::tensor::Node;
 use super::super::{Builder, Error, Layer, Norm};
 use super::plain::{Pick, Spec, layer};
-use super::{deepseek4, delta, kda, mixed, mla, plain};
+use super::{deepseek4, delta, kda, mixed, mla, plain, qwen4exp};
 use crate::arch::{Graph, Logits, Rope};
 use crate::gguf::ggml_type::{f32, i32};
 use crate::memory::caches::CacheKind;
@@ -58,14 +58,10 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
             head(l, rows.mark_output());
         }
         Graph::Deepseek4 => {
-            let n_streams = l.hparam("hyper_connection.count");
-            let h = l.draft.input(f32(), &[l.n_embd * n_streams, l.n_tokens]);
-            let h = l.norm("nextn.hnorm", h.reshape(&[l.n_embd, n_streams, l.n_tokens]));
-            let rows = l.norm("nextn.enorm", token_rows(l)).reshape(&[l.n_embd, 1, l.n_tokens]);
-            let rows = rows.repeat(&[l.n_embd, n_streams, l.n_tokens]).concat(h, 0);
-            let rows = deepseek4::drafted(l, l.mm("nextn.eh_proj", rows));
+            let rows = deepseek4::drafted(l, joined_streams(l));
             head(l, head_norm(l, Norm::Rms, rows).mark_output());
         }
+        Graph::Qwen4Exp => head(l, qwen4exp::drafted(l, joined_streams(l)).mark_output()),
         _ => _ = b.fail(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
     }
 }
@@ -76,6 +72,16 @@ fn joined<'g>(l: Layer<'g>) -> Node<'g> {
     let h = l.norm("nextn.hnorm", h);
     let rows = l.norm("nextn.enorm", embedding).concat(h, 0);
     l.mm("nextn.eh_proj", rows)
+}
+
+/// The same for each residual stream of the target.
+fn joined_streams<'g>(l: Layer<'g>) -> Node<'g> {
+    let n_streams = l.hparam("hyper_connection.count");
+    let by_stream = [l.n_embd, n_streams, l.n_tokens];
+    let h = l.draft.input(f32(), &[l.n_embd * n_streams, l.n_tokens]);
+    let h = l.norm("nextn.hnorm", h.reshape(&by_stream));
+    let rows = l.norm("nextn.enorm", token_rows(l)).reshape(&[l.n_embd, 1, l.n_tokens]);
+    l.mm("nextn.eh_proj", rows.repeat(&by_stream).concat(h, 0))
 }
 
 fn token_rows<'g>(l: Layer<'g>) -> Node<'g> {
