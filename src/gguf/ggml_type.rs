@@ -141,13 +141,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_and_names_are_unique() {
-        for (i, a) in TYPES.iter().enumerate() {
-            assert!(TYPES[i + 1..].iter().all(|b| a.id != b.id && a.name != b.name), "{}", a.name);
-        }
-    }
-
-    #[test]
     fn bytes_of_a_row() {
         assert_eq!(GgmlType::from_name("q4_k").unwrap().row_bytes(512), Some(288));
         assert_eq!(GgmlType::from_id(39).unwrap().row_bytes(2880), Some(1530));

@@ -13,29 +13,18 @@ use super::{ByteOrder, GgmlType};
 /// A metadata value with the exact type that goes into the file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scalar {
-    /// `uint16`.
     U16(u16),
-    /// `uint32`, the usual integer.
+    /// The usual integer.
     U32(u32),
-    /// `int32`.
     I32(i32),
-    /// `uint64`.
     U64(u64),
-    /// `float32`.
     F32(f32),
-    /// `bool`.
     Bool(bool),
-    /// UTF-8 text.
     String(String),
-    /// Array of `string`.
     Strings(Vec<String>),
-    /// Array of `int32`.
     I32s(Vec<i32>),
-    /// Array of `uint32`.
     U32s(Vec<u32>),
-    /// Array of `float32`.
     F32s(Vec<f32>),
-    /// Array of `bool`.
     Bools(Vec<bool>),
 }
 
@@ -169,42 +158,5 @@ impl Encoder {
             Scalar::Bools(items) => self.array(7, items, |out, b| out.bytes.push(u8::from(*b))),
             Scalar::Strings(items) => self.array(8, items, |out, text| out.string(text)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gguf::ggml_type;
-
-    fn small(byte_order: ByteOrder) -> NewFile {
-        NewFile {
-            version: 3,
-            byte_order,
-            alignment: 32,
-            metadata: vec![("k".into(), Scalar::U32(7)), ("t".into(), Scalar::Strings(vec!["ab".into()]))],
-            tensors: vec![
-                NewTensor { name: "a".into(), ty: ggml_type::f32(), shape: vec![3] },
-                NewTensor { name: "b".into(), ty: ggml_type::f16(), shape: vec![4, 2] },
-            ],
-        }
-    }
-
-    #[test]
-    fn a_small_header_byte_by_byte() {
-        let (bytes, offsets, end) = small(ByteOrder::Little).header();
-        assert_eq!((offsets, end), (vec![0, 32], 64));
-        assert_eq!(&bytes[..24], b"GGUF\x03\0\0\0\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0");
-        assert_eq!(&bytes[24..41], b"\x01\0\0\0\0\0\0\0k\x04\0\0\0\x07\0\0\0");
-        assert_eq!(&bytes[41..76], b"\x01\0\0\0\0\0\0\0t\x09\0\0\0\x08\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0ab");
-        assert_eq!(&bytes[76..109], b"\x01\0\0\0\0\0\0\0a\x01\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        assert_eq!(bytes.len() % 32, 0);
-    }
-
-    #[test]
-    fn big_endian_swaps_numbers_and_leaves_text() {
-        let (bytes, ..) = small(ByteOrder::Big).header();
-        assert_eq!(&bytes[..12], b"GGUF\0\0\0\x03\0\0\0\0");
-        assert_eq!(&bytes[24..41], b"\0\0\0\0\0\0\0\x01k\0\0\0\x04\0\0\0\x07");
     }
 }

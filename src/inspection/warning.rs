@@ -88,10 +88,10 @@ fn unloadable_architecture(model: &Model) -> Option<Warning> {
 fn unloadable(fault: &Fault) -> Warning {
     let code = match fault {
         Fault::MissingKey { .. } => "missing-key",
-        Fault::KeyType { .. } | Fault::KeyLength { .. } | Fault::Numbers { .. } => "bad-key",
+        Fault::BadKey(_) => "bad-key",
         Fault::MissingTensor { .. } => "missing-tensor",
-        Fault::WrongShape { .. } => "wrong-shape",
-        Fault::UnusedTensor { .. } | Fault::TooManyTensors { .. } => "unused-tensor",
+        Fault::WrongShape(_) => "wrong-shape",
+        Fault::UnusedTensor(_) => "unused-tensor",
         Fault::Rules(_) => "loader-rules",
     };
     let hint = fault.hint().unwrap_or_default().into_owned();
