@@ -239,10 +239,14 @@ fn compile(mut texts: &[Text], groups: &HashMap<&str, Vec<Text>>) -> Result<Vec<
                 let group = groups.get(name).ok_or_else(|| format!("no group `{name}`"))?;
                 let arguments = split(arguments.strip_suffix(')').unwrap_or(arguments));
                 let fill = |(depth, text): &Text| {
-                    let places = (1..=9_usize).map(|number| (format!("${number}"), number.saturating_sub(1)));
-                    let text = places.fold(text.clone(), |text, (place, at)| {
-                        text.replace(&place, arguments.get(at).copied().unwrap_or("0"))
-                    });
+                    let mut text = text.clone();
+                    for number in 1..=9_usize {
+                        if !text.contains('$') {
+                            break;
+                        }
+                        let argument = arguments.get(number.saturating_sub(1)).copied().unwrap_or("0");
+                        text = text.replace(&format!("${number}"), argument);
+                    }
                     (*depth, text)
                 };
                 lines.extend(compile(&group.iter().map(fill).collect::<Vec<Text>>(), groups)?);

@@ -104,7 +104,7 @@ fn software() -> DeviceRates {
 /// Memory: 2 channels behind up to 16 cores, 8 behind more. A thread: measured on a Sapphire Rapids (6 GB/s of `q4_K` in products
 /// with one row, 21 GFLOP/s in micro-batches, which is about the same speed), less with narrower units.
 pub fn host(host: &Host) -> HostRates {
-    let cores = host.cores.unwrap_or(super::layout::GUESSED_CORES);
+    let cores = host.cores.unwrap_or(super::work::GUESSED_CORES);
     let memory = match cores {
         0..=4 => 30.0,
         5..=16 => 50.0,
