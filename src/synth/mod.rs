@@ -91,11 +91,8 @@ pub fn hole(name: &str, folder: &Path) -> Result<PathBuf, Box<dyn std::error::Er
 
 /// The recipe and the tensors of a wish: all that totals need, without the vocabulary.
 pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Error> {
-    let bad = |problem: String| Error::Bad { name: spec.name.clone(), problem };
-    let recipe = match wish.recipe {
-        Some(recipe) => recipe,
-        None => recipe::named(&spec.recipe).ok_or_else(|| bad(format!("no recipe `{}`", spec.recipe)))?,
-    };
+    let recipe = wish.recipe.or_else(|| recipe::named(&spec.recipe));
+    let recipe = recipe.ok_or_else(|| spec.bad(format!("no recipe `{}`", spec.recipe)))?;
     let dims = spec.dims(wish.tiny, wish.blocks);
     let shapes = spec.tensors(&dims)?;
     Ok((recipe, typed(spec, recipe, &dims, shapes)?))
@@ -112,7 +109,6 @@ fn typed(spec: &Spec, recipe: Recipe, dims: &Dims, shapes: Vec<(String, Vec<u64>
 
 /// Makes a spec into files.
 pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
-    let bad = |problem: String| Error::Bad { name: spec.name.clone(), problem };
     let (recipe, tensors) = tensors(spec, wish)?;
     let totals = totals(&tensors);
     let published = if wish.tiny || wish.blocks.is_some() { Vec::new() } else { checks(spec, recipe, &totals) };
@@ -131,7 +127,7 @@ pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
     metadata.extend(tokenizer::keys(spec, &dims, wish.tiny)?);
     let whole = NewFile { version: wish.version, byte_order: wish.byte_order, alignment: 32, metadata, tensors };
     let files = split(whole, wish.shards, &totals)
-        .ok_or_else(|| bad(format!("{} tensors cannot be split into {} files", totals.tensors, wish.shards)))?;
+        .ok_or_else(|| spec.bad(format!("{} tensors cannot be split into {} files", totals.tensors, wish.shards)))?;
     Ok(Synthesis { spec: spec.clone(), recipe, files, totals, published })
 }
 
