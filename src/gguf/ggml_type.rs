@@ -77,6 +77,12 @@ impl GgmlType {
         let is_whole = elements.is_multiple_of(self.0.block_size);
         elements.checked_div(self.0.block_size).filter(|_| is_whole)?.checked_mul(self.0.block_bytes)
     }
+
+    /// The bytes of a tensor, or `None` where a row is not a whole number of blocks or the product passes 64 bits.
+    pub fn bytes(self, shape: &[u64]) -> Option<u64> {
+        let (row, rest) = shape.split_first()?;
+        rest.iter().try_fold(self.row_bytes(*row)?, |bytes, n| bytes.checked_mul(*n))
+    }
 }
 
 impl std::ops::Deref for GgmlType {

@@ -42,10 +42,8 @@ impl NewTensor {
         self.shape.iter().product()
     }
 
-    /// Exact bytes, or `None` where a row is no whole number of blocks or the product passes 64 bits.
     pub fn bytes(&self) -> Option<u64> {
-        let (first, rest) = self.shape.split_first()?;
-        rest.iter().try_fold(self.ty.row_bytes(*first)?, |bytes, n| bytes.checked_mul(*n))
+        self.ty.bytes(&self.shape)
     }
 }
 
