@@ -44,6 +44,8 @@ pub struct Arch {
     pub rope_factors: RopeFactors,
     /// Scores are squashed and attention is never one operation (grok).
     pub squashed: bool,
+    /// Whether `-sm tensor` has it (`src/llama-arch.cpp` `llm_arch_supports_sm_tensor`).
+    pub splits_tensors: bool,
     /// Queries, keys and values are held to `attention.clamp_kqv`.
     pub clamps_qkv: bool,
     /// They are products of the weights alone: biases and scales are not read.
@@ -193,6 +195,7 @@ impl Arch {
         positions: Positions::One,
         rope_factors: RopeFactors::No,
         squashed: false,
+        splits_tensors: true,
         clamps_qkv: false,
         raw_qkv: false,
         scales: Scales { experts: false, dense: false, shared: false },

@@ -85,6 +85,14 @@ impl Backend {
         }
     }
 
+    /// What a tensor takes in a buffer of this backend's devices, alignment included.
+    pub fn tensor_bytes(self, ty: GgmlType, shape: [u64; 4]) -> Bytes {
+        let rows = shape[1] * shape[2] * shape[3];
+        // A part of a tensor ends with a block; an empty one takes nothing.
+        let bytes = Bytes(ty.row_bytes(shape[0]).unwrap_or(0) * rows);
+        if bytes.0 == 0 { bytes } else { self.alloc_size(ty, shape, bytes).padded(self.alignment()) }
+    }
+
     /// The buffer type of pinned host memory that this backend offers, by name.
     pub fn host_buffer_name(self) -> Option<&'static str> {
         match self {

@@ -101,6 +101,8 @@ pub struct Model {
     pub context: ContextHParams,
     pub metadata: Metadata,
     pub tensors: Vec<Tensor>,
+    /// The draft model that a launch loads beside it.
+    pub draft: Option<std::sync::Arc<Model>>,
 }
 
 /// One tensor and what it is.
@@ -143,6 +145,13 @@ impl Model {
     pub fn output(&self) -> Option<usize> {
         let of = |name: &str| self.tensors.iter().position(|tensor| tensor.name == name);
         of("output.weight").or_else(|| of("token_embd.weight"))
+    }
+
+    /// Whether its last block drafts: what llama.cpp takes a draft model's file for (`common/speculative.cpp`
+    /// `common_speculative_types_from_gguf`, b11434).
+    pub fn ends_in_nextn(&self) -> bool {
+        let last = self.hparams.block_count.checked_sub(1).map(|block| format!("blk.{block}.nextn.eh_proj.weight"));
+        last.is_some_and(|name| self.tensors.iter().any(|tensor| tensor.name == name))
     }
 
     /// The first tensor that holds one expert (`ffn_up.0.weight`), as in files of early 2024: llama.cpp b11434 has its name
@@ -196,6 +205,7 @@ impl Model {
             tensors,
             metadata: header.metadata,
             context: ContextHParams::default(),
+            draft: None,
         };
         let mut refused = load::read(&mut model);
         if model.architecture.is_empty() {

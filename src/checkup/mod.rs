@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, ggml_type};
 use crate::machine::{Backend, Device, Machine};
-use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, expert_cache, overhead};
+use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache, overhead};
 use crate::model::Model;
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
@@ -27,6 +27,9 @@ pub struct Checkup {
     pub run: ResolvedRun,
     /// llama.cpp's no-allocation projection, by device, `Host` and buffer types listed apart.
     pub memory: BTreeMap<String, Row>,
+    /// The same by what the launch loads, without overhead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartRow>,
     /// What each device may hold, margin taken off; of `Host`, where main memory is known.
     pub budget: BTreeMap<String, Bytes>,
     /// Whether everything stays within its budget; `None` where what is counted does and not everything is counted.
@@ -97,6 +100,45 @@ impl Row {
 
     pub fn counted(&self) -> Bytes {
         self.model + [self.context, self.compute, self.overhead].into_iter().flatten().sum::<Bytes>()
+    }
+}
+
+/// What one loaded model, or one context of its own, takes by llama.cpp's own sums.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PartRow {
+    pub what: What,
+    /// Of a draft model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    pub memory: BTreeMap<String, MemoryTerms>,
+}
+
+/// A part's memory on one device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct MemoryTerms {
+    pub model: Bytes,
+    pub context: Bytes,
+    pub compute: Bytes,
+}
+
+impl PartRow {
+    /// The parts that are counted whole.
+    fn table(forecast: &Forecast, run: &RunConfig) -> Vec<Self> {
+        if !(forecast.counts("context") && forecast.counts("compute")) {
+            return Vec::new();
+        }
+        let terms =
+            |row: &MemoryBreakdown| MemoryTerms { model: row.model, context: row.context, compute: row.compute };
+        let part = |what, path: Option<&String>, memory: &memory::MemoryByDevice| Self {
+            what,
+            path: path.cloned(),
+            memory: memory.iter().map(|(key, row)| (key.clone(), terms(row))).collect(),
+        };
+        let draft = run.draft_model.as_ref().or(run.draft_hf.as_ref());
+        let drafting = forecast.drafting.iter().map(|drafting| part(drafting.what, draft, &drafting.memory));
+        std::iter::once(part(What::Target, None, &forecast.target)).chain(drafting).collect()
     }
 }
 
@@ -194,13 +236,13 @@ pub fn check(
     forecast.placement = placement::place(model, machine, run)?;
     forecast.mapped_span = forecast.placement.mapped_span(model, run);
     // What a device holds beside llama.cpp's sums is the launch's own: only load mode none pins.
-    for (at, device) in forecast.placement.taking_part(machine) {
+    for (at, device) in forecast.devices().into_iter().filter_map(|at| Some((at, machine.device(at)?))) {
         if let Some(row) = forecast.memory.get_mut(&device.name) {
             row.overhead = overhead::held(device, at, model, run, &forecast.placement).peak;
         }
     }
     let memory = Row::table(&forecast);
-    let mut budget = budgets(machine, &forecast.placement, options.margin);
+    let mut budget = budgets(machine, &forecast, options.margin);
     let shortfall = shortfall(&memory, &budget, memory::shared_with_host(machine, &forecast.memory));
     let overrides = override_rows(model, run, &forecast.placement);
     let override_groups = override_groups(&overrides);
@@ -222,6 +264,7 @@ pub fn check(
     let shortfall = options.planned.map_or(shortfall, |planned| planned.shortfall.clone());
     let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
     let is_short = !shortfall.is_empty();
+    let parts = PartRow::table(&forecast, run);
     let mut basis = forecast.basis;
     if is_ik {
         basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
@@ -232,6 +275,7 @@ pub fn check(
         program: run.program,
         run: ResolvedRun::new(run, &forecast.numbers),
         fits: if is_short { Some(false) } else { forecast.uncounted.is_empty().then_some(true) },
+        parts,
         budget,
         shortfall,
         verdict: if is_refused { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) },
@@ -260,12 +304,12 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
     Ok(run)
 }
 
-fn budgets(machine: &Machine, placement: &Placement, margin: Bytes) -> BTreeMap<String, Bytes> {
-    let placed = placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
+fn budgets(machine: &Machine, forecast: &Forecast, margin: Bytes) -> BTreeMap<String, Bytes> {
+    let placed = forecast.placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
         Buffer::Device(index) => Some(index),
         _ => None,
     });
-    let used = placement.devices.iter().copied().chain(placed);
+    let used = forecast.devices().into_iter().chain(placed);
     let devices = used.filter_map(|index| machine.device(index));
     let mut budgets: BTreeMap<String, Bytes> =
         devices.map(|device| (device.name.clone(), device.total.saturating_sub(margin))).collect();

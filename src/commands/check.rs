@@ -78,6 +78,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
+    add_draft(&mut model, &mut command.run, output)?;
     let options = Options {
         margin: args.machine.margin.unwrap_or_default(),
         tensors: args.tensors || output.format() == Format::Html,
@@ -95,6 +96,19 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 pub fn load(mut gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
     run.override_metadata(&mut gguf.header.metadata);
     Ok(Model::from_gguf(gguf)?)
+}
+
+/// Opens the draft model of a launch, which says what kind of speculation it is for where the command does not.
+pub fn add_draft(model: &mut Model, run: &mut RunConfig, output: &Output) -> anyhow::Result<()> {
+    let gguf = match (&run.draft_model, &run.draft_hf) {
+        (Some(path), None) => gguf::open(path.as_ref())?,
+        (file, Some(repo)) => model_arg::open(hugging_face(repo, file.as_deref()).as_ref(), output)?,
+        (None, None) => return Ok(()),
+    };
+    let draft = load(gguf, run)?;
+    run.infer_speculation(draft.ends_in_nextn());
+    model.draft = Some(draft.into());
+    Ok(())
 }
 
 /// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.

@@ -229,7 +229,7 @@ fn planned(plan: &Plan) -> Result<ParsedCommand, Error> {
 
 /// Demands what was expected, and that the reader found nothing odd.
 fn same_launch(wish: Wish, expected: &RunConfig, read: &ParsedCommand) -> Result<(), Error> {
-    match read.notes.iter().find(|note| note.code != "mtp-context") {
+    match read.notes.first() {
         Some(note) => Err(Error::Replay { form: wish.form.name(), what: note.message.clone() }),
         None => same_run(wish, expected, &read.run),
     }

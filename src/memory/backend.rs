@@ -22,6 +22,9 @@ pub struct Target {
     pub device: Option<u16>,
     /// The alignment of its compute buffer.
     pub alignment: u64,
+    /// Whether it stands for all devices of `-sm tensor` (`ggml/src/ggml-backend-meta.cpp`): it neither fuses nor asks for
+    /// operations on weights of the host.
+    pub is_meta: bool,
 }
 
 impl Target {
@@ -41,7 +44,7 @@ impl Target {
 
     /// Whether it keeps sources of fused operations alive (`graph_optimize`).
     pub fn fuses(&self) -> bool {
-        self.is_cuda()
+        self.is_cuda() && !self.is_meta
     }
 
     /// Whether it can use tensors of a buffer.
@@ -55,7 +58,7 @@ impl Target {
 
     /// Whether it asks for an operation of this many rows although the weight is in host memory (`offload_op`).
     pub fn wants_op(&self, tensor: &Tensor) -> bool {
-        if self.device.is_none() || self.backend == Backend::Rpc {
+        if self.device.is_none() || self.backend == Backend::Rpc || self.is_meta {
             return false;
         }
         let batch = match tensor.op {
@@ -245,7 +248,7 @@ mod tests {
     use super::super::graph::tensor::{Draft, Graph, Id};
     use super::*;
 
-    const CUDA: Target = Target { backend: Backend::Cuda, device: Some(0), alignment: 128 };
+    const CUDA: Target = Target { backend: Backend::Cuda, device: Some(0), alignment: 128, is_meta: false };
 
     /// Attention of 512 tokens with 32 heads to a cache of 1024 cells with 4, both of this type.
     fn attention(head: u64, ty: &str) -> (Graph, Id) {

@@ -16,8 +16,8 @@ use crate::run::{FlashAttn, RunConfig};
 pub struct Caches {
     /// In llama.cpp's order of creation; none for a model without memory.
     pub list: Vec<Cache>,
-    /// The same of the second context, in which the NextN blocks draft (`--spec-type draft-mtp`); none without it.
-    pub mtp: Vec<Cache>,
+    /// Whether they are of a context in which NextN blocks draft (`LLAMA_CONTEXT_TYPE_MTP`).
+    pub is_mtp: bool,
     pub class: MemoryClass,
     pub hparams: ContextHParams,
     /// V is stored transposed, at the widest layer's width (`-fa off`).
@@ -78,6 +78,18 @@ pub enum CacheKind {
     PleState,
 }
 
+impl CacheKind {
+    /// llama.cpp's names of a layer's tensors, before `_lN`.
+    pub fn tensor_names(self) -> [&'static str; 2] {
+        match self {
+            Self::Base | Self::Swa => ["cache_k", "cache_v"],
+            Self::Recurrent => ["cache_r", "cache_s"],
+            // Every device has all of these (`-sm tensor`).
+            _ => ["cache_idx_k", "cache_idx_v"],
+        }
+    }
+}
+
 impl std::fmt::Display for CacheKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -131,9 +143,8 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
     let v_trans = run.flash_attn == FlashAttn::Off || arch.squashed;
     let snapshots = if arch.rollback { run.n_rs_seq } else { 0 };
     let builder = Builder { arch, hparams: &hparams, run, numbers, v_trans, snapshots };
-    let list = builder.list(class);
-    let mtp = if run.mtp { builder.list_mtp(class) } else { Vec::new() };
-    Caches { list, mtp, class, hparams, v_trans }
+    let (list, class) = if run.mtp_context { builder.list_mtp(class) } else { (builder.list(class), class) };
+    Caches { list, is_mtp: run.mtp_context, class, hparams, v_trans }
 }
 
 fn class(arch: &Arch, hparams: &ContextHParams) -> MemoryClass {
@@ -222,23 +233,18 @@ impl Builder<'_> {
         }
     }
 
-    /// The caches of a context of type MTP: the NextN blocks alone, in f16 (`-ctkd`, `-ctvd` default to it).
-    fn list_mtp(&self, class: MemoryClass) -> Vec<Cache> {
+    /// The caches of a context of type MTP, which are of the NextN blocks alone, and the class that they amount to.
+    fn list_mtp(&self, class: MemoryClass) -> (Vec<Cache>, MemoryClass) {
         let n_layer = self.hparams.n_layer;
-        if n_layer == self.hparams.n_layer_all() || self.hparams.has_router_layer {
-            return Vec::new();
-        }
-        let run = RunConfig { type_k: ggml_type::f16(), type_v: ggml_type::f16(), ..self.run.clone() };
-        let builder = Builder { run: &run, ..*self };
         let drafts = |il: u32, _: &LayerHParams| il >= n_layer;
         match class {
-            MemoryClass::None => Vec::new(),
-            MemoryClass::Iswa | MemoryClass::Dsv4 | MemoryClass::HybridIswa => builder.iswa(drafts),
+            MemoryClass::None => (Vec::new(), class),
+            MemoryClass::Iswa | MemoryClass::Dsv4 | MemoryClass::HybridIswa => (self.iswa(drafts), MemoryClass::Iswa),
             MemoryClass::HybridIdx => {
-                let widths = builder.indexer_widths(self.hparams.indexer_rows, true);
-                vec![builder.base(drafts), builder.indexer(&widths, drafts)]
+                let widths = self.indexer_widths(self.hparams.indexer_rows, true);
+                (vec![self.base(drafts), self.indexer(&widths, drafts)], class)
             }
-            _ => vec![builder.base(drafts)],
+            _ => (vec![self.base(drafts)], MemoryClass::Kv),
         }
     }
 

@@ -80,10 +80,21 @@ impl<'a> Launch<'a> {
     fn scheduler(&self) -> Scheduler {
         let device = |index: &u16| {
             let device = self.machine.device(*index)?;
-            Some(Target { backend: device.backend, device: Some(*index), alignment: device.backend.alignment() })
+            let is_meta = self.placement.shares.is_some();
+            Some(Target {
+                backend: device.backend,
+                device: Some(*index),
+                alignment: device.backend.alignment(),
+                is_meta,
+            })
         };
         let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();
-        targets.push(Target { backend: Backend::Cpu, device: None, alignment: Backend::Cpu.alignment() });
+        targets.push(Target {
+            backend: Backend::Cpu,
+            device: None,
+            alignment: Backend::Cpu.alignment(),
+            is_meta: false,
+        });
         let several = self.placement.devices.len() > 1;
         let pipeline = several
             && self.is_full_offload()
@@ -96,8 +107,10 @@ impl<'a> Launch<'a> {
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.
     fn resolve_flash_attn(&self, scheduler: &Scheduler) -> Result<bool, graph::Error> {
         let is_off = self.run.flash_attn == FlashAttn::Off || self.model.hparams.arch().squashed;
-        // Quantized values need it (`llama_init_from_model`).
-        let is_on = self.run.flash_attn == FlashAttn::On || self.run.type_v.is_quantized;
+        // Quantized values need it, and so does `-sm tensor` (`llama_init_from_model`).
+        let is_on = self.run.flash_attn == FlashAttn::On
+            || self.run.type_v.is_quantized
+            || self.run.split_mode == SplitMode::Tensor;
         if is_off || is_on {
             return Ok(!is_off);
         }

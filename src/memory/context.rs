@@ -8,13 +8,14 @@ use serde::Serialize;
 
 use super::caches::{self, Cache, CacheLayer, Caches};
 use super::{Error, HOST, Uncounted};
+use crate::arch::Memory;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::placement::Placement;
-use crate::run::RunConfig;
 use crate::run::numbers::{ContextNumbers, numbers};
+use crate::run::{FlashAttn, RunConfig, SplitMode};
 
 /// The most context of a device: 64 PiB, so that no sum over a memory table passes 64 bits.
 const MOST: Bytes = Bytes(1 << 56);
@@ -44,6 +45,12 @@ impl Cache {
         };
         stored.map(tensor).collect()
     }
+
+    /// All layers, before padding; a layer that llama.cpp refuses counts nothing.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self.layers.iter().filter_map(|layer| self.tensors(layer).ok()).flatten();
+        tensors.map(|tensor| tensor.bytes.0).sum()
+    }
 }
 
 /// Refuses what llama.cpp refuses when it creates a context (`src/llama-context.cpp`, b11434).
@@ -54,8 +61,11 @@ pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextN
     if numbers.n_batch == 0 || numbers.n_ctx == 0 {
         return Err(Error::NoContext);
     }
+    if run.split_mode == SplitMode::Tensor && run.flash_attn == FlashAttn::Off {
+        return Err(Error::TensorSplitWithoutFlash);
+    }
     let (type_k, type_v) = (run.type_k, run.type_v);
-    if (caches.hparams.is_mla || caches.class == caches::MemoryClass::Dsv4) && type_k != type_v {
+    if (caches.hparams.is_mla || model.hparams.arch().memory == Memory::Dsv4) && type_k != type_v {
         return Err(Error::DifferentTypes { architecture: model.hparams.architecture.clone(), type_k, type_v });
     }
     if type_v.is_quantized && caches.v_trans {
@@ -77,29 +87,38 @@ pub fn check(caches: &Caches, model: &Model, run: &RunConfig, numbers: &ContextN
 
 /// Context bytes by memory-table key, for the devices that hold any: each tensor padded to its buffer's alignment.
 /// A layer's caches follow the layer's slot, or stay on the host with `-nkvo`; overrides never move them.
-/// The drafting context of NextN blocks is counted in.
 pub fn bytes_by_device(
     caches: &Caches,
+    model: &Model,
     machine: &Machine,
     run: &RunConfig,
     placement: &Placement,
 ) -> Result<BTreeMap<String, Bytes>, Error> {
     let mut by_device = BTreeMap::new();
-    for cache in caches.list.iter().chain(&caches.mtp) {
+    let mut add = |key: &str, bytes: Bytes| {
+        let sum: &mut Bytes = by_device.entry(key.to_string()).or_default();
+        if bytes > MOST || *sum > MOST {
+            return Err(Error::TooLarge);
+        }
+        *sum += bytes;
+        Ok(())
+    };
+    for cache in &caches.list {
         for layer in &cache.layers {
             let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
             let device = slot.and_then(|i| machine.device(i));
             let backend = device.map_or(Backend::Cpu, |d| d.backend);
             let key = device.map_or(HOST, |d| d.name.as_str());
-            let sum: &mut Bytes = by_device.entry(key.to_string()).or_default();
-            for tensor in cache.tensors(layer)? {
-                if tensor.bytes > MOST {
-                    return Err(Error::TooLarge);
+            let cut = slot.and_then(|slot| placement.cut(model, slot));
+            for (tensor, name) in cache.tensors(layer)?.into_iter().zip(cache.kind.tensor_names()) {
+                if let Some((devices, cut)) = &cut {
+                    let shapes = cut.shapes(&format!("{name}_l{}", layer.il), tensor.ty, tensor.shape);
+                    for (device, shape) in devices.iter().filter_map(|at| machine.device(*at)).zip(shapes) {
+                        add(&device.name, device.backend.tensor_bytes(tensor.ty, shape))?;
+                    }
+                    continue;
                 }
-                *sum += backend.alloc_size(tensor.ty, tensor.shape, tensor.bytes).padded(backend.alignment());
-                if *sum > MOST {
-                    return Err(Error::TooLarge);
-                }
+                add(key, backend.alloc_size(tensor.ty, tensor.shape, tensor.bytes).padded(backend.alignment()))?;
             }
         }
     }
@@ -168,7 +187,6 @@ mod tests {
     use crate::gguf::ggml_type;
     use crate::machine::{Device, Host, Isa};
     use crate::memory::caches::tests::model;
-    use crate::run::FlashAttn;
 
     const KEYS: &str = "block_count=4 attention.head_count=8 attention.head_count_kv=2";
 
@@ -207,11 +225,12 @@ mod tests {
             copies: Vec::new(),
             layers: vec![None, Some(0), Some(0), Some(1), Some(1)],
             devices: vec![0, 1],
+            shares: None,
         };
         let bytes = |run: &RunConfig| {
             let model = model("llama", KEYS);
             let caches = caches::caches(&model, run, &numbers(run, &model.hparams));
-            bytes_by_device(&caches, &machine, run, &placement).expect("a context")
+            bytes_by_device(&caches, &model, &machine, run, &placement).expect("a context")
         };
         // A layer: 2 heads of 64 elements, 2 bytes each, K and V, 4096 cells.
         let mib = |n: u64| Bytes::mib(n);

@@ -88,13 +88,38 @@ pub fn shared_with_host(machine: &Machine, memory: &MemoryByDevice) -> Bytes {
     shared.filter_map(|device| memory.get(&device.name)).map(MemoryBreakdown::total).sum()
 }
 
+/// What a part of a launch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    Target,
+    /// The context that drafts: of a draft model, or of the target's own NextN (MTP) blocks, whose weights are the target's.
+    Drafting,
+}
+
+/// One loaded model of a launch, or one context.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub what: What,
+    pub placement: Placement,
+    /// llama.cpp's own sums: without overhead.
+    pub memory: MemoryByDevice,
+    pub caches: Caches,
+}
+
 /// What a launch would take by llama.cpp b11434: where every tensor is, the memory, and where each figure comes from. Made by
 /// [`forecast`] and carried from there.
 #[derive(Debug, Clone)]
 pub struct Forecast {
+    /// Of the target.
     pub placement: Placement,
-    /// A row for every device that takes part, and `Host`.
+    /// All parts and the overhead: a row for every device that takes part, and `Host`.
     pub memory: MemoryByDevice,
+    /// llama.cpp's own sums of the target.
+    pub target: MemoryByDevice,
+    /// What the launch loads beside the target.
+    pub drafting: Option<Part>,
     /// The span of the files that stays mapped; `None` where nothing is mapped.
     pub mapped_span: Option<Bytes>,
     pub numbers: ContextNumbers,
@@ -158,6 +183,8 @@ pub enum Error {
     CacheRow { ty: GgmlType, width: u64, il: u32, block: u64 },
     #[error("llama.cpp refuses -np {n_seq_max}: it has at most {} sequences", context::MAX_SEQUENCES)]
     TooManySequences { n_seq_max: u32 },
+    #[error("llama.cpp refuses `-sm tensor` with `-fa off`: use `-fa on`, or `-sm layer`")]
+    TensorSplitWithoutFlash,
     #[error("the context or the batch is 0 tokens: give -c and -b")]
     NoContext,
     #[error("the context is larger than 64 PiB: give a smaller -c")]
@@ -211,9 +238,30 @@ pub fn as_far_as_known(
     placement: Placement,
     compute: Option<&Compute>,
 ) -> Result<Forecast, Error> {
+    let mut forecast = context_forecast(model, machine, run, placement, compute)?;
+    forecast.target = forecast.memory.clone();
+    if run.has_drafting() && forecast.uncounted.is_empty() {
+        forecast.add_drafting(model, machine, run)?;
+    }
+    if forecast.counts("overhead") {
+        forecast.add_overhead(model, machine, run);
+    }
+    Ok(forecast)
+}
+
+/// One model and one context, without overhead.
+fn context_forecast(
+    model: &Model,
+    machine: &Machine,
+    run: &RunConfig,
+    placement: Placement,
+    compute: Option<&Compute>,
+) -> Result<Forecast, Error> {
     let numbers = numbers(run, &model.hparams);
     let mut forecast = Forecast {
         memory: MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]),
+        target: MemoryByDevice::new(),
+        drafting: None,
         mapped_span: placement.mapped_span(model, run),
         caches: caches::caches(model, run, &numbers),
         placement,
@@ -228,7 +276,7 @@ pub fn as_far_as_known(
     if forecast.counts("context") {
         forecast.add_context(model, machine, run)?;
     } else {
-        (forecast.caches.list, forecast.caches.mtp) = (Vec::new(), Vec::new());
+        forecast.caches.list = Vec::new();
     }
     if forecast.counts("compute") {
         let compute = match compute {
@@ -238,7 +286,14 @@ pub fn as_far_as_known(
                 compute::Launch { model, machine, run, numbers, caches, placement }.compute()?
             }
         };
+        let shared = forecast.placement.shares.iter().flat_map(|shares| &shares.devices);
+        let shared: Vec<_> = shared.filter_map(|at| Some(machine.device(*at)?.name.clone())).collect();
         for (device, bytes) in compute.by_device {
+            // Each device of `-sm tensor` allocates the whole graph.
+            let all = shared.iter().filter(|_| shared.first() == Some(&device));
+            for name in all {
+                forecast.row(name).compute = bytes;
+            }
             forecast.row(&device).compute = bytes;
         }
         forecast.flash_attn = Some(compute.flash_attn);
@@ -268,9 +323,31 @@ impl Forecast {
         self.host_total() + shared_with_host(machine, &self.memory)
     }
 
-    /// The compute column, where compute is counted.
+    /// The caches of each context.
+    pub fn contexts(&self) -> impl Iterator<Item = &Caches> {
+        std::iter::once(&self.caches).chain(self.drafting.iter().map(|part| &part.caches))
+    }
+
+    /// The devices that the launch uses, by their place in the machine.
+    pub fn devices(&self) -> Vec<u16> {
+        let placements = std::iter::once(&self.placement).chain(self.drafting.iter().map(|part| &part.placement));
+        let of = |placement: &Placement| {
+            [Some(&placement.devices), placement.shares.as_ref().map(|all| &all.devices)]
+                .into_iter()
+                .flatten()
+                .flatten()
+                .copied()
+                .collect::<Vec<_>>()
+        };
+        let mut devices: Vec<u16> = placements.flat_map(of).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        devices
+    }
+
+    /// The target's compute column, where compute is counted.
     pub fn compute(&self) -> Compute {
-        let by_device = self.memory.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
+        let by_device = self.target.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
         Compute { by_device, flash_attn: self.flash_attn == Some(true) }
     }
 
@@ -282,21 +359,60 @@ impl Forecast {
         self.basis.push(Basis { quantity: quantity.to_string(), how });
     }
 
-    /// The caches, what else the host holds for the context, and what devices hold beside the table.
+    /// The context that drafts, of the draft model or of the model's own NextN blocks.
+    fn add_drafting(&mut self, model: &Model, machine: &Machine, run: &RunConfig) -> Result<(), Error> {
+        let run = run.drafting(self.numbers.n_ctx);
+        let (drafter, placement) = match &model.draft {
+            Some(draft) => (draft.as_ref(), placement::place(draft, machine, &run)?),
+            None if run.has_draft_model() => {
+                self.leave_out("the draft model is not known".to_string());
+                return Ok(());
+            }
+            None => (model, self.placement.clone()),
+        };
+        let nextn = drafter.hparams.nextn_predict_layers;
+        if run.mtp_context && (nextn == 0 || drafter.context.has_router_layer) {
+            // `llama_init_from_model` refuses, which a lint says.
+            return Ok(());
+        }
+        let mut part = match context_forecast(drafter, machine, &run, placement, None) {
+            Ok(part) if part.uncounted.is_empty() => part,
+            Ok(part) => {
+                self.leave_out(part.uncounted.into_iter().map(|term| term.reason).next().unwrap_or_default());
+                return Ok(());
+            }
+            Err(Error::Graph(graph::Error::Architecture { architecture })) => {
+                self.leave_out(format!("moeplan does not build the drafting graph of `{architecture}`"));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for (name, row) in &mut part.memory {
+            if model.draft.is_none() {
+                row.model = Bytes(0);
+            }
+            let sum = self.row(name);
+            (sum.model, sum.context, sum.compute) =
+                (sum.model + row.model, sum.context + row.context, sum.compute + row.compute);
+        }
+        for basis in part.basis {
+            self.note(&format!("drafting.{}", basis.quantity), basis.how);
+        }
+        let Forecast { placement, memory, caches, .. } = part;
+        self.drafting = Some(Part { what: What::Drafting, placement, memory, caches });
+        Ok(())
+    }
+
+    fn leave_out(&mut self, reason: String) {
+        self.uncounted.push(Uncounted { what: "drafting".into(), reason });
+    }
+
+    /// The caches.
     fn add_context(&mut self, model: &Model, machine: &Machine, run: &RunConfig) -> Result<(), Error> {
         context::check(&self.caches, model, run, &self.numbers)?;
-        let contexts = context::bytes_by_device(&self.caches, machine, run, &self.placement)?;
+        let contexts = context::bytes_by_device(&self.caches, model, machine, run, &self.placement)?;
         let caches = self.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");
         self.note("context", caches);
-        let growth = overhead::host_growth(run, &self.numbers, &self.caches, model.hparams.vocab_size);
-        let (logits, checkpoints, cache) = (growth.logits, growth.checkpoints, growth.prompt_cache);
-        let most = format!("{logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)");
-        self.note("Host.uncounted", format!("up to {most}"));
-        for (at, device) in self.placement.devices.clone().iter().filter_map(|at| Some((*at, machine.device(*at)?))) {
-            let overhead = overhead::held(device, at, model, run, &self.placement);
-            self.row(&device.name).overhead = overhead.peak;
-            self.note(&format!("{}.overhead", device.name), overhead.source.to_string());
-        }
         for (device, bytes) in contexts {
             self.row(&device).context = bytes;
         }
@@ -307,5 +423,18 @@ impl Forecast {
             self.note(&format!("{device}.context"), how);
         }
         Ok(())
+    }
+
+    /// What devices hold beside the table, and what the host may come to hold.
+    fn add_overhead(&mut self, model: &Model, machine: &Machine, run: &RunConfig) {
+        let growth = overhead::host_growth(run, &self.numbers, self.contexts(), model.hparams.vocab_size);
+        let (logits, checkpoints, cache) = (growth.logits, growth.checkpoints, growth.prompt_cache);
+        let most = format!("{logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)");
+        self.note("Host.uncounted", format!("up to {most}"));
+        for (at, device) in self.devices().into_iter().filter_map(|at| Some((at, machine.device(at)?))) {
+            let overhead = overhead::held(device, at, model, run, &self.placement);
+            self.row(&device.name).overhead = overhead.peak;
+            self.note(&format!("{}.overhead", device.name), overhead.source.to_string());
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use super::caches::{CacheKind, Caches};
+use super::caches::{Cache, CacheKind, Caches};
 use super::pools;
 use crate::bytes::Bytes;
 use crate::machine::cards::{self, CARDS, Card};
@@ -159,18 +159,27 @@ pub struct HostGrowth {
     pub prompt_cache: Bytes,
 }
 
-/// What a launch may take on the host beyond its row of the table, by llama.cpp b11434's defaults.
-pub fn host_growth(run: &RunConfig, numbers: &ContextNumbers, caches: &Caches, vocab_size: u32) -> HostGrowth {
+/// What a launch of these contexts may take on the host beyond its row of the table, by llama.cpp b11434's defaults.
+pub fn host_growth<'a>(
+    run: &RunConfig,
+    numbers: &ContextNumbers,
+    contexts: impl Iterator<Item = &'a Caches>,
+    vocab_size: u32,
+) -> HostGrowth {
     let rows = u64::from(numbers.n_seq_max);
     let logits = Bytes(rows.saturating_mul(u64::from(vocab_size)).saturating_mul(4));
     if run.program != Program::Server {
         return HostGrowth { logits, checkpoints: Bytes(0), prompt_cache: Bytes(0) };
     }
-    let kept = |kind| matches!(kind, CacheKind::Swa | CacheKind::Recurrent | CacheKind::PleState);
-    let windows = caches.list.iter().filter(|cache| kept(cache.kind) && cache.tokens_per_cell.is_none());
-    let tensors = windows.flat_map(|cache| cache.layers.iter().filter_map(|layer| cache.tensors(layer).ok()).flatten());
-    // All slots together hold what the caches hold.
-    let all_slots: u64 = tensors.map(|tensor| tensor.bytes.0).sum();
+    // All slots together hold what the caches hold, a state's snapshots for rolling back apart.
+    let checkpoint = |cache: &Cache| match cache.kind {
+        CacheKind::Swa if cache.tokens_per_cell.is_none() => cache.bytes(),
+        CacheKind::Recurrent | CacheKind::PleState => {
+            cache.bytes() / u64::from(cache.cells / numbers.n_seq_max.max(1)).max(1)
+        }
+        _ => 0,
+    };
+    let all_slots: u64 = contexts.flat_map(|caches| &caches.list).map(checkpoint).sum();
     // Without a limit it is as large as what it saves: nothing here can say how large, so the default is.
     let prompt_cache = Bytes::mib(run.cache_ram.and_then(|mib| u64::try_from(mib).ok()).unwrap_or(8192));
     HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache }
@@ -189,7 +198,7 @@ mod tests {
         let growth = |program| {
             let run = RunConfig { program, n_ctx: 4096, n_parallel: Some(2), ..RunConfig::default() };
             let numbers = numbers(&run, &model.hparams);
-            host_growth(&run, &numbers, &caches::caches(&model, &run, &numbers), 1000)
+            host_growth(&run, &numbers, std::iter::once(&caches::caches(&model, &run, &numbers)), 1000)
         };
         let nothing = HostGrowth { logits: Bytes(8000), checkpoints: Bytes(0), prompt_cache: Bytes(0) };
         assert_eq!(growth(Program::Cli), nothing);

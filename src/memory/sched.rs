@@ -404,7 +404,7 @@ mod tests {
 
     fn target(device: Option<u16>) -> Target {
         let backend = if device.is_some() { Backend::Cuda } else { Backend::Cpu };
-        Target { backend, device, alignment: backend.alignment() }
+        Target { backend, device, alignment: backend.alignment(), is_meta: false }
     }
 
     fn scheduler(n_devices: u16, pipeline: bool) -> Scheduler {

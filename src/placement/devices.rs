@@ -27,7 +27,8 @@ pub(super) fn participating(machine: &Machine, run: &RunConfig) -> Result<Vec<u1
                 return Err(Error::SplitRow { device: device.name.clone() });
             }
         }
-        SplitMode::Tensor => return Err(Error::SplitTensor),
+        SplitMode::Tensor if devices.is_empty() => return Err(Error::NoDevice),
+        SplitMode::Tensor => {}
     }
     Ok(devices)
 }

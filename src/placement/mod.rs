@@ -3,6 +3,7 @@
 mod buffers;
 mod devices;
 pub mod pattern;
+mod shares;
 mod tensors;
 
 use std::borrow::Cow;
@@ -12,10 +13,11 @@ use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::{Model, Tensor};
 use crate::rules::Role;
-use crate::run::{LazyMode, RunConfig};
+use crate::run::{LazyMode, RunConfig, SplitMode};
 use crate::suggest::Hint;
 use buffers::HostList;
 use pattern::Pattern;
+use shares::Cut;
 use tensors::{Class, Op};
 
 /// A kind of buffer of llama.cpp.
@@ -41,7 +43,7 @@ pub struct Copy {
     pub rule: Option<usize>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Placement {
     /// By tensor of the model, in its order: no copy (skipped), one, or two (tied embeddings).
     pub copies: Vec<Vec<Copy>>,
@@ -49,9 +51,24 @@ pub struct Placement {
     pub layers: Vec<Option<u16>>,
     /// `Machine::devices` that take part, in llama.cpp's order (after `--device`, `-sm none`).
     pub devices: Vec<u16>,
+    /// `-sm tensor`: the devices that hold a part of whatever is on the first one, which stands for them all, and `-ts`.
+    pub shares: Option<Shares>,
+}
+
+/// The devices of `-sm tensor`, and how much of every tensor each gets; empty = equal parts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shares {
+    pub devices: Vec<u16>,
+    pub tensor_split: Vec<f32>,
 }
 
 impl Placement {
+    /// How `-sm tensor` cuts what is on a device; `None` where the device holds it whole.
+    pub fn cut<'a>(&'a self, model: &'a Model, device: u16) -> Option<(&'a [u16], Cut<'a>)> {
+        let shares = self.shares.as_ref().filter(|shares| shares.devices.first() == Some(&device))?;
+        Some((&shares.devices, Cut::new(model, &shares.tensor_split, shares.devices.len())))
+    }
+
     /// The devices that take part, each with its place in the machine.
     pub fn taking_part<'a>(&'a self, machine: &'a Machine) -> impl Iterator<Item = (u16, &'a Device)> {
         self.devices.iter().filter_map(|at| Some((*at, machine.device(*at)?)))
@@ -99,8 +116,11 @@ pub enum Error {
     MainGpu { main_gpu: i32, devices: usize },
     #[error("`-sm row`: llama.cpp b11434 has no split buffers for {device} and refuses; use `-sm layer`")]
     SplitRow { device: String },
-    #[error("`-sm tensor` is not modelled; use `-sm layer`")]
-    SplitTensor,
+    /// `src/llama-arch.cpp` `llm_arch_supports_sm_tensor`.
+    #[error("`-sm tensor`: llama.cpp b11434 does not have it for {architecture} and refuses; use `-sm layer`")]
+    SplitTensor { architecture: String },
+    #[error("`-sm tensor` needs a device; llama.cpp refuses without one")]
+    NoDevice,
 }
 
 impl Hint for Error {
@@ -200,7 +220,15 @@ enum Target {
 
 /// Where llama.cpp b11434 puts every tensor of `model` on `machine` for `run`.
 pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placement, Error> {
-    let devices = devices::participating(machine, run)?;
+    let mut devices = devices::participating(machine, run)?;
+    let mut shares = None;
+    if run.split_mode == SplitMode::Tensor {
+        if !model.hparams.arch().splits_tensors {
+            return Err(Error::SplitTensor { architecture: model.architecture.clone() });
+        }
+        shares = Some(Shares { devices: devices.clone(), tensor_split: run.tensor_split.clone() });
+        devices.truncate(1);
+    }
     let slots = devices::slots(machine, run, &devices, model.context.n_layer_all());
     let law = Law {
         model,
@@ -216,7 +244,7 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
     };
     let tied = tensors::is_tied(model);
     let copies = model.tensors.iter().map(|tensor| law.copies(tensor, tied)).collect();
-    Ok(Placement { copies, layers: slots, devices })
+    Ok(Placement { copies, layers: slots, devices, shares })
 }
 
 fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)>, Error> {
@@ -334,9 +362,22 @@ impl Law<'_> {
 pub fn model_bytes(placement: &Placement, model: &Model, machine: &Machine) -> BTreeMap<String, Bytes> {
     assert_eq!(placement.copies.len(), model.tensors.len(), "a placement is of this model");
     let mut sums = BTreeMap::new();
-    for copy in placement.copies.iter().flatten() {
-        let padded = copy.bytes.padded(copy.buffer.alignment(machine, placement));
-        *sums.entry(copy.buffer.key(machine).to_string()).or_default() += padded;
+    for (tensor, copy) in
+        model.tensors.iter().zip(&placement.copies).flat_map(|(t, copies)| copies.iter().map(move |c| (t, c)))
+    {
+        let cut = match copy.buffer {
+            Buffer::Device(device) => placement.cut(model, device),
+            _ => None,
+        };
+        let Some((devices, cut)) = cut else {
+            let padded = copy.bytes.padded(copy.buffer.alignment(machine, placement));
+            *sums.entry(copy.buffer.key(machine).to_string()).or_default() += padded;
+            continue;
+        };
+        for (device, shape) in devices.iter().zip(cut.shapes(&tensor.name, tensor.ty, tensor.shape)) {
+            let Some(device) = machine.device(*device) else { continue };
+            *sums.entry(device.name.clone()).or_default() += device.backend.tensor_bytes(tensor.ty, shape);
+        }
     }
     sums
 }

@@ -252,7 +252,10 @@ fn refusals_name_the_flag_and_what_is_known() {
             RunConfig { split_mode: SplitMode::Row, ..base.clone() },
             "`-sm row`: llama.cpp b11434 has no split buffers for CUDA0 and refuses; use `-sm layer`",
         ),
-        (RunConfig { split_mode: SplitMode::Tensor, ..base }, "`-sm tensor` is not modelled; use `-sm layer`"),
+        (
+            RunConfig { split_mode: SplitMode::Tensor, devices: Some(Vec::new()), ..base },
+            "`-sm tensor` needs a device; llama.cpp refuses without one",
+        ),
     ] {
         assert_eq!(place(&model, &machine, &run).unwrap_err().to_string(), message);
     }

@@ -207,7 +207,7 @@ impl HostNeeds {
     }
 
     pub(super) fn of(model: &Model, run: &RunConfig, forecast: &Forecast) -> Self {
-        let growth = host_growth(run, &forecast.numbers, &forecast.caches, model.hparams.vocab_size);
+        let growth = host_growth(run, &forecast.numbers, forecast.contexts(), model.hparams.vocab_size);
         let vocabulary = Bytes(u64::from(model.hparams.vocab_size).saturating_mul(PER_TOKEN));
         let HostGrowth { logits, checkpoints, prompt_cache } = growth;
         Self { process: PROGRAM + vocabulary, logits, checkpoints, prompt_cache }

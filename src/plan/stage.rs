@@ -137,7 +137,8 @@ impl<'a> Stage<'a> {
             let stays = part.is_none_or(|(unit, part)| kept[unit] >> part & 1 == 1);
             if stays { self.bare.copies[at].clone() } else { self.hosted.copies[at].clone() }
         });
-        Placement { copies: copies.collect(), layers: self.bare.layers.clone(), devices: self.bare.devices.clone() }
+        let Placement { layers, devices, shares, .. } = &self.bare;
+        Placement { copies: copies.collect(), layers: layers.clone(), devices: devices.clone(), shares: shares.clone() }
     }
 
     /// `setting` with the overrides that a choice takes.

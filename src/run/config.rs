@@ -80,6 +80,33 @@ run_config! {
     n_draft: u32 = 0,
     /// Recurrent states kept per sequence for rolling a draft back (llama.cpp: `n_rs_seq`); 0 without a drafting model.
     n_rs_seq: u32 = 0,
+    /// Whether the context is the drafting one of the NextN/MTP blocks (`LLAMA_CONTEXT_TYPE_MTP`): [`RunConfig::drafting`].
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    mtp_context: bool = false,
+    /// `-md`: the file of a draft model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_model: Option<String> = None,
+    /// `-hfd`: its repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_hf: Option<String> = None,
+    /// `--spec-draft-n-max`, where a draft model's file says which kind of speculation it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n_max: Option<u32> = None,
+    /// `-ngld`; `None` = auto.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n_gpu_layers: Option<i32> = None,
+    /// `-devd`; `None` = those of `--device`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_devices: Option<Vec<String>> = None,
+    /// `-otd`, `-cmoed`, `-ncmoed`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    draft_overrides: Vec<Override> = Vec::new(),
+    /// `-ctkd`, of a drafting context of either kind; `None` = f16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_type_k: Option<GgmlType> = None,
+    /// `-ctvd`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_type_v: Option<GgmlType> = None,
     /// Whether every token yields an output row (`--embedding`, `--rerank`, `-embd 1`).
     embeddings: bool = false,
     /// `-fit`: whether llama.cpp changes what is not given until it fits.
@@ -106,6 +133,43 @@ impl RunConfig {
     pub fn override_metadata(&self, metadata: &mut Metadata) {
         for entry in self.metadata_overrides.iter().rev() {
             metadata.insert(entry.key.clone(), entry.value.clone());
+        }
+    }
+
+    /// Whether a second context drafts: of a draft model, or of the model's own NextN blocks.
+    pub fn has_drafting(&self) -> bool {
+        self.mtp || self.has_draft_model()
+    }
+
+    pub fn has_draft_model(&self) -> bool {
+        self.draft_model.is_some() || self.draft_hf.is_some()
+    }
+
+    /// The launch of the drafting context beside a target of `n_ctx` cells (`common/speculative.cpp`
+    /// `common_base_params_to_speculative`, `common_speculative_init_result`, b11434).
+    pub fn drafting(&self, n_ctx: u32) -> Self {
+        let f16 = crate::gguf::ggml_type::f16;
+        let own = Self {
+            n_ctx,
+            type_k: self.draft_type_k.unwrap_or_else(f16),
+            type_v: self.draft_type_v.unwrap_or_else(f16),
+            mtp_context: self.mtp,
+            n_draft: 0,
+            n_rs_seq: 0,
+            embeddings: false,
+            moe_cache_mib: 0,
+            ..self.clone()
+        };
+        if !self.has_draft_model() {
+            return own;
+        }
+        let one_device = self.draft_devices.as_ref().is_some_and(|devices| devices.len() == 1);
+        Self {
+            devices: self.draft_devices.clone().or_else(|| self.devices.clone()),
+            n_gpu_layers: self.draft_n_gpu_layers.unwrap_or(-1),
+            overrides: self.draft_overrides.clone(),
+            split_mode: if one_device { SplitMode::Layer } else { self.split_mode },
+            ..own
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use super::config::{Choice, LoadMode, RunConfig};
 use super::values::{self, DENSE, EXPERTS, Given, on_host};
 use super::{Error, Note};
+use crate::gguf::GgmlType;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Flag {
@@ -222,6 +223,13 @@ macro_rules! optional {
     };
 }
 
+/// A word that need not be given.
+macro_rules! word_of {
+    ($name:ident) => {
+        custom!(TEXT, $name, |run, given| run.$name = Some(given.value.to_string()), |run, _| run.$name.clone())
+    };
+}
+
 /// Yes or no.
 macro_rules! switch {
     ($name:ident) => {
@@ -293,8 +301,15 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--spec-ngram-map-k-size-m", Effect::Speculation),
     Flag::new("--spec-ngram-map-k4v-size-m", Effect::Speculation),
     Flag::new("--spec-ngram-mod-n-max", Effect::Speculation),
-    Flag::new("--spec-draft-model -md --model-draft", DRAFT).env("LLAMA_ARG_SPEC_DRAFT_MODEL"),
-    Flag::new("--spec-draft-hf -hfd -hfrd --hf-repo-draft", DRAFT).env("LLAMA_ARG_SPEC_DRAFT_HF_REPO"),
+    Flag::new("--spec-draft-model -md --model-draft", word_of!(draft_model)).env("LLAMA_ARG_SPEC_DRAFT_MODEL"),
+    Flag::new("--spec-draft-hf -hfd -hfrd --hf-repo-draft", word_of!(draft_hf)).env("LLAMA_ARG_SPEC_DRAFT_HF_REPO"),
+    Flag::new("--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft", DRAFT_LAYERS).env("LLAMA_ARG_N_GPU_LAYERS_DRAFT"),
+    Flag::new("--spec-draft-device -devd --device-draft", field!(draft_devices, Given::devices, device_list)),
+    Flag::new("--spec-draft-override-tensor -otd --override-tensor-draft", DRAFT_OVERRIDES),
+    Flag::new("--spec-draft-cpu-moe -cmoed --cpu-moe-draft", DRAFT_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_CPU_MOE").alone(""),
+    Flag::new("--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft", DRAFT_N_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE"),
+    Flag::new("--spec-draft-type-k -ctkd --cache-type-k-draft", optional!(draft_type_k, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K"),
+    Flag::new("--spec-draft-type-v -ctvd --cache-type-v-draft", optional!(draft_type_v, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V"),
     Flag::new("-mm --mmproj", PROJECTOR).env("LLAMA_ARG_MMPROJ"),
     Flag::new("-mmu --mmproj-url", PROJECTOR).env("LLAMA_ARG_MMPROJ_URL"),
     Flag::new("--override-kv", METADATA).instead(OWN_KEYS),
@@ -316,11 +331,6 @@ const OWN_KEYS: &str = "a plan counts with the file's own keys: `moeplan check -
 const NOTHING_TO_FIT: &str =
     "a plan leaves nothing to fit: --margin SIZE stays free on each device, `-c max` is the longest context";
 
-const DRAFT: Effect = Effect::Uncounted(Uncounted {
-    code: "draft-model",
-    what: "the draft model's own memory is not counted",
-    hint: "check it with a command of its own and add both",
-});
 const PROJECTOR: Effect = Effect::Uncounted(Uncounted {
     code: "projector",
     what: "the multimodal projector's memory is not counted",
@@ -370,11 +380,11 @@ const LAYERS: Effect =
 const TENSOR_SPLIT: Effect =
     field!(tensor_split, Given::proportions, |shares: &Vec<f32>, bench: bool| values::list(shares, between(bench)));
 const FIT_TARGET: Effect = field!(fit_target, Given::fit_target, |mib: &Vec<u32>, _| values::list(mib, "/"));
-const DEVICES: Effect =
-    field!(devices, Given::devices, |names: &Option<Vec<String>>, bench: bool| match names.as_deref() {
-        None | Some([]) => "none".to_string(),
-        Some(names) => names.join(between(bench)),
-    });
+const DEVICES: Effect = field!(devices, Given::devices, device_list);
+const DRAFT_LAYERS: Effect =
+    custom!(NUMBER, draft_n_gpu_layers, |run, given| run.draft_n_gpu_layers = Some(given.layers()?), |run, _| run
+        .draft_n_gpu_layers
+        .map(|n| if n == -2 { "all".to_string() } else { n.to_string() }));
 const RPC: Effect = custom!(TEXT, rpc, |run, given| run.rpc.extend(given.names(',')), |run, _| (!run.rpc.is_empty())
     .then(|| run.rpc.join(",")));
 const METADATA: Effect = custom!(
@@ -412,6 +422,31 @@ const N_CPU_MOE: Effect = custom!(
     |run, given| run.overrides.extend(given.first_blocks(EXPERTS)?),
     |run, bench| counted(run, bench, "--n-cpu-moe", EXPERTS).map(|count| count.to_string())
 );
+/// All overrides of a draft model, whichever flag made them.
+const DRAFT_OVERRIDES: Effect = Effect::Field(Field {
+    name: "draft_overrides",
+    is_number: false,
+    read: |run, given| {
+        let (entries, notes) = given.overrides()?;
+        run.draft_overrides.extend(entries);
+        Ok(notes)
+    },
+    print: |run, _| {
+        let entries = run.draft_overrides.iter().map(|entry| format!("{}={}", entry.pattern, entry.buffer));
+        (!run.draft_overrides.is_empty()).then(|| entries.collect::<Vec<_>>().join(","))
+    },
+    reset: |run| run.draft_overrides.clear(),
+});
+const DRAFT_CPU_MOE: Effect = custom!(
+    TEXT,
+    draft_overrides,
+    |run, given| run.draft_overrides.push(on_host(EXPERTS.into(), given.flag)),
+    |_, _| { None }
+);
+const DRAFT_N_CPU_MOE: Effect =
+    custom!(NUMBER, draft_overrides, |run, given| run.draft_overrides.extend(given.first_blocks(EXPERTS)?), |_, _| {
+        None
+    });
 const N_CPU_FFN: Effect = custom!(
     NUMBER,
     overrides,
@@ -438,6 +473,17 @@ fn counted(run: &RunConfig, bench: bool, name: &str, pattern: &str) -> Option<us
 /// What separates the entries of a list.
 fn between(bench: bool) -> &'static str {
     if bench { "/" } else { "," }
+}
+
+fn device_list(names: &Option<Vec<String>>, bench: bool) -> String {
+    match names.as_deref() {
+        None | Some([]) => "none".to_string(),
+        Some(names) => names.join(between(bench)),
+    }
+}
+
+fn some_cache_type(given: &Given<'_>) -> Result<Option<GgmlType>, Error> {
+    given.cache_type().map(Some)
 }
 
 fn shown<T: ToString>(value: &T, _: bool) -> String {

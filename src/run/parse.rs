@@ -376,13 +376,6 @@ impl Reader {
             // Printing measures the command as it is; nothing is fitted.
             run.fit = false;
         }
-        if run.mtp {
-            self.command.note(
-                "mtp-context",
-                "`--spec-type draft-mtp`: the weights of the NextN blocks are counted, their own context and compute are not".into(),
-                Some("leave room for one more block's cache and for its compute buffer".into()),
-            );
-        }
         if let ((Some(repo), file), false) = (self.hub, matches!(self.command.model, Some(ModelSource::Path(_)))) {
             self.command.model = Some(ModelSource::HuggingFace { repo, file });
         }

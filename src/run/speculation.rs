@@ -48,6 +48,9 @@ impl Speculation {
         let keeps =
             |kind: &String| matches!(kind.as_str(), "draft-mtp" | "draft-eagle3" | "draft-dflash" | "draft-dspark");
         run.n_rs_seq = if self.kinds.iter().any(keeps) { self.draft } else { 0 };
+        if run.has_draft_model() && self.kinds.iter().all(|kind| kind == "none") {
+            run.draft_n_max = (self.draft != Self::default().draft).then_some(self.draft);
+        }
     }
 
     /// The longest draft of a kind, in tokens.
@@ -64,13 +67,27 @@ impl Speculation {
     }
 }
 
+impl RunConfig {
+    /// The kind of speculation that a draft model's file is for, where no `--spec-type` says it (`common/speculative.cpp`
+    /// `common_speculative_types_from_gguf`, b11434): `has_nextn` of its last block.
+    pub fn infer_speculation(&mut self, has_nextn: bool) {
+        if has_nextn && self.has_draft_model() && self.n_draft == 0 {
+            let n_max = self.draft_n_max.unwrap_or(Speculation::default().draft);
+            (self.mtp, self.n_draft, self.n_rs_seq, self.draft_n_max) = (true, n_max, n_max, None);
+        }
+    }
+}
+
 /// The words for speculation that costs what `run` says, by a kind that does.
 pub(super) fn words(run: &RunConfig) -> Vec<String> {
     let (kind, flag) = match (run.mtp, run.n_rs_seq, run.n_draft) {
         (true, ..) => ("draft-mtp", "--spec-draft-n-max"),
         (false, 1.., _) => ("draft-eagle3", "--spec-draft-n-max"),
         (false, 0, 1..) => ("ngram-mod", "--spec-ngram-mod-n-max"),
-        (false, 0, 0) => return Vec::new(),
+        (false, 0, 0) => {
+            let n_max = run.draft_n_max.map(|n| ["--spec-draft-n-max".to_string(), n.to_string()]);
+            return n_max.into_iter().flatten().collect();
+        }
     };
     vec!["--spec-type".into(), kind.into(), flag.into(), run.n_draft.to_string()]
 }

@@ -355,6 +355,7 @@ fn context_params(launch: &Launch) -> sys::llama_context_params {
     params.op_offload = run.op_offload;
     params.swa_full = run.swa_full;
     params.kv_unified = kv_unified;
+    params.ctx_type = if run.mtp_context { sys::LLAMA_CONTEXT_TYPE_MTP } else { sys::LLAMA_CONTEXT_TYPE_DEFAULT };
     params
 }
 

@@ -81,7 +81,6 @@ static CASES: &[Case] = &[
     ("pattern-split-by-equals", &GPT_OSS, ONE, "llama-server -ot '(?=exps).*=CPU'", "llama-server -ot '(?:exps)=CPU'"),
     ("pattern-quoted", &GPT_OSS, ONE, r#"llama-server -ot "'exps=CPU'""#, "llama-server -ot 'exps=CPU'"),
     ("first-variant", &GPT_OSS, ONE, "llama-bench -p 512,1024", "llama-bench -p 512"),
-    ("mtp-context", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp", "llama-server --spec-default"),
     (
         "mtp-without-nextn",
         &GPT_OSS,
@@ -90,7 +89,6 @@ static CASES: &[Case] = &[
         "llama-server --spec-type draft-mtp -md mtp.gguf",
     ),
     ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
-    ("draft-model", &GPT_OSS, ONE, "llama-server -md small.gguf", "llama-server"),
     ("projector", &GPT_OSS, ONE, "llama-server --mmproj vision.gguf", "llama-server"),
     (
         "quantized-v-without-flash-attention",

@@ -13,6 +13,7 @@ use moeplan::model::Model;
 use moeplan::placement::{self, Placement};
 use moeplan::run::numbers::numbers;
 use moeplan::run::{RunConfig, parse};
+use moeplan::{checkup, synth};
 
 /// One projection: the launch and the MiB (truncated) it showed.
 struct Row {
@@ -79,7 +80,7 @@ fn context_of(
     let numbers = numbers(run, &model.hparams);
     let caches = caches::caches(model, run, &numbers);
     context::check(&caches, model, run, &numbers)?;
-    let bytes = context::bytes_by_device(&caches, machine, run, placement)?;
+    let bytes = context::bytes_by_device(&caches, model, machine, run, placement)?;
     Ok((caches, bytes))
 }
 
@@ -103,7 +104,7 @@ fn wrong_cells(row: &Row, model: &Model) -> Vec<String> {
         };
         let mut states = caches.clone();
         states.list.retain(|cache| kinds.contains(&cache.kind));
-        let states = context::bytes_by_device(&states, &machine, &row.run, &placement).expect("predicted above");
+        let states = context::bytes_by_device(&states, model, &machine, &row.run, &placement).expect("predicted above");
         states.get(device).map_or(0.0, |bytes| bytes.in_mib())
     };
     let wrong_states = row
@@ -189,5 +190,74 @@ fn context_to_the_byte() {
         }
     }
     assert!(cells > 1000, "{cells} cells");
+    assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// `testdata/truth/companions.jsonl`: two cards, draft models, MTP; every part by itself, to the MiB (truncated).
+#[test]
+fn launches_of_several_parts() {
+    let folder = unpack("companions.tar.xz");
+    let open = |name: &str| {
+        let path = folder.path().join(name);
+        if !path.exists() {
+            synth::hole(name.trim_end_matches(".gguf"), folder.path()).expect("a known model");
+        }
+        Model::from_gguf(gguf::open(&path).expect("a GGUF")).expect("a model")
+    };
+    let card =
+        |name: &str| Device { total: Bytes::mib(143_155), ..Device::parse(&format!("{name}=1G")).expect("a card") };
+    let machine = Machine {
+        devices: vec![card("CUDA0"), card("CUDA1")],
+        host: Host { isa: Isa::X86Amx, ram: Some(Bytes::mib(258_048)), ..Host::default() },
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth/companions.jsonl");
+    let text = std::fs::read_to_string(path).expect("the truth is in the repository");
+    let mut wrong = Vec::new();
+    let mut models = BTreeMap::new();
+    for json in text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON lines")) {
+        let (name, flags) = (json["model"].as_str().expect("a name"), json["flags"].as_str().expect("flags"));
+        let words: Vec<String> = format!("llama-server {flags}").split(' ').map(str::to_string).collect();
+        let mut command = parse::command(&words, &BTreeMap::new()).expect("llama.cpp took it");
+        let mut model = models.entry(name.to_string()).or_insert_with(|| open(&format!("{name}.gguf"))).clone();
+        if let Some(draft) = command.run.draft_model.clone() {
+            let draft = open(&draft);
+            command.run.infer_speculation(draft.ends_in_nextn());
+            model.draft = Some(draft.into());
+        }
+        let check = checkup::check(&model, &machine, &command, checkup::Options::default());
+        if json["refused"] == true {
+            assert!(check.is_err(), "{name} {flags}: llama.cpp refuses");
+            continue;
+        }
+        let check = check.expect("a forecast");
+        if let Some(buffers) = json["buffers"].as_array().filter(|_| json["kind"] == "sm-tensor") {
+            // The log of a real load: `Meta()` is one device's part.
+            let theirs = ["model", "KV", "compute"].map(|what| {
+                let of = |row: &&serde_json::Value| row[0] == "Meta()" && row[1] == what;
+                buffers.iter().filter(of).map(|row| row[2].as_f64().expect("MiB")).sum::<f64>()
+            });
+            for device in ["CUDA0", "CUDA1"] {
+                let row = &check.parts[0].memory[device];
+                let ours = [row.model, row.context, row.compute].map(|bytes| bytes.in_mib());
+                if ours.iter().zip(theirs).any(|(ours, theirs)| (ours - theirs).abs() > 0.0101) {
+                    wrong.push(format!("{name} {flags}: {device} {ours:?}, llama.cpp {theirs:?}"));
+                }
+            }
+            continue;
+        }
+        for (part, cells) in check.parts.iter().zip([&json["target"], &json["drafting"]]) {
+            for (device, cell) in cells.as_object().expect("a table") {
+                let found = part
+                    .memory
+                    .get(device)
+                    .map_or([0; 3], |row| [row.model, row.context, row.compute].map(|b| b.0 / MIB));
+                let theirs = ["model", "context", "compute"].map(|term| cell[term].as_u64().expect("MiB"));
+                if found != theirs {
+                    wrong.push(format!("{name} {flags}: {:?} {device} {found:?}, llama.cpp {theirs:?}", part.what));
+                }
+            }
+        }
+        assert_eq!(check.parts.len(), 1 + usize::from(json["drafting"].is_object()), "{name} {flags}");
+    }
     assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -92,11 +92,13 @@ pub(super) fn unknown_architecture(facts: &Facts<'_>) -> Option<Finding> {
 /// Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
 /// model it is that one's blocks that draft.
 pub(super) fn mtp_without_nextn(facts: &Facts<'_>) -> Option<Finding> {
-    let hparams = &facts.model.hparams;
+    if facts.run.has_draft_model() && facts.model.draft.is_none() {
+        return None;
+    }
+    let drafter = facts.model.draft.as_deref().unwrap_or(facts.model);
     // Its last block is a router's.
-    let has_none = hparams.nextn_predict_layers == 0 || facts.model.context.has_router_layer;
-    let has_draft = facts.command.notes.iter().any(|note| note.code == "draft-model");
-    (facts.run.mtp && has_none && !has_draft).then(|| {
+    let has_none = drafter.hparams.nextn_predict_layers == 0 || drafter.context.has_router_layer;
+    (facts.run.mtp && has_none).then(|| {
         found(
             "`--spec-type draft-mtp`: the file has no NextN (MTP) blocks, so llama.cpp creates no drafting context and stops",
             "leave it out, or take a file with the model's NextN blocks (convert_hf_to_gguf.py without --no-mtp)",

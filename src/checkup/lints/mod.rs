@@ -131,8 +131,6 @@ const NOTES: &[(&str, Severity)] = &[
     ("pattern-quoted", Severity::Error),
     ("other-dialect", Severity::Warning),
     ("config-file-read", Severity::Warning),
-    ("mtp-context", Severity::Warning),
-    ("draft-model", Severity::Warning),
     ("projector", Severity::Warning),
     ("first-variant", Severity::Info),
     ("what-if", Severity::Info),

@@ -193,7 +193,9 @@ fn drafting_keeps_snapshots_and_a_second_context() {
     let caches = caches(&model, &run, &numbers(&run, &model.hparams));
     let states = "0:4608/131072 1:4608/131072 2:4608/131072";
     assert_eq!(lines(&caches.list), format!("Base 4096×1 3:128/128\nRecurrent 4×1 {states}"));
-    assert_eq!(lines(&caches.mtp), "Base 4096×1 4:128/128");
+    let drafting = run.drafting(4096);
+    let caches = super::caches(&model, &drafting, &numbers(&drafting, &model.hparams));
+    assert_eq!(lines(&caches.list), "Base 4096×1 4:128/128");
     check("qwen3next", keys, &run, &format!("Base 4096×1 3:128/128; Recurrent 1×1 {states}"));
 }
 

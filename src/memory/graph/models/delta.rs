@@ -18,11 +18,12 @@ struct Heads {
     n_v: u64,
 }
 
+pub(super) const SPEC: Spec = Spec { pick: Pick::AfterNorm, ffn_norm: Some("post_attention_norm"), ..PLAIN };
+
 /// Builds the graph.
 pub(super) fn build<'g>(b: &'g Builder<'g>) {
-    let spec = Spec { pick: Pick::AfterNorm, ffn_norm: Some("post_attention_norm"), ..PLAIN };
     let (rows, states, attn, positions) = (b.tokens(), b.inp_rs(), b.inp_attn(), b.inp_pos());
-    stack(b, &spec, rows, |l, x| {
+    stack(b, &SPEC, rows, |l, x| {
         x.expand();
         if l.hp.is_recr { linear_attention(l, x, &states) } else { gated_attention(l, x, &attn, positions) }
     });

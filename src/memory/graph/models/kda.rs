@@ -3,6 +3,7 @@
 //! Source: `src/models/kimi-linear.cpp`, `bailingmoe3.cpp`, llama.cpp b11434.
 
 use super::super::attention::{Extras, Qkv};
+use super::super::cache::CacheInputs;
 use super::super::recurrent::StateInputs;
 use super::super::tensor::Node;
 use super::super::{Builder, Layer};
@@ -22,15 +23,17 @@ pub(super) fn kimi_linear<'g>(b: &'g Builder<'g>) {
 pub(super) fn bailingmoe3<'g>(b: &'g Builder<'g>) {
     let (rows, states, latent, positions) = (b.tokens(), b.inp_rs(), b.inp_k(CacheKind::Base), b.inp_pos());
     stack(b, &Spec { pick: Pick::AfterNorm, ..SPEC }, rows, |l, x| {
-        if l.hp.is_recr {
-            return l.kda(x, &states);
-        }
-        let sizes = l.mla_sizes();
-        let rows = l.attn_latent(latent, l.mla_qkv(l.mla_q(x), x, Some(positions), sizes), None);
-        let gate = l.raw_mm("attn_gate", x).reshape(&[1, sizes.n_head, l.n_tokens]).sigmoid();
-        let gated = rows.reshape(&[sizes.v_head, sizes.n_head, l.n_tokens]) * gate;
-        l.raw_mm("attn_output", gated.cont_nd(&[sizes.v_head * sizes.n_head, l.n_tokens]))
+        if l.hp.is_recr { l.kda(x, &states) } else { gated_mla(l, x, latent, positions) }
     });
+}
+
+/// MLA with a gate for each head.
+pub(super) fn gated_mla<'g>(l: Layer<'g>, x: Node<'g>, latent: CacheInputs<'g>, positions: Node<'g>) -> Node<'g> {
+    let sizes = l.mla_sizes();
+    let rows = l.attn_latent(latent, l.mla_qkv(l.mla_q(x), x, Some(positions), sizes), None);
+    let gate = l.raw_mm("attn_gate", x).reshape(&[1, sizes.n_head, l.n_tokens]).sigmoid();
+    let gated = rows.reshape(&[sizes.v_head, sizes.n_head, l.n_tokens]) * gate;
+    l.raw_mm("attn_output", gated.cont_nd(&[sizes.v_head * sizes.n_head, l.n_tokens]))
 }
 
 /// MLA without positions.

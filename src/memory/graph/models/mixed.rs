@@ -174,7 +174,7 @@ pub(super) fn nemotron_h<'g>(b: &'g Builder<'g>) {
     finish(b, &Spec { pick: Pick::AfterNorm, ..PLAIN }, rows, out_ids);
 }
 
-fn nemotron_ffn<'g>(l: Layer<'g>, x: Node<'g>) -> Node<'g> {
+pub(super) fn nemotron_ffn<'g>(l: Layer<'g>, x: Node<'g>) -> Node<'g> {
     if !l.has("ffn_gate_inp") {
         return l.ffn("", x, Act::ReluSqr);
     }

@@ -10,6 +10,7 @@ mod kda;
 mod kpool;
 mod mixed;
 mod mla;
+mod mtp;
 mod kimi_k3;
 mod minimax;
 mod own;
@@ -22,6 +23,9 @@ use crate::arch::Graph;
 
 /// Builds the graph of the architecture.
 pub(super) fn build<'g>(b: &'g Builder<'g>) {
+    if b.plan.caches.is_mtp {
+        return mtp::build(b);
+    }
     match &b.arch.graph {
         Graph::None => _ = b.fail(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
         Graph::Plain(spec) => plain::decoder(b, spec),

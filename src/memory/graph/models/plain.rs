@@ -11,10 +11,17 @@ use crate::arch::{Act, Alibi, Input, Norm, Pre, QkNorm, Residual, Rope};
 pub(super) use crate::arch::{Logits, NormW, PLAIN, Pick, Spec};
 
 /// What every layer of a decoder reads besides its rows.
-struct Inputs<'g> {
+pub(super) struct Inputs<'g> {
     positions: Node<'g>,
     attn: AttnInputs<'g>,
     attn_scale: Option<Node<'g>>,
+}
+
+impl<'g> Inputs<'g> {
+    pub(super) fn of(b: &'g Builder<'g>, spec: &Spec) -> Self {
+        let attn_scale = (spec.temperature && b.is_set("attention.temperature_scale")).then(|| b.inp_attn_scale());
+        Self { positions: b.inp_pos(), attn: b.inp_attn(), attn_scale }
+    }
 }
 
 /// Builds a decoder of these traits.
@@ -36,8 +43,7 @@ pub(super) fn decoder<'g>(b: &'g Builder<'g>, spec: &Spec) {
     if let Some(table) = b.get("position_embd", "weight") {
         rows = rows + table.get_rows(b.inp_pos());
     }
-    let attn_scale = (spec.temperature && b.is_set("attention.temperature_scale")).then(|| b.inp_attn_scale());
-    let inputs = Inputs { positions: b.inp_pos(), attn: b.inp_attn(), attn_scale };
+    let inputs = Inputs::of(b, spec);
     let (out_ids, first, width) = (b.inp_out_ids(), rows, b.n_embd);
     for l in b.layers() {
         rows = layer(l, spec, rows, out_ids, |x| attention(l, spec, x, &inputs));
@@ -154,7 +160,7 @@ fn turns(l: Layer<'_>, spec: &Spec) -> bool {
     }
 }
 
-fn attention<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
+pub(super) fn attention<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
     let mut qkv = if spec.qk_norm == QkNorm::Flat { flat_qkv(l, x, spec.norm) } else { l.qkv(x) };
     if spec.qk_norm == QkNorm::Before {
         l.norm_qk(&mut qkv, spec.norm);
