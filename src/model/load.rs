@@ -82,62 +82,23 @@ pub(super) fn read(model: &mut Model) -> Vec<Fault> {
 
 static FILES: include_dir::Dir<'static> = include_dir::include_dir!("$CARGO_MANIFEST_DIR/rules/loader");
 
-/// The rules of an architecture.
+/// The rules of an architecture: lines with their depths, groups filled in.
 #[derive(Default)]
 struct Rules {
     /// `def NAME = …` and `def NAME[i] = …`.
     defs: HashMap<String, Expr>,
     /// What is read before the tensors.
-    keys: Vec<Line>,
+    keys: Vec<Text>,
     /// None where a file has no `tensors`: such architectures are not checked.
-    tensors: Vec<Line>,
+    tensors: Vec<Text>,
     /// What the graph asserts of the numbers.
-    graph: Vec<Line>,
+    graph: Vec<Text>,
+    /// The expressions that were met so far.
+    parsed: Mutex<HashMap<String, Arc<Expr>>>,
 }
 
-/// How many values a key has.
-enum Many {
-    One,
-    /// One for all, or an array of exactly so many (`get_key_or_arr`).
-    Exactly(Expr),
-    /// An array (`get_arr`).
-    Array,
-}
-
-/// What of a name gets a value.
-enum Place {
-    Field,
-    Layer(Expr),
-    EveryLayer,
-}
-
-/// One line, with the lines that belong to it.
-enum Line {
-    /// `ty` is one of [`TYPES`] or `one-of(a|b)`.
-    Key {
-        ty: String,
-        many: Many,
-        optional: bool,
-        keys: Vec<String>,
-        into: Option<String>,
-    },
-    Let(String, Expr),
-    Set(String, Place, Expr),
-    Copy(String, String),
-    /// A layer that has another's tensors.
-    Alias(Expr, Expr),
-    /// Tensors that the loader takes as optional and the graph reads.
-    Need(Vec<String>),
-    Refuse(Expr, String),
-    /// Conditions and their lines; the first that holds counts.
-    If(Vec<(Expr, Vec<Self>)>),
-    For(String, Expr, Expr, Vec<Self>),
-    Tensors {
-        names: Vec<(String, bool)>,
-        shape: Vec<Expr>,
-        flags: Option<Expr>,
-    },
-}
+/// A line's depth and its text.
+type Text = (usize, String);
 
 /// The types of keys, and what each is in words; of a `count` the length is read, whatever the elements.
 const TYPES: [(&str, &str); 7] = [
@@ -149,9 +110,6 @@ const TYPES: [(&str, &str); 7] = [
     ("str", "text"),
     ("count", "an array"),
 ];
-
-/// A line's depth and its text.
-type Text = (usize, String);
 
 impl Rules {
     /// The rules of an architecture; of one without a file, what every architecture shares.
@@ -210,9 +168,19 @@ impl Rules {
             keys.push(line("use vocabulary"));
             tensors.push(line("use scales"));
         }
-        (rules.keys, rules.tensors) = (compile(&keys, &groups)?, compile(&tensors, &groups)?);
-        rules.graph = compile(&graph, &groups)?;
+        (rules.keys, rules.tensors) = (expand(&keys, &groups)?, expand(&tensors, &groups)?);
+        rules.graph = expand(&graph, &groups)?;
         Ok(rules)
+    }
+
+    fn parsed(&self, text: &str) -> Result<Arc<Expr>, Fault> {
+        let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(expr) = parsed.get(text) {
+            return Ok(Arc::clone(expr));
+        }
+        let expr = Arc::new(expression(text).map_err(Fault::Rules)?);
+        parsed.insert(text.to_string(), Arc::clone(&expr));
+        Ok(expr)
     }
 }
 
@@ -220,81 +188,56 @@ fn expression(text: &str) -> Result<Expr, String> {
     Expr::parse(text).map_err(|error| error.to_string())
 }
 
-fn compile(mut texts: &[Text], groups: &HashMap<&str, Vec<Text>>) -> Result<Vec<Line>, String> {
-    let mut lines: Vec<Line> = Vec::new();
-    while let Some(((depth, text), after)) = texts.split_first() {
-        let (below, after) = after.split_at(after.iter().position(|(other, _)| other <= depth).unwrap_or(after.len()));
-        texts = after;
-        let below = || compile(below, groups);
-        let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
-        let pair = |by: &str| rest.split_once(by).ok_or_else(|| format!("`{text}` without `{by}`"));
-        let set = |place: fn(&str) -> Result<(&str, Place), String>| {
-            let (name, expr) = pair(" = ")?;
-            let (name, place) = place(name)?;
-            Ok::<_, String>(Line::Set(name.to_string(), place, expression(expr)?))
+/// Lines with those of the groups that they use.
+fn expand(lines: &[Text], groups: &HashMap<&str, Vec<Text>>) -> Result<Vec<Text>, String> {
+    let mut expanded = Vec::with_capacity(lines.len());
+    for (depth, text) in lines {
+        let Some(call) = text.strip_prefix("use ") else {
+            expanded.push((*depth, text.clone()));
+            continue;
         };
-        lines.push(match word {
-            "use" => {
-                let (name, arguments) = rest.split_once('(').unwrap_or((rest, ")"));
-                let group = groups.get(name).ok_or_else(|| format!("no group `{name}`"))?;
-                let arguments = split(arguments.strip_suffix(')').unwrap_or(arguments));
-                let fill = |(depth, text): &Text| {
-                    let mut text = text.clone();
-                    for number in 1..=9_usize {
-                        if !text.contains('$') {
-                            break;
-                        }
-                        let argument = arguments.get(number.saturating_sub(1)).copied().unwrap_or("0");
-                        text = text.replace(&format!("${number}"), argument);
-                    }
-                    (*depth, text)
-                };
-                lines.extend(compile(&group.iter().map(fill).collect::<Vec<Text>>(), groups)?);
-                continue;
+        let (name, arguments) = call.split_once('(').unwrap_or((call, ")"));
+        let group = groups.get(name).ok_or_else(|| format!("no group `{name}`"))?;
+        let arguments = split(arguments.strip_suffix(')').unwrap_or(arguments));
+        let fill = |(below, text): &Text| {
+            let mut text = text.clone();
+            if text.contains('$') {
+                for number in 1..=9_usize {
+                    let argument = arguments.get(number.saturating_sub(1)).copied().unwrap_or("0");
+                    text = text.replace(&format!("${number}"), argument);
+                }
             }
-            "else" => {
-                let condition = rest.strip_prefix("if ").map_or(Ok(Expr::Number(1)), expression)?;
-                let Some(Line::If(branches)) = lines.last_mut() else { return Err("`else` without `if`".into()) };
-                branches.push((condition, below()?));
-                continue;
-            }
-            "let" => {
-                let (name, expr) = pair(" = ")?;
-                Line::Let(name.to_string(), expression(expr)?)
-            }
-            "set" => set(|name| match name.split_once('[') {
-                Some((name, index)) => Ok((name, Place::Layer(expression(index.trim_end_matches(']'))?))),
-                None => Ok((name, Place::Field)),
-            })?,
-            "fill" => set(|name| Ok((name, Place::EveryLayer)))?,
-            "copy" => {
-                let (from, to) = pair(" -> ")?;
-                Line::Copy(from.to_string(), to.to_string())
-            }
-            "alias" => {
-                let (layer, other) = pair(" = ")?;
-                Line::Alias(expression(layer)?, expression(other)?)
-            }
-            "need" => Line::Need(rest.split(", ").map(ToString::to_string).collect()),
-            "assert" => Line::Refuse(Expr::Apply("not", vec![expression(rest)?]), format!("llama.cpp wants {rest}")),
-            "refuse" => {
-                let (condition, message) = pair(": ")?;
-                Line::Refuse(expression(condition)?, message.to_string())
-            }
-            "if" => Line::If(vec![(expression(rest)?, below()?)]),
-            "for" => {
-                let (name, range) = pair(" in ")?;
-                let (from, to) = range.split_once("..").ok_or_else(|| format!("`{range}` is not a range"))?;
-                Line::For(name.to_string(), expression(from)?, expression(to)?, below()?)
-            }
-            _ => {
-                let (ty, count) = word.split_at(word.find(['?', '[']).unwrap_or(word.len()));
-                let is_key = TYPES.iter().any(|(name, _)| *name == ty) || ty.starts_with("one-of(");
-                if is_key { key(ty, count, rest)? } else { tensors(text)? }
-            }
-        });
+            (depth.saturating_add(*below), text)
+        };
+        expanded.extend(expand(&group.iter().map(fill).collect::<Vec<Text>>(), groups)?);
     }
-    Ok(lines)
+    Ok(expanded)
+}
+
+/// The type of a key's line, what follows the type in its first word, the keys, and what gets the value.
+type Key<'t> = (&'t str, &'t str, &'t str, Option<&'t str>);
+
+/// `TYPE[?][COUNT] KEY, KEY [-> NAME]`; `None` for another line.
+fn key(text: &str) -> Option<Key<'_>> {
+    let (word, rest) = text.split_once(' ')?;
+    let (ty, count) = word.split_at(word.find(['?', '[']).unwrap_or(word.len()));
+    let is_key = TYPES.iter().any(|(name, _)| *name == ty) || ty.starts_with("one-of(");
+    let (keys, into) = rest.split_once(" -> ").map_or((rest, None), |(keys, into)| (keys, Some(into)));
+    is_key.then_some((ty, count, keys, into))
+}
+
+/// `NAME[?], NAME[?] [SHAPE] [| FLAGS]`.
+fn tensors(text: &str) -> Option<(&str, &str, Option<&str>)> {
+    let (names, rest) = text.split_once(" [")?;
+    // The shape ends at its last bracket: an index has its own.
+    Some(match rest.split_once("] | ") {
+        Some((shape, flags)) => (names, shape, Some(flags)),
+        None => (names, rest.strip_suffix(']')?, None),
+    })
+}
+
+fn pair<'t>(text: &'t str, by: &str) -> Result<(&'t str, &'t str), Fault> {
+    text.split_once(by).ok_or_else(|| Fault::Rules(format!("`{text}` without `{by}`")))
 }
 
 /// What commas separate, those in brackets not counted.
@@ -305,32 +248,6 @@ fn split(text: &str) -> Vec<&str> {
         c == ',' && depth == 0
     });
     parts.map(str::trim).filter(|part| !part.is_empty()).collect()
-}
-
-/// `TYPE[?][COUNT] KEY, KEY [-> NAME]`.
-fn key(ty: &str, count: &str, rest: &str) -> Result<Line, String> {
-    let many = match count.trim_start_matches('?') {
-        "" => Many::One,
-        "[]" => Many::Array,
-        count => Many::Exactly(expression(count.trim_matches(['[', ']']))?),
-    };
-    let (keys, into) = rest.split_once(" -> ").map_or((rest, None), |(keys, into)| (keys, Some(into.to_string())));
-    let keys = keys.split(", ").map(ToString::to_string).collect();
-    Ok(Line::Key { ty: ty.to_string(), many, optional: count.starts_with('?'), keys, into })
-}
-
-/// `NAME[?], NAME[?] [SHAPE] [| FLAGS]`.
-fn tensors(text: &str) -> Result<Line, String> {
-    let not_one = || format!("`{text}` is not a tensor");
-    let (names, rest) = text.split_once(" [").ok_or_else(not_one)?;
-    // The shape ends at its last bracket: an index has its own.
-    let (shape, flags) = match rest.split_once("] | ") {
-        Some((shape, flags)) => (shape, Some(expression(flags)?)),
-        None => (rest.strip_suffix(']').ok_or_else(not_one)?, None),
-    };
-    let name = |name: &str| (name.trim_end_matches('?').to_string(), name.ends_with('?'));
-    let shape = split(shape).into_iter().map(expression).collect::<Result<_, _>>()?;
-    Ok(Line::Tensors { names: names.split(", ").map(name).collect(), shape, flags })
 }
 
 /// `TENSOR_NOT_REQUIRED` and its siblings (`src/llama-model-loader.h`); the bits are our own.
@@ -464,99 +381,139 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn block(&mut self, lines: &'a [Line]) -> Result<(), Fault> {
+    /// Walks lines and forgets their names.
+    fn block(&mut self, mut lines: &'a [Text]) -> Result<(), Fault> {
         let open = self.locals.len();
-        let walked = lines.iter().try_for_each(|line| self.line(line));
-        self.locals.truncate(open);
-        walked
-    }
-
-    fn line(&mut self, line: &'a Line) -> Result<(), Fault> {
-        match line {
-            Line::Key { ty, many, optional, keys, into } => {
-                for key in keys {
-                    if let Err(fault) = self.key(ty, many, *optional, key, into.as_deref()) {
-                        self.noted.as_mut().ok_or_else(|| fault.clone())?.push(fault);
+        // Whether a branch of the last `if` was walked.
+        let mut walked = false;
+        while let Some(((depth, text), after)) = lines.split_first() {
+            let below = after.iter().position(|(other, _)| other <= depth).unwrap_or(after.len());
+            let (below, after) = after.split_at(below);
+            lines = after;
+            let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+            match word {
+                "if" => walked = self.branch(Some(rest), below)?,
+                "else" => walked = walked || self.branch(rest.strip_prefix("if "), below)?,
+                "for" => {
+                    let (name, range) = pair(rest, " in ")?;
+                    let (from, to) = pair(range, "..")?;
+                    for value in self.value(from)?..self.value(to)? {
+                        self.locals.push((name, value));
+                        self.block(below)?;
+                        self.locals.pop();
                     }
                 }
+                _ => self.line(text, word, rest)?,
             }
-            Line::Let(name, expr) => self.locals.push((name, self.value(expr)?)),
-            Line::Set(name, place, expr) => {
+        }
+        self.locals.truncate(open);
+        Ok(())
+    }
+
+    /// Walks lines if the condition holds; whether it did.
+    fn branch(&mut self, condition: Option<&'a str>, lines: &'a [Text]) -> Result<bool, Fault> {
+        let holds = condition.map_or(Ok(true), |condition| Ok(self.value(condition)? != 0))?;
+        if holds {
+            self.block(lines)?;
+        }
+        Ok(holds)
+    }
+
+    fn line(&mut self, text: &'a str, word: &str, rest: &'a str) -> Result<(), Fault> {
+        match word {
+            "let" => {
+                let (name, expr) = pair(rest, " = ")?;
+                self.locals.push((name, self.value(expr)?));
+            }
+            "set" | "fill" => {
+                let (name, expr) = pair(rest, " = ")?;
                 let value = self.value(expr)?;
-                match place {
-                    Place::Field => self.set(name, value),
-                    Place::EveryLayer => self.array(name).fill(value),
-                    Place::Layer(index) => {
-                        let index = usize::try_from(self.value(index)?).unwrap_or(MAX_LAYERS);
+                match name.split_once('[') {
+                    None if word == "fill" => self.array(name).fill(value),
+                    None => self.set(name, value),
+                    Some((name, index)) => {
+                        let index = self.value(index.trim_end_matches(']'))?;
+                        let index = usize::try_from(index).unwrap_or(MAX_LAYERS);
                         // llama.cpp would write past its array; its own bounds come before.
                         let beyond = || Fault::BadKey(format!("`{name}` has {MAX_LAYERS} layers at most"));
                         *self.array(name).get_mut(index).ok_or_else(beyond)? = value;
                     }
                 }
             }
-            Line::Copy(from, to) => {
+            "copy" => {
+                let (from, to) = pair(rest, " -> ")?;
                 let values = self.array(from).clone();
                 self.arrays.insert(to, values);
             }
-            Line::Alias(layer, other) => {
-                let (to, from) = (format!("blk.{}.", self.value(layer)?), format!("blk.{}.", self.value(other)?));
+            // A layer that has another's tensors.
+            "alias" => {
+                let (to, from) = pair(rest, " = ")?;
+                let (to, from) = (format!("blk.{}.", self.value(to)?), format!("blk.{}.", self.value(from)?));
                 let theirs = self.made.iter().filter_map(|name| Some(format!("{to}{}", name.strip_prefix(&from)?)));
                 let theirs: Vec<String> = theirs.collect();
                 self.made.extend(theirs);
             }
-            Line::Need(names) => {
-                let mut names = names.iter().map(|name| self.tensor_name(name));
+            // Tensors that the loader takes as optional and the graph reads.
+            "need" => {
+                let mut names = rest.split(", ").map(|name| self.tensor_name(name));
                 if let Some(tensor) = names.find(|name| !self.made.contains(name)) {
                     return Err(Fault::MissingTensor { tensor });
                 }
             }
-            Line::Refuse(expr, message) => {
-                if self.value(expr)? != 0 {
-                    return Err(Fault::BadKey(format!("{message}{}", self.numbers(expr))));
+            "assert" if self.value(rest)? == 0 => {
+                return Err(Fault::BadKey(format!("llama.cpp wants {rest}{}", self.numbers(rest)?)));
+            }
+            "assert" => {}
+            "refuse" => {
+                let (condition, message) = pair(rest, ": ")?;
+                if self.value(condition)? != 0 {
+                    return Err(Fault::BadKey(format!("{message}{}", self.numbers(condition)?)));
                 }
             }
-            Line::If(branches) => {
-                for (condition, lines) in branches {
-                    if self.value(condition)? != 0 {
-                        return self.block(lines);
+            _ => match key(text) {
+                Some((ty, count, keys, into)) => {
+                    for key in keys.split(", ") {
+                        if let Err(fault) = self.key(ty, count, key, into) {
+                            self.noted.as_mut().ok_or_else(|| fault.clone())?.push(fault);
+                        }
                     }
                 }
-            }
-            Line::For(name, from, to, lines) => {
-                for value in self.value(from)?..self.value(to)? {
-                    self.locals.push((name, value));
-                    self.block(lines)?;
-                    self.locals.pop();
+                None => {
+                    let not_one = || Fault::Rules(format!("`{text}` is not a tensor"));
+                    let (names, shape, flags) = tensors(text).ok_or_else(not_one)?;
+                    let shape = split(shape).into_iter().map(|dim| self.value(dim)).collect::<Result<Vec<i64>, _>>()?;
+                    let flags = flags.map_or(Ok(0), |flags| self.value(flags))?;
+                    for name in names.split(", ") {
+                        let optional = if name.ends_with('?') { OPTIONAL } else { 0 };
+                        self.create(name.trim_end_matches('?'), &shape, flags | optional)?;
+                    }
                 }
-            }
-            Line::Tensors { names, shape, flags } => {
-                let shape = shape.iter().map(|dim| self.value(dim)).collect::<Result<Vec<i64>, Fault>>()?;
-                let flags = flags.as_ref().map_or(Ok(0), |flags| self.value(flags))?;
-                for (name, optional) in names {
-                    self.create(name, &shape, flags | if *optional { OPTIONAL } else { 0 })?;
-                }
-            }
+            },
         }
         Ok(())
     }
 
-    fn value(&self, expr: &Expr) -> Result<i64, Fault> {
+    fn value(&self, text: &str) -> Result<i64, Fault> {
+        self.value_of(&*self.rules.parsed(text)?)
+    }
+
+    fn value_of(&self, expr: &Expr) -> Result<i64, Fault> {
         // A division by zero ends llama.cpp; a layer that is not there, too.
         expr.value(&|term| self.term(term, None)).map_err(Fault::BadKey)
     }
 
     /// The numbers of a condition, for people.
-    fn numbers(&self, expr: &Expr) -> String {
+    fn numbers(&self, condition: &str) -> Result<String, Fault> {
         let known = |part: &Expr| {
             let name = match part {
-                Expr::At(name, index) => format!("{name}[{}]", self.value(index).ok()?),
+                Expr::At(name, index) => format!("{name}[{}]", self.value_of(index).ok()?),
                 Expr::Name(name) => name.clone(),
                 _ => return None,
             };
-            Some(format!("{name} = {}", self.value(part).ok()?))
+            Some(format!("{name} = {}", self.value_of(part).ok()?))
         };
-        let numbers: Vec<String> = expr.names().into_iter().filter_map(known).collect();
-        if numbers.is_empty() { String::new() } else { format!(" ({})", numbers.join(", ")) }
+        let numbers: Vec<String> = self.rules.parsed(condition)?.names().into_iter().filter_map(known).collect();
+        Ok(if numbers.is_empty() { String::new() } else { format!(" ({})", numbers.join(", ")) })
     }
 
     /// Gives a name of an open block, else a field, its value.
@@ -579,26 +536,27 @@ impl<'a> Walk<'a> {
         if is_full { key.to_string() } else { format!("{}.{key}", self.model.architecture) }
     }
 
-    /// `get_key`, `get_key_or_arr`, `get_arr`, `get_arr_n`.
-    fn key(&mut self, ty: &str, many: &Many, optional: bool, key: &str, into: Option<&'a str>) -> Result<(), Fault> {
+    /// `get_key`; with `[n]` as `count` `get_key_or_arr`, of one for all or an array of exactly so many; with `[]` `get_arr`.
+    fn key(&mut self, ty: &str, count: &str, key: &str, into: Option<&'a str>) -> Result<(), Fault> {
         let key = self.full(key);
         let model = self.model;
-        let missing = || if optional { Ok(()) } else { Err(Fault::MissingKey { key: key.clone() }) };
+        let missing = || if count.starts_with('?') { Ok(()) } else { Err(Fault::MissingKey { key: key.clone() }) };
         let Some(value) = model.metadata.get(&key) else { return missing() };
         let wrong = || Fault::BadKey(format!("key `{key}` is {}, not {}", kind(value), words(ty)));
+        let count = count.trim_start_matches('?').strip_prefix('[').map(|count| count.trim_end_matches(']'));
         let length = match value {
             Value::Array(values) => Some(values.len() as u64),
             // A long text is counted too, but no array is read where texts stand.
-            Value::Counted { len } if ty != "str" || matches!(many, Many::Array) => Some(*len),
+            Value::Counted { len } if ty != "str" || count == Some("") => Some(*len),
             _ => None,
         };
-        let one = match (many, length) {
+        let one = match (count, length) {
             _ if ty == "count" => length.and_then(|length| i64::try_from(length).ok()),
-            (Many::Array, None) => return missing(),
-            (Many::One, Some(_)) => None,
+            (Some(""), None) => return missing(),
+            (None, Some(_)) => None,
             (_, None) => number(ty, value),
-            (_, Some(found)) => {
-                if let Many::Exactly(count) = many {
+            (Some(count), Some(found)) => {
+                if !count.is_empty() {
                     let expected = self.value(count)?;
                     if i64::try_from(found) != Ok(expected) {
                         return Err(Fault::BadKey(format!("key `{key}` has {found} values, {expected} expected")));
@@ -611,13 +569,13 @@ impl<'a> Walk<'a> {
             }
         };
         let one = one.ok_or_else(wrong)?;
-        match (many, into) {
-            (Many::Exactly(count), _) if ty != "count" => {
+        match (count, into) {
+            (Some(count), _) => {
                 let count = usize::try_from(self.value(count)?).unwrap_or(0);
                 self.store(into, std::iter::repeat_n(one, count));
             }
-            (_, Some(name)) => self.set(name, one),
-            (_, None) => {}
+            (None, Some(name)) => self.set(name, one),
+            (None, None) => {}
         }
         Ok(())
     }
@@ -786,37 +744,33 @@ mod tests {
 
     use super::*;
 
-    /// The names that lines give a value, those of their blocks, and those that they read.
-    fn names<'a>(lines: &'a [Line], sets: &mut [BTreeSet<&'a str>; 3]) {
-        for line in lines {
-            let (given, exprs): (_, Vec<&Expr>) = match line {
-                Line::Key { many: Many::Exactly(count), into, .. } => (into.as_ref(), vec![count]),
-                Line::Key { into, .. } => (into.as_ref(), vec![]),
-                Line::Set(name, Place::Layer(index), expr) => (Some(name), vec![index, expr]),
-                Line::Set(name, _, expr) => (Some(name), vec![expr]),
-                Line::Copy(_, to) => (Some(to), vec![]),
-                Line::Alias(a, b) | Line::For(_, a, b, _) => (None, vec![a, b]),
-                Line::Need(_) => (None, vec![]),
-                Line::Let(_, expr) | Line::Refuse(expr, _) => (None, vec![expr]),
-                Line::If(branches) => (None, branches.iter().map(|(condition, _)| condition).collect()),
-                Line::Tensors { shape, flags, .. } => (None, shape.iter().chain(flags).collect()),
-            };
-            sets[0].extend(given.map(String::as_str));
-            sets[2].extend(exprs.into_iter().flat_map(Expr::names).map(|part| match part {
-                Expr::Name(name) | Expr::At(name, _) => name.as_str(),
-                other => panic!("{other:?} is not a name"),
-            }));
-            match line {
-                Line::If(branches) => branches.iter().for_each(|(_, lines)| names(lines, sets)),
-                Line::For(name, .., lines) => {
-                    sets[1].insert(name);
-                    names(lines, sets);
-                }
-                Line::Let(name, _) => {
-                    sets[1].insert(name);
-                }
-                _ => {}
+    /// The name that a line gives a value, to a block of lines alone or to all, and the expressions that it reads.
+    fn names(text: &str) -> (Option<&str>, Option<&str>, Vec<&str>) {
+        let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let pair = |by: &str| rest.split_once(by).unwrap_or_else(|| panic!("{text}"));
+        match word {
+            "let" => (Some(pair(" = ").0), None, vec![pair(" = ").1]),
+            "set" | "fill" => {
+                let (name, expr) = pair(" = ");
+                let (name, index) = name.trim_end_matches(']').split_once('[').unwrap_or((name, "0"));
+                (None, Some(name), vec![index, expr])
             }
+            "copy" => (None, Some(pair(" -> ").1), vec![]),
+            "alias" => (None, None, vec![pair(" = ").0, pair(" = ").1]),
+            "need" => (None, None, vec![]),
+            "assert" | "if" => (None, None, vec![rest]),
+            "else" => (None, None, rest.strip_prefix("if ").into_iter().collect()),
+            "refuse" => (None, None, vec![pair(": ").0]),
+            "for" => (Some(pair(" in ").0), None, pair(" in ").1.split("..").collect()),
+            _ => match key(text) {
+                Some((_, count, _, into)) => {
+                    (None, into, count.split(['?', '[', ']']).filter(|count| !count.is_empty()).collect())
+                }
+                None => {
+                    let (_, shape, flags) = tensors(text).unwrap_or_else(|| panic!("{text}"));
+                    (None, None, split(shape).into_iter().chain(flags).collect())
+                }
+            },
         }
     }
 
@@ -830,15 +784,24 @@ mod tests {
         for (architecture, rules) in &all {
             given.extend(rules.defs.keys().map(String::as_str));
             for lines in [&rules.keys, &rules.tensors, &rules.graph] {
-                let mut sets = <[BTreeSet<&str>; 3]>::default();
-                names(lines, &mut sets);
-                let [more, local, read] = sets;
-                given.extend(more);
+                let (mut local, mut read) = (BTreeSet::new(), BTreeSet::new());
+                for (name, field, exprs) in lines.iter().map(|(_, text)| names(text)) {
+                    local.extend(name);
+                    given.extend(field);
+                    let exprs = exprs.into_iter().map(|expr| rules.parsed(expr).unwrap());
+                    read.extend(exprs.flat_map(|expr| expr.names().into_iter().cloned().collect::<Vec<_>>()).map(
+                        |part| match part {
+                            Expr::Name(name) | Expr::At(name, _) => name,
+                            other => panic!("{other:?} is not a name"),
+                        },
+                    ));
+                }
                 sections.push((architecture, local, read));
             }
         }
         for (architecture, local, read) in sections {
-            let unknown: Vec<_> = read.iter().filter(|n| !local.contains(*n) && !given.contains(*n)).collect();
+            let has_value = |name: &&String| local.contains(name.as_str()) || given.contains(name.as_str());
+            let unknown: Vec<_> = read.iter().filter(|name| !has_value(name)).collect();
             assert!(unknown.is_empty(), "{architecture}: {unknown:?}");
         }
     }

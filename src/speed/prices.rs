@@ -65,7 +65,7 @@ impl Prices {
     /// What the time goes into, largest first; small change is one term.
     pub fn terms(&self, work: &Work, phase: Phase, machine: &Machine) -> Vec<Term> {
         let by_tier = self.by_tier(work);
-        let all: f64 = by_tier.iter().flatten().sum();
+        let all: f64 = by_tier.iter().map(|kinds| kinds.iter().sum::<f64>()).sum();
         let total = self.seconds(work);
         let mut terms: Vec<Term> = Vec::new();
         for (tier, kinds) in by_tier.iter().enumerate() {
