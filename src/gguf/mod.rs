@@ -24,8 +24,6 @@ pub mod ggml_type;
 pub mod reader;
 #[doc(hidden)]
 pub mod shards;
-#[doc(hidden)]
-pub mod sparse;
 pub mod source;
 #[doc(hidden)]
 pub mod writer;

@@ -8,6 +8,8 @@
     reason = "what is written is moeplan's own, and a wrong number in it is a mistake of moeplan"
 )]
 
+use std::fs::File;
+
 use super::{ByteOrder, GgmlType};
 
 /// A metadata value with the exact type that goes into the file.
@@ -157,4 +159,28 @@ impl Encoder {
             Scalar::Strings(items) => self.array(8, items, |out, text| out.string(text)),
         }
     }
+}
+
+/// Makes what is never written of an empty file take no disk; file systems outside Windows need no word for it.
+#[cfg(not(windows))]
+pub fn make_sparse(_: &File) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Makes what is never written of an empty file take no disk.
+#[cfg(windows)]
+#[expect(unsafe_code, reason = "Windows offers it only as a control code")]
+pub fn make_sparse(file: &File) -> std::io::Result<()> {
+    use std::os::windows::io::AsRawHandle as _;
+    use std::ptr::{null, null_mut};
+
+    use windows_sys::Win32::System::IO::DeviceIoControl;
+    use windows_sys::Win32::System::Ioctl::FSCTL_SET_SPARSE;
+
+    let mut returned = 0;
+    // SAFETY: the handle is open for the length of the call, which takes no input and gives no output; `returned` outlives it.
+    let done = unsafe {
+        DeviceIoControl(file.as_raw_handle(), FSCTL_SET_SPARSE, null(), 0, null_mut(), 0, &raw mut returned, null_mut())
+    };
+    if done == 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -16,14 +16,10 @@ fn files() -> Vec<(&'static str, Vec<&'static str>)> {
 }
 
 #[test]
-fn role_names_are_those_of_serde() {
+fn names_of_roles_and_blocks() {
     for role in Role::ALL {
         assert_eq!(serde_json::to_value(role).unwrap(), role.key());
     }
-}
-
-#[test]
-fn blocks_of_names() {
     for (name, block) in [
         ("blk.3.ffn_up.weight", Some(3)),
         ("enc.blk.11.attn_q.weight", Some(11)),

@@ -404,7 +404,7 @@ impl Layout {
         let tier = device.unwrap_or(part.tier);
         let active = f64::from(part.used) / f64::from(part.count);
         let share = rows.map_or(active, |rows| touched(part.count, part.used, rows));
-        let bytes = times * (part.bytes * share);
+        let bytes = rows.map_or(times * (part.bytes * share), |_| times * part.bytes * share);
         work.add(tier, Cost::Weights, bytes);
         work.add(tier, Cost::Op, times * part.ops);
         if part.tier == ON_HOST {

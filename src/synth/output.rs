@@ -11,8 +11,7 @@ use super::weights::Weights;
 use crate::bytes::Bytes;
 use crate::files::temporary::Part;
 use crate::files::{self, check};
-use crate::gguf::sparse;
-use crate::gguf::writer::NewFile;
+use crate::gguf::writer::{NewFile, make_sparse};
 use crate::suggest::Hint;
 
 /// What goes into the data section.
@@ -93,7 +92,7 @@ pub fn write(
         let out = part.as_file_mut();
         out.write_all(&header).map_err(io)?;
         if fill == Fill::Hole {
-            sparse::make(out).map_err(io)?;
+            make_sparse(out).map_err(io)?;
         }
         out.set_len(header.len() as u64 + data).map_err(io)?;
         if let Fill::Random(seed) = fill {

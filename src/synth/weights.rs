@@ -316,12 +316,10 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_bytes_and_tensors_and_experts_differ() {
-        let up = tensor("blk.0.ffn_up_exps.weight", "q4_K", &[256, 64, 4]);
-        let gate = tensor("blk.0.ffn_gate_exps.weight", "q4_K", &[256, 64, 4]);
-        assert_eq!(data(1, &up), data(1, &up));
-        assert_ne!(data(1, &up), data(2, &up));
-        assert_ne!(data(1, &up), data(1, &gate));
+        let [up, gate] =
+            ["up", "gate"].map(|name| tensor(&format!("blk.0.ffn_{name}_exps.weight"), "q4_K", &[256, 64, 4]));
         let bytes = data(1, &up);
+        assert!(bytes == data(1, &up) && bytes != data(2, &up) && bytes != data(1, &gate));
         let experts: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / 4).collect();
         assert!((1..4).all(|i| experts[0] != experts[i]));
     }
