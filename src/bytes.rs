@@ -13,13 +13,10 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
-/// One MiB: 2^20 bytes.
 pub const MIB: u64 = 1 << 20;
-/// One GiB: 2^30 bytes.
 pub const GIB: u64 = 1 << 30;
 
 impl Bytes {
-    /// `n` MiB.
     pub const fn mib(n: u64) -> Self {
         Self(n * MIB)
     }
@@ -35,7 +32,6 @@ impl Bytes {
         self.0.checked_add(other.0).map(Self)
     }
 
-    /// The difference, at least zero.
     #[must_use]
     pub const fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
@@ -84,11 +80,7 @@ impl fmt::Display for Bytes {
 pub enum ParseBytesError {
     /// A number alone: it may be GiB that are meant, MiB or bytes.
     #[error("`{number}` has no unit: {number}{unit}?")]
-    NoUnit {
-        number: String,
-        /// With which it is a usual size.
-        unit: &'static str,
-    },
+    NoUnit { number: String, unit: &'static str },
     #[error("`{0}` is not a size: write it as 97G or 97GiB (2^30), 97GB (10^9), 24576M or 0.5G")]
     NotASize(String),
 }

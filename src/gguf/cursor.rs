@@ -17,12 +17,10 @@ const FIRST_READ: usize = 16 << 10;
 /// Bytes of a later read, which the processor's own caches hold.
 const MOST_READ: usize = 128 << 10;
 
-/// The unread part of a header.
 #[derive(Debug)]
 pub struct Cursor<R> {
     file: R,
     buffer: Vec<u8>,
-    /// Where in the buffer the next byte is.
     start: usize,
     /// Bytes of the buffer that came from the file.
     end: usize,
@@ -33,7 +31,6 @@ pub struct Cursor<R> {
     /// Bytes from here to the end of the file; more than `left` where only the file's start is there.
     pub remaining: u64,
     pub file_bytes: u64,
-    /// How numbers are read from here on.
     pub order: ByteOrder,
 }
 
@@ -54,7 +51,6 @@ impl<R: Read + Seek> Cursor<R> {
         Self { file, buffer: Vec::new(), start: 0, end: 0, gap: 0, left, remaining, file_bytes: remaining, order }
     }
 
-    /// Where the next byte is, from the start of the file.
     pub fn offset(&self) -> u64 {
         self.file_bytes.saturating_sub(self.remaining)
     }
@@ -129,7 +125,6 @@ impl<R: Read + Seek> Cursor<R> {
         short.ok_or_else(|| ends(self.offset(), what, length.saturating_sub(self.left)))
     }
 
-    /// The length of the text that follows.
     pub fn text_length(&mut self, what: &'static str) -> Result<u64, At> {
         let offset = self.offset();
         let length = self.u64(what)?;

@@ -6,7 +6,6 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// One row of ggml's type table.
 #[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TypeRow {
     pub id: u32,

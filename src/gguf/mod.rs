@@ -49,7 +49,7 @@ pub fn open(path: &Path) -> Result<Gguf, Error> {
     let chosen = path.is_dir().then(|| model_in(path)).transpose()?;
     let path = chosen.as_deref().unwrap_or(path);
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    whole(open_file(path)?, name, |split, prefix, others| {
+    open_split(open_file(path)?, name, |split, prefix, others| {
         let open = |number: u64| {
             let path = path.with_file_name(split.name(prefix, number));
             open_file(&path).map_err(|error| match error.at.what {
@@ -63,7 +63,7 @@ pub fn open(path: &Path) -> Result<Gguf, Error> {
 
 /// The model of a file that is called `name`; if it is a shard, with the others, which `open` reads, given the part of their names
 /// before the number, and their numbers.
-fn whole<E: From<Error>>(
+fn open_split<E: From<Error>>(
     given: Shard,
     name: &str,
     open: impl FnOnce(Split, &str, Vec<u64>) -> Result<Vec<Shard>, E>,
@@ -167,12 +167,9 @@ pub struct ModelFile {
     pub data_offset: u64,
 }
 
-/// What a GGUF header says.
 #[derive(Debug, Clone)]
 pub struct Header {
-    /// GGUF version: 2 or 3.
     pub version: u32,
-    /// Byte order of every number in the file.
     pub byte_order: ByteOrder,
     /// `general.alignment`, default 32; a power of two.
     pub alignment: u64,
@@ -184,7 +181,6 @@ pub struct Header {
     pub tensors: Vec<TensorInfo>,
 }
 
-/// Keys and values by key.
 pub type Metadata = BTreeMap<String, Value>;
 
 /// Byte order of a file.
@@ -203,7 +199,6 @@ pub enum Value {
     I64(i64),
     /// `f32` (widened) or `f64`.
     F64(f64),
-    /// `bool`.
     Bool(bool),
     /// UTF-8; invalid bytes are replaced.
     String(String),
@@ -211,7 +206,6 @@ pub enum Value {
     Array(Vec<Self>),
     /// An array that was counted, not kept; or a text too long to be kept.
     Counted {
-        /// How many elements it has, or bytes.
         len: u64,
     },
 }
@@ -227,7 +221,6 @@ impl Value {
     }
 }
 
-/// One tensor of the header.
 #[derive(Debug, Clone)]
 pub struct TensorInfo {
     /// The full name, suffix included (`blk.3.ffn_up_exps.weight`).

@@ -41,7 +41,6 @@ pub const DEFAULT_ALIGNMENT: u64 = 32;
 const SMALLEST_KEY_VALUE: u64 = 14;
 /// Bytes of the smallest tensor: length, dimensions, type, offset.
 const SMALLEST_TENSOR: u64 = 24;
-/// What a text value is called in messages.
 const A_TEXT: &str = "a text";
 /// Type ids below this one that are not in the table were removed from ggml.
 const FIRST_UNKNOWN_TYPE: u32 = 43;
@@ -208,7 +207,6 @@ impl<R: Read + Seek> Reader<R> {
         row.ok_or_else(|| At::new(offset, Fault::New, format!("value type {id} does not exist")))
     }
 
-    /// A value of a type other than the array.
     fn value(&mut self, ty: &str) -> Result<Value, At> {
         let (cursor, what) = (&mut self.cursor, "a value");
         Ok(match ty {

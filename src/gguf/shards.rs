@@ -50,7 +50,6 @@ impl Split {
         }
     }
 
-    /// The file name of shard `number` (from 1).
     pub fn name(self, prefix: &str, number: u64) -> String {
         format!("{prefix}-{number:05}-of-{:05}.gguf", self.count)
     }

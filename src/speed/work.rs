@@ -91,7 +91,6 @@ struct Part {
     ops: f64,
 }
 
-/// Attention layers alike in place and reach.
 #[derive(Debug, Clone, Copy)]
 struct Attention {
     tier: Tier,
@@ -120,7 +119,6 @@ pub(super) struct Layout {
     threads_batch: f64,
     /// Changes of tier for a token by the tier that is not the host's; the second for large batches.
     switches: Vec<[f64; 2]>,
-    /// Bytes of one token's activations.
     row: f64,
     batch: u32,
     ubatch: u32,
@@ -145,7 +143,6 @@ const OFFLOAD_ROWS: u32 = 32;
 /// What repacked expert weights cost in micro-batches beside plain ones (measured: 99 against 253 tokens/s, AVX-512).
 const REPACKED_PRODUCTS: f64 = 2.5;
 
-/// Cores of a host of which nothing is known.
 pub(super) const GUESSED_CORES: u32 = 8;
 
 /// What the second thread of a core adds.
@@ -327,7 +324,7 @@ impl Layout {
             let large = size >= OFFLOAD_ROWS;
             for part in self.parts.iter().filter(|part| !part.output) {
                 let device = self.offload.filter(|_| large && part.copyable);
-                self.weights_read(&mut work, part, Some(rows), times, device, 0.0);
+                self.multiply(&mut work, part, Some(rows), times, device, 0.0);
             }
             for (tier, bytes) in self.states.iter().enumerate() {
                 work.add(tier, Cost::Cache, times * bytes);
@@ -347,7 +344,7 @@ impl Layout {
             }
         }
         for part in self.parts.iter().filter(|part| part.output) {
-            self.weights_read(&mut work, part, None, 1.0, None, 0.0);
+            self.multiply(&mut work, part, None, 1.0, None, 0.0);
         }
         if self.pipelined {
             work.overlapped = passes.max(1.0);
@@ -363,7 +360,7 @@ impl Layout {
             // The expert cache: what is in it is read there, what is not is copied into it first.
             let is_cached = self.cache_hits > 0.0 && part.copyable && part.count > 1;
             let device = self.offload.filter(|_| is_cached);
-            self.weights_read(&mut work, part, None, n, device, device.map_or(0.0, |_| self.cache_hits));
+            self.multiply(&mut work, part, None, n, device, device.map_or(0.0, |_| self.cache_hits));
         }
         let mean_depth = f64::from(depth) + n / 2.0;
         let attention = self.attention.iter().map(|layer| (layer.tier, layer.bytes * mean_depth.min(layer.reach)));
@@ -392,15 +389,7 @@ impl Layout {
 
     /// Weights multiplied with a micro-batch of `rows` rows, or with one row each, `times` over; on `device` where it takes them over
     /// from the host and has the share `hits` of them already.
-    fn weights_read(
-        &self,
-        work: &mut Work,
-        part: &Part,
-        rows: Option<f64>,
-        times: f64,
-        device: Option<Tier>,
-        hits: f64,
-    ) {
+    fn multiply(&self, work: &mut Work, part: &Part, rows: Option<f64>, times: f64, device: Option<Tier>, hits: f64) {
         let tier = device.unwrap_or(part.tier);
         let active = f64::from(part.used) / f64::from(part.count);
         let share = rows.map_or(active, |rows| touched(part.count, part.used, rows));

@@ -24,15 +24,12 @@ use spec::{Error, Spec};
 /// What is wanted of a spec.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// Another recipe than the spec's own.
     pub recipe: Option<Recipe>,
     /// The small sibling that llama.cpp loads and runs in a second.
     pub tiny: bool,
-    /// Only so many blocks.
     pub blocks: Option<u32>,
     /// How many files; 1 for a model that is not split.
     pub shards: u16,
-    /// GGUF version, 2 or 3.
     pub version: u32,
     pub byte_order: ByteOrder,
 }
@@ -43,7 +40,6 @@ impl Default for Wish {
     }
 }
 
-/// A model ready to be written.
 #[derive(Debug, Clone)]
 pub struct Synthesis {
     pub spec: Spec,
@@ -98,7 +94,6 @@ pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Err
     Ok((recipe, typed(spec, recipe, &dims, shapes)?))
 }
 
-/// Gives every tensor its type.
 fn typed(spec: &Spec, recipe: Recipe, dims: &Dims, shapes: Vec<(String, Vec<u64>)>) -> Result<Vec<NewTensor>, Error> {
     let number = |name| spec.number(name, dims);
     let (n_layer, n_expert) = (number("n_layer")?, number("n_expert")?);
@@ -107,7 +102,6 @@ fn typed(spec: &Spec, recipe: Recipe, dims: &Dims, shapes: Vec<(String, Vec<u64>
     Ok(shapes.into_iter().zip(types).map(|((name, shape), ty)| NewTensor { name, ty, shape }).collect())
 }
 
-/// Makes a spec into files.
 pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
     let (recipe, tensors) = tensors(spec, wish)?;
     let totals = totals(&tensors);
@@ -131,7 +125,6 @@ pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
     Ok(Synthesis { spec: spec.clone(), recipe, files, totals, published })
 }
 
-/// The sums over the tensors of a model.
 pub fn totals(tensors: &[NewTensor]) -> Totals {
     let mut totals = Totals { tensors: tensors.len() as u64, ..Totals::default() };
     for tensor in tensors {
@@ -145,7 +138,6 @@ pub fn totals(tensors: &[NewTensor]) -> Totals {
     totals
 }
 
-/// The totals beside the published ones of this recipe.
 pub fn checks(spec: &Spec, recipe: Recipe, totals: &Totals) -> Vec<Check> {
     let published = &spec.published;
     let mut rows = vec![

@@ -21,7 +21,6 @@ pub fn named(name: &str) -> Option<Recipe> {
     crate::quantize::recipe::named(name).filter(|row| recipes().any(|known| known == *row))
 }
 
-/// The type of each tensor.
 pub fn assign(recipe: Recipe, facts: &Facts, tensors: &[(String, Vec<u64>)]) -> Result<Vec<GgmlType>, Error> {
     // The published weights of gpt-oss are MXFP4 already; these recipes keep them.
     let keeps_experts = facts.mix == Mix::GptOss && matches!(recipe.name, "F16" | "BF16" | "Q8_0" | "MXFP4_MOE");

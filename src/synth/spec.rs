@@ -35,16 +35,13 @@ impl Hint for Error {
     }
 }
 
-/// A model that can be written.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
     /// The file's name without `.yaml`.
     #[serde(skip)]
     pub name: String,
-    /// `general.name`.
     pub model: String,
-    /// `general.architecture`.
     pub architecture: String,
     /// The recipe of the published file.
     pub recipe: String,
@@ -76,13 +73,11 @@ struct Group {
     tensors: Mapping,
 }
 
-/// The vocabulary of a spec.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tokenizer {
     /// `tokenizer.ggml.model`: `llama` (SentencePiece) or `gpt2` (byte-level BPE).
     pub model: String,
-    /// `tokenizer.ggml.pre`.
     pub pre: String,
     /// Id of the first of `special`: an expression.
     pub first_special: Option<String>,
@@ -97,7 +92,6 @@ pub struct Tokenizer {
     pub flags: BTreeMap<String, bool>,
 }
 
-/// Published totals.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Published {
@@ -110,7 +104,6 @@ pub struct Published {
     pub types: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
-/// The names of all specs, sorted.
 pub fn names() -> Vec<String> {
     let mut names: Vec<String> =
         FILES.files().filter_map(|file| Some(file.path().file_stem()?.to_str()?.to_string())).collect();
@@ -122,7 +115,6 @@ fn bad(name: &str, problem: impl ToString) -> Error {
     Error::Bad { name: name.to_string(), problem: problem.to_string() }
 }
 
-/// The spec of a name.
 pub fn named(name: &str) -> Result<Spec, Error> {
     let merged = merged(name, 0)?;
     let spec: Spec = serde_yaml::from_value(Yaml::Mapping(merged)).map_err(|error| bad(name, error))?;

@@ -21,7 +21,6 @@ const CHAT_TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + mes
     + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-/// A vocabulary while it is made.
 #[derive(Default)]
 struct Vocabulary {
     tokens: Vec<String>,

@@ -111,7 +111,6 @@ impl Weights {
     }
 }
 
-/// Standard deviation of a tensor's weights.
 fn deviation(tensor: &NewTensor) -> f32 {
     let has = |part: &str| tensor.name.contains(part);
     #[expect(clippy::cast_precision_loss, reason = "a row's length")]
@@ -133,7 +132,6 @@ enum Kind {
     Blocks(Blocks),
 }
 
-/// The data of one tensor.
 pub struct TensorWeights {
     seed: u64,
     name: String,
@@ -174,7 +172,6 @@ struct Blocks {
     is_mxfp4: bool,
 }
 
-/// One type's row of [`BLOCKS`].
 type BlockRow = (&'static str, usize, Option<(usize, f32)>, f32);
 
 /// Type, offset of the scale, offset of the minimum and its ratio to the scale, deviation at scale 1.

@@ -101,7 +101,7 @@ impl Client {
     /// The same, where the hub's list says what files hold (`oids`, by address), perhaps beside the header of another quantisation.
     fn open_known(&self, url: &Url, oids: &HashMap<String, String>, known: Option<&Known>) -> Result<Gguf, Error> {
         let read = |url: &Url, known| self.header(url, oids.get(url.as_str()).map(String::as_str), known);
-        super::whole(read(url, known)?, url.file_name(), |split, prefix, others| {
+        super::open_split(read(url, known)?, url.file_name(), |split, prefix, others| {
             // A server may read a path in a part of a file's name.
             let lower = prefix.to_ascii_lowercase();
             if ["/", "\\", "%2f", "%5c", "%00", ".."].iter().any(|part| lower.contains(part)) {
