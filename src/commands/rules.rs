@@ -8,7 +8,7 @@ use super::plan::PlanOptions;
 use super::{Outcome, Output, check, model_arg};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::plan::rule_file::{self, BUILT_IN, RuleFile, check as rules_check, fill};
+use crate::plan::rule_file::{self, BUILT_IN, Resolution, RuleFile};
 use crate::plan::{self, Request};
 use crate::report::page::rules::RuleSets;
 use crate::run::RunConfig;
@@ -101,9 +101,9 @@ fn filled(
     model: &Model,
     machine: &Machine,
     request: &Request,
-) -> anyhow::Result<(Request, fill::Resolution)> {
+) -> anyhow::Result<(Request, Resolution)> {
     let without = plan::solve(model, machine, request)?;
-    Ok(fill::pinned(file, model, machine, request, without.run)?)
+    Ok(rule_file::pinned(file, model, machine, request, without.run)?)
 }
 
 fn list(output: &Output) -> anyhow::Result<()> {
@@ -120,17 +120,17 @@ fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
     let model = args.model.as_ref().map(load).transpose()?;
     let resolution = model.as_ref().map(|model| resolution(&file, model, args)).transpose()?.flatten();
     let machine = args.options.machine.is_given().then(|| args.options.described_machine()).transpose()?;
-    let document = rules_check::check(&args.file, &file, model.as_ref(), machine.as_ref(), resolution.as_ref());
+    let document = rule_file::check(&args.file, &file, model.as_ref(), machine.as_ref(), resolution.as_ref());
     output.show(&document)?;
     let is_odd = document.rules.iter().any(|rule| !rule.warnings.is_empty());
     Ok(if is_odd { Outcome::No } else { Outcome::Yes })
 }
 
 /// The rules carried out; `None` where they fill devices and none was described.
-fn resolution(file: &RuleFile, model: &Model, args: &CheckArgs) -> anyhow::Result<Option<fill::Resolution>> {
+fn resolution(file: &RuleFile, model: &Model, args: &CheckArgs) -> anyhow::Result<Option<Resolution>> {
     if !file.fills() {
         let overrides = rule_file::overrides(file, model);
-        return Ok(Some(fill::Resolution { overrides, filled: Vec::new() }));
+        return Ok(Some(Resolution { overrides, filled: Vec::new() }));
     }
     if !args.options.machine.is_given() {
         return Ok(None);

@@ -1,13 +1,13 @@
 //! The choices around the search: the context, devices, the split of layers, load mode, cache types, what leaves when experts are
 //! exhausted, the expert cache, and which servers a plan has a use for.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use super::explain::quantized;
-use super::explore::{Explorer, WORTH};
-use super::solver::{Candidate, HostNeeds, Problem, Strategy};
+use super::search::{End, Stage, WORTH};
+use super::solver::{Candidate, HostNeeds, Levers, Problem, Strategy};
 use super::split::split;
-use super::stage::{End, Stage};
 use super::{Request, Turn};
 use crate::bytes::Bytes;
 use crate::inspection::Warning;
@@ -15,7 +15,7 @@ use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Error, HOST, expert_cache};
 use crate::placement::{self, Buffer};
 use crate::rules::Role;
-use crate::run::{LoadMode, Override, RunConfig, on_host};
+use crate::run::{LoadMode, RunConfig, on_host};
 
 /// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
 const WORTH_OP_OFFLOAD: f64 = 0.05;
@@ -23,22 +23,26 @@ const WORTH_OP_OFFLOAD: f64 = 0.05;
 const WORTH_THREADS: f64 = 0.02;
 /// A quantized cache must be better by this share: it costs quality that no speed shows.
 const WORTH_QUANTIZED_CACHE: f64 = 0.03;
+/// Shares of the room for experts that the expert cache (`--moe-cache-mib`) may get. Its memory is exact; how often it hits is the
+/// speed model's assumption.
+const CACHE_SHARES: [f64; 4] = [1.0, 0.75, 0.5, 0.25];
 
 impl Problem<'_> {
     /// The best launch for the user's settings in `run`, whose overrides are the user's and stay first.
     pub fn solve(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        let levers = self.request.levers;
         let mut best = self.solve_with_fewer_devices(run)?;
-        if let Some(quantized) = quantized(run).filter(|_| self.levers.cache_types) {
-            // A model whose heads q8_0 does not divide keeps its f16 cache.
-            best = match self.solve_with_fewer_devices(&quantized) {
-                Ok(other) if other.fits() && !best.fits() => other,
-                Ok(other) if other.fits() && self.is_better(&other, &best, WORTH_QUANTIZED_CACHE) => other,
-                _ => best,
-            };
+        // A model whose heads q8_0 does not divide keeps its f16 cache.
+        if let Some(quantized) = quantized(run).filter(|_| levers.cache_types)
+            && let Ok(other) = self.solve_with_fewer_devices(&quantized)
+            && other.fits()
+            && (!best.fits() || self.is_better(&other, &best, WORTH_QUANTIZED_CACHE))
+        {
+            best = other;
         }
-        if self.levers.expert_cache
+        if levers.expert_cache
             && self.may_cache_experts()
-            && let Some(cached) = self.with_expert_cache(&best, &run.overrides, true)?
+            && let Some(cached) = self.with_expert_cache(&best, true)?
             && self.is_better(&cached, &best, WORTH)
         {
             best = cached;
@@ -53,10 +57,10 @@ impl Problem<'_> {
 
     /// What follows from the launch: threads, a prompt cache that main memory has room for.
     fn finished(&self, mut candidate: Candidate) -> Candidate {
-        let host = &self.machine.host;
+        let (host, levers) = (&self.machine.host, self.request.levers);
         // `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
         let counts = [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten();
-        let counts: BTreeSet<u32> = counts.filter(|n| *n > 0 && self.levers.threads && host.rates.is_some()).collect();
+        let counts: BTreeSet<u32> = counts.filter(|n| *n > 0 && levers.threads && host.rates.is_some()).collect();
         for count in counts {
             let run = RunConfig { n_threads: Some(count), ..candidate.run.clone() };
             let estimate = self.estimate(&run, &candidate.forecast.placement, &candidate.forecast);
@@ -65,10 +69,10 @@ impl Problem<'_> {
             }
         }
         let table = candidate.forecast.in_main_memory(self.machine);
-        if let Some(ram) = host.ram.filter(|_| self.levers.cache_ram)
+        if let Some(ram) = host.ram.filter(|_| levers.cache_ram)
             && let Some(mib) = candidate.needs.smaller_prompt_cache(&candidate.run, table, ram)
         {
-            candidate.run.cache_ram = Some(i32::try_from(mib).unwrap_or(i32::MAX));
+            candidate.run.cache_ram = Some(mib);
             candidate.needs = HostNeeds::of(self.model, &candidate.run, &candidate.forecast);
         }
         candidate
@@ -78,12 +82,12 @@ impl Problem<'_> {
     /// smallest …: a card too small for its share of the layers must not spoil a plan that fits the others.
     fn solve_with_fewer_devices(&self, run: &RunConfig) -> Result<Candidate, Error> {
         let first = self.solve_layers(run)?;
-        let mut names: Vec<&Device> = self.machine.devices.iter().collect();
-        names.sort_by_key(|device| std::cmp::Reverse(device.total));
-        while !first.devices_fit() && run.tensor_split.is_empty() && names.len() > 1 {
-            names.pop();
-            let kept = |device: &&Device| names.iter().any(|name| name.name == device.name);
-            let devices = self.machine.devices.iter().filter(kept).map(|device| device.name.clone()).collect();
+        let mut largest: Vec<&Device> = self.machine.devices.iter().collect();
+        largest.sort_by_key(|device| Reverse(device.total));
+        while !first.devices_fit() && run.tensor_split.is_empty() && largest.len() > 1 {
+            largest.pop();
+            let is_kept = |device: &&Device| largest.iter().any(|kept| kept.name == device.name);
+            let devices = self.machine.devices.iter().filter(is_kept).map(|device| device.name.clone()).collect();
             let fewer = self.solve_layers(&RunConfig { devices: Some(devices), ..run.clone() })?;
             if fewer.devices_fit() {
                 return Ok(fewer);
@@ -103,7 +107,7 @@ impl Problem<'_> {
             run = RunConfig { devices: Some(devices), tensor_split, ..run };
         }
         let best = self.solve_load_mode(&run)?;
-        if !self.levers.op_offload || self.leaves_nothing(&best) {
+        if !self.request.levers.op_offload || self.leaves_nothing(&best) {
             return Ok(best);
         }
         // Prompts computed on the host: for short ones over a slow bus. Nothing is then copied, so compute shrinks as well.
@@ -123,37 +127,33 @@ impl Problem<'_> {
 
     /// [`Problem::solve_tiers`] with the load mode that serves best.
     fn solve_load_mode(&self, run: &RunConfig) -> Result<Candidate, Error> {
-        if !self.levers.load_mode {
+        let with = |load_mode| RunConfig { load_mode, ..run.clone() };
+        if !self.request.levers.load_mode {
             return self.solve_tiers(run);
         }
         // Read into memory, host weights are pinned and copied at the bus's full rate; mapped, they need not fit.
-        let read = self.solve_tiers(&RunConfig { load_mode: LoadMode::None, ..run.clone() })?;
+        let read = self.solve_tiers(&with(LoadMode::None))?;
         if read.shortfall.contains_key(HOST) {
-            return self.solve_tiers(&RunConfig { load_mode: LoadMode::Auto, ..run.clone() });
+            return self.solve_tiers(&with(LoadMode::Auto));
         }
-        let mapped = self.with_load_mode(&read, LoadMode::Auto)?;
-        Ok(if !self.leaves_nothing(&read) && self.is_better(&read, &mapped, WORTH) { read } else { mapped })
-    }
-
-    /// The same launch with another load mode: that moves tensors between kinds of host memory, and compute stays as it is.
-    pub fn with_load_mode(&self, candidate: &Candidate, load_mode: LoadMode) -> Result<Candidate, Error> {
-        let run = RunConfig { load_mode, ..candidate.run.clone() };
+        // The same launch mapped: tensors move between kinds of host memory, and compute stays as it is.
+        let run = RunConfig { load_mode: LoadMode::Auto, ..read.run.clone() };
         let placement = placement::place(self.model, self.machine, &run)?;
-        let compute = candidate.forecast.compute();
+        let compute = read.forecast.compute();
         let forecast = memory::forecast_placed(self.model, self.machine, &run, placement, Some(&compute))?;
-        Ok(self.candidate(run, forecast))
+        let mapped = self.candidate(run, forecast);
+        Ok(if !self.leaves_nothing(&read) && self.is_better(&read, &mapped, WORTH) { read } else { mapped })
     }
 
     /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.
     fn solve_tiers(&self, run: &RunConfig) -> Result<Candidate, Error> {
-        let stage = Stage::new(self, run.clone(), &[Role::RoutedExpert])?;
-        let explorer = Explorer::new(self, &stage);
-        let mut best = explorer.best(run)?;
-        if self.strategy != Strategy::Auto || self.machine.devices.is_empty() {
+        let experts = Stage::new(self, run.clone(), &[Role::RoutedExpert])?;
+        let mut best = experts.best(run)?;
+        if self.request.strategy != Strategy::Auto || self.machine.devices.is_empty() {
             return Ok(best);
         }
-        let may_gain = |n_ubatch, best: &Candidate| explorer.may_gain_by_room(run, n_ubatch, best);
-        let mut ubatches = explorer.every_ubatch(run);
+        let may_gain = |n_ubatch, best: &Candidate| experts.may_gain_by_room(run, n_ubatch, best);
+        let mut ubatches = experts.every_ubatch(run);
         let mut may_any_gain = false;
         for n_ubatch in &ubatches {
             // A smaller one than that of what fits would fit as well.
@@ -174,16 +174,17 @@ impl Problem<'_> {
                 *best = other;
             }
         };
-        let experts_moved = stage.run(run, &stage.nothing());
-        let stage = Stage::new(self, experts_moved.clone(), &[Role::DenseFfn, Role::SharedExpert])?;
-        if !stage.is_fixed() {
-            keep(&mut best, Explorer::new(self, &stage).best(&experts_moved)?);
+        let experts_moved = experts.run(run, &experts.nothing());
+        let dense = Stage::new(self, experts_moved.clone(), &[Role::DenseFfn, Role::SharedExpert])?;
+        if !dense.is_fixed() {
+            keep(&mut best, dense.best(&experts_moved)?);
         }
-        let mut base = stage.run(&experts_moved, &stage.nothing());
-        base.overrides.extend(self.output_on_host());
-        let stage = Stage::new(self, base.clone(), &[])?;
-        keep(&mut best, Explorer::new(self, &stage).best(&base)?);
-        let fewer_layers = |n_ubatch, best: &Candidate| self.fewer_layers(&explorer.at(&experts_moved, n_ubatch), best);
+        let mut base = dense.run(&experts_moved, &dense.nothing());
+        // An override for the output's weights; none where the model's have another name.
+        let output = self.model.output().and_then(|at| self.model.tensors.get(at));
+        base.overrides.extend(output.map(|t| on_host(format!("^{}$", t.name.replace('.', "\\.")), "-ot")));
+        keep(&mut best, Stage::new(self, base.clone(), &[])?.best(&base)?);
+        let fewer_layers = |n_ubatch, best: &Candidate| self.fewer_layers(&experts.at(&experts_moved, n_ubatch), best);
         if !best.devices_fit()
             && let Some(least) = ubatches.pop()
         {
@@ -200,12 +201,6 @@ impl Problem<'_> {
         Ok(best)
     }
 
-    /// An override that leaves the output's weights to the host; none where the model's have another name.
-    fn output_on_host(&self) -> Option<Override> {
-        let output = self.model.tensors.get(self.model.output()?)?;
-        Some(on_host(format!("^{}$", output.name.replace('.', "\\.")), "-ot"))
-    }
-
     /// The most layers on the devices that fit, the rest whole on the host, their caches too. Given up, with what does not fit,
     /// where even more layers would not be better than `best`.
     fn fewer_layers(&self, base: &RunConfig, best: &Candidate) -> Result<Candidate, Error> {
@@ -216,6 +211,7 @@ impl Problem<'_> {
                 return Ok(none);
             }
         }
+        // More blocks than a file may have are not read.
         let mut too_many = i32::try_from(self.model.hparams.block_count + 1).unwrap_or(i32::MAX);
         let mut step = 1;
         let (mut fits, mut found) = loop {
@@ -230,7 +226,7 @@ impl Problem<'_> {
             (too_many, step) = (layers, step * 2);
         };
         while too_many - fits > 1 {
-            let tried = fits + (too_many - fits) / 2;
+            let tried = i32::midpoint(fits, too_many);
             let candidate = at(tried)?;
             if candidate.devices_fit() {
                 (fits, found) = (tried, candidate);
@@ -245,63 +241,50 @@ impl Problem<'_> {
     pub fn from_disk(&self, candidate: &Candidate) -> Option<Bytes> {
         candidate.shortfall.get(HOST).copied().filter(|_| candidate.run.load_mode.is_mapped())
     }
-}
 
-/// Shares of the room for experts that the expert cache (`--moe-cache-mib`) may get. Its memory is exact; how often it hits is the
-/// speed model's assumption.
-const SHARES: [f64; 4] = [1.0, 0.75, 0.5, 0.25];
-
-impl Problem<'_> {
-    /// The best launch with a cache beside `without`, which has none and keeps its other choices; `None` where nothing is to be
-    /// cached or no cache fits.
-    ///
-    /// With `exact`, it was judged; without, its compute is that of `without`.
-    pub fn with_expert_cache(
-        &self,
-        without: &Candidate,
-        own: &[Override],
-        exact: bool,
-    ) -> Result<Option<Candidate>, Error> {
-        let base = RunConfig { overrides: own.to_vec(), moe_cache_mib: 0, ..without.run.clone() };
+    /// The best launch with an expert cache beside `without`, which has none and keeps its other choices; `None` where nothing is to
+    /// be cached or no cache fits. With `exact`, it was judged; without, its compute is that of `without`.
+    pub fn with_expert_cache(&self, without: &Candidate, exact: bool) -> Result<Option<Candidate>, Error> {
+        let overrides = self.request.run.overrides.clone();
+        let base = RunConfig { overrides, moe_cache_mib: 0, ..without.run.clone() };
         let stage = Stage::new(self, base.clone(), &[Role::RoutedExpert])?;
         if stage.is_fixed() || without.forecast.memory.len() < 2 || !without.devices_fit() {
             return Ok(None);
         }
-        let explorer = Explorer::new(self, &stage);
-        let room = stage.room(&explorer.hosted_with_compute_of(&base, without)?);
+        let room = stage.room(&stage.hosted_with_compute_of(&base, without)?);
+        let total: i128 = room.iter().map(|room| (*room).max(0)).sum();
         let mut best: Option<Candidate> = None;
-        for share in SHARES {
+        for share in CACHE_SHARES {
             let rest: Vec<i128> = room.iter().map(|room| room - part(*room, share)).collect();
             let kept = stage.whole_blocks(&stage.fill(&rest, End::First, false));
-            let taken = i128::from(stage.bytes(&kept));
-            let total: i128 = room.iter().map(|room| (*room).max(0)).sum();
-            let Ok(mib) = u32::try_from((total - taken) >> 20) else { continue };
+            let Ok(mib) = u32::try_from((total - i128::from(stage.bytes(&kept))) >> 20) else { continue };
             let setting = RunConfig { moe_cache_mib: mib, ..base.clone() };
             let placement = stage.placement(&kept);
-            if mib == 0 || expert_cache::expert_cache(self.model, self.machine, &setting, &placement).problem.is_some()
-            {
+            let cache = expert_cache::expert_cache(self.model, self.machine, &setting, &placement);
+            if mib == 0 || cache.problem.is_some() {
                 continue;
             }
-            let candidate = explorer.candidate(&setting, &kept, Some(without))?;
-            if best.as_ref().is_none_or(|known| self.cost(&candidate.estimate) < self.cost(&known.estimate)) {
+            let candidate = stage.candidate(&setting, &kept, Some(without))?;
+            if best.as_ref().is_none_or(|known| self.is_better(&candidate, known, 0.0)) {
                 best = Some(candidate);
             }
         }
         match best {
-            Some(best) if exact => self.shrunk(best),
+            Some(best) if exact => self.with_smaller_cache(best),
             other => Ok(other.filter(Candidate::devices_fit)),
         }
     }
 
     /// The launch judged, its cache made smaller until the devices fit.
-    fn shrunk(&self, mut candidate: Candidate) -> Result<Option<Candidate>, Error> {
+    fn with_smaller_cache(&self, mut candidate: Candidate) -> Result<Option<Candidate>, Error> {
         for _ in 0..8 {
             candidate = self.judge(candidate.run)?;
-            let short = candidate.shortfall.iter().filter(|(name, _)| name.as_str() != HOST).map(|(_, over)| *over);
-            let short: Bytes = short.sum();
+            let short = candidate.shortfall.iter().filter(|(name, _)| name.as_str() != HOST);
+            let short: Bytes = short.map(|(_, over)| *over).sum();
             if short == Bytes(0) {
                 return Ok(Some(candidate));
             }
+            // A cache that is too large by more than its size is none.
             let less = u32::try_from(short.0.div_ceil(1 << 20)).unwrap_or(u32::MAX);
             candidate.run.moe_cache_mib = candidate.run.moe_cache_mib.saturating_sub(less.saturating_add(1));
             if candidate.run.moe_cache_mib == 0 {
@@ -313,7 +296,69 @@ impl Problem<'_> {
 
     /// Whether the planner may look at caches at all.
     pub fn may_cache_experts(&self) -> bool {
-        self.strategy == Strategy::Auto && !self.machine.devices.is_empty()
+        self.request.strategy == Strategy::Auto && !self.machine.devices.is_empty()
+    }
+
+    /// `run` with the context that the request asks for.
+    pub(super) fn with_context(&self, run: RunConfig) -> Result<RunConfig, Error> {
+        let n_ctx = match self.request.context {
+            ContextChoice::Fixed(n_ctx) => n_ctx,
+            ContextChoice::Turn => {
+                let slots = run.n_parallel.unwrap_or(1).max(1);
+                turn_context(self.request.turn, self.model.hparams.context_length).saturating_mul(slots)
+            }
+            ContextChoice::Max => self.largest_context(&run)?,
+        };
+        Ok(RunConfig { n_ctx, ..run })
+    }
+
+    /// The largest multiple of 256 that fits with the experts on the host; 256 where none does.
+    ///
+    /// Memory grows with the context in nearly a straight line, so after the longest and a short one, each try is where the line
+    /// says that the budget ends, and its neighbour.
+    fn largest_context(&self, run: &RunConfig) -> Result<u32, Error> {
+        let strategy = match self.request.strategy {
+            Strategy::AllOnDevice | Strategy::Rules => self.request.strategy,
+            _ => Strategy::ExpertsOnHost,
+        };
+        let request = Request { strategy, levers: Levers::default(), ..self.request.clone() };
+        let lean = Problem { request: &request, ..self.clone() };
+        let judge = |steps: u32| -> Result<i128, Error> {
+            Ok(lean.spare(&lean.solve(&RunConfig { n_ctx: steps * 256, ..run.clone() })?))
+        };
+        let (mut fits, mut too_many) = (1, self.model.hparams.context_length.div_ceil(256).max(1));
+        let (mut left, mut short) = (judge(fits)?, judge(too_many)?);
+        if left < 0 || short >= 0 {
+            return Ok(if left < 0 { 256 } else { too_many * 256 });
+        }
+        let mut tries = 0;
+        while too_many - fits > 1 {
+            tries += 1;
+            let by_line = i128::from(too_many - fits) * left / (left - short).max(1);
+            let by_line = u32::try_from(by_line).map_or(fits, |steps| fits + steps);
+            let tried = if tries < 7 { by_line.clamp(fits + 1, too_many - 1) } else { u32::midpoint(fits, too_many) };
+            let found = judge(tried)?;
+            if found >= 0 {
+                (fits, left) = (tried, found);
+            } else {
+                (too_many, short) = (tried, found);
+            }
+        }
+        Ok(fits * 256)
+    }
+
+    /// Bytes left where least are; negative where they are missing. The host counts where the context is there.
+    fn spare(&self, candidate: &Candidate) -> i128 {
+        let signed = |budget: Bytes, used: Bytes| i128::from(budget.0) - i128::from(used.0);
+        let devices = self.machine.devices.iter().filter_map(|device| {
+            let row = candidate.forecast.memory.get(&device.name)?;
+            Some(signed(device.total, row.total() + self.request.margin))
+        });
+        let shares = self.machine.devices.iter().any(|device| self.machine.is_shared(device));
+        let there = self.machine.devices.is_empty() || !candidate.run.offload_kqv || shares;
+        let used = candidate.forecast.in_main_memory(self.machine) + candidate.needs.least();
+        let host = self.machine.host.ram.filter(|_| there).map(|ram| signed(ram, used));
+        devices.chain(host).min().unwrap_or(0) // Nothing has a budget: there is neither room nor too little of it.
     }
 }
 
@@ -332,72 +377,10 @@ pub enum ContextChoice {
     Fixed(u32),
 }
 
-/// `run` with the context that the request asks for.
-pub(super) fn with_context(problem: &Problem, request: &Request, run: RunConfig) -> Result<RunConfig, Error> {
-    let n_ctx = match request.context {
-        ContextChoice::Fixed(n_ctx) => n_ctx,
-        ContextChoice::Turn => {
-            let slots = request.run.n_parallel.unwrap_or(1).max(1);
-            turn_context(request.turn, problem.model.hparams.context_length).saturating_mul(slots)
-        }
-        ContextChoice::Max => largest_context(problem, &run)?,
-    };
-    Ok(RunConfig { n_ctx, ..run })
-}
-
 /// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.
 fn turn_context(turn: Turn, context_length: u32) -> u32 {
     let wanted = turn.tokens().next_multiple_of(256).max(8192);
     if context_length == 0 { wanted } else { wanted.min(context_length) }
-}
-
-/// The largest multiple of 256 that fits with the experts on the host; 256 where none does.
-///
-/// Memory grows with the context in nearly a straight line, so after the longest and a short one, each try is where the line
-/// says that the budget ends, and its neighbour.
-fn largest_context(problem: &Problem, run: &RunConfig) -> Result<u32, Error> {
-    let strategy = match problem.strategy {
-        Strategy::AllOnDevice | Strategy::Rules => problem.strategy,
-        _ => Strategy::ExpertsOnHost,
-    };
-    let levers = super::Levers::default();
-    let lean = Problem { strategy, levers, ..problem.clone() };
-    let judge = |steps: u32| -> Result<i128, Error> {
-        Ok(spare(&lean, &lean.solve(&RunConfig { n_ctx: steps * 256, ..run.clone() })?))
-    };
-    let (mut fits, mut too_many) = (1, problem.model.hparams.context_length.div_ceil(256).max(1));
-    let (mut left, mut short) = (judge(fits)?, judge(too_many)?);
-    if left < 0 || short >= 0 {
-        return Ok(if left < 0 { 256 } else { too_many * 256 });
-    }
-    let mut tries = 0;
-    while too_many - fits > 1 {
-        tries += 1;
-        let by_line = i128::from(too_many - fits) * left / (left - short).max(1);
-        let by_line = u32::try_from(by_line).map_or(fits, |steps| fits + steps);
-        let tried = if tries < 7 { by_line.clamp(fits + 1, too_many - 1) } else { u32::midpoint(fits, too_many) };
-        let found = judge(tried)?;
-        if found >= 0 {
-            (fits, left) = (tried, found);
-        } else {
-            (too_many, short) = (tried, found);
-        }
-    }
-    Ok(fits * 256)
-}
-
-/// Bytes left where least are; negative where they are missing. The host counts where the context is there.
-fn spare(problem: &Problem, candidate: &Candidate) -> i128 {
-    let signed = |budget: Bytes, used: Bytes| i128::from(budget.0) - i128::from(used.0);
-    let devices = problem.machine.devices.iter().filter_map(|device| {
-        let row = candidate.forecast.memory.get(&device.name)?;
-        Some(signed(device.total, row.total() + problem.margin))
-    });
-    let shares = problem.machine.devices.iter().any(|device| problem.machine.is_shared(device));
-    let there = problem.machine.devices.is_empty() || !candidate.run.offload_kqv || shares;
-    let ram = problem.machine.host.ram.filter(|_| there);
-    let host = ram.map(|ram| signed(ram, candidate.forecast.in_main_memory(problem.machine) + candidate.needs.least()));
-    devices.chain(host).min().unwrap_or(0)
 }
 
 /// RPC servers that a plan has no use for are left out, and those after them numbered as llama.cpp then numbers them: the machine and
@@ -407,38 +390,38 @@ pub(super) fn without_idle(
     request: &Request,
     candidate: &Candidate,
 ) -> Option<(Machine, Request, Warning)> {
-    let placed = candidate.forecast.placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
+    let placement = &candidate.forecast.placement;
+    let placed = placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
         Buffer::Device(at) => Some(at),
         _ => None,
     });
-    let used: Vec<u16> = candidate.forecast.placement.devices.iter().copied().chain(placed).collect();
-    let servers_in_use: Vec<&str> = used.iter().filter_map(|at| machine.device(*at)?.endpoint()).collect();
-    let is_named = |device: &Device| request.run.overrides.iter().any(|rule| rule.buffer == device.buffer);
-    let is_idle = |device: &&Device| {
-        device.endpoint().is_some_and(|server| !servers_in_use.contains(&server)) && !is_named(device)
+    let used = placement.devices.iter().copied().chain(placed);
+    let servers_in_use: BTreeSet<&str> = used.filter_map(|at| machine.device(at)?.endpoint()).collect();
+    let is_idle = |device: &Device| {
+        let is_named = request.run.overrides.iter().any(|rule| rule.buffer == device.buffer);
+        !is_named && device.endpoint().is_some_and(|server| !servers_in_use.contains(server))
     };
-    let idle: Vec<&Device> = machine.devices.iter().filter(is_idle).collect();
-    if idle.is_empty() {
+    let (idle, kept): (Vec<Device>, Vec<Device>) = machine.devices.iter().cloned().partition(is_idle);
+    let mut servers: Vec<&str> = idle.iter().filter_map(Device::endpoint).collect();
+    servers.dedup();
+    if servers.is_empty() {
         return None;
     }
-    let kept: Vec<Device> = machine.devices.iter().filter(|device| !is_idle(device)).cloned().collect();
     let left = Machine::new(kept, machine.host.clone()).ok()?;
     // Buffer types keep their names: they count the devices of one server.
     let new_name = |device: &Device| left.devices.iter().find(|other| other.buffer == device.buffer).map(|d| &d.name);
-    let renamed: Vec<String> = (machine.devices.iter())
-        .filter(|device| device.backend == Backend::Rpc)
+    let remote = machine.devices.iter().filter(|device| device.backend == Backend::Rpc);
+    let renamed: Vec<String> = remote
         .filter_map(|device| new_name(device).filter(|new| **new != device.name).map(|new| (device, new)))
         .map(|(device, new)| format!("{} is {new}", device.name))
         .collect();
     let mut request = request.clone();
-    request.run.rpc.retain(|server| !idle.iter().any(|device| device.endpoint() == Some(server)));
+    request.run.rpc.retain(|server| !servers.contains(&server.as_str()));
     let still_named = |name: String| match machine.devices.iter().find(|device| device.name == name) {
         Some(device) => new_name(device).cloned(),
         None => Some(name),
     };
     request.run.devices = request.run.devices.map(|names| names.into_iter().filter_map(still_named).collect());
-    let mut servers: Vec<&str> = idle.iter().filter_map(|device| device.endpoint()).collect();
-    servers.dedup();
     let (what, it) = if servers.len() == 1 { ("server", "it") } else { ("servers", "them") };
     let then = if renamed.is_empty() { String::new() } else { format!("; {} without {it}", renamed.join(", ")) };
     let warning = Warning {

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::search::{End, Stage};
 use super::solver::{Candidate, Levers, Problem, Strategy};
-use super::stage::{End, Stage};
-use super::{ContextChoice, ExpertSplit, Request, expert_split};
+use super::{ContextChoice, ExpertSplit, Request};
 use crate::bytes::Bytes;
 use crate::checkup::Row;
 use crate::gguf::GgmlType;
-use crate::machine::Machine;
 use crate::memory::{Error, HOST};
-use crate::model::Model;
 use crate::number::signed;
 use crate::rules::Role;
 use crate::run::{Choice as _, LoadMode, RunConfig, args};
@@ -63,11 +61,9 @@ pub struct Why {
     pub fixes: Vec<Alternative>,
 }
 
-/// A plan and what its explanation is made with.
+/// A plan and the problem that it solves.
 pub(super) struct Subject<'a> {
-    pub model: &'a Model,
-    pub machine: &'a Machine,
-    pub request: &'a Request,
+    pub problem: &'a Problem<'a>,
     pub candidate: &'a Candidate,
 }
 
@@ -78,7 +74,7 @@ impl Subject<'_> {
         if !self.candidate.fits() {
             why.fixes = self.fixes();
         }
-        if self.request.explain {
+        if self.problem.request.explain {
             why.alternatives.extend(self.others()?);
             why.time.clone_from(&self.candidate.estimate.terms);
             why.explain = self.terms();
@@ -86,13 +82,9 @@ impl Subject<'_> {
         Ok(why)
     }
 
-    fn problem(&self) -> Problem<'_> {
-        self.request.problem(self.model, self.machine)
-    }
-
     /// The launch with all its choices as they are, the planner's overrides apart, to change one thing of.
     fn fixed(&self) -> RunConfig {
-        RunConfig { overrides: self.request.run.overrides.clone(), ..self.candidate.run.clone() }
+        RunConfig { overrides: self.problem.request.run.overrides.clone(), ..self.candidate.run.clone() }
     }
 
     fn alternative(&self, what: String, candidate: &Candidate, note: Option<String>) -> Alternative {
@@ -102,7 +94,7 @@ impl Subject<'_> {
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
             memory: Row::table(&candidate.forecast),
-            placement: expert_split(self.model, self.machine, candidate),
+            placement: candidate.expert_split(self.problem),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
             turn_change: candidate.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0,
@@ -112,16 +104,19 @@ impl Subject<'_> {
 
     /// The plan with an expert cache: beside this one where the build has it; else only what it would give.
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
-        let problem = self.problem();
-        let has_it = self.request.target.has_expert_cache();
-        if self.candidate.run.moe_cache_mib > 0 || !problem.may_cache_experts() || !(has_it || self.request.explain) {
+        let problem = self.problem;
+        let has_it = self.problem.request.target.has_expert_cache();
+        if self.candidate.run.moe_cache_mib > 0
+            || !problem.may_cache_experts()
+            || !(has_it || self.problem.request.explain)
+        {
             return Ok(Vec::new());
         }
-        let Some(cached) = problem.with_expert_cache(self.candidate, &self.request.run.overrides, has_it)? else {
+        let Some(cached) = problem.with_expert_cache(self.candidate, has_it)? else {
             return Ok(Vec::new());
         };
         let what = format!("--moe-cache-mib {}", cached.run.moe_cache_mib);
-        let name = self.request.target.name();
+        let name = self.problem.request.target.name();
         let note = if has_it {
             "how often the cache hits is an assumption; your prompts decide".to_string()
         } else {
@@ -132,7 +127,8 @@ impl Subject<'_> {
 
     /// What every other choice would give, each planned with all else as it is.
     fn others(&self) -> Result<Vec<Alternative>, Error> {
-        let problem = Problem { levers: Levers::default(), ..self.problem() };
+        let request = Request { levers: Levers::default(), ..self.problem.request.clone() };
+        let problem = Problem { request: &request, ..self.problem.clone() };
         let mut found = Vec::new();
         for (what, run, note) in self.changes() {
             // A launch that llama.cpp would refuse is no alternative.
@@ -160,7 +156,7 @@ impl Subject<'_> {
         };
         changes.push((format!("-lm {}", load_mode.word()), RunConfig { load_mode, ..run.clone() }, note));
         changes.extend(quantized(run).map(|run| (QUANTIZED.to_string(), run, Some(QUALITY))));
-        let trained = self.model.hparams.context_length;
+        let trained = self.problem.model.hparams.context_length;
         for n_ctx in [run.n_ctx / 2, run.n_ctx.saturating_mul(2)] {
             if n_ctx >= 1024 && (trained == 0 || n_ctx <= trained) {
                 changes.push((format!("-c {n_ctx}"), RunConfig { n_ctx, ..run.clone() }, None));
@@ -168,7 +164,7 @@ impl Subject<'_> {
         }
         let offload = if run.op_offload { "--no-op-offload" } else { "with op offload" };
         changes.push((offload.to_string(), RunConfig { op_offload: !run.op_offload, ..run.clone() }, None));
-        if let Some(cores) = run.n_threads.or(self.machine.host.cores).filter(|cores| *cores > 1) {
+        if let Some(cores) = run.n_threads.or(self.problem.machine.host.cores).filter(|cores| *cores > 1) {
             let n_threads = Some(cores / 2);
             changes.push((format!("-t {}", cores / 2), RunConfig { n_threads, ..run.clone() }, None));
         }
@@ -185,7 +181,7 @@ impl Subject<'_> {
         }
         let host = stage.end_of(&kept);
         let mut found = Vec::new();
-        for (at, device) in (0..).zip(&self.machine.devices) {
+        for (at, device) in (0..).zip(&self.problem.machine.devices) {
             let more = stage.one_more(&kept, at, host).map(|kept| (format!("one more block on {}", device.name), kept));
             let less = stage.one_less(&kept, at, host).map(|kept| (format!("one step less on {}", device.name), kept));
             for (what, kept) in more.into_iter().chain(less) {
@@ -207,13 +203,14 @@ impl Subject<'_> {
     /// The terms of the fullest device.
     fn terms(&self) -> Vec<Explanation> {
         let forecast = &self.candidate.forecast;
-        let rows = self.machine.devices.iter().filter_map(|device| Some((device, forecast.memory.get(&device.name)?)));
+        let rows =
+            self.problem.machine.devices.iter().filter_map(|device| Some((device, forecast.memory.get(&device.name)?)));
         let Some((device, row)) = rows.min_by_key(|(device, row)| device.total.saturating_sub(row.total())) else {
             return Vec::new();
         };
-        let experts = expert_split(self.model, self.machine, self.candidate);
+        let experts = self.candidate.expert_split(self.problem);
         let experts = experts.by_device.get(&device.name).copied().unwrap_or_default();
-        let (run, margin) = (&self.candidate.run, self.request.margin);
+        let (run, margin) = (&self.candidate.run, self.problem.request.margin);
         let n_ubatch = (run.n_ubatch / 2).max(64);
         let fixed = |costs: &str| (String::new(), Bytes(0), costs.to_string());
         let of_context = quantized(run)
@@ -246,7 +243,7 @@ impl Subject<'_> {
 
     /// What a change frees of a device with the same placement, and what it costs.
     fn cheaper(&self, device: &str, fix: String, changed: RunConfig, quality: &str) -> (String, Bytes, String) {
-        let other = match self.problem().judge(changed) {
+        let other = match self.problem.judge(changed) {
             Ok(other) => other,
             Err(error) => return (String::new(), Bytes(0), error.to_string()),
         };
@@ -260,7 +257,7 @@ impl Subject<'_> {
     fn fixes(&self) -> Vec<Alternative> {
         let mut found: Vec<Alternative> = Vec::new();
         for (what, request, note) in self.fix_requests() {
-            let Ok(candidate) = super::solve(self.model, self.machine, &request) else { continue };
+            let Ok(candidate) = super::solve(self.problem.model, self.problem.machine, &request) else { continue };
             if candidate.fits() {
                 let what = what.replace("{c}", &candidate.run.n_ctx.to_string());
                 found.push(self.alternative(what, &candidate, note.map(str::to_string)));
@@ -276,7 +273,7 @@ impl Subject<'_> {
 
     /// Requests that differ from the user's in one thing, or in two where one would hardly do.
     fn fix_requests(&self) -> impl Iterator<Item = (&'static str, Request, Option<&'static str>)> {
-        let (request, run, levers) = (self.request, &self.request.run, self.request.levers);
+        let (request, run, levers) = (self.problem.request, &self.problem.request.run, self.problem.request.levers);
         let own = || request.clone();
         let with = |run: RunConfig| Request { run, ..own() };
         let longest = |request: Request| Request { context: ContextChoice::Max, ..request };
@@ -314,7 +311,7 @@ impl Subject<'_> {
 
     /// The same plan on a machine with what is missing.
     fn larger_machine(&self) -> Option<Alternative> {
-        let mut machine = self.machine.clone();
+        let mut machine = self.problem.machine.clone();
         let mut wanted = Vec::new();
         for device in &mut machine.devices {
             if let Some(over) = self.candidate.shortfall.get(&device.name) {
@@ -327,7 +324,8 @@ impl Subject<'_> {
             *ram += Bytes(over.0.next_multiple_of(64 << 20));
             wanted.push(format!("{ram} of main memory"));
         }
-        let candidate = super::solve(self.model, &machine, self.request).ok().filter(Candidate::fits)?;
+        let candidate =
+            super::solve(self.problem.model, &machine, self.problem.request).ok().filter(Candidate::fits)?;
         Some(self.alternative(wanted.join(" and "), &candidate, Some("more memory".to_string())))
     }
 }

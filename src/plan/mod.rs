@@ -2,15 +2,14 @@
 
 mod choose;
 pub mod explain;
-mod explore;
 #[doc(hidden)]
 pub mod patterns;
 #[doc(hidden)]
 pub mod rule_file;
+mod search;
 #[doc(hidden)]
 pub mod solver;
 mod split;
-mod stage;
 #[doc(hidden)]
 pub mod sweep;
 
@@ -25,7 +24,7 @@ use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
 use crate::memory;
 use crate::model::Model;
-use crate::placement::{self, Buffer};
+use crate::placement;
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
 use crate::run::{self, LoadMode, ModelSource, Program, RunConfig, Target};
@@ -167,22 +166,8 @@ impl Request {
         }
     }
 
-    pub fn problem<'a>(&self, model: &'a Model, machine: &'a Machine) -> Problem<'a> {
-        self.problem_with(model, machine, &Computes::default())
-    }
-
-    /// The same with what is known of the model's compute buffers from other requests.
-    fn problem_with<'a>(&self, model: &'a Model, machine: &'a Machine, computes: &Computes) -> Problem<'a> {
-        Problem {
-            model,
-            machine,
-            margin: self.margin,
-            strategy: self.strategy,
-            objective: self.objective,
-            turn: self.turn,
-            levers: self.levers,
-            computes: computes.clone(),
-        }
+    pub fn problem<'a>(&'a self, model: &'a Model, machine: &'a Machine) -> Problem<'a> {
+        Problem { model, machine, request: self, computes: Computes::default() }
     }
 
     /// The launch that the search begins with: the user's settings and what every plan says.
@@ -203,18 +188,16 @@ impl Request {
 
 /// The launch that serves the request best.
 pub fn solve(model: &Model, machine: &Machine, request: &Request) -> Result<Candidate, Error> {
-    solve_with(model, machine, request, &Computes::default())
+    solve_with(&request.problem(model, machine))
 }
 
-/// [`solve`] as one of many for the same model.
-fn solve_with(model: &Model, machine: &Machine, request: &Request, computes: &Computes) -> Result<Candidate, Error> {
-    let problem = request.problem_with(model, machine, computes);
-    let run = choose::with_context(&problem, request, request.start(model, machine))?;
-    Ok(problem.solve(&run)?)
+fn solve_with(problem: &Problem<'_>) -> Result<Candidate, Error> {
+    Ok(problem.solve(&problem.with_context(problem.request.start(problem.model, problem.machine))?)?)
 }
 
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
-    let candidate = solve(model, machine, request)?;
+    let problem = request.problem(model, machine);
+    let candidate = solve_with(&problem)?;
     if let Some((machine, request, warning)) = choose::without_idle(machine, request, &candidate) {
         let mut plan = plan(model, path, &machine, &request)?;
         plan.warnings.push(warning);
@@ -230,13 +213,14 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         return Err(Error::Replay { tensor: tensor.name.clone() });
     }
     let planned = Planned { process: candidate.needs.least(), shortfall: &candidate.shortfall };
-    let options = checkup::Options { margin: request.margin, tensors: request.tensors, planned: Some(planned) };
+    let options =
+        checkup::Options { margin: request.margin, tensors: request.tensors, ignored: &[], planned: Some(planned) };
     let check = checkup::check(model, machine, &parsed, options)?;
     Ok(Plan {
         check,
         model: summary(model, path),
         machine: machine.clone(),
-        warnings: warnings(model, machine, request, &candidate),
+        warnings: warnings(&problem, &candidate),
         margin: request.margin,
         strategy: request.strategy,
         objective: request.objective,
@@ -246,13 +230,14 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         host_needs: candidate.needs,
         args,
         command,
-        placement: expert_split(model, machine, &candidate),
-        why: Subject { model, machine, request, candidate: &candidate }.why()?,
+        placement: candidate.expert_split(&problem),
+        why: Subject { problem: &problem, candidate: &candidate }.why()?,
     })
 }
 
 /// What a plan's reader should know: what is wrong with the model, a device without an address, no device at all.
-fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Candidate) -> Vec<Warning> {
+fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
+    let Problem { model, machine, request, .. } = *problem;
     let mut warnings = Inspection::new(model, &[], None).warnings;
     let mut warn = |code: &'static str, message: String, hint: &str| {
         warnings.push(Warning { code: code.into(), message, hint: hint.to_string() });
@@ -297,7 +282,7 @@ fn warnings(model: &Model, machine: &Machine, request: &Request, candidate: &Can
             format!("-lm none takes {} of main memory, and its size was not given", table + candidate.needs.least());
         warn("main-memory-unknown", message, "--ram SIZE has it checked; -lm auto maps the file, which is slower");
     }
-    if let Some(missing) = request.problem(model, machine).from_disk(candidate) {
+    if let Some(missing) = problem.from_disk(candidate) {
         let message = format!(
             "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
         );
@@ -323,24 +308,4 @@ pub fn summary(model: &Model, path: &str) -> ModelSummary {
         block_count: model.hparams.block_count,
         what_if: None,
     }
-}
-
-/// Where the routed experts of a candidate are.
-fn expert_split(model: &Model, machine: &Machine, candidate: &Candidate) -> ExpertSplit {
-    let mut split = ExpertSplit::default();
-    let mut on_host = std::collections::BTreeSet::new();
-    let mut blocks = std::collections::BTreeSet::new();
-    for (tensor, copy) in candidate.forecast.placement.experts(model) {
-        blocks.insert(tensor.block);
-        if let Buffer::Device(at) = copy.buffer {
-            split.routed_expert_bytes_on_devices += tensor.bytes;
-            *split.by_device.entry(machine.devices[usize::from(at)].name.clone()).or_default() += tensor.bytes;
-        } else {
-            split.routed_expert_bytes_on_host += tensor.bytes;
-            on_host.insert(tensor.block);
-        }
-    }
-    split.blocks_with_experts_on_host = on_host.len();
-    split.blocks_with_experts = blocks.len();
-    split
 }

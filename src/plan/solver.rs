@@ -4,20 +4,21 @@
 //! among launches.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
+use super::{ExpertSplit, Request};
 use crate::bytes::Bytes;
 use crate::machine::{Device, Machine};
 use crate::memory::compute::Compute;
 use crate::memory::overhead::{HostGrowth, host_growth};
 use crate::memory::{self, Error, Forecast, HOST};
 use crate::model::Model;
-use crate::placement::Placement;
+use crate::placement::{Buffer, Placement};
 use crate::run::{Override, Program, RunConfig};
-use crate::speed::{self, Case, Estimate, Turn};
+use crate::speed::{self, Case, Estimate};
 
 /// What the planner may do with the routed experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,11 +78,10 @@ impl Levers {
             ubatch: true,
             batch: true,
             load_mode: true,
-            cache_types: false,
             threads: true,
             op_offload: true,
             cache_ram: true,
-            expert_cache: false,
+            ..Self::default()
         }
     }
 }
@@ -98,13 +98,7 @@ pub struct Problem<'a> {
     pub model: &'a Model,
     /// Where; `Device::total` is the budget.
     pub machine: &'a Machine,
-    /// Kept free of every device's budget.
-    pub margin: Bytes,
-    /// What the planner may do with the experts.
-    pub strategy: Strategy,
-    pub objective: Objective,
-    pub turn: Turn,
-    pub levers: Levers,
+    pub request: &'a Request,
     pub computes: Computes,
 }
 
@@ -132,6 +126,25 @@ impl Candidate {
     pub fn missing(&self) -> Bytes {
         self.shortfall.values().copied().sum()
     }
+
+    /// Where the routed experts are.
+    pub fn expert_split(&self, problem: &Problem<'_>) -> ExpertSplit {
+        let mut split = ExpertSplit::default();
+        let (mut on_host, mut blocks) = (BTreeSet::new(), BTreeSet::new());
+        for (tensor, copy) in self.forecast.placement.experts(problem.model) {
+            blocks.insert(tensor.block);
+            if let Buffer::Device(at) = copy.buffer {
+                split.routed_expert_bytes_on_devices += tensor.bytes;
+                let name = problem.machine.devices[usize::from(at)].name.clone();
+                *split.by_device.entry(name).or_default() += tensor.bytes;
+            } else {
+                split.routed_expert_bytes_on_host += tensor.bytes;
+                on_host.insert(tensor.block);
+            }
+        }
+        (split.blocks_with_experts_on_host, split.blocks_with_experts) = (on_host.len(), blocks.len());
+        split
+    }
 }
 
 impl Problem<'_> {
@@ -156,14 +169,14 @@ impl Problem<'_> {
 
     /// The predicted speed of `placement`, with the memory of a launch nearby.
     pub(super) fn estimate(&self, run: &RunConfig, placement: &Placement, forecast: &Forecast) -> Estimate {
-        speed::predict(&Case { model: self.model, machine: self.machine, run, placement, forecast }, self.turn)
+        speed::predict(&Case { model: self.model, machine: self.machine, run, placement, forecast }, self.request.turn)
     }
 
     /// By how much each device is over its budget.
     pub(super) fn devices_short(&self, forecast: &Forecast) -> BTreeMap<String, Bytes> {
         let over = |device: &Device| {
             let used = forecast.total(&device.name);
-            let over = (used + self.margin).saturating_sub(device.total);
+            let over = (used + self.request.margin).saturating_sub(device.total);
             (used > Bytes(0) && over > Bytes(0)).then(|| (device.name.clone(), over))
         };
         self.machine.devices.iter().filter_map(over).collect()
@@ -171,7 +184,7 @@ impl Problem<'_> {
 
     /// What the objective wants least of: seconds of a turn, or of a token.
     pub fn cost(&self, estimate: &Estimate) -> f64 {
-        match self.objective {
+        match self.request.objective {
             Objective::Turn | Objective::Context => estimate.turn_seconds,
             Objective::Tg => estimate.speed.tg.recip(),
             Objective::Pp => estimate.speed.pp.recip(),
@@ -214,12 +227,12 @@ impl HostNeeds {
     }
 
     /// The prompt cache in MiB that main memory has room for beside `table`, where it is less than what the launch would take.
-    pub(super) fn smaller_prompt_cache(&self, run: &RunConfig, table: Bytes, ram: Bytes) -> Option<u32> {
+    pub(super) fn smaller_prompt_cache(&self, run: &RunConfig, table: Bytes, ram: Bytes) -> Option<i32> {
         if run.program != Program::Server || table + self.most() <= ram {
             return None;
         }
         let room = ram.saturating_sub(table + self.least()).min(self.prompt_cache);
         // In steps of 256 MiB: less than one is none.
-        u32::try_from(room.0 >> 20 >> 8 << 8).ok()
+        i32::try_from(room.0 >> 20 >> 8 << 8).ok()
     }
 }

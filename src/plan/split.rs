@@ -3,8 +3,8 @@
 //! Bytes come first: a split on which dense weights and caches have room and the most experts too. From there, slots move
 //! between neighbours as long as the predicted speed gains by it: a fast card takes what a slow one would be waited for.
 
+use super::search::Stage;
 use super::solver::{Candidate, Problem};
-use super::stage::Stage;
 use crate::memory::Error;
 use crate::model::Model;
 use crate::placement;
@@ -31,7 +31,7 @@ pub(super) fn split(problem: &Problem, run: &RunConfig) -> Result<Option<Vec<f32
         .map(|device| {
             let device = &problem.machine.devices[usize::from(*device)];
             let row = pilot.forecast.memory.get(&device.name).copied().unwrap_or_default();
-            i128::from(device.total.0) - i128::from((problem.margin + row.compute + row.overhead).0)
+            i128::from(device.total.0) - i128::from((problem.request.margin + row.compute + row.overhead).0)
         })
         .collect();
     let mut counts = proportional(slots.len(), &room);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::solver::{Candidate, Computes};
-use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request, expert_split};
+use super::solver::{Candidate, Computes, Problem};
+use super::{ContextChoice, Error, ExpertSplit, ModelSummary, Request};
 use crate::bytes::{Bytes, GIB};
 use crate::checkup::Row;
 use crate::machine::{Device, Machine};
@@ -114,7 +114,7 @@ pub struct Point {
 }
 
 impl Point {
-    pub fn of(model: &Model, machine: &Machine, candidate: &Candidate, value: u64, label: String) -> Self {
+    fn of(problem: &Problem<'_>, candidate: &Candidate, value: u64, label: String) -> Self {
         Self {
             value,
             label,
@@ -123,7 +123,7 @@ impl Point {
             n_ctx: candidate.forecast.numbers.n_ctx,
             n_ubatch: candidate.forecast.numbers.n_ubatch,
             load_mode: candidate.run.load_mode,
-            placement: expert_split(model, machine, candidate),
+            placement: candidate.expert_split(problem),
             memory: Row::table(&candidate.forecast),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
@@ -186,8 +186,8 @@ pub fn sweep(
                 // Something varies.
                 (None, context) => (context.unwrap_or(0), context.unwrap_or(0).to_string()),
             };
-            let candidate = super::solve_with(model, &machine, &request, &computes)?;
-            points.push(Point::of(model, &machine, &candidate, value, label));
+            let problem = Problem { computes: computes.clone(), ..request.problem(model, &machine) };
+            points.push(Point::of(&problem, &super::solve_with(&problem)?, value, label));
         }
     }
     Ok(SweepDocument {
@@ -240,12 +240,13 @@ pub struct PlansRow {
 
 impl PlansRow {
     pub fn of(model: &Model, path: &str, machine: &Machine, request: &Request, at: u64) -> Result<Self, Error> {
-        let candidate = super::solve(model, machine, request)?;
+        let problem = request.problem(model, machine);
+        let candidate = super::solve_with(&problem)?;
         let summary = super::summary(model, path);
         let elements: u64 = model.tensors.iter().map(crate::model::Tensor::elements).sum();
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
         let bits_per_weight = summary.bytes.0 as f64 * 8.0 / elements.max(1) as f64;
-        let point = Point::of(model, machine, &candidate, at, path.to_string());
+        let point = Point::of(&problem, &candidate, at, path.to_string());
         Ok(Self { model: summary, bits_per_weight, point })
     }
 }

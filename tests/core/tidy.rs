@@ -194,7 +194,7 @@ const READING: [&str; 20] = [
     "src/machine.rs",
     "src/model.rs",
     "src/placement/pattern.rs",
-    "src/plan/rule_file/mod.rs",
+    "src/plan/rule_file.rs",
     "src/report/page/mod.rs",
     "src/rules.rs",
     "src/run/mod.rs",

@@ -3,8 +3,7 @@
 use serde::Serialize;
 
 use super::{Block, Document, Page, Verdict};
-use crate::plan::rule_file::RuleFile;
-use crate::plan::rule_file::check::{Count, RulesCheck};
+use crate::plan::rule_file::{Count, RuleFile, RulesCheck};
 use crate::report::table::Table;
 
 /// One built-in rule set, in the `moeplan/rule-sets/1` document.
