@@ -19,15 +19,12 @@ pub enum Scalar {
     /// The usual integer.
     U32(u32),
     I32(i32),
-    U64(u64),
     F32(f32),
     Bool(bool),
     String(String),
     Strings(Vec<String>),
     I32s(Vec<i32>),
-    U32s(Vec<u32>),
     F32s(Vec<f32>),
-    Bools(Vec<bool>),
 }
 
 /// A tensor to be written.
@@ -151,11 +148,8 @@ impl Encoder {
                 self.u32(8);
                 self.string(text);
             }
-            Scalar::U64(n) => self.scalar(10, n.to_le_bytes()),
-            Scalar::U32s(items) => self.array(4, items, |out, n| out.u32(*n)),
             Scalar::I32s(items) => self.array(5, items, |out, n| out.number(n.to_le_bytes())),
             Scalar::F32s(items) => self.array(6, items, |out, x| out.number(x.to_le_bytes())),
-            Scalar::Bools(items) => self.array(7, items, |out, b| out.bytes.push(u8::from(*b))),
             Scalar::Strings(items) => self.array(8, items, |out, text| out.string(text)),
         }
     }
