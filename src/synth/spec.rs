@@ -111,6 +111,7 @@ pub fn names() -> Vec<String> {
     names
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "an error or a text, as it comes")]
 fn bad(name: &str, problem: impl ToString) -> Error {
     Error::Bad { name: name.to_string(), problem: problem.to_string() }
 }
