@@ -337,7 +337,7 @@ impl Error {
     }
 
     #[must_use]
-    fn with_hint(self, hint: impl Into<String>) -> Self {
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
