@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
@@ -80,7 +80,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
-    add_companions(&mut model, &mut command.run, output)?;
+    add_companions(&mut model, &mut command.run, |path| model_arg::open(path, output))?;
     note_own_projector(&mut command);
     let tensors = args.tensors || output.format() == Format::Html;
     let margin = args.machine.margin.unwrap_or_default();
@@ -105,10 +105,14 @@ pub fn load(mut gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
 
 /// Opens what a launch loads beside its model: a draft model, which says what kind of speculation it is for where the command
 /// does not, and a projector.
-pub fn add_companions(model: &mut Model, run: &mut RunConfig, output: &Output) -> anyhow::Result<()> {
+pub fn add_companions(
+    model: &mut Model,
+    run: &mut RunConfig,
+    open: impl Fn(&Path) -> anyhow::Result<Gguf>,
+) -> anyhow::Result<()> {
     let draft = match (&run.draft_model, &run.draft_hf) {
-        (file, Some(repo)) => Some(model_arg::open(hugging_face(repo, file.as_deref()).as_ref(), output)?),
-        (Some(path), None) => Some(gguf::open(path.as_ref())?),
+        (file, Some(repo)) => Some(open(hugging_face(repo, file.as_deref()).as_ref())?),
+        (Some(path), None) => Some(open(path.as_ref())?),
         (None, None) => None,
     };
     if let Some(gguf) = draft {
@@ -117,8 +121,8 @@ pub fn add_companions(model: &mut Model, run: &mut RunConfig, output: &Output) -
         model.draft = Some(draft.into());
     }
     let projector = match (&run.mmproj, &run.mmproj_url) {
-        (_, Some(url)) => Some(model_arg::open(url.as_ref(), output)?),
-        (Some(path), None) => Some(gguf::open(path.as_ref())?),
+        (_, Some(url)) => Some(open(url.as_ref())?),
+        (Some(path), None) => Some(open(path.as_ref())?),
         (None, None) => None,
     };
     if let Some(gguf) = projector {
