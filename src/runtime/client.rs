@@ -471,7 +471,7 @@ mod tests {
     use super::*;
 
     fn complete(events: &[&str]) -> Result<Reply, Error> {
-        let bytes = events.iter().map(|event| format!("data: {event}\n\n")).collect::<String>().into_bytes();
+        let bytes = format!("data: {}\n\n", events.join("\n\ndata: ")).into_bytes();
         Reply::of(&Recording { status: 200, pieces: vec![Piece { seconds: 0.5, bytes }], ..Recording::default() })
     }
 

@@ -149,8 +149,8 @@ mod tests {
     #[test]
     fn of_a_mapped_file_only_what_is_locked_is_its_own() {
         for (locked, own) in [(0, 4), (20, 20), (99, 24)] {
-            let (rss_anon, rss_shmem, rss_file, locked) = (Bytes(3), Bytes(1), Bytes(20), Bytes(locked));
-            let memory = ProcessMemory { rss_anon, rss_shmem, rss_file, locked, ..ProcessMemory::default() };
+            let (rss_anon, rss_file, rss_shmem, locked) = (Bytes(3), Bytes(20), Bytes(1), Bytes(locked));
+            let memory = ProcessMemory { rss_anon, rss_file, rss_shmem, locked, ..ProcessMemory::default() };
             assert_eq!(Held::of_process(&memory), Held::Resident { own: Bytes(own), all: Bytes(24) });
         }
     }
