@@ -41,7 +41,7 @@ fn block(block: &Block, width: usize) -> String {
     let safe = escape::terminal;
     let labelled =
         |label: &str, text: String| if label.is_empty() { text } else { format!("{}:\n{text}", safe(label)) };
-    let lines = |indent: &str, text: &str| text.lines().map(|line| format!("{indent}{}\n", safe(line))).collect();
+    let lines = |indent: &str, text: &str| text.lines().map(|line| [indent, &safe(line), "\n"].concat()).collect();
     match block {
         Block::Heading(text) => {
             let bold = Style::new().bold();
