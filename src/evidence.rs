@@ -28,7 +28,6 @@ const RUNS_KEPT: usize = 20;
 /// Tokens of prompt that grow the pools to their peak.
 pub const LONG_PROMPT: u32 = 4096;
 
-/// What one run showed of one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub schema: String,
@@ -134,10 +133,10 @@ pub fn calibrate(machine: &mut Machine, records: &[Record], driver: Option<&str>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn run(time: u64, peak: u64, prompt: u32) -> Record {
+    pub fn run(time: u64, peak: u64, prompt: u32) -> Record {
         Record {
             schema: SCHEMA.to_string(),
             time,
@@ -177,20 +176,16 @@ mod tests {
     }
 
     #[test]
-    fn pools_grow_with_the_micro_batch() {
+    fn pools_grow_with_the_micro_batch_and_only_long_prompts_say_how_far() {
         let with = |ubatch, peak| Record { ubatch, ..run(u64::from(ubatch), peak, 4096) };
         let calibration = known(&[with(512, 710), with(2048, 790), with(512, 705), with(1024, 700)]).unwrap();
         let found = [256, 512, 768, 1024, 2048, 4096].map(|ubatch| calibration.peak_at(ubatch));
         assert_eq!(found, [710, 710, 710, 710, 790, 790].map(|mib| Some(Bytes::mib(mib))));
         // 2048 was no miss of 80 MiB but more than 512 let expect: it is one, for it was planned for with 710.
         assert_eq!(calibration.margin, Bytes::mib(160));
-    }
-
-    #[test]
-    fn short_prompts_say_nothing_of_the_peak() {
-        let calibration = known(&[run(1, 620, 512), run(2, 640, 4095)]).unwrap();
-        assert_eq!((calibration.runs, calibration.peak_at(512), calibration.loaded), (0, None, Bytes::mib(600)));
-        assert_eq!(calibration.margin, MARGIN_UNCALIBRATED);
+        let short = known(&[run(1, 620, 512), run(2, 640, 4095)]).unwrap();
+        assert_eq!((short.runs, short.peak_at(512), short.loaded), (0, None, Bytes::mib(600)));
+        assert_eq!(short.margin, MARGIN_UNCALIBRATED);
     }
 
     #[test]
@@ -200,18 +195,11 @@ mod tests {
         let calibration = known(&[old, other, run(3, 800, 4096)]).unwrap();
         assert_eq!((calibration.build, calibration.peak_at(512)), (11434, Some(Bytes::mib(800))));
         assert_eq!(super::calibration(&[run(1, 800, 4096)], "NVIDIA A100", Some("580.1")), None);
-    }
-
-    #[test]
-    fn a_machine_is_as_uncertain_as_its_least_known_device() {
-        let host = crate::machine::Host::default();
+        // A machine is as uncertain as its least known device.
         let devices = Device::of_budgets(crate::machine::Backend::Cuda, &[Bytes::mib(9), Bytes::mib(9)]).unwrap();
-        let mut machine = Machine::new(devices, host).unwrap();
-        assert_eq!(machine.margin(), MARGIN_UNCALIBRATED);
-        let records: Vec<Record> = (0..3).map(|time| run(time, 800, 4096)).collect();
+        let mut machine = Machine::new(devices, crate::machine::Host::default()).unwrap();
         machine.devices[0].description = Some("NVIDIA H100 80GB HBM3".into());
-        calibrate(&mut machine, &records, Some("580.1"));
-        assert_eq!(machine.devices[0].calibration.as_ref().map(|known| known.margin), Some(MARGIN_LEAST));
+        calibrate(&mut machine, &[1, 2, 3].map(|time| run(time, 800, 4096)), Some("580.1"));
         assert_eq!(machine.margin(), MARGIN_UNCALIBRATED);
         machine.devices.truncate(1);
         assert_eq!(machine.margin(), MARGIN_LEAST);

@@ -1,18 +1,13 @@
 //! A measurement and its comparison with a prediction: predicted and measured are one type, so that they subtract.
 
-mod compare;
-mod forecast;
-
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::{Bytes, MIB};
-use crate::memory::{self, MemoryRow};
+use crate::memory::{self, Forecast, HOST, MemoryBreakdown, MemoryByDevice, MemoryRow};
 use crate::plan::Plan;
-use crate::runtime::{DeviceUsed, Error, Launch, Observation, ProcessMemory, Runtime, RuntimeInfo, Workload};
-pub use compare::{Expected, Row, Seen, compare, peak_of};
-pub use forecast::{LaunchForecast, TooLong};
+use crate::runtime::{DeviceUsed, Observation, ProcessMemory, RuntimeInfo};
 
 pub const SCHEMA: &str = "moeplan/measurement/1";
 
@@ -88,15 +83,12 @@ pub struct SpeedSamples {
     pub summary: SpeedSummary,
 }
 
-/// Mean and spread of the samples; `None` without samples.
+/// Mean and spread of the samples, in tokens/s and seconds; `None` without samples.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpeedSummary {
-    /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
-    /// Generation, tokens/s.
     pub tg: Option<Spread>,
-    /// Until the first token, seconds.
     pub first_token: Option<Spread>,
 }
 
@@ -127,19 +119,23 @@ impl Measurement {
     }
 }
 
-/// Launches, measures and compares; the launch is over when this returns.
-pub fn verify<'a>(
-    runtime: &dyn Runtime,
-    launch: &Launch,
-    workload: &Workload,
-    expected: impl Into<Expected<'a>>,
-    tolerance: f64,
-) -> Result<Measurement, Error> {
-    let observation = runtime.generate(launch, workload)?;
-    Ok(measurement(observation, expected, tolerance))
+/// What a measurement is held to.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    pub memory: &'a MemoryByDevice,
+    /// The span of mapped host weights, where the launch maps any.
+    pub mapped_span: Option<Bytes>,
+    /// What the plan leaves free of a device for what cannot be predicted to the byte: how far overhead may be off.
+    pub margin: Bytes,
 }
 
-/// What a launch took, and how that is beside what was expected.
+impl<'a> Expected<'a> {
+    pub fn of(forecast: &'a Forecast, margin: Bytes) -> Self {
+        Self { memory: &forecast.memory, mapped_span: forecast.mapped_span, margin }
+    }
+}
+
+/// What a launch took, beside what was expected of it.
 pub struct Taken {
     /// llama.cpp's own sums by device, and what the driver shows beyond them.
     pub memory: BTreeMap<String, MemoryRow>,
@@ -149,63 +145,243 @@ pub struct Taken {
 }
 
 impl Taken {
-    pub fn of(expected: Option<&Expected<'_>>, seen: &Seen<'_>, tolerance: f64) -> Self {
+    pub fn of(expected: Option<&Expected<'_>>, seen: &Observation, tolerance: f64) -> Self {
         let comparison = expected.map(|expected| compare(expected, seen, tolerance)).unwrap_or_default();
-        let (device_used, mut memory) = (peak_of(seen.used), seen.memory.clone());
+        let (device_used, mut memory) = (peak_of(&seen.device_used), seen.memory.clone());
         for (device, row) in &mut memory {
-            let own = row.own();
-            row.overhead = device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(own));
+            row.overhead = device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(row.own()));
         }
         Self { memory: memory::rows(&memory), device_used, comparison }
     }
 }
 
-/// The document of an observation.
-pub fn measurement<'a>(observation: Observation, expected: impl Into<Expected<'a>>, tolerance: f64) -> Measurement {
-    let expected = expected.into();
-    let Taken { memory, device_used, comparison } = Taken::of(Some(&expected), &Seen::of(&observation), tolerance);
+pub fn measurement(seen: Observation, expected: &Expected<'_>, tolerance: f64) -> Measurement {
+    let Taken { memory, device_used, comparison } = Taken::of(Some(expected), &seen, tolerance);
     Measurement {
         schema: SCHEMA.to_string(),
         plan: None,
-        runtime: observation.runtime,
-        command: observation.command,
+        runtime: seen.runtime,
+        command: seen.command,
         memory,
         predicted: memory::rows(expected.memory),
-        mapped_span: observation.mapped_span,
+        mapped_span: seen.mapped_span,
         device_used,
-        device_use: observation.device_used,
-        process: observation.process,
-        process_before: observation.process_before,
-        load_seconds: observation.load_seconds,
+        device_use: seen.device_used,
+        process: seen.process,
+        process_before: seen.process_before,
+        load_seconds: seen.load_seconds,
         speed: SpeedSamples {
-            n_prompt: observation.n_prompt,
-            n_generate: u32::try_from(observation.tokens.len()).unwrap_or(u32::MAX),
-            depth: observation.depth,
+            n_prompt: seen.n_prompt,
+            n_generate: u32::try_from(seen.tokens.len()).unwrap_or(u32::MAX),
+            depth: seen.depth,
             summary: SpeedSummary {
-                pp: Spread::of(&observation.pp),
-                tg: Spread::of(&observation.tg),
-                first_token: Spread::of(&observation.first_token),
+                pp: Spread::of(&seen.pp),
+                tg: Spread::of(&seen.tg),
+                first_token: Spread::of(&seen.first_token),
             },
-            pp: observation.pp,
-            tg: observation.tg,
-            first_token: observation.first_token,
+            pp: seen.pp,
+            tg: seen.tg,
+            first_token: seen.first_token,
         },
-        text: observation.text,
-        finite: observation.finite,
-        interrupted: observation.interrupted,
+        text: seen.text,
+        finite: seen.finite,
+        interrupted: seen.interrupted,
         tolerance,
         comparison,
     }
 }
 
+/// One quantity of the comparison, in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Row {
+    /// `CUDA0.compute`.
+    pub quantity: String,
+    pub predicted: Bytes,
+    pub measured: Bytes,
+    /// How far `measured` may be from the true figure, for it was printed with few digits; 0 = exact.
+    #[serde(default)]
+    pub resolution: Bytes,
+    /// (predicted − measured) / measured; 0 when they are equal as far as `measured` is known.
+    pub error: f64,
+    pub ok: bool,
+}
+
+/// More than a process holds of a device without the driver counting it as its own: page tables of pinned memory and the like.
+const UNCOUNTED: Bytes = Bytes(256 * MIB);
+
+/// What a launch took of each device at its peak: what came on top of what was used before, which page tables are part of;
+/// its own process where others have come or gone meanwhile and the driver tells processes apart.
+pub fn peak_of(used: &DeviceUsed) -> BTreeMap<String, Bytes> {
+    let net = |(device, peak): (&String, &Bytes)| {
+        let before = used.before.get(device).copied().unwrap_or_default();
+        let net = peak.saturating_sub(before);
+        let own = used.of_process.get(device).copied().filter(|own| net < *own || net > *own + UNCOUNTED);
+        (device.clone(), own.unwrap_or(net))
+    };
+    used.peak.iter().map(net).collect()
+}
+
+/// A term of the memory table that llama.cpp's own sums have, and whether it is a sum of known tensors: then it is exact.
+type Term = (&'static str, fn(&MemoryBreakdown) -> Bytes, bool);
+
+const TERMS: [Term; 4] = [
+    ("model", |row| row.model, true),
+    ("context", |row| row.context, true),
+    ("compute", |row| row.compute, false),
+    ("total", MemoryBreakdown::own, false),
+];
+
+/// Predicted beside measured, term by term, for every device of either. Weights and caches are sums of known tensors and
+/// must be equal as far as they were printed; compute buffers and totals may differ by `tolerance` (a share) or
+/// [`COMPUTE_FLOOR`]. Where the driver says what a device shows, its peak and the overhead in it (the peak less
+/// llama.cpp's own sum) may differ by `tolerance` of the peak or by the margin that the plan left.
+pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> Vec<Row> {
+    let mut keys: Vec<&String> = expected.memory.keys().chain(seen.memory.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let peaks = peak_of(&seen.device_used);
+    let mut rows = Vec::new();
+    for key in keys {
+        // A log prints of mapped weights their span only, and no sum of their tensors. Weights that nobody expected to be mapped stay in
+        // their row, and are missing there.
+        let span_only =
+            key == HOST && seen.mapped_span > Bytes(0) && !seen.resolution.is_empty() && expected.mapped_span.is_some();
+        let terms_of = |memory: &MemoryByDevice| {
+            let terms = memory.get(key).copied().unwrap_or_default();
+            if span_only { MemoryBreakdown { model: Bytes(0), ..terms } } else { terms }
+        };
+        let (predicted, measured) = (terms_of(expected.memory), terms_of(&seen.memory));
+        let resolution = seen.resolution.get(key).copied().unwrap_or_default();
+        if key == HOST
+            && let Some(span) = expected.mapped_span.filter(|_| seen.mapped_span > Bytes(0))
+        {
+            let name = format!("{key}.mapped_span");
+            rows.push(row(name, span, seen.mapped_span, resolution.model, Bytes(0), 0.0));
+        }
+        for (term, of, is_exact) in TERMS {
+            let (p, m) = (of(&predicted), of(&measured));
+            if p > Bytes(0) || m > Bytes(0) {
+                let (floor, share) = if is_exact { (Bytes(0), 0.0) } else { (COMPUTE_FLOOR, share(tolerance, m)) };
+                rows.push(row(format!("{key}.{term}"), p, m, of(&resolution), floor, share));
+            }
+        }
+        if let Some(peak) = peaks.get(key) {
+            let overhead = peak.saturating_sub(measured.own());
+            let (floor, share) = (expected.margin, share(tolerance, *peak));
+            rows.push(row(format!("{key}.overhead"), predicted.overhead, overhead, resolution.own(), floor, share));
+            rows.push(row(format!("{key}.peak"), predicted.total(), *peak, Bytes(0), floor, share));
+        }
+    }
+    rows
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a tolerance is no exact figure")]
+fn share(tolerance: f64, of: Bytes) -> f64 {
+    tolerance * of.0 as f64
+}
+
+/// A row, which may differ by `floor` or by `share`, both in bytes; figures are equal as far as `resolution` tells.
+#[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+fn row(quantity: String, predicted: Bytes, measured: Bytes, resolution: Bytes, floor: Bytes, share: f64) -> Row {
+    let difference = match predicted.0.abs_diff(measured.0) {
+        known if known > resolution.0 => known,
+        _ => 0,
+    };
+    let ok = difference <= floor.0 || difference as f64 <= share;
+    let error = match (difference, measured.0) {
+        (0, _) => 0.0,
+        (_, 0) => 1.0,
+        (difference, measured) => difference as f64 / measured as f64,
+    };
+    let error = if predicted < measured { -error } else { error };
+    Row { quantity, predicted, measured, resolution, error, ok }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::log::PRINTED;
 
     #[test]
     fn samples_have_a_mean_and_a_spread() {
         assert_eq!(Spread::of(&[2.0, 4.0, 6.0]), Some(Spread { mean: 4.0, stddev: 2.0, n: 3 }));
         assert_eq!(Spread::of(&[5.0]), Some(Spread { mean: 5.0, stddev: 0.0, n: 1 }));
         assert_eq!(Spread::of(&[]), None);
+    }
+
+    fn memory(rows: &[(&str, u64, u64, u64)]) -> MemoryByDevice {
+        let row = |&(key, model, context, compute): &(&str, u64, u64, u64)| {
+            let (model, context, compute) = (Bytes(model), Bytes(context), Bytes(compute));
+            (key.to_string(), MemoryBreakdown { model, context, compute, overhead: Bytes(600) })
+        };
+        rows.iter().map(row).collect()
+    }
+
+    fn seen(rows: &[(&str, u64, u64, u64)]) -> Observation {
+        Observation { memory: memory(rows), ..Observation::default() }
+    }
+
+    /// What is compared without a margin.
+    fn rows(predicted: &[(&str, u64, u64, u64)], seen: &Observation, tolerance: f64) -> Vec<Row> {
+        compare(&Expected { memory: &memory(predicted), mapped_span: None, margin: Bytes(0) }, seen, tolerance)
+    }
+
+    #[test]
+    fn weights_and_caches_must_be_exact_and_compute_may_differ() {
+        let measured = seen(&[("CUDA0", 100, 51, 11 * MIB - 1), ("Host", 7, 0, 0)]);
+        let found = rows(&[("CUDA0", 100, 50, 10 * MIB), ("Host", 7, 0, 0)], &measured, 0.02);
+        let found: Vec<_> = found.iter().map(|row| format!("{} {}", row.quantity, row.ok)).collect();
+        let expected = "CUDA0.model true, CUDA0.context false, CUDA0.compute true, CUDA0.total true, Host.model true, Host.total true";
+        assert_eq!(found.join(", "), expected);
+        let of =
+            |tolerance| rows(&[("CUDA0", 0, 0, 90 * MIB)], &seen(&[("CUDA0", 0, 0, 100 * MIB)]), tolerance).remove(0);
+        assert!((of(0.1).error + 0.1).abs() < 1e-12 && of(0.1).ok && !of(0.09).ok);
+        let missing = rows(&[("RPC0", 5, 0, 0)], &seen(&[]), 0.02);
+        assert!(missing.iter().any(|row| row.quantity == "RPC0.model" && !row.ok && row.measured == Bytes(0)));
+    }
+
+    #[test]
+    fn what_a_log_prints_is_equal_as_far_as_it_prints() {
+        let p = PRINTED.0;
+        let resolution = memory(&[("CUDA0", p, 2 * p, p)]);
+        let measured = Observation { resolution, ..seen(&[("CUDA0", 100 * MIB, 10 * MIB, 0)]) };
+        for (off, ok) in [(p, true), (p + 1, false)] {
+            let rows = rows(&[("CUDA0", 100 * MIB + off, 10 * MIB - 2 * off, 0)], &measured, 0.02);
+            assert_eq!((rows[0].ok, rows[1].ok, rows[0].error == 0.0), (ok, ok, ok), "{off}");
+        }
+    }
+
+    #[test]
+    fn a_mapped_span_is_held_to_a_span() {
+        let predicted = memory(&[("Host", 90 * MIB, 5, 6)]);
+        let resolution = memory(&[("Host", PRINTED.0, PRINTED.0, PRINTED.0)]);
+        let seen = Observation { resolution, mapped_span: Bytes(100 * MIB), ..seen(&[("Host", 0, 5, 6)]) };
+        for (span, wrong) in [(Bytes(100 * MIB + PRINTED.0), &[][..]), (Bytes(99 * MIB), &["Host.mapped_span"])] {
+            let expected = Expected { memory: &predicted, mapped_span: Some(span), margin: Bytes(0) };
+            let rows = compare(&expected, &seen, 0.0);
+            assert_eq!(rows.iter().filter(|row| !row.ok).map(|row| row.quantity.as_str()).collect::<Vec<_>>(), wrong);
+        }
+    }
+
+    #[test]
+    fn overhead_is_what_a_device_shows_beyond_llama_cpps_sum() {
+        let by_name = |mib| BTreeMap::from([("CUDA0".to_string(), Bytes::mib(mib))]);
+        let mut seen = seen(&[("CUDA0", 1000 * MIB, 0, 0)]);
+        (seen.device_used.before, seen.device_used.peak) = (by_name(3), by_name(1903));
+        let row = MemoryBreakdown { model: Bytes::mib(1000), overhead: Bytes::mib(600), ..MemoryBreakdown::default() };
+        let predicted = MemoryByDevice::from([("CUDA0".to_string(), row)]);
+        let judge = |seen: &Observation, margin| {
+            let expected = Expected { memory: &predicted, mapped_span: None, margin };
+            compare(&expected, seen, 0.01).split_off(2)
+        };
+        let rows = judge(&seen, Bytes(0));
+        let found: Vec<_> = rows.iter().map(|row| (row.quantity.as_str(), row.measured, row.ok)).collect();
+        assert_eq!(found, [("CUDA0.overhead", Bytes::mib(900), false), ("CUDA0.peak", Bytes::mib(1900), false)]);
+        assert!(judge(&seen, Bytes::mib(300)).iter().all(|row| row.ok));
+        // Another process came meanwhile: only its own counts.
+        seen.device_used.of_process = by_name(1590);
+        let rows = judge(&seen, Bytes(0));
+        assert!(rows[1].measured == Bytes::mib(1590) && rows.iter().all(|row| row.ok));
     }
 }

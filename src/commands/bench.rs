@@ -5,25 +5,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::ValueEnum as _;
+use clap::builder::PossibleValue;
 
-use super::engine::{Engine, EngineArgs, Runs};
-use super::launch::{LaunchArgs, Proposal};
+use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, Runs};
 use super::plan::PlanOptions;
 use super::{Outcome, Output, interrupt, measuring};
 use crate::bytes::Bytes;
 use crate::plan::{ContextChoice, Objective};
-use crate::run::RunConfig;
 use crate::runtime::client::Endpoint;
-use crate::runtime::sandbox::Isolated;
 use crate::runtime::{Error, RuntimeInfo, detect};
-use crate::suite::bench::{NotYet, csv};
-use crate::suite::cases::CaseLaunch;
+use crate::suite::bench::{csv, nothing_measured};
 use crate::suite::document::{Bench, Case, Environment, Sample, Session, Verdict};
-use crate::suite::failure::NothingMeasured;
 use crate::suite::protocol::Suite;
-use crate::suite::session::{self, Asking};
+use crate::suite::session::{self, Asking, CaseLaunch};
 use crate::suite::{facts, llama_bench, stream};
-use crate::tune::neighbours;
+use crate::tune;
 
 /// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
 #[derive(Debug, clap::Args)]
@@ -118,47 +115,7 @@ impl AskArgs {
         }
     }
 
-    /// The launch that llama.cpp chooses by itself within the budget of the plan; the plan's own where no case asks for it.
-    fn fit(
-        &self,
-        cases: &[&str],
-        proposal: &Proposal,
-        args: &LaunchArgs,
-        engine: &Engine,
-    ) -> anyhow::Result<RunConfig> {
-        let launch = &proposal.launch;
-        if !cases.contains(&"fit") {
-            return Ok(launch.run.clone());
-        }
-        let request = args.options.request(&proposal.model, &launch.machine)?;
-        let mut fit = neighbours::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
-        if !self.fit_target.is_empty() {
-            fit.fit_target.clone_from(&self.fit_target);
-        }
-        Ok(fit)
-    }
-
-    /// Refuses a sweep that is deeper than the context of the launch, and says which answers it will cut.
-    fn check_length(suite: &Suite, proposal: &Proposal, engine: &Engine, output: &Output) -> anyhow::Result<()> {
-        let predicted = proposal.forecast()?;
-        if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
-            let what =
-                format!("depth {depth}, a prompt of {} and {} generated", suite.depth_prompt, suite.depth_generate);
-            let smaller = |_| "a shorter sweep (its depths, --depth-prompt, --depth-generate)".to_string();
-            predicted.takes(what, deepest(suite), smaller)?;
-        }
-        let longest = suite.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0);
-        let slot = predicted.slot_tokens;
-        if longest >= slot {
-            output.say(&format!(
-                "warning: answers may have {longest} tokens and the context has {slot}: long ones are cut (a larger -c, or --max-tokens)"
-            ));
-        }
-        Ok(())
-    }
-
-    /// What sessions need to know.
-    pub fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
+    fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
         Ok(Asking {
             prompts: suite.prompts(),
             settings: suite.settings(),
@@ -192,39 +149,61 @@ pub struct Trial {
     pub cases: Vec<CaseLaunch>,
     /// With the facts of the model and the machine.
     pub bench: Bench,
+    pub asking: Asking,
 }
 
 impl Trial {
-    /// The named cases of a launch; what could not be measured is refused, or said.
+    /// The named cases of a launch; what could not be measured is refused, or said. A sweep that is deeper than the context is an
+    /// error.
     pub fn new(
         names: &[&str],
         suite: &Suite,
         proposal: &Proposal,
         ask: &AskArgs,
         args: &LaunchArgs,
-        engine: &Engine,
+        engine: (&Engine, &EngineArgs),
         output: &Output,
     ) -> anyhow::Result<Self> {
-        let Proposal { launch, model, .. } = proposal;
+        let (Proposal { launch, model, .. }, (engine, engine_args)) = (proposal, engine);
         proposal.warn_of_hole(output);
-        AskArgs::check_length(suite, proposal, engine, output)?;
-        let fit = ask.fit(names, proposal, args, engine)?;
+        let predicted = proposal.forecast()?;
+        if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
+            let what =
+                format!("depth {depth}, a prompt of {} and {} generated", suite.depth_prompt, suite.depth_generate);
+            let smaller = |_| "a shorter sweep (its depths, --depth-prompt, --depth-generate)".to_string();
+            proposal.has_room(&predicted, &what, deepest(suite), smaller)?;
+        }
+        let longest = suite.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0);
+        let slot = proposal.slot_tokens(&predicted);
+        if longest >= slot {
+            output.say(&format!(
+                "warning: answers may have {longest} tokens and the context has {slot}: long ones are cut (a larger -c, or --max-tokens)"
+            ));
+        }
+        let mut fit = launch.run.clone();
+        if names.contains(&"fit") {
+            let request = args.options.request(model, &launch.machine)?;
+            fit = tune::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
+            if !ask.fit_target.is_empty() {
+                fit.fit_target.clone_from(&ask.fit_target);
+            }
+        }
+        let mut cases: Vec<CaseLaunch> = names.iter().map(|name| CaseLaunch::new(name, launch, &fit, model)).collect();
+        if let Some(available) = detect::host().available {
+            for case in &mut cases {
+                let needs = case.host_needs();
+                if needs > available {
+                    let why = format!("it needs {needs} of main memory, of which {available} are free");
+                    case.refused.get_or_insert(why);
+                }
+            }
+        }
         let weights = facts::weights(ask.synthetic, Some(&model.metadata), &model.files);
         let about = facts::model(&launch.model, model, &model.files);
-        let available = detect::host().available;
-        let case = |name: &&str| {
-            let mut case = CaseLaunch::new(name, launch, &fit, model);
-            let needs = case.host_needs();
-            if let Some(available) = available.filter(|available| needs > *available) {
-                let why = format!("it needs {needs} of main memory, of which {available} are free");
-                case.refused.get_or_insert(why);
-            }
-            case
-        };
-        let cases: Vec<CaseLaunch> = names.iter().map(case).collect();
         let mut bench = Bench::new(suite, facts::environment(Some(&launch.machine)), Some(about), weights);
-        bench.cases = cases.iter().map(CaseLaunch::case).collect();
-        Ok(Self { cases, bench })
+        bench.cases = cases.iter().map(|launch| launch.case.clone()).collect();
+        let margin = args.options.machine.margin(&launch.machine);
+        Ok(Self { cases, bench, asking: ask.asking(suite, margin, engine_args.timeout)? })
     }
 }
 
@@ -253,11 +232,8 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let answered = output.show(&bench);
     let tabled = args.csv.as_deref().map_or(Ok(()), |path| output.write(path, &csv(&bench)));
     answered.and(tabled)?;
-    if interrupted {
-        return Err(Error::interrupted().into());
-    }
-    if let Some(nothing) = NothingMeasured::of([&bench]) {
-        return Err(nothing.into());
+    if let Some(error) = interrupted.then(Error::interrupted).or_else(|| nothing_measured([&bench])) {
+        return Err(error.into());
     }
     say_what_to_try([&bench], output);
     // Whether the first case ran and its streams were sound. A wrong answer is the model's.
@@ -277,86 +253,56 @@ pub fn say_what_to_try<'a>(benches: impl IntoIterator<Item = &'a Bench>, output:
     }
 }
 
-/// What llama-bench measured.
 fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let cases =
         llama_bench::cases(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))?;
     anyhow::ensure!(!cases.is_empty(), "`{}` holds no test of llama-bench", path.display());
+    let sessions = || cases.iter().flat_map(|case| &case.sessions);
+    let depths: BTreeSet<u32> = sessions().flat_map(|session| &session.depths).map(|at| at.depth).collect();
     suite.prompts.clear();
-    suite.depths = cases.iter().flat_map(|case| &case.sessions).flat_map(|s| &s.depths).map(|d| d.depth).collect();
-    suite.depths.sort_unstable();
-    suite.depths.dedup();
-    let most = cases.iter().map(|case| case.sessions.len()).max().unwrap_or(0);
-    suite.repetitions = u32::try_from(most).unwrap_or(u32::MAX);
+    suite.depths = depths.into_iter().collect();
+    suite.repetitions = sessions().map(|session| session.repetition).max().unwrap_or(0);
     let environment = Environment { moeplan: env!("CARGO_PKG_VERSION").to_string(), ..Environment::default() };
     let mut bench = Bench::new(suite, environment, None, facts::weights(false, None, &[]));
-    bench
-        .notes
-        .push("measured by llama-bench, which tells neither memory nor answers; nothing was run here".to_string());
+    let note = "measured by llama-bench, which tells neither memory nor answers; nothing was run here";
+    bench.notes.push(note.to_string());
     bench.cases = cases;
-    bench.sum_up(suite, &NotYet);
+    bench.sum_up(suite, false);
     Ok(bench)
 }
 
-/// The plan and its baselines, launched in turn.
+/// The plan and its baselines, launched in turn; whether that was interrupted.
 fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(Bench, bool)> {
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let _measuring = measuring::begin("bench", output)?;
     let engine = args.engine.engine(args.runtime, output)?;
     let proposal = Proposal::of_model(path, &args.launch, &engine)?;
-    let names: Vec<&str> = ["plan"].into_iter().chain(args.baseline.iter().map(|name| name.case())).collect();
-    let Trial { cases, mut bench } = Trial::new(&names, suite, &proposal, &args.ask, &args.launch, &engine, output)?;
-    let margin = args.launch.options.machine.margin(&proposal.launch.machine);
-    let asking = args.ask.asking(suite, margin, args.engine.timeout)?;
+    let baselines: Vec<_> = args.baseline.iter().filter_map(Baseline::to_possible_value).collect();
+    let names: Vec<&str> = ["plan"].into_iter().chain(baselines.iter().map(PossibleValue::get_name)).collect();
+    let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.launch, (&engine, &args.engine), output)?;
+    let Trial { cases, mut bench, asking } = trial;
     if !proposal.fits() {
         bench.notes.push("the plan does not fit its budget; it was launched all the same".to_string());
     }
     let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, output);
-    Ok(run_all(bench, suite, &mut launch, output))
+    let is_interrupted = bench.run(suite, &mut launch, &mut |so_far| output.so_far(so_far));
+    Ok((bench, is_interrupted))
 }
 
-/// Runs a bench to its end, or until it is interrupted; what is measured is kept as it comes.
-fn run_all(
-    mut bench: Bench,
-    suite: &Suite,
-    launch: &mut dyn FnMut(usize, u32) -> Session,
-    output: &Output,
-) -> (Bench, bool) {
-    let is_interrupted = bench.run(suite, launch, &mut |so_far| output.so_far(so_far));
-    if is_interrupted {
-        bench.notes.push("interrupted: what was measured until then".to_string());
-        bench.sum_up(suite, &NotYet);
-    } else {
-        bench.sum_up(suite, &Isolated);
-    }
-    (bench, is_interrupted)
-}
-
-impl Baseline {
-    fn case(self) -> &'static str {
-        match self {
-            Self::AllOnDevice => "all-on-device",
-            Self::ExpertsOnHost => "experts-on-host",
-            Self::Fit => "fit",
-        }
-    }
-}
-
-/// Launches a case on the engine.
 pub fn launched(engine: &Engine, case: &CaseLaunch, repetition: u32, asking: &Asking, output: &Output) -> Session {
-    output.say(&format!("{}, {repetition} of {}", case.name, asking.settings.repetitions));
+    output.say(&format!("{}, {repetition} of {}", case.case.name, asking.settings.repetitions));
     let session = match engine {
         Engine::Server(server) => session::launched(server, case, repetition, asking),
         Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking),
     };
     if let Some(failure) = session.failure.as_ref().filter(|_| !session.is_interrupted) {
-        output.say(&format!("{}: {failure}", case.name));
+        output.say(&format!("{}: {failure}", case.case.name));
     }
     session
 }
 
-/// An endpoint that is up.
+/// An endpoint that is up; whether that was interrupted.
 fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(Bench, bool)> {
     interrupt::arm();
     let mut endpoint = Endpoint::new(url)?;
@@ -387,16 +333,25 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
         output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
         session::of_endpoint(&endpoint, repetition, &asking)
     };
-    let (mut bench, is_interrupted) = run_all(bench, suite, &mut ask, output);
-    let samples = || bench.cases.iter().flat_map(|case| &case.sessions).flat_map(|session| &session.samples);
-    let uncounted = "the endpoint does not count tokens (no usage, or zeros): their number and tg are unknown; --tokenizer counts them";
-    let untimed = "the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock";
-    let burst = "streams came in one burst: their first token is their end, and the gaps between deltas say nothing of generation";
-    let at_once = |sample: &Sample| sample.stream.iter().any(stream::came_at_once);
-    notes.extend(samples().any(|sample| sample.generated_tokens.is_none()).then(|| uncounted.to_string()));
-    notes.extend(samples().any(|sample| sample.pp.is_none()).then(|| untimed.to_string()));
-    notes.extend(samples().any(at_once).then(|| burst.to_string()));
-    notes.push("memory and load time of an endpoint that is up already are not seen".into());
+    let is_interrupted = bench.run(suite, &mut ask, &mut |so_far| output.so_far(so_far));
+    let any = |is: fn(&Sample) -> bool| bench.cases.iter().flat_map(Case::samples).any(is);
+    for (is_so, note) in [
+        (
+            any(|sample| sample.generated_tokens.is_none()),
+            "the endpoint does not count tokens (no usage, or zeros): their number and tg are unknown; --tokenizer counts them",
+        ),
+        (
+            any(|sample| sample.pp.is_none()),
+            "the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock",
+        ),
+        (
+            any(|sample| sample.stream.iter().any(stream::came_at_once)),
+            "streams came in one burst: their first token is their end, and the gaps between deltas say nothing of generation",
+        ),
+        (true, "memory and load time of an endpoint that is up already are not seen"),
+    ] {
+        notes.extend(is_so.then(|| note.to_string()));
+    }
     bench.notes.splice(0..0, notes);
     Ok((bench, is_interrupted))
 }
@@ -412,13 +367,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_build_is_read_from_what_the_server_says() {
-        assert_eq!(runtime_of("b11434-unknown").build, 11434);
-        assert_eq!(runtime_of("b1-f00").build, 1);
-        assert_eq!(runtime_of("something").build, 0);
-    }
-
-    #[test]
     fn flags_change_the_suite() {
         use clap::Parser as _;
         let words = ["moeplan", "bench", "m.gguf", "--repetitions", "5", "--max-tokens", "9", "--depth", "0,64"];
@@ -431,11 +379,11 @@ mod tests {
         suite.depths.clone_from(&args.depths);
         assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
         let mut options = args.launch.options;
-        make_room(&mut options, 8192);
-        assert_eq!(options.ctx_size, None);
-        make_room(&mut options, 16_900);
-        assert_eq!(options.ctx_size, Some(ContextChoice::Fixed(17_152)));
-        make_room(&mut options, 99_000);
-        assert_eq!(options.ctx_size, Some(ContextChoice::Fixed(17_152)), "what is given is kept");
+        // What is given is kept.
+        for (tokens, context) in [(8192, None), (16_900, Some(17_152)), (99_000, Some(17_152))] {
+            make_room(&mut options, tokens);
+            assert_eq!(options.ctx_size, context.map(ContextChoice::Fixed));
+        }
+        assert_eq!(["b11434-unknown", "b1-f00", "something"].map(|build| runtime_of(build).build), [11434, 1, 0]);
     }
 }

@@ -1,6 +1,7 @@
 //! `devices --calibrate`: what this machine does in a second, from llama-bench, saved for every later plan. [I/O]
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -65,32 +66,46 @@ pub struct Calibration {
 /// Runs `devices --calibrate`. What is measured is kept until it is whole, so that one that is cut off says how to go on.
 pub fn run(args: &CalibrateArgs, machine: &MachineArgs, output: &Output) -> anyhow::Result<Outcome> {
     let path = place(output)?;
+    let margin = machine.margin;
+    let answer = |here, rows: &[BenchRow]| answer(here, rows, &args.model, margin, path.as_deref(), output);
     if !args.from.is_empty() {
-        let measured = earlier(args, machine.machine()?)?;
-        return answer(measured, machine.margin, path.as_deref(), output);
+        let mut rows = Vec::new();
+        for path in &args.from {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+            let of_file = samples::rows(&text);
+            rows.extend(of_file.with_context(|| format!("`{}` is no output of llama-bench", path.display()))?);
+        }
+        return answer(machine.machine()?, &rows);
     }
     let _measuring = measuring::begin("devices --calibrate", output)?;
-    let rows = evidence::store::path().map(|path| path.with_file_name("calibration.jsonl"));
-    let forget = || rows.as_ref().map(std::fs::remove_file);
+    let kept = evidence::store::path().map(|path| path.with_file_name("calibration.jsonl"));
+    let forget = || kept.as_ref().map(std::fs::remove_file);
     // Rows of an earlier one that was cut off are of another time.
     let _ = forget();
-    let measured = measure(args, &machine.machine()?, rows.as_deref(), output);
-    let done = measured.and_then(|measured| answer(measured, machine.margin, path.as_deref(), output));
-    if done.is_ok() {
-        let _ = forget();
-    } else if let Some(rows) = rows.as_ref().filter(|rows| rows.exists()) {
-        let rows = rows.display();
-        output
-            .say(&format!("what was measured is kept in {rows}: `moeplan devices --calibrate --from {rows}` takes it"));
+    let here = machine.machine()?;
+    let done = measure(args, &here, kept.as_deref(), output).and_then(|rows| answer(here, &rows));
+    match &kept {
+        Some(kept) if done.is_err() && kept.exists() => output.say(&format!(
+            "what was measured is kept in {0}: `moeplan devices --calibrate --from {0}` takes it",
+            kept.display()
+        )),
+        _ => drop(forget()),
     }
     done
 }
 
 /// Finds the constants, writes them down and says them.
-#[expect(clippy::needless_pass_by_value, reason = "what was measured is answered once")]
-fn answer(measured: Measured, margin: Option<Bytes>, path: Option<&Path>, output: &Output) -> anyhow::Result<Outcome> {
-    let basis = samples::basis(&measured.rows);
-    let fit = fit::fit(&measured.machine, &measured.samples, &basis)?;
+fn answer(
+    here: Machine,
+    rows: &[BenchRow],
+    models: &[PathBuf],
+    margin: Option<Bytes>,
+    path: Option<&Path>,
+    output: &Output,
+) -> anyhow::Result<Outcome> {
+    let basis = samples::basis(rows);
+    let here = described_by(here, rows);
+    let fit = fit::fit(&here, &samples_of(rows, models, &here)?, &basis)?;
     let calibration = Calibration {
         basis: basis.clone(),
         prompt_median_error: fit::median_error(&fit.residuals, Phase::Prompt),
@@ -141,7 +156,6 @@ pub fn apply_own(machine: &mut Machine) {
     }
 }
 
-/// The rates of `saved` where it describes the same.
 fn take_rates(machine: &mut Machine, saved: &Machine) {
     for device in &mut machine.devices {
         let same = saved.devices.iter().find(|s| s.name == device.name && s.description == device.description);
@@ -155,25 +169,13 @@ fn take_rates(machine: &mut Machine, saved: &Machine) {
     }
 }
 
-/// What was measured, on what.
-struct Measured {
-    machine: Machine,
-    rows: Vec<BenchRow>,
-    samples: Vec<fit::Sample>,
-}
-
-fn earlier(args: &CalibrateArgs, machine: Machine) -> anyhow::Result<Measured> {
-    let mut rows = Vec::new();
-    for path in &args.from {
-        rows.extend(read(path)?);
-    }
-    let machine = described_by(machine, &rows);
-    let samples = samples_of(&rows, &args.model, &machine)?;
-    Ok(Measured { machine, rows, samples })
-}
-
 /// Writes small models and lets llama-bench run them. A test that fails is left out, and said.
-fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output: &Output) -> anyhow::Result<Measured> {
+fn measure(
+    args: &CalibrateArgs,
+    machine: &Machine,
+    keep: Option<&Path>,
+    output: &Output,
+) -> anyhow::Result<Vec<BenchRow>> {
     let beside = server::find(args.llama_server.as_deref())?;
     let program = server::beside(&beside, &["llama-bench"]).with_context(|| {
         format!("no llama-bench beside `{}`: build llama.cpp's tools, or give rows with --from", beside.display())
@@ -185,12 +187,11 @@ fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output:
     let tests = design::tests(machine);
     let started = Instant::now();
     let limit = Duration::from_secs(args.seconds);
-    let mut measured = Measured { machine: machine.clone(), rows: Vec::new(), samples: Vec::new() };
+    let mut measured = Vec::new();
     for (subject, share) in design::SUBJECTS.into_iter().zip([2, 1]) {
         output.say(&format!("writing {} with random weights", subject.spec));
         let path = folder.path().join(format!("{}.gguf", subject.name()));
         write_model(&spec::named(subject.spec)?, subject.blocks, &path, Fill::Random(1))?;
-        let mut of_model = Vec::new();
         for test in &tests {
             // Half of the time for each: what one cannot tell the other may.
             if started.elapsed() > limit / share {
@@ -200,35 +201,25 @@ fn measure(args: &CalibrateArgs, machine: &Machine, keep: Option<&Path>, output:
             output.say(&format!("{:>4} s  {}: {}", started.elapsed().as_secs(), subject.spec, test.tells));
             match server::bench(&program, &path, &test.args, limit.max(LEAST), interrupt::is_pressed) {
                 Ok(rows) => {
-                    if let Some(error) = keep.and_then(|keep| keep_rows(keep, &rows).err()) {
+                    let lines = rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n"));
+                    let lines = lines.collect::<std::io::Result<String>>();
+                    let kept = lines.and_then(|lines| keep.map_or(Ok(()), |keep| files::append(keep, &lines)));
+                    if let Err(error) = kept {
                         output.say(&format!("warning: these rows are not kept, should this be cut off: {error}"));
                     }
-                    of_model.extend(rows);
+                    measured.extend(rows);
                 }
                 Err(error) if error.is_interrupted() => return Err(error.into()),
                 Err(error) => output.say(&format!("left out: {error}")),
             }
         }
-        measured.machine = described_by(measured.machine, &of_model);
-        measured.samples.extend(samples_of(&of_model, &[], &measured.machine)?);
-        measured.rows.extend(of_model);
         std::fs::remove_file(&path)?;
     }
     Ok(measured)
 }
 
-fn keep_rows(path: &Path, rows: &[BenchRow]) -> std::io::Result<()> {
-    let lines = rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n"));
-    files::append(path, &lines.collect::<std::io::Result<String>>()?)
-}
-
 /// The least time that one test gets: loading may be slow the first time.
 const LEAST: Duration = Duration::from_mins(1);
-
-fn read(path: &Path) -> anyhow::Result<Vec<BenchRow>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    samples::rows(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))
-}
 
 /// The machine with what the rows call its devices, where nothing better is known.
 fn described_by(mut machine: Machine, rows: &[BenchRow]) -> Machine {
@@ -246,8 +237,8 @@ fn samples_of(rows: &[BenchRow], models: &[PathBuf], machine: &Machine) -> anyho
     let mut samples = Vec::new();
     for row in rows {
         let model = match headers.entry(row.model()) {
-            std::collections::btree_map::Entry::Occupied(found) => found.into_mut(),
-            std::collections::btree_map::Entry::Vacant(vacant) => vacant.insert(header(row, models)?),
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(vacant) => vacant.insert(header(row, models)?),
         };
         samples.push(row.sample(model, machine).with_context(|| format!("a row of `{}`", row.model()))?);
     }
@@ -280,36 +271,32 @@ fn write_model(spec: &Spec, blocks: Option<u32>, path: &Path, fill: Fill) -> any
     Ok(())
 }
 
-/// The constants, and how well they do.
 fn text(fit: &Fit, calibration: &Calibration, path: Option<&Path>, output: &Output) -> String {
     let mut lines = vec![calibration.basis.clone()];
     for device in &fit.machine.devices {
         let r = prices::device_rates(device);
-        lines.push(String::new());
-        lines.push(format!("{}  {}", device.name, device.description.as_deref().unwrap_or_default()));
-        lines.push(format!("  weights {:.0} GB/s, keys and values {:.0} GB/s", r.weights, r.cache));
-        lines.push(format!("  products {:.1} TFLOP/s, attention {:.1} TFLOP/s", r.products, r.attention));
-        lines.push(format!(
-            "  copies from pinned memory {:.1} GB/s, from mapped files {:.1} GB/s",
-            r.pinned, r.pageable
-        ));
-        lines.push(format!(
-            "  waits: {:.1} µs an operation, {:.0} µs a pass, {:.0} µs a copied tensor, {:.0} µs a change of tier",
-            r.op, r.graph, r.offload, r.switch
-        ));
+        lines.extend([
+            String::new(),
+            format!("{}  {}", device.name, device.description.as_deref().unwrap_or_default()),
+            format!("  weights {:.0} GB/s, keys and values {:.0} GB/s", r.weights, r.cache),
+            format!("  products {:.1} TFLOP/s, attention {:.1} TFLOP/s", r.products, r.attention),
+            format!("  copies from pinned memory {:.1} GB/s, from mapped files {:.1} GB/s", r.pinned, r.pageable),
+            format!(
+                "  waits: {:.1} µs an operation, {:.0} µs a pass, {:.0} µs a copied tensor, {:.0} µs a change of tier",
+                r.op, r.graph, r.offload, r.switch
+            ),
+        ]);
     }
     let r = prices::host_rates(&fit.machine.host);
-    lines.extend([String::new(), "Host".to_string()]);
     let (memory, thread, products) = (r.memory, r.by_thread, r.products);
-    lines.push(format!("  memory {memory:.0} GB/s, {thread:.1} GB/s a thread, {products:.0} GFLOP/s a thread"));
-    lines.push(String::new());
+    let host = format!("  memory {memory:.0} GB/s, {thread:.1} GB/s a thread, {products:.0} GFLOP/s a thread");
+    lines.extend([String::new(), "Host".to_string(), host, String::new()]);
     let errors = [("prompt", calibration.prompt_median_error), ("generation", calibration.generate_median_error)];
     for (phase, error) in errors.into_iter().filter_map(|(phase, error)| Some((phase, 100.0 * error?))) {
         lines.push(format!("{phase}: half of the measurements are met within {error:.1}%"));
     }
     if output.is_verbose() {
-        lines.push(String::new());
-        lines.push(format!("{:>9} {:>9} {:>6}  measurement", "measured", "by these", "off"));
+        lines.extend([String::new(), format!("{:>9} {:>9} {:>6}  measurement", "measured", "by these", "off")]);
         lines.extend(fit.residuals.iter().map(|row| {
             let (seconds, predicted, off) = (row.seconds, row.predicted, 100.0 * row.error());
             format!("{seconds:>8.3}s {predicted:>8.3}s {off:>+5.0}%  {}", row.what)
@@ -324,45 +311,39 @@ mod tests {
     use super::*;
     use crate::machine::{Device, Host};
 
-    fn machine(description: &str, cores: u32, calibrated: bool) -> Machine {
-        let mut card = Device { description: Some(description.into()), ..Device::parse("CUDA0=8G").unwrap() };
-        let mut host = Host { cores: Some(cores), ..Host::default() };
-        if calibrated {
-            card.rates = Some(prices::device_rates(&card));
-            host.rates = Some(prices::host_rates(&host));
-        }
-        Machine::new(vec![card], host).unwrap()
+    fn machine(description: &str, cores: u32) -> Machine {
+        let card = Device { description: Some(description.into()), ..Device::parse("CUDA0=8G").unwrap() };
+        Machine::new(vec![card], Host { cores: Some(cores), ..Host::default() }).unwrap()
     }
 
     #[test]
     fn saved_rates_are_for_the_same_card_and_the_same_cores() {
-        let saved = machine("NVIDIA H100", 16, true);
-        for (description, cores, card_too, host_too) in
-            [("NVIDIA H100", 16, true, true), ("NVIDIA A100", 16, false, true), ("NVIDIA H100", 8, true, false)]
+        let mut saved = machine("NVIDIA H100", 16);
+        saved.devices[0].rates = Some(prices::device_rates(&saved.devices[0]));
+        saved.host.rates = Some(prices::host_rates(&saved.host));
+        for (description, cores, expected) in
+            [("NVIDIA H100", 16, (true, true)), ("NVIDIA A100", 16, (false, true)), ("NVIDIA H100", 8, (true, false))]
         {
-            let mut here = machine(description, cores, false);
+            let mut here = machine(description, cores);
             take_rates(&mut here, &saved);
-            let found = (here.devices[0].rates.is_some(), here.host.rates.is_some());
-            assert_eq!(found, (card_too, host_too), "{description}, {cores} cores");
+            assert_eq!(
+                (here.devices[0].rates.is_some(), here.host.rates.is_some()),
+                expected,
+                "{description}, {cores}"
+            );
         }
     }
 
     #[test]
-    fn rows_name_the_cards_that_nobody_named() {
-        let row = r#"{"model": "m", "n_batch": 1, "n_ubatch": 1, "n_threads": 1, "n_prompt": 1, "n_gen": 0, "n_depth": 0,
-            "avg_ts": 1.0, "gpu_info": "NVIDIA H100, NVIDIA A100"}"#;
-        let rows = samples::rows(&format!("[{row}]")).unwrap();
+    fn rows_name_the_cards_that_nobody_named_and_ask_for_headers_that_nobody_knows() {
+        let rows = include_str!("../../testdata/measured/h100-bench.jsonl").replace("qwen3-30b-a3b", "no-such-model");
+        let mut row = samples::rows(&rows).unwrap().remove(0);
+        let error = header(&row, &[]).unwrap_err().to_string();
+        assert!(error.contains("`no-such-model.gguf` is not here") && error.contains("--model FILE"), "{error}");
+        row.gpu_info = "NVIDIA H100, NVIDIA A100".to_string();
         let devices = ["RPC0[h:1]=8G", "CUDA0=8G", "CUDA1=8G"].map(|text| Device::parse(text).unwrap()).to_vec();
-        let named = described_by(Machine::new(devices, Host::default()).unwrap(), &rows);
+        let named = described_by(Machine::new(devices, Host::default()).unwrap(), &[row]);
         let descriptions: Vec<_> = named.devices.iter().map(|device| device.description.as_deref()).collect();
         assert_eq!(descriptions, [None, Some("NVIDIA H100"), Some("NVIDIA A100")]);
-    }
-
-    #[test]
-    fn a_row_of_an_unknown_model_asks_for_its_header() {
-        let rows = include_str!("../../testdata/measured/h100-bench.jsonl").replace("qwen3-30b-a3b", "no-such-model");
-        let row = &samples::rows(&rows).unwrap()[0];
-        let error = header(row, &[]).unwrap_err().to_string();
-        assert!(error.contains("`no-such-model.gguf` is not here") && error.contains("--model FILE"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use anyhow::bail;
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
-use crate::checkup::{self, Options};
+use crate::checkup::{self, Options, Verdict};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
@@ -90,6 +90,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let document = plan::Checked { model: plan::summary(&model, &name.display().to_string()), command, checkup };
     output.show(&document)?;
     Ok(match document.checkup.fits {
+        _ if document.checkup.verdict == Some(Verdict::AfterFit) => Outcome::Yes,
         Some(true) if !document.checkup.is_refused() => Outcome::Yes,
         None if !document.checkup.is_refused() => Outcome::Untold,
         _ => Outcome::No,

@@ -44,15 +44,3 @@ pub fn is_cause(error: &anyhow::Error) -> bool {
             || matches!(cause.downcast_ref(), Some(output::Error::Stopped))
     })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interruption_is_known_by_its_error() {
-        let error = anyhow::Error::from(runtime::Error::interrupted()).context("while measuring");
-        assert!(is_cause(&error));
-        assert!(!is_cause(&anyhow::anyhow!("interrupted")));
-    }
-}

@@ -1,25 +1,32 @@
-//! A launch from what a person names: a model to plan for, a plan's file, or a command line. [I/O]
+//! A launch from what a person names (a model to plan for, a plan's file, or a command line) and the llama.cpp that runs it. [I/O]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
 
-use super::engine::Engine;
 use super::plan::PlanOptions;
-use super::{Output, check, model_arg};
+use super::{Output, check, interrupt, model_arg};
 use crate::bytes::Bytes;
-use crate::checkup::{self, Lint, Severity};
+use crate::checkup::{self, Severity};
 use crate::cli::refusal::Refusal;
-use crate::gguf;
-use crate::machine::{Backend, Device, Machine};
-use crate::measurement::LaunchForecast;
+use crate::machine::{Backend, Device, Isa, Machine};
+use crate::memory::{self, Forecast};
 use crate::model::Model;
 use crate::plan::{self, Plan};
+use crate::run::build::REFERENCE;
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
-use crate::runtime::{DeviceInfo, Launch, RpcServer, bind_software_devices, machine_of, software_machine};
-use crate::speed::{Speed, Turn};
+use crate::runtime::log::Stage;
+use crate::runtime::server::{Limits, Server, Step, measurable};
+use crate::runtime::{
+    DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcProgram, RpcServer, Runtime, bind_software_devices,
+    embedded_isa, machine_of, nvml, software_machine,
+};
 use crate::suite::facts;
+use crate::{files, gguf};
 
 /// What is asked of the planner, and what a launch is beyond its plan: the flags of every command that launches.
 #[derive(Debug, clap::Args)]
@@ -65,11 +72,6 @@ impl Proposal {
         self.plan.as_ref().is_none_or(|plan| plan.check.fits())
     }
 
-    /// The speed that the plan, if there is one, predicts of its turn.
-    pub fn speed(&self) -> Option<(Turn, Speed)> {
-        self.plan.as_ref().map(|plan| (plan.turn, plan.speed.clone()))
-    }
-
     /// Says that the plan does not fit, and that a file has no weights, before anything is launched.
     pub fn warn(&self, output: &Output) {
         if !self.fits() {
@@ -89,8 +91,40 @@ impl Proposal {
         }
     }
 
-    pub fn forecast(&self) -> anyhow::Result<LaunchForecast> {
-        LaunchForecast::of(&self.model, &self.launch)
+    pub fn forecast(&self) -> Result<Forecast, memory::Error> {
+        memory::forecast(&self.model, &self.launch.machine, &self.launch.run)
+    }
+
+    /// Tokens that a slot takes: llama-server gives it no more than the model was trained on (tools/server, b11434).
+    pub fn slot_tokens(&self, forecast: &Forecast) -> u32 {
+        forecast.numbers.n_ctx_seq.min(self.trained().unwrap_or(u32::MAX))
+    }
+
+    /// Tokens that the model was trained on, where its file says.
+    fn trained(&self) -> Option<u32> {
+        Some(self.model.hparams.context_length).filter(|tokens| *tokens > 0)
+    }
+
+    /// Refuses `what` where a slot of the launch has no room for its tokens; `smaller` says what may be asked of a slot of so many.
+    pub fn has_room(
+        &self,
+        forecast: &Forecast,
+        what: &str,
+        needs: u32,
+        smaller: impl FnOnce(u32) -> String,
+    ) -> Result<(), Refusal> {
+        let slot = self.slot_tokens(forecast);
+        if needs <= slot {
+            return Ok(());
+        }
+        let smaller = smaller(slot);
+        let hint = if self.trained().is_none_or(|trained| needs <= trained) {
+            let context = needs.next_multiple_of(256).saturating_mul(forecast.numbers.n_stream.max(1));
+            format!("plan with -c {context} or more, or {smaller}")
+        } else {
+            format!("the model was trained on {slot} tokens, and llama-server takes no more: {smaller}")
+        };
+        Err(Refusal::new(format!("{what} takes {needs} tokens of context, and this launch has room for {slot}"), hint))
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.
@@ -137,14 +171,17 @@ impl Proposal {
         if words.first().is_none_or(|word| word.starts_with('-')) {
             words.insert(0, "llama-server".to_string());
         }
-        let target = Target { build: engine.build(), ..Target::default() };
-        let mut command = parse::command_for(&words, &BTreeMap::new(), target)?;
-        let named = match &command.model {
-            Some(ModelSource::Path(path)) => Some(path.clone()),
-            _ => None,
+        let build = match engine {
+            Engine::Embedded(_) => EMBEDDED_BUILD,
+            Engine::Server(server) => server.build.number.unwrap_or(REFERENCE),
         };
-        let given = model.map(model_arg::local_path).transpose()?;
-        let path = given.or(named).context("no model: name its file before `--` or with -m after it")?;
+        let target = Target { build, ..Target::default() };
+        let mut command = parse::command_for(&words, &BTreeMap::new(), target)?;
+        let path = match (model, &command.model) {
+            (Some(path), _) => model_arg::local_path(path)?,
+            (None, Some(ModelSource::Path(path))) => path.clone(),
+            _ => anyhow::bail!("no model: name its file before `--` or with -m after it"),
+        };
         let mut run = command.run.clone();
         run.embeddings |= args.embeddings;
         run.n_threads = run.n_threads.or(args.options.launch.n_threads());
@@ -188,23 +225,22 @@ pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
 /// Refuses a command that `check` says llama.cpp would refuse, in its words.
 fn startable(model: &Model, machine: &Machine, command: &ParsedCommand) -> anyhow::Result<()> {
     let lints = checkup::check(model, machine, command, checkup::Options::default())?.lints;
-    let errors: Vec<Lint> = lints.into_iter().filter(|lint| lint.severity == Severity::Error).collect();
-    if errors.is_empty() {
+    let errors = || lints.iter().filter(|lint| lint.severity == Severity::Error);
+    let messages: Vec<String> = errors().map(|lint| format!("{} ({})", lint.message, lint.code)).collect();
+    if messages.is_empty() {
         return Ok(());
     }
-    let messages: Vec<String> = errors.iter().map(|lint| format!("{} ({})", lint.message, lint.code)).collect();
-    let hints: Vec<String> = errors.into_iter().filter_map(|lint| lint.hint).collect();
+    let hints: Vec<String> = errors().filter_map(|lint| lint.hint.clone()).collect();
     let message = format!("this command is not launched: {}", messages.join("; "));
     let hint = if hints.is_empty() { "`moeplan check -- COMMAND` says more".to_string() } else { hints.join("; ") };
     Err(Refusal::new(message, hint).into())
 }
 
 fn plan_file(path: &Path) -> anyhow::Result<Plan> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| format!("`{}` is not JSON", path.display()))?;
-    serde_json::from_value(json)
-        .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;
+    let json: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("`{shown}` is not JSON"))?;
+    serde_json::from_value(json).with_context(|| format!("`{shown}` is not a plan as `moeplan plan --json` writes it"))
 }
 
 /// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.
@@ -218,10 +254,169 @@ pub fn listed(engine: &Engine, machine: &Machine) -> anyhow::Result<Vec<DeviceIn
 fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::Result<Vec<RpcServer>> {
     let is_software = |device: &Device| device.backend == Backend::Rpc && device.endpoint().is_none();
     if machine.devices.iter().any(is_software) {
+        let program = match engine {
+            Engine::Embedded(embedded) => RpcProgram::from(&embedded.program),
+            Engine::Server(server) => RpcProgram { moeplan: server.moeplan.clone(), ggml: Some(server.rpc_program()?) },
+        };
         let threads = run.n_threads.unwrap_or(0);
-        return Ok(bind_software_devices(engine.rpc_program()?, machine, run, threads)?);
+        return Ok(bind_software_devices(program, machine, run, threads)?);
     }
     // Only the servers that are named already are listed; none is started.
     run.rpc = machine.rpc_servers(&run.rpc);
     Ok(Vec::new())
+}
+
+/// Which llama.cpp, and how long it may take.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Runtime")]
+pub struct EngineArgs {
+    /// The llama-server to run [default: PATH, then what scripts/llama-server has built].
+    #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
+    pub llama_server: Option<PathBuf>,
+    /// Keep llama-server's log in FILE.
+    #[arg(long, value_name = "FILE")]
+    pub server_log: Option<PathBuf>,
+    /// Stop llama.cpp when loading, or one request, takes longer than so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub timeout: u64,
+    /// Give up a llama-server that loads when nothing of it moves for so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub stall: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runs {
+    /// llama-server where one is named with --llama-server or MOEPLAN_LLAMA_SERVER, else the embedded llama.cpp where this
+    /// moeplan has it, else the llama-server that is found.
+    Auto,
+    /// The real llama-server.
+    Server,
+    /// llama.cpp inside moeplan, in a process of its own.
+    Embedded,
+}
+
+#[derive(Debug)]
+pub enum Engine {
+    Embedded(Embedded),
+    Server(Box<Server>),
+}
+
+impl EngineArgs {
+    pub fn engine(&self, runs: Runs, output: &Output) -> anyhow::Result<Engine> {
+        let is_embedded = match runs {
+            Runs::Embedded => true,
+            Runs::Server => false,
+            Runs::Auto => self.llama_server.is_none() && cfg!(feature = "embedded"),
+        };
+        if !is_embedded {
+            return Ok(Engine::Server(Box::new(self.server(output)?)));
+        }
+        interrupt::arm();
+        let (interrupted, limit) = (interrupt::is_pressed as fn() -> bool, Duration::from_secs(self.timeout));
+        let echo = output.is_verbose().then_some(super::echo as Echo);
+        Ok(Engine::Embedded(Embedded { limit, echo, interrupted, ..Embedded::here()? }))
+    }
+
+    /// The llama-server, with a progress bar, the log with `-v`, and Ctrl-C heeded.
+    pub fn server(&self, output: &Output) -> anyhow::Result<Server> {
+        if let Some(log) = &self.server_log {
+            files::check_append(log)?;
+        }
+        let mut server = Server::find(self.llama_server.as_deref())?;
+        let limit = Duration::from_secs(self.timeout);
+        server.limits =
+            Limits { load: limit, request: limit, stall: Duration::from_secs(self.stall), ..Limits::default() };
+        server.log.clone_from(&self.server_log);
+        server.echo = output.is_verbose().then_some(super::echo as Echo);
+        server.interrupted = interrupt::is_pressed;
+        if !output.global.quiet && !output.is_verbose() {
+            server.watch = Some(show);
+        }
+        interrupt::arm();
+        Ok(server)
+    }
+}
+
+impl Engine {
+    pub fn runtime(&self) -> &dyn Runtime {
+        match self {
+            Self::Embedded(embedded) => embedded,
+            Self::Server(server) => server.as_ref(),
+        }
+    }
+
+    /// The instruction set that decides what is repacked: what the embedded llama.cpp was built for, or what
+    /// llama-server picked.
+    pub fn isa(&self) -> Isa {
+        match self {
+            Self::Embedded(_) => embedded_isa(),
+            Self::Server(server) => server.build.isa,
+        }
+    }
+
+    /// Has the words that a launch does not say launched with it, as far as that can be; names the flags that are left out.
+    pub fn launch_with(&mut self, beside: &[String]) -> Option<String> {
+        let (taken, mut left_out) = measurable(beside);
+        let why = match self {
+            Self::Server(server) => {
+                server.extra = taken;
+                "a measurement reads the log, and asks the server itself"
+            }
+            Self::Embedded(_) => {
+                left_out = beside.iter().filter(|word| spelling(word).is_some()).cloned().collect();
+                "llama.cpp inside moeplan does not take them (--runtime server)"
+            }
+        };
+        (!left_out.is_empty()).then(|| format!("warning: launched without {}: {why}", left_out.join(", ")))
+    }
+
+    /// What every device of a launch has free before anything is started: by the driver, else by what llama.cpp lists.
+    pub fn free(&self, launch: &Launch) -> anyhow::Result<BTreeMap<String, Bytes>> {
+        let listed = self.runtime().devices(&launch.machine.rpc_servers(&launch.run.rpc))?;
+        let mut free: BTreeMap<String, Bytes> = listed.into_iter().map(|device| (device.name, device.free)).collect();
+        free.extend(nvml::listed().into_iter().map(|device| (device.name, device.free)));
+        Ok(free)
+    }
+
+    pub fn name(&self) -> String {
+        match self {
+            Self::Embedded(_) => format!("llama.cpp b{EMBEDDED_BUILD} inside moeplan"),
+            Self::Server(server) => format!("{} (`{}`)", server.build.name(), server.build.program.display()),
+        }
+    }
+}
+
+fn show(step: Step) {
+    const STEPS: u64 = 6;
+    static BAR: OnceLock<ProgressBar> = OnceLock::new();
+    let bar = BAR.get_or_init(|| {
+        let bar = ProgressBar::new(STEPS);
+        match ProgressStyle::with_template("{bar:24} {msg} {elapsed}") {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        }
+    });
+    match step {
+        Step::Loading(stage) => {
+            let (at, text) = match stage {
+                Stage::Started => (0, "starting"),
+                Stage::Header => (1, "reading the header"),
+                Stage::Weights => (2, "loading weights"),
+                Stage::Context => (4, "making the context"),
+                Stage::WarmUp => (5, "warming up"),
+                Stage::Ready => (STEPS, "ready"),
+            };
+            bar.set_position(at);
+            bar.set_message(text);
+        }
+        Step::Ready => bar.finish_and_clear(),
+        Step::WarmUp => {
+            bar.reset();
+            bar.set_message("warm-up");
+        }
+        Step::Sample { number, of } => {
+            bar.set_position(u64::from(number) * STEPS / (u64::from(of) + 1));
+            bar.set_message(format!("measurement {number} of {of}"));
+        }
+    }
 }

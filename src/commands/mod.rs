@@ -6,12 +6,10 @@ pub mod check;
 pub mod completions;
 pub mod devices;
 pub mod doctor;
-pub mod engine;
 pub mod inspect;
 pub mod interrupt;
 pub mod launch;
 pub mod list;
-pub mod live;
 pub mod machine;
 pub mod man;
 pub mod measuring;
@@ -317,7 +315,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             files::Error,
             crate::gguf::Error,
             crate::gguf::source::Error,
-            crate::measurement::TooLong,
             crate::memory::Error,
             crate::model::Error,
             crate::placement::Error,
@@ -325,7 +322,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             crate::quantize::Error,
             crate::run::Error,
             crate::runtime::Error,
-            crate::suite::failure::NothingMeasured,
             crate::synth::output::Error,
             crate::synth::spec::Error,
         );

@@ -1,20 +1,32 @@
 //! `run`: plan, launch llama-server, and stay in front of it until Ctrl-C. [I/O]
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
-use super::engine::{Engine, EngineArgs};
-use super::launch::{LaunchArgs, Proposal};
-use super::live::{self, Panel};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal};
 use super::{Outcome, Output, interrupt};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
-use crate::measurement::{self, Launched, Seen, compare};
-use crate::report::live::{Promise, Tier};
-use crate::runtime::{DeviceUsed, Error, server};
+use crate::measurement::{self, Expected, Launched, compare};
+use crate::report::live::{Promise, Sample, Tier, panel, summary};
+use crate::runtime::log::Serving;
+use crate::runtime::{Error, Observation, sampler, server};
 
 /// How often the server is looked at while it serves.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often memory is looked at for the panel.
+const PANEL: Duration = Duration::from_secs(1);
+/// How often a line is written where there is no terminal, at most.
+const LINE: Duration = Duration::from_secs(10);
+/// The width of a terminal that does not say it, in columns.
+const WIDTH: usize = 80;
+
+/// The bar that holds the panel while it is shown: lines of log are printed above it.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
 #[derive(Debug, clap::Args)]
@@ -50,7 +62,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         server.watch = None;
     }
     if args.log || output.is_verbose() {
-        server.echo = Some(live::echo);
+        server.echo = Some(echo_above);
     }
     let engine = Engine::Server(Box::new(server.clone()));
     let proposal = Proposal::of_model(&args.model, &args.launch, &engine)?;
@@ -65,11 +77,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if log.buffers.is_empty() {
         return Err(server::silent_log().into());
     }
-    let (memory, resolution) = (log.memory(), log.resolution());
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
-    let used = DeviceUsed::default();
-    let seen = Seen { memory: &memory, resolution: &resolution, mapped_span: log.mapped_span(), used: &used };
-    let comparison = compare(&forecast.expected(Bytes(0)), &seen, args.tolerance);
+    let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
+    let seen = Observation { memory, resolution, mapped_span, ..Observation::default() };
+    let comparison = compare(&Expected::of(&forecast, Bytes(0)), &seen, args.tolerance);
     let mut command = vec![server.build.program.display().to_string()];
     command.extend(running.command().iter().cloned());
     let launched = Launched {
@@ -87,11 +98,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         "ready after {:.1} s at {}   (OpenAI's interface below /v1; Ctrl-C stops it)",
         launched.load_seconds, launched.endpoint
     ));
+    let path = &proposal.launch.model;
     let promise = Promise {
-        model: model_name(&proposal),
+        model: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         endpoint: launched.endpoint,
         tiers: Tier::of(&forecast.memory, &proposal.launch.machine),
-        speed: proposal.speed(),
+        speed: proposal.plan.as_ref().map(|plan| (plan.turn, plan.speed.clone())),
     };
     stay(running, Panel::new(promise, output), output)
 }
@@ -114,8 +126,89 @@ fn stay(mut running: server::Running, mut panel: Panel, output: &Output) -> anyh
     }
 }
 
-/// The model's file, without the folder it lies in.
-fn model_name(proposal: &Proposal) -> String {
-    let path = &proposal.launch.model;
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+#[derive(Debug)]
+enum Place {
+    Nowhere,
+    /// On a terminal, at its lower end.
+    Terminal(ProgressBar),
+    Lines,
+}
+
+#[derive(Debug)]
+struct Panel {
+    promise: Promise,
+    place: Place,
+    since: Instant,
+    shown: Option<Instant>,
+    /// Requests that were over when it was last shown.
+    over: u64,
+}
+
+impl Panel {
+    /// A panel on standard error, below the log where that is a terminal that can move its cursor; nothing with `-q`.
+    fn new(promise: Promise, output: &Output) -> Self {
+        let bar = ProgressBar::new_spinner();
+        let place = match ProgressStyle::with_template("{msg}") {
+            _ if output.global.quiet => Place::Nowhere,
+            Ok(style) if std::io::stderr().is_terminal() && !bar.is_hidden() => {
+                let bar = bar.with_style(style);
+                *shown() = Some(bar.clone());
+                Place::Terminal(bar)
+            }
+            _ => Place::Lines,
+        };
+        Self { promise, place, since: Instant::now(), shown: None, over: 0 }
+    }
+
+    /// Shows what is seen now, where it is time to.
+    fn show(&mut self, process: u32, serving: &Serving) {
+        let has_passed = |limit| self.shown.is_none_or(|shown| shown.elapsed() >= limit);
+        let over = serving.served.saturating_add(serving.cancelled);
+        let is_time = match self.place {
+            Place::Nowhere => false,
+            Place::Terminal(_) => has_passed(PANEL) || over != self.over,
+            Place::Lines => has_passed(LINE) && over != self.over,
+        };
+        if !is_time {
+            return;
+        }
+        (self.shown, self.over) = (Some(Instant::now()), over);
+        let sample = Sample { uptime: self.since.elapsed(), held: sampler::held(process), serving: serving.clone() };
+        match &self.place {
+            Place::Terminal(bar) => {
+                let width = console::Term::stderr().size_checked().map_or(WIDTH, |(_, columns)| columns.into());
+                let text = panel(&self.promise, &sample, width.saturating_sub(1));
+                let has_color = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+                bar.set_message(if has_color { text } else { anstream::adapter::strip_str(&text).to_string() });
+            }
+            Place::Lines => super::echo(&summary(&self.promise, &sample)),
+            Place::Nowhere => {}
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Place::Terminal(bar) = &self.place {
+            *shown() = None;
+            bar.finish_and_clear();
+        }
+        self.place = Place::Nowhere;
+    }
+}
+
+impl Drop for Panel {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn shown() -> MutexGuard<'static, Option<ProgressBar>> {
+    SHOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Shows a log line of the server on standard error, above the panel where there is one.
+fn echo_above(line: &str) {
+    match shown().as_ref() {
+        Some(bar) => bar.suspend(|| super::echo(line)),
+        None => super::echo(line),
+    }
 }

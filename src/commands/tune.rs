@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::engine::{Engine, EngineArgs};
-use super::launch::{LaunchArgs, Proposal, as_written};
+use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, as_written};
 use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
@@ -14,16 +13,16 @@ use crate::cli::refusal::Refusal;
 use crate::evidence::store::now;
 use crate::files::temporary::Folder;
 use crate::machine::{Device, Machine};
-use crate::measurement::{LaunchForecast, measurement, peak_of};
+use crate::measurement::{Expected, measurement, peak_of};
+use crate::memory;
 use crate::plan::{Turn, explain};
 use crate::run::ModelSource;
 use crate::run::command::{server_command, shell};
 use crate::runtime::server::Server;
-use crate::runtime::{self, Launch, Observation, Prompt, Runtime as _, Workload};
+use crate::runtime::{self, Launch, Prompt, Runtime as _, Workload};
 use crate::tune::document::{Document, Entry};
-use crate::tune::neighbours;
 use crate::tune::race::End;
-use crate::tune::{Candidate, Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
+use crate::tune::{self, Candidate, Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
 use crate::{evidence, files};
 
 /// Samples of one visit, behind one warm-up.
@@ -82,43 +81,40 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     if !tuning.proposal.servers.is_empty() {
         output.say("software devices: RPC servers of our own, which end with this tuning; the command takes yours");
     }
-    let known = tuning.resume(&earlier);
+    let since = now().saturating_sub(FRESH.as_secs());
+    let visits = journal::visits(&earlier, &tuning.subject).into_iter().filter(|visit| visit.time >= since);
+    let known = visits.filter(|visit| tuning.race.add(visit.clone())).count();
     if known > 0 {
         output.say(&format!("{known} launches measured before are taken over from {}", tuning.journal.display()));
     }
     let begin = Instant::now();
     let limit = Duration::from_secs_f64(args.minutes * 60.0);
-    let mut in_time = true;
-    while let Some(at) = tuning.race.next() {
-        in_time = tuning.made() == 0 || begin.elapsed() + tuning.expected(at) <= limit;
-        if !in_time {
-            break;
+    let stopped = loop {
+        let Some(at) = tuning.race.next() else { break tuning.race.end() };
+        if tuning.race.is_begun() && begin.elapsed() + tuning.race.visit_time(at) > limit {
+            break End::Time;
         }
         tuning.visit(at, output)?;
         if tuning.unkept.is_some() {
-            break;
+            break End::Journal;
         }
-    }
-    let Some((winner, verdict)) = tuning.race.winner() else {
-        return Err(match tuning.first_error.take() {
-            Some(error) => anyhow::Error::new(error).context(NOTHING),
-            None => anyhow::anyhow!(NOTHING),
-        });
     };
+    let Some((winner, verdict)) = tuning.race.winner() else {
+        let error = tuning.first_error.map(|error| anyhow::Error::new(error).context(NOTHING));
+        return Err(error.unwrap_or_else(|| anyhow::anyhow!(NOTHING)));
+    };
+    let model = ModelSource::Path(tuning.proposal.launch.model.clone());
+    let command = shell(&server_command(&model, &tuning.race.entrants[winner].candidate.args));
     let document = Document {
         schema: SCHEMA.to_string(),
         subject: tuning.subject.clone(),
-        stopped: match (&tuning.unkept, in_time) {
-            (Some(_), _) => End::Journal,
-            (None, true) => tuning.race.end(),
-            (None, false) => End::Time,
-        },
+        stopped,
         seconds: begin.elapsed().as_secs_f64(),
         journal: tuning.journal.display().to_string(),
         verdict,
         candidates: (0..tuning.race.entrants.len()).map(|at| Entry::of(&tuning.race, at)).collect(),
         winner,
-        command: tuning.command(winner).context("the model's path holds a NUL character")?,
+        command: command.context("the model's path holds a NUL character")?,
     };
     output.show(&document)?;
     tuning.unkept.map_or(Ok(Outcome::Yes), Err)
@@ -153,12 +149,11 @@ impl Tuning {
         let plan = proposal.plan.as_deref().context("a tuning begins with a plan")?;
         let turn = plan.turn;
         anyhow::ensure!(turn.prompt > 0 && turn.generate > 0, "a turn to tune for has a --prompt and a --generate");
-        let tokens = turn.depth.saturating_add(turn.prompt).saturating_add(turn.generate);
         let shorter = |slot: u32| match slot.checked_sub(turn.depth.saturating_add(turn.generate)) {
             Some(prompt) if prompt > 0 => format!("--prompt {prompt} or less"),
             _ => "a smaller --depth or --generate".to_string(),
         };
-        proposal.forecast()?.takes("the turn", tokens, shorter)?;
+        proposal.has_room(&proposal.forecast()?, "the turn", turn.tokens(), shorter)?;
         let launch = &proposal.launch;
         let subject = subject(launch, &server, turn)?;
         if plan.why.alternatives.is_empty() {
@@ -171,35 +166,15 @@ impl Tuning {
         // What the build lacks (an expert cache, before b11549) is no neighbour of its plan.
         alternatives.retain(|other| server.takes(&other.run));
         let request = args.launch.options.request(&proposal.model, machine)?;
-        let fit = neighbours::fit(&launch.run, &request, machine, &engine.free(launch)?);
+        let fit = tune::fit(&launch.run, &request, machine, &engine.free(launch)?);
         let predicted = Predicted { speed: plan.speed.clone(), turn_seconds: plan.turn_seconds };
         let mut candidates = vec![
             Candidate::new(Kind::Plan, "the plan", launch.run.clone(), machine, Some(predicted)),
             Candidate::new(Kind::Fit, "--fit on", fit, machine, None),
         ];
-        candidates.extend(neighbours::promising(&launch.run, alternatives, &request));
+        candidates.extend(tune::promising(&launch.run, alternatives, &request));
         let race = Race::new(candidates);
         Ok(Self { server, proposal, subject, race, journal, first_error: None, unkept: None })
-    }
-
-    /// Takes over what an earlier tuning of the same has written in the journal; how many visits.
-    fn resume(&mut self, journal: &str) -> usize {
-        let since = now().saturating_sub(FRESH.as_secs());
-        let visits = journal::visits(journal, &self.subject).into_iter().filter(|visit| visit.time >= since);
-        visits.filter(|visit| self.race.add(visit.clone())).count()
-    }
-
-    /// Visits that there are, failed ones too.
-    fn made(&self) -> usize {
-        self.race.entrants.iter().map(|entrant| entrant.visits.len() + usize::from(entrant.failure.is_some())).sum()
-    }
-
-    /// How long a visit will take: as its own did, else as the longest did.
-    fn expected(&self, at: usize) -> Duration {
-        let longest = |visits: &[Visit]| visits.iter().map(|visit| visit.seconds).fold(0.0, f64::max);
-        let own = longest(&self.race.entrants[at].visits);
-        let all = self.race.entrants.iter().map(|entrant| longest(&entrant.visits)).fold(0.0, f64::max);
-        Duration::try_from_secs_f64(if own > 0.0 { own } else { all }).unwrap_or_default()
     }
 
     /// Loads a candidate, measures it and writes that down. An interruption is an error, any other failure is the candidate's.
@@ -211,18 +186,14 @@ impl Tuning {
         let folder = Folder::new()?;
         let mut server = self.server.clone();
         let log = server.log.get_or_insert_with(|| folder.path().join("llama-server.log")).clone();
-        let turn = self.subject.turn();
-        let workload = Workload {
-            prompt: Prompt::Tokens(turn.prompt),
-            depth: turn.depth,
-            n_generate: turn.generate,
-            repetitions: SAMPLES,
-        };
+        let Subject { prompt, generate, depth, .. } = self.subject;
+        let prompt = Prompt::Tokens(prompt);
+        let workload = Workload { prompt, depth, n_generate: generate, repetitions: SAMPLES };
         let seen = match server.generate(&launch, &workload) {
             Ok(seen) if !seen.interrupted => seen,
             Ok(_) | Err(runtime::Error { kind: runtime::Kind::Interrupted, .. }) => {
-                output
-                    .say(&format!("what was measured is kept in {}: the same command goes on", self.journal.display()));
+                let journal = self.journal.display();
+                output.say(&format!("what was measured is kept in {journal}: the same command goes on"));
                 return Err(runtime::Error::interrupted().into());
             }
             Err(error) if error.is_of_every_launch() && self.race.entrants.iter().all(|e| e.visits.is_empty()) => {
@@ -258,26 +229,17 @@ impl Tuning {
         if !self.race.add(visit) {
             self.race.entrants[at].failure = Some("the server's replies carry no speed".to_string());
         }
+        // What the devices showed is evidence for later plans.
         if candidate.kind != Kind::Fit {
-            self.keep(&launch, seen, output);
+            let keep = || -> anyhow::Result<_> {
+                let forecast = memory::forecast(&self.proposal.model, &launch.machine, &launch.run)?;
+                Ok(evidence::store::keep(&measurement(seen, &Expected::of(&forecast, Bytes(0)), 0.0), &launch)?)
+            };
+            if let Err(error) = keep() {
+                output.say(&format!("warning: what the devices showed is not kept: {error}"));
+            }
         }
         Ok(())
-    }
-
-    /// What the devices showed is evidence for later plans.
-    fn keep(&self, launch: &Launch, seen: Observation, output: &Output) {
-        let forecast = LaunchForecast::of(&self.proposal.model, launch);
-        let kept = forecast.and_then(|forecast| {
-            Ok(evidence::store::keep(&measurement(seen, forecast.expected(Bytes(0)), 0.0), launch)?)
-        });
-        if let Err(error) = kept {
-            output.say(&format!("warning: what the devices showed is not kept: {error}"));
-        }
-    }
-
-    fn command(&self, at: usize) -> Option<String> {
-        let model = ModelSource::Path(self.proposal.launch.model.clone());
-        shell(&server_command(&model, &self.race.entrants[at].candidate.args))
     }
 }
 
@@ -319,7 +281,6 @@ mod tests {
 
     #[test]
     fn a_flag_that_the_build_lacks_makes_no_neighbour() {
-        let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
         let of = |args: &str| explain::Alternative {
             what: args.to_string(),
             args: args.split(' ').map(str::to_string).collect(),
@@ -327,28 +288,27 @@ mod tests {
             shortfall: BTreeMap::new(),
             memory: BTreeMap::new(),
             placement: ExpertSplit::default(),
-            speed: speed.clone(),
+            speed: Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 },
             turn_seconds: 1.0,
             turn_change: 0.0,
             note: None,
         };
-        let planned = [of("-c 512 --moe-cache-mib 2"), of("-c 512 -ub 64")];
         let machine = Machine::new(Vec::new(), crate::machine::Host::default()).unwrap();
-        let found = alternatives(&planned, &machine).unwrap();
+        let found = alternatives(&[of("-c 512 --moe-cache-mib 2"), of("-c 512 -ub 64")], &machine).unwrap();
         assert_eq!(found.iter().map(|other| other.run.moe_cache_mib).collect::<Vec<_>>(), [2, 0]);
-        let build = |flags: &[&str]| Build {
-            program: "llama-server".into(),
-            version: String::new(),
-            number: Some(11434),
-            flags: flags.iter().map(ToString::to_string).collect(),
-            isa: crate::machine::Isa::default(),
-        };
-        let taken = |build: Build| {
-            let server = Server::of(PathBuf::new(), build);
-            found.iter().filter(|other| server.takes(&other.run)).map(|other| other.what.as_str()).collect::<Vec<_>>()
-        };
-        assert_eq!(taken(build(&["-c", "-ub"])), ["-c 512 -ub 64"]);
-        assert_eq!(taken(build(&["-c", "-ub", "--moe-cache-mib"])).len(), 2);
+        for (flags, taken) in [(&["-c", "-ub"][..], [false, true]), (&["-c", "-ub", "--moe-cache-mib"], [true, true])] {
+            let server = Server::of(
+                PathBuf::new(),
+                Build {
+                    program: "llama-server".into(),
+                    version: String::new(),
+                    number: Some(11434),
+                    flags: flags.iter().map(ToString::to_string).collect(),
+                    isa: crate::machine::Isa::default(),
+                },
+            );
+            assert_eq!(found.iter().map(|other| server.takes(&other.run)).collect::<Vec<_>>(), taken);
+        }
         assert!(alternatives(&[of("-c 512 --frobnicate")], &machine).unwrap_err().to_string().contains("--frobnicate"));
     }
 }

@@ -1,18 +1,16 @@
 //! `verify`: launch on llama-server or the embedded llama.cpp, measure, and put it beside the prediction. [I/O]
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::engine::{Engine, EngineArgs, Runs};
-use super::launch::{DOES_NOT_FIT, LaunchArgs, Proposal};
+use super::launch::{DOES_NOT_FIT, Engine, EngineArgs, LaunchArgs, Proposal, Runs};
 use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::evidence;
-use crate::measurement::{Measurement, verify};
+use crate::measurement::{Expected, measurement};
 use crate::run::Program;
 use crate::runtime::{Error, Launch, Prompt, Workload};
 
@@ -31,7 +29,7 @@ pub struct Args {
     #[command(flatten)]
     pub launch: LaunchArgs,
     #[command(flatten)]
-    pub how: How,
+    pub measure: MeasureArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
     /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).
@@ -43,7 +41,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Measurement")]
-pub struct How {
+pub struct MeasureArgs {
     /// How far compute buffers and totals may be off: a percentage. Weights and caches must be exact.
     #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = percentage)]
     pub tolerance: f64,
@@ -83,10 +81,10 @@ pub fn percentage(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    let how = &args.how;
+    let ask = &args.measure;
     // What is only projected takes nothing from anybody.
-    let _measuring = (!how.project).then(|| measuring::begin("verify", output)).transpose()?;
-    let mut engine = args.engine.engine(how.runtime, output)?;
+    let _measuring = (!ask.project).then(|| measuring::begin("verify", output)).transpose()?;
+    let mut engine = args.engine.engine(ask.runtime, output)?;
     let mut proposal = proposal(args, &engine)?;
     if let Some(warning) = engine.launch_with(&proposal.beside) {
         output.say(&warning);
@@ -94,7 +92,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     for server in &proposal.servers {
         output.say(&format!("software device: an RPC server of our own at {}", server.endpoint()));
     }
-    if how.project {
+    if ask.project {
         return project(&engine, &proposal.launch, output);
     }
     let launch = &mut proposal.launch;
@@ -104,29 +102,31 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     proposal.warn_of_hole(output);
     let predicted = proposal.forecast()?;
+    let margin = args.launch.options.machine.margin(&proposal.launch.machine);
     let is_empty = |name: &str| predicted.memory.get(name).is_none_or(|row| row.own() == Bytes(0));
     let devices = proposal.launch.machine.devices.iter().filter(|device| is_empty(&device.name));
     for device in devices.filter(|_| proposal.plan.is_some()) {
         output.say(&format!(
             "note: nothing is put on {}: beside the margin of {} its {} have no room for a layer (--vram, --margin)",
-            device.name,
-            args.launch.options.machine.margin(&proposal.launch.machine),
-            device.total
+            device.name, margin, device.total
         ));
     }
     let launch = &proposal.launch;
-    let workload = workload(how, &engine, launch, predicted.slot_tokens);
+    let workload = workload(ask, &engine, launch, proposal.slot_tokens(&predicted));
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
-    let margin = args.launch.options.machine.margin(&launch.machine);
-    let expected = predicted.expected(margin);
-    let mut measured = verify(engine.runtime(), launch, &workload, expected, how.tolerance)?;
+    let seen = engine.runtime().generate(launch, &workload)?;
+    let mut measured = measurement(seen, &Expected::of(&predicted, margin), ask.tolerance);
     measured.plan = proposal.plan.clone();
     let answered = output.show(&measured);
     if measured.interrupted {
         output.say(&format!("interrupted: {} of {} samples", measured.speed.pp.len(), workload.repetitions));
         return answered.and(Err(Error::interrupted().into()));
     }
-    keep(&measured, launch, output);
+    match evidence::store::keep(&measured, launch) {
+        Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
+        Ok(None) => {}
+        Err(error) => output.say(&format!("warning: what the devices showed is not kept: {error}")),
+    }
     answered?;
     if !proposal.fits() {
         output.say(DOES_NOT_FIT);
@@ -134,20 +134,11 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok(if measured.ok() && proposal.fits() { Outcome::Yes } else { Outcome::No })
 }
 
-/// Keeps what the devices showed.
-fn keep(measured: &Measurement, launch: &Launch, output: &Output) {
-    match evidence::store::keep(measured, launch) {
-        Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
-        Ok(None) => {}
-        Err(error) => output.say(&format!("warning: what the devices showed is not kept: {error}")),
-    }
-}
-
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
 fn proposal(args: &Args, engine: &Engine) -> anyhow::Result<Proposal> {
     if !args.command.is_empty() {
         args.launch.options.beside_command()?;
-        let devices = args.how.rpc_devices;
+        let devices = args.measure.rpc_devices;
         return Proposal::of_command(&args.command, args.model.as_deref(), devices, &args.launch, engine);
     }
     let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
@@ -156,14 +147,15 @@ fn proposal(args: &Args, engine: &Engine) -> anyhow::Result<Proposal> {
 }
 
 /// What is run, cut to the context, and to one physical batch where only embeddings come out.
-fn workload(how: &How, engine: &Engine, launch: &Launch, n_ctx: u32) -> Workload {
-    let room = n_ctx.saturating_sub(how.measure_generate).max(1);
-    let depth = how.measure_depth.min(room.saturating_sub(1));
+fn workload(ask: &MeasureArgs, engine: &Engine, launch: &Launch, n_ctx: u32) -> Workload {
+    let room = n_ctx.saturating_sub(ask.measure_generate).max(1);
+    let depth = ask.measure_depth.min(room.saturating_sub(1));
     let room = room.saturating_sub(depth).max(1);
     let room = if launch.run.embeddings { room.min(launch.run.n_ubatch.max(1)) } else { room };
-    let prompt = how.text.clone().map_or(Prompt::Tokens(how.measure_prompt.min(room)), Prompt::Text);
-    let repetitions = how.repetitions.unwrap_or_else(|| engine.repetitions());
-    Workload { prompt, depth, n_generate: how.measure_generate, repetitions }
+    let prompt = ask.text.clone().map_or(Prompt::Tokens(ask.measure_prompt.min(room)), Prompt::Text);
+    // A server's own clock has a spread worth showing.
+    let repetitions = ask.repetitions.unwrap_or(if matches!(engine, Engine::Server(_)) { 3 } else { 1 });
+    Workload { prompt, depth, n_generate: ask.measure_generate, repetitions }
 }
 
 /// Prints a projection by buffer type.
@@ -172,23 +164,17 @@ fn project(engine: &Engine, launch: &Launch, output: &Output) -> anyhow::Result<
     let projection = answers.pop().context("no projection")??;
     if output.format() == Format::Json {
         output.json(&projection)?;
-    } else {
-        let mut text = format!(
-            "n_ctx {}\n{:<28} {:>16} {:>16} {:>16}\n",
-            projection.n_ctx, "buffer", "model", "context", "compute"
-        );
-        for b in &projection.buffers {
-            let _ = writeln!(
-                text,
-                "{:<28} {:>16} {:>16} {:>16}",
-                crate::escape::terminal(&b.buffer),
-                b.model.0,
-                b.context.0,
-                b.compute.0
-            );
-        }
-        output.answer(&text)?;
+        return Ok(Outcome::Yes);
     }
+    let line = |buffer: &str, [model, context, compute]: [String; 3]| {
+        format!("{:<28} {model:>16} {context:>16} {compute:>16}\n", crate::escape::terminal(buffer))
+    };
+    let mut text = format!("n_ctx {}\n", projection.n_ctx);
+    text += &line("buffer", ["model", "context", "compute"].map(str::to_string));
+    for b in &projection.buffers {
+        text += &line(&b.buffer, [b.model, b.context, b.compute].map(|bytes| bytes.0.to_string()));
+    }
+    output.answer(&text)?;
     Ok(Outcome::Yes)
 }
 

@@ -63,47 +63,21 @@ fn append_to(path: &Path, records: &[Record]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::OpenOptions;
-    use std::io::Write as _;
-
     use super::*;
-    use crate::bytes::Bytes;
-
-    fn record(time: u64) -> Record {
-        Record {
-            schema: SCHEMA.to_string(),
-            time,
-            device: "a \"card\"\n".into(),
-            driver: None,
-            build: 1,
-            backend: "CUDA".into(),
-            loaded: Bytes(1),
-            peak: Bytes(2),
-            predicted: Bytes(3),
-            own: Bytes(4),
-            prompt: 5,
-            ubatch: 6,
-        }
-    }
 
     #[test]
     fn records_come_back_and_other_lines_do_no_harm() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new").join("evidence.jsonl");
         assert!(read_from(&path).is_err());
+        let record = |time| Record { device: "a \"card\"\n".into(), ..crate::evidence::tests::run(time, 800, 4096) };
         append_to(&path, &[record(1), record(2)]).unwrap();
         let torn = b"\n{\"schema\":\"moeplan/evidence/9\"}\nnot json\xff\n{\"schema\":\"moeplan/evid";
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(torn).unwrap();
+        io::Write::write_all(&mut File::options().append(true).open(&path).unwrap(), torn).unwrap();
         append_to(&path, &[record(3)]).unwrap();
         append_to(&path, &[]).unwrap();
-        let times: Vec<u64> = read_from(&path).unwrap().into_iter().map(|record| record.time).collect();
-        assert_eq!(times, [1, 2, 3]);
-    }
-
-    #[test]
-    fn only_the_end_of_a_long_file_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("evidence.jsonl");
+        assert_eq!(read_from(&path).unwrap(), [record(1), record(2), record(3)]);
+        // Only the end of a long file is read.
         std::fs::write(&path, "x".repeat(usize::try_from(READ).unwrap() + 1)).unwrap();
         append_to(&path, &[record(7)]).unwrap();
         assert_eq!(read_from(&path).unwrap(), [record(7)]);

@@ -2,17 +2,23 @@
 
 use std::fmt::Write as _;
 
-use super::bench::on_devices;
-use super::cases::CaseLaunch;
-use super::document::{Bench, Case, Item, Mode, ModelValidation, PlacementFacts, Section, Session, Verdict, Weights};
-use super::failure::{Kind, NothingMeasured};
+use super::bench::{nothing_measured, on_devices};
+use super::document::{
+    Bench, Case, Item, Kind, Mode, ModelValidation, PlacementFacts, Section, Session, Verdict, Weights,
+};
+use super::protocol::Suite;
 use super::quality::{NOT_JUDGED, overall};
+use super::store::Store;
 use crate::bytes::Bytes;
 use crate::expectation;
 use crate::machine::Device;
 use crate::measurement::{Row, Spread};
 use crate::number::{counted, fixed};
 use crate::runtime::DeviceInfo;
+
+pub const ARCHITECTURE: &str = "architecture";
+pub const PLACEMENTS: &str = "placements";
+pub const BENCH: &str = "bench.json";
 
 /// Whether the devices of the suite are there: only those that llama.cpp itself lists.
 pub fn devices(described: &[Device], listed: &[DeviceInfo]) -> Item {
@@ -43,13 +49,10 @@ pub fn devices(described: &[Device], listed: &[DeviceInfo]) -> Item {
 
 /// Whether the file is what the suite expects; `None` where it expects nothing.
 pub fn architecture(checks: Option<&[expectation::Check]>, weights: &Weights) -> Section {
+    let shown = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     let line = |check: &expectation::Check| {
-        let shown = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        Item::held(
-            format!("{} is {}", check.what, shown(&check.expected)),
-            check.ok,
-            format!("found {}", shown(&check.found)),
-        )
+        let what = format!("{} is {}", check.what, shown(&check.expected));
+        Item::held(what, check.ok, format!("found {}", shown(&check.found)))
     };
     let none = "the suite has no expectations for this model";
     let mut items: Vec<Item> = match checks {
@@ -61,38 +64,69 @@ pub fn architecture(checks: Option<&[expectation::Check]>, weights: &Weights) ->
     Section { name: "architecture".into(), items }
 }
 
-/// The predicted placement of a case; `None` where llama.cpp chooses by itself.
-pub fn placement(case: &CaseLaunch, fits: Option<bool>) -> Option<PlacementFacts> {
-    let predicted = case.predicted.as_ref()?;
-    Some(PlacementFacts {
-        case: case.name.clone(),
-        command: case.command(),
-        expert_bytes_on_devices: predicted.experts.0,
-        expert_bytes_on_host: predicted.experts.1,
-        predicted: crate::memory::rows(&predicted.memory),
-        fits,
-    })
+/// A model as the folder of results tells it, whose file need not be there any more; `None` where none of its launches was made.
+pub fn earlier(store: &Store, suite: &Suite, name: &str) -> Option<ModelValidation> {
+    let store = store.at(name);
+    let bench: Bench = store.read(BENCH)?;
+    let architecture: Section = store.step(ARCHITECTURE)?.result;
+    let placements: Vec<PlacementFacts> = store.step(PLACEMENTS)?.result;
+    let mut sections = vec![Section { name: "file".into(), items: vec![kept(&bench, suite)] }, architecture];
+    sections.extend(of_bench(&placements, &bench));
+    let path = bench.model.as_ref().map(|model| model.path.clone());
+    Some(ModelValidation { name: name.to_string(), path, sections, placements, bench: Some(bench), skipped: None })
 }
 
-/// Every section that the launches of a model decide.
+/// The line that says that a model was not run this time, and whether it was asked what the suite asks now.
+fn kept(bench: &Bench, suite: &Suite) -> Item {
+    let other = [
+        ("prompts", bench.prompts != suite.prompts()),
+        ("settings", bench.settings != suite.settings()),
+        ("cases", bench.cases.iter().map(|case| &case.name).ne(&suite.cases)),
+    ];
+    let other: Vec<&str> = other.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect();
+    let fewest = bench.cases.iter().map(|case| case.sessions.len()).min().unwrap_or_default();
+    let is_lost = bench.cases.iter().any(|case| case.sessions.iter().any(|session| session.failure.is_some()));
+    let asked = bench.settings.repetitions;
+    let (verdict, asked) = if !is_lost && u32::try_from(fewest).is_ok_and(|fewest| fewest < asked) {
+        (Verdict::NotAssessed, format!("it was interrupted: {fewest} of {asked} launches of each case were made"))
+    } else if other.is_empty() {
+        (Verdict::Pass, "asked as now".to_string())
+    } else {
+        (Verdict::NotAssessed, format!("other {} than the suite has now", other.join(" and ")))
+    };
+    let what = "the results of an earlier run are of this suite";
+    Item::new(what, verdict, format!("its file was not run this time; {asked}"))
+}
+
 pub fn of_bench(facts: &[PlacementFacts], bench: &Bench) -> [Section; 4] {
-    [placements(facts, bench), tests(bench), streaming(bench), memory(bench)]
-}
-
-/// Where the experts go, and whether memory was as predicted.
-pub fn placements(facts: &[PlacementFacts], bench: &Bench) -> Section {
-    let mut items = Vec::new();
+    let (mut placements, mut tests, mut streaming) = (Vec::new(), Vec::new(), Vec::new());
     for case in &bench.cases {
-        if let Some(fact) = facts.iter().find(|fact| fact.case == case.name) {
-            items.push(where_experts_go(fact));
+        placements.extend(facts.iter().find(|fact| fact.case == case.name).map(where_experts_go));
+        placements.extend([launched(case), memory_as_predicted(case)]);
+        tests.extend(bench.prompts.iter().map(|prompt| answered(case, &prompt.name, Mode::Whole)));
+        for quality in &case.quality {
+            let wrong = quality.items.iter().filter(|item| item.verdict == quality.verdict);
+            let says = |item: &Item| match item.what.as_str() {
+                NOT_JUDGED => item.detail.clone(),
+                what => format!("{what}: {}", item.detail),
+            };
+            let what = format!("{}: the answer to {} is right", case.name, quality.prompt);
+            tests.push(Item::new(what, quality.verdict, wrong.map(says).collect::<Vec<_>>().join("; ")));
         }
-        items.push(launched(case));
-        items.push(memory_as_predicted(case));
+        streaming.extend(bench.prompts.iter().map(|prompt| answered(case, &prompt.name, Mode::Stream)));
+        let of_case = |line: &Item| Item { what: format!("{}: {}", case.name, line.what), ..line.clone() };
+        streaming.extend(case.stream.iter().map(of_case));
     }
-    Section { name: "placements".into(), items }
+    let section = |name: &str, items| Section { name: name.into(), items };
+    [
+        section("placements", placements),
+        section("tests", tests),
+        section("streaming", streaming),
+        section("memory", memory(bench)),
+    ]
 }
 
-/// Whether llama.cpp took every launch of a case and kept it up. What was refused before, or was predicted not to fit, is no
+/// Whether llama.cpp took every launch of a case and kept it up. What was refused before, or was predicted not to fit, is not a
 /// failure.
 fn launched(case: &Case) -> Item {
     let what = format!("{}: every launch ran to its end", case.name);
@@ -120,8 +154,7 @@ fn where_experts_go(fact: &PlacementFacts) -> Item {
 }
 
 fn launches(case: &Case) -> String {
-    let n = case.sessions.len();
-    if n == 1 { "1 launch".to_string() } else { format!("{n} launches") }
+    if case.sessions.len() == 1 { "1 launch".to_string() } else { format!("{} launches", case.sessions.len()) }
 }
 
 fn memory_as_predicted(case: &Case) -> Item {
@@ -165,31 +198,10 @@ fn lacking(what: String, cases: &[&Case], unseen: &str) -> Item {
     }
 }
 
-/// The four tests on every case: answered, timed, judged.
-pub fn tests(bench: &Bench) -> Section {
-    let mut items = Vec::new();
-    for case in &bench.cases {
-        for prompt in &bench.prompts {
-            items.push(answered(case, &prompt.name, Mode::Whole));
-        }
-        for quality in &case.quality {
-            let wrong = quality.items.iter().filter(|item| item.verdict == quality.verdict);
-            let says = |item: &Item| match item.what.as_str() {
-                NOT_JUDGED => item.detail.clone(),
-                what => format!("{what}: {}", item.detail),
-            };
-            let what = format!("{}: the answer to {} is right", case.name, quality.prompt);
-            items.push(Item::new(what, quality.verdict, wrong.map(says).collect::<Vec<_>>().join("; ")));
-        }
-    }
-    Section { name: "tests".into(), items }
-}
-
 fn answered(case: &Case, prompt: &str, mode: Mode) -> Item {
-    let how = if mode == Mode::Stream { "streamed" } else { "answered in one piece" };
-    let what = format!("{}: {prompt} is {how}", case.name);
-    let samples = case.sessions.iter().flat_map(|session| &session.samples);
-    let samples: Vec<_> = samples.filter(|sample| sample.prompt == prompt && sample.mode == mode).collect();
+    let is_stream = mode == Mode::Stream;
+    let what = format!("{}: {prompt} is {}", case.name, if is_stream { "streamed" } else { "answered in one piece" });
+    let samples: Vec<_> = case.samples().filter(|sample| sample.prompt == prompt && sample.mode == mode).collect();
     if samples.is_empty() {
         return lacking(what, &[case], "it was not asked");
     }
@@ -205,38 +217,20 @@ fn answered(case: &Case, prompt: &str, mode: Mode) -> Item {
         mean("pp", row.and_then(|row| row.pp)),
         mean("tg", row.and_then(|row| row.tg)),
     ];
-    if mode == Mode::Stream {
+    if is_stream {
         figures.push(mean("seconds to the first token", row.and_then(|row| row.first_token_seconds)));
     }
     Item::held(what, true, format!("{} times; {}", samples.len(), figures.join(", ")))
 }
 
-/// Streams of every case.
-pub fn streaming(bench: &Bench) -> Section {
-    let mut items = Vec::new();
-    for case in &bench.cases {
-        for prompt in &bench.prompts {
-            items.push(answered(case, &prompt.name, Mode::Stream));
-        }
-        let sound =
-            case.stream.iter().map(|line| Item { what: format!("{}: {}", case.name, line.what), ..line.clone() });
-        items.extend(sound);
-    }
-    Section { name: "streaming".into(), items }
-}
-
-/// What the case under test saves, and what that costs.
-pub fn memory(bench: &Bench) -> Section {
-    let mut items = Vec::new();
-    let Some((first, baselines)) = bench.cases.split_first() else {
-        return Section { name: "memory".into(), items };
-    };
+fn memory(bench: &Bench) -> Vec<Item> {
+    let Some((first, baselines)) = bench.cases.split_first() else { return Vec::new() };
     let measured = |session: &Session| session.failure.is_none().then(|| on_devices(session)).flatten();
     let what = format!("{}: memory was measured", first.name);
-    items.push(match first.sessions.iter().find_map(measured) {
+    let mut items = vec![match first.sessions.iter().find_map(measured) {
         Some(bytes) => Item::held(what, true, format!("{bytes} on devices")),
         None => lacking(what, &[first], "its log names no buffer"),
-    });
+    }];
     for baseline in baselines {
         let what = format!("{} takes less of the devices than {}", first.name, baseline.name);
         let savings: Vec<_> = bench.savings.iter().filter(|saving| saving.baseline == baseline.name).collect();
@@ -244,8 +238,7 @@ pub fn memory(bench: &Bench) -> Section {
             items.push(lacking(what.clone(), &[first, baseline], "not measured"));
         }
         for saving in &savings {
-            let percent =
-                saving.saved_percent.map_or(String::new(), |percent| format!(", {}% less", fixed(percent, 1)));
+            let percent = saving.saved_percent.map_or(String::new(), |it| format!(", {}% less", fixed(it, 1)));
             let detail = format!("{} beside {}{percent}, by {}", saving.bytes, saving.baseline_bytes, saving.by);
             // Only beside everything on the device is it a claim; what a plan or llama.cpp chooses may be as small.
             let verdict = match (saving.saved_bytes > 0, baseline.name.as_str()) {
@@ -265,41 +258,30 @@ pub fn memory(bench: &Bench) -> Section {
         let what = "what the devices show agrees with llama.cpp's own sums";
         items.push(Item::open(what, "no driver here says what a device shows"));
     }
-    Section { name: "memory".into(), items }
+    items
 }
 
 /// The final checklist: a line a section over all models.
 pub fn summary(prerequisites: &[Item], models: &[ModelValidation]) -> Vec<Item> {
     let mut lines = vec![folded("prerequisites", &prerequisites.iter().collect::<Vec<_>>())];
     for name in ["file", "architecture", "placements", "tests", "streaming", "memory"] {
-        let items: Vec<&Item> = models
-            .iter()
-            .flat_map(|model| &model.sections)
-            .filter(|section| section.name == name)
-            .flat_map(|section| &section.items)
-            .collect();
+        let sections = models.iter().flat_map(|model| &model.sections).filter(|section| section.name == name);
+        let items: Vec<&Item> = sections.flat_map(|section| &section.items).collect();
         if !items.is_empty() || name != "file" {
             lines.push(folded(name, &items));
         }
     }
-    lines.push(every_model(models));
-    lines
-}
-
-/// Whether every model of the suite gave something.
-fn every_model(models: &[ModelValidation]) -> Item {
     let what = "every model of the suite was run";
-    let failed = |model: &&ModelValidation| NothingMeasured::of(&model.bench).is_some();
-    let failed: Vec<String> =
-        models.iter().filter(failed).map(|model| format!("{}: nothing of it was measured", model.name)).collect();
-    let skipped: Vec<String> =
-        models.iter().filter_map(|model| Some(format!("{}: {}", model.name, model.skipped.as_ref()?))).collect();
-    let verdict = match (failed.is_empty(), skipped.is_empty() && !models.is_empty()) {
-        (false, _) => Verdict::Fail,
-        (true, false) => Verdict::Skipped,
-        (true, true) => return Item::held(what, true, counted(models.len() as u64, "model")),
-    };
-    Item::new(what, verdict, failed.into_iter().chain(skipped).collect::<Vec<_>>().join("; "))
+    let failed = models.iter().filter(|model| nothing_measured(&model.bench).is_some());
+    let mut why: Vec<String> = failed.map(|model| format!("{}: nothing of it was measured", model.name)).collect();
+    let is_failed = !why.is_empty();
+    why.extend(models.iter().filter_map(|model| Some(format!("{}: {}", model.name, model.skipped.as_ref()?))));
+    lines.push(match (is_failed, why.is_empty() && !models.is_empty()) {
+        (true, _) => Item::held(what, false, why.join("; ")),
+        (false, false) => Item::skipped(what, why.join("; ")),
+        (false, true) => Item::held(what, true, counted(models.len() as u64, "model")),
+    });
+    lines
 }
 
 fn folded(name: &str, items: &[&Item]) -> Item {
@@ -324,27 +306,21 @@ fn folded(name: &str, items: &[&Item]) -> Item {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::document::{Prompt, Saving};
-    use crate::suite::failure::Trouble;
+    use crate::suite::document::{Environment, Prompt, Saving, Trouble};
 
-    fn case(name: &str, failure: Option<&str>) -> Case {
-        let session = Session {
-            case: name.into(),
-            repetition: 1,
-            failure: failure.map(str::to_string),
-            trouble: failure.map(|_| Trouble { kind: Kind::Failed, hint: None }),
-            ..Session::default()
+    fn bench(saved_bytes: i64) -> Bench {
+        let case = |name: &str, failure: Option<&str>| {
+            let failure = failure.map(str::to_string);
+            let trouble = failure.as_ref().map(|_| Trouble { kind: Kind::Failed, hint: None });
+            let session = Session { case: name.into(), repetition: 1, failure, trouble, ..Session::default() };
+            Case { name: name.into(), sessions: vec![session], ..Case::default() }
         };
-        Case { name: name.into(), sessions: vec![session], ..Case::default() }
-    }
-
-    fn bench(saved: i64) -> Bench {
         let saving = Saving {
             baseline: "all-on-device".into(),
             by: "llama.cpp".into(),
             bytes: Bytes(1),
             baseline_bytes: Bytes(2),
-            saved_bytes: saved,
+            saved_bytes,
             saved_percent: Some(50.0),
             tg_ratio: Some(0.5),
             pp_ratio: None,
@@ -357,65 +333,54 @@ mod tests {
         }
     }
 
-    fn verdict(section: &Section, what: &str) -> (Verdict, String) {
-        let item = section.items.iter().find(|item| item.what.contains(what)).unwrap_or_else(|| panic!("{what}"));
-        (item.verdict, item.detail.clone())
+    #[track_caller]
+    fn holds(items: &[Item], what: &str, verdict: Verdict, detail: &str) {
+        let item = items.iter().find(|item| item.what.contains(what)).unwrap_or_else(|| panic!("{what}: {items:?}"));
+        assert!(item.verdict == verdict && item.detail.contains(detail), "{item:?}");
+    }
+
+    fn lines(bench: &Bench) -> Vec<Item> {
+        of_bench(&[], bench).into_iter().flat_map(|section| section.items).collect()
     }
 
     #[test]
-    fn savings_are_ticked_with_figures() {
-        let section = memory(&bench(1));
-        let (ticked, detail) = verdict(&section, "less of the devices than all-on-device");
-        assert!(ticked == Verdict::Pass && detail.contains("50.0% less, by llama.cpp"), "{detail}");
-        assert_eq!(verdict(&section, "than fit"), (Verdict::Fail, "the launch of fit failed".into()));
-        assert_eq!(verdict(&memory(&bench(-1)), "than all-on-device").0, Verdict::Fail);
-        assert_eq!(verdict(&section, "what the devices show").0, Verdict::NotAssessed);
-    }
-
-    #[test]
-    fn what_was_not_asked_is_skipped_with_the_reason() {
-        let section = tests(&bench(1));
-        assert_eq!(verdict(&section, "experts-on-host: code is"), (Verdict::Skipped, "it was not asked".into()));
-        assert_eq!(verdict(&placements(&[], &bench(1)), "all-on-device: memory").0, Verdict::NotAssessed);
-    }
-
-    #[test]
-    fn a_launch_that_failed_is_a_failure_and_one_that_cannot_be_is_none() {
+    fn lines_are_ticked_with_figures_or_not_ticked_with_the_reason() {
         let mut bench = bench(1);
-        let of = |bench: &Bench, what: &str| -> (Verdict, String) {
-            let found =
-                of_bench(&[], bench).iter().flat_map(|section| &section.items).find(|i| i.what == what).cloned();
-            found.map_or_else(|| panic!("{what}"), |item| (item.verdict, item.detail))
-        };
-        let launched = "fit: every launch ran to its end";
-        assert_eq!(of(&bench, launched), (Verdict::Fail, "launch 1: out of memory".into()));
-        for line in ["fit: memory is as predicted", "fit: code is answered in one piece", "fit: code is streamed"] {
-            assert_eq!(of(&bench, line), (Verdict::Fail, "the launch of fit failed".into()), "{line}");
+        let items = lines(&bench);
+        holds(&items, "less of the devices than all-on-device", Verdict::Pass, "50.0% less, by llama.cpp");
+        holds(&items, "what the devices show", Verdict::NotAssessed, "no driver");
+        holds(&items, "experts-on-host: code is", Verdict::Skipped, "it was not asked");
+        holds(&items, "all-on-device: memory", Verdict::NotAssessed, "by itself");
+        holds(&items, "all-on-device: every launch", Verdict::Pass, "1 launch");
+        holds(&lines(&self::bench(-1)), "than all-on-device", Verdict::Fail, "");
+        // A launch that failed is a failure, one that cannot be is not.
+        let of_fit =
+            ["fit: memory is as predicted", "fit: code is answered in one piece", "fit: code is streamed", "than fit"];
+        for (kind, verdict, says, launched) in [
+            (Some(Kind::Failed), Verdict::Fail, "the launch of fit failed", "launch 1: out of memory"),
+            (Some(Kind::NotLaunched), Verdict::Skipped, "fit was not launched", "out of memory"),
+            (Some(Kind::DoesNotFit), Verdict::Skipped, "fit does not fit, as predicted", "out of memory"),
+            // Of before kinds were written.
+            (None, Verdict::Fail, "the launch of fit failed", "launch 1: out of memory"),
+        ] {
+            bench.cases[2].sessions[0].trouble = kind.map(|kind| Trouble { kind, hint: None });
+            let items = lines(&bench);
+            holds(&items, "fit: every launch ran to its end", verdict, launched);
+            for line in of_fit {
+                holds(&items, line, verdict, says);
+            }
         }
-        assert_eq!(of(&bench, "all-on-device: every launch ran to its end").0, Verdict::Pass);
-        for (kind, says) in
-            [(Kind::NotLaunched, "fit was not launched"), (Kind::DoesNotFit, "fit does not fit, as predicted")]
-        {
-            bench.cases[2].sessions[0].trouble = Some(Trouble { kind, hint: None });
-            assert_eq!(of(&bench, launched), (Verdict::Skipped, "out of memory".into()));
-            assert_eq!(of(&bench, "fit: code is streamed"), (Verdict::Skipped, says.into()));
-        }
-        // A session of before kinds were written, and one that broke after it had answered.
-        bench.cases[2].sessions[0].trouble = None;
-        assert_eq!(of(&bench, launched).0, Verdict::Fail);
+        // It broke after it had answered.
         bench.cases[2].sessions.push(Session::default());
-        assert_eq!(of(&bench, launched).0, Verdict::Fail);
-        assert_eq!(of(&bench, "fit: code is streamed"), (Verdict::Skipped, "it was not asked".into()));
-    }
-
-    #[test]
-    fn expectations_and_weights_are_lines() {
-        let check = |ok| expectation::Check { what: "experts.count".into(), expected: 16.into(), found: 8.into(), ok };
+        holds(&lines(&bench), "fit: every launch", Verdict::Fail, "");
+        holds(&lines(&bench), "fit: code is streamed", Verdict::Skipped, "it was not asked");
+        let check =
+            expectation::Check { what: "experts.count".into(), expected: 16.into(), found: 8.into(), ok: false };
         let weights = Weights { synthetic: Some(true), basis: "a hole".into() };
-        let section = architecture(Some(&[check(false)]), &weights);
-        assert_eq!(verdict(&section, "experts.count is 16"), (Verdict::Fail, "found 8".into()));
-        assert_eq!(verdict(&section, "weights are real"), (Verdict::NotAssessed, "a hole".into()));
-        assert_eq!(verdict(&architecture(None, &weights), "as expected").0, Verdict::NotAssessed);
+        let items = architecture(Some(&[check]), &weights).items;
+        holds(&items, "experts.count is 16", Verdict::Fail, "found 8");
+        holds(&items, "weights are real", Verdict::NotAssessed, "a hole");
+        holds(&architecture(None, &weights).items, "as expected", Verdict::NotAssessed, "");
     }
 
     #[test]
@@ -424,20 +389,17 @@ mod tests {
             let skipped = skipped.map(str::to_string);
             ModelValidation { name: "m".into(), skipped, sections, ..ModelValidation::default() }
         };
-        let models = [model(None, vec![memory(&bench(-1))]), model(Some("no file"), Vec::new())];
+        let memory = Section { name: "memory".into(), items: memory(&bench(-1)) };
+        let models = [model(None, vec![memory]), model(Some("no file"), Vec::new())];
         let lines = summary(&[Item::held("x", true, "")], &models);
-        let of = |what: &str| lines.iter().find(|line| line.what == what).unwrap().clone();
-        assert_eq!(of("prerequisites").verdict, Verdict::Pass);
-        assert!(of("memory").verdict == Verdict::Fail && of("memory").detail.contains("the first that does not"));
-        assert_eq!((of("tests").verdict, of("tests").detail.as_str()), (Verdict::Skipped, "nothing was run"));
-        assert_eq!(lines.last().unwrap().detail, "m: no file");
+        holds(&lines, "prerequisites", Verdict::Pass, "1 of 1");
+        holds(&lines, "memory", Verdict::Fail, "the first that does not");
+        holds(&lines, "tests", Verdict::Skipped, "nothing was run");
+        holds(&lines, "every model", Verdict::Skipped, "m: no file");
     }
 
     #[test]
     fn a_device_is_there_when_llama_cpp_lists_it() {
-        let described = |names: &[&str]| -> Vec<Device> {
-            names.iter().map(|name| Device::parse(&format!("{name}=8GiB")).unwrap()).collect()
-        };
         let listed = |name: &str, gpu| DeviceInfo {
             name: name.into(),
             buffer: name.into(),
@@ -454,8 +416,43 @@ mod tests {
             (&["CUDA0"], &here[1..], Verdict::Fail, "llama.cpp lists none"),
             (&[], &here, Verdict::Fail, "none was found or described"),
         ] {
-            let item = devices(&described(names), listed);
-            assert!(item.verdict == verdict && item.detail.contains(says), "{item:?}");
+            let described = names.iter().map(|name| Device::parse(&format!("{name}=8GiB")).unwrap());
+            holds(&[devices(&described.collect::<Vec<_>>(), listed)], "device", verdict, says);
+        }
+    }
+
+    #[test]
+    fn an_earlier_model_is_told_by_its_steps_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path()).unwrap();
+        let mut suite = Suite { repetitions: 1, ..Suite::protocol() };
+        let write = |suite: &Suite| {
+            let mut bench = Bench::new(suite, Environment::default(), None, Weights::default());
+            let case =
+                |name: &String| Case { name: name.clone(), sessions: vec![Session::default()], ..Case::default() };
+            bench.cases = suite.cases.iter().map(case).collect();
+            let below = Store::new(&store.path("small")).unwrap();
+            below.write(BENCH, &serde_json::to_string(&bench).unwrap()).unwrap();
+            below.keep(ARCHITECTURE, "of the file then", &architecture(None, &Weights::default())).unwrap();
+            below.keep(PLACEMENTS, "of the file then", &Vec::<PlacementFacts>::new()).unwrap();
+        };
+        assert!(earlier(&store, &suite, "small").is_none());
+        for (repetitions, is_new, verdict, says) in [
+            (1, true, Verdict::Pass, "asked as now"),
+            (2, false, Verdict::NotAssessed, "other settings than the suite has now"),
+            (3, true, Verdict::NotAssessed, "1 of 3 launches of each case were made"),
+        ] {
+            suite.repetitions = repetitions;
+            if is_new {
+                write(&suite);
+            }
+            holds(&earlier(&store, &suite, "small").unwrap().sections[0].items, "earlier run", verdict, says);
+        }
+        // What was not run to its end is no result.
+        for lost in [BENCH, "architecture.json", "placements.json"] {
+            write(&suite);
+            std::fs::write(store.path("small").join(lost), "{\"schema\":").unwrap();
+            assert!(earlier(&store, &suite, "small").is_none(), "{lost}");
         }
     }
 }

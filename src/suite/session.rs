@@ -1,23 +1,29 @@
 //! One launch, or one endpoint, asked every prompt whole and as a stream, and swept over depths. [I/O]
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use super::cases::CaseLaunch;
-use super::document::{Clock, DepthSample, Mode, Prompt, Sample, Session, Settings, TokenCount};
+use super::document::{Case, Clock, DepthSample, Kind, Mode, Prompt, Sample, Session, Settings, TokenCount, Trouble};
 use super::stream::Answer;
 use crate::bytes::Bytes;
-use crate::measurement::{Seen, Taken};
-use crate::runtime::client::{Ask, Endpoint, Input, Reply, Request};
+use crate::machine::Machine;
+use crate::measurement::{Expected, Taken};
+use crate::memory::{self, Forecast, HOST, MemoryBreakdown, MemoryByDevice};
+use crate::model::Model;
+use crate::rules::Role;
+use crate::run::command::pasteable;
+use crate::run::{EXPERTS, Override, RunConfig};
+use crate::runtime::client::{Ask, Endpoint, Input, Reply, Request, Timings};
 use crate::runtime::sampler::Watch;
 use crate::runtime::server::Server;
-use crate::runtime::{Error, Kind, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload, pseudo_random};
+use crate::runtime::{self, Error, Launch, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload, pseudo_random};
+use crate::suggest::Hint as _;
 
 /// How often memory is looked at while it works.
 const PERIOD: Duration = Duration::from_millis(50);
 /// The share that compute buffers and totals may differ by.
-pub const TOLERANCE: f64 = 0.02;
+const TOLERANCE: f64 = 0.02;
 
-/// What every session asks.
 #[derive(Debug, Clone)]
 pub struct Asking {
     pub prompts: Vec<Prompt>,
@@ -30,9 +36,102 @@ pub struct Asking {
     pub limit: Duration,
 }
 
-/// Launches a case, asks everything, stops it.
+/// A case before its first launch.
+#[derive(Debug, Clone)]
+pub struct CaseLaunch {
+    pub case: Case,
+    pub launch: Launch,
+    /// `None` where llama.cpp chooses by itself.
+    pub predicted: Option<Forecast>,
+    pub refused: Option<String>,
+}
+
+impl CaseLaunch {
+    /// The case of that name, made from a launch: all but `fit` differ from it in nothing but where tensors go. `fit` is the launch that
+    /// llama.cpp chooses by itself ([`crate::tune::fit`]).
+    pub fn new(name: &str, launch: &Launch, fit: &RunConfig, model: &Model) -> Self {
+        let what = match name {
+            "all-on-device" => "every layer and every expert on the devices (-ngl 99), else as the launch under test",
+            "experts-on-host" => "every routed expert in main memory (-cmoe), the rest on the devices",
+            "fit" => {
+                "what llama.cpp chooses by itself (-fit on) within the same budget, for the same context, slots and cache types"
+            }
+            _ => "the launch under test",
+        };
+        let run = if name == "fit" { fit.clone() } else { baseline(name, &launch.run) };
+        let launch = Launch { run, ..launch.clone() };
+        let command = Some(pasteable(&launch.model, &launch.run));
+        let case = Case { name: name.into(), what: what.into(), command, ..Case::default() };
+        let mut this = Self { case, launch, predicted: None, refused: None };
+        let has_experts = model.tensors.iter().any(|tensor| tensor.role == Role::RoutedExpert);
+        if this.launch.machine.devices.is_empty() && name != "plan" {
+            this.refused = Some("there is no device to compare with main memory".to_string());
+        } else if name == "experts-on-host" && !has_experts {
+            this.refused = Some("the model has no routed experts".to_string());
+        } else if !this.launch.run.fit {
+            match memory::forecast(model, &this.launch.machine, &this.launch.run) {
+                Ok(predicted) => this.predicted = Some(predicted),
+                Err(why) => this.refused = Some(why.to_string()),
+            }
+        }
+        this
+    }
+
+    /// The first device that it overfills, in words; `None` where it fits.
+    pub fn lacking(&self) -> Option<String> {
+        lacking(&self.predicted.as_ref()?.memory, &self.launch.machine)
+    }
+
+    /// What main memory has to give: the host's part, and the devices' that are in main memory themselves. Mapped weights are not
+    /// counted.
+    pub fn host_needs(&self) -> Bytes {
+        let Some(predicted) = &self.predicted else { return Bytes(0) };
+        let devices = &self.launch.machine.devices;
+        let is_local = |name: &str| {
+            let endpoint = devices.iter().find(|device| device.name == name).and_then(|device| device.endpoint());
+            endpoint.is_some_and(|endpoint| endpoint.starts_with("127.") || endpoint.starts_with("localhost"))
+        };
+        let of = |(name, row): (&String, &MemoryBreakdown)| match name.as_str() {
+            HOST if predicted.mapped_span.is_some() => row.context + row.compute,
+            name if name == HOST || is_local(name) => row.own(),
+            _ => Bytes(0),
+        };
+        predicted.memory.iter().map(of).sum()
+    }
+
+    /// Before anything is launched: refused where the case is.
+    fn session(&self, repetition: u32) -> Session {
+        let predicted = self.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
+        Session {
+            case: self.case.name.clone(),
+            repetition,
+            predicted,
+            failure: self.refused.as_ref().map(|why| format!("not launched: {why}")),
+            trouble: self.refused.as_ref().map(|_| Trouble { kind: Kind::NotLaunched, hint: None }),
+            ..Session::default()
+        }
+    }
+}
+
+fn lacking(memory: &MemoryByDevice, machine: &Machine) -> Option<String> {
+    let needs = |name: &str| memory.get(name).map_or(Bytes(0), MemoryBreakdown::total);
+    let device = machine.devices.iter().find(|device| needs(&device.name) > device.total)?;
+    Some(format!("it needs {} of {}, which has {}", needs(&device.name), device.name, device.total))
+}
+
+/// The settings of a case that moeplan chooses, from those of the launch under test.
+fn baseline(name: &str, run: &RunConfig) -> RunConfig {
+    let n_gpu_layers = run.n_gpu_layers.max(99);
+    let experts = Override { pattern: EXPERTS.into(), buffer: "CPU".into(), origin: "-cmoe".into() };
+    match name {
+        "all-on-device" => RunConfig { overrides: Vec::new(), n_gpu_layers, fit: false, ..run.clone() },
+        "experts-on-host" => RunConfig { overrides: vec![experts], n_gpu_layers, fit: false, ..run.clone() },
+        _ => RunConfig { fit: false, ..run.clone() },
+    }
+}
+
 pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
-    let mut session = Session::of(case, repetition);
+    let mut session = case.session(repetition);
     if session.failure.is_some() {
         return session;
     }
@@ -54,7 +153,8 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
         build: server.build.number.unwrap_or(0),
         backend: backend.unwrap_or("CPU").to_string(),
     });
-    let asked = endpoint(running.url(), asking).and_then(|endpoint| {
+    let asked = Endpoint::new(running.url()).and_then(|mut endpoint| {
+        (endpoint.limit, endpoint.interrupted) = (asking.limit, asking.interrupted);
         ask_all(&endpoint, asking, &mut session)?;
         let n_vocab = running.vocabulary()?;
         sweep(&mut |request| running.complete(request), &asking.settings, n_vocab, &mut session)
@@ -65,18 +165,22 @@ pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &As
     {
         session.fail(Some(case), &running.why_it_ended("answering", end));
     }
-    session.end(Some(case), asked);
+    if let Err(error) = asked {
+        session.fail(Some(case), &error);
+    }
     session.process = Some(watch.worked().process);
     running.stop();
-    let device_use = watch.after();
+    let device_used = watch.after();
     let log = running.log();
     let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
-    let seen = Seen { memory: &memory, resolution: &resolution, mapped_span, used: &device_use };
-    session.measured(case, asking.margin, &seen);
+    session.measured(
+        case,
+        asking,
+        &Observation { memory, resolution, device_used, mapped_span, ..Observation::default() },
+    );
     session
 }
 
-/// Asks an endpoint that is there already.
 pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Session {
     let mut session = Session { case: "endpoint".to_string(), repetition, ..Session::default() };
     let mut asked = ask_all(endpoint, asking, &mut session);
@@ -89,13 +193,15 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Ses
             session.notes.push(why.into());
         }
     }
-    session.end(None, asked);
+    if let Err(error) = asked {
+        session.fail(None, &error);
+    }
     session
 }
 
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
 pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
-    let mut session = Session::of(case, repetition);
+    let mut session = case.session(repetition);
     if session.failure.is_some() {
         return session;
     }
@@ -103,9 +209,15 @@ pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, askin
     session.notes.push("prompts are given to it as they are, without the model's chat template".into());
     for prompt in &asking.prompts {
         let (text, n_generate) = (Text::Text(prompt.text.clone()), prompt.max_tokens);
-        let workload = Workload { prompt: text, depth: 0, n_generate, repetitions: 1 };
-        match runtime.generate(&case.launch, &workload) {
-            Ok(seen) => take(&mut session, case, asking.margin, &prompt.name, seen),
+        match runtime.generate(&case.launch, &Workload { prompt: text, depth: 0, n_generate, repetitions: 1 }) {
+            Ok(seen) => {
+                session.samples.push(in_one_piece(&prompt.name, &seen));
+                if session.runtime.is_none() {
+                    session.measured(case, asking, &seen);
+                    (session.load_seconds, session.process) = (Some(seen.load_seconds), Some(seen.process));
+                    session.runtime = Some(seen.runtime);
+                }
+            }
             Err(error) => {
                 session.fail(Some(case), &error);
                 break;
@@ -115,12 +227,11 @@ pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, askin
     session
 }
 
-/// An answer of the embedded llama.cpp.
-fn take(session: &mut Session, case: &CaseLaunch, margin: Bytes, prompt: &str, seen: Observation) {
+fn in_one_piece(prompt: &str, seen: &Observation) -> Sample {
     let tokens = u32::try_from(seen.tokens.len()).unwrap_or(u32::MAX);
     let (pp, tg) = (seen.pp.first().copied(), seen.tg.first().copied());
     let seconds = |n: u32, speed: Option<f64>| speed.filter(|s| *s > 0.0).map_or(0.0, |speed| f64::from(n) / speed);
-    session.samples.push(Sample {
+    Sample {
         prompt: prompt.to_string(),
         mode: Mode::Whole,
         prompt_tokens: Some(seen.n_prompt),
@@ -132,19 +243,7 @@ fn take(session: &mut Session, case: &CaseLaunch, margin: Bytes, prompt: &str, s
         total_seconds: seconds(seen.n_prompt, pp) + seconds(tokens, tg),
         text: seen.text.clone(),
         ..Sample::default()
-    });
-    if session.runtime.is_none() {
-        session.load_seconds = Some(seen.load_seconds);
-        session.process = Some(seen.process);
-        session.measured(case, margin, &Seen::of(&seen));
-        session.runtime = Some(seen.runtime);
     }
-}
-
-fn endpoint(url: &str, asking: &Asking) -> Result<Endpoint, Error> {
-    let mut endpoint = Endpoint::new(url)?;
-    (endpoint.limit, endpoint.interrupted) = (asking.limit, asking.interrupted);
-    Ok(endpoint)
 }
 
 /// Every prompt, whole and as a stream, after one short request that is not counted.
@@ -153,15 +252,15 @@ fn ask_all(endpoint: &Endpoint, asking: &Asking, session: &mut Session) -> Resul
     ask_one(endpoint, asking, &warm, Mode::Whole, None)?;
     for prompt in &asking.prompts {
         let whole = ask_one(endpoint, asking, prompt, Mode::Whole, None)?;
-        let comparable = asking.settings.temperature == 0.0 && whole.failure.is_none();
-        let text = comparable.then(|| whole.text.clone());
+        let is_comparable = asking.settings.temperature == 0.0 && whole.failure.is_none();
+        let text = is_comparable.then(|| whole.text.clone());
         session.samples.push(whole);
-        let stream = ask_one(endpoint, asking, prompt, Mode::Stream, text.as_deref())?;
-        session.samples.push(stream);
+        session.samples.push(ask_one(endpoint, asking, prompt, Mode::Stream, text.as_deref())?);
     }
     Ok(())
 }
 
+/// `whole` is the same answer in one piece, where a stream can be compared with it.
 fn ask_one(
     endpoint: &Endpoint,
     asking: &Asking,
@@ -185,27 +284,35 @@ fn ask_one(
     Ok(sample)
 }
 
+fn speed(tokens_per_second: f64) -> Option<f64> {
+    Some(tokens_per_second).filter(|speed| speed.is_finite() && *speed > 0.0)
+}
+
+/// Speeds of the prompt and of generation, which takes two tokens to have one.
+fn speeds(timings: &Timings) -> (Option<f64>, Option<f64>) {
+    let tg = speed(timings.predicted_per_second).filter(|_| timings.predicted_n > 1);
+    (speed(timings.prompt_per_second), tg)
+}
+
 /// What an answer says. `count` is the tokenizer, asked where the server does not count.
 fn sample(prompt: &str, mode: Mode, answer: &Answer, seconds: f64, count: impl Fn(&str) -> Option<u32>) -> Sample {
     let text = answer.text();
     let timings = answer.timings.filter(|timings| timings.predicted_n > 0);
-    let by_runtime = answer.generated_tokens.or(timings.map(|timings| timings.predicted_n));
-    let by_tokenizer = || if answer.reasoning.is_empty() && !text.is_empty() { count(&text) } else { None };
-    let (generated_tokens, tokens_by) = match by_runtime {
+    let (generated_tokens, tokens_by) = match answer.generated_tokens.or(timings.map(|timings| timings.predicted_n)) {
         Some(n) => (Some(n), Some(TokenCount::Runtime)),
-        None => by_tokenizer().map_or((None, None), |n| (Some(n), Some(TokenCount::Tokenizer))),
+        None if !answer.reasoning.is_empty() || text.is_empty() => (None, None),
+        None => count(&text).map_or((None, None), |n| (Some(n), Some(TokenCount::Tokenizer))),
     };
-    let is_speed = |speed: &f64| speed.is_finite() && *speed > 0.0;
     let streamed = mode == Mode::Stream;
-    let between = answer.deltas.last().zip(answer.deltas.first()).map(|(last, first)| last.seconds - first.seconds);
-    let (pp, tg, speed_by) = if let Some(timings) = timings {
-        let tg = Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1);
-        (Some(timings.prompt_per_second).filter(is_speed), tg, Some(Clock::Runtime))
+    let (pp, tg, speed_by) = if let Some(timings) = &timings {
+        let (pp, tg) = speeds(timings);
+        (pp, tg, Some(Clock::Runtime))
     } else {
         let is_timed = streamed && answer.reasoning.is_empty() && !answer.is_burst();
         let tokens = generated_tokens.filter(|n| *n > 1 && is_timed);
-        let speed = tokens.zip(between).map(|(n, seconds)| f64::from(n - 1) / seconds).filter(is_speed);
-        (None, speed, speed.map(|_| Clock::Ours))
+        let between = answer.deltas.last().zip(answer.deltas.first()).map(|(last, first)| last.seconds - first.seconds);
+        let tg = tokens.zip(between).and_then(|(n, seconds)| speed(f64::from(n - 1) / seconds));
+        (None, tg, tg.map(|_| Clock::Ours))
     };
     Sample {
         prompt: prompt.to_string(),
@@ -244,23 +351,22 @@ fn sweep(
         let answer =
             complete(&request(2 * at, 1)).and_then(|_| complete(&request(2 * at + 1, settings.depth_generate)));
         match answer {
-            Ok(reply) => {
-                let cached = reply.timings.cache_n;
+            Ok(Reply { timings, first_token, .. }) => {
+                let cached = timings.cache_n;
                 if cached != *depth {
                     session.notes.push(format!("depth {depth} was asked for; the runtime kept {cached} tokens of it"));
                 }
-                let timings = &reply.timings;
-                let is_speed = |speed: &f64| speed.is_finite() && *speed > 0.0;
+                let (pp, tg) = speeds(&timings);
                 session.depths.push(DepthSample {
-                    depth: timings.cache_n,
+                    depth: cached,
                     prompt_tokens: timings.prompt_n,
                     generated_tokens: timings.predicted_n,
-                    pp: Some(timings.prompt_per_second).filter(is_speed),
-                    tg: Some(timings.predicted_per_second).filter(is_speed).filter(|_| timings.predicted_n > 1),
-                    first_token_seconds: reply.first_token.map(|time| time.as_secs_f64()),
+                    pp,
+                    tg,
+                    first_token_seconds: first_token.map(|time| time.as_secs_f64()),
                 });
             }
-            Err(Error { kind: Kind::Refused(words), .. }) => {
+            Err(Error { kind: runtime::Kind::Refused(words), .. }) => {
                 session.notes.push(format!("depth {depth} was refused: {words}"));
             }
             Err(error) => return Err(error),
@@ -270,121 +376,95 @@ fn sweep(
 }
 
 impl Session {
-    fn end(&mut self, case: Option<&CaseLaunch>, asked: Result<(), Error>) {
-        if let Err(error) = asked {
-            self.fail(case, &error);
+    /// It failed, or was interrupted; the first reason stays. Where no memory could be had and the prediction says that it is
+    /// too little, that is added.
+    fn fail(&mut self, case: Option<&CaseLaunch>, error: &Error) {
+        if self.failure.is_some() {
+            return;
         }
+        if error.is_interrupted() {
+            self.is_interrupted = true;
+            self.failure = Some("interrupted".to_string());
+            return;
+        }
+        let lacking = case.and_then(CaseLaunch::lacking).filter(|_| error.kind == runtime::Kind::OutOfMemory);
+        let kind = if lacking.is_some() { Kind::DoesNotFit } else { Kind::Failed };
+        let as_predicted = lacking.map_or(String::new(), |lacking| format!("; as predicted, {lacking}"));
+        self.failure = Some(format!("{error}{as_predicted}"));
+        self.trouble = Some(Trouble { kind, hint: error.hint().map(Cow::into_owned) });
     }
 
-    /// Memory by llama.cpp and the driver, beside what was predicted.
-    fn measured(&mut self, case: &CaseLaunch, margin: Bytes, seen: &Seen<'_>) {
-        let expected = case.predicted.as_ref().map(|predicted| predicted.expected(margin));
+    fn measured(&mut self, case: &CaseLaunch, asking: &Asking, seen: &Observation) {
+        let expected = case.predicted.as_ref().map(|predicted| Expected::of(predicted, asking.margin));
         let Taken { memory, device_used, comparison } = Taken::of(expected.as_ref(), seen, TOLERANCE);
         (self.memory, self.device_used, self.comparison) = (memory, device_used, comparison);
-        (self.mapped_span, self.device_use) = (seen.mapped_span, seen.used.clone());
+        (self.mapped_span, self.device_use) = (seen.mapped_span, seen.device_used.clone());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::client::Timings;
+    use crate::machine::{Device, Host};
+    use crate::run::{args, parse};
+    use crate::runtime::End;
+    use crate::runtime::log::Failure;
     use crate::suite::stream::Delta;
 
-    fn answer(n: u32) -> Answer {
-        let delta = |at: u32| Delta { seconds: f64::from(at), piece: 0, text: "x".into() };
-        Answer { deltas: (0..n).map(delta).collect(), ..Answer::default() }
+    #[test]
+    fn baselines_differ_in_where_tensors_go() {
+        let line =
+            "llama-server -m m.gguf -c 4096 -np 1 -ub 2048 -ctk q8_0 -ngl 99 -ot blk\\.1\\.=CPU -lm none -fit off";
+        let command: Vec<String> = line.split(' ').map(str::to_string).collect();
+        let run = parse::command(&command, &std::collections::BTreeMap::new()).unwrap().run;
+        let words = |name| args::args(&baseline(name, &run)).join(" ");
+        assert_eq!(words("all-on-device"), "-c 4096 -np 1 -ub 2048 -ctk q8_0 -ngl 99 -lm none -fit off");
+        let host = words("experts-on-host");
+        assert!(host.contains("-cmoe") && !host.contains("blk") && host.contains("-ub 2048 -ctk q8_0"), "{host}");
+        assert!(words("plan").contains("blk"));
     }
 
     #[test]
-    fn what_the_runtime_counts_and_times_is_taken_as_it_is() {
+    fn too_little_memory_is_as_predicted_only_where_that_was_predicted() {
+        let row = MemoryBreakdown { model: Bytes(9 << 30), ..MemoryBreakdown::default() };
+        let memory = MemoryByDevice::from([("CUDA0".to_string(), row)]);
+        let lacking = |has: &str| {
+            let device = Device::parse(&format!("CUDA0={has}")).unwrap();
+            lacking(&memory, &Machine::new(vec![device], Host::default()).unwrap())
+        };
+        assert_eq!(lacking("8GiB").as_deref(), Some("it needs 9.00 GiB of CUDA0, which has 8.00 GiB"));
+        assert_eq!(lacking("24GiB"), None);
+        let mut session = Session::default();
+        session.fail(None, &Error::failed(Failure::BadModel("cut".into()), End::Code(1), Vec::new()));
+        session.fail(None, &Error::interrupted());
+        assert!(session.kind() == Kind::Failed && session.trouble.unwrap().hint.is_some() && !session.is_interrupted);
+    }
+
+    #[test]
+    fn the_runtimes_counts_and_clock_come_first_then_the_tokenizers_and_ours() {
+        let delta = |at: u32| Delta { seconds: f64::from(at), piece: 0, text: "x".into() };
+        let answer = |n: u32| Answer { deltas: (0..n).map(delta).collect(), ..Answer::default() };
+        let (pp, tg) = (30.0, 8.0);
         let timings = Timings {
             prompt_n: 3,
-            prompt_per_second: 30.0,
+            prompt_per_second: pp,
             predicted_n: 5,
-            predicted_per_second: 8.0,
+            predicted_per_second: tg,
             ..Timings::default()
         };
-        let answer = Answer { timings: Some(timings), generated_tokens: Some(5), ..answer(4) };
-        let sample = sample("p", Mode::Stream, &answer, 9.0, |_| Some(99));
-        assert_eq!((sample.pp, sample.tg, sample.speed_by), (Some(30.0), Some(8.0), Some(Clock::Runtime)));
-        assert_eq!((sample.generated_tokens, sample.tokens_by), (Some(5), Some(TokenCount::Runtime)));
-        assert_eq!((sample.prompt_tokens, sample.first_token_seconds), (Some(3), Some(0.0)));
-    }
-
-    #[test]
-    fn without_counts_the_tokenizer_counts_and_without_one_nothing_is_known() {
+        let told = Answer { timings: Some(timings), generated_tokens: Some(5), ..answer(4) };
+        let found = sample("p", Mode::Stream, &told, 9.0, |_| Some(99));
+        assert_eq!((found.pp, found.tg, found.speed_by), (Some(pp), Some(tg), Some(Clock::Runtime)));
+        assert_eq!((found.generated_tokens, found.tokens_by), (Some(5), Some(TokenCount::Runtime)));
+        assert_eq!((found.prompt_tokens, found.first_token_seconds), (Some(3), Some(0.0)));
         let counted = sample("p", Mode::Stream, &answer(5), 9.0, |text| u32::try_from(text.len()).ok());
         assert_eq!((counted.generated_tokens, counted.tokens_by), (Some(5), Some(TokenCount::Tokenizer)));
         assert_eq!((counted.tg, counted.pp, counted.speed_by), (Some(1.0), None, Some(Clock::Ours)));
         let unknown = sample("p", Mode::Stream, &answer(5), 9.0, |_| None);
-        assert_eq!(
-            (unknown.generated_tokens, unknown.tokens_by, unknown.tg, unknown.speed_by),
-            (None, None, None, None)
-        );
+        assert_eq!((unknown.generated_tokens, unknown.tokens_by, unknown.tg), (None, None, None));
         let whole = sample("p", Mode::Whole, &answer(1), 9.0, |_| Some(5));
         assert_eq!((whole.tg, whole.first_token_seconds, whole.gaps), (None, None, None));
         let thought = Answer { reasoning: "hm".into(), ..answer(5) };
         assert_eq!(sample("p", Mode::Stream, &thought, 9.0, |_| Some(5)).generated_tokens, None);
-    }
-
-    /// Answers with its prompt.
-    struct Echo;
-
-    impl Runtime for Echo {
-        fn devices(&self, _rpc: &[String]) -> Result<Vec<crate::runtime::DeviceInfo>, Error> {
-            Ok(Vec::new())
-        }
-
-        fn project(&self, _launches: &[crate::runtime::Launch]) -> Vec<Result<crate::runtime::Projection, Error>> {
-            Vec::new()
-        }
-
-        fn generate(&self, _launch: &crate::runtime::Launch, workload: &Workload) -> Result<Observation, Error> {
-            let Text::Text(text) = workload.prompt.clone() else { return Err(Error::not_built()) };
-            if text == "fail" {
-                return Err(Error::not_built());
-            }
-            Ok(Observation {
-                runtime: RuntimeInfo { program: "embedded".into(), build: 11434, backend: "CPU".into() },
-                mapped_span: Bytes(7),
-                load_seconds: 1.5,
-                n_prompt: 10,
-                pp: vec![20.0],
-                tg: vec![4.0],
-                text,
-                tokens: vec![1; usize::try_from(workload.n_generate).unwrap()],
-                finite: true,
-                ..Observation::default()
-            })
-        }
-    }
-
-    #[test]
-    fn the_embedded_llama_answers_in_one_piece_and_says_so() {
-        let machine = crate::machine::Machine { devices: Vec::new(), host: crate::machine::Host::default() };
-        let run = crate::run::RunConfig::default();
-        let launch = crate::runtime::Launch { model: "m.gguf".into(), run, machine, n_threads: 0 };
-        let case = CaseLaunch { name: "plan".into(), what: String::new(), launch, predicted: None, refused: None };
-        let prompt = |text: &str| Prompt { name: "code".into(), text: text.into(), max_tokens: 8 };
-        let asking = |text: &str| Asking {
-            prompts: vec![prompt("hello"), prompt(text)],
-            settings: Settings::default(),
-            tokenizer: None,
-            margin: Bytes(0),
-            interrupted: || false,
-            limit: Duration::from_secs(1),
-        };
-        let session = embedded(&Echo, &case, 1, &asking("again"));
-        assert_eq!((session.samples.len(), session.failure.as_ref(), session.load_seconds), (2, None, Some(1.5)));
-        let sample = &session.samples[0];
-        assert_eq!((sample.text.as_str(), sample.mode, sample.generated_tokens), ("hello", Mode::Whole, Some(8)));
-        assert_eq!((Some(sample.total_seconds), sample.first_token_seconds), (Some(2.5), None));
-        assert!(session.notes.iter().any(|note| note.contains("no streams")));
-        let failed = embedded(&Echo, &case, 1, &asking("fail"));
-        assert!(failed.samples.len() == 1 && failed.failure.is_some());
-        let refused = CaseLaunch { refused: Some("no device".into()), ..case };
-        let refused = embedded(&Echo, &refused, 1, &asking("x"));
-        assert_eq!(refused.failure.as_deref(), Some("not launched: no device"));
     }
 }

@@ -1,18 +1,9 @@
 //! A folder of results, one file a step, each written whole as soon as the step is over and used again when it is asked for again. [I/O]
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::string_slice,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation
-    )
+    deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -24,6 +15,8 @@ use crate::files::{self, Error};
 const SCHEMA: &str = "moeplan/validation-step/1";
 /// The longest step that is read back, in bytes.
 const MAX_STEP: u64 = 256 << 20;
+/// The whole of a validation: a folder that holds one is a folder of results.
+pub const WHOLE: &str = "validation.json";
 
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -38,11 +31,7 @@ pub struct Step<T> {
     pub result: T,
 }
 
-/// The whole of a validation: a folder that holds one is a folder of results.
-pub const WHOLE: &str = "validation.json";
-
 impl Store {
-    /// In a folder, which is made where it is not there.
     pub fn new(folder: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.to_path_buf(), source })?;
         Ok(Self { folder: folder.to_path_buf() })
@@ -50,21 +39,9 @@ impl Store {
 
     /// Whether nothing of anybody's is overwritten in it: it is empty, or holds what an earlier validation wrote.
     pub fn is_own(&self) -> bool {
-        #[derive(Deserialize)]
-        struct Whole {
-            schema: String,
-        }
         let is_empty = std::fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.next().is_none());
-        is_empty || self.read(WHOLE).is_some_and(|whole: Whole| whole.schema.starts_with("moeplan/validation/"))
-    }
-
-    /// Finds out whether files can be written to it.
-    pub fn check(&self) -> Result<(), Error> {
-        files::check(&self.path(WHOLE), true)
-    }
-
-    pub fn below(&self, name: &str) -> Result<Self, Error> {
-        Self::new(&self.folder.join(name))
+        let schema = || Some(self.read::<serde_json::Value>(WHOLE)?.get("schema")?.as_str()?.to_string());
+        is_empty || schema().is_some_and(|schema| schema.starts_with("moeplan/validation/"))
     }
 
     /// A folder in it, whether it is there or not.
@@ -76,9 +53,8 @@ impl Store {
     /// The names of the folders in it, in alphabetical order.
     pub fn folders(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let name =
-            |entry: std::fs::DirEntry| entry.path().is_dir().then(|| entry.file_name().into_string().ok()).flatten();
-        let mut names: Vec<String> = entries.filter_map(name).collect();
+        let folders = entries.filter(|entry| entry.path().is_dir());
+        let mut names: Vec<String> = folders.filter_map(|folder| folder.file_name().into_string().ok()).collect();
         names.sort();
         names
     }
@@ -92,7 +68,6 @@ impl Store {
         self.step(name).filter(|step| step.key == key).map(|step| step.result)
     }
 
-    /// A step, whatever it was written for.
     pub fn step<T: DeserializeOwned>(&self, name: &str) -> Option<Step<T>> {
         self.read(&format!("{name}.json")).filter(|step: &Step<T>| step.schema == SCHEMA)
     }
@@ -106,7 +81,6 @@ impl Store {
         serde_json::from_slice(&std::fs::read(path).ok()?).ok()
     }
 
-    /// Keeps the result of a step.
     pub fn keep<T: Serialize>(&self, name: &str, key: &str, result: &T) -> Result<(), Error> {
         let step = Step { schema: SCHEMA.to_string(), key: key.to_string(), result };
         self.write(&format!("{name}.json"), &serde_json::to_string_pretty(&step).unwrap_or_default())
@@ -125,11 +99,7 @@ pub fn key(of: &impl Serialize) -> String {
 
 /// SHA-256 in hexadecimal.
 pub fn hexadecimal(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for byte in Sha256::digest(bytes) {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    Sha256::digest(bytes).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]
@@ -139,20 +109,13 @@ mod tests {
     #[test]
     fn a_result_is_found_again_for_the_same_key_only() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path()).unwrap().below("model").unwrap();
+        let store = Store::new(&folder.path().join("model")).unwrap();
         assert_eq!(store.found::<u32>("step", "a"), None);
         store.keep("step", "a", &7).unwrap();
         assert_eq!((store.found::<u32>("step", "a"), store.found::<u32>("step", "b")), (Some(7), None));
         std::fs::write(store.path("step.json"), "{\"schema\"").unwrap();
-        assert_eq!(store.found::<u32>("step", "a"), None, "half a file is no result");
+        assert_eq!(store.found::<u32>("step", "a"), None, "half a file is not a result");
         assert_eq!(std::fs::read_dir(folder.path().join("model")).unwrap().count(), 1, "nothing temporary stays");
         assert!(key(&["a", "b"]) != key(&["ab"]) && key(&1).len() == 64);
-    }
-
-    #[test]
-    fn a_place_that_is_no_folder_is_named() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let error = Store::new(&file.path().join("x")).unwrap_err();
-        assert!(error.to_string().starts_with("cannot write `"), "{error}");
     }
 }

@@ -9,11 +9,10 @@ use super::{Candidate, Race, Subject, Verdict, Visit};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
 
-/// The `moeplan/tune/1` document.
+/// Which of the launches that took part is fastest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Document {
-    /// `moeplan/tune/1`.
     pub schema: String,
     pub subject: Subject,
     pub stopped: End,
@@ -39,14 +38,12 @@ pub struct Entry {
     pub measured: Option<Measured>,
 }
 
+/// Speeds in tokens/s, times in seconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measured {
-    /// Prompt processing, tokens/s.
     pub pp: Option<Spread>,
-    /// Generation, tokens/s.
     pub tg: Option<Spread>,
-    /// The turn, in seconds.
     pub turn: Option<Spread>,
     /// The median turn and how far off it may be, in seconds.
     pub range: Range,
@@ -64,7 +61,6 @@ pub struct Measured {
 }
 
 impl Entry {
-    /// What a race knows of a candidate.
     pub fn of(race: &Race, at: usize) -> Self {
         let Entrant { candidate, visits, .. } = &race.entrants[at];
         let measured = race.range(at).map(|range| Measured::of(visits, range));

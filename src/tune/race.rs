@@ -1,8 +1,10 @@
 //! The race: who is measured next, who cannot win any more, who has won. Pure; times are of the turn, in seconds.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Kind, Visit};
+use super::{Candidate, Visit};
 use crate::stats::median;
 
 /// Visits of one candidate, at the most.
@@ -15,6 +17,10 @@ const LEAST_SPREAD: f64 = 0.005;
 const UNKNOWN_SPREAD: f64 = 0.05;
 /// Standard errors on either side of a median.
 const ERRORS: f64 = 2.0;
+
+/// Places in the race; neighbours come behind.
+const PLAN: usize = 0;
+const FIT: usize = 1;
 
 /// Candidates and what was seen of them: the plan, `--fit on`, then the neighbours.
 #[derive(Debug, Clone)]
@@ -30,7 +36,6 @@ pub struct Entrant {
 }
 
 impl Entrant {
-    /// Times of the turn in all samples.
     pub fn turns(&self) -> Vec<f64> {
         self.visits.iter().flat_map(Visit::turns).collect()
     }
@@ -68,7 +73,6 @@ pub enum Standing {
     },
 }
 
-/// Why a tuning ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -96,7 +100,7 @@ pub enum Verdict {
 }
 
 impl Race {
-    /// Before the first visit.
+    /// The plan, `--fit on`, then the neighbours.
     pub fn new(candidates: Vec<Candidate>) -> Self {
         let entrant = |candidate| Entrant { candidate, visits: Vec::new(), failure: None };
         Self { entrants: candidates.into_iter().map(entrant).collect() }
@@ -123,14 +127,9 @@ impl Race {
         Some(Range { median, half })
     }
 
-    /// The candidate with the least median.
     fn fastest(&self) -> Option<usize> {
         let ranges = (0..self.entrants.len()).filter_map(|at| Some((at, self.range(at)?)));
         ranges.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median)).map(|(at, _)| at)
-    }
-
-    fn of_kind(&self, kind: Kind) -> Option<usize> {
-        self.entrants.iter().position(|entrant| entrant.candidate.kind == kind)
     }
 
     /// Whether what is predicted of an unmeasured candidate, in proportion to what was measured of the plan, is too slow even
@@ -138,21 +137,32 @@ impl Race {
     fn cannot_win(&self, at: usize) -> bool {
         let predicted = |at: usize| self.entrants[at].candidate.predicted.as_ref();
         let too_slow = || -> Option<bool> {
-            let plan = self.of_kind(Kind::Plan)?;
-            let ratio = predicted(at)?.turn_seconds / predicted(plan)?.turn_seconds;
+            let ratio = predicted(at)?.turn_seconds / predicted(PLAN)?.turn_seconds;
             let best = self.range(self.fastest()?)?;
             let least = 1.0 - predicted(at)?.speed.uncertainty.clamp(0.0, 1.0);
-            Some(self.range(plan)?.median * ratio * least > best.median + best.half)
+            Some(self.range(PLAN)?.median * ratio * least > best.median + best.half)
         };
         // Without figures of either nobody is ruled out.
         self.range(at).is_none() && too_slow().unwrap_or(false)
     }
 
-    /// Whether it is out of the race.
     fn is_out(&self, at: usize) -> bool {
         let best = self.fastest().and_then(|best| self.range(best));
         let is_slower = self.range(at).zip(best).is_some_and(|(own, best)| own.is_longer(&best));
         is_slower || self.cannot_win(at)
+    }
+
+    /// Whether anything was visited, in vain too.
+    pub fn is_begun(&self) -> bool {
+        self.entrants.iter().any(|entrant| !entrant.visits.is_empty() || entrant.failure.is_some())
+    }
+
+    /// How long a visit will take: as its own did, else as the longest did.
+    pub fn visit_time(&self, at: usize) -> Duration {
+        let longest = |entrant: &Entrant| entrant.visits.iter().map(|visit| visit.seconds).fold(0.0, f64::max);
+        let own = longest(&self.entrants[at]);
+        let all = self.entrants.iter().map(longest).fold(0.0, f64::max);
+        Duration::try_from_secs_f64(if own > 0.0 { own } else { all }).unwrap_or_default()
     }
 
     /// Who is to be visited next, so that visits alternate; `None` when what is left cannot win or was visited enough.
@@ -160,7 +170,7 @@ impl Race {
         let fastest = self.fastest();
         let is_wanted = |at: &usize| {
             let n = self.entrants[*at].visits.len();
-            let is_pillar = Some(*at) == fastest || Some(*at) == self.of_kind(Kind::Fit);
+            let is_pillar = Some(*at) == fastest || *at == FIT;
             let may_win = !self.is_out(*at) && n < MOST_VISITS && !self.is_decided(*at);
             self.entrants[*at].failure.is_none() && (may_win || (is_pillar && n < LEAST_VISITS))
         };
@@ -182,14 +192,12 @@ impl Race {
     /// The candidate to propose and what is said of `--fit on`; `None` when nothing was measured.
     pub fn winner(&self) -> Option<(usize, Verdict)> {
         let fastest = self.fastest()?;
-        let Some((fit, own)) = self.of_kind(Kind::Fit).and_then(|fit| Some((fit, self.range(fit)?))) else {
-            return Some((fastest, Verdict::FitNotMeasured));
-        };
         let best = self.range(fastest)?;
-        if own.is_longer(&best) {
-            return Some((fastest, Verdict::Beats { times: own.median / best.median }));
-        }
-        Some((fit, Verdict::Fit))
+        Some(match self.range(FIT) {
+            None => (fastest, Verdict::FitNotMeasured),
+            Some(fit) if fit.is_longer(&best) => (fastest, Verdict::Beats { times: fit.median / best.median }),
+            Some(_) => (FIT, Verdict::Fit),
+        })
     }
 
     /// Why it is over, when [`Self::next`] has nobody more.
@@ -228,53 +236,35 @@ fn spread(groups: &[Vec<f64>]) -> Option<f64> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::bytes::Bytes;
     use crate::run::RunConfig;
     use crate::speed::Speed;
     use crate::tune::journal::SCHEMA;
-    use crate::tune::{Predicted, Subject};
+    use crate::tune::{Kind, Predicted, Subject};
 
     /// A visit whose samples took so many seconds.
     pub fn visit(candidate: &str, turns: &[f64]) -> Visit {
-        let subject = Subject {
-            model: "m.gguf".into(),
-            bytes: Bytes(1),
-            program: "llama-server".into(),
-            build: 11434,
-            prompt: 1000,
-            generate: 1,
-            depth: 0,
-            devices: Vec::new(),
-        };
         Visit {
             schema: SCHEMA.into(),
-            subject,
+            subject: Subject { prompt: 1000, generate: 1, ..Subject::default() },
             candidate: candidate.into(),
-            what: candidate.into(),
-            time: 0,
             seconds: 1.0,
-            load_seconds: 0.5,
-            depth: 0,
             pp: turns.iter().map(|seconds| 1000.0 / seconds).collect(),
-            tg: Vec::new(),
-            memory: std::collections::BTreeMap::new(),
-            peak: std::collections::BTreeMap::new(),
-            cache_hits: None,
+            ..Visit::default()
         }
     }
 
     /// The plan, `--fit on` and neighbours; predicted turns in seconds.
     fn race(predicted: &[f64]) -> Race {
-        let candidate = |what: String, kind, seconds: Option<f64>| {
+        let candidate = |what: &str, kind, seconds: Option<f64>| {
             let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
             let predicted = seconds.map(|turn_seconds| Predicted { speed, turn_seconds });
-            Candidate { id: what.clone(), what, kind, args: Vec::new(), run: RunConfig::default(), predicted }
+            let (id, what) = (what.to_string(), what.to_string());
+            Candidate { id, what, kind, args: Vec::new(), run: RunConfig::default(), predicted }
         };
-        let kind = |at| if at == 0 { Kind::Plan } else { Kind::Neighbour };
-        let one = |(at, seconds): (usize, &f64)| candidate(format!("n{at}"), kind(at), Some(*seconds));
-        let mut candidates: Vec<Candidate> = predicted.iter().enumerate().map(one).collect();
-        candidates.insert(1, candidate("fit".into(), Kind::Fit, None));
-        Race::new(candidates)
+        let neighbours = predicted.iter().enumerate().skip(1);
+        let neighbours = neighbours.map(|(at, seconds)| candidate(&format!("n{at}"), Kind::Neighbour, Some(*seconds)));
+        let first = [candidate("n0", Kind::Plan, predicted.first().copied()), candidate("fit", Kind::Fit, None)];
+        Race::new(first.into_iter().chain(neighbours).collect())
     }
 
     /// Runs a race in which each candidate takes so many seconds (with a little noise); the order of visits.
@@ -294,13 +284,10 @@ pub(super) mod tests {
     fn who_cannot_win_is_not_visited_again() {
         // Plan 10 s, fit 14 s, neighbours predicted 10.5, 11 and 20 s.
         let mut race = race(&[10.0, 10.5, 11.0, 20.0]);
-        let order = run(&mut race, &[10.0, 14.0, 9.0, 12.0, 1.0]);
-        assert_eq!((race.winner(), race.end()), (Some((2, Verdict::Beats { times: 14.0 / 9.0 })), End::Decided));
-        let count = |at: usize| order.iter().filter(|seen| **seen == at).count();
         // The fastest and --fit on are seen twice, the slower ones once, the hopeless one never.
-        assert_eq!([count(0), count(1), count(2), count(3), count(4)], [1, 2, 2, 1, 0]);
-        assert_eq!(order[..4], [0, 1, 2, 3]);
-        let standings: Vec<Standing> = (0..5).map(|at| race.standing(at)).collect();
+        assert_eq!(run(&mut race, &[10.0, 14.0, 9.0, 12.0, 1.0]), [0, 1, 2, 3, 2, 1]);
+        assert_eq!((race.winner(), race.end()), (Some((2, Verdict::Beats { times: 14.0 / 9.0 })), End::Decided));
+        let standings = [0, 1, 2, 3, 4].map(|at| race.standing(at));
         let expected = [Standing::Slower, Standing::Slower, Standing::Winner, Standing::Slower, Standing::CannotWin];
         assert_eq!(standings, expected);
     }
@@ -308,8 +295,7 @@ pub(super) mod tests {
     #[test]
     fn equals_are_visited_to_the_end_and_fit_is_proposed() {
         let mut race = race(&[10.0, 10.0]);
-        let order = run(&mut race, &[10.0, 10.01, 9.995]);
-        assert_eq!(order, [0, 1, 2, 2, 1, 0, 0, 1, 2]);
+        assert_eq!(run(&mut race, &[10.0, 10.01, 9.995]), [0, 1, 2, 2, 1, 0, 0, 1, 2]);
         assert_eq!((race.winner(), race.end()), (Some((1, Verdict::Fit)), End::Close));
         assert_eq!((race.standing(0), race.standing(1)), (Standing::Close, Standing::Winner));
     }
@@ -333,13 +319,10 @@ pub(super) mod tests {
     fn ranges_shrink_with_samples_and_grow_with_their_spread() {
         let half = |samples: &[&[f64]]| {
             let mut race = race(&[1.0]);
-            for turns in samples {
-                assert!(race.add(visit("n0", turns)));
-            }
+            assert!(samples.iter().all(|turns| race.add(visit("n0", turns))));
             race.range(0).unwrap().half
         };
-        assert!((half(&[&[10.0]]) - 1.0).abs() < 1e-9);
-        assert!(half(&[&[10.0, 10.0]]) > 0.0);
+        assert!((half(&[&[10.0]]) - 1.0).abs() < 1e-9 && half(&[&[10.0, 10.0]]) > 0.0);
         assert!(half(&[&[9.0, 10.0, 11.0]]) > half(&[&[9.9, 10.0, 10.1]]));
         assert!(half(&[&[9.0, 10.0, 11.0], &[9.0, 10.0, 11.0]]) < half(&[&[9.0, 10.0, 11.0]]));
     }

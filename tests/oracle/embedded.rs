@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use moeplan::bytes::Bytes;
-use moeplan::measurement::{self, Measurement};
+use moeplan::measurement::{self, Expected, Measurement};
 use moeplan::model::Model;
 use moeplan::run::parse;
 use moeplan::runtime::worker::Request;
@@ -55,7 +55,9 @@ fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
     let model = Model::from_gguf(gguf::open(&launch.model).expect("a header")).expect("a model");
     let predicted = memory::forecast(&model, &launch.machine, &launch.run).expect("a forecast").memory;
     let workload = Workload { prompt, depth: 0, n_generate, repetitions: 1 };
-    measurement::verify(&runtime, &launch, &workload, &predicted, 0.02).expect("a measurement")
+    let seen = runtime.generate(&launch, &workload).expect("a run");
+    let expected = Expected { memory: &predicted, mapped_span: None, margin: Bytes(0) };
+    measurement::measurement(seen, &expected, 0.02)
 }
 
 fn exact_weights_and_caches(measured: &Measurement) {
