@@ -9,7 +9,7 @@ use anyhow::bail;
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
-use crate::checkup::{self, Checkup, Options};
+use crate::checkup::{self, Checkup, Options, Verdict};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
@@ -182,6 +182,7 @@ pub fn environment() -> BTreeMap<String, String> {
 /// Yes when it fits and would start.
 fn outcome(checkup: &Checkup) -> Outcome {
     match checkup.fits {
+        _ if checkup.verdict == Some(Verdict::AfterFit) => Outcome::Yes,
         Some(true) if !checkup.is_refused() => Outcome::Yes,
         None if !checkup.is_refused() => Outcome::Untold,
         _ => Outcome::No,

@@ -79,8 +79,9 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
     let (path, first) = (model_arg::shown(model, &gguf), what_if::first_file(model, &gguf));
     let model = check::load(gguf, &RunConfig::default())?;
     let machine = args.options.described_machine()?;
-    let ask = |model: Model, path: String, what_if: Option<WhatIf>| {
+    let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
         let mut request = args.options.request_with(&model, &machine, &args.words)?;
+        check::add_companions(&mut model, &mut request.run, output)?;
         request.tensors |= output.format() == Format::Html;
         Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };

@@ -227,7 +227,7 @@ fn clock(time: Duration) -> String {
 mod tests {
     use super::*;
     use crate::memory::MemoryBreakdown;
-    use crate::runtime::log::LogReader;
+    use crate::runtime::log::LoadLog;
 
     const GIB: u64 = 1 << 30;
 
@@ -250,7 +250,7 @@ mod tests {
     }
 
     fn sample() -> Sample {
-        let mut reader = LogReader::default();
+        let mut log = LoadLog::default();
         for line in [
             "srv    load_model: initializing, n_slots = 4, n_ctx_slot = 512",
             "slot launch_slot_: id  3 | task 0 | processing task, is_child = 0",
@@ -258,13 +258,13 @@ mod tests {
             "slot print_timing: id  3 | task 0 |        eval time = 4000.00 ms / 128 tokens (32.00 ms per token, 31.25 tokens per second)",
             "slot      release: id  3 | task 0 | stop processing: n_tokens = 428, truncated = 0",
         ] {
-            reader.line(line);
+            log.line(line);
         }
         let held = BTreeMap::from([
             ("CUDA0".to_string(), Held::ByProcess(Bytes(18 * GIB))),
             (HOST.to_string(), Held::Resident { own: Bytes(2 * GIB), all: Bytes(12 * GIB) }),
         ]);
-        Sample { uptime: Duration::from_secs(751), held, serving: reader.serving().clone() }
+        Sample { uptime: Duration::from_secs(751), held, serving: log.serving }
     }
 
     fn texts(promise: &Promise, sample: &Sample, width: usize) -> Vec<String> {
