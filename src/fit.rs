@@ -18,6 +18,18 @@ pub struct Fitted {
     pub failure: Option<String>,
 }
 
+/// What fitting decides of a launch, as llama-fit-params prints it.
+pub fn args(run: &RunConfig) -> Vec<String> {
+    let mut words = vec!["-c".to_string(), run.n_ctx.to_string(), "-ngl".to_string(), run.n_gpu_layers.to_string()];
+    let lists = [
+        ("-ts", run.tensor_split.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        ("-ot", run.overrides.iter().map(|entry| format!("{}={}", entry.pattern, entry.buffer)).collect()),
+    ];
+    let given = lists.into_iter().filter(|(_, list)| !list.is_empty());
+    words.extend(given.flat_map(|(flag, list)| [flag.to_string(), list.join(",")]));
+    words
+}
+
 /// How a device's layers are kept (`ngl_t`).
 #[derive(Debug, Clone, Copy)]
 struct Layers {

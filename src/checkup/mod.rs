@@ -145,19 +145,10 @@ impl FitOutcome {
         }
         let memory = Row::table(&forecast);
         let shortfall = shortfall(&memory, budget, memory::shared_with_host(machine, &forecast.memory));
-        let mut args = vec!["-c".to_string(), fitted.n_ctx.to_string()];
-        if !is_same {
-            args.extend(["-ngl".to_string(), fitted.n_gpu_layers.to_string()]);
-            let lists = [
-                ("-ts", fitted.tensor_split.iter().map(ToString::to_string).collect::<Vec<_>>()),
-                ("-ot", fitted.overrides.iter().map(|entry| format!("{}={}", entry.pattern, entry.buffer)).collect()),
-            ];
-            args.extend(
-                lists
-                    .into_iter()
-                    .filter(|(_, list)| !list.is_empty())
-                    .flat_map(|(flag, list)| [flag.to_string(), list.join(",")]),
-            );
+        let mut args = fit::args(&fitted);
+        if failure.is_some() {
+            // What else it would print is the user's own.
+            args.truncate(2);
         }
         Ok(Some(Self { starts: shortfall.is_empty(), n_ctx: forecast.numbers.n_ctx, args, memory, failure }))
     }

@@ -19,7 +19,6 @@ use crate::report::{html, markdown};
 use crate::run::RunConfig;
 use crate::runtime;
 use crate::runtime::sandbox;
-use crate::suggest::Unknown;
 use crate::suite::bench::{csv, nothing_measured};
 use crate::suite::document::{
     Bench, Item, ModelValidation, PlacementFacts, Section, Session, Settings, VALIDATION_SCHEMA, Validation, Verdict,
@@ -144,7 +143,7 @@ fn load(name: &str) -> anyhow::Result<Suite> {
         let text = std::fs::read_to_string(name).with_context(|| format!("cannot read suite `{name}`"))?;
         return Ok(Suite::from_yaml(name, &text)?);
     }
-    let unknown = || Unknown::new("suite's file, and no built-in suite", name, built_in_names());
+    let unknown = || Refusal::unknown("suite's file, and no built-in suite", name, built_in_names());
     Ok(Suite::built_in(name).ok_or_else(unknown)??)
 }
 

@@ -339,7 +339,7 @@ impl Error {
     }
 
     #[must_use]
-    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
