@@ -86,7 +86,7 @@ impl Backend {
     }
 
     /// The bytes a tensor takes in a buffer of this backend's devices, before alignment: on CUDA a quantized tensor whose rows
-    /// are no multiple of 512 elements gets the rest of one row more (`ggml-cuda.cu` `get_alloc_size`, b11434).
+    /// are not a multiple of 512 elements gets the rest of one row more (`ggml-cuda.cu` `get_alloc_size`, b11434).
     pub fn alloc_size(self, ty: GgmlType, shape: [u64; 4], bytes: Bytes) -> Bytes {
         let rest = shape[0] % 512;
         match self {

@@ -59,46 +59,29 @@ impl Role {
         Self::Other,
     ];
 
-    /// The name in documents and rule files.
+    /// The names in documents and rule files, and for people.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::RoutedExpert => ("routed_expert", "routed experts"),
+            Self::SharedExpert => ("shared_expert", "shared experts"),
+            Self::Router => ("router", "routers"),
+            Self::Attention => ("attention", "attention"),
+            Self::DenseFfn => ("dense_ffn", "dense FFN"),
+            Self::TokenEmbd => ("token_embd", "token embedding"),
+            Self::Output => ("output", "output"),
+            Self::Norm => ("norm", "norms"),
+            Self::Recurrent => ("recurrent", "recurrent"),
+            Self::Other => ("other", "other"),
+        }
+    }
+
     pub const fn key(self) -> &'static str {
-        match self {
-            Self::RoutedExpert => "routed_expert",
-            Self::SharedExpert => "shared_expert",
-            Self::Router => "router",
-            Self::Attention => "attention",
-            Self::DenseFfn => "dense_ffn",
-            Self::TokenEmbd => "token_embd",
-            Self::Output => "output",
-            Self::Norm => "norm",
-            Self::Recurrent => "recurrent",
-            Self::Other => "other",
-        }
+        self.names().0
     }
 
-    /// The name for people.
     pub const fn words(self) -> &'static str {
-        match self {
-            Self::RoutedExpert => "routed experts",
-            Self::SharedExpert => "shared experts",
-            Self::Router => "routers",
-            Self::Attention => "attention",
-            Self::DenseFfn => "dense FFN",
-            Self::TokenEmbd => "token embedding",
-            Self::Output => "output",
-            Self::Norm => "norms",
-            Self::Recurrent => "recurrent",
-            Self::Other => "other",
-        }
+        self.names().1
     }
-}
-
-/// A rule file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("rules `{name}`: {source}")]
-    Yaml { name: String, source: serde_yaml::Error },
-    #[error("rules `{name}`, rule {number}: {source}")]
-    Pattern { name: String, number: usize, source: Box<regex::Error> },
 }
 
 /// Role rules in the order they are asked: the first that matches wins.
@@ -114,14 +97,12 @@ struct Rule {
     in_blocks_with: Option<String>,
 }
 
-/// A rule file as written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RulesFile {
     rules: Vec<RuleText>,
 }
 
-/// A rule as written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleText {
@@ -141,22 +122,17 @@ impl RoleRules {
         Self(texts.filter_map(|text| Some(Self::from_yaml(architecture, text).ok()?.0)).flatten().collect())
     }
 
-    /// The rules of one file.
-    pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
-        let file: RulesFile =
-            serde_yaml::from_str(text).map_err(|source| Error::Yaml { name: name.to_string(), source })?;
-        let compile = |(at, rule): (usize, RuleText)| {
+    /// The rules of one file, or what is wrong with it.
+    pub fn from_yaml(name: &str, text: &str) -> Result<Self, String> {
+        let file: RulesFile = serde_yaml::from_str(text).map_err(|error| format!("rules `{name}`: {error}"))?;
+        let compile = |rule: RuleText| {
             // Tensor names are ASCII in practice; bytes make the patterns small and quick to compile.
             let whole = format!("^(?:{})$", rule.tensors);
-            let compiled = RegexBuilder::new(&whole).unicode(false).dot_matches_new_line(true).build();
-            let tensors = compiled.map_err(|source| Error::Pattern {
-                name: name.to_string(),
-                number: at.saturating_add(1),
-                source: Box::new(source),
-            })?;
+            let tensors = RegexBuilder::new(&whole).unicode(false).dot_matches_new_line(true).build();
+            let tensors = tensors.map_err(|error| format!("rules `{name}`, `{}`: {error}", rule.tensors))?;
             Ok(Rule { role: rule.role, tensors, in_blocks_with: rule.in_blocks_with })
         };
-        Ok(Self(file.rules.into_iter().enumerate().map(compile).collect::<Result<_, _>>()?))
+        Ok(Self(file.rules.into_iter().map(compile).collect::<Result<_, String>>()?))
     }
 
     /// The role of each tensor of a model, in the order given. All names together, since a rule may look at the block.

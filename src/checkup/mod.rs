@@ -325,7 +325,7 @@ pub fn check(
     let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
     let is_short = !shortfall.is_empty();
     let fit = match options.planned {
-        None if forecast.is_whole() => FitOutcome::of(model, machine, run, &budget)?,
+        None if forecast.is_whole() => FitOutcome::of(model, machine, &projected, &budget)?,
         _ => None,
     };
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
@@ -80,8 +80,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
-    add_companions(&mut model, &mut command.run, output)?;
-    note_own_projector(&mut command);
+    add_companions(&mut model, &mut command.run, |path| model_arg::open(path, output))?;
     let tensors = args.tensors || output.format() == Format::Html;
     let margin = args.machine.margin.unwrap_or_default();
     let options = Options { margin, tensors, ignored: &args.ignore, planned: None };
@@ -105,10 +104,14 @@ pub fn load(mut gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
 
 /// Opens what a launch loads beside its model: a draft model, which says what kind of speculation it is for where the command
 /// does not, and a projector.
-pub fn add_companions(model: &mut Model, run: &mut RunConfig, output: &Output) -> anyhow::Result<()> {
+pub fn add_companions(
+    model: &mut Model,
+    run: &mut RunConfig,
+    open: impl Fn(&Path) -> anyhow::Result<Gguf>,
+) -> anyhow::Result<()> {
     let draft = match (&run.draft_model, &run.draft_hf) {
-        (file, Some(repo)) => Some(model_arg::open(hugging_face(repo, file.as_deref()).as_ref(), output)?),
-        (Some(path), None) => Some(gguf::open(path.as_ref())?),
+        (file, Some(repo)) => Some(open(hugging_face(repo, file.as_deref()).as_ref())?),
+        (Some(path), None) => Some(open(path.as_ref())?),
         (None, None) => None,
     };
     if let Some(gguf) = draft {
@@ -117,8 +120,8 @@ pub fn add_companions(model: &mut Model, run: &mut RunConfig, output: &Output) -
         model.draft = Some(draft.into());
     }
     let projector = match (&run.mmproj, &run.mmproj_url) {
-        (_, Some(url)) => Some(model_arg::open(url.as_ref(), output)?),
-        (Some(path), None) => Some(gguf::open(path.as_ref())?),
+        (_, Some(url)) => Some(open(url.as_ref())?),
+        (Some(path), None) => Some(open(path.as_ref())?),
         (None, None) => None,
     };
     if let Some(gguf) = projector {
@@ -130,21 +133,6 @@ pub fn add_companions(model: &mut Model, run: &mut RunConfig, output: &Output) -
         model.projector = Some(projector.into());
     }
     Ok(())
-}
-
-/// Says that `-hf` loads the repository's projector, too, where it has one (`common/arg.cpp` `common_models_handler_init`, b11434).
-fn note_own_projector(command: &mut ParsedCommand) {
-    let run = &command.run;
-    let is_served = matches!(run.program, Program::Server | Program::Cli);
-    let is_hub = matches!(command.model, Some(ModelSource::HuggingFace { .. }));
-    if is_hub && is_served && run.mmproj_auto && !run.has_projector() {
-        command.notes.push(Note {
-            code: "projector".into(),
-            message: "`-hf` also loads the multimodal projector of the repository where it has one; it is not counted"
-                .into(),
-            hint: Some("add `--no-mmproj`, or name the projector with `--mmproj-url`".into()),
-        });
-    }
 }
 
 /// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.

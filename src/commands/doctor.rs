@@ -101,7 +101,7 @@ fn server(place: Place, program: &Path) -> Server {
     let build = match server::find(Some(program)).and_then(|program| server::probe(&program)) {
         Ok(build) => build,
         Err(error) => {
-            found.error = Some(chain(&error));
+            found.error = Some(format!("{:#}", anyhow::Error::from(error)));
             return found;
         }
     };
@@ -115,12 +115,6 @@ fn server(place: Place, program: &Path) -> Server {
     found.flags = build.flags.len();
     (found.version, found.build) = (Some(build.version), build.number);
     found
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The folders that moeplan writes to.

@@ -150,8 +150,9 @@ impl Proposal {
         Self::of_plan(plan, model, servers, engine)
     }
 
-    fn of_plan(plan: Plan, model: Model, mut servers: Vec<RpcServer>, engine: &Engine) -> anyhow::Result<Self> {
+    fn of_plan(plan: Plan, mut model: Model, mut servers: Vec<RpcServer>, engine: &Engine) -> anyhow::Result<Self> {
         let mut run = as_written(&plan.args)?;
+        check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
         let n_threads = run.n_threads.unwrap_or(0);
@@ -193,8 +194,9 @@ impl Proposal {
         machine.host.isa = engine.isa();
         let servers = bind(engine, &mut machine, &mut run)?;
         let n_threads = run.n_threads.unwrap_or(0);
+        let mut model = check::load(gguf::open(&path)?, &run)?;
+        check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
         command.run = run.clone();
-        let model = check::load(gguf::open(&path)?, &run)?;
         startable(&model, &machine, &command)?;
         let launch = Launch { model: path, run, machine, n_threads };
         Ok(Self { launch, model, plan: None, servers, beside: command.beside })

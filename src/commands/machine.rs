@@ -109,7 +109,7 @@ fn budgeted(mut machine: Machine, budgets: &[DeviceSize]) -> anyhow::Result<Mach
 fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let machine: Machine = serde_json::from_str(&text)
-        .with_context(|| format!("`{}` is no machine file as `moeplan devices --json` writes it", path.display()))?;
+        .with_context(|| format!("`{}` is not a machine file as `moeplan devices --json` writes it", path.display()))?;
     Ok(Machine::new(machine.devices, machine.host)?)
 }
 
@@ -170,7 +170,7 @@ fn recognised(machine: Machine) -> anyhow::Result<Machine> {
 }
 
 /// What is known of the devices of `here`, for those of `machine` that are the same: the name, no other description, and no
-/// more memory than is there. What other programs use of such a card now is no part of its budget, and one that was described by the size
+/// more memory than is there. What other programs use of such a card now is not part of its budget, and one that was described by the size
 /// on its box has the memory that it has. A host of which nothing is said is then this one.
 fn with_known(mut machine: Machine, here: &Machine) -> Machine {
     let mut is_here = false;

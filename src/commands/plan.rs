@@ -74,7 +74,7 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
     let machine = args.options.described_machine()?;
     let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
         let mut request = args.options.request_with(&model, &machine, &args.words)?;
-        check::add_companions(&mut model, &mut request.run, output)?;
+        check::add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
         request.tensors |= output.format() == Format::Html;
         Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };

@@ -16,7 +16,6 @@ pub struct Error {
     pub at: At,
 }
 
-/// What is wrong, before the file is known.
 #[derive(Debug)]
 pub struct At {
     /// Where in the file the field at fault starts, in bytes; `None` where it is about the whole file.
@@ -35,7 +34,6 @@ pub enum Fault {
     Ends,
     /// The file is empty, cut short, or changed while it was read.
     Unfinished,
-    /// Not GGUF, but these bytes.
     Magic([u8; 4]),
     /// A version or type that ggml no longer has.
     Old,

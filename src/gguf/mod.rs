@@ -24,11 +24,7 @@ pub mod ggml_type;
 pub mod reader;
 #[doc(hidden)]
 pub mod shards;
-#[doc(hidden)]
-pub mod sparse;
 pub mod source;
-#[doc(hidden)]
-pub mod window;
 #[doc(hidden)]
 pub mod writer;
 
@@ -42,52 +38,51 @@ use crate::bytes::Bytes;
 pub use error::{At, Error, Fault};
 pub use ggml_type::GgmlType;
 use shards::Split;
-use window::FileWindow;
+
+/// One file's header, and the file.
+type Shard = (Header, ModelFile);
 
 /// Opens a model: a file, any shard of a split one (all are joined), or a directory that holds one model.
 ///
 /// Only header bytes are read.
 pub fn open(path: &Path) -> Result<Gguf, Error> {
-    let chosen;
-    let path = if path.is_dir() {
-        chosen = model_in(path)?;
-        &chosen
-    } else {
-        path
-    };
-    let (header, file) = open_file(path)?;
-    let error = |at: At| at.in_file(path);
-    let Some(split) = Split::of(&header).map_err(error)? else {
-        return Ok(Gguf { files: vec![file], header });
-    };
+    let chosen = path.is_dir().then(|| model_in(path)).transpose()?;
+    let path = chosen.as_deref().unwrap_or(path);
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let prefix = split.prefix(name).map_err(error)?;
-    let mut given = Some((header, file));
-    let (mut headers, mut files) = (Vec::new(), Vec::new());
-    for number in 1..=split.count {
-        let (header, file) = match given.take_if(|_| number == split.number) {
-            Some(given) => given,
-            None => open_shard(&path.with_file_name(split.name(prefix, number)), split, number)?,
+    open_split(open_file(path)?, name, |split, prefix, others| {
+        let open = |number: u64| {
+            let path = path.with_file_name(split.name(prefix, number));
+            open_file(&path).map_err(|error| match error.at.what {
+                Fault::Io(std::io::ErrorKind::NotFound) => shards::missing(number, split.count).in_file(path),
+                _ => error,
+            })
         };
-        headers.push(header);
-        files.push(file);
-    }
+        others.into_iter().map(open).collect()
+    })
+}
+
+/// The model of a file that is called `name`; if it is a shard, with the others, which `open` reads, given the part of their names
+/// before the number, and their numbers.
+fn open_split<E: From<Error>>(
+    given: Shard,
+    name: &str,
+    open: impl FnOnce(Split, &str, Vec<u64>) -> Result<Vec<Shard>, E>,
+) -> Result<Gguf, E> {
+    let path = given.1.path.clone();
+    let error = |at: At| at.in_file(&path);
+    let Some(split) = Split::of(&given.0).map_err(error)? else {
+        return Ok(Gguf { files: vec![given.1], header: given.0 });
+    };
+    let prefix = split.prefix(name).map_err(error)?;
+    let mut shards = open(split, prefix, (1..=split.count).filter(|number| *number != split.number).collect())?;
+    let at = usize::try_from(split.number.saturating_sub(1)).unwrap_or(usize::MAX);
+    shards.insert(at.min(shards.len()), given);
+    let (headers, files): (Vec<Header>, Vec<ModelFile>) = shards.into_iter().unzip();
+    let path_of = |shard: usize| files.get(shard).map(|file| file.path.clone()).unwrap_or_default();
     match shards::join(headers) {
         Ok(header) => Ok(Gguf { files, header }),
-        Err((shard, at)) => Err(at.in_file(path_of(&files, shard))),
+        Err((shard, at)) => Err(at.in_file(path_of(shard)).into()),
     }
-}
-
-/// The file at fault, where the shards do not make one model.
-fn path_of(files: &[ModelFile], shard: usize) -> PathBuf {
-    files.get(shard).map(|file| file.path.clone()).unwrap_or_default()
-}
-
-fn open_shard(path: &Path, split: Split, number: u64) -> Result<(Header, ModelFile), Error> {
-    open_file(path).map_err(|error| match error.at.what {
-        Fault::Io(std::io::ErrorKind::NotFound) => shards::missing(number, split.count).in_file(path),
-        _ => error,
-    })
 }
 
 fn io(path: &Path, cause: &std::io::Error) -> Error {
@@ -141,8 +136,7 @@ fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
     if before.len() == 0 {
         return Err(error(Fault::Unfinished, "the file is empty".into()));
     }
-    let window = FileWindow::new(&file, before.len());
-    let header = Header::read_from(window, before.len()).map_err(|fault| fault.in_file(path));
+    let header = Header::read_from(&file, before.len()).map_err(|fault| fault.in_file(path));
     let after = file.metadata().map_err(io)?;
     if after.len() != before.len() || after.modified().ok() != before.modified().ok() {
         let (before, after) = (before.len(), after.len());
@@ -173,12 +167,9 @@ pub struct ModelFile {
     pub data_offset: u64,
 }
 
-/// What a GGUF header says.
 #[derive(Debug, Clone)]
 pub struct Header {
-    /// GGUF version: 2 or 3.
     pub version: u32,
-    /// Byte order of every number in the file.
     pub byte_order: ByteOrder,
     /// `general.alignment`, default 32; a power of two.
     pub alignment: u64,
@@ -190,7 +181,6 @@ pub struct Header {
     pub tensors: Vec<TensorInfo>,
 }
 
-/// Keys and values by key.
 pub type Metadata = BTreeMap<String, Value>;
 
 /// Byte order of a file.
@@ -209,7 +199,6 @@ pub enum Value {
     I64(i64),
     /// `f32` (widened) or `f64`.
     F64(f64),
-    /// `bool`.
     Bool(bool),
     /// UTF-8; invalid bytes are replaced.
     String(String),
@@ -217,7 +206,6 @@ pub enum Value {
     Array(Vec<Self>),
     /// An array that was counted, not kept; or a text too long to be kept.
     Counted {
-        /// How many elements it has, or bytes.
         len: u64,
     },
 }
@@ -233,7 +221,6 @@ impl Value {
     }
 }
 
-/// One tensor of the header.
 #[derive(Debug, Clone)]
 pub struct TensorInfo {
     /// The full name, suffix included (`blk.3.ffn_up_exps.weight`).

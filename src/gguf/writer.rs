@@ -8,35 +8,23 @@
     reason = "what is written is moeplan's own, and a wrong number in it is a mistake of moeplan"
 )]
 
+use std::fs::File;
+
 use super::{ByteOrder, GgmlType};
 
 /// A metadata value with the exact type that goes into the file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scalar {
-    /// `uint16`.
     U16(u16),
-    /// `uint32`, the usual integer.
+    /// The usual integer.
     U32(u32),
-    /// `int32`.
     I32(i32),
-    /// `uint64`.
-    U64(u64),
-    /// `float32`.
     F32(f32),
-    /// `bool`.
     Bool(bool),
-    /// UTF-8 text.
     String(String),
-    /// Array of `string`.
     Strings(Vec<String>),
-    /// Array of `int32`.
     I32s(Vec<i32>),
-    /// Array of `uint32`.
-    U32s(Vec<u32>),
-    /// Array of `float32`.
     F32s(Vec<f32>),
-    /// Array of `bool`.
-    Bools(Vec<bool>),
 }
 
 /// A tensor to be written.
@@ -53,10 +41,8 @@ impl NewTensor {
         self.shape.iter().product()
     }
 
-    /// Exact bytes, or `None` where a row is no whole number of blocks or the product passes 64 bits.
     pub fn bytes(&self) -> Option<u64> {
-        let (first, rest) = self.shape.split_first()?;
-        rest.iter().try_fold(self.ty.row_bytes(*first)?, |bytes, n| bytes.checked_mul(*n))
+        self.ty.bytes(&self.shape)
     }
 }
 
@@ -162,49 +148,33 @@ impl Encoder {
                 self.u32(8);
                 self.string(text);
             }
-            Scalar::U64(n) => self.scalar(10, n.to_le_bytes()),
-            Scalar::U32s(items) => self.array(4, items, |out, n| out.u32(*n)),
             Scalar::I32s(items) => self.array(5, items, |out, n| out.number(n.to_le_bytes())),
             Scalar::F32s(items) => self.array(6, items, |out, x| out.number(x.to_le_bytes())),
-            Scalar::Bools(items) => self.array(7, items, |out, b| out.bytes.push(u8::from(*b))),
             Scalar::Strings(items) => self.array(8, items, |out, text| out.string(text)),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gguf::ggml_type;
+/// Makes what is never written of an empty file take no disk; file systems outside Windows need no word for it.
+#[cfg(not(windows))]
+pub fn make_sparse(_: &File) -> std::io::Result<()> {
+    Ok(())
+}
 
-    fn small(byte_order: ByteOrder) -> NewFile {
-        NewFile {
-            version: 3,
-            byte_order,
-            alignment: 32,
-            metadata: vec![("k".into(), Scalar::U32(7)), ("t".into(), Scalar::Strings(vec!["ab".into()]))],
-            tensors: vec![
-                NewTensor { name: "a".into(), ty: ggml_type::f32(), shape: vec![3] },
-                NewTensor { name: "b".into(), ty: ggml_type::f16(), shape: vec![4, 2] },
-            ],
-        }
-    }
+/// Makes what is never written of an empty file take no disk.
+#[cfg(windows)]
+#[expect(unsafe_code, reason = "Windows offers it only as a control code")]
+pub fn make_sparse(file: &File) -> std::io::Result<()> {
+    use std::os::windows::io::AsRawHandle as _;
+    use std::ptr::{null, null_mut};
 
-    #[test]
-    fn a_small_header_byte_by_byte() {
-        let (bytes, offsets, end) = small(ByteOrder::Little).header();
-        assert_eq!((offsets, end), (vec![0, 32], 64));
-        assert_eq!(&bytes[..24], b"GGUF\x03\0\0\0\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0");
-        assert_eq!(&bytes[24..41], b"\x01\0\0\0\0\0\0\0k\x04\0\0\0\x07\0\0\0");
-        assert_eq!(&bytes[41..76], b"\x01\0\0\0\0\0\0\0t\x09\0\0\0\x08\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0ab");
-        assert_eq!(&bytes[76..109], b"\x01\0\0\0\0\0\0\0a\x01\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        assert_eq!(bytes.len() % 32, 0);
-    }
+    use windows_sys::Win32::System::IO::DeviceIoControl;
+    use windows_sys::Win32::System::Ioctl::FSCTL_SET_SPARSE;
 
-    #[test]
-    fn big_endian_swaps_numbers_and_leaves_text() {
-        let (bytes, ..) = small(ByteOrder::Big).header();
-        assert_eq!(&bytes[..12], b"GGUF\0\0\0\x03\0\0\0\0");
-        assert_eq!(&bytes[24..41], b"\0\0\0\0\0\0\0\x01k\0\0\0\x04\0\0\0\x07");
-    }
+    let mut returned = 0;
+    // SAFETY: the handle is open for the length of the call, which takes no input and gives no output; `returned` outlives it.
+    let done = unsafe {
+        DeviceIoControl(file.as_raw_handle(), FSCTL_SET_SPARSE, null(), 0, null_mut(), 0, &raw mut returned, null_mut())
+    };
+    if done == 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }

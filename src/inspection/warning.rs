@@ -60,10 +60,10 @@ pub(super) fn of(
         for fault in others.chain(&unloadable) {
             let code = match fault {
                 Fault::MissingKey { .. } => "missing-key",
-                Fault::KeyType { .. } | Fault::KeyLength { .. } | Fault::Numbers { .. } => "bad-key",
+                Fault::BadKey(_) => "bad-key",
                 Fault::MissingTensor { .. } => "missing-tensor",
-                Fault::WrongShape { .. } => "wrong-shape",
-                Fault::UnusedTensor { .. } | Fault::TooManyTensors { .. } => "unused-tensor",
+                Fault::WrongShape(_) => "wrong-shape",
+                Fault::UnusedTensor(_) => "unused-tensor",
                 Fault::Rules(_) => "loader-rules",
             };
             add(code, format!("llama.cpp refuses this file: {fault}"), &fault.hint().unwrap_or_default());

@@ -256,6 +256,9 @@ pub fn as_far_as_known(
     if forecast.counts("overhead") {
         forecast.add_overhead(model, machine, run);
     }
+    if forecast.counts("compute") {
+        forecast.note("compute", "the graph laid out and allocated as llama.cpp b11434 does".to_string());
+    }
     Ok(forecast)
 }
 
@@ -308,7 +311,6 @@ fn context_forecast(
             forecast.row(&device).compute = bytes;
         }
         forecast.flash_attn = Some(compute.flash_attn);
-        forecast.note("compute", "the graph laid out and allocated as llama.cpp b11434 does".to_string());
     }
     Ok(forecast)
 }

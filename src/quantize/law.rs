@@ -53,7 +53,7 @@ pub fn assign(
         facts,
         options,
         tied: !tensors.iter().any(|tensor| tensor.name == "output.weight"),
-        n_attention_v: tensors.iter().filter(|tensor| category(tensor.name).is_attention_v()).count() as u64,
+        n_attention_v: tensors.iter().filter(|tensor| is_attention_v(category(tensor.name))).count() as u64,
         i_attention_v: 0,
         i_ffn_down: 0,
         i_ffn_gate: 0,
@@ -73,54 +73,33 @@ fn ty(name: &str) -> GgmlType {
     GgmlType::from_name(name).expect("a type that the law names")
 }
 
-/// llama.cpp: `enum tensor_category`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Category {
-    TokenEmbd,
-    AttentionQ,
-    AttentionV,
-    AttentionK,
-    AttentionQkv,
-    AttentionKvB,
-    AttentionOutput,
-    FfnUp,
-    FfnGate,
-    FfnDown,
-    Output,
-    Other,
-}
-
-impl Category {
-    /// llama.cpp: `category_is_attn_v`.
-    fn is_attention_v(self) -> bool {
-        matches!(self, Self::AttentionV | Self::AttentionQkv | Self::AttentionKvB)
-    }
-
-    fn is_ffn(self) -> bool {
-        matches!(self, Self::FfnUp | Self::FfnGate | Self::FfnDown)
-    }
-}
-
-/// Parts of names and their categories; the first that occurs decides.
-const CATEGORIES: [(&str, Category); 9] = [
-    ("attn_qkv.weight", Category::AttentionQkv),
-    ("attn_kv_b.weight", Category::AttentionKvB),
-    ("attn_v.weight", Category::AttentionV),
-    ("attn_k.weight", Category::AttentionK),
-    ("attn_q.weight", Category::AttentionQ),
-    ("attn_output.weight", Category::AttentionOutput),
-    ("ffn_up", Category::FfnUp),
-    ("ffn_gate", Category::FfnGate),
-    ("ffn_down", Category::FfnDown),
+/// Parts of names that tell a tensor's category (llama.cpp: `enum tensor_category`); the first that occurs decides.
+const CATEGORIES: [&str; 9] = [
+    "attn_qkv.weight",
+    "attn_kv_b.weight",
+    "attn_v.weight",
+    "attn_k.weight",
+    "attn_q.weight",
+    "attn_output.weight",
+    "ffn_up",
+    "ffn_gate",
+    "ffn_down",
 ];
+const OUTPUT: &str = "output.weight";
+const TOKEN_EMBD: &str = "token_embd.weight";
 
 /// llama.cpp: `tensor_get_category`.
-fn category(name: &str) -> Category {
+fn category(name: &str) -> &'static str {
     match name {
-        "output.weight" => Category::Output,
-        "token_embd.weight" | "per_layer_token_embd.weight" => Category::TokenEmbd,
-        _ => CATEGORIES.iter().find(|(part, _)| name.contains(part)).map_or(Category::Other, |(_, category)| *category),
+        OUTPUT => OUTPUT,
+        TOKEN_EMBD | "per_layer_token_embd.weight" => TOKEN_EMBD,
+        _ => CATEGORIES.into_iter().find(|part| name.contains(part)).unwrap_or_default(),
     }
+}
+
+/// llama.cpp: `category_is_attn_v`.
+fn is_attention_v(category: &str) -> bool {
+    matches!(category, "attn_v.weight" | "attn_qkv.weight" | "attn_kv_b.weight")
 }
 
 struct State<'a> {
@@ -158,7 +137,10 @@ impl State<'_> {
         }
         let category = category(tensor.name);
         if let Some(asked) = self.asked(tensor.name, category) {
-            return whole_rows(asked, tensor).map(kept);
+            // llama-quantize aborts where the rows are not whole blocks of a type that was demanded.
+            let [row, ..] = tensor.shape;
+            let refused = || Error::Rows { tensor: tensor.name.to_string(), row, ty: asked };
+            return Some(kept(asked)).filter(|_| row.is_multiple_of(asked.block_size)).ok_or_else(refused);
         }
         let base = ty(self.recipe.base);
         if !base.is_quantized {
@@ -171,58 +153,58 @@ impl State<'_> {
             None => self.wanted(tensor, category)?,
         };
         let ty = fallback(wanted, tensor)?;
-        let needs_imatrix = !matches!(category, Category::Output | Category::TokenEmbd)
+        let needs_imatrix = !matches!(category, OUTPUT | TOKEN_EMBD)
             && (matches!(ty.name, "iq3_xxs" | "iq2_xxs" | "iq2_xs" | "iq2_s" | "iq1_m" | "iq1_s")
                 || (ty.name == "q2_K" && self.recipe.name == "Q2_K_S"));
         Ok(Chosen { ty, fell_back: ty.name != wanted, needs_imatrix })
     }
 
     /// The type that an option demands of the embeddings or the output, whatever the recipe.
-    fn asked(&self, name: &str, category: Category) -> Option<GgmlType> {
+    fn asked(&self, name: &str, category: &str) -> Option<GgmlType> {
         let by_hand = || self.options.named.is_some_and(|named| named(name).is_some());
         match category {
-            Category::TokenEmbd if name != "per_layer_token_embd.weight" || !by_hand() => self.options.token_embedding,
-            Category::Output => self.options.output,
+            TOKEN_EMBD if name != "per_layer_token_embd.weight" || !by_hand() => self.options.token_embedding,
+            OUTPUT => self.options.output,
             _ => None,
         }
     }
 
     /// llama.cpp: `llama_tensor_get_type_impl`. There, QKV has a branch of its own that is never reached.
-    fn wanted(&mut self, tensor: &Given<'_>, category: Category) -> Result<&'static str, Error> {
+    fn wanted(&mut self, tensor: &Given<'_>, category: &str) -> Result<&'static str, Error> {
         let Given { name, shape, .. } = *tensor;
         let (recipe, base) = (self.recipe.name, self.recipe.base);
         let of_glm5_next = ["attn_q_a", "attn_q_b", "nextn.eh_proj"].iter().any(|part| name.contains(part));
         if self.facts.mix == Mix::Glm5Next && of_glm5_next {
             return Ok("q8_0");
         }
-        if category == Category::Output || (self.tied && category == Category::TokenEmbd) {
+        if category == OUTPUT || (self.tied && category == TOKEN_EMBD) {
             return Ok(self.output(shape[0]));
         }
         if recipe == "MXFP4_MOE" {
-            let are_experts = self.facts.mix != Mix::BailingMoe3 || category.is_ffn();
+            let are_experts = self.facts.mix != Mix::BailingMoe3 || category.starts_with("ffn_");
             return Ok(if shape[2] > 1 && are_experts { "mxfp4" } else { "q8_0" });
         }
-        if category == Category::TokenEmbd {
+        if category == TOKEN_EMBD {
             return Ok(token_embedding(self.recipe));
         }
         if matches!(recipe, "IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M" | "IQ1_S" | "IQ1_M") {
             return Ok(self.of_two_bits(category));
         }
         Ok(match category {
-            _ if category.is_attention_v() => self.attention_v(),
-            Category::AttentionK if self.facts.n_expert == 8 => "q8_0",
-            Category::AttentionK | Category::AttentionQ => match recipe {
+            _ if is_attention_v(category) => self.attention_v(),
+            "attn_k.weight" if self.facts.n_expert == 8 => "q8_0",
+            "attn_k.weight" | "attn_q.weight" => match recipe {
                 "IQ3_XS" => "iq3_xxs",
                 "IQ3_XXS" => "iq2_s",
                 _ => base,
             },
-            Category::FfnDown => {
+            "ffn_down" => {
                 let i = next(&mut self.i_ffn_down);
                 self.ffn_down(self.layer(i, name)?)
             }
-            Category::AttentionOutput => self.attention_output(),
-            Category::FfnGate | Category::FfnUp => {
-                let i = next(if category == Category::FfnGate { &mut self.i_ffn_gate } else { &mut self.i_ffn_up });
+            "attn_output.weight" => self.attention_output(),
+            "ffn_gate" | "ffn_up" => {
+                let i = next(if category == "ffn_gate" { &mut self.i_ffn_gate } else { &mut self.i_ffn_up });
                 let (i, n) = (self.layer(i, name)?, self.facts.n_layer_all);
                 if recipe == "IQ3_XS" && i >= n / 8 && i < 7 * n / 8 { "iq3_xxs" } else { base }
             }
@@ -246,7 +228,7 @@ impl State<'_> {
         }
     }
 
-    /// Which block a feed-forward tensor counts as: of a dense model the how-manieth it is, else what its name says.
+    /// Which block a feed-forward tensor counts as: in a dense model its ordinal, else what its name says.
     fn layer(&self, i: u64, name: &str) -> Result<u64, Error> {
         if self.facts.n_expert <= 1 {
             return Ok(i);
@@ -256,20 +238,20 @@ impl State<'_> {
     }
 
     /// The recipes of about two bits have rules of their own.
-    fn of_two_bits(&mut self, category: Category) -> &'static str {
+    fn of_two_bits(&mut self, category: &str) -> &'static str {
         let (recipe, base) = (self.recipe.name, self.recipe.base);
         let is_larger = matches!(recipe, "IQ2_S" | "IQ2_M");
         let low = if is_larger { "iq3_s" } else { "q2_K" };
         match category {
-            _ if category.is_attention_v() => {
+            _ if is_attention_v(category) => {
                 self.i_attention_v += 1;
                 if self.facts.n_gqa >= 4 || self.facts.n_expert >= 4 { "q4_K" } else { low }
             }
-            Category::AttentionK if self.facts.n_expert == 8 => "q4_K",
-            Category::FfnDown if next(&mut self.i_ffn_down) < self.facts.n_layer_all / 8 => low,
-            Category::AttentionOutput if self.facts.n_expert == 8 => "q5_K",
-            Category::AttentionOutput if matches!(recipe, "IQ1_S" | "IQ1_M") => "iq2_xxs",
-            Category::AttentionOutput if is_larger => "iq3_s",
+            "attn_k.weight" if self.facts.n_expert == 8 => "q4_K",
+            "ffn_down" if next(&mut self.i_ffn_down) < self.facts.n_layer_all / 8 => low,
+            "attn_output.weight" if self.facts.n_expert == 8 => "q5_K",
+            "attn_output.weight" if matches!(recipe, "IQ1_S" | "IQ1_M") => "iq2_xxs",
+            "attn_output.weight" if is_larger => "iq3_s",
             _ => base,
         }
     }
@@ -332,11 +314,8 @@ impl State<'_> {
             return if recipe == "Q3_K_L" { "q4_K" } else { base };
         }
         if self.facts.n_expert == 8 {
-            let of_eight = [
-                "Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M",
-                "IQ4_XS",
-            ];
-            return if of_eight.contains(&recipe) { "q5_K" } else { base };
+            let of_eight = "Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS";
+            return if of_eight.split(' ').any(|name| name == recipe) { "q5_K" } else { base };
         }
         match recipe {
             "Q2_K" => "q3_K",
@@ -359,61 +338,17 @@ fn token_embedding(recipe: Recipe) -> &'static str {
 }
 
 /// Parts of the names of tensors that are kept: norms, routers, convolutions, positions, small projections.
-const PARTS: &[&str] = &[
-    "_norm.weight",
-    "ffn_gate_inp.weight",
-    "ffn_gate_tid2eid.weight",
-    "altup",
-    "laurel",
-    "per_layer_model_proj",
-    "ssm_conv1d",
-    "shortconv.conv.weight",
-    "indexer.k_proj.weight",
-    "indexer.q_proj.weight",
-    "time_mix_first.weight",
-    "time_mix_w0.weight",
-    "time_mix_w1.weight",
-    "time_mix_w2.weight",
-    "time_mix_v0.weight",
-    "time_mix_v1.weight",
-    "time_mix_v2.weight",
-    "time_mix_a0.weight",
-    "time_mix_a1.weight",
-    "time_mix_a2.weight",
-    "time_mix_g1.weight",
-    "time_mix_g2.weight",
-    "time_mix_decay_w1.weight",
-    "time_mix_decay_w2.weight",
-    "time_mix_lerp_fused.weight",
-    "attn_rel_b.weight",
-    ".position_embd",
-    "sam.pos_embd",
-    "sam.neck.",
-    "sam.net_",
-    ".rel_pos",
-    ".patch_embd",
-    ".patch_merger",
-    "a.rvq.codebook",
-    "mm.a.code_embd",
-];
+const PARTS: &str = "_norm.weight ffn_gate_inp.weight ffn_gate_tid2eid.weight altup laurel per_layer_model_proj ssm_conv1d \
+    shortconv.conv.weight indexer.k_proj.weight indexer.q_proj.weight time_mix_first.weight time_mix_w0.weight \
+    time_mix_w1.weight time_mix_w2.weight time_mix_v0.weight time_mix_v1.weight time_mix_v2.weight time_mix_a0.weight \
+    time_mix_a1.weight time_mix_a2.weight time_mix_g1.weight time_mix_g2.weight time_mix_decay_w1.weight \
+    time_mix_decay_w2.weight time_mix_lerp_fused.weight attn_rel_b.weight .position_embd sam.pos_embd sam.neck. sam.net_ \
+    .rel_pos .patch_embd .patch_merger a.rvq.codebook mm.a.code_embd";
 
 /// More of them in `glm5-next`.
-const PARTS_OF_GLM5_NEXT: &[&str] = &[
-    "hc_",
-    "indexer.attn_q_b",
-    "indexer.attn_k",
-    "indexer.proj",
-    "indexer_compressor_gate",
-    "indexer_compressor_ape",
-    "ssm_f_a.weight",
-    "ssm_f_b.weight",
-    "ssm_g_a.weight",
-    "ssm_g_b.weight",
-    "ssm_beta.weight",
-    "attn_kv_a_mqa.weight",
-    "attn_k_b.weight",
-    "attn_v_b.weight",
-];
+const PARTS_OF_GLM5_NEXT: &str = "hc_ indexer.attn_q_b indexer.attn_k indexer.proj indexer_compressor_gate \
+    indexer_compressor_ape ssm_f_a.weight ssm_f_b.weight ssm_g_a.weight ssm_g_b.weight ssm_beta.weight \
+    attn_kv_a_mqa.weight attn_k_b.weight attn_v_b.weight";
 
 /// Whole names of tensors that are kept: learned positions and token types.
 const NAMES: [&str; 2] = ["position_embd.weight", "token_types.weight"];
@@ -424,16 +359,8 @@ fn is_kept(mix: Mix, name: &str, shape: [u64; 4]) -> bool {
     let is_vector = rows <= 1 && matrices <= 1 && more <= 1;
     // A name of five letters passes llama.cpp's test of the ending too: the position wraps around to "not found".
     let is_weight = name.ends_with("weight") || name.len() == 5;
-    let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    let has = |parts: &str| parts.split(' ').any(|part| name.contains(part));
     is_vector || !is_weight || has(PARTS) || NAMES.contains(&name) || (mix == Mix::Glm5Next && has(PARTS_OF_GLM5_NEXT))
-}
-
-/// A type that was demanded, where the rows are whole blocks of it; llama-quantize aborts otherwise.
-fn whole_rows(ty: GgmlType, tensor: &Given<'_>) -> Result<GgmlType, Error> {
-    let is_whole = tensor.shape[0].is_multiple_of(ty.block_size);
-    let [row, ..] = tensor.shape;
-    let refused = || Error::Rows { tensor: tensor.name.to_string(), row, ty };
-    is_whole.then_some(ty).ok_or_else(refused)
 }
 
 /// llama.cpp: `tensor_type_fallback`, for rows that are no whole number of blocks.
@@ -477,42 +404,6 @@ mod tests {
             assert_eq!(block_of(name), block, "{name}");
         }
         assert!(order("output.weight") < order("blk.0.a") && order("blk.2.b") < order("blk.10.a"));
-    }
-
-    #[test]
-    fn seventy_billion_are_told_by_their_layers() {
-        for (architecture, n_layer, n_expert, n_head_kv, is_70b) in [
-            ("llama", 80, 0, 8, true),
-            ("llama", 80, 0, 64, false),
-            ("llama", 80, 8, 8, false),
-            ("llama", 79, 0, 8, false),
-            ("llama-embed", 80, 0, 8, true),
-            ("qwen2", 80, 0, 64, true),
-            ("qwen3", 80, 0, 8, false),
-            ("jais2", 68, 0, 64, true),
-        ] {
-            let facts = Facts::new(architecture, n_layer, n_expert, 64, n_head_kv);
-            assert_eq!(facts.is_70b, is_70b, "{architecture} {n_layer} {n_expert} {n_head_kv}");
-        }
-    }
-
-    #[test]
-    fn norms_routers_and_vectors_are_kept() {
-        let matrix = [64, 64, 1, 1];
-        for (name, kept) in [
-            ("blk.0.ffn_gate_exps.weight", false),
-            ("blk.0.ffn_gate_inp.weight", true),
-            ("blk.0.ffn_gate_inp_shexp.weight", false),
-            ("blk.0.attn_norm.weight", true),
-            ("blk.0.attn_q.bias", true),
-            ("position_embd.weight", true),
-            ("v.position_embd.weight", true),
-            ("blk.0.hc_fn.weight", false),
-        ] {
-            assert_eq!(is_kept(Mix::Usual, name, matrix), kept, "{name}");
-        }
-        assert!(is_kept(Mix::Glm5Next, "blk.0.hc_fn.weight", matrix));
-        assert!(is_kept(Mix::Usual, "rope_freqs.weight", [64, 1, 1, 1]) && !is_kept(Mix::Usual, "a.b.c", matrix));
     }
 
     proptest! {

@@ -192,21 +192,18 @@ pub fn predict(model: &Model, recipe: Recipe, options: &Options<'_>, path: &Path
 /// The model with its tensors of these types, in one file, in the order in which llama-quantize writes them. The header is taken to
 /// be as long as the old one.
 fn written(model: &Model, recipe: Recipe, types: impl Iterator<Item = GgmlType>, path: &Path) -> Result<Model, Error> {
-    let mut tensors = Vec::with_capacity(model.tensors.len());
-    for (tensor, ty) in model.tensors.iter().zip(types) {
-        let [row, rows @ ..] = tensor.shape;
-        let too_large = || Error::TooLarge { tensor: tensor.name.clone() };
-        let bytes = rows.iter().try_fold(ty.row_bytes(row).ok_or_else(too_large)?, |bytes, n| bytes.checked_mul(*n));
-        tensors.push(Tensor { ty, bytes: Bytes(bytes.ok_or_else(too_large)?), shard: 0, ..tensor.clone() });
-    }
-    tensors.sort_by(|one, other| law::order(&one.name).cmp(&law::order(&other.name)));
     let data_offset = model.files.first().map_or(0, |file| file.data_offset);
+    let retyped = |(tensor, ty): (&Tensor, GgmlType)| {
+        let bytes = ty.bytes(&tensor.shape).ok_or_else(|| Error::TooLarge { tensor: tensor.name.clone() })?;
+        Ok(Tensor { ty, bytes: Bytes(bytes), shard: 0, ..tensor.clone() })
+    };
+    let mut tensors = model.tensors.iter().zip(types).map(retyped).collect::<Result<Vec<Tensor>, Error>>()?;
+    tensors.sort_by(|one, other| law::order(&one.name).cmp(&law::order(&other.name)));
     let mut end = data_offset;
     for tensor in &mut tensors {
-        let too_large = || Error::TooLarge { tensor: tensor.name.clone() };
         tensor.file_offset = end;
-        let padded = tensor.bytes.0.checked_next_multiple_of(ALIGNMENT).ok_or_else(too_large)?;
-        end = end.checked_add(padded).ok_or_else(too_large)?;
+        let padded = tensor.bytes.0.checked_next_multiple_of(ALIGNMENT).and_then(|padded| end.checked_add(padded));
+        end = padded.ok_or_else(|| Error::TooLarge { tensor: tensor.name.clone() })?;
     }
     let mut model = Model { tensors, alignment: ALIGNMENT, ..model.clone() };
     model.files = vec![ModelFile { path: path.to_path_buf(), bytes: Bytes(end), data_offset }];

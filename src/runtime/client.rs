@@ -156,7 +156,7 @@ impl Reply {
     fn take(&mut self, event: &Event, seconds: f64) -> Result<bool, Error> {
         let Event::Data(text) = event else { return Ok(true) };
         let value: Value = serde_json::from_str(text)
-            .map_err(|_| bad(format!("`{}` is no event of a completion", shortened(text))))?;
+            .map_err(|_| bad(format!("`{}` is not an event of a completion", shortened(text))))?;
         if let Some(error) = value.get("error").or_else(|| value.get("message").map(|_| &value)) {
             let status = error.get("code").and_then(Value::as_u64).unwrap_or(0);
             return Err(refused(status, message(error)));
@@ -319,8 +319,7 @@ impl Endpoint {
             Err(RecvTimeoutError::Timeout) => meanwhile().map(Err),
             Err(RecvTimeoutError::Disconnected) => Some(Err(bad("the thread that reads it ended"))),
         });
-        answer
-            .unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", "answering", self.limit, Vec::new())))
+        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", "answering", self.limit, &[])))
     }
 
     /// Asks, and keeps what comes with the time it came.

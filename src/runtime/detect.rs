@@ -106,18 +106,19 @@ fn processor(cpuinfo: &str) -> Option<String> {
 }
 
 /// What this processor repacks (ggml-cpu/repack.cpp, b11434).
+#[cfg(target_arch = "x86_64")]
 pub fn isa() -> Isa {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
-        match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
-            (true, _) if tiles() => Isa::X86Amx,
-            (true, _) => Isa::X86Avx512,
-            (false, true) => Isa::X86Avx2,
-            (false, false) => Isa::Generic,
-        }
+    let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
+    match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
+        (true, _) if tiles() => Isa::X86Amx,
+        (true, _) => Isa::X86Avx512,
+        (false, true) => Isa::X86Avx2,
+        (false, false) => Isa::Generic,
     }
-    #[cfg(not(target_arch = "x86_64"))]
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub fn isa() -> Isa {
     if cfg!(target_arch = "aarch64") { Isa::ArmNeon } else { Isa::Generic }
 }
 

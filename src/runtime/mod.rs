@@ -322,8 +322,6 @@ pub struct Error {
     pub kind: Kind,
     message: String,
     hint: Option<String>,
-    /// Its last log lines, where it had a log.
-    pub log: Vec<String>,
     source: Option<std::io::Error>,
 }
 
@@ -331,7 +329,7 @@ const SEE_LOG: &str = "run it again with -v for llama.cpp's whole log";
 
 impl Error {
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None, log: Vec::new(), source: None }
+        Self { kind, message: message.into(), hint: None, source: None }
     }
 
     fn setup(message: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -368,7 +366,7 @@ impl Error {
             .with_hint("is another program of that name being run?")
     }
 
-    fn died(who: &str, doing: &str, end: End, log: Vec<String>) -> Self {
+    fn died(who: &str, doing: &str, end: End, log: &[String]) -> Self {
         let hint = match end {
             End::Signal(9) => "the system may have run out of memory: a smaller model or context, or `-lm mmap`",
             End::Signal(4) => {
@@ -377,22 +375,20 @@ impl Error {
             }
             _ => "run it again with -v for llama.cpp's whole log; `moeplan check` says what the launch needs",
         };
-        let message = format!("{who} died while {doing} ({end}){}", telling(&log));
-        Self { log, ..Self::new(Kind::Died, message).with_hint(hint) }
+        Self::new(Kind::Died, format!("{who} died while {doing} ({end}){}", telling(log))).with_hint(hint)
     }
 
     /// Waiting for `who` ended without what was waited for.
-    fn stopped(why: Stopped, who: &str, doing: &str, limit: Duration, log: Vec<String>) -> Self {
+    fn stopped(why: Stopped, who: &str, doing: &str, limit: Duration, log: &[String]) -> Self {
         if why == Stopped::Interrupted {
             return Self::interrupted();
         }
-        let message = format!("{who} was stopped after {} s while {doing}{}", limit.as_secs(), telling(&log));
-        let hint = "a larger --timeout, a smaller model, or fewer tokens";
-        Self { log, ..Self::new(Kind::TimedOut, message).with_hint(hint) }
+        let message = format!("{who} was stopped after {} s while {doing}{}", limit.as_secs(), telling(log));
+        Self::new(Kind::TimedOut, message).with_hint("a larger --timeout, a smaller model, or fewer tokens")
     }
 
     /// A llama-server that ended at its start, for a reason that its log names.
-    pub(crate) fn failed(failure: Failure, end: End, log: Vec<String>) -> Self {
+    pub(crate) fn failed(failure: Failure, end: End, log: &[String]) -> Self {
         let (kind, reason, hint) = match failure {
             Failure::OutOfMemory { buffer, bytes, part } => {
                 let size = bytes.map_or_else(|| "memory".to_string(), |bytes: Bytes| bytes.to_string());
@@ -433,9 +429,9 @@ impl Error {
                 (Kind::PortTaken, format!("its port is taken: {reason}"), "give another --port, or none")
             }
             Failure::Crash(reason) => (Kind::Died, format!("{reason} ({end})"), SEE_LOG),
-            Failure::Other(reason) => (Kind::Died, format!("{reason} ({end}){}", telling(&log)), SEE_LOG),
+            Failure::Other(reason) => (Kind::Died, format!("{reason} ({end}){}", telling(log)), SEE_LOG),
         };
-        Self { log, ..Self::new(kind, format!("llama-server did not start: {reason}")).with_hint(hint) }
+        Self::new(kind, format!("llama-server did not start: {reason}")).with_hint(hint)
     }
 
     pub fn is_interrupted(&self) -> bool {
@@ -503,7 +499,7 @@ mod tests {
     #[test]
     fn an_error_says_the_lines_that_matter() {
         let log: Vec<String> = ["loading", "error: no such tensor", "bye"].map(str::to_string).to_vec();
-        let error = Error::died("llama.cpp", "loading `m`", End::Signal(6), log);
+        let error = Error::died("llama.cpp", "loading `m`", End::Signal(6), &log);
         assert_eq!(error.to_string(), "llama.cpp died while loading `m` (signal 6 (SIGABRT)): error: no such tensor");
     }
 }

@@ -85,7 +85,7 @@ pub fn used(pid: u32) -> [BTreeMap<String, Bytes>; 2] {
 /// Names the cards, which are in the order of their slots.
 ///
 /// CUDA numbers the fastest first, the rest by slot, unless `CUDA_DEVICE_ORDER=PCI_BUS_ID`; then `CUDA_VISIBLE_DEVICES` picks
-/// by number or by the beginning of a UUID, and ends at the first entry that is no card (CUDA C programming guide,
+/// by number or by the beginning of a UUID, and ends at the first entry that is not a card (CUDA C programming guide,
 /// "CUDA environment variables").
 fn named(mut cards: Vec<Card>, visible: Option<&str>, order: Option<&str>) -> Vec<Card> {
     if order != Some("PCI_BUS_ID") {

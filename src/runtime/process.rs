@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{Echo, Error};
 use crate::files::temporary::Folder;
 
 /// How often what is waited for is looked at.
@@ -216,11 +216,13 @@ pub(super) struct Log {
     file: File,
     partial: Vec<u8>,
     tail: VecDeque<String>,
+    /// Gets every line that is read.
+    echo: Option<Echo>,
 }
 
 impl Log {
-    pub fn new(file: File) -> Self {
-        Self { file, partial: Vec::new(), tail: VecDeque::new() }
+    pub fn new(file: File, echo: Option<Echo>) -> Self {
+        Self { file, partial: Vec::new(), tail: VecDeque::new(), echo }
     }
 
     /// The lines that have come since the last call.
@@ -233,6 +235,11 @@ impl Log {
             self.partial.extend(piece.iter().filter(|byte| **byte != b'\n').take(room));
             if piece.ends_with(b"\n") {
                 lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned());
+            }
+        }
+        if let Some(echo) = self.echo {
+            for line in &lines {
+                echo(line);
             }
         }
         self.tail.extend(lines.iter().cloned());
@@ -272,6 +279,7 @@ impl Process {
         supervisor: &Path,
         program: &Command,
         log: Option<&Path>,
+        echo: Option<Echo>,
         patience: Duration,
     ) -> Result<Self, Error> {
         let folder = if log.is_none() { Some(temporary_folder()?) } else { None };
@@ -281,7 +289,7 @@ impl Process {
             let mut file = File::open(&path)?;
             // What earlier launches left in a log that is kept is theirs; a pipe has no end to go to.
             let _ = file.seek(SeekFrom::End(0));
-            Ok(Log::new(file))
+            Ok(Log::new(file, echo))
         };
         let log = open().map_err(|error| {
             Error::setup(format!("cannot write llama-server's log `{}`", path.display()), "is the disk full?")
@@ -426,7 +434,7 @@ mod tests {
     #[test]
     fn a_growing_log_is_read_line_by_line_and_huge_lines_are_cut() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        let mut log = Log::new(File::open(file.path()).unwrap());
+        let mut log = Log::new(File::open(file.path()).unwrap(), None);
         assert_eq!(log.new_lines(), Vec::<String>::new());
         file.write_all(b"one\ntw").unwrap();
         assert_eq!(log.new_lines(), ["one"]);

@@ -62,7 +62,7 @@ impl Held {
 }
 
 /// What a process holds now, by device and `Host`. What cannot be measured is left out: devices of other
-/// machines, devices that are no NVIDIA cards, and the host where the system does not say.
+/// machines, devices that are not NVIDIA cards, and the host where the system does not say.
 pub fn held(pid: u32) -> BTreeMap<String, Held> {
     let [by_all, by_process] = nvml::used(pid);
     let mut held: BTreeMap<String, Held> =

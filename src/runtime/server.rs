@@ -430,7 +430,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server at `named`, or the one that is found ([`find::find`]), asked for its version and flags.
+    /// The server at `named`, or the one that is found ([`find`]), asked for its version and flags.
     pub fn find(named: Option<&Path>) -> Result<Self, Error> {
         let build = probe(&find(named)?)?;
         Ok(Self { moeplan: super::this_program()?, ..Self::of(PathBuf::new(), build) })
@@ -496,9 +496,9 @@ impl Server {
         let remove = to_remove(self.keeps_key);
         let mut command = Command::new(&self.build.program);
         command.args(&words);
-        remove.iter().for_each(|name| {
+        for name in &remove {
             command.env_remove(name);
-        });
+        }
         if files.user.is_some() {
             // An empty folder where it looks for the user's configuration.
             command.env("XDG_CONFIG_HOME", folder.path());
@@ -512,7 +512,7 @@ impl Server {
         let mut client = Endpoint::new(&format!("http://{HOST}:{port}"))?;
         (client.limit, client.interrupted) = (self.limits.request, self.interrupted);
         let mut running = Running {
-            process: Process::start(&self.moeplan, &command, self.log.as_deref(), self.limits.stop)?,
+            process: Process::start(&self.moeplan, &command, self.log.as_deref(), self.echo, self.limits.stop)?,
             log: LoadLog::default(),
             client,
             load_time: Duration::ZERO,
@@ -748,8 +748,8 @@ impl Running {
         while self.follow() {}
         let log = self.process.log.tail();
         match self.log.failure() {
-            Some(failure) => Error::failed(failure, end, log),
-            None => Error::died("llama-server", doing, end, log),
+            Some(failure) => Error::failed(failure, end, &log),
+            None => Error::died("llama-server", doing, end, &log),
         }
     }
 
@@ -757,9 +757,6 @@ impl Running {
     fn follow(&mut self) -> bool {
         let lines = self.process.log.new_lines();
         for line in &lines {
-            if let Some(echo) = self.server.echo {
-                echo(line);
-            }
             let before = self.log.stage;
             self.log.line(line);
             if self.log.stage > before && self.log.stage < Stage::Ready {
@@ -802,17 +799,15 @@ impl Running {
                 }
             }
             if moved.elapsed() > stall {
-                let log = self.process.log.tail();
-                let seconds = stall.as_secs();
-                let message =
-                    format!("llama-server hangs while {DOING}: nothing has moved for {seconds} s{}", telling(&log));
+                let (seconds, log) = (stall.as_secs(), telling(&self.process.log.tail()));
+                let message = format!("llama-server hangs while {DOING}: nothing has moved for {seconds} s{log}");
                 let hint =
                     "is the disk it reads from still there? An RPC server serves one client at a time: is it free?";
-                return Some(Err(Error { log, ..Error::new(Kind::TimedOut, message).with_hint(hint) }));
+                return Some(Err(Error::new(Kind::TimedOut, message).with_hint(hint)));
             }
             pause(time)
         });
-        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", DOING, load, Vec::new())))
+        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", DOING, load, &[])))
     }
 }
 
@@ -842,9 +837,9 @@ pub fn bench(
     for name in to_remove(false) {
         command.env_remove(name);
     }
-    let mut process = Process::start(&super::this_program()?, &command, None, Duration::ZERO)?;
+    let mut process = Process::start(&super::this_program()?, &command, None, None, Duration::ZERO)?;
     let end = wait(limit, interrupted, |time| process.ends_within(time))
-        .map_err(|stopped| Error::stopped(stopped, &name, "measuring", limit, Vec::new()))?;
+        .map_err(|stopped| Error::stopped(stopped, &name, "measuring", limit, &[]))?;
     let lines: Vec<String> =
         std::iter::repeat_with(|| process.log.new_lines()).take_while(|new| !new.is_empty()).flatten().collect();
     if end != End::Code(0) {

@@ -46,7 +46,6 @@ pub enum Request {
 pub struct Worker {
     peer: Peer,
     log: Log,
-    echo: Option<Echo>,
     interrupted: fn() -> bool,
 }
 
@@ -61,7 +60,7 @@ impl Worker {
         self.peer.say(&serde_json::to_string(request).map_err(bad)?);
         let answer = wait(limit, self.interrupted, |time| {
             let line = self.peer.lines.recv_timeout(time);
-            self.follow();
+            self.log.new_lines();
             match line {
                 Ok(line) => line.strip_prefix(MARK).map(|reply| Some(reply.to_string())),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -74,17 +73,17 @@ impl Worker {
             Ok(None) => Some(self.peer.child.wait().map_or(End::Unseen, End::from)),
             Err(_) => Some(self.peer.kill()),
         };
-        self.follow();
+        self.log.new_lines();
         let log = self.log.tail();
         match (answer, end) {
             (Ok(Some(line)), _) => {
                 serde_json::from_str::<Result<Value, String>>(&line).map_err(bad)?.map_err(|words| {
                     let message = format!("llama.cpp refused: {words} while {doing}{}", telling(&log));
-                    Error { log, ..Error::new(Kind::Refused(words), message).with_hint(super::SEE_LOG) }
+                    Error::new(Kind::Refused(words), message).with_hint(super::SEE_LOG)
                 })
             }
-            (Err(stopped), _) => Err(Error::stopped(stopped, WHO, doing, limit, log)),
-            (Ok(None), end) => Err(Error::died(WHO, doing, end.unwrap_or(End::Unseen), log)),
+            (Err(stopped), _) => Err(Error::stopped(stopped, WHO, doing, limit, &log)),
+            (Ok(None), end) => Err(Error::died(WHO, doing, end.unwrap_or(End::Unseen), &log)),
         }
     }
 
@@ -99,18 +98,8 @@ impl Worker {
     pub fn is_alive(&mut self) -> bool {
         matches!(self.peer.child.try_wait(), Ok(None))
     }
-
-    fn follow(&mut self) {
-        let lines = self.log.new_lines();
-        for line in &lines {
-            if let Some(echo) = self.echo {
-                echo(line);
-            }
-        }
-    }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn bad(error: serde_json::Error) -> Error {
     Error::bad_answer("the worker", error)
 }
@@ -150,7 +139,7 @@ impl Embedded {
             command.env("OMP_WAIT_POLICY", "passive");
         }
         let peer = Peer::spawn(command, Stdio::from(written))?;
-        Ok(Worker { peer, log: Log::new(read), echo: self.echo, interrupted: self.interrupted })
+        Ok(Worker { peer, log: Log::new(read, self.echo), interrupted: self.interrupted })
     }
 }
 
@@ -313,7 +302,7 @@ impl RpcServer {
                 None => command.args(["worker", "--rpc-server", &endpoint, "--threads", &threads]),
             };
             command.env("OMP_WAIT_POLICY", "passive");
-            let mut process = Process::start(&moeplan, &command, None, Duration::ZERO)?;
+            let mut process = Process::start(&moeplan, &command, None, None, Duration::ZERO)?;
             let listens = wait(START_LIMIT, never, |time| match process.ends_within(Duration::ZERO) {
                 Some(_) => Some(false),
                 None if reach(&endpoint).is_ok() => Some(true),

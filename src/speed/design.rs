@@ -1,6 +1,6 @@
 //! What a calibration runs: launches of llama-bench that tell the constants of the speed model apart, the telling ones first.
 
-use crate::machine::{Backend, Machine};
+use crate::machine::{Backend, Device, Machine};
 
 /// A model to write for it: small, yet with expert and layer widths of real ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,9 +28,26 @@ pub struct Test {
     pub args: Vec<String>,
 }
 
-fn test(tells: &'static str, args: &str) -> Test {
-    Test { tells, args: args.split(' ').map(str::to_string).collect() }
-}
+/// What tests tell, and their arguments; `T` is numbers of threads, `C` the cores.
+const ON_DEVICES: [(&str, &str); 8] = [
+    ("the device", "-ngl 99 -p 512,2048 -ub 512,2048 -n 32 -t C"),
+    ("generation by threads", "-ngl 99 -ncmoe 99 -lm none -p 0 -n 16 -t T"),
+    ("copies of pinned memory", "-ngl 99 -ncmoe 99 -lm none -p 2048 -ub 512,2048 -n 0 -t C"),
+    ("copies of mapped files", "-ngl 99 -ncmoe 99 -lm mmap -p 2048 -ub 512,2048 -n 0 -t C"),
+    ("depth", "-ngl 99 -p 2048 -ub 2048 -n 32 -d 8192 -t C"),
+    ("half of the experts", "-ngl 99 -ncmoe 2 -lm none -p 2048 -ub 1024 -n 32 -t C"),
+    ("products on the host", "-ngl 99 -ncmoe 99 -lm none -nopo 1 -p 128 -n 0 -t C"),
+    ("layers on the host", "-ngl 2 -lm none -p 0 -n 16 -t C"),
+];
+/// Where no device takes over the host's products; the last two only where there are devices at all.
+const ON_HOST: [(&str, &str); 6] = [
+    ("generation by threads", "-ngl 0 -p 0 -n 16 -t T"),
+    ("prompts", "-ngl 0 -p 64,128 -n 0 -t C"),
+    ("plain layouts", "-ngl 0 -p 64 -n 16 -t C --repack 0"),
+    ("depth", "-ngl 0 -p 0 -n 8 -d 1024 -t C"),
+    ("the devices", "-ngl 99 -p 64,256 -n 16 -t C"),
+    ("experts apart", "-ngl 99 -ncmoe 99 -p 64 -n 16 -t C"),
+];
 
 /// The launches for a machine, in order of what they tell.
 pub fn tests(machine: &Machine) -> Vec<Test> {
@@ -40,32 +57,18 @@ pub fn tests(machine: &Machine) -> Vec<Test> {
     counts.sort_unstable();
     counts.dedup();
     let counts: Vec<String> = counts.iter().map(u32::to_string).collect();
-    let threads = counts.join(",");
-    let offloads = |backend: Backend| !matches!(backend, Backend::Rpc | Backend::Cpu);
-    if !machine.devices.iter().any(|device| offloads(device.backend)) {
-        let ngl = if machine.devices.is_empty() { 0 } else { 99 };
-        let mut tests = vec![
-            test("generation by threads", &format!("-ngl 0 -p 0 -n 16 -t {threads}")),
-            test("prompts", &format!("-ngl 0 -p 64,128 -n 0 -t {cores}")),
-            test("plain layouts", &format!("-ngl 0 -p 64 -n 16 -t {cores} --repack 0")),
-            test("depth", &format!("-ngl 0 -p 0 -n 8 -d 1024 -t {cores}")),
-        ];
-        if ngl > 0 {
-            tests.push(test("the devices", &format!("-ngl {ngl} -p 64,256 -n 16 -t {cores}")));
-            tests.push(test("experts apart", &format!("-ngl {ngl} -ncmoe 99 -p 64 -n 16 -t {cores}")));
-        }
-        return tests;
-    }
-    vec![
-        test("the device", &format!("-ngl 99 -p 512,2048 -ub 512,2048 -n 32 -t {cores}")),
-        test("generation by threads", &format!("-ngl 99 -ncmoe 99 -lm none -p 0 -n 16 -t {threads}")),
-        test("copies of pinned memory", &format!("-ngl 99 -ncmoe 99 -lm none -p 2048 -ub 512,2048 -n 0 -t {cores}")),
-        test("copies of mapped files", &format!("-ngl 99 -ncmoe 99 -lm mmap -p 2048 -ub 512,2048 -n 0 -t {cores}")),
-        test("depth", &format!("-ngl 99 -p 2048 -ub 2048 -n 32 -d 8192 -t {cores}")),
-        test("half of the experts", &format!("-ngl 99 -ncmoe 2 -lm none -p 2048 -ub 1024 -n 32 -t {cores}")),
-        test("products on the host", &format!("-ngl 99 -ncmoe 99 -lm none -nopo 1 -p 128 -n 0 -t {cores}")),
-        test("layers on the host", &format!("-ngl 2 -lm none -p 0 -n 16 -t {cores}")),
-    ]
+    let takes_over = |device: &Device| !matches!(device.backend, Backend::Rpc | Backend::Cpu);
+    let rows: &[_] = match machine.devices.as_slice() {
+        [] => &ON_HOST[..4],
+        devices if devices.iter().any(takes_over) => &ON_DEVICES,
+        _ => &ON_HOST,
+    };
+    let word = |word: &str| match word {
+        "T" => counts.join(","),
+        "C" => cores.to_string(),
+        word => word.to_string(),
+    };
+    rows.iter().map(|(tells, args)| Test { tells, args: args.split(' ').map(word).collect() }).collect()
 }
 
 #[cfg(test)]
@@ -73,7 +76,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::machine::{Device, Host};
+    use crate::machine::Host;
     use crate::run::parse;
 
     #[test]

@@ -59,21 +59,8 @@ const SWEEPS: usize = 4000;
 /// The largest relative step at which they are taken to have settled.
 const SETTLED: f64 = 1e-7;
 const ROUNDS: usize = 8;
-
-/// One unknown: a price of a tier.
-#[derive(Debug, Clone, Copy)]
-struct Unknown {
-    tier: usize,
-    cost: Cost,
-    start: f64,
-}
-
-impl Unknown {
-    /// How far its price may go from the start.
-    fn farthest(&self) -> f64 {
-        if self.tier == 0 { FARTHEST_OF_HOST } else { FARTHEST }
-    }
-}
+/// The least that a calibration says it may be off.
+const LEAST_UNCERTAINTY: f64 = 0.05;
 
 /// Finds the constants of `machine` from samples taken on it; `basis` says when and how.
 pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Error> {
@@ -86,40 +73,38 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Er
     let mut bare = machine.clone();
     bare.host.rates = None;
     bare.devices.iter_mut().for_each(|device| device.rates = None);
-    let everyone: Vec<u16> = (0..u16::try_from(machine.devices.len()).unwrap_or(u16::MAX)).collect();
-    let start = Prices::of(&bare, &everyone);
-    let unknowns: Vec<Unknown> = (0..=machine.devices.len())
-        .flat_map(|tier| Cost::ALL.map(|cost| Unknown { tier, cost, start: start.price(tier, cost) }))
-        .filter(|unknown| unknown.start > 0.0)
-        .filter(|unknown| samples.iter().any(|sample| sample.work.amount(unknown.tier, unknown.cost) > 0.0))
+    let mut prices = Prices::of(&bare, &[]).by_tier;
+    let amount =
+        |sample: &Sample, tier: usize, cost: Cost| sample.work.amounts.get(tier).map_or(0.0, |k| k[cost as usize]);
+    let unknowns: Vec<(usize, Cost, f64)> = (0..=machine.devices.len())
+        .flat_map(|tier| Cost::ALL.map(|cost| (tier, cost)))
+        .filter(|(tier, cost)| samples.iter().any(|sample| amount(sample, *tier, *cost) > 0.0))
+        .map(|(tier, cost)| (tier, cost, prices[tier][cost as usize]))
+        .filter(|(.., price)| *price > 0.0)
         .collect();
-    let rows: Vec<Vec<f64>> = samples
-        .iter()
-        .map(|sample| unknowns.iter().map(|u| sample.work.amount(u.tier, u.cost) * u.start / sample.seconds).collect())
-        .collect();
-    let bounds: Vec<f64> = unknowns.iter().map(Unknown::farthest).collect();
+    let share = |sample: &Sample, (tier, cost, price): &(usize, Cost, f64)| {
+        amount(sample, *tier, *cost) * price / sample.seconds
+    };
+    let rows: Vec<Vec<f64>> =
+        samples.iter().map(|sample| unknowns.iter().map(|unknown| share(sample, unknown)).collect()).collect();
+    let bounds: Vec<f64> =
+        unknowns.iter().map(|(tier, ..)| if *tier == 0 { FARTHEST_OF_HOST } else { FARTHEST }).collect();
     let factors = solve(&rows, &bounds);
-    let mut by_tier: Vec<[f64; Cost::ALL.len()]> = (0..=machine.devices.len()).map(|tier| start.on(tier)).collect();
-    for (unknown, factor) in unknowns.iter().zip(&factors) {
-        if let Some(prices) = by_tier.get_mut(unknown.tier) {
-            prices[unknown.cost as usize] *= factor;
-        }
+    for ((tier, cost, _), factor) in unknowns.iter().zip(&factors) {
+        prices[*tier][*cost as usize] *= factor;
     }
-    let predicted = rows.iter().map(|row| dot(row, &factors));
-    let residuals: Vec<Residual> = samples
-        .iter()
-        .zip(predicted)
-        .map(|(sample, share)| Residual {
-            what: sample.what.clone(),
-            phase: sample.phase,
-            seconds: sample.seconds,
-            predicted: share * sample.seconds,
-        })
-        .collect();
+    let residual = |(sample, row): (&&Sample, &Vec<f64>)| Residual {
+        what: sample.what.clone(),
+        phase: sample.phase,
+        seconds: sample.seconds,
+        predicted: dot(row, &factors) * sample.seconds,
+    };
+    let residuals: Vec<Residual> = samples.iter().zip(&rows).map(residual).collect();
     let mut machine = machine.clone();
-    let touched = |tier: usize| unknowns.iter().any(|unknown| unknown.tier == tier);
-    for (tier, found) in by_tier.iter().enumerate().filter(|(tier, _)| touched(*tier)) {
-        prices::set(&mut machine, tier, found, spread(&residuals), basis);
+    for (tier, found) in prices.iter().enumerate().filter(|(tier, _)| unknowns.iter().any(|(of, ..)| of == tier)) {
+        // Nine in ten samples are within it.
+        let spread = share_within(residuals.iter(), 9, 10).unwrap_or(1.0).max(LEAST_UNCERTAINTY);
+        prices::set(&mut machine, tier, found, spread, basis);
     }
     Ok(Fit { machine, residuals })
 }
@@ -134,9 +119,26 @@ fn solve(rows: &[Vec<f64>], bounds: &[f64]) -> Vec<f64> {
     let mut factors = vec![1.0; bounds.len()];
     let mut weights = vec![1.0; rows.len()];
     for _ in 0..ROUNDS {
-        let equations = Equations::of(rows, &weights, bounds.len());
+        // With the pull of every factor toward 1.
+        let mut matrix = vec![vec![0.0; bounds.len()]; bounds.len()];
+        let mut right = vec![PULL; bounds.len()];
+        for (at, line) in matrix.iter_mut().enumerate() {
+            for (row, weight) in rows.iter().zip(&weights) {
+                right[at] += weight * row[at];
+                line.iter_mut().zip(row).for_each(|(sum, other)| *sum += weight * row[at] * other);
+            }
+            line[at] += PULL;
+        }
         for _ in 0..SWEEPS {
-            if equations.sweep(&mut factors, bounds) < SETTLED {
+            // Each factor moves to its best value, the others held.
+            let mut moved = 0.0_f64;
+            for (at, line) in matrix.iter().enumerate() {
+                let best = factors[at] + (right[at] - dot(line, &factors)) / line[at];
+                let next = best.clamp(1.0 / bounds[at], bounds[at]);
+                moved = moved.max((next / factors[at] - 1.0).abs());
+                factors[at] = next;
+            }
+            if moved < SETTLED {
                 break;
             }
         }
@@ -147,57 +149,14 @@ fn solve(rows: &[Vec<f64>], bounds: &[f64]) -> Vec<f64> {
     factors
 }
 
-/// The normal equations of weighted rows that are to sum to 1, with the pull of every factor toward 1.
-struct Equations {
-    matrix: Vec<Vec<f64>>,
-    right: Vec<f64>,
-}
-
-impl Equations {
-    fn of(rows: &[Vec<f64>], weights: &[f64], unknowns: usize) -> Self {
-        let mut matrix = vec![vec![0.0; unknowns]; unknowns];
-        let mut right = vec![PULL; unknowns];
-        for (at, (line, right)) in matrix.iter_mut().zip(&mut right).enumerate() {
-            for (row, weight) in rows.iter().zip(weights) {
-                let own = weight * row.get(at).copied().unwrap_or(0.0);
-                *right += own;
-                for (sum, other) in line.iter_mut().zip(row) {
-                    *sum += own * other;
-                }
-            }
-            if let Some(diagonal) = line.get_mut(at) {
-                *diagonal += PULL;
-            }
-        }
-        Self { matrix, right }
-    }
-
-    /// Moves each factor to its best value, the others held; the largest relative step.
-    fn sweep(&self, factors: &mut [f64], bounds: &[f64]) -> f64 {
-        let mut moved = 0.0_f64;
-        for (at, ((line, right), bound)) in self.matrix.iter().zip(&self.right).zip(bounds).enumerate() {
-            let rest = right - dot(line, factors);
-            let (Some(factor), Some(diagonal)) = (factors.get_mut(at), line.get(at)) else { continue };
-            let next = (*factor + rest / diagonal).clamp(1.0 / bound, *bound);
-            moved = moved.max((next / *factor - 1.0).abs());
-            *factor = next;
-        }
-        moved
-    }
-}
-
-/// The share that nine in ten samples are within, at least 5%.
-fn spread(residuals: &[Residual]) -> f64 {
-    let mut errors: Vec<f64> = residuals.iter().map(|residual| residual.error().abs()).collect();
+/// The error that so many in so many are within; `None` without samples.
+fn share_within<'r>(residuals: impl Iterator<Item = &'r Residual>, many: usize, of: usize) -> Option<f64> {
+    let mut errors: Vec<f64> = residuals.map(|residual| residual.error().abs()).collect();
     errors.sort_by(f64::total_cmp);
-    let at = errors.len() * 9 / 10;
-    errors.get(at).or(errors.last()).copied().unwrap_or(1.0).max(0.05)
+    errors.get(errors.len() * many / of).or(errors.last()).copied()
 }
 
 /// Half of the samples of a phase are predicted within this share; `None` without samples.
 pub fn median_error(residuals: &[Residual], phase: Phase) -> Option<f64> {
-    let of_phase = residuals.iter().filter(|residual| residual.phase == phase);
-    let mut errors: Vec<f64> = of_phase.map(|residual| residual.error().abs()).collect();
-    errors.sort_by(f64::total_cmp);
-    errors.get(errors.len() / 2).copied()
+    share_within(residuals.iter().filter(|residual| residual.phase == phase), 1, 2)
 }

@@ -2,7 +2,6 @@
 
 pub mod design;
 pub mod fit;
-mod layout;
 pub mod prices;
 pub mod samples;
 pub mod table;
@@ -96,16 +95,21 @@ pub enum Phase {
 
 /// The prompt that `pp` is of where the turn has none, in tokens (llama-bench's default).
 const USUAL_PROMPT: u32 = 512;
+/// How far off a launch with an expert cache may be: even routing would hit no more than the share that is cached.
+const CACHE_UNCERTAINTY: f64 = 0.5;
+/// What is said of runs that read weights from the disk: which pages stay is up to the system.
+const DISK_UNCERTAINTY: f64 = 0.7;
 
 /// Predicts the speed of a launch for a turn.
 pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     let prices = Prices::of(case.machine, &case.placement.devices);
-    let layout = layout::Layout::of(case);
+    let layout = work::Layout::of(case);
     let tokens = if turn.prompt == 0 { USUAL_PROMPT } else { turn.prompt };
-    let prompt = work::prompt(&layout, case, tokens, turn.depth);
+    let prompt = layout.prompt(tokens, turn.depth);
     let generated = turn.generate.max(1);
-    let generation = work::generation(&layout, generated, turn.depth.saturating_add(turn.prompt));
-    let (prompt_seconds, token_seconds) = (prices.seconds(&prompt), prices.seconds(&generation) / f64::from(generated));
+    let generation = layout.generation(generated, turn.depth.saturating_add(turn.prompt));
+    let pp = f64::from(tokens) / prices.seconds(&prompt);
+    let tg = 1.0 / (prices.seconds(&generation) / f64::from(generated));
     let mut terms = Vec::new();
     if turn.prompt > 0 {
         terms.extend(prices.terms(&prompt, Phase::Prompt, case.machine));
@@ -113,35 +117,23 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     if turn.generate > 0 {
         terms.extend(prices.terms(&generation, Phase::Generate, case.machine));
     }
-    let (pp, tg) = (f64::from(tokens) / prompt_seconds, 1.0 / token_seconds);
-    let (basis, uncertainty) = basis(&prices, case, &layout);
+    let (mut basis, mut uncertainty) = (prices.basis, prices.uncertainty);
+    for (applies, words, least) in [
+        (layout.cache_hits > 0.0, work::CACHE_ASSUMPTION, CACHE_UNCERTAINTY),
+        (layout.missing > 0.0, "; host weights exceed main memory: bound by the disk", DISK_UNCERTAINTY),
+        (case.run.n_draft > 0, "; speculation is not counted", 0.0),
+    ] {
+        if applies {
+            basis.push_str(words);
+            uncertainty = uncertainty.max(least);
+        }
+    }
     Estimate {
         speed: Speed { pp, tg, basis, uncertainty },
         turn_seconds: f64::from(turn.prompt) / pp + f64::from(turn.generate) / tg,
         terms,
     }
 }
-
-/// Where the figures come from, and how far off they may well be.
-fn basis(prices: &Prices, case: &Case<'_>, layout: &layout::Layout) -> (String, f64) {
-    let mut basis = prices.basis.clone();
-    let mut uncertainty = prices.uncertainty;
-    if layout.cache_hits > 0.0 {
-        basis.push_str(layout::CACHE_ASSUMPTION);
-        uncertainty = uncertainty.max(layout::CACHE_UNCERTAINTY);
-    }
-    if layout.missing > 0.0 {
-        basis.push_str("; host weights exceed main memory: bound by the disk");
-        uncertainty = uncertainty.max(DISK_UNCERTAINTY);
-    }
-    if case.run.n_draft > 0 {
-        basis.push_str("; speculation is not counted");
-    }
-    (basis, uncertainty)
-}
-
-/// What is said of runs that read weights from the disk: which pages stay is up to the system.
-const DISK_UNCERTAINTY: f64 = 0.7;
 
 #[cfg(test)]
 mod tests;

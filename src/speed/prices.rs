@@ -1,14 +1,14 @@
 //! What each amount of work costs on a machine: seconds by byte, operation or wait.
 
 use super::table;
-use super::work::{Cost, Work};
+use super::work::{ByCost, Cost, Work};
 use super::{Phase, Term};
 use crate::machine::{Device, DeviceRates, Host, HostRates, Machine};
 
 /// Seconds by unit of every kind of work, by tier (0 = host, `i + 1` = `Machine::devices[i]`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prices {
-    by_tier: Vec<[f64; Cost::ALL.len()]>,
+    pub(super) by_tier: Vec<ByCost>,
     pub basis: String,
     /// The share that predictions may well be off.
     pub uncertainty: f64,
@@ -47,48 +47,35 @@ impl Prices {
         Self { by_tier, basis: basis.join("; "), uncertainty }
     }
 
-    /// The price of one kind on a tier.
-    pub fn price(&self, tier: usize, cost: Cost) -> f64 {
-        self.by_tier.get(tier).map_or(0.0, |kinds| kinds[cost as usize])
-    }
-
-    pub(super) fn on(&self, tier: usize) -> [f64; Cost::ALL.len()] {
-        self.by_tier.get(tier).copied().unwrap_or_default()
-    }
-
-    /// Seconds of the work on one tier, were nothing to overlap.
-    fn of_tier(&self, work: &Work, tier: usize) -> f64 {
-        Cost::ALL.iter().map(|cost| self.of_cost(work, tier, *cost)).sum()
-    }
-
-    /// Seconds of one kind of work on a tier: nothing where nothing is done, whatever it would cost.
-    fn of_cost(&self, work: &Work, tier: usize, cost: Cost) -> f64 {
-        let amount = work.amount(tier, cost);
-        if amount > 0.0 { amount * self.price(tier, cost) } else { 0.0 }
+    /// Seconds by tier and kind, were nothing to overlap: none where nothing is done, whatever it would cost.
+    fn by_tier(&self, work: &Work) -> Vec<ByCost> {
+        let of = |amount: f64, price: f64| if amount > 0.0 { amount * price } else { 0.0 };
+        let tier = |(amounts, prices): (&ByCost, &ByCost)| std::array::from_fn(|kind| of(amounts[kind], prices[kind]));
+        work.amounts.iter().zip(&self.by_tier).map(tier).collect()
     }
 
     pub fn seconds(&self, work: &Work) -> f64 {
-        let by_tier = (0..work.tiers()).map(|tier| self.of_tier(work, tier));
-        let all: f64 = by_tier.clone().sum();
+        let tiers = self.by_tier(work).into_iter().map(|kinds| kinds.iter().sum::<f64>());
+        let all: f64 = tiers.clone().sum();
         // The slowest device sets the pace of a pipeline; filling it takes one micro-batch through all.
-        let slowest = by_tier.fold(0.0, f64::max);
+        let slowest = tiers.fold(0.0, f64::max);
         all / work.overlapped + slowest * (1.0 - 1.0 / work.overlapped)
     }
 
     /// What the time goes into, largest first; small change is one term.
     pub fn terms(&self, work: &Work, phase: Phase, machine: &Machine) -> Vec<Term> {
-        let all: f64 = (0..work.tiers()).map(|tier| self.of_tier(work, tier)).sum();
+        let by_tier = self.by_tier(work);
+        let all: f64 = by_tier.iter().map(|kinds| kinds.iter().sum::<f64>()).sum();
         let total = self.seconds(work);
         let mut terms: Vec<Term> = Vec::new();
-        for tier in 0..work.tiers() {
-            let name = tier.checked_sub(1).and_then(|i| machine.devices.get(i)).map(|device| device.name.as_str());
+        for (tier, kinds) in by_tier.iter().enumerate() {
+            let device = tier.checked_sub(1).and_then(|i| machine.devices.get(i)).map(|device| device.name.as_str());
             for cost in Cost::ALL {
                 // Overlapped tiers share the time that passes.
-                let seconds = self.of_cost(work, tier, cost) * total / all;
-                if seconds <= total * SMALL {
-                    continue;
+                let seconds = kinds[cost as usize] * total / all;
+                if seconds > total * SMALL {
+                    terms.push(Term { phase, what: label(cost, device), seconds });
                 }
-                terms.push(Term { phase, what: label(cost, name), seconds });
             }
         }
         terms.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
@@ -103,32 +90,28 @@ impl Prices {
 /// Terms below this share of a phase are summed.
 const SMALL: f64 = 0.01;
 
-/// What a kind of work is called.
+/// What a kind of work is called on the host, or on a device.
 fn label(cost: Cost, device: Option<&str>) -> String {
-    let Some(name) = device else {
-        return match cost {
-            Cost::Weights => "weights read from main memory",
-            Cost::ByThread => "weights multiplied by the host's threads",
-            Cost::Products => "products on the host",
-            Cost::Op => "starts of operations on the host",
-            Cost::Disk => "weights read from the disk",
-            _ => "other work on the host",
-        }
-        .to_string();
+    let text = match (cost, device) {
+        (Cost::Weights, None) => "weights read from main memory",
+        (Cost::ByThread, None) => "weights multiplied by the host's threads",
+        (Cost::Products, None) => "products on the host",
+        (Cost::Op, None) => "starts of operations on the host",
+        (Cost::Disk, None) => "weights read from the disk",
+        (_, None) => "other work on the host",
+        (Cost::Weights, _) => "weights read on {}",
+        (Cost::Products, _) => "products on {}",
+        (Cost::Attention, _) => "attention on {}",
+        (Cost::Cache, _) => "keys, values and states read on {}",
+        (Cost::Op, _) => "starts of operations on {}",
+        (Cost::Graph, _) => "fixed time by pass on {}",
+        (Cost::Pinned, _) => "host weights copied to {} from pinned memory",
+        (Cost::Pageable, _) => "copied to {} from pageable memory",
+        (Cost::Offload, _) => "waits before copies to {}",
+        (Cost::Switch, _) => "changes to and from {}",
+        (Cost::ByThread | Cost::Disk, _) => "other work on {}",
     };
-    match cost {
-        Cost::Weights => format!("weights read on {name}"),
-        Cost::Products => format!("products on {name}"),
-        Cost::Attention => format!("attention on {name}"),
-        Cost::Cache => format!("keys, values and states read on {name}"),
-        Cost::Op => format!("starts of operations on {name}"),
-        Cost::Graph => format!("fixed time by pass on {name}"),
-        Cost::Pinned => format!("host weights copied to {name} from pinned memory"),
-        Cost::Pageable => format!("copied to {name} from pageable memory"),
-        Cost::Offload => format!("waits before copies to {name}"),
-        Cost::Switch => format!("changes to and from {name}"),
-        Cost::ByThread | Cost::Disk => format!("other work on {name}"),
-    }
+    text.replace("{}", device.unwrap_or_default())
 }
 
 const GIGA: f64 = 1e9;
@@ -159,8 +142,8 @@ const OF_HOST: [Row<HostRates>; 5] = [
 ];
 
 /// Rates turned over.
-fn prices<R: Clone>(rates: &R, rows: &[Row<R>]) -> [f64; Cost::ALL.len()] {
-    let (mut rates, mut prices) = (rates.clone(), [0.0; Cost::ALL.len()]);
+fn prices<R: Clone>(rates: &R, rows: &[Row<R>]) -> ByCost {
+    let (mut rates, mut prices) = (rates.clone(), ByCost::default());
     for (cost, unit, rate) in rows {
         let rate = *rate(&mut rates) * unit;
         prices[*cost as usize] = if *unit < 1.0 { rate } else { 1.0 / rate };
@@ -169,7 +152,7 @@ fn prices<R: Clone>(rates: &R, rows: &[Row<R>]) -> [f64; Cost::ALL.len()] {
 }
 
 /// The inverse of [`prices`]: every rate of `rates` by its price.
-fn with_prices<R>(mut rates: R, prices: &[f64; Cost::ALL.len()], rows: &[Row<R>]) -> R {
+fn with_prices<R>(mut rates: R, prices: &ByCost, rows: &[Row<R>]) -> R {
     for (cost, unit, rate) in rows {
         let price = prices[*cost as usize];
         *rate(&mut rates) = if *unit < 1.0 { price / unit } else { 1.0 / (price * unit) };
@@ -178,7 +161,7 @@ fn with_prices<R>(mut rates: R, prices: &[f64; Cost::ALL.len()], rows: &[Row<R>]
 }
 
 /// The machine with these prices on a tier.
-pub(super) fn set(machine: &mut Machine, tier: usize, prices: &[f64; Cost::ALL.len()], uncertainty: f64, basis: &str) {
+pub(super) fn set(machine: &mut Machine, tier: usize, prices: &ByCost, uncertainty: f64, basis: &str) {
     let basis = basis.to_string();
     match tier.checked_sub(1) {
         None => {

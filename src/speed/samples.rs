@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::fit::Sample;
-use super::layout::Layout;
-use super::{Case, Phase, work};
+use super::work::Layout;
+use super::{Case, Phase};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::memory;
@@ -142,38 +142,33 @@ impl BenchRow {
             1 => "on",
             _ => "auto",
         };
-        let mut words = vec!["llama-bench".to_string()];
-        let mut pair = |flag: &str, value: String| words.extend([flag.to_string(), value]);
         let switch = |on: bool| u32::from(on).to_string();
-        pair("-p", self.n_prompt.to_string());
-        pair("-n", self.n_gen.to_string());
-        pair("-d", self.n_depth.to_string());
-        pair("-b", self.n_batch.to_string());
-        pair("-ub", self.n_ubatch.to_string());
-        pair("-t", self.n_threads.to_string());
-        pair("-ctk", self.type_k.clone());
-        pair("-ctv", self.type_v.clone());
-        pair("-ngl", self.n_gpu_layers.to_string());
-        pair("-sm", self.split_mode.clone());
-        pair("-nkvo", switch(self.no_kv_offload));
-        pair("-fa", attention.to_string());
-        pair("-lm", self.load_mode.clone());
-        pair("-nopo", self.no_op_offload.to_string());
-        pair("--no-host", switch(self.no_host));
-        pair("--repack", switch(self.repack));
-        if self.n_cpu_moe > 0 {
-            pair("-ncmoe", self.n_cpu_moe.to_string());
-        }
-        if self.devices != "auto" {
-            pair("-dev", self.devices.clone());
-        }
-        if self.tensor_split.contains(|c: char| ('1'..='9').contains(&c)) {
-            pair("-ts", self.tensor_split.clone());
-        }
-        if self.tensor_buft_overrides != "none" {
-            pair("-ot", self.tensor_buft_overrides.clone());
-        }
-        words
+        let text = |text: &str| text.to_string();
+        let is_split = self.tensor_split.contains(|c: char| ('1'..='9').contains(&c));
+        let pairs = [
+            (true, "-p", self.n_prompt.to_string()),
+            (true, "-n", self.n_gen.to_string()),
+            (true, "-d", self.n_depth.to_string()),
+            (true, "-b", self.n_batch.to_string()),
+            (true, "-ub", self.n_ubatch.to_string()),
+            (true, "-t", self.n_threads.to_string()),
+            (true, "-ctk", text(&self.type_k)),
+            (true, "-ctv", text(&self.type_v)),
+            (true, "-ngl", self.n_gpu_layers.to_string()),
+            (true, "-sm", text(&self.split_mode)),
+            (true, "-nkvo", switch(self.no_kv_offload)),
+            (true, "-fa", text(attention)),
+            (true, "-lm", text(&self.load_mode)),
+            (true, "-nopo", self.no_op_offload.to_string()),
+            (true, "--no-host", switch(self.no_host)),
+            (true, "--repack", switch(self.repack)),
+            (self.n_cpu_moe > 0, "-ncmoe", self.n_cpu_moe.to_string()),
+            (self.devices != "auto", "-dev", text(&self.devices)),
+            (is_split, "-ts", text(&self.tensor_split)),
+            (self.tensor_buft_overrides != "none", "-ot", text(&self.tensor_buft_overrides)),
+        ];
+        let given = pairs.into_iter().filter(|(given, ..)| *given);
+        [text("llama-bench")].into_iter().chain(given.flat_map(|(_, flag, value)| [text(flag), value])).collect()
     }
 
     pub fn run(&self) -> Result<RunConfig, Error> {
@@ -223,9 +218,9 @@ impl BenchRow {
         let case = Case { model, machine, run: &run, placement: &forecast.placement, forecast };
         let layout = Layout::of(&case);
         let (phase, work) = if self.n_gen == 0 {
-            (Phase::Prompt, work::prompt(&layout, &case, self.n_prompt, self.n_depth))
+            (Phase::Prompt, layout.prompt(self.n_prompt, self.n_depth))
         } else {
-            (Phase::Generate, work::generation(&layout, self.n_gen, self.n_depth))
+            (Phase::Generate, layout.generation(self.n_gen, self.n_depth))
         };
         Ok(Sample { what: self.what(), phase, work, seconds: self.seconds() })
     }

@@ -104,7 +104,7 @@ fn software() -> DeviceRates {
 /// Memory: 2 channels behind up to 16 cores, 8 behind more. A thread: measured on a Sapphire Rapids (6 GB/s of `q4_K` in products
 /// with one row, 21 GFLOP/s in micro-batches, which is about the same speed), less with narrower units.
 pub fn host(host: &Host) -> HostRates {
-    let cores = host.cores.unwrap_or(super::layout::GUESSED_CORES);
+    let cores = host.cores.unwrap_or(super::work::GUESSED_CORES);
     let memory = match cores {
         0..=4 => 30.0,
         5..=16 => 50.0,
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn names_as_drivers_print_them() {
+    fn names_as_drivers_print_them_and_servers_by_where_they_are() {
         for (description, basis) in [
             ("NVIDIA GeForce RTX 3060 Ti", "table: RTX 3060 TI"),
             ("NVIDIA GeForce RTX 3060", "table: RTX 3060"),
@@ -143,25 +143,16 @@ mod tests {
         ] {
             assert_eq!(device(&described(description)).basis, basis, "{description}");
         }
-    }
-
-    #[test]
-    fn what_is_known_less_is_less_certain() {
-        let unknown = device(&Device::parse("CUDA0=24G").unwrap());
-        let remote = device(&Device::parse("RPC0[h:1]=24G").unwrap());
-        let known = device(&described("NVIDIA GeForce RTX 3090"));
-        assert!(known.uncertainty < unknown.uncertainty && unknown.uncertainty < remote.uncertainty);
-        assert!(remote.pinned < known.pageable && known.pageable < known.pinned);
-    }
-
-    #[test]
-    fn a_server_elsewhere_is_a_card_and_one_here_the_processor() {
-        let elsewhere = device(&Device::parse("RPC0[10.0.0.2:1]=24G").unwrap());
+        let parsed = |text| device(&Device::parse(text).unwrap());
+        let elsewhere = parsed("RPC0[10.0.0.2:1]=24G");
         assert_eq!(elsewhere.basis, "guess: a usual card of 24 GiB behind 1 Gbit/s; calibrate to know");
         for server in ["RPC0[127.0.0.1:1]=24G", "RPC0[localhost:50052]=24G", "RPC0[[::1]:1]=24G", "RPC0=24G"] {
-            let here = device(&Device::parse(server).unwrap());
+            let here = parsed(server);
             assert!(here.weights * 10.0 < elsewhere.weights, "{server}");
             assert_eq!(here.basis, "guess: a processor as a device", "{server}");
         }
+        // What is known less is less certain.
+        let (unknown, known) = (parsed("CUDA0=24G"), device(&described("NVIDIA GeForce RTX 3090")));
+        assert!(known.uncertainty < unknown.uncertainty && unknown.uncertainty < elsewhere.uncertainty);
     }
 }

@@ -1,34 +1,27 @@
 //! The model of speed: its terms move as the machine would.
 
 use std::sync::LazyLock;
-use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host};
 use crate::memory;
 use crate::run::{LoadMode, Override, Program};
-use crate::synth::output::{Fill, Watch, write};
-use crate::synth::{Wish, spec, synthesize};
 
 /// A known model by its header alone.
-pub(super) fn model(name: &str) -> Model {
+fn model(name: &str) -> Model {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.gguf");
-    let synthesis = synthesize(&spec::named(name).unwrap(), &Wish::default()).unwrap();
-    let stop = AtomicBool::new(false);
-    write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
-    Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
+    Model::from_gguf(crate::gguf::open(&crate::synth::hole(name, folder.path()).unwrap()).unwrap()).unwrap()
 }
 
-pub(super) fn machine(description: &str) -> Machine {
+fn machine(description: &str) -> Machine {
     let card = Device { description: Some(description.into()), ..Device::parse("CUDA0=80G").unwrap() };
     let host = Host { ram: Some(Bytes::mib(128 << 10)), cores: Some(16), threads: Some(16), ..Host::default() };
     Machine::new(vec![card], host).unwrap()
 }
 
 /// A launch with the experts of the first `blocks` blocks on the host.
-pub(super) fn hosted(blocks: u32) -> RunConfig {
+fn hosted(blocks: u32) -> RunConfig {
     let pattern = |block| format!(r"blk\.{block}\.ffn_(up|down|gate|gate_up)_(ch|)exps");
     let entry = |block| Override { pattern: pattern(block), buffer: "CPU".into(), origin: "-ncmoe".into() };
     let overrides = (0..blocks).map(entry).collect();
@@ -36,7 +29,7 @@ pub(super) fn hosted(blocks: u32) -> RunConfig {
 }
 
 /// Predicts a launch, placed and sized by the library itself.
-pub(super) fn estimate(model: &Model, machine: &Machine, run: &RunConfig, turn: Turn) -> Estimate {
+fn estimate(model: &Model, machine: &Machine, run: &RunConfig, turn: Turn) -> Estimate {
     let forecast = &memory::forecast(model, machine, run).unwrap();
     predict(&Case { model, machine, run, placement: &forecast.placement, forecast }, turn)
 }
@@ -61,6 +54,7 @@ fn a_turn_is_the_sum_of_its_terms() {
 fn terms_move_as_the_machine_would() {
     let (model, machine) = (model("qwen3-30b-a3b"), machine("NVIDIA GeForce RTX 3090"));
     let base = || RunConfig { n_threads: Some(8), ..hosted(24) };
+    let q8_0 = crate::gguf::GgmlType::from_name("q8_0").unwrap();
     let cases: [(&str, RunConfig, RunConfig, [i8; 2]); 9] = [
         ("more blocks on the host", base(), RunConfig { n_threads: Some(8), ..hosted(36) }, [-1, -1]),
         ("larger micro-batches", base(), RunConfig { n_ubatch: 2048, ..base() }, [1, 0]),
@@ -68,7 +62,7 @@ fn terms_move_as_the_machine_would() {
         ("more threads", base(), RunConfig { n_threads: Some(16), ..base() }, [0, 1]),
         ("more threads than cores", base(), RunConfig { n_threads: Some(64), ..base() }, [0, -1]),
         ("products left on the host", base(), RunConfig { op_offload: false, ..base() }, [-1, 0]),
-        ("a smaller cache type", base(), RunConfig { type_k: q8_0(), type_v: q8_0(), ..base() }, [0, 1]),
+        ("a smaller cache type", base(), RunConfig { type_k: q8_0, type_v: q8_0, ..base() }, [0, 1]),
         ("batches below the micro-batch", base(), RunConfig { n_batch: 256, ..base() }, [-1, 0]),
         ("whole layers on the host", base(), RunConfig { n_gpu_layers: 20, overrides: vec![], ..base() }, [0, -1]),
     ];
@@ -86,31 +80,18 @@ fn terms_move_as_the_machine_would() {
     }
 }
 
-fn q8_0() -> crate::gguf::GgmlType {
-    crate::gguf::GgmlType::from_name("q8_0").unwrap()
-}
-
 #[test]
-fn depth_costs_in_both_phases() {
+fn depth_costs_in_both_phases_and_less_where_windows_bound_it() {
     let machine = machine("NVIDIA GeForce RTX 3090");
-    for name in ["qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite"] {
+    let [whole, windowed, _] = ["qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite"].map(|name| {
         let model = model(name);
-        let at = |depth| estimate(&model, &machine, &hosted(10), Turn { depth, ..TURN }).speed;
+        let at = |depth| estimate(&model, &machine, &hosted(0), Turn { depth, ..TURN });
         let (shallow, deep) = (at(0), at(32768));
-        assert!(deep.pp < shallow.pp && deep.tg < shallow.tg, "{name}: {shallow:?} {deep:?}");
-    }
-}
-
-#[test]
-fn a_window_bounds_what_depth_costs() {
-    let machine = machine("NVIDIA GeForce RTX 3090");
-    let loss = |name| {
-        let model = model(name);
-        let at = |depth| estimate(&model, &machine, &hosted(0), Turn { depth, ..TURN }).turn_seconds;
-        at(32768) - at(0)
-    };
+        assert!(deep.speed.pp < shallow.speed.pp && deep.speed.tg < shallow.speed.tg, "{name}: {shallow:?} {deep:?}");
+        deep.turn_seconds - shallow.turn_seconds
+    });
     // Half of GPT-OSS's 24 layers see 128 tokens; Qwen3 has 48 that see all.
-    assert!(loss("gpt-oss-20b") < 0.7 * loss("qwen3-30b-a3b"));
+    assert!(windowed < 0.7 * whole);
 }
 
 #[test]
@@ -215,12 +196,17 @@ fn the_machine_file_of_the_h100_predicts_its_rows() {
     let prices = Prices::of(&machine, &[0]);
     assert!(prices.basis.starts_with("calibrated on 2026-11-22"), "{}", prices.basis);
     for phase in [Phase::Prompt, Phase::Generate] {
-        let of_phase = SAMPLES.iter().filter(|sample| sample.phase == phase);
-        let mut errors: Vec<f64> = of_phase.map(|s| (prices.seconds(&s.work) / s.seconds - 1.0).abs()).collect();
-        errors.sort_by(f64::total_cmp);
-        let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
-        assert!(median < 0.06 && worst < 0.25, "{phase:?}: {median} {worst}");
+        let errors = errors(&prices, &SAMPLES, phase);
+        assert!(errors[errors.len() / 2] < 0.06 && errors[errors.len() - 1] < 0.25, "{phase:?}: {errors:?}");
     }
+}
+
+/// How far off the predictions of a phase are, the smallest first.
+fn errors(prices: &Prices, samples: &[fit::Sample], phase: Phase) -> Vec<f64> {
+    let of_phase = samples.iter().filter(|sample| sample.phase == phase);
+    let mut errors: Vec<f64> = of_phase.map(|s| (prices.seconds(&s.work) / s.seconds - 1.0).abs()).collect();
+    errors.sort_by(f64::total_cmp);
+    errors
 }
 
 /// What the constants are for: launches and models that were not measured.
@@ -230,13 +216,8 @@ fn calibrated_on_one_model_the_other_is_predicted() {
     for (known, unknown) in [("qwen3-30b-a3b", "gpt-oss-20b"), ("gpt-oss-20b", "qwen3-30b-a3b")] {
         let calibrated = fit::fit(&machine, &samples_of(known), "calibrated").unwrap().machine;
         let prices = Prices::of(&calibrated, &[0]);
-        let mut by_phase = [Vec::new(), Vec::new()];
-        for sample in samples_of(unknown) {
-            let error = prices.seconds(&sample.work) / sample.seconds - 1.0;
-            by_phase[usize::from(sample.phase == Phase::Generate)].push(error.abs());
-        }
-        for errors in &mut by_phase {
-            errors.sort_by(f64::total_cmp);
+        for phase in [Phase::Prompt, Phase::Generate] {
+            let errors = errors(&prices, &samples_of(unknown), phase);
             let median = errors[errors.len() / 2];
             assert!(median < 0.20, "{unknown} from {known}: {median}");
         }

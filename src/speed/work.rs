@@ -1,7 +1,14 @@
 //! What a turn asks of every tier: amounts of bytes, operations and waits, by the constant that prices them.
 
 use super::Case;
-use super::layout::{Layout, ON_HOST, Part, Tier, touched};
+use crate::gguf::GgmlType;
+use crate::machine::Backend;
+use crate::memory::HOST;
+use crate::memory::caches::{CacheKind, CacheLayer};
+use crate::memory::expert_cache;
+use crate::model::Tensor;
+use crate::placement::Buffer;
+use crate::rules::Role;
 
 /// What an amount is of, and so which constant prices it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,34 +48,90 @@ impl Cost {
     ];
 }
 
-/// Amounts by tier (0 = host, `i + 1` = `Machine::devices[i]`) and kind.
+/// A number by kind of work.
+pub type ByCost = [f64; Cost::ALL.len()];
+
+/// Where work is done: 0 is the host, `i + 1` is `Machine::devices[i]`.
+type Tier = usize;
+const ON_HOST: Tier = 0;
+
+/// Amounts by tier and kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
-    amounts: Vec<[f64; Cost::ALL.len()]>,
+    pub amounts: Vec<ByCost>,
     /// Micro-batches that run on several devices at once; 1 where one waits for the other.
     pub overlapped: f64,
 }
 
 impl Work {
-    fn new(tiers: usize) -> Self {
-        Self { amounts: vec![[0.0; Cost::ALL.len()]; tiers], overlapped: 1.0 }
-    }
-
-    pub fn tiers(&self) -> usize {
-        self.amounts.len()
-    }
-
-    /// The amount of one kind on a tier.
-    pub fn amount(&self, tier: usize, cost: Cost) -> f64 {
-        self.amounts.get(tier).map_or(0.0, |kinds| kinds[cost as usize])
-    }
-
     fn add(&mut self, tier: Tier, cost: Cost, amount: f64) {
         if let Some(kinds) = self.amounts.get_mut(tier) {
             kinds[cost as usize] += amount;
         }
     }
 }
+
+/// Weights in the same place that are used alike.
+#[derive(Debug, Clone, Copy, Default)]
+struct Part {
+    tier: Tier,
+    /// Whether prompts may be processed elsewhere: host memory that a device can copy from as it is.
+    copyable: bool,
+    repacked: bool,
+    /// Read once a prompt only: the output matrix.
+    output: bool,
+    /// Experts, and how many of them a token uses; 1 and 1 for what every token uses.
+    count: u32,
+    used: u32,
+    bytes: f64,
+    /// Bytes, each weighted with what its type costs the processor beside `q4_K`.
+    effort: f64,
+    elements: f64,
+    element_effort: f64,
+    ops: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Attention {
+    tier: Tier,
+    /// Tokens that a query sees at most.
+    reach: f64,
+    /// Bytes of keys and values by token in reach.
+    bytes: f64,
+    /// Operations by query and token in reach: two products, two operations a product.
+    flops: f64,
+}
+
+/// What of a placed model costs time: weights summed by where they are and how often they are used, and the changes of tier.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    parts: Vec<Part>,
+    attention: Vec<Attention>,
+    /// Bytes of recurrent states by tier, read and written for every token.
+    states: Vec<f64>,
+    /// The first device that takes over host products of large batches (`ggml_backend_offload_op`).
+    offload: Option<Tier>,
+    /// How host weights are copied to devices: pinned or pageable.
+    copies: Cost,
+    /// Threads that decode on the host, as full cores.
+    threads: f64,
+    /// Threads that process prompts on the host, as full cores.
+    threads_batch: f64,
+    /// Changes of tier for a token by the tier that is not the host's; the second for large batches.
+    switches: Vec<[f64; 2]>,
+    row: f64,
+    batch: u32,
+    ubatch: u32,
+    /// The share of draws of host experts that the expert cache serves.
+    pub cache_hits: f64,
+    /// The share of the host's weights that does not stay in memory.
+    pub missing: f64,
+    /// Micro-batches of one prompt run on several devices at once.
+    pipelined: bool,
+}
+
+/// Stages of a block in the order they run: attention and the rest, dense parts, the experts' first products, their last.
+const STAGES: usize = 4;
 
 /// Rows beside an expert's own that its product costs on a device: the matrix kernels work in tiles of rows, and the last
 /// tile of every expert is half empty on average (`ggml-cuda/mmq.cuh`: tiles of 8 to 128 rows).
@@ -80,156 +143,382 @@ const OFFLOAD_ROWS: u32 = 32;
 /// What repacked expert weights cost in micro-batches beside plain ones (measured: 99 against 253 tokens/s, AVX-512).
 const REPACKED_PRODUCTS: f64 = 2.5;
 
-/// The work of a prompt of `tokens` tokens after `depth` others.
-pub(super) fn prompt(layout: &Layout, case: &Case<'_>, tokens: u32, depth: u32) -> Work {
-    let mut work = Work::new(layout.tiers);
-    let numbers = &case.forecast.numbers;
-    let (batch, ubatch) = (numbers.n_batch.max(1), numbers.n_ubatch.max(1));
-    // Batches of `-b` tokens, each in micro-batches of `-ub`: whole ones and what is left of whole and last batches.
-    let of_batch = |size: u32| (size / ubatch, size % ubatch);
-    let (batches, last) = (tokens / batch, tokens % batch);
-    let (whole, rest) = of_batch(batch);
-    let (whole_last, rest_last) = of_batch(last);
-    let sizes = [(ubatch, batches * whole + whole_last), (rest, batches), (rest_last, 1)];
-    let mut passes = 0.0;
-    for (size, times) in sizes.into_iter().filter(|(size, times)| *size > 0 && *times > 0) {
-        micro_batch(&mut work, layout, size, f64::from(times));
-        passes += f64::from(times);
-    }
-    attention(&mut work, layout, tokens, depth);
-    for part in layout.parts.iter().filter(|part| part.output) {
-        one_row(&mut work, layout, part, 1.0);
-    }
-    if layout.pipelined {
-        work.overlapped = passes.max(1.0);
-    }
-    work
-}
+pub(super) const GUESSED_CORES: u32 = 8;
 
-/// One micro-batch of `size` tokens, `times` over, without its attention.
-fn micro_batch(work: &mut Work, layout: &Layout, size: u32, times: f64) {
-    let rows = f64::from(size);
-    let large = size >= OFFLOAD_ROWS;
-    let taken = layout.offload.filter(|_| large);
-    for part in layout.parts.iter().filter(|part| !part.output) {
-        let share = if part.count > 1 { touched(part.count, part.used, rows) } else { 1.0 };
-        match taken.filter(|_| part.copyable) {
-            Some(device) => {
-                let copy = if layout.pinned { Cost::Pinned } else { Cost::Pageable };
-                work.add(device, copy, times * part.bytes * share);
-                work.add(device, Cost::Offload, times * part.ops);
-                work.add(ON_HOST, Cost::Disk, times * part.bytes * share * layout.missing);
-                on_device(work, device, part, share, rows, times);
+/// What the second thread of a core adds.
+const SMT: f64 = 0.25;
+
+/// The share of main memory that is left for weights beside the system and other programs.
+const FOR_WEIGHTS: f64 = 0.92;
+
+/// Share of the experts that fit in the cache, and the share of draws that it then serves: published figures of a least
+/// recently used cache over 512 experts (64 of them 67%, 128 of them 81%), straight lines between them.
+const HITS: [(f64, f64); 4] = [(0.0, 0.0), (0.125, 0.67), (0.25, 0.81), (1.0, 1.0)];
+
+pub(super) const CACHE_ASSUMPTION: &str = "; expert cache: hit rate assumed from published figures (1/8 of the experts cached: 67%, 1/4: 81%), measure it with your prompts";
+
+impl Layout {
+    pub fn of(case: &Case<'_>) -> Self {
+        let (machine, run, placement) = (case.machine, case.run, case.placement);
+        let tiers = machine.devices.len() + 1;
+        let backend = |i: u16| machine.devices.get(usize::from(i)).map(|device| device.backend);
+        // The first device in llama.cpp's order that asks for host products of at least 32 rows; RPC servers never do
+        // (`ggml-backend.cpp` `ggml_backend_sched_backend_id_from_cur`, `ggml-rpc.cpp`, b11434).
+        let asks = |i: &&u16| !matches!(backend(**i), None | Some(Backend::Rpc | Backend::Cpu));
+        let offload = placement.devices.iter().find(asks).filter(|_| run.op_offload);
+        let pinned = !run.load_mode.is_mapped() && !run.no_host;
+        let numbers = &case.forecast.numbers;
+        let mut layout = Self {
+            parts: Vec::with_capacity(12),
+            attention: Vec::with_capacity(4),
+            states: vec![0.0; tiers],
+            offload: offload.map(|i| usize::from(*i) + 1),
+            copies: if pinned { Cost::Pinned } else { Cost::Pageable },
+            threads: threads(case, run.n_threads),
+            threads_batch: threads(case, run.n_threads_batch.or(run.n_threads)),
+            switches: vec![[0.0; 2]; tiers],
+            row: f64::from(case.model.hparams.embedding_length) * 4.0,
+            batch: numbers.n_batch.max(1),
+            ubatch: numbers.n_ubatch.max(1),
+            cache_hits: cache_hits(case),
+            missing: 0.0,
+            pipelined: placement.devices.len() > 1
+                && run.overrides.is_empty()
+                && run.offload_kqv
+                && placement.layers.iter().all(Option::is_some)
+                && !placement.devices.iter().any(|i| backend(*i) == Some(Backend::Rpc)),
+        };
+        layout.weights(case);
+        layout.caches(case);
+        layout.missing = layout.missing(case);
+        layout
+    }
+
+    /// Sums the weights, and counts where a token, and a large batch, go from one tier to another.
+    fn weights(&mut self, case: &Case<'_>) {
+        let model = case.model;
+        let n_layer = model.hparams.n_layer();
+        let mut stages = vec![[None; STAGES]; n_layer as usize];
+        let logits = model.output();
+        for (at, (tensor, copies)) in model.tensors.iter().zip(&case.placement.copies).enumerate() {
+            // NextN blocks draft; speculation is not counted. Of the embedding, rows are looked up.
+            let is_draft = tensor.block.is_some_and(|block| block >= n_layer);
+            let is_lookup = tensor.role == Role::TokenEmbd && logits != Some(at);
+            let Some(copy) = copies.last().filter(|_| !is_draft && !is_lookup) else { continue };
+            let tier = match copy.buffer {
+                Buffer::Device(i) => usize::from(i) + 1,
+                _ => ON_HOST,
+            };
+            if let Some(stages) = tensor.block.and_then(|block| stages.get_mut(block as usize)) {
+                stages[stage(tensor)] = Some(tier);
             }
-            None if part.tier == ON_HOST => on_host(work, layout, part, share, rows, times),
-            None => on_device(work, part.tier, part, share, rows, times),
+            let (count, used) = match tensor.shape[2] {
+                experts if tensor.role == Role::RoutedExpert && experts > 1 => {
+                    let block = tensor.block.unwrap_or(0) as usize;
+                    let used = model.hparams.expert_used_count.get(block).copied().unwrap_or(1);
+                    let count = u32::try_from(experts).unwrap_or(u32::MAX);
+                    (count, used.clamp(1, count))
+                }
+                _ => (1, 1),
+            };
+            let output = tensor.block.is_none();
+            let repacked = matches!(copy.buffer, Buffer::CpuRepack | Buffer::Amx);
+            let key = (tier, repacked, output, count, used);
+            let known = |p: &Part| (p.tier, p.repacked, p.output, p.count, p.used) == key;
+            let at = self.parts.iter().position(known).unwrap_or_else(|| {
+                let copyable = tier == ON_HOST && !repacked && !output;
+                self.parts.push(Part { tier, copyable, repacked, output, count, used, ..Part::default() });
+                self.parts.len() - 1
+            });
+            let part = &mut self.parts[at];
+            let (bytes, elements, effort) = (float(tensor.bytes.0), float(tensor.elements()), effort(tensor.ty));
+            part.bytes += bytes;
+            part.effort += bytes * effort;
+            part.elements += elements;
+            part.element_effort += elements * effort;
+            part.ops += 1.0;
+        }
+        let start = case.placement.layers.first().copied().flatten().map_or(ON_HOST, |i| usize::from(i) + 1);
+        for large in [0, 1] {
+            let mut at = start;
+            for stage in stages.iter().flatten().flatten() {
+                let taken = self.offload.filter(|_| large == 1 && *stage == ON_HOST);
+                let here = taken.unwrap_or(*stage);
+                if here != at {
+                    let priced = if here == ON_HOST { at } else { here };
+                    if let Some(switches) = self.switches.get_mut(priced) {
+                        switches[large] += 1.0;
+                    }
+                    at = here;
+                }
+            }
         }
     }
-    for (tier, bytes) in layout.states.iter().enumerate() {
-        work.add(tier, Cost::Cache, times * bytes);
-    }
-    for (tier, switches) in layout.switches.iter().enumerate() {
-        let switches = switches[usize::from(large)];
-        work.add(tier, Cost::Switch, times * switches);
-        work.add(tier, Cost::Pageable, times * switches * rows * layout.row);
-    }
-    work.add(first_tier(layout), Cost::Graph, times);
-}
 
-/// Weights of a micro-batch on a device.
-fn on_device(work: &mut Work, tier: Tier, part: &Part, share: f64, rows: f64, times: f64) {
-    work.add(tier, Cost::Weights, times * part.bytes * share);
-    let padding = if part.count > 1 { part.elements * share * TILE_REST } else { 0.0 };
-    work.add(tier, Cost::Products, times * 2.0 * (part.elements * part.active() * rows + padding));
-    work.add(tier, Cost::Op, times * part.ops);
-}
+    fn caches(&mut self, case: &Case<'_>) {
+        let hparams = &case.forecast.caches.hparams;
+        for cache in &case.forecast.caches.list {
+            for layer in &cache.layers {
+                let device = case.placement.layers.get(layer.il as usize).copied().flatten();
+                let tier = device.filter(|_| case.run.offload_kqv).map_or(ON_HOST, |i| usize::from(i) + 1);
+                let bytes = |ty: GgmlType, n: u64| float(ty.row_bytes(n).unwrap_or(n * 2));
+                let row = bytes(cache.type_k, layer.n_embd_k) + bytes(cache.type_v, layer.n_embd_v);
+                let (reach, bytes, flops) = match cache.kind {
+                    CacheKind::Base => (f64::INFINITY, row, flops(case, layer)),
+                    CacheKind::Swa => {
+                        // With `--swa-full` the cache holds more than the window shows.
+                        let n_swa = hparams.swa.map_or(cache.cells, |swa| swa.n_swa);
+                        (f64::from(cache.cells.min(n_swa.max(1))), row, flops(case, layer))
+                    }
+                    // Compressed keys: read for every token, their products are few.
+                    CacheKind::Indexer | CacheKind::Csa | CacheKind::Hca => {
+                        let by_token = row / f64::from(cache.tokens_per_cell.unwrap_or(1).max(1));
+                        (f64::INFINITY, by_token, by_token)
+                    }
+                    _ => {
+                        if let Some(states) = self.states.get_mut(tier) {
+                            *states += 2.0 * row;
+                        }
+                        continue;
+                    }
+                };
+                let alike = |other: &&mut Attention| other.tier == tier && other.reach.total_cmp(&reach).is_eq();
+                match self.attention.iter_mut().find(alike) {
+                    Some(sum) => (sum.bytes, sum.flops) = (sum.bytes + bytes, sum.flops + flops),
+                    None => self.attention.push(Attention { tier, reach, bytes, flops }),
+                }
+            }
+        }
+    }
 
-/// Weights of a micro-batch on the host.
-fn on_host(work: &mut Work, layout: &Layout, part: &Part, share: f64, rows: f64, times: f64) {
-    let dearer = if part.repacked && part.count > 1 { REPACKED_PRODUCTS } else { 1.0 };
-    let products = 2.0 * part.element_effort * part.active() * rows * dearer;
-    work.add(ON_HOST, Cost::Weights, times * part.bytes * share);
-    work.add(ON_HOST, Cost::Products, times * products / layout.threads_batch);
-    work.add(ON_HOST, Cost::Op, times * part.ops);
-    work.add(ON_HOST, Cost::Disk, times * part.bytes * share * layout.missing);
-}
+    /// The share of host weights that main memory does not hold, once the system and the process have theirs.
+    fn missing(&self, case: &Case<'_>) -> f64 {
+        let Some(ram) = case.machine.host.ram else { return 0.0 };
+        let weights: f64 = self.parts.iter().filter(|part| part.tier == ON_HOST).map(|part| part.bytes).sum();
+        let rest = case.forecast.memory.get(HOST).map_or(0.0, |host| float(host.context.0 + host.compute.0));
+        let room = (float(ram.0) * FOR_WEIGHTS - rest).max(0.0);
+        if weights <= room { 0.0 } else { 1.0 - room / weights }
+    }
 
-/// Weights multiplied with one row each, `times` over.
-fn one_row(work: &mut Work, layout: &Layout, part: &Part, times: f64) {
-    let active = part.bytes * part.active();
-    let cached = if part.copyable && part.count > 1 { layout.cache_hits } else { 0.0 };
-    let (hit, host) = (active * cached, active * (1.0 - cached));
-    match layout.offload.filter(|_| cached > 0.0) {
-        // The expert cache: what is in it is read there, what is not is copied into it first.
-        Some(device) => {
-            let copy = if layout.pinned { Cost::Pinned } else { Cost::Pageable };
-            work.add(device, Cost::Weights, times * (hit + host));
-            work.add(device, copy, times * host);
-            work.add(device, Cost::Op, times * part.ops);
-            work.add(device, Cost::Offload, times * part.ops);
-            work.add(ON_HOST, Cost::Disk, times * host * layout.missing);
-        }
-        None if part.tier == ON_HOST => {
-            work.add(ON_HOST, Cost::Weights, times * active);
-            work.add(ON_HOST, Cost::ByThread, times * part.effort * part.active() / layout.threads);
-            work.add(ON_HOST, Cost::Op, times * part.ops);
-            work.add(ON_HOST, Cost::Disk, times * active * layout.missing);
-        }
-        None => {
-            work.add(part.tier, Cost::Weights, times * active);
-            work.add(part.tier, Cost::Op, times * part.ops);
-        }
+    fn work(&self) -> Work {
+        Work { amounts: vec![ByCost::default(); self.states.len()], overlapped: 1.0 }
     }
-}
 
-/// Attention of a prompt: every token with all before it, within its reach.
-fn attention(work: &mut Work, layout: &Layout, tokens: u32, depth: u32) {
-    let (n, before) = (f64::from(tokens), f64::from(depth));
-    for layer in &layout.attention {
-        // Token i sees min(depth + i, reach): the sum over i of a ramp that ends in a plateau.
-        let ramp = (layer.reach - before).clamp(0.0, n);
-        let seen = ramp * (before + ramp / 2.0) + (n - ramp) * layer.reach.min(before + n);
-        if layer.tier == ON_HOST {
-            work.add(ON_HOST, Cost::Products, layer.flops * seen / layout.threads_batch);
-        } else {
-            work.add(layer.tier, Cost::Attention, layer.flops * seen);
-        }
+    /// The tier that a graph begins on: the first device with work, else the host.
+    fn first_tier(&self) -> Tier {
+        self.parts.iter().map(|part| part.tier).filter(|tier| *tier != ON_HOST).min().unwrap_or(ON_HOST)
     }
-}
 
-/// The work of generating `tokens` tokens after `depth` others.
-pub(super) fn generation(layout: &Layout, tokens: u32, depth: u32) -> Work {
-    let mut work = Work::new(layout.tiers);
-    let n = f64::from(tokens);
-    for part in &layout.parts {
-        one_row(&mut work, layout, part, n);
-    }
-    let mean_depth = f64::from(depth) + n / 2.0;
-    let mut read = |tier: Tier, bytes: f64| {
-        if tier == ON_HOST {
-            work.add(ON_HOST, Cost::Weights, n * bytes);
-            work.add(ON_HOST, Cost::ByThread, n * bytes / layout.threads);
-        } else {
-            work.add(tier, Cost::Cache, n * bytes);
+    /// The work of a prompt of `tokens` tokens after `depth` others.
+    pub fn prompt(&self, tokens: u32, depth: u32) -> Work {
+        let mut work = self.work();
+        // Batches of `-b` tokens, each in micro-batches of `-ub`: whole ones and what is left of whole and last batches.
+        let (batches, last) = (tokens / self.batch, tokens % self.batch);
+        let whole = batches * (self.batch / self.ubatch) + last / self.ubatch;
+        let mut passes = 0.0;
+        for (size, times) in [(self.ubatch, whole), (self.batch % self.ubatch, batches), (last % self.ubatch, 1)] {
+            if size == 0 || times == 0 {
+                continue;
+            }
+            let (rows, times) = (f64::from(size), f64::from(times));
+            let large = size >= OFFLOAD_ROWS;
+            for part in self.parts.iter().filter(|part| !part.output) {
+                let device = self.offload.filter(|_| large && part.copyable);
+                self.multiply(&mut work, part, Some(rows), times, device, 0.0);
+            }
+            for (tier, bytes) in self.states.iter().enumerate() {
+                work.add(tier, Cost::Cache, times * bytes);
+            }
+            self.changes(&mut work, large, rows, times);
+            passes += times;
         }
-    };
-    for layer in &layout.attention {
-        read(layer.tier, layer.bytes * mean_depth.min(layer.reach));
+        let (n, before) = (f64::from(tokens), f64::from(depth));
+        for layer in &self.attention {
+            // Token i sees min(depth + i, reach): the sum over i of a ramp that ends in a plateau.
+            let ramp = (layer.reach - before).clamp(0.0, n);
+            let seen = ramp * (before + ramp / 2.0) + (n - ramp) * layer.reach.min(before + n);
+            if layer.tier == ON_HOST {
+                work.add(ON_HOST, Cost::Products, layer.flops * seen / self.threads_batch);
+            } else {
+                work.add(layer.tier, Cost::Attention, layer.flops * seen);
+            }
+        }
+        for part in self.parts.iter().filter(|part| part.output) {
+            self.multiply(&mut work, part, None, 1.0, None, 0.0);
+        }
+        if self.pipelined {
+            work.overlapped = passes.max(1.0);
+        }
+        work
     }
-    for (tier, bytes) in layout.states.iter().enumerate() {
-        read(tier, *bytes);
-    }
-    for (tier, switches) in layout.switches.iter().enumerate() {
+
+    /// The work of generating `tokens` tokens after `depth` others.
+    pub fn generation(&self, tokens: u32, depth: u32) -> Work {
+        let mut work = self.work();
+        let n = f64::from(tokens);
+        for part in &self.parts {
+            // The expert cache: what is in it is read there, what is not is copied into it first.
+            let is_cached = self.cache_hits > 0.0 && part.copyable && part.count > 1;
+            let device = self.offload.filter(|_| is_cached);
+            self.multiply(&mut work, part, None, n, device, device.map_or(0.0, |_| self.cache_hits));
+        }
+        let mean_depth = f64::from(depth) + n / 2.0;
+        let attention = self.attention.iter().map(|layer| (layer.tier, layer.bytes * mean_depth.min(layer.reach)));
+        for (tier, bytes) in attention.chain(self.states.iter().copied().enumerate()) {
+            if tier == ON_HOST {
+                work.add(ON_HOST, Cost::Weights, n * bytes);
+                work.add(ON_HOST, Cost::ByThread, n * bytes / self.threads);
+            } else {
+                work.add(tier, Cost::Cache, n * bytes);
+            }
+        }
         // With the expert cache, the host's experts are computed on a device.
-        let left = if layout.cache_hits > 0.0 { switches[1] } else { switches[0] };
-        work.add(tier, Cost::Switch, n * left);
-        work.add(tier, Cost::Pageable, n * left * layout.row);
+        self.changes(&mut work, self.cache_hits > 0.0, 1.0, n);
+        work
     }
-    work.add(first_tier(layout), Cost::Graph, n);
-    work
+
+    /// Changes of tier and the start of a graph, `times` over.
+    fn changes(&self, work: &mut Work, large: bool, rows: f64, times: f64) {
+        for (tier, switches) in self.switches.iter().enumerate() {
+            let switches = switches[usize::from(large)];
+            work.add(tier, Cost::Switch, times * switches);
+            work.add(tier, Cost::Pageable, times * switches * rows * self.row);
+        }
+        work.add(self.first_tier(), Cost::Graph, times);
+    }
+
+    /// Weights multiplied with a micro-batch of `rows` rows, or with one row each, `times` over; on `device` where it takes them over
+    /// from the host and has the share `hits` of them already.
+    fn multiply(&self, work: &mut Work, part: &Part, rows: Option<f64>, times: f64, device: Option<Tier>, hits: f64) {
+        let tier = device.unwrap_or(part.tier);
+        let active = f64::from(part.used) / f64::from(part.count);
+        let share = rows.map_or(active, |rows| touched(part.count, part.used, rows));
+        let bytes = rows.map_or(times * (part.bytes * share), |_| times * part.bytes * share);
+        work.add(tier, Cost::Weights, bytes);
+        work.add(tier, Cost::Op, times * part.ops);
+        if part.tier == ON_HOST {
+            work.add(ON_HOST, Cost::Disk, bytes * (1.0 - hits) * self.missing);
+        }
+        if let Some(device) = device {
+            work.add(device, self.copies, bytes * (1.0 - hits));
+            work.add(device, Cost::Offload, times * part.ops);
+        }
+        match rows {
+            Some(rows) if tier == ON_HOST => {
+                let dearer = if part.repacked && part.count > 1 { REPACKED_PRODUCTS } else { 1.0 };
+                let products = 2.0 * part.element_effort * active * rows * dearer;
+                work.add(ON_HOST, Cost::Products, times * products / self.threads_batch);
+            }
+            Some(rows) => {
+                let padding = if part.count > 1 { part.elements * share * TILE_REST } else { 0.0 };
+                work.add(tier, Cost::Products, times * 2.0 * (part.elements * active * rows + padding));
+            }
+            None if tier == ON_HOST => {
+                work.add(ON_HOST, Cost::ByThread, times * part.effort * active / self.threads);
+            }
+            None => {}
+        }
+    }
 }
 
-/// The tier that a graph begins on: the first device with work, else the host.
-fn first_tier(layout: &Layout) -> Tier {
-    layout.parts.iter().map(|part| part.tier).filter(|tier| *tier != ON_HOST).min().unwrap_or(ON_HOST)
+fn stage(tensor: &Tensor) -> usize {
+    match tensor.role {
+        Role::RoutedExpert if tensor.name.contains("_down") => 3,
+        Role::RoutedExpert => 2,
+        Role::SharedExpert | Role::DenseFfn => 1,
+        _ => 0,
+    }
+}
+
+/// Cores that `-t` keeps busy. Without it llama.cpp takes one thread a core (`common_cpu_get_num_math`); second threads of a
+/// core add a quarter of one, more threads than that wait for each other.
+fn threads(case: &Case<'_>, asked: Option<u32>) -> f64 {
+    let host = &case.machine.host;
+    let cores = f64::from(host.cores.unwrap_or(GUESSED_CORES).max(1));
+    let threads = host.threads.map_or(cores, f64::from).max(cores);
+    let n = asked.map_or(cores, f64::from).max(1.0);
+    let busy = cores.min(n) + SMT * (threads.min(n) - cores).max(0.0);
+    if n > threads { busy * threads / n } else { busy }
+}
+
+/// Operations of one query with one token in a layer: q·k and p·v of every head.
+fn flops(case: &Case<'_>, layer: &CacheLayer) -> f64 {
+    let hparams = &case.forecast.caches.hparams;
+    let Some(of) = hparams.layers.get(layer.il as usize) else { return 0.0 };
+    let heads = f64::from(of.n_head);
+    if hparams.is_mla {
+        // Absorbed: every head works on the latent row.
+        return 4.0 * heads * float(layer.n_embd_k);
+    }
+    2.0 * heads * (f64::from(of.n_embd_head_k) + f64::from(of.n_embd_head_v))
+}
+
+/// The share of expert draws on the host that `--moe-cache-mib` serves.
+fn cache_hits(case: &Case<'_>) -> f64 {
+    if case.run.moe_cache_mib == 0 {
+        return 0.0;
+    }
+    let cache = expert_cache::expert_cache(case.model, case.machine, case.run, case.placement);
+    if cache.problem.is_some() || cache.host_bytes.0 == 0 {
+        return 0.0;
+    }
+    let cached: u64 = cache.by_device.iter().filter(|(key, _)| *key != HOST).map(|(_, bytes)| bytes.0).sum();
+    hits(float(cached) / float(cache.host_bytes.0))
+}
+
+/// The share of draws that a cache of this share of the experts serves.
+fn hits(share: f64) -> f64 {
+    for (low, high) in HITS.iter().zip(HITS.iter().skip(1)) {
+        if share <= high.0 {
+            let along = (share - low.0).max(0.0) / (high.0 - low.0);
+            return low.1 + along * (high.1 - low.1);
+        }
+    }
+    1.0
+}
+
+/// What a byte of this type costs a processor beside one of `q4_K`, in products with few rows.
+///
+/// From what each kernel of `ggml-cpu` does: plain loads are cheaper, codebooks (`iq*`) and ternary types dearer.
+/// A coarse table: types within a family differ, and processors too.
+fn effort(ty: GgmlType) -> f64 {
+    match ty.name {
+        "f32" | "f16" | "bf16" => 0.5,
+        "q8_0" | "q4_0" | "q4_1" | "q5_0" | "q5_1" | "iq4_nl" => 0.8,
+        "iq2_xxs" | "iq2_xs" | "iq2_s" | "iq3_xxs" | "iq3_s" | "iq1_s" | "iq1_m" => 2.5,
+        "q2_K" | "q3_K" => 1.3,
+        "mxfp4" | "nvfp4" => 1.2,
+        _ => 1.0,
+    }
+}
+
+/// Counts as floats: beyond 2^53 they are rounded, which no time here notices.
+#[expect(clippy::cast_precision_loss, reason = "times are estimates; bytes stay below 2^53 anyway")]
+fn float(n: u64) -> f64 {
+    n as f64
+}
+
+/// The share of `count` experts that at least one of `tokens` tokens uses, each token drawing `used` of them evenly.
+///
+/// Real routing is more uneven, so fewer are touched: copies are rather over- than underestimated.
+fn touched(count: u32, used: u32, tokens: f64) -> f64 {
+    if used >= count {
+        return 1.0;
+    }
+    1.0 - (1.0 - f64::from(used) / f64::from(count)).powf(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_tokens_touch_more_experts_and_larger_caches_serve_more() {
+        for (tokens, least, most) in [(1.0, 0.0624, 0.0626), (32.0, 0.8, 0.9), (512.0, 0.999, 1.0)] {
+            assert!((least..=most).contains(&touched(128, 8, tokens)), "{tokens}");
+        }
+        for (share, expected) in [(0.0, 0.0), (0.125, 0.67), (0.25, 0.81), (0.625, 0.905), (1.0, 1.0), (2.0, 1.0)] {
+            assert!((hits(share) - expected).abs() < 1e-9, "{share}");
+        }
+    }
 }

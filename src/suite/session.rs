@@ -435,7 +435,7 @@ mod tests {
         assert_eq!(lacking("8GiB").as_deref(), Some("it needs 9.00 GiB of CUDA0, which has 8.00 GiB"));
         assert_eq!(lacking("24GiB"), None);
         let mut session = Session::default();
-        session.fail(None, &Error::failed(Failure::BadModel("cut".into()), End::Code(1), Vec::new()));
+        session.fail(None, &Error::failed(Failure::BadModel("cut".into()), End::Code(1), &[]));
         session.fail(None, &Error::interrupted());
         assert!(session.kind() == Kind::Failed && session.trouble.unwrap().hint.is_some() && !session.is_interrupted);
     }

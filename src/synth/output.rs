@@ -11,11 +11,9 @@ use super::weights::Weights;
 use crate::bytes::Bytes;
 use crate::files::temporary::Part;
 use crate::files::{self, check};
-use crate::gguf::sparse;
-use crate::gguf::writer::NewFile;
+use crate::gguf::writer::{NewFile, make_sparse};
 use crate::suggest::Hint;
 
-/// What goes into the data section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
     /// Nothing: the file has its length and takes no disk.
@@ -23,7 +21,6 @@ pub enum Fill {
     Random(u64),
 }
 
-/// Why a model was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{path} needs {needed} and its disk has {free} free: choose another directory or --weights hole",
@@ -42,7 +39,6 @@ impl Hint for Error {
     }
 }
 
-/// Watching and stopping.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
     /// Called with the bytes just written, from several threads.
@@ -93,7 +89,7 @@ pub fn write(
         let out = part.as_file_mut();
         out.write_all(&header).map_err(io)?;
         if fill == Fill::Hole {
-            sparse::make(out).map_err(io)?;
+            make_sparse(out).map_err(io)?;
         }
         out.set_len(header.len() as u64 + data).map_err(io)?;
         if let Fill::Random(seed) = fill {
@@ -132,9 +128,7 @@ pub fn free_space(folder: &Path) -> Option<Bytes> {
 /// A stretch of a tensor, ends on ends of blocks.
 struct Job {
     tensor: usize,
-    /// From the start of the tensor.
     offset: u64,
-    /// From the start of the file.
     at: u64,
     bytes: usize,
 }

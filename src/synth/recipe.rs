@@ -4,47 +4,23 @@
 //! llama.cpp b11434.
 
 use super::spec::Error;
+use super::weights;
 use crate::arch::Mix;
 use crate::gguf::{GgmlType, ggml_type};
+pub use crate::quantize::Recipe;
 use crate::quantize::law::{self, Given};
-use crate::quantize::{Facts, Options};
-pub use crate::quantize::{Recipe, RecipeRow};
+use crate::quantize::{Facts, Options, RECIPES};
 
-/// The recipes of whose types random weights can be made.
-const WRITTEN: [&str; 20] = [
-    "F32",
-    "F16",
-    "BF16",
-    "Q8_0",
-    "Q6_K",
-    "Q5_K_M",
-    "Q5_K_S",
-    "Q5_1",
-    "Q5_0",
-    "Q4_K_M",
-    "Q4_K_S",
-    "Q4_1",
-    "Q4_0",
-    "IQ4_NL",
-    "IQ4_XS",
-    "Q3_K_L",
-    "Q3_K_M",
-    "Q3_K_S",
-    "Q2_K",
-    "MXFP4_MOE",
-];
-
-/// Every recipe that can be written.
+/// Every recipe that can be written: random weights can be made of its types, and no importance matrix is needed.
 pub fn recipes() -> impl Iterator<Item = Recipe> {
-    WRITTEN.iter().filter_map(|name| named(name))
+    RECIPES.iter().filter(|row| row.name != "Q2_K_S" && weights::is_made(row.base))
 }
 
 /// The recipe of a name, in any case.
 pub fn named(name: &str) -> Option<Recipe> {
-    crate::quantize::recipe::named(name).filter(|row| WRITTEN.contains(&row.name))
+    crate::quantize::recipe::named(name).filter(|row| recipes().any(|known| known == *row))
 }
 
-/// The type of each tensor.
 pub fn assign(recipe: Recipe, facts: &Facts, tensors: &[(String, Vec<u64>)]) -> Result<Vec<GgmlType>, Error> {
     // The published weights of gpt-oss are MXFP4 already; these recipes keep them.
     let keeps_experts = facts.mix == Mix::GptOss && matches!(recipe.name, "F16" | "BF16" | "Q8_0" | "MXFP4_MOE");

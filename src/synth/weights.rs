@@ -94,28 +94,23 @@ impl Weights {
     /// A writer of the data of one tensor.
     pub fn of(&self, tensor: &NewTensor) -> TensorWeights {
         let name = tensor.name.as_str();
-        let constant = (name.ends_with("norm.weight") || name.starts_with("rope_")).then_some(1.0);
-        let kind = match (tensor.ty.name, constant) {
-            ("f32", Some(_)) if self.tied && name == "output_norm.weight" => Kind::F32([1.0, -1.0].repeat(NORMALS / 2)),
-            ("f32", Some(value)) => Kind::Constant(value),
-            ("f32", None) => {
-                let deviation = deviation(tensor);
-                Kind::F32(self.normals.iter().map(|x| x * deviation).collect())
+        let deviation = deviation(tensor);
+        let normals = self.normals.iter().map(|x| x * deviation);
+        let is_constant = name.ends_with("norm.weight") || name.starts_with("rope_");
+        let kind = match tensor.ty.name {
+            "f32" if is_constant && self.tied && name == "output_norm.weight" => {
+                Kind::F32([1_f32, -1.0].map(f32::to_le_bytes).repeat(NORMALS / 2))
             }
-            ("f16", _) => Kind::Half(self.halves(tensor, f16_bits)),
-            ("bf16", _) => Kind::Half(self.halves(tensor, |x| (x.to_bits() >> 16) as u16)),
-            _ => Kind::Blocks(Blocks::new(tensor.ty, deviation(tensor))),
+            "f32" if is_constant => Kind::F32(vec![1_f32.to_le_bytes(); NORMALS]),
+            "f32" => Kind::F32(normals.map(f32::to_le_bytes).collect()),
+            "f16" => Kind::Half(normals.map(|x| f16_bits(x).to_le_bytes()).collect()),
+            "bf16" => Kind::Half(normals.map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect()),
+            _ => Kind::Blocks(Blocks::new(tensor.ty, deviation)),
         };
         TensorWeights { seed: self.seed, name: tensor.name.clone(), kind }
     }
-
-    fn halves(&self, tensor: &NewTensor, convert: impl Fn(f32) -> u16) -> Vec<u16> {
-        let deviation = deviation(tensor);
-        self.normals.iter().map(|x| convert(x * deviation)).collect()
-    }
 }
 
-/// Standard deviation of a tensor's weights.
 fn deviation(tensor: &NewTensor) -> f32 {
     let has = |part: &str| tensor.name.contains(part);
     #[expect(clippy::cast_precision_loss, reason = "a row's length")]
@@ -129,16 +124,14 @@ fn deviation(tensor: &NewTensor) -> f32 {
     }
 }
 
-/// How the data of one tensor is made.
+/// How the data of one tensor is made: from a table, or by blocks.
 enum Kind {
-    Constant(f32),
-    F32(Vec<f32>),
+    F32(Vec<[u8; 4]>),
     /// `f16` or `bf16`.
-    Half(Vec<u16>),
+    Half(Vec<[u8; 2]>),
     Blocks(Blocks),
 }
 
-/// The data of one tensor.
 pub struct TensorWeights {
     seed: u64,
     name: String,
@@ -151,26 +144,19 @@ impl TensorWeights {
     pub fn fill(&self, offset: u64, out: &mut [u8]) {
         let mut random = Random::new(stream(self.seed, &self.name, offset));
         match &self.kind {
-            Kind::Constant(value) => {
-                out.chunks_exact_mut(4).for_each(|to| to.copy_from_slice(&value.to_le_bytes()));
-            }
-            Kind::F32(table) => {
-                for pair in out.chunks_mut(16) {
-                    let draw = random.next();
-                    for (j, to) in pair.chunks_exact_mut(4).enumerate() {
-                        to.copy_from_slice(&table[(draw >> (16 * j) & 0xffff) as usize].to_le_bytes());
-                    }
-                }
-            }
-            Kind::Half(table) => {
-                for four in out.chunks_mut(8) {
-                    let draw = random.next();
-                    for (j, to) in four.chunks_exact_mut(2).enumerate() {
-                        to.copy_from_slice(&table[(draw >> (16 * j) & 0xffff) as usize].to_le_bytes());
-                    }
-                }
-            }
+            Kind::F32(table) => pick(&mut random, table, out),
+            Kind::Half(table) => pick(&mut random, table, out),
             Kind::Blocks(blocks) => blocks.fill(&mut random, out),
+        }
+    }
+}
+
+/// Fills `out` with entries of a table, four of them a draw.
+fn pick<const N: usize>(random: &mut Random, table: &[[u8; N]], out: &mut [u8]) {
+    for four in out.chunks_mut(4 * N) {
+        let draw = random.next();
+        for (j, to) in four.chunks_exact_mut(N).enumerate() {
+            to.copy_from_slice(&table[(draw >> (16 * j) & 0xffff) as usize]);
         }
     }
 }
@@ -186,7 +172,6 @@ struct Blocks {
     is_mxfp4: bool,
 }
 
-/// One type's row of [`BLOCKS`].
 type BlockRow = (&'static str, usize, Option<(usize, f32)>, f32);
 
 /// Type, offset of the scale, offset of the minimum and its ratio to the scale, deviation at scale 1.
@@ -208,6 +193,11 @@ const BLOCKS: &[BlockRow] = &[
     ("iq4_xs", 0, None, 1237.0),
     ("mxfp4", 0, None, 2.93),
 ];
+
+/// Whether there are random weights of a type.
+pub fn is_made(ty: &str) -> bool {
+    matches!(ty, "f32" | "f16" | "bf16") || BLOCKS.iter().any(|row| row.0 == ty)
+}
 
 impl Blocks {
     fn new(ty: GgmlType, deviation: f32) -> Self {
@@ -305,19 +295,6 @@ mod tests {
     }
 
     #[test]
-    fn floats_have_the_wanted_mean_and_deviation() {
-        let halves = data(1, &tensor("blk.0.ffn_up_exps.weight", "f16", &[256, 64, 8]));
-        let values: Vec<f64> =
-            halves.chunks_exact(2).map(|b| f16_value(u16::from_le_bytes([b[0], b[1]])).into()).collect();
-        #[expect(clippy::cast_precision_loss, reason = "a count of some thousands")]
-        let n = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / n;
-        let deviation = (values.iter().map(|x| x * x).sum::<f64>() / n).sqrt();
-        assert!(mean.abs() < 0.001, "{mean}");
-        assert!((deviation - 1.0 / 16.0).abs() < 0.001, "{deviation}");
-    }
-
-    #[test]
     fn every_quantized_type_gets_finite_scales_of_both_signs() {
         for (ty, scale_at, minimum, _) in BLOCKS.iter().filter(|row| row.0 != "mxfp4") {
             let bytes = data(1, &tensor("blk.0.ffn_down.weight", ty, &[4096, 8]));
@@ -336,19 +313,11 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_bytes_and_tensors_and_experts_differ() {
-        let up = tensor("blk.0.ffn_up_exps.weight", "q4_K", &[256, 64, 4]);
-        let gate = tensor("blk.0.ffn_gate_exps.weight", "q4_K", &[256, 64, 4]);
-        assert_eq!(data(1, &up), data(1, &up));
-        assert_ne!(data(1, &up), data(2, &up));
-        assert_ne!(data(1, &up), data(1, &gate));
+        let [up, gate] =
+            ["up", "gate"].map(|name| tensor(&format!("blk.0.ffn_{name}_exps.weight"), "q4_K", &[256, 64, 4]));
         let bytes = data(1, &up);
+        assert!(bytes == data(1, &up) && bytes != data(2, &up) && bytes != data(1, &gate));
         let experts: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / 4).collect();
         assert!((1..4).all(|i| experts[0] != experts[i]));
-    }
-
-    #[test]
-    fn norms_are_one() {
-        let norm = data(1, &tensor("blk.0.attn_norm.weight", "f32", &[8]));
-        assert!(norm.chunks_exact(4).all(|x| x == 1f32.to_le_bytes()));
     }
 }

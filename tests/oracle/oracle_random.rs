@@ -168,7 +168,10 @@ fn verdict(model: &Model, launch: &Launch, theirs: Result<Projection, Error>) ->
     let ours = predict(model, launch);
     match (ours, theirs) {
         (Ok(ours), Ok(theirs)) => Verdict::Compared { ours, theirs: theirs.by_device() },
-        (ours, Err(Error { kind: Kind::Died, log, .. })) => Verdict::Died { refused: ours.is_err(), log },
+        (ours, Err(error)) if error.kind == Kind::Died => {
+            let log = error.to_string().split(" | ").map(str::to_string).collect();
+            Verdict::Died { refused: ours.is_err(), log }
+        }
         (Err(_), Err(_)) => Verdict::BothRefuse,
         (Ok(_), Err(theirs)) => Verdict::OnlyTheyRefuse(theirs.to_string()),
         (Err(ours), Ok(_)) => Verdict::OnlyWeRefuse(ours),

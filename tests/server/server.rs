@@ -131,7 +131,10 @@ fn every_way_to_fail_while_answering_is_told_apart() {
     for (mode, expected) in [
         ("die-mid-stream", "llama-server died while answering (signal 6 (SIGABRT))"),
         ("cut-mid-stream", "llama-server's answer cannot be read: the stream broke off"),
-        ("garbage-stream", "llama-server's answer cannot be read: `\u{fffd}\u{fffd}{{{` is no event of a completion"),
+        (
+            "garbage-stream",
+            "llama-server's answer cannot be read: `\u{fffd}\u{fffd}{{{` is not an event of a completion",
+        ),
         ("error-mid-stream", "llama-server refused the request: context is full (status 500)"),
         (
             "refuse",

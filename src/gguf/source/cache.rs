@@ -111,19 +111,12 @@ mod tests {
     fn an_entry_comes_back_and_only_for_its_address() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::new(directory.path().join("new"));
-        let entry = Entry {
-            url: "https://h/x".into(),
-            etag: Some("\"e\"".into()),
-            oid: None,
-            file_bytes: Some(9),
-            bytes: b"GGUF\n\0".to_vec(),
-        };
-        assert_eq!(cache.load("https://h/x"), None);
+        let url = "https://h/x".to_string();
+        let entry =
+            Entry { url, etag: Some("\"e\"".into()), oid: None, file_bytes: Some(9), bytes: b"GGUF\n\0".to_vec() };
         cache.store(&entry).unwrap();
         assert_eq!(cache.load("https://h/x"), Some(entry));
         fs::copy(cache.path("https://h/x"), cache.path("https://h/y")).unwrap();
         assert_eq!(cache.load("https://h/y"), None);
-        fs::write(cache.path("https://h/z"), b"no line").unwrap();
-        assert_eq!(cache.load("https://h/z"), None);
     }
 }

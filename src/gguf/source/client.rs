@@ -1,6 +1,7 @@
 //! Asking servers: limits, redirects, tokens, retries, and how many bytes moved. [I/O]
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,7 +13,11 @@ use super::url::Url;
 /// Where Hugging Face repositories are, unless `HF_ENDPOINT` says otherwise.
 pub const HUB: &str = "https://huggingface.co";
 
-/// Every bound of a remote read; bytes and times.
+const MAX_REDIRECTS: u32 = 10;
+/// Tries that bring no new byte, before it is an error.
+const TRIES: u32 = 3;
+
+/// The bounds of a remote read that callers may change; bytes and times.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Bytes of the first window of a header.
@@ -25,18 +30,12 @@ pub struct Limits {
     pub header: u64,
     /// Longest answer of the hub's list of files, a page.
     pub listing: u64,
-    pub pages: u32,
-    pub response_header: usize,
     /// Requests for one header, redirects not counted.
     pub requests: u32,
-    pub redirects: u32,
-    /// Tries that bring no new byte, before it is an error.
-    pub tries: u32,
     /// Wait before the second try; doubled for each further one.
     pub backoff: Duration,
     /// The longest wait that a server's `Retry-After` may ask for.
     pub longest_wait: Duration,
-    pub connect: Duration,
     pub response: Duration,
     pub read: Duration,
     pub body: Duration,
@@ -52,14 +51,9 @@ impl Default for Limits {
             tail: 128 << 10,
             header: 128 << 20,
             listing: 16 << 20,
-            pages: 50,
-            response_header: 64 << 10,
             requests: 200,
-            redirects: 10,
-            tries: 3,
             backoff: Duration::from_millis(500),
             longest_wait: Duration::from_secs(20),
-            connect: Duration::from_secs(15),
             response: Duration::from_secs(30),
             read: Duration::from_secs(30),
             body: Duration::from_mins(2),
@@ -131,12 +125,7 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     /// With the bounds, a directory for the cache (or none), and the token for the hub (or none).
-    pub fn new(
-        limits: Limits,
-        cache: Option<std::path::PathBuf>,
-        endpoint: &str,
-        token: Option<String>,
-    ) -> Result<Self, Error> {
+    pub fn new(limits: Limits, cache: Option<PathBuf>, endpoint: &str, token: Option<String>) -> Result<Self, Error> {
         #[cfg(feature = "remote")]
         let transport = super::transport::http(&limits);
         #[cfg(not(feature = "remote"))]
@@ -148,7 +137,7 @@ impl Client {
     pub fn over(
         transport: Arc<dyn Transport>,
         limits: Limits,
-        cache: Option<std::path::PathBuf>,
+        cache: Option<PathBuf>,
         endpoint: &str,
         token: Option<String>,
     ) -> Result<Self, Error> {
@@ -178,34 +167,28 @@ impl Client {
         self.moved.load(Ordering::Relaxed)
     }
 
-    fn is_hub(&self, url: &Url) -> bool {
-        url.origin() == self.endpoint.origin()
-    }
-
     /// One request, redirects followed; the answer's status is 200, 206 or 304. The token goes to the hub's own host only.
     pub(super) fn get(&self, url: &Url, headers: &[(&'static str, String)]) -> Result<Answer, Failure> {
         if self.offline {
             return Err(Failure::Offline);
         }
         let mut url = url.clone();
-        for _ in 0..=self.limits.redirects {
+        for _ in 0..=MAX_REDIRECTS {
+            let is_hub = url.origin() == self.endpoint.origin();
+            let token = self.token.as_ref().filter(|_| is_hub);
             let mut headers = headers.to_vec();
-            let token = self.token.as_ref().filter(|_| self.is_hub(&url));
             headers.extend(token.map(|token| ("authorization", format!("Bearer {token}"))));
             let answer = self.transport.get(url.as_str(), &headers, url.is_local())?;
             match answer.status {
-                301 | 302 | 303 | 307 | 308 => {
-                    url = url.redirect(header(&answer, "location").unwrap_or_default())?;
-                }
+                301 | 302 | 303 | 307 | 308 => url = url.redirect(header(&answer, "location").unwrap_or_default())?,
                 200 | 206 | 304 => return Ok(answer),
                 code => {
                     let retry_after = header(&answer, "retry-after").and_then(|text| text.parse().ok());
-                    let (with_token, is_hub) = (token.is_some(), self.is_hub(&url));
-                    return Err(Failure::Status { code, retry_after, with_token, is_hub });
+                    return Err(Failure::Status { code, retry_after, with_token: token.is_some(), is_hub });
                 }
             }
         }
-        Err(Failure::Redirects(self.limits.redirects))
+        Err(Failure::Redirects(MAX_REDIRECTS))
     }
 
     /// Reads until `goal` bytes are there or the body ends; whether it ended.
@@ -233,61 +216,42 @@ impl Client {
 
     /// A whole small answer, with its `Link` to the next page, retried.
     pub(super) fn listing(&self, url: &Url) -> Result<(Vec<u8>, Option<Url>), Failure> {
-        let mut tries = Tries::new(&self.limits);
+        let ask = || {
+            let mut answer = self.get(url, &[("accept", "application/json".to_string())])?;
+            refuse_encoding(&answer)?;
+            let mut bytes = Vec::new();
+            if !self.fill(&mut *answer.body, &mut bytes, self.limits.listing)? {
+                return Err(Failure::Listing(format!("longer than {} bytes", self.limits.listing)));
+            }
+            let next = header(&answer, "link").and_then(next_link).map(|link| url.join(link)).transpose()?;
+            if next.as_ref().is_some_and(|next| next.origin() != url.origin()) {
+                return Err(Failure::Listing("its next page is on another host".into()));
+            }
+            Ok((bytes, next))
+        };
+        let mut failed = 0;
         loop {
-            let result = self.get(url, &[("accept", "application/json".to_string())]).and_then(|mut answer| {
-                refuse_encoding(&answer)?;
-                let mut bytes = Vec::new();
-                if !self.fill(&mut *answer.body, &mut bytes, self.limits.listing)? {
-                    return Err(Failure::Listing(format!("longer than {} bytes", self.limits.listing)));
-                }
-                let next = header(&answer, "link").and_then(next_link).map(|link| url.join(link)).transpose()?;
-                Ok((bytes, next))
-            });
-            match result {
-                Ok((_, Some(next))) if next.origin() != url.origin() => {
-                    return Err(Failure::Listing("its next page is on another host".into()));
-                }
+            match ask() {
                 Ok(page) => return Ok(page),
-                Err(failure) => self.again(&mut tries, url, failure)?,
+                Err(failure) => self.again(&mut failed, url, failure)?,
             }
         }
     }
 
-    /// Waits before another try, or gives up with the failure.
-    pub(super) fn again(&self, tries: &mut Tries, url: &Url, failure: Failure) -> Result<(), Failure> {
-        let Some(wait) = tries.wait(&failure, &self.limits) else { return Err(failure) };
+    /// Waits before another try, after so many that failed in a row; or gives up with the failure.
+    pub(super) fn again(&self, failed: &mut u32, url: &Url, failure: Failure) -> Result<(), Failure> {
+        let wait = self.limits.backoff.saturating_mul(2_u32.saturating_pow(*failed));
+        *failed = failed.saturating_add(1);
+        let asked = match failure {
+            Failure::Status { retry_after: Some(seconds), .. } => Duration::from_secs(seconds),
+            _ => Duration::ZERO,
+        };
+        if !failure.is_transient() || *failed >= TRIES || asked > self.limits.longest_wait {
+            return Err(failure);
+        }
         (self.watch)(&Event::Again { url: url.to_string(), why: failure.to_string() });
-        std::thread::sleep(wait);
+        std::thread::sleep(wait.max(asked));
         Ok(())
-    }
-}
-
-pub(super) struct Tries {
-    left: u32,
-    wait: Duration,
-}
-
-impl Tries {
-    pub fn new(limits: &Limits) -> Self {
-        Self { left: limits.tries.saturating_sub(1), wait: limits.backoff }
-    }
-
-    /// How long to wait before the next try; `None`: there is none.
-    fn wait(&mut self, failure: &Failure, limits: &Limits) -> Option<Duration> {
-        if !failure.is_transient() {
-            return None;
-        }
-        self.left = self.left.checked_sub(1)?;
-        let wait = self.wait;
-        self.wait = wait.saturating_mul(2);
-        match failure {
-            Failure::Status { retry_after: Some(seconds), .. } => {
-                let asked = Duration::from_secs(*seconds);
-                (asked <= limits.longest_wait).then_some(asked.max(wait))
-            }
-            _ => Some(wait),
-        }
     }
 }
 
@@ -307,25 +271,4 @@ pub(super) fn refuse_encoding(answer: &Answer) -> Result<(), Failure> {
 /// The address in `<…>; rel="next"`.
 fn next_link(link: &str) -> Option<&str> {
     link.split(',').find(|part| part.contains("rel=\"next\""))?.split_once('<')?.1.split_once('>').map(|(url, _)| url)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_next_page_is_found_among_links() {
-        assert_eq!(next_link("<https://h/a>; rel=\"prev\", <https://h/b>; rel=\"next\""), Some("https://h/b"));
-        assert_eq!(next_link("<https://h/a>; rel=\"prev\""), None);
-    }
-
-    #[test]
-    fn waits_double_and_end() {
-        let limits = Limits::default();
-        let mut tries = Tries::new(&limits);
-        assert_eq!(tries.wait(&Failure::Timeout, &limits), Some(limits.backoff));
-        assert_eq!(tries.wait(&Failure::Timeout, &limits), Some(limits.backoff * 2));
-        assert_eq!(tries.wait(&Failure::Timeout, &limits), None);
-        assert_eq!(Tries::new(&limits).wait(&Failure::Host, &limits), None);
-    }
 }

@@ -2,13 +2,15 @@
 
 use std::io::Read;
 
-use super::super::{Fault, Header, ModelFile};
+use super::super::{Fault, Header, ModelFile, TensorInfo};
 use super::cache::Entry;
-use super::client::{Answer, Client, Event, Tries, header, refuse_encoding};
+use super::client::{Answer, Client, Event, header, refuse_encoding};
 use super::error::{Error, Failure};
-use super::splice::Known;
 use super::url::Url;
 use crate::bytes::Bytes;
+
+/// The length of a file whose server does not say it. No file is longer, and no sum of its offsets passes 64 bits.
+const UNKNOWN: u64 = 1 << 62;
 
 /// The start of a file, as far as it came.
 #[derive(Default)]
@@ -17,10 +19,10 @@ struct Part {
     /// The file's length, where the server says it.
     file_bytes: Option<u64>,
     etag: Option<String>,
-    /// The rest of an answer to a request whose range the server ignored.
-    stream: Option<Box<dyn Read + Send>>,
-    /// Whether the server takes ranges, once known.
-    ranges: Option<bool>,
+    /// The rest of an answer, and where in the file it ends, where the server says it.
+    body: Option<(Box<dyn Read + Send>, Option<u64>)>,
+    /// The server ignored a range: its one answer cannot be resumed.
+    is_stream: bool,
     ended: bool,
     /// Whether a part of it is another file's.
     is_spliced: bool,
@@ -36,20 +38,12 @@ impl Part {
     }
 }
 
-enum Step {
-    More,
-    /// The cached entry is the file as it is.
-    NotModified,
-}
+type Opened = (Part, Header, ModelFile);
 
 impl Client {
-    /// The header of the file at `url`. `oid`: what the hub's list says about its content, which saves asking again.
-    pub fn header(&self, url: &Url, oid: Option<&str>) -> Result<(Header, ModelFile), Error> {
-        self.header_beside(url, oid, None)
-    }
-
-    /// The same, where the header of another quantisation is known.
-    pub(super) fn header_beside(
+    /// The header of the file at `url`. `oid`: what the hub's list says about its content, which saves asking again; `known`: the
+    /// header of another quantisation.
+    pub(super) fn header(
         &self,
         url: &Url,
         oid: Option<&str>,
@@ -65,48 +59,38 @@ impl Client {
             None if self.offline => return Err(Failure::Offline.of(url)),
             _ => {}
         }
-        let etag = cached.as_ref().and_then(|(entry, _)| entry.etag.clone());
-        match self.windows(url, etag.as_deref(), known)? {
-            Some((part, header, file)) => {
-                self.keep(url, oid, &part, &header);
-                Ok((header, file))
-            }
-            None => cached.map(|(_, parsed)| parsed).ok_or_else(|| Failure::Changed.of(url)),
+        let etag = cached.as_ref().and_then(|(entry, _)| entry.etag.as_deref());
+        let Some((part, header, file)) = self.windows(url, etag, known)? else {
+            return cached.map(|(_, parsed)| parsed).ok_or_else(|| Failure::Changed.of(url));
+        };
+        if let Some(cache) = self.cache.as_ref().filter(|_| !part.is_spliced) {
+            let end = usize::try_from(header.data_offset).unwrap_or(usize::MAX);
+            let bytes = part.bytes.get(..end).unwrap_or(&part.bytes).to_vec();
+            let (url, etag, oid) = (url.to_string(), part.etag, oid.map(str::to_string));
+            // A cache that cannot be written is not an error.
+            let _ = cache.store(&Entry { url, etag, oid, file_bytes: part.file_bytes, bytes });
         }
-    }
-
-    /// Remembers the header's bytes; a cache that cannot be written is no error.
-    fn keep(&self, url: &Url, oid: Option<&str>, part: &Part, header: &Header) {
-        let Some(cache) = self.cache.as_ref().filter(|_| !part.is_spliced) else { return };
-        let end = usize::try_from(header.data_offset).unwrap_or(usize::MAX);
-        let bytes = part.bytes.get(..end).unwrap_or(&part.bytes).to_vec();
-        let (etag, oid) = (part.etag.clone(), oid.map(str::to_string));
-        let _ = cache.store(&Entry { url: url.to_string(), etag, oid, file_bytes: part.file_bytes, bytes });
+        Ok((header, file))
     }
 
     /// Reads until the header is whole; `None` where the file still has the cached `etag`.
-    fn windows(
-        &self,
-        url: &Url,
-        etag: Option<&str>,
-        mut known: Option<&Known>,
-    ) -> Result<Option<(Part, Header, ModelFile)>, Error> {
+    fn windows(&self, url: &Url, etag: Option<&str>, mut known: Option<&Known>) -> Result<Option<Opened>, Error> {
         let mut part = Part::default();
         let mut goal = self.limits.first_window;
-        let mut tries = Tries::new(&self.limits);
+        let mut failed = 0;
         for _ in 0..self.limits.requests {
             let before = part.have();
             match self.extend(url, &mut part, goal, etag) {
-                Ok(Step::NotModified) => return Ok(None),
-                Ok(Step::More) => {}
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
                 Err(failure) => {
-                    let changed = matches!(failure, Failure::Changed) || part.stream.is_some();
-                    if part.have() > before && !changed && failure.is_transient() {
-                        tries = Tries::new(&self.limits);
+                    let anew = matches!(failure, Failure::Changed) || part.is_stream;
+                    if part.have() > before && !anew {
+                        failed = 0;
                     }
-                    self.again(&mut tries, url, failure).map_err(|failure| failure.of(url))?;
-                    if changed {
-                        part = Part { ranges: part.ranges.filter(|_| part.stream.is_some()), ..Part::default() };
+                    self.again(&mut failed, url, failure).map_err(|failure| failure.of(url))?;
+                    if anew {
+                        part = Part { is_stream: part.is_stream, ..Part::default() };
                     }
                     continue;
                 }
@@ -132,7 +116,7 @@ impl Client {
     }
 
     /// The header with a known one's vocabulary; `None` where the two do not agree.
-    fn splice(&self, url: &Url, part: &Part, known: &Known) -> Option<(Part, Header, ModelFile)> {
+    fn splice(&self, url: &Url, part: &Part, known: &Known) -> Option<Opened> {
         const SPARE: usize = 16 << 10;
         let (file_bytes, etag) = (part.file_bytes?, part.etag.as_deref()?);
         let (from, to) = known.wanted(&part.bytes, SPARE)?;
@@ -148,102 +132,145 @@ impl Client {
         self.fill(&mut *answer.body, &mut bytes, end.saturating_sub(first)).ok()?;
         let bytes = known.joined(&part.bytes, &bytes)?;
         let (header, file) = parse(url, &bytes, Some(file_bytes)).ok()?;
-        let part = Part { bytes, file_bytes: Some(file_bytes), is_spliced: true, ..Part::default() };
-        Some((part, header, file))
+        Some((Part { bytes, file_bytes: Some(file_bytes), is_spliced: true, ..Part::default() }, header, file))
     }
 
-    /// Brings the part to `goal` bytes, or closer to it.
-    fn extend(&self, url: &Url, part: &mut Part, goal: u64, etag: Option<&str>) -> Result<Step, Failure> {
-        if let Some(mut stream) = part.stream.take() {
-            let result = self.fill(&mut *stream, &mut part.bytes, goal);
-            part.stream = Some(stream);
-            return ended(part, result?);
+    /// Brings the part to `goal` bytes, or closer to it; `false` where the file still has the cached `etag`.
+    fn extend(&self, url: &Url, part: &mut Part, goal: u64, etag: Option<&str>) -> Result<bool, Failure> {
+        if part.body.is_none() && !self.ask(url, part, goal, etag)? {
+            return Ok(false);
         }
+        let Some((mut body, end)) = part.body.take() else { return Ok(true) };
+        let ended = self.fill(&mut *body, &mut part.bytes, goal.min(end.unwrap_or(u64::MAX)))?;
+        if ended && end.is_some_and(|end| part.have() < end) {
+            return Err(Failure::Dropped { have: part.have() });
+        }
+        part.ended = ended && part.is_stream;
+        part.body = Some((body, end)).filter(|_| !ended && part.is_stream);
+        Ok(true)
+    }
+
+    /// Asks for the bytes up to `goal`; `false` where the file still has the cached `etag`.
+    fn ask(&self, url: &Url, part: &mut Part, goal: u64, etag: Option<&str>) -> Result<bool, Failure> {
         let have = part.have();
+        let etag = etag.filter(|_| have == 0);
         let last = part.file_bytes.unwrap_or(u64::MAX).min(goal).saturating_sub(1);
         let mut headers = vec![("range", format!("bytes={have}-{last}"))];
-        if have == 0 {
-            headers.extend(etag.map(|etag| ("if-none-match", etag.to_string())));
-        } else {
-            headers
-                .extend(part.etag.iter().filter(|etag| !etag.starts_with("W/")).map(|etag| ("if-range", etag.clone())));
-        }
-        let mut answer = self.get(url, &headers)?;
+        headers.extend(etag.map(|etag| ("if-none-match", etag.to_string())));
+        let strong = part.etag.iter().filter(|etag| have > 0 && !etag.starts_with("W/"));
+        headers.extend(strong.map(|etag| ("if-range", etag.clone())));
+        let answer = self.get(url, &headers)?;
         if answer.status == 304 {
-            return if have == 0 && etag.is_some() { Ok(Step::NotModified) } else { Err(Failure::Changed) };
+            return if etag.is_some() { Ok(false) } else { Err(Failure::Changed) };
         }
         refuse_encoding(&answer)?;
         if header(&answer, "content-type").is_some_and(|kind| kind.trim_start().starts_with("text/html")) {
             return Err(Failure::Page);
         }
         let found = header(&answer, "etag").map(str::to_string);
-        if have == 0 && etag.is_some() && found.as_deref() == etag {
-            return Ok(Step::NotModified);
+        if etag.is_some() && found.as_deref() == etag {
+            return Ok(false);
         }
         if have > 0 && (answer.status == 200 || (part.etag.is_some() && found.is_some() && part.etag != found)) {
             return Err(Failure::Changed);
         }
         part.etag = part.etag.take().or(found);
         if answer.status == 200 {
-            return self.whole(url, part, answer, goal);
+            if !part.is_stream {
+                (self.watch)(&Event::NoRanges(url.to_string()));
+            }
+            part.is_stream = true;
+            part.file_bytes = header(&answer, "content-length").and_then(|text| text.trim().parse().ok());
+            part.body = Some((answer.body, part.file_bytes));
+            return Ok(true);
         }
-        let (end, length) = content_range(&answer, have, last)?;
+        let (last, length) = content_range(&answer, have, last)?;
         if length.is_some() && part.file_bytes.is_some() && length != part.file_bytes {
             return Err(Failure::Changed);
         }
         part.file_bytes = part.file_bytes.or(length);
-        part.ranges = Some(true);
-        let goal = end.saturating_add(1);
-        if self.fill(&mut *answer.body, &mut part.bytes, goal)? && part.have() < goal {
-            return Err(Failure::Dropped { have: part.have() });
-        }
-        Ok(Step::More)
-    }
-
-    /// The start of an answer that is the whole file.
-    fn whole(&self, url: &Url, part: &mut Part, mut answer: Answer, goal: u64) -> Result<Step, Failure> {
-        if part.ranges.is_none() {
-            (self.watch)(&Event::NoRanges(url.to_string()));
-        }
-        part.ranges = Some(false);
-        part.file_bytes = header(&answer, "content-length").and_then(|text| text.trim().parse().ok());
-        let result = self.fill(&mut *answer.body, &mut part.bytes, goal);
-        part.stream = Some(answer.body);
-        ended(part, result?)
-    }
-}
-
-/// Notes the end of a stream, which must not come before the stated length.
-fn ended(part: &mut Part, ended: bool) -> Result<Step, Failure> {
-    part.ended = ended;
-    match part.file_bytes {
-        Some(length) if ended && part.have() < length => Err(Failure::Dropped { have: part.have() }),
-        _ => Ok(Step::More),
+        part.is_stream = false;
+        part.body = Some((answer.body, last.checked_add(1)));
+        Ok(true)
     }
 }
 
 /// The last byte and the whole length of `Content-Range: bytes first-last/length`; the range must be as asked.
 fn content_range(answer: &Answer, first: u64, last: u64) -> Result<(u64, Option<u64>), Failure> {
     let text = header(answer, "content-range").unwrap_or_default();
-    let wrong = || Failure::Range { asked: first, found: text.chars().take(80).collect() };
     let read = || {
         let (range, length) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
         let (from, to) = range.split_once('-')?;
         let length = if length == "*" { None } else { Some(length.parse().ok()?) };
         Some((from.parse::<u64>().ok()?, to.parse::<u64>().ok()?, length))
     };
-    let (from, to, length): (u64, u64, Option<u64>) = read().ok_or_else(wrong)?;
-    let is_as_asked = from == first && to >= from && to <= last && length.is_none_or(|length| to < length);
-    if is_as_asked { Ok((to, length)) } else { Err(wrong()) }
+    let is_as_asked = |(from, to, length): &(u64, u64, Option<u64>)| {
+        *from == first && *to >= first && *to <= last && length.is_none_or(|length| *to < length)
+    };
+    let (_, to, length) = read()
+        .filter(is_as_asked)
+        .ok_or_else(|| Failure::Range { asked: first, found: text.chars().take(80).collect() })?;
+    Ok((to, length))
 }
 
 /// The header of a file's first bytes; without a length from the server, the length is what the tensors need.
 fn parse(url: &Url, bytes: &[u8], file_bytes: Option<u64>) -> Result<(Header, ModelFile), Error> {
-    // No file is longer, and no sum of its offsets passes 64 bits.
-    const UNKNOWN: u64 = 1 << 62;
     let header = Header::read(bytes, file_bytes.unwrap_or(UNKNOWN)).map_err(|fault| fault.in_file(url.as_str()))?;
     let needed = || header.tensors.last().map_or(0, |last| last.offset.saturating_add(last.bytes.0));
     let file_bytes = file_bytes.unwrap_or_else(|| header.data_offset.saturating_add(needed()));
     let file = ModelFile { path: url.as_str().into(), bytes: Bytes(file_bytes), data_offset: header.data_offset };
     Ok((header, file))
+}
+
+/// A header that was read, and where its last part starts: the vocabulary between its first and last part is not moved again.
+///
+/// The quantisations of a repository have the same vocabulary at nearly the same place, which is most of a header, and of which
+/// only lengths matter here. What is taken for it must fit between two parts of the file's own bytes, both of which continue
+/// the known header's bytes exactly, and the whole must be a good header; else it is read as usual.
+pub(super) struct Known {
+    bytes: Vec<u8>,
+    /// Before the tensors and so many bytes of keys before them.
+    tail: usize,
+}
+
+/// Bytes that must agree where the parts meet.
+const SEAM: usize = 512;
+
+impl Known {
+    /// Of the bytes of a whole header; the last part holds its tensors and `keys` bytes before them.
+    pub fn new(bytes: Vec<u8>, keys: u64) -> Option<Self> {
+        let header = Header::read(&bytes, UNKNOWN).ok()?;
+        // Lengths of the name and itself, of the dimensions and their number, of type and offset.
+        let info = |tensor: &TensorInfo| {
+            u64::from(tensor.n_dims).saturating_mul(8).saturating_add(tensor.name.len() as u64).saturating_add(24)
+        };
+        let tensors = header.tensors.iter().map(info).fold(header.alignment, u64::saturating_add);
+        let tail = header.data_offset.checked_sub(tensors)?.checked_sub(keys)?;
+        Some(Self { bytes, tail: usize::try_from(tail).ok()? })
+    }
+
+    /// Where in the known header the bytes after `start`, the first ones of another, go on: the end of its last bytes.
+    fn continues(&self, start: &[u8]) -> Option<usize> {
+        let seam = start.len().checked_sub(SEAM).and_then(|at| start.get(at..))?;
+        let from = start.len().saturating_sub(SEAM).checked_sub(start.len() / 2)?;
+        let to = start.len().saturating_add(start.len() / 2).min(self.tail);
+        let mut places = self.bytes.get(from..to)?.windows(SEAM).enumerate().filter(|(_, part)| *part == seam);
+        let (place, _) = places.next()?;
+        // Bytes that repeat say nothing about the place.
+        places.next().is_none().then_some(from.saturating_add(place).saturating_add(SEAM))
+    }
+
+    /// The range of the other file that has to be read, with so many bytes to spare, once its `start` is there.
+    fn wanted(&self, start: &[u8], spare: usize) -> Option<(usize, usize)> {
+        let moved = self.tail.checked_sub(self.continues(start)?)?;
+        let from = start.len().checked_add(moved)?;
+        Some((from, from.checked_add(self.bytes.len().checked_sub(self.tail)?)?.checked_add(spare)?))
+    }
+
+    /// The other header's bytes, of its `start` and its `end`.
+    fn joined(&self, start: &[u8], end: &[u8]) -> Option<Vec<u8>> {
+        let between = self.bytes.get(self.continues(start)?..self.tail)?;
+        let agrees = end.get(..SEAM)? == self.bytes.get(self.tail..)?.get(..SEAM)?;
+        agrees.then(|| [start, between, end].concat())
+    }
 }

@@ -9,11 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Gguf;
 use super::super::shards::parse_name;
-use super::Oids;
 use super::cache::Entry;
 use super::client::Client;
 use super::error::{Error, Failure};
-use super::splice::Known;
+use super::header::Known;
 use super::url::{Url, encode_path};
 use crate::bytes::Bytes;
 
@@ -21,8 +20,9 @@ use crate::bytes::Bytes;
 const DEFAULT_QUANTS: [&str; 2] = ["Q4_K_M", "Q8_0"];
 /// Files that lie beside models and are none (`gguf_filename_is_model`).
 const NO_MODELS: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
-/// Files of a repository that are looked at.
+/// Files of a repository that are looked at, and pages of its list.
 const MAX_FILES: usize = 100_000;
+const MAX_PAGES: u32 = 50;
 
 /// One file of a repository, as the hub lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -200,20 +200,17 @@ impl Client {
         if !is_repository(repo) {
             return Err(Error::Repository(format!("hf:{repo}")));
         }
-        let address = format!("{}/api/models/{repo}/tree/main?recursive=true", self.base());
+        let address =
+            format!("{}/api/models/{repo}/tree/main?recursive=true", self.endpoint.as_str().trim_end_matches('/'));
         let mut page = Some(Url::parse(&address).map_err(|failure| failure.of(&address))?);
         let mut files = Vec::new();
-        for _ in 0..self.limits.pages {
+        for _ in 0..MAX_PAGES {
             let Some(url) = page.take() else { break };
             let (items, next) = self.page(&url).map_err(|failure| failure.of(&url))?;
             files.extend(items);
             page = next.filter(|_| files.len() < MAX_FILES);
         }
         quants(repo, files)
-    }
-
-    fn base(&self) -> &str {
-        self.endpoint.as_str().trim_end_matches('/')
     }
 
     /// One page of the list: from the hub, or offline from the cache.
@@ -240,7 +237,8 @@ impl Client {
 
     /// Where a file of a repository is.
     pub fn address(&self, repo: &str, path: &str) -> Result<Url, Error> {
-        let address = format!("{}/{repo}/resolve/main/{}", self.base(), encode_path(path));
+        let address =
+            format!("{}/{repo}/resolve/main/{}", self.endpoint.as_str().trim_end_matches('/'), encode_path(path));
         Url::parse(&address).map_err(|failure| failure.of(&address))
     }
 
@@ -256,12 +254,8 @@ impl Client {
             Known::new(self.cache.as_ref()?.load(url.as_str())?.bytes, self.limits.tail)
         };
         let known = other.filter(|other| other.path != quant.path).and_then(kept);
-        let mut oids = Oids::new();
-        for file in &quant.files {
-            if let Some(oid) = &file.oid {
-                oids.insert(self.address(repo, &file.path)?.to_string(), oid.clone());
-            }
-        }
+        let oid = |file: &HubFile| Some((self.address(repo, &file.path).ok()?.to_string(), file.oid.clone()?));
+        let oids = quant.files.iter().filter_map(oid).collect();
         self.open_known(&self.address(repo, &quant.path)?, &oids, known.as_ref())
     }
 }
@@ -270,13 +264,14 @@ impl Client {
 mod tests {
     use super::*;
 
-    fn files(paths: &[&str]) -> Vec<HubFile> {
-        paths.iter().map(|path| HubFile { path: (*path).to_string(), bytes: Bytes(10), oid: None }).collect()
+    fn quants_of(paths: &[&str]) -> Result<Vec<Quant>, Error> {
+        let file = |path: &&str| HubFile { path: (*path).to_string(), bytes: Bytes(10), oid: None };
+        quants("o/r", paths.iter().map(file).collect())
     }
 
     #[test]
     fn shards_are_one_model_and_companions_are_none() {
-        let list = files(&[
+        let list = [
             "README.md",
             "BF16/m-BF16-00002-of-00002.gguf",
             "BF16/m-BF16-00001-of-00002.gguf",
@@ -285,33 +280,32 @@ mod tests {
             "mmproj-F16.gguf",
             ".gguf",
             "sub/-00001-of-00001.gguf",
-        ]);
-        let quants = quants("o/r", list).unwrap();
+        ];
+        let quants = quants_of(&list).unwrap();
         let shown: Vec<_> = quants.iter().map(|q| (q.name.as_str(), q.files.len(), q.bytes.0)).collect();
         assert_eq!(shown, [("BF16", 2, 20), ("UD-Q4_K_XL", 1, 10), ("Q8_0", 1, 10)]);
         assert_eq!(quants[0].path, "BF16/m-BF16-00001-of-00002.gguf");
-    }
-
-    #[test]
-    fn a_model_without_all_its_shards_is_left_out() {
-        let half = ["m-Q4-00002-of-00002.gguf"];
-        assert!(matches!(quants("o/r", files(&half)), Err(Error::Incomplete { number: 1, count: 2, .. })));
-        assert_eq!(quants("o/r", files(&["m-Q4-00002-of-00002.gguf", "m-Q8_0.gguf"])).unwrap().len(), 1);
-        let huge = ["m-Q4-00001-of-99999.gguf"];
-        assert!(matches!(quants("o/r", files(&huge)), Err(Error::Incomplete { number: 2, .. })));
+        for (path, missing) in [("m-Q4-00002-of-00002.gguf", 1), ("m-Q4-00001-of-99999.gguf", 2)] {
+            assert!(matches!(quants_of(&[path]), Err(Error::Incomplete { number, .. }) if number == missing), "{path}");
+            assert_eq!(quants_of(&[path, "m-Q8_0.gguf"]).unwrap().len(), 1);
+        }
     }
 
     #[test]
     fn the_choice_is_llama_cpps() {
-        let list = |paths: &[&str]| quants("o/r", files(paths)).unwrap();
-        let all = list(&["m-BF16.gguf", "m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-Q4_K_S.gguf"]);
-        let chosen = |wanted| choose("o/r", &all, wanted).map(|quant| quant.name.clone());
-        assert_eq!(chosen(None).unwrap(), "Q4_K_M");
-        assert_eq!(chosen(Some("q4_k_s")).unwrap(), "Q4_K_S");
-        assert_eq!(chosen(Some("bf16")).unwrap(), "BF16");
-        assert!(matches!(chosen(Some("Q4_K")), Err(Error::NoSuchFile { .. })), "a part of a name is no quantisation");
-        assert_eq!(choose("o/r", &list(&["m-BF16.gguf", "m-Q8_0.gguf"]), None).unwrap().name, "Q8_0");
-        assert_eq!(choose("o/r", &list(&["m-mxfp4.gguf"]), None).unwrap().name, "mxfp4");
+        let all: &[&str] = &["m-BF16.gguf", "m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-Q4_K_S.gguf"];
+        for (paths, wanted, name) in [
+            (all, None, Some("Q4_K_M")),
+            (all, Some("q4_k_s"), Some("Q4_K_S")),
+            (all, Some("bf16"), Some("BF16")),
+            // A part of a name is not a quantisation.
+            (all, Some("Q4_K"), None),
+            (&["m-BF16.gguf", "m-Q8_0.gguf"], None, Some("Q8_0")),
+            (&["m-mxfp4.gguf"], None, Some("mxfp4")),
+        ] {
+            let quants = quants_of(paths).unwrap();
+            assert_eq!(choose("o/r", &quants, wanted).ok().map(|quant| quant.name.as_str()), name, "{wanted:?}");
+        }
     }
 
     #[test]

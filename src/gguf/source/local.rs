@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::error::Error;
 use super::hub::{is_repository, models};
@@ -24,30 +24,46 @@ const MAX_MANIFEST: u64 = 1 << 20;
 const OLLAMA_MODEL: &str = "application/vnd.ollama.image.model";
 
 /// Whose cache it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 pub enum Program {
     /// The hub's cache, llama.cpp's too.
-    #[serde(rename = "huggingface")]
     HuggingFace,
     #[serde(rename = "llama.cpp")]
     LlamaCpp,
-    #[serde(rename = "lmstudio")]
     LmStudio,
-    #[serde(rename = "ollama")]
     Ollama,
 }
 
 impl std::fmt::Display for Program {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::HuggingFace => "huggingface",
-            Self::LlamaCpp => "llama.cpp",
-            Self::LmStudio => "lmstudio",
-            Self::Ollama => "ollama",
-        })
+        self.serialize(f)
     }
 }
+
+/// Where each program keeps its models: below what a variable names, or the home (`~`).
+const DIRECTORIES: [(Program, &str, &str); 16] = {
+    use Program::{HuggingFace, LlamaCpp, LmStudio, Ollama};
+    [
+        (HuggingFace, "LLAMA_CACHE", ""),
+        (HuggingFace, "HF_HUB_CACHE", ""),
+        (HuggingFace, "HUGGINGFACE_HUB_CACHE", ""),
+        (HuggingFace, "HF_HOME", "hub"),
+        (HuggingFace, "XDG_CACHE_HOME", "huggingface/hub"),
+        (HuggingFace, "~", ".cache/huggingface/hub"),
+        (LlamaCpp, "LLAMA_CACHE", ""),
+        (LlamaCpp, "XDG_CACHE_HOME", "llama.cpp"),
+        (LlamaCpp, "~", ".cache/llama.cpp"),
+        (LlamaCpp, "~", "Library/Caches/llama.cpp"),
+        (LlamaCpp, "LOCALAPPDATA", "llama.cpp"),
+        (LmStudio, "~", ".lmstudio/models"),
+        (LmStudio, "~", ".cache/lm-studio/models"),
+        (Ollama, "OLLAMA_MODELS", ""),
+        (Ollama, "~", ".ollama/models"),
+        (Ollama, "", "/usr/share/ollama/.ollama/models"),
+    ]
+};
 
 /// A model found here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -73,45 +89,25 @@ pub struct Surroundings {
 
 impl Surroundings {
     pub fn here() -> Self {
-        let names = ["LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"];
-        let names = names.into_iter().chain(["OLLAMA_MODELS", "LOCALAPPDATA"]);
         let value = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let variables = names.filter_map(|name| Some((name.to_string(), value(name)?))).collect();
-        Self { variables, home: etcetera::home_dir().ok() }
-    }
-
-    fn variable(&self, name: &str, rest: &str) -> Option<PathBuf> {
-        self.variables.get(name).map(|base| if rest.is_empty() { base.clone() } else { base.join(rest) })
-    }
-
-    fn home(&self, rest: &str) -> Option<PathBuf> {
-        self.home.as_ref().map(|home| home.join(rest))
+        let variables = DIRECTORIES.iter().filter_map(|(_, name, _)| Some(((*name).to_string(), value(name)?)));
+        Self { variables: variables.collect(), home: etcetera::home_dir().ok() }
     }
 
     /// Every directory with what keeps its models there; each once.
     fn directories(&self) -> Vec<(Program, PathBuf)> {
-        use Program::{HuggingFace, LlamaCpp, LmStudio, Ollama};
-        let all = [
-            (HuggingFace, self.variable("LLAMA_CACHE", "")),
-            (HuggingFace, self.variable("HF_HUB_CACHE", "")),
-            (HuggingFace, self.variable("HUGGINGFACE_HUB_CACHE", "")),
-            (HuggingFace, self.variable("HF_HOME", "hub")),
-            (HuggingFace, self.variable("XDG_CACHE_HOME", "huggingface/hub")),
-            (HuggingFace, self.home(".cache/huggingface/hub")),
-            (LlamaCpp, self.variable("LLAMA_CACHE", "")),
-            (LlamaCpp, self.variable("XDG_CACHE_HOME", "llama.cpp")),
-            (LlamaCpp, self.home(".cache/llama.cpp")),
-            (LlamaCpp, self.home("Library/Caches/llama.cpp")),
-            (LlamaCpp, self.variable("LOCALAPPDATA", "llama.cpp")),
-            (LmStudio, self.home(".lmstudio/models")),
-            (LmStudio, self.home(".cache/lm-studio/models")),
-            (Ollama, self.variable("OLLAMA_MODELS", "")),
-            (Ollama, self.home(".ollama/models")),
-            (Ollama, Some("/usr/share/ollama/.ollama/models".into())),
-        ];
+        let path = |(program, base, rest): (Program, &str, &str)| {
+            let base = match base {
+                "" => None,
+                "~" => Some(self.home.as_ref()?),
+                name => Some(self.variables.get(name)?),
+            };
+            let path = base.map_or_else(|| rest.into(), |base| base.join(rest));
+            Some((program, path.canonicalize().ok()?))
+        };
         let mut seen = HashSet::new();
-        let existing = all.into_iter().filter_map(|(program, path)| Some((program, path?.canonicalize().ok()?)));
-        existing.filter(|(program, path)| path.is_dir() && seen.insert((*program as u8, path.clone()))).collect()
+        let existing = DIRECTORIES.into_iter().filter_map(path);
+        existing.filter(|directory| directory.1.is_dir() && seen.insert(directory.clone())).collect()
     }
 
     /// The models of all caches, by name.
@@ -200,21 +196,6 @@ fn snapshot(repo: &Path) -> Option<PathBuf> {
     fs::read_dir(snapshots).ok()?.flatten().filter(is_dir).max_by_key(newest).map(|entry| entry.path())
 }
 
-/// An ollama manifest, as far as it matters.
-#[derive(Deserialize)]
-struct Manifest {
-    #[serde(default)]
-    layers: Vec<Layer>,
-}
-
-#[derive(Deserialize)]
-struct Layer {
-    #[serde(rename = "mediaType", default)]
-    media_type: String,
-    #[serde(default)]
-    digest: String,
-}
-
 /// `manifests/HOST/NAMESPACE/MODEL/TAG`, each naming a file of `blobs`.
 fn ollama(root: &Path, budget: &mut usize, found: &mut Vec<LocalModel>) {
     let manifests = root.join("manifests");
@@ -250,9 +231,10 @@ fn ollama_blob(root: &Path, manifest: &Path) -> Option<PathBuf> {
 
 /// The name below `blobs` of the file that an ollama manifest calls its model: `sha256-` and 64 hexadecimal digits, or nothing.
 pub fn blob_name(manifest: &[u8]) -> Option<String> {
-    let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
-    let layer = manifest.layers.iter().find(|layer| layer.media_type == OLLAMA_MODEL)?;
-    let digest = layer.digest.strip_prefix("sha256:")?;
+    let manifest: serde_json::Value = serde_json::from_slice(manifest).ok()?;
+    let is_model = |layer: &&serde_json::Value| layer.get("mediaType").is_some_and(|kind| kind == OLLAMA_MODEL);
+    let layer = manifest.get("layers")?.as_array()?.iter().find(is_model)?;
+    let digest = layer.get("digest")?.as_str()?.strip_prefix("sha256:")?;
     let is_digest = digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     is_digest.then(|| format!("sha256-{digest}"))
 }

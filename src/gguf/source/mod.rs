@@ -11,20 +11,18 @@ mod header;
 pub mod hub;
 #[doc(hidden)]
 pub mod local;
-mod splice;
 #[cfg(feature = "remote")]
 mod transport;
 #[doc(hidden)]
 pub mod url;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::shards::{self, Split};
-use super::{At, Gguf, Header, ModelFile, path_of};
+use super::shards;
+use super::{Gguf, Shard};
 pub use client::{Answer, Client, Event, Limits, Transport};
 pub use error::{Error, Failure};
-use splice::Known;
+use header::Known;
 pub use url::Url;
 
 /// What a MODEL argument says, before anything is looked at.
@@ -94,74 +92,34 @@ impl Client {
         };
         Ok(quant.clone())
     }
-}
 
-/// What the hub's list says about the content of files, by address.
-type Oids = HashMap<String, String>;
-/// A shard by its number, from 1.
-type Numbered = (u64, (Header, ModelFile));
-
-impl Client {
     /// The model at an address; of a split model, at the address of any of its shards.
     pub fn open(&self, url: &Url) -> Result<Gguf, Error> {
-        self.open_known(url, &Oids::new(), None)
+        self.open_known(url, &HashMap::new(), None)
     }
 
-    /// The model at an address, some contents known, perhaps the header of another quantisation too.
-    fn open_known(&self, url: &Url, oids: &Oids, known: Option<&Known>) -> Result<Gguf, Error> {
-        let oid = |url: &Url| oids.get(url.as_str()).map(String::as_str);
-        let (header, file) = self.header_beside(url, oid(url), known)?;
-        let error = |at: At| Error::Gguf(at.in_file(url.as_str()));
-        let Some(split) = Split::of(&header).map_err(error)? else {
-            return Ok(Gguf { files: vec![file], header });
-        };
-        let prefix = split.prefix(url.file_name()).map_err(error)?;
-        // A server may read a path in a part of a file's name.
-        let lower = prefix.to_ascii_lowercase();
-        if ["/", "\\", "%2f", "%5c", "%00", ".."].iter().any(|part| lower.contains(part)) {
-            return Err(error(shards::wrong_name(split)));
-        }
-        let shard = |number| {
-            let url = url.with_file_name(&split.name(prefix, number));
-            self.header(&url, oid(&url))
-        };
-        let mut all = self.side_by_side(split, &shard)?;
-        all.push((split.number, (header, file)));
-        all.sort_by_key(|(number, _)| *number);
-        let (headers, files): (Vec<_>, Vec<_>) = all.into_iter().map(|(_, shard)| shard).unzip();
-        match shards::join(headers) {
-            Ok(header) => Ok(Gguf { files, header }),
-            Err((shard, at)) => Err(Error::Gguf(at.in_file(path_of(&files, shard)))),
-        }
-    }
-
-    /// Every shard but the given one by `shard`, several at a time; the first error ends all.
-    fn side_by_side(
-        &self,
-        split: Split,
-        shard: &(dyn Fn(u64) -> Result<(Header, ModelFile), Error> + Sync),
-    ) -> Result<Vec<Numbered>, Error> {
-        let next = AtomicU64::new(1);
-        let work = || -> Result<Vec<_>, Error> {
-            let mut shards = Vec::new();
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number > split.count {
-                    return Ok(shards);
-                }
-                if number != split.number {
-                    let read =
-                        shard(number).inspect_err(|_| next.store(split.count.saturating_add(1), Ordering::Relaxed));
-                    shards.push((number, read?));
-                }
+    /// The same, where the hub's list says what files hold (`oids`, by address), perhaps beside the header of another quantisation.
+    fn open_known(&self, url: &Url, oids: &HashMap<String, String>, known: Option<&Known>) -> Result<Gguf, Error> {
+        let read = |url: &Url, known| self.header(url, oids.get(url.as_str()).map(String::as_str), known);
+        super::open_split(read(url, known)?, url.file_name(), |split, prefix, others| {
+            // A server may read a path in a part of a file's name.
+            let lower = prefix.to_ascii_lowercase();
+            if ["/", "\\", "%2f", "%5c", "%00", ".."].iter().any(|part| lower.contains(part)) {
+                return Err(Error::Gguf(shards::wrong_name(split).in_file(url.as_str())));
             }
-        };
-        let threads = self.limits.parallel.min(usize::try_from(split.count).unwrap_or(usize::MAX)).max(1);
-        let parts: Vec<Result<Vec<_>, Error>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
-        });
-        Ok(parts.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+            let shard = |number: &u64| read(&url.with_file_name(&split.name(prefix, *number)), None);
+            let mut shards: Vec<Shard> = Vec::new();
+            for some in others.chunks(self.limits.parallel.max(1)) {
+                std::thread::scope(|scope| {
+                    let threads: Vec<_> = some.iter().map(|number| scope.spawn(|| shard(number))).collect();
+                    for thread in threads {
+                        shards.push(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+                    }
+                    Ok::<(), Error>(())
+                })?;
+            }
+            Ok(shards)
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! One HTTP request over ureq: no redirects, no decompression, no status turned into an error. [I/O]
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
@@ -9,6 +10,10 @@ use super::error::Failure;
 
 /// Where other authorities than the system's are named, as curl and OpenSSL read them.
 const OWN_AUTHORITIES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+/// Bytes of an answer's head.
+const MAX_RESPONSE_HEADER: usize = 64 << 10;
+const CONNECT: Duration = Duration::from_secs(15);
 
 /// Sends requests over connections that are kept.
 struct Http {
@@ -31,9 +36,9 @@ fn agent(limits: &Limits, tls: TlsConfig) -> ureq::Agent {
         .max_redirects(0)
         .user_agent(concat!("moeplan/", env!("CARGO_PKG_VERSION")))
         .accept_encoding("identity")
-        .max_response_header_size(limits.response_header)
-        .timeout_resolve(Some(limits.connect))
-        .timeout_connect(Some(limits.connect))
+        .max_response_header_size(MAX_RESPONSE_HEADER)
+        .timeout_resolve(Some(CONNECT))
+        .timeout_connect(Some(CONNECT))
         .timeout_recv_response(Some(limits.response))
         .timeout_per_read(Some(limits.read))
         .timeout_recv_body(Some(limits.body))

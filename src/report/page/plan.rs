@@ -5,10 +5,10 @@ use super::memory::{by_device, counted, size};
 use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, dotted, named, placement};
 use crate::bytes::Bytes;
-use crate::checkup::{BUDGET, Checkup, Severity, TensorRow};
+use crate::checkup::{self, BUDGET, Checkup, Severity, TensorRow};
 use crate::inspection::Warning;
 use crate::machine::{Device, Machine};
-use crate::memory::{Basis, HOST};
+use crate::memory::{Basis, HOST, What};
 use crate::number::{rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
 use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy};
@@ -33,6 +33,8 @@ impl Document for Checked {
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(launch(check)));
         page.push(by_device(check));
+        page.push(parts(check));
+        page.push(after_fitting(check));
         // Where budgets come from that are not exact figures.
         let budget = |row: &Basis| Some(format!("{}: {}.", row.quantity.strip_suffix(BUDGET)?, row.how));
         page.push(check.basis.iter().filter_map(budget).map(Block::Prose));
@@ -60,6 +62,7 @@ impl Document for Plan {
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
         page.push(by_device(check));
+        page.push(parts(check));
         page.push(self.machine.budget_notes().map(Block::Prose));
         placed(&mut page, check);
         page.detail(self.beside("Generation, predicted", |speed| speed.tg));
@@ -97,6 +100,14 @@ pub fn budgets(machine: &Machine) -> String {
 
 fn verdict(check: &Checkup) -> Block {
     let (verdict, text) = match (check.fits, check.is_refused()) {
+        (Some(false), false) if check.verdict == Some(checkup::Verdict::AfterFit) => {
+            let text = format!("Does not fit as written ({}); llama.cpp's own fitting makes it fit.", short(check));
+            (Verdict::Open, text)
+        }
+        (_, false) if check.verdict == Some(checkup::Verdict::WithoutParts) => {
+            let parts: Vec<&str> = check.uncounted.iter().map(|term| &*term.what).collect();
+            (Verdict::Open, format!("Fits without {}, which is not counted.", parts.join(" and ")))
+        }
         (Some(true), false) => (Verdict::Good, "Fits.".to_string()),
         (Some(true), true) => (Verdict::Bad, "Would fit, but llama.cpp refuses the command.".to_string()),
         (None, true) => (Verdict::Bad, "llama.cpp refuses the command.".to_string()),
@@ -107,6 +118,42 @@ fn verdict(check: &Checkup) -> Block {
         }
     };
     Block::Verdict(verdict, text)
+}
+
+/// What a launch loads, where that is more than one model.
+fn parts(check: &Checkup) -> Option<Block> {
+    let rows = check.parts.iter().flat_map(|part| {
+        let name = |what: What| match what {
+            What::Target => "model",
+            What::Drafting => "drafting",
+            What::Projector => "projector",
+        };
+        part.memory.iter().map(move |(device, row)| {
+            let compute = row.compute.map_or_else(|| "not predicted".to_string(), |bytes| bytes.to_string());
+            let path = part.path.clone().unwrap_or_default();
+            [name(part.what).to_string(), device.clone(), row.model.to_string(), row.context.to_string(), compute, path]
+        })
+    });
+    let table = Table::rows_of("part|device|>model|>context|>compute|file", rows);
+    Block::table("What is loaded", table).filter(|_| check.parts.len() > 1)
+}
+
+/// What llama.cpp's own fitting makes of the command.
+fn after_fitting(check: &Checkup) -> Vec<Block> {
+    let Some(fit) = &check.fit else { return Vec::new() };
+    let rules = fit.args.last().filter(|_| fit.args.contains(&"-ot".to_string()));
+    let moved = rules.map_or(0, |list| list.split(',').count());
+    let mut text = format!("After fitting: a context of {} tokens", thousands(fit.n_ctx.into()));
+    if moved > 0 {
+        text += &format!(", weights of {moved} blocks on another device");
+    }
+    text += if fit.starts { "; it starts." } else { "; it does not fit even then." };
+    if let Some(failure) = &fit.failure {
+        text += &format!(" Fitting gave up: {failure}.");
+    }
+    let used = fit.memory.iter().filter_map(|(key, row)| Some(format!("{key} {}", row.total?)));
+    text += &format!(" It takes {}.", used.collect::<Vec<_>>().join(", "));
+    vec![Block::Prose(text), Block::Command("After fitting".to_string(), fit.args.join(" "))]
 }
 
 /// `CUDA0 by 1.00 GiB`.

@@ -14,7 +14,6 @@ use crate::support::gguf_builder::{Builder, V, text};
 use moeplan::gguf::cursor::MAX_HEADER;
 use moeplan::gguf::error::{At, Fault};
 use moeplan::gguf::reader::{MAX_KEPT_TEXT, MAX_KEPT_TEXT_IN_ALL, MAX_KEY_LENGTH, MAX_KEYS, MAX_TENSORS};
-use moeplan::gguf::window::FileWindow;
 use moeplan::gguf::{self, Header, Value};
 use moeplan::suggest::Hint as _;
 
@@ -67,7 +66,7 @@ fn read_counted(path: &Path) -> (Result<Header, At>, u64) {
     let file = File::open(path).unwrap();
     let length = file.metadata().unwrap().len();
     let bytes = Cell::new(0);
-    let header = Header::read_from(FileWindow::new(Counted { file, bytes: &bytes }, length), length);
+    let header = Header::read_from(Counted { file, bytes: &bytes }, length);
     (header, bytes.get())
 }
 
