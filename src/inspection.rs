@@ -65,9 +65,9 @@ pub struct Inspection {
     /// Bits of all tensors by parameter.
     pub bits_per_weight: f64,
     /// What one more token of `-c` adds at `-np 1`, by cache type; `null` where it is not known.
-    pub context_bytes_per_token: Option<BTreeMap<Cow<'static, str>, Bytes>>,
+    pub context_bytes_per_token: Option<ByCache>,
     /// Windows and states that do not grow with `-c`, at `-np 1`, by cache type.
-    pub context_bytes_fixed: Option<BTreeMap<Cow<'static, str>, Bytes>>,
+    pub context_bytes_fixed: Option<ByCache>,
     pub warnings: Vec<Warning>,
     pub expectations: Vec<Check>,
     /// Every tensor, with `--tensors`.
@@ -147,17 +147,12 @@ pub struct TensorRow {
     pub file_offset: u64,
 }
 
-/// Context memory at `-np 1` by cache type (`f16`, `q8_0`), as the context's law gives it.
-#[derive(Debug, Clone, Default)]
-pub struct ContextSizes {
-    /// What one more token of `-c` adds.
-    pub per_token: BTreeMap<Cow<'static, str>, Bytes>,
-    pub fixed: BTreeMap<Cow<'static, str>, Bytes>,
-}
+/// Bytes by cache type: `f16`, `q8_0`.
+pub type ByCache = BTreeMap<Cow<'static, str>, Bytes>;
 
 impl Inspection {
-    /// `refused` are the keys that llama.cpp would refuse.
-    pub fn new(model: &Model, refused: &[Fault], context: Option<ContextSizes>) -> Self {
+    /// `refused` are the keys that llama.cpp would refuse; `context` is what one more token takes, and what does not grow.
+    pub fn new(model: &Model, refused: &[Fault], context: Option<(ByCache, ByCache)>) -> Self {
         let hparams = &model.hparams;
         let mut parameters: BTreeMap<Role, u64> = Role::ALL.iter().map(|role| (*role, 0)).collect();
         let mut bytes: BTreeMap<Role, Bytes> = Role::ALL.iter().map(|role| (*role, Bytes(0))).collect();
@@ -187,7 +182,7 @@ impl Inspection {
         let parameters = Parameters { total, active, active_without_token_embedding, by_role: parameters };
         let bytes = TensorBytes { total: bytes.values().copied().sum(), by_role: bytes, by_type };
         let (file_type, file_type_basis) = file_type(model, &bytes.by_type);
-        let (per_token, fixed) = context.map(|context| (context.per_token, context.fixed)).unzip();
+        let (per_token, fixed) = context.unzip();
         Self {
             schema: "moeplan/inspect/1".into(),
             path: model.files.first().map(|file| file.path.display().to_string()).unwrap_or_default(),
@@ -241,6 +236,8 @@ impl Inspection {
 
     #[must_use]
     pub fn with_metadata(mut self, model: &Model) -> Self {
+        // What JSON cannot hold, an infinity, is null.
+        let json = |value: &Value| serde_json::to_value(value).unwrap_or_default();
         self.metadata = Some(model.metadata.iter().map(|(key, value)| (key.clone(), json(value))).collect());
         self
     }
@@ -306,18 +303,6 @@ fn idle(model: &Model, block: Option<u32>, routed: u64) -> u64 {
 #[expect(clippy::cast_precision_loss, reason = "a ratio")]
 fn bits_per_weight(bytes: Bytes, parameters: u64) -> f64 {
     if parameters == 0 { 0.0 } else { bytes.0 as f64 * 8.0 / parameters as f64 }
-}
-
-fn json(value: &Value) -> serde_json::Value {
-    match value {
-        Value::U64(n) => (*n).into(),
-        Value::I64(n) => (*n).into(),
-        Value::F64(x) => (*x).into(),
-        Value::Bool(yes) => (*yes).into(),
-        Value::String(text) => text.as_str().into(),
-        Value::Array(values) => values.iter().map(json).collect(),
-        Value::Counted { len } => serde_json::json!({ "len": len }),
-    }
 }
 
 #[cfg(test)]

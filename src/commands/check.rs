@@ -81,7 +81,6 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
     add_companions(&mut model, &mut command.run, |path| model_arg::open(path, output))?;
-    note_own_projector(&mut command);
     let tensors = args.tensors || output.format() == Format::Html;
     let margin = args.machine.margin.unwrap_or_default();
     let options = Options { margin, tensors, ignored: &args.ignore, planned: None };
@@ -134,21 +133,6 @@ pub fn add_companions(
         model.projector = Some(projector.into());
     }
     Ok(())
-}
-
-/// Says that `-hf` loads the repository's projector, too, where it has one (`common/arg.cpp` `common_models_handler_init`, b11434).
-fn note_own_projector(command: &mut ParsedCommand) {
-    let run = &command.run;
-    let is_served = matches!(run.program, Program::Server | Program::Cli);
-    let is_hub = matches!(command.model, Some(ModelSource::HuggingFace { .. }));
-    if is_hub && is_served && run.mmproj_auto && !run.has_projector() {
-        command.notes.push(Note {
-            code: "projector".into(),
-            message: "`-hf` also loads the multimodal projector of the repository where it has one; it is not counted"
-                .into(),
-            hint: Some("add `--no-mmproj`, or name the projector with `--mmproj-url`".into()),
-        });
-    }
 }
 
 /// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.

@@ -11,7 +11,7 @@ use crate::arch::Arch;
 use crate::expectation::{self, Expectations};
 use crate::gguf::GgmlType;
 use crate::gguf::source::{Location, Which};
-use crate::inspection::{ContextSizes, Inspection};
+use crate::inspection::{ByCache, Inspection};
 use crate::memory;
 use crate::model::{FileKind, Model};
 use crate::report::page::{Document, Page, Report};
@@ -117,15 +117,15 @@ fn repository(args: &Args) -> anyhow::Result<Option<String>> {
 
 /// What context takes at the two usual cache types; a type that llama.cpp refuses for the model is left out. `None` where it
 /// refuses both.
-fn context_sizes(model: &Model) -> Option<ContextSizes> {
-    let mut sizes = ContextSizes::default();
+fn context_sizes(model: &Model) -> Option<(ByCache, ByCache)> {
+    let (mut per_token, mut fixed) = (ByCache::new(), ByCache::new());
     for ty in ["f16", "q8_0"].into_iter().filter_map(GgmlType::from_name) {
         if let Ok(context) = memory::context::per_token(model, ty) {
-            sizes.per_token.insert(ty.name.into(), context.per_token);
-            sizes.fixed.insert(ty.name.into(), context.fixed);
+            per_token.insert(ty.name.into(), context.per_token);
+            fixed.insert(ty.name.into(), context.fixed);
         }
     }
-    (!sizes.per_token.is_empty()).then_some(sizes)
+    (!per_token.is_empty()).then_some((per_token, fixed))
 }
 
 fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {

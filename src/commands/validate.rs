@@ -18,7 +18,7 @@ use crate::report::page::Document as _;
 use crate::report::{html, markdown};
 use crate::run::RunConfig;
 use crate::runtime;
-use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
+use crate::runtime::sandbox;
 use crate::suite::bench::{csv, nothing_measured};
 use crate::suite::document::{
     Bench, Item, ModelValidation, PlacementFacts, Section, Session, Settings, VALIDATION_SCHEMA, Validation, Verdict,
@@ -204,7 +204,7 @@ impl Shared<'_> {
                 Ok((listed, machine)) => checklist::devices(&machine.devices, &listed),
                 Err(error) => Item::held("there is a device", false, format!("{error:#}")),
             },
-            match Isolated.values("def f(n): return n", "f", 1) {
+            match sandbox::run("def f(n): return n", "f", 1) {
                 sandbox::Outcome::Ran { .. } => Item::held(python, true, "Python in a sandbox"),
                 sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => open(why),
                 other => open(format!("{other:?}")),

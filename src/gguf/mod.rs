@@ -193,7 +193,8 @@ pub enum ByteOrder {
     Big,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Value {
     U64(u64),
     I64(i64),

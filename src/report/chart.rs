@@ -238,8 +238,7 @@ fn bars(group: &Bars, id: &str) -> Markup {
         Axis::Blocks(columns) => {
             let mut whole = ticks(0.0, *columns as f64 - 1.0, 8.0);
             whole.retain(|(at, _)| at.fract() == 0.0);
-            whole.iter_mut().for_each(|(at, _)| *at += 0.5);
-            ((*columns).max(1) as f64, whole)
+            ((*columns).max(1) as f64, whole.into_iter().map(|(at, label)| (at + 0.5, label)).collect())
         }
     };
     let is_map = matches!(group.axis, Axis::Blocks(_));
@@ -392,8 +391,7 @@ fn ends(lines: &Lines, y: impl Fn(f64) -> f64) -> Vec<(&Series, f64)> {
         *place = last;
     }
     let over = (last - (PLOT - 6.0)).max(0.0);
-    ends.iter_mut().for_each(|(_, place)| *place -= over);
-    ends
+    ends.into_iter().map(|(series, place)| (series, place - over)).collect()
 }
 
 /// The picture's size and the place of its plot, in CSS pixels.

@@ -97,7 +97,9 @@ fn block(block: &Block, id: &str) -> Markup {
     match block {
         Block::Heading(text) => html! { h3 { (text) } },
         Block::Prose(text) => html! { p { (text) } },
-        Block::Verdict(verdict, text) => html! { p.verdict.(class(*verdict)) { (sign(*verdict)) span { (text) } } },
+        Block::Verdict(verdict, text) => {
+            html! { p.verdict.(verdict.look().class) { (sign(*verdict)) span { (text) } } }
+        }
         Block::KeyFigures(figures) => html! {
             dl.figures.of-4[figures.len() == 4 || figures.len() > 6] {
                 @for figure in figures {
@@ -119,7 +121,7 @@ fn block(block: &Block, id: &str) -> Markup {
             pre { code { (kept_lines(command)) } }
         },
         Block::Note(verdict, text, hint) => html! {
-            ul.notes { li.(class(*verdict)) {
+            ul.notes { li.(verdict.look().class) {
                 (sign(*verdict))
                 span { (text) @if let Some(hint) = hint { span.hint { (hint) } } }
             } }
@@ -127,7 +129,7 @@ fn block(block: &Block, id: &str) -> Markup {
         Block::Checklist(items) => html! {
             ul.checklist {
                 @for item in items {
-                    li.(class(item.verdict)) {
+                    li.(item.verdict.look().class) {
                         (sign(item.verdict))
                         span { (item.what)
                             @if !item.why.is_empty() { span.why { (item.why) } }
@@ -147,17 +149,8 @@ fn kept_lines(text: &str) -> String {
     text.replace("\r\n", "\n")
 }
 
-fn class(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Good => "good",
-        Verdict::Caution => "caution",
-        Verdict::Bad => "bad",
-        Verdict::Open | Verdict::Skipped => "open",
-    }
-}
-
 fn sign(verdict: Verdict) -> Markup {
-    html! { span.sign aria-hidden="true" { (verdict.mark()) } span.sr { (verdict.word()) ": " } }
+    html! { span.sign aria-hidden="true" { (verdict.look().mark) } span.sr { (verdict.look().word) ": " } }
 }
 
 /// How a cell breaks: a number never, a short text neither, a path or a regex anywhere.

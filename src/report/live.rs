@@ -300,13 +300,4 @@ mod tests {
             assert!(text.contains("12.00 GiB") && text.contains(says), "{text}");
         }
     }
-
-    #[test]
-    fn a_log_gets_it_in_one_line() {
-        assert_eq!(
-            summary(&promise(), &sample()),
-            "up 0:12:31; 0 running, 1 served; latest pp 500 t/s of 300 tokens and tg 31.2 t/s of 128 tokens; \
-             CUDA0 18.00 GiB of 21.00 GiB predicted; RPC0 not measured; Host 12.00 GiB of 14.00 GiB predicted (the whole process)"
-        );
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::page::{Block, Item, Report, Verdict};
 use super::table::Table;
-use super::text::{key_figures, word};
+use super::text::key_figures;
 use crate::escape::{markdown as safe, terminal};
 
 /// The whole report; a document by itself is one section under its title.
@@ -30,7 +30,7 @@ fn block(block: &Block) -> String {
     match block {
         Block::Heading(text) => format!("### {}\n", safe(text)),
         Block::Prose(text) => format!("{}\n", safe(text)),
-        Block::Verdict(verdict, text) => format!("**{}** {}\n", safe(text), verdict.mark()),
+        Block::Verdict(verdict, text) => format!("**{}** {}\n", safe(text), verdict.look().mark),
         Block::KeyFigures(figures) => key_figures(figures).markdown(),
         Block::Table(caption, table) => captioned(caption, table),
         Block::Figure(figure) if figure.text.is_empty() => captioned(&figure.title, &figure.table),
@@ -39,7 +39,7 @@ fn block(block: &Block) -> String {
         Block::Command(label, command) => format!("{}:\n\n{}", safe(label), fenced("sh", command)),
         Block::Note(verdict, text, hint) => {
             let hint = hint.as_deref().map(|hint| format!(" {}.", safe(hint))).unwrap_or_default();
-            format!("> **{}**: {}.{hint}\n", word(*verdict), safe(text.trim_end_matches('.')))
+            format!("> **{}**: {}.{hint}\n", verdict.look().note, safe(text.trim_end_matches('.')))
         }
         Block::Checklist(items) => items.iter().map(checked).collect(),
         Block::Output(label, text) => format!("{}\n\n{}", safe(label), fenced("text", text)),
@@ -58,7 +58,7 @@ fn captioned(caption: &str, table: &Table) -> String {
 fn checked(item: &Item) -> String {
     let (tick, word) = match item.verdict {
         Verdict::Good => ("x", String::new()),
-        other => (" ", format!(" ({})", other.word())),
+        other => (" ", format!(" ({})", other.look().word)),
     };
     let why = if item.why.is_empty() { String::new() } else { format!(": {}", safe(&item.why)) };
     let hint = item.hint.as_deref().map(|hint| format!(" → {}", safe(hint))).unwrap_or_default();

@@ -75,7 +75,7 @@ impl Table {
         for (line, share) in lines.iter_mut().rev().zip(self.shares.iter().rev()) {
             *line += &share.zip(room).map(|(share, room)| bar(share, room.min(BAR))).unwrap_or_default();
         }
-        lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
+        lines.iter().map(|line| [line.trim_end(), "\n"].concat()).collect()
     }
 
     /// The same without its last columns, as many as make it wider than `width`.

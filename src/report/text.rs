@@ -1,8 +1,8 @@
 //! Pages for a terminal: the answer first, tables after it, the command to paste last. Colour only for meaning.
 
-use anstyle::{AnsiColor, Style};
+use anstyle::Style;
 
-use super::page::{Block, KeyFigure, Page, Report, Verdict, dotted};
+use super::page::{Block, Item, KeyFigure, Look, Page, Report, Verdict, dotted};
 use super::table::Table;
 use crate::escape;
 
@@ -41,7 +41,7 @@ fn block(block: &Block, width: usize) -> String {
     let safe = escape::terminal;
     let labelled =
         |label: &str, text: String| if label.is_empty() { text } else { format!("{}:\n{text}", safe(label)) };
-    let lines = |indent: &str, text: &str| text.lines().map(|line| format!("{indent}{}\n", safe(line))).collect();
+    let lines = |indent: &str, text: &str| text.lines().map(|line| [indent, &safe(line), "\n"].concat()).collect();
     match block {
         Block::Heading(text) => {
             let bold = Style::new().bold();
@@ -49,7 +49,7 @@ fn block(block: &Block, width: usize) -> String {
         }
         Block::Prose(text) => format!("{}\n", safe(text)),
         Block::Verdict(verdict, text) => {
-            let style = style(*verdict);
+            let style = verdict.look().style;
             format!("{style}{}{style:#}\n", safe(text))
         }
         Block::KeyFigures(figures) => key_figures(figures).text(width),
@@ -59,19 +59,18 @@ fn block(block: &Block, width: usize) -> String {
         Block::Command(label, command) => labelled(label, lines("", command)),
         Block::Output(label, text) => labelled(label, lines("    ", text)),
         Block::Note(verdict, text, hint) => {
-            let (style, word) = (style(*verdict), word(*verdict));
+            let Look { style, note, .. } = verdict.look();
             let hint = hint.as_deref().map(|hint| format!("   hint: {}\n", safe(hint))).unwrap_or_default();
-            format!("{style}{word}:{style:#} {}\n{hint}", safe(text))
+            format!("{style}{note}:{style:#} {}\n{hint}", safe(text))
         }
         // `✓ what: why`, and what to do on a line of its own.
         Block::Checklist(items) => {
-            let line = |item: &super::page::Item| {
-                let style = style(item.verdict);
-                let is_skipped = item.verdict == Verdict::Skipped;
-                let skipped = if is_skipped { format!(" ({})", item.verdict.word()) } else { String::new() };
+            let line = |item: &Item| {
+                let Look { style, mark, .. } = item.verdict.look();
+                let skipped = if item.verdict == Verdict::Skipped { " (skipped)" } else { "" };
                 let why = if item.why.is_empty() { String::new() } else { format!(": {}", safe(&item.why)) };
                 let hint = item.hint.as_deref().map(|hint| format!("    → {}\n", safe(hint))).unwrap_or_default();
-                format!("{style}{}{style:#} {}{skipped}{why}\n{hint}", item.verdict.mark(), safe(&item.what))
+                format!("{style}{mark}{style:#} {}{skipped}{why}\n{hint}", safe(&item.what))
             };
             items.iter().map(line).collect()
         }
@@ -82,23 +81,6 @@ fn block(block: &Block, width: usize) -> String {
 pub(super) fn key_figures(figures: &[KeyFigure]) -> Table {
     let phrase = |figure: &KeyFigure| format!("{} {}", figure.value, figure.note).trim().to_string();
     Table::facts(figures.iter().map(|figure| (figure.label.as_str(), Some(phrase(figure)))))
-}
-
-pub(super) fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Bad => "error",
-        Verdict::Caution => "warning",
-        Verdict::Good | Verdict::Open | Verdict::Skipped => "note",
-    }
-}
-
-fn style(verdict: Verdict) -> Style {
-    match verdict {
-        Verdict::Good => AnsiColor::Green.on_default(),
-        Verdict::Caution => AnsiColor::Yellow.on_default(),
-        Verdict::Bad => AnsiColor::Red.on_default().bold(),
-        Verdict::Open | Verdict::Skipped => AnsiColor::Cyan.on_default(),
-    }
 }
 
 #[cfg(test)]

@@ -375,6 +375,16 @@ impl Reader {
         }
         if let ((Some(repo), file), false) = (self.hub, matches!(self.command.model, Some(ModelSource::Path(_)))) {
             self.command.model = Some(ModelSource::HuggingFace { repo, file });
+            let run = &self.command.run;
+            // `common/arg.cpp` `common_models_handler_init`, b11434.
+            let has_projectors = matches!(run.program, Program::Server | Program::Cli);
+            if has_projectors && run.mmproj_auto && !run.has_projector() {
+                self.command.note(
+                    "projector",
+                    "`-hf` also loads the repository's multimodal projector, if it has one; it is not counted".into(),
+                    Some("add `--no-mmproj`, or name the projector with `--mmproj-url`".into()),
+                );
+            }
         }
         self.command
     }

@@ -85,29 +85,18 @@ pub enum Outcome {
     Unavailable(String),
 }
 
-/// What can run a model's Python. A trait, so that tests need no interpreter.
-pub trait Interpreter {
-    /// Runs `code` and asks `function` for its values at 1 to `count`.
-    fn values(&self, code: &str, function: &str, count: u32) -> Outcome;
-}
-
-/// Python in a sandbox of bubblewrap.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Isolated;
-
-impl Interpreter for Isolated {
-    fn values(&self, code: &str, function: &str, count: u32) -> Outcome {
-        let job = |isolated| json!({"code": code, "function": function, "count": count, "isolated": isolated});
-        let why = match sandbox().and_then(|mut command| ask(&mut command, &job(true))) {
-            Ok(outcome) => return outcome,
-            Err(why) => format!("no isolation here ({why})"),
-        };
-        match ask(Command::new("python3").args(["-I", "-S", "-B", "-c", RUN]), &job(false)) {
-            Ok(Outcome::OnlyParsed(_)) => Outcome::OnlyParsed(why),
-            // Without isolation only the syntax is read: that it was not told is not the answer's fault.
-            Ok(Outcome::Failed(why)) | Err(why) => Outcome::Unavailable(why),
-            Ok(outcome) => outcome,
-        }
+/// What Python code gives in a sandbox of bubblewrap: `function` is asked for its values at 1 to `count`.
+pub fn run(code: &str, function: &str, count: u32) -> Outcome {
+    let job = |isolated| json!({"code": code, "function": function, "count": count, "isolated": isolated});
+    let why = match sandbox().and_then(|mut command| ask(&mut command, &job(true))) {
+        Ok(outcome) => return outcome,
+        Err(why) => format!("no isolation here ({why})"),
+    };
+    match ask(Command::new("python3").args(["-I", "-S", "-B", "-c", RUN]), &job(false)) {
+        Ok(Outcome::OnlyParsed(_)) => Outcome::OnlyParsed(why),
+        // Without isolation only the syntax is read: that it was not told is not the answer's fault.
+        Ok(Outcome::Failed(why)) | Err(why) => Outcome::Unavailable(why),
+        Ok(outcome) => outcome,
     }
 }
 
@@ -154,7 +143,7 @@ mod tests {
     use super::*;
 
     fn run(code: &str) -> Outcome {
-        Isolated.values(code, "fibonacci", 5)
+        super::run(code, "fibonacci", 5)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::quality;
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
 use crate::memory::HOST;
-use crate::runtime::sandbox::{Interpreter as _, Isolated, Outcome};
+use crate::runtime::sandbox::{self, Outcome};
 use crate::runtime::{Error, Kind};
 use crate::stats;
 
@@ -60,7 +60,7 @@ impl Bench {
     pub fn sum_up(&mut self, suite: &Suite, is_over: bool) {
         let run_code = |code: &str, function: &str| {
             if is_over {
-                return Isolated.values(code, function, quality::FIBONACCI);
+                return sandbox::run(code, function, quality::FIBONACCI);
             }
             Outcome::Unavailable("the bench is not over".to_string())
         };

@@ -54,6 +54,44 @@ fn codes(model: &Model, on: &str, line: &str, target: Target) -> Vec<&'static st
     check(model, on, line, target).lints.into_iter().map(known).collect()
 }
 
+#[test]
+fn a_part_that_is_not_counted_is_named_and_may_be_ignored() {
+    let model = Model { projector: Some(LLAMA.clone().into()), ..GPT_OSS.clone() };
+    let words = shlex::split("llama-server --mmproj vision.gguf -c 8192 -ngl 99 -cmoe").unwrap();
+    let command = parse::command(&words, &BTreeMap::new()).unwrap();
+    let ask = |ignored: &[String]| {
+        let options = Options { ignored, ..Options::default() };
+        let check = checkup::check(&model, &machine(ONE), &command, options).unwrap();
+        let parts = check.parts.len();
+        (check.fits, check.verdict, check.uncounted.iter().map(|term| term.what.to_string()).collect::<Vec<_>>(), parts)
+    };
+    let named = || vec!["projector".to_string()];
+    assert_eq!(ask(&[]), (None, Some(Verdict::WithoutParts), named(), 2));
+    assert_eq!(ask(&named()), (Some(true), Some(Verdict::WithoutParts), named(), 2));
+}
+
+#[test]
+fn fitting_is_replayed() {
+    for (line, verdict, n_ctx, failure) in [
+        ("llama-server -c 8192 -np 1", Verdict::AfterFit, 8192, None),
+        ("llama-server", Verdict::AfterFit, 4096, None),
+        ("llama-server -c 8192 -ngl 99", Verdict::Short, 8192, Some("n_gpu_layers already set by user to 99, abort")),
+        (
+            "llama-server -ncmoe 1",
+            Verdict::Short,
+            4096,
+            Some("model_params::tensor_buft_overrides already set by user, abort"),
+        ),
+    ] {
+        let check = check(&QWEN, "CUDA0=12G 64", line, Target::default());
+        let fit = check.fit.unwrap();
+        assert_eq!((check.verdict, fit.n_ctx, fit.failure.as_deref()), (Some(verdict), n_ctx, failure), "{line}");
+        assert_eq!(fit.starts, failure.is_none(), "{line}");
+    }
+    assert_eq!(check(&QWEN, "CUDA0=24G 64", "llama-server -c 8192", Target::default()).fit, None);
+    assert_eq!(check(&QWEN, "CUDA0=12G 64", "llama-server -c 8192 -fit off", Target::default()).fit, None);
+}
+
 /// A code, what it is about, and the two lines.
 type Case = (&'static str, &'static LazyLock<Model>, &'static str, &'static str, &'static str);
 
@@ -89,7 +127,7 @@ static CASES: &[Case] = &[
         "llama-server --spec-type draft-mtp -md mtp.gguf",
     ),
     ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
-    ("projector", &GPT_OSS, ONE, "llama-server --mmproj vision.gguf", "llama-server"),
+    ("projector", &GPT_OSS, ONE, "llama-server -hf owner/repo", "llama-server -hf owner/repo --no-mmproj"),
     (
         "quantized-v-without-flash-attention",
         &GPT_OSS,

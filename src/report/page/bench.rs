@@ -72,8 +72,14 @@ pub(super) fn blocks(bench: &Bench, page: &mut Page) {
     page.detail(memories(bench));
     page.detail(gaps(bench));
     page.push(Block::table("Speed by prompt", prompts(bench)));
-    judged(bench, page, "Streams", |case| case.stream.clone());
-    judged(bench, page, "Answers", answers);
+    judged(bench, page, "Streams", |case| items(&case.stream));
+    judged(bench, page, "Answers", |case| {
+        let of_prompt = |of: &document::Quality| {
+            let named = |item: Item| Item { what: format!("{}: {}", of.prompt, item.what), ..item };
+            items(&of.items).into_iter().map(named).collect::<Vec<_>>()
+        };
+        case.quality.iter().flat_map(of_prompt).collect()
+    });
     page.detail(bench.cases.iter().flat_map(|case| {
         let answers = case.quality.iter();
         let answers = answers.map(|of| (format!("{}: the {} prompt", case.name, of.prompt), &of.items));
@@ -215,8 +221,8 @@ fn savings(bench: &Bench) -> Table {
 }
 
 /// A check a line, a case a column; what failed is told in full beneath.
-fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> Vec<document::Item>) {
-    let by_case: Vec<Vec<document::Item>> = bench.cases.iter().map(of).collect();
+fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> Vec<Item>) {
+    let by_case: Vec<Vec<Item>> = bench.cases.iter().map(of).collect();
     let mut table = Table::of("");
     table.columns.extend(bench.cases.iter().map(|case| (case.name.clone(), false)));
     let mut seen: Vec<&str> = Vec::new();
@@ -225,33 +231,19 @@ fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> V
             continue;
         }
         seen.push(what);
-        let word = |items: &Vec<document::Item>| {
-            let verdict = items.iter().find(|item| item.what == what).map(|item| item.verdict);
-            match verdict {
-                Some(document::Verdict::Pass) => "yes",
-                Some(document::Verdict::Fail) => "NO",
-                Some(document::Verdict::NotAssessed) => "not assessed",
-                Some(document::Verdict::Skipped) => "skipped",
-                None => "–",
-            }
+        let word = |items: &Vec<Item>| match items.iter().find(|item| item.what == what).map(|item| item.verdict) {
+            Some(Verdict::Bad) => "NO",
+            Some(verdict) => verdict.look().word,
+            None => "–",
         };
         table.row([what].into_iter().chain(by_case.iter().map(word)));
     }
     page.push(Block::table(caption, table));
     for (case, items) in bench.cases.iter().zip(&by_case) {
-        let failed = items.iter().filter(|item| item.verdict == document::Verdict::Fail);
-        let note = |item: &document::Item| format!("{}: {}: {}", case.name, item.what, item.detail);
+        let failed = items.iter().filter(|item| item.verdict == Verdict::Bad);
+        let note = |item: &Item| format!("{}: {}: {}", case.name, item.what, item.why);
         page.push(failed.map(|item| Block::Note(Verdict::Bad, note(item), None)));
     }
-}
-
-fn answers(case: &Case) -> Vec<document::Item> {
-    let all = case.quality.iter().flat_map(|of| of.items.iter().map(|item| (&of.prompt, item)));
-    let named = |(prompt, item): (&String, &document::Item)| document::Item {
-        what: format!("{prompt}: {}", item.what),
-        ..item.clone()
-    };
-    all.map(named).collect()
 }
 
 fn figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {

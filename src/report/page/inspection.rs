@@ -1,14 +1,11 @@
 //! What a model is.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use super::{Block, Document, Item, KeyFigure, Page, Verdict, dotted, file_name, named, plan};
 use crate::bytes::Bytes;
 use crate::gguf::ByteOrder;
-use crate::inspection::{Basis, Inspection, TypeCount};
+use crate::inspection::{Basis, ByCache, Inspection, TypeCount};
 use crate::number::{counted, parameters, percent, share, small_size, thousands};
 use crate::report::chart::{Axis, Bar, Fill, Tone};
 use crate::report::table::Table;
@@ -104,10 +101,9 @@ fn figures(inspection: &Inspection) -> Vec<KeyFigure> {
 
 /// The trained length and what a token takes of memory, then what does not grow with the context.
 fn context(inspection: &Inspection) -> Vec<KeyFigure> {
-    let list = |sizes: &BTreeMap<Cow<'static, str>, Bytes>| {
-        let takes_any = sizes.values().any(|bytes| bytes.0 > 0);
-        let size = |(ty, bytes): (&Cow<'static, str>, &Bytes)| format!("{} at {ty}", small_size(*bytes));
-        takes_any.then(|| sizes.iter().map(size).collect::<Vec<_>>().join(", "))
+    let list = |sizes: &ByCache| {
+        let all: Vec<String> = sizes.iter().map(|(ty, bytes)| format!("{} at {ty}", small_size(*bytes))).collect();
+        sizes.values().any(|bytes| bytes.0 > 0).then(|| all.join(", "))
     };
     let note = match inspection.context_bytes_per_token.as_ref().map(list) {
         Some(Some(sizes)) => format!("tokens; each takes {sizes}"),

@@ -23,6 +23,8 @@ mod validation;
 
 use std::borrow::Cow;
 
+use anstyle::{AnsiColor, Style};
+
 use super::chart::{Axis, Bar, Bars, Chart, Figure, Key, Lines};
 use super::table::Table;
 use crate::checkup::Severity;
@@ -197,30 +199,34 @@ pub enum Verdict {
     Skipped,
 }
 
+/// How a verdict is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// It says the same as the colour.
+    pub mark: &'static str,
+    /// For readers who do not see the mark.
+    pub word: &'static str,
+    /// What a note is called.
+    pub note: &'static str,
+    /// Of the style sheet.
+    pub class: &'static str,
+    pub style: Style,
+}
+
 impl Verdict {
-    /// A mark that says the same as the colour.
-    pub fn mark(self) -> &'static str {
-        match self {
-            Self::Good => "✓",
-            Self::Caution => "!",
-            Self::Bad => "✗",
-            Self::Open | Self::Skipped => "–",
-        }
-    }
-
-    /// In a word, for readers who do not see the mark.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Good => "yes",
-            Self::Caution => "caution",
-            Self::Bad => "no",
-            Self::Open => "not assessed",
-            Self::Skipped => "skipped",
-        }
-    }
-
     pub fn of(good: bool) -> Self {
         if good { Self::Good } else { Self::Bad }
+    }
+
+    pub fn look(self) -> Look {
+        let (mark, word, note, class, style) = match self {
+            Self::Good => ("✓", "yes", "note", "good", AnsiColor::Green.on_default()),
+            Self::Caution => ("!", "caution", "warning", "caution", AnsiColor::Yellow.on_default()),
+            Self::Bad => ("✗", "no", "error", "bad", AnsiColor::Red.on_default().bold()),
+            Self::Open => ("–", "not assessed", "note", "open", AnsiColor::Cyan.on_default()),
+            Self::Skipped => ("–", "skipped", "note", "open", AnsiColor::Cyan.on_default()),
+        };
+        Look { mark, word, note, class, style }
     }
 }
 

@@ -14,11 +14,14 @@ const KINDS: usize = 96;
 
 pub const NOT_LOADED: &str = "not loaded";
 
+/// By block: where the tensors of a kind are, and their bytes.
+type Cells = BTreeMap<usize, (String, Bytes)>;
+
 /// The map of a document's tensors and the table of it; `None` where no tensor belongs to a block.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 pub fn map(tensors: &[TensorRow]) -> Option<Block> {
-    // By kind, experts last, then by block: where each is, and its bytes.
-    let mut kinds: BTreeMap<(bool, &str), BTreeMap<usize, (String, Bytes)>> = BTreeMap::new();
+    // By kind, experts last.
+    let mut kinds: BTreeMap<(bool, &str), Cells> = BTreeMap::new();
     let mut others = Vec::new();
     for tensor in tensors {
         let buffer = tensor.buffer.as_deref().unwrap_or(NOT_LOADED);
@@ -71,7 +74,9 @@ pub fn map(tensors: &[TensorRow]) -> Option<Block> {
         }
         bars.push(Bar { parts, ..Bar::stacked(kind, String::new(), Fill::Plain, []) });
     }
-    others.into_iter().for_each(|row| table.row(row));
+    for row in others {
+        table.row(row);
+    }
     let key = |label: &&str| {
         let (tone, fill) = look(label);
         Key { label: (*label).to_string(), tone, fill }
