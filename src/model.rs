@@ -102,9 +102,9 @@ pub struct Model {
     pub metadata: Metadata,
     pub tensors: Vec<Tensor>,
     /// The draft model that a launch loads beside it.
-    pub draft: Option<std::sync::Arc<Model>>,
+    pub draft: Option<std::sync::Arc<Self>>,
     /// The multimodal projector.
-    pub projector: Option<std::sync::Arc<Model>>,
+    pub projector: Option<std::sync::Arc<Self>>,
 }
 
 /// One tensor and what it is.

@@ -198,7 +198,7 @@ fn expand(lines: &[Text], groups: &HashMap<&str, Vec<Text>>) -> Result<Vec<Text>
         };
         let (name, arguments) = call.split_once('(').unwrap_or((call, ")"));
         let group = groups.get(name).ok_or_else(|| format!("no group `{name}`"))?;
-        let arguments = split(arguments.strip_suffix(')').unwrap_or(arguments));
+        let arguments: Vec<&str> = split(arguments.strip_suffix(')').unwrap_or(arguments)).collect();
         let fill = |(below, text): &Text| {
             let mut text = text.clone();
             if text.contains('$') {
@@ -241,13 +241,17 @@ fn pair<'t>(text: &'t str, by: &str) -> Result<(&'t str, &'t str), Fault> {
 }
 
 /// What commas separate, those in brackets not counted.
-fn split(text: &str) -> Vec<&str> {
+fn split(text: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0_i32;
-    let parts = text.split(|c| {
-        depth = depth.saturating_add(i32::from("([".contains(c))).saturating_sub(i32::from(")]".contains(c)));
+    let parts = text.split(move |c| {
+        match c {
+            '(' | '[' => depth = depth.saturating_add(1),
+            ')' | ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
         c == ',' && depth == 0
     });
-    parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+    parts.map(str::trim).filter(|part| !part.is_empty())
 }
 
 /// `TENSOR_NOT_REQUIRED` and its siblings (`src/llama-model-loader.h`); the bits are our own.
@@ -470,22 +474,22 @@ impl<'a> Walk<'a> {
                     return Err(Fault::BadKey(format!("{message}{}", self.numbers(condition)?)));
                 }
             }
-            _ => match key(text) {
-                Some((ty, count, keys, into)) => {
-                    for key in keys.split(", ") {
-                        if let Err(fault) = self.key(ty, count, key, into) {
-                            self.noted.as_mut().ok_or_else(|| fault.clone())?.push(fault);
-                        }
-                    }
-                }
-                None => {
-                    let not_one = || Fault::Rules(format!("`{text}` is not a tensor"));
-                    let (names, shape, flags) = tensors(text).ok_or_else(not_one)?;
-                    let shape = split(shape).into_iter().map(|dim| self.value(dim)).collect::<Result<Vec<i64>, _>>()?;
+            _ => match tensors(text) {
+                Some((names, shape, flags)) => {
+                    let shape = split(shape).map(|dim| self.value(dim)).collect::<Result<Vec<i64>, Fault>>()?;
                     let flags = flags.map_or(Ok(0), |flags| self.value(flags))?;
                     for name in names.split(", ") {
                         let optional = if name.ends_with('?') { OPTIONAL } else { 0 };
                         self.create(name.trim_end_matches('?'), &shape, flags | optional)?;
+                    }
+                }
+                None => {
+                    let unknown = || Fault::Rules(format!("`{text}` is neither a key nor a tensor"));
+                    let (ty, count, keys, into) = key(text).ok_or_else(unknown)?;
+                    for key in keys.split(", ") {
+                        if let Err(fault) = self.key(ty, count, key, into) {
+                            self.noted.as_mut().ok_or_else(|| fault.clone())?.push(fault);
+                        }
                     }
                 }
             },
@@ -768,7 +772,7 @@ mod tests {
                 }
                 None => {
                     let (_, shape, flags) = tensors(text).unwrap_or_else(|| panic!("{text}"));
-                    (None, None, split(shape).into_iter().chain(flags).collect())
+                    (None, None, split(shape).chain(flags).collect())
                 }
             },
         }

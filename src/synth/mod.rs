@@ -90,16 +90,15 @@ pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Err
     let recipe = wish.recipe.or_else(|| recipe::named(&spec.recipe));
     let recipe = recipe.ok_or_else(|| spec.bad(format!("no recipe `{}`", spec.recipe)))?;
     let dims = spec.dims(wish.tiny, wish.blocks);
-    let shapes = spec.tensors(&dims)?;
-    Ok((recipe, typed(spec, recipe, &dims, shapes)?))
+    let mut tensors = spec.tensors(&dims)?;
+    recipe::assign(recipe, &facts(spec, &dims)?, &mut tensors)?;
+    Ok((recipe, tensors))
 }
 
-fn typed(spec: &Spec, recipe: Recipe, dims: &Dims, shapes: Vec<(String, Vec<u64>)>) -> Result<Vec<NewTensor>, Error> {
+fn facts(spec: &Spec, dims: &Dims) -> Result<Facts, Error> {
     let number = |name| spec.number(name, dims);
     let (n_layer, n_expert) = (number("n_layer")?, number("n_expert")?);
-    let facts = Facts::new(&spec.architecture, n_layer, n_expert, number("n_head")?, number("n_head_kv")?);
-    let types = recipe::assign(recipe, &facts, &shapes)?;
-    Ok(shapes.into_iter().zip(types).map(|((name, shape), ty)| NewTensor { name, ty, shape }).collect())
+    Ok(Facts::new(&spec.architecture, n_layer, n_expert, number("n_head")?, number("n_head_kv")?))
 }
 
 pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
@@ -220,13 +219,14 @@ mod tests {
         for line in expected.lines().filter(|line| !line.starts_with('#')) {
             let words: Vec<&str> = line.split(' ').collect();
             let [model, mix, bytes, types @ ..] = words.as_slice() else { panic!("{line}") };
-            let (spec, dims, shapes) = models.entry(*model).or_insert_with(|| {
+            let (facts, tensors) = models.entry(*model).or_insert_with(|| {
                 let spec = spec(model);
                 let dims = spec.dims(false, None);
-                let shapes = spec.tensors(&dims).unwrap();
-                (spec, dims, shapes)
+                (facts(&spec, &dims).unwrap(), spec.tensors(&dims).unwrap())
             });
-            let totals = totals(&typed(spec, recipe::named(mix).unwrap(), dims, shapes.clone()).unwrap());
+            let mut tensors = tensors.clone();
+            recipe::assign(recipe::named(mix).unwrap(), facts, &mut tensors).unwrap();
+            let totals = totals(&tensors);
             let found: Vec<String> = totals
                 .by_type
                 .iter()

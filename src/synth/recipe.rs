@@ -6,7 +6,8 @@
 use super::spec::Error;
 use super::weights;
 use crate::arch::Mix;
-use crate::gguf::{GgmlType, ggml_type};
+use crate::gguf::GgmlType;
+use crate::gguf::writer::NewTensor;
 pub use crate::quantize::Recipe;
 use crate::quantize::law::{self, Given};
 use crate::quantize::{Facts, Options, RECIPES};
@@ -21,17 +22,18 @@ pub fn named(name: &str) -> Option<Recipe> {
     crate::quantize::recipe::named(name).filter(|row| recipes().any(|known| known == *row))
 }
 
-pub fn assign(recipe: Recipe, facts: &Facts, tensors: &[(String, Vec<u64>)]) -> Result<Vec<GgmlType>, Error> {
+/// Gives tensors the types that the recipe has for them.
+pub fn assign(recipe: Recipe, facts: &Facts, tensors: &mut [NewTensor]) -> Result<(), Error> {
     // The published weights of gpt-oss are MXFP4 already; these recipes keep them.
     let keeps_experts = facts.mix == Mix::GptOss && matches!(recipe.name, "F16" | "BF16" | "Q8_0" | "MXFP4_MOE");
-    let shape = |dims: &[u64]| std::array::from_fn(|at| dims.get(at).copied().unwrap_or(1));
-    let given: Vec<Given<'_>> =
-        tensors.iter().map(|(name, dims)| Given { name, shape: shape(dims), ty: ggml_type::f32() }).collect();
-    let chosen = law::assign(recipe, facts, &Options::default(), &given)?;
     let mxfp4 = GgmlType::from_name("mxfp4").filter(|_| keeps_experts);
-    let types = given.iter().zip(chosen).map(|(tensor, chosen)| match mxfp4 {
-        Some(mxfp4) if tensor.name.contains("_exps.weight") => mxfp4,
-        _ => chosen.ty,
-    });
-    Ok(types.collect())
+    let given = |tensor: &'_ NewTensor| std::array::from_fn(|at| tensor.shape.get(at).copied().unwrap_or(1));
+    let given: Vec<Given<'_>> =
+        tensors.iter().map(|tensor| Given { name: &tensor.name, shape: given(tensor), ty: tensor.ty }).collect();
+    let chosen = law::assign(recipe, facts, &Options::default(), &given)?;
+    for (tensor, chosen) in tensors.iter_mut().zip(chosen) {
+        let kept = mxfp4.filter(|_| tensor.name.contains("_exps.weight"));
+        tensor.ty = kept.unwrap_or(chosen.ty);
+    }
+    Ok(())
 }

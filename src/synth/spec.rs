@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_yaml::{Mapping, Value as Yaml};
 
 use crate::expression::{self, Dims};
-use crate::gguf::writer::Scalar;
+use crate::gguf::ggml_type;
+use crate::gguf::writer::{NewTensor, Scalar};
 use crate::suggest::{self, Hint};
 
 /// The spec files, compiled in: a new model is a new file.
@@ -216,8 +217,8 @@ impl Spec {
         })
     }
 
-    /// Names and shapes of all tensors, in file order.
-    pub fn tensors(&self, dims: &Dims) -> Result<Vec<(String, Vec<u64>)>, Error> {
+    /// All tensors in file order, of F32.
+    pub fn tensors(&self, dims: &Dims) -> Result<Vec<NewTensor>, Error> {
         let n_layer = self.number("n_layer", dims)?;
         let mut tensors = Vec::new();
         self.push(&mut tensors, "", &self.tensors.first, dims)?;
@@ -238,13 +239,7 @@ impl Spec {
         Ok(tensors)
     }
 
-    fn push(
-        &self,
-        tensors: &mut Vec<(String, Vec<u64>)>,
-        prefix: &str,
-        list: &Mapping,
-        dims: &Dims,
-    ) -> Result<(), Error> {
+    fn push(&self, tensors: &mut Vec<NewTensor>, prefix: &str, list: &Mapping, dims: &Dims) -> Result<(), Error> {
         for (name, shape) in list {
             let bad = || self.bad("a tensor is `name: [dimensions]`, one to four of them of at least 1");
             let dim = |dim: &Yaml| match dim {
@@ -255,7 +250,8 @@ impl Spec {
             if !(1..=4).contains(&shape.len()) || shape.contains(&0) {
                 return Err(bad());
             }
-            tensors.push((format!("{prefix}{}", name.as_str().ok_or_else(bad)?), shape));
+            let name = format!("{prefix}{}", name.as_str().ok_or_else(bad)?);
+            tensors.push(NewTensor { name, ty: ggml_type::f32(), shape });
         }
         Ok(())
     }
