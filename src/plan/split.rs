@@ -197,21 +197,3 @@ fn score(counts: &[usize], slots: &[Slot], room: &[i128]) -> (i128, i128, i128) 
     }
     (short, resident, tightest)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slots_are_shared_in_proportion_to_the_room() {
-        assert_eq!(proportional(33, &[24, 12]), [22, 11]);
-        assert_eq!(proportional(34, &[24, 12]), [23, 11]);
-        assert_eq!(proportional(3, &[-5, 10]), [1, 2]);
-    }
-
-    #[test]
-    fn a_slot_that_has_no_room_moves_to_a_neighbour() {
-        let slots = [Slot { fixed: 10, experts: 5 }; 4];
-        assert!(score(&[3, 1], &slots, &[40, 15]) > score(&[2, 2], &slots, &[40, 15]));
-    }
-}

@@ -308,16 +308,6 @@ mod tests {
     }
 
     #[test]
-    fn overrides_split_at_commas_then_at_the_first_equals_sign() {
-        let (list, broken) = given(r"blk\.(3|4)\.ffn=CUDA0,exps=CPU").overrides().unwrap();
-        assert_eq!((list.len(), broken.len()), (2, 0));
-        assert_eq!((list[0].pattern.as_str(), list[0].buffer.as_str()), (r"blk\.(3|4)\.ffn", "CUDA0"));
-        assert_eq!(given("a=CPU,").overrides().unwrap().0.len(), 1);
-        assert!(given("exps").overrides().is_err());
-        assert!(given("a=CPU,exps").overrides().is_err());
-    }
-
-    #[test]
     fn what_the_splitting_breaks() {
         for (value, code) in [
             ("x{1,2}=CPU", "pattern-split-by-comma"),
@@ -346,12 +336,5 @@ mod tests {
         assert_eq!(list[0], MetadataOverride { key: "a.b".into(), value: Value::U64(4) });
         assert_eq!(list[2].value, Value::String("x,y".into()));
         assert!(given("a=int").metadata_overrides().is_err());
-    }
-
-    #[test]
-    fn counted_blocks_start_at_zero() {
-        let list = given("2").first_blocks(EXPERTS).unwrap();
-        assert_eq!(list[1].pattern, r"blk\.1\.ffn_(up|down|gate|gate_up)_(ch|)exps");
-        assert!(given("1000000000").first_blocks(EXPERTS).is_err());
     }
 }
