@@ -46,14 +46,10 @@ pub struct Request {
     pub turn: Turn,
     /// Kept free of every device's budget.
     pub margin: Bytes,
-    /// What may be done with the routed experts.
     pub strategy: Strategy,
-    /// What the launch is to be best at.
     pub objective: Objective,
-    /// What the planner may choose beside the placement.
     pub levers: Levers,
     pub target: Target,
-    /// Whether the document lists every tensor.
     pub tensors: bool,
     /// Whether the document says what every other choice would give.
     pub explain: bool,

@@ -271,7 +271,6 @@ fn at(line: u64, column: u64) -> Position {
     Position { line: number(line), column: number(column) }
 }
 
-/// Reads a rule file's text; `name` is for messages.
 pub fn parse(name: &str, text: &str) -> Result<RuleFile, Error> {
     let error = |(position, problem)| Error { name: name.to_string(), position, problem };
     let file: FileText = from_str(text).map_err(|wrong| error(yaml(&wrong)))?;
@@ -372,7 +371,6 @@ fn names(list: Option<&Spanned<Vec<String>>>, field: &str) -> Result<Vec<String>
     }
 }
 
-/// A regex that llama.cpp can be given.
 fn regex(text: &Spanned<String>) -> Result<String, Mistake> {
     if text.value.contains([',', '=']) {
         return mistake(text, format!("`{}` has a `,` or `=`, which llama.cpp's -ot cannot take", text.value));
@@ -402,7 +400,6 @@ fn amounts(fill: &Spanned<BTreeMap<String, Spanned<String>>>) -> Result<Vec<(Str
 
 // Filling.
 
-/// Why the rules cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum FillError {
     #[error(transparent)]
@@ -414,7 +411,6 @@ pub enum FillError {
     UnknownDevice { position: Position, name: String, known: String },
 }
 
-/// The rules, carried out for one launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
     pub overrides: Vec<Override>,

@@ -59,7 +59,7 @@ pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Tar
         speculation: Speculation::default(),
         fits_nothing: false,
         hub: (None, None),
-        tests: Tests::default(),
+        tests: Tests { prompt: 512, generate: 128, both: 0, depth: 0 },
         of_tests: Vec::new(),
     };
     if program == Program::Bench {
@@ -316,7 +316,9 @@ impl Reader {
         }
         let run = &mut self.command.run;
         run.overrides.append(&mut self.of_tests);
-        run.n_ctx = self.tests.n_ctx();
+        // The context that the longest of them needs.
+        let Tests { prompt, generate, both, depth } = self.tests;
+        run.n_ctx = prompt.max(generate).max(both).saturating_add(depth).max(1);
         Ok(())
     }
 
@@ -426,12 +428,6 @@ struct Tests {
     depth: u32,
 }
 
-impl Default for Tests {
-    fn default() -> Self {
-        Self { prompt: 512, generate: 128, both: 0, depth: 0 }
-    }
-}
-
 impl Tests {
     fn set(&mut self, given: Given<'_>) -> Result<(), Error> {
         match given.flag.trim_start_matches('-').replace('_', "-").as_str() {
@@ -445,12 +441,6 @@ impl Tests {
             }
         }
         Ok(())
-    }
-
-    /// The context that the longest of them needs.
-    fn n_ctx(&self) -> u32 {
-        let longest = self.prompt.max(self.generate).max(self.both);
-        longest.saturating_add(self.depth).max(1)
     }
 }
 
