@@ -12,7 +12,7 @@ use crate::gguf::{GgmlType, ggml_type};
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache, overhead};
 use crate::model::Model;
-use crate::placement::{self, Buffer, Placement, pattern};
+use crate::placement::{self, Placement, pattern};
 use crate::rules::Role;
 use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect};
 use lints::Facts;
@@ -305,10 +305,7 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
 }
 
 fn budgets(machine: &Machine, forecast: &Forecast, margin: Bytes) -> BTreeMap<String, Bytes> {
-    let placed = forecast.placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
-        Buffer::Device(index) => Some(index),
-        _ => None,
-    });
+    let placed = forecast.placement.copies.iter().flatten().filter_map(|copy| copy.buffer.device_index());
     let used = forecast.devices().into_iter().chain(placed);
     let devices = used.filter_map(|index| machine.device(index));
     let mut budgets: BTreeMap<String, Bytes> =

@@ -13,7 +13,7 @@ use crate::bytes::Bytes;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Error, HOST, expert_cache};
-use crate::placement::{self, Buffer};
+use crate::placement;
 use crate::rules::Role;
 use crate::run::{LoadMode, RunConfig, on_host};
 
@@ -122,7 +122,7 @@ impl Problem<'_> {
 
     /// Whether no routed expert is on the host.
     fn leaves_nothing(&self, candidate: &Candidate) -> bool {
-        candidate.forecast.placement.experts(self.model).all(|(_, copy)| matches!(copy.buffer, Buffer::Device(_)))
+        candidate.forecast.placement.experts(self.model).all(|(_, copy)| copy.buffer.device_index().is_some())
     }
 
     /// [`Problem::solve_tiers`] with the load mode that serves best.
@@ -391,10 +391,7 @@ pub(super) fn without_idle(
     candidate: &Candidate,
 ) -> Option<(Machine, Request, Warning)> {
     let placement = &candidate.forecast.placement;
-    let placed = placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
-        Buffer::Device(at) => Some(at),
-        _ => None,
-    });
+    let placed = placement.copies.iter().flatten().filter_map(|copy| copy.buffer.device_index());
     let used = placement.devices.iter().copied().chain(placed);
     let servers_in_use: BTreeSet<&str> = used.filter_map(|at| machine.device(at)?.endpoint()).collect();
     let is_idle = |device: &Device| {

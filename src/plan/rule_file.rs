@@ -575,10 +575,7 @@ impl Filler<'_> {
             let kind = kind(tensor);
             let order = fill.order.iter().position(|wanted| is_named(kind, wanted)).unwrap_or(fill.order.len());
             let block = tensor.block.map_or(0, i64::from);
-            let device = copies.iter().find_map(|copy| match copy.buffer {
-                Buffer::Device(device) => Some(device),
-                _ => None,
-            });
+            let device = copies.iter().find_map(|copy| copy.buffer.device_index());
             let rank = (order, if fill.from_first { block } else { -block }, index);
             let unit = Unit { tensors: Vec::new(), device, on: None, rank };
             units.entry((tensor.block, kind)).or_insert(unit).tensors.push(index);

@@ -137,13 +137,11 @@ impl Reader {
             self.removed(word, removed)?;
             return Ok(removed.values);
         }
-        let Some((flag, on)) =
-            flags::spelling(word).filter(|(flag, _)| target.has(flag) || target.dialect != Dialect::Ik)
-        else {
+        let known = flags::spelling(word).filter(|(flag, _)| target.has(flag) || target.dialect != Dialect::Ik);
+        let Some((flag, on)) = known else {
             let taken = self.unknown(word, next);
-            self.command
-                .beside
-                .extend(std::iter::once(word).chain(rest.iter().take(taken).map(String::as_str)).map(str::to_string));
+            self.command.beside.push(word.to_string());
+            self.command.beside.extend(rest.iter().take(taken).cloned());
             return Ok(taken);
         };
         if let Some(value) = optional_value(flag.name(), next) {
@@ -194,8 +192,7 @@ impl Reader {
         match &flag.effect {
             Effect::None => {}
             Effect::Field(field) => {
-                let notes = (field.read)(&mut self.command.run, given)?;
-                self.command.notes.extend(notes);
+                self.command.notes.extend((field.read)(&mut self.command.run, given)?);
                 if field.is_number {
                     self.note_unread(given);
                 }
@@ -274,33 +271,24 @@ impl Reader {
     /// Notes a word that no table has; how many words after it look like its value.
     fn unknown(&mut self, word: &str, next: Option<&String>) -> usize {
         let target = self.command.target;
-        match target.dialect {
-            Dialect::Ik => self.command.note(
-                "other-dialect",
-                format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter"),
-                None,
-            ),
-            Dialect::LlamaCpp if dialect::is_own(word) => self.command.note(
-                "unknown-flag",
-                format!("`{word}` is a flag of ik_llama.cpp: {} refuses it", target.name()),
-                Some("`--dialect ik` reads the command as ik_llama.cpp does".into()),
-            ),
-            Dialect::LlamaCpp => {
-                let of_bench = self.command.run.program == Program::Bench;
-                let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
-                let meant = suggest::did_you_mean(word, spellings);
-                let program = if of_bench { "llama-bench of " } else { "" };
-                if target.known().is_some() {
-                    let message = format!("`{word}` is no flag of {program}{}, which refuses it", target.name());
-                    self.command.note("unknown-flag", message, meant);
-                } else {
-                    let message =
-                        format!("`{word}` is no flag known here; whether {} has it is not known", target.name());
-                    let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
-                    self.command.note("flag-not-known", message, Some(hint));
-                }
-            }
-        }
+        let of_bench = self.command.run.program == Program::Bench;
+        let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
+        let (name, meant) = (target.name(), suggest::did_you_mean(word, spellings));
+        let (code, message, hint) = if target.dialect == Dialect::Ik {
+            let message = format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter");
+            ("other-dialect", message, None)
+        } else if dialect::is_own(word) {
+            let hint = "`--dialect ik` reads the command as ik_llama.cpp does".to_string();
+            ("unknown-flag", format!("`{word}` is a flag of ik_llama.cpp: {name} refuses it"), Some(hint))
+        } else if target.known().is_some() {
+            let program = if of_bench { "llama-bench of " } else { "" };
+            ("unknown-flag", format!("`{word}` is no flag of {program}{name}, which refuses it"), meant)
+        } else {
+            let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
+            let message = format!("`{word}` is no flag known here; whether {name} has it is not known");
+            ("flag-not-known", message, Some(hint))
+        };
+        self.command.note(code, message, hint);
         usize::from(word.starts_with('-') && next.is_some_and(|value| !value.starts_with('-')))
     }
 
