@@ -103,6 +103,8 @@ pub struct Model {
     pub tensors: Vec<Tensor>,
     /// The draft model that a launch loads beside it.
     pub draft: Option<std::sync::Arc<Model>>,
+    /// The multimodal projector.
+    pub projector: Option<std::sync::Arc<Model>>,
 }
 
 /// One tensor and what it is.
@@ -206,6 +208,7 @@ impl Model {
             metadata: header.metadata,
             context: ContextHParams::default(),
             draft: None,
+            projector: None,
         };
         let mut refused = load::read(&mut model);
         if model.architecture.is_empty() {

@@ -61,6 +61,9 @@ pub struct Checkup {
 pub enum Verdict {
     Refused,
     Short,
+    /// It fits as far as it is counted: a part of it is not.
+    #[serde(rename = "without_parts")]
+    WithoutParts,
 }
 
 /// A row of memory; a term that is not counted is absent, and so is the sum then.
@@ -86,7 +89,7 @@ impl Row {
             context: forecast.counts("context").then_some(terms.context),
             compute: forecast.counts("compute").then_some(terms.compute),
             overhead: forecast.counts("overhead").then_some(terms.overhead),
-            total: forecast.uncounted.is_empty().then(|| terms.total()),
+            total: forecast.is_whole().then(|| terms.total()),
         };
         forecast.memory.iter().map(|(key, terms)| (key.clone(), row(terms))).collect()
     }
@@ -108,7 +111,7 @@ impl Row {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PartRow {
     pub what: What,
-    /// Of a draft model.
+    /// Of a draft model or a projector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     pub memory: BTreeMap<String, MemoryTerms>,
@@ -120,7 +123,9 @@ pub struct PartRow {
 pub struct MemoryTerms {
     pub model: Bytes,
     pub context: Bytes,
-    pub compute: Bytes,
+    /// Absent where it is not predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Bytes>,
 }
 
 impl PartRow {
@@ -129,16 +134,21 @@ impl PartRow {
         if !(forecast.counts("context") && forecast.counts("compute")) {
             return Vec::new();
         }
-        let terms =
-            |row: &MemoryBreakdown| MemoryTerms { model: row.model, context: row.context, compute: row.compute };
-        let part = |what, path: Option<&String>, memory: &memory::MemoryByDevice| Self {
-            what,
-            path: path.cloned(),
-            memory: memory.iter().map(|(key, row)| (key.clone(), terms(row))).collect(),
+        let part = |what, path: Option<&String>, memory: &memory::MemoryByDevice| {
+            let terms = |row: &MemoryBreakdown| MemoryTerms {
+                model: row.model,
+                context: row.context,
+                compute: (what != What::Projector).then_some(row.compute),
+            };
+            let memory = memory.iter().map(|(key, row)| (key.clone(), terms(row))).collect();
+            Self { what, path: path.cloned(), memory }
         };
         let draft = run.draft_model.as_ref().or(run.draft_hf.as_ref());
-        let drafting = forecast.drafting.iter().map(|drafting| part(drafting.what, draft, &drafting.memory));
-        std::iter::once(part(What::Target, None, &forecast.target)).chain(drafting).collect()
+        let projector = run.mmproj.as_ref().or(run.mmproj_url.as_ref());
+        let mut parts = vec![part(What::Target, None, &forecast.target)];
+        parts.extend(forecast.drafting.iter().map(|drafting| part(drafting.what, draft, &drafting.memory)));
+        parts.extend(forecast.projector.iter().map(|memory| part(What::Projector, projector, memory)));
+        parts
     }
 }
 
@@ -202,6 +212,8 @@ pub struct TensorRow {
 pub struct Options<'a> {
     pub margin: Bytes,
     pub tensors: bool,
+    /// Parts that need not be counted for a yes (`uncounted` names them).
+    pub ignored: &'a [String],
     /// Of a plan's command: what the planner knows of it.
     pub planned: Option<Planned<'a>>,
 }
@@ -264,6 +276,8 @@ pub fn check(
     let shortfall = options.planned.map_or(shortfall, |planned| planned.shortfall.clone());
     let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
     let is_short = !shortfall.is_empty();
+    let lacks_parts = forecast.is_whole() && !forecast.uncounted.is_empty();
+    let is_counted = forecast.uncounted.iter().all(|term| options.ignored.iter().any(|part| *part == term.what));
     let parts = PartRow::table(&forecast, run);
     let mut basis = forecast.basis;
     if is_ik {
@@ -274,11 +288,15 @@ pub fn check(
         schema: if options.planned.is_some() { "moeplan/plan/1" } else { "moeplan/check/1" }.into(),
         program: run.program,
         run: ResolvedRun::new(run, &forecast.numbers),
-        fits: if is_short { Some(false) } else { forecast.uncounted.is_empty().then_some(true) },
+        fits: if is_short { Some(false) } else { is_counted.then_some(true) },
         parts,
         budget,
         shortfall,
-        verdict: if is_refused { Some(Verdict::Refused) } else { is_short.then_some(Verdict::Short) },
+        verdict: match (is_refused, is_short) {
+            (true, _) => Some(Verdict::Refused),
+            (false, true) => Some(Verdict::Short),
+            (false, false) => lacks_parts.then_some(Verdict::WithoutParts),
+        },
         uncounted: forecast.uncounted,
         mapped_span: forecast.mapped_span,
         lints,

@@ -14,7 +14,7 @@ use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
-use crate::model::Model;
+use crate::model::{FileKind, Model};
 use crate::plan;
 use crate::run::build::{REFERENCE, number};
 use crate::run::command::shell;
@@ -34,6 +34,9 @@ pub struct Args {
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long, help_heading = OWN)]
     tensors: bool,
+    /// Answer yes although this part of the launch is not counted.
+    #[arg(long, help_heading = OWN, value_name = "PART", value_parser = crate::memory::PARTS)]
+    ignore: Vec<String>,
     /// The build of llama.cpp that is asked about: the N of bN.
     #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = number)]
     build: u32,
@@ -78,10 +81,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
-    add_draft(&mut model, &mut command.run, output)?;
+    add_companions(&mut model, &mut command.run, output)?;
+    note_own_projector(&mut command);
     let options = Options {
         margin: args.machine.margin.unwrap_or_default(),
         tensors: args.tensors || output.format() == Format::Html,
+        ignored: &args.ignore,
         planned: None,
     };
     let checkup = checkup::check(&model, &machine, &command, options)?;
@@ -98,17 +103,48 @@ pub fn load(mut gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
     Ok(Model::from_gguf(gguf)?)
 }
 
-/// Opens the draft model of a launch, which says what kind of speculation it is for where the command does not.
-pub fn add_draft(model: &mut Model, run: &mut RunConfig, output: &Output) -> anyhow::Result<()> {
-    let gguf = match (&run.draft_model, &run.draft_hf) {
-        (Some(path), None) => gguf::open(path.as_ref())?,
-        (file, Some(repo)) => model_arg::open(hugging_face(repo, file.as_deref()).as_ref(), output)?,
-        (None, None) => return Ok(()),
+/// Opens what a launch loads beside its model: a draft model, which says what kind of speculation it is for where the command
+/// does not, and a projector.
+pub fn add_companions(model: &mut Model, run: &mut RunConfig, output: &Output) -> anyhow::Result<()> {
+    let draft = match (&run.draft_model, &run.draft_hf) {
+        (file, Some(repo)) => Some(model_arg::open(hugging_face(repo, file.as_deref()).as_ref(), output)?),
+        (Some(path), None) => Some(gguf::open(path.as_ref())?),
+        (None, None) => None,
     };
-    let draft = load(gguf, run)?;
-    run.infer_speculation(draft.ends_in_nextn());
-    model.draft = Some(draft.into());
+    if let Some(gguf) = draft {
+        let draft = load(gguf, run)?;
+        run.infer_speculation(draft.ends_in_nextn());
+        model.draft = Some(draft.into());
+    }
+    let projector = match (&run.mmproj, &run.mmproj_url) {
+        (_, Some(url)) => Some(model_arg::open(url.as_ref(), output)?),
+        (Some(path), None) => Some(gguf::open(path.as_ref())?),
+        (None, None) => None,
+    };
+    if let Some(gguf) = projector {
+        let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+        let (projector, _) = Model::as_far_as_readable(gguf);
+        if projector.kind != FileKind::Mmproj {
+            bail!("`--mmproj {path}`: the file is {}, not a multimodal projector", projector.kind);
+        }
+        model.projector = Some(projector.into());
+    }
     Ok(())
+}
+
+/// Says that `-hf` loads the repository's projector, too, where it has one (`common/arg.cpp` `common_models_handler_init`, b11434).
+fn note_own_projector(command: &mut ParsedCommand) {
+    let run = &command.run;
+    let is_served = matches!(run.program, Program::Server | Program::Cli);
+    let is_hub = matches!(command.model, Some(ModelSource::HuggingFace { .. }));
+    if is_hub && is_served && run.mmproj_auto && !run.has_projector() {
+        command.notes.push(Note {
+            code: "projector".into(),
+            message: "`-hf` also loads the multimodal projector of the repository where it has one; it is not counted"
+                .into(),
+            hint: Some("add `--no-mmproj`, or name the projector with `--mmproj-url`".into()),
+        });
+    }
 }
 
 /// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.

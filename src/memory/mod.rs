@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
-use crate::machine::Machine;
+use crate::machine::{Backend, Machine};
 use crate::model::Model;
 use crate::placement::{self, Placement};
 use crate::run::RunConfig;
@@ -96,6 +96,8 @@ pub enum What {
     Target,
     /// The context that drafts: of a draft model, or of the target's own NextN (MTP) blocks, whose weights are the target's.
     Drafting,
+    /// A multimodal projector.
+    Projector,
 }
 
 /// One loaded model of a launch, or one context.
@@ -120,6 +122,8 @@ pub struct Forecast {
     pub target: MemoryByDevice,
     /// What the launch loads beside the target.
     pub drafting: Option<Part>,
+    /// The projector's weights; what it computes with is in `uncounted`.
+    pub projector: Option<MemoryByDevice>,
     /// The span of the files that stays mapped; `None` where nothing is mapped.
     pub mapped_span: Option<Bytes>,
     pub numbers: ContextNumbers,
@@ -130,6 +134,9 @@ pub struct Forecast {
     /// The terms that are not in `memory`: only [`as_far_as_known`] leaves any out.
     pub uncounted: Vec<Uncounted>,
 }
+
+/// What [`Uncounted`] calls parts of a launch that are not the target.
+pub const PARTS: [&str; 2] = ["drafting", "projector"];
 
 /// A term of memory that is not counted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +250,9 @@ pub fn as_far_as_known(
     if run.has_drafting() && forecast.uncounted.is_empty() {
         forecast.add_drafting(model, machine, run)?;
     }
+    if run.has_projector() {
+        forecast.add_projector(model, machine, run)?;
+    }
     if forecast.counts("overhead") {
         forecast.add_overhead(model, machine, run);
     }
@@ -262,6 +272,7 @@ fn context_forecast(
         memory: MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]),
         target: MemoryByDevice::new(),
         drafting: None,
+        projector: None,
         mapped_span: placement.mapped_span(model, run),
         caches: caches::caches(model, run, &numbers),
         placement,
@@ -306,6 +317,11 @@ impl Forecast {
     /// Whether a term is in the table.
     pub fn counts(&self, what: &str) -> bool {
         self.uncounted.iter().all(|term| term.what != what)
+    }
+
+    /// Whether every term of the target is counted: only parts are left out, if anything is.
+    pub fn is_whole(&self) -> bool {
+        self.uncounted.iter().all(|term| PARTS.contains(&&*term.what))
     }
 
     /// All that a device or `Host` holds; nothing where it takes no part.
@@ -365,7 +381,7 @@ impl Forecast {
         let (drafter, placement) = match &model.draft {
             Some(draft) => (draft.as_ref(), placement::place(draft, machine, &run)?),
             None if run.has_draft_model() => {
-                self.leave_out("the draft model is not known".to_string());
+                self.leave_out("drafting", "the draft model is not known".to_string());
                 return Ok(());
             }
             None => (model, self.placement.clone()),
@@ -378,11 +394,14 @@ impl Forecast {
         let mut part = match context_forecast(drafter, machine, &run, placement, None) {
             Ok(part) if part.uncounted.is_empty() => part,
             Ok(part) => {
-                self.leave_out(part.uncounted.into_iter().map(|term| term.reason).next().unwrap_or_default());
+                self.leave_out(
+                    "drafting",
+                    part.uncounted.into_iter().map(|term| term.reason).next().unwrap_or_default(),
+                );
                 return Ok(());
             }
             Err(Error::Graph(graph::Error::Architecture { architecture })) => {
-                self.leave_out(format!("moeplan does not build the drafting graph of `{architecture}`"));
+                self.leave_out("drafting", format!("moeplan does not build the drafting graph of `{architecture}`"));
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -403,8 +422,26 @@ impl Forecast {
         Ok(())
     }
 
-    fn leave_out(&mut self, reason: String) {
-        self.uncounted.push(Uncounted { what: "drafting".into(), reason });
+    /// The projector: all of it on one device (`common/arg.cpp`, `tools/mtmd/clip.cpp` `clip_ctx`, `load_tensors`, b11434).
+    fn add_projector(&mut self, model: &Model, machine: &Machine, run: &RunConfig) -> Result<(), Error> {
+        let Some(projector) = &model.projector else {
+            self.leave_out("projector", "the projector's file is not known".to_string());
+            return Ok(());
+        };
+        let device = placement::projector_device(machine, run)?.and_then(|at| machine.device(at));
+        let backend = device.map_or(Backend::Cpu, |device| device.backend);
+        let weights = projector.tensors.iter().map(|tensor| backend.tensor_bytes(tensor.ty, tensor.shape)).sum();
+        let name = device.map_or(HOST, |device| device.name.as_str());
+        self.row(name).model += weights;
+        self.note("projector.model", format!("every tensor of its file on {name}"));
+        let row = MemoryBreakdown { model: weights, ..MemoryBreakdown::default() };
+        self.projector = Some(MemoryByDevice::from([(name.to_string(), row)]));
+        self.leave_out("projector", "the buffer that a projector computes with is not predicted".to_string());
+        Ok(())
+    }
+
+    fn leave_out(&mut self, what: &'static str, reason: String) {
+        self.uncounted.push(Uncounted { what: what.into(), reason });
     }
 
     /// The caches.

@@ -249,6 +249,18 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
     Ok(Placement { copies, layers: slots, devices, shares })
 }
 
+/// The device of a multimodal projector: `-mmdev`, else the first of `--device`, else the first there is; `None` = host
+/// (`common/arg.cpp` `common_params_parse_ex`, `tools/mtmd/clip.cpp` `clip_ctx`, b11434).
+pub fn projector_device(machine: &Machine, run: &RunConfig) -> Result<Option<u16>, Error> {
+    let named = run.mmproj_device.as_ref().map(|name| vec![name.clone()]);
+    if !run.mmproj_offload || named.as_ref().is_some_and(|names| names.iter().any(|name| name == "none")) {
+        return Ok(None);
+    }
+    let devices = named.or_else(|| run.devices.clone());
+    let all = RunConfig { devices, split_mode: SplitMode::Layer, ..run.clone() };
+    Ok(devices::participating(machine, &all)?.first().copied())
+}
+
 fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)>, Error> {
     let mut patterns = pattern::Parser::default();
     let read = |entry: &crate::run::Override| {

@@ -209,7 +209,8 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         return Err(Error::Replay { tensor: tensor.name.clone() });
     }
     let planned = Planned { process: candidate.needs.least(), shortfall: &candidate.shortfall };
-    let options = checkup::Options { margin: request.margin, tensors: request.tensors, planned: Some(planned) };
+    let options =
+        checkup::Options { margin: request.margin, tensors: request.tensors, ignored: &[], planned: Some(planned) };
     let check = checkup::check(model, machine, &parsed, options)?;
     Ok(Plan {
         check,

@@ -107,6 +107,21 @@ run_config! {
     /// `-ctvd`.
     #[serde(skip_serializing_if = "Option::is_none")]
     draft_type_v: Option<GgmlType> = None,
+    /// `--mmproj`: the file of a multimodal projector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mmproj: Option<String> = None,
+    /// `--mmproj-url`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mmproj_url: Option<String> = None,
+    /// Off with `--no-mmproj`: then `-hf` does not load the repository's projector.
+    #[serde(skip_serializing_if = "is_on")]
+    mmproj_auto: bool = true,
+    /// Off with `--no-mmproj-offload`: the projector stays on the host.
+    #[serde(skip_serializing_if = "is_on")]
+    mmproj_offload: bool = true,
+    /// `-mmdev`: the projector's device, or `none`; `None` = the first of `--device`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mmproj_device: Option<String> = None,
     /// Whether every token yields an output row (`--embedding`, `--rerank`, `-embd 1`).
     embeddings: bool = false,
     /// `-fit`: whether llama.cpp changes what is not given until it fits.
@@ -127,6 +142,11 @@ run_config! {
     metadata_overrides: Vec<MetadataOverride> = Vec::new(),
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_on(on: &bool) -> bool {
+    *on
+}
+
 impl RunConfig {
     /// `metadata` as llama.cpp sees it after `--override-kv`: the first entry of a key wins
     /// (`llama-model-loader.cpp`, b11434). Apply it before a [`crate::model::Model`] is made.
@@ -145,6 +165,10 @@ impl RunConfig {
         self.draft_model.is_some() || self.draft_hf.is_some()
     }
 
+    pub fn has_projector(&self) -> bool {
+        self.mmproj.is_some() || self.mmproj_url.is_some()
+    }
+
     /// The launch of the drafting context beside a target of `n_ctx` cells (`common/speculative.cpp`
     /// `common_base_params_to_speculative`, `common_speculative_init_result`, b11434).
     pub fn drafting(&self, n_ctx: u32) -> Self {
@@ -158,6 +182,8 @@ impl RunConfig {
             n_rs_seq: 0,
             embeddings: false,
             moe_cache_mib: 0,
+            mmproj: None,
+            mmproj_url: None,
             ..self.clone()
         };
         if !self.has_draft_model() {

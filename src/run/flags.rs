@@ -37,16 +37,6 @@ pub enum Effect {
     /// Belongs to speculation, whose fields are known once every flag is read.
     Speculation,
     FitPrint,
-    /// Loads a file whose memory is not counted.
-    Uncounted(Uncounted),
-}
-
-/// What is said of a file whose memory is not counted.
-#[derive(Debug, Clone, Copy)]
-pub struct Uncounted {
-    pub code: &'static str,
-    pub what: &'static str,
-    pub hint: &'static str,
 }
 
 /// How a value goes into [`RunConfig`] and out again.
@@ -310,8 +300,11 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft", DRAFT_N_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE"),
     Flag::new("--spec-draft-type-k -ctkd --cache-type-k-draft", optional!(draft_type_k, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K"),
     Flag::new("--spec-draft-type-v -ctvd --cache-type-v-draft", optional!(draft_type_v, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V"),
-    Flag::new("-mm --mmproj", PROJECTOR).env("LLAMA_ARG_MMPROJ"),
-    Flag::new("-mmu --mmproj-url", PROJECTOR).env("LLAMA_ARG_MMPROJ_URL"),
+    Flag::new("-mm --mmproj", word_of!(mmproj)).env("LLAMA_ARG_MMPROJ"),
+    Flag::new("-mmu --mmproj-url", word_of!(mmproj_url)).env("LLAMA_ARG_MMPROJ_URL"),
+    Flag::new("--mmproj-auto", switch!(mmproj_auto)).env("LLAMA_ARG_MMPROJ_AUTO").alone("--no-mmproj --no-mmproj-auto"),
+    Flag::new("--mmproj-offload", switch!(mmproj_offload)).env("LLAMA_ARG_MMPROJ_OFFLOAD").alone("--no-mmproj-offload"),
+    Flag::new("-mmdev --mmproj-device", word_of!(mmproj_device)).env("MTMD_BACKEND_DEVICE"),
     Flag::new("--override-kv", METADATA).instead(OWN_KEYS),
     Flag::new("-fitp --fit-print", Effect::FitPrint).env("LLAMA_ARG_FIT_ESTIMATE").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-m --model", Effect::Model).env("LLAMA_ARG_MODEL").bench("-m --model"),
@@ -330,12 +323,6 @@ const AS_EMBEDDING: &str =
 const OWN_KEYS: &str = "a plan counts with the file's own keys: `moeplan check -- llama-server … --override-kv KEY=TYPE:VALUE` counts others";
 const NOTHING_TO_FIT: &str =
     "a plan leaves nothing to fit: --margin SIZE stays free on each device, `-c max` is the longest context";
-
-const PROJECTOR: Effect = Effect::Uncounted(Uncounted {
-    code: "projector",
-    what: "the multimodal projector's memory is not counted",
-    hint: "leave room for the projector's file size and its compute buffer",
-});
 
 /// Asking for the model's own context (0) forbids fitting to reduce it.
 const CONTEXT: Effect = custom!(

@@ -205,9 +205,6 @@ impl Reader {
                 }
             }
             Effect::FitPrint => self.fits_nothing = given.switch()?,
-            Effect::Uncounted(file) => {
-                self.command.note(file.code, format!("`{}`: {}", given.flag, file.what), Some(file.hint.into()));
-            }
         }
         if flag.beside {
             self.command.beside.extend(typed.iter().map(ToString::to_string));

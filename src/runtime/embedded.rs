@@ -340,12 +340,13 @@ fn context_params(launch: &Launch) -> sys::llama_context_params {
     params.n_batch = run.n_batch;
     params.n_ubatch = run.n_ubatch;
     params.n_seq_max = n_seq_max;
-    // A server asks for one row a slot, the other tools for all (tools/server/server-context.cpp, b11434).
+    // A server asks for a row a slot and drafted token, the other tools for all (tools/server/server-context.cpp, b11434).
     params.n_outputs_max = match run.program {
-        Program::Server | Program::Cli => n_seq_max.min(run.n_batch),
+        Program::Server | Program::Cli => n_seq_max.saturating_mul(run.n_draft.saturating_add(1)).min(run.n_batch),
         Program::Bench | Program::FitParams => 0,
     };
     params.n_outputs_max_per_seq = 1;
+    params.n_rs_seq = run.n_rs_seq;
     params.n_threads = threads;
     params.n_threads_batch = threads;
     params.flash_attn_type = run.flash_attn.number();

@@ -12,34 +12,42 @@ use std::process::Command;
 use moeplan::bytes::Bytes;
 use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
-use moeplan::run::parse;
+use moeplan::run::{RunConfig, parse};
 use moeplan::runtime::{Embedded, Error, Kind, Launch, Runtime as _, bind_software_devices, software_machine};
 use moeplan::{gguf, memory};
 
 /// Command lines and whether they get a device. Both programs, both kinds of cache layout, quantized caches.
-const CASES: [(&str, bool, &str); 5] = [
+const CASES: [(&str, bool, &str); 6] = [
     ("cpu", false, "llama-server -c 4096"),
     ("rpc", true, "llama-server -c 4096 -ngl 99"),
     ("rpc-cmoe", true, "llama-fit-params -c 4096 -ngl 99 -cmoe"),
     ("rpc-half", true, "llama-server -c 8192 -ngl 2 -np 3 -nkvo"),
     ("rpc-q8", true, "llama-server -c 8192 -ngl 99 -np 2 -ctk q8_0 -ctv q8_0 -fa on"),
+    ("rpc-draft", true, "llama-server -c 4096 -ngl 99 -np 2 -ub 64 --spec-type draft-eagle3 --spec-draft-n-max 5"),
 ];
 
 /// The header files, or `None` where this checkout has none.
 pub fn headers() -> Option<Vec<PathBuf>> {
-    let folder = if let Some(folder) = std::env::var_os("MOEPLAN_ARCH_DIR") {
-        PathBuf::from(folder)
-    } else {
-        let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/architectures.tar.xz");
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("architectures");
-        if !archive.exists() {
-            return None;
-        }
-        std::fs::create_dir_all(&folder).expect("a temporary folder");
-        let status = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&folder).status();
-        assert!(status.expect("tar runs").success(), "tar and xz unpack {}", archive.display());
-        folder
-    };
+    match std::env::var_os("MOEPLAN_ARCH_DIR") {
+        Some(folder) => Some(files(folder.into())),
+        None => unpacked("architectures"),
+    }
+}
+
+/// The files of `testdata/NAME.tar.xz`.
+fn unpacked(name: &str) -> Option<Vec<PathBuf>> {
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testdata/{name}.tar.xz"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if !archive.exists() {
+        return None;
+    }
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let status = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&folder).status();
+    assert!(status.expect("tar runs").success(), "tar and xz unpack {}", archive.display());
+    Some(files(folder))
+}
+
+fn files(folder: PathBuf) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder];
     while let Some(folder) = folders.pop() {
@@ -53,7 +61,76 @@ pub fn headers() -> Option<Vec<PathBuf>> {
         }
     }
     found.sort();
-    Some(found)
+    found
+}
+
+/// Launches that draft with the model's own NextN block.
+const DRAFTS: [(&str, bool, &str); 4] = [
+    ("cpu", false, "llama-server -c 4096 --spec-type draft-mtp"),
+    ("rpc", true, "llama-server -c 4096 -ngl 99 --spec-type draft-mtp --spec-draft-n-max 7"),
+    ("rpc-cmoe", true, "llama-server -c 8192 -ngl 99 -cmoe -np 3 -ub 128 --spec-type draft-mtp"),
+    (
+        "rpc-q8",
+        true,
+        "llama-server -c 8192 -ngl 99 -np 2 -ctk q8_0 -ctv q8_0 -ctkd q8_0 -ctvd q8_0 -fa on --spec-type draft-mtp",
+    ),
+];
+
+/// The second context of a launch, on the headers of `testdata/headers/make_nextn.py`: caches and compute to the byte.
+#[test]
+fn a_drafting_context_is_llama_cpps() {
+    let Some(headers) = unpacked("nextn") else {
+        eprintln!("skipped: no testdata/nextn.tar.xz");
+        return;
+    };
+    let runtime = Embedded::of(env!("CARGO_BIN_EXE_moeplan"));
+    let (mut wrong, mut cells) = (Vec::new(), 0);
+    for (name, on_device, line) in DRAFTS {
+        let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+        let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+        let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
+        let _servers = bind_software_devices(&runtime.program, &mut machine, &mut run, 1).expect("a software device");
+        let launch = |path: &PathBuf, run: &RunConfig| Launch {
+            model: path.clone(),
+            run: run.clone(),
+            machine: machine.clone(),
+            n_threads: 1,
+        };
+        let targets: Vec<Launch> = headers.iter().map(|path| launch(path, &run)).collect();
+        let drafts: Vec<Launch> = headers.iter().map(|path| launch(path, &run.drafting(run.n_ctx))).collect();
+        let theirs = runtime.project(&targets).into_iter().zip(runtime.project(&drafts));
+        for (target, (whole, draft)) in targets.iter().zip(theirs) {
+            let file = format!("{name} {}", target.model.file_stem().unwrap_or_default().to_string_lossy());
+            let model = Model::from_gguf(gguf::open(&target.model).expect("a GGUF")).expect("a model");
+            let ours = memory::forecast(&model, &target.machine, &target.run);
+            let (ours, whole, draft) = match (ours, whole, draft) {
+                (Ok(ours), Ok(whole), Ok(draft)) => (ours, whole.by_device(), draft.by_device()),
+                (ours, whole, draft) => {
+                    wrong.push(format!(
+                        "{file}: ours {:?}, theirs {:?} and {:?}",
+                        ours.err(),
+                        whole.err(),
+                        draft.err()
+                    ));
+                    continue;
+                }
+            };
+            let Some(part) = &ours.drafting else {
+                wrong.push(format!("{file}: {:?}", ours.uncounted));
+                continue;
+            };
+            for (what, ours, theirs) in [("target", &ours.target, &whole), ("drafting", &part.memory, &draft)] {
+                let terms: [fn(&MemoryBreakdown) -> Bytes; 2] = [|row| row.context, |row| row.compute];
+                let differ: String = terms.map(|term| differences(ours, theirs, term)).concat();
+                cells += 1;
+                if !differ.is_empty() {
+                    wrong.push(format!("{file} {what}:{differ}"));
+                }
+            }
+        }
+    }
+    eprintln!("{cells} contexts of {} headers", headers.len());
+    assert!(wrong.is_empty(), "{} disagreements:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 /// What we predict, or why llama.cpp would refuse.

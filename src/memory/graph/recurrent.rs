@@ -14,7 +14,7 @@ pub(super) struct StateInputs<'g> {
     /// The part of the batch's own sequences.
     main: Node<'g>,
     tail: Node<'g>,
-    /// Cells of the cache: one a sequence at least.
+    /// States of the cache, their snapshots apart: one a sequence at least.
     n_states: u64,
 }
 
@@ -31,9 +31,16 @@ impl<'g> Layer<'g> {
 }
 
 impl<'g> Builder<'g> {
+    /// How many versions of a state are kept, one a drafted token beside the last (`n_rs_seq + 1`).
+    pub(super) fn rs_slots(&self) -> u64 {
+        let n_seqs = u64::from(self.plan.numbers.n_seq_max.max(1));
+        let states = [CacheKind::Recurrent, CacheKind::PleState].into_iter().find_map(|kind| self.maybe_cache(kind));
+        states.map_or(1, |cache| u64::from(cache.cells) / n_seqs).max(1)
+    }
+
     /// The rows of states to read (`build_rs_inp`).
     pub(super) fn inp_rs(&self) -> StateInputs<'g> {
-        let n_states = self.cells(CacheKind::Recurrent);
+        let n_states = self.cells(CacheKind::Recurrent) / self.rs_slots();
         let s_copy = self.draft.input(i32(), &[n_states]);
         let main = s_copy.view(&[self.n_seqs], &[], 0);
         StateInputs { s_copy, main, tail: s_copy.view(&[n_states - 1], &[], 4), n_states }
@@ -71,7 +78,7 @@ impl<'g> Builder<'g> {
         if !(rows && states_fit && [1, size].contains(&a_ne[0]) && a_ne[1..] == [n_head, 1, 1]) {
             return self.draft.refuse("ggml_ssm_scan", &sources);
         }
-        let n = x.elements() + shape.iter().product::<u64>() * self.n_seqs;
+        let n = x.elements() + shape.iter().product::<u64>() * self.n_seqs * self.rs_slots();
         let sources = [by_head, x, dt, a, b, c, inputs.main];
         let result = self.draft.make(Op::SsmScan, f32(), [n, 1, 1, 1], &sources).expand();
         // The first state was not gathered.
@@ -79,9 +86,35 @@ impl<'g> Builder<'g> {
         result
     }
 
-    /// Writes the states of the batch's sequences back.
+    /// Writes the new states of the batch's sequences back, and their snapshots.
     pub(super) fn write_states(&self, from: Node<'g>, states: Node<'g>) {
-        from.cpy(states.view(&[states.ne(0), self.n_seqs], &[states.nb(1)], 0)).expand();
+        if self.rs_slots() == 1 {
+            from.cpy(self.state_slot(states, 0)).expand();
+            return;
+        }
+        let (row, n_states) = (states.nb(1), states.ne(1) / self.rs_slots());
+        let kept = [states.ne(0), self.n_seqs, self.rs_slots().min(self.n_seq_tokens)];
+        from.cpy(states.view(&kept, &[row, row * n_states], 0)).expand();
+    }
+
+    /// The rows of the batch's sequences in one version of all states.
+    fn state_slot(&self, states: Node<'g>, slot: u64) -> Node<'g> {
+        let n_states = states.ne(1) / self.rs_slots();
+        states.view(&[states.ne(0), self.n_seqs], &[states.nb(1)], slot * n_states * states.nb(1))
+    }
+
+    /// The last columns of a convolution's input become the state, those before them its snapshots (`build_conv_state`).
+    pub(super) fn write_columns(
+        &self,
+        input: Node<'g>,
+        [kernel, channels]: [u64; 2],
+        states: Node<'g>,
+        through: impl Fn(Node<'g>) -> Node<'g>,
+    ) {
+        for slot in 0..self.rs_slots() {
+            let columns = through(self.columns_before(input, kernel, channels, slot));
+            columns.cpy(self.state_slot(states, slot)).expand();
+        }
     }
 
     /// A convolution's input: its past columns before the new ones.
@@ -105,17 +138,23 @@ impl<'g> Builder<'g> {
         [kernel, channels]: [u64; 2],
     ) -> Node<'g> {
         let input = self.past_and(inputs, states, x, [kernel - 1, channels]);
-        self.write_states(self.last_columns(input, kernel, channels), states);
+        self.write_columns(input, [kernel, channels], states, |columns| columns);
         input
     }
 
     /// The columns of a convolution's input that the next tokens will need.
     pub(super) fn last_columns(&self, input: Node<'g>, kernel: u64, channels: u64) -> Node<'g> {
+        self.columns_before(input, kernel, channels, 0)
+    }
+
+    /// The same had there been `slot` tokens fewer.
+    pub(super) fn columns_before(&self, input: Node<'g>, kernel: u64, channels: u64, slot: u64) -> Node<'g> {
         let t = input.tensor();
         let Some(first) = t.ne[0].checked_sub(kernel - 1) else {
             return self.draft.refuse("a convolution of that kernel", &[input]);
         };
-        input.view(&[kernel - 1, channels, self.n_seqs], &t.nb[1..3], first * t.nb[0])
+        // Of fewer tokens than snapshots the first columns are kept, as in llama.cpp.
+        input.view(&[kernel - 1, channels, self.n_seqs], &t.nb[1..3], first.saturating_sub(slot) * t.nb[0])
     }
 
     /// A causal convolution of each channel.
@@ -137,14 +176,17 @@ impl<'g> Builder<'g> {
             let refused = self.draft.refuse("ggml_gated_delta_net", &[v, g, beta, state]);
             return (refused, refused);
         }
-        let shape = [size * heads, n_tokens * n_seqs + size * n_seqs, 1, 1];
+        let n_slots = self.rs_slots();
+        let shape = [size * heads, n_tokens * n_seqs + size * n_seqs * n_slots, 1, 1];
         let result = self.draft.make(Op::GatedDeltaNet, f32(), shape, &sources);
         let output = result.view(&ne, &[4 * size, 4 * size * heads, 4 * size * heads * n_tokens], 0);
-        let offset = 4 * size * heads * n_tokens * n_seqs;
-        (
-            output,
-            result.view(&[size, size, heads, n_seqs], &[4 * size, 4 * size * size, 4 * size * size * heads], offset),
-        )
+        let (offset, state) = (4 * size * heads * n_tokens * n_seqs, size * size * heads);
+        let new_state = if n_slots == 1 {
+            result.view(&[size, size, heads, n_seqs], &[4 * size, 4 * size * size, 4 * state], offset)
+        } else {
+            result.view(&[state, n_seqs, n_slots.min(n_tokens)], &[4 * state, 4 * state * n_seqs], offset)
+        };
+        (output, new_state)
     }
 
     /// What the tokens of each sequence have in common: rows as `[width, tokens, sequences]`.

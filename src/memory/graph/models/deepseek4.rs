@@ -56,6 +56,12 @@ struct Compressor<'g> {
 struct Inputs<'g> {
     positions: Node<'g>,
     window: CacheInputs<'g>,
+    /// None where a NextN block drafts, which sees its window only.
+    compressors: Option<Compressors<'g>>,
+}
+
+#[derive(Clone, Copy)]
+struct Compressors<'g> {
     csa: Compressor<'g>,
     hca: Compressor<'g>,
     indexer: Compressor<'g>,
@@ -69,12 +75,14 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
     let inputs = Inputs {
         positions: b.inp_pos(),
         window: CacheInputs { mask: inp_mask(b, kind, b.mask_type()), k_rot: b.inp_rot(kind).0, ..b.inp_k(kind) },
-        csa: inp_compressor(b, "attn", CacheKind::Csa, CacheKind::CsaState, CSA_RATIO),
-        hca: inp_compressor(b, "attn", CacheKind::Hca, CacheKind::HcaState, HCA_RATIO),
-        indexer: inp_compressor(b, "indexer", CacheKind::Indexer, CacheKind::IndexerState, CSA_RATIO),
+        compressors: Some(Compressors {
+            csa: inp_compressor(b, "attn", CacheKind::Csa, CacheKind::CsaState, CSA_RATIO),
+            hca: inp_compressor(b, "attn", CacheKind::Hca, CacheKind::HcaState, HCA_RATIO),
+            indexer: inp_compressor(b, "indexer", CacheKind::Indexer, CacheKind::IndexerState, CSA_RATIO),
+        }),
     };
     inputs.window.mask.expand();
-    let (mut streams, is_fused) = (b.streams(rows), b.fuses_combinations());
+    let (mut streams, is_fused) = (b.streams(rows), b.fuses_combinations(b.layers()));
     for l in b.layers() {
         let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
         let x = attention(l, l.norm("attn_norm", x), &inputs);
@@ -85,6 +93,23 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
     }
     let streams = b.output_streams(streams, out_ids);
     finish(b, &PLAIN, weigh_streams(streams, b.head_weights(streams)), out_ids);
+}
+
+/// A NextN block between the streams of the target (`graph_mtp::graph_mtp`): one row a token of what is put out.
+pub(super) fn drafted<'g>(l: Layer<'g>, streams: Node<'g>) -> Node<'g> {
+    let (positions, out_ids) = (l.inp_pos(), l.inp_out_ids());
+    let window = l.b.inp_kv(if l.hp.is_swa { CacheKind::Swa } else { CacheKind::Base });
+    let inputs = Inputs { positions, window, compressors: None };
+    let is_fused = l.b.fuses_combinations(std::iter::once(l));
+    let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
+    let x = attention(l, l.norm("attn_norm", x), &inputs);
+    let streams = x.hc_post(streams, post, Some(comb));
+    let [x, post, comb] = l.read_mixed("hc_ffn", streams, is_fused);
+    let streams = experts(l, l.norm("ffn_norm", x), None).hc_post(streams, post, Some(comb));
+    let ne = streams.shape();
+    let kept = streams.reshape(&[ne[0] * ne[1], ne[2]]).get_rows(out_ids).mark_output();
+    let streams = kept.reshape(&[ne[0], ne[1], l.plan.batch.n_outputs]);
+    weigh_streams(streams, l.head_weights(streams))
 }
 
 /// The experts, which the first layers look up by token, and the shared one.
@@ -106,15 +131,15 @@ fn attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
     let low = l.low_q(x);
     let q = l.raw_mm("attn_q_b", low).reshape(&[head, n_head, n_tokens]).rms().rope(positions, None);
     let kv = l.norm("attn_kv_a_norm", l.raw_mm("attn_kv", x)).reshape(&[head, 1, n_tokens]).rope(positions, None);
-    let compressed = match l.hp.compress_ratio {
-        CSA_RATIO => {
-            compress(l, x, &inputs.csa);
-            compress(l, x, &inputs.indexer);
-            Some((&inputs.csa, Some(choose(l, low, x, inputs))))
+    let compressed = match (l.hp.compress_ratio, &inputs.compressors) {
+        (CSA_RATIO, Some(Compressors { csa, indexer, .. })) => {
+            compress(l, x, csa);
+            compress(l, x, indexer);
+            Some((csa, Some(choose(l, low, x, positions, indexer))))
         }
-        HCA_RATIO => {
-            compress(l, x, &inputs.hca);
-            Some((&inputs.hca, None))
+        (HCA_RATIO, Some(Compressors { hca, .. })) => {
+            compress(l, x, hca);
+            Some((hca, None))
         }
         _ => None,
     };
@@ -235,12 +260,12 @@ fn blocks<'g>(c: &Compressor<'g>, source: Node<'g>) -> Node<'g> {
 }
 
 /// The compressed keys that each token should see (`build_lid_top_k`).
-fn choose<'g>(l: Layer<'g>, low: Node<'g>, x: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
-    let Compressor { head, mask, k_rot, .. } = inputs.indexer;
+fn choose<'g>(l: Layer<'g>, low: Node<'g>, x: Node<'g>, positions: Node<'g>, indexer: &Compressor<'g>) -> Node<'g> {
+    let Compressor { head, mask, k_rot, .. } = *indexer;
     let n_head = l.hparam("attention.indexer.head_count");
-    let q = l.raw_mm("indexer.attn_q_b", low).reshape(&[head, n_head, l.n_tokens]).rope(inputs.positions, None);
+    let q = l.raw_mm("indexer.attn_q_b", low).reshape(&[head, n_head, l.n_tokens]).rope(positions, None);
     let q = l.hadamard(q, k_rot);
-    let k = compressed_keys(l, &inputs.indexer);
+    let k = compressed_keys(l, indexer);
     let [q, weights] = by_stream(q, l.raw_mm("indexer.proj", x).scale(), k.ne(3));
     l.best_cells(q, k, weights, mask)
 }

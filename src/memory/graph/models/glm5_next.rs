@@ -31,7 +31,7 @@ struct Inputs<'g> {
 /// Builds the graph.
 pub(super) fn build<'g>(b: &'g Builder<'g>) {
     let (rows, states, inputs, out_ids) = (b.tokens(), b.inp_rs(), inputs(b), b.inp_out_ids());
-    let (mut streams, is_fused, mut chosen) = (b.streams(rows), b.fuses_combinations(), None);
+    let (mut streams, is_fused, mut chosen) = (b.streams(rows), b.fuses_combinations(b.layers()), None);
     for l in b.layers() {
         let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
         let x = l.norm("attn_norm", x).expand();

@@ -105,12 +105,12 @@ impl<'g> Builder<'g> {
         (mixes * self.global("output_hc_scale") + self.global("output_hc_base")).sigmoid().scale()
     }
 
-    /// Whether each layer's streams are combined in one operation: not where a weight of it lies away from its layer,
+    /// Whether the streams of these layers are combined in one operation: not where a weight of it lies away from its layer,
     /// unless the probe has rows enough for that to be undone (`resolve_fused_ops`, `GGML_OP_OFFLOAD_MIN_BATCH`).
-    pub(super) fn fuses_combinations(&'g self) -> bool {
+    pub(super) fn fuses_combinations(&'g self, mut layers: impl Iterator<Item = Layer<'g>>) -> bool {
         let n_streams = self.hparam("hyper_connection.count");
         let is_offloaded = n_streams * u64::from(self.plan.numbers.n_seq_max) >= 32;
-        self.layers().all(|l| {
+        layers.all(|l| {
             let home = self.home(l.il);
             ["hc_attn_scale", "hc_ffn_scale"].map(|name| l.weight(name)).iter().all(|weight| {
                 match weight.tensor().held {

@@ -63,12 +63,15 @@ impl<'g> Layer<'g> {
     ) -> Node<'g> {
         let (inner, kernel) = (head * n_head, self.hparam("ssm.conv_kernel"));
         let size = (kernel - 1) * inner;
-        let own = |states: Node<'g>| {
-            states.view(&[kernel - 1, inner, self.n_seqs], &[4 * (kernel - 1), 4 * 3 * size], 4 * part * size)
+        let own = |states: Node<'g>, slot: u64| {
+            let first = slot * (states.ne(1) / self.rs_slots()) * 3 * size + part * size;
+            states.view(&[kernel - 1, inner, self.n_seqs], &[4 * (kernel - 1), 4 * 3 * size], 4 * first)
         };
         let x = x.reshape(&[inner, self.n_seq_tokens, self.n_seqs]).transpose();
-        let input = own(past).concat(x, 0);
-        self.last_columns(input, kernel, inner).cpy(own(states)).expand();
+        let input = own(past, 0).concat(x, 0);
+        for slot in 0..self.rs_slots() {
+            self.columns_before(input, kernel, inner, slot).cpy(own(states, slot)).expand();
+        }
         let weight = self.weight(&format!("ssm_conv1d_{name}")).reshape(&[kernel, inner]);
         let x = self.ssm_conv(input, weight).reshape(&[inner, self.n_tokens]).silu();
         x.reshape(&[head, n_head, self.n_seq_tokens, self.n_seqs])

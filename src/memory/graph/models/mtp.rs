@@ -5,7 +5,7 @@
 use super::super::tensor::Node;
 use super::super::{Builder, Error, Layer, Norm};
 use super::plain::{Pick, Spec, layer};
-use super::{delta, kda, mixed, mla, plain};
+use super::{deepseek4, delta, kda, mixed, mla, plain, qwen4exp};
 use crate::arch::{Graph, Logits, Rope};
 use crate::gguf::ggml_type::{f32, i32};
 use crate::memory::caches::CacheKind;
@@ -57,24 +57,43 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
             let rows = (x + middle).norm(Norm::Layer, Some(l.weight("nextn.shared_head_norm")), None);
             head(l, rows.mark_output());
         }
+        Graph::Deepseek4 => {
+            let rows = deepseek4::drafted(l, joined_streams(l));
+            head(l, head_norm(l, Norm::Rms, rows).mark_output());
+        }
+        Graph::Qwen4Exp => head(l, qwen4exp::drafted(l, joined_streams(l)).mark_output()),
         _ => _ = b.fail(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
     }
 }
 
 /// The embedding of a token beside the hidden state before it, as one row.
 fn joined<'g>(l: Layer<'g>) -> Node<'g> {
-    let (tokens, h) = (l.draft.input(i32(), &[l.n_tokens]), l.draft.input(f32(), &[l.n_embd, l.n_tokens]));
-    let table = l.maybe("nextn.embed_tokens").unwrap_or_else(|| l.global("token_embd"));
-    let embedding = table.get_rows(tokens);
+    let (embedding, h) = (token_rows(l), l.draft.input(f32(), &[l.n_embd, l.n_tokens]));
     let h = l.norm("nextn.hnorm", h);
     let rows = l.norm("nextn.enorm", embedding).concat(h, 0);
     l.mm("nextn.eh_proj", rows)
 }
 
+/// The same for each residual stream of the target.
+fn joined_streams<'g>(l: Layer<'g>) -> Node<'g> {
+    let n_streams = l.hparam("hyper_connection.count");
+    let by_stream = [l.n_embd, n_streams, l.n_tokens];
+    let h = l.draft.input(f32(), &[l.n_embd * n_streams, l.n_tokens]);
+    let h = l.norm("nextn.hnorm", h.reshape(&by_stream));
+    let rows = l.norm("nextn.enorm", token_rows(l)).reshape(&[l.n_embd, 1, l.n_tokens]);
+    l.mm("nextn.eh_proj", rows.repeat(&by_stream).concat(h, 0))
+}
+
+fn token_rows<'g>(l: Layer<'g>) -> Node<'g> {
+    let table = l.maybe("nextn.embed_tokens").unwrap_or_else(|| l.global("token_embd"));
+    table.get_rows(l.draft.input(i32(), &[l.n_tokens]))
+}
+
 /// The last norm: the block's own, or the target's.
 fn head_norm<'g>(l: Layer<'g>, kind: Norm, rows: Node<'g>) -> Node<'g> {
-    let own =
-        l.maybe("nextn.shared_head_norm").or_else(|| l.maybe("layer_output_norm").filter(|_| l.arch.name == "mimo2"));
+    let own = l
+        .maybe("nextn.shared_head_norm")
+        .or_else(|| l.maybe("layer_output_norm").filter(|_| ["mimo2", "bailingmoe3"].contains(&l.arch.name)));
     rows.norm(kind, Some(own.unwrap_or_else(|| l.global("output_norm"))), None)
 }
 

@@ -22,13 +22,38 @@ struct Chooser<'g> {
     new_positions: Node<'g>,
 }
 
+impl<'g> Chooser<'g> {
+    /// Of a model that has an indexer.
+    fn of(b: &'g Builder<'g>) -> Option<Self> {
+        b.maybe_cache(CacheKind::Indexer).map(|_| {
+            let pools = Pools::new(b);
+            Self { pools, new_positions: b.draft.input(i32(), &[4 * pools.n_new]) }
+        })
+    }
+}
+
+/// A NextN block between the streams of the target (`graph_mtp::graph_mtp`): one row a token of what is put out.
+pub(super) fn drafted<'g>(l: Layer<'g>, streams: Node<'g>) -> Node<'g> {
+    let b = l.b;
+    // The rows of states are an input, although the block has no state.
+    b.draft.input(i32(), &[u64::from(l.plan.numbers.n_seq_max.max(1))]).expand();
+    let (base, chooser) = (b.inp_kv(CacheKind::Base), Chooser::of(b));
+    let (positions, out_ids) = (b.inp_pos(), b.inp_out_ids());
+    let (x, inject) = read_streams(l, "hc_attn", streams);
+    let streams = write_streams(attention(l, x, base, chooser.as_ref(), positions), streams, inject);
+    let (x, inject) = read_streams(l, "hc_ffn", streams);
+    let streams = write_streams(feed_forward(l, &PLAIN, x), streams, inject);
+    let ne = streams.shape();
+    let all = streams.reshape(&[ne[0] * ne[1], ne[2]]);
+    let kept = all.get_rows(out_ids);
+    all.mark_output().expand();
+    mixed_streams(l, "nextn.hc_head", kept.reshape(&[ne[0], ne[1], l.plan.batch.n_outputs])).0
+}
+
 /// Builds the graph.
 pub(super) fn build<'g>(b: &'g Builder<'g>) {
     let (rows, states, base) = (b.tokens(), b.inp_rs(), b.inp_kv(CacheKind::Base));
-    let chooser = b.maybe_cache(CacheKind::Indexer).map(|_| {
-        let pools = Pools::new(b);
-        Chooser { pools, new_positions: b.draft.input(i32(), &[4 * pools.n_new]) }
-    });
+    let chooser = Chooser::of(b);
     let (positions, out_ids, grams) = (b.inp_pos(), b.inp_out_ids(), ngrams(b));
     let mut streams = b.streams(rows).expand();
     for l in b.layers() {
@@ -61,7 +86,7 @@ fn attention<'g>(
     chooser: Option<&Chooser<'g>>,
     positions: Node<'g>,
 ) -> Node<'g> {
-    if let Some(chooser) = chooser.filter(|_| l.has("indexer.k_proj")) {
+    if let Some(chooser) = chooser.filter(|_| l.hp.compress_ratio > 0) {
         let ne = base.mask.shape();
         base.mask = choose(l, x, chooser, positions, base.mask).reshape(&ne);
     }
@@ -108,7 +133,7 @@ pub(super) fn conv_input<'g>(
     [columns, channels]: [u64; 2],
 ) -> Node<'g> {
     let input = b.past_and(inputs, states, x, [columns, channels]);
-    b.write_states(b.last_columns(input, columns + 1, channels).cont(), states);
+    b.write_columns(input, [columns + 1, channels], states, Node::cont);
     input
 }
 
@@ -166,12 +191,17 @@ fn stream_gates<'g>(streams: Node<'g>, [norm, down, up]: [Node<'g>; 3]) -> (Node
     (normed, up.mm(down.mm(normed).scale().silu()))
 }
 
-/// A layer's input, and how much each stream takes of its output.
-fn read_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, Node<'g>) {
+/// One row a token of its streams, and all of them normed.
+fn mixed_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, Node<'g>) {
     let weights = ["norm", "down", "up"].map(|part| l.weight(&format!("{name}_{part}")));
     let (normed, gate) = stream_gates(streams, weights);
     let ne = streams.shape();
-    let x = normed.reshape(&ne).hc_pre(gate.reshape(&ne));
+    (normed.reshape(&ne).hc_pre(gate.reshape(&ne)), normed)
+}
+
+/// A layer's input, and how much each stream takes of its output.
+fn read_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, Node<'g>) {
+    let (x, normed) = mixed_streams(l, name, streams);
     (x, l.raw_mm(&format!("{name}_inject"), normed))
 }
 
