@@ -116,8 +116,10 @@ impl Launch {
 
 /// The plan in the form wished for.
 pub fn render(model: &Model, plan: &Plan, wish: Wish) -> Result<Emitted, Error> {
-    let parsed = planned(plan)?;
-    emit(model, &plan.machine, &parsed, wish)
+    let words = shlex::split(&plan.command)
+        .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
+    let command = forms::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")?;
+    emit(model, &plan.machine, &command, wish)
 }
 
 /// A launch, whose model is named in `command`, in the form wished for.
@@ -181,13 +183,14 @@ fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<L
             refuse("ik_llama.cpp", "it is not known to read it: use args, shell or llama-swap")
         }
         (false, true, _) => ik_launch(&command.run, source),
-        (false, false, _) => Ok(server(command, source)),
+        (false, false, _) => Ok(Launch {
+            head: server_command(source, &[]),
+            args: args::args_beside(&command.run, &command.beside),
+            expected: command.run.clone(),
+            dialect: Dialect::LlamaCpp,
+            notes: Vec::new(),
+        }),
     }
-}
-
-fn server(command: &ParsedCommand, source: &ModelSource) -> Launch {
-    let (head, args) = (server_command(source, &[]), args::args_beside(&command.run, &command.beside));
-    Launch { head, args, expected: command.run.clone(), dialect: Dialect::LlamaCpp, notes: Vec::new() }
 }
 
 /// The text, what it does not say, and the command that its reader makes of it.
@@ -219,12 +222,6 @@ fn written(launch: &Launch, source: &ModelSource, wish: Wish) -> Result<(String,
     };
     let words = words.map_err(|problem| Error::ReadBack { form, problem })?;
     Ok((text, notes, forms::read(&words, &environment, launch.dialect, form)?))
-}
-
-fn planned(plan: &Plan) -> Result<ParsedCommand, Error> {
-    let words = shlex::split(&plan.command)
-        .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
-    forms::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")
 }
 
 /// Demands what was expected; which flag an override came from does not count.
@@ -290,12 +287,7 @@ fn bench_launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Result<Lau
     let mut args: Vec<String> = tests.iter().flat_map(|(flag, n)| [(*flag).to_string(), n.to_string()]).collect();
     args.extend(settings(&expected).into_iter().flat_map(|(_, words)| words));
     let head = std::iter::once("llama-bench".to_string()).chain(source.words()).collect();
-    let notes = bench_notes(run, longest);
-    Ok(Launch { head, args, expected, dialect: Dialect::LlamaCpp, notes })
-}
-
-/// What of the plan llama-bench does not measure.
-fn bench_notes(run: &RunConfig, longest: u32) -> Vec<String> {
+    // What of the plan llama-bench does not measure.
     let threads = run.n_threads_batch.is_some() && run.n_threads_batch != run.n_threads;
     let lost = [
         (run.n_ctx > longest, format!("a context of {longest} tokens, the plan's is {}", run.n_ctx)),
@@ -306,7 +298,9 @@ fn bench_notes(run: &RunConfig, longest: u32) -> Vec<String> {
         (run.n_draft > 0, "no speculation".to_string()),
         (!run.metadata_overrides.is_empty(), "the file's own keys, for it has no --override-kv".to_string()),
     ];
-    lost.into_iter().filter(|(applies, _)| *applies).map(|(_, what)| format!("llama-bench measures {what}")).collect()
+    let lost = lost.into_iter().filter(|(applies, _)| *applies);
+    let notes = lost.map(|(_, what)| format!("llama-bench measures {what}")).collect();
+    Ok(Launch { head, args, expected, dialect: Dialect::LlamaCpp, notes })
 }
 
 /// The launch as ik_llama.cpp takes it.

@@ -101,8 +101,7 @@ impl Subject<'_> {
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
         let (problem, target) = (self.problem, self.problem.request.target);
         let has_it = target.has_expert_cache();
-        let is_asked = problem.may_cache_experts() && (has_it || problem.request.explain);
-        if self.candidate.run.moe_cache_mib > 0 || !is_asked {
+        if self.candidate.run.moe_cache_mib > 0 || !(has_it || problem.request.explain) {
             return Ok(Vec::new());
         }
         let note = if has_it {

@@ -790,14 +790,6 @@ mod tests {
     use crate::machine::{Backend, Device, Host};
 
     #[test]
-    fn every_built_in_rule_set_reads() {
-        for (name, text) in BUILT_IN {
-            assert!(!parse(name, text).unwrap().description.is_empty(), "{name}");
-        }
-        assert!(BUILT_IN.is_sorted());
-    }
-
-    #[test]
     fn mistakes_are_told_with_their_place_and_what_to_write() {
         for (text, line, column, expected) in [
             ("rules:\n  - role: router\n", 2, 5, "state where to"),

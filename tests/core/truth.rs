@@ -238,7 +238,7 @@ fn launches_of_several_parts() {
             });
             for device in ["CUDA0", "CUDA1"] {
                 let row = &check.parts[0].memory[device];
-                let ours = [row.model, row.context, row.compute].map(|bytes| bytes.in_mib());
+                let ours = [row.model, row.context, row.compute.expect("predicted")].map(|bytes| bytes.in_mib());
                 if ours.iter().zip(theirs).any(|(ours, theirs)| (ours - theirs).abs() > 0.0101) {
                     wrong.push(format!("{name} {flags}: {device} {ours:?}, llama.cpp {theirs:?}"));
                 }
@@ -250,7 +250,7 @@ fn launches_of_several_parts() {
                 let found = part
                     .memory
                     .get(device)
-                    .map_or([0; 3], |row| [row.model, row.context, row.compute].map(|b| b.0 / MIB));
+                    .map_or([0; 3], |row| [row.model, row.context, row.compute.expect("predicted")].map(|b| b.0 / MIB));
                 let theirs = ["model", "context", "compute"].map(|term| cell[term].as_u64().expect("MiB"));
                 if found != theirs {
                     wrong.push(format!("{name} {flags}: {:?} {device} {found:?}, llama.cpp {theirs:?}", part.what));
