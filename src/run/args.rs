@@ -64,12 +64,18 @@ mod tests {
         parse::command(&words, &BTreeMap::new()).unwrap().run
     }
 
-    /// `run` printed and read again; what differs from a launch without that detour would show in `emit` as well.
+    /// `run` printed and read again.
     fn read_back(run: &RunConfig) -> RunConfig {
         let words: Vec<String> = [run.program.name().to_string()].into_iter().chain(args(run)).collect();
         let parsed = parse::command(&words, &BTreeMap::new()).unwrap();
         assert_eq!(parsed.notes, [], "{words:?}");
         parsed.run
+    }
+
+    /// A launch, whichever spelling of a flag its overrides came from.
+    fn anonymous(mut run: RunConfig) -> RunConfig {
+        run.overrides.iter_mut().for_each(|entry| entry.origin.clear());
+        run
     }
 
     #[test]
@@ -118,7 +124,7 @@ mod tests {
         ] {
             let run = read(words);
             assert_eq!(args(&run).join(" "), printed, "{words}");
-            assert_eq!(read_back(&run), run, "{words}");
+            assert_eq!(anonymous(read_back(&run)), anonymous(run), "{words}");
         }
         // Not every form of a plan keeps the order among several flags: one says it all.
         for words in ["-ncmoe 1 -ot a=CPU", "-ot a=CPU -ncmoe 2", "-cmoe -ncmoe 2", "-ncmoe 1 -ncffn 1"] {
