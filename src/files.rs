@@ -62,7 +62,8 @@ pub fn check(path: &Path, replace: bool) -> Result<(), Error> {
     if is_stream(path) {
         return fs::metadata(path).map(drop).map_err(Error::io(path));
     }
-    let is_folder = path.is_dir() || path.as_os_str().as_encoded_bytes().last().is_none_or(|end| is_separator(*end));
+    let is_folder = path.is_dir()
+        || path.as_os_str().as_encoded_bytes().last().is_none_or(|end| std::path::is_separator(char::from(*end)));
     if is_folder {
         return Err(Error::Folder(path.to_path_buf()));
     }
@@ -71,10 +72,6 @@ pub fn check(path: &Path, replace: bool) -> Result<(), Error> {
     // What is written and has no name is gone with this function.
     let probe = tempfile::tempfile_in(folder_of(&place, path)?);
     probe.and_then(|mut file| file.write_all(&vec![0; LEAST_ROOM])).map_err(Error::io(path))
-}
-
-fn is_separator(byte: u8) -> bool {
-    std::path::is_separator(char::from(byte))
 }
 
 /// Refuses a file that is there, unless it may be replaced. A link that leads nowhere is there.
@@ -127,21 +124,16 @@ pub fn check_append(path: &Path) -> Result<(), Error> {
 pub fn append(path: &Path, lines: &str) -> io::Result<()> {
     fs::create_dir_all(path.parent().unwrap_or(Path::new("")))?;
     let mut file = fs::File::options().create(true).read(true).append(true).open(path)?;
-    let start = if ends_whole(&mut file)? { "" } else { "\n" };
+    let is_whole = file.metadata()?.len() == 0 || {
+        file.seek(io::SeekFrom::End(-1))?;
+        let mut last = [0];
+        file.read_exact(&mut last)?;
+        last == *b"\n"
+    };
+    let start = if is_whole { "" } else { "\n" };
     file.write_all(format!("{start}{lines}").as_bytes())?;
     // A device has no disk to be seen onto.
     if file.metadata()?.is_file() { file.sync_data() } else { Ok(()) }
-}
-
-/// Whether a file is empty or ends with a line feed.
-fn ends_whole(file: &mut fs::File) -> io::Result<bool> {
-    if file.metadata()?.len() == 0 {
-        return Ok(true);
-    }
-    file.seek(io::SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    Ok(last == *b"\n")
 }
 
 /// Moeplan's folder for what can be had again: `$XDG_CACHE_HOME/moeplan`, or what stands for it on this system.
@@ -162,41 +154,6 @@ pub fn on_disk(file: &fs::Metadata) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let entries = fs::read_dir(folder).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-    }
-
-    #[test]
-    fn what_cannot_be_written_is_found_before_and_nothing_is_left() {
-        let folder = tempfile::tempdir().unwrap();
-        let here = |name: &str| folder.path().join(name);
-        fs::write(here("mine"), "mine").unwrap();
-        let refused = |path: &Path, replace| format!("{:?}", check(path, replace).unwrap_err());
-        assert!(refused(&here("mine"), false).starts_with("Exists("));
-        assert!(refused(folder.path(), true).starts_with("Folder("));
-        assert!(refused(&here("x/"), true).starts_with("Folder("));
-        assert!(refused(&here("no/x"), true).starts_with("NoFolder {"));
-        assert!(refused(&here("mine/x"), true).starts_with("Io {"));
-        assert!(refused(&here(&"x".repeat(300)), true).starts_with("Io {"));
-        assert!(refused(Path::new(""), true).starts_with("Folder("));
-        for (path, replace) in [(here("new"), false), (here("mine"), true)] {
-            check(&path, replace).unwrap();
-        }
-        assert_eq!(names(folder.path()), ["mine"]);
-    }
-
-    #[test]
-    fn a_file_is_replaced_only_where_that_was_asked_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("mine");
-        write(&path, b"1", false).unwrap();
-        assert!(matches!(write(&path, b"2", false), Err(Error::Exists(_))));
-        assert_eq!(fs::read(&path).unwrap(), b"1");
-        write(&path, b"3", true).unwrap();
-        assert_eq!((fs::read(&path).unwrap(), names(folder.path())), (b"3".to_vec(), vec!["mine".to_string()]));
-    }
 
     #[cfg(unix)]
     #[test]

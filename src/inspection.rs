@@ -22,7 +22,7 @@ use crate::expectation::Check;
 use crate::gguf::{ByteOrder, GgmlType, ModelFile, Value};
 use crate::model::load::Fault;
 use crate::model::{FileKind, Model, Tensor};
-use crate::quantize::recipe::{NVFP4, RECIPES, Recipe};
+use crate::quantize::recipe::{NVFP4, RECIPES};
 use crate::rules::Role;
 
 mod warning;
@@ -33,14 +33,11 @@ pub use warning::Warning;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Inspection {
-    /// `moeplan/inspect/1`.
     pub schema: Cow<'static, str>,
     pub path: String,
     pub files: Vec<ModelFile>,
-    /// What kind of file it is.
     pub kind: FileKind,
     pub gguf_version: u32,
-    /// Byte order of the files.
     pub byte_order: ByteOrder,
     /// `general.alignment`, in bytes.
     pub alignment: u64,
@@ -60,11 +57,9 @@ pub struct Inspection {
     /// Tokens the model was trained for.
     pub context_length: u32,
     pub embedding_length: u32,
-    /// Tokens of the vocabulary.
     pub vocab_size: u32,
     pub experts: Experts,
     pub parameters: Parameters,
-    /// Bytes of its tensors.
     pub bytes: TensorBytes,
     pub tensors_by_type: BTreeMap<Cow<'static, str>, TypeCount>,
     /// Bits of all tensors by parameter.
@@ -73,9 +68,7 @@ pub struct Inspection {
     pub context_bytes_per_token: Option<BTreeMap<Cow<'static, str>, Bytes>>,
     /// Windows and states that do not grow with `-c`, at `-np 1`, by cache type.
     pub context_bytes_fixed: Option<BTreeMap<Cow<'static, str>, Bytes>>,
-    /// What to know before using it.
     pub warnings: Vec<Warning>,
-    /// What `--expect` asked.
     pub expectations: Vec<Check>,
     /// Every tensor, with `--tensors`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,7 +140,6 @@ pub struct TensorRow {
     pub ty: GgmlType,
     /// Elements by dimension, contiguous first, trailing ones left out.
     pub shape: Vec<u64>,
-    /// Exact bytes.
     pub bytes: Bytes,
     /// Which of `files`.
     pub file: u16,
@@ -164,19 +156,38 @@ pub struct ContextSizes {
 }
 
 impl Inspection {
-    /// The document of a model; `refused` are the keys that llama.cpp would refuse.
+    /// `refused` are the keys that llama.cpp would refuse.
     pub fn new(model: &Model, refused: &[Fault], context: Option<ContextSizes>) -> Self {
         let hparams = &model.hparams;
-        let parameters = parameters(model);
-        let bytes = tensor_bytes(model);
-        let file_type = FileType::of(model, &bytes.by_type);
-        let (per_token, fixed) = context.map(|context| (context.per_token, context.fixed)).unzip();
+        let mut parameters: BTreeMap<Role, u64> = Role::ALL.iter().map(|role| (*role, 0)).collect();
+        let mut bytes: BTreeMap<Role, Bytes> = Role::ALL.iter().map(|role| (*role, Bytes(0))).collect();
+        let mut by_type: BTreeMap<Cow<'static, str>, Bytes> = BTreeMap::new();
         let mut tensors_by_type: BTreeMap<Cow<'static, str>, TypeCount> = BTreeMap::new();
+        let mut routed_by_block: BTreeMap<Option<u32>, u64> = BTreeMap::new();
         for tensor in &model.tensors {
-            let count = tensors_by_type.entry(tensor.ty.name.into()).or_default();
+            let (role, ty, elements) = (tensor.role, Cow::from(tensor.ty.name), tensor.elements());
+            let count = tensors_by_type.entry(ty.clone()).or_default();
             count.tensors = count.tensors.saturating_add(1);
-            count.parameters = count.parameters.saturating_add(tensor.elements());
+            for sum in [&mut count.parameters, parameters.entry(role).or_default()] {
+                *sum = sum.saturating_add(elements);
+            }
+            for sum in [bytes.entry(role).or_default(), by_type.entry(ty).or_default()] {
+                *sum = Bytes(sum.0.saturating_add(tensor.bytes.0));
+            }
+            if role == Role::RoutedExpert {
+                let sum = routed_by_block.entry(tensor.block).or_default();
+                *sum = sum.saturating_add(elements);
+            }
         }
+        let total: u64 = parameters.values().sum();
+        let idle: u64 = routed_by_block.iter().map(|(block, routed)| idle(model, *block, *routed)).sum();
+        let active = total.saturating_sub(idle);
+        let token_embd = parameters.get(&Role::TokenEmbd).copied().unwrap_or(0);
+        let active_without_token_embedding = active.saturating_sub(token_embd);
+        let parameters = Parameters { total, active, active_without_token_embedding, by_role: parameters };
+        let bytes = TensorBytes { total: bytes.values().copied().sum(), by_role: bytes, by_type };
+        let (file_type, file_type_basis) = file_type(model, &bytes.by_type);
+        let (per_token, fixed) = context.map(|context| (context.per_token, context.fixed)).unzip();
         Self {
             schema: "moeplan/inspect/1".into(),
             path: model.files.first().map(|file| file.path.display().to_string()).unwrap_or_default(),
@@ -187,8 +198,8 @@ impl Inspection {
             alignment: model.alignment,
             architecture: model.architecture.clone(),
             name: model.name.clone(),
-            file_type: file_type.name.map(Cow::Borrowed),
-            file_type_basis: file_type.basis,
+            file_type: file_type.map(Cow::Borrowed),
+            file_type_basis,
             tensors: model.tensors.len() as u64,
             block_count: hparams.block_count,
             nextn_predict_layers: hparams.nextn_predict_layers,
@@ -196,8 +207,8 @@ impl Inspection {
             embedding_length: hparams.embedding_length,
             vocab_size: hparams.vocab_size,
             experts: experts(model),
-            bits_per_weight: bits_per_weight(bytes.total, parameters.total),
-            warnings: warning::of(model, refused, &file_type, &bytes),
+            bits_per_weight: bits_per_weight(bytes.total, total),
+            warnings: warning::of(model, refused, (file_type, file_type_basis), &bytes),
             parameters,
             bytes,
             tensors_by_type,
@@ -209,32 +220,30 @@ impl Inspection {
         }
     }
 
-    /// The document with every tensor.
     #[must_use]
     pub fn with_tensors(mut self, model: &Model) -> Self {
-        self.tensor_list = Some(model.tensors.iter().map(tensor_row).collect());
+        let row = |tensor: &Tensor| {
+            let dims = tensor.shape.iter().rposition(|n| *n != 1).map_or(1, |last| last.saturating_add(1));
+            TensorRow {
+                name: tensor.name.clone(),
+                role: tensor.role,
+                block: tensor.block,
+                ty: tensor.ty,
+                shape: tensor.shape.iter().take(dims).copied().collect(),
+                bytes: tensor.bytes,
+                file: tensor.shard,
+                file_offset: tensor.file_offset,
+            }
+        };
+        self.tensor_list = Some(model.tensors.iter().map(row).collect());
         self
     }
 
-    /// The document with every key and value.
     #[must_use]
     pub fn with_metadata(mut self, model: &Model) -> Self {
         self.metadata = Some(model.metadata.iter().map(|(key, value)| (key.clone(), json(value))).collect());
         self
     }
-}
-
-/// Every file type that has a name.
-fn file_types() -> impl Iterator<Item = Recipe> {
-    RECIPES.iter().chain([&NVFP4])
-}
-
-/// The name of a file's type mix, and where it comes from.
-#[derive(Debug, Clone, Copy)]
-pub struct FileType {
-    /// The name, if the id is known or could be told.
-    pub name: Option<&'static str>,
-    pub basis: Basis,
 }
 
 /// Where the name of a file type comes from.
@@ -250,26 +259,18 @@ pub enum Basis {
     Guessed,
 }
 
-impl FileType {
-    /// From `general.file_type`, else from the type that holds most bytes.
-    pub fn of(model: &Model, by_type: &BTreeMap<Cow<'static, str>, Bytes>) -> Self {
-        let stated = match model.metadata.get("general.file_type") {
-            Some(Value::U64(id)) => file_types().find(|row| u64::from(row.file_type) == *id),
-            _ => None,
-        };
-        if let Some(row) = stated {
-            let agrees = by_type.is_empty() || by_type.contains_key(row.base);
-            return Self { name: Some(row.name), basis: if agrees { Basis::Stated } else { Basis::Contradicted } };
-        }
-        let main = by_type.iter().max_by_key(|(_, bytes)| **bytes).map(|(ty, _)| ty.as_ref());
-        let usual = file_types().find(|row| Some(row.base) == main && row.is_usual);
-        Self { name: usual.map(|row| row.name), basis: Basis::Guessed }
+/// llama.cpp's name of a file's type mix: from `general.file_type`, else from the type that holds most bytes.
+fn file_type(model: &Model, by_type: &BTreeMap<Cow<'static, str>, Bytes>) -> (Option<&'static str>, Basis) {
+    let mut all = RECIPES.iter().chain([&NVFP4]);
+    if let Some(Value::U64(id)) = model.metadata.get("general.file_type")
+        && let Some(row) = all.clone().find(|row| u64::from(row.file_type) == *id)
+    {
+        let agrees = by_type.is_empty() || by_type.contains_key(row.base);
+        return (Some(row.name), if agrees { Basis::Stated } else { Basis::Contradicted });
     }
-}
-
-/// Whether it is the weight of routed experts; biases and scales are not (`*_exps.weight`, and old `ffn_up.3.weight`).
-fn is_expert_weight(tensor: &Tensor) -> bool {
-    tensor.role == Role::RoutedExpert && tensor.name.ends_with(".weight")
+    let main = by_type.iter().max_by_key(|(_, bytes)| **bytes).map(|(ty, _)| ty.as_ref());
+    let usual = all.find(|row| Some(row.base) == main && row.is_usual);
+    (usual.map(|row| row.name), Basis::Guessed)
 }
 
 fn experts(model: &Model) -> Experts {
@@ -286,26 +287,10 @@ fn experts(model: &Model) -> Experts {
             None => u32::from(has_shared),
         },
         blocks: blocks.len() as u64,
-        tensors: routed().filter(|tensor| is_expert_weight(tensor)).count() as u64,
+        // Biases and scales are not counted (`*_exps.weight`, and old `ffn_up.3.weight`).
+        tensors: routed().filter(|tensor| tensor.name.ends_with(".weight")).count() as u64,
         bytes: routed().map(|tensor| tensor.bytes).sum(),
     }
-}
-
-fn parameters(model: &Model) -> Parameters {
-    let mut by_role: BTreeMap<Role, u64> = Role::ALL.iter().map(|role| (*role, 0)).collect();
-    let mut routed_by_block: BTreeMap<Option<u32>, u64> = BTreeMap::new();
-    let add = |sum: &mut u64, tensor: &Tensor| *sum = sum.saturating_add(tensor.elements());
-    for tensor in &model.tensors {
-        add(by_role.entry(tensor.role).or_default(), tensor);
-        if tensor.role == Role::RoutedExpert {
-            add(routed_by_block.entry(tensor.block).or_default(), tensor);
-        }
-    }
-    let total: u64 = by_role.values().sum();
-    let idle: u64 = routed_by_block.iter().map(|(block, routed)| idle(model, *block, *routed)).sum();
-    let active = total.saturating_sub(idle);
-    let token_embd = by_role.get(&Role::TokenEmbd).copied().unwrap_or(0);
-    Parameters { total, active, active_without_token_embedding: active.saturating_sub(token_embd), by_role }
 }
 
 /// Of `routed` elements of a block, those that a token does not use.
@@ -318,34 +303,9 @@ fn idle(model: &Model, block: Option<u32>, routed: u64) -> u64 {
     unused.checked_div(count.into()).map_or(0, |idle| u64::try_from(idle).unwrap_or(routed))
 }
 
-fn tensor_bytes(model: &Model) -> TensorBytes {
-    let mut by_role: BTreeMap<Role, Bytes> = Role::ALL.iter().map(|role| (*role, Bytes(0))).collect();
-    let mut by_type: BTreeMap<Cow<'static, str>, Bytes> = BTreeMap::new();
-    for tensor in &model.tensors {
-        for sum in [by_role.entry(tensor.role).or_default(), by_type.entry(tensor.ty.name.into()).or_default()] {
-            *sum = Bytes(sum.0.saturating_add(tensor.bytes.0));
-        }
-    }
-    TensorBytes { total: by_role.values().copied().sum(), by_role, by_type }
-}
-
 #[expect(clippy::cast_precision_loss, reason = "a ratio")]
 fn bits_per_weight(bytes: Bytes, parameters: u64) -> f64 {
     if parameters == 0 { 0.0 } else { bytes.0 as f64 * 8.0 / parameters as f64 }
-}
-
-fn tensor_row(tensor: &Tensor) -> TensorRow {
-    let dims = tensor.shape.iter().rposition(|n| *n != 1).map_or(1, |last| last.saturating_add(1));
-    TensorRow {
-        name: tensor.name.clone(),
-        role: tensor.role,
-        block: tensor.block,
-        ty: tensor.ty,
-        shape: tensor.shape.iter().take(dims).copied().collect(),
-        bytes: tensor.bytes,
-        file: tensor.shard,
-        file_offset: tensor.file_offset,
-    }
 }
 
 fn json(value: &Value) -> serde_json::Value {

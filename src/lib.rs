@@ -81,6 +81,8 @@ pub mod placement;
 #[doc(hidden)]
 pub mod memory;
 #[doc(hidden)]
+pub mod fit;
+#[doc(hidden)]
 pub mod speed;
 pub mod checkup;
 pub mod plan;

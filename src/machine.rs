@@ -14,9 +14,6 @@ use crate::gguf::GgmlType;
 use crate::number::counted;
 
 pub mod cards;
-mod rates;
-
-pub use rates::{DeviceRates, HostRates};
 
 /// What is left free of a device where nothing was measured of it yet.
 pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
@@ -60,16 +57,32 @@ pub struct Device {
 }
 
 impl Backend {
-    /// What allocation sizes are padded to in a buffer of this backend's devices.
+    /// The name of its first devices without their number, as llama.cpp prints it; the buffer type of pinned host memory that it
+    /// offers; and what allocation sizes are padded to in a buffer of its devices.
     ///
     /// Source: `ggml-cuda.cu` (128), `ggml-impl.h` `TENSOR_ALIGNMENT` (32), `ggml-metal.cpp` (32), `ggml-rpc.cpp` (the
     /// server's: a CPU server says 32). Vulkan's is the device's own `minStorageBufferOffsetAlignment`, usually 64 or less.
-    pub fn alignment(self) -> u64 {
+    fn facts(self) -> (Option<&'static str>, Option<&'static str>, u64) {
         match self {
-            Self::Cuda | Self::Rocm => 128,
-            Self::Vulkan => 64,
-            Self::Metal | Self::Rpc | Self::Cpu => 32,
+            Self::Cuda => (Some("CUDA"), Some("CUDA_Host"), 128),
+            Self::Vulkan => (Some("Vulkan"), Some("Vulkan_Host"), 64),
+            Self::Metal => (Some("MTL"), None, 32),
+            Self::Rocm => (Some("ROCm"), Some("ROCm_Host"), 128),
+            Self::Rpc => (Some("RPC"), None, 32),
+            Self::Cpu => (None, None, 32),
         }
+    }
+
+    pub fn device_prefix(self) -> Option<&'static str> {
+        self.facts().0
+    }
+
+    pub fn host_buffer_name(self) -> Option<&'static str> {
+        self.facts().1
+    }
+
+    pub fn alignment(self) -> u64 {
+        self.facts().2
     }
 
     /// The bytes a tensor takes in a buffer of this backend's devices, before alignment: on CUDA a quantized tensor whose rows
@@ -93,31 +106,9 @@ impl Backend {
         if bytes.0 == 0 { bytes } else { self.alloc_size(ty, shape, bytes).padded(self.alignment()) }
     }
 
-    /// The buffer type of pinned host memory that this backend offers, by name.
-    pub fn host_buffer_name(self) -> Option<&'static str> {
-        match self {
-            Self::Cuda => Some("CUDA_Host"),
-            Self::Rocm => Some("ROCm_Host"),
-            Self::Vulkan => Some("Vulkan_Host"),
-            Self::Metal | Self::Rpc | Self::Cpu => None,
-        }
-    }
-
     /// The largest single buffer; a bigger model takes several (Vulkan: `suballocation_block_size`, 1 GiB).
     pub fn max_buffer(self) -> Bytes {
         if self == Self::Vulkan { Bytes::mib(1024) } else { Bytes(u64::MAX) }
-    }
-
-    /// The name of its first devices without their number, as llama.cpp prints it.
-    pub fn device_prefix(self) -> Option<&'static str> {
-        match self {
-            Self::Cuda => Some("CUDA"),
-            Self::Vulkan => Some("Vulkan"),
-            Self::Metal => Some("MTL"),
-            Self::Rocm => Some("ROCm"),
-            Self::Rpc => Some("RPC"),
-            Self::Cpu => None,
-        }
     }
 }
 
@@ -245,7 +236,7 @@ impl Device {
     /// The devices of `--vram SIZE,SIZE`: the first ones of a backend.
     pub fn of_sizes(backend: Backend, sizes: &[DeviceSize]) -> Result<Vec<Self>, Error> {
         let prefix = backend.device_prefix().filter(|_| backend != Backend::Cpu).ok_or(Error::NoDevices)?;
-        Ok(sizes.iter().enumerate().map(|(i, size)| Self::named(format!("{prefix}{i}"), backend, *size)).collect())
+        Ok(sizes.iter().enumerate().map(|(i, size)| Self::of_size(format!("{prefix}{i}"), backend, *size)).collect())
     }
 
     /// A device of `--device NAME=SIZE`; an RPC device may say where its server is: `RPC0[HOST:PORT]=SIZE`.
@@ -264,13 +255,11 @@ impl Device {
         if bracketed && (backend != Backend::Rpc || !name.ends_with(']')) {
             return Err(Error::UnknownName(name.to_string()));
         }
-        Ok(Self { buffer: name.to_string(), ..Self::named(plain.to_string(), backend, size) })
+        Ok(Self { buffer: name.to_string(), ..Self::of_size(plain.to_string(), backend, size) })
     }
 
-    /// A device that is all free.
-    fn named(name: String, backend: Backend, size: DeviceSize) -> Self {
-        let offer = size.sold_as.and_then(|gb| cards::sold_as(gb, backend));
-        let total = offer.map_or(size.bytes, |offer| offer.least);
+    /// A device that is all free and of which nothing else is known.
+    pub fn new(name: String, backend: Backend, total: Bytes) -> Self {
         Self {
             buffer: name.clone(),
             name,
@@ -278,11 +267,17 @@ impl Device {
             description: None,
             total,
             free: total,
-            sold_as: size.sold_as.filter(|_| offer.is_some()),
+            sold_as: None,
             overhead: None,
             calibration: None,
             rates: None,
         }
+    }
+
+    fn of_size(name: String, backend: Backend, size: DeviceSize) -> Self {
+        let offer = size.sold_as.and_then(|gb| cards::sold_as(gb, backend));
+        let total = offer.map_or(size.bytes, |offer| offer.least);
+        Self { sold_as: size.sold_as.filter(|_| offer.is_some()), ..Self::new(name, backend, total) }
     }
 
     /// What is to be left free of it: what was measured calls for, else [`MARGIN_UNCALIBRATED`].
@@ -376,6 +371,57 @@ pub struct Host {
     pub rates: Option<HostRates>,
 }
 
+/// What one device does, alone and with the host. All figures are effective ones: what llama.cpp gets, not what a data sheet says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct DeviceRates {
+    /// Weights read for one token, and passed over once a micro-batch: GB/s (10^9).
+    pub weights: f64,
+    /// Products of a micro-batch with quantized weights: TFLOP/s (10^12).
+    pub products: f64,
+    /// Attention of a micro-batch: TFLOP/s.
+    pub attention: f64,
+    /// Keys and values read for one token: GB/s.
+    pub cache: f64,
+    /// Fixed time by weight tensor used, for one pass through the graph: microseconds.
+    pub op: f64,
+    /// Fixed time by pass through the graph: microseconds.
+    pub graph: f64,
+    /// Copies from pinned host memory (`--load-mode none`): GB/s.
+    pub pinned: f64,
+    /// Copies from mapped files and other pageable memory: GB/s.
+    pub pageable: f64,
+    /// Fixed time by host tensor copied for one micro-batch: microseconds.
+    pub offload: f64,
+    /// Fixed time by change between this device and the host or another device: microseconds.
+    pub switch: f64,
+    /// The share by which predictions with these figures may well be off: 0.15 = ±15%.
+    pub uncertainty: f64,
+    /// Where they come from: `calibrated on …`, `table: …`, `guess …`.
+    pub basis: String,
+}
+
+/// What the host does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct HostRates {
+    /// Main memory read by all threads together: GB/s (10^9).
+    pub memory: f64,
+    /// Weights multiplied with one token's row by one thread: GB/s.
+    pub by_thread: f64,
+    /// Products of a micro-batch by one thread: GFLOP/s (10^9).
+    pub products: f64,
+    /// Fixed time by weight tensor used, for one pass through the graph: microseconds.
+    pub op: f64,
+    /// Weights read from the disk that do not stay in memory: GB/s.
+    pub disk: f64,
+    /// The share by which predictions with these figures may well be off.
+    pub uncertainty: f64,
+    pub basis: String,
+}
+
 /// A backend of llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -418,52 +464,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_described_as_llama_cpp_names_them() {
-        for (text, name, buffer, backend) in [
-            ("CUDA0=24G", "CUDA0", "CUDA0", Backend::Cuda),
-            ("MTL0=96G", "MTL0", "MTL0", Backend::Metal),
-            ("RPC0[127.0.0.1:50052]=8G", "RPC0", "RPC0[127.0.0.1:50052]", Backend::Rpc),
+    fn a_whole_number_of_gb_is_a_card_and_everything_else_exact() {
+        let mib = |n| (Bytes::mib(n), None);
+        let card = |gb| (cards::sold_as(gb, Backend::Cuda).unwrap().least, Some(gb));
+        for (text, name, buffer, backend, expected) in [
+            ("CUDA0=24G", "CUDA0", "CUDA0", Backend::Cuda, card(24)),
+            ("CUDA0=24g", "CUDA0", "CUDA0", Backend::Cuda, card(24)),
+            ("CUDA0=24GB", "CUDA0", "CUDA0", Backend::Cuda, card(24)),
+            ("CUDA0=24GiB", "CUDA0", "CUDA0", Backend::Cuda, mib(24 << 10)),
+            ("CUDA0=24576M", "CUDA0", "CUDA0", Backend::Cuda, mib(24 << 10)),
+            ("CUDA0=23.5G", "CUDA0", "CUDA0", Backend::Cuda, mib(24_064)),
+            ("CUDA0=23G", "CUDA0", "CUDA0", Backend::Cuda, mib(23 << 10)),
+            ("CUDA0=23GB", "CUDA0", "CUDA0", Backend::Cuda, (Bytes(23_000_000_000), None)),
+            ("MTL0=24G", "MTL0", "MTL0", Backend::Metal, mib(24 << 10)),
+            ("RPC0[h:1]=24G", "RPC0", "RPC0[h:1]", Backend::Rpc, mib(24 << 10)),
         ] {
             let device = Device::parse(text).unwrap();
             assert_eq!((device.name.as_str(), device.buffer.as_str(), device.backend), (name, buffer, backend));
+            assert_eq!((device.total, device.sold_as), expected, "{text}");
+            assert_eq!(device.budget_note().is_some(), expected.1.is_some(), "{text}");
         }
         assert_eq!(Device::parse("RPC0[h:1]=8G").unwrap().endpoint(), Some("h:1"));
         for bad in ["CUDA0", "CUDA=1G", "GPU0=1G", "CUDA0[x]=1G", "RPC0[x=1G", "CUDA0=lots", "CUDA0=24"] {
             assert!(Device::parse(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_whole_number_of_gb_is_a_card_and_everything_else_exact() {
-        let gib = |n: u64| Bytes(n << 30);
-        let card = |gb| (cards::sold_as(gb, Backend::Cuda).unwrap().least, Some(gb));
-        for (text, expected) in [
-            ("CUDA0=24G", card(24)),
-            ("CUDA0=24g", card(24)),
-            ("CUDA0=24GB", card(24)),
-            ("CUDA0=24GiB", (gib(24), None)),
-            ("CUDA0=24576M", (gib(24), None)),
-            ("CUDA0=23.5G", (Bytes::mib(24_064), None)),
-            ("CUDA0=23G", (gib(23), None)),
-            ("CUDA0=23GB", (Bytes(23_000_000_000), None)),
-            ("MTL0=24G", (gib(24), None)),
-            ("RPC0[h:1]=24G", (gib(24), None)),
-        ] {
-            let device = Device::parse(text).unwrap();
-            assert_eq!((device.total, device.sold_as), expected, "{text}");
-            assert_eq!(device.budget_note().is_some(), expected.1.is_some(), "{text}");
-        }
         let note = Device::parse("CUDA0=24G").unwrap().budget_note().unwrap();
         let expected = "cards sold as 24 GB offer 22.20 GiB or more; give the exact size of yours, e.g. 24126M";
         assert_eq!(note, expected);
-    }
-
-    #[test]
-    fn rpc_servers_come_first_and_names_are_unique() {
-        let devices = vec![Device::parse("CUDA0=1G").unwrap(), Device::parse("RPC0=1G").unwrap()];
-        let host = Host::default();
-        assert_eq!(Machine::new(devices.clone(), host.clone()).unwrap().devices[0].name, "RPC0");
-        assert!(Machine::new([devices.clone(), devices].concat(), host).is_err());
     }
 
     #[test]
@@ -479,6 +506,7 @@ mod tests {
         assert_eq!(registered(&["b:2", "a:1"]), [1, 2, 0]);
         assert_eq!(registered(&["b:2"]), [1, 2]);
         assert!(registered(&[]).is_empty());
+        assert!(Machine::new([devices.to_vec(), devices.to_vec()].concat(), Host::default()).is_err());
     }
 
     #[test]

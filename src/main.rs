@@ -52,7 +52,7 @@ fn parse() -> Result<Cli, ExitCode> {
         Err(error) => error,
     };
     match refusal::refusal(&command, &error, &typed) {
-        Some(refusal) => commands::print_refusal(&refusal),
+        Some(refusal) => commands::print_error(&refusal.into()),
         None => commands::print_usage(&error),
     }
     Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))

@@ -11,7 +11,6 @@ pub trait Hint {
 
 /// How alike two words must be, 0 to 1, for one to be meant by the other: clap's own bound.
 const ALIKE: f64 = 0.7;
-/// How many are named at most.
 const MOST: usize = 3;
 
 /// The known names that a word may have meant, the likeliest first.
@@ -34,31 +33,32 @@ pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
     (!near.is_empty()).then(|| format!("did you mean {}?", near.join(" or ")))
 }
 
-/// A name that nothing known has.
-#[derive(Debug, thiserror::Error)]
-#[error("`{word}` is no {what}{}", self.list())]
-pub struct Unknown {
-    /// What it should have been: `built-in rule set, and no file that can be read`.
-    what: &'static str,
-    /// What was typed; untrusted text.
-    word: String,
-    known: Vec<String>,
+/// What is wrong with something that a person typed or wrote, and what to try.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// May hold untrusted text.
+    pub message: String,
+    /// Empty where nothing is known to help.
+    pub hint: String,
 }
 
-impl Unknown {
-    /// The name that was typed, and those that there are.
-    pub fn new<'a>(what: &'static str, word: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { what, word: word.to_string(), known: known.into_iter().map(str::to_string).collect() }
+impl Refusal {
+    pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
     }
 
-    fn list(&self) -> String {
-        if self.known.is_empty() { String::new() } else { format!("; there are {}", self.known.join(", ")) }
+    /// A name that nothing known has; `what` it should have been: `built-in rule set, and no file that can be read`.
+    pub fn unknown<'a>(what: &str, word: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        let known: Vec<&str> = known.into_iter().collect();
+        let there = if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) };
+        Self::new(format!("`{word}` is no {what}{there}"), did_you_mean(word, known).unwrap_or_default())
     }
 }
 
-impl Hint for Unknown {
+impl Hint for Refusal {
     fn hint(&self) -> Option<Cow<'_, str>> {
-        did_you_mean(&self.word, self.known.iter().map(String::as_str)).map(Cow::Owned)
+        (!self.hint.is_empty()).then_some(Cow::Borrowed(&self.hint))
     }
 }
 
@@ -77,8 +77,8 @@ mod tests {
         ] {
             assert_eq!(near(word, known), expected, "{word}");
         }
-        let unknown = Unknown::new("quant", "q8", known);
+        let unknown = Refusal::unknown("quant", "q8", known);
         assert_eq!(unknown.hint().as_deref(), Some("did you mean `q8_0`?"));
-        assert!(unknown.to_string().starts_with("`q8` is no quant; there are experts-on-host, "));
+        assert!(unknown.message.starts_with("`q8` is no quant; there are experts-on-host, "));
     }
 }

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
+use crate::fit::{self, Fitted};
 use crate::gguf::{GgmlType, ggml_type};
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache, overhead};
 use crate::model::Model;
 use crate::placement::{self, Placement, pattern};
 use crate::rules::Role;
-use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect};
+use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers};
 use lints::Facts;
 pub use lints::{Lint, Severity};
 
@@ -30,6 +31,9 @@ pub struct Checkup {
     /// The same by what the launch loads, without overhead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartRow>,
+    /// What llama.cpp's own fitting makes of the command, where it would change it; the figures above are of the command as written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<FitOutcome>,
     /// What each device may hold, margin taken off; of `Host`, where main memory is known.
     pub budget: BTreeMap<String, Bytes>,
     /// Whether everything stays within its budget; `None` where what is counted does and not everything is counted.
@@ -64,6 +68,9 @@ pub enum Verdict {
     /// It fits as far as it is counted: a part of it is not.
     #[serde(rename = "without_parts")]
     WithoutParts,
+    /// It does not fit as written, and llama.cpp's own fitting makes it fit.
+    #[serde(rename = "after_fit")]
+    AfterFit,
 }
 
 /// A row of memory; a term that is not counted is absent, and so is the sum then.
@@ -103,6 +110,47 @@ impl Row {
 
     pub fn counted(&self) -> Bytes {
         self.model + [self.context, self.compute, self.overhead].into_iter().flatten().sum::<Bytes>()
+    }
+}
+
+/// A launch after llama.cpp's own fitting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct FitOutcome {
+    /// Whether what it becomes stays within every budget.
+    pub starts: bool,
+    pub n_ctx: u32,
+    /// What it changes, as llama-fit-params prints it.
+    pub args: Vec<String>,
+    pub memory: BTreeMap<String, Row>,
+    /// Why it stopped half-way, in llama.cpp's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+impl FitOutcome {
+    /// `None` where fitting is off or leaves the command as it is.
+    fn of(
+        model: &Model,
+        machine: &Machine,
+        run: &RunConfig,
+        budget: &BTreeMap<String, Bytes>,
+    ) -> Result<Option<Self>, memory::Error> {
+        let Fitted { run: fitted, failure } = fit::fitted(model, machine, run)?;
+        let written = numbers(run, &model.hparams).n_ctx;
+        let is_same = fitted.overrides == run.overrides && fitted.n_gpu_layers == run.n_gpu_layers;
+        let forecast = memory::forecast(model, machine, &RunConfig { fit: false, ..fitted.clone() })?;
+        if !run.fit || is_same && failure.is_none() && forecast.numbers.n_ctx == written {
+            return Ok(None);
+        }
+        let memory = Row::table(&forecast);
+        let shortfall = shortfall(&memory, budget, memory::shared_with_host(machine, &forecast.memory));
+        let mut args = fit::args(&fitted);
+        if failure.is_some() {
+            // What else it would print is the user's own.
+            args.truncate(2);
+        }
+        Ok(Some(Self { starts: shortfall.is_empty(), n_ctx: forecast.numbers.n_ctx, args, memory, failure }))
     }
 }
 
@@ -276,6 +324,11 @@ pub fn check(
     let shortfall = options.planned.map_or(shortfall, |planned| planned.shortfall.clone());
     let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
     let is_short = !shortfall.is_empty();
+    let fit = match options.planned {
+        None if forecast.is_whole() => FitOutcome::of(model, machine, run, &budget)?,
+        _ => None,
+    };
+    let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);
     let lacks_parts = forecast.is_whole() && !forecast.uncounted.is_empty();
     let is_counted = forecast.uncounted.iter().all(|term| options.ignored.iter().any(|part| *part == term.what));
     let parts = PartRow::table(&forecast, run);
@@ -290,10 +343,12 @@ pub fn check(
         run: ResolvedRun::new(run, &forecast.numbers),
         fits: if is_short { Some(false) } else { is_counted.then_some(true) },
         parts,
+        fit,
         budget,
         shortfall,
         verdict: match (is_refused, is_short) {
             (true, _) => Some(Verdict::Refused),
+            (false, true) if is_rescued => Some(Verdict::AfterFit),
             (false, true) => Some(Verdict::Short),
             (false, false) => lacks_parts.then_some(Verdict::WithoutParts),
         },

@@ -1,6 +1,5 @@
 //! What is said of words that are no command line of moeplan: clap's own words, and a hint where a habit can be told.
 
-use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -10,29 +9,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::{help, short_flags};
 use crate::run::flags::{Effect, Flag, InPlan};
 use crate::run::{Program, spelling};
-use crate::suggest::{self, Hint};
-
-/// An error in moeplan's own words.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Refusal {
-    /// What is wrong; may hold untrusted text.
-    pub message: String,
-    pub hint: String,
-}
-
-impl Hint for Refusal {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        Some(Cow::Borrowed(&self.hint))
-    }
-}
-
-impl Refusal {
-    /// What is wrong, and what to try.
-    pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: hint.into() }
-    }
-}
+use crate::suggest;
+pub use crate::suggest::Refusal;
 
 /// What to say of an error of clap's where a habit explains it; `None`: clap says it best. `words` are those typed.
 pub fn refusal(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<Refusal> {
@@ -48,23 +26,17 @@ pub fn refusal(command: &Command, error: &clap::Error, words: &[OsString]) -> Op
     }
 }
 
-/// A word that stands where a command should.
 fn no_command(word: &str) -> Option<Refusal> {
+    if let Some(program) = Program::of_path(word).map(Program::name) {
+        let hint = format!("`moeplan check -- {program} …` says what that command line would do");
+        return Some(Refusal::new(format!("`{word}` is a program, not a command of moeplan"), hint));
+    }
     let path = Path::new(word);
     let has_extension = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let is_model = has_extension || path.exists() || word.starts_with("hf:") || word.starts_with("https://");
-    if let Some(program) = Program::of_path(word).map(Program::name) {
-        return Some(Refusal {
-            message: format!("`{word}` is a program, not a command of moeplan"),
-            hint: format!("`moeplan check -- {program} …` says what that command line would do"),
-        });
-    }
-    is_model.then(|| Refusal {
-        message: format!("`{word}` is a model's place, not a command"),
-        hint: format!(
-            "`moeplan inspect {word}` says what it is, `moeplan plan --vram 24G {word}` plans it for a card sold as 24 GB"
-        ),
-    })
+    let plan = format!("`moeplan plan --vram 24G {word}` plans it for a card sold as 24 GB");
+    let hint = format!("`moeplan inspect {word}` says what it is, {plan}");
+    is_model.then(|| Refusal::new(format!("`{word}` is a model's place, not a command"), hint))
 }
 
 /// The command that the words name, as far as they name one.
@@ -85,26 +57,22 @@ fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Ref
         let mut all = words.iter().filter_map(|word| word.to_str());
         all.find(|word| !word.starts_with("--") && word.starts_with(flag))
     })?;
-    let message = format!("`moeplan {name}` has no `{typed}`");
     let takes_model = command.get_positionals().any(|argument| argument.get_id().as_str().starts_with("model"));
-    if takes_model && ["-m", "--model"].contains(&typed) {
-        let hint = format!("the model is given without a flag: `moeplan {name} model.gguf`");
-        return Some(Refusal { message, hint });
-    }
-    if takes_model && let Some((flag, _)) = spelling(typed) {
+    let hint = if takes_model && ["-m", "--model"].contains(&typed) {
+        format!("the model is given without a flag: `moeplan {name} model.gguf`")
+    } else if let Some((flag, _)) = spelling(typed).filter(|_| takes_model) {
         let is_kept = matches!((flag.effect, flag.in_plan), (Effect::Field(_) | Effect::Speculation, InPlan::Kept));
-        let hint = if name == "plan" && is_kept {
+        if name == "plan" && is_kept {
             format!("a plan keeps llama.cpp's own flags after `--`: `moeplan plan model.gguf … -- {typed}`")
         } else {
             of_llama_cpp(typed, flag)
-        };
-        return Some(Refusal { message, hint });
-    }
-    let long: Vec<String> = command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
-    let of_command = short_flags().filter(|(_, name)| long.iter().any(|long| long == name));
-    let known = of_command.map(|(short, _)| short).chain(long.iter().map(String::as_str));
-    let hint = suggest::did_you_mean(typed, known)?;
-    Some(Refusal { message, hint })
+        }
+    } else {
+        let long: Vec<String> = command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
+        let short = short_flags().filter(|(_, name)| long.iter().any(|long| long == name)).map(|(short, _)| short);
+        suggest::did_you_mean(typed, short.chain(long.iter().map(String::as_str)))?
+    };
+    Some(Refusal::new(format!("`moeplan {name}` has no `{typed}`"), hint))
 }
 
 /// What to do instead with a flag that llama.cpp has.
@@ -126,11 +94,10 @@ pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
     }
 }
 
-/// Something is missing: an example of the command.
 fn missing(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<Refusal> {
     let Some(ContextValue::Strings(what)) = error.get(ContextKind::InvalidArg) else { return None };
     let command = named(command, words);
     let example = help::examples(command).into_iter().next()?;
     let message = format!("`moeplan {}` needs {}", command.get_name(), what.join(" and "));
-    Some(Refusal { message, hint: format!("for example: {example}") })
+    Some(Refusal::new(message, format!("for example: {example}")))
 }

@@ -9,7 +9,7 @@ use anyhow::bail;
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
-use crate::checkup::{self, Checkup, Options};
+use crate::checkup::{self, Options, Verdict};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
@@ -21,7 +21,6 @@ use crate::run::command::shell;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
 use crate::runtime::server::ConfigFiles;
 
-/// Arguments of `check`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan check --vram 12G --ram 64G -- llama-server -m model.gguf -ngl 99 -ncmoe 12 -c 16384
@@ -83,18 +82,19 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     add_companions(&mut model, &mut command.run, output)?;
     note_own_projector(&mut command);
-    let options = Options {
-        margin: args.machine.margin.unwrap_or_default(),
-        tensors: args.tensors || output.format() == Format::Html,
-        ignored: &args.ignore,
-        planned: None,
-    };
+    let tensors = args.tensors || output.format() == Format::Html;
+    let margin = args.machine.margin.unwrap_or_default();
+    let options = Options { margin, tensors, ignored: &args.ignore, planned: None };
     let checkup = checkup::check(&model, &machine, &command, options)?;
     let command = shell(&args.command).unwrap_or_else(|| args.command.join(" "));
     let document = plan::Checked { model: plan::summary(&model, &name.display().to_string()), command, checkup };
-    let checkup = &document.checkup;
     output.show(&document)?;
-    Ok(outcome(checkup))
+    Ok(match document.checkup.fits {
+        _ if document.checkup.verdict == Some(Verdict::AfterFit) => Outcome::Yes,
+        Some(true) if !document.checkup.is_refused() => Outcome::Yes,
+        None if !document.checkup.is_refused() => Outcome::Untold,
+        _ => Outcome::No,
+    })
 }
 
 /// The model of a header, its keys as the launch overrides them.
@@ -177,13 +177,4 @@ pub fn environment() -> BTreeMap<String, String> {
         Some((name, value.to_string_lossy().into_owned()))
     };
     std::env::vars_os().filter_map(text).collect()
-}
-
-/// Yes when it fits and would start.
-fn outcome(checkup: &Checkup) -> Outcome {
-    match checkup.fits {
-        Some(true) if !checkup.is_refused() => Outcome::Yes,
-        None if !checkup.is_refused() => Outcome::Untold,
-        _ => Outcome::No,
-    }
 }

@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::machine::{Found, found_with};
+use super::machine::found_with;
 use super::{Outcome, Output, calibrate};
-use crate::bytes::Bytes;
-use crate::doctor::facts::{
-    ConfigFile, Embedded, Facts, Folder, Knowledge, Leftover, Memory, Moeplan, Nvidia, Place, Purpose, Server,
+use crate::doctor::{
+    ConfigFile, Embedded, Facts, Folder, Knowledge, Leftover, Moeplan, Nvidia, Place, Purpose, Server, Variable,
+    examine, variable,
 };
-use crate::doctor::{examine, variable};
 use crate::files::{self, temporary};
 use crate::gguf::source::cache;
 use crate::machine::Machine;
@@ -66,9 +65,13 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
         servers,
         nvidia,
         interfaces: interfaces.map(str::to_string).collect(),
-        memory: memory(&here),
+        memory: detect::memory(),
         folders: folders(),
-        leftovers: leftovers(),
+        leftovers: temporary::leftovers()
+            .into_iter()
+            .filter(|left| left.path.exists())
+            .map(|left| Leftover { path: left.path.clone(), bytes: left.bytes })
+            .collect(),
         knowledge: knowledge(&here.machine),
         environment: variables(),
         config_files: file(files.system, true).into_iter().chain(file(files.user, false)).collect(),
@@ -120,21 +123,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-fn memory(here: &Found) -> Memory {
-    let limits = detect::limits();
-    let total = here.machine.host.ram;
-    let allowed = |computer: &Bytes| total.is_some_and(|total| total < *computer);
-    Memory {
-        total,
-        available: here.available,
-        computer: limits.computer.filter(allowed),
-        swap_used: limits.swap_used,
-        lock_limit: limits.lock,
-        overcommit: limits.overcommit,
-        wsl: limits.wsl,
-    }
-}
-
 /// The folders that moeplan writes to.
 fn folders() -> Vec<Folder> {
     let of_file = |path: Option<PathBuf>| path.and_then(|path| path.parent().map(Path::to_path_buf));
@@ -153,12 +141,6 @@ fn folders() -> Vec<Folder> {
         Some(Folder { purpose, writable, free: there.and_then(free_space), path })
     };
     all.into_iter().filter_map(folder).collect()
-}
-
-/// What runs left behind that crashed or were killed.
-fn leftovers() -> Vec<Leftover> {
-    let found = temporary::leftovers().into_iter().filter(|left| left.path.exists());
-    found.map(|left| Leftover { path: left.path.clone(), bytes: left.bytes }).collect()
 }
 
 fn knowledge(here: &Machine) -> Knowledge {
@@ -185,7 +167,7 @@ fn knowledge(here: &Machine) -> Knowledge {
 }
 
 /// The variables that matter, by name.
-fn variables() -> Vec<crate::doctor::facts::Variable> {
+fn variables() -> Vec<Variable> {
     let mut found: Vec<_> =
         std::env::vars_os().filter_map(|(name, value)| variable(name.to_str()?, &value.to_string_lossy())).collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));

@@ -146,7 +146,7 @@ impl Engine {
     pub fn free(&self, launch: &Launch) -> anyhow::Result<BTreeMap<String, Bytes>> {
         let listed = self.runtime().devices(&launch.machine.rpc_servers(&launch.run.rpc))?;
         let mut free: BTreeMap<String, Bytes> = listed.into_iter().map(|device| (device.name, device.free)).collect();
-        free.extend(nvml::devices().into_iter().map(|device| (device.name, device.free)));
+        free.extend(nvml::listed().into_iter().map(|device| (device.name, device.free)));
         Ok(free)
     }
 

@@ -15,9 +15,8 @@ use crate::inspection::{ContextSizes, Inspection};
 use crate::memory;
 use crate::model::{FileKind, Model};
 use crate::report::page::{Document, Page, Report};
-use crate::suggest::Unknown;
+use crate::suggest::Refusal;
 
-/// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan inspect model.gguf
@@ -129,14 +128,13 @@ fn context_sizes(model: &Model) -> Option<ContextSizes> {
     (!sizes.per_token.is_empty()).then_some(sizes)
 }
 
-/// The file, or else the built-in one of that name.
 fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
     let name = path.to_string_lossy();
     let text = match expectation::built_in(&name) {
         Some(text) if !path.exists() => text.to_string(),
         _ if !path.exists() => {
             let known = expectation::built_in_names();
-            return Err(Unknown::new("file of expectations, and none that is built in", &name, known).into());
+            return Err(Refusal::unknown("file of expectations, and none that is built in", &name, known).into());
         }
         _ => std::fs::read_to_string(path).with_context(|| format!("cannot read expectations `{name}`"))?,
     };

@@ -9,7 +9,6 @@ use crate::gguf::Value;
 use crate::gguf::source::local::{LocalModel, Surroundings};
 use crate::report::table::Table;
 
-/// Arguments of `list`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan list
@@ -22,7 +21,6 @@ pub struct Args {
     name: Option<String>,
 }
 
-/// The document `moeplan/list/1`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct List {
@@ -41,7 +39,6 @@ struct Row {
     error: Option<String>,
 }
 
-/// Runs `list`.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut models = Surroundings::here().models();
     if let Some(name) = args.name.as_deref().map(str::to_lowercase) {
@@ -51,36 +48,27 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if list.models.is_empty() {
         output.say("note: no models found in the caches of llama.cpp, Hugging Face, LM Studio and ollama");
     }
+    let rows = list.models.iter().map(|Row { model, architecture, error }| {
+        let unread = error.as_ref().map_or("-".to_string(), |error| format!("({error})"));
+        let (path, architecture) = (model.path.display().to_string(), architecture.clone().unwrap_or(unread));
+        [model.name.clone(), model.source.to_string(), architecture, model.bytes.to_string(), path]
+    });
+    let table = Table::rows_of("name|source|architecture|>size|path", rows);
     match output.format() {
         Format::Json => output.json(&list)?,
-        Format::Markdown => output.answer(&table(&list).markdown())?,
+        Format::Markdown => output.answer(&table.markdown())?,
         Format::Text | Format::Html if list.models.is_empty() => {}
-        Format::Text | Format::Html => output.answer(&table(&list).text())?,
+        Format::Text | Format::Html => output.answer(&table.text(usize::MAX))?,
     }
     Ok(Outcome::Yes)
 }
 
 fn row(model: LocalModel) -> Row {
-    let opened = gguf::open(&model.path);
-    let architecture = |header: &gguf::Header| match header.metadata.get("general.architecture") {
-        Some(Value::String(name)) => Some(name.clone()),
-        _ => None,
-    };
-    match opened {
-        Ok(opened) => Row { architecture: architecture(&opened.header), error: None, model },
+    match gguf::open(&model.path) {
+        Ok(opened) => match opened.header.metadata.get("general.architecture") {
+            Some(Value::String(name)) => Row { architecture: Some(name.clone()), error: None, model },
+            _ => Row { architecture: None, error: None, model },
+        },
         Err(error) => Row { architecture: None, error: Some(error.at.message), model },
     }
-}
-
-fn table(list: &List) -> Table {
-    let mut table = Table::of("name|source|architecture|>size|path");
-    for Row { model, architecture, error } in &list.models {
-        let architecture = architecture.clone().unwrap_or_else(|| match error {
-            Some(error) => format!("({error})"),
-            None => "-".to_string(),
-        });
-        let path = model.path.display().to_string();
-        table.row([model.name.clone(), model.source.to_string(), architecture, model.bytes.to_string(), path]);
-    }
-    table
 }

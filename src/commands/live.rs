@@ -21,20 +21,13 @@ const WIDTH: usize = 80;
 /// The bar that holds the panel while it is shown: lines of log are printed above it.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Where the panel is shown.
-#[derive(Debug)]
-enum Place {
-    Nowhere,
-    /// On a terminal, at its lower end.
-    Terminal(ProgressBar),
-    Lines,
-}
-
 /// What is shown of a server that runs.
 #[derive(Debug)]
 pub struct Panel {
     promise: Promise,
-    place: Place,
+    /// At the lower end of a terminal; without one there are lines.
+    bar: Option<ProgressBar>,
+    is_quiet: bool,
     since: Instant,
     shown: Option<Instant>,
     /// Requests that were over when it was last shown.
@@ -44,60 +37,46 @@ pub struct Panel {
 impl Panel {
     /// A panel on standard error; nothing with `-q`.
     pub fn new(promise: Promise, output: &Output) -> Self {
-        let place = if output.global.quiet { Place::Nowhere } else { place() };
-        if let Place::Terminal(bar) = &place {
-            hold(Some(bar.clone()));
-        }
-        Self { promise, place, since: Instant::now(), shown: None, over: 0 }
+        let is_quiet = output.global.quiet;
+        let bar = ProgressBar::new_spinner();
+        // A terminal is one that can move its cursor.
+        let is_terminal = std::io::stderr().is_terminal() && !bar.is_hidden() && !is_quiet;
+        let style = ProgressStyle::with_template("{msg}").ok().filter(|_| is_terminal);
+        let bar = style.map(|style| bar.with_style(style));
+        hold(bar.clone());
+        Self { promise, bar, is_quiet, since: Instant::now(), shown: None, over: 0 }
     }
 
     /// Shows what is seen now, where it is time to.
     pub fn show(&mut self, process: u32, serving: &Serving) {
-        let has_passed = |limit| self.shown.is_none_or(|shown| shown.elapsed() >= limit);
         let over = serving.served.saturating_add(serving.cancelled);
-        let is_time = match self.place {
-            Place::Nowhere => false,
-            Place::Terminal(_) => has_passed(LOOK) || over != self.over,
-            Place::Lines => has_passed(LINE) && over != self.over,
-        };
-        if !is_time {
+        let is_over = over != self.over;
+        let has_passed = |limit| self.shown.is_none_or(|shown| shown.elapsed() >= limit);
+        let is_time = if self.bar.is_some() { has_passed(LOOK) || is_over } else { has_passed(LINE) && is_over };
+        if self.is_quiet || !is_time {
             return;
         }
         (self.shown, self.over) = (Some(Instant::now()), over);
         let sample = Sample { uptime: self.since.elapsed(), held: sampler::held(process), serving: serving.clone() };
-        match &self.place {
-            Place::Terminal(bar) => {
-                let width = console::Term::stderr().size_checked().map_or(WIDTH, |(_, columns)| columns.into());
-                let text = panel(&self.promise, &sample, width.saturating_sub(1));
-                let has_color = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-                bar.set_message(if has_color { text } else { anstream::adapter::strip_str(&text).to_string() });
-            }
-            Place::Lines => super::echo(&summary(&self.promise, &sample)),
-            Place::Nowhere => {}
-        }
+        let Some(bar) = &self.bar else { return super::echo(&summary(&self.promise, &sample)) };
+        let width = console::Term::stderr().size_checked().map_or(WIDTH, |(_, columns)| columns.into());
+        let text = panel(&self.promise, &sample, width.saturating_sub(1));
+        let has_color = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+        bar.set_message(if has_color { text } else { anstream::adapter::strip_str(&text).to_string() });
     }
 
     pub fn clear(&mut self) {
-        if let Place::Terminal(bar) = &self.place {
+        self.is_quiet = true;
+        if let Some(bar) = self.bar.take() {
             hold(None);
             bar.finish_and_clear();
         }
-        self.place = Place::Nowhere;
     }
 }
 
 impl Drop for Panel {
     fn drop(&mut self) {
         self.clear();
-    }
-}
-
-/// A terminal where standard error is one that can move its cursor.
-fn place() -> Place {
-    let bar = ProgressBar::new_spinner();
-    match ProgressStyle::with_template("{msg}") {
-        Ok(style) if std::io::stderr().is_terminal() && !bar.is_hidden() => Place::Terminal(bar.with_style(style)),
-        _ => Place::Lines,
     }
 }
 

@@ -81,8 +81,15 @@ impl MachineArgs {
         if !self.vram.is_empty() {
             return recognised(Machine::new(Device::of_sizes(backend, &self.vram)?, host)?);
         }
-        let only_host = self.backend == Some(Backend::Cpu) || self.ram.is_some();
-        if only_host { Ok(Machine::new(Vec::new(), host)?) } else { Ok(of_free_memory(found()?.machine)) }
+        if self.backend == Some(Backend::Cpu) || self.ram.is_some() {
+            return Ok(Machine::new(Vec::new(), host)?);
+        }
+        let mut here = found()?.machine;
+        // What other programs hold is not there for a launch.
+        for device in here.devices.iter_mut().filter(|device| device.free > Bytes(0)) {
+            device.total = device.total.min(device.free);
+        }
+        Ok(here)
     }
 }
 
@@ -152,14 +159,6 @@ pub fn found_with(devices: detect::Devices) -> anyhow::Result<Found> {
     })
 }
 
-/// What a launch on a machine that is here may use: what others leave free.
-fn of_free_memory(mut machine: Machine) -> Machine {
-    for device in machine.devices.iter_mut().filter(|device| device.free > Bytes(0)) {
-        device.total = device.total.min(device.free);
-    }
-    machine
-}
-
 /// A card that is described and is here: what was measured of it and of this host holds, whatever budget it is given.
 fn recognised(machine: Machine) -> anyhow::Result<Machine> {
     let list = nvml::listed();
@@ -206,75 +205,60 @@ mod tests {
     use super::*;
     use crate::machine::Calibration;
 
+    fn machine(devices: &[&str]) -> Machine {
+        let devices = devices.iter().map(|text| Device::parse(text).unwrap()).collect();
+        Machine::new(devices, Host::default()).unwrap()
+    }
+
     #[test]
     fn budgets_are_for_the_first_devices_of_a_machine_file() {
-        let devices = Device::of_budgets(Backend::Cuda, &[Bytes::mib(80), Bytes::mib(40)]).unwrap();
-        let machine = Machine::new(devices, Host::default()).unwrap();
-        assert_eq!(budgeted(machine.clone(), &[]).unwrap(), machine);
+        let file = machine(&["CUDA0=80M", "CUDA1=40M"]);
         let size = DeviceSize { bytes: Bytes::mib(8), sold_as: Some(24) };
-        let one = budgeted(machine.clone(), &[size]).unwrap();
+        assert_eq!(budgeted(file.clone(), &[]).unwrap(), file);
+        let one = budgeted(file.clone(), &[size]).unwrap();
         assert_eq!(one.devices.iter().map(|device| device.total).collect::<Vec<_>>(), [Bytes::mib(8)]);
-        assert!(budgeted(machine, &[size; 3]).unwrap_err().to_string().contains("describes 2 devices"));
+        assert!(budgeted(file, &[size; 3]).unwrap_err().to_string().contains("describes 2 devices"));
     }
 
     #[test]
     fn what_is_known_of_a_card_holds_for_a_budget_of_it_and_for_no_other() {
-        let devices = |sizes: &[u64]| {
-            let sizes: Vec<Bytes> = sizes.iter().map(|mib| Bytes::mib(*mib)).collect();
-            Machine::new(Device::of_budgets(Backend::Cuda, &sizes).unwrap(), Host::default()).unwrap()
-        };
-        let mut here = devices(&[100, 100]);
+        let mut here = machine(&["CUDA0=24126M", "CUDA1=24126M"]);
         for device in &mut here.devices {
-            device.description = Some("card".to_string());
+            device.description = Some("NVIDIA GeForce RTX 3090".to_string());
             device.calibration = Some(Calibration { margin: Bytes(7), ..Calibration::default() });
         }
-        let mut asked = devices(&[50, 200, 10]);
+        let mut asked = machine(&["CUDA0=50M", "CUDA1=24127M", "CUDA2=10M"]);
         let known = |machine: Machine| -> Vec<bool> {
             with_known(machine, &here).devices.iter().map(|device| device.calibration.is_some()).collect()
         };
         assert_eq!(known(asked.clone()), [true, false, false]);
         asked.devices[0].description = Some("another card".to_string());
         assert_eq!(known(asked), [false, false, false]);
-    }
-
-    #[test]
-    fn a_card_that_is_here_has_what_is_free_of_it() {
-        let machine = |text: &str| Machine::new(vec![Device::parse(text).unwrap()], Host::default()).unwrap();
-        let mut here = machine("CUDA0=24126M");
-        here.devices[0].description = Some("NVIDIA GeForce RTX 3090".to_string());
-        let budget = |asked: &str, here: &Machine| {
-            let device = with_known(machine(asked), here).devices.remove(0);
-            (device.total, device.sold_as)
-        };
-        assert_eq!(budget("CUDA0=24G", &here), (Bytes::mib(24_126), None));
-        assert_eq!(budget("CUDA0=8192M", &here), (Bytes::mib(8192), None));
-        let (part, sold_as) = budget("CUDA0=8G", &here);
-        assert!(part < Bytes::mib(8192) && sold_as == Some(8), "{part}");
-        here.devices[0].free = Bytes::mib(4000);
-        for asked in ["CUDA0=24G", "CUDA0=8192M", "CUDA0=8G"] {
-            assert_eq!(budget(asked, &here), (Bytes::mib(4000), None), "{asked}");
+        // It has what is free of it, and the memory of a card of the size on its box.
+        for (free, budget, expected) in [
+            (24_126, "CUDA0=24G", 24_126),
+            (24_126, "CUDA0=8192M", 8192),
+            (4000, "CUDA0=24G", 4000),
+            (4000, "CUDA0=8192M", 4000),
+            (4000, "CUDA0=8G", 4000),
+        ] {
+            here.devices[0].free = Bytes::mib(free);
+            let device = with_known(machine(&[budget]), &here).devices.remove(0);
+            assert_eq!((device.total, device.sold_as), (Bytes::mib(expected), None), "{budget}");
         }
     }
 
     #[test]
     fn main_memory_that_nobody_gave_is_said_to_be_this_computers() {
-        let of = |ram: Option<Bytes>| Machine::new(Vec::new(), Host { ram, ..Host::default() }).unwrap();
-        let nothing_given = MachineArgs::default();
-        assert!(nothing_given.assumed(&of(Some(Bytes::mib(64)))).is_some_and(|note| note.contains("64.00 MiB")));
-        assert_eq!(nothing_given.assumed(&of(None)), None);
-        let given = MachineArgs { ram: Some(Bytes::mib(64)), ..MachineArgs::default() };
-        assert_eq!(given.assumed(&of(given.ram)), None);
-        let file = MachineArgs { machine: Some("h100.json".into()), ..MachineArgs::default() };
-        assert_eq!(file.assumed(&of(Some(Bytes::mib(64)))), None);
-    }
-
-    #[test]
-    fn a_launch_here_may_use_what_is_free() {
-        let mut machine =
-            Machine::new(Device::of_budgets(Backend::Vulkan, &[Bytes(9), Bytes(9)]).unwrap(), Host::default());
-        let machine = machine.as_mut().unwrap();
-        (machine.devices[0].free, machine.devices[1].free) = (Bytes(5), Bytes(0));
-        let totals: Vec<Bytes> = of_free_memory(machine.clone()).devices.iter().map(|device| device.total).collect();
-        assert_eq!(totals, [Bytes(5), Bytes(9)]);
+        let ram = Some(Bytes::mib(64));
+        let of = |ram| Machine { host: Host { ram, ..Host::default() }, ..machine(&[]) };
+        assert!(MachineArgs::default().assumed(&of(ram)).is_some_and(|note| note.contains("64.00 MiB")));
+        assert_eq!(MachineArgs::default().assumed(&of(None)), None);
+        for args in [
+            MachineArgs { ram, ..MachineArgs::default() },
+            MachineArgs { machine: Some("h100.json".into()), ..MachineArgs::default() },
+        ] {
+            assert_eq!(args.assumed(&of(ram)), None);
+        }
     }
 }

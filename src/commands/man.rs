@@ -8,7 +8,6 @@ use clap_mangen::Man;
 
 use super::{Cli, Outcome, Output};
 
-/// Arguments of `man`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan man | man -l -
@@ -19,7 +18,6 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// Runs `man`.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let command = Cli::command();
     let Some(folder) = &args.out else {
@@ -51,10 +49,6 @@ fn below(command: clap::Command, found: &mut Vec<(String, String)>) -> anyhow::R
 fn page(command: clap::Command) -> anyhow::Result<String> {
     let mut page = Vec::new();
     Man::new(command).render(&mut page)?;
-    Ok(titled(&String::from_utf8(page)?))
-}
-
-/// What stands after a command's flags is its examples; clap calls that section otherwise.
-fn titled(page: &str) -> String {
-    page.replace("\n.SH EXTRA\n", "\n.SH EXAMPLES\n")
+    // What stands after a command's flags is its examples; clap calls that section otherwise.
+    Ok(String::from_utf8(page)?.replace("\n.SH EXTRA\n", "\n.SH EXAMPLES\n"))
 }

@@ -37,12 +37,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anstyle::AnsiColor;
 use anyhow::Context as _;
 
-use crate::cli::refusal::Refusal;
 use crate::cli::{Format, Global};
 use crate::files::{self, temporary};
 use crate::report::page::{Document, Report};
-use crate::report::{html, markdown, read, text};
-use crate::suggest::Hint;
+use crate::report::{html, markdown, text};
+use crate::suggest::{Hint, Refusal};
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
 #[derive(Debug, clap::Parser)]
@@ -108,18 +107,9 @@ pub enum Command {
 const NO_PAGE: &str =
     "this command writes no page: --format html is of report, inspect, check, plan, verify, tune, bench and validate";
 
-impl Command {
-    /// Whether `--format html` is one of its forms.
-    fn has_page(&self) -> bool {
-        let looks = matches!(self, Self::Report(_) | Self::Inspect(_) | Self::Check(_) | Self::Plan(_));
-        looks || matches!(self, Self::Verify(_) | Self::Bench(_) | Self::Validate(_) | Self::Tune(_))
-    }
-}
-
 /// How a command ended when nothing went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Exit code 0.
     Yes,
     /// Exit code 1: a real no (does not fit, outside tolerance, expectation not met).
     No,
@@ -136,7 +126,6 @@ pub struct Output {
 }
 
 impl Output {
-    /// Of the options that were typed.
     pub fn new(global: Global) -> Self {
         Self { global, is_own: AtomicBool::new(false) }
     }
@@ -152,11 +141,6 @@ impl Output {
         self.global.output.as_deref().filter(|path| *path != Path::new("-"))
     }
 
-    /// Finds out before the work whether the file of `-o` can be written.
-    pub fn check(&self) -> anyhow::Result<()> {
-        self.file().map_or(Ok(()), |path| self.check_file(path))
-    }
-
     /// Finds out before the work whether a file can be written, which is never a model.
     pub fn check_file(&self, path: &Path) -> anyhow::Result<()> {
         let mut magic = [0; 4];
@@ -169,7 +153,7 @@ impl Output {
 
     /// Writes the answer: to the file of `-o`, or to standard output. A broken pipe is success.
     pub fn answer(&self, text: &str) -> anyhow::Result<()> {
-        let text = ended(text);
+        let text = if text.ends_with('\n') { text.to_string() } else { format!("{text}\n") };
         let Some(path) = self.file() else { return print(&text) };
         let kept = self.keep(path, &text);
         self.is_own.store(kept.is_ok(), Ordering::Relaxed);
@@ -192,18 +176,16 @@ impl Output {
     pub fn so_far(&self, document: &impl serde::Serialize) {
         let Some(path) = self.file().filter(|_| self.format() == Format::Json) else { return };
         let text = serde_json::to_string_pretty(document).map_err(anyhow::Error::from);
-        match text.and_then(|text| self.keep(path, &ended(&text))) {
+        match text.and_then(|text| self.keep(path, &(text + "\n"))) {
             Ok(()) => self.is_own.store(true, Ordering::Relaxed),
             Err(error) => self.say(&format!("warning: {error:#}")),
         }
     }
 
-    /// Writes a document as JSON.
     pub fn json(&self, document: &impl serde::Serialize) -> anyhow::Result<()> {
         self.answer(&serde_json::to_string_pretty(document)?)
     }
 
-    /// Writes a document in the format asked for: its JSON, or its pages.
     pub fn show(&self, document: &(impl serde::Serialize + Document)) -> anyhow::Result<()> {
         match self.format() {
             Format::Json => self.json(document),
@@ -211,20 +193,21 @@ impl Output {
         }
     }
 
-    /// Writes pages in the format asked for; they have no JSON of their own.
     pub fn pages(&self, report: &Report) -> anyhow::Result<()> {
-        match self.format() {
-            Format::Html => self.answer(&html::report(report)),
-            Format::Markdown => self.answer(&markdown::report(report)),
-            Format::Text | Format::Json => {
-                let mut text = text::report(report, self.is_verbose());
-                if self.file().is_some() {
-                    // A file gets no codes of colours; standard output drops them itself where it shows none.
-                    text = anstream::adapter::strip_str(&text).to_string();
-                }
-                self.answer(&text)
+        let text = match self.format() {
+            Format::Html => html::report(report),
+            Format::Markdown => markdown::report(report),
+            // A file gets no codes of colours; standard output drops them itself where it shows none.
+            Format::Text | Format::Json if self.file().is_some() => {
+                anstream::adapter::strip_str(&text::report(report, self.is_verbose(), usize::MAX)).to_string()
             }
-        }
+            Format::Text | Format::Json => {
+                let terminal = console::Term::stdout();
+                let size = terminal.size_checked().filter(|_| terminal.is_term());
+                text::report(report, self.is_verbose(), size.map_or(usize::MAX, |(_, columns)| columns.into()))
+            }
+        };
+        self.answer(&text)
     }
 
     /// Says something to the person in one line on standard error, untrusted text escaped; silent with `-q`.
@@ -238,15 +221,9 @@ impl Output {
         self.global.format()
     }
 
-    /// Whether more is to be said.
     pub fn is_verbose(&self) -> bool {
         self.global.verbose > 0
     }
-}
-
-/// A text that ends with a line feed.
-fn ended(text: &str) -> String {
-    if text.ends_with('\n') { text.to_string() } else { format!("{text}\n") }
 }
 
 /// Prints what could not be kept, so that it is not lost; the error stays.
@@ -259,11 +236,7 @@ fn or_print(kept: anyhow::Result<()>, text: &str) -> anyhow::Result<()> {
 
 /// Prints to standard output. A broken pipe is success.
 fn print(text: &str) -> anyhow::Result<()> {
-    let terminal = console::Term::stdout();
-    let columns = terminal.size_checked().filter(|_| terminal.is_term());
-    let fitted =
-        columns.map(|(_, columns)| crate::report::bar::fitted(text, columns.into(), console::measure_text_width));
-    match anstream::stdout().write_all(fitted.as_deref().unwrap_or(text).as_bytes()) {
+    match anstream::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
     }
@@ -274,9 +247,10 @@ fn echo(line: &str) {
     let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
 }
 
-/// Runs the command that was typed.
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
-    anyhow::ensure!(output.format() != Format::Html || command.has_page(), NO_PAGE);
+    let looks = matches!(command, Command::Report(_) | Command::Inspect(_) | Command::Check(_) | Command::Plan(_));
+    let measures = matches!(command, Command::Verify(_) | Command::Bench(_) | Command::Validate(_) | Command::Tune(_));
+    anyhow::ensure!(output.format() != Format::Html || looks || measures, NO_PAGE);
     if !matches!(command, Command::Worker(_)) {
         interrupt::watch();
     }
@@ -285,8 +259,8 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         temporary::clear();
     }
     // The model that `synth` writes is not an answer, and has a check of its own.
-    if !matches!(&command, Command::Synth(args) if args.spec.is_some()) {
-        output.check()?;
+    if let Some(path) = output.file().filter(|_| !matches!(&command, Command::Synth(args) if args.spec.is_some())) {
+        output.check_file(path)?;
     }
     match command {
         Command::Devices(args) => devices::run(&args, output),
@@ -313,20 +287,10 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
 pub fn print_error(error: &anyhow::Error) {
     let chain: Vec<String> =
         error.chain().map(|cause| crate::escape::terminal(&cause.to_string()).into_owned()).collect();
-    print_lines(&chain.join(": "), hint(error).as_deref());
-}
-
-/// Prints what is wrong with a command line, and what to try.
-pub fn print_refusal(refusal: &Refusal) {
-    print_lines(&crate::escape::terminal(&refusal.message), Some(&refusal.hint));
-}
-
-fn print_lines(message: &str, hint: Option<&str>) {
-    let red = AnsiColor::Red.on_default().bold();
-    let cyan = AnsiColor::Cyan.on_default();
-    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {message}");
-    if let Some(hint) = hint {
-        let _ = writeln!(anstream::stderr(), "{cyan}hint:{cyan:#} {}", crate::escape::terminal(hint));
+    let (red, cyan) = (AnsiColor::Red.on_default().bold(), AnsiColor::Cyan.on_default());
+    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {}", chain.join(": "));
+    if let Some(hint) = hint(error) {
+        let _ = writeln!(anstream::stderr(), "{cyan}hint:{cyan:#} {}", crate::escape::terminal(&hint));
     }
 }
 
@@ -350,9 +314,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         let hint: Option<Cow<'_, str>> = first_of!(cause:
             Refusal,
-            read::Error,
             files::Error,
-            crate::expectation::Error,
             crate::gguf::Error,
             crate::gguf::source::Error,
             crate::measurement::TooLong,
@@ -363,7 +325,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             crate::quantize::Error,
             crate::run::Error,
             crate::runtime::Error,
-            crate::suggest::Unknown,
             crate::suite::failure::NothingMeasured,
             crate::synth::output::Error,
             crate::synth::spec::Error,
@@ -379,19 +340,5 @@ mod tests {
     #[test]
     fn no_flag_is_defined_twice() {
         super::Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_refused_page_names_every_command_that_has_one() {
-        use clap::Parser as _;
-        for line in
-            ["tune m.gguf", "plan m.gguf", "verify m.gguf", "bench m.gguf", "validate", "check -- x", "report x"]
-        {
-            let cli = super::Cli::parse_from(["moeplan"].into_iter().chain(line.split(' ')));
-            let name = line.split(' ').next().unwrap();
-            assert!(cli.command.has_page() && super::NO_PAGE.contains(name), "{line}");
-        }
-        let cli = super::Cli::parse_from(["moeplan", "doctor"]);
-        assert!(!cli.command.has_page());
     }
 }

@@ -24,14 +24,18 @@ pub fn open(model: &Path, output: &Output) -> anyhow::Result<Gguf> {
                 let quant = client.choose(&repo, &which)?;
                 client.open_quant(&repo, &quant)
             });
-            match opened {
-                Err(error) if output.global.offline && is_offline(&error) => {
-                    let name = name_of(&repo, &which);
-                    let found = local::find(&Surroundings::here().models(), &name);
-                    found.map_or_else(|_| Err(error), |found| Ok(gguf::open(&found.path)?))
-                }
-                opened => opened,
+            let Err(error) = opened else { return opened };
+            let is_offline = matches!(error.downcast_ref(), Some(Error::Address { failure: Failure::Offline, .. }));
+            if !(output.global.offline && is_offline) {
+                return Err(error);
             }
+            let name = match &which {
+                Which::Default => format!("{repo}/"),
+                Which::Quant(quant) => format!("{repo}:{quant}"),
+                Which::File(file) => format!("{repo}/{}", gguf::source::hub::stem(file).0),
+            };
+            let found = local::find(&Surroundings::here().models(), &name);
+            found.map_or_else(|_| Err(error), |found| Ok(gguf::open(&found.path)?))
         }
     }
 }
@@ -68,18 +72,6 @@ fn path(model: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn name_of(repo: &str, which: &Which) -> String {
-    match which {
-        Which::Default => format!("{repo}/"),
-        Which::Quant(quant) => format!("{repo}:{quant}"),
-        Which::File(file) => format!("{repo}/{}", gguf::source::hub::stem(file).0),
-    }
-}
-
-fn is_offline(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(Error::Address { failure: Failure::Offline, .. }))
-}
-
 /// Runs something with a client whose progress is shown on a terminal.
 pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, Error>) -> anyhow::Result<T> {
     let mut client = Client::from_environment()?;
@@ -92,15 +84,15 @@ pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, E
     let talk = Output::new(output.global.clone());
     let shown = bar.clone();
     client.watch = Arc::new(move |event| {
-        match event {
-        Event::Moved(bytes) => shown.set_message(Bytes(*bytes).to_string()),
-        Event::NoRanges(url) => shown.suspend(|| {
-            talk.say(&format!("note: {url}: the server takes no range requests; reading from the start, and no further than the header"));
-        }),
-        Event::Again { url, why } => shown.suspend(|| {
-            talk.say(&format!("note: {url}: {why}; trying again"));
-        }),
-    }
+        let note = match event {
+            Event::Moved(bytes) => return shown.set_message(Bytes(*bytes).to_string()),
+            Event::NoRanges(url) => {
+                let reads = "reading from the start, and no further than the header";
+                format!("note: {url}: the server takes no range requests; {reads}")
+            }
+            Event::Again { url, why } => format!("note: {url}: {why}; trying again"),
+        };
+        shown.suspend(|| talk.say(&note));
     });
     let result = work(&client);
     bar.finish_and_clear();

@@ -5,7 +5,6 @@ use std::path::Path;
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::cli::help::OWN;
-use crate::cli::refusal::Refusal;
 pub use crate::commands::plan_options::PlanOptions;
 use crate::commands::what_if::{self, Variant, WhatIfArgs};
 use crate::commands::{Outcome, Output, check, model_arg};
@@ -18,8 +17,8 @@ use crate::plan::{self, Plan, Request};
 use crate::quantize::{Recipe, WhatIf};
 use crate::report::page::Document as _;
 use crate::run::{Dialect, RunConfig};
+use crate::suggest::Refusal;
 
-/// Find the placement that fits a budget, and print the command for it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan plan --vram 24G model.gguf
@@ -45,14 +44,8 @@ pub struct PlanArgs {
     #[arg(long, help_heading = "Answer", value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
     /// Whom --emit is for.
-    #[arg(
-        long = "for",
-        help_heading = "Answer",
-        value_enum,
-        value_name = "PROGRAM",
-        requires = "emit",
-        default_value = "llama-server"
-    )]
+    #[arg(long = "for", help_heading = "Answer", value_enum, value_name = "PROGRAM", requires = "emit")]
+    #[arg(default_value = "llama-server")]
     pub runner: emit::Runner,
     #[arg(long, help_heading = "Answer", value_enum, requires = "emit", default_value = "llama.cpp")]
     pub dialect: Dialect,
@@ -79,8 +72,9 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
     let (path, first) = (model_arg::shown(model, &gguf), what_if::first_file(model, &gguf));
     let model = check::load(gguf, &RunConfig::default())?;
     let machine = args.options.described_machine()?;
-    let ask = |model: Model, path: String, what_if: Option<WhatIf>| {
+    let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
         let mut request = args.options.request_with(&model, &machine, &args.words)?;
+        check::add_companions(&mut model, &mut request.run, output)?;
         request.tensors |= output.format() == Format::Html;
         Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };
@@ -113,7 +107,6 @@ fn make(asked: Asked) -> anyhow::Result<(Model, Plan)> {
     Ok((model, plan))
 }
 
-/// A table of plans of one model.
 fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, mut machine, request } = asked;
     if machine.devices.is_empty() && args.sweep.iter().any(|sweep| sweep.variable == Variable::Vram) {
@@ -165,8 +158,7 @@ fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<
 }
 
 /// Refuses what is asked of an answer that --emit leaves out: it prints the command in its form and nothing else.
-fn only_emitted(args: &PlanArgs, output: &Output) -> Result<(), Refusal> {
-    let Some(form) = args.emit else { return Ok(()) };
+fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<(), Refusal> {
     let beside = match output.format() {
         // It is JSON anyhow.
         Format::Json if args.runner == emit::Runner::Embedded => return Ok(()),
@@ -188,7 +180,7 @@ fn only_emitted(args: &PlanArgs, output: &Output) -> Result<(), Refusal> {
 }
 
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    only_emitted(args, output)?;
+    args.emit.map_or(Ok(()), |form| only_emitted(args, form, output))?;
     let mut all = Vec::new();
     for model in &args.models {
         all.extend(asked(model, args, output)?);
@@ -203,14 +195,16 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let (model, plan) = make(one)?;
     match (args.emit, output.format()) {
         (Some(form), _) => {
-            let turn = args.options.turn();
-            let wish = emit::Wish { form, runner: args.runner, dialect: args.dialect, turn };
+            let wish = emit::Wish { form, runner: args.runner, dialect: args.dialect, turn: args.options.turn() };
             let emitted = emit::render(&model, &plan, wish)?;
             output.answer(&emitted.text)?;
             emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
             if let Some(what_if) = &plan.model.what_if {
-                let note = format!("note: {} does not exist yet; this makes it: {}", plan.model.path, what_if.command);
-                output.say(&note);
+                let path = &plan.model.path;
+                output.say(&format!("note: {path} does not exist yet; this makes it: {}", what_if.command));
+            }
+            for (device, over) in &plan.check.shortfall {
+                output.say(&format!("warning: {device} is short of {over}"));
             }
         }
         (None, Format::Html) => {
@@ -218,11 +212,6 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             output.pages(&plan.pages().into_iter().chain(near).collect::<Vec<_>>().into())?;
         }
         (None, _) => output.show(&plan)?,
-    }
-    for (device, over) in &plan.check.shortfall {
-        if args.emit.is_some() {
-            output.say(&format!("warning: {device} is short of {over}"));
-        }
     }
     Ok(if plan.check.fits() { Outcome::Yes } else { Outcome::No })
 }

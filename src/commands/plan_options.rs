@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum as _};
 use super::machine::MachineArgs;
 use super::rules;
 use crate::bytes::Bytes;
-use crate::cli::refusal::{Refusal, of_llama_cpp};
+use crate::cli::refusal::of_llama_cpp;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::number::tokens;
@@ -16,8 +16,8 @@ use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
 use crate::run::flags::{self, Effect, Flag, InPlan};
 use crate::run::groups;
 use crate::run::{LEFT_OUT, RunConfig, Target, build, spelling};
+use crate::suggest::Refusal;
 
-/// The heading of the planner's own flags.
 const PLAN: &str = "Plan";
 
 /// What is asked of the planner; shared by the commands that plan.
@@ -66,7 +66,6 @@ pub struct PlanOptions {
     pub depth: u32,
 }
 
-/// The heading of llama.cpp's own flags.
 const LAUNCH: &str = "llama.cpp's own, kept as given";
 
 /// llama.cpp's own flags as options: what is given is kept, what is not, or is `auto`, is chosen. Which there are, the rows of
@@ -159,34 +158,32 @@ fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
     let mut settings = Vec::new();
     for group in groups(words) {
         let Some(typed) = group.first() else { continue };
-        let refuse = |hint: String| Err(Refusal::new(format!("`moeplan plan` takes no `{typed}` after `--`"), hint));
-        match spelling(typed) {
-            None if typed.starts_with('-') => {
-                return refuse("llama.cpp's own flags go there: `llama-server --help` lists them".to_string());
-            }
-            None => return refuse("only flags of llama-server go there, without the program".to_string()),
+        let hint = match spelling(typed) {
+            None if typed.starts_with('-') => "llama.cpp's own flags go there: `llama-server --help` lists them".into(),
+            None => "only flags of llama-server go there, without the program".into(),
             Some((flag, _)) => match (flag.effect, flag.in_plan) {
-                (Effect::Model, _) => return refuse("the model is named before `--`, without a flag".to_string()),
-                (Effect::None, _) | (_, InPlan::Instead(_)) => return refuse(of_llama_cpp(typed, flag)),
-                _ => settings.push((flag, group.to_vec())),
+                (Effect::Model, _) => "the model is named before `--`, without a flag".into(),
+                (Effect::None, _) | (_, InPlan::Instead(_)) => of_llama_cpp(typed, flag),
+                _ => {
+                    settings.push((flag, group.to_vec()));
+                    continue;
+                }
             },
-        }
+        };
+        return Err(Refusal::new(format!("`moeplan plan` takes no `{typed}` after `--`"), hint));
     }
     Ok(settings)
 }
 
 fn context_choice(text: &str) -> Result<ContextChoice, String> {
-    match text {
-        "max" => Ok(ContextChoice::Max),
-        _ => match tokens(text) {
-            Ok(0) | Err(_) => Err("write a number of tokens (8192 or 8k), or `max`".to_string()),
-            Ok(n) => Ok(ContextChoice::Fixed(n)),
-        },
+    match tokens(text) {
+        _ if text == "max" => Ok(ContextChoice::Max),
+        Ok(0) | Err(_) => Err("write a number of tokens (8192 or 8k), or `max`".to_string()),
+        Ok(n) => Ok(ContextChoice::Fixed(n)),
     }
 }
 
 impl PlanOptions {
-    /// What the options mean for `model`.
     pub fn request(&self, model: &Model, machine: &Machine) -> anyhow::Result<Request> {
         self.request_with(model, machine, &[])
     }
@@ -202,12 +199,8 @@ impl PlanOptions {
         if let Some((flag, _)) =
             settings.iter().find(|(flag, words)| !target.has(flag) && words.get(1).is_none_or(|n| n != "0"))
         {
-            anyhow::bail!(
-                "{} has no {}; with --build {} or newer it is planned for",
-                target.name(),
-                flag.name(),
-                flag.since
-            );
+            let since = flag.since;
+            anyhow::bail!("{} has no {}; with --build {since} or newer it is planned for", target.name(), flag.name());
         }
         let mut line = vec!["llama-server".to_string()];
         line.extend(settings.iter().filter(|setting| !is_auto(setting)).flat_map(|(_, words)| words.clone()));
@@ -222,7 +215,11 @@ impl PlanOptions {
         if is_free("--batch-size") {
             run.n_batch = run.n_batch.max(run.n_ubatch);
         }
-        let mut context = self.context();
+        // A longest context is what that objective asks for.
+        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Turn };
+        let mut context = self.ctx_size.unwrap_or(longest);
+        // The rule set that leaves everything on the devices means that nothing else is moved either.
+        let by_rules = if self.rules.as_deref() == Some("all-on-device") { Strategy::Rules } else { Strategy::Auto };
         if said("--ctx-size").is_some() {
             // `-c 0` is the model's own context; a plan writes the number.
             let n_ctx = if run.n_ctx == 0 { model.hparams.context_length } else { run.n_ctx };
@@ -248,19 +245,18 @@ impl PlanOptions {
             context,
             turn: self.turn(),
             margin: self.machine.margin(machine),
-            strategy: self.strategy(),
+            strategy: self.strategy.unwrap_or(by_rules),
             objective: self.objective,
             target,
             tensors: self.tensors,
             explain: self.explain,
         };
         match &self.rules {
-            Some(name) => rules::apply(&rules::open(name)?, model, machine, request),
+            Some(name) => Ok(rules::apply(&rules::open(name)?, model, machine, request)?.0),
             None => Ok(request),
         }
     }
 
-    /// The machine that they describe.
     pub fn described_machine(&self) -> anyhow::Result<Machine> {
         let machine = self.machine.machine()?;
         if let Some(device) = machine.devices.iter().find(|device| device.total == Bytes(0)) {
@@ -269,21 +265,8 @@ impl PlanOptions {
         Ok(machine)
     }
 
-    /// The turn to plan for.
     pub fn turn(&self) -> Turn {
         Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
-    }
-
-    /// A longest context is what that objective asks for.
-    fn context(&self) -> ContextChoice {
-        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Turn };
-        self.ctx_size.unwrap_or(longest)
-    }
-
-    /// The rule set that leaves everything on the devices means that nothing else is moved either.
-    fn strategy(&self) -> Strategy {
-        let by_rules = if self.rules.as_deref() == Some("all-on-device") { Strategy::Rules } else { Strategy::Auto };
-        self.strategy.unwrap_or(by_rules)
     }
 
     /// Refuses a strategy beside rules: both say what is done with the experts, and the rules would be carried out for a launch
@@ -302,39 +285,26 @@ impl PlanOptions {
     /// Refuses what a plan's file (`*.json`) has decided already: the machine, the context, the turn, how it was planned; where
     /// nothing else is made of them, llama.cpp's own flags, too. `--margin` stays: what is measured is held against it.
     pub fn beside_plan(&self, path: &Path, and_launch: bool) -> Result<(), Refusal> {
-        if path.extension().is_none_or(|extension| extension != "json") {
-            return Ok(());
-        }
-        let mut given = self.of_planning();
-        if and_launch {
-            given.extend(self.launch.flags().cloned());
-        }
-        if given.is_empty() {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            format!("{}: the plan `{}` decides that already", given.join(", "), path.display()),
-            "leave it out, or name the model instead of the plan: it is then planned with it",
-        ))
+        let is_plan = path.extension().is_some_and(|extension| extension == "json");
+        let typed = if is_plan { self.typed(|_| and_launch) } else { String::new() };
+        let hint = "leave it out, or name the model instead of the plan: it is then planned with it";
+        let refusal = || Refusal::new(format!("{typed}: the plan `{}` decides that already", path.display()), hint);
+        if typed.is_empty() { Ok(()) } else { Err(refusal()) }
     }
 
     /// Refuses what a whole command says itself; `-t` is for one that does not.
     pub fn beside_command(&self) -> Result<(), Refusal> {
-        let mut given = self.of_planning();
-        given.extend(self.launch.flags().filter(|word| *word != "-t").cloned());
-        if given.is_empty() {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            format!("{}: nothing is planned for a command after `--`", given.join(", ")),
-            "leave it out, or write llama.cpp's own flag into the command; --rpc-devices N gives it software devices",
-        ))
+        let typed = self.typed(|flag| flag != "-t");
+        let hint =
+            "leave it out, or write llama.cpp's own flag into the command; --rpc-devices N gives it software devices";
+        let refusal = || Refusal::new(format!("{typed}: nothing is planned for a command after `--`"), hint);
+        if typed.is_empty() { Ok(()) } else { Err(refusal()) }
     }
 
-    /// The flags that were given of the machine, the context, the turn and the planner.
-    fn of_planning(&self) -> Vec<String> {
+    /// The flags of the machine, the context, the turn and the planner that were typed, then those of llama.cpp's that count.
+    fn typed(&self, counts: impl Fn(&str) -> bool) -> String {
         let (machine, turn) = (&self.machine, Turn::default());
-        let flags = [
+        let of_planning = [
             ("--vram", !machine.vram.is_empty()),
             ("--device", !machine.device.is_empty()),
             ("--ram", machine.ram.is_some()),
@@ -350,7 +320,9 @@ impl PlanOptions {
             ("--generate", self.generate != turn.generate),
             ("--depth", self.depth != turn.depth),
         ];
-        flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_string()).collect()
+        let of_planning = of_planning.into_iter().filter(|(_, is_typed)| *is_typed).map(|(flag, _)| flag);
+        let launch = self.launch.flags().map(String::as_str).filter(|flag| counts(flag));
+        of_planning.chain(launch).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -403,10 +375,8 @@ mod tests {
 
     #[test]
     fn contexts_are_numbers_with_or_without_a_unit() {
-        assert_eq!(context_choice("8k"), Ok(ContextChoice::Fixed(8192)));
-        assert_eq!(context_choice("1M"), Ok(ContextChoice::Fixed(1 << 20)));
-        assert_eq!(context_choice("8192"), Ok(ContextChoice::Fixed(8192)));
-        assert_eq!(context_choice("max"), Ok(ContextChoice::Max));
+        let fixed = |text| context_choice(text).ok();
+        assert_eq!(["8k", "8192"].map(fixed), [Some(ContextChoice::Fixed(8192)); 2]);
         for bad in ["0", "0k", "k", "8kk", "8 k", "-1", "5000M", "", "8é"] {
             assert!(context_choice(bad).is_err(), "{bad}");
         }
@@ -414,24 +384,28 @@ mod tests {
 
     #[test]
     fn what_a_plan_decides_is_not_said_again_beside_it() {
-        for (line, given, and_launch) in [
-            ("--backend rpc --vram 9M -c 1024", "--vram, --backend, -c", ""),
-            ("--objective context --depth 7 --build 11549", "--objective, --build, --depth", ""),
+        for (line, planning, all) in [
+            ("--backend rpc --vram 9M -c 1024", "--vram, --backend, -c", "--vram, --backend, -c"),
+            (
+                "--objective context --depth 7 --build 11549",
+                "--objective, --build, --depth",
+                "--objective, --build, --depth",
+            ),
             ("--ubatch-size 64 --cpu-moe --cache-ram -1", "", "-ub, -cmoe, --cache-ram"),
             ("--margin 0 --threads auto", "", ""),
         ] {
             let options = options_of(line);
-            for (refused, expected) in [
-                (options.beside_plan(Path::new("plan.json"), false), given),
-                (options.beside_plan(Path::new("plan.json"), true), [given, and_launch].concat().as_str()),
-            ] {
-                let said = refused.err().map_or(String::new(), |refusal| refusal.message);
-                let expected =
-                    if expected.is_empty() { String::new() } else { format!("{expected}: the plan `plan.json`") };
-                assert!(said.starts_with(&expected) && said.is_empty() == expected.is_empty(), "{line}: {said}");
+            for (and_launch, typed) in [(false, planning), (true, all)] {
+                let refused = options.beside_plan(Path::new("plan.json"), and_launch);
+                let expected = format!("{typed}: the plan `plan.json` decides that already");
+                assert_eq!(
+                    refused.err().map(|refusal| refusal.message),
+                    (!typed.is_empty()).then_some(expected),
+                    "{line}"
+                );
             }
             assert_eq!(options.beside_plan(Path::new("model.gguf"), true), Ok(()));
-            assert_eq!(options.beside_command().is_err(), !(given.is_empty() && and_launch.is_empty()), "{line}");
+            assert_eq!(options.beside_command().is_err(), !all.is_empty(), "{line}");
         }
     }
 }

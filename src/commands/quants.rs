@@ -23,7 +23,6 @@ use crate::speed::{Speed, Turn};
 /// Headers read at the same time.
 const PARALLEL: usize = 4;
 
-/// The document `moeplan/quants/1`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quants {
@@ -80,42 +79,39 @@ struct Fit {
 /// Runs the listing; exit 1 where a machine is given and nothing fits it.
 pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow::Result<Outcome> {
     let described = |args: &MachineArgs| args.machine().map(|machine| (args.margin(&machine), machine));
-    let (margin, machine) = machine.map(described).transpose()?.unzip();
-    let margin = margin.unwrap_or_default();
-    let quants = model_arg::with_client(output, |client| {
+    let machine = machine.map(described).transpose()?;
+    let rows = model_arg::with_client(output, |client| {
         let quants = client.quants(repo)?;
-        let Some(machine) = &machine else { return Ok(quants.into_iter().map(|quant| (quant, None)).collect()) };
-        let mut judged = Vec::with_capacity(quants.len());
         let (first, rest) = quants.split_at(quants.len().min(1));
+        let judge = |quant| {
+            let (margin, machine) = machine.as_ref()?;
+            Some(judge(client.open_quant_beside(repo, quant, first.first()), repo, machine, *margin))
+        };
+        let mut rows = Vec::with_capacity(quants.len());
         for some in [first].into_iter().chain(rest.chunks(PARALLEL)) {
             std::thread::scope(|scope| {
-                let judge = |quant| judge(client.open_quant_beside(repo, quant, first.first()), repo, machine, margin);
                 let threads: Vec<_> = some.iter().map(|quant| scope.spawn(move || judge(quant))).collect();
                 for (quant, thread) in some.iter().zip(threads) {
-                    let fits = thread.join().unwrap_or_else(|_| Err("internal error: please report this".into()));
-                    judged.push((quant.clone(), Some(fits)));
+                    let failed = || Some(Err("internal error: please report this".to_string()));
+                    let (fits, error) = match thread.join().unwrap_or_else(|_| failed()) {
+                        Some(Ok(fits)) => (Some(fits), None),
+                        Some(Err(error)) => (None, Some(error)),
+                        None => (None, None),
+                    };
+                    let chosen = hub::choose(repo, &quants, Some(&quant.name));
+                    let is_chosen = chosen.is_ok_and(|chosen| chosen.path == quant.path);
+                    let name = if is_chosen { format!(":{}", quant.name) } else { format!("/{}", quant.path) };
+                    rows.push(Row { model: format!("hf:{repo}{name}"), quant: quant.clone(), fits, error });
                 }
             });
         }
-        Ok(judged)
+        Ok(rows)
     })?;
-    let all: Vec<Quant> = quants.iter().map(|(quant, _)| quant.clone()).collect();
-    let row = |(quant, judged): (Quant, Option<Result<Fits, String>>)| {
-        let is_it = hub::choose(repo, &all, Some(&quant.name)).is_ok_and(|chosen| chosen.path == quant.path);
-        let model = if is_it { format!("hf:{repo}:{}", quant.name) } else { format!("hf:{repo}/{}", quant.path) };
-        let (fits, error) = match judged {
-            Some(Ok(fits)) => (Some(fits), None),
-            Some(Err(error)) => (None, Some(error)),
-            None => (None, None),
-        };
-        Row { model, quant, fits, error }
-    };
-    let rows = quants.into_iter().map(row).collect();
+    let machine = machine.map(|(_, machine)| machine);
     let document = Quants { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows };
     output.show(&document)?;
-    let asked = document.machine.is_some();
     let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
-    Ok(if asked && !any { Outcome::No } else { Outcome::Yes })
+    Ok(if document.machine.is_some() && !any { Outcome::No } else { Outcome::Yes })
 }
 
 /// What a header says about a machine; the error as text, since one model's must not hide the others.
@@ -131,11 +127,10 @@ fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Byt
         memory: plan.check.memory,
     };
     let auto = plan(Strategy::Auto)?;
-    let (speed, turn_seconds) =
-        if auto.check.fits() { (Some(auto.speed.clone()), Some(auto.turn_seconds)) } else { (None, None) };
+    let fits = auto.check.fits();
     Ok(Fits {
-        speed,
-        turn_seconds,
+        speed: fits.then(|| auto.speed.clone()),
+        turn_seconds: fits.then_some(auto.turn_seconds),
         n_ctx: auto.check.run.n_ctx,
         all_on_device: fit(plan(Strategy::AllOnDevice)?),
         experts_on_host: fit(plan(Strategy::ExpertsOnHost)?),
@@ -149,25 +144,22 @@ impl Document for Quants {
     fn pages(&self) -> Vec<Page> {
         let models = counted(self.rows.len() as u64, "model");
         let machine = self.machine.as_ref().map(|machine| format!("for {}", budgets(machine)));
-        let fits = self.rows.iter().find_map(|row| row.fits.as_ref());
-        let context = fits.map(|fits| format!("context {}", fits.n_ctx));
+        let judged = || self.rows.iter().filter_map(|row| row.fits.as_ref());
+        let context = judged().next().map(|fits| format!("context {}", fits.n_ctx));
         let about = dotted([models].into_iter().chain(machine).chain(context));
         let mut page = Page::new("Repository", self.repo.clone(), about);
         page.push(Block::Table(String::new(), table(self)));
-        page.push_all(self.machine.iter().flat_map(Machine::budget_notes).map(Block::Prose));
-        page.push(predicted(self).map(Block::Prose));
+        page.push(self.machine.iter().flat_map(Machine::budget_notes).map(Block::Prose));
+        // What the speeds are of and how sure they are: the least sure of them, where they differ.
+        let speeds = judged().filter_map(|fits| fits.speed.as_ref());
+        page.push(speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty)).map(|speed| {
+            let Turn { prompt, generate, .. } = Turn::default();
+            let off = speed.uncertainty * 100.0;
+            let of = format!("tokens/s as planned, and seconds for {prompt} + {generate} tokens ({})", speed.basis);
+            Block::Prose(format!("Predicted ±{off:.0}%: {of}"))
+        }));
         vec![page]
     }
-}
-
-/// What the speeds are of and how sure they are: the least sure of them, where they differ.
-fn predicted(document: &Quants) -> Option<String> {
-    let speeds = document.rows.iter().filter_map(|row| row.fits.as_ref()?.speed.as_ref());
-    let speed = speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty))?;
-    let Turn { prompt, generate, .. } = Turn::default();
-    let off = speed.uncertainty * 100.0;
-    let of = format!("tokens/s as planned, and seconds for {prompt} + {generate} tokens ({})", speed.basis);
-    Some(format!("Predicted ±{off:.0}%: {of}"))
 }
 
 fn table(document: &Quants) -> Table {
@@ -175,45 +167,28 @@ fn table(document: &Quants) -> Table {
         Some(_) => "all on device|experts on host|planned|>prompt|>generation|>turn|",
         None => "",
     };
-    let mut table = Table::of(&format!("quant|>size|>files|{judged}MODEL"));
-    for row in &document.rows {
-        let quant = &row.quant;
-        let mut cells = vec![quant.name.clone(), quant.bytes.to_string(), quant.files.len().to_string()];
-        match (&row.fits, &row.error) {
+    let word = |fit: &Fit| if fit.fits { "fits".to_string() } else { format!("{} short", fit.short) };
+    let rows = document.rows.iter().map(|Row { model, quant, fits, error }| {
+        let judged = match (fits, error) {
             (Some(fits), _) => {
-                cells.extend([word(&fits.all_on_device), word(&fits.experts_on_host), planned(fits)]);
-                cells.extend(how_fast(fits));
+                let planned = match (fits.auto.fits, fits.blocks_with_experts_on_host, fits.blocks_with_experts) {
+                    (false, ..) => "no".to_string(),
+                    (true, 0, _) => "all on device".to_string(),
+                    (true, host, blocks) => format!("experts of {host} of {blocks} blocks on host"),
+                };
+                let [pp, tg, turn] = match (&fits.speed, fits.turn_seconds) {
+                    (Some(speed), Some(seconds)) => {
+                        [format!("{:.0}", speed.pp), format!("{:.1}", speed.tg), format!("{seconds:.1} s")]
+                    }
+                    _ => Default::default(),
+                };
+                vec![word(&fits.all_on_device), word(&fits.experts_on_host), planned, pp, tg, turn]
             }
-            (None, Some(error)) => {
-                cells.push(format!("({error})"));
-                cells.resize(cells.len() + 5, String::new());
-            }
-            (None, None) => {}
-        }
-        cells.push(row.model.clone());
-        table.row(cells);
-    }
-    table
-}
-
-fn word(fit: &Fit) -> String {
-    if fit.fits { "fits".to_string() } else { format!("{} short", fit.short) }
-}
-
-/// Prompt, generation, and the turn.
-fn how_fast(fits: &Fits) -> [String; 3] {
-    match (&fits.speed, fits.turn_seconds) {
-        (Some(speed), Some(seconds)) => {
-            [format!("{:.0}", speed.pp), format!("{:.1}", speed.tg), format!("{seconds:.1} s")]
-        }
-        _ => Default::default(),
-    }
-}
-
-fn planned(fits: &Fits) -> String {
-    match (fits.auto.fits, fits.blocks_with_experts_on_host, fits.blocks_with_experts) {
-        (false, ..) => "no".to_string(),
-        (true, 0, _) => "all on device".to_string(),
-        (true, host, blocks) => format!("experts of {host} of {blocks} blocks on host"),
-    }
+            (None, Some(error)) => [vec![format!("({error})")], vec![String::new(); 5]].concat(),
+            (None, None) => Vec::new(),
+        };
+        let (size, files) = (quant.bytes.to_string(), quant.files.len().to_string());
+        [quant.name.clone(), size, files].into_iter().chain(judged).chain([model.clone()])
+    });
+    Table::rows_of(&format!("quant|>size|>files|{judged}MODEL"), rows)
 }

@@ -12,9 +12,8 @@ use crate::plan::rule_file::{self, BUILT_IN, Resolution, RuleFile};
 use crate::plan::{self, Request};
 use crate::report::page::rules::RuleSets;
 use crate::run::RunConfig;
-use crate::suggest::Unknown;
+use crate::suggest::Refusal;
 
-/// Arguments of `rules`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan rules list
@@ -26,7 +25,6 @@ pub struct Args {
     command: Command,
 }
 
-/// What `rules` can do.
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// List the rule sets that come with moeplan.
@@ -41,7 +39,6 @@ enum Command {
     Check(Box<CheckArgs>),
 }
 
-/// Arguments of `rules check`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan rules check mine.yaml
@@ -75,7 +72,7 @@ fn text(name: &str) -> anyhow::Result<String> {
     }
     if !std::path::Path::new(name).exists() {
         let known = BUILT_IN.iter().map(|(name, _)| *name);
-        return Err(Unknown::new("rule file, and no built-in rule set", name, known).into());
+        return Err(Refusal::unknown("rule file, and no built-in rule set", name, known).into());
     }
     std::fs::read_to_string(name).with_context(|| format!("cannot read rules `{name}`"))
 }
@@ -85,57 +82,47 @@ pub fn open(name: &str) -> anyhow::Result<RuleFile> {
     Ok(rule_file::parse(name, &text(name)?)?)
 }
 
-/// The request with the rules carried out. Those that fill devices are so for the launch that is best without them.
-pub fn apply(file: &RuleFile, model: &Model, machine: &Machine, request: Request) -> anyhow::Result<Request> {
-    if !file.fills() {
-        let mut request = request;
-        request.run.overrides.extend(rule_file::overrides(file, model));
-        return Ok(request);
-    }
-    Ok(filled(file, model, machine, &request)?.0)
-}
-
-/// The rules carried out for the launch that is best without them, everything of it pinned.
-fn filled(
+/// The request with the rules carried out, and what they did. Those that fill devices are carried out for the launch that is best
+/// without them, everything of it pinned.
+pub fn apply(
     file: &RuleFile,
     model: &Model,
     machine: &Machine,
-    request: &Request,
+    mut request: Request,
 ) -> anyhow::Result<(Request, Resolution)> {
-    let without = plan::solve(model, machine, request)?;
-    Ok(rule_file::pinned(file, model, machine, request, without.run)?)
+    if file.fills() {
+        let without = plan::solve(model, machine, &request)?;
+        return Ok(rule_file::pinned(file, model, machine, &request, without.run)?);
+    }
+    let overrides = rule_file::overrides(file, model);
+    request.run.overrides.extend(overrides.iter().cloned());
+    Ok((request, Resolution { overrides, filled: Vec::new() }))
 }
 
 fn list(output: &Output) -> anyhow::Result<()> {
-    let files = BUILT_IN.iter().map(|(name, text)| Ok((*name, rule_file::parse(name, text)?)));
-    let files = files.collect::<Result<Vec<_>, rule_file::Error>>()?;
+    let parse = |(name, text): &(&'static str, &str)| Ok((*name, rule_file::parse(name, text)?));
+    let files = BUILT_IN.iter().map(parse).collect::<Result<Vec<_>, rule_file::Error>>()?;
     output.show(&RuleSets::of(&files))
 }
 
-/// Checks a file, alone or on a model.
+/// Checks a file, alone or on a model; rules that fill devices are carried out where a machine was described.
 fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
     args.options.leave_experts_to(&args.file)?;
     let file = open(&args.file)?;
     let load = |path: &PathBuf| check::load(model_arg::open(path, output)?, &RunConfig::default());
     let model = args.model.as_ref().map(load).transpose()?;
-    let resolution = model.as_ref().map(|model| resolution(&file, model, args)).transpose()?.flatten();
     let machine = args.options.machine.is_given().then(|| args.options.described_machine()).transpose()?;
+    let resolution = match (&model, &machine) {
+        (Some(model), Some(machine)) if file.fills() => {
+            Some(apply(&file, model, machine, args.options.request(model, machine)?)?.1)
+        }
+        (Some(model), _) if !file.fills() => {
+            Some(Resolution { overrides: rule_file::overrides(&file, model), filled: Vec::new() })
+        }
+        _ => None,
+    };
     let document = rule_file::check(&args.file, &file, model.as_ref(), machine.as_ref(), resolution.as_ref());
     output.show(&document)?;
     let is_odd = document.rules.iter().any(|rule| !rule.warnings.is_empty());
     Ok(if is_odd { Outcome::No } else { Outcome::Yes })
-}
-
-/// The rules carried out; `None` where they fill devices and none was described.
-fn resolution(file: &RuleFile, model: &Model, args: &CheckArgs) -> anyhow::Result<Option<Resolution>> {
-    if !file.fills() {
-        let overrides = rule_file::overrides(file, model);
-        return Ok(Some(Resolution { overrides, filled: Vec::new() }));
-    }
-    if !args.options.machine.is_given() {
-        return Ok(None);
-    }
-    let machine = args.options.described_machine()?;
-    let request = args.options.request(model, &machine)?;
-    Ok(Some(filled(file, model, &machine, &request)?.1))
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::interrupt::PRESSED;
@@ -14,9 +16,8 @@ use crate::gguf::ByteOrder;
 use crate::report::table::Table;
 use crate::suggest;
 use crate::synth::output::{self, Fill, Watch};
-use crate::synth::{self, Check, Synthesis, Totals, Wish, recipe, spec, synthesize};
+use crate::synth::{self, Check, Totals, Wish, recipe, spec, synthesize};
 
-/// Write a GGUF whose header is faithful to a known model (-o FILE), with no weights, random ones, or tiny.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan synth gpt-oss-20b -o gpt-oss-20b.gguf                          the whole header, almost no disk
@@ -45,8 +46,9 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub shards: u16,
     /// Byte order; `big` goes with no weights only.
-    #[arg(long, value_enum, default_value_t = Endian::Little, value_name = "ORDER")]
-    pub endian: Endian,
+    #[arg(long, default_value = "little", value_name = "ORDER",
+        value_parser = PossibleValuesParser::new(["little", "big"]).map(byte_order))]
+    pub endian: ByteOrder,
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=3))]
     pub gguf_version: u32,
 }
@@ -60,13 +62,9 @@ pub enum Weights {
     Random,
 }
 
-/// Byte order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Endian {
-    /// The usual one.
-    Little,
-    /// For big-endian hosts and tests.
-    Big,
+#[expect(clippy::needless_pass_by_value, reason = "as clap gives it")]
+fn byte_order(name: String) -> ByteOrder {
+    if name == "big" { ByteOrder::Big } else { ByteOrder::Little }
 }
 
 fn parse_recipe(text: &str) -> Result<recipe::Recipe, String> {
@@ -104,12 +102,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let path = output.file().context("say where to write the model: -o FILE")?;
     anyhow::ensure!(!files::is_stream(path), "a model cannot be written to `{}`: it is not a file", path.display());
     let spec = spec::named(name)?;
-    let byte_order = match args.endian {
-        Endian::Little => ByteOrder::Little,
-        Endian::Big => ByteOrder::Big,
-    };
     anyhow::ensure!(
-        byte_order == ByteOrder::Little || args.weights == Weights::Hole,
+        args.endian == ByteOrder::Little || args.weights == Weights::Hole,
         "--endian big goes with --weights hole: random weights are little-endian"
     );
     let wish = Wish {
@@ -118,7 +112,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         blocks: args.blocks,
         shards: args.shards,
         version: args.gguf_version,
-        byte_order,
+        byte_order: args.endian,
     };
     let synthesis = synthesize(&spec, &wish)?;
     let fill = match args.weights {
@@ -126,7 +120,13 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         Weights::Random => Fill::Random(args.seed),
     };
     let started = std::time::Instant::now();
-    let paths = write(&synthesis, path, fill, output)?;
+    let hidden = fill == Fill::Hole || output.global.quiet;
+    let bar = if hidden { ProgressBar::hidden() } else { ProgressBar::new(synthesis.totals.bytes.0) };
+    bar.set_style(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
+    let watch = Watch { wrote: &|bytes| bar.inc(bytes), stop: &PRESSED };
+    let paths = output::write(&synthesis, path, fill, output.global.force, watch);
+    bar.finish_and_clear();
+    let paths = paths?;
     let document = Document {
         schema: "moeplan/synth/1",
         spec: spec.name.clone(),
@@ -146,17 +146,6 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok(if document.published.iter().all(|check| check.ok) { Outcome::Yes } else { Outcome::No })
 }
 
-fn write(synthesis: &Synthesis, path: &std::path::Path, fill: Fill, output: &Output) -> anyhow::Result<Vec<PathBuf>> {
-    let hidden = fill == Fill::Hole || output.global.quiet;
-    let bar =
-        if hidden { indicatif::ProgressBar::hidden() } else { indicatif::ProgressBar::new(synthesis.totals.bytes.0) };
-    bar.set_style(indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
-    let wrote = |bytes| bar.inc(bytes);
-    let paths = output::write(synthesis, path, fill, output.global.force, Watch { wrote: &wrote, stop: &PRESSED });
-    bar.finish_and_clear();
-    Ok(paths?)
-}
-
 fn text(document: &Document) -> String {
     let totals = &document.totals;
     let verdict = |what: &str| match document.published.iter().find(|check| check.what == what) {
@@ -164,24 +153,25 @@ fn text(document: &Document) -> String {
         Some(check) => format!(" (published: {} DIFFERS)", check.expected),
         None => String::new(),
     };
-    let counted = [("parameters", totals.parameters), ("tensors", totals.tensors), ("bytes", totals.bytes.0)];
-    let counted = counted.map(|(what, found)| (what.to_string(), Some(format!("{found}{}", verdict(what)))));
-    let by_type = totals.by_type.iter().map(|(ty, (tensors, bytes))| {
-        (format!("  {ty}"), Some(format!("{tensors} tensors, {bytes}{}", verdict(&format!("tensors.{ty}")))))
-    });
     let model = format!("{} {}, weights: {}", document.spec, document.recipe, document.weights);
-    let sizes = [
-        ("file".to_string(), Some(document.file_bytes.to_string())),
-        ("on disk".to_string(), document.on_disk.map(|bytes| bytes.to_string())),
-    ];
-    let facts =
-        Table::facts([("model".to_string(), Some(model))].into_iter().chain(counted).chain(by_type).chain(sizes));
+    let mut facts = Table::facts([("model", Some(model))]);
+    for (what, found) in [("parameters", totals.parameters), ("tensors", totals.tensors), ("bytes", totals.bytes.0)] {
+        facts.row([what.to_string(), format!("{found}{}", verdict(what))]);
+    }
+    for (ty, (tensors, bytes)) in &totals.by_type {
+        let verdict = verdict(&format!("tensors.{ty}"));
+        facts.row([format!("  {ty}"), format!("{tensors} tensors, {bytes}{verdict}")]);
+    }
+    facts.row(["file".to_string(), document.file_bytes.to_string()]);
+    if let Some(bytes) = document.on_disk {
+        facts.row(["on disk".to_string(), bytes.to_string()]);
+    }
     let first = document.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
     let more = match document.paths.len() {
         0 | 1 => String::new(),
         n => format!(" and {} more", n - 1),
     };
-    format!("{}{more}\n{}", crate::escape::terminal(&first), facts.text())
+    format!("{}{more}\n{}", crate::escape::terminal(&first), facts.text(usize::MAX))
 }
 
 /// One row of `--list`.
@@ -244,6 +234,6 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
         ]
     });
     let table = Table::rows_of("model|arch|recipe|>experts|>tensors|>parameters|>bytes|published", rows);
-    output.answer(&format!("{}recipes: {}", table.text(), list.recipes.join(" ")))?;
+    output.answer(&format!("{}recipes: {}", table.text(usize::MAX), list.recipes.join(" ")))?;
     Ok(Outcome::Yes)
 }

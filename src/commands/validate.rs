@@ -18,7 +18,6 @@ use crate::report::{html, markdown};
 use crate::run::RunConfig;
 use crate::runtime;
 use crate::runtime::sandbox::{self, Interpreter as _, Isolated};
-use crate::suggest::Unknown;
 use crate::suite::bench::csv;
 use crate::suite::cases::CaseLaunch;
 use crate::suite::document::{
@@ -180,7 +179,7 @@ fn load(name: &str) -> anyhow::Result<Suite> {
         return Ok(suite?);
     }
     if !Path::new(name).exists() {
-        return Err(Unknown::new("suite's file, and no built-in suite", name, built_in_names()).into());
+        return Err(Refusal::unknown("suite's file, and no built-in suite", name, built_in_names()).into());
     }
     let text = std::fs::read_to_string(name).with_context(|| format!("cannot read suite `{name}`"))?;
     Ok(Suite::from_yaml(name, &text)?)

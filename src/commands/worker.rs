@@ -18,25 +18,18 @@ pub struct Args {
     /// Run the program after `--` with its output in FILE, and end it when standard input ends.
     #[arg(long, value_name = "FILE", requires = "command")]
     pub supervise: Option<PathBuf>,
-    /// Seconds between asking that program to end and killing it.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
-    pub patience: f64,
+    /// Milliseconds between asking that program to end and killing it.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub patience: u64,
     /// The program and its arguments.
     #[arg(last = true, requires = "supervise", value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|seconds| (0.0..=3600.0).contains(seconds))
-        .ok_or_else(|| "seconds, 3600 at most".to_string())
-}
-
 /// Runs until standard input ends.
 pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.supervise {
-        Some(log) => crate::runtime::process::supervise(log, &args.command, Duration::from_secs_f64(args.patience))?,
+        Some(log) => crate::runtime::process::supervise(log, &args.command, Duration::from_millis(args.patience))?,
         None => serve(args)?,
     }
     Ok(Outcome::Yes)

@@ -15,7 +15,6 @@ use crate::bytes::Bytes;
 
 /// How the name of everything temporary begins: nothing else is ever removed.
 const PREFIX: &str = ".moeplan-";
-/// How the name of a record ends.
 const RECORD: &str = "owned";
 
 /// What this process has under way: what it is, and its record.
@@ -100,12 +99,10 @@ impl Part {
         Ok(Self { file, typed: path.to_path_buf(), place, _claim: claim })
     }
 
-    /// The file, to write to.
     pub fn as_file_mut(&mut self) -> &mut File {
         self.file.as_file_mut()
     }
 
-    /// Where it lies until it is placed.
     pub fn path(&self) -> &Path {
         self.file.path()
     }
@@ -131,7 +128,6 @@ impl Folder {
         Self::within(&std::env::temp_dir())
     }
 
-    /// In a folder that is there.
     pub fn within(place: &Path) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(place)?;
         let claim = Claim::of(folder.path());
@@ -163,7 +159,6 @@ fn remove(item: &Path) -> bool {
     fs::symlink_metadata(item).is_err()
 }
 
-/// Something whose owner is gone.
 #[derive(Debug)]
 pub struct Leftover {
     pub path: PathBuf,
@@ -201,7 +196,6 @@ fn taken(path: &Path) -> Bytes {
     fs::read_dir(path).into_iter().flatten().flatten().map(|entry| taken(&entry.path())).sum()
 }
 
-/// Removes what runs left behind.
 pub fn clear() {
     for leftover in leftovers() {
         if remove(&leftover.path) {

@@ -9,7 +9,6 @@ use super::table::Table;
 use crate::bytes::{GIB, MIB};
 use crate::number::thousands;
 
-/// A chart, what it says in words, and the same numbers as a table.
 #[derive(Debug, Clone)]
 pub struct Figure {
     pub title: String,
@@ -20,16 +19,6 @@ pub struct Figure {
     pub table: Table,
 }
 
-impl Figure {
-    /// Curves, where one has two points or more.
-    pub fn lines(title: impl Into<String>, text: String, lines: Lines, table: Table) -> Option<Self> {
-        let has_curve = lines.series.iter().any(|series| series.points.len() > 1);
-        let figure = || Self { title: title.into(), text, legend: Vec::new(), chart: Chart::Lines(lines), table };
-        has_curve.then(figure)
-    }
-}
-
-/// One entry of a legend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     pub label: String,
@@ -56,14 +45,20 @@ pub enum Tone {
     Series(usize),
 }
 
-/// How many colours things that are compared have; after them they repeat, with other marks.
-const SERIES: usize = 6;
+/// Marks of a series: disc, square, triangle, diamond, cross, bar. As many colours; after them both repeat.
+const MARKS: [&str; 6] = [
+    "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0",
+    "M-4,-4h8v8h-8z",
+    "M0,-5l5,9h-10z",
+    "M0,-5.5l5,5.5l-5,5.5l-5,-5.5z",
+    "M-5,-1.5h3.5v-3.5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5z",
+    "M-5,-2h10v4h-10z",
+];
 
 impl Tone {
-    /// Its class in the style sheet.
     fn class(self) -> String {
         match self {
-            Self::Series(at) => format!("t-{}", at % SERIES),
+            Self::Series(at) => format!("t-{}", at % MARKS.len()),
             named => format!("t-{}", format!("{named:?}").to_lowercase()),
         }
     }
@@ -76,7 +71,6 @@ pub enum Chart {
     Lines(Lines),
 }
 
-/// Bars to one scale from zero.
 #[derive(Debug, Clone)]
 pub struct Bars {
     /// Whose: `CUDA0`; may be empty.
@@ -100,12 +94,10 @@ pub enum Axis {
 pub struct Bar {
     /// `predicted`, `measured`, the name of a run or of a kind of tensor.
     pub label: String,
-    /// What it says as people read it.
     pub value: String,
     pub parts: Vec<Part>,
     /// Half the length of its error bar: one standard deviation, or what a prediction may be off.
     pub spread: Option<f64>,
-    /// The samples it is the mean of.
     pub samples: Vec<f64>,
 }
 
@@ -121,20 +113,21 @@ pub struct Part {
 }
 
 impl Bar {
-    /// Parts from left to right, one after the other.
     pub fn stacked(label: &str, value: String, fill: Fill, parts: impl IntoIterator<Item = (Tone, f64)>) -> Self {
-        let mut end = 0.0;
+        let mut from = 0.0;
         let part = |(tone, length)| {
-            let from = end;
-            end += length;
-            Part { from, length, tone, fill, text: String::new() }
+            from += length;
+            Part { from: from - length, length, tone, fill, text: String::new() }
         };
         let parts = parts.into_iter().map(part).collect();
         Self { label: label.into(), value, parts, spread: None, samples: Vec::new() }
     }
+
+    fn end(&self) -> f64 {
+        self.parts.iter().map(|part| part.from + part.length).fold(0.0, f64::max)
+    }
 }
 
-/// Curves over a common axis.
 #[derive(Debug, Clone, Default)]
 pub struct Lines {
     /// What the horizontal axis counts: `tokens in the context`.
@@ -157,12 +150,20 @@ pub struct Series {
     pub points: Vec<Point>,
 }
 
-/// One point of a curve.
+impl Series {
+    fn class(&self) -> String {
+        Tone::Series(self.at).class()
+    }
+
+    fn drawn(&self, x: &str, y: &str) -> Markup {
+        html! { svg.mark x=(x) y=(y) { path.(self.class()) d=(MARKS[self.at % MARKS.len()]) {} } }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
     pub x: f64,
     pub y: f64,
-    /// Half the length of its error bar.
     pub spread: Option<f64>,
 }
 
@@ -179,7 +180,6 @@ pub fn definitions() -> Markup {
     }
 }
 
-/// The drawing; `id` is its own within the page.
 pub fn drawn(figure: &Figure, id: &str) -> Markup {
     match &figure.chart {
         Chart::Bars(groups) => html! { @for group in groups { (bars(group, id)) } },
@@ -187,7 +187,8 @@ pub fn drawn(figure: &Figure, id: &str) -> Markup {
             let is_named = lines.series.len() > 1;
             html! {
                 div.plot.named[is_named] {
-                    @if is_named { (names(lines)) }
+                    // For screens without room beside the plot, where the ends of the curves are named.
+                    @if is_named { (keys(lines.series.iter().map(|series| (series.drawn("7", "7"), &series.label)))) }
                     p.unit { (lines.y) }
                     (plot(lines, id, &figure.title, &figure.text))
                     p.unit.x-unit { (lines.x) }
@@ -197,40 +198,35 @@ pub fn drawn(figure: &Figure, id: &str) -> Markup {
     }
 }
 
-pub fn legend(keys: &[Key]) -> Markup {
+pub fn legend(legend: &[Key]) -> Markup {
+    let area = |key: &Key| area(key.tone, key.fill, "0", "100%");
+    html! { @if !legend.is_empty() { (keys(legend.iter().map(|key| (area(key), &key.label)))) } }
+}
+
+fn keys<'k>(entries: impl Iterator<Item = (Markup, &'k String)>) -> Markup {
     html! {
-        @if !keys.is_empty() {
-            ul.legend {
-                @for key in keys {
-                    li {
-                        svg width="14" height="14" aria-hidden="true" focusable="false" {
-                            (area(&key.tone.class(), key.fill, "0", "100%"))
-                        }
-                        (key.label)
-                    }
-                }
+        ul.legend {
+            @for (drawing, label) in entries {
+                li { svg width="14" height="14" aria-hidden="true" focusable="false" { (drawing) } (label) }
             }
         }
     }
 }
 
-/// A rectangle over the whole height, hatched where its fill says so.
-fn area(class: &str, fill: Fill, x: &str, width: &str) -> Markup {
+fn area(tone: Tone, fill: Fill, x: &str, width: &str) -> Markup {
     html! {
-        rect.(class) x=(x) width=(width) height="100%" {}
+        rect.(tone.class()) x=(x) width=(width) height="100%" {}
         @if fill == Fill::Hatched { rect.hatched x=(x) width=(width) height="100%" {} }
     }
 }
 
-/// Steps of an axis under bars.
+/// Steps of an axis under bars, and of the axes of curves.
 const BAR_STEPS: f64 = 4.0;
+const STEPS: f64 = 5.0;
 
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
 fn bars(group: &Bars, id: &str) -> Markup {
-    let reach = |bar: &Bar| {
-        let end = bar.parts.iter().map(|part| part.from + part.length).fold(0.0, f64::max);
-        bar.samples.iter().copied().fold(end + bar.spread.unwrap_or(0.0), f64::max)
-    };
+    let reach = |bar: &Bar| bar.samples.iter().copied().fold(bar.end() + bar.spread.unwrap_or(0.0), f64::max);
     let limit = group.limit.as_ref().map(|(_, limit)| *limit);
     let longest = group.bars.iter().map(reach).chain(limit).fold(0.0, f64::max);
     let (scale, marks) = match &group.axis {
@@ -240,19 +236,22 @@ fn bars(group: &Bars, id: &str) -> Markup {
             (scale, ticks(0.0, scale, BAR_STEPS))
         }
         Axis::Blocks(columns) => {
-            let whole = ticks(0.0, *columns as f64 - 1.0, 8.0).into_iter().filter(|tick| tick.at.fract() == 0.0);
-            ((*columns).max(1) as f64, whole.map(|tick| Tick { at: tick.at + 0.5, ..tick }).collect())
+            let mut whole = ticks(0.0, *columns as f64 - 1.0, 8.0);
+            whole.retain(|(at, _)| at.fract() == 0.0);
+            whole.iter_mut().for_each(|(at, _)| *at += 0.5);
+            ((*columns).max(1) as f64, whole)
         }
     };
     let is_map = matches!(group.axis, Axis::Blocks(_));
     let at = |value: f64| across(percent(value, 0.0, scale));
     let ruling = format!("{id}-ruling");
-    let columns = format!("{:.6}", 1.0 / scale);
     html! {
         div.group {
             @if is_map {
                 svg.defs width="0" height="0" aria-hidden="true" focusable="false" {
-                    defs { pattern id=(ruling) width=(columns) height="1" { rect.rule width="1" height="40" {} } }
+                    defs {
+                        pattern id=(ruling) width=(format!("{:.6}", 1.0 / scale)) height="1" { rect.rule width="1" height="40" {} }
+                    }
                 }
             } @else if !group.label.is_empty() || group.limit.is_some() {
                 div.group-head {
@@ -265,12 +264,11 @@ fn bars(group: &Bars, id: &str) -> Markup {
                     span.row-name { (bar.label) }
                     svg.(if is_map { "cell" } else { "bar" }) aria-hidden="true" focusable="false" {
                         @if !is_map {
-                            @for mark in &marks { line.gridline x1=(at(mark.at)) x2=(at(mark.at)) y1="-15%" y2="115%" {} }
+                            @for (mark, _) in &marks { line.gridline x1=(at(*mark)) x2=(at(*mark)) y1="-15%" y2="115%" {} }
                         }
                         (parts(bar, &at))
                         @if let Some(limit) = limit {
-                            line.limit-halo x1=(at(limit)) x2=(at(limit)) y1="-10%" y2="110%" {}
-                            line.limit x1=(at(limit)) x2=(at(limit)) y1="-10%" y2="110%" {}
+                            @for class in ["limit-halo", "limit"] { line.(class) x1=(at(limit)) x2=(at(limit)) y1="-10%" y2="110%" {} }
                         }
                         @if is_map { rect width="100%" height="100%" fill=(format!("url(#{ruling})")) pointer-events="none" {} }
                     }
@@ -278,9 +276,9 @@ fn bars(group: &Bars, id: &str) -> Markup {
                 }
                 @if is_map { span.row-name { "block" } }
                 svg.axis aria-hidden="true" focusable="false" {
-                    @for tick in &marks {
-                        @if !is_map { line.tick x1=(at(tick.at)) x2=(at(tick.at)) y1="0" y2="4" {} }
-                        text.(anchor(percent(tick.at, 0.0, scale))) x=(at(tick.at)) y=(if is_map { "14" } else { "17" }) { (tick.label) }
+                    @for (mark, label) in &marks {
+                        @if !is_map { line.tick x1=(at(*mark)) x2=(at(*mark)) y1="0" y2="4" {} }
+                        text.(anchor(percent(*mark, 0.0, scale))) x=(at(*mark)) y=(if is_map { "14" } else { "17" }) { (label) }
                     }
                 }
             }
@@ -292,179 +290,110 @@ fn bars(group: &Bars, id: &str) -> Markup {
 /// The areas of a bar, a dot for each sample, and its error bar above the dots where there are any.
 fn parts(bar: &Bar, at: &dyn Fn(f64) -> String) -> Markup {
     let (top, middle, bottom) = if bar.samples.is_empty() { ("34%", "50%", "66%") } else { ("20%", "36%", "52%") };
-    let end = bar.parts.iter().map(|part| part.from + part.length).fold(0.0, f64::max);
     html! {
         @for part in bar.parts.iter().filter(|part| part.length > 0.0) {
             g {
                 @if !part.text.is_empty() { title { (part.text) } }
-                (area(&part.tone.class(), part.fill, &at(part.from), &at(part.length)))
+                (area(part.tone, part.fill, &at(part.from), &at(part.length)))
             }
         }
         @for sample in &bar.samples { circle.sample cx=(at(*sample)) cy="76%" r="2.5" {} }
         @if let Some(spread) = bar.spread.filter(|spread| *spread > 0.0) {
-            @let (low, high) = (at(end - spread), at(end + spread));
-            line.whisker x1=(low) x2=(high) y1=(middle) y2=(middle) {}
-            line.whisker x1=(low) x2=(low) y1=(top) y2=(bottom) {}
-            line.whisker x1=(high) x2=(high) y1=(top) y2=(bottom) {}
+            @let (low, high) = (at(bar.end() - spread), at(bar.end() + spread));
+            @for (x1, x2, y1, y2) in [(&low, &high, middle, middle), (&low, &low, top, bottom), (&high, &high, top, bottom)] {
+                line.whisker x1=(x1) x2=(x2) y1=(y1) y2=(y2) {}
+            }
         }
     }
 }
 
 /// Which side of its place a label is on, so that it stays inside.
 fn anchor(place: f64) -> &'static str {
-    if place < 3.0 {
-        "from"
-    } else if place > 94.0 {
-        "to"
-    } else {
-        "on"
+    match place {
+        3.0..=94.0 => "on",
+        ..3.0 => "from",
+        _ => "to",
     }
 }
 
-/// Height of the plot, in CSS pixels.
+/// Height of the plot in CSS pixels, and the room below it for the axis.
 const PLOT: f64 = 240.0;
-/// Room below it for the axis.
 const BELOW: f64 = 24.0;
-/// Steps of the axes of curves.
-const STEPS: f64 = 5.0;
-/// Least distance between two labels at the ends of curves.
 const APART: f64 = 15.0;
 
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    left: f64,
-    right: f64,
-    top: f64,
-}
-
-impl Frame {
-    fn of(lines: &Lines) -> Self {
-        let points = || lines.series.iter().flat_map(|series| &series.points).filter(|point| point.x.is_finite());
-        let left = points().map(|point| point.x).fold(f64::INFINITY, f64::min);
-        let right = points().map(|point| point.x).fold(f64::NEG_INFINITY, f64::max);
-        let reach = points().map(|point| point.y + point.spread.unwrap_or(0.0));
-        let top =
-            reach.chain(lines.levels.iter().map(|(_, level)| *level)).filter(|y| y.is_finite()).fold(0.0, f64::max);
-        let (left, right) = match (left.is_finite(), right > left) {
-            (true, true) => (left, right),
-            (true, false) => (left - 1.0, left + 1.0),
-            (false, _) => (0.0, 1.0),
-        };
-        Self { left, right, top: ceiling(top, STEPS) }
-    }
-
-    fn x(self, value: f64) -> f64 {
-        percent(value, self.left, self.right)
-    }
-
-    fn y(self, value: f64) -> f64 {
-        PLOT - percent(value, 0.0, self.top) / 100.0 * PLOT
-    }
-}
-
-/// The curves and their axes, without what the axes are called.
 fn plot(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
-    let frame = Frame::of(lines);
+    let points = || lines.series.iter().flat_map(|series| &series.points).filter(|point| point.x.is_finite());
+    let left = points().map(|point| point.x).fold(f64::INFINITY, f64::min);
+    let right = points().map(|point| point.x).fold(f64::NEG_INFINITY, f64::max);
+    let reach =
+        points().map(|point| point.y + point.spread.unwrap_or(0.0)).chain(lines.levels.iter().map(|level| level.1));
+    let top = ceiling(reach.filter(|y| y.is_finite()).fold(0.0, f64::max), STEPS);
+    let (left, right) = match (left.is_finite(), right > left) {
+        (true, true) => (left, right),
+        (true, false) => (left - 1.0, left + 1.0),
+        (false, _) => (0.0, 1.0),
+    };
+    let marks = if lines.x_is_bytes { size_ticks(left, right, STEPS) } else { ticks(left, right, STEPS) };
+    let x = |value| percent(value, left, right);
+    let y = |value| PLOT - percent(value, 0.0, top) / 100.0 * PLOT;
+    let path = |series: &Series| {
+        let place = |point: &Point| format!("{},{}", coordinate(x(point.x)), coordinate(y(point.y)));
+        series.points.iter().map(place).collect::<Vec<_>>().join(" ")
+    };
     let (named, described) = (format!("{id}-name"), format!("{id}-text"));
     html! {
-            svg height=(coordinate(PLOT + BELOW)) role="img" aria-labelledby=(named) aria-describedby=(described) {
-                title id=(named) { (title) }
-                desc id=(described) { (text) }
-                (axes(lines, frame))
-                @for series in &lines.series { (curve(series, lines.dense, frame)) }
-                @for (at, (label, level)) in lines.levels.iter().enumerate() {
-                    @let y = frame.y(*level);
-                    line.level x1="0" x2="100%" y1=(coordinate(y)) y2=(coordinate(y)) {}
-                    text.to.level-label x="100%" y=(coordinate(if at == 0 { y + 16.0 } else { y - 6.0 })) { (label) }
-                }
-                @if lines.series.len() > 1 { (labels(lines, frame)) }
+        svg height=(coordinate(PLOT + BELOW)) role="img" aria-labelledby=(named) aria-describedby=(described) {
+            title id=(named) { (title) }
+            desc id=(described) { (text) }
+            @for (tick, label) in ticks(0.0, top, STEPS) {
+                @let place = y(tick);
+                line.(if tick == 0.0 { "base" } else { "gridline" }) x1="0" x2="100%" y1=(coordinate(place)) y2=(coordinate(place)) {}
+                text.to x="-8" y=(coordinate(place + 4.0)) { (label) }
             }
-    }
-}
-
-fn axes(lines: &Lines, frame: Frame) -> Markup {
-    let sizes = lines.x_is_bytes;
-    let marks = if sizes { size_ticks(frame.left, frame.right, STEPS) } else { ticks(frame.left, frame.right, STEPS) };
-    html! {
-        @for tick in ticks(0.0, frame.top, STEPS) {
-            @let y = coordinate(frame.y(tick.at));
-            line.(if tick.at == 0.0 { "base" } else { "gridline" }) x1="0" x2="100%" y1=(y) y2=(y) {}
-            text.to x="-8" y=(coordinate(frame.y(tick.at) + 4.0)) { (tick.label) }
-        }
-        @for tick in marks {
-            @let place = frame.x(tick.at);
-            line.tick x1=(across(place)) x2=(across(place)) y1=(coordinate(PLOT)) y2=(coordinate(PLOT + 5.0)) {}
-            text.(anchor(place)) x=(across(place)) y=(coordinate(PLOT + 19.0)) { (tick.label) }
-        }
-    }
-}
-
-fn curve(series: &Series, dense: bool, frame: Frame) -> Markup {
-    let class = Tone::Series(series.at).class();
-    let place = |point: &Point| format!("{},{}", coordinate(frame.x(point.x)), coordinate(frame.y(point.y)));
-    let path: Vec<String> = series.points.iter().map(place).collect();
-    html! {
-        svg viewBox=(format!("0 0 100 {PLOT}")) preserveAspectRatio="none" width="100%" height=(coordinate(PLOT)) {
-            polyline.curve.(class).(format!("d-{}", series.at % SERIES)).thin[dense] points=(path.join(" ")) {}
-        }
-        @if !dense {
-            @for point in &series.points {
-                @let (x, y) = (across(frame.x(point.x)), frame.y(point.y));
-                @if let Some(spread) = point.spread.filter(|spread| *spread > 0.0) {
-                    @let (low, high) = (frame.y(point.y - spread), frame.y(point.y + spread));
-                    line.whisker x1=(x) x2=(x) y1=(coordinate(low)) y2=(coordinate(high)) {}
-                }
-                svg.mark x=(x) y=(coordinate(y)) { path.(class) d=(mark(series.at)) {} }
+            @for (tick, label) in marks {
+                @let place = across(x(tick));
+                line.tick x1=(place) x2=(place) y1=(coordinate(PLOT)) y2=(coordinate(PLOT + 5.0)) {}
+                text.(anchor(x(tick))) x=(place) y=(coordinate(PLOT + 19.0)) { (label) }
             }
-        }
-    }
-}
-
-/// The mark of a series: disc, square, triangle, diamond, cross, bar.
-fn mark(at: usize) -> &'static str {
-    const MARKS: [&str; SERIES] = [
-        "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0",
-        "M-4,-4h8v8h-8z",
-        "M0,-5l5,9h-10z",
-        "M0,-5.5l5,5.5l-5,5.5l-5,-5.5z",
-        "M-5,-1.5h3.5v-3.5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5z",
-        "M-5,-2h10v4h-10z",
-    ];
-    MARKS[at % SERIES]
-}
-
-/// The names with their marks, for screens without room beside the plot.
-fn names(lines: &Lines) -> Markup {
-    html! {
-        ul.legend {
             @for series in &lines.series {
-                li {
-                    svg width="14" height="14" aria-hidden="true" focusable="false" {
-                        svg.mark x="7" y="7" { path.(Tone::Series(series.at).class()) d=(mark(series.at)) {} }
-                    }
-                    (series.label)
+                svg viewBox=(format!("0 0 100 {PLOT}")) preserveAspectRatio="none" width="100%" height=(coordinate(PLOT)) {
+                    polyline.curve.(series.class()).(format!("d-{}", series.at % MARKS.len())).thin[lines.dense] points=(path(series)) {}
                 }
+                @for point in series.points.iter().filter(|_| !lines.dense) {
+                    @let place = across(x(point.x));
+                    @if let Some(spread) = point.spread.filter(|spread| *spread > 0.0) {
+                        @let (low, high) = (y(point.y - spread), y(point.y + spread));
+                        line.whisker x1=(place) x2=(place) y1=(coordinate(low)) y2=(coordinate(high)) {}
+                    }
+                    (series.drawn(&place, &coordinate(y(point.y))))
+                }
+            }
+            @for (at, (label, level)) in lines.levels.iter().enumerate() {
+                @let place = y(*level);
+                line.level x1="0" x2="100%" y1=(coordinate(place)) y2=(coordinate(place)) {}
+                text.to.level-label x="100%" y=(coordinate(if at == 0 { place + 16.0 } else { place - 6.0 })) { (label) }
+            }
+            @for (series, place) in ends(lines, y) {
+                text.from.end-label.(series.class()) x="100%" dx="12" y=(coordinate(place)) { (series.label) }
             }
         }
     }
 }
 
-/// The names at the ends of the curves, pushed apart where they would overlap.
-fn labels(lines: &Lines, frame: Frame) -> Markup {
-    let ends = lines.series.iter().filter_map(|series| Some((series, frame.y(series.points.last()?.y) + 4.0)));
-    let mut ends: Vec<(&Series, f64)> = ends.collect();
+/// Where the curves are named at their ends, where there are several: pushed apart where names would overlap.
+fn ends(lines: &Lines, y: impl Fn(f64) -> f64) -> Vec<(&Series, f64)> {
+    let named = lines.series.iter().filter(|_| lines.series.len() > 1);
+    let mut ends: Vec<(&Series, f64)> =
+        named.filter_map(|series| Some((series, y(series.points.last()?.y) + 4.0))).collect();
     ends.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.at.cmp(&b.0.at)));
     let mut last = f64::NEG_INFINITY;
-    for (_, y) in &mut ends {
-        *y = y.max(last + APART).max(10.0);
-        last = *y;
+    for (_, place) in &mut ends {
+        last = place.max(last + APART).max(10.0);
+        *place = last;
     }
     let over = (last - (PLOT - 6.0)).max(0.0);
-    html! {
-        @for (series, y) in ends {
-            text.from.end-label.(Tone::Series(series.at).class()) x="100%" dx="12" y=(coordinate(y - over)) { (series.label) }
-        }
-    }
+    ends.iter_mut().for_each(|(_, place)| *place -= over);
+    ends
 }
 
 /// The picture's size and the place of its plot, in CSS pixels.
@@ -484,9 +413,7 @@ pub fn picture(drawn: &Lines, style: &str, title: &str, text: &str) -> Markup {
             text.name x="24" y="38" { (title) }
             text x="24" y="60" { (text) }
             text x="24" y=(TOP - 16) { (drawn.y) }
-            svg x=(LEFT) y=(TOP) width=(WIDTH - LEFT - right) height=(HEIGHT - TOP) {
-                (plot(drawn, "chart", title, text))
-            }
+            svg x=(LEFT) y=(TOP) width=(WIDTH - LEFT - right) height=(HEIGHT - TOP) { (plot(drawn, "chart", title, text)) }
             text.to x=(WIDTH - right) y=(HEIGHT - 14) { (drawn.x) }
         }
     }
@@ -496,14 +423,7 @@ pub fn picture(drawn: &Lines, style: &str, title: &str, text: &str) -> Markup {
 const FONT: &str = "text { font-family: system-ui, sans-serif; } .paper { fill: var(--paper); } \
                     svg text.name { font-size: 17px; font-weight: 650; fill: var(--ink); }";
 
-/// One mark of an axis: where it is, and what it says.
-#[derive(Debug, Clone, PartialEq)]
-struct Tick {
-    at: f64,
-    label: String,
-}
-
-/// A place between `low` and `high` as a share of 100; what is no number is at 0.
+/// A place between `low` and `high` as a share of 100; what is not a number is at 0.
 fn percent(value: f64, low: f64, high: f64) -> f64 {
     let share = (value - low) / (high - low) * 100.0;
     if share.is_finite() { share.clamp(0.0, 100.0) } else { 0.0 }
@@ -516,7 +436,6 @@ fn coordinate(value: f64) -> String {
     if text == "-0" { "0".into() } else { text.into() }
 }
 
-/// A coordinate across: `12.5%`.
 fn across(share: f64) -> String {
     coordinate(share) + "%"
 }
@@ -528,28 +447,27 @@ fn step(length: f64, most: f64) -> f64 {
     }
     let rough = length / most;
     let power = 10f64.powf(rough.log10().floor());
-    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * power >= rough * 0.999_999).unwrap_or(10.0);
+    let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| factor * power >= rough * 0.999_999).unwrap_or(10.0);
     factor * power
 }
 
-/// Marks at multiples of a round step from `low` to `high`.
-fn ticks(low: f64, high: f64, most: f64) -> Vec<Tick> {
+/// Marks of an axis at multiples of a round step from `low` to `high`: where each is, and what it says.
+fn ticks(low: f64, high: f64, most: f64) -> Vec<(f64, String)> {
     let step = step(high - low, most);
     let mut at = (low / step).ceil() * step;
     let mut ticks = Vec::new();
     while at <= high + step * 1e-6 && ticks.len() < 32 {
-        ticks.push(Tick { at, label: number(at, step) });
+        ticks.push((at, number(at, step)));
         at += step;
     }
     ticks
 }
 
-/// Marks of sizes from `low` to `high` bytes, in MiB or GiB.
 #[expect(clippy::cast_precision_loss, reason = "places on an axis")]
-fn size_ticks(low: f64, high: f64, most: f64) -> Vec<Tick> {
+fn size_ticks(low: f64, high: f64, most: f64) -> Vec<(f64, String)> {
     let (unit, name) = if high >= GIB as f64 { (GIB as f64, "GiB") } else { (MIB as f64, "MiB") };
     let in_units = ticks(low / unit, high / unit, most).into_iter();
-    in_units.map(|tick| Tick { at: tick.at * unit, label: format!("{} {name}", tick.label) }).collect()
+    in_units.map(|(at, label)| (at * unit, format!("{label} {name}"))).collect()
 }
 
 /// The smallest multiple of the axis's own step that holds `max`.
@@ -561,7 +479,6 @@ fn ceiling(max: f64, most: f64) -> f64 {
     (max / step - 1e-9).ceil() * step
 }
 
-/// A number with the decimals that `step` needs.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and not negative here")]
 fn number(value: f64, step: f64) -> String {
     let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
@@ -578,17 +495,17 @@ mod tests {
 
     #[test]
     fn steps_are_round_and_few() {
-        for (low, high, labels) in [
+        let labels = |ticks: Vec<(f64, String)>| ticks.into_iter().map(|(_, label)| label).collect::<Vec<_>>();
+        for (low, high, expected) in [
             (0.0, 24.0, vec!["0", "5", "10", "15", "20"]),
             (0.0, 1.0, vec!["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
             (0.0, 10_459.0, vec!["0", "5,000", "10,000"]),
             (4096.0, 65_536.0, vec!["20,000", "40,000", "60,000"]),
             (0.0, f64::NAN, vec![]),
         ] {
-            let found: Vec<String> = ticks(low, high, 5.0).into_iter().map(|tick| tick.label).collect();
-            assert_eq!(found, labels, "{low} to {high}");
+            assert_eq!(labels(ticks(low, high, 5.0)), expected, "{low} to {high}");
         }
-        let sizes: Vec<String> = size_ticks(0.0, 8.0 * 1024f64.powi(3), 4.0).into_iter().map(|t| t.label).collect();
+        let sizes = labels(size_ticks(0.0, 8.0 * 1024f64.powi(3), 4.0));
         assert_eq!(sizes, ["0 GiB", "2 GiB", "4 GiB", "6 GiB", "8 GiB"]);
     }
 

@@ -5,20 +5,18 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 
-use super::bar::bar;
-use super::table::Table;
+use super::page::at_depth;
+use super::table::{Table, bar};
 use crate::bytes::Bytes;
 use crate::escape;
 use crate::machine::Machine;
 use crate::memory::{HOST, MemoryByDevice};
 use crate::number::{counted, percent, rate, share, thousands};
-use crate::runtime::log::{Latest, Pace, Serving};
+use crate::runtime::log::{Pace, Serving};
 use crate::runtime::sampler::Held;
 use crate::speed::{Speed, Turn};
 
-/// Columns of a bar of memory.
 const BAR: usize = 16;
-/// What stands where nothing can be measured.
 const NOT_MEASURED: &str = "not measured";
 
 /// What was said before the server ran.
@@ -70,22 +68,20 @@ pub struct Sample {
 
 /// The panel, lines at most `width` columns wide, with the codes of colours.
 pub fn panel(promise: &Promise, sample: &Sample, width: usize) -> String {
-    let (plain, dim) = (Style::new(), Style::new().dimmed());
-    let red = AnsiColor::Red.on_default();
+    let (plain, dim, red) = (Style::new(), Style::new().dimmed(), AnsiColor::Red.on_default());
     let heading = format!("up {}, {}, {}", clock(sample.uptime), promise.endpoint, promise.model);
-    let serving = &sample.serving;
-    let slots = serving.slots.map_or(String::new(), |slots| format!(" ({})", counted(slots.into(), "slot")));
     // A typed `^C` pushes the panel one line up before it can be taken away: what then stays behind is the first line.
     let mut lines = vec![(plain, String::new()), (plain.bold(), escape::terminal(&heading).into_owned())];
-    let over =
-        promise.tiers.iter().map(|tier| if is_over(tier, sample.held.get(&tier.name).copied()) { red } else { plain });
-    let memory = memory(promise, sample).fitted(width);
-    lines.extend([dim].into_iter().chain(over).zip(memory.lines().map(str::to_string)));
-    lines.push((plain, format!("requests: {}{slots}", counts(serving))));
-    let speeds = speeds(promise, serving);
-    if !speeds.is_empty() {
-        let text = speeds.fitted(width);
-        lines.extend([dim].into_iter().chain(std::iter::repeat(plain)).zip(text.lines().map(str::to_string)));
+    let looks: Vec<Look> = promise.tiers.iter().map(|tier| Look::of(tier, sample)).collect();
+    let styles = looks.iter().map(|look| if look.is_over { red } else { plain });
+    let table = memory(promise, &looks).fitted(width);
+    lines.extend([dim].into_iter().chain(styles).zip(table.lines().map(str::to_string)));
+    let slots = sample.serving.slots.map_or(String::new(), |slots| format!(" ({})", counted(slots.into(), "slot")));
+    lines.push((plain, format!("requests: {}{slots}", counts(&sample.serving))));
+    let speeds = speeds(promise, &sample.serving);
+    if !speeds.rows.is_empty() {
+        let table = speeds.fitted(width);
+        lines.extend([dim].into_iter().chain(std::iter::repeat(plain)).zip(table.lines().map(str::to_string)));
     }
     let painted = lines.into_iter().map(|(style, line)| {
         let line = console::truncate_str(&line, width, "…").into_owned();
@@ -98,119 +94,99 @@ pub fn panel(promise: &Promise, sample: &Sample, width: usize) -> String {
 pub fn summary(promise: &Promise, sample: &Sample) -> String {
     let mut parts = vec![format!("up {}", clock(sample.uptime)), counts(&sample.serving)];
     if let Some(latest) = &sample.serving.latest {
-        let paces = [("pp", latest.pp), ("tg", latest.tg)];
-        let said: Vec<String> = paces
-            .into_iter()
-            .filter_map(|(name, pace)| Some(format!("{name} {} t/s of {}", rate(pace?.rate), tokens(pace?.tokens))))
-            .collect();
-        if !said.is_empty() {
-            parts.push(format!("latest {}", said.join(" and ")));
-        }
+        let pace = |(name, pace): (&str, Option<Pace>)| {
+            let pace = pace?;
+            Some(format!("{name} {} t/s of {}", rate(pace.rate), tokens(pace.tokens)))
+        };
+        let paces: Vec<String> = [("pp", latest.pp), ("tg", latest.tg)].into_iter().filter_map(pace).collect();
+        parts.extend((!paces.is_empty()).then(|| format!("latest {}", paces.join(" and "))));
     }
-    let memory = |tier: &Tier| {
-        let name = escape::terminal(&tier.name);
-        match sample.held.get(&tier.name) {
-            Some(held) => {
-                let whose = Some(whose(*held)).filter(|whose| !whose.is_empty());
-                let whose = whose.map(|whose| format!(" ({whose})")).unwrap_or_default();
-                format!("{name} {} of {} predicted{whose}", bytes(*held), tier.predicted)
-            }
+    for tier in &promise.tiers {
+        let (name, look) = (escape::terminal(&tier.name), Look::of(tier, sample));
+        let whose = if look.whose.is_empty() { String::new() } else { format!(" ({})", look.whose) };
+        parts.push(match look.bytes {
+            Some(bytes) => format!("{name} {bytes} of {} predicted{whose}", tier.predicted),
             None => format!("{name} {NOT_MEASURED}"),
-        }
-    };
-    parts.extend(promise.tiers.iter().map(memory));
+        });
+    }
     parts.join("; ")
 }
 
+struct Look {
+    bytes: Option<Bytes>,
+    /// Whose memory it is, where it is not the server's alone.
+    whose: &'static str,
+    /// Whether the server itself holds more than it may. Pages of a mapped file that the system may drop are no claim on the budget:
+    /// a model that is larger than main memory is mapped for that very reason.
+    is_over: bool,
+}
+
+impl Look {
+    fn of(tier: &Tier, sample: &Sample) -> Self {
+        let (bytes, own, whose) = match sample.held.get(&tier.name).copied() {
+            Some(Held::ByProcess(bytes)) => (Some(bytes), Some(bytes), ""),
+            Some(Held::Resident { own, all }) => (Some(all), Some(own), "the whole process"),
+            Some(Held::ByAll(bytes)) => (Some(bytes), None, "all programs"),
+            None => (None, None, ""),
+        };
+        Self { bytes, whose, is_over: own.zip(tier.budget).is_some_and(|(own, budget)| own > budget) }
+    }
+}
+
 /// Memory beside its prediction. The last columns matter least: they go where a terminal is narrow.
-fn memory(promise: &Promise, sample: &Sample) -> Table {
-    let mut table = Table::of("|>now|>predicted||>budget|");
-    for tier in &promise.tiers {
-        let held = sample.held.get(&tier.name).copied();
-        table.row([
+fn memory(promise: &Promise, looks: &[Look]) -> Table {
+    let rows = promise.tiers.iter().zip(looks).map(|(tier, look)| {
+        // What is held in full blocks, what is predicted beyond it shaded, what is free of the budget blank.
+        let gauge = look.bytes.zip(tier.budget).map_or(String::new(), |(held, budget)| {
+            let [full, predicted] = [held, tier.predicted].map(|bytes| bar(share(bytes.0, budget.0), BAR));
+            let shaded = predicted.chars().count().saturating_sub(full.chars().count());
+            format!("{full}{}", "░".repeat(shaded))
+        });
+        [
             tier.name.clone(),
-            held.map_or(NOT_MEASURED.to_string(), |held| bytes(held).to_string()),
+            look.bytes.map_or(NOT_MEASURED.to_string(), |bytes| bytes.to_string()),
             tier.predicted.to_string(),
-            if is_over(tier, held) { "over its budget" } else { held.map_or("", whose) }.to_string(),
+            if look.is_over { "over its budget" } else { look.whose }.to_string(),
             tier.budget.map_or("unknown".to_string(), |budget| budget.to_string()),
-            gauge(tier, held),
-        ]);
-    }
-    table
-}
-
-/// What is held in full blocks, what is predicted beyond it shaded, what is free of the budget blank.
-fn gauge(tier: &Tier, held: Option<Held>) -> String {
-    let (Some(held), Some(budget)) = (held, tier.budget) else { return String::new() };
-    let full = bar(share(bytes(held).0, budget.0), BAR);
-    let predicted = bar(share(tier.predicted.0, budget.0), BAR).chars().count();
-    let shaded = predicted.saturating_sub(full.chars().count());
-    format!("{full}{}", "░".repeat(shaded))
-}
-
-fn bytes(held: Held) -> Bytes {
-    match held {
-        Held::Resident { all: bytes, .. } | Held::ByProcess(bytes) | Held::ByAll(bytes) => bytes,
-    }
-}
-
-/// Whose memory a figure is, where it is not the server's alone.
-fn whose(held: Held) -> &'static str {
-    match held {
-        Held::ByProcess(_) => "",
-        Held::Resident { .. } => "the whole process",
-        Held::ByAll(_) => "all programs",
-    }
-}
-
-/// Whether the server itself holds more than it may. Pages of a mapped file that the system may drop are no claim on the budget:
-/// a model that is larger than main memory is mapped for that very reason.
-fn is_over(tier: &Tier, held: Option<Held>) -> bool {
-    let own = match held {
-        Some(Held::Resident { own: bytes, .. } | Held::ByProcess(bytes)) => Some(bytes),
-        Some(Held::ByAll(_)) | None => None,
-    };
-    own.zip(tier.budget).is_some_and(|(own, budget)| own > budget)
+            gauge,
+        ]
+    });
+    Table::rows_of("|>now|>predicted||>budget|", rows)
 }
 
 fn counts(serving: &Serving) -> String {
-    let broken_off = match serving.cancelled {
-        0 => String::new(),
-        n => format!(", {} broken off", thousands(n)),
-    };
+    let cancelled = serving.cancelled;
+    let broken_off = if cancelled > 0 { format!(", {} broken off", thousands(cancelled)) } else { String::new() };
     format!("{} running, {} served{broken_off}", serving.running(), thousands(serving.served))
 }
 
 /// Speeds in tokens per second; no row where nothing is known.
 fn speeds(promise: &Promise, serving: &Serving) -> Table {
     let mut table = Table::of("t/s|>pp|>tg|");
-    let cell = |value: Option<f64>| value.map_or("-".to_string(), rate);
+    let mut row = |name: &str, pp: Option<f64>, tg: Option<f64>, note: String| {
+        let cell = |value: Option<f64>| value.map_or("-".to_string(), rate);
+        table.row([name.to_string(), cell(pp), cell(tg), note]);
+    };
     if let Some(latest) = &serving.latest {
-        let of = |pace: Option<Pace>| cell(pace.map(|pace| pace.rate));
-        table.row(["latest".to_string(), of(latest.pp), of(latest.tg), of_latest(latest)]);
+        let so_far = if latest.is_over { "" } else { " so far" };
+        let note = match (latest.pp, latest.tg) {
+            (Some(read), Some(generated)) => {
+                format!("{} + {}{so_far}", thousands(read.tokens.into()), tokens(generated.tokens))
+            }
+            (Some(one), None) | (None, Some(one)) => format!("{}{so_far}", tokens(one.tokens)),
+            (None, None) => "too short to time".to_string(),
+        };
+        row("latest", latest.pp.map(|pace| pace.rate), latest.tg.map(|pace| pace.rate), note);
     }
     if serving.pp().is_some() || serving.tg().is_some() {
-        let note = "all requests that are over".to_string();
-        table.row(["session".to_string(), cell(serving.pp()), cell(serving.tg()), note]);
+        row("session", serving.pp(), serving.tg(), "all requests that are over".to_string());
     }
     if let Some((turn, speed)) = &promise.speed {
-        let depth = if turn.depth > 0 { format!(" at depth {}", thousands(turn.depth.into())) } else { String::new() };
         let (read, generated) = (thousands(turn.prompt.into()), tokens(turn.generate));
-        let note = format!("{read} + {generated}{depth}, ±{}", percent(speed.uncertainty));
-        table.row(["predicted".to_string(), rate(speed.pp), rate(speed.tg), note]);
+        let note = format!("{read} + {generated}{}, ±{}", at_depth(turn.depth), percent(speed.uncertainty));
+        row("predicted", Some(speed.pp), Some(speed.tg), note);
     }
     table
-}
-
-/// Tokens of the request: read, and generated.
-fn of_latest(latest: &Latest) -> String {
-    let count = |pace: Option<Pace>| pace.map(|pace| pace.tokens);
-    let so_far = if latest.is_over { "" } else { " so far" };
-    match (count(latest.pp), count(latest.tg)) {
-        (Some(read), Some(generated)) => format!("{} + {}{so_far}", thousands(read.into()), tokens(generated)),
-        (Some(one), None) | (None, Some(one)) => format!("{}{so_far}", tokens(one)),
-        (None, None) => "too short to time".to_string(),
-    }
 }
 
 fn tokens(n: u32) -> String {
@@ -226,8 +202,7 @@ fn clock(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::MemoryBreakdown;
-    use crate::runtime::log::LogReader;
+    use crate::runtime::log::LoadLog;
 
     const GIB: u64 = 1 << 30;
 
@@ -250,7 +225,7 @@ mod tests {
     }
 
     fn sample() -> Sample {
-        let mut reader = LogReader::default();
+        let mut log = LoadLog::default();
         for line in [
             "srv    load_model: initializing, n_slots = 4, n_ctx_slot = 512",
             "slot launch_slot_: id  3 | task 0 | processing task, is_child = 0",
@@ -258,13 +233,13 @@ mod tests {
             "slot print_timing: id  3 | task 0 |        eval time = 4000.00 ms / 128 tokens (32.00 ms per token, 31.25 tokens per second)",
             "slot      release: id  3 | task 0 | stop processing: n_tokens = 428, truncated = 0",
         ] {
-            reader.line(line);
+            log.line(line);
         }
         let held = BTreeMap::from([
             ("CUDA0".to_string(), Held::ByProcess(Bytes(18 * GIB))),
             (HOST.to_string(), Held::Resident { own: Bytes(2 * GIB), all: Bytes(12 * GIB) }),
         ]);
-        Sample { uptime: Duration::from_secs(751), held, serving: reader.serving().clone() }
+        Sample { uptime: Duration::from_secs(751), held, serving: log.serving }
     }
 
     fn texts(promise: &Promise, sample: &Sample, width: usize) -> Vec<String> {
@@ -295,23 +270,17 @@ mod tests {
     }
 
     #[test]
-    fn no_line_is_wider_than_the_terminal() {
+    fn no_line_is_wider_than_the_terminal_and_names_are_escaped() {
         let mut long = promise();
-        long.model = "漢字".repeat(60);
+        long.model = "漢字\u{1b}[2Jb\nc".repeat(20);
         long.tiers.push(tier(&"V".repeat(80), GIB, Some(GIB)));
         for width in [1, 8, 20, 39, 47, 60, 79, 119, 300] {
             for line in panel(&long, &sample(), width).lines() {
-                assert!(console::measure_text_width(line) <= width, "{width}: {line}");
+                assert!(console::measure_text_width(line) <= width && !line.contains("\u{1b}[2J"), "{width}: {line}");
             }
         }
-    }
-
-    #[test]
-    fn before_the_first_request_nothing_is_invented() {
-        let unplanned = Promise { speed: None, ..promise() };
-        let text = texts(&unplanned, &Sample::default(), 79).join("\n");
-        assert!(text.ends_with("requests: 0 running, 0 served"), "{text}");
-        assert_eq!(text.matches(NOT_MEASURED).count(), 3, "{text}");
+        let text = texts(&Promise { speed: None, ..promise() }, &Sample::default(), 79).join("\n");
+        assert!(text.ends_with("requests: 0 running, 0 served") && text.matches(NOT_MEASURED).count() == 3, "{text}");
     }
 
     #[test]
@@ -333,28 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn names_are_escaped() {
-        let mut promise = promise();
-        promise.model = "a\u{1b}[2Jb\nc.gguf".to_string();
-        let lines = texts(&promise, &sample(), 79);
-        assert!(lines.len() == 10 && lines[0].ends_with("a\\u{1b}[2Jb\\u{a}c.gguf"), "{lines:?}");
-        assert!(!summary(&promise, &sample()).contains('\u{1b}'));
-    }
-
-    #[test]
     fn a_log_gets_it_in_one_line() {
         assert_eq!(
             summary(&promise(), &sample()),
             "up 0:12:31; 0 running, 1 served; latest pp 500 t/s of 300 tokens and tg 31.2 t/s of 128 tokens; \
              CUDA0 18.00 GiB of 21.00 GiB predicted; RPC0 not measured; Host 12.00 GiB of 14.00 GiB predicted (the whole process)"
         );
-    }
-
-    #[test]
-    fn all_of_main_memory_is_one_row() {
-        let machine = Machine { devices: Vec::new(), host: crate::Host::default() };
-        let of = |model| MemoryBreakdown { model: Bytes(model), ..MemoryBreakdown::default() };
-        let memory = MemoryByDevice::from([("CPU_REPACK".to_string(), of(5)), (HOST.to_string(), of(7))]);
-        assert_eq!(Tier::of(&memory, &machine), [tier(HOST, 12, None)]);
     }
 }

@@ -1,6 +1,5 @@
 //! What a person sees: a document becomes pages (`page`), which `text`, `markdown` and `html` render. Renderers never compute.
 
-pub mod bar;
 pub mod chart;
 pub mod html;
 pub mod live;

@@ -1,25 +1,23 @@
 //! Pages for a terminal: the answer first, tables after it, the command to paste last. Colour only for meaning.
 
-use std::fmt::Write as _;
-
 use anstyle::{AnsiColor, Style};
 
-use super::page::{Block, Item, KeyFigure, Page, Report, Verdict, dotted};
+use super::page::{Block, KeyFigure, Page, Report, Verdict, dotted};
 use super::table::Table;
 use crate::escape;
 
-/// The pages, with the blocks of the long form where `is_long`; lines end with a line feed. It holds the codes of colours, which
-/// `anstream` takes out where they are not wanted.
-pub fn report(report: &Report, is_long: bool) -> String {
-    report.pages.iter().map(|shown| page(shown, is_long)).collect::<Vec<_>>().join("\n")
+/// The pages for `width` columns, with the blocks of the long form where `is_long`; lines end with a line feed. It holds the codes
+/// of colours, which `anstream` takes out where they are not wanted.
+pub fn report(report: &Report, is_long: bool, width: usize) -> String {
+    report.pages.iter().map(|shown| page(shown, is_long, width)).collect::<Vec<_>>().join("\n")
 }
 
-fn page(page: &Page, is_long: bool) -> String {
-    let shown = || page.parts.iter().filter(|part| is_long || !part.is_detail).map(|part| &part.block);
+fn page(page: &Page, is_long: bool, width: usize) -> String {
+    let shown = || page.blocks.iter().filter(|(is_detail, _)| is_long || !is_detail).map(|(_, block)| block);
     let is_command = |block: &&Block| matches!(block, Block::Command(..));
     let mut out = format!("{}\n", escape::terminal(&dotted([&page.title, &page.about])));
     if !page.source.is_empty() {
-        let _ = writeln!(out, "from {}", escape::terminal(&page.source));
+        out += &format!("from {}\n", escape::terminal(&page.source));
     }
     let mut before: Option<&Block> = None;
     for part in shown().filter(|part| !is_command(part)).chain(shown().filter(is_command)) {
@@ -33,57 +31,51 @@ fn page(page: &Page, is_long: bool) -> String {
         if !goes_on {
             out.push('\n');
         }
-        block(&mut out, part);
+        out += &block(part, width);
         before = Some(part);
     }
     out
 }
 
-fn block(out: &mut String, block: &Block) {
+fn block(block: &Block, width: usize) -> String {
+    let safe = escape::terminal;
+    let labelled =
+        |label: &str, text: String| if label.is_empty() { text } else { format!("{}:\n{text}", safe(label)) };
+    let lines = |indent: &str, text: &str| text.lines().map(|line| format!("{indent}{}\n", safe(line))).collect();
     match block {
         Block::Heading(text) => {
             let bold = Style::new().bold();
-            let _ = writeln!(out, "{bold}{}{bold:#}", escape::terminal(text));
+            format!("{bold}{}{bold:#}\n", safe(text))
         }
-        Block::Prose(text) => line(out, text),
+        Block::Prose(text) => format!("{}\n", safe(text)),
         Block::Verdict(verdict, text) => {
             let style = style(*verdict);
-            let _ = writeln!(out, "{style}{}{style:#}", escape::terminal(text));
+            format!("{style}{}{style:#}\n", safe(text))
         }
-        Block::KeyFigures(figures) => *out += &key_figures(figures).text(),
-        Block::Table(caption, rows) => table(out, caption, rows),
-        Block::Figure(figure) => table(out, &figure.title, &figure.table),
-        Block::WhatIf(points) => *out += &points.table.text(),
-        Block::Command(label, command) => {
-            if !label.is_empty() {
-                let _ = writeln!(out, "{}:", escape::terminal(label));
-            }
-            command.lines().for_each(|command| line(out, command));
-        }
+        Block::KeyFigures(figures) => key_figures(figures).text(width),
+        Block::Table(caption, table) => labelled(caption, table.text(width)),
+        Block::Figure(figure) => labelled(&figure.title, figure.table.text(width)),
+        Block::WhatIf(points) => points.table.text(width),
+        Block::Command(label, command) => labelled(label, lines("", command)),
+        Block::Output(label, text) => labelled(label, lines("    ", text)),
         Block::Note(verdict, text, hint) => {
             let (style, word) = (style(*verdict), word(*verdict));
-            let _ = writeln!(out, "{style}{word}:{style:#} {}", escape::terminal(text));
-            if let Some(hint) = hint {
-                let _ = writeln!(out, "   hint: {}", escape::terminal(hint));
-            }
+            let hint = hint.as_deref().map(|hint| format!("   hint: {}\n", safe(hint))).unwrap_or_default();
+            format!("{style}{word}:{style:#} {}\n{hint}", safe(text))
         }
-        Block::Checklist(items) => items.iter().for_each(|item| checked(out, item)),
-        Block::Output(label, text) => {
-            let _ = writeln!(out, "{}:", escape::terminal(label));
-            text.lines().for_each(|text| line(out, &format!("    {text}")));
+        // `✓ what: why`, and what to do on a line of its own.
+        Block::Checklist(items) => {
+            let line = |item: &super::page::Item| {
+                let style = style(item.verdict);
+                let is_skipped = item.verdict == Verdict::Skipped;
+                let skipped = if is_skipped { format!(" ({})", item.verdict.word()) } else { String::new() };
+                let why = if item.why.is_empty() { String::new() } else { format!(": {}", safe(&item.why)) };
+                let hint = item.hint.as_deref().map(|hint| format!("    → {}\n", safe(hint))).unwrap_or_default();
+                format!("{style}{}{style:#} {}{skipped}{why}\n{hint}", item.verdict.mark(), safe(&item.what))
+            };
+            items.iter().map(line).collect()
         }
     }
-}
-
-fn line(out: &mut String, text: &str) {
-    let _ = writeln!(out, "{}", escape::terminal(text));
-}
-
-fn table(out: &mut String, caption: &str, table: &Table) {
-    if !caption.is_empty() {
-        let _ = writeln!(out, "{}:", escape::terminal(caption));
-    }
-    *out += &table.text();
 }
 
 /// Figures as lines: `context  8,192 tokens, f16 cache`.
@@ -92,23 +84,6 @@ pub(super) fn key_figures(figures: &[KeyFigure]) -> Table {
     Table::facts(figures.iter().map(|figure| (figure.label.as_str(), Some(phrase(figure)))))
 }
 
-/// `✓ what: why`, and what to do on a line of its own.
-fn checked(out: &mut String, item: &Item) {
-    let style = style(item.verdict);
-    let _ = write!(out, "{style}{}{style:#} {}", item.verdict.mark(), escape::terminal(&item.what));
-    if item.verdict == Verdict::Skipped {
-        let _ = write!(out, " ({})", item.verdict.word());
-    }
-    if !item.why.is_empty() {
-        let _ = write!(out, ": {}", escape::terminal(&item.why));
-    }
-    out.push('\n');
-    if let Some(hint) = &item.hint {
-        let _ = writeln!(out, "    → {}", escape::terminal(hint));
-    }
-}
-
-/// What a note is, in a word.
 pub(super) fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Bad => "error",
@@ -138,7 +113,8 @@ mod tests {
         shown.push(Block::Command(String::new(), "llama-server -m m".into()));
         shown.detail(Block::Prose("why".into()));
         shown.push(Block::Note(Verdict::Caution, "odd\u{202e}".into(), Some("mend it".into())));
-        let plain = |is_long| anstream::adapter::strip_str(&report(&vec![shown.clone()].into(), is_long)).to_string();
+        let report = Report::from(vec![shown]);
+        let plain = |is_long| anstream::adapter::strip_str(&super::report(&report, is_long, 80)).to_string();
         let note = "warning: odd\\u{202e}\n   hint: mend it\n\nllama-server -m m\n";
         let answer = "a\\u{1b}[31m · phimoe\n\nFits.\n\ncontext  8,192 tokens\n\n";
         assert_eq!(plain(false), format!("{answer}{note}"));

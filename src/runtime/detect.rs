@@ -34,7 +34,6 @@ pub fn server() -> Option<PathBuf> {
     server::find(named.as_deref()).ok()
 }
 
-/// The computer around the devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostFacts {
     /// Main memory that processes here may have: the computer's, or less where a control group says so.
@@ -49,64 +48,55 @@ pub struct HostFacts {
 }
 
 pub fn host() -> HostFacts {
-    let mut facts = HostFacts { isa: isa(), ..HostFacts::default() };
-    facts.threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
-    facts.cores = sysinfo::System::physical_core_count().ok().and_then(|n| u32::try_from(n).ok());
+    let threads = std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
+    let cores = sysinfo::System::physical_core_count().ok().and_then(|n| u32::try_from(n).ok());
     // A processor set or a quota can be smaller than the computer.
-    facts.cores = facts.cores.map(|cores| facts.threads.map_or(cores, |threads| cores.min(threads)));
-    if let Ok(mut system) = sysinfo::System::new() {
-        system.refresh_memory();
-        let limit = system.cgroup_limits();
-        let within = |bytes: u64, of_group: fn(&sysinfo::CGroupLimits) -> u64| {
-            Some(Bytes(limit.as_ref().map_or(bytes, |limit| bytes.min(of_group(limit)))))
-        };
-        facts.ram = within(system.total_memory(), |limit| limit.total_memory);
-        facts.available = within(system.available_memory(), |limit| limit.free_memory);
-    }
-    facts.processor = processor(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
-    facts
+    let cores = cores.map(|cores| threads.map_or(cores, |threads| cores.min(threads)));
+    let processor = processor(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+    let Memory { total: ram, available, .. } = memory();
+    HostFacts { ram, available, cores, threads, processor, isa: isa() }
 }
 
-/// What the system lets a process have of memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// The computer's main memory, whatever a control group allows.
+/// Main memory and what the system allows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Memory {
+    /// What processes here may have in all.
+    pub total: Option<Bytes>,
+    /// What could be had now without swapping.
+    pub available: Option<Bytes>,
+    /// What the computer has, where a control group allows less.
     pub computer: Option<Bytes>,
     pub swap_used: Bytes,
     /// The most that a process may lock; `None` = no limit, or unknown.
-    pub lock: Option<Bytes>,
+    pub lock_limit: Option<Bytes>,
     /// `/proc/sys/vm/overcommit_memory`; `None` where there is no such thing.
     pub overcommit: Option<u8>,
     /// Whether this is Windows' Subsystem for Linux.
     pub wsl: bool,
 }
 
-/// The limits of this process on this computer.
-pub fn limits() -> Limits {
+pub fn memory() -> Memory {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let mut limits = Limits {
-        lock: lock_limit(),
+    let mut memory = Memory {
+        #[cfg(unix)]
+        lock_limit: rustix::process::getrlimit(rustix::process::Resource::Memlock).current.map(Bytes),
         overcommit: read("/proc/sys/vm/overcommit_memory").trim().parse().ok(),
         wsl: read("/proc/sys/kernel/osrelease").to_lowercase().contains("microsoft"),
-        ..Limits::default()
+        ..Memory::default()
     };
     if let Ok(mut system) = sysinfo::System::new() {
         system.refresh_memory();
-        limits.computer = Some(Bytes(system.total_memory()));
-        limits.swap_used = Bytes(system.used_swap());
+        let computer = system.total_memory();
+        let (total, available) = match system.cgroup_limits() {
+            Some(limit) => (computer.min(limit.total_memory), system.available_memory().min(limit.free_memory)),
+            None => (computer, system.available_memory()),
+        };
+        (memory.total, memory.available) = (Some(Bytes(total)), Some(Bytes(available)));
+        memory.computer = (total < computer).then_some(Bytes(computer));
+        memory.swap_used = Bytes(system.used_swap());
     }
-    limits
-}
-
-/// `ulimit -l`.
-#[cfg(unix)]
-fn lock_limit() -> Option<Bytes> {
-    rustix::process::getrlimit(rustix::process::Resource::Memlock).current.map(Bytes)
-}
-
-#[cfg(not(unix))]
-fn lock_limit() -> Option<Bytes> {
-    None
+    memory
 }
 
 /// `model name` of `/proc/cpuinfo`.
@@ -116,27 +106,19 @@ fn processor(cpuinfo: &str) -> Option<String> {
 }
 
 /// What this processor repacks (ggml-cpu/repack.cpp, b11434).
-#[cfg(target_arch = "x86_64")]
 pub fn isa() -> Isa {
-    let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
-    match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
-        (true, _) if tiles() => Isa::X86Amx,
-        (true, _) => Isa::X86Avx512,
-        (false, true) => Isa::X86Avx2,
-        (false, false) => Isa::Generic,
+    #[cfg(target_arch = "x86_64")]
+    {
+        let tiles = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
+        match (is_x86_feature_detected!("avx512f"), is_x86_feature_detected!("avx2")) {
+            (true, _) if tiles() => Isa::X86Amx,
+            (true, _) => Isa::X86Avx512,
+            (false, true) => Isa::X86Avx2,
+            (false, false) => Isa::Generic,
+        }
     }
-}
-
-/// What this processor repacks (ggml-cpu/repack.cpp, b11434).
-#[cfg(target_arch = "aarch64")]
-pub fn isa() -> Isa {
-    Isa::ArmNeon
-}
-
-/// What this processor repacks.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub fn isa() -> Isa {
-    Isa::Generic
+    #[cfg(not(target_arch = "x86_64"))]
+    if cfg!(target_arch = "aarch64") { Isa::ArmNeon } else { Isa::Generic }
 }
 
 #[cfg(test)]

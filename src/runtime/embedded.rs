@@ -89,24 +89,27 @@ pub fn generate(launch: &Launch, workload: &Workload) -> Result<Observation, Str
     let loaded = Loaded::new(launch, false)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let prefix = loaded.pseudo_random(workload.depth, 0);
-    let prompt = loaded.prompt(&workload.prompt)?;
+    let prompt = match &workload.prompt {
+        Prompt::Text(text) => loaded.tokenize(text)?,
+        Prompt::Tokens(n) => loaded.pseudo_random(*n, 1),
+    };
+    if prompt.is_empty() {
+        return Err("the prompt has no tokens".to_string());
+    }
     let mut seen = Observation {
         runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend: launch.backend() },
         process_before,
         load_seconds,
-        n_prompt: u32::try_from(prompt.len()).map_err(|_| "the prompt is too long".to_string())?,
+        n_prompt: u32::try_from(prompt.len()).map_err(|_| TOO_LONG)?,
         depth: workload.depth,
         finite: true,
         ..Observation::default()
     };
     for repetition in 0..workload.repetitions.max(1) {
-        let run = loaded.run(&prefix, &prompt, workload.n_generate)?;
-        seen.pp.push(run.pp);
-        seen.tg.extend(run.tg);
-        seen.finite &= run.finite;
+        let tokens = loaded.run(&prefix, &prompt, workload.n_generate, &mut seen)?;
         if repetition == 0 {
-            seen.text = loaded.text(&run.tokens);
-            seen.tokens = run.tokens;
+            seen.text = loaded.text(&tokens);
+            seen.tokens = tokens;
         }
     }
     let memory = loaded.memory();
@@ -115,18 +118,13 @@ pub fn generate(launch: &Launch, workload: &Workload) -> Result<Observation, Str
     Ok(seen)
 }
 
+const TOO_LONG: &str = "the prompt is too long";
+
 /// A model with a context, freed in the right order.
 struct Loaded {
     model: *mut sys::llama_model,
     context: *mut sys::llama_context,
     n_batch: usize,
-}
-
-struct Run {
-    pp: f64,
-    tg: Option<f64>,
-    tokens: Vec<i32>,
-    finite: bool,
 }
 
 impl Loaded {
@@ -209,23 +207,15 @@ impl Loaded {
         usize::try_from(unsafe { sys::llama_vocab_n_tokens(self.vocab()) }).unwrap_or(0)
     }
 
-    fn prompt(&self, prompt: &Prompt) -> Result<Vec<i32>, String> {
-        let tokens = match prompt {
-            Prompt::Text(text) => self.tokenize(text)?,
-            Prompt::Tokens(n) => self.pseudo_random(*n, 1),
-        };
-        if tokens.is_empty() { Err("the prompt has no tokens".to_string()) } else { Ok(tokens) }
-    }
-
     fn pseudo_random(&self, n: u32, seed: u64) -> Vec<i32> {
         let tokens = pseudo_random(n, u32::try_from(self.n_vocab()).unwrap_or(1), seed);
         tokens.into_iter().filter_map(|token| i32::try_from(token).ok()).collect()
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<i32>, String> {
-        let length = i32::try_from(text.len()).map_err(|_| "the prompt is too long".to_string())?;
+        let length = i32::try_from(text.len()).map_err(|_| TOO_LONG)?;
+        let room = length.checked_add(8).ok_or(TOO_LONG)?;
         let mut tokens = vec![0_i32; text.len() + 8];
-        let room = i32::try_from(tokens.len()).map_err(|_| "the prompt is too long".to_string())?;
         // SAFETY: `text` and `tokens` have the lengths that are said.
         let n = unsafe {
             sys::llama_tokenize(self.vocab(), text.as_ptr().cast(), length, tokens.as_mut_ptr(), room, true, true)
@@ -247,8 +237,8 @@ impl Loaded {
         String::from_utf8_lossy(&all).into_owned()
     }
 
-    /// Clears the caches, reads `prefix` apart from the clock, then the prompt, generates greedily.
-    fn run(&self, prefix: &[i32], prompt: &[i32], n_generate: u32) -> Result<Run, String> {
+    /// Clears the caches, reads `prefix` apart from the clock, then the prompt, generates greedily: the tokens. Speeds go to `seen`.
+    fn run(&self, prefix: &[i32], prompt: &[i32], n_generate: u32, seen: &mut Observation) -> Result<Vec<i32>, String> {
         // SAFETY: the context is live; a context without caches has no memory to clear.
         unsafe {
             let memory = sys::llama_get_memory(self.context);
@@ -256,30 +246,26 @@ impl Loaded {
                 sys::llama_memory_clear(memory, true);
             }
         }
-        for chunk in prefix.chunks(self.n_batch) {
-            self.decode(chunk)?;
-        }
         if !prefix.is_empty() {
+            prefix.chunks(self.n_batch).try_for_each(|chunk| self.decode(chunk))?;
             // Reading the logits waits for the devices.
             self.best();
         }
         let start = Instant::now();
-        for chunk in prompt.chunks(self.n_batch) {
-            self.decode(chunk)?;
-        }
+        prompt.chunks(self.n_batch).try_for_each(|chunk| self.decode(chunk))?;
         let (mut token, mut finite) = self.best();
-        let pp = rate(prompt.len(), start);
+        seen.pp.push(rate(prompt.len(), start));
+        seen.finite &= finite;
         let start = Instant::now();
         let mut tokens = Vec::new();
         for _ in 0..n_generate {
             tokens.push(token);
             self.decode(&[token])?;
-            let (next, is_finite) = self.best();
-            finite &= is_finite;
-            token = next;
+            (token, finite) = self.best();
+            seen.finite &= finite;
         }
-        let tg = (!tokens.is_empty()).then(|| rate(tokens.len(), start));
-        Ok(Run { pp, tg, tokens, finite })
+        seen.tg.extend((!tokens.is_empty()).then(|| rate(tokens.len(), start)));
+        Ok(tokens)
     }
 
     fn decode(&self, tokens: &[i32]) -> Result<(), String> {
@@ -324,10 +310,9 @@ impl Drop for Loaded {
 /// The parameters that a program makes of a launch (common/common.cpp `common_context_params_to_llama`, b11434).
 fn context_params(launch: &Launch) -> sys::llama_context_params {
     let run = &launch.run;
-    let threads = if launch.n_threads == 0 {
-        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-    } else {
-        launch.n_threads as usize
+    let threads = match launch.n_threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n as usize,
     };
     let threads = i32::try_from(threads).unwrap_or(1);
     let (n_seq_max, kv_unified) = sequences(run);
@@ -429,25 +414,26 @@ fn metadata_list(entries: &[MetadataOverride]) -> Vec<sys::llama_model_kv_overri
     for MetadataOverride { key, value } in entries {
         let mut entry = empty();
         copy_text(&mut entry.key, key);
-        let integer = match value {
-            Value::U64(n) => i64::try_from(*n).ok(),
-            Value::I64(n) => Some(*n),
-            _ => None,
+        let mut integer = |n| {
+            entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_INT;
+            entry.__bindgen_anon_1.val_i64 = n;
         };
-        match (value, integer) {
-            (_, Some(n)) => {
-                entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_INT;
-                entry.__bindgen_anon_1.val_i64 = n;
-            }
-            (Value::F64(x), _) => {
+        match value {
+            Value::I64(n) => integer(*n),
+            Value::U64(n) => match i64::try_from(*n) {
+                Ok(n) => integer(n),
+                // `--override-kv` cannot say it.
+                Err(_) => continue,
+            },
+            Value::F64(x) => {
                 entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_FLOAT;
                 entry.__bindgen_anon_1.val_f64 = *x;
             }
-            (Value::Bool(yes), _) => {
+            Value::Bool(yes) => {
                 entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_BOOL;
                 entry.__bindgen_anon_1.val_bool = *yes;
             }
-            (Value::String(text), _) => {
+            Value::String(text) => {
                 entry.tag = sys::LLAMA_KV_OVERRIDE_TYPE_STR;
                 // SAFETY: the union was zeroed whole, so this view of it is a value.
                 copy_text(unsafe { &mut entry.__bindgen_anon_1.val_str }, text);

@@ -10,6 +10,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,7 @@ use crate::memory::MemoryByDevice;
 use crate::run::RunConfig;
 use crate::suggest::Hint;
 use log::{Failure, Part};
+use process::Stopped;
 
 pub mod client;
 pub mod detect;
@@ -76,7 +78,6 @@ impl Launch {
     }
 }
 
-/// What to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
     pub prompt: Prompt,
@@ -87,11 +88,9 @@ pub struct Workload {
     pub repetitions: u32,
 }
 
-/// What generation starts from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
-    /// This text, tokenised by the model.
     Text(String),
     /// So many tokens spread over the vocabulary.
     Tokens(u32),
@@ -108,7 +107,6 @@ pub fn pseudo_random(n: u32, n_vocab: u32, seed: u64) -> Vec<u32> {
     (0..n).scan(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(42), |state, _| next(state)).collect()
 }
 
-/// What a run showed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     pub runtime: RuntimeInfo,
@@ -184,7 +182,14 @@ pub struct DeviceInfo {
     pub free: Bytes,
 }
 
-/// What one buffer type holds or would hold.
+impl DeviceInfo {
+    /// A card by what its driver says, without a name yet.
+    fn cuda(description: String, total: Bytes, free: Bytes) -> Self {
+        let (name, buffer, backend) = (String::new(), String::new(), "CUDA".to_string());
+        Self { name, buffer, description, backend, gpu: true, total, free }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BufferMemory {
     pub buffer: String,
@@ -196,11 +201,9 @@ pub struct BufferMemory {
     pub compute: Bytes,
 }
 
-/// What llama.cpp says that a launch allocates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Projection {
     pub buffers: Vec<BufferMemory>,
-    /// The devices that the model uses, in its order.
     pub devices: Vec<String>,
     /// The context length that came of it.
     pub n_ctx: u32,
@@ -239,7 +242,6 @@ pub trait Runtime {
     fn devices(&self, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error>;
     /// What llama.cpp says that each launch would allocate; nothing is allocated or read but headers.
     fn project(&self, launches: &[Launch]) -> Vec<Result<Projection, Error>>;
-    /// Loads, runs, measures.
     fn generate(&self, launch: &Launch, workload: &Workload) -> Result<Observation, Error>;
 }
 
@@ -277,23 +279,16 @@ pub fn embedded_isa() -> Isa {
 
 /// The machine of the devices that a runtime lists: those that weights can be offloaded to.
 pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
-    let device = |info: &DeviceInfo| Device {
-        name: info.name.clone(),
-        buffer: info.buffer.clone(),
-        backend: match info.backend.as_str() {
+    let device = |info: &DeviceInfo| {
+        let backend = match info.backend.as_str() {
             "RPC" => Backend::Rpc,
             "Vulkan" => Backend::Vulkan,
             "MTL" | "Metal" => Backend::Metal,
             "ROCm" | "HIP" => Backend::Rocm,
             _ => Backend::Cuda,
-        },
-        description: Some(info.description.clone()),
-        total: info.total,
-        free: info.free,
-        sold_as: None,
-        overhead: None,
-        calibration: None,
-        rates: None,
+        };
+        let (buffer, description) = (info.buffer.clone(), Some(info.description.clone()));
+        Device { buffer, description, free: info.free, ..Device::new(info.name.clone(), backend, info.total) }
     };
     let ram = devices.iter().find(|info| info.backend == "CPU").map(|info| info.total);
     Machine {
@@ -314,7 +309,6 @@ pub enum Kind {
     OutOfMemory,
     PortTaken,
     Died,
-    /// It took too long and was stopped.
     TimedOut,
     Refused(String),
     /// The connection broke, or what came over it is not an answer.
@@ -340,8 +334,12 @@ impl Error {
         Self { kind, message: message.into(), hint: None, log: Vec::new(), source: None }
     }
 
+    fn setup(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(Kind::Setup, message).with_hint(hint)
+    }
+
     #[must_use]
-    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+    fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
@@ -354,17 +352,15 @@ impl Error {
         Self::new(Kind::Interrupted, "interrupted").with_hint("what was started is stopped; nothing is left behind")
     }
 
-    /// The feature `embedded` is off.
     pub fn not_built() -> Self {
-        Self::new(Kind::Setup, "this moeplan was built without the embedded llama.cpp").with_hint(
-            "build it with `cargo build --release --features embedded` (needs cmake, a C++ compiler and libclang)",
-        )
+        let hint =
+            "build it with `cargo build --release --features embedded` (needs cmake, a C++ compiler and libclang)";
+        Self::setup("this moeplan was built without the embedded llama.cpp", hint)
     }
 
     fn start(program: &str, source: std::io::Error) -> Self {
-        Self::new(Kind::Setup, format!("cannot start `{program}`"))
-            .caused_by(source)
-            .with_hint("is the program still where it was, and does it run by hand?")
+        let hint = "is the program still where it was, and does it run by hand?";
+        Self::setup(format!("cannot start `{program}`"), hint).caused_by(source)
     }
 
     fn bad_answer(who: &str, why: impl std::fmt::Display) -> Self {
@@ -385,13 +381,14 @@ impl Error {
         Self { log, ..Self::new(Kind::Died, message).with_hint(hint) }
     }
 
-    fn timed_out(who: &str, doing: &str, limit: std::time::Duration, log: Vec<String>) -> Self {
-        let seconds = limit.as_secs();
-        let message = format!("{who} was stopped after {seconds} s while {doing}{}", telling(&log));
-        Self {
-            log,
-            ..Self::new(Kind::TimedOut, message).with_hint("a larger --timeout, a smaller model, or fewer tokens")
+    /// Waiting for `who` ended without what was waited for.
+    fn stopped(why: Stopped, who: &str, doing: &str, limit: Duration, log: Vec<String>) -> Self {
+        if why == Stopped::Interrupted {
+            return Self::interrupted();
         }
+        let message = format!("{who} was stopped after {} s while {doing}{}", limit.as_secs(), telling(&log));
+        let hint = "a larger --timeout, a smaller model, or fewer tokens";
+        Self { log, ..Self::new(Kind::TimedOut, message).with_hint(hint) }
     }
 
     /// A llama-server that ended at its start, for a reason that its log names.
@@ -407,7 +404,8 @@ impl Error {
                     Some(Part::Output) => " for output rows",
                     None => "",
                 };
-                let hint = if buffer.is_some_and(|buffer| buffer.starts_with("CPU")) {
+                let is_host = buffer.is_some_and(|buffer| buffer.starts_with("CPU"));
+                let hint = if is_host {
                     "main memory is short: a smaller context, `-lm mmap`, or more of the model on the devices"
                 } else {
                     "give more room there: a larger --margin, a smaller -c or -ub, or `-ctk q8_0 -ctv q8_0`; \
@@ -422,13 +420,13 @@ impl Error {
             ),
             Failure::InvalidArgument(reason) => {
                 // A device that is not there is missing whatever the other flags are.
-                let lacks_device = reason.contains("invalid device");
-                let hint = if lacks_device {
-                    "`moeplan doctor` says which devices there are and why one is missing; `--backend rpc` starts software devices"
+                let (kind, hint) = if reason.contains("invalid device") {
+                    let hint = "`moeplan doctor` says which devices there are and why one is missing; \
+                                `--backend rpc` starts software devices";
+                    (Kind::Setup, hint)
                 } else {
-                    "`moeplan check -- COMMAND` says what this build takes"
+                    (Kind::Flags, "`moeplan check -- COMMAND` says what this build takes")
                 };
-                let kind = if lacks_device { Kind::Setup } else { Kind::Flags };
                 (kind, format!("it does not take the command line: {reason}"), hint)
             }
             Failure::Bind(reason) => {
@@ -479,40 +477,33 @@ fn this_program() -> Result<PathBuf, Error> {
 mod tests {
     use super::*;
 
-    fn buffer(buffer: &str, device: Option<&str>, host: bool, model: u64) -> BufferMemory {
-        BufferMemory {
+    #[test]
+    fn buffers_sum_as_in_llama_cpps_table() {
+        let buffer = |(buffer, device, host, model): (&str, &str, bool, u64)| BufferMemory {
             buffer: buffer.to_string(),
-            device: device.map(str::to_string),
+            device: Some(device.to_string()),
             host,
             model: Bytes(model),
             context: Bytes(1),
             compute: Bytes(2),
-        }
-    }
-
-    #[test]
-    fn buffers_sum_as_in_llama_cpps_table() {
-        let projection = Projection {
-            buffers: vec![
-                buffer("CUDA0", Some("CUDA0"), false, 100),
-                buffer("CUDA_Host", Some("CUDA0"), true, 20),
-                buffer("CPU", Some("CPU"), true, 3),
-                buffer("CPU_REPACK", Some("CPU"), false, 7),
-            ],
-            devices: vec!["CUDA0".to_string()],
-            n_ctx: 256,
         };
-        let table = projection.by_device();
+        let buffers = [
+            ("CUDA0", "CUDA0", false, 100),
+            ("CUDA_Host", "CUDA0", true, 20),
+            ("CPU", "CPU", true, 3),
+            ("CPU_REPACK", "CPU", false, 7),
+        ];
+        let buffers = buffers.map(buffer).to_vec();
+        let table = Projection { buffers, devices: vec!["CUDA0".to_string()], n_ctx: 256 }.by_device();
         let model: Vec<(&str, u64)> = table.iter().map(|(key, row)| (key.as_str(), row.model.0)).collect();
         assert_eq!(model, [("CPU_REPACK", 7), ("CUDA0", 100), ("Host", 23)]);
         assert_eq!(table["Host"].compute, Bytes(4));
     }
 
     #[test]
-    fn an_error_says_the_lines_that_matter_and_what_to_try() {
+    fn an_error_says_the_lines_that_matter() {
         let log: Vec<String> = ["loading", "error: no such tensor", "bye"].map(str::to_string).to_vec();
         let error = Error::died("llama.cpp", "loading `m`", End::Signal(6), log);
         assert_eq!(error.to_string(), "llama.cpp died while loading `m` (signal 6 (SIGABRT)): error: no such tensor");
-        assert!(error.hint().is_some());
     }
 }

@@ -13,26 +13,18 @@ use nvml_wrapper::error::NvmlError;
 use super::DeviceInfo;
 use crate::bytes::Bytes;
 
-/// What the driver says of one card.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Card {
-    /// As llama.cpp numbers it: `CUDA0`.
-    pub name: String,
-    /// `NVIDIA GeForce RTX 4090`.
-    pub description: String,
-    /// `GPU-…`.
-    uuid: String,
-    /// What programs can have. What the driver keeps for itself CUDA does not count.
-    pub total: Bytes,
-    pub free: Bytes,
+    /// As llama.cpp would list it. Its total is what programs can have: what the driver keeps for itself CUDA does not count.
+    pub info: DeviceInfo,
     pub used: Bytes,
+    uuid: String,
     /// Cores × clock in MHz: how CUDA tells the fastest; 0 where unknown.
     speed: u64,
     /// Bytes by process, where the driver says so.
     processes: BTreeMap<u32, Bytes>,
 }
 
-/// The library, loaded once.
 fn library() -> Option<&'static Nvml> {
     static LIBRARY: OnceLock<Option<Nvml>> = OnceLock::new();
     // Drivers install the name with a version; the plain one comes with development packages.
@@ -43,33 +35,28 @@ fn library() -> Option<&'static Nvml> {
 /// Every card, in the order of their slots, without the name that CUDA gives it. Cards that cannot be asked are left out.
 pub fn cards() -> Vec<Card> {
     let Some(library) = library() else { return Vec::new() };
-    let count = library.device_count().unwrap_or(0);
-    (0..count).filter_map(|index| card(library, index).ok()).collect()
+    (0..library.device_count().unwrap_or(0)).filter_map(|index| card(library, index).ok()).collect()
 }
 
 fn card(library: &Nvml, index: u32) -> Result<Card, NvmlError> {
     let device = library.device_by_index(index)?;
     let memory = device.memory_info()?;
     let speed = || Some(u64::from(device.num_cores().ok()?) * u64::from(device.max_clock_info(Clock::SM).ok()?));
-    let mut processes = BTreeMap::new();
-    for process in device.running_compute_processes().unwrap_or_default() {
-        if let UsedGpuMemory::Used(bytes) = process.used_gpu_memory {
-            processes.insert(process.pid, Bytes(bytes));
-        }
-    }
+    let processes = device.running_compute_processes().unwrap_or_default().into_iter();
+    let processes = processes.filter_map(|process| match process.used_gpu_memory {
+        UsedGpuMemory::Used(bytes) => Some((process.pid, Bytes(bytes))),
+        UsedGpuMemory::Unavailable => None,
+    });
+    let total = Bytes(memory.total).saturating_sub(Bytes(memory.reserved));
     Ok(Card {
-        name: String::new(),
-        description: device.name()?,
-        uuid: device.uuid().unwrap_or_default(),
-        total: Bytes(memory.total).saturating_sub(Bytes(memory.reserved)),
-        free: Bytes(memory.free),
+        info: DeviceInfo::cuda(device.name()?, total, Bytes(memory.free)),
         used: Bytes(memory.used),
+        uuid: device.uuid().unwrap_or_default(),
         speed: speed().unwrap_or(0),
-        processes,
+        processes: processes.collect(),
     })
 }
 
-/// The version of the driver.
 pub fn driver() -> Option<String> {
     library()?.sys_driver_version().ok()
 }
@@ -80,23 +67,19 @@ pub fn devices() -> Vec<Card> {
     named(cards(), variable("CUDA_VISIBLE_DEVICES").as_deref(), variable("CUDA_DEVICE_ORDER").as_deref())
 }
 
-/// The cards as llama.cpp would list them.
 pub fn listed() -> Vec<DeviceInfo> {
-    let device = |card: Card| DeviceInfo {
-        buffer: card.name.clone(),
-        name: card.name,
-        description: card.description,
-        backend: "CUDA".to_string(),
-        gpu: true,
-        total: card.total,
-        free: card.free,
-    };
-    devices().into_iter().map(device).collect()
+    devices().into_iter().map(|card| card.info).collect()
 }
 
-/// What a process uses of each card; cards on which the driver does not know it (as in a container of its own) are left out.
-pub fn process_use(cards: &[Card], pid: u32) -> BTreeMap<String, Bytes> {
-    cards.iter().filter_map(|card| Some((card.name.clone(), *card.processes.get(&pid)?))).collect()
+/// What all programs use of each card, and what a process does; cards on which the driver does not know it (as in a container of its
+/// own) are left out.
+pub fn used(pid: u32) -> [BTreeMap<String, Bytes>; 2] {
+    let cards = devices();
+    let of_process = |card: &Card| Some((card.info.name.clone(), *card.processes.get(&pid)?));
+    [
+        cards.iter().map(|card| (card.info.name.clone(), card.used)).collect(),
+        cards.iter().filter_map(of_process).collect(),
+    ]
 }
 
 /// Names the cards, which are in the order of their slots.
@@ -127,8 +110,13 @@ fn named(mut cards: Vec<Card>, visible: Option<&str>, order: Option<&str>) -> Ve
             }
         }
     }
-    let picked = picked.into_iter().filter_map(|at| cards.get(at).cloned()).enumerate();
-    picked.map(|(i, card)| Card { name: format!("CUDA{i}"), ..card }).collect()
+    let name = |(i, at): (usize, usize)| {
+        let mut card = cards.get(at)?.clone();
+        card.info.name = format!("CUDA{i}");
+        card.info.buffer.clone_from(&card.info.name);
+        Some(card)
+    };
+    picked.into_iter().enumerate().filter_map(name).collect()
 }
 
 #[cfg(test)]
@@ -137,14 +125,14 @@ mod tests {
 
     #[test]
     fn cards_are_numbered_as_cuda_numbers_them() {
-        let card = |description: &str, uuid: &str, speed| Card {
-            description: description.into(),
+        let card = |(description, uuid, speed): (&str, &str, u64)| Card {
+            info: DeviceInfo::cuda(description.into(), Bytes(0), Bytes(0)),
+            used: Bytes(0),
             uuid: uuid.into(),
             speed,
-            processes: BTreeMap::from([(7, Bytes::mib(500))]),
-            ..Card::default()
+            processes: BTreeMap::new(),
         };
-        let cards = [card("slow", "GPU-aa1", 10), card("fast", "GPU-ab2", 90), card("slow too", "GPU-ac3", 10)];
+        let cards = [("slow", "GPU-aa1", 10), ("fast", "GPU-ab2", 90), ("slow too", "GPU-ac3", 10)].map(card);
         for (order, visible, expected) in [
             (None, None, vec!["fast", "slow", "slow too"]),
             (Some("FASTEST_FIRST"), None, vec!["fast", "slow", "slow too"]),
@@ -159,12 +147,9 @@ mod tests {
             (None, Some(""), vec![]),
         ] {
             let named = named(cards.to_vec(), visible, order);
-            let found: Vec<_> = named.iter().map(|card| card.description.as_str()).collect();
+            let found: Vec<_> = named.iter().map(|card| card.info.description.as_str()).collect();
             assert_eq!(found, expected, "{order:?} {visible:?}");
-            assert!(named.iter().enumerate().all(|(i, card)| card.name == format!("CUDA{i}")));
+            assert!(named.iter().enumerate().all(|(i, card)| card.info.name == format!("CUDA{i}")));
         }
-        let named = named(cards.to_vec(), None, None);
-        assert_eq!(process_use(&named, 7).get("CUDA2"), Some(&Bytes::mib(500)));
-        assert!(process_use(&named, 8).is_empty());
     }
 }

@@ -8,14 +8,14 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Kind};
+use super::Error;
 use crate::files::temporary::Folder;
 
 /// How often what is waited for is looked at.
@@ -30,6 +30,11 @@ const TAIL_LINES: usize = 200;
 const LINE_BYTES: usize = 16 << 10;
 /// The most that is read of a log at a time, in bytes.
 const READ_AT_ONCE: u64 = 4 << 20;
+
+/// Signals that are the same on every Unix.
+const SIGINT: i32 = 2;
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
 
 /// Why waiting ended without what was waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,13 +64,16 @@ pub fn wait<T>(
     }
 }
 
+pub(super) fn temporary_folder() -> Result<Folder, Error> {
+    Folder::new().map_err(|error| Error::setup("no temporary folder can be made", "is the disk full?").caused_by(error))
+}
+
 /// Nothing yet: sleeps.
 pub fn pause<T>(time: Duration) -> Option<T> {
     std::thread::sleep(time);
     None
 }
 
-/// Nobody can interrupt this.
 pub fn never() -> bool {
     false
 }
@@ -116,7 +124,6 @@ pub fn output(command: &mut Command, input: Vec<u8>, limit: Duration, most: u64)
     Ok(Printed { status, stdout: text(stdout), stderr: text(stderr) })
 }
 
-/// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum End {
@@ -138,21 +145,21 @@ impl From<ExitStatus> for End {
 
 impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const NAMES: [(i32, &str); 8] = [
-            (2, "SIGINT"),
-            (4, "SIGILL"),
-            (6, "SIGABRT"),
-            (7, "SIGBUS"),
-            (8, "SIGFPE"),
-            (9, "SIGKILL"),
-            (11, "SIGSEGV"),
-            (15, "SIGTERM"),
-        ];
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
             Self::Signal(signal) => {
-                write!(f, "signal {signal}")?;
-                NAMES.iter().find(|(n, _)| n == signal).map_or(Ok(()), |(_, name)| write!(f, " ({name})"))
+                let name = match signal {
+                    2 => " (SIGINT)",
+                    4 => " (SIGILL)",
+                    6 => " (SIGABRT)",
+                    7 => " (SIGBUS)",
+                    8 => " (SIGFPE)",
+                    9 => " (SIGKILL)",
+                    11 => " (SIGSEGV)",
+                    15 => " (SIGTERM)",
+                    _ => "",
+                };
+                write!(f, "signal {signal}{name}")
             }
             Self::Unseen => f.write_str("nobody saw how"),
         }
@@ -164,7 +171,6 @@ impl std::fmt::Display for End {
 pub(super) struct Peer {
     pub child: Child,
     stdin: Option<ChildStdin>,
-    /// The lines of its standard output.
     pub lines: Receiver<String>,
 }
 
@@ -234,7 +240,6 @@ impl Log {
         lines
     }
 
-    /// The last lines of those that were read.
     pub fn tail(&self) -> Vec<String> {
         self.tail.iter().cloned().collect()
     }
@@ -244,9 +249,7 @@ impl Log {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Word {
-    /// The program runs; its process id.
     Started(u32),
-    /// It could not be started, and why.
     Refused(String),
     Ended(End),
 }
@@ -262,78 +265,55 @@ pub struct Process {
     _folder: Option<Folder>,
 }
 
-/// What to start.
-#[derive(Debug)]
-pub(super) struct Start<'a> {
-    pub supervisor: &'a Path,
-    pub command: Vec<OsString>,
-    pub set: Vec<(&'static str, OsString)>,
-    pub remove: Vec<String>,
-    /// Where its output goes; `None` = a temporary place.
-    pub log: Option<PathBuf>,
-    /// Between asking it to end and killing it.
-    pub patience: Duration,
-}
-
 impl Process {
-    pub(super) fn start(start: Start<'_>) -> Result<Self, Error> {
-        let cannot_log = |path: &Path, error| {
-            Error::new(Kind::Setup, format!("cannot write llama-server's log `{}`", path.display()))
-                .caused_by(error)
-                .with_hint("is the disk full?")
-        };
-        let folder = match &start.log {
-            Some(_) => None,
-            None => Some(Folder::new().map_err(|error| cannot_log(&std::env::temp_dir(), error))?),
-        };
-        let path = start.log.or_else(|| Some(folder.as_ref()?.path().join("log"))).unwrap_or_default();
+    /// Starts `program` under a supervisor, the moeplan `supervisor`, with its output at the end of `log` (`None` = a temporary
+    /// place). Between asking it to end and killing it lies `patience`.
+    pub(super) fn start(
+        supervisor: &Path,
+        program: &Command,
+        log: Option<&Path>,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let folder = if log.is_none() { Some(temporary_folder()?) } else { None };
+        let path = log.map(Path::to_path_buf).or_else(|| Some(folder.as_ref()?.path().join("log"))).unwrap_or_default();
         let open = || {
             File::options().create(true).append(true).open(&path)?;
             let mut file = File::open(&path)?;
             // What earlier launches left in a log that is kept is theirs; a pipe has no end to go to.
             let _ = file.seek(SeekFrom::End(0));
-            Ok(file)
+            Ok(Log::new(file))
         };
-        let log = Log::new(open().map_err(|error| cannot_log(&path, error))?);
-        let mut command = Command::new(start.supervisor);
+        let log = open().map_err(|error| {
+            Error::setup(format!("cannot write llama-server's log `{}`", path.display()), "is the disk full?")
+                .caused_by(error)
+        })?;
+        let mut command = Command::new(supervisor);
         command.arg("worker").arg("--supervise").arg(&path);
-        command.arg("--patience").arg(start.patience.as_secs_f64().to_string()).arg("--").args(&start.command);
-        for name in &start.remove {
-            command.env_remove(name);
+        command.arg("--patience").arg(patience.as_millis().to_string());
+        command.arg("--").arg(program.get_program()).args(program.get_args());
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
         }
-        command.envs(start.set);
         let supervisor = Peer::spawn(command, Stdio::null())?;
-        let said = supervisor.lines.recv_timeout(START_LIMIT);
-        let why = match said.ok().and_then(|line| serde_json::from_str(&line).ok()) {
+        let word = supervisor.lines.recv_timeout(START_LIMIT).ok().and_then(|line| serde_json::from_str(&line).ok());
+        let why = match word {
             Some(Word::Started(id)) => {
-                return Ok(Self { supervisor, id, ended: None, patience: start.patience, log, _folder: folder });
+                return Ok(Self { supervisor, id, ended: None, patience, log, _folder: folder });
             }
             Some(Word::Refused(why)) => why,
             Some(Word::Ended(_)) | None => "its supervisor did not answer".to_string(),
         };
-        let program = start.command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
-        Err(Error::start(&program, io::Error::other(why)))
-    }
-
-    /// Starts a program that holds nothing worth waiting for: its log lies in a temporary place, and it is killed at once.
-    pub(super) fn start_quiet(
-        supervisor: &Path,
-        command: Vec<OsString>,
-        set: Vec<(&'static str, OsString)>,
-        remove: Vec<String>,
-    ) -> Result<Self, Error> {
-        Self::start(Start { supervisor, command, set, remove, log: None, patience: Duration::ZERO })
+        Err(Error::start(&program.get_program().to_string_lossy(), io::Error::other(why)))
     }
 
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<End> {
-        self.ends_within(Duration::ZERO)
-    }
-
+    /// How it ended, if it has or does so within `time`.
     pub(super) fn ends_within(&mut self, time: Duration) -> Option<End> {
         if self.ended.is_none() {
             match self.supervisor.lines.recv_timeout(time) {
@@ -364,7 +344,7 @@ impl Process {
 
     /// The supervisor is gone or does not answer: nobody is left to end the program but us.
     fn lost(&mut self) {
-        signal(self.id, Signal::Kill);
+        signal(self.id, SIGKILL);
         self.ended = Some(End::Unseen);
     }
 }
@@ -404,7 +384,7 @@ pub fn supervise(log: &Path, command: &[OsString], patience: Duration) -> anyhow
         ended_or_asked => Some(ended_or_asked),
     });
     let mut status = ended_or_asked.unwrap_or(Ok(None))?;
-    let steps = [(Signal::Interrupt, patience / 2), (Signal::Terminate, patience / 2), (Signal::Kill, Duration::MAX)];
+    let steps = [(SIGINT, patience / 2), (SIGTERM, patience / 2), (SIGKILL, Duration::MAX)];
     for (name, limit) in steps {
         if status.is_none() && !limit.is_zero() {
             signal(child.id(), name);
@@ -415,7 +395,7 @@ pub fn supervise(log: &Path, command: &[OsString], patience: Duration) -> anyhow
         }
     }
     // What the program itself may have started.
-    signal(child.id(), Signal::Kill);
+    signal(child.id(), SIGKILL);
     say(&Word::Ended(status.map_or(End::Unseen, End::from)))
 }
 
@@ -426,29 +406,18 @@ fn say(word: &Word) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Signal {
-    Interrupt,
-    Terminate,
-    Kill,
-}
-
 /// Signals the process group that `leader` leads; a group that is gone is not an error.
 #[cfg(unix)]
-fn signal(leader: u32, signal: Signal) {
-    let name = match signal {
-        Signal::Interrupt => rustix::process::Signal::INT,
-        Signal::Terminate => rustix::process::Signal::TERM,
-        Signal::Kill => rustix::process::Signal::KILL,
-    };
-    if let Some(pid) = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process_group(pid, name);
+fn signal(leader: u32, signal: i32) {
+    let leader = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some((leader, signal)) = leader.zip(rustix::process::Signal::from_named_raw(signal)) {
+        let _ = rustix::process::kill_process_group(leader, signal);
     }
 }
 
 /// There are no process groups here; the child is killed through its handle.
 #[cfg(not(unix))]
-fn signal(_leader: u32, _signal: Signal) {}
+fn signal(_leader: u32, _signal: i32) {}
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::json;
 
 use super::process::output;
 
@@ -32,7 +33,7 @@ except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     say(syntax=str(error)[:200])
     sys.exit(0)
 if not job["isolated"]:
-    say(parses=True)
+    say(only_parsed="")
     sys.exit(0)
 for name, value in (("CPU", 5), ("AS", 1 << 29), ("FSIZE", 0), ("NOFILE", 16), ("NPROC", 1), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
@@ -59,14 +60,15 @@ try:
         if type(value).__name__ in ("generator", "tuple"):
             value = [item for item, _ in zip(value, range(64))]
         values.append(value)
-    say(function=chosen[0], values=values)
+    say(ran={"function": chosen[0], "values": values})
 except BaseException as error:
     if not isinstance(error, SystemExit) or error.code != 0:
         say(failed=(type(error).__name__ + ": " + str(error))[:200])
 "#;
 
-/// What came of a program.
-#[derive(Debug, Clone, PartialEq)]
+/// What came of a program; the interpreter says it so.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It ran, isolated: what its function gave for 1, 2, 3 …
     Ran {
@@ -93,34 +95,18 @@ pub trait Interpreter {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Isolated;
 
-#[derive(Serialize)]
-struct Job<'a> {
-    code: &'a str,
-    function: &'a str,
-    count: u32,
-    isolated: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Answer {
-    syntax: Option<String>,
-    parses: bool,
-    failed: Option<String>,
-    function: Option<String>,
-    values: Vec<serde_json::Value>,
-}
-
 impl Interpreter for Isolated {
     fn values(&self, code: &str, function: &str, count: u32) -> Outcome {
-        let job = Job { code, function, count, isolated: true };
-        let why = match sandbox().and_then(|mut command| ask(&mut command, &job)) {
-            Ok(answer) => return outcome(answer, None),
+        let job = |isolated| json!({"code": code, "function": function, "count": count, "isolated": isolated});
+        let why = match sandbox().and_then(|mut command| ask(&mut command, &job(true))) {
+            Ok(outcome) => return outcome,
             Err(why) => format!("no isolation here ({why})"),
         };
-        match ask(Command::new("python3").args(["-I", "-S", "-B", "-c", RUN]), &Job { isolated: false, ..job }) {
-            Ok(answer) => outcome(answer, Some(why)),
-            Err(why) => Outcome::Unavailable(why),
+        match ask(Command::new("python3").args(["-I", "-S", "-B", "-c", RUN]), &job(false)) {
+            Ok(Outcome::OnlyParsed(_)) => Outcome::OnlyParsed(why),
+            // Without isolation only the syntax is read: that it was not told is not the answer's fault.
+            Ok(Outcome::Failed(why)) | Err(why) => Outcome::Unavailable(why),
+            Ok(outcome) => outcome,
         }
     }
 }
@@ -144,16 +130,15 @@ fn sandbox() -> Result<Command, String> {
 }
 
 /// Runs a command with a job on its standard input and reads its one line; the error is why nothing was run.
-fn ask(command: &mut Command, job: &Job<'_>) -> Result<Answer, String> {
+fn ask(command: &mut Command, job: &serde_json::Value) -> Result<Outcome, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
-    let job = serde_json::to_vec(job).map_err(|error| error.to_string())?;
-    let printed =
-        output(command, job, LIMIT, MAX_ANSWER).map_err(|error| format!("`{name}` cannot be started: {error}"))?;
-    if let Some(answer) = printed.stdout.lines().next().and_then(|line| serde_json::from_str(line).ok()) {
-        return Ok(answer);
+    let printed = output(command, job.to_string().into_bytes(), LIMIT, MAX_ANSWER)
+        .map_err(|error| format!("`{name}` cannot be started: {error}"))?;
+    if let Some(outcome) = printed.stdout.lines().next().and_then(|line| serde_json::from_str(line).ok()) {
+        return Ok(outcome);
     }
-    let failed = match printed.status {
+    Ok(Outcome::Failed(match printed.status {
         None => format!("it did not end within {} s", LIMIT.as_secs()),
         // Python ends without a word when a limit kills it; bubblewrap says why it failed.
         Some(status) if status.success() => "it ended without an answer".to_string(),
@@ -161,20 +146,7 @@ fn ask(command: &mut Command, job: &Job<'_>) -> Result<Answer, String> {
             None => "it was killed for its time or memory".to_string(),
             Some(last) => return Err(format!("`{name}`: {last}")),
         },
-    };
-    Ok(Answer { failed: Some(failed), ..Answer::default() })
-}
-
-fn outcome(answer: Answer, why_not_run: Option<String>) -> Outcome {
-    match (answer, why_not_run) {
-        (Answer { syntax: Some(error), .. }, _) => Outcome::Syntax(error),
-        (Answer { parses: true, .. }, why) => Outcome::OnlyParsed(why.unwrap_or_default()),
-        // Without isolation only the syntax is read: that it was not told is not the answer's fault.
-        (Answer { failed: Some(error), .. }, Some(_)) => Outcome::Unavailable(error),
-        (Answer { failed: Some(error), .. }, None) => Outcome::Failed(error),
-        (Answer { function: Some(function), values, .. }, _) => Outcome::Ran { function, values },
-        _ => Outcome::Failed("it ended without an answer".to_string()),
-    }
+    }))
 }
 
 #[cfg(test)]
@@ -185,21 +157,11 @@ mod tests {
         Isolated.values(code, "fibonacci", 5)
     }
 
-    fn is_isolated() -> bool {
-        !matches!(run("def f(n): return n"), Outcome::OnlyParsed(_) | Outcome::Unavailable(_))
-    }
-
-    #[test]
-    fn what_is_no_python_is_said() {
-        let outcome = run("def f(:\n");
-        assert!(matches!(outcome, Outcome::Syntax(_) | Outcome::Unavailable(_)), "{outcome:?}");
-    }
-
     #[test]
     fn a_function_gives_its_values_and_can_do_no_harm() {
-        if !is_isolated() {
-            // The other half is what people get here: no untrusted code is run.
-            assert!(!matches!(run("def f(n): return n"), Outcome::Ran { .. } | Outcome::Failed(_)));
+        let outcome = run("def f(n): return n");
+        if matches!(outcome, Outcome::OnlyParsed(_) | Outcome::Unavailable(_)) {
+            // What people get where nothing isolates: no untrusted code is run.
             return;
         }
         let values = |code: &str| match run(code) {
@@ -225,7 +187,9 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_end_is_ended() {
+    fn what_is_no_python_is_said_and_what_does_not_end_is_ended() {
+        let outcome = run("def f(:\n");
+        assert!(matches!(outcome, Outcome::Syntax(_) | Outcome::Unavailable(_)), "{outcome:?}");
         let outcome = run("def f(n):\n while True: pass");
         assert!(!matches!(outcome, Outcome::Ran { .. }), "{outcome:?}");
     }

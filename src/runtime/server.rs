@@ -6,15 +6,16 @@
 //! `tools/server/server-models.cpp` (`LLAMA_SERVER_*`), b11434.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use regex::Regex;
+
 use super::client::{Endpoint, Input, Reply, Request};
-use super::log::{self, Event, LogReader, Serving, Stage};
-use super::process::{End, Process, Start, Stopped, never, output, pause, wait};
+use super::log::{self, LoadLog, Serving, Stage};
+use super::process::{End, Process, never, output, pause, temporary_folder, wait};
 use super::sampler::Watch;
 use super::worker::{free_port, reach};
 use super::{
@@ -76,11 +77,9 @@ impl Place {
     }
 }
 
-/// A llama-server that can be run here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
     pub program: PathBuf,
-    /// The line it says of its version.
     pub version: String,
     /// The N of bN; `None` when it does not say, or when it was built apart from llama.cpp's repository.
     pub number: Option<u32>,
@@ -102,42 +101,36 @@ impl Build {
     }
 }
 
+const NAME_IT: &str = "name llama.cpp's llama-server with --llama-server PATH or MOEPLAN_LLAMA_SERVER";
+
 /// Finds llama-server: the path that was named, `PATH`, then what `scripts/llama-server` has built. Every place that was
 /// looked at is in the error.
 pub fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
     if let Some(path) = named {
         let program = if path.is_dir() { path.join(program_name("llama-server")) } else { path.to_path_buf() };
-        return if is_program(&program) {
-            Ok(program)
-        } else {
-            Err(Error::new(Kind::Setup, format!("`{}` is not a program that can be run", program.display()))
-                .with_hint("name llama.cpp's llama-server with --llama-server PATH or MOEPLAN_LLAMA_SERVER"))
-        };
+        let message = || format!("`{}` is not a program that can be run", program.display());
+        return if is_program(&program) { Ok(program) } else { Err(Error::setup(message(), NAME_IT)) };
     }
     places().into_iter().next().map(|(_, program)| program).ok_or_else(|| {
         let built = built().map(|program| format!(", {}", program.display())).unwrap_or_default();
-        Error::new(Kind::Setup, format!("no llama-server was found (looked at PATH{built})")).with_hint(
-            "scripts/llama-server builds one; or name yours with --llama-server PATH or MOEPLAN_LLAMA_SERVER",
-        )
+        let hint = "scripts/llama-server builds one; or name yours with --llama-server PATH or MOEPLAN_LLAMA_SERVER";
+        Error::setup(format!("no llama-server was found (looked at PATH{built})"), hint)
     })
 }
 
 /// Every llama-server that can be run, in the order in which one is looked for when none is named.
 pub fn places() -> Vec<(Place, PathBuf)> {
-    let on_path =
-        std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
-    let on_path = on_path.map(|folder| (Place::Path, folder.join(program_name("llama-server"))));
-    let all = on_path.chain(built().map(|program| (Place::Cache, program)));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|folder| (Place::Path, folder.join(program_name("llama-server"))));
     let mut found: Vec<(Place, PathBuf)> = Vec::new();
-    for (place, program) in all.filter(|(_, program)| is_program(program)) {
-        if found.iter().all(|(_, known)| *known != program) {
+    for (place, program) in on_path.chain(built().map(|program| (Place::Cache, program))) {
+        if is_program(&program) && found.iter().all(|(_, known)| *known != program) {
             found.push((place, program));
         }
     }
     found
 }
 
-/// Where `scripts/llama-server` puts it.
 fn built() -> Option<PathBuf> {
     Some(crate::files::cache_folder()?.join(CACHE_FOLDER).join(program_name("llama-server")))
 }
@@ -170,8 +163,7 @@ pub fn probe(program: &Path) -> Result<Build, Error> {
     if !line.contains("version") {
         let program = program.display();
         let message = format!("`{program}` is not a llama-server: asked for its version it says `{line}`");
-        return Err(Error::new(Kind::Setup, message)
-            .with_hint("name llama.cpp's llama-server with --llama-server PATH or MOEPLAN_LLAMA_SERVER"));
+        return Err(Error::setup(message, NAME_IT));
     }
     let flags = flags(&help);
     let isa = if flags.contains("-lv") { picked(program)? } else { None };
@@ -185,12 +177,8 @@ fn picked(program: &Path) -> Result<Option<Isa>, Error> {
     let folder = std::fs::canonicalize(program).ok().and_then(|program| program.parent().map(Path::to_path_buf));
     let mut files = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let has_variants = files.any(|file| file.file_name().to_string_lossy().contains("ggml-cpu-"));
-    picked_of(if has_variants { ASKED } else { 1 }, || ask(program, &["-lv", "4", "--list-devices"]))
-}
-
-fn picked_of(attempts: usize, mut ask: impl FnMut() -> Result<String, Error>) -> Result<Option<Isa>, Error> {
-    for _ in 0..attempts {
-        let isa = variant(&ask()?);
+    for _ in 0..if has_variants { ASKED } else { 1 } {
+        let isa = variant(&ask(program, &["-lv", "4", "--list-devices"])?);
         if isa.is_some() {
             return Ok(isa);
         }
@@ -208,9 +196,8 @@ pub fn devices(program: &Path, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error>
 /// What a program prints, on both streams.
 fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
     let failed = |error| {
-        Error::new(Kind::Setup, format!("cannot ask `{}` for `{}`", program.display(), arguments.join(" ")))
-            .caused_by(error)
-            .with_hint("does it run by hand, with its libraries beside it?")
+        let message = format!("cannot ask `{}` for `{}`", program.display(), arguments.join(" "));
+        Error::setup(message, "does it run by hand, with its libraries beside it?").caused_by(error)
     };
     let mut command = Command::new(program);
     command.args(arguments);
@@ -243,11 +230,8 @@ fn variant(log: &str) -> Option<Isa> {
 
 /// The build's number in `version: 0.6.0-dev (build 11434, commit …)` or `version: 4567 (abcdef)`.
 fn number(line: &str) -> Option<u32> {
-    let after = line.split_once("build ").or_else(|| line.split_once("version: "))?.1;
-    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
-    let rest = after.get(digits.len()..)?;
-    let number = digits.parse().ok().filter(|_| !rest.starts_with('.'))?;
-    (number >= FIRST_RELEASE).then_some(number)
+    let groups = Regex::new(r"(?:build |version: )(\d+)(?:[^.\d]|$)").ok()?.captures(line)?;
+    groups.get(1)?.as_str().parse().ok().filter(|number| *number >= FIRST_RELEASE)
 }
 
 /// The flags of a help text: the words that begin its lines, up to the first that is none.
@@ -265,18 +249,15 @@ fn flags(help: &str) -> BTreeSet<String> {
 
 /// The variables here that llama-server would heed, sorted. `keeps_key` leaves [`API_KEY`] to it.
 fn to_remove(keeps_key: bool) -> Vec<String> {
-    heeded(std::env::vars_os().map(|(name, _)| name), keeps_key)
+    // A name that is not text is none of these.
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| is_heeded(name, keeps_key)).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn heeded(names: impl IntoIterator<Item = impl AsRef<OsStr>>, keeps_key: bool) -> Vec<String> {
-    let is_heeded = |name: &String| {
-        ["LLAMA_ARG_", "AIP_", "LLAMA_SERVER_"].iter().any(|start| name.starts_with(start))
-            || ["LLAMA_CACHE_DEBUG", "LLAMA_GRAPH_REUSE_DISABLE", "LLAMA_TRACE"].contains(&name.as_str())
-            || (name == API_KEY && !keeps_key)
-    };
-    // A name that is not text is none of these.
-    let names = names.into_iter().filter_map(|name| name.as_ref().to_str().map(str::to_string));
-    names.filter(is_heeded).collect::<BTreeSet<_>>().into_iter().collect()
+fn is_heeded(name: &str, keeps_key: bool) -> bool {
+    ["LLAMA_ARG_", "AIP_", "LLAMA_SERVER_"].iter().any(|start| name.starts_with(start))
+        || ["LLAMA_CACHE_DEBUG", "LLAMA_GRAPH_REUSE_DISABLE", "LLAMA_TRACE"].contains(&name)
+        || (name == API_KEY && !keeps_key)
 }
 
 /// llama.cpp's configuration files that exist: the system's, which cannot be kept from it, and the user's, which can.
@@ -290,19 +271,12 @@ pub struct ConfigFiles {
 
 impl ConfigFiles {
     pub fn here() -> Self {
-        let there = |file: &PathBuf| file.is_file();
-        let all = Self::of(std::env::var_os("XDG_CONFIG_HOME"), std::env::var_os("HOME"));
-        Self { system: all.system.filter(there), user: all.user.filter(there) }
-    }
-
-    /// Where llama.cpp looks for them, by two variables of the environment.
-    fn of(config_home: Option<OsString>, home: Option<OsString>) -> Self {
-        let of_user = config_home
+        let of_user = std::env::var_os("XDG_CONFIG_HOME")
             .filter(|folder| !folder.is_empty())
             .map(PathBuf::from)
-            .or_else(|| home.map(|home| Path::new(&home).join(".config")));
-        let file = |folder: &Path| folder.join("llama.cpp/config.ini");
-        Self { system: Some(file(Path::new("/etc"))), user: of_user.map(|folder| file(&folder)) }
+            .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".config")));
+        let file = |folder: PathBuf| Some(folder.join("llama.cpp/config.ini")).filter(|file| file.is_file());
+        Self { system: file("/etc".into()), user: of_user.and_then(file) }
     }
 }
 
@@ -311,7 +285,7 @@ impl ConfigFiles {
 fn arguments(build: &Build, run: &RunConfig, model: &Path, port: u16, extra: &[String]) -> Result<Vec<String>, Error> {
     if run.program != Program::Server {
         let message = format!("a command of {} cannot be launched on the server runtime", run.program.name());
-        return Err(Error::new(Kind::Setup, message).with_hint("use --runtime embedded"));
+        return Err(Error::setup(message, "use --runtime embedded"));
     }
     let mut words = vec!["-m".to_string(), model.display().to_string()];
     let speculates = extra.iter().any(|word| is_speculation(word));
@@ -372,35 +346,31 @@ fn for_build(build: &Build, group: &[String]) -> Result<Vec<String>, Error> {
     if let Some(words) = exchanged(build, group)? {
         return Ok(words);
     }
-    let flag = group.first().map_or("", String::as_str);
-    if build.takes(flag) {
-        return Ok(group.to_vec());
+    match group {
+        [flag, ..] if build.takes(flag) => Ok(group.to_vec()),
+        // A build that knows no fitting does none.
+        [flag, value] if flag == "-fit" && value == "off" => Ok(Vec::new()),
+        _ => Err(lacks(build, group)),
     }
-    // A build that knows no fitting does none.
-    if flag == "-fit" && group.get(1).is_some_and(|value| value == "off") {
-        return Ok(Vec::new());
-    }
-    Err(lacks(build, group))
 }
 
 /// How the file is read, in the build's own spelling; `None` when nothing is to be exchanged.
 fn exchanged(build: &Build, group: &[String]) -> Result<Option<Vec<String>>, Error> {
     let words: Vec<&str> = group.iter().map(String::as_str).collect();
-    match words.as_slice() {
+    let spelled: Vec<&str> = match words.as_slice() {
         ["-lm" | "--load-mode", mode] if !build.takes("--load-mode") => {
-            let old = LoadMode::of_word(mode).map_or(&[][..], flags::old_load_mode);
-            if old.iter().any(|flag| !build.takes(flag)) {
-                return Err(lacks(build, group));
-            }
-            Ok(Some(old.iter().map(ToString::to_string).collect()))
+            LoadMode::of_word(mode).map_or(&[][..], flags::old_load_mode).to_vec()
         }
-        [flag] if !build.takes(flag) && flags::new_load_mode(flag).is_some() => {
-            let new =
-                flags::new_load_mode(flag).filter(|_| build.takes("--load-mode")).ok_or_else(|| lacks(build, group))?;
-            Ok(Some(new.split(' ').map(str::to_string).collect()))
-        }
-        _ => Ok(None),
+        [flag] if !build.takes(flag) => match flags::new_load_mode(flag) {
+            Some(new) => new.split(' ').collect(),
+            None => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    if spelled.iter().any(|word| word.starts_with('-') && !build.takes(word)) {
+        return Err(lacks(build, group));
     }
+    Ok(Some(spelled.into_iter().map(str::to_string).collect()))
 }
 
 fn lacks(build: &Build, group: &[String]) -> Error {
@@ -446,11 +416,9 @@ impl Default for Limits {
 /// A llama-server that can be started, and how.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// The moeplan program, which supervises the server.
     pub moeplan: PathBuf,
     pub build: Build,
     pub limits: Limits,
-    /// Words after those of the launch.
     pub extra: Vec<String>,
     /// Where its log is kept; `None` = in a temporary place until it is stopped.
     pub log: Option<PathBuf>,
@@ -468,7 +436,6 @@ impl Server {
         Ok(Self { moeplan: super::this_program()?, ..Self::of(PathBuf::new(), build) })
     }
 
-    /// A server of `build` under the moeplan program `moeplan`.
     pub fn of(moeplan: PathBuf, build: Build) -> Self {
         Self {
             moeplan,
@@ -483,7 +450,6 @@ impl Server {
         }
     }
 
-    /// Whether its build has every flag of a launch.
     pub fn takes(&self, run: &RunConfig) -> bool {
         arguments(&self.build, run, Path::new(""), 0, &[]).is_ok()
     }
@@ -494,12 +460,11 @@ impl Server {
         }
     }
 
-    /// The RPC server that was built with it.
     pub fn rpc_program(&self) -> Result<PathBuf, Error> {
         let program = &self.build.program;
         beside(program, &["ggml-rpc-server", "rpc-server"]).ok_or_else(|| {
-            Error::new(Kind::Setup, format!("no ggml-rpc-server lies beside `{}`", program.display()))
-                .with_hint("build it beside llama-server (target ggml-rpc-server), as scripts/llama-server does")
+            let hint = "build it beside llama-server (target ggml-rpc-server), as scripts/llama-server does";
+            Error::setup(format!("no ggml-rpc-server lies beside `{}`", program.display()), hint)
         })
     }
 
@@ -526,42 +491,36 @@ impl Server {
             run.n_threads = Some(launch.n_threads);
         }
         let words = arguments(&self.build, &run, &launch.model, port, &self.extra)?;
-        let folder = Folder::new().map_err(|error| {
-            Error::new(Kind::Setup, "no temporary folder can be made").caused_by(error).with_hint("is the disk full?")
-        })?;
+        let folder = temporary_folder()?;
         let files = ConfigFiles::here();
         let remove = to_remove(self.keeps_key);
-        let mut set: Vec<(&str, OsString)> = Vec::new();
+        let mut command = Command::new(&self.build.program);
+        command.args(&words);
+        remove.iter().for_each(|name| {
+            command.env_remove(name);
+        });
         if files.user.is_some() {
             // An empty folder where it looks for the user's configuration.
-            set.push(("XDG_CONFIG_HOME", folder.path().into()));
+            command.env("XDG_CONFIG_HOME", folder.path());
         }
         if !run.rpc.is_empty() {
             // An RPC server on this computer needs the cores that idle threads would spin on.
-            set.push(("OMP_WAIT_POLICY", "passive".into()));
+            command.env("OMP_WAIT_POLICY", "passive");
         }
-        let command = std::iter::once((&self.build.program).into()).chain(words.iter().map(OsString::from)).collect();
         read_ahead(launch);
         let begin = Instant::now();
-        let process = Process::start(Start {
-            supervisor: &self.moeplan,
-            command,
-            set,
-            remove: remove.clone(),
-            log: self.log.clone(),
-            patience: self.limits.stop,
-        })?;
+        let mut client = Endpoint::new(&format!("http://{HOST}:{port}"))?;
+        (client.limit, client.interrupted) = (self.limits.request, self.interrupted);
         let mut running = Running {
-            process,
-            reader: LogReader::default(),
-            client: Endpoint::at(&format!("http://{HOST}:{port}")),
+            process: Process::start(&self.moeplan, &command, self.log.as_deref(), self.limits.stop)?,
+            log: LoadLog::default(),
+            client,
             load_time: Duration::ZERO,
             notes: notes(&remove, &files),
             command: words,
             server: self.clone(),
             _folder: folder,
         };
-        (running.client.limit, running.client.interrupted) = (self.limits.request, self.interrupted);
         running.wait_until_ready(begin)?;
         running.load_time = begin.elapsed();
         self.tell(Step::Ready);
@@ -598,7 +557,7 @@ fn read_ahead(launch: &Launch) {
 }
 
 fn needs_embedded(what: &str) -> Error {
-    Error::new(Kind::Setup, format!("{what} needs the embedded llama.cpp")).with_hint("use --runtime embedded")
+    Error::setup(format!("{what} needs the embedded llama.cpp"), "use --runtime embedded")
 }
 
 impl Runtime for Server {
@@ -640,41 +599,40 @@ impl Runtime for Server {
         self.tell(Step::WarmUp);
         let warm = ask(&mut running, 0, workload.n_generate.clamp(1, WARM_UP_TOKENS))?;
         let mut seen = Observation { finite: warm.finite, ..Observation::default() };
-        let mut replies: Vec<Reply> = Vec::new();
         let of = workload.repetitions.max(1);
         for number in 1..=of {
             self.tell(Step::Sample { number, of });
-            match ask(&mut running, number, workload.n_generate) {
+            let reply = match ask(&mut running, number, workload.n_generate) {
                 // What was measured before is kept.
                 Err(error) if error.is_interrupted() => {
                     seen.interrupted = true;
                     break;
                 }
-                reply => replies.push(reply?),
+                reply => reply?,
+            };
+            let timings = &reply.timings;
+            // Answers of a server that only embeds have no clock of their own.
+            let (n_prompt, pp) = match workload.prompt {
+                Prompt::Tokens(n) if embeds => (n, f64::from(n) / reply.whole.as_secs_f64()),
+                _ => (timings.prompt_n, timings.prompt_per_second),
+            };
+            seen.n_prompt = n_prompt;
+            seen.pp.push(pp);
+            seen.tg.extend((timings.predicted_n > 1).then_some(timings.predicted_per_second));
+            seen.first_token.extend(reply.first_token.map(|time| time.as_secs_f64()));
+            seen.finite &= reply.finite;
+            if number == 1 {
+                (seen.depth, seen.text, seen.tokens) = (timings.cache_n, reply.text, reply.tokens);
             }
+            seen.depth = seen.depth.min(timings.cache_n);
         }
         self.tell(Step::Ready);
         seen.process = watch.worked().process;
         running.stop();
         seen.device_used = watch.after();
-        for reply in &replies {
-            let timings = &reply.timings;
-            // Answers of a server that only embeds have no clock of their own.
-            (seen.n_prompt, seen.pp) = match workload.prompt {
-                Prompt::Tokens(n) if embeds => (n, [seen.pp, vec![f64::from(n) / reply.whole.as_secs_f64()]].concat()),
-                _ => (timings.prompt_n, [seen.pp, vec![timings.prompt_per_second]].concat()),
-            };
-            seen.tg.extend((timings.predicted_n > 1).then_some(timings.predicted_per_second));
-            seen.first_token.extend(reply.first_token.map(|time| time.as_secs_f64()));
-            seen.finite &= reply.finite;
-        }
-        seen.depth = replies.iter().map(|reply| reply.timings.cache_n).min().unwrap_or(0);
-        if let Some(first) = replies.into_iter().next() {
-            (seen.text, seen.tokens) = (first.text, first.tokens);
-        }
         let program = self.build.program.display().to_string();
         seen.command = [std::slice::from_ref(&program), running.command()].concat();
-        seen.load_seconds = running.load_time().as_secs_f64();
+        seen.load_seconds = running.load_time.as_secs_f64();
         let log = running.log();
         if log.buffers.is_empty() {
             return Err(silent_log());
@@ -685,17 +643,16 @@ impl Runtime for Server {
     }
 }
 
-/// A log does not hold what is measured from it.
 pub fn silent_log() -> Error {
-    Error::new(Kind::Setup, "llama-server's log shows no memory")
-        .with_hint("is the disk of its log full, or its verbosity changed after `--`?")
+    let hint = "is the disk of its log full, or its verbosity changed after `--`?";
+    Error::setup("llama-server's log shows no memory", hint)
 }
 
 /// A server that is up. Dropping it stops it, and so does the end of this process, however it comes.
 #[derive(Debug)]
 pub struct Running {
     process: Process,
-    reader: LogReader,
+    log: LoadLog,
     client: Endpoint,
     load_time: Duration,
     notes: Vec<String>,
@@ -711,7 +668,6 @@ impl Running {
         self.client.address()
     }
 
-    /// The words after the program that it was started with.
     pub fn command(&self) -> &[String] {
         &self.command
     }
@@ -730,21 +686,19 @@ impl Running {
         &self.notes
     }
 
-    pub fn log(&mut self) -> &log::LoadLog {
+    pub fn log(&mut self) -> &LoadLog {
         self.follow();
-        self.reader.log()
+        &self.log
     }
 
-    /// What its log says about requests, as far as it was read.
     pub fn serving(&self) -> &Serving {
-        self.reader.serving()
+        &self.log.serving
     }
 
     pub fn vocabulary(&self) -> Result<u32, Error> {
         self.client.vocabulary()
     }
 
-    /// Completes a prompt; the answer, or what became of the server.
     pub fn complete(&mut self, request: &Request) -> Result<Reply, Error> {
         let client = self.client.clone();
         self.watched(|meanwhile| client.complete(request, meanwhile))
@@ -764,23 +718,22 @@ impl Running {
         self.follow();
         match answer.as_ref().err().map(|error| &error.kind) {
             // The connection broke: if it has ended, that is seen a moment later.
-            Some(Kind::BadAnswer) => {
-                if let Ok(end) = wait(UNTIL_END_IS_SEEN, never, |time| self.process.ends_within(time)) {
-                    return Err(self.why_it_ended(DOING, end));
-                }
-            }
+            Some(Kind::BadAnswer) => match self.process.ends_within(UNTIL_END_IS_SEEN) {
+                Some(end) => Err(self.why_it_ended(DOING, end)),
+                None => answer,
+            },
             Some(Kind::Interrupted | Kind::TimedOut) => {
                 self.stop();
+                answer
             }
-            _ => {}
+            _ => answer,
         }
-        answer
     }
 
     /// How it ended, if it has. Reads its log on.
     pub fn ended(&mut self) -> Option<End> {
         self.follow();
-        self.process.ended()
+        self.process.ends_within(Duration::ZERO)
     }
 
     /// Stops it, politely at first, and returns how it ended; its log is then whole ([`Self::log`]).
@@ -794,7 +747,7 @@ impl Running {
     pub fn why_it_ended(&mut self, doing: &'static str, end: End) -> Error {
         while self.follow() {}
         let log = self.process.log.tail();
-        match self.reader.log().failure() {
+        match self.log.failure() {
             Some(failure) => Error::failed(failure, end, log),
             None => Error::died("llama-server", doing, end, log),
         }
@@ -807,44 +760,48 @@ impl Running {
             if let Some(echo) = self.server.echo {
                 echo(line);
             }
-            match self.reader.line(line) {
-                Some(Event::Stage(stage)) if stage < Stage::Ready => self.server.tell(Step::Loading(stage)),
-                Some(Event::Listening(address)) if self.load_time.is_zero() => self.moved_to(&address),
-                _ => {}
+            let before = self.log.stage;
+            self.log.line(line);
+            if self.log.stage > before && self.log.stage < Stage::Ready {
+                self.server.tell(Step::Loading(self.log.stage));
             }
         }
         !lines.is_empty()
     }
 
-    /// Takes the address that it says it listens on: the person may have named another port or all interfaces.
-    fn moved_to(&mut self, address: &str) {
-        self.client.base = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
-    }
-
     fn wait_until_ready(&mut self, begin: Instant) -> Result<(), Error> {
         const DOING: &str = "loading";
         let Limits { load, stall, .. } = self.server.limits;
-        let mut asked = begin;
-        let mut pulse = Pulse::new(self.process.id());
+        let (mut asked, mut looked, mut moved, mut work_seen) = (begin, begin, Instant::now(), None);
         let answer = wait(load, self.server.interrupted, |time| {
             if self.follow() {
-                pulse.last = Instant::now();
+                moved = Instant::now();
             }
-            if let Some(end) = self.process.ended() {
+            if let Some(end) = self.process.ends_within(Duration::ZERO) {
                 return Some(Err(self.why_it_ended(DOING, end)));
             }
-            let listens = self.reader.log().listening.is_some();
-            if listens && !self.url().starts_with("http://") {
-                // TLS or a socket of the file system, as the person asked: its word must do.
-                return Some(Ok(()));
+            if let Some(address) = &self.log.listening {
+                // The person may have named another port or all interfaces.
+                self.client.base = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+                if !address.starts_with("http://") {
+                    // TLS or a socket of the file system, as the person asked: its word must do.
+                    return Some(Ok(()));
+                }
             }
-            if listens || asked.elapsed() > ASK_ANYWAY {
+            if self.log.listening.is_some() || asked.elapsed() > ASK_ANYWAY {
                 if self.client.is_ready() {
                     return Some(Ok(()));
                 }
                 asked = Instant::now();
             }
-            if pulse.has_stopped_for() > stall {
+            if looked.elapsed() > LOOK_AT_PROCESS {
+                looked = Instant::now();
+                let now = work(self.process.id());
+                if now != work_seen {
+                    (work_seen, moved) = (now, looked);
+                }
+            }
+            if moved.elapsed() > stall {
                 let log = self.process.log.tail();
                 let seconds = stall.as_secs();
                 let message =
@@ -855,42 +812,11 @@ impl Running {
             }
             pause(time)
         });
-        answer.unwrap_or_else(|stopped| {
-            Err(match stopped {
-                Stopped::Interrupted => Error::interrupted(),
-                Stopped::TimedOut => Error::timed_out("llama-server", DOING, load, Vec::new()),
-            })
-        })
+        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", DOING, load, Vec::new())))
     }
 }
 
-/// Whether a process moves: its log grows, it computes, or its memory changes.
-struct Pulse {
-    process: u32,
-    seen: Option<(u64, u64)>,
-    looked: Instant,
-    last: Instant,
-}
-
-impl Pulse {
-    fn new(process: u32) -> Self {
-        let now = Instant::now();
-        Self { process, seen: None, looked: now, last: now }
-    }
-
-    fn has_stopped_for(&mut self) -> Duration {
-        if self.looked.elapsed() > LOOK_AT_PROCESS {
-            self.looked = Instant::now();
-            let now = work(self.process);
-            if now != self.seen {
-                (self.seen, self.last) = (now, self.looked);
-            }
-        }
-        self.last.elapsed()
-    }
-}
-
-/// Processor time and resident pages of a process; where they cannot be read, only the log tells.
+/// Processor time and resident pages of a process; where they cannot be read, only the log tells whether it moves.
 #[cfg(target_os = "linux")]
 fn work(process: u32) -> Option<(u64, u64)> {
     let stat = procfs::process::Process::new(i32::try_from(process).ok()?).ok()?.stat().ok()?;
@@ -911,14 +837,14 @@ pub fn bench(
     interrupted: fn() -> bool,
 ) -> Result<Vec<BenchRow>, Error> {
     let name = format!("`llama-bench {}`", words.join(" "));
-    let mut command: Vec<OsString> = vec![program.into(), "-m".into(), model.into()];
-    command.extend(words.iter().map(OsString::from));
-    command.extend(["-r", "2", "-o", "jsonl"].map(OsString::from));
-    let mut process = Process::start_quiet(&super::this_program()?, command, Vec::new(), to_remove(false))?;
-    let end = wait(limit, interrupted, |time| process.ends_within(time)).map_err(|stopped| match stopped {
-        Stopped::Interrupted => Error::interrupted(),
-        Stopped::TimedOut => Error::new(Kind::TimedOut, format!("{name} was stopped after {} s", limit.as_secs())),
-    })?;
+    let mut command = Command::new(program);
+    command.arg("-m").arg(model).args(words).args(["-r", "2", "-o", "jsonl"]);
+    for name in to_remove(false) {
+        command.env_remove(name);
+    }
+    let mut process = Process::start(&super::this_program()?, &command, None, Duration::ZERO)?;
+    let end = wait(limit, interrupted, |time| process.ends_within(time))
+        .map_err(|stopped| Error::stopped(stopped, &name, "measuring", limit, Vec::new()))?;
     let lines: Vec<String> =
         std::iter::repeat_with(|| process.log.new_lines()).take_while(|new| !new.is_empty()).flatten().collect();
     if end != End::Code(0) {
@@ -934,7 +860,7 @@ mod tests {
     use crate::suggest::Hint as _;
 
     #[test]
-    fn a_version_has_a_number_only_where_it_is_a_release() {
+    fn a_program_says_what_it_is() {
         for (line, expected) in [
             ("version: 0.6.0-dev (build 11434, commit sdist-11434)", Some(11434)),
             ("version: 0.1.0-dev (build 1, commit 7e4c0a9)", None),
@@ -944,107 +870,65 @@ mod tests {
         ] {
             assert_eq!(number(line), expected, "{line}");
         }
-    }
-
-    #[test]
-    fn the_variant_that_was_loaded_says_what_is_repacked() {
-        let line = |name: &str| format!("0.00 I load_backend: loaded CPU backend from /x/libggml-cpu-{name}.so\n");
-        let dll = |name: &str| line(name).replace(".so", std::env::consts::DLL_SUFFIX);
-        assert_eq!(variant(&dll("icelake")), Some(Isa::X86Avx512));
-        assert_eq!(variant(&dll("sapphirerapids")), Some(Isa::X86Amx));
-        assert_eq!(variant(&dll("armv8.2_1")), Some(Isa::ArmNeon));
-        assert_eq!(variant(&dll("quantum")), None);
-        assert_eq!(variant("no backend"), None);
-    }
-
-    #[test]
-    fn a_program_that_ends_before_its_log_is_asked_again() {
-        for (silent, attempts, expected, asked) in [
-            (0, ASKED, Some(Isa::X86Avx512), 1),
-            (2, ASKED, Some(Isa::X86Avx512), 3),
-            (9, ASKED, None, ASKED),
-            (1, 1, None, 1),
+        for (name, expected) in [
+            ("icelake", Some(Isa::X86Avx512)),
+            ("sapphirerapids", Some(Isa::X86Amx)),
+            ("armv8.2_1", Some(Isa::ArmNeon)),
+            ("quantum", None),
         ] {
-            let mut n = 0;
-            let isa = picked_of(attempts, || {
-                n += 1;
-                Ok(if n > silent {
-                    "libggml-cpu-zen4.so\n".replace(".so", std::env::consts::DLL_SUFFIX)
-                } else {
-                    String::new()
-                })
-            });
-            assert_eq!((isa.unwrap(), n), (expected, asked), "{silent} silent of {attempts}");
+            let end = std::env::consts::DLL_SUFFIX;
+            let line = format!("0.00 I load_backend: loaded CPU backend from /x/libggml-cpu-{name}{end}\n");
+            assert_eq!(variant(&line), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn flags_are_what_begins_a_line_of_the_help() {
+        assert_eq!(variant("no backend"), None);
         let help = "----- common params -----\n\n-h,    --help, --usage                  print usage and exit\n\
             -lm,   --load-mode MODE                 as --no-mmap did\n                                        --not-this\n\
             --perf, --no-perf                       whether\n-c N\n";
         let found: Vec<String> = flags(help).into_iter().collect();
         assert_eq!(found, ["--help", "--load-mode", "--no-perf", "--perf", "--usage", "-c", "-h", "-lm"]);
-    }
-
-    #[test]
-    fn a_server_that_is_not_there_is_named() {
         let error = find(Some(Path::new("/nowhere/llama-server"))).unwrap_err();
         assert!(error.to_string().contains("/nowhere/llama-server"), "{error}");
     }
 
-    fn build(flags: &[&str]) -> Build {
-        Build {
+    /// The words for a build with these flags, or why there are none.
+    fn words(build: &[&str], run: &RunConfig, extra: &[&str]) -> Result<String, Error> {
+        let build = Build {
             program: "llama-server".into(),
             version: "version: 0 (test)".into(),
             number: Some(11434),
-            flags: flags.iter().map(ToString::to_string).collect(),
+            flags: build.iter().map(ToString::to_string).collect(),
             isa: Isa::default(),
-        }
-    }
-
-    fn run() -> RunConfig {
-        RunConfig { load_mode: LoadMode::None, fit: false, n_ctx: 256, ..RunConfig::default() }
+        };
+        let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
+        Ok(arguments(&build, run, Path::new("m.gguf"), 9, &extra)?.join(" "))
     }
 
     #[test]
     fn each_build_gets_its_own_spelling() {
-        let new = build(&["-c", "-lm", "--load-mode", "-fit", "--port", "--host"]);
-        let old = build(&["-c", "--no-mmap", "--port", "--host"]);
-        let of = |build: &Build, extra: &[&str]| {
-            let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
-            arguments(build, &run(), Path::new("m.gguf"), 9, &extra).unwrap().join(" ")
-        };
-        assert_eq!(
-            of(&new, &["--no-mmap", "--jinja"]),
-            "-m m.gguf -c 256 -lm none -fit off --host 127.0.0.1 --port 9 --load-mode none --jinja"
-        );
-        assert_eq!(of(&old, &["-lm", "none"]), "-m m.gguf -c 256 --no-mmap --host 127.0.0.1 --port 9 --no-mmap");
-        assert_eq!(
-            of(&build(&[]), &[]),
-            "-m m.gguf -c 256 -lm none -fit off --host 127.0.0.1 --port 9 -lv 4 --offline"
-        );
-    }
-
-    #[test]
-    fn what_a_build_lacks_is_refused_with_the_flag() {
-        let error = arguments(&build(&["-c"]), &run(), Path::new("m.gguf"), 9, &[]).unwrap_err();
-        assert_eq!(error.to_string(), "llama.cpp b11434 has no `-lm none`");
+        let run = RunConfig { load_mode: LoadMode::None, fit: false, n_ctx: 256, ..RunConfig::default() };
+        let new: &[&str] = &["-c", "-lm", "--load-mode", "-fit", "--port", "--host"];
+        let old: &[&str] = &["-c", "--no-mmap", "--port", "--host"];
+        for (build, extra, expected) in [
+            (new, &["--no-mmap", "--jinja"][..], "-lm none -fit off --host H --port 9 --load-mode none --jinja"),
+            (old, &["-lm", "none"], "--no-mmap --host H --port 9 --no-mmap"),
+            (&[], &[], "-lm none -fit off --host H --port 9 -lv 4 --offline"),
+        ] {
+            let expected = format!("-m m.gguf -c 256 {}", expected.replace('H', HOST));
+            assert_eq!(words(build, &run, extra).unwrap(), expected);
+        }
         let moe = RunConfig { moe_cache_mib: 64, fit: true, ..RunConfig::default() };
-        let error = arguments(&build(&["-c"]), &moe, Path::new("m.gguf"), 9, &[]).unwrap_err();
-        assert!(error.to_string().contains("--moe-cache-mib 64"), "{error}");
-        assert!(error.hint().is_some_and(|hint| hint.contains("--llama-server")));
-    }
-
-    #[test]
-    fn what_a_command_says_of_speculation_is_said_once() {
-        let run = RunConfig { n_draft: 16, ..run() };
-        let of = |extra: &[&str]| {
-            let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
-            arguments(&build(&[]), &run, Path::new("m.gguf"), 9, &extra).unwrap().join(" ")
-        };
-        assert!(of(&["--jinja"]).contains("--spec-type ngram-mod"), "{}", of(&["--jinja"]));
-        let own = of(&["--spec-type", "ngram-simple"]);
+        for (run, lacking) in [(&run, "llama.cpp b11434 has no `-lm none`"), (&moe, "--moe-cache-mib 64")] {
+            let error = words(&["-c"], run, &[]).unwrap_err();
+            assert!(error.to_string().contains(lacking), "{error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("--llama-server")));
+        }
+        let bench = RunConfig { program: Program::Bench, ..RunConfig::default() };
+        let error = words(&[], &bench, &[]).unwrap_err();
+        assert!(error.is_of_every_launch() && error.to_string().contains("llama-bench"), "{error}");
+        // What a command says of speculation is said once.
+        let draft = RunConfig { n_draft: 16, ..run };
+        assert!(words(&[], &draft, &["--jinja"]).unwrap().contains("--spec-type ngram-mod"));
+        let own = words(&[], &draft, &["--spec-type", "ngram-simple"]).unwrap();
         assert!(own.ends_with("--spec-type ngram-simple") && !own.contains("ngram-mod"), "{own}");
     }
 
@@ -1054,48 +938,11 @@ mod tests {
         let (taken, left_out) = measurable(&words.map(str::to_string));
         assert_eq!(taken, ["--jinja", "--temp", "0.5"]);
         assert_eq!(left_out, ["-lv", "--api-key", "--no-log-prefix"]);
-    }
-
-    #[test]
-    fn a_command_of_another_program_is_refused() {
-        let bench = RunConfig { program: Program::Bench, ..RunConfig::default() };
-        let error = arguments(&build(&[]), &bench, Path::new("m.gguf"), 9, &[]).unwrap_err();
-        assert!(error.is_of_every_launch() && error.to_string().contains("llama-bench"), "{error}");
-    }
-
-    #[test]
-    fn what_llama_server_heeds_is_taken_away() {
-        let names = ["PATH", "LLAMA_ARG_N_CPU_MOE", "AIP_HTTP_PORT", "LLAMA_API_KEY", "CUDA_VISIBLE_DEVICES"];
-        assert_eq!(heeded(names, false), ["AIP_HTTP_PORT", "LLAMA_API_KEY", "LLAMA_ARG_N_CPU_MOE"]);
-        assert_eq!(heeded(names, true), ["AIP_HTTP_PORT", "LLAMA_ARG_N_CPU_MOE"]);
-    }
-
-    #[test]
-    fn llama_cpp_has_two_configuration_files() {
-        let files = |config: Option<&str>, home: Option<&str>| {
-            let files = ConfigFiles::of(config.map(OsString::from), home.map(OsString::from));
-            assert_eq!(files.system.as_deref(), Some(Path::new("/etc/llama.cpp/config.ini")));
-            files.user.map(|file| file.display().to_string())
-        };
-        assert_eq!(files(Some("/c"), Some("/h")).as_deref(), Some("/c/llama.cpp/config.ini"));
-        assert_eq!(files(Some(""), Some("/h")).as_deref(), Some("/h/.config/llama.cpp/config.ini"));
-        assert_eq!(files(None, None), None);
-    }
-
-    #[test]
-    fn what_is_kept_from_a_server_is_told() {
+        let heeded = ["LLAMA_ARG_N_CPU_MOE", "AIP_HTTP_PORT", "LLAMA_SERVER_X"];
+        assert!(heeded.into_iter().all(|name| is_heeded(name, true)));
+        assert!(!["PATH", "CUDA_VISIBLE_DEVICES"].into_iter().any(|name| is_heeded(name, false)));
+        assert!(is_heeded("LLAMA_API_KEY", false) && !is_heeded("LLAMA_API_KEY", true));
         let files = ConfigFiles { system: Some("/etc/x".into()), user: Some("/home/me/y".into()) };
         assert_eq!(notes(&["LLAMA_ARG_X".to_string()], &files).len(), 3);
-    }
-
-    #[test]
-    fn a_model_is_asked_for_and_a_missing_one_does_no_harm() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(1 << 20).unwrap();
-        for model in [file.path(), Path::new("/nowhere/at/all")] {
-            let mut machine = super::super::machine_of(&[]);
-            machine.host.ram = Some(crate::bytes::Bytes::mib(2));
-            read_ahead(&Launch { model: model.to_path_buf(), run: RunConfig::default(), machine, n_threads: 0 });
-        }
     }
 }

@@ -1,6 +1,5 @@
 //! The embedded llama.cpp in a child process: a question a line on its standard input, an answer a line on its standard output. [I/O]
 
-use std::ffi::OsString;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,8 +7,9 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::process::{Log, Peer, Process, Stopped, never, pause, wait};
+use super::process::{Log, Peer, Process, never, pause, wait};
 use super::{DeviceInfo, Echo, End, Error, Kind, Launch, Observation, Projection, Runtime, Workload, telling};
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Machine};
@@ -26,7 +26,7 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// What the worker puts before each answer, since llama.cpp prints lines of its own to standard output.
 const MARK: &str = "moeplan-worker ";
 
-/// A question to the worker.
+/// A question to the worker, which answers with its value, or with the words of llama.cpp's refusal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
@@ -42,17 +42,6 @@ pub enum Request {
     Sleep(u64),
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reply {
-    Devices(Vec<DeviceInfo>),
-    Projection(Projection),
-    Observation(Box<Observation>),
-    /// llama.cpp refused: what it was doing.
-    Refused(String),
-}
-
-/// A running worker. Killed when dropped.
 #[derive(Debug)]
 pub struct Worker {
     peer: Peer,
@@ -67,9 +56,8 @@ impl Worker {
     }
 
     /// Asks one question and waits for the answer, at most `limit`; `doing` says it in errors.
-    pub fn ask(&mut self, request: &Request, doing: &str, limit: Duration) -> Result<Reply, Error> {
+    pub fn ask(&mut self, request: &Request, doing: &str, limit: Duration) -> Result<Value, Error> {
         const WHO: &str = "llama.cpp";
-        let bad = |error| Error::bad_answer("the worker", error);
         self.peer.say(&serde_json::to_string(request).map_err(bad)?);
         let answer = wait(limit, self.interrupted, |time| {
             let line = self.peer.lines.recv_timeout(time);
@@ -80,29 +68,23 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => Some(None),
             }
         });
-        match answer {
-            Ok(Some(line)) => match serde_json::from_str(&line).map_err(bad)? {
-                Reply::Refused(words) => {
-                    self.follow();
-                    let log = self.log.tail();
+        // What is waited for no longer is killed, and has then told all.
+        let end = match &answer {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(self.peer.child.wait().map_or(End::Unseen, End::from)),
+            Err(_) => Some(self.peer.kill()),
+        };
+        self.follow();
+        let log = self.log.tail();
+        match (answer, end) {
+            (Ok(Some(line)), _) => {
+                serde_json::from_str::<Result<Value, String>>(&line).map_err(bad)?.map_err(|words| {
                     let message = format!("llama.cpp refused: {words} while {doing}{}", telling(&log));
-                    Err(Error { log, ..Error::new(Kind::Refused(words), message).with_hint(super::SEE_LOG) })
-                }
-                reply => Ok(reply),
-            },
-            Ok(None) => {
-                let end = self.peer.child.wait().map_or(End::Unseen, End::from);
-                self.follow();
-                Err(Error::died(WHO, doing, end, self.log.tail()))
-            }
-            Err(stopped) => {
-                self.peer.kill();
-                self.follow();
-                Err(match stopped {
-                    Stopped::Interrupted => Error::interrupted(),
-                    Stopped::TimedOut => Error::timed_out(WHO, doing, limit, self.log.tail()),
+                    Error { log, ..Error::new(Kind::Refused(words), message).with_hint(super::SEE_LOG) }
                 })
             }
+            (Err(stopped), _) => Err(Error::stopped(stopped, WHO, doing, limit, log)),
+            (Ok(None), end) => Err(Error::died(WHO, doing, end.unwrap_or(End::Unseen), log)),
         }
     }
 
@@ -111,10 +93,7 @@ impl Worker {
         let mut launch = launch.clone();
         launch.run.load_mode = LoadMode::None;
         let doing = format!("projecting `{}`", launch.model.display());
-        match self.ask(&Request::Project(launch), &doing, PROJECT_LIMIT)? {
-            Reply::Projection(projection) => Ok(projection),
-            other => Err(unasked(&other)),
-        }
+        serde_json::from_value(self.ask(&Request::Project(launch), &doing, PROJECT_LIMIT)?).map_err(bad)
     }
 
     pub fn is_alive(&mut self) -> bool {
@@ -131,14 +110,14 @@ impl Worker {
     }
 }
 
-fn unasked(reply: &Reply) -> Error {
-    Error::bad_answer("the worker", format!("`{reply:?}` was not asked for"))
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn bad(error: serde_json::Error) -> Error {
+    Error::bad_answer("the worker", error)
 }
 
 /// The llama.cpp that is linked into this program, each time in a process of its own.
 #[derive(Debug, Clone)]
 pub struct Embedded {
-    /// The moeplan program to run as a worker.
     pub program: PathBuf,
     pub limit: Duration,
     pub echo: Option<Echo>,
@@ -163,9 +142,8 @@ impl Embedded {
         rpc.iter().try_for_each(|endpoint| reach(endpoint))?;
         // The worker's log, unlinked at once.
         let log = tempfile::NamedTempFile::new().and_then(|file| Ok((file.reopen()?, file.into_file())));
-        let (read, written) = log.map_err(|error| {
-            Error::new(Kind::Setup, "cannot keep llama.cpp's log").caused_by(error).with_hint("is the disk full?")
-        })?;
+        let (read, written) =
+            log.map_err(|error| Error::setup("cannot keep llama.cpp's log", "is the disk full?").caused_by(error))?;
         let mut command = Command::new(&self.program);
         command.arg("worker");
         if !rpc.is_empty() {
@@ -179,10 +157,7 @@ impl Embedded {
 impl Runtime for Embedded {
     fn devices(&self, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error> {
         let request = Request::Devices { rpc: rpc.to_vec() };
-        match self.worker(rpc)?.ask(&request, "listing devices", PROJECT_LIMIT)? {
-            Reply::Devices(devices) => Ok(devices),
-            other => Err(unasked(&other)),
-        }
+        serde_json::from_value(self.worker(rpc)?.ask(&request, "listing devices", PROJECT_LIMIT)?).map_err(bad)
     }
 
     fn project(&self, launches: &[Launch]) -> Vec<Result<Projection, Error>> {
@@ -203,10 +178,8 @@ impl Runtime for Embedded {
     fn generate(&self, launch: &Launch, workload: &Workload) -> Result<Observation, Error> {
         let mut worker = self.worker(&launch.endpoints())?;
         let doing = format!("running `{}`", launch.model.display());
-        let mut seen = match worker.ask(&Request::Generate(launch.clone(), workload.clone()), &doing, self.limit)? {
-            Reply::Observation(seen) => *seen,
-            other => return Err(unasked(&other)),
-        };
+        let request = Request::Generate(launch.clone(), workload.clone());
+        let mut seen: Observation = serde_json::from_value(worker.ask(&request, &doing, self.limit)?).map_err(bad)?;
         if seen.mapped_span.0 > 0 {
             // A mapped buffer is the file's span; what is asked for is the sum of its tensors, which a projection has.
             let exact = worker.project(launch)?.by_device();
@@ -239,28 +212,33 @@ pub fn serve() -> anyhow::Result<()> {
         let mut new = rpc.into_iter().filter(|endpoint| known.insert(endpoint.clone()));
         new.try_for_each(|endpoint| embedded::add_rpc(&endpoint))
     };
-    let mut answer = |request| match request {
-        Request::Devices { rpc } => connect(rpc).map(|()| Reply::Devices(embedded::devices())),
-        Request::Project(launch) => {
-            connect(launch.endpoints()).and_then(|()| embedded::project(&launch)).map(Reply::Projection)
-        }
-        Request::Generate(launch, workload) => connect(launch.endpoints())
-            .and_then(|()| embedded::generate(&launch, &workload))
-            .map(|seen| Reply::Observation(Box::new(seen))),
-        Request::Crash => std::process::abort(),
-        Request::Sleep(seconds) => {
-            std::thread::sleep(Duration::from_secs(seconds));
-            Ok(Reply::Devices(Vec::new()))
-        }
+    let mut answer = |line: &str| -> Result<Value, String> {
+        let value =
+            match serde_json::from_str(line).map_err(|error| format!("the question is not understood: {error}"))? {
+                Request::Devices { rpc } => {
+                    connect(rpc)?;
+                    serde_json::to_value(embedded::devices())
+                }
+                Request::Project(launch) => {
+                    connect(launch.endpoints())?;
+                    serde_json::to_value(embedded::project(&launch)?)
+                }
+                Request::Generate(launch, workload) => {
+                    connect(launch.endpoints())?;
+                    serde_json::to_value(embedded::generate(&launch, &workload)?)
+                }
+                Request::Crash => std::process::abort(),
+                Request::Sleep(seconds) => {
+                    std::thread::sleep(Duration::from_secs(seconds));
+                    Ok(Value::Null)
+                }
+            };
+        value.map_err(|error| error.to_string())
     };
     for line in requests {
-        let reply = match serde_json::from_str(&line) {
-            Ok(request) => answer(request).unwrap_or_else(Reply::Refused),
-            Err(error) => Reply::Refused(format!("the question is not understood: {error}")),
-        };
         // llama.cpp's own lines may have left the line unfinished.
         let mut out = std::io::stdout().lock();
-        writeln!(out, "\n{MARK}{}", serde_json::to_string(&reply)?)?;
+        writeln!(out, "\n{MARK}{}", serde_json::to_string(&answer(&line))?)?;
         out.flush()?;
     }
     Ok(())
@@ -284,8 +262,8 @@ pub(super) fn reach(endpoint: &str) -> Result<(), Error> {
     });
     connected.map_err(|error| {
         Error::new(Kind::Unreachable, format!("no RPC server answers at `{endpoint}`"))
-            .caused_by(error)
             .with_hint("start one there with `ggml-rpc-server -H HOST -p PORT`")
+            .caused_by(error)
     })
 }
 
@@ -293,9 +271,7 @@ pub(super) fn reach(endpoint: &str) -> Result<(), Error> {
 pub(super) fn free_port() -> Result<u16, Error> {
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     address.map(|address| address.port()).map_err(|error| {
-        Error::new(Kind::Setup, "no free port could be had at 127.0.0.1")
-            .caused_by(error)
-            .with_hint("is a loopback address allowed here?")
+        Error::setup("no free port could be had at 127.0.0.1", "is a loopback address allowed here?").caused_by(error)
     })
 }
 
@@ -321,7 +297,6 @@ pub struct RpcServer {
 }
 
 impl RpcServer {
-    /// Starts one on a free loopback port, with `n_threads` threads.
     pub fn start(program: impl Into<RpcProgram>, n_threads: u32) -> Result<Self, Error> {
         let RpcProgram { moeplan, ggml } = program.into();
         if ggml.is_none() && !cfg!(feature = "embedded") {
@@ -332,14 +307,14 @@ impl RpcServer {
         for _ in 0..PORT_ATTEMPTS {
             let port = free_port()?.to_string();
             let endpoint = format!("127.0.0.1:{port}");
-            let (program, words) = match &ggml {
-                Some(program) => (program, vec!["-H", "127.0.0.1", "-p", &port, "-t", &threads]),
-                None => (&moeplan, vec!["worker", "--rpc-server", &endpoint, "--threads", &threads]),
+            let mut command = Command::new(ggml.as_ref().unwrap_or(&moeplan));
+            match &ggml {
+                Some(_) => command.args(["-H", "127.0.0.1", "-p", &port, "-t", &threads]),
+                None => command.args(["worker", "--rpc-server", &endpoint, "--threads", &threads]),
             };
-            let command = std::iter::once(program.into()).chain(words.iter().map(OsString::from)).collect();
-            let set = vec![("OMP_WAIT_POLICY", "passive".into())];
-            let mut process = Process::start_quiet(&moeplan, command, set, Vec::new())?;
-            let listens = wait(START_LIMIT, never, |time| match process.ended() {
+            command.env("OMP_WAIT_POLICY", "passive");
+            let mut process = Process::start(&moeplan, &command, None, Duration::ZERO)?;
+            let listens = wait(START_LIMIT, never, |time| match process.ends_within(Duration::ZERO) {
                 Some(_) => Some(false),
                 None if reach(&endpoint).is_ok() => Some(true),
                 None => pause(time),
@@ -350,7 +325,7 @@ impl RpcServer {
             log = process.log.new_lines();
         }
         let message = format!("the local RPC server did not start{}", telling(&log));
-        Err(Error::new(Kind::Setup, message).with_hint("is a loopback address allowed here?"))
+        Err(Error::setup(message, "is a loopback address allowed here?"))
     }
 
     pub fn endpoint(&self) -> &str {
@@ -365,21 +340,8 @@ impl RpcServer {
 /// A machine of `n` software devices that have no server yet ([`bind_software_devices`] starts them). `total` is the
 /// budget of each.
 pub fn software_machine(n: u16, total: Bytes) -> Machine {
-    let device = |i| {
-        let name = format!("RPC{i}");
-        Device {
-            buffer: name.clone(),
-            name,
-            backend: Backend::Rpc,
-            description: Some("software device".to_string()),
-            total,
-            free: total,
-            sold_as: None,
-            overhead: None,
-            calibration: None,
-            rates: None,
-        }
-    };
+    let description = Some("software device".to_string());
+    let device = |i| Device { description: description.clone(), ..Device::new(format!("RPC{i}"), Backend::Rpc, total) };
     Machine { devices: (0..n).map(device).collect(), host: Host::default() }
 }
 

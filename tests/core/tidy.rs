@@ -198,7 +198,7 @@ const READING: [&str; 20] = [
     "src/report/page/mod.rs",
     "src/rules.rs",
     "src/run/mod.rs",
-    "src/runtime/log/mod.rs",
+    "src/runtime/log.rs",
     "src/runtime/mod.rs",
     "src/speed/samples.rs",
     "src/suite/llama_bench.rs",

@@ -5,5 +5,6 @@ mod support;
 
 mod embedded;
 mod loader;
+mod fit;
 mod oracle;
 mod oracle_random;

@@ -80,13 +80,29 @@ pub fn inspect(args: &WhatIfArgs, model: &Path, with_tensors: bool, output: &Out
     let gguf = model_arg::open(model, output)?;
     let (shown, first) = (model_arg::shown(model, &gguf), first_file(model, &gguf));
     let model = Model::from_gguf(gguf)?;
+    let types: BTreeMap<&str, GgmlType> =
+        model.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.ty)).collect();
+    let tensor = |tensor: &Tensor| TensorRow {
+        name: tensor.name.clone(),
+        from: types.get(tensor.name.as_str()).copied().unwrap_or(tensor.ty),
+        ty: tensor.ty,
+        bytes: tensor.bytes,
+    };
     let (mut recipes, mut refused) = (Vec::new(), Vec::new());
     for recipe in args.recipes() {
         match args.variant(&model, &shown, &first, recipe) {
-            Ok(variant) => {
-                let mut row = Row::of(&variant);
-                row.tensors = with_tensors.then(|| tensor_rows(&model, &variant.model));
-                recipes.push(row);
+            Ok(Variant { model, path, what_if }) => {
+                let made = Inspection::new(&model, &[], None);
+                recipes.push(Row {
+                    path,
+                    what_if,
+                    bytes: made.bytes.total,
+                    bits_per_weight: made.bits_per_weight,
+                    routed_expert_bytes: made.experts.bytes,
+                    bytes_by_type: made.bytes.by_type,
+                    tensors_by_type: made.tensors_by_type,
+                    tensors: with_tensors.then(|| model.tensors.iter().map(tensor).collect()),
+                });
             }
             Err(error) if args.recipes().len() == 1 => return Err(error),
             Err(error) => refused.push(Refused { recipe: recipe.name, error: error.root_cause().to_string() }),
@@ -101,36 +117,7 @@ pub fn inspect(args: &WhatIfArgs, model: &Path, with_tensors: bool, output: &Out
         bytes: own.bytes.total,
         bits_per_weight: own.bits_per_weight,
     };
-    let document = Document { schema: "moeplan/what-if/1", source, recipes, refused };
-    output.show(&document)
-}
-
-impl Row {
-    fn of(variant: &Variant) -> Self {
-        let inspection = Inspection::new(&variant.model, &[], None);
-        Self {
-            path: variant.path.clone(),
-            what_if: variant.what_if.clone(),
-            bytes: inspection.bytes.total,
-            bits_per_weight: inspection.bits_per_weight,
-            routed_expert_bytes: inspection.experts.bytes,
-            bytes_by_type: inspection.bytes.by_type,
-            tensors_by_type: inspection.tensors_by_type,
-            tensors: None,
-        }
-    }
-}
-
-fn tensor_rows(model: &Model, made: &Model) -> Vec<TensorRow> {
-    let before: BTreeMap<&str, GgmlType> =
-        model.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.ty)).collect();
-    let row = |tensor: &Tensor| TensorRow {
-        name: tensor.name.clone(),
-        from: before.get(tensor.name.as_str()).copied().unwrap_or(tensor.ty),
-        ty: tensor.ty,
-        bytes: tensor.bytes,
-    };
-    made.tensors.iter().map(row).collect()
+    output.show(&Document { schema: "moeplan/what-if/1", source, recipes, refused })
 }
 
 impl report::Document for Document {
@@ -147,31 +134,23 @@ impl report::Document for Document {
         page.push(Block::Prose(format!("{predicted} b{REFERENCE} would make of it")));
         let mut table = Table::of("recipe|>size|>bits|>experts|types|");
         for row in &self.recipes {
-            table.row([
-                row.what_if.recipe.to_string(),
-                row.bytes.to_string(),
-                format!("{:.2}", row.bits_per_weight),
-                if row.routed_expert_bytes == Bytes(0) { "none".into() } else { row.routed_expert_bytes.to_string() },
-                types(row),
-                remark(&row.what_if),
-            ]);
+            let (experts, bits) = (row.routed_expert_bytes, format!("{:.2}", row.bits_per_weight));
+            let experts = if experts == Bytes(0) { "none".to_string() } else { experts.to_string() };
+            let (recipe, size) = (row.what_if.recipe.to_string(), row.bytes.to_string());
+            table.row([recipe, size, bits, experts, types(row), remark(&row.what_if)]);
         }
         for Refused { recipe, error } in &self.refused {
             table.row([recipe, "", "", "", "", error]);
         }
         page.push(Block::Table(String::new(), table));
-        for row in &self.recipes {
-            let Some(tensors) = &row.tensors else { continue };
-            let mut table = Table::of("tensor|is|becomes|>bytes");
-            for TensorRow { name, from, ty, bytes } in tensors {
-                table.row([name.clone(), from.to_string(), ty.to_string(), bytes.0.to_string()]);
-            }
-            page.push(Block::Table(row.what_if.recipe.to_string(), table));
-        }
-        let commands = self.recipes.iter().map(|row| row.what_if.command.clone());
-        if self.recipes.len() <= COMMANDS {
-            page.push_all(commands.map(|command| Block::Command(String::new(), command)));
-        }
+        page.push(self.recipes.iter().filter_map(|row| {
+            let cells =
+                |row: &TensorRow| [row.name.clone(), row.from.to_string(), row.ty.to_string(), row.bytes.0.to_string()];
+            let table = Table::rows_of("tensor|is|becomes|>bytes", row.tensors.as_ref()?.iter().map(cells));
+            Some(Block::Table(row.what_if.recipe.to_string(), table))
+        }));
+        let commands = self.recipes.iter().filter(|_| self.recipes.len() <= COMMANDS);
+        page.push(commands.map(|row| Block::Command(String::new(), row.what_if.command.clone())));
         vec![page]
     }
 }

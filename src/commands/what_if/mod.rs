@@ -22,7 +22,7 @@ use crate::run::command::quoted;
 #[command(next_help_heading = "A file that llama-quantize would make")]
 pub struct WhatIfArgs {
     /// Take not MODEL but what llama-quantize would make of it: Q4_K_M, or Q4_K_M,Q6_K,IQ4_XS; `all` for every recipe.
-    #[arg(long = "as", value_name = "RECIPE,…")]
+    #[arg(long = "as", value_name = "RECIPE,…", value_parser = recipes)]
     recipes: Option<Recipes>,
     /// The importance matrix that llama-quantize would be given; it is not read.
     #[arg(long, value_name = "FILE", requires = "recipes")]
@@ -40,55 +40,32 @@ pub struct WhatIfArgs {
     #[arg(long, value_name = "TYPE", value_parser = writable, requires = "recipes")]
     token_embedding_type: Option<GgmlType>,
     /// The type of the tensors that a regex matches, the first that does (llama-quantize: --tensor-type).
-    #[arg(long, value_name = "REGEX=TYPE", requires = "recipes", action = clap::ArgAction::Append)]
-    tensor_type: Vec<NamedType>,
+    #[arg(long, value_name = "REGEX=TYPE", value_parser = named_type, requires = "recipes")]
+    tensor_type: Vec<(String, GgmlType)>,
 }
 
 /// Recipes as they are typed, without repetition.
-#[derive(Debug, Clone)]
-struct Recipes(Vec<Recipe>);
+type Recipes = Vec<Recipe>;
 
-impl std::str::FromStr for Recipes {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut recipes: Vec<Recipe> = Vec::new();
-        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-            let unknown = || format!("`{name}` is no recipe of llama-quantize: one of {}, or all", recipe::names());
-            let found: Vec<Recipe> = match recipe::named(name) {
-                Some(recipe) => vec![recipe],
-                None if name.eq_ignore_ascii_case("all") => RECIPES.iter().collect(),
-                None => return Err(unknown()),
-            };
-            for recipe in found {
-                if !recipes.contains(&recipe) {
-                    recipes.push(recipe);
-                }
-            }
-        }
-        if recipes.is_empty() {
-            Err(format!("name a recipe: one of {}, or all", recipe::names()))
-        } else {
-            Ok(Self(recipes))
+fn recipes(text: &str) -> Result<Recipes, String> {
+    let one_of = format!("one of {}, or all", recipe::names());
+    let mut recipes = Recipes::new();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        match recipe::named(name) {
+            Some(recipe) if recipes.contains(&recipe) => {}
+            Some(recipe) => recipes.push(recipe),
+            None if name.eq_ignore_ascii_case("all") => recipes = RECIPES.iter().collect(),
+            None => return Err(format!("`{name}` is no recipe of llama-quantize: {one_of}")),
         }
     }
+    if recipes.is_empty() { Err(format!("name a recipe: {one_of}")) } else { Ok(recipes) }
 }
 
 /// `attn_v=q8_0`. llama-quantize takes the regex in lower case.
-#[derive(Debug, Clone)]
-struct NamedType {
-    text: String,
-    ty: GgmlType,
-}
-
-impl std::str::FromStr for NamedType {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, ty) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write REGEX=TYPE")?;
-        pattern::parse(&name.to_lowercase())?;
-        Ok(Self { text: name.to_lowercase(), ty: writable(ty)? })
-    }
+fn named_type(text: &str) -> Result<(String, GgmlType), String> {
+    let (name, ty) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write REGEX=TYPE")?;
+    pattern::parse(&name.to_lowercase())?;
+    Ok((name.to_lowercase(), writable(ty)?))
 }
 
 fn writable(name: &str) -> Result<GgmlType, String> {
@@ -108,17 +85,14 @@ pub struct Variant {
 impl WhatIfArgs {
     /// What is asked for; none where MODEL is meant itself.
     pub fn recipes(&self) -> &[Recipe] {
-        self.recipes.as_ref().map_or(&[], |recipes| &recipes.0)
+        self.recipes.as_deref().unwrap_or_default()
     }
 
     /// What llama-quantize would make of a model that is shown as `source` and lies in `first`.
     pub fn variant(&self, model: &Model, source: &str, first: &str, recipe: Recipe) -> anyhow::Result<Variant> {
-        let patterns: Vec<_> = self.tensor_type.iter().map(|named| pattern::parse(&named.text)).collect();
-        let named = |name: &str| {
-            let mut rows = self.tensor_type.iter().zip(&patterns);
-            let is_match = |pattern: &Result<pattern::Pattern, String>| pattern.as_ref().is_ok_and(|p| p.matches(name));
-            rows.find(|(_, pattern)| is_match(pattern)).map(|(row, _)| row.ty)
-        };
+        let pattern = |(text, ty): &(String, GgmlType)| Some((pattern::parse(text).ok()?, *ty));
+        let patterns: Vec<(pattern::Pattern, GgmlType)> = self.tensor_type.iter().filter_map(pattern).collect();
+        let named = |name: &str| patterns.iter().find(|(pattern, _)| pattern.matches(name)).map(|(_, ty)| *ty);
         let options = Options {
             imatrix: self.imatrix.is_some(),
             pure: self.pure,
@@ -145,36 +119,22 @@ impl WhatIfArgs {
 
     /// The command line that makes it (`tools/quantize/quantize.cpp`, b11434).
     fn words(&self, made: &quantize::Prediction, input: &str, output: &str, recipe: Recipe) -> Vec<String> {
-        let mut words = vec!["llama-quantize".to_string()];
-        let mut add = |flag: &str, value: Option<String>| {
-            words.push(flag.to_string());
-            words.extend(value);
-        };
-        if made.requantized > 0 {
-            add("--allow-requantize", None);
-        }
-        match (&self.imatrix, made.imatrix) {
-            (Some(file), _) => add("--imatrix", Some(file.display().to_string())),
-            (None, Imatrix::Needed) => add("--imatrix", Some("imatrix.gguf".into())),
-            (None, _) => {}
-        }
-        if self.leave_output_tensor {
-            add("--leave-output-tensor", None);
-        }
-        if self.pure {
-            add("--pure", None);
-        }
-        if let Some(ty) = self.output_tensor_type {
-            add("--output-tensor-type", Some(ty.to_string()));
-        }
-        if let Some(ty) = self.token_embedding_type {
-            add("--token-embedding-type", Some(ty.to_string()));
-        }
-        for NamedType { text, ty } in &self.tensor_type {
-            add("--tensor-type", Some(format!("{text}={ty}")));
-        }
-        words.extend([input.to_string(), output.to_string(), recipe.name.to_string()]);
-        words
+        let needed = (made.imatrix == Imatrix::Needed).then(|| "imatrix.gguf".to_string());
+        let imatrix = self.imatrix.as_ref().map(|file| file.display().to_string()).or(needed);
+        let switch = |is_on: bool| is_on.then(String::new);
+        let named = self.tensor_type.iter().map(|(text, ty)| ("--tensor-type", Some(format!("{text}={ty}"))));
+        let flags = [
+            ("--allow-requantize", switch(made.requantized > 0)),
+            ("--imatrix", imatrix),
+            ("--leave-output-tensor", switch(self.leave_output_tensor)),
+            ("--pure", switch(self.pure)),
+            ("--output-tensor-type", self.output_tensor_type.map(|ty| ty.to_string())),
+            ("--token-embedding-type", self.token_embedding_type.map(|ty| ty.to_string())),
+        ];
+        let given = flags.into_iter().chain(named).filter_map(|(flag, value)| Some([flag.to_string(), value?]));
+        let flags = given.flatten().filter(|word| !word.is_empty());
+        let files = [input, output, recipe.name].map(str::to_string);
+        ["llama-quantize".to_string()].into_iter().chain(flags).chain(files).collect()
     }
 }
 
@@ -205,30 +165,20 @@ fn output_path(input: &str, recipe: &str) -> String {
 /// What to know of a model that does not exist.
 pub fn warnings(what_if: &WhatIf, path: &str) -> Vec<Warning> {
     let WhatIf { recipe, source, imatrix, requantized, command, .. } = what_if;
-    let mut warnings = vec![Warning {
-        code: "what-if".into(),
-        message: format!(
-            "`{path}` is predicted from the header of `{source}`, with the types that llama-quantize b{REFERENCE} gives it"
-        ),
-        hint: format!("this makes it: {command}"),
-    }];
-    if *imatrix == Imatrix::Needed {
-        warnings.push(Warning {
-            code: "imatrix-needed".into(),
-            message: format!("llama-quantize refuses {recipe} without an importance matrix: predicted as with one"),
-            hint: "llama-imatrix makes one; --imatrix FILE names it".into(),
-        });
-    }
-    if *requantized > 0 {
-        warnings.push(Warning {
-            code: "requantized".into(),
-            message: format!(
-                "{requantized} tensors of `{source}` are quantized already and would be converted from that"
-            ),
-            hint: "from a file of F32, F16 or BF16 the result is better".into(),
-        });
-    }
-    warnings
+    let warning = |code: &'static str, message, hint: &str| Warning { code: code.into(), message, hint: hint.into() };
+    let made = format!("with the types that llama-quantize b{REFERENCE} gives it");
+    let predicted = format!("`{path}` is predicted from the header of `{source}`, {made}");
+    let imatrix = (*imatrix == Imatrix::Needed).then(|| {
+        let message = format!("llama-quantize refuses {recipe} without an importance matrix: predicted as with one");
+        warning("imatrix-needed", message, "llama-imatrix makes one; --imatrix FILE names it")
+    });
+    let again = (*requantized > 0).then(|| {
+        let message =
+            format!("{requantized} tensors of `{source}` are quantized already and would be converted from that");
+        warning("requantized", message, "from a file of F32, F16 or BF16 the result is better")
+    });
+    let made = warning("what-if", predicted, &format!("this makes it: {command}"));
+    [made].into_iter().chain(imatrix).chain(again).collect()
 }
 
 #[cfg(test)]
@@ -236,15 +186,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recipes_are_a_list() {
-        let names = |text: &str| {
-            let recipes: Result<Recipes, String> = text.parse();
-            recipes.map(|recipes| recipes.0.iter().map(|recipe| recipe.name).collect::<Vec<_>>())
-        };
+    fn recipes_are_a_list_and_types_by_hand_are_those_that_can_be_written() {
+        let names = |text| recipes(text).map(|recipes| recipes.iter().map(|recipe| recipe.name).collect::<Vec<_>>());
         assert_eq!(names("q4_k_m, Q6_K,Q4_K"), Ok(vec!["Q4_K_M", "Q6_K"]));
         assert_eq!(names("all").map(|names| names.len()), Ok(RECIPES.len()));
         assert!(names("Q4_X").is_err_and(|error| error.contains("`Q4_X` is no recipe") && error.contains("IQ4_XS")));
         assert!(names(",").is_err());
+        assert!(named_type("ATTN_V=Q8_0").is_ok_and(|(text, ty)| text == "attn_v" && ty.name == "q8_0"));
+        for wrong in ["attn_v", "=q8_0", "attn_v=i32", "attn_v=q9", "(=q8_0"] {
+            assert!(named_type(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
@@ -258,15 +209,6 @@ mod tests {
             ("F16.gguf", "F16-Q4_K_M.gguf"),
         ] {
             assert_eq!(output_path(input, "Q4_K_M"), output, "{input}");
-        }
-    }
-
-    #[test]
-    fn types_by_hand_are_those_that_can_be_written() {
-        let named = |text: &str| text.parse::<NamedType>();
-        assert!(named("ATTN_V=Q8_0").is_ok_and(|named| named.text == "attn_v" && named.ty.name == "q8_0"));
-        for wrong in ["attn_v", "=q8_0", "attn_v=i32", "attn_v=q9", "(=q8_0"] {
-            assert!(named(wrong).is_err(), "{wrong}");
         }
     }
 }

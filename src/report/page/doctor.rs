@@ -7,9 +7,17 @@ use crate::number::counted;
 impl Document for Doctor<'_> {
     fn pages(&self) -> Vec<Page> {
         let mut page = Page::new("Doctor", "What moeplan finds here", "");
+        let item = |finding: &Finding| {
+            let verdict = match finding.level {
+                Level::Ok => Verdict::Good,
+                Level::Note => Verdict::Open,
+                Level::Problem => Verdict::Bad,
+            };
+            Item { verdict, what: finding.message.clone(), why: String::new(), hint: finding.hint.clone() }
+        };
         for group in self.findings.chunk_by(|a, b| a.area == b.area) {
-            page.push(group.first().map(|finding| Block::Heading(finding.area.title().into())));
-            page.push(Block::Checklist(group.iter().map(item).collect()));
+            let title = group.first().map_or("", |finding| finding.area.title());
+            page.push(Block::checklist(title, group.iter().map(item).collect()));
         }
         let count = |level: Level| self.findings.iter().filter(|finding| finding.level == level).count() as u64;
         let (problems, notes) = (count(Level::Problem), count(Level::Note));
@@ -18,13 +26,4 @@ impl Document for Doctor<'_> {
         page.push(Block::Verdict(Verdict::of(problems == 0), format!("{problems_in_words}{notes}")));
         vec![page]
     }
-}
-
-fn item(finding: &Finding) -> Item {
-    let verdict = match finding.level {
-        Level::Ok => Verdict::Good,
-        Level::Note => Verdict::Open,
-        Level::Problem => Verdict::Bad,
-    };
-    Item { verdict, what: finding.message.clone(), why: String::new(), hint: finding.hint.clone() }
 }

@@ -14,17 +14,15 @@ pub fn about(environment: &Environment) -> String {
     dotted(devices.chain(build).chain(begun))
 }
 
-/// The machine and the runtime.
 pub fn machine(environment: &Environment) -> Table {
     let threads = environment.processors.map(|n| format!("{n} threads"));
     let processor: Vec<String> = environment.processor.clone().into_iter().chain(threads).collect();
-    let device = |device: &DeviceFacts| {
-        let name = device.description.as_ref().map(|text| format!("{text}, ")).unwrap_or_default();
-        (device.name.clone(), Some(format!("{name}{}", device.total)))
+    let device = |DeviceFacts { name, description, total }: &DeviceFacts| {
+        let description = description.as_ref().map(|text| format!("{text}, ")).unwrap_or_default();
+        (name.clone(), Some(format!("{description}{total}")))
     };
     let runtime = environment.runtime.as_ref();
-    let runtime = runtime.map(|runtime| format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend));
-    let named = |(name, fact): (&str, Option<String>)| (name.to_string(), fact.filter(|fact| !fact.is_empty()));
+    let named = |(name, fact): (&str, Option<String>)| (name.to_string(), fact);
     let computer = [
         ("system", environment.system.clone()),
         ("processor", Some(processor.join(", "))),
@@ -32,7 +30,7 @@ pub fn machine(environment: &Environment) -> Table {
     ];
     let programs = [
         ("driver", environment.driver.clone()),
-        ("runtime", runtime),
+        ("runtime", runtime.map(|runtime| format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend))),
         ("endpoint", environment.endpoint.clone()),
         ("moeplan", Some(environment.moeplan.clone())),
         ("begun", (environment.started > 0).then(|| utc(environment.started))),
@@ -43,19 +41,17 @@ pub fn machine(environment: &Environment) -> Table {
 
 pub fn model(model: &ModelFacts) -> Table {
     let file_type = model.file_type.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
-    let active = parameters(model.active_parameters);
-    let experts = || {
-        let (count, used) = (model.experts, model.experts_used);
-        format!("{count} in a block, {used} used per token, {}", model.expert_bytes)
-    };
+    let (size, exact) = (model.file_bytes, thousands(model.file_bytes.0));
+    let (all, active) = (parameters(model.parameters), parameters(model.active_parameters));
+    let (experts, used, bytes) = (model.experts, model.experts_used, model.expert_bytes);
     Table::facts([
         ("file", Some(model.path.clone())),
         ("name", Some(model.name.clone().unwrap_or_else(|| "not stated".into()))),
         ("architecture", Some(model.architecture.clone())),
-        ("size", Some(format!("{file_type}{} ({} bytes)", model.file_bytes, thousands(model.file_bytes.0)))),
+        ("size", Some(format!("{file_type}{size} ({exact} bytes)"))),
         ("header SHA-256", Some(model.header_sha256.clone().unwrap_or_else(|| "not known".into()))),
-        ("parameters", Some(format!("{}, {active} active per token", parameters(model.parameters)))),
-        ("experts", (model.experts > 0).then(experts)),
+        ("parameters", Some(format!("{all}, {active} active per token"))),
+        ("experts", (experts > 0).then(|| format!("{experts} in a block, {used} used per token, {bytes}"))),
         ("shape", Some(format!("{} blocks, {} tensors", model.blocks, thousands(model.tensors)))),
     ])
 }

@@ -21,13 +21,12 @@ impl Document for Vec<BenchRow> {
         for (title, entries) in charts {
             page.detail(chart(title, Unit::TokensPerSecond, entries));
         }
-        page.push(Block::Table("Tests".into(), table(self)));
+        page.push(Block::table("Tests", table(self)));
         let facts = self.first().map(|row| {
             [("processor", &row.cpu_info), ("devices", &row.gpu_info), ("file", &row.model_filename)]
-                .map(|(what, fact)| (what, Some(fact.clone()).filter(|fact| !fact.is_empty())))
+                .map(|(what, fact)| (what, Some(fact.clone())))
         });
-        let machine = Table::facts(facts.into_iter().flatten());
-        page.detail(Block::filled("Machine", machine));
+        page.detail(Block::table("Machine", Table::facts(facts.into_iter().flatten())));
         vec![page]
     }
 }
@@ -42,7 +41,6 @@ fn test(row: &BenchRow) -> String {
     if row.n_depth > 0 { format!("{name} @ d{}", row.n_depth) } else { name }
 }
 
-/// What tells this launch from the next.
 fn launch(row: &BenchRow) -> String {
     let mut parts = vec![format!("ub {}", row.n_ubatch), format!("{} threads", row.n_threads)];
     if row.n_cpu_moe > 0 {

@@ -1,9 +1,10 @@
 //! Memory by device as stacked bars and as a table: predicted beside measured, or run beside run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
+use super::Block;
 use crate::bytes::Bytes;
+use crate::checkup::Checkup;
 use crate::measurement::Row;
 use crate::memory::MemoryRow;
 use crate::number::{fixed, share, small_size, typeset};
@@ -11,112 +12,96 @@ use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Tone};
 use crate::report::table::Table;
 
 pub type Memory = BTreeMap<String, MemoryRow>;
+type Budgets = BTreeMap<String, Bytes>;
 
-/// One bar in each group: whose it is, what it is, and whether it is only predicted.
-#[derive(Debug, Clone, Copy)]
-pub struct Side<'a> {
-    /// `predicted`, `measured`, the name of a run.
-    pub label: &'a str,
-    pub memory: &'a Memory,
-    pub fill: Fill,
+/// One bar in each group: whose it is (`predicted`, `measured`, the name of a run), what it is, and whether it is only predicted.
+pub type Side<'a> = (&'a str, &'a Memory, Fill);
+
+const TERMS: [(&str, Tone); 4] =
+    [("model", Tone::Model), ("context", Tone::Context), ("compute", Tone::Compute), ("overhead", Tone::Overhead)];
+
+fn terms(row: &MemoryRow) -> [Bytes; 4] {
+    [row.terms.model, row.terms.context, row.terms.compute, row.terms.overhead]
 }
 
-/// A chart of memory by device, a bar a side, and its table.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
-pub fn figure(title: &str, sides: &[Side<'_>], budget: &BTreeMap<String, Bytes>) -> Figure {
-    let devices: BTreeSet<&String> = sides.iter().flat_map(|side| side.memory.keys()).collect();
-    let group = |device: &String| Bars {
-        label: device.clone(),
-        axis: Axis::Bytes,
-        bars: sides.iter().filter_map(|side| Some(bar(side, side.memory.get(device)?))).collect(),
-        limit: budget.get(device).map(|bytes| (format!("budget {bytes}"), bytes.0 as f64)),
-    };
-    let hatched = sides.iter().any(|side| side.fill == Fill::Hatched);
-    let plain = sides.iter().any(|side| side.fill == Fill::Plain);
-    let text = match (hatched, plain) {
-        (true, true) => "Hatched bars are predicted, solid bars are measured. Each device has its own scale.",
-        (true, false) => "Predicted. Each device has its own scale.",
-        _ => "Measured. Each device has its own scale.",
-    };
-    let fill = if plain { Fill::Plain } else { Fill::Hatched };
-    let mut legend: Vec<Key> =
-        TERMS.iter().map(|(name, tone, _)| Key { label: (*name).into(), tone: *tone, fill }).collect();
-    if hatched && plain {
-        legend.push(Key { label: "predicted".into(), tone: Tone::Overhead, fill: Fill::Hatched });
+pub fn figure(title: &str, sides: &[Side<'_>], budgets: &Budgets) -> Figure {
+    let devices: BTreeSet<&String> = sides.iter().flat_map(|(_, memory, _)| memory.keys()).collect();
+    let mut table = table(sides.len() > 1);
+    let mut groups = Vec::new();
+    for device in devices {
+        let mut bars = Vec::new();
+        for (label, memory, fill) in sides {
+            let Some(row) = memory.get(device) else { continue };
+            let names = [device.as_str(), label].into_iter().take(sides.len().min(2));
+            add(&mut table, names, terms(row).map(Some), (Some(row.total), row.total), budgets.get(device));
+            let parts = TERMS.into_iter().zip(terms(row)).map(|((_, tone), bytes)| (tone, bytes.0 as f64));
+            bars.push(Bar::stacked(label, row.total.to_string(), *fill, parts));
+        }
+        let limit = budgets.get(device).map(|bytes| (format!("budget {bytes}"), bytes.0 as f64));
+        groups.push(Bars { label: device.clone(), axis: Axis::Bytes, bars, limit });
     }
-    Figure {
-        title: title.into(),
-        text: text.into(),
-        legend,
-        chart: Chart::Bars(devices.iter().map(|device| group(device)).collect()),
-        table: table(sides, &devices, budget),
-    }
+    let any = |wanted| sides.iter().any(|(_, _, fill)| *fill == wanted);
+    let (text, fill) = match (any(Fill::Hatched), any(Fill::Plain)) {
+        (true, true) => ("Hatched bars are predicted, solid bars are measured.", Fill::Plain),
+        (true, false) => ("Predicted.", Fill::Hatched),
+        _ => ("Measured.", Fill::Plain),
+    };
+    let key = |(name, tone): (&str, Tone), fill| Key { label: name.into(), tone, fill };
+    let predicted = (any(Fill::Hatched) && any(Fill::Plain)).then(|| key(("predicted", Tone::Overhead), Fill::Hatched));
+    let legend = TERMS.into_iter().map(|term| key(term, fill)).chain(predicted).collect();
+    let text = format!("{text} Each device has its own scale.");
+    Figure { title: title.into(), text, legend, chart: Chart::Bars(groups), table }
 }
 
 /// The chart of a launch against its prediction. Weights that are mapped from the file are in the predicted sums alone, which
 /// has to be said beside bars that would differ by them.
-pub fn against(
-    title: &str,
-    predicted: &Memory,
-    measured: &Memory,
-    mapped: Bytes,
-    budget: &BTreeMap<String, Bytes>,
-) -> Figure {
-    let sides = [
-        Side { label: "predicted", memory: predicted, fill: Fill::Hatched },
-        Side { label: "measured", memory: measured, fill: Fill::Plain },
-    ];
-    let mut figure = figure(title, &sides, budget);
+pub fn against(title: &str, predicted: &Memory, measured: &Memory, mapped: Bytes, budgets: &Budgets) -> Block {
+    let sides = [("predicted", predicted, Fill::Hatched), ("measured", measured, Fill::Plain)];
+    let mut figure = figure(title, &sides, budgets);
     if mapped > Bytes(0) {
-        let _ = write!(
-            figure.text,
+        figure.text += &format!(
             " Weights that are mapped from the file ({mapped} of its span) are in no measured sum; the predicted sums count them."
         );
     }
-    figure
+    Block::Figure(figure)
 }
 
-/// A term of a row of memory.
-type Term = (&'static str, Tone, fn(&MemoryRow) -> Bytes);
-
-const TERMS: [Term; 4] = [
-    ("model", Tone::Model, |row| row.terms.model),
-    ("context", Tone::Context, |row| row.terms.context),
-    ("compute", Tone::Compute, |row| row.terms.compute),
-    ("overhead", Tone::Overhead, |row| row.terms.overhead),
-];
-
-#[expect(clippy::cast_precision_loss, reason = "places in a chart")]
-fn bar(side: &Side<'_>, row: &MemoryRow) -> Bar {
-    let parts = TERMS.iter().map(|(_, tone, of)| (*tone, of(row).0 as f64));
-    Bar::stacked(side.label, row.total.to_string(), side.fill, parts)
+/// Memory of a check, where every term of every device is counted.
+pub fn counted(check: &Checkup) -> Option<Memory> {
+    check.memory.iter().map(|(device, row)| Some((device.clone(), row.whole()?))).collect()
 }
 
-/// A row a device and side, with a bar for the part of its budget that it takes.
-fn table(sides: &[Side<'_>], devices: &BTreeSet<&String>, budget: &BTreeMap<String, Bytes>) -> Table {
-    let names_sides = sides.len() > 1;
-    let side_column = if names_sides { "|" } else { "" };
-    let mut table = Table::of(&format!("{side_column}|>model|>context|>compute|>overhead|>total|>budget"));
-    for device in devices {
-        for side in sides {
-            let Some(row) = side.memory.get(*device) else { continue };
-            let mut cells = vec![(*device).clone()];
-            cells.extend(names_sides.then(|| side.label.to_string()));
-            cells.extend(TERMS.iter().map(|(_, _, of)| size(of(row))));
-            cells.push(size(row.total));
-            match budget.get(*device) {
-                Some(budget) => {
-                    cells.push(size(*budget));
-                    table.row_with_bar(cells, share(row.total.0, budget.0));
-                }
-                None => {
-                    cells.push(String::new());
-                    table.row(cells);
-                }
-            }
-        }
+/// Memory by device beside the budgets; without a chart where a term is not counted.
+pub fn by_device(check: &Checkup) -> Block {
+    let title = "Memory by device";
+    if let Some(memory) = counted(check) {
+        return Block::Figure(figure(title, &[("predicted", &memory, Fill::Hatched)], &check.budget));
     }
-    table
+    let mut table = table(false);
+    for (device, row) in &check.memory {
+        let terms = [Some(row.model), row.context, row.compute, row.overhead];
+        add(&mut table, [device.as_str()], terms, (row.total, row.counted()), check.budget.get(device));
+    }
+    Block::Table(title.into(), table)
+}
+
+fn table(names_sides: bool) -> Table {
+    Table::of(&format!("{}|>model|>context|>compute|>overhead|>total|>budget", if names_sides { "|" } else { "" }))
+}
+
+/// Adds a row with a bar for the part of the budget that is `taken`: the total, as far as it is counted.
+fn add<'n>(
+    table: &mut Table,
+    names: impl IntoIterator<Item = &'n str>,
+    terms: [Option<Bytes>; 4],
+    (total, taken): (Option<Bytes>, Bytes),
+    budget: Option<&Bytes>,
+) {
+    let sizes = terms.into_iter().chain([total]).map(|bytes| bytes.map_or("not counted".to_string(), size));
+    let budgeted = budget.map_or(String::new(), |budget| size(*budget));
+    let cells = names.into_iter().map(str::to_string).chain(sizes).chain([budgeted]);
+    table.row_with_bar(cells, budget.map(|budget| share(taken.0, budget.0)));
 }
 
 /// A size, with a plain 0 for nothing.
@@ -125,11 +110,10 @@ pub fn size(bytes: Bytes) -> String {
 }
 
 /// Predicted beside measured, term by term; of several launches, each with its name.
-pub fn errors(launches: &[(&str, &[Row])]) -> Table {
+pub fn errors(launches: &[(&str, &[Row])]) -> Option<Block> {
     let names_launches = launches.len() > 1;
-    let launch_column = if names_launches { "launch|" } else { "" };
-    let mut table = Table::of(&format!("{launch_column}term|>predicted|>measured|>difference|>error|"));
-    for (launch, row) in launches.iter().flat_map(|(launch, rows)| rows.iter().map(move |row| (launch, row))) {
+    let rows = launches.iter().flat_map(|(launch, rows)| rows.iter().map(move |row| (*launch, row)));
+    let rows = rows.map(|(launch, row)| {
         let difference = match i128::from(row.predicted.0) - i128::from(row.measured.0) {
             0 => "0".to_string(),
             off if off.unsigned_abs() <= u128::from(row.resolution.0) => "none that a log shows".to_string(),
@@ -147,7 +131,9 @@ pub fn errors(launches: &[(&str, &[Row])]) -> Table {
             format!("{}%", typeset(&fixed(row.error * 100.0, 2))),
             if row.ok { "ok" } else { "OUTSIDE" }.to_string(),
         ];
-        table.row(names_launches.then(|| (*launch).to_string()).into_iter().chain(cells));
-    }
-    table
+        names_launches.then(|| launch.to_string()).into_iter().chain(cells)
+    });
+    let launch = if names_launches { "launch|" } else { "" };
+    let table = Table::rows_of(&format!("{launch}term|>predicted|>measured|>difference|>error|"), rows);
+    Block::table("Predicted beside measured, term by term", table)
 }

@@ -23,24 +23,21 @@ mod validation;
 
 use std::borrow::Cow;
 
-use super::chart::Figure;
+use super::chart::{Axis, Bar, Bars, Chart, Figure, Key, Lines};
 use super::table::Table;
 use crate::checkup::Severity;
 use compare::Summary;
 
-/// A document that can be shown.
 pub trait Document {
     /// Its pages, the one that answers first.
     fn pages(&self) -> Vec<Page>;
 
-    /// What of it can stand beside other documents.
     fn summaries(&self) -> Vec<Summary> {
         Vec::new()
     }
 
-    /// The report on this document alone.
     fn report(&self) -> Report {
-        Report::from(self.pages())
+        self.pages().into()
     }
 }
 
@@ -52,9 +49,9 @@ pub struct Report {
 }
 
 impl From<Vec<Page>> for Report {
-    /// The pages of one document, whose first page names them all.
     fn from(pages: Vec<Page>) -> Self {
-        let (title, about) = pages.first().map(|page| (page.title.clone(), page.subtitle())).unwrap_or_default();
+        let named = |page: &Page| (page.title.clone(), dotted([page.kind, &page.about]));
+        let (title, about) = pages.first().map(named).unwrap_or_default();
         Self { title, about, pages }
     }
 }
@@ -66,7 +63,6 @@ impl Report {
     }
 }
 
-/// What is shown of one thing.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
     /// `Plan`, `Benchmark`; empty for what is no document by itself.
@@ -77,15 +73,8 @@ pub struct Page {
     pub about: String,
     /// The file it was read from; empty for a document that is no file.
     pub source: String,
-    pub parts: Vec<Part>,
-}
-
-/// A block and where it is shown.
-#[derive(Debug, Clone)]
-pub struct Part {
-    /// Whether only `-v`, Markdown and HTML show it: what a terminal shows has to fit one.
-    pub is_detail: bool,
-    pub block: Block,
+    /// With each, whether only `-v`, Markdown and HTML show it: what a terminal shows has to fit one.
+    pub blocks: Vec<(bool, Block)>,
 }
 
 impl Page {
@@ -93,43 +82,21 @@ impl Page {
         Self { kind, title: title.into(), about: about.into(), ..Self::default() }
     }
 
-    /// Adds a block, or nothing.
-    pub fn push(&mut self, block: impl Into<Option<Block>>) {
-        self.parts.extend(block.into().map(|block| Part { is_detail: false, block }));
+    pub fn push(&mut self, blocks: impl IntoIterator<Item = Block>) {
+        self.blocks.extend(blocks.into_iter().map(|block| (false, block)));
     }
 
-    /// Adds a block of the long forms, or nothing.
-    pub fn detail(&mut self, block: impl Into<Option<Block>>) {
-        self.parts.extend(block.into().map(|block| Part { is_detail: true, block }));
-    }
-
-    pub fn push_all<B: Into<Option<Block>>>(&mut self, blocks: impl IntoIterator<Item = B>) {
-        blocks.into_iter().for_each(|block| self.push(block));
-    }
-
-    pub fn detail_all<B: Into<Option<Block>>>(&mut self, blocks: impl IntoIterator<Item = B>) {
-        blocks.into_iter().for_each(|block| self.detail(block));
-    }
-
-    /// The line under the title: what kind of document it is, and of what.
-    pub fn subtitle(&self) -> String {
-        dotted([self.kind, &self.about])
+    pub fn detail(&mut self, blocks: impl IntoIterator<Item = Block>) {
+        self.blocks.extend(blocks.into_iter().map(|block| (true, block)));
     }
 }
 
 /// The parts that are not empty, between dots.
 pub fn dotted<T: AsRef<str>>(parts: impl IntoIterator<Item = T>) -> String {
-    let mut out = String::new();
-    for part in parts.into_iter().filter(|part| !part.as_ref().is_empty()) {
-        if !out.is_empty() {
-            out += " · ";
-        }
-        out += part.as_ref();
-    }
-    out
+    let parts: Vec<T> = parts.into_iter().filter(|part| !part.as_ref().is_empty()).collect();
+    parts.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" · ")
 }
 
-/// The name of a model, else its path.
 fn named<'n>(name: Option<&'n str>, path: &'n str) -> &'n str {
     name.filter(|name| !name.trim().is_empty()).unwrap_or(path)
 }
@@ -137,6 +104,11 @@ fn named<'n>(name: Option<&'n str>, path: &'n str) -> &'n str {
 /// The last part of a path, on any system.
 fn file_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
+/// ` at depth 4,096`; nothing for an empty context.
+pub(super) fn at_depth(depth: u32) -> String {
+    if depth > 0 { format!(" at depth {}", crate::number::thousands(depth.into())) } else { String::new() }
 }
 
 /// Something to show. All text may be untrusted: renderers escape it.
@@ -159,10 +131,35 @@ pub enum Block {
     WhatIf(WhatIf),
 }
 
+impl IntoIterator for Block {
+    type Item = Self;
+    type IntoIter = std::iter::Once<Self>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        std::iter::once(self)
+    }
+}
+
 impl Block {
-    /// A table, where it has a row.
-    pub fn filled(caption: &str, table: Table) -> Option<Self> {
-        (!table.is_empty()).then(|| Self::Table(caption.into(), table))
+    pub fn table(caption: &str, table: Table) -> Option<Self> {
+        (!table.rows.is_empty()).then(|| Self::Table(caption.into(), table))
+    }
+
+    /// Bars of one group.
+    pub fn bars(title: &str, text: String, legend: Vec<Key>, axis: Axis, bars: Vec<Bar>, table: Table) -> Self {
+        let chart = Chart::Bars(vec![Bars { label: String::new(), axis, bars, limit: None }]);
+        Self::Figure(Figure { title: title.into(), text, legend, chart, table })
+    }
+
+    /// Curves, where one has two points or more.
+    pub fn lines(title: &str, text: String, lines: Lines, table: Table) -> Option<Self> {
+        let has_curve = lines.series.iter().any(|series| series.points.len() > 1);
+        let chart = Chart::Lines(lines);
+        has_curve.then(|| Self::Figure(Figure { title: title.into(), text, legend: Vec::new(), chart, table }))
+    }
+
+    pub fn checklist(heading: &str, items: Vec<Item>) -> Vec<Self> {
+        if items.is_empty() { Vec::new() } else { vec![Self::Heading(heading.into()), Self::Checklist(items)] }
     }
 
     /// A lint or a warning, with its code.
@@ -227,7 +224,6 @@ impl Verdict {
     }
 }
 
-/// One line of a checklist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     pub verdict: Verdict,
@@ -239,16 +235,15 @@ pub struct Item {
 /// Precomputed points of a plan over one thing that changes, or two.
 #[derive(Debug, Clone)]
 pub struct WhatIf {
-    pub axes: Vec<Axis>,
+    pub axes: Vec<Slider>,
     /// The points, a row each: every value of the last axis at the first value of the one before, and so on.
     pub table: Table,
     pub commands: Vec<String>,
     pub start: usize,
 }
 
-/// One thing that a reader may change.
 #[derive(Debug, Clone)]
-pub struct Axis {
+pub struct Slider {
     /// `budget`, `context`, `file`.
     pub what: Cow<'static, str>,
     pub values: Vec<String>,

@@ -2,30 +2,43 @@
 
 use std::collections::BTreeMap;
 
+use super::Block;
 use crate::bytes::Bytes;
 use crate::checkup::TensorRow;
-use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Part, Tone};
+use crate::report::chart::{Axis, Bar, Fill, Key, Part, Tone};
 use crate::report::table::Table;
 
-/// More blocks than any model has: what names more is no model.
+/// More blocks, and more kinds of tensors, than any model has: what names more is no model.
 const BLOCKS: usize = 1024;
-/// More kinds than any model has.
 const KINDS: usize = 96;
 
-/// Where a tensor is that is not loaded.
 pub const NOT_LOADED: &str = "not loaded";
-
-/// The tensors of one kind by block: where each is, and its bytes.
-type Cells = BTreeMap<usize, (String, Bytes)>;
-/// By kind, experts last.
-type Kinds<'t> = BTreeMap<(bool, &'t str), Cells>;
 
 /// The map of a document's tensors and the table of it; `None` where no tensor belongs to a block.
 #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
-pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
-    let (kinds, others) = kinds(tensors);
+pub fn map(tensors: &[TensorRow]) -> Option<Block> {
+    // By kind, experts last, then by block: where each is, and its bytes.
+    let mut kinds: BTreeMap<(bool, &str), BTreeMap<usize, (String, Bytes)>> = BTreeMap::new();
+    let mut others = Vec::new();
+    for tensor in tensors {
+        let buffer = tensor.buffer.as_deref().unwrap_or(NOT_LOADED);
+        let Some((block, name)) = block_and_kind(&tensor.name) else {
+            others.push([tensor.name.clone(), "–".into(), buffer.into(), tensor.bytes.to_string()]);
+            continue;
+        };
+        let kind = (name.contains("_exps"), name);
+        if kinds.len() < KINDS || kinds.contains_key(&kind) {
+            let cell = kinds.entry(kind).or_default().entry(block).or_insert_with(|| (buffer.into(), Bytes(0)));
+            cell.1 = cell.1.checked_add(tensor.bytes).unwrap_or(cell.1);
+            if cell.0 != buffer {
+                cell.0 = format!("{} + {buffer}", cell.0);
+            }
+        }
+    }
     let columns = kinds.values().filter_map(|cells| cells.keys().next_back()).max()? + 1;
     let mut buffers: Vec<&str> = kinds.values().flat_map(BTreeMap::values).map(|(buffer, _)| buffer.as_str()).collect();
+    // llama.cpp's names of buffer types of main memory.
+    let is_host = |name: &str| name.starts_with("CPU") || name.ends_with("_Host") || name == "Host";
     // Devices by name, then main memory, then what is not loaded.
     buffers.sort_by_key(|name| (*name == NOT_LOADED, is_host(name), *name));
     buffers.dedup();
@@ -58,44 +71,14 @@ pub fn figure(tensors: &[TensorRow]) -> Option<Figure> {
         }
         bars.push(Bar { parts, ..Bar::stacked(kind, String::new(), Fill::Plain, []) });
     }
-    for tensor in others {
-        let buffer = tensor.buffer.as_deref().unwrap_or(NOT_LOADED);
-        table.row([tensor.name.as_str(), "–", buffer, &tensor.bytes.to_string()]);
-    }
-    let key = |buffer: &&str| {
-        let (tone, fill) = look(buffer);
-        Key { label: (*buffer).to_string(), tone, fill }
+    others.into_iter().for_each(|row| table.row(row));
+    let key = |label: &&str| {
+        let (tone, fill) = look(label);
+        Key { label: (*label).to_string(), tone, fill }
     };
-    Some(Figure {
-        title: "Where each tensor is".into(),
-        text: "A column is a block, a row a kind of tensor. Hatched cells are in main memory.".into(),
-        legend: buffers.iter().map(key).collect(),
-        chart: Chart::Bars(vec![Bars { label: String::new(), axis: Axis::Blocks(columns), bars, limit: None }]),
-        table,
-    })
-}
-
-/// The tensors of blocks by kind, and those of no block.
-fn kinds(tensors: &[TensorRow]) -> (Kinds<'_>, Vec<&TensorRow>) {
-    let mut kinds = Kinds::new();
-    let mut others = Vec::new();
-    for tensor in tensors {
-        let Some((block, name)) = block_and_kind(&tensor.name) else {
-            others.push(tensor);
-            continue;
-        };
-        let kind = (name.contains("_exps"), name);
-        if kinds.len() >= KINDS && !kinds.contains_key(&kind) {
-            continue;
-        }
-        let buffer = tensor.buffer.as_deref().unwrap_or(NOT_LOADED);
-        let cell = kinds.entry(kind).or_default().entry(block).or_insert_with(|| (buffer.to_string(), Bytes(0)));
-        cell.1 = cell.1.checked_add(tensor.bytes).unwrap_or(cell.1);
-        if cell.0 != buffer {
-            cell.0 = format!("{} + {buffer}", cell.0);
-        }
-    }
-    (kinds, others)
+    let legend = buffers.iter().map(key).collect();
+    let text = "A column is a block, a row a kind of tensor. Hatched cells are in main memory.".into();
+    Some(Block::bars("Where each tensor is", text, legend, Axis::Blocks(columns), bars, table))
 }
 
 /// `blk.12.ffn_up_exps.weight` is block 12 of `ffn_up_exps`, and so is its bias.
@@ -106,34 +89,32 @@ fn block_and_kind(name: &str) -> Option<(usize, &str)> {
     Some((block, kind))
 }
 
-/// Whether llama.cpp's name of a buffer type is of main memory.
-fn is_host(name: &str) -> bool {
-    name.starts_with("CPU") || name.ends_with("_Host") || name == "Host"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tensor(name: &str, buffer: Option<&str>) -> TensorRow {
-        let ty = crate::gguf::GgmlType::from_name("f16").unwrap();
-        TensorRow { name: name.into(), ty, bytes: Bytes(1 << 20), buffer: buffer.map(str::to_string), rule: None }
-    }
-
     #[test]
     fn neighbours_in_one_buffer_are_one_run_and_bias_counts_with_its_weight() {
         let tensors = [
-            tensor("token_embd.weight", Some("CPU")),
-            tensor("blk.0.ffn_up_exps.weight", Some("CPU")),
-            tensor("blk.0.ffn_up_exps.bias", Some("CPU")),
-            tensor("blk.1.ffn_up_exps.weight", Some("CPU")),
-            tensor("blk.2.ffn_up_exps.weight", Some("CUDA0")),
-            tensor("blk.2.attn_q.weight", Some("CUDA0")),
-            tensor("blk.3.ffn_up_exps.weight", None),
-            tensor("blk.99999999.x", Some("CPU")),
+            ("token_embd.weight", Some("CPU")),
+            ("blk.0.ffn_up_exps.weight", Some("CPU")),
+            ("blk.0.ffn_up_exps.bias", Some("CPU")),
+            ("blk.1.ffn_up_exps.weight", Some("CPU")),
+            ("blk.2.ffn_up_exps.weight", Some("CUDA0")),
+            ("blk.2.attn_q.weight", Some("CUDA0")),
+            ("blk.3.ffn_up_exps.weight", None),
+            ("blk.99999999.x", Some("CPU")),
         ];
-        let figure = figure(&tensors).unwrap();
-        let cells: Vec<String> = figure.table.rows().iter().map(|row| row.join(" ")).collect();
+        let ty = crate::gguf::GgmlType::from_name("f16").unwrap();
+        let tensors = tensors.map(|(name, buffer)| TensorRow {
+            name: name.into(),
+            ty,
+            bytes: Bytes(1 << 20),
+            buffer: buffer.map(str::to_string),
+            rule: None,
+        });
+        let Some(Block::Figure(figure)) = map(&tensors) else { panic!("a map") };
+        let cells: Vec<String> = figure.table.rows.iter().map(|row| row.join(" ")).collect();
         assert_eq!(
             cells,
             [
@@ -147,10 +128,6 @@ mod tests {
         );
         let keys: Vec<_> = figure.legend.iter().map(|key| (key.label.as_str(), key.fill)).collect();
         assert_eq!(keys, [("CUDA0", Fill::Plain), ("CPU", Fill::Hatched), ("not loaded", Fill::Hatched)]);
-    }
-
-    #[test]
-    fn a_document_without_blocks_has_no_map() {
-        assert!(figure(&[tensor("output.weight", Some("CPU"))]).is_none());
+        assert!(map(&tensors[..1]).is_none());
     }
 }

@@ -1,18 +1,18 @@
 //! A check and a plan: whether it fits, what it takes of which device, how fast it is predicted to be, and the command.
 
 use super::compare::Summary;
-use super::memory::{self, Memory, Side, size};
+use super::memory::{by_device, counted, size};
 use super::speed::{Entry, Unit, chart};
-use super::{Block, Document, KeyFigure, Page, Verdict, dotted, named, placement};
+use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, dotted, named, placement};
 use crate::bytes::Bytes;
 use crate::checkup::{BUDGET, Checkup, Severity, TensorRow};
 use crate::inspection::Warning;
-use crate::machine::Machine;
+use crate::machine::{Device, Machine};
 use crate::memory::{Basis, HOST};
-use crate::number::{rate, seconds, share, signed, thousands, typeset};
+use crate::number::{rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
 use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy};
-use crate::report::chart::{Fill, Tone};
+use crate::report::chart::Tone;
 use crate::report::table::Table;
 use crate::run::Choice as _;
 use crate::speed::{Phase, Speed};
@@ -25,21 +25,25 @@ impl Document for Checked {
         let check = &self.checkup;
         let mut page = Page::new("Check", name(&self.model), about(&self.model, None));
         page.push(verdict(check));
-        page.push_all(uncounted(check).map(Block::Prose));
+        page.push(check.uncounted.chunk_by(|a, b| a.reason == b.reason).filter_map(|terms| {
+            let what: Vec<&str> = terms.iter().map(|term| &*term.what).collect();
+            let reason = &terms.first()?.reason;
+            Some(Block::Prose(format!("Not counted: {}. Reason: {reason}.", what.join(", "))))
+        }));
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(launch(check)));
-        page.push(memory(check));
-        page.push_all(budget_notes(check).map(Block::Prose));
-        if let Some(span) = check.mapped_span {
-            let text = format!(
-                "A launch with mapped files logs CPU_Mapped as {span}: the span in the file, not what it needs."
-            );
-            page.push(Block::Prose(text));
-        }
-        page.push(Block::filled("Overrides", overrides(check)));
+        page.push(by_device(check));
+        // Where budgets come from that are not exact figures.
+        let budget = |row: &Basis| Some(format!("{}: {}.", row.quantity.strip_suffix(BUDGET)?, row.how));
+        page.push(check.basis.iter().filter_map(budget).map(Block::Prose));
+        page.push(check.mapped_span.map(|span| {
+            let why = "the span in the file, not what it needs";
+            Block::Prose(format!("A launch with mapped files logs CPU_Mapped as {span}: {why}."))
+        }));
+        page.push(overrides(check));
         placed(&mut page, check);
-        page.detail(Block::filled("Where the figures come from", basis(check)));
-        page.push_all(lints(check, Severity::Info));
+        page.detail(basis(check, None));
+        page.push(lints(check, |_| true));
         vec![page]
     }
 
@@ -55,18 +59,17 @@ impl Document for Plan {
         page.push(self.verdict());
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
-        page.push(memory(check));
-        page.push_all(self.machine.budget_notes().map(Block::Prose));
+        page.push(by_device(check));
+        page.push(self.machine.budget_notes().map(Block::Prose));
         placed(&mut page, check);
-        page.detail_all(self.speeds());
-        page.push_all(self.tables());
-        page.detail(Block::filled("Overrides", overrides(check)));
-        let mut basis = basis(check);
-        basis.row(["speed", self.speed.basis.as_str()]);
-        page.detail(Block::Table("Where the figures come from".into(), basis));
-        page.push_all(warnings(&self.warnings));
-        page.push_all(lints(check, Severity::Warning));
-        page.detail_all(notes(check, |severity| severity == Severity::Info));
+        page.detail(self.beside("Generation, predicted", |speed| speed.tg));
+        page.detail(self.beside("Prompt, predicted", |speed| speed.pp));
+        page.push(self.tables());
+        page.detail(overrides(check));
+        page.detail(basis(check, Some(&self.speed.basis)));
+        page.push(warnings(&self.warnings));
+        page.push(lints(check, |severity| severity <= Severity::Warning));
+        page.detail(lints(check, |severity| severity == Severity::Info));
         vec![page]
     }
 
@@ -75,12 +78,10 @@ impl Document for Plan {
     }
 }
 
-/// The name of a model, else its path.
 pub(super) fn name(model: &ModelSummary) -> &str {
     named(model.name.as_deref(), &model.path)
 }
 
-/// What a model is, whether it exists, and what it is planned for.
 pub(super) fn about(model: &ModelSummary, machine: Option<&Machine>) -> String {
     let made = model.what_if.as_ref().map(|made| format!("predicted: {} of {}", made.recipe, made.source));
     let facts = [model.architecture.clone(), model.bytes.to_string()].into_iter().chain(made);
@@ -89,43 +90,23 @@ pub(super) fn about(model: &ModelSummary, machine: Option<&Machine>) -> String {
 
 /// `24.00 GiB of CUDA0, 12.00 GiB of CUDA1`.
 pub fn budgets(machine: &Machine) -> String {
-    let budgets: Vec<String> =
-        machine.devices.iter().map(|device| format!("{} of {}", device.total, device.name)).collect();
+    let budget = |device: &Device| format!("{} of {}", device.total, device.name);
+    let budgets: Vec<String> = machine.devices.iter().map(budget).collect();
     if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") }
 }
 
-/// Yes or no, and by how much.
 fn verdict(check: &Checkup) -> Block {
     let (verdict, text) = match (check.fits, check.is_refused()) {
         (Some(true), false) => (Verdict::Good, "Fits.".to_string()),
         (Some(true), true) => (Verdict::Bad, "Would fit, but llama.cpp refuses the command.".to_string()),
         (None, true) => (Verdict::Bad, "llama.cpp refuses the command.".to_string()),
         (None, false) => (Verdict::Open, "Whether it fits cannot be told.".to_string()),
-        (Some(false), true) => {
-            (Verdict::Bad, format!("Does not fit: {}; and llama.cpp refuses the command.", short(check)))
+        (Some(false), is_refused) => {
+            let refused = if is_refused { "; and llama.cpp refuses the command" } else { "" };
+            (Verdict::Bad, format!("Does not fit: {}{refused}.", short(check)))
         }
-        (Some(false), false) => (Verdict::Bad, format!("Does not fit: {}.", short(check))),
     };
     Block::Verdict(verdict, text)
-}
-
-/// What is not in the table, a line for each reason.
-fn uncounted(check: &Checkup) -> impl Iterator<Item = String> + '_ {
-    check.uncounted.chunk_by(|a, b| a.reason == b.reason).filter_map(|terms| {
-        let what: Vec<&str> = terms.iter().map(|term| &*term.what).collect();
-        Some(format!("Not counted: {}. Reason: {}.", what.join(", "), terms.first()?.reason))
-    })
-}
-
-/// Where budgets come from that are not exact figures.
-fn budget_notes(check: &Checkup) -> impl Iterator<Item = String> + '_ {
-    let of_device = |row: &Basis| Some(format!("{}: {}.", row.quantity.strip_suffix(BUDGET)?, row.how));
-    check.basis.iter().filter_map(of_device)
-}
-
-/// Memory by device, where every term of every device is counted.
-fn counted(check: &Checkup) -> Option<Memory> {
-    check.memory.iter().map(|(device, row)| Some((device.clone(), row.whole()?))).collect()
 }
 
 /// `CUDA0 by 1.00 GiB`.
@@ -149,39 +130,23 @@ fn launch(check: &Checkup) -> Vec<KeyFigure> {
     ]
 }
 
-/// Memory by device beside the budgets; without a chart where a term is not counted.
-fn memory(check: &Checkup) -> Block {
-    let title = "Memory by device";
-    if let Some(memory) = counted(check) {
-        let side = Side { label: "predicted", memory: &memory, fill: Fill::Hatched };
-        return Block::Figure(memory::figure(title, &[side], &check.budget));
-    }
-    let mut table = Table::of("|>model|>context|>compute|>overhead|>total|>budget");
-    let shown = |bytes: Option<Bytes>| bytes.map_or("not counted".to_string(), size);
-    for (device, row) in &check.memory {
-        let terms = [Some(row.model), row.context, row.compute, row.overhead, row.total].map(shown);
-        let budget = check.budget.get(device);
-        let cells = [device.clone()].into_iter().chain(terms).chain([budget.map_or(String::new(), |b| size(*b))]);
-        match budget {
-            Some(budget) => table.row_with_bar(cells, share(row.counted().0, budget.0)),
-            None => table.row(cells),
-        };
-    }
-    Block::Table(title.into(), table)
-}
-
-/// Where each tensor is, where the document lists them: a map, and every one of them.
 fn placed(page: &mut Page, check: &Checkup) {
     let Some(tensors) = &check.tensors else {
         page.detail(Block::Prose("With --tensors there is a placement map, and a list of every tensor.".into()));
         return;
     };
-    page.detail(placement::figure(tensors).map(Block::Figure));
-    page.push(Block::filled("Tensors", list(check)));
+    page.detail(placement::map(tensors));
+    let row = |row: &TensorRow| {
+        let buffer = row.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
+        let rule = row.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
+        [row.name.clone(), row.ty.to_string(), thousands(row.bytes.0), buffer.to_string(), rule]
+    };
+    let list = Table::rows_of("tensor|type|>bytes|buffer|>rule", tensors.iter().map(row));
+    page.push(Block::table("Tensors", list));
 }
 
 /// The overrides and what they did, those of one counting flag in one row.
-fn overrides(check: &Checkup) -> Table {
+fn overrides(check: &Checkup) -> Option<Block> {
     let rows = check.override_groups.iter().map(|group| {
         let from = match (group.rules, group.shadowed_by) {
             (1, Some(rule)) => format!("{} (shadowed by {})", group.origin, row_of(check, rule)),
@@ -190,7 +155,7 @@ fn overrides(check: &Checkup) -> Table {
         };
         [group.pattern.clone(), group.buffer.clone(), group.tensors.to_string(), group.bytes.to_string(), from]
     });
-    Table::rows_of("override|to|>tensors|>bytes|from", rows)
+    Block::table("Overrides", Table::rows_of("override|to|>tensors|>bytes|from", rows))
 }
 
 /// In which row of the table an override is, counted from 1.
@@ -198,57 +163,38 @@ fn row_of(check: &Checkup, rule: usize) -> usize {
     check.override_groups.iter().take_while(|group| group.first <= rule).count()
 }
 
-fn basis(check: &Checkup) -> Table {
-    Table::rows_of("figure|basis", check.basis.iter().map(|row| [row.quantity.as_str(), row.how.as_str()]))
+fn basis(check: &Checkup, of_speed: Option<&str>) -> Option<Block> {
+    let rows = check.basis.iter().map(|row| [row.quantity.as_str(), row.how.as_str()]);
+    let table = Table::rows_of("figure|basis", rows.chain(of_speed.map(|basis| ["speed", basis])));
+    Block::table("Where the figures come from", table)
 }
 
-fn list(check: &Checkup) -> Table {
-    let row = |row: &TensorRow| {
-        let buffer = row.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
-        let rule = row.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
-        [row.name.clone(), row.ty.to_string(), thousands(row.bytes.0), buffer.to_string(), rule]
-    };
-    Table::rows_of("tensor|type|>bytes|buffer|>rule", check.tensors.iter().flatten().map(row))
+fn lints(check: &Checkup, is_shown: fn(Severity) -> bool) -> impl Iterator<Item = Block> + '_ {
+    let lints = check.lints.iter().filter(move |lint| is_shown(lint.severity));
+    lints.map(|lint| Block::note(lint.severity, &lint.message, &lint.code, lint.hint.as_deref()))
 }
 
-/// The lints that are at least so bad.
-fn lints(check: &Checkup, least: Severity) -> Vec<Block> {
-    notes(check, |severity| severity <= least)
-}
-
-fn notes(check: &Checkup, shown: impl Fn(Severity) -> bool) -> Vec<Block> {
-    let lints = check.lints.iter().filter(|lint| shown(lint.severity));
-    lints.map(|lint| Block::note(lint.severity, &lint.message, &lint.code, lint.hint.as_deref())).collect()
-}
-
-/// What is to be known of a model or a plan.
 pub(super) fn warnings(warnings: &[Warning]) -> impl Iterator<Item = Block> + '_ {
     warnings.iter().map(|warning| Block::note(Severity::Warning, &warning.message, &warning.code, Some(&warning.hint)))
 }
 
 impl Plan {
-    /// Whether it fits, and by how much it does or does not.
     fn verdict(&self) -> Block {
         if !self.check.fits() {
             let text = format!("Does not fit: short on {}. {}.", short(&self.check), self.remedy());
             return Block::Verdict(Verdict::Bad, text);
         }
-        let left = |device: &crate::machine::Device| {
+        let left = |device: &Device| {
             let used = self.check.memory.get(&device.name)?.total?;
             // A plan that fits may use up its margin to the last byte and no more.
             let left = device.total.saturating_sub(used + self.margin);
             Some(format!("{left} left on {}", device.name))
         };
         let left: Vec<String> = self.machine.devices.iter().filter_map(left).collect();
-        let text = if left.is_empty() {
-            "Fits.".to_string()
-        } else {
-            format!("Fits: {} beyond the margin of {}.", left.join(", "), self.margin)
-        };
-        Block::Verdict(Verdict::Good, text)
+        let margin = format!(": {} beyond the margin of {}", left.join(", "), self.margin);
+        Block::Verdict(Verdict::Good, format!("Fits{}.", if left.is_empty() { "" } else { &margin }))
     }
 
-    /// What to try when it does not fit.
     fn remedy(&self) -> &'static str {
         let host_only = self.check.shortfall.keys().all(|name| name == HOST);
         match (host_only, self.strategy) {
@@ -270,83 +216,68 @@ impl Plan {
     fn figures(&self) -> Vec<KeyFigure> {
         let (speed, turn) = (&self.speed, &self.turn);
         let off = format!("tokens/s, predicted ±{:.0}%", speed.uncertainty * 100.0);
-        let depth = if turn.depth > 0 { format!(" at depth {}", thousands(turn.depth.into())) } else { String::new() };
-        let tokens = format!("{} + {} tokens{depth}", thousands(turn.prompt.into()), thousands(turn.generate.into()));
-        let mut figures = vec![
+        let (prompt, generate) = (thousands(turn.prompt.into()), thousands(turn.generate.into()));
+        let turn = format!("for {prompt} + {generate} tokens{} ({})", at_depth(turn.depth), speed.basis);
+        let speeds = [
             KeyFigure::new("Generation", rate(speed.tg), off.clone()),
             KeyFigure::new("Prompt", rate(speed.pp), off),
-            KeyFigure::new("One turn", seconds(self.turn_seconds), format!("for {tokens} ({})", speed.basis)),
+            KeyFigure::new("One turn", seconds(self.turn_seconds), turn),
         ];
-        figures.extend(launch(&self.check));
-        figures.push(self.experts());
-        figures
+        speeds.into_iter().chain(launch(&self.check)).chain([self.experts()]).collect()
     }
 
-    /// Where the routed experts are.
     fn experts(&self) -> KeyFigure {
         let split = &self.placement;
         let (host, blocks) = (split.blocks_with_experts_on_host, split.blocks_with_experts);
         if blocks == 0 {
             return KeyFigure::new("Experts", "none", "the model is dense");
         }
-        let devices: Vec<String> =
-            split.by_device.iter().map(|(device, bytes)| format!("{bytes} on {device}")).collect();
-        let devices = devices.join(", ");
+        let on = |(device, bytes): (&String, &Bytes)| format!("{bytes} on {device}");
+        let devices = split.by_device.iter().map(on).collect::<Vec<_>>().join(", ");
         if host == 0 {
             return KeyFigure::new("Experts", "all", format!("{blocks} blocks on the devices: {devices}"));
         }
-        let mut note = format!("blocks on the host, whole or in part: {}", split.routed_expert_bytes_on_host);
-        if !devices.is_empty() {
-            note = format!("{note}; {devices}");
-        }
+        let devices = if devices.is_empty() { devices } else { format!("; {devices}") };
+        let note = format!("blocks on the host, whole or in part: {}{devices}", split.routed_expert_bytes_on_host);
         KeyFigure::new("Experts", format!("{host} of {blocks}"), note)
     }
 
     /// The proposed launch beside the others, where there are any.
-    fn speeds(&self) -> [Option<Block>; 2] {
-        let others: Vec<&Alternative> = self.why.alternatives.iter().filter(|other| other.fits).collect();
-        let beside = |title: &str, of: fn(&Speed) -> f64| {
-            let entries = others.iter().map(|other| Entry {
-                tone: Some(Tone::Overhead),
-                ..Entry::predicted(&other.what, of(&other.speed), other.speed.uncertainty)
-            });
-            let proposed = Entry::predicted("proposed", of(&self.speed), self.speed.uncertainty);
-            chart(title, Unit::TokensPerSecond, [proposed].into_iter().chain(entries)).filter(|_| !others.is_empty())
-        };
-        [beside("Generation, predicted", |speed| speed.tg), beside("Prompt, predicted", |speed| speed.pp)]
+    fn beside(&self, title: &str, of: fn(&Speed) -> f64) -> Option<Block> {
+        let others = self.why.alternatives.iter().filter(|other| other.fits);
+        let others: Vec<Entry> = others
+            .map(|other| Entry { tone: Some(Tone::Overhead), ..Entry::predicted(&other.what, &other.speed, of) })
+            .collect();
+        let is_alone = others.is_empty();
+        let proposed = Entry::predicted("proposed", &self.speed, of);
+        chart(title, Unit::TokensPerSecond, [proposed].into_iter().chain(others)).filter(|_| !is_alone)
     }
 
-    /// What takes the room, what takes the time, what else there is, what would make it fit.
-    fn tables(&self) -> [Option<Block>; 4] {
-        let mut terms = Table::of("term|>bytes|fix|>frees|costs");
-        for row in &self.why.explain {
+    fn tables(&self) -> impl Iterator<Item = Block> {
+        let terms = self.why.explain.iter().map(|row| {
             let frees = if row.saves == Bytes(0) { String::new() } else { row.saves.to_string() };
-            terms.row([row.term.clone(), size(row.bytes), row.fix.clone(), frees, row.costs.clone()]);
-        }
-        let mut time = Table::of("phase|time goes to|>seconds");
-        for term in self.why.time.iter().filter(|term| term.seconds >= self.turn_seconds * WORTH_A_ROW) {
+            [row.term.clone(), size(row.bytes), row.fix.clone(), frees, row.costs.clone()]
+        });
+        let times = self.why.time.iter().filter(|term| term.seconds >= self.turn_seconds * WORTH_A_ROW).map(|term| {
             let phase = match term.phase {
                 Phase::Prompt => "prompt",
                 Phase::Generate => "generation",
             };
-            time.row([phase.to_string(), term.what.clone(), format!("{:.2}", term.seconds)]);
-        }
+            [phase.to_string(), term.what.clone(), format!("{:.2}", term.seconds)]
+        });
         let tables = [
-            ("What takes the room", terms),
-            ("What takes the time", time),
+            ("What takes the room", Table::rows_of("term|>bytes|fix|>frees|costs", terms)),
+            ("What takes the time", Table::rows_of("phase|time goes to|>seconds", times)),
             ("What else there is", launches(&self.why.alternatives)),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
-        tables.map(|(caption, table)| Block::filled(caption, table))
+        tables.into_iter().filter_map(|(caption, table)| Block::table(caption, table))
     }
 }
 
-/// Whether a launch fits, or what it is short of.
 pub(super) fn fits<'a>(fits: bool, shortfall: impl IntoIterator<Item = (&'a String, &'a Bytes)>) -> String {
-    if fits {
-        return "yes".to_string();
-    }
-    shortfall.into_iter().map(|(name, over)| format!("{name} short of {over}")).collect::<Vec<_>>().join(", ")
+    let short = |(name, over): (&String, &Bytes)| format!("{name} short of {over}");
+    if fits { "yes".into() } else { shortfall.into_iter().map(short).collect::<Vec<_>>().join(", ") }
 }
 
 /// `18 of 48`.
@@ -354,7 +285,6 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
     format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts)
 }
 
-/// Other launches, a row each.
 fn launches(others: &[Alternative]) -> Table {
     let row = |other: &Alternative| {
         [

@@ -19,7 +19,6 @@ pub struct RuleSet<'a> {
     fills: bool,
 }
 
-/// The list as a document.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuleSets<'a> {
@@ -53,7 +52,7 @@ impl Document for RulesCheck {
     fn pages(&self) -> Vec<Page> {
         let mut page = Page::new("Rules", self.name.clone(), "");
         page.push(Block::Prose(self.description.trim().to_string()));
-        page.push(Block::filled("", table(self)));
+        page.push(Block::table("", table(self)));
         for rule in &self.rules {
             for shadow in &rule.shadowed {
                 let Count { tensors, bytes } = shadow.count;
@@ -64,7 +63,7 @@ impl Document for RulesCheck {
                 page.push(Block::Prose(format!("line {}: {tensors} tensors, {bytes} on {buffer}", rule.line)));
             }
             let note = |text: &String| Block::Note(Verdict::Caution, format!("line {}: {text}", rule.line), None);
-            page.push_all(rule.warnings.iter().map(note));
+            page.push(rule.warnings.iter().map(note));
         }
         if let (Some(rest), Some(all)) = (self.unmatched, self.model_bytes) {
             page.push(Block::Prose(format!("Without a rule: {} tensors, {} of {all}", rest.tensors, rest.bytes)));
@@ -77,7 +76,7 @@ impl Document for RulesCheck {
             };
             page.push(Block::Prose(text.into()));
         }
-        page.push_all(self.overrides.iter().map(|entry| Block::Prose(format!("  -ot {entry}"))));
+        page.push(self.overrides.iter().map(|entry| Block::Prose(format!("  -ot {entry}"))));
         vec![page]
     }
 }

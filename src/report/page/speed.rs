@@ -3,12 +3,12 @@
 use super::Block;
 use crate::measurement::Spread;
 use crate::number::{rate, seconds};
-use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Tone};
+use crate::report::chart::{Axis, Bar, Fill, Key, Tone};
 use crate::report::table::Table;
+use crate::speed::Speed;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Tokens per second.
     TokensPerSecond,
     Seconds,
 }
@@ -34,21 +34,12 @@ impl Unit {
             Self::Seconds => format!("{mean:.2} ± {stddev:.2} s"),
         }
     }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::TokensPerSecond => "tokens per second; more is better",
-            Self::Seconds => "seconds; less is better",
-        }
-    }
 }
 
-/// One thing whose speed is shown.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Entry {
     pub label: String,
     pub measured: Option<Spread>,
-    /// The samples it is the mean of.
     pub samples: Vec<f64>,
     /// What was predicted, and the share that it may be off.
     pub predicted: Option<(f64, f64)>,
@@ -57,78 +48,54 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What was measured, without a prediction.
     pub fn measured(label: impl Into<String>, measured: Option<Spread>, samples: Vec<f64>) -> Self {
-        Self { label: label.into(), measured, samples, predicted: None, tone: None }
+        Self { label: label.into(), measured, samples, ..Self::default() }
     }
 
-    /// A prediction beside nothing measured.
-    pub fn predicted(label: impl Into<String>, value: f64, uncertainty: f64) -> Self {
-        Self {
-            label: label.into(),
-            measured: None,
-            samples: Vec::new(),
-            predicted: Some((value, uncertainty)),
-            tone: None,
-        }
+    pub fn predicted(label: &str, speed: &Speed, of: fn(&Speed) -> f64) -> Self {
+        Self { label: label.into(), predicted: Some((of(speed), speed.uncertainty)), ..Self::default() }
     }
 }
 
-/// [`figure`] as a block.
+/// Speeds beside each other: their bars, and of how many samples each is the mean. `None` where none is known.
 pub fn chart(title: &str, unit: Unit, entries: impl IntoIterator<Item = Entry>) -> Option<Block> {
-    figure(title, unit, &entries.into_iter().collect::<Vec<_>>()).map(Block::Figure)
-}
-
-/// What a chart of speeds says: its bars, and of how many samples each is the mean.
-fn figure(title: &str, unit: Unit, entries: &[Entry]) -> Option<Figure> {
-    let mut bars = Vec::new();
-    let of = if unit == Unit::Seconds { "seconds" } else { "tokens/s" };
-    let mut table = Table::of(&format!("||>{of}|>±|>samples"));
-    for (at, entry) in entries.iter().enumerate() {
+    let (column, axis) = match unit {
+        Unit::TokensPerSecond => ("tokens/s", "tokens per second; more is better"),
+        Unit::Seconds => ("seconds", "seconds; less is better"),
+    };
+    let mut bars: Vec<Bar> = Vec::new();
+    let mut table = Table::of(&format!("||>{column}|>±|>samples"));
+    for (at, entry) in entries.into_iter().enumerate() {
         let tone = entry.tone.unwrap_or(Tone::Series(at));
+        let mut add = |basis: &str, value: f64, off: Option<f64>, samples: String, bar: Bar| {
+            let off_shown = off.map(|off| unit.show(off)).unwrap_or_default();
+            table.row([entry.label.clone(), basis.into(), unit.show(value), off_shown, samples]);
+            bars.push(Bar { spread: off, ..bar });
+        };
         if let Some((value, off)) = entry.predicted.filter(|(value, _)| value.is_finite()) {
-            let spread = Some(value * off);
+            let label = format!("{}{}", entry.label, if entry.measured.is_some() { ", predicted" } else { "" });
             let shown = format!("{} ±{:.0}%", unit.show(value), off * 100.0);
-            let label = predicted_label(entry);
-            bars.push(Bar { spread, ..Bar::stacked(&label, shown, Fill::Hatched, [(tone, value)]) });
-            let cells = [entry.label.clone(), "predicted".into(), unit.show(value), unit.show(value * off), "–".into()];
-            table.row(cells);
+            let bar = Bar::stacked(&label, shown, Fill::Hatched, [(tone, value)]);
+            add("predicted", value, Some(value * off), "–".into(), bar);
         }
         if let Some(spread) = entry.measured {
-            let value = unit.spread(spread);
-            let error = (spread.n > 1).then_some(spread.stddev);
-            let samples = entry.samples.clone();
-            let bar = Bar::stacked(&entry.label, value, Fill::Plain, [(tone, spread.mean)]);
-            bars.push(Bar { spread: error, samples, ..bar });
-            let off = error.map(|error| unit.show(error)).unwrap_or_default();
-            let cells = [entry.label.clone(), "measured".into(), unit.show(spread.mean), off, spread.n.to_string()];
-            table.row(cells);
+            let bar = Bar::stacked(&entry.label, unit.spread(spread), Fill::Plain, [(tone, spread.mean)]);
+            let bar = Bar { samples: entry.samples, ..bar };
+            add("measured", spread.mean, (spread.n > 1).then_some(spread.stddev), spread.n.to_string(), bar);
         }
     }
-    if bars.is_empty() {
-        return None;
-    }
+    let key = |label: &str, fill| Key { label: label.into(), tone: Tone::Overhead, fill };
+    let both = vec![key("measured", Fill::Plain), key("predicted", Fill::Hatched)];
     let any = |fill| bars.iter().flat_map(|bar| &bar.parts).any(|part| part.fill == fill);
-    let (predicted, measured) = (any(Fill::Hatched), any(Fill::Plain));
-    let text = [
-        (measured, "Measured: mean, one standard deviation, and a dot for each sample."),
-        (predicted, "Hatched bars are predicted, with what they may well be off."),
-    ];
-    let text = text.iter().filter(|(holds, _)| *holds).map(|(_, text)| *text).collect::<Vec<_>>().join(" ");
-    let legend = if predicted && measured {
-        let key = |label: &str, fill| Key { label: label.into(), tone: Tone::Overhead, fill };
-        vec![key("measured", Fill::Plain), key("predicted", Fill::Hatched)]
-    } else {
-        Vec::new()
+    let measured = "Measured: mean, one standard deviation, and a dot for each sample.";
+    let predicted = "Hatched bars are predicted, with what they may well be off.";
+    let (text, legend) = match (any(Fill::Plain), any(Fill::Hatched)) {
+        (true, true) => (format!("{measured} {predicted}"), both),
+        (true, false) => (measured.into(), Vec::new()),
+        (false, true) => (predicted.into(), Vec::new()),
+        (false, false) => return None,
     };
-    let axis = Axis::Number(unit.name().into());
-    let chart = Chart::Bars(vec![Bars { label: String::new(), axis, bars, limit: None }]);
-    Some(Figure { title: title.into(), text, legend, chart, table })
-}
-
-/// The label of the predicted bar: beside a measured one it says so.
-fn predicted_label(entry: &Entry) -> String {
-    if entry.measured.is_some() { format!("{}, predicted", entry.label) } else { entry.label.clone() }
+    Some(Block::bars(title, text, legend, Axis::Number(axis.into()), bars, table))
 }
 
 #[cfg(test)]
@@ -136,26 +103,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prediction_never_looks_measured() {
-        let spread = Spread { mean: 50.0, stddev: 2.0, n: 3 };
-        let both = Entry { predicted: Some((55.0, 0.15)), ..Entry::measured("plan", Some(spread), vec![48.0]) };
-        let figure = figure("Generation", Unit::TokensPerSecond, &[both]).unwrap();
-        let Chart::Bars(bars) = &figure.chart else { panic!("bars") };
-        let seen = bars[0].bars.iter().map(|bar| (bar.label.as_str(), bar.parts[0].fill, bar.value.as_str()));
-        let seen: Vec<_> = seen.collect();
-        assert_eq!(seen, [("plan, predicted", Fill::Hatched, "55.0 ±15%"), ("plan", Fill::Plain, "50.0 ± 2.0")]);
-        assert_eq!(figure.table.rows()[0][1], "predicted");
-        assert_eq!(figure.table.rows()[1][1], "measured");
-    }
-
-    #[test]
-    fn nothing_known_is_no_chart_and_one_sample_has_no_spread() {
-        assert!(figure("x", Unit::Seconds, &[Entry::measured("a", None, vec![])]).is_none());
-        let shown = |unit: Unit, mean, stddev, n| unit.spread(Spread { mean, stddev, n });
-        assert_eq!(shown(Unit::Seconds, 0.25, 0.0, 1), "250 ms");
-        assert_eq!(shown(Unit::Seconds, 0.25, 0.0125, 3), "250 ± 12 ms");
-        assert_eq!(shown(Unit::Seconds, 0.02, 0.001, 3), "20 ± 1.0 ms");
-        assert_eq!(shown(Unit::Seconds, 8.4, 0.0, 3), "8.40 ± 0.00 s");
-        assert_eq!(shown(Unit::TokensPerSecond, 9869.4, 243.2, 3), "9,869 ± 243");
+    fn one_sample_has_no_spread() {
+        for (unit, mean, stddev, n, text) in [
+            (Unit::Seconds, 0.25, 0.0, 1, "250 ms"),
+            (Unit::Seconds, 0.25, 0.0125, 3, "250 ± 12 ms"),
+            (Unit::Seconds, 0.02, 0.001, 3, "20 ± 1.0 ms"),
+            (Unit::Seconds, 8.4, 0.0, 3, "8.40 ± 0.00 s"),
+            (Unit::TokensPerSecond, 9869.4, 243.2, 3, "9,869 ± 243"),
+        ] {
+            assert_eq!(unit.spread(Spread { mean, stddev, n }), text);
+        }
     }
 }

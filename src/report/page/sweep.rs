@@ -1,110 +1,110 @@
 //! Many plans: curves over the budget or the context, and a table to step through.
 
-use std::borrow::Cow;
-
 use super::plan::{about, blocks_on_host, budgets, fits, name};
-use super::{Axis, Block, Document, Page, WhatIf, dotted};
+use super::{Block, Document, Page, Slider, WhatIf, dotted};
 use crate::machine::Machine;
 use crate::number::{rate, seconds, thousands};
 use crate::plan::ModelSummary;
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
-use crate::report::chart::{self, Figure, Lines, Series};
+use crate::report::chart::{self, Lines, Series};
 use crate::report::table::Table;
 use crate::run::command::shell;
-use crate::speed::Speed;
 
-/// Columns that every plan of many has.
 const COLUMNS: &str = "fits|>experts on devices|>blocks on host|>context|>-ub|>pp|>tg|>turn";
 
 impl Document for SweepDocument {
     fn pages(&self) -> Vec<Page> {
-        let axes = self.axes();
+        let (what, width) = (self.what(), self.width());
+        let values = self.points.iter().step_by(width).map(|point| point.label.clone()).collect();
+        let mut axes = vec![Slider { what: what.into(), values }];
+        if width > 1 {
+            let values = self.contexts.iter().map(|tokens| format!("{} tokens", thousands(*tokens))).collect();
+            axes.push(Slider { what: "context".into(), values });
+        }
         let names: Vec<&str> = axes.iter().map(|axis| axis.what.as_ref()).collect();
+        let title = format!("{}: by {}", name(&self.model), names.join(" and "));
         let device = self.machine.devices.first().filter(|_| self.variable == Variable::Vram);
         let budgets = device.map_or(String::new(), |device| format!("budgets of {}", device.name));
         let planned = format!("planned with {}", main_memory(&self.machine));
-        let about = dotted([about(&self.model, None), budgets, planned]);
-        let mut page = Page::new("Sweep", format!("{}: by {}", name(&self.model), names.join(" and ")), about);
-        let curves = [
-            self.curve("Generation", "tokens per second", |point| point.speed.tg),
-            self.curve("Prompt", "tokens per second", |point| point.speed.pp),
-            self.curve("Experts on devices", "GiB", |point| {
-                point.placement.routed_expert_bytes_on_devices.in_mib() / 1024.0
-            }),
-        ];
-        page.detail_all(curves.into_iter().flatten().map(Block::Figure));
-        let row = |point: &Point| [vec![point.label.clone()], cells(point)].concat();
-        let table = Table::rows_of(&format!(">{}|{COLUMNS}", self.what()), self.points.iter().map(row));
-        let first_that_fits = || self.points.iter().position(|point| point.fits).unwrap_or(0);
-        let start = self.asked.filter(|at| *at < self.points.len()).unwrap_or_else(first_that_fits);
-        let commands = self.points.iter().map(|point| command(&self.model, point)).collect();
-        page.push(Block::WhatIf(WhatIf { axes, table, commands, start }));
-        page.push_all(self.machine.budget_notes().map(Block::Prose));
-        page.push(speeds(&self.points));
+        let mut page = Page::new("Sweep", title, dotted([about(&self.model, None), budgets, planned]));
+        page.detail(self.curve("Generation", "tokens per second", |point| point.speed.tg));
+        page.detail(self.curve("Prompt", "tokens per second", |point| point.speed.pp));
+        page.detail(self.curve("Experts on devices", "GiB", |point| {
+            point.placement.routed_expert_bytes_on_devices.in_mib() / 1024.0
+        }));
+        let points: Vec<_> = self.points.iter().map(|point| (point, &self.model, Vec::new())).collect();
+        let start = self.asked.filter(|at| *at < points.len());
+        page.push(what_if(axes, &format!(">{what}"), &points, start, &self.machine));
         vec![page]
     }
 }
 
 impl Document for Plans {
     fn pages(&self) -> Vec<Page> {
-        let title = "Several files on one machine";
         let about = format!("planned for {}, {}", budgets(&self.machine), main_memory(&self.machine));
-        let mut page = Page::new("Plans", title, about);
-        let table = Table::rows_of(
-            &format!("file|>size|>bits|{COLUMNS}"),
-            self.rows.iter().map(|row| {
-                let (size, bits) = (row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight));
-                [vec![row.point.label.clone(), size, bits], cells(&row.point)].concat()
-            }),
-        );
+        let mut page = Page::new("Plans", "Several files on one machine", about);
         let values = self.rows.iter().map(|row| row.point.label.clone()).collect();
-        let commands = self.rows.iter().map(|row| command(&row.model, &row.point)).collect();
-        let start = self.rows.iter().position(|row| row.point.fits).unwrap_or(0);
-        let axes = vec![Axis { what: "file".into(), values }];
-        page.push(Block::WhatIf(WhatIf { axes, table, commands, start }));
-        page.push_all(self.machine.budget_notes().map(Block::Prose));
-        page.push(speeds(self.rows.iter().map(|row| &row.point)));
+        let points: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| {
+                (&row.point, &row.model, vec![row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)])
+            })
+            .collect();
+        let axes = vec![Slider { what: "file".into(), values }];
+        page.push(what_if(axes, "file|>size|>bits", &points, None, &self.machine));
         // What makes the files that do not exist.
         let made = self.rows.iter().filter_map(|row| Some(row.model.what_if.as_ref()?.command.clone()));
-        page.push_all(made.map(|command| Block::Command(String::new(), command)));
+        page.push(made.map(|command| Block::Command(String::new(), command)));
         vec![page]
     }
 }
 
-/// The main memory that plans count on.
 fn main_memory(machine: &Machine) -> String {
     let known = |ram| format!("{ram} of main memory");
     machine.host.ram.map_or("any amount of main memory (--ram SIZE has it checked)".to_string(), known)
 }
 
-/// What the columns of speeds are, with the least certain one's uncertainty.
-fn speeds<'p>(points: impl IntoIterator<Item = &'p Point>) -> Option<Block> {
-    let speeds = points.into_iter().map(|point| &point.speed);
-    let speed: &Speed = speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty))?;
-    let off = speed.uncertainty * 100.0;
-    Some(Block::Prose(format!("Predicted ±{off:.0}%: pp and tg in tokens/s ({})", speed.basis)))
-}
-
-/// What every plan of many shows.
-fn cells(point: &Point) -> Vec<String> {
-    vec![
-        fits(point.fits, &point.shortfall),
-        point.placement.routed_expert_bytes_on_devices.to_string(),
-        blocks_on_host(&point.placement),
-        thousands(point.n_ctx.into()),
-        thousands(point.n_ubatch.into()),
-        rate(point.speed.pp),
-        rate(point.speed.tg),
-        seconds(point.turn_seconds),
-    ]
-}
-
-/// What to type for one point.
-fn command(model: &ModelSummary, point: &Point) -> String {
-    let words: Vec<&str> =
-        ["llama-server", "-m", &model.path].into_iter().chain(point.args.iter().map(String::as_str)).collect();
-    // A word with a NUL was never a command.
-    shell(&words).unwrap_or_default()
+/// The points with what else is shown of each, the commands, and what the columns are; it begins at `start`, else at the first that
+/// fits.
+fn what_if(
+    axes: Vec<Slider>,
+    columns: &str,
+    points: &[(&Point, &ModelSummary, Vec<String>)],
+    start: Option<usize>,
+    machine: &Machine,
+) -> Vec<Block> {
+    let row = |(point, _, more): &(&Point, &ModelSummary, Vec<String>)| {
+        let shown = [
+            fits(point.fits, &point.shortfall),
+            point.placement.routed_expert_bytes_on_devices.to_string(),
+            blocks_on_host(&point.placement),
+            thousands(point.n_ctx.into()),
+            thousands(point.n_ubatch.into()),
+            rate(point.speed.pp),
+            rate(point.speed.tg),
+            seconds(point.turn_seconds),
+        ];
+        [point.label.clone()].into_iter().chain(more.clone()).chain(shown)
+    };
+    let table = Table::rows_of(&format!("{columns}|{COLUMNS}"), points.iter().map(row));
+    let command = |(point, model, _): &(&Point, &ModelSummary, _)| {
+        let start = ["llama-server", "-m", &model.path];
+        let words: Vec<&str> = start.into_iter().chain(point.args.iter().map(String::as_str)).collect();
+        // A word with a NUL was never a command.
+        shell(&words).unwrap_or_default()
+    };
+    let commands = points.iter().map(command).collect();
+    let start = start.or(points.iter().position(|(point, ..)| point.fits)).unwrap_or(0);
+    let mut blocks = vec![Block::WhatIf(WhatIf { axes, table, commands, start })];
+    blocks.extend(machine.budget_notes().map(Block::Prose));
+    // What the columns of speeds are, with the least certain one's uncertainty.
+    let speeds = points.iter().map(|(point, ..)| &point.speed);
+    blocks.extend(speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty)).map(|speed| {
+        let off = speed.uncertainty * 100.0;
+        Block::Prose(format!("Predicted ±{off:.0}%: pp and tg in tokens/s ({})", speed.basis))
+    }));
+    blocks
 }
 
 impl SweepDocument {
@@ -114,28 +114,16 @@ impl SweepDocument {
         if self.points.len().is_multiple_of(width) { width } else { 1 }
     }
 
-    /// What a reader may change, each with its values.
-    fn axes(&self) -> Vec<Axis> {
-        let width = self.width();
-        let values = self.points.iter().step_by(width).map(|point| point.label.clone()).collect();
-        let mut axes = vec![Axis { what: self.what(), values }];
-        if width > 1 {
-            let values = self.contexts.iter().map(|tokens| format!("{} tokens", thousands(*tokens))).collect();
-            axes.push(Axis { what: "context".into(), values });
-        }
-        axes
-    }
-
-    fn what(&self) -> Cow<'static, str> {
+    fn what(&self) -> &'static str {
         match self.variable {
-            Variable::Vram => "budget".into(),
-            Variable::Ctx => "context".into(),
+            Variable::Vram => "budget",
+            Variable::Ctx => "context",
         }
     }
 
     /// One predicted quantity over what varies, of the points that fit.
     #[expect(clippy::cast_precision_loss, reason = "places in a chart")]
-    fn curve(&self, title: &str, unit: &str, of: impl Fn(&Point) -> f64) -> Option<Figure> {
+    fn curve(&self, title: &str, unit: &str, of: impl Fn(&Point) -> f64) -> Option<Block> {
         let (width, what) = (self.width(), self.what());
         let mut table = Table::of(&format!("{what}|>tokens|>{unit}, predicted"));
         let mut series: Vec<Series> = Vec::new();
@@ -149,15 +137,10 @@ impl SweepDocument {
             let label = context.map_or_else(|| title.to_string(), |tokens| format!("-c {tokens}"));
             series.push(Series { label, at, points });
         }
-        let is_budget = self.variable == Variable::Vram;
-        let lines = Lines {
-            x: if is_budget { "budget of the first device" } else { "context, tokens" }.into(),
-            y: unit.into(),
-            series,
-            x_is_bytes: is_budget,
-            ..Lines::default()
-        };
+        let x_is_bytes = self.variable == Variable::Vram;
+        let x = if x_is_bytes { "budget of the first device" } else { "context, tokens" }.into();
+        let lines = Lines { x, y: unit.into(), series, x_is_bytes, ..Lines::default() };
         let text = format!("Of the plan of each {what}; points that do not fit are left out.");
-        Figure::lines(format!("{title} by {what}, predicted"), text, lines, table)
+        Block::lines(&format!("{title} by {what}, predicted"), text, lines, table)
     }
 }

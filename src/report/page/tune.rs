@@ -9,7 +9,7 @@ use crate::number::{counted, thousands};
 use crate::report::table::Table;
 use crate::tune::document::{Document, Entry as Candidate, Measured};
 use crate::tune::race::{self, End, Standing};
-use crate::tune::{Kind, Predicted, Subject};
+use crate::tune::{Kind, Predicted};
 
 /// Whose word memory is where a driver was asked.
 const BY_DRIVER: &str =
@@ -17,27 +17,29 @@ const BY_DRIVER: &str =
 
 impl super::Document for Document {
     fn pages(&self) -> Vec<Page> {
-        let mut page = Page::new("Tuning", title(self), format!("llama.cpp b{}", self.subject.build));
+        let subject = &self.subject;
+        let mut page = Page::new("Tuning", title(self), format!("llama.cpp b{}", subject.build));
         let beats = matches!(self.verdict, race::Verdict::Beats { .. }) && self.stopped == End::Decided;
         page.push(Block::Verdict(if beats { Verdict::Good } else { Verdict::Open }, verdict(self)));
-        page.push(winner(self).and_then(figures).map(Block::KeyFigures));
+        let figures = winner(self).map(figures).unwrap_or_default();
+        page.push((!figures.is_empty()).then_some(Block::KeyFigures(figures)));
         page.push(Block::Command(String::new(), self.command.clone()));
-        page.detail_all(charts(self));
-        page.push(Block::Prose(turn(&self.subject)));
+        let (rate, time) = (Unit::TokensPerSecond, Unit::Seconds);
+        page.detail(beside(self, "Time of the turn", time, |seen| seen.turn, |known| known.turn_seconds));
+        page.detail(beside(self, "Generation", rate, |seen| seen.tg, |known| known.speed.tg));
+        page.detail(beside(self, "Prompt", rate, |seen| seen.pp, |known| known.speed.pp));
+        let (prompt, generate, depth) = (subject.prompt, subject.generate, subject.depth);
+        let turn = format!("turn: {prompt} tokens of prompt, {generate} generated, at depth {depth}");
+        page.push(Block::Prose(format!("{turn}; measured on {}", subject.program)));
         page.push(Block::Table("Every launch that took part".into(), table(self)));
-        page.push_all(notes(self).into_iter().map(|note| Block::Note(Verdict::Open, note, None)));
+        page.push(notes(self).into_iter().map(|note| Block::Note(Verdict::Open, note, None)));
         page.detail(Block::Table("The machine".into(), machine(self)));
         vec![page]
     }
 
     /// The winner, whose memory is known as sums alone.
     fn summaries(&self) -> Vec<Summary> {
-        let of = |winner: &Measured| Summary {
-            pp: Entry::measured("", winner.pp, Vec::new()),
-            tg: Entry::measured("", winner.tg, Vec::new()),
-            ..Summary::measured(title(self))
-        };
-        winner(self).map(of).into_iter().collect()
+        winner(self).map(|winner| Summary::measured(title(self), winner.pp, winner.tg)).into_iter().collect()
     }
 }
 
@@ -49,41 +51,34 @@ fn winner(document: &Document) -> Option<&Measured> {
     document.candidates.get(document.winner)?.measured.as_ref()
 }
 
-fn figures(winner: &Measured) -> Option<Vec<KeyFigure>> {
+fn figures(winner: &Measured) -> Vec<KeyFigure> {
     let samples = format!("mean of {}", counted(winner.turns.len() as u64, "sample"));
-    let figure = |label: &str, spread: Option<Spread>, unit: Unit, note: &str| {
-        let value = unit.spread(spread?);
-        Some(KeyFigure { label: label.into(), value, note: format!("{note}{samples}") })
+    let figure = |(label, spread, unit, note): (&str, Option<Spread>, Unit, &str)| {
+        Some(KeyFigure::new(label, unit.spread(spread?), format!("{note}{samples}")))
     };
-    let figures: Vec<KeyFigure> = [
-        figure("One turn", winner.turn, Unit::Seconds, ""),
-        figure("Generation", winner.tg, Unit::TokensPerSecond, "tokens/s, "),
-        figure("Prompt", winner.pp, Unit::TokensPerSecond, "tokens/s, "),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    (!figures.is_empty()).then_some(figures)
+    let figures = [
+        ("One turn", winner.turn, Unit::Seconds, ""),
+        ("Generation", winner.tg, Unit::TokensPerSecond, "tokens/s, "),
+        ("Prompt", winner.pp, Unit::TokensPerSecond, "tokens/s, "),
+    ];
+    figures.into_iter().filter_map(figure).collect()
 }
 
-/// The turn, and what it is made of, of everything that was measured.
-fn charts(document: &Document) -> [Option<Block>; 3] {
-    type Of = (fn(&Measured) -> Option<Spread>, fn(&Predicted) -> f64);
-    let beside = |title: &str, unit: Unit, (of, predicted): Of| {
-        let entry = |candidate: &Candidate| {
-            let measured = candidate.measured.as_ref()?;
-            let samples = if unit == Unit::Seconds { measured.turns.clone() } else { Vec::new() };
-            let off = |known: &Predicted| (predicted(known), known.speed.uncertainty);
-            let expected = candidate.candidate.predicted.as_ref().map(off);
-            Some(Entry { predicted: expected, ..Entry::measured(&candidate.candidate.what, of(measured), samples) })
-        };
-        chart(title, unit, document.candidates.iter().filter_map(entry))
+/// One quantity of everything that was measured, beside what was predicted of it.
+fn beside(
+    document: &Document,
+    title: &str,
+    unit: Unit,
+    of: fn(&Measured) -> Option<Spread>,
+    predicted: fn(&Predicted) -> f64,
+) -> Option<Block> {
+    let entry = |Candidate { candidate, measured, .. }: &Candidate| {
+        let measured = measured.as_ref()?;
+        let samples = if unit == Unit::Seconds { measured.turns.clone() } else { Vec::new() };
+        let predicted = candidate.predicted.as_ref().map(|known| (predicted(known), known.speed.uncertainty));
+        Some(Entry { predicted, ..Entry::measured(&candidate.what, of(measured), samples) })
     };
-    [
-        beside("Time of the turn", Unit::Seconds, (|seen| seen.turn, |known| known.turn_seconds)),
-        beside("Generation", Unit::TokensPerSecond, (|seen| seen.tg, |known| known.speed.tg)),
-        beside("Prompt", Unit::TokensPerSecond, (|seen| seen.pp, |known| known.speed.pp)),
-    ]
+    chart(title, unit, document.candidates.iter().filter_map(entry))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time for people")]
@@ -92,53 +87,39 @@ fn machine(document: &Document) -> Table {
     let device = |(name, description, budget): &(String, String, _)| {
         (name.clone(), Some(format!("{description}, budget {budget}")))
     };
-    let model = ("model".to_string(), Some(format!("{} ({})", subject.model, subject.bytes)));
-    let runtime = ("runtime".to_string(), Some(format!("{} b{}", subject.program, subject.build)));
-    let took = ("took".to_string(), Some(format!("{} s", thousands(document.seconds.max(0.0).round() as u64))));
+    let fact = |name: &str, fact| (name.to_string(), Some(fact));
+    let model = fact("model", format!("{} ({})", subject.model, subject.bytes));
+    let runtime = fact("runtime", format!("{} b{}", subject.program, subject.build));
+    let took = fact("took", format!("{} s", thousands(document.seconds.max(0.0).round() as u64)));
     Table::facts([model, runtime].into_iter().chain(subject.devices.iter().map(device)).chain([took]))
-}
-
-/// What was measured, and on what.
-fn turn(subject: &Subject) -> String {
-    format!(
-        "turn: {} tokens of prompt, {} generated, at depth {}; measured on {}",
-        subject.prompt, subject.generate, subject.depth, subject.program
-    )
 }
 
 fn table(document: &Document) -> Table {
     let spread = |spread: Option<Spread>| spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread));
-    let rows = document.candidates.iter().map(|entry| {
-        let predicted = entry.candidate.predicted.as_ref();
+    let rows = document.candidates.iter().map(|Candidate { candidate, measured, standing }| {
+        let predicted = candidate.predicted.as_ref();
         let predicted = predicted.map_or(String::new(), |predicted| format!("{:.3} s", predicted.turn_seconds));
-        let measured = entry.measured.as_ref().map(|seen| {
+        let measured = measured.as_ref().map(|seen| {
             let turn = format!("{:.3} ± {:.3} s", seen.range.median, seen.range.half);
-            [turn, spread(seen.pp), spread(seen.tg), seen.turns.len().to_string(), memory(seen)]
+            // Memory by device: the driver's word where there is one, else llama.cpp's.
+            let held = |(name, own): (&String, &Bytes)| format!("{name} {}", seen.peak.get(name).unwrap_or(own));
+            let memory = seen.memory.iter().filter(|(_, bytes)| **bytes > Bytes(0)).map(held).collect::<Vec<_>>();
+            [turn, spread(seen.pp), spread(seen.tg), seen.turns.len().to_string(), memory.join(", ")]
         });
-        let cells = [entry.candidate.what.clone(), predicted].into_iter().chain(measured.unwrap_or_default());
-        cells.chain([standing(&entry.standing)])
+        let standing = match standing {
+            Standing::Winner => "winner".to_string(),
+            Standing::Slower => "slower".to_string(),
+            Standing::Close => "too close to the fastest to tell".to_string(),
+            Standing::CannotWin => "not measured: cannot win by prediction".to_string(),
+            Standing::NoTime => "not measured: no time".to_string(),
+            Standing::Failed { why } => format!("not measured: {why}"),
+        };
+        let cells = [candidate.what.clone(), predicted].into_iter().chain(measured.unwrap_or_default());
+        cells.chain([standing])
     });
     Table::rows_of("launch|>turn, predicted|>turn, median|>pp, mean|>tg, mean|>n|memory|", rows)
 }
 
-/// Memory by device: the driver's word where there is one, else llama.cpp's.
-fn memory(measured: &Measured) -> String {
-    let of = |(name, own): (&String, &Bytes)| format!("{name} {}", measured.peak.get(name).unwrap_or(own));
-    measured.memory.iter().filter(|(_, bytes)| **bytes > Bytes(0)).map(of).collect::<Vec<_>>().join(", ")
-}
-
-fn standing(standing: &Standing) -> String {
-    match standing {
-        Standing::Winner => "winner".to_string(),
-        Standing::Slower => "slower".to_string(),
-        Standing::Close => "too close to the fastest to tell".to_string(),
-        Standing::CannotWin => "not measured: cannot win by prediction".to_string(),
-        Standing::NoTime => "not measured: no time".to_string(),
-        Standing::Failed { why } => format!("not measured: {why}"),
-    }
-}
-
-/// What it says of `--fit on`.
 fn verdict(document: &Document) -> String {
     let what = document.candidates.get(document.winner).map_or("", |winner| winner.candidate.what.as_str());
     let beside = beside_plan(document).map(|beside| format!("; {beside}")).unwrap_or_default();
@@ -158,18 +139,12 @@ fn beside_plan(document: &Document) -> Option<String> {
     let winner = document.candidates.get(document.winner).filter(|winner| winner.candidate.kind != Kind::Plan)?;
     let plan = document.candidates.iter().find(|entry| entry.candidate.kind == Kind::Plan)?;
     let (plan, best) = (plan.measured.as_ref()?.range, winner.measured.as_ref()?.range);
-    if best.median <= 0.0 {
-        return None;
-    }
+    let is_sure = plan.is_longer(&best);
+    let sure = if is_sure { "by the medians of the turn" } else { "which is within what the samples may be off" };
     let times = plan.median / best.median;
-    Some(if plan.is_longer(&best) {
-        format!("it is {times:.2} times as fast as the plan, by the medians of the turn")
-    } else {
-        format!("it is {times:.2} times as fast as the plan, which is within what the samples may be off")
-    })
+    (best.median > 0.0).then(|| format!("it is {times:.2} times as fast as the plan, {sure}"))
 }
 
-/// What else is to be known.
 fn notes(document: &Document) -> Vec<String> {
     let subject = &document.subject;
     let stopped = match document.stopped {
@@ -181,10 +156,8 @@ fn notes(document: &Document) -> Vec<String> {
     let mut notes: Vec<String> = stopped.map(str::to_string).into_iter().collect();
     let measured = || document.candidates.iter().filter_map(|entry| entry.measured.as_ref().map(|seen| (entry, seen)));
     if let Some((_, seen)) = measured().find(|(_, seen)| seen.depth != subject.depth) {
-        notes.push(format!(
-            "The server kept {} tokens in the context, not {}: that is the depth measured",
-            seen.depth, subject.depth
-        ));
+        let kept = format!("The server kept {} tokens in the context, not {}", seen.depth, subject.depth);
+        notes.push(format!("{kept}: that is the depth measured"));
     }
     for (entry, hits) in measured().filter_map(|(entry, seen)| Some((entry, seen.cache_hits?))) {
         notes.push(format!(
@@ -198,8 +171,8 @@ fn notes(document: &Document) -> Vec<String> {
             "turn: the median of all samples ± two standard errors; pp and tg: mean ± standard deviation, tokens/s"
                 .into(),
         );
-        let by_driver = |(_, seen): (&Candidate, &Measured)| !seen.peak.is_empty();
-        notes.push(format!("memory: {}", if measured().any(by_driver) { BY_DRIVER } else { "llama.cpp's own sums" }));
+        let by_driver = measured().any(|(_, seen)| !seen.peak.is_empty());
+        notes.push(format!("memory: {}", if by_driver { BY_DRIVER } else { "llama.cpp's own sums" }));
     }
     notes.push(format!("Measurements are in {}", document.journal));
     notes
@@ -209,49 +182,28 @@ fn notes(document: &Document) -> Vec<String> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::Document as _;
     use super::*;
 
-    fn document(winner: usize, plan: (f64, f64), fit: f64) -> Document {
-        let entry = |kind: &str, (median, half): (f64, f64)| -> Value {
+    #[test]
+    fn a_launch_that_is_faster_than_the_plan_is_said_to_be() {
+        let entry = |kind: &str, median: f64, half: f64| -> Value {
             json!({"what": kind, "kind": kind, "args": [], "predicted": null, "state": "winner",
                 "measured": {"pp": null, "tg": null, "turn": null, "turns": [median], "range": {"median": median, "half": half},
                     "depth": 0, "visits": 1, "memory": {}, "peak": {}}})
         };
-        let verdict = if winner == 1 { json!("fit") } else { json!("beats") };
-        let document = json!({
-            "schema": "moeplan/tune/1", "stopped": "decided", "seconds": 1.0, "journal": "j", "verdict": verdict, "times": 1.5,
-            "subject": {"model": "m", "bytes": 1, "program": "p", "build": 11434, "prompt": 1, "generate": 1, "depth": 0, "devices": []},
-            "candidates": [entry("plan", plan), entry("fit", (fit, 0.001))], "winner": winner, "command": "c",
-        });
-        serde_json::from_value(document).unwrap()
-    }
-
-    #[test]
-    fn a_launch_that_is_faster_than_the_plan_is_said_to_be() {
-        let said = |plan| verdict(&document(1, plan, 0.122));
-        assert!(
-            said((0.274, 0.002))
-                .ends_with("take that; it is 2.25 times as fast as the plan, by the medians of the turn")
-        );
-        assert!(
-            said((0.124, 0.010))
-                .ends_with("1.02 times as fast as the plan, which is within what the samples may be off")
-        );
-        assert!(!verdict(&document(0, (0.1, 0.001), 0.122)).contains("as the plan"));
-    }
-
-    #[test]
-    fn figures_of_two_kinds_are_told_apart() {
-        let shown = crate::report::text::report(&document(1, (0.274, 0.002), 0.122).report(), false);
-        for label in [
-            "turn, median",
-            "pp, mean",
-            "± two standard errors",
-            "± standard deviation",
-            "memory: llama.cpp's own sums",
+        for (winner, median, half, says) in [
+            (1, 0.274, 0.002, "it is 2.25 times as fast as the plan, by the medians of the turn"),
+            (1, 0.124, 0.010, "1.02 times as fast as the plan, which is within what the samples may be off"),
+            (0, 0.1, 0.001, "Nothing beats --fit on by more than the samples vary: take that"),
         ] {
-            assert!(shown.contains(label), "{label}: {shown}");
+            let document = json!({
+                "schema": "moeplan/tune/1", "stopped": "decided", "seconds": 1.0, "journal": "j", "verdict": "fit",
+                "subject": {"model": "m", "bytes": 1, "program": "p", "build": 11434, "prompt": 1, "generate": 1, "depth": 0,
+                    "devices": []},
+                "candidates": [entry("plan", median, half), entry("fit", 0.122, 0.001)], "winner": winner, "command": "c",
+            });
+            let said = verdict(&serde_json::from_value(document).unwrap());
+            assert!(said.ends_with(says), "{said}");
         }
     }
 }

@@ -10,12 +10,8 @@ impl Document for Validation {
     fn pages(&self) -> Vec<Page> {
         let mut page = Page::new("", format!("Validation: {}", self.suite), environment::about(&self.environment));
         page.push((!self.description.is_empty()).then(|| Block::Prose(self.description.clone())));
-        for (heading, items) in [("Final checklist", &self.summary), ("Prerequisites", &self.prerequisites)] {
-            if !items.is_empty() {
-                page.push(Block::Heading(heading.into()));
-                page.push(Block::Checklist(bench::items(items)));
-            }
-        }
+        page.push(Block::checklist("Final checklist", bench::items(&self.summary)));
+        page.push(Block::checklist("Prerequisites", bench::items(&self.prerequisites)));
         page.detail(Block::Table("Machine".into(), environment::machine(&self.environment)));
         [page].into_iter().chain(self.models.iter().map(model)).collect()
     }
@@ -28,33 +24,28 @@ impl Document for Validation {
 fn model(model: &ModelValidation) -> Page {
     let source = model.path.clone().unwrap_or_default();
     let mut page = Page { source, ..Page::new("", model.name.clone(), "") };
-    if let Some(why) = &model.skipped {
-        let item = Item { verdict: Verdict::Skipped, what: "It was run".into(), why: why.clone(), hint: None };
-        page.push(Block::Checklist(vec![item]));
-    }
+    page.push(model.skipped.clone().map(|why| {
+        Block::Checklist(vec![Item { verdict: Verdict::Skipped, what: "It was run".into(), why, hint: None }])
+    }));
     for part in &model.sections {
         let mut name = part.name.replace(['-', '_'], " ");
         if let Some(first) = name.get_mut(..1) {
             first.make_ascii_uppercase();
         }
-        page.push(Block::Heading(name));
-        page.push(Block::Checklist(bench::items(&part.items)));
+        page.push([Block::Heading(name), Block::Checklist(bench::items(&part.items))]);
     }
-    page.detail(Block::filled("Placements, predicted", placements(model)));
-    if let Some(measured) = &model.bench {
-        page.push(Block::Heading("Benchmark".into()));
-        bench::blocks(measured, &mut page);
-    }
-    page
-}
-
-fn placements(model: &ModelValidation) -> Table {
-    let rows = model.placements.iter().map(|placement| {
+    let placements = model.placements.iter().map(|placement| {
         let memory: Vec<String> =
             placement.predicted.iter().map(|(device, row)| format!("{device} {}", size(row.total))).collect();
         let fits = placement.fits.map_or("no budget given", |fits| if fits { "yes" } else { "no" });
         let (devices, host) = (size(placement.expert_bytes_on_devices), size(placement.expert_bytes_on_host));
         [placement.case.clone(), devices, host, memory.join(", "), fits.to_string()]
     });
-    Table::rows_of("case|>experts on devices|>experts on the host|memory|fits", rows)
+    let columns = "case|>experts on devices|>experts on the host|memory|fits";
+    page.detail(Block::table("Placements, predicted", Table::rows_of(columns, placements)));
+    if let Some(measured) = &model.bench {
+        page.push(Block::Heading("Benchmark".into()));
+        bench::blocks(measured, &mut page);
+    }
+    page
 }

@@ -3,18 +3,15 @@
 //! Text is escaped by type: `maud` writes markup only where this module does. What reorders or hides text is spelled out in
 //! the finished page, so that no field can be forgotten.
 
-#[cfg(test)]
-mod tests;
-
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{self, Chart, Figure};
-use super::page::{Block, Item, KeyFigure, Page, Report, Verdict, WhatIf};
-use super::table::{Align, Table};
+use super::page::{Block, Page, Report, Verdict, WhatIf};
+use super::table::Table;
 use crate::escape;
 
-const STYLE: &str = include_str!("style.css");
-const SCRIPT: &str = include_str!("what-if.js");
+const STYLE: &str = include_str!("html/style.css");
+const SCRIPT: &str = include_str!("html/what-if.js");
 /// The hash of [`SCRIPT`], the only script that the page's policy lets run.
 const SCRIPT_HASH: &str = "sha256-BzvIDFne4zSKw4Uf07oZ14gBNf7ekQyAW+B8FMY3x7M=";
 
@@ -22,8 +19,7 @@ const SCRIPT_HASH: &str = "sha256-BzvIDFne4zSKw4Uf07oZ14gBNf7ekQyAW+B8FMY3x7M=";
 const LONG: usize = 60;
 
 pub fn report(report: &Report) -> String {
-    let has_script =
-        report.pages.iter().flat_map(|page| &page.parts).any(|part| matches!(part.block, Block::WhatIf(_)));
+    let has_script = blocks(report).any(|block| matches!(block, Block::WhatIf(_)));
     let scripts = if has_script { format!("script-src '{SCRIPT_HASH}'") } else { "script-src 'none'".to_string() };
     let policy =
         format!("default-src 'none'; style-src 'unsafe-inline'; {scripts}; base-uri 'none'; form-action 'none'");
@@ -45,7 +41,15 @@ pub fn report(report: &Report) -> String {
                         p.brand { "moeplan" }
                         h1 { (report.title) }
                         @if !report.about.is_empty() { p.subtitle { (report.about) } }
-                        @if report.pages.len() > 1 { (contents(report)) }
+                        @if report.pages.len() > 1 {
+                            nav aria-label="Contents" {
+                                ul {
+                                    @for (at, page) in report.pages.iter().enumerate() {
+                                        li { a href=(format!("#s{at}")) { (report.heading(page)) } }
+                                    }
+                                }
+                            }
+                        }
                     }
                     main { @for (at, page) in report.pages.iter().enumerate() { (section(report, page, at)) } }
                     footer { "Written by moeplan " (env!("CARGO_PKG_VERSION")) ". Predictions and measurements are marked as what they are." }
@@ -57,13 +61,14 @@ pub fn report(report: &Report) -> String {
     spelled_out(&markup.into_string())
 }
 
+fn blocks(report: &Report) -> impl Iterator<Item = &Block> {
+    report.pages.iter().flat_map(|page| &page.blocks).map(|(_, block)| block)
+}
+
 /// The first curves of the report as a picture (SVG) of their own; `None` where it has none.
 pub fn picture(report: &Report) -> Option<String> {
-    let (figure, lines) = report.pages.iter().flat_map(|page| &page.parts).find_map(|part| match &part.block {
-        Block::Figure(figure) => match &figure.chart {
-            Chart::Lines(lines) => Some((figure, lines)),
-            Chart::Bars(_) => None,
-        },
+    let (figure, lines) = blocks(report).find_map(|block| match block {
+        Block::Figure(figure @ Figure { chart: Chart::Lines(lines), .. }) => Some((figure, lines)),
         _ => None,
     })?;
     let title = format!("{} · {}", report.title, figure.title);
@@ -76,16 +81,6 @@ fn spelled_out(page: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-fn contents(report: &Report) -> Markup {
-    html! {
-        nav aria-label="Contents" {
-            ul {
-                @for (at, page) in report.pages.iter().enumerate() { li { a href=(format!("#s{at}")) { (report.heading(page)) } } }
-            }
-        }
-    }
-}
-
 /// A section; the only one of a report needs no heading beside the report's, but for readers who move by headings.
 fn section(report: &Report, page: &Page, at: usize) -> Markup {
     let only = report.pages.len() == 1;
@@ -93,7 +88,7 @@ fn section(report: &Report, page: &Page, at: usize) -> Markup {
         section.only[only] id=(format!("s{at}")) aria-labelledby=(format!("s{at}-name")) {
             h2.sr[only] id=(format!("s{at}-name")) { (report.heading(page)) }
             @if !page.source.is_empty() { p.source { (page.source) } }
-            @for (n, part) in page.parts.iter().enumerate() { (block(&part.block, &format!("s{at}-{n}"))) }
+            @for (n, (_, part)) in page.blocks.iter().enumerate() { (block(part, &format!("s{at}-{n}"))) }
         }
     }
 }
@@ -103,11 +98,21 @@ fn block(block: &Block, id: &str) -> Markup {
         Block::Heading(text) => html! { h3 { (text) } },
         Block::Prose(text) => html! { p { (text) } },
         Block::Verdict(verdict, text) => html! { p.verdict.(class(*verdict)) { (sign(*verdict)) span { (text) } } },
-        Block::KeyFigures(figures) => key_figures(figures),
-        Block::Table(caption, rows) if rows.rows().len() > LONG => html! {
-            details { summary { (if caption.is_empty() { "Table" } else { caption }) } (table(rows, None)) }
+        Block::KeyFigures(figures) => html! {
+            dl.figures.of-4[figures.len() == 4 || figures.len() > 6] {
+                @for figure in figures {
+                    div {
+                        dt { (figure.label) }
+                        dd.number { (figure.value) }
+                        @if !figure.note.is_empty() { dd.note { (figure.note) } }
+                    }
+                }
+            }
         },
-        Block::Table(caption, rows) => table(rows, Some(caption)),
+        Block::Table(caption, rows) if rows.rows.len() > LONG => html! {
+            details { summary { (if caption.is_empty() { "Table" } else { caption }) } (table(rows, "")) }
+        },
+        Block::Table(caption, rows) => table(rows, caption),
         Block::Figure(drawn) => figure(drawn, id),
         Block::Command(label, command) => html! {
             @if !label.is_empty() { h3 { (label) } }
@@ -119,7 +124,19 @@ fn block(block: &Block, id: &str) -> Markup {
                 span { (text) @if let Some(hint) = hint { span.hint { (hint) } } }
             } }
         },
-        Block::Checklist(items) => checklist(items),
+        Block::Checklist(items) => html! {
+            ul.checklist {
+                @for item in items {
+                    li.(class(item.verdict)) {
+                        (sign(item.verdict))
+                        span { (item.what)
+                            @if !item.why.is_empty() { span.why { (item.why) } }
+                            @if let Some(hint) = &item.hint { span.why { (hint) } }
+                        }
+                    }
+                }
+            }
+        },
         Block::Output(label, text) => html! { details { summary { (label) } pre { (kept_lines(text)) } } },
         Block::WhatIf(points) => what_if(points, id),
     }
@@ -139,39 +156,8 @@ fn class(verdict: Verdict) -> &'static str {
     }
 }
 
-/// The mark of a verdict, with its word for who does not see it.
 fn sign(verdict: Verdict) -> Markup {
     html! { span.sign aria-hidden="true" { (verdict.mark()) } span.sr { (verdict.word()) ": " } }
-}
-
-fn key_figures(figures: &[KeyFigure]) -> Markup {
-    html! {
-        dl.figures.of-4[figures.len() == 4 || figures.len() > 6] {
-            @for figure in figures {
-                div {
-                    dt { (figure.label) }
-                    dd.number { (figure.value) }
-                    @if !figure.note.is_empty() { dd.note { (figure.note) } }
-                }
-            }
-        }
-    }
-}
-
-fn checklist(items: &[Item]) -> Markup {
-    html! {
-        ul.checklist {
-            @for item in items {
-                li.(class(item.verdict)) {
-                    (sign(item.verdict))
-                    span { (item.what)
-                        @if !item.why.is_empty() { span.why { (item.why) } }
-                        @if let Some(hint) = &item.hint { span.why { (hint) } }
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// How a cell breaks: a number never, a short text neither, a path or a regex anywhere.
@@ -183,22 +169,22 @@ fn breaks(cell: &str) -> Option<&'static str> {
 }
 
 /// A table; wide ones scroll within the page, by keyboard too.
-fn table(table: &Table, caption: Option<&str>) -> Markup {
-    let side = |at: usize| table.columns().get(at).filter(|(_, side)| *side == Align::Right).map(|_| "r");
+fn table(table: &Table, caption: &str) -> Markup {
+    let right = |is_right: &bool| is_right.then_some("r");
     html! {
-        div.scroll tabindex="0" role="region" aria-label=(caption.filter(|text| !text.is_empty()).unwrap_or("Table")) {
+        div.scroll tabindex="0" role="region" aria-label=(if caption.is_empty() { "Table" } else { caption }) {
             table {
-                @if let Some(caption) = caption.filter(|text| !text.is_empty()) { caption { (caption) } }
-                @if table.columns().iter().any(|(name, _)| !name.is_empty()) {
-                    thead { tr {
-                        @for (at, (name, _)) in table.columns().iter().enumerate() {
-                            th scope="col" class=[side(at)] { (name) }
-                        }
-                    } }
+                @if !caption.is_empty() { caption { (caption) } }
+                @if table.columns.iter().any(|(name, _)| !name.is_empty()) {
+                    thead { tr { @for (name, is_right) in &table.columns { th scope="col" class=[right(is_right)] { (name) } } } }
                 }
                 tbody {
-                    @for row in table.rows() {
-                        tr { @for (at, cell) in row.iter().enumerate() { td class=[side(at).or_else(|| breaks(cell))] { (cell) } } }
+                    @for row in &table.rows {
+                        tr {
+                            @for (cell, (_, is_right)) in row.iter().zip(&table.columns) {
+                                td class=[right(is_right).or_else(|| breaks(cell))] { (cell) }
+                            }
+                        }
                     }
                 }
             }
@@ -220,7 +206,7 @@ fn figure(figure: &Figure, id: &str) -> Markup {
             } @else {
                 div role="img" aria-labelledby=(named) aria-describedby=[(!figure.text.is_empty()).then_some(described)] { (drawing) }
             }
-            details { summary { "The numbers as a table" } (table(&figure.table, None)) }
+            details { summary { "The numbers as a table" } (table(&figure.table, "")) }
         }
     }
 }
@@ -228,7 +214,14 @@ fn figure(figure: &Figure, id: &str) -> Markup {
 /// Points of a plan with a slider for each thing that changes; without script, the table of all of them.
 fn what_if(points: &WhatIf, id: &str) -> Markup {
     let names: Vec<&str> = points.axes.iter().map(|axis| axis.what.as_ref()).collect();
-    let places = places(points);
+    // Where each slider stands at the point that is shown first; the last axis changes fastest.
+    let mut rest = points.start.min(points.table.rows.len().saturating_sub(1));
+    let mut places = Vec::new();
+    for axis in points.axes.iter().rev() {
+        let n = axis.values.len().max(1);
+        places.insert(0, rest % n);
+        rest /= n;
+    }
     html! {
         div.what-if {
             h3 { "What if the " (names.join(" or the ")) " were another?" }
@@ -240,22 +233,62 @@ fn what_if(points: &WhatIf, id: &str) -> Markup {
                     @for value in &axis.values { template { (value) } }
                 }
             }
-            (table(&points.table, None))
+            (table(&points.table, ""))
             @for command in &points.commands { template.command { (command) } }
             @if let Some(command) = points.commands.get(points.start) { pre { (command) } }
         }
     }
 }
 
-/// Where each slider stands at the point that is shown first.
-fn places(points: &WhatIf) -> Vec<usize> {
-    let mut rest = points.start.min(points.table.rows().len().saturating_sub(1));
-    let mut places: Vec<usize> = Vec::new();
-    for axis in points.axes.iter().rev() {
-        let n = axis.values.len().max(1);
-        places.push(rest % n);
-        rest /= n;
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn the_policy_lets_the_script_run() {
+        use sha2::Digest as _;
+        // 32 bytes are 43 letters of six bits, the last two bits empty, and one `=`.
+        let letters: Vec<char> = ('A'..='Z').chain('a'..='z').chain('0'..='9').chain(['+', '/']).collect();
+        let hash: Vec<u8> = sha2::Sha256::digest(SCRIPT).into_iter().chain([0]).collect();
+        let six = |at: usize| {
+            (u16::from_be_bytes([hash[at * 6 / 8], hash[(at * 6 / 8 + 1).min(32)]]) >> (10 - at * 6 % 8)) & 63
+        };
+        let encoded: String = (0..43).map(|at| letters[usize::from(six(at))]).collect();
+        assert_eq!(SCRIPT_HASH, format!("sha256-{encoded}="), "what-if.js has changed");
+        assert!(!STYLE.contains("http") && !STYLE.contains("@import") && !SCRIPT.contains("http"));
     }
-    places.reverse();
-    places
+
+    #[test]
+    fn colours_can_be_read_in_light_in_dark_and_on_paper() {
+        // Relative luminance and contrast by WCAG 2.2.
+        let luminance = |hex: &str| {
+            let hex = if hex.len() == 3 { hex.chars().flat_map(|c| [c, c]).collect() } else { hex.to_string() };
+            let linear = |at: usize| {
+                let c = f64::from(u8::from_str_radix(&hex[at..at + 2], 16).unwrap()) / 255.0;
+                if c <= 0.04045 { c / 12.92 } else { ((c + 0.055) / 1.055).powf(2.4) }
+            };
+            0.2126 * linear(0) + 0.7152 * linear(2) + 0.0722 * linear(4) + 0.05
+        };
+        for start in [":root", "dark) {\n  :root", "@media print {\n  :root"] {
+            let rule = &STYLE[STYLE.find(start).unwrap() + start.len()..];
+            let rule = &rule[rule.find('{').unwrap() + 1..rule.find('}').unwrap()];
+            let declarations = rule.split(';').filter_map(|line| line.trim().strip_prefix("--")?.split_once(": #"));
+            let colours: BTreeMap<&str, f64> = declarations.map(|(name, hex)| (name, luminance(hex))).collect();
+            assert!(colours.len() > 18, "{start}: {colours:?}");
+            let contrast = |name: &str, paper: &str| {
+                let (a, b) = (colours[name], colours[paper]);
+                a.max(b) / a.min(b)
+            };
+            for name in colours.keys().filter(|name| !["paper", "raised", "line"].contains(name)) {
+                let is_area = ["model", "context", "compute", "overhead", "host"].contains(name);
+                let least = if is_area { 3.0 } else { 4.5 };
+                assert!(contrast(name, "paper") >= least, "{start} --{name}: {least} at least");
+            }
+            for name in ["ink", "muted", "accent"] {
+                assert!(contrast(name, "raised") >= 4.5, "{start} --{name} on --raised");
+            }
+        }
+    }
 }

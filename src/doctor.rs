@@ -3,20 +3,172 @@
 //! What is looked for is a row of `checks.tsv`, and an arm of `found` that says where it applies; variables of the
 //! environment are rows of `variables.tsv`.
 
-pub mod facts;
+use std::path::PathBuf;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::bytes::{Bytes, GIB};
 use crate::number::{counted, small_size};
 use crate::run::build::{BUILDS, REFERENCE};
-pub use facts::Facts;
-use facts::{Folder, Purpose, Server, Variable};
+pub use crate::runtime::DeviceInfo;
+pub use crate::runtime::detect::Memory;
+pub use crate::runtime::server::Place;
 
-const CHECKS: &str = include_str!("checks.tsv");
-const VARIABLES: &str = include_str!("variables.tsv");
+const CHECKS: &str = include_str!("doctor/checks.tsv");
+const VARIABLES: &str = include_str!("doctor/variables.tsv");
 /// What a calibration writes at its most, and more than all headers that are kept.
 const ROOM: Bytes = Bytes(4 * GIB);
+
+/// A computer, as far as moeplan depends on it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Facts {
+    pub moeplan: Moeplan,
+    /// Every llama-server, in the order in which one is looked for; the first is the one that is used.
+    pub servers: Vec<Server>,
+    pub nvidia: Nvidia,
+    /// Other graphics interfaces that the system shows: `/dev/kfd`, `/dev/dri`, `/dev/dxg`.
+    pub interfaces: Vec<String>,
+    pub memory: Memory,
+    pub folders: Vec<Folder>,
+    /// Temporary files and folders of runs that crashed or were killed.
+    pub leftovers: Vec<Leftover>,
+    pub knowledge: Knowledge,
+    /// Variables that matter, sorted by name; those of llama.cpp, the drivers and moeplan.
+    pub environment: Vec<Variable>,
+    /// llama.cpp's configuration files that exist.
+    pub config_files: Vec<ConfigFile>,
+}
+
+/// This moeplan.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Moeplan {
+    /// `0.1.0`.
+    pub version: String,
+    /// Whether it reads headers over the network (cargo feature `remote`).
+    pub remote: bool,
+    /// The llama.cpp inside it (cargo feature `embedded`).
+    pub embedded: Option<Embedded>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Embedded {
+    pub build: u32,
+    /// Why it does not run; `None` where it does.
+    pub error: Option<String>,
+}
+
+/// A llama-server that was found or named.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Server {
+    pub place: Place,
+    pub program: PathBuf,
+    /// Why it cannot be used; `None` where it can.
+    pub error: Option<String>,
+    /// What it says of its version.
+    pub version: Option<String>,
+    /// The N of bN, where it is a release.
+    pub build: Option<u32>,
+    /// Flags that its help lists; 0 without help.
+    pub flags: usize,
+    /// Whether its flags are those of ik_llama.cpp.
+    pub ik: bool,
+    /// What `--list-devices` names, the processor left out; only asked of the one that is used.
+    pub devices: Vec<DeviceInfo>,
+    /// Whether `--list-devices` was answered.
+    pub lists_devices: bool,
+    pub bench: bool,
+    pub rpc: bool,
+}
+
+/// The NVIDIA driver.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Nvidia {
+    /// Its version; `None` where its library (NVML) cannot be loaded.
+    pub driver: Option<String>,
+    /// Cards that programs here see, as llama.cpp names them.
+    pub cards: Vec<DeviceInfo>,
+    /// Cards that there are, hidden ones too.
+    pub installed: usize,
+    /// Whether the kernel's side of the driver is loaded (`/proc/driver/nvidia`, `/dev/nvidiactl`).
+    pub kernel_module: bool,
+}
+
+/// A folder that is written to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Folder {
+    pub purpose: Purpose,
+    pub path: PathBuf,
+    /// Whether a file can be made there (or in what would hold the folder, where it is not there yet).
+    pub writable: bool,
+    pub free: Option<Bytes>,
+}
+
+/// Something temporary whose owner is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Leftover {
+    pub path: PathBuf,
+    pub bytes: Bytes,
+}
+
+/// What a folder is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Headers that came over the network, and the llama-server that scripts/llama-server builds.
+    #[default]
+    Cache,
+    State,
+    Config,
+    Temporary,
+}
+
+/// What was learned of this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Knowledge {
+    pub evidence: Option<PathBuf>,
+    pub records: usize,
+    /// The file of rates, where there is one.
+    pub rates: Option<PathBuf>,
+    pub rates_error: Option<String>,
+    /// Devices here that have measured rates.
+    pub rated_devices: Vec<String>,
+    /// Devices here whose overhead was measured.
+    pub measured_devices: Vec<String>,
+    /// Whether the host here has measured rates.
+    pub rated_host: bool,
+    /// Headers kept of models on the network.
+    pub headers: usize,
+    pub headers_bytes: Bytes,
+}
+
+/// One variable of the environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Variable {
+    pub name: String,
+    /// Its value; `None` where it is, or may hold, a secret.
+    pub value: Option<String>,
+}
+
+/// A configuration file of llama.cpp.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ConfigFile {
+    pub path: PathBuf,
+    /// Whether it is the system's, which cannot be kept from a llama-server.
+    pub system: bool,
+}
 
 /// The document `moeplan/doctor/1`.
 #[derive(Debug, Serialize)]
@@ -32,7 +184,7 @@ pub struct Doctor<'a> {
 }
 
 /// What a finding is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Area {
@@ -58,21 +210,10 @@ impl Area {
             Self::Environment => "Environment",
         }
     }
-
-    fn of_word(word: &str) -> Self {
-        match word {
-            "runtime" => Self::Runtime,
-            "devices" => Self::Devices,
-            "memory" => Self::Memory,
-            "disk" => Self::Disk,
-            "knowledge" => Self::Knowledge,
-            _ => Self::Environment,
-        }
-    }
 }
 
 /// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
@@ -89,14 +230,6 @@ impl Level {
             Self::Ok => "ok",
             Self::Note => "note",
             Self::Problem => "problem",
-        }
-    }
-
-    fn of_word(word: &str) -> Self {
-        match word {
-            "ok" => Self::Ok,
-            "note" => Self::Note,
-            _ => Self::Problem,
         }
     }
 }
@@ -121,20 +254,22 @@ fn rows(table: &'static str) -> impl Iterator<Item = [&'static str; 5]> {
     lines.filter_map(|line| line.split('\t').collect::<Vec<_>>().try_into().ok())
 }
 
+fn finding(code: &'static str, area: &str, level: &str, message: String, hint: &str) -> Finding {
+    let area = Area::from_str(area, false).unwrap_or(Area::Environment);
+    // Every row has a level (a test).
+    let level = Level::from_str(level, false).unwrap_or(Level::Problem);
+    Finding { area, level, code, message, hint: (!hint.is_empty()).then(|| hint.to_string()) }
+}
+
 /// Judges the facts.
 pub fn examine(facts: &Facts) -> Doctor<'_> {
     let mut findings: Vec<Finding> = facts.environment.iter().filter_map(of_variable).collect();
     for [key, level, area, message, hint] in rows(CHECKS) {
+        let code = key.split(':').next().unwrap_or(key);
         for values in found(key, facts) {
             let mut values = values.into_iter();
             let message = message.split("{}").flat_map(|piece| [piece.to_string(), values.next().unwrap_or_default()]);
-            findings.push(Finding {
-                area: Area::of_word(area),
-                level: Level::of_word(level),
-                code: key.split(':').next().unwrap_or(key),
-                message: message.collect(),
-                hint: (!hint.is_empty()).then(|| hint.to_string()),
-            });
+            findings.push(finding(code, area, level, message.collect(), hint));
         }
     }
     findings.sort_by_key(|finding| finding.area);
@@ -166,9 +301,7 @@ pub fn variable(name: &str, value: &str) -> Option<Variable> {
 fn of_variable(variable: &Variable) -> Option<Finding> {
     let [_, level, _, what, hint] = known(&variable.name)?;
     let value = variable.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
-    let message = format!("{}{value}: {what}", variable.name);
-    let hint = (!hint.is_empty()).then(|| hint.to_string());
-    Some(Finding { area: Area::Environment, level: Level::of_word(level), code: "variable", message, hint })
+    Some(finding("variable", "environment", level, format!("{}{value}: {what}", variable.name), hint))
 }
 
 /// The values of a message, for each thing that it is to be said of.
@@ -330,4 +463,169 @@ fn found(key: &str, facts: &Facts) -> Vec<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn card(name: &str, total: u64, free: u64) -> DeviceInfo {
+        DeviceInfo {
+            name: name.to_string(),
+            buffer: name.to_string(),
+            description: "a card".to_string(),
+            backend: "CUDA".to_string(),
+            gpu: true,
+            total: Bytes(total * GIB),
+            free: Bytes(free * GIB),
+        }
+    }
+
+    /// A computer at which nothing is wrong.
+    fn good() -> Facts {
+        let server = Server {
+            program: "/opt/llama-server".into(),
+            version: Some("version: 1".to_string()),
+            build: Some(11434),
+            flags: 200,
+            lists_devices: true,
+            bench: true,
+            rpc: true,
+            devices: vec![card("CUDA0", 24, 23)],
+            ..Server::default()
+        };
+        Facts {
+            servers: vec![server],
+            nvidia: Nvidia {
+                driver: Some("590.1".to_string()),
+                cards: vec![card("CUDA0", 24, 23)],
+                installed: 1,
+                kernel_module: true,
+            },
+            memory: Memory { total: Some(Bytes(128 * GIB)), available: Some(Bytes(120 * GIB)), ..Memory::default() },
+            knowledge: Knowledge {
+                rated_devices: vec!["CUDA0".to_string()],
+                rated_host: true,
+                measured_devices: vec!["CUDA0".to_string()],
+                ..Knowledge::default()
+            },
+            folders: vec![folder(Purpose::Cache, true, 100 << 10)],
+            ..Facts::default()
+        }
+    }
+
+    fn folder(purpose: Purpose, writable: bool, mib: u64) -> Folder {
+        Folder { purpose, path: "/x".into(), writable, free: Some(Bytes::mib(mib)) }
+    }
+
+    fn without_card(facts: &mut Facts) {
+        facts.nvidia = Nvidia::default();
+        facts.servers[0].devices.clear();
+    }
+
+    fn embedded(facts: &mut Facts, error: Option<&str>) {
+        facts.servers.clear();
+        facts.moeplan.embedded = Some(Embedded { build: 11434, error: error.map(str::to_string) });
+    }
+
+    fn set(facts: &mut Facts, name: &str) {
+        facts.environment.extend(variable(name, "9"));
+    }
+
+    /// One change of a good computer, and what is then not ok.
+    type Case = (fn(&mut Facts), &'static [(Level, &'static str)]);
+
+    #[test]
+    fn what_is_wrong_with_a_computer_is_said_and_nothing_else() {
+        use Level::{Note, Problem};
+        let cases: &[Case] = &[
+            (|_| (), &[]),
+            (|f| f.servers[0].error = Some("no library".into()), &[(Problem, "server-broken")]),
+            (|f| f.servers[0].ik = true, &[(Problem, "server-ik")]),
+            (|f| f.servers[0].build = Some(20000), &[(Note, "server-unknown-build")]),
+            (|f| f.servers[0].build = None, &[]),
+            (|f| f.servers[0].bench = false, &[(Note, "server-alone")]),
+            (|f| f.servers.clear(), &[(Problem, "no-runtime")]),
+            (|f| embedded(f, None), &[(Note, "no-server")]),
+            (|f| embedded(f, Some("crash")), &[(Problem, "embedded-broken"), (Note, "no-server")]),
+            (|f| f.servers.push(Server { place: Place::Cache, ..Server::default() }), &[]),
+            (|f| f.servers[0].devices.clear(), &[(Problem, "server-without-gpu")]),
+            (
+                |f| (f.servers[0].lists_devices, f.servers[0].devices) = (false, Vec::new()),
+                &[(Problem, "devices-not-listed")],
+            ),
+            (|f| f.nvidia.installed = 2, &[(Note, "devices-hidden")]),
+            (|f| f.nvidia.cards = vec![card("CUDA0", 24, 9)], &[(Note, "device-in-use")]),
+            (without_card, &[(Note, "no-device")]),
+            (|f| (without_card(f), f.nvidia.kernel_module = true).1, &[(Problem, "driver-broken")]),
+            (|f| (without_card(f), f.servers[0].devices = vec![card("Vulkan0", 8, 8)]).1, &[]),
+            (|f| f.memory.available = Some(Bytes(9 * GIB)), &[(Note, "memory-in-use")]),
+            (|f| f.memory.total = None, &[(Note, "memory-unknown")]),
+            (|f| f.memory.computer = Some(Bytes(256 * GIB)), &[(Note, "memory-of-control-group")]),
+            (|f| f.memory.swap_used = Bytes(3 * GIB), &[(Note, "swapping")]),
+            (|f| f.memory.lock_limit = Some(Bytes::mib(8)), &[(Note, "lock-limit")]),
+            (|f| f.memory.lock_limit = Some(Bytes(128 * GIB)), &[]),
+            (|f| f.memory.overcommit = Some(2), &[(Note, "overcommit-strict")]),
+            (|f| f.memory.wsl = true, &[(Note, "wsl")]),
+            (|f| f.folders.push(folder(Purpose::State, false, 99999)), &[(Problem, "folder-not-writable")]),
+            (|f| f.folders.push(folder(Purpose::Cache, true, 2000)), &[(Note, "little-room")]),
+            (|f| f.folders.push(folder(Purpose::Cache, true, 1)), &[(Problem, "disk-full")]),
+            (|f| f.leftovers.push(Leftover { path: "/c/x".into(), bytes: Bytes(GIB) }), &[(Note, "left-behind")]),
+            (|f| set(f, "LLAMA_ARG_N_CPU_MOE"), &[(Note, "variable")]),
+            (|f| set(f, "GGML_CUDA_ENABLE_UNIFIED_MEMORY"), &[(Problem, "variable")]),
+            (|f| set(f, "HF_TOKEN"), &[]),
+            (|f| f.config_files.push(ConfigFile { path: "/c.ini".into(), system: true }), &[(Problem, "config-file")]),
+            (|f| f.config_files.push(ConfigFile { path: "/c.ini".into(), system: false }), &[(Note, "config-file")]),
+            (|f| f.knowledge = Knowledge::default(), &[(Note, "not-calibrated"), (Note, "overhead-unknown")]),
+            (
+                |f| (f.knowledge.rates, f.knowledge.rates_error) = (Some("/m.json".into()), Some("bad".into())),
+                &[(Problem, "rates-unreadable")],
+            ),
+        ];
+        for (at, (change, expected)) in cases.iter().enumerate() {
+            let mut facts = good();
+            change(&mut facts);
+            let Doctor { ok, findings, .. } = examine(&facts);
+            assert!(findings.iter().all(|found| found.level != Problem || found.hint.is_some()), "{findings:?}");
+            assert!(findings.is_sorted_by_key(|found| found.area), "{findings:?}");
+            let wrong: Vec<_> = findings
+                .iter()
+                .filter(|found| found.level != Level::Ok)
+                .map(|found| (found.level, found.code))
+                .collect();
+            assert_eq!(
+                (wrong.as_slice(), ok),
+                (*expected, expected.iter().all(|(level, _)| *level != Problem)),
+                "{at}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_variable_is_hidden_by_an_earlier_row_and_secrets_stay() {
+        let all: Vec<_> = rows(VARIABLES).collect();
+        assert_eq!(all.len(), VARIABLES.lines().filter(|line| !line.starts_with('#')).count());
+        for row in all {
+            assert_eq!(known(&row[0].replace('*', "X")), Some(row), "{} is hidden", row[0]);
+        }
+        let shown = |name: &str, value: &str| variable(name, value).unwrap().value;
+        assert_eq!(shown("LLAMA_ARG_CTX_SIZE", "1").as_deref(), Some("1"));
+        for name in ["HF_TOKEN", "https_proxy", "MOEPLAN_API_KEY", "LLAMA_API_KEY", "HF_ENDPOINT", "LLAMA_CLOUD_TOKEN"]
+        {
+            assert_eq!(shown(name, "1"), None, "{name}");
+        }
+        assert_eq!(shown("MOEPLAN_X", "https://me:word@host"), None);
+        assert_eq!(variable("PATH", "/bin"), None);
+    }
+
+    #[test]
+    fn every_row_is_an_arm_and_every_arm_a_row() {
+        let code = include_str!("doctor.rs");
+        let rows: Vec<_> = rows(CHECKS).collect();
+        assert_eq!(rows.len(), CHECKS.lines().filter(|line| !line.starts_with('#')).count());
+        for [key, level, area, ..] in &rows {
+            assert!(code.contains(&format!("\"{key}\"")) || key.starts_with("server-broken:"), "{key}");
+            assert!(Level::from_str(level, false).is_ok() && Area::from_str(area, false).is_ok(), "{key}");
+        }
+        for place in [Place::Named, Place::Path, Place::Cache] {
+            assert!(rows.iter().any(|[key, ..]| *key == format!("server-broken:{}", place.name())));
+        }
+    }
+}
