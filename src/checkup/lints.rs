@@ -582,7 +582,6 @@ const NOTES: &[(&str, Severity)] = &[
     ("pattern-quoted", Error),
     ("other-dialect", Warning),
     ("config-file-read", Warning),
-    ("projector", Warning),
     ("first-variant", Info),
     ("what-if", Info),
     ("imatrix-needed", Warning),

@@ -89,7 +89,6 @@ static CASES: &[Case] = &[
         "llama-server --spec-type draft-mtp -md mtp.gguf",
     ),
     ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
-    ("projector", &GPT_OSS, ONE, "llama-server --mmproj vision.gguf", "llama-server"),
     (
         "quantized-v-without-flash-attention",
         &GPT_OSS,
