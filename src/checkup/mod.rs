@@ -129,7 +129,7 @@ pub struct FitOutcome {
 }
 
 impl FitOutcome {
-    /// `None` where fitting is off or leaves the command as it is.
+    /// `None` where fitting leaves the command as it is.
     fn of(
         model: &Model,
         machine: &Machine,
@@ -140,7 +140,7 @@ impl FitOutcome {
         let written = numbers(run, &model.hparams).n_ctx;
         let is_same = fitted.overrides == run.overrides && fitted.n_gpu_layers == run.n_gpu_layers;
         let forecast = memory::forecast(model, machine, &RunConfig { fit: false, ..fitted.clone() })?;
-        if !run.fit || is_same && failure.is_none() && forecast.numbers.n_ctx == written {
+        if is_same && failure.is_none() && forecast.numbers.n_ctx == written {
             return Ok(None);
         }
         let memory = Row::table(&forecast);
@@ -325,7 +325,8 @@ pub fn check(
     let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
     let is_short = !shortfall.is_empty();
     let fit = match options.planned {
-        None if forecast.is_whole() => FitOutcome::of(model, machine, run, &budget)?,
+        // What llama.cpp refuses is not fitted.
+        None if run.fit && !is_refused && forecast.is_whole() => FitOutcome::of(model, machine, run, &budget)?,
         _ => None,
     };
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);
