@@ -13,7 +13,7 @@ use crate::gguf::{GgmlType, ggml_type};
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache, overhead};
 use crate::model::Model;
-use crate::placement::{self, Buffer, Placement, pattern};
+use crate::placement::{self, Placement, pattern};
 use crate::rules::Role;
 use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers};
 use lints::Facts;
@@ -129,7 +129,7 @@ pub struct FitOutcome {
 }
 
 impl FitOutcome {
-    /// `None` where fitting is off or leaves the command as it is.
+    /// `None` where fitting leaves the command as it is.
     fn of(
         model: &Model,
         machine: &Machine,
@@ -140,7 +140,7 @@ impl FitOutcome {
         let written = numbers(run, &model.hparams).n_ctx;
         let is_same = fitted.overrides == run.overrides && fitted.n_gpu_layers == run.n_gpu_layers;
         let forecast = memory::forecast(model, machine, &RunConfig { fit: false, ..fitted.clone() })?;
-        if !run.fit || is_same && failure.is_none() && forecast.numbers.n_ctx == written {
+        if is_same && failure.is_none() && forecast.numbers.n_ctx == written {
             return Ok(None);
         }
         let memory = Row::table(&forecast);
@@ -325,7 +325,8 @@ pub fn check(
     let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
     let is_short = !shortfall.is_empty();
     let fit = match options.planned {
-        None if forecast.is_whole() => FitOutcome::of(model, machine, &projected, &budget)?,
+        // What llama.cpp refuses is not fitted.
+        None if run.fit && !is_refused && forecast.is_whole() => FitOutcome::of(model, machine, &projected, &budget)?,
         _ => None,
     };
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);
@@ -378,10 +379,7 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
 }
 
 fn budgets(machine: &Machine, forecast: &Forecast, margin: Bytes) -> BTreeMap<String, Bytes> {
-    let placed = forecast.placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
-        Buffer::Device(index) => Some(index),
-        _ => None,
-    });
+    let placed = forecast.placement.copies.iter().flatten().filter_map(|copy| copy.buffer.device_index());
     let used = forecast.devices().into_iter().chain(placed);
     let devices = used.filter_map(|index| machine.device(index));
     let mut budgets: BTreeMap<String, Bytes> =
@@ -449,16 +447,16 @@ fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<O
 /// Consecutive entries of one counting flag together.
 fn override_groups(rows: &[OverrideRow]) -> Vec<OverrideGroup> {
     let mut groups: Vec<OverrideGroup> = Vec::new();
+    let mut before: Option<&OverrideRow> = None;
     for (index, row) in rows.iter().enumerate() {
-        let before = index.checked_sub(1).and_then(|at| rows.get(at));
-        let goes_on = |before: &&OverrideRow| {
-            row.origin == before.origin && row.buffer == before.buffer && follows(&row.pattern, &before.pattern)
-        };
-        if let (Some(group), Some(_)) = (groups.last_mut(), before.filter(goes_on)) {
-            let first = rows.get(group.first).and_then(|first| counted(&first.pattern));
-            if let (Some((from, rest)), Some((to, _))) = (first, counted(&row.pattern)) {
-                group.pattern = format!("blk\\.{from}…{to}{rest}");
-            }
+        let previous = before.replace(row);
+        if let (Some(group), Some(previous)) = (groups.last_mut(), previous)
+            && (&row.origin, &row.buffer) == (&previous.origin, &previous.buffer)
+            && let (Some((to, rest)), Some((number, same))) = (counted(&row.pattern), counted(&previous.pattern))
+            && (to, rest) == (number + 1, same)
+            && let Some((from, _)) = rows.get(group.first).and_then(|first| counted(&first.pattern))
+        {
+            group.pattern = format!("blk\\.{from}…{to}{rest}");
             group.rules += 1;
             group.tensors += row.tensors;
             group.bytes += row.bytes;
@@ -485,14 +483,6 @@ fn counted(pattern: &str) -> Option<(u32, &str)> {
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
     let (number, rest) = rest.split_at_checked(digits)?;
     Some((number.parse().ok()?, rest))
-}
-
-/// Whether an entry is of the block after that of the entry before it.
-fn follows(pattern: &str, before: &str) -> bool {
-    match (counted(pattern), counted(before)) {
-        (Some((number, rest)), Some((previous, same))) => number == previous + 1 && rest == same,
-        _ => false,
-    }
 }
 
 fn tensor_rows(model: &Model, machine: &Machine, placement: &Placement) -> Vec<TensorRow> {
@@ -617,23 +607,5 @@ mod tests {
         assert_eq!(of(&[("CUDA0", 10), ("CUDA1", 20), ("Host", 69)]), [("Host".to_string(), Bytes::mib(1))]);
         // A device without a budget is no host memory.
         assert_eq!(of(&[("Host", 70)]), []);
-    }
-
-    #[test]
-    fn entries_of_a_counting_flag_are_one_group() {
-        let row = |pattern: &str, origin: &str| OverrideRow {
-            pattern: pattern.into(),
-            buffer: "CPU".into(),
-            origin: origin.into(),
-            tensors: 3,
-            bytes: Bytes(10),
-            matches: 3,
-            shadowed_by: None,
-        };
-        let rows =
-            [row(r"blk\.0\.x", "-ncmoe"), row(r"blk\.1\.x", "-ncmoe"), row(r"blk\.2\.x", "-ot"), row("y", "-ot")];
-        let groups = override_groups(&rows);
-        let shown: Vec<(&str, usize, u64)> = groups.iter().map(|g| (g.pattern.as_str(), g.rules, g.tensors)).collect();
-        assert_eq!(shown, [(r"blk\.0…1\.x", 2, 6), (r"blk\.2\.x", 1, 3), ("y", 1, 3)]);
     }
 }

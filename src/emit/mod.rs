@@ -116,8 +116,10 @@ impl Launch {
 
 /// The plan in the form wished for.
 pub fn render(model: &Model, plan: &Plan, wish: Wish) -> Result<Emitted, Error> {
-    let parsed = planned(plan)?;
-    emit(model, &plan.machine, &parsed, wish)
+    let words = shlex::split(&plan.command)
+        .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
+    let command = forms::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")?;
+    emit(model, &plan.machine, &command, wish)
 }
 
 /// A launch, whose model is named in `command`, in the form wished for.
@@ -132,8 +134,16 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
     let launch = launch(command, source, wish)?;
     forms::printable(&launch.words())?;
     let (text, notes, read) = written(&launch, source, wish)?;
-    same_launch(wish, &launch.expected, &read)?;
-    same_model(wish, source, read.model.as_ref())?;
+    let replay = |what: String| Err(Error::Replay { form: wish.form.name(), what });
+    // The reader found nothing odd, and what was expected.
+    if let Some(note) = read.notes.first() {
+        return replay(note.message.clone());
+    }
+    same_run(wish, &launch.expected, &read.run)?;
+    // `--emit args` leaves the model to the caller; its head is put back before reading.
+    if read.model.as_ref() != Some(source) {
+        return replay("its model".to_string());
+    }
     same_placement(model, machine, wish, [&command.run, &read.run])?;
     let relative = matches!(source, ModelSource::Path(path) if path.is_relative())
         && matches!(wish.form, Form::Env | Form::Ini | Form::LlamaSwap);
@@ -173,66 +183,45 @@ fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<L
             refuse("ik_llama.cpp", "it is not known to read it: use args, shell or llama-swap")
         }
         (false, true, _) => ik_launch(&command.run, source),
-        (false, false, _) => Ok(server(command, source)),
+        (false, false, _) => Ok(Launch {
+            head: server_command(source, &[]),
+            args: args::args_beside(&command.run, &command.beside),
+            expected: command.run.clone(),
+            dialect: Dialect::LlamaCpp,
+            notes: Vec::new(),
+        }),
     }
-}
-
-fn server(command: &ParsedCommand, source: &ModelSource) -> Launch {
-    let (head, args) = (server_command(source, &[]), args::args_beside(&command.run, &command.beside));
-    Launch { head, args, expected: command.run.clone(), dialect: Dialect::LlamaCpp, notes: Vec::new() }
 }
 
 /// The text, what it does not say, and the command that its reader makes of it.
 fn written(launch: &Launch, source: &ModelSource, wish: Wish) -> Result<(String, Vec<String>, ParsedCommand), Error> {
-    let form = wish.form.name();
-    let unreadable = |problem: &str| Error::ReadBack { form, problem: problem.to_string() };
-    let name = || forms::name_of(source);
-    let (mut notes, mut environment) = (Vec::new(), BTreeMap::new());
-    let (text, words) = match wish.form {
-        Form::Args => {
-            let text = forms::on_one_line(&launch.args)?;
-            let again = text.split_whitespace().map(str::to_string);
-            let words = launch.head.iter().cloned().chain(again).collect();
-            (text, words)
-        }
-        Form::Shell => {
-            let text = forms::script(&launch.words());
-            let words = forms::of_script(&text).ok_or_else(|| unreadable("its line cannot be split into words"))?;
-            (text, words)
-        }
+    let (form, args) = (wish.form.name(), launch.words());
+    let name = forms::name_of(source);
+    let mut notes = Vec::new();
+    let text = match wish.form {
+        Form::Args => forms::on_one_line(&launch.args)?,
+        Form::Shell => forms::script(&args),
         Form::Env => {
-            let (text, left) = forms::env_file(&launch.words())?;
-            let (variables, words) = forms::read_env(&text).map_err(|problem| unreadable(&problem))?;
-            (notes, environment) = (left, variables);
-            (text, words)
+            let (text, left) = forms::env_file(&args)?;
+            notes = left;
+            text
         }
-        Form::Ini => {
-            let text = forms::preset(&name(), &launch.words())?;
-            let words = forms::read_preset(&text).map_err(|problem| unreadable(&problem))?;
-            (text, words)
-        }
-        Form::LlamaSwap => {
-            let text = forms::swap_model(&name(), &launch.words())?;
-            let words = forms::read_swap(&text).map_err(|problem| unreadable(&problem))?;
-            (text, words)
-        }
+        Form::Ini => forms::preset(&name, &args)?,
+        Form::LlamaSwap => forms::swap_model(&name, &args)?,
     };
-    let command = forms::read(&words, &environment, launch.dialect, form)?;
-    Ok((text, notes, command))
-}
-
-fn planned(plan: &Plan) -> Result<ParsedCommand, Error> {
-    let words = shlex::split(&plan.command)
-        .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
-    forms::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")
-}
-
-/// Demands what was expected, and that the reader found nothing odd.
-fn same_launch(wish: Wish, expected: &RunConfig, read: &ParsedCommand) -> Result<(), Error> {
-    match read.notes.first() {
-        Some(note) => Err(Error::Replay { form: wish.form.name(), what: note.message.clone() }),
-        None => same_run(wish, expected, &read.run),
-    }
+    let mut environment = BTreeMap::new();
+    let words = match wish.form {
+        Form::Args => Ok(launch.head.iter().cloned().chain(text.split_whitespace().map(str::to_string)).collect()),
+        Form::Shell => forms::of_script(&text),
+        Form::Env => forms::read_env(&text).map(|(variables, words)| {
+            environment = variables;
+            words
+        }),
+        Form::Ini => forms::read_preset(&text),
+        Form::LlamaSwap => forms::read_swap(&text),
+    };
+    let words = words.map_err(|problem| Error::ReadBack { form, problem })?;
+    Ok((text, notes, forms::read(&words, &environment, launch.dialect, form)?))
 }
 
 /// Demands what was expected; which flag an override came from does not count.
@@ -257,11 +246,6 @@ fn same_run(wish: Wish, expected: &RunConfig, read: &RunConfig) -> Result<(), Er
         |key| format!("{key} is {} and not {}", shown(&read, key), shown(&expected, key)),
     );
     Err(Error::Replay { form: wish.form.name(), what })
-}
-
-fn same_model(wish: Wish, source: &ModelSource, read: Option<&ModelSource>) -> Result<(), Error> {
-    // `--emit args` leaves the model to the caller; its head is put back before reading.
-    if read == Some(source) { Ok(()) } else { Err(Error::Replay { form: wish.form.name(), what: "its model".into() }) }
 }
 
 /// Demands that every copy of every tensor is in the same buffer, with the same bytes.
@@ -303,12 +287,7 @@ fn bench_launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Result<Lau
     let mut args: Vec<String> = tests.iter().flat_map(|(flag, n)| [(*flag).to_string(), n.to_string()]).collect();
     args.extend(settings(&expected).into_iter().flat_map(|(_, words)| words));
     let head = std::iter::once("llama-bench".to_string()).chain(source.words()).collect();
-    let notes = bench_notes(run, longest);
-    Ok(Launch { head, args, expected, dialect: Dialect::LlamaCpp, notes })
-}
-
-/// What of the plan llama-bench does not measure.
-fn bench_notes(run: &RunConfig, longest: u32) -> Vec<String> {
+    // What of the plan llama-bench does not measure.
     let threads = run.n_threads_batch.is_some() && run.n_threads_batch != run.n_threads;
     let lost = [
         (run.n_ctx > longest, format!("a context of {longest} tokens, the plan's is {}", run.n_ctx)),
@@ -319,7 +298,9 @@ fn bench_notes(run: &RunConfig, longest: u32) -> Vec<String> {
         (run.n_draft > 0, "no speculation".to_string()),
         (!run.metadata_overrides.is_empty(), "the file's own keys, for it has no --override-kv".to_string()),
     ];
-    lost.into_iter().filter(|(applies, _)| *applies).map(|(_, what)| format!("llama-bench measures {what}")).collect()
+    let lost = lost.into_iter().filter(|(applies, _)| *applies);
+    let notes = lost.map(|(_, what)| format!("llama-bench measures {what}")).collect();
+    Ok(Launch { head, args, expected, dialect: Dialect::LlamaCpp, notes })
 }
 
 /// The launch as ik_llama.cpp takes it.

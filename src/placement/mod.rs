@@ -179,11 +179,13 @@ impl Buffer {
         }
     }
 
+    /// The place of its device in the machine; `None` = host memory.
+    pub fn device_index(self) -> Option<u16> {
+        if let Self::Device(index) = self { Some(index) } else { None }
+    }
+
     fn device(self, machine: &Machine) -> Option<&Device> {
-        match self {
-            Self::Device(index) => machine.device(index),
-            _ => None,
-        }
+        machine.device(self.device_index()?)
     }
 
     /// What sizes in it are padded to.
@@ -377,10 +379,7 @@ pub fn model_bytes(placement: &Placement, model: &Model, machine: &Machine) -> B
     for (tensor, copy) in
         model.tensors.iter().zip(&placement.copies).flat_map(|(t, copies)| copies.iter().map(move |c| (t, c)))
     {
-        let cut = match copy.buffer {
-            Buffer::Device(device) => placement.cut(model, device),
-            _ => None,
-        };
+        let cut = copy.buffer.device_index().and_then(|device| placement.cut(model, device));
         let Some((devices, cut)) = cut else {
             let padded = copy.bytes.padded(copy.buffer.alignment(machine, placement));
             *sums.entry(copy.buffer.key(machine).to_string()).or_default() += padded;

@@ -141,40 +141,6 @@ fn a_tied_embedding_exists_twice_unless_both_are_in_one_buffer() {
 }
 
 #[test]
-fn shared_rope_factors_have_a_copy_in_every_buffer_of_the_blocks() {
-    let model = model("llama", &[("rope_freqs.weight", "f32", [64, 1, 1, 1])], &[]);
-    let machine = machine(&["CUDA0=8G", "CUDA1=8G"]);
-    let run = RunConfig { n_gpu_layers: 4, ..run(&[]) };
-    let placement = place(&model, &machine, &run).unwrap();
-    let expected = [Buffer::HostPinned, Buffer::Device(0), Buffer::Device(1)];
-    assert_eq!(buffers_of(&model, &placement, "rope_freqs.weight"), expected);
-}
-
-#[test]
-fn nextn_blocks_are_slots_but_are_loaded_for_mtp_only() {
-    let model = model("glm4moe", &[], &[("nextn_predict_layers", 1)]);
-    let machine = machine(&["CUDA0=8G"]);
-    for (mtp, expected) in [(false, vec![]), (true, vec![Buffer::Device(0)])] {
-        let run = RunConfig { mtp, n_gpu_layers: 2, ..run(&[]) };
-        let placement = place(&model, &machine, &run).unwrap();
-        assert_eq!(placement.layers, [None, None, None, Some(0), Some(0)]);
-        assert_eq!(buffers_of(&model, &placement, "blk.3.attn_q.weight"), expected);
-        assert_eq!(buffers_of(&model, &placement, "blk.2.attn_q.weight"), [Buffer::HostPinned]);
-    }
-}
-
-#[test]
-fn some_architectures_load_parts_of_a_nextn_block_that_they_leave_out() {
-    let machine = machine(&["CUDA0=8G"]);
-    for (architecture, query, experts) in [("step35", 0, 1), ("glm4moe", 0, 0), ("qwen2moe", 1, 1)] {
-        let model = model(architecture, &[], &[("nextn_predict_layers", 1)]);
-        let placement = place(&model, &machine, &run(&[])).unwrap();
-        assert_eq!(buffers_of(&model, &placement, "blk.3.attn_q.weight").len(), query, "{architecture}");
-        assert_eq!(buffers_of(&model, &placement, "blk.3.ffn_up_exps.weight").len(), experts, "{architecture}");
-    }
-}
-
-#[test]
 fn the_first_matching_override_wins_and_cpu_means_the_hosts_list() {
     let model = model("llama", &[], &[]);
     let machine = machine(&["CUDA0=8G"]);

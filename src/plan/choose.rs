@@ -13,7 +13,7 @@ use crate::bytes::Bytes;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{self, Error, HOST, expert_cache};
-use crate::placement::{self, Buffer};
+use crate::placement;
 use crate::rules::Role;
 use crate::run::{LoadMode, RunConfig, on_host};
 
@@ -41,7 +41,6 @@ impl Problem<'_> {
             best = other;
         }
         if levers.expert_cache
-            && self.may_cache_experts()
             && let Some(cached) = self.with_expert_cache(&best, true)?
             && self.is_better(&cached, &best, WORTH)
         {
@@ -122,7 +121,7 @@ impl Problem<'_> {
 
     /// Whether no routed expert is on the host.
     fn leaves_nothing(&self, candidate: &Candidate) -> bool {
-        candidate.forecast.placement.experts(self.model).all(|(_, copy)| matches!(copy.buffer, Buffer::Device(_)))
+        candidate.forecast.placement.experts(self.model).all(|(_, copy)| copy.buffer.device_index().is_some())
     }
 
     /// [`Problem::solve_tiers`] with the load mode that serves best.
@@ -237,14 +236,12 @@ impl Problem<'_> {
         Ok(found)
     }
 
-    /// Bytes of a launch's weights that stay in the mapped file and do not fit into main memory: they come from the disk.
-    pub fn from_disk(&self, candidate: &Candidate) -> Option<Bytes> {
-        candidate.shortfall.get(HOST).copied().filter(|_| candidate.run.load_mode.is_mapped())
-    }
-
     /// The best launch with an expert cache beside `without`, which has none and keeps its other choices; `None` where nothing is to
     /// be cached or no cache fits. With `exact`, it was judged; without, its compute is that of `without`.
     pub fn with_expert_cache(&self, without: &Candidate, exact: bool) -> Result<Option<Candidate>, Error> {
+        if self.request.strategy != Strategy::Auto || self.machine.devices.is_empty() {
+            return Ok(None);
+        }
         let overrides = self.request.run.overrides.clone();
         let base = RunConfig { overrides, moe_cache_mib: 0, ..without.run.clone() };
         let stage = Stage::new(self, base.clone(), &[Role::RoutedExpert])?;
@@ -256,7 +253,7 @@ impl Problem<'_> {
         let mut best: Option<Candidate> = None;
         for share in CACHE_SHARES {
             let rest: Vec<i128> = room.iter().map(|room| room - part(*room, share)).collect();
-            let kept = stage.whole_blocks(&stage.fill(&rest, End::First, false));
+            let kept = stage.fill(&rest, End::First, false);
             let Ok(mib) = u32::try_from((total - i128::from(stage.bytes(&kept))) >> 20) else { continue };
             let setting = RunConfig { moe_cache_mib: mib, ..base.clone() };
             let placement = stage.placement(&kept);
@@ -292,11 +289,6 @@ impl Problem<'_> {
             }
         }
         Ok(None)
-    }
-
-    /// Whether the planner may look at caches at all.
-    pub fn may_cache_experts(&self) -> bool {
-        self.request.strategy == Strategy::Auto && !self.machine.devices.is_empty()
     }
 
     /// `run` with the context that the request asks for.
@@ -391,10 +383,7 @@ pub(super) fn without_idle(
     candidate: &Candidate,
 ) -> Option<(Machine, Request, Warning)> {
     let placement = &candidate.forecast.placement;
-    let placed = placement.copies.iter().flatten().filter_map(|copy| match copy.buffer {
-        Buffer::Device(at) => Some(at),
-        _ => None,
-    });
+    let placed = placement.copies.iter().flatten().filter_map(|copy| copy.buffer.device_index());
     let used = placement.devices.iter().copied().chain(placed);
     let servers_in_use: BTreeSet<&str> = used.filter_map(|at| machine.device(at)?.endpoint()).collect();
     let is_idle = |device: &Device| {

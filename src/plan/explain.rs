@@ -82,14 +82,9 @@ impl Subject<'_> {
         Ok(why)
     }
 
-    /// The launch with all its choices as they are, the planner's overrides apart, to change one thing of.
-    fn fixed(&self) -> RunConfig {
-        RunConfig { overrides: self.problem.request.run.overrides.clone(), ..self.candidate.run.clone() }
-    }
-
-    fn alternative(&self, what: String, candidate: &Candidate, note: Option<String>) -> Alternative {
+    fn alternative(&self, what: impl Into<String>, candidate: &Candidate, note: &str) -> Alternative {
         Alternative {
-            what,
+            what: what.into(),
             args: args::args(&candidate.run),
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
@@ -98,104 +93,84 @@ impl Subject<'_> {
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
             turn_change: candidate.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0,
-            note,
+            note: (!note.is_empty()).then(|| note.to_string()),
         }
     }
 
     /// The plan with an expert cache: beside this one where the build has it; else only what it would give.
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
-        let problem = self.problem;
-        let has_it = self.problem.request.target.has_expert_cache();
-        if self.candidate.run.moe_cache_mib > 0
-            || !problem.may_cache_experts()
-            || !(has_it || self.problem.request.explain)
-        {
+        let (problem, target) = (self.problem, self.problem.request.target);
+        let has_it = target.has_expert_cache();
+        if self.candidate.run.moe_cache_mib > 0 || !(has_it || problem.request.explain) {
             return Ok(Vec::new());
         }
-        let Some(cached) = problem.with_expert_cache(self.candidate, has_it)? else {
-            return Ok(Vec::new());
-        };
-        let what = format!("--moe-cache-mib {}", cached.run.moe_cache_mib);
-        let name = self.problem.request.target.name();
         let note = if has_it {
             "how often the cache hits is an assumption; your prompts decide".to_string()
         } else {
-            format!("{name} has no expert cache: it takes a newer build; how often it hits is an assumption")
+            format!("{} has no expert cache: it takes a newer build; how often it hits is an assumption", target.name())
         };
-        Ok(vec![self.alternative(what, &cached, Some(note))])
+        let cached = problem.with_expert_cache(self.candidate, has_it)?;
+        let what = |cached: &Candidate| format!("--moe-cache-mib {}", cached.run.moe_cache_mib);
+        Ok(cached.iter().map(|cached| self.alternative(what(cached), cached, &note)).collect())
     }
 
-    /// What every other choice would give, each planned with all else as it is.
+    /// What every other choice would give, each planned with all else as it is: one change each, then one block more on each device,
+    /// one less, and the other end of its range on the host.
     fn others(&self) -> Result<Vec<Alternative>, Error> {
         let request = Request { levers: Levers::default(), ..self.problem.request.clone() };
         let problem = Problem { request: &request, ..self.problem.clone() };
+        let (devices, cores) = (&problem.machine.devices, problem.machine.host.cores);
+        // The launch with all its choices as they are, the planner's overrides apart.
+        let base = RunConfig { overrides: request.run.overrides.clone(), ..self.candidate.run.clone() };
         let mut found = Vec::new();
-        for (what, run, note) in self.changes() {
+        let mut change = |what: String, note: &str, edit: &dyn Fn(&mut RunConfig)| {
+            let mut run = base.clone();
+            edit(&mut run);
             // A launch that llama.cpp would refuse is no alternative.
-            if let Ok(candidate) = problem.solve(&run) {
-                found.push(self.alternative(what, &candidate, note.map(str::to_string)));
-            }
-        }
-        found.extend(self.blocks(&problem)?);
-        Ok(found)
-    }
-
-    /// One change each.
-    fn changes(&self) -> Vec<(String, RunConfig, Option<&'static str>)> {
-        let run = &self.fixed();
-        let mut changes = Vec::new();
-        for n_ubatch in [run.n_ubatch / 2, run.n_ubatch.saturating_mul(2)] {
-            if (64..=run.n_ctx.max(512)).contains(&n_ubatch) {
-                let n_batch = run.n_batch.max(n_ubatch);
-                changes.push((format!("-ub {n_ubatch}"), RunConfig { n_batch, n_ubatch, ..run.clone() }, None));
-            }
-        }
-        let (load_mode, note) = match run.load_mode {
-            LoadMode::None => (LoadMode::Mmap, None),
-            _ => (LoadMode::None, Some("the host's weights must fit into main memory")),
+            found.extend(problem.solve(&run).ok().map(|candidate| self.alternative(what, &candidate, note)));
         };
-        changes.push((format!("-lm {}", load_mode.word()), RunConfig { load_mode, ..run.clone() }, note));
-        changes.extend(quantized(run).map(|run| (QUANTIZED.to_string(), run, Some(QUALITY))));
-        let trained = self.problem.model.hparams.context_length;
-        for n_ctx in [run.n_ctx / 2, run.n_ctx.saturating_mul(2)] {
-            if n_ctx >= 1024 && (trained == 0 || n_ctx <= trained) {
-                changes.push((format!("-c {n_ctx}"), RunConfig { n_ctx, ..run.clone() }, None));
+        for n_ubatch in [base.n_ubatch / 2, base.n_ubatch.saturating_mul(2)] {
+            if (64..=base.n_ctx.max(512)).contains(&n_ubatch) {
+                change(format!("-ub {n_ubatch}"), "", &|run| {
+                    (run.n_batch, run.n_ubatch) = (run.n_batch.max(n_ubatch), n_ubatch);
+                });
             }
         }
-        let offload = if run.op_offload { "--no-op-offload" } else { "with op offload" };
-        changes.push((offload.to_string(), RunConfig { op_offload: !run.op_offload, ..run.clone() }, None));
-        if let Some(cores) = run.n_threads.or(self.problem.machine.host.cores).filter(|cores| *cores > 1) {
-            let n_threads = Some(cores / 2);
-            changes.push((format!("-t {}", cores / 2), RunConfig { n_threads, ..run.clone() }, None));
+        let (mode, note) = match base.load_mode {
+            LoadMode::None => (LoadMode::Mmap, ""),
+            _ => (LoadMode::None, "the host's weights must fit into main memory"),
+        };
+        change(format!("-lm {}", mode.word()), note, &|run| run.load_mode = mode);
+        if let Some(quantized) = quantized(&base) {
+            change(QUANTIZED.to_string(), QUALITY, &|run| run.clone_from(&quantized));
         }
-        changes
-    }
-
-    /// One block more on each device, one less, and the other end of its range on the host.
-    fn blocks(&self, problem: &Problem<'_>) -> Result<Vec<Alternative>, Error> {
-        let base = self.fixed();
-        let stage = Stage::new(problem, base.clone(), &[Role::RoutedExpert])?;
+        let trained = problem.model.hparams.context_length;
+        for n_ctx in [base.n_ctx / 2, base.n_ctx.saturating_mul(2)] {
+            if n_ctx >= 1024 && (trained == 0 || n_ctx <= trained) {
+                change(format!("-c {n_ctx}"), "", &|run| run.n_ctx = n_ctx);
+            }
+        }
+        let offload = if base.op_offload { "--no-op-offload" } else { "with op offload" };
+        change(offload.to_string(), "", &|run| run.op_offload = !run.op_offload);
+        if let Some(half) = base.n_threads.or(cores).map(|cores| cores / 2).filter(|half| *half > 0) {
+            change(format!("-t {half}"), "", &|run| run.n_threads = Some(half));
+        }
+        let stage = Stage::new(&problem, base.clone(), &[Role::RoutedExpert])?;
         let kept = stage.kept_of(&self.candidate.forecast.placement);
         if stage.is_fixed() || kept == stage.everything() {
-            return Ok(Vec::new());
+            return Ok(found);
         }
         let host = stage.end_of(&kept);
-        let mut found = Vec::new();
-        for (at, device) in (0..).zip(&self.problem.machine.devices) {
-            let more = stage.one_more(&kept, at, host).map(|kept| (format!("one more block on {}", device.name), kept));
-            let less = stage.one_less(&kept, at, host).map(|kept| (format!("one step less on {}", device.name), kept));
-            for (what, kept) in more.into_iter().chain(less) {
-                found.push(self.alternative(what, &problem.judge(stage.run(&base, &kept))?, None));
-            }
+        let mut moved = Vec::new();
+        for (at, device) in (0..).zip(devices) {
+            moved.push((format!("one more block on {}", device.name), stage.one_more(&kept, at, host)));
+            moved.push((format!("one step less on {}", device.name), stage.one_less(&kept, at, host)));
         }
-        let (other, name) = match host {
-            End::First => (End::Last, "last"),
-            End::Last => (End::First, "first"),
-        };
-        let mirrored = stage.mirrored(&kept, other);
-        if mirrored != kept {
-            let candidate = problem.judge(stage.run(&base, &mirrored))?;
-            found.push(self.alternative(format!("the {name} blocks' experts on the host instead"), &candidate, None));
+        let (other, name) = if host == End::First { (End::Last, "last") } else { (End::First, "first") };
+        let mirrored = Some(stage.mirrored(&kept, other)).filter(|mirrored| *mirrored != kept);
+        moved.push((format!("the {name} blocks' experts on the host instead"), mirrored));
+        for (what, kept) in moved.into_iter().filter_map(|(what, kept)| Some((what, kept?))) {
+            found.push(self.alternative(what, &problem.judge(stage.run(&base, &kept))?, ""));
         }
         Ok(found)
     }
@@ -203,32 +178,23 @@ impl Subject<'_> {
     /// The terms of the fullest device.
     fn terms(&self) -> Vec<Explanation> {
         let forecast = &self.candidate.forecast;
-        let rows =
-            self.problem.machine.devices.iter().filter_map(|device| Some((device, forecast.memory.get(&device.name)?)));
+        let devices = self.problem.machine.devices.iter();
+        let rows = devices.filter_map(|device| Some((device, forecast.memory.get(&device.name)?)));
+        // What is over its budget is the fullest.
         let Some((device, row)) = rows.min_by_key(|(device, row)| device.total.saturating_sub(row.total())) else {
             return Vec::new();
         };
-        let experts = self.candidate.expert_split(self.problem);
-        let experts = experts.by_device.get(&device.name).copied().unwrap_or_default();
+        let experts = self.candidate.expert_split(self.problem).by_device.remove(&device.name).unwrap_or_default();
         let (run, margin) = (&self.candidate.run, self.problem.request.margin);
         let n_ubatch = (run.n_ubatch / 2).max(64);
         let fixed = |costs: &str| (String::new(), Bytes(0), costs.to_string());
-        let of_context = quantized(run)
-            .map(|run| self.cheaper(&device.name, QUANTIZED.to_string(), run, ", and precision of the cache"));
-        let of_compute =
-            self.cheaper(&device.name, format!("-ub {n_ubatch}"), RunConfig { n_ubatch, ..run.clone() }, "");
-        let rows = [
-            ("routed experts", experts, fixed("what is left of the budget goes here")),
-            (
-                "other weights",
-                row.model.saturating_sub(experts),
-                fixed("they leave only when no expert is left to move"),
-            ),
-            ("context", row.context, of_context.unwrap_or_else(|| fixed("the cache is quantized already"))),
-            ("compute", row.compute, of_compute),
-            ("overhead", row.overhead, fixed("the driver's context and pools at their peak")),
-            ("margin", margin, ("--margin 0".to_string(), margin, NO_MARGIN.to_string())),
-        ];
+        let of_context = match quantized(run) {
+            Some(run) => self.cheaper(&device.name, QUANTIZED, run, ", and precision of the cache"),
+            None => fixed("the cache is quantized already"),
+        };
+        let smaller = RunConfig { n_ubatch, ..run.clone() };
+        let of_compute = self.cheaper(&device.name, &format!("-ub {n_ubatch}"), smaller, "");
+        let others = row.model.saturating_sub(experts); // Padding may be counted with the experts.
         let term = |(what, bytes, (fix, saves, costs)): (&str, Bytes, (String, Bytes, String))| Explanation {
             term: format!("{what} on {}", device.name),
             bytes,
@@ -236,77 +202,72 @@ impl Subject<'_> {
             saves,
             costs,
         };
-        let mut terms = rows.map(term).to_vec();
-        terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
-        terms
+        let mut terms = vec![
+            ("routed experts", experts, fixed("what is left of the budget goes here")),
+            ("other weights", others, fixed("they leave only when no expert is left to move")),
+            ("context", row.context, of_context),
+            ("compute", row.compute, of_compute),
+            ("overhead", row.overhead, fixed("the driver's context and pools at their peak")),
+            ("margin", margin, ("--margin 0".to_string(), margin, NO_MARGIN.to_string())),
+        ];
+        terms.sort_by_key(|(_, bytes, _)| std::cmp::Reverse(*bytes));
+        terms.into_iter().map(term).collect()
     }
 
     /// What a change frees of a device with the same placement, and what it costs.
-    fn cheaper(&self, device: &str, fix: String, changed: RunConfig, quality: &str) -> (String, Bytes, String) {
+    fn cheaper(&self, device: &str, fix: &str, changed: RunConfig, quality: &str) -> (String, Bytes, String) {
         let other = match self.problem.judge(changed) {
             Ok(other) => other,
             Err(error) => return (String::new(), Bytes(0), error.to_string()),
         };
+        // A change that takes more saves nothing.
         let saves = self.candidate.forecast.total(device).saturating_sub(other.forecast.total(device));
         let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
         let change = signed(change * 100.0, 1);
-        (fix, saves, format!("{change}% of the turn's time with the same placement{quality}"))
+        (fix.to_string(), saves, format!("{change}% of the turn's time with the same placement{quality}"))
     }
 
-    /// The three cheapest changes that make it fit, each really planned; more memory comes last.
+    /// The three cheapest changes that make it fit, each really planned; more memory comes last. Each differs from the user's request
+    /// in one thing, or in two where one would hardly do.
     fn fixes(&self) -> Vec<Alternative> {
-        let mut found: Vec<Alternative> = Vec::new();
-        for (what, request, note) in self.fix_requests() {
-            let Ok(candidate) = super::solve(self.problem.model, self.problem.machine, &request) else { continue };
-            if candidate.fits() {
+        let Problem { model, machine, request, .. } = self.problem;
+        let (run, is_longest, q8_0) = (&request.run, request.context == ContextChoice::Max, quantized(&request.run));
+        let mut found = Vec::new();
+        let mut fix = |applies: bool, what: &str, note: &str, edit: &dyn Fn(&mut Request)| {
+            let mut changed = (*request).clone();
+            edit(&mut changed);
+            if applies
+                && let Ok(candidate) = super::solve(model, machine, &changed)
+                && candidate.fits()
+            {
                 let what = what.replace("{c}", &candidate.run.n_ctx.to_string());
-                found.push(self.alternative(what, &candidate, note.map(str::to_string)));
+                found.push(self.alternative(what, &candidate, note));
             }
-        }
-        found.sort_by(|a, b| a.turn_seconds.total_cmp(&b.turn_seconds));
+        };
+        let quantize = |to: &mut Request| to.run.clone_from(q8_0.as_ref().unwrap_or(run));
+        fix(!is_longest, "-c {c}", "", &|to| to.context = ContextChoice::Max);
+        fix(q8_0.is_some(), QUANTIZED, QUALITY, &quantize);
+        fix(q8_0.is_some() && !is_longest, "-ctk q8_0 -ctv q8_0 -c {c}", QUALITY, &|to| {
+            quantize(to);
+            to.context = ContextChoice::Max;
+        });
+        fix(!request.levers.ubatch && run.n_ubatch > 128, "without -ub of your own", "", &|to| {
+            (to.levers.ubatch, to.levers.batch) = (true, true);
+        });
+        fix(request.strategy != Strategy::Auto, "--strategy auto", "", &|to| to.strategy = Strategy::Auto);
+        let several = run.n_parallel.is_some_and(|slots| slots > 1);
+        fix(several, "-np 1", "one slot instead of several", &|to| to.run.n_parallel = Some(1));
+        fix(!run.overrides.is_empty(), "without overrides of your own", "", &|to| to.run.overrides.clear());
+        fix(request.margin > Bytes(0), "--margin 0", NO_MARGIN, &|to| to.margin = Bytes(0));
+        fix(run.offload_kqv, "-nkvo", "the context goes to the host, and attention with it", &|to| {
+            to.run.offload_kqv = false;
+        });
+        found.sort_by(|a: &Alternative, b| a.turn_seconds.total_cmp(&b.turn_seconds));
         found.truncate(3);
         if found.len() < 3 {
             found.extend(self.larger_machine());
         }
         found
-    }
-
-    /// Requests that differ from the user's in one thing, or in two where one would hardly do.
-    fn fix_requests(&self) -> impl Iterator<Item = (&'static str, Request, Option<&'static str>)> {
-        let (request, run, levers) = (self.problem.request, &self.problem.request.run, self.problem.request.levers);
-        let own = || request.clone();
-        let with = |run: RunConfig| Request { run, ..own() };
-        let longest = |request: Request| Request { context: ContextChoice::Max, ..request };
-        let (is_longest, smaller_cache) = (request.context == ContextChoice::Max, quantized(run).map(with));
-        let slots = run.n_parallel.filter(|slots| *slots > 1);
-        [
-            (!is_longest).then(|| ("-c {c}", longest(own()), None)),
-            smaller_cache.clone().map(|request| (QUANTIZED, request, Some(QUALITY))),
-            smaller_cache
-                .filter(|_| !is_longest)
-                .map(|request| ("-ctk q8_0 -ctv q8_0 -c {c}", longest(request), Some(QUALITY))),
-            (!levers.ubatch && run.n_ubatch > 128).then(|| {
-                let levers = Levers { ubatch: true, batch: true, ..levers };
-                ("without -ub of your own", Request { levers, ..own() }, None)
-            }),
-            (request.strategy != Strategy::Auto)
-                .then(|| ("--strategy auto", Request { strategy: Strategy::Auto, ..own() }, None)),
-            slots.map(|_| {
-                let one = RunConfig { n_parallel: Some(1), ..run.clone() };
-                ("-np 1", with(one), Some("one slot instead of several"))
-            }),
-            (!run.overrides.is_empty()).then(|| {
-                let none = RunConfig { overrides: Vec::new(), ..run.clone() };
-                ("without overrides of your own", with(none), None)
-            }),
-            (request.margin > Bytes(0)).then(|| ("--margin 0", Request { margin: Bytes(0), ..own() }, Some(NO_MARGIN))),
-            run.offload_kqv.then(|| {
-                let on_host = RunConfig { offload_kqv: false, ..run.clone() };
-                ("-nkvo", with(on_host), Some("the context goes to the host, and attention with it"))
-            }),
-        ]
-        .into_iter()
-        .flatten()
     }
 
     /// The same plan on a machine with what is missing.
@@ -324,9 +285,8 @@ impl Subject<'_> {
             *ram += Bytes(over.0.next_multiple_of(64 << 20));
             wanted.push(format!("{ram} of main memory"));
         }
-        let candidate =
-            super::solve(self.problem.model, &machine, self.problem.request).ok().filter(Candidate::fits)?;
-        Some(self.alternative(wanted.join(" and "), &candidate, Some("more memory".to_string())))
+        let candidate = super::solve(self.problem.model, &machine, self.problem.request).ok()?;
+        candidate.fits().then(|| self.alternative(wanted.join(" and "), &candidate, "more memory"))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::bytes::Bytes;
 use crate::checkup::{self, Checkup, Planned};
 use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
-use crate::memory;
+use crate::memory::{self, HOST};
 use crate::model::Model;
 use crate::placement;
 use crate::quantize::WhatIf;
@@ -46,14 +46,10 @@ pub struct Request {
     pub turn: Turn,
     /// Kept free of every device's budget.
     pub margin: Bytes,
-    /// What may be done with the routed experts.
     pub strategy: Strategy,
-    /// What the launch is to be best at.
     pub objective: Objective,
-    /// What the planner may choose beside the placement.
     pub levers: Levers,
     pub target: Target,
-    /// Whether the document lists every tensor.
     pub tensors: bool,
     /// Whether the document says what every other choice would give.
     pub explain: bool,
@@ -282,7 +278,8 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
             format!("-lm none takes {} of main memory, and its size was not given", table + candidate.needs.least());
         warn("main-memory-unknown", message, "--ram SIZE has it checked; -lm auto maps the file, which is slower");
     }
-    if let Some(missing) = problem.from_disk(candidate) {
+    // What stays in the mapped file and does not fit into main memory comes from the disk.
+    if let Some(missing) = candidate.shortfall.get(HOST).filter(|_| candidate.run.load_mode.is_mapped()) {
         let message = format!(
             "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
         );

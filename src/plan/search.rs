@@ -231,11 +231,6 @@ impl<'a> Stage<'a> {
         kept
     }
 
-    /// A choice without the single parts of blocks.
-    pub fn whole_blocks(&self, kept: &Kept) -> Kept {
-        self.units.iter().zip(kept).map(|(unit, parts)| if *parts == unit.whole() { *parts } else { 0 }).collect()
-    }
-
     /// A choice with one step less on `device`: the single parts go, else the block nearest to the moved ones. `None` where
     /// nothing is left to move.
     pub fn one_less(&self, kept: &Kept, device: u16, host: End) -> Option<Kept> {

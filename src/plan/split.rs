@@ -6,10 +6,12 @@
 use super::search::Stage;
 use super::solver::{Candidate, Problem};
 use crate::memory::Error;
-use crate::model::Model;
-use crate::placement;
+use crate::placement::{self, Placement};
 use crate::rules::Role;
 use crate::run::RunConfig;
+
+/// A faster split must be faster by this share: the one by bytes keeps the cards evenly filled.
+const WORTH: f64 = 0.01;
 
 /// Layer slots per device for `-ts`, or `None` with one device or where the user gave it.
 ///
@@ -20,30 +22,17 @@ pub(super) fn split(problem: &Problem, run: &RunConfig) -> Result<Option<Vec<f32
     if named < 2 || !run.tensor_split.is_empty() {
         return Ok(None);
     }
-    let pilot = &problem.judge(run.clone())?;
-    let devices = &pilot.forecast.placement.devices;
-    if devices.len() < 2 {
+    let pilot = problem.judge(run.clone())?;
+    if pilot.forecast.placement.devices.len() < 2 {
         return Ok(None);
     }
-    let slots = slots(problem.model, pilot);
-    let room: Vec<i128> = devices
-        .iter()
-        .map(|device| {
-            let device = &problem.machine.devices[usize::from(*device)];
-            let row = pilot.forecast.memory.get(&device.name).copied().unwrap_or_default();
-            i128::from(device.total.0) - i128::from((problem.request.margin + row.compute + row.overhead).0)
-        })
-        .collect();
-    let mut counts = proportional(slots.len(), &room);
-    loop {
-        let score = score(&counts, &slots, &room);
-        let better = neighbours(&counts, 1).into_iter().map(|next| (self::score(&next, &slots, &room), next)).max();
-        match better {
-            Some((next_score, next)) if next_score > score => counts = next,
-            _ => break,
-        }
+    let sharing = Sharing::new(problem, &pilot)?;
+    let mut counts = sharing.proportional();
+    while let Some(better) = neighbours(&counts, 1).into_iter().map(|next| (sharing.score(&next), next)).max()
+        && better.0 > sharing.score(&counts)
+    {
+        counts = better.1;
     }
-    let sharing = Sharing::new(problem, pilot, slots, room)?;
     Ok(Some(shares(&sharing.faster(counts)?)))
 }
 
@@ -52,30 +41,86 @@ fn shares(counts: &[usize]) -> Vec<f32> {
     counts.iter().map(|count| *count as f32).collect()
 }
 
-/// A faster split must be faster by this share: the one by bytes keeps the cards evenly filled.
-const WORTH: f64 = 0.01;
+/// One layer slot.
+#[derive(Clone, Default)]
+struct Slot {
+    /// Bytes that must be on the slot's device: dense weights and context.
+    fixed: i128,
+    /// Bytes of its experts.
+    movable: i128,
+    /// The tensors of its experts.
+    experts: Vec<usize>,
+}
 
 struct Sharing<'a> {
     problem: &'a Problem<'a>,
     pilot: &'a Candidate,
     /// The pilot with every movable expert on the host.
-    hosted: placement::Placement,
-    experts: Vec<Vec<usize>>,
+    hosted: Placement,
     slots: Vec<Slot>,
+    /// Bytes by device, beside compute and overhead.
     room: Vec<i128>,
 }
 
 impl<'a> Sharing<'a> {
-    fn new(problem: &'a Problem<'a>, pilot: &'a Candidate, slots: Vec<Slot>, room: Vec<i128>) -> Result<Self, Error> {
+    fn new(problem: &'a Problem<'a>, pilot: &'a Candidate) -> Result<Self, Error> {
+        let (forecast, placement) = (&pilot.forecast, &pilot.forecast.placement);
         let stage = Stage::new(problem, pilot.run.clone(), &[Role::RoutedExpert])?;
-        let mut experts = vec![Vec::new(); slots.len()];
+        let mut slots = vec![Slot::default(); placement.layers.len()];
+        let last = slots.len() - 1;
+        let context: u64 = forecast.memory.values().map(|row| row.context.0).sum();
+        for slot in &mut slots[..last] {
+            slot.fixed = i128::from(context / last as u64);
+        }
         for (at, tensor) in problem.model.tensors.iter().enumerate() {
-            let moved = stage.hosted.copies[at] != stage.bare.copies[at];
-            if let Some(slot) = tensor.block.and_then(|block| experts.get_mut(block as usize)).filter(|_| moved) {
-                slot.push(at);
+            let slot = &mut slots[tensor.block.map_or(last, |block| (block as usize).min(last))];
+            for copy in placement.copies[at].iter().filter(|copy| copy.buffer.device_index().is_some()) {
+                let is_movable = tensor.role == Role::RoutedExpert && copy.rule.is_none();
+                *(if is_movable { &mut slot.movable } else { &mut slot.fixed }) += i128::from(copy.bytes.0);
+            }
+            if tensor.block.is_some() && stage.hosted.copies[at] != stage.bare.copies[at] {
+                slot.experts.push(at);
             }
         }
-        Ok(Self { problem, pilot, hosted: stage.hosted, experts, slots, room })
+        let room = placement.taking_part(problem.machine).map(|(_, device)| {
+            let row = forecast.memory.get(&device.name).copied().unwrap_or_default(); // Without a row it holds nothing.
+            i128::from(device.total.0) - i128::from((problem.request.margin + row.compute + row.overhead).0)
+        });
+        Ok(Self { problem, pilot, hosted: stage.hosted, slots, room: room.collect() })
+    }
+
+    /// Slots in proportion to the room, at least one each where there are enough, the remainder to the first devices.
+    fn proportional(&self) -> Vec<usize> {
+        let (slots, devices) = (self.slots.len(), self.room.len());
+        let total: i128 = self.room.iter().map(|room| (*room).max(1)).sum();
+        let share = |room: &i128| usize::try_from(slots as i128 * (*room).max(1) / total).unwrap_or(0);
+        let mut counts: Vec<usize> = self.room.iter().map(share).collect();
+        let left = slots - counts.iter().sum::<usize>();
+        (0..devices).cycle().take(left).for_each(|at| counts[at] += 1);
+        counts
+    }
+
+    /// The slots of each device, with its room.
+    fn ranges(&self, counts: &[usize]) -> impl Iterator<Item = (&[Slot], i128)> {
+        let mut rest = &self.slots[..];
+        counts.to_vec().into_iter().zip(&self.room).map(move |(count, room)| {
+            let (here, others) = rest.split_at(count);
+            rest = others;
+            (here, *room)
+        })
+    }
+
+    /// Higher is better: first no fixed byte without room, then expert bytes with room, then an even load.
+    fn score(&self, counts: &[usize]) -> (i128, i128, i128) {
+        let (mut short, mut resident, mut tightest) = (0, 0, i128::MAX);
+        for (slots, room) in self.ranges(counts) {
+            let experts: i128 = slots.iter().map(|slot| slot.movable).sum();
+            let free = room - slots.iter().map(|slot| slot.fixed).sum::<i128>();
+            short -= (-free).max(0);
+            resident += experts.min(free.max(0));
+            tightest = tightest.min(free - experts);
+        }
+        (short, resident, tightest)
     }
 
     /// Moves fewer and fewer slots at a time between neighbours while that is faster.
@@ -102,68 +147,22 @@ impl<'a> Sharing<'a> {
     /// What a split costs with as many whole blocks of experts on each device as its bytes hold; infinite where the rest of a
     /// device's layers has no room.
     fn cost(&self, counts: &[usize]) -> Result<f64, Error> {
-        if score(counts, &self.slots, &self.room).0 < 0 {
+        if self.score(counts).0 < 0 {
             return Ok(f64::INFINITY);
         }
         let run = RunConfig { tensor_split: shares(counts), ..self.pilot.run.clone() };
         let mut placement = placement::place(self.problem.model, self.problem.machine, &run)?;
-        let mut start = 0;
-        for (count, room) in counts.iter().zip(&self.room) {
-            let range = start..start + count;
-            start = range.end;
-            let fixed: i128 = self.slots[range.clone()].iter().map(|slot| i128::from(slot.fixed)).sum();
-            let mut left = room - fixed;
-            for slot in range.rev() {
-                left -= i128::from(self.slots[slot].experts);
-                for at in self.experts[slot].iter().filter(|_| left < 0) {
+        for (slots, room) in self.ranges(counts) {
+            let mut left = room - slots.iter().map(|slot| slot.fixed).sum::<i128>();
+            for slot in slots.iter().rev() {
+                left -= slot.movable;
+                for at in slot.experts.iter().filter(|_| left < 0) {
                     placement.copies[*at].clone_from(&self.hosted.copies[*at]);
                 }
             }
         }
         Ok(self.problem.cost(&self.problem.estimate(&run, &placement, &self.pilot.forecast)))
     }
-}
-
-/// Bytes of one layer slot.
-#[derive(Debug, Clone, Copy, Default)]
-struct Slot {
-    /// What must be on the slot's device: dense weights and context.
-    fixed: u64,
-    experts: u64,
-}
-
-fn slots(model: &Model, pilot: &Candidate) -> Vec<Slot> {
-    let mut slots = vec![Slot::default(); pilot.forecast.placement.layers.len()];
-    let last = slots.len() - 1;
-    let context: u64 = pilot.forecast.memory.values().map(|row| row.context.0).sum();
-    for slot in &mut slots[..last] {
-        slot.fixed = context / last.max(1) as u64;
-    }
-    for (tensor, copies) in model.tensors.iter().zip(&pilot.forecast.placement.copies) {
-        for copy in copies.iter().filter(|copy| matches!(copy.buffer, placement::Buffer::Device(_))) {
-            let slot = &mut slots[tensor.block.map_or(last, |block| (block as usize).min(last))];
-            let movable = tensor.role == Role::RoutedExpert && copy.rule.is_none();
-            *(if movable { &mut slot.experts } else { &mut slot.fixed }) += copy.bytes.0;
-        }
-    }
-    slots
-}
-
-/// Slots in proportion to the room, at least one each where there are enough, the remainder to the first devices.
-fn proportional(slots: usize, room: &[i128]) -> Vec<usize> {
-    let total: i128 = room.iter().map(|room| (*room).max(1)).sum();
-    let mut counts: Vec<usize> =
-        room.iter().map(|room| usize::try_from(slots as i128 * (*room).max(1) / total).unwrap_or(0)).collect();
-    let mut left = slots - counts.iter().sum::<usize>();
-    let devices = counts.len();
-    for at in (0..devices).cycle() {
-        if left == 0 {
-            break;
-        }
-        counts[at] += 1;
-        left -= 1;
-    }
-    counts
 }
 
 /// Every vector that differs by `step` slots moved between neighbours.
@@ -180,38 +179,4 @@ fn neighbours(counts: &[usize], step: usize) -> Vec<Vec<usize>> {
         }
     }
     found
-}
-
-/// Higher is better: first no fixed byte without room, then expert bytes with room, then an even load.
-fn score(counts: &[usize], slots: &[Slot], room: &[i128]) -> (i128, i128, i128) {
-    let (mut short, mut resident, mut tightest, mut start) = (0, 0, i128::MAX, 0);
-    for (count, room) in counts.iter().zip(room) {
-        let range = &slots[start..start + count];
-        start += count;
-        let fixed: i128 = range.iter().map(|slot| i128::from(slot.fixed)).sum();
-        let experts: i128 = range.iter().map(|slot| i128::from(slot.experts)).sum();
-        let free = room - fixed;
-        short -= (-free).max(0);
-        resident += experts.min(free.max(0));
-        tightest = tightest.min(free - experts);
-    }
-    (short, resident, tightest)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slots_are_shared_in_proportion_to_the_room() {
-        assert_eq!(proportional(33, &[24, 12]), [22, 11]);
-        assert_eq!(proportional(34, &[24, 12]), [23, 11]);
-        assert_eq!(proportional(3, &[-5, 10]), [1, 2]);
-    }
-
-    #[test]
-    fn a_slot_that_has_no_room_moves_to_a_neighbour() {
-        let slots = [Slot { fixed: 10, experts: 5 }; 4];
-        assert!(score(&[3, 1], &slots, &[40, 15]) > score(&[2, 2], &slots, &[40, 15]));
-    }
 }

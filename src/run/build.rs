@@ -107,10 +107,4 @@ mod tests {
             assert_eq!((of(build).known().is_some(), of(build).nearest().number), (known, nearest), "{build}");
         }
     }
-
-    #[test]
-    fn builds_are_numbers_with_or_without_their_letter() {
-        assert_eq!((number("b11549"), number("11434")), (Ok(11549), Ok(11434)));
-        assert!(number("latest").is_err());
-    }
 }

@@ -183,18 +183,4 @@ mod tests {
         assert_eq!(blocks_of(99, &[one, two]), ["1", "2"]);
         assert!(blocks_of(3, &[]).is_empty());
     }
-
-    #[test]
-    fn a_launch_in_its_words() {
-        let run = RunConfig {
-            n_ctx: 4096,
-            fit: false,
-            load_mode: LoadMode::None,
-            overrides: vec![on_host("exps".into(), "-ot")],
-            ..RunConfig::default()
-        };
-        assert_eq!(ik_args(&run).join(" "), "-c 4096 -ot exps=CPU --no-mmap");
-        let run = RunConfig { overrides: vec![on_host(EXPERTS.into(), "-cmoe")], ..run };
-        assert!(ik_args(&run).contains(&format!("{EXPERTS}=CPU")), "of its own flags the meaning is not relied on");
-    }
 }

@@ -59,7 +59,7 @@ pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Tar
         speculation: Speculation::default(),
         fits_nothing: false,
         hub: (None, None),
-        tests: Tests::default(),
+        tests: Tests { prompt: 512, generate: 128, both: 0, depth: 0 },
         of_tests: Vec::new(),
     };
     if program == Program::Bench {
@@ -137,13 +137,11 @@ impl Reader {
             self.removed(word, removed)?;
             return Ok(removed.values);
         }
-        let Some((flag, on)) =
-            flags::spelling(word).filter(|(flag, _)| target.has(flag) || target.dialect != Dialect::Ik)
-        else {
+        let known = flags::spelling(word).filter(|(flag, _)| target.has(flag) || target.dialect != Dialect::Ik);
+        let Some((flag, on)) = known else {
             let taken = self.unknown(word, next);
-            self.command
-                .beside
-                .extend(std::iter::once(word).chain(rest.iter().take(taken).map(String::as_str)).map(str::to_string));
+            self.command.beside.push(word.to_string());
+            self.command.beside.extend(rest.iter().take(taken).cloned());
             return Ok(taken);
         };
         if let Some(value) = optional_value(flag.name(), next) {
@@ -194,8 +192,7 @@ impl Reader {
         match &flag.effect {
             Effect::None => {}
             Effect::Field(field) => {
-                let notes = (field.read)(&mut self.command.run, given)?;
-                self.command.notes.extend(notes);
+                self.command.notes.extend((field.read)(&mut self.command.run, given)?);
                 if field.is_number {
                     self.note_unread(given);
                 }
@@ -271,33 +268,24 @@ impl Reader {
     /// Notes a word that no table has; how many words after it look like its value.
     fn unknown(&mut self, word: &str, next: Option<&String>) -> usize {
         let target = self.command.target;
-        match target.dialect {
-            Dialect::Ik => self.command.note(
-                "other-dialect",
-                format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter"),
-                None,
-            ),
-            Dialect::LlamaCpp if dialect::is_own(word) => self.command.note(
-                "unknown-flag",
-                format!("`{word}` is a flag of ik_llama.cpp: {} refuses it", target.name()),
-                Some("`--dialect ik` reads the command as ik_llama.cpp does".into()),
-            ),
-            Dialect::LlamaCpp => {
-                let of_bench = self.command.run.program == Program::Bench;
-                let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
-                let meant = suggest::did_you_mean(word, spellings);
-                let program = if of_bench { "llama-bench of " } else { "" };
-                if target.known().is_some() {
-                    let message = format!("`{word}` is no flag of {program}{}, which refuses it", target.name());
-                    self.command.note("unknown-flag", message, meant);
-                } else {
-                    let message =
-                        format!("`{word}` is no flag known here; whether {} has it is not known", target.name());
-                    let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
-                    self.command.note("flag-not-known", message, Some(hint));
-                }
-            }
-        }
+        let of_bench = self.command.run.program == Program::Bench;
+        let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
+        let (name, meant) = (target.name(), suggest::did_you_mean(word, spellings));
+        let (code, message, hint) = if target.dialect == Dialect::Ik {
+            let message = format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter");
+            ("other-dialect", message, None)
+        } else if dialect::is_own(word) {
+            let hint = "`--dialect ik` reads the command as ik_llama.cpp does".to_string();
+            ("unknown-flag", format!("`{word}` is a flag of ik_llama.cpp: {name} refuses it"), Some(hint))
+        } else if target.known().is_some() {
+            let program = if of_bench { "llama-bench of " } else { "" };
+            ("unknown-flag", format!("`{word}` is no flag of {program}{name}, which refuses it"), meant)
+        } else {
+            let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
+            let message = format!("`{word}` is no flag known here; whether {name} has it is not known");
+            ("flag-not-known", message, Some(hint))
+        };
+        self.command.note(code, message, hint);
         usize::from(word.starts_with('-') && next.is_some_and(|value| !value.starts_with('-')))
     }
 
@@ -313,7 +301,9 @@ impl Reader {
         }
         let run = &mut self.command.run;
         run.overrides.append(&mut self.of_tests);
-        run.n_ctx = self.tests.n_ctx();
+        // The context that the longest of them needs.
+        let Tests { prompt, generate, both, depth } = self.tests;
+        run.n_ctx = prompt.max(generate).max(both).saturating_add(depth).max(1);
         Ok(())
     }
 
@@ -433,12 +423,6 @@ struct Tests {
     depth: u32,
 }
 
-impl Default for Tests {
-    fn default() -> Self {
-        Self { prompt: 512, generate: 128, both: 0, depth: 0 }
-    }
-}
-
 impl Tests {
     fn set(&mut self, given: Given<'_>) -> Result<(), Error> {
         match given.flag.trim_start_matches('-').replace('_', "-").as_str() {
@@ -453,18 +437,12 @@ impl Tests {
         }
         Ok(())
     }
-
-    /// The context that the longest of them needs.
-    fn n_ctx(&self) -> u32 {
-        let longest = self.prompt.max(self.generate).max(self.both);
-        longest.saturating_add(self.depth).max(1)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::{FlashAttn, LoadMode, Program, RunConfig, SplitMode};
+    use crate::run::FlashAttn;
 
     fn read(line: &str) -> Result<ParsedCommand, Error> {
         read_in(line, &[])
@@ -496,28 +474,13 @@ mod tests {
 
     #[test]
     fn long_short_and_underscored_flags() {
-        for line in [
-            "llama-server -c 8192 -ngl 99 -b 1024 -ub 256 -np 2 -kvu -fa on -nkvo -nr -sm none -mg 1",
-            "llama-server --ctx-size 8192 --n-gpu-layers 99 --batch-size 1024 --ubatch_size 256 --parallel 2 --kv-unified \
-             --flash-attn 1 --no-kv-offload --no_repack --split-mode none --main-gpu 1",
-        ] {
-            let ParsedCommand { run, notes, .. } = read(line).unwrap();
-            let expected = RunConfig {
-                n_ctx: 8192,
-                n_gpu_layers: 99,
-                n_batch: 1024,
-                n_ubatch: 256,
-                n_parallel: Some(2),
-                kv_unified: Some(true),
-                flash_attn: FlashAttn::On,
-                offload_kqv: false,
-                repack: false,
-                split_mode: SplitMode::None,
-                main_gpu: 1,
-                ..RunConfig::default()
-            };
-            assert_eq!((run, notes), (expected, vec![]), "{line}");
-        }
+        let short = "llama-server -c 8192 -ngl 99 -b 1024 -ub 256 -np 2 -kvu -fa on -nkvo -nr -sm none -mg 1";
+        let long = "llama-server --ctx-size 8192 --n-gpu-layers 99 --batch-size 1024 --ubatch_size 256 --parallel 2 \
+                    --kv-unified --flash-attn 1 --no-kv-offload --no_repack --split-mode none --main-gpu 1";
+        let (short, long) = (read(short).unwrap(), read(long).unwrap());
+        assert_eq!(short, long);
+        let run = short.run;
+        assert_eq!((run.n_ctx, run.n_ubatch, run.flash_attn, run.offload_kqv), (8192, 256, FlashAttn::On, false));
     }
 
     #[test]
@@ -542,15 +505,6 @@ mod tests {
         let command = read(line).unwrap();
         assert_eq!(command.notes, []);
         assert_eq!(command.model, Some(ModelSource::Path("model.gguf".into())));
-    }
-
-    #[test]
-    fn removed_and_unknown_flags_are_noted() {
-        let command = read("llama-server --no-mmap --frobnicate 3 --mlock -fa -ngl 9 -m x").unwrap();
-        let codes: Vec<&str> = command.notes.iter().map(|note| &*note.code).collect();
-        assert_eq!(codes, ["removed-flag", "unknown-flag", "removed-flag", "flag-needs-value"]);
-        assert_eq!((command.run.flash_attn, command.run.n_gpu_layers), (FlashAttn::On, 9));
-        assert!(command.model.is_some());
     }
 
     #[test]
@@ -606,10 +560,7 @@ mod tests {
             ("--mlock --no-mmap", LoadMode::Mlock, vec!["use `--load-mode mlock`"]),
             ("--no-mmap --draft 3", LoadMode::None, vec!["use `--load-mode none`", "use `--spec-draft-n-max`"]),
         ] {
-            let command = {
-                let line = format!("llama-server {words}").split(' ').map(str::to_string).collect::<Vec<_>>();
-                command(&line, &BTreeMap::new()).unwrap()
-            };
+            let command = read(&format!("llama-server {words}")).unwrap();
             let found: Vec<&str> = command.notes.iter().filter_map(|note| note.hint.as_deref()).collect();
             assert_eq!((command.run.load_mode, found), (mode, hints), "{words}");
         }

@@ -42,35 +42,20 @@ mod tests {
 
     #[test]
     fn what_pasting_spoils_is_named() {
-        let said = |line: &[&str]| {
-            let words: Vec<String> = line.iter().map(|word| (*word).to_string()).collect();
-            slip(&words).map(|error| error.to_string())
-        };
+        let dash = |word: &str, typed: &str| format!("`{word}` begins with a dash that is no hyphen: type `{typed}`");
         for (line, expected) in [
-            (&["llama-server", "\u{2013}m", "x"][..], "`\u{2013}m` begins with a dash that is no hyphen: type `-m`"),
-            (&["llama-server", "\u{2013}ngl", "9"], "`\u{2013}ngl` begins with a dash that is no hyphen: type `-ngl`"),
+            ("llama-server|\u{2013}ngl|9", Some(dash("\u{2013}ngl", "-ngl"))),
+            ("llama-server|\u{2014}model|x", Some(dash("\u{2014}model", "--model"))),
+            ("\u{2014}|llama-server", Some(dash("\u{2014}", "--"))),
             (
-                &["llama-server", "\u{2014}model", "x"],
-                "`\u{2014}model` begins with a dash that is no hyphen: type `--model`",
+                "$|llama-server|-m|x",
+                Some("`$` is the sign of a shell's prompt, not part of the command: leave it out".into()),
             ),
-            (&["\u{2014}", "llama-server"], "`\u{2014}` begins with a dash that is no hyphen: type `--`"),
-            (
-                &["llama-server", "-ot", "\u{201c}exps=CPU\u{201d}"],
-                "`\u{201c}exps=CPU\u{201d}` has curly quotes, which no shell takes off: type 'exps=CPU'",
-            ),
-            (
-                &["$", "llama-server", "-m", "x"],
-                "`$` is the sign of a shell's prompt, not part of the command: leave it out",
-            ),
-            (&["llama-server -m x -ngl 99"], "the whole command is one word: leave out the quotes around it"),
+            ("llama-cli|-p|\u{201c}Hello\u{201d} \u{2013} he said", None),
+            ("/my llama-bench/llama-server|-m|a\u{2013}b", None),
         ] {
-            assert_eq!(said(line).as_deref(), Some(expected));
-        }
-        for line in [
-            &["llama-cli", "-p", "\u{201c}Hello\u{201d} \u{2013} he said"][..],
-            &["/my llama-bench/llama-server", "-m", "a\u{2013}b"],
-        ] {
-            assert_eq!(said(line), None);
+            let words: Vec<String> = line.split('|').map(str::to_string).collect();
+            assert_eq!(slip(&words).map(|error| error.to_string()), expected);
         }
     }
 }

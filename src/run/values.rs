@@ -8,16 +8,13 @@ use crate::gguf::GgmlType;
 
 /// What `-cmoe` matches (`LLM_FFN_EXPS_REGEX`).
 pub const EXPERTS: &str = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps";
-/// What `-ncffn` matches in a block.
 pub const DENSE: &str = r"\.ffn_(up|down|gate)\.";
-/// The cache types llama.cpp takes.
 pub const CACHE_TYPES: &[&str] = &["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];
 /// llama.cpp's limit on overrides (`llama_max_tensor_buft_overrides`); a bound for `-ncmoe`.
 const MAX_OVERRIDES: u32 = 4096;
 /// What a note ends with whose rule is left out of the answer.
 pub const LEFT_OUT: &str = "; the figures are without this rule";
 
-/// A flag as it was given.
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
     /// The flag as typed, or the environment variable.
@@ -31,12 +28,10 @@ pub struct Given<'a> {
 }
 
 impl<'a> Given<'a> {
-    /// A value of a flag of the server.
     pub fn new(flag: &'a str, value: &'a str) -> Self {
         Self { flag, value, on: true, bench: false }
     }
 
-    /// The error that says what was expected.
     pub fn refuse(&self, expected: &str) -> Error {
         Error::BadValue { flag: self.flag.into(), value: self.value.into(), expected: expected.into() }
     }
@@ -58,7 +53,6 @@ impl<'a> Given<'a> {
         if text.starts_with(digits) { text.trim_start_matches(digits) } else { "" }
     }
 
-    /// An integer that is not negative.
     pub fn natural(&self) -> Result<u32, Error> {
         u32::try_from(self.integer()?).map_err(|_| self.refuse("a number that is not negative"))
     }
@@ -95,7 +89,6 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// `on` or `off`.
     pub fn switch(&self) -> Result<bool, Error> {
         self.truth().ok_or_else(|| self.refuse("`on` or `off`"))
     }
@@ -106,7 +99,6 @@ impl<'a> Given<'a> {
         Ok(self.on)
     }
 
-    /// `on`, `off` or `auto`.
     pub fn flash_attn(&self) -> Result<FlashAttn, Error> {
         match (self.truth(), self.value) {
             (Some(true), _) => Ok(FlashAttn::On),
@@ -116,7 +108,6 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// `auto`, `all` or a number.
     pub fn layers(&self) -> Result<i32, Error> {
         match self.value {
             "auto" => Ok(-1),
@@ -125,13 +116,11 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// A cache type.
     pub fn cache_type(&self) -> Result<GgmlType, Error> {
         let known = CACHE_TYPES.contains(&self.value).then(|| GgmlType::from_name(self.value)).flatten();
         known.ok_or_else(|| self.refuse(&format!("one of {}", CACHE_TYPES.join(", "))))
     }
 
-    /// One of llama.cpp's words.
     pub fn choice<T: Choice>(&self) -> Result<T, Error> {
         T::of_word(self.value).ok_or_else(|| {
             let words: Vec<&str> = T::VALUES.iter().map(|(_, word, ..)| *word).collect();
@@ -150,13 +139,11 @@ impl<'a> Given<'a> {
             .ok_or_else(|| self.refuse("numbers, for example 3,1"))
     }
 
-    /// MiB between `,` or `/`.
     pub fn fit_target(&self) -> Result<Vec<u32>, Error> {
         let parts = self.value.split([',', '/']).filter(|part| !part.is_empty());
         parts.map(|value| Given { value, ..*self }.natural()).collect()
     }
 
-    /// Names between commas.
     pub fn names(&self, separator: char) -> Vec<String> {
         self.value.split(separator).filter(|part| !part.is_empty()).map(str::to_string).collect()
     }
@@ -177,10 +164,10 @@ impl<'a> Given<'a> {
     pub fn overrides(&self) -> Result<(Vec<Override>, Vec<Note>), Error> {
         let separator = if self.bench { ';' } else { ',' };
         let (mut entries, mut notes) = (Vec::new(), Vec::new());
-        let mut broken = |slip: &Slip, text: &str| {
-            let message =
-                format!("`{} {text}`: {}{LEFT_OUT}", self.flag, slip.why.replace("SEPARATOR", &separator.to_string()));
-            notes.push(Note { code: slip.code.into(), message, hint: Some(slip.hint.into()) });
+        let mut broken = |(code, why, hint): Slip, text: &str| {
+            let why = why.replace("SEPARATOR", &separator.to_string());
+            let message = format!("`{} {text}`: {why}{LEFT_OUT}", self.flag);
+            notes.push(Note { code: code.into(), message, hint: Some(hint.into()) });
         };
         // C++ `getline` yields no entry after a last separator.
         let value = self.value.strip_suffix(separator).unwrap_or(self.value);
@@ -193,11 +180,11 @@ impl<'a> Given<'a> {
                 continue;
             };
             if let Some(half) = pending.take() {
-                broken(&COMMA, &format!("{half}{separator}{part}"));
+                broken(COMMA, &format!("{half}{separator}{part}"));
             } else if buffer.contains('=') {
-                broken(&EQUALS, part);
+                broken(EQUALS, part);
             } else if buffer.ends_with(['"', '\'']) {
-                broken(&QUOTED, part);
+                broken(QUOTED, part);
             } else {
                 entries.push(Override { pattern: pattern.into(), buffer: buffer.into(), origin: self.flag.into() });
             }
@@ -225,28 +212,24 @@ impl<'a> Given<'a> {
     }
 }
 
-/// A slip in `-ot` that makes llama.cpp take an entry apart in the wrong place.
-struct Slip {
-    code: &'static str,
-    why: &'static str,
-    hint: &'static str,
-}
+/// A slip in `-ot` that makes llama.cpp take an entry apart in the wrong place: code, why, hint.
+type Slip = (&'static str, &'static str, &'static str);
 
-const COMMA: Slip = Slip {
-    code: "pattern-split-by-comma",
-    why: "llama.cpp splits at every `SEPARATOR`, finds no `=` in one part, and refuses the command",
-    hint: "a pattern cannot hold one: write `(a|b)` for a list, `xx?` for `x{1,2}`",
-};
-const EQUALS: Slip = Slip {
-    code: "pattern-split-by-equals",
-    why: "llama.cpp splits at the first `=`, takes the rest for a buffer, and refuses the command",
-    hint: "a pattern cannot hold `=`: write the rule without a lookahead",
-};
-const QUOTED: Slip = Slip {
-    code: "pattern-quoted",
-    why: "the quotes reach llama.cpp, which knows no such buffer and refuses the command",
-    hint: "leave the inner quotes out: no shell takes them off here",
-};
+const COMMA: Slip = (
+    "pattern-split-by-comma",
+    "llama.cpp splits at every `SEPARATOR`, finds no `=` in one part, and refuses the command",
+    "a pattern cannot hold one: write `(a|b)` for a list, `xx?` for `x{1,2}`",
+);
+const EQUALS: Slip = (
+    "pattern-split-by-equals",
+    "llama.cpp splits at the first `=`, takes the rest for a buffer, and refuses the command",
+    "a pattern cannot hold `=`: write the rule without a lookahead",
+);
+const QUOTED: Slip = (
+    "pattern-quoted",
+    "the quotes reach llama.cpp, which knows no such buffer and refuses the command",
+    "leave the inner quotes out: no shell takes them off here",
+);
 
 /// The value that follows a flag, or the error that says what to write.
 pub fn value_of<'a>(word: &str, name: &str, next: Option<&'a String>) -> Result<&'a str, Error> {
@@ -259,12 +242,10 @@ pub fn value_of<'a>(word: &str, name: &str, next: Option<&'a String>) -> Result<
     next.map(String::as_str).ok_or_else(|| Error::MissingValue { flag: word.into(), expected: expected.into() })
 }
 
-/// An override to the host.
 pub fn on_host(pattern: String, origin: &str) -> Override {
     Override { pattern, buffer: "CPU".into(), origin: origin.into() }
 }
 
-/// Values as one word.
 pub fn list<T: ToString>(values: &[T], separator: &str) -> String {
     values.iter().map(T::to_string).collect::<Vec<_>>().join(separator)
 }
@@ -308,16 +289,6 @@ mod tests {
     }
 
     #[test]
-    fn overrides_split_at_commas_then_at_the_first_equals_sign() {
-        let (list, broken) = given(r"blk\.(3|4)\.ffn=CUDA0,exps=CPU").overrides().unwrap();
-        assert_eq!((list.len(), broken.len()), (2, 0));
-        assert_eq!((list[0].pattern.as_str(), list[0].buffer.as_str()), (r"blk\.(3|4)\.ffn", "CUDA0"));
-        assert_eq!(given("a=CPU,").overrides().unwrap().0.len(), 1);
-        assert!(given("exps").overrides().is_err());
-        assert!(given("a=CPU,exps").overrides().is_err());
-    }
-
-    #[test]
     fn what_the_splitting_breaks() {
         for (value, code) in [
             ("x{1,2}=CPU", "pattern-split-by-comma"),
@@ -346,12 +317,5 @@ mod tests {
         assert_eq!(list[0], MetadataOverride { key: "a.b".into(), value: Value::U64(4) });
         assert_eq!(list[2].value, Value::String("x,y".into()));
         assert!(given("a=int").metadata_overrides().is_err());
-    }
-
-    #[test]
-    fn counted_blocks_start_at_zero() {
-        let list = given("2").first_blocks(EXPERTS).unwrap();
-        assert_eq!(list[1].pattern, r"blk\.1\.ffn_(up|down|gate|gate_up)_(ch|)exps");
-        assert!(given("1000000000").first_blocks(EXPERTS).is_err());
     }
 }
