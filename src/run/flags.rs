@@ -548,9 +548,9 @@ pub fn newer_than(run: &RunConfig, build: u32) -> Option<&'static Flag> {
     fields().find(|(flag, field)| flag.since > build && (field.print)(run, false).is_some()).map(|(flag, _)| flag)
 }
 
-/// Whether a word of llama-server's command line is a flag of speculation.
+/// Whether a word of llama-server's command line is a flag of speculation that no field of [`RunConfig`] holds.
 pub fn is_speculation(word: &str) -> bool {
-    spelling(word).is_some_and(|(flag, _)| flag.name().starts_with("--spec-"))
+    spelling(word).is_some_and(|(flag, _)| flag.name().starts_with("--spec-") && flag.field().is_none())
 }
 
 /// Flags with their values. A flag that only a fork has takes what is not a flag.
