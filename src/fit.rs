@@ -96,7 +96,7 @@ pub fn fitted(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Fitte
     fit.targets = fit.devices.iter().enumerate().map(|(at, device)| fit.free(*device) - fit.margin(at)).collect();
     let full = fit.used(&fit.run)?;
     if fit.devices.is_empty() {
-        return fit.fit_host(fitted, full, [n_ctx_min, n_ctx_max], is_auto);
+        return fit.fit_host(fitted, &full, [n_ctx_min, n_ctx_max], is_auto);
     }
     let used: i64 = full.iter().sum();
     let target: i64 = fit.targets.iter().sum();
@@ -110,7 +110,8 @@ pub fn fitted(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Fitte
             let weights: i64 = fit.weights()?;
             let n_layer = i64::from(fit.n_layer.min(run.n_gpu_layers.cast_unsigned()).max(1));
             let parts = if model.hparams.expert_count == 0 { 2 } else { 6 };
-            wanted -= (fit.devices.len() as i64 + 1) * (weights / n_layer) / parts;
+            let n_devices = i64::try_from(fit.devices.len()).unwrap_or(i64::MAX - 1);
+            wanted -= (n_devices + 1) * (weights / n_layer) / parts;
         }
         let done = fit.shorten(wanted, used, [n_ctx_min, n_ctx_max], n_streams)?;
         fitted.run.n_ctx = fit.run.n_ctx;
@@ -166,7 +167,7 @@ impl Fit<'_> {
     fn fit_host(
         mut self,
         mut fitted: Fitted,
-        full: Vec<i64>,
+        full: &[i64],
         bounds @ [n_ctx_min, n_ctx_max]: [u32; 2],
         is_auto: bool,
     ) -> Result<Fitted, Error> {
@@ -194,9 +195,10 @@ impl Fit<'_> {
         if wanted <= least {
             return Ok(false);
         }
-        let more = i64::from(max - min) * (wanted - least) / (used - least).max(1);
-        let n_ctx = u32::try_from(i64::from(min) + more).unwrap_or(u32::MAX);
-        self.run.n_ctx = (n_ctx - n_ctx % (256 * n_streams)).max(min);
+        // Wider than llama.cpp's int64_t, so that no header overflows it.
+        let more = i128::from(max - min) * i128::from(wanted - least) / i128::from((used - least).max(1));
+        let n_ctx = u32::try_from(i128::from(min) + more).unwrap_or(u32::MAX);
+        self.run.n_ctx = (n_ctx - n_ctx % n_streams.saturating_mul(256)).max(min);
         Ok(true)
     }
 
@@ -391,7 +393,8 @@ impl Fit<'_> {
 /// The next guess by false position, in llama.cpp's arithmetic.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as llama.cpp, which converts to uint32_t")]
 fn step(delta: u32, target: i64, low: i64, high: i64) -> u32 {
-    let guess = (i64::from(delta) * (target - low)).checked_div(high - low).unwrap_or(1);
+    let guess = i128::from(delta) * i128::from(target - low);
+    let guess = guess.checked_div(i128::from(high - low)).unwrap_or(1);
     (guess as u32).max(1).min(delta - 1)
 }
 

@@ -62,6 +62,7 @@ pub(super) struct Facts<'a> {
 /// Cause and remedy.
 type Finding = Option<(String, String)>;
 
+#[expect(clippy::unnecessary_wraps, reason = "it is how a lint ends")]
 fn found(message: impl Into<String>, hint: impl Into<String>) -> Finding {
     Some((message.into(), hint.into()))
 }

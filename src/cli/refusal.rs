@@ -80,12 +80,6 @@ pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
     const ADD: &str = "add it to the planned command, or after `--` of `moeplan run`";
     match (flag.in_plan, flag.effect) {
         (InPlan::Instead(hint), _) => hint.to_string(),
-        _ if flag.name().starts_with("--mmproj") => {
-            format!("the projector takes memory that no plan counts: leave room with --margin SIZE, then {ADD}")
-        }
-        _ if flag.name().starts_with("--spec-draft") => {
-            format!("the draft takes memory that no plan counts: leave room with --margin SIZE, then {ADD}")
-        }
         (_, Effect::None) => format!("llama.cpp has it, and it does not decide the placement: {ADD}"),
         _ => format!(
             "llama.cpp has it, and it changes what a launch takes: add it to the planned command, and `moeplan check -- \

@@ -419,7 +419,7 @@ impl Forecast {
         for basis in part.basis {
             self.note(&format!("drafting.{}", basis.quantity), basis.how);
         }
-        let Forecast { placement, memory, caches, .. } = part;
+        let Self { placement, memory, caches, .. } = part;
         self.drafting = Some(Part { what: What::Drafting, placement, memory, caches });
         Ok(())
     }
@@ -455,7 +455,8 @@ impl Forecast {
         for (device, bytes) in contexts {
             self.row(&device).context = bytes;
         }
-        for (device, bytes) in expert_cache::expert_cache(model, machine, run, &self.placement).by_device {
+        let cached = expert_cache::expert_cache(model, machine, run, &self.placement).by_device;
+        for (device, bytes) in cached.into_iter().filter(|(_, bytes)| *bytes > Bytes(0)) {
             self.row(&device).context += bytes;
             let how =
                 format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");
@@ -471,7 +472,11 @@ impl Forecast {
         let most = format!("{logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)");
         self.note("Host.uncounted", format!("up to {most}"));
         for (at, device) in self.devices().into_iter().filter_map(|at| Some((at, machine.device(at)?))) {
-            let overhead = overhead::held(device, at, model, run, &self.placement);
+            let mut overhead = overhead::held(device, at, model, run, &self.placement);
+            let drafts = self.drafting.as_ref().is_some_and(|part| part.placement.devices.contains(&at));
+            if drafts && overhead.multiprocessors.is_some() {
+                overhead.peak += overhead::SECOND_CONTEXT;
+            }
             self.row(&device.name).overhead = overhead.peak;
             self.note(&format!("{}.overhead", device.name), overhead.source.to_string());
         }

@@ -20,7 +20,6 @@ pub(super) fn participating(machine: &Machine, run: &RunConfig) -> Result<Vec<u1
         None => default(machine, run),
     };
     match run.split_mode {
-        SplitMode::Layer => {}
         SplitMode::None => devices = main_device(&devices, run.main_gpu)?,
         SplitMode::Row => {
             if let Some(device) = devices.first().and_then(|i| machine.device(*i)) {
@@ -28,7 +27,7 @@ pub(super) fn participating(machine: &Machine, run: &RunConfig) -> Result<Vec<u1
             }
         }
         SplitMode::Tensor if devices.is_empty() => return Err(Error::NoDevice),
-        SplitMode::Tensor => {}
+        SplitMode::Layer | SplitMode::Tensor => {}
     }
     Ok(devices)
 }

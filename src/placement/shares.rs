@@ -119,10 +119,9 @@ impl<'a> Cut<'a> {
             "attn_q_norm.weight" | "attn_k_norm.weight" if shape[1] > 1 => (1, &ATTENTION[..1]),
             "cache_k" | "cache_v" | "attn_sinks.weight" => (0, &ATTENTION[..1]),
             "attn_output.weight" | "ssm_out.weight" => (0, &[]),
-            "ssm_dt.bias" | "ssm_a" => (0, &ATTENTION[1..]),
             "ssm_alpha.weight" | "ssm_beta.weight" | "ssm_ba.weight" | "ssm_conv1d.weight" => (1, &ATTENTION[1..]),
             "cache_r" | "cache_s" if self.model.architecture.starts_with("lfm2") => return None,
-            "cache_r" | "cache_s" => (0, &ATTENTION[1..]),
+            "ssm_dt.bias" | "ssm_a" | "cache_r" | "cache_s" => (0, &ATTENTION[1..]),
             "ffn_down.weight" | "ffn_down_exps.weight" => (0, &FFN),
             _ if name == "output.weight" => (1, &[]),
             _ if name == "output.bias" => (0, &[]),
@@ -221,7 +220,7 @@ impl<'a> Cut<'a> {
 
 /// The block of a tensor or of a cache's tensor (`cache_k_l7`), 0 without one, and the rest of its name.
 fn located(name: &str) -> (u32, &str) {
-    let of_block = || name.strip_prefix("blk.")?.split_once('.').map(|(il, rest)| (il, rest));
+    let of_block = || name.strip_prefix("blk.")?.split_once('.');
     let of_cache = || name.rsplit_once("_l").filter(|_| name.starts_with("cache_")).map(|(rest, il)| (il, rest));
     let found = of_block().or_else(of_cache).and_then(|(il, rest)| Some((il.parse().ok()?, rest)));
     found.unwrap_or((0, name))

@@ -527,7 +527,8 @@ impl<'a> Stage<'a> {
 
     /// Judges a draft exactly, and refills it with its own compute until nothing changes.
     fn settle(&self, draft: &Draft) -> Result<Candidate, Error> {
-        let (mut best, mut worst): (Option<(Kept, Candidate)>, Option<(Kept, Candidate)>) = (None, None);
+        let mut best: Option<(Kept, Candidate)> = None;
+        let mut worst: Option<(Kept, Candidate)> = None;
         let mut kept = draft.kept.clone();
         let mut tried: Vec<Kept> = Vec::new();
         while tried.len() < 5 && !tried.contains(&kept) {

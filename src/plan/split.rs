@@ -101,9 +101,9 @@ impl<'a> Sharing<'a> {
     }
 
     /// The slots of each device, with its room.
-    fn ranges(&self, counts: &[usize]) -> impl Iterator<Item = (&[Slot], i128)> {
+    fn ranges<'s>(&'s self, counts: &'s [usize]) -> impl Iterator<Item = (&'s [Slot], i128)> {
         let mut rest = &self.slots[..];
-        counts.to_vec().into_iter().zip(&self.room).map(move |(count, room)| {
+        counts.iter().copied().zip(&self.room).map(move |(count, room)| {
             let (here, others) = rest.split_at(count);
             rest = others;
             (here, *room)

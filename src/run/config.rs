@@ -171,6 +171,7 @@ impl RunConfig {
 
     /// The launch of the drafting context beside a target of `n_ctx` cells (`common/speculative.cpp`
     /// `common_base_params_to_speculative`, `common_speculative_init_result`, b11434).
+    #[must_use]
     pub fn drafting(&self, n_ctx: u32) -> Self {
         let f16 = crate::gguf::ggml_type::f16;
         let own = Self {

@@ -462,6 +462,7 @@ fn between(bench: bool) -> &'static str {
     if bench { "/" } else { "," }
 }
 
+#[expect(clippy::ref_option, reason = "one of the functions that print a value")]
 fn device_list(names: &Option<Vec<String>>, bench: bool) -> String {
     match names.as_deref() {
         None | Some([]) => "none".to_string(),

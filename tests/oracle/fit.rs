@@ -97,7 +97,7 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
                 _ => {
                     let name = path.file_stem().unwrap_or_default().to_string_lossy();
                     let said = String::from_utf8_lossy(&output.stderr);
-                    let said = said.lines().filter(|line| line.contains("fit")).next_back().unwrap_or_default();
+                    let said = said.lines().rfind(|line| line.contains("fit")).unwrap_or_default();
                     wrong
                         .push(format!("{name} {}:\n  ours   {ours:?}\n  theirs {theirs} {said}", words[1..].join(" ")));
                 }

@@ -140,7 +140,9 @@ fn parts(check: &Checkup) -> Option<Block> {
 
 /// What llama.cpp's own fitting makes of the command.
 fn after_fitting(check: &Checkup) -> Vec<Block> {
-    let Some(fit) = &check.fit else { return Vec::new() };
+    // Where it gives up without a change a lint says so.
+    let changes = |fit: &&checkup::FitOutcome| fit.failure.is_none() || fit.n_ctx != check.run.n_ctx;
+    let Some(fit) = check.fit.as_ref().filter(changes) else { return Vec::new() };
     let rules = fit.args.last().filter(|_| fit.args.contains(&"-ot".to_string()));
     let moved = rules.map_or(0, |list| list.split(',').count());
     let mut text = format!("After fitting: a context of {} tokens", thousands(fit.n_ctx.into()));

@@ -67,7 +67,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
 }
 
 /// The embedding of a token beside the hidden state before it, as one row.
-fn joined<'g>(l: Layer<'g>) -> Node<'g> {
+fn joined(l: Layer<'_>) -> Node<'_> {
     let (embedding, h) = (token_rows(l), l.draft.input(f32(), &[l.n_embd, l.n_tokens]));
     let h = l.norm("nextn.hnorm", h);
     let rows = l.norm("nextn.enorm", embedding).concat(h, 0);
@@ -75,7 +75,7 @@ fn joined<'g>(l: Layer<'g>) -> Node<'g> {
 }
 
 /// The same for each residual stream of the target.
-fn joined_streams<'g>(l: Layer<'g>) -> Node<'g> {
+fn joined_streams(l: Layer<'_>) -> Node<'_> {
     let n_streams = l.hparam("hyper_connection.count");
     let by_stream = [l.n_embd, n_streams, l.n_tokens];
     let h = l.draft.input(f32(), &[l.n_embd * n_streams, l.n_tokens]);
@@ -84,7 +84,7 @@ fn joined_streams<'g>(l: Layer<'g>) -> Node<'g> {
     l.mm("nextn.eh_proj", rows.repeat(&by_stream).concat(h, 0))
 }
 
-fn token_rows<'g>(l: Layer<'g>) -> Node<'g> {
+fn token_rows(l: Layer<'_>) -> Node<'_> {
     let table = l.maybe("nextn.embed_tokens").unwrap_or_else(|| l.global("token_embd"));
     table.get_rows(l.draft.input(i32(), &[l.n_tokens]))
 }
