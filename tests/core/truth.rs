@@ -238,7 +238,7 @@ fn launches_of_several_parts() {
             });
             for device in ["CUDA0", "CUDA1"] {
                 let row = &check.parts[0].memory[device];
-                let ours = [row.model, row.context, row.compute.expect("compute")].map(|bytes| bytes.in_mib());
+                let ours = [row.model, row.context, row.compute.expect("compute")].map(Bytes::in_mib);
                 if ours.iter().zip(theirs).any(|(ours, theirs)| (ours - theirs).abs() > 0.0101) {
                     wrong.push(format!("{name} {flags}: {device} {ours:?}, llama.cpp {theirs:?}"));
                 }
