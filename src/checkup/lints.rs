@@ -1,6 +1,6 @@
 //! What is wrong or surprising about a command: each lint has a stable code, a severity, a cause and a remedy.
 //!
-//! A lint is one row of [`LINTS`]; what reading the command already noted is in [`NOTES`]. `docs/lints.md` has a section for each
+//! A lint is one row of `LINTS`; what reading the command already noted is in `NOTES`. `docs/lints.md` has a section for each
 //! code.
 
 use std::borrow::Cow;

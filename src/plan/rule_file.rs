@@ -165,7 +165,7 @@ fn overrides_of(model: &Model, tensors: &BTreeSet<usize>, buffer: &str) -> Vec<O
     in_blocks.into_iter().chain(names).map(|pattern| override_of(pattern, buffer)).collect()
 }
 
-/// The overrides of a file, in its order; of rules that fill devices ([`resolve`]) where they leave all to their last buffer.
+/// The overrides of a file, in its order; of rules that fill devices (`resolve`) where they leave all to their last buffer.
 pub fn overrides(file: &RuleFile, model: &Model) -> Vec<Override> {
     file.rules.iter().flat_map(|rule| fixed(rule, model)).collect()
 }

@@ -1,6 +1,6 @@
 //! What a llama.cpp log says about a launch: memory by device, stages of loading, requests, and why it failed.
 //!
-//! What a line can mean is a row of [`ROWS`]. Every line is untrusted: bounded, and never a panic. Sizes are printed with two
+//! What a line can mean is a row of `ROWS`. Every line is untrusted: bounded, and never a panic. Sizes are printed with two
 //! decimals of MiB, so every figure comes with the distance that the true one may be away ([`LoadLog::resolution`]).
 #![cfg_attr(
     not(test),
