@@ -14,6 +14,7 @@
 
 pub mod context;
 pub mod load;
+pub mod projector;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
