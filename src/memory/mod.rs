@@ -10,7 +10,7 @@ mod fusion;
 pub mod graph;
 pub mod overhead;
 pub mod pools;
-mod projector;
+pub mod projector;
 pub mod sched;
 
 use std::borrow::Cow;

@@ -33,6 +33,10 @@ pub enum Fault {
     },
     #[error("key `{key}` is missing or out of range")]
     Key { key: String },
+    #[error(
+        "an image would have {least} tokens at least and {most} at most: see --image-min-tokens and --image-max-tokens"
+    )]
+    Tokens { least: u64, most: u64 },
     #[error("the file has no tensor `{tensor}`, which llama.cpp requires of `{name}`")]
     Tensor { name: String, tensor: String },
 }
@@ -227,11 +231,12 @@ fn number(model: &Model, key: &str) -> Option<u64> {
     }
 }
 
-/// The encoders of a projector's file; `image_max_tokens` is `--image-max-tokens`, 0 = not given.
+/// The encoders of a projector's file; `image_tokens` are `--image-min-tokens` and `--image-max-tokens`, 0 = not
+/// given.
 ///
 /// # Errors
 /// What llama.cpp would refuse first.
-pub fn encoders(model: &Model, image_max_tokens: u32) -> Result<Vec<Encoder<'_>>, Fault> {
+pub fn encoders(model: &Model, image_tokens: [u32; 2]) -> Result<Vec<Encoder<'_>>, Fault> {
     let has = |key: &str| matches!(model.metadata.get(key), Some(Value::Bool(true)));
     let all = [
         (Modality::Vision, "clip.has_vision_encoder"),
@@ -244,7 +249,7 @@ pub fn encoders(model: &Model, image_max_tokens: u32) -> Result<Vec<Encoder<'_>>
         let is_skipped =
             modality == Modality::Audio && encoders.first().is_some_and(|vision| vision.kind.name == "gemma3nv");
         if has(key) && !is_skipped {
-            encoders.push(encoder(model, modality, image_max_tokens)?);
+            encoders.push(encoder(model, modality, image_tokens)?);
         }
     }
     if encoders.iter().all(|encoder| encoder.modality == Modality::GenAudio) {
@@ -253,7 +258,7 @@ pub fn encoders(model: &Model, image_max_tokens: u32) -> Result<Vec<Encoder<'_>>
     Ok(encoders)
 }
 
-fn encoder(model: &Model, modality: Modality, image_max_tokens: u32) -> Result<Encoder<'_>, Fault> {
+fn encoder(model: &Model, modality: Modality, image_tokens: [u32; 2]) -> Result<Encoder<'_>, Fault> {
     let (part, _) = modality.names();
     let text = |key: &str| match model.metadata.get(key) {
         Some(Value::String(text)) if !text.is_empty() => Some(text.as_str()),
@@ -299,7 +304,7 @@ fn encoder(model: &Model, modality: Modality, image_max_tokens: u32) -> Result<E
         max_tokens: None,
     };
     if modality == Modality::Vision {
-        read_image(&mut encoder, image_max_tokens, &required)?;
+        read_image(&mut encoder, image_tokens, &required)?;
     }
     match encoder.missing() {
         Some(tensor) => Err(Fault::Tensor { name: kind.name.to_string(), tensor }),
@@ -310,10 +315,11 @@ fn encoder(model: &Model, modality: Modality, image_max_tokens: u32) -> Result<E
 /// The size of images.
 fn read_image(
     e: &mut Encoder<'_>,
-    image_max_tokens: u32,
+    image_tokens: [u32; 2],
     required: &impl Fn(&str) -> Result<u64, Fault>,
 ) -> Result<(), Fault> {
     let fault = |key: &str| Fault::Key { key: key.to_string() };
+    let [image_min_tokens, image_max_tokens] = image_tokens;
     let (size, patch) = ("clip.vision.image_size", "clip.vision.patch_size");
     (e.image_size, e.patch_size) = (required(size)?, required(patch)?);
     let merge_key = e.kind.merge_key.map(|key| format!("clip.vision.{key}"));
@@ -356,6 +362,19 @@ fn read_image(
             e.max_tokens = Some(most.into());
         }
         _ => {}
+    }
+    let mut least = e.kind.limits.map(|(least, _)| of(if image_min_tokens > 0 { image_min_tokens } else { least }));
+    if e.kind.pixel_keys {
+        least = stated("image_min_pixels").or(least);
+    }
+    if e.kind.own_limit && image_min_tokens > 0 {
+        least = Some(of(image_min_tokens));
+    }
+    if let (Some(least), Some(most)) = (least, max_pixels)
+        && least > most
+    {
+        let tokens = |pixels: u64| pixels.checked_div(area).unwrap_or(0);
+        return Err(Fault::Tokens { least: tokens(least), most: tokens(most) });
     }
     e.max_tokens = e.max_tokens.or_else(|| max_pixels?.checked_div(area));
     e.side = match (reserved, max_pixels) {
