@@ -157,6 +157,20 @@ impl Model {
         last.is_some_and(|name| self.tensors.iter().any(|tensor| tensor.name == name))
     }
 
+    /// The kind of speculation that it drafts for, as llama.cpp or its architecture says.
+    pub fn drafts(&self) -> Option<&'static str> {
+        let has = |name: &str| self.tensors.iter().any(|tensor| tensor.name == name);
+        // A whole model may end in NextN blocks as well; one that only drafts has no other blocks.
+        let is_nextn_alone = || self.ends_in_nextn() && !has("blk.0.attn_norm.weight");
+        match self.architecture.as_str() {
+            "dflash" if has("markov_w1.weight") => Some("dspark"),
+            "dflash" => Some("dflash"),
+            "eagle3" => Some("eagle3"),
+            "gemma4-assistant" => Some("mtp"),
+            _ => is_nextn_alone().then_some("mtp"),
+        }
+    }
+
     /// The first tensor that holds one expert (`ffn_up.0.weight`), as in files of early 2024: llama.cpp b11434 has its name
     /// (`src/llama-arch.cpp`) and loads it in no architecture.
     pub fn one_expert_tensor(&self) -> Option<&Tensor> {

@@ -251,7 +251,8 @@ pub fn as_far_as_known(
     if run.has_drafting() && forecast.uncounted.is_empty() {
         forecast.add_drafting(model, machine, run)?;
     }
-    if run.has_projector() {
+    // One that `-hf` fetches by itself is in no flag.
+    if run.has_projector() || (run.mmproj_auto && model.projector.is_some()) {
         forecast.add_projector(model, machine, run)?;
     }
     if forecast.counts("overhead") {

@@ -110,6 +110,15 @@ fn reserved_for(encoder: &Encoder<'_>) -> String {
     }
 }
 
+/// The tokens of an image for each encoder whose images have one size.
+pub fn image_tokens(encoders: &[Encoder<'_>]) -> Vec<Option<u64>> {
+    let tokens = |encoder: &Encoder<'_>| {
+        let is_fixed = encoder.modality == Modality::Vision && encoder.max_tokens.is_none();
+        is_fixed.then(|| clip::build(*encoder, Buffer::Cpu, true).ok()).flatten().map(|built| built.tokens)
+    };
+    encoders.iter().map(tokens).collect()
+}
+
 /// What an encoder takes with its weights in `home`: a device and its backend, or the host.
 ///
 /// # Errors
