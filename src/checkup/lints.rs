@@ -597,7 +597,9 @@ pub fn codes() -> impl Iterator<Item = (&'static str, Severity)> {
 
 /// The lints of a command: errors first, at most one of each code.
 pub(super) fn lints(facts: &Facts<'_>) -> Vec<Lint> {
-    let mut lints = noted(&facts.command.notes);
+    let is_told = |note: &&Note| note.code != "projector" || facts.model.projector.is_none();
+    let notes: Vec<Note> = facts.command.notes.iter().filter(is_told).cloned().collect();
+    let mut lints = noted(&notes);
     lints.extend(LINTS.iter().filter_map(|(code, severity, find)| {
         let (message, hint) = find(facts)?;
         Some(Lint { code: (*code).into(), severity: *severity, message, hint: Some(hint) })

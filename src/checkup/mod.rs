@@ -186,7 +186,7 @@ impl PartRow {
             let terms = |row: &MemoryBreakdown| MemoryTerms {
                 model: row.model,
                 context: row.context,
-                compute: (what != What::Projector).then_some(row.compute),
+                compute: (what != What::Projector || forecast.counts("projector")).then_some(row.compute),
             };
             let memory = memory.iter().map(|(key, row)| (key.clone(), terms(row))).collect();
             Self { what, path: path.cloned(), memory }
@@ -195,7 +195,7 @@ impl PartRow {
         let projector = run.mmproj.as_ref().or(run.mmproj_url.as_ref());
         let mut parts = vec![part(What::Target, None, &forecast.target)];
         parts.extend(forecast.drafting.iter().map(|drafting| part(drafting.what, draft, &drafting.memory)));
-        parts.extend(forecast.projector.iter().map(|memory| part(What::Projector, projector, memory)));
+        parts.extend(forecast.projector.iter().map(|part_of| part(What::Projector, projector, &part_of.memory)));
         parts
     }
 }

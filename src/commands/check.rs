@@ -14,7 +14,7 @@ use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
-use crate::model::{FileKind, Model};
+use crate::model::{FileKind, Model, projector};
 use crate::plan;
 use crate::run::build::{REFERENCE, number};
 use crate::run::command::shell;
@@ -81,6 +81,16 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
     add_companions(&mut model, &mut command.run, |path| model_arg::open(path, output))?;
+    // `common/arg.cpp` `common_models_handler_init`, b11434: `-hf` fetches a projector too.
+    let is_hub = matches!(command.model, Some(ModelSource::HuggingFace { .. }));
+    if is_hub && command.notes.iter().any(|note| note.code == "projector") {
+        let found = model_arg::projector_beside(&name, output)
+            .and_then(|gguf| gguf.map(|gguf| read_projector(gguf, &command.run)).transpose());
+        if let Ok(projector) = found {
+            model.projector = projector.map(Into::into);
+            command.notes.retain(|note| note.code != "projector");
+        }
+    }
     let tensors = args.tensors || output.format() == Format::Html;
     let margin = args.machine.margin.unwrap_or_default();
     let options = Options { margin, tensors, ignored: &args.ignore, planned: None };
@@ -125,14 +135,23 @@ pub fn add_companions(
         (None, None) => None,
     };
     if let Some(gguf) = projector {
-        let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
-        let (projector, _) = Model::as_far_as_readable(gguf);
-        if projector.kind != FileKind::Mmproj {
-            bail!("`--mmproj {path}`: the file is {}, not a multimodal projector", projector.kind);
-        }
-        model.projector = Some(projector.into());
+        model.projector = Some(read_projector(gguf, run)?.into());
     }
     Ok(())
+}
+
+/// The projector of a header that llama.cpp would load beside a model.
+pub fn read_projector(gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
+    let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+    let (projector, _) = Model::as_far_as_readable(gguf);
+    if projector.kind != FileKind::Mmproj {
+        bail!("`--mmproj {path}`: the file is {}, not a multimodal projector", projector.kind);
+    }
+    let tokens = [run.image_min_tokens, run.image_max_tokens].map(Option::unwrap_or_default);
+    if let Err(fault) = projector::encoders(&projector, tokens) {
+        bail!("`--mmproj {path}`: llama.cpp refuses this projector: {fault}");
+    }
+    Ok(projector)
 }
 
 /// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.

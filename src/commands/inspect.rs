@@ -13,7 +13,7 @@ use crate::gguf::GgmlType;
 use crate::gguf::source::{Location, Which};
 use crate::inspection::{ByCache, Inspection};
 use crate::memory;
-use crate::model::{FileKind, Model};
+use crate::model::{FileKind, Model, projector};
 use crate::report::page::{Document, Page, Report};
 use crate::suggest::Refusal;
 
@@ -84,6 +84,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         let (model, refused) = Model::as_far_as_readable(model_arg::open(path, output)?);
         let loads = refused.is_empty() && model.kind == FileKind::Model && Arch::named(&model.architecture).is_some();
         let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)).flatten());
+        let encoders = projector::encoders(&model, [0, 0]).unwrap_or_default();
+        for (row, tokens) in inspection.encoders.iter_mut().zip(memory::projector::image_tokens(&encoders)) {
+            row.tokens = tokens;
+        }
         if let Some(expectations) = &expectations {
             inspection.expectations = expectations.check(&inspection)?;
         }

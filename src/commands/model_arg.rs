@@ -40,6 +40,17 @@ pub fn open(model: &Path, output: &Output) -> anyhow::Result<Gguf> {
     }
 }
 
+/// The header of the projector that `-hf` fetches beside a MODEL of the hub; `None` where there is none.
+pub fn projector_beside(model: &Path, output: &Output) -> anyhow::Result<Option<Gguf>> {
+    let location = model.to_str().map(Location::parse).transpose()?;
+    let Some(Location::Hub { repo, which }) = location else { return Ok(None) };
+    with_client(output, |client| {
+        let quant = client.choose(&repo, &which)?;
+        let projector = client.projector_beside(&repo, &quant)?;
+        projector.map(|projector| client.open_quant(&repo, &projector)).transpose()
+    })
+}
+
 /// The path of a MODEL that has to be here with its weights.
 pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
     match model.to_str().map(Location::parse).transpose()? {

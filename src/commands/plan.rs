@@ -70,11 +70,15 @@ struct Asked {
 fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<Asked>> {
     let gguf = model_arg::open(model, output)?;
     let (path, first) = (model_arg::shown(model, &gguf), what_if::first_file(model, &gguf));
+    let source = model;
     let model = check::load(gguf, &RunConfig::default())?;
     let machine = args.options.described_machine()?;
     let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
         let mut request = args.options.request_with(&model, &machine, &args.words)?;
         check::add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
+        if request.run.mmproj_auto && !request.run.has_projector() {
+            add_hub_projector(source, &mut model, &mut request.run, output);
+        }
         request.tensors |= output.format() == Format::Html;
         Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };
@@ -90,6 +94,23 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
             refused.iter().filter_map(|refused| refused.as_ref().err()).for_each(says);
             anyhow::ensure!(!made.is_empty(), "llama-quantize makes none of them of `{path}`");
             made.into_iter().flatten().map(ask_made).collect()
+        }
+    }
+}
+
+/// Counts the projector that `-hf` fetches beside a model of the hub; one that cannot be read is left out of the command.
+fn add_hub_projector(source: &Path, model: &mut Model, run: &mut RunConfig, output: &Output) {
+    let found = model_arg::projector_beside(source, output);
+    match found.and_then(|gguf| gguf.map(|gguf| check::read_projector(gguf, run)).transpose()) {
+        Ok(None) => {}
+        Ok(Some(projector)) => {
+            let name = projector.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+            output.say(&format!("note: `-hf` also loads {name}: it is counted; `-- --no-mmproj` leaves it out"));
+            model.projector = Some(projector.into());
+        }
+        Err(error) => {
+            output.say(&format!("note: the repository's projector is left out (--no-mmproj): {error:#}"));
+            run.mmproj_auto = false;
         }
     }
 }

@@ -10,6 +10,7 @@ mod fusion;
 pub mod graph;
 pub mod overhead;
 pub mod pools;
+pub mod projector;
 pub mod sched;
 
 use std::borrow::Cow;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
-use crate::machine::{Backend, Machine};
+use crate::machine::Machine;
 use crate::model::Model;
 use crate::placement::{self, Placement};
 use crate::run::RunConfig;
@@ -29,6 +30,7 @@ use crate::suggest::Hint;
 pub use caches::Caches;
 use compute::Compute;
 pub use context::ContextPerToken;
+pub use projector::Projector;
 
 pub use crate::placement::HOST;
 
@@ -122,8 +124,7 @@ pub struct Forecast {
     pub target: MemoryByDevice,
     /// What the launch loads beside the target.
     pub drafting: Option<Part>,
-    /// The projector's weights; what it computes with is in `uncounted`.
-    pub projector: Option<MemoryByDevice>,
+    pub projector: Option<Projector>,
     /// The span of the files that stays mapped; `None` where nothing is mapped.
     pub mapped_span: Option<Bytes>,
     pub numbers: ContextNumbers,
@@ -250,7 +251,8 @@ pub fn as_far_as_known(
     if run.has_drafting() && forecast.uncounted.is_empty() {
         forecast.add_drafting(model, machine, run)?;
     }
-    if run.has_projector() {
+    // One that `-hf` fetches by itself is in no flag.
+    if run.has_projector() || (run.mmproj_auto && model.projector.is_some()) {
         forecast.add_projector(model, machine, run)?;
     }
     if forecast.counts("overhead") {
@@ -349,6 +351,7 @@ impl Forecast {
     /// The devices that the launch uses, by their place in the machine.
     pub fn devices(&self) -> Vec<u16> {
         let placements = std::iter::once(&self.placement).chain(self.drafting.iter().map(|part| &part.placement));
+        let projector = self.projector.iter().filter_map(|projector| projector.device);
         let of = |placement: &Placement| {
             [Some(&placement.devices), placement.shares.as_ref().map(|all| &all.devices)]
                 .into_iter()
@@ -357,7 +360,7 @@ impl Forecast {
                 .copied()
                 .collect::<Vec<_>>()
         };
-        let mut devices: Vec<u16> = placements.flat_map(of).collect();
+        let mut devices: Vec<u16> = placements.flat_map(of).chain(projector).collect();
         devices.sort_unstable();
         devices.dedup();
         devices
@@ -421,24 +424,6 @@ impl Forecast {
         }
         let Self { placement, memory, caches, .. } = part;
         self.drafting = Some(Part { what: What::Drafting, placement, memory, caches });
-        Ok(())
-    }
-
-    /// The projector: all of it on one device (`common/arg.cpp`, `tools/mtmd/clip.cpp` `clip_ctx`, `load_tensors`, b11434).
-    fn add_projector(&mut self, model: &Model, machine: &Machine, run: &RunConfig) -> Result<(), Error> {
-        let Some(projector) = &model.projector else {
-            self.leave_out("projector", "the projector's file is not known".to_string());
-            return Ok(());
-        };
-        let device = placement::projector_device(machine, run)?.and_then(|at| machine.device(at));
-        let backend = device.map_or(Backend::Cpu, |device| device.backend);
-        let weights = projector.tensors.iter().map(|tensor| backend.tensor_bytes(tensor.ty, tensor.shape)).sum();
-        let name = device.map_or(HOST, |device| device.name.as_str());
-        self.row(name).model += weights;
-        self.note("projector.model", format!("every tensor of its file on {name}"));
-        let row = MemoryBreakdown { model: weights, ..MemoryBreakdown::default() };
-        self.projector = Some(MemoryByDevice::from([(name.to_string(), row)]));
-        self.leave_out("projector", "the buffer that a projector computes with is not predicted".to_string());
         Ok(())
     }
 

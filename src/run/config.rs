@@ -122,6 +122,12 @@ run_config! {
     /// `-mmdev`: the projector's device, or `none`; `None` = the first of `--device`.
     #[serde(skip_serializing_if = "Option::is_none")]
     mmproj_device: Option<String> = None,
+    /// `--image-min-tokens`; `None` = the projector's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_min_tokens: Option<u32> = None,
+    /// `--image-max-tokens`; `None` = the projector's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_max_tokens: Option<u32> = None,
     /// Whether every token yields an output row (`--embedding`, `--rerank`, `-embd 1`).
     embeddings: bool = false,
     /// `-fit`: whether llama.cpp changes what is not given until it fits.

@@ -305,6 +305,8 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--mmproj-auto", switch!(mmproj_auto)).env("LLAMA_ARG_MMPROJ_AUTO").alone("--no-mmproj --no-mmproj-auto"),
     Flag::new("--mmproj-offload", switch!(mmproj_offload)).env("LLAMA_ARG_MMPROJ_OFFLOAD").alone("--no-mmproj-offload"),
     Flag::new("-mmdev --mmproj-device", word_of!(mmproj_device)).env("MTMD_BACKEND_DEVICE"),
+    Flag::new("--image-min-tokens", optional!(image_min_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MIN_TOKENS"),
+    Flag::new("--image-max-tokens", optional!(image_max_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MAX_TOKENS"),
     Flag::new("--override-kv", METADATA).instead(OWN_KEYS),
     Flag::new("-fitp --fit-print", Effect::FitPrint).env("LLAMA_ARG_FIT_ESTIMATE").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-m --model", Effect::Model).env("LLAMA_ARG_MODEL").bench("-m --model"),

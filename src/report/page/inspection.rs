@@ -6,6 +6,7 @@ use super::{Block, Document, Item, KeyFigure, Page, Verdict, dotted, file_name, 
 use crate::bytes::Bytes;
 use crate::gguf::ByteOrder;
 use crate::inspection::{Basis, ByCache, Inspection, TypeCount};
+use crate::model::projector::Modality;
 use crate::number::{counted, parameters, percent, share, small_size, thousands};
 use crate::report::chart::{Axis, Bar, Fill, Tone};
 use crate::report::table::Table;
@@ -91,8 +92,28 @@ fn figures(inspection: &Inspection) -> Vec<KeyFigure> {
     let files = counted(inspection.files.len() as u64, "file");
     let size: Bytes = inspection.files.iter().map(|file| file.bytes).sum();
     let note = format!("in {files}, GGUF {}, {order}-endian", inspection.gguf_version);
+    let encoders = inspection.encoders.iter().map(|encoder| {
+        let what = match encoder.modality {
+            Modality::Vision => "Vision",
+            Modality::Audio => "Audio",
+            Modality::GenAudio => "Speech",
+        };
+        let size = encoder.image_size.filter(|size| *size > 0).map(|size| format!("images of {size} × {size} pixels"));
+        let tokens = match (encoder.tokens, encoder.max_tokens) {
+            (Some(tokens), _) => Some(format!("{tokens} tokens an image")),
+            (None, Some(most)) => Some(format!("up to {} tokens an image", thousands(most))),
+            (None, None) => None,
+        };
+        let note: Vec<String> = size.into_iter().chain(tokens).collect();
+        KeyFigure::new(what, encoder.kind.to_string(), note.join(", "))
+    });
+    let drafts = inspection.drafts.iter().map(|kind| {
+        KeyFigure::new("Drafts", kind.to_string(), "for another model: it goes with llama.cpp's --model-draft")
+    });
     [KeyFigure::new("Parameters", parameters(counts.total), active), experts]
         .into_iter()
+        .chain(encoders)
+        .chain(drafts)
         .chain(context(inspection))
         .chain([KeyFigure::new("Shape", inspection.block_count.to_string(), shape)])
         .chain([KeyFigure::new("Size", small_size(size), note)])
