@@ -156,7 +156,7 @@ pub fn of_words(words: &[String], files: Files<'_>) -> Result<Held, Error> {
     }
     let mut first_error = None;
     for part in words.split(|word| matches!(word.as_str(), "|" | "|&" | "&" | "&&" | "||" | ";")) {
-        if part.is_empty() {
+        if part.is_empty() || part == [""] {
             continue;
         }
         match held.unwrap(part, files) {
@@ -189,7 +189,11 @@ fn without_prompt(words: &[String]) -> Vec<String> {
             Some(_) => {}
             // PowerShell's call operator.
             None if word == "&" && kept.is_empty() => {}
-            None => kept.push(word.to_string()),
+            // `cd build; llama-server …`
+            None => match word.strip_suffix(';').filter(|_| kept.last().is_none_or(|flag| flag != "-ot")) {
+                Some(word) => kept.extend([word, ";"].map(str::to_string)),
+                None => kept.push(word.to_string()),
+            },
         }
     }
     // `nohup llama-server … 8080&`
@@ -245,13 +249,8 @@ impl Held {
             words.split_first().filter(|(first, _)| first.starts_with('-') && first.len() > 1)
         {
             let takes_value = values.split(' ').any(|name| name == first);
-            let value = rest.first().filter(|_| takes_value).map_or(first.as_str(), String::as_str);
-            let variable = value.strip_prefix("--setenv=").unwrap_or(value);
-            if (takes_value || value != variable)
-                && let Some((name, value)) = assignment(variable)
-            {
-                self.environment.insert(name.to_string(), value.to_string());
-            }
+            let value = rest.first().filter(|_| matches!(first.as_str(), "-E" | "--setenv"));
+            self.set(value.map(String::as_str).or(first.strip_prefix("--setenv=")).unwrap_or_default());
             words = rest.get(usize::from(takes_value)..).unwrap_or_default();
             if first == "--" {
                 break;

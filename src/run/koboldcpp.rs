@@ -67,21 +67,25 @@ pub(super) fn words(rest: &[String]) -> Result<(Vec<String>, Note), Error> {
     let mut variables = Vec::new();
     let mut rest = rest;
     while let Some((first, after)) = rest.split_first() {
-        let is_value = |word: &&String| !word.starts_with('-') || word.parse::<f64>().is_ok();
-        let values: Vec<String> = after.iter().take_while(is_value).cloned().collect();
-        rest = after.get(values.len()..).unwrap_or_default();
-        let value = values.first();
-        let one =
-            || value.cloned().ok_or_else(|| Error::MissingValue { flag: first.clone(), expected: "a value".into() });
         let Some((_, meaning)) = OPTIONS.iter().find(|(names, _)| names.split(' ').any(|name| name == first)) else {
             // The model may stand alone; other options decide nothing here.
             if !first.starts_with('-') && first.ends_with(".gguf") {
                 words.extend(["-m".to_string(), first.clone()]);
-            } else if values.last().is_some_and(|last| last.ends_with(".gguf")) {
-                words.extend(["-m".to_string(), values.last().cloned().unwrap_or_default()]);
             }
+            rest = after;
             continue;
         };
+        let is_value = |word: &&String| !word.starts_with('-') || word.parse::<f64>().is_ok();
+        let most = match meaning {
+            Words(_) => 0,
+            List(_) | Cuda | Vulkan => usize::MAX,
+            _ => 1,
+        };
+        let values: Vec<String> = after.iter().take_while(is_value).take(most).cloned().collect();
+        rest = after.get(values.len()..).unwrap_or_default();
+        let value = values.first();
+        let one =
+            || value.cloned().ok_or_else(|| Error::MissingValue { flag: first.clone(), expected: "a value".into() });
         match meaning {
             Flag("-c") => context = one()?,
             Flag(flag) => words.extend([(*flag).to_string(), one()?]),

@@ -320,6 +320,7 @@ fn context_params(launch: &Launch) -> sys::llama_context_params {
     let mut params = unsafe { sys::llama_context_default_params() };
     params.n_ctx = match (run.n_ctx, run.kv_unified_per_slot) {
         (0, Some(per_slot)) => per_slot.saturating_mul(n_seq_max),
+        (n_ctx, _) if run.program.takes_chunks() => n_ctx.saturating_mul(n_seq_max),
         (n_ctx, _) => n_ctx,
     };
     params.n_batch = run.n_batch;
