@@ -39,7 +39,17 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
         if cards.is_empty() || (is_second && backend == Backend::Rocm) {
             continue;
         }
-        let (picked, unknown) = picked(list, cards.len(), backend);
+        let mut note = |message: String, hint| notes.push(Note { code: "cards-selected".into(), message, hint });
+        if list.contains("GPU-") || list.contains("MIG-") {
+            let hint = format!("write numbers from 0 to {}", cards.len() - 1);
+            note(
+                format!("`{variable}={list}`: which card that is is not known here, so all of them are counted"),
+                Some(hint),
+            );
+            continue;
+        }
+        let (picked, end) = picked(list, cards.len(), |_| None);
+        let unknown = end.filter(|entry| !matches!(*entry, "" | "-1" | "none"));
         let mut said = Vec::new();
         let names = backend.device_prefix().unwrap_or_default();
         let seen = picked.iter().enumerate().filter_map(|(number, at)| {
@@ -54,27 +64,24 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
         machine.devices.retain(|device| device.backend != backend);
         machine.devices.splice(first..first, seen);
         let what = if said.is_empty() { "no card is left".to_string() } else { said.join(", ") };
-        let mut hint = None;
-        if let Some(entry) = unknown {
-            let why = if entry.len() > 3 { "a UUID needs a card that is known here" } else { "there is no such card" };
-            hint =
-                Some(format!("`{entry}`: {why}; the list ends before it. Write numbers from 0 to {}", cards.len() - 1));
-        }
-        notes.push(Note { code: "cards-selected".into(), message: format!("`{variable}={list}`: {what}"), hint });
+        let hint = unknown.map(|entry| {
+            let last = cards.len() - 1;
+            format!("`{entry}` is not a card that is left, and the list ends before it: the numbers are 0 to {last}")
+        });
+        note(format!("`{variable}={list}`: {what}"), hint);
     }
     (machine, notes)
 }
 
-/// Which of `count` cards a list names, and the entry that it ends at.
-fn picked(list: &str, count: usize, backend: Backend) -> (Vec<usize>, Option<String>) {
+/// Which of `count` cards a list names, by number or by the beginning of a UUID, and the entry that it ends at: the first that is not
+/// a card, or a card for the second time.
+pub fn picked(list: &str, count: usize, of_uuid: impl Fn(&str) -> Option<usize>) -> (Vec<usize>, Option<&str>) {
     let mut picked = Vec::new();
     for entry in list.split(',').map(str::trim) {
-        match entry.parse::<usize>() {
-            Ok(at) if at < count && !picked.contains(&at) => picked.push(at),
-            // Vulkan's list is read number by number; what is not one is refused.
-            _ if entry.is_empty() || entry == "-1" || entry == "none" => break,
-            _ if backend == Backend::Vulkan => {}
-            _ => return (picked, Some(entry.to_string())),
+        let at = entry.parse().ok().or_else(|| of_uuid(entry));
+        match at.filter(|at| *at < count && !picked.contains(at)) {
+            Some(at) => picked.push(at),
+            None => return (picked, Some(entry)),
         }
     }
     (picked, None)
@@ -93,7 +100,7 @@ mod tests {
             ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=", ""),
             ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=-1", ""),
             ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=1,7,0", "CUDA0=12"),
-            ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=GPU-1f2e", ""),
+            ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=GPU-1f2e", "CUDA0=24 CUDA1=12"),
             ("CUDA0=24M CUDA1=12M", "HIP_VISIBLE_DEVICES=1", "CUDA0=24 CUDA1=12"),
             ("CUDA0=24M CUDA1=12M CUDA2=8M", "NVIDIA_VISIBLE_DEVICES=1,2 CUDA_VISIBLE_DEVICES=1", "CUDA0=8"),
             ("CUDA0=24M CUDA1=12M", "NVIDIA_VISIBLE_DEVICES=all", "CUDA0=24 CUDA1=12"),
