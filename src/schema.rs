@@ -32,6 +32,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<commands::what_if::listing::Document>("what-if/1"),
         schema::<commands::list::List>("list/1"),
         schema::<plan::Checked>("check/1"),
+        schema::<report::page::checks::Checks>("checks/1"),
         schema::<plan::Plan>("plan/1"),
         schema::<plan::sweep::SweepDocument>("sweep/1"),
         schema::<plan::sweep::Plans>("plans/1"),

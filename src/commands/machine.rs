@@ -41,8 +41,12 @@ pub struct MachineArgs {
 impl MachineArgs {
     /// Whether any flag says what the machine is.
     pub fn is_given(&self) -> bool {
-        let has_devices = !self.vram.is_empty() || !self.device.is_empty() || self.machine.is_some();
-        has_devices || self.ram.is_some() || self.backend.is_some() || self.margin.is_some()
+        self.describes_devices() || self.ram.is_some() || self.backend.is_some() || self.margin.is_some()
+    }
+
+    /// Whether flags say which devices there are; else they are found here.
+    pub fn describes_devices(&self) -> bool {
+        !self.vram.is_empty() || !self.device.is_empty() || self.machine.is_some()
     }
 
     /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.

@@ -120,7 +120,7 @@ fn make(asked: Asked) -> anyhow::Result<(Model, Plan)> {
     let mut plan = plan::plan(&model, &path, &machine, &request)?;
     plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
     plan.model.what_if = what_if;
-    plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
+    plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
         code: "environment".into(),
         message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
         hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),

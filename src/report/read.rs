@@ -4,6 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::page::Document;
+use super::page::checks::Checks;
 use crate::inspection::Inspection;
 use crate::measurement::{Launched, Measurement};
 use crate::plan::sweep::{Plans, SweepDocument};
@@ -51,6 +52,7 @@ pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
             let shape = match schema.as_str() {
                 "moeplan/inspect/1" | "moeplan/inspections/1" => shaped::<Inspection>,
                 "moeplan/check/1" => shaped::<Checked>,
+                "moeplan/checks/1" => shaped::<Checks>,
                 "moeplan/plan/1" => shaped::<Plan>,
                 "moeplan/sweep/1" => shaped::<SweepDocument>,
                 "moeplan/plans/1" => shaped::<Plans>,

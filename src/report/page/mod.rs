@@ -5,6 +5,7 @@
 )]
 
 mod bench;
+pub mod checks;
 pub mod compare;
 pub mod devices;
 mod doctor;

@@ -11,7 +11,7 @@ use crate::machine::{Device, Machine};
 use crate::memory::{Basis, HOST, What};
 use crate::number::{rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
-use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy};
+use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy, Variant};
 use crate::report::chart::Tone;
 use crate::report::table::Table;
 use crate::run::Choice as _;
@@ -24,7 +24,9 @@ impl Document for Checked {
     fn pages(&self) -> Vec<Page> {
         let check = &self.checkup;
         let mut page = Page::new("Check", name(&self.model), about(&self.model, None));
-        page.push(verdict(check));
+        let (verdict, text) = verdict(check);
+        page.push(Block::Verdict(verdict, text));
+        page.push(variants(&self.variants));
         page.push(check.uncounted.chunk_by(|a, b| a.reason == b.reason).filter_map(|terms| {
             let what: Vec<&str> = terms.iter().map(|term| &*term.what).collect();
             let reason = &terms.first()?.reason;
@@ -98,8 +100,9 @@ pub fn budgets(machine: &Machine) -> String {
     if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") }
 }
 
-fn verdict(check: &Checkup) -> Block {
-    let (verdict, text) = match (check.fits, check.is_refused()) {
+/// The verdict's colour and its words.
+pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
+    match (check.fits, check.is_refused()) {
         (Some(false), false) if check.verdict == Some(checkup::Verdict::AfterFit) => {
             let text = format!("Does not fit as written ({}); llama.cpp's own fitting makes it fit.", short(check));
             (Verdict::Open, text)
@@ -116,8 +119,27 @@ fn verdict(check: &Checkup) -> Block {
             let refused = if is_refused { "; and llama.cpp refuses the command" } else { "" };
             (Verdict::Bad, format!("Does not fit: {}{refused}.", short(check)))
         }
+    }
+}
+
+/// The launches of a grid, of which the figures below are the largest's.
+fn variants(variants: &[Variant]) -> Option<Block> {
+    let row = |variant: &Variant| {
+        let memory = variant
+            .memory
+            .iter()
+            .map(|(device, row)| format!("{device} {}", row.counted()))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let answer = if variant.fits.is_none() {
+            "cannot be told".to_string()
+        } else {
+            fits(variant.fits == Some(true), &variant.shortfall)
+        };
+        [variant.what.clone(), answer, thousands(variant.n_ctx.into()), memory]
     };
-    Block::Verdict(verdict, text)
+    let table = Table::rows_of("variant|fits|>context|memory", variants.iter().map(row));
+    Block::table("Variants (the figures below are the largest's)", table).filter(|_| !variants.is_empty())
 }
 
 /// What a launch loads, where that is more than one model.
