@@ -78,6 +78,14 @@ pub struct Inspection {
     pub metadata: Option<BTreeMap<String, serde_json::Value>>,
 }
 
+/// The document `moeplan/inspections/1`: several models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Several {
+    pub schema: Cow<'static, str>,
+    pub models: Vec<Inspection>,
+}
+
 /// Routed experts of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -2,20 +2,18 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 
 use super::machine::MachineArgs;
 use super::what_if::{WhatIfArgs, listing};
-use super::{Outcome, Output, model_arg, quants};
+use super::{Outcome, Output, model_arg, quants, read_or_built_in};
 use crate::arch::Arch;
 use crate::expectation::{self, Expectations};
 use crate::gguf::GgmlType;
 use crate::gguf::source::{Location, Which};
-use crate::inspection::{ByCache, Inspection};
+use crate::inspection::{ByCache, Inspection, Several};
 use crate::memory;
 use crate::model::{FileKind, Model};
-use crate::report::page::{Document, Page, Report};
-use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -38,31 +36,12 @@ pub struct Args {
     metadata: bool,
     /// Check the facts of a YAML file (`experts.count: 16`), or of a built-in one by name (`phi-3.5-moe`).
     #[arg(long, value_name = "FILE")]
-    expect: Option<PathBuf>,
+    expect: Option<String>,
     /// For a repository: say which of its models fit this machine.
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
     what_if: WhatIfArgs,
-}
-
-/// Several models in one document.
-#[derive(serde::Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub(crate) struct Several<'a> {
-    schema: &'static str,
-    models: &'a [Inspection],
-}
-
-impl Document for Several<'_> {
-    fn pages(&self) -> Vec<Page> {
-        self.models.iter().flat_map(Document::pages).collect()
-    }
-
-    fn report(&self) -> Report {
-        let title = format!("{} models", self.models.len());
-        Report { title, about: String::new(), pages: self.pages() }
-    }
 }
 
 /// Runs `inspect`: exit 1 when an expectation is not met.
@@ -78,7 +57,11 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }
     ensure!(!args.machine.is_given(), "a machine is for `inspect hf:owner/repo`; for one model use `plan`");
-    let expectations = args.expect.as_deref().map(load_expectations).transpose()?;
+    let expected = args.expect.as_deref().map(|name| {
+        let text = read_or_built_in("list of expectations", name, expectation::BUILT_IN)?;
+        anyhow::Ok(Expectations::from_yaml(name, &text)?)
+    });
+    let expectations = expected.transpose()?;
     let mut documents = Vec::with_capacity(args.models.len());
     for path in &args.models {
         let (model, refused) = Model::as_far_as_readable(model_arg::open(path, output)?);
@@ -97,7 +80,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     match documents.as_slice() {
         [one] => output.show(one)?,
-        several => output.show(&Several { schema: "moeplan/inspections/1", models: several })?,
+        _ => output.show(&Several { schema: "moeplan/inspections/1".into(), models: documents.clone() })?,
     }
     let all_met = documents.iter().flat_map(|document| &document.expectations).all(|check| check.ok);
     Ok(if all_met { Outcome::Yes } else { Outcome::No })
@@ -126,17 +109,4 @@ fn context_sizes(model: &Model) -> Option<(ByCache, ByCache)> {
         }
     }
     (!per_token.is_empty()).then_some((per_token, fixed))
-}
-
-fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
-    let name = path.to_string_lossy();
-    let text = match expectation::built_in(&name) {
-        Some(text) if !path.exists() => text.to_string(),
-        _ if !path.exists() => {
-            let known = expectation::built_in_names();
-            return Err(Refusal::unknown("file of expectations, and none that is built in", &name, known).into());
-        }
-        _ => std::fs::read_to_string(path).with_context(|| format!("cannot read expectations `{name}`"))?,
-    };
-    Ok(Expectations::from_yaml(&name, &text)?)
 }

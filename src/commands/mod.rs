@@ -1,6 +1,5 @@
 //! One file a command: load, compute, render. [I/O]
 
-pub mod calibrate;
 pub mod bench;
 pub mod check;
 pub mod completions;
@@ -34,6 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::AnsiColor;
 use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::{Format, Global};
 use crate::files::{self, temporary};
@@ -61,7 +61,6 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
@@ -100,10 +99,6 @@ pub enum Command {
     #[command(hide = true)]
     Worker(worker::Args),
 }
-
-/// What is said of `--format html` where there is no page.
-const NO_PAGE: &str =
-    "this command writes no page: --format html is of report, inspect, check, plan, verify, tune, bench and validate";
 
 /// How a command ended when nothing went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,10 +240,31 @@ fn echo(line: &str) {
     let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
 }
 
+/// The text of a file that a person named.
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))
+}
+
+/// The text of a file, or of the `kind` that comes with moeplan under that name.
+fn read_or_built_in(kind: &str, name: &str, built_in: &[(&str, &'static str)]) -> anyhow::Result<Cow<'static, str>> {
+    let path = Path::new(name);
+    let known = built_in.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    match known {
+        _ if path.exists() && !path.is_dir() => Ok(read(path)?.into()),
+        Some((_, text)) => Ok((*text).into()),
+        None => Err(Refusal::unknown(kind, name, built_in.iter().map(|(known, _)| *known)).into()),
+    }
+}
+
+/// Progress on standard error, for a person who watches.
+fn progress(template: &str, length: Option<u64>) -> ProgressBar {
+    let bar = ProgressBar::no_length();
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    length.into_iter().for_each(|length| bar.set_length(length));
+    bar
+}
+
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
-    let looks = matches!(command, Command::Report(_) | Command::Inspect(_) | Command::Check(_) | Command::Plan(_));
-    let measures = matches!(command, Command::Verify(_) | Command::Bench(_) | Command::Validate(_) | Command::Tune(_));
-    anyhow::ensure!(output.format() != Format::Html || looks || measures, NO_PAGE);
     if !matches!(command, Command::Worker(_)) {
         interrupt::watch();
     }

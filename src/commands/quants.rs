@@ -13,14 +13,13 @@ use crate::gguf::source::Error;
 use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::number::counted;
+use crate::number::{counted, rate, seconds};
 use crate::plan::{self, Levers, Request, Strategy};
 use crate::report::page::plan::budgets;
 use crate::report::page::{Block, Document, Page, dotted};
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::speed::{Speed, Turn};
 
-/// Headers read at the same time.
 const PARALLEL: usize = 4;
 
 #[derive(Debug, Serialize)]
@@ -176,19 +175,16 @@ fn table(document: &Quants) -> Table {
                     (true, 0, _) => "all on device".to_string(),
                     (true, host, blocks) => format!("experts of {host} of {blocks} blocks on host"),
                 };
-                let [pp, tg, turn] = match (&fits.speed, fits.turn_seconds) {
-                    (Some(speed), Some(seconds)) => {
-                        [format!("{:.0}", speed.pp), format!("{:.1}", speed.tg), format!("{seconds:.1} s")]
-                    }
-                    _ => Default::default(),
-                };
+                let speed =
+                    |of: fn(&Speed) -> f64| fits.speed.as_ref().map(|speed| rate(of(speed))).unwrap_or_default();
+                let turn = fits.turn_seconds.map(seconds).unwrap_or_default();
+                let (pp, tg) = (speed(|speed| speed.pp), speed(|speed| speed.tg));
                 vec![word(&fits.all_on_device), word(&fits.experts_on_host), planned, pp, tg, turn]
             }
             (None, Some(error)) => [vec![format!("({error})")], vec![String::new(); 5]].concat(),
             (None, None) => Vec::new(),
         };
-        let (size, files) = (quant.bytes.to_string(), quant.files.len().to_string());
-        [quant.name.clone(), size, files].into_iter().chain(judged).chain([model.clone()])
+        row![quant.name, quant.bytes, quant.files.len()].into_iter().chain(judged).chain([model.clone()])
     });
     Table::rows_of(&format!("quant|>size|>files|{judged}MODEL"), rows)
 }

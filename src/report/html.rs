@@ -217,7 +217,7 @@ fn what_if(points: &WhatIf, id: &str) -> Markup {
     }
     html! {
         div.what-if {
-            h3 { "What if the " (names.join(" or the ")) " were another?" }
+            h3 { "What if the " (names.join(" or the ")) " changed?" }
             @for (at, (axis, place)) in points.axes.iter().zip(&places).enumerate() {
                 div.control hidden {
                     label for=(format!("{id}-slider{at}")) { (axis.what) }

@@ -8,7 +8,6 @@ mod bench;
 pub mod compare;
 pub mod devices;
 mod doctor;
-mod environment;
 mod inspection;
 mod llama_bench;
 mod measurement;
@@ -19,7 +18,6 @@ pub mod rules;
 mod speed;
 pub mod sweep;
 mod tune;
-mod validation;
 
 use std::borrow::Cow;
 
