@@ -9,8 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::{help, short_flags};
 use crate::run::flags::{Effect, Flag, InPlan};
 use crate::run::{Program, spelling};
-use crate::suggest;
-pub use crate::suggest::Refusal;
+use crate::suggest::{self, Refusal};
 
 /// What to say of an error of clap's where a habit explains it; `None`: clap says it best. `words` are those typed.
 pub fn refusal(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<Refusal> {

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 
 use super::interrupt::PRESSED;
 use super::machine::{MachineArgs, found};
-use super::{Outcome, Output, interrupt, measuring, read};
+use super::{Outcome, Output, interrupt, measuring, model_arg, read};
 use crate::evidence;
 use crate::files::{self, temporary::Folder};
 use crate::machine::{Backend, Machine};
@@ -139,7 +139,9 @@ fn answer(
             return Err(error.into());
         }
     }
-    path.into_iter().for_each(|path| output.say(&format!("saved in {}", path.display())));
+    if let Some(path) = path {
+        output.say(&format!("saved in {}", path.display()));
+    }
     Ok(Outcome::Yes)
 }
 
@@ -252,7 +254,7 @@ fn header(row: &BenchRow, models: &[PathBuf]) -> anyhow::Result<Model> {
     let is_named = |path: &&PathBuf| path.file_stem().is_some_and(|stem| stem == name);
     let path = models.iter().find(is_named).map(PathBuf::as_path).or(Some(own).filter(|path| path.is_file()));
     if let Some(path) = path {
-        return Ok(Model::from_gguf(crate::gguf::open(path)?)?);
+        return model_arg::read(path);
     }
     let own = design::SUBJECTS.into_iter().find(|subject| subject.name() == name);
     let (name, blocks) = own.map_or((name, None), |subject| (subject.spec, subject.blocks));
@@ -262,7 +264,7 @@ fn header(row: &BenchRow, models: &[PathBuf]) -> anyhow::Result<Model> {
     let folder = Folder::new()?;
     let path = folder.path().join("header.gguf");
     write_model(&spec, blocks, &path, Fill::Hole)?;
-    Ok(Model::from_gguf(crate::gguf::open(&path)?)?)
+    model_arg::read(&path)
 }
 
 fn write_model(spec: &Spec, blocks: Option<u32>, path: &Path, fill: Fill) -> anyhow::Result<()> {

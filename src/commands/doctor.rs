@@ -51,6 +51,10 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
         nvidia.cards.clone()
     };
     let here = found_with(detect::Devices { list, driver: nvidia.driver.clone(), source: None })?;
+    let variables = std::env::vars_os();
+    let mut environment: Vec<Variable> =
+        variables.filter_map(|(name, value)| variable(name.to_str()?, &value.to_string_lossy())).collect();
+    environment.sort_by(|a, b| a.name.cmp(&b.name));
     let interfaces = ["/dev/kfd", "/dev/dri", "/dev/dxg"].into_iter().filter(|path| Path::new(path).exists());
     let files = ConfigFiles::here();
     let file = |path: Option<PathBuf>, system| path.map(|path| ConfigFile { path, system });
@@ -58,7 +62,10 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
         moeplan: Moeplan {
             version: env!("CARGO_PKG_VERSION").to_string(),
             remote: cfg!(feature = "remote"),
-            embedded: cfg!(feature = "embedded").then(embedded),
+            embedded: cfg!(feature = "embedded").then(|| {
+                let answer = runtime::Embedded::here().and_then(|embedded| embedded.devices(&[]));
+                Embedded { build: runtime::EMBEDDED_BUILD, error: answer.err().map(|error| error.to_string()) }
+            }),
         },
         servers,
         nvidia,
@@ -71,14 +78,9 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
             .map(|left| Leftover { path: left.path.clone(), bytes: left.bytes })
             .collect(),
         knowledge: knowledge(&here.machine),
-        environment: variables(),
+        environment,
         config_files: file(files.system, true).into_iter().chain(file(files.user, false)).collect(),
     })
-}
-
-fn embedded() -> Embedded {
-    let answer = runtime::Embedded::here().and_then(|embedded| embedded.devices(&[]));
-    Embedded { build: runtime::EMBEDDED_BUILD, error: answer.err().map(|error| error.to_string()) }
 }
 
 /// The server that is used, asked for what it is, then those that it hides.
@@ -154,11 +156,4 @@ fn knowledge(here: &Machine) -> Knowledge {
         headers,
         headers_bytes,
     }
-}
-
-fn variables() -> Vec<Variable> {
-    let mut found: Vec<_> =
-        std::env::vars_os().filter_map(|(name, value)| variable(name.to_str()?, &value.to_string_lossy())).collect();
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    found
 }

@@ -66,7 +66,16 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     for path in &args.models {
         let (model, refused) = Model::as_far_as_readable(model_arg::open(path, output)?);
         let loads = refused.is_empty() && model.kind == FileKind::Model && Arch::named(&model.architecture).is_some();
-        let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)).flatten());
+        // What context takes at the two usual cache types; one that llama.cpp refuses for the model is left out.
+        let (mut per_token, mut fixed) = (ByCache::new(), ByCache::new());
+        for ty in ["f16", "q8_0"].into_iter().filter(|_| loads).filter_map(GgmlType::from_name) {
+            if let Ok(context) = memory::context::per_token(&model, ty) {
+                per_token.insert(ty.name.into(), context.per_token);
+                fixed.insert(ty.name.into(), context.fixed);
+            }
+        }
+        let context = (!per_token.is_empty()).then_some((per_token, fixed));
+        let mut inspection = Inspection::new(&model, &refused, context);
         if let Some(expectations) = &expectations {
             inspection.expectations = expectations.check(&inspection)?;
         }
@@ -96,17 +105,4 @@ fn repository(args: &Args) -> anyhow::Result<Option<String>> {
         }
     }
     Ok(None)
-}
-
-/// What context takes at the two usual cache types; a type that llama.cpp refuses for the model is left out. `None` where it
-/// refuses both.
-fn context_sizes(model: &Model) -> Option<(ByCache, ByCache)> {
-    let (mut per_token, mut fixed) = (ByCache::new(), ByCache::new());
-    for ty in ["f16", "q8_0"].into_iter().filter_map(GgmlType::from_name) {
-        if let Ok(context) = memory::context::per_token(model, ty) {
-            per_token.insert(ty.name.into(), context.per_token);
-            fixed.insert(ty.name.into(), context.fixed);
-        }
-    }
-    (!per_token.is_empty()).then_some((per_token, fixed))
 }

@@ -12,7 +12,6 @@ use super::plan_options::{PlanOptions, is_plan_file};
 use super::{Output, check, interrupt, model_arg, progress, read};
 use crate::bytes::Bytes;
 use crate::checkup::{self, Severity};
-use crate::cli::refusal::Refusal;
 use crate::machine::{Backend, Device, Isa, Machine};
 use crate::memory::{self, Forecast};
 use crate::model::Model;
@@ -25,6 +24,7 @@ use crate::runtime::{
     DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcProgram, RpcServer, Runtime, bind_software_devices,
     embedded_isa, machine_of, nvml, software_machine,
 };
+use crate::suggest::Refusal;
 use crate::suite::facts;
 use crate::{files, gguf};
 
@@ -106,18 +106,14 @@ impl Proposal {
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.
     pub fn of_model(path: &Path, options: &PlanOptions, engine: &Engine) -> anyhow::Result<Self> {
-        let header = |path: &Path| check::load(gguf::open(path)?, &RunConfig::default());
         if is_plan_file(path) {
-            let shown = path.display();
-            let json: serde_json::Value =
-                serde_json::from_str(&read(path)?).with_context(|| format!("`{shown}` is not JSON"))?;
-            let plan: Plan = serde_json::from_value(json)
-                .with_context(|| format!("`{shown}` is not a plan as `moeplan plan --json` writes it"))?;
-            let model = header(Path::new(&plan.model.path))?;
+            let plan: Plan = serde_json::from_str(&read(path)?)
+                .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))?;
+            let model = model_arg::read(Path::new(&plan.model.path))?;
             return Self::of_plan(plan, model, Vec::new(), engine);
         }
         let path = &model_arg::local_path(path)?;
-        Self::planned(path, header(path)?, options, engine)
+        Self::planned(path, model_arg::read(path)?, options, engine)
     }
 
     /// The plan for a model whose header is read. Software devices are started first, since the plan names their servers.

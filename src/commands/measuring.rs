@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Output;
-use crate::cli::refusal::Refusal;
 use crate::evidence::store::now;
 use crate::number;
+use crate::suggest::Refusal;
 
 /// Names the folder of the lock, for machines that share a card and not their temporary folder, and for tests.
 const FOLDER: &str = "MOEPLAN_LOCK_DIR";

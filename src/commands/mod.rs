@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::AnsiColor;
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::{Format, Global};
 use crate::files::{self, temporary};
@@ -190,14 +190,13 @@ impl Output {
         let text = match self.format() {
             Format::Html => html::report(report),
             Format::Markdown => markdown::report(report),
-            // A file gets no codes of colours; standard output drops them itself where it shows none.
-            Format::Text | Format::Json if self.file().is_some() => {
-                anstream::adapter::strip_str(&text::report(report, self.is_verbose(), usize::MAX)).to_string()
-            }
             Format::Text | Format::Json => {
-                let terminal = console::Term::stdout();
-                let size = terminal.size_checked().filter(|_| terminal.is_term());
-                text::report(report, self.is_verbose(), size.map_or(usize::MAX, |(_, columns)| columns.into()))
+                let (terminal, is_file) = (console::Term::stdout(), self.file().is_some());
+                let size = terminal.size_checked().filter(|_| terminal.is_term() && !is_file);
+                let width = size.map_or(usize::MAX, |(_, columns)| columns.into());
+                let text = text::report(report, self.is_verbose(), width);
+                // A file gets no codes of colours; standard output drops them itself where it shows none.
+                if is_file { anstream::adapter::strip_str(&text).to_string() } else { text }
             }
         };
         self.answer(&text)
@@ -258,10 +257,8 @@ fn read_or_built_in(kind: &str, name: &str, built_in: &[(&str, &'static str)]) -
 
 /// Progress on standard error, for a person who watches.
 fn progress(template: &str, length: Option<u64>) -> ProgressBar {
-    let bar = ProgressBar::no_length();
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    length.into_iter().for_each(|length| bar.set_length(length));
-    bar
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style)
 }
 
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {

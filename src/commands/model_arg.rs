@@ -12,6 +12,7 @@ use crate::bytes::Bytes;
 use crate::gguf::source::local::{self, Surroundings};
 use crate::gguf::source::{Client, Error, Event, Failure, Location, Which};
 use crate::gguf::{self, Gguf};
+use crate::model::Model;
 
 pub fn open(model: &Path, output: &Output) -> anyhow::Result<Gguf> {
     let Some(text) = model.to_str() else { return Ok(gguf::open(model)?) };
@@ -47,6 +48,11 @@ pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
         }
         _ => path(model),
     }
+}
+
+/// The model of a file that is here, its keys as they are.
+pub fn read(path: &Path) -> anyhow::Result<Model> {
+    Ok(Model::from_gguf(gguf::open(path)?)?)
 }
 
 /// What llama.cpp is told of the MODEL: the first file where it is here, whichever of a split was named; else as typed.

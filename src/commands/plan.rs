@@ -14,9 +14,9 @@ use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
 use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Variable};
 use crate::plan::{self, Plan, Request};
-use crate::quantize::{Recipe, WhatIf};
+use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
-use crate::run::{Dialect, RunConfig};
+use crate::run::Dialect;
 use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
@@ -68,28 +68,29 @@ struct Asked {
 fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<Asked>> {
     let gguf = model_arg::open(model, output)?;
     let (path, first) = (model_arg::shown(model, &gguf), what_if::first_file(model, &gguf));
-    let model = check::load(gguf, &RunConfig::default())?;
+    let model = Model::from_gguf(gguf)?;
     let machine = args.options.described_machine()?;
     let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
         let mut request = args.options.request(&model, &machine, &args.words)?;
         check::add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
         request.tensors |= output.format() == Format::Html;
-        Ok(Asked { model, path, what_if, machine: machine.clone(), request })
+        anyhow::Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };
-    let as_made = |recipe: &Recipe| args.what_if.variant(&model, &path, &first, recipe);
-    let ask_made = |made: Variant| ask(made.model, made.path, Some(made.what_if));
-    match args.what_if.recipes() {
-        [] => Ok(vec![ask(model, path, None)?]),
-        [recipe] => Ok(vec![ask_made(as_made(recipe)?)?]),
-        recipes => {
+    let recipes = args.what_if.recipes();
+    if recipes.is_empty() {
+        return Ok(vec![ask(model, path, None)?]);
+    }
+    let mut all = Vec::new();
+    for recipe in recipes {
+        match args.what_if.variant(&model, &path, &first, recipe) {
+            Ok(Variant { model, path, what_if }) => all.push(ask(model, path, Some(what_if))?),
+            Err(error) if recipes.len() == 1 => return Err(error),
             // One that llama-quantize refuses must not hide the others.
-            let (made, refused): (Vec<_>, Vec<_>) = recipes.iter().map(as_made).partition(Result::is_ok);
-            let says = |error: &anyhow::Error| output.say(&format!("note: {error:#}"));
-            refused.iter().filter_map(|refused| refused.as_ref().err()).for_each(says);
-            anyhow::ensure!(!made.is_empty(), "llama-quantize makes none of them of `{path}`");
-            made.into_iter().flatten().map(ask_made).collect()
+            Err(error) => output.say(&format!("note: {error:#}")),
         }
     }
+    anyhow::ensure!(!all.is_empty(), "llama-quantize makes none of them of `{path}`");
+    Ok(all)
 }
 
 fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {

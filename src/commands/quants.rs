@@ -91,11 +91,10 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
             std::thread::scope(|scope| {
                 let threads: Vec<_> = some.iter().map(|quant| scope.spawn(move || judge(quant))).collect();
                 for (quant, thread) in some.iter().zip(threads) {
-                    let failed = || Some(Err("internal error: please report this".to_string()));
-                    let (fits, error) = match thread.join().unwrap_or_else(|_| failed()) {
-                        Some(Ok(fits)) => (Some(fits), None),
-                        Some(Err(error)) => (None, Some(error)),
-                        None => (None, None),
+                    let failed = || Some(Err(anyhow::anyhow!("internal error: please report this")));
+                    let (fits, error) = match thread.join().unwrap_or_else(|_| failed()).transpose() {
+                        Ok(fits) => (fits, None),
+                        Err(error) => (None, Some(format!("{error:#}"))),
                     };
                     let chosen = hub::choose(repo, &quants, Some(&quant.name));
                     let is_chosen = chosen.is_ok_and(|chosen| chosen.path == quant.path);
@@ -113,12 +112,12 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     Ok(if document.machine.is_some() && !any { Outcome::No } else { Outcome::Yes })
 }
 
-/// What a header says about a machine; the error as text, since one model's must not hide the others.
-fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Bytes) -> Result<Fits, String> {
-    let model = Model::from_gguf(opened.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+/// What a header says about a machine.
+fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Bytes) -> anyhow::Result<Fits> {
+    let model = Model::from_gguf(opened?)?;
     let plan = |strategy| {
         let request = Request { margin, strategy, levers: Levers::default(), ..Request::of(machine) };
-        plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
+        plan::plan(&model, &format!("hf:{repo}"), machine, &request)
     };
     let fit = |plan: plan::Plan| Fit {
         fits: plan.check.fits(),

@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 
 use super::plan_options::PlanOptions;
-use super::{Outcome, Output, check, model_arg, read_or_built_in};
+use super::{Outcome, Output, model_arg, read_or_built_in};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::rule_file::{self, BUILT_IN, Resolution, RuleFile};
 use crate::plan::{self, Request};
 use crate::report::page::rules::RuleSets;
-use crate::run::RunConfig;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -92,7 +91,7 @@ fn list(output: &Output) -> anyhow::Result<()> {
 fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
     args.options.leave_experts_to(&args.file)?;
     let file = open(&args.file)?;
-    let load = |path: &PathBuf| check::load(model_arg::open(path, output)?, &RunConfig::default());
+    let load = |path: &PathBuf| anyhow::Ok(Model::from_gguf(model_arg::open(path, output)?)?);
     let model = args.model.as_ref().map(load).transpose()?;
     let machine = args.options.machine.is_given().then(|| args.options.described_machine()).transpose()?;
     let resolution = match (&model, &machine) {

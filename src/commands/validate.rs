@@ -8,18 +8,16 @@ use serde_json::json;
 use super::bench::{AskArgs, Trial, launched, say_what_to_try};
 use super::launch::{Engine, EngineArgs, Proposal, Runs, listed};
 use super::plan_options::PlanOptions;
-use super::{Outcome, Output, check, interrupt, measuring, read_or_built_in};
+use super::{Outcome, Output, interrupt, measuring, model_arg, read_or_built_in};
 use crate::bytes::Bytes;
-use crate::cli::refusal::Refusal;
 use crate::inspection::Inspection;
-use crate::model::Model;
 use crate::placement::Buffer;
 use crate::plan::ContextChoice;
 use crate::report::page::Document as _;
 use crate::report::{html, markdown};
-use crate::run::RunConfig;
 use crate::runtime;
 use crate::runtime::sandbox;
+use crate::suggest::Refusal;
 use crate::suite::bench::{csv, nothing_measured};
 use crate::suite::document::{
     Bench, Item, ModelValidation, PlacementFacts, Section, Session, Settings, VALIDATION_SCHEMA, Validation, Verdict,
@@ -29,7 +27,7 @@ use crate::suite::session::{Asking, CaseLaunch};
 use crate::suite::store::{self, Store, key};
 use crate::suite::{checklist, facts};
 use crate::tune;
-use crate::{files, gguf, memory};
+use crate::{files, memory};
 
 /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
 #[derive(Debug, clap::Args)]
@@ -172,7 +170,7 @@ fn named(words: &[String], suite: &Suite) -> anyhow::Result<Vec<Named>> {
 
 /// The suite's name of a file: the model whose expectations it meets, else its own name.
 fn recognised(path: &Path, suite: &Suite) -> anyhow::Result<String> {
-    let inspection = Inspection::new(&header(path)?, &[], None);
+    let inspection = Inspection::new(&model_arg::read(path)?, &[], None);
     for model in &suite.models {
         let checks = model.expectations()?.map(|expectations| expectations.check(&inspection)).transpose();
         if checks.is_ok_and(|checks| checks.is_some_and(|checks| checks.iter().all(|check| check.ok))) {
@@ -180,10 +178,6 @@ fn recognised(path: &Path, suite: &Suite) -> anyhow::Result<String> {
         }
     }
     Ok(path.file_stem().map_or("model".to_string(), |stem| stem.to_string_lossy().into_owned()))
-}
-
-fn header(path: &Path) -> anyhow::Result<Model> {
-    check::load(gguf::open(path)?, &RunConfig::default())
 }
 
 /// The line about a model that does not come so far as to be launched.
@@ -258,7 +252,7 @@ impl Shared<'_> {
     fn through(&self, model: &mut ModelValidation, expected: Option<&SuiteModel>, path: &Path) -> anyhow::Result<()> {
         let (args, suite) = (self.args, &self.suite);
         let store = Store::new(&self.store.path(&model.name))?;
-        let header = header(path)?;
+        let header = model_arg::read(path)?;
         let weights = facts::weights(args.ask.synthetic, Some(&header.metadata), &header.files);
         let expectations = expected.map(SuiteModel::expectations).transpose()?.flatten();
         let inspection = Inspection::new(&header, &[], None);

@@ -118,7 +118,7 @@ fn block(block: &Block, id: &str) -> Markup {
         Block::Figure(drawn) => figure(drawn, id),
         Block::Command(label, command) => html! {
             @if !label.is_empty() { h3 { (label) } }
-            pre { code { (kept_lines(command)) } }
+            pre { code { (command.replace("\r\n", "\n")) } }
         },
         Block::Note(verdict, text, hint) => html! {
             ul.notes { li.(verdict.look().class) {
@@ -139,14 +139,9 @@ fn block(block: &Block, id: &str) -> Markup {
                 }
             }
         },
-        Block::Output(label, text) => html! { details { summary { (label) } pre { (kept_lines(text)) } } },
+        Block::Output(label, text) => html! { details { summary { (label) } pre { (text.replace("\r\n", "\n")) } } },
         Block::WhatIf(points) => what_if(points, id),
     }
-}
-
-/// Untrusted text over several lines: its line feeds stay, everything else is spelled out as in the rest of the page.
-fn kept_lines(text: &str) -> String {
-    text.replace("\r\n", "\n")
 }
 
 fn sign(verdict: Verdict) -> Markup {

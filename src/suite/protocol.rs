@@ -148,7 +148,7 @@ impl Suite {
         }
         let mut expected = self.models.iter().filter_map(|model| model.expect.as_deref());
         if let Some(name) = expected.find(|name| expectation::built_in(name).is_none()) {
-            let known = expectation::built_in_names().collect::<Vec<_>>().join(", ");
+            let known = expectation::BUILT_IN.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
             return Some(format!("no expectations `{name}`; there are {known}"));
         }
         let problems = [
