@@ -27,7 +27,7 @@ fn schema<T: JsonSchema>(name: &str) -> (String, Value) {
 fn schemas() -> BTreeMap<String, Value> {
     BTreeMap::from([
         schema::<inspection::Inspection>("inspect/1"),
-        schema::<commands::inspect::Several<'_>>("inspections/1"),
+        schema::<inspection::Several>("inspections/1"),
         schema::<commands::quants::Quants>("quants/1"),
         schema::<commands::what_if::listing::Document>("what-if/1"),
         schema::<commands::list::List>("list/1"),
@@ -39,7 +39,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<plan::rule_file::RulesCheck>("rules/1"),
         schema::<report::page::rules::RuleSets<'_>>("rule-sets/1"),
         schema::<emit::embedded::Parameters>("embedded/1"),
-        schema::<commands::devices::Document>("devices/1"),
+        schema::<report::page::devices::Devices>("devices/1"),
         schema::<doctor::Doctor<'_>>("doctor/1"),
         schema::<commands::synth::Document>("synth/1"),
         schema::<commands::synth::List>("synth-list/1"),

@@ -274,7 +274,8 @@ pub static ROWS: &[Flag] = &[
         .option("", "Compute on the host what is there, prompts too (llama.cpp: --no-op-offload)"),
     Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
-    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings"),
+    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings")
+        .option("", "Plan for embeddings: every token yields an output row (llama.cpp: --embeddings)"),
     Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").instead(AS_EMBEDDING) },
     Flag::new("-fitt --fit-target", FIT_TARGET).env("LLAMA_ARG_FIT_TARGET").bench("-fitt --fit-target").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fitc --fit-ctx", FIT_CONTEXT).env("LLAMA_ARG_FIT_CTX").bench("-fitc --fit-ctx").not_in_ik().instead(NOTHING_TO_FIT),

@@ -9,7 +9,6 @@ pub mod checks;
 pub mod compare;
 pub mod devices;
 mod doctor;
-mod environment;
 mod inspection;
 mod llama_bench;
 mod measurement;
@@ -20,7 +19,6 @@ pub mod rules;
 mod speed;
 pub mod sweep;
 mod tune;
-mod validation;
 
 use std::borrow::Cow;
 
