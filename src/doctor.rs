@@ -13,7 +13,7 @@ use crate::number::{counted, small_size};
 use crate::run::build::{BUILDS, REFERENCE};
 pub use crate::runtime::DeviceInfo;
 pub use crate::runtime::detect::Memory;
-pub use crate::runtime::server::Place;
+pub use crate::runtime::server::{ConfigFile, Place};
 
 const CHECKS: &str = include_str!("doctor/checks.tsv");
 const VARIABLES: &str = include_str!("doctor/variables.tsv");
@@ -159,15 +159,6 @@ pub struct Variable {
     pub name: String,
     /// Its value; `None` where it is, or may hold, a secret.
     pub value: Option<String>,
-}
-
-/// A configuration file of llama.cpp.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct ConfigFile {
-    pub path: PathBuf,
-    /// Whether it is the system's, which cannot be kept from a llama-server.
-    pub system: bool,
 }
 
 /// The document `moeplan/doctor/1`.

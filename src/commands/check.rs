@@ -19,7 +19,7 @@ use crate::plan;
 use crate::run::build::{REFERENCE, number};
 use crate::run::command::shell;
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
-use crate::runtime::server::ConfigFiles;
+use crate::runtime::server::config_files;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -148,11 +148,13 @@ fn note_config_files(command: &mut ParsedCommand) {
     if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
         return;
     }
-    let files = ConfigFiles::here();
-    for file in files.system.into_iter().chain(files.user) {
+    for file in config_files() {
         command.notes.push(Note {
             code: "config-file-read".into(),
-            message: format!("llama.cpp reads `{}` before the command line; it is not counted here", file.display()),
+            message: format!(
+                "llama.cpp reads `{}` before the command line; it is not counted here",
+                file.path.display()
+            ),
             hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
         });
     }

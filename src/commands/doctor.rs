@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use super::machine::found_with;
 use super::{Outcome, Output, calibrate};
 use crate::doctor::{
-    ConfigFile, Embedded, Facts, Folder, Knowledge, Leftover, Moeplan, Nvidia, Place, Purpose, Server, Variable,
-    examine, variable,
+    Embedded, Facts, Folder, Knowledge, Leftover, Moeplan, Nvidia, Place, Purpose, Server, Variable, examine, variable,
 };
 use crate::files::{self, temporary};
 use crate::gguf::source::cache;
 use crate::machine::Machine;
-use crate::runtime::server::{self, ConfigFiles};
+use crate::runtime::server;
 use crate::runtime::{self, Runtime as _, detect, nvml};
 use crate::synth::output::free_space;
 use crate::{evidence, run};
@@ -54,8 +53,6 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
     };
     let here = found_with(detect::Devices { list, driver: nvidia.driver.clone(), source: None })?;
     let interfaces = ["/dev/kfd", "/dev/dri", "/dev/dxg"].into_iter().filter(|path| Path::new(path).exists());
-    let files = ConfigFiles::here();
-    let file = |path: Option<PathBuf>, system| path.map(|path| ConfigFile { path, system });
     Ok(Facts {
         moeplan: Moeplan {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -74,7 +71,7 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
             .collect(),
         knowledge: knowledge(&here.machine),
         environment: variables(),
-        config_files: file(files.system, true).into_iter().chain(file(files.user, false)).collect(),
+        config_files: server::config_files(),
     })
 }
 

@@ -20,10 +20,10 @@ use crate::plan::{self, Plan};
 use crate::run::build::REFERENCE;
 use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::log::Stage;
-use crate::runtime::server::{Limits, Server, Step, measurable};
+use crate::runtime::server::{Server, Step, measurable};
 use crate::runtime::{
-    DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcProgram, RpcServer, Runtime, bind_software_devices,
-    embedded_isa, machine_of, nvml, software_machine,
+    DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcServer, Runtime, bind_software_devices, embedded_isa,
+    machine_of, nvml, software_machine,
 };
 use crate::suite::facts;
 use crate::{files, gguf};
@@ -256,12 +256,12 @@ pub fn listed(engine: &Engine, machine: &Machine) -> anyhow::Result<Vec<DeviceIn
 fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::Result<Vec<RpcServer>> {
     let is_software = |device: &Device| device.backend == Backend::Rpc && device.endpoint().is_none();
     if machine.devices.iter().any(is_software) {
-        let program = match engine {
-            Engine::Embedded(embedded) => RpcProgram::from(&embedded.program),
-            Engine::Server(server) => RpcProgram { moeplan: server.moeplan.clone(), ggml: Some(server.rpc_program()?) },
+        let (moeplan, ggml) = match engine {
+            Engine::Embedded(embedded) => (&embedded.program, None),
+            Engine::Server(server) => (&server.moeplan, Some(server.rpc_program()?)),
         };
         let threads = run.n_threads.unwrap_or(0);
-        return Ok(bind_software_devices(program, machine, run, threads)?);
+        return Ok(bind_software_devices(moeplan, ggml.as_deref(), machine, run, threads)?);
     }
     // Only the servers that are named already are listed; none is started.
     run.rpc = machine.rpc_servers(&run.rpc);
@@ -326,8 +326,7 @@ impl EngineArgs {
         }
         let mut server = Server::find(self.llama_server.as_deref())?;
         let limit = Duration::from_secs(self.timeout);
-        server.limits =
-            Limits { load: limit, request: limit, stall: Duration::from_secs(self.stall), ..Limits::default() };
+        (server.limit, server.stall) = (limit, Duration::from_secs(self.stall));
         server.log.clone_from(&self.server_log);
         server.echo = output.is_verbose().then_some(super::echo as Echo);
         server.interrupted = interrupt::is_pressed;

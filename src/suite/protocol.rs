@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::document::{Prompt, Settings};
+use super::document::Settings;
 use crate::expectation::{self, Expectations};
 
 static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml"))];
@@ -32,7 +32,7 @@ pub struct Suite {
     pub cases: Vec<String>,
     #[serde(default)]
     pub models: Vec<SuiteModel>,
-    pub prompts: Vec<SuitePrompt>,
+    pub prompts: Vec<Prompt>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -57,14 +57,19 @@ impl SuiteModel {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+/// What is asked, and in a suite's file what a program can tell of the answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct SuitePrompt {
+pub struct Prompt {
+    /// `code`, `mathematics`, `creative`, `technical`.
     pub name: String,
     pub text: String,
     /// Tokens of the answer, at most.
     pub max_tokens: u32,
-    pub check: Check,
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(test, schemars(skip))]
+    pub check: Option<Check>,
 }
 
 /// What a program can tell of an answer.
@@ -168,15 +173,6 @@ impl Suite {
             ("temperature is not between 0 and 2", !(0.0..=2.0).contains(&self.temperature)),
         ];
         problems.iter().find(|(_, is_so)| *is_so).map(|(problem, _)| (*problem).to_string())
-    }
-
-    pub fn prompts(&self) -> Vec<Prompt> {
-        let row = |prompt: &SuitePrompt| Prompt {
-            name: prompt.name.clone(),
-            text: prompt.text.clone(),
-            max_tokens: prompt.max_tokens,
-        };
-        self.prompts.iter().map(row).collect()
     }
 
     pub fn settings(&self) -> Settings {

@@ -51,7 +51,7 @@ fn launch(model: PathBuf, devices: u16, line: &str) -> Launch {
 fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
     let runtime = Embedded::of(MOEPLAN);
     let Launch { machine, run, .. } = &mut launch;
-    let _servers = bind_software_devices(&runtime.program, machine, run, 1).expect("software devices");
+    let _servers = bind_software_devices(&runtime.program, None, machine, run, 1).expect("software devices");
     let model = Model::from_gguf(gguf::open(&launch.model).expect("a header")).expect("a model");
     let predicted = memory::forecast(&model, &launch.machine, &launch.run).expect("a forecast").memory;
     let workload = Workload { prompt, depth: 0, n_generate, repetitions: 1 };
@@ -61,7 +61,7 @@ fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
 }
 
 fn exact_weights_and_caches(measured: &Measurement) {
-    let bad: Vec<_> = measured.comparison.iter().filter(|row| !row.ok).collect();
+    let bad: Vec<_> = measured.taken.comparison.iter().filter(|row| !row.ok).collect();
     assert!(bad.is_empty(), "{bad:#?}");
     assert!(measured.finite);
 }
@@ -90,8 +90,8 @@ fn experts_on_the_host_and_the_rest_on_a_device_run_and_measure_as_predicted() {
         let line = "llama-server -c 1024 -np 1 -ngl 99 -cmoe";
         let measured = verify(launch(tiny(spec), 1, line), Prompt::Tokens(96), 4);
         exact_weights_and_caches(&measured);
-        let model = |key: &str| measured.memory.get(key).map_or(Bytes(0), |row| row.terms.model);
-        assert!(model("RPC0") > Bytes(0) && model("Host") > Bytes(0), "{spec}: {:?}", measured.memory);
+        let model = |key: &str| measured.taken.memory.get(key).map_or(Bytes(0), |row| row.terms.model);
+        assert!(model("RPC0") > Bytes(0) && model("Host") > Bytes(0), "{spec}: {:?}", measured.taken.memory);
         assert_eq!(measured.runtime.backend, "RPC");
     }
 }
@@ -101,7 +101,7 @@ fn two_devices_share_by_tensor_split() {
     let line = "llama-server -c 1024 -np 2 -ngl 99 -ts 3,1";
     let measured = verify(launch(tiny("qwen3-30b-a3b"), 2, line), Prompt::Tokens(40), 2);
     exact_weights_and_caches(&measured);
-    assert!(measured.memory.contains_key("RPC1"));
+    assert!(measured.taken.memory.contains_key("RPC1"));
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn runs(id: u32) -> bool {
 #[cfg(target_os = "linux")]
 #[test]
 fn no_child_is_left_when_its_owner_drops_it_or_is_killed() {
-    let server = RpcServer::start(Path::new(MOEPLAN), 1).expect("a server");
+    let server = RpcServer::start(Path::new(MOEPLAN), None, 1).expect("a server");
     let id = server.id();
     assert!(runs(id));
     drop(server);

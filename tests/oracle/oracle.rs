@@ -89,7 +89,8 @@ fn a_drafting_context_is_llama_cpps() {
         let words: Vec<String> = line.split(' ').map(str::to_string).collect();
         let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
         let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
-        let _servers = bind_software_devices(&runtime.program, &mut machine, &mut run, 1).expect("a software device");
+        let _servers =
+            bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("a software device");
         let launch = |path: &PathBuf, run: &RunConfig| Launch {
             model: path.clone(),
             run: run.clone(),
@@ -186,7 +187,8 @@ fn our_bytes_are_llama_cpps_for_every_architecture() {
         let words: Vec<String> = line.split(' ').map(str::to_string).collect();
         let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
         let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
-        let _servers = bind_software_devices(&runtime.program, &mut machine, &mut run, 1).expect("a software device");
+        let _servers =
+            bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("a software device");
         let template = Launch { model: PathBuf::new(), run, machine, n_threads: 1 };
         let launches: Vec<Launch> =
             headers.iter().map(|path| Launch { model: path.clone(), ..template.clone() }).collect();

@@ -7,7 +7,7 @@ use super::memory::{self, Side, errors, size};
 use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, Item, KeyFigure, Page, Verdict, environment, named};
 use crate::bytes::Bytes;
-use crate::measurement::Spread;
+use crate::measurement::{Spread, Taken};
 use crate::memory::HOST;
 use crate::number::{counted, fixed, seconds, signed, thousands, typeset};
 use crate::report::chart::{Fill, Lines, Point, Series};
@@ -42,7 +42,7 @@ pub(super) fn summary(bench: &Bench, label: &str) -> Option<Summary> {
     let case = bench.cases.first()?;
     let row = overall(case);
     Some(Summary {
-        memory: with_memory(case).map(|session| session.memory.clone()),
+        memory: with_memory(case).map(|session| session.taken.memory.clone()),
         first: row.and_then(|row| row.first_token_seconds),
         ..Summary::measured(label, row.and_then(|row| row.pp), row.and_then(|row| row.tg))
     })
@@ -144,13 +144,13 @@ fn overall(case: &Case) -> Option<&SpeedRow> {
 
 /// The first launch of a case whose memory was seen.
 fn with_memory(case: &Case) -> Option<&Session> {
-    case.sessions.iter().find(|session| !session.memory.is_empty())
+    case.sessions.iter().find(|session| !session.taken.memory.is_empty())
 }
 
 fn cases(bench: &Bench) -> Table {
     let host = |session: &Session| {
-        let own = size(session.memory.get(HOST)?.terms.own());
-        let mapped = session.mapped_span;
+        let own = size(session.taken.memory.get(HOST)?.terms.own());
+        let mapped = session.taken.mapped_span;
         Some(if mapped.0 > 0 { format!("{own}, {mapped} mapped") } else { own })
     };
     let columns = "case|>load|>devices|>host|>pp|>tg|>first token|>in all";
@@ -315,19 +315,20 @@ fn over_depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -
 fn memories(bench: &Bench) -> Vec<Block> {
     let mut blocks = Vec::new();
     let none = BTreeMap::new();
-    let is_compared = |session: &&Session| !session.predicted.is_empty() && !session.memory.is_empty();
+    let is_compared = |session: &&Session| !session.taken.predicted.is_empty() && !session.taken.memory.is_empty();
     let compared = bench.cases.iter().filter_map(|case| Some((case, case.sessions.iter().find(is_compared)?)));
     let compared: Vec<(&Case, &Session)> = compared.collect();
     if let Some((case, session)) = compared.first() {
         let title = format!("Memory of {}, predicted beside measured", case.name);
-        blocks.push(memory::against(&title, &session.predicted, &session.memory, session.mapped_span, &none));
+        let Taken { memory: measured, predicted, mapped_span, .. } = &session.taken;
+        blocks.push(memory::against(&title, predicted, measured, *mapped_span, &none));
     }
-    let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.comparison.as_slice()));
+    let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.taken.comparison.as_slice()));
     blocks.extend(errors(&rows.collect::<Vec<_>>()));
     let sides: Vec<Side<'_>> = bench
         .cases
         .iter()
-        .filter_map(|case| Some((case.name.as_str(), &with_memory(case)?.memory, Fill::Plain)))
+        .filter_map(|case| Some((case.name.as_str(), &with_memory(case)?.taken.memory, Fill::Plain)))
         .collect();
     if sides.len() > 1 {
         blocks.push(Block::Figure(memory::figure("Memory of every case, measured", &sides, &none)));
