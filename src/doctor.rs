@@ -458,15 +458,8 @@ mod tests {
     use super::*;
 
     fn card(name: &str, total: u64, free: u64) -> DeviceInfo {
-        DeviceInfo {
-            name: name.to_string(),
-            buffer: name.to_string(),
-            description: "a card".to_string(),
-            backend: "CUDA".to_string(),
-            gpu: true,
-            total: Bytes(total * GIB),
-            free: Bytes(free * GIB),
-        }
+        let (total, free) = (Bytes(total * GIB), Bytes(free * GIB));
+        DeviceInfo { name: name.to_string(), gpu: true, total, free, ..DeviceInfo::default() }
     }
 
     /// A computer at which nothing is wrong.

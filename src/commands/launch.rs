@@ -155,8 +155,7 @@ impl Proposal {
         check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
-        let n_threads = run.n_threads.unwrap_or(0);
-        let launch = Launch { model: plan.model.path.clone().into(), run, machine, n_threads };
+        let launch = Launch { model: plan.model.path.clone().into(), run, machine };
         Ok(Self { launch, model, plan: Some(Box::new(plan)), servers, beside: Vec::new() })
     }
 
@@ -193,12 +192,11 @@ impl Proposal {
         };
         machine.host.isa = engine.isa();
         let servers = bind(engine, &mut machine, &mut run)?;
-        let n_threads = run.n_threads.unwrap_or(0);
         let mut model = check::load(gguf::open(&path)?, &run)?;
         check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
         command.run = run.clone();
         startable(&model, &machine, &command)?;
-        let launch = Launch { model: path, run, machine, n_threads };
+        let launch = Launch { model: path, run, machine };
         Ok(Self { launch, model, plan: None, servers, beside: command.beside })
     }
 }

@@ -322,7 +322,7 @@ impl Shared<'_> {
             "launch": tune::id(&case.launch.run, machine),
             "devices": machine.devices.iter().map(|device| (&device.name, device.total)).collect::<Vec<_>>(),
             "fit_target": self.args.ask.fit_target,
-            "threads": case.launch.n_threads,
+            "threads": case.launch.run.n_threads.unwrap_or(0),
             "prompts": asking.prompts,
             "settings": Settings { repetitions: 0, ..asking.settings.clone() },
             "bytes": file.map(|file| file.len()),

@@ -134,7 +134,7 @@ impl Folder {
     }
 
     pub fn within(place: &Path) -> io::Result<Self> {
-        // What a launch or a model's reply leaves there is its user's own.
+        // Only its user may read what a launch leaves there.
         let new = |item: &Path| {
             #[cfg(unix)]
             return std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700).create(item);

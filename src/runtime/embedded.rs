@@ -310,11 +310,9 @@ impl Drop for Loaded {
 /// The parameters that a program makes of a launch (common/common.cpp `common_context_params_to_llama`, b11434).
 fn context_params(launch: &Launch) -> sys::llama_context_params {
     let run = &launch.run;
-    let threads = match launch.n_threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        n => n as usize,
-    };
-    let threads = i32::try_from(threads).unwrap_or(1);
+    let all = || std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
+    let threads = run.n_threads.filter(|n| *n > 0).or_else(all);
+    let threads = threads.and_then(|n| i32::try_from(n).ok()).unwrap_or(1);
     let (n_seq_max, kv_unified) = sequences(run);
     // SAFETY: takes nothing.
     let mut params = unsafe { sys::llama_context_default_params() };

@@ -53,8 +53,6 @@ pub struct Launch {
     pub model: PathBuf,
     pub run: RunConfig,
     pub machine: Machine,
-    /// Threads of the engine; 0 = all processors.
-    pub n_threads: u32,
 }
 
 impl Launch {

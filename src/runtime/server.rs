@@ -468,9 +468,6 @@ impl Server {
         let watch = Watch::before();
         let mut run = launch.run.clone();
         run.rpc = launch.endpoints();
-        if run.n_threads.is_none() && launch.n_threads > 0 {
-            run.n_threads = Some(launch.n_threads);
-        }
         let words = arguments(&self.build, &run, &launch.model, port, &self.extra)?;
         let folder = temporary_folder()?;
         let files = config_files();
@@ -681,8 +678,8 @@ impl Running {
         self.client.embed(tokens).map_err(|error| self.explained(error))
     }
 
-    /// Why an answer did not come: the end of the server says more than a connection that broke. A server that works on an answer which
-    /// nobody waits for is stopped.
+    /// Why an answer did not come: the end of the server says more than a connection that broke. A server whose answer is given up
+    /// is stopped.
     pub fn explained(&mut self, error: Error) -> Error {
         match error.kind {
             Kind::BadAnswer | Kind::Unreachable => match self.process.ends_within(UNTIL_END_IS_SEEN) {

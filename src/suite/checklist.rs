@@ -406,12 +406,10 @@ mod tests {
     fn a_device_is_there_when_llama_cpp_lists_it() {
         let listed = |name: &str, gpu| DeviceInfo {
             name: name.into(),
-            buffer: name.into(),
             description: "a card".into(),
-            backend: "CUDA".into(),
             gpu,
             total: Bytes::mib(81_079),
-            free: Bytes::mib(80_000),
+            ..DeviceInfo::default()
         };
         let here = [listed("CUDA0", true), listed("CPU", false)];
         for (names, listed, verdict, says) in [

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::document::{Case, Clock, DepthSample, Kind, Mode, Sample, Session, Settings, TokenCount, Trouble};
 use super::protocol::Prompt;
-use super::stream::Answer;
+use super::stream::{Answer, Delta};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::measurement::{Expected, Taken};
@@ -96,17 +96,18 @@ impl CaseLaunch {
         predicted.memory.iter().map(of).sum()
     }
 
-    /// Before anything is launched: refused where the case is.
-    fn session(&self, repetition: u32) -> Session {
+    /// A launch of it, unless it is refused; the error that `launch` ends with is the session's failure.
+    fn session(&self, repetition: u32, launch: impl FnOnce(&mut Session) -> Result<(), Error>) -> Session {
         let predicted = self.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
-        Session {
-            case: self.case.name.clone(),
-            repetition,
-            taken: Taken { predicted, ..Taken::default() },
-            failure: self.refused.as_ref().map(|why| format!("not launched: {why}")),
-            trouble: self.refused.as_ref().map(|_| Trouble { kind: Kind::NotLaunched, hint: None }),
-            ..Session::default()
+        let taken = Taken { predicted, ..Taken::default() };
+        let mut session = Session { case: self.case.name.clone(), repetition, taken, ..Session::default() };
+        if let Some(why) = &self.refused {
+            session.failure = Some(format!("not launched: {why}"));
+            session.trouble = Some(Trouble { kind: Kind::NotLaunched, hint: None });
+        } else if let Err(error) = launch(&mut session) {
+            session.fail(Some(self), &error);
         }
+        session
     }
 }
 
@@ -128,30 +129,23 @@ fn baseline(name: &str, run: &RunConfig) -> RunConfig {
 }
 
 pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
-    let mut session = case.session(repetition);
-    if session.failure.is_some() {
-        return session;
-    }
-    let mut running = match server.start(&case.launch) {
-        Ok(running) => running,
-        Err(error) => {
-            session.fail(Some(case), &error);
-            return session;
+    case.session(repetition, |session| {
+        let mut running = server.start(&case.launch)?;
+        running.sample();
+        session.notes.clone_from(&running.notes);
+        let endpoint = running.client.clone();
+        let asked = ask_all(&endpoint, asking, session)
+            .and_then(|()| sweep(&endpoint, &asking.settings, endpoint.vocabulary()?, session))
+            .map_err(|error| running.explained(error));
+        // What it took is seen whether it answered or not.
+        match (running.finish(), asked) {
+            (Ok(seen), asked) => {
+                session.measured(case, asking, seen);
+                asked
+            }
+            (Err(error), asked) => asked.and(Err(error)),
         }
-    };
-    running.sample();
-    session.notes.clone_from(&running.notes);
-    let endpoint = running.client.clone();
-    let asked = ask_all(&endpoint, asking, &mut session)
-        .and_then(|()| sweep(&endpoint, &asking.settings, endpoint.vocabulary()?, &mut session));
-    if let Err(error) = asked {
-        session.fail(Some(case), &running.explained(error));
-    }
-    match running.finish() {
-        Ok(seen) => session.measured(case, asking, seen),
-        Err(error) => session.fail(Some(case), &error),
-    }
-    session
+    })
 }
 
 pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Session {
@@ -173,47 +167,36 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Ses
 
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
 pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
-    let mut session = case.session(repetition);
-    if session.failure.is_some() {
-        return session;
-    }
-    session.notes.push("the embedded llama.cpp answers in one piece: there are no streams and no first token".into());
-    session.notes.push("prompts are given to it as they are, without the model's chat template".into());
-    for prompt in &asking.prompts {
-        let (text, n_generate) = (Text::Text(prompt.text.clone()), prompt.max_tokens);
-        match runtime.generate(&case.launch, &Workload { prompt: text, depth: 0, n_generate, repetitions: 1 }) {
-            Ok(seen) => {
-                session.samples.push(in_one_piece(&prompt.name, &seen));
-                if session.runtime.is_none() {
-                    session.measured(case, asking, seen);
-                }
-            }
-            Err(error) => {
-                session.fail(Some(case), &error);
-                break;
+    case.session(repetition, |session| {
+        let notes = [
+            "the embedded llama.cpp answers in one piece: there are no streams and no first token",
+            "prompts are given to it as they are, without the model's chat template",
+        ];
+        session.notes.extend(notes.map(str::to_string));
+        for Prompt { name, text, max_tokens, .. } in &asking.prompts {
+            let prompt = Text::Text(text.clone());
+            let workload = Workload { prompt, depth: 0, n_generate: *max_tokens, repetitions: 1 };
+            let seen = runtime.generate(&case.launch, &workload)?;
+            session.samples.push(in_one_piece(name, &seen));
+            if session.runtime.is_none() {
+                session.measured(case, asking, seen);
             }
         }
-    }
-    session
+        Ok(())
+    })
 }
 
 fn in_one_piece(prompt: &str, seen: &Observation) -> Sample {
-    let SpeedSamples { n_prompt, n_generate, pp, tg, .. } = &seen.speed;
-    let (pp, tg) = (pp.first().copied(), tg.first().copied());
-    let seconds = |n: u32, speed: Option<f64>| speed.filter(|s| *s > 0.0).map_or(0.0, |speed| f64::from(n) / speed);
-    Sample {
-        prompt: prompt.to_string(),
-        mode: Mode::Whole,
-        prompt_tokens: Some(*n_prompt),
-        generated_tokens: Some(*n_generate),
-        tokens_by: Some(TokenCount::Runtime),
-        pp,
-        tg,
-        speed_by: Some(Clock::Runtime),
-        total_seconds: seconds(*n_prompt, pp) + seconds(*n_generate, tg),
-        text: seen.text.clone(),
-        ..Sample::default()
-    }
+    let SpeedSamples { n_prompt: prompt_n, n_generate: predicted_n, pp, tg, .. } = seen.speed.clone();
+    // A rate of 0 is not shown.
+    let rate = |samples: &[f64]| samples.first().copied().unwrap_or_default();
+    let (prompt_per_second, predicted_per_second) = (rate(&pp), rate(&tg));
+    let timings = Timings { prompt_n, prompt_per_second, predicted_n, predicted_per_second, ..Timings::default() };
+    let seconds = |n: u32, rate: f64| if rate > 0.0 { f64::from(n) / rate } else { 0.0 };
+    let seconds = seconds(prompt_n, prompt_per_second) + seconds(predicted_n, predicted_per_second);
+    let deltas = vec![Delta { seconds, piece: 0, text: seen.text.clone() }];
+    let answer = Answer { deltas, timings: Some(timings), ..Answer::default() };
+    sample(prompt, Mode::Whole, &answer, seconds, |_| None)
 }
 
 /// Every prompt, whole and as a stream, after one short request that is not counted.
@@ -374,7 +357,6 @@ mod tests {
     use crate::run::{args, parse};
     use crate::runtime::End;
     use crate::runtime::log::LoadLog;
-    use crate::suite::stream::Delta;
 
     #[test]
     fn baselines_differ_in_where_tensors_go() {

@@ -44,8 +44,9 @@ fn tiny(spec: &str) -> PathBuf {
 
 fn launch(model: PathBuf, devices: u16, line: &str) -> Launch {
     let words: Vec<String> = line.split(' ').map(str::to_string).collect();
-    let run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
-    Launch { model, run, machine: software_machine(devices, Bytes::mib(1024)), n_threads: 1 }
+    let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+    run.n_threads = Some(1);
+    Launch { model, run, machine: software_machine(devices, Bytes::mib(1024)) }
 }
 
 fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
@@ -76,7 +77,7 @@ fn a_real_model_says_what_the_capital_of_france_is() {
     let measured = verify(launch(model.clone(), 0, "llama-server -c 1024 -np 1"), prompt.clone(), 8);
     assert!(measured.text.contains("Paris"), "{:?}", measured.text);
     exact_weights_and_caches(&measured);
-    assert!(measured.mapped_span > Bytes(0) && measured.process.rss_file > Bytes(0));
+    assert!(measured.taken.mapped_span > Bytes(0) && measured.process.rss_file > Bytes(0));
     assert_eq!((measured.speed.pp.len(), measured.speed.tg.len()), (1, 1));
     // The same words from a device: greedy text does not depend on where the weights are.
     let offloaded = verify(launch(model, 1, "llama-server -c 1024 -np 1 -ngl 20"), prompt, 8);

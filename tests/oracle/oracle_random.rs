@@ -108,7 +108,7 @@ impl Rig {
                 rule.buffer.clone_from(&device.buffer);
             }
         }
-        Launch { model: self.model(case).1.clone(), run, machine: machine.clone(), n_threads: 1 }
+        Launch { model: self.model(case).1.clone(), run, machine: machine.clone() }
     }
 
     /// What is said of each case by llama.cpp and by us.

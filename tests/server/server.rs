@@ -40,8 +40,8 @@ fn failing(mode: &str) -> Server {
 
 fn launch(model: &Path) -> Launch {
     let machine = Machine { devices: Vec::new(), host: machine_of(&[]).host };
-    let run = RunConfig { n_ctx: 512, fit: false, ..RunConfig::default() };
-    Launch { model: model.to_path_buf(), run, machine, n_threads: 1 }
+    let run = RunConfig { n_ctx: 512, n_threads: Some(1), fit: false, ..RunConfig::default() };
+    Launch { model: model.to_path_buf(), run, machine }
 }
 
 fn request(n_predict: u32) -> Request {
