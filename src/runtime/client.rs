@@ -339,11 +339,10 @@ impl Endpoint {
 
     /// Asks for a chat completion, and keeps what comes with the time it came.
     pub fn chat(&self, mut body: Value) -> Result<Recording, Error> {
-        if body["stream"] == true {
-            body["stream_options"] = json!({"include_usage": true});
-        }
-        if let Some(model) = &self.model {
-            body["model"] = json!(model);
+        let streams = body.get("stream") == Some(&json!(true));
+        if let Some(body) = body.as_object_mut() {
+            body.extend(streams.then(|| ("stream_options".to_string(), json!({"include_usage": true}))));
+            body.extend(self.model.as_ref().map(|model| ("model".to_string(), json!(model))));
         }
         match self.ask("/v1/chat/completions", body) {
             Ok(Recording { status: 0, broken: Some(why), .. }) => Err(self.unreachable(why)),
@@ -377,8 +376,8 @@ impl Endpoint {
             // All requests go to one slot, whose cache holds the prefix.
             "id_slot": 0,
         });
-        if request.probabilities {
-            body["n_probs"] = json!(1);
+        if let Some(body) = body.as_object_mut() {
+            body.extend(request.probabilities.then(|| ("n_probs".to_string(), json!(1))));
         }
         Reply::of(&self.ask("/completion", body)?)
     }

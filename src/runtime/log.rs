@@ -570,7 +570,7 @@ mod tests {
         launch.extend((log.mapped_span().0 > 0).then(|| format!("span {}", log.mapped_span().0)));
         launch.extend(log.failure().map(|failure| match failure {
             Failure::Said(reason, text) => format!("{}{text}", reason.says),
-            failure => format!("{failure:?}"),
+            failure @ Failure::OutOfMemory { .. } => format!("{failure:?}"),
         }));
         let listed =
             |d: DeviceInfo| format!("listed {} as {}: {}, {} {}", d.name, d.buffer, d.description, d.total.0, d.free.0);

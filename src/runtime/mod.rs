@@ -161,6 +161,7 @@ pub struct SpeedSummary {
 }
 
 impl SpeedSamples {
+    #[must_use]
     pub fn summed_up(self) -> Self {
         let [pp, tg, first_token] = [&self.pp, &self.tg, &self.first_token].map(|samples| Spread::of(samples));
         Self { summary: SpeedSummary { pp, tg, first_token }, ..self }

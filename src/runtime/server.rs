@@ -667,7 +667,7 @@ impl Running {
         let process = self.watch.worked().process;
         self.stop();
         let device_used = std::mem::take(&mut self.watch).after();
-        Ok(Observation { process, device_used, ..self.seen()? })
+        Ok(Observation { device_used, process, ..self.seen()? })
     }
 
     pub fn complete(&mut self, request: &Request) -> Result<Reply, Error> {

@@ -115,7 +115,16 @@ pub enum Error {
     Bad { name: String, problem: String },
 }
 
-pub const CASES: [&str; 4] = ["plan", "all-on-device", "experts-on-host", "fit"];
+/// Ways to run a model, by the names that suites and `--baseline` use.
+pub const CASES: [(&str, &str); 4] = [
+    ("plan", "the launch under test"),
+    ("all-on-device", "every layer and every expert on the devices (-ngl 99), else as the launch under test"),
+    ("experts-on-host", "every routed expert in main memory (-cmoe), the rest on the devices"),
+    (
+        "fit",
+        "what llama.cpp chooses by itself (-fit on) within the same budget, for the same context, slots and cache types",
+    ),
+];
 
 pub fn built_in_names() -> impl Iterator<Item = &'static str> {
     BUILT_IN.iter().map(|(name, _)| *name)
@@ -148,8 +157,9 @@ impl Suite {
         };
         let models: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
         let prompts: Vec<&str> = self.prompts.iter().map(|prompt| prompt.name.as_str()).collect();
-        if let Some(case) = self.cases.iter().find(|case| !CASES.contains(&case.as_str())) {
-            return Some(format!("no case `{case}`; there are {}", CASES.join(", ")));
+        let cases = CASES.map(|(name, _)| name);
+        if let Some(case) = self.cases.iter().find(|case| !cases.contains(&case.as_str())) {
+            return Some(format!("no case `{case}`; there are {}", cases.join(", ")));
         }
         if let Some(name) = models.iter().chain(&prompts).find(|name| !is_name(name)) {
             return Some(format!("the name `{name}`: letters, digits, `-`, `_` and `.` only, for it names files"));

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::json;
 
 use super::document::{Case, Clock, DepthSample, Kind, Mode, Sample, Session, Settings, TokenCount, Trouble};
-use super::protocol::Prompt;
+use super::protocol::{CASES, Prompt};
 use super::stream::{Answer, Delta};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
@@ -47,14 +47,7 @@ impl CaseLaunch {
     /// The case of that name, made from a launch: all but `fit` differ from it in nothing but where tensors go. `fit` is the launch that
     /// llama.cpp chooses by itself ([`crate::tune::fit`]).
     pub fn new(name: &str, launch: &Launch, fit: &RunConfig, model: &Model) -> Self {
-        let what = match name {
-            "all-on-device" => "every layer and every expert on the devices (-ngl 99), else as the launch under test",
-            "experts-on-host" => "every routed expert in main memory (-cmoe), the rest on the devices",
-            "fit" => {
-                "what llama.cpp chooses by itself (-fit on) within the same budget, for the same context, slots and cache types"
-            }
-            _ => "the launch under test",
-        };
+        let what = CASES.iter().find(|(known, _)| *known == name).map_or("", |(_, what)| what);
         let run = if name == "fit" { fit.clone() } else { baseline(name, &launch.run) };
         let launch = Launch { run, ..launch.clone() };
         let command = Some(pasteable(&launch.model, &launch.run));

@@ -4,14 +4,14 @@
 
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
-use crate::support::examples;
 use crate::support::schemas;
+use crate::{MOEPLAN, fake, tiny, until};
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use moeplan::machine::Machine;
 use moeplan::run::{Program, RunConfig, parse};
@@ -19,12 +19,6 @@ use moeplan::runtime::client::Request;
 use moeplan::runtime::server::{Server, find, probe};
 use moeplan::runtime::{End, Launch, Prompt, Runtime as _, Workload, machine_of};
 use moeplan::suggest::Hint as _;
-
-const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
-
-fn fake() -> PathBuf {
-    examples::example("fake-llama-server", "tests/support/fake_llama_server.rs")
-}
 
 fn failing(mode: &str) -> Server {
     let build = probe(&fake()).expect("a version");
@@ -52,18 +46,6 @@ fn request(n_predict: u32) -> Request {
 fn lives(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-/// Waits until `is` is so, a minute at most.
-fn until(mut is: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_mins(1) {
-        if is() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(30));
-    }
-    false
 }
 
 fn kill(signal: &str, pid: &str) {
@@ -181,18 +163,6 @@ fn the_wish_to_stop_stops_what_runs() {
     server.interrupted = || true;
     let error = server.start(&launch(Path::new("m.gguf"))).expect_err("interrupted");
     assert!(error.is_interrupted());
-}
-
-/// A tiny model that can be run.
-fn tiny(folder: &Path) -> PathBuf {
-    let path = folder.join("tiny.gguf");
-    let made = Command::new(MOEPLAN)
-        .args(["synth", "qwen3-30b-a3b", "--tiny", "--weights", "random", "-q", "-o"])
-        .arg(&path)
-        .status()
-        .expect("moeplan");
-    assert!(made.success());
-    path
 }
 
 /// `moeplan run` on a fake server, which leaves its process id in `state`.

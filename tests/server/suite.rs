@@ -5,8 +5,8 @@
 
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
-use crate::support::examples;
 use crate::support::schemas;
+use crate::{MOEPLAN, tiny};
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -14,8 +14,6 @@ use std::process::{Command, Output};
 use crate::support::fake_endpoint::{Manner, start};
 use moeplan::runtime::server;
 use moeplan::suite::document::{Bench, Clock, Item, Mode, TokenCount, Validation, Verdict};
-
-const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
 /// Runs moeplan with a lock of its own: tests measure side by side.
 fn moeplan(words: &[&str]) -> Output {
@@ -173,13 +171,6 @@ fn real_server() -> Option<PathBuf> {
     found
 }
 
-fn tiny(folder: &Path) -> PathBuf {
-    let path = folder.join("tiny.gguf");
-    let words = ["synth", "qwen3-30b-a3b", "--tiny", "--weights", "random", "-o", path.to_str().unwrap()];
-    assert!(moeplan(&words).status.success());
-    path
-}
-
 const DEVICE: [&str; 8] = ["--backend", "rpc", "--vram", "8M", "--margin", "0", "--threads", "1"];
 
 #[test]
@@ -229,7 +220,8 @@ fn a_tiny_model_is_benched_inside_moeplan() {
     let mut words = vec!["bench", model.to_str().unwrap(), "--runtime", "embedded", "--backend", "cpu", "-c", "512"];
     words.extend(["--threads", "1", "--repetitions", "1", "--max-tokens", "4", "--json"]);
     let output = moeplan(&words);
-    let bench: serde_json::Value = serde_json::from_slice(&output.stdout).expect(&text(&output.stderr));
+    let bench: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
     schemas::assert_valid(&bench);
     let bench: Bench = serde_json::from_value(bench).unwrap();
     let session = &bench.cases[0].sessions[0];
@@ -408,11 +400,11 @@ fn a_suite_without_models_could_not_tell() {
 #[cfg(unix)]
 #[test]
 fn launches_that_all_fail_are_failures_and_could_not_tell() {
-    let server = examples::example("fake-llama-server", "tests/support/fake_llama_server.rs");
+    let server = crate::fake();
     let folder = tempfile::tempdir().unwrap();
     let model = tiny(folder.path());
     let results = folder.path().join("results");
-    let fake = |mode: &str, words: &[&str]| {
+    let failing = |mode: &str, words: &[&str]| {
         let mut command = Command::new(MOEPLAN);
         command.args(words).args(["--vram", "8G", "--json", "--llama-server"]).arg(&server);
         command.env("MOEPLAN_LOCK_DIR", folder.path());
@@ -424,7 +416,7 @@ fn launches_that_all_fail_are_failures_and_could_not_tell() {
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
     };
     let mine = format!("mine={}", model.display());
-    let validation = fake("oom", &["validate", "--model", &mine, "--results", results.to_str().unwrap()]);
+    let validation = failing("oom", &["validate", "--model", &mine, "--results", results.to_str().unwrap()]);
     schemas::assert_valid(&validation);
     let validation: Validation = serde_json::from_value(validation).unwrap();
     let device = validation.prerequisites.iter().find(|line| line.what == "there is a device").unwrap();
@@ -436,10 +428,10 @@ fn launches_that_all_fail_are_failures_and_could_not_tell() {
     let says = |name: &str| placements.items.iter().find(|line| line.what.starts_with(name)).unwrap().detail.clone();
     assert!(says("experts-on-host: every launch").contains("out of memory: 12.00 GiB for weights"), "{placements:?}");
     // The suite's sweep is longer than this context: that is known before a launch.
-    let short = fake("", &["validate", "--model", &mine, "--results", results.to_str().unwrap(), "-c", "1024"]);
+    let short = failing("", &["validate", "--model", &mine, "--results", results.to_str().unwrap(), "-c", "1024"]);
     let page = short.to_string();
     assert!(page.contains("takes 1568 tokens of context") && page.contains("plan with -c 1792 or more"), "{page}");
-    let bench = fake("bad-model", &["bench", model.to_str().unwrap()]);
+    let bench = failing("bad-model", &["bench", model.to_str().unwrap()]);
     let failure = bench["cases"][0]["sessions"][0]["trouble"]["kind"].as_str();
     assert_eq!(failure, Some("failed"), "{bench}");
 }
