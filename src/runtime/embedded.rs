@@ -65,12 +65,13 @@ pub fn add_rpc(endpoint: &str) -> Result<(), String> {
     }
 }
 
-/// Serves the processor as an RPC device; returns when that fails.
+/// Serves this computer's processor at `endpoint` until its supervisor ends it.
 pub fn serve_rpc(endpoint: &str, n_threads: u32) -> anyhow::Result<()> {
+    init();
     let name = CString::new(endpoint)?;
     // SAFETY: `name` lives through the call, which lasts as long as the server.
     unsafe { moeplan_rpc_serve(name.as_ptr(), n_threads as usize) };
-    Ok(())
+    anyhow::bail!("the RPC server at `{endpoint}` stopped")
 }
 
 /// Every device that llama.cpp knows now.

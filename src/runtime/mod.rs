@@ -38,7 +38,7 @@ pub mod worker;
 pub use process::End;
 pub use worker::{Embedded, RpcServer, Worker, bind_software_devices, software_machine};
 #[cfg(feature = "embedded")]
-pub use worker::{serve, serve_rpc};
+pub use {embedded::serve_rpc, worker::serve};
 
 /// What takes a log line of llama.cpp; untrusted text.
 pub type Echo = fn(&str);

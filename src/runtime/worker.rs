@@ -233,14 +233,6 @@ pub fn serve() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves this computer's processor at `endpoint` until its supervisor ends it.
-#[cfg(feature = "embedded")]
-pub fn serve_rpc(endpoint: &str, n_threads: u32) -> anyhow::Result<()> {
-    super::embedded::init();
-    super::embedded::serve_rpc(endpoint, n_threads)?;
-    anyhow::bail!("the RPC server at `{endpoint}` stopped")
-}
-
 /// Refuses an RPC server that nobody runs: llama.cpp itself would abort.
 pub(super) fn reach(endpoint: &str) -> Result<(), Error> {
     let connected = endpoint.to_socket_addrs().and_then(|addresses| {
