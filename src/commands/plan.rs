@@ -16,7 +16,7 @@ use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Var
 use crate::plan::{self, Plan, Request};
 use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
-use crate::run::Dialect;
+use crate::run::{Dialect, RunConfig};
 use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
@@ -199,13 +199,8 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, machine, request } = one;
     let mut plan = plan::plan(&model, &path, &machine, &request)?;
     plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
-    plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
-        code: "environment".into(),
-        message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
-        hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
-    }));
     plan.model.what_if = what_if;
-    plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
+    plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
         code: "environment".into(),
         message: format!("{name} is set here, and llama.cpp reads it: the plan does not count it"),
         hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
