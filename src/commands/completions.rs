@@ -40,7 +40,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 fn named(command: Command) -> Command {
     let rules = || BUILT_IN.iter().map(|(name, _)| *name).collect::<Vec<&'static str>>();
     // The parser wants names that live as long as the program, which prints and ends.
-    let models = spec::names().into_iter().map(|name| &*name.leak()).collect();
+    let models = spec::names().into_iter().chain(spec::projectors()).map(|name| &*name.leak()).collect();
     let with = |command: Command, argument: &'static str, names: Vec<&'static str>| {
         command.mut_arg(argument, |argument| argument.value_parser(PossibleValuesParser::new(names)))
     };

@@ -198,7 +198,7 @@ pub(crate) struct List {
 
 fn list(output: &Output) -> anyhow::Result<Outcome> {
     let mut models = Vec::new();
-    for name in spec::names() {
+    for name in spec::names().into_iter().chain(spec::projectors()) {
         let spec = spec::named(&name)?;
         let (recipe, tensors) = synth::tensors(&spec, &Wish::default())?;
         let totals = synth::totals(&tensors);
@@ -207,7 +207,7 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
             name,
             architecture: spec.architecture.clone(),
             recipe: recipe.name,
-            experts: spec.number("n_expert", &dims)?,
+            experts: spec.number("n_expert", &dims).unwrap_or(0),
             used: spec.number("n_expert_used", &dims).unwrap_or(0),
             published: synth::checks(&spec, recipe, &totals),
             totals,
@@ -226,7 +226,13 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
             row.name.clone(),
             row.architecture.clone(),
             row.recipe.to_string(),
-            if row.experts == 0 { "dense".into() } else { format!("{}/{}", row.used, row.experts) },
+            if row.architecture == "clip" {
+                "–".into()
+            } else if row.experts == 0 {
+                "dense".into()
+            } else {
+                format!("{}/{}", row.used, row.experts)
+            },
             row.totals.tensors.to_string(),
             row.totals.parameters.to_string(),
             row.totals.bytes.to_string(),
