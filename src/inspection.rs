@@ -104,6 +104,14 @@ pub struct EncoderRow {
     pub max_tokens: Option<u64>,
 }
 
+/// The document `moeplan/inspections/1`: several models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Several {
+    pub schema: Cow<'static, str>,
+    pub models: Vec<Inspection>,
+}
+
 /// Routed experts of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

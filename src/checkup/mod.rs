@@ -15,7 +15,9 @@ use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Unc
 use crate::model::Model;
 use crate::placement::{self, Placement, pattern};
 use crate::rules::Role;
-use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers};
+use crate::run::{
+    Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers, visible,
+};
 use lints::Facts;
 pub use lints::{Lint, Severity};
 
@@ -282,6 +284,8 @@ pub fn check(
     command: &ParsedCommand,
     options: Options<'_>,
 ) -> Result<Checkup, memory::Error> {
+    let (machine, selected) = visible::visible(machine, &command.environment);
+    let machine = &machine;
     let mut run = carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.
     let mut projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
@@ -310,6 +314,7 @@ pub fn check(
         model,
         machine,
         command,
+        selected,
         run,
         forecast: &forecast,
         overrides: &overrides,
