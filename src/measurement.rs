@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::{Bytes, MIB};
 use crate::memory::{self, Forecast, HOST, MemoryBreakdown, MemoryByDevice, MemoryRow};
 use crate::plan::Plan;
-use crate::runtime::{DeviceUsed, Observation, ProcessMemory, RuntimeInfo};
+use crate::runtime::{DeviceUsed, Observation, ProcessMemory, RuntimeInfo, SpeedSamples};
+pub use crate::stats::Spread;
 
 pub const SCHEMA: &str = "moeplan/measurement/1";
 
@@ -26,16 +27,8 @@ pub struct Measurement {
     /// The command line that ran, its program first; empty where llama.cpp ran inside moeplan.
     #[serde(default)]
     pub command: Vec<String>,
-    pub memory: BTreeMap<String, MemoryRow>,
-    pub predicted: BTreeMap<String, MemoryRow>,
-    /// The span of mapped weights in their file; zero when nothing is mapped.
-    pub mapped_span: Bytes,
-    /// What the launch took of each device at its peak, by the driver; empty where no driver says.
-    #[serde(default)]
-    pub device_used: BTreeMap<String, Bytes>,
-    /// What the driver showed before, loaded, at the peak and after, by whomever.
-    #[serde(default)]
-    pub device_use: DeviceUsed,
+    #[serde(flatten)]
+    pub taken: Taken,
     pub process: ProcessMemory,
     pub process_before: ProcessMemory,
     pub load_seconds: f64,
@@ -46,7 +39,6 @@ pub struct Measurement {
     pub interrupted: bool,
     /// The share that compute buffers and totals may differ by.
     pub tolerance: f64,
-    pub comparison: Vec<Row>,
 }
 
 pub const LAUNCHED: &str = "moeplan/run/1";
@@ -66,56 +58,10 @@ pub struct Launched {
     pub plan: Option<Box<Plan>>,
 }
 
-/// Samples in tokens/s, one a repetition (llama-bench's names).
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct SpeedSamples {
-    pub n_prompt: u32,
-    pub n_generate: u32,
-    #[serde(default)]
-    pub depth: u32,
-    pub pp: Vec<f64>,
-    pub tg: Vec<f64>,
-    /// Seconds until the first token, by our clock.
-    #[serde(default)]
-    pub first_token: Vec<f64>,
-    #[serde(default)]
-    pub summary: SpeedSummary,
-}
-
-/// Mean and spread of the samples, in tokens/s and seconds; `None` without samples.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct SpeedSummary {
-    pub pp: Option<Spread>,
-    pub tg: Option<Spread>,
-    pub first_token: Option<Spread>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Spread {
-    pub mean: f64,
-    /// Standard deviation of the samples (n − 1); 0 for one sample.
-    pub stddev: f64,
-    pub n: u32,
-}
-
-impl Spread {
-    /// Of samples, if there are any.
-    pub fn of(samples: &[f64]) -> Option<Self> {
-        let n = u32::try_from(samples.len()).ok().filter(|n| *n > 0)?;
-        let mean = samples.iter().sum::<f64>() / f64::from(n);
-        let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
-        let stddev = if n == 1 { 0.0 } else { (squares / f64::from(n - 1)).sqrt() };
-        Some(Self { mean, stddev, n })
-    }
-}
-
 impl Measurement {
     /// Whether every row is within the tolerance and the numbers that came out were numbers.
     pub fn ok(&self) -> bool {
-        self.finite && self.comparison.iter().all(|row| row.ok)
+        self.finite && self.taken.comparison.iter().all(|row| row.ok)
     }
 }
 
@@ -135,59 +81,57 @@ impl<'a> Expected<'a> {
     }
 }
 
-/// What a launch took, beside what was expected of it.
+/// What a launch took of memory beside what was predicted: a part of every document of a launch.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Taken {
-    /// llama.cpp's own sums by device, and what the driver shows beyond them.
+    /// By device: llama.cpp's own sums, and what the driver shows beyond them.
     pub memory: BTreeMap<String, MemoryRow>,
-    /// Of each device at its peak, by the driver.
+    /// Empty where llama.cpp chooses by itself.
+    pub predicted: BTreeMap<String, MemoryRow>,
+    /// The span of mapped weights in their file, which is in no sum of `memory`; zero when nothing is mapped.
+    pub mapped_span: Bytes,
+    /// Of each device at its peak, by the driver; empty where no driver says.
+    #[serde(default)]
     pub device_used: BTreeMap<String, Bytes>,
+    /// What the driver showed before, loaded, at the peak and after, by whomever.
+    #[serde(default)]
+    pub device_use: DeviceUsed,
     pub comparison: Vec<Row>,
 }
 
 impl Taken {
     pub fn of(expected: Option<&Expected<'_>>, seen: &Observation, tolerance: f64) -> Self {
-        let comparison = expected.map(|expected| compare(expected, seen, tolerance)).unwrap_or_default();
         let (device_used, mut memory) = (peak_of(&seen.device_used), seen.memory.clone());
         for (device, row) in &mut memory {
             row.overhead = device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(row.own()));
         }
-        Self { memory: memory::rows(&memory), device_used, comparison }
+        Self {
+            memory: memory::rows(&memory),
+            predicted: expected.map(|expected| memory::rows(expected.memory)).unwrap_or_default(),
+            mapped_span: seen.mapped_span,
+            device_used,
+            device_use: seen.device_used.clone(),
+            comparison: expected.map(|expected| compare(expected, seen, tolerance)).unwrap_or_default(),
+        }
     }
 }
 
 pub fn measurement(seen: Observation, expected: &Expected<'_>, tolerance: f64) -> Measurement {
-    let Taken { memory, device_used, comparison } = Taken::of(Some(expected), &seen, tolerance);
     Measurement {
         schema: SCHEMA.to_string(),
         plan: None,
+        taken: Taken::of(Some(expected), &seen, tolerance),
         runtime: seen.runtime,
         command: seen.command,
-        memory,
-        predicted: memory::rows(expected.memory),
-        mapped_span: seen.mapped_span,
-        device_used,
-        device_use: seen.device_used,
         process: seen.process,
         process_before: seen.process_before,
         load_seconds: seen.load_seconds,
-        speed: SpeedSamples {
-            n_prompt: seen.n_prompt,
-            n_generate: u32::try_from(seen.tokens.len()).unwrap_or(u32::MAX),
-            depth: seen.depth,
-            summary: SpeedSummary {
-                pp: Spread::of(&seen.pp),
-                tg: Spread::of(&seen.tg),
-                first_token: Spread::of(&seen.first_token),
-            },
-            pp: seen.pp,
-            tg: seen.tg,
-            first_token: seen.first_token,
-        },
+        speed: seen.speed.summed_up(),
         text: seen.text,
         finite: seen.finite,
         interrupted: seen.interrupted,
         tolerance,
-        comparison,
     }
 }
 
@@ -302,13 +246,6 @@ fn row(quantity: String, predicted: Bytes, measured: Bytes, resolution: Bytes, f
 mod tests {
     use super::*;
     use crate::runtime::log::PRINTED;
-
-    #[test]
-    fn samples_have_a_mean_and_a_spread() {
-        assert_eq!(Spread::of(&[2.0, 4.0, 6.0]), Some(Spread { mean: 4.0, stddev: 2.0, n: 3 }));
-        assert_eq!(Spread::of(&[5.0]), Some(Spread { mean: 5.0, stddev: 0.0, n: 1 }));
-        assert_eq!(Spread::of(&[]), None);
-    }
 
     fn memory(rows: &[(&str, u64, u64, u64)]) -> MemoryByDevice {
         let row = |&(key, model, context, compute): &(&str, u64, u64, u64)| {

@@ -116,14 +116,12 @@ impl AskArgs {
         }
     }
 
-    fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
+    fn asking(&self, suite: &Suite, margin: Bytes) -> anyhow::Result<Asking> {
         Ok(Asking {
-            prompts: suite.prompts(),
+            prompts: suite.prompts.clone(),
             settings: suite.settings(),
             tokenizer: self.tokenizer.as_deref().map(Endpoint::new).transpose()?,
             margin,
-            interrupted: interrupt::is_pressed,
-            limit: Duration::from_secs(timeout),
         })
     }
 }
@@ -162,10 +160,10 @@ impl Trial {
         proposal: &Proposal,
         ask: &AskArgs,
         options: &PlanOptions,
-        engine: (&Engine, &EngineArgs),
+        engine: &Engine,
         output: &Output,
     ) -> anyhow::Result<Self> {
-        let (Proposal { launch, model, .. }, (engine, engine_args)) = (proposal, engine);
+        let Proposal { launch, model, .. } = proposal;
         proposal.warn_of_hole(output);
         let predicted = proposal.forecast()?;
         if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
@@ -204,7 +202,7 @@ impl Trial {
         let mut bench = Bench::new(suite, facts::environment(Some(&launch.machine)), Some(about), weights);
         bench.cases = cases.iter().map(|launch| launch.case.clone()).collect();
         let margin = options.machine.margin(&launch.machine);
-        Ok(Self { cases, bench, asking: ask.asking(suite, margin, engine_args.timeout)? })
+        Ok(Self { cases, bench, asking: ask.asking(suite, margin)? })
     }
 }
 
@@ -268,7 +266,7 @@ fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
     let note = "measured by llama-bench, which records neither memory nor answers; nothing was run here";
     bench.notes.push(note.to_string());
     bench.cases = cases;
-    bench.sum_up(suite, false);
+    bench.sum_up(false);
     Ok(bench)
 }
 
@@ -280,13 +278,13 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let proposal = Proposal::of_model(path, &args.options, &engine)?;
     let baselines: Vec<_> = args.baseline.iter().filter_map(Baseline::to_possible_value).collect();
     let names: Vec<&str> = ["plan"].into_iter().chain(baselines.iter().map(PossibleValue::get_name)).collect();
-    let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.options, (&engine, &args.engine), output)?;
+    let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.options, &engine, output)?;
     let Trial { cases, mut bench, asking } = trial;
     if !proposal.fits() {
         bench.notes.push("the plan does not fit its budget; it was launched all the same".to_string());
     }
     let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, output);
-    let is_interrupted = bench.run(suite, &mut launch, &mut |so_far| output.so_far(so_far));
+    let is_interrupted = bench.run(&mut launch, &mut |so_far| output.so_far(so_far));
     Ok((bench, is_interrupted))
 }
 
@@ -326,14 +324,14 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
             None => "the endpoint does not say which program it is".to_string(),
         }),
     }
-    let asking = args.ask.asking(suite, Bytes(0), args.engine.timeout)?;
+    let asking = args.ask.asking(suite, Bytes(0))?;
     let mut bench = Bench::new(suite, environment, None, facts::weights(args.ask.synthetic, None, &[]));
     bench.cases = vec![Case { name: "endpoint".into(), what: "the endpoint as it is".into(), ..Case::default() }];
     let mut ask = |_, repetition| {
         output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
         session::of_endpoint(&endpoint, repetition, &asking)
     };
-    let is_interrupted = bench.run(suite, &mut ask, &mut |so_far| output.so_far(so_far));
+    let is_interrupted = bench.run(&mut ask, &mut |so_far| output.so_far(so_far));
     let any = |is: fn(&Sample) -> bool| bench.cases.iter().flat_map(Case::samples).any(is);
     for (is_so, note) in [
         (

@@ -24,7 +24,7 @@ use crate::run::build::{REFERENCE, number};
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind};
 use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, grid, visible};
-use crate::runtime::server::ConfigFiles;
+use crate::runtime::server::config_files;
 use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
@@ -316,11 +316,13 @@ fn note_config_files(command: &mut ParsedCommand) {
     if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
         return;
     }
-    let files = ConfigFiles::here();
-    for file in files.system.into_iter().chain(files.user) {
+    for file in config_files() {
         command.notes.push(Note {
             code: "config-file-read".into(),
-            message: format!("llama.cpp reads `{}` before the command line; it is not counted here", file.display()),
+            message: format!(
+                "llama.cpp reads `{}` before the command line; it is not counted here",
+                file.path.display()
+            ),
             hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
         });
     }

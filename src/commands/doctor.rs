@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use super::machine::found_with;
 use super::{Outcome, Output, devices};
 use crate::doctor::{
-    ConfigFile, Embedded, Facts, Folder, Knowledge, Leftover, Moeplan, Nvidia, Place, Purpose, Server, Variable,
-    examine, variable,
+    Embedded, Facts, Folder, Knowledge, Leftover, Moeplan, Nvidia, Place, Purpose, Server, Variable, examine, variable,
 };
 use crate::files::{self, temporary};
 use crate::gguf::source::cache;
 use crate::machine::Machine;
-use crate::runtime::server::{self, ConfigFiles};
+use crate::runtime::server;
 use crate::runtime::{self, Runtime as _, detect, nvml};
 use crate::synth::output::free_space;
 use crate::{evidence, run};
@@ -56,8 +55,6 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
         variables.filter_map(|(name, value)| variable(name.to_str()?, &value.to_string_lossy())).collect();
     environment.sort_by(|a, b| a.name.cmp(&b.name));
     let interfaces = ["/dev/kfd", "/dev/dri", "/dev/dxg"].into_iter().filter(|path| Path::new(path).exists());
-    let files = ConfigFiles::here();
-    let file = |path: Option<PathBuf>, system| path.map(|path| ConfigFile { path, system });
     Ok(Facts {
         moeplan: Moeplan {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -79,7 +76,7 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
             .collect(),
         knowledge: knowledge(&here.machine),
         environment,
-        config_files: file(files.system, true).into_iter().chain(file(files.user, false)).collect(),
+        config_files: server::config_files(),
     })
 }
 

@@ -19,10 +19,10 @@ use crate::plan::{self, Plan};
 use crate::run::build::REFERENCE;
 use crate::run::{ModelSource, Note, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::log::Stage;
-use crate::runtime::server::{Limits, Server, Step, measurable};
+use crate::runtime::server::{Server, Step, measurable};
 use crate::runtime::{
-    DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcProgram, RpcServer, Runtime, bind_software_devices,
-    embedded_isa, machine_of, nvml, software_machine,
+    DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcServer, Runtime, bind_software_devices, embedded_isa,
+    machine_of, nvml, software_machine,
 };
 use crate::suggest::Refusal;
 use crate::suite::facts;
@@ -131,8 +131,7 @@ impl Proposal {
         check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
-        let n_threads = run.n_threads.unwrap_or(0);
-        let launch = Launch { model: plan.model.path.clone().into(), run, machine, n_threads };
+        let launch = Launch { model: plan.model.path.clone().into(), run, machine };
         Ok(Self { launch, model, plan: Some(Box::new(plan)), servers, beside: Vec::new() })
     }
 
@@ -169,7 +168,6 @@ impl Proposal {
         };
         machine.host.isa = engine.isa();
         let servers = bind(engine, &mut machine, &mut run)?;
-        let n_threads = run.n_threads.unwrap_or(0);
         let mut model = check::load(gguf::open(&path)?, &run)?;
         check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
         command.run = run.clone();
@@ -183,7 +181,7 @@ impl Proposal {
             let hint = if hints.is_empty() { more } else { hints.join("; ") };
             return Err(Refusal::new(format!("this command is not launched: {}", messages.join("; ")), hint).into());
         }
-        let launch = Launch { model: path, run, machine, n_threads };
+        let launch = Launch { model: path, run, machine };
         Ok(Self { launch, model, plan: None, servers, beside: command.beside })
     }
 }
@@ -220,12 +218,12 @@ pub fn listed(engine: &Engine, machine: &Machine) -> anyhow::Result<Vec<DeviceIn
 fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::Result<Vec<RpcServer>> {
     let is_software = |device: &Device| device.backend == Backend::Rpc && device.endpoint().is_none();
     if machine.devices.iter().any(is_software) {
-        let program = match engine {
-            Engine::Embedded(embedded) => RpcProgram::from(&embedded.program),
-            Engine::Server(server) => RpcProgram { moeplan: server.moeplan.clone(), ggml: Some(server.rpc_program()?) },
+        let (moeplan, ggml) = match engine {
+            Engine::Embedded(embedded) => (&embedded.program, None),
+            Engine::Server(server) => (&server.moeplan, Some(server.rpc_program()?)),
         };
         let threads = run.n_threads.unwrap_or(0);
-        return Ok(bind_software_devices(program, machine, run, threads)?);
+        return Ok(bind_software_devices(moeplan, ggml.as_deref(), machine, run, threads)?);
     }
     // Only the servers that are named already are listed; none is started.
     run.rpc = machine.rpc_servers(&run.rpc);
@@ -290,8 +288,7 @@ impl EngineArgs {
         }
         let mut server = Server::find(self.llama_server.as_deref())?;
         let limit = Duration::from_secs(self.timeout);
-        server.limits =
-            Limits { load: limit, request: limit, stall: Duration::from_secs(self.stall), ..Limits::default() };
+        (server.limit, server.stall) = (limit, Duration::from_secs(self.stall));
         server.log.clone_from(&self.server_log);
         server.echo = output.is_verbose().then_some(super::echo as Echo);
         server.interrupted = interrupt::is_pressed;

@@ -14,7 +14,8 @@ use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::measurement::{self, Expected, Launched, compare};
 use crate::report::live::{Promise, Sample, Tier, panel, summary};
-use crate::runtime::{Error, Observation, sampler, server};
+use crate::runtime::log::Serving;
+use crate::runtime::{Error, sampler, server};
 
 /// How often the server is looked at while it serves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -70,25 +71,18 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let forecast = proposal.forecast()?;
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
-    for note in running.notes() {
+    for note in &running.notes {
         output.say(&format!("note: {note}"));
     }
-    let log = running.log();
-    if log.buffers.is_empty() {
-        return Err(server::silent_log().into());
-    }
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
-    let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
-    let seen = Observation { memory, resolution, mapped_span, ..Observation::default() };
+    let seen = running.seen()?;
     let comparison = compare(&Expected::of(&forecast, Bytes(0)), &seen, args.tolerance);
-    let mut command = vec![server.build.program.display().to_string()];
-    command.extend(running.command().iter().cloned());
     let launched = Launched {
         schema: measurement::LAUNCHED.to_string(),
-        endpoint: running.url().to_string(),
+        endpoint: running.client.address().to_string(),
         process: running.id(),
-        command,
-        load_seconds: running.load_time().as_secs_f64(),
+        command: seen.command,
+        load_seconds: seen.load_seconds,
         comparison,
         plan: proposal.plan.clone(),
     };

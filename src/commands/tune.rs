@@ -11,9 +11,8 @@ use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::evidence::store::now;
-use crate::files::temporary::Folder;
 use crate::machine::{Device, Machine};
-use crate::measurement::{Expected, measurement, peak_of};
+use crate::measurement::peak_of;
 use crate::memory;
 use crate::plan::explain;
 use crate::run::ModelSource;
@@ -204,13 +203,10 @@ impl Tuning {
         output.say(&format!("measuring {}", candidate.what));
         let launch = Launch { run: candidate.run.clone(), ..self.proposal.launch.clone() };
         let begin = Instant::now();
-        let folder = Folder::new()?;
-        let mut server = self.server.clone();
-        let log = server.log.get_or_insert_with(|| folder.path().join("llama-server.log")).clone();
         let Subject { prompt, generate, depth, .. } = self.subject;
         let prompt = Prompt::Tokens(prompt);
         let workload = Workload { prompt, depth, n_generate: generate, repetitions: SAMPLES };
-        let seen = match server.generate(&launch, &workload) {
+        let seen = match self.server.generate(&launch, &workload) {
             Ok(seen) if !seen.interrupted => seen,
             Ok(_) | Err(runtime::Error { kind: runtime::Kind::Interrupted, .. }) => {
                 let journal = self.journal.display();
@@ -227,7 +223,6 @@ impl Tuning {
                 return Ok(());
             }
         };
-        let text = std::fs::read(log).unwrap_or_default();
         let visit = Visit {
             schema: journal::SCHEMA.to_string(),
             subject: self.subject.clone(),
@@ -236,12 +231,12 @@ impl Tuning {
             time: now(),
             seconds: begin.elapsed().as_secs_f64(),
             load_seconds: seen.load_seconds,
-            depth: seen.depth,
-            pp: seen.pp.clone(),
-            tg: seen.tg.clone(),
+            depth: seen.speed.depth,
+            pp: seen.speed.pp.clone(),
+            tg: seen.speed.tg.clone(),
             memory: seen.memory.iter().map(|(name, row)| (name.clone(), row.own())).collect(),
             peak: peak_of(&seen.device_used),
-            cache_hits: journal::cache_hits(&String::from_utf8_lossy(&text)),
+            cache_hits: seen.cache_hits,
         };
         // What cannot be kept is still in the race, and ends it.
         let line = serde_json::to_string(&visit)? + "\n";
@@ -254,7 +249,7 @@ impl Tuning {
         if candidate.kind != Kind::Fit {
             let keep = || -> anyhow::Result<_> {
                 let forecast = memory::forecast(&self.proposal.model, &launch.machine, &launch.run)?;
-                Ok(evidence::store::keep(&measurement(seen, &Expected::of(&forecast, Bytes(0)), 0.0), &launch)?)
+                Ok(evidence::store::keep(&seen, &forecast.memory, &launch)?)
             };
             if let Err(error) = keep() {
                 output.say(&format!("warning: what the devices showed is not kept: {error}"));

@@ -186,7 +186,6 @@ const LAUNCHED: &str = "it can be read, planned and launched";
 impl Shared<'_> {
     fn prerequisites(&self) -> Vec<Item> {
         let python = "code of a model can be run isolated";
-        let open = |why: String| Item::open(python, format!("only its syntax is read: {why}"));
         let machine = self.args.options.described_machine();
         vec![
             Item::held("llama-server runs here", true, self.engine.name()),
@@ -196,8 +195,8 @@ impl Shared<'_> {
             },
             match sandbox::run("def f(n): return n", "f", 1) {
                 sandbox::Outcome::Ran { .. } => Item::held(python, true, "Python in a sandbox"),
-                sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => open(why),
-                other => open(format!("{other:?}")),
+                sandbox::Outcome::Unavailable(why) => Item::open(python, format!("no code is run: {why}")),
+                other => Item::open(python, format!("{other:?}")),
             },
         ]
     }
@@ -264,9 +263,8 @@ impl Shared<'_> {
 
         let proposal = Proposal::planned(path, header, &args.options, &self.engine)?;
         let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
-        let engine = (&self.engine, &args.engine);
         let Trial { cases, mut bench, asking } =
-            Trial::new(&names, suite, &proposal, &args.ask, &args.options, engine, self.output)?;
+            Trial::new(&names, suite, &proposal, &args.ask, &args.options, &self.engine, self.output)?;
         model.placements = cases.iter().filter_map(|case| placement(case, &proposal)).collect();
         store.keep(checklist::PLACEMENTS, &about, &model.placements)?;
 
@@ -287,7 +285,7 @@ impl Shared<'_> {
             Ok(store.write(checklist::BENCH, &serde_json::to_string_pretty(bench)?)?)
         };
         // What is measured is kept, should this end before the last launch.
-        if bench.run(suite, &mut launch, &mut |so_far| self.warn(keep(so_far))) {
+        if bench.run(&mut launch, &mut |so_far| self.warn(keep(so_far))) {
             return Err(runtime::Error::interrupted().into());
         }
         model.sections.extend(checklist::of_bench(&model.placements, &bench));
@@ -314,7 +312,7 @@ impl Shared<'_> {
             "launch": tune::id(&case.launch.run, machine),
             "devices": machine.devices.iter().map(|device| (&device.name, device.total)).collect::<Vec<_>>(),
             "fit_target": self.args.ask.fit_target,
-            "threads": case.launch.n_threads,
+            "threads": case.launch.run.n_threads.unwrap_or(0),
             "prompts": asking.prompts,
             "settings": Settings { repetitions: 0, ..asking.settings.clone() },
             "bytes": file.map(|file| file.len()),

@@ -118,6 +118,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let workload = workload(ask, &engine, launch, proposal.slot_tokens(&predicted));
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let seen = engine.runtime().generate(launch, &workload)?;
+    let kept = if seen.interrupted { Ok(None) } else { evidence::store::keep(&seen, &predicted.memory, launch) };
     let mut measured = measurement(seen, &Expected::of(&predicted, margin), ask.tolerance);
     measured.plan = proposal.plan.clone();
     let answered = output.show(&measured);
@@ -125,7 +126,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say(&format!("interrupted: {} of {} samples", measured.speed.pp.len(), workload.repetitions));
         return answered.and(Err(Error::interrupted().into()));
     }
-    match evidence::store::keep(&measured, launch) {
+    match kept {
         Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
         Ok(None) => {}
         Err(error) => output.say(&format!("warning: what the devices showed is not kept: {error}")),

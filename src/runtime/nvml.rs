@@ -50,12 +50,17 @@ fn card(library: &Nvml, index: u32) -> Result<Card, NvmlError> {
     });
     let total = Bytes(memory.total).saturating_sub(Bytes(memory.reserved));
     Ok(Card {
-        info: DeviceInfo::cuda(device.name()?, total, Bytes(memory.free)),
+        info: cuda(device.name()?, total, Bytes(memory.free)),
         used: Bytes(memory.used),
         uuid: device.uuid().unwrap_or_default(),
         speed: speed().unwrap_or(0),
         processes: processes.collect(),
     })
+}
+
+/// A card by what its driver says, without a name yet.
+fn cuda(description: String, total: Bytes, free: Bytes) -> DeviceInfo {
+    DeviceInfo { description, backend: "CUDA".to_string(), gpu: true, total, free, ..DeviceInfo::default() }
 }
 
 pub fn driver() -> Option<String> {
@@ -118,7 +123,7 @@ mod tests {
     #[test]
     fn cards_are_numbered_as_cuda_numbers_them() {
         let card = |(description, uuid, speed): (&str, &str, u64)| Card {
-            info: DeviceInfo::cuda(description.into(), Bytes(0), Bytes(0)),
+            info: cuda(description.into(), Bytes(0), Bytes(0)),
             used: Bytes(0),
             uuid: uuid.into(),
             speed,

@@ -8,7 +8,7 @@ use super::speed::Unit::{Rate, Time};
 use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, Item, KeyFigure, Page, Verdict, dotted, named};
 use crate::bytes::Bytes;
-use crate::measurement::Spread;
+use crate::measurement::{Spread, Taken};
 use crate::memory::HOST;
 use crate::number::{counted, fixed, parameters, seconds, signed, thousands, typeset};
 use crate::report::chart::{Fill, Lines, Point, Series};
@@ -45,7 +45,7 @@ fn title(bench: &Bench) -> &str {
 fn summary(bench: &Bench, label: &str) -> Option<Summary> {
     let case = bench.cases.first()?;
     let row = overall(case);
-    let memory = with_memory(case).map(|session| session.memory.clone());
+    let memory = with_memory(case).map(|session| session.taken.memory.clone());
     Some(Summary { memory, first: row.first_token_seconds, ..Summary::measured(label, row.pp, row.tg) })
 }
 
@@ -181,13 +181,13 @@ fn overall(case: &Case) -> SpeedRow {
 
 /// The first launch of a case whose memory was seen.
 fn with_memory(case: &Case) -> Option<&Session> {
-    case.sessions.iter().find(|session| !session.memory.is_empty())
+    case.sessions.iter().find(|session| !session.taken.memory.is_empty())
 }
 
 fn cases(bench: &Bench) -> Table {
     let host = |session: &Session| {
-        let own = size(session.memory.get(HOST)?.terms.own());
-        let mapped = session.mapped_span;
+        let own = size(session.taken.memory.get(HOST)?.terms.own());
+        let mapped = session.taken.mapped_span;
         Some(if mapped.0 > 0 { format!("{own}, {mapped} mapped") } else { own })
     };
     by_case(bench, ">load|>devices|>host|>pp|>tg|>first token|>in all", |case| {
@@ -345,17 +345,18 @@ fn over_depth(bench: &Bench, title: &str, of: fn(&document::DepthRow) -> Option<
 
 fn memories(bench: &Bench) -> Vec<Block> {
     let none = BTreeMap::new();
-    let is_compared = |session: &&Session| !session.predicted.is_empty() && !session.memory.is_empty();
+    let is_compared = |session: &&Session| !session.taken.predicted.is_empty() && !session.taken.memory.is_empty();
     let compared = bench.cases.iter().filter_map(|case| Some((case, case.sessions.iter().find(is_compared)?)));
     let compared: Vec<(&Case, &Session)> = compared.collect();
     let first = compared.first().map(|(case, session)| {
         let title = format!("Memory of {}, predicted beside measured", case.name);
-        memory::against(&title, &session.predicted, &session.memory, session.mapped_span, &none)
+        let Taken { memory: measured, predicted, mapped_span, .. } = &session.taken;
+        memory::against(&title, predicted, measured, *mapped_span, &none)
     });
-    let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.comparison.as_slice()));
+    let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.taken.comparison.as_slice()));
     let errors = errors(&rows.collect::<Vec<_>>());
     let seen = bench.cases.iter().filter_map(|case| Some((case.name.as_str(), with_memory(case)?)));
-    let sides: Vec<Side<'_>> = seen.map(|(name, session)| (name, &session.memory, Fill::Plain)).collect();
+    let sides: Vec<Side<'_>> = seen.map(|(name, session)| (name, &session.taken.memory, Fill::Plain)).collect();
     let all = (sides.len() > 1).then(|| Block::Figure(memory::figure("Memory of every case, measured", &sides, &none)));
     first.into_iter().chain(errors).chain(all).collect()
 }

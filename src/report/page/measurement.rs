@@ -8,7 +8,7 @@ use super::speed::Unit::{Rate, Time};
 use super::speed::{Entry, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, file_name, placement, plan};
 use crate::bytes::Bytes;
-use crate::measurement::{Launched, Measurement, Row};
+use crate::measurement::{Launched, Measurement, Row, Taken};
 use crate::memory::HOST;
 use crate::number::{counted, seconds, thousands};
 use crate::plan::Plan;
@@ -31,8 +31,9 @@ impl Document for Measurement {
         }));
         page.push(Block::KeyFigures(self.figures()));
         page.detail(plan.map(|plan| Block::Command(String::new(), plan.command.clone())));
-        page.push(errors(&[("", &self.comparison)]));
-        page.detail(memory::against(MEMORY, &self.predicted, &self.memory, self.mapped_span, &budgets(plan)));
+        page.push(errors(&[("", &self.taken.comparison)]));
+        let Taken { memory, predicted, mapped_span, .. } = &self.taken;
+        page.detail(memory::against(MEMORY, predicted, memory, *mapped_span, &budgets(plan)));
         page.detail(self.speeds());
         page.detail(map(plan));
         page.push(Block::Table("The launch".into(), self.facts()));
@@ -46,7 +47,7 @@ impl Document for Measurement {
         let mut summary = Summary::measured(title, speed.summary.pp, speed.summary.tg);
         summary.pp.samples.clone_from(&speed.pp);
         summary.tg.samples.clone_from(&speed.tg);
-        vec![Summary { memory: Some(self.memory.clone()), first: speed.summary.first_token, ..summary }]
+        vec![Summary { memory: Some(self.taken.memory.clone()), first: speed.summary.first_token, ..summary }]
     }
 }
 
@@ -64,7 +65,7 @@ fn map(plan: Option<&Plan>) -> Option<Block> {
 
 impl Measurement {
     fn verdict(&self) -> Block {
-        let rows = &self.comparison;
+        let rows = &self.taken.comparison;
         let is_exact = rows.iter().all(|row| row.error == 0.0);
         let is_printed = rows.iter().any(|row| row.resolution > Bytes(0));
         let text = match (outside(rows), is_exact) {
@@ -80,7 +81,7 @@ impl Measurement {
     fn figures(&self) -> Vec<KeyFigure> {
         let (speed, summary) = (&self.speed, &self.speed.summary);
         let tokens = |n: u32, depth: u32| format!("tokens/s of {} tokens{},", thousands(n.into()), at_depth(depth));
-        let devices = self.memory.iter().filter(|(device, _)| *device != HOST);
+        let devices = self.taken.memory.iter().filter(|(device, _)| *device != HOST);
         [
             Rate.figure("Prompt", summary.pp, &tokens(speed.n_prompt, speed.depth)),
             Rate.figure("Generation", summary.tg, &tokens(speed.n_generate, 0)),
@@ -115,11 +116,11 @@ impl Measurement {
         let mut table = Table::facts([
             ("runtime", Some(format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend))),
             ("process", Some(memory)),
-            ("mapped", (self.mapped_span > Bytes(0)).then(|| format!("{} of the file", self.mapped_span))),
+            ("mapped", (self.taken.mapped_span > Bytes(0)).then(|| format!("{} of the file", self.taken.mapped_span))),
         ]);
-        for (device, used) in &self.device_used {
+        for (device, used) in &self.taken.device_used {
             let of = |times: &BTreeMap<String, Bytes>| times.get(device).copied();
-            let loaded = of(&self.device_use.loaded).zip(of(&self.device_use.before));
+            let loaded = of(&self.taken.device_use.loaded).zip(of(&self.taken.device_use.before));
             let loaded = loaded.and_then(|(loaded, before)| loaded.0.checked_sub(before.0).map(Bytes));
             let loaded = loaded.map_or(String::new(), |loaded| format!(", {loaded} when loaded"));
             table.row(row![device, format!("{used} at the peak{loaded}, by the driver")]);
