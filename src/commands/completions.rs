@@ -38,7 +38,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 
 fn named(command: Command) -> Command {
     // The parser wants names that live as long as the program, which prints and ends.
-    let models: Vec<&'static str> = spec::names().into_iter().map(|name| &*name.leak()).collect();
+    let models = spec::names().into_iter().chain(spec::projectors());
+    let models: Vec<&'static str> = models.map(|name| &*name.leak()).collect();
     let built_in = |all: &[(&'static str, &str)]| all.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     let with = |command: Command, argument: &'static str, names: Vec<&'static str>| {
         command.mut_arg(argument, |argument| argument.value_parser(PossibleValuesParser::new(names)))

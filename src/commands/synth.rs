@@ -192,7 +192,7 @@ pub(crate) struct List {
 
 fn list(output: &Output) -> anyhow::Result<Outcome> {
     let mut models = Vec::new();
-    for name in spec::names() {
+    for name in spec::names().into_iter().chain(spec::projectors()) {
         let spec = spec::named(&name)?;
         let (recipe, tensors) = synth::tensors(&spec, &Wish::default())?;
         let totals = synth::totals(&tensors);
@@ -201,7 +201,7 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
             name,
             architecture: spec.architecture.clone(),
             recipe: recipe.name,
-            experts: spec.number("n_expert", &dims)?,
+            experts: spec.number("n_expert", &dims).unwrap_or(0),
             used: spec.number("n_expert_used", &dims).unwrap_or(0),
             published: synth::checks(&spec, recipe, &totals),
             totals,
@@ -218,7 +218,11 @@ impl page::Document for List {
         let rows = self.models.iter().map(|of| {
             let checked = of.published.iter().filter(|check| !check.what.starts_with("tensors."));
             let word = |check: &Check| format!("{} {}", check.what, if check.ok { "EQUAL" } else { "DIFFERS" });
-            let experts = if of.experts == 0 { "dense".into() } else { format!("{}/{}", of.used, of.experts) };
+            let experts = match of.experts {
+                0 if of.architecture == "clip" => "–".into(),
+                0 => "dense".into(),
+                experts => format!("{}/{experts}", of.used),
+            };
             let Totals { tensors, parameters, bytes, .. } = of.totals;
             let published = checked.map(word).collect::<Vec<_>>().join(", ");
             row![of.name, of.architecture, of.recipe, experts, tensors, thousands(parameters), bytes, published]

@@ -22,6 +22,8 @@ pub struct Compute {
     pub by_device: BTreeMap<String, Bytes>,
     /// Whether attention is one operation (`-fa auto` resolved).
     pub flash_attn: bool,
+    /// What a projector takes beside it, where that was counted.
+    pub projector: Option<super::Projector>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +49,7 @@ impl<'a> Launch<'a> {
             None => Some(super::HOST.to_string()),
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
-        Ok(Compute { by_device: named.collect(), flash_attn })
+        Ok(Compute { by_device: named.collect(), flash_attn, projector: None })
     }
 
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {

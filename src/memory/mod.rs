@@ -253,7 +253,10 @@ pub fn as_far_as_known(
     }
     // One that `-hf` fetches by itself is in no flag.
     if run.has_projector() || (run.mmproj_auto && model.projector.is_some()) {
-        forecast.add_projector(model, machine, run)?;
+        match compute.and_then(|known| known.projector.clone()) {
+            Some(known) => forecast.take_projector(known),
+            None => forecast.add_projector(model, machine, run)?,
+        }
     }
     if forecast.counts("overhead") {
         forecast.add_overhead(model, machine, run);
@@ -369,7 +372,8 @@ impl Forecast {
     /// The target's compute column, where compute is counted.
     pub fn compute(&self) -> Compute {
         let by_device = self.target.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
-        Compute { by_device, flash_attn: self.flash_attn == Some(true) }
+        let projector = self.projector.clone().filter(|_| self.counts("projector"));
+        Compute { by_device, flash_attn: self.flash_attn == Some(true), projector }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {

@@ -15,7 +15,7 @@ use crate::placement::{self, Buffer};
 use crate::run::{FlashAttn, RunConfig};
 
 /// What a projector takes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Projector {
     /// Which of `Machine::devices` holds all of its weights; `None` = the host.
     pub device: Option<u16>,
@@ -88,16 +88,21 @@ impl Forecast {
         }
         let mut memory = MemoryByDevice::from([(name.to_string(), own)]);
         memory.entry(HOST.to_string()).or_default().compute += on_host;
-        for (name, row) in &memory {
-            let sum = self.row(name);
-            (sum.model, sum.compute) = (sum.model + row.model, sum.compute + row.compute);
-        }
         let kinds: Vec<_> = encoders.iter().map(|encoder| format!("`{}`", encoder.kind.name)).collect();
         self.note("projector.model", format!("the tensors that llama.cpp loads of {} on {name}", kinds.join(" and ")));
         let reserved: Vec<_> = encoders.iter().map(reserved_for).collect();
         self.note("projector.compute", format!("the graph of {}", reserved.join(", and of ")));
-        self.projector = Some(Projector { device: at, memory });
+        self.take_projector(Projector { device: at, memory });
         Ok(())
+    }
+
+    /// Adds a projector whose memory is known.
+    pub(super) fn take_projector(&mut self, projector: Projector) {
+        for (name, row) in &projector.memory {
+            let sum = self.row(name);
+            (sum.model, sum.compute) = (sum.model + row.model, sum.compute + row.compute);
+        }
+        self.projector = Some(projector);
     }
 }
 
