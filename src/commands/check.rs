@@ -83,7 +83,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     add_companions(&mut model, &mut command.run, |path| model_arg::open(path, output))?;
     let tensors = args.tensors || output.format() == Format::Html;
     let margin = args.machine.margin.unwrap_or_default();
-    let options = Options { margin, tensors, ignored: &args.ignore, planned: None };
+    let options = Options { margin, tensors, ignored: &args.ignore, is_plan: false };
     let checkup = checkup::check(&model, &machine, &command, options)?;
     let command = shell(&args.command).unwrap_or_else(|| args.command.join(" "));
     let document = plan::Checked { model: plan::summary(&model, &name.display().to_string()), command, checkup };

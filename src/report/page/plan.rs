@@ -1,7 +1,7 @@
 //! A check and a plan: whether it fits, what it takes of which device, how fast it is predicted to be, and the command.
 
 use super::compare::Summary;
-use super::memory::{by_device, counted, size};
+use super::memory::{by_device, counted, main_memory, size};
 use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, dotted, named, placement};
 use crate::bytes::Bytes;
@@ -33,6 +33,7 @@ impl Document for Checked {
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(launch(check)));
         page.push(by_device(check));
+        page.push(main_memory(check));
         page.push(parts(check));
         page.push(after_fitting(check));
         // Where budgets come from that are not exact figures.
@@ -62,6 +63,7 @@ impl Document for Plan {
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
         page.push(by_device(check));
+        page.push(main_memory(check));
         page.push(parts(check));
         page.push(self.machine.budget_notes().map(Block::Prose));
         placed(&mut page, check);
@@ -293,13 +295,18 @@ impl Plan {
 
     /// The proposed launch beside the others, where there are any.
     fn beside(&self, title: &str, of: fn(&Speed) -> f64) -> Option<Block> {
-        let others = self.why.alternatives.iter().filter(|other| other.fits);
+        let others = self.others().filter(|other| other.fits);
         let others: Vec<Entry> = others
             .map(|other| Entry { tone: Some(Tone::Overhead), ..Entry::predicted(&other.what, &other.speed, of) })
             .collect();
         let is_alone = others.is_empty();
         let proposed = Entry::predicted("proposed", &self.speed, of);
         chart(title, Unit::TokensPerSecond, [proposed].into_iter().chain(others)).filter(|_| !is_alone)
+    }
+
+    /// What llama.cpp would choose, then what else there is.
+    fn others(&self) -> impl Iterator<Item = &Alternative> {
+        self.fit_choice.iter().map(|choice| &choice.launch).chain(&self.why.alternatives)
     }
 
     fn tables(&self) -> impl Iterator<Item = Block> {
@@ -317,7 +324,7 @@ impl Plan {
         let tables = [
             ("What takes the room", Table::rows_of("term|>bytes|fix|>frees|costs", terms)),
             ("What takes the time", Table::rows_of("phase|time goes to|>seconds", times)),
-            ("What else there is", launches(&self.why.alternatives)),
+            ("What else there is", launches(self.others())),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
         tables.into_iter().filter_map(|(caption, table)| Block::table(caption, table))
@@ -334,7 +341,7 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
     format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts)
 }
 
-fn launches(others: &[Alternative]) -> Table {
+fn launches<'a>(others: impl IntoIterator<Item = &'a Alternative>) -> Table {
     let row = |other: &Alternative| {
         [
             other.what.clone(),
@@ -347,5 +354,5 @@ fn launches(others: &[Alternative]) -> Table {
             other.note.clone().unwrap_or_default(),
         ]
     };
-    Table::rows_of("change|fits|>blocks on host|>pp|>tg|>turn|>|", others.iter().map(row))
+    Table::rows_of("change|fits|>blocks on host|>pp|>tg|>turn|>|", others.into_iter().map(row))
 }
