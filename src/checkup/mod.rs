@@ -166,18 +166,8 @@ pub struct PartRow {
     /// Of a draft model or a projector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    pub memory: BTreeMap<String, MemoryTerms>,
-}
-
-/// A part's memory on one device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct MemoryTerms {
-    pub model: Bytes,
-    pub context: Bytes,
-    /// Absent where it is not predicted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compute: Option<Bytes>,
+    /// By device, without overhead and sum; compute only where it is predicted.
+    pub memory: BTreeMap<String, Row>,
 }
 
 impl PartRow {
@@ -187,10 +177,12 @@ impl PartRow {
             return Vec::new();
         }
         let part = |what, path: Option<&String>, memory: &memory::MemoryByDevice| {
-            let terms = |row: &MemoryBreakdown| MemoryTerms {
+            let terms = |row: &MemoryBreakdown| Row {
                 model: row.model,
-                context: row.context,
+                context: Some(row.context),
                 compute: (what != What::Projector).then_some(row.compute),
+                overhead: None,
+                total: None,
             };
             let memory = memory.iter().map(|(key, row)| (key.clone(), terms(row))).collect();
             Self { what, path: path.cloned(), memory }
@@ -198,7 +190,7 @@ impl PartRow {
         let draft = run.draft_model.as_ref().or(run.draft_hf.as_ref());
         let projector = run.mmproj.as_ref().or(run.mmproj_url.as_ref());
         let mut parts = vec![part(What::Target, None, &forecast.target)];
-        parts.extend(forecast.drafting.iter().map(|drafting| part(drafting.what, draft, &drafting.memory)));
+        parts.extend(forecast.drafting.iter().map(|drafting| part(What::Drafting, draft, &drafting.memory)));
         parts.extend(forecast.projector.iter().map(|memory| part(What::Projector, projector, memory)));
         parts
     }

@@ -48,7 +48,7 @@ impl HostNeeds {
         let vocab_size = u64::from(model.hparams.vocab_size);
         let logits = Bytes(u64::from(forecast.numbers.n_seq_max).saturating_mul(vocab_size).saturating_mul(4));
         let process = PROGRAM + Bytes(vocab_size.saturating_mul(PER_TOKEN));
-        let pinned = pinned(machine, forecast, logits);
+        let pinned = pinned(model, machine, forecast, logits);
         let reserve = machine.host.ram.map_or(Bytes(0), |ram| reserve(ram, pinned));
         let mut needs = Self { process, logits, prompt_cache: Some(Bytes(0)), reserve, pinned, ..Self::default() };
         if matches!(run.program, Program::Server | Program::Cli) {
@@ -104,13 +104,15 @@ fn checkpoint(forecast: &Forecast) -> u64 {
 
 /// Weights of the host in pinned buffers, and what every context with a device that has such buffers pins: its logits and the
 /// host's compute buffer.
-fn pinned(machine: &Machine, forecast: &Forecast, logits: Bytes) -> Bytes {
+fn pinned(model: &Model, machine: &Machine, forecast: &Forecast, logits: Bytes) -> Bytes {
     let mut devices = forecast.placement.taking_part(machine);
     if !devices.any(|(_, device)| device.backend.host_buffer_name().is_some()) {
         return Bytes(0);
     }
-    let copies = forecast.placements().flat_map(|placement| &placement.copies).flatten();
-    let weights: Bytes = copies.filter(|copy| copy.buffer == Buffer::HostPinned).map(|copy| copy.bytes).sum();
+    // The model's own NextN blocks are in its placement already.
+    let drafting = forecast.drafting.as_ref().filter(|_| model.draft.is_some()).map(|part| &part.placement);
+    let copies = [Some(&forecast.placement), drafting].into_iter().flatten().flat_map(|placement| &placement.copies);
+    let weights: Bytes = copies.flatten().filter(|copy| copy.buffer == Buffer::HostPinned).map(|copy| copy.bytes).sum();
     let compute = forecast.memory.get(super::HOST).map_or(Bytes(0), |row| row.compute);
     weights + compute + logits
 }
@@ -124,7 +126,7 @@ mod tests {
     use crate::synth;
 
     fn needs(name: &str, run: &RunConfig) -> HostNeeds {
-        let model = synth::model(name, "Q8_0");
+        let model = synth::model(name, None);
         let devices = Device::of_budgets(Backend::Cuda, &[Bytes(24 * GIB)]).unwrap();
         let machine = Machine::new(devices, Host { ram: Some(Bytes(64 * GIB)), ..Host::default() }).unwrap();
         forecast(&model, &machine, run).unwrap().host_needs

@@ -14,7 +14,7 @@ pub mod pools;
 pub mod sched;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -105,7 +105,6 @@ pub enum What {
 /// One loaded model of a launch, or one context.
 #[derive(Debug, Clone)]
 pub struct Part {
-    pub what: What,
     pub placement: Placement,
     /// llama.cpp's own sums: without overhead.
     pub memory: MemoryByDevice,
@@ -401,7 +400,7 @@ impl<'a> Launch<'a> {
             forecast.note(&format!("drafting.{}", basis.quantity), basis.how);
         }
         let Forecast { placement, memory, caches, .. } = part;
-        forecast.drafting = Some(Part { what: What::Drafting, placement, memory, caches });
+        forecast.drafting = Some(Part { placement, memory, caches });
         Ok(())
     }
 
@@ -527,25 +526,14 @@ impl Forecast {
         std::iter::once(&self.caches).chain(self.drafting.iter().map(|part| &part.caches))
     }
 
-    /// Where the tensors of each loaded model are.
-    pub fn placements(&self) -> impl Iterator<Item = &Placement> {
-        std::iter::once(&self.placement).chain(self.drafting.iter().map(|part| &part.placement))
-    }
-
     /// The devices that the launch uses, by their place in the machine.
     pub fn devices(&self) -> Vec<u16> {
+        let placements = std::iter::once(&self.placement).chain(self.drafting.iter().map(|part| &part.placement));
         let of = |placement: &Placement| {
-            [Some(&placement.devices), placement.shares.as_ref().map(|all| &all.devices)]
-                .into_iter()
-                .flatten()
-                .flatten()
-                .copied()
-                .collect::<Vec<_>>()
+            let shares = placement.shares.iter().flat_map(|shares| &shares.devices);
+            placement.devices.iter().chain(shares).copied().collect::<Vec<_>>()
         };
-        let mut devices: Vec<u16> = self.placements().flat_map(of).collect();
-        devices.sort_unstable();
-        devices.dedup();
-        devices
+        placements.flat_map(of).collect::<BTreeSet<u16>>().into_iter().collect()
     }
 
     /// The target's compute column, where compute is counted.

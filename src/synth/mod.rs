@@ -85,10 +85,10 @@ pub fn hole(name: &str, folder: &Path) -> Result<PathBuf, Box<dyn std::error::Er
     Ok(path)
 }
 
-/// The header of a known model, quantised by a recipe.
+/// The header of a known model, by a recipe or its own.
 #[cfg(test)]
-pub fn model(name: &str, recipe: &str) -> crate::model::Model {
-    let wish = Wish { recipe: recipe::named(recipe), ..Wish::default() };
+pub fn model(name: &str, recipe: Option<&str>) -> crate::model::Model {
+    let wish = Wish { recipe: recipe.and_then(recipe::named), ..Wish::default() };
     let synthesis = synthesize(&spec::named(name).unwrap(), &wish).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");

@@ -131,9 +131,10 @@ fn parts(check: &Checkup) -> Option<Block> {
             What::Projector => "projector",
         };
         part.memory.iter().map(move |(device, row)| {
-            let compute = row.compute.map_or_else(|| "not predicted".to_string(), |bytes| bytes.to_string());
+            let [context, compute] = [row.context, row.compute]
+                .map(|bytes| bytes.map_or_else(|| "not predicted".to_string(), |bytes| bytes.to_string()));
             let path = part.path.clone().unwrap_or_default();
-            [name(part.what).to_string(), device.clone(), row.model.to_string(), row.context.to_string(), compute, path]
+            [name(part.what).to_string(), device.clone(), row.model.to_string(), context, compute, path]
         })
     });
     let table = Table::rows_of("part|device|>model|>context|>compute|file", rows);
