@@ -106,6 +106,13 @@ fn verdict(check: &Checkup) -> Block {
             let text = format!("Does not fit as written ({}); llama.cpp's own fitting makes it fit.", short(check));
             (Verdict::Open, text)
         }
+        (Some(false), false) if check.verdict == Some(checkup::Verdict::Paged) => {
+            let text = format!(
+                "Main memory does not hold it ({}): mapped weights are read from the disk again and again.",
+                short(check)
+            );
+            (Verdict::Bad, text)
+        }
         (_, false) if check.verdict == Some(checkup::Verdict::WithoutParts) => {
             let parts: Vec<&str> = check.uncounted.iter().map(|term| &*term.what).collect();
             (Verdict::Open, format!("Fits without {}, which is not counted.", parts.join(" and ")))
