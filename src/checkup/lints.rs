@@ -48,6 +48,8 @@ pub(super) struct Facts<'a> {
     pub model: &'a Model,
     pub machine: &'a Machine,
     pub command: &'a ParsedCommand,
+    /// What variables made of the machine's cards.
+    pub selected: Vec<Note>,
     pub run: &'a RunConfig,
     pub forecast: &'a Forecast,
     pub overrides: &'a [OverrideRow],
@@ -152,7 +154,7 @@ const LINTS: &[Rule] = &[
         let mut rows: Vec<&OverrideRow> = Vec::new();
         for group in facts.groups {
             let entries = facts.entries(group);
-            let dead = entries.iter().filter(|row| row.matches == 0);
+            let dead = entries.iter().filter(|row| row.matches == 0 && unplaced(facts, row).is_none());
             // `-ncmoe N` makes N entries; one that finds no experts in a dense block is no mistake of its own, and that it counts
             // dense blocks is another lint.
             if entries.first().is_some_and(is_written) {
@@ -165,10 +167,27 @@ const LINTS: &[Rule] = &[
             "the quotes are part of the pattern: leave the inner ones out"
         } else if rows.iter().all(|row| !is_written(row)) {
             "the model has no routed experts to move: leave the flag out"
+        } else if let Some(meant) = rows.first().and_then(|row| meant(facts, row)) {
+            &format!("did you mean `{meant}`?")
         } else {
             "`moeplan inspect MODEL --tensors` lists the names"
         };
         found(format!("{} matches no tensor of this model", first_of(&rows)?), hint)
+    }),
+    // A tensor that is left out, or whose rows stay in the file (`TENSOR_READ_LAZY`).
+    ("rule-never-placed", Warning, |facts| {
+        let written =
+            facts.overrides.iter().filter(|row| is_written(row) && row.tensors == 0 && row.shadowed_by.is_none());
+        let (rule, (name, is_lazy)) = written.filter_map(|row| Some((shown(row), unplaced(facts, row)?))).next()?;
+        if is_lazy {
+            return found(
+                format!(
+                    "{rule} decides nothing: llama.cpp never places `{name}`, it reads its rows from the file as they are needed"
+                ),
+                "leave the rule out; `-lzm off` loads the table, and then the rule counts",
+            );
+        }
+        found(format!("{rule} decides nothing: this launch does not load `{name}`"), "leave the rule out")
     }),
     // Beaten by `LLAMA_ARG_*`, which llama.cpp reads first.
     ("rule-beaten-by-environment", Warning, |facts| {
@@ -615,6 +634,9 @@ const NOTES: &[(&str, Severity)] = &[
     ("config-file-read", Warning),
     ("projector", Warning),
     ("first-variant", Info),
+    ("container-without-gpu", Warning),
+    ("cards-selected", Info),
+    ("koboldcpp", Info),
     ("what-if", Info),
     ("imatrix-needed", Warning),
     ("requantized", Warning),
@@ -627,7 +649,8 @@ pub fn codes() -> impl Iterator<Item = (&'static str, Severity)> {
 
 /// The lints of a command: errors first, at most one of each code.
 pub(super) fn lints(facts: &Facts<'_>) -> Vec<Lint> {
-    let mut lints = noted(&facts.command.notes);
+    let is_told = |note: &&Note| note.code != "projector" || facts.model.projector.is_none();
+    let mut lints = noted(facts.command.notes.iter().filter(is_told).chain(&facts.selected));
     lints.extend(LINTS.iter().filter_map(|(code, severity, find)| {
         let (message, hint) = find(facts)?;
         Some(Lint { code: (*code).into(), severity: *severity, message, hint: Some(hint) })
@@ -637,7 +660,7 @@ pub(super) fn lints(facts: &Facts<'_>) -> Vec<Lint> {
 }
 
 /// The notes, those of one code in one lint.
-fn noted(notes: &[Note]) -> Vec<Lint> {
+fn noted<'a>(notes: impl IntoIterator<Item = &'a Note>) -> Vec<Lint> {
     let mut lints: Vec<Lint> = Vec::new();
     for Note { code, message, hint } in notes {
         if let Some(lint) = lints.iter_mut().find(|lint| lint.code == *code) {
@@ -774,6 +797,49 @@ fn shown(row: &OverrideRow) -> String {
     }
 }
 
+/// The first tensor of a rule that has no tensor to place, and whether that one is read lazily.
+fn unplaced<'a>(facts: &Facts<'a>, row: &OverrideRow) -> Option<(&'a str, bool)> {
+    let pattern = pattern::parse(&row.pattern).ok()?;
+    let mut named = facts
+        .model
+        .tensors
+        .iter()
+        .zip(&facts.forecast.placement.copies)
+        .filter(|(tensor, _)| pattern.matches(&tensor.name));
+    let (first, copies) = named.next()?;
+    Some((first.name.as_str(), !copies.is_empty()))
+}
+
+/// How people write the names of tensors, and what llama.cpp calls them.
+const SLIPS: [(&str, &str); 12] = [
+    ("ffn_exps", "exps"),
+    ("ffn_experts", "exps"),
+    ("experts", "exps"),
+    ("expert", "exps"),
+    ("_exp", "_exps"),
+    ("ffn_moe", "exps"),
+    ("moe", "exps"),
+    ("model.layers", "blk"),
+    ("layers", "blk"),
+    ("block", "blk"),
+    ("self_attn", "attn"),
+    ("shared_exps", "shexp"),
+];
+
+/// What a rule that matches nothing was meant to be: the first slip whose mending matches.
+fn meant(facts: &Facts<'_>, row: &OverrideRow) -> Option<String> {
+    let matches = |text: &str| {
+        let pattern = pattern::parse(text).ok();
+        pattern.is_some_and(|pattern| facts.model.tensors.iter().any(|tensor| pattern.matches(&tensor.name)))
+    };
+    // Backslashes doubled for a string of some language; capitals.
+    let spelled = row.pattern.replace(r"\\", r"\").to_lowercase();
+    let mended =
+        SLIPS.iter().filter(|(slip, _)| spelled.contains(slip)).map(|(slip, name)| spelled.replace(slip, name));
+    let found = std::iter::once(spelled.clone()).chain(mended).find(|text| *text != row.pattern && matches(text))?;
+    Some(format!("{found}={}", row.buffer))
+}
+
 /// The first of some rules, and how many more there are.
 fn first_of(rows: &[&OverrideRow]) -> Option<String> {
     let first = shown(rows.first()?);
@@ -812,11 +878,22 @@ fn block_number_open(facts: &Facts<'_>) -> Finding {
             (is_open, "end", r"end the number with `\.`: `blk\.1\.` is block 1 alone"),
             (is_open_before, "beginning", r"begin the number with `blk\.`: `blk\.[4-9]\.` is blocks 4 to 9 alone"),
         ];
+        // A match that begins before the number's first digit has all of the number.
+        let whole = pattern::parse(&format!("^.{{0,4}}(?:{})", row.pattern)).ok();
+        let asks_for = |block: u32, name: &str| {
+            let rest = name.strip_prefix("blk.").and_then(|name| name.strip_prefix(&block.to_string()));
+            let tail = block.to_string().split_off(1);
+            whole
+                .as_ref()
+                .zip(rest)
+                .is_some_and(|(whole, rest)| whole.matches(name) && !whole.matches(&format!("blk.Z{tail}{rest}")))
+        };
         for (is_open, side, hint) in sides {
             let mut seen = BTreeSet::new();
             let open: Vec<u32> = (facts.model.tensors.iter())
                 .filter_map(|tensor| Some((tensor.block.filter(|block| *block > 9)?, tensor.name.as_str())))
                 .filter(|(block, name)| pattern.matches(name) && seen.insert(*block) && is_open(&pattern, *block, name))
+                .filter(|(block, name)| side == "end" || !asks_for(*block, name))
                 .map(|(block, _)| block)
                 .collect();
             let Some(first) = open.first() else { continue };

@@ -17,7 +17,9 @@ use crate::memory::{
 use crate::model::Model;
 use crate::placement::{self, Placement, pattern};
 use crate::rules::Role;
-use crate::run::{Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers};
+use crate::run::{
+    Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers, visible,
+};
 use lints::Facts;
 pub use lints::{Lint, Severity};
 
@@ -180,7 +182,7 @@ impl PartRow {
             let terms = |row: &MemoryBreakdown| Row {
                 model: row.model,
                 context: Some(row.context),
-                compute: (what != What::Projector).then_some(row.compute),
+                compute: (what != What::Projector || forecast.counts("projector")).then_some(row.compute),
                 overhead: None,
                 total: None,
             };
@@ -191,7 +193,7 @@ impl PartRow {
         let projector = run.mmproj.as_ref().or(run.mmproj_url.as_ref());
         let mut parts = vec![part(What::Target, None, &forecast.target)];
         parts.extend(forecast.drafting.iter().map(|drafting| part(What::Drafting, draft, &drafting.memory)));
-        parts.extend(forecast.projector.iter().map(|memory| part(What::Projector, projector, memory)));
+        parts.extend(forecast.projector.iter().map(|part_of| part(What::Projector, projector, &part_of.memory)));
         parts
     }
 }
@@ -269,6 +271,8 @@ pub fn check(
     command: &ParsedCommand,
     options: Options<'_>,
 ) -> Result<Checkup, memory::Error> {
+    let (machine, selected) = visible::visible(machine, &command.environment);
+    let machine = &machine;
     let mut run = carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.
     let mut projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
@@ -292,6 +296,7 @@ pub fn check(
         model,
         machine,
         command,
+        selected,
         run,
         forecast: &forecast,
         overrides: &overrides,

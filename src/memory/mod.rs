@@ -11,6 +11,7 @@ pub mod graph;
 pub mod host;
 pub mod overhead;
 pub mod pools;
+pub mod projector;
 pub mod sched;
 
 use std::borrow::Cow;
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
-use crate::machine::{Backend, Device, Machine};
+use crate::machine::{Device, Machine};
 use crate::model::Model;
 use crate::placement::{self, Mapped, Placement};
 use crate::run::numbers::{ContextNumbers, numbers};
@@ -31,6 +32,7 @@ pub use caches::Caches;
 use compute::Compute;
 pub use context::ContextPerToken;
 pub use host::HostNeeds;
+pub use projector::Projector;
 
 pub use crate::placement::HOST;
 
@@ -123,8 +125,7 @@ pub struct Forecast {
     pub target: MemoryByDevice,
     /// What the launch loads beside the target.
     pub drafting: Option<Part>,
-    /// The projector's weights; what it computes with is in `uncounted`.
-    pub projector: Option<MemoryByDevice>,
+    pub projector: Option<Projector>,
     pub mapped: Mapped,
     pub host_needs: HostNeeds,
     pub numbers: ContextNumbers,
@@ -261,8 +262,9 @@ impl<'a> Launch<'a> {
         if self.run.has_drafting() && forecast.uncounted.is_empty() {
             self.add_drafting(&mut forecast)?;
         }
-        if self.run.has_projector() {
-            self.add_projector(&mut forecast)?;
+        // One that `-hf` fetches by itself is in no flag.
+        if self.run.has_projector() || (self.run.mmproj_auto && self.model.projector.is_some()) {
+            forecast.add_projector(self.model, self.machine, self.run)?;
         }
         Ok(forecast)
     }
@@ -404,24 +406,6 @@ impl<'a> Launch<'a> {
         Ok(())
     }
 
-    /// The projector: all of it on one device (`common/arg.cpp`, `tools/mtmd/clip.cpp` `clip_ctx`, `load_tensors`, b11434).
-    fn add_projector(self, forecast: &mut Forecast) -> Result<(), Error> {
-        let Some(projector) = &self.model.projector else {
-            forecast.leave_out("projector", "the projector's file is not known".to_string());
-            return Ok(());
-        };
-        let device = placement::projector_device(self.machine, self.run)?.and_then(|at| self.machine.device(at));
-        let backend = device.map_or(Backend::Cpu, |device| device.backend);
-        let weights = projector.tensors.iter().map(|tensor| backend.tensor_bytes(tensor.ty, tensor.shape)).sum();
-        let name = device.map_or(HOST, |device| device.name.as_str());
-        forecast.row(name).model += weights;
-        forecast.note("projector.model", format!("every tensor of its file on {name}"));
-        let row = MemoryBreakdown { model: weights, ..MemoryBreakdown::default() };
-        forecast.projector = Some(MemoryByDevice::from([(name.to_string(), row)]));
-        forecast.leave_out("projector", "the buffer that a projector computes with is not predicted".to_string());
-        Ok(())
-    }
-
     /// The caches.
     fn add_context(self, forecast: &mut Forecast) -> Result<(), Error> {
         let Self { model, machine, run, .. } = self;
@@ -529,11 +513,12 @@ impl Forecast {
     /// The devices that the launch uses, by their place in the machine.
     pub fn devices(&self) -> Vec<u16> {
         let placements = std::iter::once(&self.placement).chain(self.drafting.iter().map(|part| &part.placement));
+        let projector = self.projector.iter().filter_map(|projector| projector.device);
         let of = |placement: &Placement| {
             let shares = placement.shares.iter().flat_map(|shares| &shares.devices);
             placement.devices.iter().chain(shares).copied().collect::<Vec<_>>()
         };
-        placements.flat_map(of).collect::<BTreeSet<u16>>().into_iter().collect()
+        placements.flat_map(of).chain(projector).collect::<BTreeSet<u16>>().into_iter().collect()
     }
 
     /// The target's compute column, where compute is counted.

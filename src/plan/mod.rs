@@ -64,6 +64,25 @@ pub struct Checked {
     pub model: ModelSummary,
     /// The command that was checked, quoted for a shell; untrusted text.
     pub command: String,
+    /// Which command of a file it is: a section, a model, a service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Every combination of a grid of llama-bench; the figures are those of the largest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Variant>,
+}
+
+/// One of the launches that a command makes in turn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Variant {
+    /// What it takes of each list.
+    pub what: String,
+    pub n_ctx: u32,
+    pub memory: BTreeMap<String, checkup::Row>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fits: Option<bool>,
+    pub shortfall: BTreeMap<String, Bytes>,
 }
 
 /// The `moeplan/plan/1` document: everything of `check` for the proposed command, and the command.

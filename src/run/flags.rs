@@ -285,7 +285,8 @@ pub static ROWS: &[Flag] = &[
         .option("", "Compute on the host what is there, prompts too (llama.cpp: --no-op-offload)"),
     Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
-    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings").only(SERVER),
+    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings").only(SERVER)
+        .option("", "Plan for embeddings: every token yields an output row (llama.cpp: --embeddings)"),
     Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").instead(AS_EMBEDDING).only(SERVER) },
     Flag::new("-fitt --fit-target", FIT_TARGET).env("LLAMA_ARG_FIT_TARGET").bench("-fitt --fit-target").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fitc --fit-ctx", FIT_CONTEXT).env("LLAMA_ARG_FIT_CTX").bench("-fitc --fit-ctx").not_in_ik().instead(NOTHING_TO_FIT),
@@ -317,6 +318,8 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--mmproj-auto", switch!(mmproj_auto)).env("LLAMA_ARG_MMPROJ_AUTO").alone("--no-mmproj --no-mmproj-auto").only(SERVING),
     Flag::new("--mmproj-offload", switch!(mmproj_offload)).env("LLAMA_ARG_MMPROJ_OFFLOAD").alone("--no-mmproj-offload").only(SERVING),
     Flag::new("-mmdev --mmproj-device", word_of!(mmproj_device)).env("MTMD_BACKEND_DEVICE").only(SERVING),
+    Flag::new("--image-min-tokens", optional!(image_min_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MIN_TOKENS").only(SERVING),
+    Flag::new("--image-max-tokens", optional!(image_max_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MAX_TOKENS").only(SERVING),
     Flag::new("--override-kv", METADATA).instead(OWN_KEYS),
     Flag::new("-fitp --fit-print", Effect::FitPrint).env("LLAMA_ARG_FIT_ESTIMATE").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-m --model", Effect::Model).env("LLAMA_ARG_MODEL").bench("-m --model"),
@@ -603,20 +606,36 @@ pub(super) struct Removed {
     pub until: u32,
     /// What took its place: a flag, and the value that stands for it.
     pub instead: &'static str,
+    /// The same for the value 0 of llama-bench's flag.
+    pub when_off: &'static str,
+    /// Whether it is llama-bench's, which takes a value.
+    pub bench: bool,
+}
+
+impl Removed {
+    const fn new(names: &'static str, values: usize, until: u32, instead: &'static str) -> Self {
+        Self { names, values, until, instead, when_off: "", bench: false }
+    }
+
+    const fn of_bench(names: &'static str, instead: &'static str, when_off: &'static str) -> Self {
+        Self { when_off, bench: true, ..Self::new(names, 1, 10434, instead) }
+    }
 }
 
 /// Flags of older builds, and what took their place.
 const REMOVED: &[Removed] = &[
-    Removed { names: "--no-mmap", values: 0, until: 10434, instead: "--load-mode none" },
-    Removed { names: "--mmap", values: 0, until: 10434, instead: "--load-mode mmap" },
-    Removed { names: "--mlock", values: 0, until: 10434, instead: "--load-mode mmap+mlock" },
-    Removed { names: "--direct-io -dio", values: 0, until: 10434, instead: "--load-mode dio" },
-    Removed { names: "--no-direct-io -ndio", values: 0, until: 10434, instead: "--load-mode auto" },
-    Removed { names: "--draft --draft-n --draft-max", values: 1, until: 0, instead: "--spec-draft-n-max" },
-    Removed { names: "--draft-min --draft-n-min", values: 1, until: 0, instead: "--spec-draft-n-min" },
-    Removed { names: "--spec-ngram-size-n", values: 1, until: 0, instead: "--spec-ngram-simple-size-n" },
-    Removed { names: "--spec-ngram-size-m", values: 1, until: 0, instead: "--spec-ngram-simple-size-m" },
-    Removed { names: "--spec-ngram-min-hits", values: 1, until: 0, instead: "--spec-ngram-simple-min-hits" },
+    Removed::new("--no-mmap", 0, 10434, "--load-mode none"),
+    Removed::new("--mmap", 0, 10434, "--load-mode mmap"),
+    Removed::new("--mlock", 0, 10434, "--load-mode mmap+mlock"),
+    Removed::new("--direct-io -dio", 0, 10434, "--load-mode dio"),
+    Removed::new("--no-direct-io -ndio", 0, 10434, "--load-mode auto"),
+    Removed::new("--draft --draft-n --draft-max", 1, 0, "--spec-draft-n-max"),
+    Removed::new("--draft-min --draft-n-min", 1, 0, "--spec-draft-n-min"),
+    Removed::new("--spec-ngram-size-n", 1, 0, "--spec-ngram-simple-size-n"),
+    Removed::new("--spec-ngram-size-m", 1, 0, "--spec-ngram-simple-size-m"),
+    Removed::new("--spec-ngram-min-hits", 1, 0, "--spec-ngram-simple-min-hits"),
+    Removed::of_bench("-mmp --mmap", "--load-mode mmap", "--load-mode none"),
+    Removed::of_bench("-dio --direct-io", "--load-mode dio", "--load-mode auto"),
 ];
 
 /// How builds before `--load-mode` say how the file is read (`common/arg.cpp`, b10434).
@@ -632,11 +651,11 @@ pub fn old_load_mode(mode: LoadMode) -> &'static [&'static str] {
 
 /// What took the place of one of those flags: `--load-mode` and its value.
 pub fn new_load_mode(word: &str) -> Option<&'static str> {
-    find_removed(word).map(|flag| flag.instead).filter(|instead| instead.starts_with("--load-mode "))
+    find_removed(word, false).map(|flag| flag.instead).filter(|instead| instead.starts_with("--load-mode "))
 }
 
-pub(super) fn find_removed(word: &str) -> Option<&'static Removed> {
-    REMOVED.iter().find(|flag| words(flag.names).any(|name| name == word))
+pub(super) fn find_removed(word: &str, bench: bool) -> Option<&'static Removed> {
+    REMOVED.iter().filter(|flag| flag.bench == bench).find(|flag| words(flag.names).any(|name| name == word))
 }
 
 #[cfg(test)]

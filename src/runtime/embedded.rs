@@ -320,6 +320,7 @@ fn context_params(launch: &Launch) -> sys::llama_context_params {
     let mut params = unsafe { sys::llama_context_default_params() };
     params.n_ctx = match (run.n_ctx, run.kv_unified_per_slot) {
         (0, Some(per_slot)) => per_slot.saturating_mul(n_seq_max),
+        (n_ctx, _) if run.program.takes_chunks() => n_ctx.saturating_mul(n_seq_max),
         (n_ctx, _) => n_ctx,
     };
     params.n_batch = run.n_batch;
@@ -328,7 +329,7 @@ fn context_params(launch: &Launch) -> sys::llama_context_params {
     // A server asks for a row a slot and drafted token, the other tools for all (tools/server/server-context.cpp, b11434).
     params.n_outputs_max = match run.program {
         Program::Server | Program::Cli => n_seq_max.saturating_mul(run.n_draft.saturating_add(1)).min(run.n_batch),
-        Program::Bench | Program::FitParams => 0,
+        _ => 0,
     };
     params.n_outputs_max_per_seq = 1;
     params.n_rs_seq = run.n_rs_seq;

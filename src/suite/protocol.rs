@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::document::{Prompt, Settings};
 use crate::expectation::{self, Expectations};
 
-static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml"))];
+pub static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml"))];
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,19 +112,10 @@ pub enum Error {
 
 pub const CASES: [&str; 4] = ["plan", "all-on-device", "experts-on-host", "fit"];
 
-pub fn built_in_names() -> impl Iterator<Item = &'static str> {
-    BUILT_IN.iter().map(|(name, _)| *name)
-}
-
 impl Suite {
     pub fn protocol() -> Self {
         let (name, text) = BUILT_IN[0];
         Self::from_yaml(name, text).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    pub fn built_in(name: &str) -> Option<Result<Self, Error>> {
-        let (name, text) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
-        Some(Self::from_yaml(name, text))
     }
 
     pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
@@ -157,7 +148,7 @@ impl Suite {
         }
         let mut expected = self.models.iter().filter_map(|model| model.expect.as_deref());
         if let Some(name) = expected.find(|name| expectation::built_in(name).is_none()) {
-            let known = expectation::built_in_names().collect::<Vec<_>>().join(", ");
+            let known = expectation::BUILT_IN.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
             return Some(format!("no expectations `{name}`; there are {known}"));
         }
         let problems = [

@@ -115,7 +115,7 @@ fn a_tuning_survives_being_stopped_and_killed_and_ends_with_a_command() {
     let output = bench.tune(&turn).output().expect("moeplan");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains(&format!("{} launches measured before are taken over", before.len())), "{said}");
+    assert!(said.contains(&format!("{} earlier measurements are reused from", before.len())), "{said}");
     let document: Value = serde_json::from_slice(&output.stdout).expect("a document");
     schemas::assert_valid(&document);
     let after = bench.visits();

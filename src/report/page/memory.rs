@@ -127,7 +127,7 @@ pub fn errors(launches: &[(&str, &[Row])]) -> Option<Block> {
     let rows = rows.map(|(launch, row)| {
         let difference = match i128::from(row.predicted.0) - i128::from(row.measured.0) {
             0 => "0".to_string(),
-            off if off.unsigned_abs() <= u128::from(row.resolution.0) => "none that a log shows".to_string(),
+            off if off.unsigned_abs() <= u128::from(row.resolution.0) => "below the log's precision".to_string(),
             off => {
                 // Two sizes of 64 bits differ by no more than 64 bits.
                 let size = small_size(Bytes(u64::try_from(off.unsigned_abs()).unwrap_or(u64::MAX)));
