@@ -68,30 +68,18 @@ fn temporaries(tensor: &Tensor, tokens: u64, model: &Model, tiles: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::machine::{Backend, Device, Host, Machine};
     use crate::memory::{forecast, overhead};
-    use crate::synth::output::{Fill, Watch, write};
-    use crate::synth::{Wish, spec, synthesize};
-
-    fn model(name: &str, recipe: &str) -> Model {
-        let wish = Wish { recipe: crate::synth::recipe::named(recipe), ..Wish::default() };
-        let synthesis = synthesize(&spec::named(name).unwrap(), &wish).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.gguf");
-        let stop = AtomicBool::new(false);
-        write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
-        Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
-    }
+    use crate::synth::model;
 
     /// What an H100 80GB (driver 580, b11434) showed beyond llama.cpp's own sum, in MiB: loaded, and after long prompts.
     #[test]
     fn an_h100_is_predicted_within_32_mib() {
-        let qwen = model("qwen3-30b-a3b", "Q4_K_M");
-        let oss = model("gpt-oss-20b", "F16");
-        let deepseek = model("deepseek-moe-16b", "F16");
+        let qwen = model("qwen3-30b-a3b", Some("Q4_K_M"));
+        let oss = model("gpt-oss-20b", Some("F16"));
+        let deepseek = model("deepseek-moe-16b", Some("F16"));
         for (model, args, loaded, peak) in [
             (&qwen, "-ncmoe 40", 600, 710),
             (&qwen, "-ncmoe 35 -lm none -ub 2048", 624, 788),

@@ -10,8 +10,7 @@ use crate::run::{LoadMode, Override, Program};
 
 /// A known model by its header alone.
 fn model(name: &str) -> Model {
-    let folder = tempfile::tempdir().unwrap();
-    Model::from_gguf(crate::gguf::open(&crate::synth::hole(name, folder.path()).unwrap()).unwrap()).unwrap()
+    crate::synth::model(name, None)
 }
 
 fn machine(description: &str) -> Machine {

@@ -85,6 +85,18 @@ pub fn hole(name: &str, folder: &Path) -> Result<PathBuf, Box<dyn std::error::Er
     Ok(path)
 }
 
+/// The header of a known model, by a recipe or its own.
+#[cfg(test)]
+pub fn model(name: &str, recipe: Option<&str>) -> crate::model::Model {
+    let wish = Wish { recipe: recipe.and_then(recipe::named), ..Wish::default() };
+    let synthesis = synthesize(&spec::named(name).unwrap(), &wish).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let watch = output::Watch { wrote: &|_| (), stop: &AtomicBool::new(false) };
+    output::write(&synthesis, &path, output::Fill::Hole, false, watch).unwrap();
+    crate::model::Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
+}
+
 /// The recipe and the tensors of a wish: all that totals need, without the vocabulary.
 pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Error> {
     let recipe = wish.recipe.or_else(|| recipe::named(&spec.recipe));

@@ -57,18 +57,7 @@ fn row(json: &serde_json::Value) -> Row {
 
 /// The card of the projections.
 fn machine() -> Machine {
-    let card = Device {
-        name: "CUDA0".to_string(),
-        buffer: "CUDA0".to_string(),
-        backend: Backend::Cuda,
-        description: None,
-        total: Bytes::mib(81079),
-        free: Bytes::mib(81079),
-        sold_as: None,
-        overhead: None,
-        calibration: None,
-        rates: None,
-    };
+    let card = Device::new("CUDA0".to_string(), Backend::Cuda, Bytes::mib(81079));
     Machine { devices: vec![card], host: Host { isa: Isa::X86Amx, ..Host::default() } }
 }
 
