@@ -229,7 +229,7 @@ fn launches_of_several_parts() {
             });
             for device in ["CUDA0", "CUDA1"] {
                 let row = &check.parts[0].memory[device];
-                let ours = [row.model, row.context, row.compute.expect("compute")].map(Bytes::in_mib);
+                let ours = [row.model, row.context.expect("context"), row.compute.expect("compute")].map(Bytes::in_mib);
                 if ours.iter().zip(theirs).any(|(ours, theirs)| (ours - theirs).abs() > 0.0101) {
                     wrong.push(format!("{name} {flags}: {device} {ours:?}, llama.cpp {theirs:?}"));
                 }
@@ -238,10 +238,9 @@ fn launches_of_several_parts() {
         }
         for (part, cells) in check.parts.iter().zip([&json["target"], &json["drafting"]]) {
             for (device, cell) in cells.as_object().expect("a table") {
-                let found = part
-                    .memory
-                    .get(device)
-                    .map_or([0; 3], |row| [row.model, row.context, row.compute.expect("compute")].map(|b| b.0 / MIB));
+                let found = part.memory.get(device).map_or([0; 3], |row| {
+                    [row.model, row.context.expect("context"), row.compute.expect("compute")].map(|b| b.0 / MIB)
+                });
                 let theirs = ["model", "context", "compute"].map(|term| cell[term].as_u64().expect("MiB"));
                 if found != theirs {
                     wrong.push(format!("{name} {flags}: {:?} {device} {found:?}, llama.cpp {theirs:?}", part.what));
