@@ -544,6 +544,8 @@ mod tests {
                 "@echo off\r\nset CUDA_VISIBLE_DEVICES=0\r\nllama-server.exe ^\r\n  -m C:\\m\\x.gguf ^\r\n  -c 4096\r\n",
                 &[r"-: CUDA_VISIBLE_DEVICES=0 llama-server.exe -m 'C:\m\x.gguf' -c 4096"],
             ),
+            ("-", "# llama-server -m old\nllama-server -m new\n", &["-: llama-server -m new"]),
+            ("-", "# llama-server -m x\n", &["-: llama-server -m x"]),
             (
                 "-",
                 "llama-server -m a\nllama-bench -m b\n",
