@@ -25,7 +25,7 @@ pub fn tokens(text: &str) -> Result<u32, String> {
         Some((at, 'm' | 'M')) => (&text[..at], 1024 * 1024),
         _ => (text, 1),
     };
-    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is no number of tokens: write 8192 or 8k"))?;
+    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not a number of tokens: write 8192 or 8k"))?;
     let whole = number.checked_mul(unit).and_then(|n| u32::try_from(n).ok());
     whole.ok_or_else(|| format!("`{text}` is too many tokens"))
 }

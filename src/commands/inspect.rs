@@ -134,7 +134,7 @@ fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
         Some(text) if !path.exists() => text.to_string(),
         _ if !path.exists() => {
             let known = expectation::built_in_names();
-            return Err(Refusal::unknown("file of expectations, and none that is built in", &name, known).into());
+            return Err(Refusal::unknown("file of expectations or a built-in one", &name, known).into());
         }
         _ => std::fs::read_to_string(path).with_context(|| format!("cannot read expectations `{name}`"))?,
     };

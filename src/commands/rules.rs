@@ -72,7 +72,7 @@ fn text(name: &str) -> anyhow::Result<String> {
     }
     if !std::path::Path::new(name).exists() {
         let known = BUILT_IN.iter().map(|(name, _)| *name);
-        return Err(Refusal::unknown("rule file, and no built-in rule set", name, known).into());
+        return Err(Refusal::unknown("rule file or a built-in rule set", name, known).into());
     }
     std::fs::read_to_string(name).with_context(|| format!("cannot read rules `{name}`"))
 }

@@ -143,7 +143,7 @@ fn load(name: &str) -> anyhow::Result<Suite> {
         let text = std::fs::read_to_string(name).with_context(|| format!("cannot read suite `{name}`"))?;
         return Ok(Suite::from_yaml(name, &text)?);
     }
-    let unknown = || Refusal::unknown("suite's file, and no built-in suite", name, built_in_names());
+    let unknown = || Refusal::unknown("suite's file or a built-in suite", name, built_in_names());
     Ok(Suite::built_in(name).ok_or_else(unknown)??)
 }
 
@@ -263,7 +263,7 @@ impl Shared<'_> {
         let (args, suite) = (self.args, &self.suite);
         let store = Store::new(&self.store.path(&model.name))?;
         let header = header(path)?;
-        let weights = facts::weights(args.ask.synthetic, Some(&header.metadata), &header.files);
+        let weights = facts::weights(args.ask.synthetic, Some(&header.hparams.metadata), &header.files);
         let expectations = expected.map(SuiteModel::expectations).transpose()?.flatten();
         let inspection = Inspection::new(&header, &[], None);
         let checks = expectations.map(|expectations| expectations.check(&inspection)).transpose()?;
