@@ -255,10 +255,6 @@ struct RuleText {
     then: Option<Spanned<String>>,
 }
 
-/// The fields of a file and of a rule, for suggestions.
-const FIELDS: &[&str] =
-    &["description", "rules", "role", "tensors", "blocks", "kinds", "buffer", "fill", "order", "from", "then"];
-
 type Mistake = (Position, String);
 
 fn mistake<T, M>(at: &Spanned<T>, problem: impl Into<String>) -> Result<M, Mistake> {
@@ -289,21 +285,15 @@ fn yaml(error: &serde_saphyr::Error) -> Mistake {
     // The place is told once, before the message.
     let message = plain.lines().next().and_then(|line| line.split(" at line ").next()).unwrap_or_default();
     let message = message.replace("unknown variant", "unknown name");
-    let roles = Role::ALL.map(Role::key);
-    let near =
-        [("unknown field `", FIELDS), ("unknown name `", roles.as_slice())].into_iter().find_map(|(start, known)| {
-            let (_, rest) = message.split_once(start)?;
-            meant(rest.split('`').next()?, known)
-        });
+    let near = message.split_once("unknown ").and_then(|(_, rest)| {
+        let word = rest.split('`').nth(1)?;
+        let known: Vec<&str> = rest.split_once("expected one of ")?.1.split(", ").collect();
+        let singular = word.trim_end_matches('s');
+        let part_of = || known.iter().copied().find(|name| name.split('_').any(|part| part == singular));
+        let near = suggest::near(word, known.iter().copied()).into_iter().next().or_else(part_of)?;
+        Some(format!("; did you mean `{near}`?"))
+    });
     (position.unwrap_or_default(), format!("{message}{}", near.unwrap_or_default()))
-}
-
-/// What a name was probably meant to be.
-fn meant(word: &str, known: &[&str]) -> Option<String> {
-    let singular = word.trim_end_matches('s');
-    let part_of = || known.iter().copied().find(|name| name.split('_').any(|part| part == singular));
-    let near = suggest::near(word, known.iter().copied()).into_iter().next().or_else(part_of)?;
-    Some(format!("; did you mean `{near}`?"))
 }
 
 fn rule(text: &Spanned<RuleText>) -> Result<PlacementRule, Mistake> {
@@ -810,7 +800,12 @@ mod tests {
             ("rules:\n  - role: router\n    fill: CUDA0\n", 3, 11, "map"),
             ("rules:\n  - role: router\n    fill: {CUDA0: 1G, CUDA0: 2G}\n", 3, 23, "CUDA0"),
             ("rules:\n  - role: router\n    fill: {CUDA0: rest}\n    order: [up, up]\n", 4, 12, "twice"),
-            ("rules:\n  - role: router\n    fill: {CUDA0: rest}\n    from: top\n", 4, 11, "`first` or `last`"),
+            (
+                "rules:\n  - role: router\n    fill: {CUDA0: rest}\n    from: top\n",
+                4,
+                11,
+                "expected one of first, last",
+            ),
             ("rules:\n  - role: router\n    buffer: 'a,b'\n", 3, 13, "not a buffer"),
             ("rules:\n  - role: [a]\n", 2, 11, "expected string"),
             ("rules:\n  - role: \"a\n", 3, 1, ""),

@@ -282,7 +282,7 @@ mod tests {
             ("ram=1G..2G", "cannot be swept"),
             ("vram=8G..6G", "rises"),
             ("vram=6..48", "no unit: 6G?"),
-            ("ctx=8q..9k", "no number of tokens"),
+            ("ctx=8q..9k", "not a number of tokens"),
             ("ctx=1..100000:1", "larger step"),
             ("vram=6G..48G:0", "rises"),
         ] {
