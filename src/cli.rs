@@ -5,7 +5,7 @@ pub mod refusal;
 
 use std::ffi::OsString;
 
-use clap::ValueEnum;
+use clap::{ColorChoice, ValueEnum};
 
 use crate::run::flags::{self, InPlan};
 
@@ -32,7 +32,6 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         .collect()
 }
 
-/// Options of every command.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Clone, clap::Args)]
 pub struct Global {
@@ -61,8 +60,8 @@ pub struct Global {
     #[arg(long, global = true, env = "MOEPLAN_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
     pub offline: bool,
     /// When to use colour.
-    #[arg(long, value_enum, global = true, default_value_t = Color::Auto, value_name = "WHEN")]
-    pub color: Color,
+    #[arg(long, value_enum, global = true, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
+    pub color: ColorChoice,
 }
 
 impl Global {
@@ -83,17 +82,6 @@ pub enum Format {
     Markdown,
     /// One self-contained page with charts.
     Html,
-}
-
-/// When to use colour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Color {
-    /// On a terminal, unless NO_COLOR is set.
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
 }
 
 #[cfg(test)]

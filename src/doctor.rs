@@ -13,7 +13,7 @@ use crate::number::{counted, small_size};
 use crate::run::build::{BUILDS, REFERENCE};
 pub use crate::runtime::DeviceInfo;
 pub use crate::runtime::detect::Memory;
-pub use crate::runtime::server::Place;
+pub use crate::runtime::server::{ConfigFile, Place};
 
 const CHECKS: &str = include_str!("doctor/checks.tsv");
 const VARIABLES: &str = include_str!("doctor/variables.tsv");
@@ -159,15 +159,6 @@ pub struct Variable {
     pub name: String,
     /// Its value; `None` where it is, or may hold, a secret.
     pub value: Option<String>,
-}
-
-/// A configuration file of llama.cpp.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct ConfigFile {
-    pub path: PathBuf,
-    /// Whether it is the system's, which cannot be kept from a llama-server.
-    pub system: bool,
 }
 
 /// The document `moeplan/doctor/1`.
@@ -467,15 +458,8 @@ mod tests {
     use super::*;
 
     fn card(name: &str, total: u64, free: u64) -> DeviceInfo {
-        DeviceInfo {
-            name: name.to_string(),
-            buffer: name.to_string(),
-            description: "a card".to_string(),
-            backend: "CUDA".to_string(),
-            gpu: true,
-            total: Bytes(total * GIB),
-            free: Bytes(free * GIB),
-        }
+        let (total, free) = (Bytes(total * GIB), Bytes(free * GIB));
+        DeviceInfo { name: name.to_string(), gpu: true, total, free, ..DeviceInfo::default() }
     }
 
     /// A computer at which nothing is wrong.

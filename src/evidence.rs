@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::machine::{Calibration, Device, MARGIN_UNCALIBRATED, Machine};
-use crate::measurement::{Measurement, peak_of};
-use crate::runtime::Launch;
+use crate::measurement::peak_of;
+use crate::memory::MemoryByDevice;
+use crate::runtime::{Launch, Observation};
 
 pub const SCHEMA: &str = "moeplan/evidence/1";
 
@@ -54,26 +55,30 @@ pub struct Record {
 }
 
 /// The records of a run: one for each device that the driver showed and that says what it is.
-pub fn records(measured: &Measurement, launch: &Launch, driver: Option<&str>, time: u64) -> Vec<Record> {
-    let peaks = peak_of(&measured.device_use);
+pub fn records(
+    seen: &Observation,
+    predicted: &MemoryByDevice,
+    launch: &Launch,
+    driver: Option<&str>,
+    time: u64,
+) -> Vec<Record> {
+    let peaks = peak_of(&seen.device_used);
     let record = |device: &Device| {
-        let (seen, predicted) = (measured.memory.get(&device.name)?.terms, measured.predicted.get(&device.name)?.terms);
-        let own = seen.own();
-        let peak = peaks.get(&device.name)?.saturating_sub(own);
+        let own = seen.memory.get(&device.name)?.own();
         let used = |at: &BTreeMap<String, Bytes>| at.get(&device.name).copied();
-        let loaded = used(&measured.device_use.loaded)?.saturating_sub(used(&measured.device_use.before)?);
+        let loaded = used(&seen.device_used.loaded)?.saturating_sub(used(&seen.device_used.before)?);
         Some(Record {
             schema: SCHEMA.to_string(),
             time,
             device: device.description.clone()?,
             driver: driver.map(str::to_string),
-            build: measured.runtime.build,
-            backend: measured.runtime.backend.clone(),
+            build: seen.runtime.build,
+            backend: seen.runtime.backend.clone(),
             loaded: loaded.saturating_sub(own),
-            peak,
-            predicted: predicted.own(),
+            peak: used(&peaks)?.saturating_sub(own),
+            predicted: predicted.get(&device.name)?.own(),
             own,
-            prompt: measured.speed.n_prompt.saturating_add(measured.speed.depth),
+            prompt: seen.speed.n_prompt.saturating_add(seen.speed.depth),
             ubatch: launch.run.n_ubatch,
         })
     };

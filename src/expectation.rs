@@ -24,7 +24,7 @@ pub struct Check {
 /// What to write instead of a file that cannot be read.
 const LINES: &str = "write one `key: value` a line, such as `experts.count: 16` or `parameters.total: 41.87B ± 0.5%`";
 
-static BUILT_IN: &[(&str, &str)] = &[
+pub static BUILT_IN: &[(&str, &str)] = &[
     ("deepseek-moe-16b", include_str!("../rules/suites/expect-deepseek-moe-16b.yaml")),
     ("deepseek-v2", include_str!("../rules/suites/expect-deepseek-v2.yaml")),
     ("gpt-oss-20b", include_str!("../rules/suites/expect-gpt-oss-20b.yaml")),
@@ -34,10 +34,6 @@ static BUILT_IN: &[(&str, &str)] = &[
 
 pub fn built_in(name: &str) -> Option<&'static str> {
     BUILT_IN.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, text)| *text)
-}
-
-pub fn built_in_names() -> impl Iterator<Item = &'static str> {
-    BUILT_IN.iter().map(|(name, _)| *name)
 }
 
 #[derive(Debug, Clone)]
@@ -266,9 +262,9 @@ mod tests {
         let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut files: Vec<String> = files.filter(|name| name.starts_with("expect-")).collect();
         files.sort();
-        assert_eq!(files, built_in_names().map(|name| format!("expect-{name}.yaml")).collect::<Vec<_>>());
-        for name in built_in_names() {
-            let expectations = Expectations::from_yaml(name, built_in(name).unwrap()).unwrap();
+        assert_eq!(files, BUILT_IN.iter().map(|(name, _)| format!("expect-{name}.yaml")).collect::<Vec<_>>());
+        for (name, text) in BUILT_IN {
+            let expectations = Expectations::from_yaml(name, text).unwrap();
             assert!(expectations.keys.len() > 6, "{name}");
         }
     }

@@ -21,6 +21,7 @@ use crate::bytes::Bytes;
 use crate::expectation::Check;
 use crate::gguf::{ByteOrder, GgmlType, ModelFile, Value};
 use crate::model::load::Fault;
+use crate::model::projector::{self, Encoder, Modality};
 use crate::model::{FileKind, Model, Tensor};
 use crate::quantize::recipe::{NVFP4, RECIPES};
 use crate::rules::Role;
@@ -59,6 +60,12 @@ pub struct Inspection {
     pub embedding_length: u32,
     pub vocab_size: u32,
     pub experts: Experts,
+    /// Of a multimodal projector.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub encoders: Vec<EncoderRow>,
+    /// Of a model that drafts for another: the kind of speculation (`mtp`, `eagle3`, `dflash`, `dspark`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drafts: Option<Cow<'static, str>>,
     pub parameters: Parameters,
     pub bytes: TensorBytes,
     pub tensors_by_type: BTreeMap<Cow<'static, str>, TypeCount>,
@@ -76,6 +83,33 @@ pub struct Inspection {
     /// Every key, with `--metadata`; counted arrays as `{"len": n}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+/// What reads images or sound for a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct EncoderRow {
+    pub modality: Modality,
+    /// `clip.projector_type`.
+    #[serde(rename = "type")]
+    pub kind: Cow<'static, str>,
+    /// Pixels by side of its default image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<u64>,
+    /// Of an image whose size is fixed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// The most tokens of an image, where images differ in size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+}
+
+/// The document `moeplan/inspections/1`: several models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Several {
+    pub schema: Cow<'static, str>,
+    pub models: Vec<Inspection>,
 }
 
 /// Routed experts of a model.
@@ -202,6 +236,8 @@ impl Inspection {
             embedding_length: hparams.embedding_length,
             vocab_size: hparams.vocab_size,
             experts: experts(model),
+            encoders: encoders(model),
+            drafts: model.drafts().map(Cow::Borrowed),
             bits_per_weight: bits_per_weight(bytes.total, total),
             warnings: warning::of(model, refused, (file_type, file_type_basis), &bytes),
             parameters,
@@ -268,6 +304,20 @@ fn file_type(model: &Model, by_type: &BTreeMap<Cow<'static, str>, Bytes>) -> (Op
     let main = by_type.iter().max_by_key(|(_, bytes)| **bytes).map(|(ty, _)| ty.as_ref());
     let usual = all.find(|row| Some(row.base) == main && row.is_usual);
     (usual.map(|row| row.name), Basis::Guessed)
+}
+
+fn encoders(model: &Model) -> Vec<EncoderRow> {
+    if model.kind != FileKind::Mmproj {
+        return Vec::new();
+    }
+    let row = |encoder: &Encoder<'_>| EncoderRow {
+        modality: encoder.modality,
+        kind: encoder.kind.name.into(),
+        image_size: (encoder.modality == Modality::Vision).then_some(encoder.image_size),
+        tokens: None,
+        max_tokens: encoder.max_tokens,
+    };
+    projector::encoders(model, [0, 0]).unwrap_or_default().iter().map(row).collect()
 }
 
 fn experts(model: &Model) -> Experts {

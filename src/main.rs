@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand};
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _};
 
-use moeplan::cli::{Color, help, long_flags, refusal};
+use moeplan::cli::{help, long_flags, refusal};
 use moeplan::commands::{self, Cli, Outcome, Output, interrupt};
 
 fn main() -> ExitCode {
@@ -15,9 +15,9 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     match cli.global.color {
-        Color::Auto => {}
-        Color::Always => anstream::ColorChoice::Always.write_global(),
-        Color::Never => anstream::ColorChoice::Never.write_global(),
+        ColorChoice::Auto => {}
+        ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
+        ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
     }
     let output = Output::new(cli.global);
     match commands::run(cli.command, &output) {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::{Bytes, MIB};
 use crate::memory::{self, Forecast, HOST, MemoryBreakdown, MemoryByDevice, MemoryRow};
 use crate::plan::Plan;
-use crate::runtime::{DeviceUsed, Observation, ProcessMemory, RuntimeInfo};
+use crate::runtime::{DeviceUsed, Observation, ProcessMemory, RuntimeInfo, SpeedSamples};
+pub use crate::stats::Spread;
 
 pub const SCHEMA: &str = "moeplan/measurement/1";
 
@@ -26,16 +27,8 @@ pub struct Measurement {
     /// The command line that ran, its program first; empty where llama.cpp ran inside moeplan.
     #[serde(default)]
     pub command: Vec<String>,
-    pub memory: BTreeMap<String, MemoryRow>,
-    pub predicted: BTreeMap<String, MemoryRow>,
-    /// The span of mapped weights in their file; zero when nothing is mapped.
-    pub mapped_span: Bytes,
-    /// What the launch took of each device at its peak, by the driver; empty where no driver says.
-    #[serde(default)]
-    pub device_used: BTreeMap<String, Bytes>,
-    /// What the driver showed before, loaded, at the peak and after, by whomever.
-    #[serde(default)]
-    pub device_use: DeviceUsed,
+    #[serde(flatten)]
+    pub taken: Taken,
     pub process: ProcessMemory,
     pub process_before: ProcessMemory,
     pub load_seconds: f64,
@@ -46,7 +39,6 @@ pub struct Measurement {
     pub interrupted: bool,
     /// The share that compute buffers and totals may differ by.
     pub tolerance: f64,
-    pub comparison: Vec<Row>,
 }
 
 pub const LAUNCHED: &str = "moeplan/run/1";
@@ -66,128 +58,93 @@ pub struct Launched {
     pub plan: Option<Box<Plan>>,
 }
 
-/// Samples in tokens/s, one a repetition (llama-bench's names).
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct SpeedSamples {
-    pub n_prompt: u32,
-    pub n_generate: u32,
-    #[serde(default)]
-    pub depth: u32,
-    pub pp: Vec<f64>,
-    pub tg: Vec<f64>,
-    /// Seconds until the first token, by our clock.
-    #[serde(default)]
-    pub first_token: Vec<f64>,
-    #[serde(default)]
-    pub summary: SpeedSummary,
-}
-
-/// Mean and spread of the samples, in tokens/s and seconds; `None` without samples.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct SpeedSummary {
-    pub pp: Option<Spread>,
-    pub tg: Option<Spread>,
-    pub first_token: Option<Spread>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Spread {
-    pub mean: f64,
-    /// Standard deviation of the samples (n − 1); 0 for one sample.
-    pub stddev: f64,
-    pub n: u32,
-}
-
-impl Spread {
-    /// Of samples, if there are any.
-    pub fn of(samples: &[f64]) -> Option<Self> {
-        let n = u32::try_from(samples.len()).ok().filter(|n| *n > 0)?;
-        let mean = samples.iter().sum::<f64>() / f64::from(n);
-        let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
-        let stddev = if n == 1 { 0.0 } else { (squares / f64::from(n - 1)).sqrt() };
-        Some(Self { mean, stddev, n })
-    }
-}
-
 impl Measurement {
     /// Whether every row is within the tolerance and the numbers that came out were numbers.
     pub fn ok(&self) -> bool {
-        self.finite && self.comparison.iter().all(|row| row.ok)
+        self.finite && self.taken.comparison.iter().all(|row| row.ok)
     }
 }
 
 /// What a measurement is held to.
-#[derive(Debug, Clone, Copy)]
-pub struct Expected<'a> {
-    pub memory: &'a MemoryByDevice,
+#[derive(Debug, Clone)]
+pub struct Expected {
+    pub memory: MemoryByDevice,
     /// The span of mapped host weights, where the launch maps any.
     pub mapped_span: Option<Bytes>,
+    /// The devices of `-sm tensor`, whose log shows them as one; empty elsewhere.
+    pub sharing: Vec<String>,
     /// What the plan leaves free of a device for what cannot be predicted to the byte: how far overhead may be off.
     pub margin: Bytes,
 }
 
-impl<'a> Expected<'a> {
-    pub fn of(forecast: &'a Forecast, margin: Bytes) -> Self {
-        Self { memory: &forecast.memory, mapped_span: forecast.mapped_span, margin }
+impl Expected {
+    pub fn of(forecast: &Forecast, margin: Bytes) -> Self {
+        let mut memory = forecast.memory.clone();
+        // A device that uses the mapped file in place logs the span as its weights.
+        for (name, span) in &forecast.mapped.devices {
+            let row = memory.entry(name.clone()).or_default();
+            let between = span.saturating_sub(row.model);
+            (row.model, row.overhead) = (row.model + between, row.overhead.saturating_sub(between));
+        }
+        let sharing = forecast.placement.shares.as_ref().map_or(Vec::new(), |_| {
+            let is_host = |name: &&String| memory::is_host(name);
+            memory.keys().filter(|name| !is_host(name)).cloned().collect()
+        });
+        Self { memory, mapped_span: forecast.mapped.host, sharing, margin }
     }
 }
 
-/// What a launch took, beside what was expected of it.
+/// What a launch took of memory beside what was predicted: a part of every document of a launch.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Taken {
-    /// llama.cpp's own sums by device, and what the driver shows beyond them.
+    /// By device: llama.cpp's own sums, and what the driver shows beyond them.
     pub memory: BTreeMap<String, MemoryRow>,
-    /// Of each device at its peak, by the driver.
+    /// Empty where llama.cpp chooses by itself.
+    pub predicted: BTreeMap<String, MemoryRow>,
+    /// The span of mapped weights in their file, which is in no sum of `memory`; zero when nothing is mapped.
+    pub mapped_span: Bytes,
+    /// Of each device at its peak, by the driver; empty where no driver says.
+    #[serde(default)]
     pub device_used: BTreeMap<String, Bytes>,
+    /// What the driver showed before, loaded, at the peak and after, by whomever.
+    #[serde(default)]
+    pub device_use: DeviceUsed,
     pub comparison: Vec<Row>,
 }
 
 impl Taken {
-    pub fn of(expected: Option<&Expected<'_>>, seen: &Observation, tolerance: f64) -> Self {
-        let comparison = expected.map(|expected| compare(expected, seen, tolerance)).unwrap_or_default();
+    pub fn of(expected: Option<&Expected>, seen: &Observation, tolerance: f64) -> Self {
         let (device_used, mut memory) = (peak_of(&seen.device_used), seen.memory.clone());
         for (device, row) in &mut memory {
             row.overhead = device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(row.own()));
         }
-        Self { memory: memory::rows(&memory), device_used, comparison }
+        Self {
+            memory: memory::rows(&memory),
+            predicted: expected.map(|expected| memory::rows(&expected.memory)).unwrap_or_default(),
+            mapped_span: seen.mapped_span,
+            device_used,
+            device_use: seen.device_used.clone(),
+            comparison: expected.map(|expected| compare(expected, seen, tolerance)).unwrap_or_default(),
+        }
     }
 }
 
-pub fn measurement(seen: Observation, expected: &Expected<'_>, tolerance: f64) -> Measurement {
-    let Taken { memory, device_used, comparison } = Taken::of(Some(expected), &seen, tolerance);
+pub fn measurement(seen: Observation, expected: &Expected, tolerance: f64) -> Measurement {
     Measurement {
         schema: SCHEMA.to_string(),
         plan: None,
+        taken: Taken::of(Some(expected), &seen, tolerance),
         runtime: seen.runtime,
         command: seen.command,
-        memory,
-        predicted: memory::rows(expected.memory),
-        mapped_span: seen.mapped_span,
-        device_used,
-        device_use: seen.device_used,
         process: seen.process,
         process_before: seen.process_before,
         load_seconds: seen.load_seconds,
-        speed: SpeedSamples {
-            n_prompt: seen.n_prompt,
-            n_generate: u32::try_from(seen.tokens.len()).unwrap_or(u32::MAX),
-            depth: seen.depth,
-            summary: SpeedSummary {
-                pp: Spread::of(&seen.pp),
-                tg: Spread::of(&seen.tg),
-                first_token: Spread::of(&seen.first_token),
-            },
-            pp: seen.pp,
-            tg: seen.tg,
-            first_token: seen.first_token,
-        },
+        speed: seen.speed.summed_up(),
         text: seen.text,
         finite: seen.finite,
         interrupted: seen.interrupted,
         tolerance,
-        comparison,
     }
 }
 
@@ -232,12 +189,25 @@ const TERMS: [Term; 4] = [
     ("total", MemoryBreakdown::own, false),
 ];
 
+/// What a log calls all devices of `-sm tensor` together; a buffer of theirs is as large as its largest share
+/// (`ggml/src/ggml-backend-meta.cpp` `ggml_backend_meta_buffer_type_alloc_buffer_n`, b11434).
+const META: &str = "Meta()";
+
 /// Predicted beside measured, term by term, for every device of either. Weights and caches are sums of known tensors and
 /// must be equal as far as they were printed; compute buffers and totals may differ by `tolerance` (a share) or
 /// [`COMPUTE_FLOOR`]. Where the driver says what a device shows, its peak and the overhead in it (the peak less
 /// llama.cpp's own sum) may differ by `tolerance` of the peak or by the margin that the plan left.
-pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> Vec<Row> {
-    let mut keys: Vec<&String> = expected.memory.keys().chain(seen.memory.keys()).collect();
+pub fn compare(expected: &Expected, seen: &Observation, tolerance: f64) -> Vec<Row> {
+    let mut predicted_memory = expected.memory.clone();
+    let is_meta = seen.memory.contains_key(META) && !expected.sharing.is_empty();
+    if is_meta {
+        let shares = || expected.sharing.iter().filter_map(|name| expected.memory.get(name));
+        let largest = |of: fn(&MemoryBreakdown) -> Bytes| shares().map(of).max().unwrap_or_default();
+        let (model, context) = (largest(|row| row.model), largest(|row| row.context));
+        let row = MemoryBreakdown { model, context, compute: largest(|row| row.compute), overhead: Bytes(0) };
+        predicted_memory.insert(META.to_string(), row);
+    }
+    let mut keys: Vec<&String> = predicted_memory.keys().chain(seen.memory.keys()).collect();
     keys.sort();
     keys.dedup();
     let peaks = peak_of(&seen.device_used);
@@ -251,7 +221,7 @@ pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> V
             let terms = memory.get(key).copied().unwrap_or_default();
             if span_only { MemoryBreakdown { model: Bytes(0), ..terms } } else { terms }
         };
-        let (predicted, measured) = (terms_of(expected.memory), terms_of(&seen.memory));
+        let (predicted, measured) = (terms_of(&predicted_memory), terms_of(&seen.memory));
         let resolution = seen.resolution.get(key).copied().unwrap_or_default();
         if key == HOST
             && let Some(span) = expected.mapped_span.filter(|_| seen.mapped_span > Bytes(0))
@@ -259,7 +229,9 @@ pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> V
             let name = format!("{key}.mapped_span");
             rows.push(row(name, span, seen.mapped_span, resolution.model, Bytes(0), 0.0));
         }
-        for (term, of, is_exact) in TERMS {
+        // Of one of the devices of `-sm tensor` only its driver tells.
+        let is_told = !is_meta || !expected.sharing.contains(key);
+        for (term, of, is_exact) in TERMS.into_iter().filter(|_| is_told) {
             let (p, m) = (of(&predicted), of(&measured));
             if p > Bytes(0) || m > Bytes(0) {
                 let (floor, share) = if is_exact { (Bytes(0), 0.0) } else { (COMPUTE_FLOOR, share(tolerance, m)) };
@@ -269,7 +241,10 @@ pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> V
         if let Some(peak) = peaks.get(key) {
             let overhead = peak.saturating_sub(measured.own());
             let (floor, share) = (expected.margin, share(tolerance, *peak));
-            rows.push(row(format!("{key}.overhead"), predicted.overhead, overhead, resolution.own(), floor, share));
+            if is_told {
+                let name = format!("{key}.overhead");
+                rows.push(row(name, predicted.overhead, overhead, resolution.own(), floor, share));
+            }
             rows.push(row(format!("{key}.peak"), predicted.total(), *peak, Bytes(0), floor, share));
         }
     }
@@ -303,13 +278,6 @@ mod tests {
     use super::*;
     use crate::runtime::log::PRINTED;
 
-    #[test]
-    fn samples_have_a_mean_and_a_spread() {
-        assert_eq!(Spread::of(&[2.0, 4.0, 6.0]), Some(Spread { mean: 4.0, stddev: 2.0, n: 3 }));
-        assert_eq!(Spread::of(&[5.0]), Some(Spread { mean: 5.0, stddev: 0.0, n: 1 }));
-        assert_eq!(Spread::of(&[]), None);
-    }
-
     fn memory(rows: &[(&str, u64, u64, u64)]) -> MemoryByDevice {
         let row = |&(key, model, context, compute): &(&str, u64, u64, u64)| {
             let (model, context, compute) = (Bytes(model), Bytes(context), Bytes(compute));
@@ -324,7 +292,11 @@ mod tests {
 
     /// What is compared without a margin.
     fn rows(predicted: &[(&str, u64, u64, u64)], seen: &Observation, tolerance: f64) -> Vec<Row> {
-        compare(&Expected { memory: &memory(predicted), mapped_span: None, margin: Bytes(0) }, seen, tolerance)
+        compare(
+            &Expected { memory: memory(predicted), mapped_span: None, sharing: Vec::new(), margin: Bytes(0) },
+            seen,
+            tolerance,
+        )
     }
 
     #[test]
@@ -358,10 +330,25 @@ mod tests {
         let resolution = memory(&[("Host", PRINTED.0, PRINTED.0, PRINTED.0)]);
         let seen = Observation { resolution, mapped_span: Bytes(100 * MIB), ..seen(&[("Host", 0, 5, 6)]) };
         for (span, wrong) in [(Bytes(100 * MIB + PRINTED.0), &[][..]), (Bytes(99 * MIB), &["Host.mapped_span"])] {
-            let expected = Expected { memory: &predicted, mapped_span: Some(span), margin: Bytes(0) };
+            let expected =
+                Expected { memory: predicted.clone(), mapped_span: Some(span), sharing: Vec::new(), margin: Bytes(0) };
             let rows = compare(&expected, &seen, 0.0);
             assert_eq!(rows.iter().filter(|row| !row.ok).map(|row| row.quantity.as_str()).collect::<Vec<_>>(), wrong);
         }
+    }
+
+    #[test]
+    fn devices_that_share_every_tensor_are_held_to_the_largest_share() {
+        let predicted = memory(&[("CUDA0", 70 * MIB, 5, 6), ("CUDA1", 71 * MIB, 4, 6), ("Host", 1, 0, 2)]);
+        let sharing = vec!["CUDA0".to_string(), "CUDA1".to_string()];
+        let expected = Expected { memory: predicted, mapped_span: None, sharing, margin: Bytes(0) };
+        let mut seen = seen(&[("Meta()", 71 * MIB, 5, 6), ("Host", 1, 0, 2)]);
+        seen.device_used.peak.insert("CUDA1".into(), Bytes(71 * MIB + 4 + 6 + 600));
+        let rows = compare(&expected, &seen, 0.0);
+        let found: Vec<_> = rows.iter().map(|row| format!("{} {}", row.quantity, row.ok)).collect();
+        let named = "CUDA1.peak true, Host.model true, Host.compute true, Host.total true, Meta().model true, \
+            Meta().context true, Meta().compute true, Meta().total true";
+        assert_eq!(found.join(", "), named);
     }
 
     #[test]
@@ -372,7 +359,7 @@ mod tests {
         let row = MemoryBreakdown { model: Bytes::mib(1000), overhead: Bytes::mib(600), ..MemoryBreakdown::default() };
         let predicted = MemoryByDevice::from([("CUDA0".to_string(), row)]);
         let judge = |seen: &Observation, margin| {
-            let expected = Expected { memory: &predicted, mapped_span: None, margin };
+            let expected = Expected { memory: predicted.clone(), mapped_span: None, sharing: Vec::new(), margin };
             compare(&expected, seen, 0.01).split_off(2)
         };
         let rows = judge(&seen, Bytes(0));

@@ -14,6 +14,7 @@
 
 pub mod hparams;
 pub mod load;
+pub mod projector;
 
 use crate::bytes::Bytes;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Metadata, ModelFile, Value};
@@ -133,6 +134,20 @@ impl Model {
     pub fn ends_in_nextn(&self) -> bool {
         let last = self.hparams.block_count.checked_sub(1).map(|block| format!("blk.{block}.nextn.eh_proj.weight"));
         last.is_some_and(|name| self.tensors.iter().any(|tensor| tensor.name == name))
+    }
+
+    /// The kind of speculation that it drafts for, as llama.cpp or its architecture says.
+    pub fn drafts(&self) -> Option<&'static str> {
+        let has = |name: &str| self.tensors.iter().any(|tensor| tensor.name == name);
+        // A whole model may end in NextN blocks as well; one that only drafts has no other blocks.
+        let is_nextn_alone = || self.ends_in_nextn() && !has("blk.0.attn_norm.weight");
+        match self.architecture.as_str() {
+            "dflash" if has("markov_w1.weight") => Some("dspark"),
+            "dflash" => Some("dflash"),
+            "eagle3" => Some("eagle3"),
+            "gemma4-assistant" => Some("mtp"),
+            _ => is_nextn_alone().then_some("mtp"),
+        }
     }
 
     /// The first tensor that holds one expert (`ffn_up.0.weight`), as in files of early 2024: llama.cpp b11434 has its name

@@ -1,4 +1,27 @@
-//! Order statistics of samples.
+//! Statistics of samples.
+
+use serde::{Deserialize, Serialize};
+
+/// How samples spread around their mean.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Spread {
+    pub mean: f64,
+    /// Standard deviation of the samples (n − 1); 0 for one sample.
+    pub stddev: f64,
+    pub n: u32,
+}
+
+impl Spread {
+    /// Of samples, if there are any.
+    pub fn of(samples: &[f64]) -> Option<Self> {
+        let n = u32::try_from(samples.len()).ok().filter(|n| *n > 0)?;
+        let mean = samples.iter().sum::<f64>() / f64::from(n);
+        let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+        let stddev = if n == 1 { 0.0 } else { (squares / f64::from(n - 1)).sqrt() };
+        Some(Self { mean, stddev, n })
+    }
+}
 
 /// The value that a share `q` of the samples is not above, by linear interpolation between neighbours (as NumPy's default);
 /// `None` without samples or for a share outside 0 to 1.
@@ -30,6 +53,13 @@ pub fn max(samples: &[f64]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn samples_have_a_mean_and_a_spread() {
+        assert_eq!(Spread::of(&[2.0, 4.0, 6.0]), Some(Spread { mean: 4.0, stddev: 2.0, n: 3 }));
+        assert_eq!(Spread::of(&[5.0]), Some(Spread { mean: 5.0, stddev: 0.0, n: 1 }));
+        assert_eq!(Spread::of(&[]), None);
+    }
 
     #[test]
     fn quantiles_are_numpys() {

@@ -48,11 +48,11 @@ impl Refusal {
         Self { message: message.into(), hint: hint.into() }
     }
 
-    /// A name that nothing known has; `what` it should have been: `rule file or a built-in rule set`.
-    pub fn unknown<'a>(what: &str, word: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+    /// A name that no file has, and none of the `kind` that are built in.
+    pub fn unknown<'a>(kind: &str, word: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
         let known: Vec<&str> = known.into_iter().collect();
-        let there = if known.is_empty() { String::new() } else { format!("; there are {}", known.join(", ")) };
-        Self::new(format!("`{word}` is not a {what}{there}"), did_you_mean(word, known).unwrap_or_default())
+        let message = format!("`{word}` is neither a file nor a built-in {kind} ({})", known.join(", "));
+        Self::new(message, did_you_mean(word, known).unwrap_or_default())
     }
 }
 
@@ -79,6 +79,6 @@ mod tests {
         }
         let unknown = Refusal::unknown("quant", "q8", known);
         assert_eq!(unknown.hint().as_deref(), Some("did you mean `q8_0`?"));
-        assert!(unknown.message.starts_with("`q8` is not a quant; there are experts-on-host, "));
+        assert!(unknown.message.starts_with("`q8` is neither a file nor a built-in quant (experts-on-host, "));
     }
 }

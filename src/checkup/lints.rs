@@ -48,13 +48,15 @@ pub(super) struct Facts<'a> {
     pub model: &'a Model,
     pub machine: &'a Machine,
     pub command: &'a ParsedCommand,
+    /// What variables made of the machine's cards.
+    pub selected: Vec<Note>,
     pub run: &'a RunConfig,
     pub forecast: &'a Forecast,
     pub overrides: &'a [OverrideRow],
     /// The same with the entries of a counting flag together.
     pub groups: &'a [OverrideGroup],
-    /// Whether a device's budget is passed.
-    pub short: bool,
+    /// By how much each budget is passed.
+    pub shortfall: &'a BTreeMap<String, Bytes>,
     pub refused_caches: RefusedCaches,
     pub cache_problem: Option<Problem>,
 }
@@ -152,7 +154,7 @@ const LINTS: &[Rule] = &[
         let mut rows: Vec<&OverrideRow> = Vec::new();
         for group in facts.groups {
             let entries = facts.entries(group);
-            let dead = entries.iter().filter(|row| row.matches == 0);
+            let dead = entries.iter().filter(|row| row.matches == 0 && unplaced(facts, row).is_none());
             // `-ncmoe N` makes N entries; one that finds no experts in a dense block is no mistake of its own, and that it counts
             // dense blocks is another lint.
             if entries.first().is_some_and(is_written) {
@@ -165,10 +167,27 @@ const LINTS: &[Rule] = &[
             "the quotes are part of the pattern: leave the inner ones out"
         } else if rows.iter().all(|row| !is_written(row)) {
             "the model has no routed experts to move: leave the flag out"
+        } else if let Some(meant) = rows.first().and_then(|row| meant(facts, row)) {
+            &format!("did you mean `{meant}`?")
         } else {
             "`moeplan inspect MODEL --tensors` lists the names"
         };
         found(format!("{} matches no tensor of this model", first_of(&rows)?), hint)
+    }),
+    // A tensor that is left out, or whose rows stay in the file (`TENSOR_READ_LAZY`).
+    ("rule-never-placed", Warning, |facts| {
+        let written =
+            facts.overrides.iter().filter(|row| is_written(row) && row.tensors == 0 && row.shadowed_by.is_none());
+        let (rule, (name, is_lazy)) = written.filter_map(|row| Some((shown(row), unplaced(facts, row)?))).next()?;
+        if is_lazy {
+            return found(
+                format!(
+                    "{rule} decides nothing: llama.cpp never places `{name}`, it reads its rows from the file as they are needed"
+                ),
+                "leave the rule out; `-lzm off` loads the table, and then the rule counts",
+            );
+        }
+        found(format!("{rule} decides nothing: this launch does not load `{name}`"), "leave the rule out")
     }),
     // Beaten by `LLAMA_ARG_*`, which llama.cpp reads first.
     ("rule-beaten-by-environment", Warning, |facts| {
@@ -287,8 +306,9 @@ const LINTS: &[Rule] = &[
     }),
     // Fitting is on, but will not rescue the command.
     ("fit-gives-up", Warning, |facts| {
-        let flag =
-            facts.forbids_moving().filter(|_| facts.fits_when_tight() && facts.short && !facts.cuts_context())?;
+        let flag = facts
+            .forbids_moving()
+            .filter(|_| facts.fits_when_tight() && facts.is_device_short() && !facts.cuts_context())?;
         found(
             format!(
                 "llama.cpp's own fitting gives up because {flag} is given: the launch goes on as written and runs out of memory"
@@ -314,43 +334,61 @@ const LINTS: &[Rule] = &[
         )
     }),
     ("pinned-memory-beyond-ram", Warning, |facts| {
-        let pinned = facts.forecast.placement.copies.iter().flatten().any(|copy| copy.buffer == Buffer::HostPinned);
-        let (ram, total) = (facts.machine.host.ram?, facts.forecast.host_total());
-        if !pinned || total <= ram {
+        let (missing, pinned) = (facts.shortfall.get(HOST)?, facts.forecast.host_needs.pinned);
+        if facts.run.load_mode.is_mapped() || pinned == Bytes(0) {
             return None;
         }
         found(
             format!(
-                "without mapped files the host's {total} are pinned memory, and there are {ram}: loading fails or swaps"
+                "without mapped files {pinned} of the host's memory are pinned, and {missing} are missing: loading fails or swaps"
             ),
             "`--load-mode mmap` reads what is needed from the file; or keep more on the devices",
         )
     }),
     // Devices without memory of their own, which together with the host need more than there is.
     ("shared-memory", Warning, |facts| {
-        let (ram, host) = (facts.machine.host.ram?, facts.forecast.host_total());
+        let (missing, host) = (facts.shortfall.get(HOST)?, facts.forecast.host_total());
         let shared = memory::shared_with_host(facts.machine, &facts.forecast.memory);
-        if shared == Bytes(0) || shared + host <= ram {
+        if shared == Bytes(0) {
             return None;
         }
         let names = facts.device_names().join(", ");
         found(
-            format!(
-                "{names} and the processor share main memory: {shared} and {host} together are more than the {ram} of it"
-            ),
+            format!("{names} and the processor share main memory: {shared} and {host} together are {missing} too many"),
             "a smaller quantization or a shorter context: moving experts to the host frees nothing here",
         )
     }),
     ("mapped-beyond-ram", Warning, |facts| {
-        let (ram, model) = (facts.machine.host.ram?, facts.forecast.memory.get(HOST)?.model);
-        if !facts.run.load_mode.is_mapped() || model <= ram {
-            return None;
-        }
+        let (missing, model) = (*facts.shortfall.get(HOST)?, facts.forecast.memory.get(HOST)?.model);
+        facts.forecast.mapped.host?;
         found(
             format!(
-                "{model} of mapped weights are more than the {ram} of main memory: every token reads from the disk"
+                "{} of {model} of mapped weights do not stay in main memory: every token reads them from the disk",
+                missing.min(model)
             ),
             "keep more on the devices, or take a smaller quantization",
+        )
+    }),
+    // What llama-server comes to hold as it is used (`tools/server/server-context.cpp`, `server-task.cpp`, b11434).
+    ("server-memory-beyond-ram", Warning, |facts| {
+        let (needs, ram) = (&facts.forecast.host_needs, facts.machine.host.ram?);
+        if let Some(missing) = facts.shortfall.get(HOST) {
+            let fewer = needs.fewer_checkpoints(facts.run, *missing)?;
+            return found(
+                format!(
+                    "{missing} of the {} that checkpoints of windows and states come to take have no room in main memory",
+                    needs.checkpoints
+                ),
+                format!("`--ctx-checkpoints {fewer}` keeps fewer a slot, which has prompts computed again more often"),
+            );
+        }
+        let mib = needs.smaller_prompt_cache(facts.forecast.in_main_memory(facts.machine), ram)?;
+        let most = needs
+            .prompt_cache
+            .map_or("a prompt cache without a limit".into(), |most| format!("{most} of prompt cache"));
+        found(
+            format!("main memory holds the launch, but not {most} beside it, which grows as the server is used"),
+            format!("`--cache-ram {mib}` has room"),
         )
     }),
     // Host experts in a layout of the processor's own: prompts are computed where they are.
@@ -551,6 +589,17 @@ const LINTS: &[Rule] = &[
             "where everything fits, leave the overrides out",
         )
     }),
+    // `sched_reserve` tries again without (`src/llama-context.cpp`, b11434).
+    ("pipeline-given-up", Info, |facts| {
+        let (device, bytes) = facts.forecast.retried.as_ref()?;
+        found(
+            format!(
+                "with pipeline parallelism the compute buffers do not fit ({bytes} on {device}): llama.cpp goes on without it, \
+                 and the figures are of that"
+            ),
+            "a prompt takes longer without it; `-ub` at half its size, or fewer slots, may keep it",
+        )
+    }),
     // Prompts copy host experts of every block into the first device (`ggml/src/ggml-backend.cpp`, b11434).
     ("copies-on-first-device", Info, |facts| {
         if !facts.several() || !facts.run.op_offload {
@@ -585,6 +634,9 @@ const NOTES: &[(&str, Severity)] = &[
     ("config-file-read", Warning),
     ("projector", Warning),
     ("first-variant", Info),
+    ("container-without-gpu", Warning),
+    ("cards-selected", Info),
+    ("koboldcpp", Info),
     ("what-if", Info),
     ("imatrix-needed", Warning),
     ("requantized", Warning),
@@ -597,7 +649,8 @@ pub fn codes() -> impl Iterator<Item = (&'static str, Severity)> {
 
 /// The lints of a command: errors first, at most one of each code.
 pub(super) fn lints(facts: &Facts<'_>) -> Vec<Lint> {
-    let mut lints = noted(&facts.command.notes);
+    let is_told = |note: &&Note| note.code != "projector" || facts.model.projector.is_none();
+    let mut lints = noted(facts.command.notes.iter().filter(is_told).chain(&facts.selected));
     lints.extend(LINTS.iter().filter_map(|(code, severity, find)| {
         let (message, hint) = find(facts)?;
         Some(Lint { code: (*code).into(), severity: *severity, message, hint: Some(hint) })
@@ -607,7 +660,7 @@ pub(super) fn lints(facts: &Facts<'_>) -> Vec<Lint> {
 }
 
 /// The notes, those of one code in one lint.
-fn noted(notes: &[Note]) -> Vec<Lint> {
+fn noted<'a>(notes: impl IntoIterator<Item = &'a Note>) -> Vec<Lint> {
     let mut lints: Vec<Lint> = Vec::new();
     for Note { code, message, hint } in notes {
         if let Some(lint) = lints.iter_mut().find(|lint| lint.code == *code) {
@@ -629,6 +682,10 @@ impl<'a> Facts<'a> {
     /// Whether any device takes part.
     fn has_devices(&self) -> bool {
         !self.forecast.placement.devices.is_empty()
+    }
+
+    fn is_device_short(&self) -> bool {
+        self.shortfall.keys().any(|key| key != HOST)
     }
 
     /// Names of the devices that take part.
@@ -740,6 +797,49 @@ fn shown(row: &OverrideRow) -> String {
     }
 }
 
+/// The first tensor of a rule that has no tensor to place, and whether that one is read lazily.
+fn unplaced<'a>(facts: &Facts<'a>, row: &OverrideRow) -> Option<(&'a str, bool)> {
+    let pattern = pattern::parse(&row.pattern).ok()?;
+    let mut named = facts
+        .model
+        .tensors
+        .iter()
+        .zip(&facts.forecast.placement.copies)
+        .filter(|(tensor, _)| pattern.matches(&tensor.name));
+    let (first, copies) = named.next()?;
+    Some((first.name.as_str(), !copies.is_empty()))
+}
+
+/// How people write the names of tensors, and what llama.cpp calls them.
+const SLIPS: [(&str, &str); 12] = [
+    ("ffn_exps", "exps"),
+    ("ffn_experts", "exps"),
+    ("experts", "exps"),
+    ("expert", "exps"),
+    ("_exp", "_exps"),
+    ("ffn_moe", "exps"),
+    ("moe", "exps"),
+    ("model.layers", "blk"),
+    ("layers", "blk"),
+    ("block", "blk"),
+    ("self_attn", "attn"),
+    ("shared_exps", "shexp"),
+];
+
+/// What a rule that matches nothing was meant to be: the first slip whose mending matches.
+fn meant(facts: &Facts<'_>, row: &OverrideRow) -> Option<String> {
+    let matches = |text: &str| {
+        let pattern = pattern::parse(text).ok();
+        pattern.is_some_and(|pattern| facts.model.tensors.iter().any(|tensor| pattern.matches(&tensor.name)))
+    };
+    // Backslashes doubled for a string of some language; capitals.
+    let spelled = row.pattern.replace(r"\\", r"\").to_lowercase();
+    let mended =
+        SLIPS.iter().filter(|(slip, _)| spelled.contains(slip)).map(|(slip, name)| spelled.replace(slip, name));
+    let found = std::iter::once(spelled.clone()).chain(mended).find(|text| *text != row.pattern && matches(text))?;
+    Some(format!("{found}={}", row.buffer))
+}
+
 /// The first of some rules, and how many more there are.
 fn first_of(rows: &[&OverrideRow]) -> Option<String> {
     let first = shown(rows.first()?);
@@ -778,11 +878,22 @@ fn block_number_open(facts: &Facts<'_>) -> Finding {
             (is_open, "end", r"end the number with `\.`: `blk\.1\.` is block 1 alone"),
             (is_open_before, "beginning", r"begin the number with `blk\.`: `blk\.[4-9]\.` is blocks 4 to 9 alone"),
         ];
+        // A match that begins before the number's first digit has all of the number.
+        let whole = pattern::parse(&format!("^.{{0,4}}(?:{})", row.pattern)).ok();
+        let asks_for = |block: u32, name: &str| {
+            let rest = name.strip_prefix("blk.").and_then(|name| name.strip_prefix(&block.to_string()));
+            let tail = block.to_string().split_off(1);
+            whole
+                .as_ref()
+                .zip(rest)
+                .is_some_and(|(whole, rest)| whole.matches(name) && !whole.matches(&format!("blk.Z{tail}{rest}")))
+        };
         for (is_open, side, hint) in sides {
             let mut seen = BTreeSet::new();
             let open: Vec<u32> = (facts.model.tensors.iter())
                 .filter_map(|tensor| Some((tensor.block.filter(|block| *block > 9)?, tensor.name.as_str())))
                 .filter(|(block, name)| pattern.matches(name) && seen.insert(*block) && is_open(&pattern, *block, name))
+                .filter(|(block, name)| side == "end" || !asks_for(*block, name))
                 .map(|(block, _)| block)
                 .collect();
             let Some(first) = open.first() else { continue };

@@ -9,8 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::{help, short_flags};
 use crate::run::flags::{Effect, Flag, InPlan};
 use crate::run::{Program, spelling};
-use crate::suggest;
-pub use crate::suggest::Refusal;
+use crate::suggest::{self, Refusal};
 
 /// What to say of an error of clap's where a habit explains it; `None`: clap says it best. `words` are those typed.
 pub fn refusal(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<Refusal> {
@@ -36,7 +35,7 @@ fn no_command(word: &str) -> Option<Refusal> {
     let is_model = has_extension || path.exists() || word.starts_with("hf:") || word.starts_with("https://");
     let plan = format!("`moeplan plan --vram 24G {word}` plans it for a card sold as 24 GB");
     let hint = format!("`moeplan inspect {word}` says what it is, {plan}");
-    is_model.then(|| Refusal::new(format!("`{word}` is a model's place, not a command"), hint))
+    is_model.then(|| Refusal::new(format!("`{word}` is a model, not a command"), hint))
 }
 
 /// The command that the words name, as far as they name one.

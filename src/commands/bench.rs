@@ -8,9 +8,9 @@ use anyhow::Context as _;
 use clap::ValueEnum as _;
 use clap::builder::PossibleValue;
 
-use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, Runs};
-use super::plan::PlanOptions;
-use super::{Outcome, Output, interrupt, measuring};
+use super::launch::{Engine, EngineArgs, Proposal, Runs};
+use super::plan_options::PlanOptions;
+use super::{Outcome, Output, interrupt, measuring, read};
 use crate::bytes::Bytes;
 use crate::plan::{ContextChoice, Objective};
 use crate::runtime::client::Endpoint;
@@ -30,7 +30,8 @@ use crate::tune;
   moeplan bench model.gguf --vram 24G --depth 0,4096,16384 --repetitions 5 --json -o bench.json
   moeplan bench --url http://127.0.0.1:8080
   moeplan bench --from llama-bench.json --csv table.csv
-  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf    (no GPU? a model for a software device:)
+Without a GPU, on a software device:
+  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf
   moeplan bench tiny.gguf --backend rpc --vram 9M --margin 0 -c 1024 --threads 1")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
@@ -41,10 +42,10 @@ pub struct Args {
     /// llama-server, shimmy, any other.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
-    /// The model that the endpoint is asked for [default: the first that it lists].
+    /// The model to request from the endpoint [default: the first that it lists].
     #[arg(long, value_name = "NAME", requires = "url")]
     pub model_name: Option<String>,
-    /// Nothing is run: the rows of llama-bench (`-o json`, `jsonl`), as a bench.
+    /// Run nothing: show rows of llama-bench (`-o json`, `jsonl`) as a bench.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "url", "baseline"])]
     pub from: Option<PathBuf>,
     /// What to launch in turn beside the plan.
@@ -62,7 +63,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Runs::Server, value_name = "RUNTIME")]
     pub runtime: Runs,
     #[command(flatten)]
-    pub launch: LaunchArgs,
+    pub options: PlanOptions,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -115,14 +116,12 @@ impl AskArgs {
         }
     }
 
-    fn asking(&self, suite: &Suite, margin: Bytes, timeout: u64) -> anyhow::Result<Asking> {
+    fn asking(&self, suite: &Suite, margin: Bytes) -> anyhow::Result<Asking> {
         Ok(Asking {
-            prompts: suite.prompts(),
+            prompts: suite.prompts.clone(),
             settings: suite.settings(),
             tokenizer: self.tokenizer.as_deref().map(Endpoint::new).transpose()?,
             margin,
-            interrupted: interrupt::is_pressed,
-            limit: Duration::from_secs(timeout),
         })
     }
 }
@@ -160,11 +159,11 @@ impl Trial {
         suite: &Suite,
         proposal: &Proposal,
         ask: &AskArgs,
-        args: &LaunchArgs,
-        engine: (&Engine, &EngineArgs),
+        options: &PlanOptions,
+        engine: &Engine,
         output: &Output,
     ) -> anyhow::Result<Self> {
-        let (Proposal { launch, model, .. }, (engine, engine_args)) = (proposal, engine);
+        let Proposal { launch, model, .. } = proposal;
         proposal.warn_of_hole(output);
         let predicted = proposal.forecast()?;
         if let (Some(depth), Engine::Server(_)) = (suite.depths.iter().max(), engine) {
@@ -182,7 +181,7 @@ impl Trial {
         }
         let mut fit = launch.run.clone();
         if names.contains(&"fit") {
-            let request = args.options.request(model, &launch.machine)?;
+            let request = options.request(model, &launch.machine, &[])?;
             fit = tune::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
             if !ask.fit_target.is_empty() {
                 fit.fit_target.clone_from(&ask.fit_target);
@@ -202,8 +201,8 @@ impl Trial {
         let about = facts::model(&launch.model, model, &model.files);
         let mut bench = Bench::new(suite, facts::environment(Some(&launch.machine)), Some(about), weights);
         bench.cases = cases.iter().map(|launch| launch.case.clone()).collect();
-        let margin = args.options.machine.margin(&launch.machine);
-        Ok(Self { cases, bench, asking: ask.asking(suite, margin, engine_args.timeout)? })
+        let margin = options.machine.margin(&launch.machine);
+        Ok(Self { cases, bench, asking: ask.asking(suite, margin)? })
     }
 }
 
@@ -212,9 +211,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     suite.depths.clone_from(&args.depths);
     args.ask.apply(&mut suite);
     if let Some(path) = &args.model {
-        args.launch.options.beside_plan(path, false)?;
+        args.options.beside_plan(path, false)?;
     }
-    make_room(&mut args.launch.options, deepest(&suite));
+    make_room(&mut args.options, deepest(&suite));
     let args = &args;
     if let Some(table) = &args.csv {
         anyhow::ensure!(output.file() != Some(table), "-o and --csv name the same file, `{}`", table.display());
@@ -254,9 +253,8 @@ pub fn say_what_to_try<'a>(benches: impl IntoIterator<Item = &'a Bench>, output:
 }
 
 fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let cases =
-        llama_bench::cases(&text).with_context(|| format!("`{}` is no output of llama-bench", path.display()))?;
+    let cases = llama_bench::cases(&read(path)?)
+        .with_context(|| format!("`{}` is not output of llama-bench", path.display()))?;
     anyhow::ensure!(!cases.is_empty(), "`{}` holds no test of llama-bench", path.display());
     let sessions = || cases.iter().flat_map(|case| &case.sessions);
     let depths: BTreeSet<u32> = sessions().flat_map(|session| &session.depths).map(|at| at.depth).collect();
@@ -265,10 +263,10 @@ fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
     suite.repetitions = sessions().map(|session| session.repetition).max().unwrap_or(0);
     let environment = Environment { moeplan: env!("CARGO_PKG_VERSION").to_string(), ..Environment::default() };
     let mut bench = Bench::new(suite, environment, None, facts::weights(false, None, &[]));
-    let note = "measured by llama-bench, which tells neither memory nor answers; nothing was run here";
+    let note = "measured by llama-bench, which records neither memory nor answers; nothing was run here";
     bench.notes.push(note.to_string());
     bench.cases = cases;
-    bench.sum_up(suite, false);
+    bench.sum_up(false);
     Ok(bench)
 }
 
@@ -277,16 +275,16 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let _measuring = measuring::begin("bench", output)?;
     let engine = args.engine.engine(args.runtime, output)?;
-    let proposal = Proposal::of_model(path, &args.launch, &engine)?;
+    let proposal = Proposal::of_model(path, &args.options, &engine)?;
     let baselines: Vec<_> = args.baseline.iter().filter_map(Baseline::to_possible_value).collect();
     let names: Vec<&str> = ["plan"].into_iter().chain(baselines.iter().map(PossibleValue::get_name)).collect();
-    let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.launch, (&engine, &args.engine), output)?;
+    let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.options, &engine, output)?;
     let Trial { cases, mut bench, asking } = trial;
     if !proposal.fits() {
         bench.notes.push("the plan does not fit its budget; it was launched all the same".to_string());
     }
     let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, output);
-    let is_interrupted = bench.run(suite, &mut launch, &mut |so_far| output.so_far(so_far));
+    let is_interrupted = bench.run(&mut launch, &mut |so_far| output.so_far(so_far));
     Ok((bench, is_interrupted))
 }
 
@@ -326,14 +324,14 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
             None => "the endpoint does not say which program it is".to_string(),
         }),
     }
-    let asking = args.ask.asking(suite, Bytes(0), args.engine.timeout)?;
+    let asking = args.ask.asking(suite, Bytes(0))?;
     let mut bench = Bench::new(suite, environment, None, facts::weights(args.ask.synthetic, None, &[]));
     bench.cases = vec![Case { name: "endpoint".into(), what: "the endpoint as it is".into(), ..Case::default() }];
     let mut ask = |_, repetition| {
         output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
         session::of_endpoint(&endpoint, repetition, &asking)
     };
-    let is_interrupted = bench.run(suite, &mut ask, &mut |so_far| output.so_far(so_far));
+    let is_interrupted = bench.run(&mut ask, &mut |so_far| output.so_far(so_far));
     let any = |is: fn(&Sample) -> bool| bench.cases.iter().flat_map(Case::samples).any(is);
     for (is_so, note) in [
         (
@@ -356,7 +354,6 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     Ok((bench, is_interrupted))
 }
 
-/// `b11434-unknown` as a runtime.
 fn runtime_of(build: &str) -> RuntimeInfo {
     let digits: String = build.trim_start_matches('b').chars().take_while(char::is_ascii_digit).collect();
     RuntimeInfo { program: build.to_string(), build: digits.parse().unwrap_or(0), backend: "unknown".to_string() }
@@ -374,11 +371,11 @@ mod tests {
         let super::super::Command::Bench(args) = cli.command else { panic!("not bench") };
         let mut suite = Suite::protocol();
         args.ask.apply(&mut suite);
-        assert_eq!((suite.repetitions, args.depths.as_slice(), args.launch.options.depth), (5, &[0, 64][..], 0));
+        assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.depth), (5, &[0, 64][..], 0));
         assert!(suite.prompts.iter().all(|prompt| prompt.max_tokens == 9));
         suite.depths.clone_from(&args.depths);
         assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
-        let mut options = args.launch.options;
+        let mut options = args.options;
         // What is given is kept.
         for (tokens, context) in [(8192, None), (16_900, Some(17_152)), (99_000, Some(17_152))] {
             make_room(&mut options, tokens);

@@ -2,30 +2,38 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
-use crate::checkup::{self, Options, Verdict};
+use crate::bytes::Bytes;
+use crate::checkup::{self, Checkup, Options, Verdict};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
-use crate::model::{FileKind, Model};
-use crate::plan;
+use crate::memory;
+use crate::model::{FileKind, Model, projector};
+use crate::plan::{self, Checked, Variant};
+use crate::report::page::checks::{CheckRow, Checks};
 use crate::run::build::{REFERENCE, number};
-use crate::run::command::shell;
-use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target};
-use crate::runtime::server::ConfigFiles;
+use crate::run::held::Held;
+use crate::run::sources::{self, Kind};
+use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, grid, visible};
+use crate::runtime::server::config_files;
+use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan check --vram 12G --ram 64G -- llama-server -m model.gguf -ngl 99 -ncmoe 12 -c 16384
   moeplan check --device Vulkan0=16G -- llama-cli -m model.gguf -ngl 20
   moeplan check --vram 24G,12G --tensors -- llama-bench -m model.gguf -ot 'exps=CPU'
+  moeplan check --vram 24G -- docker run --gpus all -v /models:/models IMAGE -m /models/model.gguf
+  moeplan check --vram 24G models.ini
 Every warning: docs/lints.md.")]
 pub struct Args {
     #[command(flatten)]
@@ -44,19 +52,137 @@ pub struct Args {
     /// What the model of the command would be otherwise.
     #[command(flatten)]
     what_if: WhatIfArgs,
-    /// A whole command line of llama-server, llama-cli, llama-bench or llama-fit-params, after `--`.
+    /// A command line of any program of llama.cpp, after `--`; or FILE, or `-`.
+    ///
+    /// It may stand behind a prompt, sudo, numactl, `docker run` and others. FILE is a models.ini, llama-swap's or Compose's YAML, an env
+    /// file, a systemd unit or a script; `-` reads one from standard input.
     #[arg(help_heading = OWN, required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
+/// What a text of commands may have at most.
+const MOST_TEXT: u64 = 1 << 20;
+
 /// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it; 2 when that cannot be told.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    let (folder, held) = commands(&args.command)?;
+    let look = |held: &Held| checked(held, args, &folder, output);
+    if let [only] = held.as_slice() {
+        let checked = look(only)?;
+        output.show(&checked)?;
+        return Ok(outcome(&checked.checkup));
+    }
+    let row = |held: &Held| match look(held) {
+        Ok(checked) => CheckRow::Checked(Box::new(checked)),
+        Err(error) => {
+            CheckRow::Failed { name: held.name.clone(), command: sources::shown(held), error: format!("{error:#}") }
+        }
+    };
+    let document = Checks { schema: "moeplan/checks/1".into(), checks: held.iter().map(row).collect() };
+    output.show(&document)?;
+    let outcomes: Vec<Outcome> =
+        document.checks.iter().map(|row| row.checked().map_or(Outcome::Untold, |row| outcome(&row.checkup))).collect();
+    Ok([Outcome::No, Outcome::Untold].into_iter().find(|worse| outcomes.contains(worse)).unwrap_or(Outcome::Yes))
+}
+
+fn outcome(checkup: &Checkup) -> Outcome {
+    match checkup.fits {
+        _ if checkup.verdict == Some(Verdict::AfterFit) => Outcome::Yes,
+        Some(true) if !checkup.is_refused() => Outcome::Yes,
+        None if !checkup.is_refused() => Outcome::Untold,
+        _ => Outcome::No,
+    }
+}
+
+/// The commands that words stand for: those of standard input or of a file, with its folder, or the words' own.
+fn commands(words: &[String]) -> anyhow::Result<(PathBuf, Vec<Held>)> {
+    let read = |path: &Path| -> anyhow::Result<String> {
+        let mut text = String::new();
+        let is_input = path == Path::new("-");
+        let source: Box<dyn std::io::Read> =
+            if is_input { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(path)?) };
+        source.take(MOST_TEXT).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let within = |folder: &Path, name: &str| read(&folder.join(name)).or_else(|_| read(Path::new(name))).ok();
+    if let [name] = words {
+        let path = Path::new(name);
+        let is_text =
+            path.is_file() && Program::of_path(name).is_none() && path.extension().is_none_or(|ext| ext != "gguf");
+        if name == "-" || is_text {
+            let text = read(path).with_context(|| format!("cannot read the commands of `{name}`"))?;
+            let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+            let held = sources::of_text(Kind::of(name, &text), &text, &|file| within(&folder, file))
+                .with_context(|| format!("`{name}`"))?;
+            return Ok((folder, held));
+        }
+    }
+    let folder = PathBuf::new();
+    let held = sources::of_command(words, &|file| within(&folder, file))?;
+    Ok((folder, held))
+}
+
+/// What one launch would do; of a grid of llama-bench the largest.
+fn checked(held: &Held, args: &Args, folder: &Path, output: &Output) -> anyhow::Result<Checked> {
     let target = Target { build: args.build, dialect: args.dialect };
-    let mut command = run::parse::command_for(&args.command, &environment(), target)?;
-    note_config_files(&mut command);
     let machine = args.machine.machine()?;
+    let environment = environment(args.machine.describes_devices());
+    let margin = args.machine.margin.unwrap_or_default();
+    let mut largest: Option<(Model, String, Checkup)> = None;
+    let mut rows = Vec::new();
+    let mut opened: Option<(ModelSource, RunConfig, (Model, String))> = None;
+    for variant in grid::variants(held)? {
+        let mut command = run::parse::launch(&variant, &environment, target)?;
+        note_config_files(&mut command);
+        let source = command.model.clone();
+        // A grid seldom varies the file, nor what the loader is told of it.
+        let same = opened.take().filter(|(of, run, _)| {
+            source.as_ref() == Some(of) && run.metadata_overrides == command.run.metadata_overrides
+        });
+        let (mut model, name) = match same {
+            Some((.., known)) => known,
+            None => open(&mut command, args, folder, output)?,
+        };
+        opened = source.map(|source| (source, command.run.clone(), (model.clone(), name.clone())));
+        add_companions(&mut model, &mut command.run, |path| open_file(path, folder, output))?;
+        add_projector_of_hub(&mut model, &mut command, &name, output);
+        let tensors = args.tensors || output.format() == Format::Html;
+        let options = Options { margin, tensors, ignored: &args.ignore, is_plan: false };
+        let checkup = checkup::check(&model, &machine, &command, options)?;
+        rows.push(Variant {
+            what: variant.name.unwrap_or_default(),
+            n_ctx: checkup.run.n_ctx,
+            memory: checkup.memory.clone(),
+            fits: checkup.fits,
+            shortfall: checkup.shortfall.clone(),
+        });
+        if largest.as_ref().is_none_or(|(.., known)| size(&checkup) > size(known)) {
+            largest = Some((model, name, checkup));
+        }
+    }
+    let (model, name, checkup) = largest.context("no variant")?;
+    let variants = if rows.len() > 1 { rows } else { Vec::new() };
+    Ok(Checked {
+        model: plan::summary(&model, &name),
+        command: sources::shown(held),
+        checkup,
+        name: held.name.clone(),
+        variants,
+    })
+}
+
+/// By what variants are compared: what is missing, then what devices hold, then the host.
+fn size(checkup: &Checkup) -> [Bytes; 3] {
+    let sum = |is_host| {
+        checkup.memory.iter().filter(|(key, _)| memory::is_host(key) == is_host).map(|(_, row)| row.counted()).sum()
+    };
+    [checkup.shortfall.values().copied().sum(), sum(false), sum(true)]
+}
+
+/// The model of a command, as what-if flags would make it, and what it is called.
+fn open(command: &mut ParsedCommand, args: &Args, folder: &Path, output: &Output) -> anyhow::Result<(Model, String)> {
     let (name, gguf) = match &command.model {
-        Some(ModelSource::Path(path)) => (path.clone(), gguf::open(path)?),
+        Some(ModelSource::Path(path)) => (path.clone(), open_file(path, folder, output)?),
         Some(ModelSource::HuggingFace { repo, file }) => {
             let name = PathBuf::from(hugging_face(repo, file.as_deref()));
             let gguf = model_arg::open(&name, output)?;
@@ -67,33 +193,66 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         None => bail!("the command names no model: add `-m FILE`"),
     };
     let first = what_if::first_file(&name, &gguf);
-    let mut model = load(gguf, &command.run)?;
+    let name = name.display().to_string();
+    let model = load(gguf, &command.run)?;
     match args.what_if.recipes() {
-        [] => {}
+        [] => Ok((model, name)),
         [recipe] => {
-            let made = args.what_if.variant(&model, &name.display().to_string(), &first, recipe)?;
+            let made = args.what_if.variant(&model, &name, &first, recipe)?;
             let warnings = what_if::warnings(&made.what_if, &made.path).into_iter();
             let note =
                 |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
             command.notes.extend(warnings.map(note));
-            model = made.model;
+            Ok((made.model, name))
         }
         _ => bail!("`check` takes one recipe: `plan --as` compares several"),
     }
-    add_companions(&mut model, &mut command.run, |path| model_arg::open(path, output))?;
-    let tensors = args.tensors || output.format() == Format::Html;
-    let margin = args.machine.margin.unwrap_or_default();
-    let options = Options { margin, tensors, ignored: &args.ignore, planned: None };
-    let checkup = checkup::check(&model, &machine, &command, options)?;
-    let command = shell(&args.command).unwrap_or_else(|| args.command.join(" "));
-    let document = plan::Checked { model: plan::summary(&model, &name.display().to_string()), command, checkup };
-    output.show(&document)?;
-    Ok(match document.checkup.fits {
-        _ if document.checkup.verdict == Some(Verdict::AfterFit) => Outcome::Yes,
-        Some(true) if !document.checkup.is_refused() => Outcome::Yes,
-        None if !document.checkup.is_refused() => Outcome::Untold,
-        _ => Outcome::No,
-    })
+}
+
+/// `-hf` fetches a projector too (`common/arg.cpp` `common_models_handler_init`, b11434). Of one that cannot be read, the command's note
+/// stays.
+fn add_projector_of_hub(model: &mut Model, command: &mut ParsedCommand, name: &str, output: &Output) {
+    let is_hub = matches!(command.model, Some(ModelSource::HuggingFace { .. }));
+    if !is_hub || command.notes.iter().all(|note| note.code != "projector") {
+        return;
+    }
+    let found = model_arg::projector_beside(name.as_ref(), output)
+        .and_then(|gguf| gguf.map(|gguf| read_projector(gguf, &command.run)).transpose());
+    if let Ok(projector) = found {
+        model.projector = projector.map(Into::into);
+        command.notes.retain(|note| note.code != "projector");
+    }
+}
+
+/// A file of a command as this computer has it: beside the file that holds the command, or on the drive of Windows that is mounted
+/// here. What a shell would have put in is told of where it was not.
+fn open_file(path: &Path, folder: &Path, output: &Output) -> anyhow::Result<Gguf> {
+    let shown = path.display().to_string();
+    let drive = shown.split_once(":\\").filter(|(letter, _)| letter.len() == 1 && !cfg!(windows));
+    let mounted = drive
+        .map(|(letter, rest)| PathBuf::from(format!("/mnt/{}/{}", letter.to_lowercase(), rest.replace('\\', "/"))));
+    let found =
+        [Some(path.to_path_buf()), Some(folder.join(path)), mounted].into_iter().flatten().find(|path| path.exists());
+    if let Some(found) = found {
+        return Ok(gguf::open(&found)?);
+    }
+    let refuse = |what: &str, hint: String| Err(Refusal::new(format!("`{shown}`: {what}"), hint).into());
+    if shown.starts_with("~/") || shown.starts_with('$') {
+        let home = std::env::var("HOME").unwrap_or_default();
+        let meant = shown.replacen('~', &home, 1).replacen("${HOME}", &home, 1).replacen("$HOME", &home, 1);
+        return refuse(
+            "only a shell makes a path of that, and llama.cpp gets it as it stands",
+            format!("write `{meant}`"),
+        );
+    }
+    if drive.is_some() || shown.starts_with("\\\\") {
+        let name = shown.rsplit('\\').next().unwrap_or_default();
+        return refuse(
+            "a path of Windows, and this computer has no such file",
+            format!("give the file's path here: `-m /PATH/TO/{name}`"),
+        );
+    }
+    model_arg::open(path, output)
 }
 
 /// The model of a header, its keys as the launch overrides them.
@@ -125,14 +284,23 @@ pub fn add_companions(
         (None, None) => None,
     };
     if let Some(gguf) = projector {
-        let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
-        let (projector, _) = Model::as_far_as_readable(gguf);
-        if projector.kind != FileKind::Mmproj {
-            bail!("`--mmproj {path}`: the file is {}, not a multimodal projector", projector.kind);
-        }
-        model.projector = Some(projector.into());
+        model.projector = Some(read_projector(gguf, run)?.into());
     }
     Ok(())
+}
+
+/// The projector of a header that llama.cpp would load beside a model.
+pub fn read_projector(gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
+    let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+    let (projector, _) = Model::as_far_as_readable(gguf);
+    if projector.kind != FileKind::Mmproj {
+        bail!("`--mmproj {path}`: the file is {}, not a multimodal projector", projector.kind);
+    }
+    let tokens = [run.image_min_tokens, run.image_max_tokens].map(Option::unwrap_or_default);
+    if let Err(fault) = projector::encoders(&projector, tokens) {
+        bail!("`--mmproj {path}`: llama.cpp refuses this projector: {fault}");
+    }
+    Ok(projector)
 }
 
 /// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.
@@ -148,21 +316,25 @@ fn note_config_files(command: &mut ParsedCommand) {
     if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
         return;
     }
-    let files = ConfigFiles::here();
-    for file in files.system.into_iter().chain(files.user) {
+    for file in config_files() {
         command.notes.push(Note {
             code: "config-file-read".into(),
-            message: format!("llama.cpp reads `{}` before the command line; it is not counted here", file.display()),
+            message: format!(
+                "llama.cpp reads `{}` before the command line; it is not counted here",
+                file.path.display()
+            ),
             hint: Some("repeat its memory flags in the command; its overrides come first and win".into()),
         });
     }
 }
 
-/// `LLAMA_ARG_*` of this process.
-pub fn environment() -> BTreeMap<String, String> {
+/// `LLAMA_ARG_*` of this process, and the variables that select cards of a machine that was described: what is found here has
+/// been selected already. An empty list hides the cards of this computer, not those that were described.
+pub fn environment(selects_cards: bool) -> BTreeMap<String, String> {
     let text = |(name, value): (OsString, OsString)| {
-        let name = name.into_string().ok().filter(|name| name.starts_with("LLAMA_ARG_"))?;
-        Some((name, value.to_string_lossy().into_owned()))
+        let (name, value) = (name.into_string().ok()?, value.to_string_lossy().into_owned());
+        let is_selection = selects_cards && visible::selects(&name) && !matches!(value.as_str(), "" | "-1");
+        (name.starts_with("LLAMA_ARG_") || is_selection).then_some((name, value))
     };
     std::env::vars_os().filter_map(text).collect()
 }

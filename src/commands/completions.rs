@@ -6,12 +6,9 @@ use clap_complete::Shell;
 
 use super::{Cli, Outcome, Output};
 use crate::expectation;
-use crate::plan::rule_file::BUILT_IN;
+use crate::plan::rule_file;
 use crate::suite::protocol;
 use crate::synth::spec;
-
-/// What makes the program's `--version` a flag of the script.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -28,26 +25,30 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let command = named(Cli::command());
     // Without the commands that nobody types.
     let shown = command.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
-    let mut command =
-        Command::new("moeplan").version(VERSION).args(command.get_arguments().cloned()).subcommands(shown);
+    let mut command = Command::new("moeplan")
+        // Makes `--version` a flag of the script.
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(command.get_arguments().cloned())
+        .subcommands(shown);
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "moeplan", &mut script);
     output.answer(&String::from_utf8(script)?)?;
     Ok(Outcome::Yes)
 }
 
-/// The commands, with the names that come along as the values of what takes them.
 fn named(command: Command) -> Command {
-    let rules = || BUILT_IN.iter().map(|(name, _)| *name).collect::<Vec<&'static str>>();
     // The parser wants names that live as long as the program, which prints and ends.
-    let models = spec::names().into_iter().map(|name| &*name.leak()).collect();
+    let models = spec::names().into_iter().chain(spec::projectors());
+    let models: Vec<&'static str> = models.map(|name| &*name.leak()).collect();
+    let built_in = |all: &[(&'static str, &str)]| all.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     let with = |command: Command, argument: &'static str, names: Vec<&'static str>| {
         command.mut_arg(argument, |argument| argument.value_parser(PossibleValuesParser::new(names)))
     };
+    let rules = || built_in(&rule_file::BUILT_IN);
     command
         .mut_subcommand("plan", |command| with(command, "rules", rules()))
         .mut_subcommand("rules", |command| command.mut_subcommand("show", |show| with(show, "name", rules())))
         .mut_subcommand("synth", |command| with(command, "spec", models))
-        .mut_subcommand("validate", |command| with(command, "suite", protocol::built_in_names().collect()))
-        .mut_subcommand("inspect", |command| with(command, "expect", expectation::built_in_names().collect()))
+        .mut_subcommand("validate", |command| with(command, "suite", built_in(protocol::BUILT_IN)))
+        .mut_subcommand("inspect", |command| with(command, "expect", built_in(expectation::BUILT_IN)))
 }

@@ -3,20 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use super::machine::found_with;
-use super::{Outcome, Output, calibrate};
+use super::{Outcome, Output, devices};
 use crate::doctor::{
-    ConfigFile, Embedded, Facts, Folder, Knowledge, Leftover, Moeplan, Nvidia, Place, Purpose, Server, Variable,
-    examine, variable,
+    Embedded, Facts, Folder, Knowledge, Leftover, Moeplan, Nvidia, Place, Purpose, Server, Variable, examine, variable,
 };
 use crate::files::{self, temporary};
 use crate::gguf::source::cache;
 use crate::machine::Machine;
-use crate::runtime::server::{self, ConfigFiles};
+use crate::runtime::server;
 use crate::runtime::{self, Runtime as _, detect, nvml};
 use crate::synth::output::free_space;
 use crate::{evidence, run};
 
-/// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan doctor
@@ -37,7 +35,6 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok(if document.ok { Outcome::Yes } else { Outcome::No })
 }
 
-/// Everything that is looked at.
 fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
     let servers = servers(named);
     let cards = nvml::listed();
@@ -53,14 +50,19 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
         nvidia.cards.clone()
     };
     let here = found_with(detect::Devices { list, driver: nvidia.driver.clone(), source: None })?;
+    let variables = std::env::vars_os();
+    let mut environment: Vec<Variable> =
+        variables.filter_map(|(name, value)| variable(name.to_str()?, &value.to_string_lossy())).collect();
+    environment.sort_by(|a, b| a.name.cmp(&b.name));
     let interfaces = ["/dev/kfd", "/dev/dri", "/dev/dxg"].into_iter().filter(|path| Path::new(path).exists());
-    let files = ConfigFiles::here();
-    let file = |path: Option<PathBuf>, system| path.map(|path| ConfigFile { path, system });
     Ok(Facts {
         moeplan: Moeplan {
             version: env!("CARGO_PKG_VERSION").to_string(),
             remote: cfg!(feature = "remote"),
-            embedded: cfg!(feature = "embedded").then(embedded),
+            embedded: cfg!(feature = "embedded").then(|| {
+                let answer = runtime::Embedded::here().and_then(|embedded| embedded.devices(&[]));
+                Embedded { build: runtime::EMBEDDED_BUILD, error: answer.err().map(|error| error.to_string()) }
+            }),
         },
         servers,
         nvidia,
@@ -73,15 +75,9 @@ fn facts(named: Option<&Path>) -> anyhow::Result<Facts> {
             .map(|left| Leftover { path: left.path.clone(), bytes: left.bytes })
             .collect(),
         knowledge: knowledge(&here.machine),
-        environment: variables(),
-        config_files: file(files.system, true).into_iter().chain(file(files.user, false)).collect(),
+        environment,
+        config_files: server::config_files(),
     })
-}
-
-/// The llama.cpp inside moeplan, asked for its devices.
-fn embedded() -> Embedded {
-    let answer = runtime::Embedded::here().and_then(|embedded| embedded.devices(&[]));
-    Embedded { build: runtime::EMBEDDED_BUILD, error: answer.err().map(|error| error.to_string()) }
 }
 
 /// The server that is used, asked for what it is, then those that it hides.
@@ -117,13 +113,12 @@ fn server(place: Place, program: &Path) -> Server {
     found
 }
 
-/// The folders that moeplan writes to.
 fn folders() -> Vec<Folder> {
     let of_file = |path: Option<PathBuf>| path.and_then(|path| path.parent().map(Path::to_path_buf));
     let all = [
         (Purpose::Cache, files::cache_folder()),
         (Purpose::State, of_file(evidence::store::path())),
-        (Purpose::Config, of_file(calibrate::own_file())),
+        (Purpose::Config, of_file(devices::own_file())),
         (Purpose::Temporary, Some(std::env::temp_dir())),
     ];
     let folder = |(purpose, path): (Purpose, Option<PathBuf>)| {
@@ -141,7 +136,7 @@ fn knowledge(here: &Machine) -> Knowledge {
     let names = |is: fn(&crate::machine::Device) -> bool| {
         here.devices.iter().filter(|device| is(device)).map(|device| device.name.clone()).collect()
     };
-    let rates = calibrate::own_file().filter(|path| path.exists());
+    let rates = devices::own_file().filter(|path| path.exists());
     let rates_error = rates.as_ref().and_then(|path| {
         let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
         text.and_then(|text| serde_json::from_str::<Machine>(&text).map_err(|error| error.to_string())).err()
@@ -158,12 +153,4 @@ fn knowledge(here: &Machine) -> Knowledge {
         headers,
         headers_bytes,
     }
-}
-
-/// The variables that matter, by name.
-fn variables() -> Vec<Variable> {
-    let mut found: Vec<_> =
-        std::env::vars_os().filter_map(|(name, value)| variable(name.to_str()?, &value.to_string_lossy())).collect();
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    found
 }

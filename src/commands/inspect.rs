@@ -2,20 +2,18 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 
 use super::machine::MachineArgs;
 use super::what_if::{WhatIfArgs, listing};
-use super::{Outcome, Output, model_arg, quants};
+use super::{Outcome, Output, model_arg, quants, read_or_built_in};
 use crate::arch::Arch;
 use crate::expectation::{self, Expectations};
 use crate::gguf::GgmlType;
 use crate::gguf::source::{Location, Which};
-use crate::inspection::{ByCache, Inspection};
+use crate::inspection::{ByCache, Inspection, Several};
 use crate::memory;
-use crate::model::{FileKind, Model};
-use crate::report::page::{Document, Page, Report};
-use crate::suggest::Refusal;
+use crate::model::{FileKind, Model, projector};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -38,31 +36,12 @@ pub struct Args {
     metadata: bool,
     /// Check the facts of a YAML file (`experts.count: 16`), or of a built-in one by name (`phi-3.5-moe`).
     #[arg(long, value_name = "FILE")]
-    expect: Option<PathBuf>,
+    expect: Option<String>,
     /// For a repository: say which of its models fit this machine.
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
     what_if: WhatIfArgs,
-}
-
-/// Several models in one document.
-#[derive(serde::Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub(crate) struct Several<'a> {
-    schema: &'static str,
-    models: &'a [Inspection],
-}
-
-impl Document for Several<'_> {
-    fn pages(&self) -> Vec<Page> {
-        self.models.iter().flat_map(Document::pages).collect()
-    }
-
-    fn report(&self) -> Report {
-        let title = format!("{} models", self.models.len());
-        Report { title, about: String::new(), pages: self.pages() }
-    }
 }
 
 /// Runs `inspect`: exit 1 when an expectation is not met.
@@ -78,12 +57,29 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }
     ensure!(!args.machine.is_given(), "a machine is for `inspect hf:owner/repo`; for one model use `plan`");
-    let expectations = args.expect.as_deref().map(load_expectations).transpose()?;
+    let expected = args.expect.as_deref().map(|name| {
+        let text = read_or_built_in("list of expectations", name, expectation::BUILT_IN)?;
+        anyhow::Ok(Expectations::from_yaml(name, &text)?)
+    });
+    let expectations = expected.transpose()?;
     let mut documents = Vec::with_capacity(args.models.len());
     for path in &args.models {
         let (model, refused) = Model::as_far_as_readable(model_arg::open(path, output)?);
         let loads = refused.is_empty() && model.kind == FileKind::Model && Arch::named(&model.architecture).is_some();
-        let mut inspection = Inspection::new(&model, &refused, loads.then(|| context_sizes(&model)).flatten());
+        // What context takes at the two usual cache types; one that llama.cpp refuses for the model is left out.
+        let (mut per_token, mut fixed) = (ByCache::new(), ByCache::new());
+        for ty in ["f16", "q8_0"].into_iter().filter(|_| loads).filter_map(GgmlType::from_name) {
+            if let Ok(context) = memory::context::per_token(&model, ty) {
+                per_token.insert(ty.name.into(), context.per_token);
+                fixed.insert(ty.name.into(), context.fixed);
+            }
+        }
+        let context = (!per_token.is_empty()).then_some((per_token, fixed));
+        let mut inspection = Inspection::new(&model, &refused, context);
+        let encoders = projector::encoders(&model, [0, 0]).unwrap_or_default();
+        for (row, tokens) in inspection.encoders.iter_mut().zip(memory::projector::image_tokens(&encoders)) {
+            row.tokens = tokens;
+        }
         if let Some(expectations) = &expectations {
             inspection.expectations = expectations.check(&inspection)?;
         }
@@ -97,7 +93,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     match documents.as_slice() {
         [one] => output.show(one)?,
-        several => output.show(&Several { schema: "moeplan/inspections/1", models: several })?,
+        _ => output.show(&Several { schema: "moeplan/inspections/1".into(), models: documents.clone() })?,
     }
     let all_met = documents.iter().flat_map(|document| &document.expectations).all(|check| check.ok);
     Ok(if all_met { Outcome::Yes } else { Outcome::No })
@@ -113,30 +109,4 @@ fn repository(args: &Args) -> anyhow::Result<Option<String>> {
         }
     }
     Ok(None)
-}
-
-/// What context takes at the two usual cache types; a type that llama.cpp refuses for the model is left out. `None` where it
-/// refuses both.
-fn context_sizes(model: &Model) -> Option<(ByCache, ByCache)> {
-    let (mut per_token, mut fixed) = (ByCache::new(), ByCache::new());
-    for ty in ["f16", "q8_0"].into_iter().filter_map(GgmlType::from_name) {
-        if let Ok(context) = memory::context::per_token(model, ty) {
-            per_token.insert(ty.name.into(), context.per_token);
-            fixed.insert(ty.name.into(), context.fixed);
-        }
-    }
-    (!per_token.is_empty()).then_some((per_token, fixed))
-}
-
-fn load_expectations(path: &std::path::Path) -> anyhow::Result<Expectations> {
-    let name = path.to_string_lossy();
-    let text = match expectation::built_in(&name) {
-        Some(text) if !path.exists() => text.to_string(),
-        _ if !path.exists() => {
-            let known = expectation::built_in_names();
-            return Err(Refusal::unknown("file of expectations or a built-in one", &name, known).into());
-        }
-        _ => std::fs::read_to_string(path).with_context(|| format!("cannot read expectations `{name}`"))?,
-    };
-    Ok(Expectations::from_yaml(&name, &text)?)
 }

@@ -6,50 +6,27 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::plan::PlanOptions;
-use super::{Output, check, interrupt, model_arg};
+use super::plan_options::{PlanOptions, is_plan_file};
+use super::{Output, check, interrupt, model_arg, progress, read};
 use crate::bytes::Bytes;
 use crate::checkup::{self, Severity};
-use crate::cli::refusal::Refusal;
 use crate::machine::{Backend, Device, Isa, Machine};
 use crate::memory::{self, Forecast};
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::build::REFERENCE;
-use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, is_speculation, parse, spelling};
+use crate::run::{ModelSource, Note, RunConfig, Target, is_speculation, parse, spelling};
 use crate::runtime::log::Stage;
-use crate::runtime::server::{Limits, Server, Step, measurable};
+use crate::runtime::server::{Server, Step, measurable};
 use crate::runtime::{
-    DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcProgram, RpcServer, Runtime, bind_software_devices,
-    embedded_isa, machine_of, nvml, software_machine,
+    DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcServer, Runtime, bind_software_devices, embedded_isa,
+    machine_of, nvml, software_machine,
 };
+use crate::suggest::Refusal;
 use crate::suite::facts;
 use crate::{files, gguf};
-
-/// What is asked of the planner, and what a launch is beyond its plan: the flags of every command that launches.
-#[derive(Debug, clap::Args)]
-pub struct LaunchArgs {
-    #[command(flatten)]
-    pub options: PlanOptions,
-    /// Plan and launch for embeddings: every token yields an output row (llama.cpp: --embeddings).
-    #[arg(long)]
-    pub embeddings: bool,
-}
-
-impl LaunchArgs {
-    /// Refuses what a plan's file has decided already, where it is launched as it is.
-    pub fn beside_plan(&self, path: &Path) -> Result<(), Refusal> {
-        self.options.beside_plan(path, true)?;
-        let is_plan = path.extension().is_some_and(|extension| extension == "json");
-        if is_plan && self.embeddings {
-            let message = format!("--embeddings: the plan `{}` decides that already", path.display());
-            return Err(Refusal::new(message, "plan with --embeddings, or name the model instead of the plan"));
-        }
-        Ok(())
-    }
-}
 
 /// A launch and where it comes from.
 #[derive(Debug)]
@@ -128,23 +105,22 @@ impl Proposal {
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model.
-    pub fn of_model(path: &Path, args: &LaunchArgs, engine: &Engine) -> anyhow::Result<Self> {
-        let header = |path: &Path| check::load(gguf::open(path)?, &RunConfig::default());
-        if path.extension().is_some_and(|extension| extension == "json") {
-            let plan = plan_file(path)?;
-            let model = header(Path::new(&plan.model.path))?;
+    pub fn of_model(path: &Path, options: &PlanOptions, engine: &Engine) -> anyhow::Result<Self> {
+        if is_plan_file(path) {
+            let plan: Plan = serde_json::from_str(&read(path)?)
+                .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))?;
+            let model = model_arg::read(Path::new(&plan.model.path))?;
             return Self::of_plan(plan, model, Vec::new(), engine);
         }
         let path = &model_arg::local_path(path)?;
-        Self::planned(path, header(path)?, args, engine)
+        Self::planned(path, model_arg::read(path)?, options, engine)
     }
 
     /// The plan for a model whose header is read. Software devices are started first, since the plan names their servers.
-    pub fn planned(path: &Path, model: Model, args: &LaunchArgs, engine: &Engine) -> anyhow::Result<Self> {
-        let mut machine = args.options.described_machine()?;
+    pub fn planned(path: &Path, model: Model, options: &PlanOptions, engine: &Engine) -> anyhow::Result<Self> {
+        let mut machine = options.described_machine()?;
         machine.host.isa = engine.isa();
-        let mut request = args.options.request(&model, &machine)?;
-        request.run.embeddings |= args.embeddings;
+        let mut request = options.request(&model, &machine, &[])?;
         let servers = bind(engine, &mut machine, &mut request.run)?;
         let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
         Self::of_plan(plan, model, servers, engine)
@@ -155,8 +131,7 @@ impl Proposal {
         check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
-        let n_threads = run.n_threads.unwrap_or(0);
-        let launch = Launch { model: plan.model.path.clone().into(), run, machine, n_threads };
+        let launch = Launch { model: plan.model.path.clone().into(), run, machine };
         Ok(Self { launch, model, plan: Some(Box::new(plan)), servers, beside: Vec::new() })
     }
 
@@ -165,7 +140,7 @@ impl Proposal {
         words: &[String],
         model: Option<&Path>,
         n_devices: u16,
-        args: &LaunchArgs,
+        options: &PlanOptions,
         engine: &Engine,
     ) -> anyhow::Result<Self> {
         let mut words = words.to_vec();
@@ -184,8 +159,8 @@ impl Proposal {
             _ => anyhow::bail!("no model: name its file before `--` or with -m after it"),
         };
         let mut run = command.run.clone();
-        run.embeddings |= args.embeddings;
-        run.n_threads = run.n_threads.or(args.options.launch.n_threads());
+        run.embeddings |= options.launch.embeddings();
+        run.n_threads = run.n_threads.or(options.launch.n_threads());
         let mut machine = if n_devices > 0 {
             software_machine(n_devices, Bytes::mib(24 * 1024))
         } else {
@@ -193,12 +168,20 @@ impl Proposal {
         };
         machine.host.isa = engine.isa();
         let servers = bind(engine, &mut machine, &mut run)?;
-        let n_threads = run.n_threads.unwrap_or(0);
         let mut model = check::load(gguf::open(&path)?, &run)?;
         check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
         command.run = run.clone();
-        startable(&model, &machine, &command)?;
-        let launch = Launch { model: path, run, machine, n_threads };
+        // What `check` says that llama.cpp would refuse is not launched.
+        let mut lints = checkup::check(&model, &machine, &command, checkup::Options::default())?.lints;
+        lints.retain(|lint| lint.severity == Severity::Error);
+        if !lints.is_empty() {
+            let messages: Vec<String> = lints.iter().map(|lint| format!("{} ({})", lint.message, lint.code)).collect();
+            let hints: Vec<String> = lints.into_iter().filter_map(|lint| lint.hint).collect();
+            let more = "`moeplan check -- COMMAND` says more".to_string();
+            let hint = if hints.is_empty() { more } else { hints.join("; ") };
+            return Err(Refusal::new(format!("this command is not launched: {}", messages.join("; ")), hint).into());
+        }
+        let launch = Launch { model: path, run, machine };
         Ok(Self { launch, model, plan: None, servers, beside: command.beside })
     }
 }
@@ -216,33 +199,12 @@ pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     let lost = parsed.beside.iter().find(|word| spelling(word).is_some() && !is_speculation(word));
     if let Some(word) = lost {
         return Err(Refusal::new(
-            format!("the plan's arguments: `{word}` is nothing that a plan decides"),
+            format!("the plan's arguments: a plan does not decide `{word}`"),
             format!("take it out; `moeplan run plan.json -- {word} …` hands it on"),
         )
         .into());
     }
     Ok(parsed.run)
-}
-
-/// Refuses a command that `check` says llama.cpp would refuse, in its words.
-fn startable(model: &Model, machine: &Machine, command: &ParsedCommand) -> anyhow::Result<()> {
-    let lints = checkup::check(model, machine, command, checkup::Options::default())?.lints;
-    let errors = || lints.iter().filter(|lint| lint.severity == Severity::Error);
-    let messages: Vec<String> = errors().map(|lint| format!("{} ({})", lint.message, lint.code)).collect();
-    if messages.is_empty() {
-        return Ok(());
-    }
-    let hints: Vec<String> = errors().filter_map(|lint| lint.hint.clone()).collect();
-    let message = format!("this command is not launched: {}", messages.join("; "));
-    let hint = if hints.is_empty() { "`moeplan check -- COMMAND` says more".to_string() } else { hints.join("; ") };
-    Err(Refusal::new(message, hint).into())
-}
-
-fn plan_file(path: &Path) -> anyhow::Result<Plan> {
-    let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{shown}`"))?;
-    let json: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("`{shown}` is not JSON"))?;
-    serde_json::from_value(json).with_context(|| format!("`{shown}` is not a plan as `moeplan plan --json` writes it"))
 }
 
 /// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.
@@ -256,12 +218,12 @@ pub fn listed(engine: &Engine, machine: &Machine) -> anyhow::Result<Vec<DeviceIn
 fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::Result<Vec<RpcServer>> {
     let is_software = |device: &Device| device.backend == Backend::Rpc && device.endpoint().is_none();
     if machine.devices.iter().any(is_software) {
-        let program = match engine {
-            Engine::Embedded(embedded) => RpcProgram::from(&embedded.program),
-            Engine::Server(server) => RpcProgram { moeplan: server.moeplan.clone(), ggml: Some(server.rpc_program()?) },
+        let (moeplan, ggml) = match engine {
+            Engine::Embedded(embedded) => (&embedded.program, None),
+            Engine::Server(server) => (&server.moeplan, Some(server.rpc_program()?)),
         };
         let threads = run.n_threads.unwrap_or(0);
-        return Ok(bind_software_devices(program, machine, run, threads)?);
+        return Ok(bind_software_devices(moeplan, ggml.as_deref(), machine, run, threads)?);
     }
     // Only the servers that are named already are listed; none is started.
     run.rpc = machine.rpc_servers(&run.rpc);
@@ -326,8 +288,7 @@ impl EngineArgs {
         }
         let mut server = Server::find(self.llama_server.as_deref())?;
         let limit = Duration::from_secs(self.timeout);
-        server.limits =
-            Limits { load: limit, request: limit, stall: Duration::from_secs(self.stall), ..Limits::default() };
+        (server.limit, server.stall) = (limit, Duration::from_secs(self.stall));
         server.log.clone_from(&self.server_log);
         server.echo = output.is_verbose().then_some(super::echo as Echo);
         server.interrupted = interrupt::is_pressed;
@@ -391,13 +352,7 @@ impl Engine {
 fn show(step: Step) {
     const STEPS: u64 = 6;
     static BAR: OnceLock<ProgressBar> = OnceLock::new();
-    let bar = BAR.get_or_init(|| {
-        let bar = ProgressBar::new(STEPS);
-        match ProgressStyle::with_template("{bar:24} {msg} {elapsed}") {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        }
-    });
+    let bar = BAR.get_or_init(|| progress("{bar:24} {msg} {elapsed}", Some(STEPS)));
     match step {
         Step::Loading(stage) => {
             let (at, text) = match stage {

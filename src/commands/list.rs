@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::{Outcome, Output};
-use crate::cli::Format;
-use crate::gguf;
-use crate::gguf::Value;
 use crate::gguf::source::local::{LocalModel, Surroundings};
-use crate::report::table::Table;
+use crate::gguf::{self, Value};
+use crate::number::counted;
+use crate::report::page::{Block, Document, Page};
+use crate::report::table::{Table, row};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -44,31 +44,30 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(name) = args.name.as_deref().map(str::to_lowercase) {
         models.retain(|model| model.name.to_lowercase().contains(&name));
     }
-    let list = List { schema: "moeplan/list/1", models: models.into_iter().map(row).collect() };
-    if list.models.is_empty() {
-        output.say("note: no models found in the caches of llama.cpp, Hugging Face, LM Studio and ollama");
-    }
-    let rows = list.models.iter().map(|Row { model, architecture, error }| {
-        let unread = error.as_ref().map_or("-".to_string(), |error| format!("({error})"));
-        let (path, architecture) = (model.path.display().to_string(), architecture.clone().unwrap_or(unread));
-        [model.name.clone(), model.source.to_string(), architecture, model.bytes.to_string(), path]
+    let models = models.into_iter().map(|model| {
+        let (architecture, error) = match gguf::open(&model.path) {
+            Ok(opened) => match opened.header.metadata.get("general.architecture") {
+                Some(Value::String(name)) => (Some(name.clone()), None),
+                _ => (None, None),
+            },
+            Err(error) => (None, Some(error.at.message)),
+        };
+        Row { model, architecture, error }
     });
-    let table = Table::rows_of("name|source|architecture|>size|path", rows);
-    match output.format() {
-        Format::Json => output.json(&list)?,
-        Format::Markdown => output.answer(&table.markdown())?,
-        Format::Text | Format::Html if list.models.is_empty() => {}
-        Format::Text | Format::Html => output.answer(&table.text(usize::MAX))?,
-    }
+    output.show(&List { schema: "moeplan/list/1", models: models.collect() })?;
     Ok(Outcome::Yes)
 }
 
-fn row(model: LocalModel) -> Row {
-    match gguf::open(&model.path) {
-        Ok(opened) => match opened.header.metadata.get("general.architecture") {
-            Some(Value::String(name)) => Row { architecture: Some(name.clone()), error: None, model },
-            _ => Row { architecture: None, error: None, model },
-        },
-        Err(error) => Row { architecture: None, error: Some(error.at.message), model },
+impl Document for List {
+    fn pages(&self) -> Vec<Page> {
+        let title = "Models in the caches of llama.cpp, Hugging Face, LM Studio and ollama";
+        let mut page = Page::new("Models", title, counted(self.models.len() as u64, "model"));
+        let rows = self.models.iter().map(|Row { model, architecture, error }| {
+            let unread = error.as_ref().map_or("-".to_string(), |error| format!("({error})"));
+            let architecture = architecture.as_ref().unwrap_or(&unread);
+            row![model.name, model.source, architecture, model.bytes, model.path.display()]
+        });
+        page.push(Block::table("", Table::rows_of("name|source|architecture|>size|path", rows)));
+        vec![page]
     }
 }

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use super::read;
 use crate::bytes::Bytes;
 use crate::evidence;
 use crate::machine::{Backend, Device, DeviceSize, Host, Machine, cards};
+use crate::number::counted;
+use crate::report::page::devices::Devices;
 use crate::runtime::{detect, machine_of, nvml};
 
 /// How the machine is described; with nothing said, it is this one.
@@ -41,8 +44,12 @@ pub struct MachineArgs {
 impl MachineArgs {
     /// Whether any flag says what the machine is.
     pub fn is_given(&self) -> bool {
-        let has_devices = !self.vram.is_empty() || !self.device.is_empty() || self.machine.is_some();
-        has_devices || self.ram.is_some() || self.backend.is_some() || self.margin.is_some()
+        self.describes_devices() || self.ram.is_some() || self.backend.is_some() || self.margin.is_some()
+    }
+
+    /// Whether flags say which devices there are; else they are found here.
+    pub fn describes_devices(&self) -> bool {
+        !self.vram.is_empty() || !self.device.is_empty() || self.machine.is_some()
     }
 
     /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.
@@ -54,14 +61,19 @@ impl MachineArgs {
     pub fn assumed(&self, machine: &Machine) -> Option<String> {
         let ram = machine.host.ram.filter(|_| self.ram.is_none() && self.machine.is_none())?;
         Some(format!(
-            "note: the {ram} of main memory and the processor are this computer's; --ram SIZE plans for another"
+            "note: planned with this computer's processor and its {ram} of main memory; --ram SIZE plans for another"
         ))
     }
 
     /// The machine they describe, or this one.
     pub fn machine(&self) -> anyhow::Result<Machine> {
         let mut machine = match &self.machine {
-            Some(path) => recognised(budgeted(read(path)?, &self.vram)?)?,
+            Some(path) => {
+                let file: Machine = serde_json::from_str(&read(path)?).with_context(|| {
+                    format!("`{}` is not a machine file as `moeplan devices --json` writes it", path.display())
+                })?;
+                recognised(budgeted(Machine::new(file.devices, file.host)?, &self.vram)?)?
+            }
             None => self.described()?,
         };
         if self.ram.is_some() {
@@ -97,7 +109,11 @@ impl MachineArgs {
 fn budgeted(mut machine: Machine, budgets: &[DeviceSize]) -> anyhow::Result<Machine> {
     if !budgets.is_empty() {
         let (asked, known) = (budgets.len(), machine.devices.len());
-        anyhow::ensure!(asked <= known, "--vram gives {asked} sizes, and the machine file describes {known} devices");
+        anyhow::ensure!(
+            asked <= known,
+            "--vram has {}, and the machine file describes {known} devices",
+            counted(asked as u64, "size")
+        );
         machine.devices.truncate(asked);
         for (device, budget) in machine.devices.iter_mut().zip(budgets) {
             device.limit(budget.bytes);
@@ -106,57 +122,21 @@ fn budgeted(mut machine: Machine, budgets: &[DeviceSize]) -> anyhow::Result<Mach
     Ok(machine)
 }
 
-fn read(path: &std::path::Path) -> anyhow::Result<Machine> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let machine: Machine = serde_json::from_str(&text)
-        .with_context(|| format!("`{}` is not a machine file as `moeplan devices --json` writes it", path.display()))?;
-    Ok(Machine::new(machine.devices, machine.host)?)
-}
-
-/// A machine, and what is known of it beside what a machine file holds, where it is this one.
-#[derive(Debug, serde::Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Found {
-    #[serde(flatten)]
-    pub machine: Machine,
-    /// The driver's version, where a driver was asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub driver: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub processor: Option<String>,
-    /// Main memory that could be had now.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub available: Option<Bytes>,
-}
-
-impl From<Machine> for Found {
-    /// A machine that was described.
-    fn from(machine: Machine) -> Self {
-        Self { machine, driver: None, source: None, processor: None, available: None }
-    }
-}
-
-pub fn found() -> anyhow::Result<Found> {
+pub fn found() -> anyhow::Result<Devices> {
     found_with(detect::devices(detect::server().as_deref()))
 }
 
 /// What is here, with the devices that were detected.
-pub fn found_with(devices: detect::Devices) -> anyhow::Result<Found> {
+pub fn found_with(devices: detect::Devices) -> anyhow::Result<Devices> {
     let facts = detect::host();
     let mut machine = machine_of(&devices.list);
     let (ram, isa, cores, threads) = (facts.ram, facts.isa, facts.cores, facts.threads);
     machine.host = Host { ram, isa, cores, threads, ..Host::default() };
-    super::calibrate::apply_own(&mut machine);
+    super::devices::apply_own(&mut machine);
     evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
-    Ok(Found {
-        machine: Machine::new(machine.devices, machine.host)?,
-        driver: devices.driver,
-        source: devices.source,
-        available: facts.available,
-        processor: facts.processor,
-    })
+    let here = Devices::from(Machine::new(machine.devices, machine.host)?);
+    let (driver, source) = (devices.driver, devices.source);
+    Ok(Devices { driver, source, available: facts.available, processor: facts.processor, ..here })
 }
 
 /// A card that is described and is here: what was measured of it and of this host holds, whatever budget it is given.

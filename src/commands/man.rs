@@ -45,7 +45,6 @@ fn below(command: clap::Command, found: &mut Vec<(String, String)>) -> anyhow::R
     Ok(())
 }
 
-/// The page of a command.
 fn page(command: clap::Command) -> anyhow::Result<String> {
     let mut page = Vec::new();
     Man::new(command).render(&mut page)?;

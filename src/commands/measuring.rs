@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Output;
-use crate::cli::refusal::Refusal;
 use crate::evidence::store::now;
 use crate::number;
+use crate::suggest::Refusal;
 
 /// Names the folder of the lock, for machines that share a card and not their temporary folder, and for tests.
 const FOLDER: &str = "MOEPLAN_LOCK_DIR";
@@ -19,17 +19,12 @@ const SAID: u64 = 1 << 10;
 
 /// The right to measure. It ends when this is dropped, or when the process ends in whatever way.
 #[derive(Debug)]
-pub struct Measuring {
-    // `None` where there is no lock to be had, which was said.
-    lock: Option<File>,
-}
+pub struct Measuring(File);
 
 impl Drop for Measuring {
     fn drop(&mut self) {
-        if let Some(lock) = &self.lock {
-            // Whoever holds it next says its own name.
-            let _ = lock.set_len(0);
-        }
+        // Whoever holds it next says its own name.
+        let _ = self.0.set_len(0);
     }
 }
 
@@ -43,15 +38,16 @@ struct Holder {
     since: u64,
 }
 
-/// Takes the lock for `command`, or refuses and says who holds it. Where no lock can be had, that is said, and is no reason not to measure.
-pub fn begin(command: &str, output: &Output) -> Result<Measuring, Refusal> {
+/// Takes the lock for `command`, or refuses and says who holds it. `None` where no lock can be had, which is said and keeps nobody
+/// from measuring.
+pub fn begin(command: &str, output: &Output) -> Result<Option<Measuring>, Refusal> {
     let path = path();
     let warn = |error: io::Error| {
         output.say(&format!(
-            "warning: others may measure at the same time: cannot lock `{}` ({error}; {FOLDER} names another folder)",
+            "warning: other measurements may run at the same time: cannot lock `{}` ({error}; {FOLDER} names another folder)",
             path.display()
         ));
-        Ok(Measuring { lock: None })
+        Ok(None)
     };
     let mut file = match open(&path) {
         Ok(file) => file,
@@ -65,7 +61,7 @@ pub fn begin(command: &str, output: &Output) -> Result<Measuring, Refusal> {
     let holder = Holder { process: std::process::id(), command: command.to_string(), since: now() };
     // The lock holds without its words.
     let _ = file.set_len(0).and_then(|()| file.write_all(&serde_json::to_vec(&holder)?));
-    Ok(Measuring { lock: Some(file) })
+    Ok(Some(Measuring(file)))
 }
 
 /// The same place for every user: the system's folder for temporary files, whatever a session's own is.

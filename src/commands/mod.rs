@@ -1,6 +1,5 @@
 //! One file a command: load, compute, render. [I/O]
 
-pub mod calibrate;
 pub mod bench;
 pub mod check;
 pub mod completions;
@@ -34,6 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::AnsiColor;
 use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::{Format, Global};
 use crate::files::{self, temporary};
@@ -61,7 +61,6 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
@@ -100,10 +99,6 @@ pub enum Command {
     #[command(hide = true)]
     Worker(worker::Args),
 }
-
-/// What is said of `--format html` where there is no page.
-const NO_PAGE: &str =
-    "this command writes no page: --format html is of report, inspect, check, plan, verify, tune, bench and validate";
 
 /// How a command ended when nothing went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,14 +190,13 @@ impl Output {
         let text = match self.format() {
             Format::Html => html::report(report),
             Format::Markdown => markdown::report(report),
-            // A file gets no codes of colours; standard output drops them itself where it shows none.
-            Format::Text | Format::Json if self.file().is_some() => {
-                anstream::adapter::strip_str(&text::report(report, self.is_verbose(), usize::MAX)).to_string()
-            }
             Format::Text | Format::Json => {
-                let terminal = console::Term::stdout();
-                let size = terminal.size_checked().filter(|_| terminal.is_term());
-                text::report(report, self.is_verbose(), size.map_or(usize::MAX, |(_, columns)| columns.into()))
+                let (terminal, is_file) = (console::Term::stdout(), self.file().is_some());
+                let size = terminal.size_checked().filter(|_| terminal.is_term() && !is_file);
+                let width = size.map_or(usize::MAX, |(_, columns)| columns.into());
+                let text = text::report(report, self.is_verbose(), width);
+                // A file gets no codes of colours; standard output drops them itself where it shows none.
+                if is_file { anstream::adapter::strip_str(&text).to_string() } else { text }
             }
         };
         self.answer(&text)
@@ -245,10 +239,29 @@ fn echo(line: &str) {
     let _ = writeln!(anstream::stderr(), "{}", crate::escape::terminal(line));
 }
 
+/// The text of a file that a person named.
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))
+}
+
+/// The text of a file, or of the `kind` that comes with moeplan under that name.
+fn read_or_built_in(kind: &str, name: &str, built_in: &[(&str, &'static str)]) -> anyhow::Result<Cow<'static, str>> {
+    let path = Path::new(name);
+    let known = built_in.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    match known {
+        _ if path.exists() && !path.is_dir() => Ok(read(path)?.into()),
+        Some((_, text)) => Ok((*text).into()),
+        None => Err(Refusal::unknown(kind, name, built_in.iter().map(|(known, _)| *known)).into()),
+    }
+}
+
+/// Progress on standard error, for a person who watches.
+fn progress(template: &str, length: Option<u64>) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style)
+}
+
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
-    let looks = matches!(command, Command::Report(_) | Command::Inspect(_) | Command::Check(_) | Command::Plan(_));
-    let measures = matches!(command, Command::Verify(_) | Command::Bench(_) | Command::Validate(_) | Command::Tune(_));
-    anyhow::ensure!(output.format() != Format::Html || looks || measures, NO_PAGE);
     if !matches!(command, Command::Worker(_)) {
         interrupt::watch();
     }

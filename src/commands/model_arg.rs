@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::Output;
+use super::{Output, progress};
 use crate::bytes::Bytes;
 use crate::gguf::source::local::{self, Surroundings};
 use crate::gguf::source::{Client, Error, Event, Failure, Location, Which};
 use crate::gguf::{self, Gguf};
+use crate::model::Model;
 
-/// The header of a MODEL.
 pub fn open(model: &Path, output: &Output) -> anyhow::Result<Gguf> {
     let Some(text) = model.to_str() else { return Ok(gguf::open(model)?) };
     match Location::parse(text)? {
@@ -40,6 +40,17 @@ pub fn open(model: &Path, output: &Output) -> anyhow::Result<Gguf> {
     }
 }
 
+/// The header of the projector that `-hf` fetches beside a MODEL of the hub; `None` where there is none.
+pub fn projector_beside(model: &Path, output: &Output) -> anyhow::Result<Option<Gguf>> {
+    let location = model.to_str().map(Location::parse).transpose()?;
+    let Some(Location::Hub { repo, which }) = location else { return Ok(None) };
+    with_client(output, |client| {
+        let quant = client.choose(&repo, &which)?;
+        let projector = client.projector_beside(&repo, &quant)?;
+        projector.map(|projector| client.open_quant(&repo, &projector)).transpose()
+    })
+}
+
 /// The path of a MODEL that has to be here with its weights.
 pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
     match model.to_str().map(Location::parse).transpose()? {
@@ -48,6 +59,11 @@ pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
         }
         _ => path(model),
     }
+}
+
+/// The model of a file that is here, its keys as they are.
+pub fn read(path: &Path) -> anyhow::Result<Model> {
+    Ok(Model::from_gguf(gguf::open(path)?)?)
 }
 
 /// What llama.cpp is told of the MODEL: the first file where it is here, whichever of a split was named; else as typed.
@@ -76,8 +92,8 @@ fn path(model: &Path) -> anyhow::Result<PathBuf> {
 pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, Error>) -> anyhow::Result<T> {
     let mut client = Client::from_environment()?;
     client.offline = output.global.offline;
-    let bar = if output.global.quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-    bar.set_style(ProgressStyle::with_template("{spinner} reading headers: {msg}")?);
+    let bar =
+        if output.global.quiet { ProgressBar::hidden() } else { progress("{spinner} reading headers: {msg}", None) };
     if !bar.is_hidden() {
         bar.enable_steady_tick(Duration::from_millis(100));
     }
@@ -87,8 +103,9 @@ pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, E
         let note = match event {
             Event::Moved(bytes) => return shown.set_message(Bytes(*bytes).to_string()),
             Event::NoRanges(url) => {
-                let reads = "reading from the start, and no further than the header";
-                format!("note: {url}: the server takes no range requests; {reads}")
+                format!(
+                    "note: {url}: the server has no range requests; reading from the start to the end of the header"
+                )
             }
             Event::Again { url, why } => format!("note: {url}: {why}; trying again"),
         };

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::cli::help::OWN;
-pub use crate::commands::plan_options::PlanOptions;
+use crate::commands::plan_options::PlanOptions;
 use crate::commands::what_if::{self, Variant, WhatIfArgs};
 use crate::commands::{Outcome, Output, check, model_arg};
 use crate::emit;
@@ -14,7 +14,7 @@ use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
 use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Variable};
 use crate::plan::{self, Plan, Request};
-use crate::quantize::{Recipe, WhatIf};
+use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
 use crate::run::{Dialect, RunConfig};
 use crate::suggest::Refusal;
@@ -32,7 +32,6 @@ pub struct PlanArgs {
     /// Several are compared in one table. Any shard stands for a split model. `moeplan list` shows the names that are cached.
     #[arg(value_name = "MODEL", required = true)]
     pub models: Vec<std::path::PathBuf>,
-    /// What is asked of the planner.
     #[command(flatten)]
     pub options: PlanOptions,
     /// A table of plans: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`, or both.
@@ -49,7 +48,6 @@ pub struct PlanArgs {
     pub runner: emit::Runner,
     #[arg(long, help_heading = "Answer", value_enum, requires = "emit", default_value = "llama.cpp")]
     pub dialect: Dialect,
-    /// What the models would be otherwise.
     #[command(flatten)]
     pub what_if: WhatIfArgs,
     /// More flags of llama-server, which the plan keeps: `-- -fa on --swa-full`.
@@ -70,41 +68,50 @@ struct Asked {
 fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<Asked>> {
     let gguf = model_arg::open(model, output)?;
     let (path, first) = (model_arg::shown(model, &gguf), what_if::first_file(model, &gguf));
-    let model = check::load(gguf, &RunConfig::default())?;
+    let source = model;
+    let model = Model::from_gguf(gguf)?;
     let machine = args.options.described_machine()?;
     let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
-        let mut request = args.options.request_with(&model, &machine, &args.words)?;
+        let mut request = args.options.request(&model, &machine, &args.words)?;
         check::add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
+        if request.run.mmproj_auto && !request.run.has_projector() {
+            add_hub_projector(source, &mut model, &mut request.run, output);
+        }
         request.tensors |= output.format() == Format::Html;
-        Ok(Asked { model, path, what_if, machine: machine.clone(), request })
+        anyhow::Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };
-    let as_made = |recipe: &Recipe| args.what_if.variant(&model, &path, &first, recipe);
-    let ask_made = |made: Variant| ask(made.model, made.path, Some(made.what_if));
-    match args.what_if.recipes() {
-        [] => Ok(vec![ask(model, path, None)?]),
-        [recipe] => Ok(vec![ask_made(as_made(recipe)?)?]),
-        recipes => {
+    let recipes = args.what_if.recipes();
+    if recipes.is_empty() {
+        return Ok(vec![ask(model, path, None)?]);
+    }
+    let mut all = Vec::new();
+    for recipe in recipes {
+        match args.what_if.variant(&model, &path, &first, recipe) {
+            Ok(Variant { model, path, what_if }) => all.push(ask(model, path, Some(what_if))?),
+            Err(error) if recipes.len() == 1 => return Err(error),
             // One that llama-quantize refuses must not hide the others.
-            let (made, refused): (Vec<_>, Vec<_>) = recipes.iter().map(as_made).partition(Result::is_ok);
-            let says = |error: &anyhow::Error| output.say(&format!("note: {error:#}"));
-            refused.iter().filter_map(|refused| refused.as_ref().err()).for_each(says);
-            anyhow::ensure!(!made.is_empty(), "llama-quantize makes none of them of `{path}`");
-            made.into_iter().flatten().map(ask_made).collect()
+            Err(error) => output.say(&format!("note: {error:#}")),
         }
     }
+    anyhow::ensure!(!all.is_empty(), "llama-quantize makes none of them of `{path}`");
+    Ok(all)
 }
 
-fn make(asked: Asked) -> anyhow::Result<(Model, Plan)> {
-    let Asked { model, path, what_if, machine, request } = asked;
-    let mut plan = plan::plan(&model, &path, &machine, &request)?;
-    plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
-    plan.model.what_if = what_if;
-    plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
-        code: "environment".into(),
-        message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
-        hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
-    }));
-    Ok((model, plan))
+/// Counts the projector that `-hf` fetches beside a model of the hub; one that cannot be read is left out of the command.
+fn add_hub_projector(source: &Path, model: &mut Model, run: &mut RunConfig, output: &Output) {
+    let found = model_arg::projector_beside(source, output);
+    match found.and_then(|gguf| gguf.map(|gguf| check::read_projector(gguf, run)).transpose()) {
+        Ok(None) => {}
+        Ok(Some(projector)) => {
+            let name = projector.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+            output.say(&format!("note: `-hf` also loads {name}: it is counted; `-- --no-mmproj` leaves it out"));
+            model.projector = Some(projector.into());
+        }
+        Err(error) => {
+            output.say(&format!("note: the repository's projector is left out (--no-mmproj): {error:#}"));
+            run.mmproj_auto = false;
+        }
+    }
 }
 
 fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
@@ -130,7 +137,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
 fn near(model: &Model, plan: &Plan, args: &PlanArgs) -> Option<SweepDocument> {
     let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
     let (budgets, contexts) = plan::sweep::near(budget, n_ctx, model.hparams.context_length);
-    let request = args.options.request_with(model, &plan.machine, &args.words).ok()?;
+    let request = args.options.request(model, &plan.machine, &args.words).ok()?;
     let axes = (Some(budgets.as_slice()), Some(contexts.as_slice()));
     let mut document = plan::sweep::sweep(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
@@ -159,24 +166,21 @@ fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<
 
 /// Refuses what is asked of an answer that --emit leaves out: it prints the command in its form and nothing else.
 fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<(), Refusal> {
-    let beside = match output.format() {
+    let emit = format!("--emit {}", form.name());
+    let twice = |beside: &str| format!("ask twice, once with {emit} and once with {beside}");
+    let (beside, hint) = match output.format() {
         // It is JSON anyhow.
         Format::Json if args.runner == emit::Runner::Embedded => return Ok(()),
-        Format::Json => "--json",
-        Format::Markdown => "--format markdown",
-        Format::Html => "--format html",
-        Format::Text if args.options.explain => "--explain",
-        Format::Text if args.options.tensors => "--tensors",
+        Format::Json => {
+            ("--json", format!("leave {emit} out: the document has the command's words as `args`, whole as `command`"))
+        }
+        Format::Markdown => ("--format markdown", twice("--format markdown")),
+        Format::Html => ("--format html", twice("--format html")),
+        Format::Text if args.options.explain => ("--explain", twice("--explain")),
+        Format::Text if args.options.tensors => ("--tensors", twice("--tensors")),
         Format::Text => return Ok(()),
     };
-    let emit = format!("--emit {}", form.name());
-    let hint = match output.format() {
-        Format::Json => {
-            format!("leave {emit} out: the document has the words of the command as `args`, whole as `command`")
-        }
-        _ => format!("ask twice, once with {emit} and once with {beside}"),
-    };
-    Err(Refusal::new(format!("{emit} prints the command and nothing else, so {beside} has no place beside it"), hint))
+    Err(Refusal::new(format!("{emit} prints only the command, so it cannot be combined with {beside}"), hint))
 }
 
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
@@ -192,7 +196,15 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     if !args.sweep.is_empty() {
         return sweep(args, one, output);
     }
-    let (model, plan) = make(one)?;
+    let Asked { model, path, what_if, machine, request } = one;
+    let mut plan = plan::plan(&model, &path, &machine, &request)?;
+    plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
+    plan.model.what_if = what_if;
+    plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
+        code: "environment".into(),
+        message: format!("{name} is set here, and llama.cpp reads it: the plan does not count it"),
+        hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
+    }));
     match (args.emit, output.format()) {
         (Some(form), _) => {
             let wish = emit::Wish { form, runner: args.runner, dialect: args.dialect, turn: args.options.turn() };

@@ -23,10 +23,8 @@ const PLAN: &str = "Plan";
 /// What is asked of the planner; shared by the commands that plan.
 #[derive(Debug, clap::Args)]
 pub struct PlanOptions {
-    /// The machine and its budgets.
     #[command(flatten)]
     pub machine: MachineArgs,
-    /// llama.cpp's flags.
     #[command(flatten)]
     pub launch: LaunchOptions,
     /// Context length in tokens, or `max` for the largest that fits.
@@ -67,6 +65,7 @@ pub struct PlanOptions {
 }
 
 const LAUNCH: &str = "llama.cpp's own, kept as given";
+const EMBEDDINGS: &str = "--embedding";
 
 /// llama.cpp's own flags as options: what is given is kept, what is not, or is `auto`, is chosen. Which there are, the rows of
 /// [`crate::run::flags`] say.
@@ -100,8 +99,11 @@ impl clap::Args for LaunchOptions {
     fn augment_args(command: Command) -> Command {
         options().fold(command.next_help_heading(LAUNCH), |command, (flag, value, help)| {
             let short = flag.names().find_map(|name| name.strip_prefix('-').filter(|letter| letter.len() == 1));
-            let option =
-                Arg::new(id(flag)).long(id(flag)).help(help).short(short.and_then(|letter| letter.chars().next()));
+            let long = flag.names().filter_map(|name| name.strip_prefix("--"));
+            // The positive names of a switch say the opposite of the option.
+            let others = long.filter(|name| !flag.is_switch() && *name != id(flag));
+            let option = Arg::new(id(flag)).long(id(flag)).aliases(others.collect::<Vec<_>>()).help(help);
+            let option = option.short(short.and_then(|letter| letter.chars().next()));
             command.arg(match value {
                 "" => option.action(ArgAction::SetTrue),
                 _ => option.action(ArgAction::Append).value_name(value).allow_negative_numbers(true),
@@ -147,9 +149,13 @@ impl LaunchOptions {
         self.value("--threads")?.parse().ok().filter(|threads| *threads > 0)
     }
 
+    pub fn embeddings(&self) -> bool {
+        self.given.iter().any(|(flag, _)| flag.name() == EMBEDDINGS)
+    }
+
     /// The flags that are given, without those that leave the choice to the planner.
-    fn flags(&self) -> impl Iterator<Item = &String> {
-        self.given.iter().filter(|setting| !is_auto(setting)).filter_map(|(_, words)| words.first())
+    fn flags(&self) -> impl Iterator<Item = &str> {
+        self.given.iter().filter(|setting| !is_auto(setting)).filter_map(|(_, words)| words.first()).map(String::as_str)
     }
 }
 
@@ -159,7 +165,9 @@ fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
     for group in groups(words) {
         let Some(typed) = group.first() else { continue };
         let hint = match spelling(typed) {
-            None if typed.starts_with('-') => "llama.cpp's own flags go there: `llama-server --help` lists them".into(),
+            None if typed.starts_with('-') => {
+                "only llama.cpp's own flags go there: `llama-server --help` lists them".into()
+            }
             None => "only flags of llama-server go there, without the program".into(),
             Some((flag, _)) => match (flag.effect, flag.in_plan) {
                 (Effect::Model, _) => "the model is named before `--`, without a flag".into(),
@@ -170,7 +178,7 @@ fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
                 }
             },
         };
-        return Err(Refusal::new(format!("`moeplan plan` takes no `{typed}` after `--`"), hint));
+        return Err(Refusal::new(format!("`moeplan plan` does not take `{typed}` after `--`"), hint));
     }
     Ok(settings)
 }
@@ -184,12 +192,8 @@ fn context_choice(text: &str) -> Result<ContextChoice, String> {
 }
 
 impl PlanOptions {
-    pub fn request(&self, model: &Model, machine: &Machine) -> anyhow::Result<Request> {
-        self.request_with(model, machine, &[])
-    }
-
-    /// The same with llama.cpp's own words after `--`, which win over options.
-    pub fn request_with(&self, model: &Model, machine: &Machine, words: &[String]) -> anyhow::Result<Request> {
+    /// `words` are llama.cpp's own after `--`, which win over options.
+    pub fn request(&self, model: &Model, machine: &Machine, words: &[String]) -> anyhow::Result<Request> {
         if let Some(name) = &self.rules {
             self.leave_experts_to(name)?;
         }
@@ -273,11 +277,9 @@ impl PlanOptions {
     /// that was chosen for the strategy.
     pub fn leave_experts_to(&self, rules: &str) -> Result<(), Refusal> {
         let other = self.strategy.filter(|strategy| !matches!(strategy, Strategy::Auto | Strategy::Rules));
-        let Some(name) = other.and_then(|strategy| Some(strategy.to_possible_value()?.get_name().to_string())) else {
-            return Ok(());
-        };
+        let Some(name) = other.and_then(|strategy| strategy.to_possible_value()) else { return Ok(()) };
         Err(Refusal::new(
-            format!("--strategy {name} and the rules `{rules}` both say where the routed experts go"),
+            format!("--strategy {} and the rules `{rules}` both say where the routed experts go", name.get_name()),
             format!("leave one of them out; `--strategy rules` does what `{rules}` says and nothing else"),
         ))
     }
@@ -285,24 +287,24 @@ impl PlanOptions {
     /// Refuses what a plan's file (`*.json`) has decided already: the machine, the context, the turn, how it was planned; where
     /// nothing else is made of them, llama.cpp's own flags, too. `--margin` stays: what is measured is held against it.
     pub fn beside_plan(&self, path: &Path, and_launch: bool) -> Result<(), Refusal> {
-        let is_plan = path.extension().is_some_and(|extension| extension == "json");
-        let typed = if is_plan { self.typed(|_| and_launch) } else { String::new() };
-        let hint = "leave it out, or name the model instead of the plan: it is then planned with it";
-        let refusal = || Refusal::new(format!("{typed}: the plan `{}` decides that already", path.display()), hint);
-        if typed.is_empty() { Ok(()) } else { Err(refusal()) }
+        if !is_plan_file(path) {
+            return Ok(());
+        }
+        let why = format!("the plan `{}` decides that already", path.display());
+        self.refuse_typed(|_| and_launch, &why, "leave it out, or name the model instead of the plan to plan anew")
     }
 
-    /// Refuses what a whole command says itself; `-t` is for one that does not.
+    /// Refuses what a whole command says itself; `-t` and `--embedding` are for one that does not.
     pub fn beside_command(&self) -> Result<(), Refusal> {
-        let typed = self.typed(|flag| flag != "-t");
-        let hint =
-            "leave it out, or write llama.cpp's own flag into the command; --rpc-devices N gives it software devices";
-        let refusal = || Refusal::new(format!("{typed}: nothing is planned for a command after `--`"), hint);
-        if typed.is_empty() { Ok(()) } else { Err(refusal()) }
+        self.refuse_typed(
+            |flag| !["-t", EMBEDDINGS].contains(&flag),
+            "moeplan does not plan a command given after `--`",
+            "leave it out, or write llama.cpp's own flag into the command; --rpc-devices N gives it software devices",
+        )
     }
 
-    /// The flags of the machine, the context, the turn and the planner that were typed, then those of llama.cpp's that count.
-    fn typed(&self, counts: impl Fn(&str) -> bool) -> String {
+    /// Refuses flags of the machine, the context, the turn and the planner, and those of llama.cpp's that count.
+    fn refuse_typed(&self, counts: impl Fn(&str) -> bool, why: &str, hint: &str) -> Result<(), Refusal> {
         let (machine, turn) = (&self.machine, Turn::default());
         let of_planning = [
             ("--vram", !machine.vram.is_empty()),
@@ -321,9 +323,13 @@ impl PlanOptions {
             ("--depth", self.depth != turn.depth),
         ];
         let of_planning = of_planning.into_iter().filter(|(_, is_typed)| *is_typed).map(|(flag, _)| flag);
-        let launch = self.launch.flags().map(String::as_str).filter(|flag| counts(flag));
-        of_planning.chain(launch).collect::<Vec<_>>().join(", ")
+        let typed: Vec<&str> = of_planning.chain(self.launch.flags().filter(|flag| counts(flag))).collect();
+        if typed.is_empty() { Ok(()) } else { Err(Refusal::new(format!("{}: {why}", typed.join(", ")), hint)) }
     }
+}
+
+pub fn is_plan_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "json")
 }
 
 #[cfg(test)]
@@ -344,7 +350,7 @@ mod tests {
     #[test]
     fn what_is_given_is_kept_and_what_is_not_is_chosen() {
         let launch = options_of("-ub 1024 -lm auto -cmoe -nkvo -cram -1 -ot a=CPU -ot b=CPU -t 3").launch;
-        let flags: Vec<&str> = launch.flags().map(String::as_str).collect();
+        let flags: Vec<&str> = launch.flags().collect();
         assert_eq!(flags, ["-ub", "-ot", "-ot", "-cmoe", "-t", "-nkvo", "--cache-ram"]);
         let values = ["--ubatch-size", "--load-mode", "--batch-size", "--cache-ram", "--override-tensor"];
         assert_eq!(values.map(|name| launch.value(name)), [Some("1024"), None, None, Some("-1"), Some("b=CPU")]);

@@ -13,14 +13,13 @@ use crate::gguf::source::hub::{self, Quant};
 use crate::gguf::source::{Error, Which};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::number::counted;
+use crate::number::{counted, rate, seconds};
 use crate::plan::{self, Levers, Request, Strategy};
 use crate::report::page::plan::budgets;
 use crate::report::page::{Block, Document, Page, dotted};
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::speed::{Speed, Turn};
 
-/// Headers read at the same time.
 const PARALLEL: usize = 4;
 
 #[derive(Debug, Serialize)]
@@ -92,11 +91,10 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
             std::thread::scope(|scope| {
                 let threads: Vec<_> = some.iter().map(|quant| scope.spawn(move || judge(quant))).collect();
                 for (quant, thread) in some.iter().zip(threads) {
-                    let failed = || Some(Err("internal error: please report this".to_string()));
-                    let (fits, error) = match thread.join().unwrap_or_else(|_| failed()) {
-                        Some(Ok(fits)) => (Some(fits), None),
-                        Some(Err(error)) => (None, Some(error)),
-                        None => (None, None),
+                    let failed = || Some(Err(anyhow::anyhow!("internal error: please report this")));
+                    let (fits, error) = match thread.join().unwrap_or_else(|_| failed()).transpose() {
+                        Ok(fits) => (fits, None),
+                        Err(error) => (None, Some(format!("{error:#}"))),
                     };
                     let chosen = hub::choose(repo, &quants, &Which::Quant(quant.name.clone()));
                     let is_chosen = chosen.is_ok_and(|chosen| chosen.path == quant.path);
@@ -114,12 +112,12 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
     Ok(if document.machine.is_some() && !any { Outcome::No } else { Outcome::Yes })
 }
 
-/// What a header says about a machine; the error as text, since one model's must not hide the others.
-fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Bytes) -> Result<Fits, String> {
-    let model = Model::from_gguf(opened.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+/// What a header says about a machine.
+fn judge(opened: Result<Gguf, Error>, repo: &str, machine: &Machine, margin: Bytes) -> anyhow::Result<Fits> {
+    let model = Model::from_gguf(opened?)?;
     let plan = |strategy| {
         let request = Request { margin, strategy, levers: Levers::default(), ..Request::of(machine) };
-        plan::plan(&model, &format!("hf:{repo}"), machine, &request).map_err(|error| error.to_string())
+        plan::plan(&model, &format!("hf:{repo}"), machine, &request)
     };
     let fit = |plan: plan::Plan| Fit {
         fits: plan.check.fits(),
@@ -176,19 +174,16 @@ fn table(document: &Quants) -> Table {
                     (true, 0, _) => "all on device".to_string(),
                     (true, host, blocks) => format!("experts of {host} of {blocks} blocks on host"),
                 };
-                let [pp, tg, turn] = match (&fits.speed, fits.turn_seconds) {
-                    (Some(speed), Some(seconds)) => {
-                        [format!("{:.0}", speed.pp), format!("{:.1}", speed.tg), format!("{seconds:.1} s")]
-                    }
-                    _ => Default::default(),
-                };
+                let speed =
+                    |of: fn(&Speed) -> f64| fits.speed.as_ref().map(|speed| rate(of(speed))).unwrap_or_default();
+                let turn = fits.turn_seconds.map(seconds).unwrap_or_default();
+                let (pp, tg) = (speed(|speed| speed.pp), speed(|speed| speed.tg));
                 vec![word(&fits.all_on_device), word(&fits.experts_on_host), planned, pp, tg, turn]
             }
             (None, Some(error)) => [vec![format!("({error})")], vec![String::new(); 5]].concat(),
             (None, None) => Vec::new(),
         };
-        let (size, files) = (quant.bytes.to_string(), quant.files.len().to_string());
-        [quant.name.clone(), size, files].into_iter().chain(judged).chain([model.clone()])
+        row![quant.name, quant.bytes, quant.files.len()].into_iter().chain(judged).chain([model.clone()])
     });
     Table::rows_of(&format!("quant|>size|>files|{judged}MODEL"), rows)
 }

@@ -12,7 +12,7 @@ use crate::report::read::{self, Source};
 use crate::report::{html, markdown};
 use crate::suggest::Refusal;
 
-/// A file larger than this is no document of moeplan.
+/// A larger file is not a document of moeplan.
 const LARGEST: u64 = 256 << 20;
 
 /// Endings of names that say what a report is; .md and .txt are Markdown.

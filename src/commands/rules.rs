@@ -2,17 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
-
-use super::plan::PlanOptions;
-use super::{Outcome, Output, check, model_arg};
+use super::plan_options::PlanOptions;
+use super::{Outcome, Output, model_arg, read_or_built_in};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::rule_file::{self, BUILT_IN, Resolution, RuleFile};
 use crate::plan::{self, Request};
 use crate::report::page::rules::RuleSets;
-use crate::run::RunConfig;
-use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -31,7 +27,6 @@ enum Command {
     List,
     /// Print a rule set, to start a file of your own from.
     Show {
-        /// Its name.
         #[arg(value_name = "NAME")]
         name: String,
     },
@@ -59,27 +54,14 @@ struct CheckArgs {
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     match &args.command {
         Command::List => list(output)?,
-        Command::Show { name } => output.answer(&text(name)?)?,
+        Command::Show { name } => output.answer(&read_or_built_in("rule set", name, &BUILT_IN)?)?,
         Command::Check(args) => return check_file(args, output),
     }
     Ok(Outcome::Yes)
 }
 
-/// The text of a built-in rule set, or of a file.
-fn text(name: &str) -> anyhow::Result<String> {
-    if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
-        return Ok((*text).to_string());
-    }
-    if !std::path::Path::new(name).exists() {
-        let known = BUILT_IN.iter().map(|(name, _)| *name);
-        return Err(Refusal::unknown("rule file or a built-in rule set", name, known).into());
-    }
-    std::fs::read_to_string(name).with_context(|| format!("cannot read rules `{name}`"))
-}
-
-/// The rules of a built-in set, or of a file.
 pub fn open(name: &str) -> anyhow::Result<RuleFile> {
-    Ok(rule_file::parse(name, &text(name)?)?)
+    Ok(rule_file::parse(name, &read_or_built_in("rule set", name, &BUILT_IN)?)?)
 }
 
 /// The request with the rules carried out, and what they did. Those that fill devices are carried out for the launch that is best
@@ -109,12 +91,12 @@ fn list(output: &Output) -> anyhow::Result<()> {
 fn check_file(args: &CheckArgs, output: &Output) -> anyhow::Result<Outcome> {
     args.options.leave_experts_to(&args.file)?;
     let file = open(&args.file)?;
-    let load = |path: &PathBuf| check::load(model_arg::open(path, output)?, &RunConfig::default());
+    let load = |path: &PathBuf| anyhow::Ok(Model::from_gguf(model_arg::open(path, output)?)?);
     let model = args.model.as_ref().map(load).transpose()?;
     let machine = args.options.machine.is_given().then(|| args.options.described_machine()).transpose()?;
     let resolution = match (&model, &machine) {
         (Some(model), Some(machine)) if file.fills() => {
-            Some(apply(&file, model, machine, args.options.request(model, machine)?)?.1)
+            Some(apply(&file, model, machine, args.options.request(model, machine, &[])?)?.1)
         }
         (Some(model), _) if !file.fills() => {
             Some(Resolution { overrides: rule_file::overrides(&file, model), filled: Vec::new() })

@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal};
-use super::{Outcome, Output, interrupt};
+use super::launch::{Engine, EngineArgs, Proposal};
+use super::plan_options::PlanOptions;
+use super::{Outcome, Output, interrupt, progress};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::measurement::{self, Expected, Launched, compare};
 use crate::report::live::{Promise, Sample, Tier, panel, summary};
-use crate::runtime::log::Serving;
-use crate::runtime::{Error, Observation, sampler, server};
+use crate::runtime::{Error, sampler, server};
 
 /// How often the server is looked at while it serves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -39,13 +39,13 @@ pub struct Args {
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
     #[command(flatten)]
-    pub launch: LaunchArgs,
+    pub options: PlanOptions,
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Pass llama-server's log through to standard error.
     #[arg(long, help_heading = OWN)]
     pub log: bool,
-    /// How far compute buffers and totals may be off before it is said: a percentage.
+    /// Tolerance for compute buffers and totals.
     #[arg(long, help_heading = OWN, value_name = "PERCENT", default_value = "2%", value_parser = super::verify::percentage)]
     pub tolerance: f64,
     /// More arguments of llama-server; of a flag given twice the last counts.
@@ -54,7 +54,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    args.launch.beside_plan(&args.model)?;
+    args.options.beside_plan(&args.model, true)?;
     let mut server = args.engine.server(output)?;
     server.extra.clone_from(&args.extra);
     server.keeps_key = true;
@@ -65,30 +65,23 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         server.echo = Some(echo_above);
     }
     let engine = Engine::Server(Box::new(server.clone()));
-    let proposal = Proposal::of_model(&args.model, &args.launch, &engine)?;
+    let proposal = Proposal::of_model(&args.model, &args.options, &engine)?;
     proposal.warn(output);
     let forecast = proposal.forecast()?;
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
-    for note in running.notes() {
+    for note in &running.notes {
         output.say(&format!("note: {note}"));
     }
-    let log = running.log();
-    if log.buffers.is_empty() {
-        return Err(server::silent_log().into());
-    }
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
-    let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
-    let seen = Observation { memory, resolution, mapped_span, ..Observation::default() };
+    let seen = running.seen()?;
     let comparison = compare(&Expected::of(&forecast, Bytes(0)), &seen, args.tolerance);
-    let mut command = vec![server.build.program.display().to_string()];
-    command.extend(running.command().iter().cloned());
     let launched = Launched {
         schema: measurement::LAUNCHED.to_string(),
-        endpoint: running.url().to_string(),
+        endpoint: running.client.address().to_string(),
         process: running.id(),
-        command,
-        load_seconds: running.load_time().as_secs_f64(),
+        command: seen.command,
+        load_seconds: seen.load_seconds,
         comparison,
         plan: proposal.plan.clone(),
     };
@@ -105,100 +98,53 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         tiers: Tier::of(&forecast.memory, &proposal.launch.machine),
         speed: proposal.plan.as_ref().map(|plan| (plan.turn, plan.speed.clone())),
     };
-    stay(running, Panel::new(promise, output), output)
+    stay(running, &promise, output)
 }
 
-/// Stays in front of the server until Ctrl-C, or until it ends.
-fn stay(mut running: server::Running, mut panel: Panel, output: &Output) -> anyhow::Result<Outcome> {
-    loop {
+/// Stays in front of the server until Ctrl-C, or until it ends: with a panel at the lower end of a terminal that can move its cursor,
+/// else with a line now and then.
+fn stay(mut running: server::Running, promise: &Promise, output: &Output) -> anyhow::Result<Outcome> {
+    let can_move = !output.global.quiet && std::io::stderr().is_terminal();
+    let bar = Some(progress("{msg}", None)).filter(|bar| can_move && !bar.is_hidden());
+    shown().clone_from(&bar);
+    let since = Instant::now();
+    let mut last: Option<(Instant, u64)> = None;
+    let ended = loop {
         if interrupt::is_pressed() {
-            panel.clear();
-            output.say("stopping llama-server");
-            running.stop();
-            return Err(Error::interrupted().into());
+            break None;
         }
         if let Some(end) = running.ended() {
-            panel.clear();
-            return Err(running.why_it_ended("serving", end).into());
+            break Some(end);
         }
-        panel.show(running.id(), running.serving());
-        std::thread::sleep(LOOK);
-    }
-}
-
-#[derive(Debug)]
-enum Place {
-    Nowhere,
-    /// On a terminal, at its lower end.
-    Terminal(ProgressBar),
-    Lines,
-}
-
-#[derive(Debug)]
-struct Panel {
-    promise: Promise,
-    place: Place,
-    since: Instant,
-    shown: Option<Instant>,
-    /// Requests that were over when it was last shown.
-    over: u64,
-}
-
-impl Panel {
-    /// A panel on standard error, below the log where that is a terminal that can move its cursor; nothing with `-q`.
-    fn new(promise: Promise, output: &Output) -> Self {
-        let bar = ProgressBar::new_spinner();
-        let place = match ProgressStyle::with_template("{msg}") {
-            _ if output.global.quiet => Place::Nowhere,
-            Ok(style) if std::io::stderr().is_terminal() && !bar.is_hidden() => {
-                let bar = bar.with_style(style);
-                *shown() = Some(bar.clone());
-                Place::Terminal(bar)
-            }
-            _ => Place::Lines,
-        };
-        Self { promise, place, since: Instant::now(), shown: None, over: 0 }
-    }
-
-    /// Shows what is seen now, where it is time to.
-    fn show(&mut self, process: u32, serving: &Serving) {
-        let has_passed = |limit| self.shown.is_none_or(|shown| shown.elapsed() >= limit);
+        let process = running.id();
+        let serving = running.serving();
         let over = serving.served.saturating_add(serving.cancelled);
-        let is_time = match self.place {
-            Place::Nowhere => false,
-            Place::Terminal(_) => has_passed(PANEL) || over != self.over,
-            Place::Lines => has_passed(LINE) && over != self.over,
-        };
-        if !is_time {
-            return;
-        }
-        (self.shown, self.over) = (Some(Instant::now()), over);
-        let sample = Sample { uptime: self.since.elapsed(), held: sampler::held(process), serving: serving.clone() };
-        match &self.place {
-            Place::Terminal(bar) => {
+        let has_passed = |limit| last.is_none_or(|(time, _)| time.elapsed() >= limit);
+        let is_new = over != last.map_or(0, |(_, over)| over);
+        let is_time = if bar.is_some() { has_passed(PANEL) || is_new } else { has_passed(LINE) && is_new };
+        if is_time && !output.global.quiet {
+            last = Some((Instant::now(), over));
+            let sample = Sample { uptime: since.elapsed(), held: sampler::held(process), serving: serving.clone() };
+            if let Some(bar) = &bar {
                 let width = console::Term::stderr().size_checked().map_or(WIDTH, |(_, columns)| columns.into());
-                let text = panel(&self.promise, &sample, width.saturating_sub(1));
+                let text = panel(promise, &sample, width.saturating_sub(1));
                 let has_color = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
                 bar.set_message(if has_color { text } else { anstream::adapter::strip_str(&text).to_string() });
+            } else {
+                super::echo(&summary(promise, &sample));
             }
-            Place::Lines => super::echo(&summary(&self.promise, &sample)),
-            Place::Nowhere => {}
         }
+        std::thread::sleep(LOOK);
+    };
+    // The panel goes before anything else is said.
+    *shown() = None;
+    bar.iter().for_each(ProgressBar::finish_and_clear);
+    if let Some(end) = ended {
+        return Err(running.why_it_ended("serving", end).into());
     }
-
-    fn clear(&mut self) {
-        if let Place::Terminal(bar) = &self.place {
-            *shown() = None;
-            bar.finish_and_clear();
-        }
-        self.place = Place::Nowhere;
-    }
-}
-
-impl Drop for Panel {
-    fn drop(&mut self) {
-        self.clear();
-    }
+    output.say("stopping llama-server");
+    running.stop();
+    Err(Error::interrupted().into())
 }
 
 fn shown() -> MutexGuard<'static, Option<ProgressBar>> {

@@ -4,16 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::interrupt::PRESSED;
-use super::{Outcome, Output};
+use super::{Outcome, Output, progress};
 use crate::bytes::Bytes;
-use crate::cli::Format;
 use crate::files;
 use crate::gguf::ByteOrder;
-use crate::report::table::Table;
+use crate::number::{counted, thousands};
+use crate::report::page::{self, Block, Page};
+use crate::report::table::{Table, row};
 use crate::suggest;
 use crate::synth::output::{self, Fill, Watch};
 use crate::synth::{self, Check, Totals, Wish, recipe, spec, synthesize};
@@ -120,9 +121,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         Weights::Random => Fill::Random(args.seed),
     };
     let started = std::time::Instant::now();
-    let hidden = fill == Fill::Hole || output.global.quiet;
-    let bar = if hidden { ProgressBar::hidden() } else { ProgressBar::new(synthesis.totals.bytes.0) };
-    bar.set_style(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
+    let is_shown = fill != Fill::Hole && !output.global.quiet;
+    let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let bar = if is_shown { progress(template, Some(synthesis.totals.bytes.0)) } else { ProgressBar::hidden() };
     let watch = Watch { wrote: &|bytes| bar.inc(bytes), stop: &PRESSED };
     let paths = output::write(&synthesis, path, fill, output.global.force, watch);
     bar.finish_and_clear();
@@ -139,39 +140,32 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         totals: synthesis.totals.clone(),
         published: synthesis.published.clone(),
     };
-    match answer.format() {
-        Format::Json => answer.json(&document)?,
-        _ => answer.answer(&text(&document))?,
-    }
+    answer.show(&document)?;
     Ok(if document.published.iter().all(|check| check.ok) { Outcome::Yes } else { Outcome::No })
 }
 
-fn text(document: &Document) -> String {
-    let totals = &document.totals;
-    let verdict = |what: &str| match document.published.iter().find(|check| check.what == what) {
-        Some(check) if check.ok => " (published: EQUAL)".into(),
-        Some(check) => format!(" (published: {} DIFFERS)", check.expected),
-        None => String::new(),
-    };
-    let model = format!("{} {}, weights: {}", document.spec, document.recipe, document.weights);
-    let mut facts = Table::facts([("model", Some(model))]);
-    for (what, found) in [("parameters", totals.parameters), ("tensors", totals.tensors), ("bytes", totals.bytes.0)] {
-        facts.row([what.to_string(), format!("{found}{}", verdict(what))]);
+impl page::Document for Document {
+    fn pages(&self) -> Vec<Page> {
+        let totals = &self.totals;
+        let verdict = |what: &str| match self.published.iter().find(|check| check.what == what) {
+            Some(check) if check.ok => " (published: EQUAL)".into(),
+            Some(check) => format!(" (published: {} DIFFERS)", check.expected),
+            None => String::new(),
+        };
+        let first = self.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
+        let mut page = Page::new("Model", first, format!("{} {}, weights: {}", self.spec, self.recipe, self.weights));
+        let figures = [("parameters", totals.parameters), ("tensors", totals.tensors), ("bytes", totals.bytes.0)];
+        let figures = figures.map(|(what, found)| (what.to_string(), format!("{}{}", thousands(found), verdict(what))));
+        let types = totals.by_type.iter().map(|(ty, (tensors, bytes))| {
+            let what = format!("{}, {bytes}{}", counted(*tensors, "tensor"), verdict(&format!("tensors.{ty}")));
+            (format!("  {ty}"), what)
+        });
+        let files = format!("{} in {}", self.file_bytes, counted(self.paths.len() as u64, "file"));
+        let on_disk = self.on_disk.map(|bytes| ("on disk".to_string(), bytes.to_string()));
+        let facts = figures.into_iter().chain(types).chain([("size".to_string(), files)]).chain(on_disk);
+        page.push(Block::table("", Table::facts(facts.map(|(what, fact)| (what, Some(fact))))));
+        vec![page]
     }
-    for (ty, (tensors, bytes)) in &totals.by_type {
-        let verdict = verdict(&format!("tensors.{ty}"));
-        facts.row([format!("  {ty}"), format!("{tensors} tensors, {bytes}{verdict}")]);
-    }
-    facts.row(["file".to_string(), document.file_bytes.to_string()]);
-    if let Some(bytes) = document.on_disk {
-        facts.row(["on disk".to_string(), bytes.to_string()]);
-    }
-    let first = document.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
-    let more = match document.paths.len() {
-        0 | 1 => String::new(),
-        n => format!(" and {} more", n - 1),
-    };
-    format!("{}{more}\n{}", crate::escape::terminal(&first), facts.text(usize::MAX))
 }
 
 /// One row of `--list`.
@@ -198,7 +192,7 @@ pub(crate) struct List {
 
 fn list(output: &Output) -> anyhow::Result<Outcome> {
     let mut models = Vec::new();
-    for name in spec::names() {
+    for name in spec::names().into_iter().chain(spec::projectors()) {
         let spec = spec::named(&name)?;
         let (recipe, tensors) = synth::tensors(&spec, &Wish::default())?;
         let totals = synth::totals(&tensors);
@@ -207,33 +201,35 @@ fn list(output: &Output) -> anyhow::Result<Outcome> {
             name,
             architecture: spec.architecture.clone(),
             recipe: recipe.name,
-            experts: spec.number("n_expert", &dims)?,
+            experts: spec.number("n_expert", &dims).unwrap_or(0),
             used: spec.number("n_expert_used", &dims).unwrap_or(0),
             published: synth::checks(&spec, recipe, &totals),
             totals,
         });
     }
     let recipes = recipe::recipes().map(|row| row.name).collect();
-    let list = List { schema: "moeplan/synth-list/1", models, recipes };
-    if output.format() == Format::Json {
-        output.json(&list)?;
-        return Ok(Outcome::Yes);
-    }
-    let rows = list.models.iter().map(|row| {
-        let checked = row.published.iter().filter(|check| !check.what.starts_with("tensors."));
-        let word = |check: &Check| format!("{} {}", check.what, if check.ok { "EQUAL" } else { "DIFFERS" });
-        [
-            row.name.clone(),
-            row.architecture.clone(),
-            row.recipe.to_string(),
-            if row.experts == 0 { "dense".into() } else { format!("{}/{}", row.used, row.experts) },
-            row.totals.tensors.to_string(),
-            row.totals.parameters.to_string(),
-            row.totals.bytes.to_string(),
-            checked.map(word).collect::<Vec<_>>().join(", "),
-        ]
-    });
-    let table = Table::rows_of("model|arch|recipe|>experts|>tensors|>parameters|>bytes|published", rows);
-    output.answer(&format!("{}recipes: {}", table.text(usize::MAX), list.recipes.join(" ")))?;
+    output.show(&List { schema: "moeplan/synth-list/1", models, recipes })?;
     Ok(Outcome::Yes)
+}
+
+impl page::Document for List {
+    fn pages(&self) -> Vec<Page> {
+        let mut page = Page::new("Models", "Models that `synth` can write", "");
+        let rows = self.models.iter().map(|of| {
+            let checked = of.published.iter().filter(|check| !check.what.starts_with("tensors."));
+            let word = |check: &Check| format!("{} {}", check.what, if check.ok { "EQUAL" } else { "DIFFERS" });
+            let experts = match of.experts {
+                0 if of.architecture == "clip" => "–".into(),
+                0 => "dense".into(),
+                experts => format!("{}/{experts}", of.used),
+            };
+            let Totals { tensors, parameters, bytes, .. } = of.totals;
+            let published = checked.map(word).collect::<Vec<_>>().join(", ");
+            row![of.name, of.architecture, of.recipe, experts, tensors, thousands(parameters), bytes, published]
+        });
+        let columns = "model|arch|recipe|>experts|>tensors|>parameters|>bytes|published";
+        page.push(Block::table("", Table::rows_of(columns, rows)));
+        page.push(Block::Prose(format!("Recipes: {}", self.recipes.join(" "))));
+        vec![page]
+    }
 }

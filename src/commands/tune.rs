@@ -5,21 +5,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, as_written};
+use super::launch::{Engine, EngineArgs, Proposal, as_written};
+use super::plan_options::PlanOptions;
 use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
-use crate::cli::refusal::Refusal;
 use crate::evidence::store::now;
-use crate::files::temporary::Folder;
 use crate::machine::{Device, Machine};
-use crate::measurement::{Expected, measurement, peak_of};
+use crate::measurement::peak_of;
 use crate::memory;
-use crate::plan::{Turn, explain};
+use crate::plan::explain;
 use crate::run::ModelSource;
 use crate::run::command::{server_command, shell};
 use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Prompt, Runtime as _, Workload};
+use crate::suggest::Refusal;
 use crate::tune::document::{Document, Entry};
 use crate::tune::race::End;
 use crate::tune::{self, Candidate, Kind, Predicted, Race, SCHEMA, Subject, Visit, journal};
@@ -41,11 +41,11 @@ pub struct Args {
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
     #[command(flatten)]
-    pub launch: LaunchArgs,
-    /// Start no measurement that would end later than this; the first is always made.
+    pub options: PlanOptions,
+    /// Time limit in minutes: no measurement is started that would end later, except the first.
     #[arg(long, help_heading = OWN, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
     pub minutes: f64,
-    /// Where measurements are kept as they are made; an interrupted tuning goes on from it [default: in the state folder].
+    /// File that keeps every measurement; an interrupted tuning resumes from it [default: in the state folder].
     #[arg(long, help_heading = OWN, value_name = "FILE")]
     pub journal: Option<PathBuf>,
     #[command(flatten)]
@@ -72,20 +72,25 @@ const NOTHING: &str = "nothing could be measured";
 
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     // The neighbours are the plan's explained alternatives.
-    args.launch.options.explain = true;
-    anyhow::ensure!(!args.launch.embeddings, "--embeddings: a turn is tuned, and a server that embeds has none");
-    args.launch.options.beside_plan(&args.model, false)?;
+    args.options.explain = true;
+    anyhow::ensure!(
+        !args.options.launch.embeddings(),
+        "--embeddings: a turn is tuned, and a server that embeds has none"
+    );
+    args.options.beside_plan(&args.model, false)?;
     let (journal, earlier) = journal_file(&args)?;
     let _measuring = measuring::begin("tune", output)?;
     let mut tuning = Tuning::prepare(&args, journal, output)?;
     if !tuning.proposal.servers.is_empty() {
-        output.say("software devices: RPC servers of our own, which end with this tuning; the command takes yours");
+        output.say(
+            "software devices run on moeplan's own RPC servers, which stop with it: the final command needs yours",
+        );
     }
     let since = now().saturating_sub(FRESH.as_secs());
     let visits = journal::visits(&earlier, &tuning.subject).into_iter().filter(|visit| visit.time >= since);
     let known = visits.filter(|visit| tuning.race.add(visit.clone())).count();
     if known > 0 {
-        output.say(&format!("{known} launches measured before are taken over from {}", tuning.journal.display()));
+        output.say(&format!("{known} earlier measurements are reused from {}", tuning.journal.display()));
     }
     let begin = Instant::now();
     let limit = Duration::from_secs_f64(args.minutes * 60.0);
@@ -144,18 +149,33 @@ impl Tuning {
     fn prepare(args: &Args, journal: PathBuf, output: &Output) -> anyhow::Result<Self> {
         let server = args.engine.server(output)?;
         let engine = Engine::Server(Box::new(server.clone()));
-        let proposal = Proposal::of_model(&args.model, &args.launch, &engine)?;
+        let proposal = Proposal::of_model(&args.model, &args.options, &engine)?;
         proposal.warn(output);
         let plan = proposal.plan.as_deref().context("a tuning begins with a plan")?;
         let turn = plan.turn;
-        anyhow::ensure!(turn.prompt > 0 && turn.generate > 0, "a turn to tune for has a --prompt and a --generate");
+        anyhow::ensure!(
+            turn.prompt > 0 && turn.generate > 0,
+            "tuning needs a turn with a --prompt and a --generate above 0"
+        );
         let shorter = |slot: u32| match slot.checked_sub(turn.depth.saturating_add(turn.generate)) {
             Some(prompt) if prompt > 0 => format!("--prompt {prompt} or less"),
             _ => "a smaller --depth or --generate".to_string(),
         };
         proposal.has_room(&proposal.forecast()?, "the turn", turn.tokens(), shorter)?;
         let launch = &proposal.launch;
-        let subject = subject(launch, &server, turn)?;
+        let path = &launch.model;
+        let file = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let device = |d: &Device| (d.name.clone(), d.description.clone().unwrap_or_default(), d.total);
+        let subject = Subject {
+            model: path.display().to_string(),
+            bytes: Bytes(file.len()),
+            program: server.build.program.display().to_string(),
+            build: server.build.number.unwrap_or(0),
+            prompt: turn.prompt,
+            generate: turn.generate,
+            depth: turn.depth,
+            devices: launch.machine.devices.iter().map(device).collect(),
+        };
         if plan.why.alternatives.is_empty() {
             output.say(
                 "the plan lists no alternatives (`plan --explain --json` does): it is measured against --fit on alone",
@@ -165,7 +185,7 @@ impl Tuning {
         let mut alternatives = alternatives(&plan.why.alternatives, machine)?;
         // What the build lacks (an expert cache, before b11549) is no neighbour of its plan.
         alternatives.retain(|other| server.takes(&other.run));
-        let request = args.launch.options.request(&proposal.model, machine)?;
+        let request = args.options.request(&proposal.model, machine, &[])?;
         let fit = tune::fit(&launch.run, &request, machine, &engine.free(launch)?);
         let predicted = Predicted { speed: plan.speed.clone(), turn_seconds: plan.turn_seconds };
         let mut candidates = vec![
@@ -183,13 +203,10 @@ impl Tuning {
         output.say(&format!("measuring {}", candidate.what));
         let launch = Launch { run: candidate.run.clone(), ..self.proposal.launch.clone() };
         let begin = Instant::now();
-        let folder = Folder::new()?;
-        let mut server = self.server.clone();
-        let log = server.log.get_or_insert_with(|| folder.path().join("llama-server.log")).clone();
         let Subject { prompt, generate, depth, .. } = self.subject;
         let prompt = Prompt::Tokens(prompt);
         let workload = Workload { prompt, depth, n_generate: generate, repetitions: SAMPLES };
-        let seen = match server.generate(&launch, &workload) {
+        let seen = match self.server.generate(&launch, &workload) {
             Ok(seen) if !seen.interrupted => seen,
             Ok(_) | Err(runtime::Error { kind: runtime::Kind::Interrupted, .. }) => {
                 let journal = self.journal.display();
@@ -206,7 +223,6 @@ impl Tuning {
                 return Ok(());
             }
         };
-        let text = std::fs::read(log).unwrap_or_default();
         let visit = Visit {
             schema: journal::SCHEMA.to_string(),
             subject: self.subject.clone(),
@@ -215,12 +231,12 @@ impl Tuning {
             time: now(),
             seconds: begin.elapsed().as_secs_f64(),
             load_seconds: seen.load_seconds,
-            depth: seen.depth,
-            pp: seen.pp.clone(),
-            tg: seen.tg.clone(),
+            depth: seen.speed.depth,
+            pp: seen.speed.pp.clone(),
+            tg: seen.speed.tg.clone(),
             memory: seen.memory.iter().map(|(name, row)| (name.clone(), row.own())).collect(),
             peak: peak_of(&seen.device_used),
-            cache_hits: journal::cache_hits(&String::from_utf8_lossy(&text)),
+            cache_hits: seen.cache_hits,
         };
         // What cannot be kept is still in the race, and ends it.
         let line = serde_json::to_string(&visit)? + "\n";
@@ -233,7 +249,7 @@ impl Tuning {
         if candidate.kind != Kind::Fit {
             let keep = || -> anyhow::Result<_> {
                 let forecast = memory::forecast(&self.proposal.model, &launch.machine, &launch.run)?;
-                Ok(evidence::store::keep(&measurement(seen, &Expected::of(&forecast, Bytes(0)), 0.0), &launch)?)
+                Ok(evidence::store::keep(&seen, &forecast.memory, &launch)?)
             };
             if let Err(error) = keep() {
                 output.say(&format!("warning: what the devices showed is not kept: {error}"));
@@ -241,22 +257,6 @@ impl Tuning {
         }
         Ok(())
     }
-}
-
-fn subject(launch: &Launch, server: &Server, turn: Turn) -> anyhow::Result<Subject> {
-    let path = &launch.model;
-    let file = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let device = |d: &Device| (d.name.clone(), d.description.clone().unwrap_or_default(), d.total);
-    Ok(Subject {
-        model: path.display().to_string(),
-        bytes: Bytes(file.len()),
-        program: server.build.program.display().to_string(),
-        build: server.build.number.unwrap_or(0),
-        prompt: turn.prompt,
-        generate: turn.generate,
-        depth: turn.depth,
-        devices: launch.machine.devices.iter().map(device).collect(),
-    })
 }
 
 /// The plan's alternatives that fit, as launches.

@@ -2,33 +2,32 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use serde_json::json;
 
 use super::bench::{AskArgs, Trial, launched, say_what_to_try};
-use super::launch::{Engine, EngineArgs, LaunchArgs, Proposal, Runs, listed};
-use super::{Outcome, Output, check, interrupt, measuring};
+use super::launch::{Engine, EngineArgs, Proposal, Runs, listed};
+use super::plan_options::PlanOptions;
+use super::{Outcome, Output, interrupt, measuring, model_arg, read_or_built_in};
 use crate::bytes::Bytes;
-use crate::cli::refusal::Refusal;
 use crate::inspection::Inspection;
-use crate::model::Model;
 use crate::placement::Buffer;
 use crate::plan::ContextChoice;
 use crate::report::page::Document as _;
 use crate::report::{html, markdown};
-use crate::run::RunConfig;
 use crate::runtime;
 use crate::runtime::sandbox;
+use crate::suggest::Refusal;
 use crate::suite::bench::{csv, nothing_measured};
 use crate::suite::document::{
     Bench, Item, ModelValidation, PlacementFacts, Section, Session, Settings, VALIDATION_SCHEMA, Validation, Verdict,
 };
-use crate::suite::protocol::{Suite, SuiteModel, built_in_names};
+use crate::suite::protocol::{BUILT_IN, Suite, SuiteModel};
 use crate::suite::session::{Asking, CaseLaunch};
 use crate::suite::store::{self, Store, key};
 use crate::suite::{checklist, facts};
 use crate::tune;
-use crate::{files, gguf, memory};
+use crate::{files, memory};
 
 /// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
 #[derive(Debug, clap::Args)]
@@ -44,13 +43,13 @@ pub struct Args {
     /// A model's file, by the name that the suite gives it; without NAME it is found by what the suite expects.
     #[arg(long, value_name = "[NAME=]PATH")]
     pub model: Vec<String>,
-    /// The folder that results are written to and taken up from.
+    /// Folder for results; a later run with the same folder continues there.
     #[arg(long, value_name = "DIR", default_value = "moeplan-validation")]
     pub results: PathBuf,
     #[command(flatten)]
     pub ask: AskArgs,
     #[command(flatten)]
-    pub launch: LaunchArgs,
+    pub options: PlanOptions,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -66,7 +65,7 @@ struct Shared<'a> {
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = load(&args.suite)?;
     args.ask.apply(&mut suite);
-    args.launch.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
+    args.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
     let mut named = named(&args.model, &suite)?;
     let store = results(&args.results, output)?;
     let _measuring = measuring::begin("validate", output)?;
@@ -139,12 +138,7 @@ fn write_whole(store: &Store, document: &mut Validation) -> anyhow::Result<()> {
 }
 
 fn load(name: &str) -> anyhow::Result<Suite> {
-    if Path::new(name).exists() {
-        let text = std::fs::read_to_string(name).with_context(|| format!("cannot read suite `{name}`"))?;
-        return Ok(Suite::from_yaml(name, &text)?);
-    }
-    let unknown = || Refusal::unknown("suite's file or a built-in suite", name, built_in_names());
-    Ok(Suite::built_in(name).ok_or_else(unknown)??)
+    Ok(Suite::from_yaml(name, &read_or_built_in("suite", name, BUILT_IN)?)?)
 }
 
 /// A model, what the suite expects of it, and its file where that was named.
@@ -176,7 +170,7 @@ fn named(words: &[String], suite: &Suite) -> anyhow::Result<Vec<Named>> {
 
 /// The suite's name of a file: the model whose expectations it meets, else its own name.
 fn recognised(path: &Path, suite: &Suite) -> anyhow::Result<String> {
-    let inspection = Inspection::new(&header(path)?, &[], None);
+    let inspection = Inspection::new(&model_arg::read(path)?, &[], None);
     for model in &suite.models {
         let checks = model.expectations()?.map(|expectations| expectations.check(&inspection)).transpose();
         if checks.is_ok_and(|checks| checks.is_some_and(|checks| checks.iter().all(|check| check.ok))) {
@@ -186,18 +180,13 @@ fn recognised(path: &Path, suite: &Suite) -> anyhow::Result<String> {
     Ok(path.file_stem().map_or("model".to_string(), |stem| stem.to_string_lossy().into_owned()))
 }
 
-fn header(path: &Path) -> anyhow::Result<Model> {
-    check::load(gguf::open(path)?, &RunConfig::default())
-}
-
 /// The line about a model that does not come so far as to be launched.
 const LAUNCHED: &str = "it can be read, planned and launched";
 
 impl Shared<'_> {
     fn prerequisites(&self) -> Vec<Item> {
         let python = "code of a model can be run isolated";
-        let open = |why: String| Item::open(python, format!("only its syntax is read: {why}"));
-        let machine = self.args.launch.options.described_machine();
+        let machine = self.args.options.described_machine();
         vec![
             Item::held("llama-server runs here", true, self.engine.name()),
             match machine.and_then(|machine| Ok((listed(&self.engine, &machine)?, machine))) {
@@ -206,8 +195,8 @@ impl Shared<'_> {
             },
             match sandbox::run("def f(n): return n", "f", 1) {
                 sandbox::Outcome::Ran { .. } => Item::held(python, true, "Python in a sandbox"),
-                sandbox::Outcome::OnlyParsed(why) | sandbox::Outcome::Unavailable(why) => open(why),
-                other => open(format!("{other:?}")),
+                sandbox::Outcome::Unavailable(why) => Item::open(python, format!("no code is run: {why}")),
+                other => Item::open(python, format!("{other:?}")),
             },
         ]
     }
@@ -262,7 +251,7 @@ impl Shared<'_> {
     fn through(&self, model: &mut ModelValidation, expected: Option<&SuiteModel>, path: &Path) -> anyhow::Result<()> {
         let (args, suite) = (self.args, &self.suite);
         let store = Store::new(&self.store.path(&model.name))?;
-        let header = header(path)?;
+        let header = model_arg::read(path)?;
         let weights = facts::weights(args.ask.synthetic, Some(&header.hparams.metadata), &header.files);
         let expectations = expected.map(SuiteModel::expectations).transpose()?.flatten();
         let inspection = Inspection::new(&header, &[], None);
@@ -272,11 +261,10 @@ impl Shared<'_> {
         store.keep(checklist::ARCHITECTURE, &about, &architecture)?;
         model.sections.push(architecture);
 
-        let proposal = Proposal::planned(path, header, &args.launch, &self.engine)?;
+        let proposal = Proposal::planned(path, header, &args.options, &self.engine)?;
         let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
-        let engine = (&self.engine, &args.engine);
         let Trial { cases, mut bench, asking } =
-            Trial::new(&names, suite, &proposal, &args.ask, &args.launch, engine, self.output)?;
+            Trial::new(&names, suite, &proposal, &args.ask, &args.options, &self.engine, self.output)?;
         model.placements = cases.iter().filter_map(|case| placement(case, &proposal)).collect();
         store.keep(checklist::PLACEMENTS, &about, &model.placements)?;
 
@@ -297,7 +285,7 @@ impl Shared<'_> {
             Ok(store.write(checklist::BENCH, &serde_json::to_string_pretty(bench)?)?)
         };
         // What is measured is kept, should this end before the last launch.
-        if bench.run(suite, &mut launch, &mut |so_far| self.warn(keep(so_far))) {
+        if bench.run(&mut launch, &mut |so_far| self.warn(keep(so_far))) {
             return Err(runtime::Error::interrupted().into());
         }
         model.sections.extend(checklist::of_bench(&model.placements, &bench));
@@ -324,7 +312,7 @@ impl Shared<'_> {
             "launch": tune::id(&case.launch.run, machine),
             "devices": machine.devices.iter().map(|device| (&device.name, device.total)).collect::<Vec<_>>(),
             "fit_target": self.args.ask.fit_target,
-            "threads": case.launch.n_threads,
+            "threads": case.launch.run.n_threads.unwrap_or(0),
             "prompts": asking.prompts,
             "settings": Settings { repetitions: 0, ..asking.settings.clone() },
             "bytes": file.map(|file| file.len()),
@@ -369,6 +357,6 @@ mod tests {
             assert!(super::named(&words.map(str::to_string), &suite).is_err(), "{words:?}");
         }
         let error = format!("{:#}", load("no-such-suite").unwrap_err());
-        assert!(error.contains("there are moe-cpu-offload"), "{error}");
+        assert!(error.contains("built-in suite (moe-cpu-offload"), "{error}");
     }
 }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::launch::{DOES_NOT_FIT, Engine, EngineArgs, LaunchArgs, Proposal, Runs};
+use super::launch::{DOES_NOT_FIT, Engine, EngineArgs, Proposal, Runs};
+use super::plan_options::PlanOptions;
 use super::{Outcome, Output, measuring};
 use crate::bytes::Bytes;
-use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::evidence;
 use crate::measurement::{Expected, measurement};
@@ -19,15 +19,16 @@ use crate::runtime::{Error, Launch, Prompt, Workload};
 #[command(after_help = "Examples:
   moeplan verify model.gguf --vram 24G
   moeplan plan --json -o plan.json model.gguf --vram 24G && moeplan verify plan.json --runtime server
-  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf    (no GPU? a model for a software device:)
-  moeplan verify tiny.gguf --backend rpc --vram 9M --margin 0 -c 1024
-  moeplan verify -- llama-server -m model.gguf -ngl 99 -cmoe -c 8192")]
+  moeplan verify -- llama-server -m model.gguf -ngl 99 -cmoe -c 8192
+Without a GPU, on a software device:
+  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf
+  moeplan verify tiny.gguf --backend rpc --vram 9M --margin 0 -c 1024")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: Option<PathBuf>,
     #[command(flatten)]
-    pub launch: LaunchArgs,
+    pub options: PlanOptions,
     #[command(flatten)]
     pub measure: MeasureArgs,
     #[command(flatten)]
@@ -42,7 +43,7 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Measurement")]
 pub struct MeasureArgs {
-    /// How far compute buffers and totals may be off: a percentage. Weights and caches must be exact.
+    /// Tolerance for compute buffers and totals. Weights and caches must be exact.
     #[arg(long, value_name = "PERCENT", default_value = "2%", value_parser = percentage)]
     pub tolerance: f64,
     /// What runs the launch.
@@ -54,7 +55,7 @@ pub struct MeasureArgs {
     /// A text to continue instead.
     #[arg(long, value_name = "TEXT", conflicts_with = "measure_prompt")]
     pub text: Option<String>,
-    /// Tokens that are in the context before the prompt.
+    /// Tokens in the context before the prompt.
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "text")]
     pub measure_depth: u32,
     /// Tokens to generate in the measurement.
@@ -90,10 +91,12 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say(&warning);
     }
     for server in &proposal.servers {
-        output.say(&format!("software device: an RPC server of our own at {}", server.endpoint()));
+        output.say(&format!("software device: moeplan's own RPC server at {}", server.endpoint()));
     }
     if ask.project {
-        return project(&engine, &proposal.launch, output);
+        let mut answers = engine.runtime().project(std::slice::from_ref(&proposal.launch));
+        output.show(&answers.pop().context("no projection")??)?;
+        return Ok(Outcome::Yes);
     }
     let launch = &mut proposal.launch;
     if matches!(engine, Engine::Server(_)) && launch.run.program == Program::Server && launch.run.fit {
@@ -102,7 +105,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     proposal.warn_of_hole(output);
     let predicted = proposal.forecast()?;
-    let margin = args.launch.options.machine.margin(&proposal.launch.machine);
+    let margin = args.options.machine.margin(&proposal.launch.machine);
     let is_empty = |name: &str| predicted.memory.get(name).is_none_or(|row| row.own() == Bytes(0));
     let devices = proposal.launch.machine.devices.iter().filter(|device| is_empty(&device.name));
     for device in devices.filter(|_| proposal.plan.is_some()) {
@@ -115,6 +118,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let workload = workload(ask, &engine, launch, proposal.slot_tokens(&predicted));
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let seen = engine.runtime().generate(launch, &workload)?;
+    let kept = if seen.interrupted { Ok(None) } else { evidence::store::keep(&seen, &predicted.memory, launch) };
     let mut measured = measurement(seen, &Expected::of(&predicted, margin), ask.tolerance);
     measured.plan = proposal.plan.clone();
     let answered = output.show(&measured);
@@ -122,7 +126,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say(&format!("interrupted: {} of {} samples", measured.speed.pp.len(), workload.repetitions));
         return answered.and(Err(Error::interrupted().into()));
     }
-    match evidence::store::keep(&measured, launch) {
+    match kept {
         Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
         Ok(None) => {}
         Err(error) => output.say(&format!("warning: what the devices showed is not kept: {error}")),
@@ -137,13 +141,13 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
 fn proposal(args: &Args, engine: &Engine) -> anyhow::Result<Proposal> {
     if !args.command.is_empty() {
-        args.launch.options.beside_command()?;
+        args.options.beside_command()?;
         let devices = args.measure.rpc_devices;
-        return Proposal::of_command(&args.command, args.model.as_deref(), devices, &args.launch, engine);
+        return Proposal::of_command(&args.command, args.model.as_deref(), devices, &args.options, engine);
     }
     let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
-    args.launch.beside_plan(path)?;
-    Proposal::of_model(path, &args.launch, engine)
+    args.options.beside_plan(path, true)?;
+    Proposal::of_model(path, &args.options, engine)
 }
 
 /// What is run, cut to the context, and to one physical batch where only embeddings come out.
@@ -156,26 +160,6 @@ fn workload(ask: &MeasureArgs, engine: &Engine, launch: &Launch, n_ctx: u32) -> 
     // A server's own clock has a spread worth showing.
     let repetitions = ask.repetitions.unwrap_or(if matches!(engine, Engine::Server(_)) { 3 } else { 1 });
     Workload { prompt, depth, n_generate: ask.measure_generate, repetitions }
-}
-
-/// Prints a projection by buffer type.
-fn project(engine: &Engine, launch: &Launch, output: &Output) -> anyhow::Result<Outcome> {
-    let mut answers = engine.runtime().project(std::slice::from_ref(launch));
-    let projection = answers.pop().context("no projection")??;
-    if output.format() == Format::Json {
-        output.json(&projection)?;
-        return Ok(Outcome::Yes);
-    }
-    let line = |buffer: &str, [model, context, compute]: [String; 3]| {
-        format!("{:<28} {model:>16} {context:>16} {compute:>16}\n", crate::escape::terminal(buffer))
-    };
-    let mut text = format!("n_ctx {}\n", projection.n_ctx);
-    text += &line("buffer", ["model", "context", "compute"].map(str::to_string));
-    for b in &projection.buffers {
-        text += &line(&b.buffer, [b.model, b.context, b.compute].map(|bytes| bytes.0.to_string()));
-    }
-    output.answer(&text)?;
-    Ok(Outcome::Yes)
 }
 
 #[cfg(test)]

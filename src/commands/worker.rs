@@ -26,7 +26,6 @@ pub struct Args {
     pub command: Vec<OsString>,
 }
 
-/// Runs until standard input ends.
 pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.supervise {
         Some(log) => crate::runtime::process::supervise(log, &args.command, Duration::from_millis(args.patience))?,
@@ -35,7 +34,6 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::Yes)
 }
 
-/// llama.cpp in this very process.
 #[cfg(feature = "embedded")]
 fn serve(args: &Args) -> anyhow::Result<()> {
     match &args.rpc_server {
@@ -44,7 +42,6 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Says that this moeplan has no llama.cpp.
 #[cfg(not(feature = "embedded"))]
 fn serve(_args: &Args) -> anyhow::Result<()> {
     Err(crate::runtime::Error::not_built().into())

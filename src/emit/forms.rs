@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::run::command::quoted;
+use crate::run::held::Held;
+use crate::run::sources::{self, Kind, START};
 use crate::run::{self, Dialect, ModelSource, ParsedCommand, Target, groups, spelling};
 
 /// A name for the model in a configuration: its file's, or its repository's, in letters that every format takes.
@@ -73,24 +75,27 @@ pub(super) fn script(words: &[String]) -> String {
 }
 
 /// The words of [`script`], as a shell would make them.
-pub(super) fn of_script(text: &str) -> Result<Vec<String>, String> {
+pub(super) fn of_script(text: &str) -> Result<Held, String> {
     let line = text.strip_prefix(SHEBANG).and_then(|text| text.strip_suffix(REST));
-    line.and_then(shlex::split).ok_or_else(|| "its line cannot be split into words".to_string())
+    let words = line.and_then(shlex::split).ok_or_else(|| "its line cannot be split into words".to_string())?;
+    Ok(Held { words, ..Held::default() })
+}
+
+/// The one command of a form, as the form's reader takes it out.
+pub(super) fn only(kind: Kind, text: &str) -> Result<Held, String> {
+    let mut found = sources::of_text(kind, text, &|_| None).map_err(|error| error.to_string())?;
+    match (found.pop(), found.is_empty()) {
+        (Some(only), true) => Ok(only),
+        _ => Err("it has not one command".to_string()),
+    }
 }
 
 /// A command as its program would read it, in the newest build.
-pub(super) fn read(
-    words: &[String],
-    env: &BTreeMap<String, String>,
-    dialect: Dialect,
-    form: &'static str,
-) -> Result<ParsedCommand, Error> {
+pub(super) fn read(held: &Held, dialect: Dialect, form: &'static str) -> Result<ParsedCommand, Error> {
     let target = Target { dialect, ..Target::newest() };
-    run::parse::command_for(words, env, target).map_err(|error| Error::ReadBack { form, problem: error.to_string() })
+    run::parse::launch(held, &BTreeMap::new(), target)
+        .map_err(|error| Error::ReadBack { form, problem: error.to_string() })
 }
-
-/// What the comment with the command begins with.
-const START: &str = "# Start: ";
 
 /// The env file of a command, its program first, and what it leaves to the command line: one `LLAMA_ARG_…` a flag, quoted so that a
 /// shell, systemd and Compose read the same value. What has no variable (`common/arg.cpp` `common_arg::get_value_from_env`, b11434)
@@ -131,23 +136,6 @@ fn quote_variable(value: &str) -> Result<String, Error> {
     Ok(format!("\"{value}\""))
 }
 
-/// The variables of a file and the command of its first comment.
-pub(super) fn read_env(text: &str) -> Result<(BTreeMap<String, String>, Vec<String>), String> {
-    let mut lines = text.lines();
-    let start = lines.next().and_then(|line| line.strip_prefix(START)).ok_or("no command in its first line")?;
-    let words = shlex::split(start).ok_or("its command cannot be split into words")?;
-    let mut variables = BTreeMap::new();
-    for line in lines {
-        let (name, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no NAME=VALUE"))?;
-        let value = shlex::split(value).filter(|words| words.len() == 1).and_then(|words| words.into_iter().next());
-        let value = value.ok_or_else(|| format!("`{line}` is not one value"))?;
-        if variables.insert(name.to_string(), value).is_some() {
-            return Err(format!("{name} is there twice"));
-        }
-    }
-    Ok((variables, words))
-}
-
 /// A whole preset file with the model as its one section, keys that are long flags without dashes (`common/preset.cpp`
 /// `parse_ini_from_file`, `common_preset_context::load_from_ini` and `docs/preset.md`, b11434): a value ends at the end of its line or
 /// at the first `;` or `#`, nothing is quoted and nothing is escaped.
@@ -169,31 +157,6 @@ pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
         let _ = writeln!(text, "{} = {value}", flag.name().trim_start_matches('-'));
     }
     Ok(text)
-}
-
-/// The command that llama-server's router makes of a preset file with one section.
-pub(super) fn read_preset(text: &str) -> Result<Vec<String>, String> {
-    let mut command = vec!["llama-server".to_string()];
-    let mut sections = 0;
-    for line in text.lines() {
-        let line = line.split([';', '#']).next().unwrap_or_default().trim();
-        if line.is_empty() {
-            continue;
-        }
-        if line.starts_with('[') {
-            sections += 1;
-            continue;
-        }
-        let (key, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no KEY = VALUE"))?;
-        let (key, value) = (format!("--{}", key.trim()), value.trim());
-        let (flag, _) = spelling(&key).ok_or_else(|| format!("{key} is not a flag"))?;
-        match (flag.values, value) {
-            (0, "0") => command.extend(flag.negated().last().map(str::to_string)),
-            (0, _) => command.push(key),
-            _ => command.extend([key, value.to_string()]),
-        }
-    }
-    if sections == 1 { Ok(command) } else { Err(format!("it has {sections} sections")) }
 }
 
 /// llama-swap's own macro for the port that it chooses.
@@ -222,17 +185,6 @@ pub(super) fn swap_model(name: &str, command: &[String]) -> Result<String, Error
     let models = BTreeMap::from([(name.to_string(), SwapEntry { cmd: lines.join("\n") + "\n" })]);
     serde_yaml::to_string(&SwapConfig { models })
         .map_err(|error| Error::ReadBack { form: "llama-swap", problem: error.to_string() })
-}
-
-/// The command of a configuration with one model, without the port.
-pub(super) fn read_swap(text: &str) -> Result<Vec<String>, String> {
-    let config: SwapConfig = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
-    let mut models = config.models.into_values();
-    let (Some(entry), None) = (models.next(), models.next()) else { return Err("it has not one model".to_string()) };
-    let mut words = shlex::split(&entry.cmd).ok_or("its command cannot be split into words")?;
-    let at = words.windows(2).position(|pair| pair == PORT).ok_or("its command leaves the port to nobody")?;
-    words.drain(at..at + PORT.len());
-    Ok(words)
 }
 
 #[cfg(test)]
@@ -274,13 +226,15 @@ mod tests {
         let line =
             r"llama-server -m '/m/it'\''s 1.gguf' -c 8192 -no-kvu -tb 8 -ot 'a\.(b|c)=CPU,d=CUDA1' --no-op-offload";
         let command = shlex::split(line).unwrap();
-        assert_eq!(read_swap(&swap_model("its-1", &command).unwrap()).unwrap(), command);
-        assert_eq!(of_script(&script(&command)).unwrap(), command);
+        let of_swap = only(Kind::LlamaSwap, &swap_model("its-1", &command).unwrap()).unwrap().words;
+        let port = ["--port", "8080"].map(str::to_string);
+        assert_eq!(of_swap, [&command[..1], &port, &command[1..]].concat());
+        assert_eq!(of_script(&script(&command)).unwrap().words, command);
         let (text, notes) = env_file(&command).unwrap();
-        let (variables, words) = read_env(&text).unwrap();
-        assert_eq!(variables.get("LLAMA_ARG_MODEL").map(String::as_str), Some("/m/it's 1.gguf"));
+        let Held { environment, words, .. } = only(Kind::Env, &text).unwrap();
+        assert_eq!(environment.get("LLAMA_ARG_MODEL").map(String::as_str), Some("/m/it's 1.gguf"));
         assert_eq!((words.join(" "), notes.len()), ("llama-server -tb 8 --no-op-offload".to_string(), 1));
-        let long = read_preset(&preset("x", &command).unwrap()).unwrap().join(" ");
+        let long = only(Kind::Preset, &preset("x", &command).unwrap()).unwrap().words.join(" ");
         assert!(long.starts_with("llama-server --model /m/it's 1.gguf --ctx-size 8192 --no-kv-unified"), "{long}");
     }
 

@@ -10,8 +10,6 @@
 pub(crate) mod embedded;
 mod forms;
 
-use std::collections::BTreeMap;
-
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::placement;
@@ -21,6 +19,8 @@ use crate::run::build::REFERENCE;
 use crate::run::command::server_command;
 use crate::run::dialect::ik_args;
 use crate::run::flags::{self, Flag};
+use crate::run::held::Held;
+use crate::run::sources::Kind;
 use crate::run::{Dialect, FlashAttn, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, args};
 use crate::speed::Turn;
 
@@ -118,7 +118,7 @@ impl Launch {
 pub fn render(model: &Model, plan: &Plan, wish: Wish) -> Result<Emitted, Error> {
     let words = shlex::split(&plan.command)
         .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
-    let command = forms::read(&words, &BTreeMap::new(), Dialect::LlamaCpp, "command")?;
+    let command = forms::read(&Held { words, ..Held::default() }, Dialect::LlamaCpp, "command")?;
     emit(model, &plan.machine, &command, wish)
 }
 
@@ -210,19 +210,18 @@ fn written(launch: &Launch, source: &ModelSource, wish: Wish) -> Result<(String,
         Form::Ini => forms::preset(&name, &args)?,
         Form::LlamaSwap => forms::swap_model(&name, &args)?,
     };
-    let mut environment = BTreeMap::new();
-    let words = match wish.form {
-        Form::Args => Ok(launch.head.iter().cloned().chain(text.split_whitespace().map(str::to_string)).collect()),
+    let held = match wish.form {
+        Form::Args => {
+            let words = launch.head.iter().cloned().chain(text.split_whitespace().map(str::to_string)).collect();
+            Ok(Held { words, ..Held::default() })
+        }
         Form::Shell => forms::of_script(&text),
-        Form::Env => forms::read_env(&text).map(|(variables, words)| {
-            environment = variables;
-            words
-        }),
-        Form::Ini => forms::read_preset(&text),
-        Form::LlamaSwap => forms::read_swap(&text),
+        Form::Env => forms::only(Kind::Env, &text),
+        Form::Ini => forms::only(Kind::Preset, &text),
+        Form::LlamaSwap => forms::only(Kind::LlamaSwap, &text),
     };
-    let words = words.map_err(|problem| Error::ReadBack { form, problem })?;
-    Ok((text, notes, forms::read(&words, &environment, launch.dialect, form)?))
+    let held = held.map_err(|problem| Error::ReadBack { form, problem })?;
+    Ok((text, notes, forms::read(&held, launch.dialect, form)?))
 }
 
 /// Demands what was expected; which flag an override came from does not count.

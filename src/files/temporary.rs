@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 
 use super::{Error, cache_folder, folder_of, may_replace, on_disk, resolved};
 use crate::bytes::Bytes;
@@ -24,7 +24,7 @@ fn under_way() -> MutexGuard<'static, Vec<(PathBuf, Option<PathBuf>)>> {
     UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The note that something temporary is this process's. Dropped after the thing itself is gone.
+/// Something temporary of this process. Dropped, it is gone, and then its record.
 #[derive(Debug)]
 struct Claim {
     item: PathBuf,
@@ -34,21 +34,38 @@ struct Claim {
 }
 
 impl Claim {
-    fn of(item: &Path) -> Self {
-        // A path that cannot be made absolute is of a working folder that is gone.
-        let item = std::path::absolute(item).unwrap_or_else(|_| item.to_path_buf());
-        let (record, lock) = record(&item).unzip();
-        under_way().push((item.clone(), record.clone()));
-        Self { item, record, _lock: lock }
+    /// Makes something at a new name in `folder`. Its record is there before it is, so that a crash in between leaves nothing unknown.
+    fn make<T>(folder: &Path, suffix: &str, make: impl Fn(&Path) -> io::Result<T>) -> io::Result<(Self, T)> {
+        let folder = std::path::absolute(folder)?;
+        let mut claim = None;
+        let mut names = tempfile::Builder::new();
+        let made = names.prefix(PREFIX).suffix(suffix).make_in(folder, |item| {
+            let (record, lock) = record(item).unzip();
+            under_way().push((item.to_path_buf(), record.clone()));
+            let of_item = claim.insert(Self { item: item.to_path_buf(), record, _lock: lock });
+            // Whatever has this name already is not removed with the claim.
+            make(item).inspect_err(|_| of_item.forget())
+        })?;
+        let (made, path) = made.into_parts();
+        path.keep()?;
+        Ok((claim.ok_or_else(|| io::Error::other("nothing was made"))?, made))
+    }
+
+    fn forget(&mut self) {
+        if let Some(record) = self.record.take() {
+            let _ = fs::remove_file(record);
+        }
+        under_way().retain(|(item, _)| *item != self.item);
+        self.item = PathBuf::new();
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Some(record) = &self.record {
-            let _ = fs::remove_file(record);
+        if !self.item.as_os_str().is_empty() {
+            remove(&self.item);
+            self.forget();
         }
-        under_way().retain(|(item, _)| *item != self.item);
     }
 }
 
@@ -71,10 +88,10 @@ fn record(item: &Path) -> Option<(PathBuf, File)> {
 /// A file that is being written beside its place. Dropped before it is placed, it is gone.
 #[derive(Debug)]
 pub struct Part {
-    file: NamedTempFile,
+    file: File,
     typed: PathBuf,
     place: PathBuf,
-    _claim: Claim,
+    claim: Claim,
 }
 
 impl Part {
@@ -82,45 +99,33 @@ impl Part {
     pub fn beside(path: &Path) -> Result<Self, Error> {
         let place = resolved(path);
         let folder = folder_of(&place, path)?;
-        let make = || {
-            let mut builder = tempfile::Builder::new();
-            builder.prefix(PREFIX).suffix(".part");
-            // As any file that a person makes, where tempfile's own default is for its owner alone: the umask decides.
-            #[cfg(unix)]
-            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-            let file = builder.tempfile_in(folder)?;
-            if let Ok(replaced) = fs::metadata(&place) {
-                file.as_file().set_permissions(replaced.permissions())?;
-            }
-            Ok(file)
-        };
-        let file = make().map_err(Error::io(path))?;
-        let claim = Claim::of(file.path());
-        Ok(Self { file, typed: path.to_path_buf(), place, _claim: claim })
+        // As any file that a person makes: the umask decides who may read it.
+        let new = |item: &Path| File::options().read(true).write(true).create_new(true).open(item);
+        let (claim, file) = Claim::make(folder, ".part", new).map_err(Error::io(path))?;
+        if let Ok(replaced) = fs::metadata(&place) {
+            file.set_permissions(replaced.permissions()).map_err(Error::io(path))?;
+        }
+        Ok(Self { file, typed: path.to_path_buf(), place, claim })
     }
 
     pub fn as_file_mut(&mut self) -> &mut File {
-        self.file.as_file_mut()
+        &mut self.file
     }
 
     pub fn path(&self) -> &Path {
-        self.file.path()
+        &self.claim.item
     }
 
     /// Moves it to its place; over a file that is there only where `replace` says so.
     pub fn place(self, replace: bool) -> Result<(), Error> {
         may_replace(&self.typed, replace)?;
-        self.file.persist(&self.place).map_err(|error| Error::io(&self.typed)(error.error))?;
-        Ok(())
+        fs::rename(&self.claim.item, &self.place).map_err(Error::io(&self.typed))
     }
 }
 
 /// A folder for what is needed while this value lives.
 #[derive(Debug)]
-pub struct Folder {
-    folder: TempDir,
-    _claim: Claim,
-}
+pub struct Folder(Claim);
 
 impl Folder {
     /// In the system's folder for such.
@@ -129,13 +134,18 @@ impl Folder {
     }
 
     pub fn within(place: &Path) -> io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(place)?;
-        let claim = Claim::of(folder.path());
-        Ok(Self { folder, _claim: claim })
+        // Only its user may read what a launch leaves there.
+        let new = |item: &Path| {
+            #[cfg(unix)]
+            return std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700).create(item);
+            #[cfg(not(unix))]
+            return fs::create_dir(item);
+        };
+        Claim::make(place, "", new).map(|(claim, ())| Self(claim))
     }
 
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.0.item
     }
 }
 

@@ -130,7 +130,7 @@ fn each_warning_has_its_cause() {
         (gguf("apertus", &[], odd), &["unnamed-tensors"]),
         (gguf("llama", &[], sample()), &["missing-key"]),
         (gguf("apertus", &[("general.type", text("adapter"))], sample()), &["not-a-model"]),
-        (gguf("clip", &[], sample()), &["not-a-model"]),
+        (gguf("clip", &[], sample()), &["not-a-model", "projector-refused"]),
         (gguf("apertus", &[], Vec::new()), &["not-a-model"]),
     ];
     for (gguf, expected) in cases {

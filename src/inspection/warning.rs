@@ -9,6 +9,7 @@ use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::ByteOrder;
 use crate::model::load::Fault;
+use crate::model::projector;
 use crate::model::{FileKind, MERGE_EXPERTS, Model};
 use crate::rules::Role;
 
@@ -82,6 +83,13 @@ pub(super) fn of(
     } else {
         let message = format!("this file is {}, not a model that runs by itself", model.kind);
         add("not-a-model", message, "plan, check and run need the model's own GGUF file");
+        if let (FileKind::Mmproj, Err(fault)) = (model.kind, projector::encoders(model, [0, 0])) {
+            add(
+                "projector-refused",
+                format!("llama.cpp refuses this file: {fault}"),
+                "convert it again with a current llama.cpp",
+            );
+        }
     }
     if model.byte_order == ByteOrder::Big {
         add(

@@ -108,7 +108,7 @@ fn cuda_supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
     let src = |i: usize| tensor.sources().get(i).map(|s| &tensors[s.index()]);
     let Some(a) = src(0) else { return true };
     match tensor.op {
-        Op::Unary(Unary::Other) | Op::Pool => true,
+        Op::Unary(Unary::Other) | Op::Pool | Op::Plain => true,
         Op::Unary(_) => a.is_contiguous(),
         Op::Glu(Glu::SwigluOai | Glu::SwigluClamp) if a.ty.name == "bf16" => false,
         Op::Glu(_) => a.is_contiguous_from(1),
@@ -133,6 +133,8 @@ fn cuda_supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
             let plain = |t: &Tensor| is(t.ty, &["f32", "f16"]);
             plain(a) && src(1).is_some_and(plain) && plain(tensor)
         }
+        Op::Im2Col | Op::Conv2d => a.is_contiguous() && src(1).is_some_and(Tensor::is_contiguous),
+        Op::Roll => a.ty.name == "f32" && a.is_contiguous(),
         Op::SsmScan => cuda_scans(a, src(3), src(4), tensor.param),
         Op::SsmConv => a.ne[1].is_multiple_of(128),
         Op::Rope => a.nb[0] == a.ty.block_bytes && a.is_contiguous_from(2),
@@ -258,7 +260,7 @@ mod tests {
         let q = tensor(crate::gguf::ggml_type::f32(), [head, 512, 32]);
         let [k, v] = [0; 2].map(|_| tensor(cache, [head, 1024, 4]));
         let mask = tensor(crate::gguf::ggml_type::f16(), [1024, 512, 1]);
-        let rows = q.flash_attn_ext(k, v, mask).id;
+        let rows = q.flash_attn_ext(k, v, Some(mask)).id;
         (draft.0.into_inner(), rows)
     }
 

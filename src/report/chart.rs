@@ -137,8 +137,6 @@ pub struct Lines {
     pub series: Vec<Series>,
     /// Levels drawn across, the lowest first: the median, the 95th percentile.
     pub levels: Vec<(String, f64)>,
-    /// Whether points are many and drawn as a line alone.
-    pub dense: bool,
     pub x_is_bytes: bool,
 }
 
@@ -319,6 +317,8 @@ fn anchor(place: f64) -> &'static str {
 const PLOT: f64 = 240.0;
 const BELOW: f64 = 24.0;
 const APART: f64 = 15.0;
+/// Curves of more points are drawn as a line alone.
+const DENSE: usize = 64;
 
 fn plot(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
     let points = || lines.series.iter().flat_map(|series| &series.points).filter(|point| point.x.is_finite());
@@ -355,10 +355,11 @@ fn plot(lines: &Lines, id: &str, title: &str, text: &str) -> Markup {
                 text.(anchor(x(tick))) x=(place) y=(coordinate(PLOT + 19.0)) { (label) }
             }
             @for series in &lines.series {
+                @let is_dense = series.points.len() > DENSE;
                 svg viewBox=(format!("0 0 100 {PLOT}")) preserveAspectRatio="none" width="100%" height=(coordinate(PLOT)) {
-                    polyline.curve.(series.class()).(format!("d-{}", series.at % MARKS.len())).thin[lines.dense] points=(path(series)) {}
+                    polyline.curve.(series.class()).(format!("d-{}", series.at % MARKS.len())).thin[is_dense] points=(path(series)) {}
                 }
-                @for point in series.points.iter().filter(|_| !lines.dense) {
+                @for point in series.points.iter().filter(|_| !is_dense) {
                     @let place = across(x(point.x));
                     @if let Some(spread) = point.spread.filter(|spread| *spread > 0.0) {
                         @let (low, high) = (y(point.y - spread), y(point.y + spread));

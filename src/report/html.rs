@@ -118,7 +118,7 @@ fn block(block: &Block, id: &str) -> Markup {
         Block::Figure(drawn) => figure(drawn, id),
         Block::Command(label, command) => html! {
             @if !label.is_empty() { h3 { (label) } }
-            pre { code { (kept_lines(command)) } }
+            pre { code { (command.replace("\r\n", "\n")) } }
         },
         Block::Note(verdict, text, hint) => html! {
             ul.notes { li.(verdict.look().class) {
@@ -139,14 +139,9 @@ fn block(block: &Block, id: &str) -> Markup {
                 }
             }
         },
-        Block::Output(label, text) => html! { details { summary { (label) } pre { (kept_lines(text)) } } },
+        Block::Output(label, text) => html! { details { summary { (label) } pre { (text.replace("\r\n", "\n")) } } },
         Block::WhatIf(points) => what_if(points, id),
     }
-}
-
-/// Untrusted text over several lines: its line feeds stay, everything else is spelled out as in the rest of the page.
-fn kept_lines(text: &str) -> String {
-    text.replace("\r\n", "\n")
 }
 
 fn sign(verdict: Verdict) -> Markup {
@@ -217,7 +212,7 @@ fn what_if(points: &WhatIf, id: &str) -> Markup {
     }
     html! {
         div.what-if {
-            h3 { "What if the " (names.join(" or the ")) " were another?" }
+            h3 { "What if the " (names.join(" or the ")) " changed?" }
             @for (at, (axis, place)) in points.axes.iter().zip(&places).enumerate() {
                 div.control hidden {
                     label for=(format!("{id}-slider{at}")) { (axis.what) }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use super::page::at_depth;
-use super::table::{Table, bar};
+use super::table::{Table, bar, row};
 use crate::bytes::Bytes;
 use crate::escape;
 use crate::machine::Machine;
@@ -72,8 +72,8 @@ pub fn panel(promise: &Promise, sample: &Sample, width: usize) -> String {
     let heading = format!("up {}, {}, {}", clock(sample.uptime), promise.endpoint, promise.model);
     // A typed `^C` pushes the panel one line up before it can be taken away: what then stays behind is the first line.
     let mut lines = vec![(plain, String::new()), (plain.bold(), escape::terminal(&heading).into_owned())];
-    let looks: Vec<Look> = promise.tiers.iter().map(|tier| Look::of(tier, sample)).collect();
-    let styles = looks.iter().map(|look| if look.is_over { red } else { plain });
+    let looks: Vec<Look> = promise.tiers.iter().map(|tier| look(tier, sample)).collect();
+    let styles = looks.iter().map(|(_, _, is_over)| if *is_over { red } else { plain });
     let table = memory(promise, &looks).fitted(width);
     lines.extend([dim].into_iter().chain(styles).zip(table.lines().map(str::to_string)));
     let slots = sample.serving.slots.map_or(String::new(), |slots| format!(" ({})", counted(slots.into(), "slot")));
@@ -102,9 +102,9 @@ pub fn summary(promise: &Promise, sample: &Sample) -> String {
         parts.extend((!paces.is_empty()).then(|| format!("latest {}", paces.join(" and "))));
     }
     for tier in &promise.tiers {
-        let (name, look) = (escape::terminal(&tier.name), Look::of(tier, sample));
-        let whose = if look.whose.is_empty() { String::new() } else { format!(" ({})", look.whose) };
-        parts.push(match look.bytes {
+        let (name, (bytes, whose, _)) = (escape::terminal(&tier.name), look(tier, sample));
+        let whose = if whose.is_empty() { String::new() } else { format!(" ({whose})") };
+        parts.push(match bytes {
             Some(bytes) => format!("{name} {bytes} of {} predicted{whose}", tier.predicted),
             None => format!("{name} {NOT_MEASURED}"),
         });
@@ -112,41 +112,35 @@ pub fn summary(promise: &Promise, sample: &Sample) -> String {
     parts.join("; ")
 }
 
-struct Look {
-    bytes: Option<Bytes>,
-    /// Whose memory it is, where it is not the server's alone.
-    whose: &'static str,
-    /// Whether the server itself holds more than it may. Pages of a mapped file that the system may drop are no claim on the budget:
-    /// a model that is larger than main memory is mapped for that very reason.
-    is_over: bool,
-}
+/// What a tier holds, whose memory that is where it is not the server's alone, and whether the server itself holds more than it may.
+/// Pages of a mapped file that the system may drop are no claim on the budget: a model that is larger than main memory is mapped for
+/// that very reason.
+type Look = (Option<Bytes>, &'static str, bool);
 
-impl Look {
-    fn of(tier: &Tier, sample: &Sample) -> Self {
-        let (bytes, own, whose) = match sample.held.get(&tier.name).copied() {
-            Some(Held::ByProcess(bytes)) => (Some(bytes), Some(bytes), ""),
-            Some(Held::Resident { own, all }) => (Some(all), Some(own), "the whole process"),
-            Some(Held::ByAll(bytes)) => (Some(bytes), None, "all programs"),
-            None => (None, None, ""),
-        };
-        Self { bytes, whose, is_over: own.zip(tier.budget).is_some_and(|(own, budget)| own > budget) }
-    }
+fn look(tier: &Tier, sample: &Sample) -> Look {
+    let (bytes, own, whose) = match sample.held.get(&tier.name).copied() {
+        Some(Held::ByProcess(bytes)) => (Some(bytes), Some(bytes), ""),
+        Some(Held::Resident { own, all }) => (Some(all), Some(own), "resident in total"),
+        Some(Held::ByAll(bytes)) => (Some(bytes), None, "all programs"),
+        None => (None, None, ""),
+    };
+    (bytes, whose, own.zip(tier.budget).is_some_and(|(own, budget)| own > budget))
 }
 
 /// Memory beside its prediction. The last columns matter least: they go where a terminal is narrow.
 fn memory(promise: &Promise, looks: &[Look]) -> Table {
-    let rows = promise.tiers.iter().zip(looks).map(|(tier, look)| {
+    let rows = promise.tiers.iter().zip(looks).map(|(tier, (bytes, whose, is_over))| {
         // What is held in full blocks, what is predicted beyond it shaded, what is free of the budget blank.
-        let gauge = look.bytes.zip(tier.budget).map_or(String::new(), |(held, budget)| {
+        let gauge = bytes.zip(tier.budget).map_or(String::new(), |(held, budget)| {
             let [full, predicted] = [held, tier.predicted].map(|bytes| bar(share(bytes.0, budget.0), BAR));
             let shaded = predicted.chars().count().saturating_sub(full.chars().count());
             format!("{full}{}", "░".repeat(shaded))
         });
-        [
-            tier.name.clone(),
-            look.bytes.map_or(NOT_MEASURED.to_string(), |bytes| bytes.to_string()),
-            tier.predicted.to_string(),
-            if look.is_over { "over its budget" } else { look.whose }.to_string(),
+        row![
+            tier.name,
+            bytes.map_or(NOT_MEASURED.to_string(), |bytes| bytes.to_string()),
+            tier.predicted,
+            if *is_over { "over its budget" } else { whose },
             tier.budget.map_or("unknown".to_string(), |budget| budget.to_string()),
             gauge,
         ]
@@ -163,9 +157,9 @@ fn counts(serving: &Serving) -> String {
 /// Speeds in tokens per second; no row where nothing is known.
 fn speeds(promise: &Promise, serving: &Serving) -> Table {
     let mut table = Table::of("t/s|>pp|>tg|");
-    let mut row = |name: &str, pp: Option<f64>, tg: Option<f64>, note: String| {
-        let cell = |value: Option<f64>| value.map_or("-".to_string(), rate);
-        table.row([name.to_string(), cell(pp), cell(tg), note]);
+    let mut add = |name: &str, pp: Option<f64>, tg: Option<f64>, note: String| {
+        let shown = |value: Option<f64>| value.map_or("-".to_string(), rate);
+        table.row(row![name, shown(pp), shown(tg), note]);
     };
     if let Some(latest) = &serving.latest {
         let so_far = if latest.is_over { "" } else { " so far" };
@@ -176,15 +170,15 @@ fn speeds(promise: &Promise, serving: &Serving) -> Table {
             (Some(one), None) | (None, Some(one)) => format!("{}{so_far}", tokens(one.tokens)),
             (None, None) => "too short to time".to_string(),
         };
-        row("latest", latest.pp.map(|pace| pace.rate), latest.tg.map(|pace| pace.rate), note);
+        add("latest", latest.pp.map(|pace| pace.rate), latest.tg.map(|pace| pace.rate), note);
     }
     if serving.pp().is_some() || serving.tg().is_some() {
-        row("session", serving.pp(), serving.tg(), "all requests that are over".to_string());
+        add("session", serving.pp(), serving.tg(), "all finished requests".to_string());
     }
     if let Some((turn, speed)) = &promise.speed {
         let (read, generated) = (thousands(turn.prompt.into()), tokens(turn.generate));
         let note = format!("{read} + {generated}{}, ±{}", at_depth(turn.depth), percent(speed.uncertainty));
-        row("predicted", Some(speed.pp), Some(speed.tg), note);
+        add("predicted", Some(speed.pp), Some(speed.tg), note);
     }
     table
 }
@@ -256,11 +250,11 @@ mod tests {
                 "                now  predicted                        budget",
                 "CUDA0     18.00 GiB  21.00 GiB                     24.00 GiB  ████████████░░",
                 "RPC0   not measured   3.00 GiB                      8.00 GiB",
-                "Host      12.00 GiB  14.00 GiB  the whole process    unknown",
+                "Host      12.00 GiB  14.00 GiB  resident in total    unknown",
                 "requests: 0 running, 1 served (4 slots)",
                 "t/s         pp    tg",
                 "latest     500  31.2  300 + 128 tokens",
-                "session    500  31.2  all requests that are over",
+                "session    500  31.2  all finished requests",
                 "predicted  520  32.0  4,096 + 512 tokens, ±35.0%",
             ]
         );
@@ -292,7 +286,7 @@ mod tests {
         sample.held.insert("CUDA0".to_string(), Held::ByAll(Bytes(25 * GIB)));
         assert!(line(&sample).contains("  all programs"), "{}", line(&sample));
         // Of main memory a mapped file's pages do not count, what is the process's own does.
-        for (own, says) in [(2, "the whole process"), (9, "over its budget")] {
+        for (own, says) in [(2, "resident in total"), (9, "over its budget")] {
             let budgeted = Promise { tiers: vec![tier(HOST, 14 * GIB, Some(8 * GIB))], ..promise() };
             let held = Held::Resident { own: Bytes(own * GIB), all: Bytes(12 * GIB) };
             sample.held.insert(HOST.to_string(), held);

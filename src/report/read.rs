@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::page::Document;
-use crate::inspection::Inspection;
+use super::page::checks::Checks;
+use crate::inspection::{Inspection, Several};
 use crate::measurement::{Launched, Measurement};
 use crate::plan::sweep::{Plans, SweepDocument};
 use crate::plan::{Checked, Plan};
@@ -46,11 +47,13 @@ pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
     if !values.is_empty() && values.iter().all(|value| value.get("avg_ts").is_some()) {
         documents.push(shaped::<Vec<BenchRow>>(name, "row of llama-bench", Value::Array(values))?);
     } else {
-        for mut value in values {
+        for value in values {
             let schema = value.get("schema").and_then(Value::as_str).ok_or_else(no_schema)?.to_string();
             let shape = match schema.as_str() {
-                "moeplan/inspect/1" | "moeplan/inspections/1" => shaped::<Inspection>,
+                "moeplan/inspect/1" => shaped::<Inspection>,
+                "moeplan/inspections/1" => shaped::<Several>,
                 "moeplan/check/1" => shaped::<Checked>,
+                "moeplan/checks/1" => shaped::<Checks>,
                 "moeplan/plan/1" => shaped::<Plan>,
                 "moeplan/sweep/1" => shaped::<SweepDocument>,
                 "moeplan/plans/1" => shaped::<Plans>,
@@ -61,11 +64,7 @@ pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
                 "moeplan/tune/1" => shaped::<Tuning>,
                 _ => return Err(unknown(format!("is `{schema}`, which a report does not show"))),
             };
-            let models = value.get_mut("models").filter(|_| schema == "moeplan/inspections/1").map(Value::take);
-            let several = models.and_then(|models| serde_json::from_value(models).ok());
-            for value in several.unwrap_or_else(|| vec![value]) {
-                documents.push(shape(name, &schema, value)?);
-            }
+            documents.push(shape(name, &schema, value)?);
         }
     }
     if documents.is_empty() {

@@ -5,6 +5,16 @@ use console::measure_text_width;
 
 use crate::escape;
 
+/// The cells of a row, each as it is shown.
+macro_rules! row {
+    ($($cell:expr),* $(,)?) => { [$($crate::report::table::cell(&$cell)),*] };
+}
+pub(crate) use row;
+
+pub fn cell(shown: &(impl ToString + ?Sized)) -> String {
+    shown.to_string()
+}
+
 #[derive(Debug, Clone)]
 pub struct Table {
     /// Names, and whether a column leans right.

@@ -1,5 +1,6 @@
 //! A command line, understood; and command lines put together: the model's words, the launch's, and the quotes of a shell.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::build::Target;
@@ -20,12 +21,22 @@ pub struct ParsedCommand {
     pub last_blocks: Option<LastBlocks>,
     /// Words of llama-server's command line that `run` does not hold: a launch takes them as they are.
     pub beside: Vec<String>,
+    /// Variables that select the cards it sees.
+    pub environment: BTreeMap<String, String>,
 }
 
 impl ParsedCommand {
     /// A launch of a model, in llama.cpp's own flags.
     pub fn new(run: RunConfig, model: Option<ModelSource>, target: Target) -> Self {
-        Self { run, model, notes: Vec::new(), target, last_blocks: None, beside: Vec::new() }
+        Self {
+            run,
+            model,
+            notes: Vec::new(),
+            target,
+            last_blocks: None,
+            beside: Vec::new(),
+            environment: BTreeMap::new(),
+        }
     }
 
     pub(super) fn note(&mut self, code: &'static str, message: String, hint: Option<String>) {

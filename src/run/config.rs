@@ -122,6 +122,12 @@ run_config! {
     /// `-mmdev`: the projector's device, or `none`; `None` = the first of `--device`.
     #[serde(skip_serializing_if = "Option::is_none")]
     mmproj_device: Option<String> = None,
+    /// `--image-min-tokens`; `None` = the projector's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_min_tokens: Option<u32> = None,
+    /// `--image-max-tokens`; `None` = the projector's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_max_tokens: Option<u32> = None,
     /// Whether every token yields an output row (`--embedding`, `--rerank`, `-embd 1`).
     embeddings: bool = false,
     /// `-fit`: whether llama.cpp changes what is not given until it fits.
@@ -132,6 +138,9 @@ run_config! {
     fit_ctx: u32 = 4096,
     /// `--cache-ram`: MiB of llama-server's prompt cache on the host, -1 without limit; `None` = not given (8192).
     cache_ram: Option<i32> = None,
+    /// `--ctx-checkpoints`: states that llama-server keeps by slot, none for 0 or less; `None` = not given (32).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ctx_checkpoints: Option<i32> = None,
     /// `--moe-cache-mib`: MiB of device memory that cache experts of the host (b11549); 0 = none.
     moe_cache_mib: u32 = 0,
     /// `-t`: threads that decode on the host; `None` = not given (llama.cpp: as many as it finds cores). No memory depends on it.
@@ -271,44 +280,114 @@ pub struct Override {
     pub origin: String,
 }
 
-/// A program of llama.cpp.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub enum Program {
-    /// `llama-server`.
-    #[serde(rename = "llama-server")]
-    Server,
-    /// `llama-cli` (runs the server's code).
-    #[serde(rename = "llama-cli")]
-    Cli,
-    /// `llama-bench`.
-    #[serde(rename = "llama-bench")]
-    Bench,
-    /// `llama-fit-params`.
-    #[serde(rename = "llama-fit-params")]
-    FitParams,
+/// Declares [`Program`]: each program of llama.cpp that loads a model, the name of its file, and what `llama` calls it
+/// (`app/llama.cpp`).
+macro_rules! programs {
+    ($($program:ident = $name:literal, $commands:literal;)*) => {
+        /// A program of llama.cpp that loads a model.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(test, derive(schemars::JsonSchema))]
+        pub enum Program { $(#[doc = concat!("`", $name, "`.")] #[serde(rename = $name)] $program,)* }
+
+        impl Program {
+            /// Each with the name of its file and the commands of `llama` that start it.
+            const ROWS: &[(Self, &'static str, &'static str)] = &[$((Self::$program, $name, $commands)),*];
+        }
+    };
+}
+
+programs! {
+    Server = "llama-server", "serve server";
+    // Runs the server's code.
+    Cli = "llama-cli", "cli client chat";
+    Bench = "llama-bench", "bench";
+    FitParams = "llama-fit-params", "fit-params";
+    Completion = "llama-completion", "completion complete";
+    Mtmd = "llama-mtmd-cli", "mtmd-cli mtmd";
+    Perplexity = "llama-perplexity", "perplexity";
+    Imatrix = "llama-imatrix", "imatrix";
+    BatchedBench = "llama-batched-bench", "batched-bench";
+    // Of ik_llama.cpp.
+    SweepBench = "llama-sweep-bench", "sweep-bench";
+    Embedding = "llama-embedding", "embedding";
+    Parallel = "llama-parallel", "parallel";
+    Batched = "llama-batched", "";
+    Speculative = "llama-speculative", "";
+    SpeculativeSimple = "llama-speculative-simple", "";
+    Lookahead = "llama-lookahead", "";
+    Lookup = "llama-lookup", "";
+    Passkey = "llama-passkey", "";
+    Retrieval = "llama-retrieval", "";
+    Tts = "llama-tts", "tts";
+    Diffusion = "llama-diffusion-cli", "";
+    Cvector = "llama-cvector-generator", "";
+    Finetune = "llama-finetune", "";
+    EvalCallback = "llama-eval-callback", "";
+    Debug = "llama-debug", "";
+    Results = "llama-results", "";
 }
 
 impl Program {
-    /// Every program that is known, by the name of its file.
-    pub const NAMES: [(Self, &'static str); 4] = [
-        (Self::Server, "llama-server"),
-        (Self::Cli, "llama-cli"),
-        (Self::Bench, "llama-bench"),
-        (Self::FitParams, "llama-fit-params"),
-    ];
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Self::ROWS.iter().map(|(_, name, _)| *name)
+    }
 
     pub fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(program, _)| *program == self).map_or("", |(_, name)| name)
+        Self::ROWS.iter().find(|(program, ..)| *program == self).map_or("", |(_, name, _)| name)
     }
 
     /// The program of a path to it.
     pub fn of_path(path: &str) -> Option<Self> {
-        let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
-        let name = name.strip_suffix(".exe").unwrap_or(name);
-        Self::NAMES.iter().find(|(_, known)| *known == name).map(|(program, _)| *program)
+        let name = super::held::file_name(path);
+        Self::ROWS.iter().find(|(_, known, _)| *known == name).map(|(program, ..)| *program)
+    }
+
+    /// The program that a command of `llama` starts: `serve`.
+    pub fn of_command(command: &str) -> Option<Self> {
+        Self::ROWS.iter().find(|(.., known)| known.split(' ').any(|word| word == command)).map(|(program, ..)| *program)
+    }
+
+    /// Whether it fills its batch with chunks of the context's length, a sequence each (`tools/perplexity/perplexity.cpp` and
+    /// `tools/imatrix/imatrix.cpp` `main`; b11434 ships no source of them, so the repository's was read).
+    pub fn takes_chunks(self) -> bool {
+        matches!(self, Self::Perplexity | Self::Imatrix)
+    }
+
+    /// How many values a flag takes that this program has and llama-server does not (`common/arg.cpp`, b11434; ik_llama.cpp's
+    /// `examples/sweep-bench`); `None` for other words.
+    pub fn own_values(self, word: &str) -> Option<usize> {
+        let is_own = !matches!(self, Self::Server | Self::Cli | Self::FitParams | Self::Bench);
+        let rows = OWN_FLAGS.iter().filter(|_| is_own);
+        rows.into_iter().find(|(names, _)| names.split(' ').any(|name| name == word)).map(|(_, values)| *values)
+    }
+
+    /// Whether `-hf` loads the repository's projector as well (`common/arg.cpp` `mmproj_examples`, b11434).
+    pub fn takes_projector(self) -> bool {
+        matches!(self, Self::Server | Self::Cli | Self::Mtmd | Self::Tts)
     }
 }
+
+/// Flags of programs other than llama-server, with the number of words that follow.
+const OWN_FLAGS: [(&str, usize); 2] = [
+    (
+        "--chunks --chunk --from-chunk --in-file -o --output --output-file -ofreq --output-frequency --output-format \
+         --save-frequency --hellaswag-tasks --winogrande-tasks --multiple-choice-tasks --ppl-stride --ppl-output-type \
+         --save-all-logits --kl-divergence-base -npp -ntg -npl -ns --sequences -gan --grp-attn-n -gaw --grp-attn-w --attention \
+         --embd-output-format --embd-separator --cls-separator --context-file --chunk-size --chunk-separator --junk --pos --image \
+         --audio --video --prompt-cache --in-prefix --in-suffix --positive-file --negative-file --pca-batch --pca-iter --method \
+         --diffusion-steps --diffusion-eps --diffusion-algorithm --diffusion-alg-temp --diffusion-block-length \
+         --diffusion-cfg-scale --tts-lang --tts-speaker-file -lr --learning-rate -epochs --epochs -opt --optimizer -nrep \
+         --n-repetitions --sweep-stride",
+        1,
+    ),
+    (
+        "--process-output --nextn --ppl --no-ppl --show-statistics --parse-special --hellaswag --winogrande --multiple-choice \
+         --kl-divergence -pps -tgs -ptc --print-token-count --prompt-cache-all --prompt-cache-ro -cnv --conversation -no-cnv \
+         --no-conversation -i --interactive -if --interactive-first --in-prefix-bos --diffusion-visual \
+         --diffusion-add-gumbel-noise -wb --warmup-batch --sweep-memory",
+        0,
+    ),
+];
 
 /// A choice that llama.cpp's flags take as a word and `include/llama.h` (b11434) as an enum.
 pub trait Choice: Copy + PartialEq + 'static {

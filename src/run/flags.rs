@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use super::config::{Choice, LoadMode, RunConfig};
+use super::config::{Choice, LoadMode, Program, RunConfig};
 use super::values::{self, DENSE, EXPERTS, Given, on_host};
 use super::{Error, Note};
 use crate::gguf::GgmlType;
@@ -24,6 +24,8 @@ pub struct Flag {
     pub in_ik: bool,
     /// The first build that has it, as far as builds are known.
     pub since: u32,
+    /// The programs that have it (`set_examples`), llama-bench apart; empty: all.
+    only: &'static [Program],
     /// Whether a launch takes its words beside those printed from [`RunConfig`], which does not say all that they do.
     pub beside: bool,
     pub in_plan: InPlan,
@@ -77,6 +79,7 @@ impl Flag {
             bench: "",
             in_ik: true,
             since: 0,
+            only: &[],
             beside,
             in_plan: InPlan::Kept,
         }
@@ -101,6 +104,10 @@ impl Flag {
 
     const fn since(self, build: u32) -> Self {
         Self { since: build, ..self }
+    }
+
+    const fn only(self, programs: &'static [Program]) -> Self {
+        Self { only: programs, ..self }
     }
 
     const fn option(self, value: &'static str, help: &'static str) -> Self {
@@ -133,6 +140,10 @@ impl Flag {
     /// Whether it stands alone and can be negated (then `LLAMA_ARG_NO_…` counts as well).
     pub fn is_switch(&self) -> bool {
         !self.negated.is_empty()
+    }
+
+    pub fn is_of(&self, program: Program) -> bool {
+        self.only.is_empty() || self.only.contains(&program)
     }
 
     pub fn is_in_bench(&self) -> bool {
@@ -234,8 +245,8 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-c --ctx-size", CONTEXT).env("LLAMA_ARG_CTX_SIZE"),
     Flag::new("-np --parallel", optional!(n_parallel, Given::slots)).env("LLAMA_ARG_N_PARALLEL")
         .option("N", "Slots of the server (llama.cpp: -np) [default: 1]"),
-    Flag::new("-kvu --kv-unified", KV_UNIFIED).env("LLAMA_ARG_KV_UNIFIED").alone("-no-kvu --no-kv-unified").not_in_ik(),
-    Flag::new("--kv-unified-per-slot", optional!(kv_unified_per_slot, Given::positive)).env("LLAMA_ARG_KV_UNIFIED_PER_SLOT").not_in_ik(),
+    Flag::new("-kvu --kv-unified", KV_UNIFIED).env("LLAMA_ARG_KV_UNIFIED").alone("-no-kvu --no-kv-unified").not_in_ik().only(SERVER),
+    Flag::new("--kv-unified-per-slot", optional!(kv_unified_per_slot, Given::positive)).env("LLAMA_ARG_KV_UNIFIED_PER_SLOT").not_in_ik().only(SERVER),
     Flag::new("-b --batch-size", number!(n_batch, Given::natural)).env("LLAMA_ARG_BATCH").bench("-b --batch-size")
         .option("N|auto", "Logical batch size (llama.cpp: -b)"),
     Flag::new("-ub --ubatch-size", number!(n_ubatch, Given::natural)).env("LLAMA_ARG_UBATCH").bench("-ub --ubatch-size")
@@ -274,37 +285,41 @@ pub static ROWS: &[Flag] = &[
         .option("", "Compute on the host what is there, prompts too (llama.cpp: --no-op-offload)"),
     Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
-    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings"),
-    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").instead(AS_EMBEDDING) },
+    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings").only(SERVER)
+        .option("", "Plan for embeddings: every token yields an output row (llama.cpp: --embeddings)"),
+    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").instead(AS_EMBEDDING).only(SERVER) },
     Flag::new("-fitt --fit-target", FIT_TARGET).env("LLAMA_ARG_FIT_TARGET").bench("-fitt --fit-target").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fitc --fit-ctx", FIT_CONTEXT).env("LLAMA_ARG_FIT_CTX").bench("-fitc --fit-ctx").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fit --fit", field!(fit, Given::switch, on_or_off)).env("LLAMA_ARG_FIT").instead(NOTHING_TO_FIT),
     Flag::new("--swa-full", switch!(swa_full)).env("LLAMA_ARG_SWA_FULL").alone(""),
-    Flag::new("--cache-ram -cram", optional!(cache_ram, Given::limit)).env("LLAMA_ARG_CACHE_RAM")
+    Flag::new("--cache-ram -cram", optional!(cache_ram, Given::limit)).env("LLAMA_ARG_CACHE_RAM").only(SERVING)
         .option("MIB|auto", "MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, less where memory is short]"),
+    Flag::new("-ctxcp --ctx-checkpoints --swa-checkpoints", optional!(ctx_checkpoints, some_integer)).env("LLAMA_ARG_CTX_CHECKPOINTS").only(SERVING),
     Flag::new("--moe-cache-mib", number!(moe_cache_mib, Given::natural)).env("LLAMA_ARG_MOE_CACHE_MIB").since(11549)
         .option("MIB|auto", "MiB of device memory that cache experts of the host; `auto`: as many as are worth it (llama.cpp: --moe-cache-mib, b11549)"),
-    Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE"),
-    Flag::new("--spec-default", Effect::Speculation).alone(""),
-    Flag::new("--spec-draft-n-max", Effect::Speculation).env("LLAMA_ARG_SPEC_DRAFT_N_MAX"),
-    Flag::new("--spec-ngram-simple-size-m", Effect::Speculation),
-    Flag::new("--spec-ngram-map-k-size-m", Effect::Speculation),
-    Flag::new("--spec-ngram-map-k4v-size-m", Effect::Speculation),
-    Flag::new("--spec-ngram-mod-n-max", Effect::Speculation),
-    Flag::new("--spec-draft-model -md --model-draft", word_of!(draft_model)).env("LLAMA_ARG_SPEC_DRAFT_MODEL"),
-    Flag::new("--spec-draft-hf -hfd -hfrd --hf-repo-draft", word_of!(draft_hf)).env("LLAMA_ARG_SPEC_DRAFT_HF_REPO"),
-    Flag::new("--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft", DRAFT_LAYERS).env("LLAMA_ARG_N_GPU_LAYERS_DRAFT"),
-    Flag::new("--spec-draft-device -devd --device-draft", field!(draft_devices, Given::devices, device_list)),
-    Flag::new("--spec-draft-override-tensor -otd --override-tensor-draft", DRAFT_OVERRIDES),
-    Flag::new("--spec-draft-cpu-moe -cmoed --cpu-moe-draft", DRAFT_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_CPU_MOE").alone(""),
-    Flag::new("--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft", DRAFT_N_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE"),
+    Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE").only(SERVING),
+    Flag::new("--spec-default", Effect::Speculation).alone("").only(SERVING),
+    Flag::new("--spec-draft-n-max", Effect::Speculation).env("LLAMA_ARG_SPEC_DRAFT_N_MAX").only(SERVING),
+    Flag::new("--spec-ngram-simple-size-m", Effect::Speculation).only(SERVING),
+    Flag::new("--spec-ngram-map-k-size-m", Effect::Speculation).only(SERVING),
+    Flag::new("--spec-ngram-map-k4v-size-m", Effect::Speculation).only(SERVING),
+    Flag::new("--spec-ngram-mod-n-max", Effect::Speculation).only(SERVING),
+    Flag::new("--spec-draft-model -md --model-draft", word_of!(draft_model)).env("LLAMA_ARG_SPEC_DRAFT_MODEL").only(SERVING),
+    Flag::new("--spec-draft-hf -hfd -hfrd --hf-repo-draft", word_of!(draft_hf)).env("LLAMA_ARG_SPEC_DRAFT_HF_REPO").only(SERVING),
+    Flag::new("--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft", DRAFT_LAYERS).env("LLAMA_ARG_N_GPU_LAYERS_DRAFT").only(SERVING),
+    Flag::new("--spec-draft-device -devd --device-draft", field!(draft_devices, Given::devices, device_list)).only(SERVING),
+    Flag::new("--spec-draft-override-tensor -otd --override-tensor-draft", DRAFT_OVERRIDES).only(SERVING),
+    Flag::new("--spec-draft-cpu-moe -cmoed --cpu-moe-draft", DRAFT_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_CPU_MOE").alone("").only(SERVING),
+    Flag::new("--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft", DRAFT_N_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE").only(SERVING),
     Flag::new("--spec-draft-type-k -ctkd --cache-type-k-draft", optional!(draft_type_k, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K"),
     Flag::new("--spec-draft-type-v -ctvd --cache-type-v-draft", optional!(draft_type_v, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V"),
-    Flag::new("-mm --mmproj", word_of!(mmproj)).env("LLAMA_ARG_MMPROJ"),
-    Flag::new("-mmu --mmproj-url", word_of!(mmproj_url)).env("LLAMA_ARG_MMPROJ_URL"),
-    Flag::new("--mmproj-auto", switch!(mmproj_auto)).env("LLAMA_ARG_MMPROJ_AUTO").alone("--no-mmproj --no-mmproj-auto"),
-    Flag::new("--mmproj-offload", switch!(mmproj_offload)).env("LLAMA_ARG_MMPROJ_OFFLOAD").alone("--no-mmproj-offload"),
-    Flag::new("-mmdev --mmproj-device", word_of!(mmproj_device)).env("MTMD_BACKEND_DEVICE"),
+    Flag::new("-mm --mmproj", word_of!(mmproj)).env("LLAMA_ARG_MMPROJ").only(SERVING),
+    Flag::new("-mmu --mmproj-url", word_of!(mmproj_url)).env("LLAMA_ARG_MMPROJ_URL").only(SERVING),
+    Flag::new("--mmproj-auto", switch!(mmproj_auto)).env("LLAMA_ARG_MMPROJ_AUTO").alone("--no-mmproj --no-mmproj-auto").only(SERVING),
+    Flag::new("--mmproj-offload", switch!(mmproj_offload)).env("LLAMA_ARG_MMPROJ_OFFLOAD").alone("--no-mmproj-offload").only(SERVING),
+    Flag::new("-mmdev --mmproj-device", word_of!(mmproj_device)).env("MTMD_BACKEND_DEVICE").only(SERVING),
+    Flag::new("--image-min-tokens", optional!(image_min_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MIN_TOKENS").only(SERVING),
+    Flag::new("--image-max-tokens", optional!(image_max_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MAX_TOKENS").only(SERVING),
     Flag::new("--override-kv", METADATA).instead(OWN_KEYS),
     Flag::new("-fitp --fit-print", Effect::FitPrint).env("LLAMA_ARG_FIT_ESTIMATE").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-m --model", Effect::Model).env("LLAMA_ARG_MODEL").bench("-m --model"),
@@ -314,6 +329,9 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-hff --hf-file", Effect::Model).env("LLAMA_ARG_HF_FILE").bench("-hff --hf-file"),
 ];
 
+const SERVER: &[Program] = &[Program::Server];
+/// llama-cli runs the server's code.
+const SERVING: &[Program] = &[Program::Server, Program::Cli];
 const DESCRIBED: &str =
     "what a plan may use is described with sizes: --device CUDA0=24G --device 'RPC0[HOST:PORT]=16G'";
 const BY_LAYERS: &str =
@@ -478,6 +496,10 @@ fn shown<T: ToString>(value: &T, _: bool) -> String {
     value.to_string()
 }
 
+fn some_integer(given: &Given<'_>) -> Result<Option<i32>, Error> {
+    given.integer().map(Some)
+}
+
 /// A value in llama.cpp's word.
 fn word<T: Choice>(value: &T, _: bool) -> String {
     value.word().to_string()
@@ -584,20 +606,36 @@ pub(super) struct Removed {
     pub until: u32,
     /// What took its place: a flag, and the value that stands for it.
     pub instead: &'static str,
+    /// The same for the value 0 of llama-bench's flag.
+    pub when_off: &'static str,
+    /// Whether it is llama-bench's, which takes a value.
+    pub bench: bool,
+}
+
+impl Removed {
+    const fn new(names: &'static str, values: usize, until: u32, instead: &'static str) -> Self {
+        Self { names, values, until, instead, when_off: "", bench: false }
+    }
+
+    const fn of_bench(names: &'static str, instead: &'static str, when_off: &'static str) -> Self {
+        Self { when_off, bench: true, ..Self::new(names, 1, 10434, instead) }
+    }
 }
 
 /// Flags of older builds, and what took their place.
 const REMOVED: &[Removed] = &[
-    Removed { names: "--no-mmap", values: 0, until: 10434, instead: "--load-mode none" },
-    Removed { names: "--mmap", values: 0, until: 10434, instead: "--load-mode mmap" },
-    Removed { names: "--mlock", values: 0, until: 10434, instead: "--load-mode mmap+mlock" },
-    Removed { names: "--direct-io -dio", values: 0, until: 10434, instead: "--load-mode dio" },
-    Removed { names: "--no-direct-io -ndio", values: 0, until: 10434, instead: "--load-mode auto" },
-    Removed { names: "--draft --draft-n --draft-max", values: 1, until: 0, instead: "--spec-draft-n-max" },
-    Removed { names: "--draft-min --draft-n-min", values: 1, until: 0, instead: "--spec-draft-n-min" },
-    Removed { names: "--spec-ngram-size-n", values: 1, until: 0, instead: "--spec-ngram-simple-size-n" },
-    Removed { names: "--spec-ngram-size-m", values: 1, until: 0, instead: "--spec-ngram-simple-size-m" },
-    Removed { names: "--spec-ngram-min-hits", values: 1, until: 0, instead: "--spec-ngram-simple-min-hits" },
+    Removed::new("--no-mmap", 0, 10434, "--load-mode none"),
+    Removed::new("--mmap", 0, 10434, "--load-mode mmap"),
+    Removed::new("--mlock", 0, 10434, "--load-mode mmap+mlock"),
+    Removed::new("--direct-io -dio", 0, 10434, "--load-mode dio"),
+    Removed::new("--no-direct-io -ndio", 0, 10434, "--load-mode auto"),
+    Removed::new("--draft --draft-n --draft-max", 1, 0, "--spec-draft-n-max"),
+    Removed::new("--draft-min --draft-n-min", 1, 0, "--spec-draft-n-min"),
+    Removed::new("--spec-ngram-size-n", 1, 0, "--spec-ngram-simple-size-n"),
+    Removed::new("--spec-ngram-size-m", 1, 0, "--spec-ngram-simple-size-m"),
+    Removed::new("--spec-ngram-min-hits", 1, 0, "--spec-ngram-simple-min-hits"),
+    Removed::of_bench("-mmp --mmap", "--load-mode mmap", "--load-mode none"),
+    Removed::of_bench("-dio --direct-io", "--load-mode dio", "--load-mode auto"),
 ];
 
 /// How builds before `--load-mode` say how the file is read (`common/arg.cpp`, b10434).
@@ -613,11 +651,11 @@ pub fn old_load_mode(mode: LoadMode) -> &'static [&'static str] {
 
 /// What took the place of one of those flags: `--load-mode` and its value.
 pub fn new_load_mode(word: &str) -> Option<&'static str> {
-    find_removed(word).map(|flag| flag.instead).filter(|instead| instead.starts_with("--load-mode "))
+    find_removed(word, false).map(|flag| flag.instead).filter(|instead| instead.starts_with("--load-mode "))
 }
 
-pub(super) fn find_removed(word: &str) -> Option<&'static Removed> {
-    REMOVED.iter().find(|flag| words(flag.names).any(|name| name == word))
+pub(super) fn find_removed(word: &str, bench: bool) -> Option<&'static Removed> {
+    REMOVED.iter().filter(|flag| flag.bench == bench).find(|flag| words(flag.names).any(|name| name == word))
 }
 
 #[cfg(test)]

@@ -25,7 +25,16 @@ pub mod command;
 #[doc(hidden)]
 pub mod numbers;
 mod pasted;
+#[doc(hidden)]
+pub mod visible;
+mod koboldcpp;
+#[doc(hidden)]
+pub mod held;
+#[doc(hidden)]
+pub mod sources;
 pub mod parse;
+#[doc(hidden)]
+pub mod grid;
 
 pub use build::Target;
 pub use command::{ModelSource, ParsedCommand};
@@ -40,12 +49,22 @@ pub use values::{EXPERTS, LEFT_OUT, on_host};
 pub enum Error {
     #[error("no command: write it after `--`, for example `-- llama-server -m model.gguf -ngl 99`")]
     Empty,
-    #[error("`{0}` is none of llama-server, llama-cli, llama-bench, llama-fit-params")]
+    #[error("`{0}` is not a program of llama.cpp that loads a model, and none follows it")]
     UnknownProgram(String),
-    #[error("`{0}` is the sign of a shell's prompt, not part of the command: leave it out")]
-    Prompt(String),
-    #[error("the whole command is one word: leave out the quotes around it")]
-    OneWord,
+    #[error("`llama {0}`: `llama` has no such command that loads a model")]
+    UnknownCommand(String),
+    #[error("`{name}` is not a program of llama.cpp")]
+    OtherProgram { name: String, instead: &'static str },
+    #[error("a quote is opened and not closed")]
+    Quotes,
+    #[error("cannot read `{0}`")]
+    NoFile(String),
+    #[error("`{line}`: expected {expected}")]
+    Line { line: String, expected: &'static str },
+    #[error("cannot be read: {0}")]
+    Unread(String),
+    #[error("llama-bench would run {0} variants, and {1} at most are answered: give fewer values")]
+    TooManyVariants(usize, usize),
     #[error("`{word}` begins with a dash that is no hyphen: type `{typed}`")]
     Dash { word: String, typed: String },
     #[error("`{word}` has curly quotes, which no shell takes off: type '{typed}'")]
@@ -64,7 +83,15 @@ impl Hint for Error {
             }
             Self::UnknownProgram(word) if word.contains('-') => {
                 let name = word.rsplit(['/', '\\']).next().unwrap_or(word);
-                suggest::did_you_mean(name, Program::NAMES.map(|(_, name)| name))?
+                suggest::did_you_mean(name, Program::names())?
+            }
+            Self::UnknownProgram(_) => {
+                "write the command of a program of llama.cpp: `moeplan check -- llama-server -m model.gguf -ngl 99`"
+                    .into()
+            }
+            Self::OtherProgram { instead, .. } => (*instead).to_string(),
+            Self::UnknownCommand(_) => {
+                "`llama serve`, `cli`, `bench`, `completion`, `fit-params` and others are read".into()
             }
             Self::BadValue { value, expected, .. } => {
                 let words = expected.split([',', ' ', '`']).filter(|word| !word.is_empty() && *word != value);

@@ -34,6 +34,7 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
         // Fitting first asks for the model's context for every sequence (`common/fit.cpp`).
         (0, _) if run.fit && !kv_unified => hparams.context_length.saturating_mul(n_seq_max),
         (0, _) => hparams.context_length,
+        (n, _) if run.program.takes_chunks() => n.saturating_mul(n_seq_max),
         (n, _) => n,
     };
     let n_batch = if hparams.non_causal { run.n_batch } else { asked.min(run.n_batch) };
@@ -67,6 +68,10 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
 /// Sequences, and whether they share one cache: without `-np` llama-server makes four that share one, whatever `-kvu` says
 /// (`tools/server/server.cpp`, b11434).
 pub fn sequences(run: &RunConfig) -> (u32, bool) {
+    if run.program.takes_chunks() {
+        let chunks = run.n_batch.checked_div(run.n_ctx).unwrap_or(1); // Without `-c` both refuse to start.
+        return (run.n_parallel.unwrap_or(chunks).max(1), run.kv_unified.unwrap_or(false));
+    }
     let automatic = run.n_parallel.is_none() && run.program == Program::Server;
     let n_seq_max = run.n_parallel.unwrap_or(if automatic { 4 } else { 1 }).max(1);
     (n_seq_max, automatic || run.kv_unified.unwrap_or(false))
@@ -135,6 +140,9 @@ mod tests {
             (Program::Cli, 0, None, None, (4096, 4096, 1, 1, 1)),
             (Program::FitParams, 4100, None, None, (4352, 4352, 1, 1, 2048)),
             (Program::Bench, 512, Some(1), None, (512, 512, 1, 1, 512)),
+            (Program::Perplexity, 512, None, None, (2048, 512, 4, 4, 2048)),
+            (Program::Imatrix, 4096, None, None, (4096, 4096, 1, 1, 2048)),
+            (Program::Completion, 8192, None, None, (8192, 8192, 1, 1, 2048)),
         ] {
             let run = RunConfig { program, n_ctx, n_parallel, kv_unified, ..RunConfig::default() };
             let n = numbers(&run, &hparams);

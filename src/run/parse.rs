@@ -22,35 +22,37 @@ use super::command::{ModelSource, ParsedCommand};
 use super::config::{LoadMode, Override, Program, RunConfig};
 use super::dialect::{self, Dialect, LastBlocks};
 use super::flags::{self, Effect, Flag, Removed};
+use super::held::{self, Held};
 use super::speculation::Speculation;
 use super::values::{Given, value_of};
-use super::{Error, pasted};
+use super::{Error, visible};
 use crate::suggest;
 
-/// Reads a command line: the program, then its words, in the given environment. Leading `NAME=VALUE` words and `env` count
-/// as a shell would count them.
+/// Reads a command line: the program, then its words, in the given environment. What stands around it (`NAME=VALUE`, `sudo`,
+/// `docker run …`) is taken off as in `held`.
 pub fn command(words: &[String], env: &BTreeMap<String, String>) -> Result<ParsedCommand, Error> {
     command_for(words, env, Target::default())
 }
 
 /// [`command`] as a given build, or ik_llama.cpp, would read it.
 pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Target) -> Result<ParsedCommand, Error> {
+    launch(&held::of_words(words, &|_| None)?, env, target)
+}
+
+/// Reads a launch that was taken out of what held it; its own variables win over `env`.
+pub fn launch(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Result<ParsedCommand, Error> {
     let mut env = env.clone();
-    let mut words = words;
-    while let Some((first, rest)) = words.split_first() {
-        if let Some((name, value)) = assignment(first) {
-            env.insert(name.to_string(), value.to_string());
-        } else if first != "env" {
-            break;
-        }
-        words = rest;
-    }
-    if let Some(error) = pasted::slip(words) {
-        return Err(error);
-    }
-    let (first, words) = words.split_first().ok_or(Error::Empty)?;
+    env.extend(held.environment.clone());
+    let (first, words) = held.words.split_first().ok_or(Error::Empty)?;
     let program = Program::of_path(first).ok_or_else(|| Error::UnknownProgram(first.clone()))?;
     let mut run = RunConfig { program, ..RunConfig::default() };
+    match program {
+        Program::Perplexity | Program::Imatrix => run.n_ctx = 512,
+        // They create their context themselves, without fitting (`tools/batched-bench/batched-bench.cpp`).
+        Program::BatchedBench | Program::SweepBench => run.fit = false,
+        Program::Embedding => run.embeddings = true,
+        _ => {}
+    }
     if target.dialect == Dialect::Ik {
         dialect::defaults(&mut run);
     }
@@ -62,6 +64,12 @@ pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Tar
         tests: Tests { prompt: 512, generate: 128, both: 0, depth: 0 },
         of_tests: Vec::new(),
     };
+    reader.command.notes.clone_from(&held.notes);
+    reader.command.environment = env
+        .iter()
+        .filter(|(name, _)| visible::selects(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     if program == Program::Bench {
         reader.bench(words)?;
     } else {
@@ -69,13 +77,6 @@ pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Tar
         reader.arguments(words)?;
     }
     Ok(reader.finish())
-}
-
-/// `NAME=VALUE` before a program.
-fn assignment(word: &str) -> Option<(&str, &str)> {
-    let (name, value) = word.split_once('=')?;
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    (plain && !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit())).then_some((name, value))
 }
 
 struct Reader {
@@ -94,8 +95,8 @@ impl Reader {
         if env.is_empty() {
             return Ok(());
         }
-        let target = self.command.target;
-        for flag in flags::FLAGS.iter().filter(|flag| target.has(flag)) {
+        let (target, program) = (self.command.target, self.command.run.program);
+        for flag in flags::FLAGS.iter().filter(|flag| target.has(flag) && flag.is_of(program)) {
             let Some(name) = flag.environment else { continue };
             let negated = name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_");
             let is_negated = flag.is_switch() && env.contains_key(&negated);
@@ -133,9 +134,14 @@ impl Reader {
         {
             return Ok(taken);
         }
-        if let Some(removed) = flags::find_removed(word) {
-            self.removed(word, removed)?;
+        if let Some(removed) = flags::find_removed(word, false) {
+            self.removed(word, removed, "")?;
             return Ok(removed.values);
+        }
+        if let Some(values) = self.command.run.program.own_values(word) {
+            let given = Given::new(word, if values > 0 { value_of(word, word, next)? } else { "" });
+            self.own(given)?;
+            return Ok(values);
         }
         let known = flags::spelling(word).filter(|(flag, _)| target.has(flag) || target.dialect != Dialect::Ik);
         let Some((flag, on)) = known else {
@@ -157,7 +163,11 @@ impl Reader {
         if rest.len() < flag.values {
             return Err(Error::MissingValue { flag: word.into(), expected: "two words".into() });
         }
-        if target.has(flag) {
+        let program = self.command.run.program;
+        if !flag.is_of(program) && target.dialect == Dialect::LlamaCpp {
+            let message = format!("`{word}` is a flag of llama-server: {} refuses it", program.name());
+            self.command.note("unknown-flag", message, Some("leave it out".into()));
+        } else if target.has(flag) {
             let values = rest.iter().take(flag.values).map(String::as_str);
             let typed: Vec<&str> = std::iter::once(word).chain(values).collect();
             self.set(flag, Given { on, ..Given::new(word, value) }, &typed)?;
@@ -239,9 +249,11 @@ impl Reader {
     }
 
     /// A flag that the reference does not have any more: carried out as it was meant, and noted where the build refuses it.
-    fn removed(&mut self, word: &str, flag: &Removed) -> Result<(), Error> {
+    fn removed(&mut self, word: &str, flag: &Removed, value: &str) -> Result<(), Error> {
         let target = self.command.target;
-        let instead = match (word, self.command.run.load_mode) {
+        let word = &if value.is_empty() { word.to_string() } else { format!("{word} {value}") };
+        let instead = match (word.as_str(), self.command.run.load_mode) {
+            _ if flag.bench && value == "0" => flag.when_off,
             ("--mlock", LoadMode::None) | ("--no-mmap", LoadMode::MmapMlock | LoadMode::Mlock) => "--load-mode mlock",
             _ => flag.instead,
         };
@@ -261,6 +273,25 @@ impl Reader {
                 format!("`{word}` was removed: {} refuses it", target.name()),
                 Some(format!("use `{instead}`")),
             );
+        }
+        Ok(())
+    }
+
+    /// A flag of this program that llama-server does not have.
+    fn own(&mut self, given: Given<'_>) -> Result<(), Error> {
+        let run = &mut self.command.run;
+        match given.flag {
+            // A sequence for each of the largest number that is measured together.
+            "-npl" => {
+                let counts: Vec<u32> = given
+                    .names(',')
+                    .iter()
+                    .map(|value| Given { value, ..given }.natural())
+                    .collect::<Result<_, _>>()?;
+                run.n_parallel = counts.into_iter().max();
+            }
+            "--kl-divergence" => run.n_parallel = Some(1),
+            _ => {}
         }
         Ok(())
     }
@@ -312,8 +343,10 @@ impl Reader {
         if let Some(values) = bench_flag_of_no_effect(word) {
             return Ok(values);
         }
-        if let Some(removed) = flags::find_removed(word) {
-            self.removed(word, removed)?;
+        if let Some(removed) = flags::find_removed(word, true) {
+            let value = value_of(word, "--load-mode", next)?;
+            let value = self.first(word, value);
+            self.removed(word, removed, value)?;
             return Ok(removed.values);
         }
         if is_test(word) {
@@ -359,6 +392,11 @@ impl Reader {
     fn finish(mut self) -> ParsedCommand {
         let run = &mut self.command.run;
         self.speculation.finish(run);
+        if run.program == Program::Embedding {
+            // The whole context in one batch (`examples/embedding/embedding.cpp`).
+            run.n_batch = run.n_batch.max(run.n_ctx);
+            run.n_ubatch = run.n_batch;
+        }
         if self.fits_nothing && run.program == Program::FitParams {
             // Printing measures the command as it is; nothing is fitted.
             run.fit = false;
@@ -366,9 +404,7 @@ impl Reader {
         if let ((Some(repo), file), false) = (self.hub, matches!(self.command.model, Some(ModelSource::Path(_)))) {
             self.command.model = Some(ModelSource::HuggingFace { repo, file });
             let run = &self.command.run;
-            // `common/arg.cpp` `common_models_handler_init`, b11434.
-            let has_projectors = matches!(run.program, Program::Server | Program::Cli);
-            if has_projectors && run.mmproj_auto && !run.has_projector() {
+            if run.program.takes_projector() && run.mmproj_auto && !run.has_projector() {
                 self.command.note(
                     "projector",
                     "`-hf` also loads the repository's multimodal projector, if it has one; it is not counted".into(),
@@ -401,16 +437,16 @@ const BENCH_OTHERS: [(&str, usize); 2] = [
 const TESTS: [&str; 7] = ["-p", "--n-prompt", "-n", "--n-gen", "-pg", "-d", "--n-depth"];
 
 /// How many words follow a flag that decides nothing here; `None` for another word.
-fn bench_flag_of_no_effect(word: &str) -> Option<usize> {
+pub(super) fn bench_flag_of_no_effect(word: &str) -> Option<usize> {
     BENCH_OTHERS.iter().find(|(names, _)| names.split(' ').any(|name| name == word)).map(|(_, values)| *values)
 }
 
-fn is_in_bench(word: &str) -> bool {
+pub(super) fn is_in_bench(word: &str) -> bool {
     is_test(word) || bench_flag_of_no_effect(word).is_some() || flags::find_in_bench(word).is_some()
 }
 
 /// Whether a word says which tests are made.
-fn is_test(word: &str) -> bool {
+pub(super) fn is_test(word: &str) -> bool {
     TESTS.contains(&word.replace('_', "-").as_str())
 }
 
@@ -469,7 +505,8 @@ mod tests {
             assert_eq!(read(line).unwrap().run.program, program, "{line}");
         }
         assert_eq!(read(""), Err(Error::Empty));
-        assert_eq!(read("ollama run x"), Err(Error::UnknownProgram("ollama".into())));
+        assert!(matches!(read("ollama run x"), Err(Error::OtherProgram { .. })));
+        assert_eq!(read("frobnicate x"), Err(Error::UnknownProgram("frobnicate".into())));
     }
 
     #[test]

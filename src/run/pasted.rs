@@ -11,14 +11,6 @@ const TEXTS: [&str; 8] =
 
 /// The first slip of a pasted command, as an error that says what to type.
 pub(super) fn slip(words: &[String]) -> Option<Error> {
-    let first = words.first()?;
-    if matches!(first.as_str(), "$" | "#" | ">" | "%" | "PS>") && words.len() > 1 {
-        return Some(Error::Prompt(first.clone()));
-    }
-    let program = first.split_whitespace().find(|word| !word.contains('='));
-    if words.len() == 1 && first.contains(char::is_whitespace) && program.is_some_and(|word| word.contains("llama-")) {
-        return Some(Error::OneWord);
-    }
     let before = [""].into_iter().chain(words.iter().map(String::as_str));
     before.zip(words).filter(|(before, _)| !TEXTS.contains(before)).find_map(|(_, word)| of_word(word))
 }
@@ -47,10 +39,6 @@ mod tests {
             ("llama-server|\u{2013}ngl|9", Some(dash("\u{2013}ngl", "-ngl"))),
             ("llama-server|\u{2014}model|x", Some(dash("\u{2014}model", "--model"))),
             ("\u{2014}|llama-server", Some(dash("\u{2014}", "--"))),
-            (
-                "$|llama-server|-m|x",
-                Some("`$` is the sign of a shell's prompt, not part of the command: leave it out".into()),
-            ),
             ("llama-cli|-p|\u{201c}Hello\u{201d} \u{2013} he said", None),
             ("/my llama-bench/llama-server|-m|a\u{2013}b", None),
         ] {

@@ -3,7 +3,7 @@
 
 use std::io::Read as _;
 use std::net::IpAddr;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::process::{never, wait};
-use super::{Error, Kind};
+use super::{Error, Kind, pseudo_random};
 
 /// How long a short question may take.
 const SHORT: Duration = Duration::from_secs(10);
@@ -34,22 +34,14 @@ pub struct Endpoint {
     pub interrupted: fn() -> bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ask {
-    pub text: String,
-    pub max_tokens: u32,
-    /// 0 = the most likely token.
-    pub temperature: f64,
-    pub seed: u32,
-    pub stream: bool,
-}
-
+/// What one read of a connection brought.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
     pub seconds: f64,
     pub bytes: Vec<u8>,
 }
 
+/// An answer as it came over the connection.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recording {
     /// 0 = there was no answer.
@@ -61,9 +53,47 @@ pub struct Recording {
     pub broken: Option<String>,
 }
 
+/// One event of a stream of server-sent events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// The text after `data:`; several lines of one event are joined by line breaks.
+    pub data: String,
+    pub seconds: f64,
+    /// Which read of the connection completed it.
+    pub piece: usize,
+    /// Whether a blank line ended it, and not the end of the stream.
+    pub is_ended: bool,
+}
+
+impl Event {
+    /// Whether it says that nothing follows.
+    pub fn is_done(&self) -> bool {
+        self.data.trim() == "[DONE]"
+    }
+}
+
 impl Recording {
     pub fn body(&self) -> Vec<u8> {
         self.pieces.iter().flat_map(|piece| piece.bytes.iter().copied()).collect()
+    }
+
+    /// The events of a stream. Bytes are decoded a whole line at a time, so that a character may be cut anywhere; what is not
+    /// UTF-8 becomes U+FFFD. Fields other than `data` and comments are passed over.
+    pub fn events(&self) -> Vec<Event> {
+        let (mut events, mut line, mut data) = (Vec::new(), Vec::new(), None);
+        for (piece, Piece { seconds, bytes }) in self.pieces.iter().enumerate() {
+            for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+                line.extend_from_slice(part);
+                if part.ends_with(b"\n") {
+                    let data = end_of_line(&std::mem::take(&mut line), &mut data);
+                    events.extend(data.map(|data| Event { data, seconds: *seconds, piece, is_ended: true }));
+                }
+            }
+        }
+        end_of_line(&line, &mut data);
+        let (seconds, piece) = (self.seconds, self.pieces.len());
+        events.extend(data.map(|data| Event { data, seconds, piece, is_ended: false }));
+        events
     }
 
     /// Refuses any status but 200.
@@ -88,7 +118,8 @@ impl Recording {
 /// What llama-server is to complete, greedily, whatever the tokens are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    pub prompt: Input,
+    /// Tokens, or a text that the model tokenises.
+    pub prompt: Value,
     /// Tokens to generate.
     pub n_predict: u32,
     /// Whether what the slot's cache shares with the prompt is kept instead of read again.
@@ -97,12 +128,12 @@ pub struct Request {
     pub probabilities: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum Input {
-    Tokens(Vec<u32>),
-    /// A text, tokenised by the model.
-    Text(String),
+impl Request {
+    /// `n` tokens of a prompt behind `depth` tokens, which are the same whatever the seed.
+    pub fn behind(depth: u32, n: u32, n_vocab: u32, seed: u64, n_predict: u32) -> Self {
+        let tokens = [pseudo_random(depth, n_vocab, 0), pseudo_random(n, n_vocab, seed)].concat();
+        Self { prompt: json!(tokens), n_predict, cache_prompt: depth > 0, probabilities: false }
+    }
 }
 
 /// The server's own clock (`timings` of b11434's tools/server/server-task.cpp), in tokens, milliseconds and tokens/s. Rates of
@@ -138,23 +169,16 @@ impl Reply {
     fn of(recording: &Recording) -> Result<Self, Error> {
         let whole = Duration::from_secs_f64(recording.accepted()?.seconds);
         let mut reply = Self { whole, finite: true, ..Self::default() };
-        let mut events = Events::default();
-        for piece in &recording.pieces {
-            for event in events.push(&piece.bytes).map_err(bad)? {
-                if reply.take(&event, piece.seconds)? {
-                    return Ok(reply);
-                }
+        for event in recording.events() {
+            if event.is_done() || reply.take(&event.data, event.seconds)? {
+                return Ok(reply);
             }
         }
-        match events.end() {
-            Some(event) if reply.take(&event, recording.seconds)? => Ok(reply),
-            _ => Err(bad(recording.broken.as_deref().unwrap_or("the stream broke off"))),
-        }
+        Err(bad(recording.broken.as_deref().unwrap_or("the stream broke off")))
     }
 
     /// Takes one event; whether it is the last.
-    fn take(&mut self, event: &Event, seconds: f64) -> Result<bool, Error> {
-        let Event::Data(text) = event else { return Ok(true) };
+    fn take(&mut self, text: &str, seconds: f64) -> Result<bool, Error> {
         let value: Value = serde_json::from_str(text)
             .map_err(|_| bad(format!("`{}` is not an event of a completion", shortened(text))))?;
         if let Some(error) = value.get("error").or_else(|| value.get("message").map(|_| &value)) {
@@ -304,41 +328,23 @@ impl Endpoint {
         recording
     }
 
-    /// Asks on a thread of its own, and calls `meanwhile` until the answer is there; that may end it with an error.
-    fn ask(
-        &self,
-        path: &'static str,
-        body: Value,
-        meanwhile: &mut dyn FnMut() -> Option<Error>,
-    ) -> Result<Recording, Error> {
-        let (send, answers) = channel();
+    /// Asks on a thread of its own, which is left to itself when the time is over or the person wants to stop.
+    fn ask(&self, path: &'static str, body: Value) -> Result<Recording, Error> {
+        let (send, answer) = channel();
         let endpoint = self.clone();
         std::thread::spawn(move || send.send(endpoint.fetch(path, Some(body), None)));
-        let answer = wait(self.limit, self.interrupted, |time| match answers.recv_timeout(time) {
-            Ok(answer) => Some(Ok(answer)),
-            Err(RecvTimeoutError::Timeout) => meanwhile().map(Err),
-            Err(RecvTimeoutError::Disconnected) => Some(Err(bad("the thread that reads it ended"))),
-        });
-        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", "answering", self.limit, &[])))
+        wait(self.limit, self.interrupted, |time| answer.recv_timeout(time).ok())
+            .map_err(|stopped| Error::stopped(stopped, "llama-server", "answering", self.limit, &[]))
     }
 
-    /// Asks, and keeps what comes with the time it came.
-    pub fn chat(&self, ask: &Ask) -> Result<Recording, Error> {
-        let mut body = json!({
-            "messages": [{"role": "user", "content": ask.text}],
-            "max_tokens": ask.max_tokens,
-            "temperature": ask.temperature,
-            "seed": ask.seed,
-            // Always said: some servers stream unless told otherwise.
-            "stream": ask.stream,
-            // llama-server's own: every prompt is read whole, so that its speed is that of reading it.
-            "cache_prompt": false,
-        });
+    /// Asks for a chat completion, and keeps what comes with the time it came.
+    pub fn chat(&self, mut body: Value) -> Result<Recording, Error> {
+        let streams = body.get("stream") == Some(&json!(true));
         if let Some(body) = body.as_object_mut() {
-            body.extend(ask.stream.then(|| ("stream_options".to_string(), json!({"include_usage": true}))));
+            body.extend(streams.then(|| ("stream_options".to_string(), json!({"include_usage": true}))));
             body.extend(self.model.as_ref().map(|model| ("model".to_string(), json!(model))));
         }
-        match self.ask("/v1/chat/completions", body, &mut || None) {
+        match self.ask("/v1/chat/completions", body) {
             Ok(Recording { status: 0, broken: Some(why), .. }) => Err(self.unreachable(why)),
             Err(error) if error.kind == Kind::TimedOut => {
                 let message = format!("the endpoint `{}` took longer than {} s", self.base, self.limit.as_secs());
@@ -349,8 +355,8 @@ impl Endpoint {
     }
 
     /// Runs `tokens` through a llama-server that only embeds. The time is by our clock: such answers have no timings.
-    pub(super) fn embed(&self, tokens: &[u32], meanwhile: &mut dyn FnMut() -> Option<Error>) -> Result<Reply, Error> {
-        let recording = self.ask("/embedding", json!({ "content": tokens }), meanwhile)?;
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Reply, Error> {
+        let recording = self.ask("/embedding", json!({ "content": tokens }))?;
         let answer = recording.json()?;
         let rows = answer.pointer("/0/embedding").and_then(Value::as_array);
         let rows = rows.ok_or_else(|| bad("no embedding came"))?;
@@ -358,7 +364,7 @@ impl Endpoint {
         Ok(Reply { whole: Duration::from_secs_f64(recording.seconds), finite, ..Reply::default() })
     }
 
-    pub fn complete(&self, request: &Request, meanwhile: &mut dyn FnMut() -> Option<Error>) -> Result<Reply, Error> {
+    pub fn complete(&self, request: &Request) -> Result<Reply, Error> {
         let mut body = json!({
             "prompt": request.prompt,
             "n_predict": request.n_predict,
@@ -373,7 +379,7 @@ impl Endpoint {
         if let Some(body) = body.as_object_mut() {
             body.extend(request.probabilities.then(|| ("n_probs".to_string(), json!(1))));
         }
-        Reply::of(&self.ask("/completion", body, meanwhile)?)
+        Reply::of(&self.ask("/completion", body)?)
     }
 }
 
@@ -392,7 +398,8 @@ fn refused(status: u64, words: String) -> Error {
     Error::new(Kind::Refused(words), message).with_hint("fewer prompt tokens or a larger context (-c)")
 }
 
-fn message(error: &Value) -> String {
+/// The words of an `error` in an answer.
+pub fn message(error: &Value) -> String {
     let text = error.get("message").and_then(Value::as_str).or_else(|| error.as_str());
     text.map_or_else(|| shortened(&error.to_string()), shortened)
 }
@@ -401,67 +408,18 @@ fn shortened(text: &str) -> String {
     text.chars().take(MAX_MESSAGE).collect()
 }
 
-/// The longest line that is taken of a stream, in bytes: the last event of a reply repeats the whole prompt.
-pub const MAX_LINE: usize = 64 << 20;
-
-/// One thing a stream of server-sent events said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The text after `data:`; several lines of one event are joined by line breaks.
-    Data(String),
-    /// `data: [DONE]`: nothing follows.
-    Done,
-}
-
-/// A line that is longer than [`MAX_LINE`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a line of the stream is longer than {} MiB", MAX_LINE >> 20)]
-pub struct TooLong;
-
-/// Takes bytes in pieces of any size and gives events. Bytes are decoded a whole line at a time, so that a character may be
-/// cut anywhere; what is not UTF-8 becomes U+FFFD. Fields other than `data` and comments are passed over.
-#[derive(Debug, Default)]
-pub struct Events {
-    line: Vec<u8>,
-    data: Option<String>,
-}
-
-impl Events {
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, TooLong> {
-        let mut events = Vec::new();
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let text = part.strip_suffix(b"\n").unwrap_or(part);
-            if self.line.len().saturating_add(text.len()) > MAX_LINE {
-                return Err(TooLong);
-            }
-            self.line.extend_from_slice(text);
-            if part.ends_with(b"\n") {
-                events.extend(self.end_of_line());
-            }
-        }
-        Ok(events)
+/// Takes one line of a stream; the data of the event that it ends, if it does.
+fn end_of_line(line: &[u8], data: &mut Option<String>) -> Option<String> {
+    let line = String::from_utf8_lossy(line);
+    let line = line.trim_end_matches(['\r', '\n']);
+    if line.is_empty() {
+        return data.take();
     }
-
-    /// The event that the end of the stream completes, if its last line was data.
-    pub fn end(&mut self) -> Option<Event> {
-        let event = self.end_of_line();
-        event.or_else(|| self.end_of_line())
-    }
-
-    fn end_of_line(&mut self) -> Option<Event> {
-        let line = std::mem::take(&mut self.line);
-        let line = String::from_utf8_lossy(&line);
-        let line = line.strip_suffix('\r').unwrap_or(&line);
-        if line.is_empty() {
-            let data = self.data.take()?;
-            return Some(if data.trim() == "[DONE]" { Event::Done } else { Event::Data(data) });
-        }
-        // llama.cpp of old sent errors in a field of that name.
-        let value = line.strip_prefix("data:").or_else(|| line.strip_prefix("error:"))?;
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        self.data = Some(self.data.take().map_or_else(|| value.to_string(), |data| format!("{data}\n{value}")));
-        None
-    }
+    // llama.cpp of old sent errors in a field of that name.
+    let value = line.strip_prefix("data:").or_else(|| line.strip_prefix("error:"))?;
+    let value = value.strip_prefix(' ').unwrap_or(value);
+    *data = Some(data.take().map_or_else(|| value.to_string(), |data| format!("{data}\n{value}")));
+    None
 }
 
 #[cfg(test)]
@@ -514,32 +472,28 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_of_any_size_give_the_same_events(cuts in proptest::collection::vec(1_usize..9, 1..80)) {
-            let mut reader = Events::default();
-            let mut events = Vec::new();
-            let mut rest = STREAM.as_bytes();
+            let (mut pieces, mut rest) = (Vec::new(), STREAM.as_bytes());
             for cut in cuts.iter().cycle().take(200) {
                 let (piece, after) = rest.split_at((*cut).min(rest.len()));
-                events.extend(reader.push(piece).unwrap());
+                pieces.push(piece);
                 rest = after;
             }
-            events.extend(reader.push(rest).unwrap());
-            events.extend(reader.end());
-            let data = |text: &str| Event::Data(text.to_string());
-            let expected = [data("{\"content\":\"na\u{ef}ve \u{1f600}\"}"), data("one\ntwo"), Event::Done];
-            prop_assert_eq!(events, expected);
+            pieces.push(rest);
+            let expected = ["{\"content\":\"na\u{ef}ve \u{1f600}\"}", "one\ntwo", "[DONE]"].map(|data| (data.to_string(), true));
+            prop_assert_eq!(events(&pieces), expected);
         }
+    }
+
+    /// The data of the events, and whether a blank line ended them.
+    fn events(pieces: &[&[u8]]) -> Vec<(String, bool)> {
+        let pieces = pieces.iter().map(|bytes| Piece { seconds: 1.0, bytes: bytes.to_vec() }).collect();
+        let events = Recording { pieces, ..Recording::default() }.events();
+        events.into_iter().map(|event| (event.data, event.is_ended)).collect()
     }
 
     #[test]
     fn odd_streams_are_read_as_far_as_they_go() {
-        let mut reader = Events::default();
-        assert_eq!(reader.push(b"data: half").unwrap(), []);
-        assert_eq!(reader.end(), Some(Event::Data("half".to_string())));
-        assert_eq!(reader.end(), None);
-        let events = reader.push(b"data: a\xc3\xff\n\n").unwrap();
-        assert_eq!(events, [Event::Data("a\u{fffd}\u{fffd}".to_string())]);
-        let piece = vec![b'x'; 16 << 20];
-        let answers: Vec<bool> = (0..5).map(|_| reader.push(&piece).is_ok()).collect();
-        assert_eq!(answers, [true, true, true, true, false]);
+        assert_eq!(events(&[b"data: half"]), [("half".to_string(), false)]);
+        assert_eq!(events(&[b"data: a\xc3\xff\n\n", b"da"]), [("a\u{fffd}\u{fffd}".to_string(), true)]);
     }
 }

@@ -65,12 +65,13 @@ pub fn add_rpc(endpoint: &str) -> Result<(), String> {
     }
 }
 
-/// Serves the processor as an RPC device; returns when that fails.
+/// Serves this computer's processor at `endpoint` until its supervisor ends it.
 pub fn serve_rpc(endpoint: &str, n_threads: u32) -> anyhow::Result<()> {
+    init();
     let name = CString::new(endpoint)?;
     // SAFETY: `name` lives through the call, which lasts as long as the server.
     unsafe { moeplan_rpc_serve(name.as_ptr(), n_threads as usize) };
-    Ok(())
+    anyhow::bail!("the RPC server at `{endpoint}` stopped")
 }
 
 /// Every device that llama.cpp knows now.
@@ -100,11 +101,11 @@ pub fn generate(launch: &Launch, workload: &Workload) -> Result<Observation, Str
         runtime: RuntimeInfo { program: "embedded".to_string(), build: EMBEDDED_BUILD, backend: launch.backend() },
         process_before,
         load_seconds,
-        n_prompt: u32::try_from(prompt.len()).map_err(|_| TOO_LONG)?,
-        depth: workload.depth,
         finite: true,
         ..Observation::default()
     };
+    seen.speed.n_prompt = u32::try_from(prompt.len()).map_err(|_| TOO_LONG)?;
+    (seen.speed.depth, seen.speed.n_generate) = (workload.depth, workload.n_generate);
     for repetition in 0..workload.repetitions.max(1) {
         let tokens = loaded.run(&prefix, &prompt, workload.n_generate, &mut seen)?;
         if repetition == 0 {
@@ -254,7 +255,7 @@ impl Loaded {
         let start = Instant::now();
         prompt.chunks(self.n_batch).try_for_each(|chunk| self.decode(chunk))?;
         let (mut token, mut finite) = self.best();
-        seen.pp.push(rate(prompt.len(), start));
+        seen.speed.pp.push(rate(prompt.len(), start));
         seen.finite &= finite;
         let start = Instant::now();
         let mut tokens = Vec::new();
@@ -264,7 +265,7 @@ impl Loaded {
             (token, finite) = self.best();
             seen.finite &= finite;
         }
-        seen.tg.extend((!tokens.is_empty()).then(|| rate(tokens.len(), start)));
+        seen.speed.tg.extend((!tokens.is_empty()).then(|| rate(tokens.len(), start)));
         Ok(tokens)
     }
 
@@ -310,16 +311,15 @@ impl Drop for Loaded {
 /// The parameters that a program makes of a launch (common/common.cpp `common_context_params_to_llama`, b11434).
 fn context_params(launch: &Launch) -> sys::llama_context_params {
     let run = &launch.run;
-    let threads = match launch.n_threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        n => n as usize,
-    };
-    let threads = i32::try_from(threads).unwrap_or(1);
+    let all = || std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
+    let threads = run.n_threads.filter(|n| *n > 0).or_else(all);
+    let threads = threads.and_then(|n| i32::try_from(n).ok()).unwrap_or(1);
     let (n_seq_max, kv_unified) = sequences(run);
     // SAFETY: takes nothing.
     let mut params = unsafe { sys::llama_context_default_params() };
     params.n_ctx = match (run.n_ctx, run.kv_unified_per_slot) {
         (0, Some(per_slot)) => per_slot.saturating_mul(n_seq_max),
+        (n_ctx, _) if run.program.takes_chunks() => n_ctx.saturating_mul(n_seq_max),
         (n_ctx, _) => n_ctx,
     };
     params.n_batch = run.n_batch;
@@ -328,7 +328,7 @@ fn context_params(launch: &Launch) -> sys::llama_context_params {
     // A server asks for a row a slot and drafted token, the other tools for all (tools/server/server-context.cpp, b11434).
     params.n_outputs_max = match run.program {
         Program::Server | Program::Cli => n_seq_max.saturating_mul(run.n_draft.saturating_add(1)).min(run.n_batch),
-        Program::Bench | Program::FitParams => 0,
+        _ => 0,
     };
     params.n_outputs_max_per_seq = 1;
     params.n_rs_seq = run.n_rs_seq;
@@ -368,15 +368,21 @@ fn describe(device: sys::ggml_backend_dev_t) -> DeviceInfo {
     }
 }
 
+fn described() -> Vec<(DeviceInfo, sys::ggml_backend_dev_t)> {
+    all_devices().into_iter().map(|device| (describe(device), device)).collect()
+}
+
+fn buffers(known: &[(DeviceInfo, sys::ggml_backend_dev_t)]) -> String {
+    known.iter().map(|(info, _)| info.buffer.as_str()).collect::<Vec<_>>().join(", ")
+}
+
 /// The devices of these names or buffer type names, in this order.
 fn pick_devices(names: &[String]) -> Result<Vec<sys::ggml_backend_dev_t>, String> {
-    let known: Vec<_> = all_devices().into_iter().map(|device| (describe(device), device)).collect();
+    let known = described();
     let pick = |name: &String| {
         let found = known.iter().find(|(info, _)| info.gpu && (info.name == *name || info.buffer == *name));
-        found.map(|(_, device)| *device).ok_or_else(|| {
-            let list: Vec<&str> = known.iter().map(|(info, _)| info.buffer.as_str()).collect();
-            format!("this llama.cpp has no device `{name}` (it has {})", list.join(", "))
-        })
+        let lacks = || format!("this llama.cpp has no device `{name}` (it has {})", buffers(&known));
+        found.map(|(_, device)| *device).ok_or_else(lacks)
     };
     names.iter().map(pick).collect()
 }
@@ -386,24 +392,17 @@ fn override_list(
     overrides: &[Override],
     patterns: &[CString],
 ) -> Result<Vec<sys::llama_model_tensor_buft_override>, String> {
-    // SAFETY: devices and buffer types live as long as the program.
-    let known: Vec<_> = unsafe {
-        let bufts = all_devices().into_iter().map(|device| sys::ggml_backend_dev_buffer_type(device));
-        bufts.filter(|b| !b.is_null()).map(|b| (text_of(sys::ggml_backend_buft_name(b)), b)).collect()
+    let known = described();
+    let entry = |(Override { buffer, .. }, pattern): (&Override, &CString)| {
+        let found = known.iter().find(|(info, _)| info.buffer == *buffer);
+        let lacks = || format!("-ot names `{buffer}`, which this llama.cpp does not have (it has {})", buffers(&known));
+        let (_, device) = found.ok_or_else(lacks)?;
+        // SAFETY: devices and buffer types live as long as the program.
+        let buft = unsafe { sys::ggml_backend_dev_buffer_type(*device) };
+        Ok(sys::llama_model_tensor_buft_override { pattern: pattern.as_ptr(), buft })
     };
-    let mut list = Vec::with_capacity(patterns.len() + 1);
-    for (Override { buffer: name, .. }, pattern) in overrides.iter().zip(patterns) {
-        let Some((_, buft)) = known.iter().find(|(known, _)| known == name) else {
-            let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
-            return Err(format!(
-                "-ot names `{name}`, which this llama.cpp does not have (it has {})",
-                names.join(", ")
-            ));
-        };
-        list.push(sys::llama_model_tensor_buft_override { pattern: pattern.as_ptr(), buft: *buft });
-    }
-    list.push(sys::llama_model_tensor_buft_override { pattern: ptr::null(), buft: ptr::null_mut() });
-    Ok(list)
+    let end = sys::llama_model_tensor_buft_override { pattern: ptr::null(), buft: ptr::null_mut() };
+    overrides.iter().zip(patterns).map(entry).chain([Ok(end)]).collect()
 }
 
 /// The `--override-kv` list of llama.h, ended by an empty key.

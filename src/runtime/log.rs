@@ -2,25 +2,14 @@
 //!
 //! What a line can mean is a row of `ROWS`. Every line is untrusted: bounded, and never a panic. Sizes are printed with two
 //! decimals of MiB, so every figure comes with the distance that the true one may be away ([`LoadLog::resolution`]).
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::string_slice,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation
-    )
-)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 
-use super::DeviceInfo;
+use super::{DeviceInfo, Kind};
 use crate::bytes::{Bytes, MIB};
 use crate::memory::{HOST, MemoryBreakdown, MemoryByDevice};
 
@@ -57,34 +46,49 @@ pub enum Part {
     Output,
 }
 
+/// A kind of failure that lines of a log name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reason {
+    pub kind: Kind,
+    pub says: &'static str,
+    pub hint: &'static str,
+}
+
+static BAD_MODEL: Reason = Reason {
+    kind: Kind::Setup,
+    says: "the model cannot be loaded: ",
+    hint: "`moeplan inspect` says what the file holds; is it whole?",
+};
+/// It is missing whatever the other flags are.
+static NO_DEVICE: Reason = Reason {
+    kind: Kind::Setup,
+    says: "it does not take the command line: ",
+    hint: "`moeplan doctor` says which devices there are and why one is missing; `--backend rpc` starts software devices",
+};
+static BAD_FLAG: Reason = Reason {
+    kind: Kind::Flags,
+    says: "it does not take the command line: ",
+    hint: "`moeplan check -- COMMAND` says what this build takes",
+};
+static PORT_TAKEN: Reason =
+    Reason { kind: Kind::PortTaken, says: "its port is taken: ", hint: "give another --port, or none" };
+static CRASH: Reason = Reason { kind: Kind::Died, says: "", hint: super::SEE_LOG };
+
+/// Why a launch failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    OutOfMemory {
-        buffer: Option<String>,
-        bytes: Option<Bytes>,
-        part: Option<Part>,
-    },
-    /// The model cannot be loaded: missing, cut, of an unknown kind.
-    BadModel(String),
-    /// A flag that this build does not take, or a value that it refuses.
-    InvalidArgument(String),
-    /// The address is in use or not allowed.
-    Bind(String),
-    /// An assertion or an error of a backend ended the process.
-    Crash(String),
-    /// The server said that it gives up, and no more.
-    Other(String),
+    OutOfMemory { buffer: Option<String>, bytes: Option<Bytes>, part: Option<Part> },
+    Said(&'static Reason, String),
 }
 
 impl Failure {
     /// How much it explains: of several lines the most telling is the reason.
     fn weight(&self) -> u8 {
         match self {
-            Self::OutOfMemory { .. } => 5,
-            Self::InvalidArgument(_) | Self::Bind(_) => 4,
-            Self::BadModel(_) => 3,
-            Self::Crash(_) => 2,
-            Self::Other(_) => 1,
+            Self::OutOfMemory { .. } => 4,
+            Self::Said(Reason { kind: Kind::Died, .. }, _) => 1,
+            Self::Said(reason, _) if **reason == BAD_MODEL => 2,
+            Self::Said(..) => 3,
         }
     }
 
@@ -118,7 +122,7 @@ enum Says {
     Reached(Stage),
     /// An allocation of `mib` or `bytes` was refused; the buffer's name, where groups of the line may stand.
     NoMemory(&'static str, Option<Part>),
-    Failed(fn(String) -> Failure),
+    Failed(&'static Reason),
     Slots,
     Cancelled,
     Idle,
@@ -128,6 +132,8 @@ enum Says {
     Prompt(bool),
     /// Speed of generation.
     Generation(bool),
+    /// How often an expert was found in the expert cache (b11549, when it ends).
+    CacheHits,
 }
 
 /// The first pattern that fits a line decides; `SLOT`, `LAST` and `BUFFER` stand for [`PIECES`]. Sources (b11434): src/llama.cpp,
@@ -159,15 +165,13 @@ const ROWS: &[(&str, Says)] = &[
         r"CUDA error: out of memory|ErrorOutOfDeviceMemory|OutOfDeviceMemoryError|std::bad_alloc",
         Says::NoMemory("", None),
     ),
-    (r"error loading model: (?<text>.*)", Says::Failed(Failure::BadModel)),
-    (r"(?<text>failed to open GGUF file.*)", Says::Failed(Failure::BadModel)),
-    (r"^(?<text>error(?:: | while handling argument).*)", Says::Failed(Failure::InvalidArgument)),
-    (r"(?<text>.*(?:couldn't bind|couldn't start HTTP listener).*)", Says::Failed(Failure::Bind)),
-    (r"(?<text>.*(?:GGML_ASSERT\(|CUDA error|terminate called).*)", Says::Failed(Failure::Crash)),
-    (
-        r"(?<text>.*(?:failed to initialize the context: |exiting due to |failed to load model).*)",
-        Says::Failed(Failure::Other),
-    ),
+    (r"error loading model: (?<text>.*)", Says::Failed(&BAD_MODEL)),
+    (r"(?<text>failed to open GGUF file.*)", Says::Failed(&BAD_MODEL)),
+    (r"^(?<text>error(?:: | while handling argument).*invalid device.*)", Says::Failed(&NO_DEVICE)),
+    (r"^(?<text>error(?:: | while handling argument).*)", Says::Failed(&BAD_FLAG)),
+    (r"(?<text>.*(?:couldn't bind|couldn't start HTTP listener).*)", Says::Failed(&PORT_TAKEN)),
+    (r"(?<text>.*(?:GGML_ASSERT\(|CUDA error|terminate called).*)", Says::Failed(&CRASH)),
+    (r"llama_moe_cache:.*hits *= *(?<hits>\d+), *misses *= *(?<misses>\d+)", Says::CacheHits),
     (r"SLOTprocessing task", Says::Begun),
     (r"SLOTstop processing", Says::Over),
     (r"SLOTprompt eval time =LAST", Says::Prompt(true)),
@@ -234,6 +238,8 @@ pub struct LoadLog {
     /// The address that the server listens on.
     pub listening: Option<String>,
     pub serving: Serving,
+    /// Hits and misses of the expert caches.
+    cache: [u64; 2],
     /// Names and descriptions of the devices that the model was given, in its order.
     devices: Vec<(String, String)>,
     failure: Option<Failure>,
@@ -295,7 +301,12 @@ impl LoadLog {
                 let bytes = mib(group("mib")).or_else(|| group("bytes").parse().ok().map(Bytes));
                 self.fail(Failure::OutOfMemory { buffer, bytes, part });
             }
-            Says::Failed(failure) => self.fail(failure(owned("text"))),
+            Says::CacheHits => {
+                for (sum, name) in self.cache.iter_mut().zip(["hits", "misses"]) {
+                    *sum = sum.saturating_add(group(name).parse().unwrap_or(0));
+                }
+            }
+            Says::Failed(reason) => self.fail(Failure::Said(reason, owned("text"))),
             _ => self.serving.line(says, &groups),
         }
     }
@@ -338,6 +349,14 @@ impl LoadLog {
     pub fn mapped_span(&self) -> Bytes {
         let spans = self.buffers.iter().filter(|buffer| buffer.is_span());
         Bytes(spans.fold(0, |sum, buffer| sum.saturating_add(buffer.size.0)))
+    }
+
+    /// The share of experts that were found in the expert cache, where the build says.
+    pub fn cache_hits(&self) -> Option<f64> {
+        let [hits, misses] = self.cache;
+        let all = hits.saturating_add(misses);
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        (all > 0).then(|| hits as f64 / all as f64)
     }
 
     /// Why it failed, where a line says so.
@@ -549,10 +568,14 @@ mod tests {
         };
         let mut launch: Vec<String> = log.memory().iter().filter_map(row).collect();
         launch.extend((log.mapped_span().0 > 0).then(|| format!("span {}", log.mapped_span().0)));
-        launch.extend(log.failure().map(|failure| format!("{failure:?}")));
+        launch.extend(log.failure().map(|failure| match failure {
+            Failure::Said(reason, text) => format!("{}{text}", reason.says),
+            failure @ Failure::OutOfMemory { .. } => format!("{failure:?}"),
+        }));
         let listed =
             |d: DeviceInfo| format!("listed {} as {}: {}, {} {}", d.name, d.buffer, d.description, d.total.0, d.free.0);
         let mut more: Vec<String> = devices(text).into_iter().map(listed).collect();
+        more.extend(log.cache_hits().map(|share| format!("cache hits {share}")));
         more.extend(log.devices.iter().map(|(name, description)| format!("device {name}: {description}")));
         let Serving { slots, served, cancelled, latest, .. } = &log.serving;
         if log.serving != Serving::default() {

@@ -18,8 +18,9 @@ use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host, Isa, Machine};
 use crate::memory::MemoryByDevice;
 use crate::run::RunConfig;
+use crate::stats::Spread;
 use crate::suggest::Hint;
-use log::{Failure, Part};
+use log::{Failure, Part, Reason};
 use process::Stopped;
 
 pub mod client;
@@ -35,9 +36,9 @@ pub mod server;
 pub mod worker;
 
 pub use process::End;
-pub use worker::{Embedded, RpcProgram, RpcServer, Worker, bind_software_devices, software_machine};
+pub use worker::{Embedded, RpcServer, Worker, bind_software_devices, software_machine};
 #[cfg(feature = "embedded")]
-pub use worker::{serve, serve_rpc};
+pub use {embedded::serve_rpc, worker::serve};
 
 /// What takes a log line of llama.cpp; untrusted text.
 pub type Echo = fn(&str);
@@ -52,8 +53,6 @@ pub struct Launch {
     pub model: PathBuf,
     pub run: RunConfig,
     pub machine: Machine,
-    /// Threads of the engine; 0 = all processors.
-    pub n_threads: u32,
 }
 
 impl Launch {
@@ -125,21 +124,48 @@ pub struct Observation {
     /// What it had before the model was loaded.
     pub process_before: ProcessMemory,
     pub load_seconds: f64,
-    /// Prompt tokens of each repetition.
-    pub n_prompt: u32,
-    /// Tokens that were in the cache before each of these prompts.
-    pub depth: u32,
-    /// Seconds from the request to the first token, by our clock, of each repetition; empty where that is not seen.
-    pub first_token: Vec<f64>,
-    /// Prompt processing, tokens/s of each repetition.
-    pub pp: Vec<f64>,
-    /// Generation, tokens/s of each repetition.
-    pub tg: Vec<f64>,
+    pub speed: SpeedSamples,
     pub text: String,
     pub tokens: Vec<i32>,
     pub finite: bool,
+    /// The share of experts that were found in the expert cache, where the build says.
+    pub cache_hits: Option<f64>,
     /// Whether the person stopped it before its last sample.
     pub interrupted: bool,
+}
+
+/// Samples in tokens/s, one a repetition (llama-bench's names).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SpeedSamples {
+    pub n_prompt: u32,
+    pub n_generate: u32,
+    #[serde(default)]
+    pub depth: u32,
+    pub pp: Vec<f64>,
+    pub tg: Vec<f64>,
+    /// Seconds until the first token, by our clock.
+    #[serde(default)]
+    pub first_token: Vec<f64>,
+    #[serde(default)]
+    pub summary: SpeedSummary,
+}
+
+/// Mean and spread of the samples, in tokens/s and seconds; `None` without samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SpeedSummary {
+    pub pp: Option<Spread>,
+    pub tg: Option<Spread>,
+    pub first_token: Option<Spread>,
+}
+
+impl SpeedSamples {
+    #[must_use]
+    pub fn summed_up(self) -> Self {
+        let [pp, tg, first_token] = [&self.pp, &self.tg, &self.first_token].map(|samples| Spread::of(samples));
+        Self { summary: SpeedSummary { pp, tg, first_token }, ..self }
+    }
 }
 
 /// Memory in use on each device at the moments of a measurement, by the driver.
@@ -166,7 +192,7 @@ pub struct RuntimeInfo {
 }
 
 /// A device as llama.cpp lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceInfo {
     /// `CUDA0`, `RPC0`, `CPU`.
@@ -180,14 +206,6 @@ pub struct DeviceInfo {
     pub gpu: bool,
     pub total: Bytes,
     pub free: Bytes,
-}
-
-impl DeviceInfo {
-    /// A card by what its driver says, without a name yet.
-    fn cuda(description: String, total: Bytes, free: Bytes) -> Self {
-        let (name, buffer, backend) = (String::new(), String::new(), "CUDA".to_string());
-        Self { name, buffer, description, backend, gpu: true, total, free }
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -388,7 +406,7 @@ impl Error {
     }
 
     /// A llama-server that ended at its start, for a reason that its log names.
-    pub(crate) fn failed(failure: Failure, end: End, log: &[String]) -> Self {
+    pub(crate) fn failed(failure: Failure, end: End) -> Self {
         let (kind, reason, hint) = match failure {
             Failure::OutOfMemory { buffer, bytes, part } => {
                 let size = bytes.map_or_else(|| "memory".to_string(), |bytes: Bytes| bytes.to_string());
@@ -409,27 +427,10 @@ impl Error {
                 };
                 (Kind::OutOfMemory, format!("out of memory: {size}{part} cannot be had{place}"), hint)
             }
-            Failure::BadModel(reason) => (
-                Kind::Setup,
-                format!("the model cannot be loaded: {reason}"),
-                "`moeplan inspect` says what the file holds; is it whole?",
-            ),
-            Failure::InvalidArgument(reason) => {
-                // A device that is not there is missing whatever the other flags are.
-                let (kind, hint) = if reason.contains("invalid device") {
-                    let hint = "`moeplan doctor` says which devices there are and why one is missing; \
-                                `--backend rpc` starts software devices";
-                    (Kind::Setup, hint)
-                } else {
-                    (Kind::Flags, "`moeplan check -- COMMAND` says what this build takes")
-                };
-                (kind, format!("it does not take the command line: {reason}"), hint)
+            Failure::Said(&Reason { ref kind, says, hint }, text) => {
+                let end = if *kind == Kind::Died { format!(" ({end})") } else { String::new() };
+                (kind.clone(), format!("{says}{text}{end}"), hint)
             }
-            Failure::Bind(reason) => {
-                (Kind::PortTaken, format!("its port is taken: {reason}"), "give another --port, or none")
-            }
-            Failure::Crash(reason) => (Kind::Died, format!("{reason} ({end})"), SEE_LOG),
-            Failure::Other(reason) => (Kind::Died, format!("{reason} ({end}){}", telling(log)), SEE_LOG),
         };
         Self::new(kind, format!("llama-server did not start: {reason}")).with_hint(hint)
     }

@@ -12,6 +12,7 @@ use nvml_wrapper::error::NvmlError;
 
 use super::DeviceInfo;
 use crate::bytes::Bytes;
+use crate::run::visible;
 
 #[derive(Debug, Clone)]
 pub struct Card {
@@ -49,12 +50,17 @@ fn card(library: &Nvml, index: u32) -> Result<Card, NvmlError> {
     });
     let total = Bytes(memory.total).saturating_sub(Bytes(memory.reserved));
     Ok(Card {
-        info: DeviceInfo::cuda(device.name()?, total, Bytes(memory.free)),
+        info: cuda(device.name()?, total, Bytes(memory.free)),
         used: Bytes(memory.used),
         uuid: device.uuid().unwrap_or_default(),
         speed: speed().unwrap_or(0),
         processes: processes.collect(),
     })
+}
+
+/// A card by what its driver says, without a name yet.
+fn cuda(description: String, total: Bytes, free: Bytes) -> DeviceInfo {
+    DeviceInfo { description, backend: "CUDA".to_string(), gpu: true, total, free, ..DeviceInfo::default() }
 }
 
 pub fn driver() -> Option<String> {
@@ -91,25 +97,16 @@ fn named(mut cards: Vec<Card>, visible: Option<&str>, order: Option<&str>) -> Ve
     if order != Some("PCI_BUS_ID") {
         cards.sort_by_key(|card| std::cmp::Reverse(card.speed));
     }
-    let mut picked: Vec<usize> = Vec::new();
-    match visible {
-        None => picked.extend(0..cards.len()),
-        Some(list) => {
-            for entry in list.split(',').map(str::trim) {
-                let is_uuid = entry.len() > "GPU-".len() && entry.starts_with("GPU-");
-                let mut begun = cards.iter().enumerate().filter(|(_, card)| is_uuid && card.uuid.starts_with(entry));
-                let at = match entry.parse() {
-                    Ok(number) => Some(number).filter(|at| *at < cards.len()),
-                    // A beginning of several is none.
-                    Err(_) => begun.next().filter(|_| begun.next().is_none()).map(|(at, _)| at),
-                };
-                match at.filter(|at| !picked.contains(at)) {
-                    Some(at) => picked.push(at),
-                    None => break,
-                }
-            }
-        }
-    }
+    let of_uuid = |entry: &str| {
+        let is_uuid = entry.len() > "GPU-".len() && entry.starts_with("GPU-");
+        let mut begun = cards.iter().enumerate().filter(|(_, card)| is_uuid && card.uuid.starts_with(entry));
+        // A beginning of several is none.
+        begun.next().filter(|_| begun.next().is_none()).map(|(at, _)| at)
+    };
+    let picked = match visible {
+        None => (0..cards.len()).collect(),
+        Some(list) => visible::picked(list, cards.len(), of_uuid).0,
+    };
     let name = |(i, at): (usize, usize)| {
         let mut card = cards.get(at)?.clone();
         card.info.name = format!("CUDA{i}");
@@ -126,7 +123,7 @@ mod tests {
     #[test]
     fn cards_are_numbered_as_cuda_numbers_them() {
         let card = |(description, uuid, speed): (&str, &str, u64)| Card {
-            info: DeviceInfo::cuda(description.into(), Bytes(0), Bytes(0)),
+            info: cuda(description.into(), Bytes(0), Bytes(0)),
             used: Bytes(0),
             uuid: uuid.into(),
             speed,

@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(25);
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long a supervisor may take to end a program beyond its patience.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// The patience with a program that works on what nobody waits for.
+const HURRY: Duration = Duration::from_millis(500);
 /// How many of the last log lines are kept.
 const TAIL_LINES: usize = 200;
 /// The longest log line that is kept, in bytes.
@@ -148,18 +150,18 @@ impl std::fmt::Display for End {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
             Self::Signal(signal) => {
-                let name = match signal {
-                    2 => " (SIGINT)",
-                    4 => " (SIGILL)",
-                    6 => " (SIGABRT)",
-                    7 => " (SIGBUS)",
-                    8 => " (SIGFPE)",
-                    9 => " (SIGKILL)",
-                    11 => " (SIGSEGV)",
-                    15 => " (SIGTERM)",
-                    _ => "",
-                };
-                write!(f, "signal {signal}{name}")
+                const NAMES: &[(i32, &str)] = &[
+                    (2, "SIGINT"),
+                    (4, "SIGILL"),
+                    (6, "SIGABRT"),
+                    (7, "SIGBUS"),
+                    (8, "SIGFPE"),
+                    (9, "SIGKILL"),
+                    (11, "SIGSEGV"),
+                    (15, "SIGTERM"),
+                ];
+                write!(f, "signal {signal}")?;
+                NAMES.iter().find(|(number, _)| number == signal).map_or(Ok(()), |(_, name)| write!(f, " ({name})"))
             }
             Self::Unseen => f.write_str("nobody saw how"),
         }
@@ -337,8 +339,11 @@ impl Process {
         self.ended
     }
 
-    /// Ends it: politely, then firmly. Returns when it is gone, with how it ended.
-    pub fn stop(&mut self) -> End {
+    /// Ends it: politely, then firmly, soon where it is hurried. Returns when it is gone, with how it ended.
+    pub fn stop(&mut self, is_hurried: bool) -> End {
+        if is_hurried {
+            self.supervisor.say("");
+        }
         self.supervisor.stdin = None;
         if wait(self.patience + STOP_LIMIT, never, |time| self.ends_within(time)).is_err() {
             self.lost();
@@ -359,13 +364,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(false);
     }
 }
 
 /// Runs `command` with its output going to the file `log`, in a process group of its own, until it ends, standard input
-/// ends, or a line comes from there. The polite signal is SIGINT (llama-server frees and prints its table); after half of
-/// `patience` comes SIGTERM, after all of it the process group is killed. Says on standard output what process it is and how it ended.
+/// ends, or a line comes from there, which hurries. The polite signal is SIGINT (llama-server frees and prints its table); after half
+/// of `patience` comes SIGTERM, after all of it the process group is killed. Says on standard output what process it is and how it ended.
 pub fn supervise(log: &Path, command: &[OsString], patience: Duration) -> anyhow::Result<()> {
     let spawn = || {
         let (program, arguments) = command.split_first().ok_or_else(|| io::Error::other("no program was named"))?;
@@ -384,12 +389,16 @@ pub fn supervise(log: &Path, command: &[OsString], patience: Duration) -> anyhow
     let (send, asked) = channel();
     std::thread::spawn(move || {
         // A line or the end: both mean stop.
-        let _ = io::stdin().lock().read_line(&mut String::new());
-        let _ = send.send(());
+        let is_hurried = io::stdin().lock().read_line(&mut String::new()).is_ok_and(|read| read > 0);
+        let _ = send.send(if is_hurried { HURRY } else { Duration::MAX });
     });
-    let ended_or_asked = wait(Duration::MAX, never, |time| match child.try_wait() {
-        Ok(None) if asked.recv_timeout(time) == Err(RecvTimeoutError::Timeout) => None,
-        ended_or_asked => Some(ended_or_asked),
+    let mut patience = patience;
+    let ended_or_asked = wait(Duration::MAX, never, |time| match (child.try_wait(), asked.recv_timeout(time)) {
+        (Ok(None), Err(RecvTimeoutError::Timeout)) => None,
+        (ended, asked) => {
+            patience = patience.min(asked.unwrap_or(Duration::MAX));
+            Some(ended)
+        }
     });
     let mut status = ended_or_asked.unwrap_or(Ok(None))?;
     let steps = [(SIGINT, patience / 2), (SIGTERM, patience / 2), (SIGKILL, Duration::MAX)];

@@ -1,7 +1,7 @@
 //! Running a model's Python where it can do no harm: no network, no files but the system's programs, no rights, little time. [I/O]
 //!
 //! Answers of a model are untrusted code. It runs only in a sandbox of bubblewrap (`bwrap`), with the system's own
-//! `/usr/bin/python3`; elsewhere its syntax is read and nothing is run.
+//! `/usr/bin/python3`; elsewhere nothing is run.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,7 +19,7 @@ const MAX_ANSWER: u64 = 64 << 10;
 /// The only interpreter that runs code: its files are all below `/usr`.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Reads the answer's syntax; runs it where `isolated` says so, and asks its function for the first numbers.
+/// Reads the answer's syntax, runs it, and asks its function for the first numbers.
 const RUN: &str = r#"
 import io, json, resource, signal, sys
 job = json.load(sys.stdin)
@@ -31,9 +31,6 @@ try:
     program = compile(job["code"], "answer", "exec")
 except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     say(syntax=str(error)[:200])
-    sys.exit(0)
-if not job["isolated"]:
-    say(only_parsed="")
     sys.exit(0)
 for name, value in (("CPU", 5), ("AS", 1 << 29), ("FSIZE", 0), ("NOFILE", 16), ("NPROC", 1), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
@@ -79,25 +76,15 @@ pub enum Outcome {
     /// It ran, isolated, and did not do what was asked.
     Failed(String),
     Syntax(String),
-    /// It is Python; it was not run, for this reason.
-    OnlyParsed(String),
-    /// Nothing could be told, for this reason.
+    /// It was not run, for this reason.
     Unavailable(String),
 }
 
 /// What Python code gives in a sandbox of bubblewrap: `function` is asked for its values at 1 to `count`.
 pub fn run(code: &str, function: &str, count: u32) -> Outcome {
-    let job = |isolated| json!({"code": code, "function": function, "count": count, "isolated": isolated});
-    let why = match sandbox().and_then(|mut command| ask(&mut command, &job(true))) {
-        Ok(outcome) => return outcome,
-        Err(why) => format!("no isolation here ({why})"),
-    };
-    match ask(Command::new("python3").args(["-I", "-S", "-B", "-c", RUN]), &job(false)) {
-        Ok(Outcome::OnlyParsed(_)) => Outcome::OnlyParsed(why),
-        // Without isolation only the syntax is read: that it was not told is not the answer's fault.
-        Ok(Outcome::Failed(why)) | Err(why) => Outcome::Unavailable(why),
-        Ok(outcome) => outcome,
-    }
+    let job = json!({"code": code, "function": function, "count": count});
+    let outcome = sandbox().and_then(|mut command| ask(&mut command, &job));
+    outcome.unwrap_or_else(|why| Outcome::Unavailable(format!("no isolation here ({why})")))
 }
 
 /// The command that runs Python in a root that holds nothing but the system's programs and libraries, read-only.
@@ -149,7 +136,7 @@ mod tests {
     #[test]
     fn a_function_gives_its_values_and_can_do_no_harm() {
         let outcome = run("def f(n): return n");
-        if matches!(outcome, Outcome::OnlyParsed(_) | Outcome::Unavailable(_)) {
+        if matches!(outcome, Outcome::Unavailable(_)) {
             // What people get where nothing isolates: no untrusted code is run.
             return;
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use regex::Regex;
 
-use super::client::{Endpoint, Input, Reply, Request};
+use super::client::{Endpoint, Reply, Request};
 use super::log::{self, LoadLog, Serving, Stage};
 use super::process::{End, Process, never, output, pause, temporary_folder, wait};
 use super::sampler::Watch;
@@ -199,16 +199,20 @@ fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
         let message = format!("cannot ask `{}` for `{}`", program.display(), arguments.join(" "));
         Error::setup(message, "does it run by hand, with its libraries beside it?").caused_by(error)
     };
-    let mut command = Command::new(program);
-    command.args(arguments);
-    for name in to_remove(false) {
-        command.env_remove(name);
-    }
-    let printed = output(&mut command, Vec::new(), PROBE_LIMIT, PROBE_BYTES).map_err(failed)?;
+    let printed = output(command(program).args(arguments), Vec::new(), PROBE_LIMIT, PROBE_BYTES).map_err(failed)?;
     if printed.status.is_none() {
         return Err(failed(std::io::Error::other(format!("no answer in {} s", PROBE_LIMIT.as_secs()))));
     }
     Ok(format!("{}\n{}", printed.stdout, printed.stderr))
+}
+
+/// A program of llama.cpp without the variables of this environment that it would heed.
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for name in to_remove(false) {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// The instruction set of the processor's variant that was loaded (ggml/src/ggml-backend-reg.cpp; the variants of
@@ -260,24 +264,27 @@ fn is_heeded(name: &str, keeps_key: bool) -> bool {
         || (name == API_KEY && !keeps_key)
 }
 
-/// llama.cpp's configuration files that exist: the system's, which cannot be kept from it, and the user's, which can.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ConfigFiles {
-    /// `/etc/llama.cpp/config.ini`.
-    pub system: Option<PathBuf>,
-    /// `${XDG_CONFIG_HOME:-~/.config}/llama.cpp/config.ini`.
-    pub user: Option<PathBuf>,
+/// A configuration file of llama.cpp.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ConfigFile {
+    pub path: PathBuf,
+    /// Whether it is the system's, which cannot be kept from a llama-server.
+    pub system: bool,
 }
 
-impl ConfigFiles {
-    pub fn here() -> Self {
-        let of_user = std::env::var_os("XDG_CONFIG_HOME")
-            .filter(|folder| !folder.is_empty())
-            .map(PathBuf::from)
-            .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".config")));
-        let file = |folder: PathBuf| Some(folder.join("llama.cpp/config.ini")).filter(|file| file.is_file());
-        Self { system: file("/etc".into()), user: of_user.and_then(file) }
-    }
+/// llama.cpp's configuration files that exist: `/etc/llama.cpp/config.ini`, then `${XDG_CONFIG_HOME:-~/.config}/llama.cpp/config.ini`.
+pub fn config_files() -> Vec<ConfigFile> {
+    let of_user = std::env::var_os("XDG_CONFIG_HOME")
+        .filter(|folder| !folder.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".config")));
+    let folders = [(Some("/etc".into()), true), (of_user, false)].into_iter();
+    let file = |(folder, system): (Option<PathBuf>, bool)| {
+        let path = folder?.join("llama.cpp/config.ini");
+        path.is_file().then_some(ConfigFile { path, system })
+    };
+    folders.filter_map(file).collect()
 }
 
 /// The words after the program: the launch, the model, and what moeplan needs to watch it. `extra` words of the person come
@@ -291,7 +298,7 @@ fn arguments(build: &Build, run: &RunConfig, model: &Path, port: u16, extra: &[S
     let speculates = extra.iter().any(|word| is_speculation(word));
     for (flag, group) in args::settings(run) {
         if !(speculates && is_speculation(flag.name())) {
-            words.extend(for_build(build, &group)?);
+            words.extend(spelled(build, &group, true)?);
         }
     }
     let port = port.to_string();
@@ -301,7 +308,7 @@ fn arguments(build: &Build, run: &RunConfig, model: &Path, port: u16, extra: &[S
         }
     }
     for group in groups(extra) {
-        words.extend(exchanged(build, group)?.unwrap_or_else(|| group.to_vec()));
+        words.extend(spelled(build, group, false)?);
     }
     Ok(words)
 }
@@ -342,40 +349,29 @@ pub fn measurable(words: &[String]) -> (Vec<String>, Vec<String>) {
     (taken, left_out)
 }
 
-fn for_build(build: &Build, group: &[String]) -> Result<Vec<String>, Error> {
-    if let Some(words) = exchanged(build, group)? {
-        return Ok(words);
-    }
-    match group {
-        [flag, ..] if build.takes(flag) => Ok(group.to_vec()),
-        // A build that knows no fitting does none.
-        [flag, value] if flag == "-fit" && value == "off" => Ok(Vec::new()),
-        _ => Err(lacks(build, group)),
-    }
-}
-
-/// How the file is read, in the build's own spelling; `None` when nothing is to be exchanged.
-fn exchanged(build: &Build, group: &[String]) -> Result<Option<Vec<String>>, Error> {
+/// A flag and its values in the build's own spelling: how the file is read has another in old builds than in new ones. `is_own`:
+/// the launch is not the same without it.
+fn spelled(build: &Build, group: &[String], is_own: bool) -> Result<Vec<String>, Error> {
     let words: Vec<&str> = group.iter().map(String::as_str).collect();
-    let spelled: Vec<&str> = match words.as_slice() {
+    let exchanged: Option<Vec<&str>> = match words.as_slice() {
         ["-lm" | "--load-mode", mode] if !build.takes("--load-mode") => {
-            LoadMode::of_word(mode).map_or(&[][..], flags::old_load_mode).to_vec()
+            LoadMode::of_word(mode).map(|mode| flags::old_load_mode(mode).to_vec())
         }
-        [flag] if !build.takes(flag) => match flags::new_load_mode(flag) {
-            Some(new) => new.split(' ').collect(),
-            None => return Ok(None),
-        },
-        _ => return Ok(None),
+        // A build that knows no fitting does none.
+        ["-fit", "off"] if !build.takes("-fit") => Some(Vec::new()),
+        [flag] if !build.takes(flag) => flags::new_load_mode(flag).map(|new| new.split(' ').collect()),
+        _ => None,
     };
-    if spelled.iter().any(|word| word.starts_with('-') && !build.takes(word)) {
-        return Err(lacks(build, group));
+    let is_lacking = |word: &&str| word.starts_with('-') && !build.takes(word);
+    let lacks = match &exchanged {
+        Some(words) => words.iter().any(is_lacking),
+        None => is_own && words.first().is_some_and(is_lacking),
+    };
+    if lacks {
+        return Err(Error::new(Kind::Flags, format!("{} has no `{}`", build.name(), group.join(" ")))
+            .with_hint("leave the flag out, or name a newer build with --llama-server PATH"));
     }
-    Ok(Some(spelled.into_iter().map(str::to_string).collect()))
-}
-
-fn lacks(build: &Build, group: &[String]) -> Error {
-    Error::new(Kind::Flags, format!("{} has no `{}`", build.name(), group.join(" ")))
-        .with_hint("leave the flag out, or name a newer build with --llama-server PATH")
+    Ok(exchanged.unwrap_or(words).into_iter().map(str::to_string).collect())
 }
 
 /// How far a server has come, for a progress bar.
@@ -392,33 +388,18 @@ pub enum Step {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    pub load: Duration,
-    /// With nothing moving while it loads: no line of log, no processor time, no change of memory.
-    pub stall: Duration,
-    pub request: Duration,
-    /// Between asking it to end and killing it.
-    pub stop: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            load: Duration::from_mins(30),
-            stall: Duration::from_mins(5),
-            request: Duration::from_mins(30),
-            stop: Duration::from_secs(10),
-        }
-    }
-}
-
 /// A llama-server that can be started, and how.
 #[derive(Debug, Clone)]
 pub struct Server {
     pub moeplan: PathBuf,
     pub build: Build,
-    pub limits: Limits,
+    /// How long loading may take, and one request.
+    pub limit: Duration,
+    /// How long nothing may move while it loads: no line of log, no processor time, no change of memory.
+    pub stall: Duration,
+    /// Between asking it to end and killing it.
+    pub patience: Duration,
+    /// Words of the person, which come last.
     pub extra: Vec<String>,
     /// Where its log is kept; `None` = in a temporary place until it is stopped.
     pub log: Option<PathBuf>,
@@ -432,15 +413,16 @@ pub struct Server {
 impl Server {
     /// The server at `named`, or the one that is found ([`find`]), asked for its version and flags.
     pub fn find(named: Option<&Path>) -> Result<Self, Error> {
-        let build = probe(&find(named)?)?;
-        Ok(Self { moeplan: super::this_program()?, ..Self::of(PathBuf::new(), build) })
+        Ok(Self::of(super::this_program()?, probe(&find(named)?)?))
     }
 
     pub fn of(moeplan: PathBuf, build: Build) -> Self {
         Self {
             moeplan,
             build,
-            limits: Limits::default(),
+            limit: Duration::from_mins(30),
+            stall: Duration::from_mins(5),
+            patience: Duration::from_secs(10),
             extra: Vec::new(),
             log: None,
             keeps_key: false,
@@ -472,34 +454,29 @@ impl Server {
     /// itself.
     pub fn start(&self, launch: &Launch) -> Result<Running, Error> {
         launch.endpoints().iter().try_for_each(|endpoint| reach(endpoint))?;
-        let is_port_named = self.extra.iter().any(|word| word == "--port");
-        let mut attempt = 0;
+        let mut attempts = if self.extra.iter().any(|word| word == "--port") { 1 } else { PORT_ATTEMPTS };
         loop {
-            attempt += 1;
-            let answer = self.start_at(launch, free_port()?);
-            let is_taken = answer.as_ref().is_err_and(|error| error.kind == Kind::PortTaken);
-            if !is_taken || is_port_named || attempt == PORT_ATTEMPTS {
-                return answer;
+            attempts -= 1;
+            match self.start_at(launch, free_port()?) {
+                Err(error) if error.kind == Kind::PortTaken && attempts > 0 => {}
+                answer => return answer,
             }
         }
     }
 
     fn start_at(&self, launch: &Launch, port: u16) -> Result<Running, Error> {
+        let watch = Watch::before();
         let mut run = launch.run.clone();
         run.rpc = launch.endpoints();
-        if run.n_threads.is_none() && launch.n_threads > 0 {
-            run.n_threads = Some(launch.n_threads);
-        }
         let words = arguments(&self.build, &run, &launch.model, port, &self.extra)?;
         let folder = temporary_folder()?;
-        let files = ConfigFiles::here();
-        let remove = to_remove(self.keeps_key);
-        let mut command = Command::new(&self.build.program);
+        let files = config_files();
+        let mut command = command(&self.build.program);
         command.args(&words);
-        for name in &remove {
-            command.env_remove(name);
+        if let Some(key) = std::env::var_os(API_KEY).filter(|_| self.keeps_key) {
+            command.env(API_KEY, key);
         }
-        if files.user.is_some() {
+        if files.iter().any(|file| !file.system) {
             // An empty folder where it looks for the user's configuration.
             command.env("XDG_CONFIG_HOME", folder.path());
         }
@@ -510,14 +487,17 @@ impl Server {
         read_ahead(launch);
         let begin = Instant::now();
         let mut client = Endpoint::new(&format!("http://{HOST}:{port}"))?;
-        (client.limit, client.interrupted) = (self.limits.request, self.interrupted);
+        (client.limit, client.interrupted) = (self.limit, self.interrupted);
         let mut running = Running {
-            process: Process::start(&self.moeplan, &command, self.log.as_deref(), self.echo, self.limits.stop)?,
+            process: Process::start(&self.moeplan, &command, self.log.as_deref(), self.echo, self.patience)?,
             log: LoadLog::default(),
             client,
             load_time: Duration::ZERO,
-            notes: notes(&remove, &files),
+            notes: notes(&to_remove(self.keeps_key), &files),
             command: words,
+            backend: launch.backend(),
+            watch,
+            is_left: false,
             server: self.clone(),
             _folder: folder,
         };
@@ -529,16 +509,14 @@ impl Server {
 }
 
 /// What a person should know about the environment, a sentence each.
-fn notes(removed: &[String], files: &ConfigFiles) -> Vec<String> {
+fn notes(removed: &[String], files: &[ConfigFile]) -> Vec<String> {
     let kept = (!removed.is_empty())
         .then(|| format!("{} kept from llama-server: the launch is what its command line says", removed.join(", ")));
-    let user =
-        files.user.as_ref().map(|file| format!("`{}` kept from llama-server, for the same reason", file.display()));
-    let system = files
-        .system
-        .as_ref()
-        .map(|file| format!("llama-server reads `{}` first, which cannot be kept from it", file.display()));
-    [kept, user, system].into_iter().flatten().collect()
+    let file = |ConfigFile { path, system }: &ConfigFile| match (path.display(), system) {
+        (path, true) => format!("llama-server reads `{path}` first, which cannot be kept from it"),
+        (path, false) => format!("`{path}` kept from llama-server, for the same reason"),
+    };
+    kept.into_iter().chain(files.iter().map(file)).collect()
 }
 
 /// Asks the system to read a model that the launch maps ahead into its page cache, where memory holds it: it is then read at the
@@ -573,39 +551,34 @@ impl Runtime for Server {
     /// One request that is not counted, then one a repetition, each with a prompt of its own behind the same prefix.
     fn generate(&self, launch: &Launch, workload: &Workload) -> Result<Observation, Error> {
         let embeds = launch.run.embeddings;
-        let mut watch = Watch::before();
         let mut running = self.start(launch)?;
-        watch.loaded(running.id(), PERIOD);
+        running.sample();
         let n_vocab = match workload.prompt {
             Prompt::Text(_) if embeds => return Err(needs_embedded("a text for a launch with --embedding")),
             Prompt::Text(_) => 0,
-            Prompt::Tokens(_) => running.vocabulary()?,
+            Prompt::Tokens(_) => running.client.vocabulary()?,
         };
-        let prefix = pseudo_random(workload.depth, n_vocab, 0);
         let ask = |running: &mut Running, sample: u32, n_predict: u32| {
-            let fresh = |n| pseudo_random(n, n_vocab, u64::from(sample) + 1);
-            let prompt = match &workload.prompt {
-                Prompt::Tokens(n) if embeds => return running.embed(&fresh(*n)),
-                Prompt::Tokens(n) => Input::Tokens(prefix.iter().copied().chain(fresh(*n)).collect()),
-                Prompt::Text(text) => Input::Text(text.clone()),
+            let (seed, depth) = (u64::from(sample) + 1, workload.depth);
+            let request = match &workload.prompt {
+                Prompt::Tokens(n) if embeds => return running.embed(&pseudo_random(*n, n_vocab, seed)),
+                Prompt::Tokens(n) => Request::behind(depth, *n, n_vocab, seed, n_predict),
+                Prompt::Text(text) => {
+                    Request { prompt: text.as_str().into(), ..Request::behind(0, 0, 0, 0, n_predict) }
+                }
             };
-            running.complete(&Request {
-                prompt,
-                n_predict,
-                cache_prompt: workload.depth > 0,
-                probabilities: sample == 0,
-            })
+            running.complete(&Request { probabilities: sample == 0, ..request })
         };
         self.tell(Step::WarmUp);
         let warm = ask(&mut running, 0, workload.n_generate.clamp(1, WARM_UP_TOKENS))?;
-        let mut seen = Observation { finite: warm.finite, ..Observation::default() };
+        let mut told = Observation { finite: warm.finite, ..Observation::default() };
         let of = workload.repetitions.max(1);
         for number in 1..=of {
             self.tell(Step::Sample { number, of });
             let reply = match ask(&mut running, number, workload.n_generate) {
                 // What was measured before is kept.
                 Err(error) if error.is_interrupted() => {
-                    seen.interrupted = true;
+                    told.interrupted = true;
                     break;
                 }
                 reply => reply?,
@@ -616,36 +589,22 @@ impl Runtime for Server {
                 Prompt::Tokens(n) if embeds => (n, f64::from(n) / reply.whole.as_secs_f64()),
                 _ => (timings.prompt_n, timings.prompt_per_second),
             };
-            seen.n_prompt = n_prompt;
-            seen.pp.push(pp);
-            seen.tg.extend((timings.predicted_n > 1).then_some(timings.predicted_per_second));
-            seen.first_token.extend(reply.first_token.map(|time| time.as_secs_f64()));
-            seen.finite &= reply.finite;
+            let speed = &mut told.speed;
+            speed.n_prompt = n_prompt;
+            speed.pp.push(pp);
+            speed.tg.extend((timings.predicted_n > 1).then_some(timings.predicted_per_second));
+            speed.first_token.extend(reply.first_token.map(|time| time.as_secs_f64()));
+            told.finite &= reply.finite;
             if number == 1 {
-                (seen.depth, seen.text, seen.tokens) = (timings.cache_n, reply.text, reply.tokens);
+                speed.n_generate = u32::try_from(reply.tokens.len()).unwrap_or(u32::MAX);
+                (speed.depth, told.text, told.tokens) = (timings.cache_n, reply.text, reply.tokens);
             }
-            seen.depth = seen.depth.min(timings.cache_n);
+            speed.depth = speed.depth.min(timings.cache_n);
         }
         self.tell(Step::Ready);
-        seen.process = watch.worked().process;
-        running.stop();
-        seen.device_used = watch.after();
-        let program = self.build.program.display().to_string();
-        seen.command = [std::slice::from_ref(&program), running.command()].concat();
-        seen.load_seconds = running.load_time.as_secs_f64();
-        let log = running.log();
-        if log.buffers.is_empty() {
-            return Err(silent_log());
-        }
-        (seen.memory, seen.resolution, seen.mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
-        seen.runtime = RuntimeInfo { program, build: self.build.number.unwrap_or(0), backend: launch.backend() };
-        Ok(seen)
+        let Observation { speed, text, tokens, finite, interrupted, .. } = told;
+        Ok(Observation { speed, text, tokens, finite, interrupted, ..running.finish()? })
     }
-}
-
-pub fn silent_log() -> Error {
-    let hint = "is the disk of its log full, or its verbosity changed after `--`?";
-    Error::setup("llama-server's log shows no memory", hint)
 }
 
 /// A server that is up. Dropping it stops it, and so does the end of this process, however it comes.
@@ -653,80 +612,86 @@ pub fn silent_log() -> Error {
 pub struct Running {
     process: Process,
     log: LoadLog,
-    client: Endpoint,
+    /// Where it takes requests.
+    pub client: Endpoint,
     load_time: Duration,
-    notes: Vec<String>,
+    /// What was kept from it and what could not be, a sentence each.
+    pub notes: Vec<String>,
     command: Vec<String>,
+    backend: String,
+    watch: Watch,
+    /// Whether an answer was given up: nothing is left to wait for.
+    is_left: bool,
     server: Server,
     // Gone with the server: its log unless a place was named for it, and an empty configuration folder.
     _folder: Folder,
 }
 
 impl Running {
-    /// Where it takes requests: `http://127.0.0.1:PORT`.
-    pub fn url(&self) -> &str {
-        self.client.address()
-    }
-
-    pub fn command(&self) -> &[String] {
-        &self.command
-    }
-
     pub fn id(&self) -> u32 {
         self.process.id()
-    }
-
-    /// From its start until it took requests.
-    pub fn load_time(&self) -> Duration {
-        self.load_time
-    }
-
-    /// What was kept from it and what could not be, a sentence each.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
-    }
-
-    pub fn log(&mut self) -> &LoadLog {
-        self.follow();
-        &self.log
     }
 
     pub fn serving(&self) -> &Serving {
         &self.log.serving
     }
 
-    pub fn vocabulary(&self) -> Result<u32, Error> {
-        self.client.vocabulary()
+    /// Looks at memory from now on, until it is over.
+    pub fn sample(&mut self) {
+        self.watch.loaded(self.id(), PERIOD);
+    }
+
+    /// What its log tells of the launch.
+    pub fn seen(&mut self) -> Result<Observation, Error> {
+        self.follow();
+        if self.log.buffers.is_empty() {
+            let hint = "is the disk of its log full, or its verbosity changed after `--`?";
+            return Err(Error::setup("llama-server's log shows no memory", hint));
+        }
+        let Build { program, number, .. } = &self.server.build;
+        let (program, build, backend) = (program.display().to_string(), number.unwrap_or(0), self.backend.clone());
+        Ok(Observation {
+            command: [std::slice::from_ref(&program), self.command.as_slice()].concat(),
+            runtime: RuntimeInfo { program, build, backend },
+            load_seconds: self.load_time.as_secs_f64(),
+            memory: self.log.memory(),
+            resolution: self.log.resolution(),
+            mapped_span: self.log.mapped_span(),
+            cache_hits: self.log.cache_hits(),
+            ..Observation::default()
+        })
+    }
+
+    /// Stops it: what the launch took.
+    pub fn finish(mut self) -> Result<Observation, Error> {
+        let process = self.watch.worked().process;
+        self.stop();
+        let device_used = std::mem::take(&mut self.watch).after();
+        Ok(Observation { device_used, process, ..self.seen()? })
     }
 
     pub fn complete(&mut self, request: &Request) -> Result<Reply, Error> {
-        let client = self.client.clone();
-        self.watched(|meanwhile| client.complete(request, meanwhile))
+        self.client.complete(request).map_err(|error| self.explained(error))
     }
 
     fn embed(&mut self, tokens: &[u32]) -> Result<Reply, Error> {
-        let client = self.client.clone();
-        self.watched(|meanwhile| client.embed(tokens, meanwhile))
+        self.client.embed(tokens).map_err(|error| self.explained(error))
     }
 
-    fn watched(
-        &mut self,
-        ask: impl FnOnce(&mut dyn FnMut() -> Option<Error>) -> Result<Reply, Error>,
-    ) -> Result<Reply, Error> {
-        const DOING: &str = "answering";
-        let answer = ask(&mut || self.ended().map(|end| self.why_it_ended(DOING, end)));
-        self.follow();
-        match answer.as_ref().err().map(|error| &error.kind) {
-            // The connection broke: if it has ended, that is seen a moment later.
-            Some(Kind::BadAnswer) => match self.process.ends_within(UNTIL_END_IS_SEEN) {
-                Some(end) => Err(self.why_it_ended(DOING, end)),
-                None => answer,
+    /// Why an answer did not come: the end of the server says more than a connection that broke. A server whose answer is given up
+    /// is stopped.
+    pub fn explained(&mut self, error: Error) -> Error {
+        match error.kind {
+            Kind::BadAnswer | Kind::Unreachable => match self.process.ends_within(UNTIL_END_IS_SEEN) {
+                Some(end) => self.why_it_ended("answering", end),
+                None => error,
             },
-            Some(Kind::Interrupted | Kind::TimedOut) => {
+            Kind::Interrupted | Kind::TimedOut => {
+                self.is_left = true;
                 self.stop();
-                answer
+                error
             }
-            _ => answer,
+            _ => error,
         }
     }
 
@@ -736,9 +701,9 @@ impl Running {
         self.process.ends_within(Duration::ZERO)
     }
 
-    /// Stops it, politely at first, and returns how it ended; its log is then whole ([`Self::log`]).
+    /// Stops it, politely at first, and returns how it ended; its log is then whole.
     pub fn stop(&mut self) -> End {
-        let end = self.process.stop();
+        let end = self.process.stop(self.is_left);
         while self.follow() {}
         end
     }
@@ -746,10 +711,9 @@ impl Running {
     /// What became of a server that has ended: the reason its log names, or how it ended.
     pub fn why_it_ended(&mut self, doing: &'static str, end: End) -> Error {
         while self.follow() {}
-        let log = self.process.log.tail();
         match self.log.failure() {
-            Some(failure) => Error::failed(failure, end, &log),
-            None => Error::died("llama-server", doing, end, &log),
+            Some(failure) => Error::failed(failure, end),
+            None => Error::died("llama-server", doing, end, &self.process.log.tail()),
         }
     }
 
@@ -768,9 +732,9 @@ impl Running {
 
     fn wait_until_ready(&mut self, begin: Instant) -> Result<(), Error> {
         const DOING: &str = "loading";
-        let Limits { load, stall, .. } = self.server.limits;
+        let Server { limit, stall, .. } = self.server;
         let (mut asked, mut looked, mut moved, mut work_seen) = (begin, begin, Instant::now(), None);
-        let answer = wait(load, self.server.interrupted, |time| {
+        let answer = wait(limit, self.server.interrupted, |time| {
             if self.follow() {
                 moved = Instant::now();
             }
@@ -807,7 +771,7 @@ impl Running {
             }
             pause(time)
         });
-        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", DOING, load, &[])))
+        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", DOING, limit, &[])))
     }
 }
 
@@ -832,11 +796,8 @@ pub fn bench(
     interrupted: fn() -> bool,
 ) -> Result<Vec<BenchRow>, Error> {
     let name = format!("`llama-bench {}`", words.join(" "));
-    let mut command = Command::new(program);
+    let mut command = command(program);
     command.arg("-m").arg(model).args(words).args(["-r", "2", "-o", "jsonl"]);
-    for name in to_remove(false) {
-        command.env_remove(name);
-    }
     let mut process = Process::start(&super::this_program()?, &command, None, None, Duration::ZERO)?;
     let end = wait(limit, interrupted, |time| process.ends_within(time))
         .map_err(|stopped| Error::stopped(stopped, &name, "measuring", limit, &[]))?;
@@ -937,7 +898,7 @@ mod tests {
         assert!(heeded.into_iter().all(|name| is_heeded(name, true)));
         assert!(!["PATH", "CUDA_VISIBLE_DEVICES"].into_iter().any(|name| is_heeded(name, false)));
         assert!(is_heeded("LLAMA_API_KEY", false) && !is_heeded("LLAMA_API_KEY", true));
-        let files = ConfigFiles { system: Some("/etc/x".into()), user: Some("/home/me/y".into()) };
+        let files = [true, false].map(|system| ConfigFile { path: "x".into(), system });
         assert_eq!(notes(&["LLAMA_ARG_X".to_string()], &files).len(), 3);
     }
 }

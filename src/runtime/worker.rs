@@ -233,14 +233,6 @@ pub fn serve() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves this computer's processor at `endpoint` until its supervisor ends it.
-#[cfg(feature = "embedded")]
-pub fn serve_rpc(endpoint: &str, n_threads: u32) -> anyhow::Result<()> {
-    super::embedded::init();
-    super::embedded::serve_rpc(endpoint, n_threads)?;
-    anyhow::bail!("the RPC server at `{endpoint}` stopped")
-}
-
 /// Refuses an RPC server that nobody runs: llama.cpp itself would abort.
 pub(super) fn reach(endpoint: &str) -> Result<(), Error> {
     let connected = endpoint.to_socket_addrs().and_then(|addresses| {
@@ -264,20 +256,6 @@ pub(super) fn free_port() -> Result<u16, Error> {
     })
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RpcProgram {
-    /// The moeplan program, which supervises, and serves where there is no other.
-    pub moeplan: PathBuf,
-    /// llama.cpp's own ggml-rpc-server; `None` = a moeplan with feature `embedded` serves.
-    pub ggml: Option<PathBuf>,
-}
-
-impl<P: AsRef<Path> + ?Sized> From<&P> for RpcProgram {
-    fn from(moeplan: &P) -> Self {
-        Self { moeplan: moeplan.as_ref().to_path_buf(), ggml: None }
-    }
-}
-
 /// A local RPC server: a software device, for machines without a GPU. It ends when this value is dropped, or when this program ends.
 #[derive(Debug)]
 pub struct RpcServer {
@@ -286,8 +264,8 @@ pub struct RpcServer {
 }
 
 impl RpcServer {
-    pub fn start(program: impl Into<RpcProgram>, n_threads: u32) -> Result<Self, Error> {
-        let RpcProgram { moeplan, ggml } = program.into();
+    /// `moeplan` supervises; llama.cpp's own ggml-rpc-server serves, or a moeplan with feature `embedded` where there is none.
+    pub fn start(moeplan: &Path, ggml: Option<&Path>, n_threads: u32) -> Result<Self, Error> {
         if ggml.is_none() && !cfg!(feature = "embedded") {
             return Err(Error::not_built());
         }
@@ -296,13 +274,13 @@ impl RpcServer {
         for _ in 0..PORT_ATTEMPTS {
             let port = free_port()?.to_string();
             let endpoint = format!("127.0.0.1:{port}");
-            let mut command = Command::new(ggml.as_ref().unwrap_or(&moeplan));
-            match &ggml {
+            let mut command = Command::new(ggml.unwrap_or(moeplan));
+            match ggml {
                 Some(_) => command.args(["-H", "127.0.0.1", "-p", &port, "-t", &threads]),
                 None => command.args(["worker", "--rpc-server", &endpoint, "--threads", &threads]),
             };
             command.env("OMP_WAIT_POLICY", "passive");
-            let mut process = Process::start(&moeplan, &command, None, None, Duration::ZERO)?;
+            let mut process = Process::start(moeplan, &command, None, None, Duration::ZERO)?;
             let listens = wait(START_LIMIT, never, |time| match process.ends_within(Duration::ZERO) {
                 Some(_) => Some(false),
                 None if reach(&endpoint).is_ok() => Some(true),
@@ -338,16 +316,16 @@ pub fn software_machine(n: u16, total: Bytes) -> Machine {
 /// that name it the full name, and lists every RPC device's server in `run`. The servers live as long as the returned
 /// values.
 pub fn bind_software_devices(
-    program: impl Into<RpcProgram>,
+    moeplan: &Path,
+    ggml: Option<&Path>,
     machine: &mut Machine,
     run: &mut RunConfig,
     n_threads: u32,
 ) -> Result<Vec<RpcServer>, Error> {
-    let program = program.into();
     let mut servers = Vec::new();
     for device in machine.devices.iter_mut().filter(|device| device.backend == Backend::Rpc) {
         if device.endpoint().is_none() {
-            let server = RpcServer::start(program.clone(), n_threads)?;
+            let server = RpcServer::start(moeplan, ggml, n_threads)?;
             // The number in a buffer type's name counts the server's own devices: it has one.
             device.buffer = format!("RPC0[{}]", server.endpoint());
             for rule in run.overrides.iter_mut().filter(|rule| rule.buffer == device.name) {

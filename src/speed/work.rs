@@ -131,9 +131,6 @@ pub(super) const GUESSED_CORES: u32 = 8;
 /// What the second thread of a core adds.
 const SMT: f64 = 0.25;
 
-/// The share of main memory that is left for weights beside the system and other programs.
-const FOR_WEIGHTS: f64 = 0.92;
-
 /// Share of the experts that fit in the cache, and the share of draws that it then serves: published figures of a least
 /// recently used cache over 512 experts (64 of them 67%, 128 of them 81%), straight lines between them.
 const HITS: [(f64, f64); 4] = [(0.0, 0.0), (0.125, 0.67), (0.25, 0.81), (1.0, 1.0)];
@@ -276,10 +273,10 @@ impl Layout {
 
     /// The share of host weights that main memory does not hold, once the system and the process have theirs.
     fn missing(&self, case: &Case<'_>) -> f64 {
-        let Some(ram) = case.machine.host.ram else { return 0.0 };
+        let Some(budget) = case.forecast.host_budget(case.machine) else { return 0.0 };
         let weights: f64 = self.parts.iter().filter(|part| part.tier == ON_HOST).map(|part| part.bytes).sum();
         let rest = case.forecast.memory.get(HOST).map_or(0.0, |host| float(host.context.0 + host.compute.0));
-        let room = (float(ram.0) * FOR_WEIGHTS - rest).max(0.0);
+        let room = (float(budget.0) - rest).max(0.0);
         if weights <= room { 0.0 } else { 1.0 - room / weights }
     }
 

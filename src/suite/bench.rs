@@ -19,7 +19,7 @@ use crate::stats;
 
 impl Bench {
     pub fn new(suite: &Suite, environment: Environment, model: Option<ModelFacts>, weights: Weights) -> Self {
-        let (settings, prompts) = (suite.settings(), suite.prompts());
+        let (settings, prompts) = (suite.settings(), suite.prompts.clone());
         let schema = BENCH_SCHEMA.to_string();
         Self { schema, environment, model, weights, settings, prompts, ..Self::default() }
     }
@@ -28,12 +28,7 @@ impl Bench {
     /// case once, then every case again, another one first in each round. `each` is told after every launch. A case that could
     /// not be launched at all is not tried again. Whether it was interrupted; what was measured before is in it. Code is run at the
     /// end alone.
-    pub fn run(
-        &mut self,
-        suite: &Suite,
-        launch: &mut dyn FnMut(usize, u32) -> Session,
-        each: &mut dyn FnMut(&Self),
-    ) -> bool {
+    pub fn run(&mut self, launch: &mut dyn FnMut(usize, u32) -> Session, each: &mut dyn FnMut(&Self)) -> bool {
         let n = self.cases.len();
         for (first, repetition) in (1..=self.settings.repetitions.max(1)).enumerate() {
             for at in (0..n).map(|at| (first + at) % n) {
@@ -44,7 +39,7 @@ impl Bench {
                 let session = launch(at, repetition);
                 let is_interrupted = session.is_interrupted;
                 so_far.sessions.extend(Some(session).filter(|it| !is_interrupted || !it.samples.is_empty()));
-                self.sum_up(suite, false);
+                self.sum_up(false);
                 if is_interrupted {
                     self.notes.push("interrupted: what was measured until then".to_string());
                     return true;
@@ -52,12 +47,12 @@ impl Bench {
                 each(self);
             }
         }
-        self.sum_up(suite, true);
+        self.sum_up(true);
         false
     }
 
     /// Makes every figure that follows from the sessions. Code of answers is run where the bench is over.
-    pub fn sum_up(&mut self, suite: &Suite, is_over: bool) {
+    pub fn sum_up(&mut self, is_over: bool) {
         let run_code = |code: &str, function: &str| {
             if is_over {
                 return sandbox::run(code, function, quality::FIBONACCI);
@@ -68,10 +63,10 @@ impl Bench {
             let samples: Vec<&Sample> = case.samples().collect();
             let mut speed = Vec::new();
             for mode in [Mode::Whole, Mode::Stream] {
-                let prompts = suite.prompts.iter().map(|prompt| Some(prompt.name.as_str()));
+                let prompts = self.prompts.iter().map(|prompt| Some(prompt.name.as_str()));
                 speed.extend(prompts.chain([None]).filter_map(|prompt| speed_row(prompt, mode, &samples)));
             }
-            let judged = suite.prompts.iter().filter_map(|prompt| {
+            let judged = self.prompts.iter().filter_map(|prompt| {
                 let first = samples.iter().find(|sample| sample.prompt == prompt.name)?;
                 Some(quality::judge(prompt, first, &self.weights, &run_code))
             });
@@ -170,12 +165,12 @@ fn stream(samples: &[&Sample]) -> Vec<Item> {
 /// What the devices of a session hold by llama.cpp's own sums; `None` where nothing was measured.
 pub fn on_devices(session: &Session) -> Option<Bytes> {
     let is_device = |name: &str| name != HOST && !name.starts_with("CPU") && !name.ends_with("_Host");
-    let rows = session.memory.iter().filter(|(name, _)| is_device(name));
-    (!session.memory.is_empty()).then(|| rows.map(|(_, row)| row.terms.own()).sum())
+    let rows = session.taken.memory.iter().filter(|(name, _)| is_device(name));
+    (!session.taken.memory.is_empty()).then(|| rows.map(|(_, row)| row.terms.own()).sum())
 }
 
 fn by_driver(session: &Session) -> Option<Bytes> {
-    (!session.device_used.is_empty()).then(|| session.device_used.values().copied().sum())
+    (!session.taken.device_used.is_empty()).then(|| session.taken.device_used.values().copied().sum())
 }
 
 type Figure = fn(&Session) -> Option<Bytes>;
@@ -270,6 +265,7 @@ fn cell(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measurement::Taken;
     use crate::memory::{MemoryBreakdown, MemoryRow};
 
     fn sample(prompt: &str, mode: Mode, tg: f64, verdict: Verdict) -> Sample {
@@ -295,7 +291,10 @@ mod tests {
         Session {
             repetition,
             load_seconds: Some(f64::from(repetition)),
-            memory: BTreeMap::from([("CUDA0".into(), row(device)), ("Host".into(), row(1000))]),
+            taken: Taken {
+                memory: BTreeMap::from([("CUDA0".into(), row(device)), ("Host".into(), row(1000))]),
+                ..Taken::default()
+            },
             samples: vec![
                 sample("code", Mode::Whole, tg, Verdict::Pass),
                 sample("code", Mode::Stream, tg, Verdict::Pass),
@@ -323,7 +322,7 @@ mod tests {
             case("all-on-device", vec![session(1, 1000, 60.0)]),
             case("fit", vec![failed]),
         ];
-        bench.sum_up(&suite, false);
+        bench.sum_up(false);
         bench
     }
 
@@ -378,7 +377,7 @@ mod tests {
                 let failure = (names[at] == "bad").then(|| "no memory".to_string());
                 Session { repetition, failure, is_interrupted, ..Session::default() }
             };
-            let is_interrupted = bench.run(&suite, &mut launch, &mut |_| count += 1);
+            let is_interrupted = bench.run(&mut launch, &mut |_| count += 1);
             let kept: usize = bench.cases.iter().map(|case| case.sessions.len()).sum();
             assert_eq!((is_interrupted, order.join(" ").as_str()), (interrupted_at.is_some(), launches));
             assert_eq!((count, kept), (told, told));

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde_json::json;
+
 use super::bench::{nothing_measured, on_devices};
 use super::document::{
     Bench, Case, Item, Kind, Mode, ModelValidation, PlacementFacts, Section, Session, Verdict, Weights,
@@ -79,7 +81,8 @@ pub fn earlier(store: &Store, suite: &Suite, name: &str) -> Option<ModelValidati
 /// The line that says that a model was not run this time, and whether it was asked what the suite asks now.
 fn kept(bench: &Bench, suite: &Suite) -> Item {
     let other = [
-        ("prompts", bench.prompts != suite.prompts()),
+        // As documents have them, without what is expected of the answers.
+        ("prompts", json!(bench.prompts) != json!(suite.prompts)),
         ("settings", bench.settings != suite.settings()),
         ("cases", bench.cases.iter().map(|case| &case.name).ne(&suite.cases)),
     ];
@@ -162,7 +165,7 @@ fn memory_as_predicted(case: &Case) -> Item {
     if let Some((verdict, why)) = in_the_way(case) {
         return Item::new(what, verdict, why);
     }
-    let rows: Vec<&Row> = case.sessions.iter().flat_map(|session| &session.comparison).collect();
+    let rows: Vec<&Row> = case.sessions.iter().flat_map(|session| &session.taken.comparison).collect();
     let wrong = rows.iter().filter(|row| !row.ok).take(3);
     let wrong: Vec<String> =
         wrong.map(|row| format!("{}: predicted {}, measured {}", row.quantity, row.predicted, row.measured)).collect();
@@ -306,7 +309,8 @@ fn folded(name: &str, items: &[&Item]) -> Item {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::document::{Environment, Prompt, Saving, Trouble};
+    use crate::suite::document::{Environment, Saving, Trouble};
+    use crate::suite::protocol::Prompt;
 
     fn bench(saved_bytes: i64) -> Bench {
         let case = |name: &str, failure: Option<&str>| {
@@ -326,7 +330,7 @@ mod tests {
             pp_ratio: None,
         };
         Bench {
-            prompts: vec![Prompt { name: "code".into(), text: String::new(), max_tokens: 1 }],
+            prompts: vec![Prompt { name: "code".into(), text: String::new(), max_tokens: 1, check: None }],
             cases: vec![case("experts-on-host", None), case("all-on-device", None), case("fit", Some("out of memory"))],
             savings: vec![saving],
             ..Bench::default()
@@ -402,12 +406,10 @@ mod tests {
     fn a_device_is_there_when_llama_cpp_lists_it() {
         let listed = |name: &str, gpu| DeviceInfo {
             name: name.into(),
-            buffer: name.into(),
             description: "a card".into(),
-            backend: "CUDA".into(),
             gpu,
             total: Bytes::mib(81_079),
-            free: Bytes::mib(80_000),
+            ..DeviceInfo::default()
         };
         let here = [listed("CUDA0", true), listed("CPU", false)];
         for (names, listed, verdict, says) in [

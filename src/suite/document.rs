@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::protocol::Prompt;
 use crate::bytes::Bytes;
-use crate::measurement::{Row, Spread};
+use crate::measurement::{Spread, Taken};
 use crate::memory::MemoryRow;
-use crate::runtime::{DeviceUsed, ProcessMemory, RuntimeInfo};
+use crate::runtime::{ProcessMemory, RuntimeInfo};
 
 pub const BENCH_SCHEMA: &str = "moeplan/bench/1";
 pub const VALIDATION_SCHEMA: &str = "moeplan/validation/1";
@@ -100,15 +101,6 @@ pub struct Settings {
     pub depth_generate: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Prompt {
-    /// `code`, `mathematics`, `creative`, `technical`.
-    pub name: String,
-    pub text: String,
-    pub max_tokens: u32,
-}
-
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
@@ -143,18 +135,9 @@ pub struct Session {
     pub runtime: Option<RuntimeInfo>,
     /// Seconds from start until it took requests.
     pub load_seconds: Option<f64>,
-    /// Measured memory by device: llama.cpp's own sums, and what the driver shows beyond them.
-    pub memory: BTreeMap<String, MemoryRow>,
-    /// Predicted memory by device; empty where llama.cpp chooses by itself.
-    pub predicted: BTreeMap<String, MemoryRow>,
-    /// The file's span that is mapped; it is in no sum of `memory`.
-    pub mapped_span: Bytes,
-    /// What it took of each device at its peak, by the driver.
-    pub device_used: BTreeMap<String, Bytes>,
-    /// What the driver showed before, loaded, at the peak and after.
-    pub device_use: DeviceUsed,
+    #[serde(flatten)]
+    pub taken: Taken,
     pub process: Option<ProcessMemory>,
-    pub comparison: Vec<Row>,
     pub samples: Vec<Sample>,
     pub depths: Vec<DepthSample>,
     pub notes: Vec<String>,

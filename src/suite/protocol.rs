@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::document::{Prompt, Settings};
+use super::document::Settings;
 use crate::expectation::{self, Expectations};
 
-static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml"))];
+pub static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml"))];
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,7 +32,7 @@ pub struct Suite {
     pub cases: Vec<String>,
     #[serde(default)]
     pub models: Vec<SuiteModel>,
-    pub prompts: Vec<SuitePrompt>,
+    pub prompts: Vec<Prompt>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -57,14 +57,19 @@ impl SuiteModel {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+/// What is asked, and in a suite's file what a program can tell of the answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct SuitePrompt {
+pub struct Prompt {
+    /// `code`, `mathematics`, `creative`, `technical`.
     pub name: String,
     pub text: String,
     /// Tokens of the answer, at most.
     pub max_tokens: u32,
-    pub check: Check,
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(test, schemars(skip))]
+    pub check: Option<Check>,
 }
 
 /// What a program can tell of an answer.
@@ -110,21 +115,21 @@ pub enum Error {
     Bad { name: String, problem: String },
 }
 
-pub const CASES: [&str; 4] = ["plan", "all-on-device", "experts-on-host", "fit"];
-
-pub fn built_in_names() -> impl Iterator<Item = &'static str> {
-    BUILT_IN.iter().map(|(name, _)| *name)
-}
+/// Ways to run a model, by the names that suites and `--baseline` use.
+pub const CASES: [(&str, &str); 4] = [
+    ("plan", "the launch under test"),
+    ("all-on-device", "every layer and every expert on the devices (-ngl 99), else as the launch under test"),
+    ("experts-on-host", "every routed expert in main memory (-cmoe), the rest on the devices"),
+    (
+        "fit",
+        "what llama.cpp chooses by itself (-fit on) within the same budget, for the same context, slots and cache types",
+    ),
+];
 
 impl Suite {
     pub fn protocol() -> Self {
         let (name, text) = BUILT_IN[0];
         Self::from_yaml(name, text).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    pub fn built_in(name: &str) -> Option<Result<Self, Error>> {
-        let (name, text) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
-        Some(Self::from_yaml(name, text))
     }
 
     pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
@@ -143,8 +148,9 @@ impl Suite {
         };
         let models: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
         let prompts: Vec<&str> = self.prompts.iter().map(|prompt| prompt.name.as_str()).collect();
-        if let Some(case) = self.cases.iter().find(|case| !CASES.contains(&case.as_str())) {
-            return Some(format!("no case `{case}`; there are {}", CASES.join(", ")));
+        let cases = CASES.map(|(name, _)| name);
+        if let Some(case) = self.cases.iter().find(|case| !cases.contains(&case.as_str())) {
+            return Some(format!("no case `{case}`; there are {}", cases.join(", ")));
         }
         if let Some(name) = models.iter().chain(&prompts).find(|name| !is_name(name)) {
             return Some(format!("the name `{name}`: letters, digits, `-`, `_` and `.` only, for it names files"));
@@ -157,7 +163,7 @@ impl Suite {
         }
         let mut expected = self.models.iter().filter_map(|model| model.expect.as_deref());
         if let Some(name) = expected.find(|name| expectation::built_in(name).is_none()) {
-            let known = expectation::built_in_names().collect::<Vec<_>>().join(", ");
+            let known = expectation::BUILT_IN.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
             return Some(format!("no expectations `{name}`; there are {known}"));
         }
         let problems = [
@@ -168,15 +174,6 @@ impl Suite {
             ("temperature is not between 0 and 2", !(0.0..=2.0).contains(&self.temperature)),
         ];
         problems.iter().find(|(_, is_so)| *is_so).map(|(problem, _)| (*problem).to_string())
-    }
-
-    pub fn prompts(&self) -> Vec<Prompt> {
-        let row = |prompt: &SuitePrompt| Prompt {
-            name: prompt.name.clone(),
-            text: prompt.text.clone(),
-            max_tokens: prompt.max_tokens,
-        };
-        self.prompts.iter().map(row).collect()
     }
 
     pub fn settings(&self) -> Settings {

@@ -1,24 +1,21 @@
 //! Judging an answer by what a program can honestly judge; made-up weights are never judged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use regex::{Captures, Regex};
 use serde_json::Value;
 
 use super::document::{Item, Quality, Sample, Verdict, Weights};
-use super::protocol::{Check, SuitePrompt};
+use super::protocol::{Check, Prompt};
 use crate::runtime::sandbox::Outcome;
 
 /// How many Fibonacci numbers are asked for.
 pub const FIBONACCI: u32 = 12;
 /// The one line about an answer of made-up weights.
 pub const NOT_JUDGED: &str = "the answer is right";
+
 /// `run_code` gives the first [`FIBONACCI`] values of a function in code.
-pub fn judge(
-    prompt: &SuitePrompt,
-    sample: &Sample,
-    weights: &Weights,
-    run_code: &dyn Fn(&str, &str) -> Outcome,
-) -> Quality {
+pub fn judge(prompt: &Prompt, sample: &Sample, weights: &Weights, run_code: &dyn Fn(&str, &str) -> Outcome) -> Quality {
     let text = &sample.text;
     let items = if weights.synthetic == Some(true) {
         vec![Item::open(NOT_JUDGED, format!("the weights are not real: {}", weights.basis))]
@@ -28,10 +25,11 @@ pub fn judge(
         vec![Item::held("there is an answer", false, why)]
     } else {
         let mut items = match &prompt.check {
-            Check::Fibonacci { function } => fibonacci(text, |code| run_code(code, function)),
-            Check::Number { value, unit } => vec![number(text, *value, unit)],
-            Check::Poem { stanzas, words, dashes } => poem(text, *stanzas, *words, *dashes),
-            Check::Concepts { concepts } => vec![concepts_named(text, concepts)],
+            Some(Check::Fibonacci { function }) => fibonacci(text, |code| run_code(code, function)),
+            Some(Check::Number { value, unit }) => vec![number(text, *value, unit)],
+            Some(Check::Poem { stanzas, words, dashes }) => poem(text, *stanzas, *words, *dashes),
+            Some(Check::Concepts { concepts }) => vec![concepts_named(text, concepts)],
+            None => Vec::new(),
         };
         items.push(repetition(text));
         items.push(truncation(text, sample.finish_reason.as_deref(), sample.generated_tokens, prompt.max_tokens));
@@ -76,7 +74,6 @@ fn fibonacci(text: &str, run_code: impl Fn(&str) -> Outcome) -> Vec<Item> {
     let right = match run_code(&code) {
         Outcome::Syntax(error) => return vec![extracts, Item::held(COMPILES, false, error)],
         Outcome::Unavailable(why) => return vec![extracts, Item::open(COMPILES, why)],
-        Outcome::OnlyParsed(why) => Item::open(RIGHT, format!("it was not run: {why}")),
         Outcome::Failed(why) => Item::held(RIGHT, false, why),
         Outcome::Ran { function, values } => {
             let shown = values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -102,22 +99,16 @@ fn are_fibonacci(values: &[Value]) -> bool {
 /// The number that the answer ends with: the last that its unit follows, else the last of all.
 fn number(text: &str, value: f64, unit: &str) -> Item {
     const WHAT: &str = "the number is right";
-    let spellings =
-        [unit.to_lowercase(), unit.replace('/', " per ").to_lowercase(), "kilometers per hour".into(), "kph".into()];
-    let has_unit = |rest: &str| {
-        let rest = rest.trim_start_matches(|c: char| " *_$\\{}~(".contains(c)).to_lowercase();
-        let rest = rest.strip_prefix("text{").unwrap_or(&rest).trim_start();
-        spellings.iter().any(|spelling| rest.starts_with(spelling.as_str()))
+    let spellings = [unit, &unit.replace('/', " per "), "kilometers per hour", "kph"].map(regex::escape).join("|");
+    // Markdown and TeX may stand between a number and its unit.
+    let pattern = format!(r"(?i)([0-9][0-9.,]*)(?:[ *_$\\{{}}~(]*(?:text\{{)?\s*(?<unit>{spellings}))?");
+    let Ok(pattern) = Regex::new(&pattern) else { return Item::open(WHAT, format!("`{unit}` cannot be looked for")) };
+    let number = |found: Captures<'_>| {
+        let digits = found.get(1)?.as_str().trim_end_matches(['.', ',']).replace(',', "");
+        Some((digits.parse::<f64>().ok()?, found.name("unit").is_some()))
     };
-    let (mut found, mut rest) = (Vec::new(), text);
-    while let Some((_, from)) = rest.find(|c: char| c.is_ascii_digit()).and_then(|at| rest.split_at_checked(at)) {
-        let end = from.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ',').unwrap_or(from.len());
-        let (digits, behind) = from.split_at_checked(end).unwrap_or((from, ""));
-        let number = digits.trim_end_matches(['.', ',']).replace(',', "").parse::<f64>();
-        found.extend(number.ok().map(|number| (number, behind)));
-        rest = behind;
-    }
-    let Some((found, _)) = found.iter().rev().find(|(_, rest)| has_unit(rest)).or(found.last()) else {
+    let numbers: Vec<(f64, bool)> = pattern.captures_iter(text).filter_map(number).collect();
+    let Some((found, _)) = numbers.iter().rev().find(|(_, has_unit)| *has_unit).or(numbers.last()) else {
         return Item::held(WHAT, false, format!("it has no number; right is {value} {unit}"));
     };
     let is_right = (found - value).abs() < 1e-6 * value.abs().max(1.0);
@@ -150,25 +141,16 @@ fn concepts_named(text: &str, concepts: &[Vec<String>]) -> Item {
     Item::held("it names the concepts", missing.is_empty(), detail)
 }
 
-/// Whether a text goes in circles: few of its runs of four words are different, or one line is there again and again.
+/// Whether a text goes in circles: fewer than half of its runs of four words are different.
 fn repetition(text: &str) -> Item {
     const WHAT: &str = "it does not repeat itself";
     let words: Vec<&str> = text.split_whitespace().collect();
-    let mut lines = BTreeMap::<&str, usize>::new();
-    for line in text.lines().map(str::trim).filter(|line| line.split_whitespace().count() >= 3) {
-        *lines.entry(line).or_default() += 1;
-    }
-    if let Some((line, times)) = lines.into_iter().max_by_key(|(_, times)| *times).filter(|(_, times)| *times >= 4) {
-        let line: String = line.chars().take(60).collect();
-        return Item::held(WHAT, false, format!("a line is there {times} times: `{line}`"));
-    }
     let runs: Vec<&[&str]> = words.windows(4).collect();
-    if runs.len() < 24 {
-        let is_one_word = words.len() >= 8 && words.iter().collect::<BTreeSet<_>>().len() <= 2;
-        return Item::held(WHAT, !is_one_word, format!("{} words", words.len()));
-    }
-    let percent = 100 * runs.iter().collect::<BTreeSet<_>>().len() / runs.len();
-    Item::held(WHAT, percent >= 50, format!("{percent}% of its runs of four words are different"))
+    let percent = 100 * runs.iter().collect::<BTreeSet<_>>().len() / runs.len().max(1);
+    let is_short = runs.is_empty();
+    let detail =
+        if is_short { "too short to".into() } else { format!("{percent}% of its runs of four words are different") };
+    Item::held(WHAT, is_short || percent >= 50, detail)
 }
 
 /// Whether it was cut: the server says so, it has as many tokens as it may, or it ends inside a code block.
@@ -250,9 +232,8 @@ mod tests {
         for (outcome, compiles, right) in [
             (ran, Verdict::Pass, Some(Verdict::Pass)),
             (Outcome::Failed("boom".into()), Verdict::Pass, Some(Verdict::Fail)),
-            (Outcome::OnlyParsed("no isolation".into()), Verdict::Pass, Some(Verdict::NotAssessed)),
             (Outcome::Syntax("line 1".into()), Verdict::Fail, None),
-            (Outcome::Unavailable("no python3".into()), Verdict::NotAssessed, None),
+            (Outcome::Unavailable("no isolation".into()), Verdict::NotAssessed, None),
         ] {
             let quality = judged("code", &sample(TEXT), false, &outcome);
             let found = (verdict_of(&quality, "compiles"), verdict_of(&quality, "right"));

@@ -1,10 +1,12 @@
 //! One launch, or one endpoint, asked every prompt whole and as a stream, and swept over depths. [I/O]
 
 use std::borrow::Cow;
-use std::time::Duration;
 
-use super::document::{Case, Clock, DepthSample, Kind, Mode, Prompt, Sample, Session, Settings, TokenCount, Trouble};
-use super::stream::Answer;
+use serde_json::json;
+
+use super::document::{Case, Clock, DepthSample, Kind, Mode, Sample, Session, Settings, TokenCount, Trouble};
+use super::protocol::{CASES, Prompt};
+use super::stream::{Answer, Delta};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::measurement::{Expected, Taken};
@@ -13,14 +15,11 @@ use crate::model::Model;
 use crate::rules::Role;
 use crate::run::command::pasteable;
 use crate::run::{EXPERTS, Override, RunConfig};
-use crate::runtime::client::{Ask, Endpoint, Input, Reply, Request, Timings};
-use crate::runtime::sampler::Watch;
+use crate::runtime::client::{Endpoint, Reply, Request, Timings};
 use crate::runtime::server::Server;
-use crate::runtime::{self, Error, Launch, Observation, Prompt as Text, Runtime, RuntimeInfo, Workload, pseudo_random};
+use crate::runtime::{self, Error, Launch, Observation, Prompt as Text, Runtime, SpeedSamples, Workload};
 use crate::suggest::Hint as _;
 
-/// How often memory is looked at while it works.
-const PERIOD: Duration = Duration::from_millis(50);
 /// The share that compute buffers and totals may differ by.
 const TOLERANCE: f64 = 0.02;
 
@@ -32,8 +31,6 @@ pub struct Asking {
     pub tokenizer: Option<Endpoint>,
     /// What a plan leaves free: how far overhead may be off.
     pub margin: Bytes,
-    pub interrupted: fn() -> bool,
-    pub limit: Duration,
 }
 
 /// A case before its first launch.
@@ -50,14 +47,7 @@ impl CaseLaunch {
     /// The case of that name, made from a launch: all but `fit` differ from it in nothing but where tensors go. `fit` is the launch that
     /// llama.cpp chooses by itself ([`crate::tune::fit`]).
     pub fn new(name: &str, launch: &Launch, fit: &RunConfig, model: &Model) -> Self {
-        let what = match name {
-            "all-on-device" => "every layer and every expert on the devices (-ngl 99), else as the launch under test",
-            "experts-on-host" => "every routed expert in main memory (-cmoe), the rest on the devices",
-            "fit" => {
-                "what llama.cpp chooses by itself (-fit on) within the same budget, for the same context, slots and cache types"
-            }
-            _ => "the launch under test",
-        };
+        let what = CASES.iter().find(|(known, _)| *known == name).map_or("", |(_, what)| what);
         let run = if name == "fit" { fit.clone() } else { baseline(name, &launch.run) };
         let launch = Launch { run, ..launch.clone() };
         let command = Some(pasteable(&launch.model, &launch.run));
@@ -92,24 +82,25 @@ impl CaseLaunch {
             endpoint.is_some_and(|endpoint| endpoint.starts_with("127.") || endpoint.starts_with("localhost"))
         };
         let of = |(name, row): (&String, &MemoryBreakdown)| match name.as_str() {
-            HOST if predicted.mapped_span.is_some() => row.context + row.compute,
+            HOST if predicted.mapped.host.is_some() => row.context + row.compute,
             name if name == HOST || is_local(name) => row.own(),
             _ => Bytes(0),
         };
         predicted.memory.iter().map(of).sum()
     }
 
-    /// Before anything is launched: refused where the case is.
-    fn session(&self, repetition: u32) -> Session {
+    /// A launch of it, unless it is refused; the error that `launch` ends with is the session's failure.
+    fn session(&self, repetition: u32, launch: impl FnOnce(&mut Session) -> Result<(), Error>) -> Session {
         let predicted = self.predicted.as_ref().map(|predicted| memory::rows(&predicted.memory)).unwrap_or_default();
-        Session {
-            case: self.case.name.clone(),
-            repetition,
-            predicted,
-            failure: self.refused.as_ref().map(|why| format!("not launched: {why}")),
-            trouble: self.refused.as_ref().map(|_| Trouble { kind: Kind::NotLaunched, hint: None }),
-            ..Session::default()
+        let taken = Taken { predicted, ..Taken::default() };
+        let mut session = Session { case: self.case.name.clone(), repetition, taken, ..Session::default() };
+        if let Some(why) = &self.refused {
+            session.failure = Some(format!("not launched: {why}"));
+            session.trouble = Some(Trouble { kind: Kind::NotLaunched, hint: None });
+        } else if let Err(error) = launch(&mut session) {
+            session.fail(Some(self), &error);
         }
+        session
     }
 }
 
@@ -131,54 +122,23 @@ fn baseline(name: &str, run: &RunConfig) -> RunConfig {
 }
 
 pub fn launched(server: &Server, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
-    let mut session = case.session(repetition);
-    if session.failure.is_some() {
-        return session;
-    }
-    let mut watch = Watch::before();
-    let mut running = match server.start(&case.launch) {
-        Ok(running) => running,
-        Err(error) => {
-            session.fail(Some(case), &error);
-            return session;
+    case.session(repetition, |session| {
+        let mut running = server.start(&case.launch)?;
+        running.sample();
+        session.notes.clone_from(&running.notes);
+        let endpoint = running.client.clone();
+        let asked = ask_all(&endpoint, asking, session)
+            .and_then(|()| sweep(&endpoint, &asking.settings, endpoint.vocabulary()?, session))
+            .map_err(|error| running.explained(error));
+        // What it took is seen whether it answered or not.
+        match (running.finish(), asked) {
+            (Ok(seen), asked) => {
+                session.measured(case, asking, seen);
+                asked
+            }
+            (Err(error), asked) => asked.and(Err(error)),
         }
-    };
-    watch.loaded(running.id(), PERIOD);
-    session.args = running.command().to_vec();
-    session.notes = running.notes().to_vec();
-    session.load_seconds = Some(running.load_time().as_secs_f64());
-    let backend = case.launch.machine.devices.first().and_then(|device| device.backend.device_prefix());
-    session.runtime = Some(RuntimeInfo {
-        program: server.build.program.display().to_string(),
-        build: server.build.number.unwrap_or(0),
-        backend: backend.unwrap_or("CPU").to_string(),
-    });
-    let asked = Endpoint::new(running.url()).and_then(|mut endpoint| {
-        (endpoint.limit, endpoint.interrupted) = (asking.limit, asking.interrupted);
-        ask_all(&endpoint, asking, &mut session)?;
-        let n_vocab = running.vocabulary()?;
-        sweep(&mut |request| running.complete(request), &asking.settings, n_vocab, &mut session)
-    });
-    // An end of the server says more than the answer that did not come.
-    if !asked.as_ref().is_err_and(Error::is_interrupted)
-        && let Some(end) = running.ended()
-    {
-        session.fail(Some(case), &running.why_it_ended("answering", end));
-    }
-    if let Err(error) = asked {
-        session.fail(Some(case), &error);
-    }
-    session.process = Some(watch.worked().process);
-    running.stop();
-    let device_used = watch.after();
-    let log = running.log();
-    let (memory, resolution, mapped_span) = (log.memory(), log.resolution(), log.mapped_span());
-    session.measured(
-        case,
-        asking,
-        &Observation { memory, resolution, device_used, mapped_span, ..Observation::default() },
-    );
-    session
+    })
 }
 
 pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Session {
@@ -186,8 +146,7 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Ses
     let mut asked = ask_all(endpoint, asking, &mut session);
     if asked.is_ok() && !asking.settings.depths.is_empty() {
         if let Ok(n_vocab) = endpoint.vocabulary() {
-            let mut complete = |request: &Request| endpoint.complete(request, &mut || None);
-            asked = sweep(&mut complete, &asking.settings, n_vocab, &mut session);
+            asked = sweep(endpoint, &asking.settings, n_vocab, &mut session);
         } else {
             let why = "no depth sweep: the endpoint takes no prompts of tokens (llama-server's /completion)";
             session.notes.push(why.into());
@@ -201,54 +160,41 @@ pub fn of_endpoint(endpoint: &Endpoint, repetition: u32, asking: &Asking) -> Ses
 
 /// Runs a case inside moeplan: every prompt as it is, in one piece.
 pub fn embedded(runtime: &dyn Runtime, case: &CaseLaunch, repetition: u32, asking: &Asking) -> Session {
-    let mut session = case.session(repetition);
-    if session.failure.is_some() {
-        return session;
-    }
-    session.notes.push("the embedded llama.cpp answers in one piece: there are no streams and no first token".into());
-    session.notes.push("prompts are given to it as they are, without the model's chat template".into());
-    for prompt in &asking.prompts {
-        let (text, n_generate) = (Text::Text(prompt.text.clone()), prompt.max_tokens);
-        match runtime.generate(&case.launch, &Workload { prompt: text, depth: 0, n_generate, repetitions: 1 }) {
-            Ok(seen) => {
-                session.samples.push(in_one_piece(&prompt.name, &seen));
-                if session.runtime.is_none() {
-                    session.measured(case, asking, &seen);
-                    (session.load_seconds, session.process) = (Some(seen.load_seconds), Some(seen.process));
-                    session.runtime = Some(seen.runtime);
-                }
-            }
-            Err(error) => {
-                session.fail(Some(case), &error);
-                break;
+    case.session(repetition, |session| {
+        let notes = [
+            "the embedded llama.cpp answers in one piece: there are no streams and no first token",
+            "prompts are given to it as they are, without the model's chat template",
+        ];
+        session.notes.extend(notes.map(str::to_string));
+        for Prompt { name, text, max_tokens, .. } in &asking.prompts {
+            let prompt = Text::Text(text.clone());
+            let workload = Workload { prompt, depth: 0, n_generate: *max_tokens, repetitions: 1 };
+            let seen = runtime.generate(&case.launch, &workload)?;
+            session.samples.push(in_one_piece(name, &seen));
+            if session.runtime.is_none() {
+                session.measured(case, asking, seen);
             }
         }
-    }
-    session
+        Ok(())
+    })
 }
 
 fn in_one_piece(prompt: &str, seen: &Observation) -> Sample {
-    let tokens = u32::try_from(seen.tokens.len()).unwrap_or(u32::MAX);
-    let (pp, tg) = (seen.pp.first().copied(), seen.tg.first().copied());
-    let seconds = |n: u32, speed: Option<f64>| speed.filter(|s| *s > 0.0).map_or(0.0, |speed| f64::from(n) / speed);
-    Sample {
-        prompt: prompt.to_string(),
-        mode: Mode::Whole,
-        prompt_tokens: Some(seen.n_prompt),
-        generated_tokens: Some(tokens),
-        tokens_by: Some(TokenCount::Runtime),
-        pp,
-        tg,
-        speed_by: Some(Clock::Runtime),
-        total_seconds: seconds(seen.n_prompt, pp) + seconds(tokens, tg),
-        text: seen.text.clone(),
-        ..Sample::default()
-    }
+    let SpeedSamples { n_prompt: prompt_n, n_generate: predicted_n, pp, tg, .. } = seen.speed.clone();
+    // A rate of 0 is not shown.
+    let rate = |samples: &[f64]| samples.first().copied().unwrap_or_default();
+    let (prompt_per_second, predicted_per_second) = (rate(&pp), rate(&tg));
+    let timings = Timings { prompt_n, prompt_per_second, predicted_n, predicted_per_second, ..Timings::default() };
+    let seconds = |n: u32, rate: f64| if rate > 0.0 { f64::from(n) / rate } else { 0.0 };
+    let seconds = seconds(prompt_n, prompt_per_second) + seconds(predicted_n, predicted_per_second);
+    let deltas = vec![Delta { seconds, piece: 0, text: seen.text.clone() }];
+    let answer = Answer { deltas, timings: Some(timings), ..Answer::default() };
+    sample(prompt, Mode::Whole, &answer, seconds, |_| None)
 }
 
 /// Every prompt, whole and as a stream, after one short request that is not counted.
 fn ask_all(endpoint: &Endpoint, asking: &Asking, session: &mut Session) -> Result<(), Error> {
-    let warm = Prompt { name: "warm-up".into(), text: "Hello".into(), max_tokens: 8 };
+    let warm = Prompt { name: "warm-up".into(), text: "Hello".into(), max_tokens: 8, check: None };
     ask_one(endpoint, asking, &warm, Mode::Whole, None)?;
     for prompt in &asking.prompts {
         let whole = ask_one(endpoint, asking, prompt, Mode::Whole, None)?;
@@ -268,13 +214,16 @@ fn ask_one(
     mode: Mode,
     whole: Option<&str>,
 ) -> Result<Sample, Error> {
-    let recording = endpoint.chat(&Ask {
-        text: prompt.text.clone(),
-        max_tokens: prompt.max_tokens,
-        temperature: asking.settings.temperature,
-        seed: asking.settings.seed,
-        stream: mode == Mode::Stream,
-    })?;
+    let recording = endpoint.chat(json!({
+        "messages": [{"role": "user", "content": prompt.text}],
+        "max_tokens": prompt.max_tokens,
+        "temperature": asking.settings.temperature,
+        "seed": asking.settings.seed,
+        // Always said: some servers stream unless told otherwise.
+        "stream": mode == Mode::Stream,
+        // llama-server's own: every prompt is read whole, so that its speed is that of reading it.
+        "cache_prompt": false,
+    }))?;
     let answer = if mode == Mode::Stream { Answer::streamed(&recording) } else { Answer::whole(&recording) };
     let count = |text: &str| asking.tokenizer.as_ref()?.count_tokens(text);
     let mut sample = sample(&prompt.name, mode, &answer, recording.seconds, count);
@@ -335,21 +284,12 @@ fn sample(prompt: &str, mode: Mode, answer: &Answer, seconds: f64, count: impl F
 }
 
 /// The depth sweep: at each depth one request that fills the cache and is not counted, then the one that is.
-fn sweep(
-    complete: &mut dyn FnMut(&Request) -> Result<Reply, Error>,
-    settings: &Settings,
-    n_vocab: u32,
-    session: &mut Session,
-) -> Result<(), Error> {
+fn sweep(endpoint: &Endpoint, settings: &Settings, n_vocab: u32, session: &mut Session) -> Result<(), Error> {
     for (at, depth) in (1_u64..).zip(&settings.depths) {
-        let prefix = pseudo_random(*depth, n_vocab, 0);
-        let request = |seed: u64, n_predict: u32| {
-            let fresh = pseudo_random(settings.depth_prompt, n_vocab, seed);
-            let prompt = Input::Tokens(prefix.iter().copied().chain(fresh).collect());
-            Request { prompt, n_predict, cache_prompt: *depth > 0, probabilities: false }
+        let complete = |seed: u64, n_predict: u32| {
+            endpoint.complete(&Request::behind(*depth, settings.depth_prompt, n_vocab, seed, n_predict))
         };
-        let answer =
-            complete(&request(2 * at, 1)).and_then(|_| complete(&request(2 * at + 1, settings.depth_generate)));
+        let answer = complete(2 * at, 1).and_then(|_| complete(2 * at + 1, settings.depth_generate));
         match answer {
             Ok(Reply { timings, first_token, .. }) => {
                 let cached = timings.cache_n;
@@ -394,11 +334,12 @@ impl Session {
         self.trouble = Some(Trouble { kind, hint: error.hint().map(Cow::into_owned) });
     }
 
-    fn measured(&mut self, case: &CaseLaunch, asking: &Asking, seen: &Observation) {
+    fn measured(&mut self, case: &CaseLaunch, asking: &Asking, seen: Observation) {
         let expected = case.predicted.as_ref().map(|predicted| Expected::of(predicted, asking.margin));
-        let Taken { memory, device_used, comparison } = Taken::of(expected.as_ref(), seen, TOLERANCE);
-        (self.memory, self.device_used, self.comparison) = (memory, device_used, comparison);
-        (self.mapped_span, self.device_use) = (seen.mapped_span, seen.device_used.clone());
+        self.taken = Taken::of(expected.as_ref(), &seen, TOLERANCE);
+        self.args = seen.command.into_iter().skip(1).collect();
+        (self.load_seconds, self.process, self.runtime) =
+            (Some(seen.load_seconds), Some(seen.process), Some(seen.runtime));
     }
 }
 
@@ -408,8 +349,7 @@ mod tests {
     use crate::machine::{Device, Host};
     use crate::run::{args, parse};
     use crate::runtime::End;
-    use crate::runtime::log::Failure;
-    use crate::suite::stream::Delta;
+    use crate::runtime::log::LoadLog;
 
     #[test]
     fn baselines_differ_in_where_tensors_go() {
@@ -434,8 +374,9 @@ mod tests {
         };
         assert_eq!(lacking("8GiB").as_deref(), Some("it needs 9.00 GiB of CUDA0, which has 8.00 GiB"));
         assert_eq!(lacking("24GiB"), None);
+        let failure = LoadLog::read("error loading model: cut").failure().unwrap();
         let mut session = Session::default();
-        session.fail(None, &Error::failed(Failure::BadModel("cut".into()), End::Code(1), &[]));
+        session.fail(None, &Error::failed(failure, End::Code(1)));
         session.fail(None, &Error::interrupted());
         assert!(session.kind() == Kind::Failed && session.trouble.unwrap().hint.is_some() && !session.is_interrupted);
     }

@@ -4,13 +4,13 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use unicode_segmentation::UnicodeSegmentation as _;
 
 use super::document::{Gaps, Item, Verdict};
-use crate::runtime::client::{Event, Events, Recording, Timings};
+use crate::runtime::client::{Event, Recording, Timings, message};
 use crate::stats;
 
 /// How many faults of a kind are described.
@@ -46,13 +46,12 @@ pub struct Answer {
     /// What the server refused it with, or what broke it.
     pub failure: Option<String>,
     /// What a stream did that it should not, by the check that it fails.
-    pub(super) faults: Vec<(&'static str, String)>,
+    pub faults: Vec<(&'static str, String)>,
+    /// What it did too often, by the check that it fails, and how often.
+    pub(super) counts: BTreeMap<(&'static str, &'static str), u32>,
     pub(super) chunks: u32,
-    pub(super) empty: u32,
     pub(super) finishes: u32,
     pub(super) is_done: bool,
-    pub(super) after_done: u32,
-    pub(super) after_finish: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -135,19 +134,11 @@ impl Answer {
                 answer.faults.push((FRAMING, format!("a line of no field: `{}`", start_of(text))));
             }
         }
-        let mut reader = Events::default();
-        for (at, piece) in recording.pieces.iter().enumerate() {
-            match reader.push(&piece.bytes) {
-                Ok(events) => events.into_iter().for_each(|event| answer.take(event, piece.seconds, at)),
-                Err(error) => {
-                    answer.failure = Some(error.to_string());
-                    return answer;
-                }
+        for event in recording.events() {
+            if !event.is_ended {
+                answer.faults.push((FRAMING, "the last event has no blank line behind it".to_string()));
             }
-        }
-        if let Some(event) = reader.end() {
-            answer.faults.push((FRAMING, "the last event has no blank line behind it".to_string()));
-            answer.take(event, recording.seconds, recording.pieces.len());
+            answer.take(&event);
         }
         if let Some(why) = &recording.broken {
             answer.failure.get_or_insert_with(|| format!("the stream broke off: {why}"));
@@ -158,22 +149,22 @@ impl Answer {
         answer
     }
 
-    fn take(&mut self, event: Event, seconds: f64, piece: usize) {
-        let Event::Data(data) = event else {
+    fn take(&mut self, event: &Event) {
+        let Event { data, seconds, piece, .. } = event;
+        if self.is_done || event.is_done() {
+            if self.is_done && !event.is_done() {
+                self.count(END, "events behind [DONE]");
+            }
             self.is_done = true;
             return;
-        };
-        if self.is_done {
-            self.after_done += 1;
-            return;
         }
-        let value: Value = match serde_json::from_str(&data) {
+        let value: Value = match serde_json::from_str(data) {
             Ok(value) => value,
             Err(error) => {
                 let why = error.to_string();
                 let is_surrogate = why.contains("surrogate") || why.contains("hex escape");
                 let fails = if is_surrogate { CHARACTERS } else { EVENTS };
-                return self.faults.push((fails, format!("`{}`: {why}", start_of(&data))));
+                return self.faults.push((fails, format!("`{}`: {why}", start_of(data))));
             }
         };
         if let Some(error) = error_of(&value) {
@@ -182,7 +173,7 @@ impl Answer {
         }
         self.take_totals(&value);
         let Some(choices) = value.get("choices").and_then(Value::as_array) else {
-            return self.faults.push((EVENTS, format!("`{}`: no choices", start_of(&data))));
+            return self.faults.push((EVENTS, format!("`{}`: no choices", start_of(data))));
         };
         self.chunks += 1;
         let Some(choice) = choices.first() else { return };
@@ -190,17 +181,23 @@ impl Answer {
         self.reasoning.push_str(delta("reasoning_content").unwrap_or_default());
         let finish = choice.get("finish_reason").and_then(Value::as_str);
         match delta("content") {
-            Some("") if finish.is_none() && delta("role").is_none() => self.empty += 1,
+            Some("") if finish.is_none() && delta("role").is_none() => self.count(EMPTY, "empty deltas"),
             Some("") | None => {}
             Some(text) => {
-                self.after_finish += u32::from(self.finishes > 0);
-                self.deltas.push(Delta { seconds, piece, text: text.to_string() });
+                if self.finishes > 0 {
+                    self.count(END, "deltas behind the finish reason");
+                }
+                self.deltas.push(Delta { seconds: *seconds, piece: *piece, text: text.to_string() });
             }
         }
         if let Some(reason) = finish {
             self.finishes += 1;
             self.finish_reason = Some(reason.to_string());
         }
+    }
+
+    fn count(&mut self, fails: &'static str, what: &'static str) {
+        *self.counts.entry((fails, what)).or_default() += 1;
     }
 
     /// Counts and timings, wherever they are.
@@ -217,15 +214,14 @@ impl Answer {
     /// How sound the stream was. `whole` is the same answer in one piece, where there is one.
     pub fn health(&self, whole: Option<&str>) -> Vec<Item> {
         let mut faults = self.faults.clone();
-        let mut counted = |what, n: u32, name: &str| faults.extend((n > 0).then(|| (what, format!("{n} {name}"))));
-        counted(EMPTY, self.empty, "empty deltas");
         let replaced = |text: &str| u32::try_from(text.matches('\u{fffd}').count()).unwrap_or(u32::MAX);
         // The model itself may have written half a character, which then is in the text in one piece too.
         let more = replaced(&self.text()).saturating_sub(whole.map_or(0, replaced));
-        counted(CHARACTERS, more, "replacement characters (U+FFFD) in the deltas");
-        counted(END, if self.finishes > 1 { self.finishes } else { 0 }, "finish reasons");
-        counted(END, self.after_done, "events behind [DONE]");
-        counted(END, self.after_finish, "deltas behind the finish reason");
+        let finishes = if self.finishes > 1 { self.finishes } else { 0 };
+        let counts = self.counts.iter().map(|(key, n)| (*key, *n));
+        let more = ((CHARACTERS, "replacement characters (U+FFFD) in the deltas"), more);
+        let counts = counts.chain([more, ((END, "finish reasons"), finishes)]).filter(|(_, n)| *n > 0);
+        faults.extend(counts.map(|((fails, what), n)| (fails, format!("{n} {what}"))));
         let ends = [
             self.failure.clone(),
             (self.finishes == 0).then(|| "no finish reason".to_string()),
@@ -341,9 +337,7 @@ fn start_of(text: &str) -> String {
 }
 
 fn error_of(value: &Value) -> Option<String> {
-    let error = value.get("error")?;
-    let message = error.get("message").and_then(Value::as_str).or_else(|| error.as_str());
-    Some(format!("the server refused: {}", message.map_or_else(|| start_of(&error.to_string()), start_of)))
+    Some(format!("the server refused: {}", message(value.get("error")?)))
 }
 
 #[cfg(test)]

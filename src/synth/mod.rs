@@ -98,7 +98,11 @@ pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Ref
     let recipe = recipe.ok_or_else(|| spec.bad(format!("no recipe `{}`", spec.recipe)))?;
     let dims = spec.dims(wish.tiny, wish.blocks);
     let mut tensors = spec.tensors(&dims)?;
-    recipe::assign(recipe, &facts(spec, &dims)?, &mut tensors)?;
+    if spec.is_projector() {
+        recipe::assign_projector(recipe, &mut tensors);
+    } else {
+        recipe::assign(recipe, &facts(spec, &dims)?, &mut tensors)?;
+    }
     Ok((recipe, tensors))
 }
 
@@ -116,7 +120,7 @@ pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Refusal> {
     let name = if wish.tiny { format!("{} tiny", spec.model) } else { spec.model.clone() };
     let mut metadata = vec![
         ("general.architecture".to_string(), text(&spec.architecture)),
-        ("general.type".into(), text("model")),
+        ("general.type".into(), text(if spec.is_projector() { "mmproj" } else { "model" })),
         ("general.name".into(), text(&name)),
     ];
     let dims = spec.dims(wish.tiny, wish.blocks);
@@ -124,7 +128,9 @@ pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Refusal> {
     metadata.push(("general.file_type".into(), Scalar::U32(recipe.file_type)));
     metadata.push(("general.quantization_version".into(), Scalar::U32(2)));
     metadata.push((MARK.into(), Scalar::Bool(true)));
-    metadata.extend(tokenizer::keys(spec, &dims, wish.tiny)?);
+    if !spec.is_projector() {
+        metadata.extend(tokenizer::keys(spec, &dims, wish.tiny)?);
+    }
     let whole = NewFile { version: wish.version, byte_order: wish.byte_order, alignment: 32, metadata, tensors };
     let files = split(whole, wish.shards, &totals)
         .ok_or_else(|| spec.bad(format!("{} tensors cannot be split into {} files", totals.tensors, wish.shards)))?;
@@ -244,6 +250,26 @@ mod tests {
             rows += 1;
         }
         assert_eq!(rows, 171);
+    }
+
+    #[test]
+    fn projectors_have_the_published_tensors_and_load() {
+        use crate::gguf;
+        use crate::model::{Model, projector};
+        let folder = tempfile::tempdir().unwrap();
+        for name in spec::projectors() {
+            let spec = spec(&name);
+            for (tiny, recipe) in [(false, None), (true, None), (true, recipe::named("Q8_0"))] {
+                let synthesis = synthesize(&spec, &Wish { tiny, recipe, ..Wish::default() }).unwrap();
+                assert!(synthesis.published.iter().all(|check| check.ok), "{name}: {:?}", synthesis.published);
+                let watch = output::Watch { wrote: &|_| (), stop: &AtomicBool::new(false) };
+                let path = folder.path().join(format!("{name}.gguf"));
+                output::write(&synthesis, &path, output::Fill::Hole, true, watch).unwrap();
+                let (model, _) = Model::as_far_as_readable(gguf::open(&path).unwrap());
+                let encoders = projector::encoders(&model, [0, 0]).unwrap_or_else(|fault| panic!("{name}: {fault}"));
+                assert_eq!(encoders[0].loaded().count(), model.tensors.len(), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@
 
 use super::weights;
 use crate::arch::Mix;
-use crate::gguf::GgmlType;
 use crate::gguf::writer::NewTensor;
+use crate::gguf::{GgmlType, ggml_type};
 pub use crate::quantize::Recipe;
 use crate::quantize::law::{self, Given};
 use crate::quantize::{Facts, Options, RECIPES};
@@ -20,6 +20,18 @@ pub fn recipes() -> impl Iterator<Item = Recipe> {
 /// The recipe of a name, in any case.
 pub fn named(name: &str) -> Option<Recipe> {
     crate::quantize::recipe::named(name).filter(|row| recipes().any(|known| known == *row))
+}
+
+/// The types of a projector's tensors: matrices of the recipe's own type, where their rows allow it; kernels of convolutions F16 at
+/// most, positions F32 (`convert_hf_to_gguf.py` `MmprojModel`).
+pub fn assign_projector(recipe: Recipe, tensors: &mut [NewTensor]) {
+    let Some(base) = GgmlType::from_name(recipe.base) else { return };
+    for tensor in tensors.iter_mut().filter(|t| t.shape.len() > 1 && !t.name.contains("position_embd")) {
+        let is_kernel = tensor.name.contains("patch_embd");
+        let fits = !base.is_quantized || tensor.shape.first().is_some_and(|n| n % base.block_size == 0);
+        let plain = if base.name == "f32" { base } else { ggml_type::f16() };
+        tensor.ty = if is_kernel || !fits { plain } else { base };
+    }
 }
 
 /// Gives tensors the types that the recipe has for them.

@@ -27,12 +27,14 @@ pub struct Spec {
     pub architecture: String,
     /// The recipe of the published file.
     pub recipe: String,
-    /// Named dimensions; `n_layer`, `n_expert`, `n_head`, `n_head_kv`, `n_embd` and `n_vocab` are always there.
+    /// Named dimensions; of a model, `n_layer`, `n_expert`, `n_head`, `n_head_kv`, `n_embd` and `n_vocab` are always there.
     pub dims: Dims,
     /// Dimensions of the tiny sibling that differ.
     pub tiny: Dims,
     keys: Mapping,
     tensors: TensorLists,
+    /// A projector has none.
+    #[serde(default)]
     pub tokenizer: Tokenizer,
     /// Totals of the published file, to be equalled.
     #[serde(default)]
@@ -55,7 +57,7 @@ struct Group {
     tensors: Mapping,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tokenizer {
     /// `tokenizer.ggml.model`: `llama` (SentencePiece) or `gpt2` (byte-level BPE).
@@ -86,9 +88,23 @@ pub struct Published {
     pub types: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
+/// The models.
 pub fn names() -> Vec<String> {
-    let mut names: Vec<String> =
-        FILES.files().filter_map(|file| Some(file.path().file_stem()?.to_str()?.to_string())).collect();
+    named_by(|name| !is_projector(name))
+}
+
+/// The multimodal projectors.
+pub fn projectors() -> Vec<String> {
+    named_by(is_projector)
+}
+
+fn is_projector(name: &str) -> bool {
+    name.starts_with("mmproj-")
+}
+
+fn named_by(wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let names = FILES.files().filter_map(|file| file.path().file_stem()?.to_str());
+    let mut names: Vec<String> = names.filter(|name| wanted(name)).map(str::to_string).collect();
     names.sort();
     names
 }
@@ -99,7 +115,7 @@ fn bad(name: &str, problem: impl ToString) -> Refusal {
 }
 
 fn unknown(name: &str) -> Refusal {
-    let names = names();
+    let names = named_by(|_| true);
     let known = names.join(", ");
     let hint = suggest::did_you_mean(name, names.iter().map(String::as_str)).unwrap_or_default();
     Refusal::new(format!("`{name}` is not a known model: one of {known} (`moeplan synth --list` says more)"), hint)
@@ -145,6 +161,11 @@ fn overlay(mut base: Mapping, own: Mapping) -> Mapping {
 }
 
 impl Spec {
+    /// Whether it is a multimodal projector, not a model.
+    pub fn is_projector(&self) -> bool {
+        is_projector(&self.name)
+    }
+
     /// The dimensions: of the model or its tiny sibling, cut to `blocks` where given.
     pub fn dims(&self, tiny: bool, blocks: Option<u32>) -> Dims {
         let mut dims = self.dims.clone();
@@ -190,6 +211,11 @@ impl Spec {
             |n: u64| u32::try_from(n).map(Scalar::U32).map_err(|_| self.bad(format!("`{key}`: {n} is past 32 bits")));
         Ok(match value {
             Yaml::Bool(b) => Scalar::Bool(*b),
+            Yaml::Sequence(items) => {
+                #[expect(clippy::cast_possible_truncation, reason = "GGUF keys of this kind are 32-bit floats")]
+                let numbers = items.iter().map(|item| item.as_f64().map(|x| x as f32)).collect::<Option<Vec<f32>>>();
+                Scalar::F32s(numbers.ok_or_else(|| self.bad(format!("`{key}`: a list is of numbers")))?)
+            }
             Yaml::String(text) => match text.strip_prefix('=') {
                 Some(expression) => integer(self.number(expression, dims)?)?,
                 None => Scalar::String(text.clone()),
@@ -236,7 +262,12 @@ impl Spec {
             if !(1..=4).contains(&shape.len()) || shape.contains(&0) {
                 return Err(bad());
             }
-            let name = format!("{prefix}{}", name.as_str().ok_or_else(bad)?);
+            let name = name.as_str().ok_or_else(bad)?;
+            // A name may say itself where the block's number goes.
+            let name = match (name.contains('#'), dims.get("i")) {
+                (true, Some(i)) => name.replace('#', &i.to_string()),
+                _ => format!("{prefix}{name}"),
+            };
             tensors.push(NewTensor { name, ty: ggml_type::f32(), shape });
         }
         Ok(())

@@ -81,23 +81,6 @@ pub fn visits(text: &str, subject: &Subject) -> Vec<Visit> {
     text.lines().filter_map(visit).filter(|visit| visit.schema == SCHEMA && visit.subject == *subject).collect()
 }
 
-/// How often an expert was found in the expert cache, from the lines that b11549 writes when it ends
-/// (`llama_moe_cache: …: hits = N, misses = M`); `None` where there are none.
-pub fn cache_hits(log: &str) -> Option<f64> {
-    let number = |line: &str, name: &str| -> Option<u64> {
-        let rest = line.split_once(name)?.1.trim_start().strip_prefix('=')?.trim_start();
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    };
-    let counts = |line: &str| Some((number(line, "hits")?, number(line, "misses")?));
-    let lines = log.lines().filter_map(|line| line.split_once("llama_moe_cache:")).filter_map(|(_, line)| counts(line));
-    // A log is another program's: its numbers may not add up.
-    let (hits, all) = lines.fold((0_u64, 0_u64), |sum, (hits, misses)| {
-        (sum.0.saturating_add(hits), sum.1.saturating_add(hits).saturating_add(misses))
-    });
-    #[expect(clippy::cast_precision_loss, reason = "a share")]
-    (all > 0).then(|| hits as f64 / all as f64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,13 +110,5 @@ mod tests {
         assert_eq!(visit.turns(), [2.0, 1.0]);
         visit.subject.generate = 2;
         assert!(visit.turns().is_empty());
-    }
-
-    #[test]
-    fn hits_of_the_expert_cache_are_read_from_the_log() {
-        let log = "I llama_moe_cache: CUDA0: hits = 30, misses = 10, hit rate = 75.00%\n\
-                   I llama_moe_cache: CUDA1: hits = 50, misses = 10, hit rate = 83.33%\nllama_moe_cache: hits = x\n";
-        let others = ["hits = 1, misses = 1", "llama_moe_cache: hits = 0, misses = 0"];
-        assert_eq!((cache_hits(log), others.map(cache_hits)), (Some(0.8), [None; 2]));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Candidate, Visit};
-use crate::stats::median;
+use crate::stats::{Spread, median};
 
 /// Visits of one candidate, at the most.
 pub const MOST_VISITS: usize = 3;
@@ -222,14 +222,11 @@ impl Race {
 
 /// The relative standard deviation within groups of samples (n − 1 of each); `None` where no group has two.
 fn spread(groups: &[Vec<f64>]) -> Option<f64> {
-    let (mut squares, mut freedom) = (0.0, 0.0);
-    for group in groups.iter().filter(|group| group.len() > 1) {
-        #[expect(clippy::cast_precision_loss, reason = "a handful")]
-        let n = group.len() as f64;
-        let mean = group.iter().sum::<f64>() / n;
-        squares += group.iter().map(|sample| (sample / mean - 1.0).powi(2)).sum::<f64>();
-        freedom += n - 1.0;
-    }
+    let (squares, freedom) =
+        groups.iter().filter_map(|group| Spread::of(group)).fold((0.0, 0.0), |(squares, freedom), of| {
+            let n = f64::from(of.n - 1);
+            (squares + n * (of.stddev / of.mean).powi(2), freedom + n)
+        });
     (freedom > 0.0).then(|| (squares / freedom).sqrt())
 }
 

@@ -6,6 +6,7 @@ mod support;
 mod cmd;
 mod doctor;
 mod frozen;
+mod held;
 mod help;
 mod hostile;
 #[cfg(target_os = "linux")]

@@ -127,9 +127,12 @@ fn commands_write_their_own_page() {
         .map(|input| (input.value().attr("value").unwrap(), input.value().attr("max").unwrap()))
         .collect();
     assert_eq!(places, [("2", "5"), ("1", "3")], "4, 6, 8, 10, 12 and 16 GiB; 4096 to 32768 tokens");
-    let list = moeplan(folder.path(), &["list", "--format", "html"]);
-    assert_eq!(list.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&list.stderr).contains("writes no page"));
+    for words in ["list", "synth --list", "devices --vram 24G --ram 64G", "rules list"] {
+        let words = words.split(' ').chain(["--format", "html"]).collect::<Vec<_>>();
+        let page = Html::parse_document(&ok(folder.path(), &words));
+        assert_eq!(page.errors, Vec::<String>::new(), "{words:?}");
+        assert_eq!(count(&page, "section"), 1, "{words:?}");
+    }
 }
 
 #[test]

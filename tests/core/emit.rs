@@ -26,8 +26,7 @@ fn machine() -> Machine {
 }
 
 fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {
-    let (notes, beside) = (Vec::new(), Vec::new());
-    ParsedCommand { run, model: Some(source), notes, target: Target::default(), last_blocks: None, beside }
+    ParsedCommand::new(run, Some(source), Target::default())
 }
 
 fn wish(form: Form, runner: Runner, dialect: Dialect) -> Wish {

@@ -197,7 +197,6 @@ const READING: [&str; 19] = [
     "src/report/page/mod.rs",
     "src/rules.rs",
     "src/run/mod.rs",
-    "src/runtime/log.rs",
     "src/runtime/mod.rs",
     "src/speed/samples.rs",
     "src/suite/llama_bench.rs",

@@ -8,11 +8,13 @@ use moeplan::bytes::{Bytes, MIB};
 use moeplan::gguf;
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::memory::caches::{self, CacheKind, Caches};
+use moeplan::memory::projector::encoder_memory;
 use moeplan::memory::{self, HOST, context};
 use moeplan::model::Model;
+use moeplan::model::projector::{self, Encoder, Modality};
 use moeplan::placement::{self, Placement};
 use moeplan::run::numbers::numbers;
-use moeplan::run::{RunConfig, parse};
+use moeplan::run::{FlashAttn, RunConfig, parse};
 use moeplan::synth::Wish;
 use moeplan::{checkup, synth};
 
@@ -56,18 +58,7 @@ fn row(json: &serde_json::Value) -> Row {
 
 /// The card of the projections.
 fn machine() -> Machine {
-    let card = Device {
-        name: "CUDA0".to_string(),
-        buffer: "CUDA0".to_string(),
-        backend: Backend::Cuda,
-        description: None,
-        total: Bytes::mib(81079),
-        free: Bytes::mib(81079),
-        sold_as: None,
-        overhead: None,
-        calibration: None,
-        rates: None,
-    };
+    let card = Device::new("CUDA0".to_string(), Backend::Cuda, Bytes::mib(81079));
     Machine { devices: vec![card], host: Host { isa: Isa::X86Amx, ..Host::default() } }
 }
 
@@ -261,4 +252,49 @@ fn launches_of_several_parts() {
         assert_eq!(check.parts.len(), 1 + usize::from(json["drafting"].is_object()), "{name} {flags}");
     }
     assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// `testdata/truth/projectors.tsv`: what llama.cpp's own loader takes for a projector of each type, to the byte.
+#[test]
+fn projectors_of_every_type() {
+    let folder = unpack("projectors.tar.xz");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth/projectors.tsv");
+    let text = std::fs::read_to_string(path).expect("the truth is in the repository");
+    let (mut wrong, mut cells) = (Vec::new(), 0);
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let columns: Vec<&str> = line.split('\t').collect();
+        let [name, device, flash_attn, most, expected @ ..] = columns.as_slice() else { panic!("{line}") };
+        let gguf = gguf::open(&folder.path().join(format!("{name}.gguf"))).expect("a GGUF");
+        let (model, _) = Model::as_far_as_readable(gguf);
+        let home = (*device != "CPU").then_some((0, Backend::Rpc));
+        let flash_attn = if *flash_attn == "off" { FlashAttn::Off } else { FlashAttn::Auto };
+        let encoders = projector::encoders(&model, [0, most.parse().expect("a number")]);
+        let found = encoders.map_err(|fault| fault.to_string()).and_then(|encoders| {
+            let cell = |encoder: &Encoder<'_>| {
+                let taken = encoder_memory(*encoder, home, flash_attn).map_err(|error| error.to_string())?;
+                let (weights, own, host) = (taken.weights.0, taken.compute.0, taken.host_compute.0);
+                let compute = if home.is_some() { format!("{own} {host}") } else { format!("- {own}") };
+                let images = match encoder.modality {
+                    Modality::Vision => {
+                        format!(
+                            "{} {}",
+                            encoder.side,
+                            encoder.max_tokens.map_or(-1, |n| i64::try_from(n).expect("few"))
+                        )
+                    }
+                    _ => "- -".to_string(),
+                };
+                let modality = if encoder.modality == Modality::Vision { "vision" } else { "audio" };
+                Ok(format!("{modality} {weights} {compute} {images}"))
+            };
+            encoders.iter().map(cell).collect::<Result<Vec<_>, String>>()
+        });
+        cells += expected.len();
+        match found {
+            Ok(found) if found == expected => {}
+            found => wrong.push(format!("{name} {device} {flash_attn:?} {most}: {found:?}, not {expected:?}")),
+        }
+    }
+    assert!(cells > 300, "{cells} cells");
+    assert!(wrong.is_empty(), "{} wrong rows:\n{}", wrong.len(), wrong.join("\n"));
 }

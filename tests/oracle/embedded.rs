@@ -44,24 +44,25 @@ fn tiny(spec: &str) -> PathBuf {
 
 fn launch(model: PathBuf, devices: u16, line: &str) -> Launch {
     let words: Vec<String> = line.split(' ').map(str::to_string).collect();
-    let run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
-    Launch { model, run, machine: software_machine(devices, Bytes::mib(1024)), n_threads: 1 }
+    let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+    run.n_threads = Some(1);
+    Launch { model, run, machine: software_machine(devices, Bytes::mib(1024)) }
 }
 
 fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
     let runtime = Embedded::of(MOEPLAN);
     let Launch { machine, run, .. } = &mut launch;
-    let _servers = bind_software_devices(&runtime.program, machine, run, 1).expect("software devices");
+    let _servers = bind_software_devices(&runtime.program, None, machine, run, 1).expect("software devices");
     let model = Model::from_gguf(gguf::open(&launch.model).expect("a header")).expect("a model");
     let predicted = memory::forecast(&model, &launch.machine, &launch.run).expect("a forecast").memory;
     let workload = Workload { prompt, depth: 0, n_generate, repetitions: 1 };
     let seen = runtime.generate(&launch, &workload).expect("a run");
-    let expected = Expected { memory: &predicted, mapped_span: None, margin: Bytes(0) };
+    let expected = Expected { memory: predicted, mapped_span: None, sharing: Vec::new(), margin: Bytes(0) };
     measurement::measurement(seen, &expected, 0.02)
 }
 
 fn exact_weights_and_caches(measured: &Measurement) {
-    let bad: Vec<_> = measured.comparison.iter().filter(|row| !row.ok).collect();
+    let bad: Vec<_> = measured.taken.comparison.iter().filter(|row| !row.ok).collect();
     assert!(bad.is_empty(), "{bad:#?}");
     assert!(measured.finite);
 }
@@ -76,7 +77,7 @@ fn a_real_model_says_what_the_capital_of_france_is() {
     let measured = verify(launch(model.clone(), 0, "llama-server -c 1024 -np 1"), prompt.clone(), 8);
     assert!(measured.text.contains("Paris"), "{:?}", measured.text);
     exact_weights_and_caches(&measured);
-    assert!(measured.mapped_span > Bytes(0) && measured.process.rss_file > Bytes(0));
+    assert!(measured.taken.mapped_span > Bytes(0) && measured.process.rss_file > Bytes(0));
     assert_eq!((measured.speed.pp.len(), measured.speed.tg.len()), (1, 1));
     // The same words from a device: greedy text does not depend on where the weights are.
     let offloaded = verify(launch(model, 1, "llama-server -c 1024 -np 1 -ngl 20"), prompt, 8);
@@ -90,8 +91,8 @@ fn experts_on_the_host_and_the_rest_on_a_device_run_and_measure_as_predicted() {
         let line = "llama-server -c 1024 -np 1 -ngl 99 -cmoe";
         let measured = verify(launch(tiny(spec), 1, line), Prompt::Tokens(96), 4);
         exact_weights_and_caches(&measured);
-        let model = |key: &str| measured.memory.get(key).map_or(Bytes(0), |row| row.terms.model);
-        assert!(model("RPC0") > Bytes(0) && model("Host") > Bytes(0), "{spec}: {:?}", measured.memory);
+        let model = |key: &str| measured.taken.memory.get(key).map_or(Bytes(0), |row| row.terms.model);
+        assert!(model("RPC0") > Bytes(0) && model("Host") > Bytes(0), "{spec}: {:?}", measured.taken.memory);
         assert_eq!(measured.runtime.backend, "RPC");
     }
 }
@@ -101,7 +102,7 @@ fn two_devices_share_by_tensor_split() {
     let line = "llama-server -c 1024 -np 2 -ngl 99 -ts 3,1";
     let measured = verify(launch(tiny("qwen3-30b-a3b"), 2, line), Prompt::Tokens(40), 2);
     exact_weights_and_caches(&measured);
-    assert!(measured.memory.contains_key("RPC1"));
+    assert!(measured.taken.memory.contains_key("RPC1"));
 }
 
 #[test]
@@ -229,7 +230,7 @@ fn runs(id: u32) -> bool {
 #[cfg(target_os = "linux")]
 #[test]
 fn no_child_is_left_when_its_owner_drops_it_or_is_killed() {
-    let server = RpcServer::start(Path::new(MOEPLAN), 1).expect("a server");
+    let server = RpcServer::start(Path::new(MOEPLAN), None, 1).expect("a server");
     let id = server.id();
     assert!(runs(id));
     drop(server);

@@ -55,7 +55,8 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
         let mut words: Vec<String> = vec!["llama-fit-params".into()];
         let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
         let mut machine = software_machine(n_devices, Bytes::mib(24 * 1024));
-        let _servers = bind_software_devices(&runtime.program, &mut machine, &mut run, 1).expect("software devices");
+        let _servers =
+            bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("software devices");
         for (device, found) in machine.devices.iter_mut().zip(runtime.devices(&run.rpc).expect("devices")) {
             (device.free, device.total) = (found.free, found.total);
         }
@@ -64,7 +65,7 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
             let path = &headers[usize::try_from(chance.below(headers.len() as u64)).expect("an index")];
             let flags = [
                 chance.one_of(&["", "-c 4096", "-c 16384", "-fitc 128", "-fitc 64"]),
-                chance.one_of(&["", "-np 2", "-np 4", "-np 3 -kvu"]),
+                chance.one_of(&["", "-np 2", "-np 4", "-np 3"]),
                 chance.one_of(&["", "-ub 64", "-ub 256"]),
                 chance.one_of(&["", "", "-fa off"]),
             ]

@@ -349,8 +349,7 @@ fn what_llama_cpp_refuses_is_refused_and_what_it_loads_is_answered() {
     eprintln!("{} of {total} mutations of {} headers", cases.len(), headers.len());
     let words: Vec<String> = COMMAND.split(' ').map(str::to_string).collect();
     let run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
-    let template =
-        Launch { model: PathBuf::new(), run, machine: software_machine(0, Bytes::mib(24 * 1024)), n_threads: 1 };
+    let template = Launch { model: PathBuf::new(), run, machine: software_machine(0, Bytes::mib(24 * 1024)) };
     let runtime = Embedded::of(env!("CARGO_BIN_EXE_moeplan"));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut table = Table::default();

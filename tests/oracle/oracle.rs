@@ -89,12 +89,12 @@ fn a_drafting_context_is_llama_cpps() {
         let words: Vec<String> = line.split(' ').map(str::to_string).collect();
         let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
         let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
-        let _servers = bind_software_devices(&runtime.program, &mut machine, &mut run, 1).expect("a software device");
+        let _servers =
+            bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("a software device");
         let launch = |path: &PathBuf, run: &RunConfig| Launch {
             model: path.clone(),
             run: run.clone(),
             machine: machine.clone(),
-            n_threads: 1,
         };
         let targets: Vec<Launch> = headers.iter().map(|path| launch(path, &run)).collect();
         let drafts: Vec<Launch> = headers.iter().map(|path| launch(path, &run.drafting(run.n_ctx))).collect();
@@ -186,8 +186,9 @@ fn our_bytes_are_llama_cpps_for_every_architecture() {
         let words: Vec<String> = line.split(' ').map(str::to_string).collect();
         let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
         let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
-        let _servers = bind_software_devices(&runtime.program, &mut machine, &mut run, 1).expect("a software device");
-        let template = Launch { model: PathBuf::new(), run, machine, n_threads: 1 };
+        let _servers =
+            bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("a software device");
+        let template = Launch { model: PathBuf::new(), run, machine };
         let launches: Vec<Launch> =
             headers.iter().map(|path| Launch { model: path.clone(), ..template.clone() }).collect();
         let mut score = Score::default();

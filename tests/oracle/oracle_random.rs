@@ -87,7 +87,7 @@ impl Rig {
         let start = |n| {
             let mut machine = software_machine(n, Bytes::mib(24 * 1024));
             let program = &self.runtime.program;
-            let servers = bind_software_devices(program, &mut machine, &mut RunConfig::default(), 1);
+            let servers = bind_software_devices(program, None, &mut machine, &mut RunConfig::default(), 1);
             (machine, servers.expect("software devices"))
         };
         self.machines = (0..=2).map(start).collect();
@@ -108,7 +108,7 @@ impl Rig {
                 rule.buffer.clone_from(&device.buffer);
             }
         }
-        Launch { model: self.model(case).1.clone(), run, machine: machine.clone(), n_threads: 1 }
+        Launch { model: self.model(case).1.clone(), run, machine: machine.clone() }
     }
 
     /// What is said of each case by llama.cpp and by us.

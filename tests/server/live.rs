@@ -1,15 +1,14 @@
 //! The panel of `run` on a terminal and where there is none, on a fake llama-server that serves one request.
 
-use crate::support::examples;
+use crate::{MOEPLAN, fake, tiny};
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -73,21 +72,9 @@ fn ask(said: &str) {
     stream.read_to_string(&mut answer).expect("an answer");
 }
 
-fn tiny(folder: &Path) -> PathBuf {
-    let path = folder.join("tiny.gguf");
-    let made = Command::new(MOEPLAN)
-        .args(["synth", "qwen3-30b-a3b", "--tiny", "--weights", "random", "-q", "-o"])
-        .arg(&path)
-        .stdout(Stdio::null())
-        .status()
-        .expect("moeplan");
-    assert!(made.success());
-    path
-}
-
 /// The words of a `run` on the fake server.
 fn words(folder: &Path, more: &[&str]) -> Vec<String> {
-    let (server, model) = (examples::example("fake-llama-server", "tests/support/fake_llama_server.rs"), tiny(folder));
+    let (server, model) = (fake(), tiny(folder));
     let mut words = vec![MOEPLAN.to_string()];
     words.extend(["run", "--backend", "cpu", "--ctx-size", "512", "--llama-server"].map(str::to_string));
     words.extend([server.display().to_string(), model.display().to_string()]);

@@ -4,68 +4,48 @@
 
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
-use crate::support::examples;
 use crate::support::schemas;
+use crate::{MOEPLAN, fake, tiny, until};
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use moeplan::machine::Machine;
 use moeplan::run::{Program, RunConfig, parse};
-use moeplan::runtime::client::{Input, Request};
-use moeplan::runtime::server::{Limits, Server, find, probe};
+use moeplan::runtime::client::Request;
+use moeplan::runtime::server::{Server, find, probe};
 use moeplan::runtime::{End, Launch, Prompt, Runtime as _, Workload, machine_of};
 use moeplan::suggest::Hint as _;
-
-const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
-
-fn fake() -> PathBuf {
-    examples::example("fake-llama-server", "tests/support/fake_llama_server.rs")
-}
 
 fn failing(mode: &str) -> Server {
     let build = probe(&fake()).expect("a version");
     let mut server = Server::of(MOEPLAN.into(), build);
     server.extra = vec!["--fake".to_string(), mode.to_string()];
-    server.limits = Limits {
-        load: Duration::from_mins(1),
-        // What is to hang is given up soon; nothing else is, however busy the machine.
-        stall: if mode == "hang" { Duration::from_secs(3) } else { Duration::from_mins(1) },
-        request: Duration::from_mins(1),
-        stop: Duration::from_secs(2),
-    };
+    server.limit = Duration::from_mins(1);
+    // What is to hang is given up soon; nothing else is, however busy the machine.
+    server.stall = if mode == "hang" { Duration::from_secs(3) } else { Duration::from_mins(1) };
+    // A server that works on what nobody waits for is not waited for.
+    server.patience = if mode == "hang-mid-stream" { Duration::from_hours(1) } else { Duration::from_secs(2) };
     server
 }
 
 fn launch(model: &Path) -> Launch {
     let machine = Machine { devices: Vec::new(), host: machine_of(&[]).host };
-    let run = RunConfig { n_ctx: 512, fit: false, ..RunConfig::default() };
-    Launch { model: model.to_path_buf(), run, machine, n_threads: 1 }
+    let run = RunConfig { n_ctx: 512, n_threads: Some(1), fit: false, ..RunConfig::default() };
+    Launch { model: model.to_path_buf(), run, machine }
 }
 
 fn request(n_predict: u32) -> Request {
-    Request { prompt: Input::Tokens(vec![5, 6, 7]), n_predict, cache_prompt: false, probabilities: false }
+    Request { prompt: serde_json::json!([5, 6, 7]), n_predict, cache_prompt: false, probabilities: false }
 }
 
 /// Whether a process is there (and is no zombie).
 fn lives(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-/// Waits until `is` is so, a minute at most.
-fn until(mut is: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_mins(1) {
-        if is() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(30));
-    }
-    false
 }
 
 fn kill(signal: &str, pid: &str) {
@@ -84,12 +64,12 @@ fn pid_of(state: &Path) -> String {
 fn a_run_is_measured_by_the_servers_own_clock() {
     let workload = Workload { prompt: Prompt::Tokens(512), depth: 0, n_generate: 6, repetitions: 3 };
     let seen = failing("").generate(&launch(Path::new("m.gguf")), &workload).expect("a measurement");
-    assert_eq!((seen.pp, seen.tg), (vec![2000.0; 3], vec![100.0; 3]));
+    assert_eq!((&seen.speed.pp, &seen.speed.tg), (&vec![2000.0; 3], &vec![100.0; 3]));
     assert_eq!(
-        (seen.text.as_str(), seen.tokens.len(), seen.first_token.len()),
+        (seen.text.as_str(), seen.tokens.len(), seen.speed.first_token.len()),
         ("\u{f6}0\u{f6}1\u{f6}2\u{f6}3\u{f6}4\u{f6}5", 6, 3)
     );
-    assert_eq!((seen.n_prompt, seen.depth, seen.runtime.build), (512, 0, 11434));
+    assert_eq!((seen.speed.n_prompt, seen.speed.depth, seen.runtime.build), (512, 0, 11434));
     assert!(seen.memory["Host"].context.0 > 0 && seen.mapped_span.0 > 0, "{:?}", seen.memory);
 }
 
@@ -140,12 +120,12 @@ fn every_way_to_fail_while_answering_is_told_apart() {
             "refuse",
             "llama-server refused the request: request (9 tokens) exceeds the available context size (status 400)",
         ),
-        ("endless-line", "llama-server's answer cannot be read: a line of the stream is longer than 64 MiB"),
-        ("hang-mid-stream", "llama-server was stopped after 2 s while answering"),
+        ("endless-line", "llama-server's answer cannot be read: it is longer than 256 MiB"),
+        ("hang-mid-stream", "llama-server was stopped after 10 s while answering"),
     ] {
         let mut server = failing(mode);
         if mode == "hang-mid-stream" {
-            server.limits.request = Duration::from_secs(2);
+            server.limit = Duration::from_secs(10);
         }
         let mut running = server.start(&launch(Path::new("m.gguf"))).expect(mode);
         let pid = running.id().to_string();
@@ -183,18 +163,6 @@ fn the_wish_to_stop_stops_what_runs() {
     server.interrupted = || true;
     let error = server.start(&launch(Path::new("m.gguf"))).expect_err("interrupted");
     assert!(error.is_interrupted());
-}
-
-/// A tiny model that can be run.
-fn tiny(folder: &Path) -> PathBuf {
-    let path = folder.join("tiny.gguf");
-    let made = Command::new(MOEPLAN)
-        .args(["synth", "qwen3-30b-a3b", "--tiny", "--weights", "random", "-q", "-o"])
-        .arg(&path)
-        .status()
-        .expect("moeplan");
-    assert!(made.success());
-    path
 }
 
 /// `moeplan run` on a fake server, which leaves its process id in `state`.

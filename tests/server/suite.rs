@@ -5,8 +5,8 @@
 
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
-use crate::support::examples;
 use crate::support::schemas;
+use crate::{MOEPLAN, tiny};
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -14,8 +14,6 @@ use std::process::{Command, Output};
 use crate::support::fake_endpoint::{Manner, start};
 use moeplan::runtime::server;
 use moeplan::suite::document::{Bench, Clock, Item, Mode, TokenCount, Validation, Verdict};
-
-const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
 /// Runs moeplan with a lock of its own: tests measure side by side.
 fn moeplan(words: &[&str]) -> Output {
@@ -173,13 +171,6 @@ fn real_server() -> Option<PathBuf> {
     found
 }
 
-fn tiny(folder: &Path) -> PathBuf {
-    let path = folder.join("tiny.gguf");
-    let words = ["synth", "qwen3-30b-a3b", "--tiny", "--weights", "random", "-o", path.to_str().unwrap()];
-    assert!(moeplan(&words).status.success());
-    path
-}
-
 const DEVICE: [&str; 8] = ["--backend", "rpc", "--vram", "8M", "--margin", "0", "--threads", "1"];
 
 #[test]
@@ -211,14 +202,43 @@ fn a_tiny_model_is_benched_beside_its_baselines() {
         for session in &case.sessions {
             assert_eq!((session.failure.as_ref(), session.samples.len()), (None, 8), "{}", case.name);
             assert!(session.samples.iter().all(|sample| sample.generated_tokens == Some(16) && sample.tg.is_some()));
-            assert!(session.comparison.iter().all(|row| row.ok), "{}: {:?}", case.name, session.comparison);
-            assert_eq!(session.comparison.is_empty(), case.name == "fit");
+            assert!(session.taken.comparison.iter().all(|row| row.ok), "{}: {:?}", case.name, session.taken.comparison);
+            assert_eq!(session.taken.comparison.is_empty(), case.name == "fit");
         }
     }
     let saving = bench.savings.iter().find(|saving| saving.baseline == "all-on-device").unwrap();
     assert!(saving.saved_bytes > 0 && saving.tg_ratio.is_some(), "{saving:?}");
     // Two launches of four cases: eight answers and two depths each, and a heading.
     assert_eq!(std::fs::read_to_string(&table).unwrap().lines().count(), 1 + 8 * 10);
+}
+
+#[cfg(feature = "embedded")]
+#[test]
+fn a_tiny_model_is_benched_inside_moeplan() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny(folder.path());
+    let mut words = vec!["bench", model.to_str().unwrap(), "--runtime", "embedded", "--backend", "cpu", "-c", "512"];
+    words.extend(["--threads", "1", "--repetitions", "1", "--max-tokens", "4", "--json"]);
+    let output = moeplan(&words);
+    let bench: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+    schemas::assert_valid(&bench);
+    let bench: Bench = serde_json::from_value(bench).unwrap();
+    let session = &bench.cases[0].sessions[0];
+    assert_eq!((output.status.code(), session.failure.as_deref(), session.samples.len()), (Some(0), None, 4));
+    for sample in &session.samples {
+        assert_eq!(
+            (sample.mode, sample.generated_tokens, sample.speed_by),
+            (Mode::Whole, Some(4), Some(Clock::Runtime))
+        );
+        assert!(sample.tg.is_some() && sample.first_token_seconds.is_none(), "{sample:?}");
+    }
+    assert!(session.notes.iter().any(|note| note.contains("there are no streams")), "{:?}", session.notes);
+    assert!(
+        !session.taken.comparison.is_empty() && session.taken.comparison.iter().all(|row| row.ok),
+        "{:?}",
+        session.taken.comparison
+    );
 }
 
 const SUITE: &str = "
@@ -380,11 +400,11 @@ fn a_suite_without_models_could_not_tell() {
 #[cfg(unix)]
 #[test]
 fn launches_that_all_fail_are_failures_and_could_not_tell() {
-    let server = examples::example("fake-llama-server", "tests/support/fake_llama_server.rs");
+    let server = crate::fake();
     let folder = tempfile::tempdir().unwrap();
     let model = tiny(folder.path());
     let results = folder.path().join("results");
-    let fake = |mode: &str, words: &[&str]| {
+    let failing = |mode: &str, words: &[&str]| {
         let mut command = Command::new(MOEPLAN);
         command.args(words).args(["--vram", "8G", "--json", "--llama-server"]).arg(&server);
         command.env("MOEPLAN_LOCK_DIR", folder.path());
@@ -396,7 +416,7 @@ fn launches_that_all_fail_are_failures_and_could_not_tell() {
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
     };
     let mine = format!("mine={}", model.display());
-    let validation = fake("oom", &["validate", "--model", &mine, "--results", results.to_str().unwrap()]);
+    let validation = failing("oom", &["validate", "--model", &mine, "--results", results.to_str().unwrap()]);
     schemas::assert_valid(&validation);
     let validation: Validation = serde_json::from_value(validation).unwrap();
     let device = validation.prerequisites.iter().find(|line| line.what == "there is a device").unwrap();
@@ -408,10 +428,10 @@ fn launches_that_all_fail_are_failures_and_could_not_tell() {
     let says = |name: &str| placements.items.iter().find(|line| line.what.starts_with(name)).unwrap().detail.clone();
     assert!(says("experts-on-host: every launch").contains("out of memory: 12.00 GiB for weights"), "{placements:?}");
     // The suite's sweep is longer than this context: that is known before a launch.
-    let short = fake("", &["validate", "--model", &mine, "--results", results.to_str().unwrap(), "-c", "1024"]);
+    let short = failing("", &["validate", "--model", &mine, "--results", results.to_str().unwrap(), "-c", "1024"]);
     let page = short.to_string();
     assert!(page.contains("takes 1568 tokens of context") && page.contains("plan with -c 1792 or more"), "{page}");
-    let bench = fake("bad-model", &["bench", model.to_str().unwrap()]);
+    let bench = failing("bad-model", &["bench", model.to_str().unwrap()]);
     let failure = bench["cases"][0]["sessions"][0]["trouble"]["kind"].as_str();
     assert_eq!(failure, Some("failed"), "{bench}");
 }
@@ -437,17 +457,9 @@ fn a_real_model_answers_all_four_prompts_and_is_judged() {
     let prompts: Vec<&str> = case.quality.iter().map(|quality| quality.prompt.as_str()).collect();
     assert_eq!(prompts, ["code", "mathematics", "creative", "technical"]);
     for quality in &case.quality {
-        assert!(quality.verdict != Verdict::NotAssessed && quality.items.len() >= 4, "{quality:?}");
-        let english = quality.items.iter().find(|item| item.what == "it is English").unwrap();
-        let is_code_alone = quality.prompt == "code" && english.verdict == Verdict::NotAssessed;
-        let sample = case.sessions[0].samples.iter().find(|sample| sample.prompt == quality.prompt).unwrap();
-        let words: Vec<&str> = sample.text.split_whitespace().collect();
-        // So small a model may say one word over and over: no sentence is to be seen in that.
-        let goes_in_circles = words.iter().collect::<std::collections::BTreeSet<_>>().len() * 2 < words.len();
-        let passes = english.verdict == Verdict::Pass;
-        assert!(passes || is_code_alone || goes_in_circles, "{}: {}", quality.prompt, english.detail);
+        assert!(quality.verdict != Verdict::NotAssessed && quality.items.len() >= 3, "{quality:?}");
     }
     let samples = &case.sessions[0].samples;
     assert!(samples.iter().all(|sample| sample.generated_tokens.is_some_and(|n| n > 8) && !sample.text.is_empty()));
-    assert!(case.sessions[0].comparison.iter().all(|row| row.ok), "{:?}", case.sessions[0].comparison);
+    assert!(case.sessions[0].taken.comparison.iter().all(|row| row.ok), "{:?}", case.sessions[0].taken.comparison);
 }

@@ -4,15 +4,13 @@
 #![expect(clippy::print_stderr, reason = "says what it did not test")]
 
 use crate::support::schemas;
+use crate::{MOEPLAN, tiny, until};
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use moeplan::runtime::server;
 use serde_json::Value;
-
-const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 
 /// A tiny model, a journal, and the words of a tuning.
 struct Bench {
@@ -32,9 +30,7 @@ impl Bench {
             }
         };
         let bench = Self { folder: tempfile::tempdir().expect("a folder"), program };
-        let mut synth = Command::new(MOEPLAN);
-        synth.args(["synth", "qwen3-30b-a3b", "--tiny", "--weights", "random", "-q", "-o"]).arg(bench.model());
-        assert!(synth.stdout(Stdio::null()).status().expect("moeplan").success());
+        tiny(bench.folder.path());
         Some(bench)
     }
 
@@ -82,18 +78,6 @@ fn is_given(cmdline: &Path, model: &str) -> bool {
     std::fs::read(cmdline).is_ok_and(|words| String::from_utf8_lossy(&words).contains(model))
 }
 
-/// Waits until `is` is so.
-fn until(mut is: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_mins(1) {
-        if is() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
-}
-
 #[test]
 fn a_tuning_survives_being_stopped_and_killed_and_ends_with_a_command() {
     let Some(bench) = Bench::new() else { return };
@@ -115,7 +99,7 @@ fn a_tuning_survives_being_stopped_and_killed_and_ends_with_a_command() {
     let output = bench.tune(&turn).output().expect("moeplan");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains(&format!("{} launches measured before are taken over", before.len())), "{said}");
+    assert!(said.contains(&format!("{} earlier measurements are reused from", before.len())), "{said}");
     let document: Value = serde_json::from_slice(&output.stdout).expect("a document");
     schemas::assert_valid(&document);
     let after = bench.visits();

@@ -116,7 +116,7 @@ fn run(options: &Options) {
             let _ = std::io::stderr().write_all(&noise);
             say("");
         }
-        "stubborn" => {
+        "stubborn" | "hang-mid-stream" => {
             // The signal to stop is heard and not heeded.
             ctrlc::set_handler(|| say("no")).expect("a handler");
         }

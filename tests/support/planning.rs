@@ -14,22 +14,9 @@ pub fn model(name: &str, wish: &Wish) -> Model {
 
 /// Cards of these budgets, in bytes, in a host with plenty of memory.
 pub fn machine(budgets: &[u64]) -> Machine {
-    let device = |(at, total): (usize, &u64)| Device {
-        name: format!("CUDA{at}"),
-        buffer: format!("CUDA{at}"),
-        backend: Backend::Cuda,
-        description: None,
-        total: Bytes(*total),
-        free: Bytes(*total),
-        sold_as: None,
-        overhead: None,
-        calibration: None,
-        rates: None,
-    };
-    Machine {
-        devices: budgets.iter().enumerate().map(device).collect(),
-        host: Host { ram: Some(Bytes(512 * GIB)), ..Host::default() },
-    }
+    let budgets: Vec<Bytes> = budgets.iter().copied().map(Bytes).collect();
+    let devices = Device::of_budgets(Backend::Cuda, &budgets).unwrap();
+    Machine { devices, host: Host { ram: Some(Bytes(512 * GIB)), ..Host::default() } }
 }
 
 /// A plan for the usual turn, nothing but the placement left to the planner.

@@ -15,7 +15,7 @@ use crate::model::{Model, Tensor};
 use crate::number::counted;
 use crate::quantize::{Imatrix, WhatIf};
 use crate::report::page::{self as report, Block, Page, dotted};
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::run::build::REFERENCE;
 
 /// The most commands that are shown to people; the JSON has them all.
@@ -130,24 +130,27 @@ impl report::Document for Document {
             &format!("{:.2} bits per weight", source.bits_per_weight),
         ]);
         let mut page = Page::new("What if", source.name.as_deref().unwrap_or(&source.path), about);
-        let predicted = "Predicted of files that do not exist: what llama-quantize";
-        page.push(Block::Prose(format!("{predicted} b{REFERENCE} would make of it")));
+        page.push(Block::Prose(format!("Predicted: what llama-quantize b{REFERENCE} would make of it")));
         let mut table = Table::of("recipe|>size|>bits|>experts|types|");
-        for row in &self.recipes {
-            let (experts, bits) = (row.routed_expert_bytes, format!("{:.2}", row.bits_per_weight));
+        for of in &self.recipes {
+            let (experts, bits) = (of.routed_expert_bytes, format!("{:.2}", of.bits_per_weight));
             let experts = if experts == Bytes(0) { "none".to_string() } else { experts.to_string() };
-            let (recipe, size) = (row.what_if.recipe.to_string(), row.bytes.to_string());
-            table.row([recipe, size, bits, experts, types(row), remark(&row.what_if)]);
+            let remarks = [
+                (of.what_if.imatrix == Imatrix::Needed).then(|| "needs --imatrix".to_string()),
+                (of.what_if.requantized > 0).then(|| "from a quant".to_string()),
+                (of.what_if.fallbacks > 0).then(|| counted(of.what_if.fallbacks, "fallback")),
+            ];
+            let remarks = remarks.into_iter().flatten().collect::<Vec<_>>().join(", ");
+            table.row(row![of.what_if.recipe, of.bytes, bits, experts, types(of), remarks]);
         }
         for Refused { recipe, error } in &self.refused {
             table.row([recipe, "", "", "", "", error]);
         }
         page.push(Block::Table(String::new(), table));
-        page.push(self.recipes.iter().filter_map(|row| {
-            let cells =
-                |row: &TensorRow| [row.name.clone(), row.from.to_string(), row.ty.to_string(), row.bytes.0.to_string()];
-            let table = Table::rows_of("tensor|is|becomes|>bytes", row.tensors.as_ref()?.iter().map(cells));
-            Some(Block::Table(row.what_if.recipe.to_string(), table))
+        page.push(self.recipes.iter().filter_map(|made| {
+            let rows = made.tensors.as_ref()?.iter().map(|of| row![of.name, of.from, of.ty, of.bytes.0]);
+            let table = Table::rows_of("tensor|is|becomes|>bytes", rows);
+            Some(Block::Table(made.what_if.recipe.to_string(), table))
         }));
         let commands = self.recipes.iter().filter(|_| self.recipes.len() <= COMMANDS);
         page.push(commands.map(|row| Block::Command(String::new(), row.what_if.command.clone())));
@@ -161,12 +164,4 @@ fn types(row: &Row) -> String {
     types.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
     let count = |ty: &str| row.tensors_by_type.get(ty).map_or(0, |count| count.tensors);
     types.iter().map(|(ty, _)| format!("{} {ty}", count(ty))).collect::<Vec<_>>().join(", ")
-}
-
-/// What to know of it, in a few words.
-fn remark(what_if: &WhatIf) -> String {
-    let needs = (what_if.imatrix == Imatrix::Needed).then(|| "needs --imatrix".to_string());
-    let again = (what_if.requantized > 0).then(|| "from a quant".to_string());
-    let other = (what_if.fallbacks > 0).then(|| counted(what_if.fallbacks, "fallback"));
-    needs.into_iter().chain(again).chain(other).collect::<Vec<_>>().join(", ")
 }

@@ -55,7 +55,7 @@ fn recipes(text: &str) -> Result<Recipes, String> {
             Some(recipe) if recipes.contains(&recipe) => {}
             Some(recipe) => recipes.push(recipe),
             None if name.eq_ignore_ascii_case("all") => recipes = RECIPES.iter().collect(),
-            None => return Err(format!("`{name}` is no recipe of llama-quantize: {one_of}")),
+            None => return Err(format!("`{name}` is not a recipe of llama-quantize: {one_of}")),
         }
     }
     if recipes.is_empty() { Err(format!("name a recipe: {one_of}")) } else { Ok(recipes) }
@@ -69,7 +69,7 @@ fn named_type(text: &str) -> Result<(String, GgmlType), String> {
 }
 
 fn writable(name: &str) -> Result<GgmlType, String> {
-    let ty = GgmlType::from_name(name).ok_or("no type of ggml: write q8_0, q4_K, f16 …")?;
+    let ty = GgmlType::from_name(name).ok_or("not a type of ggml: write q8_0, q4_K, f16 …")?;
     if quantize::is_writable(ty) { Ok(ty) } else { Err("llama-quantize cannot write this type".into()) }
 }
 
@@ -175,7 +175,7 @@ pub fn warnings(what_if: &WhatIf, path: &str) -> Vec<Warning> {
     let again = (*requantized > 0).then(|| {
         let message =
             format!("{requantized} tensors of `{source}` are quantized already and would be converted from that");
-        warning("requantized", message, "from a file of F32, F16 or BF16 the result is better")
+        warning("requantized", message, "a file of F32, F16 or BF16 gives a better result")
     });
     let made = warning("what-if", predicted, &format!("this makes it: {command}"));
     [made].into_iter().chain(imatrix).chain(again).collect()
@@ -190,7 +190,7 @@ mod tests {
         let names = |text| recipes(text).map(|recipes| recipes.iter().map(|recipe| recipe.name).collect::<Vec<_>>());
         assert_eq!(names("q4_k_m, Q6_K,Q4_K"), Ok(vec!["Q4_K_M", "Q6_K"]));
         assert_eq!(names("all").map(|names| names.len()), Ok(RECIPES.len()));
-        assert!(names("Q4_X").is_err_and(|error| error.contains("`Q4_X` is no recipe") && error.contains("IQ4_XS")));
+        assert!(names("Q4_X").is_err_and(|error| error.contains("`Q4_X` is not a recipe") && error.contains("IQ4_XS")));
         assert!(names(",").is_err());
         assert!(named_type("ATTN_V=Q8_0").is_ok_and(|(text, ty)| text == "attn_v" && ty.name == "q8_0"));
         for wrong in ["attn_v", "=q8_0", "attn_v=i32", "attn_v=q9", "(=q8_0"] {

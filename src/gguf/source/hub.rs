@@ -204,9 +204,44 @@ pub fn choose<'a>(repo: &str, quants: &'a [Quant], which: &Which) -> Result<&'a 
     }
 }
 
+/// The number in the name of a file's quantisation (`extract_quant_bits`): 4 of Q4_K_M, 16 of F16, 0 where it has none.
+fn quant_bits(path: &str) -> u32 {
+    let (stem, _) = stem(path);
+    let word = stem.rsplit(['-', '.']).next().filter(|word| word.len() < stem.len()).unwrap_or_default();
+    let digits = word.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    digits.get(..end).and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// The projector that `-hf` fetches beside a model: of those in its folder and above, the nearest, then the one of the most similar
+/// quantisation, then the first (`common/download.cpp` `find_best_sibling`, b11434).
+pub fn projector_beside<'a>(files: &'a [HubFile], model: &str) -> Option<&'a HubFile> {
+    let folder = |path: &str| path.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+    let (own, bits) = (folder(model), quant_bits(model));
+    let is_projector = |file: &&HubFile| file.path.strip_suffix(".gguf").is_some() && file.path.contains("mmproj");
+    let is_above = |file: &&HubFile| own.starts_with(&folder(&file.path));
+    let order = |file: &&HubFile| (std::cmp::Reverse(folder(&file.path).len()), quant_bits(&file.path).abs_diff(bits));
+    files.iter().filter(is_projector).filter(is_above).min_by_key(order)
+}
+
 impl Client {
     /// The models of a repository.
     pub fn quants(&self, repo: &str) -> Result<Vec<Quant>, Error> {
+        Ok(quants(repo, self.files(repo)?)?)
+    }
+
+    /// The projector that `-hf` fetches beside a model of a repository.
+    pub fn projector_beside(&self, repo: &str, model: &Quant) -> Result<Option<Quant>, Error> {
+        let files = self.files(repo)?;
+        Ok(projector_beside(&files, &model.path).map(|file| Quant {
+            name: quant_name(stem(&file.path).0).to_string(),
+            path: file.path.clone(),
+            bytes: file.bytes,
+            files: vec![file.clone()],
+        }))
+    }
+
+    fn files(&self, repo: &str) -> Result<Vec<HubFile>, Error> {
         if !is_repository(repo) {
             return Err(wrong_repository(&format!("hf:{repo}")));
         }
@@ -220,7 +255,7 @@ impl Client {
             files.extend(items);
             page = next.filter(|_| files.len() < MAX_FILES);
         }
-        Ok(quants(repo, files)?)
+        Ok(files)
     }
 
     /// One page of the list: from the hub, or offline from the cache.
@@ -273,6 +308,20 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_projector_beside_a_model_is_llama_cpps_choice() {
+        let of = |paths: &[&str], model: &str| {
+            let file = |path: &&str| HubFile { path: (*path).to_string(), bytes: Bytes(10), oid: None };
+            let files: Vec<HubFile> = paths.iter().map(file).collect();
+            projector_beside(&files, model).map(|file| file.path.clone())
+        };
+        let all = ["mmproj-F32.gguf", "mmproj-BF16.gguf", "mmproj-F16.gguf", "a/mmproj-Q8_0.gguf", "m-Q4_K_M.gguf"];
+        assert_eq!(of(&all, "m-Q4_K_M.gguf").as_deref(), Some("mmproj-BF16.gguf"));
+        assert_eq!(of(&all, "a/m-Q4_K_M.gguf").as_deref(), Some("a/mmproj-Q8_0.gguf"));
+        assert_eq!(of(&all, "b/m-F32.gguf").as_deref(), Some("mmproj-F32.gguf"));
+        assert_eq!(of(&["a/mmproj-F16.gguf", "m.gguf"], "m.gguf"), None);
+    }
 
     fn quants_of(paths: &[&str]) -> Result<Vec<Quant>, Refusal> {
         let file = |path: &&str| HubFile { path: (*path).to_string(), bytes: Bytes(10), oid: None };

@@ -197,7 +197,7 @@ impl<'g> Layer<'g> {
         }
         let v = if v_trans { v.transpose() } else { v };
         let [k, v] = [k, v].map(|x| if x.tensor().ty == f32() { x.cast(f16()) } else { x });
-        let mut rows = q.flash_attn_ext(k, v, mask);
+        let mut rows = q.flash_attn_ext(k, v, Some(mask));
         rows.edit(|t| t.param = u32::from(extras.alibi));
         rows.add_sinks(sinks);
         self.draft.0.borrow_mut().layer_targets.insert(rows.id, self.target());

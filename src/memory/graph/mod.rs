@@ -7,11 +7,13 @@
 #![allow(clippy::many_single_char_names, reason = "q, k, v, x and z are what llama.cpp calls them")]
 #![allow(clippy::return_self_not_must_use, reason = "a node that is made without being used does not run")]
 
+pub mod clip;
 pub mod ops;
 pub mod tensor;
 
 mod attention;
 mod cache;
+mod conv;
 mod error;
 mod ffn;
 mod inputs;
@@ -172,33 +174,12 @@ impl<'g> Builder<'g> {
 
     /// What is wrong with the file, if anything is.
     fn finished(&self) -> Result<(), Error> {
-        if let Some(error) = self.error.take() {
-            return Err(error);
-        }
-        let graph = self.draft.0.borrow();
-        let Some(fault) = &graph.fault else { return Ok(()) };
-        if fault.what == TOO_LARGE {
-            return Err(Error::TooLarge);
-        }
-        let shape = |id: &Id| format!("{:?}", graph.tensor(*id).ne);
-        let shapes = fault.sources.iter().map(shape).collect::<Vec<_>>().join(" and ");
-        let tensor = self.weight_behind(&graph, &fault.sources).map(str::to_string);
-        Err(Error::Operation { what: fault.what, shapes, tensor })
-    }
-
-    /// The weight that one of `ids` is or comes from by the fewest operations.
-    fn weight_behind(&self, graph: &Graph, ids: &[Id]) -> Option<&'g str> {
         let leafs = self.leafs.borrow();
-        let (mut open, mut met) = (VecDeque::from(ids.to_vec()), HashSet::new());
-        while let Some(id) = open.pop_front() {
-            if let Some(((index, _), _)) = leafs.iter().find(|(_, leaf)| **leaf == id) {
-                return self.plan.model.tensors.get(*index).map(|tensor| tensor.name.as_str());
-            }
-            if met.insert(id) {
-                open.extend(graph.tensor(id).sources());
-            }
-        }
-        None
+        let name = |id: Id| {
+            let ((index, _), _) = leafs.iter().find(|(_, leaf)| **leaf == id)?;
+            Some(self.plan.model.tensors.get(*index)?.name.as_str())
+        };
+        self.error.take().map_or_else(|| fault(&self.draft.0.borrow(), name), Err)
     }
 
     /// Keeps the first error; the node stands for what is missing.
@@ -330,6 +311,31 @@ impl<'g> Builder<'g> {
     fn no_tensor(&self, tensor: String) -> Node<'g> {
         self.fail(Error::Tensor { tensor, architecture: self.plan.model.architecture.clone() })
     }
+}
+
+/// The operation that a graph stopped at, if it did; `name` knows the weights.
+fn fault<'m>(graph: &Graph, name: impl Fn(Id) -> Option<&'m str>) -> Result<(), Error> {
+    let Some(fault) = &graph.fault else { return Ok(()) };
+    if fault.what == TOO_LARGE {
+        return Err(Error::TooLarge);
+    }
+    let shape = |id: &Id| format!("{:?}", graph.tensor(*id).ne);
+    let shapes = fault.sources.iter().map(shape).collect::<Vec<_>>().join(" and ");
+    Err(Error::Operation { what: fault.what, shapes, tensor: weight_behind(graph, &fault.sources, name) })
+}
+
+/// The weight that one of `ids` is or comes from by the fewest operations.
+fn weight_behind<'m>(graph: &Graph, ids: &[Id], name: impl Fn(Id) -> Option<&'m str>) -> Option<String> {
+    let (mut open, mut met) = (VecDeque::from(ids.to_vec()), HashSet::new());
+    while let Some(id) = open.pop_front() {
+        if let Some(name) = name(id) {
+            return Some(name.to_string());
+        }
+        if met.insert(id) {
+            open.extend(graph.tensor(id).sources());
+        }
+    }
+    None
 }
 
 impl Node<'_> {

@@ -126,7 +126,7 @@ impl Node<'_> {
         self.op(Op::Unary(function))
     }
 
-    fn make(self, op: Op, ty: GgmlType, ne: [u64; 4], sources: &[Self]) -> Self {
+    pub fn make(self, op: Op, ty: GgmlType, ne: [u64; 4], sources: &[Self]) -> Self {
         self.draft.make(op, ty, ne, sources)
     }
 
@@ -322,8 +322,13 @@ impl Node<'_> {
 
     /// With `more` zeros at the end of its rows.
     pub fn pad(self, more: u64) -> Self {
+        self.pad_nd([more, 0, 0, 0])
+    }
+
+    /// With zeros before or after what it holds, so many by dimension (`ggml_pad_ext`).
+    pub fn pad_nd(self, more: [u64; 4]) -> Self {
         let Tensor { ty, ne, .. } = self.tensor();
-        self.make(Op::Pad, ty, [ne[0] + more, ne[1], ne[2], ne[3]], &[self])
+        self.make(Op::Pad, ty, [0, 1, 2, 3].map(|i| ne[i].saturating_add(more[i])), &[self])
     }
 
     /// The sum of each row.
@@ -381,14 +386,16 @@ impl Node<'_> {
     }
 
     /// Attention of these queries in one operation.
-    pub fn flash_attn_ext(self, k: Self, v: Self, mask: Self) -> Self {
-        let [q_t, k_t, v_t, m_t] = [self, k, v, mask].map(Self::tensor);
+    pub fn flash_attn_ext(self, k: Self, v: Self, mask: Option<Self>) -> Self {
+        let [q_t, k_t, v_t] = [self, k, v].map(Self::tensor);
         let streams = q_t.ne[3] == k_t.ne[3] && q_t.ne[3] == v_t.ne[3];
-        let masks =
-            m_t.ty == f16() && m_t.is_contiguous() && divides(m_t.ne[2], q_t.ne[2]) && divides(m_t.ne[3], q_t.ne[3]);
+        let masks = mask.map(Self::tensor).is_none_or(|m| {
+            m.ty == f16() && m.is_contiguous() && divides(m.ne[2], q_t.ne[2]) && divides(m.ne[3], q_t.ne[3])
+        });
         let fits = can_mul_mat(&k_t, &q_t) && streams && masks;
         let ne = [v_t.ne[0], q_t.ne[2], q_t.ne[1], q_t.ne[3]];
-        self.draft.make_if(fits, ("ggml_flash_attn_ext", Op::FlashAttnExt), ne, &[self, k, v, mask])
+        let sources = [&[self, k, v], mask.as_slice()].concat();
+        self.draft.make_if(fits, ("ggml_flash_attn_ext", Op::FlashAttnExt), ne, &sources)
     }
 
     /// How well each cell of an indexer's cache fits each token's queries (`ggml_lightning_indexer`).

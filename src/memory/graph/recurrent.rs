@@ -157,17 +157,6 @@ impl<'g> Builder<'g> {
         input.view(&[kernel - 1, channels, self.n_seqs], &t.nb[1..3], first.saturating_sub(slot) * t.nb[0])
     }
 
-    /// A causal convolution of each channel.
-    pub(super) fn ssm_conv(&self, input: Node<'g>, kernel: Node<'g>) -> Node<'g> {
-        let (x, c) = (input.shape(), kernel.shape());
-        match (x[0] + 1).checked_sub(c[0]) {
-            Some(n) if x[1] == c[1] && x[3] == 1 && c[2..] == [1, 1] => {
-                self.draft.make(Op::SsmConv, f32(), [c[1], n, x[2], 1], &[input, kernel])
-            }
-            _ => self.draft.refuse("ggml_ssm_conv", &[input, kernel]),
-        }
-    }
-
     /// The gated delta rule: outputs `[S, H, tokens, sequences]`, and the new state (`build_recurrent_attn`).
     pub(super) fn delta_rule(&self, sources: [Node<'g>; 6]) -> (Node<'g>, Node<'g>) {
         let [_, _, v, g, beta, state] = sources;

@@ -57,6 +57,11 @@ pub enum Op {
     Argsort,
     TopK,
     Pool,
+    Im2Col,
+    Conv2d,
+    Roll,
+    /// Every backend runs it, and no rule tells it from its like: `UPSCALE`, `PAD_REFLECT_1D`, `SIN`, `COS`, `ARGMAX`, `CONV_2D_DW`.
+    Plain,
     FlashAttnExt,
     SsmConv,
     SsmScan,

@@ -1,19 +1,23 @@
-//! A benchmark: the launch beside its baselines, curves over depth, the gaps between tokens, the answers.
+//! A benchmark and a validation: launches beside their baselines, curves over depth, gaps between tokens, answers, checklists.
 
 use std::collections::BTreeMap;
 
 use super::compare::Summary;
 use super::memory::{self, Side, errors, size};
+use super::speed::Unit::{Rate, Time};
 use super::speed::{Entry, Unit, chart};
-use super::{Block, Document, Item, KeyFigure, Page, Verdict, environment, named};
+use super::{Block, Document, Item, KeyFigure, Page, Verdict, dotted, named};
 use crate::bytes::Bytes;
-use crate::measurement::Spread;
+use crate::measurement::{Spread, Taken};
 use crate::memory::HOST;
-use crate::number::{counted, fixed, seconds, signed, thousands, typeset};
+use crate::number::{counted, fixed, parameters, seconds, signed, thousands, typeset};
 use crate::report::chart::{Fill, Lines, Point, Series};
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::suite::bench::on_devices;
-use crate::suite::document::{self, Bench, Case, DepthRow, Gaps, Mode, Sample, Session, SpeedRow};
+use crate::suite::document::{
+    self, Bench, Case, DeviceFacts, Environment, Gaps, Mode, ModelFacts, ModelValidation, Saving, Session, SpeedRow,
+    Validation,
+};
 
 /// Characters of an answer that a page shows; the document keeps all of it.
 const SHOWN: usize = 3000;
@@ -23,7 +27,7 @@ const UNKNOWN: &str = "not known";
 
 impl Document for Bench {
     fn pages(&self) -> Vec<Page> {
-        let mut page = Page::new("Benchmark", title(self), environment::about(&self.environment));
+        let mut page = Page::new("Benchmark", title(self), about(&self.environment));
         blocks(self, &mut page);
         vec![page]
     }
@@ -38,140 +42,172 @@ fn title(bench: &Bench) -> &str {
     model.or(bench.environment.endpoint.as_deref()).unwrap_or("A model")
 }
 
-pub(super) fn summary(bench: &Bench, label: &str) -> Option<Summary> {
+fn summary(bench: &Bench, label: &str) -> Option<Summary> {
     let case = bench.cases.first()?;
     let row = overall(case);
-    Some(Summary {
-        memory: with_memory(case).map(|session| session.memory.clone()),
-        first: row.and_then(|row| row.first_token_seconds),
-        ..Summary::measured(label, row.and_then(|row| row.pp), row.and_then(|row| row.tg))
-    })
+    let memory = with_memory(case).map(|session| session.taken.memory.clone());
+    Some(Summary { memory, first: row.first_token_seconds, ..Summary::measured(label, row.pp, row.tg) })
 }
 
-pub(super) fn blocks(bench: &Bench, page: &mut Page) {
-    let (rates, times) = (Unit::TokensPerSecond, Unit::Seconds);
+/// The final checklist, then each model with its evidence.
+impl Document for Validation {
+    fn pages(&self) -> Vec<Page> {
+        let mut page = Page::new("", format!("Validation: {}", self.suite), about(&self.environment));
+        page.push((!self.description.is_empty()).then(|| Block::Prose(self.description.clone())));
+        page.push(Block::checklist("Final checklist", items(&self.summary)));
+        page.push(Block::checklist("Prerequisites", items(&self.prerequisites)));
+        page.detail(Block::Table("Machine".into(), machine(&self.environment)));
+        [page].into_iter().chain(self.models.iter().map(of_model)).collect()
+    }
+
+    fn summaries(&self) -> Vec<Summary> {
+        self.models.iter().filter_map(|model| summary(model.bench.as_ref()?, &model.name)).collect()
+    }
+}
+
+fn of_model(model: &ModelValidation) -> Page {
+    let source = model.path.clone().unwrap_or_default();
+    let mut page = Page { source, ..Page::new("", model.name.clone(), "") };
+    page.push(
+        model
+            .skipped
+            .clone()
+            .map(|why| Block::Checklist(vec![Item { verdict: Verdict::Skipped, what: "Run".into(), why, hint: None }])),
+    );
+    for part in &model.sections {
+        let mut name = part.name.replace(['-', '_'], " ");
+        if let Some(first) = name.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        page.push([Block::Heading(name), Block::Checklist(items(&part.items))]);
+    }
+    let placements = model.placements.iter().map(|placement| {
+        let memory = placement.predicted.iter().map(|(device, row)| format!("{device} {}", size(row.total)));
+        let fits = placement.fits.map_or("no budget given", |fits| if fits { "yes" } else { "no" });
+        let [devices, host] = [placement.expert_bytes_on_devices, placement.expert_bytes_on_host].map(size);
+        row![placement.case, devices, host, memory.collect::<Vec<_>>().join(", "), fits]
+    });
+    let columns = "case|>experts on devices|>experts on the host|memory|fits";
+    page.detail(Block::table("Placements, predicted", Table::rows_of(columns, placements)));
+    if let Some(measured) = &model.bench {
+        page.push(Block::Heading("Benchmark".into()));
+        blocks(measured, &mut page);
+    }
+    page
+}
+
+fn blocks(bench: &Bench, page: &mut Page) {
     page.push(bench.cases.first().map(|case| Block::KeyFigures(figures(bench, case))));
     page.push(Block::Prose(format!("Asked {}.", asked(bench))));
     page.push(Block::Table("Every case, over all prompts".into(), cases(bench)));
     page.push(failures(bench).into_iter().map(|text| Block::Note(Verdict::Bad, text, None)));
-    page.detail(beside(bench, "Generation", rates, |row| row.tg, |sample| sample.tg));
-    page.detail(beside(bench, "Prompt", rates, |row| row.pp, |sample| sample.pp));
-    let first = "Time to the first token";
-    page.detail(beside(bench, first, times, |row| row.first_token_seconds, |one| one.first_token_seconds));
+    page.detail(beside(bench, "Generation", Rate, |row| row.tg, |sample| sample.tg));
+    page.detail(beside(bench, "Prompt", Rate, |row| row.pp, |sample| sample.pp));
+    page.detail(beside(
+        bench,
+        "Time to the first token",
+        Time,
+        |row| row.first_token_seconds,
+        |one| one.first_token_seconds,
+    ));
     page.detail(over_depth(bench, "Generation over depth", |row| row.tg));
     page.detail(over_depth(bench, "Prompt over depth", |row| row.pp));
-    let columns = "case|>depth|>pp|>tg|>first token";
-    let depths = by_case(
-        bench,
-        columns,
-        |case| case.depths.iter(),
-        |row| vec![thousands(row.depth.into()), rate(row.pp), rate(row.tg), time(row.first_token_seconds)],
-    );
+    let depths = by_case(bench, ">depth|>pp|>tg|>first token", |case| {
+        case.depths.iter().map(|at| {
+            row![
+                thousands(at.depth.into()),
+                Rate.spread(at.pp),
+                Rate.spread(at.tg),
+                Time.spread(at.first_token_seconds)
+            ]
+        })
+    });
     page.push(Block::table("Speed by depth", depths));
     page.push(Block::table("Against the baselines", savings(bench)));
     page.detail(memories(bench));
     page.detail(gaps(bench));
     page.push(Block::table("Speed by prompt", prompts(bench)));
-    judged(bench, page, "Streams", |case| items(&case.stream));
-    judged(bench, page, "Answers", |case| {
-        let of_prompt = |of: &document::Quality| {
-            let named = |item: Item| Item { what: format!("{}: {}", of.prompt, item.what), ..item };
-            items(&of.items).into_iter().map(named).collect::<Vec<_>>()
-        };
-        case.quality.iter().flat_map(of_prompt).collect()
-    });
-    page.detail(bench.cases.iter().flat_map(|case| {
-        let answers = case.quality.iter();
-        let answers = answers.map(|of| (format!("{}: the {} prompt", case.name, of.prompt), &of.items));
-        let all = [(format!("{}: streams", case.name), &case.stream)].into_iter().chain(answers);
-        all.flat_map(|(heading, of)| Block::checklist(&heading, items(of))).collect::<Vec<_>>()
-    }));
+    let judged: Vec<Vec<Item>> = bench.cases.iter().map(judged).collect();
+    page.push(Block::table("Streams and answers", verdicts(bench, &judged)));
+    for (case, items) in bench.cases.iter().zip(judged) {
+        let failed = items.iter().filter(|item| item.verdict == Verdict::Bad);
+        let note = |item: &Item| format!("{}: {}: {}", case.name, item.what, item.why);
+        page.push(failed.map(|item| Block::Note(Verdict::Bad, note(item), None)).collect::<Vec<_>>());
+        page.detail(Block::checklist(&format!("{}: streams and answers", case.name), items));
+    }
     page.detail(replies(bench));
     page.push(
         (bench.weights.synthetic != Some(false) && !bench.weights.basis.is_empty())
             .then(|| Block::Note(Verdict::Caution, format!("weights: {}", bench.weights.basis), None)),
     );
     // Its own notes, then those of its launches, each once.
-    let mut notes: Vec<&String> = sessions(bench).flat_map(|(_, session)| &session.notes).collect();
+    let mut notes: Vec<&String> =
+        bench.cases.iter().flat_map(|case| &case.sessions).flat_map(|one| &one.notes).collect();
     notes.sort();
     notes.dedup();
     page.push(bench.notes.iter().chain(notes).map(|note| Block::Note(Verdict::Open, note.clone(), None)));
     page.detail(Block::Table("How it was asked".into(), settings(bench)));
-    page.detail(Block::Table("Machine".into(), environment::machine(&bench.environment)));
-    page.detail(bench.model.as_ref().map(|model| Block::Table("Model".into(), environment::model(model))));
+    page.detail(Block::Table("Machine".into(), machine(&bench.environment)));
+    page.detail(bench.model.as_ref().map(|model| Block::Table("Model".into(), facts(model))));
     let command = |case: &Case| Some(Block::Command(format!("{}, {}", case.name, case.what), case.command.clone()?));
     page.detail(bench.cases.iter().filter_map(command));
 }
 
-fn sessions(bench: &Bench) -> impl Iterator<Item = (&Case, &Session)> {
-    bench.cases.iter().flat_map(|case| case.sessions.iter().map(move |session| (case, session)))
-}
-
 /// A table with rows of every case, whose name is in the first column.
-fn by_case<'b, T, I: Iterator<Item = T>>(
+fn by_case<'b, I: Iterator<Item: IntoIterator<Item = String>>>(
     bench: &'b Bench,
     columns: &str,
     rows: impl Fn(&'b Case) -> I,
-    cells: impl Fn(T) -> Vec<String>,
 ) -> Table {
-    let row = |case: &'b Case| rows(case).map(|row| [vec![case.name.clone()], cells(row)].concat()).collect::<Vec<_>>();
-    Table::rows_of(columns, bench.cases.iter().flat_map(row))
+    let of_case = |case: &'b Case| rows(case).map(|row| std::iter::once(case.name.clone()).chain(row));
+    Table::rows_of(&format!("case|{columns}"), bench.cases.iter().flat_map(of_case))
 }
 
 fn asked(bench: &Bench) -> String {
-    let times = format!("{} times", bench.settings.repetitions);
+    let times = counted(bench.settings.repetitions.into(), "time");
     let most = || bench.prompts.iter().map(|prompt| prompt.max_tokens);
     match (most().min(), most().max()) {
         (Some(low), Some(high)) if low == high => format!("{times}, answers of at most {high} tokens"),
-        (Some(low), Some(high)) => format!("{times}, answers of at most {low} to {high} tokens"),
+        (Some(low), Some(high)) => format!("{times}, answers limited to {low} to {high} tokens, by prompt"),
         _ => times,
     }
 }
 
-fn rate(value: Option<Spread>) -> String {
-    value.map_or_else(|| UNKNOWN.to_string(), |value| Unit::TokensPerSecond.spread(value))
-}
-
-fn time(value: Option<Spread>) -> String {
-    value.map_or_else(|| UNKNOWN.to_string(), |value| Unit::Seconds.spread(value))
-}
-
 /// The row over all prompts: of streams where there are any.
-fn overall(case: &Case) -> Option<&SpeedRow> {
+fn overall(case: &Case) -> SpeedRow {
     let row = |mode| case.speed.iter().find(|row| row.prompt.is_none() && row.mode == mode);
-    row(Mode::Stream).or_else(|| row(Mode::Whole))
+    row(Mode::Stream).or_else(|| row(Mode::Whole)).cloned().unwrap_or_default()
 }
 
 /// The first launch of a case whose memory was seen.
 fn with_memory(case: &Case) -> Option<&Session> {
-    case.sessions.iter().find(|session| !session.memory.is_empty())
+    case.sessions.iter().find(|session| !session.taken.memory.is_empty())
 }
 
 fn cases(bench: &Bench) -> Table {
     let host = |session: &Session| {
-        let own = size(session.memory.get(HOST)?.terms.own());
-        let mapped = session.mapped_span;
+        let own = size(session.taken.memory.get(HOST)?.terms.own());
+        let mapped = session.taken.mapped_span;
         Some(if mapped.0 > 0 { format!("{own}, {mapped} mapped") } else { own })
     };
-    let columns = "case|>load|>devices|>host|>pp|>tg|>first token|>in all";
-    by_case(bench, columns, std::iter::once, |case| {
-        let (measured, speed) = (with_memory(case), overall(case));
-        vec![
-            if case.command.is_some() { time(case.load_seconds) } else { "was up".to_string() },
-            measured.and_then(on_devices).map_or(UNKNOWN.to_string(), size),
-            measured.and_then(host).unwrap_or_else(|| UNKNOWN.to_string()),
-            rate(speed.and_then(|row| row.pp)),
-            rate(speed.and_then(|row| row.tg)),
-            time(speed.and_then(|row| row.first_token_seconds)),
-            time(speed.and_then(|row| row.total_seconds)),
-        ]
+    by_case(bench, ">load|>devices|>host|>pp|>tg|>first token|>in all", |case| {
+        let (seen, speed) = (with_memory(case), overall(case));
+        std::iter::once(row![
+            if case.command.is_some() { Time.spread(case.load_seconds) } else { "was up".to_string() },
+            seen.and_then(on_devices).map_or(UNKNOWN.to_string(), size),
+            seen.and_then(host).unwrap_or_else(|| UNKNOWN.to_string()),
+            Rate.spread(speed.pp),
+            Rate.spread(speed.tg),
+            Time.spread(speed.first_token_seconds),
+            Time.spread(speed.total_seconds),
+        ])
     })
 }
 
 fn failures(bench: &Bench) -> Vec<String> {
-    let all = || sessions(bench).map(|(_, session)| session);
-    let launches = all().filter_map(|session| Some(format!("{}: {}", session.case, session.failure.as_ref()?)));
-    let samples = all().flat_map(|session| session.samples.iter().map(move |sample| (&session.case, sample)));
+    let sessions = || bench.cases.iter().flat_map(|case| &case.sessions);
+    let launches = sessions().filter_map(|session| Some(format!("{}: {}", session.case, session.failure.as_ref()?)));
+    let samples = sessions().flat_map(|session| session.samples.iter().map(move |sample| (&session.case, sample)));
     let answers = samples.filter_map(|(case, one)| Some(format!("{case}, {}: {}", one.prompt, one.failure.as_ref()?)));
     let mut lines: Vec<String> = launches.chain(answers).collect();
     lines.dedup();
@@ -179,54 +215,59 @@ fn failures(bench: &Bench) -> Vec<String> {
 }
 
 fn prompts(bench: &Bench) -> Table {
-    let columns = "case|prompt|answer|>tokens|>pp|>tg|>first token|>gap: median|>95%|>longest";
-    by_case(
-        bench,
-        columns,
-        |case| case.speed.iter().filter(|row| row.prompt.is_some()),
-        |row| {
-            let is_stream = row.mode == Mode::Stream;
-            let of_stream = |text: String| if is_stream { text } else { "–".to_string() };
-            vec![
-                row.prompt.clone().unwrap_or_default(),
-                if is_stream { "streamed" } else { "whole" }.to_string(),
-                row.generated_tokens.map_or_else(|| UNKNOWN.to_string(), |tokens| fixed(tokens.mean, 0)),
-                rate(row.pp),
-                rate(row.tg),
-                of_stream(time(row.first_token_seconds)),
-                of_stream(time(row.gap_median)),
-                of_stream(time(row.gap_p95)),
-                of_stream(row.gap_max.map_or_else(|| UNKNOWN.to_string(), seconds)),
-            ]
-        },
-    )
+    by_case(bench, "prompt|answer|>tokens|>pp|>tg|>first token|>gap: median|>95%|>longest", |case| {
+        case.speed.iter().filter_map(|of| {
+            let is_stream = of.mode == Mode::Stream;
+            let streamed = |text: String| if is_stream { text } else { "–".to_string() };
+            Some(row![
+                of.prompt.as_ref()?,
+                if is_stream { "streamed" } else { "whole" },
+                of.generated_tokens.map_or(UNKNOWN.to_string(), |tokens| fixed(tokens.mean, 0)),
+                Rate.spread(of.pp),
+                Rate.spread(of.tg),
+                streamed(Time.spread(of.first_token_seconds)),
+                streamed(Time.spread(of.gap_median)),
+                streamed(Time.spread(of.gap_p95)),
+                streamed(of.gap_max.map_or(UNKNOWN.to_string(), seconds)),
+            ])
+        })
+    })
 }
 
 fn savings(bench: &Bench) -> Table {
     let ratio = |ratio: Option<f64>| ratio.map_or(UNKNOWN.to_string(), |ratio| format!("{ratio:.2}×"));
-    let row = |saving: &document::Saving| {
+    let rows = bench.savings.iter().map(|saving| {
         let sign = if saving.saved_bytes < 0 { "−" } else { "" };
-        [
-            saving.baseline.clone(),
-            saving.by.clone(),
+        let percent = saving.saved_percent.map(|percent| format!("{}%", typeset(&fixed(percent, 1))));
+        row![
+            saving.baseline,
+            saving.by,
             size(saving.bytes),
             size(saving.baseline_bytes),
             format!("{sign}{}", size(Bytes(saving.saved_bytes.unsigned_abs()))),
-            saving.saved_percent.map(|percent| format!("{}%", typeset(&fixed(percent, 1)))).unwrap_or_default(),
+            percent.unwrap_or_default(),
             ratio(saving.tg_ratio),
             ratio(saving.pp_ratio),
         ]
-    };
-    Table::rows_of("baseline|by|>this|>baseline's|>saved|>|>tg|>pp", bench.savings.iter().map(row))
+    });
+    Table::rows_of("baseline|by|>this|>baseline's|>saved|>|>tg|>pp", rows)
 }
 
-/// A check a line, a case a column; what failed is told in full beneath.
-fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> Vec<Item>) {
-    let by_case: Vec<Vec<Item>> = bench.cases.iter().map(of).collect();
+/// What was judged of a case: its streams, and the answer to each prompt.
+fn judged(case: &Case) -> Vec<Item> {
+    let named = |of: String, found: &[document::Item]| {
+        items(found).into_iter().map(move |item| Item { what: format!("{of}: {}", item.what), ..item })
+    };
+    let answers = case.quality.iter().flat_map(|of| named(format!("{} prompt", of.prompt), &of.items));
+    named("streams".into(), &case.stream).chain(answers).collect()
+}
+
+/// A check a line, a case a column.
+fn verdicts(bench: &Bench, judged: &[Vec<Item>]) -> Table {
     let mut table = Table::of("");
     table.columns.extend(bench.cases.iter().map(|case| (case.name.clone(), false)));
     let mut seen: Vec<&str> = Vec::new();
-    for what in by_case.iter().flatten().map(|item| item.what.as_str()) {
+    for what in judged.iter().flatten().map(|item| item.what.as_str()) {
         if seen.contains(&what) {
             continue;
         }
@@ -236,33 +277,24 @@ fn judged(bench: &Bench, page: &mut Page, caption: &str, of: impl Fn(&Case) -> V
             Some(verdict) => verdict.look().word,
             None => "–",
         };
-        table.row([what].into_iter().chain(by_case.iter().map(word)));
+        table.row([what].into_iter().chain(judged.iter().map(word)));
     }
-    page.push(Block::table(caption, table));
-    for (case, items) in bench.cases.iter().zip(&by_case) {
-        let failed = items.iter().filter(|item| item.verdict == Verdict::Bad);
-        let note = |item: &Item| format!("{}: {}: {}", case.name, item.what, item.why);
-        page.push(failed.map(|item| Block::Note(Verdict::Bad, note(item), None)));
-    }
+    table
 }
 
 fn figures(bench: &Bench, case: &Case) -> Vec<KeyFigure> {
     let row = overall(case);
-    let speed = |(label, spread, unit, what): (&str, Option<Spread>, Unit, &str)| {
-        let samples = counted(u64::from(spread?.n), "sample");
-        Some(KeyFigure::new(label, unit.spread(spread?), format!("{what} {samples}")))
-    };
-    let saved = |saving: &document::Saving| {
+    let saved = |saving: &Saving| {
         let percent = format!("{}%", typeset(&signed(-saving.saved_percent?, 1)));
-        let by = format!("({} for {}, by {})", size(saving.bytes), size(saving.baseline_bytes), saving.by);
-        Some(KeyFigure::new(&format!("Device memory against {}", saving.baseline), percent, by))
+        let by = format!("({} instead of {}, by {})", size(saving.bytes), size(saving.baseline_bytes), saving.by);
+        Some(KeyFigure::new(&format!("Device memory compared with {}", saving.baseline), percent, by))
     };
     let speeds = [
-        ("Generation", row.and_then(|row| row.tg), Unit::TokensPerSecond, "tokens/s,"),
-        ("Prompt", row.and_then(|row| row.pp), Unit::TokensPerSecond, "tokens/s,"),
-        ("First token", row.and_then(|row| row.first_token_seconds), Unit::Seconds, "in"),
+        Rate.figure("Generation", row.tg, "tokens/s,"),
+        Rate.figure("Prompt", row.pp, "tokens/s,"),
+        Time.figure("First token", row.first_token_seconds, "in"),
     ];
-    speeds.into_iter().filter_map(speed).chain(bench.savings.iter().filter_map(saved)).collect()
+    speeds.into_iter().flatten().chain(bench.savings.iter().filter_map(saved)).collect()
 }
 
 fn settings(bench: &Bench) -> Table {
@@ -280,62 +312,56 @@ fn beside(
     title: &str,
     unit: Unit,
     of: fn(&SpeedRow) -> Option<Spread>,
-    of_sample: fn(&Sample) -> Option<f64>,
+    of_sample: fn(&document::Sample) -> Option<f64>,
 ) -> Option<Block> {
     let entry = |case: &Case| {
         let row = overall(case);
-        let samples = case.sessions.iter().flat_map(|session| &session.samples);
-        let samples = samples.filter(|sample| Some(sample.mode) == row.map(|row| row.mode)).filter_map(of_sample);
-        Entry::measured(&case.name, row.and_then(of), samples.collect())
+        let samples = case.samples().filter(|sample| sample.mode == row.mode).filter_map(of_sample);
+        Entry::measured(&case.name, of(&row), samples.collect())
     };
     chart(title, unit, bench.cases.iter().map(entry))
 }
 
-fn over_depth(bench: &Bench, title: &str, of: fn(&DepthRow) -> Option<Spread>) -> Option<Block> {
+fn over_depth(bench: &Bench, title: &str, of: fn(&document::DepthRow) -> Option<Spread>) -> Option<Block> {
     let mut table = Table::of("case|>depth|>tokens/s");
     let mut series = Vec::new();
     for (at, case) in bench.cases.iter().enumerate() {
         let mut points = Vec::new();
-        for (row, spread) in case.depths.iter().filter_map(|row| Some((row, of(row)?))) {
-            table.row([case.name.clone(), thousands(row.depth.into()), Unit::TokensPerSecond.spread(spread)]);
-            let error = (spread.n > 1).then_some(spread.stddev);
-            points.push(Point { x: f64::from(row.depth), y: spread.mean, spread: error });
+        for (depth, spread) in case.depths.iter().filter_map(|row| Some((row.depth, of(row)?))) {
+            table.row(row![case.name, thousands(depth.into()), Rate.spread(spread)]);
+            points.push(Point { x: depth.into(), y: spread.mean, spread: (spread.n > 1).then_some(spread.stddev) });
         }
         series.extend((!points.is_empty()).then(|| Series { label: case.name.clone(), at, points }));
     }
     let (x, y) = ("tokens in the context before the prompt".into(), "tokens per second".into());
+    let (prompt, generated) = (bench.settings.depth_prompt.into(), bench.settings.depth_generate.into());
     let text = format!(
         "Measured with prompts of {} and {} generated tokens; whiskers are one standard deviation.",
-        thousands(bench.settings.depth_prompt.into()),
-        thousands(bench.settings.depth_generate.into())
+        thousands(prompt),
+        thousands(generated)
     );
     Block::lines(title, text, Lines { x, y, series, ..Lines::default() }, table)
 }
 
 fn memories(bench: &Bench) -> Vec<Block> {
-    let mut blocks = Vec::new();
     let none = BTreeMap::new();
-    let is_compared = |session: &&Session| !session.predicted.is_empty() && !session.memory.is_empty();
+    let is_compared = |session: &&Session| !session.taken.predicted.is_empty() && !session.taken.memory.is_empty();
     let compared = bench.cases.iter().filter_map(|case| Some((case, case.sessions.iter().find(is_compared)?)));
     let compared: Vec<(&Case, &Session)> = compared.collect();
-    if let Some((case, session)) = compared.first() {
+    let first = compared.first().map(|(case, session)| {
         let title = format!("Memory of {}, predicted beside measured", case.name);
-        blocks.push(memory::against(&title, &session.predicted, &session.memory, session.mapped_span, &none));
-    }
-    let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.comparison.as_slice()));
-    blocks.extend(errors(&rows.collect::<Vec<_>>()));
-    let sides: Vec<Side<'_>> = bench
-        .cases
-        .iter()
-        .filter_map(|case| Some((case.name.as_str(), &with_memory(case)?.memory, Fill::Plain)))
-        .collect();
-    if sides.len() > 1 {
-        blocks.push(Block::Figure(memory::figure("Memory of every case, measured", &sides, &none)));
-    }
-    blocks
+        let Taken { memory: measured, predicted, mapped_span, .. } = &session.taken;
+        memory::against(&title, predicted, measured, *mapped_span, &none)
+    });
+    let rows = compared.iter().map(|(case, session)| (case.name.as_str(), session.taken.comparison.as_slice()));
+    let errors = errors(&rows.collect::<Vec<_>>());
+    let seen = bench.cases.iter().filter_map(|case| Some((case.name.as_str(), with_memory(case)?)));
+    let sides: Vec<Side<'_>> = seen.map(|(name, session)| (name, &session.taken.memory, Fill::Plain)).collect();
+    let all = (sides.len() > 1).then(|| Block::Figure(memory::figure("Memory of every case, measured", &sides, &none)));
+    first.into_iter().chain(errors).chain(all).collect()
 }
 
-pub(super) fn items(items: &[document::Item]) -> Vec<Item> {
+fn items(items: &[document::Item]) -> Vec<Item> {
     let of = |item: &document::Item| Item {
         verdict: match item.verdict {
             document::Verdict::Pass => Verdict::Good,
@@ -352,28 +378,28 @@ pub(super) fn items(items: &[document::Item]) -> Vec<Item> {
 
 fn replies(bench: &Bench) -> Vec<Block> {
     let session = bench.cases.first().and_then(|case| case.sessions.first());
-    let streamed = session.into_iter().flat_map(|session| &session.samples).filter(|s| s.mode == Mode::Stream);
-    let output = |sample: &Sample| {
+    let samples = session.into_iter().flat_map(|session| &session.samples);
+    let answers = samples.filter(|sample| sample.mode == Mode::Stream && !sample.text.is_empty()).map(|sample| {
         let mut text: String = sample.text.chars().take(SHOWN).collect();
         if text.len() < sample.text.len() {
             text += "\n… (the document holds the rest)";
         }
         Block::Output(format!("Answer to the {} prompt", sample.prompt), text)
-    };
-    let answers: Vec<Block> = streamed.filter(|sample| !sample.text.is_empty()).map(output).collect();
-    let heading = (!answers.is_empty()).then(|| Block::Heading("Replies".into()));
-    heading.into_iter().chain(answers).collect()
+    });
+    let answers: Vec<Block> = answers.collect();
+    (!answers.is_empty()).then(|| Block::Heading("Replies".into())).into_iter().chain(answers).collect()
 }
 
 /// The gaps between tokens: the longest stream of the first case as a curve, every stream as a row.
 fn gaps(bench: &Bench) -> Option<Block> {
-    fn streams(case: &Case) -> impl Iterator<Item = (&Sample, &Gaps)> {
-        let samples = case.sessions.iter().flat_map(|session| &session.samples);
-        samples.filter_map(|sample| Some((sample, sample.gaps.as_ref()?)))
+    fn streams(case: &Case) -> impl Iterator<Item = (&document::Sample, &Gaps)> {
+        case.samples().filter_map(|sample| Some((sample, sample.gaps.as_ref()?)))
     }
-    let table = by_case(bench, "case|prompt|>median|>95% below|>longest|>gaps", streams, |(sample, gaps)| {
-        let [median, p95, max] = [gaps.median, gaps.p95, gaps.max].map(seconds);
-        vec![sample.prompt.clone(), median, p95, max, gaps.all.len().to_string()]
+    let table = by_case(bench, "prompt|>median|>95% below|>longest|>gaps", |case| {
+        streams(case).map(|(sample, gaps)| {
+            let [median, p95, max] = [gaps.median, gaps.p95, gaps.max].map(seconds);
+            row![sample.prompt, median, p95, max, gaps.all.len()]
+        })
     });
     let case = bench.cases.first()?;
     let (sample, gaps) = streams(case).max_by_key(|(_, gaps)| gaps.all.len())?;
@@ -383,7 +409,6 @@ fn gaps(bench: &Bench) -> Option<Block> {
         y: "milliseconds to the next piece".into(),
         series: vec![Series { label: case.name.clone(), at: 0, points: points(&gaps.all) }],
         levels: vec![level("median", gaps.median), level("95% below", gaps.p95)],
-        dense: true,
         ..Lines::default()
     };
     let thinned = if gaps.all.len() > POINTS { " Of each stretch the longest is drawn." } else { "" };
@@ -401,6 +426,74 @@ fn points(gaps: &[f64]) -> Vec<Point> {
     gaps.chunks(stretch).enumerate().map(longest).collect()
 }
 
+/// On what something was measured, and when, in a line.
+fn about(environment: &Environment) -> String {
+    let device = |device: &DeviceFacts| device.description.clone().unwrap_or_else(|| device.name.clone());
+    let devices = environment.devices.iter().map(device);
+    let build = environment.runtime.iter().map(|runtime| format!("llama.cpp b{}", runtime.build));
+    dotted(devices.chain(build).chain(begun(environment)))
+}
+
+fn machine(environment: &Environment) -> Table {
+    let threads = environment.processors.map(|n| format!("{n} threads"));
+    let processor: Vec<String> = environment.processor.clone().into_iter().chain(threads).collect();
+    let runtime = environment.runtime.as_ref();
+    let runtime = runtime.map(|runtime| format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend));
+    let devices = environment.devices.iter().map(|DeviceFacts { name, description, total }| {
+        let description = description.as_ref().map(|text| format!("{text}, ")).unwrap_or_default();
+        (name.as_str(), Some(format!("{description}{total}")))
+    });
+    let computer = [
+        ("system", environment.system.clone()),
+        ("processor", Some(processor.join(", "))),
+        ("main memory", environment.ram.map(|bytes| bytes.to_string())),
+    ];
+    let programs = [
+        ("driver", environment.driver.clone()),
+        ("runtime", runtime),
+        ("endpoint", environment.endpoint.clone()),
+        ("moeplan", Some(environment.moeplan.clone())),
+        ("begun", begun(environment)),
+    ];
+    Table::facts(computer.into_iter().chain(devices).chain(programs))
+}
+
+fn facts(model: &ModelFacts) -> Table {
+    let file_type = model.file_type.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
+    let (size, exact) = (model.file_bytes, thousands(model.file_bytes.0));
+    let (all, active) = (parameters(model.parameters), parameters(model.active_parameters));
+    let (experts, used, bytes) = (model.experts, model.experts_used, model.expert_bytes);
+    Table::facts([
+        ("file", Some(model.path.clone())),
+        ("name", Some(model.name.clone().unwrap_or_else(|| "not stated".into()))),
+        ("architecture", Some(model.architecture.clone())),
+        ("size", Some(format!("{file_type}{size} ({exact} bytes)"))),
+        ("header SHA-256", Some(model.header_sha256.clone().unwrap_or_else(|| UNKNOWN.into()))),
+        ("parameters", Some(format!("{all}, {active} active per token"))),
+        ("experts", (experts > 0).then(|| format!("{experts} in a block, {used} used per token, {bytes}"))),
+        ("shape", Some(format!("{}, {}", counted(model.blocks.into(), "block"), counted(model.tensors, "tensor")))),
+    ])
+}
+
+/// When it began, as a date and a time.
+fn begun(environment: &Environment) -> Option<String> {
+    (environment.started > 0).then(|| utc(environment.started))
+}
+
+/// Seconds since 1970 as a date and a time (days to a civil date by the well-known era arithmetic).
+fn utc(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest / 60 % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,5 +505,16 @@ mod tests {
         let points = points(&gaps);
         assert!(points.len() <= POINTS && points[0].x.to_bits() == 1f64.to_bits(), "{}", points.len());
         assert_eq!(points.iter().filter(|point| point.y > 499.0).count(), 1);
+    }
+
+    #[test]
+    fn dates_are_civil() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_795_312_532, "2026-11-22 01:55 UTC"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
     }
 }

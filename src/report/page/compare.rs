@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::memory::{self, Memory, Side, size};
-use super::speed::{Entry, Unit, chart};
+use super::speed::{Entry, Unit::Rate, chart};
 use super::{Block, Page, Report, file_name};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
@@ -11,7 +11,7 @@ use crate::memory::HOST;
 use crate::number::seconds;
 use crate::report::chart::Fill;
 use crate::report::read::Source;
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::speed::Speed;
 
 #[derive(Default)]
@@ -90,7 +90,7 @@ fn page(sources: &[Source]) -> Option<Page> {
     tell_apart(&mut summaries, |summary| (&mut summary.label, &summary.source));
     let speed = |title: &str, of: fn(&Summary) -> &Entry| {
         let entry = |summary: &Summary| Entry { label: summary.label.clone(), ..of(summary).clone() };
-        chart(title, Unit::TokensPerSecond, summaries.iter().map(entry))
+        chart(title, Rate, summaries.iter().map(entry))
     };
     let mut page = Page::new("", "Side by side", "");
     page.push(Block::Table(String::new(), table(&summaries)));
@@ -109,9 +109,8 @@ fn page(sources: &[Source]) -> Option<Page> {
 
 fn table(summaries: &[Summary]) -> Table {
     let speed = |entry: &Entry| match (entry.measured, entry.predicted) {
-        (Some(spread), _) => Unit::TokensPerSecond.spread(spread),
-        (None, Some((value, _))) => Unit::TokensPerSecond.show(value),
-        (None, None) => "not known".to_string(),
+        (None, Some((value, _))) => Rate.show(value),
+        (measured, _) => Rate.spread(measured),
     };
     // Main memory is `Host`, `CPU_REPACK` …
     let is_host = |key: &str| key == HOST || key.starts_with("CPU");
@@ -121,9 +120,9 @@ fn table(summaries: &[Summary]) -> Table {
             rows.map(|(_, row)| row.total).try_fold(Bytes(0), Bytes::checked_add).map(size)
         };
         let [devices, host] = [on(false), on(true)].map(|size| size.unwrap_or_else(|| "not known".to_string()));
-        let basis = if summary.is_predicted { "predicted" } else { "measured" }.to_string();
+        let basis = if summary.is_predicted { "predicted" } else { "measured" };
         let first = summary.first.map(|spread| seconds(spread.mean)).unwrap_or_default();
-        [summary.label.clone(), basis, devices, host, speed(&summary.pp), speed(&summary.tg), first]
+        row![summary.label, basis, devices, host, speed(&summary.pp), speed(&summary.tg), first]
     });
     Table::rows_of("|basis|>devices|>host|>pp|>tg|>first token", rows)
 }

@@ -2,13 +2,14 @@
 
 use serde_json::Value;
 
-use super::{Block, Document, Item, KeyFigure, Page, Verdict, dotted, file_name, named, plan};
+use super::{Block, Document, Item, KeyFigure, Page, Report, Verdict, dotted, file_name, named, plan};
 use crate::bytes::Bytes;
 use crate::gguf::ByteOrder;
-use crate::inspection::{Basis, ByCache, Inspection, TypeCount};
+use crate::inspection::{Basis, ByCache, Inspection, Several, TypeCount};
+use crate::model::projector::Modality;
 use crate::number::{counted, parameters, percent, share, small_size, thousands};
 use crate::report::chart::{Axis, Bar, Fill, Tone};
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::rules::Role;
 
 /// Types that have a line of their own in the table of types; the rest share one.
@@ -29,11 +30,11 @@ impl Document for Inspection {
         page.push(by_role(self));
         page.push(Block::table("", by_type(self)));
         page.push(self.tensor_list.as_ref().map(|list| {
-            let rows = list.iter().map(|row| {
-                let shape = row.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" × ");
-                let shard = if self.files.len() > 1 { format!("{}: ", u32::from(row.file) + 1) } else { String::new() };
-                let (role, offset) = (row.role.words().to_string(), format!("{shard}{}", thousands(row.file_offset)));
-                [row.name.clone(), role, row.ty.to_string(), shape, thousands(row.bytes.0), offset]
+            let rows = list.iter().map(|of| {
+                let shape = of.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" × ");
+                let shard = if self.files.len() > 1 { format!("{}: ", u32::from(of.file) + 1) } else { String::new() };
+                let offset = format!("{shard}{}", thousands(of.file_offset));
+                row![of.name, of.role.words(), of.ty, shape, thousands(of.bytes.0), offset]
             });
             Block::Table("Tensors".into(), Table::rows_of("tensor|role|type|shape|>bytes|>file offset", rows))
         }));
@@ -54,6 +55,17 @@ impl Document for Inspection {
             page.push(Block::Prose(format!("{met} of {} expectations met", self.expectations.len())));
         }
         vec![page]
+    }
+}
+
+impl Document for Several {
+    fn pages(&self) -> Vec<Page> {
+        self.models.iter().flat_map(Document::pages).collect()
+    }
+
+    fn report(&self) -> Report {
+        let title = format!("{} models", self.models.len());
+        Report { title, about: String::new(), pages: self.pages() }
     }
 }
 
@@ -91,8 +103,28 @@ fn figures(inspection: &Inspection) -> Vec<KeyFigure> {
     let files = counted(inspection.files.len() as u64, "file");
     let size: Bytes = inspection.files.iter().map(|file| file.bytes).sum();
     let note = format!("in {files}, GGUF {}, {order}-endian", inspection.gguf_version);
+    let encoders = inspection.encoders.iter().map(|encoder| {
+        let what = match encoder.modality {
+            Modality::Vision => "Vision",
+            Modality::Audio => "Audio",
+            Modality::GenAudio => "Speech",
+        };
+        let size = encoder.image_size.filter(|size| *size > 0).map(|size| format!("images of {size} × {size} pixels"));
+        let tokens = match (encoder.tokens, encoder.max_tokens) {
+            (Some(tokens), _) => Some(format!("{tokens} tokens an image")),
+            (None, Some(most)) => Some(format!("up to {} tokens an image", thousands(most))),
+            (None, None) => None,
+        };
+        let note: Vec<String> = size.into_iter().chain(tokens).collect();
+        KeyFigure::new(what, encoder.kind.to_string(), note.join(", "))
+    });
+    let drafts = inspection.drafts.iter().map(|kind| {
+        KeyFigure::new("Drafts", kind.to_string(), "for another model: it goes with llama.cpp's --model-draft")
+    });
     [KeyFigure::new("Parameters", parameters(counts.total), active), experts]
         .into_iter()
+        .chain(encoders)
+        .chain(drafts)
         .chain(context(inspection))
         .chain([KeyFigure::new("Shape", inspection.block_count.to_string(), shape)])
         .chain([KeyFigure::new("Size", small_size(size), note)])
@@ -135,7 +167,7 @@ fn by_role(inspection: &Inspection) -> Block {
         }
         roles.extend((bytes.0 > 0).then_some((role, bytes)));
     }
-    table.row(["total".to_string(), parameters(inspection.parameters.total), small_size(total), String::new()]);
+    table.row(row!["total", parameters(inspection.parameters.total), small_size(total), ""]);
     roles.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     let bar = |(role, bytes): &(Role, Bytes)| {
         Bar::stacked(role.words(), small_size(*bytes), Fill::Plain, [(Tone::Model, bytes.0 as f64)])

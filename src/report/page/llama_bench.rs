@@ -1,10 +1,10 @@
 //! llama-bench's own JSON.
 
-use super::speed::{Entry, Unit, chart};
+use super::speed::{Entry, Unit::Rate, chart};
 use super::{Block, Document, Page};
 use crate::measurement::Spread;
 use crate::number::rate;
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::speed::samples::BenchRow;
 
 impl Document for Vec<BenchRow> {
@@ -19,7 +19,7 @@ impl Document for Vec<BenchRow> {
             ("Prompt and generation together", of(|row| row.n_prompt > 0 && row.n_gen > 0)),
         ];
         for (title, entries) in charts {
-            page.detail(chart(title, Unit::TokensPerSecond, entries));
+            page.detail(chart(title, Rate, entries));
         }
         page.push(Block::table("Tests", table(self)));
         let facts = self.first().map(|row| {
@@ -59,16 +59,16 @@ fn entry(row: &BenchRow) -> Entry {
 }
 
 fn table(rows: &[BenchRow]) -> Table {
-    let row = |row: &BenchRow| {
-        [
-            if row.model_type.is_empty() { row.model_filename.clone() } else { row.model_type.clone() },
-            row.model_size.to_string(),
-            row.backends.clone(),
-            format!("b{}", row.build_number),
-            format!("{}, ngl {}, load mode {}", launch(row), row.n_gpu_layers, row.load_mode),
-            test(row),
-            format!("{} ± {}", rate(row.avg_ts), rate(row.stddev_ts)),
+    let rows = rows.iter().map(|of| {
+        row![
+            if of.model_type.is_empty() { &of.model_filename } else { &of.model_type },
+            of.model_size,
+            of.backends,
+            format!("b{}", of.build_number),
+            format!("{}, ngl {}, load mode {}", launch(of), of.n_gpu_layers, of.load_mode),
+            test(of),
+            format!("{} ± {}", rate(of.avg_ts), rate(of.stddev_ts)),
         ]
-    };
-    Table::rows_of("model|>size|backend|build|launch|test|>tokens/s", rows.iter().map(row))
+    });
+    Table::rows_of("model|>size|backend|build|launch|test|>tokens/s", rows)
 }

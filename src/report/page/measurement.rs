@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 
 use super::compare::Summary;
 use super::memory::{self, Memory, errors, size};
-use super::speed::{Entry, Unit, chart};
+use super::speed::Unit::{Rate, Time};
+use super::speed::{Entry, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, file_name, placement, plan};
 use crate::bytes::Bytes;
-use crate::measurement::{Launched, Measurement, Row, Spread};
+use crate::measurement::{Launched, Measurement, Row, Taken};
 use crate::memory::HOST;
 use crate::number::{counted, seconds, thousands};
 use crate::plan::Plan;
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::run::command::shell;
+use crate::runtime::Projection;
 use crate::speed::Speed;
 
 const MEMORY: &str = "Memory, predicted beside measured";
@@ -29,8 +31,9 @@ impl Document for Measurement {
         }));
         page.push(Block::KeyFigures(self.figures()));
         page.detail(plan.map(|plan| Block::Command(String::new(), plan.command.clone())));
-        page.push(errors(&[("", &self.comparison)]));
-        page.detail(memory::against(MEMORY, &self.predicted, &self.memory, self.mapped_span, &budgets(plan)));
+        page.push(errors(&[("", &self.taken.comparison)]));
+        let Taken { memory, predicted, mapped_span, .. } = &self.taken;
+        page.detail(memory::against(MEMORY, predicted, memory, *mapped_span, &budgets(plan)));
         page.detail(self.speeds());
         page.detail(map(plan));
         page.push(Block::Table("The launch".into(), self.facts()));
@@ -44,7 +47,7 @@ impl Document for Measurement {
         let mut summary = Summary::measured(title, speed.summary.pp, speed.summary.tg);
         summary.pp.samples.clone_from(&speed.pp);
         summary.tg.samples.clone_from(&speed.tg);
-        vec![Summary { memory: Some(self.memory.clone()), first: speed.summary.first_token, ..summary }]
+        vec![Summary { memory: Some(self.taken.memory.clone()), first: speed.summary.first_token, ..summary }]
     }
 }
 
@@ -62,11 +65,11 @@ fn map(plan: Option<&Plan>) -> Option<Block> {
 
 impl Measurement {
     fn verdict(&self) -> Block {
-        let rows = &self.comparison;
+        let rows = &self.taken.comparison;
         let is_exact = rows.iter().all(|row| row.error == 0.0);
         let is_printed = rows.iter().any(|row| row.resolution > Bytes(0));
         let text = match (outside(rows), is_exact) {
-            (None, true) if is_printed => "As predicted, as far as llama.cpp's log prints it".to_string(),
+            (None, true) if is_printed => "As predicted, to the last digit in llama.cpp's log".to_string(),
             (None, true) => "As predicted, to the byte".to_string(),
             (None, false) => format!("As predicted, within {}%", 100.0 * self.tolerance),
             (Some(outside), _) => format!("Not as predicted within {}%: {outside}", 100.0 * self.tolerance),
@@ -76,21 +79,17 @@ impl Measurement {
     }
 
     fn figures(&self) -> Vec<KeyFigure> {
-        let speed = &self.speed;
-        let figure = |label, spread: Option<Spread>, tokens: u32, depth: &str, samples: &[f64]| {
-            let value = spread.map_or("not measured".to_string(), |spread| Unit::TokensPerSecond.spread(spread));
-            let samples = counted(samples.len() as u64, "sample");
-            KeyFigure::new(label, value, format!("tokens/s of {} tokens{depth}, {samples}", thousands(tokens.into())))
-        };
-        let first = speed.summary.first_token.map(|spread| Unit::Seconds.spread(spread));
-        let devices = self.memory.iter().filter(|(device, _)| *device != HOST);
+        let (speed, summary) = (&self.speed, &self.speed.summary);
+        let tokens = |n: u32, depth: u32| format!("tokens/s of {} tokens{},", thousands(n.into()), at_depth(depth));
+        let devices = self.taken.memory.iter().filter(|(device, _)| *device != HOST);
         [
-            figure("Prompt", speed.summary.pp, speed.n_prompt, &at_depth(speed.depth), &speed.pp),
-            figure("Generation", speed.summary.tg, speed.n_generate, "", &speed.tg),
+            Rate.figure("Prompt", summary.pp, &tokens(speed.n_prompt, speed.depth)),
+            Rate.figure("Generation", summary.tg, &tokens(speed.n_generate, 0)),
+            Time.figure("First token", summary.first_token, "by moeplan's clock,"),
+            Some(KeyFigure::new("Load", seconds(self.load_seconds), "")),
         ]
         .into_iter()
-        .chain(first.map(|first| KeyFigure::new("First token", first, "by our clock")))
-        .chain([KeyFigure::new("Load", seconds(self.load_seconds), "")])
+        .flatten()
         .chain(devices.map(|(device, row)| KeyFigure::new(device, size(row.total), "measured in all")))
         .collect()
     }
@@ -103,11 +102,10 @@ impl Measurement {
             let label = format!("{} tokens", thousands(n.into()));
             chart(title, unit, [Entry { predicted, ..Entry::measured(label, spread, samples.clone()) }])
         };
-        let (rate, time) = (Unit::TokensPerSecond, Unit::Seconds);
         let charts = [
-            beside("Generation", rate, speed.n_generate, summary.tg, &speed.tg, |speed| Some(speed.tg)),
-            beside("Prompt", rate, speed.n_prompt, summary.pp, &speed.pp, |speed| Some(speed.pp)),
-            beside("Time to the first token", time, speed.n_prompt, summary.first_token, &speed.first_token, |_| None),
+            beside("Generation", Rate, speed.n_generate, summary.tg, &speed.tg, |speed| Some(speed.tg)),
+            beside("Prompt", Rate, speed.n_prompt, summary.pp, &speed.pp, |speed| Some(speed.pp)),
+            beside("Time to the first token", Time, speed.n_prompt, summary.first_token, &speed.first_token, |_| None),
         ];
         charts.into_iter().flatten()
     }
@@ -118,14 +116,14 @@ impl Measurement {
         let mut table = Table::facts([
             ("runtime", Some(format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend))),
             ("process", Some(memory)),
-            ("mapped", (self.mapped_span > Bytes(0)).then(|| format!("{} of the file", self.mapped_span))),
+            ("mapped", (self.taken.mapped_span > Bytes(0)).then(|| format!("{} of the file", self.taken.mapped_span))),
         ]);
-        for (device, used) in &self.device_used {
+        for (device, used) in &self.taken.device_used {
             let of = |times: &BTreeMap<String, Bytes>| times.get(device).copied();
-            let loaded = of(&self.device_use.loaded).zip(of(&self.device_use.before));
+            let loaded = of(&self.taken.device_use.loaded).zip(of(&self.taken.device_use.before));
             let loaded = loaded.and_then(|(loaded, before)| loaded.0.checked_sub(before.0).map(Bytes));
             let loaded = loaded.map_or(String::new(), |loaded| format!(", {loaded} when loaded"));
-            table.row([device.clone(), format!("{used} at the peak{loaded}, by the driver")]);
+            table.row(row![device, format!("{used} at the peak{loaded}, by the driver")]);
         }
         table
     }
@@ -148,7 +146,7 @@ impl Document for Launched {
         };
         page.push(Block::Verdict(verdict, text));
         page.push(Block::KeyFigures(vec![
-            KeyFigure::new("Load", seconds(self.load_seconds), "until it took requests, by our clock"),
+            KeyFigure::new("Load", seconds(self.load_seconds), "until it took requests, by moeplan's clock"),
             KeyFigure::new("Endpoint", self.endpoint.clone(), format!("process {}", self.process)),
         ]));
         page.detail(shell(&self.command).map(|command| Block::Command(String::new(), command)));
@@ -160,6 +158,16 @@ impl Document for Launched {
         }
         page.push(errors(&[("", rows)]));
         page.detail(map(plan));
+        vec![page]
+    }
+}
+
+/// What llama.cpp says that a launch would allocate, in bytes.
+impl Document for Projection {
+    fn pages(&self) -> Vec<Page> {
+        let mut page = Page::new("Projection", "What llama.cpp would allocate", format!("n_ctx {}", self.n_ctx));
+        let rows = self.buffers.iter().map(|of| row![of.buffer, of.model.0, of.context.0, of.compute.0]);
+        page.push(Block::table("", Table::rows_of("buffer|>model|>context|>compute", rows)));
         vec![page]
     }
 }

@@ -5,10 +5,10 @@
 )]
 
 mod bench;
+pub mod checks;
 pub mod compare;
 pub mod devices;
 mod doctor;
-mod environment;
 mod inspection;
 mod llama_bench;
 mod measurement;
@@ -19,7 +19,6 @@ pub mod rules;
 mod speed;
 pub mod sweep;
 mod tune;
-mod validation;
 
 use std::borrow::Cow;
 

@@ -1,19 +1,19 @@
 //! A check and a plan: whether it fits, what it takes of which device, how fast it is predicted to be, and the command.
 
 use super::compare::Summary;
-use super::memory::{by_device, counted, size};
-use super::speed::{Entry, Unit, chart};
+use super::memory::{by_device, counted, main_memory, size};
+use super::speed::{Entry, Unit::Rate, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, dotted, named, placement};
 use crate::bytes::Bytes;
-use crate::checkup::{self, BUDGET, Checkup, Severity, TensorRow};
+use crate::checkup::{self, BUDGET, Checkup, Severity};
 use crate::inspection::Warning;
 use crate::machine::{Device, Machine};
 use crate::memory::{Basis, HOST, What};
 use crate::number::{rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
-use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy};
+use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy, Variant};
 use crate::report::chart::Tone;
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::run::Choice as _;
 use crate::speed::{Phase, Speed};
 
@@ -24,7 +24,9 @@ impl Document for Checked {
     fn pages(&self) -> Vec<Page> {
         let check = &self.checkup;
         let mut page = Page::new("Check", name(&self.model), about(&self.model, None));
-        page.push(verdict(check));
+        let (verdict, text) = verdict(check);
+        page.push(Block::Verdict(verdict, text));
+        page.push(variants(&self.variants));
         page.push(check.uncounted.chunk_by(|a, b| a.reason == b.reason).filter_map(|terms| {
             let what: Vec<&str> = terms.iter().map(|term| &*term.what).collect();
             let reason = &terms.first()?.reason;
@@ -33,14 +35,16 @@ impl Document for Checked {
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(launch(check)));
         page.push(by_device(check));
+        page.push(main_memory(check));
         page.push(parts(check));
         page.push(after_fitting(check));
         // Where budgets come from that are not exact figures.
         let budget = |row: &Basis| Some(format!("{}: {}.", row.quantity.strip_suffix(BUDGET)?, row.how));
         page.push(check.basis.iter().filter_map(budget).map(Block::Prose));
-        page.push(check.mapped_span.map(|span| {
-            let why = "the span in the file, not what it needs";
-            Block::Prose(format!("A launch with mapped files logs CPU_Mapped as {span}: {why}."))
+        page.detail(check.mapped_span.map(|span| {
+            Block::Prose(format!(
+                "With mapped files llama.cpp logs {span} of CPU_Mapped: their span in the file, not memory."
+            ))
         }));
         page.push(overrides(check));
         placed(&mut page, check);
@@ -62,6 +66,7 @@ impl Document for Plan {
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
         page.push(by_device(check));
+        page.push(main_memory(check));
         page.push(parts(check));
         page.push(self.machine.budget_notes().map(Block::Prose));
         placed(&mut page, check);
@@ -98,11 +103,19 @@ pub fn budgets(machine: &Machine) -> String {
     if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") }
 }
 
-fn verdict(check: &Checkup) -> Block {
-    let (verdict, text) = match (check.fits, check.is_refused()) {
+/// The verdict's colour and its words.
+pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
+    match (check.fits, check.is_refused()) {
         (Some(false), false) if check.verdict == Some(checkup::Verdict::AfterFit) => {
             let text = format!("Does not fit as written ({}); llama.cpp's own fitting makes it fit.", short(check));
             (Verdict::Open, text)
+        }
+        (Some(false), false) if check.verdict == Some(checkup::Verdict::Paged) => {
+            let text = format!(
+                "Main memory does not hold it ({}): mapped weights are read from the disk again and again.",
+                short(check)
+            );
+            (Verdict::Bad, text)
         }
         (_, false) if check.verdict == Some(checkup::Verdict::WithoutParts) => {
             let parts: Vec<&str> = check.uncounted.iter().map(|term| &*term.what).collect();
@@ -111,13 +124,32 @@ fn verdict(check: &Checkup) -> Block {
         (Some(true), false) => (Verdict::Good, "Fits.".to_string()),
         (Some(true), true) => (Verdict::Bad, "Would fit, but llama.cpp refuses the command.".to_string()),
         (None, true) => (Verdict::Bad, "llama.cpp refuses the command.".to_string()),
-        (None, false) => (Verdict::Open, "Whether it fits cannot be told.".to_string()),
+        (None, false) => (Verdict::Open, "Whether it fits cannot be determined.".to_string()),
         (Some(false), is_refused) => {
             let refused = if is_refused { "; and llama.cpp refuses the command" } else { "" };
             (Verdict::Bad, format!("Does not fit: {}{refused}.", short(check)))
         }
+    }
+}
+
+/// The launches of a grid, of which the figures below are the largest's.
+fn variants(variants: &[Variant]) -> Option<Block> {
+    let row = |variant: &Variant| {
+        let memory = variant
+            .memory
+            .iter()
+            .map(|(device, row)| format!("{device} {}", row.counted()))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let answer = if variant.fits.is_none() {
+            "cannot be told".to_string()
+        } else {
+            fits(variant.fits == Some(true), &variant.shortfall)
+        };
+        [variant.what.clone(), answer, thousands(variant.n_ctx.into()), memory]
     };
-    Block::Verdict(verdict, text)
+    let table = Table::rows_of("variant|fits|>context|memory", variants.iter().map(row));
+    Block::table("Variants (the figures below are the largest's)", table).filter(|_| !variants.is_empty())
 }
 
 /// What a launch loads, where that is more than one model.
@@ -129,9 +161,10 @@ fn parts(check: &Checkup) -> Option<Block> {
             What::Projector => "projector",
         };
         part.memory.iter().map(move |(device, row)| {
-            let compute = row.compute.map_or_else(|| "not predicted".to_string(), |bytes| bytes.to_string());
-            let path = part.path.clone().unwrap_or_default();
-            [name(part.what).to_string(), device.clone(), row.model.to_string(), row.context.to_string(), compute, path]
+            let [context, compute] = [row.context, row.compute]
+                .map(|bytes| bytes.map_or_else(|| "not predicted".to_string(), |bytes| bytes.to_string()));
+            let path = part.path.as_deref().unwrap_or_default();
+            row![name(part.what), device, row.model, context, compute, path]
         })
     });
     let table = Table::rows_of("part|device|>model|>context|>compute|file", rows);
@@ -185,12 +218,12 @@ fn placed(page: &mut Page, check: &Checkup) {
         return;
     };
     page.detail(placement::map(tensors));
-    let row = |row: &TensorRow| {
-        let buffer = row.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
-        let rule = row.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
-        [row.name.clone(), row.ty.to_string(), thousands(row.bytes.0), buffer.to_string(), rule]
-    };
-    let list = Table::rows_of("tensor|type|>bytes|buffer|>rule", tensors.iter().map(row));
+    let rows = tensors.iter().map(|of| {
+        let buffer = of.buffer.as_deref().unwrap_or(placement::NOT_LOADED);
+        let rule = of.rule.map(|rule| row_of(check, rule).to_string()).unwrap_or_default();
+        row![of.name, of.ty, thousands(of.bytes.0), buffer, rule]
+    });
+    let list = Table::rows_of("tensor|type|>bytes|buffer|>rule", rows);
     page.push(Block::table("Tensors", list));
 }
 
@@ -202,7 +235,7 @@ fn overrides(check: &Checkup) -> Option<Block> {
             (1, None) => group.origin.clone(),
             (n, _) => format!("{} ({n} rules)", group.origin),
         };
-        [group.pattern.clone(), group.buffer.clone(), group.tensors.to_string(), group.bytes.to_string(), from]
+        row![group.pattern, group.buffer, group.tensors, group.bytes, from]
     });
     Block::table("Overrides", Table::rows_of("override|to|>tensors|>bytes|from", rows))
 }
@@ -293,31 +326,36 @@ impl Plan {
 
     /// The proposed launch beside the others, where there are any.
     fn beside(&self, title: &str, of: fn(&Speed) -> f64) -> Option<Block> {
-        let others = self.why.alternatives.iter().filter(|other| other.fits);
+        let others = self.others().filter(|other| other.fits);
         let others: Vec<Entry> = others
             .map(|other| Entry { tone: Some(Tone::Overhead), ..Entry::predicted(&other.what, &other.speed, of) })
             .collect();
         let is_alone = others.is_empty();
         let proposed = Entry::predicted("proposed", &self.speed, of);
-        chart(title, Unit::TokensPerSecond, [proposed].into_iter().chain(others)).filter(|_| !is_alone)
+        chart(title, Rate, [proposed].into_iter().chain(others)).filter(|_| !is_alone)
+    }
+
+    /// What llama.cpp would choose, then what else there is.
+    fn others(&self) -> impl Iterator<Item = &Alternative> {
+        self.fit_choice.iter().map(|choice| &choice.launch).chain(&self.why.alternatives)
     }
 
     fn tables(&self) -> impl Iterator<Item = Block> {
-        let terms = self.why.explain.iter().map(|row| {
-            let frees = if row.saves == Bytes(0) { String::new() } else { row.saves.to_string() };
-            [row.term.clone(), size(row.bytes), row.fix.clone(), frees, row.costs.clone()]
+        let terms = self.why.explain.iter().map(|of| {
+            let frees = if of.saves == Bytes(0) { String::new() } else { of.saves.to_string() };
+            row![of.term, size(of.bytes), of.fix, frees, of.costs]
         });
         let times = self.why.time.iter().filter(|term| term.seconds >= self.turn_seconds * WORTH_A_ROW).map(|term| {
             let phase = match term.phase {
                 Phase::Prompt => "prompt",
                 Phase::Generate => "generation",
             };
-            [phase.to_string(), term.what.clone(), format!("{:.2}", term.seconds)]
+            row![phase, term.what, format!("{:.2}", term.seconds)]
         });
         let tables = [
             ("What takes the room", Table::rows_of("term|>bytes|fix|>frees|costs", terms)),
             ("What takes the time", Table::rows_of("phase|time goes to|>seconds", times)),
-            ("What else there is", launches(&self.why.alternatives)),
+            ("Alternatives", launches(self.others())),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
         tables.into_iter().filter_map(|(caption, table)| Block::table(caption, table))
@@ -334,18 +372,18 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
     format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts)
 }
 
-fn launches(others: &[Alternative]) -> Table {
-    let row = |other: &Alternative| {
-        [
-            other.what.clone(),
+fn launches<'a>(others: impl IntoIterator<Item = &'a Alternative>) -> Table {
+    let rows = others.into_iter().map(|other| {
+        row![
+            other.what,
             fits(other.fits, &other.shortfall),
             blocks_on_host(&other.placement),
             rate(other.speed.pp),
             rate(other.speed.tg),
             seconds(other.turn_seconds),
             format!("{}%", typeset(&signed(other.turn_change * 100.0, 1))),
-            other.note.clone().unwrap_or_default(),
+            other.note.as_deref().unwrap_or_default(),
         ]
-    };
-    Table::rows_of("change|fits|>blocks on host|>pp|>tg|>turn|>|", others.iter().map(row))
+    });
+    Table::rows_of("change|fits|>blocks on host|>pp|>tg|>turn|>|", rows)
 }

@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::{Block, Document, Page, Verdict};
+use crate::number;
 use crate::plan::rule_file::{Count, RuleFile, RulesCheck};
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 
 /// One built-in rule set, in the `moeplan/rule-sets/1` document.
 #[derive(Debug, Serialize)]
@@ -60,13 +61,21 @@ impl Document for RulesCheck {
                 page.push(Block::Prose(text));
             }
             for (buffer, Count { tensors, bytes }) in &rule.filled {
-                page.push(Block::Prose(format!("line {}: {tensors} tensors, {bytes} on {buffer}", rule.line)));
+                page.push(Block::Prose(format!(
+                    "line {}: {}, {bytes} on {buffer}",
+                    rule.line,
+                    number::counted(*tensors as u64, "tensor")
+                )));
             }
             let note = |text: &String| Block::Note(Verdict::Caution, format!("line {}: {text}", rule.line), None);
             page.push(rule.warnings.iter().map(note));
         }
         if let (Some(rest), Some(all)) = (self.unmatched, self.model_bytes) {
-            page.push(Block::Prose(format!("Without a rule: {} tensors, {} of {all}", rest.tensors, rest.bytes)));
+            page.push(Block::Prose(format!(
+                "Without a rule: {}, {} of {all}",
+                number::counted(rest.tensors as u64, "tensor"),
+                rest.bytes
+            )));
         }
         if self.overrides.is_empty() && self.rules.iter().any(|rule| rule.to.starts_with("fill ")) {
             let text = if self.carried_out {
@@ -86,9 +95,9 @@ fn table(document: &RulesCheck) -> Table {
         Some(_) => format!("{}, {}", count.tensors, count.bytes),
         None => String::new(),
     };
-    let rows = document.rules.iter().map(|rule| {
-        let (matches, decides) = (of(&rule.matches), of(&rule.decides));
-        [rule.line.to_string(), rule.tensors.clone(), rule.to.clone(), matches, decides, rule.blocks.clone()]
-    });
+    let rows = document
+        .rules
+        .iter()
+        .map(|rule| row![rule.line, rule.tensors, rule.to, of(&rule.matches), of(&rule.decides), rule.blocks]);
     Table::rows_of(">line|tensors|to|>matches|>decides|blocks", rows)
 }

@@ -7,7 +7,7 @@ use crate::number::{rate, seconds, thousands};
 use crate::plan::ModelSummary;
 use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
 use crate::report::chart::{self, Lines, Series};
-use crate::report::table::Table;
+use crate::report::table::{Table, row};
 use crate::run::command::shell;
 
 const COLUMNS: &str = "fits|>experts on devices|>blocks on host|>context|>-ub|>pp|>tg|>turn";
@@ -44,13 +44,11 @@ impl Document for Plans {
         let about = format!("planned for {}, {}", budgets(&self.machine), main_memory(&self.machine));
         let mut page = Page::new("Plans", "Several files on one machine", about);
         let values = self.rows.iter().map(|row| row.point.label.clone()).collect();
-        let points: Vec<_> = self
+        let points = self
             .rows
             .iter()
-            .map(|row| {
-                (&row.point, &row.model, vec![row.model.bytes.to_string(), format!("{:.2}", row.bits_per_weight)])
-            })
-            .collect();
+            .map(|of| (&of.point, &of.model, row![of.model.bytes, format!("{:.2}", of.bits_per_weight)].to_vec()));
+        let points: Vec<_> = points.collect();
         let axes = vec![Slider { what: "file".into(), values }];
         page.push(what_if(axes, "file|>size|>bits", &points, None, &self.machine));
         // What makes the files that do not exist.
@@ -75,9 +73,9 @@ fn what_if(
     machine: &Machine,
 ) -> Vec<Block> {
     let row = |(point, _, more): &(&Point, &ModelSummary, Vec<String>)| {
-        let shown = [
+        let shown = row![
             fits(point.fits, &point.shortfall),
-            point.placement.routed_expert_bytes_on_devices.to_string(),
+            point.placement.routed_expert_bytes_on_devices,
             blocks_on_host(&point.placement),
             thousands(point.n_ctx.into()),
             thousands(point.n_ubatch.into()),
@@ -131,7 +129,7 @@ impl SweepDocument {
             let mut points = Vec::new();
             for point in self.points.iter().skip(at).step_by(width).filter(|point| point.fits) {
                 points.push(chart::Point { x: point.value as f64, y: of(point), spread: None });
-                table.row([point.label.clone(), thousands(point.n_ctx.into()), rate(of(point))]);
+                table.row(row![point.label, thousands(point.n_ctx.into()), rate(of(point))]);
             }
             let context = self.contexts.get(at).filter(|_| width > 1);
             let label = context.map_or_else(|| title.to_string(), |tokens| format!("-c {tokens}"));

@@ -1,12 +1,13 @@
 //! A tuning: the turn of every launch that was measured beside what was predicted, and the winner as a command.
 
 use super::compare::Summary;
+use super::speed::Unit::{Rate, Time};
 use super::speed::{Entry, Unit, chart};
-use super::{Block, KeyFigure, Page, Verdict, file_name};
+use super::{Block, Page, Verdict, file_name};
 use crate::bytes::Bytes;
 use crate::measurement::Spread;
-use crate::number::{counted, thousands};
-use crate::report::table::Table;
+use crate::number::seconds;
+use crate::report::table::{Table, row};
 use crate::tune::document::{Document, Entry as Candidate, Measured};
 use crate::tune::race::{self, End, Standing};
 use crate::tune::{Kind, Predicted};
@@ -21,13 +22,18 @@ impl super::Document for Document {
         let mut page = Page::new("Tuning", title(self), format!("llama.cpp b{}", subject.build));
         let beats = matches!(self.verdict, race::Verdict::Beats { .. }) && self.stopped == End::Decided;
         page.push(Block::Verdict(if beats { Verdict::Good } else { Verdict::Open }, verdict(self)));
-        let figures = winner(self).map(figures).unwrap_or_default();
-        page.push((!figures.is_empty()).then_some(Block::KeyFigures(figures)));
+        page.push(winner(self).map(|winner| {
+            let figures = [
+                Time.figure("One turn", winner.turn, "mean of"),
+                Rate.figure("Generation", winner.tg, "tokens/s, mean of"),
+                Rate.figure("Prompt", winner.pp, "tokens/s, mean of"),
+            ];
+            Block::KeyFigures(figures.into_iter().flatten().collect())
+        }));
         page.push(Block::Command(String::new(), self.command.clone()));
-        let (rate, time) = (Unit::TokensPerSecond, Unit::Seconds);
-        page.detail(beside(self, "Time of the turn", time, |seen| seen.turn, |known| known.turn_seconds));
-        page.detail(beside(self, "Generation", rate, |seen| seen.tg, |known| known.speed.tg));
-        page.detail(beside(self, "Prompt", rate, |seen| seen.pp, |known| known.speed.pp));
+        page.detail(beside(self, "Time of the turn", Time, |seen| seen.turn, |known| known.turn_seconds));
+        page.detail(beside(self, "Generation", Rate, |seen| seen.tg, |known| known.speed.tg));
+        page.detail(beside(self, "Prompt", Rate, |seen| seen.pp, |known| known.speed.pp));
         let (prompt, generate, depth) = (subject.prompt, subject.generate, subject.depth);
         let turn = format!("turn: {prompt} tokens of prompt, {generate} generated, at depth {depth}");
         page.push(Block::Prose(format!("{turn}; measured on {}", subject.program)));
@@ -51,19 +57,6 @@ fn winner(document: &Document) -> Option<&Measured> {
     document.candidates.get(document.winner)?.measured.as_ref()
 }
 
-fn figures(winner: &Measured) -> Vec<KeyFigure> {
-    let samples = format!("mean of {}", counted(winner.turns.len() as u64, "sample"));
-    let figure = |(label, spread, unit, note): (&str, Option<Spread>, Unit, &str)| {
-        Some(KeyFigure::new(label, unit.spread(spread?), format!("{note}{samples}")))
-    };
-    let figures = [
-        ("One turn", winner.turn, Unit::Seconds, ""),
-        ("Generation", winner.tg, Unit::TokensPerSecond, "tokens/s, "),
-        ("Prompt", winner.pp, Unit::TokensPerSecond, "tokens/s, "),
-    ];
-    figures.into_iter().filter_map(figure).collect()
-}
-
 /// One quantity of everything that was measured, beside what was predicted of it.
 fn beside(
     document: &Document,
@@ -74,14 +67,13 @@ fn beside(
 ) -> Option<Block> {
     let entry = |Candidate { candidate, measured, .. }: &Candidate| {
         let measured = measured.as_ref()?;
-        let samples = if unit == Unit::Seconds { measured.turns.clone() } else { Vec::new() };
+        let samples = if unit == Time { measured.turns.clone() } else { Vec::new() };
         let predicted = candidate.predicted.as_ref().map(|known| (predicted(known), known.speed.uncertainty));
         Some(Entry { predicted, ..Entry::measured(&candidate.what, of(measured), samples) })
     };
     chart(title, unit, document.candidates.iter().filter_map(entry))
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time for people")]
 fn machine(document: &Document) -> Table {
     let subject = &document.subject;
     let device = |(name, description, budget): &(String, String, _)| {
@@ -90,12 +82,11 @@ fn machine(document: &Document) -> Table {
     let fact = |name: &str, fact| (name.to_string(), Some(fact));
     let model = fact("model", format!("{} ({})", subject.model, subject.bytes));
     let runtime = fact("runtime", format!("{} b{}", subject.program, subject.build));
-    let took = fact("took", format!("{} s", thousands(document.seconds.max(0.0).round() as u64)));
+    let took = fact("took", seconds(document.seconds));
     Table::facts([model, runtime].into_iter().chain(subject.devices.iter().map(device)).chain([took]))
 }
 
 fn table(document: &Document) -> Table {
-    let spread = |spread: Option<Spread>| spread.map_or(String::new(), |spread| Unit::TokensPerSecond.spread(spread));
     let rows = document.candidates.iter().map(|Candidate { candidate, measured, standing }| {
         let predicted = candidate.predicted.as_ref();
         let predicted = predicted.map_or(String::new(), |predicted| format!("{:.3} s", predicted.turn_seconds));
@@ -104,7 +95,7 @@ fn table(document: &Document) -> Table {
             // Memory by device: the driver's word where there is one, else llama.cpp's.
             let held = |(name, own): (&String, &Bytes)| format!("{name} {}", seen.peak.get(name).unwrap_or(own));
             let memory = seen.memory.iter().filter(|(_, bytes)| **bytes > Bytes(0)).map(held).collect::<Vec<_>>();
-            [turn, spread(seen.pp), spread(seen.tg), seen.turns.len().to_string(), memory.join(", ")]
+            row![turn, Rate.spread(seen.pp), Rate.spread(seen.tg), seen.turns.len(), memory.join(", ")]
         });
         let standing = match standing {
             Standing::Winner => "winner".to_string(),

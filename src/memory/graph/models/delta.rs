@@ -63,7 +63,7 @@ pub(super) fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInpu
         l.conv_input(inputs, conv_states, mixed, [kernel.ne(0), channels])
     };
     let state = l.read_states(inputs, ssm_states).reshape(&[v_dim, v_dim, n_v, n_seqs]);
-    let conv = l.ssm_conv(input, kernel).silu();
+    let conv = input.ssm_conv(kernel).silu();
     let part = |dim, n, at| conv.split(dim, n, dim, at);
     let (q, k) = (part(k_dim, n_k, 0), part(k_dim, n_k, k_dim * n_k));
     let v = part(v_dim, n_v, 2 * k_dim * n_k);

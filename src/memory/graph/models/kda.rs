@@ -73,7 +73,7 @@ impl<'g> Layer<'g> {
             self.columns_before(input, kernel, inner, slot).cpy(own(states, slot)).expand();
         }
         let weight = self.weight(&format!("ssm_conv1d_{name}")).reshape(&[kernel, inner]);
-        let x = self.ssm_conv(input, weight).reshape(&[inner, self.n_tokens]).silu();
+        let x = input.ssm_conv(weight).reshape(&[inner, self.n_tokens]).silu();
         x.reshape(&[head, n_head, self.n_seq_tokens, self.n_seqs])
     }
 

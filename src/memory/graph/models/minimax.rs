@@ -198,7 +198,7 @@ fn grouped_attention<'g>(l: Layer<'g>, q: Node<'g>, k: Node<'g>, v: Node<'g>, ma
         return l.draft.refuse("attention of more key heads than query heads", &[q, k]);
     };
     let q = q.reshape(&[head, group, n_chunks, n_head * n / (group * n_chunks)]).permute([0, 2, 3, 1]);
-    let out = q.flash_attn_ext(k, v, mask).permute([0, 1, 3, 2]);
+    let out = q.flash_attn_ext(k, v, Some(mask)).permute([0, 1, 3, 2]);
     let out = if out.tensor().is_contiguous() { out } else { out.cont() };
     out.reshape(&[head * n_head, n])
 }

@@ -16,7 +16,7 @@ pub(super) fn mamba_conv<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>
     let (states, kernel) = (l.conv_states(), l.hparam("ssm.conv_kernel"));
     let input = l.past_and(inputs, states, x, [kernel - 1, channels]);
     l.last_columns(input, kernel, channels).store(states);
-    l.bias("ssm_conv1d", l.ssm_conv(input, l.weight("ssm_conv1d"))).silu()
+    l.bias("ssm_conv1d", input.ssm_conv(l.weight("ssm_conv1d"))).silu()
 }
 
 /// `build_mamba_layer`.
@@ -61,7 +61,7 @@ fn mamba2_layer<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>) -> Node
     let z = all.split(head, n_head, head, 0);
     let input = past.concat(all.cols(channels, inner).transpose(), 0);
     l.write_columns(input, [kernel, channels], l.conv_states(), |columns| columns);
-    let xbc = l.bias("ssm_conv1d", l.ssm_conv(input, l.weight("ssm_conv1d"))).silu();
+    let xbc = l.bias("ssm_conv1d", input.ssm_conv(l.weight("ssm_conv1d"))).silu();
     let x = xbc.split(head, n_head, head, 0);
     let b = xbc.split(state, n_group, state, inner);
     let c = xbc.split(state, n_group, state, inner + n_group * state);
@@ -88,7 +88,7 @@ fn shortconv<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>) -> Node<'g
     let [b, c, x] = [0, 1, 2].map(|i| bcx.cols(width, i * width));
     let kernel = l.hparam("shortconv.l_cache");
     let input = l.conv_input(inputs, l.conv_states(), b * x, [kernel, l.n_embd]);
-    let y = l.mm("shortconv.out_proj", c * l.ssm_conv(input, l.weight("shortconv.conv")));
+    let y = l.mm("shortconv.out_proj", c * input.ssm_conv(l.weight("shortconv.conv")));
     y.reshape(&[y.ne(0), l.n_tokens])
 }
 

@@ -1,0 +1,114 @@
+//! The checks of several commands: a table, and what is the matter with each.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use super::compare::Summary;
+use super::plan::{name, verdict};
+use super::{Block, Document, Page};
+use crate::checkup::Severity;
+use crate::number::thousands;
+use crate::plan::Checked;
+use crate::report::table::Table;
+
+/// `moeplan/checks/1`: every command of a file.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Checks {
+    pub schema: Cow<'static, str>,
+    pub checks: Vec<CheckRow>,
+}
+
+/// A command's check, or why there is none.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(untagged)]
+pub enum CheckRow {
+    Checked(Box<Checked>),
+    Failed {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// Quoted for a shell; untrusted text.
+        command: String,
+        error: String,
+    },
+}
+
+impl CheckRow {
+    pub fn checked(&self) -> Option<&Checked> {
+        match self {
+            Self::Checked(checked) => Some(checked),
+            Self::Failed { .. } => None,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Checked(checked) => checked.name.as_deref().unwrap_or_else(|| name(&checked.model)),
+            Self::Failed { name, command, .. } => name.as_deref().unwrap_or(command),
+        }
+    }
+}
+
+impl Document for Checks {
+    fn pages(&self) -> Vec<Page> {
+        let devices: std::collections::BTreeSet<&str> = self
+            .checks
+            .iter()
+            .filter_map(CheckRow::checked)
+            .flat_map(|row| row.checkup.memory.keys())
+            .map(String::as_str)
+            .collect();
+        let mut page = Page::new("Checks", format!("{} commands", self.checks.len()), String::new());
+        let row = |row: &CheckRow| {
+            let checked = row.checked();
+            let answer = match row {
+                CheckRow::Checked(checked) => verdict(&checked.checkup).1.trim_end_matches('.').to_string(),
+                CheckRow::Failed { .. } => "not answered".to_string(),
+            };
+            let context = checked.map_or(String::new(), |checked| thousands(checked.checkup.run.n_ctx.into()));
+            let memory = devices.iter().map(|device| {
+                checked
+                    .and_then(|checked| checked.checkup.memory.get(*device))
+                    .map_or(String::new(), |row| row.counted().to_string())
+            });
+            [row.name().to_string(), answer, context].into_iter().chain(memory).collect::<Vec<_>>()
+        };
+        let columns = ["command", "answer", ">context"]
+            .map(str::to_string)
+            .into_iter()
+            .chain(devices.iter().map(|device| format!(">{device}")));
+        page.push(Block::table(
+            "",
+            Table::rows_of(&columns.collect::<Vec<_>>().join("|"), self.checks.iter().map(row)),
+        ));
+        for row in &self.checks {
+            match row {
+                CheckRow::Failed { error, .. } => {
+                    page.push(Block::note(Severity::Error, &format!("{}: {error}", row.name()), "not-answered", None))
+                }
+                CheckRow::Checked(checked) => {
+                    let lints = checked.checkup.lints.iter();
+                    page.push(lints.filter(|lint| lint.severity <= Severity::Warning).map(|lint| {
+                        Block::note(
+                            lint.severity,
+                            &format!("{}: {}", row.name(), lint.message),
+                            &lint.code,
+                            lint.hint.as_deref(),
+                        )
+                    }));
+                }
+            }
+        }
+        self.checks
+            .iter()
+            .filter_map(CheckRow::checked)
+            .for_each(|row| page.detail(Block::Command(String::new(), row.command.clone())));
+        vec![page]
+    }
+
+    fn summaries(&self) -> Vec<Summary> {
+        self.checks.iter().filter_map(CheckRow::checked).flat_map(Document::summaries).collect()
+    }
+}

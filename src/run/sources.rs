@@ -1,0 +1,591 @@
+//! Files and texts that hold commands: presets of llama.cpp's router, llama-swap's configuration, Compose files, env files, systemd
+//! units, koboldcpp's settings, and what a shell reads.
+
+use std::collections::BTreeMap;
+
+use serde_yaml::Value;
+
+use super::command::quoted;
+use super::held::{self, Files, Held, assignment, of_words, split};
+use super::{Error, spelling};
+
+/// How a text holds commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Lines of a shell: a script, or a command that was pasted.
+    Shell,
+    /// `models.ini` (`llama-server --models-preset`).
+    Preset,
+    LlamaSwap,
+    Compose,
+    /// `LLAMA_ARG_…=VALUE` lines.
+    Env,
+    /// A systemd unit, or Podman's `.container`.
+    Unit,
+    /// koboldcpp's `.kcpps`.
+    Kobold,
+}
+
+impl Kind {
+    /// What a text is, by its name's ending and by what is in it.
+    pub fn of(name: &str, text: &str) -> Self {
+        let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
+        let has = |start: &str| text.lines().any(|line| line.trim_start().starts_with(start));
+        let is_variable =
+            |line: &str| assignment(line.trim()).is_some_and(|(name, value)| !value.contains(" -") && !name.is_empty());
+        let mut plain =
+            text.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')).peekable();
+        match ending {
+            "kcpps" | "kcppt" => Self::Kobold,
+            "service" | "container" => Self::Unit,
+            _ if has("[Service]") || has("[Container]") => Self::Unit,
+            _ if has("services:") && text.contains("image:") => Self::Compose,
+            _ if has("models:") && text.contains("cmd:") => Self::LlamaSwap,
+            _ if has("services:") => Self::Compose,
+            "ini" => Self::Preset,
+            "env" => Self::Env,
+            _ if plain
+                .peek()
+                .is_some_and(|line| line.trim_start().starts_with('[') && line.trim_end().ends_with(']')) =>
+            {
+                Self::Preset
+            }
+            _ if plain.peek().is_some() && plain.all(is_variable) => Self::Env,
+            _ => Self::Shell,
+        }
+    }
+}
+
+/// Every command of a text.
+pub fn of_text(kind: Kind, text: &str, files: Files<'_>) -> Result<Vec<Held>, Error> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let found = match kind {
+        Kind::Shell => shell(text, files)?,
+        Kind::Preset => preset(text, &[])?,
+        Kind::LlamaSwap => llama_swap(&yaml(text)?, files)?,
+        Kind::Compose => compose(&yaml(text)?, files)?,
+        Kind::Env => vec![env(text)?],
+        Kind::Unit => vec![unit(text, files)?],
+        Kind::Kobold => vec![kobold(text, files)?],
+    };
+    if found.is_empty() { Err(Error::Empty) } else { Ok(found) }
+}
+
+/// Every command that a command stands for: one, or those of a file that it reads.
+pub fn of_command(words: &[String], files: Files<'_>) -> Result<Vec<Held>, Error> {
+    // A server of several models: `llama-server --models-preset FILE`, `llama-swap --config FILE`, `docker compose -f FILE up`.
+    let after = |names: &[&str]| {
+        words.iter().enumerate().find_map(|(at, word)| match word.split_once('=') {
+            Some((name, value)) if names.contains(&name) => Some(value.to_string()),
+            _ => words.get(at.saturating_add(1)).filter(|_| names.contains(&word.as_str())).cloned(),
+        })
+    };
+    let is = |name: &str| words.iter().any(|word| held::file_name(word) == name);
+    let read = |name: &str| files(name).ok_or_else(|| Error::NoFile(name.to_string()));
+    if is("llama-swap") {
+        let name = after(&["--config", "-config", "-c"]).unwrap_or_else(|| "config.yaml".to_string());
+        return of_text(Kind::LlamaSwap, &read(&name)?, files);
+    }
+    let is_compose = words.windows(2).any(|pair| {
+        pair.first().is_some_and(|word| word == "docker" || word == "podman")
+            && pair.last().is_some_and(|word| word == "compose")
+    });
+    if is_compose || is("docker-compose") || is("podman-compose") {
+        let name = after(&["-f", "--file"]).unwrap_or_else(|| "compose.yaml".to_string());
+        return of_text(Kind::Compose, &read(&name)?, files);
+    }
+    let held = of_words(words, files)?;
+    let Some(at) = held.words.iter().position(|word| word == "--models-preset") else { return Ok(vec![held]) };
+    let name = held.words.get(at.saturating_add(1)).cloned().unwrap_or_default();
+    let mut base = held.words;
+    base.drain(at..base.len().min(at.saturating_add(2)));
+    let of_models = preset(&read(&name)?, base.get(1..).unwrap_or_default())?;
+    let with_variables =
+        |model: Held| Held { environment: held.environment.clone(), notes: held.notes.clone(), ..model };
+    Ok(of_models.into_iter().map(with_variables).collect())
+}
+
+/// Lines of a shell. One that begins with `#` is a comment, unless nothing else is there: then that is root's prompt.
+fn shell(text: &str, files: Files<'_>) -> Result<Vec<Held>, Error> {
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    shell_lines(&lines.collect::<Vec<_>>().join("\n"), files).or_else(|_| shell_lines(text, files))
+}
+
+/// Those that set variables, and those that start a program of llama.cpp.
+fn shell_lines(text: &str, files: Files<'_>) -> Result<Vec<Held>, Error> {
+    let (mut variables, mut found, mut first_error) = (BTreeMap::new(), Vec::new(), None);
+    for line in held::lines(text) {
+        let set = ["export ", "set ", "$env:"].iter().find_map(|start| line.strip_prefix(start)).unwrap_or(&line);
+        let set = set.trim().replacen(" = ", "=", 1);
+        let words = split(&set).unwrap_or_default();
+        if let [only] = words.as_slice()
+            && let Some((name, value)) = assignment(only)
+        {
+            variables.insert(name.to_string(), value.to_string());
+            continue;
+        }
+        let line = expanded(&line, &variables, true);
+        let words = split(&line).ok_or(Error::Quotes)?;
+        match of_words(&words, files) {
+            Ok(mut held) => {
+                held.environment = variables.clone().into_iter().chain(held.environment).collect();
+                found.push(held);
+            }
+            Err(_) if words.is_empty() => {}
+            // Of a text of one command its error is told; beside commands other lines are no matter.
+            Err(error) => _ = first_error.get_or_insert(error),
+        }
+    }
+    if found.len() > 1 {
+        (1..)
+            .zip(&mut found)
+            .for_each(|(number, held): (usize, &mut Held)| held.name = Some(format!("command {number}")));
+    }
+    if found.is_empty() { Err(first_error.unwrap_or(Error::Empty)) } else { Ok(found) }
+}
+
+/// `~/`, `$NAME`, `${NAME}` and `${NAME:-VALUE}` by the variables of a text and the home of the person; others stay as they are. Only a
+/// shell knows `~`.
+fn expanded(text: &str, variables: &BTreeMap<String, String>, is_shell: bool) -> String {
+    let home = || std::env::var("HOME").ok();
+    let value = |name: &str| variables.get(name).cloned().or_else(|| home().filter(|_| name == "HOME"));
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let starts_word = out.is_empty() || out.ends_with(|c: char| c.is_whitespace() || "=:\"".contains(c));
+        let braced = rest.strip_prefix("${").and_then(|inner| inner.split_once('}'));
+        let plain = rest.strip_prefix('$').map(|name| {
+            name.split_at_checked(name.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count())
+                .unwrap_or_default()
+        });
+        if let Some((inner, after)) = braced {
+            let (name, default) = inner
+                .split_once(":-")
+                .or_else(|| inner.split_once('-'))
+                .map_or((inner, None), |(name, default)| (name, Some(default)));
+            if let Some(found) = value(name).or_else(|| default.map(str::to_string)) {
+                out += &found;
+                rest = after;
+                continue;
+            }
+        } else if let Some((name, after)) = plain.filter(|(name, _)| !name.is_empty())
+            && let Some(found) = value(name)
+        {
+            out += &found;
+            rest = after;
+            continue;
+        } else if let (true, true, Some(after), Some(home)) = (is_shell, starts_word, rest.strip_prefix("~/"), home()) {
+            out = out + &home + "/";
+            rest = after;
+            continue;
+        }
+        out.push(c);
+        rest = rest.get(c.len_utf8()..).unwrap_or_default();
+    }
+    out
+}
+
+/// The sections of a preset file: keys are flags without dashes, or their variables; `[*]` is for all; `base` is the router's own command
+/// line, which wins (`common/preset.cpp` `parse_ini_from_file`, `common_preset_context::load_from_ini` and
+/// `tools/server/README.md`, b11434). A value ends at the end of its line or at the first `;` or `#`, nothing is quoted.
+pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
+    let mut sections: Vec<(String, Vec<(&'static super::flags::Flag, Vec<String>)>)> = Vec::new();
+    for line in text.lines() {
+        let line = line.split([';', '#']).next().unwrap_or_default().trim();
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            sections.push((name.trim().to_string(), Vec::new()));
+            continue;
+        }
+        let Some((key, value)) = line.split_once('=').map(|(key, value)| (key.trim(), value.trim())) else {
+            if line.is_empty() {
+                continue;
+            }
+            return Err(Error::Line { line: line.to_string(), expected: "KEY = VALUE" });
+        };
+        if matches!(key, "version" | "load-on-startup" | "stop-timeout" | "dedup-cache-models") {
+            continue;
+        }
+        let words = ["--", "-"].iter().find_map(|dashes| {
+            let word = format!("{dashes}{key}");
+            let (flag, on) = spelling(&word)?;
+            Some((flag, on, word))
+        });
+        let of_variable = || {
+            super::flags::FLAGS
+                .iter()
+                .find(|flag| flag.environment == Some(key))
+                .map(|flag| (flag, true, flag.name().to_string()))
+        };
+        let (flag, on, word) = words
+            .or_else(of_variable)
+            .ok_or_else(|| Error::Line { line: line.to_string(), expected: "a flag of llama-server" })?;
+        let is_off = matches!(value, "0" | "off" | "false" | "disabled");
+        let words = match (flag.values, is_off == on) {
+            (0, true) => flag.negated().last().map(str::to_string).into_iter().collect(),
+            (0, false) => vec![flag.name().to_string()],
+            _ => vec![word, value.to_string()],
+        };
+        if sections.is_empty() {
+            sections.push(("default".to_string(), Vec::new()));
+        }
+        if let Some((_, settings)) = sections.last_mut() {
+            settings.push((flag, words));
+        }
+    }
+    let shared = sections.iter().find(|(name, _)| name == "*").map_or_else(Vec::new, |(_, settings)| settings.clone());
+    let models = sections.iter().filter(|(name, settings)| name != "*" && !(name == "default" && settings.is_empty()));
+    let held = models.map(|(name, own)| {
+        let kept = shared.iter().filter(|(flag, _)| own.iter().all(|(other, _)| other.name() != flag.name()));
+        let settings: Vec<_> = kept.chain(own).collect();
+        let names_model = |name: &str| ["--model", "--hf-repo", "--model-url", "--docker-repo"].contains(&name);
+        let mut words = vec!["llama-server".to_string()];
+        if !settings.iter().any(|(flag, _)| names_model(flag.name())) && name.contains('/') {
+            words.extend(["-hf".to_string(), name.clone()]);
+        }
+        words.extend(settings.into_iter().flat_map(|(_, words)| words.clone()));
+        words.extend(base.iter().cloned());
+        Held { words, name: Some(name.clone()), ..Held::default() }
+    });
+    Ok(held.collect())
+}
+
+fn yaml(text: &str) -> Result<Value, Error> {
+    serde_yaml::from_str(text).map_err(|error| Error::Unread(error.to_string()))
+}
+
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        _ => None,
+    }
+}
+
+fn entries(value: Option<&Value>) -> impl Iterator<Item = (String, &Value)> {
+    let map = value.and_then(Value::as_mapping);
+    map.into_iter().flatten().filter_map(|(name, value)| Some((text_of(name)?, value)))
+}
+
+/// `NAME=VALUE` lines of a list, or of a mapping.
+fn pairs(value: Option<&Value>) -> Vec<String> {
+    let listed = value.and_then(Value::as_sequence).into_iter().flatten().filter_map(text_of);
+    listed.chain(entries(value).filter_map(|(name, value)| Some(format!("{name}={}", text_of(value)?)))).collect()
+}
+
+/// The models of llama-swap's configuration: macros are put in, comments and line ends taken out (its README, "configuration").
+fn llama_swap(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
+    let mut found = Vec::new();
+    for (name, model) in entries(config.get("models")) {
+        let mut macros: BTreeMap<String, String> =
+            [("PORT", "8080"), ("MODEL_ID", &name)].map(|(name, value)| (name.to_string(), value.to_string())).into();
+        for (name, value) in entries(config.get("macros")).chain(entries(model.get("macros"))) {
+            if let Some(text) = text_of(value) {
+                let text = expanded(&text, &macros, false);
+                macros.insert(name, text);
+            }
+        }
+        let command = model
+            .get("cmd")
+            .and_then(text_of)
+            .ok_or_else(|| Error::Line { line: name.clone(), expected: "a model with `cmd`" })?;
+        let lines: Vec<&str> = command
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .map(|line| line.trim_end_matches('\\'))
+            .collect();
+        let words = split(&expanded(&lines.join(" "), &macros, false)).ok_or(Error::Quotes)?;
+        let variables = pairs(model.get("env"));
+        let words: Vec<String> =
+            variables.into_iter().map(|pair| expanded(&pair, &macros, false)).chain(words).collect();
+        found.push(Held { name: Some(name), ..of_words(&words, files)? });
+    }
+    Ok(found)
+}
+
+/// The services of a Compose file that run llama.cpp, each as the `docker run` that does the same (compose-spec, 2025).
+fn compose(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
+    let (mut found, mut first_error) = (Vec::new(), None);
+    let variables: BTreeMap<String, String> = files(".env")
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(assignment)
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    let expand = |text: &str| expanded(text, &variables, true).replace("$$", "$");
+    for (name, service) in entries(config.get("services")) {
+        let mut words = vec!["docker".to_string(), "run".to_string()];
+        let mut option = |option: &str, value: &str| words.extend([option.to_string(), expand(value)]);
+        let list = |key: &str| {
+            let value = service.get(key);
+            value.and_then(Value::as_sequence).map(|list| list.iter().filter_map(text_of).collect::<Vec<_>>())
+        };
+        for file in
+            list("env_file").or_else(|| Some(vec![service.get("env_file").and_then(text_of)?])).unwrap_or_default()
+        {
+            option("--env-file", &file);
+        }
+        pairs(service.get("environment")).iter().for_each(|pair| option("-e", pair));
+        for volume in service.get("volumes").and_then(Value::as_sequence).into_iter().flatten() {
+            let long = volume.get("source").and_then(text_of).zip(volume.get("target").and_then(text_of));
+            if let Some(short) = text_of(volume).or(long.map(|(source, target)| format!("{source}:{target}"))) {
+                option("-v", &short);
+            }
+        }
+        if let Some(runtime) = service.get("runtime").and_then(text_of) {
+            option("--runtime", &runtime);
+        }
+        let reserved =
+            ["deploy", "resources", "reservations", "devices"].iter().try_fold(service, |value, key| value.get(*key));
+        let devices = reserved.or(service.get("gpus"));
+        if let Some(all) = devices.and_then(text_of) {
+            option("--gpus", &all);
+        }
+        for device in devices.and_then(Value::as_sequence).into_iter().flatten() {
+            let ids = device
+                .get("device_ids")
+                .and_then(Value::as_sequence)
+                .map(|ids| ids.iter().filter_map(text_of).collect::<Vec<_>>().join(","));
+            let count = device.get("count").and_then(text_of);
+            option("--gpus", &ids.map_or_else(|| count.unwrap_or("all".to_string()), |ids| format!("device={ids}")));
+        }
+        if let Some(folder) = service.get("working_dir").and_then(text_of) {
+            option("-w", &folder);
+        }
+        let all = |key: &str| list(key).or_else(|| split(&service.get(key).and_then(text_of)?)).unwrap_or_default();
+        let entrypoint = all("entrypoint");
+        if let Some(program) = entrypoint.first() {
+            option("--entrypoint", program);
+        }
+        let Some(image) = service.get("image").and_then(text_of) else { continue };
+        words.push(expand(&image));
+        words.extend(entrypoint.iter().skip(1).chain(&all("command")).map(|word| expand(word)));
+        let is_llama = image.contains("llama")
+            || words.iter().any(|word| word.contains("llama") || word.starts_with("LLAMA_ARG_"));
+        match of_words(&words, files) {
+            _ if !is_llama => {}
+            Ok(held) => found.push(Held { name: Some(name), ..held }),
+            Err(error) => _ = first_error.get_or_insert(error),
+        }
+    }
+    if found.is_empty() { Err(first_error.unwrap_or(Error::Empty)) } else { Ok(found) }
+}
+
+/// What the comment with the command of an env file begins with.
+pub const START: &str = "# Start: ";
+
+/// The variables of an env file, and the command of its first comment; llama-server without one.
+fn env(text: &str) -> Result<Held, Error> {
+    let mut held = Held { words: vec!["llama-server".to_string()], ..Held::default() };
+    if let Some(start) = text.lines().next().and_then(|line| line.strip_prefix(START)) {
+        held.words = shlex::split(start).ok_or(Error::Quotes)?;
+    }
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let unread = || Error::Line { line: line.to_string(), expected: "NAME=VALUE" };
+        let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or_else(unread)?;
+        // Compose and systemd keep spaces of a value that has no quotes.
+        let words = shlex::split(value).ok_or_else(unread)?;
+        let value = if let [word] = words.as_slice() { word.clone() } else { value.trim().to_string() };
+        if held.environment.insert(name.trim().to_string(), value).is_some() {
+            return Err(Error::Line { line: line.to_string(), expected: "each name once" });
+        }
+    }
+    Ok(held)
+}
+
+/// The command of a systemd unit (systemd.service(5), systemd.exec(5)), or of Podman's `.container` (podman-systemd.unit(5)).
+fn unit(text: &str, files: Files<'_>) -> Result<Held, Error> {
+    let (mut variables, mut command, mut image, mut options) = (BTreeMap::new(), None, None, Vec::new());
+    let joined = text.replace("\\\n", " ").replace("\\\r\n", " ");
+    let home = std::env::var("HOME").unwrap_or_default();
+    for line in joined.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
+        let Some((key, value)) = line.split_once('=') else { continue };
+        let value = value.trim().replace("%%", "\0").replace("%h", &home).replace('\0', "%");
+        match key.trim() {
+            "Environment" => {
+                let pairs = shlex::split(&value).ok_or(Error::Quotes)?;
+                variables.extend(
+                    pairs
+                        .iter()
+                        .filter_map(|pair| assignment(pair))
+                        .map(|(name, value)| (name.to_string(), value.to_string())),
+                );
+            }
+            "EnvironmentFile" => {
+                let text = files(value.trim_start_matches('-'));
+                variables
+                    .extend(text.map(|text| env(&text)).transpose()?.map(|held| held.environment).unwrap_or_default());
+            }
+            "ExecStart" if !value.is_empty() => {
+                command = Some(value.trim_start_matches(['-', '@', '+', '!', ':']).to_string())
+            }
+            "Image" => image = Some(value),
+            "Exec" => command = Some(value),
+            "Volume" => options.extend(["-v".to_string(), value]),
+            "AddDevice" => options.extend(["--device".to_string(), value]),
+            "Entrypoint" => options.extend(["--entrypoint".to_string(), value]),
+            _ => {}
+        }
+    }
+    let command =
+        expanded(&command.or_else(|| image.clone().map(|_| String::new())).ok_or(Error::Empty)?, &variables, false);
+    let mut words = shlex::split(&command).ok_or(Error::Quotes)?;
+    if let Some(image) = image {
+        let start = ["podman", "run"].map(str::to_string).into_iter().chain(options).chain([image]);
+        words = start.chain(words).collect();
+    }
+    let mut held = of_words(&words, files)?;
+    held.environment = variables.into_iter().chain(held.environment).collect();
+    Ok(held)
+}
+
+/// koboldcpp's settings: the options of its command line, as JSON.
+fn kobold(text: &str, files: Files<'_>) -> Result<Held, Error> {
+    let settings: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|error| Error::Unread(error.to_string()))?;
+    let mut words = vec!["koboldcpp".to_string()];
+    for (name, value) in settings {
+        use serde_json::Value::{Array, Bool, Null, Number, String};
+        let name = if name == "model_param" { "--model".to_string() } else { format!("--{name}") };
+        let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        match &value {
+            Null | Bool(false) => {}
+            String(text) if text.is_empty() => {}
+            Bool(true) => words.push(name),
+            Array(list) if list.is_empty() => {}
+            Array(list) => words.extend([name].into_iter().chain(list.iter().map(text))),
+            Number(number) if name == "--moecpu" && number.as_i64() == Some(0) => {}
+            other => words.extend([name, text(other)]),
+        }
+    }
+    of_words(&words, files)
+}
+
+/// A text's words as one line for a POSIX shell, variables first.
+pub fn shown(held: &Held) -> String {
+    let pairs = held.environment.iter().map(|(name, value)| Some(format!("{name}={}", quoted(value)?)));
+    // A NUL was never in a command.
+    pairs.chain(held.words.iter().map(|word| quoted(word))).map(Option::unwrap_or_default).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Vec<String> {
+        let files = |name: &str| (name == "more.env").then(|| "LLAMA_ARG_N_GPU_LAYERS=99\n".to_string());
+        let found = of_text(Kind::of(name, text), text, &files).unwrap_or_else(|error| panic!("{name}: {error}"));
+        found.iter().map(|held| format!("{}: {}", held.name.as_deref().unwrap_or("-"), shown(held))).collect()
+    }
+
+    #[test]
+    fn every_command_of_a_file_is_found() {
+        for (name, text, expected) in [
+            (
+                "models.ini",
+                "version = 1\n[*]\nn-gpu-layers = 99 ; all\nc = 4096\n\n[small]\nmodel = /m/a.gguf\nLLAMA_ARG_CTX_SIZE = 8192\nkv-offload = off\nload-on-startup = true\n\
+                 [own/repo-GGUF:Q4_K_M]\ncpu-moe = true\nno-mmproj = 1\n",
+                &[
+                    "small: llama-server --n-gpu-layers 99 --model /m/a.gguf --ctx-size 8192 --no-kv-offload",
+                    "own/repo-GGUF:Q4_K_M: llama-server -hf own/repo-GGUF:Q4_K_M --n-gpu-layers 99 -c 4096 --cpu-moe --no-mmproj-auto",
+                ][..],
+            ),
+            (
+                "swap.yaml",
+                "macros:\n  dir: /m\n  server: llama-server --port ${PORT} -ngl 99\nmodels:\n  a:\n    cmd: ${server} -m ${dir}/a.gguf -c 8192\n  \
+                 b:\n    env: [CUDA_VISIBLE_DEVICES=1]\n    cmd: |\n      # the large one\n      llama-server --port ${PORT} \\\n      -m ~/b.gguf\n      -ot 'exps=CPU'\n",
+                &[
+                    "a: llama-server --port 8080 -ngl 99 -m /m/a.gguf -c 8192",
+                    "b: CUDA_VISIBLE_DEVICES=1 llama-server --port 8080 -m '~/b.gguf' -ot exps=CPU",
+                ],
+            ),
+            (
+                "compose.yaml",
+                "services:\n  web: {image: nginx}\n  llama:\n    image: ghcr.io/ggml-org/llama.cpp:server-cuda\n    volumes: [\"/data:/models:ro\"]\n    \
+                 environment: {LLAMA_ARG_CTX_SIZE: 4096}\n    command: -m /models/x.gguf -ngl ${LAYERS:-99}\n    deploy: {resources: {reservations: {devices: [{driver: nvidia, device_ids: ['1']}]}}}\n  \
+                 other:\n    image: ghcr.io/ggml-org/llama.cpp:server\n    env_file: more.env\n    command: [\"-m\", \"/y.gguf\"]\n",
+                &[
+                    "llama: LLAMA_ARG_CTX_SIZE=4096 NVIDIA_VISIBLE_DEVICES=1 llama-server -m /data/x.gguf -ngl 99",
+                    "other: LLAMA_ARG_N_GPU_LAYERS=99 llama-server -m /y.gguf",
+                ],
+            ),
+            (
+                "llama.env",
+                "# settings\nLLAMA_ARG_MODEL=\"/m/a b.gguf\"\nexport LLAMA_ARG_CTX_SIZE=8192\n",
+                &["-: LLAMA_ARG_CTX_SIZE=8192 LLAMA_ARG_MODEL='/m/a b.gguf' llama-server"],
+            ),
+            (
+                "llama.service",
+                "[Unit]\nDescription=x\n[Service]\nEnvironment=\"CUDA_VISIBLE_DEVICES=0\" MODEL=/m/x.gguf\nEnvironmentFile=-more.env\n\
+                 ExecStart=/usr/bin/numactl --interleave=all /opt/llama-server \\\n  -m ${MODEL} -c 8192 -ot 'exps=CPU'\n",
+                &[
+                    "-: CUDA_VISIBLE_DEVICES=0 LLAMA_ARG_N_GPU_LAYERS=99 MODEL=/m/x.gguf /opt/llama-server -m /m/x.gguf -c 8192 -ot exps=CPU",
+                ],
+            ),
+            (
+                "llama.container",
+                "[Container]\nImage=ghcr.io/ggml-org/llama.cpp:server-cuda\nVolume=/m:/models\nAddDevice=nvidia.com/gpu=all\nExec=-m /models/x.gguf\n",
+                &["-: llama-server -m /m/x.gguf"],
+            ),
+            (
+                "x.kcpps",
+                r#"{"model": null, "model_param": "/m/x.gguf", "contextsize": 4096, "gpulayers": 20, "tensor_split": [3, 1], "moecpu": 0, "flashattention": true, "quantkv": 0, "usecuda": ["normal"], "overridetensors": ""}"#,
+                &[
+                    "-: llama-server -np 1 -fit off -c 4096 -b 512 -ub 512 -lm none --swa-full -fa on -ngl 20 -m /m/x.gguf -ctk f16 -ctv f16 -ts 3,1",
+                ],
+            ),
+            (
+                "-",
+                "#!/bin/bash\n# my server\nexport CUDA_VISIBLE_DEVICES=1\nMODEL=/m/x.gguf\ncd /opt\n./llama-server -m \"$MODEL\" \\\n  -c 8192 \"$@\"\n",
+                &["-: CUDA_VISIBLE_DEVICES=1 MODEL=/m/x.gguf ./llama-server -m /m/x.gguf -c 8192"],
+            ),
+            (
+                "run.bat",
+                "@echo off\r\nset CUDA_VISIBLE_DEVICES=0\r\nllama-server.exe ^\r\n  -m C:\\m\\x.gguf ^\r\n  -c 4096\r\n",
+                &[r"-: CUDA_VISIBLE_DEVICES=0 llama-server.exe -m 'C:\m\x.gguf' -c 4096"],
+            ),
+            (
+                "-",
+                "llama-server -m a\nllama-bench -m b\n",
+                &["command 1: llama-server -m a", "command 2: llama-bench -m b"],
+            ),
+        ] {
+            assert_eq!(read(name, text), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn commands_that_read_a_file_stand_for_its_commands() {
+        let files = |name: &str| match name {
+            "m.ini" => Some("[a]\nmodel = a.gguf\n[b]\nmodel = b.gguf\n".to_string()),
+            "c.yaml" => Some("models:\n  x: {cmd: llama-server -m x.gguf}\n".to_string()),
+            _ => None,
+        };
+        for (line, expected) in [
+            (
+                "sudo llama-server --models-preset m.ini -ngl 99",
+                vec!["llama-server --model a.gguf -ngl 99", "llama-server --model b.gguf -ngl 99"],
+            ),
+            ("llama-swap --config c.yaml --listen :8080", vec!["llama-server -m x.gguf"]),
+            ("llama-server -m y", vec!["llama-server -m y"]),
+        ] {
+            let found = of_command(&shlex::split(line).unwrap(), &files).unwrap();
+            assert_eq!(found.iter().map(shown).collect::<Vec<_>>(), expected, "{line}");
+        }
+        let words = shlex::split("llama-server --models-preset gone.ini").unwrap();
+        assert_eq!(of_command(&words, &files), Err(Error::NoFile("gone.ini".into())));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_with_its_line() {
+        for (kind, text, expected) in [
+            (Kind::Preset, "[a]\nfrobnicate = 1\n", "`frobnicate = 1`: expected a flag of llama-server"),
+            (Kind::Preset, "[a]\nmodel\n", "`model`: expected KEY = VALUE"),
+            (Kind::LlamaSwap, "models:\n  a: {ttl: 3}\n", "`a`: expected a model with `cmd`"),
+            (Kind::Env, "LLAMA ARG\n", "`LLAMA ARG`: expected NAME=VALUE"),
+            (Kind::Shell, "llama-server -m 'x\n", "a quote is opened and not closed"),
+        ] {
+            assert_eq!(of_text(kind, text, &|_| None).unwrap_err().to_string(), expected);
+        }
+    }
+}

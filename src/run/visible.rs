@@ -1,0 +1,121 @@
+//! The variables that select and reorder a machine's cards before llama.cpp sees them.
+//!
+//! Sources: CUDA C programming guide, "CUDA environment variables"; ROCm documentation, "GPU isolation techniques"; `ggml-vulkan.cpp`
+//! `ggml_vk_instance_init` (`GGML_VK_VISIBLE_DEVICES`), b11434; the NVIDIA container toolkit's user guide.
+
+use std::collections::BTreeMap;
+
+use super::Note;
+use super::held::CONTAINER_DEVICES;
+use crate::machine::{Backend, Device, Machine};
+
+pub(super) const VULKAN: &str = "GGML_VK_VISIBLE_DEVICES";
+
+/// Each variable and whose devices it selects, in the order in which they apply: a later one counts among those that are left.
+const VARIABLES: [(&str, Backend); 6] = [
+    (CONTAINER_DEVICES, Backend::Cuda),
+    ("CUDA_VISIBLE_DEVICES", Backend::Cuda),
+    ("ROCR_VISIBLE_DEVICES", Backend::Rocm),
+    ("HIP_VISIBLE_DEVICES", Backend::Rocm),
+    ("CUDA_VISIBLE_DEVICES", Backend::Rocm),
+    (VULKAN, Backend::Vulkan),
+];
+
+/// Whether a variable decides which cards there are.
+pub fn selects(variable: &str) -> bool {
+    VARIABLES.iter().any(|(name, _)| *name == variable)
+}
+
+/// The machine as programs in this environment see it, and what was changed.
+pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Machine, Vec<Note>) {
+    let (mut machine, mut notes) = (machine.clone(), Vec::new());
+    for (variable, backend) in VARIABLES {
+        let Some(list) = environment.get(variable).filter(|list| !matches!(list.as_str(), "all" | "void")) else {
+            continue;
+        };
+        // AMD's runtime heeds CUDA's variable where its own is missing.
+        let is_second = variable == "CUDA_VISIBLE_DEVICES" && environment.contains_key("HIP_VISIBLE_DEVICES");
+        let cards: Vec<Device> = machine.devices.iter().filter(|device| device.backend == backend).cloned().collect();
+        if cards.is_empty() || (is_second && backend == Backend::Rocm) {
+            continue;
+        }
+        let mut note = |message: String, hint| notes.push(Note { code: "cards-selected".into(), message, hint });
+        if list.contains("GPU-") || list.contains("MIG-") {
+            let hint = format!("write numbers from 0 to {}", cards.len() - 1);
+            note(
+                format!("`{variable}={list}`: which card that is is not known here, so all of them are counted"),
+                Some(hint),
+            );
+            continue;
+        }
+        let (picked, end) = picked(list, cards.len(), |_| None);
+        let unknown = end.filter(|entry| !matches!(*entry, "" | "-1" | "none"));
+        let mut said = Vec::new();
+        let names = backend.device_prefix().unwrap_or_default();
+        let seen = picked.iter().enumerate().filter_map(|(number, at)| {
+            let mut card = cards.get(*at)?.clone();
+            let name = format!("{names}{number}");
+            said.push(format!("{name} is {} ({})", card.name, card.total));
+            (card.name, card.buffer) = (name.clone(), name);
+            Some(card)
+        });
+        let seen: Vec<Device> = seen.collect();
+        let first = machine.devices.iter().position(|device| device.backend == backend).unwrap_or(0);
+        machine.devices.retain(|device| device.backend != backend);
+        machine.devices.splice(first..first, seen);
+        let what = if said.is_empty() { "no card is left".to_string() } else { said.join(", ") };
+        let hint = unknown.map(|entry| {
+            let last = cards.len() - 1;
+            format!("`{entry}` is not a card that is left, and the list ends before it: the numbers are 0 to {last}")
+        });
+        note(format!("`{variable}={list}`: {what}"), hint);
+    }
+    (machine, notes)
+}
+
+/// Which of `count` cards a list names, by number or by the beginning of a UUID, and the entry that it ends at: the first that is not
+/// a card, or a card for the second time.
+pub fn picked(list: &str, count: usize, of_uuid: impl Fn(&str) -> Option<usize>) -> (Vec<usize>, Option<&str>) {
+    let mut picked = Vec::new();
+    for entry in list.split(',').map(str::trim) {
+        let at = entry.parse().ok().or_else(|| of_uuid(entry));
+        match at.filter(|at| *at < count && !picked.contains(at)) {
+            Some(at) => picked.push(at),
+            None => return (picked, Some(entry)),
+        }
+    }
+    (picked, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Host;
+
+    #[test]
+    fn cards_are_selected_reordered_and_numbered_anew() {
+        for (devices, variables, expected) in [
+            ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=1", "CUDA0=12"),
+            ("CUDA0=24M CUDA1=12M CUDA2=8M", "CUDA_VISIBLE_DEVICES=2,0", "CUDA0=8 CUDA1=24"),
+            ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=", ""),
+            ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=-1", ""),
+            ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=1,7,0", "CUDA0=12"),
+            ("CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=GPU-1f2e", "CUDA0=24 CUDA1=12"),
+            ("CUDA0=24M CUDA1=12M", "HIP_VISIBLE_DEVICES=1", "CUDA0=24 CUDA1=12"),
+            ("CUDA0=24M CUDA1=12M CUDA2=8M", "NVIDIA_VISIBLE_DEVICES=1,2 CUDA_VISIBLE_DEVICES=1", "CUDA0=8"),
+            ("CUDA0=24M CUDA1=12M", "NVIDIA_VISIBLE_DEVICES=all", "CUDA0=24 CUDA1=12"),
+            ("ROCm0=24M ROCm1=12M", "CUDA_VISIBLE_DEVICES=1", "ROCm0=12"),
+            ("ROCm0=24M ROCm1=12M ROCm2=8M", "ROCR_VISIBLE_DEVICES=2,1 HIP_VISIBLE_DEVICES=1", "ROCm0=12"),
+            ("Vulkan0=24M Vulkan1=12M", "GGML_VK_VISIBLE_DEVICES=1,0", "Vulkan0=12 Vulkan1=24"),
+            ("RPC0[a:1]=4M CUDA0=24M CUDA1=12M", "CUDA_VISIBLE_DEVICES=1", "RPC0=4 CUDA0=12"),
+        ] {
+            let devices = devices.split(' ').map(|device| Device::parse(device).unwrap()).collect();
+            let machine = Machine::new(devices, Host::default()).unwrap();
+            let pairs = variables.split(' ').filter_map(|pair| pair.split_once('='));
+            let environment = pairs.map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            let seen = visible(&machine, &environment).0.devices;
+            let seen: Vec<String> = seen.iter().map(|card| format!("{}={}", card.name, card.total.0 >> 20)).collect();
+            assert_eq!(seen.join(" "), expected, "{variables}");
+        }
+    }
+}
