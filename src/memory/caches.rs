@@ -5,7 +5,7 @@
 use crate::arch::{Arch, Kept, Memory};
 use crate::gguf::{GgmlType, ggml_type};
 use crate::model::Model;
-use crate::model::context::{ContextHParams, LayerHParams};
+use crate::model::hparams::{ContextHParams, LayerHParams};
 use crate::run::numbers::ContextNumbers;
 use crate::run::{FlashAttn, RunConfig};
 

@@ -126,7 +126,7 @@ mod tests {
     use crate::synth;
 
     fn needs(name: &str, run: &RunConfig) -> HostNeeds {
-        let model = synth::model(name, None);
+        let model = synth::model(name, &synth::Wish::default()).unwrap();
         let devices = Device::of_budgets(Backend::Cuda, &[Bytes(24 * GIB)]).unwrap();
         let machine = Machine::new(devices, Host { ram: Some(Bytes(64 * GIB)), ..Host::default() }).unwrap();
         forecast(&model, &machine, run).unwrap().host_needs

@@ -72,7 +72,12 @@ mod tests {
     use super::*;
     use crate::machine::{Backend, Device, Host, Machine};
     use crate::memory::{forecast, overhead};
-    use crate::synth::model;
+    use crate::synth::{self, Wish};
+
+    fn model(name: &str, recipe: &str) -> Model {
+        let wish = Wish { recipe: synth::recipe::named(recipe), ..Wish::default() };
+        synth::model(name, &wish).unwrap()
+    }
 
     /// What an H100 80GB (driver 580, b11434) showed beyond llama.cpp's own sum, in MiB: loaded, and after long prompts.
     #[test]

@@ -154,7 +154,7 @@ impl Subject<'_> {
         let mut change = |what: String, note: &str, edit: &dyn Fn(&mut RunConfig)| {
             let mut run = base.clone();
             edit(&mut run);
-            // A launch that llama.cpp would refuse is no alternative.
+            // A launch that llama.cpp would refuse is not an alternative.
             found.extend(problem.solve(&run).ok().map(|candidate| self.alternative(what, &candidate, note)));
         };
         for n_ubatch in [base.n_ubatch / 2, base.n_ubatch.saturating_mul(2)] {

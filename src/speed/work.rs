@@ -11,7 +11,7 @@ use crate::placement::Buffer;
 use crate::rules::Role;
 
 /// What an amount is of, and so which constant prices it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
     Weights,
     /// Operations of products with weights in micro-batches; on the host by thread.
@@ -31,25 +31,8 @@ pub enum Cost {
     Disk,
 }
 
-impl Cost {
-    pub const ALL: [Self; 12] = [
-        Self::Weights,
-        Self::Products,
-        Self::Attention,
-        Self::Cache,
-        Self::Op,
-        Self::Graph,
-        Self::Pinned,
-        Self::Pageable,
-        Self::Offload,
-        Self::Switch,
-        Self::ByThread,
-        Self::Disk,
-    ];
-}
-
 /// A number by kind of work.
-pub type ByCost = [f64; Cost::ALL.len()];
+pub type ByCost = [f64; Cost::Disk as usize + 1];
 
 /// Where work is done: 0 is the host, `i + 1` is `Machine::devices[i]`.
 type Tier = usize;
@@ -301,11 +284,6 @@ impl Layout {
         Work { amounts: vec![ByCost::default(); self.states.len()], overlapped: 1.0 }
     }
 
-    /// The tier that a graph begins on: the first device with work, else the host.
-    fn first_tier(&self) -> Tier {
-        self.parts.iter().map(|part| part.tier).filter(|tier| *tier != ON_HOST).min().unwrap_or(ON_HOST)
-    }
-
     /// The work of a prompt of `tokens` tokens after `depth` others.
     pub fn prompt(&self, tokens: u32, depth: u32) -> Work {
         let mut work = self.work();
@@ -381,7 +359,9 @@ impl Layout {
             work.add(tier, Cost::Switch, times * switches);
             work.add(tier, Cost::Pageable, times * switches * rows * self.row);
         }
-        work.add(self.first_tier(), Cost::Graph, times);
+        // A graph begins on the first device with work.
+        let devices = self.parts.iter().map(|part| part.tier).filter(|tier| *tier != ON_HOST);
+        work.add(devices.min().unwrap_or(ON_HOST), Cost::Graph, times);
     }
 
     /// Weights multiplied with a micro-batch of `rows` rows, or with one row each, `times` over; on `device` where it takes them over

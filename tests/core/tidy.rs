@@ -189,7 +189,6 @@ const READING: [&str; 19] = [
     "src/evidence.rs",
     "src/expectation.rs",
     "src/gguf/mod.rs",
-    "src/hparams.rs",
     "src/inspection.rs",
     "src/machine.rs",
     "src/model.rs",

@@ -15,6 +15,7 @@ use moeplan::model::projector::{self, Encoder, Modality};
 use moeplan::placement::{self, Placement};
 use moeplan::run::numbers::numbers;
 use moeplan::run::{FlashAttn, RunConfig, parse};
+use moeplan::synth::Wish;
 use moeplan::{checkup, synth};
 
 /// One projection: the launch and the MiB (truncated) it showed.
@@ -191,7 +192,7 @@ fn launches_of_several_parts() {
     let open = |name: &str| {
         let path = folder.path().join(name);
         if !path.exists() {
-            synth::hole(name.trim_end_matches(".gguf"), folder.path()).expect("a known model");
+            synth::hole(name.trim_end_matches(".gguf"), &Wish::default(), folder.path()).expect("a known model");
         }
         Model::from_gguf(gguf::open(&path).expect("a GGUF")).expect("a model")
     };
