@@ -82,9 +82,9 @@ mod tests {
     /// What an H100 80GB (driver 580, b11434) showed beyond llama.cpp's own sum, in MiB: loaded, and after long prompts.
     #[test]
     fn an_h100_is_predicted_within_32_mib() {
-        let qwen = model("qwen3-30b-a3b", Some("Q4_K_M"));
-        let oss = model("gpt-oss-20b", Some("F16"));
-        let deepseek = model("deepseek-moe-16b", Some("F16"));
+        let qwen = model("qwen3-30b-a3b", "Q4_K_M");
+        let oss = model("gpt-oss-20b", "F16");
+        let deepseek = model("deepseek-moe-16b", "F16");
         for (model, args, loaded, peak) in [
             (&qwen, "-ncmoe 40", 600, 710),
             (&qwen, "-ncmoe 35 -lm none -ub 2048", 624, 788),
