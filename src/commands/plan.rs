@@ -16,7 +16,7 @@ use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Var
 use crate::plan::{self, Plan, Request};
 use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
-use crate::run::Dialect;
+use crate::run::{Dialect, RunConfig};
 use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
@@ -205,11 +205,6 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
     }));
     plan.model.what_if = what_if;
-    plan.warnings.extend(check::environment().into_keys().map(|name| Warning {
-        code: "environment".into(),
-        message: format!("{name} is set here, and llama.cpp reads it: the plan does not count it"),
-        hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
-    }));
     match (args.emit, output.format()) {
         (Some(form), _) => {
             let wish = emit::Wish { form, runner: args.runner, dialect: args.dialect, turn: args.options.turn() };

@@ -14,7 +14,6 @@ use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::measurement::{self, Expected, Launched, compare};
 use crate::report::live::{Promise, Sample, Tier, panel, summary};
-use crate::runtime::log::Serving;
 use crate::runtime::{Error, sampler, server};
 
 /// How often the server is looked at while it serves.
