@@ -176,9 +176,9 @@ const LINTS: &[Rule] = &[
     }),
     // A tensor that is left out, or whose rows stay in the file (`TENSOR_READ_LAZY`).
     ("rule-never-placed", Warning, |facts| {
-        let written =
+        let mut written =
             facts.overrides.iter().filter(|row| is_written(row) && row.tensors == 0 && row.shadowed_by.is_none());
-        let (rule, (name, is_lazy)) = written.filter_map(|row| Some((shown(row), unplaced(facts, row)?))).next()?;
+        let (rule, (name, is_lazy)) = written.find_map(|row| Some((shown(row), unplaced(facts, row)?)))?;
         if is_lazy {
             return found(
                 format!(

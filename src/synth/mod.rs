@@ -260,7 +260,7 @@ mod tests {
         for name in spec::projectors() {
             let spec = spec(&name);
             for (tiny, recipe) in [(false, None), (true, None), (true, recipe::named("Q8_0"))] {
-                let synthesis = synthesize(&spec, &Wish { tiny, recipe, ..Wish::default() }).unwrap();
+                let synthesis = synthesize(&spec, &Wish { recipe, tiny, ..Wish::default() }).unwrap();
                 assert!(synthesis.published.iter().all(|check| check.ok), "{name}: {:?}", synthesis.published);
                 let watch = output::Watch { wrote: &|_| (), stop: &AtomicBool::new(false) };
                 let path = folder.path().join(format!("{name}.gguf"));

@@ -27,7 +27,7 @@ impl Window {
     }
 }
 
-impl<'g> Node<'g> {
+impl Node<'_> {
     /// The patches of images, by the shape of this kernel.
     pub fn im2col(self, x: Self, window: Window, ty: GgmlType) -> Self {
         let (a, b) = (self.shape(), x.shape());

@@ -181,7 +181,8 @@ impl<'g> Clip<'g> {
         let weight = self.weight("v.patch_embd");
         let patches = weight.reshape(&[p, p, 3, e.n_embd]).im2col(self.raw(), self.patch_window(), f32());
         let rows = weight.mm(patches).reshape(&[e.n_embd, self.n_patches]).concat(self.need("v.class_embd"), 1);
-        let turn = |x: Node<'g>| self.rope_2d(x, pos_w, pos_h);
+        // Each over half of a head (`build_rope_2d`).
+        let turn = |x: Node<'g>| x.rope(pos_w, None).rope(pos_h, None);
         let vit = Vit { pos: Some(self.positions()), turn: Some(&turn), ..Vit::default() };
         let rows = self.vit(rows, n_pos, Norm::Layer, self.act, &vit).rows_from(0, self.n_patches);
         let wide = rows.reshape(&[e.n_embd * n, self.px / n, self.py]).permute(HEADS);

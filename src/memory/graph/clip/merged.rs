@@ -185,7 +185,8 @@ impl<'g> Clip<'g> {
         let squares = self.e.n_merge * self.e.n_merge;
         let patches = self.two_frames(self.e.n_merge);
         let (pos_h, pos_w) = (self.ids(self.n_patches), self.ids(self.n_patches));
-        let turn = |x: Node<'g>| self.rope_2d(x, pos_h, pos_w);
+        // Each over half of a head (`build_rope_2d`).
+        let turn = |x: Node<'g>| x.rope(pos_h, None).rope(pos_w, None);
         let vit = Vit { turn: Some(&turn), ..Vit::default() };
         let rows = self.mlp("mm.1", "mm.2", self.vit(patches, self.n_patches, Norm::Layer, Act::Gelu, &vit));
         let rows = rows.reshape(&[rows.ne(0) * squares, self.n_patches / squares]);

@@ -480,11 +480,6 @@ impl<'g> Clip<'g> {
         rows.reshape(&[self.e.n_embd, rows.ne(1) / n_images, n_images])
     }
 
-    /// Positions in two dimensions, each over half of a head (`build_rope_2d`).
-    fn rope_2d(&self, x: Node<'g>, a: Node<'g>, b: Node<'g>) -> Node<'g> {
-        x.rope(a, None).rope(b, None)
-    }
-
     /// Neighbours side by side (`build_patch_merge_permute`).
     fn merge_patches(&self, x: Node<'g>, n: u64) -> Node<'g> {
         let (d, width, height) = (x.ne(0), self.px.next_multiple_of(n), self.py.next_multiple_of(n));

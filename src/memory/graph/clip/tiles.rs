@@ -9,7 +9,8 @@ use super::{Act, Clip, Node, Norm, Vit, Window, f32};
 impl<'g> Clip<'g> {
     /// A transformer with positions in two dimensions.
     fn vit_2d(&self, x: Node<'g>, pos: Option<Node<'g>>, norm: Norm, [a, b]: [Node<'g>; 2]) -> Node<'g> {
-        let turn = |x: Node<'g>| self.rope_2d(x, a, b);
+        // Each over half of a head (`build_rope_2d`).
+        let turn = |x: Node<'g>| x.rope(a, None).rope(b, None);
         self.vit(x, self.n_patches, norm, self.act, &Vit { pos, turn: Some(&turn), ..Vit::default() })
     }
 
@@ -162,7 +163,8 @@ impl<'g> Clip<'g> {
         let mask = self.input(&[n, n]);
         let rows = (self.patches() + self.resized_positions()).get_rows(windows);
         let masks = |il: u64| (il + 1 != e.n_layer && !(il + 1).is_multiple_of(4)).then_some(mask);
-        let turn = |x: Node<'g>| self.rope_2d(x, pos_w, pos_h);
+        // Each over half of a head (`build_rope_2d`).
+        let turn = |x: Node<'g>| x.rope(pos_w, None).rope(pos_h, None);
         let vit = Vit { turn: Some(&turn), mask: Some(&masks), ..Vit::default() };
         let rows = self.vit(rows, n, Norm::Layer, Act::Gelu, &vit).get_rows(back).get_rows(squares);
         let merged = rows.reshape(&[e.n_embd, ds * ds, n_out]).permute([1, 0, 2, 3]).cont();
