@@ -75,21 +75,15 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A size that cannot be read.
+/// A size that cannot be read, and how to write it.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ParseBytesError {
-    /// A number alone: it may be GiB that are meant, MiB or bytes.
-    #[error("`{number}` has no unit: {number}{unit}?")]
-    NoUnit { number: String, unit: &'static str },
-    #[error("`{0}` is not a size: write it as 97G or 97GiB (2^30), 97GB (10^9), 24576M or 0.5G")]
-    NotASize(String),
-}
+#[error("{0}")]
+pub struct ParseBytesError(String);
 
 /// `97G` and `97GiB` are 97·2^30, `97GB` is 97·10^9 (llama.cpp users write MiB = 2^20).
 impl FromStr for Bytes {
     type Err = ParseBytesError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseBytesError::NotASize(text.to_string());
         let trimmed = text.trim();
         let is_number = trimmed.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         if let Ok(number) = trimmed.parse::<f64>()
@@ -104,7 +98,7 @@ impl FromStr for Bytes {
             } else {
                 "B"
             };
-            return Err(ParseBytesError::NoUnit { number: trimmed.to_string(), unit });
+            return Err(ParseBytesError(format!("`{trimmed}` has no unit: {trimmed}{unit}?")));
         }
         let binary = match trimmed.char_indices().next_back() {
             Some((at, 'k' | 'K' | 'm' | 'M' | 'g' | 'G' | 't' | 'T')) => {
@@ -113,8 +107,9 @@ impl FromStr for Bytes {
             }
             _ => trimmed.to_string(),
         };
-        let parsed = byte_unit::Byte::parse_str(&binary, true).map_err(|_| refuse())?;
-        Ok(Self(parsed.as_u64()))
+        let wrong = "is not a size: write it as 97G or 97GiB (2^30), 97GB (10^9), 24576M or 0.5G";
+        let parsed = byte_unit::Byte::parse_str(&binary, true);
+        Ok(Self(parsed.map_err(|_| ParseBytesError(format!("`{text}` {wrong}")))?.as_u64()))
     }
 }
 

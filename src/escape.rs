@@ -1,4 +1,4 @@
-//! Strangers' text (tensor names, model names, logs, server replies) made safe for a terminal, Markdown and HTML.
+//! Untrusted text (tensor names, model names, logs, server replies) made safe for a terminal, Markdown and HTML.
 #![cfg_attr(
     not(test),
     deny(

@@ -16,21 +16,13 @@ pub enum Term<'a> {
     Ask(&'a str, &'a str),
 }
 
-/// Why an expression has no value.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{text}`: {problem}")]
-pub struct Error {
-    text: String,
-    problem: String,
-}
-
 /// The value of `text` with the names of `dims`.
-pub fn evaluate(text: &str, dims: &Dims) -> Result<i64, Error> {
+pub fn evaluate(text: &str, dims: &Dims) -> Result<i64, String> {
     let known = |term: Term<'_>| match term {
         Term::Name(name) => dims.get(name).copied(),
         _ => None,
     };
-    Expr::parse(text)?.value(&known).map_err(|problem| Error { text: text.to_string(), problem })
+    Expr::parse(text)?.value(&known).map_err(|problem| format!("`{text}`: {problem}"))
 }
 
 /// A parsed expression.
@@ -51,13 +43,13 @@ const LEVELS: &[&[&str]] =
 const NEGATED: usize = 4;
 
 impl Expr {
-    pub fn parse(text: &str) -> Result<Self, Error> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let mut parser = Parser(text.trim());
         let parsed = parser.either().and_then(|expr| match parser.0 {
             "" => Ok(expr),
             _ => Err(format!("`{}` is not expected here", parser.token()?)),
         });
-        parsed.map_err(|problem| Error { text: text.to_string(), problem })
+        parsed.map_err(|problem| format!("`{text}`: {problem}"))
     }
 
     /// Its value, or why it has none. What a condition does not choose is not computed.
@@ -245,7 +237,8 @@ mod tests {
             ("1 2", Err("`2` is not expected here")),
             ("1 # 2", Err("`#` is not part of an expression")),
         ] {
-            assert_eq!(evaluate(text, &dims).map_err(|error| error.problem), value.map_err(String::from), "{text}");
+            let expected = value.map_err(|problem| format!("`{text}`: {problem}"));
+            assert_eq!(evaluate(text, &dims), expected, "{text}");
         }
     }
 }

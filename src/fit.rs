@@ -55,7 +55,7 @@ enum Overflow {
 impl Layers {
     const NONE: Self = Self { n_layer: 0, n_part: 0, overflow: Overflow::Experts, overflows_to: None };
 
-    /// Both are unsigned in llama.cpp, which takes a part from a device without any.
+    /// Both are unsigned in llama.cpp, which takes a part from a device without any, and the output from one without a layer.
     fn n_full(self) -> u32 {
         self.n_layer.wrapping_sub(self.n_part)
     }
@@ -130,7 +130,7 @@ pub fn fitted(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Fitte
 impl Fit<'_> {
     /// Bytes that a device reports as free: its context is there already.
     fn free(&self, device: u16) -> i64 {
-        let free = |device: &Device| signed(device.free) - signed(overhead(device, self.run.n_ubatch).loaded);
+        let free = |device: &Device| signed(device.free) - signed(overhead(device, self.run.n_ubatch).idle);
         self.machine.device(device).map_or(0, free)
     }
 
@@ -218,14 +218,14 @@ impl Fit<'_> {
     /// The launch with these layers on the devices (`set_ngl_tensor_split_tbo`).
     fn launch(&self, layers: &[Layers]) -> RunConfig {
         let mut run = self.run.clone();
-        let total: u32 = layers.iter().map(|layers| layers.n_layer).sum();
+        let total = layers.iter().fold(0_u32, |sum, layers| sum.wrapping_add(layers.n_layer));
         run.n_gpu_layers = total.cast_signed();
         if layers.len() > 1 {
             #[expect(clippy::cast_precision_loss, reason = "a count of layers")]
             let shares = layers.iter().map(|layers| layers.n_layer as f32);
             run.tensor_split = shares.collect();
         }
-        let mut first = (self.n_layer + 1).saturating_sub(total);
+        let mut first = (self.n_layer + 1).wrapping_sub(total);
         for own in layers {
             first = first.wrapping_add(own.n_full());
             for il in first..first.wrapping_add(own.n_part) {
@@ -311,9 +311,9 @@ impl Fit<'_> {
         while id <= dense && dense < n {
             let mut high = layers.clone();
             for jd in dense..n {
-                let moved = high[jd].n_layer - u32::from(jd + 1 == n).min(high[jd].n_layer);
-                high[id].n_layer += moved;
-                high[jd].n_layer -= moved;
+                let moved = high[jd].n_layer.wrapping_sub(u32::from(jd + 1 == n));
+                high[id].n_layer = high[id].n_layer.wrapping_add(moved);
+                high[jd].n_layer = high[jd].n_layer.wrapping_sub(moved);
                 high[jd].n_part = 0;
             }
             let mut mem_high = self.used_with(&high)?;
@@ -367,7 +367,7 @@ impl Fit<'_> {
         test[dense_test].n_layer -= 1;
         test[dense_test].n_part = test[dense_test].n_part.wrapping_sub(1);
         test[id].n_layer += 1;
-        test[id].n_part += 1;
+        test[id].n_part = test[id].n_part.wrapping_add(1);
         if test[dense_test].n_part == 0 {
             dense_test += 1;
         }

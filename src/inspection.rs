@@ -274,7 +274,7 @@ impl Inspection {
     pub fn with_metadata(mut self, model: &Model) -> Self {
         // What JSON cannot hold, an infinity, is null.
         let json = |value: &Value| serde_json::to_value(value).unwrap_or_default();
-        self.metadata = Some(model.metadata.iter().map(|(key, value)| (key.clone(), json(value))).collect());
+        self.metadata = Some(model.hparams.metadata.iter().map(|(key, value)| (key.clone(), json(value))).collect());
         self
     }
 }
@@ -295,7 +295,7 @@ pub enum Basis {
 /// llama.cpp's name of a file's type mix: from `general.file_type`, else from the type that holds most bytes.
 fn file_type(model: &Model, by_type: &BTreeMap<Cow<'static, str>, Bytes>) -> (Option<&'static str>, Basis) {
     let mut all = RECIPES.iter().chain([&NVFP4]);
-    if let Some(Value::U64(id)) = model.metadata.get("general.file_type")
+    if let Some(Value::U64(id)) = model.hparams.metadata.get("general.file_type")
         && let Some(row) = all.clone().find(|row| u64::from(row.file_type) == *id)
     {
         let agrees = by_type.is_empty() || by_type.contains_key(row.base);

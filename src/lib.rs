@@ -9,7 +9,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = tempfile::tempdir()?;
-//! # let path = moeplan::synth::hole("phi-3.5-moe", folder.path())?;
+//! # let path = moeplan::synth::hole("phi-3.5-moe", &Default::default(), folder.path())?;
 //! // Any file of a split model, or a folder with one model; `path` is of a Phi-3.5-MoE here.
 //! let model = Model::from_gguf(gguf::open(&path)?)?;
 //!
@@ -64,8 +64,6 @@ pub mod arch;
 pub mod rules;
 #[doc(hidden)]
 pub mod expression;
-#[doc(hidden)]
-pub mod hparams;
 pub mod model;
 #[doc(hidden)]
 pub mod quantize;
@@ -120,11 +118,10 @@ mod schema;
 pub use bytes::Bytes;
 pub use checkup::Checkup;
 pub use gguf::{GgmlType, Gguf};
-pub use hparams::HParams;
 pub use inspection::Inspection;
 pub use machine::{Backend, Device, Host, Machine};
 pub use memory::{Basis, MemoryBreakdown, MemoryByDevice};
-pub use model::Model;
+pub use model::{HParams, Model};
 pub use plan::Plan;
 pub use rules::Role;
 pub use run::RunConfig;

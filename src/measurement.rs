@@ -66,18 +66,31 @@ impl Measurement {
 }
 
 /// What a measurement is held to.
-#[derive(Debug, Clone, Copy)]
-pub struct Expected<'a> {
-    pub memory: &'a MemoryByDevice,
+#[derive(Debug, Clone)]
+pub struct Expected {
+    pub memory: MemoryByDevice,
     /// The span of mapped host weights, where the launch maps any.
     pub mapped_span: Option<Bytes>,
+    /// The devices of `-sm tensor`, whose log shows them as one; empty elsewhere.
+    pub sharing: Vec<String>,
     /// What the plan leaves free of a device for what cannot be predicted to the byte: how far overhead may be off.
     pub margin: Bytes,
 }
 
-impl<'a> Expected<'a> {
-    pub fn of(forecast: &'a Forecast, margin: Bytes) -> Self {
-        Self { memory: &forecast.memory, mapped_span: forecast.mapped_span, margin }
+impl Expected {
+    pub fn of(forecast: &Forecast, margin: Bytes) -> Self {
+        let mut memory = forecast.memory.clone();
+        // A device that uses the mapped file in place logs the span as its weights.
+        for (name, span) in &forecast.mapped.devices {
+            let row = memory.entry(name.clone()).or_default();
+            let between = span.saturating_sub(row.model);
+            (row.model, row.overhead) = (row.model + between, row.overhead.saturating_sub(between));
+        }
+        let sharing = forecast.placement.shares.as_ref().map_or(Vec::new(), |_| {
+            let is_host = |name: &&String| memory::is_host(name);
+            memory.keys().filter(|name| !is_host(name)).cloned().collect()
+        });
+        Self { memory, mapped_span: forecast.mapped.host, sharing, margin }
     }
 }
 
@@ -101,14 +114,14 @@ pub struct Taken {
 }
 
 impl Taken {
-    pub fn of(expected: Option<&Expected<'_>>, seen: &Observation, tolerance: f64) -> Self {
+    pub fn of(expected: Option<&Expected>, seen: &Observation, tolerance: f64) -> Self {
         let (device_used, mut memory) = (peak_of(&seen.device_used), seen.memory.clone());
         for (device, row) in &mut memory {
             row.overhead = device_used.get(device).map_or(row.overhead, |used| used.saturating_sub(row.own()));
         }
         Self {
             memory: memory::rows(&memory),
-            predicted: expected.map(|expected| memory::rows(expected.memory)).unwrap_or_default(),
+            predicted: expected.map(|expected| memory::rows(&expected.memory)).unwrap_or_default(),
             mapped_span: seen.mapped_span,
             device_used,
             device_use: seen.device_used.clone(),
@@ -117,7 +130,7 @@ impl Taken {
     }
 }
 
-pub fn measurement(seen: Observation, expected: &Expected<'_>, tolerance: f64) -> Measurement {
+pub fn measurement(seen: Observation, expected: &Expected, tolerance: f64) -> Measurement {
     Measurement {
         schema: SCHEMA.to_string(),
         plan: None,
@@ -176,12 +189,25 @@ const TERMS: [Term; 4] = [
     ("total", MemoryBreakdown::own, false),
 ];
 
+/// What a log calls all devices of `-sm tensor` together; a buffer of theirs is as large as its largest share
+/// (`ggml/src/ggml-backend-meta.cpp` `ggml_backend_meta_buffer_type_alloc_buffer_n`, b11434).
+const META: &str = "Meta()";
+
 /// Predicted beside measured, term by term, for every device of either. Weights and caches are sums of known tensors and
 /// must be equal as far as they were printed; compute buffers and totals may differ by `tolerance` (a share) or
 /// [`COMPUTE_FLOOR`]. Where the driver says what a device shows, its peak and the overhead in it (the peak less
 /// llama.cpp's own sum) may differ by `tolerance` of the peak or by the margin that the plan left.
-pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> Vec<Row> {
-    let mut keys: Vec<&String> = expected.memory.keys().chain(seen.memory.keys()).collect();
+pub fn compare(expected: &Expected, seen: &Observation, tolerance: f64) -> Vec<Row> {
+    let mut predicted_memory = expected.memory.clone();
+    let is_meta = seen.memory.contains_key(META) && !expected.sharing.is_empty();
+    if is_meta {
+        let shares = || expected.sharing.iter().filter_map(|name| expected.memory.get(name));
+        let largest = |of: fn(&MemoryBreakdown) -> Bytes| shares().map(of).max().unwrap_or_default();
+        let (model, context) = (largest(|row| row.model), largest(|row| row.context));
+        let row = MemoryBreakdown { model, context, compute: largest(|row| row.compute), overhead: Bytes(0) };
+        predicted_memory.insert(META.to_string(), row);
+    }
+    let mut keys: Vec<&String> = predicted_memory.keys().chain(seen.memory.keys()).collect();
     keys.sort();
     keys.dedup();
     let peaks = peak_of(&seen.device_used);
@@ -195,7 +221,7 @@ pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> V
             let terms = memory.get(key).copied().unwrap_or_default();
             if span_only { MemoryBreakdown { model: Bytes(0), ..terms } } else { terms }
         };
-        let (predicted, measured) = (terms_of(expected.memory), terms_of(&seen.memory));
+        let (predicted, measured) = (terms_of(&predicted_memory), terms_of(&seen.memory));
         let resolution = seen.resolution.get(key).copied().unwrap_or_default();
         if key == HOST
             && let Some(span) = expected.mapped_span.filter(|_| seen.mapped_span > Bytes(0))
@@ -203,7 +229,9 @@ pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> V
             let name = format!("{key}.mapped_span");
             rows.push(row(name, span, seen.mapped_span, resolution.model, Bytes(0), 0.0));
         }
-        for (term, of, is_exact) in TERMS {
+        // Of one of the devices of `-sm tensor` only its driver tells.
+        let is_told = !is_meta || !expected.sharing.contains(key);
+        for (term, of, is_exact) in TERMS.into_iter().filter(|_| is_told) {
             let (p, m) = (of(&predicted), of(&measured));
             if p > Bytes(0) || m > Bytes(0) {
                 let (floor, share) = if is_exact { (Bytes(0), 0.0) } else { (COMPUTE_FLOOR, share(tolerance, m)) };
@@ -213,7 +241,10 @@ pub fn compare(expected: &Expected<'_>, seen: &Observation, tolerance: f64) -> V
         if let Some(peak) = peaks.get(key) {
             let overhead = peak.saturating_sub(measured.own());
             let (floor, share) = (expected.margin, share(tolerance, *peak));
-            rows.push(row(format!("{key}.overhead"), predicted.overhead, overhead, resolution.own(), floor, share));
+            if is_told {
+                let name = format!("{key}.overhead");
+                rows.push(row(name, predicted.overhead, overhead, resolution.own(), floor, share));
+            }
             rows.push(row(format!("{key}.peak"), predicted.total(), *peak, Bytes(0), floor, share));
         }
     }
@@ -261,7 +292,11 @@ mod tests {
 
     /// What is compared without a margin.
     fn rows(predicted: &[(&str, u64, u64, u64)], seen: &Observation, tolerance: f64) -> Vec<Row> {
-        compare(&Expected { memory: &memory(predicted), mapped_span: None, margin: Bytes(0) }, seen, tolerance)
+        compare(
+            &Expected { memory: memory(predicted), mapped_span: None, sharing: Vec::new(), margin: Bytes(0) },
+            seen,
+            tolerance,
+        )
     }
 
     #[test]
@@ -295,10 +330,25 @@ mod tests {
         let resolution = memory(&[("Host", PRINTED.0, PRINTED.0, PRINTED.0)]);
         let seen = Observation { resolution, mapped_span: Bytes(100 * MIB), ..seen(&[("Host", 0, 5, 6)]) };
         for (span, wrong) in [(Bytes(100 * MIB + PRINTED.0), &[][..]), (Bytes(99 * MIB), &["Host.mapped_span"])] {
-            let expected = Expected { memory: &predicted, mapped_span: Some(span), margin: Bytes(0) };
+            let expected =
+                Expected { memory: predicted.clone(), mapped_span: Some(span), sharing: Vec::new(), margin: Bytes(0) };
             let rows = compare(&expected, &seen, 0.0);
             assert_eq!(rows.iter().filter(|row| !row.ok).map(|row| row.quantity.as_str()).collect::<Vec<_>>(), wrong);
         }
+    }
+
+    #[test]
+    fn devices_that_share_every_tensor_are_held_to_the_largest_share() {
+        let predicted = memory(&[("CUDA0", 70 * MIB, 5, 6), ("CUDA1", 71 * MIB, 4, 6), ("Host", 1, 0, 2)]);
+        let sharing = vec!["CUDA0".to_string(), "CUDA1".to_string()];
+        let expected = Expected { memory: predicted, mapped_span: None, sharing, margin: Bytes(0) };
+        let mut seen = seen(&[("Meta()", 71 * MIB, 5, 6), ("Host", 1, 0, 2)]);
+        seen.device_used.peak.insert("CUDA1".into(), Bytes(71 * MIB + 4 + 6 + 600));
+        let rows = compare(&expected, &seen, 0.0);
+        let found: Vec<_> = rows.iter().map(|row| format!("{} {}", row.quantity, row.ok)).collect();
+        let named = "CUDA1.peak true, Host.model true, Host.compute true, Host.total true, Meta().model true, \
+            Meta().context true, Meta().compute true, Meta().total true";
+        assert_eq!(found.join(", "), named);
     }
 
     #[test]
@@ -309,7 +359,7 @@ mod tests {
         let row = MemoryBreakdown { model: Bytes::mib(1000), overhead: Bytes::mib(600), ..MemoryBreakdown::default() };
         let predicted = MemoryByDevice::from([("CUDA0".to_string(), row)]);
         let judge = |seen: &Observation, margin| {
-            let expected = Expected { memory: &predicted, mapped_span: None, margin };
+            let expected = Expected { memory: predicted.clone(), mapped_span: None, sharing: Vec::new(), margin };
             compare(&expected, seen, 0.01).split_off(2)
         };
         let rows = judge(&seen, Bytes(0));

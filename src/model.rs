@@ -12,47 +12,16 @@
     )
 )]
 
-pub mod context;
+pub mod hparams;
 pub mod load;
 pub mod projector;
 
-use std::borrow::Cow;
-use std::path::PathBuf;
-
 use crate::bytes::Bytes;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Metadata, ModelFile, Value};
-use crate::hparams::HParams;
 use crate::rules::{self, Role, RoleRules};
-use crate::suggest::Hint;
-use context::ContextHParams;
-
-/// A header that is no model to plan with.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("`{}`: {kind}, not a model that runs by itself", path.display())]
-    Kind { path: PathBuf, kind: FileKind },
-    #[error("`{}`: `{tensor}` and its like hold one expert each: llama.cpp no longer loads such files", path.display())]
-    OneExpertEach { path: PathBuf, tensor: String },
-    #[error("`{}`: llama.cpp refuses this file: {fault}", path.display())]
-    Load { path: PathBuf, fault: load::Fault },
-}
-
-impl Hint for Error {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        let text = match self {
-            Self::Kind { kind: FileKind::Mmproj, .. } => {
-                "give the model itself; the projector goes with llama.cpp's --mmproj"
-            }
-            Self::Kind { kind: FileKind::Adapter, .. } => {
-                "give the base model; the adapter goes with llama.cpp's --lora"
-            }
-            Self::Kind { .. } => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
-            Self::OneExpertEach { .. } => MERGE_EXPERTS,
-            Self::Load { fault, .. } => return fault.hint(),
-        };
-        Some(text.into())
-    }
-}
+use crate::suggest::Refusal;
+use hparams::ContextHParams;
+pub use hparams::HParams;
 
 /// What to do with a file of one tensor an expert.
 pub const MERGE_EXPERTS: &str =
@@ -84,6 +53,17 @@ impl std::fmt::Display for FileKind {
     }
 }
 
+impl FileKind {
+    /// What to give in its place.
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Mmproj => "give the model itself; the projector goes with llama.cpp's --mmproj",
+            Self::Adapter => "give the base model; the adapter goes with llama.cpp's --lora",
+            _ => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
+        }
+    }
+}
+
 /// A model as llama.cpp would see it, without its weights.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -96,11 +76,8 @@ pub struct Model {
     pub gguf_version: u32,
     pub byte_order: ByteOrder,
     pub alignment: u64,
-    /// Typed `<arch>.*` keys.
     pub hparams: HParams,
-    /// What they say of the context's memory.
     pub context: ContextHParams,
-    pub metadata: Metadata,
     pub tensors: Vec<Tensor>,
     /// The draft model that a launch loads beside it.
     pub draft: Option<std::sync::Arc<Self>>,
@@ -129,17 +106,19 @@ pub struct Tensor {
 
 impl Model {
     /// The model of a header that llama.cpp would load, as far as the header can tell.
-    pub fn from_gguf(gguf: Gguf) -> Result<Self, Error> {
+    pub fn from_gguf(gguf: Gguf) -> Result<Self, Refusal> {
         let (model, refused) = Self::as_far_as_readable(gguf);
-        let path = || model.files.first().map(|file| file.path.clone()).unwrap_or_default();
+        let path = model.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+        let wrong = |message: String, hint: &str| Err(Refusal::new(format!("`{path}`: {message}"), hint));
         if model.kind != FileKind::Model {
-            return Err(Error::Kind { path: path(), kind: model.kind });
+            return wrong(format!("{}, not a model that runs by itself", model.kind), model.kind.hint());
         }
-        if let Some(tensor) = model.one_expert_tensor() {
-            return Err(Error::OneExpertEach { path: path(), tensor: tensor.name.clone() });
+        if let Some(Tensor { name, .. }) = model.one_expert_tensor() {
+            let message = format!("`{name}` and its like hold one expert each: llama.cpp no longer loads such files");
+            return wrong(message, MERGE_EXPERTS);
         }
         match refused.into_iter().next().map_or_else(|| model.check_load(), Err) {
-            Err(fault) => Err(Error::Load { path: path(), fault }),
+            Err(fault) => wrong(format!("llama.cpp refuses this file: {fault}"), fault.hint()),
             Ok(()) => Ok(model),
         }
     }
@@ -180,21 +159,16 @@ impl Model {
     /// Whether it gives vectors or scores, not text: one of the BERTs, or its key says how tokens are pooled
     /// (`pooling_type`: mean, first, last, rank; `include/llama.h` `llama_pooling_type`, b11434).
     pub fn is_embedding(&self) -> bool {
-        let pooling = self.metadata.get(&format!("{}.pooling_type", self.architecture));
-        matches!(pooling, Some(Value::U64(1..=4))) || self.architecture.contains("bert")
+        matches!(self.hparams.value("pooling_type"), Some(Value::U64(1..=4))) || self.architecture.contains("bert")
     }
 
     /// What can be said of any GGUF file, and every key that llama.cpp would refuse.
     pub fn as_far_as_readable(gguf: Gguf) -> (Self, Vec<load::Fault>) {
         let Gguf { files, header } = gguf;
-        let text = |key: &str| match header.metadata.get(key) {
-            Some(Value::String(text)) => Some(text.clone()),
-            _ => None,
-        };
+        let text = |key: &str| header.metadata.get(key).and_then(Value::as_str).map(str::to_string);
         let kind = kind_of(&header.metadata, header.tensors.is_empty());
         let architecture = text("general.architecture").unwrap_or_default();
-        let hparams =
-            HParams { architecture: architecture.clone(), metadata: header.metadata.clone(), ..HParams::default() };
+        let name = text("general.name");
         let names = header.tensors.iter().map(|tensor| tensor.name.as_str());
         let roles = RoleRules::built_in(&architecture).roles(names);
         let data_offset =
@@ -210,9 +184,10 @@ impl Model {
             name: info.name,
         });
         let tensors = tensors.collect();
+        let hparams = HParams { architecture: architecture.clone(), metadata: header.metadata, ..HParams::default() };
         let mut model = Self {
             kind,
-            name: text("general.name"),
+            name,
             architecture,
             files,
             gguf_version: header.version,
@@ -220,7 +195,6 @@ impl Model {
             alignment: header.alignment,
             hparams,
             tensors,
-            metadata: header.metadata,
             context: ContextHParams::default(),
             draft: None,
             projector: None,
@@ -235,10 +209,7 @@ impl Model {
 
 /// From `general.type` (`gguf-py` writes it since 2024), else from what only such files have.
 fn kind_of(metadata: &Metadata, no_tensors: bool) -> FileKind {
-    let text = |key: &str| match metadata.get(key) {
-        Some(Value::String(text)) => text.as_str(),
-        _ => "",
-    };
+    let text = |key: &str| metadata.get(key).and_then(Value::as_str).unwrap_or_default();
     match text("general.type") {
         "mmproj" => FileKind::Mmproj,
         "adapter" => FileKind::Adapter,

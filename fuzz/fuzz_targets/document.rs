@@ -2,13 +2,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use moeplan::report::{html, page};
+use moeplan::report::{html, markdown, read, text};
 
 fuzz_target!(|bytes: &[u8]| {
-    let text = String::from_utf8_lossy(bytes);
-    let Ok(sources) = page::read::read("d.json", &text) else { return };
-    let made = page::of(&sources, None);
-    let markup = html::page(&made);
-    assert!(!markup.contains('\u{202e}') && !markup.contains('\u{1b}'));
-    assert!(!page::markdown::page(&made).contains('\u{1b}'));
+    let Ok(sources) = read::read("d.json", bytes.to_vec()) else { return };
+    for source in sources {
+        let report = source.document.report();
+        let markup = html::report(&report);
+        assert!(!markup.contains('\u{202e}') && !markup.contains('\u{1b}'));
+        assert!(!markdown::report(&report).contains('\u{1b}'));
+        text::report(&report, true, 80);
+    }
 });

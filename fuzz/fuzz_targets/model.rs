@@ -10,7 +10,8 @@ use moeplan::gguf::Value;
 use moeplan::inspection::Inspection;
 use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::model::Model;
-use moeplan::report;
+use moeplan::report::page::Document;
+use moeplan::report::{html, markdown, text};
 use moeplan::run::parse;
 use moeplan_fuzz::{Draw, header, model};
 
@@ -41,6 +42,11 @@ const COMMANDS: [&str; 8] = [
     "-ngl 99", "-ngl 1 -ts 3,1", "-cmoe -fa on", "-ncmoe 1 -ctk q8_0", "-c 4096 -np 4 -ub 16", "-ot exps=CPU",
     "-ngl 2 -c 0 --swa-full", "-b 1 -ub 1 -c 1",
 ];
+
+fn shown(document: &impl Document) {
+    let report = document.report();
+    let _ = (text::report(&report, true, 80), markdown::report(&report), html::report(&report));
+}
 
 fuzz_target!(|bytes: &[u8]| {
     let mut draw = Draw(bytes);
@@ -73,7 +79,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some(header) = header(metadata, tensors) else { return };
     let (model, refused) = Model::as_far_as_readable(model(header));
     let inspection = Inspection::new(&model, &refused, None).with_tensors(&model).with_metadata(&model);
-    let _ = (report::inspection::text(&inspection), report::inspection::markdown(&inspection));
+    shown(&inspection);
     if !refused.is_empty() {
         return;
     }
@@ -83,6 +89,6 @@ fuzz_target!(|bytes: &[u8]| {
     let host = Host { ram: Some(Bytes(64 << 30)), ..Host::default() };
     let machine = Machine::new(devices, host).expect("a machine");
     if let Ok(checkup) = checkup::check(&model, &machine, &command, Options::default()) {
-        let _ = (report::checkup::text(&checkup, true), report::checkup::markdown(&checkup));
+        shown(&checkup);
     }
 });

@@ -10,6 +10,7 @@ use moeplan::gguf::source::hub::{self, HubFile};
 use moeplan::gguf::source::local::{self, LocalModel, Program};
 use moeplan::gguf::source::{Location, Url, Which};
 use moeplan::machine::Device;
+use moeplan::suggest::Hint;
 use moeplan::synth::spec;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -35,8 +36,8 @@ fuzz_target!(|bytes: &[u8]| {
     let file = |path: &&str| HubFile { path: (*path).to_string(), bytes: Bytes(u64::MAX), oid: None };
     let quants = hub::quants("o/r", paths.iter().map(file).collect());
     if let Ok(quants) = &quants {
-        assert!(hub::choose("o/r", quants, None).is_ok());
-        if let Ok(quant) = hub::choose("o/r", quants, Some(first)) {
+        assert!(hub::choose("o/r", quants, &Which::Default).is_ok());
+        if let Ok(quant) = hub::choose("o/r", quants, &Which::Quant(first.to_string())) {
             assert!(!quant.files.is_empty() && !quant.name.is_empty());
         }
     }

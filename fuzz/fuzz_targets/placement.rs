@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use moeplan::cli::Format;
 use moeplan::gguf::Value;
 use moeplan::model::Model;
 use moeplan::plan::rule_file::{check, overrides, parse};
-use moeplan::report;
+use moeplan::report::page::Document;
+use moeplan::report::{html, markdown, text};
 use moeplan_fuzz::{Draw, header, model};
 
 /// A mixture of experts of three blocks.
@@ -43,12 +43,13 @@ fuzz_target!(|bytes: &[u8]| {
     match parse("mine.yaml", &text) {
         Ok(file) => {
             let model = experts();
-            let checked = check::check("mine.yaml", &file, Some(model), None);
+            let checked = check("mine.yaml", &file, Some(model), None, None);
             let taken: usize = checked.unmatched.iter().map(|rest| rest.tensors).sum();
             assert!(taken <= model.tensors.len());
             let _ = overrides(&file, model);
-            for format in [Format::Text, Format::Markdown] {
-                let page = report::rules::check(&checked, format);
+            let report = checked.report();
+            text::report(&report, true, 80);
+            for page in [markdown::report(&report), html::report(&report)] {
                 assert!(!page.contains('\u{1b}'), "{page:?}");
             }
         }

@@ -55,8 +55,8 @@ pub(super) struct Facts<'a> {
     pub overrides: &'a [OverrideRow],
     /// The same with the entries of a counting flag together.
     pub groups: &'a [OverrideGroup],
-    /// Whether a device's budget is passed.
-    pub short: bool,
+    /// By how much each budget is passed.
+    pub shortfall: &'a BTreeMap<String, Bytes>,
     pub refused_caches: RefusedCaches,
     pub cache_problem: Option<Problem>,
 }
@@ -306,8 +306,9 @@ const LINTS: &[Rule] = &[
     }),
     // Fitting is on, but will not rescue the command.
     ("fit-gives-up", Warning, |facts| {
-        let flag =
-            facts.forbids_moving().filter(|_| facts.fits_when_tight() && facts.short && !facts.cuts_context())?;
+        let flag = facts
+            .forbids_moving()
+            .filter(|_| facts.fits_when_tight() && facts.is_device_short() && !facts.cuts_context())?;
         found(
             format!(
                 "llama.cpp's own fitting gives up because {flag} is given: the launch goes on as written and runs out of memory"
@@ -333,43 +334,61 @@ const LINTS: &[Rule] = &[
         )
     }),
     ("pinned-memory-beyond-ram", Warning, |facts| {
-        let pinned = facts.forecast.placement.copies.iter().flatten().any(|copy| copy.buffer == Buffer::HostPinned);
-        let (ram, total) = (facts.machine.host.ram?, facts.forecast.host_total());
-        if !pinned || total <= ram {
+        let (missing, pinned) = (facts.shortfall.get(HOST)?, facts.forecast.host_needs.pinned);
+        if facts.run.load_mode.is_mapped() || pinned == Bytes(0) {
             return None;
         }
         found(
             format!(
-                "without mapped files the host's {total} are pinned memory, and there are {ram}: loading fails or swaps"
+                "without mapped files {pinned} of the host's memory are pinned, and {missing} are missing: loading fails or swaps"
             ),
             "`--load-mode mmap` reads what is needed from the file; or keep more on the devices",
         )
     }),
     // Devices without memory of their own, which together with the host need more than there is.
     ("shared-memory", Warning, |facts| {
-        let (ram, host) = (facts.machine.host.ram?, facts.forecast.host_total());
+        let (missing, host) = (facts.shortfall.get(HOST)?, facts.forecast.host_total());
         let shared = memory::shared_with_host(facts.machine, &facts.forecast.memory);
-        if shared == Bytes(0) || shared + host <= ram {
+        if shared == Bytes(0) {
             return None;
         }
         let names = facts.device_names().join(", ");
         found(
-            format!(
-                "{names} and the processor share main memory: {shared} and {host} together are more than the {ram} of it"
-            ),
+            format!("{names} and the processor share main memory: {shared} and {host} together are {missing} too many"),
             "a smaller quantization or a shorter context: moving experts to the host frees nothing here",
         )
     }),
     ("mapped-beyond-ram", Warning, |facts| {
-        let (ram, model) = (facts.machine.host.ram?, facts.forecast.memory.get(HOST)?.model);
-        if !facts.run.load_mode.is_mapped() || model <= ram {
-            return None;
-        }
+        let (missing, model) = (*facts.shortfall.get(HOST)?, facts.forecast.memory.get(HOST)?.model);
+        facts.forecast.mapped.host?;
         found(
             format!(
-                "{model} of mapped weights are more than the {ram} of main memory: every token reads from the disk"
+                "{} of {model} of mapped weights do not stay in main memory: every token reads them from the disk",
+                missing.min(model)
             ),
             "keep more on the devices, or take a smaller quantization",
+        )
+    }),
+    // What llama-server comes to hold as it is used (`tools/server/server-context.cpp`, `server-task.cpp`, b11434).
+    ("server-memory-beyond-ram", Warning, |facts| {
+        let (needs, ram) = (&facts.forecast.host_needs, facts.machine.host.ram?);
+        if let Some(missing) = facts.shortfall.get(HOST) {
+            let fewer = needs.fewer_checkpoints(facts.run, *missing)?;
+            return found(
+                format!(
+                    "{missing} of the {} that checkpoints of windows and states come to take have no room in main memory",
+                    needs.checkpoints
+                ),
+                format!("`--ctx-checkpoints {fewer}` keeps fewer a slot, which has prompts computed again more often"),
+            );
+        }
+        let mib = needs.smaller_prompt_cache(facts.forecast.in_main_memory(facts.machine), ram)?;
+        let most = needs
+            .prompt_cache
+            .map_or("a prompt cache without a limit".into(), |most| format!("{most} of prompt cache"));
+        found(
+            format!("main memory holds the launch, but not {most} beside it, which grows as the server is used"),
+            format!("`--cache-ram {mib}` has room"),
         )
     }),
     // Host experts in a layout of the processor's own: prompts are computed where they are.
@@ -570,6 +589,17 @@ const LINTS: &[Rule] = &[
             "where everything fits, leave the overrides out",
         )
     }),
+    // `sched_reserve` tries again without (`src/llama-context.cpp`, b11434).
+    ("pipeline-given-up", Info, |facts| {
+        let (device, bytes) = facts.forecast.retried.as_ref()?;
+        found(
+            format!(
+                "with pipeline parallelism the compute buffers do not fit ({bytes} on {device}): llama.cpp goes on without it, \
+                 and the figures are of that"
+            ),
+            "a prompt takes longer without it; `-ub` at half its size, or fewer slots, may keep it",
+        )
+    }),
     // Prompts copy host experts of every block into the first device (`ggml/src/ggml-backend.cpp`, b11434).
     ("copies-on-first-device", Info, |facts| {
         if !facts.several() || !facts.run.op_offload {
@@ -652,6 +682,10 @@ impl<'a> Facts<'a> {
     /// Whether any device takes part.
     fn has_devices(&self) -> bool {
         !self.forecast.placement.devices.is_empty()
+    }
+
+    fn is_device_short(&self) -> bool {
+        self.shortfall.keys().any(|key| key != HOST)
     }
 
     /// Names of the devices that take part.

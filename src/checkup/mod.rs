@@ -11,7 +11,9 @@ use crate::bytes::Bytes;
 use crate::fit::{self, Fitted};
 use crate::gguf::{GgmlType, ggml_type};
 use crate::machine::{Backend, Device, Machine};
-use crate::memory::{self, Basis, Forecast, HOST, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache, overhead};
+use crate::memory::{
+    self, Basis, Forecast, HOST, HostNeeds, Launch, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache,
+};
 use crate::model::Model;
 use crate::placement::{self, Placement, pattern};
 use crate::rules::Role;
@@ -36,8 +38,14 @@ pub struct Checkup {
     /// What llama.cpp's own fitting makes of the command, where it would change it; the figures above are of the command as written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<FitOutcome>,
-    /// What each device may hold, margin taken off; of `Host`, where main memory is known.
+    /// What each device may hold, margin taken off; of `Host`, where main memory is known, what `host_needs` leaves of it.
     pub budget: BTreeMap<String, Bytes>,
+    /// Main memory, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main_memory: Option<Bytes>,
+    /// What is taken of it beside `memory`.
+    #[serde(default)]
+    pub host_needs: HostNeeds,
     /// Whether everything stays within its budget; `None` where what is counted does and not everything is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fits: Option<bool>,
@@ -67,6 +75,8 @@ pub struct Checkup {
 pub enum Verdict {
     Refused,
     Short,
+    /// It starts, but main memory does not hold the mapped weights.
+    Paged,
     /// It fits as far as it is counted: a part of it is not.
     #[serde(rename = "without_parts")]
     WithoutParts,
@@ -132,12 +142,7 @@ pub struct FitOutcome {
 
 impl FitOutcome {
     /// `None` where fitting leaves the command as it is.
-    fn of(
-        model: &Model,
-        machine: &Machine,
-        run: &RunConfig,
-        budget: &BTreeMap<String, Bytes>,
-    ) -> Result<Option<Self>, memory::Error> {
+    fn of(model: &Model, machine: &Machine, run: &RunConfig, margin: Bytes) -> Result<Option<Self>, memory::Error> {
         let Fitted { run: fitted, failure } = fit::fitted(model, machine, run)?;
         let written = numbers(run, &model.hparams).n_ctx;
         let is_same = fitted.overrides == run.overrides && fitted.n_gpu_layers == run.n_gpu_layers;
@@ -145,8 +150,7 @@ impl FitOutcome {
         if is_same && failure.is_none() && forecast.numbers.n_ctx == written {
             return Ok(None);
         }
-        let memory = Row::table(&forecast);
-        let shortfall = shortfall(&memory, budget, memory::shared_with_host(machine, &forecast.memory));
+        let (memory, shortfall) = (Row::table(&forecast), forecast.shortfall(machine, margin));
         let mut args = fit::args(&fitted);
         if failure.is_some() {
             // What else it would print is the user's own.
@@ -164,18 +168,8 @@ pub struct PartRow {
     /// Of a draft model or a projector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    pub memory: BTreeMap<String, MemoryTerms>,
-}
-
-/// A part's memory on one device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct MemoryTerms {
-    pub model: Bytes,
-    pub context: Bytes,
-    /// Absent where it is not predicted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compute: Option<Bytes>,
+    /// By device, without overhead and sum; compute only where it is predicted.
+    pub memory: BTreeMap<String, Row>,
 }
 
 impl PartRow {
@@ -185,10 +179,12 @@ impl PartRow {
             return Vec::new();
         }
         let part = |what, path: Option<&String>, memory: &memory::MemoryByDevice| {
-            let terms = |row: &MemoryBreakdown| MemoryTerms {
+            let terms = |row: &MemoryBreakdown| Row {
                 model: row.model,
-                context: row.context,
+                context: Some(row.context),
                 compute: (what != What::Projector || forecast.counts("projector")).then_some(row.compute),
+                overhead: None,
+                total: None,
             };
             let memory = memory.iter().map(|(key, row)| (key.clone(), terms(row))).collect();
             Self { what, path: path.cloned(), memory }
@@ -196,7 +192,7 @@ impl PartRow {
         let draft = run.draft_model.as_ref().or(run.draft_hf.as_ref());
         let projector = run.mmproj.as_ref().or(run.mmproj_url.as_ref());
         let mut parts = vec![part(What::Target, None, &forecast.target)];
-        parts.extend(forecast.drafting.iter().map(|drafting| part(drafting.what, draft, &drafting.memory)));
+        parts.extend(forecast.drafting.iter().map(|drafting| part(What::Drafting, draft, &drafting.memory)));
         parts.extend(forecast.projector.iter().map(|part_of| part(What::Projector, projector, &part_of.memory)));
         parts
     }
@@ -264,17 +260,8 @@ pub struct Options<'a> {
     pub tensors: bool,
     /// Parts that need not be counted for a yes (`uncounted` names them).
     pub ignored: &'a [String],
-    /// Of a plan's command: what the planner knows of it.
-    pub planned: Option<Planned<'a>>,
-}
-
-/// What a planner counts that a command does not say.
-#[derive(Debug, Clone, Copy)]
-pub struct Planned<'a> {
-    /// Main memory beside the table that the process cannot do without.
-    pub process: Bytes,
-    /// By how much each budget is passed, the process counted.
-    pub shortfall: &'a BTreeMap<String, Bytes>,
+    /// Whether the command is a plan's.
+    pub is_plan: bool,
 }
 
 /// What `command` would do with `model` on `machine`.
@@ -297,17 +284,12 @@ pub fn check(
     }
     let run = &run;
     let cache_problem = expert_cache::expert_cache(model, machine, &projected, &forecast.placement).problem;
+    // What is held beside llama.cpp's sums is the launch's own: only load mode none pins.
     forecast.placement = placement::place(model, machine, run)?;
-    forecast.mapped_span = forecast.placement.mapped_span(model, run);
-    // What a device holds beside llama.cpp's sums is the launch's own: only load mode none pins.
-    for (at, device) in forecast.devices().into_iter().filter_map(|at| Some((at, machine.device(at)?))) {
-        if let Some(row) = forecast.memory.get_mut(&device.name) {
-            row.overhead = overhead::held(device, at, model, run, &forecast.placement).peak;
-        }
-    }
-    let memory = Row::table(&forecast);
-    let mut budget = budgets(machine, &forecast, options.margin);
-    let shortfall = shortfall(&memory, &budget, memory::shared_with_host(machine, &forecast.memory));
+    let launched = RunConfig { load_mode: run.load_mode, ..projected.clone() };
+    let forecast = Launch::new(model, machine, &launched).started(forecast)?;
+    let (memory, budget) = (Row::table(&forecast), budgets(machine, &forecast, options.margin));
+    let shortfall = forecast.shortfall(machine, options.margin);
     let overrides = override_rows(model, run, &forecast.placement);
     let override_groups = override_groups(&overrides);
     let lints = lints::lints(&Facts {
@@ -319,22 +301,20 @@ pub fn check(
         forecast: &forecast,
         overrides: &overrides,
         groups: &override_groups,
-        short: shortfall.keys().any(|key| key != HOST),
+        shortfall: &shortfall,
         refused_caches,
         cache_problem,
     });
-    if let (Some(planned), Some(ram)) = (options.planned, budget.get_mut(HOST)) {
-        *ram = ram.saturating_sub(planned.process);
-    }
-    let shortfall = options.planned.map_or(shortfall, |planned| planned.shortfall.clone());
     let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
     let is_short = !shortfall.is_empty();
-    let fit = match options.planned {
-        // What llama.cpp refuses is not fitted.
-        None if run.fit && !is_refused && forecast.is_whole() => FitOutcome::of(model, machine, &projected, &budget)?,
-        _ => None,
+    // What llama.cpp refuses is not fitted.
+    let fit = if run.fit && !is_refused && forecast.is_whole() {
+        FitOutcome::of(model, machine, &launched, options.margin)?
+    } else {
+        None
     };
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);
+    let is_paged = forecast.mapped.host.is_some() && shortfall.keys().all(|key| key == HOST);
     let lacks_parts = forecast.is_whole() && !forecast.uncounted.is_empty();
     let is_counted = forecast.uncounted.iter().all(|term| options.ignored.iter().any(|part| *part == term.what));
     let parts = PartRow::table(&forecast, run);
@@ -344,7 +324,7 @@ pub fn check(
     }
     basis.extend(basis_rows(command.target, machine, &forecast.placement));
     Ok(Checkup {
-        schema: if options.planned.is_some() { "moeplan/plan/1" } else { "moeplan/check/1" }.into(),
+        schema: if options.is_plan { "moeplan/plan/1" } else { "moeplan/check/1" }.into(),
         program: run.program,
         run: ResolvedRun::new(run, &forecast.numbers),
         fits: if is_short { Some(false) } else { is_counted.then_some(true) },
@@ -355,11 +335,14 @@ pub fn check(
         verdict: match (is_refused, is_short) {
             (true, _) => Some(Verdict::Refused),
             (false, true) if is_rescued => Some(Verdict::AfterFit),
+            (false, true) if is_paged => Some(Verdict::Paged),
             (false, true) => Some(Verdict::Short),
             (false, false) => lacks_parts.then_some(Verdict::WithoutParts),
         },
         uncounted: forecast.uncounted,
-        mapped_span: forecast.mapped_span,
+        mapped_span: forecast.mapped.host,
+        main_memory: machine.host.ram,
+        host_needs: forecast.host_needs,
         lints,
         overrides,
         override_groups,
@@ -389,27 +372,8 @@ fn budgets(machine: &Machine, forecast: &Forecast, margin: Bytes) -> BTreeMap<St
     let devices = used.filter_map(|index| machine.device(index));
     let mut budgets: BTreeMap<String, Bytes> =
         devices.map(|device| (device.name.clone(), device.total.saturating_sub(margin))).collect();
-    budgets.extend(machine.host.ram.map(|ram| (HOST.to_string(), ram)));
+    budgets.extend(forecast.host_budget(machine).map(|bytes| (HOST.to_string(), bytes)));
     budgets
-}
-
-/// By how much each budget is passed; buffer types that llama.cpp lists apart (`CPU_REPACK`, `AMX`) are host memory, and so is what
-/// devices take that share it.
-fn shortfall(
-    memory: &BTreeMap<String, Row>,
-    budget: &BTreeMap<String, Bytes>,
-    shared: Bytes,
-) -> BTreeMap<String, Bytes> {
-    let mut needed: BTreeMap<&str, Bytes> = [(HOST, shared)].into();
-    for (key, row) in memory {
-        let of = if memory::is_host(key) { HOST } else { key };
-        *needed.entry(of).or_default() += row.counted();
-    }
-    let over = needed.iter().filter_map(|(key, total)| {
-        let missing = total.saturating_sub(*budget.get(*key)?);
-        (missing > Bytes(0)).then(|| ((*key).to_string(), missing))
-    });
-    over.collect()
 }
 
 fn override_rows(model: &Model, run: &RunConfig, placement: &Placement) -> Vec<OverrideRow> {
@@ -523,7 +487,7 @@ fn with_allowed_caches(
     loop {
         // Where tensors go does not depend on the types of the cache; a refusal is rare.
         let placement = placement::place(model, machine, run)?;
-        match memory::as_far_as_known(model, machine, run, placement, None) {
+        match Launch::new(model, machine, run).projection(placement, None) {
             Err(memory::Error::DifferentTypes { .. }) if run.type_k != run.type_v => {
                 refused.different_types = differ;
                 // V's only where K's was refused as well: a quantized one without flash attention.
@@ -589,28 +553,5 @@ fn of_device(device: &Device) -> &'static str {
              has that GPU's alignment"
         }
         Backend::Cpu => "CPU: host memory",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buffer_types_of_the_host_count_towards_its_memory() {
-        let row = |mib| Row { model: Bytes::mib(mib), context: None, compute: None, overhead: None, total: None };
-        let memory: BTreeMap<String, Row> =
-            [("CUDA0", row(10)), ("CUDA1", row(20)), ("Host", row(30)), ("CPU_REPACK", row(40))]
-                .map(|(key, row)| (key.to_string(), row))
-                .into();
-        let of = |budgets: &[(&str, u64)]| {
-            let budgets = budgets.iter().map(|(key, mib)| ((*key).to_string(), Bytes::mib(*mib))).collect();
-            shortfall(&memory, &budgets, Bytes(0)).into_iter().collect::<Vec<_>>()
-        };
-        assert_eq!(of(&[("CUDA0", 10), ("CUDA1", 20)]), []);
-        assert_eq!(of(&[("CUDA0", 9), ("CUDA1", 20), ("Host", 70)]), [("CUDA0".to_string(), Bytes::mib(1))]);
-        assert_eq!(of(&[("CUDA0", 10), ("CUDA1", 20), ("Host", 69)]), [("Host".to_string(), Bytes::mib(1))]);
-        // A device without a budget is no host memory.
-        assert_eq!(of(&[("Host", 70)]), []);
     }
 }

@@ -197,7 +197,7 @@ impl Trial {
                 }
             }
         }
-        let weights = facts::weights(ask.synthetic, Some(&model.metadata), &model.files);
+        let weights = facts::weights(ask.synthetic, Some(&model.hparams.metadata), &model.files);
         let about = facts::model(&launch.model, model, &model.files);
         let mut bench = Bench::new(suite, facts::environment(Some(&launch.machine)), Some(about), weights);
         bench.cases = cases.iter().map(|launch| launch.case.clone()).collect();

@@ -147,7 +147,7 @@ fn checked(held: &Held, args: &Args, folder: &Path, output: &Output) -> anyhow::
         add_companions(&mut model, &mut command.run, |path| open_file(path, folder, output))?;
         add_projector_of_hub(&mut model, &mut command, &name, output);
         let tensors = args.tensors || output.format() == Format::Html;
-        let options = Options { margin, tensors, ignored: &args.ignore, planned: None };
+        let options = Options { margin, tensors, ignored: &args.ignore, is_plan: false };
         let checkup = checkup::check(&model, &machine, &command, options)?;
         rows.push(Variant {
             what: variant.name.unwrap_or_default(),

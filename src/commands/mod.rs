@@ -329,14 +329,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             crate::gguf::Error,
             crate::gguf::source::Error,
             crate::memory::Error,
-            crate::model::Error,
             crate::placement::Error,
             crate::plan::Error,
-            crate::quantize::Error,
             crate::run::Error,
             crate::runtime::Error,
             crate::synth::output::Error,
-            crate::synth::spec::Error,
         );
         hint.map(Cow::into_owned)
     })

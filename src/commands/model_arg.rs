@@ -83,7 +83,7 @@ fn path(model: &Path) -> anyhow::Result<PathBuf> {
     match local::find(&Surroundings::here().models(), name.strip_suffix(".gguf").unwrap_or(name)) {
         Ok(found) => Ok(found.path),
         // The reader says best what is wrong with a path.
-        Err(Error::UnknownName { .. }) if is_path => Ok(model.to_path_buf()),
+        Err(Error::UnknownName(_)) if is_path => Ok(model.to_path_buf()),
         Err(error) => Err(error.into()),
     }
 }

@@ -199,12 +199,12 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, machine, request } = one;
     let mut plan = plan::plan(&model, &path, &machine, &request)?;
     plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
+    plan.model.what_if = what_if;
     plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
         code: "environment".into(),
-        message: format!("{name} is set here, and llama.cpp heeds it: the plan does not count it"),
+        message: format!("{name} is set here, and llama.cpp reads it: the plan does not count it"),
         hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
     }));
-    plan.model.what_if = what_if;
     match (args.emit, output.format()) {
         (Some(form), _) => {
             let wish = emit::Wish { form, runner: args.runner, dialect: args.dialect, turn: args.options.turn() };

@@ -9,8 +9,8 @@ use super::{Outcome, Output, model_arg};
 use crate::bytes::Bytes;
 use crate::checkup;
 use crate::gguf::Gguf;
-use crate::gguf::source::Error;
 use crate::gguf::source::hub::{self, Quant};
+use crate::gguf::source::{Error, Which};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::number::{counted, rate, seconds};
@@ -96,7 +96,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
                         Ok(fits) => (fits, None),
                         Err(error) => (None, Some(format!("{error:#}"))),
                     };
-                    let chosen = hub::choose(repo, &quants, Some(&quant.name));
+                    let chosen = hub::choose(repo, &quants, &Which::Quant(quant.name.clone()));
                     let is_chosen = chosen.is_ok_and(|chosen| chosen.path == quant.path);
                     let name = if is_chosen { format!(":{}", quant.name) } else { format!("/{}", quant.path) };
                     rows.push(Row { model: format!("hf:{repo}{name}"), quant: quant.clone(), fits, error });

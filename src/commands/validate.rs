@@ -252,7 +252,7 @@ impl Shared<'_> {
         let (args, suite) = (self.args, &self.suite);
         let store = Store::new(&self.store.path(&model.name))?;
         let header = model_arg::read(path)?;
-        let weights = facts::weights(args.ask.synthetic, Some(&header.metadata), &header.files);
+        let weights = facts::weights(args.ask.synthetic, Some(&header.hparams.metadata), &header.files);
         let expectations = expected.map(SuiteModel::expectations).transpose()?.flatten();
         let inspection = Inspection::new(&header, &[], None);
         let checks = expectations.map(|expectations| expectations.check(&inspection)).transpose()?;

@@ -201,6 +201,7 @@ pub(super) fn expected(run: &RunConfig) -> RunConfig {
         fit_target: Vec::new(),
         fit_ctx: RunConfig::default().fit_ctx,
         cache_ram: None,
+        ctx_checkpoints: None,
         ..run.clone()
     }
 }

@@ -3,7 +3,7 @@
 //! A file is never mapped: one that another process cuts shorter meanwhile then ends early, which is an error of the
 //! reader, where a mapping would end this process by a signal. And the peak of memory is the buffer, not the header.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek};
 
 use super::ByteOrder;
 use super::error::{At, Fault};
@@ -12,20 +12,12 @@ use super::error::{At, Fault};
 pub const MAX_STRING_LENGTH: u64 = 1 << 30;
 /// Longest header that is read, in bytes: ten times the longest known. llama.cpp has no such limit.
 pub const MAX_HEADER: u64 = 1 << 28;
-/// Bytes of the first read of a file: the whole header of a shard.
-const FIRST_READ: usize = 16 << 10;
-/// Bytes of a later read, which the processor's own caches hold.
-const MOST_READ: usize = 128 << 10;
+/// Bytes of a read: the whole header of a shard, and what the processor's own caches hold.
+const READ: usize = 64 << 10;
 
 #[derive(Debug)]
 pub struct Cursor<R> {
-    file: R,
-    buffer: Vec<u8>,
-    start: usize,
-    /// Bytes of the buffer that came from the file.
-    end: usize,
-    /// Bytes from the buffer's end to the next one to be read, skipped but not yet sought.
-    gap: u64,
+    file: BufReader<R>,
     /// Bytes from here to the end of what is there.
     left: u64,
     /// Bytes from here to the end of the file; more than `left` where only the file's start is there.
@@ -47,71 +39,45 @@ impl<R: Read + Seek> Cursor<R> {
     /// At the start of a file of `file_bytes` bytes, of which the first `left` (or all) can be read.
     pub fn new(file: R, left: u64, file_bytes: u64) -> Self {
         let remaining = file_bytes.max(left);
-        let order = ByteOrder::Little;
-        Self { file, buffer: Vec::new(), start: 0, end: 0, gap: 0, left, remaining, file_bytes: remaining, order }
+        let file = BufReader::with_capacity(READ, file);
+        Self { file, left, remaining, file_bytes: remaining, order: ByteOrder::Little }
     }
 
     pub fn offset(&self) -> u64 {
         self.file_bytes.saturating_sub(self.remaining)
     }
 
-    /// What of the next bytes is in memory already.
-    fn at_hand(&self) -> &[u8] {
-        self.buffer.get(self.start..self.end).unwrap_or_default()
-    }
-
-    /// Reads until `length` bytes or more are in the buffer, or the file ends.
-    fn fill(&mut self, length: usize) -> io::Result<()> {
-        if self.gap > 0 {
-            let gap = i64::try_from(self.gap).map_err(|_| io::ErrorKind::InvalidInput)?;
-            self.file.seek(SeekFrom::Current(gap))?;
-            self.gap = 0;
-        }
-        self.buffer.copy_within(self.start..self.end, 0);
-        self.end = self.end.saturating_sub(self.start);
-        self.start = 0;
-        let more = self.buffer.len().saturating_mul(2).clamp(FIRST_READ, MOST_READ);
-        self.buffer.resize(self.buffer.len().max(more).max(length), 0);
-        while self.end < length {
-            let read = match self.file.read(self.buffer.get_mut(self.end..).unwrap_or_default()) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            self.end = self.end.saturating_add(read).min(self.buffer.len());
-        }
-        Ok(())
-    }
-
     /// The next `length` bytes, which are copied to memory: the caller bounds them.
-    pub fn take(&mut self, length: u64, what: &'static str) -> Result<&[u8], At> {
-        let short = self.check_step(length, what)?;
-        let offset = self.offset();
-        if self.at_hand().len() < short {
-            let unread =
-                |error: io::Error| At::new(offset, Fault::Io(error.kind()), format!("cannot be read: {error}"));
-            self.fill(short).map_err(unread)?;
-        }
-        let (start, next) = (self.start, self.start.saturating_add(short));
-        if next > self.end {
+    pub fn take(&mut self, length: u64, what: &'static str) -> Result<Vec<u8>, At> {
+        let mut bytes = vec![0; self.check_step(length, what)?];
+        self.read(&mut bytes, what)?;
+        Ok(bytes)
+    }
+
+    fn read(&mut self, bytes: &mut [u8], what: &'static str) -> Result<(), At> {
+        let (offset, length) = (self.offset(), bytes.len() as u64);
+        self.check_step(length, what)?;
+        self.file.read_exact(bytes).map_err(|error| match error.kind() {
             // The file became shorter.
-            return Err(ends(offset, what, length));
-        }
-        self.start = next;
-        self.left = self.left.saturating_sub(length);
-        self.remaining = self.remaining.saturating_sub(length);
-        Ok(self.buffer.get(start..next).unwrap_or_default())
+            io::ErrorKind::UnexpectedEof => ends(offset, what, length),
+            kind => At::new(offset, Fault::Io(kind), format!("cannot be read: {error}")),
+        })?;
+        self.step(length);
+        Ok(())
     }
 
     /// Steps over `length` bytes, which are not looked at.
     pub fn skip(&mut self, length: u64, what: &'static str) -> Result<(), At> {
-        let within = self.check_step(length, what)?.min(self.at_hand().len());
-        self.start = self.start.saturating_add(within);
-        self.gap = self.gap.saturating_add(length.saturating_sub(within as u64));
+        let (offset, short) = (self.offset(), self.check_step(length, what)?);
+        let unread = |error: io::Error| At::new(offset, Fault::Io(error.kind()), format!("cannot be read: {error}"));
+        self.file.seek_relative(i64::try_from(short).unwrap_or(i64::MAX)).map_err(unread)?;
+        self.step(length);
+        Ok(())
+    }
+
+    fn step(&mut self, length: u64) {
         self.left = self.left.saturating_sub(length);
         self.remaining = self.remaining.saturating_sub(length);
-        Ok(())
     }
 
     /// That a step stays within what is there and what a header may be; its length in memory.
@@ -141,7 +107,7 @@ impl<R: Read + Seek> Cursor<R> {
     /// Steps over `left` texts of any bytes: of each only the length is looked at.
     pub fn skip_texts(&mut self, mut left: u64, what: &'static str) -> Result<(), At> {
         while left > 0 {
-            let (stepped, bytes) = whole_texts(self.at_hand(), left, self.order);
+            let (stepped, bytes) = whole_texts(self.file.buffer(), left, self.order);
             self.skip(bytes, what)?;
             left = left.saturating_sub(stepped);
             if left > 0 {
@@ -164,9 +130,9 @@ impl<R: Read + Seek> Cursor<R> {
 
     /// The bytes of the next number, the lowest first, whatever the file's order.
     pub fn bytes<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], At> {
-        let order = self.order;
-        let mut bytes = self.take(N as u64, what)?.first_chunk::<N>().copied().unwrap_or([0; N]);
-        if order == ByteOrder::Big {
+        let mut bytes = [0; N];
+        self.read(&mut bytes, what)?;
+        if self.order == ByteOrder::Big {
             bytes.reverse();
         }
         Ok(bytes)
@@ -205,7 +171,7 @@ mod tests {
     }
 
     impl Seek for Slow {
-        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
             self.0.seek(to)
         }
     }
@@ -228,6 +194,6 @@ mod tests {
             at += step;
             assert_eq!(slow.offset(), at as u64);
         }
-        assert!(slow.skip(5003, "").is_err() && slow.buffer.len() <= MOST_READ);
+        assert!(slow.skip(5003, "").is_err());
     }
 }

@@ -70,7 +70,7 @@ impl GgmlType {
         TYPES.iter().find(|row| row.name.eq_ignore_ascii_case(name)).map(Self)
     }
 
-    /// The bytes of `elements` contiguous elements of one row, or `None` where they are no whole number of blocks
+    /// The bytes of `elements` contiguous elements of one row, or `None` where they are not a whole number of blocks
     /// or too many for 64 bits (ggml: `ggml_row_size`).
     pub fn row_bytes(self, elements: u64) -> Option<u64> {
         let is_whole = elements.is_multiple_of(self.0.block_size);

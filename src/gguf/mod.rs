@@ -127,8 +127,10 @@ fn open_file(path: &Path) -> Result<(Header, ModelFile), Error> {
     let not_a_file = || error(Fault::NotAFile, "not a regular file".into());
     let io = |cause| io(path, &cause);
     // Asked before the file is opened too: opening a pipe waits for its other end.
-    let is_file = || Ok(path.metadata()?.is_file());
-    let file = if is_file().map_err(io)? { File::open(path).map_err(io)? } else { return Err(not_a_file()) };
+    if !path.metadata().map_err(io)?.is_file() {
+        return Err(not_a_file());
+    }
+    let file = File::open(path).map_err(io)?;
     let before = file.metadata().map_err(io)?;
     if !before.is_file() {
         return Err(not_a_file());
@@ -217,6 +219,13 @@ impl Value {
         match self {
             Self::U64(value) => Some(*value),
             Self::I64(value) => u64::try_from(*value).ok(),
+            _ => None,
+        }
+    }
+
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
             _ => None,
         }
     }

@@ -119,11 +119,11 @@ impl<R: Read + Seek> Reader<R> {
         if cursor.remaining == 0 {
             return Err(At::new(0, Fault::Unfinished, "the file is empty"));
         }
-        let magic = cursor.take(4, "the magic `GGUF`")?;
-        if magic != b"GGUF" {
-            let message =
-                format!("not a GGUF file: it starts with `{}` instead of `GGUF`", String::from_utf8_lossy(magic));
-            return Err(At::new(0, Fault::Magic(magic.try_into().unwrap_or_default()), message));
+        let magic = cursor.bytes("the magic `GGUF`")?;
+        if magic != *b"GGUF" {
+            let found = String::from_utf8_lossy(&magic);
+            let message = format!("not a GGUF file: it starts with `{found}` instead of `GGUF`");
+            return Err(At::new(0, Fault::Magic(magic), message));
         }
         let offset = cursor.offset();
         let mut version = cursor.u32("the version")?;
@@ -161,7 +161,8 @@ impl<R: Read + Seek> Reader<R> {
     }
 
     fn text(&mut self, length: u64, what: &'static str) -> Result<String, At> {
-        Ok(String::from_utf8_lossy(self.cursor.take(length, what)?).into_owned())
+        let bytes = self.cursor.take(length, what)?;
+        Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     /// The metadata, and the alignment it states. Keys that differ only in bytes that are not UTF-8 count as the same.

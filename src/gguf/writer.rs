@@ -64,7 +64,7 @@ impl NewFile {
     /// The bytes before the data section, padding included; each tensor's offset in the data section; the length
     /// of the data section, the last tensor's padding included.
     ///
-    /// A tensor whose row is no whole number of blocks is our own mistake: it panics.
+    /// A tensor whose row is not a whole number of blocks is our own mistake: it panics.
     pub fn header(&self) -> (Vec<u8>, Vec<u64>, u64) {
         assert!(self.alignment.is_power_of_two(), "an alignment is a power of two");
         let mut out = Encoder { bytes: Vec::with_capacity(1 << 16), order: self.byte_order };

@@ -12,7 +12,6 @@ use crate::model::load::Fault;
 use crate::model::projector;
 use crate::model::{FileKind, MERGE_EXPERTS, Model};
 use crate::rules::Role;
-use crate::suggest::Hint as _;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -67,7 +66,7 @@ pub(super) fn of(
                 Fault::UnusedTensor(_) => "unused-tensor",
                 Fault::Rules(_) => "loader-rules",
             };
-            add(code, format!("llama.cpp refuses this file: {fault}"), &fault.hint().unwrap_or_default());
+            add(code, format!("llama.cpp refuses this file: {fault}"), fault.hint());
         }
         if let Some(old) = per_expert {
             let message =

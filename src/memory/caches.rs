@@ -2,12 +2,10 @@
 //!
 //! Source: `src/llama-model.cpp` `create_memory`, `src/llama-kv-cache*.cpp`, `src/llama-memory-*.cpp`, llama.cpp b11434.
 
-use serde::Serialize;
-
 use crate::arch::{Arch, Kept, Memory};
 use crate::gguf::{GgmlType, ggml_type};
 use crate::model::Model;
-use crate::model::context::{ContextHParams, LayerHParams};
+use crate::model::hparams::{ContextHParams, LayerHParams};
 use crate::run::numbers::ContextNumbers;
 use crate::run::{FlashAttn, RunConfig};
 
@@ -53,9 +51,7 @@ pub struct CacheLayer {
 }
 
 /// What a cache is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CacheKind {
     /// Keys and values (or MLA latents) of layers that see the whole context.
     Base,
@@ -106,9 +102,7 @@ impl std::fmt::Display for CacheKind {
 }
 
 /// llama.cpp's classes of memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryClass {
     /// No memory: encoders and diffusion models.
     None,

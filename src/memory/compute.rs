@@ -4,16 +4,16 @@
 
 use std::collections::BTreeMap;
 
+use super::Launch;
 use super::backend::Target;
 use super::caches::Caches;
 use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Plan};
 use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
-use crate::machine::{Backend, Machine};
-use crate::model::Model;
+use crate::machine::Backend;
 use crate::placement::Placement;
-use crate::run::{ContextNumbers, FlashAttn, RunConfig, SplitMode};
+use crate::run::{ContextNumbers, FlashAttn, SplitMode};
 
 /// Compute bytes by device name and `Host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,21 +22,21 @@ pub struct Compute {
     pub by_device: BTreeMap<String, Bytes>,
     /// Whether attention is one operation (`-fa auto` resolved).
     pub flash_attn: bool,
+    /// Whether several micro-batches are in flight (pipeline parallelism).
+    pub is_pipelined: bool,
     /// What a projector takes beside it, where that was counted.
     pub projector: Option<super::Projector>,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Launch<'a> {
-    pub model: &'a Model,
-    pub machine: &'a Machine,
-    pub run: &'a RunConfig,
+pub(super) struct Context<'a> {
+    pub launch: Launch<'a>,
     pub numbers: &'a ContextNumbers,
     pub caches: &'a Caches,
     pub placement: &'a Placement,
 }
 
-impl<'a> Launch<'a> {
+impl<'a> Context<'a> {
     /// The compute buffers: the prompt's graph, with or without flash attention, laid out and allocated. An error where no such
     /// graph can be built.
     pub fn compute(&self) -> Result<Compute, graph::Error> {
@@ -45,22 +45,23 @@ impl<'a> Launch<'a> {
         let mut graph = graph::build(&self.plan(self.prompt(), flash_attn))?;
         let Scheduled { sizes, .. } = scheduler.reserve(&mut graph);
         let name = |target: &Target| match target.device {
-            Some(device) => self.machine.device(device).map(|d| d.name.clone()),
+            Some(device) => self.launch.machine.device(device).map(|d| d.name.clone()),
             None => Some(super::HOST.to_string()),
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
-        Ok(Compute { by_device: named.collect(), flash_attn, projector: None })
+        let is_pipelined = scheduler.pipeline;
+        Ok(Compute { by_device: named.collect(), flash_attn, is_pipelined, projector: None })
     }
 
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
         Plan {
-            model: self.model,
+            model: self.launch.model,
             numbers: self.numbers,
             caches: self.caches,
             placement: self.placement,
             batch,
             flash_attn,
-            offload_kqv: self.run.offload_kqv,
+            offload_kqv: self.launch.run.offload_kqv,
             full_offload: self.is_full_offload(),
         }
     }
@@ -76,12 +77,12 @@ impl<'a> Launch<'a> {
     /// `n_gpu_layers > n_layer_all`.
     fn is_full_offload(&self) -> bool {
         let n_layer_all = i64::from(self.caches.hparams.n_layer_all());
-        self.run.n_gpu_layers < 0 || i64::from(self.run.n_gpu_layers) > n_layer_all
+        self.launch.run.n_gpu_layers < 0 || i64::from(self.launch.run.n_gpu_layers) > n_layer_all
     }
 
     fn scheduler(&self) -> Scheduler {
         let device = |index: &u16| {
-            let device = self.machine.device(*index)?;
+            let device = self.launch.machine.device(*index)?;
             let is_meta = self.placement.shares.is_some();
             Some(Target {
                 backend: device.backend,
@@ -97,22 +98,24 @@ impl<'a> Launch<'a> {
             alignment: Backend::Cpu.alignment(),
             is_meta: false,
         });
+        // Every backend known here has the events and the asynchronous copies that it takes.
         let several = self.placement.devices.len() > 1;
-        let pipeline = several
+        let pipeline = self.launch.may_pipeline
+            && several
             && self.is_full_offload()
-            && self.run.split_mode == SplitMode::Layer
-            && self.run.offload_kqv
-            && self.run.overrides.is_empty();
-        Scheduler { targets, op_offload: self.run.op_offload, pipeline }
+            && self.launch.run.split_mode == SplitMode::Layer
+            && self.launch.run.offload_kqv
+            && self.launch.run.overrides.is_empty();
+        Scheduler { targets, op_offload: self.launch.run.op_offload, pipeline }
     }
 
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.
     fn resolve_flash_attn(&self, scheduler: &Scheduler) -> Result<bool, graph::Error> {
-        let is_off = self.run.flash_attn == FlashAttn::Off || self.model.hparams.arch().squashed;
+        let is_off = self.launch.run.flash_attn == FlashAttn::Off || self.launch.model.hparams.arch().squashed;
         // Quantized values need it, and so does `-sm tensor` (`llama_init_from_model`).
-        let is_on = self.run.flash_attn == FlashAttn::On
-            || self.run.type_v.is_quantized
-            || self.run.split_mode == SplitMode::Tensor;
+        let is_on = self.launch.run.flash_attn == FlashAttn::On
+            || self.launch.run.type_v.is_quantized
+            || self.launch.run.split_mode == SplitMode::Tensor;
         if is_off || is_on {
             return Ok(!is_off);
         }

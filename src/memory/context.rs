@@ -205,18 +205,7 @@ mod tests {
 
     #[test]
     fn caches_follow_their_layers_or_stay_on_the_host() {
-        let device = |name: &str, backend| Device {
-            name: name.to_string(),
-            buffer: name.to_string(),
-            backend,
-            description: None,
-            total: Bytes::mib(1024),
-            free: Bytes::mib(1024),
-            sold_as: None,
-            overhead: None,
-            calibration: None,
-            rates: None,
-        };
+        let device = |name: &str, backend| Device::new(name.to_string(), backend, Bytes::mib(1024));
         let machine = Machine {
             devices: vec![device("CUDA0", Backend::Cuda), device("Vulkan0", Backend::Vulkan)],
             host: Host { isa: Isa::Generic, ..Host::default() },

@@ -8,28 +8,30 @@ pub mod context;
 pub mod expert_cache;
 mod fusion;
 pub mod graph;
+pub mod host;
 pub mod overhead;
 pub mod pools;
 pub mod projector;
 pub mod sched;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
-use crate::machine::Machine;
+use crate::machine::{Device, Machine};
 use crate::model::Model;
-use crate::placement::{self, Placement};
-use crate::run::RunConfig;
+use crate::placement::{self, Mapped, Placement};
 use crate::run::numbers::{ContextNumbers, numbers};
+use crate::run::{Program, RunConfig};
 use crate::suggest::Hint;
 pub use caches::Caches;
 use compute::Compute;
 pub use context::ContextPerToken;
+pub use host::HostNeeds;
 pub use projector::Projector;
 
 pub use crate::placement::HOST;
@@ -105,7 +107,6 @@ pub enum What {
 /// One loaded model of a launch, or one context.
 #[derive(Debug, Clone)]
 pub struct Part {
-    pub what: What,
     pub placement: Placement,
     /// llama.cpp's own sums: without overhead.
     pub memory: MemoryByDevice,
@@ -125,10 +126,14 @@ pub struct Forecast {
     /// What the launch loads beside the target.
     pub drafting: Option<Part>,
     pub projector: Option<Projector>,
-    /// The span of the files that stays mapped; `None` where nothing is mapped.
-    pub mapped_span: Option<Bytes>,
+    pub mapped: Mapped,
+    pub host_needs: HostNeeds,
     pub numbers: ContextNumbers,
     pub caches: Caches,
+    /// Whether the target has several micro-batches in flight (pipeline parallelism).
+    pub is_pipelined: bool,
+    /// What a device's compute buffer takes with pipeline parallelism, where that does not fit and the launch goes on without.
+    pub retried: Option<(String, Bytes)>,
     /// Whether attention is one operation (`-fa auto` resolved); `None` where compute is not counted.
     pub flash_attn: Option<bool>,
     pub basis: Vec<Basis>,
@@ -220,104 +225,237 @@ impl Hint for Error {
 
 /// What llama.cpp b11434 would report for `model` on `machine`, launched as `run`.
 pub fn forecast(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Forecast, Error> {
-    forecast_placed(model, machine, run, placement::place(model, machine, run)?, None)
+    Launch::new(model, machine, run).forecast(placement::place(model, machine, run)?, None)
 }
 
-/// [`forecast`] of a launch whose placement is known, and perhaps its compute buffers: all but them is sums, so that many launches
-/// can be looked at.
-pub fn forecast_placed(
-    model: &Model,
-    machine: &Machine,
-    run: &RunConfig,
-    placement: Placement,
-    compute: Option<&Compute>,
-) -> Result<Forecast, Error> {
-    if let Some(Uncounted { what, reason }) = Uncounted::of(model).pop() {
-        return Err(Error::Uncounted { what, reason });
-    }
-    as_far_as_known(model, machine, run, placement, compute)
+/// What a forecast is of.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    model: &'a Model,
+    machine: &'a Machine,
+    run: &'a RunConfig,
+    /// Whether several micro-batches may be in flight at a time (pipeline parallelism).
+    may_pipeline: bool,
 }
 
-/// [`forecast_placed`] for any architecture: `uncounted` says which terms are missing.
-pub fn as_far_as_known(
-    model: &Model,
-    machine: &Machine,
-    run: &RunConfig,
-    placement: Placement,
-    compute: Option<&Compute>,
-) -> Result<Forecast, Error> {
-    let mut forecast = context_forecast(model, machine, run, placement, compute)?;
-    forecast.target = forecast.memory.clone();
-    if run.has_drafting() && forecast.uncounted.is_empty() {
-        forecast.add_drafting(model, machine, run)?;
+impl<'a> Launch<'a> {
+    pub fn new(model: &'a Model, machine: &'a Machine, run: &'a RunConfig) -> Self {
+        Self { model, machine, run, may_pipeline: true }
     }
-    // One that `-hf` fetches by itself is in no flag.
-    if run.has_projector() || (run.mmproj_auto && model.projector.is_some()) {
-        match compute.and_then(|known| known.projector.clone()) {
-            Some(known) => forecast.take_projector(known),
-            None => forecast.add_projector(model, machine, run)?,
+
+    /// The forecast where the placement is known, and perhaps the compute buffers: all but them is sums, so that many launches can
+    /// be looked at.
+    pub fn forecast(self, placement: Placement, compute: Option<&Compute>) -> Result<Forecast, Error> {
+        if let Some(Uncounted { what, reason }) = Uncounted::of(self.model).pop() {
+            return Err(Error::Uncounted { what, reason });
         }
+        let forecast = self.projection(placement, compute)?;
+        // Of many launches the one that is taken is looked at with compute of its own.
+        if compute.is_some() { Ok(self.launched(forecast)) } else { self.started(forecast) }
     }
-    if forecast.counts("overhead") {
-        forecast.add_overhead(model, machine, run);
-    }
-    if forecast.counts("compute") {
-        forecast.note("compute", "the graph laid out and allocated as llama.cpp b11434 does".to_string());
-    }
-    Ok(forecast)
-}
 
-/// One model and one context, without overhead.
-fn context_forecast(
-    model: &Model,
-    machine: &Machine,
-    run: &RunConfig,
-    placement: Placement,
-    compute: Option<&Compute>,
-) -> Result<Forecast, Error> {
-    let numbers = numbers(run, &model.hparams);
-    let mut forecast = Forecast {
-        memory: MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]),
-        target: MemoryByDevice::new(),
-        drafting: None,
-        projector: None,
-        mapped_span: placement.mapped_span(model, run),
-        caches: caches::caches(model, run, &numbers),
-        placement,
-        numbers,
-        flash_attn: None,
-        basis: Vec::new(),
-        uncounted: Uncounted::of(model),
-    };
-    for (device, bytes) in placement::model_bytes(&forecast.placement, model, machine) {
-        forecast.row(&device).model = bytes;
-    }
-    if forecast.counts("context") {
-        forecast.add_context(model, machine, run)?;
-    } else {
-        forecast.caches.list = Vec::new();
-    }
-    if forecast.counts("compute") {
-        let compute = match compute {
-            Some(known) => known.clone(),
-            None => {
-                let Forecast { numbers, caches, placement, .. } = &forecast;
-                compute::Launch { model, machine, run, numbers, caches, placement }.compute()?
+    /// llama.cpp's own sums, which its projection finds without allocating anything: of any architecture, `uncounted` says which terms
+    /// are missing.
+    pub fn projection(self, placement: Placement, compute: Option<&Compute>) -> Result<Forecast, Error> {
+        let mut forecast = self.context(placement, compute)?;
+        forecast.target = forecast.memory.clone();
+        if self.run.has_drafting() && forecast.uncounted.is_empty() {
+            self.add_drafting(&mut forecast)?;
+        }
+        // One that `-hf` fetches by itself is in no flag.
+        if self.run.has_projector() || (self.run.mmproj_auto && self.model.projector.is_some()) {
+            match compute.and_then(|known| known.projector.clone()) {
+                Some(known) => forecast.take_projector(known),
+                None => forecast.add_projector(self.model, self.machine, self.run)?,
             }
+        }
+        Ok(forecast)
+    }
+
+    /// One model and one context.
+    fn context(self, placement: Placement, compute: Option<&Compute>) -> Result<Forecast, Error> {
+        let Self { model, machine, run, .. } = self;
+        let numbers = numbers(run, &model.hparams);
+        let mut forecast = Forecast {
+            memory: MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]),
+            target: MemoryByDevice::new(),
+            drafting: None,
+            projector: None,
+            mapped: Mapped::default(),
+            host_needs: HostNeeds::default(),
+            caches: caches::caches(model, run, &numbers),
+            placement,
+            numbers,
+            flash_attn: None,
+            is_pipelined: false,
+            retried: None,
+            basis: Vec::new(),
+            uncounted: Uncounted::of(model),
         };
-        let shared = forecast.placement.shares.iter().flat_map(|shares| &shares.devices);
-        let shared: Vec<_> = shared.filter_map(|at| Some(machine.device(*at)?.name.clone())).collect();
-        for (device, bytes) in compute.by_device {
-            // Each device of `-sm tensor` allocates the whole graph.
-            let all = shared.iter().filter(|_| shared.first() == Some(&device));
-            for name in all {
-                forecast.row(name).compute = bytes;
-            }
-            forecast.row(&device).compute = bytes;
+        for (device, bytes) in placement::model_bytes(&forecast.placement, model, machine) {
+            forecast.row(&device).model = bytes;
         }
-        forecast.flash_attn = Some(compute.flash_attn);
+        if forecast.counts("context") {
+            self.add_context(&mut forecast)?;
+        } else {
+            forecast.caches.list = Vec::new();
+        }
+        if forecast.counts("compute") {
+            let compute = match compute {
+                Some(known) => known.clone(),
+                None => {
+                    let Forecast { numbers, caches, placement, .. } = &forecast;
+                    compute::Context { launch: self, numbers, caches, placement }.compute()?
+                }
+            };
+            let shared = forecast.placement.shares.iter().flat_map(|shares| &shares.devices);
+            let shared: Vec<_> = shared.filter_map(|at| Some(machine.device(*at)?.name.clone())).collect();
+            for (device, bytes) in compute.by_device {
+                // Each device of `-sm tensor` allocates the whole graph.
+                let all = shared.iter().filter(|_| shared.first() == Some(&device));
+                for name in all {
+                    forecast.row(name).compute = bytes;
+                }
+                forecast.row(&device).compute = bytes;
+            }
+            (forecast.flash_attn, forecast.is_pipelined) = (Some(compute.flash_attn), compute.is_pipelined);
+        }
+        Ok(forecast)
     }
-    Ok(forecast)
+
+    /// A projection with what devices and the host hold beside it, where its tensors are as the launch puts them.
+    pub fn launched(self, mut forecast: Forecast) -> Forecast {
+        let Self { model, machine, run, .. } = self;
+        forecast.mapped = forecast.placement.mapped(model, machine, run);
+        if let (Some(part), Some(draft)) = (&forecast.drafting, &model.draft) {
+            for (name, span) in part.placement.mapped(draft, machine, run).devices {
+                *forecast.mapped.devices.entry(name).or_default() += span;
+            }
+        }
+        forecast.host_needs = HostNeeds::of(model, machine, run, &forecast);
+        if forecast.counts("overhead") {
+            self.add_overhead(&mut forecast);
+        }
+        if forecast.counts("compute") {
+            forecast.note("compute", "the graph laid out and allocated as llama.cpp b11434 does".to_string());
+        }
+        forecast
+    }
+
+    /// [`Self::launched`]; compute buffers that cannot be allocated with several micro-batches in flight are tried again without
+    /// (`src/llama-context.cpp` `sched_reserve`, b11434). Fitting looks at projections, which allocate nothing.
+    pub fn started(self, projection: Forecast) -> Result<Forecast, Error> {
+        let Self { model, machine, run, .. } = self;
+        let forecast = self.launched(projection);
+        if !forecast.is_pipelined || run.fit || run.program == Program::FitParams {
+            return Ok(forecast);
+        }
+        let lacking = forecast.placement.taking_part(machine).find_map(|(at, device)| {
+            let row = forecast.memory.get(&device.name)?;
+            let loaded = overhead::held(device, at, model, run, &forecast.placement).loaded;
+            (row.own() + loaded > device.total).then(|| (device.name.clone(), row.compute))
+        });
+        if lacking.is_none() {
+            return Ok(forecast);
+        }
+        let again = Self { may_pipeline: false, ..self };
+        Ok(Forecast { retried: lacking, ..again.launched(again.projection(forecast.placement, None)?) })
+    }
+
+    /// The context that drafts, of the draft model or of the model's own NextN blocks.
+    fn add_drafting(self, forecast: &mut Forecast) -> Result<(), Error> {
+        let Self { model, machine, .. } = self;
+        let run = self.run.drafting(forecast.numbers.n_ctx);
+        let (drafter, placement) = match &model.draft {
+            Some(draft) => (draft.as_ref(), placement::place(draft, machine, &run)?),
+            None if run.has_draft_model() => {
+                forecast.leave_out("drafting", "the draft model is not known".to_string());
+                return Ok(());
+            }
+            None => (model, forecast.placement.clone()),
+        };
+        let nextn = drafter.hparams.nextn_predict_layers;
+        if run.mtp_context && (nextn == 0 || drafter.context.has_router_layer) {
+            // `llama_init_from_model` refuses, which a lint says.
+            return Ok(());
+        }
+        let mut part = match (Launch { model: drafter, run: &run, ..self }).context(placement, None) {
+            Ok(part) if part.uncounted.is_empty() => part,
+            Ok(part) => {
+                let reason = part.uncounted.into_iter().map(|term| term.reason).next();
+                forecast.leave_out("drafting", reason.unwrap_or_default());
+                return Ok(());
+            }
+            Err(Error::Graph(graph::Error::Architecture { architecture })) => {
+                forecast
+                    .leave_out("drafting", format!("moeplan does not build the drafting graph of `{architecture}`"));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for (name, row) in &mut part.memory {
+            if model.draft.is_none() {
+                row.model = Bytes(0);
+            }
+            let sum = forecast.row(name);
+            (sum.model, sum.context, sum.compute) =
+                (sum.model + row.model, sum.context + row.context, sum.compute + row.compute);
+        }
+        for basis in part.basis {
+            forecast.note(&format!("drafting.{}", basis.quantity), basis.how);
+        }
+        let Forecast { placement, memory, caches, .. } = part;
+        forecast.drafting = Some(Part { placement, memory, caches });
+        Ok(())
+    }
+
+    /// The caches.
+    fn add_context(self, forecast: &mut Forecast) -> Result<(), Error> {
+        let Self { model, machine, run, .. } = self;
+        context::check(&forecast.caches, model, run, &forecast.numbers)?;
+        let contexts = context::bytes_by_device(&forecast.caches, model, machine, run, &forecast.placement)?;
+        let caches = forecast.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");
+        forecast.note("context", caches);
+        for (device, bytes) in contexts {
+            forecast.row(&device).context = bytes;
+        }
+        let cached = expert_cache::expert_cache(model, machine, run, &forecast.placement).by_device;
+        for (device, bytes) in cached.into_iter().filter(|(_, bytes)| *bytes > Bytes(0)) {
+            forecast.row(&device).context += bytes;
+            let how =
+                format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");
+            forecast.note(&format!("{device}.context"), how);
+        }
+        Ok(())
+    }
+
+    /// What devices hold beside the table: the driver's, and of files that they use in place what lies between their tensors.
+    fn add_overhead(self, forecast: &mut Forecast) {
+        let Self { model, machine, run, .. } = self;
+        for (at, device) in forecast.devices().into_iter().filter_map(|at| Some((at, machine.device(at)?))) {
+            let row = *forecast.row(&device.name);
+            let mut overhead = if row.own() == Bytes(0) {
+                overhead::at_rest(device, run.n_ubatch)
+            } else {
+                overhead::held(device, at, model, run, &forecast.placement)
+            };
+            let drafts = forecast.drafting.as_ref().is_some_and(|part| part.placement.devices.contains(&at));
+            if drafts && overhead.multiprocessors.is_some() {
+                overhead.peak += overhead::SECOND_CONTEXT;
+            }
+            if let Some(span) = forecast.mapped.devices.get(&device.name).copied() {
+                // A span ends with its last tensor, whose padding is in the table.
+                overhead.peak += span.saturating_sub(row.model);
+                let how = format!(
+                    "{span} of the file are mapped there, {} of them its own; -lm none takes no others",
+                    row.model
+                );
+                forecast.note(&format!("{}.mapped", device.name), how);
+            }
+            forecast.row(&device.name).overhead = overhead.peak;
+            forecast.note(&format!("{}.overhead", device.name), overhead.source.to_string());
+        }
+    }
 }
 
 impl Forecast {
@@ -343,7 +481,31 @@ impl Forecast {
 
     /// What the launch takes of main memory, devices that share it included.
     pub fn in_main_memory(&self, machine: &Machine) -> Bytes {
-        self.host_total() + shared_with_host(machine, &self.memory)
+        (self.host_total() + shared_with_host(machine, &self.memory)).saturating_sub(self.mapped.twice)
+    }
+
+    /// What main memory has for the table; `None` where its size is not known.
+    pub fn host_budget(&self, machine: &Machine) -> Option<Bytes> {
+        Some(machine.host.ram?.saturating_sub(self.host_needs.least()))
+    }
+
+    /// By how much each device, with `margin` left free, and `Host` are over their budgets; empty where the launch fits.
+    pub fn shortfall(&self, machine: &Machine, margin: Bytes) -> BTreeMap<String, Bytes> {
+        let mut shortfall = self.devices_short(machine, margin);
+        let needed = self.in_main_memory(machine) + self.host_needs.least();
+        let over = machine.host.ram.map(|ram| needed.saturating_sub(ram)).filter(|over| *over > Bytes(0));
+        shortfall.extend(over.map(|over| (HOST.to_string(), over)));
+        shortfall
+    }
+
+    /// By how much each device is over its budget.
+    pub fn devices_short(&self, machine: &Machine, margin: Bytes) -> BTreeMap<String, Bytes> {
+        let over = |device: &Device| {
+            let used = self.total(&device.name);
+            let over = (used + margin).saturating_sub(device.total);
+            (used > Bytes(0) && over > Bytes(0)).then(|| (device.name.clone(), over))
+        };
+        machine.devices.iter().filter_map(over).collect()
     }
 
     /// The caches of each context.
@@ -356,24 +518,18 @@ impl Forecast {
         let placements = std::iter::once(&self.placement).chain(self.drafting.iter().map(|part| &part.placement));
         let projector = self.projector.iter().filter_map(|projector| projector.device);
         let of = |placement: &Placement| {
-            [Some(&placement.devices), placement.shares.as_ref().map(|all| &all.devices)]
-                .into_iter()
-                .flatten()
-                .flatten()
-                .copied()
-                .collect::<Vec<_>>()
+            let shares = placement.shares.iter().flat_map(|shares| &shares.devices);
+            placement.devices.iter().chain(shares).copied().collect::<Vec<_>>()
         };
-        let mut devices: Vec<u16> = placements.flat_map(of).chain(projector).collect();
-        devices.sort_unstable();
-        devices.dedup();
-        devices
+        placements.flat_map(of).chain(projector).collect::<BTreeSet<u16>>().into_iter().collect()
     }
 
     /// The target's compute column, where compute is counted.
     pub fn compute(&self) -> Compute {
         let by_device = self.target.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
         let projector = self.projector.clone().filter(|_| self.counts("projector"));
-        Compute { by_device, flash_attn: self.flash_attn == Some(true), projector }
+        let (flash_attn, is_pipelined) = (self.flash_attn == Some(true), self.is_pipelined);
+        Compute { by_device, flash_attn, is_pipelined, projector }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {
@@ -384,90 +540,7 @@ impl Forecast {
         self.basis.push(Basis { quantity: quantity.to_string(), how });
     }
 
-    /// The context that drafts, of the draft model or of the model's own NextN blocks.
-    fn add_drafting(&mut self, model: &Model, machine: &Machine, run: &RunConfig) -> Result<(), Error> {
-        let run = run.drafting(self.numbers.n_ctx);
-        let (drafter, placement) = match &model.draft {
-            Some(draft) => (draft.as_ref(), placement::place(draft, machine, &run)?),
-            None if run.has_draft_model() => {
-                self.leave_out("drafting", "the draft model is not known".to_string());
-                return Ok(());
-            }
-            None => (model, self.placement.clone()),
-        };
-        let nextn = drafter.hparams.nextn_predict_layers;
-        if run.mtp_context && (nextn == 0 || drafter.context.has_router_layer) {
-            // `llama_init_from_model` refuses, which a lint says.
-            return Ok(());
-        }
-        let mut part = match context_forecast(drafter, machine, &run, placement, None) {
-            Ok(part) if part.uncounted.is_empty() => part,
-            Ok(part) => {
-                self.leave_out(
-                    "drafting",
-                    part.uncounted.into_iter().map(|term| term.reason).next().unwrap_or_default(),
-                );
-                return Ok(());
-            }
-            Err(Error::Graph(graph::Error::Architecture { architecture })) => {
-                self.leave_out("drafting", format!("moeplan does not build the drafting graph of `{architecture}`"));
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        for (name, row) in &mut part.memory {
-            if model.draft.is_none() {
-                row.model = Bytes(0);
-            }
-            let sum = self.row(name);
-            (sum.model, sum.context, sum.compute) =
-                (sum.model + row.model, sum.context + row.context, sum.compute + row.compute);
-        }
-        for basis in part.basis {
-            self.note(&format!("drafting.{}", basis.quantity), basis.how);
-        }
-        let Self { placement, memory, caches, .. } = part;
-        self.drafting = Some(Part { what: What::Drafting, placement, memory, caches });
-        Ok(())
-    }
-
     fn leave_out(&mut self, what: &'static str, reason: String) {
         self.uncounted.push(Uncounted { what: what.into(), reason });
-    }
-
-    /// The caches.
-    fn add_context(&mut self, model: &Model, machine: &Machine, run: &RunConfig) -> Result<(), Error> {
-        context::check(&self.caches, model, run, &self.numbers)?;
-        let contexts = context::bytes_by_device(&self.caches, model, machine, run, &self.placement)?;
-        let caches = self.caches.list.iter().map(context::describe).collect::<Vec<_>>().join("; ");
-        self.note("context", caches);
-        for (device, bytes) in contexts {
-            self.row(&device).context = bytes;
-        }
-        let cached = expert_cache::expert_cache(model, machine, run, &self.placement).by_device;
-        for (device, bytes) in cached.into_iter().filter(|(_, bytes)| *bytes > Bytes(0)) {
-            self.row(&device).context += bytes;
-            let how =
-                format!("{bytes} of it caches experts: whole slots, rounded down; checked on one measurement (b11549)");
-            self.note(&format!("{device}.context"), how);
-        }
-        Ok(())
-    }
-
-    /// What devices hold beside the table, and what the host may come to hold.
-    fn add_overhead(&mut self, model: &Model, machine: &Machine, run: &RunConfig) {
-        let growth = overhead::host_growth(run, &self.numbers, self.contexts(), model.hparams.vocab_size);
-        let (logits, checkpoints, cache) = (growth.logits, growth.checkpoints, growth.prompt_cache);
-        let most = format!("{logits} of logits, {checkpoints} of checkpoints, {cache} of prompt cache (--cache-ram)");
-        self.note("Host.uncounted", format!("up to {most}"));
-        for (at, device) in self.devices().into_iter().filter_map(|at| Some((at, machine.device(at)?))) {
-            let mut overhead = overhead::held(device, at, model, run, &self.placement);
-            let drafts = self.drafting.as_ref().is_some_and(|part| part.placement.devices.contains(&at));
-            if drafts && overhead.multiprocessors.is_some() {
-                overhead.peak += overhead::SECOND_CONTEXT;
-            }
-            self.row(&device.name).overhead = overhead.peak;
-            self.note(&format!("{}.overhead", device.name), overhead.source.to_string());
-        }
     }
 }

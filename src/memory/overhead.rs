@@ -3,19 +3,19 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use super::caches::{Cache, CacheKind, Caches};
 use super::pools;
 use crate::bytes::Bytes;
 use crate::machine::cards::{self, CARDS, Card};
 use crate::machine::{Backend, Device};
 use crate::model::Model;
 use crate::placement::Placement;
-use crate::run::numbers::ContextNumbers;
-use crate::run::{Program, RunConfig};
+use crate::run::RunConfig;
 
 /// What a process holds on a device beyond llama.cpp's own sums.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overhead {
+    /// With nothing on the device: a context alone, which asking for its memory creates.
+    pub idle: Bytes,
     pub loaded: Bytes,
     /// After long prompts, which load kernels and grow the pools; they never shrink. Budgets count with this.
     pub peak: Bytes,
@@ -82,6 +82,7 @@ fn of_card(card: &Card) -> Option<Overhead> {
         growth.peak, growth.source
     );
     Some(Overhead {
+        idle: context,
         loaded: context + growth.loaded,
         peak: context + growth.peak,
         multiprocessors: card.multiprocessors,
@@ -93,12 +94,12 @@ fn of_card(card: &Card) -> Option<Overhead> {
 static UNKNOWN_CARD: LazyLock<Overhead> = LazyLock::new(|| {
     let known = || CARDS.iter().filter(|card| card.context.is_some()).filter_map(of_card);
     let most = |of: fn(&Overhead) -> Bytes| known().map(|known| of(&known)).max().unwrap_or(DEFAULT);
-    let (loaded, peak) = (most(|known| known.loaded), most(|known| known.peak));
+    let [idle, loaded, peak] = [most(|known| known.idle), most(|known| known.loaded), most(|known| known.peak)];
     let multiprocessors = CARDS.iter().filter_map(|card| card.multiprocessors).max();
     let source = format!(
         "default: no measurement of this device; {peak}, the most that is known of any card, and the launch's own page tables and pools"
     );
-    Overhead { loaded, peak, multiprocessors, source: Cow::Owned(source) }
+    Overhead { idle, loaded, peak, multiprocessors, source: Cow::Owned(source) }
 });
 
 /// What is assumed of a device that is no NVIDIA card.
@@ -109,7 +110,7 @@ const DEFAULT: Bytes = Bytes::mib(600);
 pub const SECOND_CONTEXT: Bytes = Bytes::mib(164);
 
 fn fixed(bytes: Bytes, source: &'static str) -> Overhead {
-    Overhead { loaded: bytes, peak: bytes, multiprocessors: None, source: Cow::Borrowed(source) }
+    Overhead { idle: bytes, loaded: bytes, peak: bytes, multiprocessors: None, source: Cow::Borrowed(source) }
 }
 
 /// The overhead of `device` for micro-batches of `n_ubatch` tokens: what its machine file states, else what was measured of it,
@@ -121,10 +122,11 @@ pub fn overhead(device: &Device, n_ubatch: u32) -> Overhead {
     let known = tabled(device);
     let Some(measured) = &device.calibration else { return known };
     let (loaded, source) = (measured.loaded, Cow::Owned(measured.describe()));
+    let idle = known.idle.min(loaded);
     match measured.peak_at(n_ubatch) {
-        Some(peak) => Overhead { loaded, peak, multiprocessors: None, source },
+        Some(peak) => Overhead { idle, loaded, peak, multiprocessors: None, source },
         // Pools that no long prompt has grown yet will grow.
-        None => Overhead { loaded, peak: known.peak.max(loaded), source, ..known },
+        None => Overhead { idle, loaded, peak: known.peak.max(loaded), source, ..known },
     }
 }
 
@@ -137,6 +139,14 @@ pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement:
         known.peak += tables + pools::pool(model, run, placement, at, multiprocessors);
     }
     known
+}
+
+/// What a device holds that takes part with nothing on it: `ggml_backend_cuda_device_get_memory`, which llama.cpp asks of every
+/// device it may use, creates its context (`src/llama.cpp` `llama_prepare_model_devices`, b11434).
+pub fn at_rest(device: &Device, n_ubatch: u32) -> Overhead {
+    let known = overhead(device, n_ubatch);
+    let source = format!("a context, and nothing in it; {}", known.source).into();
+    Overhead { loaded: known.idle, peak: known.idle, multiprocessors: None, source, ..known }
 }
 
 /// What is known without a measurement of the device itself.
@@ -152,65 +162,10 @@ fn tabled(device: &Device) -> Overhead {
     }
 }
 
-/// Host memory that llama.cpp lists nowhere: upper bounds, most of it taken only as the server is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HostGrowth {
-    /// Rows of logits, one a sequence (`llama-context.cpp` `output_reserve`).
-    pub logits: Bytes,
-    /// Checkpoints of windows and recurrent states, 32 a slot (`common/arg.cpp` `--ctx-checkpoints`).
-    pub checkpoints: Bytes,
-    /// llama-server's prompt cache (`common/arg.cpp` `--cache-ram`, 8192 MiB).
-    pub prompt_cache: Bytes,
-}
-
-/// What a launch of these contexts may take on the host beyond its row of the table, by llama.cpp b11434's defaults.
-pub fn host_growth<'a>(
-    run: &RunConfig,
-    numbers: &ContextNumbers,
-    contexts: impl Iterator<Item = &'a Caches>,
-    vocab_size: u32,
-) -> HostGrowth {
-    let rows = u64::from(numbers.n_seq_max);
-    let logits = Bytes(rows.saturating_mul(u64::from(vocab_size)).saturating_mul(4));
-    if run.program != Program::Server {
-        return HostGrowth { logits, checkpoints: Bytes(0), prompt_cache: Bytes(0) };
-    }
-    // All slots together hold what the caches hold, a state's snapshots for rolling back apart.
-    let checkpoint = |cache: &Cache| match cache.kind {
-        CacheKind::Swa if cache.tokens_per_cell.is_none() => cache.bytes(),
-        CacheKind::Recurrent | CacheKind::PleState => {
-            cache.bytes() / u64::from(cache.cells / numbers.n_seq_max.max(1)).max(1)
-        }
-        _ => 0,
-    };
-    let all_slots: u64 = contexts.flat_map(|caches| &caches.list).map(checkpoint).sum();
-    // Without a limit it is as large as what it saves: nothing here can say how large, so the default is.
-    let prompt_cache = Bytes::mib(run.cache_ram.and_then(|mib| u64::try_from(mib).ok()).unwrap_or(8192));
-    HostGrowth { logits, checkpoints: Bytes(all_slots.saturating_mul(32)), prompt_cache }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::machine::Calibration;
-    use crate::memory::caches::{self, tests::model};
-    use crate::run::numbers::numbers;
-
-    #[test]
-    fn a_server_may_grow_on_the_host() {
-        let model = model("gpt-oss", "block_count=2 attention.head_count=8 attention.sliding_window=128");
-        let growth = |program| {
-            let run = RunConfig { program, n_ctx: 4096, n_parallel: Some(2), ..RunConfig::default() };
-            let numbers = numbers(&run, &model.hparams);
-            host_growth(&run, &numbers, std::iter::once(&caches::caches(&model, &run, &numbers)), 1000)
-        };
-        let nothing = HostGrowth { logits: Bytes(8000), checkpoints: Bytes(0), prompt_cache: Bytes(0) };
-        assert_eq!(growth(Program::Cli), nothing);
-        // One layer's window of 768 cells, K and V of 512 elements in f16, for each of two streams.
-        let window = 2 * 768 * 2 * 1024;
-        let grown = HostGrowth { checkpoints: Bytes(32 * window), prompt_cache: Bytes::mib(8192), ..nothing };
-        assert_eq!(growth(Program::Server), grown);
-    }
 
     #[test]
     fn every_backend_has_a_figure_and_a_known_card_its_own() {

@@ -68,22 +68,15 @@ fn temporaries(tensor: &Tensor, tokens: u64, model: &Model, tiles: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::machine::{Backend, Device, Host, Machine};
     use crate::memory::{forecast, overhead};
-    use crate::synth::output::{Fill, Watch, write};
-    use crate::synth::{Wish, spec, synthesize};
+    use crate::synth::{self, Wish};
 
     fn model(name: &str, recipe: &str) -> Model {
-        let wish = Wish { recipe: crate::synth::recipe::named(recipe), ..Wish::default() };
-        let synthesis = synthesize(&spec::named(name).unwrap(), &wish).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.gguf");
-        let stop = AtomicBool::new(false);
-        write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
-        Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
+        let wish = Wish { recipe: synth::recipe::named(recipe), ..Wish::default() };
+        synth::model(name, &wish).unwrap()
     }
 
     /// What an H100 80GB (driver 580, b11434) showed beyond llama.cpp's own sum, in MiB: loaded, and after long prompts.

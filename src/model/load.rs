@@ -9,17 +9,14 @@
 //! `refuse CONDITION: message`, `if`, `else`, `for i in a..b`, or `use GROUP(…)`; what is indented belongs to the line above. A
 //! group's `$1` is its first argument, 0 where there is none.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::context::{ContextHParams, LayerHParams, Swa};
+use super::hparams::{ContextHParams, HParams, LayerHParams, MAX_BLOCKS, Swa};
 use super::{Model, Tensor};
 use crate::arch::Arch;
 use crate::expression::{Expr, Term};
 use crate::gguf::Value;
-use crate::hparams::{HParams, MAX_BLOCKS};
-use crate::suggest::Hint;
 
 /// Why llama.cpp does not load a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,9 +37,9 @@ pub enum Fault {
     Rules(String),
 }
 
-impl Hint for Fault {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        let text = match self {
+impl Fault {
+    pub fn hint(&self) -> &'static str {
+        match self {
             Self::MissingTensor { tensor } if tensor.contains("_exps.") => {
                 "its experts are missing or named otherwise; take a GGUF made by llama.cpp's convert_hf_to_gguf.py"
             }
@@ -50,8 +47,7 @@ impl Hint for Fault {
             Self::UnusedTensor(message) if message.starts_with("wrong") => OTHER_PROGRAM,
             Self::Rules(_) => "this is a mistake of moeplan; please report it",
             _ => "convert the model again with a current llama.cpp",
-        };
-        Some(text.into())
+        }
     }
 }
 
@@ -157,7 +153,7 @@ impl Rules {
             }
             match code.strip_prefix("def ").and_then(|text| text.split_once(" = ")) {
                 Some((name, expr)) => {
-                    rules.defs.insert(name.trim_end_matches("[i]").to_string(), expression(expr)?);
+                    rules.defs.insert(name.trim_end_matches("[i]").to_string(), Expr::parse(expr)?);
                 }
                 None if code == "tensors" => (section, has_tensors) = (&mut tensors, true),
                 None if code == "graph" => section = &mut graph,
@@ -178,14 +174,10 @@ impl Rules {
         if let Some(expr) = parsed.get(text) {
             return Ok(Arc::clone(expr));
         }
-        let expr = Arc::new(expression(text).map_err(Fault::Rules)?);
+        let expr = Arc::new(Expr::parse(text).map_err(Fault::Rules)?);
         parsed.insert(text.to_string(), Arc::clone(&expr));
         Ok(expr)
     }
-}
-
-fn expression(text: &str) -> Result<Expr, String> {
-    Expr::parse(text).map_err(|error| error.to_string())
 }
 
 /// Lines with those of the groups that they use.
@@ -349,7 +341,7 @@ impl<'a> Walk<'a> {
             ple_conv_state: wide("ple_conv_state"),
         };
         let used = |il: u32| self.at("n_expert_used", il.into()).map_or(0, narrow);
-        let n_tokens = match self.model.metadata.get("tokenizer.ggml.tokens") {
+        let n_tokens = match self.model.hparams.metadata.get("tokenizer.ggml.tokens") {
             Some(Value::Counted { len }) => u32::try_from(*len).ok(),
             Some(Value::Array(values)) => u32::try_from(values.len()).ok(),
             _ => None,
@@ -362,6 +354,7 @@ impl<'a> Walk<'a> {
             vocab_size: n_tokens.unwrap_or_else(|| self.model.hparams.u32_or_0("vocab_size")),
             expert_count: field("n_expert"),
             expert_used_count: (0..block_count).map(used).collect(),
+            non_causal: field("causal") == 0,
             ..self.model.hparams.clone()
         };
         (hparams, context, faults)
@@ -545,7 +538,7 @@ impl<'a> Walk<'a> {
         let key = self.full(key);
         let model = self.model;
         let missing = || if count.starts_with('?') { Ok(()) } else { Err(Fault::MissingKey { key: key.clone() }) };
-        let Some(value) = model.metadata.get(&key) else { return missing() };
+        let Some(value) = model.hparams.metadata.get(&key) else { return missing() };
         let wrong = || Fault::BadKey(format!("key `{key}` is {}, not {}", kind(value), words(ty)));
         let count = count.trim_start_matches('?').strip_prefix('[').map(|count| count.trim_end_matches(']'));
         let length = match value {
@@ -660,7 +653,7 @@ impl<'a> Walk<'a> {
 
     fn ask(&self, question: &str, words: &str) -> Option<i64> {
         let tensor = || self.tensors.get(self.tensor_name(words).as_str()).copied();
-        let key = |key: &str| self.model.metadata.get(&self.full(key));
+        let key = |key: &str| self.model.hparams.metadata.get(&self.full(key));
         let values = self.arrays.get(words);
         let yes: bool = match question {
             "is" => self.model.architecture == words,

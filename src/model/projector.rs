@@ -224,7 +224,7 @@ impl<'a> Encoder<'a> {
 }
 
 fn number(model: &Model, key: &str) -> Option<u64> {
-    match model.metadata.get(key) {
+    match model.hparams.metadata.get(key) {
         Some(Value::U64(n)) => Some(*n),
         Some(Value::I64(n)) => u64::try_from(*n).ok(),
         _ => None,
@@ -237,7 +237,7 @@ fn number(model: &Model, key: &str) -> Option<u64> {
 /// # Errors
 /// What llama.cpp would refuse first.
 pub fn encoders(model: &Model, image_tokens: [u32; 2]) -> Result<Vec<Encoder<'_>>, Fault> {
-    let has = |key: &str| matches!(model.metadata.get(key), Some(Value::Bool(true)));
+    let has = |key: &str| matches!(model.hparams.metadata.get(key), Some(Value::Bool(true)));
     let all = [
         (Modality::Vision, "clip.has_vision_encoder"),
         (Modality::Audio, "clip.has_audio_encoder"),
@@ -260,7 +260,7 @@ pub fn encoders(model: &Model, image_tokens: [u32; 2]) -> Result<Vec<Encoder<'_>
 
 fn encoder(model: &Model, modality: Modality, image_tokens: [u32; 2]) -> Result<Encoder<'_>, Fault> {
     let (part, _) = modality.names();
-    let text = |key: &str| match model.metadata.get(key) {
+    let text = |key: &str| match model.hparams.metadata.get(key) {
         Some(Value::String(text)) if !text.is_empty() => Some(text.as_str()),
         _ => None,
     };

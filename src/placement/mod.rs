@@ -86,19 +86,51 @@ impl Placement {
         copies.find(|(_, (one, other))| what(one) != what(other)).map(|(tensor, _)| tensor)
     }
 
-    /// The span of each file from the first byte to the last of what stays mapped on the host, summed
-    /// (`src/llama-model.cpp` `load_tensors`, `get_mapping_range`, b11434); `None` where nothing is mapped.
-    pub fn mapped_span(&self, model: &Model, run: &RunConfig) -> Option<Bytes> {
-        let mut spans: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
-        for (tensor, copies) in model.tensors.iter().zip(&self.copies).filter(|_| run.load_mode.is_mapped()) {
-            if copies.iter().any(|copy| copy.buffer == Buffer::Cpu) {
-                let (first, last) = (tensor.file_offset, tensor.file_offset.saturating_add(tensor.bytes.0));
-                let span = spans.entry(tensor.shard).or_insert((first, last));
+    /// What stays mapped: by file the span from the first byte to the last of what a buffer type holds (`src/llama-model.cpp`
+    /// `load_tensors`, `get_mapping_range`, b11434). Beside the processor it is Metal that uses the mapped file in place.
+    pub fn mapped(&self, model: &Model, machine: &Machine, run: &RunConfig) -> Mapped {
+        let mut mapped = Mapped::default();
+        if !run.load_mode.is_mapped() {
+            return mapped;
+        }
+        let held = |buffer: Buffer| {
+            let tensors = model.tensors.iter().zip(&self.copies);
+            let here = tensors.filter(move |(_, copies)| copies.iter().any(|copy| copy.buffer == buffer));
+            here.map(|(tensor, _)| {
+                (tensor.shard, tensor.file_offset, tensor.file_offset.saturating_add(tensor.bytes.0))
+            })
+        };
+        let spans = |buffer: Buffer| {
+            let mut spans: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+            for (shard, first, last) in held(buffer) {
+                let span = spans.entry(shard).or_insert((first, last));
                 *span = (span.0.min(first), span.1.max(last));
             }
+            spans
+        };
+        let sum = |spans: &BTreeMap<u16, (u64, u64)>| spans.values().map(|(first, last)| Bytes(last - first)).sum();
+        mapped.host = Some(spans(Buffer::Cpu)).filter(|spans| !spans.is_empty()).map(|spans| sum(&spans));
+        for (at, device) in self.taking_part(machine).filter(|(_, device)| device.backend == Backend::Metal) {
+            let spans = spans(Buffer::Device(at));
+            mapped.devices.insert(device.name.clone(), sum(&spans));
+            let is_within = |(shard, first, last): &(u16, u64, u64)| {
+                spans.get(shard).is_some_and(|span| span.0 <= *first && *last <= span.1)
+            };
+            mapped.twice += held(Buffer::Cpu).filter(is_within).map(|(_, first, last)| Bytes(last - first)).sum();
         }
-        (!spans.is_empty()).then(|| spans.values().map(|(first, last)| Bytes(last - first)).sum())
+        mapped
     }
+}
+
+/// The spans of files that stay mapped, in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mapped {
+    /// Of the host's weights; `None` where nothing is mapped for it.
+    pub host: Option<Bytes>,
+    /// Of devices that use the file in place, by name.
+    pub devices: BTreeMap<String, Bytes>,
+    /// Weights of the host within the span of a device: the same pages.
+    pub twice: Bytes,
 }
 
 /// Why llama.cpp would not load the model so, or moeplan cannot say.

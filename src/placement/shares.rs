@@ -5,7 +5,7 @@
 use crate::arch::Memory;
 use crate::gguf::GgmlType;
 use crate::model::Model;
-use crate::model::context::LayerHParams;
+use crate::model::hparams::LayerHParams;
 
 /// How tensors are cut between devices.
 pub struct Cut<'a> {

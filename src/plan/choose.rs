@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 
 use super::explain::quantized;
 use super::search::{End, Stage, WORTH};
-use super::solver::{Candidate, HostNeeds, Levers, Problem, Strategy};
+use super::solver::{Candidate, Levers, Problem, Strategy};
 use super::split::split;
 use super::{Request, Turn};
 use crate::bytes::Bytes;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
-use crate::memory::{self, Error, HOST, expert_cache};
+use crate::memory::{Error, HOST, HostNeeds, Launch, expert_cache};
 use crate::placement;
 use crate::rules::Role;
 use crate::run::{LoadMode, RunConfig, on_host};
@@ -69,10 +69,11 @@ impl Problem<'_> {
         }
         let table = candidate.forecast.in_main_memory(self.machine);
         if let Some(ram) = host.ram.filter(|_| levers.cache_ram)
-            && let Some(mib) = candidate.needs.smaller_prompt_cache(&candidate.run, table, ram)
+            && let Some(mib) = candidate.forecast.host_needs.smaller_prompt_cache(table, ram)
         {
-            candidate.run.cache_ram = Some(mib);
-            candidate.needs = HostNeeds::of(self.model, &candidate.run, &candidate.forecast);
+            candidate.run.cache_ram = i32::try_from(mib).ok();
+            candidate.forecast.host_needs =
+                HostNeeds::of(self.model, self.machine, &candidate.run, &candidate.forecast);
         }
         candidate
     }
@@ -139,9 +140,12 @@ impl Problem<'_> {
         let run = RunConfig { load_mode: LoadMode::Auto, ..read.run.clone() };
         let placement = placement::place(self.model, self.machine, &run)?;
         let compute = read.forecast.compute();
-        let forecast = memory::forecast_placed(self.model, self.machine, &run, placement, Some(&compute))?;
+        let forecast = Launch::new(self.model, self.machine, &run).forecast(placement, Some(&compute))?;
         let mapped = self.candidate(run, forecast);
-        Ok(if !self.leaves_nothing(&read) && self.is_better(&read, &mapped, WORTH) { read } else { mapped })
+        // A device that uses the mapped file in place holds what lies between its tensors as well.
+        let maps_more = !mapped.forecast.mapped.devices.is_empty();
+        let is_better = !self.leaves_nothing(&read) && (maps_more || self.is_better(&read, &mapped, WORTH));
+        Ok(if is_better || (read.fits() && !mapped.fits()) { read } else { mapped })
     }
 
     /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.
@@ -348,7 +352,7 @@ impl Problem<'_> {
         });
         let shares = self.machine.devices.iter().any(|device| self.machine.is_shared(device));
         let there = self.machine.devices.is_empty() || !candidate.run.offload_kqv || shares;
-        let used = candidate.forecast.in_main_memory(self.machine) + candidate.needs.least();
+        let used = candidate.forecast.in_main_memory(self.machine) + candidate.forecast.host_needs.least();
         let host = self.machine.host.ram.filter(|_| there).map(|ram| signed(ram, used));
         devices.chain(host).min().unwrap_or(0) // Nothing has a budget: there is neither room nor too little of it.
     }

@@ -10,11 +10,12 @@ use super::solver::{Candidate, Levers, Problem, Strategy};
 use super::{ContextChoice, ExpertSplit, Request};
 use crate::bytes::Bytes;
 use crate::checkup::Row;
+use crate::fit::{self, Fitted};
 use crate::gguf::GgmlType;
 use crate::memory::{Error, HOST};
 use crate::number::signed;
 use crate::rules::Role;
-use crate::run::{Choice as _, LoadMode, RunConfig, args};
+use crate::run::{Choice as _, Dialect, LoadMode, RunConfig, args};
 use crate::speed::{Speed, Term};
 
 /// Another launch beside the one that is proposed.
@@ -37,6 +38,19 @@ pub struct Alternative {
     /// What has to be known before it is taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// What llama.cpp's own fitting would choose beside a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct FitChoice {
+    pub n_ctx: u32,
+    /// The launch; `args` are what llama-fit-params prints.
+    #[serde(flatten)]
+    pub launch: Alternative,
+    /// Why it stopped half-way, in llama.cpp's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// One term of the fullest device, and what would make it smaller.
@@ -80,6 +94,20 @@ impl Subject<'_> {
             why.explain = self.terms();
         }
         Ok(why)
+    }
+
+    /// What llama.cpp would choose on the same machine for the same context, slots and cache.
+    pub(super) fn fit_choice(&self) -> Result<Option<FitChoice>, Error> {
+        let Problem { model, machine, request, .. } = self.problem;
+        if machine.devices.is_empty() || request.target.dialect == Dialect::Ik {
+            return Ok(None);
+        }
+        let asked = request.left_to_fitting(&self.candidate.run, machine);
+        let Fitted { run, failure } = fit::fitted(model, machine, &asked)?;
+        let chosen = self.problem.judge(RunConfig { fit: false, ..run })?;
+        let launch = self.alternative("--fit on", &chosen, failure.as_deref().unwrap_or_default());
+        let launch = Alternative { args: fit::args(&chosen.run), ..launch };
+        Ok(Some(FitChoice { n_ctx: chosen.forecast.numbers.n_ctx, launch, failure }))
     }
 
     fn alternative(&self, what: impl Into<String>, candidate: &Candidate, note: &str) -> Alternative {
@@ -126,7 +154,7 @@ impl Subject<'_> {
         let mut change = |what: String, note: &str, edit: &dyn Fn(&mut RunConfig)| {
             let mut run = base.clone();
             edit(&mut run);
-            // A launch that llama.cpp would refuse is no alternative.
+            // A launch that llama.cpp would refuse is not an alternative.
             found.extend(problem.solve(&run).ok().map(|candidate| self.alternative(what, &candidate, note)));
         };
         for n_ubatch in [base.n_ubatch / 2, base.n_ubatch.saturating_mul(2)] {
@@ -258,6 +286,12 @@ impl Subject<'_> {
         let several = run.n_parallel.is_some_and(|slots| slots > 1);
         fix(several, "-np 1", "one slot instead of several", &|to| to.run.n_parallel = Some(1));
         fix(!run.overrides.is_empty(), "without overrides of your own", "", &|to| to.run.overrides.clear());
+        let missing = self.candidate.shortfall.get(HOST).copied().unwrap_or_default();
+        let fewer = self.candidate.forecast.host_needs.fewer_checkpoints(run, missing);
+        let checkpoints = fewer.map_or_else(String::new, |fewer| format!("--ctx-checkpoints {fewer}"));
+        fix(fewer.is_some(), &checkpoints, "prompts are computed again more often", &|to| {
+            to.run.ctx_checkpoints = fewer
+        });
         fix(request.margin > Bytes(0), "--margin 0", NO_MARGIN, &|to| to.margin = Bytes(0));
         fix(run.offload_kqv, "-nkvo", "the context goes to the host, and attention with it", &|to| {
             to.run.offload_kqv = false;
@@ -282,7 +316,8 @@ impl Subject<'_> {
             }
         }
         if let (Some(ram), Some(over)) = (&mut machine.host.ram, self.candidate.shortfall.get(HOST)) {
-            *ram += Bytes(over.0.next_multiple_of(64 << 20));
+            // Some of what is added goes to the system.
+            *ram += Bytes((over.0 + over.0 / 7).next_multiple_of(64 << 20));
             wanted.push(format!("{ram} of main memory"));
         }
         let candidate = super::solve(self.problem.model, &machine, self.problem.request).ok()?;

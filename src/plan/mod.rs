@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::checkup::{self, Checkup, Planned};
+use crate::checkup::{self, Checkup};
 use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
 use crate::memory::{self, HOST};
@@ -32,9 +32,9 @@ use crate::speed::Speed;
 pub use crate::speed::Turn;
 use crate::suggest::Hint;
 pub use choose::ContextChoice;
-use explain::{Subject, Why};
+use explain::{FitChoice, Subject, Why};
 use solver::{Candidate, Computes, Problem};
-pub use solver::{HostNeeds, Levers, Objective, Strategy};
+pub use solver::{Levers, Objective, Strategy};
 
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -105,10 +105,12 @@ pub struct Plan {
     pub speed: Speed,
     /// Its predicted time, in seconds.
     pub turn_seconds: f64,
-    pub host_needs: HostNeeds,
     pub args: Vec<String>,
     pub command: String,
     pub placement: ExpertSplit,
+    /// What llama.cpp's own fitting (`--fit on`) would choose for the same context; absent without a device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit_choice: Option<FitChoice>,
     /// Why it is so, and what else there is.
     #[serde(flatten)]
     pub why: Why,
@@ -185,6 +187,28 @@ impl Request {
         Problem { model, machine, request: self, computes: Computes::default() }
     }
 
+    /// The user's own settings with a plan's context, slots and cache: what llama.cpp is started with to choose the rest by itself.
+    pub fn left_to_fitting(&self, plan: &RunConfig, machine: &Machine) -> RunConfig {
+        let all = || machine.devices.iter().map(|device| device.name.clone()).collect();
+        RunConfig {
+            program: plan.program,
+            n_ctx: plan.n_ctx,
+            n_parallel: plan.n_parallel,
+            type_k: plan.type_k,
+            type_v: plan.type_v,
+            flash_attn: plan.flash_attn,
+            kv_unified: plan.kv_unified,
+            embeddings: plan.embeddings,
+            n_gpu_layers: RunConfig::default().n_gpu_layers,
+            tensor_split: Vec::new(),
+            overrides: Vec::new(),
+            fit: true,
+            rpc: plan.rpc.clone(),
+            devices: Some(self.run.devices.clone().unwrap_or_else(all)),
+            ..self.run.clone()
+        }
+    }
+
     /// The launch that the search begins with: the user's settings and what every plan says.
     fn start(&self, model: &Model, machine: &Machine) -> RunConfig {
         let layers = i32::try_from(model.hparams.block_count + 1).unwrap_or(i32::MAX).max(99);
@@ -227,10 +251,9 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     if let Some(tensor) = placement.first_moved(&candidate.forecast.placement, model) {
         return Err(Error::Replay { tensor: tensor.name.clone() });
     }
-    let planned = Planned { process: candidate.needs.least(), shortfall: &candidate.shortfall };
-    let options =
-        checkup::Options { margin: request.margin, tensors: request.tensors, ignored: &[], planned: Some(planned) };
+    let options = checkup::Options { margin: request.margin, tensors: request.tensors, ignored: &[], is_plan: true };
     let check = checkup::check(model, machine, &parsed, options)?;
+    let subject = Subject { problem: &problem, candidate: &candidate };
     Ok(Plan {
         check,
         model: summary(model, path),
@@ -242,11 +265,11 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         turn: request.turn,
         speed: candidate.estimate.speed.clone(),
         turn_seconds: candidate.estimate.turn_seconds,
-        host_needs: candidate.needs,
         args,
         command,
         placement: candidate.expert_split(&problem),
-        why: Subject { problem: &problem, candidate: &candidate }.why()?,
+        fit_choice: subject.fit_choice()?,
+        why: subject.why()?,
     })
 }
 
@@ -293,8 +316,10 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
     }
     let table = candidate.forecast.host_total();
     if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {
-        let message =
-            format!("-lm none takes {} of main memory, and its size was not given", table + candidate.needs.least());
+        let message = format!(
+            "-lm none takes {} of main memory, and its size was not given",
+            table + candidate.forecast.host_needs.least()
+        );
         warn("main-memory-unknown", message, "--ram SIZE has it checked; -lm auto maps the file, which is slower");
     }
     // What stays in the mapped file and does not fit into main memory comes from the disk.

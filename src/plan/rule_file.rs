@@ -20,7 +20,7 @@ use crate::model::{Model, Tensor};
 use crate::placement::{self, Buffer, Placement, pattern};
 use crate::rules::Role;
 use crate::run::{Override, RunConfig};
-use crate::suggest;
+use crate::suggest::{self, Refusal};
 
 /// The rule sets that come with moeplan, by name.
 pub const BUILT_IN: [(&str, &str); 9] = [
@@ -83,7 +83,8 @@ struct Fill {
 }
 
 /// Which of the blocks that have such tensors a rule is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 enum Blocks {
     First(usize),
     Last(usize),
@@ -178,16 +179,11 @@ fn fixed(rule: &PlacementRule, model: &Model) -> Vec<Override> {
     }
 }
 
-impl Blocks {
-    /// Reads `3`, `0-13`, `0-3,8`, `20-`, `first 4` or `last 4`; blocks up to 4096.
-    fn parse(text: &str) -> Option<Self> {
+/// Reads `3`, `0-13`, `0-3,8`, `20-`, `first 4` or `last 4`; blocks up to 4096.
+impl TryFrom<String> for Blocks {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
         let count = |text: &str| text.trim().parse().ok().filter(|n| *n > 0);
-        if let Some(rest) = text.strip_prefix("first ") {
-            return count(rest).map(Self::First);
-        }
-        if let Some(rest) = text.strip_prefix("last ") {
-            return count(rest).map(Self::Last);
-        }
         let range = |part: &str| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             let first: u32 = first.trim().parse().ok()?;
@@ -197,9 +193,17 @@ impl Blocks {
             };
             Some((first, last))
         };
-        text.split(',').map(range).collect::<Option<_>>().map(Self::Ranges)
+        let read = match text.split_once(' ') {
+            Some(("first", rest)) => count(rest).map(Self::First),
+            Some(("last", rest)) => count(rest).map(Self::Last),
+            _ => text.split(',').map(range).collect::<Option<_>>().map(Self::Ranges),
+        };
+        let forms = "write it as `3`, `0-13`, `0-3,8`, `20-`, `first 4` or `last 4`";
+        read.ok_or_else(|| format!("`{text}` is not a list of blocks: {forms}"))
     }
+}
 
+impl Blocks {
     /// Those of `present` that are meant.
     fn of(&self, present: &BTreeSet<u32>) -> BTreeSet<u32> {
         match self {
@@ -239,21 +243,17 @@ struct FileText {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleText {
-    role: Option<Spanned<String>>,
-    tensors: Option<Spanned<String>>,
-    blocks: Option<Spanned<String>>,
+    role: Option<Role>,
+    tensors: Option<Regex>,
+    blocks: Option<Spanned<Blocks>>,
     kinds: Option<Spanned<Vec<String>>>,
     buffer: Option<Spanned<String>>,
     /// Its order is that of the places in the file.
-    fill: Option<Spanned<BTreeMap<String, Spanned<String>>>>,
+    fill: Option<Spanned<BTreeMap<String, Spanned<Amount>>>>,
     order: Option<Spanned<Vec<String>>>,
-    from: Option<Spanned<String>>,
+    from: Option<Spanned<End>>,
     then: Option<Spanned<String>>,
 }
-
-/// The fields of a file and of a rule, for suggestions.
-const FIELDS: &[&str] =
-    &["description", "rules", "role", "tensors", "blocks", "kinds", "buffer", "fill", "order", "from", "then"];
 
 type Mistake = (Position, String);
 
@@ -284,41 +284,31 @@ fn yaml(error: &serde_saphyr::Error) -> Mistake {
     let plain = error.without_snippet().to_string();
     // The place is told once, before the message.
     let message = plain.lines().next().and_then(|line| line.split(" at line ").next()).unwrap_or_default();
-    let unknown = message.split_once("unknown field `").and_then(|(_, rest)| rest.split('`').next());
-    let near = unknown.map(|field| meant(field, FIELDS)).unwrap_or_default();
-    (position.unwrap_or_default(), format!("{message}{near}"))
-}
-
-/// What a name was probably meant to be.
-fn meant(word: &str, known: &[&str]) -> String {
-    let singular = word.trim_end_matches('s');
-    let part_of = || known.iter().copied().find(|name| name.split('_').any(|part| part == singular));
-    let near = suggest::near(word, known.iter().copied()).into_iter().next().or_else(part_of);
-    near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
+    let message = message.replace("unknown variant", "unknown name");
+    let near = message.split_once("unknown ").and_then(|(_, rest)| {
+        let word = rest.split('`').nth(1)?;
+        let known: Vec<&str> = rest.split_once("expected one of ")?.1.split(", ").collect();
+        let singular = word.trim_end_matches('s');
+        let part_of = || known.iter().copied().find(|name| name.split('_').any(|part| part == singular));
+        let near = suggest::near(word, known.iter().copied()).into_iter().next().or_else(part_of)?;
+        Some(format!("; did you mean `{near}`?"))
+    });
+    (position.unwrap_or_default(), format!("{message}{}", near.unwrap_or_default()))
 }
 
 fn rule(text: &Spanned<RuleText>) -> Result<PlacementRule, Mistake> {
     let RuleText { role, tensors, blocks, kinds, buffer, fill, order, from, then } = &text.value;
     let select = match (role, tensors) {
         (Some(role), None) => {
-            let blocks = blocks.as_ref().map(|text| match Blocks::parse(&text.value) {
-                Some(blocks) => Ok(blocks),
-                None => mistake(
-                    text,
-                    format!(
-                        "`{}` is no list of blocks: write it as `3`, `0-13`, `0-3,8`, `20-`, `first 4` or `last 4`",
-                        text.value
-                    ),
-                ),
-            });
-            Select::Role(role_named(role)?, names(kinds.as_ref(), "kinds")?, blocks.transpose()?)
+            let blocks = blocks.as_ref().map(|blocks| blocks.value.clone());
+            Select::Role(*role, names(kinds.as_ref(), "kinds")?, blocks)
         }
         (None, Some(tensors)) => {
             if let Some(at) = blocks.as_ref().map(position).or(kinds.as_ref().map(position)) {
                 let problem = "`blocks` and `kinds` go with `role`; write them into the regex of `tensors`";
                 return Err((at, problem.to_string()));
             }
-            Select::Pattern(regex(tensors)?)
+            Select::Pattern(tensors.0.clone())
         }
         _ => return mistake(text, "state either `role` or `tensors`, one of them"),
     };
@@ -330,34 +320,24 @@ fn rule(text: &Spanned<RuleText>) -> Result<PlacementRule, Mistake> {
             }
             (None, Some(buffer))
         }
+        (None, Some(fill)) if fill.value.is_empty() => {
+            return mistake(fill, "`fill` names no device: write {CUDA0: 22G}, or {devices: rest}");
+        }
         (None, Some(fill)) => {
-            let from_first = match from.as_ref().map(|from| (from.value.as_str(), from)) {
-                None | Some(("last", _)) => false,
-                Some(("first", _)) => true,
-                Some((other, at)) => return mistake(at, format!("`from` is `first` or `last`, not `{other}`")),
-            };
-            let (devices, order) = (amounts(fill)?, names(order.as_ref(), "order")?);
-            (Some(Fill { devices, order, from_first }), then.as_ref())
+            let from_first = from.as_ref().is_some_and(|from| from.value == End::First);
+            let mut written: Vec<_> = fill.value.iter().collect();
+            written.sort_by_key(|(_, amount)| position(amount));
+            let devices = written.into_iter().map(|(device, amount)| (device.clone(), amount.value.0)).collect();
+            (Some(Fill { devices, order: names(order.as_ref(), "order")?, from_first }), then.as_ref())
         }
         (None, None) => return mistake(text, "state where to: `buffer: CPU`, or `fill: {CUDA0: 22G}`"),
         (Some(buffer), Some(_)) => return mistake(buffer, "state either `buffer` or `fill`, one of them"),
     };
     if let Some(text) = to.filter(|text| text.value.is_empty() || text.value.contains([',', '=', ' ', '"', '\''])) {
-        return mistake(text, format!("`{}` is no buffer: write CPU, CUDA0, …", text.value));
+        return mistake(text, format!("`{}` is not a buffer: write CPU, CUDA0, …", text.value));
     }
     let buffer = to.map_or("CPU", |text| text.value.as_str()).to_string();
     Ok(PlacementRule { position: position(text), select, fill, buffer })
-}
-
-fn role_named(text: &Spanned<String>) -> Result<Role, Mistake> {
-    let names = Role::ALL.map(Role::key);
-    match Role::ALL.into_iter().find(|role| role.key() == text.value) {
-        Some(role) => Ok(role),
-        None => mistake(
-            text,
-            format!("`{}` is no role{} (known: {})", text.value, meant(&text.value, &names), names.join(", ")),
-        ),
-    }
 }
 
 /// A list of different names; none where it is left out.
@@ -371,31 +351,42 @@ fn names(list: Option<&Spanned<Vec<String>>>, field: &str) -> Result<Vec<String>
     }
 }
 
-fn regex(text: &Spanned<String>) -> Result<String, Mistake> {
-    if text.value.contains([',', '=']) {
-        return mistake(text, format!("`{}` has a `,` or `=`, which llama.cpp's -ot cannot take", text.value));
-    }
-    match pattern::parse(&text.value) {
-        Ok(_) => Ok(text.value.clone()),
-        Err(reason) => mistake(text, format!("`{}` is no regex of llama.cpp's: {reason}", text.value)),
+/// Which end of the blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum End {
+    First,
+    Last,
+}
+
+/// A regex that `-ot` takes.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Regex(String);
+
+impl TryFrom<String> for Regex {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.contains([',', '=']) {
+            return Err(format!("`{text}` has a `,` or `=`, which llama.cpp's -ot cannot take"));
+        }
+        match pattern::parse(&text) {
+            Ok(_) => Ok(Self(text)),
+            Err(reason) => Err(format!("`{text}` is not a regex that llama.cpp takes: {reason}")),
+        }
     }
 }
 
-/// `DEVICE: AMOUNT` in the order written.
-fn amounts(fill: &Spanned<BTreeMap<String, Spanned<String>>>) -> Result<Vec<(String, Option<Bytes>)>, Mistake> {
-    if fill.value.is_empty() {
-        return mistake(fill, "`fill` names no device: write {CUDA0: 22G}, or {devices: rest}");
+/// How much of a device; `None` = to its budget.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Amount(Option<Bytes>);
+
+impl TryFrom<String> for Amount {
+    type Error = crate::bytes::ParseBytesError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Ok(Self(if text == "rest" { None } else { Some(text.parse()?) }))
     }
-    let mut written: Vec<_> = fill.value.iter().collect();
-    written.sort_by_key(|(_, amount)| position(amount));
-    let amount = |(device, text): (&String, &Spanned<String>)| match text.value.as_str() {
-        "rest" => Ok((device.clone(), None)),
-        size => match size.parse::<Bytes>() {
-            Ok(bytes) => Ok((device.clone(), Some(bytes))),
-            Err(error) => mistake(text, error.to_string()),
-        },
-    };
-    written.into_iter().map(amount).collect()
 }
 
 // Filling.
@@ -404,11 +395,8 @@ fn amounts(fill: &Spanned<BTreeMap<String, Spanned<String>>>) -> Result<Vec<(Str
 pub enum FillError {
     #[error(transparent)]
     Forecast(#[from] memory::Error),
-    #[error(
-        "the rule at line {}, column {} fills `{name}`, which this machine does not have; known: {known}, or `{DEVICES}` for all",
-        position.line, position.column
-    )]
-    UnknownDevice { position: Position, name: String, known: String },
+    #[error(transparent)]
+    Refused(#[from] Refusal),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -556,8 +544,11 @@ impl Filler<'_> {
             }
             if !is_known {
                 let known: Vec<&str> = self.machine.devices.iter().map(|device| device.name.as_str()).collect();
-                let (position, name) = (rule.position, name.clone());
-                return Err(FillError::UnknownDevice { position, name, known: known.join(", ") });
+                let (Position { line, column }, known) = (rule.position, known.join(", "));
+                let wrong = format!("the rule at line {line}, column {column} fills `{name}`");
+                let message =
+                    format!("{wrong}, which this machine does not have; known: {known}, or `{DEVICES}` for all");
+                return Err(Refusal::new(message, "").into());
             }
         }
         Ok(limits)
@@ -709,7 +700,7 @@ fn unknown_buffer(buffer: &str, machine: &Machine) -> Option<String> {
     }
     let same = known.iter().find(|name| name.eq_ignore_ascii_case(buffer));
     let meant = same.map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
-    Some(format!("`{buffer}` is no buffer of this machine, which has {}{meant}", known.join(", ")))
+    Some(format!("`{buffer}` is not a buffer of this machine, which has {}{meant}", known.join(", ")))
 }
 
 fn described(rule: &PlacementRule) -> RuleRow {
@@ -788,6 +779,7 @@ mod tests {
     use super::*;
     use crate::bytes::{GIB, MIB};
     use crate::machine::{Backend, Device, Host};
+    use crate::synth::{self, Wish};
 
     #[test]
     fn mistakes_are_told_with_their_place_and_what_to_write() {
@@ -799,8 +791,8 @@ mod tests {
             ("rules:\n  - role: atention\n    buffer: CPU\n", 2, 11, "did you mean `attention`?"),
             ("rules:\n  - buffer: CPU\n", 2, 5, "either `role` or `tensors`"),
             ("rules:\n  - tensors: 'a{1,2}'\n    buffer: CPU\n", 2, 14, "cannot take"),
-            ("rules:\n  - tensors: '(a'\n    buffer: CPU\n", 2, 14, "no regex"),
-            ("rules:\n  - role: router\n    blocks: 7-3\n    buffer: CPU\n", 3, 13, "no list of blocks"),
+            ("rules:\n  - tensors: '(a'\n    buffer: CPU\n", 2, 14, "not a regex"),
+            ("rules:\n  - role: router\n    blocks: 7-3\n    buffer: CPU\n", 3, 13, "not a list of blocks"),
             ("rules:\n  - tensors: a\n    blocks: 7\n    buffer: CPU\n", 3, 13, "go with `role`"),
             ("rules:\n  - role: router\n    buffer: CPU\n    then: CPU\n", 4, 11, "go with `fill`"),
             ("rules:\n  - role: router\n    fill: {CUDA0: lots}\n", 3, 19, "is not a size"),
@@ -808,8 +800,13 @@ mod tests {
             ("rules:\n  - role: router\n    fill: CUDA0\n", 3, 11, "map"),
             ("rules:\n  - role: router\n    fill: {CUDA0: 1G, CUDA0: 2G}\n", 3, 23, "CUDA0"),
             ("rules:\n  - role: router\n    fill: {CUDA0: rest}\n    order: [up, up]\n", 4, 12, "twice"),
-            ("rules:\n  - role: router\n    fill: {CUDA0: rest}\n    from: top\n", 4, 11, "`first` or `last`"),
-            ("rules:\n  - role: router\n    buffer: 'a,b'\n", 3, 13, "no buffer"),
+            (
+                "rules:\n  - role: router\n    fill: {CUDA0: rest}\n    from: top\n",
+                4,
+                11,
+                "expected one of first, last",
+            ),
+            ("rules:\n  - role: router\n    buffer: 'a,b'\n", 3, 13, "not a buffer"),
             ("rules:\n  - role: [a]\n", 2, 11, "expected string"),
             ("rules:\n  - role: \"a\n", 3, 1, ""),
             ("description: x\n", 1, 1, "rules"),
@@ -827,24 +824,15 @@ mod tests {
         for (text, expected) in
             [("3", "3"), ("0-3,8", "1-3, 8"), ("7-", "7-9"), ("first 2", "1-2"), ("last 3", "7-9"), (" 4 - 5 ", "4-5")]
         {
-            assert_eq!(shown(&Blocks::parse(text).unwrap().of(&present)), expected, "{text}");
+            assert_eq!(shown(&Blocks::try_from(text.to_string()).unwrap().of(&present)), expected, "{text}");
         }
         for wrong in ["", "x", "7-3", "first", "first 0", "1-99999", "1,,2", "-3"] {
-            assert_eq!(Blocks::parse(wrong), None, "{wrong}");
+            assert!(Blocks::try_from(wrong.to_string()).is_err(), "{wrong}");
         }
     }
 
     fn model() -> Model {
-        let folder = tempfile::tempdir().unwrap();
-        let wish = crate::synth::Wish { blocks: Some(8), ..Default::default() };
-        let spec = crate::synth::spec::named("qwen3-30b-a3b").unwrap();
-        let path = folder.path().join("model.gguf");
-        let (stop, watch) = (std::sync::atomic::AtomicBool::new(false), &|_| {});
-        let watch = crate::synth::output::Watch { wrote: watch, stop: &stop };
-        let hole = crate::synth::output::Fill::Hole;
-        crate::synth::output::write(&crate::synth::synthesize(&spec, &wish).unwrap(), &path, hole, false, watch)
-            .unwrap();
-        Model::from_gguf(crate::gguf::open(&path).unwrap()).unwrap()
+        synth::model("qwen3-30b-a3b", &Wish { blocks: Some(8), ..Wish::default() }).unwrap()
     }
 
     /// The rules of a text carried out on cards of so many MiB, with the machine and each card's total.

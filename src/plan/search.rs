@@ -429,7 +429,9 @@ impl<'a> Stage<'a> {
             let mut draft = |kept, host, bound| {
                 drafts.push(Draft { setting: setting.clone(), kept, host, bound, least: whole.memory.clone() });
             };
-            if self.is_whole() || (fills && self.problem.devices_short(&whole).is_empty()) {
+            if self.is_whole()
+                || (fills && whole.devices_short(self.problem.machine, self.problem.request.margin).is_empty())
+            {
                 let bound = self.promise(&setting, &self.everything(), &whole);
                 draft(self.everything(), End::First, bound);
                 continue;
@@ -480,7 +482,7 @@ impl<'a> Stage<'a> {
         if run.overrides.is_empty() && placement.copies != self.bare.copies {
             run.overrides.push(on_host(String::new(), "-ot"));
         }
-        memory::forecast_placed(self.problem.model, self.problem.machine, &run, placement, compute)
+        memory::Launch::new(self.problem.model, self.problem.machine, &run).forecast(placement, compute)
     }
 
     /// The memory of a launch with everything moved, with the compute that another one was found to have.

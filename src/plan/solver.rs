@@ -11,13 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{ExpertSplit, Request};
 use crate::bytes::Bytes;
-use crate::machine::{Device, Machine};
+use crate::machine::Machine;
 use crate::memory::compute::Compute;
-use crate::memory::overhead::{HostGrowth, host_growth};
 use crate::memory::{self, Error, Forecast, HOST};
 use crate::model::Model;
 use crate::placement::{Buffer, Placement};
-use crate::run::{Override, Program, RunConfig};
+use crate::run::{Override, RunConfig};
 use crate::speed::{self, Case, Estimate};
 
 /// What the planner may do with the routed experts.
@@ -108,7 +107,6 @@ pub struct Candidate {
     pub run: RunConfig,
     pub forecast: Forecast,
     pub estimate: Estimate,
-    pub needs: HostNeeds,
     /// By how much each device, or `Host`, is over its budget; empty when it fits.
     pub shortfall: BTreeMap<String, Bytes>,
 }
@@ -156,30 +154,13 @@ impl Problem<'_> {
     /// A launch whose placement and memory are known.
     pub(super) fn candidate(&self, run: RunConfig, forecast: Forecast) -> Candidate {
         let estimate = self.estimate(&run, &forecast.placement, &forecast);
-        let needs = HostNeeds::of(self.model, &run, &forecast);
-        let mut shortfall = self.devices_short(&forecast);
-        if let Some(ram) = self.machine.host.ram {
-            let over = (forecast.in_main_memory(self.machine) + needs.least()).saturating_sub(ram);
-            if over > Bytes(0) {
-                shortfall.insert(HOST.to_string(), over);
-            }
-        }
-        Candidate { run, forecast, estimate, needs, shortfall }
+        let shortfall = forecast.shortfall(self.machine, self.request.margin);
+        Candidate { run, forecast, estimate, shortfall }
     }
 
     /// The predicted speed of `placement`, with the memory of a launch nearby.
     pub(super) fn estimate(&self, run: &RunConfig, placement: &Placement, forecast: &Forecast) -> Estimate {
         speed::predict(&Case { model: self.model, machine: self.machine, run, placement, forecast }, self.request.turn)
-    }
-
-    /// By how much each device is over its budget.
-    pub(super) fn devices_short(&self, forecast: &Forecast) -> BTreeMap<String, Bytes> {
-        let over = |device: &Device| {
-            let used = forecast.total(&device.name);
-            let over = (used + self.request.margin).saturating_sub(device.total);
-            (used > Bytes(0) && over > Bytes(0)).then(|| (device.name.clone(), over))
-        };
-        self.machine.devices.iter().filter_map(over).collect()
     }
 
     /// What the objective wants least of: seconds of a turn, or of a token.
@@ -189,50 +170,5 @@ impl Problem<'_> {
             Objective::Tg => estimate.speed.tg.recip(),
             Objective::Pp => estimate.speed.pp.recip(),
         }
-    }
-}
-
-/// The program itself with a device's runtime: 288 MiB of anonymous and shared memory measured with Qwen3-30B-A3B on CUDA
-/// (b11434), of which about 75 are its vocabulary.
-const PROGRAM: Bytes = Bytes::mib(224);
-/// Of the vocabulary: a token's text twice, its tables and hashes. Estimated from the same run (152 thousand tokens).
-const PER_TOKEN: u64 = 512;
-
-/// Main memory beyond the table, in bytes; all but the first two are taken as the server is used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct HostNeeds {
-    pub process: Bytes,
-    pub logits: Bytes,
-    /// Checkpoints of windows and recurrent states at most.
-    pub checkpoints: Bytes,
-    /// llama-server's prompt cache at most (`--cache-ram`).
-    pub prompt_cache: Bytes,
-}
-
-impl HostNeeds {
-    pub fn least(&self) -> Bytes {
-        self.process + self.logits + self.checkpoints
-    }
-
-    pub fn most(&self) -> Bytes {
-        self.least() + self.prompt_cache
-    }
-
-    pub(super) fn of(model: &Model, run: &RunConfig, forecast: &Forecast) -> Self {
-        let growth = host_growth(run, &forecast.numbers, forecast.contexts(), model.hparams.vocab_size);
-        let vocabulary = Bytes(u64::from(model.hparams.vocab_size).saturating_mul(PER_TOKEN));
-        let HostGrowth { logits, checkpoints, prompt_cache } = growth;
-        Self { process: PROGRAM + vocabulary, logits, checkpoints, prompt_cache }
-    }
-
-    /// The prompt cache in MiB that main memory has room for beside `table`, where it is less than what the launch would take.
-    pub(super) fn smaller_prompt_cache(&self, run: &RunConfig, table: Bytes, ram: Bytes) -> Option<i32> {
-        if run.program != Program::Server || table + self.most() <= ram {
-            return None;
-        }
-        let room = ram.saturating_sub(table + self.least()).min(self.prompt_cache);
-        // In steps of 256 MiB: less than one is none.
-        i32::try_from(room.0 >> 20 >> 8 << 8).ok()
     }
 }

@@ -4,9 +4,10 @@
 //! `tensor_requires_imatrix`, `tensor_allows_quantization`), llama.cpp b11434. Types are ggml's names.
 
 use super::recipe::Recipe;
-use super::{Error, Facts, Options};
+use super::{CONVERT, Facts, Options, wrong_rows};
 use crate::arch::Mix;
 use crate::gguf::GgmlType;
+use crate::suggest::Refusal;
 
 /// A tensor as it is.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +22,7 @@ pub struct Given<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
     pub ty: GgmlType,
-    /// Whether the rows were no whole number of blocks of the type that the mix has for it.
+    /// Whether the rows were not a whole number of blocks of the type that the mix has for it.
     pub fell_back: bool,
     /// Whether llama-quantize refuses to write it without an importance matrix.
     pub needs_imatrix: bool,
@@ -47,7 +48,7 @@ pub fn assign(
     facts: &Facts,
     options: &Options<'_>,
     tensors: &[Given<'_>],
-) -> Result<Vec<Chosen>, Error> {
+) -> Result<Vec<Chosen>, Refusal> {
     let mut state = State {
         recipe,
         facts,
@@ -129,7 +130,7 @@ fn next(counter: &mut u64) -> u64 {
 
 impl State<'_> {
     /// llama.cpp: `llama_tensor_get_type`, and what the loops around it decide.
-    fn choose(&mut self, tensor: &Given<'_>) -> Result<Chosen, Error> {
+    fn choose(&mut self, tensor: &Given<'_>) -> Result<Chosen, Refusal> {
         let kept = |ty| Chosen { ty, fell_back: false, needs_imatrix: false };
         let is_left = self.options.keep_output && tensor.name == "output.weight";
         if is_left || is_kept(self.facts.mix, tensor.name, tensor.shape) {
@@ -139,8 +140,8 @@ impl State<'_> {
         if let Some(asked) = self.asked(tensor.name, category) {
             // llama-quantize aborts where the rows are not whole blocks of a type that was demanded.
             let [row, ..] = tensor.shape;
-            let refused = || Error::Rows { tensor: tensor.name.to_string(), row, ty: asked };
-            return Some(kept(asked)).filter(|_| row.is_multiple_of(asked.block_size)).ok_or_else(refused);
+            let is_whole = row.is_multiple_of(asked.block_size);
+            return if is_whole { Ok(kept(asked)) } else { Err(wrong_rows(tensor.name, row, asked)) };
         }
         let base = ty(self.recipe.base);
         if !base.is_quantized {
@@ -170,7 +171,7 @@ impl State<'_> {
     }
 
     /// llama.cpp: `llama_tensor_get_type_impl`. There, QKV has a branch of its own that is never reached.
-    fn wanted(&mut self, tensor: &Given<'_>, category: &str) -> Result<&'static str, Error> {
+    fn wanted(&mut self, tensor: &Given<'_>, category: &str) -> Result<&'static str, Refusal> {
         let Given { name, shape, .. } = *tensor;
         let (recipe, base) = (self.recipe.name, self.recipe.base);
         let of_glm5_next = ["attn_q_a", "attn_q_b", "nextn.eh_proj"].iter().any(|part| name.contains(part));
@@ -229,12 +230,14 @@ impl State<'_> {
     }
 
     /// Which block a feed-forward tensor counts as: in a dense model its ordinal, else what its name says.
-    fn layer(&self, i: u64, name: &str) -> Result<u64, Error> {
+    fn layer(&self, i: u64, name: &str) -> Result<u64, Refusal> {
         if self.facts.n_expert <= 1 {
             return Ok(i);
         }
         let block = u64::try_from(block_of(name)).ok().filter(|block| *block < self.facts.n_layer_all);
-        block.ok_or_else(|| Error::Block { tensor: name.to_string(), blocks: self.facts.n_layer_all })
+        let blocks = self.facts.n_layer_all;
+        let message = || format!("llama-quantize refuses `{name}`: its name says no block below {blocks}");
+        block.ok_or_else(|| Refusal::new(message(), CONVERT))
     }
 
     /// The recipes of about two bits have rules of their own.
@@ -363,8 +366,8 @@ fn is_kept(mix: Mix, name: &str, shape: [u64; 4]) -> bool {
     is_vector || !is_weight || has(PARTS) || NAMES.contains(&name) || (mix == Mix::Glm5Next && has(PARTS_OF_GLM5_NEXT))
 }
 
-/// llama.cpp: `tensor_type_fallback`, for rows that are no whole number of blocks.
-fn fallback(wanted: &'static str, tensor: &Given<'_>) -> Result<GgmlType, Error> {
+/// llama.cpp: `tensor_type_fallback`, for rows that are not a whole number of blocks.
+fn fallback(wanted: &'static str, tensor: &Given<'_>) -> Result<GgmlType, Refusal> {
     let [row, ..] = tensor.shape;
     let is_whole = |name: &str| row.is_multiple_of(ty(name).block_size);
     if is_whole(wanted) {
@@ -377,7 +380,7 @@ fn fallback(wanted: &'static str, tensor: &Given<'_>) -> Result<GgmlType, Error>
         "q5_K" => "q5_1",
         "q6_K" => "q8_0",
         other if ty(other).block_size <= 32 => other,
-        _ => return Err(Error::Rows { tensor: tensor.name.to_string(), row, ty: ty(wanted) }),
+        _ => return Err(wrong_rows(tensor.name, row, ty(wanted))),
     };
     Ok(ty(if is_whole(smaller) { smaller } else { "f16" }))
 }

@@ -12,41 +12,17 @@ use crate::arch::{Arch, Is70B, Mix};
 use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, ModelFile, Value};
 use crate::model::{FileKind, Model, Tensor};
-use crate::suggest::Hint;
+use crate::suggest::Refusal;
 use law::Given;
 pub use recipe::{RECIPES, Recipe, RecipeRow};
 
-/// What llama-quantize refuses, or cannot write.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    #[error("it is {kind}: llama-quantize takes models")]
-    Kind { kind: FileKind },
-    #[error("llama-quantize refuses the architecture `{architecture}`: llama.cpp b11434 does not know it")]
-    Architecture { architecture: String },
-    #[error("llama-quantize refuses `{tensor}`: its name says no block below {blocks}")]
-    Block { tensor: String, blocks: u64 },
-    #[error("llama-quantize cannot make `{tensor}` {ty}: its rows of {row} are no whole number of {}", ty.block_size)]
-    Rows { tensor: String, row: u64, ty: GgmlType },
-    #[error("llama-quantize cannot convert `{tensor}` from {ty}")]
-    From { tensor: String, ty: GgmlType },
-    #[error("`{tensor}` would take more bytes than can be counted")]
-    TooLarge { tensor: String },
-}
+const CONVERT: &str = "quantize from a file of F32, F16 or BF16 that a current llama.cpp converted";
 
-impl Hint for Error {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        let text = match self {
-            Self::Kind { .. } => "give the model's own GGUF file",
-            Self::Architecture { .. } => {
-                "quantize with a build that knows it; `moeplan inspect` shows what the file is"
-            }
-            Self::Rows { .. } => "another recipe, or another type for this tensor: q8_0, f16 and f32 take more shapes",
-            Self::Block { .. } | Self::From { .. } | Self::TooLarge { .. } => {
-                "quantize from a file of F32, F16 or BF16 that a current llama.cpp converted"
-            }
-        };
-        Some(text.into())
-    }
+/// A type that a tensor's rows do not fit.
+fn wrong_rows(tensor: &str, row: u64, ty: GgmlType) -> Refusal {
+    let (rows, block) = (format!("its rows of {row}"), ty.block_size);
+    let message = format!("llama-quantize cannot make `{tensor}` {ty}: {rows} are not a whole number of {block}");
+    Refusal::new(message, "another recipe, or another type for this tensor: q8_0, f16 and f32 take more shapes")
 }
 
 /// The type that a name is given by hand, if any.
@@ -124,7 +100,7 @@ pub struct Prediction {
     /// The file, as its header would be read; its path is the one asked for.
     pub model: Model,
     pub imatrix: Imatrix,
-    /// Tensors whose rows were no whole number of blocks of the type that the mix has for them.
+    /// Tensors whose rows were not a whole number of blocks of the type that the mix has for them.
     pub fallbacks: u64,
     /// Tensors that are quantized already and would be again (`--allow-requantize`).
     pub requantized: u64,
@@ -139,7 +115,7 @@ pub struct WhatIf {
     /// The MODEL whose header it is predicted from.
     pub source: String,
     pub imatrix: Imatrix,
-    /// Tensors whose rows were no whole number of blocks of the type that the mix has for them.
+    /// Tensors whose rows were not a whole number of blocks of the type that the mix has for them.
     pub fallbacks: u64,
     /// Tensors that are quantized already and would be again.
     pub requantized: u64,
@@ -158,12 +134,17 @@ pub fn is_writable(ty: GgmlType) -> bool {
 }
 
 /// What llama-quantize would write to `path`. Types that need an importance matrix are predicted as with one.
-pub fn predict(model: &Model, recipe: Recipe, options: &Options<'_>, path: &Path) -> Result<Prediction, Error> {
+pub fn predict(model: &Model, recipe: Recipe, options: &Options<'_>, path: &Path) -> Result<Prediction, Refusal> {
     if model.kind != FileKind::Model {
-        return Err(Error::Kind { kind: model.kind });
+        let message = format!("it is {}: llama-quantize takes models", model.kind);
+        return Err(Refusal::new(message, "give the model's own GGUF file"));
     }
     if Arch::named(&model.architecture).is_none() {
-        return Err(Error::Architecture { architecture: model.architecture.clone() });
+        let architecture = &model.architecture;
+        return Err(Refusal::new(
+            format!("llama-quantize refuses the architecture `{architecture}`: llama.cpp b11434 does not know it"),
+            "quantize with a build that knows it; `moeplan inspect` shows what the file is",
+        ));
     }
     let facts = Facts::of(model);
     let tensors = model.tensors.iter();
@@ -181,7 +162,8 @@ pub fn predict(model: &Model, recipe: Recipe, options: &Options<'_>, path: &Path
     };
     let changed = || model.tensors.iter().zip(&chosen).filter(|(tensor, chosen)| tensor.ty != chosen.ty);
     if let Some((tensor, _)) = changed().find(|(tensor, _)| ONE_WAY.contains(&tensor.ty.name)) {
-        return Err(Error::From { tensor: tensor.name.clone(), ty: tensor.ty });
+        let message = format!("llama-quantize cannot convert `{}` from {}", tensor.name, tensor.ty);
+        return Err(Refusal::new(message, CONVERT));
     }
     let requantized = changed().filter(|(tensor, _)| tensor.ty.is_quantized).count() as u64;
     let fallbacks = chosen.iter().filter(|chosen| chosen.fell_back).count() as u64;
@@ -191,26 +173,31 @@ pub fn predict(model: &Model, recipe: Recipe, options: &Options<'_>, path: &Path
 
 /// The model with its tensors of these types, in one file, in the order in which llama-quantize writes them. The header is taken to
 /// be as long as the old one.
-fn written(model: &Model, recipe: Recipe, types: impl Iterator<Item = GgmlType>, path: &Path) -> Result<Model, Error> {
+fn written(
+    model: &Model,
+    recipe: Recipe,
+    types: impl Iterator<Item = GgmlType>,
+    path: &Path,
+) -> Result<Model, Refusal> {
+    let too_large = |name: &str| Refusal::new(format!("`{name}` would take more bytes than can be counted"), CONVERT);
     let data_offset = model.files.first().map_or(0, |file| file.data_offset);
     let retyped = |(tensor, ty): (&Tensor, GgmlType)| {
-        let bytes = ty.bytes(&tensor.shape).ok_or_else(|| Error::TooLarge { tensor: tensor.name.clone() })?;
+        let bytes = ty.bytes(&tensor.shape).ok_or_else(|| too_large(&tensor.name))?;
         Ok(Tensor { ty, bytes: Bytes(bytes), shard: 0, ..tensor.clone() })
     };
-    let mut tensors = model.tensors.iter().zip(types).map(retyped).collect::<Result<Vec<Tensor>, Error>>()?;
+    let mut tensors = model.tensors.iter().zip(types).map(retyped).collect::<Result<Vec<Tensor>, Refusal>>()?;
     tensors.sort_by(|one, other| law::order(&one.name).cmp(&law::order(&other.name)));
     let mut end = data_offset;
     for tensor in &mut tensors {
         tensor.file_offset = end;
         let padded = tensor.bytes.0.checked_next_multiple_of(ALIGNMENT).and_then(|padded| end.checked_add(padded));
-        end = padded.ok_or_else(|| Error::TooLarge { tensor: tensor.name.clone() })?;
+        end = padded.ok_or_else(|| too_large(&tensor.name))?;
     }
     let mut model = Model { tensors, alignment: ALIGNMENT, ..model.clone() };
     model.files = vec![ModelFile { path: path.to_path_buf(), bytes: Bytes(end), data_offset }];
-    for metadata in [&mut model.metadata, &mut model.hparams.metadata] {
-        metadata.retain(|key, _| !matches!(key.as_str(), "split.no" | "split.count" | "split.tensors.count"));
-        metadata.insert("general.file_type".to_string(), Value::U64(recipe.file_type.into()));
-        metadata.insert("general.quantization_version".to_string(), Value::U64(2));
-    }
+    let metadata = &mut model.hparams.metadata;
+    metadata.retain(|key, _| !matches!(key.as_str(), "split.no" | "split.count" | "split.tensors.count"));
+    metadata.insert("general.file_type".to_string(), Value::U64(recipe.file_type.into()));
+    metadata.insert("general.quantization_version".to_string(), Value::U64(2));
     Ok(model)
 }

@@ -23,7 +23,7 @@ const fn row(name: &'static str, file_type: u32, base: &'static str, is_usual: b
     RecipeRow { name, file_type, base, is_usual }
 }
 
-/// Every recipe of `llama-quantize`, large ones first; `COPY`, which changes nothing, is none.
+/// Every recipe of `llama-quantize`, large ones first; without `COPY`, which changes nothing.
 pub static RECIPES: &[RecipeRow] = &[
     row("F32", 0, "f32", true),
     row("F16", 1, "f16", true),

@@ -138,6 +138,9 @@ run_config! {
     fit_ctx: u32 = 4096,
     /// `--cache-ram`: MiB of llama-server's prompt cache on the host, -1 without limit; `None` = not given (8192).
     cache_ram: Option<i32> = None,
+    /// `--ctx-checkpoints`: states that llama-server keeps by slot, none for 0 or less; `None` = not given (32).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ctx_checkpoints: Option<i32> = None,
     /// `--moe-cache-mib`: MiB of device memory that cache experts of the host (b11549); 0 = none.
     moe_cache_mib: u32 = 0,
     /// `-t`: threads that decode on the host; `None` = not given (llama.cpp: as many as it finds cores). No memory depends on it.

@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use super::config::{Choice, LoadMode, RunConfig};
+use super::config::{Choice, LoadMode, Program, RunConfig};
 use super::values::{self, DENSE, EXPERTS, Given, on_host};
 use super::{Error, Note};
 use crate::gguf::GgmlType;
@@ -24,6 +24,8 @@ pub struct Flag {
     pub in_ik: bool,
     /// The first build that has it, as far as builds are known.
     pub since: u32,
+    /// The programs that have it (`set_examples`), llama-bench apart; empty: all.
+    only: &'static [Program],
     /// Whether a launch takes its words beside those printed from [`RunConfig`], which does not say all that they do.
     pub beside: bool,
     pub in_plan: InPlan,
@@ -77,6 +79,7 @@ impl Flag {
             bench: "",
             in_ik: true,
             since: 0,
+            only: &[],
             beside,
             in_plan: InPlan::Kept,
         }
@@ -101,6 +104,10 @@ impl Flag {
 
     const fn since(self, build: u32) -> Self {
         Self { since: build, ..self }
+    }
+
+    const fn only(self, programs: &'static [Program]) -> Self {
+        Self { only: programs, ..self }
     }
 
     const fn option(self, value: &'static str, help: &'static str) -> Self {
@@ -133,6 +140,10 @@ impl Flag {
     /// Whether it stands alone and can be negated (then `LLAMA_ARG_NO_…` counts as well).
     pub fn is_switch(&self) -> bool {
         !self.negated.is_empty()
+    }
+
+    pub fn is_of(&self, program: Program) -> bool {
+        self.only.is_empty() || self.only.contains(&program)
     }
 
     pub fn is_in_bench(&self) -> bool {
@@ -234,8 +245,8 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-c --ctx-size", CONTEXT).env("LLAMA_ARG_CTX_SIZE"),
     Flag::new("-np --parallel", optional!(n_parallel, Given::slots)).env("LLAMA_ARG_N_PARALLEL")
         .option("N", "Slots of the server (llama.cpp: -np) [default: 1]"),
-    Flag::new("-kvu --kv-unified", KV_UNIFIED).env("LLAMA_ARG_KV_UNIFIED").alone("-no-kvu --no-kv-unified").not_in_ik(),
-    Flag::new("--kv-unified-per-slot", optional!(kv_unified_per_slot, Given::positive)).env("LLAMA_ARG_KV_UNIFIED_PER_SLOT").not_in_ik(),
+    Flag::new("-kvu --kv-unified", KV_UNIFIED).env("LLAMA_ARG_KV_UNIFIED").alone("-no-kvu --no-kv-unified").not_in_ik().only(SERVER),
+    Flag::new("--kv-unified-per-slot", optional!(kv_unified_per_slot, Given::positive)).env("LLAMA_ARG_KV_UNIFIED_PER_SLOT").not_in_ik().only(SERVER),
     Flag::new("-b --batch-size", number!(n_batch, Given::natural)).env("LLAMA_ARG_BATCH").bench("-b --batch-size")
         .option("N|auto", "Logical batch size (llama.cpp: -b)"),
     Flag::new("-ub --ubatch-size", number!(n_ubatch, Given::natural)).env("LLAMA_ARG_UBATCH").bench("-ub --ubatch-size")
@@ -274,40 +285,41 @@ pub static ROWS: &[Flag] = &[
         .option("", "Compute on the host what is there, prompts too (llama.cpp: --no-op-offload)"),
     Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
-    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings")
+    Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings").only(SERVER)
         .option("", "Plan for embeddings: every token yields an output row (llama.cpp: --embeddings)"),
-    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").instead(AS_EMBEDDING) },
+    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").instead(AS_EMBEDDING).only(SERVER) },
     Flag::new("-fitt --fit-target", FIT_TARGET).env("LLAMA_ARG_FIT_TARGET").bench("-fitt --fit-target").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fitc --fit-ctx", FIT_CONTEXT).env("LLAMA_ARG_FIT_CTX").bench("-fitc --fit-ctx").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fit --fit", field!(fit, Given::switch, on_or_off)).env("LLAMA_ARG_FIT").instead(NOTHING_TO_FIT),
     Flag::new("--swa-full", switch!(swa_full)).env("LLAMA_ARG_SWA_FULL").alone(""),
-    Flag::new("--cache-ram -cram", optional!(cache_ram, Given::limit)).env("LLAMA_ARG_CACHE_RAM")
+    Flag::new("--cache-ram -cram", optional!(cache_ram, Given::limit)).env("LLAMA_ARG_CACHE_RAM").only(SERVING)
         .option("MIB|auto", "MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, less where memory is short]"),
+    Flag::new("-ctxcp --ctx-checkpoints --swa-checkpoints", optional!(ctx_checkpoints, some_integer)).env("LLAMA_ARG_CTX_CHECKPOINTS").only(SERVING),
     Flag::new("--moe-cache-mib", number!(moe_cache_mib, Given::natural)).env("LLAMA_ARG_MOE_CACHE_MIB").since(11549)
         .option("MIB|auto", "MiB of device memory that cache experts of the host; `auto`: as many as are worth it (llama.cpp: --moe-cache-mib, b11549)"),
-    Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE"),
-    Flag::new("--spec-default", Effect::Speculation).alone(""),
-    Flag::new("--spec-draft-n-max", Effect::Speculation).env("LLAMA_ARG_SPEC_DRAFT_N_MAX"),
-    Flag::new("--spec-ngram-simple-size-m", Effect::Speculation),
-    Flag::new("--spec-ngram-map-k-size-m", Effect::Speculation),
-    Flag::new("--spec-ngram-map-k4v-size-m", Effect::Speculation),
-    Flag::new("--spec-ngram-mod-n-max", Effect::Speculation),
-    Flag::new("--spec-draft-model -md --model-draft", word_of!(draft_model)).env("LLAMA_ARG_SPEC_DRAFT_MODEL"),
-    Flag::new("--spec-draft-hf -hfd -hfrd --hf-repo-draft", word_of!(draft_hf)).env("LLAMA_ARG_SPEC_DRAFT_HF_REPO"),
-    Flag::new("--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft", DRAFT_LAYERS).env("LLAMA_ARG_N_GPU_LAYERS_DRAFT"),
-    Flag::new("--spec-draft-device -devd --device-draft", field!(draft_devices, Given::devices, device_list)),
-    Flag::new("--spec-draft-override-tensor -otd --override-tensor-draft", DRAFT_OVERRIDES),
-    Flag::new("--spec-draft-cpu-moe -cmoed --cpu-moe-draft", DRAFT_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_CPU_MOE").alone(""),
-    Flag::new("--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft", DRAFT_N_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE"),
+    Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE").only(SERVING),
+    Flag::new("--spec-default", Effect::Speculation).alone("").only(SERVING),
+    Flag::new("--spec-draft-n-max", Effect::Speculation).env("LLAMA_ARG_SPEC_DRAFT_N_MAX").only(SERVING),
+    Flag::new("--spec-ngram-simple-size-m", Effect::Speculation).only(SERVING),
+    Flag::new("--spec-ngram-map-k-size-m", Effect::Speculation).only(SERVING),
+    Flag::new("--spec-ngram-map-k4v-size-m", Effect::Speculation).only(SERVING),
+    Flag::new("--spec-ngram-mod-n-max", Effect::Speculation).only(SERVING),
+    Flag::new("--spec-draft-model -md --model-draft", word_of!(draft_model)).env("LLAMA_ARG_SPEC_DRAFT_MODEL").only(SERVING),
+    Flag::new("--spec-draft-hf -hfd -hfrd --hf-repo-draft", word_of!(draft_hf)).env("LLAMA_ARG_SPEC_DRAFT_HF_REPO").only(SERVING),
+    Flag::new("--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft", DRAFT_LAYERS).env("LLAMA_ARG_N_GPU_LAYERS_DRAFT").only(SERVING),
+    Flag::new("--spec-draft-device -devd --device-draft", field!(draft_devices, Given::devices, device_list)).only(SERVING),
+    Flag::new("--spec-draft-override-tensor -otd --override-tensor-draft", DRAFT_OVERRIDES).only(SERVING),
+    Flag::new("--spec-draft-cpu-moe -cmoed --cpu-moe-draft", DRAFT_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_CPU_MOE").alone("").only(SERVING),
+    Flag::new("--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft", DRAFT_N_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE").only(SERVING),
     Flag::new("--spec-draft-type-k -ctkd --cache-type-k-draft", optional!(draft_type_k, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K"),
     Flag::new("--spec-draft-type-v -ctvd --cache-type-v-draft", optional!(draft_type_v, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V"),
-    Flag::new("-mm --mmproj", word_of!(mmproj)).env("LLAMA_ARG_MMPROJ"),
-    Flag::new("-mmu --mmproj-url", word_of!(mmproj_url)).env("LLAMA_ARG_MMPROJ_URL"),
-    Flag::new("--mmproj-auto", switch!(mmproj_auto)).env("LLAMA_ARG_MMPROJ_AUTO").alone("--no-mmproj --no-mmproj-auto"),
-    Flag::new("--mmproj-offload", switch!(mmproj_offload)).env("LLAMA_ARG_MMPROJ_OFFLOAD").alone("--no-mmproj-offload"),
-    Flag::new("-mmdev --mmproj-device", word_of!(mmproj_device)).env("MTMD_BACKEND_DEVICE"),
-    Flag::new("--image-min-tokens", optional!(image_min_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MIN_TOKENS"),
-    Flag::new("--image-max-tokens", optional!(image_max_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MAX_TOKENS"),
+    Flag::new("-mm --mmproj", word_of!(mmproj)).env("LLAMA_ARG_MMPROJ").only(SERVING),
+    Flag::new("-mmu --mmproj-url", word_of!(mmproj_url)).env("LLAMA_ARG_MMPROJ_URL").only(SERVING),
+    Flag::new("--mmproj-auto", switch!(mmproj_auto)).env("LLAMA_ARG_MMPROJ_AUTO").alone("--no-mmproj --no-mmproj-auto").only(SERVING),
+    Flag::new("--mmproj-offload", switch!(mmproj_offload)).env("LLAMA_ARG_MMPROJ_OFFLOAD").alone("--no-mmproj-offload").only(SERVING),
+    Flag::new("-mmdev --mmproj-device", word_of!(mmproj_device)).env("MTMD_BACKEND_DEVICE").only(SERVING),
+    Flag::new("--image-min-tokens", optional!(image_min_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MIN_TOKENS").only(SERVING),
+    Flag::new("--image-max-tokens", optional!(image_max_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MAX_TOKENS").only(SERVING),
     Flag::new("--override-kv", METADATA).instead(OWN_KEYS),
     Flag::new("-fitp --fit-print", Effect::FitPrint).env("LLAMA_ARG_FIT_ESTIMATE").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-m --model", Effect::Model).env("LLAMA_ARG_MODEL").bench("-m --model"),
@@ -317,6 +329,9 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-hff --hf-file", Effect::Model).env("LLAMA_ARG_HF_FILE").bench("-hff --hf-file"),
 ];
 
+const SERVER: &[Program] = &[Program::Server];
+/// llama-cli runs the server's code.
+const SERVING: &[Program] = &[Program::Server, Program::Cli];
 const DESCRIBED: &str =
     "what a plan may use is described with sizes: --device CUDA0=24G --device 'RPC0[HOST:PORT]=16G'";
 const BY_LAYERS: &str =
@@ -479,6 +494,10 @@ fn some_cache_type(given: &Given<'_>) -> Result<Option<GgmlType>, Error> {
 
 fn shown<T: ToString>(value: &T, _: bool) -> String {
     value.to_string()
+}
+
+fn some_integer(given: &Given<'_>) -> Result<Option<i32>, Error> {
+    given.integer().map(Some)
 }
 
 /// A value in llama.cpp's word.

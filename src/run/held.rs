@@ -221,7 +221,7 @@ impl Held {
                 self.environment.insert(name.to_string(), value.to_string());
                 words = rest;
             } else if let Some((_, values, before)) = row(WRAPPERS, name) {
-                words = self.after_options(rest, values, *before);
+                words = self.after_own(rest, values, *before);
             } else if matches!(name, "bash" | "sh" | "zsh" | "powershell" | "pwsh") && rest.len() > 1 {
                 // `bash -c TEXT`: the last word is the text.
                 let text = rest.iter().find(|word| !word.starts_with('-')).and_then(|text| split(text));
@@ -243,11 +243,18 @@ impl Held {
         Err(Error::Empty)
     }
 
-    /// The words after the options of a wrapper, which may set variables.
-    fn after_options<'a>(&mut self, mut words: &'a [String], values: &str, before: usize) -> &'a [String] {
-        while let Some((first, rest)) =
-            words.split_first().filter(|(first, _)| first.starts_with('-') && first.len() > 1)
-        {
+    /// The words after a wrapper's own: options, which may set variables, words before the command, and options again (`perf stat -e`).
+    fn after_own<'a>(&mut self, words: &'a [String], values: &str, before: usize) -> &'a [String] {
+        let words = self.after_options(words, values).get(before..).unwrap_or_default();
+        let words = if before > 0 { self.after_options(words, values) } else { words };
+        // `cmd /c PROGRAM`
+        let is_option = |word: &String| matches!(word.as_str(), "--" | "/c" | "/C" | "/b" | "/B");
+        words.get(usize::from(words.first().is_some_and(is_option))..).unwrap_or_default()
+    }
+
+    fn after_options<'a>(&mut self, mut words: &'a [String], values: &str) -> &'a [String] {
+        let is_option = |word: &String| word.starts_with('-') && word.len() > 1;
+        while let Some((first, rest)) = words.split_first().filter(|(first, _)| is_option(first)) {
             let takes_value = values.split(' ').any(|name| name == first);
             let value = rest.first().filter(|_| matches!(first.as_str(), "-E" | "--setenv"));
             self.set(value.map(String::as_str).or(first.strip_prefix("--setenv=")).unwrap_or_default());
@@ -256,12 +263,7 @@ impl Held {
                 break;
             }
         }
-        let words = words.get(before..).unwrap_or_default();
-        // `uv run -- PROGRAM`, `cmd /c PROGRAM`
-        match words.split_first() {
-            Some((first, rest)) if matches!(first.as_str(), "--" | "/c" | "/C" | "/b" | "/B") => rest,
-            _ => words,
-        }
+        words
     }
 
     /// A program by its name, by `llama COMMAND`, or arguments alone, which are llama-server's.
@@ -572,6 +574,9 @@ mod tests {
             "stdbuf -oL timeout -s KILL 60 llama-server -m x",
             "systemd-run --user --scope -p MemoryMax=60G --unit llama-server llama-server -m x",
             "gdb --args llama-server -m x",
+            "perf stat -e cycles llama-server -m x",
+            "conda run -n ai llama-server -m x",
+            "uv run -- llama-server -m x",
             "setsid mangohud --dlsym llama-server -m x",
             "unknown-wrapper --flag 3 llama-server -m x",
             "bash -c 'exec llama-server -m x'",

@@ -5,8 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::{Program, RunConfig};
-use crate::gguf::Value;
-use crate::hparams::HParams;
+use crate::model::HParams;
 
 /// What a `llama_context` would report, all in tokens, sequences or rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,9 +37,7 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
         (n, _) if run.program.takes_chunks() => n.saturating_mul(n_seq_max),
         (n, _) => n,
     };
-    let causal_key = format!("{}.attention.causal", hparams.architecture);
-    let causal = hparams.metadata.get(&causal_key) != Some(&Value::Bool(false));
-    let n_batch = if causal { asked.min(run.n_batch) } else { run.n_batch };
+    let n_batch = if hparams.non_causal { run.n_batch } else { asked.min(run.n_batch) };
     let n_ubatch = n_batch.min(if run.n_ubatch == 0 { run.n_batch } else { run.n_ubatch });
     // llama-server decodes whole inputs at once when it makes embeddings.
     let n_batch = if server && run.embeddings { n_ubatch } else { n_batch };

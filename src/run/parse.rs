@@ -95,8 +95,8 @@ impl Reader {
         if env.is_empty() {
             return Ok(());
         }
-        let target = self.command.target;
-        for flag in flags::FLAGS.iter().filter(|flag| target.has(flag)) {
+        let (target, program) = (self.command.target, self.command.run.program);
+        for flag in flags::FLAGS.iter().filter(|flag| target.has(flag) && flag.is_of(program)) {
             let Some(name) = flag.environment else { continue };
             let negated = name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_");
             let is_negated = flag.is_switch() && env.contains_key(&negated);
@@ -163,7 +163,11 @@ impl Reader {
         if rest.len() < flag.values {
             return Err(Error::MissingValue { flag: word.into(), expected: "two words".into() });
         }
-        if target.has(flag) {
+        let program = self.command.run.program;
+        if !flag.is_of(program) && target.dialect == Dialect::LlamaCpp {
+            let message = format!("`{word}` is a flag of llama-server: {} refuses it", program.name());
+            self.command.note("unknown-flag", message, Some("leave it out".into()));
+        } else if target.has(flag) {
             let values = rest.iter().take(flag.values).map(String::as_str);
             let typed: Vec<&str> = std::iter::once(word).chain(values).collect();
             self.set(flag, Given { on, ..Given::new(word, value) }, &typed)?;

@@ -105,8 +105,14 @@ pub fn of_command(words: &[String], files: Files<'_>) -> Result<Vec<Held>, Error
     Ok(of_models.into_iter().map(with_variables).collect())
 }
 
-/// Lines of a shell: those that set variables, and those that start a program of llama.cpp.
+/// Lines of a shell. One that begins with `#` is a comment, unless nothing else is there: then that is root's prompt.
 fn shell(text: &str, files: Files<'_>) -> Result<Vec<Held>, Error> {
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    shell_lines(&lines.collect::<Vec<_>>().join("\n"), files).or_else(|_| shell_lines(text, files))
+}
+
+/// Those that set variables, and those that start a program of llama.cpp.
+fn shell_lines(text: &str, files: Files<'_>) -> Result<Vec<Held>, Error> {
     let (mut variables, mut found, mut first_error) = (BTreeMap::new(), Vec::new(), None);
     for line in held::lines(text) {
         let set = ["export ", "set ", "$env:"].iter().find_map(|start| line.strip_prefix(start)).unwrap_or(&line);
@@ -538,6 +544,8 @@ mod tests {
                 "@echo off\r\nset CUDA_VISIBLE_DEVICES=0\r\nllama-server.exe ^\r\n  -m C:\\m\\x.gguf ^\r\n  -c 4096\r\n",
                 &[r"-: CUDA_VISIBLE_DEVICES=0 llama-server.exe -m 'C:\m\x.gguf' -c 4096"],
             ),
+            ("-", "# llama-server -m old\nllama-server -m new\n", &["-: llama-server -m new"]),
+            ("-", "# llama-server -m x\n", &["-: llama-server -m x"]),
             (
                 "-",
                 "llama-server -m a\nllama-bench -m b\n",

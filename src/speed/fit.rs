@@ -5,8 +5,9 @@
 
 use super::Phase;
 use super::prices::{self, Prices};
-use super::work::{Cost, Work};
+use super::work::Work;
 use crate::machine::Machine;
+use crate::suggest::Refusal;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
@@ -39,12 +40,6 @@ pub struct Fit {
     pub residuals: Vec<Residual>,
 }
 
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Error {
-    #[error("{found} usable measurements, {least} at least are needed")]
-    TooFew { found: usize, least: usize },
-}
-
 const LEAST_SAMPLES: usize = 4;
 /// How far a price of the host may go from the guess, in either direction: hosts differ by their channels of memory.
 const FARTHEST_OF_HOST: f64 = 8.0;
@@ -63,35 +58,35 @@ const ROUNDS: usize = 8;
 const LEAST_UNCERTAINTY: f64 = 0.05;
 
 /// Finds the constants of `machine` from samples taken on it; `basis` says when and how.
-pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Error> {
+pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Refusal> {
     let usable = |sample: &&Sample| sample.seconds > 0.0 && sample.seconds.is_finite() && sample.work.overlapped <= 1.0;
     let samples: Vec<&Sample> = samples.iter().filter(usable).collect();
     if samples.len() < LEAST_SAMPLES {
-        return Err(Error::TooFew { found: samples.len(), least: LEAST_SAMPLES });
+        let message = format!("{} usable measurements, {LEAST_SAMPLES} at least are needed", samples.len());
+        return Err(Refusal::new(message, ""));
     }
     // As the table sees it.
     let mut bare = machine.clone();
     bare.host.rates = None;
     bare.devices.iter_mut().for_each(|device| device.rates = None);
     let mut prices = Prices::of(&bare, &[]).by_tier;
-    let amount =
-        |sample: &Sample, tier: usize, cost: Cost| sample.work.amounts.get(tier).map_or(0.0, |k| k[cost as usize]);
-    let unknowns: Vec<(usize, Cost, f64)> = (0..=machine.devices.len())
-        .flat_map(|tier| Cost::ALL.map(|cost| (tier, cost)))
-        .filter(|(tier, cost)| samples.iter().any(|sample| amount(sample, *tier, *cost) > 0.0))
-        .map(|(tier, cost)| (tier, cost, prices[tier][cost as usize]))
-        .filter(|(.., price)| *price > 0.0)
-        .collect();
-    let share = |sample: &Sample, (tier, cost, price): &(usize, Cost, f64)| {
-        amount(sample, *tier, *cost) * price / sample.seconds
+    let amount = |sample: &Sample, tier: usize, kind: usize| sample.work.amounts.get(tier).map_or(0.0, |k| k[kind]);
+    let is_told = |&(tier, kind): &(usize, usize)| {
+        prices[tier][kind] > 0.0 && samples.iter().any(|sample| amount(sample, tier, kind) > 0.0)
     };
-    let rows: Vec<Vec<f64>> =
-        samples.iter().map(|sample| unknowns.iter().map(|unknown| share(sample, unknown)).collect()).collect();
+    let all = prices.iter().enumerate().flat_map(|(tier, kinds)| (0..kinds.len()).map(move |kind| (tier, kind)));
+    let unknowns: Vec<(usize, usize)> = all.filter(is_told).collect();
+    let row = |sample: &&Sample| -> Vec<f64> {
+        let share =
+            |(tier, kind): &(usize, usize)| amount(sample, *tier, *kind) * prices[*tier][*kind] / sample.seconds;
+        unknowns.iter().map(share).collect()
+    };
+    let rows: Vec<Vec<f64>> = samples.iter().map(row).collect();
     let bounds: Vec<f64> =
         unknowns.iter().map(|(tier, ..)| if *tier == 0 { FARTHEST_OF_HOST } else { FARTHEST }).collect();
     let factors = solve(&rows, &bounds);
-    for ((tier, cost, _), factor) in unknowns.iter().zip(&factors) {
-        prices[*tier][*cost as usize] *= factor;
+    for ((tier, kind), factor) in unknowns.iter().zip(&factors) {
+        prices[*tier][*kind] *= factor;
     }
     let residual = |(sample, row): (&&Sample, &Vec<f64>)| Residual {
         what: sample.what.clone(),

@@ -69,12 +69,16 @@ impl Prices {
         let total = self.seconds(work);
         let mut terms: Vec<Term> = Vec::new();
         for (tier, kinds) in by_tier.iter().enumerate() {
-            let device = tier.checked_sub(1).and_then(|i| machine.devices.get(i)).map(|device| device.name.as_str());
-            for cost in Cost::ALL {
+            let device = tier.checked_sub(1).and_then(|i| machine.devices.get(i));
+            let names = match device {
+                None => OF_HOST.map(|(cost, name, ..)| (cost, name.to_string())).to_vec(),
+                Some(device) => OF_DEVICE.map(|(cost, name, ..)| (cost, name.replace("{}", &device.name))).to_vec(),
+            };
+            for (cost, what) in names {
                 // Overlapped tiers share the time that passes.
                 let seconds = kinds[cost as usize] * total / all;
                 if seconds > total * SMALL {
-                    terms.push(Term { phase, what: label(cost, device), seconds });
+                    terms.push(Term { phase, what, seconds });
                 }
             }
         }
@@ -90,61 +94,38 @@ impl Prices {
 /// Terms below this share of a phase are summed.
 const SMALL: f64 = 0.01;
 
-/// What a kind of work is called on the host, or on a device.
-fn label(cost: Cost, device: Option<&str>) -> String {
-    let text = match (cost, device) {
-        (Cost::Weights, None) => "weights read from main memory",
-        (Cost::ByThread, None) => "weights multiplied by the host's threads",
-        (Cost::Products, None) => "products on the host",
-        (Cost::Op, None) => "starts of operations on the host",
-        (Cost::Disk, None) => "weights read from the disk",
-        (_, None) => "other work on the host",
-        (Cost::Weights, _) => "weights read on {}",
-        (Cost::Products, _) => "products on {}",
-        (Cost::Attention, _) => "attention on {}",
-        (Cost::Cache, _) => "keys, values and states read on {}",
-        (Cost::Op, _) => "starts of operations on {}",
-        (Cost::Graph, _) => "fixed time by pass on {}",
-        (Cost::Pinned, _) => "host weights copied to {} from pinned memory",
-        (Cost::Pageable, _) => "copied to {} from pageable memory",
-        (Cost::Offload, _) => "waits before copies to {}",
-        (Cost::Switch, _) => "changes to and from {}",
-        (Cost::ByThread | Cost::Disk, _) => "other work on {}",
-    };
-    text.replace("{}", device.unwrap_or_default())
-}
-
 const GIGA: f64 = 1e9;
 const TERA: f64 = 1e12;
 const MICRO: f64 = 1e-6;
 
-/// A kind of work, the unit of its rate, and the rate: work by second, or, where the unit is below 1, seconds.
-type Row<R> = (Cost, f64, fn(&mut R) -> &mut f64);
+/// A kind of work, what its time is called (`{}` is the device), the unit of its rate, and the rate: work by second, or, where the
+/// unit is below 1, seconds.
+type Row<R> = (Cost, &'static str, f64, fn(&mut R) -> &mut f64);
 
 const OF_DEVICE: [Row<DeviceRates>; 10] = [
-    (Cost::Weights, GIGA, |rates| &mut rates.weights),
-    (Cost::Products, TERA, |rates| &mut rates.products),
-    (Cost::Attention, TERA, |rates| &mut rates.attention),
-    (Cost::Cache, GIGA, |rates| &mut rates.cache),
-    (Cost::Op, MICRO, |rates| &mut rates.op),
-    (Cost::Graph, MICRO, |rates| &mut rates.graph),
-    (Cost::Pinned, GIGA, |rates| &mut rates.pinned),
-    (Cost::Pageable, GIGA, |rates| &mut rates.pageable),
-    (Cost::Offload, MICRO, |rates| &mut rates.offload),
-    (Cost::Switch, MICRO, |rates| &mut rates.switch),
+    (Cost::Weights, "weights read on {}", GIGA, |rates| &mut rates.weights),
+    (Cost::Products, "products on {}", TERA, |rates| &mut rates.products),
+    (Cost::Attention, "attention on {}", TERA, |rates| &mut rates.attention),
+    (Cost::Cache, "keys, values and states read on {}", GIGA, |rates| &mut rates.cache),
+    (Cost::Op, "starts of operations on {}", MICRO, |rates| &mut rates.op),
+    (Cost::Graph, "fixed time by pass on {}", MICRO, |rates| &mut rates.graph),
+    (Cost::Pinned, "host weights copied to {} from pinned memory", GIGA, |rates| &mut rates.pinned),
+    (Cost::Pageable, "copied to {} from pageable memory", GIGA, |rates| &mut rates.pageable),
+    (Cost::Offload, "waits before copies to {}", MICRO, |rates| &mut rates.offload),
+    (Cost::Switch, "changes to and from {}", MICRO, |rates| &mut rates.switch),
 ];
 const OF_HOST: [Row<HostRates>; 5] = [
-    (Cost::Weights, GIGA, |rates| &mut rates.memory),
-    (Cost::ByThread, GIGA, |rates| &mut rates.by_thread),
-    (Cost::Products, GIGA, |rates| &mut rates.products),
-    (Cost::Op, MICRO, |rates| &mut rates.op),
-    (Cost::Disk, GIGA, |rates| &mut rates.disk),
+    (Cost::Weights, "weights read from main memory", GIGA, |rates| &mut rates.memory),
+    (Cost::ByThread, "weights multiplied by the host's threads", GIGA, |rates| &mut rates.by_thread),
+    (Cost::Products, "products on the host", GIGA, |rates| &mut rates.products),
+    (Cost::Op, "starts of operations on the host", MICRO, |rates| &mut rates.op),
+    (Cost::Disk, "weights read from the disk", GIGA, |rates| &mut rates.disk),
 ];
 
 /// Rates turned over.
 fn prices<R: Clone>(rates: &R, rows: &[Row<R>]) -> ByCost {
     let (mut rates, mut prices) = (rates.clone(), ByCost::default());
-    for (cost, unit, rate) in rows {
+    for (cost, _, unit, rate) in rows {
         let rate = *rate(&mut rates) * unit;
         prices[*cost as usize] = if *unit < 1.0 { rate } else { 1.0 / rate };
     }
@@ -153,7 +134,7 @@ fn prices<R: Clone>(rates: &R, rows: &[Row<R>]) -> ByCost {
 
 /// The inverse of [`prices`]: every rate of `rates` by its price.
 fn with_prices<R>(mut rates: R, prices: &ByCost, rows: &[Row<R>]) -> R {
-    for (cost, unit, rate) in rows {
+    for (cost, _, unit, rate) in rows {
         let price = prices[*cost as usize];
         *rate(&mut rates) = if *unit < 1.0 { price / unit } else { 1.0 / (price * unit) };
     }

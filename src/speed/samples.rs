@@ -30,7 +30,7 @@ pub struct BenchRow {
     pub type_k: String,
     #[serde(default = "f16")]
     pub type_v: String,
-    #[serde(default = "all_layers")]
+    #[serde(default = "unset")]
     pub n_gpu_layers: i32,
     #[serde(default)]
     pub n_cpu_moe: u32,
@@ -38,7 +38,7 @@ pub struct BenchRow {
     pub split_mode: String,
     #[serde(default)]
     pub no_kv_offload: bool,
-    #[serde(default = "auto_attention")]
+    #[serde(default = "unset")]
     pub flash_attn: i32,
     #[serde(default = "auto")]
     pub devices: String,
@@ -84,16 +84,12 @@ fn f16() -> String {
     "f16".to_string()
 }
 
-fn all_layers() -> i32 {
+fn unset() -> i32 {
     -1
 }
 
 fn layer() -> String {
     "layer".to_string()
-}
-
-fn auto_attention() -> i32 {
-    -1
 }
 
 fn auto() -> String {
@@ -108,7 +104,7 @@ fn yes() -> bool {
     true
 }
 
-/// A file that is no output of llama-bench.
+/// A file that is not output of llama-bench.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("row {number}: {source}; write it with `llama-bench -o jsonl`")]
@@ -119,7 +115,7 @@ pub enum Error {
     Memory(#[from] memory::Error),
 }
 
-/// The rows of a file: an array, or a row a line. What is no test of one phase (no `avg_ts`, `-pg`) is left out.
+/// The rows of a file: an array, or a row a line. What is not a test of one phase (no `avg_ts`, `-pg`) is left out.
 pub fn rows(text: &str) -> Result<Vec<BenchRow>, Error> {
     let row = |number: usize| move |source| Error::Row { number, source };
     let values: Vec<serde_json::Value> = if text.trim_start().starts_with('[') {

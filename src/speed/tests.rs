@@ -7,11 +7,10 @@ use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host};
 use crate::memory;
 use crate::run::{LoadMode, Override, Program};
+use crate::synth::Wish;
 
-/// A known model by its header alone.
 fn model(name: &str) -> Model {
-    let folder = tempfile::tempdir().unwrap();
-    Model::from_gguf(crate::gguf::open(&crate::synth::hole(name, folder.path()).unwrap()).unwrap()).unwrap()
+    crate::synth::model(name, &Wish::default()).unwrap()
 }
 
 fn machine(description: &str) -> Machine {

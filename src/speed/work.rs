@@ -11,7 +11,7 @@ use crate::placement::Buffer;
 use crate::rules::Role;
 
 /// What an amount is of, and so which constant prices it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
     Weights,
     /// Operations of products with weights in micro-batches; on the host by thread.
@@ -31,25 +31,8 @@ pub enum Cost {
     Disk,
 }
 
-impl Cost {
-    pub const ALL: [Self; 12] = [
-        Self::Weights,
-        Self::Products,
-        Self::Attention,
-        Self::Cache,
-        Self::Op,
-        Self::Graph,
-        Self::Pinned,
-        Self::Pageable,
-        Self::Offload,
-        Self::Switch,
-        Self::ByThread,
-        Self::Disk,
-    ];
-}
-
 /// A number by kind of work.
-pub type ByCost = [f64; Cost::ALL.len()];
+pub type ByCost = [f64; Cost::Disk as usize + 1];
 
 /// Where work is done: 0 is the host, `i + 1` is `Machine::devices[i]`.
 type Tier = usize;
@@ -147,9 +130,6 @@ pub(super) const GUESSED_CORES: u32 = 8;
 
 /// What the second thread of a core adds.
 const SMT: f64 = 0.25;
-
-/// The share of main memory that is left for weights beside the system and other programs.
-const FOR_WEIGHTS: f64 = 0.92;
 
 /// Share of the experts that fit in the cache, and the share of draws that it then serves: published figures of a least
 /// recently used cache over 512 experts (64 of them 67%, 128 of them 81%), straight lines between them.
@@ -293,20 +273,15 @@ impl Layout {
 
     /// The share of host weights that main memory does not hold, once the system and the process have theirs.
     fn missing(&self, case: &Case<'_>) -> f64 {
-        let Some(ram) = case.machine.host.ram else { return 0.0 };
+        let Some(budget) = case.forecast.host_budget(case.machine) else { return 0.0 };
         let weights: f64 = self.parts.iter().filter(|part| part.tier == ON_HOST).map(|part| part.bytes).sum();
         let rest = case.forecast.memory.get(HOST).map_or(0.0, |host| float(host.context.0 + host.compute.0));
-        let room = (float(ram.0) * FOR_WEIGHTS - rest).max(0.0);
+        let room = (float(budget.0) - rest).max(0.0);
         if weights <= room { 0.0 } else { 1.0 - room / weights }
     }
 
     fn work(&self) -> Work {
         Work { amounts: vec![ByCost::default(); self.states.len()], overlapped: 1.0 }
-    }
-
-    /// The tier that a graph begins on: the first device with work, else the host.
-    fn first_tier(&self) -> Tier {
-        self.parts.iter().map(|part| part.tier).filter(|tier| *tier != ON_HOST).min().unwrap_or(ON_HOST)
     }
 
     /// The work of a prompt of `tokens` tokens after `depth` others.
@@ -384,7 +359,9 @@ impl Layout {
             work.add(tier, Cost::Switch, times * switches);
             work.add(tier, Cost::Pageable, times * switches * rows * self.row);
         }
-        work.add(self.first_tier(), Cost::Graph, times);
+        // A graph begins on the first device with work.
+        let devices = self.parts.iter().map(|part| part.tier).filter(|tier| *tier != ON_HOST);
+        work.add(devices.min().unwrap_or(ON_HOST), Cost::Graph, times);
     }
 
     /// Weights multiplied with a micro-batch of `rows` rows, or with one row each, `times` over; on `device` where it takes them over

@@ -82,7 +82,7 @@ impl CaseLaunch {
             endpoint.is_some_and(|endpoint| endpoint.starts_with("127.") || endpoint.starts_with("localhost"))
         };
         let of = |(name, row): (&String, &MemoryBreakdown)| match name.as_str() {
-            HOST if predicted.mapped_span.is_some() => row.context + row.compute,
+            HOST if predicted.mapped.host.is_some() => row.context + row.compute,
             name if name == HOST || is_local(name) => row.own(),
             _ => Bytes(0),
         };

@@ -14,12 +14,14 @@ use serde::Serialize;
 
 use crate::bytes::Bytes;
 use crate::expression::Dims;
-use crate::gguf::ByteOrder;
 use crate::gguf::writer::{NewFile, NewTensor, Scalar};
+use crate::gguf::{self, ByteOrder};
+use crate::model::Model;
 use crate::quantize::Facts;
+use crate::suggest::Refusal;
 
 use recipe::Recipe;
-use spec::{Error, Spec};
+use spec::Spec;
 
 /// What is wanted of a spec.
 #[derive(Debug, Clone)]
@@ -77,16 +79,21 @@ pub struct Check {
 }
 
 /// A known model's header over a hole, as `folder/NAME.gguf`: full length, almost no disk. For examples and tests.
-pub fn hole(name: &str, folder: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
-    let synthesis = synthesize(&spec::named(name)?, &Wish::default())?;
+pub fn hole(name: &str, wish: &Wish, folder: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let synthesis = synthesize(&spec::named(name)?, wish)?;
     let watch = output::Watch { wrote: &|_| (), stop: &AtomicBool::new(false) };
     let path = folder.join(format!("{name}.gguf"));
-    output::write(&synthesis, &path, output::Fill::Hole, false, watch)?;
-    Ok(path)
+    Ok(output::write(&synthesis, &path, output::Fill::Hole, false, watch)?.swap_remove(0))
+}
+
+/// The same model, read back.
+pub fn model(name: &str, wish: &Wish) -> Result<Model, Box<dyn std::error::Error>> {
+    let folder = tempfile::tempdir()?;
+    Ok(Model::from_gguf(gguf::open(&hole(name, wish, folder.path())?)?)?)
 }
 
 /// The recipe and the tensors of a wish: all that totals need, without the vocabulary.
-pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Error> {
+pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Refusal> {
     let recipe = wish.recipe.or_else(|| recipe::named(&spec.recipe));
     let recipe = recipe.ok_or_else(|| spec.bad(format!("no recipe `{}`", spec.recipe)))?;
     let dims = spec.dims(wish.tiny, wish.blocks);
@@ -99,13 +106,13 @@ pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Err
     Ok((recipe, tensors))
 }
 
-fn facts(spec: &Spec, dims: &Dims) -> Result<Facts, Error> {
+fn facts(spec: &Spec, dims: &Dims) -> Result<Facts, Refusal> {
     let number = |name| spec.number(name, dims);
     let (n_layer, n_expert) = (number("n_layer")?, number("n_expert")?);
     Ok(Facts::new(&spec.architecture, n_layer, n_expert, number("n_head")?, number("n_head_kv")?))
 }
 
-pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Error> {
+pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Refusal> {
     let (recipe, tensors) = tensors(spec, wish)?;
     let totals = totals(&tensors);
     let published = if wish.tiny || wish.blocks.is_some() { Vec::new() } else { checks(spec, recipe, &totals) };

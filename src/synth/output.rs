@@ -1,7 +1,7 @@
 //! Synthetic models on disk: a hole or random weights, by several threads, whole or not at all. [I/O]
 
 use std::borrow::Cow;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,6 +11,7 @@ use super::weights::Weights;
 use crate::bytes::Bytes;
 use crate::files::temporary::Part;
 use crate::files::{self, check};
+use crate::gguf::shards::Split;
 use crate::gguf::writer::{NewFile, make_sparse};
 use crate::suggest::Hint;
 
@@ -57,7 +58,8 @@ pub fn paths(path: &Path, shards: usize) -> Vec<PathBuf> {
     }
     let stem = path.with_extension("");
     let stem = stem.file_name().unwrap_or_default().to_string_lossy();
-    (1..=shards).map(|number| path.with_file_name(format!("{stem}-{number:05}-of-{shards:05}.gguf"))).collect()
+    let split = Split { number: 1, count: shards as u64 };
+    (1..=split.count).map(|number| path.with_file_name(split.name(&stem, number))).collect()
 }
 
 /// The length of a file that [`write()`] would make.
@@ -77,8 +79,13 @@ pub fn write(
     let paths = paths(path, synthesis.files.len());
     paths.iter().try_for_each(|path| check(path, force))?;
     let needed: u64 = synthesis.files.iter().map(file_bytes).sum();
-    if fill != Fill::Hole {
-        check_room(path, needed)?;
+    // Where what is free cannot be known, writing tells.
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if fill != Fill::Hole
+        && let Some(free) = free_space(parent)
+        && free.0 < needed
+    {
+        return Err(Error::NoRoom { path: path.to_path_buf(), needed: Bytes(needed), free });
     }
     let tied = !synthesis.files.iter().flat_map(|file| &file.tensors).any(|tensor| tensor.name == "output.weight");
     let mut finished = Vec::with_capacity(paths.len());
@@ -105,15 +112,6 @@ pub fn write(
         part.place(force)?;
     }
     Ok(paths)
-}
-
-/// Errors where the disk of `path` has not `needed` bytes free; silent where that cannot be known.
-fn check_room(path: &Path, needed: u64) -> Result<(), Error> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match free_space(parent) {
-        Some(free) if free.0 < needed => Err(Error::NoRoom { path: path.to_path_buf(), needed: Bytes(needed), free }),
-        _ => Ok(()),
-    }
 }
 
 /// What the disk of a folder has left; `None` where that cannot be known.
@@ -168,7 +166,8 @@ fn write_random(file: &NewFile, jobs: &[Job], weights: &Weights, path: &Path, wa
             if let Some((_, tensor)) = &current {
                 tensor.fill(job.offset, &mut buffer);
             }
-            write_at(&mut out, job.at, &buffer)?;
+            out.seek(SeekFrom::Start(job.at))?;
+            out.write_all(&buffer)?;
             (watch.wrote)(job.bytes as u64);
         }
         Ok(())
@@ -178,9 +177,4 @@ fn write_random(file: &NewFile, jobs: &[Job], weights: &Weights, path: &Path, wa
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().expect("a writer does not panic"))
     })
-}
-
-fn write_at(out: &mut File, at: u64, bytes: &[u8]) -> std::io::Result<()> {
-    out.seek(SeekFrom::Start(at))?;
-    out.write_all(bytes)
 }

@@ -3,7 +3,6 @@
 //! Source: `convert_hf_to_gguf.py` for F32, F16 and BF16, and for the experts of gpt-oss; [`crate::quantize`] for the rest;
 //! llama.cpp b11434.
 
-use super::spec::Error;
 use super::weights;
 use crate::arch::Mix;
 use crate::gguf::writer::NewTensor;
@@ -11,6 +10,7 @@ use crate::gguf::{GgmlType, ggml_type};
 pub use crate::quantize::Recipe;
 use crate::quantize::law::{self, Given};
 use crate::quantize::{Facts, Options, RECIPES};
+use crate::suggest::Refusal;
 
 /// Every recipe that can be written: random weights can be made of its types, and no importance matrix is needed.
 pub fn recipes() -> impl Iterator<Item = Recipe> {
@@ -35,7 +35,7 @@ pub fn assign_projector(recipe: Recipe, tensors: &mut [NewTensor]) {
 }
 
 /// Gives tensors the types that the recipe has for them.
-pub fn assign(recipe: Recipe, facts: &Facts, tensors: &mut [NewTensor]) -> Result<(), Error> {
+pub fn assign(recipe: Recipe, facts: &Facts, tensors: &mut [NewTensor]) -> Result<(), Refusal> {
     // The published weights of gpt-oss are MXFP4 already; these recipes keep them.
     let keeps_experts = facts.mix == Mix::GptOss && matches!(recipe.name, "F16" | "BF16" | "Q8_0" | "MXFP4_MOE");
     let mxfp4 = GgmlType::from_name("mxfp4").filter(|_| keeps_experts);

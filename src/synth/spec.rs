@@ -4,7 +4,6 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -13,28 +12,10 @@ use serde_yaml::{Mapping, Value as Yaml};
 use crate::expression::{self, Dims};
 use crate::gguf::ggml_type;
 use crate::gguf::writer::{NewTensor, Scalar};
-use crate::suggest::{self, Hint};
+use crate::suggest::{self, Refusal};
 
 /// The spec files, compiled in: a new model is a new file.
 static FILES: include_dir::Dir<'static> = include_dir::include_dir!("$CARGO_MANIFEST_DIR/rules/models");
-
-/// What is wrong with a wish, or a spec file.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("`{name}` is no known model: one of {known} (`moeplan synth --list` says more)")]
-    Unknown { name: String, known: String },
-    #[error(transparent)]
-    Mix(#[from] crate::quantize::Error),
-    #[error("spec `{name}`: {problem}")]
-    Bad { name: String, problem: String },
-}
-
-impl Hint for Error {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        let Self::Unknown { name, known } = self else { return None };
-        suggest::did_you_mean(name, known.split(", ")).map(Cow::Owned)
-    }
-}
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,22 +110,27 @@ fn named_by(wanted: impl Fn(&str) -> bool) -> Vec<String> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "an error or a text, as it comes")]
-fn bad(name: &str, problem: impl ToString) -> Error {
-    Error::Bad { name: name.to_string(), problem: problem.to_string() }
+fn bad(name: &str, problem: impl ToString) -> Refusal {
+    Refusal::new(format!("spec `{name}`: {}", problem.to_string()), "")
 }
 
-pub fn named(name: &str) -> Result<Spec, Error> {
+fn unknown(name: &str) -> Refusal {
+    let names = named_by(|_| true);
+    let known = names.join(", ");
+    let hint = suggest::did_you_mean(name, names.iter().map(String::as_str)).unwrap_or_default();
+    Refusal::new(format!("`{name}` is not a known model: one of {known} (`moeplan synth --list` says more)"), hint)
+}
+
+pub fn named(name: &str) -> Result<Spec, Refusal> {
     let merged = merged(name, 0)?;
     let spec: Spec = serde_yaml::from_value(Yaml::Mapping(merged)).map_err(|error| bad(name, error))?;
     Ok(Spec { name: name.to_string(), ..spec })
 }
 
 /// The mapping of a spec file over that of the one it is like.
-fn merged(name: &str, depth: usize) -> Result<Mapping, Error> {
-    let text = FILES
-        .get_file(format!("{name}.yaml"))
-        .and_then(|file| file.contents_utf8())
-        .ok_or_else(|| Error::Unknown { name: name.to_string(), known: named_by(|_| true).join(", ") })?;
+fn merged(name: &str, depth: usize) -> Result<Mapping, Refusal> {
+    let text =
+        FILES.get_file(format!("{name}.yaml")).and_then(|file| file.contents_utf8()).ok_or_else(|| unknown(name))?;
     let mut own: Mapping = serde_yaml::from_str(text).map_err(|error| bad(name, error))?;
     let mut base = Mapping::new();
     if let Some(like) = own.shift_remove("like") {
@@ -193,17 +179,17 @@ impl Spec {
     }
 
     /// The value of an expression, which must not be negative.
-    pub fn number(&self, text: &str, dims: &Dims) -> Result<u64, Error> {
+    pub fn number(&self, text: &str, dims: &Dims) -> Result<u64, Refusal> {
         let value = expression::evaluate(text, dims).map_err(|error| self.bad(error))?;
         u64::try_from(value).map_err(|_| self.bad(format!("`{text}` is {value}")))
     }
 
-    pub(super) fn bad(&self, problem: impl ToString) -> Error {
+    pub(super) fn bad(&self, problem: impl ToString) -> Refusal {
         bad(&self.name, problem)
     }
 
     /// The `<arch>.*` keys and `general.*` keys of the file, in order.
-    pub fn keys(&self, dims: &Dims) -> Result<Vec<(String, Scalar)>, Error> {
+    pub fn keys(&self, dims: &Dims) -> Result<Vec<(String, Scalar)>, Refusal> {
         let mut keys = Vec::with_capacity(self.keys.len());
         for (key, mut value) in &self.keys {
             let key = key.as_str().ok_or_else(|| self.bad("a key is text"))?;
@@ -220,7 +206,7 @@ impl Spec {
     }
 
     /// Integers become `u32`, other numbers `f32`; text that begins with `=` is an expression.
-    fn scalar(&self, key: &str, value: &Yaml, dims: &Dims) -> Result<Scalar, Error> {
+    fn scalar(&self, key: &str, value: &Yaml, dims: &Dims) -> Result<Scalar, Refusal> {
         let integer =
             |n: u64| u32::try_from(n).map(Scalar::U32).map_err(|_| self.bad(format!("`{key}`: {n} is past 32 bits")));
         Ok(match value {
@@ -244,7 +230,7 @@ impl Spec {
     }
 
     /// All tensors in file order, of F32.
-    pub fn tensors(&self, dims: &Dims) -> Result<Vec<NewTensor>, Error> {
+    pub fn tensors(&self, dims: &Dims) -> Result<Vec<NewTensor>, Refusal> {
         let n_layer = self.number("n_layer", dims)?;
         let mut tensors = Vec::new();
         self.push(&mut tensors, "", &self.tensors.first, dims)?;
@@ -265,14 +251,14 @@ impl Spec {
         Ok(tensors)
     }
 
-    fn push(&self, tensors: &mut Vec<NewTensor>, prefix: &str, list: &Mapping, dims: &Dims) -> Result<(), Error> {
+    fn push(&self, tensors: &mut Vec<NewTensor>, prefix: &str, list: &Mapping, dims: &Dims) -> Result<(), Refusal> {
         for (name, shape) in list {
             let bad = || self.bad("a tensor is `name: [dimensions]`, one to four of them of at least 1");
             let dim = |dim: &Yaml| match dim {
                 Yaml::String(text) => self.number(text, dims),
                 _ => dim.as_u64().ok_or_else(bad),
             };
-            let shape = shape.as_sequence().ok_or_else(bad)?.iter().map(dim).collect::<Result<Vec<u64>, Error>>()?;
+            let shape = shape.as_sequence().ok_or_else(bad)?.iter().map(dim).collect::<Result<Vec<u64>, Refusal>>()?;
             if !(1..=4).contains(&shape.len()) || shape.contains(&0) {
                 return Err(bad());
             }
@@ -300,6 +286,6 @@ mod tests {
             let keys = spec.keys(&spec.dims(false, blocks)).unwrap();
             assert_eq!(keys.iter().any(|(key, _)| key == "deepseek2.attention.q_lora_rank"), has_rank);
         }
-        assert!(matches!(named("no-such"), Err(Error::Unknown { .. })));
+        assert!(named("no-such").unwrap_err().message.contains("known model"));
     }
 }

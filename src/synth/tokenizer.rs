@@ -4,9 +4,10 @@
 
 use std::collections::HashSet;
 
-use super::spec::{Error, Spec};
+use super::spec::Spec;
 use crate::expression::Dims;
 use crate::gguf::writer::Scalar;
+use crate::suggest::Refusal;
 
 /// `enum llama_token_type`.
 mod kind {
@@ -52,9 +53,9 @@ impl Vocabulary {
     }
 }
 
-/// The `tokenizer.*` keys of a spec. `printable`: bytes that are no printable ASCII get the type UNUSED, which
+/// The `tokenizer.*` keys of a spec. `printable`: bytes that are not printable ASCII get the type UNUSED, which
 /// llama.cpp takes as input and prints as nothing, so that whatever a random model generates is valid UTF-8.
-pub fn keys(spec: &Spec, dims: &Dims, printable: bool) -> Result<Vec<(String, Scalar)>, Error> {
+pub fn keys(spec: &Spec, dims: &Dims, printable: bool) -> Result<Vec<(String, Scalar)>, Refusal> {
     let size = usize::try_from(spec.number("n_vocab", dims)?).unwrap_or(usize::MAX);
     let first = match &spec.tokenizer.first_special {
         Some(expression) => usize::try_from(spec.number(expression, dims)?).unwrap_or(usize::MAX),

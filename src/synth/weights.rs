@@ -253,7 +253,7 @@ fn f16_bits(x: f32) -> u16 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 1024")]
         return sign | (x.abs() * 16_777_216.0).round() as u16;
     }
-    assert!(exponent <= 14, "{x} is no weight");
+    assert!(exponent <= 14, "{x} is not a weight");
     let mantissa = (x.to_bits() & 0x7f_ffff) + 0x1000;
     let biased = u16::try_from(exponent + 15).expect("1 to 29") << 10;
     sign | (biased + u16::try_from(mantissa >> 13).expect("at most 1024"))

@@ -96,11 +96,10 @@ pub fn promising(plan: &RunConfig, mut alternatives: Vec<Candidate>, request: &R
     alternatives
 }
 
-/// What llama.cpp is started with to choose by itself: the user's own settings, the plan's context, slots and cache, and of
-/// every device only its budget. `free` is what each device has free, by name, before anything is started.
+/// What llama.cpp is started with to choose by itself ([`Request::left_to_fitting`]), with of every device only its budget. `free` is
+/// what each device has free, by name, before anything is started.
 pub fn fit(plan: &RunConfig, request: &Request, machine: &Machine, free: &BTreeMap<String, Bytes>) -> RunConfig {
-    let all = || machine.devices.iter().map(|device| device.name.clone()).collect();
-    let devices: Vec<String> = request.run.devices.clone().unwrap_or_else(all);
+    let run = request.left_to_fitting(plan, machine);
     let target = |name: &String| {
         let device = machine.devices.iter().find(|device| device.name == *name || device.buffer == *name);
         let others = device.map_or(Bytes(0), |device| {
@@ -108,24 +107,7 @@ pub fn fit(plan: &RunConfig, request: &Request, machine: &Machine, free: &BTreeM
         });
         u32::try_from((others.0 >> 20) + FIT_MARGIN).unwrap_or(u32::MAX)
     };
-    RunConfig {
-        program: plan.program,
-        n_ctx: plan.n_ctx,
-        n_parallel: plan.n_parallel,
-        type_k: plan.type_k,
-        type_v: plan.type_v,
-        flash_attn: plan.flash_attn,
-        kv_unified: plan.kv_unified,
-        embeddings: plan.embeddings,
-        n_gpu_layers: RunConfig::default().n_gpu_layers,
-        tensor_split: Vec::new(),
-        overrides: Vec::new(),
-        fit: true,
-        fit_target: devices.iter().map(target).collect(),
-        rpc: plan.rpc.clone(),
-        devices: Some(devices),
-        ..request.run.clone()
-    }
+    RunConfig { fit_target: run.devices.iter().flatten().map(target).collect(), ..run }
 }
 
 #[cfg(test)]

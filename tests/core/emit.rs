@@ -1,7 +1,6 @@
 //! Every form of every plan, read back, is the plan: random launches in every form, and values that formats act on.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 
 use moeplan::bytes::{Bytes, GIB};
 use moeplan::emit::{Error, Form, Runner, Wish, emit};
@@ -11,21 +10,14 @@ use moeplan::run::{
     Dialect, FlashAttn, LoadMode, MetadataOverride, ModelSource, Override, ParsedCommand, RunConfig, Target, parse,
 };
 use moeplan::speed::Turn;
-use moeplan::synth::output::{Fill, Watch, write};
-use moeplan::synth::{Wish as Header, spec, synthesize};
+use moeplan::synth::{self, Wish as Header};
 use proptest::prelude::*;
 use proptest::sample::select;
 
 const FORMS: [Form; 5] = [Form::Args, Form::Shell, Form::Env, Form::Ini, Form::LlamaSwap];
 
 fn model() -> Model {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.gguf");
-    let header = Header { blocks: Some(6), ..Header::default() };
-    let synthesis = synthesize(&spec::named("qwen3-30b-a3b").unwrap(), &header).unwrap();
-    let stop = AtomicBool::new(false);
-    write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
-    Model::from_gguf(moeplan::gguf::open(&path).unwrap()).unwrap()
+    synth::model("qwen3-30b-a3b", &Header { blocks: Some(6), ..Header::default() }).unwrap()
 }
 
 fn machine() -> Machine {

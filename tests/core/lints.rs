@@ -282,8 +282,8 @@ static CASES: &[Case] = &[
     (
         "shared-memory",
         &QWEN,
-        "MTL0=24G 20",
-        "llama-server -c 32768 -np 1 -ncmoe 24",
+        "MTL0=24G 24",
+        "llama-server -c 49152 -np 1 -ncmoe 24",
         "llama-server -c 4096 -np 1 -ncmoe 24",
     ),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
@@ -313,6 +313,28 @@ static CASES: &[Case] = &[
         "llama-server -c 4096 -ncmoe 4",
         "llama-server -c 4096 -ncmoe 4 --no-op-offload",
     ),
+    (
+        "pipeline-given-up",
+        &QWEN,
+        "CUDA0=15360M,CUDA1=15360M 64",
+        "llama-server -ngl 99 -c 131072 -np 1 -ub 2048 -ctk q8_0 -ctv q8_0 -fit off",
+        "llama-server -ngl 99 -c 131072 -np 1 -ub 2048 -ctk q8_0 -ctv q8_0 -fit off -ot nothing=CPU",
+    ),
+    (
+        "server-memory-beyond-ram",
+        &GPT_OSS,
+        "CUDA0=24G 10",
+        "llama-server -c 8192 -np 1",
+        "llama-server -c 8192 -np 1 --cache-ram 2048",
+    ),
+    (
+        "server-memory-beyond-ram",
+        &GPT_OSS,
+        "CUDA0=24G 10",
+        "llama-server -c 8192 --cache-ram 0 -ctxcp 512",
+        "llama-server -c 8192 --cache-ram 0",
+    ),
+    ("server-memory-beyond-ram", &GPT_OSS, ONE, "llama-server -c 8192 --cache-ram -1", "llama-cli -c 8192"),
     ("experts-on-one-device", &QWEN, TWO, "llama-server -c 4096 -ncmoe 24", "llama-server -c 4096 -ncmoe 4"),
 ];
 
@@ -325,6 +347,70 @@ fn each_lint_where_it_belongs_and_nowhere_else() {
         let found = codes(model, on, without, Target::default());
         assert!(!found.contains(code), "`{without}` has {code}");
     }
+}
+
+/// The first reservation fails, and llama.cpp goes on as it would have with an override.
+#[test]
+fn a_launch_that_runs_without_a_pipeline_fits() {
+    let line = "llama-server -ngl 99 -c 131072 -np 1 -ub 2048 -ctk q8_0 -ctv q8_0 -fit off";
+    let of = |line: &str, budgets: &str| check(&QWEN, &format!("{budgets} 64"), line, Target::default());
+    let small = "CUDA0=15360M,CUDA1=15360M";
+    let (retried, without) = (of(line, small), of(&format!("{line} -ot nothing=CPU"), small));
+    assert!(retried.fits() && retried.memory == without.memory, "{:?}", retried.shortfall);
+    let roomy = of(line, "CUDA0=24G,CUDA1=24G");
+    assert!(roomy.memory["CUDA0"].compute > retried.memory["CUDA0"].compute, "{:?}", roomy.memory);
+    // Fitting looks at the projection.
+    assert!(!of(&line.replace("-fit off", ""), small).fits());
+}
+
+#[test]
+fn a_card_without_a_share_has_a_context_and_nothing_in_it() {
+    let line = "llama-server -c 8192 -np 1 -ngl 99 -fit off -ub 256";
+    let of = |more: &str| check(&GPT_OSS, TWO, &format!("{line} {more}"), Target::default()).memory;
+    for (shares, idle, busy) in [("-ts 1,0", "CUDA1", "CUDA0"), ("-ts 0,1", "CUDA0", "CUDA1")] {
+        let memory = of(shares);
+        let overhead = |name: &str| memory[name].overhead.unwrap();
+        assert_eq!(memory[idle].total, memory[idle].overhead, "{memory:?}");
+        assert!(overhead(idle) > Bytes::mib(200) && overhead(idle) < overhead(busy), "{memory:?}");
+    }
+    assert!(!of("-dev CUDA0").contains_key("CUDA1"));
+}
+
+/// Under mmap a Metal device holds the file from its first tensor to its last.
+#[test]
+fn metal_holds_the_span_of_the_file() {
+    let of = |line: &str| check(&GPT_OSS, "MTL0=12G 64", line, Target::default());
+    let line = "llama-server -c 8192 -np 1 -ngl 99 -fit off -cmoe";
+    let (mapped, read) = (of(line), of(&format!("{line} -lm none")));
+    let file: Bytes = GPT_OSS.tensors.iter().map(|tensor| tensor.bytes).sum();
+    let row = mapped.memory["MTL0"];
+    assert_eq!(row.model, read.memory["MTL0"].model);
+    let span = row.model + row.overhead.unwrap();
+    assert!(span > Bytes(file.0 / 10 * 8) && span <= file, "{span} of {file}");
+    assert_eq!(read.memory["MTL0"].overhead, Some(Bytes(0)));
+    assert!(read.fits());
+    assert_eq!(mapped.fits(), row.total.unwrap() <= Bytes(12 * GIB));
+    // The experts are in the device's span already: the same pages are not counted twice.
+    let host = mapped.memory["Host"].counted() + mapped.host_needs.least();
+    assert!(!mapped.shortfall.contains_key("Host") && host + row.total.unwrap() > file, "{:?}", mapped.shortfall);
+}
+
+#[test]
+fn main_memory_is_counted_by_name() {
+    let line = "llama-server -c 131072 -np 4 -ngl 99 -fit off -lm none";
+    let of = |ram: &str, more: &str| {
+        check(&GPT_OSS, &format!("CUDA0=48G {ram}"), &format!("{line} {more}"), Target::default())
+    };
+    let found = of("64", "");
+    let needs = found.host_needs;
+    assert_eq!(found.main_memory, Some(Bytes(64 * GIB)));
+    assert_eq!(found.budget["Host"] + needs.least(), Bytes(64 * GIB));
+    assert!(needs.checkpoints > Bytes(GIB) && needs.reserve > Bytes(4 * GIB), "{needs:?}");
+    let missing = of("4", "");
+    assert_eq!(missing.verdict, Some(Verdict::Short));
+    let cure = missing.lints.iter().find(|lint| lint.code == "server-memory-beyond-ram").unwrap().hint.clone().unwrap();
+    let count = cure.split('`').nth(1).unwrap();
+    assert!(of("4", count).fits(), "{count}");
 }
 
 #[test]
@@ -444,12 +530,13 @@ fn of_an_architecture_without_a_graph_here_compute_is_not_told() {
 /// Apple's processors and their Metal device have one memory.
 #[test]
 fn what_metal_holds_is_main_memory() {
-    let line = "llama-server -c 4096 -np 1 -ncmoe 24";
+    let line = "llama-server -c 4096 -np 1 -ncmoe 24 -lm none";
     let of = |on: &str| check(&QWEN, on, line, Target::default());
     let (enough, short, card) = (of("MTL0=12G 32"), of("MTL0=12G 16"), of("CUDA0=12G 16"));
     assert!(enough.fits() && card.fits());
     let together: u64 = short.memory.values().map(|row| row.counted().0).sum();
-    assert_eq!(short.shortfall, [("Host".to_string(), Bytes(together - 16 * GIB))].into());
+    let needed = Bytes(together) + short.host_needs.least();
+    assert_eq!(short.shortfall, [("Host".to_string(), Bytes(needed.0 - 16 * GIB))].into());
     assert_eq!(machine("MTL0=12G 16").host.isa, Isa::ArmNeon);
 }
 

@@ -212,17 +212,73 @@ fn main_memory_is_a_limit_with_what_the_process_needs() {
     };
     let roomy = with_ram(64 * GIB);
     assert!(roomy.check.fits() && !roomy.args.iter().any(|word| word == "--cache-ram"), "{:?}", roomy.args);
-    let table = roomy.check.memory["Host"].counted();
-    let tight = with_ram((table + roomy.host_needs.least()).0 + 512 * MIB);
+    let (table, needs) = (roomy.check.memory["Host"].counted(), roomy.check.host_needs);
+    // With so much main memory the system is left as much.
+    assert!(table > Bytes(10 * GIB) && needs.reserve > Bytes(4 * GIB), "{table} {needs:?}");
+    let tight = with_ram((table + needs.least()).0 + 512 * MIB);
     assert!(tight.check.fits() && tight.check.run.load_mode == LoadMode::None, "{:?}", tight.args);
     let at = tight.args.iter().position(|word| word == "--cache-ram").unwrap();
     let cache = Bytes::mib(tight.args[at + 1].parse().unwrap());
-    let held = tight.check.memory["Host"].counted() + tight.host_needs.least();
+    let held = tight.check.memory["Host"].counted() + tight.check.host_needs.least();
     assert!(held + cache <= tight.machine.host.ram.unwrap(), "{held} and {:?}", tight.args);
     assert!(tight.warnings.iter().any(|warning| warning.code == "prompt-cache"));
     let short = with_ram(table.0 - GIB);
     assert!(!short.check.fits() && short.check.run.load_mode != LoadMode::None, "{:?}", short.args);
     assert!(short.warnings.iter().any(|warning| warning.code == "disk-bound"));
+}
+
+/// One rule: what a plan says of main memory is what a check of its command says.
+#[test]
+fn a_check_of_the_planned_command_has_the_same_account_of_main_memory() {
+    let model = model("qwen3-30b-a3b", &Wish::default());
+    for (ram, load_mode) in [(59, None), (24, None), (20, Some(LoadMode::None)), (18, None), (16, None), (12, None)] {
+        let mut machine = machine(&[8 * GIB]);
+        machine.host.ram = Some(Bytes(ram * GIB));
+        let plan = with_levers(&model, &machine, |request| {
+            request.context = ContextChoice::Fixed(32_768);
+            if let Some(load_mode) = load_mode {
+                (request.run.load_mode, request.levers.load_mode) = (load_mode, false);
+            }
+        });
+        let words = shlex::split(&plan.command).unwrap();
+        let command = run::parse::command(&words, &BTreeMap::new()).unwrap();
+        let options = checkup::Options { margin: plan.margin, ..checkup::Options::default() };
+        let check = checkup::check(&model, &machine, &command, options).unwrap();
+        assert_eq!((check.shortfall, check.budget), (plan.check.shortfall, plan.check.budget), "{ram}");
+        assert_eq!(check.host_needs, plan.check.host_needs, "{ram}");
+        // What is pinned leaves room for the system.
+        let pinned = plan.check.host_needs.pinned;
+        assert!(!plan.check.fits.unwrap_or(false) || pinned < Bytes(ram * GIB / 8 * 7), "{ram}: {pinned}");
+    }
+}
+
+#[test]
+fn metal_reads_the_file_where_that_saves_memory() {
+    let model = model("gpt-oss-20b", &Wish::default());
+    let mode = |size: &str| {
+        let host = Host { ram: Some(Bytes(64 * GIB)), ..Host::default() };
+        let machine = Machine::new(vec![Device::parse(size).unwrap()], host).unwrap();
+        let plan = with_levers(&model, &machine, |_| {});
+        assert!(plan.check.fits(), "{size}: {:?}", plan.check.shortfall);
+        plan.check.run.load_mode
+    };
+    assert_eq!(mode("MTL0=8G"), LoadMode::None);
+    assert_ne!(mode("MTL0=48G"), LoadMode::None);
+}
+
+#[test]
+fn what_fitting_would_choose_is_beside_the_plan() {
+    let model = model("qwen3-30b-a3b", &Wish::default());
+    let plan = with_levers(&model, &machine(&[12 * GIB]), |_| {});
+    let choice = plan.fit_choice.unwrap();
+    assert_eq!((choice.n_ctx, choice.failure), (plan.check.run.n_ctx, None));
+    assert_eq!(choice.launch.args[..2], ["-c".to_string(), choice.n_ctx.to_string()]);
+    // It leaves 1024 MiB free and a micro-batch of 512: the plan is faster.
+    assert!(choice.launch.fits && choice.launch.turn_change > 0.0, "{:?}", choice.launch);
+    let words = ["llama-server", "-fit", "off", "-np", "1"].map(str::to_string).into_iter().chain(choice.launch.args);
+    let run = run::parse::command(&words.collect::<Vec<_>>(), &BTreeMap::new()).unwrap().run;
+    let forecast = moeplan::memory::forecast(&model, &machine(&[12 * GIB]), &run).unwrap();
+    assert_eq!(checkup::Row::table(&forecast), choice.launch.memory);
 }
 
 #[test]

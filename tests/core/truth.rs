@@ -15,6 +15,7 @@ use moeplan::model::projector::{self, Encoder, Modality};
 use moeplan::placement::{self, Placement};
 use moeplan::run::numbers::numbers;
 use moeplan::run::{FlashAttn, RunConfig, parse};
+use moeplan::synth::Wish;
 use moeplan::{checkup, synth};
 
 /// One projection: the launch and the MiB (truncated) it showed.
@@ -57,18 +58,7 @@ fn row(json: &serde_json::Value) -> Row {
 
 /// The card of the projections.
 fn machine() -> Machine {
-    let card = Device {
-        name: "CUDA0".to_string(),
-        buffer: "CUDA0".to_string(),
-        backend: Backend::Cuda,
-        description: None,
-        total: Bytes::mib(81079),
-        free: Bytes::mib(81079),
-        sold_as: None,
-        overhead: None,
-        calibration: None,
-        rates: None,
-    };
+    let card = Device::new("CUDA0".to_string(), Backend::Cuda, Bytes::mib(81079));
     Machine { devices: vec![card], host: Host { isa: Isa::X86Amx, ..Host::default() } }
 }
 
@@ -202,7 +192,7 @@ fn launches_of_several_parts() {
     let open = |name: &str| {
         let path = folder.path().join(name);
         if !path.exists() {
-            synth::hole(name.trim_end_matches(".gguf"), folder.path()).expect("a known model");
+            synth::hole(name.trim_end_matches(".gguf"), &Wish::default(), folder.path()).expect("a known model");
         }
         Model::from_gguf(gguf::open(&path).expect("a GGUF")).expect("a model")
     };
@@ -240,7 +230,7 @@ fn launches_of_several_parts() {
             });
             for device in ["CUDA0", "CUDA1"] {
                 let row = &check.parts[0].memory[device];
-                let ours = [row.model, row.context, row.compute.expect("compute")].map(Bytes::in_mib);
+                let ours = [row.model, row.context.expect("context"), row.compute.expect("compute")].map(Bytes::in_mib);
                 if ours.iter().zip(theirs).any(|(ours, theirs)| (ours - theirs).abs() > 0.0101) {
                     wrong.push(format!("{name} {flags}: {device} {ours:?}, llama.cpp {theirs:?}"));
                 }
@@ -249,10 +239,9 @@ fn launches_of_several_parts() {
         }
         for (part, cells) in check.parts.iter().zip([&json["target"], &json["drafting"]]) {
             for (device, cell) in cells.as_object().expect("a table") {
-                let found = part
-                    .memory
-                    .get(device)
-                    .map_or([0; 3], |row| [row.model, row.context, row.compute.expect("compute")].map(|b| b.0 / MIB));
+                let found = part.memory.get(device).map_or([0; 3], |row| {
+                    [row.model, row.context.expect("context"), row.compute.expect("compute")].map(|b| b.0 / MIB)
+                });
                 let theirs = ["model", "context", "compute"].map(|term| cell[term].as_u64().expect("MiB"));
                 if found != theirs {
                     wrong.push(format!("{name} {flags}: {:?} {device} {found:?}, llama.cpp {theirs:?}", part.what));

@@ -316,7 +316,7 @@ fn what_llama_quantize_writes_is_what_was_predicted() {
         let rows = |model: &Model| model.tensors.iter().map(row).collect::<Vec<_>>();
         assert_eq!(rows(&made.model), rows(&written), "{name}");
         assert_eq!(made.model.files[0].bytes, written.files[0].bytes, "{name}");
-        assert_eq!(made.model.metadata, written.metadata, "{name}");
+        assert_eq!(made.model.hparams.metadata, written.hparams.metadata, "{name}");
         assert_eq!(made.requantized > 0, name != "Q8_0", "{name}");
     }
 }
@@ -336,7 +336,7 @@ fn a_demanded_type_needs_whole_rows() {
     };
     assert_eq!(error("f16"), Ok(()));
     let refused =
-        "llama-quantize cannot make `per_layer_token_embd.weight` q4_K: its rows of 72 are no whole number of 256";
+        "llama-quantize cannot make `per_layer_token_embd.weight` q4_K: its rows of 72 are not a whole number of 256";
     assert_eq!(error("q4_K"), Err(refused.to_string()));
 }
 

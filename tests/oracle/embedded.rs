@@ -57,7 +57,7 @@ fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
     let predicted = memory::forecast(&model, &launch.machine, &launch.run).expect("a forecast").memory;
     let workload = Workload { prompt, depth: 0, n_generate, repetitions: 1 };
     let seen = runtime.generate(&launch, &workload).expect("a run");
-    let expected = Expected { memory: &predicted, mapped_span: None, margin: Bytes(0) };
+    let expected = Expected { memory: predicted, mapped_span: None, sharing: Vec::new(), margin: Bytes(0) };
     measurement::measurement(seen, &expected, 0.02)
 }
 

@@ -65,7 +65,7 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
             let path = &headers[usize::try_from(chance.below(headers.len() as u64)).expect("an index")];
             let flags = [
                 chance.one_of(&["", "-c 4096", "-c 16384", "-fitc 128", "-fitc 64"]),
-                chance.one_of(&["", "-np 2", "-np 4", "-np 3 -kvu"]),
+                chance.one_of(&["", "-np 2", "-np 4", "-np 3"]),
                 chance.one_of(&["", "-ub 64", "-ub 256"]),
                 chance.one_of(&["", "", "-fa off"]),
             ]

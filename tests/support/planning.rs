@@ -1,44 +1,22 @@
 //! What tests of the planner ask about: headers of known models, cards by their budgets, a usual request.
 
-use std::sync::atomic::AtomicBool;
-
 use moeplan::bytes::{Bytes, GIB};
 use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::solver::{Levers, Objective, Strategy};
 use moeplan::plan::{ContextChoice, Request, Turn};
 use moeplan::run::{RunConfig, Target};
-use moeplan::synth::output::{Fill, Watch, write};
-use moeplan::synth::{Wish, spec, synthesize};
+use moeplan::synth::Wish;
 
-/// The header of a known model, as `moeplan synth` writes it.
 pub fn model(name: &str, wish: &Wish) -> Model {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.gguf");
-    let synthesis = synthesize(&spec::named(name).unwrap(), wish).unwrap();
-    let stop = AtomicBool::new(false);
-    write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
-    Model::from_gguf(moeplan::gguf::open(&path).unwrap()).unwrap()
+    moeplan::synth::model(name, wish).unwrap()
 }
 
 /// Cards of these budgets, in bytes, in a host with plenty of memory.
 pub fn machine(budgets: &[u64]) -> Machine {
-    let device = |(at, total): (usize, &u64)| Device {
-        name: format!("CUDA{at}"),
-        buffer: format!("CUDA{at}"),
-        backend: Backend::Cuda,
-        description: None,
-        total: Bytes(*total),
-        free: Bytes(*total),
-        sold_as: None,
-        overhead: None,
-        calibration: None,
-        rates: None,
-    };
-    Machine {
-        devices: budgets.iter().enumerate().map(device).collect(),
-        host: Host { ram: Some(Bytes(512 * GIB)), ..Host::default() },
-    }
+    let budgets: Vec<Bytes> = budgets.iter().copied().map(Bytes).collect();
+    let devices = Device::of_budgets(Backend::Cuda, &budgets).unwrap();
+    Machine { devices, host: Host { ram: Some(Bytes(512 * GIB)), ..Host::default() } }
 }
 
 /// A plan for the usual turn, nothing but the placement left to the planner.

@@ -69,7 +69,7 @@ pub struct Answer {
     pub body: Box<dyn Read + Send>,
 }
 
-/// Sends one request: redirects are not followed, bodies not decompressed, a status is no error.
+/// Sends one request: redirects are not followed, bodies not decompressed, a status is not an error.
 pub trait Transport: Send + Sync {
     /// A GET request. `is_local` servers are asked without a proxy.
     fn get(&self, url: &str, headers: &[(&str, String)], is_local: bool) -> Result<Answer, Failure>;

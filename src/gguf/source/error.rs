@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::super::error::Error as GgufError;
-use crate::suggest::Hint;
+use crate::suggest::{Hint, Refusal};
 
 /// A model whose header could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -13,18 +13,11 @@ pub enum Error {
     Gguf(#[from] GgufError),
     #[error("`{url}`: {failure}")]
     Address { url: String, failure: Failure },
-    #[error("`{0}` is not of the form hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf")]
-    Repository(String),
-    #[error("`{repo}` holds no GGUF model that matches `{wanted}`")]
-    NoSuchFile { repo: String, wanted: String, known: Vec<String> },
-    #[error("`{0}` holds no GGUF model")]
-    NoModels(String),
-    #[error("`{repo}`: shard {number} of {count} of `{name}` is missing")]
-    Incomplete { repo: String, name: String, number: u64, count: u64 },
-    #[error("`{name}` is no file, and no model found in the caches here has that name")]
-    UnknownName { name: String, near: Vec<String> },
-    #[error("`{name}` fits {} models found here", .candidates.len())]
-    Ambiguous { name: String, candidates: Vec<String> },
+    /// No file, and no model of the caches here either.
+    #[error("{0}")]
+    UnknownName(Refusal),
+    #[error("{0}")]
+    Refused(#[from] Refusal),
 }
 
 /// What went wrong with an address.
@@ -139,22 +132,25 @@ impl Failure {
 
 impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
-        let list = |names: &[String]| {
-            let shown: Vec<String> = names.iter().take(12).map(|name| format!("`{name}`")).collect();
-            format!("{}{}", shown.join(", "), if names.len() > 12 { ", …" } else { "" })
-        };
-        Some(match self {
-            Self::Gguf(error) => return error.hint(),
-            Self::Address { url, failure } => failure.hint(url)?.into(),
-            Self::Repository(_) => "for example hf:ggml-org/gpt-oss-20b-GGUF".into(),
-            Self::NoSuchFile { known, .. } => format!("it holds {}", list(known)).into(),
-            Self::NoModels(_) => "look for a repository whose name ends in GGUF".into(),
-            Self::Incomplete { .. } => "an upload may be under way: try again later, or another quantisation".into(),
-            Self::UnknownName { near, .. } if !near.is_empty() => format!("did you mean {}?", list(near)).into(),
-            Self::UnknownName { .. } => {
-                "pass a path, https://…, hf:owner/repo, or a name that `moeplan list` shows".into()
-            }
-            Self::Ambiguous { candidates, .. } => format!("name one of them: {}", list(candidates)).into(),
-        })
+        match self {
+            Self::Gguf(error) => error.hint(),
+            Self::Address { url, failure } => failure.hint(url).map(Cow::Borrowed),
+            Self::UnknownName(refusal) | Self::Refused(refusal) => refusal.hint(),
+        }
     }
+}
+
+/// Not the address of a repository or of one of its models.
+pub(super) fn wrong_repository(text: &str) -> Error {
+    let message = format!("`{text}` is not of the form hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf");
+    Refusal::new(message, "for example hf:ggml-org/gpt-oss-20b-GGUF").into()
+}
+
+/// Some names of many, for a hint.
+pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut shown: Vec<String> = names.take(13).map(|name| format!("`{name}`")).collect();
+    if let Some(more) = shown.get_mut(12) {
+        *more = "…".to_string();
+    }
+    shown.join(", ")
 }

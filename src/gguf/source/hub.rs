@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Gguf;
 use super::super::shards::parse_name;
+use super::Which;
 use super::cache::Entry;
 use super::client::Client;
-use super::error::{Error, Failure};
+use super::error::{Error, Failure, listed, wrong_repository};
 use super::header::Known;
 use super::url::{Url, encode_path};
 use crate::bytes::Bytes;
+use crate::suggest::Refusal;
 
 /// What llama.cpp takes where no quantisation is asked for, in order.
 const DEFAULT_QUANTS: [&str; 2] = ["Q4_K_M", "Q8_0"];
@@ -148,13 +150,15 @@ impl<T> Shards<T> {
 }
 
 /// The models in a repository's list of files, in its order; those without all their shards are left out.
-pub fn quants(repo: &str, files: Vec<HubFile>) -> Result<Vec<Quant>, Error> {
+pub fn quants(repo: &str, files: Vec<HubFile>) -> Result<Vec<Quant>, Refusal> {
     let mut quants = Vec::new();
     let mut broken = None;
     for model in models(files.into_iter().map(|file| (file.path.clone(), file))) {
         let (missing, Shards { stem, count, files }) = (model.missing(), model);
         if let Some(number) = missing {
-            broken = Some(Error::Incomplete { repo: repo.to_string(), name: stem, number, count });
+            let message = format!("`{repo}`: shard {number} of {count} of `{stem}` is missing");
+            let hint = "an upload may be under way: try again later, or another quantisation";
+            broken = Some(Refusal::new(message, hint));
             continue;
         }
         let files: Vec<HubFile> = files.into_iter().map(|(_, file)| file).collect();
@@ -165,13 +169,16 @@ pub fn quants(repo: &str, files: Vec<HubFile>) -> Result<Vec<Quant>, Error> {
     }
     match broken {
         _ if !quants.is_empty() => Ok(quants),
-        Some(error) => Err(error),
-        None => Err(Error::NoModels(repo.to_string())),
+        broken => Err(broken.unwrap_or_else(|| no_models(repo))),
     }
 }
 
-/// The model that a quantisation (or nothing) means.
-pub fn choose<'a>(repo: &str, quants: &'a [Quant], wanted: Option<&str>) -> Result<&'a Quant, Error> {
+fn no_models(repo: &str) -> Refusal {
+    Refusal::new(format!("`{repo}` holds no GGUF model"), "look for a repository whose name ends in GGUF")
+}
+
+/// The model that is meant.
+pub fn choose<'a>(repo: &str, quants: &'a [Quant], which: &Which) -> Result<&'a Quant, Refusal> {
     let matching = |wanted: &str| {
         let wanted = wanted.to_lowercase();
         let holds = |path: &str| {
@@ -180,17 +187,20 @@ pub fn choose<'a>(repo: &str, quants: &'a [Quant], wanted: Option<&str>) -> Resu
         };
         quants.iter().find(|quant| holds(&quant.path))
     };
-    match wanted {
-        Some(wanted) => matching(wanted).ok_or_else(|| Error::NoSuchFile {
-            repo: repo.to_string(),
-            wanted: wanted.to_string(),
-            known: quants.iter().map(|quant| quant.name.clone()).collect(),
-        }),
-        None => DEFAULT_QUANTS
-            .iter()
-            .find_map(|name| matching(name))
-            .or(quants.first())
-            .ok_or_else(|| Error::NoModels(repo.to_string())),
+    let unknown = |wanted: &str, known: fn(&Quant) -> &str| {
+        let hint = format!("it holds {}", listed(quants.iter().map(known)));
+        Refusal::new(format!("`{repo}` holds no GGUF model that matches `{wanted}`"), hint)
+    };
+    match which {
+        Which::Default => {
+            let usual = DEFAULT_QUANTS.iter().find_map(|name| matching(name));
+            usual.or(quants.first()).ok_or_else(|| no_models(repo))
+        }
+        Which::Quant(wanted) => matching(wanted).ok_or_else(|| unknown(wanted, |quant| &quant.name)),
+        Which::File(file) => {
+            let holds = |quant: &&Quant| quant.files.iter().any(|known| known.path == *file);
+            quants.iter().find(holds).ok_or_else(|| unknown(file, |quant| &quant.path))
+        }
     }
 }
 
@@ -217,7 +227,7 @@ pub fn projector_beside<'a>(files: &'a [HubFile], model: &str) -> Option<&'a Hub
 impl Client {
     /// The models of a repository.
     pub fn quants(&self, repo: &str) -> Result<Vec<Quant>, Error> {
-        quants(repo, self.files(repo)?)
+        Ok(quants(repo, self.files(repo)?)?)
     }
 
     /// The projector that `-hf` fetches beside a model of a repository.
@@ -233,7 +243,7 @@ impl Client {
 
     fn files(&self, repo: &str) -> Result<Vec<HubFile>, Error> {
         if !is_repository(repo) {
-            return Err(Error::Repository(format!("hf:{repo}")));
+            return Err(wrong_repository(&format!("hf:{repo}")));
         }
         let address =
             format!("{}/api/models/{repo}/tree/main?recursive=true", self.endpoint.as_str().trim_end_matches('/'));
@@ -313,7 +323,7 @@ mod tests {
         assert_eq!(of(&["a/mmproj-F16.gguf", "m.gguf"], "m.gguf"), None);
     }
 
-    fn quants_of(paths: &[&str]) -> Result<Vec<Quant>, Error> {
+    fn quants_of(paths: &[&str]) -> Result<Vec<Quant>, Refusal> {
         let file = |path: &&str| HubFile { path: (*path).to_string(), bytes: Bytes(10), oid: None };
         quants("o/r", paths.iter().map(file).collect())
     }
@@ -335,7 +345,8 @@ mod tests {
         assert_eq!(shown, [("BF16", 2, 20), ("UD-Q4_K_XL", 1, 10), ("Q8_0", 1, 10)]);
         assert_eq!(quants[0].path, "BF16/m-BF16-00001-of-00002.gguf");
         for (path, missing) in [("m-Q4-00002-of-00002.gguf", 1), ("m-Q4-00001-of-99999.gguf", 2)] {
-            assert!(matches!(quants_of(&[path]), Err(Error::Incomplete { number, .. }) if number == missing), "{path}");
+            let error = quants_of(&[path]).unwrap_err().to_string();
+            assert!(error.contains(&format!("shard {missing} of")), "{error}");
             assert_eq!(quants_of(&[path, "m-Q8_0.gguf"]).unwrap().len(), 1);
         }
     }
@@ -353,7 +364,8 @@ mod tests {
             (&["m-mxfp4.gguf"], None, Some("mxfp4")),
         ] {
             let quants = quants_of(paths).unwrap();
-            assert_eq!(choose("o/r", &quants, wanted).ok().map(|quant| quant.name.as_str()), name, "{wanted:?}");
+            let which = wanted.map_or(Which::Default, |wanted: &str| Which::Quant(wanted.into()));
+            assert_eq!(choose("o/r", &quants, &which).ok().map(|quant| quant.name.as_str()), name, "{wanted:?}");
         }
     }
 

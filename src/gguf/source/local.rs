@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::error::Error;
+use super::error::{Error, listed};
 use super::hub::{is_repository, models};
 use crate::bytes::Bytes;
+use crate::suggest::Refusal;
 
 /// Entries looked at in all caches together.
 const MAX_ENTRIES: usize = 200_000;
@@ -258,16 +259,26 @@ pub fn find(models: &[LocalModel], name: &str) -> Result<LocalModel, Error> {
         [one] => Ok((*one).clone()),
         // The same name in two caches: the first in the caches' order is as good as the other.
         [first, rest @ ..] if rest.iter().all(|other| other.name == first.name) => Ok((*first).clone()),
-        [] => Err(Error::UnknownName { name: name.to_string(), near: near(models, &wanted) }),
+        [] => {
+            let near = listed(near(models, &wanted).into_iter());
+            let hint = if near.is_empty() {
+                "pass a path, https://…, hf:owner/repo, or a name that `moeplan list` shows".to_string()
+            } else {
+                format!("did you mean {near}?")
+            };
+            let message = format!("`{name}` is not a file, and no model in the caches here has that name");
+            Err(Error::UnknownName(Refusal::new(message, hint)))
+        }
         several => {
-            let candidates = several.iter().map(|model| model.name.clone()).collect();
-            Err(Error::Ambiguous { name: name.to_string(), candidates })
+            let message = format!("`{name}` fits {} models found here", several.len());
+            let hint = format!("name one of them: {}", listed(several.iter().map(|model| model.name.as_str())));
+            Err(Refusal::new(message, hint).into())
         }
     }
 }
 
 /// Names that share most of the words of what was typed.
-fn near(models: &[LocalModel], wanted: &str) -> Vec<String> {
+fn near<'a>(models: &'a [LocalModel], wanted: &str) -> Vec<&'a str> {
     let words = |text: &str| -> HashSet<String> {
         let split = text.split(|c: char| !c.is_alphanumeric() && c != '.');
         split.filter(|word| word.len() > 1).map(str::to_lowercase).collect()
@@ -277,5 +288,5 @@ fn near(models: &[LocalModel], wanted: &str) -> Vec<String> {
     let mut scored: Vec<(usize, &LocalModel)> = models.iter().map(|model| (shared(model), model)).collect();
     scored.retain(|(shared, _)| *shared > 0 && *shared >= wanted.len().div_ceil(2));
     scored.sort_by_key(|(shared, _)| std::cmp::Reverse(*shared));
-    scored.into_iter().take(5).map(|(_, model)| model.name.clone()).collect()
+    scored.into_iter().take(5).map(|(_, model)| model.name.as_str()).collect()
 }

@@ -54,7 +54,7 @@ impl Location {
             return Ok(Self::Address(Url::parse(text).map_err(|failure| failure.of(text))?));
         }
         let Some(rest) = text.strip_prefix("hf:") else { return Ok(Self::Here(text.to_string())) };
-        let wrong = || Error::Repository(text.to_string());
+        let wrong = || error::wrong_repository(text);
         let rest = rest.strip_prefix("//").unwrap_or(rest);
         let mut parts = rest.splitn(3, '/');
         let (owner, name, file) = (parts.next().unwrap_or_default(), parts.next().ok_or_else(wrong)?, parts.next());
@@ -77,20 +77,7 @@ impl Location {
 impl Client {
     /// Which model of a repository is meant.
     pub fn choose(&self, repo: &str, which: &Which) -> Result<hub::Quant, Error> {
-        let quants = self.quants(repo)?;
-        let quant = match which {
-            Which::Default => hub::choose(repo, &quants, None)?,
-            Which::Quant(quant) => hub::choose(repo, &quants, Some(quant))?,
-            Which::File(file) => quants
-                .iter()
-                .find(|quant| quant.files.iter().any(|known| known.path == *file))
-                .ok_or_else(|| Error::NoSuchFile {
-                    repo: repo.to_string(),
-                    wanted: file.clone(),
-                    known: quants.iter().map(|quant| quant.path.clone()).collect(),
-                })?,
-        };
-        Ok(quant.clone())
+        Ok(hub::choose(repo, &self.quants(repo)?, which)?.clone())
     }
 
     /// The model at an address; of a split model, at the address of any of its shards.

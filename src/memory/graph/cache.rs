@@ -8,7 +8,7 @@ use super::{Builder, Error};
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f16, f32};
 use crate::memory::caches::{Cache, CacheKind};
-use crate::model::context::LayerHParams;
+use crate::model::hparams::LayerHParams;
 use crate::placement::Buffer;
 
 /// What a cache needs from outside: where to write, what to see, and rotations of quantized types.

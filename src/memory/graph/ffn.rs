@@ -8,7 +8,7 @@ pub(super) use crate::arch::{Act, Gating};
 use crate::arch::{FusedClamps, Routing};
 use crate::gguf::Value;
 use crate::gguf::ggml_type::{f32, i32};
-use crate::hparams::MAX_EXPERTS;
+use crate::model::hparams::MAX_EXPERTS;
 
 impl Act {
     fn glu(self) -> Glu {

@@ -28,9 +28,8 @@ use self::tensor::{Draft, Graph, Held, Id, Node, Op, TOO_LARGE};
 use super::caches::{CacheKind, Caches};
 use crate::arch::{Arch, Norm};
 use crate::gguf::Value;
-use crate::hparams::HParams;
 use crate::model::Model;
-use crate::model::context::LayerHParams;
+use crate::model::hparams::{HParams, LayerHParams};
 use crate::placement::{Buffer, Copy, Placement};
 use crate::run::ContextNumbers;
 

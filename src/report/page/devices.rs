@@ -112,13 +112,15 @@ impl Devices {
             let available = self.available.map_or(String::new(), |bytes| format!(", {bytes} of memory available"));
             notes.push(format!("Processor: {processor}{available}."));
         }
-        notes.push(if self.machine.devices.is_empty() {
+        let margin = self.margin;
+        notes.push(if !self.machine.devices.is_empty() {
+            format!("A plan leaves {margin} free on each device; `moeplan verify --measure-prompt 4096` measures what they need.")
+        } else if self.processor.is_none() {
+            "No device is described: plans use the host alone.".to_string()
+        } else {
             "No GPU was found: there is no NVIDIA driver, and no llama-server (MOEPLAN_LLAMA_SERVER, PATH) lists one. \
              Describe yours with --vram, --device or --machine."
                 .to_string()
-        } else {
-            let margin = self.margin;
-            format!("A plan leaves {margin} free on each device; `moeplan verify --measure-prompt 4096` measures what they need.")
         });
         let is_measured = self.machine.devices.iter().any(|device| device.calibration.is_some());
         let kept = evidence::store::path().filter(|_| is_measured);

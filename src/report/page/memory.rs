@@ -6,7 +6,7 @@ use super::Block;
 use crate::bytes::Bytes;
 use crate::checkup::Checkup;
 use crate::measurement::Row;
-use crate::memory::MemoryRow;
+use crate::memory::{HOST, MemoryRow};
 use crate::number::{fixed, share, small_size, typeset};
 use crate::report::chart::{Axis, Bar, Bars, Chart, Figure, Fill, Key, Tone};
 use crate::report::table::Table;
@@ -84,6 +84,17 @@ pub fn by_device(check: &Checkup) -> Block {
         add(&mut table, [device.as_str()], terms, (row.total, row.counted()), check.budget.get(device));
     }
     Block::Table(title.into(), table)
+}
+
+/// What is taken of main memory beside the table, and what that leaves for it.
+pub fn main_memory(check: &Checkup) -> Option<Block> {
+    let needs = &check.host_needs;
+    let [ram, left] =
+        [check.main_memory, check.budget.get(HOST).copied()].map(|bytes| bytes.map_or("not known".into(), size));
+    let cache = needs.prompt_cache.map_or("no limit".into(), size);
+    let row = [ram, size(needs.process), size(needs.logits), size(needs.checkpoints), size(needs.reserve), left, cache];
+    let columns = ">main memory|>program|>logits|>checkpoints, at most|>system|>left for Host|>prompt cache, at most";
+    Block::table("Main memory", Table::rows_of(columns, [row]))
 }
 
 fn table(names_sides: bool) -> Table {

@@ -1,7 +1,7 @@
 //! A check and a plan: whether it fits, what it takes of which device, how fast it is predicted to be, and the command.
 
 use super::compare::Summary;
-use super::memory::{by_device, counted, size};
+use super::memory::{by_device, counted, main_memory, size};
 use super::speed::{Entry, Unit::Rate, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, dotted, named, placement};
 use crate::bytes::Bytes;
@@ -35,6 +35,7 @@ impl Document for Checked {
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(launch(check)));
         page.push(by_device(check));
+        page.push(main_memory(check));
         page.push(parts(check));
         page.push(after_fitting(check));
         // Where budgets come from that are not exact figures.
@@ -65,6 +66,7 @@ impl Document for Plan {
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
         page.push(by_device(check));
+        page.push(main_memory(check));
         page.push(parts(check));
         page.push(self.machine.budget_notes().map(Block::Prose));
         placed(&mut page, check);
@@ -107,6 +109,13 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
         (Some(false), false) if check.verdict == Some(checkup::Verdict::AfterFit) => {
             let text = format!("Does not fit as written ({}); llama.cpp's own fitting makes it fit.", short(check));
             (Verdict::Open, text)
+        }
+        (Some(false), false) if check.verdict == Some(checkup::Verdict::Paged) => {
+            let text = format!(
+                "Main memory does not hold it ({}): mapped weights are read from the disk again and again.",
+                short(check)
+            );
+            (Verdict::Bad, text)
         }
         (_, false) if check.verdict == Some(checkup::Verdict::WithoutParts) => {
             let parts: Vec<&str> = check.uncounted.iter().map(|term| &*term.what).collect();
@@ -152,9 +161,10 @@ fn parts(check: &Checkup) -> Option<Block> {
             What::Projector => "projector",
         };
         part.memory.iter().map(move |(device, row)| {
-            let compute = row.compute.map_or_else(|| "not predicted".to_string(), |bytes| bytes.to_string());
+            let [context, compute] = [row.context, row.compute]
+                .map(|bytes| bytes.map_or_else(|| "not predicted".to_string(), |bytes| bytes.to_string()));
             let path = part.path.as_deref().unwrap_or_default();
-            row![name(part.what), device, row.model, row.context, compute, path]
+            row![name(part.what), device, row.model, context, compute, path]
         })
     });
     let table = Table::rows_of("part|device|>model|>context|>compute|file", rows);
@@ -316,13 +326,18 @@ impl Plan {
 
     /// The proposed launch beside the others, where there are any.
     fn beside(&self, title: &str, of: fn(&Speed) -> f64) -> Option<Block> {
-        let others = self.why.alternatives.iter().filter(|other| other.fits);
+        let others = self.others().filter(|other| other.fits);
         let others: Vec<Entry> = others
             .map(|other| Entry { tone: Some(Tone::Overhead), ..Entry::predicted(&other.what, &other.speed, of) })
             .collect();
         let is_alone = others.is_empty();
         let proposed = Entry::predicted("proposed", &self.speed, of);
         chart(title, Rate, [proposed].into_iter().chain(others)).filter(|_| !is_alone)
+    }
+
+    /// What llama.cpp would choose, then what else there is.
+    fn others(&self) -> impl Iterator<Item = &Alternative> {
+        self.fit_choice.iter().map(|choice| &choice.launch).chain(&self.why.alternatives)
     }
 
     fn tables(&self) -> impl Iterator<Item = Block> {
@@ -340,7 +355,7 @@ impl Plan {
         let tables = [
             ("What takes the room", Table::rows_of("term|>bytes|fix|>frees|costs", terms)),
             ("What takes the time", Table::rows_of("phase|time goes to|>seconds", times)),
-            ("Alternatives", launches(&self.why.alternatives)),
+            ("Alternatives", launches(self.others())),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
         tables.into_iter().filter_map(|(caption, table)| Block::table(caption, table))
@@ -357,8 +372,8 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
     format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts)
 }
 
-fn launches(others: &[Alternative]) -> Table {
-    let rows = others.iter().map(|other| {
+fn launches<'a>(others: impl IntoIterator<Item = &'a Alternative>) -> Table {
+    let rows = others.into_iter().map(|other| {
         row![
             other.what,
             fits(other.fits, &other.shortfall),

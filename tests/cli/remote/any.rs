@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::http_server::{Answer, Server};
 use super::*;
 use moeplan::bytes::Bytes;
-use moeplan::gguf::source::Location;
 use moeplan::gguf::source::hub::{self, HubFile};
+use moeplan::gguf::source::{Location, Which};
 
 /// Text in which the characters that matter are frequent.
 fn tricky() -> impl Strategy<Value = String> {
@@ -40,8 +40,8 @@ proptest! {
         let files = paths.into_iter().map(|path| HubFile { path, bytes: Bytes(u64::MAX), oid: None }).collect();
         if let Ok(quants) = hub::quants("o/r", files) {
             prop_assert!(quants.iter().all(|quant| !quant.files.is_empty() && !quant.name.is_empty()));
-            prop_assert!(hub::choose("o/r", &quants, None).is_ok());
-            let _ = hub::choose("o/r", &quants, Some(&wanted));
+            prop_assert!(hub::choose("o/r", &quants, &Which::Default).is_ok());
+            let _ = hub::choose("o/r", &quants, &Which::Quant(wanted));
         }
     }
 }

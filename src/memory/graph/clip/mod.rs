@@ -111,7 +111,7 @@ impl<'g> Clip<'g> {
             _ => (FRAMES, mel()),
         };
         let (px, py) = (nx / e.patch_size, ny / e.patch_size);
-        let is_on = |key: &str| matches!(e.model.metadata.get(key), Some(Value::Bool(true)));
+        let is_on = |key: &str| matches!(e.model.hparams.metadata.get(key), Some(Value::Bool(true)));
         Self {
             e,
             draft,
@@ -206,7 +206,7 @@ impl<'g> Clip<'g> {
             Value::I64(n) => Some(*n),
             _ => None,
         };
-        match self.e.model.metadata.get(&format!("clip.{key}")) {
+        match self.e.model.hparams.metadata.get(&format!("clip.{key}")) {
             Some(Value::Array(items)) => items.iter().filter_map(number).collect(),
             _ => Vec::new(),
         }

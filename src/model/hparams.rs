@@ -1,7 +1,65 @@
-//! What of a model's hyper-parameters shapes its caches, by layer: windows, recurrence, head sizes, indexers. The loader rules
-//! say it, in the words of `load_arch_hparams`.
+//! Hyper-parameters: what the `<arch>.*` keys say, read as llama.cpp's loader reads them (`model::load`), of a model and, by layer, of
+//! its caches.
 //!
-//! Source: `src/llama-hparams.h`, llama.cpp b11434.
+//! Source: `src/llama-hparams.h`, `src/llama-model.cpp` (`llama_model_base::load_hparams`), llama.cpp b11434.
+
+use crate::arch::Arch;
+use crate::gguf::{Metadata, Value};
+
+/// llama.cpp's `LLAMA_MAX_LAYERS`.
+pub const MAX_BLOCKS: u32 = 512;
+/// llama.cpp's `LLAMA_MAX_EXPERTS`.
+pub const MAX_EXPERTS: u32 = 1024;
+
+/// The keys of a model: typed, those that every architecture shares; the others through [`HParams::u64`] and its siblings.
+#[derive(Debug, Clone, Default)]
+pub struct HParams {
+    /// The prefix of the keys.
+    pub architecture: String,
+    pub metadata: Metadata,
+    /// NextN blocks included; 0 where llama.cpp would refuse it.
+    pub block_count: u32,
+    /// The last blocks, not loaded without MTP.
+    pub nextn_predict_layers: u32,
+    /// In tokens (llama.cpp: `n_ctx_train`).
+    pub context_length: u32,
+    /// llama.cpp: `n_embd`.
+    pub embedding_length: u32,
+    /// Tokens of the vocabulary: the tokenizer's array, else `vocab_size`.
+    pub vocab_size: u32,
+    /// 0 for a dense model.
+    pub expert_count: u32,
+    /// By block.
+    pub expert_used_count: Vec<u32>,
+    /// `attention.causal` is stated and false.
+    pub non_causal: bool,
+}
+
+impl HParams {
+    pub fn arch(&self) -> &'static Arch {
+        Arch::of(&self.architecture)
+    }
+
+    /// The value of `<arch>.KEY`.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(&format!("{}.{key}", self.architecture))
+    }
+
+    /// The scalar integer `<arch>.KEY`; `None` where it is absent, negative or not an integer.
+    pub fn u64(&self, key: &str) -> Option<u64> {
+        self.value(key)?.as_u64()
+    }
+
+    /// The scalar integer `<arch>.KEY` as `u32`, or 0.
+    pub fn u32_or_0(&self, key: &str) -> u32 {
+        self.u64(key).and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
+    }
+
+    /// `block_count` less the NextN blocks (llama.cpp: `n_layer()`).
+    pub fn n_layer(&self) -> u32 {
+        self.block_count.saturating_sub(self.nextn_predict_layers)
+    }
+}
 
 /// llama.cpp's hyper-parameters of the memory, resolved (`llama_hparams`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,7 +128,7 @@ pub struct Swa {
 impl ContextHParams {
     /// How many layers in all, as `u32` (`n_layer_all`).
     pub fn n_layer_all(&self) -> u32 {
-        // At most `hparams::MAX_BLOCKS`.
+        // At most `MAX_BLOCKS`.
         u32::try_from(self.layers.len()).unwrap_or(u32::MAX)
     }
 }

@@ -1,0 +1,164 @@
+//! Commands as people hold them: pasted, wrapped, piped, and in the files of other programs.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// A small model in a folder of its own.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let synth = ["synth", "qwen3-30b-a3b", "--tiny", "-q", "-o", "x.gguf"];
+    assert!(
+        Command::new(env!("CARGO_BIN_EXE_moeplan")).args(synth).current_dir(folder.path()).status().unwrap().success()
+    );
+    folder
+}
+
+/// The exit code, the document and what was said of `check --vram 24576M,12288M --json` with these words.
+fn check(folder: &Path, words: &[&str], input: &str, variables: &[(&str, &str)]) -> (i32, Value, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+    command.args(["check", "--json", "--vram", "24576M,12288M", "--ram", "64G", "--"]).args(words).current_dir(folder);
+    command.env("CUDA_VISIBLE_DEVICES", "").env("HOME", folder).envs(variables.iter().copied());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap_or_default(), said)
+}
+
+fn total(document: &Value, device: &str) -> Option<u64> {
+    document["memory"][device]["total"].as_u64()
+}
+
+#[test]
+fn a_wrapped_command_is_the_command() {
+    let folder = folder();
+    let at = folder.path();
+    let plain = check(at, &["llama-server", "-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"], "", &[]);
+    assert_eq!(plain.0, 0, "{}", plain.2);
+    for words in [
+        &["$", "llama-server", "-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"][..],
+        &[
+            "sudo",
+            "numactl",
+            "--interleave=all",
+            "llama-server",
+            "-m",
+            "x.gguf",
+            "-ngl",
+            "99",
+            "-c",
+            "4096",
+            "-fit",
+            "off",
+        ],
+        &["llama", "serve", "-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"],
+        &["-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"],
+        &["llama-server -m x.gguf -ngl 99 -c 4096 -fit off"],
+        &[
+            "docker",
+            "run",
+            "--gpus",
+            "all",
+            "-v",
+            ".:/m",
+            "i:server",
+            "-m",
+            "/m/x.gguf",
+            "-ngl",
+            "99",
+            "-c",
+            "4096",
+            "-fit",
+            "off",
+        ],
+    ] {
+        let wrapped = check(at, words, "", &[]);
+        assert_eq!((wrapped.0, &wrapped.1["memory"]), (0, &plain.1["memory"]), "{words:?}: {}", wrapped.2);
+    }
+    let input = "user@host:~$ llama-server \\\n  -m ~/x.gguf \\\n  -ngl 99 -c 4096 -fit off 2>&1 | tee log\n";
+    let piped = check(at, &["-"], input, &[]);
+    assert_eq!((piped.0, &piped.1["memory"]), (0, &plain.1["memory"]), "{}", piped.2);
+}
+
+#[test]
+fn files_of_other_programs_are_answered_model_by_model() {
+    let folder = folder();
+    let at = folder.path();
+    for (name, text) in [
+        ("models.ini", "[*]\nngl = 99\n[small]\nmodel = x.gguf\nc = 4096\n[large]\nmodel = x.gguf\nc = 8192\n"),
+        (
+            "swap.yaml",
+            "models:\n  small: {cmd: 'llama-server --port ${PORT} -m x.gguf -ngl 99 -c 4096'}\n  large: {cmd: llama-server -m x.gguf -c 8192 -ngl 99}\n",
+        ),
+        (
+            "compose.yaml",
+            "services:\n  small: {image: 'llama.cpp:server', volumes: ['./:/m'], command: -m /m/x.gguf -c 4096 -ngl 99}\n  large: {image: 'llama.cpp:server', volumes: ['./:/m'], command: -m /m/x.gguf -c 8192 -ngl 99}\n",
+        ),
+    ] {
+        std::fs::write(at.join(name), text).unwrap();
+        let (code, document, said) = check(at, &[name], "", &[]);
+        assert_eq!((code, document["schema"].as_str()), (0, Some("moeplan/checks/1")), "{name}: {said}");
+        let checks = document["checks"].as_array().unwrap();
+        let rows: Vec<_> =
+            checks.iter().map(|row| (row["name"].as_str().unwrap(), row["run"]["n_ctx"].as_u64().unwrap())).collect();
+        let expected = [("large", 8192), ("small", 4096)];
+        assert!(rows == expected || rows == [expected[1], expected[0]], "{name}: {rows:?}");
+    }
+    std::fs::write(at.join("gone.ini"), "[a]\nmodel = x.gguf\n[b]\nmodel = gone.gguf\n").unwrap();
+    let (code, document, _) = check(at, &["gone.ini"], "", &[]);
+    assert_eq!(code, 2);
+    assert!(document["checks"][1]["error"].as_str().unwrap().contains("gone.gguf"), "{document}");
+    std::fs::write(at.join("llama.env"), "LLAMA_ARG_MODEL=x.gguf\nLLAMA_ARG_CTX_SIZE=4096\n").unwrap();
+    let (code, document, said) = check(at, &["llama.env"], "", &[]);
+    assert_eq!((code, document["run"]["n_ctx"].as_u64()), (0, Some(4096)), "{said}");
+    let table = Command::new(env!("CARGO_BIN_EXE_moeplan"))
+        .args(["check", "--vram", "24576M", "--ram", "64G", "models.ini"])
+        .current_dir(at)
+        .output()
+        .unwrap();
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("small") && table.contains("large") && table.contains("Fits"), "{table}");
+}
+
+#[test]
+fn variables_select_the_cards() {
+    let folder = folder();
+    let words = ["llama-server", "-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"];
+    let both = check(folder.path(), &words, "", &[]).1;
+    assert!(total(&both, "CUDA1").is_some());
+    let second = ["CUDA_VISIBLE_DEVICES=1"].into_iter().chain(words).collect::<Vec<_>>();
+    for (words, variables) in [(&second[..], &[][..]), (&words[..], &[("CUDA_VISIBLE_DEVICES", "1")])] {
+        let one = check(folder.path(), words, "", variables).1;
+        assert_eq!((one["budget"]["CUDA0"].as_u64(), total(&one, "CUDA1")), (Some(12_288 << 20), None), "{words:?}");
+        assert!(one["lints"].as_array().unwrap().iter().any(|lint| lint["code"] == "cards-selected"));
+    }
+}
+
+#[test]
+fn every_variant_of_a_grid_is_answered_and_the_largest_decides() {
+    let folder = folder();
+    let words = ["llama-bench", "-m", "x.gguf", "-ngl", "99", "-d", "0,4096", "-ub", "512,64"];
+    let (code, grid, said) = check(folder.path(), &words, "", &[]);
+    assert_eq!((code, grid["variants"].as_array().unwrap().len()), (0, 4), "{said}");
+    let alone = ["llama-bench", "-m", "x.gguf", "-ngl", "99", "-d", "4096", "-ub", "512"];
+    let (_, alone, _) = check(folder.path(), &alone, "", &[]);
+    assert_eq!((&grid["memory"], grid["run"]["n_ctx"].as_u64()), (&alone["memory"], Some(4608)));
+}
+
+#[test]
+fn paths_that_nobody_expanded_are_explained() {
+    let folder = folder();
+    for (path, expected) in [
+        ("~/gone/x.gguf", "only a shell makes a path of that"),
+        ("$HOME/gone/x.gguf", "only a shell makes a path of that"),
+        (r"C:\models\x.gguf", "a path of Windows"),
+    ] {
+        let (code, _, said) = check(folder.path(), &["llama-server", "-m", path], "", &[]);
+        assert!(code == 2 && said.contains(expected) && said.contains("hint: "), "{path}: {said}");
+    }
+    let (code, _, said) = check(folder.path(), &["ollama", "run", "x"], "", &[]);
+    assert!(code == 2 && said.contains("moeplan list"), "{said}");
+}
