@@ -137,7 +137,7 @@ pub struct Forecast {
     /// Whether attention is one operation (`-fa auto` resolved); `None` where compute is not counted.
     pub flash_attn: Option<bool>,
     pub basis: Vec<Basis>,
-    /// The terms that are not in `memory`: only [`as_far_as_known`] leaves any out.
+    /// The terms that are not in `memory`: only [`Launch::projection`] leaves any out.
     pub uncounted: Vec<Uncounted>,
 }
 

@@ -285,6 +285,7 @@ fn yaml(error: &serde_saphyr::Error) -> Mistake {
     // The place is told once, before the message.
     let message = plain.lines().next().and_then(|line| line.split(" at line ").next()).unwrap_or_default();
     let message = message.replace("unknown variant", "unknown name");
+    let message = message.replace("externally tagged enum expected scalar or mapping", "one name is expected here");
     let near = message.split_once("unknown ").and_then(|(_, rest)| {
         let word = rest.split('`').nth(1)?;
         let known: Vec<&str> = rest.split_once("expected one of ")?.1.split(", ").collect();
@@ -807,7 +808,7 @@ mod tests {
                 "expected one of first, last",
             ),
             ("rules:\n  - role: router\n    buffer: 'a,b'\n", 3, 13, "not a buffer"),
-            ("rules:\n  - role: [a]\n", 2, 11, "expected string"),
+            ("rules:\n  - role: [a]\n", 2, 11, "one name is expected"),
             ("rules:\n  - role: \"a\n", 3, 1, ""),
             ("description: x\n", 1, 1, "rules"),
         ] {
