@@ -290,7 +290,7 @@ impl Subject<'_> {
         let fewer = self.candidate.forecast.host_needs.fewer_checkpoints(run, missing);
         let checkpoints = fewer.map_or_else(String::new, |fewer| format!("--ctx-checkpoints {fewer}"));
         fix(fewer.is_some(), &checkpoints, "prompts are computed again more often", &|to| {
-            to.run.ctx_checkpoints = fewer
+            to.run.ctx_checkpoints = fewer;
         });
         fix(request.margin > Bytes(0), "--margin 0", NO_MARGIN, &|to| to.margin = Bytes(0));
         fix(run.offload_kqv, "-nkvo", "the context goes to the host, and attention with it", &|to| {
