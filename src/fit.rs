@@ -18,11 +18,13 @@ pub struct Fitted {
     pub failure: Option<String>,
 }
 
-/// What fitting decides of a launch, as llama-fit-params prints it.
+/// What fitting decides of a launch, as llama-fit-params prints it: shares up to the last device with layers, of several.
 pub fn args(run: &RunConfig) -> Vec<String> {
     let mut words = vec!["-c".to_string(), run.n_ctx.to_string(), "-ngl".to_string(), run.n_gpu_layers.to_string()];
+    let n_devices = run.tensor_split.iter().rposition(|share| *share != 0.0).map_or(0, |last| last + 1);
+    let shares = run.tensor_split.iter().take(n_devices).filter(|_| n_devices > 1);
     let lists = [
-        ("-ts", run.tensor_split.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        ("-ts", shares.map(ToString::to_string).collect::<Vec<_>>()),
         ("-ot", run.overrides.iter().map(|entry| format!("{}={}", entry.pattern, entry.buffer)).collect()),
     ];
     let given = lists.into_iter().filter(|(_, list)| !list.is_empty());

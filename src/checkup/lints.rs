@@ -353,9 +353,14 @@ const LINTS: &[Rule] = &[
             return None;
         }
         let names = facts.device_names().join(", ");
+        let hint = if facts.forecast.mapped.devices.is_empty() {
+            "a smaller quantization or a shorter context: moving experts to the host frees nothing here"
+        } else {
+            "`-lm none` keeps on the device only what is its own; or take a smaller quantization or a shorter context"
+        };
         found(
             format!("{names} and the processor share main memory: {shared} and {host} together are {missing} too many"),
-            "a smaller quantization or a shorter context: moving experts to the host frees nothing here",
+            hint,
         )
     }),
     ("mapped-beyond-ram", Warning, |facts| {

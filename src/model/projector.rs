@@ -216,8 +216,10 @@ impl<'a> Encoder<'a> {
         let (_, prefix) = self.modality.names();
         let mut names = self.kind.patterns().filter(|pattern| pattern.is_required).flat_map(|pattern| {
             let name = pattern.name.replacen("P.", &format!("{prefix}."), usize::from(pattern.name.starts_with("P.")));
-            let blocks = if pattern.name.starts_with("P.blk.#.") { 0..self.n_layer } else { 0..1 };
-            blocks.map(move |il| name.replacen('#', &il.to_string(), 1))
+            // Which blocks of another kind a file must have depends on its keys.
+            let is_of_layers = pattern.name.starts_with("P.blk.#.");
+            let blocks = if is_of_layers { 0..self.n_layer } else { 0..1 };
+            blocks.map(move |il| if is_of_layers { name.replacen('#', &il.to_string(), 1) } else { name.clone() })
         });
         names.find(|name| !name.contains('#') && !name.contains("seanet") && !has.contains(name.as_str()))
     }

@@ -397,7 +397,8 @@ fn of_image(tag: &str, rest: &[String]) -> Vec<String> {
 
 /// `HOST:INSIDE[:ro]`; a drive of Windows has a colon of its own.
 fn volume(value: &str) -> Option<(String, String)> {
-    let drive = value.get(1..3).is_some_and(|text| text == ":\\" || text == ":/");
+    let drive = value.starts_with(|c: char| c.is_ascii_alphabetic())
+        && value.get(1..3).is_some_and(|text| text == ":\\" || text == ":/");
     let at = value.char_indices().filter(|(_, c)| *c == ':').map(|(at, _)| at).nth(usize::from(drive))?;
     let (host, inside) = value.split_at_checked(at)?;
     let inside = inside.strip_prefix(':')?.split(':').next()?;

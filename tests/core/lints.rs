@@ -101,7 +101,7 @@ fn rules_that_almost_match_are_answered_with_what_was_meant() {
     for (rule, expected) in [
         ("ffn_exps=CPU", "did you mean `exps=CPU`?"),
         ("blk.*.experts=CPU", "did you mean `blk.*.exps=CPU`?"),
-        (r"blk\.1\.ffn_up_exps=CPU", r"did you mean `blk\.1\.ffn_up_exps=CPU`?"),
+        (r"blk\\.1\\.ffn_up_exps=CPU", r"did you mean `blk\.1\.ffn_up_exps=CPU`?"),
         ("FFN_UP_EXPS=CPU", "did you mean `ffn_up_exps=CPU`?"),
         (r"model\.layers\.3\..*=CPU", "`moeplan inspect MODEL --tensors` lists the names"),
         ("nothing=CPU", "`moeplan inspect MODEL --tensors` lists the names"),
@@ -284,7 +284,7 @@ static CASES: &[Case] = &[
         &QWEN,
         "MTL0=24G 24",
         "llama-server -c 49152 -np 1 -ncmoe 24",
-        "llama-server -c 4096 -np 1 -ncmoe 24",
+        "llama-server -c 4096 -np 1 -ncmoe 24 -lm none",
     ),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -ncmoe 1", "llama-server -ot exps=CUDA0"),

@@ -50,7 +50,7 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
     let full = std::env::var_os("MOEPLAN_FULL").is_some();
     let count = number("MOEPLAN_CASES", if full { 1000 } else { 60 });
     let mut chance = Chance(number("MOEPLAN_SEED", 1));
-    let (mut equal, mut refused, mut wrong) = (0, 0, Vec::new());
+    let (mut equal, mut refused, mut aborted, mut wrong) = (0, 0, 0, Vec::new());
     for n_devices in [1, 2] {
         let mut words: Vec<String> = vec!["llama-fit-params".into()];
         let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
@@ -90,11 +90,19 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
                 fit::args(&ours.run).into_iter().map(quoted).collect::<Vec<_>>().join(" ")
             };
             let ours = ours.failure.clone().map_or_else(|| Ok(printed()), Err);
-            let output = Command::new(&program).args(&words[1..]).arg("-m").arg(path).output().expect("it runs");
+            let output = Command::new(&program)
+                .args(&words[1..])
+                .arg("-m")
+                .arg(path)
+                .env("GGML_NO_BACKTRACE", "1")
+                .output()
+                .expect("it runs");
             let theirs = String::from_utf8_lossy(&output.stdout).trim().to_string();
             match (&ours, output.status.success()) {
                 (Ok(ours), true) if *ours == theirs => equal += 1,
                 (Err(_), false) => refused += 1,
+                // An assertion of its graph fails on its way: what it would have chosen is not known.
+                _ if output.status.code().is_none() => aborted += 1,
                 _ => {
                     let name = path.file_stem().unwrap_or_default().to_string_lossy();
                     let said = String::from_utf8_lossy(&output.stderr);
@@ -105,6 +113,6 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
             }
         }
     }
-    eprintln!("{equal} equal, {refused} given up by both, {} differ", wrong.len());
+    eprintln!("{equal} equal, {refused} given up by both, {aborted} aborted by llama.cpp, {} differ", wrong.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
