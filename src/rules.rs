@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 
 use regex::bytes::{Regex, RegexBuilder};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::arch::Arch;
 
@@ -85,30 +85,28 @@ impl Role {
 }
 
 /// Role rules in the order they are asked: the first that matches wins.
-#[derive(Debug, Clone)]
-pub struct RoleRules(Vec<Rule>);
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleRules {
+    rules: Vec<Rule>,
+}
 
-/// One rule: tensors whose whole name matches have the role.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Rule {
     role: Role,
+    /// Of the whole name.
+    #[serde(deserialize_with = "regex")]
     tensors: Regex,
     /// Only in blocks that also have a tensor of this name (without `blk.N.` and suffix).
     in_blocks_with: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RulesFile {
-    rules: Vec<RuleText>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RuleText {
-    role: Role,
-    tensors: String,
-    in_blocks_with: Option<String>,
+fn regex<'de, D: Deserializer<'de>>(text: D) -> Result<Regex, D::Error> {
+    let whole = format!("^(?:{})$", String::deserialize(text)?);
+    // Tensor names are ASCII in practice; bytes make the patterns small and quick to compile.
+    let built = RegexBuilder::new(&whole).unicode(false).dot_matches_new_line(true).build();
+    built.map_err(serde::de::Error::custom)
 }
 
 /// Asked last, for every architecture.
@@ -119,25 +117,18 @@ impl RoleRules {
     pub fn built_in(architecture: &str) -> Self {
         let texts = Arch::of(architecture).roles.into_iter().chain([GENERAL]);
         // A test reads every one of them.
-        Self(texts.filter_map(|text| Some(Self::from_yaml(architecture, text).ok()?.0)).flatten().collect())
+        let files = texts.filter_map(|text| Self::from_yaml(architecture, text).ok());
+        Self { rules: files.flat_map(|file| file.rules).collect() }
     }
 
     /// The rules of one file, or what is wrong with it.
     pub fn from_yaml(name: &str, text: &str) -> Result<Self, String> {
-        let file: RulesFile = serde_yaml::from_str(text).map_err(|error| format!("rules `{name}`: {error}"))?;
-        let compile = |rule: RuleText| {
-            // Tensor names are ASCII in practice; bytes make the patterns small and quick to compile.
-            let whole = format!("^(?:{})$", rule.tensors);
-            let tensors = RegexBuilder::new(&whole).unicode(false).dot_matches_new_line(true).build();
-            let tensors = tensors.map_err(|error| format!("rules `{name}`, `{}`: {error}", rule.tensors))?;
-            Ok(Rule { role: rule.role, tensors, in_blocks_with: rule.in_blocks_with })
-        };
-        Ok(Self(file.rules.into_iter().map(compile).collect::<Result<_, String>>()?))
+        serde_yaml::from_str(text).map_err(|error| format!("rules `{name}`: {error}"))
     }
 
     /// The role of each tensor of a model, in the order given. All names together, since a rule may look at the block.
     pub fn roles<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Vec<Role> {
-        let marks: BTreeSet<(u32, &str)> = if self.0.iter().any(|rule| rule.in_blocks_with.is_some()) {
+        let marks: BTreeSet<(u32, &str)> = if self.rules.iter().any(|rule| rule.in_blocks_with.is_some()) {
             names.clone().filter_map(|name| Some((block_of(name)?, base_of(name)))).collect()
         } else {
             BTreeSet::new()
@@ -149,7 +140,9 @@ impl RoleRules {
                     .as_deref()
                     .is_none_or(|mark| block_of(name).is_some_and(|block| marks.contains(&(block, mark))))
         };
-        names.map(|name| self.0.iter().find(|rule| holds(rule, name)).map_or(Role::Other, |rule| rule.role)).collect()
+        names
+            .map(|name| self.rules.iter().find(|rule| holds(rule, name)).map_or(Role::Other, |rule| rule.role))
+            .collect()
     }
 }
 

@@ -179,7 +179,7 @@ fn other_names_of_llama_cpp() {
 fn every_rule_claims_a_tensor() {
     let groups = groups();
     for (text, names) in files() {
-        for (at, rule) in RoleRules::from_yaml("", text).unwrap().0.iter().enumerate() {
+        for (at, rule) in RoleRules::from_yaml("", text).unwrap().rules.iter().enumerate() {
             let applies = |architecture: &str| names.contains(&architecture);
             let in_headers = groups.iter().any(|group| {
                 group.architectures.iter().any(|a| applies(a))
