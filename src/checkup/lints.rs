@@ -120,6 +120,18 @@ const LINTS: &[Rule] = &[
             "a fork or a newer llama.cpp may load it; only its weights and where they go are told here",
         )
     }),
+    // `tools/server/server-context.cpp` `load_model` frees the draft model where `common_speculative_init` finds no kind that is on;
+    // `common_speculative_types_from_gguf` knows the kind of heads alone (b11434).
+    ("draft-not-used", Warning, |facts| {
+        let draft = facts.model.draft.as_ref().filter(|_| facts.run.n_draft == 0)?;
+        if matches!(draft.architecture.as_str(), "eagle3" | "dflash") {
+            return None;
+        }
+        found(
+            "llama-server loads the draft model and frees it again: no kind of speculation is on".to_string(),
+            "add `--spec-type draft-simple`",
+        )
+    }),
     // Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
     // model it is that one's blocks that draft.
     ("mtp-without-nextn", Error, |facts| {

@@ -225,7 +225,7 @@ impl Held {
             } else if matches!(name, "bash" | "sh" | "zsh" | "powershell" | "pwsh") && rest.len() > 1 {
                 // `bash -c TEXT`: the last word is the text.
                 let text = rest.iter().find(|word| !word.starts_with('-')).and_then(|text| split(text));
-                let Held { environment, words, notes, .. } = of_words(&text.unwrap_or_default(), files)?;
+                let Self { environment, words, notes, .. } = of_words(&text.unwrap_or_default(), files)?;
                 self.environment.extend(environment);
                 self.notes.extend(notes);
                 self.words = words;

@@ -3,6 +3,8 @@
 //! Source: koboldcpp 1.10x, `koboldcpp.py` (its argument parser) and `gpttype_adapter.cpp`. It embeds a llama.cpp of its own, so the
 //! figures are those of the same launch in llama.cpp.
 
+use std::path::Path;
+
 use super::{Error, Note};
 
 /// What an option becomes: a flag that takes its value, or what the value stands for.
@@ -69,7 +71,7 @@ pub(super) fn words(rest: &[String]) -> Result<(Vec<String>, Note), Error> {
     while let Some((first, after)) = rest.split_first() {
         let Some((_, meaning)) = OPTIONS.iter().find(|(names, _)| names.split(' ').any(|name| name == first)) else {
             // The model may stand alone; other options decide nothing here.
-            if !first.starts_with('-') && first.ends_with(".gguf") {
+            if !first.starts_with('-') && Path::new(first).extension().is_some_and(|ending| ending == "gguf") {
                 words.extend(["-m".to_string(), first.clone()]);
             }
             rest = after;

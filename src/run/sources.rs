@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_yaml::Value;
 
 use super::command::quoted;
+use super::flags::{self, Flag};
 use super::held::{self, Files, Held, assignment, of_words, split};
 use super::{Error, spelling};
 
@@ -185,11 +186,14 @@ fn expanded(text: &str, variables: &BTreeMap<String, String>, is_shell: bool) ->
     out
 }
 
+/// A flag and its words.
+type Setting = (&'static Flag, Vec<String>);
+
 /// The sections of a preset file: keys are flags without dashes, or their variables; `[*]` is for all; `base` is the router's own command
 /// line, which wins (`common/preset.cpp` `parse_ini_from_file`, `common_preset_context::load_from_ini` and
 /// `tools/server/README.md`, b11434). A value ends at the end of its line or at the first `;` or `#`, nothing is quoted.
 pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
-    let mut sections: Vec<(String, Vec<(&'static super::flags::Flag, Vec<String>)>)> = Vec::new();
+    let mut sections: Vec<(String, Vec<Setting>)> = Vec::new();
     for line in text.lines() {
         let line = line.split([';', '#']).next().unwrap_or_default().trim();
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
@@ -211,7 +215,7 @@ pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
             Some((flag, on, word))
         });
         let of_variable = || {
-            super::flags::FLAGS
+            flags::FLAGS
                 .iter()
                 .find(|flag| flag.environment == Some(key))
                 .map(|flag| (flag, true, flag.name().to_string()))
@@ -325,7 +329,9 @@ fn compose(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
         {
             option("--env-file", &file);
         }
-        pairs(service.get("environment")).iter().for_each(|pair| option("-e", pair));
+        for pair in pairs(service.get("environment")) {
+            option("-e", &pair);
+        }
         for volume in service.get("volumes").and_then(Value::as_sequence).into_iter().flatten() {
             let long = volume.get("source").and_then(text_of).zip(volume.get("target").and_then(text_of));
             if let Some(short) = text_of(volume).or(long.map(|(source, target)| format!("{source}:{target}"))) {
@@ -417,7 +423,7 @@ fn unit(text: &str, files: Files<'_>) -> Result<Held, Error> {
                     .extend(text.map(|text| env(&text)).transpose()?.map(|held| held.environment).unwrap_or_default());
             }
             "ExecStart" if !value.is_empty() => {
-                command = Some(value.trim_start_matches(['-', '@', '+', '!', ':']).to_string())
+                command = Some(value.trim_start_matches(['-', '@', '+', '!', ':']).to_string());
             }
             "Image" => image = Some(value),
             "Exec" => command = Some(value),

@@ -115,6 +115,9 @@ enum Says {
     Nothing,
     /// A buffer `name` of `mib`, reported by the function `by`.
     Buffer(Part),
+    /// The projector is given the device `name`.
+    ProjectorDevice,
+    ProjectorWeights,
     /// The model is given the device `name`, which calls itself `description`; for RPC that is its server, `host:port`.
     Device,
     /// The trial load of --fit is over; with -v it printed all that a load prints.
@@ -141,6 +144,9 @@ enum Says {
 /// ggml-backend.cpp, ggml-alloc.c, ggml-cuda.cu, ggml-vulkan.cpp, ggml-metal-device.m; tools/server/server-context.cpp.
 const ROWS: &[(&str, Says)] = &[
     (r"\| memory breakdown \[MiB\]|memory_breakdown_print", Says::Nothing),
+    // A projector's weights: one sum of its file, on the device that was named before (tools/mtmd/clip.cpp).
+    (r"CLIP using (?<name>\S+) backend", Says::ProjectorDevice),
+    (r"(?<by>load_hparams): +model size: +(?<mib>\S+) MiB", Says::ProjectorWeights),
     (r"BUFFERmodel +buffer +SIZE", Says::Buffer(Part::Model)),
     // llama.cpp before December 2024 and ik_llama.cpp leave the word out.
     (r"(?<by>load_tensors): +(?<name>\S+) +buffer +SIZE", Says::Buffer(Part::Model)),
@@ -244,6 +250,7 @@ pub struct LoadLog {
     devices: Vec<(String, String)>,
     failure: Option<Failure>,
     contexts: u32,
+    projector_device: Option<String>,
 }
 
 impl LoadLog {
@@ -281,8 +288,15 @@ impl LoadLog {
                     self.stage = self.stage.max(Stage::Weights);
                 }
             }
+            Says::ProjectorDevice => self.projector_device = Some(owned("name")),
+            // Each encoder of the file says the sum again.
+            Says::ProjectorWeights if self.buffers.iter().all(|buffer| buffer.by != group("by")) => {
+                if let (Some(size), Some(name)) = (mib(group("mib")), self.projector_device.clone()) {
+                    self.buffers.push(Buffer { name, part: Part::Model, size, by: owned("by"), context: 0 });
+                }
+            }
             Says::Device if self.devices.len() < MOST => self.devices.push((owned("name"), owned("description"))),
-            Says::Nothing | Says::Device => {}
+            Says::Nothing | Says::Device | Says::ProjectorWeights => {}
             Says::Fitted => {
                 let (listening, serving) = (self.listening.take(), std::mem::take(&mut self.serving));
                 *self = Self { listening, serving, ..Self::default() };

@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 
 use crate::support::truth_rows::{Headers, Row, predict, rows};
 use moeplan::bytes::MIB;
+use moeplan::gguf;
 use moeplan::memory::HOST;
+use moeplan::model::Model;
+use moeplan::synth::{self, Wish};
 use serde::{Deserialize, Serialize};
 
 /// Rows of llama.cpp's projections and the archive of their headers.
@@ -278,6 +281,8 @@ struct Measurement {
     model: String,
     /// What `synth` made it in, where the archive has another.
     recipe: Option<String>,
+    /// What `synth` calls the projector that is loaded beside it.
+    projector: Option<String>,
     command: String,
     /// llama.cpp's own sums, by device and term.
     #[serde(default)]
@@ -324,12 +329,20 @@ fn measurements_on_real_cards_are_met() {
     assert!(wrong.is_empty(), "{} figures off:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// A projector as `synth` makes it.
+fn projector(name: &str) -> Model {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = synth::hole(name, &Wish::default(), folder.path()).expect("a header");
+    Model::as_far_as_readable(gguf::open(&path).expect("a GGUF")).0
+}
+
 /// What, predicted, measured, bound: all in MiB.
 #[expect(clippy::cast_precision_loss, reason = "MiB with decimals")]
 fn differences(file: &Measured, launch: &Measurement, headers: &mut Headers) -> Vec<(String, f64, f64, f64)> {
     let device = format!("CUDA0={}M", file.total_mib);
-    let model = headers.made(&launch.model, launch.recipe.as_deref());
-    let found = truth_rows::predict_on(model, &launch.command, &device, Some(&file.card)).expect("it ran");
+    let mut model = headers.made(&launch.model, launch.recipe.as_deref()).clone();
+    model.projector = launch.projector.as_ref().map(|name| projector(name).into());
+    let found = truth_rows::predict_on(&model, &launch.command, &device, Some(&file.card)).expect("it ran");
     let row = found["CUDA0"];
     let own = (row.model + row.context + row.compute).in_mib();
     let mut lines = Vec::new();

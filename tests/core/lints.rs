@@ -34,6 +34,8 @@ static DEEPSEEK: LazyLock<Model> = LazyLock::new(|| model("deepseek-v2-lite"));
 static QWEN: LazyLock<Model> = LazyLock::new(|| model("qwen3-30b-a3b"));
 /// 46 blocks and a NextN block, which no launch without MTP loads.
 static GLM: LazyLock<Model> = LazyLock::new(|| model("glm-4.5-air"));
+/// gpt-oss-20b with a draft model.
+static DRAFTED: LazyLock<Model> = LazyLock::new(|| Model { draft: Some(LLAMA.clone().into()), ..GPT_OSS.clone() });
 /// 32 blocks without experts.
 static LLAMA: LazyLock<Model> = LazyLock::new(|| model("llama-3.1-8b"));
 
@@ -190,6 +192,7 @@ static CASES: &[Case] = &[
         "llama-server --spec-type draft-mtp -md mtp.gguf",
     ),
     ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
+    ("draft-not-used", &DRAFTED, ONE, "llama-server -md x.gguf", "llama-server -md x.gguf --spec-type draft-simple"),
     ("projector", &GPT_OSS, ONE, "llama-server -hf owner/repo", "llama-server -hf owner/repo --no-mmproj"),
     (
         "quantized-v-without-flash-attention",

@@ -38,7 +38,7 @@ fn plan(name: &str) -> Value {
         "machine": {"devices": [], "host": real["machine"]["host"]}, "warnings": [], "margin": 0, "strategy": "auto", "objective": "turn",
         "turn": {"prompt": 4096, "generate": 512, "depth": 0}, "turn_seconds": 17.3,
         "speed": {"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25},
-        "host_needs": {"process": 0, "logits": 0, "checkpoints": 0, "prompt_cache": 0}, "args": ["-c", "8192"],
+        "host_needs": {"process": 0, "logits": 0, "checkpoints": 0, "prompt_cache": 0, "reserve": 0, "pinned": 0}, "args": ["-c", "8192"],
         "command": format!("llama-server -m {name} -c 8192"),
         "placement": {"routed_expert_bytes_on_devices": 4 * GIB, "routed_expert_bytes_on_host": 14 * GIB,
             "blocks_with_experts_on_host": 18, "blocks_with_experts": 24, "by_device": {"CUDA0": 4 * GIB}},

@@ -86,7 +86,7 @@ impl Document for Checks {
         for row in &self.checks {
             match row {
                 CheckRow::Failed { error, .. } => {
-                    page.push(Block::note(Severity::Error, &format!("{}: {error}", row.name()), "not-answered", None))
+                    page.push(Block::note(Severity::Error, &format!("{}: {error}", row.name()), "not-answered", None));
                 }
                 CheckRow::Checked(checked) => {
                     let lints = checked.checkup.lints.iter();

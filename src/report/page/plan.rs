@@ -35,7 +35,7 @@ impl Document for Checked {
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(launch(check)));
         page.push(by_device(check));
-        page.push(main_memory(check));
+        show_main_memory(check, &mut page);
         page.push(parts(check));
         page.push(after_fitting(check));
         // Where budgets come from that are not exact figures.
@@ -66,7 +66,7 @@ impl Document for Plan {
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
         page.push(by_device(check));
-        page.push(main_memory(check));
+        show_main_memory(check, &mut page);
         page.push(parts(check));
         page.push(self.machine.budget_notes().map(Block::Prose));
         placed(&mut page, check);
@@ -133,6 +133,11 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
 }
 
 /// The launches of a grid, of which the figures below are the largest's.
+/// A terminal shows it at once only where it decides something.
+fn show_main_memory(check: &Checkup, page: &mut Page) {
+    if check.main_memory.is_some() { page.push(main_memory(check)) } else { page.detail(main_memory(check)) }
+}
+
 fn variants(variants: &[Variant]) -> Option<Block> {
     let row = |variant: &Variant| {
         let memory = variant

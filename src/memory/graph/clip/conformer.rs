@@ -11,12 +11,12 @@ impl<'g> Clip<'g> {
     }
 
     /// Half of what a feed-forward part gives, added.
-    fn half_step(&self, x: Node<'g>, fed: Node<'g>) -> Node<'g> {
+    fn half_step(x: Node<'g>, fed: Node<'g>) -> Node<'g> {
         x + fed.scale()
     }
 
     /// The first half of each row times a gate of the second, channels last.
-    fn gated(&self, x: Node<'g>) -> Node<'g> {
+    fn gated(x: Node<'g>) -> Node<'g> {
         let half = x.ne(0) / 2;
         let gate = x.view(&[half, x.ne(1)], &[x.nb(1)], half * x.nb(0)).sigmoid();
         (x.view(&[half, x.ne(1)], &[x.nb(1)], 0) * gate).transpose().cont()
@@ -52,7 +52,7 @@ impl<'g> Clip<'g> {
         for il in self.blocks() {
             let name = |part: &str| self.at(il, part);
             let norm = |part: &str, x: Node<'g>| self.norm(Norm::Layer, &name(part), x);
-            x = self.half_step(x, self.fed(il, "", norm("ffn_norm", x)));
+            x = Self::half_step(x, self.fed(il, "", norm("ffn_norm", x)));
             let normed = norm("ln1", x);
             let n_pos = normed.ne(1);
             let heads = |x: Node<'g>| x.reshape(&[e.d_head, e.n_head, x.ne(1)]);
@@ -72,12 +72,12 @@ impl<'g> Clip<'g> {
             let rows = (scores + places).scale().soft_max().mm(v).permute([2, 0, 1, 3]);
             let rows = rows.cont_nd(&[rows.ne(0) * rows.ne(1), n_pos]);
             x = x + self.linear(&name("attn_out"), rows);
-            let wide = self.gated(self.linear(&name("conv_pw1"), norm("norm_conv", x)));
+            let wide = Self::gated(self.linear(&name("conv_pw1"), norm("norm_conv", x)));
             let wide = wide.pad(4).op(Op::Roll).pad(4).ssm_conv(self.weight(&name("conv_dw")));
             let wide = wide + self.need(&name("conv_dw.bias"));
             let wide = self.scaled("conv_norm", il, wide).silu();
             x = x + self.linear(&name("conv_pw2"), wide);
-            x = self.half_step(x, self.fed(il, "_1", norm("ffn_norm_1", x)));
+            x = Self::half_step(x, self.fed(il, "_1", norm("ffn_norm_1", x)));
             x = norm("ln2", x);
         }
         self.mlp("mm.a.mlp.1", "mm.a.mlp.3", self.norm(Norm::Layer, "mm.a.mlp.0", x))
@@ -102,7 +102,7 @@ impl<'g> Clip<'g> {
         for il in self.blocks() {
             let name = |part: &str| self.at(il, part);
             let norm = |part: &str, x: Node<'g>| self.norm(Norm::Layer, &name(part), x);
-            x = self.half_step(x, self.fed(il, "", norm("ffn_norm", x)));
+            x = Self::half_step(x, self.fed(il, "", norm("ffn_norm", x)));
             let normed = norm("ln1", x);
             let normed = if n < padded { normed.pad_nd([0, padded - n, 0, 0]) } else { normed };
             let qkv = ["attn_q", "attn_k", "attn_v"].map(|part| self.mm(&name(part), normed));
@@ -116,10 +116,10 @@ impl<'g> Clip<'g> {
             let rows = v.permute([1, 2, 0, 3]).cont().mm(shares).permute(HEADS).cont_nd(&[e.n_embd, padded]);
             let rows = if n < padded { rows.view(&[e.n_embd, n], &[rows.nb(1)], 0) } else { rows };
             x = x + self.linear(&name("attn_out"), rows);
-            let wide = self.gated(self.linear(&name("conv_pw1"), norm("norm_conv", x)));
+            let wide = Self::gated(self.linear(&name("conv_pw1"), norm("norm_conv", x)));
             let wide = wide.pad(kernel / 2 * 2).ssm_conv(self.weight(&name("conv_dw")));
             x = x + self.linear(&name("conv_pw2"), self.scaled("conv_norm", il, wide).silu());
-            x = self.half_step(x, self.fed(il, "_1", norm("ffn_norm_1", x)));
+            x = Self::half_step(x, self.fed(il, "_1", norm("ffn_norm_1", x)));
             x = norm("ln2", x);
             if wanted.contains(&i64::try_from(il + 1).unwrap_or(-1)) {
                 kept = Some(kept.map_or(x, |all| all.concat(x, 0)));
@@ -172,7 +172,7 @@ impl<'g> Clip<'g> {
                 let weight = self.maybe(&name(part));
                 weight.map_or(x, |weight| x.norm(Norm::Rms, Some(weight), None))
             };
-            x = self.half_step(x, norm("ffn_post_norm", self.fed_plain(il, "", norm("ffn_norm", x))));
+            x = Self::half_step(x, norm("ffn_post_norm", self.fed_plain(il, "", norm("ffn_norm", x))));
             let has_own = self.maybe(&name("attn_pre_norm")).is_some();
             let normed = norm(if has_own { "attn_pre_norm" } else { "ln1" }, x);
             let qkv = ["attn_q", "attn_k", "attn_v"].map(|part| self.mm(&name(part), normed));
@@ -213,7 +213,7 @@ impl<'g> Clip<'g> {
                 let wide = norm("norm_conv", self.biased(&name("conv_dw"), wide)).silu();
                 x = x + self.mm(&name("conv_pw2"), wide);
             }
-            x = self.half_step(x, norm("ffn_post_norm_1", self.fed_plain(il, "_1", norm("ffn_norm_1", x))));
+            x = Self::half_step(x, norm("ffn_post_norm_1", self.fed_plain(il, "_1", norm("ffn_norm_1", x))));
             x = norm("ln2", x);
         }
         if self.maybe("a.pre_encode.out").is_some() {
@@ -247,7 +247,7 @@ impl<'g> Clip<'g> {
         for il in self.blocks() {
             let name = |part: &str| self.at(il, part);
             let norm = |part: &str, x: Node<'g>| self.norm(Norm::Layer, &name(part), x);
-            x = self.half_step(x, self.fed_plain(il, "", norm("ffn_norm", x)));
+            x = Self::half_step(x, self.fed_plain(il, "", norm("ffn_norm", x)));
             let normed = norm("ln1", x);
             let heads = |x: Node<'g>, n: u64| x.reshape(&[e.d_head, e.n_head, n]);
             let [q, k, v] = ["attn_q", "attn_k", "attn_v"].map(|part| heads(self.mm(&name(part), normed), n));
@@ -263,11 +263,11 @@ impl<'g> Clip<'g> {
             let rows = shares.mm(v.permute([1, 2, 0, 3]).cont()).permute([2, 0, 1, 3]).cont_nd(&[e.n_embd, n]);
             x = x + self.mm(&name("attn_out"), rows);
             let wide = self.mm(&name("conv_pw1"), norm("norm_conv", x));
-            let wide = self.gated(wide).pad((kernel - 1) / 2 * 2).ssm_conv(self.weight(&name("conv_dw")));
+            let wide = Self::gated(wide).pad((kernel - 1) / 2 * 2).ssm_conv(self.weight(&name("conv_dw")));
             let [mean, variance] = ["conv_norm_mean", "conv_norm_var"].map(|part| self.need(&name(part)));
             let wide = self.scaled("conv_norm", il, (wide - mean) / variance.sqrt()).silu();
             x = x + self.mm(&name("conv_pw2"), wide);
-            x = self.half_step(x, self.fed_plain(il, "_1", norm("ffn_norm_1", x)));
+            x = Self::half_step(x, self.fed_plain(il, "_1", norm("ffn_norm_1", x)));
             x = norm("ln2", x);
         }
         let x = x.rms() * self.weight("mm.a.norm_pre");

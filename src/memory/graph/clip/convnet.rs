@@ -9,17 +9,17 @@ const CHANNELS: [usize; 4] = [2, 1, 0, 3];
 
 impl<'g> Clip<'g> {
     /// A norm over channels (`rms_norm_2d`).
-    fn channel_rms(&self, x: Node<'g>, weight: Option<Node<'g>>) -> Node<'g> {
+    fn channel_rms(x: Node<'g>, weight: Option<Node<'g>>) -> Node<'g> {
         x.permute(CHANNELS).cont().norm(Norm::Rms, weight, None).permute(CHANNELS).cont()
     }
 
     /// The same, if its weight is there.
     fn maybe_rms(&self, name: &str, x: Node<'g>) -> Node<'g> {
-        self.maybe(name).map_or(x, |weight| self.channel_rms(x, Some(weight)))
+        self.maybe(name).map_or(x, |weight| Self::channel_rms(x, Some(weight)))
     }
 
     /// Padded so that a step of `stride` loses nothing (`pad_same_2d`).
-    fn pad_same(&self, x: Node<'g>, kernel: u64, stride: u64) -> Node<'g> {
+    fn pad_same(x: Node<'g>, kernel: u64, stride: u64) -> Node<'g> {
         let more = |n: u64| ((n.div_ceil(stride).saturating_sub(1)) * stride + kernel).saturating_sub(n);
         let [width, height] = [x.ne(0), x.ne(1)].map(more);
         if width + height > 0 { x.pad_nd([width, height, 0, 0]) } else { x }
@@ -34,7 +34,7 @@ impl<'g> Clip<'g> {
         let weight = self.weight(name);
         let k = weight.ne(0);
         if stride > 1 {
-            weight.conv_2d_dw(self.pad_same(x, k, stride), Window::new(stride, 0))
+            weight.conv_2d_dw(Self::pad_same(x, k, stride), Window::new(stride, 0))
         } else {
             weight.conv_2d_dw(x, Window::new(1, k / 2))
         }
@@ -48,7 +48,7 @@ impl<'g> Clip<'g> {
     }
 
     pub(super) fn mobilenet(&self) -> Node<'g> {
-        let stem = self.weight("v.conv_stem.conv").conv_2d_direct(self.pad_same(self.raw(), 3, 2), Window::new(2, 0));
+        let stem = self.weight("v.conv_stem.conv").conv_2d_direct(Self::pad_same(self.raw(), 3, 2), Window::new(2, 0));
         let mut x = self.maybe_rms("v.conv_stem.bn", self.biased("v.conv_stem.conv", stem)).gelu();
         let mut ends = Vec::new();
         for stage in 0..4 {
@@ -99,7 +99,7 @@ impl<'g> Clip<'g> {
         if self.maybe(&name("conv_exp")).is_some() {
             let kernel = self.weight(&name("conv_exp"));
             let x = if stride == 2 {
-                kernel.conv_2d_direct(self.pad_same(input, 3, 2), Window::new(2, 0))
+                kernel.conv_2d_direct(Self::pad_same(input, 3, 2), Window::new(2, 0))
             } else {
                 kernel.conv_2d_direct(input, Window::new(1, 1))
             };
@@ -181,7 +181,7 @@ impl<'g> Clip<'g> {
     }
 
     /// Channels first: `[channels, places, images]`.
-    fn channels_first(&self, x: Node<'g>) -> Node<'g> {
+    fn channels_first(x: Node<'g>) -> Node<'g> {
         let ne = x.shape();
         x.reshape(&[ne[0] * ne[1], ne[2], ne[3]]).permute([1, 0, 2, 3]).cont()
     }
@@ -204,14 +204,14 @@ impl<'g> Clip<'g> {
             x = blocks.iter().fold(x, |x, at| self.conv_next(at, x));
         }
         let [w, h, ..] = x.shape();
-        let mut rows = self.channels_first(x);
+        let mut rows = Self::channels_first(x);
         if let Some(pos) = self.tensor("v.vision_pos_embed").filter(|pos| pos.ne(1) == rows.ne(1)) {
             rows = rows + pos.reshape(&[pos.ne(0), pos.ne(1), 1]);
         }
         let flat = rows.permute([1, 0, 2, 3]).cont();
         let grid = flat.reshape(&[w, h, flat.ne(1), flat.ne(2)]);
         let size = |n: u64| (n / n.clamp(1, 8)).max(1);
-        let rows = self.channels_first(grid.pool(size(w), size(h)));
+        let rows = Self::channels_first(grid.pool(size(w), size(h)));
         self.mlp("mm.0", "mm.2", rows)
     }
 
@@ -223,7 +223,7 @@ impl<'g> Clip<'g> {
         let normed = self.channel_norm(&name("ln"), wide);
         let [w, h, _, n] = normed.shape();
         let linear = |part: &str, grid: Node<'g>| {
-            let rows = self.weight(&name(part)).mm(self.channels_first(grid));
+            let rows = self.weight(&name(part)).mm(Self::channels_first(grid));
             let bias = self.bias(&name(part)).map(|bias| bias.reshape(&[bias.ne(0), 1, 1]));
             let rows = bias.map_or(rows, |bias| rows + bias);
             rows.permute([1, 0, 2, 3]).cont().reshape(&[w, h, rows.ne(0), n])

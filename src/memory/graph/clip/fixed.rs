@@ -108,13 +108,13 @@ impl<'g> Clip<'g> {
     }
 
     /// `[channels, positions]` as a grid of 24 by 24.
-    fn grid_of_24(&self, rows: Node<'g>) -> Node<'g> {
+    fn grid_of_24(rows: Node<'g>) -> Node<'g> {
         let flat = rows.permute([1, 0, 2, 3]);
         flat.cont_nd(&[24, 24, flat.ne(1), flat.ne(2)])
     }
 
     fn mobile_vlm(&self, rows: Node<'g>) -> Node<'g> {
-        let grid = self.grid_of_24(self.linear("mm.model.mlp.3", self.linear("mm.model.mlp.1", rows).gelu()));
+        let grid = Self::grid_of_24(self.linear("mm.model.mlp.3", self.linear("mm.model.mlp.1", rows).gelu()));
         let first = self.mobile_block(1, grid, 1);
         let grid = grid + first.permute([2, 0, 1, 3]).cont();
         let rows = self.mobile_block(2, grid, 2);
@@ -142,7 +142,7 @@ impl<'g> Clip<'g> {
 
     fn mobile_vlm_2(&self, rows: Node<'g>) -> Node<'g> {
         let hidden = self.linear("mm.model.mlp.2", self.linear("mm.model.mlp.0", rows).gelu());
-        let grid = self.grid_of_24(hidden).pool_2d(2);
+        let grid = Self::grid_of_24(hidden).pool_2d(2);
         let peg = self.weight("mm.model.peg.0").conv_2d_dw(grid, Window::new(1, 1)).permute([1, 2, 0, 3]).cont();
         let rows = self.biased("mm.model.peg.0", peg) + grid.permute([1, 2, 0, 3]).cont();
         let ne = rows.shape();

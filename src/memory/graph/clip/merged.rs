@@ -25,7 +25,7 @@ impl<'g> Clip<'g> {
     }
 
     /// Groups of four rows in the order of `ids`.
-    fn reordered(&self, rows: Node<'g>, ids: Node<'g>) -> Node<'g> {
+    fn reordered(rows: Node<'g>, ids: Node<'g>) -> Node<'g> {
         let (d, n) = (rows.ne(0), rows.ne(1));
         rows.reshape(&[d * 4, n / 4]).get_rows(ids).reshape(&[d, n])
     }
@@ -48,7 +48,7 @@ impl<'g> Clip<'g> {
         }
         let mask = (pattern > 0).then(|| self.mask(n_pos));
         if pattern > 0 {
-            rows = self.reordered(rows, self.ids(n_pos / 4));
+            rows = Self::reordered(rows, self.ids(n_pos / 4));
         }
         for il in self.blocks() {
             let name = |name: &str| self.at(il, name);
@@ -209,7 +209,7 @@ impl<'g> Clip<'g> {
         }
         let mask = (!full.is_empty()).then(|| self.mask(n_pos));
         if mask.is_some() {
-            rows = self.reordered(rows, self.ids(n_pos / 4));
+            rows = Self::reordered(rows, self.ids(n_pos / 4));
         }
         for il in self.blocks() {
             let name = |name: &str| self.at(il, name);
@@ -224,7 +224,7 @@ impl<'g> Clip<'g> {
             rows = attended + fed;
         }
         if mask.is_some() {
-            rows = self.reordered(rows, self.ids(n_pos / 4));
+            rows = Self::reordered(rows, self.ids(n_pos / 4));
         }
         if self.maybe("v.post_ln").is_some() {
             rows = self.norm(Norm::Layer, "v.post_ln", rows);

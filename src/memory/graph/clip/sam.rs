@@ -39,9 +39,9 @@ impl<'g> Clip<'g> {
             let is_global = GLOBAL.contains(&il);
             let [_, w, h, _] = x.shape();
             let normed = self.norm(Norm::Layer, &name("pre_ln"), x);
-            let parts = if is_global { normed } else { self.windows(normed, window) };
+            let parts = if is_global { normed } else { Self::windows(normed, window) };
             let attended = self.sam_attention(il, parts, n_head, if is_global { global } else { local });
-            let attended = if is_global { attended } else { self.without_windows(attended, [w, h], window) } + x;
+            let attended = if is_global { attended } else { Self::without_windows(attended, [w, h], window) } + x;
             let [up, down] = ["mlp.lin1", "mlp.lin2"].map(name);
             x = self.ffn([&up, "", &down], self.norm(Norm::Layer, &name("post_ln"), attended), self.act) + attended;
         }
@@ -66,7 +66,7 @@ impl<'g> Clip<'g> {
             qkv.view(&[d, w * h, n], &[nb[2], nb[3]], i * nb[1]).cont().reshape(&[d_head, n_head, w * h, n])
         };
         let [q, k, v] = [part(0), part(1), part(2)];
-        let relative = |part: &str, size: u64| self.relative(self.weight(&name(part)), places, size);
+        let relative = |part: &str, size: u64| Self::relative(self.weight(&name(part)), places, size);
         let (columns, rows) = (relative("attn.pos_w", w), relative("attn.pos_h", h));
         let by_place = q.permute(HEADS).cont().reshape(&[d_head, w, h, n * n_head]);
         let columns = columns.mm(by_place.permute(HEADS).cont()).permute(HEADS).cont();
@@ -78,7 +78,7 @@ impl<'g> Clip<'g> {
     }
 
     /// A row for each pair of places (`get_rel_pos`).
-    fn relative(&self, table: Node<'g>, places: Node<'g>, size: u64) -> Node<'g> {
+    fn relative(table: Node<'g>, places: Node<'g>, size: u64) -> Node<'g> {
         let distances = (2 * size).saturating_sub(1);
         let [d, n, a, b] = table.shape();
         let table = if n == distances {
@@ -92,7 +92,7 @@ impl<'g> Clip<'g> {
     }
 
     /// Windows of `n` by `n`, as if they were images (`window_partition`).
-    fn windows(&self, x: Node<'g>, n: u64) -> Node<'g> {
+    fn windows(x: Node<'g>, n: u64) -> Node<'g> {
         let [d, w, h, images] = x.shape();
         let (wide, high) = (w.next_multiple_of(n), h.next_multiple_of(n));
         let x = if (wide, high) == (w, h) { x } else { x.pad_nd([0, wide - w, high - h, 0]) };
@@ -101,7 +101,7 @@ impl<'g> Clip<'g> {
     }
 
     /// The image that they are parts of (`window_unpartition`).
-    fn without_windows(&self, x: Node<'g>, [w, h]: [u64; 2], n: u64) -> Node<'g> {
+    fn without_windows(x: Node<'g>, [w, h]: [u64; 2], n: u64) -> Node<'g> {
         let d = x.ne(0);
         let (wide, high) = (w.next_multiple_of(n), h.next_multiple_of(n));
         let images = x.ne(3) / ((wide / n) * (high / n)).max(1);

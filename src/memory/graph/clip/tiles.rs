@@ -15,7 +15,7 @@ impl<'g> Clip<'g> {
     }
 
     /// Squares of `n` by `n` neighbours in a row (`torch.nn.functional.unfold`).
-    fn unfolded(&self, grid: Node<'g>, n: u64) -> Node<'g> {
+    fn unfolded(grid: Node<'g>, n: u64) -> Node<'g> {
         let kernel = grid.view(&[n, n, grid.ne(2)], &[0, 0], 0);
         let rows = kernel.im2col(grid, Window::new(n, 0), f32());
         rows.reshape(&[rows.ne(0), rows.ne(1) * rows.ne(2)])
@@ -28,7 +28,7 @@ impl<'g> Clip<'g> {
         if self.maybe("mm.patch_merger").is_some() {
             let normed = rows.rms() * self.weight("mm.input_norm");
             let grid = normed.reshape(&[e.n_embd, self.px, self.py]).permute([2, 0, 1, 3]).cont();
-            rows = self.mm("mm.patch_merger", self.unfolded(grid, n));
+            rows = self.mm("mm.patch_merger", Self::unfolded(grid, n));
         }
         let rows = self.mlp("mm.1", "mm.2", rows);
         let Some(token) = self.tensor("v.token_embd.img_break") else { return rows };
@@ -147,7 +147,7 @@ impl<'g> Clip<'g> {
         if (wide, high) != (self.px, self.py) {
             grid = grid.pad_nd([wide - self.px, high - self.py, 0, 0]);
         }
-        let mut rows = self.mlp("mm.1", "mm.2", self.unfolded(grid, n));
+        let mut rows = self.mlp("mm.1", "mm.2", Self::unfolded(grid, n));
         let marks = ["v.token_embd.img_start", "v.token_embd.img_end", "v.image_newline", "v.token_embd.img_pad"];
         for name in marks {
             rows = rows.concat(self.need(name).reshape(&[rows.ne(0), 1]), 1);
