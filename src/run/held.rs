@@ -1,6 +1,6 @@
 //! Commands as people hold them: prompts, wrappers, containers and other programs around a command of llama.cpp, taken off.
 //!
-//! What stands around a command is a row of one of three tables: [`WRAPPERS`], [`RUNNERS`], and for koboldcpp `koboldcpp::OPTIONS`.
+//! What stands around a command is a row of one of three tables: `WRAPPERS`, `RUNNERS`, and for koboldcpp `koboldcpp::OPTIONS`.
 //! Files that hold several commands are `sources`.
 
 use std::collections::BTreeMap;

@@ -16,8 +16,11 @@ fn output(name: &str, words: &[&str]) -> String {
 /// A model's header over a hole, and what holds it.
 fn model() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
-    let path =
-        moeplan::synth::hole("phi-3.5-moe", &Default::default(), folder.path()).unwrap().to_str().unwrap().to_string();
+    let path = moeplan::synth::hole("phi-3.5-moe", &moeplan::synth::Wish::default(), folder.path())
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_string();
     (folder, path)
 }
 
