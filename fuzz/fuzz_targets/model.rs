@@ -10,6 +10,7 @@ use moeplan::gguf::Value;
 use moeplan::inspection::Inspection;
 use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::model::Model;
+use moeplan::plan::{self, Checked};
 use moeplan::report::page::Document;
 use moeplan::report::{html, markdown, text};
 use moeplan::run::parse;
@@ -89,6 +90,7 @@ fuzz_target!(|bytes: &[u8]| {
     let host = Host { ram: Some(Bytes(64 << 30)), ..Host::default() };
     let machine = Machine::new(devices, host).expect("a machine");
     if let Ok(checkup) = checkup::check(&model, &machine, &command, Options::default()) {
-        shown(&checkup);
+        let (model, command) = (plan::summary(&model, "m.gguf"), words.join(" "));
+        shown(&Checked { checkup, model, command, name: None, variants: Vec::new() });
     }
 });

@@ -16,6 +16,7 @@ use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
+use crate::machine::Machine;
 use crate::memory;
 use crate::model::{FileKind, Model, projector};
 use crate::plan::{self, Checked, Variant};
@@ -66,7 +67,9 @@ const MOST_TEXT: u64 = 1 << 20;
 /// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it; 2 when that cannot be told.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let (folder, held) = commands(&args.command)?;
-    let look = |held: &Held| checked(held, args, &folder, output);
+    // Found once, for all commands of a file.
+    let (machine, environment) = (args.machine.machine()?, environment(args.machine.describes_devices()));
+    let look = |held: &Held| checked(held, args, (&machine, &environment), &folder, output);
     if let [only] = held.as_slice() {
         let checked = look(only)?;
         output.show(&checked)?;
@@ -101,7 +104,8 @@ fn commands(words: &[String]) -> anyhow::Result<(PathBuf, Vec<Held>)> {
         let is_input = path == Path::new("-");
         let source: Box<dyn std::io::Read> =
             if is_input { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(path)?) };
-        source.take(MOST_TEXT).read_to_string(&mut text)?;
+        let bytes = source.take(MOST_TEXT + 1).read_to_string(&mut text)?;
+        anyhow::ensure!(bytes as u64 <= MOST_TEXT, "it has more than {} KiB: commands are shorter", MOST_TEXT >> 10);
         Ok(text)
     };
     let within = |folder: &Path, name: &str| read(&folder.join(name)).or_else(|_| read(Path::new(name))).ok();
@@ -123,16 +127,20 @@ fn commands(words: &[String]) -> anyhow::Result<(PathBuf, Vec<Held>)> {
 }
 
 /// What one launch would do; of a grid of llama-bench the largest.
-fn checked(held: &Held, args: &Args, folder: &Path, output: &Output) -> anyhow::Result<Checked> {
+fn checked(
+    held: &Held,
+    args: &Args,
+    (machine, environment): (&Machine, &BTreeMap<String, String>),
+    folder: &Path,
+    output: &Output,
+) -> anyhow::Result<Checked> {
     let target = Target { build: args.build, dialect: args.dialect };
-    let machine = args.machine.machine()?;
-    let environment = environment(args.machine.describes_devices());
     let margin = args.machine.margin.unwrap_or_default();
     let mut largest: Option<(Model, String, Checkup)> = None;
     let mut rows = Vec::new();
     let mut opened: Option<(ModelSource, RunConfig, (Model, String))> = None;
     for variant in grid::variants(held)? {
-        let mut command = run::parse::launch(&variant, &environment, target)?;
+        let mut command = run::parse::launch(&variant, environment, target)?;
         note_config_files(&mut command);
         let source = command.model.clone();
         // A grid seldom varies the file, nor what the loader is told of it.
@@ -148,7 +156,7 @@ fn checked(held: &Held, args: &Args, folder: &Path, output: &Output) -> anyhow::
         add_projector_of_hub(&mut model, &mut command, &name, output);
         let tensors = args.tensors || output.format() == Format::Html;
         let options = Options { margin, tensors, ignored: &args.ignore, is_plan: false };
-        let checkup = checkup::check(&model, &machine, &command, options)?;
+        let checkup = checkup::check(&model, machine, &command, options)?;
         rows.push(Variant {
             what: variant.name.unwrap_or_default(),
             n_ctx: checkup.run.n_ctx,
@@ -209,19 +217,22 @@ fn open(command: &mut ParsedCommand, args: &Args, folder: &Path, output: &Output
     }
 }
 
-/// `-hf` fetches a projector too (`common/arg.cpp` `common_models_handler_init`, b11434). Of one that cannot be read, the command's note
-/// stays.
+/// Adds the projector that `-hf` fetches; of one that cannot be read, the command's note stays.
 fn add_projector_of_hub(model: &mut Model, command: &mut ParsedCommand, name: &str, output: &Output) {
     let is_hub = matches!(command.model, Some(ModelSource::HuggingFace { .. }));
     if !is_hub || command.notes.iter().all(|note| note.code != "projector") {
         return;
     }
-    let found = model_arg::projector_beside(name.as_ref(), output)
-        .and_then(|gguf| gguf.map(|gguf| read_projector(gguf, &command.run)).transpose());
-    if let Ok(projector) = found {
+    if let Ok(projector) = projector_of_hub(name.as_ref(), &command.run, output) {
         model.projector = projector.map(Into::into);
         command.notes.retain(|note| note.code != "projector");
     }
+}
+
+/// The projector that `-hf` loads beside a MODEL of the hub (`common/arg.cpp` `common_models_handler_init`, b11434); `None` where
+/// the repository has none.
+pub fn projector_of_hub(model: &Path, run: &RunConfig, output: &Output) -> anyhow::Result<Option<Model>> {
+    model_arg::projector_beside(model, output)?.map(|gguf| read_projector(gguf, run)).transpose()
 }
 
 /// A file of a command as this computer has it: beside the file that holds the command, or on the drive of Windows that is mounted
@@ -290,7 +301,7 @@ pub fn add_companions(
 }
 
 /// The projector of a header that llama.cpp would load beside a model.
-pub fn read_projector(gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
+fn read_projector(gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
     let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
     let (projector, _) = Model::as_far_as_readable(gguf);
     if projector.kind != FileKind::Mmproj {

@@ -75,7 +75,7 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
         let mut request = args.options.request(&model, &machine, &args.words)?;
         check::add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
         if request.run.mmproj_auto && !request.run.has_projector() {
-            add_hub_projector(source, &mut model, &mut request.run, output);
+            add_projector_of_hub(source, &mut model, &mut request.run, output);
         }
         request.tensors |= output.format() == Format::Html;
         anyhow::Ok(Asked { model, path, what_if, machine: machine.clone(), request })
@@ -98,9 +98,8 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
 }
 
 /// Counts the projector that `-hf` fetches beside a model of the hub; one that cannot be read is left out of the command.
-fn add_hub_projector(source: &Path, model: &mut Model, run: &mut RunConfig, output: &Output) {
-    let found = model_arg::projector_beside(source, output);
-    match found.and_then(|gguf| gguf.map(|gguf| check::read_projector(gguf, run)).transpose()) {
+fn add_projector_of_hub(source: &Path, model: &mut Model, run: &mut RunConfig, output: &Output) {
+    match check::projector_of_hub(source, run, output) {
         Ok(None) => {}
         Ok(Some(projector)) => {
             let name = projector.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();

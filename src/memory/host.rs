@@ -157,6 +157,26 @@ mod tests {
     }
 
     #[test]
+    fn buffer_types_that_llama_cpp_lists_apart_are_host_memory() {
+        let model = synth::model("qwen3-30b-a3b", &synth::Wish::default()).unwrap();
+        let devices = vec![Device::parse("RPC0[h:1]=24G").unwrap()];
+        let ram = Bytes(16 * GIB);
+        let machine = Machine::new(devices, Host { ram: Some(ram), ..Host::default() }).unwrap();
+        let overrides = vec![crate::run::on_host("exps".into(), "-ot")];
+        let rpc = vec!["h:1".to_string()];
+        let run = RunConfig { n_ctx: 8192, n_gpu_layers: 99, overrides, rpc, ..RunConfig::default() };
+        let forecast = forecast(&model, &machine, &run).unwrap();
+        let (repacked, host) = (forecast.total("CPU_REPACK"), forecast.total(super::super::HOST));
+        assert!(repacked > Bytes(8 * GIB) && host > Bytes(0), "{:?}", forecast.memory);
+        let missing = (repacked + host + forecast.host_needs.least()).saturating_sub(ram);
+        assert_eq!(forecast.shortfall(&machine, Bytes(0)), [(super::super::HOST.to_string(), missing)].into());
+        // Memory of a size that nobody knows is not short, and a margin is kept of devices alone.
+        let unknown = Machine { host: Host { ram: None, ..machine.host.clone() }, ..machine.clone() };
+        assert_eq!(forecast.shortfall(&unknown, Bytes(0)), [].into());
+        assert_eq!(forecast.shortfall(&unknown, Bytes(24 * GIB)).into_keys().collect::<Vec<_>>(), ["RPC0"]);
+    }
+
+    #[test]
     fn a_reserve_is_left_and_more_beside_pinned_memory() {
         for (ram, pinned, expected) in [(8, 0, 1024), (16, 0, 2048), (64, 0, 4096), (64, 32, 6144), (1024, 800, 16384)]
         {

@@ -159,7 +159,7 @@ pub fn of_words(words: &[String], files: Files<'_>) -> Result<Held, Error> {
         if part.is_empty() || part == [""] {
             continue;
         }
-        match held.unwrap(part, files) {
+        match held.strip(part, files, false) {
             Ok(()) => return Ok(held),
             // `cd build && ./llama-server` is about what comes after.
             Err(error) => _ = first_error.get_or_insert(error),
@@ -212,8 +212,8 @@ fn redirection(word: &str) -> Option<&str> {
 }
 
 impl Held {
-    /// Takes off what stands around a program.
-    fn unwrap(&mut self, mut words: &[String], files: Files<'_>) -> Result<(), Error> {
+    /// Takes off what stands around a program; `is_contained`: a container is taken off already, and has none in it.
+    fn strip(&mut self, mut words: &[String], files: Files<'_>, is_contained: bool) -> Result<(), Error> {
         // Each turn takes at least one word.
         while let Some((first, rest)) = words.split_first() {
             let name = file_name(first);
@@ -230,12 +230,12 @@ impl Held {
                 self.notes.extend(notes);
                 self.words = words;
                 return Ok(());
-            } else if RUNNERS.contains(&name) {
+            } else if RUNNERS.contains(&name) && !is_contained {
                 return self.container(rest, files);
             } else if name.starts_with("koboldcpp") {
                 let (words, note) = koboldcpp::words(rest)?;
                 self.notes.push(note);
-                return self.unwrap(&words, files);
+                return self.strip(&words, files, is_contained);
             } else {
                 return self.program(first, rest);
             }
@@ -352,7 +352,7 @@ impl Held {
             Some(entrypoint) => std::iter::once(entrypoint.to_string()).chain(rest.iter().cloned()).collect(),
             None => of_image(tag, rest),
         };
-        self.unwrap(&inner, files)?;
+        self.strip(&inner, files, true)?;
         let outside = |word: &str| outside(word, folder, &volumes);
         self.words = self.words.iter().map(|word| outside(word).unwrap_or_else(|| word.clone())).collect();
         for value in self.environment.values_mut() {
@@ -596,6 +596,7 @@ mod tests {
             ("llama fit-params -m x", "llama-fit-params -m x"),
             ("llama frobnicate", "error: `llama frobnicate`: `llama` has no such command that loads a model"),
             ("ollama run x", "error: `ollama` is not a program of llama.cpp"),
+            ("docker run i env docker run i llama-server -m x", "llama-server -m x"),
             (
                 "frobnicate x",
                 "error: `frobnicate` is not a program of llama.cpp that loads a model, and none follows it",

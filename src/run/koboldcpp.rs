@@ -64,7 +64,6 @@ pub(super) fn words(rest: &[String]) -> Result<(Vec<String>, Note), Error> {
     let mut out = ["llama-server", "-np", "1", "-fit", "off"].map(str::to_string).to_vec();
     let (mut batch, mut mode, mut windows, mut context) =
         ("512".to_string(), "-lm none", "--swa-full", "8192".to_string());
-    let mut push = |words: &str| out.extend(words.split_whitespace().map(str::to_string));
     let mut words = Vec::new();
     let mut variables = Vec::new();
     let mut rest = rest;
@@ -122,8 +121,8 @@ pub(super) fn words(rest: &[String]) -> Result<(Vec<String>, Note), Error> {
             }
         }
     }
-    push(&format!("-c {context} -b {batch} -ub {batch} {mode} {windows}"));
-    out.extend(words);
+    let start = format!("-c {context} -b {batch} -ub {batch} {mode} {windows}");
+    out.extend(start.split_whitespace().map(str::to_string).chain(words));
     let shown = super::command::shell(&out).unwrap_or_default();
     let note = Note {
         code: "koboldcpp".into(),

@@ -49,6 +49,8 @@ pub use values::{EXPERTS, LEFT_OUT, on_host};
 pub enum Error {
     #[error("no command: write it after `--`, for example `-- llama-server -m model.gguf -ngl 99`")]
     Empty,
+    #[error("it holds no command of a program of llama.cpp")]
+    NoCommand,
     #[error("`{0}` is not a program of llama.cpp that loads a model, and none follows it")]
     UnknownProgram(String),
     #[error("`llama {0}`: `llama` has no such command that loads a model")]

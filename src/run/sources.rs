@@ -69,7 +69,7 @@ pub fn of_text(kind: Kind, text: &str, files: Files<'_>) -> Result<Vec<Held>, Er
         Kind::Unit => vec![unit(text, files)?],
         Kind::Kobold => vec![kobold(text, files)?],
     };
-    if found.is_empty() { Err(Error::Empty) } else { Ok(found) }
+    if found.is_empty() { Err(Error::NoCommand) } else { Ok(found) }
 }
 
 /// Every command that a command stands for: one, or those of a file that it reads.
@@ -142,7 +142,7 @@ fn shell_lines(text: &str, files: Files<'_>) -> Result<Vec<Held>, Error> {
             .zip(&mut found)
             .for_each(|(number, held): (usize, &mut Held)| held.name = Some(format!("command {number}")));
     }
-    if found.is_empty() { Err(first_error.unwrap_or(Error::Empty)) } else { Ok(found) }
+    if found.is_empty() { Err(first_error.unwrap_or(Error::NoCommand)) } else { Ok(found) }
 }
 
 /// `~/`, `$NAME`, `${NAME}` and `${NAME:-VALUE}` by the variables of a text and the home of the person; others stay as they are. Only a
@@ -374,7 +374,7 @@ fn compose(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
             Err(error) => _ = first_error.get_or_insert(error),
         }
     }
-    if found.is_empty() { Err(first_error.unwrap_or(Error::Empty)) } else { Ok(found) }
+    if found.is_empty() { Err(first_error.unwrap_or(Error::NoCommand)) } else { Ok(found) }
 }
 
 /// What the comment with the command of an env file begins with.
@@ -434,7 +434,7 @@ fn unit(text: &str, files: Files<'_>) -> Result<Held, Error> {
         }
     }
     let command =
-        expanded(&command.or_else(|| image.clone().map(|_| String::new())).ok_or(Error::Empty)?, &variables, false);
+        expanded(&command.or_else(|| image.clone().map(|_| String::new())).ok_or(Error::NoCommand)?, &variables, false);
     let mut words = shlex::split(&command).ok_or(Error::Quotes)?;
     if let Some(image) = image {
         let start = ["podman", "run"].map(str::to_string).into_iter().chain(options).chain([image]);
@@ -592,6 +592,13 @@ mod tests {
             (Kind::LlamaSwap, "models:\n  a: {ttl: 3}\n", "`a`: expected a model with `cmd`"),
             (Kind::Env, "LLAMA ARG\n", "`LLAMA ARG`: expected NAME=VALUE"),
             (Kind::Shell, "llama-server -m 'x\n", "a quote is opened and not closed"),
+            (
+                Kind::Shell,
+                "# nothing yet\n\n",
+                "`nothing` is not a program of llama.cpp that loads a model, and none follows it",
+            ),
+            (Kind::Shell, "\n", "it holds no command of a program of llama.cpp"),
+            (Kind::Compose, "services:\n  web: {image: nginx}\n", "it holds no command of a program of llama.cpp"),
         ] {
             assert_eq!(of_text(kind, text, &|_| None).unwrap_err().to_string(), expected);
         }

@@ -17,6 +17,9 @@ use super::{Error, Kind, pseudo_random};
 const SHORT: Duration = Duration::from_secs(10);
 /// The most that is kept of one answer, in bytes.
 const MAX_ANSWER: usize = 256 << 20;
+const EVENT_STREAM: &str = "text/event-stream";
+/// The longest line that is taken of a stream, in bytes: the last event of a reply repeats the whole prompt.
+const MAX_LINE: usize = 64 << 20;
 /// The longest message of an error that is kept, in characters.
 const MAX_MESSAGE: usize = 400;
 
@@ -75,6 +78,12 @@ impl Event {
 impl Recording {
     pub fn body(&self) -> Vec<u8> {
         self.pieces.iter().flat_map(|piece| piece.bytes.iter().copied()).collect()
+    }
+
+    /// Whether the server calls it a stream of events.
+    pub fn is_stream(&self) -> bool {
+        let kind = self.content_type.as_deref().and_then(|kind| kind.get(..EVENT_STREAM.len()));
+        kind.is_some_and(|kind| kind.eq_ignore_ascii_case(EVENT_STREAM))
     }
 
     /// The events of a stream. Bytes are decoded a whole line at a time, so that a character may be cut anywhere; what is not
@@ -312,7 +321,7 @@ impl Endpoint {
             let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
             into.content_type = content_type.map(str::to_string);
             let mut body = response.into_body().into_reader();
-            let (mut piece, mut room) = (vec![0_u8; 64 << 10], MAX_ANSWER);
+            let (mut piece, mut room, mut line) = (vec![0_u8; 64 << 10], MAX_ANSWER, 0_usize);
             loop {
                 let bytes = match body.read(&mut piece)? {
                     0 => return Ok(()),
@@ -320,6 +329,11 @@ impl Endpoint {
                 };
                 let too_long = || format!("it is longer than {} MiB", MAX_ANSWER >> 20);
                 room = room.checked_sub(bytes.len()).with_context(too_long)?;
+                let last_line = bytes.rsplit(|byte| *byte == b'\n').next().map_or(0, <[u8]>::len);
+                line = if last_line < bytes.len() { last_line } else { line.saturating_add(bytes.len()) };
+                if into.is_stream() && line > MAX_LINE {
+                    anyhow::bail!("a line of the stream is longer than {} MiB", MAX_LINE >> 20);
+                }
                 into.pieces.push(Piece { seconds: begin.elapsed().as_secs_f64(), bytes });
             }
         };

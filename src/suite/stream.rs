@@ -118,8 +118,8 @@ impl Answer {
             return Self::whole(recording);
         }
         let mut answer = Self::default();
-        let kind = recording.content_type.clone().unwrap_or_default();
-        if !kind.to_ascii_lowercase().starts_with("text/event-stream") {
+        if !recording.is_stream() {
+            let kind = recording.content_type.as_deref().unwrap_or_default();
             answer.faults.push((FRAMING, format!("content-type is `{kind}`, not text/event-stream")));
         }
         for line in recording.body().split(|byte| *byte == b'\n') {

@@ -28,6 +28,10 @@ fn check(folder: &Path, words: &[&str], input: &str, variables: &[(&str, &str)])
     (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap_or_default(), said)
 }
 
+fn words(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
+}
+
 fn total(document: &Value, device: &str) -> Option<u64> {
     document["memory"][device]["total"].as_u64()
 }
@@ -36,48 +40,22 @@ fn total(document: &Value, device: &str) -> Option<u64> {
 fn a_wrapped_command_is_the_command() {
     let folder = folder();
     let at = folder.path();
-    let plain = check(at, &["llama-server", "-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"], "", &[]);
+    let flags = "-ngl 99 -c 4096 -fit off";
+    let plain = check(at, &words(&format!("llama-server -m x.gguf {flags}")), "", &[]);
     assert_eq!(plain.0, 0, "{}", plain.2);
-    for words in [
-        &["$", "llama-server", "-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"][..],
-        &[
-            "sudo",
-            "numactl",
-            "--interleave=all",
-            "llama-server",
-            "-m",
-            "x.gguf",
-            "-ngl",
-            "99",
-            "-c",
-            "4096",
-            "-fit",
-            "off",
-        ],
-        &["llama", "serve", "-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"],
-        &["-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"],
-        &["llama-server -m x.gguf -ngl 99 -c 4096 -fit off"],
-        &[
-            "docker",
-            "run",
-            "--gpus",
-            "all",
-            "-v",
-            ".:/m",
-            "i:server",
-            "-m",
-            "/m/x.gguf",
-            "-ngl",
-            "99",
-            "-c",
-            "4096",
-            "-fit",
-            "off",
-        ],
+    for wrapped in [
+        "$ llama-server -m x.gguf",
+        "sudo numactl --interleave=all llama-server -m x.gguf",
+        "llama serve -m x.gguf",
+        "-m x.gguf",
+        "docker run --gpus all -v .:/m i:server -m /m/x.gguf",
     ] {
-        let wrapped = check(at, words, "", &[]);
-        assert_eq!((wrapped.0, &wrapped.1["memory"]), (0, &plain.1["memory"]), "{words:?}: {}", wrapped.2);
+        let found = check(at, &words(&format!("{wrapped} {flags}")), "", &[]);
+        assert_eq!((found.0, &found.1["memory"]), (0, &plain.1["memory"]), "{wrapped}: {}", found.2);
     }
+    // In quotes as a whole.
+    let quoted = check(at, &[&format!("llama-server -m x.gguf {flags}")], "", &[]);
+    assert_eq!((quoted.0, &quoted.1["memory"]), (0, &plain.1["memory"]), "{}", quoted.2);
     let input = "user@host:~$ llama-server \\\n  -m ~/x.gguf \\\n  -ngl 99 -c 4096 -fit off 2>&1 | tee log\n";
     let piped = check(at, &["-"], input, &[]);
     assert_eq!((piped.0, &piped.1["memory"]), (0, &plain.1["memory"]), "{}", piped.2);

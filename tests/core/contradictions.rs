@@ -16,7 +16,7 @@ use moeplan::model::Model;
 use moeplan::run::{ParsedCommand, parse};
 
 /// Of so many changes one is made, without `MOEPLAN_FULL`.
-const SAMPLE: usize = 67;
+const SAMPLE: usize = 23;
 
 /// A change of a header, in words.
 type Change = (String, Box<dyn Fn(&mut Header)>);

@@ -120,7 +120,7 @@ fn every_way_to_fail_while_answering_is_told_apart() {
             "refuse",
             "llama-server refused the request: request (9 tokens) exceeds the available context size (status 400)",
         ),
-        ("endless-line", "llama-server's answer cannot be read: it is longer than 256 MiB"),
+        ("endless-line", "llama-server's answer cannot be read: a line of the stream is longer than 64 MiB"),
         ("hang-mid-stream", "llama-server was stopped after 10 s while answering"),
     ] {
         let mut server = failing(mode);

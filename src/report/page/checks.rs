@@ -101,10 +101,8 @@ impl Document for Checks {
                 }
             }
         }
-        self.checks
-            .iter()
-            .filter_map(CheckRow::checked)
-            .for_each(|row| page.detail(Block::Command(String::new(), row.command.clone())));
+        let commands = self.checks.iter().filter_map(|row| Some((row.name(), row.checked()?.command.clone())));
+        page.detail(commands.map(|(name, command)| Block::Command(name.to_string(), command)));
         vec![page]
     }
 

@@ -15,6 +15,7 @@ use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy, Variant};
 use crate::report::chart::Tone;
 use crate::report::table::{Table, row};
 use crate::run::Choice as _;
+use crate::run::command::shell;
 use crate::speed::{Phase, Speed};
 
 /// A time below this share of the turn is not worth a row.
@@ -193,7 +194,7 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
     }
     let used = fit.memory.iter().filter_map(|(key, row)| Some(format!("{key} {}", row.total?)));
     text += &format!(" It takes {}.", used.collect::<Vec<_>>().join(", "));
-    vec![Block::Prose(text), Block::Command("After fitting".to_string(), fit.args.join(" "))]
+    vec![Block::Prose(text), Block::Command("After fitting".to_string(), shell(&fit.args).unwrap_or_default())]
 }
 
 /// `CUDA0 by 1.00 GiB`.
