@@ -253,6 +253,35 @@ fn launches_of_several_parts() {
     assert!(wrong.is_empty(), "{} wrong cells:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// `testdata/measured/h200-projectors.tsv`: what llama-server says it needs for the same projectors on a CUDA card.
+#[test]
+fn projectors_on_a_cuda_card() {
+    let folder = unpack("projectors.tar.xz");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/measured/h200-projectors.tsv");
+    let text = std::fs::read_to_string(path).expect("the measurements are in the repository");
+    let rows: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    for row in &rows {
+        let columns: Vec<&str> = row.split('\t').collect();
+        let [name, flash_attn, device, host] = columns.as_slice() else { panic!("{row}") };
+        let gguf = gguf::open(&folder.path().join(format!("{name}.gguf"))).expect("a GGUF");
+        let (model, _) = Model::as_far_as_readable(gguf);
+        let flash_attn = if *flash_attn == "off" { FlashAttn::Off } else { FlashAttn::Auto };
+        let encoders = projector::encoders(&model, [0, 0]).expect("encoders");
+        let (mut on_device, mut on_host) = (Bytes(0), Bytes(0));
+        for encoder in &encoders {
+            let taken = encoder_memory(*encoder, Some((0, Backend::Cuda)), flash_attn).expect("a graph");
+            on_device = on_device + taken.weights + taken.compute;
+            on_host = on_host + taken.host_compute;
+        }
+        // llama-server's estimate leaves out what the buffer of the weights is aligned by.
+        for (bytes, said) in [(on_device, device), (on_host, host)] {
+            let (mib, said): (f64, f64) = (bytes.0 as f64 / MIB as f64, said.parse().expect("MiB"));
+            assert!((-0.0051..0.02).contains(&(mib - said)), "{row}: {mib}");
+        }
+    }
+    assert_eq!(rows.len(), 146);
+}
+
 /// `testdata/truth/projectors.tsv`: what llama.cpp's own loader takes for a projector of each type, to the byte.
 #[test]
 fn projectors_of_every_type() {
