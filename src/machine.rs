@@ -42,6 +42,9 @@ pub struct Device {
     /// The memory it has, or the budget it is given.
     pub total: Bytes,
     pub free: Bytes,
+    /// It has no memory of its own: `total` is how much of main memory it may use (`uma: 1` in llama.cpp's log).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub integrated: bool,
     /// GB on the box, where that is all that is known of the card: `total` is then the least that such cards offer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sold_as: Option<u32>,
@@ -56,45 +59,159 @@ pub struct Device {
     pub rates: Option<DeviceRates>,
 }
 
+/// What tells a backend from others: a row of `Backend::facts`.
+struct BackendFacts {
+    /// The name of its devices without their number, as llama.cpp prints it.
+    device: Option<&'static str>,
+    /// The buffer type of pinned host memory that it offers.
+    host_buffer: Option<&'static str>,
+    /// What allocation sizes are padded to in a buffer of its devices.
+    alignment: u64,
+    /// A quantized tensor whose rows are not a multiple of 512 elements gets the rest of one row more (`get_alloc_size`).
+    pads_rows: bool,
+    /// What is known of its rules.
+    known: &'static str,
+}
+
 impl Backend {
-    /// The name of its first devices without their number, as llama.cpp prints it; the buffer type of pinned host memory that it
-    /// offers; and what allocation sizes are padded to in a buffer of its devices.
-    ///
-    /// Source: `ggml-cuda.cu` (128), `ggml-impl.h` `TENSOR_ALIGNMENT` (32), `ggml-metal.cpp` (32), `ggml-rpc.cpp` (the
-    /// server's: a CPU server says 32). Vulkan's is the device's own `minStorageBufferOffsetAlignment`, usually 64 or less.
-    fn facts(self) -> (Option<&'static str>, Option<&'static str>, u64) {
-        match self {
-            Self::Cuda => (Some("CUDA"), Some("CUDA_Host"), 128),
-            Self::Vulkan => (Some("Vulkan"), Some("Vulkan_Host"), 64),
-            Self::Metal => (Some("MTL"), None, 32),
-            Self::Rocm => (Some("ROCm"), Some("ROCm_Host"), 128),
-            Self::Rpc => (Some("RPC"), None, 32),
-            Self::Cpu => (None, None, 32),
-        }
+    pub const ALL: [Self; 10] = [
+        Self::Cuda,
+        Self::Vulkan,
+        Self::Metal,
+        Self::Rocm,
+        Self::Musa,
+        Self::Sycl,
+        Self::Cann,
+        Self::Opencl,
+        Self::Rpc,
+        Self::Cpu,
+    ];
+
+    /// Sources, b11434: `ggml-cuda.cu`, `ggml-sycl.cpp`, `ggml-cann.cpp` (128, padded rows), `ggml-impl.h` `TENSOR_ALIGNMENT` (32),
+    /// `ggml-metal.cpp` (32), `ggml-rpc.cpp` (the server's: a CPU server says 32). Vulkan's is the device's own
+    /// `minStorageBufferOffsetAlignment`, usually 64 or less; OpenCL's `CL_DEVICE_MEM_BASE_ADDR_ALIGN`, usually 128.
+    const fn facts(self) -> BackendFacts {
+        let (device, host_buffer, alignment, pads_rows, known) = match self {
+            Self::Cuda => (
+                Some("CUDA"),
+                Some("CUDA_Host"),
+                128,
+                true,
+                "CUDA: alignment 128; compared with llama.cpp's own projection on an H100",
+            ),
+            Self::Rocm => (
+                Some("ROCm"),
+                Some("ROCm_Host"),
+                128,
+                true,
+                "ROCm: CUDA's rules, from the same source; compared with no device, compute uncertain by some per cent",
+            ),
+            Self::Musa => (
+                Some("MUSA"),
+                Some("MUSA_Host"),
+                128,
+                true,
+                "MUSA: CUDA's rules, from the same source; compared with no device, compute uncertain by some per cent",
+            ),
+            Self::Sycl => (
+                Some("SYCL"),
+                Some("SYCL_Host"),
+                128,
+                true,
+                "SYCL: alignment 128; compared with no device, compute uncertain by some per cent (the scratch of its flash attention is \
+                 not counted, and every operation is taken to run there)",
+            ),
+            Self::Cann => (
+                Some("CANN"),
+                Some("CANN_Host"),
+                128,
+                true,
+                "CANN: alignment 128; compared with no device, compute uncertain by some per cent, and F16 and F32 matrices by what its \
+                 own layout (GGML_CANN_WEIGHT_NZ) adds",
+            ),
+            Self::Opencl => (
+                Some("GPUOpenCL"),
+                None,
+                128,
+                false,
+                "OpenCL: alignment taken as 128 (it is the device's own); compared with no device, compute uncertain by some per cent",
+            ),
+            Self::Vulkan => (
+                Some("Vulkan"),
+                Some("Vulkan_Host"),
+                64,
+                false,
+                "Vulkan: alignment taken as 64 (it is the device's own, 16 to 256), weights in buffers of 1 GiB; compared with no \
+                 device: model and context uncertain by the alignment, compute by some per cent",
+            ),
+            Self::Metal => (
+                Some("MTL"),
+                None,
+                32,
+                false,
+                "Metal: alignment 32, no pinned host memory; compared with no device, compute uncertain by some per cent (scratch of \
+                 its kernels is not counted)",
+            ),
+            Self::Rpc => (
+                Some("RPC"),
+                None,
+                32,
+                false,
+                "RPC: as a server on a processor answers (alignment 32), compared with llama.cpp's own projection; a server on a GPU \
+                 has that GPU's alignment",
+            ),
+            Self::Cpu => (None, None, 32, false, "CPU: host memory"),
+        };
+        BackendFacts { device, host_buffer, alignment, pads_rows, known }
+    }
+
+    /// The backend whose devices llama.cpp calls so, numbered or not.
+    pub fn of_device(name: &str) -> Option<Self> {
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        // ggml's registry says HIP, and builds before b7217 call Metal's device Metal.
+        let stem = match stem {
+            "HIP" => "ROCm",
+            "Metal" => "MTL",
+            stem => stem,
+        };
+        Self::ALL.into_iter().find(|backend| backend.device_prefix() == Some(stem))
+    }
+
+    /// Whether it is compiled from CUDA's source (`GGML_CUDA_NAME`, `ggml-cuda.h`).
+    pub fn is_cuda_source(self) -> bool {
+        matches!(self, Self::Cuda | Self::Rocm | Self::Musa)
+    }
+
+    /// What is known of its rules, in a sentence.
+    pub fn known(self) -> &'static str {
+        self.facts().known
     }
 
     pub fn device_prefix(self) -> Option<&'static str> {
-        self.facts().0
+        self.facts().device
     }
 
     pub fn host_buffer_name(self) -> Option<&'static str> {
-        self.facts().1
+        self.facts().host_buffer
     }
 
     pub fn alignment(self) -> u64 {
-        self.facts().2
+        self.facts().alignment
     }
 
-    /// The bytes a tensor takes in a buffer of this backend's devices, before alignment: on CUDA a quantized tensor whose rows
-    /// are not a multiple of 512 elements gets the rest of one row more (`ggml-cuda.cu` `get_alloc_size`, b11434).
+    /// The bytes a tensor takes in a buffer of this backend's devices, before alignment.
     pub fn alloc_size(self, ty: GgmlType, shape: [u64; 4], bytes: Bytes) -> Bytes {
         let rest = shape[0] % 512;
-        match self {
-            Self::Cuda | Self::Rocm if ty.is_quantized && rest != 0 => {
-                // A row is a whole number of blocks, and 512 is one for every type, so what is missing is one too.
-                Bytes(bytes.0 + ty.row_bytes(512 - rest).unwrap_or(0))
-            }
-            _ => bytes,
+        if !ty.is_quantized {
+            bytes
+        } else if self == Self::Opencl {
+            // The parts of a quantized tensor each begin at a multiple of the alignment (`GGML_OPENCL_SOA_Q`, b11434).
+            Bytes(bytes.0 + 4 * self.alignment())
+        } else if self.facts().pads_rows && rest != 0 {
+            // A row is a whole number of blocks, and 512 is one for every type, so what is missing is one too.
+            Bytes(bytes.0 + ty.row_bytes(512 - rest).unwrap_or(0))
+        } else {
+            bytes
         }
     }
 
@@ -117,7 +234,10 @@ impl Backend {
 pub enum Error {
     #[error("`--device {0}`: write NAME=SIZE, for example CUDA0=24G or RPC0[127.0.0.1:50052]=24G")]
     NoSize(String),
-    #[error("`--device {0}`: no device name of llama.cpp; known are CUDA0, Vulkan0, MTL0, ROCm0, RPC0[HOST:PORT]")]
+    #[error(
+        "`--device {0}`: not a device name that moeplan knows; known are CUDA0, ROCm0, MUSA0, Vulkan0, SYCL0, CANN0, GPUOpenCL, \
+         MTL0, RPC0[HOST:PORT]"
+    )]
     UnknownName(String),
     #[error("`{flag}`: {error}")]
     Size { flag: String, error: ParseBytesError },
@@ -171,9 +291,9 @@ impl Machine {
         Ok(Self { devices, host: Host { isa, ..host } })
     }
 
-    /// Whether a device's memory is main memory: Metal's on Apple's own processors.
+    /// Whether a device's memory is main memory: an integrated one's, and Metal's on Apple's own processors.
     pub fn is_shared(&self, device: &Device) -> bool {
-        device.backend == Backend::Metal && self.host.isa == Isa::ArmNeon
+        device.integrated || (device.backend == Backend::Metal && self.host.isa == Isa::ArmNeon)
     }
 
     /// What to say of its budgets, a line a device.
@@ -236,26 +356,30 @@ impl Device {
     /// The devices of `--vram SIZE,SIZE`: the first ones of a backend.
     pub fn of_sizes(backend: Backend, sizes: &[DeviceSize]) -> Result<Vec<Self>, Error> {
         let prefix = backend.device_prefix().filter(|_| backend != Backend::Cpu).ok_or(Error::NoDevices)?;
-        Ok(sizes.iter().enumerate().map(|(i, size)| Self::of_size(format!("{prefix}{i}"), backend, *size)).collect())
+        let name = |i| if backend == Backend::Opencl { prefix.to_string() } else { format!("{prefix}{i}") };
+        Ok(sizes.iter().enumerate().map(|(i, size)| Self::of_size(name(i), backend, *size)).collect())
     }
 
-    /// A device of `--device NAME=SIZE`; an RPC device may say where its server is: `RPC0[HOST:PORT]=SIZE`.
+    /// A device of `--device NAME=SIZE`; an RPC device may say where its server is: `RPC0[HOST:PORT]=SIZE`, an integrated one that its
+    /// memory is main memory: `Vulkan0=96G,shared`.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let (name, size) = text.rsplit_once('=').ok_or_else(|| Error::NoSize(text.to_string()))?;
+        let (described, integrated) = text.strip_suffix(",shared").map_or((text, false), |rest| (rest, true));
+        let (name, size) = described.rsplit_once('=').ok_or_else(|| Error::NoSize(text.to_string()))?;
         let flag = || format!("--device {text}");
         let size: DeviceSize = size.parse().map_err(|error| Error::Size { flag: flag(), error })?;
         let plain = name.split_once('[').map_or(name, |(plain, _)| plain);
-        let backends = [Backend::Cuda, Backend::Vulkan, Backend::Metal, Backend::Rocm, Backend::Rpc];
-        let numbered = |backend: &Backend| {
-            let number = backend.device_prefix().and_then(|prefix| plain.strip_prefix(prefix));
-            number.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-        };
-        let backend = backends.into_iter().find(numbered).ok_or_else(|| Error::UnknownName(name.to_string()))?;
+        let is_numbered = plain.ends_with(|c: char| c.is_ascii_digit());
+        // OpenCL's devices have no number (`ggml_backend_opencl_device_get_name`, b11434).
+        let backend = Backend::of_device(plain)
+            .filter(|backend| is_numbered != (*backend == Backend::Opencl))
+            .ok_or_else(|| Error::UnknownName(name.to_string()))?;
         let bracketed = plain.len() != name.len();
         if bracketed && (backend != Backend::Rpc || !name.ends_with(']')) {
             return Err(Error::UnknownName(name.to_string()));
         }
-        Ok(Self { buffer: name.to_string(), ..Self::of_size(plain.to_string(), backend, size) })
+        // A part of main memory is not a card that is sold.
+        let size = if integrated { DeviceSize::from(size.bytes) } else { size };
+        Ok(Self { buffer: name.to_string(), integrated, ..Self::of_size(plain.to_string(), backend, size) })
     }
 
     /// A device that is all free and of which nothing else is known.
@@ -267,11 +391,18 @@ impl Device {
             description: None,
             total,
             free: total,
+            integrated: false,
             sold_as: None,
             overhead: None,
             calibration: None,
             rates: None,
         }
+    }
+
+    /// Whether files can be mapped beside it without being asked to (`mmap_support` of its `get_props`, b11434).
+    pub fn supports_mmap(&self) -> bool {
+        let is_without = self.integrated && (self.backend.is_cuda_source() || self.backend == Backend::Vulkan);
+        !is_without && self.backend != Backend::Opencl
     }
 
     fn of_size(name: String, backend: Backend, size: DeviceSize) -> Self {
@@ -436,6 +567,14 @@ pub enum Backend {
     Metal,
     /// AMD.
     Rocm,
+    /// Moore Threads.
+    Musa,
+    /// Intel.
+    Sycl,
+    /// Huawei Ascend.
+    Cann,
+    /// Adreno and others.
+    Opencl,
     /// A device of another computer.
     Rpc,
     /// No device: everything on the host.
@@ -478,6 +617,12 @@ mod tests {
             ("CUDA0=23GB", "CUDA0", "CUDA0", Backend::Cuda, (Bytes(23_000_000_000), None)),
             ("MTL0=24G", "MTL0", "MTL0", Backend::Metal, mib(24 << 10)),
             ("RPC0[h:1]=24G", "RPC0", "RPC0[h:1]", Backend::Rpc, mib(24 << 10)),
+            ("SYCL1=12G", "SYCL1", "SYCL1", Backend::Sycl, mib(12 << 10)),
+            ("GPUOpenCL=8G", "GPUOpenCL", "GPUOpenCL", Backend::Opencl, mib(8 << 10)),
+            ("CANN0=64G", "CANN0", "CANN0", Backend::Cann, mib(64 << 10)),
+            ("MUSA0=48G", "MUSA0", "MUSA0", Backend::Musa, mib(48 << 10)),
+            ("Metal0=24G", "Metal0", "Metal0", Backend::Metal, mib(24 << 10)),
+            ("Vulkan0=96G,shared", "Vulkan0", "Vulkan0", Backend::Vulkan, mib(96 << 10)),
         ] {
             let device = Device::parse(text).unwrap();
             assert_eq!((device.name.as_str(), device.buffer.as_str(), device.backend), (name, buffer, backend));

@@ -347,7 +347,7 @@ const LINTS: &[Rule] = &[
     }),
     ("pinned-memory-beyond-ram", Warning, |facts| {
         let (missing, pinned) = (facts.shortfall.get(HOST)?, facts.forecast.host_needs.pinned);
-        if facts.run.load_mode.is_mapped() || pinned == Bytes(0) {
+        if facts.forecast.placement.is_mapped || pinned == Bytes(0) {
             return None;
         }
         found(
@@ -537,7 +537,7 @@ const LINTS: &[Rule] = &[
         let mut devices = facts.forecast.placement.taking_part(facts.machine);
         let can_pin = devices.any(|(_, device)| device.backend.host_buffer_name().is_some());
         let has_room = facts.machine.host.ram.is_none_or(|ram| facts.forecast.host_total() <= ram);
-        if kept == Bytes(0) || !facts.run.load_mode.is_mapped() || facts.run.no_host || !can_pin || !has_room {
+        if kept == Bytes(0) || !facts.forecast.placement.is_mapped || facts.run.no_host || !can_pin || !has_room {
             return None;
         }
         let hint = if facts.command.target.dialect == Dialect::Ik {
@@ -596,7 +596,7 @@ const LINTS: &[Rule] = &[
         let run = facts.run;
         let on_device = facts.forecast.placement.layers.iter().all(Option::is_some);
         let mut devices = facts.forecast.placement.taking_part(facts.machine);
-        let events = devices.all(|(_, device)| matches!(device.backend, Backend::Cuda | Backend::Rocm));
+        let events = devices.all(|(_, device)| device.backend.is_cuda_source());
         let possible = facts.several() && on_device && events && run.offload_kqv && run.split_mode == SplitMode::Layer;
         if !possible || run.overrides.is_empty() {
             return None;

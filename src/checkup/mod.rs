@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::fit::{self, Fitted};
 use crate::gguf::{GgmlType, ggml_type};
-use crate::machine::{Backend, Device, Machine};
+use crate::machine::Machine;
 use crate::memory::{
     self, Basis, Forecast, HOST, HostNeeds, Launch, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache,
 };
@@ -527,31 +527,8 @@ fn basis_rows(target: Target, machine: &Machine, placement: &Placement) -> Vec<B
         ],
     };
     for (_, device) in placement.taking_part(machine) {
-        rows.push(row(&format!("{}.rules", device.name), of_device(device).to_string()));
+        rows.push(row(&format!("{}.rules", device.name), device.backend.known().to_string()));
         rows.extend(device.budget_note().map(|note| row(&format!("{}{BUDGET}", device.name), note)));
     }
     rows
-}
-
-/// What is known of a device's rules.
-fn of_device(device: &Device) -> &'static str {
-    match device.backend {
-        Backend::Cuda => "CUDA: alignment 128; compared with llama.cpp's own projection on an H100",
-        Backend::Rocm => {
-            "ROCm: CUDA's rules, from the same source; compared with no device, compute uncertain by some per cent"
-        }
-        Backend::Vulkan => {
-            "Vulkan: alignment taken as 64 (it is the device's own, 16 to 256), weights in buffers of 1 GiB; compared with no \
-             device: model and context uncertain by the alignment, compute by some per cent"
-        }
-        Backend::Metal => {
-            "Metal: alignment 32, no pinned host memory; compared with no device, compute uncertain by some per cent (scratch of \
-             its kernels is not counted)"
-        }
-        Backend::Rpc => {
-            "RPC: as a server on a processor answers (alignment 32), compared with llama.cpp's own projection; a server on a GPU \
-             has that GPU's alignment"
-        }
-        Backend::Cpu => "CPU: host memory",
-    }
 }

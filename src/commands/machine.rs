@@ -22,7 +22,7 @@ pub struct MachineArgs {
     /// --machine: the budgets of its first devices, exact, the others unused.
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
     pub vram: Vec<DeviceSize>,
-    /// One device by llama.cpp's name: CUDA0=24G, `RPC0[HOST:PORT]=8G`.
+    /// One device by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` is memory of the host.
     ///
     /// Repeatable.
     #[arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"])]

@@ -53,8 +53,9 @@ impl Card {
         match backend {
             Backend::Cuda => self.is_nvidia(),
             Backend::Rocm => self.generation == "amd",
+            Backend::Sycl => self.generation == "intel",
             Backend::Vulkan => self.generation != "apple",
-            Backend::Metal | Backend::Rpc | Backend::Cpu => false,
+            _ => false,
         }
     }
 }

@@ -39,7 +39,7 @@ impl Target {
     }
 
     fn is_cuda(&self) -> bool {
-        matches!(self.backend, Backend::Cuda | Backend::Rocm)
+        self.backend.is_cuda_source()
     }
 
     /// Whether it keeps sources of fused operations alive (`graph_optimize`).

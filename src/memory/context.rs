@@ -214,6 +214,7 @@ mod tests {
             copies: Vec::new(),
             layers: vec![None, Some(0), Some(0), Some(1), Some(1)],
             devices: vec![0, 1],
+            is_mapped: false,
             shares: None,
         };
         let bytes = |run: &RunConfig| {

@@ -326,9 +326,9 @@ impl<'a> Launch<'a> {
     /// A projection with what devices and the host hold beside it, where its tensors are as the launch puts them.
     pub fn launched(self, mut forecast: Forecast) -> Forecast {
         let Self { model, machine, run, .. } = self;
-        forecast.mapped = forecast.placement.mapped(model, machine, run);
+        forecast.mapped = forecast.placement.mapped(model, machine);
         if let (Some(part), Some(draft)) = (&forecast.drafting, &model.draft) {
-            for (name, span) in part.placement.mapped(draft, machine, run).devices {
+            for (name, span) in part.placement.mapped(draft, machine).devices {
                 *forecast.mapped.devices.entry(name).or_default() += span;
             }
         }

@@ -156,7 +156,9 @@ fn tabled(device: &Device) -> Overhead {
             let named = || cards::named(device.description.as_deref()?).find(|card| card.is_nvidia());
             named().and_then(of_card).unwrap_or_else(|| UNKNOWN_CARD.clone())
         }
-        Backend::Rocm | Backend::Vulkan => fixed(DEFAULT, "default: no measurement of this device"),
+        Backend::Rocm | Backend::Vulkan | Backend::Musa | Backend::Sycl | Backend::Cann | Backend::Opencl => {
+            fixed(DEFAULT, "default: no measurement of this device")
+        }
         Backend::Metal => fixed(Bytes(0), "Metal: load logs show nothing beyond its buffers"),
         Backend::Rpc | Backend::Cpu => fixed(Bytes(0), "no context of its own in this process"),
     }

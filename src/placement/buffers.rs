@@ -37,12 +37,12 @@ impl HostList {
 pub(super) fn supports(backend: Backend, tensor: &Tensor, op: Op) -> bool {
     let name = tensor.ty.name;
     match (backend, op) {
-        (Backend::Cuda | Backend::Rocm, Op::Other) if tensor.name.ends_with(".ssm_a") => scans(tensor),
+        (cuda, Op::Other) if cuda.is_cuda_source() && tensor.name.ends_with(".ssm_a") => scans(tensor),
         (_, Op::Other) | (Backend::Rpc, _) => true,
-        (Backend::Cuda | Backend::Rocm, Op::GetRows) => !matches!(name, "tq1_0" | "tq2_0" | "nvfp4" | "q8_K" | "f64"),
-        (Backend::Cuda | Backend::Rocm, _) => !matches!(name, "tq1_0" | "tq2_0" | "f64" | "i8" | "i16" | "i32" | "i64"),
-        (Backend::Vulkan | Backend::Metal, _) => !matches!(name, "tq1_0" | "tq2_0" | "f64" | "q8_K"),
         (Backend::Cpu, _) => false,
+        (cuda, Op::GetRows) if cuda.is_cuda_source() => !matches!(name, "tq1_0" | "tq2_0" | "nvfp4" | "q8_K" | "f64"),
+        (cuda, _) if cuda.is_cuda_source() => !matches!(name, "tq1_0" | "tq2_0" | "f64" | "i8" | "i16" | "i32" | "i64"),
+        _ => !matches!(name, "tq1_0" | "tq2_0" | "f64" | "q8_K"),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::{Model, Tensor};
 use crate::rules::Role;
-use crate::run::{LazyMode, RunConfig, SplitMode};
+use crate::run::{LazyMode, LoadMode, RunConfig, SplitMode};
 use crate::suggest::Hint;
 use buffers::HostList;
 use pattern::Pattern;
@@ -51,6 +51,9 @@ pub struct Placement {
     pub layers: Vec<Option<u16>>,
     /// `Machine::devices` that take part, in llama.cpp's order (after `--device`, `-sm none`).
     pub devices: Vec<u16>,
+    /// Whether files are mapped: the load mode, of which `auto` is `none` where a device that takes part does not support it
+    /// (`src/llama-model.cpp` `load_tensors`, b11434).
+    pub is_mapped: bool,
     /// `-sm tensor`: the devices that hold a part of whatever is on the first one, which stands for them all, and `-ts`.
     pub shares: Option<Shares>,
 }
@@ -88,9 +91,9 @@ impl Placement {
 
     /// What stays mapped: by file the span from the first byte to the last of what a buffer type holds (`src/llama-model.cpp`
     /// `load_tensors`, `get_mapping_range`, b11434). Beside the processor it is Metal that uses the mapped file in place.
-    pub fn mapped(&self, model: &Model, machine: &Machine, run: &RunConfig) -> Mapped {
+    pub fn mapped(&self, model: &Model, machine: &Machine) -> Mapped {
         let mut mapped = Mapped::default();
-        if !run.load_mode.is_mapped() {
+        if !self.is_mapped {
             return mapped;
         }
         let held = |buffer: Buffer| {
@@ -243,6 +246,7 @@ struct Law<'a> {
     run: &'a RunConfig,
     host: HostList,
     slots: &'a [Option<u16>],
+    supports_mmap: bool,
     overrides: Vec<(Pattern, Target)>,
 }
 
@@ -264,6 +268,8 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
         devices.truncate(1);
     }
     let slots = devices::slots(machine, run, &devices, model.context.n_layer_all());
+    let supports_mmap = devices.iter().filter_map(|at| machine.device(*at)).all(Device::supports_mmap);
+    let is_mapped = run.load_mode.is_mapped() && (supports_mmap || run.load_mode != LoadMode::Auto);
     let law = Law {
         model,
         machine,
@@ -271,14 +277,15 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
         host: HostList {
             pinned: pinned(machine, &devices).filter(|_| !run.no_host),
             repack: Some(machine.host.isa).filter(|_| run.repack),
-            mapped: run.load_mode.is_mapped(),
+            mapped: is_mapped,
         },
         slots: &slots,
+        supports_mmap,
         overrides: overrides(machine, run)?,
     };
     let tied = tensors::is_tied(model);
     let copies = model.tensors.iter().map(|tensor| law.copies(tensor, tied)).collect();
-    Ok(Placement { copies, layers: slots, devices, shares })
+    Ok(Placement { copies, layers: slots, devices, is_mapped, shares })
 }
 
 /// The device of a multimodal projector: `-mmdev`, else the first of `--device`, else the first there is; `None` = host
@@ -398,7 +405,7 @@ impl Law<'_> {
         readable
             && match self.run.lazy_mode {
                 LazyMode::On => true,
-                LazyMode::Auto => tensor.bytes > Bytes::mib(4096),
+                LazyMode::Auto => self.supports_mmap && tensor.bytes > Bytes::mib(4096),
                 LazyMode::Off => false,
             }
     }

@@ -183,6 +183,26 @@ fn processors_repack_what_they_have_a_layout_for() {
 }
 
 #[test]
+fn an_integrated_device_is_main_memory_and_is_loaded_without_a_map_unless_asked() {
+    let model = model("qwen3moe", &[], &[]);
+    for (device, is_shared, mode, is_mapped, buffer) in [
+        ("Vulkan0=96G,shared", true, LoadMode::Auto, false, Buffer::HostPinned),
+        ("Vulkan0=96G,shared", true, LoadMode::Mmap, true, Buffer::Cpu),
+        ("Vulkan0=96G", false, LoadMode::Auto, true, Buffer::Cpu),
+        ("CUDA0=96G,shared", true, LoadMode::Auto, false, Buffer::HostPinned),
+        ("SYCL0=96G,shared", true, LoadMode::Auto, true, Buffer::Cpu),
+        ("GPUOpenCL=8G", false, LoadMode::Auto, false, Buffer::Cpu),
+    ] {
+        let machine = machine(&[device]);
+        let run = RunConfig { load_mode: mode, repack: false, ..run(&[("exps", "CPU")]) };
+        let placement = place(&model, &machine, &run).unwrap();
+        assert_eq!(machine.is_shared(&machine.devices[0]), is_shared, "{device}");
+        assert_eq!(placement.is_mapped, is_mapped, "{device} {mode:?}");
+        assert_eq!(buffers_of(&model, &placement, "blk.0.ffn_up_exps.weight"), [buffer], "{device} {mode:?}");
+    }
+}
+
+#[test]
 fn every_byte_is_in_one_buffer_padded_as_that_buffer_pads() {
     let model = model("llama", &[("output.weight", "q6_K", [1024, 512, 1, 1])], &[]);
     let machine = machine(&["CUDA0=8G"]);

@@ -323,7 +323,7 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         warn("main-memory-unknown", message, "--ram SIZE has it checked; -lm auto maps the file, which is slower");
     }
     // What stays in the mapped file and does not fit into main memory comes from the disk.
-    if let Some(missing) = candidate.shortfall.get(HOST).filter(|_| candidate.run.load_mode.is_mapped()) {
+    if let Some(missing) = candidate.shortfall.get(HOST).filter(|_| candidate.forecast.placement.is_mapped) {
         let message = format!(
             "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
         );

@@ -178,8 +178,14 @@ impl<'a> Stage<'a> {
             let stays = part.is_none_or(|(unit, part)| kept[unit] >> part & 1 == 1);
             if stays { self.bare.copies[at].clone() } else { self.hosted.copies[at].clone() }
         });
-        let Placement { layers, devices, shares, .. } = &self.bare;
-        Placement { copies: copies.collect(), layers: layers.clone(), devices: devices.clone(), shares: shares.clone() }
+        let Placement { layers, devices, is_mapped, shares, .. } = &self.bare;
+        Placement {
+            copies: copies.collect(),
+            layers: layers.clone(),
+            devices: devices.clone(),
+            is_mapped: *is_mapped,
+            shares: shares.clone(),
+        }
     }
 
     /// `setting` with the overrides that a choice takes.

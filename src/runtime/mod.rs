@@ -298,13 +298,8 @@ pub fn embedded_isa() -> Isa {
 /// The machine of the devices that a runtime lists: those that weights can be offloaded to.
 pub fn machine_of(devices: &[DeviceInfo]) -> Machine {
     let device = |info: &DeviceInfo| {
-        let backend = match info.backend.as_str() {
-            "RPC" => Backend::Rpc,
-            "Vulkan" => Backend::Vulkan,
-            "MTL" | "Metal" => Backend::Metal,
-            "ROCm" | "HIP" => Backend::Rocm,
-            _ => Backend::Cuda,
-        };
+        // Of a backend without a row nothing is assumed but that it runs every operation.
+        let backend = Backend::of_device(&info.backend).unwrap_or(Backend::Vulkan);
         let (buffer, description) = (info.buffer.clone(), Some(info.description.clone()));
         Device { buffer, description, free: info.free, ..Device::new(info.name.clone(), backend, info.total) }
     };
