@@ -129,9 +129,18 @@ impl Model {
         of("output.weight").or_else(|| of("token_embd.weight"))
     }
 
-    /// Whether its last block drafts: what llama.cpp takes a draft model's file for (`common/speculative.cpp`
+    /// The kind of speculation that llama.cpp takes a draft model's file for, of itself (`common/speculative.cpp`
     /// `common_speculative_types_from_gguf`, b11434).
-    pub fn ends_in_nextn(&self) -> bool {
+    pub fn speculation(&self) -> Option<&'static str> {
+        match self.drafts() {
+            Some("dspark") => Some("draft-dspark"),
+            Some("dflash") => Some("draft-dflash"),
+            _ => self.ends_in_nextn().then_some("draft-mtp"),
+        }
+    }
+
+    /// Whether its last block drafts.
+    fn ends_in_nextn(&self) -> bool {
         let last = self.hparams.block_count.checked_sub(1).map(|block| format!("blk.{block}.nextn.eh_proj.weight"));
         last.is_some_and(|name| self.tensors.iter().any(|tensor| tensor.name == name))
     }

@@ -124,12 +124,10 @@ const LINTS: &[Rule] = &[
     // `common_speculative_types_from_gguf` knows the kind of heads alone (b11434).
     ("draft-not-used", Warning, |facts| {
         let draft = facts.model.draft.as_ref().filter(|_| facts.run.n_draft == 0)?;
-        if matches!(draft.architecture.as_str(), "eagle3" | "dflash") {
-            return None;
-        }
+        let kind = draft.drafts().unwrap_or("simple");
         found(
             "llama-server loads the draft model and frees it again: no kind of speculation is on".to_string(),
-            "add `--spec-type draft-simple`",
+            format!("add `--spec-type draft-{kind}`"),
         )
     }),
     // Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
