@@ -159,6 +159,18 @@ impl Model {
         }
     }
 
+    /// Whether it drafts with parts of its target (`ctx_other`), so that llama.cpp's fitting cannot measure it
+    /// (`src/llama-context.cpp` `llama_context`, b11434).
+    pub fn borrows(&self) -> bool {
+        let lacks = |name: &str| self.tensors.iter().all(|tensor| tensor.name != name);
+        match self.architecture.as_str() {
+            "gemma4-assistant" => true,
+            "dflash" => lacks("token_embd.weight"),
+            "eagle3" => lacks("token_embd.weight") || lacks("output.weight"),
+            _ => false,
+        }
+    }
+
     /// The first tensor that holds one expert (`ffn_up.0.weight`), as in files of early 2024: llama.cpp b11434 has its name
     /// (`src/llama-arch.cpp`) and loads it in no architecture.
     pub fn one_expert_tensor(&self) -> Option<&Tensor> {

@@ -147,6 +147,17 @@ const LINTS: &[Rule] = &[
             "leave it out, or take a file with the model's NextN blocks (convert_hf_to_gguf.py without --no-mtp)",
         )
     }),
+    // `tools/mtmd/mtmd.cpp` `mtmd_context::load` throws "mismatch between text model (n_embd = …) and mmproj (n_embd = …)" (b11434).
+    ("projector-of-another-model", Error, |facts| {
+        let (text, given) = (facts.model.hparams.n_embd_inp(), facts.forecast.projector.as_ref()?.n_embd?);
+        if text == given || text == 0 {
+            return None;
+        }
+        found(
+            format!("the projector gives embeddings of {given} elements, and the model reads {text}: llama.cpp refuses it"),
+            "take the projector that was published with this model",
+        )
+    }),
     ("unknown-build", Warning, |facts| {
         let target = facts.command.target;
         if target.known().is_some() || target.dialect == Dialect::Ik {

@@ -35,7 +35,7 @@ pub fn headers() -> Option<Vec<PathBuf>> {
 }
 
 /// The files of `testdata/NAME.tar.xz`.
-fn unpacked(name: &str) -> Option<Vec<PathBuf>> {
+pub fn unpacked(name: &str) -> Option<Vec<PathBuf>> {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testdata/{name}.tar.xz"));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if !archive.exists() {
