@@ -20,6 +20,7 @@ use moeplan::gguf;
 use moeplan::machine::Machine;
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
+use moeplan::run::numbers::numbers;
 use moeplan::run::{RunConfig, parse};
 use moeplan::runtime::{
     Embedded, Error, Kind, Launch, Projection, RpcServer, Runtime as _, bind_software_devices, software_machine,
@@ -292,7 +293,8 @@ fn our_bytes_are_llama_cpps_on_random_launches_with_drafts() {
                 flags.push(format!("--spec-type {kind}"));
                 flags.extend(draft.as_ref().map(|path| format!("-md {}", path.display())));
                 let target = rig.launch_of(&case.with(&flags), model);
-                let run = target.run.drafting(target.run.n_ctx);
+                let cells = open(model).map_or(0, |model| numbers(&target.run, &model.hparams).n_ctx);
+                let run = target.run.drafting(cells);
                 let draft = Launch { model: draft.as_ref().unwrap_or(model).clone(), run, ..target.clone() };
                 (target, draft)
             })
@@ -302,14 +304,8 @@ fn our_bytes_are_llama_cpps_on_random_launches_with_drafts() {
         for (((case, flags, at), (target, _)), (whole, part)) in drawn.iter().zip(&launches).zip(theirs) {
             let (model, draft, kind) = &pairs[*at];
             let name = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let what = format!(
-                "{} {} {kind} {:?} {} {}",
-                case.devices(),
-                name(model),
-                draft.as_ref().map(name),
-                case.command(),
-                flags.join(" ")
-            );
+            let what =
+                format!("{} {} {kind} {:?} {}", case.devices(), name(model), draft.as_ref().map(name), case.with(flags).command());
             let ours = open(model).and_then(|mut model| {
                 model.draft = draft.as_ref().map(|path| open(path)).transpose()?.map(Into::into);
                 memory::forecast(&model, &target.machine, &target.run).map_err(|e| e.to_string())

@@ -419,7 +419,9 @@ impl<'g> Layer<'g> {
 
     /// `blk.N.NAME.ENDING`, if the file has it (`TENSOR_NOT_REQUIRED`).
     fn get(self, name: &str, ending: &str) -> Option<Node<'g>> {
-        self.b.leaf((Some(self.block()), name, ending), <[Copy]>::first)
+        // A layer that runs a block again has scales of its own: they are made after its weights (`llama_model_base::load_tensors`).
+        let block = if ending == "scale" { self.il } else { self.block() };
+        self.b.leaf((Some(block), name, ending), <[Copy]>::first)
     }
 
     /// `blk.N.NAME.weight`, if the file has it.
