@@ -38,6 +38,10 @@ pub struct Arch {
     pub is_70b: Is70B,
     /// Batches are tokens or vectors, never both (`llm_arch_supports_mixed_batch`).
     pub unmixed: bool,
+    /// Batches may hold as many output rows as tokens, whatever the program asks for (`llama_model_has_encoder`).
+    pub has_encoder: bool,
+    /// What of its layers a draft model may read (`t_layer_inp`).
+    pub layer_inputs: LayerInputs,
     /// Positions by token.
     pub positions: Positions,
     /// Which layers turn by factors of the file (`get_rope_factors`), where it has them.
@@ -65,6 +69,8 @@ pub struct Arch {
 pub enum Memory {
     None,
     Kv,
+    /// That of the target (`ctx_other`).
+    Target,
     /// `llm_arch_is_recurrent`.
     Recurrent,
     /// `llm_arch_is_hybrid`.
@@ -91,6 +97,16 @@ pub enum Kept {
     /// Either, where the layer has no feed-forward part.
     WithoutFfn,
     Both,
+}
+
+/// The hidden states between layers that `llama_set_embeddings_layer_inp` can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LayerInputs {
+    None,
+    /// What goes into each layer.
+    All,
+    /// That, and what comes out of the last one.
+    WithOutput,
 }
 
 /// When NextN (MTP) blocks are loaded.
@@ -192,6 +208,8 @@ impl Arch {
         mix: Mix::Usual,
         is_70b: Is70B::Never,
         unmixed: false,
+        has_encoder: false,
+        layer_inputs: LayerInputs::None,
         positions: Positions::One,
         rope_factors: RopeFactors::No,
         squashed: false,

@@ -5,7 +5,7 @@
 use crate::bytes::Bytes;
 use crate::machine::{Device, Machine};
 use crate::memory::overhead::overhead;
-use crate::memory::{self, Error};
+use crate::memory::{self, Error, MemoryBreakdown};
 use crate::model::Model;
 use crate::run::{Override, RunConfig, SplitMode};
 
@@ -148,12 +148,18 @@ impl Fit<'_> {
     /// llama.cpp's own sums by device, a second context included.
     fn used(&self, run: &RunConfig) -> Result<Vec<i64>, Error> {
         let forecast = memory::forecast(self.model, self.machine, &projected(run))?;
+        // What needs a context of the target is fitted without: there is none yet.
+        let unseen = forecast.drafting.filter(|_| self.model.draft.as_ref().is_some_and(|draft| draft.borrows()));
+        let unseen = unseen.map(|part| part.memory).unwrap_or_default();
+        let seen = |name: &String, row: &MemoryBreakdown| {
+            signed(row.own()) - unseen.get(name).map_or(0, |row| signed(row.own()))
+        };
         let own = |at: &u16| {
-            let name = self.machine.device(*at).map_or("", |device| device.name.as_str());
-            forecast.memory.get(name).map_or(0, |row| signed(row.own()))
+            let row = self.machine.device(*at).and_then(|device| forecast.memory.get_key_value(&device.name));
+            row.map_or(0, |(name, row)| seen(name, row))
         };
         if self.devices.is_empty() {
-            return Ok(vec![signed(forecast.memory.values().map(memory::MemoryBreakdown::own).sum())]);
+            return Ok(vec![forecast.memory.iter().map(|(name, row)| seen(name, row)).sum()]);
         }
         Ok(self.devices.iter().map(own).collect())
     }

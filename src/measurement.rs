@@ -86,6 +86,11 @@ impl Expected {
             let between = span.saturating_sub(row.model);
             (row.model, row.overhead) = (row.model + between, row.overhead.saturating_sub(between));
         }
+        // What the first request adds is logged as compute.
+        for (name, bytes) in &forecast.grown {
+            let row = memory.entry(name.clone()).or_default();
+            (row.compute, row.overhead) = (row.compute + *bytes, row.overhead.saturating_sub(*bytes));
+        }
         let sharing = forecast.placement.shares.as_ref().map_or(Vec::new(), |_| {
             let is_host = |name: &&String| memory::is_host(name);
             memory.keys().filter(|name| !is_host(name)).cloned().collect()

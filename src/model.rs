@@ -129,9 +129,18 @@ impl Model {
         of("output.weight").or_else(|| of("token_embd.weight"))
     }
 
-    /// Whether its last block drafts: what llama.cpp takes a draft model's file for (`common/speculative.cpp`
+    /// The kind of speculation that llama.cpp takes a draft model's file for, of itself (`common/speculative.cpp`
     /// `common_speculative_types_from_gguf`, b11434).
-    pub fn ends_in_nextn(&self) -> bool {
+    pub fn speculation(&self) -> Option<&'static str> {
+        match self.drafts() {
+            Some("dspark") => Some("draft-dspark"),
+            Some("dflash") => Some("draft-dflash"),
+            _ => self.ends_in_nextn().then_some("draft-mtp"),
+        }
+    }
+
+    /// Whether its last block drafts.
+    fn ends_in_nextn(&self) -> bool {
         let last = self.hparams.block_count.checked_sub(1).map(|block| format!("blk.{block}.nextn.eh_proj.weight"));
         last.is_some_and(|name| self.tensors.iter().any(|tensor| tensor.name == name))
     }
@@ -147,6 +156,18 @@ impl Model {
             "eagle3" => Some("eagle3"),
             "gemma4-assistant" => Some("mtp"),
             _ => is_nextn_alone().then_some("mtp"),
+        }
+    }
+
+    /// Whether it drafts with parts of its target (`ctx_other`), so that llama.cpp's fitting cannot measure it
+    /// (`src/llama-context.cpp` `llama_context`, b11434).
+    pub fn borrows(&self) -> bool {
+        let lacks = |name: &str| self.tensors.iter().all(|tensor| tensor.name != name);
+        match self.architecture.as_str() {
+            "gemma4-assistant" => true,
+            "dflash" => lacks("token_embd.weight"),
+            "eagle3" => lacks("token_embd.weight") || lacks("output.weight"),
+            _ => false,
         }
     }
 

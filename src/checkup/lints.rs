@@ -124,12 +124,10 @@ const LINTS: &[Rule] = &[
     // `common_speculative_types_from_gguf` knows the kind of heads alone (b11434).
     ("draft-not-used", Warning, |facts| {
         let draft = facts.model.draft.as_ref().filter(|_| facts.run.n_draft == 0)?;
-        if matches!(draft.architecture.as_str(), "eagle3" | "dflash") {
-            return None;
-        }
+        let kind = draft.drafts().unwrap_or("simple");
         found(
             "llama-server loads the draft model and frees it again: no kind of speculation is on".to_string(),
-            "add `--spec-type draft-simple`",
+            format!("add `--spec-type draft-{kind}`"),
         )
     }),
     // Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
@@ -147,6 +145,17 @@ const LINTS: &[Rule] = &[
         found(
             "`--spec-type draft-mtp`: the file has no NextN (MTP) blocks, so llama.cpp creates no drafting context and stops",
             "leave it out, or take a file with the model's NextN blocks (convert_hf_to_gguf.py without --no-mtp)",
+        )
+    }),
+    // `tools/mtmd/mtmd.cpp` `mtmd_context::load` throws "mismatch between text model (n_embd = …) and mmproj (n_embd = …)" (b11434).
+    ("projector-of-another-model", Error, |facts| {
+        let (text, given) = (facts.model.hparams.n_embd_inp(), facts.forecast.projector.as_ref()?.n_embd?);
+        if text == given || text == 0 {
+            return None;
+        }
+        found(
+            format!("the projector gives embeddings of {given} elements, and the model reads {text}: llama.cpp refuses it"),
+            "take the projector that was published with this model",
         )
     }),
     ("unknown-build", Warning, |facts| {

@@ -286,7 +286,7 @@ pub fn add_companions(
     };
     if let Some(gguf) = draft {
         let draft = load(gguf, run)?;
-        run.infer_speculation(draft.ends_in_nextn());
+        run.infer_speculation(draft.speculation());
         model.draft = Some(draft.into());
     }
     let projector = match (&run.mmproj, &run.mmproj_url) {

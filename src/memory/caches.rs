@@ -137,7 +137,12 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
     let v_trans = run.flash_attn == FlashAttn::Off || arch.squashed;
     let snapshots = if arch.rollback { run.n_rs_seq } else { 0 };
     let builder = Builder { arch, hparams: &hparams, run, numbers, v_trans, snapshots };
-    let (list, class) = if run.mtp_context { builder.list_mtp(class) } else { (builder.list(class), class) };
+    let (list, class) = match arch.memory {
+        // Cells and tensors are the target's.
+        Memory::Target => (Vec::new(), class),
+        _ if run.mtp_context => builder.list_mtp(class),
+        _ => (builder.list(class), class),
+    };
     Caches { list, is_mtp: run.mtp_context, class, hparams, v_trans }
 }
 
@@ -145,6 +150,7 @@ fn class(arch: &Arch, hparams: &ContextHParams) -> MemoryClass {
     let windowed = hparams.swa.is_some();
     match arch.memory {
         Memory::None => MemoryClass::None,
+        Memory::Target => MemoryClass::Iswa,
         Memory::Recurrent => MemoryClass::Recurrent,
         Memory::Msa => MemoryClass::Msa,
         Memory::Dsa => MemoryClass::Dsa,

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Launch;
+use super::{Forecast, Launch};
 use super::backend::Target;
 use super::caches::Caches;
 use super::graph::tensor::{Op, Tensor};
@@ -20,6 +20,8 @@ use crate::run::{ContextNumbers, FlashAttn, SplitMode};
 pub struct Compute {
     /// Bytes by device name (`CUDA0`, `RPC0`) and `Host`.
     pub by_device: BTreeMap<String, Bytes>,
+    /// What the first request adds, where a draft model reads layers of its target.
+    pub grown: BTreeMap<String, Bytes>,
     /// Whether attention is one operation (`-fa auto` resolved).
     pub flash_attn: bool,
     /// Whether several micro-batches are in flight (pipeline parallelism).
@@ -42,15 +44,32 @@ impl<'a> Context<'a> {
     pub fn compute(&self) -> Result<Compute, graph::Error> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
-        let mut graph = graph::build(&self.plan(self.prompt(), flash_attn))?;
+        let by_device = self.reserved(&scheduler, &self.plan(self.prompt(), flash_attn))?;
+        let is_pipelined = scheduler.pipeline;
+        Ok(Compute { by_device, grown: BTreeMap::new(), flash_attn, is_pipelined, projector: None })
+    }
+
+    /// By how much the buffers grow when the graph is reserved again and keeps the inputs of these layers
+    /// (`llama_context::set_embeddings_layer_inp`).
+    pub fn grown(&self, taps: &[u32], before: &Forecast) -> Result<BTreeMap<String, Bytes>, graph::Error> {
+        let scheduler = self.scheduler();
+        let plan = Plan { taps, ..self.plan(self.prompt(), before.flash_attn == Some(true)) };
+        let grown = self.reserved(&scheduler, &plan)?.into_iter().map(|(name, bytes)| {
+            let first = before.target.get(&name).map_or(Bytes(0), |row| row.compute);
+            (name, bytes.saturating_sub(first))
+        });
+        Ok(grown.filter(|(_, bytes)| *bytes > Bytes(0)).collect())
+    }
+
+    fn reserved(&self, scheduler: &Scheduler, plan: &Plan<'_>) -> Result<BTreeMap<String, Bytes>, graph::Error> {
+        let mut graph = graph::build(plan)?;
         let Scheduled { sizes, .. } = scheduler.reserve(&mut graph);
         let name = |target: &Target| match target.device {
             Some(device) => self.launch.machine.device(device).map(|d| d.name.clone()),
             None => Some(super::HOST.to_string()),
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
-        let is_pipelined = scheduler.pipeline;
-        Ok(Compute { by_device: named.collect(), flash_attn, is_pipelined, projector: None })
+        Ok(named.collect())
     }
 
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
@@ -59,6 +78,8 @@ impl<'a> Context<'a> {
             numbers: self.numbers,
             caches: self.caches,
             placement: self.placement,
+            other: self.launch.other,
+            taps: &[],
             batch,
             flash_attn,
             offload_kqv: self.launch.run.offload_kqv,

@@ -29,6 +29,7 @@ const CACHE_RAM: i32 = 8192;
 pub struct HostNeeds {
     /// The program with its vocabulary.
     pub process: Bytes,
+    /// Output rows: logits, and the hidden states that a draft model reads.
     pub logits: Bytes,
     /// Checkpoints of windows and recurrent states at most (`--ctx-checkpoints`).
     pub checkpoints: Bytes,
@@ -46,7 +47,11 @@ pub struct HostNeeds {
 impl HostNeeds {
     pub fn of(model: &Model, machine: &Machine, run: &RunConfig, forecast: &Forecast) -> Self {
         let vocab_size = u64::from(model.hparams.vocab_size);
-        let logits = Bytes(u64::from(forecast.numbers.n_seq_max).saturating_mul(vocab_size).saturating_mul(4));
+        let numbers = &forecast.numbers;
+        let logits = u64::from(numbers.n_seq_max).saturating_mul(vocab_size);
+        // Hidden states that a draft model reads, of every token of a batch.
+        let width = u64::from(model.hparams.embedding_length).saturating_mul(super::taps(model, run).len() as u64);
+        let logits = Bytes(logits.saturating_add(width.saturating_mul(numbers.n_batch.into())).saturating_mul(4));
         let process = PROGRAM + Bytes(vocab_size.saturating_mul(PER_TOKEN));
         let pinned = pinned(model, machine, forecast, logits);
         let reserve = machine.host.ram.map_or(Bytes(0), |ram| reserve(ram, pinned));

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::Arch;
 use crate::bytes::Bytes;
-use crate::gguf::GgmlType;
+use crate::gguf::{GgmlType, Value};
 use crate::machine::{Device, Machine};
 use crate::model::Model;
 use crate::placement::{self, Mapped, Placement};
@@ -126,6 +126,8 @@ pub struct Forecast {
     /// What the launch loads beside the target.
     pub drafting: Option<Part>,
     pub projector: Option<Projector>,
+    /// What the target's compute buffers grow by at the first request, for a draft model that reads its layers. In `overhead`.
+    pub grown: BTreeMap<String, Bytes>,
     pub mapped: Mapped,
     pub host_needs: HostNeeds,
     pub numbers: ContextNumbers,
@@ -139,6 +141,22 @@ pub struct Forecast {
     pub basis: Vec<Basis>,
     /// The terms that are not in `memory`: only [`Launch::projection`] leaves any out.
     pub uncounted: Vec<Uncounted>,
+}
+
+/// The layers of the target whose input the draft model reads (`common/speculative.cpp` `common_speculative_impl_draft_eagle3`,
+/// `_dflash`, b11434).
+pub fn taps(model: &Model, run: &RunConfig) -> Vec<u32> {
+    let draft = model.draft.as_ref().filter(|_| run.n_draft > 0 && !run.mtp);
+    let Some(Value::Array(layers)) = draft.and_then(|draft| draft.hparams.value("target_layers")) else {
+        return Vec::new();
+    };
+    let number = |value: &Value| match value {
+        Value::I64(n) => u32::try_from(*n).ok(),
+        value => value.as_u64().and_then(|n| u32::try_from(n).ok()),
+    };
+    // eagle3 reads the last layer's output as NextN blocks do.
+    let is_eagle = draft.is_some_and(|draft| draft.architecture == "eagle3");
+    layers.iter().filter_map(number).filter(|il| !is_eagle || *il != model.context.n_layer).collect()
 }
 
 /// What [`Uncounted`] calls parts of a launch that are not the target.
@@ -234,13 +252,15 @@ pub struct Launch<'a> {
     model: &'a Model,
     machine: &'a Machine,
     run: &'a RunConfig,
+    /// What a draft model drafts for.
+    other: Option<graph::Other<'a>>,
     /// Whether several micro-batches may be in flight at a time (pipeline parallelism).
     may_pipeline: bool,
 }
 
 impl<'a> Launch<'a> {
     pub fn new(model: &'a Model, machine: &'a Machine, run: &'a RunConfig) -> Self {
-        Self { model, machine, run, may_pipeline: true }
+        Self { model, machine, run, other: None, may_pipeline: true }
     }
 
     /// The forecast where the placement is known, and perhaps the compute buffers: all but them is sums, so that many launches can
@@ -262,6 +282,7 @@ impl<'a> Launch<'a> {
         if self.run.has_drafting() && forecast.uncounted.is_empty() {
             self.add_drafting(&mut forecast)?;
         }
+        forecast.grown = compute.map(|known| known.grown.clone()).unwrap_or_default();
         // One that `-hf` fetches by itself is in no flag.
         if self.run.has_projector() || (self.run.mmproj_auto && self.model.projector.is_some()) {
             match compute.and_then(|known| known.projector.clone()) {
@@ -281,6 +302,7 @@ impl<'a> Launch<'a> {
             target: MemoryByDevice::new(),
             drafting: None,
             projector: None,
+            grown: BTreeMap::new(),
             mapped: Mapped::default(),
             host_needs: HostNeeds::default(),
             caches: caches::caches(model, run, &numbers),
@@ -336,6 +358,11 @@ impl<'a> Launch<'a> {
         if forecast.counts("overhead") {
             self.add_overhead(&mut forecast);
         }
+        for (name, bytes) in forecast.grown.clone() {
+            forecast.row(&name).overhead += bytes;
+            let how = format!("{bytes} of it at the first request: the draft model reads layers of its target");
+            forecast.note(&format!("{name}.overhead"), how);
+        }
         if forecast.counts("compute") {
             forecast.note("compute", "the graph laid out and allocated as llama.cpp b11434 does".to_string());
         }
@@ -346,7 +373,7 @@ impl<'a> Launch<'a> {
     /// (`src/llama-context.cpp` `sched_reserve`, b11434). Fitting looks at projections, which allocate nothing.
     pub fn started(self, projection: Forecast) -> Result<Forecast, Error> {
         let Self { model, machine, run, .. } = self;
-        let forecast = self.launched(projection);
+        let forecast = self.launched(self.grown(projection)?);
         if !forecast.is_pipelined || run.fit || run.program == Program::FitParams {
             return Ok(forecast);
         }
@@ -359,7 +386,18 @@ impl<'a> Launch<'a> {
             return Ok(forecast);
         }
         let again = Self { may_pipeline: false, ..self };
-        Ok(Forecast { retried: lacking, ..again.launched(again.projection(forecast.placement, None)?) })
+        Ok(Forecast { retried: lacking, ..again.launched(again.grown(again.projection(forecast.placement, None)?)?) })
+    }
+
+    /// The same with what the first request adds to the target's compute buffers.
+    fn grown(self, mut projection: Forecast) -> Result<Forecast, Error> {
+        let taps = taps(self.model, self.run);
+        if projection.counts("compute") && !taps.is_empty() {
+            let Forecast { numbers, caches, placement, .. } = &projection;
+            projection.grown =
+                compute::Context { launch: self, numbers, caches, placement }.grown(&taps, &projection)?;
+        }
+        Ok(projection)
     }
 
     /// The context that drafts, of the draft model or of the model's own NextN blocks.
@@ -379,7 +417,8 @@ impl<'a> Launch<'a> {
             // `llama_init_from_model` refuses, which a lint says.
             return Ok(());
         }
-        let mut part = match (Launch { model: drafter, run: &run, ..self }).context(placement, None) {
+        let other = Some(graph::Other { model, placement: &forecast.placement, caches: &forecast.caches });
+        let mut part = match (Launch { model: drafter, run: &run, other, ..self }).context(placement, None) {
             Ok(part) if part.uncounted.is_empty() => part,
             Ok(part) => {
                 let reason = part.uncounted.into_iter().map(|term| term.reason).next();
@@ -529,7 +568,7 @@ impl Forecast {
         let by_device = self.target.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
         let projector = self.projector.clone().filter(|_| self.counts("projector"));
         let (flash_attn, is_pipelined) = (self.flash_attn == Some(true), self.is_pipelined);
-        Compute { by_device, flash_attn, is_pipelined, projector }
+        Compute { by_device, grown: self.grown.clone(), flash_attn, is_pipelined, projector }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {

@@ -4,6 +4,7 @@
 
 use super::backend::Target;
 use super::graph::tensor::{Op, Tensor};
+use super::graph::clip::Built;
 use super::graph::{self, clip};
 use super::sched::Scheduler;
 use super::{Error, Forecast, HOST, MemoryBreakdown, MemoryByDevice};
@@ -20,6 +21,8 @@ pub struct Projector {
     /// Which of `Machine::devices` holds all of its weights; `None` = the host.
     pub device: Option<u16>,
     pub memory: MemoryByDevice,
+    /// Elements of an embedding that it gives the text model (`clip_n_mmproj_embd`).
+    pub n_embd: Option<u64>,
 }
 
 /// What one of its encoders takes.
@@ -30,6 +33,8 @@ pub struct EncoderMemory {
     pub compute: Bytes,
     /// The one on the host, where the weights are on a device.
     pub host_compute: Bytes,
+    /// Elements of each embedding that it makes.
+    pub n_embd: u64,
 }
 
 /// Types whose images attend to themselves in the text model (`mtmd_decode_use_non_causal`): an image has to fit into a micro-batch.
@@ -69,13 +74,14 @@ impl Forecast {
             }
         };
         let mut own = MemoryBreakdown::default();
-        let mut on_host = Bytes(0);
+        let (mut on_host, mut n_embd) = (Bytes(0), None);
         for encoder in &encoders {
             let home = at.zip(device.map(|device| device.backend));
             match encoder_memory(*encoder, home, run.flash_attn) {
                 Ok(taken) => {
                     (own.model, own.compute) = (own.model + taken.weights, own.compute + taken.compute);
                     on_host += taken.host_compute;
+                    n_embd = n_embd.or(Some(taken.n_embd).filter(|n| *n > 0));
                 }
                 Err(graph::Error::Architecture { architecture }) => {
                     self.leave_out(
@@ -92,7 +98,7 @@ impl Forecast {
         self.note("projector.model", format!("the tensors that llama.cpp loads of {} on {name}", kinds.join(" and ")));
         let reserved: Vec<_> = encoders.iter().map(reserved_for).collect();
         self.note("projector.compute", format!("the graph of {}", reserved.join(", and of ")));
-        self.take_projector(Projector { device: at, memory });
+        self.take_projector(Projector { device: at, memory, n_embd });
         Ok(())
     }
 
@@ -143,18 +149,21 @@ pub fn encoder_memory(
         return Ok(EncoderMemory { weights, ..EncoderMemory::default() });
     }
     let reserve = |flash_attn| {
-        let mut graph = clip::build(encoder, home.map_or(Buffer::Cpu, |(at, _)| Buffer::Device(at)), flash_attn)?.graph;
+        let home = home.map_or(Buffer::Cpu, |(at, _)| Buffer::Device(at));
+        let Built { mut graph, n_embd, .. } = clip::build(encoder, home, flash_attn)?;
         let attends = |tensor: &&Tensor| tensor.op == Op::FlashAttnExt;
         let mut attention = graph.nodes.iter().map(|id| graph.tensor(*id)).filter(attends);
         let runs_attention = attention.all(|tensor| scheduler.targets[0].supports_op(&graph.tensors, tensor));
-        Ok((scheduler.reserve(&mut graph).sizes, runs_attention))
+        Ok((scheduler.reserve(&mut graph).sizes, runs_attention, n_embd))
     };
-    let (mut sizes, runs_attention) = reserve(flash_attn != FlashAttn::Off)?;
+    let (mut sizes, runs_attention, n_embd) = reserve(flash_attn != FlashAttn::Off)?;
     if flash_attn == FlashAttn::Auto && !runs_attention {
         // The buffers of the first try stay, where they are larger.
-        let (without, _) = reserve(false)?;
+        let (without, ..) = reserve(false)?;
         sizes = sizes.into_iter().zip(without).map(|(a, b)| a.max(b)).collect();
     }
     let size = |i: usize| Bytes(sizes.get(i).copied().unwrap_or(0));
-    Ok(EncoderMemory { weights, compute: size(0), host_compute: size(1) })
+    // A speaker is no embedding of the text model.
+    let n_embd = if encoder.kind.name.ends_with("_spkenc") { 0 } else { n_embd };
+    Ok(EncoderMemory { weights, compute: size(0), host_compute: size(1), n_embd })
 }

@@ -55,6 +55,18 @@ impl HParams {
         self.u64(key).and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
     }
 
+    /// Elements of a row of the input, with those of the deepstack layers (llama.cpp: `n_embd_inp()`).
+    pub fn n_embd_inp(&self) -> u64 {
+        let n_deepstack = match self.value("deepstack_mapping") {
+            Some(Value::Array(layers)) => {
+                let number = |value: &Value| value.as_u64();
+                layers.iter().filter_map(number).collect::<std::collections::BTreeSet<_>>().len() as u64
+            }
+            _ => self.u32_or_0("n_deepstack_layers").into(),
+        };
+        u64::from(self.embedding_length).saturating_mul(n_deepstack.saturating_add(1))
+    }
+
     /// `block_count` less the NextN blocks (llama.cpp: `n_layer()`).
     pub fn n_layer(&self) -> u32 {
         self.block_count.saturating_sub(self.nextn_predict_layers)

@@ -660,6 +660,7 @@ impl<'a> Walk<'a> {
             "has" => tensor().is_some(),
             "made" => self.made.contains(&self.tensor_name(words)),
             "nvfp4" => self.made.contains(words) && tensor().is_some_and(|tensor| tensor.ty.name == "nvfp4"),
+            "width" => return i64::try_from(tensor()?.shape[0]).ok(),
             "rows" => return i64::try_from(tensor()?.shape[1]).ok(),
             "array" => matches!(key(words), Some(Value::Array(_) | Value::Counted { .. })),
             "given" => key(words).is_some(),

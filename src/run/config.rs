@@ -92,6 +92,9 @@ run_config! {
     /// `--spec-draft-n-max`, where a draft model's file says which kind of speculation it is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     draft_n_max: Option<u32> = None,
+    /// The kind of speculation that a draft model's file says it is for, where it is not MTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_type: Option<String> = None,
     /// `-ngld`; `None` = auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     draft_n_gpu_layers: Option<i32> = None,

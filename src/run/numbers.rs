@@ -48,7 +48,7 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
         let each = pad((padded / n_seq_max).max(1));
         (each.saturating_mul(n_seq_max), each)
     };
-    let n_outputs_max = if server && !run.embeddings {
+    let n_outputs_max = if server && !run.embeddings && !hparams.arch().has_encoder {
         n_seq_max.saturating_mul(run.n_draft.saturating_add(1)).min(n_batch)
     } else {
         n_batch

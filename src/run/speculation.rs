@@ -66,12 +66,12 @@ impl Speculation {
 }
 
 impl RunConfig {
-    /// The kind of speculation that a draft model's file is for, where no `--spec-type` says it (`common/speculative.cpp`
-    /// `common_speculative_types_from_gguf`, b11434): `has_nextn` of its last block.
-    pub fn infer_speculation(&mut self, has_nextn: bool) {
-        if has_nextn && self.has_draft_model() && self.n_draft == 0 {
+    /// Takes the kind of speculation that a draft model's file is for, where no `--spec-type` says it (`common/arg.cpp`, b11434).
+    pub fn infer_speculation(&mut self, kind: Option<&str>) {
+        if let Some(kind) = kind.filter(|_| self.has_draft_model() && self.n_draft == 0) {
             let n_max = self.draft_n_max.unwrap_or(DRAFT);
-            (self.mtp, self.n_draft, self.n_rs_seq, self.draft_n_max) = (true, n_max, n_max, None);
+            (self.mtp, self.n_draft, self.n_rs_seq, self.draft_n_max) = (kind == "draft-mtp", n_max, n_max, None);
+            self.draft_type = (!self.mtp).then(|| kind.to_string());
         }
     }
 }
@@ -80,7 +80,7 @@ impl RunConfig {
 pub(super) fn words(run: &RunConfig) -> Vec<String> {
     let (kind, flag) = match (run.mtp, run.n_rs_seq, run.n_draft) {
         (true, ..) => ("draft-mtp", DRAFT_MAX),
-        (false, 1.., _) => ("draft-eagle3", DRAFT_MAX),
+        (false, 1.., _) => (run.draft_type.as_deref().unwrap_or("draft-eagle3"), DRAFT_MAX),
         (false, 0, 1..) => ("ngram-mod", NGRAM_MAX),
         (false, 0, 0) => {
             let n_max = run.draft_n_max.map(|n| [DRAFT_MAX.to_string(), n.to_string()]);

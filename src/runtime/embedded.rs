@@ -80,14 +80,20 @@ pub fn devices() -> Vec<DeviceInfo> {
 }
 
 pub fn project(launch: &Launch) -> Result<Projection, String> {
-    Ok(Loaded::new(launch, true)?.memory())
+    Ok(Loaded::new(launch, true, ptr::null_mut())?.memory())
+}
+
+/// The context of `draft` beside that of `target` (`ctx_other`).
+pub fn project_draft(target: &Launch, draft: &Launch) -> Result<Projection, String> {
+    let target = Loaded::new(target, true, ptr::null_mut())?;
+    Ok(Loaded::new(draft, true, target.context)?.memory())
 }
 
 /// Loads `launch` for real and runs `workload`.
 pub fn generate(launch: &Launch, workload: &Workload) -> Result<Observation, String> {
     let process_before = sampler::own();
     let start = Instant::now();
-    let loaded = Loaded::new(launch, false)?;
+    let loaded = Loaded::new(launch, false, ptr::null_mut())?;
     let load_seconds = start.elapsed().as_secs_f64();
     let prefix = loaded.pseudo_random(workload.depth, 0);
     let prompt = match &workload.prompt {
@@ -129,7 +135,8 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn new(launch: &Launch, no_alloc: bool) -> Result<Self, String> {
+    /// `other` is the context that a draft model drafts for, or null; it outlives this one.
+    fn new(launch: &Launch, no_alloc: bool, other: *mut sys::llama_context) -> Result<Self, String> {
         let path = c_string(&launch.model.to_string_lossy())?;
         let mut devices = pick_devices(&launch.device_names())?;
         devices.push(ptr::null_mut());
@@ -161,8 +168,9 @@ impl Loaded {
         if model.is_null() {
             return Err("the model does not load".to_string());
         }
-        // SAFETY: `model` is a loaded model; the parameters hold no pointers.
-        let context = unsafe { sys::llama_init_from_model(model, context_params(launch)) };
+        let context_params = sys::llama_context_params { ctx_other: other, ..context_params(launch) };
+        // SAFETY: `model` is a loaded model; the parameters hold no pointer but that to a live context.
+        let context = unsafe { sys::llama_init_from_model(model, context_params) };
         if context.is_null() {
             // SAFETY: nothing else holds the model.
             unsafe { sys::llama_model_free(model) };

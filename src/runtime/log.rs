@@ -272,7 +272,9 @@ impl LoadLog {
         match says {
             Says::Buffer(part) => {
                 let Some(size) = mib(group("mib")) else { return };
-                let buffer = Buffer { name: owned("name"), part, size, by: owned("by"), context: self.contexts };
+                // Draft models reserve anew before the server is ready; a target that they read, at its first request.
+                let context = if self.stage == Stage::Ready { self.contexts.min(1) } else { self.contexts };
+                let buffer = Buffer { name: owned("name"), part, size, by: owned("by"), context };
                 // A compute buffer that the same function of the same context reports again is reserved anew.
                 let is_anew = |other: &Buffer| {
                     let is_same = (other.part, other.context) == (Part::Compute, buffer.context);

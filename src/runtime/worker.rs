@@ -35,6 +35,8 @@ pub enum Request {
         rpc: Vec<String>,
     },
     Project(Launch),
+    /// The context of the second launch, which drafts for the first.
+    ProjectDraft(Launch, Launch),
     Generate(Launch, Workload),
     /// End at once as a crash would, to test what becomes of it.
     Crash,
@@ -89,15 +91,23 @@ impl Worker {
 
     /// Asks for one projection: nothing mapped, as llama.cpp's own projections.
     fn project(&mut self, launch: &Launch) -> Result<Projection, Error> {
-        let mut launch = launch.clone();
-        launch.run.load_mode = LoadMode::None;
+        self.ask_projection(launch, Request::Project(unmapped(launch)))
+    }
+
+    fn ask_projection(&mut self, launch: &Launch, request: Request) -> Result<Projection, Error> {
         let doing = format!("projecting `{}`", launch.model.display());
-        serde_json::from_value(self.ask(&Request::Project(launch), &doing, PROJECT_LIMIT)?).map_err(bad)
+        serde_json::from_value(self.ask(&request, &doing, PROJECT_LIMIT)?).map_err(bad)
     }
 
     pub fn is_alive(&mut self) -> bool {
         matches!(self.peer.child.try_wait(), Ok(None))
     }
+}
+
+fn unmapped(launch: &Launch) -> Launch {
+    let mut launch = launch.clone();
+    launch.run.load_mode = LoadMode::None;
+    launch
 }
 
 fn bad(error: serde_json::Error) -> Error {
@@ -143,6 +153,35 @@ impl Embedded {
     }
 }
 
+impl Embedded {
+    /// What each second launch takes beside its target, whose weights and caches it may share: without allocating anything.
+    pub fn project_drafts(&self, launches: &[(Launch, Launch)]) -> Vec<Result<Projection, Error>> {
+        self.each(launches, |(target, _)| target.endpoints(), |worker, (target, draft)| {
+            worker.ask_projection(draft, Request::ProjectDraft(unmapped(target), unmapped(draft)))
+        })
+    }
+
+    /// Asks one worker as long as it lives and its RPC servers are those that are asked for.
+    fn each<T>(
+        &self,
+        launches: &[T],
+        endpoints: impl Fn(&T) -> Vec<String>,
+        ask: impl Fn(&mut Worker, &T) -> Result<Projection, Error>,
+    ) -> Vec<Result<Projection, Error>> {
+        let mut current: Option<(Worker, Vec<String>)> = None;
+        let project = |launch: &T| {
+            let rpc = endpoints(launch);
+            let kept = current.take().filter(|(_, known)| *known == rpc);
+            let kept = kept.and_then(|(mut worker, rpc)| worker.is_alive().then_some((worker, rpc)));
+            let mut worker = kept.map_or_else(|| self.worker(&rpc), |(worker, _)| Ok(worker))?;
+            let answer = ask(&mut worker, launch);
+            current = Some((worker, rpc));
+            answer
+        };
+        launches.iter().map(project).collect()
+    }
+}
+
 impl Runtime for Embedded {
     fn devices(&self, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error> {
         let request = Request::Devices { rpc: rpc.to_vec() };
@@ -150,18 +189,7 @@ impl Runtime for Embedded {
     }
 
     fn project(&self, launches: &[Launch]) -> Vec<Result<Projection, Error>> {
-        // One worker as long as it lives and its RPC servers are those that are asked for.
-        let mut current: Option<(Worker, Vec<String>)> = None;
-        let project = |launch: &Launch| {
-            let rpc = launch.endpoints();
-            let kept = current.take().filter(|(_, known)| *known == rpc);
-            let kept = kept.and_then(|(mut worker, rpc)| worker.is_alive().then_some((worker, rpc)));
-            let mut worker = kept.map_or_else(|| self.worker(&rpc), |(worker, _)| Ok(worker))?;
-            let answer = worker.project(launch);
-            current = Some((worker, rpc));
-            answer
-        };
-        launches.iter().map(project).collect()
+        self.each(launches, Launch::endpoints, Worker::project)
     }
 
     fn generate(&self, launch: &Launch, workload: &Workload) -> Result<Observation, Error> {
@@ -211,6 +239,10 @@ pub fn serve() -> anyhow::Result<()> {
                 Request::Project(launch) => {
                     connect(launch.endpoints())?;
                     serde_json::to_value(embedded::project(&launch)?)
+                }
+                Request::ProjectDraft(target, draft) => {
+                    connect(target.endpoints())?;
+                    serde_json::to_value(embedded::project_draft(&target, &draft)?)
                 }
                 Request::Generate(launch, workload) => {
                     connect(launch.endpoints())?;

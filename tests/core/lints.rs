@@ -18,12 +18,19 @@ use crate::support::truth_rows::Headers;
 
 /// The header of a known model, as `moeplan synth` writes it.
 fn model(name: &str) -> Model {
+    let model = any(name);
+    assert_eq!(model.check_load(), Ok(()));
+    model
+}
+
+/// A model, or a projector.
+fn any(name: &str) -> Model {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let synthesis = synthesize(&spec::named(name).unwrap(), &Wish::default()).unwrap();
     let stop = AtomicBool::new(false);
     write(&synthesis, &path, Fill::Hole, false, Watch { wrote: &|_| {}, stop: &stop }).unwrap();
-    Model::from_gguf(moeplan::gguf::open(&path).unwrap()).unwrap()
+    Model::as_far_as_readable(moeplan::gguf::open(&path).unwrap()).0
 }
 
 /// 24 blocks with windows, all with experts: 11.3 GiB.
@@ -36,6 +43,9 @@ static QWEN: LazyLock<Model> = LazyLock::new(|| model("qwen3-30b-a3b"));
 static GLM: LazyLock<Model> = LazyLock::new(|| model("glm-4.5-air"));
 /// gpt-oss-20b with a draft model.
 static DRAFTED: LazyLock<Model> = LazyLock::new(|| Model { draft: Some(LLAMA.clone().into()), ..GPT_OSS.clone() });
+/// gpt-oss-20b, whose rows have 2,880 elements, with LLaVA's projector of 4,096.
+static SEEING: LazyLock<Model> =
+    LazyLock::new(|| Model { projector: Some(any("mmproj-llava-1.5-7b").into()), ..GPT_OSS.clone() });
 /// 32 blocks without experts.
 static LLAMA: LazyLock<Model> = LazyLock::new(|| model("llama-3.1-8b"));
 
@@ -193,6 +203,7 @@ static CASES: &[Case] = &[
     ),
     ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
     ("draft-not-used", &DRAFTED, ONE, "llama-server -md x.gguf", "llama-server -md x.gguf --spec-type draft-simple"),
+    ("projector-of-another-model", &SEEING, ONE, "llama-server --mmproj x.gguf", "llama-server"),
     ("projector", &GPT_OSS, ONE, "llama-server -hf owner/repo", "llama-server -hf owner/repo --no-mmproj"),
     (
         "quantized-v-without-flash-attention",

@@ -6,6 +6,7 @@ mod support;
 mod accuracy;
 #[cfg(feature = "cli")]
 mod contradictions;
+mod drafts;
 mod emit;
 mod library;
 mod lints;

@@ -213,7 +213,7 @@ fn launches_of_several_parts() {
         let mut model = models.entry(name.to_string()).or_insert_with(|| open(&format!("{name}.gguf"))).clone();
         if let Some(draft) = command.run.draft_model.clone() {
             let draft = open(&draft);
-            command.run.infer_speculation(draft.ends_in_nextn());
+            command.run.infer_speculation(draft.speculation());
             model.draft = Some(draft.into());
         }
         let check = checkup::check(&model, &machine, &command, checkup::Options::default());

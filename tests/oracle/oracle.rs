@@ -35,7 +35,7 @@ pub fn headers() -> Option<Vec<PathBuf>> {
 }
 
 /// The files of `testdata/NAME.tar.xz`.
-fn unpacked(name: &str) -> Option<Vec<PathBuf>> {
+pub fn unpacked(name: &str) -> Option<Vec<PathBuf>> {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testdata/{name}.tar.xz"));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if !archive.exists() {
@@ -130,6 +130,84 @@ fn a_drafting_context_is_llama_cpps() {
         }
     }
     eprintln!("{cells} contexts of {} headers", headers.len());
+    assert!(wrong.is_empty(), "{} disagreements:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Draft models of every kind beside their targets.
+const COMPANIONS: [(&str, u16, &str); 8] = [
+    ("cpu", 0, "llama-server -c 4096"),
+    ("rpc", 1, "llama-server -c 4096 -ngl 99"),
+    ("rpc-many", 1, "llama-server -c 8192 -ngl 99 -np 4 --spec-draft-n-max 7"),
+    ("rpc-small", 1, "llama-server -c 4096 -ngl 99 -np 4 -ub 32 -fa off"),
+    ("rpc-host", 1, "llama-server -c 4096 -ngl 3 -ngld 0 -kvu -np 2"),
+    ("rpc-q8", 1, "llama-server -c 8192 -ngl 99 -np 2 -ctk q8_0 -ctv q8_0 -ctkd q8_0 -ctvd q8_0 -fa on -nkvo"),
+    ("rpc-two", 2, "llama-server -c 4096 -ngl 99 -ub 2048"),
+    ("rpc-tiny", 1, "llama-server -c 4096 -ngl 99 -np 3 -ub 6"),
+];
+
+/// The context of a draft model, on the headers of `testdata/headers/make_drafts.py`: to the byte.
+#[test]
+fn a_draft_model_beside_its_target_is_llama_cpps() {
+    let Some(headers) = unpacked("drafts") else {
+        eprintln!("skipped: no testdata/drafts.tar.xz");
+        return;
+    };
+    let folder = headers.first().and_then(|path| path.parent()).expect("a folder").to_path_buf();
+    let wanted = std::env::var("MOEPLAN_MODELS").unwrap_or_default();
+    let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let is_draft = |path: &&PathBuf| !name(path).starts_with("target-") && name(path).contains(&wanted);
+    let runtime = Embedded::of(env!("CARGO_BIN_EXE_moeplan"));
+    let (mut wrong, mut equal, mut refused) = (Vec::new(), 0, 0);
+    for (case, n_devices, line) in COMPANIONS {
+        let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+        let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+        let mut machine = software_machine(n_devices, Bytes::mib(24 * 1024));
+        let _servers =
+            bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("software devices");
+        let pairs = headers.iter().filter(is_draft).flat_map(|draft| {
+            let targets: &[&str] = match name(draft).split('-').next() {
+                Some("assistant") => &["target-gemma4", "target-gemma4-shared"],
+                _ => &["target-qwen3"],
+            };
+            targets.iter().map(|target| {
+                let draft_model = Some(draft.display().to_string());
+                let is_mtp = ["nextn", "assistant"].iter().any(|kind| name(draft).starts_with(kind));
+                let run = RunConfig { draft_model, mtp: is_mtp, ..run.clone() };
+                let at = |model: PathBuf, run: &RunConfig| Launch { model, run: run.clone(), machine: machine.clone() };
+                (at(folder.join(format!("{target}.gguf")), &run), at(draft.clone(), &run.drafting(run.n_ctx)))
+            })
+        });
+        let pairs: Vec<(Launch, Launch)> = pairs.collect();
+        for ((target, draft), theirs) in pairs.iter().zip(runtime.project_drafts(&pairs)) {
+            let what = format!("{case} {} for {}", name(&draft.model), name(&target.model));
+            let model = |path| Model::from_gguf(gguf::open(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string());
+            let ours = model(&draft.model).and_then(|draft| {
+                let model = Model { draft: Some(draft.into()), ..model(&target.model).expect("a target") };
+                let forecast = memory::forecast(&model, &target.machine, &target.run).map_err(|e| e.to_string())?;
+                forecast.drafting.map(|part| part.memory).ok_or_else(|| format!("{:?}", forecast.uncounted))
+            });
+            match (ours, theirs.map(|theirs| theirs.by_device())) {
+                (Ok(ours), Ok(theirs)) => {
+                    let terms: [(&str, fn(&MemoryBreakdown) -> Bytes); 3] =
+                        [("model", |row| row.model), ("context", |row| row.context), ("compute", |row| row.compute)];
+                    let differ = terms.iter().filter_map(|(term, of)| {
+                        let differ = differences(&ours, &theirs, *of);
+                        (!differ.is_empty()).then(|| format!(" {term}:{differ}"))
+                    });
+                    match differ.collect::<String>() {
+                        none if none.is_empty() => equal += 1,
+                        differ => wrong.push(format!("{what}:{differ}")),
+                    }
+                }
+                (Err(ours), Err(theirs)) => {
+                    eprintln!("{what}: {ours}; {theirs}");
+                    refused += 1;
+                }
+                (ours, theirs) => wrong.push(format!("{what}: ours {:?}, theirs {:?}", ours.err(), theirs.err())),
+            }
+        }
+    }
+    eprintln!("{equal} draft contexts equal, {refused} refused by both");
     assert!(wrong.is_empty(), "{} disagreements:\n{}", wrong.len(), wrong.join("\n"));
 }
 

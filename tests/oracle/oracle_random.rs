@@ -12,13 +12,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use crate::support::random_launch::{Case, case};
+use crate::oracle::unpacked;
+use crate::support::random_launch::{Case, case, drafting};
 use crate::support::verdict::{Score, Verdict};
 use moeplan::bytes::Bytes;
 use moeplan::gguf;
 use moeplan::machine::Machine;
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
+use moeplan::run::numbers::numbers;
 use moeplan::run::{RunConfig, parse};
 use moeplan::runtime::{
     Embedded, Error, Kind, Launch, Projection, RpcServer, Runtime as _, bind_software_devices, software_machine,
@@ -99,16 +101,20 @@ impl Rig {
 
     /// The case as a launch on its devices, which `-ot` may name `RPC0` and `RPC1`.
     fn launch(&self, case: &Case) -> Launch {
+        self.launch_of(case, &self.model(case).1)
+    }
+
+    fn launch_of(&self, case: &Case, model: &Path) -> Launch {
         let words: Vec<String> = case.command().split(' ').map(str::to_string).collect();
         let mut run = parse::command(&words, &BTreeMap::new()).expect("flags of llama.cpp").run;
         let (machine, servers) = &self.machines[case.devices()];
         run.rpc = servers.iter().map(|server| server.endpoint().to_string()).collect();
-        for rule in &mut run.overrides {
+        for rule in run.overrides.iter_mut().chain(&mut run.draft_overrides) {
             if let Some(device) = machine.devices.iter().find(|device| device.name == rule.buffer) {
                 rule.buffer.clone_from(&device.buffer);
             }
         }
-        Launch { model: self.model(case).1.clone(), run, machine: machine.clone() }
+        Launch { model: model.to_path_buf(), run, machine: machine.clone() }
     }
 
     /// What is said of each case by llama.cpp and by us.
@@ -235,4 +241,107 @@ fn our_bytes_are_llama_cpps_on_random_flags() {
     assert!(wrong.is_empty(), "{} disagreements, {} shown:\n{}", score.wrong, wrong.len(), wrong.join("\n"));
     let within = score.share_within();
     assert!(within >= COMPUTE_WITHIN, "compute within 1% or 1 MiB on {within:.4} of the cases");
+}
+
+/// A target, what drafts for it (`None`: its own NextN blocks), and the kind of speculation.
+type Pair = (PathBuf, Option<PathBuf>, &'static str);
+
+/// Every draft model of `testdata/drafts.tar.xz` with its target, every model with NextN blocks, and as many plain drafts of another model.
+fn pairs(rig: &Rig) -> Vec<Pair> {
+    let unpacked = |name| unpacked(name).expect("a test archive");
+    let (drafts, nextn) = (unpacked("drafts"), unpacked("nextn"));
+    let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let target = |wanted: &str| drafts.iter().find(|path| name(path) == wanted).expect("a target").clone();
+    let mut pairs: Vec<Pair> = nextn.iter().map(|path| (path.clone(), None, "draft-mtp")).collect();
+    for draft in drafts.iter().filter(|path| !name(path).starts_with("target-")) {
+        let kind = name(draft).split('-').next().unwrap_or_default().to_string();
+        let (of, kind) = match kind.as_str() {
+            "assistant" => ("target-gemma4", "draft-mtp"),
+            "nextn" => ("target-qwen3", "draft-mtp"),
+            "eagle3" => ("target-qwen3", "draft-eagle3"),
+            "dspark" => ("target-qwen3", "draft-dspark"),
+            _ => ("target-qwen3", "draft-dflash"),
+        };
+        pairs.push((target(of), Some(draft.clone()), kind));
+    }
+    let plain = rig.models.iter().zip(rig.models.iter().skip(7)).step_by(3);
+    pairs.extend(plain.map(|((_, model, _), (_, draft, _))| (model.clone(), Some(draft.clone()), "draft-simple")));
+    pairs
+}
+
+#[test]
+fn our_bytes_are_llama_cpps_on_random_launches_with_drafts() {
+    let mut rig = Rig::new();
+    let pairs = pairs(&rig);
+    let count = number("MOEPLAN_CASES").and_then(|n| usize::try_from(n).ok());
+    let count = count.unwrap_or(if std::env::var_os("MOEPLAN_FULL").is_some() { FULL_CASES } else { CASES });
+    let mut seed = [1; 32];
+    seed[..8].copy_from_slice(&number("MOEPLAN_SEED").unwrap_or(1).to_le_bytes());
+    let mut runner =
+        TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
+    let strategy = (case(), drafting(), 0..pairs.len());
+    let open = |path: &Path| Model::from_gguf(gguf::open(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string());
+    let (mut equal, mut refused, mut died, mut wrong) = (0, 0, 0, Vec::new());
+    for _ in 0..count.div_ceil(BATCH) {
+        let drawn: Vec<_> =
+            (0..BATCH.min(count)).map(|_| strategy.new_tree(&mut runner).expect("a case").current()).collect();
+        let launches: Vec<(Launch, Launch)> = drawn
+            .iter()
+            .map(|(case, flags, at)| {
+                let (model, draft, kind) = &pairs[*at];
+                let mut flags = flags.clone();
+                flags.push(format!("--spec-type {kind}"));
+                flags.extend(draft.as_ref().map(|path| format!("-md {}", path.display())));
+                let target = rig.launch_of(&case.with(&flags), model);
+                let cells = open(model).map_or(0, |model| numbers(&target.run, &model.hparams).n_ctx);
+                let run = target.run.drafting(cells);
+                let draft = Launch { model: draft.as_ref().unwrap_or(model).clone(), run, ..target.clone() };
+                (target, draft)
+            })
+            .collect();
+        let targets: Vec<Launch> = launches.iter().map(|(target, _)| target.clone()).collect();
+        let theirs = rig.runtime.project(&targets).into_iter().zip(rig.runtime.project_drafts(&launches));
+        for (((case, flags, at), (target, _)), (whole, part)) in drawn.iter().zip(&launches).zip(theirs) {
+            let (model, draft, kind) = &pairs[*at];
+            let name = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let what =
+                format!("{} {} {kind} {:?} {}", case.devices(), name(model), draft.as_ref().map(name), case.with(flags).command());
+            let ours = open(model).and_then(|mut model| {
+                model.draft = draft.as_ref().map(|path| open(path)).transpose()?.map(Into::into);
+                memory::forecast(&model, &target.machine, &target.run).map_err(|e| e.to_string())
+            });
+            match (ours, whole, part) {
+                (_, Err(error), _) | (_, _, Err(error)) if error.kind == Kind::Died => died += 1,
+                (Ok(ours), Ok(whole), Ok(part)) => {
+                    let Some(drafting) = ours.drafting else {
+                        wrong.push(format!("{what}: {:?}", ours.uncounted));
+                        continue;
+                    };
+                    let mut part = part.by_device();
+                    // NextN blocks of the model itself are the target's.
+                    part.values_mut().filter(|_| draft.is_none()).for_each(|row| row.model = Bytes(0));
+                    let verdicts = [
+                        Verdict::Compared { ours: ours.target, theirs: whole.by_device() },
+                        Verdict::Compared { ours: drafting.memory, theirs: part },
+                    ];
+                    let said = verdicts.map(|verdict| verdict.describe(true));
+                    if said.iter().all(|said| said == "all equal") {
+                        equal += 1;
+                    } else {
+                        wrong.push(format!("{what}: target {}; drafting {}", said[0], said[1]));
+                    }
+                }
+                (Err(_), _, Err(_)) | (Err(_), Err(_), _) => refused += 1,
+                (ours, whole, part) => wrong.push(format!(
+                    "{what}: ours {:?}, theirs {:?} {:?}",
+                    ours.err(),
+                    whole.err().map(|e| e.to_string()),
+                    part.err().map(|e| e.to_string())
+                )),
+            }
+        }
+        rig.start_servers();
+    }
+    eprintln!("{equal} equal, {refused} refused by both, {died} deaths of llama.cpp, {} differ", wrong.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

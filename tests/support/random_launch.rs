@@ -17,6 +17,14 @@ pub struct Case {
 }
 
 impl Case {
+    /// The same launch as llama-server's, with more flags; one that names a device which it does not have is left out.
+    pub fn with(&self, more: &[String]) -> Self {
+        let has = |flag: &&String| !flag.ends_with("RPC1") || self.devices > 1;
+        let has = |flag: &&String| has(flag) && (!flag.ends_with("RPC0") || self.devices > 0);
+        let flags = self.flags.iter().chain(more.iter().filter(has)).cloned().collect();
+        Self { program: PROGRAMS[0], flags, ..self.clone() }
+    }
+
     /// How many software devices.
     pub fn devices(&self) -> usize {
         self.devices
@@ -98,6 +106,19 @@ fn flag(flag: &'static str, of_hundred: u8, values: &'static [&'static str]) -> 
 fn overrides() -> BoxedStrategy<Vec<(&'static str, &'static str)>> {
     let rule = (select(&PATTERNS[..]), select(&["CPU", "RPC0", "RPC1"][..]));
     prop_oneof![3 => Just(Vec::new()), 2 => prop::collection::vec(rule, 1..=3)].boxed()
+}
+
+/// Flags of a drafting context.
+pub fn drafting() -> impl Strategy<Value = Vec<String>> {
+    let flags = (
+        flag("-ngld", 60, &["99", "0", "1", "2"]),
+        flag("-ctkd", 30, &CACHE_TYPES),
+        flag("-ctvd", 20, &CACHE_TYPES),
+        flag("-devd", 25, &["RPC0", "RPC1"]),
+        flag("-cmoed", 10, &[""]),
+        flag("--spec-draft-n-max", 40, &["1", "7", "16"]),
+    );
+    flags.prop_map(|(ngl, ctk, ctv, dev, cmoe, n_max)| [ngl, ctk, ctv, dev, cmoe, n_max].into_iter().flatten().collect())
 }
 
 /// A case.

@@ -7,9 +7,10 @@ use super::tensor::{Held, Node, Tensor, row_size};
 use super::{Builder, Error};
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f16, f32};
-use crate::memory::caches::{Cache, CacheKind};
+use crate::arch::Memory;
+use crate::memory::caches::{Cache, CacheKind, Caches};
 use crate::model::hparams::LayerHParams;
-use crate::placement::Buffer;
+use crate::placement::{Buffer, Placement};
 
 /// What a cache needs from outside: where to write, what to see, and rotations of quantized types.
 #[derive(Clone, Copy)]
@@ -30,7 +31,7 @@ pub(super) fn rot_size(head: u64) -> u64 {
 impl<'g> Builder<'g> {
     /// A cache that not every model of the architecture has.
     pub(super) fn maybe_cache(&self, kind: CacheKind) -> Option<&'g Cache> {
-        self.plan.caches.list.iter().find(|cache| cache.kind == kind)
+        self.keepers().0.list.iter().find(|cache| cache.kind == kind)
     }
 
     /// A cache that the graph reads; an error without it.
@@ -82,19 +83,28 @@ impl<'g> Builder<'g> {
     /// Hadamard matrices for quantized keys and values: as wide as all heads allow, 64 for values.
     pub(super) fn inp_rot(&'g self, kind: CacheKind) -> (Option<Node<'g>>, Option<Node<'g>>) {
         let Some(cache) = self.cache(kind) else { return (None, None) };
+        let hparams = &self.keepers().0.hparams;
+        let layer = |il: u32| hparams.layers.get(il as usize).copied().unwrap_or_default();
         let common = |head: fn(&LayerHParams) -> u32| {
-            let mut heads = cache.layers.iter().map(|l| head(&self.layer(l.il).hp));
+            let mut heads = cache.layers.iter().map(|l| head(&layer(l.il)));
             let first = heads.next().filter(|n| *n > 0)?;
             heads.all(|head| head == first).then_some(u64::from(first))
         };
-        let full = self.layer(0);
+        let full = layer(0);
         let k_head =
-            common(|l| l.n_embd_head_k).filter(|_| cache.type_k.is_quantized && full.head_k.is_multiple_of(64));
-        let v_head = common(|l| l.n_embd_head_v).filter(|_| {
-            !self.plan.caches.hparams.is_mla && cache.type_v.is_quantized && full.head_v.is_multiple_of(64)
-        });
+            common(|l| l.n_embd_head_k).filter(|_| cache.type_k.is_quantized && full.n_embd_head_k.is_multiple_of(64));
+        let v_head = common(|l| l.n_embd_head_v)
+            .filter(|_| !hparams.is_mla && cache.type_v.is_quantized && full.n_embd_head_v.is_multiple_of(64));
         let matrix = |n: u64| self.draft.input(f32(), &[n, n]);
         (k_head.map(|head| matrix(rot_size(head))), v_head.map(|_| matrix(64)))
+    }
+
+    /// The caches that are read, and where their layers are: the target's, where a draft model has none.
+    fn keepers(&self) -> (&'g Caches, &'g Placement) {
+        match self.plan.other.filter(|_| self.arch.memory == Memory::Target) {
+            Some(other) => (other.caches, other.placement),
+            None => (self.plan.caches, self.plan.placement),
+        }
     }
 
     /// The tensors of a layer in a cache.
@@ -105,7 +115,10 @@ impl<'g> Builder<'g> {
         }
         let layer = self.cache(kind).and_then(|cache| Some((cache, cache.layers.iter().find(|layer| layer.il == il)?)));
         let Some((cache, layer)) = layer else { return (self.fail(Error::Cache { kind, il: Some(il) }), None) };
-        let home = self.home(il).filter(|_| self.plan.offload_kqv);
+        let home = self.keepers().1.layers.get(il as usize).copied().flatten().filter(|_| self.plan.offload_kqv);
+        if home.is_some_and(|device| !self.plan.placement.devices.contains(&device)) {
+            return (self.fail(Error::Elsewhere { tensor: format!("cache_k_l{il}") }), None);
+        }
         let held = Held::Cache(home.map_or(Buffer::Cpu, Buffer::Device));
         let hold = |ty, width| self.draft.hold(ty, &[width, u64::from(cache.cells), u64::from(cache.n_stream)], held);
         let k = hold(cache.type_k, layer.n_embd_k);

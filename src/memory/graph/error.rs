@@ -47,6 +47,23 @@ pub enum Error {
     /// A micro-batch beyond any memory.
     #[error("a micro-batch of {n_tokens} tokens is more than {MAX_TOKENS}: give a smaller -ub")]
     Batch { n_tokens: u64 },
+    /// A draft model without the launch that it drafts for (`src/llama-context.cpp` `llama_context`, b11434).
+    #[error("llama.cpp refuses {architecture} by itself: it drafts for another model, which {what}")]
+    Alone {
+        /// `general.architecture`; untrusted text.
+        architecture: String,
+        what: &'static str,
+    },
+    /// A weight of the target that no device of the draft model holds (`ggml/src/ggml-backend.cpp`
+    /// `ggml_backend_sched_backend_id_from_cur`, b11434).
+    #[error("llama.cpp stops: the draft model reads the target's `{tensor}`, which is on a device that it does not use itself")]
+    Elsewhere { tensor: String },
+    /// Hidden states that no graph of the target keeps (`src/llama-graph.cpp` `llm_graph_result::set_outputs`, b11434).
+    #[error("llama.cpp stops: the draft model reads layers of its target that {architecture} does not show")]
+    Taps {
+        /// `general.architecture`; untrusted text.
+        architecture: String,
+    },
     /// An architecture without a graph here.
     #[error("no graph of {architecture} is built here")]
     Architecture {
@@ -59,6 +76,9 @@ impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Batch { .. } | Self::TooLarge | Self::Architecture { .. } => None,
+            Self::Alone { .. } => Some(Cow::Borrowed("give it with `-md`, and its target with `-m`")),
+            Self::Taps { .. } => Some(Cow::Borrowed("take a draft model that was made for this one")),
+            Self::Elsewhere { .. } => Some(Cow::Borrowed("give the draft model that device as well: `-devd`")),
             _ => Some(Cow::Borrowed(
                 "convert the model again with a current llama.cpp, or take another file of it; if llama.cpp runs this one, \
                  please report it as a bug",

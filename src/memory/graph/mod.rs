@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 pub use self::error::Error;
 use self::tensor::{Draft, Graph, Held, Id, Node, Op, TOO_LARGE};
 use super::caches::{CacheKind, Caches};
-use crate::arch::{Arch, Norm};
+use crate::arch::{Arch, LayerInputs, Norm};
 use crate::gguf::Value;
 use crate::model::Model;
 use crate::model::hparams::{HParams, LayerHParams};
@@ -40,12 +40,24 @@ pub struct Plan<'a> {
     pub numbers: &'a ContextNumbers,
     pub caches: &'a Caches,
     pub placement: &'a Placement,
+    /// What a draft model reads of the launch that it drafts for.
+    pub other: Option<Other<'a>>,
+    /// The layers whose input a draft model reads; one more than the last stands for the last one's output.
+    pub taps: &'a [u32],
     pub batch: Batch,
     pub flash_attn: bool,
     /// Caches lie with their layers instead of on the host.
     pub offload_kqv: bool,
     /// Every layer and the output are on devices.
     pub full_offload: bool,
+}
+
+/// The context beside a drafting one (`ctx_other`): the target's.
+#[derive(Debug, Clone, Copy)]
+pub struct Other<'a> {
+    pub model: &'a Model,
+    pub placement: &'a Placement,
+    pub caches: &'a Caches,
 }
 
 /// A micro-batch (`llama_ubatch` of `ubatch_reserve`).
@@ -168,6 +180,12 @@ impl<'g> Builder<'g> {
             ("embedding_length", self.hparams().embedding_length),
             ("attention.indexer.key_length", resolved.indexer_head_size),
         ];
+        let (last, kept) = (self.plan.taps.iter().max(), self.arch.layer_inputs);
+        if last.is_some_and(|il| *il > self.n_layer || kept < LayerInputs::All)
+            || (self.taps_output() && kept < LayerInputs::WithOutput)
+        {
+            return Err(Error::Taps { architecture: self.plan.model.architecture.clone() });
+        }
         let too_large = heads.chain(others).find(|(_, number)| u64::from(*number) > MAX_NUMBER);
         too_large.map_or(Ok(()), |(key, number)| Err(self.key_error(key, Some(number.into()))))
     }
@@ -258,6 +276,11 @@ impl<'g> Builder<'g> {
         (0..self.n_layer).map_while(|il| (!self.draft.is_faulty()).then(|| self.layer(il)))
     }
 
+    /// Whether a draft model reads what comes out of the last layer.
+    fn taps_output(&self) -> bool {
+        self.plan.taps.contains(&self.n_layer)
+    }
+
     /// Layers run these blocks.
     fn run_blocks(&self, blocks: impl Iterator<Item = u32>) {
         *self.blocks.borrow_mut() = blocks.collect();
@@ -301,6 +324,27 @@ impl<'g> Builder<'g> {
     /// `NAME.weight`, a weight of no layer that llama.cpp requires.
     fn global(&self, name: &str) -> Node<'g> {
         self.get(name, "weight").unwrap_or_else(|| self.no_tensor(format!("{name}.weight")))
+    }
+
+    /// `NAME.ENDING` of the target, which lies where the target has it.
+    fn theirs(&self, name: &str, ending: &str, choose: impl FnOnce(&'g [Copy]) -> Option<&'g Copy>) -> Option<Node<'g>> {
+        let other = self.plan.other?;
+        let full = format!("{name}.{ending}");
+        let index = other.model.tensors.iter().position(|tensor| tensor.name == full)?;
+        let buffer = choose(other.placement.copies.get(index)?)?.buffer;
+        if let Buffer::Device(device) = buffer
+            && !self.plan.placement.devices.contains(&device)
+        {
+            return Some(self.fail(Error::Elsewhere { tensor: full }));
+        }
+        let key = (self.plan.model.tensors.len() + index, buffer);
+        if let Some(id) = self.leafs.borrow().get(&key) {
+            return Some(self.draft.node(*id));
+        }
+        let tensor = other.model.tensors.get(index)?;
+        let leaf = self.draft.hold(tensor.ty, &tensor.shape, Held::Weight(buffer));
+        self.leafs.borrow_mut().insert(key, leaf.id);
+        Some(leaf)
     }
 
     /// The last copy of `NAME.weight`: the one that the output of a tied model reads.
@@ -351,6 +395,13 @@ impl Node<'_> {
 }
 
 impl<'g> Layer<'g> {
+    /// Keeps its input for a draft model that reads it.
+    fn tap(self, rows: Node<'g>) {
+        if self.plan.taps.contains(&self.il) {
+            rows.mark_output();
+        }
+    }
+
     fn is_last(self) -> bool {
         self.il + 1 == self.n_layer
     }
@@ -368,7 +419,9 @@ impl<'g> Layer<'g> {
 
     /// `blk.N.NAME.ENDING`, if the file has it (`TENSOR_NOT_REQUIRED`).
     fn get(self, name: &str, ending: &str) -> Option<Node<'g>> {
-        self.b.leaf((Some(self.block()), name, ending), <[Copy]>::first)
+        // A layer that runs a block again has scales of its own: they are made after its weights (`llama_model_base::load_tensors`).
+        let block = if ending == "scale" { self.il } else { self.block() };
+        self.b.leaf((Some(block), name, ending), <[Copy]>::first)
     }
 
     /// `blk.N.NAME.weight`, if the file has it.

@@ -49,6 +49,8 @@ pub struct Built {
     pub graph: Graph,
     /// Of the image or sound.
     pub tokens: u64,
+    /// Elements of each token's embedding.
+    pub n_embd: u64,
 }
 
 /// The graph of an encoder whose weights lie in `home`, with attention in one operation or several.
@@ -58,13 +60,13 @@ pub struct Built {
 pub fn build(encoder: Encoder<'_>, home: Buffer, flash_attn: bool) -> Result<Built, Error> {
     let draft = Draft::default();
     let clip = Clip::new(encoder, &draft, home, flash_attn);
-    let [_, n, m, _] = clip.run().expand().shape();
+    let [n_embd, n, m, _] = clip.run().expand().shape();
     let leafs = clip.leafs.borrow();
     let name = |id: Id| leafs.iter().find(|(_, leaf)| **leaf == id).map(|(name, _)| *name);
     clip.error.take().map_or_else(|| fault(&draft.0.borrow(), name), Err)?;
     drop(leafs);
     drop(clip);
-    Ok(Built { graph: draft.0.into_inner(), tokens: n * m })
+    Ok(Built { graph: draft.0.into_inner(), tokens: n * m, n_embd })
 }
 
 /// A graph in the making (`clip_graph`).

@@ -11,7 +11,7 @@ use super::super::ops::HEADS;
 use super::super::tensor::{Node, Tensor};
 use super::super::{Builder, Layer};
 use super::dsa::by_stream;
-use super::hyper::weigh_streams;
+use super::hyper::{joined, stream, weigh_streams};
 use super::plain::{PLAIN, finish};
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f16, f32, i32};
@@ -83,13 +83,22 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
     };
     inputs.window.mask.expand();
     let (mut streams, is_fused) = (b.streams(rows), b.fuses_combinations(b.layers()));
+    let mean = |streams: Node<'g>| {
+        joined(streams.ne(1), |i| stream(streams, i), |sum, part| sum + part).scale().mark_output().expand()
+    };
     for l in b.layers() {
+        if b.plan.taps.contains(&l.il) {
+            mean(streams);
+        }
         let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
         let x = attention(l, l.norm("attn_norm", x), &inputs);
         streams = x.hc_post(streams, post, Some(comb));
         let [x, post, comb] = l.read_mixed("hc_ffn", streams, is_fused);
         b.draft.expand(&[streams, post, comb]);
         streams = experts(l, l.norm("ffn_norm", x), tokens).hc_post(streams, post, Some(comb));
+    }
+    if b.taps_output() {
+        mean(streams);
     }
     let streams = b.output_streams(streams, out_ids);
     finish(b, &PLAIN, weigh_streams(streams, b.head_weights(streams)), out_ids);
@@ -100,16 +109,29 @@ pub(super) fn drafted<'g>(l: Layer<'g>, streams: Node<'g>) -> Node<'g> {
     let (positions, out_ids) = (l.inp_pos(), l.inp_out_ids());
     let window = l.b.inp_kv(if l.hp.is_swa { CacheKind::Swa } else { CacheKind::Base });
     let inputs = Inputs { positions, window, compressors: None };
-    let is_fused = l.b.fuses_combinations(std::iter::once(l));
-    let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
-    let x = attention(l, l.norm("attn_norm", x), &inputs);
-    let streams = x.hc_post(streams, post, Some(comb));
-    let [x, post, comb] = l.read_mixed("hc_ffn", streams, is_fused);
-    let streams = experts(l, l.norm("ffn_norm", x), None).hc_post(streams, post, Some(comb));
+    let streams = stage(l, streams, &inputs, l.b.fuses_combinations(std::iter::once(l)));
     let ne = streams.shape();
     let kept = streams.reshape(&[ne[0] * ne[1], ne[2]]).get_rows(out_ids).mark_output();
     let streams = kept.reshape(&[ne[0], ne[1], l.plan.batch.n_outputs]);
     weigh_streams(streams, l.head_weights(streams))
+}
+
+/// The layers of a draft model behind a block of embeddings (`llama_model_dflash::graph_dsv4`): one row a token.
+pub(super) fn stages<'g>(b: &'g Builder<'g>, rows: Node<'g>) -> Node<'g> {
+    let inputs = Inputs { positions: b.inp_pos(), window: b.inp_kv(CacheKind::Swa), compressors: None };
+    let (mut streams, is_fused) = (b.streams(rows), b.fuses_combinations(b.layers()));
+    for l in b.layers() {
+        streams = stage(l, streams, &inputs, is_fused);
+    }
+    weigh_streams(streams, b.head_weights(streams))
+}
+
+/// A layer that sees its window only.
+fn stage<'g>(l: Layer<'g>, streams: Node<'g>, inputs: &Inputs<'g>, is_fused: bool) -> Node<'g> {
+    let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
+    let streams = attention(l, l.norm("attn_norm", x), inputs).hc_post(streams, post, Some(comb));
+    let [x, post, comb] = l.read_mixed("hc_ffn", streams, is_fused);
+    experts(l, l.norm("ffn_norm", x), None).hc_post(streams, post, Some(comb))
 }
 
 /// The experts, which the first layers look up by token, and the shared one.

@@ -10,6 +10,7 @@ use super::super::tensor::Node;
 use super::super::{Builder, Layer, Norm};
 use super::plain::{Logits, PLAIN, Pick, Spec, finish};
 use crate::gguf::ggml_type::i32;
+use crate::memory::caches::Caches;
 
 /// Builds the graph.
 pub(super) fn gemma4<'g>(b: &'g Builder<'g>) {
@@ -17,6 +18,7 @@ pub(super) fn gemma4<'g>(b: &'g Builder<'g>) {
     let (positions, attn, out_ids) = (b.inp_pos(), b.inp_attn(), b.inp_out_ids());
     let per_layer = per_layer_inputs(b, rows);
     for l in b.layers() {
+        l.tap(rows);
         let x = attention(l, l.norm("attn_norm", rows), &attn, positions);
         let middle = l.norm("post_attention_norm", x) + rows;
         let post_norm = l.weight("post_ffw_norm");
@@ -46,6 +48,14 @@ fn per_layer_inputs<'g>(b: &'g Builder<'g>, rows: Node<'g>) -> Option<Node<'g>> 
     Some((projected + x).scale().permute(HEADS).cont())
 }
 
+/// The layer whose keys and values a layer reads: the first ones own theirs, the others read those of the last of their kind.
+pub(super) fn owner(caches: &Caches, il: u32, is_swa: bool) -> Option<u32> {
+    match caches.hparams.n_layer_kv_from_start {
+        Some(n_own) if il >= n_own => n_own.checked_sub(if is_swa { 2 } else { 1 }),
+        _ => Some(il),
+    }
+}
+
 fn attention<'g>(l: Layer<'g>, x: Node<'g>, attn: &AttnInputs<'g>, positions: Node<'g>) -> Node<'g> {
     let (head, n_head, n_kv, is_swa) = (l.head_k, l.n_head, l.n_kv, l.hp.is_swa);
     let by_head = |rows: Node<'g>, n| rows.reshape(&[head, n, l.n_tokens]);
@@ -53,12 +63,7 @@ fn attention<'g>(l: Layer<'g>, x: Node<'g>, attn: &AttnInputs<'g>, positions: No
     let fused = l.has("attn_qkv").then(|| l.qkv_rows(x, [head * n_head, head * n_kv, head * n_kv]));
     let q = fused.map_or_else(|| l.mm("attn_q", x), |[q, ..]| q);
     let q = l.norm("attn_q_norm", by_head(q, n_head)).rope(positions, factors);
-    // The first layers own keys and values; the others read those of the last of their kind.
-    let owner = match l.plan.caches.hparams.n_layer_kv_from_start {
-        Some(n_own) if l.il >= n_own => n_own.checked_sub(if is_swa { 2 } else { 1 }),
-        _ => Some(l.il),
-    };
-    let Some(owner) = owner else { return l.fail(l.key_error("attention.shared_kv_layers", None)) };
+    let Some(owner) = owner(l.plan.caches, l.il, is_swa) else { return l.fail(l.key_error("attention.shared_kv_layers", None)) };
     let kv = (owner == l.il).then(|| {
         let (k, v) = fused.map_or_else(
             || {

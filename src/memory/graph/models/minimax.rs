@@ -34,6 +34,7 @@ pub(super) fn minimax_01<'g>(b: &'g Builder<'g>) {
         diagonal: b.draft.input(f32(), &[n, n, n_head, n_seqs]),
     };
     for l in b.layers() {
+        l.tap(rows);
         let normed = l.norm("attn_norm", rows);
         let x = if l.hp.is_recr {
             linear_attention(l, normed, &states, decays)

@@ -162,6 +162,7 @@ pub(super) fn lfm2<'g>(b: &'g Builder<'g>) {
 pub(super) fn nemotron_h<'g>(b: &'g Builder<'g>) {
     let (mut rows, states, attn, out_ids) = (b.tokens(), b.inp_rs(), b.inp_attn(), b.inp_out_ids());
     for l in b.layers() {
+        l.tap(rows);
         let x = l.norm("attn_norm", rows);
         let x = if l.hp.is_recr {
             mamba2_layer(l, &states, x)
@@ -171,6 +172,9 @@ pub(super) fn nemotron_h<'g>(b: &'g Builder<'g>) {
             nemotron_ffn(l, x)
         };
         rows = x + rows;
+    }
+    if b.taps_output() {
+        rows.mark_output();
     }
     finish(b, &Spec { pick: Pick::AfterNorm, ..PLAIN }, rows, out_ids);
 }

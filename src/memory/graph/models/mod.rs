@@ -2,6 +2,7 @@
 
 mod deepseek4;
 mod delta;
+mod drafters;
 mod dsa;
 mod gemma;
 mod glm5_next;
@@ -23,10 +24,11 @@ use crate::arch::Graph;
 
 /// Builds the graph of the architecture.
 pub(super) fn build<'g>(b: &'g Builder<'g>) {
-    if b.plan.caches.is_mtp {
-        return mtp::build(b);
-    }
     match &b.arch.graph {
+        Graph::DFlash => drafters::dflash(b),
+        Graph::Eagle3 => drafters::eagle3(b),
+        Graph::Gemma4Assistant => drafters::gemma4_assistant(b),
+        _ if b.plan.caches.is_mtp => mtp::build(b),
         Graph::None => _ = b.fail(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
         Graph::Plain(spec) => plain::decoder(b, spec),
         Graph::Arctic => own::arctic(b),

@@ -26,6 +26,9 @@ impl<'g> Inputs<'g> {
 
 /// Builds a decoder of these traits.
 pub(super) fn decoder<'g>(b: &'g Builder<'g>, spec: &Spec) {
+    // Of all rows, where a draft model reads what comes out of the last layer (mimo2).
+    let pick = if b.taps_output() { Pick::BeforeNorm } else { spec.pick };
+    let spec = &Spec { pick, ..*spec };
     let embeddings = Embeddings {
         n_deepstack: if spec.deepstack { b.hparam_or_0("n_deepstack_layers") } else { 0 },
         scaled: spec.scales_embd && has_multiplier(b, spec, "embedding_scale"),
@@ -47,6 +50,9 @@ pub(super) fn decoder<'g>(b: &'g Builder<'g>, spec: &Spec) {
     let (out_ids, first, width) = (b.inp_out_ids(), rows, b.n_embd);
     for l in b.layers() {
         rows = layer(l, spec, rows, out_ids, |x| attention(l, spec, x, &inputs));
+        if l.is_last() && b.taps_output() {
+            rows.mark_output();
+        }
         if u64::from(l.il) < embeddings.n_deepstack {
             rows = rows + first.view(&[width, b.n_tokens], &[first.nb(1)], 4 * width * u64::from(l.il + 1));
         }
@@ -76,6 +82,7 @@ pub(super) fn layer<'g>(
     out_ids: Node<'g>,
     mix: impl FnOnce(Node<'g>) -> Node<'g>,
 ) -> Node<'g> {
+    l.tap(residual);
     let norm = |name: &str, x: Node<'g>| l.norm_of(spec.norm, name, x);
     let scaled =
         |x: Node<'g>| if spec.scales_residual && has_multiplier(l.b, spec, "residual_scale") { x.scale() } else { x };

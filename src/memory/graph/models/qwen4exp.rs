@@ -57,6 +57,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
     let (positions, out_ids, grams) = (b.inp_pos(), b.inp_out_ids(), ngrams(b));
     let mut streams = b.streams(rows).expand();
     for l in b.layers() {
+        l.tap(streams);
         if let Some(grams) = grams.filter(|_| l.hp.is_ple) {
             streams = add_ngrams(l, streams, grams, &states);
         }
