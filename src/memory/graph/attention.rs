@@ -43,7 +43,7 @@ impl<'g> Builder<'g> {
             AttnInputs::Cached(input(self, CacheKind::Base), Some(input(self, CacheKind::Swa)))
         };
         match self.plan.caches.class {
-            MemoryClass::None => AttnInputs::Batch(self.draft.input(self.mask_type(), &[self.n_tokens, self.n_tokens])),
+            MemoryClass::None => AttnInputs::Batch(self.mask(self.mask_type(), &[self.n_tokens, self.n_tokens])),
             MemoryClass::Iswa => both(Self::inp_kv),
             MemoryClass::HybridIswa => both(Self::inp_k),
             _ => AttnInputs::Cached(self.inp_kv(CacheKind::Base), None),

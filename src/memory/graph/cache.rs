@@ -55,7 +55,15 @@ impl<'g> Builder<'g> {
     /// One mask: a row of cells by token of each stream.
     pub(super) fn inp_mask(&self, kind: CacheKind, ty: GgmlType) -> Node<'g> {
         let n_stream = if self.plan.numbers.kv_unified { 1 } else { self.n_seqs };
-        self.draft.input(ty, &[self.cells(kind), self.n_tokens / n_stream, 1, n_stream])
+        self.mask(ty, &[self.cells(kind), self.n_tokens / n_stream, 1, n_stream])
+    }
+
+    /// A mask from outside, of this type when it is read.
+    pub(super) fn mask(&self, ty: GgmlType, dims: &[u64]) -> Node<'g> {
+        if ty != f32() && self.plan.rules.mask_copied {
+            return self.draft.input(f32(), dims).cast(ty);
+        }
+        self.draft.input(ty, dims)
     }
 
     pub(super) fn inp_k_idxs(&self) -> Node<'g> {

@@ -38,8 +38,11 @@ impl<'g> Builder<'g> {
             if more > 0 { rows.pad(more) } else { rows }
         };
         let mut rows = rows_of(input(i32(), &[n_tokens])).expand();
-        input(f32(), &vectors).expand();
-        if !self.arch.unmixed {
+        let kinds = self.plan.rules.embedding_inputs;
+        if kinds >= 2 {
+            input(f32(), &vectors).expand();
+        }
+        if kinds >= 3 && !self.arch.unmixed {
             let copy = input(f32(), &vectors).op(Op::Dup);
             copy.set_rows(rows_of(input(i32(), &[n_tokens])), input(i64_type(), &[n_tokens])).expand();
         }
@@ -49,7 +52,9 @@ impl<'g> Builder<'g> {
         if embeddings.scaled {
             rows = rows.scale();
         }
-        if embeddings.token_scaled {
+        if embeddings.token_scaled && kinds < 3 {
+            rows = rows.scale();
+        } else if embeddings.token_scaled {
             let packed = if rows.tensor().is_contiguous() { rows } else { rows.cont() };
             rows = packed * input(f32(), &[1, n_tokens]);
         }

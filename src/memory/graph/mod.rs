@@ -31,7 +31,7 @@ use crate::gguf::Value;
 use crate::model::Model;
 use crate::model::hparams::{HParams, LayerHParams};
 use crate::placement::{Buffer, Copy, Placement};
-use crate::run::ContextNumbers;
+use crate::run::{ContextNumbers, Rules};
 
 /// What a graph is built from.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,7 @@ pub struct Plan<'a> {
     pub numbers: &'a ContextNumbers,
     pub caches: &'a Caches,
     pub placement: &'a Placement,
+    pub rules: Rules,
     pub batch: Batch,
     pub flash_attn: bool,
     /// Caches lie with their layers instead of on the host.
