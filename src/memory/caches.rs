@@ -41,6 +41,26 @@ pub struct Cache {
     pub tokens_per_cell: Option<u32>,
 }
 
+/// The side of a Hadamard matrix of keys: the greatest power of 2 in a head's width, 64 at least.
+pub fn rot_size(head: u64) -> u64 {
+    (head & head.wrapping_neg()).max(64)
+}
+
+impl Cache {
+    /// The sides of the matrices that turn quantized keys and values: as wide as all heads allow, 64 for values.
+    pub fn rotations(&self, hparams: &ContextHParams) -> [Option<u64>; 2] {
+        let common = |head: fn(&LayerHParams) -> u32, ty: GgmlType| {
+            let of = |il: u32| hparams.layers.get(il as usize).map_or(0, head);
+            let mut heads = self.layers.iter().map(|layer| of(layer.il));
+            let first = heads.next().filter(|n| *n > 0 && ty.is_quantized && of(0).is_multiple_of(64))?;
+            heads.all(|head| head == first).then_some(u64::from(first))
+        };
+        let k = common(|layer| layer.n_embd_head_k, self.type_k).map(rot_size);
+        let v = common(|layer| layer.n_embd_head_v, self.type_v).filter(|_| !hparams.is_mla);
+        [k, v.map(|_| 64)]
+    }
+}
+
 /// One layer of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheLayer {

@@ -482,6 +482,50 @@ mod tests {
         assert!(pipelined[0] >= once[0] + 3 * 64 * 32 * 4, "{once:?} {pipelined:?}");
     }
 
+    fn at(build: u32, scheduler: Scheduler) -> Scheduler {
+        Scheduler { rules: crate::run::Target { build, ..Default::default() }.rules(), ..scheduler }
+    }
+
+    #[test]
+    fn inputs_that_nothing_reads_have_copies_in_newer_builds() {
+        let size = |build| {
+            let draft = Draft::default();
+            draft.input(f32(), &[64, 32]).expand();
+            let weight = draft.hold(f16(), &[64, 64], Held::Weight(Buffer::Device(0)));
+            weight.mm(draft.input(f32(), &[64, 32])).expand();
+            at(build, scheduler(1, true)).reserve(&mut draft.0.into_inner()).sizes[1]
+        };
+        let copies = 4 * 64 * 32 * 4;
+        assert_eq!([size(11223), size(11258)], [copies + 64 * 32 * 4, 2 * copies]);
+    }
+
+    #[test]
+    fn a_part_has_at_most_30_copied_inputs_in_older_builds() {
+        let splits = |build| {
+            let draft = Draft::default();
+            let weight = draft.hold(f16(), &[64, 64], Held::Weight(Buffer::Device(0)));
+            for _ in 0..31 {
+                weight.mm(draft.input(f32(), &[64, 32])).expand();
+            }
+            at(build, scheduler(1, false)).reserve(&mut draft.0.into_inner()).n_splits
+        };
+        assert_eq!([splits(10705), splits(11181)], [2, 1]);
+    }
+
+    #[test]
+    fn sinks_place_attention_in_older_builds() {
+        let home = |build| {
+            let draft = Draft::default();
+            let [q, k, v] = [32, 256, 256].map(|n| draft.input(if n == 32 { f32() } else { f16() }, &[64, n, 4]));
+            let rows = q.flash_attn_ext(k, v, None);
+            rows.add_sinks(Some(draft.hold(f32(), &[4], Held::Weight(Buffer::Device(0)))));
+            rows.expand();
+            let attends = |tensor: &Tensor| tensor.op == Op::FlashAttnExt;
+            at(build, scheduler(1, false)).targets_of(&mut draft.0.into_inner(), attends)[0].1
+        };
+        assert_eq!([home(10001), home(10235)], [Some(0), Some(1)]);
+    }
+
     #[test]
     fn what_a_device_cannot_run_falls_to_the_host() {
         let draft = Draft::default();

@@ -105,6 +105,15 @@ rules! {
     embedding_inputs: u8 = 1,
         [7772, 8133] 2 => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_select",
         [11393, 11401] 3 => "src/llama-graph.cpp build_inp_embd: mixed batches, scale_rows";
+    /// Rows of tokens are looked up before all else.
+    looks_up_first: bool = false,
+        [11434, 11549] true => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_order (PR 30160)";
+    /// The states of a batch's sequences and of all others are gathered together.
+    gathers_states_once: bool = false,
+        [11368, 11378] true => "src/llama-graph.cpp build_rs";
+    /// Delta nets bring queries and keys to length 1 by an RMS norm and a factor, not by an L2 norm.
+    unit_norms_by_rms: bool = false,
+        [10705, 11181] true => "src/models/delta-net-base.cpp build_gdn_l2_norm";
     /// CUDA keeps the sources of operations that it fuses until those have run.
     keeps_fused: bool = false,
         [10688, 10698] true => "ggml/src/ggml-backend.cpp ggml_backend_sched_split_graph: add_alloc_dep";
@@ -126,6 +135,9 @@ rules! {
     /// `-lzm`: rows of `per_layer_token_embd` may stay in the file.
     reads_rows_lazily: bool = false,
         [10635, 10680] true => "src/llama-model-loader.cpp TENSOR_READ_LAZY";
+    /// Rotations of quantized caches are the caches' own, not inputs of the graph.
+    rotations_cached: bool = false,
+        [11739, 12032] true => "src/llama-kv-cache.cpp init_rotation";
     layer_order: LayerOrder = LayerOrder::BlocksFirst,
         [6699, 8133] LayerOrder::OutputFirst => "src/llama-model.cpp load_tensors: i_gpu_start";
     latent: Latent = Latent::ByKeysTwice,
@@ -134,7 +146,7 @@ rules! {
     windows: bool = true, ik false;
     /// Models with an indexer have a cache for it.
     indexers: bool = false,
-        [9409, 9415] true => "src/llama-kv-cache-dsa.cpp";
+        [10001, 10235] true => "src/llama-model.cpp create_memory: LLM_ARCH_GLM_DSA";
     /// Every sequence has a stream of its own where the cache is not unified.
     streams: bool = false,
         [5622, 6699] true => "src/llama-kv-cache.cpp (PR 14363)";

@@ -523,6 +523,47 @@ mod tests {
         assert_eq!(read("frobnicate x"), Err(Error::UnknownProgram("frobnicate".into())));
     }
 
+    fn read_for(line: &str, target: Target) -> Result<ParsedCommand, Error> {
+        let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+        command_for(&words, &BTreeMap::new(), target)
+    }
+
+    #[test]
+    fn a_build_has_its_own_defaults_and_flags() {
+        let at = |build| Target { build, ..Target::default() };
+        let run = |build| read_for("llama-server -m x", at(build)).unwrap().run;
+        let said = |run: RunConfig| (run.flash_attn, run.n_gpu_layers, run.n_parallel, run.n_ctx, run.fit);
+        assert_eq!(said(run(6168)), (FlashAttn::Off, 0, Some(1), 4096, false));
+        assert_eq!(said(run(6699)), (FlashAttn::Auto, -1, Some(1), 4096, false));
+        assert_eq!(said(run(8133)), (FlashAttn::Auto, -1, None, 0, true));
+        let codes = |line: &str, build| {
+            let notes = read_for(line, at(build)).unwrap().notes;
+            notes.into_iter().map(|note| note.code.into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let draft = "llama-server --draft-max 4";
+        assert_eq!([8284, 9000, 9093].map(|build| codes(draft, build)), ["", "flag-not-known", "removed-flag"]);
+        let alone = "llama-server -fa -c 512";
+        assert_eq!([6168, 6699].map(|build| codes(alone, build)), ["", "flag-needs-value"]);
+        assert_eq!(codes("llama-server --moe-cache-mib 9", 11480), "");
+        let experts = |build| read_for("llama-server -cmoe", at(build)).unwrap().run.overrides.remove(0).pattern;
+        assert_eq!(experts(8133), r"\.ffn_(up|down|gate)_(ch|)exps");
+        assert_eq!(experts(9093), crate::run::EXPERTS);
+    }
+
+    #[test]
+    fn ik_llama_cpp_reads_its_own_flags() {
+        let ik = |line: &str| read_for(line, Target { dialect: Dialect::Ik, ..Target::default() });
+        let run = ik("llama-server -mla 2 -cmoe -ctk q8_KV -mtp -vhad -wgt 4").unwrap().run;
+        assert_eq!((run.mla, run.n_gpu_layers, run.mtp, run.type_k.name), (Some(2), 0, true, "q8_KV"));
+        // Weights alone, not biases.
+        assert!(run.overrides[0].pattern.ends_with(r"exps\.weight"));
+        assert!(read_for("llama-server -ctk q8_KV", Target::default()).is_err());
+        for line in ["llama-server -sm graph -ts 1,1", "llama-server --swa-compress", "llama-server -dsa"] {
+            assert!(matches!(ik(line), Err(Error::NotCounted { .. })), "{line}");
+        }
+        assert!(ik("llama-server -sm layer --draft-max 4").unwrap().notes.is_empty());
+    }
+
     #[test]
     fn long_short_and_underscored_flags() {
         let short = "llama-server -c 8192 -ngl 99 -b 1024 -ub 256 -np 2 -kvu -fa on -nkvo -nr -sm none -mg 1";

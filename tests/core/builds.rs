@@ -28,9 +28,18 @@ fn every_build_held_what_its_rules_say() {
         let ours = memory::forecast(model, &machine, &run).expect("a forecast").target;
         for (key, theirs) in &row.memory {
             let ours = ours.get(key).copied().unwrap_or_default();
-            assert_eq!((ours.model, ours.context), (theirs.model, theirs.context), "{} {} {key}", row.model, row.launch);
+            assert_eq!(
+                (ours.model, ours.context),
+                (theirs.model, theirs.context),
+                "{} {} {key}",
+                row.model,
+                row.launch
+            );
             if ours.compute != theirs.compute {
-                off.push(format!("b{} {} [{}] {key}: {} {}", row.build, row.model, row.launch, ours.compute, theirs.compute));
+                off.push(format!(
+                    "b{} {} [{}] {key}: {} {}",
+                    row.build, row.model, row.launch, ours.compute, theirs.compute
+                ));
             }
         }
     }

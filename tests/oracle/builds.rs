@@ -69,7 +69,9 @@ fn line(path: &Path, run: &RunConfig, servers: &[&str], hparams: &moeplan::model
 
 #[test]
 fn builds() {
-    let (Some(folder), Ok(build)) = (std::env::var_os("MOEPLAN_ORACLE"), std::env::var("MOEPLAN_BUILD")) else { return };
+    let (Some(folder), Ok(build)) = (std::env::var_os("MOEPLAN_ORACLE"), std::env::var("MOEPLAN_BUILD")) else {
+        return;
+    };
     let (folder, build) = (PathBuf::from(folder), build.parse().expect("the number of a build"));
     let headers = headers();
     let servers: Vec<Server> = (0..2).map(|_| server(&folder)).collect();
@@ -129,7 +131,8 @@ impl Tally {
         let keys: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
         for key in keys {
             let [ours, theirs] = [ours, theirs].map(|table| table.get(key).copied().unwrap_or_default());
-            let terms = |row: memory::MemoryBreakdown| [row.model, row.context, row.compute].map(|bytes| bytes.0.cast_signed());
+            let terms =
+                |row: memory::MemoryBreakdown| [row.model, row.context, row.compute].map(|bytes| bytes.0.cast_signed());
             for (i, (a, b)) in terms(ours).into_iter().zip(terms(theirs)).enumerate() {
                 let (rows, equal, worst) = &mut self.rows[i];
                 *rows += 1;
@@ -138,7 +141,11 @@ impl Tally {
                     *worst = a - b;
                 }
                 if a != b {
-                    eprintln!("{model} [{launch}] {key} {}: {a} predicted, {b} there ({:+})", ["weights", "context", "compute"][i], a - b);
+                    eprintln!(
+                        "{model} [{launch}] {key} {}: {a} predicted, {b} there ({:+})",
+                        ["weights", "context", "compute"][i],
+                        a - b
+                    );
                 }
             }
         }
