@@ -61,6 +61,8 @@ pub struct Arch {
     pub routing: Routing,
     /// `ffn_down_exps` asks for F32 sources (`ggml_prec_set_src`).
     pub precise_down: bool,
+    /// ik_llama.cpp keeps latents for it (`llama_kv_cache_init`: `is_mla_attn`).
+    pub mla: bool,
     pub graph: Graph,
 }
 
@@ -220,6 +222,7 @@ impl Arch {
         fused_clamps: FusedClamps::No,
         routing: Routing::Usual,
         precise_down: false,
+        mla: false,
         graph: Graph::None,
     };
 

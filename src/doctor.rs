@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::bytes::{Bytes, GIB};
 use crate::number::{counted, small_size};
-use crate::run::build::{BUILDS, REFERENCE};
+use crate::run::build::{NEWEST, OLDEST};
 pub use crate::runtime::DeviceInfo;
 pub use crate::runtime::detect::Memory;
 pub use crate::runtime::server::{ConfigFile, Place};
@@ -365,8 +365,7 @@ fn found(key: &str, facts: &Facts) -> Vec<Vec<String>> {
         }),
         "server-ik" => when(server.is_some_and(|server| server.ik)),
         "server-unknown-build" => {
-            let oldest = BUILDS.first().map_or(REFERENCE, |build| build.number);
-            let newest = BUILDS.last().map_or(REFERENCE, |build| build.number);
+            let (oldest, newest) = (OLDEST, NEWEST);
             let number = server.filter(|server| !server.ik).and_then(|server| server.build);
             each(number.filter(|n| !(oldest..=newest).contains(n)), |number| values![number, oldest, newest])
         }

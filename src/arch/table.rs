@@ -2,8 +2,8 @@
 
 use self::Graph::Plain;
 use super::{
-    Act, Alibi, Arch, FusedClamps, Gating, Input, Is70B, Kept, LayerInputs, Logits, Memory, Mix, NextN, Norm, NormW, Output, PLAIN,
-    Pick, Positions, Pre, QkNorm, Residual, Rope, RopeFactors, Routing, Scales, Spec,
+    Act, Alibi, Arch, FusedClamps, Gating, Input, Is70B, Kept, LayerInputs, Logits, Memory, Mix, NextN, Norm, NormW,
+    Output, PLAIN, Pick, Positions, Pre, QkNorm, Residual, Rope, RopeFactors, Routing, Scales, Spec,
 };
 
 /// How the graph is built: by traits, or by a builder of `memory/graph/models`.
@@ -120,7 +120,7 @@ pub(super) const ARCHITECTURES: &[Arch] = &[
     Arch { name: "deci", is_70b: Is70B::Layers(80), rope_factors: RopeFactors::All, graph: Graph::Deci, ..Arch::PLAIN },
     Arch { name: "deepseek", rope_factors: RopeFactors::All,
         graph: Plain(Spec { norm_w: NormW::Never, ..PLAIN }), ..Arch::PLAIN },
-    Arch { name: "deepseek2", splits_tensors: false, nextn: NextN::WithMtp, graph: Graph::Deepseek2, ..Arch::PLAIN },
+    Arch { name: "deepseek2", mla: true, splits_tensors: false, nextn: NextN::WithMtp, graph: Graph::Deepseek2, ..Arch::PLAIN },
     Arch { name: "deepseek2-ocr", ..Arch::PLAIN },
     Arch { name: "deepseek32", splits_tensors: false, memory: Memory::Dsa, nextn: NextN::WithMtp, nextn_anyway: &["exp_probs_b"],
         scales: ALL_SCALES, graph: Graph::Dsa, ..Arch::PLAIN },
@@ -162,7 +162,7 @@ pub(super) const ARCHITECTURES: &[Arch] = &[
         graph: Graph::Gemma4, ..Arch::PLAIN },
     Arch { name: "gemma4-assistant", memory: Memory::Target, rope_on_full_attention: true, unmixed: true,
         graph: Graph::Gemma4Assistant, ..Arch::PLAIN },
-    Arch { name: "glm-dsa", splits_tensors: false, memory: Memory::Dsa, nextn: NextN::WithMtp, nextn_anyway: &["exp_probs_b"],
+    Arch { name: "glm-dsa", mla: true, splits_tensors: false, memory: Memory::Dsa, nextn: NextN::WithMtp, nextn_anyway: &["exp_probs_b"],
         scales: ALL_SCALES, graph: Graph::Dsa, ..Arch::PLAIN },
     Arch { name: "glm4", nextn: NextN::Never, positions: Positions::IfStated,
         graph: Plain(Spec { attn_post_norm: Some("post_attention_norm"), ffn_post_norm: Some("post_ffw_norm"),
@@ -250,7 +250,7 @@ pub(super) const ARCHITECTURES: &[Arch] = &[
     Arch { name: "minimax-m3", splits_tensors: false, memory: Memory::Msa, graph: Graph::MiniMaxM3, ..Arch::PLAIN },
     Arch { name: "mistral3", rope_factors: RopeFactors::All, scales: Scales { experts: true, dense: true,
         ..NO_SCALES }, graph: Plain(Spec { temperature: true, ..PLAIN }), ..Arch::PLAIN },
-    Arch { name: "mistral4", splits_tensors: false, loads_as: Some("deepseek2"), precise_down: true, graph: Graph::Deepseek2, ..Arch::PLAIN },
+    Arch { name: "mistral4", mla: true, splits_tensors: false, loads_as: Some("deepseek2"), precise_down: true, graph: Graph::Deepseek2, ..Arch::PLAIN },
     Arch { name: "modern-bert", memory: Memory::None, output: Output::None, ..Arch::PLAIN },
     Arch { name: "mpt", splits_tensors: false, clamps_qkv: true, graph: Plain(Spec { qk_norm: QkNorm::Never, norm: Norm::Layer,
         act: Act::Gelu, rope: Rope::Never, alibi: Alibi::IfStated, ..PLAIN }), ..Arch::PLAIN },

@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::placement::Buffer;
 use crate::placement::pattern::{self, Pattern};
 use crate::rules::Role;
-use crate::run::build::BUILDS;
+use crate::run::build::{NEWEST, OLDEST};
 use crate::run::numbers::numbers;
 use crate::run::{Dialect, Note, ParsedCommand, Program, RunConfig, SplitMode};
 
@@ -87,7 +87,7 @@ const LINTS: &[Rule] = &[
     }),
     // K and V of two types where V is a view of K (`src/llama-context.cpp` `llama_init_from_model`, b11434).
     ("cache-types-differ", Error, |facts| {
-        if !facts.refused_caches.different_types || facts.command.target.dialect != Dialect::LlamaCpp {
+        if !facts.refused_caches.different_types || facts.command.run.target.dialect != Dialect::LlamaCpp {
             return None;
         }
         let (type_k, type_v, architecture) = (facts.run.type_k, facts.run.type_v, &facts.model.hparams.architecture);
@@ -154,20 +154,26 @@ const LINTS: &[Rule] = &[
             return None;
         }
         found(
-            format!("the projector gives embeddings of {given} elements, and the model reads {text}: llama.cpp refuses it"),
+            format!(
+                "the projector gives embeddings of {given} elements, and the model reads {text}: llama.cpp refuses it"
+            ),
             "take the projector that was published with this model",
         )
     }),
     ("unknown-build", Warning, |facts| {
-        let target = facts.command.target;
-        if target.known().is_some() || target.dialect == Dialect::Ik {
+        let target = facts.command.run.target;
+        let build = target.build;
+        if (OLDEST..=NEWEST).contains(&build) || target.dialect == Dialect::Ik {
             return None;
         }
-        let is_newer = BUILDS.last().is_none_or(|newest| target.build > newest.number);
-        let what = if is_newer { "newer than every build known here" } else { "not known here" };
-        let (build, nearest) = (target.build, target.nearest().number);
+        let what = if build > NEWEST { "newer" } else { "older" };
+        let read = build.clamp(OLDEST, NEWEST);
         found(
-            format!("b{build} is {what}: its flags and rules are taken to be those of b{nearest}"),
+            format!(
+                "b{build} is {what} than every build whose source was read: its flags and rules are taken to be those of b{read}, \
+                 {} builds away",
+                build.abs_diff(read)
+            ),
             "compare with `llama-fit-params -fitp on` of that build",
         )
     }),
@@ -509,7 +515,7 @@ const LINTS: &[Rule] = &[
     }),
     // ik_llama.cpp keeps one latent cache, of K's type.
     ("latent-cache-type", Warning, |facts| {
-        if !facts.refused_caches.different_types || facts.command.target.dialect != Dialect::Ik {
+        if !facts.refused_caches.different_types || facts.command.run.target.dialect != Dialect::Ik {
             return None;
         }
         let ty = facts.run.type_k;
@@ -549,7 +555,7 @@ const LINTS: &[Rule] = &[
         if kept == Bytes(0) || !facts.forecast.placement.is_mapped || facts.run.no_host || !can_pin || !has_room {
             return None;
         }
-        let hint = if facts.command.target.dialect == Dialect::Ik {
+        let hint = if facts.command.run.target.dialect == Dialect::Ik {
             "`--no-mmap` reads them into memory"
         } else {
             "`--load-mode none` pins them in memory: 2 to 3 times the prompt speed where it was measured"

@@ -277,7 +277,7 @@ pub fn check(
     // llama.cpp projects with load mode none, whatever the launch then uses.
     let mut projected = RunConfig { load_mode: LoadMode::None, ..run.clone() };
     let (mut forecast, refused_caches) = with_allowed_caches(model, machine, &mut projected)?;
-    let is_ik = command.target.dialect == Dialect::Ik;
+    let is_ik = command.run.target.dialect == Dialect::Ik;
     if is_ik && refused_caches.different_types {
         // Its latent cache is of K's type, whatever `-ctv` says.
         run.type_v = run.type_k;
@@ -322,7 +322,7 @@ pub fn check(
     if is_ik {
         basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
     }
-    basis.extend(basis_rows(command.target, machine, &forecast.placement));
+    basis.extend(basis_rows(command.run.target, machine, &forecast.placement));
     Ok(Checkup {
         schema: if options.is_plan { "moeplan/plan/1" } else { "moeplan/check/1" }.into(),
         program: run.program,
@@ -510,16 +510,14 @@ fn basis_rows(target: Target, machine: &Machine, placement: &Placement) -> Vec<B
     let row = |quantity: &str, how: String| Basis { quantity: quantity.to_string(), how };
     let mut rows = match target.dialect {
         Dialect::LlamaCpp => {
-            let nearest = target.nearest();
-            let unknown = if target.known().is_some() { "" } else { " (this build is not known; the nearest is)" };
-            vec![row("build", format!("llama.cpp b{}{unknown}: {}", nearest.number, nearest.memory))]
+            vec![row("build", format!("{}: {}", target.name(), target.memory()))]
         }
         Dialect::Ik => vec![
             row(
                 "model",
                 "ik_llama.cpp: its -ncmoe takes the last blocks of each device (since August 2026)".to_string(),
             ),
-            row("context", "ik_llama.cpp: as llama.cpp keeps it, with -mla 1 to 3 the same latent cache".to_string()),
+            row("context", "ik_llama.cpp: full length in every layer, NextN blocks included, latent rows by -mla (default 3), no indexer".to_string()),
             row(
                 "compute",
                 "ik_llama.cpp: llama.cpp's figure; -fmoe, -mla and -amb change it, uncertain by half".to_string(),

@@ -324,7 +324,7 @@ fn hugging_face(repo: &str, file: Option<&str>) -> String {
 
 /// Notes the configuration files that llama.cpp would read first (`common/arg.cpp` `common_params_apply_system_config`, b11434).
 fn note_config_files(command: &mut ParsedCommand) {
-    if command.run.program == Program::Bench || command.target.dialect == Dialect::Ik {
+    if command.run.program == Program::Bench || command.run.target.dialect == Dialect::Ik {
         return;
     }
     for file in config_files() {

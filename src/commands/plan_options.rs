@@ -251,7 +251,6 @@ impl PlanOptions {
             margin: self.machine.margin(machine),
             strategy: self.strategy.unwrap_or(by_rules),
             objective: self.objective,
-            target,
             tensors: self.tensors,
             explain: self.explain,
         };

@@ -1,6 +1,7 @@
-//! The tensor types of ggml (b11434): one row a type, so that name, block size and bytes cannot drift apart.
+//! The tensor types of ggml: one row a type, so that name, block size and bytes cannot drift apart.
 //!
-//! Source: `ggml/include/ggml.h` (enum `ggml_type`), `ggml/src/ggml.c` (`type_traits`), llama.cpp b11434.
+//! Source: `ggml/include/ggml.h` (enum `ggml_type`), `ggml/src/ggml.c` (`type_traits`), llama.cpp b11434 and b12032; the same
+//! files of ik_llama.cpp (August 2026).
 
 use std::fmt;
 
@@ -13,50 +14,116 @@ pub struct TypeRow {
     pub name: &'static str,
     pub block_size: u64,
     pub block_bytes: u64,
+    /// What a row has beside its blocks.
+    pub row_extra: u64,
     pub is_quantized: bool,
+    /// The first build of llama.cpp that loads it; `u32::MAX`: only ik_llama.cpp does.
+    pub since: u32,
+}
+
+const fn quantized(id: u32, name: &'static str, block_size: u64, block_bytes: u64) -> TypeRow {
+    TypeRow { id, name, block_size, block_bytes, row_extra: 0, is_quantized: true, since: 0 }
+}
+
+const fn plain(id: u32, name: &'static str, bytes: u64) -> TypeRow {
+    TypeRow { is_quantized: false, ..quantized(id, name, 1, bytes) }
+}
+
+/// A type of ik_llama.cpp alone.
+const fn ik(id: u32, name: &'static str, block_size: u64, block_bytes: u64, row_extra: u64) -> TypeRow {
+    TypeRow { row_extra, since: u32::MAX, ..quantized(id, name, block_size, block_bytes) }
 }
 
 /// A type of ggml, as a reference to its row.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GgmlType(&'static TypeRow);
 
-/// Every type that llama.cpp b11434 loads. Ids 4, 5, 31–33 and 36–38 were removed; 43 and above do not exist.
+/// Every type that llama.cpp loads, up to b12032, and those of ik_llama.cpp. Ids 4, 5, 31–33 and 36–38 were removed.
 pub static TYPES: &[TypeRow] = &[
-    TypeRow { id: 0, name: "f32", block_size: 1, block_bytes: 4, is_quantized: false },
-    TypeRow { id: 1, name: "f16", block_size: 1, block_bytes: 2, is_quantized: false },
-    TypeRow { id: 2, name: "q4_0", block_size: 32, block_bytes: 18, is_quantized: true },
-    TypeRow { id: 3, name: "q4_1", block_size: 32, block_bytes: 20, is_quantized: true },
-    TypeRow { id: 6, name: "q5_0", block_size: 32, block_bytes: 22, is_quantized: true },
-    TypeRow { id: 7, name: "q5_1", block_size: 32, block_bytes: 24, is_quantized: true },
-    TypeRow { id: 8, name: "q8_0", block_size: 32, block_bytes: 34, is_quantized: true },
-    TypeRow { id: 9, name: "q8_1", block_size: 32, block_bytes: 36, is_quantized: true },
-    TypeRow { id: 10, name: "q2_K", block_size: 256, block_bytes: 84, is_quantized: true },
-    TypeRow { id: 11, name: "q3_K", block_size: 256, block_bytes: 110, is_quantized: true },
-    TypeRow { id: 12, name: "q4_K", block_size: 256, block_bytes: 144, is_quantized: true },
-    TypeRow { id: 13, name: "q5_K", block_size: 256, block_bytes: 176, is_quantized: true },
-    TypeRow { id: 14, name: "q6_K", block_size: 256, block_bytes: 210, is_quantized: true },
-    TypeRow { id: 15, name: "q8_K", block_size: 256, block_bytes: 292, is_quantized: true },
-    TypeRow { id: 16, name: "iq2_xxs", block_size: 256, block_bytes: 66, is_quantized: true },
-    TypeRow { id: 17, name: "iq2_xs", block_size: 256, block_bytes: 74, is_quantized: true },
-    TypeRow { id: 18, name: "iq3_xxs", block_size: 256, block_bytes: 98, is_quantized: true },
-    TypeRow { id: 19, name: "iq1_s", block_size: 256, block_bytes: 50, is_quantized: true },
-    TypeRow { id: 20, name: "iq4_nl", block_size: 32, block_bytes: 18, is_quantized: true },
-    TypeRow { id: 21, name: "iq3_s", block_size: 256, block_bytes: 110, is_quantized: true },
-    TypeRow { id: 22, name: "iq2_s", block_size: 256, block_bytes: 82, is_quantized: true },
-    TypeRow { id: 23, name: "iq4_xs", block_size: 256, block_bytes: 136, is_quantized: true },
-    TypeRow { id: 24, name: "i8", block_size: 1, block_bytes: 1, is_quantized: false },
-    TypeRow { id: 25, name: "i16", block_size: 1, block_bytes: 2, is_quantized: false },
-    TypeRow { id: 26, name: "i32", block_size: 1, block_bytes: 4, is_quantized: false },
-    TypeRow { id: 27, name: "i64", block_size: 1, block_bytes: 8, is_quantized: false },
-    TypeRow { id: 28, name: "f64", block_size: 1, block_bytes: 8, is_quantized: false },
-    TypeRow { id: 29, name: "iq1_m", block_size: 256, block_bytes: 56, is_quantized: true },
-    TypeRow { id: 30, name: "bf16", block_size: 1, block_bytes: 2, is_quantized: false },
-    TypeRow { id: 34, name: "tq1_0", block_size: 256, block_bytes: 54, is_quantized: true },
-    TypeRow { id: 35, name: "tq2_0", block_size: 256, block_bytes: 66, is_quantized: true },
-    TypeRow { id: 39, name: "mxfp4", block_size: 32, block_bytes: 17, is_quantized: true },
-    TypeRow { id: 40, name: "nvfp4", block_size: 64, block_bytes: 36, is_quantized: true },
-    TypeRow { id: 41, name: "q1_0", block_size: 128, block_bytes: 18, is_quantized: true },
-    TypeRow { id: 42, name: "q2_0", block_size: 64, block_bytes: 18, is_quantized: true },
+    plain(0, "f32", 4),
+    plain(1, "f16", 2),
+    quantized(2, "q4_0", 32, 18),
+    quantized(3, "q4_1", 32, 20),
+    quantized(6, "q5_0", 32, 22),
+    quantized(7, "q5_1", 32, 24),
+    quantized(8, "q8_0", 32, 34),
+    quantized(9, "q8_1", 32, 36),
+    quantized(10, "q2_K", 256, 84),
+    quantized(11, "q3_K", 256, 110),
+    quantized(12, "q4_K", 256, 144),
+    quantized(13, "q5_K", 256, 176),
+    quantized(14, "q6_K", 256, 210),
+    quantized(15, "q8_K", 256, 292),
+    quantized(16, "iq2_xxs", 256, 66),
+    quantized(17, "iq2_xs", 256, 74),
+    quantized(18, "iq3_xxs", 256, 98),
+    quantized(19, "iq1_s", 256, 50),
+    quantized(20, "iq4_nl", 32, 18),
+    quantized(21, "iq3_s", 256, 110),
+    quantized(22, "iq2_s", 256, 82),
+    quantized(23, "iq4_xs", 256, 136),
+    plain(24, "i8", 1),
+    plain(25, "i16", 2),
+    plain(26, "i32", 4),
+    plain(27, "i64", 8),
+    plain(28, "f64", 8),
+    quantized(29, "iq1_m", 256, 56),
+    plain(30, "bf16", 2),
+    quantized(34, "tq1_0", 256, 54),
+    quantized(35, "tq2_0", 256, 66),
+    quantized(39, "mxfp4", 32, 17),
+    quantized(40, "nvfp4", 64, 36),
+    quantized(41, "q1_0", 128, 18),
+    quantized(42, "q2_0", 64, 18),
+    TypeRow { since: 12032, ..plain(43, "f8_e4m3", 1) },
+    ik(133, "q6_0", 32, 26, 0),
+    ik(134, "iq1_bn", 64, 13, 2),
+    ik(135, "iq2_bn", 64, 16, 4),
+    ik(136, "q8_K64", 64, 68, 0),
+    ik(137, "iq2_k", 256, 76, 0),
+    ik(138, "iq3_k", 256, 110, 0),
+    ik(139, "iq4_k", 256, 144, 0),
+    ik(140, "iq5_k", 256, 176, 0),
+    ik(141, "iq6_k", 256, 212, 0),
+    ik(144, "iq4_ks", 256, 136, 4),
+    ik(145, "iq2_ks", 256, 70, 2),
+    ik(146, "iq4_kss", 256, 128, 4),
+    ik(151, "q8_KV", 32, 32, 8),
+    ik(152, "iq5_ks", 256, 168, 4),
+    ik(153, "iq2_kt", 256, 68, 4),
+    ik(154, "iq3_kt", 256, 100, 4),
+    ik(155, "iq4_kt", 256, 128, 4),
+    ik(156, "iq3_ks", 256, 102, 2),
+    ik(157, "iq2_kl", 256, 86, 2),
+    ik(158, "iq1_kt", 256, 56, 4),
+    ik(202, "q4_0_r8", 32, 18, 0),
+    ik(206, "q5_0_r4", 32, 22, 0),
+    ik(208, "q8_0_r8", 32, 34, 0),
+    ik(210, "q2_k_r4", 256, 84, 0),
+    ik(211, "q3_k_r4", 256, 110, 0),
+    ik(212, "q4_k_r4", 256, 144, 0),
+    ik(213, "q5_k_r4", 256, 176, 0),
+    ik(214, "q6_k_r4", 256, 210, 0),
+    ik(216, "iq2_xxs_r4", 256, 66, 0),
+    ik(217, "iq2_xs_r4", 256, 74, 0),
+    ik(218, "iq3_xxs_r4", 256, 98, 0),
+    ik(219, "iq1_s_r4", 32, 6, 2),
+    ik(220, "iq4_nl_r4", 32, 18, 0),
+    ik(221, "iq3_s_r4", 256, 110, 0),
+    ik(222, "iq2_s_r4", 256, 82, 0),
+    ik(223, "iq4_xs_r8", 256, 136, 0),
+    ik(229, "iq1_m_r4", 32, 7, 2),
+    TypeRow { is_quantized: false, ..ik(230, "bf16_r16", 1, 2, 0) },
+    ik(233, "q6_0_r4", 32, 26, 0),
+    ik(335, "iq2_bn_r4", 64, 16, 4),
+    ik(337, "iq2_k_r4", 256, 76, 0),
+    ik(338, "iq3_k_r4", 256, 110, 0),
+    ik(339, "iq4_k_r4", 256, 144, 0),
+    ik(340, "iq5_k_r4", 256, 176, 0),
+    ik(344, "iq4_ks_r4", 256, 136, 4),
+    ik(352, "iq5_ks_r4", 256, 168, 4),
+    ik(398, "q8_KV_r8", 32, 32, 4),
+    ik(399, "q8_k_r8", 256, 258, 0),
 ];
 
 impl GgmlType {
@@ -74,7 +141,8 @@ impl GgmlType {
     /// or too many for 64 bits (ggml: `ggml_row_size`).
     pub fn row_bytes(self, elements: u64) -> Option<u64> {
         let is_whole = elements.is_multiple_of(self.0.block_size);
-        elements.checked_div(self.0.block_size).filter(|_| is_whole)?.checked_mul(self.0.block_bytes)
+        let blocks = elements.checked_div(self.0.block_size).filter(|_| is_whole)?;
+        blocks.checked_mul(self.0.block_bytes)?.checked_add(self.0.row_extra)
     }
 
     /// The bytes of a tensor, or `None` where a row is not a whole number of blocks or the product passes 64 bits.
@@ -150,7 +218,9 @@ mod tests {
         assert_eq!(GgmlType::from_name("q4_k").unwrap().row_bytes(512), Some(288));
         assert_eq!(GgmlType::from_id(39).unwrap().row_bytes(2880), Some(1530));
         assert_eq!(GgmlType::from_id(12).unwrap().row_bytes(100), None);
-        assert_eq!(GgmlType::from_id(43), None);
+        // A number before the blocks of each row.
+        assert_eq!(GgmlType::from_id(144).unwrap().row_bytes(512), Some(4 + 2 * 136));
+        assert_eq!(GgmlType::from_id(44), None);
         assert_eq!(GgmlType::from_id(4), None);
     }
 }

@@ -153,6 +153,8 @@ pub struct Layout<'a, F> {
     pub nodes: &'a [(Id, usize)],
     /// The leafs in order, each with the number of its buffer.
     pub leafs: &'a [(Id, usize)],
+    /// Whether [`Op::Clamp`] may take the place of its source.
+    pub clamps_inplace: bool,
     /// The bytes of a tensor in a buffer (`ggml_backend_buft_get_alloc_size`).
     pub alloc_size: F,
 }
@@ -222,7 +224,8 @@ impl<'a, F: Fn(usize, &Tensor) -> u64> Allocator<'a, F> {
             return;
         }
         self.states[id.index()].is_allocated = true;
-        if tensor.op.can_inplace() && tensor.sources().iter().any(|source| self.take_place(id, *source)) {
+        let can_inplace = tensor.op.can_inplace() && (self.layout.clamps_inplace || tensor.op != Op::Clamp);
+        if can_inplace && tensor.sources().iter().any(|source| self.take_place(id, *source)) {
             return;
         }
         let size = self.size(buffer, id);
@@ -302,7 +305,8 @@ mod tests {
         let on_it = |ids: &[Id]| ids.iter().map(|id| (*id, 0)).collect::<Vec<_>>();
         let (nodes, leafs) = (on_it(&graph.nodes), on_it(&graph.leafs));
         let alloc_size = |_, tensor: &Tensor| tensor.bytes();
-        Layout { tensors: &graph.tensors, nodes: &nodes, leafs: &leafs, alloc_size }.allocate(&mut buffers);
+        Layout { tensors: &graph.tensors, nodes: &nodes, leafs: &leafs, clamps_inplace: true, alloc_size }
+            .allocate(&mut buffers);
         buffers[0].size()
     }
 

@@ -6,6 +6,7 @@ use crate::arch::{Arch, Kept, Memory};
 use crate::gguf::{GgmlType, ggml_type};
 use crate::model::Model;
 use crate::model::hparams::{ContextHParams, LayerHParams};
+use crate::run::behaviour::{Latent, Rules};
 use crate::run::numbers::ContextNumbers;
 use crate::run::{FlashAttn, RunConfig};
 
@@ -38,6 +39,26 @@ pub struct Cache {
     pub layers: Vec<CacheLayer>,
     /// Context tokens by cell, for caches that grow with the context; `None` for windows and states.
     pub tokens_per_cell: Option<u32>,
+}
+
+/// The side of a Hadamard matrix of keys: the greatest power of 2 in a head's width, 64 at least.
+pub fn rot_size(head: u64) -> u64 {
+    (head & head.wrapping_neg()).max(64)
+}
+
+impl Cache {
+    /// The sides of the matrices that turn quantized keys and values: as wide as all heads allow, 64 for values.
+    pub fn rotations(&self, hparams: &ContextHParams) -> [Option<u64>; 2] {
+        let common = |head: fn(&LayerHParams) -> u32, ty: GgmlType| {
+            let of = |il: u32| hparams.layers.get(il as usize).map_or(0, head);
+            let mut heads = self.layers.iter().map(|layer| of(layer.il));
+            let first = heads.next().filter(|n| *n > 0 && ty.is_quantized && of(0).is_multiple_of(64))?;
+            heads.all(|head| head == first).then_some(u64::from(first))
+        };
+        let k = common(|layer| layer.n_embd_head_k, self.type_k).map(rot_size);
+        let v = common(|layer| layer.n_embd_head_v, self.type_v).filter(|_| !hparams.is_mla);
+        [k, v.map(|_| 64)]
+    }
 }
 
 /// One layer of a cache.
@@ -128,15 +149,32 @@ pub enum MemoryClass {
     HybridIdx,
 }
 
-/// The caches that llama.cpp b11434 creates for `model` launched as `run`, its context resolved to `numbers`.
+/// The caches that the build of `run` creates for `model`, its context resolved to `numbers`.
 pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Caches {
+    of_rules(model, run, numbers, run.rules())
+}
+
+/// The caches of the graph: of builds and forks whose own graph is not built those that today's has.
+pub fn of_graph(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Caches {
+    let rules = Rules {
+        windows: true,
+        indexers: true,
+        latent: Latent::ByKeys,
+        nextn_cached: false,
+        widest_values: true,
+        ..run.rules()
+    };
+    of_rules(model, run, numbers, rules)
+}
+
+fn of_rules(model: &Model, run: &RunConfig, numbers: &ContextNumbers, rules: Rules) -> Caches {
     let hparams = model.context.clone();
     let arch = model.hparams.arch();
-    let class = class(arch, &hparams);
+    let class = class(arch, &hparams, rules);
     // llama-context.cpp forces flash attention off for grok.
     let v_trans = run.flash_attn == FlashAttn::Off || arch.squashed;
     let snapshots = if arch.rollback { run.n_rs_seq } else { 0 };
-    let builder = Builder { arch, hparams: &hparams, run, numbers, v_trans, snapshots };
+    let builder = Builder { model, rules, arch, hparams: &hparams, run, numbers, v_trans, snapshots };
     let (list, class) = match arch.memory {
         // Cells and tensors are the target's.
         Memory::Target => (Vec::new(), class),
@@ -146,9 +184,14 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
     Caches { list, is_mtp: run.mtp_context, class, hparams, v_trans }
 }
 
-fn class(arch: &Arch, hparams: &ContextHParams) -> MemoryClass {
-    let windowed = hparams.swa.is_some();
+fn class(arch: &Arch, hparams: &ContextHParams, rules: Rules) -> MemoryClass {
+    let windowed = hparams.swa.is_some() && rules.windows;
     match arch.memory {
+        Memory::Dsa | Memory::DsaIswa | Memory::Msa | Memory::DsaIfIndexed if !rules.indexers && windowed => {
+            MemoryClass::Iswa
+        }
+        Memory::Dsa | Memory::DsaIswa | Memory::Msa | Memory::DsaIfIndexed if !rules.indexers => MemoryClass::Kv,
+        Memory::HybridIdx { .. } if !rules.indexers && !windowed => MemoryClass::Hybrid,
         Memory::None => MemoryClass::None,
         Memory::Target => MemoryClass::Iswa,
         Memory::Recurrent => MemoryClass::Recurrent,
@@ -168,6 +211,8 @@ fn class(arch: &Arch, hparams: &ContextHParams) -> MemoryClass {
 /// What every cache of one context is built from.
 #[derive(Clone, Copy)]
 struct Builder<'a> {
+    model: &'a Model,
+    rules: Rules,
     arch: &'a Arch,
     hparams: &'a ContextHParams,
     run: &'a RunConfig,
@@ -252,7 +297,8 @@ impl Builder<'_> {
     fn plain(&self, il: u32) -> bool {
         let has_trunk = self.hparams.n_layer > 0;
         let owns = self.hparams.n_layer_kv_from_start.is_none_or(|n| il < n);
-        owns && (il < self.hparams.n_layer || !has_trunk || self.hparams.has_router_layer)
+        let runs = il < self.hparams.n_layer || !has_trunk || self.hparams.has_router_layer;
+        owns && (runs || self.rules.nextn_cached)
     }
 
     /// The attention layers of a hybrid.
@@ -279,9 +325,33 @@ impl Builder<'_> {
         let layers = &self.hparams.layers;
         let width = |heads: u32, head: u32| u64::from(heads) * u64::from(head);
         let v = || layers.iter().map(|l| width(l.n_head_kv, l.n_embd_head_v)).collect();
+        let is_view = self.hparams.is_mla && self.rules.latent == Latent::ByKeys;
+        if let (Latent::ByFlag, true) = (self.rules.latent, self.arch.mla) {
+            return self.latents(self.run.mla.unwrap_or(3));
+        }
         Widths {
             k: layers.iter().map(|l| width(l.n_head_kv, l.n_embd_head_k)).collect(),
-            v: if self.hparams.is_mla { Vec::new() } else { self.transposed(v()) },
+            v: if is_view { Vec::new() } else { self.transposed(v()) },
+        }
+    }
+
+    /// ik_llama.cpp's rows by `-mla` (`llama_kv_cache_init`): latents and positions, with 1 and no flash attention the latents again;
+    /// with 0 the heads' keys and values, which a file of today's llama.cpp states apart.
+    fn latents(&self, mla: u32) -> Widths {
+        let key = |name: &str| self.model.hparams.u64(name).unwrap_or(0);
+        let (rank, layers) = (key("attention.kv_lora_rank"), &self.hparams.layers);
+        let by_head = |stated: &str, layer: &LayerHParams, plain: u32| match key(stated) {
+            0 => u64::from(layer.n_head_kv) * u64::from(plain),
+            head => u64::from(layer.n_head) * head,
+        };
+        let of_all = |width: u64| vec![width; layers.len()];
+        match (mla, self.v_trans) {
+            (0, _) => Widths {
+                k: layers.iter().map(|l| by_head("attention.key_length_mla", l, l.n_embd_head_k)).collect(),
+                v: layers.iter().map(|l| by_head("attention.value_length_mla", l, l.n_embd_head_v)).collect(),
+            },
+            (1, true) => Widths { k: of_all(rank + key("rope.dimension_count")), v: of_all(rank) },
+            _ => Widths { k: of_all(rank + key("rope.dimension_count")), v: Vec::new() },
         }
     }
 
@@ -300,7 +370,7 @@ impl Builder<'_> {
     /// Without flash attention every layer's V is as wide as the widest one's.
     fn transposed(&self, widths: Vec<u64>) -> Vec<u64> {
         let widest = widths.iter().copied().fold(0, u64::max);
-        if self.v_trans { vec![widest; widths.len()] } else { widths }
+        if self.v_trans && self.rules.widest_values { vec![widest; widths.len()] } else { widths }
     }
 
     /// A `llama_kv_cache` of the layers that `keeps` lets through.

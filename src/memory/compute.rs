@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Forecast, Launch};
 use super::backend::Target;
 use super::caches::Caches;
 use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Plan};
 use super::sched::{Scheduled, Scheduler};
+use super::{Forecast, Launch};
 use crate::bytes::Bytes;
 use crate::machine::Backend;
 use crate::placement::Placement;
@@ -80,6 +80,7 @@ impl<'a> Context<'a> {
             placement: self.placement,
             other: self.launch.other,
             taps: &[],
+            rules: self.launch.run.rules(),
             batch,
             flash_attn,
             offload_kqv: self.launch.run.offload_kqv,
@@ -91,7 +92,8 @@ impl<'a> Context<'a> {
     fn prompt(&self) -> Batch {
         let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
         let n_tokens = u64::from(self.numbers.n_ctx.min(self.numbers.n_ubatch));
-        let n_outputs = n_tokens.min(u64::from(self.numbers.n_outputs_max));
+        let most = if self.launch.run.rules().logits_of_all { n_tokens } else { self.numbers.n_outputs_max.into() };
+        let n_outputs = n_tokens.min(most);
         Batch { n_tokens: n_tokens.next_multiple_of(n_seqs), n_seqs, n_outputs }
     }
 
@@ -127,7 +129,7 @@ impl<'a> Context<'a> {
             && self.launch.run.split_mode == SplitMode::Layer
             && self.launch.run.offload_kqv
             && self.launch.run.overrides.is_empty();
-        Scheduler { targets, op_offload: self.launch.run.op_offload, pipeline }
+        Scheduler { targets, op_offload: self.launch.run.op_offload, pipeline, rules: self.launch.run.rules() }
     }
 
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.

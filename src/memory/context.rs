@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::caches::{self, Cache, CacheLayer, Caches};
+use super::caches::{self, Cache, CacheKind, CacheLayer, Caches};
 use super::{Error, HOST, Uncounted};
 use crate::arch::Memory;
 use crate::bytes::Bytes;
@@ -103,13 +103,20 @@ pub fn bytes_by_device(
         *sum += bytes;
         Ok(())
     };
+    let rotates = run.rules().rotations_cached;
     for cache in &caches.list {
+        let is_turned = rotates && matches!(cache.kind, CacheKind::Base | CacheKind::Swa);
+        let sides = if is_turned { cache.rotations(&caches.hparams) } else { [None; 2] };
         for layer in &cache.layers {
             let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
             let device = slot.and_then(|i| machine.device(i));
             let backend = device.map_or(Backend::Cpu, |d| d.backend);
             let key = device.map_or(HOST, |d| d.name.as_str());
             let cut = slot.and_then(|slot| placement.cut(model, slot));
+            for side in sides.into_iter().zip([layer.n_embd_k, layer.n_embd_v]).filter(|(_, width)| *width > 0) {
+                let bytes = Bytes(side.0.map_or(0, |side| 4 * side * side));
+                add(key, bytes.padded(backend.alignment()))?;
+            }
             for (tensor, name) in cache.tensors(layer)?.into_iter().zip(cache.kind.tensor_names()) {
                 if let Some((devices, cut)) = &cut {
                     let shapes = cut.shapes(&format!("{name}_l{}", layer.il), tensor.ty, tensor.shape);

@@ -26,7 +26,7 @@ use crate::machine::{Device, Machine};
 use crate::model::Model;
 use crate::placement::{self, Mapped, Placement};
 use crate::run::numbers::{ContextNumbers, numbers};
-use crate::run::{Program, RunConfig};
+use crate::run::{Program, RunConfig, Target};
 use crate::suggest::Hint;
 pub use caches::Caches;
 use compute::Compute;
@@ -216,6 +216,8 @@ pub enum Error {
     TooManySequences { n_seq_max: u32 },
     #[error("llama.cpp refuses `-sm tensor` with `-fa off`: use `-fa on`, or `-sm layer`")]
     TensorSplitWithoutFlash,
+    #[error("{} does not load `{tensor}`: its type {ty} is {}", target.name(), Target::with(*ty))]
+    Type { tensor: String, ty: GgmlType, target: Target },
     #[error("the context or the batch is 0 tokens: give -c and -b")]
     NoContext,
     #[error("the context is larger than 64 PiB: give a smaller -c")]
@@ -232,6 +234,12 @@ impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Placement(error) => error.hint(),
+            Self::Type { ty, .. } if ty.since == u32::MAX => {
+                Some("`moeplan check --dialect ik` answers for ik_llama.cpp".into())
+            }
+            Self::Type { ty, .. } => {
+                Some(format!("`--build {}` or newer answers for a build that does", ty.since).into())
+            }
             Self::Graph(error) => error.hint(),
             Self::Uncounted { .. } => Some(
                 "`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures".into(),
@@ -296,6 +304,9 @@ impl<'a> Launch<'a> {
     /// One model and one context.
     fn context(self, placement: Placement, compute: Option<&Compute>) -> Result<Forecast, Error> {
         let Self { model, machine, run, .. } = self;
+        if let Some(tensor) = model.tensors.iter().find(|tensor| !run.target.loads(tensor.ty)) {
+            return Err(Error::Type { tensor: tensor.name.clone(), ty: tensor.ty, target: run.target });
+        }
         let numbers = numbers(run, &model.hparams);
         let mut forecast = Forecast {
             memory: MemoryByDevice::from([(HOST.to_string(), MemoryBreakdown::default())]),
@@ -326,7 +337,8 @@ impl<'a> Launch<'a> {
             let compute = match compute {
                 Some(known) => known.clone(),
                 None => {
-                    let Forecast { numbers, caches, placement, .. } = &forecast;
+                    let Forecast { numbers, placement, .. } = &forecast;
+                    let caches = &caches::of_graph(model, run, numbers);
                     compute::Context { launch: self, numbers, caches, placement }.compute()?
                 }
             };
@@ -348,9 +360,9 @@ impl<'a> Launch<'a> {
     /// A projection with what devices and the host hold beside it, where its tensors are as the launch puts them.
     pub fn launched(self, mut forecast: Forecast) -> Forecast {
         let Self { model, machine, run, .. } = self;
-        forecast.mapped = forecast.placement.mapped(model, machine);
+        forecast.mapped = forecast.placement.mapped(model, machine, run.rules());
         if let (Some(part), Some(draft)) = (&forecast.drafting, &model.draft) {
-            for (name, span) in part.placement.mapped(draft, machine).devices {
+            for (name, span) in part.placement.mapped(draft, machine, run.rules()).devices {
                 *forecast.mapped.devices.entry(name).or_default() += span;
             }
         }

@@ -3,8 +3,8 @@
 //! Source: `tools/mtmd/clip.cpp` `clip_ctx`, `load_tensors`, `warmup`, `reserve_compute_meta`, `common/arg.cpp`, llama.cpp b11434.
 
 use super::backend::Target;
-use super::graph::tensor::{Op, Tensor};
 use super::graph::clip::Built;
+use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, clip};
 use super::sched::Scheduler;
 use super::{Error, Forecast, HOST, MemoryBreakdown, MemoryByDevice};
@@ -142,7 +142,7 @@ pub fn encoder_memory(
     let target = |backend: Backend, device| Target { backend, device, alignment: backend.alignment(), is_meta: false };
     let own = home.map(|(at, backend)| target(backend, Some(at)));
     let targets: Vec<_> = own.into_iter().chain([target(Backend::Cpu, None)]).collect();
-    let scheduler = Scheduler { targets, op_offload: true, pipeline: false };
+    let scheduler = Scheduler { targets, op_offload: true, pipeline: false, rules: RunConfig::default().rules() };
     let backend = home.map_or(Backend::Cpu, |(_, backend)| backend);
     let weights = encoder.loaded().map(|tensor| backend.tensor_bytes(tensor.ty, tensor.shape)).sum();
     if encoder.modality == Modality::GenAudio {

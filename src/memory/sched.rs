@@ -9,6 +9,7 @@ use super::backend::Target;
 use super::fusion;
 use super::graph::tensor::{Graph, Held, Id, Op, Tensor};
 use crate::placement::Buffer;
+use crate::run::Rules;
 
 /// Copies of each input when several micro-batches are in flight (`GGML_SCHED_MAX_COPIES`).
 const PIPELINE_COPIES: usize = 4;
@@ -22,6 +23,7 @@ pub struct Scheduler {
     pub op_offload: bool,
     /// Several micro-batches are in flight.
     pub pipeline: bool,
+    pub rules: Rules,
 }
 
 /// The result of scheduling.
@@ -68,7 +70,8 @@ impl Scheduler {
             self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
         let tensors = graph.tensors.as_slice();
         let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor);
-        Layout { tensors, nodes: &nodes, leafs: &leafs, alloc_size }.allocate(&mut buffers);
+        let clamps_inplace = self.rules.clamps_inplace;
+        Layout { tensors, nodes: &nodes, leafs: &leafs, clamps_inplace, alloc_size }.allocate(&mut buffers);
         Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits }
     }
 
@@ -106,8 +109,10 @@ impl Scheduler {
     fn split<'a>(&'a self, graph: &'a mut Graph) -> Scheduling<'a> {
         let mut scheduling = self.assign(graph);
         scheduling.cut();
-        if self.pipeline {
-            scheduling.copy_inputs();
+        if self.pipeline && self.rules.copies_unused_inputs {
+            for i in 0..scheduling.graph.leafs.len() {
+                scheduling.copy_input(scheduling.graph.leafs[i]);
+            }
         }
         scheduling
     }
@@ -160,7 +165,7 @@ impl Scheduling<'_> {
             return Some(self.scheduler.cpu());
         }
         // The rope factors and the sinks are too small to decide.
-        if matches!(tensor.op, Op::Rope | Op::FlashAttnExt) {
+        if tensor.op == Op::Rope || tensor.op == Op::FlashAttnExt && !self.scheduler.rules.sinks_place_attention {
             return None;
         }
         let weight = |source: &Id| match self.graph.tensor(*source).held {
@@ -272,8 +277,11 @@ impl Scheduling<'_> {
                 continue;
             }
             let here = self.target(id);
-            let needs_weight = here == target && !split.inputs.is_empty() && self.needs_weight(&tensor, target);
-            if here != target || needs_weight {
+            let is_full = self.scheduler.rules.most_split_inputs.is_some_and(|most| split.inputs.len() >= most);
+            let starts_anew = here == target
+                && !split.inputs.is_empty()
+                && (self.needs_weight(&tensor, target) || is_full && self.needs_copy(&tensor, target));
+            if here != target || starts_anew {
                 split.end = i;
                 target = here;
                 let next = Split { target, start: i, end: n, inputs: Vec::new() };
@@ -291,10 +299,24 @@ impl Scheduling<'_> {
         })
     }
 
+    /// Whether a source has to be copied to `target` that is not yet.
+    fn needs_copy(&self, tensor: &Tensor, target: usize) -> bool {
+        tensor.sources().iter().any(|source| {
+            let slot = source.index() * self.scheduler.targets.len() + target;
+            self.target_of[source.index()] != Some(target)
+                && self.copies[slot].is_none()
+                && !self.is_usable(*source, target)
+        })
+    }
+
     /// Replaces the sources that `target` cannot read by copies, made at the start of the part that needs them first.
     fn copy_sources(&mut self, id: Id, target: usize, inputs: &mut Vec<Id>) {
         let sources = self.tensor(id);
         for (j, source) in sources.sources().iter().enumerate() {
+            if self.scheduler.pipeline && !self.scheduler.rules.copies_unused_inputs && source.index() < self.n_original
+            {
+                self.copy_input(*source);
+            }
             if source.index() >= self.n_original
                 || self.target_of[source.index()] == Some(target)
                 || self.is_usable(*source, target)
@@ -327,20 +349,19 @@ impl Scheduling<'_> {
         first
     }
 
-    /// Pass 6 (pipeline): every input exists several times, itself the first.
-    fn copy_inputs(&mut self) {
-        for i in 0..self.graph.leafs.len() {
-            let leaf = self.graph.leafs[i];
-            if !self.tensor(leaf).is_input {
-                continue;
-            }
-            let target = self.target(leaf);
-            self.graph.tensors[leaf.index()].is_output = true;
-            let others = self.scheduler.n_copies() - 1;
-            let first = self.push_copies(leaf, target, others);
-            self.first_leafs.push((leaf, target));
-            self.first_leafs.extend((0..).map(|i| (Id(first.0 + i), target)).take(others));
+    /// An input exists several times in a pipeline, itself the first: pass 6, or pass 5 of older builds.
+    fn copy_input(&mut self, id: Id) {
+        let tensor = self.tensor(id);
+        // What is both already has its copies.
+        if !tensor.is_input || tensor.is_output {
+            return;
         }
+        let target = self.target(id);
+        self.graph.tensors[id.index()].is_output = true;
+        let others = self.scheduler.n_copies() - 1;
+        let first = self.push_copies(id, target, others);
+        self.first_leafs.push((id, target));
+        self.first_leafs.extend((0..).map(|i| (Id(first.0 + i), target)).take(others));
     }
 
     /// The nodes and leafs to allocate: copies at the start of each part, and what fusion keeps alive.
@@ -378,7 +399,7 @@ impl Scheduling<'_> {
     fn fuse(&mut self) -> HashMap<Id, Vec<Id>> {
         let mut keeps = fusion::Keeps::default();
         for split in &self.splits {
-            if self.scheduler.targets[split.target].fuses() {
+            if self.scheduler.rules.keeps_fused && self.scheduler.targets[split.target].fuses() {
                 fusion::optimize(self.graph, split.start..split.end, &mut keeps);
             }
         }
@@ -409,7 +430,8 @@ mod tests {
 
     fn scheduler(n_devices: u16, pipeline: bool) -> Scheduler {
         let devices = (0..n_devices).map(|device| target(Some(device)));
-        Scheduler { targets: devices.chain([target(None)]).collect(), op_offload: true, pipeline }
+        let rules = Rules::of(crate::run::Target::default());
+        Scheduler { targets: devices.chain([target(None)]).collect(), op_offload: true, pipeline, rules }
     }
 
     /// `n_tokens` rows through one matrix in each of `buffers`.
@@ -458,6 +480,50 @@ mod tests {
         let size = |pipeline| scheduler(1, pipeline).reserve(&mut products(32, &[Buffer::Device(0)])).sizes;
         let (once, pipelined) = (size(false), size(true));
         assert!(pipelined[0] >= once[0] + 3 * 64 * 32 * 4, "{once:?} {pipelined:?}");
+    }
+
+    fn at(build: u32, scheduler: Scheduler) -> Scheduler {
+        Scheduler { rules: crate::run::Target { build, ..Default::default() }.rules(), ..scheduler }
+    }
+
+    #[test]
+    fn inputs_that_nothing_reads_have_copies_in_newer_builds() {
+        let size = |build| {
+            let draft = Draft::default();
+            draft.input(f32(), &[64, 32]).expand();
+            let weight = draft.hold(f16(), &[64, 64], Held::Weight(Buffer::Device(0)));
+            weight.mm(draft.input(f32(), &[64, 32])).expand();
+            at(build, scheduler(1, true)).reserve(&mut draft.0.into_inner()).sizes[1]
+        };
+        let copies = 4 * 64 * 32 * 4;
+        assert_eq!([size(11223), size(11258)], [copies + 64 * 32 * 4, 2 * copies]);
+    }
+
+    #[test]
+    fn a_part_has_at_most_30_copied_inputs_in_older_builds() {
+        let splits = |build| {
+            let draft = Draft::default();
+            let weight = draft.hold(f16(), &[64, 64], Held::Weight(Buffer::Device(0)));
+            for _ in 0..31 {
+                weight.mm(draft.input(f32(), &[64, 32])).expand();
+            }
+            at(build, scheduler(1, false)).reserve(&mut draft.0.into_inner()).n_splits
+        };
+        assert_eq!([splits(10705), splits(11181)], [2, 1]);
+    }
+
+    #[test]
+    fn sinks_place_attention_in_older_builds() {
+        let home = |build| {
+            let draft = Draft::default();
+            let [q, k, v] = [32, 256, 256].map(|n| draft.input(if n == 32 { f32() } else { f16() }, &[64, n, 4]));
+            let rows = q.flash_attn_ext(k, v, None);
+            rows.add_sinks(Some(draft.hold(f32(), &[4], Held::Weight(Buffer::Device(0)))));
+            rows.expand();
+            let attends = |tensor: &Tensor| tensor.op == Op::FlashAttnExt;
+            at(build, scheduler(1, false)).targets_of(&mut draft.0.into_inner(), attends)[0].1
+        };
+        assert_eq!([home(10001), home(10235)], [Some(0), Some(1)]);
     }
 
     #[test]

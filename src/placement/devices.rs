@@ -4,6 +4,7 @@
 
 use super::Error;
 use crate::machine::{Backend, Device, Machine};
+use crate::run::behaviour::LayerOrder;
 use crate::run::{RunConfig, SplitMode};
 
 /// `Machine::devices` that take part, in llama.cpp's order.
@@ -99,7 +100,8 @@ pub(super) fn slots(machine: &Machine, run: &RunConfig, devices: &[u16], block_c
     let total = block_count + 1;
     // A negative number is all of them, and so is one beyond them.
     let wanted = u32::try_from(run.n_gpu_layers).unwrap_or(total);
-    let start = total.saturating_sub(wanted);
+    let counted = if run.rules().layer_order == LayerOrder::BlocksFirst { block_count } else { total };
+    let start = counted.saturating_sub(wanted);
     let active = if devices.is_empty() { 0 } else { wanted.min(total) };
     let bounds = bounds(machine, run, devices);
     (0..total)

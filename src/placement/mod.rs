@@ -13,7 +13,7 @@ use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::{Model, Tensor};
 use crate::rules::Role;
-use crate::run::{LazyMode, LoadMode, RunConfig, SplitMode};
+use crate::run::{LazyMode, LoadMode, Rules, RunConfig, SplitMode};
 use crate::suggest::Hint;
 use buffers::HostList;
 use pattern::Pattern;
@@ -91,7 +91,7 @@ impl Placement {
 
     /// What stays mapped: by file the span from the first byte to the last of what a buffer type holds (`src/llama-model.cpp`
     /// `load_tensors`, `get_mapping_range`, b11434). Beside the processor it is Metal that uses the mapped file in place.
-    pub fn mapped(&self, model: &Model, machine: &Machine) -> Mapped {
+    pub fn mapped(&self, model: &Model, machine: &Machine, rules: Rules) -> Mapped {
         let mut mapped = Mapped::default();
         if !self.is_mapped {
             return mapped;
@@ -103,6 +103,7 @@ impl Placement {
                 (tensor.shard, tensor.file_offset, tensor.file_offset.saturating_add(tensor.bytes.0))
             })
         };
+        let is_whole = rules.mapped == crate::run::behaviour::Mapped::Span;
         let spans = |buffer: Buffer| {
             let mut spans: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
             for (shard, first, last) in held(buffer) {
@@ -112,10 +113,17 @@ impl Placement {
             spans
         };
         let sum = |spans: &BTreeMap<u16, (u64, u64)>| spans.values().map(|(first, last)| Bytes(last - first)).sum();
-        mapped.host = Some(spans(Buffer::Cpu)).filter(|spans| !spans.is_empty()).map(|spans| sum(&spans));
+        let sum = |buffer: Buffer, spans: &BTreeMap<u16, (u64, u64)>| {
+            if is_whole { sum(spans) } else { held(buffer).map(|(_, first, last)| Bytes(last - first)).sum() }
+        };
+        let host = spans(Buffer::Cpu);
+        mapped.host = (!host.is_empty()).then(|| sum(Buffer::Cpu, &host));
         for (at, device) in self.taking_part(machine).filter(|(_, device)| device.backend == Backend::Metal) {
             let spans = spans(Buffer::Device(at));
-            mapped.devices.insert(device.name.clone(), sum(&spans));
+            mapped.devices.insert(device.name.clone(), sum(Buffer::Device(at), &spans));
+            if !is_whole {
+                continue;
+            }
             let is_within = |(shard, first, last): &(u16, u64, u64)| {
                 spans.get(shard).is_some_and(|span| span.0 <= *first && *last <= span.1)
             };
@@ -241,6 +249,7 @@ fn pinned(machine: &Machine, devices: &[u16]) -> Option<Backend> {
 }
 
 struct Law<'a> {
+    rules: Rules,
     model: &'a Model,
     machine: &'a Machine,
     run: &'a RunConfig,
@@ -270,13 +279,15 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
     let slots = devices::slots(machine, run, &devices, model.context.n_layer_all());
     let supports_mmap = devices.iter().filter_map(|at| machine.device(*at)).all(Device::supports_mmap);
     let is_mapped = run.load_mode.is_mapped() && (supports_mmap || run.load_mode != LoadMode::Auto);
+    let rules = run.rules();
     let law = Law {
+        rules,
         model,
         machine,
         run,
         host: HostList {
             pinned: pinned(machine, &devices).filter(|_| !run.no_host),
-            repack: Some(machine.host.isa).filter(|_| run.repack),
+            repack: Some(machine.host.isa).filter(|_| run.repack && rules.repacks),
             mapped: is_mapped,
         },
         slots: &slots,
@@ -332,7 +343,7 @@ impl Law<'_> {
         }
         let op = tensors::op(name, tensor);
         let rule = self.overrides.iter().position(|(pattern, _)| pattern.matches(&tensor.name));
-        match tensors::class(self.model.hparams.arch(), name) {
+        match tensors::class(self.model.hparams.arch(), name, self.rules) {
             Class::Input => {
                 let mut copies = vec![self.copy(tensor, op, None, rule)];
                 if tied && tensor.name == "token_embd.weight" {
@@ -403,6 +414,7 @@ impl Law<'_> {
     fn is_lazy(&self, tensor: &Tensor) -> bool {
         let readable = tensor.name == "per_layer_token_embd.weight" && self.model.hparams.arch().lazy_rows;
         readable
+            && self.rules.reads_rows_lazily
             && match self.run.lazy_mode {
                 LazyMode::On => true,
                 LazyMode::Auto => self.supports_mmap && tensor.bytes > Bytes::mib(4096),

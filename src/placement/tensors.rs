@@ -4,7 +4,7 @@
 
 use crate::arch::{Arch, NextN, Output};
 use crate::model::{Model, Tensor};
-use crate::run::RunConfig;
+use crate::run::{Rules, RunConfig};
 
 /// Which list of buffer types a tensor takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,10 +80,11 @@ pub(super) fn name(full: &str) -> Name<'_> {
 }
 
 /// Which list a tensor of an architecture takes.
-pub(super) fn class(arch: &Arch, name: Name<'_>) -> Class {
+pub(super) fn class(arch: &Arch, name: Name<'_>, rules: Rules) -> Class {
     let is_output_norm = name.base == "token_embd_norm" && arch.embd_norm_is_output;
     match name.block {
         Some(block) => Class::Block(block),
+        None if name.base == "per_layer_token_embd" && !rules.per_layer_rows_on_host => Class::Output,
         None if INPUTS.contains(&name.base) => Class::Input,
         None if SHARED_BY_BLOCKS.contains(&name.base) => Class::EveryBlock,
         None if OF_BLOCK_0.contains(&name.base) && !is_output_norm => Class::Block(0),
@@ -162,6 +163,7 @@ mod tests {
 
     #[test]
     fn names_and_classes() {
+        let rules = Rules::of(crate::run::Target::default());
         for (full, expected) in [
             ("token_embd.weight", Class::Input),
             ("per_layer_token_embd.weight", Class::Input),
@@ -173,9 +175,9 @@ mod tests {
             ("dec.blk.3.attn_q.weight", Class::Block(3)),
             ("blk.7.nextn.eh_proj.weight", Class::Block(7)),
         ] {
-            assert_eq!(class(&Arch::PLAIN, name(full)), expected, "{full}");
+            assert_eq!(class(&Arch::PLAIN, name(full), rules), expected, "{full}");
         }
-        assert_eq!(class(Arch::of("lfm2moe"), name("token_embd_norm.weight")), Class::Output);
+        assert_eq!(class(Arch::of("lfm2moe"), name("token_embd_norm.weight"), rules), Class::Output);
         assert_eq!(
             name("blk.3.ffn_gate_exps.input_scale"),
             Name { block: Some(3), base: "ffn_gate_exps", suffix: "input_scale" }

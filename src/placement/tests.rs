@@ -91,6 +91,17 @@ fn layers_leave_the_host_from_the_output_down() {
 }
 
 #[test]
+fn of_older_builds_the_output_leaves_the_host_last() {
+    let (model, machine) = (model("llama", &[], &[]), machine(&["CUDA0=8G"]));
+    let target = crate::run::Target { build: 6699, ..crate::run::Target::default() };
+    let (h, a) = (None, Some(0));
+    for (n_gpu_layers, expected) in [(1, [h, h, h, a, h]), (4, [a, a, a, a, h]), (5, [a, a, a, a, a])] {
+        let run = RunConfig { n_gpu_layers, target, ..run(&[]) };
+        assert_eq!(place(&model, &machine, &run).unwrap().layers, expected, "{n_gpu_layers}");
+    }
+}
+
+#[test]
 fn devices_take_part_as_llama_cpp_chooses_them() {
     let model = model("llama", &[], &[]);
     let machine = machine(&["CUDA0=24G", "CUDA1=8G", "RPC0[h:1]=8G"]);

@@ -99,7 +99,7 @@ impl Subject<'_> {
     /// What llama.cpp would choose on the same machine for the same context, slots and cache.
     pub(super) fn fit_choice(&self) -> Result<Option<FitChoice>, Error> {
         let Problem { model, machine, request, .. } = self.problem;
-        if machine.devices.is_empty() || request.target.dialect == Dialect::Ik {
+        if machine.devices.is_empty() || request.run.target.dialect == Dialect::Ik {
             return Ok(None);
         }
         let asked = request.left_to_fitting(&self.candidate.run, machine);
@@ -127,7 +127,7 @@ impl Subject<'_> {
 
     /// The plan with an expert cache: beside this one where the build has it; else only what it would give.
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
-        let (problem, target) = (self.problem, self.problem.request.target);
+        let (problem, target) = (self.problem, self.problem.request.run.target);
         let has_it = target.has_expert_cache();
         if self.candidate.run.moe_cache_mib > 0 || !(has_it || problem.request.explain) {
             return Ok(Vec::new());

@@ -27,7 +27,7 @@ use crate::model::Model;
 use crate::placement;
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
-use crate::run::{self, LoadMode, ModelSource, Program, RunConfig, Target};
+use crate::run::{self, LoadMode, ModelSource, Program, RunConfig};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 use crate::suggest::Hint;
@@ -49,7 +49,6 @@ pub struct Request {
     pub strategy: Strategy,
     pub objective: Objective,
     pub levers: Levers,
-    pub target: Target,
     pub tensors: bool,
     /// Whether the document says what every other choice would give.
     pub explain: bool,
@@ -177,7 +176,6 @@ impl Request {
             strategy: Strategy::Auto,
             objective: Objective::Turn,
             levers: Levers::unasked(),
-            target: Target::default(),
             tensors: false,
             explain: false,
         }
@@ -246,7 +244,7 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     let words = server_command(&ModelSource::of_argument(path), &args);
     let command = shell(&words).ok_or(Error::Path)?;
     // What is proposed is what llama-server makes of these words.
-    let parsed = run::parse::command_for(&words, &BTreeMap::new(), request.target)?;
+    let parsed = run::parse::command_for(&words, &BTreeMap::new(), request.run.target)?;
     let placement = placement::place(model, machine, &parsed.run).map_err(memory::Error::from)?;
     if let Some(tensor) = placement.first_moved(&candidate.forecast.placement, model) {
         return Err(Error::Replay { tensor: tensor.name.clone() });

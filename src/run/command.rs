@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::build::Target;
 use super::config::RunConfig;
 use super::dialect::LastBlocks;
 use super::{Note, args};
@@ -15,8 +14,6 @@ pub struct ParsedCommand {
     pub model: Option<ModelSource>,
     /// What a person should know: unknown and removed flags, what is not counted.
     pub notes: Vec<Note>,
-    /// The build and dialect it was read for.
-    pub target: Target,
     /// ik_llama.cpp's `-ncmoe`, which only model and machine together make overrides of.
     pub last_blocks: Option<LastBlocks>,
     /// Words of llama-server's command line that `run` does not hold: a launch takes them as they are.
@@ -27,16 +24,8 @@ pub struct ParsedCommand {
 
 impl ParsedCommand {
     /// A launch of a model, in llama.cpp's own flags.
-    pub fn new(run: RunConfig, model: Option<ModelSource>, target: Target) -> Self {
-        Self {
-            run,
-            model,
-            notes: Vec::new(),
-            target,
-            last_blocks: None,
-            beside: Vec::new(),
-            environment: BTreeMap::new(),
-        }
+    pub fn new(run: RunConfig, model: Option<ModelSource>) -> Self {
+        Self { run, model, notes: Vec::new(), last_blocks: None, beside: Vec::new(), environment: BTreeMap::new() }
     }
 
     pub(super) fn note(&mut self, code: &'static str, message: String, hint: Option<String>) {

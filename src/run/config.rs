@@ -5,6 +5,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::gguf::{GgmlType, Metadata, Value};
 
+/// The build that every rule was checked on: the default.
+pub const REFERENCE: u32 = 11434;
+
+/// Whose flags a command line is written in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Dialect {
+    /// llama.cpp's own.
+    #[default]
+    #[serde(rename = "llama.cpp")]
+    #[cfg_attr(feature = "cli", value(name = "llama.cpp"))]
+    LlamaCpp,
+    /// ik_llama.cpp's.
+    #[serde(rename = "ik")]
+    Ik,
+}
+
+/// The llama.cpp that a launch is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Target {
+    pub build: u32,
+    pub dialect: Dialect,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self { build: REFERENCE, dialect: Dialect::LlamaCpp }
+    }
+}
+
+impl Target {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Declares [`RunConfig`] and its default, which is llama.cpp's own (`common/common.h`, b11434).
 macro_rules! run_config {
     ($($(#[$about:meta])* $field:ident: $ty:ty = $default:expr,)*) => {
@@ -25,6 +63,9 @@ macro_rules! run_config {
 run_config! {
     /// Which program: they differ in slots and output rows.
     program: Program = Program::Server,
+    /// The build whose rules count, or ik_llama.cpp; absent where it is the reference.
+    #[serde(skip_serializing_if = "Target::is_default")]
+    target: Target = Target::default(),
     /// `-c`, tokens; 0 = the model's own context length.
     n_ctx: u32 = 0,
     /// `-b`, tokens.
@@ -144,6 +185,9 @@ run_config! {
     /// `--ctx-checkpoints`: states that llama-server keeps by slot, none for 0 or less; `None` = not given (32).
     #[serde(skip_serializing_if = "Option::is_none")]
     ctx_checkpoints: Option<i32> = None,
+    /// `-mla` of ik_llama.cpp: 0 keeps keys and values by head, 1 to 3 latent rows; `None` = not given (3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mla: Option<u32> = None,
     /// `--moe-cache-mib`: MiB of device memory that cache experts of the host (b11549); 0 = none.
     moe_cache_mib: u32 = 0,
     /// `-t`: threads that decode on the host; `None` = not given (llama.cpp: as many as it finds cores). No memory depends on it.

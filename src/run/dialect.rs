@@ -3,26 +3,10 @@
 //! Sources: ik_llama.cpp's `docs/parameters.md`; its pull requests 1464 (`-ncmoe` with several devices) and 2262 (`-ncmoe` takes
 //! the last blocks), 698 (`-ooae`), 147 (`-rtr`). Not checked against a build.
 
-use serde::Serialize;
-
-use super::config::{FlashAttn, LoadMode, Override, RunConfig};
-use super::values::{EXPERTS, Given, on_host, value_of};
+use super::behaviour::Rules;
+use super::config::{Dialect, FlashAttn, LoadMode, Override, RunConfig, Target};
+use super::values::{Given, on_host, value_of};
 use super::{Error, args, flags};
-
-/// Whose flags a command line is written in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-pub enum Dialect {
-    /// llama.cpp's own.
-    #[default]
-    #[serde(rename = "llama.cpp")]
-    #[cfg_attr(feature = "cli", value(name = "llama.cpp"))]
-    LlamaCpp,
-    /// ik_llama.cpp's.
-    #[serde(rename = "ik")]
-    Ik,
-}
 
 /// `-ncmoe N` of ik_llama.cpp: which blocks it means depends on the model and on the devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,15 +22,28 @@ const OWN: [(&str, usize); 2] = [
          --no-fused-up-gate -no-mmad --no-mmad --no-fused-mul-multiadd -gr --graph-reuse -no-gr --no-gr \
          --no-graph-reuse -khad --k-cache-hadamard -sas --scheduler_async -vq --validate-quants -ooae \
          --offload-only-active-experts -no-ooae --no-offload-only-active-experts -smf16 -smf32 -smgs -rtr \
-         --run-time-repack -mqkv --merge-qkv -muge --merge-up-gate-experts",
+         --run-time-repack -mqkv --merge-qkv -muge --merge-up-gate-experts -vhad --v-cache-hadamard -rcache --rope-cache -thp \
+         --transparent-huge-pages --scheduler-async --split-mode-graph-scheduling --split-mode-f16 --split-mode-f32 -dr --dry-run \
+         -no-mtp --no-multi-token-prediction --spec-autotune --defer-experts --prefetch-experts",
         0,
     ),
     (
-        "-mla --mla-use -amb --attention-max-batch -ser --smart-expert-reduction -op --offload-policy -cuda \
+        "-amb --attention-max-batch -ser --smart-expert-reduction -op --offload-policy -cuda \
          --cuda-params -grt --graph-reduce-type --max-gpu -mea --max-extra-alloc -draft -crs --fit-margin -gfm \
-         --gpu-fit-margin",
+         --gpu-fit-margin -wgt --worst-graph-tokens -fdn --fused-delta-net -ictk --indexer-cache-type-k -dsatk --dsa-top-k \
+         --mtmd-kq-type -cram-n-min --cache-ram-n-min --cache-ram-similarity --ctx-checkpoints-interval \
+         --ctx-checkpoints-tolerance --ctx-checkpoints-eviction --prefetch-experts-threads -cd --ctx-size-draft --draft-params \
+         --spec-ckpt-mode",
         1,
     ),
+];
+
+/// Flags of ik_llama.cpp that change what is held in a way that is not counted: names, words that follow, and what they do.
+const NOT_COUNTED: &[(&str, &str)] = &[
+    ("--swa-compress", "it shortens the caches of layers with a window"),
+    ("-dsa --dsa", "it adds an indexer and its cache"),
+    ("-ctk-first --cache-type-k-first -ctk-last --cache-type-k-last", "it gives some layers another type of K"),
+    ("-ctv-first --cache-type-v-first -ctv-last --cache-type-v-last", "it gives some layers another type of V"),
 ];
 
 /// How many words follow a flag of ik_llama.cpp alone.
@@ -56,19 +53,17 @@ fn own_values(word: &str) -> Option<usize> {
 
 /// Whether a word is a flag of ik_llama.cpp that llama.cpp does not have.
 pub(super) fn is_own(word: &str) -> bool {
-    own_values(word).is_some()
+    own_values(word).is_some() || not_counted(word).is_some()
+}
+
+/// Why a flag of ik_llama.cpp is refused.
+fn not_counted(word: &str) -> Option<&'static str> {
+    NOT_COUNTED.iter().find(|(names, _)| names.split(' ').any(|name| name == word)).map(|(_, why)| *why)
 }
 
 /// Whether a program with these flags is ik_llama.cpp's.
 pub fn is_ik<'a>(flags: impl IntoIterator<Item = &'a String>) -> bool {
     flags.into_iter().any(|flag| is_own(flag))
-}
-
-/// What ik_llama.cpp starts from where it differs from llama.cpp: flash attention on, one slot, no fitting.
-pub(super) fn defaults(run: &mut RunConfig) {
-    run.flash_attn = FlashAttn::On;
-    run.n_parallel = Some(1);
-    run.fit = false;
 }
 
 /// Reads a word that means something else in ik_llama.cpp; how many words after it belong to it, `None` where it is as in
@@ -80,7 +75,19 @@ pub(super) fn read(
     next: Option<&String>,
 ) -> Result<Option<usize>, Error> {
     let value = || value_of(word, word, next);
+    if let Some(why) = not_counted(word) {
+        return Err(Error::NotCounted { words: word.to_string(), why });
+    }
     match word {
+        "-sm" | "--split-mode" if next.is_some_and(|mode| mode == "graph" || mode == "attn") => {
+            let why = "it splits the tensors and the caches of each layer over the devices";
+            return Err(Error::NotCounted { words: format!("{word} {}", value()?), why });
+        }
+        "-mla" | "--mla-use" => {
+            run.mla = Some(Given::new(word, value()?).natural()?);
+            return Ok(Some(1));
+        }
+        "-mtp" | "--multi-token-prediction" => run.mtp = true,
         "--fit" | "-fit" => run.fit = true,
         "-no-fa" | "--no-fa" | "--no-flash-attn" => run.flash_attn = FlashAttn::Off,
         "-fa" | "--flash-attn" if next.is_none_or(|word| word.starts_with('-') && word != "-1") => {
@@ -136,7 +143,8 @@ pub fn last_blocks(wanted: &LastBlocks, blocks: &[(u32, Option<u16>)]) -> Vec<Ov
         let share = count * seen / total - before;
         chosen.extend(span.iter().skip(span.len() - share).map(|(block, _)| *block));
     }
-    chosen.into_iter().map(|block| on_host(format!("blk\\.{block}{EXPERTS}"), &wanted.origin)).collect()
+    let experts = Rules::of(Target { dialect: Dialect::Ik, ..Target::default() }).experts;
+    chosen.into_iter().map(|block| on_host(format!("blk\\.{block}{experts}"), &wanted.origin)).collect()
 }
 
 /// The arguments of a launch in ik_llama.cpp's words: what it lacks is left out or said its way. Overrides are written out, so
@@ -160,6 +168,7 @@ pub fn ik_args(run: &RunConfig) -> Vec<String> {
             _ => out.extend(words),
         }
     }
+    out.extend(run.mla.iter().flat_map(|mla| ["-mla".to_string(), mla.to_string()]));
     out
 }
 

@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 
 use super::config::{Choice, LoadMode, Program, RunConfig};
-use super::values::{self, DENSE, EXPERTS, Given, on_host};
+use super::values::{self, DENSE, Given, on_host};
 use super::{Error, Note};
 use crate::gguf::GgmlType;
 
@@ -194,7 +194,7 @@ macro_rules! custom {
                 Ok(Vec::new())
             },
             print: $print,
-            reset: |run| run.$name = RunConfig::default().$name,
+            reset: |run| run.$name = RunConfig::of(run.target).$name,
         })
     };
 }
@@ -203,7 +203,7 @@ macro_rules! custom {
 macro_rules! field {
     ($name:ident, $read:expr, $print:expr) => {
         custom!(TEXT, $name, |run, given| run.$name = $read(&given)?, |run, bench| {
-            (run.$name != RunConfig::default().$name).then(|| $print(&run.$name, bench))
+            (run.$name != RunConfig::of(run.target).$name).then(|| $print(&run.$name, bench))
         })
     };
 }
@@ -212,7 +212,7 @@ macro_rules! field {
 macro_rules! number {
     ($name:ident, $read:expr) => {
         custom!(NUMBER, $name, |run, given| run.$name = $read(&given)?, |run, _| {
-            (run.$name != RunConfig::default().$name).then(|| run.$name.to_string())
+            (run.$name != RunConfig::of(run.target).$name).then(|| run.$name.to_string())
         })
     };
 }
@@ -251,9 +251,9 @@ pub static ROWS: &[Flag] = &[
         .option("N|auto", "Logical batch size (llama.cpp: -b)"),
     Flag::new("-ub --ubatch-size", number!(n_ubatch, Given::natural)).env("LLAMA_ARG_UBATCH").bench("-ub --ubatch-size")
         .option("N|auto", "Physical batch size (llama.cpp: -ub; moeplan also takes `-ub`)"),
-    Flag::new("-ctk --cache-type-k", field!(type_k, Given::cache_type, shown)).env("LLAMA_ARG_CACHE_TYPE_K").bench("-ctk --cache-type-k")
+    Flag::new("-ctk --cache-type-k", custom!(TEXT, type_k, |run, given| run.type_k = given.cache_type(run.rules().more_cache_types)?, |run, _| { (run.type_k != RunConfig::default().type_k).then(|| run.type_k.to_string()) })).env("LLAMA_ARG_CACHE_TYPE_K").bench("-ctk --cache-type-k")
         .option("TYPE|auto", "Type of the K cache (llama.cpp: -ctk) [default: f16]"),
-    Flag::new("-ctv --cache-type-v", field!(type_v, Given::cache_type, shown)).env("LLAMA_ARG_CACHE_TYPE_V").bench("-ctv --cache-type-v")
+    Flag::new("-ctv --cache-type-v", custom!(TEXT, type_v, |run, given| run.type_v = given.cache_type(run.rules().more_cache_types)?, |run, _| { (run.type_v != RunConfig::default().type_v).then(|| run.type_v.to_string()) })).env("LLAMA_ARG_CACHE_TYPE_V").bench("-ctv --cache-type-v")
         .option("TYPE|auto", "Type of the V cache (llama.cpp: -ctv) [default: f16]"),
     Flag::new("-fa --flash-attn", field!(flash_attn, Given::flash_attn, word)).env("LLAMA_ARG_FLASH_ATTN").bench("-fa --flash-attn")
         .option("on|off|auto", "Flash attention (llama.cpp: -fa)"),
@@ -295,7 +295,7 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--cache-ram -cram", optional!(cache_ram, Given::limit)).env("LLAMA_ARG_CACHE_RAM").only(SERVING)
         .option("MIB|auto", "MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, less where memory is short]"),
     Flag::new("-ctxcp --ctx-checkpoints --swa-checkpoints", optional!(ctx_checkpoints, some_integer)).env("LLAMA_ARG_CTX_CHECKPOINTS").only(SERVING),
-    Flag::new("--moe-cache-mib", number!(moe_cache_mib, Given::natural)).env("LLAMA_ARG_MOE_CACHE_MIB").since(11549)
+    Flag::new("--moe-cache-mib", number!(moe_cache_mib, Given::natural)).env("LLAMA_ARG_MOE_CACHE_MIB").since(11480)
         .option("MIB|auto", "MiB of device memory that cache experts of the host; `auto`: as many as are worth it (llama.cpp: --moe-cache-mib, b11549)"),
     Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE").only(SERVING),
     Flag::new("--spec-default", Effect::Speculation).alone("").only(SERVING),
@@ -411,21 +411,24 @@ const OVERRIDES: Effect = Effect::Field(Field {
     print: |run, bench| {
         let entries: Vec<String> =
             run.overrides.iter().map(|entry| format!("{}={}", entry.pattern, entry.buffer)).collect();
-        let flags = [("--cpu-moe", EXPERTS), ("--n-cpu-moe", EXPERTS), ("--n-cpu-ffn", DENSE)];
+        let experts = run.rules().experts;
+        let flags = [("--cpu-moe", experts), ("--n-cpu-moe", experts), ("--n-cpu-ffn", DENSE)];
         let is_counted = flags.iter().any(|(name, pattern)| counted(run, bench, name, pattern).is_some());
         (!entries.is_empty() && !is_counted).then(|| entries.join(if bench { ";" } else { "," }))
     },
     reset: |run| run.overrides.clear(),
 });
-const CPU_MOE: Effect =
-    custom!(TEXT, overrides, |run, given| run.overrides.push(on_host(EXPERTS.into(), given.flag)), |run, bench| {
-        counted(run, bench, "--cpu-moe", EXPERTS).map(|_| "on".to_string())
-    });
+const CPU_MOE: Effect = custom!(
+    TEXT,
+    overrides,
+    |run, given| run.overrides.push(on_host(run.rules().experts.into(), given.flag)),
+    |run, bench| { counted(run, bench, "--cpu-moe", run.rules().experts).map(|_| "on".to_string()) }
+);
 const N_CPU_MOE: Effect = custom!(
     NUMBER,
     overrides,
-    |run, given| run.overrides.extend(given.first_blocks(EXPERTS)?),
-    |run, bench| counted(run, bench, "--n-cpu-moe", EXPERTS).map(|count| count.to_string())
+    |run, given| run.overrides.extend(given.first_blocks(run.rules().experts)?),
+    |run, bench| counted(run, bench, "--n-cpu-moe", run.rules().experts).map(|count| count.to_string())
 );
 /// All overrides of a draft model, whichever flag made them.
 const DRAFT_OVERRIDES: Effect = Effect::Field(Field {
@@ -445,13 +448,15 @@ const DRAFT_OVERRIDES: Effect = Effect::Field(Field {
 const DRAFT_CPU_MOE: Effect = custom!(
     TEXT,
     draft_overrides,
-    |run, given| run.draft_overrides.push(on_host(EXPERTS.into(), given.flag)),
+    |run, given| run.draft_overrides.push(on_host(run.rules().experts.into(), given.flag)),
     |_, _| { None }
 );
-const DRAFT_N_CPU_MOE: Effect =
-    custom!(NUMBER, draft_overrides, |run, given| run.draft_overrides.extend(given.first_blocks(EXPERTS)?), |_, _| {
-        None
-    });
+const DRAFT_N_CPU_MOE: Effect = custom!(
+    NUMBER,
+    draft_overrides,
+    |run, given| run.draft_overrides.extend(given.first_blocks(run.rules().experts)?),
+    |_, _| { None }
+);
 const N_CPU_FFN: Effect = custom!(
     NUMBER,
     overrides,
@@ -489,11 +494,7 @@ fn device_list(names: &Option<Vec<String>>, bench: bool) -> String {
 }
 
 fn some_cache_type(given: &Given<'_>) -> Result<Option<GgmlType>, Error> {
-    given.cache_type().map(Some)
-}
-
-fn shown<T: ToString>(value: &T, _: bool) -> String {
-    value.to_string()
+    given.cache_type(&[]).map(Some)
 }
 
 fn some_integer(given: &Given<'_>) -> Result<Option<i32>, Error> {
@@ -602,8 +603,9 @@ fn is_flag(word: &str) -> bool {
 pub(super) struct Removed {
     names: &'static str,
     pub values: usize,
-    /// The last known build that takes it; 0 = older than those that are known.
+    /// The last build known to take it, and the first known to refuse it.
     pub until: u32,
+    pub gone: u32,
     /// What took its place: a flag, and the value that stands for it.
     pub instead: &'static str,
     /// The same for the value 0 of llama-bench's flag.
@@ -613,27 +615,32 @@ pub(super) struct Removed {
 }
 
 impl Removed {
-    const fn new(names: &'static str, values: usize, until: u32, instead: &'static str) -> Self {
-        Self { names, values, until, instead, when_off: "", bench: false }
+    const fn new(names: &'static str, values: usize, (until, gone): (u32, u32), instead: &'static str) -> Self {
+        Self { names, values, until, gone, instead, when_off: "", bench: false }
     }
 
     const fn of_bench(names: &'static str, instead: &'static str, when_off: &'static str) -> Self {
-        Self { when_off, bench: true, ..Self::new(names, 1, 10434, instead) }
+        Self { when_off, bench: true, ..Self::new(names, 1, LOAD_MODE, instead) }
     }
 }
 
+/// `--load-mode` alone (`common/arg.cpp`, b10705 and b11181).
+const LOAD_MODE: (u32, u32) = (10705, 11181);
+/// Drafting's flags have names of their own (PR 22397; `common/arg.cpp`, b9093).
+const DRAFTING: (u32, u32) = (8284, 9093);
+
 /// Flags of older builds, and what took their place.
 const REMOVED: &[Removed] = &[
-    Removed::new("--no-mmap", 0, 10434, "--load-mode none"),
-    Removed::new("--mmap", 0, 10434, "--load-mode mmap"),
-    Removed::new("--mlock", 0, 10434, "--load-mode mmap+mlock"),
-    Removed::new("--direct-io -dio", 0, 10434, "--load-mode dio"),
-    Removed::new("--no-direct-io -ndio", 0, 10434, "--load-mode auto"),
-    Removed::new("--draft --draft-n --draft-max", 1, 0, "--spec-draft-n-max"),
-    Removed::new("--draft-min --draft-n-min", 1, 0, "--spec-draft-n-min"),
-    Removed::new("--spec-ngram-size-n", 1, 0, "--spec-ngram-simple-size-n"),
-    Removed::new("--spec-ngram-size-m", 1, 0, "--spec-ngram-simple-size-m"),
-    Removed::new("--spec-ngram-min-hits", 1, 0, "--spec-ngram-simple-min-hits"),
+    Removed::new("--no-mmap", 0, LOAD_MODE, "--load-mode none"),
+    Removed::new("--mmap", 0, LOAD_MODE, "--load-mode mmap"),
+    Removed::new("--mlock", 0, LOAD_MODE, "--load-mode mmap+mlock"),
+    Removed::new("--direct-io -dio", 0, LOAD_MODE, "--load-mode dio"),
+    Removed::new("--no-direct-io -ndio", 0, LOAD_MODE, "--load-mode auto"),
+    Removed::new("--draft --draft-n --draft-max", 1, DRAFTING, "--spec-draft-n-max"),
+    Removed::new("--draft-min --draft-n-min", 1, DRAFTING, "--spec-draft-n-min"),
+    Removed::new("--spec-ngram-size-n", 1, DRAFTING, "--spec-ngram-simple-size-n"),
+    Removed::new("--spec-ngram-size-m", 1, DRAFTING, "--spec-ngram-simple-size-m"),
+    Removed::new("--spec-ngram-min-hits", 1, DRAFTING, "--spec-ngram-simple-min-hits"),
     Removed::of_bench("-mmp --mmap", "--load-mode mmap", "--load-mode none"),
     Removed::of_bench("-dio --direct-io", "--load-mode dio", "--load-mode auto"),
 ];

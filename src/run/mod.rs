@@ -10,6 +10,8 @@ use crate::suggest::{self, Hint};
 
 // In reading order: each uses those before it.
 mod config;
+#[doc(hidden)]
+pub mod behaviour;
 mod values;
 #[doc(hidden)]
 pub mod flags;
@@ -36,10 +38,11 @@ pub mod parse;
 #[doc(hidden)]
 pub mod grid;
 
-pub use build::Target;
+pub use behaviour::Rules;
 pub use command::{ModelSource, ParsedCommand};
-pub use config::{Choice, FlashAttn, LazyMode, LoadMode, MetadataOverride, Override, Program, RunConfig, SplitMode};
-pub use dialect::Dialect;
+pub use config::{
+    Choice, Dialect, FlashAttn, LazyMode, LoadMode, MetadataOverride, Override, Program, RunConfig, SplitMode, Target,
+};
 pub use flags::{groups, is_speculation, spelling};
 pub use numbers::{ContextNumbers, ResolvedRun, numbers};
 pub use values::{EXPERTS, LEFT_OUT, on_host};
@@ -71,6 +74,8 @@ pub enum Error {
     Dash { word: String, typed: String },
     #[error("`{word}` has curly quotes, which no shell takes off: type '{typed}'")]
     CurlyQuotes { word: String, typed: String },
+    #[error("`{words}` of ik_llama.cpp is not counted: {why}")]
+    NotCounted { words: String, why: &'static str },
     #[error("`{flag}` takes a value: {expected}")]
     MissingValue { flag: String, expected: String },
     #[error("`{flag} {value}`: expected {expected}")]
@@ -92,6 +97,8 @@ impl Hint for Error {
                     .into()
             }
             Self::OtherProgram { instead, .. } => (*instead).to_string(),
+            Self::NotCounted { words, .. } if words.contains("graph") => "`-sm layer` is counted".into(),
+            Self::NotCounted { .. } => "without it the command is counted".into(),
             Self::UnknownCommand(_) => {
                 "`llama serve`, `cli`, `bench`, `completion`, `fit-params` and others are read".into()
             }

@@ -74,7 +74,7 @@ pub fn sequences(run: &RunConfig) -> (u32, bool) {
     }
     let automatic = run.n_parallel.is_none() && run.program == Program::Server;
     let n_seq_max = run.n_parallel.unwrap_or(if automatic { 4 } else { 1 }).max(1);
-    (n_seq_max, automatic || run.kv_unified.unwrap_or(false))
+    (n_seq_max, automatic || run.kv_unified.unwrap_or(false) || !run.rules().streams)
 }
 
 /// A launch with the numbers that its context has: the `run` of a document.

@@ -17,10 +17,9 @@
 
 use std::collections::BTreeMap;
 
-use super::build::Target;
 use super::command::{ModelSource, ParsedCommand};
-use super::config::{LoadMode, Override, Program, RunConfig};
-use super::dialect::{self, Dialect, LastBlocks};
+use super::config::{Dialect, LoadMode, Override, Program, RunConfig, Target};
+use super::dialect::{self, LastBlocks};
 use super::flags::{self, Effect, Flag, Removed};
 use super::held::{self, Held};
 use super::speculation::Speculation;
@@ -45,7 +44,10 @@ pub fn launch(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Re
     env.extend(held.environment.clone());
     let (first, words) = held.words.split_first().ok_or(Error::Empty)?;
     let program = Program::of_path(first).ok_or_else(|| Error::UnknownProgram(first.clone()))?;
-    let mut run = RunConfig { program, ..RunConfig::default() };
+    let mut run = RunConfig { program, ..RunConfig::of(target) };
+    if program == Program::Server {
+        run.n_parallel = run.rules().slots;
+    }
     match program {
         Program::Perplexity | Program::Imatrix => run.n_ctx = 512,
         // They create their context themselves, without fitting (`tools/batched-bench/batched-bench.cpp`).
@@ -53,11 +55,8 @@ pub fn launch(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Re
         Program::Embedding => run.embeddings = true,
         _ => {}
     }
-    if target.dialect == Dialect::Ik {
-        dialect::defaults(&mut run);
-    }
     let mut reader = Reader {
-        command: ParsedCommand::new(run, None, target),
+        command: ParsedCommand::new(run, None),
         speculation: Speculation::default(),
         fits_nothing: false,
         hub: (None, None),
@@ -95,7 +94,7 @@ impl Reader {
         if env.is_empty() {
             return Ok(());
         }
-        let (target, program) = (self.command.target, self.command.run.program);
+        let (target, program) = (self.command.run.target, self.command.run.program);
         for flag in flags::FLAGS.iter().filter(|flag| target.has(flag) && flag.is_of(program)) {
             let Some(name) = flag.environment else { continue };
             let negated = name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_");
@@ -128,7 +127,7 @@ impl Reader {
 
     /// One flag: how many words after it belong to it.
     fn argument(&mut self, word: &str, rest: &[String]) -> Result<usize, Error> {
-        let (next, target) = (rest.first(), self.command.target);
+        let (next, target) = (rest.first(), self.command.run.target);
         if target.dialect == Dialect::Ik
             && let Some(taken) = self.argument_of_ik(word, next)?
         {
@@ -151,6 +150,10 @@ impl Reader {
             return Ok(taken);
         };
         if let Some(value) = optional_value(flag.name(), next) {
+            if flag.name() == "--flash-attn" && target.rules().flash_attn_alone {
+                self.set(flag, Given { on, ..Given::new(word, value) }, &[word])?;
+                return Ok(0);
+            }
             self.command.note(
                 "flag-needs-value",
                 format!("`{word}` needs a value in {}; read as `{word} {value}`", target.name()),
@@ -250,7 +253,7 @@ impl Reader {
 
     /// A flag that the reference does not have any more: carried out as it was meant, and noted where the build refuses it.
     fn removed(&mut self, word: &str, flag: &Removed, value: &str) -> Result<(), Error> {
-        let target = self.command.target;
+        let target = self.command.run.target;
         let word = &if value.is_empty() { word.to_string() } else { format!("{word} {value}") };
         let instead = match (word.as_str(), self.command.run.load_mode) {
             _ if flag.bench && value == "0" => flag.when_off,
@@ -267,12 +270,23 @@ impl Reader {
                 note.hint = None;
             }
         }
-        if !target.takes(flag) {
-            self.command.note(
+        match target.takes(flag) {
+            Some(true) => {}
+            Some(false) => self.command.note(
                 "removed-flag",
                 format!("`{word}` was removed: {} refuses it", target.name()),
                 Some(format!("use `{instead}`")),
-            );
+            ),
+            None => self.command.note(
+                "flag-not-known",
+                format!(
+                    "`{word}` was removed after b{} and by b{}; whether {} has it is not known",
+                    flag.until,
+                    flag.gone,
+                    target.name()
+                ),
+                Some(format!("`{instead}` took its place")),
+            ),
         }
         Ok(())
     }
@@ -298,7 +312,7 @@ impl Reader {
 
     /// Notes a word that no table has; how many words after it look like its value.
     fn unknown(&mut self, word: &str, next: Option<&String>) -> usize {
-        let target = self.command.target;
+        let target = self.command.run.target;
         let of_bench = self.command.run.program == Program::Bench;
         let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
         let (name, meant) = (target.name(), suggest::did_you_mean(word, spellings));
@@ -360,7 +374,7 @@ impl Reader {
         let value = if flag.name() == "--rpc" { whole } else { self.first(word, whole) };
         let given = Given { bench: true, ..Given::new(word, value) };
         match flag.name() {
-            "--n-cpu-moe" if self.command.target.dialect == Dialect::Ik => {
+            "--n-cpu-moe" if self.command.run.target.dialect == Dialect::Ik => {
                 self.command.last_blocks = Some(LastBlocks { count: given.natural()?, origin: word.to_string() });
             }
             "--n-cpu-moe" => {
@@ -507,6 +521,47 @@ mod tests {
         assert_eq!(read(""), Err(Error::Empty));
         assert!(matches!(read("ollama run x"), Err(Error::OtherProgram { .. })));
         assert_eq!(read("frobnicate x"), Err(Error::UnknownProgram("frobnicate".into())));
+    }
+
+    fn read_for(line: &str, target: Target) -> Result<ParsedCommand, Error> {
+        let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+        command_for(&words, &BTreeMap::new(), target)
+    }
+
+    #[test]
+    fn a_build_has_its_own_defaults_and_flags() {
+        let at = |build| Target { build, ..Target::default() };
+        let run = |build| read_for("llama-server -m x", at(build)).unwrap().run;
+        let said = |run: RunConfig| (run.flash_attn, run.n_gpu_layers, run.n_parallel, run.n_ctx, run.fit);
+        assert_eq!(said(run(6168)), (FlashAttn::Off, 0, Some(1), 4096, false));
+        assert_eq!(said(run(6699)), (FlashAttn::Auto, -1, Some(1), 4096, false));
+        assert_eq!(said(run(8133)), (FlashAttn::Auto, -1, None, 0, true));
+        let codes = |line: &str, build| {
+            let notes = read_for(line, at(build)).unwrap().notes;
+            notes.into_iter().map(|note| note.code.into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let draft = "llama-server --draft-max 4";
+        assert_eq!([8284, 9000, 9093].map(|build| codes(draft, build)), ["", "flag-not-known", "removed-flag"]);
+        let alone = "llama-server -fa -c 512";
+        assert_eq!([6168, 6699].map(|build| codes(alone, build)), ["", "flag-needs-value"]);
+        assert_eq!(codes("llama-server --moe-cache-mib 9", 11480), "");
+        let experts = |build| read_for("llama-server -cmoe", at(build)).unwrap().run.overrides.remove(0).pattern;
+        assert_eq!(experts(8133), r"\.ffn_(up|down|gate)_(ch|)exps");
+        assert_eq!(experts(9093), crate::run::EXPERTS);
+    }
+
+    #[test]
+    fn ik_llama_cpp_reads_its_own_flags() {
+        let ik = |line: &str| read_for(line, Target { dialect: Dialect::Ik, ..Target::default() });
+        let run = ik("llama-server -mla 2 -cmoe -ctk q8_KV -mtp -vhad -wgt 4").unwrap().run;
+        assert_eq!((run.mla, run.n_gpu_layers, run.mtp, run.type_k.name), (Some(2), 0, true, "q8_KV"));
+        // Weights alone, not biases.
+        assert!(run.overrides[0].pattern.ends_with(r"exps\.weight"));
+        assert!(read_for("llama-server -ctk q8_KV", Target::default()).is_err());
+        for line in ["llama-server -sm graph -ts 1,1", "llama-server --swa-compress", "llama-server -dsa"] {
+            assert!(matches!(ik(line), Err(Error::NotCounted { .. })), "{line}");
+        }
+        assert!(ik("llama-server -sm layer --draft-max 4").unwrap().notes.is_empty());
     }
 
     #[test]

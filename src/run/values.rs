@@ -116,9 +116,11 @@ impl<'a> Given<'a> {
         }
     }
 
-    pub fn cache_type(&self) -> Result<GgmlType, Error> {
-        let known = CACHE_TYPES.contains(&self.value).then(|| GgmlType::from_name(self.value)).flatten();
-        known.ok_or_else(|| self.refuse(&format!("one of {}", CACHE_TYPES.join(", "))))
+    /// A type of [`CACHE_TYPES`], or of those that this llama.cpp has beside.
+    pub fn cache_type(&self, more: &[&str]) -> Result<GgmlType, Error> {
+        let known = CACHE_TYPES.iter().chain(more).any(|name| *name == self.value);
+        let ty = GgmlType::from_name(self.value).filter(|_| known);
+        ty.ok_or_else(|| self.refuse(&format!("one of {}", [CACHE_TYPES, more].concat().join(", "))))
     }
 
     pub fn choice<T: Choice>(&self) -> Result<T, Error> {

@@ -156,9 +156,13 @@ impl Embedded {
 impl Embedded {
     /// What each second launch takes beside its target, whose weights and caches it may share: without allocating anything.
     pub fn project_drafts(&self, launches: &[(Launch, Launch)]) -> Vec<Result<Projection, Error>> {
-        self.each(launches, |(target, _)| target.endpoints(), |worker, (target, draft)| {
-            worker.ask_projection(draft, Request::ProjectDraft(unmapped(target), unmapped(draft)))
-        })
+        self.each(
+            launches,
+            |(target, _)| target.endpoints(),
+            |worker, (target, draft)| {
+                worker.ask_projection(draft, Request::ProjectDraft(unmapped(target), unmapped(draft)))
+            },
+        )
     }
 
     /// Asks one worker as long as it lives and its RPC servers are those that are asked for.

@@ -7,7 +7,7 @@ use moeplan::emit::{Error, Form, Runner, Wish, emit};
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::model::Model;
 use moeplan::run::{
-    Dialect, FlashAttn, LoadMode, MetadataOverride, ModelSource, Override, ParsedCommand, RunConfig, Target, parse,
+    Dialect, FlashAttn, LoadMode, MetadataOverride, ModelSource, Override, ParsedCommand, RunConfig, parse,
 };
 use moeplan::speed::Turn;
 use moeplan::synth::{self, Wish as Header};
@@ -26,7 +26,7 @@ fn machine() -> Machine {
 }
 
 fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {
-    ParsedCommand::new(run, Some(source), Target::default())
+    ParsedCommand::new(run, Some(source))
 }
 
 fn wish(form: Form, runner: Runner, dialect: Dialect) -> Wish {

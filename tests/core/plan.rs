@@ -323,13 +323,13 @@ fn what_does_not_fit_comes_with_fixes_that_do() {
 fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
     let model = model("qwen3-30b-a3b", &Wish { blocks: Some(16), ..Wish::default() });
     let target = Target { build: 11549, ..Target::default() };
-    let plan = with_levers(&model, &machine(&[4 * GIB]), |request| request.target = target);
+    let plan = with_levers(&model, &machine(&[4 * GIB]), |request| request.run.target = target);
     let cached = plan.why.alternatives.iter().find(|other| other.what.starts_with("--moe-cache-mib")).unwrap();
     assert!(cached.fits && cached.speed.tg > plan.speed.tg);
     assert!(cached.memory["CUDA0"].total.unwrap() + plan.margin <= Bytes(4 * GIB));
     assert!(cached.args.iter().any(|word| word == "--moe-cache-mib"));
     let taken = with_levers(&model, &machine(&[4 * GIB]), |request| {
-        request.target = target;
+        request.run.target = target;
         request.levers.expert_cache = true;
     });
     assert!(taken.args.iter().any(|word| word == "--moe-cache-mib") && taken.check.fits() && within_budgets(&taken));

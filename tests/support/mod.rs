@@ -1,6 +1,7 @@
 //! What several test programs share; each uses a part of it.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod build_rows;
 pub mod examples;
 pub mod fake_endpoint;
 pub mod gguf_builder;

@@ -5,7 +5,7 @@ use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::solver::{Levers, Objective, Strategy};
 use moeplan::plan::{ContextChoice, Request, Turn};
-use moeplan::run::{RunConfig, Target};
+use moeplan::run::RunConfig;
 use moeplan::synth::Wish;
 
 pub fn model(name: &str, wish: &Wish) -> Model {
@@ -30,7 +30,6 @@ pub fn request(strategy: Strategy) -> Request {
         strategy,
         objective: Objective::Turn,
         levers: Levers::default(),
-        target: Target::default(),
         tensors: false,
         explain: false,
     }

@@ -4,6 +4,7 @@ use super::*;
 use crate::gguf::{ByteOrder, Gguf, Header, Metadata, Value};
 use crate::run::Program;
 use crate::run::numbers::numbers;
+use crate::run::{Dialect, Target};
 
 /// A model of `architecture` with `KEY=N` and `KEY=N,N,…` pairs and no tensors.
 pub(crate) fn model(architecture: &str, keys: &str) -> Model {
@@ -206,4 +207,57 @@ fn v_is_as_wide_as_the_widest_layer_without_flash_attention() {
     check("llama", keys, &one_slot(), "Base 4096×1 0:64/64 1:256/256");
     check("llama", keys, &off, "Base 4096×1 0:64/256 1:256/256");
     check("grok", keys, &one_slot(), "Base 4096×1 0:64/256 1:256/256");
+}
+
+/// `llama_kv_cache_init` of ik_llama.cpp: every layer as long as the context, NextN blocks included, latent rows by `-mla`.
+#[test]
+fn ik_llama_cpp_keeps_its_caches_in_its_own_way() {
+    let ik = RunConfig {
+        target: Target { dialect: Dialect::Ik, ..Target::default() },
+        flash_attn: FlashAttn::On,
+        ..one_slot()
+    };
+    let windowed = "block_count=2 attention.head_count=8 attention.head_count_kv=2 attention.sliding_window=128";
+    check("gpt-oss", windowed, &ik, "Base 4096×1 0:128/128 1:128/128");
+    let nextn = "block_count=2 attention.head_count=8 attention.head_count_kv=2 nextn_predict_layers=1";
+    check("glm4moe", nextn, &ik, "Base 4096×1 0:128/128 1:128/128");
+    // Without a stream by slot.
+    check(
+        "llama",
+        "block_count=1 attention.head_count=8",
+        &RunConfig { n_parallel: Some(3), ..ik.clone() },
+        "Base 4096×1 0:512/512",
+    );
+
+    let old = "block_count=1 attention.head_count=8 attention.key_length=192 attention.value_length=128 attention.kv_lora_rank=512 \
+        rope.dimension_count=64";
+    let mla = |mla| RunConfig { mla: Some(mla), ..ik.clone() };
+    check("deepseek2", old, &one_slot(), "Base 4096×1 0:1536/1024");
+    check("deepseek2", old, &ik, "Base 4096×1 0:576/0");
+    check("deepseek2", old, &mla(1), "Base 4096×1 0:576/0");
+    check("deepseek2", old, &RunConfig { flash_attn: FlashAttn::Off, ..mla(1) }, "Base 4096×1 0:576/512");
+    check("deepseek2", old, &mla(0), "Base 4096×1 0:1536/1024");
+    let new = "block_count=1 attention.head_count=8 attention.head_count_kv=1 attention.key_length=576 attention.value_length=512 \
+        attention.key_length_mla=192 attention.value_length_mla=128 attention.kv_lora_rank=512 rope.dimension_count=64";
+    check("deepseek2", new, &ik, "Base 4096×1 0:576/0");
+    check("deepseek2", new, &mla(0), "Base 4096×1 0:1536/1024");
+    let indexed = format!("{new} attention.indexer.key_length=128 attention.indexer.top_k=2048");
+    check("glm-dsa", &indexed, &one_slot(), "Base 4096×1 0:576/0; Indexer 4096×1 0:128/0");
+    check("glm-dsa", &indexed, &ik, "Base 4096×1 0:576/0");
+}
+
+/// Older builds of llama.cpp: V beside the latents, no indexer, no streams.
+#[test]
+fn older_builds_keep_more_or_less() {
+    let at = |build| RunConfig { target: Target { build, ..Target::default() }, ..one_slot() };
+    let latent = "block_count=1 attention.head_count=8 attention.head_count_kv=1 attention.key_length=576 attention.value_length=512 \
+        attention.key_length_mla=192 attention.value_length_mla=128 attention.indexer.key_length=128 attention.indexer.top_k=2048";
+    check("deepseek2", latent, &at(5331), "Base 4096×1 0:576/512");
+    check("deepseek2", latent, &at(8000), "Base 4096×1 0:576/0");
+    check("glm-dsa", latent, &at(10001), "Base 4096×1 0:576/0");
+    check("glm-dsa", latent, &at(10235), "Base 4096×1 0:576/0; Indexer 4096×1 0:128/0");
+    let slots = |build| RunConfig { n_parallel: Some(3), n_ctx: 1000, ..at(build) };
+    let keys = "block_count=1 attention.head_count=8";
+    check("llama", keys, &slots(5622), "Base 1024×1 0:512/512");
+    check("llama", keys, &slots(6699), "Base 512×3 0:512/512");
 }

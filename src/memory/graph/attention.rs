@@ -43,7 +43,7 @@ impl<'g> Builder<'g> {
             AttnInputs::Cached(input(self, CacheKind::Base), Some(input(self, CacheKind::Swa)))
         };
         match self.plan.caches.class {
-            MemoryClass::None => AttnInputs::Batch(self.draft.input(self.mask_type(), &[self.n_tokens, self.n_tokens])),
+            MemoryClass::None => AttnInputs::Batch(self.mask(self.mask_type(), &[self.n_tokens, self.n_tokens])),
             MemoryClass::Iswa => both(Self::inp_kv),
             MemoryClass::HybridIswa => both(Self::inp_k),
             _ => AttnInputs::Cached(self.inp_kv(CacheKind::Base), None),
@@ -164,8 +164,9 @@ impl<'g> Layer<'g> {
         extras: Extras,
     ) -> Node<'g> {
         let windowed = matches!(self.plan.caches.class, MemoryClass::Iswa | MemoryClass::HybridIswa);
-        let q = self.hadamard(q, inputs.k_rot);
-        let kv = kv.map(|(k, v)| (self.hadamard(k, inputs.k_rot), self.hadamard(v, inputs.v_rot)));
+        let (k_rot, v_rot) = self.rotations(&inputs, owner);
+        let q = self.hadamard(q, k_rot);
+        let kv = kv.map(|(k, v)| (self.hadamard(k, k_rot), self.hadamard(v, v_rot)));
         q.expand();
         if let Some((k, v)) = kv {
             self.draft.expand(&if windowed { [k, v] } else { [v, k] });
@@ -174,7 +175,7 @@ impl<'g> Layer<'g> {
         }
         let k = self.get_k(inputs.kind, owner, self.head_k, self.n_kv);
         let v = self.get_v(inputs.kind, owner, self.head_v, self.n_kv);
-        self.hadamard(self.mha(Qkv { q, k, v }, inputs.mask, None, extras), inputs.v_rot)
+        self.hadamard(self.mha(Qkv { q, k, v }, inputs.mask, None, extras), v_rot)
     }
 
     /// Attention and its output projection.

@@ -5,9 +5,10 @@
 use super::inputs::i64_type;
 use super::tensor::{Held, Node, Tensor, row_size};
 use super::{Builder, Error};
+use crate::arch::Memory;
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f16, f32};
-use crate::arch::Memory;
+pub(super) use crate::memory::caches::rot_size;
 use crate::memory::caches::{Cache, CacheKind, Caches};
 use crate::model::hparams::LayerHParams;
 use crate::placement::{Buffer, Placement};
@@ -21,11 +22,6 @@ pub(super) struct CacheInputs<'g> {
     pub(super) mask: Node<'g>,
     pub(super) k_rot: Option<Node<'g>>,
     pub(super) v_rot: Option<Node<'g>>,
-}
-
-/// The side of a Hadamard matrix of keys: the greatest power of 2 in a head's width, 64 at least.
-pub(super) fn rot_size(head: u64) -> u64 {
-    (head & head.wrapping_neg()).max(64)
 }
 
 impl<'g> Builder<'g> {
@@ -56,7 +52,15 @@ impl<'g> Builder<'g> {
     /// One mask: a row of cells by token of each stream.
     pub(super) fn inp_mask(&self, kind: CacheKind, ty: GgmlType) -> Node<'g> {
         let n_stream = if self.plan.numbers.kv_unified { 1 } else { self.n_seqs };
-        self.draft.input(ty, &[self.cells(kind), self.n_tokens / n_stream, 1, n_stream])
+        self.mask(ty, &[self.cells(kind), self.n_tokens / n_stream, 1, n_stream])
+    }
+
+    /// A mask from outside, of this type when it is read.
+    pub(super) fn mask(&self, ty: GgmlType, dims: &[u64]) -> Node<'g> {
+        if ty != f32() && self.plan.rules.mask_copied {
+            return self.draft.input(f32(), dims).cast(ty);
+        }
+        self.draft.input(ty, dims)
     }
 
     pub(super) fn inp_k_idxs(&self) -> Node<'g> {
@@ -83,20 +87,22 @@ impl<'g> Builder<'g> {
     /// Hadamard matrices for quantized keys and values: as wide as all heads allow, 64 for values.
     pub(super) fn inp_rot(&'g self, kind: CacheKind) -> (Option<Node<'g>>, Option<Node<'g>>) {
         let Some(cache) = self.cache(kind) else { return (None, None) };
-        let hparams = &self.keepers().0.hparams;
-        let layer = |il: u32| hparams.layers.get(il as usize).copied().unwrap_or_default();
-        let common = |head: fn(&LayerHParams) -> u32| {
-            let mut heads = cache.layers.iter().map(|l| head(&layer(l.il)));
-            let first = heads.next().filter(|n| *n > 0)?;
-            heads.all(|head| head == first).then_some(u64::from(first))
-        };
-        let full = layer(0);
-        let k_head =
-            common(|l| l.n_embd_head_k).filter(|_| cache.type_k.is_quantized && full.n_embd_head_k.is_multiple_of(64));
-        let v_head = common(|l| l.n_embd_head_v)
-            .filter(|_| !hparams.is_mla && cache.type_v.is_quantized && full.n_embd_head_v.is_multiple_of(64));
+        let [k, v] = cache.rotations(&self.keepers().0.hparams);
         let matrix = |n: u64| self.draft.input(f32(), &[n, n]);
-        (k_head.map(|head| matrix(rot_size(head))), v_head.map(|_| matrix(64)))
+        (k.map(matrix), v.map(matrix))
+    }
+
+    /// The matrices of one layer: the inputs, or its own beside its cache.
+    pub(super) fn rotations(&self, inputs: &CacheInputs<'g>, il: u32) -> (Option<Node<'g>>, Option<Node<'g>>) {
+        let home = self.home(il).filter(|_| self.plan.offload_kqv).map_or(Buffer::Cpu, Buffer::Device);
+        let own = |rot: Node<'g>| {
+            if self.plan.rules.rotations_cached {
+                self.draft.hold(f32(), &rot.shape(), Held::Weight(home))
+            } else {
+                rot
+            }
+        };
+        (inputs.k_rot.map(own), inputs.v_rot.map(own))
     }
 
     /// The caches that are read, and where their layers are: the target's, where a draft model has none.

@@ -33,15 +33,20 @@ impl<'g> Builder<'g> {
         let more = self.n_embd * embeddings.n_deepstack;
         let input = |ty, dims: &[u64]| self.draft.input(ty, dims);
         let vectors = [self.n_embd + more, n_tokens];
-        let rows_of = |ids: Node<'g>| {
-            let rows = table.get_rows(ids);
-            if more > 0 { rows.pad(more) } else { rows }
-        };
-        let mut rows = rows_of(input(i32(), &[n_tokens])).expand();
-        input(f32(), &vectors).expand();
-        if !self.arch.unmixed {
+        let kinds = self.plan.rules.embedding_inputs;
+        let is_mixed = kinds >= 3 && !self.arch.unmixed;
+        let looked_up = || table.get_rows(input(i32(), &[n_tokens]));
+        let is_first = self.plan.rules.looks_up_first;
+        let first = is_first.then(|| (looked_up().expand(), is_mixed.then(|| looked_up().expand())));
+        let padded = |rows: Node<'g>| if more > 0 { rows.pad(more) } else { rows };
+        let mut rows = padded(first.map_or_else(looked_up, |(rows, _)| rows)).expand();
+        if kinds >= 2 {
+            input(f32(), &vectors).expand();
+        }
+        if is_mixed {
             let copy = input(f32(), &vectors).op(Op::Dup);
-            copy.set_rows(rows_of(input(i32(), &[n_tokens])), input(i64_type(), &[n_tokens])).expand();
+            let mixed = padded(first.and_then(|(_, rows)| rows).unwrap_or_else(looked_up));
+            copy.set_rows(mixed, input(i64_type(), &[n_tokens])).expand();
         }
         if more > 0 {
             rows = rows.view(&[self.n_embd, n_tokens], &[rows.nb(1)], 0);
@@ -49,7 +54,9 @@ impl<'g> Builder<'g> {
         if embeddings.scaled {
             rows = rows.scale();
         }
-        if embeddings.token_scaled {
+        if embeddings.token_scaled && kinds < 3 {
+            rows = rows.scale();
+        } else if embeddings.token_scaled {
             let packed = if rows.tensor().is_contiguous() { rows } else { rows.cont() };
             rows = packed * input(f32(), &[1, n_tokens]);
         }

@@ -31,7 +31,7 @@ use crate::gguf::Value;
 use crate::model::Model;
 use crate::model::hparams::{HParams, LayerHParams};
 use crate::placement::{Buffer, Copy, Placement};
-use crate::run::ContextNumbers;
+use crate::run::{ContextNumbers, Rules};
 
 /// What a graph is built from.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,7 @@ pub struct Plan<'a> {
     pub other: Option<Other<'a>>,
     /// The layers whose input a draft model reads; one more than the last stands for the last one's output.
     pub taps: &'a [u32],
+    pub rules: Rules,
     pub batch: Batch,
     pub flash_attn: bool,
     /// Caches lie with their layers instead of on the host.
@@ -327,7 +328,12 @@ impl<'g> Builder<'g> {
     }
 
     /// `NAME.ENDING` of the target, which lies where the target has it.
-    fn theirs(&self, name: &str, ending: &str, choose: impl FnOnce(&'g [Copy]) -> Option<&'g Copy>) -> Option<Node<'g>> {
+    fn theirs(
+        &self,
+        name: &str,
+        ending: &str,
+        choose: impl FnOnce(&'g [Copy]) -> Option<&'g Copy>,
+    ) -> Option<Node<'g>> {
         let other = self.plan.other?;
         let full = format!("{name}.{ending}");
         let index = other.model.tensors.iter().position(|tensor| tensor.name == full)?;

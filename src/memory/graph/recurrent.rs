@@ -46,12 +46,28 @@ impl<'g> Builder<'g> {
         StateInputs { s_copy, main, tail: s_copy.view(&[n_states - 1], &[], 4), n_states }
     }
 
+    /// Heads of one length (`build_gdn_l2_norm`, `ggml_l2_norm`).
+    pub(super) fn unit_norm(&self, x: Node<'g>) -> Node<'g> {
+        if self.plan.rules.unit_norms_by_rms { x.rms().scale() } else { x.op(Op::Norm) }
+    }
+
     /// The states of the batch's sequences, the others copied along (`build_rs`).
     pub(super) fn read_states(&self, inputs: &StateInputs<'g>, states: Node<'g>) -> Node<'g> {
-        let all = states.zeroed().get_rows(inputs.s_copy);
+        let flat = states.zeroed();
+        if !self.plan.rules.gathers_states_once {
+            let wanted = flat.get_rows(inputs.main).expand();
+            self.copy_extra(inputs, states, flat.get_rows(self.others(inputs)), 0);
+            return wanted;
+        }
+        let all = flat.get_rows(inputs.s_copy);
         let wanted = all.view(&[states.ne(0), self.n_seqs], &[all.nb(1)], 0).expand();
         self.copy_extra(inputs, states, all, self.n_seqs);
         wanted
+    }
+
+    /// Which states the batch does not continue.
+    fn others(&self, inputs: &StateInputs<'g>) -> Node<'g> {
+        inputs.s_copy.view(&[inputs.n_states - self.n_seqs], &[], 4 * self.n_seqs)
     }
 
     /// The states that the batch does not change, row `first` of `all` on, move with those it does.
@@ -70,7 +86,8 @@ impl<'g> Builder<'g> {
         sources @ [x, dt, a, b, c]: [Node<'g>; 5],
     ) -> Node<'g> {
         let flat = states.zeroed();
-        let all = flat.get_rows(inputs.tail);
+        let is_one = self.plan.rules.gathers_states_once;
+        let all = flat.get_rows(if is_one { inputs.tail } else { self.others(inputs) });
         let by_head = flat.reshape(&[size, head, n_head, states.ne(1)]);
         let [x_ne, dt_ne, a_ne, b_ne, c_ne] = sources.map(Node::shape);
         let rows = x_ne[..2] == [head, n_head] && dt_ne == [n_head, x_ne[2], x_ne[3], 1];
@@ -82,7 +99,7 @@ impl<'g> Builder<'g> {
         let sources = [by_head, x, dt, a, b, c, inputs.main];
         let result = self.draft.make(Op::SsmScan, f32(), [n, 1, 1, 1], &sources).expand();
         // The first state was not gathered.
-        self.copy_extra(inputs, states, all, self.n_seqs - 1);
+        self.copy_extra(inputs, states, all, if is_one { self.n_seqs - 1 } else { 0 });
         result
     }
 
@@ -197,10 +214,5 @@ impl Node<'_> {
     /// Stores it as the first elements of a state's tensor.
     pub(super) fn store(self, states: Self) {
         self.cpy(states.view(&[self.elements()], &[], 0)).expand();
-    }
-
-    /// Heads of one length (`build_gdn_l2_norm`).
-    pub(super) fn unit_norm(self) -> Self {
-        self.rms().scale()
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInpu
     // Each key head as often as there are value heads to it.
     let repeats = n_k != n_v && l.arch.name == "qwen3next";
     let [q, k] = [q, k].map(|x| {
-        let x = x.unit_norm();
+        let x = l.unit_norm(x);
         if !repeats {
             return x;
         }

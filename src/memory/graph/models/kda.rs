@@ -95,7 +95,7 @@ impl<'g> Layer<'g> {
         let decay = self.decay(x, (head, n_head)).reshape(&[head, n_head, n_tokens, n_seqs]);
         let beta = self.raw_mm("ssm_beta", x).reshape(&[1, n_head, n_tokens, n_seqs]).sigmoid();
         let state = self.read_states(inputs, ssm_states).reshape(&[head, head, n_head, n_seqs]);
-        let (output, new_state) = self.delta_rule([q.unit_norm(), k.unit_norm(), v, decay, beta, state]);
+        let (output, new_state) = self.delta_rule([self.unit_norm(q), self.unit_norm(k), v, decay, beta, state]);
         if is_linear {
             new_state.store(ssm_states);
         } else {

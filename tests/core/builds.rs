@@ -1,0 +1,47 @@
+//! Builds of llama.cpp and ik_llama.cpp: what each held, by its own rules.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::support::build_rows::{Row, headers, words};
+use moeplan::bytes::Bytes;
+use moeplan::memory;
+use moeplan::run::{Target, parse};
+use moeplan::runtime::software_machine;
+
+/// Rows whose compute is not yet what the build held: recorded, so that they only get fewer.
+const COMPUTE_OFF: usize = 0;
+
+#[test]
+fn every_build_held_what_its_rules_say() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth/builds.jsonl");
+    let rows = std::fs::read_to_string(path).expect("the truth is in the repository");
+    let headers = headers();
+    let mut off = Vec::new();
+    for line in rows.lines() {
+        let row: Row = serde_json::from_str(line).expect("JSON lines");
+        let (n_devices, flags) = row.launch.split_once(' ').expect("devices and flags");
+        let target = Target { build: row.build, ..Target::default() };
+        let run = parse::command_for(&words(flags), &BTreeMap::new(), target).expect("flags of llama.cpp").run;
+        let machine = software_machine(n_devices.parse().expect("a count"), Bytes::mib(24 * 1024));
+        let (_, model) = headers.get(&row.model);
+        let ours = memory::forecast(model, &machine, &run).expect("a forecast").target;
+        for (key, theirs) in &row.memory {
+            let ours = ours.get(key).copied().unwrap_or_default();
+            assert_eq!(
+                (ours.model, ours.context),
+                (theirs.model, theirs.context),
+                "{} {} {key}",
+                row.model,
+                row.launch
+            );
+            if ours.compute != theirs.compute {
+                off.push(format!(
+                    "b{} {} [{}] {key}: {} {}",
+                    row.build, row.model, row.launch, ours.compute, theirs.compute
+                ));
+            }
+        }
+    }
+    assert!(off.len() <= COMPUTE_OFF, "{} rows:\n{}", off.len(), off.join("\n"));
+}

@@ -1,0 +1,153 @@
+//! The oracle for a build: our bytes by the rules of build N against a llama.cpp of that build, on launches drawn at random.
+//!
+//! `scripts/build-oracle N` builds it and calls this with `MOEPLAN_ORACLE` (its folder) and `MOEPLAN_BUILD`; without them nothing
+//! is compared. `MOEPLAN_CASES`, `MOEPLAN_SEED` and `MOEPLAN_MODELS` say how many launches, which, and of which models;
+//! `MOEPLAN_ROWS` names a file for the rows of `testdata/truth/builds.jsonl`.
+#![expect(clippy::print_stderr, reason = "a test's report")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::support::build_rows::{LAUNCHES, MODELS, Row, headers, words};
+use moeplan::memory::{self, MemoryByDevice};
+use moeplan::run::{Choice as _, RunConfig, Target, numbers, parse};
+use moeplan::runtime::software_machine;
+
+/// A server of one software device, ended with the test.
+struct Server(Child, String);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).ok();
+    }
+}
+
+fn server(folder: &Path) -> Server {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let mut command = Command::new(folder.join("rpc-server"));
+    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().expect("the build's rpc-server");
+    let endpoint = format!("127.0.0.1:{port}");
+    while TcpStream::connect(&endpoint).is_err() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Server(child, endpoint)
+}
+
+/// A launch as the oracle reads it.
+fn line(path: &Path, run: &RunConfig, servers: &[&str], hparams: &moeplan::model::HParams) -> String {
+    let numbers = numbers(run, hparams);
+    let flag = u8::from;
+    let join = |list: Vec<String>, separator: &str| list.join(separator);
+    let rules = run.overrides.iter().map(|rule| format!("{}={}", rule.pattern, rule.buffer)).collect();
+    let words = [
+        ("m", path.display().to_string()),
+        ("rpc", servers.join(",")),
+        ("ngl", run.n_gpu_layers.to_string()),
+        ("ts", join(run.tensor_split.iter().map(ToString::to_string).collect(), ",")),
+        ("ot", join(rules, ";")),
+        ("repack", flag(run.repack).to_string()),
+        ("c", numbers.n_ctx.to_string()),
+        ("b", numbers.n_batch.to_string()),
+        ("ub", numbers.n_ubatch.to_string()),
+        ("np", numbers.n_seq_max.to_string()),
+        ("kvu", flag(numbers.kv_unified).to_string()),
+        ("fa", run.flash_attn.number().to_string()),
+        ("ctk", run.type_k.to_string()),
+        ("ctv", run.type_v.to_string()),
+        ("kqv", flag(run.offload_kqv).to_string()),
+        ("offload", flag(run.op_offload).to_string()),
+        ("swa", flag(run.swa_full).to_string()),
+        ("outputs", numbers.n_outputs_max.to_string()),
+    ];
+    words.map(|(key, value)| format!("{key}={value}")).join(" ")
+}
+
+#[test]
+fn builds() {
+    let (Some(folder), Ok(build)) = (std::env::var_os("MOEPLAN_ORACLE"), std::env::var("MOEPLAN_BUILD")) else {
+        return;
+    };
+    let (folder, build) = (PathBuf::from(folder), build.parse().expect("the number of a build"));
+    let headers = headers();
+    let servers: Vec<Server> = (0..2).map(|_| server(&folder)).collect();
+    let mut child = Command::new(folder.join("oracle"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the build's oracle");
+    let (mut asked, mut answers) =
+        (child.stdin.take().expect("piped"), BufReader::new(child.stdout.take().expect("piped")).lines());
+    let wanted = std::env::var("MOEPLAN_MODELS").unwrap_or_default();
+    let mut rows = std::env::var_os("MOEPLAN_ROWS").map(|path| std::fs::File::create(path).expect("a new file"));
+    let (mut tally, mut refused) = (Tally::default(), 0);
+    for name in MODELS.iter().filter(|name| name.contains(&wanted)) {
+        let (path, model) = headers.get(name);
+        for launch in LAUNCHES {
+            let (n_devices, flags) = launch.split_once(' ').expect("devices and flags");
+            let n_devices: u16 = n_devices.parse().expect("a count");
+            let target = Target { build, ..Target::default() };
+            let mut run = parse::command_for(&words(flags), &BTreeMap::new(), target).expect("flags of llama.cpp").run;
+            let endpoints: Vec<&str> = servers[..usize::from(n_devices)].iter().map(|s| s.1.as_str()).collect();
+            writeln!(asked, "{}", line(path, &run, &endpoints, &model.hparams)).expect("the oracle listens");
+            let theirs = answers.next().expect("an answer").expect("a line");
+            let machine = software_machine(n_devices, moeplan::bytes::Bytes::mib(24 * 1024));
+            run.rpc.clear();
+            let ours = memory::forecast(model, &machine, &run).map(|forecast| forecast.target);
+            let theirs: Option<MemoryByDevice> = serde_json::from_str(&theirs).unwrap_or_default();
+            let (Ok(ours), Some(theirs)) = (ours, theirs) else {
+                refused += 1;
+                continue;
+            };
+            tally.add(name, launch, &ours, &theirs);
+            if let Some(file) = &mut rows {
+                let row = Row { build, model: (*name).to_string(), launch: launch.to_string(), memory: theirs };
+                writeln!(file, "{}", serde_json::to_string(&row).expect("JSON")).expect("written");
+            }
+        }
+    }
+    drop(asked);
+    child.wait().expect("the oracle ends");
+    eprintln!("b{build}: {} rows of {} launches, {refused} refused or not counted", tally.rows[0].0, tally.launches);
+    for (term, (rows, equal, worst)) in ["weights", "context", "compute"].iter().zip(&tally.rows) {
+        eprintln!("  {term:8} {equal} of {rows} equal to the byte, largest error {worst}");
+    }
+}
+
+/// Rows compared, equal ones and the largest error, by term.
+#[derive(Default)]
+struct Tally {
+    launches: usize,
+    rows: [(usize, usize, i64); 3],
+}
+
+impl Tally {
+    fn add(&mut self, model: &str, launch: &str, ours: &MemoryByDevice, theirs: &MemoryByDevice) {
+        self.launches += 1;
+        let keys: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        for key in keys {
+            let [ours, theirs] = [ours, theirs].map(|table| table.get(key).copied().unwrap_or_default());
+            let terms =
+                |row: memory::MemoryBreakdown| [row.model, row.context, row.compute].map(|bytes| bytes.0.cast_signed());
+            for (i, (a, b)) in terms(ours).into_iter().zip(terms(theirs)).enumerate() {
+                let (rows, equal, worst) = &mut self.rows[i];
+                *rows += 1;
+                *equal += usize::from(a == b);
+                if (a - b).abs() > worst.abs() {
+                    *worst = a - b;
+                }
+                if a != b {
+                    eprintln!(
+                        "{model} [{launch}] {key} {}: {a} predicted, {b} there ({:+})",
+                        ["weights", "context", "compute"][i],
+                        a - b
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Launches of which builds of llama.cpp have told their memory in bytes: `testdata/truth/builds.jsonl`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use moeplan::gguf;
+use moeplan::memory::MemoryByDevice;
+use moeplan::model::Model;
+use serde::{Deserialize, Serialize};
+
+/// Headers of testdata/architectures.tar.xz: dense, with experts, with windows, with latents, hybrid, tied.
+pub const MODELS: [&str; 15] = [
+    "llama-dense",
+    "qwen3-dense",
+    "gemma3-dense",
+    "gemma2-dense",
+    "llama-moe",
+    "qwen3moe-moe",
+    "glm4moe-moe",
+    "gpt-oss-moe",
+    "deepseek2-moe",
+    "qwen3next-moe",
+    "qwen35moe-moe",
+    "minimax-m2-moe",
+    "granitehybrid-dense",
+    "lfm2moe-moe",
+    "mamba2-dense",
+];
+
+/// Software devices, then the words of llama-server or llama-fit-params.
+pub const LAUNCHES: [&str; 16] = [
+    "0 llama-server -c 4096 -np 1",
+    "0 llama-server -c 8192 -np 4 -ub 256 -fa off",
+    "1 llama-server -c 4096 -np 1 -ngl 99 -fa on",
+    "1 llama-server -c 8192 -np 4 -ngl 99 -fa off",
+    "1 llama-server -c 5000 -np 3 -ngl 99 -ub 128 -nkvo",
+    "1 llama-server -c 16384 -np 1 -ngl 99 -cmoe -fa on",
+    "1 llama-server -c 4096 -np 2 -ngl 2 -ub 1024 -fa on",
+    "1 llama-fit-params -c 4096 -ngl 99 -ub 2048 -fa on",
+    "1 llama-fit-params -c 4096 -ngl 99 -ub 32 -ncmoe 1 -fa off",
+    "1 llama-server -c 8192 -np 1 -ngl 99 -fa on -ctk q8_0 -ctv q8_0",
+    "1 llama-server -c 2048 -np 1 -ngl 99 -ot exps=CPU --no-op-offload -fa on",
+    "2 llama-server -c 4096 -np 1 -ngl 99 -ts 1,1 -fa on",
+    "2 llama-server -c 8192 -np 4 -ngl 99 -ts 1,3 -fa off",
+    "2 llama-server -c 4096 -np 1 -ngl 99 -ts 3,1 -ub 256 --swa-full -fa on",
+    "2 llama-server -c 4096 -np 1 -ngl 2 -ts 1,1 -fa on",
+    "2 llama-fit-params -c 4096 -ngl 99 -ts 2,3 -ub 1024 -fa auto",
+];
+
+/// What a build held for a launch.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Row {
+    pub build: u32,
+    pub model: String,
+    pub launch: String,
+    pub memory: MemoryByDevice,
+}
+
+/// The words of a launch, which is not fitted.
+pub fn words(flags: &str) -> Vec<String> {
+    format!("{flags} -fit off").split(' ').map(str::to_string).collect()
+}
+
+pub struct Headers {
+    folder: tempfile::TempDir,
+    models: BTreeMap<&'static str, (PathBuf, Model)>,
+}
+
+/// The headers of [`MODELS`].
+pub fn headers() -> Headers {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/architectures.tar.xz");
+    let status = Command::new("tar").arg("-xJSf").arg(&archive).arg("-C").arg(folder.path()).status();
+    assert!(status.expect("tar is installed").success(), "{} unpacks", archive.display());
+    let model = |name: &'static str| {
+        let path = folder.path().join(format!("{name}.gguf"));
+        let model = Model::from_gguf(gguf::open(&path).expect("a header")).expect("a model");
+        (name, (path, model))
+    };
+    let models = MODELS.into_iter().map(model).collect();
+    Headers { folder, models }
+}
+
+impl Headers {
+    pub fn get(&self, name: &str) -> (&Path, &Model) {
+        let (path, model) = &self.models[name];
+        assert!(path.starts_with(self.folder.path()));
+        (path, model)
+    }
+}
