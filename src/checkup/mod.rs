@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::fit::{self, Fitted};
 use crate::gguf::{GgmlType, ggml_type};
-use crate::machine::Machine;
+use crate::machine::{MARGIN_UNCALIBRATED, Machine};
 use crate::memory::{
     self, Basis, Forecast, HOST, HostNeeds, Launch, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache,
 };
@@ -73,6 +73,9 @@ pub struct Checkup {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
+    Comfortable,
+    /// It fits with less than [`MARGIN_UNCALIBRATED`] left of a device: another program can push it over.
+    Tight,
     Refused,
     Short,
     /// It starts, but main memory does not hold the mapped weights.
@@ -315,7 +318,9 @@ pub fn check(
     };
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);
     let is_paged = forecast.mapped.host.is_some() && shortfall.keys().all(|key| key == HOST);
-    let lacks_parts = forecast.is_whole() && !forecast.uncounted.is_empty();
+    let is_whole = forecast.is_whole();
+    let lacks_parts = is_whole && !forecast.uncounted.is_empty();
+    let has_room = forecast.devices_short(machine, MARGIN_UNCALIBRATED).is_empty();
     let is_counted = forecast.uncounted.iter().all(|term| options.ignored.iter().any(|part| *part == term.what));
     let parts = PartRow::table(&forecast, run);
     let mut basis = forecast.basis;
@@ -337,7 +342,10 @@ pub fn check(
             (false, true) if is_rescued => Some(Verdict::AfterFit),
             (false, true) if is_paged => Some(Verdict::Paged),
             (false, true) => Some(Verdict::Short),
-            (false, false) => lacks_parts.then_some(Verdict::WithoutParts),
+            (false, false) if lacks_parts => Some(Verdict::WithoutParts),
+            (false, false) if !is_whole => None,
+            (false, false) if has_room => Some(Verdict::Comfortable),
+            (false, false) => Some(Verdict::Tight),
         },
         uncounted: forecast.uncounted,
         mapped_span: forecast.mapped.host,

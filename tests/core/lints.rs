@@ -520,7 +520,18 @@ fn of_an_unknown_architecture_only_the_weights_are_told() {
         let json = serde_json::to_value(row).unwrap();
         assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["model"]);
     }
-    assert!(known.verdict.is_none() && known.uncounted.is_empty() && known.fits());
+    assert!(known.verdict == Some(Verdict::Comfortable) && known.uncounted.is_empty() && known.fits());
+}
+
+/// A launch with less left of a card than what is kept of one that nobody measured.
+#[test]
+fn what_fits_with_little_to_spare_fits_tightly() {
+    let line = "llama-server -ngl 99 -c 4096";
+    let used = check(&LLAMA, ONE, line, Target::default()).memory["CUDA0"].total.expect("counted");
+    for (left, verdict) in [(300, Verdict::Comfortable), (255, Verdict::Tight), (0, Verdict::Tight)] {
+        let card = format!("CUDA0={}B 64", (used + Bytes::mib(left)).0);
+        assert_eq!(check(&LLAMA, &card, line, Target::default()).verdict, Some(verdict), "{left} MiB left");
+    }
 }
 
 /// One that llama.cpp loads and whose graph is not built here: all but compute.

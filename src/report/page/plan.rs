@@ -7,7 +7,7 @@ use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, dotted, named, 
 use crate::bytes::Bytes;
 use crate::checkup::{self, BUDGET, Checkup, Severity};
 use crate::inspection::Warning;
-use crate::machine::{Device, Machine};
+use crate::machine::{Device, MARGIN_UNCALIBRATED, Machine};
 use crate::memory::{Basis, HOST, What};
 use crate::number::{rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
@@ -122,7 +122,16 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
             let parts: Vec<&str> = check.uncounted.iter().map(|term| &*term.what).collect();
             (Verdict::Open, format!("Fits without {}, which is not counted.", parts.join(" and ")))
         }
-        (Some(true), false) => (Verdict::Good, "Fits.".to_string()),
+        (Some(true), false) if check.verdict == Some(checkup::Verdict::Tight) => {
+            let left = |(name, budget): (&String, &Bytes)| {
+                let left = budget.saturating_sub(check.memory.get(name)?.total?); // It fits.
+                (name != HOST && left < MARGIN_UNCALIBRATED).then(|| format!("{left} of {name}"))
+            };
+            let left: Vec<String> = check.budget.iter().filter_map(left).collect();
+            let text = format!("Fits tightly: {} left, so another program can push it over.", left.join(" and "));
+            (Verdict::Caution, text)
+        }
+        (Some(true), false) => (Verdict::Good, "Fits comfortably.".to_string()),
         (Some(true), true) => (Verdict::Bad, "Would fit, but llama.cpp refuses the command.".to_string()),
         (None, true) => (Verdict::Bad, "llama.cpp refuses the command.".to_string()),
         (None, false) => (Verdict::Open, "Whether it fits cannot be determined.".to_string()),
