@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::Launch;
 use super::backend::Target;
 use super::caches::Caches;
+use super::fusion;
 use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Plan};
 use super::sched::{Scheduled, Scheduler};
@@ -24,6 +25,8 @@ pub struct Compute {
     pub flash_attn: bool,
     /// Whether several micro-batches are in flight (pipeline parallelism).
     pub is_pipelined: bool,
+    /// Kernels that a graph of the target starts.
+    pub kernels: usize,
     /// What a projector takes beside it, where that was counted.
     pub projector: Option<super::Projector>,
 }
@@ -43,6 +46,7 @@ impl<'a> Context<'a> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
         let mut graph = graph::build(&self.plan(self.prompt(), flash_attn))?;
+        let kernels = fusion::kernels(&graph);
         let Scheduled { sizes, .. } = scheduler.reserve(&mut graph);
         let name = |target: &Target| match target.device {
             Some(device) => self.launch.machine.device(device).map(|d| d.name.clone()),
@@ -50,7 +54,7 @@ impl<'a> Context<'a> {
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
         let is_pipelined = scheduler.pipeline;
-        Ok(Compute { by_device: named.collect(), flash_attn, is_pipelined, projector: None })
+        Ok(Compute { by_device: named.collect(), flash_attn, is_pipelined, kernels, projector: None })
     }
 
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
