@@ -14,6 +14,7 @@ use crate::gguf::GgmlType;
 use crate::number::counted;
 
 pub mod cards;
+pub mod processors;
 
 /// What is left free of a device where nothing was measured of it yet.
 pub const MARGIN_UNCALIBRATED: Bytes = Bytes::mib(256);
@@ -497,59 +498,103 @@ pub struct Host {
     /// Threads that the cores run at once (twice the cores with SMT), if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
-    /// What it does in a second; `None` = a guess by its cores.
+    /// What its processor calls itself, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<String>,
+    /// What it does in a second, as far as that is known; the rest by its processor, else by its cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<HostRates>,
 }
 
-/// What one device does, alone and with the host. All figures are effective ones: what llama.cpp gets, not what a data sheet says.
+/// A rate that is not given: the table's counts.
+fn unsaid() -> f64 {
+    f64::NAN
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_unsaid(rate: &f64) -> bool {
+    rate.is_nan()
+}
+
+/// What one device does, alone and with the host; what is not given is the table's. All figures are effective ones: what llama.cpp gets, not what a data sheet says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DeviceRates {
     /// Weights read for one token, and passed over once a micro-batch: GB/s (10^9).
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub weights: f64,
     /// Products of a micro-batch with quantized weights: TFLOP/s (10^12).
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub products: f64,
     /// Attention of a micro-batch: TFLOP/s.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub attention: f64,
     /// Keys and values read for one token: GB/s.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub cache: f64,
     /// Fixed time by weight tensor used, for one pass through the graph: microseconds.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub op: f64,
     /// Fixed time by pass through the graph: microseconds.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub graph: f64,
     /// Copies from pinned host memory (`--load-mode none`): GB/s.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub pinned: f64,
     /// Copies from mapped files and other pageable memory: GB/s.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub pageable: f64,
     /// Fixed time by host tensor copied for one micro-batch: microseconds.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub offload: f64,
     /// Fixed time by change between this device and the host or another device: microseconds.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub switch: f64,
     /// The share by which predictions with these figures may well be off: 0.15 = ±15%.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub uncertainty: f64,
+    /// The same of prompts alone.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
+    pub uncertainty_pp: f64,
+    /// The same of generation alone.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
+    pub uncertainty_tg: f64,
     /// Where they come from: `calibrated on …`, `table: …`, `guess …`.
+    #[serde(default)]
     pub basis: String,
 }
 
-/// What the host does.
+/// What the host does; what is not given is the table's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HostRates {
     /// Main memory read by all threads together: GB/s (10^9).
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub memory: f64,
     /// Weights multiplied with one token's row by one thread: GB/s.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub by_thread: f64,
     /// Products of a micro-batch by one thread: GFLOP/s (10^9).
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub products: f64,
     /// Fixed time by weight tensor used, for one pass through the graph: microseconds.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub op: f64,
     /// Weights read from the disk that do not stay in memory: GB/s.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub disk: f64,
     /// The share by which predictions with these figures may well be off.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub uncertainty: f64,
+    /// The same of prompts alone.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
+    pub uncertainty_pp: f64,
+    /// The same of generation alone.
+    #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
+    pub uncertainty_tg: f64,
+    #[serde(default)]
     pub basis: String,
 }
 

@@ -18,7 +18,7 @@ use crate::plan::{self, Levers, Request, Strategy};
 use crate::report::page::plan::budgets;
 use crate::report::page::{Block, Document, Page, dotted};
 use crate::report::table::{Table, row};
-use crate::speed::{Speed, Turn};
+use crate::speed::{Phase, Speed, Turn};
 
 const PARALLEL: usize = 4;
 
@@ -152,9 +152,9 @@ impl Document for Quants {
         let speeds = judged().filter_map(|fits| fits.speed.as_ref());
         page.push(speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty)).map(|speed| {
             let Turn { prompt, generate, .. } = Turn::default();
-            let off = speed.uncertainty * 100.0;
+            let [pp, tg] = [Phase::Prompt, Phase::Generate].map(|phase| speed.within(phase));
             let of = format!("tokens/s as planned, and seconds for {prompt} + {generate} tokens ({})", speed.basis);
-            Block::Prose(format!("Predicted ±{off:.0}%: {of}"))
+            Block::Prose(format!("Predicted, prompt {pp}, generation {tg}: {of}"))
         }));
         vec![page]
     }

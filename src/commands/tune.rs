@@ -288,7 +288,7 @@ mod tests {
             shortfall: BTreeMap::new(),
             memory: BTreeMap::new(),
             placement: ExpertSplit::default(),
-            speed: Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 },
+            speed: Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2, ..Speed::default() },
             turn_seconds: 1.0,
             turn_change: 0.0,
             note: None,

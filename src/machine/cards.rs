@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(CARDS.iter().map(|card| card.sold.len()).sum::<usize>(), memory.len());
         for line in &lines {
             let cells = line.split('\t').count();
-            assert_eq!(cells, if line.starts_with('\t') { 6 } else { 8 }, "{line}");
+            assert!(if line.starts_with('\t') { cells == 6 } else { matches!(cells, 8 | 9) }, "{line}");
         }
         for card in CARDS.iter() {
             assert_eq!(named(card.words).next().unwrap().words, card.words, "an earlier row hides it");

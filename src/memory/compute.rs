@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::backend::Target;
 use super::caches::Caches;
+use super::fusion;
 use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Plan};
 use super::sched::{Scheduled, Scheduler};
@@ -26,6 +27,8 @@ pub struct Compute {
     pub flash_attn: bool,
     /// Whether several micro-batches are in flight (pipeline parallelism).
     pub is_pipelined: bool,
+    /// Kernels that a graph of the target starts.
+    pub kernels: usize,
     /// What a projector takes beside it, where that was counted.
     pub projector: Option<super::Projector>,
 }
@@ -44,9 +47,9 @@ impl<'a> Context<'a> {
     pub fn compute(&self) -> Result<Compute, graph::Error> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
-        let by_device = self.reserved(&scheduler, &self.plan(self.prompt(), flash_attn))?;
+        let (by_device, kernels) = self.reserved(&scheduler, &self.plan(self.prompt(), flash_attn))?;
         let is_pipelined = scheduler.pipeline;
-        Ok(Compute { by_device, grown: BTreeMap::new(), flash_attn, is_pipelined, projector: None })
+        Ok(Compute { by_device, grown: BTreeMap::new(), flash_attn, is_pipelined, kernels, projector: None })
     }
 
     /// By how much the buffers grow when the graph is reserved again and keeps the inputs of these layers
@@ -54,22 +57,28 @@ impl<'a> Context<'a> {
     pub fn grown(&self, taps: &[u32], before: &Forecast) -> Result<BTreeMap<String, Bytes>, graph::Error> {
         let scheduler = self.scheduler();
         let plan = Plan { taps, ..self.plan(self.prompt(), before.flash_attn == Some(true)) };
-        let grown = self.reserved(&scheduler, &plan)?.into_iter().map(|(name, bytes)| {
+        let grown = self.reserved(&scheduler, &plan)?.0.into_iter().map(|(name, bytes)| {
             let first = before.target.get(&name).map_or(Bytes(0), |row| row.compute);
             (name, bytes.saturating_sub(first))
         });
         Ok(grown.filter(|(_, bytes)| *bytes > Bytes(0)).collect())
     }
 
-    fn reserved(&self, scheduler: &Scheduler, plan: &Plan<'_>) -> Result<BTreeMap<String, Bytes>, graph::Error> {
+    /// The buffers by device, and how many kernels the graph starts.
+    fn reserved(
+        &self,
+        scheduler: &Scheduler,
+        plan: &Plan<'_>,
+    ) -> Result<(BTreeMap<String, Bytes>, usize), graph::Error> {
         let mut graph = graph::build(plan)?;
+        let kernels = fusion::kernels(&graph);
         let Scheduled { sizes, .. } = scheduler.reserve(&mut graph);
         let name = |target: &Target| match target.device {
             Some(device) => self.launch.machine.device(device).map(|d| d.name.clone()),
             None => Some(super::HOST.to_string()),
         };
         let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
-        Ok(named.collect())
+        Ok((named.collect(), kernels))
     }
 
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {

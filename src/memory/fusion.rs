@@ -77,6 +77,30 @@ fn can_fuse(graph: &Graph, nodes: &[usize], outputs: &[usize]) -> bool {
     })
 }
 
+/// Kernels that a token's graph starts: its nodes less views and less what runs within a neighbour's kernel.
+///
+/// Products take the bias and the gate behind them along (`ggml_cuda_op_mul_mat_vec_q` with `ggml_cuda_mm_fusion_args_host`), norms their
+/// weight (`ggml_cuda_op_rms_norm_fused`); routers and sums of experts are one each. Vulkan and Metal fuse nearly the same.
+pub fn kernels(graph: &Graph) -> usize {
+    let end = graph.nodes.len();
+    let (mut count, mut i) = (0, 0);
+    while i < end {
+        let group = weighted_reduction(graph, i, end).map(|sum| sum.n_nodes).or_else(|| router(graph, i, end));
+        count += usize::from(group.is_some() || starts_kernel(graph, node(graph, i)));
+        i += group.unwrap_or(1);
+    }
+    count
+}
+
+fn starts_kernel(graph: &Graph, tensor: &Tensor) -> bool {
+    let reads_weight = || tensor.sources().iter().any(|id| matches!(graph.tensor(*id).held, Held::Weight(_)));
+    match tensor.op {
+        Op::None | Op::Glu(_) => false,
+        Op::Mul | Op::Add | Op::AddId => !reads_weight(),
+        op => !op.is_view(),
+    }
+}
+
 /// The sum of weighted experts, as one kernel.
 struct Reduction {
     experts: Id,
@@ -297,7 +321,7 @@ mod tests {
     use crate::gguf::ggml_type::f32;
 
     /// What is kept, by node, of two experts' rows by their weights, added up; the product can be read elsewhere too.
-    fn kept(is_read_again: bool) -> (Keeps, [Id; 3]) {
+    fn kept(is_read_again: bool) -> (Keeps, [Id; 3], Graph) {
         let draft = Draft::default();
         let experts = draft.input(f32(), &[64, 2, 8]).cont();
         let weights = draft.input(f32(), &[1, 2, 8]);
@@ -312,13 +336,15 @@ mod tests {
         let mut graph = draft.0.into_inner();
         let (mut keeps, all) = (Keeps::default(), 0..graph.nodes.len());
         optimize(&mut graph, all, &mut keeps);
-        (keeps, ids)
+        (keeps, ids, graph)
     }
 
     #[test]
     fn what_one_kernel_adds_up_stays_until_it_has_run() {
-        let (keeps, [experts, weights, sum]) = kept(false);
+        let (keeps, [experts, weights, sum], graph) = kept(false);
         assert_eq!(keeps.until.get(&sum), Some(&vec![experts, weights]));
+        // The copy of the experts, and their sum.
+        assert_eq!(kernels(&graph), 2);
     }
 
     #[test]

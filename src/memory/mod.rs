@@ -136,6 +136,8 @@ pub struct Forecast {
     pub is_pipelined: bool,
     /// What a device's compute buffer takes with pipeline parallelism, where that does not fit and the launch goes on without.
     pub retried: Option<(String, Bytes)>,
+    /// Kernels that a graph of the target starts; 0 where compute is not counted.
+    pub kernels: usize,
     /// Whether attention is one operation (`-fa auto` resolved); `None` where compute is not counted.
     pub flash_attn: Option<bool>,
     pub basis: Vec<Basis>,
@@ -321,6 +323,7 @@ impl<'a> Launch<'a> {
             numbers,
             flash_attn: None,
             is_pipelined: false,
+            kernels: 0,
             retried: None,
             basis: Vec::new(),
             uncounted: Uncounted::of(model),
@@ -352,7 +355,8 @@ impl<'a> Launch<'a> {
                 }
                 forecast.row(&device).compute = bytes;
             }
-            (forecast.flash_attn, forecast.is_pipelined) = (Some(compute.flash_attn), compute.is_pipelined);
+            forecast.flash_attn = Some(compute.flash_attn);
+            (forecast.is_pipelined, forecast.kernels) = (compute.is_pipelined, compute.kernels);
         }
         Ok(forecast)
     }
@@ -580,7 +584,7 @@ impl Forecast {
         let by_device = self.target.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
         let projector = self.projector.clone().filter(|_| self.counts("projector"));
         let (flash_attn, is_pipelined) = (self.flash_attn == Some(true), self.is_pipelined);
-        Compute { by_device, grown: self.grown.clone(), flash_attn, is_pipelined, projector }
+        Compute { by_device, grown: self.grown.clone(), flash_attn, is_pipelined, kernels: self.kernels, projector }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {

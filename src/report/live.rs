@@ -11,10 +11,10 @@ use crate::bytes::Bytes;
 use crate::escape;
 use crate::machine::Machine;
 use crate::memory::{HOST, MemoryByDevice};
-use crate::number::{counted, percent, rate, share, thousands};
+use crate::number::{counted, rate, share, thousands};
 use crate::runtime::log::{Pace, Serving};
 use crate::runtime::sampler::Held;
-use crate::speed::{Speed, Turn};
+use crate::speed::{Phase, Speed, Turn};
 
 const BAR: usize = 16;
 const NOT_MEASURED: &str = "not measured";
@@ -177,7 +177,8 @@ fn speeds(promise: &Promise, serving: &Serving) -> Table {
     }
     if let Some((turn, speed)) = &promise.speed {
         let (read, generated) = (thousands(turn.prompt.into()), tokens(turn.generate));
-        let note = format!("{read} + {generated}{}, ±{}", at_depth(turn.depth), percent(speed.uncertainty));
+        let [pp, tg] = [Phase::Prompt, Phase::Generate].map(|phase| speed.within(phase));
+        let note = format!("{read} + {generated}{}, {pp} and {tg}", at_depth(turn.depth));
         add("predicted", Some(speed.pp), Some(speed.tg), note);
     }
     table
@@ -205,7 +206,7 @@ mod tests {
     }
 
     fn promise() -> Promise {
-        let speed = Speed { pp: 520.0, tg: 32.0, basis: "guess".to_string(), uncertainty: 0.35 };
+        let speed = Speed { pp: 520.0, tg: 32.0, basis: "guess".to_string(), uncertainty: 0.35, ..Speed::default() };
         Promise {
             model: "qwen3.gguf".to_string(),
             endpoint: "http://127.0.0.1:8080".to_string(),

@@ -1,10 +1,11 @@
 //! Calibration: the constants of a machine from measured times, by least squares of relative errors.
 //!
-//! The time of a sample is a sum of amounts times prices (`work`, `prices`). The prices of the tiers that took part are sought that
+//! The time of a sample is a sum of amounts times prices (`work`, `prices`); two of the host's go on at once and are taken by their
+//! tangent. The prices of the tiers that took part are sought that
 //! give the smallest relative errors, none negative; a price that no sample tells stays at the table's. Outliers count less.
 
 use super::Phase;
-use super::prices::{self, Prices};
+use super::prices::{self, AT_ONCE, Prices, at_once};
 use super::work::Work;
 use crate::machine::Machine;
 use crate::suggest::Refusal;
@@ -53,7 +54,7 @@ const OUTLIER: f64 = 0.1;
 const SWEEPS: usize = 4000;
 /// The largest relative step at which they are taken to have settled.
 const SETTLED: f64 = 1e-7;
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 16;
 /// The least that a calibration says it may be off.
 const LEAST_UNCERTAINTY: f64 = 0.05;
 
@@ -84,7 +85,9 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Re
     let rows: Vec<Vec<f64>> = samples.iter().map(row).collect();
     let bounds: Vec<f64> =
         unknowns.iter().map(|(tier, ..)| if *tier == 0 { FARTHEST_OF_HOST } else { FARTHEST }).collect();
-    let factors = solve(&rows, &bounds);
+    let both = AT_ONCE.map(|kind| unknowns.iter().position(|unknown| *unknown == (0, kind as usize)));
+    let both = both[0].zip(both[1]);
+    let factors = solve(&rows, &bounds, both);
     for ((tier, kind), factor) in unknowns.iter().zip(&factors) {
         prices[*tier][*kind] *= factor;
     }
@@ -92,14 +95,17 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Re
         what: sample.what.clone(),
         phase: sample.phase,
         seconds: sample.seconds,
-        predicted: dot(row, &factors) * sample.seconds,
+        predicted: dot(&tangent(row, &factors, both), &factors) * sample.seconds,
     };
     let residuals: Vec<Residual> = samples.iter().zip(&rows).map(residual).collect();
     let mut machine = machine.clone();
     for (tier, found) in prices.iter().enumerate().filter(|(tier, _)| unknowns.iter().any(|(of, ..)| of == tier)) {
-        // Nine in ten samples are within it.
-        let spread = share_within(residuals.iter(), 9, 10).unwrap_or(1.0).max(LEAST_UNCERTAINTY);
-        prices::set(&mut machine, tier, found, spread, basis);
+        // Nine in ten samples are within it: what was not measured is further off.
+        let of_phase = |phase| {
+            let samples = residuals.iter().filter(|residual| residual.phase == phase);
+            share_within(samples, 9, 10).unwrap_or(1.0).max(LEAST_UNCERTAINTY)
+        };
+        prices::set(&mut machine, tier, found, [Phase::Prompt, Phase::Generate].map(of_phase), basis);
     }
     Ok(Fit { machine, residuals })
 }
@@ -108,17 +114,31 @@ fn dot(row: &[f64], factors: &[f64]) -> f64 {
     row.iter().zip(factors).map(|(a, b)| a * b).sum()
 }
 
+/// A row with the derivatives of what goes on at once in it, at these factors: their products sum to the row's time.
+fn tangent(row: &[f64], factors: &[f64], both: Option<(usize, usize)>) -> Vec<f64> {
+    let mut tangent = row.to_vec();
+    if let Some((a, b)) = both {
+        let times = [a, b].map(|at| row[at] * factors[at]);
+        let together = at_once(times[0], times[1]);
+        for (at, time) in [a, b].into_iter().zip(times).filter(|_| together > 0.0) {
+            tangent[at] *= (time / together).powi(3);
+        }
+    }
+    tangent
+}
+
 /// Factors on the starting prices for which every row sums to 1 as nearly as can be: coordinate descent between bounds on the
 /// normal equations, each round weighting a row down by how far it is off.
-fn solve(rows: &[Vec<f64>], bounds: &[f64]) -> Vec<f64> {
+fn solve(rows: &[Vec<f64>], bounds: &[f64], both: Option<(usize, usize)>) -> Vec<f64> {
     let mut factors = vec![1.0; bounds.len()];
     let mut weights = vec![1.0; rows.len()];
     for _ in 0..ROUNDS {
+        let tangents: Vec<Vec<f64>> = rows.iter().map(|row| tangent(row, &factors, both)).collect();
         // With the pull of every factor toward 1.
         let mut matrix = vec![vec![0.0; bounds.len()]; bounds.len()];
         let mut right = vec![PULL; bounds.len()];
         for (at, line) in matrix.iter_mut().enumerate() {
-            for (row, weight) in rows.iter().zip(&weights) {
+            for (row, weight) in tangents.iter().zip(&weights) {
                 right[at] += weight * row[at];
                 line.iter_mut().zip(row).for_each(|(sum, other)| *sum += weight * row[at] * other);
             }
@@ -138,7 +158,7 @@ fn solve(rows: &[Vec<f64>], bounds: &[f64]) -> Vec<f64> {
             }
         }
         for (weight, row) in weights.iter_mut().zip(rows) {
-            *weight = OUTLIER / (1.0 - dot(row, &factors)).abs().max(OUTLIER);
+            *weight = OUTLIER / (1.0 - dot(&tangent(row, &factors, both), &factors)).abs().max(OUTLIER);
         }
     }
     factors

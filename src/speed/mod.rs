@@ -51,7 +51,7 @@ pub struct Case<'a> {
 }
 
 /// Tokens per second; predicted here, never shown as measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Speed {
     /// Prompt processing of the turn's prompt at its depth, tokens/s.
@@ -62,6 +62,29 @@ pub struct Speed {
     pub basis: String,
     /// The share that `pp` and `tg` may well be off: 0.15 = ±15%.
     pub uncertainty: f64,
+    /// The same of `pp` alone: four in five launches are within it.
+    #[serde(default)]
+    pub uncertainty_pp: f64,
+    /// The same of `tg` alone.
+    #[serde(default)]
+    pub uncertainty_tg: f64,
+}
+
+impl Speed {
+    /// A phase's speed, and the share that it may well be off.
+    pub fn of(&self, phase: Phase) -> (f64, f64) {
+        let (speed, share) = match phase {
+            Phase::Prompt => (self.pp, self.uncertainty_pp),
+            Phase::Generate => (self.tg, self.uncertainty_tg),
+        };
+        // Documents of earlier versions say one for both.
+        (speed, if share > 0.0 { share } else { self.uncertainty })
+    }
+
+    /// The share that a phase's speed may be off, in whole percent.
+    pub fn within(&self, phase: Phase) -> String {
+        format!("±{:.0}%", self.of(phase).1 * 100.0)
+    }
 }
 
 /// What the prediction says of one launch.
@@ -117,7 +140,9 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     if turn.generate > 0 {
         terms.extend(prices.terms(&generation, Phase::Generate, case.machine));
     }
-    let (mut basis, mut uncertainty) = (prices.basis, prices.uncertainty);
+    let uncertainty_of = |work, phase| prices.uncertainty(work, phase);
+    let mut uncertainty = [uncertainty_of(&prompt, Phase::Prompt), uncertainty_of(&generation, Phase::Generate)];
+    let mut basis = prices.basis;
     for (applies, words, least) in [
         (layout.cache_hits > 0.0, work::CACHE_ASSUMPTION, CACHE_UNCERTAINTY),
         (layout.missing > 0.0, "; host weights exceed main memory: bound by the disk", DISK_UNCERTAINTY),
@@ -125,11 +150,13 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     ] {
         if applies {
             basis.push_str(words);
-            uncertainty = uncertainty.max(least);
+            uncertainty = uncertainty.map(|share| share.max(least));
         }
     }
+    let [uncertainty_pp, uncertainty_tg] = uncertainty;
+    let uncertainty = uncertainty_pp.max(uncertainty_tg);
     Estimate {
-        speed: Speed { pp, tg, basis, uncertainty },
+        speed: Speed { pp, tg, basis, uncertainty, uncertainty_pp, uncertainty_tg },
         turn_seconds: f64::from(turn.prompt) / pp + f64::from(turn.generate) / tg,
         terms,
     }

@@ -10,18 +10,55 @@ use crate::machine::{Device, DeviceRates, Host, HostRates, Machine};
 pub struct Prices {
     pub(super) by_tier: Vec<ByCost>,
     pub basis: String,
-    /// The share that predictions may well be off.
-    pub uncertainty: f64,
+    /// The share that predictions may well be off, of prompts and of generation, were all the time that of the tier.
+    uncertainty: Vec<[f64; 2]>,
 }
 
-/// The rates of a device: its own, else the table's.
+/// The rates of a device: its own, and the table's where it has none.
 pub fn device_rates(device: &Device) -> DeviceRates {
-    device.rates.clone().unwrap_or_else(|| table::device(device))
+    let table = table::device(device);
+    let Some(own) = device.rates.clone() else { return table };
+    let [uncertainty, uncertainty_pp, uncertainty_tg] = uncertainties(
+        [own.uncertainty, own.uncertainty_pp, own.uncertainty_tg],
+        [table.uncertainty_pp, table.uncertainty_tg],
+    );
+    let basis = basis(&own.basis, &table.basis);
+    DeviceRates { uncertainty, uncertainty_pp, uncertainty_tg, basis, ..filled(own, table, &OF_DEVICE) }
 }
 
-/// The rates of the host: its own, else a guess.
+/// The rates of the host: its own, and a guess where it has none.
 pub fn host_rates(host: &Host) -> HostRates {
-    host.rates.clone().unwrap_or_else(|| table::host(host))
+    let table = table::host(host);
+    let Some(own) = host.rates.clone() else { return table };
+    let [uncertainty, uncertainty_pp, uncertainty_tg] = uncertainties(
+        [own.uncertainty, own.uncertainty_pp, own.uncertainty_tg],
+        [table.uncertainty_pp, table.uncertainty_tg],
+    );
+    let basis = basis(&own.basis, &table.basis);
+    HostRates { uncertainty, uncertainty_pp, uncertainty_tg, basis, ..filled(own, table, &OF_HOST) }
+}
+
+/// The rates that are given, and the table's where none is.
+fn filled<R>(mut own: R, mut table: R, rows: &[Row<R>]) -> R {
+    for (.., rate) in rows {
+        let known = *rate(&mut table);
+        let rate = rate(&mut own);
+        if rate.is_nan() {
+            *rate = known;
+        }
+    }
+    own
+}
+
+/// Both together, of prompts and of generation: as given, else the one that is given for both, else the table's.
+fn uncertainties([both, pp, tg]: [f64; 3], table: [f64; 2]) -> [f64; 3] {
+    let first = |known: [f64; 3]| known.into_iter().find(|share| !share.is_nan()).unwrap_or_default();
+    let (pp, tg) = (first([pp, both, table[0]]), first([tg, both, table[1]]));
+    [pp.max(tg), pp, tg]
+}
+
+fn basis(own: &str, table: &str) -> String {
+    if own.is_empty() { format!("as given, else {table}") } else { own.to_string() }
 }
 
 impl Prices {
@@ -30,15 +67,13 @@ impl Prices {
         let host = host_rates(&machine.host);
         let mut by_tier = vec![prices(&host, &OF_HOST)];
         let mut basis = Vec::new();
-        let mut uncertainty = host.uncertainty;
+        let mut uncertainty = vec![[host.uncertainty_pp, host.uncertainty_tg]];
         for (index, device) in (0_u16..).zip(&machine.devices) {
             let rates = device_rates(device);
             by_tier.push(prices(&rates, &OF_DEVICE));
-            if devices.contains(&index) {
-                uncertainty = uncertainty.max(rates.uncertainty);
-                if !basis.contains(&rates.basis) {
-                    basis.push(rates.basis);
-                }
+            uncertainty.push([rates.uncertainty_pp, rates.uncertainty_tg]);
+            if devices.contains(&index) && !basis.contains(&rates.basis) {
+                basis.push(rates.basis);
             }
         }
         if !basis.contains(&host.basis) {
@@ -51,7 +86,15 @@ impl Prices {
     fn by_tier(&self, work: &Work) -> Vec<ByCost> {
         let of = |amount: f64, price: f64| if amount > 0.0 { amount * price } else { 0.0 };
         let tier = |(amounts, prices): (&ByCost, &ByCost)| std::array::from_fn(|kind| of(amounts[kind], prices[kind]));
-        work.amounts.iter().zip(&self.by_tier).map(tier).collect()
+        let mut tiers: Vec<ByCost> = work.amounts.iter().zip(&self.by_tier).map(tier).collect();
+        if let Some(host) = tiers.first_mut() {
+            let [memory, threads] = AT_ONCE.map(|kind| host[kind as usize]);
+            let sum = memory + threads;
+            for kind in AT_ONCE.into_iter().filter(|_| sum > 0.0) {
+                host[kind as usize] *= at_once(memory, threads) / sum;
+            }
+        }
+        tiers
     }
 
     pub fn seconds(&self, work: &Work) -> f64 {
@@ -60,6 +103,14 @@ impl Prices {
         // The slowest device sets the pace of a pipeline; filling it takes one micro-batch through all.
         let slowest = tiers.fold(0.0, f64::max);
         all / work.overlapped + slowest * (1.0 - 1.0 / work.overlapped)
+    }
+
+    /// The share that the time of a phase may well be off: each tier's, by its part of the time.
+    pub fn uncertainty(&self, work: &Work, phase: Phase) -> f64 {
+        let by_tier = self.by_tier(work).into_iter().map(|kinds| kinds.iter().sum::<f64>());
+        let all: f64 = by_tier.clone().sum();
+        let of = |[pp, tg]: [f64; 2]| if phase == Phase::Prompt { pp } else { tg };
+        by_tier.zip(&self.uncertainty).map(|(seconds, shares)| of(*shares) * seconds / all).sum()
     }
 
     /// What the time goes into, largest first; small change is one term.
@@ -89,6 +140,14 @@ impl Prices {
         }
         terms
     }
+}
+
+/// Kinds of the host's work that go on at the same time: threads multiply what memory brings.
+pub(super) const AT_ONCE: [Cost; 2] = [Cost::Weights, Cost::ByThread];
+
+/// The time of two that go on at once: the longer one where they differ, a fifth more where they do not.
+pub(super) fn at_once(a: f64, b: f64) -> f64 {
+    (a.powi(4) + b.powi(4)).sqrt().sqrt()
 }
 
 /// Terms below this share of a phase are summed.
@@ -142,17 +201,19 @@ fn with_prices<R>(mut rates: R, prices: &ByCost, rows: &[Row<R>]) -> R {
 }
 
 /// The machine with these prices on a tier.
-pub(super) fn set(machine: &mut Machine, tier: usize, prices: &ByCost, uncertainty: f64, basis: &str) {
-    let basis = basis.to_string();
+pub(super) fn set(machine: &mut Machine, tier: usize, prices: &ByCost, [pp, tg]: [f64; 2], basis: &str) {
+    let (uncertainty, basis) = (pp.max(tg), basis.to_string());
     match tier.checked_sub(1) {
         None => {
             let rates = with_prices(host_rates(&machine.host), prices, &OF_HOST);
-            machine.host.rates = Some(HostRates { uncertainty, basis, ..rates });
+            let known = HostRates { uncertainty, uncertainty_pp: pp, uncertainty_tg: tg, basis, ..rates };
+            machine.host.rates = Some(known);
         }
         Some(index) => {
             if let Some(device) = machine.devices.get_mut(index) {
                 let rates = with_prices(device_rates(device), prices, &OF_DEVICE);
-                device.rates = Some(DeviceRates { uncertainty, basis, ..rates });
+                let known = DeviceRates { uncertainty, uncertainty_pp: pp, uncertainty_tg: tg, basis, ..rates };
+                device.rates = Some(known);
             }
         }
     }

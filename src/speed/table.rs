@@ -2,13 +2,14 @@
 
 use crate::gguf::source::url::is_this_computer;
 use crate::machine::cards::{self, Figures};
+use crate::machine::processors;
 use crate::machine::{Backend, Device, DeviceRates, Host, HostRates, Isa};
 
-/// How far off predictions by name may well be: drivers, clocks and hosts differ.
-const NAMED: f64 = 0.4;
-const GUESSED: f64 = 0.6;
+/// How far off predictions by name may well be, of prompts and of generation: drivers, clocks and hosts differ.
+const NAMED: [f64; 2] = [0.45, 0.35];
+const GUESSED: [f64; 2] = [0.55, 0.45];
 /// The same of another computer over a network.
-const REMOTE: f64 = 0.8;
+const REMOTE: [f64; 2] = [0.8, 0.8];
 
 /// The rates of a device by its description, else by its backend and size.
 pub fn device(device: &Device) -> DeviceRates {
@@ -32,48 +33,64 @@ fn is_software(device: &Device) -> bool {
 
 /// What llama.cpp gets out of data-sheet figures.
 ///
-/// Shares of the bandwidth: weights 0.7 and caches 0.5 of it, as far as published decode speeds of MoE models tell; copies from pinned
-/// memory 0.8 of the slot's rate; mapped files are copied through a buffer by one core of the host, at 0.35 of it and 10 GB/s at most.
-/// Waits: measured on one H100, alike elsewhere as far as known.
-fn derived(figures: Figures, backend: Backend, uncertainty: f64, basis: String) -> DeviceRates {
-    // Vulkan and Metal have no kernels for the tensor units of most cards in products by expert.
-    let less = if backend == Backend::Vulkan { 0.6 } else { 1.0 };
+/// Shares of the bandwidth: weights 0.8 and caches 0.4 of it, as far as published decode speeds of MoE models tell; of the slot's rate
+/// copies from pinned memory 0.85, and from mapped files 0.8, which one core of the host copies through a buffer: 30 GB/s at most.
+/// Attention uses whole tiles, three times the rate of products by expert on an H100 and twice elsewhere as far as is known. Waits:
+/// measured on one H100, alike elsewhere as far as known.
+fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: String) -> DeviceRates {
+    // Vulkan's kernels for products by expert are a little slower than the maker's own.
+    let products = if backend == Backend::Vulkan { 0.8 * figures.products } else { figures.products };
     let unified = backend == Backend::Metal;
     DeviceRates {
-        weights: figures.bandwidth * 0.7,
-        products: figures.products * less,
-        attention: figures.products * less,
-        cache: figures.bandwidth * 0.5,
+        weights: figures.bandwidth * WEIGHTS,
+        products,
+        attention: 2.0 * products,
+        cache: figures.bandwidth * 0.4,
         op: figures.op,
         graph: 200.0,
-        pinned: figures.link * 0.8,
-        pageable: if unified { figures.link * 0.8 } else { (figures.link * 0.35).min(10.0) },
+        pinned: figures.link * 0.85,
+        pageable: if unified { figures.link * 0.8 } else { (figures.link * 0.8).min(30.0) },
         offload: 20.0,
         switch: if unified { 60.0 } else { 30.0 },
-        uncertainty,
+        uncertainty: uncertainty[0].max(uncertainty[1]),
+        uncertainty_pp: uncertainty[0],
+        uncertainty_tg: uncertainty[1],
         basis,
     }
 }
 
-/// A class of cards by memory, for `--vram 24G`.
+/// The share of its bandwidth at which a device reads weights.
+const WEIGHTS: f64 = 0.8;
+
+/// A class of cards by memory and backend, for `--vram 24G`: what is sold with that size.
 fn class(device: &Device) -> (Figures, &'static str) {
     let gib = device.sold_as.map_or(device.total.0 >> 30, u64::from);
     let row = |bandwidth, products, link, op| Figures { bandwidth, products, link, op };
-    if device.backend == Backend::Metal {
-        return match gib {
-            0..32 => (row(200.0, 3.0, 100.0, 7.0), "an Apple device of its size"),
-            32..100 => (row(400.0, 7.0, 200.0, 6.0), "an Apple device of its size"),
-            _ => (row(800.0, 12.0, 400.0, 6.0), "an Apple device of its size"),
-        };
-    }
-    match gib {
-        0..9 => (row(360.0, 10.0, 16.0, 4.0), "a usual card of up to 8 GiB"),
-        9..14 => (row(450.0, 15.0, 32.0, 4.0), "a usual card of 12 GiB"),
-        14..20 => (row(600.0, 25.0, 32.0, 3.5), "a usual card of 16 GiB"),
-        20..28 => (row(950.0, 28.0, 32.0, 3.5), "a usual card of 24 GiB"),
-        28..40 => (row(1500.0, 60.0, 64.0, 3.0), "a usual card of 32 GiB"),
-        40..60 => (row(850.0, 28.0, 32.0, 4.0), "a usual card of 48 GiB"),
-        _ => (row(2000.0, 70.0, 64.0, 5.0), "a usual card of 80 GiB and more"),
+    match (device.backend, gib) {
+        (Backend::Metal, 0..32) => (row(200.0, 4.0, 100.0, 7.5), "an Apple device of its size"),
+        (Backend::Metal, 32..100) => (row(400.0, 9.0, 200.0, 7.5), "an Apple device of its size"),
+        (Backend::Metal, _) => (row(800.0, 20.0, 400.0, 7.5), "an Apple device of its size"),
+        // Most cards of other makers run by Vulkan are AMD's.
+        (Backend::Rocm | Backend::Vulkan, 0..9) => (row(280.0, 5.0, 16.0, 4.5), "a usual card of up to 8 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 9..14) => (row(400.0, 6.0, 32.0, 4.5), "a usual card of 12 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 14..20) => (row(600.0, 22.0, 32.0, 4.0), "a usual card of 16 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 20..24) => (row(800.0, 42.0, 32.0, 4.0), "a usual card of 20 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 24..28) => (row(960.0, 48.0, 32.0, 4.0), "a usual card of 24 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 28..40) => (row(640.0, 38.0, 32.0, 4.0), "a usual card of 32 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 40..60) => (row(864.0, 44.0, 32.0, 4.0), "a usual card of 48 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 60..140) => {
+            (row(256.0, 18.0, 200.0, 4.0), "graphics with main memory of its size")
+        }
+        (Backend::Rocm | Backend::Vulkan, _) => (row(5300.0, 75.0, 64.0, 4.5), "a card of 192 GiB"),
+        (_, 0..9) => (row(360.0, 14.0, 16.0, 2.6), "a usual card of up to 8 GiB"),
+        (_, 9..14) => (row(450.0, 22.0, 32.0, 2.6), "a usual card of 12 GiB"),
+        (_, 14..20) => (row(600.0, 36.0, 32.0, 2.3), "a usual card of 16 GiB"),
+        (_, 20..28) => (row(950.0, 50.0, 32.0, 2.3), "a usual card of 24 GiB"),
+        (_, 28..40) => (row(1500.0, 80.0, 64.0, 2.0), "a usual card of 32 GiB"),
+        (_, 40..60) => (row(850.0, 40.0, 32.0, 2.5), "a usual card of 48 GiB"),
+        (_, 60..110) => (row(1800.0, 70.0, 64.0, 2.5), "a usual card of 80 GiB and more"),
+        (_, 110..132) => (row(273.0, 35.0, 200.0, 2.5), "graphics with main memory of its size"),
+        (_, _) => (row(4800.0, 110.0, 64.0, 2.5), "a usual card of 140 GiB and more"),
     }
 }
 
@@ -86,7 +103,9 @@ fn behind_network(card: &DeviceRates) -> DeviceRates {
         pageable: 0.11,
         offload: 300.0,
         switch: 500.0,
-        uncertainty: REMOTE,
+        uncertainty: REMOTE[0],
+        uncertainty_pp: REMOTE[0],
+        uncertainty_tg: REMOTE[1],
         basis,
         ..card.clone()
     }
@@ -99,26 +118,49 @@ fn software() -> DeviceRates {
     DeviceRates { basis: processor.basis.clone(), ..behind_network(&processor) }
 }
 
-/// The rates of a host by its cores and its instruction set.
+/// Up to so much main memory has two channels, GB/s of its data sheet; more has four to twelve.
+const TWO_CHANNELS: f64 = 130.0;
+
+/// What llama.cpp gets out of main memory of so many GB/s by its data sheet: small experts keep few channels busy.
+pub fn memory(data_sheet: f64) -> f64 {
+    data_sheet * if data_sheet <= TWO_CHANNELS { 0.6 } else { 0.4 }
+}
+
+/// The rates of a host by its processor's name, else by its cores and its instruction set.
 ///
-/// Memory: 2 channels behind up to 16 cores, 8 behind more. A thread: measured on a Sapphire Rapids (6 GB/s of `q4_K` in products
-/// with one row, 21 GFLOP/s in micro-batches, which is about the same speed), less with narrower units.
+/// A thread: 11.5 GB/s of `q4_K` in products with one row and 42 GFLOP/s in micro-batches with AVX2, more with wider units, as published
+/// runs on desktops tell; memory keeps a host from more than a part of that.
 pub fn host(host: &Host) -> HostRates {
+    let known = host.processor.as_deref().map(processors::named).unwrap_or_default();
     let cores = host.cores.unwrap_or(super::work::GUESSED_CORES);
-    let memory = match cores {
+    let guessed = match cores {
         0..=4 => 30.0,
-        5..=16 => 50.0,
-        _ => 150.0,
+        5..=24 => 50.0,
+        _ => 120.0,
     };
     let (by_thread, products) = match host.isa {
-        Isa::X86Avx512 | Isa::X86Amx => (6.0, 21.0),
-        Isa::X86Avx2 => (5.0, 17.0),
-        Isa::ArmNeon => (6.0, 25.0),
-        Isa::Generic => (1.5, 5.0),
+        Isa::X86Avx512 | Isa::X86Amx => (14.0, 52.0),
+        Isa::X86Avx2 => (11.5, 42.0),
+        Isa::ArmNeon => (14.0, 60.0),
+        Isa::Generic => (3.5, 12.0),
     };
-    let known = host.cores.map_or_else(|| format!("{cores} cores assumed"), |n| format!("{n} cores"));
-    let basis = format!("guess: a host of {known}");
-    HostRates { memory, by_thread, products, op: 8.0, disk: 2.0, uncertainty: GUESSED, basis }
+    let (named, about) = match (&host.processor, host.cores) {
+        (Some(name), _) if known.memory.is_some() => (true, format!("table: {name}")),
+        (_, Some(n)) => (false, format!("guess: a host of {n} cores")),
+        (_, None) => (false, format!("guess: a host of {cores} cores assumed")),
+    };
+    let [uncertainty_pp, uncertainty_tg] = if named { NAMED } else { GUESSED };
+    HostRates {
+        memory: known.memory.map_or(guessed, memory),
+        by_thread,
+        products: known.products.unwrap_or(products),
+        op: 4.0,
+        disk: 2.0,
+        uncertainty: uncertainty_pp.max(uncertainty_tg),
+        uncertainty_pp,
+        uncertainty_tg,
+        basis: about,
+    }
 }
 
 #[cfg(test)]

@@ -69,9 +69,10 @@ struct Part {
     bytes: f64,
     /// Bytes, each weighted with what its type costs the processor beside `q4_K`.
     effort: f64,
+    /// Elements, each weighted with what its row's length costs a device.
     elements: f64,
     element_effort: f64,
-    ops: f64,
+    tensors: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +104,8 @@ pub(super) struct Layout {
     /// Changes of tier for a token by the tier that is not the host's; the second for large batches.
     switches: Vec<[f64; 2]>,
     row: f64,
+    /// Kernels that a graph starts, by weight tensor in it.
+    kernels_by_tensor: f64,
     batch: u32,
     ubatch: u32,
     /// The share of draws of host experts that the expert cache serves.
@@ -120,11 +123,12 @@ const STAGES: usize = 4;
 /// tile of every expert is half empty on average (`ggml-cuda/mmq.cuh`: tiles of 8 to 128 rows).
 const TILE_REST: f64 = 16.0;
 
+/// What a product costs a device beside its elements, as elements of a row: its tiles start and end with each row of weights
+/// (`ggml-cuda/mmq.cuh`). The narrower the experts, the slower they are, on every kind of card that was measured.
+const ROW_REST: f64 = 512.0;
+
 /// Rows from which devices take over host products (`GGML_OP_OFFLOAD_MIN_BATCH`, b11434).
 const OFFLOAD_ROWS: u32 = 32;
-
-/// What repacked expert weights cost in micro-batches beside plain ones (measured: 99 against 253 tokens/s, AVX-512).
-const REPACKED_PRODUCTS: f64 = 2.5;
 
 pub(super) const GUESSED_CORES: u32 = 8;
 
@@ -158,6 +162,7 @@ impl Layout {
             threads_batch: threads(case, run.n_threads_batch.or(run.n_threads)),
             switches: vec![[0.0; 2]; tiers],
             row: f64::from(case.model.hparams.embedding_length) * 4.0,
+            kernels_by_tensor: 1.0,
             batch: numbers.n_batch.max(1),
             ubatch: numbers.n_ubatch.max(1),
             cache_hits: cache_hits(case),
@@ -214,9 +219,13 @@ impl Layout {
             let (bytes, elements, effort) = (float(tensor.bytes.0), float(tensor.elements()), effort(tensor.ty));
             part.bytes += bytes;
             part.effort += bytes * effort;
-            part.elements += elements;
+            part.elements += elements * (1.0 + ROW_REST / float(tensor.shape[0].max(1)));
             part.element_effort += elements * effort;
-            part.ops += 1.0;
+            part.tensors += 1.0;
+        }
+        let tensors: f64 = self.parts.iter().map(|part| part.tensors).sum();
+        if case.forecast.kernels > 0 && tensors > 0.0 {
+            self.kernels_by_tensor = float(case.forecast.kernels as u64) / tensors;
         }
         let start = case.placement.layers.first().copied().flatten().map_or(ON_HOST, |i| usize::from(i) + 1);
         for large in [0, 1] {
@@ -372,18 +381,17 @@ impl Layout {
         let share = rows.map_or(active, |rows| touched(part.count, part.used, rows));
         let bytes = rows.map_or(times * (part.bytes * share), |_| times * part.bytes * share);
         work.add(tier, Cost::Weights, bytes);
-        work.add(tier, Cost::Op, times * part.ops);
+        work.add(tier, Cost::Op, times * part.tensors * self.kernels_by_tensor);
         if part.tier == ON_HOST {
             work.add(ON_HOST, Cost::Disk, bytes * (1.0 - hits) * self.missing);
         }
         if let Some(device) = device {
             work.add(device, self.copies, bytes * (1.0 - hits));
-            work.add(device, Cost::Offload, times * part.ops);
+            work.add(device, Cost::Offload, times * part.tensors);
         }
         match rows {
             Some(rows) if tier == ON_HOST => {
-                let dearer = if part.repacked && part.count > 1 { REPACKED_PRODUCTS } else { 1.0 };
-                let products = 2.0 * part.element_effort * active * rows * dearer;
+                let products = 2.0 * part.element_effort * active * rows;
                 work.add(ON_HOST, Cost::Products, times * products / self.threads_batch);
             }
             Some(rows) => {
@@ -408,10 +416,12 @@ fn stage(tensor: &Tensor) -> usize {
 }
 
 /// Cores that `-t` keeps busy. Without it llama.cpp takes one thread a core (`common_cpu_get_num_math`); second threads of a
-/// core add a quarter of one, more threads than that wait for each other.
+/// core add a quarter of one, more threads than that wait for each other. Who gives `-t` for a computer whose cores are not known has
+/// so many.
 fn threads(case: &Case<'_>, asked: Option<u32>) -> f64 {
     let host = &case.machine.host;
-    let cores = f64::from(host.cores.unwrap_or(GUESSED_CORES).max(1));
+    let guessed = asked.filter(|n| *n > GUESSED_CORES).unwrap_or(GUESSED_CORES);
+    let cores = f64::from(host.cores.unwrap_or(guessed).max(1));
     let threads = host.threads.map_or(cores, f64::from).max(cores);
     let n = asked.map_or(cores, f64::from).max(1.0);
     let busy = cores.min(n) + SMT * (threads.min(n) - cores).max(0.0);
@@ -475,14 +485,17 @@ fn float(n: u64) -> f64 {
     n as f64
 }
 
-/// The share of `count` experts that at least one of `tokens` tokens uses, each token drawing `used` of them evenly.
+/// The share of `count` experts that at least one of `tokens` tokens uses, each token drawing `used` of them.
 ///
-/// Real routing is more uneven, so fewer are touched: copies are rather over- than underestimated.
+/// Routing is uneven: an expert's share of the draws is taken as spread exponentially, so that of experts with n draws
+/// in the mean 1 − ∫ exp(−x·n) exp(−x) dx = n ÷ (1 + n) are touched. With few draws no fewer than one token's own.
 fn touched(count: u32, used: u32, tokens: f64) -> f64 {
     if used >= count {
         return 1.0;
     }
-    1.0 - (1.0 - f64::from(used) / f64::from(count)).powf(tokens)
+    let share = f64::from(used) / f64::from(count);
+    let draws = share * tokens;
+    (draws / (1.0 + draws)).max(share)
 }
 
 #[cfg(test)]
@@ -491,7 +504,8 @@ mod tests {
 
     #[test]
     fn more_tokens_touch_more_experts_and_larger_caches_serve_more() {
-        for (tokens, least, most) in [(1.0, 0.0624, 0.0626), (32.0, 0.8, 0.9), (512.0, 0.999, 1.0)] {
+        for (tokens, least, most) in [(1.0, 0.0624, 0.0626), (32.0, 0.6, 0.7), (512.0, 0.96, 0.98), (4096.0, 0.99, 1.0)]
+        {
             assert!((least..=most).contains(&touched(128, 8, tokens)), "{tokens}");
         }
         for (share, expected) in [(0.0, 0.0), (0.125, 0.67), (0.25, 0.81), (0.625, 0.905), (1.0, 1.0), (2.0, 1.0)] {

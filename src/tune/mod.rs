@@ -135,7 +135,7 @@ mod tests {
             ("blocks again", RunConfig { overrides: experts_on("CPU"), ..plan.clone() }, 2.0),
             ("-c", RunConfig { n_ctx: 4096, ..plan.clone() }, 1.0),
         ];
-        let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
+        let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2, ..Speed::default() };
         let others = others.map(|(what, run, turn_seconds)| {
             let predicted = Some(Predicted { speed: speed.clone(), turn_seconds });
             Candidate::new(Kind::Neighbour, what, run, &machine, predicted)

@@ -253,7 +253,7 @@ pub(super) mod tests {
     /// The plan, `--fit on` and neighbours; predicted turns in seconds.
     fn race(predicted: &[f64]) -> Race {
         let candidate = |what: &str, kind, seconds: Option<f64>| {
-            let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2 };
+            let speed = Speed { pp: 1.0, tg: 1.0, basis: String::new(), uncertainty: 0.2, ..Speed::default() };
             let predicted = seconds.map(|turn_seconds| Predicted { speed, turn_seconds });
             let (id, what) = (what.to_string(), what.to_string());
             Candidate { id, what, kind, args: Vec::new(), run: RunConfig::default(), predicted }

@@ -12,7 +12,7 @@ use crate::number::seconds;
 use crate::report::chart::Fill;
 use crate::report::read::Source;
 use crate::report::table::{Table, row};
-use crate::speed::Speed;
+use crate::speed::{Phase, Speed};
 
 #[derive(Default)]
 pub struct Summary {
@@ -33,8 +33,8 @@ impl Summary {
     }
 
     pub(super) fn predicted(label: &str, memory: Option<Memory>, speed: Option<&Speed>) -> Self {
-        let entry = |of| speed.map(|speed| Entry::predicted("", speed, of)).unwrap_or_default();
-        let (pp, tg) = (entry(|speed| speed.pp), entry(|speed| speed.tg));
+        let entry = |phase| speed.map(|speed| Entry::predicted("", speed, phase)).unwrap_or_default();
+        let (pp, tg) = (entry(Phase::Prompt), entry(Phase::Generate));
         Self { label: label.into(), memory, is_predicted: true, pp, tg, ..Self::default() }
     }
 }

@@ -15,7 +15,7 @@ use crate::plan::Plan;
 use crate::report::table::{Table, row};
 use crate::run::command::shell;
 use crate::runtime::Projection;
-use crate::speed::Speed;
+use crate::speed::{Phase, Speed};
 
 const MEMORY: &str = "Memory, predicted beside measured";
 
@@ -97,15 +97,15 @@ impl Measurement {
     fn speeds(&self) -> impl Iterator<Item = Block> {
         let (speed, summary) = (&self.speed, &self.speed.summary);
         let planned: Option<&Speed> = self.plan.as_ref().map(|plan| &plan.speed);
-        let beside = |title: &str, unit, n: u32, spread, samples: &Vec<f64>, of: fn(&Speed) -> Option<f64>| {
-            let predicted = planned.and_then(|speed| Some((of(speed)?, speed.uncertainty)));
+        let beside = |title: &str, unit, n: u32, spread, samples: &Vec<f64>, of: Option<Phase>| {
+            let predicted = planned.zip(of).map(|(speed, phase)| speed.of(phase));
             let label = format!("{} tokens", thousands(n.into()));
             chart(title, unit, [Entry { predicted, ..Entry::measured(label, spread, samples.clone()) }])
         };
         let charts = [
-            beside("Generation", Rate, speed.n_generate, summary.tg, &speed.tg, |speed| Some(speed.tg)),
-            beside("Prompt", Rate, speed.n_prompt, summary.pp, &speed.pp, |speed| Some(speed.pp)),
-            beside("Time to the first token", Time, speed.n_prompt, summary.first_token, &speed.first_token, |_| None),
+            beside("Generation", Rate, speed.n_generate, summary.tg, &speed.tg, Some(Phase::Generate)),
+            beside("Prompt", Rate, speed.n_prompt, summary.pp, &speed.pp, Some(Phase::Prompt)),
+            beside("Time to the first token", Time, speed.n_prompt, summary.first_token, &speed.first_token, None),
         ];
         charts.into_iter().flatten()
     }

@@ -16,7 +16,7 @@ use crate::report::chart::Tone;
 use crate::report::table::{Table, row};
 use crate::run::Choice as _;
 use crate::run::command::shell;
-use crate::speed::{Phase, Speed};
+use crate::speed::Phase;
 
 /// A time below this share of the turn is not worth a row.
 const WORTH_A_ROW: f64 = 0.005;
@@ -71,8 +71,8 @@ impl Document for Plan {
         page.push(parts(check));
         page.push(self.machine.budget_notes().map(Block::Prose));
         placed(&mut page, check);
-        page.detail(self.beside("Generation, predicted", |speed| speed.tg));
-        page.detail(self.beside("Prompt, predicted", |speed| speed.pp));
+        page.detail(self.beside("Generation, predicted", Phase::Generate));
+        page.detail(self.beside("Prompt, predicted", Phase::Prompt));
         page.push(self.tables());
         page.detail(overrides(check));
         page.detail(basis(check, Some(&self.speed.basis)));
@@ -312,12 +312,12 @@ impl Plan {
 
     fn figures(&self) -> Vec<KeyFigure> {
         let (speed, turn) = (&self.speed, &self.turn);
-        let off = format!("tokens/s, predicted ±{:.0}%", speed.uncertainty * 100.0);
+        let off = |phase| format!("tokens/s, predicted {}", speed.within(phase));
         let (prompt, generate) = (thousands(turn.prompt.into()), thousands(turn.generate.into()));
         let turn = format!("for {prompt} + {generate} tokens{} ({})", at_depth(turn.depth), speed.basis);
         let speeds = [
-            KeyFigure::new("Generation", rate(speed.tg), off.clone()),
-            KeyFigure::new("Prompt", rate(speed.pp), off),
+            KeyFigure::new("Generation", rate(speed.tg), off(Phase::Generate)),
+            KeyFigure::new("Prompt", rate(speed.pp), off(Phase::Prompt)),
             KeyFigure::new("One turn", seconds(self.turn_seconds), turn),
         ];
         speeds.into_iter().chain(launch(&self.check)).chain([self.experts()]).collect()
@@ -340,7 +340,7 @@ impl Plan {
     }
 
     /// The proposed launch beside the others, where there are any.
-    fn beside(&self, title: &str, of: fn(&Speed) -> f64) -> Option<Block> {
+    fn beside(&self, title: &str, of: Phase) -> Option<Block> {
         let others = self.others().filter(|other| other.fits);
         let others: Vec<Entry> = others
             .map(|other| Entry { tone: Some(Tone::Overhead), ..Entry::predicted(&other.what, &other.speed, of) })

@@ -5,7 +5,7 @@ use crate::measurement::Spread;
 use crate::number::{counted, rate, seconds};
 use crate::report::chart::{Axis, Bar, Fill, Key, Tone};
 use crate::report::table::{Table, row};
-use crate::speed::Speed;
+use crate::speed::{Phase, Speed};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -58,8 +58,8 @@ impl Entry {
         Self { label: label.into(), measured, samples, ..Self::default() }
     }
 
-    pub fn predicted(label: &str, speed: &Speed, of: fn(&Speed) -> f64) -> Self {
-        Self { label: label.into(), predicted: Some((of(speed), speed.uncertainty)), ..Self::default() }
+    pub fn predicted(label: &str, speed: &Speed, phase: Phase) -> Self {
+        Self { label: label.into(), predicted: Some(speed.of(phase)), ..Self::default() }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
 use crate::report::chart::{self, Lines, Series};
 use crate::report::table::{Table, row};
 use crate::run::command::shell;
+use crate::speed::Phase;
 
 const COLUMNS: &str = "fits|>experts on devices|>blocks on host|>context|>-ub|>pp|>tg|>turn";
 
@@ -99,8 +100,8 @@ fn what_if(
     // What the columns of speeds are, with the least certain one's uncertainty.
     let speeds = points.iter().map(|(point, ..)| &point.speed);
     blocks.extend(speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty)).map(|speed| {
-        let off = speed.uncertainty * 100.0;
-        Block::Prose(format!("Predicted ±{off:.0}%: pp and tg in tokens/s ({})", speed.basis))
+        let [pp, tg] = [Phase::Prompt, Phase::Generate].map(|phase| speed.within(phase));
+        Block::Prose(format!("Predicted: pp {pp}, tg {tg}, in tokens/s ({})", speed.basis))
     }));
     blocks
 }

@@ -8,6 +8,7 @@ use crate::bytes::Bytes;
 use crate::measurement::Spread;
 use crate::number::seconds;
 use crate::report::table::{Table, row};
+use crate::speed::Phase;
 use crate::tune::document::{Document, Entry as Candidate, Measured};
 use crate::tune::race::{self, End, Standing};
 use crate::tune::{Kind, Predicted};
@@ -31,9 +32,15 @@ impl super::Document for Document {
             Block::KeyFigures(figures.into_iter().flatten().collect())
         }));
         page.push(Block::Command(String::new(), self.command.clone()));
-        page.detail(beside(self, "Time of the turn", Time, |seen| seen.turn, |known| known.turn_seconds));
-        page.detail(beside(self, "Generation", Rate, |seen| seen.tg, |known| known.speed.tg));
-        page.detail(beside(self, "Prompt", Rate, |seen| seen.pp, |known| known.speed.pp));
+        page.detail(beside(
+            self,
+            "Time of the turn",
+            Time,
+            |seen| seen.turn,
+            |known| (known.turn_seconds, known.speed.uncertainty),
+        ));
+        page.detail(beside(self, "Generation", Rate, |seen| seen.tg, |known| known.speed.of(Phase::Generate)));
+        page.detail(beside(self, "Prompt", Rate, |seen| seen.pp, |known| known.speed.of(Phase::Prompt)));
         let (prompt, generate, depth) = (subject.prompt, subject.generate, subject.depth);
         let turn = format!("turn: {prompt} tokens of prompt, {generate} generated, at depth {depth}");
         page.push(Block::Prose(format!("{turn}; measured on {}", subject.program)));
@@ -63,12 +70,12 @@ fn beside(
     title: &str,
     unit: Unit,
     of: fn(&Measured) -> Option<Spread>,
-    predicted: fn(&Predicted) -> f64,
+    predicted: fn(&Predicted) -> (f64, f64),
 ) -> Option<Block> {
     let entry = |Candidate { candidate, measured, .. }: &Candidate| {
         let measured = measured.as_ref()?;
         let samples = if unit == Time { measured.turns.clone() } else { Vec::new() };
-        let predicted = candidate.predicted.as_ref().map(|known| (predicted(known), known.speed.uncertainty));
+        let predicted = candidate.predicted.as_ref().map(predicted);
         Some(Entry { predicted, ..Entry::measured(&candidate.what, of(measured), samples) })
     };
     chart(title, unit, document.candidates.iter().filter_map(entry))

@@ -1,0 +1,111 @@
+//! Processors by name: their cores, instruction set and memory, as data sheets say. The facts are in `processors.tsv`.
+
+use super::Isa;
+use super::cards;
+
+const TABLE: &str = include_str!("processors.tsv");
+
+/// What is known of a processor by its name.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Processor {
+    pub cores: Option<u32>,
+    pub threads: Option<u32>,
+    pub isa: Option<Isa>,
+    /// GB/s of the fastest memory that its data sheet names.
+    pub memory: Option<f64>,
+    /// GFLOP/s of a thread in micro-batches, where they are not those of its instruction set.
+    pub products: Option<f64>,
+}
+
+/// A row: its words, then cores, threads, instruction set, memory, products.
+type Row = (&'static str, [&'static str; 5]);
+
+fn rows() -> impl Iterator<Item = Row> {
+    let lines = TABLE.lines().filter(|line| !line.starts_with('#')).skip(1);
+    lines.filter_map(|line| {
+        let mut cells = line.split('\t');
+        let words = cells.next()?;
+        Some((words, [cells.next()?, cells.next()?, cells.next()?, cells.next()?, cells.next()?]))
+    })
+}
+
+/// The rows that can be asked for by name, with their cores.
+pub fn known() -> impl Iterator<Item = (&'static str, Processor)> {
+    rows().map(|(words, cells)| (words, read(cells)))
+}
+
+fn read([cores, threads, isa, memory, products]: [&str; 5]) -> Processor {
+    let isa = serde_json::from_value(isa.into()).ok();
+    let number = |cell: &str| cell.parse().ok();
+    let (memory, products) = (number(memory), number(products));
+    Processor { cores: cores.parse().ok(), threads: threads.parse().ok(), isa, memory, products }
+}
+
+/// What the rows say of a processor; processors that are one with their graphics have the memory of those (`Apple M3 Ultra`).
+pub fn named(description: &str) -> Processor {
+    let description = description.to_ascii_lowercase();
+    let words: Vec<&str> = description.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    let of_name = |row: &&Row| row.0.split(' ').all(|pattern| words.iter().any(|word| matches(pattern, word)));
+    let all: Vec<Row> = rows().collect();
+    let mut found = Processor::default();
+    for (_, cells) in all.iter().filter(of_name) {
+        let row = read(*cells);
+        found.cores = found.cores.or(row.cores);
+        found.threads = found.threads.or(row.threads);
+        // A family says all of the rest.
+        if found.isa.is_none() {
+            (found.isa, found.memory, found.products) = (row.isa, row.memory, row.products);
+        }
+    }
+    if found.isa.is_none() {
+        found.memory = cards::named(&description).find_map(|card| Some(card.figures?.bandwidth));
+    }
+    found
+}
+
+/// Whether a word is of a pattern: `#` is a digit, `*` at the end any rest.
+fn matches(pattern: &str, word: &str) -> bool {
+    let (pattern, is_open) = pattern.strip_suffix('*').map_or((pattern, false), |start| (start, true));
+    let alike = |(expected, found): (char, char)| expected == found || expected == '#' && found.is_ascii_digit();
+    let has_length = if is_open { word.len() >= pattern.len() } else { word.len() == pattern.len() };
+    has_length && pattern.chars().zip(word.chars()).all(alike)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_reads() {
+        let lines = TABLE.lines().filter(|line| !line.starts_with('#')).skip(1);
+        for line in lines {
+            assert_eq!(line.split('\t').count(), 6, "{line}");
+        }
+        for (words, row) in known() {
+            assert!(row.cores.is_some() || row.isa.is_some(), "{words}");
+            assert_eq!(row.cores.is_some(), row.threads.is_some(), "{words}");
+        }
+    }
+
+    #[test]
+    fn names_as_systems_print_them() {
+        for (name, cores, memory) in [
+            ("AMD Ryzen 9 7950X 16-Core Processor", Some(16), Some(83.2)),
+            ("Ryzen 7950X", Some(16), Some(83.2)),
+            ("AMD Ryzen 5 5600X 6-Core Processor", Some(6), Some(51.2)),
+            ("13th Gen Intel(R) Core(TM) i7-13700K", Some(16), Some(89.6)),
+            ("Intel(R) Core(TM) Ultra 9 285K", Some(24), Some(102.4)),
+            ("Intel(R) Core(TM) i9-10900X CPU @ 3.70GHz", Some(10), Some(93.9)),
+            ("AMD Ryzen Threadripper PRO 7965WX 24-Cores", Some(24), Some(332.8)),
+            ("AMD EPYC 9355 32-Core Processor", Some(32), Some(576.0)),
+            ("Intel(R) Xeon(R) Gold 6138 CPU @ 2.00GHz", Some(20), Some(128.0)),
+            ("Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz", None, Some(76.8)),
+            ("AMD RYZEN AI MAX+ 395 w/ Radeon 8060S", Some(16), Some(256.0)),
+            ("Apple M1 Max", None, Some(400.0)),
+            ("something else", None, None),
+        ] {
+            let found = named(name);
+            assert_eq!((found.cores, found.memory), (cores, memory), "{name}");
+        }
+    }
+}
