@@ -17,7 +17,7 @@ use crate::memory::{self, Forecast};
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::build::REFERENCE;
-use crate::run::{ModelSource, Note, RunConfig, Target, is_speculation, parse, spelling};
+use crate::run::{ModelSource, Note, RunConfig, Target, held, is_speculation, parse, spelling};
 use crate::runtime::log::Stage;
 use crate::runtime::server::{Server, Step, measurable};
 use crate::runtime::{
@@ -141,7 +141,7 @@ impl Proposal {
         model: Option<&Path>,
         n_devices: u16,
         options: &PlanOptions,
-        engine: &Engine,
+        engine: &mut Engine,
     ) -> anyhow::Result<Self> {
         let mut words = words.to_vec();
         if words.first().is_none_or(|word| word.starts_with('-')) {
@@ -152,7 +152,11 @@ impl Proposal {
             Engine::Server(server) => server.build.number.unwrap_or(REFERENCE),
         };
         let target = Target { build, ..Target::default() };
-        let mut command = parse::command_for(&words, &BTreeMap::new(), target)?;
+        let held = held::of_words(&words, &|_| None)?;
+        let mut command = parse::launch(&held, &BTreeMap::new(), target)?;
+        // The devices that llama.cpp lists are then those that the command sees.
+        engine.with_environment(held.environment);
+        command.environment.clear();
         let path = match (model, &command.model) {
             (Some(path), _) => model_arg::local_path(path)?,
             (None, Some(ModelSource::Path(path))) => path.clone(),
@@ -318,6 +322,14 @@ impl Engine {
     }
 
     /// Has the words that a launch does not say launched with it, as far as that can be; names the flags that are left out.
+    /// Starts llama.cpp with these variables from now on.
+    fn with_environment(&mut self, environment: BTreeMap<String, String>) {
+        match self {
+            Self::Embedded(embedded) => embedded.environment = environment,
+            Self::Server(server) => server.environment = environment,
+        }
+    }
+
     pub fn launch_with(&mut self, beside: &[String]) -> Option<String> {
         let (taken, mut left_out) = measurable(beside);
         let why = match self {

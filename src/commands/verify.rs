@@ -86,7 +86,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     // What is only projected takes nothing from anybody.
     let _measuring = (!ask.project).then(|| measuring::begin("verify", output)).transpose()?;
     let mut engine = args.engine.engine(ask.runtime, output)?;
-    let mut proposal = proposal(args, &engine)?;
+    let mut proposal = proposal(args, &mut engine)?;
     if let Some(warning) = engine.launch_with(&proposal.beside) {
         output.say(&warning);
     }
@@ -139,7 +139,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 }
 
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
-fn proposal(args: &Args, engine: &Engine) -> anyhow::Result<Proposal> {
+fn proposal(args: &Args, engine: &mut Engine) -> anyhow::Result<Proposal> {
     if !args.command.is_empty() {
         args.options.beside_command()?;
         let devices = args.measure.rpc_devices;

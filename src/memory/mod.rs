@@ -22,11 +22,11 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, Value};
-use crate::machine::{Device, Machine};
+use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
 use crate::placement::{self, Mapped, Placement};
 use crate::run::numbers::{ContextNumbers, numbers};
-use crate::run::{Program, RunConfig, Target};
+use crate::run::{Program, RunConfig, SplitMode, Target};
 use crate::suggest::Hint;
 pub use caches::Caches;
 use compute::Compute;
@@ -484,6 +484,19 @@ impl<'a> Launch<'a> {
         Ok(())
     }
 
+    /// The cards that the launch looks at and leaves alone: with `-sm none` and without `--device` llama.cpp asks every card for its
+    /// memory (`src/llama.cpp` `llama_prepare_model_devices`), which creates a context on those of CUDA and ROCm alone
+    /// (`common/common.cpp` `common_params_print_info`; `ggml-vulkan.cpp` `ggml_backend_vk_get_device_memory`, b11434).
+    fn looked_at(self, forecast: &Forecast) -> Vec<&'a Device> {
+        let used = forecast.devices();
+        let looks = self.run.split_mode == SplitMode::None && self.run.devices.is_none();
+        let has_context = |device: &Device| matches!(device.backend, Backend::Cuda | Backend::Rocm);
+        let cards = (0_u16..).zip(&self.machine.devices).filter(|(at, device)| {
+            looks && has_context(device) && !self.machine.is_shared(device) && !used.contains(at)
+        });
+        cards.map(|(_, device)| device).collect()
+    }
+
     /// What devices hold beside the table: the driver's, and of files that they use in place what lies between their tensors.
     fn add_overhead(self, forecast: &mut Forecast) {
         let Self { model, machine, run, .. } = self;
@@ -509,6 +522,11 @@ impl<'a> Launch<'a> {
             }
             forecast.row(&device.name).overhead = overhead.peak;
             forecast.note(&format!("{}.overhead", device.name), overhead.source.to_string());
+        }
+        for device in self.looked_at(forecast) {
+            let idle = overhead::at_rest(device, run.n_ubatch);
+            forecast.row(&device.name).overhead = idle.peak;
+            forecast.note(&format!("{}.overhead", device.name), idle.source.to_string());
         }
     }
 }

@@ -5,7 +5,7 @@
 //! `common_params_parse_ex`, `common_params_apply_system_config`; `tools/server/server-http.cpp` (`AIP_*`),
 //! `tools/server/server-models.cpp` (`LLAMA_SERVER_*`), b11434.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -188,18 +188,27 @@ fn picked(program: &Path) -> Result<Option<Isa>, Error> {
 
 /// The devices it lists, `rpc` servers' first; the processor is not among them.
 pub fn devices(program: &Path, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error> {
+    listed(&mut command(program), rpc)
+}
+
+fn listed(program: &mut Command, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error> {
     let servers = rpc.join(",");
     let arguments: &[&str] = if rpc.is_empty() { &["--list-devices"] } else { &["--rpc", &servers, "--list-devices"] };
-    Ok(log::devices(&ask(program, arguments)?))
+    Ok(log::devices(&answer(program, arguments)?))
 }
 
 /// What a program prints, on both streams.
 fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
+    answer(&mut command(program), arguments)
+}
+
+fn answer(program: &mut Command, arguments: &[&str]) -> Result<String, Error> {
+    let name = program.get_program().display().to_string();
     let failed = |error| {
-        let message = format!("cannot ask `{}` for `{}`", program.display(), arguments.join(" "));
+        let message = format!("cannot ask `{name}` for `{}`", arguments.join(" "));
         Error::setup(message, "does it run by hand, with its libraries beside it?").caused_by(error)
     };
-    let printed = output(command(program).args(arguments), Vec::new(), PROBE_LIMIT, PROBE_BYTES).map_err(failed)?;
+    let printed = output(program.args(arguments), Vec::new(), PROBE_LIMIT, PROBE_BYTES).map_err(failed)?;
     if printed.status.is_none() {
         return Err(failed(std::io::Error::other(format!("no answer in {} s", PROBE_LIMIT.as_secs()))));
     }
@@ -401,6 +410,8 @@ pub struct Server {
     pub patience: Duration,
     /// Words of the person, which come last.
     pub extra: Vec<String>,
+    /// Variables of the command's own words.
+    pub environment: BTreeMap<String, String>,
     /// Where its log is kept; `None` = in a temporary place until it is stopped.
     pub log: Option<PathBuf>,
     /// Whether `LLAMA_API_KEY` is left to it.
@@ -424,12 +435,20 @@ impl Server {
             stall: Duration::from_mins(5),
             patience: Duration::from_secs(10),
             extra: Vec::new(),
+            environment: BTreeMap::new(),
             log: None,
             keeps_key: false,
             echo: None,
             watch: None,
             interrupted: never,
         }
+    }
+
+    /// The program with the command's variables; those that stand for flags have become words.
+    fn command(&self) -> Command {
+        let mut command = command(&self.build.program);
+        command.envs(self.environment.iter().filter(|(name, _)| !is_heeded(name, false)));
+        command
     }
 
     pub fn takes(&self, run: &RunConfig) -> bool {
@@ -471,7 +490,7 @@ impl Server {
         let words = arguments(&self.build, &run, &launch.model, port, &self.extra)?;
         let folder = temporary_folder()?;
         let files = config_files();
-        let mut command = command(&self.build.program);
+        let mut command = self.command();
         command.args(&words);
         if let Some(key) = std::env::var_os(API_KEY).filter(|_| self.keeps_key) {
             command.env(API_KEY, key);
@@ -541,7 +560,7 @@ fn needs_embedded(what: &str) -> Error {
 impl Runtime for Server {
     fn devices(&self, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error> {
         rpc.iter().try_for_each(|endpoint| reach(endpoint))?;
-        devices(&self.build.program, rpc)
+        listed(&mut self.command(), rpc)
     }
 
     fn project(&self, launches: &[Launch]) -> Vec<Result<Projection, Error>> {

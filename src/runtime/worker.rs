@@ -1,5 +1,6 @@
 //! The embedded llama.cpp in a child process: a question a line on its standard input, an answer a line on its standard output. [I/O]
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -119,6 +120,8 @@ fn bad(error: serde_json::Error) -> Error {
 pub struct Embedded {
     pub program: PathBuf,
     pub limit: Duration,
+    /// Variables of the command's own words.
+    pub environment: BTreeMap<String, String>,
     pub echo: Option<Echo>,
     pub interrupted: fn() -> bool,
 }
@@ -130,7 +133,7 @@ impl Embedded {
 
     /// `program`, which must be a moeplan with the feature.
     pub fn of(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), limit: Duration::from_mins(30), echo: None, interrupted: never }
+        Self { program: program.into(), limit: Duration::from_mins(30), environment: BTreeMap::new(), echo: None, interrupted: never }
     }
 
     /// A fresh worker. With RPC servers on this computer, idle threads must not spin: they would take the server's cores.
@@ -144,7 +147,7 @@ impl Embedded {
         let (read, written) =
             log.map_err(|error| Error::setup("cannot keep llama.cpp's log", "is the disk full?").caused_by(error))?;
         let mut command = Command::new(&self.program);
-        command.arg("worker");
+        command.arg("worker").envs(&self.environment);
         if !rpc.is_empty() {
             command.env("OMP_WAIT_POLICY", "passive");
         }

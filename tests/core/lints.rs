@@ -388,6 +388,12 @@ fn a_card_without_a_share_has_a_context_and_nothing_in_it() {
         assert!(overhead(idle) > Bytes::mib(200) && overhead(idle) < overhead(busy), "{memory:?}");
     }
     assert!(!of("-dev CUDA0").contains_key("CUDA1"));
+    // With one card alone llama.cpp asks the others for their memory, unless they are not named.
+    let alone = of("-sm none");
+    assert_eq!(alone["CUDA1"].total, alone["CUDA1"].overhead, "{alone:?}");
+    assert!(!of("-sm none -dev CUDA0").contains_key("CUDA1"));
+    let vulkan = check(&GPT_OSS, "Vulkan0=24G,Vulkan1=24G 64", &format!("{line} -sm none"), Target::default()).memory;
+    assert!(!vulkan.contains_key("Vulkan1"), "{vulkan:?}");
 }
 
 /// Under mmap a Metal device holds the file from its first tensor to its last.

@@ -254,6 +254,20 @@ fn a_command_is_launched_as_it_is_or_refused() {
         assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{words}: {said}");
         assert!(said.contains("is not launched") && said.contains(error) && said.contains(hint), "{words}: {said}");
     }
+    // Variables in front of the program are the launch's.
+    let state = tempfile::tempdir().expect("a folder");
+    let output = Command::new(MOEPLAN)
+        .args(["verify", "--runtime", "server", "--llama-server"])
+        .arg(fake())
+        .args(["--", "FAKE_LLAMA_SERVER=hang-at-1000"])
+        .arg(format!("FAKE_LLAMA_SERVER_STATE={}", state.path().display()))
+        .args(["llama-server", "-c", "512", "-np", "1", "-m"])
+        .arg(&model)
+        .env("MOEPLAN_LOCK_DIR", folder.path())
+        .output()
+        .expect("moeplan");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(state.path().join("requests").exists(), "{said}");
     let output = verify("--jinja --temp 0.5 --spec-type ngram-simple -lv 0");
     let said = String::from_utf8_lossy(&output.stderr);
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
