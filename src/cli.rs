@@ -43,17 +43,17 @@ pub struct Global {
     pub json: bool,
     /// Write the answer to FILE, which must be new unless --force
     ///
-    /// A FILE that exists is refused without --force; a device or a pipe is written to. Whether FILE can be written is found out
-    /// before the work; should it fail afterwards, the answer goes to standard output, and the exit code is 2 (docs/files.md).
+    /// An existing FILE is refused without --force; a device or pipe is written to. moeplan checks beforehand that it can write
+    /// FILE. If writing fails later, the answer goes to standard output, and the exit code is 2 (docs/files.md).
     #[arg(short, long, global = true, value_name = "FILE")]
     pub output: Option<std::path::PathBuf>,
-    /// Replace files that exist: of -o, --csv, --results and --out.
+    /// Replace existing files (-o, --csv, --results, --out).
     #[arg(long, global = true)]
     pub force: bool,
-    /// Say nothing but the answer and errors.
+    /// Print only the answer and errors.
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Say more.
+    /// Print more detail.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Ask no server: use only headers that are already in the cache.

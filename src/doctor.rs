@@ -197,7 +197,7 @@ impl Area {
             Self::Devices => "Devices",
             Self::Memory => "Memory",
             Self::Disk => "Disk",
-            Self::Knowledge => "Known of this machine",
+            Self::Knowledge => "Known about this machine",
             Self::Environment => "Environment",
         }
     }

@@ -22,7 +22,7 @@ pub struct Check {
 }
 
 /// What to write instead of a file that cannot be read.
-const LINES: &str = "write one `key: value` a line, such as `experts.count: 16` or `parameters.total: 41.87B ± 0.5%`";
+const LINES: &str = "write one `key: value` per line, such as `experts.count: 16` or `parameters.total: 41.87B ± 0.5%`";
 
 pub static BUILT_IN: &[(&str, &str)] = &[
     ("deepseek-moe-16b", include_str!("../rules/suites/expect-deepseek-moe-16b.yaml")),

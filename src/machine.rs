@@ -105,29 +105,29 @@ impl Backend {
                 Some("ROCm_Host"),
                 128,
                 true,
-                "ROCm: CUDA's rules, from the same source; compared with no device, compute uncertain by some per cent",
+                "ROCm: CUDA's rules, from the same source; not compared with any device, compute uncertain by a few percent",
             ),
             Self::Musa => (
                 Some("MUSA"),
                 Some("MUSA_Host"),
                 128,
                 true,
-                "MUSA: CUDA's rules, from the same source; compared with no device, compute uncertain by some per cent",
+                "MUSA: CUDA's rules, from the same source; not compared with any device, compute uncertain by a few percent",
             ),
             Self::Sycl => (
                 Some("SYCL"),
                 Some("SYCL_Host"),
                 128,
                 true,
-                "SYCL: alignment 128; compared with no device, compute uncertain by some per cent (the scratch of its flash attention is \
-                 not counted, and every operation is taken to run there)",
+                "SYCL: alignment 128; not compared with any device, compute uncertain by a few percent (the scratch of its flash attention is \
+                 not counted, and every operation is assumed to run there)",
             ),
             Self::Cann => (
                 Some("CANN"),
                 Some("CANN_Host"),
                 128,
                 true,
-                "CANN: alignment 128; compared with no device, compute uncertain by some per cent, and F16 and F32 matrices by what its \
+                "CANN: alignment 128; not compared with any device, compute uncertain by a few percent, and F16 and F32 matrices by what its \
                  own layout (GGML_CANN_WEIGHT_NZ) adds",
             ),
             Self::Opencl => (
@@ -135,22 +135,22 @@ impl Backend {
                 None,
                 128,
                 false,
-                "OpenCL: alignment taken as 128 (it is the device's own); compared with no device, compute uncertain by some per cent",
+                "OpenCL: alignment assumed to be 128 (it is the device's own); not compared with any device, compute uncertain by a few percent",
             ),
             Self::Vulkan => (
                 Some("Vulkan"),
                 Some("Vulkan_Host"),
                 64,
                 false,
-                "Vulkan: alignment taken as 64 (it is the device's own, 16 to 256), weights in buffers of 1 GiB; compared with no \
-                 device: model and context uncertain by the alignment, compute by some per cent",
+                "Vulkan: alignment assumed to be 64 (it is the device's own, 16 to 256), weights in buffers of 1 GiB; not compared with any \
+                 device: model and context uncertain by the alignment, compute by a few percent",
             ),
             Self::Metal => (
                 Some("MTL"),
                 None,
                 32,
                 false,
-                "Metal: alignment 32, no pinned host memory; compared with no device, compute uncertain by some per cent (scratch of \
+                "Metal: alignment 32, no pinned host memory; not compared with any device, compute uncertain by a few percent (scratch memory of \
                  its kernels is not counted)",
             ),
             Self::Rpc => (
@@ -468,7 +468,10 @@ impl Calibration {
         let driver = self.driver.as_ref().map_or(String::new(), |driver| format!(", driver {driver}"));
         let with = format!("llama.cpp b{build}{driver}");
         if self.peaks.is_empty() {
-            return format!("{} loaded was measured here with {with}, but no prompt of 4096 tokens", self.loaded);
+            return format!(
+                "measured here with {with}: {} loaded; no prompt of 4096 tokens was measured yet",
+                self.loaded
+            );
         }
         let runs = counted(runs.into(), "run");
         let peaks: Vec<String> = self.peaks.iter().map(|(ubatch, peak)| format!("{peak} (-ub {ubatch})")).collect();

@@ -25,7 +25,7 @@ pub use hparams::HParams;
 
 /// What to do with a file of one tensor an expert.
 pub const MERGE_EXPERTS: &str =
-    "convert the model again, or take a newer GGUF of it (its experts are merged: ffn_up_exps.weight)";
+    "convert the model again, or get a newer GGUF of it (its experts are merged: ffn_up_exps.weight)";
 
 /// What kind of GGUF file it is (`general.type`, else told from its keys and tensors).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -114,7 +114,8 @@ impl Model {
             return wrong(format!("{}, not a model that runs by itself", model.kind), model.kind.hint());
         }
         if let Some(Tensor { name, .. }) = model.one_expert_tensor() {
-            let message = format!("`{name}` and its like hold one expert each: llama.cpp no longer loads such files");
+            let message =
+                format!("`{name}` and similar tensors hold one expert each: llama.cpp no longer loads such files");
             return wrong(message, MERGE_EXPERTS);
         }
         match refused.into_iter().next().map_or_else(|| model.check_load(), Err) {

@@ -81,7 +81,7 @@ const LINTS: &[Rule] = &[
             return None;
         }
         found(
-            format!("`-ctv {ty}` without flash attention: llama.cpp refuses; the figures are those of `-ctv f16`"),
+            format!("`-ctv {ty}` without flash attention: llama.cpp refuses this; the figures are for `-ctv f16`"),
             "`-fa on` where the model allows it (grok does not), else `-ctv f16`",
         )
     }),
@@ -93,18 +93,18 @@ const LINTS: &[Rule] = &[
         let (type_k, type_v, architecture) = (facts.run.type_k, facts.run.type_v, &facts.model.hparams.architecture);
         found(
             format!(
-                "`-ctk {type_k}` with `-ctv {type_v}`: llama.cpp refuses, since {architecture} keeps V as a view of K; the \
-                 figures are those of one type for both"
+                "`-ctk {type_k}` with `-ctv {type_v}`: llama.cpp refuses this, since {architecture} keeps V as a view of K; the \
+                 figures assume one type for both"
             ),
             format!("give both the same type: `-ctk {type_k} -ctv {type_k}`"),
         )
     }),
     ("expert-cache-refused", Error, |facts| match facts.cache_problem? {
         Problem::Impossible => {
-            found("`--moe-cache-mib` needs a device and a model with experts: llama.cpp refuses", "leave it out")
+            found("`--moe-cache-mib` needs a device and a model with experts: llama.cpp refuses it", "leave it out")
         }
         Problem::TooSmall => found(
-            format!("`--moe-cache-mib {}` holds not even the experts of one token", facts.run.moe_cache_mib),
+            format!("`--moe-cache-mib {}` does not hold even the experts of one token", facts.run.moe_cache_mib),
             "give it more, or leave it out",
         ),
         Problem::NothingToCache => None,
@@ -117,7 +117,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             format!("llama.cpp b11434 does not know the architecture `{architecture}`: it refuses the file"),
-            "a fork or a newer llama.cpp may load it; only its weights and where they go are told here",
+            "a fork or a newer llama.cpp may load it; moeplan shows only its weights and where they go",
         )
     }),
     // `tools/server/server-context.cpp` `load_model` frees the draft model where `common_speculative_init` finds no kind that is on;
@@ -126,7 +126,7 @@ const LINTS: &[Rule] = &[
         let draft = facts.model.draft.as_ref().filter(|_| facts.run.n_draft == 0)?;
         let kind = draft.drafts().unwrap_or("simple");
         found(
-            "llama-server loads the draft model and frees it again: no kind of speculation is on".to_string(),
+            "llama-server loads the draft model and frees it again: no kind of speculation is enabled".to_string(),
             format!("add `--spec-type draft-{kind}`"),
         )
     }),
@@ -209,18 +209,18 @@ const LINTS: &[Rule] = &[
         if is_lazy {
             return found(
                 format!(
-                    "{rule} decides nothing: llama.cpp never places `{name}`, it reads its rows from the file as they are needed"
+                    "{rule} has no effect: llama.cpp never places `{name}`; it reads its rows from the file as they are needed"
                 ),
                 "leave the rule out; `-lzm off` loads the table, and then the rule counts",
             );
         }
-        found(format!("{rule} decides nothing: this launch does not load `{name}`"), "leave the rule out")
+        found(format!("{rule} has no effect: this launch does not load `{name}`"), "leave the rule out")
     }),
     // Beaten by `LLAMA_ARG_*`, which llama.cpp reads first.
     ("rule-beaten-by-environment", Warning, |facts| {
         let (rule, winner) = dead(facts, environment_wins)?;
         found(
-            format!("{rule} decides nothing: `{}` is in the environment, which llama.cpp reads first", winner.origin),
+            format!("{rule} has no effect: `{}` is in the environment, which llama.cpp reads first", winner.origin),
             format!("unset `{}`, or write the rule there", winner.origin),
         )
     }),
@@ -228,14 +228,14 @@ const LINTS: &[Rule] = &[
     ("rule-after-cpu-moe", Warning, |facts| {
         let (rule, winner) = dead(facts, |row, winner| !is_written(winner) && !environment_wins(row, winner))?;
         found(
-            format!("{rule} decides nothing: `{}` stands before it and takes the same tensors", winner.origin),
+            format!("{rule} has no effect: `{}` comes before it and takes the same tensors", winner.origin),
             format!("put `-ot` before `{}`: the first match wins", winner.origin),
         )
     }),
     ("rule-shadowed", Warning, |facts| {
         let (rule, winner) = dead(facts, |row, winner| is_written(winner) && !environment_wins(row, winner))?;
         found(
-            format!("{rule} decides nothing: `{}` comes before it", winner.pattern),
+            format!("{rule} has no effect: `{}` comes before it", winner.pattern),
             "the first match wins: put the narrower rule first",
         )
     }),
@@ -250,7 +250,7 @@ const LINTS: &[Rule] = &[
         let row = facts.overrides.iter().find(left_out)?;
         found(
             format!(
-                "{} sends {} to `{}`, which takes no part in the launch: llama.cpp has nothing to compute with there",
+                "{} sends {} to `{}`, which is not part of the launch: llama.cpp has no backend there",
                 shown(row),
                 row.bytes,
                 row.buffer
@@ -367,7 +367,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             format!(
-                "without mapped files {pinned} of the host's memory are pinned, and {missing} are missing: loading fails or swaps"
+                "without mapped files {pinned} of the host's memory are pinned, but {missing} are missing: loading fails or swaps"
             ),
             "`--load-mode mmap` reads what is needed from the file; or keep more on the devices",
         )
@@ -386,7 +386,7 @@ const LINTS: &[Rule] = &[
             "`-lm none` keeps on the device only what is its own; or take a smaller quantization or a shorter context"
         };
         found(
-            format!("{names} and the processor share main memory: {shared} and {host} together are {missing} too many"),
+            format!("{names} and the processor share main memory: {shared} and {host} together exceed it by {missing}"),
             hint,
         )
     }),
@@ -395,7 +395,7 @@ const LINTS: &[Rule] = &[
         facts.forecast.mapped.host?;
         found(
             format!(
-                "{} of {model} of mapped weights do not stay in main memory: every token reads them from the disk",
+                "{} of {model} of mapped weights do not fit in main memory: every token reads them from the disk",
                 missing.min(model)
             ),
             "keep more on the devices, or take a smaller quantization",
@@ -408,10 +408,10 @@ const LINTS: &[Rule] = &[
             let fewer = needs.fewer_checkpoints(facts.run, *missing)?;
             return found(
                 format!(
-                    "{missing} of the {} that checkpoints of windows and states come to take have no room in main memory",
+                    "main memory lacks {missing} of the {} that checkpoints of windows and states grow to",
                     needs.checkpoints
                 ),
-                format!("`--ctx-checkpoints {fewer}` keeps fewer a slot, which has prompts computed again more often"),
+                format!("`--ctx-checkpoints {fewer}` keeps fewer per slot; prompts are then recomputed more often"),
             );
         }
         let mib = needs.smaller_prompt_cache(facts.forecast.in_main_memory(facts.machine), ram)?;
@@ -419,8 +419,8 @@ const LINTS: &[Rule] = &[
             .prompt_cache
             .map_or("a prompt cache without a limit".into(), |most| format!("{most} of prompt cache"));
         found(
-            format!("main memory holds the launch, but not {most} beside it, which grows as the server is used"),
-            format!("`--cache-ram {mib}` has room"),
+            format!("main memory holds the launch, but not {most} as well, which grows with use"),
+            format!("`--cache-ram {mib}` fits"),
         )
     }),
     // Host experts in a layout of the processor's own: prompts are computed where they are.
@@ -473,7 +473,7 @@ const LINTS: &[Rule] = &[
         }
         let (names, take) = (names.join(", "), if names.len() == 1 { "takes" } else { "take" });
         found(
-            format!("{names} {take} no part: llama.cpp has an RPC device only where `--rpc` names its server"),
+            format!("{names} {take} no part: llama.cpp has an RPC device only if `--rpc` names its server"),
             format!("add `--rpc {}` to the command", servers.join(",")),
         )
     }),
@@ -487,7 +487,7 @@ const LINTS: &[Rule] = &[
         let shares: Vec<String> = devices.map(|(_, device)| (device.free.0 >> 20).max(1).to_string()).collect();
         let names = facts.device_names().join(", ");
         found(
-            format!("without `-ts` the layers of {names} follow the memory that is free when it starts"),
+            format!("without `-ts`, the split of layers over {names} depends on the memory free at the start"),
             format!("`-ts {}` is the layout of these figures", shares.join(",")),
         )
     }),
@@ -520,7 +520,9 @@ const LINTS: &[Rule] = &[
         }
         let ty = facts.run.type_k;
         found(
-            format!("with `-mla` the one latent cache is taken to be of `-ctk`'s type, {ty}; `-ctv` is not counted"),
+            format!(
+                "with `-mla` the one latent cache is assumed to have the type of `-ctk`, {ty}; `-ctv` is not counted"
+            ),
             "`-mla 0`, which keeps K and V apart, is not modelled",
         )
     }),
@@ -529,7 +531,7 @@ const LINTS: &[Rule] = &[
             return None;
         }
         found(
-            "llama.cpp's own fitting is on and would move experts or layers to the host; the figures are of the command as written",
+            "llama.cpp's own fitting is on and would move experts or layers to the host; the figures are for the command as written",
             "`moeplan plan` chooses what goes to the host; `-fit off` keeps the command as written",
         )
     }),
@@ -573,7 +575,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             "with a device present, weights of the host are not repacked for the processor",
-            "`--no-host` repacks them; with `--no-op-offload` nothing is lost by it",
+            "`--no-host` repacks them; with `--no-op-offload` that costs nothing",
         )
     }),
     // llama-server takes 4 slots where none are asked for; windows and states are kept for each.
@@ -590,7 +592,7 @@ const LINTS: &[Rule] = &[
             return None;
         }
         found(
-            format!("llama-server's own {slots} slots each keep windows and states: {now} instead of {alone}"),
+            format!("llama-server's default {slots} slots each keep windows and states: {now} instead of {alone}"),
             "`-np 1` for one user",
         )
     }),
@@ -626,10 +628,10 @@ const LINTS: &[Rule] = &[
         let (device, bytes) = facts.forecast.retried.as_ref()?;
         found(
             format!(
-                "with pipeline parallelism the compute buffers do not fit ({bytes} on {device}): llama.cpp goes on without it, \
-                 and the figures are of that"
+                "with pipeline parallelism the compute buffers do not fit ({bytes} on {device}): llama.cpp continues without it, \
+                 and the figures are for that launch"
             ),
-            "a prompt takes longer without it; `-ub` at half its size, or fewer slots, may keep it",
+            "a prompt takes longer without it; halving `-ub`, or using fewer slots, may keep it",
         )
     }),
     // Prompts copy host experts of every block into the first device (`ggml/src/ggml-backend.cpp`, b11434).

@@ -79,9 +79,9 @@ pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
     const ADD: &str = "add it to the planned command, or after `--` of `moeplan run`";
     match (flag.in_plan, flag.effect) {
         (InPlan::Instead(hint), _) => hint.to_string(),
-        (_, Effect::None) => format!("llama.cpp has it, and it does not decide the placement: {ADD}"),
+        (_, Effect::None) => format!("llama.cpp has it, but it does not decide the placement: {ADD}"),
         _ => format!(
-            "llama.cpp has it, and it changes what a launch takes: add it to the planned command, and `moeplan check -- \
+            "llama.cpp has it, and it changes the memory of a launch: add it to the planned command, and `moeplan check -- \
              llama-server … {typed}` says whether that still fits"
         ),
     }

@@ -37,9 +37,9 @@ pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN", required_unless_present_any = ["url", "from"])]
     pub model: Option<PathBuf>,
-    /// An OpenAI-compatible endpoint that is up, instead; MOEPLAN_API_KEY is its key.
+    /// Measure a running OpenAI-compatible endpoint instead; MOEPLAN_API_KEY is its key.
     ///
-    /// llama-server, shimmy, any other.
+    /// It may be llama-server, shimmy or any other.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
     /// The model to request from the endpoint [default: the first that it lists].
@@ -48,7 +48,7 @@ pub struct Args {
     /// Run nothing: show rows of llama-bench (`-o json`, `jsonl`) as a bench.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "url", "baseline"])]
     pub from: Option<PathBuf>,
-    /// What to launch in turn beside the plan.
+    /// Baselines to launch in turn with the plan.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "BASELINE,…", conflicts_with = "url")]
     pub baseline: Vec<Baseline>,
     /// Write the tables as comma-separated values, too.
@@ -82,10 +82,10 @@ pub enum Baseline {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Measurement")]
 pub struct AskArgs {
-    /// How often everything is run [default: 3, or what the suite says].
+    /// How many times to run everything [default: 3, or what the suite says].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: Option<u32>,
-    /// Tokens of each answer, at most [default: what the suite says, 384 to 512].
+    /// Maximum tokens per answer [default: what the suite says, 384 to 512].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: Option<u32>,
     /// Prompt tokens at each depth.
@@ -94,13 +94,13 @@ pub struct AskArgs {
     /// Tokens generated at each depth.
     #[arg(long, value_name = "N")]
     pub depth_generate: Option<u32>,
-    /// The weights are made up: answers are not judged.
+    /// Treat the weights as made up: answers are not judged.
     #[arg(long)]
     pub synthetic: bool,
     /// A llama-server of the same model, whose tokenizer counts where the endpoint does not.
     #[arg(long, value_name = "URL")]
     pub tokenizer: Option<String>,
-    /// MiB that --fit on leaves free of every device (llama.cpp: -fitt), for the baseline `fit` [default: what keeps it
+    /// MiB that --fit on leaves free on every device (llama.cpp: -fitt), for the baseline `fit` [default: what keeps it
     /// within the plan's budget, and llama.cpp's own 1024].
     #[arg(long, value_name = "MIB,…", value_delimiter = ',')]
     pub fit_target: Vec<u32>,
@@ -176,7 +176,7 @@ impl Trial {
         let slot = proposal.slot_tokens(&predicted);
         if longest >= slot {
             output.say(&format!(
-                "warning: answers may have {longest} tokens and the context has {slot}: long ones are cut (a larger -c, or --max-tokens)"
+                "warning: answers may have {longest} tokens, but the context has {slot}: long ones are cut (use a larger -c or a smaller --max-tokens)"
             ));
         }
         let mut fit = launch.run.clone();
@@ -253,9 +253,9 @@ pub fn say_what_to_try<'a>(benches: impl IntoIterator<Item = &'a Bench>, output:
 }
 
 fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
-    let cases = llama_bench::cases(&read(path)?)
-        .with_context(|| format!("`{}` is not output of llama-bench", path.display()))?;
-    anyhow::ensure!(!cases.is_empty(), "`{}` holds no test of llama-bench", path.display());
+    let cases =
+        llama_bench::cases(&read(path)?).with_context(|| format!("`{}` is not llama-bench output", path.display()))?;
+    anyhow::ensure!(!cases.is_empty(), "`{}` contains no llama-bench test", path.display());
     let sessions = || cases.iter().flat_map(|case| &case.sessions);
     let depths: BTreeSet<u32> = sessions().flat_map(|session| &session.depths).map(|at| at.depth).collect();
     suite.prompts.clear();
@@ -281,7 +281,7 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.options, &engine, output)?;
     let Trial { cases, mut bench, asking } = trial;
     if !proposal.fits() {
-        bench.notes.push("the plan does not fit its budget; it was launched all the same".to_string());
+        bench.notes.push("the plan does not fit its budget; it was launched anyway".to_string());
     }
     let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, output);
     let is_interrupted = bench.run(&mut launch, &mut |so_far| output.so_far(so_far));
@@ -344,9 +344,9 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
         ),
         (
             any(|sample| sample.stream.iter().any(stream::came_at_once)),
-            "streams came in one burst: their first token is their end, and the gaps between deltas say nothing of generation",
+            "streams came in one burst: their first token is their end, and the gaps between deltas say nothing about generation",
         ),
-        (true, "memory and load time of an endpoint that is up already are not seen"),
+        (true, "memory and load time of a running endpoint are not measured"),
     ] {
         notes.extend(is_so.then(|| note.to_string()));
     }

@@ -42,10 +42,10 @@ pub struct Args {
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long, help_heading = OWN)]
     tensors: bool,
-    /// Answer yes although this part of the launch is not counted.
+    /// Answer yes even if this part of the launch is not counted.
     #[arg(long, help_heading = OWN, value_name = "PART", value_parser = crate::memory::PARTS)]
     ignore: Vec<String>,
-    /// The build of llama.cpp that is asked about: the N of bN.
+    /// The llama.cpp build to check against: the N of bN.
     #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = number)]
     build: u32,
     #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
@@ -55,7 +55,7 @@ pub struct Args {
     what_if: WhatIfArgs,
     /// A command line of any program of llama.cpp, after `--`; or FILE, or `-`.
     ///
-    /// It may stand behind a prompt, sudo, numactl, `docker run` and others. FILE is a models.ini, llama-swap's or Compose's YAML, an env
+    /// It may follow a prompt, sudo, numactl, `docker run` and others. FILE is a models.ini, llama-swap's or Compose's YAML, an env
     /// file, a systemd unit or a script; `-` reads one from standard input.
     #[arg(help_heading = OWN, required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -251,15 +251,12 @@ fn open_file(path: &Path, folder: &Path, output: &Output) -> anyhow::Result<Gguf
     if shown.starts_with("~/") || shown.starts_with('$') {
         let home = std::env::var("HOME").unwrap_or_default();
         let meant = shown.replacen('~', &home, 1).replacen("${HOME}", &home, 1).replacen("$HOME", &home, 1);
-        return refuse(
-            "only a shell makes a path of that, and llama.cpp gets it as it stands",
-            format!("write `{meant}`"),
-        );
+        return refuse("only a shell expands that, and llama.cpp receives it unchanged", format!("write `{meant}`"));
     }
     if drive.is_some() || shown.starts_with("\\\\") {
         let name = shown.rsplit('\\').next().unwrap_or_default();
         return refuse(
-            "a path of Windows, and this computer has no such file",
+            "a Windows path, and this computer has no such file",
             format!("give the file's path here: `-m /PATH/TO/{name}`"),
         );
     }

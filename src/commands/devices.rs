@@ -38,24 +38,24 @@ pub struct Args {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Calibration")]
 struct CalibrateArgs {
-    /// Measure this machine's speeds, in three minutes at the most, for what later plans predict.
+    /// Measure this machine's speeds, in at most three minutes, for the predictions of later plans.
     ///
-    /// The llama-bench beside llama-server runs two small models that are made for it (2 GiB each in the cache folder, removed
-    /// afterwards) on the devices and on the host: how fast memory is read, how fast copies and products are, what a step waits for.
-    /// Saved as machine.json in the folder for settings, or in the file of -o. Every later plan for this machine predicts its speeds
-    /// from that and says so; without it they are a table's or a guess. Memory is not measured here: `moeplan verify` does that.
+    /// The llama-bench beside llama-server runs two small models made for this (2 GiB each in the cache folder, removed
+    /// afterwards) on the devices and on the host. It measures memory reads, copies, products and waits. The result is saved as
+    /// machine.json in the settings folder, or in the file of -o. Later plans for this machine use these speeds and say so; without
+    /// them, speeds come from a table or are guesses. Memory is not measured here: `moeplan verify` does that.
     #[arg(long)]
     calibrate: bool,
-    /// Measure nothing, take rows that llama-bench wrote before, here or elsewhere (`-o json` or `-o jsonl`); repeatable.
+    /// Measure nothing; use rows that llama-bench wrote earlier, here or elsewhere (`-o json` or `-o jsonl`); repeatable.
     #[arg(long, value_name = "FILE", requires = "calibrate")]
     from: Vec<PathBuf>,
-    /// A model that those rows are of, where its name is none that `moeplan synth --list` knows; repeatable.
+    /// The model of those rows, if `moeplan synth --list` does not know its name; repeatable.
     #[arg(long, value_name = "FILE", requires = "from")]
     model: Vec<PathBuf>,
     /// The llama-server whose llama-bench, in the same folder, measures.
     #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
     llama_server: Option<PathBuf>,
-    /// Start no new measurement after so many seconds; what is left out is said, and keeps its guess.
+    /// Start no new measurement after this many seconds; what is left out is listed and keeps its guess.
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
     seconds: u64,
 }
@@ -79,7 +79,7 @@ fn calibrate(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         let mut rows = Vec::new();
         for path in &args.calibrate.from {
             let of_file = samples::rows(&read(path)?);
-            rows.extend(of_file.with_context(|| format!("`{}` is not output of llama-bench", path.display()))?);
+            rows.extend(of_file.with_context(|| format!("`{}` is not llama-bench output", path.display()))?);
         }
         return answer(args.machine.machine()?, &rows);
     }
@@ -92,7 +92,7 @@ fn calibrate(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let done = measure(&args.calibrate, &here, kept.as_deref(), output).and_then(|rows| answer(here, &rows));
     match &kept {
         Some(kept) if done.is_err() && kept.exists() => output.say(&format!(
-            "what was measured is kept in {0}: `moeplan devices --calibrate --from {0}` takes it",
+            "what was measured is kept in {0}: `moeplan devices --calibrate --from {0}` reads it",
             kept.display()
         )),
         _ => drop(forget()),
@@ -221,7 +221,7 @@ fn measure(
                     let lines = lines.collect::<std::io::Result<String>>();
                     let kept = lines.and_then(|lines| keep.map_or(Ok(()), |keep| files::append(keep, &lines)));
                     if let Err(error) = kept {
-                        output.say(&format!("warning: these rows are not kept, should this be cut off: {error}"));
+                        output.say(&format!("warning: these rows are lost if this is interrupted: {error}"));
                     }
                     measured.extend(rows);
                 }
@@ -259,7 +259,7 @@ fn header(row: &BenchRow, models: &[PathBuf]) -> anyhow::Result<Model> {
     let own = design::SUBJECTS.into_iter().find(|subject| subject.name() == name);
     let (name, blocks) = own.map_or((name, None), |subject| (subject.spec, subject.blocks));
     let spec = spec::named(name).map_err(|_| {
-        anyhow::anyhow!("`{}` is not here and no known model: give it with --model FILE", row.model_filename)
+        anyhow::anyhow!("`{}` is neither here nor a known model: give it with --model FILE", row.model_filename)
     })?;
     let folder = Folder::new()?;
     let path = folder.path().join("header.gguf");

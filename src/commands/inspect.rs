@@ -20,12 +20,12 @@ use crate::model::{FileKind, Model, projector};
   moeplan inspect model.gguf
   moeplan inspect --tensors --metadata model-00001-of-00002.gguf
   moeplan inspect --expect gpt-oss-20b gpt-oss-20b.gguf
-  moeplan inspect hf:owner/repo --vram 24G     which of its quants fits, from their headers alone")]
+  moeplan inspect hf:owner/repo --vram 24G     which of its quants fit, from their headers alone")]
 pub struct Args {
     /// GGUF files, folders with one model, https://…, `hf:owner/repo[:QUANT|/FILE]`, or cached names.
     ///
-    /// Any shard stands for a split model; hf:owner/repo alone lists the models of the repository; `moeplan list` shows the
-    /// names that are cached.
+    /// Any shard identifies a split model. hf:owner/repo alone lists the repository's models. `moeplan list` shows the cached
+    /// names.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// List every tensor: name, role, type, shape, bytes, file offset.
@@ -49,14 +49,14 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if !args.what_if.recipes().is_empty() {
         let [model] = args.models.as_slice() else { bail!("--as takes one MODEL") };
         let is_alone = !args.metadata && args.expect.is_none() && !args.machine.is_given();
-        ensure!(is_alone, "--as lists sizes and types, with --tensors each tensor's; `plan --as` plans for a machine");
+        ensure!(is_alone, "--as lists sizes and types (--tensors: of each tensor); `plan --as` plans for a machine");
         listing::inspect(&args.what_if, model, args.tensors, output)?;
         return Ok(Outcome::Yes);
     }
     if let Some(repo) = repository(args)? {
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }
-    ensure!(!args.machine.is_given(), "a machine is for `inspect hf:owner/repo`; for one model use `plan`");
+    ensure!(!args.machine.is_given(), "a machine only works with `inspect hf:owner/repo`; for one model use `plan`");
     let expected = args.expect.as_deref().map(|name| {
         let text = read_or_built_in("list of expectations", name, expectation::BUILT_IN)?;
         anyhow::Ok(Expectations::from_yaml(name, &text)?)

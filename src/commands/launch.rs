@@ -197,14 +197,14 @@ pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     let error =
         |note: &&Note| checkup::lints::codes().any(|(code, severity)| code == note.code && severity == Severity::Error);
     if let Some(note) = parsed.notes.iter().find(error) {
-        let hint = note.hint.clone().unwrap_or_else(|| "let `moeplan plan --json` write the plan".to_string());
+        let hint = note.hint.clone().unwrap_or_else(|| "write the plan with `moeplan plan --json`".to_string());
         return Err(Refusal::new(format!("the plan's arguments: {}", note.message), hint).into());
     }
     let lost = parsed.beside.iter().find(|word| spelling(word).is_some() && !is_speculation(word));
     if let Some(word) = lost {
         return Err(Refusal::new(
             format!("the plan's arguments: a plan does not decide `{word}`"),
-            format!("take it out; `moeplan run plan.json -- {word} …` hands it on"),
+            format!("take it out; `moeplan run plan.json -- {word} …` passes it on"),
         )
         .into());
     }
@@ -244,10 +244,10 @@ pub struct EngineArgs {
     /// Keep llama-server's log in FILE.
     #[arg(long, value_name = "FILE")]
     pub server_log: Option<PathBuf>,
-    /// Stop llama.cpp when loading, or one request, takes longer than so many seconds.
+    /// Stop llama.cpp when loading, or one request, takes longer than this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub timeout: u64,
-    /// Give up a llama-server that loads when nothing of it moves for so many seconds.
+    /// Give up on a loading llama-server that shows no activity for this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub stall: u64,
 }
@@ -339,7 +339,7 @@ impl Engine {
             }
             Self::Embedded(_) => {
                 left_out = beside.iter().filter(|word| spelling(word).is_some()).cloned().collect();
-                "llama.cpp inside moeplan does not take them (--runtime server)"
+                "llama.cpp inside moeplan does not accept them (--runtime server)"
             }
         };
         (!left_out.is_empty()).then(|| format!("warning: launched without {}: {why}", left_out.join(", ")))

@@ -14,9 +14,9 @@ use crate::report::table::{Table, row};
   moeplan list
   moeplan list qwen --json
 Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
-XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS). A name, or a part that only one name has, is a MODEL everywhere.")]
+XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS). A name, or a part that only one name contains, works as MODEL everywhere.")]
 pub struct Args {
-    /// Only models whose name holds this, in any case.
+    /// Only models whose name contains this (case-insensitive).
     #[arg(value_name = "NAME")]
     name: Option<String>,
 }

@@ -18,8 +18,8 @@ use crate::runtime::{detect, machine_of, nvml};
 pub struct MachineArgs {
     /// Memory of each device, in order: 24G,12G.
     ///
-    /// A whole number of G or GB is a card sold with that size, less what its idle system holds; 24GiB, 23.5G and 24576M are exact. With
-    /// --machine: the budgets of its first devices, exact, the others unused.
+    /// A whole number of G or GB means a card sold with that size, less what its idle system holds; 24GiB, 23.5G and 24576M are exact.
+    /// With --machine, these are exact budgets for its first devices, and the others stay unused.
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
     pub vram: Vec<DeviceSize>,
     /// One device by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` is memory of the host.
@@ -111,7 +111,7 @@ fn budgeted(mut machine: Machine, budgets: &[DeviceSize]) -> anyhow::Result<Mach
         let (asked, known) = (budgets.len(), machine.devices.len());
         anyhow::ensure!(
             asked <= known,
-            "--vram has {}, and the machine file describes {known} devices",
+            "--vram has {}, but the machine file describes {known} devices",
             counted(asked as u64, "size")
         );
         machine.devices.truncate(asked);

@@ -106,7 +106,7 @@ fn held(file: &mut File, path: &Path) -> Refusal {
     let holder = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
     let Some(Holder { process, command, since }) = holder else {
         return Refusal::new(
-            "another moeplan is measuring on this machine; two at once would measure each other",
+            "another moeplan is measuring on this machine; two at once would disturb each other",
             format!("wait until it has ended; it holds `{}`", path.display()),
         );
     };
@@ -114,7 +114,7 @@ fn held(file: &mut File, path: &Path) -> Refusal {
     let seconds = Duration::from_secs(now().saturating_sub(since)).as_secs_f64();
     Refusal::new(
         format!(
-            "`moeplan {command}` (process {process}) has been measuring on this machine for {}; two at once would measure each other",
+            "`moeplan {command}` (process {process}) has been measuring on this machine for {}; two at once would disturb each other",
             number::seconds(seconds)
         ),
         format!("wait until it has ended, or stop it with `kill -INT {process}`"),

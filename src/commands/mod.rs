@@ -52,7 +52,7 @@ use crate::suggest::{Hint, Refusal};
   moeplan inspect model.gguf                                 what the model is
   moeplan plan --vram 24G model.gguf                         the command for your card
   moeplan check --vram 24G -- llama-server -m model.gguf     will my command fit
-  moeplan verify --vram 24G model.gguf                       is that true"
+  moeplan verify --vram 24G model.gguf                       was the prediction right"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -63,29 +63,29 @@ pub struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Say what a GGUF file is: experts, parameters, bytes by role and type, context.
+    /// Show what a GGUF file contains: experts, parameters, bytes by role and type, context.
     Inspect(inspect::Args),
-    /// Say what a llama.cpp command line would do, and whether it fits.
+    /// Predict what a llama.cpp command line would do, and whether it fits.
     Check(Box<check::Args>),
-    /// Find the launch that fits a budget and is fastest, and print its command.
+    /// Find the fastest launch that fits a budget, and print its command.
     Plan(Box<plan::PlanArgs>),
-    /// Plan, launch llama-server and stay in front of it, predicted beside measured.
+    /// Plan, launch llama-server in the foreground, and compare predicted with measured.
     Run(Box<run::Args>),
     /// Launch, measure, and compare with the prediction, term by term.
     Verify(Box<verify::Args>),
-    /// Measure the plan, `--fit on` and neighbours; the fastest as a command.
+    /// Measure the plan, `--fit on` and similar launches; print the fastest as a command.
     Tune(Box<tune::Args>),
-    /// Measure speed, streams, answers and memory beside baselines, or of an endpoint.
+    /// Measure speed, streams, answers and memory against baselines, or of an endpoint.
     Bench(Box<bench::Args>),
-    /// Run a whole protocol over models: a checklist, each line with its evidence.
+    /// Run a whole test protocol over models; print a checklist with evidence.
     Validate(Box<validate::Args>),
-    /// Make a page with charts, or Markdown, of documents written with --json.
+    /// Make a page with charts, or Markdown, from documents written with --json.
     Report(report::Args),
     /// List the models in the caches of llama.cpp, Hugging Face, LM Studio and ollama.
     List(list::Args),
     /// Show this machine as plans see it, measure its speeds, or describe another.
     Devices(devices::Args),
-    /// Say what is installed and usable here, what would interfere, and what to do.
+    /// Show what is installed and usable here, what would interfere, and what to do.
     Doctor(doctor::Args),
     /// List, show and check placement rule files.
     Rules(rules::Args),

@@ -29,7 +29,7 @@ use crate::suggest::Refusal;
 pub struct PlanArgs {
     /// A GGUF file, its folder, https://…, `hf:owner/repo[:QUANT]`, or a cached name.
     ///
-    /// Several are compared in one table. Any shard stands for a split model. `moeplan list` shows the names that are cached.
+    /// Several are compared in one table. Any shard identifies a split model. `moeplan list` shows the cached names.
     #[arg(value_name = "MODEL", required = true)]
     pub models: Vec<std::path::PathBuf>,
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct PlanArgs {
     /// Print only this, ready to use.
     #[arg(long, help_heading = "Answer", value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
-    /// Whom --emit is for.
+    /// The program that --emit writes for.
     #[arg(long = "for", help_heading = "Answer", value_enum, value_name = "PROGRAM", requires = "emit")]
     #[arg(default_value = "llama-server")]
     pub runner: emit::Runner,
@@ -93,7 +93,7 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
             Err(error) => output.say(&format!("note: {error:#}")),
         }
     }
-    anyhow::ensure!(!all.is_empty(), "llama-quantize makes none of them of `{path}`");
+    anyhow::ensure!(!all.is_empty(), "llama-quantize can make none of them from `{path}`");
     Ok(all)
 }
 
@@ -123,7 +123,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
     let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable).map(|sweep| sweep.values.as_slice());
     let axes = (of(Variable::Vram), of(Variable::Ctx));
     let varied = usize::from(axes.0.is_some()) + usize::from(axes.1.is_some());
-    anyhow::ensure!(varied == args.sweep.len(), "--sweep is given once for vram and once for ctx");
+    anyhow::ensure!(varied == args.sweep.len(), "give --sweep at most once for vram and once for ctx");
     let points = axes.0.map_or(1, <[u64]>::len) * axes.1.map_or(1, <[u64]>::len);
     anyhow::ensure!(points <= MOST_POINTS, "--sweep: {points} points, {MOST_POINTS} at most: take larger steps");
     let mut document = plan::sweep::sweep(&model, &path, &machine, &request, axes)?;

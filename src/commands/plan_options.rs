@@ -38,16 +38,16 @@ pub struct PlanOptions {
     /// What may be done with the routed experts [default: auto].
     #[arg(help_heading = PLAN, long, value_enum, value_name = "STRATEGY")]
     pub strategy: Option<Strategy>,
-    /// What the launch is to be best at.
+    /// What to optimise the launch for.
     #[arg(help_heading = PLAN, long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE")]
     pub objective: Objective,
-    /// Let the planner take a q8_0 cache where that is faster or fits.
+    /// Allow a q8_0 cache if it is faster or makes the launch fit.
     #[arg(help_heading = PLAN, long)]
     pub allow_quantized_cache: bool,
     /// The build of llama.cpp that the command is for: 11434, b11549 …
     #[arg(help_heading = PLAN, long, value_name = "N", value_parser = build::number, default_value_t = build::REFERENCE)]
     pub build: u32,
-    /// Say what takes the room, and what every other choice would give.
+    /// Show what takes the memory, and what every other choice would give.
     #[arg(help_heading = PLAN, long)]
     pub explain: bool,
     /// List every tensor: type, bytes, buffer, rule.
@@ -204,7 +204,7 @@ impl PlanOptions {
             settings.iter().find(|(flag, words)| !target.has(flag) && words.get(1).is_none_or(|n| n != "0"))
         {
             let since = flag.since;
-            anyhow::bail!("{} has no {}; with --build {since} or newer it is planned for", target.name(), flag.name());
+            anyhow::bail!("{} has no {}; plans can use it with --build {since} or newer", target.name(), flag.name());
         }
         let mut line = vec!["llama-server".to_string()];
         line.extend(settings.iter().filter(|setting| !is_auto(setting)).flat_map(|(_, words)| words.clone()));
@@ -263,7 +263,7 @@ impl PlanOptions {
     pub fn described_machine(&self) -> anyhow::Result<Machine> {
         let machine = self.machine.machine()?;
         if let Some(device) = machine.devices.iter().find(|device| device.total == Bytes(0)) {
-            anyhow::bail!("{} is given nothing: leave it out; --backend cpu plans without devices", device.name);
+            anyhow::bail!("{} gets no memory: leave it out; --backend cpu plans without devices", device.name);
         }
         Ok(machine)
     }

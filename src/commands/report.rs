@@ -20,7 +20,7 @@ const NAMED: [&str; 4] = ["html", "md", "svg", "txt"];
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  moeplan report run.json -o run.html                (of moeplan verify --vram 24G model.gguf --json -o run.json)
+  moeplan report run.json -o run.html                (from moeplan verify --vram 24G model.gguf --json -o run.json)
   moeplan report sweep.json -o sweep.svg
   moeplan report plan-a.json plan-b.json bench.json --title 'Three ways' -o report.md")]
 pub struct Args {
@@ -37,16 +37,16 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let extension = output.file().and_then(|path| Some(path.extension()?.to_string_lossy().into_owned()));
     let form = match (output.format(), extension.as_deref()) {
         (Format::Json, _) => {
-            anyhow::bail!("a report is Markdown or HTML: its figures are in the documents that it is made of")
+            anyhow::bail!("a report is Markdown or HTML: its figures are in the documents that it is made from")
         }
         (Format::Html, _) => "html",
         (Format::Markdown, _) | (Format::Text, None) => "md",
         (Format::Text, Some(extension)) if NAMED.contains(&extension) => extension,
         (Format::Text, Some(extension)) => {
             let path = output.file().unwrap_or(Path::new("")).display();
-            let known = format!("the endings known are .{}", NAMED.join(", ."));
+            let known = format!("the known extensions are .{}", NAMED.join(", ."));
             return Err(Refusal::new(
-                format!("-o `{path}`: no report is written as .{extension}"),
+                format!("-o `{path}`: a report cannot be written as .{extension}"),
                 format!("{known}; --format markdown or html writes that under any name"),
             )
             .into());
@@ -80,6 +80,6 @@ fn bytes(file: &Path) -> anyhow::Result<Vec<u8>> {
     if bytes != b"GGUF" {
         start.into_inner().take(LARGEST).read_to_end(&mut bytes).with_context(failed)?;
     }
-    anyhow::ensure!((bytes.len() as u64) <= LARGEST, "`{}` is larger than any document of moeplan", file.display());
+    anyhow::ensure!((bytes.len() as u64) <= LARGEST, "`{}` is larger than any moeplan document", file.display());
     Ok(bytes)
 }

@@ -25,12 +25,12 @@ pub struct Args {
 enum Command {
     /// List the rule sets that come with moeplan.
     List,
-    /// Print a rule set, to start a file of your own from.
+    /// Print a rule set, as a starting point for your own.
     Show {
         #[arg(value_name = "NAME")]
         name: String,
     },
-    /// Say what each rule of a file does: what it matches, in bytes, what an earlier rule took, what goes where.
+    /// Show what each rule of a file does: what it matches, in bytes, what an earlier rule took, what goes where.
     Check(Box<CheckArgs>),
 }
 

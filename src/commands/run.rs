@@ -48,7 +48,7 @@ pub struct Args {
     /// Tolerance for compute buffers and totals.
     #[arg(long, help_heading = OWN, value_name = "PERCENT", default_value = "2%", value_parser = super::verify::percentage)]
     pub tolerance: f64,
-    /// More arguments of llama-server; of a flag given twice the last counts.
+    /// More arguments for llama-server; if a flag is given twice, the last one counts.
     #[arg(help_heading = OWN, last = true, value_name = "ARGUMENT")]
     pub extra: Vec<String>,
 }

@@ -46,7 +46,7 @@ pub struct Args {
     pub blocks: Option<u32>,
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub shards: u16,
-    /// Byte order; `big` goes with no weights only.
+    /// Byte order; `big` works only without weights.
     #[arg(long, default_value = "little", value_name = "ORDER",
         value_parser = PossibleValuesParser::new(["little", "big"]).map(byte_order))]
     pub endian: ByteOrder,
@@ -57,7 +57,7 @@ pub struct Args {
 /// What the tensors hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Weights {
-    /// Nothing: the file has its full length and takes no disk.
+    /// Nothing: the file has its full length but takes no disk space.
     Hole,
     /// Random numbers that load and run.
     Random,

@@ -35,14 +35,14 @@ const FRESH: Duration = Duration::from_hours(24);
 #[command(after_help = "Examples:
   moeplan tune model.gguf --vram 24G
   moeplan tune model.gguf --vram 24G -c 32768 --prompt 4096 --generate 512 --depth 16384 --minutes 30
-  moeplan tune model.gguf --journal tune.jsonl       (interrupted? the same command goes on)")]
+  moeplan tune model.gguf --journal tune.jsonl       (interrupted? the same command continues)")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --explain --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
     #[command(flatten)]
     pub options: PlanOptions,
-    /// Time limit in minutes: no measurement is started that would end later, except the first.
+    /// Time limit in minutes: no measurement that would end later is started, except the first.
     #[arg(long, help_heading = OWN, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
     pub minutes: f64,
     /// File that keeps every measurement; an interrupted tuning resumes from it [default: in the state folder].
@@ -75,7 +75,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     args.options.explain = true;
     anyhow::ensure!(
         !args.options.launch.embeddings(),
-        "--embeddings: a turn is tuned, and a server that embeds has none"
+        "--embeddings: `tune` times a turn, and an embedding server has none"
     );
     args.options.beside_plan(&args.model, false)?;
     let (journal, earlier) = journal_file(&args)?;
@@ -210,7 +210,7 @@ impl Tuning {
             Ok(seen) if !seen.interrupted => seen,
             Ok(_) | Err(runtime::Error { kind: runtime::Kind::Interrupted, .. }) => {
                 let journal = self.journal.display();
-                output.say(&format!("what was measured is kept in {journal}: the same command goes on"));
+                output.say(&format!("what was measured is kept in {journal}: the same command continues"));
                 return Err(runtime::Error::interrupted().into());
             }
             Err(error) if error.is_of_every_launch() && self.race.entrants.iter().all(|e| e.visits.is_empty()) => {

@@ -40,7 +40,7 @@ pub struct Args {
     /// A built-in suite, or a YAML file.
     #[arg(value_name = "SUITE", default_value = "moe-cpu-offload")]
     pub suite: String,
-    /// A model's file, by the name that the suite gives it; without NAME it is found by what the suite expects.
+    /// A model's file, by the name that the suite gives it; without NAME, the suite's expectations identify it.
     #[arg(long, value_name = "[NAME=]PATH")]
     pub model: Vec<String>,
     /// Folder for results; a later run with the same folder continues there.
@@ -89,7 +89,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     write_whole(&shared.store, &mut document)?;
     let kept = shared.models(&named, &mut document);
     if kept.as_ref().is_err_and(interrupt::is_cause) {
-        output.say(&format!("what was measured is kept in {}: the same command goes on", args.results.display()));
+        output.say(&format!("what was measured is kept in {}: the same command continues", args.results.display()));
         return kept.map(|()| Outcome::Yes);
     }
     output.show(&document)?;
@@ -160,7 +160,7 @@ fn named(words: &[String], suite: &Suite) -> anyhow::Result<Vec<Named>> {
         let is_name = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
         anyhow::ensure!(is_name, "`--model {word}`: `{name}` names a folder of results and cannot hold a separator");
         match all.iter_mut().find(|known| known.name == name) {
-            Some(known) if known.path.is_some() => bail!("`--model {word}`: `{name}` has a file already"),
+            Some(known) if known.path.is_some() => bail!("`--model {word}`: `{name}` already has a file"),
             Some(known) => known.path = Some(path),
             None => all.push(Named { name, expected: None, path: Some(path) }),
         }
@@ -185,7 +185,7 @@ const LAUNCHED: &str = "it can be read, planned and launched";
 
 impl Shared<'_> {
     fn prerequisites(&self) -> Vec<Item> {
-        let python = "code of a model can be run isolated";
+        let python = "a model's code can be run in isolation";
         let machine = self.args.options.described_machine();
         vec![
             Item::held("llama-server runs here", true, self.engine.name()),

@@ -33,9 +33,9 @@ pub struct Args {
     pub measure: MeasureArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// A command line of llama.cpp to launch as it is, without a plan (llama-server's flags, or with its program).
+    /// A llama.cpp command line to launch as it is, without a plan (flags alone, or with the program).
     ///
-    /// What `check` says that llama.cpp would refuse is not launched.
+    /// A command that llama.cpp would refuse, according to `check`, is not launched.
     #[arg(help_heading = OWN, last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
@@ -61,7 +61,7 @@ pub struct MeasureArgs {
     /// Tokens to generate in the measurement.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub measure_generate: u32,
-    /// How often, for the spread of the speed [default: 3 with llama-server, 1 embedded].
+    /// How many times to measure, for the spread of the speed [default: 3 with llama-server, 1 embedded].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: Option<u32>,
     /// Use N software devices (local RPC servers on the processor) with a command line after `--`.
@@ -100,7 +100,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     let launch = &mut proposal.launch;
     if matches!(engine, Engine::Server(_)) && launch.run.program == Program::Server && launch.run.fit {
-        output.say("-fit off: what is predicted is the command as it stands");
+        output.say("-fit off: the prediction is for the command as written");
         launch.run.fit = false;
     }
     proposal.warn_of_hole(output);
@@ -110,7 +110,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let devices = proposal.launch.machine.devices.iter().filter(|device| is_empty(&device.name));
     for device in devices.filter(|_| proposal.plan.is_some()) {
         output.say(&format!(
-            "note: nothing is put on {}: beside the margin of {} its {} have no room for a layer (--vram, --margin)",
+            "note: nothing is placed on {}: after the margin of {}, its {} have no room for a layer (--vram, --margin)",
             device.name, margin, device.total
         ));
     }

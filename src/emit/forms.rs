@@ -86,7 +86,7 @@ pub(super) fn only(kind: Kind, text: &str) -> Result<Held, String> {
     let mut found = sources::of_text(kind, text, &|_| None).map_err(|error| error.to_string())?;
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),
-        _ => Err("it has not one command".to_string()),
+        _ => Err("it does not have exactly one command".to_string()),
     }
 }
 
@@ -113,7 +113,7 @@ pub(super) fn env_file(command: &[String]) -> Result<(String, Vec<String>), Erro
     }
     let left = without.get(1..).filter(|rest| !rest.is_empty()).map(line);
     let note = |rest: &String| {
-        format!("llama.cpp has no variable for `{rest}`: the file's first line says the command to start with")
+        format!("llama.cpp has no variable for `{rest}`: the file's first line shows the command to start with")
     };
     let text = format!("{START}{}\n{}\n", line(&without), lines.join("\n"));
     Ok((text, left.iter().map(note).collect()))

@@ -149,7 +149,7 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
     let relative = matches!(source, ModelSource::Path(path) if path.is_relative())
         && matches!(wish.form, Form::Env | Form::Ini | Form::LlamaSwap);
     let where_from = relative.then(|| {
-        "the model's path is relative: it is looked for where the server is started; give moeplan a whole path"
+        "the model's path is relative: it is resolved where the server is started; give moeplan an absolute path"
             .to_string()
     });
     Ok(Emitted { text, notes: launch.notes.into_iter().chain(notes).chain(where_from).collect() })
@@ -177,7 +177,7 @@ fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<L
     let refuse = |whom, instead| Err(Error::NoSuchForm { form: wish.form.name(), whom, instead });
     let (is_bench, is_ik) = (wish.runner == Runner::LlamaBench, wish.dialect == Dialect::Ik);
     match (is_bench, is_ik, wish.form) {
-        (true, true, _) => refuse("ik_llama.cpp's llama-bench", "its grammar is not known here"),
+        (true, true, _) => refuse("ik_llama.cpp's llama-bench", "moeplan does not know its syntax"),
         (true, false, Form::Args | Form::Shell) => bench_launch(&command.run, source, wish.turn),
         (true, false, _) => refuse("llama-bench", "it reads arguments only: use --emit args or --emit shell"),
         (false, true, Form::Env | Form::Ini) => {
@@ -292,11 +292,11 @@ fn bench_launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Result<Lau
     let lost = [
         (run.n_ctx > longest, format!("a context of {longest} tokens, the plan's is {}", run.n_ctx)),
         (run.n_parallel.is_some_and(|slots| slots > 1), "one sequence in place of the plan's slots".to_string()),
-        (threads, "the prompt with -t, for it has no -tb".to_string()),
-        (run.swa_full, "windows at their size, for it has no --swa-full".to_string()),
-        (run.moe_cache_mib > 0, "no expert cache, for it is not known to have --moe-cache-mib".to_string()),
+        (threads, "the prompt with -t, because it has no -tb".to_string()),
+        (run.swa_full, "windows at their own size, because it has no --swa-full".to_string()),
+        (run.moe_cache_mib > 0, "no expert cache, because it is not known to have --moe-cache-mib".to_string()),
         (run.n_draft > 0, "no speculation".to_string()),
-        (!run.metadata_overrides.is_empty(), "the file's own keys, for it has no --override-kv".to_string()),
+        (!run.metadata_overrides.is_empty(), "the file's own keys, because it has no --override-kv".to_string()),
     ];
     let lost = lost.into_iter().filter(|(applies, _)| *applies);
     let notes = lost.map(|(_, what)| format!("llama-bench measures {what}")).collect();
@@ -330,7 +330,7 @@ fn ik_launch(run: &RunConfig, source: &ModelSource) -> Result<Launch, Error> {
     };
     let head = server_command(source, &[]);
     let mut notes = vec![
-        "ik_llama.cpp: its flags are taken from its documentation; the memory figures are llama.cpp's own, not its"
+        "ik_llama.cpp: its flags are taken from its documentation; the memory figures are llama.cpp's own, not the fork's"
             .to_string(),
     ];
     if run.kv_unified.is_some() {

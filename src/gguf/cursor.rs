@@ -84,7 +84,7 @@ impl<R: Read + Seek> Cursor<R> {
     fn check_step(&self, length: u64, what: &'static str) -> Result<usize, At> {
         // A step past the end of the file has a better message than this one.
         if length <= self.remaining && self.offset().saturating_add(length) > MAX_HEADER {
-            let message = format!("the header goes on past {MAX_HEADER} bytes, which is longer than that of any model");
+            let message = format!("the header exceeds {MAX_HEADER} bytes, more than any model needs");
             return Err(At::new(self.offset(), Fault::Excessive, message));
         }
         let short = usize::try_from(length).ok().filter(|_| length <= self.left);
@@ -98,7 +98,8 @@ impl<R: Read + Seek> Cursor<R> {
             return Err(over_limit(offset, what, length, MAX_STRING_LENGTH));
         }
         if length > self.remaining {
-            let message = format!("{what} of {length} bytes cannot be: {} bytes remain in the file", self.remaining);
+            let message =
+                format!("{what} of {length} bytes is impossible: only {} bytes remain in the file", self.remaining);
             return Err(At::new(offset, Fault::Refused, message));
         }
         Ok(length)

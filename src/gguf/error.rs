@@ -97,9 +97,9 @@ impl Hint for Error {
                 "this is a zip or PyTorch file: convert it with llama.cpp's convert_hf_to_gguf.py"
             }
             Fault::Magic(found) => match &found {
-                b"lmgg" | b"ggml" | b"tjgg" | b"fmgg" => "this is a model of before GGUF (2023): get it as GGUF",
+                b"lmgg" | b"ggml" | b"tjgg" | b"fmgg" => "this model predates GGUF (2023): get it as GGUF",
                 b"vers" => "this is a Git LFS pointer: run `git lfs pull`",
-                _ if found.contains(&b'<') => "this is a web page: the download got an answer for browsers",
+                _ if found.contains(&b'<') => "this is a web page: the download returned a page for browsers",
                 _ => "pass a .gguf file (safetensors are converted with llama.cpp's convert_hf_to_gguf.py)",
             },
             Fault::Old => "convert the model again, or quantize it again, with a current llama.cpp",
@@ -108,11 +108,13 @@ impl Hint for Error {
                 "the download or copy may not be finished: get the file again or wait for it"
             }
             Fault::Refused => "llama.cpp refuses this file too: convert or download the model again",
-            Fault::Excessive => "the file is damaged or made to do harm: get it from where the model was published",
-            Fault::Shards => "the shards are of different uploads or were renamed: get all of them from one place",
-            Fault::ShardName => "give the file its name back: llama.cpp finds shards by it",
+            Fault::Excessive => "the file is damaged or malicious: get it from where the model was published",
+            Fault::Shards => "the shards come from different uploads or were renamed: get all of them from one place",
+            Fault::ShardName => "restore the file's original name: llama.cpp finds shards by name",
             Fault::MissingShard => "put all shards into one directory",
-            Fault::NoModel => "name a .gguf file, or a folder that holds one model; `moeplan list` shows those cached",
+            Fault::NoModel => {
+                "name a .gguf file, or a folder that holds one model; `moeplan list` shows the cached ones"
+            }
             Fault::SeveralModels => "name one of them",
         };
         Some(text.into())

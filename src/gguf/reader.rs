@@ -77,7 +77,7 @@ impl Header {
         let expected = header.tensors.last().map_or(0, end);
         let message = format!(
             "{} bytes of tensor data are missing at the end: the file has {file_bytes} of {expected} bytes (`{}` is the \
-             first tensor that is cut)",
+             first tensor that is cut off)",
             expected.saturating_sub(file_bytes),
             cut.name
         );
@@ -144,7 +144,7 @@ impl<R: Read + Seek> Reader<R> {
         let count = self.cursor.u64("a count")?;
         self.check_count(offset, what, count, smallest)?;
         if count > limit {
-            let message = format!("{count} {what} are more than any model has: moeplan reads {limit} at most");
+            let message = format!("{count} {what} are more than any model has: moeplan reads at most {limit}");
             return Err(At::new(offset, Fault::Excessive, message));
         }
         Ok(count)
@@ -154,7 +154,7 @@ impl<R: Read + Seek> Reader<R> {
         let remaining = self.cursor.remaining;
         let most = remaining.checked_div(smallest).unwrap_or(0);
         if count > most {
-            let message = format!("{count} {what} cannot be: the {remaining} bytes that remain hold {most} at most");
+            let message = format!("{count} {what} are impossible: the {remaining} remaining bytes hold at most {most}");
             return Err(refused(offset, message));
         }
         Ok(())
@@ -182,7 +182,7 @@ impl<R: Read + Seek> Reader<R> {
             }
             let key = self.text(length, "a key")?;
             if metadata.contains_key(&key) {
-                return Err(refused(offset, format!("key `{}` is there twice", shown(&key))));
+                return Err(refused(offset, format!("key `{}` appears twice", shown(&key))));
             }
             let (ty, value) = self.typed_value(&key).map_err(|fault| fault.within("key", &key))?;
             if key == "general.alignment" {
@@ -274,12 +274,12 @@ impl<R: Read + Seek> Reader<R> {
             let length = self.cursor.text_length(what)?;
             let name = self.text(length.min(MAX_NAME_LENGTH), what)?;
             if length > MAX_NAME_LENGTH {
-                let message = format!("the name has {length} bytes, llama.cpp takes {MAX_NAME_LENGTH} at most");
+                let message = format!("the name has {length} bytes; llama.cpp accepts at most {MAX_NAME_LENGTH}");
                 return Err(refused(offset, message).within("tensor", &format!("{name}…")));
             }
             // Hashes of names, so that the names need not be kept twice; equal hashes are looked into.
             if !seen.insert(hasher.hash_one(&name)) && tensors.iter().any(|tensor| tensor.name == name) {
-                return Err(refused(offset, format!("tensor `{name}` is there twice")));
+                return Err(refused(offset, format!("tensor `{name}` appears twice")));
             }
             let tensor = self.tensor(next).map_err(|fault| fault.within("tensor", &name))?;
             let padded = tensor.bytes.0.checked_next_multiple_of(alignment);
@@ -300,7 +300,7 @@ impl<R: Read + Seek> Reader<R> {
         let start = cursor.offset();
         let n_dims = cursor.u32("the number of dimensions")?;
         if n_dims > MAX_DIMS {
-            return Err(refused(start, format!("{n_dims} dimensions, llama.cpp takes {MAX_DIMS} at most")));
+            return Err(refused(start, format!("{n_dims} dimensions; llama.cpp accepts at most {MAX_DIMS}")));
         }
         let mut shape = [1; 4];
         for (index, dimension) in (0..n_dims).zip(&mut shape) {
@@ -344,6 +344,6 @@ fn too_large(offset: u64, shape: [u64; 4]) -> At {
 
 /// More tensor data than moeplan reckons with.
 pub(super) fn too_much_data(offset: impl Into<Option<u64>>) -> At {
-    let message = format!("the tensor data goes on past {MAX_DATA} bytes, which is more than any model has");
+    let message = format!("the tensor data exceeds {MAX_DATA} bytes, more than any model has");
     At::new(offset, Fault::Excessive, message)
 }

@@ -113,7 +113,7 @@ pub fn join(shards: Vec<Header>) -> Result<Header, (usize, At)> {
             return Err((tensor.shard.into(), too_much_data(None)));
         }
         if !seen.insert(tensor.name.as_str()) {
-            let message = format!("tensor `{}` is there twice", tensor.name);
+            let message = format!("tensor `{}` appears twice", tensor.name);
             return Err((tensor.shard.into(), At::new(None, Fault::Refused, message)));
         }
     }
@@ -137,7 +137,7 @@ fn check_shard(first: &Header, shard: &Header, index: usize) -> Result<(), At> {
     }
     let other = |what, found: String, expected: String| {
         let message =
-            format!("this shard is of another model: {what} is {found} here and {expected} in the first shard");
+            format!("this shard belongs to another model: {what} is {found} here and {expected} in the first shard");
         At::new(None, Fault::Shards, message)
     };
     if shard.byte_order != first.byte_order {

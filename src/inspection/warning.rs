@@ -39,7 +39,7 @@ pub(super) fn of(
             add(
                 "unknown-architecture",
                 format!("llama.cpp b11434 does not know the architecture `{}`", model.architecture),
-                "roles are told from tensor names alone; a fork or a newer llama.cpp may load it",
+                "roles are inferred from tensor names alone; a fork or a newer llama.cpp may load it",
             );
         }
         let keys = refused.iter().filter_map(|fault| match fault {
@@ -69,15 +69,17 @@ pub(super) fn of(
             add(code, format!("llama.cpp refuses this file: {fault}"), fault.hint());
         }
         if let Some(old) = per_expert {
-            let message =
-                format!("`{}` and its like hold one expert each: llama.cpp no longer loads such files", old.name);
+            let message = format!(
+                "`{}` and similar tensors hold one expert each: llama.cpp no longer loads such files",
+                old.name
+            );
             add("per-expert-tensors", message, MERGE_EXPERTS);
         }
         if model.is_embedding() {
             add(
                 "embedding-model",
                 "an embedding model (or a reranker): it generates no text".into(),
-                "launch it with llama.cpp's --embeddings; predicted generation means nothing",
+                "launch it with llama.cpp's --embeddings; its predicted generation speed is meaningless",
             );
         }
     } else {
@@ -119,7 +121,7 @@ pub(super) fn of(
     if is_model && other.0 > bytes.total.0 / 10 {
         add(
             "unnamed-tensors",
-            format!("{other} are in tensors that no role rule names"),
+            format!("{other} are in tensors that no role rule matches"),
             "inspect --tensors lists them as `other`; the file may need a newer moeplan",
         );
     }

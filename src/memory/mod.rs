@@ -211,7 +211,7 @@ pub enum Error {
     )]
     HeadBlock { cache: &'static str, ty: GgmlType, head: u32, block: u64 },
     #[error(
-        "a cache row of {width} elements (layer {il}) is no whole number of {ty} blocks of {block}: use -ctk f16 -ctv f16"
+        "a cache row of {width} elements (layer {il}) is not a whole number of {ty} blocks of {block}: use -ctk f16 -ctv f16"
     )]
     CacheRow { ty: GgmlType, width: u64, il: u32, block: u64 },
     #[error("llama.cpp refuses -np {n_seq_max}: it has at most {} sequences", context::MAX_SEQUENCES)]
@@ -228,7 +228,7 @@ pub enum Error {
     Placement(#[from] placement::Error),
     #[error(transparent)]
     Graph(#[from] graph::Error),
-    #[error("no {what} can be predicted: {reason}")]
+    #[error("{what} cannot be predicted: {reason}")]
     Uncounted { what: Cow<'static, str>, reason: String },
 }
 
@@ -244,7 +244,7 @@ impl Hint for Error {
             }
             Self::Graph(error) => error.hint(),
             Self::Uncounted { .. } => Some(
-                "`moeplan check` shows where its weights go; llama-fit-params of a build that loads it measures".into(),
+                "`moeplan check` shows where its weights go; llama-fit-params from a build that loads it measures the rest".into(),
             ),
             _ => None,
         }
@@ -515,7 +515,7 @@ impl<'a> Launch<'a> {
                 // A span ends with its last tensor, whose padding is in the table.
                 overhead.peak += span.saturating_sub(row.model);
                 let how = format!(
-                    "{span} of the file are mapped there, {} of them its own; -lm none takes no others",
+                    "{span} of the file are mapped there, {} of them its own; with -lm none only those are loaded",
                     row.model
                 );
                 forecast.note(&format!("{}.mapped", device.name), how);

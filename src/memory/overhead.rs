@@ -74,8 +74,8 @@ fn of_card(card: &Card) -> Option<Overhead> {
     let own = GROWTH.iter().find(|growth| growth.generation == card.generation);
     let growth = own.or_else(most)?;
     let (words, generation) = (card.words.to_uppercase(), card.generation);
-    let whose = if own.is_some() { "" } else { ", the most that is known" };
-    let printed = if card.context.is_some() { "as llama.cpp printed it" } else { "by others of its generation" };
+    let whose = if own.is_some() { "" } else { ", the highest known" };
+    let printed = if card.context.is_some() { "as llama.cpp printed it" } else { "for others of its generation" };
     let source = format!(
         "{words} ({generation}): a context of {context} {printed}, {} more after long prompts{whose} ({}), the launch's own page \
          tables and pools",
@@ -97,7 +97,7 @@ static UNKNOWN_CARD: LazyLock<Overhead> = LazyLock::new(|| {
     let [idle, loaded, peak] = [most(|known| known.idle), most(|known| known.loaded), most(|known| known.peak)];
     let multiprocessors = CARDS.iter().filter_map(|card| card.multiprocessors).max();
     let source = format!(
-        "default: no measurement of this device; {peak}, the most that is known of any card, and the launch's own page tables and pools"
+        "default: no measurement of this device; {peak}, the highest known for any card, and the launch's own page tables and pools"
     );
     Overhead { idle, loaded, peak, multiprocessors, source: Cow::Owned(source) }
 });
@@ -145,7 +145,7 @@ pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement:
 /// device it may use, creates its context (`src/llama.cpp` `llama_prepare_model_devices`, b11434).
 pub fn at_rest(device: &Device, n_ubatch: u32) -> Overhead {
     let known = overhead(device, n_ubatch);
-    let source = format!("a context, and nothing in it; {}", known.source).into();
+    let source = format!("an empty context; {}", known.source).into();
     Overhead { loaded: known.idle, peak: known.idle, multiprocessors: None, source, ..known }
 }
 

@@ -117,7 +117,7 @@ fn reserved_for(encoder: &Encoder<'_>) -> String {
     match encoder.modality {
         Modality::Vision => format!("an image of {0} × {0} pixels", encoder.side),
         Modality::Audio => "3000 frames of sound".to_string(),
-        Modality::GenAudio => "no sound that is made, as in llama.cpp".to_string(),
+        Modality::GenAudio => "no generated sound, as in llama.cpp".to_string(),
     }
 }
 

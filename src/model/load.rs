@@ -41,11 +41,11 @@ impl Fault {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::MissingTensor { tensor } if tensor.contains("_exps.") => {
-                "its experts are missing or named otherwise; take a GGUF made by llama.cpp's convert_hf_to_gguf.py"
+                "its experts are missing or named differently; use a GGUF made by llama.cpp's convert_hf_to_gguf.py"
             }
             Self::MissingTensor { .. } | Self::WrongShape(_) => OTHER_PROGRAM,
             Self::UnusedTensor(message) if message.starts_with("wrong") => OTHER_PROGRAM,
-            Self::Rules(_) => "this is a mistake of moeplan; please report it",
+            Self::Rules(_) => "this is a bug in moeplan; please report it",
             _ => "convert the model again with a current llama.cpp",
         }
     }

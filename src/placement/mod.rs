@@ -149,7 +149,7 @@ pub struct Mapped {
 pub enum Error {
     #[error("`{flag}` names `{name}`, which this machine does not have; known: {known}")]
     UnknownDevice { flag: String, name: String, known: String },
-    #[error("`{word}`: llama.cpp has {name} only where `--rpc` names its server, {server}")]
+    #[error("`{word}`: llama.cpp has {name} only if `--rpc` names its server, {server}")]
     NoServer { word: String, name: String, server: String },
     #[error("`{origin} {pattern}={buffer}`: no buffer type `{buffer}` here; known: {known}")]
     UnknownBuffer { origin: String, pattern: String, buffer: String, known: String },
@@ -160,7 +160,7 @@ pub enum Error {
     #[error("`-sm row`: llama.cpp b11434 has no split buffers for {device} and refuses; use `-sm layer`")]
     SplitRow { device: String },
     /// `src/llama-arch.cpp` `llm_arch_supports_sm_tensor`.
-    #[error("`-sm tensor`: llama.cpp b11434 does not have it for {architecture} and refuses; use `-sm layer`")]
+    #[error("`-sm tensor`: llama.cpp b11434 does not support it for {architecture} and refuses; use `-sm layer`")]
     SplitTensor { architecture: String },
     #[error("`-sm tensor` needs a device; llama.cpp refuses without one")]
     NoDevice,

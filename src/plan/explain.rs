@@ -133,9 +133,9 @@ impl Subject<'_> {
             return Ok(Vec::new());
         }
         let note = if has_it {
-            "how often the cache hits is an assumption; your prompts decide".to_string()
+            "the cache's hit rate is an assumption; it depends on your prompts".to_string()
         } else {
-            format!("{} has no expert cache: it takes a newer build; how often it hits is an assumption", target.name())
+            format!("{} has no expert cache: that needs a newer build; its hit rate is an assumption", target.name())
         };
         let cached = problem.with_expert_cache(self.candidate, has_it)?;
         let what = |cached: &Candidate| format!("--moe-cache-mib {}", cached.run.moe_cache_mib);
@@ -232,7 +232,7 @@ impl Subject<'_> {
         };
         let mut terms = vec![
             ("routed experts", experts, fixed("what is left of the budget goes here")),
-            ("other weights", others, fixed("they leave only when no expert is left to move")),
+            ("other weights", others, fixed("they move only when no expert is left to move")),
             ("context", row.context, of_context),
             ("compute", row.compute, of_compute),
             ("overhead", row.overhead, fixed("the driver's context and pools at their peak")),
@@ -279,17 +279,17 @@ impl Subject<'_> {
             quantize(to);
             to.context = ContextChoice::Max;
         });
-        fix(!request.levers.ubatch && run.n_ubatch > 128, "without -ub of your own", "", &|to| {
+        fix(!request.levers.ubatch && run.n_ubatch > 128, "without your own -ub", "", &|to| {
             (to.levers.ubatch, to.levers.batch) = (true, true);
         });
         fix(request.strategy != Strategy::Auto, "--strategy auto", "", &|to| to.strategy = Strategy::Auto);
         let several = run.n_parallel.is_some_and(|slots| slots > 1);
         fix(several, "-np 1", "one slot instead of several", &|to| to.run.n_parallel = Some(1));
-        fix(!run.overrides.is_empty(), "without overrides of your own", "", &|to| to.run.overrides.clear());
+        fix(!run.overrides.is_empty(), "without your own overrides", "", &|to| to.run.overrides.clear());
         let missing = self.candidate.shortfall.get(HOST).copied().unwrap_or_default();
         let fewer = self.candidate.forecast.host_needs.fewer_checkpoints(run, missing);
         let checkpoints = fewer.map_or_else(String::new, |fewer| format!("--ctx-checkpoints {fewer}"));
-        fix(fewer.is_some(), &checkpoints, "prompts are computed again more often", &|to| {
+        fix(fewer.is_some(), &checkpoints, "prompts are recomputed more often", &|to| {
             to.run.ctx_checkpoints = fewer;
         });
         fix(request.margin > Bytes(0), "--margin 0", NO_MARGIN, &|to| to.margin = Bytes(0));
@@ -327,7 +327,7 @@ impl Subject<'_> {
 
 const QUANTIZED: &str = "-ctk q8_0 -ctv q8_0";
 const QUALITY: &str = "a quantized cache costs quality that no speed shows";
-const NO_MARGIN: &str = "nothing is left for what the prediction may be off";
+const NO_MARGIN: &str = "this leaves no margin for prediction error";
 
 /// The launch with a quantized cache, where its cache is not.
 pub(super) fn quantized(run: &RunConfig) -> Option<RunConfig> {

@@ -279,7 +279,11 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         warnings.push(Warning { code: code.into(), message, hint: hint.to_string() });
     };
     if machine.devices.is_empty() {
-        warn("no-device", "no device was described: all is planned for the host".into(), "--vram 24G describes a card");
+        warn(
+            "no-device",
+            "no device was described: everything is planned for the host".into(),
+            "--vram 24G describes a card",
+        );
     }
     for device in machine.devices.iter().filter(|d| d.backend == Backend::Rpc && d.endpoint().is_none()) {
         let hint = "write --device 'RPC0[HOST:PORT]=SIZE'; `verify` starts a local server for it";
@@ -315,23 +319,23 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
     let table = candidate.forecast.host_total();
     if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {
         let message = format!(
-            "-lm none takes {} of main memory, and its size was not given",
+            "-lm none takes {} of main memory, whose size was not given",
             table + candidate.forecast.host_needs.least()
         );
-        warn("main-memory-unknown", message, "--ram SIZE has it checked; -lm auto maps the file, which is slower");
+        warn("main-memory-unknown", message, "--ram SIZE checks it; -lm auto maps the file, which is slower");
     }
     // What stays in the mapped file and does not fit into main memory comes from the disk.
     if let Some(missing) = candidate.shortfall.get(HOST).filter(|_| candidate.forecast.placement.is_mapped) {
         let message = format!(
             "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
         );
-        warn("disk-bound", message, "take a smaller file, or more memory");
+        warn("disk-bound", message, "use a smaller file, or more memory");
     }
     if candidate.run.cache_ram != request.run.cache_ram
         && let Some(mib) = candidate.run.cache_ram
     {
         let message = format!("main memory has room for {mib} MiB of prompt cache, not for llama-server's 8192");
-        warn("prompt-cache", message, "with --cache-ram of your own it stays as you say");
+        warn("prompt-cache", message, "your own --cache-ram overrides this");
     }
     warnings
 }

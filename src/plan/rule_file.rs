@@ -311,7 +311,7 @@ fn rule(text: &Spanned<RuleText>) -> Result<PlacementRule, Mistake> {
             }
             Select::Pattern(tensors.0.clone())
         }
-        _ => return mistake(text, "state either `role` or `tensors`, one of them"),
+        _ => return mistake(text, "give exactly one of `role` and `tensors`"),
     };
     let (fill, to) = match (buffer, fill) {
         (Some(buffer), None) => {
@@ -331,8 +331,8 @@ fn rule(text: &Spanned<RuleText>) -> Result<PlacementRule, Mistake> {
             let devices = written.into_iter().map(|(device, amount)| (device.clone(), amount.value.0)).collect();
             (Some(Fill { devices, order: names(order.as_ref(), "order")?, from_first }), then.as_ref())
         }
-        (None, None) => return mistake(text, "state where to: `buffer: CPU`, or `fill: {CUDA0: 22G}`"),
-        (Some(buffer), Some(_)) => return mistake(buffer, "state either `buffer` or `fill`, one of them"),
+        (None, None) => return mistake(text, "say where they go: `buffer: CPU`, or `fill: {CUDA0: 22G}`"),
+        (Some(buffer), Some(_)) => return mistake(buffer, "give exactly one of `buffer` and `fill`"),
     };
     if let Some(text) = to.filter(|text| text.value.is_empty() || text.value.contains([',', '=', ' ', '"', '\''])) {
         return mistake(text, format!("`{}` is not a buffer: write CPU, CUDA0, …", text.value));
@@ -748,7 +748,8 @@ fn counted(rule: &PlacementRule, row: &mut RuleRow, model: &Model, owner: &mut B
     for wanted in rule.fill.iter().flat_map(|fill| &fill.order) {
         if !kinds.is_empty() && !kinds.iter().any(|kind| is_named(kind, wanted)) {
             let known: Vec<&str> = kinds.iter().copied().collect();
-            row.warnings.push(format!("`order` names `{wanted}`, of which it has none (it has {})", known.join(", ")));
+            row.warnings
+                .push(format!("`order` names `{wanted}`, but the rule matches none (it has {})", known.join(", ")));
         }
     }
 }
@@ -756,7 +757,7 @@ fn counted(rule: &PlacementRule, row: &mut RuleRow, model: &Model, owner: &mut B
 /// Why a rule matches nothing, as far as the model tells.
 fn nothing(rule: &PlacementRule, model: &Model) -> String {
     let Select::Role(role, kinds, _) = &rule.select else {
-        return "matches nothing: no tensor's name has this regex in it".to_string();
+        return "matches nothing: no tensor name matches this regex".to_string();
     };
     let of_role: Vec<&Tensor> = model.tensors.iter().filter(|tensor| tensor.role == *role).collect();
     if of_role.is_empty() {

@@ -25,12 +25,12 @@ use crate::speed::{self, Case, Estimate};
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// As many whole blocks on the devices as fit, then single tensors of one more; where even none of them fits, dense
-    /// feed-forward tensors, the output and whole layers leave too.
+    /// As many whole blocks on the devices as fit, then single tensors of one more; if not even that fits, dense
+    /// feed-forward tensors, the output and whole layers move to the host too.
     Auto,
     /// All on the host.
     ExpertsOnHost,
-    /// Whole blocks only: the least N of `--n-cpu-moe N` that fits.
+    /// Whole blocks only: the smallest N of `--n-cpu-moe N` that fits.
     FirstN,
     /// None on the host.
     AllOnDevice,

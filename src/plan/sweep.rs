@@ -57,7 +57,7 @@ impl std::str::FromStr for Sweep {
         };
         let (from, to, step) = (number(from)?, number(to)?, step.map(number).transpose()?);
         if from == 0 || to < from || step == Some(0) {
-            return Err(format!("`{text}`: the range rises from more than 0, in steps of more than 0"));
+            return Err(format!("`{text}`: the range must start above 0 and rise in steps above 0"));
         }
         let values = match (step, variable) {
             (Some(step), _) => stepped(from, to, step)?,

@@ -236,7 +236,7 @@ impl State<'_> {
         }
         let block = u64::try_from(block_of(name)).ok().filter(|block| *block < self.facts.n_layer_all);
         let blocks = self.facts.n_layer_all;
-        let message = || format!("llama-quantize refuses `{name}`: its name says no block below {blocks}");
+        let message = || format!("llama-quantize refuses `{name}`: its name has no block number below {blocks}");
         block.ok_or_else(|| Refusal::new(message(), CONVERT))
     }
 

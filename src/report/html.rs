@@ -52,7 +52,7 @@ pub fn report(report: &Report) -> String {
                         }
                     }
                     main { @for (at, page) in report.pages.iter().enumerate() { (section(report, page, at)) } }
-                    footer { "Written by moeplan " (env!("CARGO_PKG_VERSION")) ". Predictions and measurements are marked as what they are." }
+                    footer { "Written by moeplan " (env!("CARGO_PKG_VERSION")) ". Predictions and measurements are labelled." }
                 }
                 @if has_script { script { (PreEscaped(SCRIPT)) } }
             }

@@ -25,8 +25,8 @@ const KNOWN: &str = "a report shows what inspect, check, plan, run, verify, tune
 pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
     if bytes.starts_with(b"GGUF") {
         return Err(Refusal::new(
-            format!("`{name}` is a GGUF model, and a report is made of documents"),
-            format!("`moeplan inspect {name} --json -o inspect.json` writes one of it, so do plan, verify and bench"),
+            format!("`{name}` is a GGUF model, but a report is made from documents"),
+            format!("`moeplan inspect {name} --json -o inspect.json` writes one for it; so do plan, verify and bench"),
         ));
     }
     let unknown = |what: String| Refusal::new(format!("`{name}` {what}"), KNOWN);
@@ -42,7 +42,7 @@ pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
             other => values.push(other),
         }
     }
-    let no_schema = || unknown("holds no document of moeplan: it names no schema".into());
+    let no_schema = || unknown("is not a moeplan document: it has no schema".into());
     let mut documents = Vec::new();
     if !values.is_empty() && values.iter().all(|value| value.get("avg_ts").is_some()) {
         documents.push(shaped::<Vec<BenchRow>>(name, "row of llama-bench", Value::Array(values))?);

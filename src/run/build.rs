@@ -18,7 +18,7 @@ pub struct Build {
 }
 
 pub const BUILDS: &[Build] = &[
-    Build { number: 10434, memory: "flags known (the old mmap flags still count); memory taken to be b11434's" },
+    Build { number: 10434, memory: "flags known (the old mmap flags still count); memory assumed to be b11434's" },
     Build {
         number: REFERENCE,
         memory: "the reference: every rule was checked on it; llama-cpp-sys-2 0.1.161 vendors it",

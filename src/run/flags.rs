@@ -282,7 +282,7 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-kvo --kv-offload", switch!(offload_kqv)).env("LLAMA_ARG_KV_OFFLOAD").alone("-nkvo --no-kv-offload").bench("-nkvo --no-kv-offload")
         .option("", "The context on the host (llama.cpp: -nkvo)"),
     Flag::new("--op-offload", switch!(op_offload)).alone("--no-op-offload").bench("-nopo --no-op-offload")
-        .option("", "Compute on the host what is there, prompts too (llama.cpp: --no-op-offload)"),
+        .option("", "Compute on the host whatever is stored there, even for prompts (llama.cpp: --no-op-offload)"),
     Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
     Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings").only(SERVER)
@@ -296,7 +296,7 @@ pub static ROWS: &[Flag] = &[
         .option("MIB|auto", "MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, less where memory is short]"),
     Flag::new("-ctxcp --ctx-checkpoints --swa-checkpoints", optional!(ctx_checkpoints, some_integer)).env("LLAMA_ARG_CTX_CHECKPOINTS").only(SERVING),
     Flag::new("--moe-cache-mib", number!(moe_cache_mib, Given::natural)).env("LLAMA_ARG_MOE_CACHE_MIB").since(11480)
-        .option("MIB|auto", "MiB of device memory that cache experts of the host; `auto`: as many as are worth it (llama.cpp: --moe-cache-mib, b11549)"),
+        .option("MIB|auto", "MiB of device memory for caching host experts; `auto`: as many as pay off (llama.cpp: --moe-cache-mib, b11549)"),
     Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE").only(SERVING),
     Flag::new("--spec-default", Effect::Speculation).alone("").only(SERVING),
     Flag::new("--spec-draft-n-max", Effect::Speculation).env("LLAMA_ARG_SPEC_DRAFT_N_MAX").only(SERVING),
@@ -332,13 +332,13 @@ pub static ROWS: &[Flag] = &[
 const SERVER: &[Program] = &[Program::Server];
 /// llama-cli runs the server's code.
 const SERVING: &[Program] = &[Program::Server, Program::Cli];
-const DESCRIBED: &str =
-    "what a plan may use is described with sizes: --device CUDA0=24G --device 'RPC0[HOST:PORT]=16G'";
+const DESCRIBED: &str = "describe what a plan may use, with sizes: --device CUDA0=24G --device 'RPC0[HOST:PORT]=16G'";
 const BY_LAYERS: &str =
-    "a plan splits by layers (`-sm layer`) over all devices described: for one card alone describe only that one";
+    "a plan splits by layers (`-sm layer`) over all devices described: to use one card, describe only that one";
 const AS_EMBEDDING: &str =
     "plan with `-- --embedding`, which takes the same memory, and write this into the planned command";
-const OWN_KEYS: &str = "a plan counts with the file's own keys: `moeplan check -- llama-server … --override-kv KEY=TYPE:VALUE` counts others";
+const OWN_KEYS: &str =
+    "a plan uses the file's own keys; `moeplan check -- llama-server … --override-kv KEY=TYPE:VALUE` uses others";
 const NOTHING_TO_FIT: &str =
     "a plan leaves nothing to fit: --margin SIZE stays free on each device, `-c max` is the longest context";
 

@@ -126,7 +126,7 @@ pub(super) fn words(rest: &[String]) -> Result<(Vec<String>, Note), Error> {
     let shown = super::command::shell(&out).unwrap_or_default();
     let note = Note {
         code: "koboldcpp".into(),
-        message: "koboldcpp runs a llama.cpp of its own: this is the same launch in llama.cpp".into(),
+        message: "koboldcpp runs its own llama.cpp: this is the same launch in llama.cpp".into(),
         hint: Some(format!("in llama.cpp's words: `{shown}`")),
     };
     let words = variables.into_iter().chain(out).collect();

@@ -52,11 +52,11 @@ pub use values::{EXPERTS, LEFT_OUT, on_host};
 pub enum Error {
     #[error("no command: write it after `--`, for example `-- llama-server -m model.gguf -ngl 99`")]
     Empty,
-    #[error("it holds no command of a program of llama.cpp")]
+    #[error("it contains no llama.cpp command")]
     NoCommand,
-    #[error("`{0}` is not a program of llama.cpp that loads a model, and none follows it")]
+    #[error("`{0}` is not a llama.cpp program that loads a model, and none follows it")]
     UnknownProgram(String),
-    #[error("`llama {0}`: `llama` has no such command that loads a model")]
+    #[error("`llama {0}`: `llama` has no command of this name that loads a model")]
     UnknownCommand(String),
     #[error("`{name}` is not a program of llama.cpp")]
     OtherProgram { name: String, instead: &'static str },
@@ -68,11 +68,11 @@ pub enum Error {
     Line { line: String, expected: &'static str },
     #[error("cannot be read: {0}")]
     Unread(String),
-    #[error("llama-bench would run {0} variants, and {1} at most are answered: give fewer values")]
+    #[error("llama-bench would run {0} variants, but moeplan answers at most {1}: give fewer values")]
     TooManyVariants(usize, usize),
-    #[error("`{word}` begins with a dash that is no hyphen: type `{typed}`")]
+    #[error("`{word}` begins with a dash that is not a hyphen: type `{typed}`")]
     Dash { word: String, typed: String },
-    #[error("`{word}` has curly quotes, which no shell takes off: type '{typed}'")]
+    #[error("`{word}` has curly quotes, which no shell removes: type '{typed}'")]
     CurlyQuotes { word: String, typed: String },
     #[error("`{words}` of ik_llama.cpp is not counted: {why}")]
     NotCounted { words: String, why: &'static str },

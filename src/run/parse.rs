@@ -178,7 +178,7 @@ impl Reader {
             self.command.note(
                 "flag-of-newer-build",
                 format!(
-                    "`{word}` is no flag of {}: the first build known to have it is b{}",
+                    "`{word}` is not a flag of {}: the first build known to have it is b{}",
                     target.name(),
                     flag.since
                 ),
@@ -194,7 +194,7 @@ impl Reader {
             self.command.note(
                 "other-dialect",
                 format!("`{word}` is a flag of llama.cpp; ik_llama.cpp is not known to have `{}`", flag.name()),
-                Some("see `llama-server --help` of your build; `--no-mmap` stands for `--load-mode none` there".into()),
+                Some("see `llama-server --help` of your build; `--no-mmap` is its `--load-mode none`".into()),
             );
         }
         dialect::read(&mut self.command.run, &mut self.command.last_blocks, word, next)
@@ -235,7 +235,7 @@ impl Reader {
         let meant = crate::number::tokens(value).map(|whole| format!("write `{} {whole}`", given.flag));
         self.command.note(
             "number-cut-short",
-            format!("`{} {value}`: llama.cpp reads {number} and nothing after it", given.flag),
+            format!("`{} {value}`: llama.cpp reads {number} and ignores the rest", given.flag),
             meant.ok(),
         );
     }
@@ -317,17 +317,17 @@ impl Reader {
         let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
         let (name, meant) = (target.name(), suggest::did_you_mean(word, spellings));
         let (code, message, hint) = if target.dialect == Dialect::Ik {
-            let message = format!("`{word}` is no flag that moeplan knows of ik_llama.cpp; it is taken not to matter");
+            let message = format!("moeplan does not know `{word}` in ik_llama.cpp and assumes that it has no effect");
             ("other-dialect", message, None)
         } else if dialect::is_own(word) {
             let hint = "`--dialect ik` reads the command as ik_llama.cpp does".to_string();
             ("unknown-flag", format!("`{word}` is a flag of ik_llama.cpp: {name} refuses it"), Some(hint))
         } else if target.known().is_some() {
             let program = if of_bench { "llama-bench of " } else { "" };
-            ("unknown-flag", format!("`{word}` is no flag of {program}{name}, which refuses it"), meant)
+            ("unknown-flag", format!("`{word}` is not a flag of {program}{name}, which refuses it"), meant)
         } else {
             let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
-            let message = format!("`{word}` is no flag known here; whether {name} has it is not known");
+            let message = format!("moeplan does not know `{word}`; {name} may have it");
             ("flag-not-known", message, Some(hint))
         };
         self.command.note(code, message, hint);

@@ -13,7 +13,7 @@ pub const CACHE_TYPES: &[&str] = &["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1",
 /// llama.cpp's limit on overrides (`llama_max_tensor_buft_overrides`); a bound for `-ncmoe`.
 const MAX_OVERRIDES: u32 = 4096;
 /// What a note ends with whose rule is left out of the answer.
-pub const LEFT_OUT: &str = "; the figures are without this rule";
+pub const LEFT_OUT: &str = "; the figures leave this rule out";
 
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
@@ -230,7 +230,7 @@ const EQUALS: Slip = (
 const QUOTED: Slip = (
     "pattern-quoted",
     "the quotes reach llama.cpp, which knows no such buffer and refuses the command",
-    "leave the inner quotes out: no shell takes them off here",
+    "leave the inner quotes out: no shell removes them here",
 );
 
 /// The value that follows a flag, or the error that says what to write.

@@ -43,7 +43,7 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
         if list.contains("GPU-") || list.contains("MIG-") {
             let hint = format!("write numbers from 0 to {}", cards.len() - 1);
             note(
-                format!("`{variable}={list}`: which card that is is not known here, so all of them are counted"),
+                format!("`{variable}={list}`: moeplan cannot tell which card that is, so it counts all of them"),
                 Some(hint),
             );
             continue;
@@ -66,7 +66,7 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
         let what = if said.is_empty() { "no card is left".to_string() } else { said.join(", ") };
         let hint = unknown.map(|entry| {
             let last = cards.len() - 1;
-            format!("`{entry}` is not a card that is left, and the list ends before it: the numbers are 0 to {last}")
+            format!("`{entry}` is not a remaining card, so the list ends before it: the numbers are 0 to {last}")
         });
         note(format!("`{variable}={list}`: {what}"), hint);
     }

@@ -373,7 +373,7 @@ impl Endpoint {
         let recording = self.ask("/embedding", json!({ "content": tokens }))?;
         let answer = recording.json()?;
         let rows = answer.pointer("/0/embedding").and_then(Value::as_array);
-        let rows = rows.ok_or_else(|| bad("no embedding came"))?;
+        let rows = rows.ok_or_else(|| bad("no embedding was returned"))?;
         let finite = !rows.is_empty() && rows.iter().all(numbers);
         Ok(Reply { whole: Duration::from_secs_f64(recording.seconds), finite, ..Reply::default() })
     }

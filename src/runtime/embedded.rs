@@ -174,7 +174,7 @@ impl Loaded {
         if context.is_null() {
             // SAFETY: nothing else holds the model.
             unsafe { sys::llama_model_free(model) };
-            return Err("no context can be made".to_string());
+            return Err("the context cannot be created".to_string());
         }
         // SAFETY: `context` is live.
         let n_batch = unsafe { sys::llama_n_batch(context) } as usize;

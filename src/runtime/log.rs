@@ -57,18 +57,18 @@ pub struct Reason {
 static BAD_MODEL: Reason = Reason {
     kind: Kind::Setup,
     says: "the model cannot be loaded: ",
-    hint: "`moeplan inspect` says what the file holds; is it whole?",
+    hint: "`moeplan inspect` shows what the file holds; is it complete?",
 };
 /// It is missing whatever the other flags are.
 static NO_DEVICE: Reason = Reason {
     kind: Kind::Setup,
-    says: "it does not take the command line: ",
+    says: "it rejects the command line: ",
     hint: "`moeplan doctor` says which devices there are and why one is missing; `--backend rpc` starts software devices",
 };
 static BAD_FLAG: Reason = Reason {
     kind: Kind::Flags,
-    says: "it does not take the command line: ",
-    hint: "`moeplan check -- COMMAND` says what this build takes",
+    says: "it rejects the command line: ",
+    hint: "`moeplan check -- COMMAND` says what this build accepts",
 };
 static PORT_TAKEN: Reason =
     Reason { kind: Kind::PortTaken, says: "its port is taken: ", hint: "give another --port, or none" };

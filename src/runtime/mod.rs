@@ -418,9 +418,9 @@ impl Error {
                     "main memory is short: a smaller context, `-lm mmap`, or more of the model on the devices"
                 } else {
                     "give more room there: a larger --margin, a smaller -c or -ub, or `-ctk q8_0 -ctv q8_0`; \
-                     another program may hold memory of the device"
+                     another program may hold memory on the device"
                 };
-                (Kind::OutOfMemory, format!("out of memory: {size}{part} cannot be had{place}"), hint)
+                (Kind::OutOfMemory, format!("out of memory: {size}{part} cannot be allocated{place}"), hint)
             }
             Failure::Said(&Reason { ref kind, says, hint }, text) => {
                 let end = if *kind == Kind::Died { format!(" ({end})") } else { String::new() };

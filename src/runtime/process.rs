@@ -163,7 +163,7 @@ impl std::fmt::Display for End {
                 write!(f, "signal {signal}")?;
                 NAMES.iter().find(|(number, _)| number == signal).map_or(Ok(()), |(_, name)| write!(f, " ({name})"))
             }
-            Self::Unseen => f.write_str("nobody saw how"),
+            Self::Unseen => f.write_str("how it ended is unknown"),
         }
     }
 }

@@ -119,7 +119,7 @@ fn ask(command: &mut Command, job: &serde_json::Value) -> Result<Outcome, String
         // Python ends without a word when a limit kills it; bubblewrap says why it failed.
         Some(status) if status.success() => "it ended without an answer".to_string(),
         Some(_) => match printed.stderr.trim().lines().last() {
-            None => "it was killed for its time or memory".to_string(),
+            None => "it was killed because it used too much time or memory".to_string(),
             Some(last) => return Err(format!("`{name}`: {last}")),
         },
     }))

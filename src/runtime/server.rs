@@ -162,7 +162,7 @@ pub fn probe(program: &Path) -> Result<Build, Error> {
     let line = line.unwrap_or_default().trim().to_string();
     if !line.contains("version") {
         let program = program.display();
-        let message = format!("`{program}` is not a llama-server: asked for its version it says `{line}`");
+        let message = format!("`{program}` is not a llama-server: when asked for its version, it says `{line}`");
         return Err(Error::setup(message, NAME_IT));
     }
     let flags = flags(&help);
@@ -465,7 +465,7 @@ impl Server {
         let program = &self.build.program;
         beside(program, &["ggml-rpc-server", "rpc-server"]).ok_or_else(|| {
             let hint = "build it beside llama-server (target ggml-rpc-server), as scripts/llama-server does";
-            Error::setup(format!("no ggml-rpc-server lies beside `{}`", program.display()), hint)
+            Error::setup(format!("there is no ggml-rpc-server beside `{}`", program.display()), hint)
         })
     }
 
@@ -530,10 +530,10 @@ impl Server {
 /// What a person should know about the environment, a sentence each.
 fn notes(removed: &[String], files: &[ConfigFile]) -> Vec<String> {
     let kept = (!removed.is_empty())
-        .then(|| format!("{} kept from llama-server: the launch is what its command line says", removed.join(", ")));
+        .then(|| format!("{} removed for llama-server: only its command line decides the launch", removed.join(", ")));
     let file = |ConfigFile { path, system }: &ConfigFile| match (path.display(), system) {
-        (path, true) => format!("llama-server reads `{path}` first, which cannot be kept from it"),
-        (path, false) => format!("`{path}` kept from llama-server, for the same reason"),
+        (path, true) => format!("llama-server reads `{path}` first, and moeplan cannot prevent that"),
+        (path, false) => format!("`{path}` hidden from llama-server, for the same reason"),
     };
     kept.into_iter().chain(files.iter().map(file)).collect()
 }

@@ -133,7 +133,13 @@ impl Embedded {
 
     /// `program`, which must be a moeplan with the feature.
     pub fn of(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), limit: Duration::from_mins(30), environment: BTreeMap::new(), echo: None, interrupted: never }
+        Self {
+            program: program.into(),
+            limit: Duration::from_mins(30),
+            environment: BTreeMap::new(),
+            echo: None,
+            interrupted: never,
+        }
     }
 
     /// A fresh worker. With RPC servers on this computer, idle threads must not spin: they would take the server's cores.
@@ -291,7 +297,7 @@ pub(super) fn reach(endpoint: &str) -> Result<(), Error> {
 pub(super) fn free_port() -> Result<u16, Error> {
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     address.map(|address| address.port()).map_err(|error| {
-        Error::setup("no free port could be had at 127.0.0.1", "is a loopback address allowed here?").caused_by(error)
+        Error::setup("no free port was found at 127.0.0.1", "is a loopback address allowed here?").caused_by(error)
     })
 }
 

@@ -167,7 +167,7 @@ const OF_DEVICE: [Row<DeviceRates>; 10] = [
     (Cost::Attention, "attention on {}", TERA, |rates| &mut rates.attention),
     (Cost::Cache, "keys, values and states read on {}", GIGA, |rates| &mut rates.cache),
     (Cost::Op, "starts of operations on {}", MICRO, |rates| &mut rates.op),
-    (Cost::Graph, "fixed time by pass on {}", MICRO, |rates| &mut rates.graph),
+    (Cost::Graph, "fixed time per pass on {}", MICRO, |rates| &mut rates.graph),
     (Cost::Pinned, "host weights copied to {} from pinned memory", GIGA, |rates| &mut rates.pinned),
     (Cost::Pageable, "copied to {} from pageable memory", GIGA, |rates| &mut rates.pageable),
     (Cost::Offload, "waits before copies to {}", MICRO, |rates| &mut rates.offload),

@@ -88,7 +88,7 @@ fn class(device: &Device) -> (Figures, &'static str) {
         (_, 20..28) => (row(950.0, 50.0, 32.0, 2.3), "a usual card of 24 GiB"),
         (_, 28..40) => (row(1500.0, 80.0, 64.0, 2.0), "a usual card of 32 GiB"),
         (_, 40..60) => (row(850.0, 40.0, 32.0, 2.5), "a usual card of 48 GiB"),
-        (_, 60..110) => (row(1800.0, 70.0, 64.0, 2.5), "a usual card of 80 GiB and more"),
+        (_, 60..110) => (row(1800.0, 70.0, 64.0, 2.5), "a typical card of 80 GiB or more"),
         (_, 110..132) => (row(273.0, 35.0, 200.0, 2.5), "graphics with main memory of its size"),
         (_, _) => (row(4800.0, 110.0, 64.0, 2.5), "a usual card of 140 GiB and more"),
     }
@@ -96,7 +96,7 @@ fn class(device: &Device) -> (Figures, &'static str) {
 
 /// A card of another computer, behind a network of 1 Gbit/s as nothing else is known.
 fn behind_network(card: &DeviceRates) -> DeviceRates {
-    let basis = format!("{} behind 1 Gbit/s; calibrate to know", card.basis);
+    let basis = format!("{} behind 1 Gbit/s; calibrate to be sure", card.basis);
     DeviceRates {
         graph: 1000.0,
         pinned: 0.11,

@@ -139,7 +139,7 @@ const SMT: f64 = 0.25;
 /// recently used cache over 512 experts (64 of them 67%, 128 of them 81%), straight lines between them.
 const HITS: [(f64, f64); 4] = [(0.0, 0.0), (0.125, 0.67), (0.25, 0.81), (1.0, 1.0)];
 
-pub(super) const CACHE_ASSUMPTION: &str = "; expert cache: hit rate assumed from published figures (1/8 of the experts cached: 67%, 1/4: 81%), measure it with your prompts";
+pub(super) const CACHE_ASSUMPTION: &str = "; expert cache: hit rate assumed from published figures (1/8 of the experts cached: 67%, 1/4: 81%); measure it with your prompts";
 
 impl Layout {
     pub fn of(case: &Case<'_>) -> Self {

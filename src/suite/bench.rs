@@ -41,7 +41,7 @@ impl Bench {
                 so_far.sessions.extend(Some(session).filter(|it| !is_interrupted || !it.samples.is_empty()));
                 self.sum_up(false);
                 if is_interrupted {
-                    self.notes.push("interrupted: what was measured until then".to_string());
+                    self.notes.push("interrupted: this is what was measured up to then".to_string());
                     return true;
                 }
                 each(self);

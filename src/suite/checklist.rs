@@ -34,7 +34,7 @@ pub fn devices(described: &[Device], listed: &[DeviceInfo]) -> Item {
     if !missing.is_empty() {
         let there: Vec<&str> = listed.iter().filter(|found| found.gpu).map(|found| found.name.as_str()).collect();
         let detail = format!(
-            "{} was described and is not here: llama.cpp lists {} (`moeplan doctor` says why; --backend rpc starts software \
+            "{} was described but is not here: llama.cpp lists {} (`moeplan doctor` says why; --backend rpc starts software \
              devices)",
             missing.join(", "),
             if there.is_empty() { "none".to_string() } else { there.join(", ") }
@@ -91,13 +91,13 @@ fn kept(bench: &Bench, suite: &Suite) -> Item {
     let is_lost = bench.cases.iter().any(|case| case.sessions.iter().any(|session| session.failure.is_some()));
     let asked = bench.settings.repetitions;
     let (verdict, asked) = if !is_lost && u32::try_from(fewest).is_ok_and(|fewest| fewest < asked) {
-        (Verdict::NotAssessed, format!("it was interrupted: {fewest} of {asked} launches of each case were made"))
+        (Verdict::NotAssessed, format!("it was interrupted: {fewest} of {asked} launches of each case were run"))
     } else if other.is_empty() {
-        (Verdict::Pass, "asked as now".to_string())
+        (Verdict::Pass, "same settings as now".to_string())
     } else {
-        (Verdict::NotAssessed, format!("other {} than the suite has now", other.join(" and ")))
+        (Verdict::NotAssessed, format!("its {} differ from the suite's", other.join(" and ")))
     };
-    let what = "the results of an earlier run are of this suite";
+    let what = "the results of an earlier run belong to this suite";
     Item::new(what, verdict, format!("its file was not run this time; {asked}"))
 }
 
@@ -150,9 +150,9 @@ fn where_experts_go(fact: &PlacementFacts) -> Item {
     let (what, holds) = match fact.case.as_str() {
         "all-on-device" => ("no routed expert is on the host", host == Bytes(0)),
         "experts-on-host" => ("no routed expert is on a device", devices == Bytes(0)),
-        _ => ("where the routed experts are is known", true),
+        _ => ("the location of the routed experts is known", true),
     };
-    let detail = format!("{devices} of experts on devices, {host} on the host, by the placement that is replayed");
+    let detail = format!("{devices} of experts on devices, {host} on the host, by the replayed placement");
     Item::held(format!("{}: {what}", fact.case), holds, detail)
 }
 
@@ -170,7 +170,7 @@ fn memory_as_predicted(case: &Case) -> Item {
     let wrong: Vec<String> =
         wrong.map(|row| format!("{}: predicted {}, measured {}", row.quantity, row.predicted, row.measured)).collect();
     match (rows.len(), wrong.as_slice()) {
-        (0, _) => Item::open(what, "llama.cpp chooses this launch by itself: there is no prediction of it"),
+        (0, _) => Item::open(what, "llama.cpp chooses this launch by itself: there is no prediction for it"),
         (n, []) => Item::held(what, true, format!("{} of {}", counted(n as u64, "row"), launches(case))),
         (_, wrong) => Item::held(what, false, wrong.join("; ")),
     }
@@ -232,17 +232,17 @@ fn memory(bench: &Bench) -> Vec<Item> {
     let what = format!("{}: memory was measured", first.name);
     let mut items = vec![match first.sessions.iter().find_map(measured) {
         Some(bytes) => Item::held(what, true, format!("{bytes} on devices")),
-        None => lacking(what, &[first], "its log names no buffer"),
+        None => lacking(what, &[first], "its log lists no buffer"),
     }];
     for baseline in baselines {
-        let what = format!("{} takes less of the devices than {}", first.name, baseline.name);
+        let what = format!("{} takes less device memory than {}", first.name, baseline.name);
         let savings: Vec<_> = bench.savings.iter().filter(|saving| saving.baseline == baseline.name).collect();
         if savings.is_empty() {
             items.push(lacking(what.clone(), &[first, baseline], "not measured"));
         }
         for saving in &savings {
             let percent = saving.saved_percent.map_or(String::new(), |it| format!(", {}% less", fixed(it, 1)));
-            let detail = format!("{} beside {}{percent}, by {}", saving.bytes, saving.baseline_bytes, saving.by);
+            let detail = format!("{} against {}{percent}, by {}", saving.bytes, saving.baseline_bytes, saving.by);
             // Only beside everything on the device is it a claim; what a plan or llama.cpp chooses may be as small.
             let verdict = match (saving.saved_bytes > 0, baseline.name.as_str()) {
                 (true, _) => Verdict::Pass,
@@ -251,7 +251,7 @@ fn memory(bench: &Bench) -> Vec<Item> {
             };
             items.push(Item::new(what.clone(), verdict, detail));
         }
-        let what = format!("what that costs in generation beside {} is known", baseline.name);
+        let what = format!("its generation speed against {} is known", baseline.name);
         items.push(match savings.first().and_then(|saving| saving.tg_ratio) {
             Some(ratio) => Item::held(what, true, format!("{ratio:.2} times its speed")),
             None => lacking(what, &[first, baseline], "no speed was measured"),
@@ -259,7 +259,7 @@ fn memory(bench: &Bench) -> Vec<Item> {
     }
     if !bench.savings.iter().any(|saving| saving.by == "driver") {
         let what = "what the devices show agrees with llama.cpp's own sums";
-        items.push(Item::open(what, "no driver here says what a device shows"));
+        items.push(Item::open(what, "no driver here reports device memory"));
     }
     items
 }
@@ -276,7 +276,7 @@ pub fn summary(prerequisites: &[Item], models: &[ModelValidation]) -> Vec<Item> 
     }
     let what = "every model of the suite was run";
     let failed = models.iter().filter(|model| nothing_measured(&model.bench).is_some());
-    let mut why: Vec<String> = failed.map(|model| format!("{}: nothing of it was measured", model.name)).collect();
+    let mut why: Vec<String> = failed.map(|model| format!("{}: nothing was measured", model.name)).collect();
     let is_failed = !why.is_empty();
     why.extend(models.iter().filter_map(|model| Some(format!("{}: {}", model.name, model.skipped.as_ref()?))));
     lines.push(match (is_failed, why.is_empty() && !models.is_empty()) {
@@ -440,7 +440,7 @@ mod tests {
         };
         assert!(earlier(&store, &suite, "small").is_none());
         for (repetitions, is_new, verdict, says) in [
-            (1, true, Verdict::Pass, "asked as now"),
+            (1, true, Verdict::Pass, "same settings as now"),
             (2, false, Verdict::NotAssessed, "other settings than the suite has now"),
             (3, true, Verdict::NotAssessed, "1 of 3 launches of each case were made"),
         ] {

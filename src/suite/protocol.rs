@@ -153,12 +153,12 @@ impl Suite {
             return Some(format!("no case `{case}`; there are {}", cases.join(", ")));
         }
         if let Some(name) = models.iter().chain(&prompts).find(|name| !is_name(name)) {
-            return Some(format!("the name `{name}`: letters, digits, `-`, `_` and `.` only, for it names files"));
+            return Some(format!("the name `{name}`: letters, digits, `-`, `_` and `.` only, because it names files"));
         }
         for names in [self.cases.iter().map(String::as_str).collect(), models, prompts] {
             let mut seen = BTreeSet::new();
             if let Some(name) = names.iter().find(|name| !seen.insert(**name)) {
-                return Some(format!("`{name}` is there twice"));
+                return Some(format!("`{name}` appears twice"));
             }
         }
         let mut expected = self.models.iter().filter_map(|model| model.expect.as_deref());

@@ -66,7 +66,7 @@ fn code_of(text: &str) -> Option<String> {
 fn fibonacci(text: &str, run_code: impl Fn(&str) -> Outcome) -> Vec<Item> {
     const EXTRACTS: &str = "code extracts";
     const COMPILES: &str = "the code compiles";
-    const RIGHT: &str = "it gives right Fibonacci numbers";
+    const RIGHT: &str = "it returns correct Fibonacci numbers";
     let Some(code) = code_of(text) else {
         return vec![Item::held(EXTRACTS, false, "no code block and no definition")];
     };
@@ -109,10 +109,10 @@ fn number(text: &str, value: f64, unit: &str) -> Item {
     };
     let numbers: Vec<(f64, bool)> = pattern.captures_iter(text).filter_map(number).collect();
     let Some((found, _)) = numbers.iter().rev().find(|(_, has_unit)| *has_unit).or(numbers.last()) else {
-        return Item::held(WHAT, false, format!("it has no number; right is {value} {unit}"));
+        return Item::held(WHAT, false, format!("it has no number; the correct answer is {value} {unit}"));
     };
     let is_right = (found - value).abs() < 1e-6 * value.abs().max(1.0);
-    Item::held(WHAT, is_right, format!("it ends with {found}; right is {value} {unit}"))
+    Item::held(WHAT, is_right, format!("it ends with {found}; the correct answer is {value} {unit}"))
 }
 
 fn poem(text: &str, stanzas: usize, words: usize, dashes: usize) -> Vec<Item> {
@@ -124,11 +124,11 @@ fn poem(text: &str, stanzas: usize, words: usize, dashes: usize) -> Vec<Item> {
     let half = lengths.get(lengths.len() / 2).copied().unwrap_or(0);
     let found = text.matches(['—', '–']).count() + text.matches(" - ").count() + text.matches("--").count();
     let found = found + lines.iter().filter(|line| line.ends_with(" -")).count();
-    let lengths = format!("half of its lines have at most {half} words; {words} at most");
+    let lengths = format!("half of its lines have at most {half} words; the limit is {words}");
     vec![
-        Item::held("it has stanzas", groups >= stanzas, format!("{groups} stanzas; {stanzas} at least")),
+        Item::held("it has stanzas", groups >= stanzas, format!("{groups} stanzas; at least {stanzas} expected")),
         Item::held("its lines are short", half <= words, lengths),
-        Item::held("it has dashes", found >= dashes, format!("{found} dashes; {dashes} at least")),
+        Item::held("it has dashes", found >= dashes, format!("{found} dashes; at least {dashes} expected")),
     ]
 }
 

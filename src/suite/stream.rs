@@ -28,7 +28,7 @@ const TWICE: &str = "no delta is duplicated";
 const CHARACTERS: &str = "no character is split (UTF-8)";
 const GRAPHEMES: &str = "no grapheme is broken between deltas";
 const END: &str = "it ends with a finish reason and [DONE]";
-const EQUAL: &str = "the deltas together equal the text in one piece";
+const EQUAL: &str = "the deltas together equal the non-streamed text";
 const OVER_TIME: &str = "tokens arrive over time and not in one burst";
 
 /// An answer, whether it came whole or as a stream.
@@ -92,7 +92,7 @@ impl Answer {
                 answer.failure = Some(match &recording.broken {
                     _ if body.starts_with(b"data:") => "it streams although `stream` is false".to_string(),
                     Some(why) => with_status(why),
-                    None => with_status(&format!("it is no JSON: {error}")),
+                    None => with_status(&format!("it is not JSON: {error}")),
                 });
                 return answer;
             }
@@ -125,18 +125,18 @@ impl Answer {
         for line in recording.body().split(|byte| *byte == b'\n') {
             let text = String::from_utf8_lossy(line);
             if std::str::from_utf8(line).is_err() {
-                answer.faults.push((CHARACTERS, format!("a line that is no UTF-8: `{}`", start_of(&text))));
+                answer.faults.push((CHARACTERS, format!("a line that is not UTF-8: `{}`", start_of(&text))));
             }
             let text = text.trim_end_matches('\r');
             let name = text.split_once(':').map(|(name, _)| name);
             let is_field = name.is_some_and(|name| ["", "data", "event", "id", "retry", "error"].contains(&name));
             if !text.is_empty() && !is_field {
-                answer.faults.push((FRAMING, format!("a line of no field: `{}`", start_of(text))));
+                answer.faults.push((FRAMING, format!("a line without a field: `{}`", start_of(text))));
             }
         }
         for event in recording.events() {
             if !event.is_ended {
-                answer.faults.push((FRAMING, "the last event has no blank line behind it".to_string()));
+                answer.faults.push((FRAMING, "the last event has no blank line after it".to_string()));
             }
             answer.take(&event);
         }
@@ -153,7 +153,7 @@ impl Answer {
         let Event { data, seconds, piece, .. } = event;
         if self.is_done || event.is_done() {
             if self.is_done && !event.is_done() {
-                self.count(END, "events behind [DONE]");
+                self.count(END, "events after [DONE]");
             }
             self.is_done = true;
             return;
@@ -185,7 +185,7 @@ impl Answer {
             Some("") | None => {}
             Some(text) => {
                 if self.finishes > 0 {
-                    self.count(END, "deltas behind the finish reason");
+                    self.count(END, "deltas after the finish reason");
                 }
                 self.deltas.push(Delta { seconds: *seconds, piece: *piece, text: text.to_string() });
             }
@@ -266,12 +266,12 @@ impl Answer {
         match whole {
             _ if twice == 0 => Item::held(TWICE, true, "no two deltas in a row are equal"),
             Some(whole) if whole == text => {
-                Item::held(TWICE, true, format!("{seen}, and so it is in the text in one piece"))
+                Item::held(TWICE, true, format!("{seen}, and so it is in the non-streamed text"))
             }
             Some(whole) if whole.chars().count() < text.chars().count() => {
-                Item::held(TWICE, false, format!("{seen}, and the text in one piece is shorter"))
+                Item::held(TWICE, false, format!("{seen}, and the non-streamed text is shorter"))
             }
-            _ => Item::open(TWICE, format!("{seen}; without an equal text in one piece nobody can tell")),
+            _ => Item::open(TWICE, format!("{seen}; without an equal non-streamed text this cannot be decided")),
         }
     }
 
@@ -288,7 +288,7 @@ impl Answer {
 
     fn equality(&self, whole: Option<&str>) -> Item {
         let text = self.text();
-        let Some(whole) = whole else { return Item::open(EQUAL, "there is no text in one piece to compare with") };
+        let Some(whole) = whole else { return Item::open(EQUAL, "there is no non-streamed text to compare with") };
         let (streamed, plain) = (text.chars().count(), whole.chars().count());
         if whole == text {
             return Item::held(EQUAL, true, format!("{streamed} characters are equal"));
@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(failing(&recording(GOOD), Some("nanaï")), Vec::<String>::new());
         let open = answer.health(None).into_iter().filter(|item| item.verdict == Verdict::NotAssessed);
         let open: Vec<String> = open.map(|item| item.what).collect();
-        assert_eq!(open, ["no delta is duplicated", "the deltas together equal the text in one piece", OVER_TIME]);
+        assert_eq!(open, ["no delta is duplicated", "the deltas together equal the non-streamed text", OVER_TIME]);
     }
 
     /// The faults that the endpoint of `tests/server/suite.rs` does not have.
@@ -398,8 +398,8 @@ mod tests {
             (2, &content(r"\ud83d"), "no character is split (UTF-8): `{\"choices\""),
             (2, &content("\u{fffd}"), "no character is split (UTF-8): 1 replacement characters"),
             (5, GOOD[4], "finish reason and [DONE]: 2 finish reasons"),
-            (5, &content("x"), "finish reason and [DONE]: 1 deltas behind the finish reason"),
-            (7, &content("x"), "finish reason and [DONE]: 1 events behind [DONE]"),
+            (5, &content("x"), "finish reason and [DONE]: 1 deltas after the finish reason"),
+            (7, &content("x"), "finish reason and [DONE]: 1 events after [DONE]"),
         ] {
             let mut events: Vec<&str> = GOOD.to_vec();
             events.insert(at, event);

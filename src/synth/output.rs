@@ -24,7 +24,7 @@ pub enum Fill {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{path} needs {needed} and its disk has {free} free: choose another directory or --weights hole",
+    #[error("{path} needs {needed}, but its disk has {free} free: choose another directory or --weights hole",
         path = .path.display())]
     NoRoom { path: PathBuf, needed: Bytes, free: Bytes },
     #[error(transparent)]

@@ -118,7 +118,7 @@ fn unknown(name: &str) -> Refusal {
     let names = named_by(|_| true);
     let known = names.join(", ");
     let hint = suggest::did_you_mean(name, names.iter().map(String::as_str)).unwrap_or_default();
-    Refusal::new(format!("`{name}` is not a known model: one of {known} (`moeplan synth --list` says more)"), hint)
+    Refusal::new(format!("`{name}` is not a known model: use one of {known} (`moeplan synth --list` says more)"), hint)
 }
 
 pub fn named(name: &str) -> Result<Spec, Refusal> {
@@ -208,13 +208,13 @@ impl Spec {
     /// Integers become `u32`, other numbers `f32`; text that begins with `=` is an expression.
     fn scalar(&self, key: &str, value: &Yaml, dims: &Dims) -> Result<Scalar, Refusal> {
         let integer =
-            |n: u64| u32::try_from(n).map(Scalar::U32).map_err(|_| self.bad(format!("`{key}`: {n} is past 32 bits")));
+            |n: u64| u32::try_from(n).map(Scalar::U32).map_err(|_| self.bad(format!("`{key}`: {n} exceeds 32 bits")));
         Ok(match value {
             Yaml::Bool(b) => Scalar::Bool(*b),
             Yaml::Sequence(items) => {
                 #[expect(clippy::cast_possible_truncation, reason = "GGUF keys of this kind are 32-bit floats")]
                 let numbers = items.iter().map(|item| item.as_f64().map(|x| x as f32)).collect::<Option<Vec<f32>>>();
-                Scalar::F32s(numbers.ok_or_else(|| self.bad(format!("`{key}`: a list is of numbers")))?)
+                Scalar::F32s(numbers.ok_or_else(|| self.bad(format!("`{key}`: a list must contain numbers")))?)
             }
             Yaml::String(text) => match text.strip_prefix('=') {
                 Some(expression) => integer(self.number(expression, dims)?)?,
@@ -224,7 +224,7 @@ impl Spec {
                 (Some(n), _) => integer(n)?,
                 #[expect(clippy::cast_possible_truncation, reason = "GGUF keys of this kind are 32-bit floats")]
                 (None, Some(x)) => Scalar::F32(x as f32),
-                (None, None) => return Err(self.bad(format!("`{key}`: a value is a number, a boolean or text"))),
+                (None, None) => return Err(self.bad(format!("`{key}`: a value must be a number, a boolean or text"))),
             },
         })
     }

@@ -21,7 +21,7 @@ use crate::run::command::quoted;
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "A file that llama-quantize would make")]
 pub struct WhatIfArgs {
-    /// Take not MODEL but what llama-quantize would make of it: Q4_K_M, or Q4_K_M,Q6_K,IQ4_XS; `all` for every recipe.
+    /// Use what llama-quantize would make of MODEL: Q4_K_M, or Q4_K_M,Q6_K,IQ4_XS; `all` for every recipe.
     #[arg(long = "as", value_name = "RECIPE,…", value_parser = recipes)]
     recipes: Option<Recipes>,
     /// The importance matrix that llama-quantize would be given; it is not read.
@@ -30,7 +30,7 @@ pub struct WhatIfArgs {
     /// One type for all tensors (llama-quantize: --pure).
     #[arg(long, requires = "recipes")]
     pure: bool,
-    /// The output stays as it is (llama-quantize: --leave-output-tensor).
+    /// Leave the output as it is (llama-quantize: --leave-output-tensor).
     #[arg(long, requires = "recipes")]
     leave_output_tensor: bool,
     /// The type of the output (llama-quantize: --output-tensor-type).
@@ -39,7 +39,7 @@ pub struct WhatIfArgs {
     /// The type of the token embeddings (llama-quantize: --token-embedding-type).
     #[arg(long, value_name = "TYPE", value_parser = writable, requires = "recipes")]
     token_embedding_type: Option<GgmlType>,
-    /// The type of the tensors that a regex matches, the first that does (llama-quantize: --tensor-type).
+    /// The type of the tensors that REGEX matches; the first match wins (llama-quantize: --tensor-type).
     #[arg(long, value_name = "REGEX=TYPE", value_parser = named_type, requires = "recipes")]
     tensor_type: Vec<(String, GgmlType)>,
 }
@@ -169,7 +169,8 @@ pub fn warnings(what_if: &WhatIf, path: &str) -> Vec<Warning> {
     let made = format!("with the types that llama-quantize b{REFERENCE} gives it");
     let predicted = format!("`{path}` is predicted from the header of `{source}`, {made}");
     let imatrix = (*imatrix == Imatrix::Needed).then(|| {
-        let message = format!("llama-quantize refuses {recipe} without an importance matrix: predicted as with one");
+        let message =
+            format!("llama-quantize refuses {recipe} without an importance matrix: the prediction assumes one");
         warning("imatrix-needed", message, "llama-imatrix makes one; --imatrix FILE names it")
     });
     let again = (*requantized > 0).then(|| {

@@ -26,9 +26,9 @@ pub enum Error {
 pub enum Failure {
     #[error("this moeplan is built without network access (feature `remote`)")]
     NotBuilt,
-    #[error("not in the cache, and --offline (or MOEPLAN_OFFLINE) forbids to ask for it")]
+    #[error("not in the cache, and --offline (or MOEPLAN_OFFLINE) forbids asking for it")]
     Offline,
-    #[error("not an address that can be asked: {0}")]
+    #[error("not a usable address: {0}")]
     Address(&'static str),
     #[error("the host's name is not known (DNS)")]
     Host,
@@ -105,14 +105,14 @@ impl Failure {
                 "the token in HF_TOKEN may not read this: accept the model's terms on its page, or use another token"
             }
             Self::Status { code: 401 | 403, is_hub: true, .. } => {
-                "a private or gated repository, or none of that name: set HF_TOKEN to a token that may read it"
+                "the repository is private, gated or does not exist: set HF_TOKEN to a token that may read it"
             }
             Self::Status { code: 404, .. } => "check owner, name and file; a private repository needs HF_TOKEN",
             Self::Status { code: 429, .. } => "wait a while; with HF_TOKEN the limits are higher",
             Self::Page | Self::Downgrade | Self::Redirects(_) if url.contains("/blob/") => {
                 "on Hugging Face, the file's own address has /resolve/ instead of /blob/"
             }
-            Self::Page => "take the address of the download itself, not of its page",
+            Self::Page => "use the address of the download itself, not of its page",
             Self::Timeout | Self::Io(_) | Self::Dropped { .. } => "check the network and try again",
             Self::Tls(why) if why.contains("UnknownIssuer") => {
                 "if you trust who signed it (a company's proxy, a hub of your own), name its PEM file in SSL_CERT_FILE"

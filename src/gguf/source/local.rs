@@ -270,7 +270,7 @@ pub fn find(models: &[LocalModel], name: &str) -> Result<LocalModel, Error> {
             Err(Error::UnknownName(Refusal::new(message, hint)))
         }
         several => {
-            let message = format!("`{name}` fits {} models found here", several.len());
+            let message = format!("`{name}` matches {} models found here", several.len());
             let hint = format!("name one of them: {}", listed(several.iter().map(|model| model.name.as_str())));
             Err(Refusal::new(message, hint).into())
         }

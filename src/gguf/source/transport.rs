@@ -56,7 +56,7 @@ fn authorities() -> Result<RootCerts, String> {
         found.certs.iter().map(|certificate| Certificate::from_der(certificate.as_ref()).to_owned()).collect();
     match (named, found.errors.first()) {
         (Some(name), Some(error)) if certificates.is_empty() => Err(format!("{name}: {error}")),
-        (Some(name), None) if certificates.is_empty() => Err(format!("{name} names no certificate in PEM")),
+        (Some(name), None) if certificates.is_empty() => Err(format!("{name} does not name a PEM certificate")),
         (None, _) if certificates.is_empty() => Ok(RootCerts::WebPki),
         _ => Ok(RootCerts::from(certificates)),
     }

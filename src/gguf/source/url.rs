@@ -32,9 +32,9 @@ impl Url {
         let is_foreign = |c: char| c.is_control() || c.is_whitespace() || "\\\"<>^`{|}".contains(c);
         for (wrong, why) in [
             (text.len() > MAX_LENGTH, "it is too long"),
-            (text.contains(is_foreign), "it holds a character that belongs in no address"),
-            (host.contains('@'), "it holds a user name or password"),
-            (host.is_empty() || host.starts_with(':'), "it names no host"),
+            (text.contains(is_foreign), "it contains a character that is not allowed in an address"),
+            (host.contains('@'), "it contains a user name or password"),
+            (host.is_empty() || host.starts_with(':'), "it has no host"),
         ] {
             if wrong {
                 return Err(Failure::Address(why));

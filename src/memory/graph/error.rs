@@ -67,7 +67,7 @@ pub enum Error {
         architecture: String,
     },
     /// An architecture without a graph here.
-    #[error("no graph of {architecture} is built here")]
+    #[error("moeplan does not build the graph of {architecture}")]
     Architecture {
         /// `general.architecture`; untrusted text.
         architecture: String,

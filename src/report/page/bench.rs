@@ -382,7 +382,7 @@ fn replies(bench: &Bench) -> Vec<Block> {
     let answers = samples.filter(|sample| sample.mode == Mode::Stream && !sample.text.is_empty()).map(|sample| {
         let mut text: String = sample.text.chars().take(SHOWN).collect();
         if text.len() < sample.text.len() {
-            text += "\n… (the document holds the rest)";
+            text += "\n… (the rest is in the document)";
         }
         Block::Output(format!("Answer to the {} prompt", sample.prompt), text)
     });
@@ -411,7 +411,7 @@ fn gaps(bench: &Bench) -> Option<Block> {
         levels: vec![level("median", gaps.median), level("95% below", gaps.p95)],
         ..Lines::default()
     };
-    let thinned = if gaps.all.len() > POINTS { " Of each stretch the longest is drawn." } else { "" };
+    let thinned = if gaps.all.len() > POINTS { " Only the longest of each stretch is drawn." } else { "" };
     let text = format!("The longest stream of {}: its answer to the {} prompt.{thinned}", case.name, sample.prompt);
     Block::lines("Gaps between tokens", text, lines, table)
 }
@@ -470,7 +470,7 @@ fn facts(model: &ModelFacts) -> Table {
         ("size", Some(format!("{file_type}{size} ({exact} bytes)"))),
         ("header SHA-256", Some(model.header_sha256.clone().unwrap_or_else(|| UNKNOWN.into()))),
         ("parameters", Some(format!("{all}, {active} active per token"))),
-        ("experts", (experts > 0).then(|| format!("{experts} in a block, {used} used per token, {bytes}"))),
+        ("experts", (experts > 0).then(|| format!("{experts} per block, {used} used per token, {bytes}"))),
         ("shape", Some(format!("{}, {}", counted(model.blocks.into(), "block"), counted(model.tensors, "tensor")))),
     ])
 }

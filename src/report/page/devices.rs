@@ -86,7 +86,7 @@ impl Document for Devices {
             let known = overhead(device, UBATCH);
             row![device.name, known.peak, device.margin(), known.source]
         });
-        page.push(Block::table("Kept free of each device", Table::rows_of("device|>overhead|>margin|", rows)));
+        page.push(Block::table("Kept free on each device", Table::rows_of("device|>overhead|>margin|", rows)));
         page.push(self.notes().into_iter().map(Block::Prose));
         page.push(self.calibration.iter().flat_map(|calibration| calibrated(&self.machine, calibration)));
         page.detail(self.calibration.as_ref().and_then(|calibration| {
@@ -140,7 +140,7 @@ fn calibrated(machine: &Machine, calibration: &Calibration) -> Vec<Block> {
             (
                 "waits",
                 format!(
-                    "{:.1} µs an operation, {:.0} µs a pass, {:.0} µs a copied tensor, {:.0} µs a change of device",
+                    "{:.1} µs per operation, {:.0} µs per pass, {:.0} µs per copied tensor, {:.0} µs per change of device",
                     r.op, r.graph, r.offload, r.switch
                 ),
             ),
@@ -149,12 +149,16 @@ fn calibrated(machine: &Machine, calibration: &Calibration) -> Vec<Block> {
     };
     blocks.extend(machine.devices.iter().map(device));
     let r = prices::host_rates(&machine.host);
-    let memory = format!("{:.0} GB/s, {:.1} GB/s a thread", r.memory, r.by_thread);
-    let host = [("memory", Some(memory)), ("arithmetic", Some(format!("products {:.0} GFLOP/s a thread", r.products)))];
+    let memory = format!("{:.0} GB/s, {:.1} GB/s per thread", r.memory, r.by_thread);
+    let host =
+        [("memory", Some(memory)), ("arithmetic", Some(format!("products {:.0} GFLOP/s per thread", r.products)))];
     blocks.push(Block::Table("Host".into(), Table::facts(host)));
     let errors = [("prompt", calibration.prompt_median_error), ("generation", calibration.generate_median_error)];
     blocks.extend(errors.into_iter().filter_map(|(phase, error)| {
-        Some(Block::Prose(format!("Half of the {phase} measurements are met within {}%.", fixed(100.0 * error?, 1))))
+        Some(Block::Prose(format!(
+            "Half of the {phase} measurements are predicted within {}%.",
+            fixed(100.0 * error?, 1)
+        )))
     }));
     blocks
 }

@@ -72,10 +72,10 @@ impl Document for Several {
 fn figures(inspection: &Inspection) -> Vec<KeyFigure> {
     let (counts, experts) = (&inspection.parameters, &inspection.experts);
     let active = if counts.active == counts.total {
-        "in all, every one active".to_string()
+        "in total, all active".to_string()
     } else {
         let without = parameters(counts.active_without_token_embedding);
-        format!("in all, {} active per token, {without} without the token embedding", parameters(counts.active))
+        format!("in total, {} active per token, {without} without the token embedding", parameters(counts.active))
     };
     let experts = if experts.count == 0 && experts.tensors == 0 {
         KeyFigure::new("Experts", "none", "the model is dense")
@@ -83,7 +83,7 @@ fn figures(inspection: &Inspection) -> Vec<KeyFigure> {
         let shared = if experts.shared == 0 { String::new() } else { format!(" + {} shared", experts.shared) };
         let (used, blocks, size) = (experts.used, experts.blocks, small_size(experts.bytes));
         let note = format!(
-            "in a block, {used} used per token; in {blocks} of {} blocks, {} tensors, {size}",
+            "per block, {used} used per token; in {blocks} of {} blocks, {} tensors, {size}",
             inspection.block_count, experts.tensors
         );
         KeyFigure::new("Experts", format!("{}{shared}", experts.count), note)
@@ -111,8 +111,8 @@ fn figures(inspection: &Inspection) -> Vec<KeyFigure> {
         };
         let size = encoder.image_size.filter(|size| *size > 0).map(|size| format!("images of {size} × {size} pixels"));
         let tokens = match (encoder.tokens, encoder.max_tokens) {
-            (Some(tokens), _) => Some(format!("{tokens} tokens an image")),
-            (None, Some(most)) => Some(format!("up to {} tokens an image", thousands(most))),
+            (Some(tokens), _) => Some(format!("{tokens} tokens per image")),
+            (None, Some(most)) => Some(format!("up to {} tokens per image", thousands(most))),
             (None, None) => None,
         };
         let note: Vec<String> = size.into_iter().chain(tokens).collect();

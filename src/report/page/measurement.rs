@@ -26,7 +26,7 @@ impl Document for Measurement {
         let mut page = Page::new("Measurement", title(plan, &unplanned), format!("llama.cpp b{}", self.runtime.build));
         page.push(self.verdict());
         page.push(self.interrupted.then(|| {
-            let text = format!("it was interrupted: speeds are of {}", counted(self.speed.pp.len() as u64, "sample"));
+            let text = format!("it was interrupted: speeds are from {}", counted(self.speed.pp.len() as u64, "sample"));
             Block::Note(Verdict::Caution, text, None)
         }));
         page.push(Block::KeyFigures(self.figures()));
@@ -90,7 +90,7 @@ impl Measurement {
         ]
         .into_iter()
         .flatten()
-        .chain(devices.map(|(device, row)| KeyFigure::new(device, size(row.total), "measured in all")))
+        .chain(devices.map(|(device, row)| KeyFigure::new(device, size(row.total), "measured in total")))
         .collect()
     }
 
@@ -112,7 +112,8 @@ impl Measurement {
 
     fn facts(&self) -> Table {
         let (runtime, process) = (&self.runtime, &self.process);
-        let memory = format!("{} own, {} of files, {} at its peak", process.rss_anon, process.rss_file, process.peak);
+        let memory =
+            format!("{} of its own, {} from files, {} at its peak", process.rss_anon, process.rss_file, process.peak);
         let mut table = Table::facts([
             ("runtime", Some(format!("{} b{} ({})", runtime.program, runtime.build, runtime.backend))),
             ("process", Some(memory)),
@@ -140,7 +141,9 @@ impl Document for Launched {
         let program = self.command.first().map_or("llama-server", |program| file_name(program));
         let mut page = Page::new("Launch", title(plan, program), self.endpoint.clone());
         let (verdict, text) = match outside(rows) {
-            _ if rows.is_empty() => (Verdict::Open, "Its log names no memory: nothing can be compared.".into()),
+            _ if rows.is_empty() => {
+                (Verdict::Open, "Its log shows no memory figures, so nothing can be compared.".into())
+            }
             None => (Verdict::Good, "As predicted, within the tolerance asked for.".into()),
             Some(outside) => (Verdict::Bad, format!("Not as predicted: {outside}.")),
         };

@@ -61,7 +61,7 @@ pub fn against(title: &str, predicted: &Memory, measured: &Memory, mapped: Bytes
     let mut figure = figure(title, &sides, budgets);
     if mapped > Bytes(0) {
         figure.text += &format!(
-            " Weights that are mapped from the file ({mapped} of its span) are in no measured sum; the predicted sums count them."
+            " Weights that are mapped from the file ({mapped} of its span) are not in any measured sum; the predicted sums count them."
         );
     }
     Block::Figure(figure)

@@ -44,7 +44,7 @@ impl Document for Checked {
         page.push(check.basis.iter().filter_map(budget).map(Block::Prose));
         page.detail(check.mapped_span.map(|span| {
             Block::Prose(format!(
-                "With mapped files llama.cpp logs {span} of CPU_Mapped: their span in the file, not memory."
+                "With mapped files llama.cpp logs {span} as CPU_Mapped: their span in the file, not memory."
             ))
         }));
         page.push(overrides(check));
@@ -99,7 +99,7 @@ pub(super) fn about(model: &ModelSummary, machine: Option<&Machine>) -> String {
 
 /// `24.00 GiB of CUDA0, 12.00 GiB of CUDA1`.
 pub fn budgets(machine: &Machine) -> String {
-    let budget = |device: &Device| format!("{} of {}", device.total, device.name);
+    let budget = |device: &Device| format!("{} on {}", device.total, device.name);
     let budgets: Vec<String> = machine.devices.iter().map(budget).collect();
     if budgets.is_empty() { "the host alone".to_string() } else { budgets.join(", ") }
 }
@@ -113,7 +113,7 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
         }
         (Some(false), false) if check.verdict == Some(checkup::Verdict::Paged) => {
             let text = format!(
-                "Main memory does not hold it ({}): mapped weights are read from the disk again and again.",
+                "It does not fit in main memory ({}): mapped weights are read from the disk again and again.",
                 short(check)
             );
             (Verdict::Bad, text)
@@ -157,14 +157,14 @@ fn variants(variants: &[Variant]) -> Option<Block> {
             .collect::<Vec<_>>()
             .join(", ");
         let answer = if variant.fits.is_none() {
-            "cannot be told".to_string()
+            "unknown".to_string()
         } else {
             fits(variant.fits == Some(true), &variant.shortfall)
         };
         [variant.what.clone(), answer, thousands(variant.n_ctx.into()), memory]
     };
     let table = Table::rows_of("variant|fits|>context|memory", variants.iter().map(row));
-    Block::table("Variants (the figures below are the largest's)", table).filter(|_| !variants.is_empty())
+    Block::table("Variants (the figures below are for the largest)", table).filter(|_| !variants.is_empty())
 }
 
 /// What a launch loads, where that is more than one model.
@@ -220,7 +220,7 @@ fn launch(check: &Checkup) -> Vec<KeyFigure> {
     };
     let cache =
         if run.type_k == run.type_v { run.type_k.to_string() } else { format!("{}/{}", run.type_k, run.type_v) };
-    let batch = format!("tokens, of batches of {}; load mode {}", thousands(run.n_batch.into()), run.load_mode.word());
+    let batch = format!("tokens, in batches of {}; load mode {}", thousands(run.n_batch.into()), run.load_mode.word());
     vec![
         KeyFigure::new("Context", thousands(run.n_ctx.into()), format!("tokens, {cache} cache, {slots}")),
         KeyFigure::new("Micro-batch", thousands(run.n_ubatch.into()), batch),
@@ -229,7 +229,7 @@ fn launch(check: &Checkup) -> Vec<KeyFigure> {
 
 fn placed(page: &mut Page, check: &Checkup) {
     let Some(tensors) = &check.tensors else {
-        page.detail(Block::Prose("With --tensors there is a placement map, and a list of every tensor.".into()));
+        page.detail(Block::Prose("--tensors adds a placement map and a list of every tensor.".into()));
         return;
     };
     page.detail(placement::map(tensors));

@@ -61,7 +61,7 @@ impl Document for Plans {
 
 fn main_memory(machine: &Machine) -> String {
     let known = |ram| format!("{ram} of main memory");
-    machine.host.ram.map_or("any amount of main memory (--ram SIZE has it checked)".to_string(), known)
+    machine.host.ram.map_or("main memory not checked (give --ram SIZE)".to_string(), known)
 }
 
 /// The points with what else is shown of each, the commands, and what the columns are; it begins at `start`, else at the first that
@@ -139,7 +139,7 @@ impl SweepDocument {
         let x_is_bytes = self.variable == Variable::Vram;
         let x = if x_is_bytes { "budget of the first device" } else { "context, tokens" }.into();
         let lines = Lines { x, y: unit.into(), series, x_is_bytes, ..Lines::default() };
-        let text = format!("Of the plan of each {what}; points that do not fit are left out.");
+        let text = format!("One plan per {what}; points that do not fit are left out.");
         Block::lines(&format!("{title} by {what}, predicted"), text, lines, table)
     }
 }

@@ -14,8 +14,7 @@ use crate::tune::race::{self, End, Standing};
 use crate::tune::{Kind, Predicted};
 
 /// Whose word memory is where a driver was asked.
-const BY_DRIVER: &str =
-    "what the driver showed more at the peak than before, of devices that it knows; else llama.cpp's own sums";
+const BY_DRIVER: &str = "the rise at the peak that the driver showed, for devices it knows; else llama.cpp's own sums";
 
 impl super::Document for Document {
     fn pages(&self) -> Vec<Page> {
@@ -109,7 +108,7 @@ fn table(document: &Document) -> Table {
             Standing::Slower => "slower".to_string(),
             Standing::Close => "too close to the fastest to tell".to_string(),
             Standing::CannotWin => "not measured: cannot win by prediction".to_string(),
-            Standing::NoTime => "not measured: no time".to_string(),
+            Standing::NoTime => "not measured: no time left".to_string(),
             Standing::Failed { why } => format!("not measured: {why}"),
         };
         let cells = [candidate.what.clone(), predicted].into_iter().chain(measured.unwrap_or_default());
@@ -125,9 +124,9 @@ fn verdict(document: &Document) -> String {
         race::Verdict::Beats { times } => {
             format!("{what} beats --fit on: {times:.2} times as fast, by the medians of the turn{beside}")
         }
-        race::Verdict::Fit => format!("Nothing beats --fit on by more than the samples vary: take that{beside}"),
+        race::Verdict::Fit => format!("Nothing beats --fit on by more than the samples vary: use --fit on{beside}"),
         race::Verdict::FitNotMeasured => {
-            format!("{what} is the fastest measured; --fit on was not measured, so nothing is said of it{beside}")
+            format!("{what} is the fastest measured; --fit on was not measured, so there is no verdict on it{beside}")
         }
     }
 }
@@ -138,7 +137,7 @@ fn beside_plan(document: &Document) -> Option<String> {
     let plan = document.candidates.iter().find(|entry| entry.candidate.kind == Kind::Plan)?;
     let (plan, best) = (plan.measured.as_ref()?.range, winner.measured.as_ref()?.range);
     let is_sure = plan.is_longer(&best);
-    let sure = if is_sure { "by the medians of the turn" } else { "which is within what the samples may be off" };
+    let sure = if is_sure { "by the medians of the turn" } else { "which is within the error of the samples" };
     let times = plan.median / best.median;
     (best.median > 0.0).then(|| format!("it is {times:.2} times as fast as the plan, {sure}"))
 }
@@ -147,8 +146,8 @@ fn notes(document: &Document) -> Vec<String> {
     let subject = &document.subject;
     let stopped = match document.stopped {
         End::Close => Some("Some are too close to the fastest to tell: their order may be chance"),
-        End::Time => Some("The time was up: with more --minutes the same command goes on"),
-        End::Journal => Some("The journal could not be written any more: what is here is all that was measured"),
+        End::Time => Some("Time ran out: the same command continues with more --minutes"),
+        End::Journal => Some("The journal could no longer be written: this is all that was measured"),
         End::Decided => None,
     };
     let mut notes: Vec<String> = stopped.map(str::to_string).into_iter().collect();
@@ -191,7 +190,7 @@ mod tests {
         };
         for (winner, median, half, says) in [
             (1, 0.274, 0.002, "it is 2.25 times as fast as the plan, by the medians of the turn"),
-            (1, 0.124, 0.010, "1.02 times as fast as the plan, which is within what the samples may be off"),
+            (1, 0.124, 0.010, "1.02 times as fast as the plan, which is within the error of the samples"),
             (0, 0.1, 0.001, "Nothing beats --fit on by more than the samples vary: take that"),
         ] {
             let document = json!({
