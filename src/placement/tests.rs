@@ -132,7 +132,7 @@ fn rpc_devices_are_those_of_the_servers_that_are_named() {
     assert_eq!(place(&["b:2"], Some(&["RPC0", "CUDA0"])), Ok(vec![1, 2]));
     let names = |result: Result<Vec<u16>, String>, word: &str| assert!(result.unwrap_err().contains(word));
     names(place(&["b:2"], Some(&["RPC1"])), "known: CPU");
-    names(place(&[], Some(&["RPC1"])), "only where `--rpc` names its server, b:2");
+    names(place(&[], Some(&["RPC1"])), "only if `--rpc` names its server, b:2");
 }
 
 #[test]

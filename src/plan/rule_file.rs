@@ -786,12 +786,12 @@ mod tests {
     #[test]
     fn mistakes_are_told_with_their_place_and_what_to_write() {
         for (text, line, column, expected) in [
-            ("rules:\n  - role: router\n", 2, 5, "state where to"),
+            ("rules:\n  - role: router\n", 2, 5, "say where they go"),
             ("rules:\n  - rol: router\n    buffer: CPU\n", 2, 5, "did you mean `role`?"),
             ("rules:\n  - zzzzzz: router\n    buffer: CPU\n", 2, 5, "zzzzzz"),
             ("rules:\n  - role: expert\n    buffer: CPU\n", 2, 11, "did you mean `routed_expert`?"),
             ("rules:\n  - role: atention\n    buffer: CPU\n", 2, 11, "did you mean `attention`?"),
-            ("rules:\n  - buffer: CPU\n", 2, 5, "either `role` or `tensors`"),
+            ("rules:\n  - buffer: CPU\n", 2, 5, "one of `role` and `tensors`"),
             ("rules:\n  - tensors: 'a{1,2}'\n    buffer: CPU\n", 2, 14, "cannot take"),
             ("rules:\n  - tensors: '(a'\n    buffer: CPU\n", 2, 14, "not a regex"),
             ("rules:\n  - role: router\n    blocks: 7-3\n    buffer: CPU\n", 3, 13, "not a list of blocks"),

@@ -280,11 +280,11 @@ mod tests {
             ("vram", "write vram=6G..48G"),
             ("vram=6G", "write vram=6G..48G"),
             ("ram=1G..2G", "cannot be swept"),
-            ("vram=8G..6G", "rises"),
+            ("vram=8G..6G", "start above 0"),
             ("vram=6..48", "no unit: 6G?"),
             ("ctx=8q..9k", "not a number of tokens"),
             ("ctx=1..100000:1", "larger step"),
-            ("vram=6G..48G:0", "rises"),
+            ("vram=6G..48G:0", "steps above 0"),
         ] {
             let error = text.parse::<Sweep>().unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

@@ -106,13 +106,13 @@ mod tests {
         }
         for (text, expected) in [
             ("\n", "`f` is empty"),
-            ("[]", "`f` holds no document"),
+            ("[]", "`f` is not a moeplan document"),
             ("{", "`f` is not JSON"),
-            ("3", "names no schema"),
+            ("3", "has no schema"),
             (r#"{"schema":"moeplan/plan/2"}"#, "`moeplan/plan/2`, which a report does not show"),
             (r#"{"schema":"moeplan/plan/1","memory":3}"#, "is not a `moeplan/plan/1`"),
             (r#"[{"avg_ts":"fast"}]"#, "is not a `row of llama-bench`"),
-            (r#"[{"avg_ts":1},{"schema":"x"}]"#, "names no schema"),
+            (r#"[{"avg_ts":1},{"schema":"x"}]"#, "has no schema"),
         ] {
             let error = read("f", text.into()).err().unwrap();
             assert!(error.to_string().contains(expected), "{text}: {error}");

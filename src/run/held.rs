@@ -594,12 +594,12 @@ mod tests {
             ("llama bench -m x", "llama-bench -m x"),
             ("llama completion -m x", "llama-completion -m x"),
             ("llama fit-params -m x", "llama-fit-params -m x"),
-            ("llama frobnicate", "error: `llama frobnicate`: `llama` has no such command that loads a model"),
-            ("ollama run x", "error: `ollama` is not a program of llama.cpp"),
+            ("llama frobnicate", "error: `llama frobnicate`: `llama` has no command of this name that loads a model"),
+            ("ollama run x", "error: `ollama` is not a llama.cpp program"),
             ("docker run i env docker run i llama-server -m x", "llama-server -m x"),
             (
                 "frobnicate x",
-                "error: `frobnicate` is not a program of llama.cpp that loads a model, and none follows it",
+                "error: `frobnicate` is not a llama.cpp program that loads a model, and none follows it",
             ),
         ] {
             assert_eq!(read(text), expected, "{text}");

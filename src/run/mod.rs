@@ -58,7 +58,7 @@ pub enum Error {
     UnknownProgram(String),
     #[error("`llama {0}`: `llama` has no command of this name that loads a model")]
     UnknownCommand(String),
-    #[error("`{name}` is not a program of llama.cpp")]
+    #[error("`{name}` is not a llama.cpp program")]
     OtherProgram { name: String, instead: &'static str },
     #[error("a quote is opened and not closed")]
     Quotes,

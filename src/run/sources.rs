@@ -595,10 +595,10 @@ mod tests {
             (
                 Kind::Shell,
                 "# nothing yet\n\n",
-                "`nothing` is not a program of llama.cpp that loads a model, and none follows it",
+                "`nothing` is not a llama.cpp program that loads a model, and none follows it",
             ),
-            (Kind::Shell, "\n", "it holds no command of a program of llama.cpp"),
-            (Kind::Compose, "services:\n  web: {image: nginx}\n", "it holds no command of a program of llama.cpp"),
+            (Kind::Shell, "\n", "it contains no llama.cpp command"),
+            (Kind::Compose, "services:\n  web: {image: nginx}\n", "it contains no llama.cpp command"),
         ] {
             assert_eq!(of_text(kind, text, &|_| None).unwrap_err().to_string(), expected);
         }

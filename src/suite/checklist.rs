@@ -351,7 +351,7 @@ mod tests {
     fn lines_are_ticked_with_figures_or_not_ticked_with_the_reason() {
         let mut bench = bench(1);
         let items = lines(&bench);
-        holds(&items, "less of the devices than all-on-device", Verdict::Pass, "50.0% less, by llama.cpp");
+        holds(&items, "less device memory than all-on-device", Verdict::Pass, "50.0% less, by llama.cpp");
         holds(&items, "what the devices show", Verdict::NotAssessed, "no driver");
         holds(&items, "experts-on-host: code is", Verdict::Skipped, "it was not asked");
         holds(&items, "all-on-device: memory", Verdict::NotAssessed, "by itself");
@@ -414,7 +414,7 @@ mod tests {
         let here = [listed("CUDA0", true), listed("CPU", false)];
         for (names, listed, verdict, says) in [
             (&["CUDA0"][..], &here[..], Verdict::Pass, "llama.cpp lists CUDA0 with 8.00 GiB: a card, 79.18 GiB"),
-            (&["CUDA0", "CUDA1"], &here, Verdict::Fail, "CUDA1 was described and is not here: llama.cpp lists CUDA0 ("),
+            (&["CUDA0", "CUDA1"], &here, Verdict::Fail, "CUDA1 was described but is not here: llama.cpp lists CUDA0 ("),
             (&["CUDA0"], &here[1..], Verdict::Fail, "llama.cpp lists none"),
             (&[], &here, Verdict::Fail, "none was found or described"),
         ] {
@@ -441,8 +441,8 @@ mod tests {
         assert!(earlier(&store, &suite, "small").is_none());
         for (repetitions, is_new, verdict, says) in [
             (1, true, Verdict::Pass, "same settings as now"),
-            (2, false, Verdict::NotAssessed, "other settings than the suite has now"),
-            (3, true, Verdict::NotAssessed, "1 of 3 launches of each case were made"),
+            (2, false, Verdict::NotAssessed, "its settings differ from the suite's"),
+            (3, true, Verdict::NotAssessed, "1 of 3 launches of each case were run"),
         ] {
             suite.repetitions = repetitions;
             if is_new {

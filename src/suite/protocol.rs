@@ -198,9 +198,9 @@ mod tests {
         assert_eq!((Suite::protocol().prompts.len(), Suite::protocol().models.len()), (4, 5));
         for (from, to, says) in [
             ("cases: [", "cases: [all-on-moon, ", "no case `all-on-moon`"),
-            ("cases: [", "cases: [fit, ", "`fit` is there twice"),
-            ("name: phi-3.5-moe", "name: gpt-oss-20b", "`gpt-oss-20b` is there twice"),
-            ("name: phi-3.5-moe", "name: ../phi", "for it names files"),
+            ("cases: [", "cases: [fit, ", "`fit` appears twice"),
+            ("name: phi-3.5-moe", "name: gpt-oss-20b", "`gpt-oss-20b` appears twice"),
+            ("name: phi-3.5-moe", "name: ../phi", "because it names files"),
             ("expect: phi-3.5-moe", "expect: phi-9", "no expectations `phi-9`"),
             ("repetitions: 3", "repetitions: 0", "no repetitions"),
             ("temperature: 0", "temperature: 9", "temperature"),

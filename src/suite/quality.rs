@@ -236,7 +236,7 @@ mod tests {
             (Outcome::Unavailable("no isolation".into()), Verdict::NotAssessed, None),
         ] {
             let quality = judged("code", &sample(TEXT), false, &outcome);
-            let found = (verdict_of(&quality, "compiles"), verdict_of(&quality, "right"));
+            let found = (verdict_of(&quality, "compiles"), verdict_of(&quality, "correct"));
             assert_eq!(found, (Some(compiles), right), "{outcome:?}");
         }
     }

@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn every_fault_is_named() {
         for (at, event, expected) in [
-            (2, "nonsense", "framed validly: a line of no field: `nonsense`"),
+            (2, "nonsense", "framed validly: a line without a field: `nonsense`"),
             (2, r#"data: {"x":1}"#, "every event parses: `{\"x\":1}`: no choices"),
             (2, &content(r"\ud83d"), "no character is split (UTF-8): `{\"choices\""),
             (2, &content("\u{fffd}"), "no character is split (UTF-8): 1 replacement characters"),
@@ -456,8 +456,8 @@ mod tests {
         assert_eq!((zeros.prompt_tokens, zeros.generated_tokens), (None, None));
         for (status, body, why) in [
             (200, "data: {}\n\n", "it streams although"),
-            (200, "<html>", "it is no JSON"),
-            (502, "<html>", "status 502: it is no JSON"),
+            (200, "<html>", "it is not JSON"),
+            (502, "<html>", "status 502: it is not JSON"),
             (500, r#"{"error":{"message":"no memory"}}"#, "the server refused: no memory"),
             (200, r#"{"choices":[]}"#, "the answer has no content"),
         ] {

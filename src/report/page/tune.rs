@@ -191,7 +191,7 @@ mod tests {
         for (winner, median, half, says) in [
             (1, 0.274, 0.002, "it is 2.25 times as fast as the plan, by the medians of the turn"),
             (1, 0.124, 0.010, "1.02 times as fast as the plan, which is within the error of the samples"),
-            (0, 0.1, 0.001, "Nothing beats --fit on by more than the samples vary: take that"),
+            (0, 0.1, 0.001, "Nothing beats --fit on by more than the samples vary: use --fit on"),
         ] {
             let document = json!({
                 "schema": "moeplan/tune/1", "stopped": "decided", "seconds": 1.0, "journal": "j", "verdict": "fit",
