@@ -14,6 +14,8 @@ pub use table::Graph;
 pub struct Arch {
     /// `general.architecture`, the prefix of its keys.
     pub name: &'static str,
+    /// The build that brought it, where b11434 does not know it.
+    pub since: u32,
     /// The architecture whose loader rules it has, where they are not its own.
     pub loads_as: Option<&'static str>,
     /// The role rules (YAML) that are asked before the general ones.
@@ -196,6 +198,7 @@ impl Arch {
     /// What most are; also what is taken of an architecture that llama.cpp does not know.
     pub const PLAIN: Self = Self {
         name: "",
+        since: 0,
         loads_as: None,
         roles: None,
         memory: Memory::Kv,
@@ -226,10 +229,10 @@ impl Arch {
         graph: Graph::None,
     };
 
-    /// Every architecture that llama.cpp b11434 knows, by name.
+    /// Every architecture that llama.cpp b11434 knows, and later ones, by name.
     pub const ALL: &'static [Self] = table::ARCHITECTURES;
 
-    /// The record of a name, where llama.cpp b11434 knows it.
+    /// The record of a name, where a llama.cpp knows it.
     pub fn named(name: &str) -> Option<&'static Self> {
         let at = Self::ALL.binary_search_by(|arch| arch.name.cmp(name)).ok()?;
         Self::ALL.get(at)
@@ -239,6 +242,11 @@ impl Arch {
     pub fn of(name: &str) -> &'static Self {
         static UNKNOWN: Arch = Arch::PLAIN;
         Self::named(name).unwrap_or(&UNKNOWN)
+    }
+
+    /// The record of a name, where this build of llama.cpp knows it.
+    pub fn known_to(build: u32, name: &str) -> Option<&'static Self> {
+        Self::named(name).filter(|arch| arch.since <= build)
     }
 
     /// Whether compute memory can be counted.

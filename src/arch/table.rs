@@ -1,4 +1,4 @@
-//! One row an architecture that llama.cpp b11434 knows (`src/llama-arch.cpp`, `LLM_ARCH_NAMES`), sorted by name.
+//! One row an architecture that llama.cpp b11434 knows, or a later build (`src/llama-arch.cpp`, `LLM_ARCH_NAMES`), sorted by name.
 
 use self::Graph::Plain;
 use super::{
@@ -233,6 +233,10 @@ pub(super) const ARCHITECTURES: &[Arch] = &[
     Arch { name: "llama4", rope_factors: RopeFactors::All, routing: Routing::WeighsInput,
         graph: Graph::Llama4, ..Arch::PLAIN },
     Arch { name: "maincoder", graph: Plain(Spec { qk_norm: QkNorm::After, ..PLAIN }), ..Arch::PLAIN },
+    // By b11739; read in b12032.
+    Arch { name: "maion-coder", since: 11739, graph: Plain(Spec { rope: Rope::Windows,
+        attn_post_norm: Some("post_attention_norm"), ffn_post_norm: Some("post_ffw_norm"), scales_w: false, ..PLAIN }),
+        ..Arch::PLAIN },
     Arch { name: "mamba", splits_tensors: false, memory: Memory::Recurrent, graph: Graph::Mamba, ..Arch::PLAIN },
     Arch { name: "mamba2", splits_tensors: false, memory: Memory::Recurrent, graph: Graph::Mamba, ..Arch::PLAIN },
     Arch { name: "maple", fused_clamps: FusedClamps::Experts,

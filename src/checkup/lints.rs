@@ -112,13 +112,17 @@ const LINTS: &[Rule] = &[
     // An architecture that llama.cpp refuses (`src/llama-model.cpp` `llama_model_create`, b11434).
     ("unknown-architecture", Error, |facts| {
         let architecture = &facts.model.architecture;
-        if Arch::named(architecture).is_some() {
+        let target = facts.run.target;
+        if Arch::known_to(target.build, architecture).is_some() {
             return None;
         }
-        found(
-            format!("llama.cpp b11434 does not know the architecture `{architecture}`: it refuses the file"),
-            "a fork or a newer llama.cpp may load it; moeplan shows only its weights and where they go",
-        )
+        let hint = match Arch::named(architecture) {
+            Some(arch) => format!("b{} loads it: ask with `--build {0}`", arch.since),
+            None => {
+                "a fork or a newer llama.cpp may load it; moeplan shows only its weights and where they go".to_string()
+            }
+        };
+        found(format!("{} does not know the architecture `{architecture}`: it refuses the file", target.name()), hint)
     }),
     // `tools/server/server-context.cpp` `load_model` frees the draft model where `common_speculative_init` finds no kind that is on;
     // `common_speculative_types_from_gguf` knows the kind of heads alone (b11434).

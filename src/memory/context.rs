@@ -153,7 +153,9 @@ pub fn per_token(model: &Model, cache_type: GgmlType) -> Result<ContextPerToken,
         n_ctx: 1 << 24,
         ..RunConfig::default()
     };
-    if let Some(Uncounted { what, reason }) = Uncounted::of(model).into_iter().find(|term| term.what == "context") {
+    if let Some(Uncounted { what, reason }) =
+        Uncounted::of(model, run.target).into_iter().find(|term| term.what == "context")
+    {
         return Err(Error::Uncounted { what, reason });
     }
     let numbers = numbers(&run, &model.hparams);

@@ -174,10 +174,10 @@ pub struct Uncounted {
 
 impl Uncounted {
     /// What of a model cannot be counted, for want of its architecture.
-    fn of(model: &Model) -> Vec<Self> {
+    fn of(model: &Model, target: Target) -> Vec<Self> {
         let architecture = &model.architecture;
-        let (terms, reason): (&[&str], _) = if Arch::named(architecture).is_none() {
-            let reason = format!("llama.cpp b11434 does not know the architecture `{architecture}`");
+        let (terms, reason): (&[&str], _) = if Arch::known_to(target.build, architecture).is_none() {
+            let reason = format!("{} does not know the architecture `{architecture}`", target.name());
             (&["context", "compute", "overhead"], reason)
         } else if !Arch::of(architecture).has_graph() {
             (&["compute"], format!("moeplan does not build the graph of `{architecture}`"))
@@ -276,7 +276,7 @@ impl<'a> Launch<'a> {
     /// The forecast where the placement is known, and perhaps the compute buffers: all but them is sums, so that many launches can
     /// be looked at.
     pub fn forecast(self, placement: Placement, compute: Option<&Compute>) -> Result<Forecast, Error> {
-        if let Some(Uncounted { what, reason }) = Uncounted::of(self.model).pop() {
+        if let Some(Uncounted { what, reason }) = Uncounted::of(self.model, self.run.target).pop() {
             return Err(Error::Uncounted { what, reason });
         }
         let forecast = self.projection(placement, compute)?;
@@ -326,7 +326,7 @@ impl<'a> Launch<'a> {
             kernels: 0,
             retried: None,
             basis: Vec::new(),
-            uncounted: Uncounted::of(model),
+            uncounted: Uncounted::of(model, run.target),
         };
         for (device, bytes) in placement::model_bytes(&forecast.placement, model, machine) {
             forecast.row(&device).model = bytes;

@@ -597,10 +597,7 @@ mod tests {
             ("llama frobnicate", "error: `llama frobnicate`: `llama` has no command of this name that loads a model"),
             ("ollama run x", "error: `ollama` is not a llama.cpp program"),
             ("docker run i env docker run i llama-server -m x", "llama-server -m x"),
-            (
-                "frobnicate x",
-                "error: `frobnicate` is not a llama.cpp program that loads a model, and none follows it",
-            ),
+            ("frobnicate x", "error: `frobnicate` is not a llama.cpp program that loads a model, and none follows it"),
         ] {
             assert_eq!(read(text), expected, "{text}");
         }

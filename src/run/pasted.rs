@@ -34,7 +34,8 @@ mod tests {
 
     #[test]
     fn what_pasting_spoils_is_named() {
-        let dash = |word: &str, typed: &str| format!("`{word}` begins with a dash that is not a hyphen: type `{typed}`");
+        let dash =
+            |word: &str, typed: &str| format!("`{word}` begins with a dash that is not a hyphen: type `{typed}`");
         for (line, expected) in [
             ("llama-server|\u{2013}ngl|9", Some(dash("\u{2013}ngl", "-ngl"))),
             ("llama-server|\u{2014}model|x", Some(dash("\u{2014}model", "--model"))),

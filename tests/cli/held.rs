@@ -130,9 +130,9 @@ fn every_variant_of_a_grid_is_answered_and_the_largest_decides() {
 fn paths_that_nobody_expanded_are_explained() {
     let folder = folder();
     for (path, expected) in [
-        ("~/gone/x.gguf", "only a shell makes a path of that"),
-        ("$HOME/gone/x.gguf", "only a shell makes a path of that"),
-        (r"C:\models\x.gguf", "a path of Windows"),
+        ("~/gone/x.gguf", "only a shell expands that"),
+        ("$HOME/gone/x.gguf", "only a shell expands that"),
+        (r"C:\models\x.gguf", "a Windows path"),
     ] {
         let (code, _, said) = check(folder.path(), &["llama-server", "-m", path], "", &[]);
         assert!(code == 2 && said.contains(expected) && said.contains("hint: "), "{path}: {said}");

@@ -171,7 +171,7 @@ fn what_is_no_document_is_an_error_with_a_hint() {
         (["report", "a.json"].to_vec(), "`moeplan/plan/9`, which a report does not show"),
         (["report", "b.json"].to_vec(), "cannot read `b.json`"),
         (["report", "."].to_vec(), "`.` is a folder"),
-        (["report", "a.json", "-o", "p.pdf"].to_vec(), "hint: the endings known are .html, .md, .svg, .txt"),
+        (["report", "a.json", "-o", "p.pdf"].to_vec(), "hint: the known extensions are .html, .md, .svg, .txt"),
     ] {
         let output = moeplan(folder.path(), &words);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

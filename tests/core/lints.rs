@@ -14,6 +14,7 @@ use moeplan::synth::output::{Fill, Watch, write};
 use moeplan::synth::{Wish, spec, synthesize};
 use proptest::prelude::*;
 
+use crate::support::gguf_builder::{Builder, V, text};
 use crate::support::truth_rows::Headers;
 
 /// The header of a known model, as `moeplan synth` writes it.
@@ -538,6 +539,86 @@ fn what_fits_with_little_to_spare_fits_tightly() {
         let card = format!("CUDA0={}B 64", (used + Bytes::mib(left)).0);
         assert_eq!(check(&LLAMA, &card, line, Target::default()).verdict, Some(verdict), "{left} MiB left");
     }
+}
+
+/// A small model of an architecture that came after b11434: windows, and experts of a narrower space in every other block.
+fn maion_coder() -> Model {
+    let number = |builder: Builder, key: &str, n: u32| builder.key(&format!("maion-coder.{key}"), V::U32(n));
+    let weight = |builder: Builder, name: &str, dims: &[u64]| {
+        // Matrices are F16, all else F32.
+        let (ty, size) = if dims.len() > 1 { (1, 2) } else { (0, 4) };
+        builder.tensor(&format!("{name}.weight"), dims, ty, dims.iter().product::<u64>() * size)
+    };
+    let mut builder = Builder::new()
+        .key("general.architecture", text("maion-coder"))
+        .key("tokenizer.ggml.model", text("no_vocab"))
+        .key("maion-coder.attention.layer_norm_rms_epsilon", V::F32(1e-6))
+        .key(
+            "maion-coder.attention.sliding_window_pattern",
+            V::Arr(7, [true, true, true, false].map(V::Bool).to_vec()),
+        );
+    for (key, n) in [
+        ("vocab_size", 3008),
+        ("block_count", 4),
+        ("context_length", 32768),
+        ("embedding_length", 512),
+        ("feed_forward_length", 1408),
+        ("expert_feed_forward_length", 256),
+        ("expert_count", 16),
+        ("expert_used_count", 4),
+        ("interleave_moe_layer_step", 2),
+        ("moe_latent_size", 128),
+        ("attention.head_count", 8),
+        ("attention.head_count_kv", 2),
+        ("attention.key_length", 64),
+        ("attention.value_length", 64),
+        ("rope.dimension_count", 64),
+        ("attention.sliding_window", 1024),
+    ] {
+        builder = number(builder, key, n);
+    }
+    for (name, dims) in [("token_embd", &[512, 3008][..]), ("output", &[512, 3008]), ("output_norm", &[512])] {
+        builder = weight(builder, name, dims);
+    }
+    let attention =
+        [("attn_q", &[512, 512][..]), ("attn_k", &[512, 128]), ("attn_v", &[512, 128]), ("attn_output", &[512, 512])];
+    let norms = ["attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"].map(|name| (name, &[512][..]));
+    let heads = [("attn_q_norm", &[64][..]), ("attn_k_norm", &[64])];
+    let dense = [("ffn_gate", &[512, 1408][..]), ("ffn_up", &[512, 1408]), ("ffn_down", &[1408, 512])];
+    let experts = [
+        ("ffn_gate_inp", &[512, 16][..]),
+        ("ffn_latent_down", &[512, 128]),
+        ("ffn_gate_exps", &[128, 256, 16]),
+        ("ffn_up_exps", &[128, 256, 16]),
+        ("ffn_down_exps", &[256, 128, 16]),
+        ("ffn_latent_up", &[128, 512]),
+    ];
+    for block in 0..4 {
+        let own = if block % 2 == 1 { &experts[..] } else { &dense };
+        for (name, dims) in attention.iter().chain(&norms).chain(&heads).chain(own) {
+            builder = weight(builder, &format!("blk.{block}.{name}"), dims);
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, builder.build()).unwrap();
+    Model::from_gguf(moeplan::gguf::open(&path).unwrap()).unwrap()
+}
+
+#[test]
+fn an_architecture_of_a_later_build_is_known_to_that_build_alone() {
+    let (model, line) = (maion_coder(), "llama-server -ngl 99 -c 8192 -np 1");
+    let of = |build| check(&model, ONE, line, Target { build, ..Target::default() });
+    let (before, known) = (of(11434), of(12032));
+    assert_eq!((before.fits, before.verdict), (None, Some(Verdict::Refused)));
+    assert!(before.lints[0].hint.as_deref().unwrap().contains("--build 11739"), "{:?}", before.lints);
+    assert_eq!((known.fits, known.verdict), (Some(true), Some(Verdict::Comfortable)));
+    // Keys and values of 2 heads of 64, F16: 3 layers see a window of 1,024 cells and what a batch adds, one all 8,192.
+    let row = known.memory["CUDA0"];
+    assert_eq!(row.context, Some(Bytes(2 * 2 * 128 * (3 * 1536 + 8192))));
+    assert!(row.compute > Some(Bytes::mib(8)), "{row:?}");
+    // A narrower input of the experts: nothing of it is as wide as without the projections.
+    assert_eq!(row.model, before.memory["CUDA0"].model);
 }
 
 /// One that llama.cpp loads and whose graph is not built here: all but compute.

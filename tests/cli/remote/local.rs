@@ -91,7 +91,7 @@ fn a_name_is_exact_or_the_only_one_that_holds_it() {
     assert_eq!(name("gpt-oss").unwrap(), "gpt-oss:latest");
     assert_eq!(name("STUDIO").unwrap(), "pub/repo/Studio-Q4_0");
     assert_eq!(name("org/repo-GGUF:Q4_K_M").unwrap(), "org/repo-GGUF/Q4_K_M/big-Q4_K_M");
-    assert!(name("org").unwrap_err().to_string().contains("fits 2 models"));
+    assert!(name("org").unwrap_err().to_string().contains("matches 2 models"));
     let error = name("studio-Q5_0").unwrap_err();
     assert!(error.hint().unwrap().contains("Studio-Q4_0"), "{error}");
     let error = name("nothing-like-it").unwrap_err();
@@ -145,5 +145,5 @@ fn the_program_lists_and_takes_names() {
     let offline = moeplan(&["inspect", "--offline", "--json", "hf:org/repo-GGUF:Q4_K_M"]);
     assert!(offline.status.success(), "{}", String::from_utf8_lossy(&offline.stderr));
     let ambiguous = String::from_utf8(moeplan(&["inspect", "org"]).stderr).unwrap();
-    assert!(ambiguous.contains("fits 2 models") && ambiguous.contains("org_small"), "{ambiguous}");
+    assert!(ambiguous.contains("matches 2 models") && ambiguous.contains("org_small"), "{ambiguous}");
 }

@@ -95,7 +95,7 @@ fn authorities_that_cannot_be_read_are_named() {
     let empty = folder.path().join("empty.pem");
     fs::write(&empty, "no certificate\n").unwrap();
     let nowhere = folder.path().join("nowhere.pem");
-    for (file, why) in [(nowhere, "nowhere.pem"), (empty, "names no certificate")] {
+    for (file, why) in [(nowhere, "nowhere.pem"), (empty, "does not name a PEM certificate")] {
         let (good, said) = inspect("https://localhost:1/m.gguf", &[("SSL_CERT_FILE", text(&file))]);
         assert!(!good && said.contains("SSL_CERT_FILE") && said.contains(why), "{said}");
     }

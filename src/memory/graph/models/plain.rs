@@ -237,7 +237,14 @@ pub(super) fn feed_forward<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>) -> Node<'
     };
     let scaled = spec.scales_w && l.expert_weights_scaled();
     let gating = if spec.gating_stated { l.stated_gating(spec.gating) } else { spec.gating };
-    let routed = l.moe(x, &Moe { act: spec.expert_act, gating, norm_w, scaled, ..Moe::default() });
+    let moe = Moe { act: spec.expert_act, gating, norm_w, scaled, ..Moe::default() };
+    let routed = if l.has("ffn_latent_down") {
+        // Experts of a narrower space than the router's (maion-coder).
+        let logits = Some(l.raw_mm("ffn_gate_inp", x));
+        l.raw_mm("ffn_latent_up", l.moe(l.raw_mm("ffn_latent_down", x), &Moe { logits, ..moe }))
+    } else {
+        l.moe(x, &moe)
+    };
     if !l.has("ffn_up_shexp") {
         return routed;
     }
