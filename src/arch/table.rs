@@ -2,8 +2,8 @@
 
 use self::Graph::Plain;
 use super::{
-    Act, Alibi, Arch, FusedClamps, Gating, Input, Is70B, Kept, LayerInputs, Logits, Memory, Mix, NextN, Norm, NormW, Output, PLAIN,
-    Pick, Positions, Pre, QkNorm, Residual, Rope, RopeFactors, Routing, Scales, Spec,
+    Act, Alibi, Arch, FusedClamps, Gating, Input, Is70B, Kept, LayerInputs, Logits, Memory, Mix, NextN, Norm, NormW,
+    Output, PLAIN, Pick, Positions, Pre, QkNorm, Residual, Rope, RopeFactors, Routing, Scales, Spec,
 };
 
 /// How the graph is built: by traits, or by a builder of `memory/graph/models`.

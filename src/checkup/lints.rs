@@ -154,7 +154,9 @@ const LINTS: &[Rule] = &[
             return None;
         }
         found(
-            format!("the projector gives embeddings of {given} elements, and the model reads {text}: llama.cpp refuses it"),
+            format!(
+                "the projector gives embeddings of {given} elements, and the model reads {text}: llama.cpp refuses it"
+            ),
             "take the projector that was published with this model",
         )
     }),

@@ -3,8 +3,8 @@
 //! Source: `tools/mtmd/clip.cpp` `clip_ctx`, `load_tensors`, `warmup`, `reserve_compute_meta`, `common/arg.cpp`, llama.cpp b11434.
 
 use super::backend::Target;
-use super::graph::tensor::{Op, Tensor};
 use super::graph::clip::Built;
+use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, clip};
 use super::sched::Scheduler;
 use super::{Error, Forecast, HOST, MemoryBreakdown, MemoryByDevice};

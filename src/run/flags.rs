@@ -631,6 +631,7 @@ const REMOVED: &[Removed] = &[
     Removed::new("--no-direct-io -ndio", 0, 10434, "--load-mode auto"),
     Removed::new("--draft --draft-n --draft-max", 1, 0, "--spec-draft-n-max"),
     Removed::new("--draft-min --draft-n-min", 1, 0, "--spec-draft-n-min"),
+    Removed::new("--ctx-size-draft -cd", 1, 0, "-c"),
     Removed::new("--spec-ngram-size-n", 1, 0, "--spec-ngram-simple-size-n"),
     Removed::new("--spec-ngram-size-m", 1, 0, "--spec-ngram-simple-size-m"),
     Removed::new("--spec-ngram-min-hits", 1, 0, "--spec-ngram-simple-min-hits"),

@@ -133,7 +133,13 @@ impl Embedded {
 
     /// `program`, which must be a moeplan with the feature.
     pub fn of(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), limit: Duration::from_mins(30), environment: BTreeMap::new(), echo: None, interrupted: never }
+        Self {
+            program: program.into(),
+            limit: Duration::from_mins(30),
+            environment: BTreeMap::new(),
+            echo: None,
+            interrupted: never,
+        }
     }
 
     /// A fresh worker. With RPC servers on this computer, idle threads must not spin: they would take the server's cores.
@@ -159,9 +165,13 @@ impl Embedded {
 impl Embedded {
     /// What each second launch takes beside its target, whose weights and caches it may share: without allocating anything.
     pub fn project_drafts(&self, launches: &[(Launch, Launch)]) -> Vec<Result<Projection, Error>> {
-        self.each(launches, |(target, _)| target.endpoints(), |worker, (target, draft)| {
-            worker.ask_projection(draft, Request::ProjectDraft(unmapped(target), unmapped(draft)))
-        })
+        self.each(
+            launches,
+            |(target, _)| target.endpoints(),
+            |worker, (target, draft)| {
+                worker.ask_projection(draft, Request::ProjectDraft(unmapped(target), unmapped(draft)))
+            },
+        )
     }
 
     /// Asks one worker as long as it lives and its RPC servers are those that are asked for.

@@ -180,7 +180,8 @@ fn a_draft_model_beside_its_target_is_llama_cpps() {
         let pairs: Vec<(Launch, Launch)> = pairs.collect();
         for ((target, draft), theirs) in pairs.iter().zip(runtime.project_drafts(&pairs)) {
             let what = format!("{case} {} for {}", name(&draft.model), name(&target.model));
-            let model = |path| Model::from_gguf(gguf::open(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string());
+            let model =
+                |path| Model::from_gguf(gguf::open(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string());
             let ours = model(&draft.model).and_then(|draft| {
                 let model = Model { draft: Some(draft.into()), ..model(&target.model).expect("a target") };
                 let forecast = memory::forecast(&model, &target.machine, &target.run).map_err(|e| e.to_string())?;

@@ -277,8 +277,7 @@ fn our_bytes_are_llama_cpps_on_random_launches_with_drafts() {
     let count = count.unwrap_or(if std::env::var_os("MOEPLAN_FULL").is_some() { FULL_CASES } else { CASES });
     let mut seed = [1; 32];
     seed[..8].copy_from_slice(&number("MOEPLAN_SEED").unwrap_or(1).to_le_bytes());
-    let mut runner =
-        TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
     let strategy = (case(), drafting(), 0..pairs.len());
     let open = |path: &Path| Model::from_gguf(gguf::open(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string());
     let (mut equal, mut refused, mut died, mut wrong) = (0, 0, 0, Vec::new());
@@ -304,8 +303,13 @@ fn our_bytes_are_llama_cpps_on_random_launches_with_drafts() {
         for (((case, flags, at), (target, _)), (whole, part)) in drawn.iter().zip(&launches).zip(theirs) {
             let (model, draft, kind) = &pairs[*at];
             let name = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let what =
-                format!("{} {} {kind} {:?} {}", case.devices(), name(model), draft.as_ref().map(name), case.with(flags).command());
+            let what = format!(
+                "{} {} {kind} {:?} {}",
+                case.devices(),
+                name(model),
+                draft.as_ref().map(name),
+                case.with(flags).command()
+            );
             let ours = open(model).and_then(|mut model| {
                 model.draft = draft.as_ref().map(|path| open(path)).transpose()?.map(Into::into);
                 memory::forecast(&model, &target.machine, &target.run).map_err(|e| e.to_string())

@@ -118,7 +118,8 @@ pub fn drafting() -> impl Strategy<Value = Vec<String>> {
         flag("-cmoed", 10, &[""]),
         flag("--spec-draft-n-max", 40, &["1", "7", "16"]),
     );
-    flags.prop_map(|(ngl, ctk, ctv, dev, cmoe, n_max)| [ngl, ctk, ctv, dev, cmoe, n_max].into_iter().flatten().collect())
+    flags
+        .prop_map(|(ngl, ctk, ctv, dev, cmoe, n_max)| [ngl, ctk, ctv, dev, cmoe, n_max].into_iter().flatten().collect())
 }
 
 /// A case.

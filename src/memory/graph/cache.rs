@@ -5,9 +5,9 @@
 use super::inputs::i64_type;
 use super::tensor::{Held, Node, Tensor, row_size};
 use super::{Builder, Error};
+use crate::arch::Memory;
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f16, f32};
-use crate::arch::Memory;
 use crate::memory::caches::{Cache, CacheKind, Caches};
 use crate::model::hparams::LayerHParams;
 use crate::placement::{Buffer, Placement};

@@ -56,7 +56,9 @@ pub enum Error {
     },
     /// A weight of the target that no device of the draft model holds (`ggml/src/ggml-backend.cpp`
     /// `ggml_backend_sched_backend_id_from_cur`, b11434).
-    #[error("llama.cpp stops: the draft model reads the target's `{tensor}`, which is on a device that it does not use itself")]
+    #[error(
+        "llama.cpp stops: the draft model reads the target's `{tensor}`, which is on a device that it does not use itself"
+    )]
     Elsewhere { tensor: String },
     /// Hidden states that no graph of the target keeps (`src/llama-graph.cpp` `llm_graph_result::set_outputs`, b11434).
     #[error("llama.cpp stops: the draft model reads layers of its target that {architecture} does not show")]

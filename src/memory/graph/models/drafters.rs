@@ -260,11 +260,9 @@ fn lattice<'g>(b: &'g Builder<'g>, tokens: Node<'g>, scores: Node<'g>, gate: Nod
     let block = per_block.min(b.hparam("block_size"));
     let best = scores.top_k(k);
     let unary = scores.reshape(&[1, scores.ne(0), n_tokens]).get_rows(best).reshape(&[k, n_tokens]);
-    let [best, unary, gate] =
-        [(best, k), (unary, k), (gate, rank)].map(|(x, width)| x.reshape(&[width, per_block, n]));
-    let part = |x: Node<'g>, from: u64, count: u64| {
-        x.view(&[x.ne(0), count, n], &x.strides()[1..3], from * x.nb(1)).cont()
-    };
+    let [best, unary, gate] = [(best, k), (unary, k), (gate, rank)].map(|(x, width)| x.reshape(&[width, per_block, n]));
+    let part =
+        |x: Node<'g>, from: u64, count: u64| x.view(&[x.ne(0), count, n], &x.strides()[1..3], from * x.nb(1)).cont();
     let run = |from: u64, count: u64, before: Node<'g>| {
         let [best, unary, gate] = [best, unary, gate].map(|x| part(x, from, count));
         let n_before = before.ne(0) / (count * n);

@@ -63,7 +63,9 @@ fn attention<'g>(l: Layer<'g>, x: Node<'g>, attn: &AttnInputs<'g>, positions: No
     let fused = l.has("attn_qkv").then(|| l.qkv_rows(x, [head * n_head, head * n_kv, head * n_kv]));
     let q = fused.map_or_else(|| l.mm("attn_q", x), |[q, ..]| q);
     let q = l.norm("attn_q_norm", by_head(q, n_head)).rope(positions, factors);
-    let Some(owner) = owner(l.plan.caches, l.il, is_swa) else { return l.fail(l.key_error("attention.shared_kv_layers", None)) };
+    let Some(owner) = owner(l.plan.caches, l.il, is_swa) else {
+        return l.fail(l.key_error("attention.shared_kv_layers", None));
+    };
     let kv = (owner == l.il).then(|| {
         let (k, v) = fused.map_or_else(
             || {
