@@ -281,7 +281,12 @@ impl Machine {
     pub fn new(mut devices: Vec<Device>, host: Host) -> Result<Self, Error> {
         devices.sort_by_key(|device| device.rpc_number().map_or((true, 0), |number| (false, number)));
         for (i, device) in devices.iter().enumerate() {
-            if devices.iter().skip(i + 1).any(|other| other.name == device.name) {
+            // Every RPC server counts its own devices from 0.
+            let is_same = |other: &Device| {
+                let apart = device.endpoint().is_some() && other.endpoint().is_some() && device.buffer != other.buffer;
+                device.name == other.name && !apart
+            };
+            if devices.iter().skip(i + 1).any(is_same) {
                 return Err(Error::Twice(device.name.clone()));
             }
         }
@@ -694,6 +699,10 @@ mod tests {
         let machine = Machine::new(devices.to_vec(), Host::default()).unwrap();
         let named: Vec<(&str, &str)> = machine.devices.iter().map(|d| (d.name.as_str(), d.buffer.as_str())).collect();
         assert_eq!(named, [("RPC0", "RPC0[a:1]"), ("RPC1", "RPC0[b:2]"), ("RPC2", "RPC1[b:2]"), ("CUDA0", "CUDA0")]);
+        let first = ["RPC0[a:1]=1G", "RPC0[b:1]=2G"].map(|text| Device::parse(text).unwrap());
+        let two = Machine::new(first.to_vec(), Host::default()).unwrap();
+        assert_eq!(two.devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["RPC0", "RPC1"]);
+        assert!(Machine::new(vec![first[0].clone(), first[0].clone()], Host::default()).is_err());
         let registered =
             |servers: &[&str]| machine.registered(&servers.iter().map(|s| (*s).into()).collect::<Vec<_>>());
         assert_eq!(registered(&["b:2", "a:1"]), [1, 2, 0]);

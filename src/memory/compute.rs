@@ -8,7 +8,7 @@ use super::backend::Target;
 use super::caches::Caches;
 use super::fusion;
 use super::graph::tensor::{Op, Tensor};
-use super::graph::{self, Batch, Plan};
+use super::graph::{self, Batch, Hyper, Plan};
 use super::sched::{Scheduled, Scheduler};
 use super::{Forecast, Launch};
 use crate::bytes::Bytes;
@@ -47,7 +47,8 @@ impl<'a> Context<'a> {
     pub fn compute(&self) -> Result<Compute, graph::Error> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
-        let (by_device, kernels) = self.reserved(&scheduler, &self.plan(self.prompt(), flash_attn))?;
+        let plan = Plan { hyper: self.resolve_hyper(&scheduler, flash_attn)?, ..self.plan(self.prompt(), flash_attn) };
+        let (by_device, kernels) = self.reserved(&scheduler, &plan)?;
         let is_pipelined = scheduler.pipeline;
         Ok(Compute { by_device, grown: BTreeMap::new(), flash_attn, is_pipelined, kernels, projector: None })
     }
@@ -56,7 +57,9 @@ impl<'a> Context<'a> {
     /// (`llama_context::set_embeddings_layer_inp`).
     pub fn grown(&self, taps: &[u32], before: &Forecast) -> Result<BTreeMap<String, Bytes>, graph::Error> {
         let scheduler = self.scheduler();
-        let plan = Plan { taps, ..self.plan(self.prompt(), before.flash_attn == Some(true)) };
+        let flash_attn = before.flash_attn == Some(true);
+        let hyper = self.resolve_hyper(&scheduler, flash_attn)?;
+        let plan = Plan { taps, hyper, ..self.plan(self.prompt(), flash_attn) };
         let grown = self.reserved(&scheduler, &plan)?.0.into_iter().map(|(name, bytes)| {
             let first = before.target.get(&name).map_or(Bytes(0), |row| row.compute);
             (name, bytes.saturating_sub(first))
@@ -92,6 +95,7 @@ impl<'a> Context<'a> {
             rules: self.launch.run.rules(),
             batch,
             flash_attn,
+            hyper: Hyper::FUSED,
             offload_kqv: self.launch.run.offload_kqv,
             full_offload: self.is_full_offload(),
         }
@@ -151,12 +155,34 @@ impl<'a> Context<'a> {
         if is_off || is_on {
             return Ok(!is_off);
         }
+        let plan = self.plan(self.probe(), true);
+        Self::is_at_home(scheduler, &plan, Op::FlashAttnExt)
+    }
+
+    /// Which steps of hyper-connections are one operation: those that each layer's device would run, asked one after the other.
+    fn resolve_hyper(&self, scheduler: &Scheduler, flash_attn: bool) -> Result<Hyper, graph::Error> {
+        let mut hyper = Hyper::FUSED;
+        if self.launch.model.hparams.u32_or_0("hyper_connection.count") > 0 {
+            let is_at_home =
+                |hyper, op| Self::is_at_home(scheduler, &Plan { hyper, ..self.plan(self.probe(), flash_attn) }, op);
+            hyper.pre = is_at_home(hyper, Op::HcPre)?;
+            hyper.comb = is_at_home(hyper, Op::HcComb)?;
+            hyper.post = is_at_home(hyper, Op::HcPost)?;
+        }
+        Ok(hyper)
+    }
+
+    /// A token of each sequence.
+    fn probe(&self) -> Batch {
         let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
-        let probe = Batch { n_tokens: n_seqs, n_seqs, n_outputs: n_seqs };
-        let mut graph = graph::build(&self.plan(probe, true))?;
-        let attends = |tensor: &Tensor| tensor.op == Op::FlashAttnExt;
-        let at_home = scheduler.targets_of(&mut graph, attends);
+        Batch { n_tokens: n_seqs, n_seqs, n_outputs: n_seqs }
+    }
+
+    /// Whether every operation of this kind that is looked for runs on its layer's device.
+    fn is_at_home(scheduler: &Scheduler, plan: &Plan<'_>, op: Op) -> Result<bool, graph::Error> {
+        let mut graph = graph::build(plan)?;
+        let found = scheduler.targets_of(&mut graph, |tensor: &Tensor| tensor.op == op);
         let is_home = |(id, target)| graph.layer_targets.get(&id).is_none_or(|home| Some(*home) == target);
-        Ok(at_home.into_iter().all(is_home))
+        Ok(found.into_iter().all(is_home))
     }
 }

@@ -638,6 +638,7 @@ const REMOVED: &[Removed] = &[
     Removed::new("--no-direct-io -ndio", 0, LOAD_MODE, "--load-mode auto"),
     Removed::new("--draft --draft-n --draft-max", 1, DRAFTING, "--spec-draft-n-max"),
     Removed::new("--draft-min --draft-n-min", 1, DRAFTING, "--spec-draft-n-min"),
+    Removed::new("--ctx-size-draft -cd", 1, DRAFTING, "-c"),
     Removed::new("--spec-ngram-size-n", 1, DRAFTING, "--spec-ngram-simple-size-n"),
     Removed::new("--spec-ngram-size-m", 1, DRAFTING, "--spec-ngram-simple-size-m"),
     Removed::new("--spec-ngram-min-hits", 1, DRAFTING, "--spec-ngram-simple-min-hits"),

@@ -204,7 +204,7 @@ static CASES: &[Case] = &[
     ),
     ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
     ("draft-not-used", &DRAFTED, ONE, "llama-server -md x.gguf", "llama-server -md x.gguf --spec-type draft-simple"),
-    ("projector-of-another-model", &SEEING, ONE, "llama-server --mmproj x.gguf", "llama-server"),
+    ("projector-of-another-model", &SEEING, ONE, "llama-server --mmproj x.gguf", "llama-server --no-mmproj"),
     ("projector", &GPT_OSS, ONE, "llama-server -hf owner/repo", "llama-server -hf owner/repo --no-mmproj"),
     (
         "quantized-v-without-flash-attention",
@@ -731,4 +731,102 @@ fn every_code_is_tested_and_in_the_manual() {
     let page = include_str!("../../docs/check.md");
     assert!(moeplan::run::build::BUILDS.iter().all(|build| page.contains(&format!("b{}", build.number))));
     assert!(headings.is_empty(), "docs/lints.md has sections of no lint: {headings:?}");
+}
+
+/// What public reports showed: a command, whether it fits, a lint with a word of its hint.
+const REPORTED: [(&LazyLock<Model>, &str, &str, bool, &str, &str); 13] = [
+    // Cards that the command selects, and their order.
+    (
+        &QWEN,
+        "CUDA0=24G,CUDA1=12G 64",
+        "CUDA_VISIBLE_DEVICES=1 llama-server -ngl 99 -c 8192 -np 1 -fit off",
+        false,
+        "cards-selected",
+        "",
+    ),
+    (
+        &QWEN,
+        "CUDA0=24G,CUDA1=12G 64",
+        "CUDA_VISIBLE_DEVICES=0 llama-server -ngl 99 -c 8192 -np 1 -fit off",
+        true,
+        "cards-selected",
+        "",
+    ),
+    // Rules that almost match.
+    (&QWEN, ONE, "llama-server -c 4096 -ot ffn_exps=CPU", true, "rule-matches-nothing", "`exps=CPU`"),
+    // llama-bench: the largest variant decides, and old lines are read as they were meant.
+    (&QWEN, ONE, "llama-bench -ngl 99 -d 0,131072 -ub 512,4096", false, "first-variant", ""),
+    (&QWEN, ONE, "llama-bench -ngl 99 -mmp 0", true, "removed-flag", "`--load-mode none`"),
+    (&QWEN, ONE, "llama-bench -ngl 99 --mmap 0 -dio 1", true, "removed-flag", "`--load-mode dio`"),
+    // The draft model has the target's context.
+    (&LLAMA, ONE, "llama-server -c 4096 -cd 2048", true, "removed-flag", "`-c`"),
+    // Lints are told with `-sm tensor` as well.
+    (&LLAMA, TWO, "llama-server -c 4096--fit on -sm tensor", true, "unknown-flag", ""),
+    // Files and flags that llama.cpp refuses are no launch.
+    (&GPT_OSS, ONE, "llama-server -ngl 99 --spec-type draft-mtp", true, "mtp-without-nextn", ""),
+    (&SEEING, ONE, "llama-server -ngl 99 -c 4096 --mmproj x.gguf", true, "projector-of-another-model", "published"),
+    // Main memory that the command asks for.
+    (
+        &GPT_OSS,
+        "CUDA0=48G 24",
+        "llama-server -ngl 99 -c 131072 -fit off --cache-ram 49152",
+        true,
+        "server-memory-beyond-ram",
+        "--cache-ram",
+    ),
+    (
+        &GPT_OSS,
+        "CUDA0=48G 24",
+        "llama-server -ngl 99 -c 131072 -fit off --cache-ram -1",
+        true,
+        "server-memory-beyond-ram",
+        "--cache-ram",
+    ),
+    (
+        &GPT_OSS,
+        "CUDA0=48G 10",
+        "llama-server -ngl 99 -c 131072 -fit off --cache-ram 0 --ctx-checkpoints 512",
+        false,
+        "server-memory-beyond-ram",
+        "-ctxcp",
+    ),
+];
+
+#[test]
+fn what_people_reported_has_its_right_answer() {
+    let mut wrong = Vec::new();
+    for (model, on, line, fits, code, hint) in REPORTED {
+        let found = check(model, on, line, Target::default());
+        let lints: Vec<_> = found.lints.iter().map(|lint| (lint.code.to_string(), lint.hint.clone())).collect();
+        let told = lints.iter().any(|(c, h)| c == code && h.clone().unwrap_or_default().contains(hint));
+        if found.shortfall.is_empty() != fits || !told {
+            wrong.push(format!("{line}: {:?} {lints:?}", found.shortfall));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The parts of a launch: on their own device each, with their own types of caches.
+#[test]
+fn parts_go_where_the_command_puts_them() {
+    let of = |model: &Model, line: &str| {
+        let found =
+            check(model, TWO, &format!("llama-server -c 8192 -np 1 -ngl 99 -fit off {line}"), Target::default());
+        let parts = found.parts.into_iter().map(|part| (format!("{:?}", part.what), part.memory));
+        parts.collect::<BTreeMap<_, _>>()
+    };
+    let seeing = Model { projector: SEEING.projector.clone(), ..LLAMA.clone() };
+    let on_card = of(&seeing, "--mmproj x.gguf");
+    let on_host = of(&seeing, "--mmproj x.gguf --no-mmproj-offload");
+    assert!(on_card["Projector"]["CUDA0"].model > Bytes::mib(500), "{on_card:?}");
+    assert!(on_host["Projector"]["Host"].model == on_card["Projector"]["CUDA0"].model, "{on_host:?}");
+    let draft = |flags: &str| of(&DRAFTED, &format!("-md x.gguf --spec-type draft-simple {flags}"))["Drafting"].clone();
+    let (all, other, none) = (draft("-ngld 99 -devd CUDA1"), draft("-ngld 99 -devd CUDA0"), draft("-ngld 0"));
+    assert!(!all.contains_key("CUDA0") && all["CUDA1"].model == other["CUDA0"].model, "{all:?}");
+    assert!(none["Host"].model > all["CUDA1"].model, "{none:?}");
+    let halved = draft("-ngld 99 -devd CUDA1 -ctkd q8_0 -ctvd q8_0");
+    // CUDA pads the rows of quantized tensors.
+    let [all, halved] = [all, halved].map(|part| part["CUDA1"].context.unwrap());
+    let exact = Bytes(all.0 / 32 * 17);
+    assert!(halved >= exact && halved < exact + Bytes::mib(1), "{halved}");
 }

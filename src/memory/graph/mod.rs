@@ -47,10 +47,23 @@ pub struct Plan<'a> {
     pub rules: Rules,
     pub batch: Batch,
     pub flash_attn: bool,
+    pub hyper: Hyper,
     /// Caches lie with their layers instead of on the host.
     pub offload_kqv: bool,
     /// Every layer and the output are on devices.
     pub full_offload: bool,
+}
+
+/// Which steps of hyper-connections are one operation each (`fused_dsv4_hc_pre` and its siblings).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hyper {
+    pub pre: bool,
+    pub comb: bool,
+    pub post: bool,
+}
+
+impl Hyper {
+    pub const FUSED: Self = Self { pre: true, comb: true, post: true };
 }
 
 /// The context beside a drafting one (`ctx_other`): the target's.

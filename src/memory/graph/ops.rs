@@ -420,7 +420,7 @@ impl Node<'_> {
     pub fn hc_comb(self, scale: Self, base: Self) -> Self {
         let [m, s, b] = [self, scale, base].map(Self::shape);
         let fits = m[0] == 24 && m[2..] == [1, 1] && s[0] >= 3 && s[1..] == [1, 1, 1] && b == [24, 1, 1, 1];
-        let op = ("ggml_dsv4_hc_comb", Op::HyperConnection);
+        let op = ("ggml_dsv4_hc_comb", Op::HcComb);
         self.draft.make_if(fits, op, [4, 4, m[1], 1], &[self, scale, base])
     }
 
@@ -430,7 +430,7 @@ impl Node<'_> {
         let sums = x_ne[2..] == [1, 1] && [s[0], s[2], s[3]] == [x_ne[0], x_ne[1], 1] && p == [s[1], s[2], 1, 1];
         let mixes = comb.is_none_or(|comb| comb.shape() == [s[1], s[1], s[2], 1]);
         let sources = [&[self, streams, post], comb.as_slice()].concat();
-        self.draft.make_if(sums && mixes, ("ggml_dsv4_hc_post", Op::HyperConnection), s, &sources)
+        self.draft.make_if(sums && mixes, ("ggml_dsv4_hc_post", Op::HcPost), s, &sources)
     }
 
     /// One score more by head, for a softmax or for attention in one operation.

@@ -67,7 +67,8 @@ pub enum Op {
     SsmScan,
     GatedDeltaNet,
     LightningIndexer,
-    HyperConnection,
+    HcComb,
+    HcPost,
     Unary(Unary),
     Glu(Glu),
 }

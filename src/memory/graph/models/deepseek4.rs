@@ -82,7 +82,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
         }),
     };
     inputs.window.mask.expand();
-    let (mut streams, is_fused) = (b.streams(rows), b.fuses_combinations(b.layers()));
+    let mut streams = b.streams(rows);
     let mean = |streams: Node<'g>| {
         joined(streams.ne(1), |i| stream(streams, i), |sum, part| sum + part).scale().mark_output().expand()
     };
@@ -90,12 +90,12 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
         if b.plan.taps.contains(&l.il) {
             mean(streams);
         }
-        let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
+        let [x, post, comb] = l.read_mixed("hc_attn", streams);
         let x = attention(l, l.norm("attn_norm", x), &inputs);
-        streams = x.hc_post(streams, post, Some(comb));
-        let [x, post, comb] = l.read_mixed("hc_ffn", streams, is_fused);
+        streams = l.write_mixed(x, streams, post, comb);
+        let [x, post, comb] = l.read_mixed("hc_ffn", streams);
         b.draft.expand(&[streams, post, comb]);
-        streams = experts(l, l.norm("ffn_norm", x), tokens).hc_post(streams, post, Some(comb));
+        streams = l.write_mixed(experts(l, l.norm("ffn_norm", x), tokens), streams, post, comb);
     }
     if b.taps_output() {
         mean(streams);
@@ -109,7 +109,7 @@ pub(super) fn drafted<'g>(l: Layer<'g>, streams: Node<'g>) -> Node<'g> {
     let (positions, out_ids) = (l.inp_pos(), l.inp_out_ids());
     let window = l.b.inp_kv(if l.hp.is_swa { CacheKind::Swa } else { CacheKind::Base });
     let inputs = Inputs { positions, window, compressors: None };
-    let streams = stage(l, streams, &inputs, l.b.fuses_combinations(std::iter::once(l)));
+    let streams = stage(l, streams, &inputs);
     let ne = streams.shape();
     let kept = streams.reshape(&[ne[0] * ne[1], ne[2]]).get_rows(out_ids).mark_output();
     let streams = kept.reshape(&[ne[0], ne[1], l.plan.batch.n_outputs]);
@@ -119,19 +119,19 @@ pub(super) fn drafted<'g>(l: Layer<'g>, streams: Node<'g>) -> Node<'g> {
 /// The layers of a draft model behind a block of embeddings (`llama_model_dflash::graph_dsv4`): one row a token.
 pub(super) fn stages<'g>(b: &'g Builder<'g>, rows: Node<'g>) -> Node<'g> {
     let inputs = Inputs { positions: b.inp_pos(), window: b.inp_kv(CacheKind::Swa), compressors: None };
-    let (mut streams, is_fused) = (b.streams(rows), b.fuses_combinations(b.layers()));
+    let mut streams = b.streams(rows);
     for l in b.layers() {
-        streams = stage(l, streams, &inputs, is_fused);
+        streams = stage(l, streams, &inputs);
     }
     weigh_streams(streams, b.head_weights(streams))
 }
 
 /// A layer that sees its window only.
-fn stage<'g>(l: Layer<'g>, streams: Node<'g>, inputs: &Inputs<'g>, is_fused: bool) -> Node<'g> {
-    let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
-    let streams = attention(l, l.norm("attn_norm", x), inputs).hc_post(streams, post, Some(comb));
-    let [x, post, comb] = l.read_mixed("hc_ffn", streams, is_fused);
-    experts(l, l.norm("ffn_norm", x), None).hc_post(streams, post, Some(comb))
+fn stage<'g>(l: Layer<'g>, streams: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
+    let [x, post, comb] = l.read_mixed("hc_attn", streams);
+    let streams = l.write_mixed(attention(l, l.norm("attn_norm", x), inputs), streams, post, comb);
+    let [x, post, comb] = l.read_mixed("hc_ffn", streams);
+    l.write_mixed(experts(l, l.norm("ffn_norm", x), None), streams, post, comb)
 }
 
 /// The experts, which the first layers look up by token, and the shared one.

@@ -31,14 +31,14 @@ struct Inputs<'g> {
 /// Builds the graph.
 pub(super) fn build<'g>(b: &'g Builder<'g>) {
     let (rows, states, inputs, out_ids) = (b.tokens(), b.inp_rs(), inputs(b), b.inp_out_ids());
-    let (mut streams, is_fused, mut chosen) = (b.streams(rows), b.fuses_combinations(b.layers()), None);
+    let (mut streams, mut chosen) = (b.streams(rows), None);
     for l in b.layers() {
-        let [x, post, comb] = l.read_mixed("hc_attn", streams, is_fused);
+        let [x, post, comb] = l.read_mixed("hc_attn", streams);
         let x = l.norm("attn_norm", x).expand();
         let x = if l.hp.is_recr { l.kda(x, &states) } else { attention(l, x, &inputs, &mut chosen) };
-        streams = write_streams(b, x, streams, post, comb);
-        let [x, post, comb] = l.read_mixed("hc_ffn", streams, is_fused);
-        streams = write_streams(b, feed_forward(l, &SPEC, l.norm("ffn_norm", x)), streams, post, comb);
+        streams = l.write_mixed(x, streams, post, comb);
+        let [x, post, comb] = l.read_mixed("hc_ffn", streams);
+        streams = l.write_mixed(feed_forward(l, &SPEC, l.norm("ffn_norm", x)), streams, post, comb);
     }
     // The mean of the streams (`build_hc_mean`).
     let streams = b.output_streams(streams, out_ids);
@@ -128,28 +128,4 @@ fn pooled_keys<'g>(l: Layer<'g>, x: Node<'g>, head: u64, pools: &Pools<'g>) -> N
     let gates = gates.permute([1, 0, 2, 3]).cont().reshape(&[size, head * n_new]).soft_max();
     let keys = gates.reshape(&[size, head, n_new]) * rows.cols(head, 0).permute([1, 0, 2, 3]).cont();
     l.pool_keys(keys.sum_rows().reshape(&[head, n_new]), 2 * head, pools)
-}
-
-/// The streams after a layer's output (`build_hc_post`).
-fn write_streams<'g>(b: &Builder<'g>, x: Node<'g>, streams: Node<'g>, post: Node<'g>, comb: Node<'g>) -> Node<'g> {
-    // Where layers on the host come before others, the streams between them are written where they are read, on the device, and
-    // for that llama.cpp gives the operation up in all layers (`resolve_fused_ops`). Layers whose tensors alone are elsewhere
-    // are not considered.
-    let leaves_host = b.plan.placement.layers.windows(2).any(|pair| matches!(pair, [None, Some(_)]));
-    if !leaves_host {
-        return x.hc_post(streams, post, Some(comb));
-    }
-    let (p, c) = (post.strides(), comb.strides());
-    let [width, n_streams, n_tokens, _] = streams.shape();
-    let written = |to| {
-        let mut sum = x * post.view(&[1, n_tokens], &[p[1]], to * p[0]);
-        for from in 0..n_streams {
-            if b.draft.is_faulty() {
-                break;
-            }
-            sum = sum + stream(streams, from) * comb.view(&[1, n_tokens], &[c[2]], to * c[0] + from * c[1]);
-        }
-        sum.reshape(&[width, 1, n_tokens])
-    };
-    joined(n_streams, written, |streams, stream| streams.concat(stream, 1))
 }

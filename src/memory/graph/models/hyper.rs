@@ -2,13 +2,12 @@
 //!
 //! Source: `src/models/hy-v4.cpp`, `deepseek4.cpp`, llama.cpp b11434.
 
-use super::super::tensor::{Held, Node};
+use super::super::tensor::Node;
 use super::super::{Builder, Layer};
 use super::dsa;
 use super::mla::SPEC;
 use super::plain::{feed_forward, finish};
 use crate::gguf::ggml_type::f32;
-use crate::placement::Buffer;
 
 /// hy_v4: sparse attention, if it has an indexer, between hyper-connections.
 pub(super) fn hy_v4<'g>(b: &'g Builder<'g>) {
@@ -104,22 +103,6 @@ impl<'g> Builder<'g> {
         let mixes = mix(self.global("output_hc_fn"), streams);
         (mixes * self.global("output_hc_scale") + self.global("output_hc_base")).sigmoid().scale()
     }
-
-    /// Whether the streams of these layers are combined in one operation: not where a weight of it lies away from its layer,
-    /// unless the probe has rows enough for that to be undone (`resolve_fused_ops`, `GGML_OP_OFFLOAD_MIN_BATCH`).
-    pub(super) fn fuses_combinations(&'g self, mut layers: impl Iterator<Item = Layer<'g>>) -> bool {
-        let n_streams = self.hparam("hyper_connection.count");
-        let is_offloaded = n_streams * u64::from(self.plan.numbers.n_seq_max) >= 32;
-        layers.all(|l| {
-            let home = self.home(l.il);
-            ["hc_attn_scale", "hc_ffn_scale"].map(|name| l.weight(name)).iter().all(|weight| {
-                match weight.tensor().held {
-                    Held::Weight(Buffer::Device(device)) => home == Some(device),
-                    _ => home.is_none() || is_offloaded,
-                }
-            })
-        })
-    }
 }
 
 impl<'g> Layer<'g> {
@@ -137,14 +120,45 @@ impl<'g> Layer<'g> {
     }
 
     /// The layer's input, how much each stream takes of its output, and how streams mix (`build_hc_pre`).
-    pub(super) fn read_mixed(self, name: &str, streams: Node<'g>, is_fused: bool) -> [Node<'g>; 3] {
+    pub(super) fn read_mixed(self, name: &str, streams: Node<'g>) -> [Node<'g>; 3] {
         let mixes = self.mixes(name, streams);
-        let comb = if is_fused {
-            mixes.rows.hc_comb(mixes.scale, mixes.base)
+        let comb = if self.plan.hyper.comb {
+            self.probed(mixes.rows.hc_comb(mixes.scale, mixes.base))
         } else {
             self.combination(&mixes, streams.ne(1))
         };
-        [streams.hc_pre(mixes.pre), mixes.post, comb]
+        let x = if self.plan.hyper.pre {
+            self.probed(streams.hc_pre(mixes.pre))
+        } else {
+            weigh_streams(streams, mixes.pre)
+        };
+        [x, mixes.post, comb]
+    }
+
+    /// The streams after a layer's output (`build_hc_post`).
+    pub(super) fn write_mixed(self, x: Node<'g>, streams: Node<'g>, post: Node<'g>, comb: Node<'g>) -> Node<'g> {
+        if self.plan.hyper.post {
+            return self.probed(x.hc_post(streams, post, Some(comb)));
+        }
+        let (p, c) = (post.strides(), comb.strides());
+        let [width, n_streams, n_tokens, _] = streams.shape();
+        let written = |to| {
+            let mut sum = x * post.view(&[1, n_tokens], &[p[1]], to * p[0]);
+            for from in 0..n_streams {
+                if self.draft.is_faulty() {
+                    break;
+                }
+                sum = sum + stream(streams, from) * comb.view(&[1, n_tokens], &[c[2]], to * c[0] + from * c[1]);
+            }
+            sum.reshape(&[width, 1, n_tokens])
+        };
+        joined(n_streams, written, |streams, stream| streams.concat(stream, 1))
+    }
+
+    /// An operation that is looked for on the layer's device before it is used (`resolve_fused_ops`).
+    pub(super) fn probed(self, node: Node<'g>) -> Node<'g> {
+        self.draft.0.borrow_mut().layer_targets.insert(node.id, self.target());
+        node
     }
 
     /// How streams mix, step by step (`build_hc_sinkhorn`).

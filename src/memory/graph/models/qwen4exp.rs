@@ -40,9 +40,9 @@ pub(super) fn drafted<'g>(l: Layer<'g>, streams: Node<'g>) -> Node<'g> {
     let (base, chooser) = (b.inp_kv(CacheKind::Base), Chooser::of(b));
     let (positions, out_ids) = (b.inp_pos(), b.inp_out_ids());
     let (x, inject) = read_streams(l, "hc_attn", streams);
-    let streams = write_streams(attention(l, x, base, chooser.as_ref(), positions), streams, inject);
+    let streams = write_streams(l, attention(l, x, base, chooser.as_ref(), positions), streams, inject);
     let (x, inject) = read_streams(l, "hc_ffn", streams);
-    let streams = write_streams(feed_forward(l, &PLAIN, x), streams, inject);
+    let streams = write_streams(l, feed_forward(l, &PLAIN, x), streams, inject);
     let ne = streams.shape();
     let all = streams.reshape(&[ne[0] * ne[1], ne[2]]);
     let kept = all.get_rows(out_ids);
@@ -72,9 +72,9 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
             [x, inject] = l.only_outputs(out_ids, [x, inject]);
             streams = b.output_streams(streams, out_ids);
         }
-        streams = write_streams(x, streams, inject);
+        streams = write_streams(l, x, streams, inject);
         let (x, inject) = read_streams(l, "hc_ffn", streams);
-        streams = write_streams(feed_forward(l, &PLAIN, x), streams, inject);
+        streams = write_streams(l, feed_forward(l, &PLAIN, x), streams, inject);
     }
     logits(b, last_stream(b, streams));
 }
@@ -197,7 +197,12 @@ fn mixed_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, 
     let weights = ["norm", "down", "up"].map(|part| l.weight(&format!("{name}_{part}")));
     let (normed, gate) = stream_gates(streams, weights);
     let ne = streams.shape();
-    (normed.reshape(&ne).hc_pre(gate.reshape(&ne)), normed)
+    let x = if l.plan.hyper.pre {
+        l.probed(normed.reshape(&ne).hc_pre(gate.reshape(&ne)))
+    } else {
+        gated_mean(normed, gate, ne)
+    };
+    (x, normed)
 }
 
 /// A layer's input, and how much each stream takes of its output.
@@ -207,15 +212,26 @@ fn read_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, N
 }
 
 /// The streams after a layer's output (`build_hc_combine`).
-fn write_streams<'g>(x: Node<'g>, streams: Node<'g>, inject: Node<'g>) -> Node<'g> {
-    x.hc_post(streams, inject.scale().sigmoid().scale(), None)
+fn write_streams<'g>(l: Layer<'g>, x: Node<'g>, streams: Node<'g>, inject: Node<'g>) -> Node<'g> {
+    let taken = inject.scale().sigmoid().scale();
+    if l.plan.hyper.post {
+        return l.probed(x.hc_post(streams, taken, None));
+    }
+    let [width, n_streams, n_tokens, _] = streams.shape();
+    let x = x.reshape(&[width, 1, n_tokens]).repeat(&[width, n_streams, n_tokens]);
+    streams + x * taken.reshape(&[1, n_streams, n_tokens])
 }
 
 /// One row a token of its streams, step by step at the end.
 fn last_stream<'g>(b: &'g Builder<'g>, streams: Node<'g>) -> Node<'g> {
     let weights = ["norm", "down", "up"].map(|part| b.global(&format!("output_hc_{part}")));
     let (normed, gate) = stream_gates(streams, weights);
-    let gated = (normed * gate.sigmoid()).reshape(&streams.shape());
+    gated_mean(normed, gate, streams.shape())
+}
+
+/// The mean of gated streams, step by step.
+fn gated_mean<'g>(normed: Node<'g>, gate: Node<'g>, ne: [u64; 4]) -> Node<'g> {
+    let gated = (normed * gate.sigmoid()).reshape(&ne);
     let first = |i| if i == 0 { stream(gated, i).cont() } else { stream(gated, i) };
     joined(gated.ne(1), first, |sum, stream| sum + stream).scale()
 }
