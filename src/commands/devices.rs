@@ -121,14 +121,20 @@ fn answer(
         samples.push(row.sample(model, &here).with_context(|| format!("a row of `{}`", row.model()))?);
     }
     let fit = fit::fit(&here, &samples, &basis)?;
+    let is_nonsense = fit.is_nonsense();
     let error = |phase| fit::median_error(&fit.residuals, phase);
     let (prompt_median_error, generate_median_error) = (error(Phase::Prompt), error(Phase::Generate));
-    let measurements = fit.residuals.clone();
-    let calibration = Calibration { basis, prompt_median_error, generate_median_error, measurements };
+    let (measurements, odd) = (fit.residuals, fit.odd);
+    let calibration = Calibration { basis, prompt_median_error, generate_median_error, odd, measurements };
     let margin = args.machine.margin(&fit.machine);
     let document = Devices { margin, calibration: Some(calibration), ..fit.machine.into() };
     // What names a file is the document's; the answer goes to standard output.
     let answer = output.without_file();
+    if is_nonsense {
+        answer.show(&document)?;
+        output.say("not kept: a tenth of its own measurements or more are off by more than half");
+        return Ok(Outcome::No);
+    }
     let json = serde_json::to_string_pretty(&document)? + "\n";
     // Moeplan's own file is written anew each time.
     let replace = output.global.force || output.global.output.is_none();
@@ -204,13 +210,15 @@ fn measure(
     let started = Instant::now();
     let limit = Duration::from_secs(args.seconds);
     let mut measured = Vec::new();
-    for (subject, share) in design::SUBJECTS.into_iter().zip([2, 1]) {
+    let mut until = Duration::ZERO;
+    for subject in design::SUBJECTS {
+        // Each has its part of the time: what one cannot tell the others may.
+        until += limit / design::PARTS;
         output.say(&format!("writing {} with random weights", subject.spec));
         let path = folder.path().join(format!("{}.gguf", subject.name()));
         write_model(&spec::named(subject.spec)?, subject.blocks, &path, Fill::Random(1))?;
         for test in &tests {
-            // Half of the time for each: what one cannot tell the other may.
-            if started.elapsed() > limit / share {
+            if started.elapsed() > until {
                 output.say(&format!("no time for: {}", test.tells));
                 continue;
             }

@@ -17,9 +17,15 @@ impl Subject {
     }
 }
 
-/// Many narrow blocks tell waits; few wide ones tell rates. About 2 GiB each.
-pub const SUBJECTS: [Subject; 2] =
-    [Subject { spec: "granite-3.1-3b-a800m", blocks: None }, Subject { spec: "qwen3-30b-a3b", blocks: Some(4) }];
+/// How many models there are.
+pub const PARTS: u32 = 3;
+
+/// Many narrow blocks tell waits; few wide ones tell rates, of several widths so that larger models are met. About 2 GiB each.
+pub const SUBJECTS: [Subject; PARTS as usize] = [
+    Subject { spec: "granite-3.1-3b-a800m", blocks: None },
+    Subject { spec: "qwen3-30b-a3b", blocks: Some(4) },
+    Subject { spec: "qwen3-235b-a22b", blocks: Some(1) },
+];
 
 /// Launches of one model: arguments of llama-bench after the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +55,9 @@ const ON_HOST: [(&str, &str); 6] = [
     ("experts apart", "-ngl 99 -ncmoe 99 -p 64 -n 16 -t C"),
 ];
 
+/// What several cards are asked together: what passing from one to the next costs.
+const TOGETHER: (&str, &str) = ("all devices together", "-ngl 99 -p 0 -n 32 -t C");
+
 /// The launches for a machine, in order of what they tell.
 pub fn tests(machine: &Machine) -> Vec<Test> {
     let cores = machine.host.cores.unwrap_or(4).max(1);
@@ -63,12 +72,26 @@ pub fn tests(machine: &Machine) -> Vec<Test> {
         devices if devices.iter().any(takes_over) => &ON_DEVICES,
         _ => &ON_HOST,
     };
+    // Each kind of card by itself, and then all of them together.
+    let is_first = |(at, device): &(usize, &Device)| {
+        let before = machine.devices.iter().take(*at);
+        device.description.is_none() || !before.clone().any(|other| other.description == device.description)
+    };
+    let alone: Vec<&Device> = machine.devices.iter().enumerate().filter(is_first).map(|(_, device)| device).collect();
     let word = |word: &str| match word {
         "T" => counts.join(","),
         "C" => cores.to_string(),
         word => word.to_string(),
     };
-    rows.iter().map(|(tells, args)| Test { tells, args: args.split(' ').map(word).collect() }).collect()
+    let test = |(tells, args): &(&'static str, &str), device: Option<&Device>| {
+        let only = device.into_iter().flat_map(|device| ["-dev".to_string(), device.name.clone()]);
+        Test { tells, args: args.split(' ').map(word).chain(only).collect() }
+    };
+    if machine.devices.len() < 2 || !machine.devices.iter().all(takes_over) {
+        return rows.iter().map(|row| test(row, None)).collect();
+    }
+    let each = rows.iter().flat_map(|row| alone.iter().map(|device| test(row, Some(device))));
+    each.chain([test(&TOGETHER, None)]).collect()
 }
 
 #[cfg(test)]
@@ -86,6 +109,8 @@ mod tests {
         for devices in machines {
             let devices = devices.into_iter().map(|text| Device::parse(text).unwrap()).collect();
             let machine = Machine::new(devices, host.clone()).unwrap();
+            let is_named = |test: &Test| test.args.iter().any(|word| word == "-dev");
+            assert_eq!(tests(&machine).iter().any(is_named), machine.devices.len() > 1);
             for test in tests(&machine) {
                 let words: Vec<String> = ["llama-bench".to_string()].into_iter().chain(test.args).collect();
                 let parsed = parse::command(&words, &BTreeMap::new()).unwrap();

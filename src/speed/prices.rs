@@ -3,7 +3,7 @@
 use super::table;
 use super::work::{ByCost, Cost, Work};
 use super::{Phase, Term};
-use crate::machine::{Device, DeviceRates, Host, HostRates, Machine};
+use crate::machine::{Device, DeviceRates, Host, HostRates, Machine, processors};
 
 /// Seconds by unit of every kind of work, by tier (0 = host, `i + 1` = `Machine::devices[i]`).
 #[derive(Debug, Clone, PartialEq)]
@@ -145,9 +145,9 @@ impl Prices {
 /// Kinds of the host's work that go on at the same time: threads multiply what memory brings.
 pub(super) const AT_ONCE: [Cost; 2] = [Cost::Weights, Cost::ByThread];
 
-/// The time of two that go on at once: the longer one where they differ, a fifth more where they do not.
+/// The time of two that go on at once: nearly the longer one where they differ, less than their sum where they do not.
 pub(super) fn at_once(a: f64, b: f64) -> f64 {
-    (a.powi(4) + b.powi(4)).sqrt().sqrt()
+    a.hypot(b)
 }
 
 /// Terms below this share of a phase are summed.
@@ -198,6 +198,40 @@ fn with_prices<R>(mut rates: R, prices: &ByCost, rows: &[Row<R>]) -> R {
         *rate(&mut rates) = if *unit < 1.0 { price / unit } else { 1.0 / (price * unit) };
     }
     rates
+}
+
+/// The least prices that the data sheet of a tier allows, a tenth below it; 0 where it says nothing.
+pub(super) fn least(machine: &Machine, tier: usize) -> ByCost {
+    let mut least = ByCost::default();
+    let mut limit =
+        |kinds: &[Cost], rate: f64| kinds.iter().for_each(|kind| least[*kind as usize] = 1.0 / (1.1 * rate));
+    match tier.checked_sub(1).map(|at| machine.devices.get(at)) {
+        None => {
+            let known = machine.host.processor.as_deref().and_then(|name| processors::named(name).memory);
+            known.into_iter().for_each(|memory| limit(&[Cost::Weights], memory * GIGA));
+        }
+        Some(device) => {
+            if let Some(figures) = device.and_then(table::figures) {
+                limit(&[Cost::Weights, Cost::Cache], figures.bandwidth * GIGA);
+                limit(&[Cost::Pinned, Cost::Pageable], figures.link * GIGA);
+                limit(&[Cost::Products, Cost::Attention], figures.products * TENSOR_UNITS * TERA);
+            }
+        }
+    }
+    least
+}
+
+/// What a card's arithmetic units may do beside the row's products, which llama.cpp gets out of them.
+const TENSOR_UNITS: f64 = 5.0;
+
+/// What the price of a kind of work on a tier is called.
+pub(super) fn name(machine: &Machine, tier: usize, kind: usize) -> String {
+    let device = tier.checked_sub(1).and_then(|at| machine.devices.get(at));
+    let name = match device {
+        None => OF_HOST.iter().find(|(cost, ..)| *cost as usize == kind).map(|row| row.1),
+        Some(_) => OF_DEVICE.iter().find(|(cost, ..)| *cost as usize == kind).map(|row| row.1),
+    };
+    name.unwrap_or_default().replace("{}", device.map_or("", |device| &device.name))
 }
 
 /// The machine with these prices on a tier.

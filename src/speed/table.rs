@@ -11,10 +11,19 @@ const GUESSED: [f64; 2] = [0.55, 0.45];
 /// The same of another computer over a network.
 const REMOTE: [f64; 2] = [0.8, 0.8];
 
+/// The figures of the row that a device's description names.
+pub fn figures(device: &Device) -> Option<Figures> {
+    named(device).map(|(_, figures)| figures)
+}
+
+fn named(device: &Device) -> Option<(&'static str, Figures)> {
+    let rows = cards::named(device.description.as_deref()?);
+    rows.into_iter().find_map(|card| Some((card.words, card.figures?))).filter(|_| !is_software(device))
+}
+
 /// The rates of a device by its description, else by its backend and size.
 pub fn device(device: &Device) -> DeviceRates {
-    let named = || cards::named(device.description.as_deref()?).find_map(|card| Some((card.words, card.figures?)));
-    let card = match named() {
+    let card = match named(device) {
         _ if is_software(device) => return software(),
         Some((words, figures)) => derived(figures, device.backend, NAMED, format!("table: {}", words.to_uppercase())),
         None => {
@@ -33,7 +42,8 @@ fn is_software(device: &Device) -> bool {
 
 /// What llama.cpp gets out of data-sheet figures.
 ///
-/// Shares of the bandwidth: weights 0.8 and caches 0.4 of it, as far as published decode speeds of MoE models tell; of the slot's rate
+/// Of the bandwidth, caches get a share of 0.4; weights get 0.9 of it where it is small, and the less the wider memory is, since the
+/// matrices of one token do not fill it: as far as published decode speeds of MoE models and two H100 tell. Of the slot's rate
 /// copies from pinned memory 0.85, and from mapped files 0.8, which one core of the host copies through a buffer: 30 GB/s at most.
 /// Attention uses whole tiles, three times the rate of products by expert on an H100 and twice elsewhere as far as is known. Waits:
 /// measured on one H100, alike elsewhere as far as known.
@@ -42,7 +52,7 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
     let products = if backend == Backend::Vulkan { 0.8 * figures.products } else { figures.products };
     let unified = backend == Backend::Metal;
     DeviceRates {
-        weights: figures.bandwidth * WEIGHTS,
+        weights: figures.bandwidth * 0.9 / (1.0 + figures.bandwidth / FILLED),
         products,
         attention: 2.0 * products,
         cache: figures.bandwidth * 0.4,
@@ -59,8 +69,8 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
     }
 }
 
-/// The share of its bandwidth at which a device reads weights.
-const WEIGHTS: f64 = 0.8;
+/// GB/s of which the matrices of one token fill half.
+const FILLED: f64 = 4000.0;
 
 /// A class of cards by memory and backend, for `--vram 24G`: what is sold with that size.
 fn class(device: &Device) -> (Figures, &'static str) {
@@ -128,19 +138,19 @@ pub fn memory(data_sheet: f64) -> f64 {
 
 /// The rates of a host by its processor's name, else by its cores and its instruction set.
 ///
-/// A thread: 11.5 GB/s of `q4_K` in products with one row and 42 GFLOP/s in micro-batches with AVX2, more with wider units, as published
+/// A thread: 12 GB/s of `q4_K` in products with one row and 42 GFLOP/s in micro-batches with AVX2, more with wider units, as published
 /// runs on desktops tell; memory keeps a host from more than a part of that.
 pub fn host(host: &Host) -> HostRates {
     let known = host.processor.as_deref().map(processors::named).unwrap_or_default();
     let cores = host.cores.unwrap_or(super::work::GUESSED_CORES);
     let guessed = match cores {
         0..=4 => 30.0,
-        5..=24 => 50.0,
+        5..=24 => 48.0,
         _ => 120.0,
     };
     let (by_thread, products) = match host.isa {
         Isa::X86Avx512 | Isa::X86Amx => (14.0, 52.0),
-        Isa::X86Avx2 => (11.5, 42.0),
+        Isa::X86Avx2 => (12.0, 42.0),
         Isa::ArmNeon => (14.0, 60.0),
         Isa::Generic => (3.5, 12.0),
     };
@@ -180,7 +190,8 @@ mod tests {
             ("NVIDIA H100 PCIe", "table: H100 PCIE"),
             ("AMD Radeon RX 7900 XTX", "table: 7900 XTX"),
             ("Apple M2 Ultra", "table: M2 ULTRA"),
-            ("NVIDIA GeForce RTX 4070 SUPER", "table: RTX 4070"),
+            ("NVIDIA GeForce RTX 4070 SUPER", "table: RTX 4070 SUPER"),
+            ("NVIDIA GB10", "table: GB10"),
             ("Something Else 9000", "guess: a usual card of 24 GiB"),
         ] {
             assert_eq!(device(&described(description)).basis, basis, "{description}");

@@ -47,6 +47,9 @@ pub struct Calibration {
     /// Half of the prompt measurements are met within this share.
     pub prompt_median_error: Option<f64>,
     pub generate_median_error: Option<f64>,
+    /// What is not as a data sheet or the law would have it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub odd: Vec<String>,
     pub measurements: Vec<Residual>,
 }
 
@@ -160,5 +163,8 @@ fn calibrated(machine: &Machine, calibration: &Calibration) -> Vec<Block> {
             fixed(100.0 * error?, 1)
         )))
     }));
+    if !calibration.odd.is_empty() {
+        blocks.push(Block::Prose(format!("Odd: {}.", calibration.odd.join("; "))));
+    }
     blocks
 }
