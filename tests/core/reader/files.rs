@@ -136,7 +136,7 @@ fn shard_of_another_model() {
     let first = shard(0, "a").key("general.name", text("Old"));
     let second = shard(1, "b").key("general.name", text("New"));
     let files = directory(&[("m-00001-of-00002.gguf", first.build()), ("m-00002-of-00002.gguf", second.build())]);
-    let parts = ["m-00002-of-00002.gguf`", "of another model", "general.name is `New` here and `Old` in the first"];
+    let parts = ["m-00002-of-00002.gguf`", "belongs to another model", "general.name is `New` here and `Old` in the first"];
     assert_refused(&files.path().join("m-00001-of-00002.gguf"), &parts);
 }
 
@@ -161,7 +161,7 @@ fn shard_under_another_shards_name() {
 #[test]
 fn shard_under_a_free_name() {
     let files = directory(&[("m.gguf", shard(0, "a").build())]);
-    let parts = ["holds shard 1 of 2, but is not named `…-00001-of-00002.gguf`", "give the file its name back"];
+    let parts = ["holds shard 1 of 2, but is not named `…-00001-of-00002.gguf`", "restore the file's original name"];
     assert_refused(&files.path().join("m.gguf"), &parts);
 }
 
@@ -169,7 +169,7 @@ fn shard_under_a_free_name() {
 fn tensor_in_two_shards() {
     let (a, b) = (shard(0, "a").build(), shard(1, "a").build());
     let files = directory(&[("m-00001-of-00002.gguf", a), ("m-00002-of-00002.gguf", b)]);
-    assert_refused(&files.path().join("m-00001-of-00002.gguf"), &["m-00002", "tensor `a` is there twice"]);
+    assert_refused(&files.path().join("m-00001-of-00002.gguf"), &["m-00002", "tensor `a` appears twice"]);
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn too_few_tensors_in_all_shards() {
     let shards = [shard(0, "a"), shard(1, "b")].map(|shard| shard.tensor("c", &[], 0, 4).build());
     let [a, b] = shards;
     let files = directory(&[("m-00001-of-00002.gguf", a), ("m-00002-of-00002.gguf", b.clone())]);
-    assert_refused(&files.path().join("m-00001-of-00002.gguf"), &["m-00002", "tensor `c` is there twice"]);
+    assert_refused(&files.path().join("m-00001-of-00002.gguf"), &["m-00002", "tensor `c` appears twice"]);
     let empty = Builder::new().shard(0, 2, 3).build();
     let files = directory(&[("m-00001-of-00002.gguf", empty), ("m-00002-of-00002.gguf", shard(1, "x").build())]);
     assert_refused(&files.path().join("m-00001-of-00002.gguf"), &["split.tensors.count is 2 here and 3"]);

@@ -64,7 +64,7 @@ fn data_section_cut_short() {
 
 #[test]
 fn wrong_magic() {
-    assert_refused(&Builder::small().magic(*b"lmgg").build(), &["not a GGUF file", "`lmgg`", "before GGUF"]);
+    assert_refused(&Builder::small().magic(*b"lmgg").build(), &["not a GGUF file", "`lmgg`", "predates GGUF"]);
     assert_refused(&Builder::small().magic(*b"PK\x03\x04").build(), &["convert_hf_to_gguf.py"]);
     assert_refused(b"version https://git-lfs.github.com/spec/v1", &["git lfs pull"]);
     assert_refused(b"<!DOCTYPE html>", &["web page"]);
@@ -86,14 +86,14 @@ fn versions_that_llama_cpp_refuses() {
 #[test]
 fn huge_tensor_count() {
     for count in [1 << 20, u64::MAX] {
-        assert_refused(&Builder::small().tensor_count(count).build(), &[&format!("{count} tensors cannot be")]);
+        assert_refused(&Builder::small().tensor_count(count).build(), &[&format!("{count} tensors are impossible")]);
     }
 }
 
 #[test]
 fn huge_key_count() {
     for count in [1 << 20, 1 << 63] {
-        assert_refused(&Builder::small().key_count(count).build(), &[&format!("{count} keys cannot be")]);
+        assert_refused(&Builder::small().key_count(count).build(), &[&format!("{count} keys are impossible")]);
     }
 }
 
@@ -105,7 +105,7 @@ fn one_tensor_more_than_there_are() {
 #[test]
 fn huge_string_length() {
     let with = |length: u64| Builder::small().key("a.b", V::Raw(8, length.to_le_bytes().into())).build();
-    assert_refused(&with(1 << 29), &["key `a.b`: a text of 536870912 bytes cannot be", "bytes remain"]);
+    assert_refused(&with(1 << 29), &["key `a.b`: a text of 536870912 bytes is impossible", "bytes remain"]);
     assert_refused(
         &with((1 << 30) + 1),
         &["key `a.b`", "a text of 1073741825 is over llama.cpp's limit of 1073741824"],
@@ -119,8 +119,8 @@ fn huge_array() {
         let bytes = [&ty.to_le_bytes()[..], &length.to_le_bytes()].concat();
         Builder::small().key("tokenizer.x", V::Raw(9, bytes)).build()
     };
-    assert_refused(&with(4, 1 << 28), &["key `tokenizer.x`: 268435456 array elements cannot be", "hold"]);
-    assert_refused(&with(8, 1 << 28), &["268435456 array elements cannot be"]);
+    assert_refused(&with(4, 1 << 28), &["key `tokenizer.x`: 268435456 array elements are impossible", "hold"]);
+    assert_refused(&with(8, 1 << 28), &["268435456 array elements are impossible"]);
     assert_refused(&with(0, (1 << 30) + 1), &["an array of 1073741825 is over llama.cpp's limit of 1073741824"]);
     assert_refused(&with(0, u64::MAX), &["over llama.cpp's limit"]);
 }
@@ -129,7 +129,7 @@ fn huge_array() {
 fn text_of_an_array_past_the_end() {
     let array = [&8_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &9999_u64.to_le_bytes()].concat();
     let bytes = Builder::small().key("tokenizer.x", V::Raw(9, array)).build();
-    assert_refused(&bytes, &["key `tokenizer.x`: a text of 9999 bytes cannot be"]);
+    assert_refused(&bytes, &["key `tokenizer.x`: a text of 9999 bytes is impossible"]);
 }
 
 #[test]
@@ -194,18 +194,18 @@ fn empty_key() {
 #[test]
 fn duplicate_key() {
     let bytes = Builder::small().key("llama.block_count", V::U8(1)).build();
-    assert_refused(&bytes, &["key `llama.block_count` is there twice"]);
+    assert_refused(&bytes, &["key `llama.block_count` appears twice"]);
 }
 
 #[test]
 fn duplicate_tensor() {
     let bytes = Builder::small().tensor("token_embd.weight", &[4], 0, 16).build();
-    assert_refused(&bytes, &["tensor `token_embd.weight` is there twice"]);
+    assert_refused(&bytes, &["tensor `token_embd.weight` appears twice"]);
 }
 
 #[test]
 fn five_dimensions() {
-    assert_refused(&with_tensor(&[1, 1, 1, 1, 1], 0), &["tensor `t`: 5 dimensions, llama.cpp takes 4 at most"]);
+    assert_refused(&with_tensor(&[1, 1, 1, 1, 1], 0), &["tensor `t`: 5 dimensions; llama.cpp accepts at most 4"]);
 }
 
 #[test]
@@ -231,14 +231,14 @@ fn more_tensor_data_than_any_model_has() {
     let bytes = Builder::new().tensor("a", &[1 << 47], 28, 0).tensor("b", &[1], 24, 0).at(1 << 50).build();
     assert_refused(
         &bytes,
-        &["tensor `b`: the tensor data goes on past 1125899906842624 bytes", "where the model was published"],
+        &["tensor `b`: the tensor data exceeds 1125899906842624 bytes", "where the model was published"],
     );
 }
 
 #[test]
 fn name_too_long() {
     let name = "n".repeat(64);
-    assert_refused(&Builder::new().tensor(&name, &[4], 0, 16).build(), &["the name has 64 bytes, llama.cpp takes 63"]);
+    assert_refused(&Builder::new().tensor(&name, &[4], 0, 16).build(), &["the name has 64 bytes; llama.cpp accepts at most 63"]);
     let whole = Builder::new().tensor(&name[1..], &[4], 0, 16).build();
     assert!(Header::read(&whole, whole.len() as u64).is_ok());
 }
