@@ -244,6 +244,10 @@ pub enum Error {
     Size { flag: String, error: ParseBytesError },
     #[error("`{0}` is described twice; give every device one name and one size")]
     Twice(String),
+    #[error("`--gpu {0}`: no card of that name is known; `moeplan devices --known` lists them")]
+    UnknownCard(String),
+    #[error("`--gpu {0}`: how much memory it offers is not known: write --gpu '{0}=8G'")]
+    NoMemory(String),
     #[error("`--backend cpu` has no devices to give `--vram` to; leave `--vram` out")]
     NoDevices,
 }
@@ -328,6 +332,44 @@ fn number_remote(devices: &mut [Device]) {
     }
 }
 
+/// Main memory as it is typed: `64G`, and what it is of: `64G@ddr5-6000x2` (MT/s and channels), or `64G@96` (GB/s of its data sheet).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ram {
+    pub bytes: Bytes,
+    /// GB/s by the data sheet.
+    pub bandwidth: Option<f64>,
+}
+
+impl From<Bytes> for Ram {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, bandwidth: None }
+    }
+}
+
+impl FromStr for Ram {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (size, kind) = text.split_once('@').map_or((text, None), |(size, kind)| (size, Some(kind)));
+        let bytes = size.parse::<Bytes>().map_err(|error| error.to_string())?;
+        let bandwidth = kind.map(|kind| {
+            let lower = kind.to_ascii_lowercase();
+            let modules = || {
+                let (generation, rest) =
+                    lower.strip_prefix("lp").unwrap_or(&lower).strip_prefix("ddr")?.split_once('-')?;
+                let generation = generation.trim_end_matches('x').parse::<u32>().ok()?;
+                let (rate, channels) = rest.split_once('x')?;
+                let (rate, channels) = (rate.parse::<f64>().ok()?, channels.parse::<f64>().ok()?);
+                // A channel is 64 bits wide.
+                (2..=6).contains(&generation).then_some(rate * channels * 8.0 / 1000.0)
+            };
+            let rate = lower.parse().ok().or_else(modules).filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+            rate.ok_or_else(|| format!("`@{kind}`: write its type, MT/s and channels (@ddr5-6000x2), or GB/s (@96)"))
+        });
+        Ok(Self { bytes, bandwidth: bandwidth.transpose()? })
+    }
+}
+
 /// A device's memory as it is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceSize {
@@ -409,6 +451,30 @@ impl Device {
     pub fn supports_mmap(&self) -> bool {
         let is_without = self.integrated && (self.backend.is_cuda_source() || self.backend == Backend::Vulkan);
         !is_without && self.backend != Backend::Opencl
+    }
+
+    /// The devices of `--gpu NAME`, in order: cards with the memory that an idle system leaves of them. `NAME=SIZE` says which of the
+    /// sizes that it is sold with, or how much, where no row of the table says it.
+    pub fn of_cards(names: &[String], backend: Option<Backend>) -> Result<Vec<Self>, Error> {
+        let mut devices: Vec<Self> = Vec::new();
+        for text in names {
+            let (name, size) = text.split_once('=').map_or((text.as_str(), None), |(name, size)| (name, Some(size)));
+            let card = cards::by_name(name).ok_or_else(|| Error::UnknownCard(name.trim().to_string()))?;
+            let size = size.map(str::parse::<DeviceSize>).transpose();
+            let size = size.map_err(|error| Error::Size { flag: format!("--gpu {text}"), error })?;
+            let backend = backend.unwrap_or_else(|| card.backend());
+            let sold = match size {
+                None => card.sold.first(),
+                Some(size) => card.sold.iter().find(|sold| Some(sold.gb) == size.sold_as),
+            };
+            let total = sold.map(cards::Sold::offers).or(size.map(|size| size.bytes));
+            let total = total.ok_or_else(|| Error::NoMemory(card.words.to_ascii_uppercase()))?;
+            let prefix = backend.device_prefix().ok_or(Error::NoDevices)?;
+            let at = devices.iter().filter(|other| other.backend == backend).count();
+            let description = Some(card.words.to_ascii_uppercase());
+            devices.push(Self { description, ..Self::new(format!("{prefix}{at}"), backend, total) });
+        }
+        Ok(devices)
     }
 
     fn of_size(name: String, backend: Backend, size: DeviceSize) -> Self {
@@ -606,6 +672,15 @@ pub struct HostRates {
     pub basis: String,
 }
 
+impl HostRates {
+    /// What is given of a host's memory alone, GB/s.
+    pub fn of_memory(memory: f64) -> Self {
+        let [by_thread, products, op, disk, uncertainty, uncertainty_pp, uncertainty_tg] = [unsaid(); 7];
+        let basis = String::new();
+        Self { memory, by_thread, products, op, disk, uncertainty, uncertainty_pp, uncertainty_tg, basis }
+    }
+}
+
 /// A backend of llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -689,6 +764,50 @@ mod tests {
         let note = Device::parse("CUDA0=24G").unwrap().budget_note().unwrap();
         let expected = "cards sold as 24 GB offer 22.20 GiB or more; give the exact size of yours, e.g. 24126M";
         assert_eq!(note, expected);
+    }
+
+    #[test]
+    fn a_card_by_name_has_its_own_memory() {
+        let of = |names: &[&str], backend| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            let devices = Device::of_cards(&names, backend)?;
+            Ok::<_, Error>(
+                devices.into_iter().map(|d| (d.name, d.description.unwrap(), d.total.0 >> 20)).collect::<Vec<_>>(),
+            )
+        };
+        let device = |name: &str, description: &str, mib| (name.to_string(), description.to_string(), mib);
+        assert_eq!(
+            of(&["RTX 4090", "NVIDIA GeForce RTX 3060", "7900 XTX"], None).unwrap(),
+            [
+                device("CUDA0", "RTX 4090", 23605),
+                device("CUDA1", "RTX 3060", 11_798),
+                device("ROCm0", "7900 XTX", 24_102)
+            ]
+        );
+        assert_eq!(of(&["v100=16G"], None).unwrap(), [device("CUDA0", "V100", 16_160)]);
+        assert_eq!(
+            of(&["3060 laptop=6144M"], Some(Backend::Vulkan)).unwrap(),
+            [device("Vulkan0", "RTX 3060 LAPTOP", 6144)]
+        );
+        assert_eq!(of(&["RTX 9999"], None), Err(Error::UnknownCard("RTX 9999".to_string())));
+        assert_eq!(of(&["GTX 1650"], None), Err(Error::NoMemory("GTX 1650".to_string())));
+    }
+
+    #[test]
+    fn main_memory_is_a_size_and_perhaps_its_kind() {
+        for (text, gib, bandwidth) in [
+            ("64G", 64, None),
+            ("64G@ddr5-6000x2", 64, Some(96.0)),
+            ("512GiB@DDR4-3200x8", 512, Some(204.8)),
+            ("128G@lpddr5x-8000x4", 128, Some(256.0)),
+            ("64G@72.5", 64, Some(72.5)),
+        ] {
+            let ram: Ram = text.parse().unwrap();
+            assert_eq!((ram.bytes, ram.bandwidth), (Bytes::mib(gib << 10), bandwidth), "{text}");
+        }
+        for bad in ["64", "64G@", "64G@ddr5", "64G@ddr5-6000", "64G@ddr9-6000x2", "64G@-1", "64G@nan", "64G@inf"] {
+            assert!(bad.parse::<Ram>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -40,6 +40,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<report::page::rules::RuleSets<'_>>("rule-sets/1"),
         schema::<emit::embedded::Parameters>("embedded/1"),
         schema::<report::page::devices::Devices>("devices/1"),
+        schema::<report::page::devices::Known>("known/1"),
         schema::<doctor::Doctor<'_>>("doctor/1"),
         schema::<commands::synth::Document>("synth/1"),
         schema::<commands::synth::List>("synth-list/1"),

@@ -20,6 +20,7 @@ use crate::rules::Role;
 use crate::run::{
     Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers, visible,
 };
+use crate::speed::{self, Case, Speed, Turn};
 use lints::Facts;
 pub use lints::{Lint, Severity};
 
@@ -53,6 +54,10 @@ pub struct Checkup {
     /// What the command comes to, as far as that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
+    /// Predicted for the turn that was asked about; `None` where the command does not run as it is written, and in plans, which say it
+    /// themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
     /// The terms that `memory` does not have, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uncounted: Vec<Uncounted>,
@@ -265,6 +270,8 @@ pub struct Options<'a> {
     pub ignored: &'a [String],
     /// Whether the command is a plan's.
     pub is_plan: bool,
+    /// The turn whose speed is predicted.
+    pub turn: Option<Turn>,
 }
 
 /// What `command` would do with `model` on `machine`.
@@ -323,6 +330,10 @@ pub fn check(
     let has_room = forecast.devices_short(machine, MARGIN_UNCALIBRATED).is_empty();
     let is_counted = forecast.uncounted.iter().all(|term| options.ignored.iter().any(|part| *part == term.what));
     let parts = PartRow::table(&forecast, run);
+    // Neither what is refused nor what does not fit has a speed; what is paged has that of the disk.
+    let runs = !is_refused && (!is_short || is_paged) && forecast.is_whole();
+    let case = Case { model, machine, run: &launched, placement: &forecast.placement, forecast: &forecast };
+    let speed = options.turn.filter(|_| runs).map(|turn| speed::predict(&case, turn).speed);
     let mut basis = forecast.basis;
     if is_ik {
         basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
@@ -347,6 +358,7 @@ pub fn check(
             (false, false) if has_room => Some(Verdict::Comfortable),
             (false, false) => Some(Verdict::Tight),
         },
+        speed,
         uncounted: forecast.uncounted,
         mapped_span: forecast.mapped.host,
         main_memory: machine.host.ram,

@@ -9,7 +9,7 @@ pub const OWN: Option<&str> = None;
 /// all its own.
 const SHORT: &[(&str, &[&str])] = &[
     ("inspect", &["tensors", "metadata", "expect", "vram"]),
-    ("check", &["vram", "device", "ram", "machine", "margin", "tensors", "build", "dialect"]),
+    ("check", &["vram", "gpu", "device", "ram", "machine", "margin", "tensors", "build", "dialect"]),
     ("plan", PLAN),
     ("run", &["vram", "ram", "ctx_size", "parallel", "llama_server", "log", "server_log"]),
     ("verify", &["vram", "ram", "backend", "ctx_size", "margin", "runtime", "tolerance"]),
@@ -17,10 +17,23 @@ const SHORT: &[(&str, &[&str])] = &[
     ("tune", &["vram", "ram", "ctx_size", "prompt", "generate", "depth", "minutes", "journal", "llama_server"]),
     ("validate", &["model", "results", "vram", "ram", "backend", "llama_server"]),
     ("rules check", &["vram", "ram", "ctx_size"]),
-    ("devices", &["calibrate", "seconds", "from", "vram", "device", "ram", "backend"]),
+    ("devices", &["calibrate", "known", "seconds", "from", "vram", "device", "ram", "backend"]),
 ];
-const PLAN: &[&str] =
-    &["vram", "ram", "ctx_size", "rules", "strategy", "objective", "prompt", "generate", "explain", "sweep", "emit"];
+const PLAN: &[&str] = &[
+    "vram",
+    "gpu",
+    "ram",
+    "cpu",
+    "ctx_size",
+    "rules",
+    "strategy",
+    "objective",
+    "prompt",
+    "generate",
+    "explain",
+    "sweep",
+    "emit",
+];
 /// Options of every command that `-h` shows.
 const SHORT_OF_ALL: [&str; 3] = ["json", "output", "help"];
 

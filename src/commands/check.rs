@@ -19,7 +19,8 @@ use crate::inspection::Warning;
 use crate::machine::Machine;
 use crate::memory;
 use crate::model::{FileKind, Model, projector};
-use crate::plan::{self, Checked, Variant};
+use crate::number::tokens;
+use crate::plan::{self, Checked, Turn, Variant};
 use crate::report::page::checks::{CheckRow, Checks};
 use crate::run::build::{REFERENCE, number};
 use crate::run::held::Held;
@@ -50,6 +51,15 @@ pub struct Args {
     build: u32,
     #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
     dialect: Dialect,
+    /// Tokens of the prompt of the turn whose speed is predicted.
+    #[arg(long, help_heading = OWN, default_value_t = Turn::default().prompt, value_name = "N", value_parser = tokens)]
+    prompt: u32,
+    /// Tokens generated in that turn.
+    #[arg(long, help_heading = OWN, default_value_t = Turn::default().generate, value_name = "N", value_parser = tokens)]
+    generate: u32,
+    /// Tokens already in the context.
+    #[arg(long, help_heading = OWN, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens)]
+    depth: u32,
     /// What the model of the command would be otherwise.
     #[command(flatten)]
     what_if: WhatIfArgs,
@@ -69,6 +79,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let (folder, held) = commands(&args.command)?;
     // Found once, for all commands of a file.
     let (machine, environment) = (args.machine.machine()?, environment(args.machine.describes_devices()));
+    args.machine.assumed(&machine).iter().for_each(|note| output.say(note));
     let look = |held: &Held| checked(held, args, (&machine, &environment), &folder, output);
     if let [only] = held.as_slice() {
         let checked = look(only)?;
@@ -155,7 +166,8 @@ fn checked(
         add_companions(&mut model, &mut command.run, |path| open_file(path, folder, output))?;
         add_projector_of_hub(&mut model, &mut command, &name, output);
         let tensors = args.tensors || output.format() == Format::Html;
-        let options = Options { margin, tensors, ignored: &args.ignore, is_plan: false };
+        let turn = Some(Turn { prompt: args.prompt, generate: args.generate, depth: args.depth });
+        let options = Options { margin, tensors, ignored: &args.ignore, is_plan: false, turn };
         let checkup = checkup::check(&model, machine, &command, options)?;
         rows.push(Variant {
             what: variant.name.unwrap_or_default(),

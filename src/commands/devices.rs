@@ -14,7 +14,7 @@ use crate::evidence;
 use crate::files::{self, temporary::Folder};
 use crate::machine::{Backend, Machine};
 use crate::model::Model;
-use crate::report::page::devices::{Calibration, Devices};
+use crate::report::page::devices::{Calibration, Devices, Known};
 use crate::runtime::server;
 use crate::speed::samples::{self, BenchRow};
 use crate::speed::{Phase, design, fit};
@@ -26,6 +26,7 @@ use crate::synth::{Wish, synthesize};
 #[command(after_help = "Examples:
   moeplan devices                                                 what is found here
   moeplan devices --calibrate                                     how fast it is, for every later plan
+  moeplan devices --known 4090                                    names for --gpu and --cpu
   moeplan devices --vram 24G,12G --ram 128G --json -o pc.json     another, for --machine pc.json")]
 pub struct Args {
     /// A machine to describe instead of this one.
@@ -33,6 +34,9 @@ pub struct Args {
     machine: MachineArgs,
     #[command(flatten)]
     calibrate: CalibrateArgs,
+    /// List the cards and processors that can be given by name, or those with WORD in it.
+    #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with = "calibrate")]
+    known: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -61,6 +65,11 @@ struct CalibrateArgs {
 }
 
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
+    if let Some(word) = &args.known {
+        let known = Known::of(word);
+        output.show(&known)?;
+        return Ok(if known.is_empty() { Outcome::No } else { Outcome::Yes });
+    }
     if args.calibrate.calibrate {
         return calibrate(args, output);
     }

@@ -7,10 +7,13 @@ use anyhow::Context as _;
 use super::read;
 use crate::bytes::Bytes;
 use crate::evidence;
-use crate::machine::{Backend, Device, DeviceSize, Host, Machine, cards};
+use crate::machine::processors::{self, Processor};
+use crate::machine::{Backend, Device, DeviceSize, Host, HostRates, Machine, Ram, cards};
 use crate::number::counted;
 use crate::report::page::devices::Devices;
 use crate::runtime::{detect, machine_of, nvml};
+use crate::speed::table;
+use crate::suggest::Refusal;
 
 /// How the machine is described; with nothing said, it is this one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -27,9 +30,23 @@ pub struct MachineArgs {
     /// Repeatable.
     #[arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"])]
     pub device: Vec<String>,
-    /// Main memory.
+    /// Cards by name, with their real memory and speed: "RTX 4090".
+    ///
+    /// Repeatable, or a list. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several sizes.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device", "machine"])]
+    pub gpu: Vec<String>,
+    /// Main memory: 64G, or with what it is: 64G@ddr5-6000x2.
     #[arg(long, value_name = "SIZE")]
-    pub ram: Option<Bytes>,
+    pub ram: Option<Ram>,
+    /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
+    #[arg(long, value_name = "GB/S", value_parser = rate)]
+    pub memory_bandwidth: Option<f64>,
+    /// The processor by name: "Ryzen 7950X".
+    #[arg(long, value_name = "NAME")]
+    pub cpu: Option<String>,
+    /// Its physical cores.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub cores: Option<u32>,
     /// What the devices of --vram are [default: cuda].
     #[arg(long, value_enum)]
     pub backend: Option<Backend>,
@@ -44,12 +61,17 @@ pub struct MachineArgs {
 impl MachineArgs {
     /// Whether any flag says what the machine is.
     pub fn is_given(&self) -> bool {
-        self.describes_devices() || self.ram.is_some() || self.backend.is_some() || self.margin.is_some()
+        self.describes_devices() || self.describes_host() || self.backend.is_some() || self.margin.is_some()
     }
 
     /// Whether flags say which devices there are; else they are found here.
     pub fn describes_devices(&self) -> bool {
-        !self.vram.is_empty() || !self.device.is_empty() || self.machine.is_some()
+        !self.vram.is_empty() || !self.gpu.is_empty() || !self.device.is_empty() || self.machine.is_some()
+    }
+
+    /// Whether flags say something of the host.
+    fn describes_host(&self) -> bool {
+        self.ram.is_some() || self.cpu.is_some() || self.cores.is_some() || self.memory_bandwidth.is_some()
     }
 
     /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.
@@ -76,15 +98,42 @@ impl MachineArgs {
             }
             None => self.described()?,
         };
-        if self.ram.is_some() {
-            machine.host.ram = self.ram;
-        }
+        self.describe(&mut machine.host)?;
         Ok(machine)
+    }
+
+    /// Writes what flags say of the host over what is known of it.
+    fn describe(&self, host: &mut Host) -> anyhow::Result<()> {
+        if let Some(name) = &self.cpu {
+            let known = processors::named(name);
+            if known == Processor::default() {
+                let known: Vec<&str> = processors::known().map(|(words, _)| words).collect();
+                return Err(Refusal::unknown("processor", name, known).into());
+            }
+            let isa = known.isa.unwrap_or_default();
+            (host.cores, host.threads, host.isa) = (known.cores, known.threads, isa);
+            (host.processor, host.rates) = (Some(name.clone()), None);
+        }
+        if self.cores.is_some() {
+            (host.cores, host.threads) = (self.cores, host.threads.filter(|_| self.cores == host.cores));
+        }
+        if let Some(ram) = self.ram {
+            host.ram = Some(ram.bytes);
+        }
+        if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
+            host.rates = Some(HostRates::of_memory(table::memory(bandwidth)));
+        }
+        Ok(())
     }
 
     /// From `--vram`, `--device` or `--backend cpu`; with none of them, what is found here.
     fn described(&self) -> anyhow::Result<Machine> {
-        let host = Host::default();
+        // Other cards in this computer, unless its memory or its processor are another's.
+        let is_here = self.ram.is_none() && self.cpu.is_none();
+        let host = if self.describes_devices() && is_here { this_host()? } else { Host::default() };
+        if !self.gpu.is_empty() {
+            return recognised(Machine::new(Device::of_cards(&self.gpu, self.backend)?, host)?);
+        }
         if !self.device.is_empty() {
             let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
             return recognised(Machine::new(devices, host)?);
@@ -103,6 +152,21 @@ impl MachineArgs {
         }
         Ok(here)
     }
+}
+
+/// GB/s as they are typed.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+    rate.ok_or_else(|| "write GB/s, for example 96".to_string())
+}
+
+/// The host of this computer; nothing is known of it where `MOEPLAN_HOST=unknown` says so, for answers that must not depend on where they
+/// are given.
+fn this_host() -> anyhow::Result<Host> {
+    if std::env::var_os("MOEPLAN_HOST").is_some_and(|value| value == "unknown") {
+        return Ok(Host::default());
+    }
+    Ok(found_with(detect::Devices { list: Vec::new(), driver: None, source: None })?.machine.host)
 }
 
 /// The machine with these budgets for its first devices, and no others; as it is without any.
@@ -131,7 +195,7 @@ pub fn found_with(devices: detect::Devices) -> anyhow::Result<Devices> {
     let facts = detect::host();
     let mut machine = machine_of(&devices.list);
     let (ram, isa, cores, threads) = (facts.ram, facts.isa, facts.cores, facts.threads);
-    machine.host = Host { ram, isa, cores, threads, ..Host::default() };
+    machine.host = Host { ram, isa, cores, threads, processor: facts.processor.clone(), ..Host::default() };
     super::devices::apply_own(&mut machine);
     evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
     let here = Devices::from(Machine::new(machine.devices, machine.host)?);
@@ -183,7 +247,7 @@ fn with_known(mut machine: Machine, here: &Machine) -> Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Calibration;
+    use crate::machine::{Calibration, Isa};
 
     fn machine(devices: &[&str]) -> Machine {
         let devices = devices.iter().map(|text| Device::parse(text).unwrap()).collect();
@@ -229,13 +293,31 @@ mod tests {
     }
 
     #[test]
+    fn a_processor_and_memory_by_name_are_the_host() {
+        let host = |cpu: Option<&str>, cores, ram: &str| {
+            let (cpu, ram) = (cpu.map(str::to_string), Some(ram.parse().unwrap()));
+            let vram = vec!["24G".parse().unwrap()];
+            MachineArgs { vram, cpu, cores, ram, ..MachineArgs::default() }.machine().map(|machine| machine.host)
+        };
+        let named = host(Some("Ryzen 7950X"), None, "64G").unwrap();
+        assert_eq!((named.cores, named.threads, named.isa), (Some(16), Some(32), Isa::X86Avx512));
+        let rates = |host: &Host| crate::speed::prices::host_rates(host);
+        assert!((rates(&named).memory - 83.2 * 0.6).abs() < 1e-9);
+        let faster = host(Some("Ryzen 7950X"), Some(8), "64G@ddr5-6000x2").unwrap();
+        assert_eq!((faster.cores, faster.threads), (Some(8), None));
+        assert!((rates(&faster).memory - 96.0 * 0.6).abs() < 1e-9);
+        assert_eq!(rates(&faster).basis, "as given, else table: Ryzen 7950X");
+        assert!(host(Some("Ryzen 99"), None, "64G").unwrap_err().to_string().contains("Ryzen 99"));
+    }
+
+    #[test]
     fn main_memory_that_nobody_gave_is_said_to_be_this_computers() {
         let ram = Some(Bytes::mib(64));
         let of = |ram| Machine { host: Host { ram, ..Host::default() }, ..machine(&[]) };
         assert!(MachineArgs::default().assumed(&of(ram)).is_some_and(|note| note.contains("64.00 MiB")));
         assert_eq!(MachineArgs::default().assumed(&of(None)), None);
         for args in [
-            MachineArgs { ram, ..MachineArgs::default() },
+            MachineArgs { ram: ram.map(Ram::from), ..MachineArgs::default() },
             MachineArgs { machine: Some("h100.json".into()), ..MachineArgs::default() },
         ] {
             assert_eq!(args.assumed(&of(ram)), None);

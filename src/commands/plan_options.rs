@@ -308,7 +308,11 @@ impl PlanOptions {
         let of_planning = [
             ("--vram", !machine.vram.is_empty()),
             ("--device", !machine.device.is_empty()),
+            ("--gpu", !machine.gpu.is_empty()),
             ("--ram", machine.ram.is_some()),
+            ("--memory-bandwidth", machine.memory_bandwidth.is_some()),
+            ("--cpu", machine.cpu.is_some()),
+            ("--cores", machine.cores.is_some()),
             ("--backend", machine.backend.is_some()),
             ("--machine", machine.machine.is_some()),
             ("-c", self.ctx_size.is_some()),

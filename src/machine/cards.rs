@@ -44,6 +44,16 @@ pub struct Sold {
 }
 
 impl Card {
+    /// The backend that drives it best.
+    pub fn backend(&self) -> Backend {
+        match self.generation {
+            "amd" => Backend::Rocm,
+            "intel" => Backend::Vulkan,
+            "apple" => Backend::Metal,
+            _ => Backend::Cuda,
+        }
+    }
+
     pub fn is_nvidia(&self) -> bool {
         !matches!(self.generation, "amd" | "intel" | "apple")
     }
@@ -106,12 +116,18 @@ fn sold(line: &'static str) -> Option<Sold> {
 }
 
 /// The rows that a description names, in the table's order.
-pub fn named(description: &str) -> impl Iterator<Item = &'static Card> {
+pub fn named(description: &str) -> impl Iterator<Item = &'static Card> + use<> {
     let description = description.to_ascii_lowercase();
     CARDS.iter().filter(move |card| {
         let has = |word| description.split(|c: char| !c.is_ascii_alphanumeric()).any(|other| other == word);
         card.words.split(' ').all(has)
     })
+}
+
+/// The row of a card that a person names, with or without the series: `RTX 4090`, `4090`.
+pub fn by_name(name: &str) -> Option<&'static Card> {
+    let series = ["", "rtx ", "gtx "].into_iter();
+    series.flat_map(|series| named(&format!("{series}{name}"))).next()
 }
 
 /// What cards sold with one size offer.

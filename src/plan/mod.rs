@@ -249,7 +249,8 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
     if let Some(tensor) = placement.first_moved(&candidate.forecast.placement, model) {
         return Err(Error::Replay { tensor: tensor.name.clone() });
     }
-    let options = checkup::Options { margin: request.margin, tensors: request.tensors, ignored: &[], is_plan: true };
+    let options =
+        checkup::Options { margin: request.margin, tensors: request.tensors, ignored: &[], is_plan: true, turn: None };
     let check = checkup::check(model, machine, &parsed, options)?;
     let subject = Subject { problem: &problem, candidate: &candidate };
     Ok(Plan {

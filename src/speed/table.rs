@@ -6,7 +6,7 @@ use crate::machine::processors;
 use crate::machine::{Backend, Device, DeviceRates, Host, HostRates, Isa};
 
 /// How far off predictions by name may well be, of prompts and of generation: drivers, clocks and hosts differ.
-const NAMED: [f64; 2] = [0.45, 0.35];
+const NAMED: [f64; 2] = [0.4, 0.35];
 const GUESSED: [f64; 2] = [0.55, 0.45];
 /// The same of another computer over a network.
 const REMOTE: [f64; 2] = [0.8, 0.8];

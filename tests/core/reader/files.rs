@@ -136,7 +136,8 @@ fn shard_of_another_model() {
     let first = shard(0, "a").key("general.name", text("Old"));
     let second = shard(1, "b").key("general.name", text("New"));
     let files = directory(&[("m-00001-of-00002.gguf", first.build()), ("m-00002-of-00002.gguf", second.build())]);
-    let parts = ["m-00002-of-00002.gguf`", "belongs to another model", "general.name is `New` here and `Old` in the first"];
+    let parts =
+        ["m-00002-of-00002.gguf`", "belongs to another model", "general.name is `New` here and `Old` in the first"];
     assert_refused(&files.path().join("m-00001-of-00002.gguf"), &parts);
 }
 

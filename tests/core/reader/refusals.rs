@@ -238,7 +238,10 @@ fn more_tensor_data_than_any_model_has() {
 #[test]
 fn name_too_long() {
     let name = "n".repeat(64);
-    assert_refused(&Builder::new().tensor(&name, &[4], 0, 16).build(), &["the name has 64 bytes; llama.cpp accepts at most 63"]);
+    assert_refused(
+        &Builder::new().tensor(&name, &[4], 0, 16).build(),
+        &["the name has 64 bytes; llama.cpp accepts at most 63"],
+    );
     let whole = Builder::new().tensor(&name[1..], &[4], 0, 16).build();
     assert!(Header::read(&whole, whole.len() as u64).is_ok());
 }
