@@ -108,6 +108,14 @@ static int project(launch words) {
         mparams.tensor_buft_overrides = overrides.data();
     }
 
+    // The headers' tokenizer is one that older builds do not know.
+    std::vector<llama_model_kv_override> keys(2);
+    keys[0].tag = LLAMA_KV_OVERRIDE_TYPE_STR;
+    snprintf(keys[0].key, sizeof(keys[0].key), "tokenizer.ggml.model");
+    snprintf(keys[0].val_str, sizeof(keys[0].val_str), "none");
+    keys[1].key[0] = 0;
+    mparams.kv_overrides = keys.data();
+
     auto cparams = llama_context_default_params();
     cparams.n_ctx = number("c");
     cparams.n_batch = number("b");

@@ -193,7 +193,8 @@ impl Proposal {
 /// The launch of a plan's arguments, whatever build they are for: nothing of them may be lost before a build refuses it.
 pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
-    let parsed = parse::command_for(&words, &BTreeMap::new(), Target::newest())?;
+    let mut parsed = parse::command_for(&words, &BTreeMap::new(), Target::newest())?;
+    parsed.run.target = Target::default();
     let error =
         |note: &&Note| checkup::lints::codes().any(|(code, severity)| code == note.code && severity == Severity::Error);
     if let Some(note) = parsed.notes.iter().find(error) {

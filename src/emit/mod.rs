@@ -17,11 +17,13 @@ use crate::plan::Plan;
 use crate::run::args::settings;
 use crate::run::build::REFERENCE;
 use crate::run::command::server_command;
-use crate::run::dialect::ik_args;
+use crate::run::dialect::{self, ik_args};
 use crate::run::flags::{self, Flag};
 use crate::run::held::Held;
 use crate::run::sources::Kind;
-use crate::run::{Dialect, FlashAttn, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, args};
+use crate::run::{
+    Dialect, FlashAttn, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, Target, args,
+};
 use crate::speed::Turn;
 
 /// The form to write a plan in.
@@ -224,10 +226,10 @@ fn written(launch: &Launch, source: &ModelSource, wish: Wish) -> Result<(String,
     Ok((text, notes, forms::read(&held, launch.dialect, form)?))
 }
 
-/// Demands what was expected; which flag an override came from does not count.
+/// Demands what was expected; which flag an override came from does not count, nor which build it was read for.
 fn same_run(wish: Wish, expected: &RunConfig, read: &RunConfig) -> Result<(), Error> {
     let anonymous = |run: &RunConfig| {
-        let mut run = run.clone();
+        let mut run = RunConfig { target: Target::default(), ..run.clone() };
         run.overrides.iter_mut().for_each(|entry: &mut Override| entry.origin.clear());
         run
     };
@@ -251,7 +253,11 @@ fn same_run(wish: Wish, expected: &RunConfig, read: &RunConfig) -> Result<(), Er
 /// Demands that every copy of every tensor is in the same buffer, with the same bytes.
 fn same_placement(model: &Model, machine: &Machine, wish: Wish, runs: [&RunConfig; 2]) -> Result<(), Error> {
     let replay = |what| Error::Replay { form: wish.form.name(), what };
-    let [planned, read] = runs.map(|run| placement::place(model, machine, run).map_err(|e| replay(e.to_string())));
+    let target = runs[0].target;
+    let [planned, read] = runs.map(|run| {
+        let run = RunConfig { target, ..run.clone() };
+        placement::place(model, machine, &run).map_err(|e| replay(e.to_string()))
+    });
     let (planned, read) = (planned?, read?);
     let moved = planned.first_moved(&read, model);
     moved.map_or(Ok(()), |tensor| Err(replay(format!("{} is placed elsewhere", tensor.name))))
@@ -320,6 +326,7 @@ fn ik_launch(run: &RunConfig, source: &ModelSource) -> Result<Launch, Error> {
     let expected = RunConfig {
         flash_attn: if run.flash_attn == FlashAttn::Auto { FlashAttn::On } else { run.flash_attn },
         n_parallel: Some(run.n_parallel.unwrap_or(1)),
+        n_gpu_layers: dialect::layers_of_ik(run),
         load_mode: match run.load_mode {
             LoadMode::Dio => LoadMode::None,
             LoadMode::Mmap => LoadMode::Auto,

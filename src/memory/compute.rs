@@ -105,9 +105,10 @@ impl<'a> Context<'a> {
     fn prompt(&self) -> Batch {
         let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
         let n_tokens = u64::from(self.numbers.n_ctx.min(self.numbers.n_ubatch));
-        let most = if self.launch.run.rules().logits_of_all { n_tokens } else { self.numbers.n_outputs_max.into() };
-        let n_outputs = n_tokens.min(most);
-        Batch { n_tokens: n_tokens.next_multiple_of(n_seqs), n_seqs, n_outputs }
+        let whole = n_tokens.next_multiple_of(n_seqs);
+        let most = u64::from(self.numbers.n_outputs_max);
+        let n_outputs = if self.launch.run.rules().logits_of_all { whole } else { n_tokens.min(most) };
+        Batch { n_tokens: whole, n_seqs, n_outputs }
     }
 
     /// `n_gpu_layers > n_layer_all`.
@@ -134,15 +135,18 @@ impl<'a> Context<'a> {
             alignment: Backend::Cpu.alignment(),
             is_meta: false,
         });
-        // Every backend known here has the events and the asynchronous copies that it takes.
+        // Every backend known here has the events and the asynchronous copies that it takes, RPC not always.
         let several = self.placement.devices.len() > 1;
+        let rules = self.launch.run.rules();
+        let has_events = rules.rpc_pipelines || targets.iter().all(|target| target.backend != Backend::Rpc);
         let pipeline = self.launch.may_pipeline
             && several
+            && has_events
             && self.is_full_offload()
             && self.launch.run.split_mode == SplitMode::Layer
             && self.launch.run.offload_kqv
             && self.launch.run.overrides.is_empty();
-        Scheduler { targets, op_offload: self.launch.run.op_offload, pipeline, rules: self.launch.run.rules() }
+        Scheduler { targets, op_offload: self.launch.run.op_offload, pipeline, rules }
     }
 
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.

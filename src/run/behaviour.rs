@@ -111,6 +111,12 @@ rules! {
     /// The states of a batch's sequences and of all others are gathered together.
     gathers_states_once: bool = false,
         [11368, 11378] true => "src/llama-graph.cpp build_rs";
+    /// deepseek4 turns the end of a head where it is.
+    ropes_in_place: bool = false,
+        [10549, 10568] true => "src/models/deepseek4.cpp: ggml_rope_set_offset";
+    /// mamba2's projections are of all tokens together, not by sequence.
+    mamba2_is_flat: bool = false,
+        [10568, 10605] true => "src/models/mamba-base.cpp build_mamba2_layer";
     /// Delta nets bring queries and keys to length 1 by an RMS norm and a factor, not by an L2 norm.
     unit_norms_by_rms: bool = false,
         [10705, 11181] true => "src/models/delta-net-base.cpp build_gdn_l2_norm";
@@ -123,6 +129,9 @@ rules! {
     /// With several micro-batches in flight inputs that no node reads have copies too, all in the order of the leafs.
     copies_unused_inputs: bool = false,
         [11223, 11258] true => "ggml/src/ggml-backend.cpp ggml_backend_sched_split_graph: pass 6";
+    /// Several micro-batches may be in flight on RPC devices, which have events.
+    rpc_pipelines: bool = false,
+        [10635, 10680] true => "ggml/src/ggml-rpc/ggml-rpc.cpp ggml_backend_rpc_device_get_props";
     /// Attention runs where the weight of its sinks is.
     sinks_place_attention: bool = true,
         [10001, 10235] false => "ggml/src/ggml-backend.cpp ggml_backend_sched_backend_id_from_cur";

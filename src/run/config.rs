@@ -145,6 +145,9 @@ run_config! {
     /// `-otd`, `-cmoed`, `-ncmoed`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     draft_overrides: Vec<Override> = Vec::new(),
+    /// `--spec-draft-n-ubatch`, tokens, of a drafting context of either kind (b12032); `None` = as `-ub`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_n_ubatch: Option<u32> = None,
     /// `-ctkd`, of a drafting context of either kind; `None` = f16.
     #[serde(skip_serializing_if = "Option::is_none")]
     draft_type_k: Option<GgmlType> = None,
@@ -232,6 +235,7 @@ impl RunConfig {
         let f16 = crate::gguf::ggml_type::f16;
         let own = Self {
             n_ctx,
+            n_ubatch: self.draft_n_ubatch.unwrap_or(self.n_ubatch),
             type_k: self.draft_type_k.unwrap_or_else(f16),
             type_v: self.draft_type_v.unwrap_or_else(f16),
             mtp_context: self.mtp,

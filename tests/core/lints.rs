@@ -480,8 +480,7 @@ fn a_count_within_the_dense_blocks_is_told_once() {
 #[test]
 fn ik_has_flags_of_its_own() {
     let ik = Target { dialect: Dialect::Ik, ..Target::default() };
-    let line =
-        "llama-server -fa -fmoe -mla 3 -amb 512 -rtr -ooae --no-mmap --fit --fit-margin 2000 -ncmoe 4 -np 1 -c 4096";
+    let line = "llama-server -ngl 99 -fa -fmoe -mla 3 -amb 512 -rtr -ooae --no-mmap --fit --fit-margin 2000 -ncmoe 4 -np 1 -c 4096";
     let checkup = check(&QWEN, ONE, line, ik);
     assert!(checkup.lints.iter().all(|lint| lint.severity > Severity::Warning), "{:?}", checkup.lints);
     let patterns: Vec<&str> = checkup.overrides.iter().map(|row| &row.pattern[..7]).collect();

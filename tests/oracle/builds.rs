@@ -5,17 +5,15 @@
 //! `MOEPLAN_ROWS` names a file for the rows of `testdata/truth/builds.jsonl`.
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
-use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::build_rows::{LAUNCHES, MODELS, Row, headers, words};
+use crate::support::build_rows::{self, LAUNCHES, MODELS, Row, headers};
 use moeplan::memory::{self, MemoryByDevice};
-use moeplan::run::{Choice as _, RunConfig, Target, numbers, parse};
-use moeplan::runtime::software_machine;
+use moeplan::run::{Choice as _, RunConfig, numbers};
 
 /// A server of one software device, ended with the test.
 struct Server(Child, String);
@@ -88,15 +86,10 @@ fn builds() {
     for name in MODELS.iter().filter(|name| name.contains(&wanted)) {
         let (path, model) = headers.get(name);
         for launch in LAUNCHES {
-            let (n_devices, flags) = launch.split_once(' ').expect("devices and flags");
-            let n_devices: u16 = n_devices.parse().expect("a count");
-            let target = Target { build, ..Target::default() };
-            let mut run = parse::command_for(&words(flags), &BTreeMap::new(), target).expect("flags of llama.cpp").run;
-            let endpoints: Vec<&str> = servers[..usize::from(n_devices)].iter().map(|s| s.1.as_str()).collect();
+            let (machine, run) = build_rows::launch(launch, build);
+            let endpoints: Vec<&str> = servers[..run.rpc.len()].iter().map(|server| server.1.as_str()).collect();
             writeln!(asked, "{}", line(path, &run, &endpoints, &model.hparams)).expect("the oracle listens");
             let theirs = answers.next().expect("an answer").expect("a line");
-            let machine = software_machine(n_devices, moeplan::bytes::Bytes::mib(24 * 1024));
-            run.rpc.clear();
             let ours = memory::forecast(model, &machine, &run).map(|forecast| forecast.target);
             let theirs: Option<MemoryByDevice> = serde_json::from_str(&theirs).unwrap_or_default();
             let (Ok(ours), Some(theirs)) = (ours, theirs) else {

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use moeplan::gguf;
+use moeplan::machine::{Device, Host, Machine};
 use moeplan::memory::MemoryByDevice;
 use moeplan::model::Model;
+use moeplan::run::{RunConfig, Target, parse};
 use serde::{Deserialize, Serialize};
 
 /// Headers of testdata/architectures.tar.xz: dense, with experts, with windows, with latents, hybrid, tied.
-pub const MODELS: [&str; 15] = [
+pub const MODELS: [&str; 14] = [
     "llama-dense",
     "qwen3-dense",
-    "gemma3-dense",
     "gemma2-dense",
     "llama-moe",
     "qwen3moe-moe",
@@ -57,9 +58,17 @@ pub struct Row {
     pub memory: MemoryByDevice,
 }
 
-/// The words of a launch, which is not fitted.
-pub fn words(flags: &str) -> Vec<String> {
-    format!("{flags} -fit off").split(' ').map(str::to_string).collect()
+/// A launch on its software devices, as a build reads it; it is not fitted.
+pub fn launch(launch: &str, build: u32) -> (Machine, RunConfig) {
+    let (n_devices, flags) = launch.split_once(' ').expect("devices and flags");
+    let n_devices: u16 = n_devices.parse().expect("a count");
+    let device = |i| Device::parse(&format!("RPC{i}[d{i}:1]=24G")).expect("a device");
+    let machine = Machine { devices: (0..n_devices).map(device).collect(), host: Host::default() };
+    let words: Vec<String> = format!("{flags} -fit off").split(' ').map(str::to_string).collect();
+    let target = Target { build, ..Target::default() };
+    let mut run = parse::command_for(&words, &BTreeMap::new(), target).expect("flags of llama.cpp").run;
+    run.rpc = (0..n_devices).map(|i| format!("d{i}:1")).collect();
+    (machine, run)
 }
 
 pub struct Headers {

@@ -147,12 +147,22 @@ fn experts<'g>(l: Layer<'g>, x: Node<'g>, tokens: Option<Node<'g>>) -> Node<'g> 
     l.moe(x, &moe) + l.ffn("_shexp", x, Act::Silu)
 }
 
+/// The last part of each head turned by its position, in its place (`ggml_rope_set_offset`) or beside the rest.
+fn turn<'g>(l: Layer<'g>, x: Node<'g>, positions: Node<'g>) -> Node<'g> {
+    if l.plan.rules.ropes_in_place {
+        return x.rope(positions, None);
+    }
+    let turned = l.hparam("rope.dimension_count").min(x.ne(0));
+    let plain = x.ne(0) - turned;
+    x.cols(plain, 0).concat(x.cols(turned, plain).rope(positions, None), 0)
+}
+
 /// A layer's attention (`build_attention_impl`).
 fn attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
     let (head, n_head, n_tokens, positions) = (l.head_k, l.n_head, l.n_tokens, inputs.positions);
     let low = l.low_q(x);
-    let q = l.raw_mm("attn_q_b", low).reshape(&[head, n_head, n_tokens]).rms().rope(positions, None);
-    let kv = l.norm("attn_kv_a_norm", l.raw_mm("attn_kv", x)).reshape(&[head, 1, n_tokens]).rope(positions, None);
+    let q = turn(l, l.raw_mm("attn_q_b", low).reshape(&[head, n_head, n_tokens]).rms(), positions);
+    let kv = turn(l, l.norm("attn_kv_a_norm", l.raw_mm("attn_kv", x)).reshape(&[head, 1, n_tokens]), positions);
     let compressed = match (l.hp.compress_ratio, &inputs.compressors) {
         (CSA_RATIO, Some(Compressors { csa, indexer, .. })) => {
             compress(l, x, csa);
@@ -165,7 +175,7 @@ fn attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &Inputs<'g>) -> Node<'g> {
         }
         _ => None,
     };
-    let rows = attend(l, inputs.window, q, kv, compressed).reshape(&[head, n_head, n_tokens]).rope(positions, None);
+    let rows = turn(l, attend(l, inputs.window, q, kv, compressed).reshape(&[head, n_head, n_tokens]), positions);
     let (n_groups, rank) = (l.hparam("attention.output_group_count"), l.hparam("attention.output_lora_rank"));
     let width = head * n_head / n_groups;
     let rows = rows.reshape(&[width, n_groups, n_tokens]).permute(HEADS);
@@ -251,7 +261,7 @@ fn compress<'g>(l: Layer<'g>, x: Node<'g>, c: &Compressor<'g>) {
         blocks(c, current.concat(new[i], 1))
     });
     let keys = (values * scores.soft_max()).sum_rows().permute([1, 0, 2, 3]).cont();
-    let keys = l.norm(&name("norm"), keys).rope(c.write_positions, None);
+    let keys = turn(l, l.norm(&name("norm"), keys), c.write_positions);
     l.store_k(c.keys, l.il, l.hadamard(keys, c.k_rot), c.write);
     if let Some(rows) = c.snapshot {
         keep(l, c.state, [0, 1].map(|i| old[i].concat(new[i], 1)), rows);
@@ -285,7 +295,7 @@ fn blocks<'g>(c: &Compressor<'g>, source: Node<'g>) -> Node<'g> {
 fn choose<'g>(l: Layer<'g>, low: Node<'g>, x: Node<'g>, positions: Node<'g>, indexer: &Compressor<'g>) -> Node<'g> {
     let Compressor { head, mask, k_rot, .. } = *indexer;
     let n_head = l.hparam("attention.indexer.head_count");
-    let q = l.raw_mm("indexer.attn_q_b", low).reshape(&[head, n_head, l.n_tokens]).rope(positions, None);
+    let q = turn(l, l.raw_mm("indexer.attn_q_b", low).reshape(&[head, n_head, l.n_tokens]), positions);
     let q = l.hadamard(q, k_rot);
     let k = compressed_keys(l, indexer);
     let [q, weights] = by_stream(q, l.raw_mm("indexer.proj", x).scale(), k.ne(3));

@@ -57,7 +57,8 @@ fn mamba2_layer<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>) -> Node
     let past = l.read_states(inputs, l.conv_states());
     let kernel = l.hparam("ssm.conv_kernel");
     let past = past.reshape(&[kernel - 1, channels, n_seqs]);
-    let all = l.by_sequence(l.mm("ssm_in", x));
+    let is_flat = l.plan.rules.mamba2_is_flat;
+    let all = if is_flat { l.by_sequence(l.mm("ssm_in", x)) } else { l.mm("ssm_in", l.by_sequence(x)) };
     let z = all.split(head, n_head, head, 0);
     let input = past.concat(all.cols(channels, inner).transpose(), 0);
     l.write_columns(input, [kernel, channels], l.conv_states(), |columns| columns);
@@ -78,7 +79,11 @@ fn mamba2_layer<'g>(l: Layer<'g>, inputs: &StateInputs<'g>, x: Node<'g>) -> Node
     if l.has("ssm_norm") {
         y = l.norm("ssm_norm", y.reshape(&[inner / n_group, n_group, n_tokens, n_seqs]));
     }
-    l.mm("ssm_out", y.reshape(&[inner, n_tokens * n_seqs]))
+    if is_flat {
+        return l.mm("ssm_out", y.reshape(&[inner, n_tokens * n_seqs]));
+    }
+    let rows = l.mm("ssm_out", y.reshape(&[inner, n_tokens, n_seqs]));
+    rows.reshape(&[rows.ne(0), n_tokens * n_seqs])
 }
 
 /// A short convolution between two gates (lfm2).
