@@ -198,7 +198,7 @@ mod tests {
         }
         let parsed = |text| device(&Device::parse(text).unwrap());
         let elsewhere = parsed("RPC0[10.0.0.2:1]=24G");
-        assert_eq!(elsewhere.basis, "guess: a usual card of 24 GiB behind 1 Gbit/s; calibrate to know");
+        assert_eq!(elsewhere.basis, "guess: a usual card of 24 GiB behind 1 Gbit/s; calibrate to be sure");
         for server in ["RPC0[127.0.0.1:1]=24G", "RPC0[localhost:50052]=24G", "RPC0[[::1]:1]=24G", "RPC0=24G"] {
             let here = parsed(server);
             assert!(here.weights * 10.0 < elsewhere.weights, "{server}");

@@ -76,7 +76,7 @@ fn a_run_is_measured_by_the_servers_own_clock() {
 #[test]
 fn every_way_to_fail_at_the_start_is_told_apart() {
     for (mode, expected, hint) in [
-        ("oom", "llama-server did not start: out of memory: 12.00 GiB for weights cannot be had on CUDA0", "-c or -ub"),
+        ("oom", "llama-server did not start: out of memory: 12.00 GiB for weights cannot be allocated on CUDA0", "-c or -ub"),
         ("bad-model", "llama-server did not start: the model cannot be loaded: tensor 'token_embd.weight'", "inspect"),
         ("crash", "llama-server died while loading (signal 6 (SIGABRT))", "-v"),
         ("silent-exit", "llama-server died while loading (exit code 3)", "-v"),
@@ -244,9 +244,9 @@ fn a_command_is_launched_as_it_is_or_refused() {
             .expect("moeplan")
     };
     for (words, error, hint) in [
-        ("--frobnicate --jinja", "`--frobnicate` is no flag of llama.cpp b11434", "hint:"),
+        ("--frobnicate --jinja", "`--frobnicate` is not a flag of llama.cpp b11434", "hint:"),
         ("--no-mmap --mlock", "`--no-mmap` was removed", "--load-mode mlock"),
-        ("--moe-cache-mib 2", "`--moe-cache-mib` is no flag of llama.cpp b11434", "11549"),
+        ("--moe-cache-mib 2", "`--moe-cache-mib` is not a flag of llama.cpp b11434", "11480"),
         ("-ctv q8_0 -fa off", "quantized-v-without-flash-attention", "-fa on"),
     ] {
         let output = verify(words);
@@ -349,7 +349,7 @@ fn the_real_server_fails_in_ways_that_are_known() {
     .expect("a command")
     .run;
     let error = server.start(&odd).expect_err("no such buffer");
-    assert!(error.to_string().contains("does not take the command line"), "{error}");
+    assert!(error.to_string().contains("rejects the command line"), "{error}");
 
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let port = listener.local_addr().expect("an address").port();

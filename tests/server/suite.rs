@@ -96,12 +96,12 @@ fn every_fault_of_a_stream_is_found() {
     for (manner, check, detail) in [
         (Manner::NoDone, "finish reason and [DONE]", "no [DONE]"),
         (Manner::NoFinish, "finish reason and [DONE]", "no finish reason"),
-        (Manner::Duplicated, "no delta is duplicated", "the text in one piece is shorter"),
+        (Manner::Duplicated, "no delta is duplicated", "the non-streamed text is shorter"),
         (Manner::EmptyDelta, "no delta is empty", "1 empty deltas"),
         (Manner::SplitCharacter, "no character is split", "1 replacement characters"),
         (Manner::BrokenGrapheme, "no grapheme is broken", "begins inside a grapheme"),
         (Manner::Burst, "not in one burst", "deltas in 1 reads"),
-        (Manner::Differs, "equal the text in one piece", "they differ from character"),
+        (Manner::Differs, "equal the non-streamed text", "they differ from character"),
         (Manner::Garbage, "every event parses", "nonsense"),
         (Manner::NotEvents, "framed validly", "content-type is `text/plain`"),
         (Manner::ErrorMidStream, "finish reason and [DONE]", "the server refused: out of memory"),
@@ -338,7 +338,7 @@ fn models_may_come_one_at_a_time() {
     assert_eq!(names, ["tiny", "absent", "mine"]);
     for kept in [&last.models[0], &last.models[2]] {
         let (line, measured) = (&kept.sections[0].items[0], kept.bench.as_ref().unwrap());
-        assert!(kept.skipped.is_none() && line.verdict == Verdict::Pass && line.detail.contains("asked as now"));
+        assert!(kept.skipped.is_none() && line.verdict == Verdict::Pass && line.detail.contains("same settings as now"));
         assert!(measured.prompts.iter().all(|prompt| prompt.max_tokens == 5));
     }
     assert_eq!(last.models[0].bench, first.models[0].bench);
