@@ -733,7 +733,7 @@ fn every_code_is_tested_and_in_the_manual() {
 }
 
 /// What public reports showed: a command, whether it fits, a lint with a word of its hint.
-const REPORTED: [(&LazyLock<Model>, &str, &str, bool, &str, &str); 13] = [
+const REPORTED: [(&LazyLock<Model>, &str, &str, bool, &str, &str); 12] = [
     // Cards that the command selects, and their order.
     (
         &QWEN,
@@ -753,8 +753,7 @@ const REPORTED: [(&LazyLock<Model>, &str, &str, bool, &str, &str); 13] = [
     ),
     // Rules that almost match.
     (&QWEN, ONE, "llama-server -c 4096 -ot ffn_exps=CPU", true, "rule-matches-nothing", "`exps=CPU`"),
-    // llama-bench: the largest variant decides, and old lines are read as they were meant.
-    (&QWEN, ONE, "llama-bench -ngl 99 -d 0,131072 -ub 512,4096", false, "first-variant", ""),
+    // Old lines of llama-bench are read as they were meant.
     (&QWEN, ONE, "llama-bench -ngl 99 -mmp 0", true, "removed-flag", "`--load-mode none`"),
     (&QWEN, ONE, "llama-bench -ngl 99 --mmap 0 -dio 1", true, "removed-flag", "`--load-mode dio`"),
     // The draft model has the target's context.
@@ -787,7 +786,7 @@ const REPORTED: [(&LazyLock<Model>, &str, &str, bool, &str, &str); 13] = [
         "llama-server -ngl 99 -c 131072 -fit off --cache-ram 0 --ctx-checkpoints 512",
         false,
         "server-memory-beyond-ram",
-        "-ctxcp",
+        "--ctx-checkpoints",
     ),
 ];
 
