@@ -154,7 +154,7 @@ fn removed_tensor_types() {
 
 #[test]
 fn unknown_tensor_types() {
-    for ty in [43, 1000, u32::MAX] {
+    for ty in [44, 1000, u32::MAX] {
         assert_refused(&with_tensor(&[256], ty), &[&format!("tensor `t`: type id {ty} is unknown"), "newer moeplan"]);
     }
 }

@@ -63,7 +63,7 @@ impl Tensor {
     }
 
     fn bytes(&self) -> u64 {
-        self.blocks * TYPES[self.ty].block_bytes * self.rest.iter().product::<u64>()
+        (self.blocks * TYPES[self.ty].block_bytes + TYPES[self.ty].row_extra) * self.rest.iter().product::<u64>()
     }
 }
 
