@@ -100,7 +100,8 @@ rules! {
         [9453, 9464] false => "src/llama-context.cpp sched_reserve: n_outputs_max";
     /// Masks are F32, and of those for flash attention the device makes an F16 copy.
     mask_copied: bool = true,
-        [9409, 9415] false => "src/llama-graph.cpp build_kq_mask";
+        [9409, 9415] false => "src/llama-graph.cpp build_kq_mask",
+        ik false;
     /// Which inputs the embeddings may come from: tokens; vectors too; a mix of both too.
     embedding_inputs: u8 = 1,
         [7772, 8133] 2 => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_select",
