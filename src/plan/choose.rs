@@ -144,7 +144,8 @@ impl Problem<'_> {
         let mapped = self.candidate(run, forecast);
         // A device that uses the mapped file in place holds what lies between its tensors as well.
         let maps_more = !mapped.forecast.mapped.devices.is_empty();
-        let is_better = !self.leaves_nothing(&read) && (maps_more || self.is_better(&read, &mapped, WORTH));
+        // By however little: mapped files are copied at 7 GB/s on some hosts and at 30 on others, pinned memory at the slot's speed on all.
+        let is_better = !self.leaves_nothing(&read) && (maps_more || self.is_better(&read, &mapped, 0.0));
         Ok(if is_better || (read.fits() && !mapped.fits()) { read } else { mapped })
     }
 

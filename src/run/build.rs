@@ -24,7 +24,10 @@ pub const BUILDS: &[Build] = &[
         memory: "the reference: every rule was checked on it; llama-cpp-sys-2 0.1.161 vendors it",
     },
     Build { number: 11549, memory: "b11434's rules and the expert cache (`--moe-cache-mib`)" },
-    Build { number: NEWEST, memory: "b11549's rules but for mapped files and rotations of quantized caches; compared with no run" },
+    Build {
+        number: NEWEST,
+        memory: "b11549's rules but for mapped files and rotations of quantized caches; compared with no run",
+    },
 ];
 
 /// The oldest build whose source was read for its rules, and the newest.

@@ -76,7 +76,11 @@ fn a_run_is_measured_by_the_servers_own_clock() {
 #[test]
 fn every_way_to_fail_at_the_start_is_told_apart() {
     for (mode, expected, hint) in [
-        ("oom", "llama-server did not start: out of memory: 12.00 GiB for weights cannot be allocated on CUDA0", "-c or -ub"),
+        (
+            "oom",
+            "llama-server did not start: out of memory: 12.00 GiB for weights cannot be allocated on CUDA0",
+            "-c or -ub",
+        ),
         ("bad-model", "llama-server did not start: the model cannot be loaded: tensor 'token_embd.weight'", "inspect"),
         ("crash", "llama-server died while loading (signal 6 (SIGABRT))", "-v"),
         ("silent-exit", "llama-server died while loading (exit code 3)", "-v"),

@@ -338,7 +338,9 @@ fn models_may_come_one_at_a_time() {
     assert_eq!(names, ["tiny", "absent", "mine"]);
     for kept in [&last.models[0], &last.models[2]] {
         let (line, measured) = (&kept.sections[0].items[0], kept.bench.as_ref().unwrap());
-        assert!(kept.skipped.is_none() && line.verdict == Verdict::Pass && line.detail.contains("same settings as now"));
+        assert!(
+            kept.skipped.is_none() && line.verdict == Verdict::Pass && line.detail.contains("same settings as now")
+        );
         assert!(measured.prompts.iter().all(|prompt| prompt.max_tokens == 5));
     }
     assert_eq!(last.models[0].bench, first.models[0].bench);
