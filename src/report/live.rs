@@ -256,7 +256,7 @@ mod tests {
                 "t/s         pp    tg",
                 "latest     500  31.2  300 + 128 tokens",
                 "session    500  31.2  all finished requests",
-                "predicted  520  32.0  4,096 + 512 tokens, ±35.0%",
+                "predicted  520  32.0  4,096 + 512 tokens, ±35% and ±35%",
             ]
         );
         let narrow = texts(&promise(), &sample(), 39);

@@ -57,7 +57,7 @@ const FARTHEST_OF_HOST: f64 = 8.0;
 /// The same of a device: an RPC server may hide any card.
 const FARTHEST: f64 = 40.0;
 /// Weight of staying at the table's price beside a sample: enough to hold what samples tell only together with another price.
-const PULL: f64 = 1e-2;
+const PULL: f64 = 4e-3;
 /// Relative errors beyond this count linearly instead of squared.
 const OUTLIER: f64 = 0.1;
 /// Passes over all prices: they settle long before.
