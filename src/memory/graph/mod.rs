@@ -514,10 +514,15 @@ impl<'g> Layer<'g> {
 
     /// [`Self::norm_of`] where the loader takes the weight as optional: `build_norm` leaves out what is absent.
     fn norm_with(self, kind: Norm, weight: Option<Node<'g>>, name: &str, x: Node<'g>) -> Node<'g> {
-        let x = x.norm(kind, None, None);
+        self.bound(x.norm(kind, None, None)).weighted(weight, self.get(name, "bias"))
+    }
+
+    /// A norm or a layer's last result (`l_last`), which are bound to the layer's device where batches are small or all layers are on
+    /// devices (`llama_context::graph_get_cb`).
+    fn bound(self, x: Node<'g>) -> Node<'g> {
         if self.plan.full_offload || self.n_tokens < 32 {
             self.pin(x, self.target());
         }
-        x.weighted(weight, self.get(name, "bias"))
+        x
     }
 }

@@ -95,7 +95,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
         streams = l.write_mixed(x, streams, post, comb);
         let [x, post, comb] = l.read_mixed("hc_ffn", streams);
         b.draft.expand(&[streams, post, comb]);
-        streams = l.write_mixed(experts(l, l.norm("ffn_norm", x), tokens), streams, post, comb);
+        streams = l.bound(l.write_mixed(experts(l, l.norm("ffn_norm", x), tokens), streams, post, comb));
     }
     if b.taps_output() {
         mean(streams);

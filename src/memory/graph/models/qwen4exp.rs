@@ -74,7 +74,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
         }
         streams = write_streams(l, x, streams, inject);
         let (x, inject) = read_streams(l, "hc_ffn", streams);
-        streams = write_streams(l, feed_forward(l, &PLAIN, x), streams, inject);
+        streams = l.bound(write_streams(l, feed_forward(l, &PLAIN, x), streams, inject));
     }
     logits(b, last_stream(b, streams));
 }
