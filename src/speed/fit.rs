@@ -67,7 +67,8 @@ const SETTLED: f64 = 1e-7;
 const ROUNDS: usize = 16;
 /// A tenth of the measurements that are off by more than this make a calibration worthless.
 const MOST_UNCERTAINTY: f64 = 0.5;
-/// Measurements that are met so much better with a price beyond the data sheet insist on it: the median error, in proportion.
+/// Measurements that are predicted so much better with a price beyond the data sheet insist on it: the error of the worst tenth, in
+/// proportion. The median would not show a price that few of them tell.
 const INSISTS: f64 = 0.5;
 /// The least that a calibration says it may be off.
 const LEAST_UNCERTAINTY: f64 = 0.05;
@@ -124,7 +125,7 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Re
     let mut odd = Vec::new();
     if factors.iter().zip(&bounds).zip(&free).any(|((factor, bound), free)| *factor <= bound[0] && bound[0] > free[0]) {
         let beyond = solve(&rows, &free, both);
-        let off = |factors: &[f64]| share_within(residuals(factors).iter(), 1, 2).unwrap_or(1.0);
+        let off = |factors: &[f64]| share_within(residuals(factors).iter(), 9, 10).unwrap_or(1.0);
         if off(&beyond) < off(&factors) * INSISTS {
             let is_beyond = beyond.iter().zip(&bounds).map(|(factor, bound)| *factor < bound[0]);
             for ((tier, kind), _) in unknowns.iter().zip(is_beyond).filter(|(_, beyond)| *beyond) {
