@@ -153,7 +153,8 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
             uncertainty = uncertainty.map(|share| share.max(least));
         }
     }
-    let [uncertainty_pp, uncertainty_tg] = uncertainty;
+    // A share of a share has no more digits than its parts.
+    let [uncertainty_pp, uncertainty_tg] = uncertainty.map(|share| (share * 1e3).round() / 1e3);
     let uncertainty = uncertainty_pp.max(uncertainty_tg);
     Estimate {
         speed: Speed { pp, tg, basis, uncertainty, uncertainty_pp, uncertainty_tg },
