@@ -39,13 +39,13 @@ pub struct MachineArgs {
     #[arg(long, value_name = "SIZE")]
     pub ram: Option<Ram>,
     /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
-    #[arg(long, value_name = "GB/S", value_parser = rate)]
+    #[arg(long, value_name = "GB/S", value_parser = rate, hide_short_help = true)]
     pub memory_bandwidth: Option<f64>,
     /// The processor by name: "Ryzen 7950X".
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
     pub cpu: Option<String>,
     /// Its physical cores.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
     pub cores: Option<u32>,
     /// What the devices of --vram are [default: cuda].
     #[arg(long, value_enum)]

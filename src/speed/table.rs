@@ -81,26 +81,26 @@ fn class(device: &Device) -> (Figures, &'static str) {
         (Backend::Metal, 32..100) => (row(400.0, 9.0, 200.0, 7.5), "an Apple device of its size"),
         (Backend::Metal, _) => (row(800.0, 20.0, 400.0, 7.5), "an Apple device of its size"),
         // Most cards of other makers run by Vulkan are AMD's.
-        (Backend::Rocm | Backend::Vulkan, 0..9) => (row(280.0, 5.0, 16.0, 4.5), "a usual card of up to 8 GiB"),
-        (Backend::Rocm | Backend::Vulkan, 9..14) => (row(400.0, 6.0, 32.0, 4.5), "a usual card of 12 GiB"),
-        (Backend::Rocm | Backend::Vulkan, 14..20) => (row(600.0, 22.0, 32.0, 4.0), "a usual card of 16 GiB"),
-        (Backend::Rocm | Backend::Vulkan, 20..24) => (row(800.0, 42.0, 32.0, 4.0), "a usual card of 20 GiB"),
-        (Backend::Rocm | Backend::Vulkan, 24..28) => (row(960.0, 48.0, 32.0, 4.0), "a usual card of 24 GiB"),
-        (Backend::Rocm | Backend::Vulkan, 28..40) => (row(640.0, 38.0, 32.0, 4.0), "a usual card of 32 GiB"),
-        (Backend::Rocm | Backend::Vulkan, 40..60) => (row(864.0, 44.0, 32.0, 4.0), "a usual card of 48 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 0..9) => (row(280.0, 5.0, 16.0, 4.5), "a typical card of up to 8 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 9..14) => (row(400.0, 6.0, 32.0, 4.5), "a typical card of 12 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 14..20) => (row(600.0, 22.0, 32.0, 4.0), "a typical card of 16 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 20..24) => (row(800.0, 42.0, 32.0, 4.0), "a typical card of 20 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 24..28) => (row(960.0, 48.0, 32.0, 4.0), "a typical card of 24 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 28..40) => (row(640.0, 38.0, 32.0, 4.0), "a typical card of 32 GiB"),
+        (Backend::Rocm | Backend::Vulkan, 40..60) => (row(864.0, 44.0, 32.0, 4.0), "a typical card of 48 GiB"),
         (Backend::Rocm | Backend::Vulkan, 60..140) => {
             (row(256.0, 18.0, 200.0, 4.0), "graphics with main memory of its size")
         }
         (Backend::Rocm | Backend::Vulkan, _) => (row(5300.0, 75.0, 64.0, 4.5), "a card of 192 GiB"),
-        (_, 0..9) => (row(360.0, 14.0, 16.0, 2.6), "a usual card of up to 8 GiB"),
-        (_, 9..14) => (row(450.0, 22.0, 32.0, 2.6), "a usual card of 12 GiB"),
-        (_, 14..20) => (row(600.0, 36.0, 32.0, 2.3), "a usual card of 16 GiB"),
-        (_, 20..28) => (row(950.0, 50.0, 32.0, 2.3), "a usual card of 24 GiB"),
-        (_, 28..40) => (row(1500.0, 80.0, 64.0, 2.0), "a usual card of 32 GiB"),
-        (_, 40..60) => (row(850.0, 40.0, 32.0, 2.5), "a usual card of 48 GiB"),
+        (_, 0..9) => (row(360.0, 14.0, 16.0, 2.6), "a typical card of up to 8 GiB"),
+        (_, 9..14) => (row(450.0, 22.0, 32.0, 2.6), "a typical card of 12 GiB"),
+        (_, 14..20) => (row(600.0, 36.0, 32.0, 2.3), "a typical card of 16 GiB"),
+        (_, 20..28) => (row(950.0, 50.0, 32.0, 2.3), "a typical card of 24 GiB"),
+        (_, 28..40) => (row(1500.0, 80.0, 64.0, 2.0), "a typical card of 32 GiB"),
+        (_, 40..60) => (row(850.0, 40.0, 32.0, 2.5), "a typical card of 48 GiB"),
         (_, 60..110) => (row(1800.0, 70.0, 64.0, 2.5), "a typical card of 80 GiB or more"),
         (_, 110..132) => (row(273.0, 35.0, 200.0, 2.5), "graphics with main memory of its size"),
-        (_, _) => (row(4800.0, 110.0, 64.0, 2.5), "a usual card of 140 GiB and more"),
+        (_, _) => (row(4800.0, 110.0, 64.0, 2.5), "a typical card of 140 GiB and more"),
     }
 }
 
@@ -192,13 +192,13 @@ mod tests {
             ("Apple M2 Ultra", "table: M2 ULTRA"),
             ("NVIDIA GeForce RTX 4070 SUPER", "table: RTX 4070 SUPER"),
             ("NVIDIA GB10", "table: GB10"),
-            ("Something Else 9000", "guess: a usual card of 24 GiB"),
+            ("Something Else 9000", "guess: a typical card of 24 GiB"),
         ] {
             assert_eq!(device(&described(description)).basis, basis, "{description}");
         }
         let parsed = |text| device(&Device::parse(text).unwrap());
         let elsewhere = parsed("RPC0[10.0.0.2:1]=24G");
-        assert_eq!(elsewhere.basis, "guess: a usual card of 24 GiB behind 1 Gbit/s; calibrate to be sure");
+        assert_eq!(elsewhere.basis, "guess: a typical card of 24 GiB behind 1 Gbit/s; calibrate to be sure");
         for server in ["RPC0[127.0.0.1:1]=24G", "RPC0[localhost:50052]=24G", "RPC0[[::1]:1]=24G", "RPC0=24G"] {
             let here = parsed(server);
             assert!(here.weights * 10.0 < elsewhere.weights, "{server}");

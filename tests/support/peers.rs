@@ -77,7 +77,7 @@ pub fn cells() -> Vec<Cell> {
 /// How to get our figures, and the table, in Markdown.
 pub fn table() -> String {
     let mut text = String::from(
-        "Memory of one device, and its error against llama.cpp's own projection. To reproduce moeplan's column, take the overhead \
+        "Memory of one device, and its error against llama.cpp's own projection. To reproduce moeplan's column, subtract the overhead \
          from the total:\n\n```sh\nmkdir t && tar -xJSf testdata/truth-models.tar.xz -C t\n\
          moeplan check --json --device CUDA0=81079M -- llama-server -m t/MODEL.gguf -ngl 99 -np 1 -c 32768 FLAGS\n```\n\n\
          The other columns are gguf-parser-go 0.25 (in brackets: with its footprint of 500 MiB) and llama-mdl 0.14.0 \

@@ -37,7 +37,7 @@ fn plan(name: &str) -> Value {
         "model": {"path": name, "name": name, "architecture": "phimoe", "bytes": 20 * GIB, "context_length": 8192, "block_count": 24},
         "machine": {"devices": [], "host": real["machine"]["host"]}, "warnings": [], "margin": 0, "strategy": "auto", "objective": "turn",
         "turn": {"prompt": 4096, "generate": 512, "depth": 0}, "turn_seconds": 17.3,
-        "speed": {"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25},
+        "speed": {"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25, "uncertainty_pp": 0.25, "uncertainty_tg": 0.25},
         "host_needs": {"process": 0, "logits": 0, "checkpoints": 0, "prompt_cache": 0, "reserve": 0, "pinned": 0}, "args": ["-c", "8192"],
         "command": format!("llama-server -m {name} -c 8192"),
         "placement": {"routed_expert_bytes_on_devices": 4 * GIB, "routed_expert_bytes_on_host": 14 * GIB,
@@ -144,7 +144,7 @@ pub fn launched(name: &str) -> Value {
 
 /// `moeplan/tune/1`.
 pub fn tuning(name: &str) -> Value {
-    let speed = json!({"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25});
+    let speed = json!({"pp": 900.0, "tg": 40.0, "basis": name, "uncertainty": 0.25, "uncertainty_pp": 0.25, "uncertainty_tg": 0.25});
     let candidate = |kind: &str, state: &str, predicted: Value| {
         json!({"what": format!("{kind} {name}"), "kind": kind, "args": ["-c", "1"], "predicted": predicted, "state": state,
             "measured": {"pp": spread(1000.0, 1.0), "tg": spread(50.0, 1.0), "turn": spread(2.0, 0.1), "turns": [1.9, 2.0, 2.1],
