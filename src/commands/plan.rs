@@ -23,7 +23,6 @@ use crate::suggest::Refusal;
 #[command(after_help = "Examples:
   moeplan plan --vram 24G model.gguf
   moeplan plan --vram 24G,12G -c 32768 --explain model.gguf -- -ub 2048 --swa-full
-  moeplan plan --sweep vram=6G..48G model.gguf
   moeplan plan --vram 16G --as Q4_K_M,Q5_K_M,Q6_K model-F16.gguf
   llama-server -m model.gguf $(moeplan plan --vram 24G --emit args model.gguf)")]
 pub struct PlanArgs {

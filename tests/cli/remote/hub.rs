@@ -252,7 +252,7 @@ fn the_program_says_which_quantisation_fits_and_how_fast_it_would_be() {
     assert!(json["quants"][0]["fits"].get("speed").is_none(), "what does not fit has no speed");
 
     let (_, page, _) = moeplan(&hub, home.path(), &["inspect", "hf:o/moe", "--vram", "8G", "--ram", "8G"]);
-    assert!(page.contains("Predicted: pp ±") && page.contains("tokens/s as planned"), "{page}");
+    assert!(page.contains("Predicted, prompt ±") && page.contains("tokens/s as planned"), "{page}");
 }
 
 #[test]
