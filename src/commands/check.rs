@@ -81,7 +81,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let (machine, environment) = (args.machine.machine()?, environment(args.machine.describes_devices()));
     // Without a word about the machine it is this computer, which needs no saying.
     let assumed = args.machine.assumed(&machine).filter(|_| args.machine.describes_devices());
-    assumed.iter().for_each(|note| output.say(note));
+    if let Some(note) = assumed {
+        output.say(&note);
+    }
     let look = |held: &Held| checked(held, args, (&machine, &environment), &folder, output);
     if let [only] = held.as_slice() {
         let checked = look(only)?;

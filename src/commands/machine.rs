@@ -297,7 +297,7 @@ mod tests {
         let host = |cpu: Option<&str>, cores, ram: &str| {
             let (cpu, ram) = (cpu.map(str::to_string), Some(ram.parse().unwrap()));
             let vram = vec!["24G".parse().unwrap()];
-            MachineArgs { vram, cpu, cores, ram, ..MachineArgs::default() }.machine().map(|machine| machine.host)
+            MachineArgs { vram, ram, cpu, cores, ..MachineArgs::default() }.machine().map(|machine| machine.host)
         };
         let named = host(Some("Ryzen 7950X"), None, "64G").unwrap();
         assert_eq!((named.cores, named.threads, named.isa), (Some(16), Some(32), Isa::X86Avx512));

@@ -96,7 +96,7 @@ fn of_older_builds_the_output_leaves_the_host_last() {
     let target = crate::run::Target { build: 6699, ..crate::run::Target::default() };
     let (h, a) = (None, Some(0));
     for (n_gpu_layers, expected) in [(1, [h, h, h, a, h]), (4, [a, a, a, a, h]), (5, [a, a, a, a, a])] {
-        let run = RunConfig { n_gpu_layers, target, ..run(&[]) };
+        let run = RunConfig { target, n_gpu_layers, ..run(&[]) };
         assert_eq!(place(&model, &machine, &run).unwrap().layers, expected, "{n_gpu_layers}");
     }
 }

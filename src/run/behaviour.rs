@@ -69,7 +69,7 @@ macro_rules! rules {
                 let build = if is_ik { 0 } else { target.build };
                 $(let $field: $ty = match build {
                     $(_ if is_ik => $ik,)?
-                    _ => latest(build, &[(0, $oldest) $(, ($since, $value))*]),
+                    _ => latest(build, $oldest, &[$(($since, $value)),*]),
                 };)+
                 Self { $($field,)+ }
             }
@@ -85,13 +85,9 @@ macro_rules! rules {
     };
 }
 
-/// The last value whose build is not later.
-fn latest<T: Copy>(build: u32, values: &[(u32, T)]) -> T {
-    let mut found = values[0].1;
-    for (_, value) in values.iter().filter(|(since, _)| *since <= build) {
-        found = *value;
-    }
-    found
+/// The last value whose build is not later, else the oldest.
+fn latest<T: Copy>(build: u32, oldest: T, steps: &[(u32, T)]) -> T {
+    steps.iter().rev().find(|(since, _)| *since <= build).map_or(oldest, |(_, value)| *value)
 }
 
 rules! {

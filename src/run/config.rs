@@ -38,6 +38,7 @@ impl Default for Target {
 }
 
 impl Target {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde's `skip_serializing_if` calls it")]
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -527,7 +527,7 @@ fn other(line: &'static str) -> Flag {
     let environment = Some(column()).filter(|name| !name.is_empty());
     let (names, negated) = (column(), column());
     let since = columns.next().map_or(0, |build| build.parse().expect("a build"));
-    Flag { values, environment, negated, since, ..Flag::new(names, Effect::None) }
+    Flag { negated, environment, values, since, ..Flag::new(names, Effect::None) }
 }
 
 /// The flag of a word and whether it is meant positively; `_` counts as `-` in long flags, as llama.cpp has it.

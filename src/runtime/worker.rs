@@ -37,7 +37,7 @@ pub enum Request {
     },
     Project(Launch),
     /// The context of the second launch, which drafts for the first.
-    ProjectDraft(Launch, Launch),
+    ProjectDraft(Box<[Launch; 2]>),
     Generate(Launch, Workload),
     /// End at once as a crash would, to test what becomes of it.
     Crash,
@@ -92,12 +92,12 @@ impl Worker {
 
     /// Asks for one projection: nothing mapped, as llama.cpp's own projections.
     fn project(&mut self, launch: &Launch) -> Result<Projection, Error> {
-        self.ask_projection(launch, Request::Project(unmapped(launch)))
+        self.ask_projection(launch, &Request::Project(unmapped(launch)))
     }
 
-    fn ask_projection(&mut self, launch: &Launch, request: Request) -> Result<Projection, Error> {
+    fn ask_projection(&mut self, launch: &Launch, request: &Request) -> Result<Projection, Error> {
         let doing = format!("projecting `{}`", launch.model.display());
-        serde_json::from_value(self.ask(&request, &doing, PROJECT_LIMIT)?).map_err(bad)
+        serde_json::from_value(self.ask(request, &doing, PROJECT_LIMIT)?).map_err(bad)
     }
 
     pub fn is_alive(&mut self) -> bool {
@@ -169,7 +169,7 @@ impl Embedded {
             launches,
             |(target, _)| target.endpoints(),
             |worker, (target, draft)| {
-                worker.ask_projection(draft, Request::ProjectDraft(unmapped(target), unmapped(draft)))
+                worker.ask_projection(draft, &Request::ProjectDraft(Box::new([unmapped(target), unmapped(draft)])))
             },
         )
     }
@@ -253,7 +253,8 @@ pub fn serve() -> anyhow::Result<()> {
                     connect(launch.endpoints())?;
                     serde_json::to_value(embedded::project(&launch)?)
                 }
-                Request::ProjectDraft(target, draft) => {
+                Request::ProjectDraft(both) => {
+                    let [target, draft] = *both;
                     connect(target.endpoints())?;
                     serde_json::to_value(embedded::project_draft(&target, &draft)?)
                 }

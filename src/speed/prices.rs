@@ -208,7 +208,9 @@ pub(super) fn least(machine: &Machine, tier: usize) -> ByCost {
     match tier.checked_sub(1).map(|at| machine.devices.get(at)) {
         None => {
             let known = machine.host.processor.as_deref().and_then(|name| processors::named(name).memory);
-            known.into_iter().for_each(|memory| limit(&[Cost::Weights], memory * GIGA));
+            if let Some(memory) = known {
+                limit(&[Cost::Weights], memory * GIGA);
+            }
         }
         Some(device) => {
             if let Some(figures) = device.and_then(table::figures) {

@@ -732,8 +732,11 @@ fn every_code_is_tested_and_in_the_manual() {
     assert!(headings.is_empty(), "docs/lints.md has sections of no lint: {headings:?}");
 }
 
-/// What public reports showed: a command, whether it fits, a lint with a word of its hint.
-const REPORTED: [(&LazyLock<Model>, &str, &str, bool, &str, &str); 12] = [
+/// Model, machine, command, whether it fits, a lint and a word of its hint.
+type Reported = (&'static LazyLock<Model>, &'static str, &'static str, bool, &'static str, &'static str);
+
+/// What public reports showed.
+const REPORTED: [Reported; 12] = [
     // Cards that the command selects, and their order.
     (
         &QWEN,

@@ -189,10 +189,10 @@ fn a_draft_model_beside_its_target_is_llama_cpps() {
             });
             match (ours, theirs.map(|theirs| theirs.by_device())) {
                 (Ok(ours), Ok(theirs)) => {
-                    let terms: [(&str, fn(&MemoryBreakdown) -> Bytes); 3] =
-                        [("model", |row| row.model), ("context", |row| row.context), ("compute", |row| row.compute)];
-                    let differ = terms.iter().filter_map(|(term, of)| {
-                        let differ = differences(&ours, &theirs, *of);
+                    let of = |row: &MemoryBreakdown| [row.model, row.context, row.compute];
+                    let terms = ["model", "context", "compute"].iter().enumerate();
+                    let differ = terms.filter_map(|(at, term)| {
+                        let differ = differences(&ours, &theirs, |row| of(row)[at]);
                         (!differ.is_empty()).then(|| format!(" {term}:{differ}"))
                     });
                     match differ.collect::<String>() {
