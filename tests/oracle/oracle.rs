@@ -219,7 +219,11 @@ fn predict(launch: &Launch) -> Result<MemoryByDevice, String> {
 }
 
 /// What disagrees in one term; nothing when all is equal.
-fn differences(ours: &MemoryByDevice, theirs: &MemoryByDevice, term: fn(&MemoryBreakdown) -> Bytes) -> String {
+fn differences(
+    ours: &MemoryByDevice,
+    theirs: &MemoryByDevice,
+    term: impl Copy + Fn(&MemoryBreakdown) -> Bytes,
+) -> String {
     let mut text = String::new();
     let keys: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
     for key in keys {
