@@ -327,7 +327,8 @@ impl Fit<'_> {
             let mut mem_high = self.used_with(&high)?;
             if mem_high[id] > self.targets[id] {
                 loop {
-                    let delta = high[id].n_full() - layers[id].n_full();
+                    // llama.cpp asserts that it is not negative.
+                    let delta = high[id].n_full().saturating_sub(layers[id].n_full());
                     if delta <= 1 {
                         break;
                     }

@@ -313,7 +313,7 @@ impl<R: Read + Seek> Reader<R> {
         // llama.cpp's counts are signed.
         let most = i64::MAX.unsigned_abs();
         let product = |all: u64, n: u64| all.checked_mul(n).filter(|product| *product <= most);
-        let elements = shape.into_iter().try_fold(1, product).ok_or_else(too_large)?;
+        shape.into_iter().try_fold(1, product).ok_or_else(too_large)?;
         let offset = cursor.offset();
         let id = cursor.u32("the tensor's type")?;
         let ty = GgmlType::from_id(id).ok_or_else(|| match id {
@@ -325,7 +325,7 @@ impl<R: Read + Seek> Reader<R> {
             let message = format!("rows of {row} elements are not a multiple of the {block} of a {ty} block");
             return Err(refused(offset, message));
         }
-        let bytes = ty.row_bytes(elements).map(Bytes).ok_or_else(too_large)?;
+        let bytes = ty.bytes(&shape).map(Bytes).ok_or_else(too_large)?;
         let offset = cursor.offset();
         let found = cursor.u64("the tensor's offset")?;
         if found != expected {
