@@ -114,5 +114,6 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
         }
     }
     eprintln!("{equal} equal, {refused} given up by both, {aborted} aborted by llama.cpp, {} differ", wrong.len());
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // Tests beside this one silence panics.
+    assert!(wrong.is_empty(), "{}", wrong.iter().inspect(|line| eprintln!("{line}")).count());
 }
