@@ -18,14 +18,12 @@ impl Subject {
 }
 
 /// How many models there are.
-pub const PARTS: u32 = 3;
+pub const PARTS: u32 = 2;
 
-/// Many narrow blocks tell waits; few wide ones tell rates, of several widths so that larger models are met. About 2 GiB each.
-pub const SUBJECTS: [Subject; PARTS as usize] = [
-    Subject { spec: "granite-3.1-3b-a800m", blocks: None },
-    Subject { spec: "qwen3-30b-a3b", blocks: Some(4) },
-    Subject { spec: "qwen3-235b-a22b", blocks: Some(1) },
-];
+/// Many narrow blocks tell waits; few wide ones tell rates. About 2 GiB each. None of one block: the last block's experts run for the
+/// rows of the output alone, so that its prompts tell nothing (seen on an H200 with one block of Qwen3-235B).
+pub const SUBJECTS: [Subject; PARTS as usize] =
+    [Subject { spec: "granite-3.1-3b-a800m", blocks: None }, Subject { spec: "qwen3-30b-a3b", blocks: Some(4) }];
 
 /// Launches of one model: arguments of llama-bench after the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
