@@ -153,7 +153,8 @@ const WRONG_SIZES: &[(&str, &str)] = &[
 #[test]
 fn the_sizes_that_gguf_rs_gives() {
     let mut found = Vec::new();
-    for row in TYPES {
+    // Types of later builds and of ik_llama.cpp are not its matter.
+    for row in TYPES.iter().filter(|row| row.since == 0) {
         let ty = GgmlType::from_id(row.id).unwrap();
         let bytes = ty.row_bytes(4096 * 4096).unwrap();
         let file = gguf_builder::Builder::new().tensor("t", &[4096, 4096], row.id, bytes);
