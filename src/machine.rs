@@ -192,6 +192,19 @@ impl Backend {
         self.facts().device
     }
 
+    /// The name of its device number `index`; `None`: it has no devices. OpenCL's have no number
+    /// (`ggml_backend_opencl_device_get_name`, b11434).
+    fn device_name(self, index: usize) -> Option<String> {
+        let prefix = self.device_prefix()?;
+        Some(if self == Self::Opencl { prefix.to_string() } else { format!("{prefix}{index}") })
+    }
+
+    /// Whether its devices have the events and the asynchronous copies that several micro-batches in flight take (`caps` of
+    /// `get_props`, b11434).
+    pub fn may_pipeline(self) -> bool {
+        !matches!(self, Self::Cann | Self::Opencl)
+    }
+
     pub fn host_buffer_name(self) -> Option<&'static str> {
         self.facts().host_buffer
     }
@@ -248,7 +261,7 @@ pub enum Error {
     UnknownCard(String),
     #[error("`--gpu {0}`: how much memory it offers is not known: write --gpu '{0}=8G'")]
     NoMemory(String),
-    #[error("`--backend cpu` has no devices to give `--vram` to; leave `--vram` out")]
+    #[error("`--backend cpu` has no devices; leave `--vram` and `--gpu` out")]
     NoDevices,
 }
 
@@ -403,9 +416,10 @@ impl Device {
 
     /// The devices of `--vram SIZE,SIZE`: the first ones of a backend.
     pub fn of_sizes(backend: Backend, sizes: &[DeviceSize]) -> Result<Vec<Self>, Error> {
-        let prefix = backend.device_prefix().filter(|_| backend != Backend::Cpu).ok_or(Error::NoDevices)?;
-        let name = |i| if backend == Backend::Opencl { prefix.to_string() } else { format!("{prefix}{i}") };
-        Ok(sizes.iter().enumerate().map(|(i, size)| Self::of_size(name(i), backend, *size)).collect())
+        let named = |(i, size): (usize, &DeviceSize)| {
+            Ok(Self::of_size(backend.device_name(i).ok_or(Error::NoDevices)?, backend, *size))
+        };
+        sizes.iter().enumerate().map(named).collect()
     }
 
     /// A device of `--device NAME=SIZE`; an RPC device may say where its server is: `RPC0[HOST:PORT]=SIZE`, an integrated one that its
@@ -469,10 +483,10 @@ impl Device {
             };
             let total = sold.map(cards::Sold::offers).or(size.map(|size| size.bytes));
             let total = total.ok_or_else(|| Error::NoMemory(card.words.to_ascii_uppercase()))?;
-            let prefix = backend.device_prefix().ok_or(Error::NoDevices)?;
             let at = devices.iter().filter(|other| other.backend == backend).count();
+            let name = backend.device_name(at).ok_or(Error::NoDevices)?;
             let description = Some(card.words.to_ascii_uppercase());
-            devices.push(Self { description, ..Self::new(format!("{prefix}{at}"), backend, total) });
+            devices.push(Self { description, ..Self::new(name, backend, total) });
         }
         Ok(devices)
     }
@@ -789,6 +803,8 @@ mod tests {
             of(&["3060 laptop=6144M"], Some(Backend::Vulkan)).unwrap(),
             [device("Vulkan0", "RTX 3060 LAPTOP", 6144)]
         );
+        assert_eq!(of(&["4090"], Some(Backend::Opencl)).unwrap(), [device("GPUOpenCL", "RTX 4090", 23605)]);
+        assert_eq!(of(&["4090"], Some(Backend::Cpu)), Err(Error::NoDevices));
         assert_eq!(of(&["RTX 9999"], None), Err(Error::UnknownCard("RTX 9999".to_string())));
         assert_eq!(of(&["GTX 1650"], None), Err(Error::NoMemory("GTX 1650".to_string())));
     }

@@ -331,7 +331,7 @@ pub fn check(
     let is_counted = forecast.uncounted.iter().all(|term| options.ignored.iter().any(|part| *part == term.what));
     let parts = PartRow::table(&forecast, run);
     // Neither what is refused nor what does not fit has a speed; what is paged has that of the disk.
-    let runs = !is_refused && (!is_short || is_paged) && forecast.is_whole();
+    let runs = !is_refused && (!is_short || is_paged) && is_whole;
     let case = Case { model, machine, run: &launched, placement: &forecast.placement, forecast: &forecast };
     let speed = options.turn.filter(|_| runs).map(|turn| speed::predict(&case, turn).speed);
     let mut basis = forecast.basis;

@@ -121,7 +121,9 @@ impl MachineArgs {
             host.ram = Some(ram.bytes);
         }
         if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
-            host.rates = Some(HostRates::of_memory(table::memory(bandwidth)));
+            let given = HostRates::of_memory(table::memory(bandwidth));
+            // A calibration keeps what it knows of the threads.
+            host.rates = Some(HostRates { memory: given.memory, ..host.rates.take().unwrap_or(given) });
         }
         Ok(())
     }
@@ -307,6 +309,10 @@ mod tests {
         assert_eq!((faster.cores, faster.threads), (Some(8), None));
         assert!((rates(&faster).memory - 96.0 * 0.6).abs() < 1e-9);
         assert_eq!(rates(&faster).basis, "as given, else table: Ryzen 7950X");
+        let mut calibrated = Host { rates: Some(HostRates { by_thread: 7.0, ..rates(&named) }), ..Host::default() };
+        let args = MachineArgs { memory_bandwidth: Some(100.0), ..MachineArgs::default() };
+        args.describe(&mut calibrated).unwrap();
+        assert_eq!((rates(&calibrated).memory, rates(&calibrated).by_thread), (60.0, 7.0));
         assert!(host(Some("Ryzen 99"), None, "64G").unwrap_err().to_string().contains("Ryzen 99"));
     }
 

@@ -187,10 +187,13 @@ fn of_rules(model: &Model, run: &RunConfig, numbers: &ContextNumbers, rules: Rul
 fn class(arch: &Arch, hparams: &ContextHParams, rules: Rules) -> MemoryClass {
     let windowed = hparams.swa.is_some() && rules.windows;
     match arch.memory {
-        Memory::Dsa | Memory::DsaIswa | Memory::Msa | Memory::DsaIfIndexed if !rules.indexers && windowed => {
-            MemoryClass::Iswa
+        Memory::Dsa | Memory::DsaIswa | Memory::Msa | Memory::DsaIfIndexed if !rules.indexers => {
+            if windowed {
+                MemoryClass::Iswa
+            } else {
+                MemoryClass::Kv
+            }
         }
-        Memory::Dsa | Memory::DsaIswa | Memory::Msa | Memory::DsaIfIndexed if !rules.indexers => MemoryClass::Kv,
         Memory::HybridIdx { .. } if !rules.indexers && !windowed => MemoryClass::Hybrid,
         Memory::None => MemoryClass::None,
         Memory::Target => MemoryClass::Iswa,

@@ -135,10 +135,12 @@ impl<'a> Context<'a> {
             alignment: Backend::Cpu.alignment(),
             is_meta: false,
         });
-        // Every backend known here has the events and the asynchronous copies that it takes, RPC not always.
         let several = self.placement.devices.len() > 1;
         let rules = self.launch.run.rules();
-        let has_events = rules.rpc_pipelines || targets.iter().all(|target| target.backend != Backend::Rpc);
+        let has_events = targets.iter().all(|target| match target.backend {
+            Backend::Rpc => rules.rpc_pipelines,
+            backend => backend.may_pipeline(),
+        });
         let pipeline = self.launch.may_pipeline
             && several
             && has_events
@@ -188,5 +190,24 @@ impl<'a> Context<'a> {
         let found = scheduler.targets_of(&mut graph, |tensor: &Tensor| tensor.op == op);
         let is_home = |(id, target)| graph.layer_targets.get(&id).is_none_or(|home| Some(*home) == target);
         Ok(found.into_iter().all(is_home))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::{Device, Host, Machine};
+    use crate::memory::forecast;
+    use crate::run::RunConfig;
+    use crate::synth;
+
+    #[test]
+    fn devices_without_asynchronous_copies_have_one_micro_batch_in_flight() {
+        let model = synth::model("olmoe-1b-7b", &synth::Wish::default()).unwrap();
+        let run = RunConfig { n_ctx: 4096, n_gpu_layers: 99, ..RunConfig::default() };
+        for (backend, is_pipelined) in [("CUDA", true), ("SYCL", true), ("CANN", false)] {
+            let devices = [0, 1].map(|n| Device::parse(&format!("{backend}{n}=24GiB")).unwrap());
+            let machine = Machine::new(devices.to_vec(), Host::default()).unwrap();
+            assert_eq!(forecast(&model, &machine, &run).unwrap().is_pipelined, is_pipelined, "{backend}");
+        }
     }
 }

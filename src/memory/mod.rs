@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::gguf::{GgmlType, Value};
-use crate::machine::{Backend, Device, Machine};
+use crate::machine::{Device, Machine};
 use crate::model::Model;
 use crate::placement::{self, Mapped, Placement};
 use crate::run::numbers::{ContextNumbers, numbers};
@@ -485,14 +485,13 @@ impl<'a> Launch<'a> {
     }
 
     /// The cards that the launch looks at and leaves alone: with `-sm none` and without `--device` llama.cpp asks every card for its
-    /// memory (`src/llama.cpp` `llama_prepare_model_devices`), which creates a context on those of CUDA and ROCm alone
+    /// memory (`src/llama.cpp` `llama_prepare_model_devices`), which creates a context on those of CUDA's source alone
     /// (`common/common.cpp` `common_params_print_info`; `ggml-vulkan.cpp` `ggml_backend_vk_get_device_memory`, b11434).
     fn looked_at(self, forecast: &Forecast) -> Vec<&'a Device> {
         let used = forecast.devices();
         let looks = self.run.split_mode == SplitMode::None && self.run.devices.is_none();
-        let has_context = |device: &Device| matches!(device.backend, Backend::Cuda | Backend::Rocm);
         let cards = (0_u16..).zip(&self.machine.devices).filter(|(at, device)| {
-            looks && has_context(device) && !self.machine.is_shared(device) && !used.contains(at)
+            looks && device.backend.is_cuda_source() && !self.machine.is_shared(device) && !used.contains(at)
         });
         cards.map(|(_, device)| device).collect()
     }

@@ -7,14 +7,12 @@ import glob
 import os
 import struct
 import sys
+from hole import text, write
 
 F32, F16, I64 = 0, 1, 27
 FORMATS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 SIZES = {F32: (1, 4), F16: (1, 2), I64: (1, 8)}
 EMBD, VOCAB, DRAFT_VOCAB = 512, 3008, 1024
-
-def text(item):
-    return struct.pack('<Q', len(item)) + item.encode()
 
 def value(item):
     if isinstance(item, list):
@@ -25,28 +23,12 @@ def value(item):
     ty = 7 if isinstance(item, bool) else 4 if isinstance(item, int) else 6
     return struct.pack('<I' + FORMATS[ty], ty, item)
 
-def write(path, keys, tensors):
-    """`keys` are pairs of a name and the bytes of a typed value, `tensors` a name, a shape and a type each."""
-    head = b'GGUF' + struct.pack('<IQQ', 3, len(tensors), len(keys)) + b''.join(text(name) + raw for name, raw in keys)
-    end = 0
-    for name, shape, ty in tensors:
-        head += text(name) + struct.pack('<I', len(shape)) + struct.pack(f'<{len(shape)}Q', *shape) + struct.pack('<IQ', ty, end)
-        block, size = SIZES[ty]
-        count = 1
-        for n in shape:
-            count *= n
-        end += (count // block * size + 31) // 32 * 32
-    head += b'\0' * (-len(head) % 32)
-    with open(path, 'wb') as file:
-        file.write(head)
-        file.truncate(len(head) + end)
-
 def model(name, arch, tensors, **keys):
     keys = {'general.architecture': arch, 'tokenizer.ggml.model': 'no_vocab'} | {f'{arch}.' + key.replace('__', '.'): item for key, item in keys.items()}
     keys[f'{arch}.vocab_size'] = VOCAB
     wide = lambda shape: len([n for n in shape if n > 1]) > 1
     typed = [(tensor, list(shape), ty[0] if ty else F16 if wide(shape) and 'norm' not in tensor else F32) for tensor, shape, *ty in tensors]
-    write(os.path.join(sys.argv[2], name + '.gguf'), [(key, value(item)) for key, item in keys.items()], typed)
+    write(os.path.join(sys.argv[2], name + '.gguf'), [(key, value(item)) for key, item in keys.items()], typed, SIZES)
 
 def weights(il, shapes):
     return [(f'blk.{il}.{name}' + ('' if name.endswith(('_conv_base', '.bias')) else '.weight'), shape) for name, shape in shapes.items()]
@@ -158,4 +140,4 @@ for path in sorted(glob.glob(os.path.join(sys.argv[1], '*.gguf'))):
     file = Reader(path)
     n_layer = max(int(name.split('.')[1]) for name, _, _ in file.tensors if name.startswith('blk.'))
     kept = [tensor for tensor in file.tensors if not tensor[0].startswith('blk.') or tensor[0].startswith(f'blk.{n_layer}.')]
-    write(os.path.join(sys.argv[2], 'nextn-' + os.path.basename(path)), file.keys, kept)
+    write(os.path.join(sys.argv[2], 'nextn-' + os.path.basename(path)), file.keys, kept, SIZES)

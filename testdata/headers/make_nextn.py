@@ -8,18 +8,16 @@ import os
 import struct
 import sys
 from gguf import GGUFReader, GGUFValueType, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES
+from hole import text, write
 
 MODELS = """bailingmoe3-moe cohere2moe-moe deepseek2-moe deepseek32-moe deepseek4-moe glm-dsa-moe glm4moe-moe hy_v3-moe mimo2-moe
 qwen35-dense qwen35moe-moe qwen3next-moe qwen4exp-moe""".split()
 
-def string(text):
-    raw = text if isinstance(text, bytes) else text.encode()
-    return struct.pack('<Q', len(raw)) + raw
-
 FORMATS = {GGUFValueType.UINT8: 'B', GGUFValueType.INT8: 'b', GGUFValueType.UINT16: 'H', GGUFValueType.INT16: 'h', GGUFValueType.UINT32: 'I', GGUFValueType.INT32: 'i', GGUFValueType.FLOAT32: 'f', GGUFValueType.BOOL: '?', GGUFValueType.UINT64: 'Q', GGUFValueType.INT64: 'q', GGUFValueType.FLOAT64: 'd'}
 
 def value(ty, item):
-    return string(item) if ty == GGUFValueType.STRING else struct.pack('<' + FORMATS[ty], item)
+    return text(item) if ty == GGUFValueType.STRING else struct.pack('<' + FORMATS[ty], item)
 
 def convert(path, out):
     reader = GGUFReader(path)
@@ -61,26 +59,16 @@ def convert(path, out):
         if name.startswith(arch + '.') and isinstance(items, list) and len(items) == blocks and types[-1] != GGUFValueType.STRING:
             last = [i for i in items if i] or items
             fields[name] = (types, items + ([type(items[0])(0)] if name.endswith(('recurrent_layers', 'compress_ratios')) else last[-1:]))
-    head = b'GGUF' + struct.pack('<IQQ', 3, len(new), len(fields))
+    keys = []
     for name, (types, item) in fields.items():
-        head += string(name) + struct.pack('<I', types[0])
+        raw = struct.pack('<I', types[0])
         if types[0] == GGUFValueType.ARRAY:
             inner = types[1] if len(types) > 1 else GGUFValueType.STRING  # An empty array has lost its type; all that are empty here are of text.
-            head += struct.pack('<IQ', inner, len(item)) + b''.join(value(inner, i) for i in item)
+            raw += struct.pack('<IQ', inner, len(item)) + b''.join(value(inner, i) for i in item)
         else:
-            head += value(types[0], item)
-    from gguf.constants import GGML_QUANT_SIZES
-    end = 0
-    for name, shape, ty in new:
-        head += string(name) + struct.pack('<I', len(shape)) + b''.join(struct.pack('<Q', n) for n in shape) + struct.pack('<IQ', ty, end)
-        block, size = GGML_QUANT_SIZES[ty]
-        count = 1
-        for n in shape: count *= n
-        end += (count // block * size + 31) // 32 * 32
-    head += b'\0' * (-len(head) % 32)
-    with open(out, 'wb') as file:
-        file.write(head)
-        file.truncate(len(head) + end)
+            raw += value(types[0], item)
+        keys.append((name, raw))
+    write(out, keys, new, GGML_QUANT_SIZES)
 
 for model in MODELS:
     convert(os.path.join(sys.argv[1], model + '.gguf'), os.path.join(sys.argv[2], model + '.gguf'))

@@ -4,12 +4,10 @@ fewer blocks; the weights are a hole. `testdata/truth/projectors.tsv` holds what
 import os
 import struct
 import sys
+from hole import text, write
 
 F32, F16, Q8_0, BF16 = 0, 1, 8, 30
 SIZES = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34), BF16: (1, 2)}
-
-def string(text):
-    return struct.pack('<Q', len(text)) + text.encode()
 
 class Signed(int):
     """A number that llama.cpp reads as a signed one."""
@@ -24,7 +22,7 @@ def value(item):
     if isinstance(item, float):
         return struct.pack('<If', 6, item)
     if isinstance(item, str):
-        return struct.pack('<I', 8) + string(item)
+        return struct.pack('<I', 8) + text(item)
     if isinstance(item[0], float):
         return struct.pack('<IIQ', 9, 6, len(item)) + struct.pack(f'<{len(item)}f', *item)
     return struct.pack('<IIQ', 9, 5, len(item)) + struct.pack(f'<{len(item)}i', *item)
@@ -125,21 +123,8 @@ class File:
         return other
 
     def save(self, folder):
-        head = b'GGUF' + struct.pack('<IQQ', 3, len(self.tensors), len(self.keys))
-        for name, item in self.keys.items():
-            head += string(name) + value(item)
-        end = 0
-        for name, shape, ty in self.tensors:
-            head += string(name) + struct.pack('<I', len(shape)) + b''.join(struct.pack('<Q', n) for n in shape) + struct.pack('<IQ', ty, end)
-            block, size = SIZES[ty]
-            count = 1
-            for n in shape:
-                count *= n
-            end += (count // block * size + 31) // 32 * 32
-        head += b'\0' * (-len(head) % 32)
-        with open(os.path.join(folder, self.name + '.gguf'), 'wb') as file:
-            file.write(head)
-            file.truncate(len(head) + end)
+        keys = [(name, value(item)) for name, item in self.keys.items()]
+        write(os.path.join(folder, self.name + '.gguf'), keys, self.tensors, SIZES)
 
 def siglip(name, kind, size=896, patch=14, d=1152, heads=16, ff=4304, out=2560, **more):
     f = File(name).vision(kind, d, heads, ff, 3, size, patch, out=out, **more).patch(patch)
