@@ -107,8 +107,10 @@ impl MachineArgs {
         if let Some(name) = &self.cpu {
             let known = processors::named(name);
             if known == Processor::default() {
-                let known: Vec<&str> = processors::known().map(|(words, _)| words).collect();
-                return Err(Refusal::unknown("processor", name, known).into());
+                let message = format!("`--cpu {name}`: no processor of that name is known");
+                return Err(
+                    Refusal::new(message, "`moeplan devices --known` lists them; --cores N describes another").into()
+                );
             }
             let isa = known.isa.unwrap_or_default();
             (host.cores, host.threads, host.isa) = (known.cores, known.threads, isa);

@@ -71,7 +71,7 @@ fn terms_move_as_the_machine_would() {
             let ok = match expected {
                 1 => after > before * 1.001,
                 -1 => after < before * 0.999,
-                _ => phase == "pp" && what.starts_with("whole") || (after / before - 1.0).abs() < 2e-3,
+                _ => phase == "pp" && what.starts_with("whole") || (after / before - 1.0).abs() < 1e-3,
             };
             assert!(ok, "{what}: {phase} {before:.1} to {after:.1}");
         }

@@ -198,6 +198,9 @@ impl Known {
 impl Document for Known {
     fn pages(&self) -> Vec<Page> {
         let mut page = Page::new("Known", "Cards and processors by name", "");
+        if self.is_empty() {
+            page.push(Block::Prose("None is known by that name; without a word all are listed.".to_string()));
+        }
         let unknown = || "–".to_string();
         let rate = |rate: Option<f64>| rate.map_or_else(unknown, |rate| format!("{rate:.0} GB/s"));
         let cards = self.cards.iter().map(|card| {
