@@ -83,7 +83,7 @@ impl MachineArgs {
     pub fn assumed(&self, machine: &Machine) -> Option<String> {
         let ram = machine.host.ram.filter(|_| self.ram.is_none() && self.machine.is_none())?;
         Some(format!(
-            "note: planned with this computer's processor and its {ram} of main memory; --ram SIZE plans for another"
+            "note: the host is assumed to be this computer, with its processor and {ram} of main memory; --ram SIZE describes another"
         ))
     }
 
