@@ -32,6 +32,9 @@ pub fn args(run: &RunConfig) -> Vec<String> {
     words
 }
 
+/// One fewer than `llama_max_tensor_buft_overrides`: the last ends the list.
+const MAX_OVERRIDES: usize = 4095;
+
 /// How a device's layers are kept (`ngl_t`).
 #[derive(Debug, Clone, Copy)]
 struct Layers {
@@ -125,7 +128,11 @@ pub fn fitted(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Fitte
         fitted.failure = Some(reason);
         return Ok(fitted);
     }
-    fitted.run = fit.distribute()?;
+    match fit.distribute() {
+        Ok(run) => fitted.run = run,
+        Err(error @ Error::TooManyOverrides) => fitted.failure = Some(error.to_string()),
+        Err(error) => return Err(error),
+    }
     Ok(fitted)
 }
 
@@ -224,7 +231,7 @@ impl Fit<'_> {
     }
 
     /// The launch with these layers on the devices (`set_ngl_tensor_split_tbo`).
-    fn launch(&self, layers: &[Layers]) -> RunConfig {
+    fn launch(&self, layers: &[Layers]) -> Result<RunConfig, Error> {
         let mut run = self.run.clone();
         let total = layers.iter().fold(0_u32, |sum, layers| sum.wrapping_add(layers.n_layer));
         run.n_gpu_layers = total.cast_signed();
@@ -237,6 +244,9 @@ impl Fit<'_> {
         for own in layers {
             first = first.wrapping_add(own.n_full());
             for il in first..first.wrapping_add(own.n_part) {
+                if run.overrides.len() == MAX_OVERRIDES {
+                    return Err(Error::TooManyOverrides);
+                }
                 let (overflow, to) =
                     if il == first { (own.overflow, own.overflows_to) } else { (Overflow::Experts, None) };
                 let pattern = match overflow {
@@ -251,11 +261,11 @@ impl Fit<'_> {
             }
             first = first.wrapping_add(own.n_part);
         }
-        run
+        Ok(run)
     }
 
     fn used_with(&self, layers: &[Layers]) -> Result<Vec<i64>, Error> {
-        self.used(&self.launch(layers))
+        self.used(&self.launch(layers)?)
     }
 
     /// Steps 3 and 4: dense layers from the back, then whole layers from the front.
@@ -308,7 +318,7 @@ impl Fit<'_> {
         if has_experts && surplus > 0 {
             self.complete(&mut layers, mem)?;
         }
-        Ok(self.launch(&layers))
+        self.launch(&layers)
     }
 
     /// Step 4: layers whose experts are on the host become whole, from the first device on; then a part of one more.
@@ -336,9 +346,9 @@ impl Fit<'_> {
                     let (mut test, mut dense_test, mut converted) = (layers.clone(), dense, 0);
                     while dense_test < n {
                         let convert = (step - converted).min(test[dense_test].n_part);
-                        test[dense_test].n_layer -= convert;
+                        test[dense_test].n_layer = test[dense_test].n_layer.wrapping_sub(convert);
                         test[dense_test].n_part -= convert;
-                        test[id].n_layer += convert;
+                        test[id].n_layer = test[id].n_layer.wrapping_add(convert);
                         converted += convert;
                         if test[dense_test].n_part > 0 {
                             break;
@@ -375,7 +385,7 @@ impl Fit<'_> {
         let (mut test, mut dense_test) = (layers.clone(), *dense);
         test[dense_test].n_layer -= 1;
         test[dense_test].n_part = test[dense_test].n_part.wrapping_sub(1);
-        test[id].n_layer += 1;
+        test[id].n_layer = test[id].n_layer.wrapping_add(1);
         test[id].n_part = test[id].n_part.wrapping_add(1);
         if test[dense_test].n_part == 0 {
             dense_test += 1;

@@ -224,6 +224,9 @@ pub enum Error {
     NoContext,
     #[error("the context is larger than 64 PiB: give a smaller -c")]
     TooLarge,
+    /// Fitting gives up with it (`common/fit.cpp`).
+    #[error("llama_max_tensor_buft_overrides() == 4096 is insufficient for model")]
+    TooManyOverrides,
     #[error(transparent)]
     Placement(#[from] placement::Error),
     #[error(transparent)]
