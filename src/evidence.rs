@@ -16,6 +16,7 @@ use crate::bytes::Bytes;
 use crate::machine::{Calibration, Device, MARGIN_UNCALIBRATED, Machine};
 use crate::measurement::peak_of;
 use crate::memory::MemoryByDevice;
+use crate::run::SplitMode;
 use crate::runtime::{Launch, Observation};
 
 pub const SCHEMA: &str = "moeplan/evidence/1";
@@ -62,6 +63,10 @@ pub fn records(
     driver: Option<&str>,
     time: u64,
 ) -> Vec<Record> {
+    // What a second context holds is no device's own, and the log of `-sm tensor` does not say what each device has.
+    if launch.run.has_drafting() || launch.run.split_mode == SplitMode::Tensor {
+        return Vec::new();
+    }
     let peaks = peak_of(&seen.device_used);
     let record = |device: &Device| {
         let own = seen.memory.get(&device.name)?.own();

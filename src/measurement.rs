@@ -71,8 +71,8 @@ pub struct Expected {
     pub memory: MemoryByDevice,
     /// The span of mapped host weights, where the launch maps any.
     pub mapped_span: Option<Bytes>,
-    /// The devices of `-sm tensor`, whose log shows them as one; empty elsewhere.
-    pub sharing: Vec<String>,
+    /// What the target holds of each device of `-sm tensor`, whose log shows them as one; empty elsewhere.
+    pub sharing: MemoryByDevice,
     /// What the plan leaves free of a device for what cannot be predicted to the byte: how far overhead may be off.
     pub margin: Bytes,
 }
@@ -86,15 +86,17 @@ impl Expected {
             let between = span.saturating_sub(row.model);
             (row.model, row.overhead) = (row.model + between, row.overhead.saturating_sub(between));
         }
-        // What the first request adds is logged as compute.
-        for (name, bytes) in &forecast.grown {
+        // The log has what is allocated, not what was projected.
+        for (name, bytes) in &forecast.beyond {
             let row = memory.entry(name.clone()).or_default();
-            (row.compute, row.overhead) = (row.compute + *bytes, row.overhead.saturating_sub(*bytes));
+            row.compute = Bytes(row.compute.0.saturating_add_signed(*bytes));
+            row.overhead = Bytes(row.overhead.0.saturating_sub_signed(*bytes));
         }
-        let sharing = forecast.placement.shares.as_ref().map_or(Vec::new(), |_| {
-            let is_host = |name: &&String| memory::is_host(name);
-            memory.keys().filter(|name| !is_host(name)).cloned().collect()
-        });
+        let mut sharing = MemoryByDevice::new();
+        if forecast.placement.shares.is_some() {
+            sharing.clone_from(&forecast.target);
+            sharing.retain(|name, _| !memory::is_host(name));
+        }
         Self { memory, mapped_span: forecast.mapped.host, sharing, margin }
     }
 }
@@ -206,8 +208,7 @@ pub fn compare(expected: &Expected, seen: &Observation, tolerance: f64) -> Vec<R
     let mut predicted_memory = expected.memory.clone();
     let is_meta = seen.memory.contains_key(META) && !expected.sharing.is_empty();
     if is_meta {
-        let shares = || expected.sharing.iter().filter_map(|name| expected.memory.get(name));
-        let largest = |of: fn(&MemoryBreakdown) -> Bytes| shares().map(of).max().unwrap_or_default();
+        let largest = |of: fn(&MemoryBreakdown) -> Bytes| expected.sharing.values().map(of).max().unwrap_or_default();
         let (model, context) = (largest(|row| row.model), largest(|row| row.context));
         let row = MemoryBreakdown { model, context, compute: largest(|row| row.compute), overhead: Bytes(0) };
         predicted_memory.insert(META.to_string(), row);
@@ -235,7 +236,7 @@ pub fn compare(expected: &Expected, seen: &Observation, tolerance: f64) -> Vec<R
             rows.push(row(name, span, seen.mapped_span, resolution.model, Bytes(0), 0.0));
         }
         // Of one of the devices of `-sm tensor` only its driver tells.
-        let is_told = !is_meta || !expected.sharing.contains(key);
+        let is_told = !is_meta || !expected.sharing.contains_key(key);
         for (term, of, is_exact) in TERMS.into_iter().filter(|_| is_told) {
             let (p, m) = (of(&predicted), of(&measured));
             if p > Bytes(0) || m > Bytes(0) {
@@ -298,7 +299,12 @@ mod tests {
     /// What is compared without a margin.
     fn rows(predicted: &[(&str, u64, u64, u64)], seen: &Observation, tolerance: f64) -> Vec<Row> {
         compare(
-            &Expected { memory: memory(predicted), mapped_span: None, sharing: Vec::new(), margin: Bytes(0) },
+            &Expected {
+                memory: memory(predicted),
+                mapped_span: None,
+                sharing: MemoryByDevice::new(),
+                margin: Bytes(0),
+            },
             seen,
             tolerance,
         )
@@ -335,8 +341,12 @@ mod tests {
         let resolution = memory(&[("Host", PRINTED.0, PRINTED.0, PRINTED.0)]);
         let seen = Observation { resolution, mapped_span: Bytes(100 * MIB), ..seen(&[("Host", 0, 5, 6)]) };
         for (span, wrong) in [(Bytes(100 * MIB + PRINTED.0), &[][..]), (Bytes(99 * MIB), &["Host.mapped_span"])] {
-            let expected =
-                Expected { memory: predicted.clone(), mapped_span: Some(span), sharing: Vec::new(), margin: Bytes(0) };
+            let expected = Expected {
+                memory: predicted.clone(),
+                mapped_span: Some(span),
+                sharing: MemoryByDevice::new(),
+                margin: Bytes(0),
+            };
             let rows = compare(&expected, &seen, 0.0);
             assert_eq!(rows.iter().filter(|row| !row.ok).map(|row| row.quantity.as_str()).collect::<Vec<_>>(), wrong);
         }
@@ -345,10 +355,14 @@ mod tests {
     #[test]
     fn devices_that_share_every_tensor_are_held_to_the_largest_share() {
         let predicted = memory(&[("CUDA0", 70 * MIB, 5, 6), ("CUDA1", 71 * MIB, 4, 6), ("Host", 1, 0, 2)]);
-        let sharing = vec!["CUDA0".to_string(), "CUDA1".to_string()];
-        let expected = Expected { memory: predicted, mapped_span: None, sharing, margin: Bytes(0) };
+        let mut sharing = predicted.clone();
+        sharing.remove("Host");
+        let mut memory = predicted;
+        // What drafts on a card of its own is not in the shares.
+        memory.get_mut("CUDA1").unwrap().model += Bytes(MIB);
+        let expected = Expected { memory, mapped_span: None, sharing, margin: Bytes(0) };
         let mut seen = seen(&[("Meta()", 71 * MIB, 5, 6), ("Host", 1, 0, 2)]);
-        seen.device_used.peak.insert("CUDA1".into(), Bytes(71 * MIB + 4 + 6 + 600));
+        seen.device_used.peak.insert("CUDA1".into(), Bytes(72 * MIB + 4 + 6 + 600));
         let rows = compare(&expected, &seen, 0.0);
         let found: Vec<_> = rows.iter().map(|row| format!("{} {}", row.quantity, row.ok)).collect();
         let named = "CUDA1.peak true, Host.model true, Host.compute true, Host.total true, Meta().model true, \
@@ -364,7 +378,8 @@ mod tests {
         let row = MemoryBreakdown { model: Bytes::mib(1000), overhead: Bytes::mib(600), ..MemoryBreakdown::default() };
         let predicted = MemoryByDevice::from([("CUDA0".to_string(), row)]);
         let judge = |seen: &Observation, margin| {
-            let expected = Expected { memory: predicted.clone(), mapped_span: None, sharing: Vec::new(), margin };
+            let expected =
+                Expected { memory: predicted.clone(), mapped_span: None, sharing: MemoryByDevice::new(), margin };
             compare(&expected, seen, 0.01).split_off(2)
         };
         let rows = judge(&seen, Bytes(0));

@@ -12,7 +12,7 @@ use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::evidence::store::now;
 use crate::machine::{Device, Machine};
-use crate::measurement::peak_of;
+use crate::measurement::{Expected, peak_of};
 use crate::memory;
 use crate::plan::explain;
 use crate::run::ModelSource;
@@ -249,7 +249,8 @@ impl Tuning {
         if candidate.kind != Kind::Fit {
             let keep = || -> anyhow::Result<_> {
                 let forecast = memory::forecast(&self.proposal.model, &launch.machine, &launch.run)?;
-                Ok(evidence::store::keep(&seen, &forecast.memory, &launch)?)
+                let expected = Expected::of(&forecast, Bytes(0));
+                Ok(evidence::store::keep(&seen, &expected.memory, &launch)?)
             };
             if let Err(error) = keep() {
                 output.say(&format!("warning: what the devices showed is not kept: {error}"));

@@ -118,8 +118,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let workload = workload(ask, &engine, launch, proposal.slot_tokens(&predicted));
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let seen = engine.runtime().generate(launch, &workload)?;
-    let kept = if seen.interrupted { Ok(None) } else { evidence::store::keep(&seen, &predicted.memory, launch) };
-    let mut measured = measurement(seen, &Expected::of(&predicted, margin), ask.tolerance);
+    let expected = Expected::of(&predicted, margin);
+    let kept = if seen.interrupted { Ok(None) } else { evidence::store::keep(&seen, &expected.memory, launch) };
+    let mut measured = measurement(seen, &expected, ask.tolerance);
     measured.plan = proposal.plan.clone();
     let answered = output.show(&measured);
     if measured.interrupted {

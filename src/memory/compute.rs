@@ -10,7 +10,7 @@ use super::fusion;
 use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Hyper, Plan};
 use super::sched::{Scheduled, Scheduler};
-use super::{Forecast, Launch};
+use super::{Launch, MemoryByDevice};
 use crate::bytes::Bytes;
 use crate::machine::Backend;
 use crate::placement::Placement;
@@ -21,8 +21,8 @@ use crate::run::{ContextNumbers, FlashAttn, SplitMode};
 pub struct Compute {
     /// Bytes by device name (`CUDA0`, `RPC0`) and `Host`.
     pub by_device: BTreeMap<String, Bytes>,
-    /// What the first request adds, where a draft model reads layers of its target.
-    pub grown: BTreeMap<String, Bytes>,
+    /// Bytes that the launch allocates beyond these, or fewer.
+    pub beyond: BTreeMap<String, i64>,
     /// Whether attention is one operation (`-fa auto` resolved).
     pub flash_attn: bool,
     /// Whether several micro-batches are in flight (pipeline parallelism).
@@ -48,23 +48,32 @@ impl<'a> Context<'a> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
         let plan = Plan { hyper: self.resolve_hyper(&scheduler, flash_attn)?, ..self.plan(self.prompt(), flash_attn) };
-        let (by_device, kernels) = self.reserved(&scheduler, &plan)?;
+        let (by_device, kernels) = self.reserved(&scheduler, &plan, true)?;
         let is_pipelined = scheduler.pipeline;
-        Ok(Compute { by_device, grown: BTreeMap::new(), flash_attn, is_pipelined, kernels, projector: None })
+        Ok(Compute { by_device, beyond: BTreeMap::new(), flash_attn, is_pipelined, kernels, projector: None })
     }
 
-    /// By how much the buffers grow when the graph is reserved again and keeps the inputs of these layers
-    /// (`llama_context::set_embeddings_layer_inp`).
-    pub fn grown(&self, taps: &[u32], before: &Forecast) -> Result<BTreeMap<String, Bytes>, graph::Error> {
+    /// By how much the buffers of the launch differ from what was projected: norms stay with their layers, and the graph is reserved
+    /// again at the first request where it keeps the inputs of these layers (`llama_context::set_embeddings_layer_inp`).
+    pub fn beyond(
+        &self,
+        taps: &[u32],
+        flash_attn: bool,
+        projected: &MemoryByDevice,
+    ) -> Result<BTreeMap<String, i64>, graph::Error> {
         let scheduler = self.scheduler();
-        let flash_attn = before.flash_attn == Some(true);
+        // With one device they are where the projection has them.
+        let is_as_projected = taps.is_empty() && self.placement.devices.len() < 2;
+        if is_as_projected {
+            return Ok(BTreeMap::new());
+        }
         let hyper = self.resolve_hyper(&scheduler, flash_attn)?;
         let plan = Plan { taps, hyper, ..self.plan(self.prompt(), flash_attn) };
-        let grown = self.reserved(&scheduler, &plan)?.0.into_iter().map(|(name, bytes)| {
-            let first = before.target.get(&name).map_or(Bytes(0), |row| row.compute);
-            (name, bytes.saturating_sub(first))
+        let beyond = self.reserved(&scheduler, &plan, false)?.0.into_iter().map(|(name, bytes)| {
+            let first = projected.get(&name).map_or(Bytes(0), |row| row.compute);
+            (name, bytes.0.cast_signed() - first.0.cast_signed())
         });
-        Ok(grown.filter(|(_, bytes)| *bytes > Bytes(0)).collect())
+        Ok(beyond.filter(|(_, bytes)| *bytes != 0).collect())
     }
 
     /// The buffers by device, and how many kernels the graph starts.
@@ -72,10 +81,11 @@ impl<'a> Context<'a> {
         &self,
         scheduler: &Scheduler,
         plan: &Plan<'_>,
+        is_projection: bool,
     ) -> Result<(BTreeMap<String, Bytes>, usize), graph::Error> {
         let mut graph = graph::build(plan)?;
         let kernels = fusion::kernels(&graph);
-        let Scheduled { sizes, .. } = scheduler.reserve(&mut graph);
+        let Scheduled { sizes, .. } = scheduler.reserve(&mut graph, is_projection);
         let name = |target: &Target| match target.device {
             Some(device) => self.launch.machine.device(device).map(|d| d.name.clone()),
             None => Some(super::HOST.to_string()),

@@ -126,8 +126,8 @@ pub struct Forecast {
     /// What the launch loads beside the target.
     pub drafting: Option<Part>,
     pub projector: Option<Projector>,
-    /// What the target's compute buffers grow by at the first request, for a draft model that reads its layers. In `overhead`.
-    pub grown: BTreeMap<String, Bytes>,
+    /// Bytes of compute buffers that the launch allocates beyond the projected ones, or fewer. In `overhead`.
+    pub beyond: BTreeMap<String, i64>,
     pub mapped: Mapped,
     pub host_needs: HostNeeds,
     pub numbers: ContextNumbers,
@@ -295,7 +295,9 @@ impl<'a> Launch<'a> {
         if self.run.has_drafting() && forecast.uncounted.is_empty() {
             self.add_drafting(&mut forecast)?;
         }
-        forecast.grown = compute.map(|known| known.grown.clone()).unwrap_or_default();
+        if let Some(known) = compute {
+            forecast.beyond = known.beyond.clone();
+        }
         // One that `-hf` fetches by itself is in no flag.
         if self.run.has_projector() || (self.run.mmproj_auto && self.model.projector.is_some()) {
             match compute.and_then(|known| known.projector.clone()) {
@@ -318,7 +320,7 @@ impl<'a> Launch<'a> {
             target: MemoryByDevice::new(),
             drafting: None,
             projector: None,
-            grown: BTreeMap::new(),
+            beyond: BTreeMap::new(),
             mapped: Mapped::default(),
             host_needs: HostNeeds::default(),
             caches: caches::caches(model, run, &numbers),
@@ -369,17 +371,24 @@ impl<'a> Launch<'a> {
         let Self { model, machine, run, .. } = self;
         forecast.mapped = forecast.placement.mapped(model, machine, run.rules());
         if let (Some(part), Some(draft)) = (&forecast.drafting, &model.draft) {
-            for (name, span) in part.placement.mapped(draft, machine, run.rules()).devices {
+            let of_draft = part.placement.mapped(draft, machine, run.rules());
+            for (name, span) in of_draft.devices {
                 *forecast.mapped.devices.entry(name).or_default() += span;
+            }
+            if let Some(span) = of_draft.host {
+                *forecast.mapped.host.get_or_insert_default() += span;
             }
         }
         forecast.host_needs = HostNeeds::of(model, machine, run, &forecast);
         if forecast.counts("overhead") {
             self.add_overhead(&mut forecast);
         }
-        for (name, bytes) in forecast.grown.clone() {
-            forecast.row(&name).overhead += bytes;
-            let how = format!("{bytes} of it at the first request: the draft model reads layers of its target");
+        for (name, bytes) in forecast.beyond.clone() {
+            let row = forecast.row(&name);
+            row.overhead = Bytes(row.overhead.0.saturating_add_signed(bytes));
+            let size = Bytes(bytes.unsigned_abs());
+            let more = if bytes > 0 { "more" } else { "less" };
+            let how = format!("compute buffers take {size} {more} than llama.cpp projects");
             forecast.note(&format!("{name}.overhead"), how);
         }
         if forecast.counts("compute") {
@@ -392,7 +401,7 @@ impl<'a> Launch<'a> {
     /// (`src/llama-context.cpp` `sched_reserve`, b11434). Fitting looks at projections, which allocate nothing.
     pub fn started(self, projection: Forecast) -> Result<Forecast, Error> {
         let Self { model, machine, run, .. } = self;
-        let forecast = self.launched(self.grown(projection)?);
+        let forecast = self.launched(self.allocated(projection)?);
         if !forecast.is_pipelined || run.fit || run.program == Program::FitParams {
             return Ok(forecast);
         }
@@ -405,18 +414,28 @@ impl<'a> Launch<'a> {
             return Ok(forecast);
         }
         let again = Self { may_pipeline: false, ..self };
-        Ok(Forecast { retried: lacking, ..again.launched(again.grown(again.projection(forecast.placement, None)?)?) })
+        Ok(Forecast {
+            retried: lacking,
+            ..again.launched(again.allocated(again.projection(forecast.placement, None)?)?)
+        })
     }
 
-    /// The same with what the first request adds to the target's compute buffers.
-    fn grown(self, mut projection: Forecast) -> Result<Forecast, Error> {
-        let taps = taps(self.model, self.run);
-        if projection.counts("compute") && !taps.is_empty() {
-            let Forecast { numbers, caches, placement, .. } = &projection;
-            projection.grown =
-                compute::Context { launch: self, numbers, caches, placement }.grown(&taps, &projection)?;
-        }
+    /// The same with what the compute buffers of the launch have beyond the projected ones.
+    fn allocated(self, mut projection: Forecast) -> Result<Forecast, Error> {
+        let beyond = self.beyond(&taps(self.model, self.run), &projection, &projection.target)?;
+        projection.add_beyond(beyond);
         Ok(projection)
+    }
+
+    /// What one context's compute buffers have beyond the projected ones.
+    fn beyond(self, taps: &[u32], of: &Forecast, projected: &MemoryByDevice) -> Result<BTreeMap<String, i64>, Error> {
+        if !of.counts("compute") {
+            return Ok(BTreeMap::new());
+        }
+        let Forecast { numbers, placement, .. } = of;
+        let caches = &caches::of_graph(self.model, self.run, numbers);
+        let context = compute::Context { launch: self, numbers, caches, placement };
+        Ok(context.beyond(taps, of.flash_attn == Some(true), projected)?)
     }
 
     /// The context that drafts, of the draft model or of the model's own NextN blocks.
@@ -437,7 +456,8 @@ impl<'a> Launch<'a> {
             return Ok(());
         }
         let other = Some(graph::Other { model, placement: &forecast.placement, caches: &forecast.caches });
-        let mut part = match (Launch { model: drafter, run: &run, other, ..self }).context(placement, None) {
+        let launch = Launch { model: drafter, run: &run, other, ..self };
+        let mut part = match launch.context(placement, None) {
             Ok(part) if part.uncounted.is_empty() => part,
             Ok(part) => {
                 let reason = part.uncounted.into_iter().map(|term| term.reason).next();
@@ -451,6 +471,7 @@ impl<'a> Launch<'a> {
             }
             Err(error) => return Err(error),
         };
+        forecast.add_beyond(launch.beyond(&[], &part, &part.memory)?);
         for (name, row) in &mut part.memory {
             if model.draft.is_none() {
                 row.model = Bytes(0);
@@ -509,9 +530,11 @@ impl<'a> Launch<'a> {
             } else {
                 overhead::held(device, at, model, run, &forecast.placement)
             };
-            let drafts = forecast.drafting.as_ref().is_some_and(|part| part.placement.devices.contains(&at));
-            if drafts && overhead.multiprocessors.is_some() {
-                overhead.peak += overhead::SECOND_CONTEXT;
+            if let Some(part) = &forecast.drafting {
+                let beside = forecast.target.get(&device.name).is_some_and(|row| row.own() > Bytes(0));
+                let drafter = model.draft.as_deref().unwrap_or(model);
+                let run = run.drafting(forecast.numbers.n_ctx);
+                overhead.peak += overhead::second(device, at, drafter, &run, part, beside);
             }
             if let Some(span) = forecast.mapped.devices.get(&device.name).copied() {
                 // A span ends with its last tensor, whose padding is in the table.
@@ -604,7 +627,13 @@ impl Forecast {
         let by_device = self.target.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
         let projector = self.projector.clone().filter(|_| self.counts("projector"));
         let (flash_attn, is_pipelined) = (self.flash_attn == Some(true), self.is_pipelined);
-        Compute { by_device, grown: self.grown.clone(), flash_attn, is_pipelined, kernels: self.kernels, projector }
+        Compute { by_device, beyond: self.beyond.clone(), flash_attn, is_pipelined, kernels: self.kernels, projector }
+    }
+
+    fn add_beyond(&mut self, beyond: BTreeMap<String, i64>) {
+        for (name, bytes) in beyond {
+            *self.beyond.entry(name).or_default() += bytes;
+        }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {

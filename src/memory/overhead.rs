@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use super::pools;
+use super::{Part, pools};
 use crate::bytes::Bytes;
 use crate::machine::cards::{self, CARDS, Card};
 use crate::machine::{Backend, Device};
@@ -105,9 +105,13 @@ static UNKNOWN_CARD: LazyLock<Overhead> = LazyLock::new(|| {
 /// What is assumed of a device that is no NVIDIA card.
 const DEFAULT: Bytes = Bytes::mib(600);
 
-/// What a second context holds of a CUDA card beside its buffers: handles and pools of its own. The most of four launches with a
-/// draft model or MTP (H200, driver 580, b11434): 118 to 164 MiB.
-pub const SECOND_CONTEXT: Bytes = Bytes::mib(164);
+/// What a second context with weights or caches on a CUDA card holds there beside its buffers and pools: libraries' handles. Of
+/// 11 launches with a draft model or MTP the most (H200, driver 580, b11434): 80 to 105 MiB.
+const SECOND_CONTEXT: Bytes = Bytes::mib(105);
+
+/// What each card of `-sm tensor` holds beyond what it holds otherwise: 32 MiB for sums over the cards
+/// (`ggml-cuda/allreduce.cu` `GGML_CUDA_AR_COPY_MAX_BYTES`), the rest as measured in three launches on two H200s (driver 580, b11434).
+const TENSOR_SPLIT: Bytes = Bytes::mib(168);
 
 fn fixed(bytes: Bytes, source: &'static str) -> Overhead {
     Overhead { idle: bytes, loaded: bytes, peak: bytes, multiprocessors: None, source: Cow::Borrowed(source) }
@@ -138,7 +142,20 @@ pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement:
         known.loaded += tables;
         known.peak += tables + pools::pool(model, run, placement, at, multiprocessors);
     }
+    if device.backend.is_cuda_source() && placement.shares.as_ref().is_some_and(|shares| shares.devices.len() > 1) {
+        known.peak += TENSOR_SPLIT;
+    }
     known
+}
+
+/// What a context that drafts adds to a device: pools, and handles where the device has a context `beside` it.
+pub fn second(device: &Device, at: u16, model: &Model, run: &RunConfig, part: &Part, beside: bool) -> Bytes {
+    let Some(multiprocessors) = tabled(device).multiprocessors.filter(|_| device.overhead.is_none()) else {
+        return Bytes(0);
+    };
+    let pool = pools::pool(model, run, &part.placement, at, multiprocessors);
+    let has_own = part.memory.get(&device.name).is_some_and(|row| row.model + row.context > Bytes(0));
+    if beside && has_own { pool + SECOND_CONTEXT } else { pool }
 }
 
 /// What a device holds that takes part with nothing on it: `ggml_backend_cuda_device_get_memory`, which llama.cpp asks of every

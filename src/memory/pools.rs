@@ -28,11 +28,17 @@ pub fn page_tables(placement: &Placement) -> Bytes {
 /// What the pool of device `at` grows to once a prompt has filled a micro-batch, on a card of so many multiprocessors.
 pub fn pool(model: &Model, run: &RunConfig, placement: &Placement, at: u16, multiprocessors: u64) -> Bytes {
     let tokens = u64::from(run.n_ubatch.min(run.n_ctx.max(1)));
-    let needs = model.tensors.iter().zip(&placement.copies).filter_map(|(tensor, copies)| {
-        let here = copies.iter().any(|copy| copy.buffer == Buffer::Device(at));
-        let layer = tensor.block.and_then(|block| placement.layers.get(block as usize).copied().flatten());
-        // Experts on the host are copied to the device of their layer, and multiplied there.
-        let copied = run.op_offload && !copies.is_empty() && layer == Some(at) && tensor.role == Role::RoutedExpert;
+    let shared = placement.shares.as_ref().is_some_and(|shares| shares.devices.contains(&at));
+    // The host's experts are copied to the first device, and multiplied there.
+    let offloads = run.op_offload && placement.devices.first() == Some(&at);
+    // The model's own NextN blocks draft alone.
+    let first = if run.mtp_context { model.context.n_layer } else { 0 };
+    let of_context = |tensor: &Tensor| first == 0 || tensor.block.is_some_and(|block| block >= first);
+    let tensors = model.tensors.iter().zip(&placement.copies).filter(|(tensor, _)| of_context(tensor));
+    let needs = tensors.filter_map(|(tensor, copies)| {
+        let here = copies.iter().any(|copy| shared || copy.buffer == Buffer::Device(at));
+        let is_hosts = || copies.iter().any(|copy| matches!(copy.buffer, Buffer::Cpu | Buffer::HostPinned));
+        let copied = offloads && tensor.role == Role::RoutedExpert && is_hosts();
         (here || copied).then(|| temporaries(tensor, tokens, model, multiprocessors * TILE))
     });
     Bytes(needs.max().unwrap_or(0).next_multiple_of(STEP))

@@ -154,7 +154,7 @@ pub fn encoder_memory(
         let attends = |tensor: &&Tensor| tensor.op == Op::FlashAttnExt;
         let mut attention = graph.nodes.iter().map(|id| graph.tensor(*id)).filter(attends);
         let runs_attention = attention.all(|tensor| scheduler.targets[0].supports_op(&graph.tensors, tensor));
-        Ok((scheduler.reserve(&mut graph).sizes, runs_attention, n_embd))
+        Ok((scheduler.reserve(&mut graph, false).sizes, runs_attention, n_embd))
     };
     let (mut sizes, runs_attention, n_embd) = reserve(flash_attn != FlashAttn::Off)?;
     if flash_attn == FlashAttn::Auto && !runs_attention {

@@ -59,10 +59,12 @@ struct Scheduling<'a> {
 }
 
 impl Scheduler {
-    /// Schedules and allocates `graph`, which is left with copies in it.
-    pub fn reserve(&self, graph: &mut Graph) -> Scheduled {
-        // A projection forgets what is bound: `ggml_backend_sched_reserve_size` resets the scheduler first.
-        graph.pinned.clear();
+    /// Schedules and allocates `graph`, which is left with copies in it. A projection forgets what is bound to a device, since
+    /// `ggml_backend_sched_reserve_size` resets the scheduler first; the launch's own `ggml_backend_sched_reserve` does not.
+    pub fn reserve(&self, graph: &mut Graph, is_projection: bool) -> Scheduled {
+        if is_projection {
+            graph.pinned.clear();
+        }
         let mut scheduling = self.split(graph);
         let n_splits = scheduling.splits.len();
         let [nodes, leafs] = scheduling.with_copies();

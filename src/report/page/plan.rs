@@ -16,7 +16,7 @@ use crate::report::chart::Tone;
 use crate::report::table::{Table, row};
 use crate::run::Choice as _;
 use crate::run::command::shell;
-use crate::speed::Phase;
+use crate::speed::{Phase, Speed};
 
 /// A time below this share of the turn is not worth a row.
 const WORTH_A_ROW: f64 = 0.005;
@@ -34,7 +34,7 @@ impl Document for Checked {
             Some(Block::Prose(format!("Not counted: {}. Reason: {reason}.", what.join(", "))))
         }));
         page.detail(Block::Command(String::new(), self.command.clone()));
-        page.push(Block::KeyFigures(launch(check)));
+        page.push(Block::KeyFigures(check.speed.iter().flat_map(speeds).chain(launch(check)).collect()));
         page.push(by_device(check));
         show_main_memory(check, &mut page);
         page.push(parts(check));
@@ -49,13 +49,13 @@ impl Document for Checked {
         }));
         page.push(overrides(check));
         placed(&mut page, check);
-        page.detail(basis(check, None));
+        page.detail(basis(check, check.speed.as_ref().map(|speed| speed.basis.as_str())));
         page.push(lints(check, |_| true));
         vec![page]
     }
 
     fn summaries(&self) -> Vec<Summary> {
-        vec![Summary::predicted(name(&self.model), counted(&self.checkup), None)]
+        vec![Summary::predicted(name(&self.model), counted(&self.checkup), self.checkup.speed.as_ref())]
     }
 }
 
@@ -211,6 +211,14 @@ fn short(check: &Checkup) -> String {
     check.shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect::<Vec<_>>().join(", ")
 }
 
+fn speeds(speed: &Speed) -> [KeyFigure; 2] {
+    let off = |phase| format!("tokens/s, predicted {}", speed.within(phase));
+    [
+        KeyFigure::new("Generation", rate(speed.tg), off(Phase::Generate)),
+        KeyFigure::new("Prompt", rate(speed.pp), off(Phase::Prompt)),
+    ]
+}
+
 fn launch(check: &Checkup) -> Vec<KeyFigure> {
     let run = &check.run;
     let slots = match (run.n_seq_max(), run.kv_unified == Some(true)) {
@@ -312,15 +320,10 @@ impl Plan {
 
     fn figures(&self) -> Vec<KeyFigure> {
         let (speed, turn) = (&self.speed, &self.turn);
-        let off = |phase| format!("tokens/s, predicted {}", speed.within(phase));
         let (prompt, generate) = (thousands(turn.prompt.into()), thousands(turn.generate.into()));
         let turn = format!("for {prompt} + {generate} tokens{} ({})", at_depth(turn.depth), speed.basis);
-        let speeds = [
-            KeyFigure::new("Generation", rate(speed.tg), off(Phase::Generate)),
-            KeyFigure::new("Prompt", rate(speed.pp), off(Phase::Prompt)),
-            KeyFigure::new("One turn", seconds(self.turn_seconds), turn),
-        ];
-        speeds.into_iter().chain(launch(&self.check)).chain([self.experts()]).collect()
+        let turn = KeyFigure::new("One turn", seconds(self.turn_seconds), turn);
+        speeds(speed).into_iter().chain([turn]).chain(launch(&self.check)).chain([self.experts()]).collect()
     }
 
     fn experts(&self) -> KeyFigure {

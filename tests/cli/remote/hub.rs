@@ -206,26 +206,53 @@ fn the_program_lists_a_repository_and_inspects_a_model_of_it() {
     assert!(requests.iter().all(|request| request.header("authorization") == Some("Bearer hf_mine")));
 }
 
-/// A hub with two quantisations of a small mixture of experts.
-fn mixture() -> Server {
+/// A hub whose repository `o/moe` has these files: a name, the model that `synth` makes small, and its recipe.
+fn repository(models: &[[&str; 3]]) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let mut files = Vec::new();
-    for quant in ["Q8_0", "F16"] {
-        let path = folder.path().join(format!("m-{quant}.gguf"));
-        let synth = ["synth", "qwen3-30b-a3b", "--tiny", "--quiet", "--recipe", quant, "-o", path.to_str().unwrap()];
+    for [name, model, recipe] in models {
+        let path = folder.path().join(name);
+        let synth = ["synth", model, "--tiny", "--quiet", "--recipe", recipe, "-o", path.to_str().unwrap()];
         assert!(Command::new(env!("CARGO_BIN_EXE_moeplan")).args(synth).output().unwrap().status.success());
-        files.push((format!("/o/moe/resolve/main/m-{quant}.gguf"), std::fs::read(path).unwrap()));
+        files.push((format!("/o/moe/resolve/main/{name}"), std::fs::read(path).unwrap()));
     }
-    let name = |path: &str| path.rsplit('/').next().unwrap().to_string();
-    let items: Vec<String> = files.iter().map(|(path, file)| item(&name(path), file.len(), path)).collect();
+    let items: Vec<String> =
+        files.iter().zip(models).map(|((path, file), [name, ..])| item(name, file.len(), path)).collect();
     files.push(("/api/models/o/moe/tree/main".to_string(), format!("[{}]", items.join(",")).into_bytes()));
     Server::of_files(files)
+}
+
+/// llama.cpp loads a repository's projector with its model unless told otherwise.
+#[test]
+fn the_projector_of_a_repository_is_counted_or_the_command_leaves_it_out() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = repository(&[["m-Q8_0.gguf", "mixtral-8x7b", "Q8_0"], ["mmproj-F16.gguf", "mmproj-llava-1.5-7b", "F16"]]);
+    let json = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        let (_, stdout, stderr) = moeplan(&hub, home.path(), &words);
+        serde_json::from_str::<serde_json::Value>(&stdout).unwrap_or_else(|_| panic!("{stderr}"))
+    };
+    let check = |words: &str| {
+        let answer =
+            json(&format!("check --vram 8G --ram 8G --json -- llama-server -hf o/moe:Q8_0 -ngl 99 -c 4096{words}"));
+        assert_eq!(answer["verdict"], "comfortable", "{answer}");
+        let parts = answer["parts"].as_array().unwrap();
+        let has_projector = parts.iter().any(|part| part["part"] == "projector");
+        (has_projector, answer["memory"]["CUDA0"]["total"].as_u64().unwrap())
+    };
+    let [(with, more), (without, less)] = [check(""), check(" --no-mmproj")];
+    assert!(with && !without && more > less, "{more} {less}");
+
+    let plan = json("plan hf:o/moe:Q8_0 --vram 8G --ram 8G -c 4096 --json");
+    let has_projector = plan["parts"].as_array().unwrap().iter().any(|part| part["part"] == "projector");
+    let leaves_out = plan["args"].as_array().unwrap().iter().any(|word| word == "--no-mmproj");
+    assert!(has_projector != leaves_out, "{plan}");
 }
 
 #[test]
 fn the_program_says_which_quantisation_fits_and_how_fast_it_would_be() {
     let home = tempfile::tempdir().unwrap();
-    let hub = mixture();
+    let hub = repository(&[["m-Q8_0.gguf", "qwen3-30b-a3b", "Q8_0"], ["m-F16.gguf", "qwen3-30b-a3b", "F16"]]);
     let listed = |vram: &str| {
         let words = ["inspect", "hf:o/moe", "--vram", vram, "--ram", "8G", "--margin", "0", "--json"];
         let (output, stdout, stderr) = moeplan(&hub, home.path(), &words);
