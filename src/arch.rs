@@ -48,6 +48,9 @@ pub struct Arch {
     pub positions: Positions,
     /// Which layers turn by factors of the file (`get_rope_factors`), where it has them.
     pub rope_factors: RopeFactors,
+    /// A launch reserves its prompts' graph for one sequence too, whose decay grows with its tokens squared
+    /// (`src/llama-context.cpp` `sched_reserve`, TAG_RESERVE_DIAG_DECAY).
+    pub reserves_one_sequence: bool,
     /// Scores are squashed and attention is never one operation (grok).
     pub squashed: bool,
     /// Whether `-sm tensor` has it (`src/llama-arch.cpp` `llm_arch_supports_sm_tensor`).
@@ -217,6 +220,7 @@ impl Arch {
         layer_inputs: LayerInputs::None,
         positions: Positions::One,
         rope_factors: RopeFactors::No,
+        reserves_one_sequence: false,
         squashed: false,
         splits_tensors: true,
         clamps_qkv: false,

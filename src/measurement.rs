@@ -87,10 +87,10 @@ impl Expected {
             (row.model, row.overhead) = (row.model + between, row.overhead.saturating_sub(between));
         }
         // The log has what is allocated, not what was projected.
-        for (name, bytes) in &forecast.beyond {
-            let row = memory.entry(name.clone()).or_default();
-            row.compute = Bytes(row.compute.0.saturating_add_signed(*bytes));
-            row.overhead = Bytes(row.overhead.0.saturating_sub_signed(*bytes));
+        for (name, bytes) in forecast.beyond() {
+            let row = memory.entry(name).or_default();
+            row.compute = Bytes(row.compute.0.saturating_add_signed(bytes));
+            row.overhead = Bytes(row.overhead.0.saturating_sub_signed(bytes));
         }
         let mut sharing = MemoryByDevice::new();
         if forecast.placement.shares.is_some() {

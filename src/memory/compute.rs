@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 
+use super::Launch;
 use super::backend::Target;
 use super::caches::Caches;
 use super::fusion;
 use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Hyper, Plan};
 use super::sched::{Scheduled, Scheduler};
-use super::{Launch, MemoryByDevice};
 use crate::bytes::Bytes;
 use crate::machine::Backend;
 use crate::placement::Placement;
@@ -44,54 +44,59 @@ pub(super) struct Context<'a> {
 impl<'a> Context<'a> {
     /// The compute buffers: the prompt's graph, with or without flash attention, laid out and allocated. An error where no such
     /// graph can be built.
-    pub fn compute(&self) -> Result<Compute, graph::Error> {
+    ///
+    /// The launch's own differ from what is projected where something bound to a device would be elsewhere, where it reserves other
+    /// batches too, and where it reserves again at the first request to keep the inputs of the layers `taps`
+    /// (`llama_context::set_embeddings_layer_inp`).
+    pub fn compute(&self, taps: &[u32]) -> Result<Compute, graph::Error> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
-        let plan = Plan { hyper: self.resolve_hyper(&scheduler, flash_attn)?, ..self.plan(self.prompt(), flash_attn) };
-        let (by_device, kernels) = self.reserved(&scheduler, &plan, true)?;
-        let is_pipelined = scheduler.pipeline;
-        Ok(Compute { by_device, beyond: BTreeMap::new(), flash_attn, is_pipelined, kernels, projector: None })
-    }
-
-    /// By how much the buffers of the launch differ from what was projected: norms stay with their layers, and the graph is reserved
-    /// again at the first request where it keeps the inputs of these layers (`llama_context::set_embeddings_layer_inp`).
-    pub fn beyond(
-        &self,
-        taps: &[u32],
-        flash_attn: bool,
-        projected: &MemoryByDevice,
-    ) -> Result<BTreeMap<String, i64>, graph::Error> {
-        let scheduler = self.scheduler();
-        // With one device they are where the projection has them.
-        let is_as_projected = taps.is_empty() && self.placement.devices.len() < 2;
-        if is_as_projected {
-            return Ok(BTreeMap::new());
-        }
         let hyper = self.resolve_hyper(&scheduler, flash_attn)?;
-        let plan = Plan { taps, hyper, ..self.plan(self.prompt(), flash_attn) };
-        let beyond = self.reserved(&scheduler, &plan, false)?.0.into_iter().map(|(name, bytes)| {
-            let first = projected.get(&name).map_or(Bytes(0), |row| row.compute);
-            (name, bytes.0.cast_signed() - first.0.cast_signed())
-        });
-        Ok(beyond.filter(|(_, bytes)| *bytes != 0).collect())
+        let batches = self.batches();
+        let mut graph = graph::build(&Plan { hyper, ..self.plan(batches[0], flash_attn) })?;
+        let kernels = fusion::kernels(&graph);
+        let Scheduled { sizes, is_kept, .. } = scheduler.reserve(&mut graph, true);
+        let mut beyond = vec![0; sizes.len()];
+        if !is_kept || !taps.is_empty() || batches.len() > 1 {
+            let mut most = vec![0; sizes.len()];
+            for batch in batches {
+                let mut graph = graph::build(&Plan { taps, hyper, ..self.plan(batch, flash_attn) })?;
+                let sizes = scheduler.reserve(&mut graph, false).sizes;
+                most.iter_mut().zip(sizes).for_each(|(most, size)| *most = size.max(*most));
+            }
+            beyond = most.iter().zip(&sizes).map(|(most, size)| most.cast_signed() - size.cast_signed()).collect();
+        }
+        let names: Vec<String> = scheduler.targets.iter().filter_map(|target| self.name(target)).collect();
+        Ok(Compute {
+            by_device: names.iter().cloned().zip(sizes.into_iter().map(Bytes)).collect(),
+            beyond: names.into_iter().zip(beyond).filter(|(_, bytes)| *bytes != 0).collect(),
+            flash_attn,
+            is_pipelined: scheduler.pipeline,
+            kernels,
+            projector: None,
+        })
     }
 
-    /// The buffers by device, and how many kernels the graph starts.
-    fn reserved(
-        &self,
-        scheduler: &Scheduler,
-        plan: &Plan<'_>,
-        is_projection: bool,
-    ) -> Result<(BTreeMap<String, Bytes>, usize), graph::Error> {
-        let mut graph = graph::build(plan)?;
-        let kernels = fusion::kernels(&graph);
-        let Scheduled { sizes, .. } = scheduler.reserve(&mut graph, is_projection);
-        let name = |target: &Target| match target.device {
-            Some(device) => self.launch.machine.device(device).map(|d| d.name.clone()),
+    /// `CUDA0`, or `Host`.
+    fn name(&self, target: &Target) -> Option<String> {
+        match target.device {
+            Some(device) => self.launch.machine.device(device).map(|device| device.name.clone()),
             None => Some(super::HOST.to_string()),
-        };
-        let named = scheduler.targets.iter().zip(sizes).filter_map(|(t, size)| Some((name(t)?, Bytes(size))));
-        Ok((named.collect(), kernels))
+        }
+    }
+
+    /// The micro-batches that a launch reserves, of which a projection has the first: the prompt's, a token of each sequence where that
+    /// has no fewer tokens, and the prompt's of one sequence (`sched_reserve`).
+    fn batches(&self) -> Vec<Batch> {
+        let prompt = self.prompt();
+        let generation =
+            (prompt.n_tokens <= prompt.n_seqs && !self.launch.run.rules().logits_of_all).then(|| self.probe());
+        let one = (self.launch.model.hparams.arch().reserves_one_sequence && prompt.n_seqs > 1).then(|| Batch {
+            n_tokens: self.tokens(),
+            n_seqs: 1,
+            n_outputs: prompt.n_outputs,
+        });
+        [Some(prompt), generation, one].into_iter().flatten().collect()
     }
 
     fn plan(&self, batch: Batch, flash_attn: bool) -> Plan<'a> {
@@ -114,11 +119,15 @@ impl<'a> Context<'a> {
     /// The micro-batch that is reserved: as many tokens as fit, the same for every sequence.
     fn prompt(&self) -> Batch {
         let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
-        let n_tokens = u64::from(self.numbers.n_ctx.min(self.numbers.n_ubatch));
+        let n_tokens = self.tokens();
         let whole = n_tokens.next_multiple_of(n_seqs);
         let most = u64::from(self.numbers.n_outputs_max);
         let n_outputs = if self.launch.run.rules().logits_of_all { whole } else { n_tokens.min(most) };
         Batch { n_tokens: whole, n_seqs, n_outputs }
+    }
+
+    fn tokens(&self) -> u64 {
+        u64::from(self.numbers.n_ctx.min(self.numbers.n_ubatch))
     }
 
     /// `n_gpu_layers > n_layer_all`.

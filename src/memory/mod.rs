@@ -110,6 +110,8 @@ pub struct Part {
     pub placement: Placement,
     /// llama.cpp's own sums: without overhead.
     pub memory: MemoryByDevice,
+    /// As in [`Forecast`].
+    pub beyond: BTreeMap<String, i64>,
     pub caches: Caches,
 }
 
@@ -126,7 +128,7 @@ pub struct Forecast {
     /// What the launch loads beside the target.
     pub drafting: Option<Part>,
     pub projector: Option<Projector>,
-    /// Bytes of compute buffers that the launch allocates beyond the projected ones, or fewer. In `overhead`.
+    /// Bytes of the target's compute buffers that the launch allocates beyond the projected ones, or fewer. In `overhead`.
     pub beyond: BTreeMap<String, i64>,
     pub mapped: Mapped,
     pub host_needs: HostNeeds,
@@ -295,9 +297,6 @@ impl<'a> Launch<'a> {
         if self.run.has_drafting() && forecast.uncounted.is_empty() {
             self.add_drafting(&mut forecast)?;
         }
-        if let Some(known) = compute {
-            forecast.beyond = known.beyond.clone();
-        }
         // One that `-hf` fetches by itself is in no flag.
         if self.run.has_projector() || (self.run.mmproj_auto && self.model.projector.is_some()) {
             match compute.and_then(|known| known.projector.clone()) {
@@ -347,7 +346,7 @@ impl<'a> Launch<'a> {
                 None => {
                     let Forecast { numbers, placement, .. } = &forecast;
                     let caches = &caches::of_graph(model, run, numbers);
-                    compute::Context { launch: self, numbers, caches, placement }.compute()?
+                    compute::Context { launch: self, numbers, caches, placement }.compute(&taps(model, run))?
                 }
             };
             let shared = forecast.placement.shares.iter().flat_map(|shares| &shares.devices);
@@ -362,6 +361,7 @@ impl<'a> Launch<'a> {
             }
             forecast.flash_attn = Some(compute.flash_attn);
             (forecast.is_pipelined, forecast.kernels) = (compute.is_pipelined, compute.kernels);
+            forecast.beyond = compute.beyond;
         }
         Ok(forecast)
     }
@@ -383,7 +383,7 @@ impl<'a> Launch<'a> {
         if forecast.counts("overhead") {
             self.add_overhead(&mut forecast);
         }
-        for (name, bytes) in forecast.beyond.clone() {
+        for (name, bytes) in forecast.beyond() {
             let row = forecast.row(&name);
             row.overhead = Bytes(row.overhead.0.saturating_add_signed(bytes));
             let size = Bytes(bytes.unsigned_abs());
@@ -401,7 +401,7 @@ impl<'a> Launch<'a> {
     /// (`src/llama-context.cpp` `sched_reserve`, b11434). Fitting looks at projections, which allocate nothing.
     pub fn started(self, projection: Forecast) -> Result<Forecast, Error> {
         let Self { model, machine, run, .. } = self;
-        let forecast = self.launched(self.allocated(projection)?);
+        let forecast = self.launched(projection);
         if !forecast.is_pipelined || run.fit || run.program == Program::FitParams {
             return Ok(forecast);
         }
@@ -414,28 +414,7 @@ impl<'a> Launch<'a> {
             return Ok(forecast);
         }
         let again = Self { may_pipeline: false, ..self };
-        Ok(Forecast {
-            retried: lacking,
-            ..again.launched(again.allocated(again.projection(forecast.placement, None)?)?)
-        })
-    }
-
-    /// The same with what the compute buffers of the launch have beyond the projected ones.
-    fn allocated(self, mut projection: Forecast) -> Result<Forecast, Error> {
-        let beyond = self.beyond(&taps(self.model, self.run), &projection, &projection.target)?;
-        projection.add_beyond(beyond);
-        Ok(projection)
-    }
-
-    /// What one context's compute buffers have beyond the projected ones.
-    fn beyond(self, taps: &[u32], of: &Forecast, projected: &MemoryByDevice) -> Result<BTreeMap<String, i64>, Error> {
-        if !of.counts("compute") {
-            return Ok(BTreeMap::new());
-        }
-        let Forecast { numbers, placement, .. } = of;
-        let caches = &caches::of_graph(self.model, self.run, numbers);
-        let context = compute::Context { launch: self, numbers, caches, placement };
-        Ok(context.beyond(taps, of.flash_attn == Some(true), projected)?)
+        Ok(Forecast { retried: lacking, ..again.launched(again.projection(forecast.placement, None)?) })
     }
 
     /// The context that drafts, of the draft model or of the model's own NextN blocks.
@@ -471,7 +450,6 @@ impl<'a> Launch<'a> {
             }
             Err(error) => return Err(error),
         };
-        forecast.add_beyond(launch.beyond(&[], &part, &part.memory)?);
         for (name, row) in &mut part.memory {
             if model.draft.is_none() {
                 row.model = Bytes(0);
@@ -483,8 +461,8 @@ impl<'a> Launch<'a> {
         for basis in part.basis {
             forecast.note(&format!("drafting.{}", basis.quantity), basis.how);
         }
-        let Forecast { placement, memory, caches, .. } = part;
-        forecast.drafting = Some(Part { placement, memory, caches });
+        let Forecast { placement, memory, beyond, caches, .. } = part;
+        forecast.drafting = Some(Part { placement, memory, beyond, caches });
         Ok(())
     }
 
@@ -557,6 +535,15 @@ impl<'a> Launch<'a> {
 }
 
 impl Forecast {
+    /// What all compute buffers of the launch have beyond the projected ones, by device.
+    pub fn beyond(&self) -> BTreeMap<String, i64> {
+        let mut sum = self.beyond.clone();
+        for (name, bytes) in self.drafting.iter().flat_map(|part| &part.beyond) {
+            *sum.entry(name.clone()).or_default() += bytes;
+        }
+        sum
+    }
+
     /// Whether a term is in the table.
     pub fn counts(&self, what: &str) -> bool {
         self.uncounted.iter().all(|term| term.what != what)
@@ -628,12 +615,6 @@ impl Forecast {
         let projector = self.projector.clone().filter(|_| self.counts("projector"));
         let (flash_attn, is_pipelined) = (self.flash_attn == Some(true), self.is_pipelined);
         Compute { by_device, beyond: self.beyond.clone(), flash_attn, is_pipelined, kernels: self.kernels, projector }
-    }
-
-    fn add_beyond(&mut self, beyond: BTreeMap<String, i64>) {
-        for (name, bytes) in beyond {
-            *self.beyond.entry(name).or_default() += bytes;
-        }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {

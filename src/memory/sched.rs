@@ -33,6 +33,8 @@ pub struct Scheduled {
     pub sizes: Vec<u64>,
     /// Parts of the graph that run on one backend.
     pub n_splits: usize,
+    /// Whether all that is bound to a device is there, although it was forgotten.
+    pub is_kept: bool,
 }
 
 /// A part of the graph that one backend runs.
@@ -62,11 +64,10 @@ impl Scheduler {
     /// Schedules and allocates `graph`, which is left with copies in it. A projection forgets what is bound to a device, since
     /// `ggml_backend_sched_reserve_size` resets the scheduler first; the launch's own `ggml_backend_sched_reserve` does not.
     pub fn reserve(&self, graph: &mut Graph, is_projection: bool) -> Scheduled {
-        if is_projection {
-            graph.pinned.clear();
-        }
+        let bound = if is_projection { std::mem::take(&mut graph.pinned) } else { Vec::new() };
         let mut scheduling = self.split(graph);
         let n_splits = scheduling.splits.len();
+        let is_kept = bound.iter().all(|(id, target)| scheduling.target_of[id.index()] == Some(*target));
         let [nodes, leafs] = scheduling.with_copies();
         let mut buffers: Vec<_> =
             self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
@@ -74,7 +75,7 @@ impl Scheduler {
         let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor);
         let clamps_inplace = self.rules.clamps_inplace;
         Layout { tensors, nodes: &nodes, leafs: &leafs, clamps_inplace, alloc_size }.allocate(&mut buffers);
-        Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits }
+        Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits, is_kept }
     }
 
     /// The target that would run each node that `wanted` picks.

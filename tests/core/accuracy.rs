@@ -12,8 +12,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::support::truth_rows::{Headers, Row, predict, rows};
-use moeplan::bytes::MIB;
+use moeplan::bytes::{Bytes, MIB};
 use moeplan::gguf;
+use moeplan::measurement::Expected;
 use moeplan::memory::HOST;
 use moeplan::model::Model;
 use moeplan::synth::{self, Wish};
@@ -271,16 +272,37 @@ fn every_cell_of_the_peers_is_right_to_the_mib() {
 struct Measured {
     card: String,
     total_mib: u64,
+    /// How many such cards the machine has.
+    #[serde(default = "one")]
+    cards: usize,
     launches: Vec<Measurement>,
     bounds: Bounds,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// A model of the archive, or one that `synth` made in another recipe and with so many blocks.
+#[derive(Deserialize)]
+struct Made {
+    model: String,
+    recipe: Option<String>,
+    blocks: Option<u32>,
+}
+
+impl Made {
+    fn model(&self, headers: &mut Headers) -> Model {
+        headers.made(&self.model, self.recipe.as_deref(), self.blocks).clone()
+    }
 }
 
 /// One launch that was loaded and run.
 #[derive(Deserialize)]
 struct Measurement {
-    model: String,
-    /// What `synth` made it in, where the archive has another.
-    recipe: Option<String>,
+    #[serde(flatten)]
+    made: Made,
+    draft: Option<Made>,
     /// What `synth` calls the projector that is loaded beside it.
     projector: Option<String>,
     command: String,
@@ -293,6 +315,11 @@ struct Measurement {
     unaccounted_mib: Option<f64>,
     /// What the process held on the card after long prompts.
     after_prompts_mib: Option<f64>,
+    /// The most that it held on each card.
+    #[serde(default)]
+    peak_mib: BTreeMap<String, f64>,
+    /// How far those may be off, where that is more than the file's bound.
+    peak_percent: Option<f64>,
 }
 
 /// How far a prediction may be from a measurement.
@@ -339,10 +366,12 @@ fn projector(name: &str) -> Model {
 /// What, predicted, measured, bound: all in MiB.
 #[expect(clippy::cast_precision_loss, reason = "MiB with decimals")]
 fn differences(file: &Measured, launch: &Measurement, headers: &mut Headers) -> Vec<(String, f64, f64, f64)> {
-    let device = format!("CUDA0={}M", file.total_mib);
-    let mut model = headers.made(&launch.model, launch.recipe.as_deref()).clone();
+    let card = |at| truth_rows::device(&format!("CUDA{at}"), file.total_mib, Some(&file.card));
+    let mut model = launch.made.model(headers);
     model.projector = launch.projector.as_ref().map(|name| projector(name).into());
-    let found = truth_rows::predict_on(&model, &launch.command, &device, Some(&file.card)).expect("it ran");
+    model.draft = launch.draft.as_ref().map(|draft| draft.model(headers).into());
+    let forecast = truth_rows::forecast_on(&model, &launch.command, (0..file.cards).map(card).collect());
+    let found = Expected::of(&forecast.expect("it ran"), Bytes(0)).memory;
     let row = found["CUDA0"];
     let own = (row.model + row.context + row.compute).in_mib();
     let mut lines = Vec::new();
@@ -367,9 +396,10 @@ fn differences(file: &Measured, launch: &Measurement, headers: &mut Headers) -> 
         let loaded = moeplan::memory::overhead::overhead(&loaded, 512).loaded.0 as f64 / MIB as f64;
         lines.push(("CUDA0 overhead, loaded".to_string(), loaded, mib, file.bounds.unaccounted_mib));
     }
-    if let Some(mib) = launch.after_prompts_mib {
-        let bound = mib * file.bounds.after_prompts_percent / 100.0;
-        lines.push(("CUDA0 after long prompts".to_string(), own + row.overhead.in_mib(), mib, bound));
+    let peaks = launch.after_prompts_mib.map(|mib| ("CUDA0".to_string(), mib));
+    for (device, mib) in peaks.into_iter().chain(launch.peak_mib.clone()) {
+        let bound = mib * launch.peak_percent.unwrap_or(file.bounds.after_prompts_percent) / 100.0;
+        lines.push((format!("{device} after long prompts"), found[&device].total().in_mib(), mib, bound));
     }
     lines
 }

@@ -54,10 +54,10 @@ fn verify(mut launch: Launch, prompt: Prompt, n_generate: u32) -> Measurement {
     let Launch { machine, run, .. } = &mut launch;
     let _servers = bind_software_devices(&runtime.program, None, machine, run, 1).expect("software devices");
     let model = Model::from_gguf(gguf::open(&launch.model).expect("a header")).expect("a model");
-    let predicted = memory::forecast(&model, &launch.machine, &launch.run).expect("a forecast").memory;
+    let predicted = memory::forecast(&model, &launch.machine, &launch.run).expect("a forecast");
     let workload = Workload { prompt, depth: 0, n_generate, repetitions: 1 };
     let seen = runtime.generate(&launch, &workload).expect("a run");
-    let expected = Expected { memory: predicted, mapped_span: None, sharing: Vec::new(), margin: Bytes(0) };
+    let expected = Expected { mapped_span: None, ..Expected::of(&predicted, Bytes(0)) };
     measurement::measurement(seen, &expected, 0.02)
 }
 

@@ -18,12 +18,14 @@ use crate::support::verdict::{Score, Verdict};
 use moeplan::bytes::Bytes;
 use moeplan::gguf;
 use moeplan::machine::Machine;
+use moeplan::measurement::Expected;
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::numbers::numbers;
 use moeplan::run::{RunConfig, parse};
 use moeplan::runtime::{
-    Embedded, Error, Kind, Launch, Projection, RpcServer, Runtime as _, bind_software_devices, software_machine,
+    Embedded, Error, Kind, Launch, Projection, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices,
+    software_machine,
 };
 use moeplan::synth::output::{self, Fill, Watch};
 use moeplan::synth::{Wish, spec, synthesize};
@@ -241,6 +243,46 @@ fn our_bytes_are_llama_cpps_on_random_flags() {
     assert!(wrong.is_empty(), "{} disagreements, {} shown:\n{}", score.wrong, wrong.len(), wrong.join("\n"));
     let within = score.share_within();
     assert!(within >= COMPUTE_WITHIN, "compute within 1% or 1 MiB on {within:.4} of the cases");
+}
+
+/// A projection is not all that the launch then allocates: what is bound to one of several devices stays there, and more batches are
+/// reserved.
+#[test]
+fn what_a_launch_allocates_is_predicted() {
+    let rig = Rig::new();
+    let full = std::env::var_os("MOEPLAN_FULL").is_some();
+    let asked = number("MOEPLAN_CASES").and_then(|n| usize::try_from(n).ok());
+    let count = asked.unwrap_or(if full { 1000 } else { 60 });
+    let mut seed = [2; 32];
+    seed[..8].copy_from_slice(&number("MOEPLAN_SEED").unwrap_or(1).to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
+    let strategy = case();
+    let workload = Workload { prompt: Prompt::Tokens(1), depth: 0, n_generate: 0, repetitions: 1 };
+    let (mut equal, mut beyond, mut refused, mut wrong) = (0, 0, 0, Vec::new());
+    while equal + refused + wrong.len() < count {
+        let case = strategy.new_tree(&mut runner).expect("a case").current();
+        let launch = rig.launch(&case);
+        let forecast = memory::forecast(&rig.model(&case).2, &launch.machine, &launch.run);
+        let (Ok(forecast), Ok(seen)) = (forecast, rig.runtime.generate(&launch, &workload)) else {
+            refused += 1;
+            continue;
+        };
+        let expected = Expected::of(&forecast, Bytes(0)).memory;
+        let compute = |memory: &MemoryByDevice| {
+            let rows = memory.iter().map(|(name, row)| (name.clone(), row.compute));
+            rows.filter(|(_, bytes)| *bytes > Bytes(0)).collect::<BTreeMap<_, _>>()
+        };
+        let (ours, theirs) = (compute(&expected), compute(&seen.memory));
+        beyond += usize::from(!forecast.beyond().is_empty());
+        if ours == theirs {
+            equal += 1;
+        } else {
+            wrong.push(format!("{}\n  ours {ours:?}\n  theirs {theirs:?}", rig.replay(&case)));
+        }
+    }
+    eprintln!("{equal} equal, {beyond} of them not as projected; {refused} refused, {} differ", wrong.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(beyond > 0 && equal >= count / 2, "{equal} equal, {beyond} not as projected, {refused} refused");
 }
 
 /// A target, what drafts for it (`None`: its own NextN blocks), and the kind of speculation.

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use moeplan::gguf;
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
-use moeplan::memory::{self, MemoryByDevice};
+use moeplan::memory::{self, Forecast, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::parse;
 use moeplan::synth::output::{Fill, Watch, write};
@@ -71,13 +71,13 @@ impl Headers {
         Self { folder, models: BTreeMap::new() }
     }
 
-    /// The model that `synth` makes of a known one in another recipe; one of the archive without.
-    pub fn made(&mut self, name: &str, recipe: Option<&str>) -> &Model {
+    /// The model that `synth` makes of a known one in another recipe and with so many blocks; one of the archive without.
+    pub fn made(&mut self, name: &str, recipe: Option<&str>, blocks: Option<u32>) -> &Model {
         let Some(recipe) = recipe else { return self.model(name) };
-        let key = format!("{name}-{recipe}");
+        let key = format!("{name}-{recipe}-{}", blocks.unwrap_or(0));
         let path = self.folder.path().join(format!("{key}.gguf"));
         if !path.exists() {
-            let wish = Wish { recipe: recipe::named(recipe), ..Wish::default() };
+            let wish = Wish { recipe: recipe::named(recipe), blocks, ..Wish::default() };
             let synthesis = synthesize(&spec::named(name).expect("a known model"), &wish).expect("a header");
             let watch = Watch { wrote: &|_| {}, stop: &AtomicBool::new(false) };
             write(&synthesis, &path, Fill::Hole, false, watch).expect("written");
@@ -103,22 +103,15 @@ pub fn device(name: &str, mib: u64, description: Option<&str>) -> Device {
 
 /// The memory table of a command line on one device, `NAME=SIZE`.
 pub fn predict(model: &Model, command: &str, device: &str) -> Result<MemoryByDevice, String> {
-    predict_on(model, command, device, None)
+    let device = Device::parse(device).map_err(|e| e.to_string())?;
+    Ok(forecast_on(model, command, vec![device])?.memory)
 }
 
-/// The same on a device that has a description.
-pub fn predict_on(
-    model: &Model,
-    command: &str,
-    device: &str,
-    description: Option<&str>,
-) -> Result<MemoryByDevice, String> {
+pub fn forecast_on(model: &Model, command: &str, devices: Vec<Device>) -> Result<Forecast, String> {
     let words: Vec<String> = command.split_whitespace().map(str::to_string).collect();
     let run = parse::command(&words, &BTreeMap::new()).map_err(|e| e.to_string())?.run;
-    let mut device = Device::parse(device).map_err(|e| e.to_string())?;
-    device.description = description.map(str::to_string);
     // The processor beside the card of the projections repacks for AMX.
-    let isa = if device.backend == Backend::Cuda { Isa::X86Amx } else { Isa::default() };
-    let machine = Machine { devices: vec![device], host: Host { isa, ..Host::default() } };
-    Ok(memory::forecast(model, &machine, &run).map_err(|e| e.to_string())?.memory)
+    let isa = if devices[0].backend == Backend::Cuda { Isa::X86Amx } else { Isa::default() };
+    let machine = Machine { devices, host: Host { isa, ..Host::default() } };
+    memory::forecast(model, &machine, &run).map_err(|e| e.to_string())
 }
