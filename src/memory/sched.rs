@@ -458,7 +458,7 @@ mod tests {
         let scheduler = scheduler(2, false);
         assert_eq!(homes(&scheduler, &mut graph), [0, 1, 2]);
         // The input is the host's, hence copied to the first device.
-        let scheduled = scheduler.reserve(&mut graph);
+        let scheduled = scheduler.reserve(&mut graph, true);
         assert_eq!(scheduled.n_splits, 3);
     }
 
@@ -473,14 +473,14 @@ mod tests {
 
     #[test]
     fn a_weight_is_copied_to_the_device_that_runs_its_product() {
-        let size = |buffer| scheduler(1, false).reserve(&mut products(32, &[buffer])).sizes;
+        let size = |buffer| scheduler(1, false).reserve(&mut products(32, &[buffer]), true).sizes;
         let (own, offloaded) = (size(Buffer::Device(0)), size(Buffer::Cpu));
         assert_eq!(offloaded[0] - own[0], 64 * 64 * 2);
     }
 
     #[test]
     fn each_copy_of_an_input_counts_in_a_pipeline() {
-        let size = |pipeline| scheduler(1, pipeline).reserve(&mut products(32, &[Buffer::Device(0)])).sizes;
+        let size = |pipeline| scheduler(1, pipeline).reserve(&mut products(32, &[Buffer::Device(0)]), true).sizes;
         let (once, pipelined) = (size(false), size(true));
         assert!(pipelined[0] >= once[0] + 3 * 64 * 32 * 4, "{once:?} {pipelined:?}");
     }
@@ -496,7 +496,7 @@ mod tests {
             draft.input(f32(), &[64, 32]).expand();
             let weight = draft.hold(f16(), &[64, 64], Held::Weight(Buffer::Device(0)));
             weight.mm(draft.input(f32(), &[64, 32])).expand();
-            at(build, scheduler(1, true)).reserve(&mut draft.0.into_inner()).sizes[1]
+            at(build, scheduler(1, true)).reserve(&mut draft.0.into_inner(), true).sizes[1]
         };
         let copies = 4 * 64 * 32 * 4;
         assert_eq!([size(11223), size(11258)], [copies + 64 * 32 * 4, 2 * copies]);
@@ -510,7 +510,7 @@ mod tests {
             for _ in 0..31 {
                 weight.mm(draft.input(f32(), &[64, 32])).expand();
             }
-            at(build, scheduler(1, false)).reserve(&mut draft.0.into_inner()).n_splits
+            at(build, scheduler(1, false)).reserve(&mut draft.0.into_inner(), true).n_splits
         };
         assert_eq!([splits(10705), splits(11181)], [2, 1]);
     }
