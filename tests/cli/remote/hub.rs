@@ -237,14 +237,14 @@ fn the_projector_of_a_repository_is_counted_or_the_command_leaves_it_out() {
             json(&format!("check --vram 8G --ram 8G --json -- llama-server -hf o/moe:Q8_0 -ngl 99 -c 4096{words}"));
         assert_eq!(answer["verdict"], "comfortable", "{answer}");
         let parts = answer["parts"].as_array().unwrap();
-        let has_projector = parts.iter().any(|part| part["part"] == "projector");
+        let has_projector = parts.iter().any(|part| part["what"] == "projector");
         (has_projector, answer["memory"]["CUDA0"]["total"].as_u64().unwrap())
     };
     let [(with, more), (without, less)] = [check(""), check(" --no-mmproj")];
     assert!(with && !without && more > less, "{more} {less}");
 
     let plan = json("plan hf:o/moe:Q8_0 --vram 8G --ram 8G -c 4096 --json");
-    let has_projector = plan["parts"].as_array().unwrap().iter().any(|part| part["part"] == "projector");
+    let has_projector = plan["parts"].as_array().unwrap().iter().any(|part| part["what"] == "projector");
     let leaves_out = plan["args"].as_array().unwrap().iter().any(|word| word == "--no-mmproj");
     assert!(has_projector != leaves_out, "{plan}");
 }
