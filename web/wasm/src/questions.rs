@@ -34,26 +34,59 @@ enum Question {
     /// Reads the header of a model, all its shards together, and keeps it.
     Open(Open),
     /// Makes the header of a known model, in a type mix or its usual one, and keeps it.
-    Make { model: String, spec: String, recipe: Option<String> },
-    Forget { model: String },
+    Make {
+        model: String,
+        spec: String,
+        recipe: Option<String>,
+    },
+    Forget {
+        model: String,
+    },
     /// The models that can be made, and the cards and processors that have names.
     Known,
     /// What words of a person's for a model mean: an address, a repository of the hub.
-    Locate { text: String },
+    Locate {
+        text: String,
+    },
     /// The models in a repository; the bytes are the pages of the hub's list.
-    List { repo: String, pages: Vec<usize>, which: Option<String> },
+    List {
+        repo: String,
+        pages: Vec<usize>,
+        which: Option<String>,
+    },
     /// Which range of a file has what differs from a header of `whole` bytes, given the file's start.
-    Rest { whole: usize },
-    Inspect { model: String },
-    Plan { model: String, wish: Wishes },
+    Rest {
+        whole: usize,
+    },
+    Inspect {
+        model: String,
+    },
+    Plan {
+        model: String,
+        wish: Wishes,
+    },
     /// The page of a plan, with sliders for other budgets and contexts.
-    Report { model: String, wish: Wishes },
+    Report {
+        model: String,
+        wish: Wishes,
+    },
     /// Several models on one machine.
-    Plans { models: Vec<String>, wish: Wishes },
+    Plans {
+        models: Vec<String>,
+        wish: Wishes,
+    },
     /// Which models of a repository fit.
-    Quants { repo: String, quants: Vec<Listed>, wish: Wishes },
+    Quants {
+        repo: String,
+        quants: Vec<Listed>,
+        wish: Wishes,
+    },
     /// What commands would do; each is of `model` where its own is not open.
-    Check { model: String, text: String, wish: Wishes },
+    Check {
+        model: String,
+        text: String,
+        wish: Wishes,
+    },
 }
 
 #[derive(Deserialize)]
@@ -114,15 +147,39 @@ struct ListedFile {
 #[serde(untagged)]
 enum Answer {
     /// A document as the program writes it, its page, and what the page shows first.
-    Document { document: String, html: String, #[serde(skip_serializing_if = "Option::is_none")] first: Option<First> },
+    Document {
+        document: String,
+        html: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        first: Option<First>,
+    },
     Model(Summary),
     /// More of this file is needed.
-    More { more: String },
-    Known { known: Known, models: Vec<Makeable>, recipes: Vec<&'static str> },
-    Location { kind: &'static str, address: String, which: Option<String> },
-    List { quants: Vec<Row>, chosen: String, projector: Option<HubFile> },
-    Range { range: Option<(usize, usize)> },
-    Error { error: String, hint: Option<String> },
+    More {
+        more: String,
+    },
+    Known {
+        known: Known,
+        models: Vec<Makeable>,
+        recipes: Vec<&'static str>,
+    },
+    Location {
+        kind: &'static str,
+        address: String,
+        which: Option<String>,
+    },
+    List {
+        quants: Vec<Row>,
+        chosen: String,
+        projector: Option<HubFile>,
+    },
+    Range {
+        range: Option<(usize, usize)>,
+    },
+    Error {
+        error: String,
+        hint: Option<String>,
+    },
     Done {},
 }
 
@@ -215,7 +272,9 @@ impl State {
         let request = wish.planning.request(&model, &machine, &kept(&wish.words)?)?;
         let mut request = Request { margin, ..request };
         check::add_companions(&mut model, &mut request.run, |path| self.companion(path))?;
-        if let Some(projector) = wish.projector.as_ref().filter(|_| request.run.mmproj_auto && !request.run.has_projector()) {
+        if let Some(projector) =
+            wish.projector.as_ref().filter(|_| request.run.mmproj_auto && !request.run.has_projector())
+        {
             model.projector = Some(check::read_projector(self.gguf(projector)?.clone(), &request.run)?.into());
         }
         Ok((model, shown.clone(), machine, request))
@@ -263,8 +322,7 @@ impl State {
     fn keep(&mut self, model: String, gguf: Gguf, shown: Option<String>) -> Answer {
         let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
         let (read, _) = Model::as_far_as_readable(gguf.clone());
-        let plan::ModelSummary { name, path, bytes, context_length, .. } =
-            plan::summary(&read, &shown.unwrap_or(path));
+        let plan::ModelSummary { name, path, bytes, context_length, .. } = plan::summary(&read, &shown.unwrap_or(path));
         let files = gguf.files.len();
         self.models.insert(model, Opened { gguf, shown: path.clone() });
         Answer::Model(Summary { name: name.unwrap_or_default(), path, bytes, context_length, files })
@@ -433,7 +491,8 @@ fn known() -> anyhow::Result<Answer> {
 fn locate(text: &str) -> anyhow::Result<Answer> {
     let text = text.trim();
     let plain = text.split(':').next().unwrap_or_default();
-    let location = if hub::is_repository(plain) { Location::parse(&format!("hf:{text}")) } else { Location::parse(text) };
+    let location =
+        if hub::is_repository(plain) { Location::parse(&format!("hf:{text}")) } else { Location::parse(text) };
     Ok(match location? {
         Location::Address(url) => Answer::Location { kind: "address", address: url.to_string(), which: None },
         Location::Hub { repo, which } => {
