@@ -127,7 +127,7 @@ export async function open(library, model, readers, shown = null, moved = () => 
   for (;;) {
     const files = readers.map(({ path, bytes }, at) => ({ path, bytes, length: starts[at].length }));
     const answer = await library.ask({ ask: "open", model, shown, files }, starts);
-    if (answer.more === undefined) return { ...answer, start: starts[0] };
+    if (answer.more === undefined) return { ...answer, start: starts[0].subarray(0, answer.header) };
     await grow(readers.findIndex((reader) => reader.path === answer.more));
   }
 }

@@ -23,6 +23,8 @@ export interface Summary {
   bytes: number;
   context_length: number;
   files: number;
+  /** Bytes of the first file’s header. */
+  header: number;
 }
 
 /** A machine in the words of the program's flags. */

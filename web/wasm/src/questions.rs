@@ -199,6 +199,8 @@ struct Summary {
     bytes: Bytes,
     context_length: u32,
     files: usize,
+    /// Bytes of the first file's header.
+    header: u64,
 }
 
 /// A model that can be made, and the type mix that people run.
@@ -324,8 +326,9 @@ impl State {
         let (read, _) = Model::as_far_as_readable(gguf.clone());
         let plan::ModelSummary { name, path, bytes, context_length, .. } = plan::summary(&read, &shown.unwrap_or(path));
         let files = gguf.files.len();
+        let header = gguf.files.first().map_or(0, |file| file.data_offset);
         self.models.insert(model, Opened { gguf, shown: path.clone() });
-        Answer::Model(Summary { name: name.unwrap_or_default(), path, bytes, context_length, files })
+        Answer::Model(Summary { name: name.unwrap_or_default(), path, bytes, context_length, files, header })
     }
 
     fn make(&mut self, model: String, spec: &str, recipe: Option<&str>) -> anyhow::Result<Answer> {
