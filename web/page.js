@@ -229,7 +229,7 @@ async function plan() {
   let more = "";
   if (!again && first.is.fits && value("c") !== "max") {
     const longest = await asked({ ctx_size: "max" });
-    if (longest.is.fits) more = ` Up to ${thousands(longest.is.run.n_ctx)} fit.`;
+    if (longest.is.fits && longest.is.run.n_ctx > first.is.run.n_ctx) more = ` Up to ${thousands(longest.is.run.n_ctx)} fit.`;
   }
   if (again) return;
   by("headline").textContent += more;
@@ -349,6 +349,8 @@ function turnTo(name) {
   }
   by("answer").setAttribute("aria-labelledby", `tab-${name}`);
   by("check-form").hidden = name !== "check";
+  // A command says itself how it is launched.
+  by("launch").hidden = name === "check";
   by("compare-form").hidden = name !== "compare";
   if (name === "compare") showChoices();
 }

@@ -155,10 +155,11 @@ test("a repository of the hub, and which of its models fit", async (t) => {
   await page.click("#tab-compare");
   await page.waitForFunction(() => /of 4 fit/.test(document.querySelector("#headline").textContent));
   await answered(page);
+  const [bytes, requests] = [hub.counts.bytes - before.bytes, hub.counts.requests - before.requests];
+  t.diagnostic(`${bytes} bytes of headers in ${requests} requests`);
+  // The vocabulary, most of a header, moves once.
+  assert.ok(bytes < 6e6);
   same(await saved(page, "#save-json"), await program(["inspect", "--json", `hf:${REPO}`, ...flags({ machine: MACHINE })], environment));
-  // The vocabulary, most of a header, moved once.
-  assert.ok(hub.counts.bytes - before.bytes < 8e6);
-  t.diagnostic(`${hub.counts.bytes - before.bytes} bytes of headers in ${hub.counts.requests - before.requests} requests`);
   assert.deepEqual(page.errors, []);
 });
 
