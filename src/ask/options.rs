@@ -62,7 +62,6 @@ pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
 const PLAN: &str = "Plan";
 
 /// The planner's own options; in JSON, those that are left out have their usual values.
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
