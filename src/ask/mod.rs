@@ -1,6 +1,6 @@
 //! Questions in the words of the program's flags, and the documents that answer them: what the program and a page in a browser share.
 //!
-//! [`machine::Described`] and [`options::PlanOptions`] are the flags of `plan`, as structs that JSON fills too. The answers are the
+//! [`machine::Described`] and [`options::Planning`] are the flags of `plan`, as structs that JSON fills too. The answers are the
 //! documents that the program writes with `--json`.
 
 pub mod check;
